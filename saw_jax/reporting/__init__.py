@@ -1,0 +1,1 @@
+"""Reading runs and published numbers, and setting them side by side."""

@@ -1,0 +1,96 @@
+"""Packaging metadata of saw_jax; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def _version() -> str:
+  """Reads the version without importing the package."""
+  text = (_HERE / "saw_jax" / "__init__.py").read_text(encoding="utf-8")
+  match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+  if match is None:
+    raise RuntimeError('saw_jax/__init__.py has no line `__version__ = "..."`.')
+  return match.group(1)
+
+
+# The core is these seven and no more. absl-py, which holds the command-line
+# flags of experiments/, comes with chex and with ml-collections.
+_CORE = [
+  # 0.10 is the newest that Python 3.11 gets; 0.12 the newest that was tried.
+  "jax>=0.10,<0.13",
+  # Linen modules. 0.12.8 is what Python 3.11 gets; 0.12.12 the newest tried.
+  "flax>=0.12.8,<0.13",
+  # 0.2.8 is the one that was tried; a minor release may rename arguments, as
+  # 0.2.7 did.
+  "optax>=0.2.8,<0.3",
+  # StandardSave and StandardRestore; the layout on disk follows the minor
+  # release.
+  "orbax-checkpoint>=0.12.8,<0.13",
+  # Assertions, aliases and test variants; chex is small but still loses
+  # functions in its patch releases.
+  "chex>=0.1.92,<0.2",
+  # 1.x has the typed placeholders that configs/base.py uses.
+  "ml-collections>=1.1,<2",
+  # NumPy 2 for its promotion rules, the ones that JAX has.
+  "numpy>=2.0,<3",
+]
+
+_HF = ["tokenizers>=0.21,<1"]
+_DATA = ["pyarrow>=18"]
+_REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
+_PROGRESS = ["tqdm>=4.66,<5"]
+_TEST = [
+  "pytest>=8.3,<10",
+  "pytest-xdist>=3.6,<4",
+  "hypothesis>=6.100,<7",
+  # `make test` lints first. Pinned to a minor release: the formatter's taste
+  # changes between them.
+  "ruff>=0.17,<0.18",
+]
+
+_EXTRAS = {
+  # Accelerators: JAX with the matching plugin, at the core's own bounds.
+  "cuda": ["jax[cuda13]"],
+  "cuda12": ["jax[cuda12]"],
+  "tpu": ["jax[tpu]"],
+  # Tokenizers of released models.
+  "hf": _HF,
+  # Prompts kept in Parquet files.
+  "data": _DATA,
+  # Statistics, tables and pictures of saw_jax.reporting.
+  "report": _REPORT,
+  # A progress bar, and two places to send metrics to.
+  "progress": _PROGRESS,
+  "tensorboard": ["tensorboardX>=2.6,<3"],
+  "wandb": ["wandb>=0.18,<1"],
+  # What `make demo`, `make test` and a developer install.
+  "demo": _REPORT + _PROGRESS,
+  "test": _TEST + _REPORT + _PROGRESS + _HF + _DATA,
+  "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
+}
+
+
+setuptools.setup(
+  name="saw_jax",
+  version=_version(),
+  description="Group-relative RL post-training of language models in JAX.",
+  long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  # With the root named here, an editable install puts the repository root on
+  # the path, so that scripts can import `configs` and `experiments`; a wheel
+  # still holds saw_jax alone.
+  package_dir={"": "."},
+  packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
+  package_data={"saw_jax": ["**/*.json"]},
+  include_package_data=False,
+  zip_safe=False,
+  install_requires=_CORE,
+  extras_require=_EXTRAS,
+)
