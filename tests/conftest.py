@@ -22,3 +22,8 @@ hypothesis.settings.register_profile(
   "ci", deadline=None, max_examples=30, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the slow tests last, so that a mistake shows in the first minute."""
+  items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

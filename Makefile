@@ -1,0 +1,79 @@
+# Everything here works from a fresh clone and can be run again at any time.
+# Say another Python with `make test PYTHON=python3.12`, another environment
+# with `VENV=somewhere`.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test quick bench lint format clean
+
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# The first of these that is new enough; empty when there is none.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+  $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# What `make demo` runs: two rows of SAW's tool-calling table, small enough for
+# a laptop.
+DEMO_JOB ?= experiments/reproduce.py --table=saw/tool_calling --scale=tiny \
+  --rows=gdpo,gdpo_saw --seeds=2 --demo
+
+# More than one process pays for compiling twice; see CONTRIBUTING.md.
+PYTEST_FLAGS ?=
+
+# Put before each job. Large models train faster on Linux CPUs when the
+# allocator keeps its pages:
+#   make demo LAUNCH="env GLIBC_TUNABLES=glibc.malloc.mmap_threshold=\
+#     4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1"
+LAUNCH ?=
+
+help:  ## say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' \
+	  $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-demo  ## train two small policies and draw the comparison, in minutes
+	$(LAUNCH) $(PY) $(DEMO_JOB)
+
+test: $(VENV)/.installed-test  ## check format and lint, then run every test, slow ones last
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS)
+
+quick: $(VENV)/.installed-test  ## run the tests that are not marked slow
+	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS) -m "not slow"
+
+bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
+	@ls benchmarks/*.py >/dev/null 2>&1 || \
+	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
+	set -e; for file in benchmarks/*.py; do $(LAUNCH) $(PY) $$file; done
+
+lint: $(VENV)/.installed-test  ## check format and lint, and change nothing
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+format: $(VENV)/.installed-test  ## format the code and mend what the linter can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove caches and build products; keep the environment, runs/ and results/
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .cache
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+# An environment with one extra in it. The stamp is written last, so that an
+# install that was interrupted is taken up again, and one that is older than
+# the metadata is brought up to date.
+$(VENV)/.installed-%: setup.py pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || { \
+	  echo "saw_jax needs Python 3.11 or newer. Say where: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@if test -x $(PY) && ! $(PY) -c '$(NEW_ENOUGH)'; then \
+	  echo "$(VENV) holds a Python older than 3.11: remove it, or say VENV=another" >&2; \
+	  exit 1; fi
+	@$(PY) -m pip --version >/dev/null 2>&1 || \
+	  $(PY) -m ensurepip >/dev/null 2>&1 || \
+	  $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[$*]"
+	@$(PY) -c "import jax, flax, optax, orbax.checkpoint, chex, ml_collections, saw_jax" || { \
+	  echo "The install in $(VENV) is damaged: remove that folder and try again." >&2; \
+	  exit 1; }
+	@touch $@
