@@ -1,0 +1,1 @@
+"""Tasks: examples, and rewards of what a policy answered to them."""

@@ -1,0 +1,90 @@
+"""What a task is: components, examples, and a score for each completion.
+
+Text lives in this room and nowhere else; nothing here imports JAX, so that
+grading processes start fast and hold little memory.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+  """One number of a reward, with the range it lies in."""
+
+  name: str
+  minimum: float
+  maximum: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One prompt with what is needed to score an answer to it.
+
+  Attributes:
+    key: identifies the example; random keys of its samples are folded from it.
+    messages: chat messages, each with a "role" and a "content".
+    reference: the ground truth.
+    meta: whatever else the task wants to keep.
+  """
+
+  key: int
+  messages: tuple[Mapping[str, str], ...]
+  reference: str
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Outcome(enum.Enum):
+  """How the scoring of one completion went.
+
+  `WRONG` is anything readable that is not fully right. The last two mean that
+  there is no reward at all: such a completion is masked, not punished.
+  """
+
+  RIGHT = "right"
+  WRONG = "wrong"
+  UNPARSABLE = "unparsable"
+  TIMED_OUT = "timed_out"
+  CRASHED = "crashed"
+
+  @property
+  def scored(self) -> bool:
+    """Whether a reward exists."""
+    return self not in (Outcome.TIMED_OUT, Outcome.CRASHED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """One value per component; None where that component could not be scored."""
+
+  values: tuple[float | None, ...]
+  outcome: Outcome
+
+
+class Task(Protocol):
+  """A source of examples with a reward.
+
+  A task is pickled into grading processes, so its class lives in an importable
+  module. Drop what scoring does not need in `__getstate__`.
+  """
+
+  name: str
+  components: tuple[Component, ...]
+
+  def examples(self, split: str) -> Sequence[Example]:
+    """Returns the examples of a split; the sequence may be lazy."""
+    ...
+
+  def score(self, example: Example, completion: str) -> Score:
+    """Scores a completion, deterministically and for any text at all."""
+    ...
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+  """Says which choices there are, the most similar one first."""
+  import difflib
+
+  close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
+  return f"did you mean {close[0]!r}? Choices: {', '.join(sorted(choices))}"

@@ -1,0 +1,330 @@
+"""Tool calling, as ToolRL has it: a request, tools on offer, JSON calls.
+
+Examples come from a seeded generator (scale `tiny`) or from ToolRL's own files
+(the other scales); the rewards are the same.
+
+References:
+  Qian et al., "ToolRL: Reward is All Tool Learning Needs".
+  https://arxiv.org/abs/2504.13958
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from saw_jax.tasks import base, tool_answers, tool_catalogue, tool_rewards
+from saw_jax.tasks.tool_rewards import (
+  correctness_reward,
+  extract_completion,
+  format_reward,
+)
+
+__all__ = [
+  "ToolCallingConfig",
+  "ToolCallingTask",
+  "correctness_reward",
+  "extract_completion",
+  "format_reward",
+  "read_examples",
+]
+
+# Keys of test examples start here, so that no sample of one shares a random
+# key with a sample of a training example.
+TEST_KEYS = 2**30
+
+# What ToolRL's own ground truths have in place of a thought.
+_PLACEHOLDER = (
+  "I should use the appropriate tool with proper parameters to respond to the "
+  "user's need."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCallingConfig:
+  """Where examples come from, and what generated ones look like."""
+
+  seed: int = 0
+  num_train: int = 8192
+  num_test: int = 256
+  call_weights: tuple[float, ...] = (0.7, 0.2, 0.1)  # One, two, three calls.
+  no_call_share: float = 0.15
+  num_distractors: tuple[int, int] = (1, 2)  # Offered, not needed.
+  max_tools: int = 3  # Offered in all, unless the calls need more.
+  # Files of ToolRL (.parquet, .json, .jsonl); with them, nothing is generated.
+  train_path: str | None = None
+  test_path: str | None = None
+
+  def __post_init__(self):
+    low, high = self.num_distractors
+    if not 0 <= low <= high:
+      raise ValueError(f"num_distractors is not a range: {low}, {high}.")
+    if not 0 <= self.no_call_share <= 1:
+      raise ValueError(f"no_call_share is not a share: {self.no_call_share}.")
+    weights = self.call_weights
+    if not 1 <= len(weights) <= 3 or min(weights) < 0 or sum(weights) <= 0:
+      raise ValueError(f"call_weights are not one to three weights: {weights}.")
+
+
+class ToolCallingTask:
+  """Tool calling with the two rewards of ToolRL: correctness, then format."""
+
+  name = "tool_calling"
+  components = (
+    base.Component("correctness", -3.0, 3.0),
+    base.Component("format", 0.0, 1.0),
+  )
+
+  def __init__(self, config: ToolCallingConfig | None = None):
+    self.config = ToolCallingConfig() if config is None else config
+    self._rows: dict[str, list[base.Example]] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Scoring needs no rows: do not send them to each grading process.
+    return {**self.__dict__, "_rows": {}}
+
+  def examples(self, split: str) -> Sequence[base.Example]:
+    """Returns the examples of "train" or "test".
+
+    Raises:
+      ValueError: no such split, no file for it, or a broken row in the file.
+    """
+    sizes = {"train": self.config.num_train, "test": self.config.num_test}
+    if split not in sizes:
+      raise ValueError(
+        f"no split {split!r}: {base.nearest(split, tuple(sizes))}"
+      )
+    paths = {"train": self.config.train_path, "test": self.config.test_path}
+    if not any(paths.values()):
+      make = functools.partial(_generate, self.config, split)
+      return _Lazy(make, sizes[split])
+    if split not in self._rows:
+      path = paths[split]
+      if path is None:
+        raise ValueError(f"{split}_path is not set, and the other path is.")
+      self._rows[split] = read_examples(
+        path, first_key=TEST_KEYS if split == "test" else 0
+      )
+    return self._rows[split]
+
+  def score(self, example: base.Example, completion: str) -> base.Score:
+    """Returns (correctness, format) of a completion."""
+    answer = extract_completion(completion)
+    reference = example.reference
+    is_formatted = format_reward(answer, reference)
+    if tool_rewards.CALL in reference:
+      gold = tool_rewards.read_calls(reference)
+      share = tool_rewards.call_score(answer, gold)
+      correctness = -3.0 if share is None else 6.0 * share - 3.0
+      readable, right = share is not None, share == 1.0
+    else:
+      tags = (tool_rewards.RESPONSE, tool_rewards.END_RESPONSE)
+      correctness, right = 0.0, True
+      readable = bool(is_formatted) or all(tag in answer for tag in tags)
+    if not readable:
+      outcome = base.Outcome.UNPARSABLE
+    elif right and is_formatted:
+      outcome = base.Outcome.RIGHT
+    else:
+      outcome = base.Outcome.WRONG
+    return base.Score((correctness, is_formatted), outcome)
+
+  def best_values(self, example: base.Example) -> tuple[float, float]:
+    """Returns what the right answer scores: correctness is 0 without a call."""
+    return (3.0 if tool_rewards.CALL in example.reference else 0.0, 1.0)
+
+  def demonstrations(
+    self, count: int, *, seed: int, format_rate: float, call_rate: float
+  ) -> list[tuple[base.Example, str]]:
+    """Returns training examples with answers that are right at given rates.
+
+    A policy warmed up on them knows each of the two rewards in part. The mean
+    format reward is `format_rate`; of the answers to a request that needs a
+    call, a share `call_rate` has the full correctness reward; and the two are
+    independent.
+
+    Args:
+      count: how many. The training examples are gone through in order, and
+        again with other answers if they are too few.
+      seed: of the answers.
+      format_rate: probability of the right format.
+      call_rate: probability of the right calls.
+
+    Returns:
+      Pairs of an example and an answer.
+    """
+    for rate in (format_rate, call_rate):
+      if not 0 <= rate <= 1:
+        raise ValueError(f"not a probability: {rate}.")
+    examples = self.examples("train")
+    pairs = []
+    for index in range(count):
+      example = examples[index % len(examples)]
+      text = tool_answers.demonstrate(
+        tool_catalogue.Draws("demonstration", seed, index),
+        example.reference,
+        example.meta.get("offered", ()),
+        format_rate=format_rate,
+        call_rate=call_rate,
+      )
+      pairs.append((example, text))
+    return pairs
+
+
+class _Lazy(Sequence[base.Example]):
+  """Examples made when they are asked for."""
+
+  def __init__(self, make: Callable[[int], base.Example], size: int):
+    self._make = make
+    self._size = size
+
+  def __len__(self) -> int:
+    return self._size
+
+  @overload
+  def __getitem__(self, index: int) -> base.Example: ...
+
+  @overload
+  def __getitem__(self, index: slice) -> list[base.Example]: ...
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._make(i) for i in range(*index.indices(self._size))]
+    index = int(index)
+    if not -self._size <= index < self._size:
+      raise IndexError(f"example {index} of {self._size}")
+    return self._make(index % self._size)
+
+
+def _generate(
+  config: ToolCallingConfig, split: str, index: int
+) -> base.Example:
+  scenario = tool_catalogue.draw_scenario(
+    tool_catalogue.Draws("tool_calling", config.seed, split, index),
+    split,
+    call_weights=config.call_weights,
+    no_call_share=config.no_call_share,
+    num_distractors=config.num_distractors,
+    max_tools=config.max_tools,
+  )
+  system = "\n".join(tool.signature for tool in scenario.offered)
+  answer = tool_answers.Answer(
+    scenario.thought, scenario.calls, scenario.response
+  )
+  return base.Example(
+    key=index + (TEST_KEYS if split == "test" else 0),
+    messages=(
+      {"role": "system", "content": system},
+      {"role": "user", "content": scenario.request},
+    ),
+    reference=tool_answers.write(answer),
+    meta={
+      "offered": tuple(tool.name for tool in scenario.offered),
+      "asked": scenario.asked,
+    },
+  )
+
+
+def read_examples(
+  path: str | pathlib.Path, *, first_key: int = 0
+) -> list[base.Example]:
+  """Reads a file of ToolRL.
+
+  Args:
+    path: a `.parquet` file in verl's schema (prompt, reward_model), or a
+      `.json` or `.jsonl` file with instruction, input and output. The thought
+      of such an output becomes ToolRL's placeholder in the reference, since a
+      thought may name the tags; `meta["output"]` keeps it.
+    first_key: key of the first example.
+
+  Returns:
+    The examples, in the file's order.
+
+  Raises:
+    ValueError: a row is broken; file and row number (from 0) are named.
+    ImportError: pyarrow is missing, for a parquet file.
+  """
+  path = pathlib.Path(path)
+  if path.suffix == ".parquet":
+    rows, convert = _parquet_rows(path), _from_verl
+  elif path.suffix in (".json", ".jsonl"):
+    rows, convert = _json_rows(path), _from_instruction
+  else:
+    raise ValueError(f"{path}: not a .parquet, .json or .jsonl file.")
+  examples = []
+  for number, row in enumerate(rows):
+    try:
+      messages, reference, meta = convert(row)
+      if tool_rewards.CALL in reference:
+        tool_rewards.read_calls(reference)
+      if format_reward(reference, reference) != 1.0:
+        raise ValueError("the reference is not in the rewarded format")
+    except ValueError as error:
+      raise ValueError(f"{path}, row {number}: {error}") from error
+    example = base.Example(first_key + number, messages, reference, meta)
+    examples.append(example)
+  return examples
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
+  try:
+    import pyarrow.parquet
+  except ImportError as error:
+    raise ImportError(
+      "reading a .parquet file needs pyarrow: pip install 'saw_jax[data]'"
+    ) from error
+  yield from pyarrow.parquet.read_table(path).to_pylist()
+
+
+def _json_rows(path: pathlib.Path) -> Iterator[Any]:
+  text = path.read_text(encoding="utf-8")
+  if path.suffix == ".json":
+    try:
+      rows = json.loads(text)
+    except ValueError as error:
+      raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(rows, list):
+      raise ValueError(f"{path}: not a list of rows.")
+    yield from rows
+    return
+  for number, line in enumerate(text.split("\n")):
+    if line.strip():
+      try:
+        yield json.loads(line)
+      except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _field(row: Any, name: str, kind: type) -> Any:
+  """Returns a field of a row, or says what is wrong with it."""
+  if not isinstance(row, Mapping):
+    raise ValueError(f"not an object with a field {name!r}")
+  if name not in row:
+    raise ValueError(f"no field {name!r}")
+  if not isinstance(row[name], kind):
+    raise ValueError(f"field {name!r} is not a {kind.__name__}")
+  return row[name]
+
+
+def _from_verl(row: Any):
+  messages = tuple(
+    {"role": _field(m, "role", str), "content": _field(m, "content", str)}
+    for m in _field(row, "prompt", list)
+  )
+  if not messages:
+    raise ValueError("field 'prompt' is empty")
+  reward_model = _field(row, "reward_model", dict)
+  return messages, _field(reward_model, "ground_truth", str).strip(), {}
+
+
+def _from_instruction(row: Any):
+  messages = (
+    {"role": "system", "content": _field(row, "instruction", str)},
+    {"role": "user", "content": _field(row, "input", str)},
+  )
+  output = _field(row, "output", str).strip()
+  _, tag, rest = output.rpartition("</think>")
+  reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
+  return messages, reference, {"output": output}

@@ -1,0 +1,201 @@
+"""The two rewards of tool calling: is the format right, is the call right.
+
+Both are total: no text of a policy makes them raise, and they take time linear
+in its length.
+
+References:
+  Qian et al., "ToolRL: Reward is All Tool Learning Needs".
+  https://arxiv.org/abs/2504.13958
+"""
+
+import collections
+import json
+from typing import Any
+
+MAX_CORRECTNESS = 3.0
+MIN_CORRECTNESS = -3.0
+
+THINK, END_THINK = "<think>", "</think>"
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+RESPONSE, END_RESPONSE = "<response>", "</response>"
+
+_TURN, _END_TURN = "<|im_start|>assistant", "<|im_end|>"
+
+
+def extract_completion(text: str) -> str:
+  """Returns the last turn of the assistant in a ChatML text, stripped.
+
+  Args:
+    text: a conversation, or an answer alone with or without its end marker.
+
+  Returns:
+    What follows the last start marker, up to the next end marker.
+  """
+  return text.rpartition(_TURN)[2].partition(_END_TURN)[0].strip()
+
+
+def format_reward(completion: str, reference: str) -> float:
+  r"""Rewards an answer with the same blocks as the reference, in their order.
+
+  The reference decides which of the four patterns has to match (with DOTALL):
+
+    only `<response>`     ^<think>.*?</think>\n<response>.*?</response>$
+    only `<tool_call>`    ^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>$
+    both                  the second without its $, then \n, then `<response>`
+    neither               ^<think>.*?</think>$
+
+  and each tag of the named blocks has to occur exactly once. A pattern of lazy
+  gaps matches if and only if its fixed parts are found one after the other,
+  each at its first chance; found that way, no text costs more than linear time.
+
+  Args:
+    completion: the answer, stripped.
+    reference: the ground truth.
+
+  Returns:
+    1.0 or 0.0.
+  """
+  has_call, has_response = CALL in reference, RESPONSE in reference
+  parts = [THINK]
+  if has_call:
+    parts += [f"{END_THINK}\n{CALL}\n"]
+  if has_call and has_response:
+    parts += [f"\n{END_CALL}\n{RESPONSE}", END_RESPONSE]
+  elif has_call:
+    parts += [f"\n{END_CALL}"]
+  elif has_response:
+    parts += [f"{END_THINK}\n{RESPONSE}", END_RESPONSE]
+  else:
+    parts += [END_THINK]
+  tags = [CALL, END_CALL] * has_call + [RESPONSE, END_RESPONSE] * has_response
+  once = all(completion.count(tag) == 1 for tag in tags)
+  return float(once and _in_order(completion, parts))
+
+
+def _in_order(text: str, parts: list[str]) -> bool:
+  """Whether text is the parts with anything between them."""
+  text = text.removesuffix("\n")  # `$` also matches before a last newline.
+  first, *middle, last = parts
+  if not text.startswith(first):
+    return False
+  position = len(first)
+  for part in middle:
+    found = text.find(part, position)
+    if found < 0:
+      return False
+    position = found + len(part)
+  return text.endswith(last) and len(text) - len(last) >= position
+
+
+def correctness_reward(completion: str, reference: str) -> float:
+  """Rewards calls by the names, parameters and values they share with the gold.
+
+  Calls that equal the gold ones, in their order, get 3. Otherwise
+
+    reward = 6 · S / S_max - 3,   S_max = 1 + Σ_gold (1 + #parameters)
+    S = J(names) + Σ_gold max_unused (J(parameter names) + #equal values)
+
+  with J the Jaccard index of multisets, and the maximum over the answer's
+  unused calls of the same name. Values compare with Python's `==` after
+  `json.loads`, so that 1 equals 1.0 and true but not "1".
+
+  Differs from the paper: calls are matched greedily, in the order of the gold
+  ones, and names are multisets, as in the reference code.
+
+  Args:
+    completion: the answer. Only what is between its first `<tool_call>` and
+      the `</tool_call>` after it counts.
+    reference: the ground truth.
+
+  Returns:
+    A number in [-3, 3]: -3 if the answer's calls cannot be read, and 0 if the
+    reference holds no call.
+
+  Raises:
+    ValueError: the reference's own calls cannot be read.
+  """
+  if CALL not in reference:
+    return 0.0
+  score = call_score(completion, read_calls(reference))
+  if score is None:
+    return MIN_CORRECTNESS
+  return MIN_CORRECTNESS + (MAX_CORRECTNESS - MIN_CORRECTNESS) * score
+
+
+def read_calls(reference: str) -> list[dict[str, Any]]:
+  """Reads the calls of a ground truth.
+
+  Args:
+    reference: text with a `<tool_call>` block, one JSON object a line.
+
+  Returns:
+    The calls, each a dictionary with a "name" and "parameters".
+
+  Raises:
+    ValueError: they are not such objects.
+  """
+  try:
+    calls = _load_calls(reference)
+    for call in calls:
+      hash(call["name"])
+      if not isinstance(call["parameters"], dict):
+        raise TypeError("the parameters are not an object")
+  except Exception as error:
+    raise ValueError(f"unreadable tool calls in the reference: {error}") from (
+      error
+    )
+  return calls
+
+
+def call_score(completion: str, gold: list[dict[str, Any]]) -> float | None:
+  """Returns S / S_max of `correctness_reward`, or None for unreadable calls."""
+  # A policy writes anything: nesting past the recursion limit, integers past
+  # the digit limit, lists where a name should be. All of it is one outcome.
+  try:
+    if END_CALL not in completion:
+      return None
+    calls = _load_calls(completion)
+    return 1.0 if calls == gold else _similarity(gold, calls)
+  except Exception:
+    return None
+
+
+def _load_calls(text: str) -> list[Any]:
+  # Cut at a second opening tag too, as splitting the text at the tags does.
+  block = text.split(CALL, 2)[1].split(END_CALL, 1)[0]
+  return [json.loads(line) for line in block.strip().split("\n")]
+
+
+def _similarity(gold: list[dict[str, Any]], calls: list[Any]) -> float:
+  score = _jaccard([c["name"] for c in gold], [c["name"] for c in calls])
+  best_possible = 1.0
+  unused = list(range(len(calls)))
+  for wanted in gold:
+    parameters = wanted["parameters"]
+    best_possible += 1.0 + len(parameters)
+    best, best_index = 0.0, None
+    for index in unused:
+      if calls[index]["name"] != wanted["name"]:
+        continue
+      answer = calls[index]["parameters"]
+      match = _jaccard(list(parameters.keys()), list(answer.keys()))
+      match += sum(
+        name in answer and answer[name] == value
+        for name, value in parameters.items()
+      )
+      if match > best:
+        best, best_index = match, index
+    if best_index is not None:
+      unused.remove(best_index)
+      score += best
+  return score / best_possible
+
+
+def _jaccard(a: list[Any], b: list[Any]) -> float:
+  """The Jaccard index of two multisets; 1 for two that are equal as lists."""
+  if a == b:
+    return 1.0
+  if not a or not b:
+    return 0.0
+  shared = (collections.Counter(a) & collections.Counter(b)).total()
+  return shared / (len(a) + len(b) - shared)

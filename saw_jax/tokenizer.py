@@ -1,0 +1,211 @@
+"""Text to token ids and back, with a chat format that text cannot forge.
+
+The chat markers are single ids that `encode` never produces: a request that
+contains the text `<|im_start|>system` is encoded letter by letter.
+"""
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+PAD = "<|pad|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+
+# Byte-level BPE of the generated tool-calling task, made by
+# `python -m saw_jax.tasks.make_tokenizer`.
+TOOL_CALLING_BPE = (
+  pathlib.Path(__file__).parent / "tasks" / "assets" / "tool_calling_bpe.json"
+)
+
+
+class Tokenizer(Protocol):
+  """What rollouts need of a tokenizer."""
+
+  vocab_size: int
+  pad_id: int
+  eos_ids: tuple[int, ...]
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text; never a special id."""
+    ...
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of any ids; special and unknown ones are left out."""
+    ...
+
+  def encode_chat(
+    self,
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool = True,
+  ) -> list[int]:
+    """Returns the ids of a conversation in ChatML."""
+    ...
+
+
+class _Chat:
+  """ChatML on top of `encode`."""
+
+  _im_start: int
+  _im_end: int
+
+  def encode(self, text: str) -> list[int]:
+    raise NotImplementedError
+
+  def encode_chat(
+    self,
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool = True,
+  ) -> list[int]:
+    r"""Returns the ids of a conversation in ChatML.
+
+    A message is `<|im_start|>role\ncontent<|im_end|>\n`.
+
+    Args:
+      messages: each with a "role" and a "content".
+      add_generation_prompt: whether to end with the start of an assistant's
+        message.
+
+    Returns:
+      The ids.
+    """
+    ids = []
+    for message in messages:
+      ids.append(self._im_start)
+      ids += self.encode(message["role"]) + self.encode("\n")
+      ids += self.encode(message["content"])
+      ids.append(self._im_end)
+      ids += self.encode("\n")
+    if add_generation_prompt:
+      ids.append(self._im_start)
+      ids += self.encode("assistant") + self.encode("\n")
+    return ids
+
+
+class ByteTokenizer(_Chat):
+  """One token per byte of UTF-8, and three special ids.
+
+  >>> tokenizer = ByteTokenizer()
+  >>> tokenizer.encode("hé")
+  [104, 195, 169]
+  >>> tokenizer.decode([104, 195, 169, tokenizer.pad_id])
+  'hé'
+  """
+
+  def __init__(self):
+    self.pad_id, self._im_start, self._im_end = 256, 257, 258
+    self.vocab_size = 259
+    self.eos_ids = (self._im_end,)
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the bytes of a text. A lone surrogate becomes a `?`."""
+    return list(text.encode("utf-8", errors="replace"))
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of the bytes; what is not UTF-8 becomes U+FFFD."""
+    data = bytes(i for i in map(int, ids) if 0 <= i < 256)
+    return data.decode("utf-8", errors="replace")
+
+
+class BPETokenizer(_Chat):
+  """A `tokenizer.json`, ours or a pretrained model's.
+
+  Needs the `tokenizers` library, which is in the extra `hf`.
+  """
+
+  def __init__(
+    self,
+    path: str | pathlib.Path = TOOL_CALLING_BPE,
+    *,
+    pad: str = PAD,
+    eos: Sequence[str] = (IM_END,),
+  ):
+    """Loads a file.
+
+    Args:
+      path: a file of the `tokenizers` library with the ChatML markers as
+        special tokens.
+      pad: the token to pad with, such as `<|endoftext|>` for Qwen.
+      eos: the tokens that end an answer.
+
+    Raises:
+      ImportError: the library is missing.
+      ValueError: the file lacks one of the special tokens.
+    """
+    self._path = pathlib.Path(path)
+    self._tokenizer = _tokenizers().Tokenizer.from_file(str(self._path))
+    # Special tokens in a text are text, not markers.
+    self._tokenizer.encode_special_tokens = True
+    self._special = {
+      id
+      for id, token in self._tokenizer.get_added_tokens_decoder().items()
+      if token.special
+    }
+    self.vocab_size = self._tokenizer.get_vocab_size()
+    self.pad_id = self._id(pad)
+    self.eos_ids = tuple(self._id(token) for token in eos)
+    self._im_start, self._im_end = self._id(IM_START), self._id(IM_END)
+
+  def _id(self, token: str) -> int:
+    found = self._tokenizer.token_to_id(token)
+    if found is None or found not in self._special:
+      raise ValueError(f"{self._path} has no special token {token!r}.")
+    return found
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text. A lone surrogate becomes a `?`."""
+    text = text.encode("utf-8", errors="replace").decode("utf-8")
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of the ids; what is not UTF-8 becomes U+FFFD."""
+    known = [
+      i
+      for i in map(int, ids)
+      if 0 <= i < self.vocab_size and i not in self._special
+    ]
+    return self._tokenizer.decode(known, skip_special_tokens=False)
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
+  """Trains a byte-level BPE with the ChatML markers as special tokens.
+
+  Args:
+    texts: what to train on.
+    vocab_size: size of the vocabulary, special tokens and 256 bytes included.
+    pattern: regular expression of the pieces that no merge reaches across.
+
+  Returns:
+    The content of a `tokenizer.json`.
+
+  Raises:
+    ImportError: the `tokenizers` library is missing.
+  """
+  lib = _tokenizers()
+  tokenizer = lib.Tokenizer(lib.models.BPE())
+  tokenizer.pre_tokenizer = lib.pre_tokenizers.Sequence(
+    [
+      lib.pre_tokenizers.Split(lib.Regex(pattern), behavior="isolated"),
+      lib.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  tokenizer.decoder = lib.decoders.ByteLevel()
+  trainer = lib.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[PAD, IM_START, IM_END],
+    initial_alphabet=sorted(lib.pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  return tokenizer.to_str(pretty=True)
+
+
+def _tokenizers():
+  try:
+    import tokenizers
+  except ImportError as error:
+    raise ImportError(
+      "a BPE tokenizer needs the `tokenizers` library: "
+      "pip install 'saw_jax[hf]'"
+    ) from error
+  return tokenizers
