@@ -1,1 +1,5 @@
-"""Reading runs and published numbers, and setting them side by side."""
+"""Reading runs and published numbers, and setting them side by side.
+
+The two never mix: what was measured is an `OwnCell`, what a paper prints is a
+`PublishedCell`, and no function takes one for the other.
+"""
