@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped-query attention with rotary positions."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from saw_jax.models.config import DecoderConfig
+
+# Of a hidden key. Finite, so that a query that sees no key at all (a left pad)
+# gets the plain mean of the values and not NaN.
+MASKED = -1e30
+
+LayerCache = tuple[jax.Array, jax.Array]  # keys and values, [B, K, S, H] each
+
+
+class RMSNorm(nn.Module):
+  """Divides by the root mean square, in float32, and scales."""
+
+  eps: float
+  axis: str  # logical name of the last axis
+  dtype: str
+  param_dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises the last axis."""
+    scale = self.param(
+      "scale",
+      nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
+      (x.shape[-1],),
+      self.param_dtype,
+    )
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
+    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x * scale).astype(self.dtype)
+
+
+def rotary_tables(
+  positions_BS: jax.Array, head_size: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the sine and cosine of each position's angles, `[B, S, H / 2]`."""
+  # float32 whatever the activations are: bfloat16 rounds position 257 to 256.
+  exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
+  angles = positions_BS.astype(jnp.float32)[..., None] * (
+    theta ** -exponents.reshape(1, 1, -1)
+  )
+  return jnp.sin(angles), jnp.cos(angles)
+
+
+def rotate(x_BSNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotates each pair `(h, h + H / 2)` of a head by its position's angles."""
+  sin, cos = (table[:, :, None, :] for table in rotary)
+  first, second = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+  return rotated.astype(x_BSNH.dtype)
+
+
+def attend(
+  q_BSNH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, mask_BST: jax.Array
+) -> jax.Array:
+  """Mixes the values that each query may see. `N / K` query heads share a key.
+
+  Args:
+    q_BSNH: queries.
+    k_BKTH: keys, heads before positions: decoding reads them in this order.
+    v_BKTH: values.
+    mask_BST: True where the query may see the key.
+
+  Returns:
+    One mixed value per query and query head. Shape `[B, S, N, H]`.
+  """
+  B, S, N, H = q_BSNH.shape
+  K = k_BKTH.shape[1]
+  q_BKGSH = q_BSNH.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  scores = jnp.einsum(
+    "bkgsh,bkth->bkgst",
+    q_BKGSH,
+    k_BKTH,
+    preferred_element_type=jnp.float32,
+  ) / math.sqrt(H)
+  scores = jnp.where(mask_BST[:, None, None], scores, MASKED)
+  probs = jax.nn.softmax(scores, axis=-1).astype(v_BKTH.dtype)
+  mixed_BKGSH = jnp.einsum("bkgst,bkth->bkgsh", probs, v_BKTH)
+  return mixed_BKGSH.transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+
+
+class Attention(nn.Module):
+  """Queries, keys and values, their mixing, and the way back to the stream."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BSD: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
+    mask_BST: jax.Array,
+    cache: LayerCache | None,
+    index: jax.Array | None,
+  ) -> tuple[jax.Array, LayerCache | None]:
+    """Attends within `x_BSD`, or to the cache with `x_BSD` at `index`."""
+    c = self.config
+    q_BSNH = self._project(x_BSD, "query", c.num_heads, "heads")
+    k_BSKH = self._project(x_BSD, "key", c.num_kv_heads, "kv_heads")
+    v_BSKH = self._project(x_BSD, "value", c.num_kv_heads, "kv_heads")
+    if c.qk_norm:
+      norm = (c.norm_eps, "head_size", c.dtype, c.param_dtype)
+      q_BSNH = RMSNorm(*norm, name="query_norm")(q_BSNH)
+      k_BSKH = RMSNorm(*norm, name="key_norm")(k_BSKH)
+    q_BSNH = rotate(q_BSNH, rotary)
+    k_BSKH = rotate(k_BSKH, rotary)
+
+    k_BKTH = k_BSKH.transpose(0, 2, 1, 3)
+    v_BKTH = v_BSKH.transpose(0, 2, 1, 3)
+    if cache is not None:
+      k_BKTH = _write(cache[0], k_BKTH, index)
+      v_BKTH = _write(cache[1], v_BKTH, index)
+      cache = (k_BKTH, v_BKTH)
+
+    mixed_BSNH = attend(q_BSNH, k_BKTH, v_BKTH, mask_BST)
+    mixed_BSNH = nn.with_logical_constraint(
+      mixed_BSNH, ("batch", "length", "heads", "head_size")
+    )
+    kernel_NHD = self.param(
+      "out",
+      nn.with_logical_partitioning(
+        # Each layer adds twice to the stream: keep its variance flat in L.
+        nn.initializers.variance_scaling(
+          0.5 / c.num_layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
+        ),
+        ("heads", "head_size", "embed"),
+      ),
+      (c.num_heads, c.head_size, c.width),
+      c.param_dtype,
+    )
+    out_BSD = jnp.einsum(
+      "bsnh,nhd->bsd", mixed_BSNH, kernel_NHD.astype(c.dtype)
+    )
+    return out_BSD, cache
+
+  def _project(
+    self, x_BSD: jax.Array, name: str, num_heads: int, axis: str
+  ) -> jax.Array:
+    c = self.config
+    kernel_DNH = self.param(
+      name,
+      nn.with_logical_partitioning(
+        nn.initializers.variance_scaling(
+          1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2)
+        ),
+        ("embed", axis, "head_size"),
+      ),
+      (c.width, num_heads, c.head_size),
+      c.param_dtype,
+    )
+    x_BSNH = jnp.einsum("bsd,dnh->bsnh", x_BSD, kernel_DNH.astype(c.dtype))
+    if c.qkv_bias:
+      bias_NH = self.param(
+        f"{name}_bias",
+        nn.with_logical_partitioning(
+          nn.initializers.zeros, (axis, "head_size")
+        ),
+        (num_heads, c.head_size),
+        c.param_dtype,
+      )
+      x_BSNH = x_BSNH + bias_NH.astype(c.dtype)[None, None]
+    return nn.with_logical_constraint(
+      x_BSNH, ("batch", "length", axis, "head_size")
+    )
+
+
+def _write(
+  cache_BKTH: jax.Array, new_BKSH: jax.Array, index: jax.Array
+) -> jax.Array:
+  return jax.lax.dynamic_update_slice(
+    cache_BKTH, new_BKSH.astype(cache_BKTH.dtype), (0, 0, index, 0)
+  )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of the tokens that a decoder has read."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from saw_jax.models.config import DecoderConfig
+
+
+@flax.struct.dataclass
+class KVCache:
+  """What attention reads back, and how much of it is filled.
+
+  Every row is written at the same `index`: prompts are padded on the left, so
+  that they end together. An unrolled decoder has one array per layer, which a
+  loop over time updates in place; a scanned one has a stack of them.
+  """
+
+  keys: tuple[jax.Array, ...] | jax.Array  # L of [B, K, S, H], or one stack
+  values: tuple[jax.Array, ...] | jax.Array  # as `keys`
+  valid: jax.Array  # bool [B, S], the slots that hold a real token
+  index: jax.Array  # int32 [], the slot that is written next
+
+  @property
+  def size(self) -> int:
+    """The number of slots, `S`."""
+    return self.valid.shape[-1]
+
+
+def init_cache(
+  config: DecoderConfig, batch_size: int, size: int, dtype: str | None = None
+) -> KVCache:
+  """Makes an empty cache of `size` slots, in the decoder's `dtype`."""
+  dtype = config.dtype if dtype is None else dtype
+  shape = (batch_size, config.num_kv_heads, size, config.head_size)
+  if config.scan_layers:
+    keys = jnp.zeros((config.num_layers, *shape), dtype)
+    values = jnp.zeros((config.num_layers, *shape), dtype)
+  else:
+    keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+    values = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+  return KVCache(
+    keys=keys,
+    values=values,
+    valid=jnp.zeros((batch_size, size), bool),
+    index=jnp.zeros((), jnp.int32),
+  )
+
+
+def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
+  """Gives each row `repeats` neighbours with the same content."""
+
+  def repeat(x_BKSH: jax.Array) -> jax.Array:
+    return jnp.repeat(x_BKSH, repeats, axis=-4)
+
+  return cache.replace(
+    keys=jax.tree.map(repeat, cache.keys),
+    values=jax.tree.map(repeat, cache.values),
+    valid=jnp.repeat(cache.valid, repeats, axis=-2),
+  )
+
+
+def grow(cache: KVCache, size: int) -> KVCache:
+  """Adds empty slots until there are `size` of them."""
+  extra = size - cache.size
+  if extra < 0:
+    raise ValueError(f"A cache of {cache.size} slots cannot grow to {size}.")
+
+  def pad(x: jax.Array, axis: int) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, extra)
+    return jnp.pad(x, widths)
+
+  return cache.replace(
+    keys=jax.tree.map(lambda x_BKSH: pad(x_BKSH, -2), cache.keys),
+    values=jax.tree.map(lambda x_BKSH: pad(x_BKSH, -2), cache.values),
+    valid=pad(cache.valid, -1),
+  )

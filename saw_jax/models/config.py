@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes of a decoder, and the switches that change how it is computed."""
+
+import dataclasses
+
+# What the backward pass recomputes: nothing, everything inside a layer, or all
+# but the matrix products with weights.
+REMAT_POLICIES = ("none", "full", "save_weight_products")
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """A decoder-only transformer: RMSNorm, rotary positions, GQA and SwiGLU."""
+
+  vocab_size: int  # V
+  width: int  # D, of the residual stream
+  num_layers: int  # L
+  num_heads: int  # N, query heads
+  num_kv_heads: int  # K, divides N; K = N is multi-head, K = 1 multi-query
+  head_size: int  # H, even; N * H need not be D
+  mlp_size: int  # F, of each half of the gated MLP
+  rope_theta: float = 10_000.0  # base of the rotary wavelengths
+  norm_eps: float = 1e-6  # added to the mean square inside RMSNorm
+  tied_head: bool = True  # the head is the embedding, transposed
+  qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
+  qk_norm: bool = False  # RMSNorm of each query and key head (Qwen3)
+  scan_layers: bool = False  # one stacked layer, or `layer_0`, `layer_1`, ...
+  remat: str = "none"  # one of REMAT_POLICIES
+  dtype: str = "float32"  # of activations; norms, softmax, logits are float32
+  param_dtype: str = "float32"  # of the stored parameters
+
+  def __post_init__(self):
+    for name in (
+      "vocab_size",
+      "width",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      "head_size",
+      "mlp_size",
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, not {getattr(self, name)}."
+        )
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+        f"({self.num_kv_heads})."
+      )
+    if self.head_size % 2:
+      raise ValueError(
+        f"head_size must be even for rotary positions, not {self.head_size}."
+      )
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(
+        f"remat must be one of {', '.join(REMAT_POLICIES)}, not {self.remat!r}."
+      )
+    for name in ("dtype", "param_dtype"):
+      if getattr(self, name) not in _DTYPES:
+        raise ValueError(
+          f"{name} must be one of {', '.join(_DTYPES)}, not "
+          f"{getattr(self, name)!r}."
+        )
+
+
+# 0.13 M parameters: thousands of updates an hour on two cores.
+TINY = DecoderConfig(
+  vocab_size=512,
+  width=64,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_size=16,
+  mlp_size=192,
+)
+
+# 0.9 M parameters.
+SMALL = DecoderConfig(
+  vocab_size=512,
+  width=128,
+  num_layers=4,
+  num_heads=4,
+  num_kv_heads=2,
+  head_size=32,
+  mlp_size=384,
+)
+
+# 5 M parameters.
+MEDIUM = DecoderConfig(
+  vocab_size=512,
+  width=256,
+  num_layers=6,
+  num_heads=8,
+  num_kv_heads=4,
+  head_size=32,
+  mlp_size=768,
+)
+
+# Sizes as published with the checkpoints (Qwen2.5 technical report,
+# https://arxiv.org/abs/2412.15115).
+QWEN2_5_1_5B = DecoderConfig(
+  vocab_size=151_936,
+  width=1536,
+  num_layers=28,
+  num_heads=12,
+  num_kv_heads=2,
+  head_size=128,
+  mlp_size=8960,
+  rope_theta=1_000_000.0,
+  tied_head=True,
+  qkv_bias=True,
+  scan_layers=True,
+  remat="full",
+  dtype="bfloat16",
+)
+
+QWEN2_5_3B = DecoderConfig(
+  vocab_size=151_936,
+  width=2048,
+  num_layers=36,
+  num_heads=16,
+  num_kv_heads=2,
+  head_size=128,
+  mlp_size=11_008,
+  rope_theta=1_000_000.0,
+  tied_head=True,
+  qkv_bias=True,
+  scan_layers=True,
+  remat="full",
+  dtype="bfloat16",
+)

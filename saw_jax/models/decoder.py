@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder: one config-driven transformer, with or without a cache."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from saw_jax.models.attention import (
+  Attention,
+  LayerCache,
+  RMSNorm,
+  rotary_tables,
+)
+from saw_jax.models.cache import KVCache
+from saw_jax.models.config import DecoderConfig
+
+_REMAT = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "save_weight_products": (
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+}
+
+
+class MLP(nn.Module):
+  """SwiGLU: `silu(x gate) * (x up)`, then back to the stream."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    """Transforms each token by itself."""
+    c = self.config
+
+    def kernel(name, shape, axes, scale):
+      init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+      value = self.param(
+        name, nn.with_logical_partitioning(init, axes), shape, c.param_dtype
+      )
+      return value.astype(c.dtype)
+
+    gate_DF = kernel("gate", (c.width, c.mlp_size), ("embed", "mlp"), 1.0)
+    up_DF = kernel("up", (c.width, c.mlp_size), ("embed", "mlp"), 1.0)
+    down_FD = kernel(
+      "down", (c.mlp_size, c.width), ("mlp", "embed"), 0.5 / c.num_layers
+    )
+    x_BSF = jax.nn.silu(x_BSD @ gate_DF) * (x_BSD @ up_DF)
+    x_BSF = nn.with_logical_constraint(x_BSF, ("batch", "length", "mlp"))
+    return x_BSF @ down_FD
+
+
+class Layer(nn.Module):
+  """Attention and MLP, each on a normalised stream and added to it."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BSD: jax.Array,
+    cache: LayerCache | None,
+    rotary: tuple[jax.Array, jax.Array],
+    mask_BST: jax.Array,
+    index: jax.Array | None,
+  ) -> tuple[jax.Array, LayerCache | None]:
+    """Moves the stream past one layer; the cache is that of the layer."""
+    c = self.config
+    norm = (c.norm_eps, "embed", c.dtype, c.param_dtype)
+    with jax.named_scope("attention"):
+      out_BSD, cache = Attention(c, name="attention")(
+        RMSNorm(*norm, name="attention_norm")(x_BSD),
+        rotary,
+        mask_BST,
+        cache,
+        index,
+      )
+      x_BSD = x_BSD + out_BSD
+    with jax.named_scope("mlp"):
+      x_BSD = x_BSD + MLP(c, name="mlp")(RMSNorm(*norm, name="mlp_norm")(x_BSD))
+    x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
+    return x_BSD, cache
+
+
+class Decoder(nn.Module):
+  """Reads tokens, and returns what the head needs to guess each next one."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BS: jax.Array,
+    positions_BS: jax.Array,
+    valid_BS: jax.Array | None,
+    cache: KVCache | None = None,
+    *,
+    segment_ids: jax.Array | None = None,
+  ) -> tuple[jax.Array, KVCache | None]:
+    """Runs the stream from the embedding to the last norm.
+
+    Args:
+      tokens_BS: token ids, int32.
+      positions_BS: the rotary position of each token, from 0 at a row's first
+        real token.
+      valid_BS: True at real tokens. Padding is never attended to; what the
+        decoder returns there is finite and means nothing.
+      cache: where the tokens before these are, and where these go; None reads
+        the tokens as whole sequences.
+      segment_ids: for packed rows, in place of `valid_BS`: tokens see tokens
+        of their own segment; 0 is padding. Shape `[B, S]`.
+
+    Returns:
+      The stream after the last norm, `[B, S, D]`, and the cache with these
+      tokens in it (None without one).
+    """
+    c = self.config
+    if (valid_BS is None) == (segment_ids is None):
+      raise ValueError("Pass either valid_BS or segment_ids.")
+    if cache is not None and segment_ids is not None:
+      raise ValueError("A cache holds one sequence per row: no segment_ids.")
+
+    embedding_VD = self.param(
+      "embedding",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
+      ),
+      (c.vocab_size, c.width),
+      c.param_dtype,
+    )
+    if not c.tied_head:
+      # Declared here and applied by the caller, see `head_kernel`.
+      self.param(
+        "head",
+        nn.with_logical_partitioning(
+          nn.initializers.normal(c.width**-0.5), ("embed", "vocab")
+        ),
+        (c.width, c.vocab_size),
+        c.param_dtype,
+      )
+
+    x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
+    x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
+    rotary = rotary_tables(positions_BS, c.head_size, c.rope_theta)
+    if cache is None:
+      index, layer_caches = None, None
+      mask_BST = _causal_mask(valid_BS, segment_ids)
+    else:
+      index, layer_caches = cache.index, (cache.keys, cache.values)
+      valid_BT = jax.lax.dynamic_update_slice(cache.valid, valid_BS, (0, index))
+      mask_BST = _cached_mask(valid_BT, index, tokens_BS.shape[1])
+
+    stack = self._scanned if c.scan_layers else self._unrolled
+    x_BSD, layer_caches = stack(x_BSD, layer_caches, rotary, mask_BST, index)
+
+    x_BSD = RMSNorm(
+      c.norm_eps, "embed", c.dtype, c.param_dtype, name="final_norm"
+    )(x_BSD)
+    if cache is not None:
+      cache = KVCache(
+        keys=layer_caches[0],
+        values=layer_caches[1],
+        valid=valid_BT,
+        index=index + tokens_BS.shape[1],
+      )
+    return x_BSD, cache
+
+  def _layer_class(self) -> type[nn.Module]:
+    if self.config.remat == "none":
+      return Layer
+    return nn.remat(
+      Layer,
+      policy=_REMAT[self.config.remat],
+      # A scan keeps the recomputation apart by itself.
+      prevent_cse=not self.config.scan_layers,
+    )
+
+  def _unrolled(self, x_BSD, layer_caches, rotary, mask_BST, index):
+    keys, values = [], []
+    layer_class = self._layer_class()
+    for i in range(self.config.num_layers):
+      cache = None
+      if layer_caches is not None:
+        cache = (layer_caches[0][i], layer_caches[1][i])
+      x_BSD, cache = layer_class(self.config, name=f"layer_{i}")(
+        x_BSD, cache, rotary, mask_BST, index
+      )
+      if cache is not None:
+        keys.append(cache[0])
+        values.append(cache[1])
+    return x_BSD, (tuple(keys), tuple(values))
+
+  def _scanned(self, x_BSD, layer_caches, rotary, mask_BST, index):
+    layers = nn.scan(
+      self._layer_class(),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      out_axes=0,
+      length=self.config.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )(self.config, name="layers")
+    return layers(x_BSD, layer_caches, rotary, mask_BST, index)
+
+
+def _causal_mask(
+  valid_BS: jax.Array | None, segment_ids: jax.Array | None
+) -> jax.Array:
+  """Each token sees real tokens of its own segment up to itself."""
+  if segment_ids is None:
+    seen_BST = valid_BS[:, None, :]
+  else:
+    seen_BST = segment_ids[:, None, :] > 0
+    seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
+  order = jnp.arange(seen_BST.shape[-1])
+  causal_ST = order[:, None] >= order[None, :]
+  return causal_ST[None] & seen_BST
+
+
+def _cached_mask(
+  valid_BT: jax.Array, index: jax.Array, num_queries: int
+) -> jax.Array:
+  """Slots after the last query hold no valid token yet: they need no test."""
+  if num_queries == 1:
+    return valid_BT[:, None, :]
+  slots = jnp.arange(valid_BT.shape[1])
+  queries = index + jnp.arange(num_queries)
+  return (queries[:, None] >= slots[None, :])[None] & valid_BT[:, None, :]
+
+
+def init_params(config: DecoderConfig, key: jax.Array) -> dict:
+  """Draws parameters, as a plain tree of arrays."""
+  return nn.meta.unbox(_init(config, key))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(config: DecoderConfig, key: jax.Array) -> dict:
+  tokens_BS = jnp.zeros((1, 1), jnp.int32)
+  return Decoder(config).init(key, tokens_BS, tokens_BS, tokens_BS == 0)[
+    "params"
+  ]
+
+
+def logical_axes(config: DecoderConfig) -> dict:
+  """Names the axes of each parameter.
+
+  Args:
+    config: the decoder.
+
+  Returns:
+    The tree of `init_params`, with a tuple of names in place of each array:
+    `vocab`, `embed`, `heads`, `kv_heads`, `head_size`, `mlp` and, where layers
+    are scanned, `layers`.
+  """
+  boxed = jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
+  return jax.tree.map(
+    lambda box: tuple(box.names),
+    boxed,
+    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
+  )
+
+
+def head_kernel(params: dict, config: DecoderConfig) -> jax.Array:
+  """Returns the matrix from the stream to the logits. Shape `[D, V]`."""
+  return params["embedding"].T if config.tied_head else params["head"]
+
+
+def stack_layers(params: dict) -> dict:
+  """Turns an unrolled decoder's parameters into a scanned decoder's."""
+  names = [name for name in params if name.startswith("layer_")]
+  layers = [params[f"layer_{i}"] for i in range(len(names))]
+  rest = {name: x for name, x in params.items() if name not in names}
+  return rest | {"layers": jax.tree.map(lambda *xs: jnp.stack(xs), *layers)}
+
+
+def unstack_layers(params: dict) -> dict:
+  """Turns a scanned decoder's parameters into an unrolled decoder's."""
+  stacked = params["layers"]
+  num_layers = jax.tree.leaves(stacked)[0].shape[0]
+  layers = {
+    f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], stacked)
+    for i in range(num_layers)
+  }
+  return {name: x for name, x in params.items() if name != "layers"} | layers

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drawing tokens, and the log-probs of the distribution they are drawn from."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+# The largest float32 below 1.
+_BELOW_ONE = 1.0 - 2.0**-24
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How a token is chosen from logits.
+
+  With `top_k` or `top_p` the distribution sampled from is the truncated one,
+  renormalised, and its log-probs are not those that the trainer recomputes.
+  """
+
+  temperature: float = 1.0  # divides the logits
+  top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
+  top_p: float = 1.0  # then keep the likeliest tokens that hold this much
+  greedy: bool = False  # take the likeliest token; ignores the other three
+
+  def __post_init__(self):
+    if not self.temperature > 0:
+      raise ValueError(
+        f"temperature must be above 0, not {self.temperature}; for the "
+        "likeliest token pass greedy=True."
+      )
+    if self.top_k < 0:
+      raise ValueError(f"top_k must be 0 or more, not {self.top_k}.")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p must be in (0, 1], not {self.top_p}.")
+
+
+def truncate(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
+  """Gives -inf to the tokens that `top_k` and `top_p` exclude.
+
+  Tokens that tie with the last one kept are kept.
+  """
+  if 0 < config.top_k < logits_BV.shape[-1]:
+    kept_BK, _ = jax.lax.top_k(logits_BV, config.top_k)
+    logits_BV = jnp.where(logits_BV >= kept_BK[:, -1:], logits_BV, -jnp.inf)
+  if config.top_p < 1:
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    # A token stays while those before it hold less than top_p: never none.
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    kept_BV = before_BV < config.top_p
+    least_B1 = jnp.min(
+      jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True
+    )
+    logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+  return logits_BV
+
+
+def sample(
+  keys_B: jax.Array, logits_BV: jax.Array, config: SamplingConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a token per row.
+
+  A row costs one uniform number: the token is where the running sum of the
+  probabilities passes it. A Gumbel number per token and row would cost V times
+  the random bits, which on a CPU is more than a tiny decoder's step.
+
+  Args:
+    keys_B: a key per row; a row's token depends on no other row.
+    logits_BV: before the temperature.
+    config: how to choose.
+
+  Returns:
+    Tokens, int32, and their log-probs, float32, of the distribution that was
+    sampled from: tempered, truncated and renormalised. A greedy token has the
+    log-prob of the distribution it is the mode of, at temperature 1; that of
+    the choice itself would always be 0. Shape `[B]` each.
+  """
+  logits_BV = logits_BV.astype(jnp.float32)
+  if config.greedy:
+    tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  elif config.temperature != 1.0:
+    logits_BV = logits_BV / config.temperature
+  if not config.greedy:
+    logits_BV = truncate(logits_BV, config)
+
+  top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+  weights_BV = jnp.exp(logits_BV - top_B1)
+  if not config.greedy:
+    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
+    tokens_B = _invert(weights_BV, uniform_B)
+  log_probs_B = jnp.take_along_axis(
+    logits_BV - top_B1, tokens_B[:, None], axis=-1
+  )[:, 0] - jnp.log(jnp.sum(weights_BV, axis=-1))
+  return tokens_B, log_probs_B
+
+
+def _invert(weights_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+  """Finds the token at which the running sum of weights passes `uniform`.
+
+  In two steps, first among blocks of tokens and then inside one: a running sum
+  over a whole vocabulary is slow on every backend.
+  """
+  V = weights_BV.shape[-1]
+  block = max(1, round(V**0.5))
+  blocks = -(-V // block)
+  padded_BV = jnp.pad(weights_BV, ((0, 0), (0, blocks * block - V)))
+  weights_BIJ = padded_BV.reshape(-1, blocks, block)
+  block_B, passed_B = _pass(jnp.sum(weights_BIJ, axis=-1), uniform_B)
+  inside_BJ = jnp.take_along_axis(weights_BIJ, block_B[:, None, None], axis=1)
+  token_B, _ = _pass(inside_BJ[:, 0], passed_B)
+  return block_B * block + token_B
+
+
+def _pass(
+  weights_BI: jax.Array, uniform_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the index where the sum passes, and how far into it, in [0, 1)."""
+  sums_BI = jnp.cumsum(weights_BI, axis=-1)
+  # Below the last sum even after rounding, so that some index passes it.
+  target_B1 = uniform_B[:, None] * sums_BI[:, -1:]
+  index_B = jnp.sum(sums_BI <= target_B1, axis=-1).astype(jnp.int32)
+  # A running sum may round up where nothing is added: never draw a weight of 0.
+  weight_B = jnp.take_along_axis(weights_BI, index_B[:, None], axis=-1)[:, 0]
+  likeliest_B = jnp.argmax(weights_BI, axis=-1).astype(jnp.int32)
+  index_B = jnp.where(weight_B > 0, index_B, likeliest_B)
+
+  weight_B = jnp.take_along_axis(weights_BI, index_B[:, None], axis=-1)[:, 0]
+  sum_B = jnp.take_along_axis(sums_BI, index_B[:, None], axis=-1)[:, 0]
+  passed_B = 1.0 - (sum_B - target_B1[:, 0]) / weight_B
+  return index_B, jnp.clip(passed_B, 0.0, _BELOW_ONE)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts going into a rollout, and the one record that comes out of it."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Role:
+  """Who wrote a token. Masks come from roles, never from token values."""
+
+  PAD = 0  # nobody
+  PROMPT = 1  # the task
+  POLICY = 2  # sampled, its end-of-sequence token included
+  OBSERVATION = 3  # the environment, between two turns of the policy
+  GLUE = 4  # the chat template, between turns
+
+
+PAD, PROMPT, POLICY = Role.PAD, Role.PROMPT, Role.POLICY
+OBSERVATION, GLUE = Role.OBSERVATION, Role.GLUE
+
+
+@flax.struct.dataclass
+class PromptBatch:
+  """Prompts, padded on the left so that they end together."""
+
+  tokens: jax.Array  # int32 [P, S]
+  lengths: jax.Array  # int32 [P]
+  ids: jax.Array  # int32 [P], of the examples: they go into the row keys
+
+
+@flax.struct.dataclass
+class Transcript:
+  """What happened in `B = P * G` rows: the rows of a prompt are neighbours.
+
+  Per-token arrays of an update are `[B, T]` and begin at `prompt_size`. All
+  properties allow more leading axes, such as one of seeds.
+  """
+
+  tokens: jax.Array  # int32 [B, S], prompts padded left, the rest right
+  roles: jax.Array  # int8 [B, S], see Role
+  starts: jax.Array  # int32 [B], the first real token
+  ends: jax.Array  # int32 [B], one past the last real token
+  behave_log_probs: (
+    jax.Array
+  )  # float32 [B, T], of the distribution sampled from
+  group_ids: jax.Array  # int32 [B], the prompt's place in its batch
+  policy_versions: jax.Array  # int32 [B], optimizer step of the weights
+  prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
+
+  @property
+  def completion_mask(self) -> jax.Array:
+    """True on the tokens that the policy chose. Shape `[B, T]`."""
+    return self.roles[..., self.prompt_size :] == Role.POLICY
+
+  @property
+  def completion_lengths(self) -> jax.Array:
+    """How many tokens the policy chose, int32. Shape `[B]`."""
+    return self.completion_mask.sum(-1).astype("int32")
+
+  @property
+  def valid(self) -> jax.Array:
+    """True on the tokens that somebody wrote. Shape `[B, S]`."""
+    return self.roles != Role.PAD
+
+  @property
+  def positions(self) -> jax.Array:
+    """Each token's distance from its row's first, int32. Shape `[B, S]`."""
+    order = np.arange(self.tokens.shape[-1], dtype=np.int32)
+    order = order.reshape((1,) * (self.tokens.ndim - 1) + (-1,))
+    return jnp.maximum(order - self.starts[..., None], 0)
+
+
+def pad_prompts(
+  prompts: Sequence[Sequence[int]],
+  *,
+  ids: Sequence[int] | None = None,
+  size: int | None = None,
+  multiple: int = 1,
+  truncate: bool = False,
+  pad_id: int = 0,
+) -> PromptBatch:
+  """Lays prompts out in one array, in NumPy.
+
+  Args:
+    prompts: token ids; at least one, none empty.
+    ids: a number per example that is its own wherever it turns up, int32; by
+      default its place in this batch.
+    size: of the array; by default that of the longest prompt.
+    multiple: the default size is rounded up to it, so that few sizes occur and
+      little is compiled.
+    truncate: cut prompts longer than `size` on the left in place of raising.
+    pad_id: the token put before short prompts. Nothing reads it.
+
+  Returns:
+    The batch.
+
+  Raises:
+    ValueError: there is no prompt, one is empty, or one is too long.
+  """
+  if not prompts:
+    raise ValueError("There is no prompt to pad.")
+  lengths = [len(prompt) for prompt in prompts]
+  if min(lengths) == 0:
+    raise ValueError(f"Prompt {lengths.index(0)} is empty.")
+  if size is None:
+    size = -(-max(lengths) // multiple) * multiple
+  elif max(lengths) > size and not truncate:
+    raise ValueError(
+      f"Prompt {lengths.index(max(lengths))} has {max(lengths)} tokens and "
+      f"there is room for {size}; pass truncate=True to keep its last {size}."
+    )
+  tokens = np.full((len(prompts), size), pad_id, np.int32)
+  for row, prompt in enumerate(prompts):
+    kept = list(prompt)[-size:]
+    tokens[row, size - len(kept) :] = kept
+  return PromptBatch(
+    tokens=tokens,
+    lengths=np.minimum(lengths, size).astype(np.int32),
+    ids=np.arange(len(prompts), dtype=np.int32)
+    if ids is None
+    else np.asarray(ids, np.int32),
+  )
