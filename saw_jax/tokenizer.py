@@ -146,6 +146,10 @@ class BPETokenizer(_Chat):
     self.eos_ids = tuple(self._id(token) for token in eos)
     self._im_start, self._im_end = self._id(IM_START), self._id(IM_END)
 
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+    self._tokenizer.encode_special_tokens = True  # Pickling forgets it.
+
   def _id(self, token: str) -> int:
     found = self._tokenizer.token_to_id(token)
     if found is None or found not in self._special:

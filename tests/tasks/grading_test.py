@@ -1,0 +1,238 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from saw_jax.tasks import base, grading, tool_calling
+from tests.tasks import misbehaving_tasks
+
+Outcome = base.Outcome
+
+
+@pytest.fixture(scope="module")
+def grader():
+  task = misbehaving_tasks.Obedient()
+  with grading.Grader(
+    task, num_workers=2, limit_s=1.0, crash_tolerance=1.0
+  ) as grader:
+    yield grader
+
+
+def _examples(count):
+  return misbehaving_tasks.Obedient().examples("train")[:count]
+
+
+def _grade(grader, completions):
+  return grader.grade(_examples(len(completions)), completions)
+
+
+def test_rewards_keep_the_order_of_the_completions(grader):
+  completions = ["a" * (i % 7) for i in range(501)]
+  graded = _grade(grader, completions)
+  expected = [((i % 7) + i) % 3 for i in range(501)]
+  np.testing.assert_array_equal(graded.rewards[:, 0], expected)
+  assert graded.rewards.dtype == np.float32
+  assert graded.rewards.shape == graded.scored.shape == (501, 2)
+  assert graded.scored.dtype == bool and graded.scored.all()
+
+
+def test_workers_and_this_process_give_the_same(grader):
+  completions = ["a" * (i % 5) for i in range(67)] + ["half", ""]
+  with grading.Grader(
+    misbehaving_tasks.Obedient(), num_workers=0, limit_s=1.0
+  ) as here:
+    a, b = _grade(grader, completions), _grade(here, completions)
+  np.testing.assert_array_equal(a.rewards, b.rewards)
+  np.testing.assert_array_equal(a.scored, b.scored)
+  assert a.outcomes == b.outcomes
+
+
+@pytest.mark.parametrize(
+  "behaviour, outcome",
+  [
+    ("sleep", Outcome.TIMED_OUT),
+    ("spin", Outcome.TIMED_OUT),
+    ("exit", Outcome.CRASHED),
+    ("system exit", Outcome.CRASHED),
+    ("segfault", Outcome.CRASHED),
+    ("raise", Outcome.CRASHED),
+    ("memory", Outcome.CRASHED),
+  ],
+)
+def test_only_the_culprit_goes_unscored(grader, behaviour, outcome):
+  completions = ["a"] * 23
+  completions[5] = completions[17] = behaviour
+  graded = _grade(grader, completions)
+  culprits = [i in (5, 17) for i in range(23)]
+  assert [o is outcome for o in graded.outcomes] == culprits
+  np.testing.assert_array_equal(~graded.scored[:, 0], culprits)
+  np.testing.assert_array_equal(~graded.scored[:, 1], culprits)
+  np.testing.assert_array_equal(graded.rewards[5], [0.0, 0.0])
+  np.testing.assert_array_equal(graded.rewards[6], [1.0, 1.0])
+  assert graded.outcome_counts[outcome.value] == 2
+  assert graded.outcome_counts["right"] == 21
+  assert sum(graded.outcome_counts.values()) == 23
+
+
+def test_neighbours_in_one_chunk_can_all_misbehave(grader):
+  graded = _grade(grader, ["exit", "sleep", "raise", "exit", "a"])
+  assert graded.outcomes == (
+    Outcome.CRASHED,
+    Outcome.TIMED_OUT,
+    Outcome.CRASHED,
+    Outcome.CRASHED,
+    Outcome.RIGHT,
+  )
+
+
+def test_one_component_can_be_unscored(grader):
+  graded = _grade(grader, ["half"])
+  np.testing.assert_array_equal(graded.scored, [[False, True]])
+  np.testing.assert_array_equal(graded.rewards, [[0.0, 1.0]])
+  assert graded.outcomes == (Outcome.WRONG,)
+
+
+@pytest.mark.parametrize(
+  "behaviour, words",
+  [
+    ("nan", ["'first'", "nan", "not finite"]),
+    ("inf", ["'second'", "inf", "not finite"]),
+    ("text", ["'second'", "'1'", "not a number"]),
+    ("high", ["'second'", "1.5", "outside"]),
+    ("three", ["3 values", "2 components"]),
+    ("float", ["1.0", "not a Score"]),
+  ],
+)
+def test_a_broken_reward_is_named(grader, behaviour, words):
+  with pytest.raises(grading.RewardError) as info:
+    _grade(grader, ["a", "a", behaviour])
+  message = str(info.value)
+  for word in [*words, "'obedient'", "example 2", repr(behaviour)]:
+    assert word in message
+  assert _grade(grader, ["a"]).scored.all()  # It goes on working.
+
+
+def test_an_exception_is_logged_with_task_and_example(grader, caplog):
+  with caplog.at_level(logging.WARNING):
+    _grade(grader, ["a", "raise"])
+  assert "obedient" in caplog.text and "example 1" in caplog.text
+  assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_exceptions_are_an_error(num_workers):
+  with grading.Grader(
+    misbehaving_tasks.Obedient(), num_workers=num_workers, limit_s=5.0
+  ) as grader:
+    graded = _grade(grader, ["a"] * 9 + ["raise"])
+    assert graded.outcome_counts["crashed"] == 1
+    with pytest.raises(grading.RewardError, match="KeyError.*2 of 10 crashed"):
+      _grade(grader, ["a"] * 8 + ["raise"] * 2)
+
+
+def test_without_tolerance_the_first_exception_is_an_error():
+  with grading.Grader(
+    misbehaving_tasks.Obedient(), num_workers=0, limit_s=1, crash_tolerance=0
+  ) as grader:
+    with pytest.raises(grading.RewardError, match="example 999"):
+      _grade(grader, ["a"] * 999 + ["raise"])
+
+
+def test_workers_do_not_import_jax(grader):
+  graded = _grade(grader, ["modules"] * 20)
+  np.testing.assert_array_equal(graded.rewards, [[3.0, 0.0]] * 20)
+
+
+def test_a_task_that_cannot_be_loaded_is_an_error():
+  with pytest.raises(grading.RewardError, match="'obedient'.*cannot be loaded"):
+    grading.Grader(misbehaving_tasks.Unloadable(), num_workers=1, limit_s=1)
+
+
+def test_nothing_and_empty_completions_are_legal(grader):
+  graded = _grade(grader, [])
+  assert graded.rewards.shape == (0, 2) and graded.outcomes == ()
+  assert _grade(grader, [""]).scored.all()
+
+
+def test_megabytes_pass(grader):
+  completions = ["a" * (3 << 20)] * 5
+  assert _grade(grader, completions).scored.all()
+
+
+def test_a_memory_limit_makes_a_crash():
+  class_ = misbehaving_tasks.Obedient()
+  with grading.Grader(
+    class_, num_workers=1, limit_s=20, memory_limit_bytes=1 << 30
+  ) as grader:
+    graded = _grade(grader, ["a"] * 20 + ["memory"])
+  assert graded.outcomes[20] is Outcome.CRASHED
+
+
+def test_closing_leaves_no_process():
+  before = {p.pid for p in psutil.Process().children(recursive=True)}
+  with grading.Grader(
+    misbehaving_tasks.Obedient(), num_workers=2, limit_s=0.3
+  ) as grader:
+    during = {p.pid for p in psutil.Process().children(recursive=True)}
+    assert len(during - before) == 2
+    with pytest.raises(grading.RewardError):
+      _grade(grader, ["exit"])
+  after = {p.pid for p in psutil.Process().children(recursive=True)}
+  assert after <= before
+  with pytest.raises(ValueError, match="closed"):
+    _grade(grader, ["a"])
+
+
+def test_ctrl_c_ends_the_program_and_its_workers(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(
+    textwrap.dedent("""
+      from saw_jax.tasks import grading
+      from tests.tasks import misbehaving_tasks
+      task = misbehaving_tasks.Obedient()
+      grader = grading.Grader(task, num_workers=1, limit_s=1000)
+      print("ready", flush=True)
+      grader.grade(task.examples("train")[:1], ["spin"])
+    """)
+  )
+  root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+  process = subprocess.Popen(
+    [sys.executable, script],
+    env={**os.environ, "PYTHONPATH": root},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
+  assert process.stdout.readline() == "ready\n"
+  time.sleep(0.3)
+  children = psutil.Process(process.pid).children(recursive=True)
+  assert len(children) == 1
+  process.send_signal(signal.SIGINT)
+  assert process.wait(10) != 0
+  process.stdout.close()
+  assert not any(child.is_running() for child in children)
+
+
+def test_the_task_is_graded_without_its_rows():
+  path = os.path.join(
+    os.path.dirname(os.path.dirname(__file__)),
+    "data/toolrl/rlla_4k_test.parquet",
+  )
+  pytest.importorskip("pyarrow")
+  task = tool_calling.ToolCallingTask(
+    tool_calling.ToolCallingConfig(test_path=path)
+  )
+  examples = task.examples("test")
+  with grading.Grader(task, num_workers=1, limit_s=5.0) as grader:
+    graded = grader.grade(examples, [e.reference for e in examples])
+  np.testing.assert_array_equal(
+    graded.rewards, [task.best_values(e) for e in examples]
+  )
+  assert graded.outcome_counts["right"] == 80
