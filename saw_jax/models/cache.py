@@ -17,8 +17,8 @@ class KVCache:
   loop over time updates in place; a scanned one has a stack of them.
   """
 
-  keys: tuple[jax.Array, ...] | jax.Array  # L of [B, K, S, H], or one stack
-  values: tuple[jax.Array, ...] | jax.Array  # as `keys`
+  keys: tuple[jax.Array, ...] | jax.Array  # L of [B, K, H, S], or one stack
+  values: tuple[jax.Array, ...] | jax.Array  # L of [B, K, S, H], or one stack
   valid: jax.Array  # bool [B, S], the slots that hold a real token
   index: jax.Array  # int32 [], the slot that is written next
 
@@ -33,16 +33,18 @@ def init_cache(
 ) -> KVCache:
   """Makes an empty cache of `size` slots, in the decoder's `dtype`."""
   dtype = config.dtype if dtype is None else dtype
-  shape = (batch_size, config.num_kv_heads, size, config.head_size)
-  if config.scan_layers:
-    keys = jnp.zeros((config.num_layers, *shape), dtype)
-    values = jnp.zeros((config.num_layers, *shape), dtype)
-  else:
-    keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-    values = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+  rows = (batch_size, config.num_kv_heads)
+
+  def empty(*shape: int) -> tuple[jax.Array, ...] | jax.Array:
+    if config.scan_layers:
+      return jnp.zeros((config.num_layers, *rows, *shape), dtype)
+    return tuple(
+      jnp.zeros((*rows, *shape), dtype) for _ in range(config.num_layers)
+    )
+
   return KVCache(
-    keys=keys,
-    values=values,
+    keys=empty(config.head_size, size),
+    values=empty(size, config.head_size),
     valid=jnp.zeros((batch_size, size), bool),
     index=jnp.zeros((), jnp.int32),
   )
@@ -51,8 +53,8 @@ def init_cache(
 def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
   """Gives each row `repeats` neighbours with the same content."""
 
-  def repeat(x_BKSH: jax.Array) -> jax.Array:
-    return jnp.repeat(x_BKSH, repeats, axis=-4)
+  def repeat(x_BK: jax.Array) -> jax.Array:
+    return jnp.repeat(x_BK, repeats, axis=-4)
 
   return cache.replace(
     keys=jax.tree.map(repeat, cache.keys),
@@ -73,7 +75,7 @@ def grow(cache: KVCache, size: int) -> KVCache:
     return jnp.pad(x, widths)
 
   return cache.replace(
-    keys=jax.tree.map(lambda x_BKSH: pad(x_BKSH, -2), cache.keys),
+    keys=jax.tree.map(lambda x_BKHS: pad(x_BKHS, -1), cache.keys),
     values=jax.tree.map(lambda x_BKSH: pad(x_BKSH, -2), cache.values),
     valid=pad(cache.valid, -1),
   )
