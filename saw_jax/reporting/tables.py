@@ -6,7 +6,7 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from saw_jax.reporting import statistics
 from saw_jax.reporting.papers import PublishedCell
@@ -20,6 +20,7 @@ class OwnCell:
   """One number that was measured here, over seeds."""
 
   summary: statistics.Summary
+  confidence: float = 0.95  # of the summary's interval
 
   @classmethod
   def from_seeds(
@@ -35,7 +36,7 @@ class OwnCell:
       The cell.
     """
     sample = [values[seed] for seed in sorted(values)]
-    return cls(statistics.summarise(sample, confidence=confidence))
+    return cls(statistics.summarise(sample, confidence=confidence), confidence)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Table:
   own: Mapping[str, Mapping[str, OwnCell]]  # row -> metric -> cell
   published: Mapping[str, Mapping[str, PublishedCell]] = dataclasses.field(
     default_factory=dict
-  )  # row -> metric -> cell; the rows are among those of `own`
+  )  # row -> metric -> cell
 
   def __post_init__(self):
     """Refuses a cell on the wrong side."""
@@ -108,6 +109,9 @@ def to_markdown(table: Table, *, digits: int = 3) -> str:
   """
   own_metrics = _metrics(table.own)
   published_metrics = _metrics(table.published)
+  level = _level(
+    cell.confidence for cells in table.own.values() for cell in cells.values()
+  )
   notes: dict[str, int] = {}
   lines = [f"### {table.title}", ""]
   lines += _markdown_table(
@@ -133,7 +137,7 @@ def to_markdown(table: Table, *, digits: int = 3) -> str:
   )
   lines += [
     "",
-    f"Here: scale `{table.scale}`; mean ± half-width of the 95 % t interval "
+    f"Here: scale `{table.scale}`; mean ± half-width of the {level} t interval "
     "over seeds (number of seeds).",
   ]
   if published_metrics:
@@ -198,10 +202,7 @@ def differences_to_markdown(
     for cells in differences.values()
     for difference in cells.values()
   ]
-  levels = {difference.confidence for difference in found}
-  if len(levels) != 1:
-    raise ValueError(f"intervals of one confidence are needed, got {levels}")
-  level = f"{100 * levels.pop():g} %"
+  level = _level(difference.confidence for difference in found)
   lines = _markdown_table(
     ["comparison", "metric", "mean difference"]
     + [f"{level}, t", f"{level}, bootstrap", "seeds"],
@@ -269,6 +270,13 @@ def _published_text(cell: PublishedCell | None, notes: dict[str, int]) -> str:
     said.append(cell.note)
   numbers = [str(notes.setdefault(note, len(notes) + 1)) for note in said]
   return f"{text} [{', '.join(numbers)}]"
+
+
+def _level(confidences: Iterable[float]) -> str:
+  levels = sorted(set(confidences))
+  if len(levels) != 1:
+    raise ValueError(f"intervals of one confidence are needed, got {levels}")
+  return f"{100 * levels[0]:g} %"
 
 
 def _interval_text(interval: statistics.Interval, digits: int) -> str:

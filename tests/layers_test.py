@@ -1,0 +1,291 @@
+"""Imports go one way: the rooms of docs/architecture.md, held with `ast`."""
+
+import ast
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+STDLIB = frozenset(sys.stdlib_module_names)
+# What pure functions of arrays may take from the standard library: no files,
+# no clock, no logging, no environment, no random state.
+PURE_STDLIB = frozenset(
+  ["collections", "dataclasses", "enum", "functools", "itertools", "math"]
+  + ["operator", "types", "typing"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+  """What the modules of a room may import.
+
+  `optional` packages come with an extra: they may be imported inside a function
+  only, so that the core works without them.
+  """
+
+  modules: tuple[str, ...]
+  rooms: tuple[str, ...] = ()
+  packages: frozenset[str] = frozenset()
+  optional: frozenset[str] = frozenset()
+  stdlib: frozenset[str] = STDLIB
+
+
+ROOMS = {
+  "mathematics": Room(
+    modules=(
+      "types",
+      "reductions",
+      "weighting",
+      "advantages",
+      "losses",
+      "world_model",
+      "labels",
+    ),
+    rooms=("mathematics",),
+    packages=frozenset(["jax", "chex", "numpy"]),
+    stdlib=PURE_STDLIB,
+  ),
+  "models": Room(
+    modules=("models",),
+    rooms=("mathematics", "models"),
+    packages=frozenset(["jax", "flax", "numpy"]),
+    optional=frozenset(["gguf", "ml_dtypes", "safetensors"]),
+  ),
+  "rollout": Room(
+    modules=("rollout",),
+    rooms=("mathematics", "models", "rollout"),
+    packages=frozenset(["jax", "flax", "numpy"]),
+  ),
+  "tasks": Room(
+    modules=("tasks", "tokenizer"),
+    rooms=("tasks",),
+    packages=frozenset(["numpy"]),
+    optional=frozenset(["gguf", "pyarrow", "tokenizers"]),
+  ),
+  "training": Room(
+    modules=("training",),
+    rooms=("mathematics", "models", "rollout", "training"),
+    packages=frozenset(["jax", "flax", "numpy", "optax", "orbax"]),
+    optional=frozenset(["tensorboardX", "tqdm", "wandb"]),
+  ),
+  "reporting": Room(
+    modules=("reporting",),
+    rooms=("reporting",),
+    packages=frozenset(["numpy"]),
+    optional=frozenset(["matplotlib", "scipy"]),
+  ),
+  "edges": Room(
+    modules=("algorithms",),
+    rooms=("mathematics", "models", "rollout", "tasks", "training", "edges"),
+    packages=frozenset(["jax", "flax", "numpy"]),
+  ),
+  "configs": Room(modules=()),
+}
+# The modules of the training room in which text is scored.
+WHERE_TEXT_IS_SCORED = frozenset(["saw_jax.training.sync_loop"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """One imported name: `saw_jax.losses`, `jax.numpy`, `os`."""
+
+  name: str
+  line: int
+  in_function: bool
+
+  @property
+  def top(self) -> str:
+    return self.name.partition(".")[0]
+
+
+def find_imports(tree: ast.Module) -> list[Import]:
+  """Every import of a module, wherever it stands in it."""
+  found = []
+
+  def visit(node, in_function):
+    if isinstance(node, ast.Import):
+      found.extend(
+        Import(alias.name, node.lineno, in_function) for alias in node.names
+      )
+    elif isinstance(node, ast.ImportFrom):
+      if node.level:
+        found.append(Import("." * node.level, node.lineno, in_function))
+      elif node.module in ("saw_jax", "absl"):  # the names are modules
+        found.extend(
+          Import(f"{node.module}.{alias.name}", node.lineno, in_function)
+          for alias in node.names
+        )
+      else:
+        found.append(Import(node.module, node.lineno, in_function))
+    in_function |= isinstance(
+      node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    )
+    for child in ast.iter_child_nodes(node):
+      visit(child, in_function)
+
+  visit(tree, in_function=False)
+  return found
+
+
+def room_of(module: str) -> str | None:
+  """The room of `saw_jax.<module>`, or None."""
+  top = module.removeprefix("saw_jax.").partition(".")[0]
+  owners = [name for name, room in ROOMS.items() if top in room.modules]
+  return owners[0] if owners else None
+
+
+def objection(module: str, imported: Import) -> str | None:
+  """Says why a module may not have an import, or None when it may."""
+  room = ROOMS[room_of(module)]
+  if imported.name.startswith("."):
+    return "relative import"
+  if imported.top == "saw_jax":
+    owner = room_of(imported.name)
+    if owner in room.rooms:
+      return None
+    if owner == "tasks" and module in WHERE_TEXT_IS_SCORED:
+      return None
+    return f"{room_of(module)} may not import {owner or imported.name}"
+  if imported.top in STDLIB:
+    if imported.top in room.stdlib:
+      return None
+    return f"{imported.name} has no place in a room of pure functions"
+  if imported.top in room.packages:
+    return None
+  if imported.top in room.optional:
+    if imported.in_function:
+      return None
+    return f"{imported.name} is optional: import it inside the function"
+  return f"{room_of(module)} may not import {imported.name}"
+
+
+def _module_name(path: pathlib.Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _parse(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+MODULES = {
+  _module_name(path): path for path in sorted(ROOT.glob("saw_jax/**/*.py"))
+}
+INSIDE = sorted(set(MODULES) - {"saw_jax"})
+
+
+class TestRooms:
+  @pytest.mark.parametrize("module", INSIDE)
+  def test_each_module_has_a_room(self, module):
+    assert room_of(module) is not None, f"{module} is in no room"
+
+  def test_the_rooms_are_those_of_the_architecture_page(self):
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## 1. The rooms")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == list(ROOMS)
+
+  @pytest.mark.parametrize("module", INSIDE)
+  def test_imports_stay_within_the_room(self, module):
+    objections = [
+      f"line {imported.line}: {text}"
+      for imported in find_imports(_parse(MODULES[module]))
+      if (text := objection(module, imported))
+    ]
+    assert not objections, "\n".join([module, *objections])
+
+  def test_the_package_itself_imports_nothing(self):
+    names = {found.top for found in find_imports(_parse(MODULES["saw_jax"]))}
+    assert names <= {"importlib", "types"}
+
+  @pytest.mark.parametrize(
+    "module", [name for name in INSIDE if room_of(name) == "mathematics"]
+  )
+  def test_mathematics_neither_prints_nor_opens(self, module):
+    calls = {
+      node.func.id
+      for node in ast.walk(_parse(MODULES[module]))
+      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & {"open", "print", "input", "exec", "eval"}
+
+  @pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/**/*.py")), ids=_module_name
+  )
+  def test_configs_are_data(self, path):
+    tops = {found.top for found in find_imports(_parse(path))}
+    assert tops <= STDLIB | {"configs", "ml_collections", "numpy"}
+
+  @pytest.mark.parametrize("room", ["tasks", "reporting"])
+  def test_a_room_without_jax_loads_without_jax(self, room):
+    modules = [name for name in INSIDE if room_of(name) == room]
+    program = "\n".join(
+      [f"import {name}" for name in modules]
+      + [
+        "import sys",
+        "print([m for m in ('jax', 'jaxlib') if m in sys.modules])",
+      ]
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", program],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+class TestTheChecker:
+  """The rules above would be of no use if they could not fail."""
+
+  @pytest.mark.parametrize(
+    ("module", "source"),
+    [
+      ("saw_jax.losses", "import optax"),
+      ("saw_jax.losses", "import flax.linen as nn"),
+      ("saw_jax.losses", "from saw_jax import models"),
+      ("saw_jax.losses", "from saw_jax.models import decoder"),
+      ("saw_jax.losses", "import logging"),
+      ("saw_jax.losses", "def f():\n  import time"),
+      ("saw_jax.losses", "from . import reductions"),
+      ("saw_jax.models.decoder", "import optax"),
+      ("saw_jax.rollout.generate", "from saw_jax import tokenizer"),
+      ("saw_jax.tasks.base", "import jax"),
+      ("saw_jax.tasks.base", "from saw_jax import reductions"),
+      ("saw_jax.tokenizer", "import tokenizers"),
+      ("saw_jax.training.update", "from saw_jax.tasks import base"),
+      ("saw_jax.training.update", "from absl import flags"),
+      ("saw_jax.training.update", "import ml_collections"),
+      ("saw_jax.training.update", "import chex"),
+      ("saw_jax.reporting.plots", "import matplotlib"),
+      ("saw_jax.reporting.runs", "from saw_jax.training import metrics"),
+      ("saw_jax.algorithms", "import ml_collections"),
+      ("saw_jax.algorithms", "from saw_jax import nowhere"),
+    ],
+  )
+  def test_it_objects(self, module, source):
+    (imported,) = find_imports(ast.parse(source))
+    assert objection(module, imported)
+
+  @pytest.mark.parametrize(
+    ("module", "source"),
+    [
+      ("saw_jax.losses", "import jax.numpy as jnp"),
+      ("saw_jax.losses", "from collections.abc import Callable"),
+      ("saw_jax.losses", "from saw_jax import reductions"),
+      ("saw_jax.tokenizer", "def f():\n  import tokenizers"),
+      ("saw_jax.training.update", "import optax"),
+      ("saw_jax.training.sync_loop", "from saw_jax.tasks import grading"),
+      ("saw_jax.reporting.plots", "def f():\n  import matplotlib"),
+    ],
+  )
+  def test_it_lets_pass(self, module, source):
+    (imported,) = find_imports(ast.parse(source))
+    assert objection(module, imported) is None
+
+  def test_a_module_in_no_room_is_seen(self):
+    assert room_of("saw_jax.utils") is None

@@ -1,0 +1,210 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from saw_jax.reporting import plots, statistics
+from saw_jax.reporting.runs import Curves
+
+T = 23
+
+
+def curves(num_seeds=3, weights=False, components=("format", "correct")):
+  rng = np.random.default_rng(num_seeds)
+  kinds = ["reward", "weight"] if weights else ["reward"]
+  return Curves(
+    steps=np.arange(T),
+    seeds=tuple(range(num_seeds)),
+    values={
+      f"{kind}/{component}": rng.normal(size=(num_seeds, T))
+      for kind in kinds
+      for component in components
+    },
+  )
+
+
+def caption_of(figure):
+  return " ".join(figure.get_supxlabel().split())
+
+
+def legend_of(figure):
+  return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def box(figure, artist):
+  return artist.get_window_extent(figure.canvas.get_renderer())
+
+
+def assert_legend_and_caption_are_clear_of_the_panels(figure):
+  figure.canvas.draw()
+  legend = figure.legends[0].get_window_extent()
+  for ax in figure.axes:
+    panel = ax.get_tightbbox()
+    assert legend.y0 >= panel.y1 - 1
+    assert box(figure, figure._supxlabel).y1 <= panel.y0 + 1
+  width = figure.get_window_extent().width
+  assert 0 <= legend.x0 and legend.x1 <= width
+  caption = box(figure, figure._supxlabel)
+  assert 0 <= caption.x0 and caption.x1 <= width
+
+
+class TestRewardCurves:
+  def test_lines_are_the_means_over_seeds(self):
+    run = curves()
+    figure = plots.reward_curves({"gdpo": run}, ["correct"])
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_xdata(), run.steps)
+    np.testing.assert_allclose(
+      line.get_ydata(), run.values["reward/correct"].mean(axis=0)
+    )
+
+  def test_a_window_ends_at_its_step(self):
+    run = curves()
+    figure = plots.reward_curves({"gdpo": run}, ["correct"], window=5)
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata()[0] == 4
+    assert line.get_ydata()[0] == pytest.approx(
+      run.values["reward/correct"][:, :5].mean()
+    )
+    assert "moving average over 5 steps" in caption_of(figure)
+
+  def test_steps_that_a_seed_lacks_are_not_drawn(self):
+    run = curves()
+    run.values["reward/correct"][1, 20:] = np.nan
+    figure = plots.reward_curves({"gdpo": run}, ["correct"])
+    assert figure.axes[0].lines[0].get_xdata().tolist() == list(range(20))
+
+  def test_weights_get_panels_only_where_there_are_weights(self):
+    names = ["format", "correct"]
+    plain = plots.reward_curves({"gdpo": curves()}, names)
+    assert len(plain.axes) == 2
+    rows = {"gdpo": curves(), "gdpo_saw": curves(weights=True)}
+    both = plots.reward_curves(rows, names)
+    assert len(both.axes) == 4
+    assert legend_of(both) == ["gdpo", "gdpo_saw", "equal weights"]
+    assert both.axes[2].get_ylim() == both.axes[3].get_ylim()
+
+  def test_a_row_keeps_its_colour_in_every_panel(self):
+    rows = {"gdpo": curves(weights=True), "saw": curves(2, weights=True)}
+    figure = plots.reward_curves(rows, ["format", "correct"])
+    colours = [
+      {line.get_color() for line in ax.lines} & set(plots.COLOURS)
+      for ax in figure.axes
+    ]
+    assert colours == [set(plots.COLOURS[:2])] * 4
+
+  def test_the_caption_says_seeds_and_band(self):
+    same = plots.reward_curves({"a": curves(3), "b": curves(3)}, ["correct"])
+    assert "3 seeds per row; bands: ± 1 standard deviation" in caption_of(same)
+    rows = {"a": curves(3), "b": curves(1)}
+    other = plots.reward_curves(rows, ["correct"], band=plots.interval_band)
+    assert "seeds: a 3, b 1; bands: 95 % t interval" in caption_of(other)
+
+  def test_a_band_of_ones_own_needs_a_meaning(self):
+    def extremes(values):
+      return plots.Band(values.min(axis=0), values.max(axis=0))
+
+    with pytest.raises(ValueError, match="band_meaning"):
+      plots.reward_curves({"a": curves()}, ["correct"], band=extremes)
+    figure = plots.reward_curves(
+      {"a": curves()}, ["correct"], band=extremes, band_meaning="extremes"
+    )
+    assert "bands: extremes" in caption_of(figure)
+
+  @pytest.mark.parametrize("num_components", [1, 3])
+  @pytest.mark.parametrize("num_rows", [1, 6])
+  def test_the_legend_covers_no_data(self, num_components, num_rows):
+    names = ["format", "correct", "length"][:num_components]
+    rows = {
+      f"grpo_saw_{n}": curves(n + 1, True, names) for n in range(num_rows)
+    }
+    figure = plots.reward_curves(rows, names, title="A title")
+    assert_legend_and_caption_are_clear_of_the_panels(figure)
+
+  def test_a_row_without_the_component_is_refused(self):
+    with pytest.raises(ValueError, match="'saw'"):
+      plots.reward_curves(
+        {"gdpo": curves(), "saw": curves(components=["other"])}, ["correct"]
+      )
+
+  def test_nothing_to_draw_is_refused(self):
+    with pytest.raises(ValueError, match="nothing to draw"):
+      plots.reward_curves({}, ["correct"])
+
+  def test_the_file_is_a_picture_of_150_dots_an_inch(self, tmp_path):
+    path = tmp_path / "curves.png"
+    figure = plots.reward_curves({"gdpo": curves()}, ["correct"], path=path)
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width = int.from_bytes(data[16:20], "big")
+    assert width == round(150 * figure.get_figwidth())
+
+
+class TestBands:
+  def test_one_deviation(self):
+    # Two seeds at 0 and 2: mean 1, sample deviation sqrt(2).
+    low, high = plots.deviation_band(np.array([[0.0], [2.0]]))
+    np.testing.assert_allclose([low[0], high[0]], [1 - 2**0.5, 1 + 2**0.5])
+
+  def test_the_interval_is_that_of_each_step(self):
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    low, high = plots.interval_band(values)
+    for t in range(3):
+      expected = statistics.t_interval(values[:, t])
+      np.testing.assert_allclose([low[t], high[t]], expected)
+
+  @pytest.mark.parametrize("band", [plots.deviation_band, plots.interval_band])
+  def test_one_seed_has_no_width(self, band):
+    low, high = band(np.ones((1, 4)))
+    np.testing.assert_array_equal(low, high)
+
+
+class TestDifferenceForest:
+  DIFFERENCES = {
+    name: statistics.paired_difference(
+      {0: shift, 1: shift + 0.5, 2: shift + 0.25}, {0: 0.0, 1: 0.0, 2: 0.0}
+    )
+    for name, shift in (("first", -1.0), ("second", 0.0), ("third", 1.0))
+  }
+
+  def test_the_first_is_on_top(self):
+    figure = plots.difference_forest(self.DIFFERENCES, quantity="reward")
+    (ax,) = figure.axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(
+      self.DIFFERENCES
+    )
+    bottom, top = ax.get_ylim()
+    assert bottom > top
+    means = [
+      line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"
+    ]
+    np.testing.assert_allclose(means, [-0.75, 0.25, 1.25])
+
+  def test_counts_and_level_are_said(self):
+    figure = plots.difference_forest(self.DIFFERENCES, quantity="reward")
+    assert [t.get_text() for t in figure.axes[0].texts] == ["n = 3"] * 3
+    assert "95 % intervals" in caption_of(figure)
+    assert figure.axes[0].get_xlabel() == "difference in reward"
+
+  @pytest.mark.parametrize("count", [1, 3])
+  def test_the_legend_covers_no_data(self, count):
+    some = dict(list(self.DIFFERENCES.items())[:count])
+    figure = plots.difference_forest(some, quantity="reward", title="A title")
+    assert_legend_and_caption_are_clear_of_the_panels(figure)
+
+  def test_nothing_to_draw_is_refused(self):
+    with pytest.raises(ValueError, match="nothing to draw"):
+      plots.difference_forest({}, quantity="reward")
+
+
+def test_pyplot_stays_out():
+  program = (
+    "import sys, numpy as np\n"
+    "from saw_jax.reporting import plots, runs\n"
+    "assert 'matplotlib' not in sys.modules\n"
+    "c = runs.Curves(np.arange(2), (0,), {'reward/a': np.zeros((1, 2))})\n"
+    "plots.reward_curves({'r': c}, ['a'])\n"
+    "assert 'matplotlib.pyplot' not in sys.modules\n"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,213 @@
+import builtins
+import math
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from scipy import stats
+
+from saw_jax.reporting import statistics
+
+numbers = st.floats(-100, 100, allow_nan=False, width=32)
+samples = st.lists(numbers, min_size=2, max_size=12)
+
+
+class TestSummarise:
+  def test_by_hand(self):
+    # mean 2; deviations -1, 0, 1, so the sample variance is 2 / 2 = 1. With two
+    # degrees of freedom t = 4.3027, and 4.3027 / sqrt(3) = 2.4841.
+    summary = statistics.summarise([1.0, 2.0, 3.0])
+    assert summary.mean == 2.0
+    assert summary.std == 1.0
+    assert summary.count == 3
+    assert summary.half_width == pytest.approx(2.4841, abs=1e-4)
+    assert summary.low == pytest.approx(2 - 2.4841, abs=1e-4)
+
+  def test_one_seed_has_a_mean_and_no_width(self):
+    summary = statistics.summarise([0.5])
+    assert (summary.mean, summary.count) == (0.5, 1)
+    assert math.isnan(summary.std) and math.isnan(summary.half_width)
+
+  @pytest.mark.parametrize("values", [[], [[1.0, 2.0]], [1.0, math.nan]])
+  def test_what_is_no_sample_is_refused(self, values):
+    with pytest.raises(ValueError, match="one value per seed|not finite"):
+      statistics.summarise(values)
+
+
+class TestTInterval:
+  @hypothesis.given(samples, st.floats(0.5, 0.99))
+  def test_agrees_with_scipy(self, values, confidence):
+    hypothesis.assume(np.std(values) > 1e-3)
+    ours = statistics.t_interval(values, confidence=confidence)
+    theirs = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+  def test_equal_values_have_no_width(self):
+    assert statistics.t_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+  @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
+  def test_confidence_is_a_share(self, confidence):
+    with pytest.raises(ValueError, match="confidence"):
+      statistics.t_interval([1.0, 2.0], confidence=confidence)
+
+  def test_a_missing_scipy_names_the_extra(self, monkeypatch):
+    real = builtins.__import__
+
+    def without_scipy(name, *args, **kwargs):
+      if name.startswith("scipy"):
+        raise ImportError(name)
+      return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_scipy)
+    with pytest.raises(ImportError, match=r"saw_jax\[report\]"):
+      statistics.t_interval([1.0, 2.0])
+
+
+class TestBootstrapInterval:
+  def test_agrees_with_scipy(self):
+    values = np.random.default_rng(0).normal(size=9)
+    ours = statistics.bootstrap_interval(values, num_resamples=50_000)
+    theirs = stats.bootstrap(
+      (values,), np.mean, n_resamples=50_000, method="percentile"
+    ).confidence_interval
+    np.testing.assert_allclose(ours, theirs, atol=0.03)
+
+  def test_two_values_by_hand(self):
+    # The mean of two draws from {0, 1} is 0, 1/2 or 1 with shares 1/4, 1/2,
+    # 1/4: an interval of 90 % reaches both ends, one of 40 % neither.
+    assert statistics.bootstrap_interval([0, 1], confidence=0.9) == (0, 1)
+    assert statistics.bootstrap_interval([0, 1], confidence=0.4) == (0.5, 0.5)
+
+  @hypothesis.given(samples)
+  def test_it_lies_within_the_sample_and_repeats(self, values):
+    low, high = statistics.bootstrap_interval(values, num_resamples=200)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    again = statistics.bootstrap_interval(values, num_resamples=200)
+    assert again == (low, high)
+
+  def test_another_seed_draws_other_samples(self):
+    values = np.random.default_rng(0).normal(size=9)
+    first, second = (
+      statistics.bootstrap_interval(values, seed=s) for s in (0, 1)
+    )
+    assert first != second
+
+  def test_one_value_has_no_interval(self):
+    assert np.isnan(statistics.bootstrap_interval([1.0])).all()
+
+
+class TestPairedDifference:
+  def test_by_hand(self):
+    # Differences 1, 2, 3, though the rows themselves vary by hundreds.
+    control = {7: 100.0, 3: 0.0, 5: 300.0}
+    treated = {3: 2.0, 5: 303.0, 7: 101.0}
+    difference = statistics.paired_difference(treated, control)
+    assert (difference.mean, difference.count) == (2.0, 3)
+    assert difference.t.high == pytest.approx(2 + 2.4841, abs=1e-4)
+    assert 1.0 <= difference.bootstrap.low <= difference.bootstrap.high <= 3.0
+
+  def test_agrees_with_the_paired_t_test(self):
+    rng = np.random.default_rng(0)
+    treated, control = rng.normal(size=(2, 8))
+    ours = statistics.paired_difference(
+      dict(enumerate(treated)), dict(enumerate(control)), confidence=0.9
+    )
+    theirs = stats.ttest_rel(treated, control).confidence_interval(0.9)
+    np.testing.assert_allclose(ours.t, theirs, rtol=1e-9)
+    assert ours.confidence == 0.9
+
+  @hypothesis.given(st.dictionaries(st.integers(0, 99), numbers, min_size=2))
+  def test_exchanging_the_rows_changes_the_sign(self, treated):
+    control = dict.fromkeys(treated, 1.0)
+    one = statistics.paired_difference(treated, control, num_resamples=50)
+    two = statistics.paired_difference(control, treated, num_resamples=50)
+    assert one.mean == -two.mean
+    np.testing.assert_allclose(one.t, [-two.t.high, -two.t.low], atol=1e-9)
+
+  def test_unpaired_seeds_are_refused(self):
+    with pytest.raises(ValueError, match=r"first \[2\], only in the second"):
+      statistics.paired_difference({1: 0.0, 2: 0.0}, {1: 0.0, 3: 0.0})
+
+  def test_one_pair_has_no_interval(self):
+    difference = statistics.paired_difference({0: 2.0}, {0: 1.0})
+    assert difference.mean == 1.0
+    assert math.isnan(difference.t.low)
+
+
+class TestWilsonInterval:
+  @hypothesis.given(st.integers(1, 500), st.data(), st.floats(0.5, 0.99))
+  def test_agrees_with_scipy(self, trials, data, confidence):
+    successes = data.draw(st.integers(0, trials))
+    ours = statistics.wilson_interval(successes, trials, confidence=confidence)
+    theirs = stats.binomtest(successes, trials).proportion_ci(
+      confidence, method="wilson"
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+  @pytest.mark.parametrize(("successes", "trials"), [(3, 2), (-1, 2), (0, 0)])
+  def test_impossible_counts_are_refused(self, successes, trials):
+    with pytest.raises(ValueError, match="trials"):
+      statistics.wilson_interval(successes, trials)
+
+
+class TestMovingAverage:
+  def test_agrees_with_a_loop(self):
+    values = np.random.default_rng(0).normal(size=(3, 11))
+    expected = [
+      [row[i : i + 5].mean() for i in range(len(row) - 4)] for row in values
+    ]
+    np.testing.assert_allclose(statistics.moving_average(values, 5), expected)
+
+  @pytest.mark.parametrize("window", [0, 4])
+  def test_a_window_has_to_fit(self, window):
+    with pytest.raises(ValueError, match="window"):
+      statistics.moving_average([1.0, 2.0, 3.0], window)
+
+
+class TestStepsToThreshold:
+  def test_by_hand(self):
+    # Averages of two: 0.5 at step 1, 0.5, 0.5 at step 3, 1.0 at step 4.
+    values = [0.0, 1.0, 0.0, 1.0, 1.0]
+    assert statistics.steps_to_threshold(values, 1.0) == 1
+    assert statistics.steps_to_threshold(values, 1.0, window=2) == 4
+    assert statistics.steps_to_threshold(values, 0.5, window=2) == 1
+
+  def test_steps_of_their_own(self):
+    at = statistics.steps_to_threshold([0.0, 0.5, 1.0], 0.9, steps=[0, 10, 20])
+    assert at == 20
+
+  def test_never_is_none(self):
+    assert statistics.steps_to_threshold([0.0, 0.5], 0.9) is None
+
+  @pytest.mark.parametrize("steps", [[0], [1, 0]])
+  def test_steps_have_to_fit(self, steps):
+    with pytest.raises(ValueError, match="increase"):
+      statistics.steps_to_threshold([0.0, 1.0], 0.5, steps=steps)
+
+  @hypothesis.given(samples, numbers, st.integers(1, 2))
+  def test_a_higher_threshold_is_not_reached_sooner(self, values, low, window):
+    def at(threshold):
+      step = statistics.steps_to_threshold(values, threshold, window=window)
+      return math.inf if step is None else step
+
+    assert at(low) <= at(low + 1.0)
+
+
+class TestSummariseSteps:
+  def test_the_median_counts_those_that_never_got_there(self):
+    summary = statistics.summarise_steps([30, None, 10, 20], limit=100)
+    assert summary == (25.0, 3, 4, 100)  # of 10, 20, 30 and beyond
+
+  def test_half_of_the_seeds_is_not_enough(self):
+    summary = statistics.summarise_steps([10, None], limit=50)
+    assert summary.median is None
+    assert str(summary) == "> 50 (1/2 reached)"
+
+  def test_a_step_past_the_end_is_refused(self):
+    with pytest.raises(ValueError, match="beyond"):
+      statistics.summarise_steps([10, 60], limit=50)
+
+  def test_no_seeds_are_refused(self):
+    with pytest.raises(ValueError, match="no seeds"):
+      statistics.summarise_steps([], limit=50)
