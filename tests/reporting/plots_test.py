@@ -43,6 +43,9 @@ def assert_legend_and_caption_are_clear_of_the_panels(figure):
     panel = ax.get_tightbbox()
     assert legend.y0 >= panel.y1 - 1
     assert box(figure, figure._supxlabel).y1 <= panel.y0 + 1
+  labels = [box(figure, ax.yaxis.label) for ax in figure.axes]
+  for i, one in enumerate(labels):
+    assert not any(one.overlaps(other) for other in labels[:i] if other.height)
   width = figure.get_window_extent().width
   assert 0 <= legend.x0 and legend.x1 <= width
   caption = box(figure, figure._supxlabel)
@@ -96,10 +99,10 @@ class TestRewardCurves:
 
   def test_the_caption_says_seeds_and_band(self):
     same = plots.reward_curves({"a": curves(3), "b": curves(3)}, ["correct"])
-    assert "3 seeds per row; bands: ± 1 standard deviation" in caption_of(same)
+    assert "means of 3 seeds; bands: ± 1 standard deviation" in caption_of(same)
     rows = {"a": curves(3), "b": curves(1)}
     other = plots.reward_curves(rows, ["correct"], band=plots.interval_band)
-    assert "seeds: a 3, b 1; bands: 95 % t interval" in caption_of(other)
+    assert "seeds, 3 of a, 1 of b; bands: 95 % t interval" in caption_of(other)
 
   def test_a_band_of_ones_own_needs_a_meaning(self):
     def extremes(values):

@@ -1,0 +1,287 @@
+"""Figures: rewards and weights over steps, and paired differences.
+
+Figures are built as objects, so that nothing touches the state of
+`matplotlib.pyplot` and no display is needed.
+"""
+
+import math
+import os
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from saw_jax.reporting import statistics
+from saw_jax.reporting.runs import Curves
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without its yellow, which fades on white; the order
+# keeps neighbours apart under the common kinds of colour blindness.
+COLOURS = (
+  "#0072B2",
+  "#D55E00",
+  "#009E73",
+  "#CC79A7",
+  "#56B4E9",
+  "#E69F00",
+  "#000000",
+)
+# A second cue beside colour.
+DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
+DPI = 150
+_GREY = "0.35"
+
+
+class Band(NamedTuple):
+  """What is shaded around a mean over seeds."""
+
+  low: np.ndarray  # [T]
+  high: np.ndarray  # [T]
+
+
+def deviation_band(values: np.ndarray) -> Band:
+  """Shades one sample standard deviation over seeds to either side.
+
+  Args:
+    values: shape `[N, T]`.
+
+  Returns:
+    The band; without width for one seed.
+  """
+  mean = values.mean(axis=0)
+  if len(values) == 1:
+    return Band(mean, mean)
+  std = values.std(axis=0, ddof=1)
+  return Band(mean - std, mean + std)
+
+
+def interval_band(values: np.ndarray) -> Band:
+  """Shades the 95 % t interval of the mean.
+
+  Args:
+    values: shape `[N, T]`.
+
+  Returns:
+    The band; without width for one seed.
+  """
+  if len(values) == 1:
+    return Band(values[0], values[0])
+  ends = [statistics.t_interval(column) for column in values.T]
+  low, high = np.array(ends).T
+  return Band(low, high)
+
+
+_BAND_MEANINGS = {
+  deviation_band: "± 1 standard deviation over seeds",
+  interval_band: "95 % t interval of the mean over seeds",
+}
+
+
+def reward_curves(
+  rows: Mapping[str, Curves],
+  components: Sequence[str],
+  *,
+  title: str = "",
+  window: int = 1,
+  band: Callable[[np.ndarray], Band] = deviation_band,
+  band_meaning: str | None = None,
+  path: str | os.PathLike | None = None,
+) -> "Figure":
+  """Draws each objective's reward over steps, and its weight below.
+
+  Args:
+    rows: curves by row of the table; metrics `reward/<component>`, and
+      `weight/<component>` where the weights are to be seen.
+    components: one column of panels each.
+    title: above the panels.
+    window: steps in the moving average of each seed.
+    band: gives the ends of what is shaded from values `[N, T]`.
+    band_meaning: what the caption calls the band, if it is one of your own.
+    path: of a PNG to write.
+
+  Returns:
+    The figure.
+
+  Raises:
+    ImportError: Matplotlib is absent.
+  """
+  if not rows or not components:
+    raise ValueError("nothing to draw: no rows or no components")
+  if band_meaning is None and band not in _BAND_MEANINGS:
+    raise ValueError("a band of your own needs a `band_meaning`")
+  kinds = ["reward"]
+  if any(f"weight/{c}" in r.values for r in rows.values() for c in components):
+    kinds.append("weight")
+  figure = _figure(
+    width=1.0 + 3.1 * len(components), height=1.3 + 2.2 * len(kinds)
+  )
+  axes = figure.subplots(
+    len(kinds), len(components), sharex=True, squeeze=False
+  )
+  handles = {}
+  for i, kind in enumerate(kinds):
+    for j, component in enumerate(components):
+      ax = axes[i, j]
+      for number, (row, curves) in enumerate(rows.items()):
+        values = curves.values.get(f"{kind}/{component}")
+        if values is None:
+          continue
+        steps = curves.steps[window - 1 :]
+        smooth = statistics.moving_average(values, window)
+        kept = np.isfinite(smooth).all(axis=0)
+        steps, smooth = steps[kept], smooth[:, kept]
+        style = _style(number)
+        low, high = band(smooth)
+        ax.fill_between(
+          steps, low, high, color=style["color"], alpha=0.18, linewidth=0
+        )
+        (handles[row],) = ax.plot(steps, smooth.mean(axis=0), **style)
+      if kind == "weight":
+        ax.sharey(axes[i, 0])
+        handles["equal weights"] = ax.axhline(
+          1.0, color=_GREY, linewidth=0.8, zorder=0
+        )
+      if i == 0:
+        ax.set_title(component)
+      if i == len(kinds) - 1:
+        ax.set_xlabel("step")
+      if j == 0:
+        ax.set_ylabel(kind)
+      _tidy(ax)
+  missing = [row for row in rows if row not in handles]
+  if missing:
+    raise ValueError(f"rows without a reward of {list(components)}: {missing}")
+  caption = [
+    _seed_counts(rows),
+    f"bands: {band_meaning or _BAND_MEANINGS[band]}",
+  ]
+  if window > 1:
+    caption.append(f"moving average over {window} steps")
+  _frame(figure, title, handles, "; ".join(caption) + ".")
+  return _save(figure, path)
+
+
+def difference_forest(
+  differences: Mapping[str, statistics.PairedDifference],
+  *,
+  quantity: str,
+  title: str = "",
+  path: str | os.PathLike | None = None,
+) -> "Figure":
+  """Draws paired differences with both of their intervals.
+
+  Args:
+    differences: by label, drawn from top to bottom.
+    quantity: what differs, with its unit; labels the axis.
+    title: above the panel.
+    path: of a PNG to write.
+
+  Returns:
+    The figure.
+
+  Raises:
+    ImportError: Matplotlib is absent.
+  """
+  if not differences:
+    raise ValueError("nothing to draw: no differences")
+  figure = _figure(width=7.0, height=1.9 + 0.45 * len(differences))
+  ax = figure.subplots()
+  ax.axvline(0.0, color=_GREY, linewidth=0.8, zorder=0)
+  handles = {}
+  for place, difference in enumerate(differences.values()):
+    t, boot = difference.t, difference.bootstrap
+    handles["t interval"] = ax.hlines(
+      place, *t, color=COLOURS[0], linewidth=1.6
+    )
+    handles["bootstrap interval"] = ax.hlines(
+      place, *boot, color=COLOURS[4], linewidth=6, alpha=0.6
+    )
+    (handles["mean difference"],) = ax.plot(
+      difference.mean, place, "o", color=COLOURS[0], markersize=6
+    )
+    ax.annotate(
+      f"n = {difference.count}",
+      (1.01, place),
+      xycoords=("axes fraction", "data"),
+      va="center",
+      color=_GREY,
+    )
+  ax.set_yticks(range(len(differences)), list(differences))
+  ax.set_ylim(len(differences) - 0.5, -0.5)
+  ax.set_xlabel(f"difference in {quantity}")
+  ax.locator_params(axis="x", nbins=6)
+  _tidy(ax)
+  levels = sorted({100 * d.confidence for d in differences.values()})
+  caption = (
+    f"{' and '.join(f'{level:g}' for level in levels)} % intervals of the mean "
+    "difference; n seeds, paired."
+  )
+  _frame(figure, title, handles, caption)
+  return _save(figure, path)
+
+
+def _figure(*, width: float, height: float) -> "Figure":
+  try:
+    from matplotlib.backends import backend_agg
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ImportError(
+      "figures need Matplotlib: pip install 'saw_jax[report]'"
+    ) from error
+  figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+  backend_agg.FigureCanvasAgg(figure)
+  return figure
+
+
+def _style(number: int) -> dict[str, object]:
+  return {
+    "color": COLOURS[number % len(COLOURS)],
+    "linestyle": DASHES[number % len(DASHES)],
+    "linewidth": 1.6,
+  }
+
+
+def _tidy(ax) -> None:
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.grid(axis="both", color="0.9", linewidth=0.6)
+  ax.set_axisbelow(True)
+
+
+def _seed_counts(rows: Mapping[str, Curves]) -> str:
+  counts = {row: len(curves.seeds) for row, curves in rows.items()}
+  if len(set(counts.values())) == 1:
+    number = next(iter(counts.values()))
+    return f"Lines: means of {number} seed{'s' if number > 1 else ''}"
+  return "Lines: means of seeds, " + ", ".join(
+    f"{n} of {row}" for row, n in counts.items()
+  )
+
+
+def _frame(figure, title: str, handles: Mapping, caption: str) -> None:
+  """Puts title and legend above the panels, and the caption below."""
+  width = figure.get_figwidth()
+  entry = 0.8 + 0.09 * max(len(name) for name in handles)  # inches
+  columns = min(len(handles), max(1, int(width / entry)))
+  caption = textwrap.fill(caption, width=int(15 * width))
+  # The panels keep their height, however many lines stand around them.
+  lines = math.ceil(len(handles) / columns) - 1 + caption.count("\n")
+  figure.set_figheight(figure.get_figheight() + 0.21 * lines)
+  figure.legend(
+    handles.values(),
+    handles.keys(),
+    loc="outside upper center",
+    ncols=columns,
+    frameon=False,
+    title=title or None,
+    title_fontproperties={"weight": "bold", "size": "large"},
+  )
+  figure.supxlabel(caption, fontsize="small", color=_GREY)
+
+
+def _save(figure, path: str | os.PathLike | None) -> "Figure":
+  if path is not None:
+    figure.savefig(path, format="png", dpi=DPI)
+  return figure
