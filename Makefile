@@ -18,7 +18,7 @@ PY := $(VENV)/bin/python
 DEMO_JOB ?= experiments/reproduce.py --table=saw/tool_calling --scale=tiny \
   --rows=gdpo,gdpo_saw --seeds=2 --demo
 
-# More than one process pays for compiling twice; see CONTRIBUTING.md.
+# On a machine with many cores: make test PYTEST_FLAGS="-n 4".
 PYTEST_FLAGS ?=
 
 # Put before each job. Large models train faster on Linux CPUs when the

@@ -42,7 +42,6 @@ _CORE = [
 _HF = ["tokenizers>=0.21,<1"]
 _DATA = ["pyarrow>=18"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
-_PROGRESS = ["tqdm>=4.66,<5"]
 _TEST = [
   "pytest>=8.3,<10",
   "pytest-xdist>=3.6,<4",
@@ -63,13 +62,12 @@ _EXTRAS = {
   "data": _DATA,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
-  # A progress bar, and two places to send metrics to.
-  "progress": _PROGRESS,
+  # Two more places to send metrics to.
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make test` and a developer install.
-  "demo": _REPORT + _PROGRESS,
-  "test": _TEST + _REPORT + _PROGRESS + _HF + _DATA,
+  "demo": _REPORT,
+  "test": _TEST + _REPORT + _HF + _DATA,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 
