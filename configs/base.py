@@ -1,0 +1,143 @@
+"""Every key that a config has, with its default.
+
+A section is spread into the frozen dataclass named beside it, so that a key
+that nothing reads cannot exist. Sections called `options` hold the arguments of
+the function or task named above them; they are checked against it.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+Section = ml_collections.ConfigDict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns a config that is complete but for its task.
+
+  Returns:
+    An unlocked config; `experiments` locks it.
+  """
+  config = Section()
+
+  # What is learned. saw_jax.algorithms.TASKS
+  config.task = Section()
+  config.task.name = config_dict.required_placeholder(str)
+  # Arguments of the task, e.g. its seed, sizes, and a path for real files.
+  config.task.options = Section(allow_dotted_keys=False)
+
+  # How text becomes tokens.
+  config.tokenizer = Section()
+  # "bytes", or "tool_calling" for the 512 byte pairs of that task at `tiny`,
+  # or the path of a tokenizer.json.
+  config.tokenizer.name = "bytes"
+
+  # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the
+  # tokenizer's.
+  config.model = Section()
+  config.model.width = 64
+  config.model.num_layers = 2
+  config.model.num_heads = 4
+  config.model.num_kv_heads = 2
+  config.model.head_size = 16
+  config.model.mlp_size = 192
+  config.model.rope_theta = 10_000.0
+  config.model.norm_eps = 1e-6
+  config.model.tied_head = True
+  config.model.qkv_bias = False
+  config.model.qk_norm = False
+  config.model.scan_layers = False  # True for deep models: flat compile time
+  config.model.remat = "none"  # what the backward pass recomputes
+  config.model.dtype = "float32"
+  config.model.param_dtype = "float32"
+  # A local folder with pretrained weights; empty: start from nothing.
+  config.checkpoint = ""
+
+  # A supervised start for models without a checkpoint.
+  # saw_jax.training.warm_start.WarmStartConfig
+  config.warm_start = Section()
+  config.warm_start.num_steps = 0  # 0: none
+  config.warm_start.batch_size = 64
+  config.warm_start.num_demonstrations = 8192
+  config.warm_start.seed = 0
+  config.warm_start.learning_rate = 3e-3
+  config.warm_start.log_interval = 100
+  # Arguments of the task's `demonstrations`, e.g. how many are wrong.
+  config.warm_start.options = Section()
+
+  # Sampling. saw_jax.training.rollouts.RolloutConfig
+  config.rollout = Section()
+  config.rollout.max_prompt_tokens = 128
+  config.rollout.max_new_tokens = 64
+  config.rollout.prompt_multiple = 128  # prompt sizes are rounded up to it
+  config.rollout.completion_multiple = 16  # completion sizes in the update
+  config.rollout.long_prompts = "error"  # or "truncate", which keeps the end
+  # saw_jax.rollout.sampling.SamplingConfig
+  config.sampling = Section()
+  config.sampling.temperature = 1.0
+  config.sampling.top_k = 0  # 0: all tokens
+  config.sampling.top_p = 1.0
+
+  # The reward's worker processes. saw_jax.training.sync_loop.GradingConfig
+  config.grading = Section()
+  config.grading.num_workers = 2  # 0: in this process, without a time limit
+  config.grading.limit_s = 5.0  # per response
+  config.grading.crash_tolerance = 0.1  # share of a step that may crash
+
+  # The method. saw_jax.algorithms.AlgorithmConfig
+  config.algorithm = Section()
+  config.algorithm.advantage = "grpo"  # algorithms.ADVANTAGES
+  config.algorithm.advantage_options = Section()
+  config.algorithm.weights = "equal"  # algorithms.WEIGHTS
+  config.algorithm.weights_options = Section()
+  config.algorithm.clip_low = 0.2  # the ratio stays above 1 - clip_low
+  config.algorithm.clip_high = 0.2  # and below 1 + clip_high
+  config.algorithm.dual_clip = config_dict.placeholder(float)  # above 1
+  config.algorithm.aggregate = "token_mean"  # algorithms.AGGREGATES
+  config.algorithm.aggregate_options = Section()
+  config.algorithm.entropy_coefficient = 0.0
+  config.algorithm.kl = Section()
+  config.algorithm.kl.placement = "none"  # none, loss or reward
+  config.algorithm.kl.estimator = "k3"  # algorithms.KL_ESTIMATORS
+  config.algorithm.kl.coefficient = 0.0
+  config.algorithm.kl.force = False  # allow k1 in the loss
+
+  # saw_jax.training.optimizer.OptimizerConfig
+  config.optimizer = Section()
+  config.optimizer.learning_rate = 1e-6
+  config.optimizer.schedule = "constant"  # constant, linear or cosine
+  config.optimizer.warmup_steps = 0  # updates
+  config.optimizer.decay_steps = 0  # updates; 0: all of the run's
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.clip_norm = 1.0
+
+  # saw_jax.training.sync_loop.LoopConfig
+  config.loop = Section()
+  config.loop.num_steps = 100  # rollouts
+  config.loop.prompts_per_step = 16
+  config.loop.group_size = 8  # responses per prompt
+  config.loop.num_minibatches = 1  # updates per rollout
+  config.loop.num_microbatches = 1  # parts of an update, one after the other
+  config.loop.chunk_size = 1024  # tokens whose logits exist at one time
+  config.loop.checkpoint_interval = 25  # steps; 0: only at the end
+  config.loop.writers = ()  # beside the files: tensorboard, wandb
+
+  # saw_jax.training.evaluation.EvaluationConfig
+  config.evaluation = Section()
+  config.evaluation.split = "test"
+  config.evaluation.num_examples = 128
+  config.evaluation.batch_size = 128  # prompts at a time
+  config.evaluation.samples = 4  # per prompt, at the end
+  config.evaluation.temperature = 1.0  # of those samples
+  config.evaluation.interval = 10  # steps; 0: only at the end
+
+  # saw_jax.training.parallel.ParallelConfig
+  config.parallel = Section()
+  config.parallel.lift = "seeded"  # seeded, meshed or pmapped
+  config.parallel.data = -1  # mesh axes; -1: what is left
+  config.parallel.fsdp = 1
+  config.parallel.tensor = 1
+
+  return config

@@ -1,0 +1,1 @@
+"""SAW: stage-aware weighting of several rewards."""

@@ -1,0 +1,1 @@
+"""Scripts: flags and nothing else."""

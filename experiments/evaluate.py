@@ -1,0 +1,95 @@
+"""Evaluates the policies of a run on held-out examples.
+
+  python experiments/evaluate.py --workdir=runs/gdpo_saw --checkpoint=best
+
+Prints greedy and sampled scores of every seed with 95 % intervals over
+examples, and writes them to evaluation.json in the run directory.
+"""
+
+import json
+import pathlib
+
+import ml_collections
+from absl import flags
+
+from experiments import command_line
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run directory.", required=True
+)
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "last", "last, best, or the number of a step."
+)
+_EXAMPLES = flags.DEFINE_integer(
+  "examples", None, "Number of examples; the config's by default.", 1
+)
+_SAMPLES = flags.DEFINE_integer(
+  "samples", None, "Samples per example; the config's by default.", 1
+)
+_SPLIT = flags.DEFINE_string("split", None, "Split; the config's by default.")
+
+
+def main() -> int:
+  from experiments import build
+  from saw_jax.reporting import statistics
+  from saw_jax.training import evaluation, run_directory, sync_loop
+
+  workdir = pathlib.Path(_WORKDIR.value)
+  values = run_directory.read_run(workdir)["config"]
+  seeds = values.pop("seeds")
+  config = ml_collections.ConfigDict(values)
+  for name, value in (
+    ("num_examples", _EXAMPLES.value),
+    ("samples", _SAMPLES.value),
+    ("split", _SPLIT.value),
+  ):
+    if value is not None:
+      config.evaluation[name] = value
+  with command_line.checking_input():
+    experiment = build.build(config)
+    step = _step(workdir)
+  step, results = sync_loop.evaluate_checkpoint(
+    experiment, len(seeds), workdir, step=step
+  )
+
+  document = {"step": step, "seeds": []}
+  for index, seed in enumerate(seeds):
+    entry = {"seed": seed}
+    for mode, result in results.items():
+      entry[mode] = {}
+      print(f"seed {seed}, step {step}, {mode}:")
+      for name, per_example in evaluation.per_example(
+        result, index, experiment.task.components
+      ).items():
+        mean, low, high = statistics.mean_interval(per_example)
+        entry[mode][name] = {"mean": mean, "low": low, "high": high}
+        print(
+          f"  {name:<12} {mean:7.3f}  [{low:.3f}, {high:.3f}]"
+          f"  over {len(per_example)} examples"
+        )
+    document["seeds"].append(entry)
+  path = workdir / "evaluation.json"
+  path.write_text(json.dumps(document, indent=2) + "\n")
+  print(f"written to {path}")
+  return 0
+
+
+def _step(workdir: pathlib.Path) -> int | None:
+  from saw_jax.training import checkpoint
+
+  if _CHECKPOINT.value == "last":
+    return None
+  if _CHECKPOINT.value == "best":
+    store = checkpoint.Checkpointer(workdir / "checkpoints")
+    step = store.best_step
+    store.close()
+    return step
+  if _CHECKPOINT.value.isdigit():
+    return int(_CHECKPOINT.value)
+  raise ValueError(
+    f"--checkpoint is last, best or a step, not {_CHECKPOINT.value!r}"
+  )
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,75 @@
+"""Trains a policy.
+
+  python experiments/train.py --workdir=runs/gdpo_saw --seeds=0,1 \
+    --config=configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny
+
+Several seeds run as one program. Run the same command again to go on after
+Ctrl-C or a crash: the finished run is the one that was never interrupted.
+"""
+
+import logging
+import sys
+
+from absl import flags
+
+from experiments import command_line
+
+_CONFIG = command_line.define_config()
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where metrics and checkpoints go.", required=True
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
+_RESUME_STEP = flags.DEFINE_integer(
+  "resume_step",
+  None,
+  "Go on from this checkpoint rather than the latest one.",
+  lower_bound=0,
+)
+flags.mark_flag_as_required("config")
+
+
+def main() -> int:
+  # JAX is imported here: a typo in the flags is answered before that.
+  from experiments import build
+  from saw_jax.training import run_directory, sync_loop
+
+  with command_line.checking_input():
+    seeds = parse_seeds(_SEEDS.value)
+    document = {**_CONFIG.value.to_dict(), "seeds": seeds}
+    run_directory.check_run(_WORKDIR.value, document)
+    experiment = build.build(_CONFIG.value)
+  run_directory.open_run(_WORKDIR.value, document)
+  result = sync_loop.run(
+    experiment,
+    seeds,
+    directory=_WORKDIR.value,
+    resume_step=_RESUME_STEP.value,
+  )
+  if not result.finished:
+    print(
+      f"stopped after step {result.step}, saved; the same command goes on "
+      f"from there:\n  python {' '.join(sys.argv)}"
+    )
+    return command_line.INTERRUPTED
+  for seed in result.final:
+    scores = ", ".join(
+      f"{name} {value:.3f}" for name, value in seed["greedy"].items()
+    )
+    logging.info("seed %d, held out, greedy: %s", seed["seed"], scores)
+  return 0
+
+
+def parse_seeds(words: list[str]) -> list[int]:
+  try:
+    seeds = [int(word) for word in words]
+  except ValueError:
+    raise ValueError(
+      f"--seeds is a list of integers, not {','.join(words)!r}"
+    ) from None
+  if len(set(seeds)) != len(seeds) or not seeds:
+    raise ValueError(f"--seeds must differ from each other, not {seeds}")
+  return seeds
+
+
+if __name__ == "__main__":
+  command_line.run(main)

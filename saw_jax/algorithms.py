@@ -1,0 +1,290 @@
+"""The one table from names to functions, and what a config makes of it.
+
+Strings exist because configs hold data. They end here: a name that is not in a
+table stops the run with the nearest one, and so does an option that its
+function does not take.
+"""
+
+import dataclasses
+import functools
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saw_jax import advantages, losses, tokenizer, weighting
+from saw_jax.tasks import base as tasks_base
+from saw_jax.tasks import tool_calling
+from saw_jax.training import objective
+
+ADVANTAGES = {
+  "grpo": advantages.grpo,
+  "dr_grpo": advantages.dr_grpo,
+  "rloo": advantages.rloo,
+  "reinforce_plus_plus_baseline": advantages.reinforce_plus_plus_baseline,
+  "gdpo": advantages.gdpo,
+}
+
+# "gradient" has no function of the rewards: its weights persist over steps.
+WEIGHTS = {
+  "equal": weighting.equal_weights,
+  "static": weighting.static_weights,
+  "saw": weighting.saw_weights,
+  "group_saw": weighting.group_saw_weights,
+  "inverse_saw": weighting.inverse_saw_weights,
+  "deviation": weighting.deviation_weights,
+  "gradient": None,
+}
+
+WHITENINGS = {
+  "token": advantages.token_whiten,
+  "sequence": advantages.sequence_whiten,
+  "none": None,
+}
+
+AGGREGATES = {
+  "token_mean": losses.token_mean,
+  "sequence_mean_token_mean": losses.sequence_mean_token_mean,
+  "sequence_mean_token_sum": losses.sequence_mean_token_sum,
+  "sequence_mean_token_sum_const": losses.sequence_mean_token_sum_const,
+}
+
+KL_ESTIMATORS = {
+  "k1": losses.kl_k1,
+  "k2": losses.kl_k2,
+  "k3": losses.kl_k3,
+}
+
+# A task and the dataclass of its options.
+TASKS = {
+  "tool_calling": (
+    tool_calling.ToolCallingTask,
+    tool_calling.ToolCallingConfig,
+  ),
+}
+
+# Names of the tokenizers that need no file; others are paths.
+TOKENIZERS = {
+  "bytes": tokenizer.ByteTokenizer,
+  "tool_calling": tokenizer.BPETokenizer,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class KLConfig:
+  """Where and how the policy is kept near the reference (R12)."""
+
+  placement: str = "none"  # none, loss or reward
+  estimator: str = "k3"
+  coefficient: float = 0.0
+  force: bool = False  # allow k1 in the loss, whose gradient is zero on average
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+  """Which functions a run is made of."""
+
+  advantage: str = "grpo"
+  advantage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  weights: str = "equal"
+  weights_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  dual_clip: float | None = None
+  aggregate: str = "token_mean"
+  aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  entropy_coefficient: float = 0.0
+  kl: KLConfig = KLConfig()
+
+
+class Method(NamedTuple):
+  """The functions that a config names."""
+
+  advantage: Callable
+  weights: Callable | None  # None: gradient weighting
+  gradient_options: Mapping[str, Any]
+  terms: dict[str, objective.Term]
+  diagnostics: dict[str, objective.TermFn]
+  kl_in_reward: tuple[Callable, float] | None
+  needs_reference: bool
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+  """Finds a name in a table.
+
+  Args:
+    table: names to functions.
+    name: the name in the config.
+    what: what is chosen, for the message.
+
+  Returns:
+    The entry.
+
+  Raises:
+    KeyError: no such name; the message has the nearest one.
+  """
+  if name not in table:
+    raise KeyError(
+      f"unknown {what} {name!r}: {tasks_base.nearest(name, list(table))}"
+    )
+  return table[name]
+
+
+def specialise(fn: Callable, options: Mapping[str, Any], what: str) -> Callable:
+  """Binds options to a function that has them.
+
+  Args:
+    fn: a function with keyword-only options.
+    options: values by name.
+    what: what the function is, for the message.
+
+  Returns:
+    The function with its options bound.
+
+  Raises:
+    TypeError: an option that the function does not take.
+  """
+  known = [
+    name
+    for name, parameter in inspect.signature(fn).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  ]
+  for name in options:
+    if name not in known:
+      raise TypeError(
+        f"{what} has no option {name!r}: {tasks_base.nearest(name, known)}"
+      )
+  return functools.partial(fn, **options) if options else fn
+
+
+def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
+  """Turns names into functions.
+
+  Args:
+    config: the names and their options.
+    minima: least value of each reward component, `[M]`; SAW's weighting reads
+      them unless its options say otherwise.
+
+  Returns:
+    The method.
+
+  Raises:
+    KeyError: an unknown name.
+    TypeError: an unknown option.
+    ValueError: options that do not go together.
+  """
+  options = dict(config.advantage_options)
+  if "whiten" in options:
+    options["whiten"] = lookup(WHITENINGS, options["whiten"], "whitening")
+  advantage = specialise(
+    lookup(ADVANTAGES, config.advantage, "advantage"),
+    options,
+    f"advantage {config.advantage!r}",
+  )
+
+  weights = lookup(WEIGHTS, config.weights, "weighting")
+  options = dict(config.weights_options)
+  gradient_options = options if weights is None else {}
+  if weights is not None:
+    if "minima" in inspect.signature(weights).parameters:
+      options.setdefault("minima", tuple(float(m) for m in minima))
+    options = {
+      name: np.asarray(value, np.float32)
+      if isinstance(value, list | tuple)
+      else value
+      for name, value in options.items()
+    }
+    weights = specialise(weights, options, f"weighting {config.weights!r}")
+
+  aggregate = specialise(
+    lookup(AGGREGATES, config.aggregate, "aggregate"),
+    config.aggregate_options,
+    f"aggregate {config.aggregate!r}",
+  )
+  terms = {
+    "policy": objective.Term(
+      objective.clipped_surrogate(
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        aggregate=aggregate,
+      )
+    )
+  }
+  if config.entropy_coefficient:
+    terms["entropy"] = objective.Term(
+      objective.entropy(), config.entropy_coefficient
+    )
+  kl_in_reward = None
+  kl = config.kl
+  if kl.placement != "none":
+    estimator = lookup(KL_ESTIMATORS, kl.estimator, "KL estimator")
+    losses.check_kl(estimator, kl.placement, force=kl.force)
+    if kl.placement == "loss":
+      terms["kl"] = objective.Term(
+        objective.kl(estimator, aggregate=aggregate), kl.coefficient
+      )
+    else:
+      if config.advantage == "gdpo":
+        raise ValueError(
+          "KL in the reward has no place in GDPO, which normalises each "
+          "component on its own: use kl.placement='loss'"
+        )
+      kl_in_reward = (estimator, kl.coefficient)
+  return Method(
+    advantage=advantage,
+    weights=weights,
+    gradient_options=gradient_options,
+    terms=terms,
+    diagnostics={
+      "entropy": objective.mean_entropy,
+      "sampler_mismatch": objective.sampler_mismatch,
+      **objective.clip_diagnostics(config.clip_low, config.clip_high),
+    },
+    kl_in_reward=kl_in_reward,
+    needs_reference=kl.placement != "none",
+  )
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> tasks_base.Task:
+  """Makes a task.
+
+  Args:
+    name: in `TASKS`.
+    options: fields of its own config.
+
+  Returns:
+    The task.
+
+  Raises:
+    KeyError: an unknown name.
+    TypeError: an unknown option.
+  """
+  task, task_config = lookup(TASKS, name, "task")
+  known = [field.name for field in dataclasses.fields(task_config)]
+  for option in options:
+    if option not in known:
+      raise TypeError(
+        f"task {name!r} has no option {option!r}: "
+        f"{tasks_base.nearest(option, known)}"
+      )
+  return task(task_config(**options))
+
+
+def make_tokenizer(name: str) -> tokenizer.Tokenizer:
+  """Makes a tokenizer.
+
+  Args:
+    name: in `TOKENIZERS`, or the path of a `tokenizer.json`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    KeyError: neither a name nor a file.
+  """
+  if name not in TOKENIZERS and pathlib.Path(name).is_file():
+    return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
+  return lookup(TOKENIZERS, name, "tokenizer (or file)")()

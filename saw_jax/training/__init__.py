@@ -1,0 +1,1 @@
+"""Training: what turns the formulas into steps, runs and checkpoints."""

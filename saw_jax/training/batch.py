@@ -1,0 +1,131 @@
+"""The batch that an update learns from."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.types import Array
+
+
+@flax.struct.dataclass
+class TrainBatch:
+  """`B` transcripts with what the losses need of them.
+
+  `S` is the whole sequence, `T = S - prompt_size` the part after the prompts.
+  An optional field that is `None` was not recorded; a loss that needs it says
+  so when it is traced.
+  """
+
+  tokens: Array  # int32 [B, S]
+  roles: Array  # int8 [B, S]
+  starts: Array  # int32 [B], first real token
+  advantages: Array  # float32 [B]
+  old_log_probs: Array | None = None  # [B, T], before this step's updates
+  behave_log_probs: Array | None = None  # [B, T], of the sampler
+  ref_log_probs: Array | None = None  # [B, T], of the frozen reference
+  prompt_size: int = flax.struct.field(pytree_node=False, default=0)
+
+  @property
+  def completion_mask(self) -> Array:
+    """True on the tokens that the policy chose. Shape `[B, T]`."""
+    return self.roles[..., self.prompt_size :] == transcript_lib.POLICY
+
+  @property
+  def valid(self) -> Array:
+    """True on every real token. Shape `[B, S]`."""
+    return self.roles != transcript_lib.PAD
+
+  @property
+  def positions(self) -> Array:
+    """Position of each token in its own sequence, 0 on padding. `[B, S]`."""
+    index = jnp.arange(self.tokens.shape[-1], dtype=jnp.int32)
+    return jnp.maximum(index[None] - self.starts[:, None], 0)
+
+  def require(self, field: str, user: str) -> Array:
+    """Returns an optional field, or says which loss misses it.
+
+    Args:
+      field: name of the field.
+      user: the loss that needs it, for the message.
+
+    Returns:
+      The array.
+
+    Raises:
+      ValueError: the field was not recorded.
+    """
+    value = getattr(self, field)
+    if value is None:
+      raise ValueError(f"{user} needs {field}, which this batch does not hold")
+    return value
+
+
+def make_batch(
+  transcript: transcript_lib.Transcript, advantages: Array
+) -> TrainBatch:
+  """Joins a transcript of `P * G` rows with its advantages `[P, G]`.
+
+  Args:
+    transcript: rows in the order `[P, G]` flattened.
+    advantages: one number a row. Shape `[P, G]`; both may have a leading axis
+      of seeds.
+
+  Returns:
+    The batch, without `old_log_probs` and `ref_log_probs`.
+  """
+  return TrainBatch(
+    tokens=transcript.tokens,
+    roles=transcript.roles,
+    starts=transcript.starts,
+    advantages=advantages.reshape(transcript.starts.shape),
+    behave_log_probs=transcript.behave_log_probs,
+    prompt_size=transcript.prompt_size,
+  )
+
+
+def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
+  """Splits a batch into `count` parts along a new leading axis.
+
+  Part `k` holds the rows `k, k + count, ...`: an axis that is sharded over
+  devices stays sharded inside every part.
+
+  Args:
+    batch: a batch of `B` rows.
+    count: number of parts, a divisor of `B`.
+
+  Returns:
+    The same rows; each array has shape `[count, B / count, ...]`.
+
+  Raises:
+    ValueError: `count` does not divide `B`.
+  """
+  rows = batch.tokens.shape[0]
+  if rows % count:
+    raise ValueError(f"{rows} rows do not split into {count} equal parts")
+  return jax.tree.map(
+    lambda x: x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1),
+    batch,
+  )
+
+
+def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
+  """Takes one of `parts` mini-batches of a batch with a leading seed axis.
+
+  Args:
+    batch: each array has shape `[N, B, ...]`, rows in the order `[P, G]`.
+    part: which mini-batch, below `parts`.
+    parts: number of mini-batches, a divisor of the number of prompts, so that
+      groups stay whole.
+
+  Returns:
+    The rows of that part, in order.
+
+  Raises:
+    ValueError: the rows do not split evenly.
+  """
+  rows = batch.tokens.shape[1]
+  if rows % parts:
+    raise ValueError(f"{rows} rows do not split into {parts} mini-batches")
+  size = rows // parts
+  return jax.tree.map(lambda x: x[:, part * size : (part + 1) * size], batch)

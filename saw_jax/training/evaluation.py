@@ -1,0 +1,188 @@
+"""How good a policy is on examples that it was not trained on."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.tasks.base import Component, Outcome, Task
+from saw_jax.tasks.grading import Grader
+from saw_jax.tokenizer import Tokenizer
+from saw_jax.training import rollouts
+
+# Evaluation keys are folded at steps that no training run reaches.
+_FIRST_STEP = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """What is evaluated, and how often."""
+
+  split: str = "test"
+  num_examples: int = 128
+  batch_size: int = 128  # prompts at a time
+  samples: int = 4  # per prompt, in the final sampled evaluation
+  temperature: float = 1.0  # of those samples
+  interval: int = 10  # steps between greedy evaluations; 0: only at the end
+
+
+class Evaluator:
+  """Scores policies on one set of held-out examples, greedily or sampled."""
+
+  def __init__(
+    self,
+    task: Task,
+    tokenizer: Tokenizer,
+    encoder: rollouts.Encoder,
+    config: EvaluationConfig,
+    make_sampler: Callable[[SamplingConfig, int], rollouts.Generate],
+  ):
+    """Takes the examples; nothing is compiled yet.
+
+    Args:
+      task: where the examples come from.
+      tokenizer: for the completions' text.
+      encoder: of the prompts.
+      config: which examples, and how many samples.
+      make_sampler: from a sampling and a group size to a sampler.
+    """
+    examples = task.examples(config.split)
+    self.components = task.components
+    self.examples = [
+      examples[i] for i in range(min(len(examples), config.num_examples))
+    ]
+    self._config, self._tokenizer = config, tokenizer
+    self._encoder = encoder
+    greedy = SamplingConfig(greedy=True)
+    sampled = SamplingConfig(temperature=config.temperature)
+    self._modes = {
+      "greedy": (make_sampler(greedy, 1), 1),
+      "sampled": (make_sampler(sampled, config.samples), config.samples),
+    }
+
+  def run(
+    self, mode: str, params: Any, grader: Grader, *, num_seeds: int
+  ) -> dict[str, np.ndarray]:
+    """Scores every example under the policies of all seeds.
+
+    Args:
+      mode: `greedy`, one answer an example; or `sampled`, `samples` of them.
+      params: of all seeds, as the lift keeps them.
+      grader: scores the answers.
+      num_seeds: `N`.
+
+    Returns:
+      `rewards` float32 `[N, E, G, M]`, `scored` bool of the same shape,
+      `right`, `ended` bool and `lengths` int `[N, E, G]`, for `E` examples.
+    """
+    generate_fn, group_size = self._modes[mode]
+    size = min(self._config.batch_size, len(self.examples))
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(self.examples), size):
+      chosen = self.examples[start : start + size]
+      # The last batch is filled up, so that all have one shape.
+      padded = chosen + self.examples[: size - len(chosen)]
+      ids = np.array([example.key for example in padded])
+      rows = [padded] * num_seeds
+      transcript = rollouts.sample(
+        generate_fn,
+        params,
+        rows,
+        rollouts.row_keys(
+          [0] * num_seeds, _FIRST_STEP, [ids] * num_seeds, group_size
+        ),
+        encoder=self._encoder,
+        multiple=1,
+      )
+      result = rollouts.score(
+        transcript, rows, tokenizer=self._tokenizer, grader=grader
+      )
+      right = np.array(
+        [outcome is Outcome.RIGHT for outcome in result.outcomes]
+      ).reshape(result.lengths.shape)
+      for name, value in {
+        "rewards": result.rewards,
+        "scored": result.scored,
+        "right": right,
+        "ended": result.ended,
+        "lengths": result.lengths,
+      }.items():
+        parts.setdefault(name, []).append(value[:, : len(chosen)])
+    return {name: np.concatenate(value, 1) for name, value in parts.items()}
+
+  def scores(
+    self, mode: str, params: Any, grader: Grader, *, num_seeds: int
+  ) -> list[dict[str, float]]:
+    """Runs an evaluation and averages it; see `run` and `summarise`.
+
+    Args:
+      mode: `greedy` or `sampled`.
+      params: of all seeds, as the lift keeps them.
+      grader: scores the answers.
+      num_seeds: `N`.
+
+    Returns:
+      The means of each seed.
+    """
+    result = self.run(mode, params, grader, num_seeds=num_seeds)
+    return summarise(result, self.components)
+
+
+def per_example(
+  result: dict[str, np.ndarray], seed: int, components: Sequence[Component]
+) -> dict[str, np.ndarray]:
+  """Averages an evaluation over the samples of each example.
+
+  Args:
+    result: from `Evaluator.run`.
+    seed: index of the seed.
+    components: of the task.
+
+  Returns:
+    For each figure one number an example, `[E]`; examples of which nothing was
+    scored are left out of a component.
+  """
+  rewards, scored = result["rewards"][seed], result["scored"][seed]
+  figures = {}
+  for m, component in enumerate(components):
+    chosen = scored[..., m]
+    count = chosen.sum(-1)
+    total = np.where(chosen, rewards[..., m], 0).sum(-1, dtype=np.float64)
+    figures[component.name] = total[count > 0] / count[count > 0]
+  for name in ("right", "ended", "lengths"):
+    figures[name] = result[name][seed].mean(-1, dtype=np.float64)
+  return figures
+
+
+def summarise(
+  result: dict[str, np.ndarray], components: Sequence[Component]
+) -> list[dict[str, float]]:
+  """Averages an evaluation over its examples, seed by seed.
+
+  Args:
+    result: from `Evaluator.run`.
+    components: of the task.
+
+  Returns:
+    For each seed: the mean of each component over what was scored, their sum
+    as `total`, the share of fully right answers, of ended ones and of unscored
+    ones, and the mean length in tokens.
+  """
+  summaries = []
+  for index in range(result["rewards"].shape[0]):
+    rewards, scored = result["rewards"][index], result["scored"][index]
+    values = {}
+    for m, component in enumerate(components):
+      chosen = rewards[..., m][scored[..., m]]
+      values[component.name] = (
+        float(chosen.mean(dtype=np.float64)) if chosen.size else float("nan")
+      )
+    values["total"] = sum(values.values())
+    values["right"] = float(result["right"][index].mean())
+    values["ended"] = float(result["ended"][index].mean())
+    values["unscored"] = float(1 - scored.mean())
+    values["length"] = float(result["lengths"][index].mean())
+    summaries.append(values)
+  return summaries

@@ -1,0 +1,221 @@
+"""Where the numbers of a run go: JSON lines and CSV, and more on request.
+
+`metrics.csv` has one line per step and seed. Both files are appended to as the
+run goes; a resumed run first drops the lines of the steps that it repeats, so
+that the files of a killed run end up those of one that was not.
+"""
+
+import csv
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class Writer(Protocol):
+  """Takes the metrics of one step and seed."""
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
+    """Records the values."""
+
+  def close(self) -> None:
+    """Ends the record."""
+
+
+class FileWriter:
+  """Writes `<name>.jsonl` and `<name>.csv` in a run directory."""
+
+  def __init__(
+    self, directory: str | os.PathLike, name: str, *, first_step: int = 0
+  ):
+    """Opens the files.
+
+    Args:
+      directory: of the run; made if absent.
+      name: stem of both files.
+      first_step: lines of this step and later ones are dropped: the run is
+        about to write them again.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    self._json_path = directory / f"{name}.jsonl"
+    self._csv_path = directory / f"{name}.csv"
+    self._rows = [
+      row for row in _read_lines(self._json_path) if row["step"] < first_step
+    ]
+    self._columns: list[str] = []
+    _replace(self._json_path, "".join(_line(row) for row in self._rows))
+    self._json = self._json_path.open("a")
+    self._csv = None
+    self._rewrite_csv()
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
+    """Appends one line to both files.
+
+    Args:
+      step: the rollout step.
+      seed: the seed.
+      values: scalars by name.
+    """
+    row = {"step": step, "seed": seed, **values}
+    self._rows.append(row)
+    self._json.write(_line(row))
+    self._json.flush()
+    if set(row) <= set(self._columns):
+      csv.DictWriter(self._csv, self._columns).writerow(row)
+      self._csv.flush()
+    else:  # a metric that the header lacks: once or twice a run
+      self._rewrite_csv()
+
+  def close(self) -> None:
+    """Closes both files."""
+    self._json.close()
+    if self._csv is not None:
+      self._csv.close()
+
+  def _rewrite_csv(self) -> None:
+    columns = dict.fromkeys(key for row in self._rows for key in row)
+    self._columns = list(columns)
+    if self._csv is not None:
+      self._csv.close()
+    temporary = self._csv_path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+      if self._columns:
+        writer = csv.DictWriter(file, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+    temporary.replace(self._csv_path)
+    self._csv = self._csv_path.open("a", newline="")
+
+
+class TensorBoardWriter:
+  """Writes event files (extra `[tensorboard]`)."""
+
+  def __init__(self, directory: str | os.PathLike):
+    """Opens the event file.
+
+    Args:
+      directory: of the run; events go to `tensorboard/` in it.
+
+    Raises:
+      ImportError: the extra is not installed.
+    """
+    try:
+      import tensorboardX
+    except ImportError as error:
+      raise ImportError(
+        "the TensorBoard writer needs the extra: "
+        "pip install 'saw_jax[tensorboard]'"
+      ) from error
+    self._make = lambda seed: tensorboardX.SummaryWriter(
+      str(pathlib.Path(directory) / "tensorboard" / f"seed_{seed}")
+    )
+    self._writers = {}
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
+    """Records the values under their names, one run a seed.
+
+    Args:
+      step: the rollout step.
+      seed: the seed.
+      values: scalars by name.
+    """
+    if seed not in self._writers:
+      self._writers[seed] = self._make(seed)
+    for name, value in values.items():
+      self._writers[seed].add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes the event files."""
+    for writer in self._writers.values():
+      writer.close()
+
+
+class WandbWriter:
+  """Writes to Weights & Biases (extra `[wandb]`)."""
+
+  def __init__(self, directory: str | os.PathLike):
+    """Starts a run there; project and mode come from its own environment.
+
+    Args:
+      directory: of the run; its name is the run's name.
+
+    Raises:
+      ImportError: the extra is not installed.
+    """
+    try:
+      import wandb
+    except ImportError as error:
+      raise ImportError(
+        "the Weights & Biases writer needs the extra: "
+        "pip install 'saw_jax[wandb]'"
+      ) from error
+    directory = pathlib.Path(directory)
+    self._run = wandb.init(
+      name=directory.name, dir=str(directory), resume="allow"
+    )
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
+    """Records the values, prefixed by their seed.
+
+    Args:
+      step: the rollout step.
+      seed: the seed.
+      values: scalars by name.
+    """
+    named = {f"seed_{seed}/{name}": value for name, value in values.items()}
+    self._run.log(named, step=step)
+
+  def close(self) -> None:
+    """Ends the run there."""
+    self._run.finish()
+
+
+WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
+
+
+def make_writers(
+  directory: str | os.PathLike, extra: Sequence[str], *, first_step: int
+) -> list[Writer]:
+  """Makes the writers of a run: files always, others by name.
+
+  Args:
+    directory: of the run.
+    extra: names in `WRITERS`.
+    first_step: the step that is written first.
+
+  Returns:
+    The writers.
+
+  Raises:
+    KeyError: an unknown name.
+  """
+  for name in extra:
+    if name not in WRITERS:
+      raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
+  files = FileWriter(directory, "metrics", first_step=first_step)
+  return [files, *(WRITERS[name](directory) for name in extra)]
+
+
+def _line(row: Mapping[str, float]) -> str:
+  return json.dumps(row) + "\n"
+
+
+def _read_lines(path: pathlib.Path) -> list[dict]:
+  """Reads the whole lines of a file; a kill may have cut the last one."""
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  temporary = path.with_suffix(".jsonl.tmp")
+  temporary.write_text(text)
+  temporary.replace(path)

@@ -1,0 +1,82 @@
+"""The optimizer, from its settings."""
+
+import dataclasses
+
+import optax
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with a clipped gradient."""
+
+  learning_rate: float = 1e-6
+  schedule: str = "constant"  # after the warm-up: constant, linear or cosine
+  warmup_steps: int = 0
+  decay_steps: int = 0  # updates until the schedule's end; 0: the run's
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.01
+  clip_norm: float = 1.0  # of the whole gradient; inf: none
+
+  def __post_init__(self):
+    if self.schedule not in SCHEDULES:
+      raise ValueError(
+        f"unknown schedule {self.schedule!r}; choose one of {SCHEDULES}"
+      )
+    if not self.learning_rate >= 0:
+      raise ValueError(f"learning_rate is {self.learning_rate}, below 0")
+    if not self.clip_norm > 0:
+      raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
+
+
+def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+  """Makes the learning rate as a function of the update.
+
+  Args:
+    config: the settings.
+    num_updates: updates of the whole run, where the decay ends unless
+      `decay_steps` says otherwise.
+
+  Returns:
+    A function from the update's number to the learning rate.
+  """
+  peak, warmup = config.learning_rate, config.warmup_steps
+  rest = max((config.decay_steps or num_updates) - warmup, 1)
+  if config.schedule == "linear":
+    after = optax.linear_schedule(peak, 0.0, rest)
+  elif config.schedule == "cosine":
+    after = optax.cosine_decay_schedule(peak, rest)
+  else:
+    after = optax.constant_schedule(peak)
+  if not warmup:
+    return after
+  return optax.join_schedules(
+    [optax.linear_schedule(0.0, peak, warmup), after], [warmup]
+  )
+
+
+def make_optimizer(
+  config: OptimizerConfig, num_updates: int
+) -> optax.GradientTransformation:
+  """Makes the optimizer.
+
+  Args:
+    config: the settings.
+    num_updates: updates of the whole run.
+
+  Returns:
+    Clipping by the global norm, then AdamW.
+  """
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(
+      make_schedule(config, num_updates),
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+    ),
+  )

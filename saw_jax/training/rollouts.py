@@ -1,0 +1,286 @@
+"""The path from examples to scored transcripts, and back to arrays.
+
+This is one of two places where text meets arrays (the other is `sync_loop`):
+prompts become token ids, tokens become completions, completions become rewards.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout import generate, transcript
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.tasks.base import Example
+from saw_jax.tasks.grading import Grader
+from saw_jax.tokenizer import Tokenizer
+from saw_jax.training import parallel
+from saw_jax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """Sizes of a rollout."""
+
+  max_prompt_tokens: int = 128
+  max_new_tokens: int = 64
+  prompt_multiple: int = 128  # prompt lengths are rounded up to it
+  completion_multiple: int = 16  # so are the completions that are trained on
+  long_prompts: str = "error"  # or "truncate": keep the end
+
+
+class Rollout(NamedTuple):
+  """Transcripts of all seeds, with what the graders said of them."""
+
+  transcript: transcript.Transcript  # rows [N, P * G, ...]
+  completions: list[str]  # N * P * G, in order
+  rewards: np.ndarray  # float32 [N, P, G, M]
+  scored: np.ndarray  # bool [N, P, G, M]
+  outcomes: list  # N * P * G
+  lengths: np.ndarray  # int [N, P, G], tokens that the policy chose
+  ended: np.ndarray  # bool [N, P, G], an end token was sampled
+
+
+# (params, prompts [N, P], keys [N, P * G]) -> Transcript of rows [N, P * G]
+Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
+
+
+class Encoder:
+  """Turns examples into padded prompts, remembering their tokens."""
+
+  def __init__(self, tokenizer: Tokenizer, config: RolloutConfig):
+    """Starts with nothing remembered.
+
+    Args:
+      tokenizer: of the policy.
+      config: the longest prompt, and what becomes of longer ones.
+    """
+    self._tokenizer, self._config = tokenizer, config
+    self._ids: dict[tuple, list[int]] = {}
+
+  def tokens(self, example: Example) -> list[int]:
+    """Encodes one prompt.
+
+    Args:
+      example: its messages.
+
+    Returns:
+      Token ids, at most `max_prompt_tokens`.
+
+    Raises:
+      ValueError: the prompt is too long and may not be cut.
+    """
+    name = tuple((m["role"], m["content"]) for m in example.messages)
+    if name in self._ids:
+      return self._ids[name]
+    ids = list(self._tokenizer.encode_chat(example.messages))
+    limit = self._config.max_prompt_tokens
+    if len(ids) > limit:
+      if self._config.long_prompts != "truncate":
+        raise ValueError(
+          f"example {example.key} has a prompt of {len(ids)} tokens; the limit "
+          f"is {limit} (rollout.max_prompt_tokens, or "
+          "rollout.long_prompts='truncate')"
+        )
+      ids = ids[-limit:]
+    self._ids[name] = ids
+    return ids
+
+  def prompts(
+    self, examples: Sequence[Sequence[Example]]
+  ) -> transcript.PromptBatch:
+    """Pads the prompts of all seeds to one size.
+
+    Args:
+      examples: `[N, P]`.
+
+    Returns:
+      The prompts, with a leading axis of seeds.
+    """
+    flat = [example for row in examples for example in row]
+    batch = transcript.pad_prompts(
+      [self.tokens(example) for example in flat],
+      ids=[example.key for example in flat],
+      multiple=self._config.prompt_multiple,
+    )
+    shape = (len(examples), len(examples[0]))
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
+
+
+def make_generate(
+  lift: parallel.Lift,
+  decoder_config: DecoderConfig,
+  config: RolloutConfig,
+  tokenizer: Tokenizer,
+  *,
+  sampling: SamplingConfig,
+  group_size: int,
+) -> Generate:
+  """Makes the sampler, lifted like the step is.
+
+  Args:
+    lift: how arrays are spread.
+    decoder_config: the decoder.
+    config: sizes.
+    tokenizer: for its end tokens.
+    sampling: temperature and truncation.
+    group_size: samples per prompt, `G`.
+
+  Returns:
+    A function over arrays with a leading axis of seeds.
+  """
+  make = lambda lanes: generate.make_generate(  # noqa: E731
+    decoder_config,
+    sampling=sampling,
+    max_new_tokens=config.max_new_tokens,
+    group_size=group_size,
+    eos_ids=tokenizer.eos_ids,
+    pad_id=tokenizer.pad_id,
+    lanes=lanes,
+  )
+  if lift.name == "seeded":
+    # Not a vmap: the loop's condition and cache index are shared by all seeds.
+    return make(True)
+  return lift.wrap(
+    make(False),
+    (parallel.STATE, parallel.ROWS, parallel.ROWS),
+    (parallel.ROWS,),
+  )
+
+
+def sample(
+  generate_fn: Generate,
+  params: PyTree,
+  examples: Sequence[Sequence[Example]],
+  keys: Array,
+  *,
+  encoder: Encoder,
+  multiple: int,
+) -> transcript.Transcript:
+  """Samples responses.
+
+  Args:
+    generate_fn: from `make_generate`.
+    params: of all seeds, as the lift keeps them.
+    examples: prompts of each seed, `[N, P]`.
+    keys: a key per row, `[N, P * G]`.
+    encoder: of the prompts.
+    multiple: completions are cut to the longest one, rounded up to this.
+
+  Returns:
+    Host arrays, rows `[N, P * G]`.
+  """
+  prompts = encoder.prompts(examples)
+  return trim(jax.device_get(generate_fn(params, prompts, keys)), multiple)
+
+
+def score(
+  sampled: transcript.Transcript,
+  examples: Sequence[Sequence[Example]],
+  *,
+  tokenizer: Tokenizer,
+  grader: Grader,
+) -> Rollout:
+  """Has the responses scored.
+
+  Args:
+    sampled: host arrays, rows `[N, P * G]`.
+    examples: prompts of each seed, `[N, P]`.
+    tokenizer: for the completions' text.
+    grader: scores them.
+
+  Returns:
+    The rollout.
+  """
+  completions, lengths, ended = read(sampled, tokenizer)
+  group_size = sampled.tokens.shape[1] // len(examples[0])
+  graded = grader.grade(
+    [example for row in examples for example in row for _ in range(group_size)],
+    completions,
+  )
+  shape = (len(examples), len(examples[0]), group_size)
+  return Rollout(
+    transcript=sampled,
+    completions=completions,
+    rewards=graded.rewards.reshape(*shape, -1),
+    scored=graded.scored.reshape(*shape, -1),
+    outcomes=list(graded.outcomes),
+    lengths=lengths.reshape(shape),
+    ended=ended.reshape(shape),
+  )
+
+
+def read(
+  sampled: transcript.Transcript, tokenizer: Tokenizer
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """Reads the completions of a transcript.
+
+  Args:
+    sampled: host arrays, rows `[N, B]`.
+    tokenizer: of the policy.
+
+  Returns:
+    The text of each row without its end token; the number of tokens that the
+    policy chose; whether it chose an end token.
+  """
+  size = sampled.prompt_size
+  width = sampled.tokens.shape[-1] - size
+  tokens = sampled.tokens[..., size:].reshape(-1, width)
+  chosen = sampled.roles[..., size:].reshape(-1, width) == transcript.POLICY
+  lengths = chosen.sum(-1)
+  ends = np.isin(tokens, tokenizer.eos_ids) & chosen
+  texts = [
+    tokenizer.decode(row[mask & ~end].tolist())
+    for row, mask, end in zip(tokens, chosen, ends, strict=True)
+  ]
+  return texts, lengths, ends.any(-1)
+
+
+def trim(
+  sampled: transcript.Transcript, multiple: int
+) -> transcript.Transcript:
+  """Cuts the padding that all rows share, so that no step computes it.
+
+  Args:
+    sampled: host arrays, rows `[N, B]`.
+    multiple: the completion part is rounded up to it, to bound the number of
+      shapes that are compiled.
+
+  Returns:
+    The same rows over fewer positions.
+  """
+  used = sampled.roles[..., sampled.prompt_size :] != transcript.PAD
+  longest = int(used.sum(-1).max(initial=1))
+  size = min(-(-max(longest, 1) // multiple) * multiple, used.shape[-1])
+  end = sampled.prompt_size + size
+  return sampled.replace(
+    tokens=sampled.tokens[..., :end],
+    roles=sampled.roles[..., :end],
+    behave_log_probs=sampled.behave_log_probs[..., :size],
+  )
+
+
+def row_keys(
+  seeds: Sequence[int], step: int, ids: np.ndarray, group_size: int
+) -> Array:
+  """Makes the key of every row (R9).
+
+  Args:
+    seeds: of the runs, `N`.
+    step: the rollout step.
+    ids: the examples' own numbers, `[N, P]`.
+    group_size: samples per prompt, `G`.
+
+  Returns:
+    Keys `[N, P * G]`, functions of seed, step, example and sample only.
+  """
+  return jnp.stack(
+    [
+      generate.row_keys(jax.random.key(seed), step, row, group_size)
+      for seed, row in zip(seeds, jnp.asarray(ids), strict=True)
+    ]
+  )

@@ -1,0 +1,152 @@
+"""What a run writes down about itself, and whether it may go on there."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunError(ValueError):
+  """A run directory holds something else than what was asked for."""
+
+
+def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
+  """Says whether a run with this config may go on in a directory.
+
+  Args:
+    directory: of the run; it need not exist.
+    config: nested settings, as JSON can hold them.
+
+  Raises:
+    RunError: the directory holds a run of another config; the message names
+      the first key that differs.
+  """
+  if not (pathlib.Path(directory) / "run.json").exists():
+    return
+  before = _flat(read_run(directory)["config"])
+  now = _flat(json.loads(json.dumps(config)))
+  for key in sorted(before.keys() | now.keys()):
+    if before.get(key) != now.get(key):
+      raise RunError(
+        f"{directory} holds a run with {key} = {before.get(key)!r}, not "
+        f"{now.get(key)!r}: choose another --workdir, or the same config"
+      )
+
+
+def open_run(
+  directory: str | os.PathLike, config: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes `run.json`, or notes in it that the run goes on.
+
+  Args:
+    directory: of the run; made if absent.
+    config: nested settings, as JSON can hold them.
+
+  Returns:
+    The document in the file: config, command, commit, versions, machine.
+
+  Raises:
+    RunError: the directory holds a run of another config.
+  """
+  check_run(directory, config)
+  directory = pathlib.Path(directory)
+  path = directory / "run.json"
+  if path.exists():
+    document = read_run(directory)
+    document["resumed"] = [*document.get("resumed", []), _now()]
+  else:
+    directory.mkdir(parents=True, exist_ok=True)
+    document = {
+      "config": json.loads(json.dumps(config)),
+      "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+      "commit": commit(),
+      "python": platform.python_version(),
+      "packages": {name: metadata.version(name) for name in _PACKAGES},
+      "machine": machine(),
+      "started": _now(),
+    }
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+  temporary.replace(path)
+  return document
+
+
+def read_run(directory: str | os.PathLike) -> dict[str, Any]:
+  """Reads `run.json`.
+
+  Args:
+    directory: of the run.
+
+  Returns:
+    Its document.
+
+  Raises:
+    RunError: there is none, or it cannot be read.
+  """
+  path = pathlib.Path(directory) / "run.json"
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise RunError(f"{directory} is no run directory: no run.json") from None
+  except json.JSONDecodeError as error:
+    raise RunError(f"{path} is damaged: {error}") from None
+
+
+def commit() -> str:
+  """Names the commit of the code that runs.
+
+  Returns:
+    A short hash, with `+` if files differ from it; `unknown` outside git.
+  """
+  here = pathlib.Path(__file__).parent
+
+  def git(*words: str) -> str:
+    return subprocess.run(
+      ["git", "-C", str(here), *words],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+
+  try:
+    dirty = git("status", "--porcelain", "--untracked-files=no", ".")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+def machine() -> str:
+  """Describes the machine in a few words.
+
+  Returns:
+    Devices, cores and processor.
+  """
+  import jax
+
+  devices = jax.devices()
+  return (
+    f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, "
+    f"{platform.machine()}"
+  )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat.update(_flat(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _now() -> str:
+  return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

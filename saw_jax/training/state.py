@@ -1,0 +1,70 @@
+"""What an update carries from step to step."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from saw_jax.types import Array, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes; keys are functions of seed and step (R9).
+
+  With the `seeded` lift each array has a leading axis of `N` seeds.
+  """
+
+  params: PyTree
+  opt_state: PyTree
+  step: Array  # int32 [], updates done
+  weights: Array  # float32 [M], persistent reward weights, summing to 1
+
+
+def create_state(
+  params: PyTree,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_components: int = 1,
+) -> TrainState:
+  """Makes the state before the first step.
+
+  Args:
+    params: the policy's parameters.
+    optimizer: the optimizer of the run.
+    num_components: number of reward components, `M`.
+
+  Returns:
+    The state at step 0, with equal reward weights.
+  """
+  return TrainState(
+    params=params,
+    opt_state=optimizer.init(params),
+    step=jnp.zeros((), jnp.int32),
+    weights=jnp.full((num_components,), 1 / num_components, jnp.float32),
+  )
+
+
+def stack_states(states: list[TrainState]) -> TrainState:
+  """Stacks the states of independent seeds along a new leading axis.
+
+  Args:
+    states: one state a seed, of equal shapes.
+
+  Returns:
+    The stacked state.
+  """
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def take_seed(state: PyTree, index: int) -> PyTree:
+  """Takes one seed out of a stacked state.
+
+  Args:
+    state: a tree whose leaves have a leading axis of seeds.
+    index: which one.
+
+  Returns:
+    The same tree without that axis.
+  """
+  return jax.tree.map(lambda leaf: leaf[index], state)

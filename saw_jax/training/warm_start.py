@@ -1,0 +1,185 @@
+"""A short supervised start, for a policy that begins from nothing.
+
+At scale `tiny` there is no pretrained checkpoint. The warm start stands in for
+it: the decoder imitates demonstrations, some of them wrong on purpose, until it
+can do the task in part. The result is cached under a hash of everything that
+made it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.models import decoder
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.training import (
+  checkpoint,
+  objective,
+  progress,
+  state,
+  update,
+)
+from saw_jax.training import optimizer as optimizer_lib
+from saw_jax.training.batch import TrainBatch
+from saw_jax.types import PyTree
+
+LOG = logging.getLogger(__name__)
+_VERSION = 1  # raise it when this file changes what comes out
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+  """Settings of the supervised start; no steps, no start."""
+
+  num_steps: int = 0
+  batch_size: int = 64
+  num_demonstrations: int = 4096
+  seed: int = 0
+  log_interval: int = 100
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    weight_decay=0.1,
+    b2=0.98,
+  )
+
+
+def pack_demonstrations(
+  prompts: Sequence[Sequence[int]],
+  completions: Sequence[Sequence[int]],
+  *,
+  multiple: int = 16,
+) -> TrainBatch:
+  """Lays demonstrations out as transcripts.
+
+  Args:
+    prompts: token ids of each prompt.
+    completions: token ids of each completion, its end token included.
+    multiple: both sizes are rounded up to it.
+
+  Returns:
+    A batch of NumPy arrays, one row a demonstration; advantages are 1.
+  """
+  rows = len(prompts)
+  prompt_size = _round_up(max(map(len, prompts)), multiple)
+  completion_size = _round_up(max(map(len, completions)), multiple)
+  shape = (rows, prompt_size + completion_size)
+  tokens = np.zeros(shape, np.int32)
+  roles = np.full(shape, transcript_lib.PAD, np.int8)
+  for row, (prompt, completion) in enumerate(
+    zip(prompts, completions, strict=True)
+  ):
+    begin, end = prompt_size - len(prompt), prompt_size + len(completion)
+    tokens[row, begin:prompt_size] = prompt
+    tokens[row, prompt_size:end] = completion
+    roles[row, begin:prompt_size] = transcript_lib.PROMPT
+    roles[row, prompt_size:end] = transcript_lib.POLICY
+  return TrainBatch(
+    tokens=tokens,
+    roles=roles,
+    starts=np.array([prompt_size - len(p) for p in prompts], np.int32),
+    advantages=np.ones(rows, np.float32),
+    prompt_size=prompt_size,
+  )
+
+
+def warm_start(
+  decoder_config: DecoderConfig,
+  config: WarmStartConfig,
+  demonstrations: TrainBatch,
+  *,
+  cache: str | os.PathLike,
+) -> PyTree:
+  """Trains a decoder on demonstrations, or takes it from the cache.
+
+  Args:
+    decoder_config: sizes of the decoder.
+    config: settings of the start.
+    demonstrations: from `pack_demonstrations`.
+    cache: folder of earlier results, made if absent.
+
+  Returns:
+    The parameters.
+  """
+  key = jax.random.key(config.seed)
+  params = decoder.init_params(decoder_config, key)
+  digest = _digest(decoder_config, config, demonstrations)
+  folder = pathlib.Path(cache) / digest
+  if folder.exists():
+    store = checkpoint.Checkpointer(folder)
+    try:
+      _, params, _ = store.restore(params)
+      LOG.info("warm start: from the cache, %s", folder)
+      return params
+    except checkpoint.CheckpointError as error:
+      LOG.warning("warm start: made anew, since %s", error)
+      shutil.rmtree(folder)
+    finally:
+      store.close()
+
+  optimiser = optimizer_lib.make_optimizer(config.optimizer, config.num_steps)
+  step_fn = jax.jit(
+    update.make_update(
+      objective.make_objective(
+        objective.make_forward(decoder_config),
+        {"likelihood": objective.Term(objective.likelihood)},
+      ),
+      optimiser,
+    ),
+    donate_argnums=0,
+  )
+  current = state.create_state(params, optimiser)
+  rng = np.random.default_rng(config.seed)
+  rows = demonstrations.tokens.shape[0]
+  with progress.Progress("warm start", config.num_steps) as bar:
+    for step in range(config.num_steps):
+      chosen = rng.integers(0, rows, config.batch_size)
+      batch = jax.tree.map(
+        lambda x, c=chosen: jnp.asarray(x[c]), demonstrations
+      )
+      current, metrics = step_fn(current, batch)
+      if step % config.log_interval == 0 or step + 1 == config.num_steps:
+        loss = float(metrics["loss"])
+      bar.advance(loss=loss)
+
+  store = checkpoint.Checkpointer(pathlib.Path(cache) / digest)
+  store.save(0, current.params, {"loss": loss})
+  store.close()
+  return current.params
+
+
+def _digest(
+  decoder_config: DecoderConfig,
+  config: WarmStartConfig,
+  demonstrations: TrainBatch,
+) -> str:
+  digest = hashlib.sha256()
+  digest.update(
+    json.dumps(
+      [
+        _VERSION,
+        dataclasses.asdict(decoder_config),
+        dataclasses.asdict(config),
+        jax.__version__,
+      ],
+      sort_keys=True,
+    ).encode()
+  )
+  for leaf in jax.tree.leaves(demonstrations):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _round_up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
