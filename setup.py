@@ -66,7 +66,7 @@ _EXTRAS = {
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make test` and a developer install.
-  "demo": _REPORT,
+  "demo": _REPORT + _HF,
   "test": _TEST + _REPORT + _HF + _DATA,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
