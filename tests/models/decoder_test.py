@@ -1,0 +1,417 @@
+"""Tests of the decoder, its cache and its config."""
+
+import dataclasses
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from saw_jax.models import cache as cache_lib
+from saw_jax.models import config as config_lib
+from saw_jax.models import decoder
+
+# Sizes that no transposition can mistake for one another.
+CONFIG = config_lib.DecoderConfig(
+  vocab_size=29,
+  width=22,
+  num_layers=3,
+  num_heads=6,
+  num_kv_heads=2,
+  head_size=10,
+  mlp_size=31,
+  rope_theta=1_234.0,
+)
+VARIANTS = {
+  "plain": CONFIG,
+  "untied": dataclasses.replace(CONFIG, tied_head=False),
+  "qkv_bias": dataclasses.replace(CONFIG, qkv_bias=True),
+  "qk_norm": dataclasses.replace(CONFIG, qk_norm=True),
+  "multi_head": dataclasses.replace(CONFIG, num_kv_heads=6),
+  "multi_query": dataclasses.replace(CONFIG, num_kv_heads=1),
+}
+
+
+@functools.cache
+def random_params(config: config_lib.DecoderConfig, seed: int = 0) -> dict:
+  """Parameters with nothing at its initial 0 or 1."""
+  params = decoder.init_params(config, jax.random.key(seed))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
+  )
+
+
+def left_padded(lengths: tuple[int, ...], size: int, seed: int = 0):
+  """Tokens, positions and validity of rows that end together."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(0, CONFIG.vocab_size, (len(lengths), size))
+  starts = size - np.array(lengths)[:, None]
+  order = np.arange(size)[None]
+  return (
+    jnp.asarray(tokens, jnp.int32),
+    jnp.asarray(np.maximum(order - starts, 0), jnp.int32),
+    jnp.asarray(order >= starts),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(config, params, *args, **kwargs):
+  return decoder.Decoder(config).apply({"params": params}, *args, **kwargs)
+
+
+def numpy_decoder(config, params, tokens) -> np.ndarray:
+  """Logits of one sequence, in float64, a head and a pair of tokens at a time.
+
+  Written from the definitions (RMSNorm, rotary positions, grouped queries,
+  SwiGLU), and sharing nothing with the decoder but the names of parameters.
+  """
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  c = config
+
+  def norm(x, scale):
+    return x / np.sqrt((x * x).mean() + c.norm_eps) * scale
+
+  def rope(x, position):
+    out = np.zeros_like(x)
+    half = c.head_size // 2
+    for h in range(half):
+      angle = position * c.rope_theta ** (-2 * h / c.head_size)
+      a, b = x[h], x[h + half]
+      out[h] = a * np.cos(angle) - b * np.sin(angle)
+      out[h + half] = a * np.sin(angle) + b * np.cos(angle)
+    return out
+
+  def heads(p, x, name, position, rotated):
+    result = []
+    for n in range(p[name].shape[1]):
+      head = x @ p[name][:, n]
+      if c.qkv_bias:
+        head = head + p[f"{name}_bias"][n]
+      if c.qk_norm and rotated:
+        head = norm(head, p[f"{name}_norm"]["scale"])
+      result.append(rope(head, position) if rotated else head)
+    return result
+
+  stream = [params["embedding"][token] for token in tokens]
+  for i in range(c.num_layers):
+    layer = params[f"layer_{i}"]
+    p = layer["attention"]
+    normed = [norm(x, layer["attention_norm"]["scale"]) for x in stream]
+    q = [heads(p, x, "query", t, True) for t, x in enumerate(normed)]
+    k = [heads(p, x, "key", t, True) for t, x in enumerate(normed)]
+    v = [heads(p, x, "value", t, False) for t, x in enumerate(normed)]
+    for t in range(len(tokens)):
+      for n in range(c.num_heads):
+        shared = n // (c.num_heads // c.num_kv_heads)
+        scores = np.array(
+          [q[t][n] @ k[s][shared] / c.head_size**0.5 for s in range(t + 1)]
+        )
+        probs = np.exp(scores - scores.max())
+        probs /= probs.sum()
+        mixed = sum(probs[s] * v[s][shared] for s in range(t + 1))
+        stream[t] = stream[t] + mixed @ p["out"][n]
+    for t, x in enumerate(stream):
+      x = norm(x, layer["mlp_norm"]["scale"])
+      gate = x @ layer["mlp"]["gate"]
+      up = x @ layer["mlp"]["up"]
+      silu = gate / (1 + np.exp(-gate))
+      stream[t] = stream[t] + (silu * up) @ layer["mlp"]["down"]
+  stream = [norm(x, params["final_norm"]["scale"]) for x in stream]
+  head = params["embedding"].T if c.tied_head else params["head"]
+  return np.stack([x @ head for x in stream])
+
+
+class DecoderTest(chex.TestCase):
+  @parameterized.named_parameters(
+    (name, config) for name, config in VARIANTS.items()
+  )
+  def test_logits_agree_with_numpy_loops(self, config):
+    params = random_params(config)
+    tokens, positions, valid = left_padded((7,), 7)
+    hidden, _ = apply(config, params, tokens, positions, valid)
+    logits = hidden[0] @ decoder.head_kernel(params, config)
+    expected = numpy_decoder(config, params, np.asarray(tokens[0]))
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+  def test_a_token_depends_on_itself_and_on_those_before_and_on_none_after(
+    self,
+  ):
+    params = random_params(CONFIG)
+    _, positions, valid = left_padded((7,), 7)
+    tokens = jnp.arange(7)[None]  # all different: a row of the embedding each
+
+    def scalar(embedding, t):
+      # The last norm is untied from the head: only the stream is looked at.
+      hidden, _ = apply(
+        CONFIG, params | {"embedding": embedding}, tokens, positions, valid
+      )
+      return jnp.sum(jnp.sin(hidden[0, t]))
+
+    gradient = jax.jit(jax.grad(scalar), static_argnums=1)
+    for t in (0, 3, 6):
+      size = jnp.abs(gradient(params["embedding"], t)).sum(-1)[:7]
+      self.assertTrue((size[: t + 1] > 0).all(), size)
+      np.testing.assert_array_equal(size[t + 1 :], 0)
+
+  def test_left_padding_changes_no_logit(self):
+    params = random_params(CONFIG)
+    tokens, positions, valid = left_padded((3, 7, 5), 7)
+    hidden, _ = apply(CONFIG, params, tokens, positions, valid)
+    for row, length in enumerate((3, 7, 5)):
+      alone, _ = apply(
+        CONFIG, params, tokens[row : row + 1, -length:], *(
+          x[row : row + 1, -length:] for x in (positions, valid)
+        )
+      )  # fmt: skip
+      np.testing.assert_allclose(hidden[row, -length:], alone[0], atol=1e-5)
+
+  def test_the_tokens_under_the_padding_are_never_read(self):
+    params = random_params(CONFIG)
+    tokens, positions, valid = left_padded((3, 7), 7)
+    other = jnp.where(valid, tokens, (tokens + 1) % CONFIG.vocab_size)
+    a, _ = apply(CONFIG, params, tokens, positions, valid)
+    b, _ = apply(CONFIG, params, other, positions, valid)
+    np.testing.assert_array_equal(a[0, -3:], b[0, -3:])
+
+  def test_a_row_without_a_real_token_is_finite_with_its_gradient(self):
+    params = random_params(CONFIG)
+    tokens, positions, _ = left_padded((5, 5), 5)
+    valid = jnp.zeros((2, 5), bool).at[0].set(True)
+
+    def total(params):
+      hidden, _ = apply(CONFIG, params, tokens, positions, valid)
+      return jnp.sum(jnp.sin(hidden))
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(params)
+    chex.assert_tree_all_finite((value, gradient))
+
+  @parameterized.parameters(False, True)
+  def test_cached_decoding_equals_the_full_pass(self, scan_layers):
+    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
+    params = random_params(CONFIG)
+    if scan_layers:
+      params = decoder.stack_layers(params)
+    tokens, positions, valid = left_padded((3, 11, 8), 11)
+    full, none = apply(config, params, tokens, positions, valid)
+    self.assertIsNone(none)
+    cache = cache_lib.init_cache(config, 3, 13)
+    step = jax.jit(
+      lambda cache, *args: apply(config, params, *args, cache=cache)
+    )
+    # A prompt, then two tokens at once, then one by one.
+    for begin, end in ((0, 6), (6, 8), (8, 9), (9, 10), (10, 11)):
+      hidden, cache = step(
+        cache, *(x[:, begin:end] for x in (tokens, positions, valid))
+      )
+      seen = valid[:, begin:end, None]
+      np.testing.assert_allclose(
+        jnp.where(seen, hidden, 0),
+        jnp.where(seen, full[:, begin:end], 0),
+        atol=1e-5,
+      )
+    self.assertEqual(cache.index, 11)
+    np.testing.assert_array_equal(cache.valid.sum(-1), [3, 11, 8])
+
+  def test_packed_segments_equal_separate_rows(self):
+    params = random_params(CONFIG)
+    tokens, _, _ = left_padded((11,), 11)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]])
+    packed, _ = apply(
+      CONFIG, params, tokens, positions, None, segment_ids=segments
+    )
+    for begin, end in ((0, 4), (4, 7), (7, 9)):
+      alone, _ = apply(
+        CONFIG,
+        params,
+        tokens[:, begin:end],
+        jnp.arange(end - begin)[None],
+        jnp.ones((1, end - begin), bool),
+      )
+      np.testing.assert_allclose(packed[:, begin:end], alone, atol=1e-5)
+    chex.assert_tree_all_finite(packed)
+
+  def test_validity_and_segments_exclude_each_other(self):
+    params = random_params(CONFIG)
+    tokens, positions, valid = left_padded((3,), 3)
+    with self.assertRaisesRegex(ValueError, "either"):
+      apply(CONFIG, params, tokens, positions, valid, segment_ids=tokens)
+    with self.assertRaisesRegex(ValueError, "either"):
+      apply(CONFIG, params, tokens, positions, None)
+
+  @parameterized.product(
+    scan_layers=[False, True], remat=config_lib.REMAT_POLICIES
+  )
+  def test_scanning_and_recomputing_change_no_value_and_no_gradient(
+    self, scan_layers, remat
+  ):
+    params = random_params(CONFIG)
+    batch = left_padded((3, 7), 7)
+
+    def total(params, config):
+      hidden, _ = apply(config, params, *batch)
+      return jnp.sum(jnp.where(batch[2][..., None], jnp.sin(hidden), 0))
+
+    gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    config = dataclasses.replace(CONFIG, scan_layers=scan_layers, remat=remat)
+    value, actual = gradient(
+      decoder.stack_layers(params) if scan_layers else params, config
+    )
+    if scan_layers:
+      actual = decoder.unstack_layers(actual)
+    expected_value, expected = gradient(params, CONFIG)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    chex.assert_trees_all_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+  def test_recomputing_keeps_less_between_the_passes(self):
+    tokens, positions, valid = left_padded((7,), 7)
+
+    def saved(remat):
+      config = dataclasses.replace(CONFIG, remat=remat)
+
+      def run(params):
+        hidden, _ = apply(config, params, tokens, positions, valid)
+        return jnp.sum(hidden)
+
+      _, pull = jax.vjp(run, random_params(CONFIG))
+      return sum(x.size for x in jax.tree.leaves(pull))
+
+    self.assertLess(saved("full"), saved("save_weight_products"))
+    self.assertLess(saved("save_weight_products"), saved("none"))
+
+  def test_norms_and_angles_stay_float32_under_bfloat16(self):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    params = random_params(CONFIG)
+    tokens, positions, valid = left_padded((7,), 7)
+    far = positions + 257  # bfloat16 has no 257
+    jaxpr = str(
+      jax.make_jaxpr(lambda p: apply(config, p, tokens, far, valid)[0])(params)
+    )
+    for line in jaxpr.splitlines():
+      for name in (" rsqrt ", " sin ", " cos ", " exp "):
+        if name in line:
+          self.assertNotIn("bf16", line)
+    low, _ = apply(config, params, tokens, far, valid)
+    high, _ = apply(CONFIG, params, tokens, far, valid)
+    self.assertEqual(low.dtype, jnp.bfloat16)
+    self.assertLess(jnp.abs(low.astype(jnp.float32) - high).max(), 0.15)
+
+
+class ParametersTest(chex.TestCase):
+  def test_tied_heads_share_one_array(self):
+    params = random_params(CONFIG)
+    self.assertNotIn("head", params)
+    np.testing.assert_array_equal(
+      decoder.head_kernel(params, CONFIG), params["embedding"].T
+    )
+
+  def test_an_untied_head_is_its_own_array(self):
+    config = VARIANTS["untied"]
+    params = random_params(config)
+    self.assertIs(decoder.head_kernel(params, config), params["head"])
+    self.assertEqual(params["head"].shape, (22, 29))
+
+  @parameterized.parameters(False, True)
+  def test_every_axis_of_every_parameter_has_a_name(self, scan_layers):
+    config = dataclasses.replace(
+      CONFIG,
+      scan_layers=scan_layers,
+      tied_head=False,
+      qkv_bias=True,
+      qk_norm=True,
+    )
+    sizes = {
+      "vocab": 29,
+      "embed": 22,
+      "heads": 6,
+      "kv_heads": 2,
+      "head_size": 10,
+      "mlp": 31,
+      "layers": 3,
+    }
+    params = decoder.init_params(config, jax.random.key(0))
+    axes = decoder.logical_axes(config)
+
+    def check(x, names):
+      self.assertEqual(x.shape, tuple(sizes[name] for name in names))
+
+    jax.tree.map(check, params, axes, is_leaf=lambda x: isinstance(x, tuple))
+
+  def test_stacking_layers_and_back_is_the_identity(self):
+    params = random_params(CONFIG)
+    stacked = decoder.stack_layers(params)
+    scanned = dataclasses.replace(CONFIG, scan_layers=True)
+    chex.assert_trees_all_equal_shapes(
+      stacked, decoder.init_params(scanned, jax.random.key(0))
+    )
+    chex.assert_trees_all_equal(decoder.unstack_layers(stacked), params)
+
+  def test_parameters_are_a_function_of_the_key(self):
+    a = decoder.init_params(CONFIG, jax.random.key(0))
+    b = decoder.init_params(CONFIG, jax.random.key(0))
+    c = decoder.init_params(CONFIG, jax.random.key(1))
+    chex.assert_trees_all_equal(a, b)
+    self.assertTrue((a["embedding"] != c["embedding"]).all())
+
+  def test_logits_of_new_parameters_are_near_unit_scale(self):
+    params = decoder.init_params(config_lib.TINY, jax.random.key(0))
+    tokens, positions, valid = left_padded((16,), 16)
+    hidden, _ = apply(config_lib.TINY, params, tokens, positions, valid)
+    logits = hidden @ decoder.head_kernel(params, config_lib.TINY)
+    self.assertBetween(float(logits.std()), 0.5, 2.0)
+
+
+class MeshTest(chex.TestCase):
+  def test_a_mesh_with_rules_changes_no_value(self):
+    params = random_params(CONFIG)
+    batch = left_padded((3, 7, 5, 6), 7)
+    expected, _ = apply(CONFIG, params, *batch)
+    mesh = jax.make_mesh(
+      (2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rules = (("batch", "data"), ("kv_heads", "tensor"), ("heads", "tensor"))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+      actual, _ = jax.jit(lambda p: apply(CONFIG, p, *batch))(params)
+    self.assertFalse(actual.sharding.is_fully_replicated)
+    valid = batch[2][..., None]
+    np.testing.assert_allclose(
+      jnp.where(valid, actual, 0), jnp.where(valid, expected, 0), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"num_kv_heads": 4}, "num_heads .6. must be a multiple"),
+    ({"head_size": 9}, "head_size must be even"),
+    ({"remat": "some"}, "remat must be one of none, full"),
+    ({"dtype": "float8"}, "dtype must be one of"),
+    ({"param_dtype": "int8"}, "param_dtype must be one of"),
+    ({"width": 0}, "width must be at least 1, not 0"),
+  ],
+)
+def test_a_config_that_cannot_be_is_refused_in_one_sentence(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(
+  ("config", "millions"),
+  [
+    (config_lib.TINY, 0.131),
+    (config_lib.SMALL, 0.853),
+    (config_lib.QWEN2_5_1_5B, 1543.7),
+    (config_lib.QWEN2_5_3B, 3085.9),
+  ],
+)
+def test_presets_have_the_published_number_of_parameters(config, millions):
+  shapes = jax.eval_shape(
+    lambda key: decoder.init_params(config, key), jax.random.key(0)
+  )
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert round(count / 1e6, 3 if millions < 1 else 1) == millions
