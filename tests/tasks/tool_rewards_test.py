@@ -160,6 +160,10 @@ class TestFormatReward:
       (BOTH, BOTH.replace("</tool_call>\n", "</tool_call>")),
       (BOTH, RESPONSE + CALL[len("<think> a </think>") :]),
       (BOTH, BOTH.replace(" b", "<tool_call>")),
+      (
+        BOTH,
+        "<think>\n</tool_call>\n<response></think>\n<tool_call>\n</response>",
+      ),
       (NEITHER, "<think>"),
       (NEITHER, "<think></think"),
     ],
@@ -412,6 +416,14 @@ class TestCorrectnessReward:
       body = f'{{"name": "a", "parameters": {{"p": {value}}}}}'
       text = f"<tool_call>{body}</tool_call>"
       assert tool_rewards.correctness_reward(text, gold) == 1.0
+
+  def test_equality_comes_before_the_values(self):
+    # NaN is not equal to itself, but lists that hold the same NaN are.
+    gold = _text(_call("a", p=float("nan")))
+    assert "NaN" in gold
+    assert tool_rewards.correctness_reward(gold, gold) == 3.0
+    swapped = gold.replace('"a"', '"a", "id": 7')
+    assert tool_rewards.correctness_reward(swapped, gold) == 1.0
 
   def test_a_broken_reference_is_an_error(self):
     for body in ("{", '{"name": "a"}', '{"name": "a", "parameters": []}'):
