@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 from saw_jax.tasks import tool_catalogue, tool_rewards
 
+Draws = tool_catalogue.Draws
 Call = dict[str, Any]
+Calls = Sequence[Call]
+Names = Sequence[str]
 
 
 class Answer(NamedTuple):
@@ -23,7 +26,7 @@ class Answer(NamedTuple):
   response: str | None
 
 
-def write_calls(calls: Sequence[Call]) -> str:
+def write_calls(calls: Calls) -> str:
   """Writes calls as JSON, one a line."""
   return "\n".join(json.dumps(call) for call in calls)
 
@@ -81,7 +84,7 @@ FORMAT_DAMAGES: dict[str, Callable[[str], str]] = {
 }
 
 
-def damage_format(draws: tool_catalogue.Draws, text: str) -> str:
+def damage_format(draws: Draws, text: str) -> str:
   """Breaks the format of an answer in one of the ways that apply to it."""
   while True:
     damaged = FORMAT_DAMAGES[draws.choice(tuple(FORMAT_DAMAGES))](text)
@@ -89,7 +92,7 @@ def damage_format(draws: tool_catalogue.Draws, text: str) -> str:
       return damaged
 
 
-def wrong_value(draws, calls, offered):
+def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
   """Changes one value: to another of its list, where the tool has one."""
   index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
   parameters = calls[index]["parameters"]
@@ -102,7 +105,7 @@ def wrong_value(draws, calls, offered):
   return _change(calls, index, {**parameters, name: draws.choice(values)})
 
 
-def wrong_type(draws, calls, offered):
+def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
   """Writes one value as another type, as `"3"` for 3."""
   index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
   parameters = calls[index]["parameters"]
@@ -112,7 +115,7 @@ def wrong_type(draws, calls, offered):
   return _change(calls, index, {**parameters, name: value})
 
 
-def missing_parameter(draws, calls, offered):
+def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
   """Leaves one parameter out."""
   index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
   parameters = dict(calls[index]["parameters"])
@@ -120,7 +123,7 @@ def missing_parameter(draws, calls, offered):
   return _change(calls, index, parameters)
 
 
-def extra_parameter(draws, calls, offered):
+def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
   """Adds a parameter that is not in the gold call."""
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
@@ -134,7 +137,7 @@ def extra_parameter(draws, calls, offered):
   return _change(calls, index, {**parameters, name: value})
 
 
-def wrong_tool(draws, calls, offered):
+def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
   """Calls another of the offered tools, with values of its own."""
   index = draws.choice(range(len(calls)))
   name = calls[index]["name"]
@@ -149,7 +152,7 @@ def wrong_tool(draws, calls, offered):
   return write_calls(changed)
 
 
-def extra_call(draws, calls, offered):
+def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
   """Calls one tool more, of a name that the gold calls do not have."""
   used = {call["name"] for call in calls}
   others = [name for name in offered if name not in used]
@@ -159,7 +162,7 @@ def extra_call(draws, calls, offered):
   return write_calls([*calls, {"name": name, "parameters": parameters}])
 
 
-def broken_json(draws, calls, offered):
+def broken_json(draws: Draws, calls: Calls, offered: Names) -> str:
   """Forgets the last brace."""
   return write_calls(calls)[:-1]
 
@@ -178,16 +181,14 @@ CALL_DAMAGES = {
 _NEED_PARAMETERS = (wrong_value, wrong_type, missing_parameter)
 
 
-def applies(damage: Callable[..., str], calls: Sequence[Call]) -> bool:
+def applies(damage: Callable[..., str], calls: Calls) -> bool:
   """Whether a call damage can be done to these calls."""
   if not calls:
     return False
   return damage not in _NEED_PARAMETERS or any(c["parameters"] for c in calls)
 
 
-def damage_calls(
-  draws: tool_catalogue.Draws, calls: Sequence[Call], offered: Sequence[str]
-) -> str:
+def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
   """Writes the calls with one mistake, so that they score less than 3.
 
   Args:
@@ -204,9 +205,9 @@ def damage_calls(
 
 
 def demonstrate(
-  draws: tool_catalogue.Draws,
+  draws: Draws,
   reference: str,
-  offered: Sequence[str],
+  offered: Names,
   *,
   format_rate: float,
   call_rate: float,
@@ -236,7 +237,7 @@ def demonstrate(
   return text if right_format else damage_format(draws, text)
 
 
-def _change(calls: Sequence[Call], index: int, parameters: Call) -> str:
+def _change(calls: Calls, index: int, parameters: Call) -> str:
   changed = list(calls)
   changed[index] = {**calls[index], "parameters": parameters}
   return write_calls(changed)
