@@ -107,6 +107,13 @@ class TestGeneratedExamples:
           word = re.escape(parameter.say(value))
           assert re.search(rf"(?<!\w){word}(?!\w)", request), request
 
+  def test_no_flight_ends_where_it_starts(self):
+    for tool in tool_catalogue.CATALOGUE:
+      for index in range(100):
+        values = tool.draw_values(tool_catalogue.Draws(index)).values()
+        texts = [value for value in values if isinstance(value, str)]
+        assert len(set(texts)) == len(texts)
+
   def test_ten_thousand_take_little_time(self):
     start = time.perf_counter()
     for _ in _task(num_train=10_000).examples("train"):
