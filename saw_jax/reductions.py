@@ -292,8 +292,8 @@ def all_deviations(
   count = _counts(x, where, weights)
   mean = divide(all_sum(count * x, **over), all_sum(count, **over))
   counted = count > 0
-  # Equality, so that a NaN is not alike to itself and stays a NaN.
-  alike = all_max(x, where=counted, **over) == all_min(x, where=counted, **over)
+  # True too where nothing counts (-∞ ≤ ∞), false for a NaN, which stays one.
+  alike = all_max(x, where=counted, **over) <= all_min(x, where=counted, **over)
   return select(jnp.where(alike, jnp.zeros_like(x), x - mean), where)
 
 

@@ -1,0 +1,456 @@
+"""Tests of saw_jax/advantages.py."""
+
+import functools
+import json
+import pathlib
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from saw_jax import advantages, losses, weighting
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SAW = json.loads((GOLDEN / "saw_gdpo.json").read_text())
+POLICY = json.loads((GOLDEN / "policy_losses.json").read_text())
+released = functools.partial(
+  weighting.saw_weights,
+  minima=np.array([-3.0, 0.0]),
+  delta=0.0,
+  sum_eps=1e-8,
+  flat_weight=0.0,
+)
+PRECISIONS = ((np.float64, 1e-9), (np.float32, 1e-5))
+ESTIMATORS = {
+  "grpo": advantages.grpo,
+  "dr_grpo": advantages.dr_grpo,
+  "rloo": advantages.rloo,
+  "reinforce_plus_plus_baseline": advantages.reinforce_plus_plus_baseline,
+  "gdpo": advantages.gdpo,
+  "gdpo_by_sequence": functools.partial(
+    advantages.gdpo, whiten=advantages.sequence_whiten
+  ),
+  "gdpo_unwhitened": functools.partial(advantages.gdpo, whiten=None),
+}
+
+
+def sample(shape=(3, 5, 2), seed=0):
+  rng = np.random.default_rng(seed)
+  rewards = rng.uniform(-1, 2, shape).astype(np.float32)
+  lengths = rng.integers(1, 40, shape[:2])
+  return rewards, lengths
+
+
+def of_prompts(uid, estimate, *arrays):
+  """Calls `estimate` on each prompt's rows, [1, n, ...], in any order."""
+  result = np.zeros(len(uid))
+  for name in set(uid):
+    rows = [j for j, other in enumerate(uid) if other == name]
+    result[rows] = estimate(*(a[rows][None] for a in arrays))[0]
+  return result
+
+
+class GoldenTest(chex.TestCase):
+  @parameterized.parameters(*SAW["vectors"])
+  def test_every_arm_of_the_released_code(self, **case):
+    inputs, expected = case["inputs"], case["expected"]
+    uid, lengths = inputs["uid"], np.array(inputs["response_lengths"])
+    for dtype, atol in PRECISIONS:
+      with jax.enable_x64(dtype is np.float64):
+        rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
+        rewards = rewards.astype(dtype)
+        for weights, grpo, gdpo in (
+          (np.ones(2, dtype), "grpo", "gdpo"),
+          (released(rewards), "saw_grpo", "saw_gdpo"),
+        ):
+          close = functools.partial(np.testing.assert_allclose, atol=atol)
+          close(
+            of_prompts(
+              uid, lambda r, w=weights: advantages.grpo(r, w), rewards
+            ),
+            expected[grpo]["advantage"],
+          )
+          # The prompts of one case differ in size, so only whole rectangles
+          # go through gdpo at once.
+          total = of_prompts(
+            uid,
+            lambda r, w=weights: advantages.gdpo(r, w, whiten=None),
+            rewards,
+          ).astype(dtype)
+          close(total, expected[gdpo]["pre_whiten"])
+          close(
+            advantages.token_whiten(total, lengths=lengths),
+            expected[gdpo]["advantage"],
+          )
+          if len(set(map(uid.count, uid))) == 1:
+            shape = (len(set(uid)), uid.count(uid[0]))
+            assert uid == sorted(uid)
+            close(
+              advantages.gdpo(
+                rewards.reshape(*shape, 2),
+                weights,
+                lengths=lengths.reshape(shape),
+              ).reshape(-1),
+              expected[gdpo]["advantage"],
+            )
+
+  def test_kl_in_the_reward(self):
+    case = next(e for e in SAW["extras"] if e["id"] == "E1a")
+    inputs = case["inputs"]
+    for dtype, atol in PRECISIONS:
+      with jax.enable_x64(dtype is np.float64):
+        rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
+        gap = np.array(inputs["per_token_logp_minus_ref"], dtype)
+        penalties = losses.kl_penalty(
+          gap,
+          np.zeros_like(gap),
+          np.ones(gap.shape, bool),
+          coefficient=inputs["kl_coef"],
+        )
+        result = advantages.grpo(
+          rewards.astype(dtype).reshape(2, 4, 2),
+          np.ones(2, dtype),
+          penalties=penalties.reshape(2, 4),
+        )
+      np.testing.assert_allclose(
+        result.reshape(-1), case["expected"]["grpo_advantage"], atol=atol
+      )
+
+  def test_trls_form_with_three_components(self):
+    case = next(e for e in SAW["extras"] if e["id"] == "E2a")
+    for dtype, atol in PRECISIONS:
+      with jax.enable_x64(dtype is np.float64):
+        rewards = np.array(case["inputs"]["rewards"], dtype).reshape(2, 4, 3)
+        weights = np.ones(3, dtype)
+        gdpo = functools.partial(advantages.gdpo, rewards, weights, eps=1e-4)
+        for result, key in (
+          (gdpo(whiten=None), "pre_bn"),
+          (gdpo(whiten=advantages.sequence_whiten), "advantage"),
+          (advantages.grpo(rewards, weights, eps=1e-4), "grpo_trl_advantage"),
+        ):
+          np.testing.assert_allclose(
+            result.reshape(-1), case["expected"][key], atol=atol
+          )
+
+  @parameterized.parameters(
+    *(
+      case
+      for case in POLICY["advantage_cases"]
+      if case["advantage"]["estimator"] in ("mean", "mean_std")
+    )
+  )
+  def test_advantages_of_the_policy_losses(self, **case):
+    estimator = dict(case["advantage"])
+    if estimator.pop("estimator") == "mean":
+      f = advantages.dr_grpo
+    else:
+      f = functools.partial(advantages.grpo, **estimator)
+    with jax.enable_x64(True):
+      rewards = np.array(case["rewards"], np.float64)[:, None]
+      result = of_prompts(case["group"], lambda r: f(r, np.ones(1)), rewards)
+    np.testing.assert_allclose(result, case["expected"], rtol=1e-10, atol=1e-12)
+
+  def test_the_worked_example(self):
+    c = [3, -3, 1.5, -3, -3, 0.6]
+    rewards = np.array([c, [1, 0, 0, 0, 0, 0]]).T.reshape(2, 3, 2)
+    lengths = np.array([[10, 20, 5], [15, 8, 12]])
+    equal, saw = np.ones(2), np.array([0.6363320, 1.3636680])
+    second = [-0.577350, -0.577350, 1.154700]
+    for f, w, want in (
+      (advantages.grpo, equal, [0.892698, -1.080634, 0.187936, *second]),
+      (advantages.grpo, saw, [0.963143, -1.033175, 0.070032, *second]),
+      (
+        advantages.gdpo,
+        equal,
+        [1.670002, -1.140019, -0.031609, -0.277923, -0.277923, 1.054220],
+      ),
+      (
+        advantages.gdpo,
+        saw,
+        [1.891262, -1.119816, -0.349506, -0.167953, -0.167953, 0.757845],
+      ),
+    ):
+      for dtype, atol in ((np.float64, 2e-6), (np.float32, 1e-5)):
+        with jax.enable_x64(dtype is np.float64):
+          result = f(rewards.astype(dtype), w.astype(dtype), lengths=lengths)
+        np.testing.assert_allclose(result.reshape(-1), want, atol=atol)
+
+
+class ByHandTest(chex.TestCase):
+  def test_rloo_leaves_the_response_out_of_its_baseline(self):
+    # Others' means: (1 + 5) / 2, (0 + 5) / 2, (0 + 1) / 2.
+    rewards = jnp.array([[[0.0], [1.0], [5.0]]])
+    np.testing.assert_allclose(
+      advantages.rloo(rewards, jnp.ones(1)), [[-3, -1.5, 4.5]]
+    )
+
+  def test_dr_grpo_keeps_the_scale(self):
+    rewards = jnp.array([[[0.0], [1.0], [5.0]]])
+    np.testing.assert_allclose(
+      advantages.dr_grpo(rewards, jnp.array([2.0])), [[-4, -2, 6]]
+    )
+
+  def test_reinforce_plus_plus_agrees_with_numpy(self):
+    rewards, lengths = sample()
+    w = np.array([0.5, 1.5])
+    centered = rewards @ w - (rewards @ w).mean(1, keepdims=True)
+    tokens = np.repeat(centered.ravel(), lengths.ravel())
+    np.testing.assert_allclose(
+      advantages.reinforce_plus_plus_baseline(rewards, w, lengths=lengths),
+      (centered - tokens.mean()) / tokens.std(ddof=1),
+      rtol=1e-4,
+    )
+
+  def test_a_conditioned_reward_needs_the_other(self):
+    rewards = np.array([[3.0, 1.0], [2.0, 1.0], [np.nan, 1.0]])
+    result = advantages.condition_rewards(
+      rewards, component=1, on=0, threshold=3.0
+    )
+    np.testing.assert_array_equal(result[:, 1], [1, 0, 0])
+    scored = advantages.condition_scored(~np.isnan(rewards), component=1, on=0)
+    np.testing.assert_array_equal(scored[:, 1], [True, True, False])
+
+
+class EveryEstimatorTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*ESTIMATORS)
+  def test_a_permuted_group_has_permuted_advantages(self, name):
+    rewards, lengths = sample()
+    order = np.array([3, 1, 4, 0, 2])
+    f = self.variant(
+      lambda r, n: ESTIMATORS[name](r, jnp.array([0.5, 1.5]), lengths=n)
+    )
+    np.testing.assert_allclose(
+      f(rewards, lengths)[:, order],
+      f(rewards[:, order], lengths[:, order]),
+      atol=1e-5,
+    )
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_shifted_rewards_have_the_same_advantages(self, name):
+    rewards, lengths = sample()
+    f = functools.partial(ESTIMATORS[name], lengths=lengths)
+    np.testing.assert_allclose(
+      f(rewards + 4, jnp.ones(2)), f(rewards, jnp.ones(2)), atol=1e-4
+    )
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_a_batch_split_over_devices_has_the_same_advantages(self, name):
+    rewards, lengths = sample((8, 3, 2))
+    w = jnp.array([0.5, 1.5])
+
+    def f(r, n, axis_name=None):
+      return ESTIMATORS[name](r, w, lengths=n, axis_name=axis_name)
+
+    lifted = jax.shard_map(
+      functools.partial(f, axis_name="data"),
+      mesh=jax.make_mesh(
+        (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+      ),
+      in_specs=P("data"),
+      out_specs=P("data"),
+    )
+    np.testing.assert_allclose(
+      jax.jit(lifted)(rewards, lengths), f(rewards, lengths), atol=1e-5
+    )
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_constant_groups_have_exactly_zero(self, name):
+    rng = np.random.default_rng(0)
+    w = jnp.array([0.6363320, 1.3636680, 1.1])
+    f = jax.jit(lambda r, n: ESTIMATORS[name](r, w, lengths=n))
+    for group_size in (3, 7, 16, 64):
+      constants = rng.uniform(-3, 3, (50, 1, 3)).astype(np.float32)
+      rewards = np.repeat(constants, group_size, 1)
+      lengths = rng.integers(1, 9, rewards.shape[:2])
+      np.testing.assert_array_equal(f(rewards, lengths), 0, str(group_size))
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_what_is_not_scored_is_as_if_absent(self, name):
+    rewards, lengths = sample()
+    scored = np.ones(rewards.shape, bool)
+    scored[:, 3:] = False
+    dirty = np.where(scored, rewards, np.nan)
+    w = jnp.array([0.5, 1.5])
+    result = ESTIMATORS[name](dirty, w, scored=scored, lengths=lengths)
+    np.testing.assert_array_equal(result[:, 3:], 0)
+    np.testing.assert_allclose(
+      result[:, :3],
+      ESTIMATORS[name](rewards[:, :3], w, lengths=lengths[:, :3]),
+      rtol=1e-5,
+    )
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_nothing_scored_is_zero(self, name):
+    rewards, lengths = sample()
+    result = ESTIMATORS[name](
+      np.full_like(rewards, np.nan),
+      jnp.ones(2),
+      scored=np.zeros(rewards.shape, bool),
+      lengths=lengths,
+    )
+    np.testing.assert_array_equal(result, 0)
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_one_scored_response_of_a_group_has_nothing_to_compare(self, name):
+    rewards, lengths = sample((1, 5, 2))
+    scored = np.zeros(rewards.shape, bool)
+    scored[0, 2] = True
+    result = ESTIMATORS[name](
+      rewards, jnp.ones(2), scored=scored, lengths=lengths
+    )
+    np.testing.assert_array_equal(result, 0)
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_rewards_and_weights_get_no_gradient(self, name):
+    rewards, lengths = sample()
+    gradients = jax.grad(
+      lambda r, w: jnp.sum(ESTIMATORS[name](r, w, lengths=lengths) ** 2), (0, 1)
+    )(rewards, jnp.ones(2))
+    for gradient in gradients:
+      np.testing.assert_array_equal(gradient, 0)
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_bfloat16_is_float32_inside(self, name):
+    rewards, lengths = sample()
+    f = functools.partial(ESTIMATORS[name], lengths=lengths)
+    low = jnp.asarray(rewards, jnp.bfloat16)
+    result = f(low, jnp.ones(2))
+    assert result.dtype == jnp.float32
+    np.testing.assert_array_equal(
+      result, f(low.astype(jnp.float32), jnp.ones(2))
+    )
+
+  @parameterized.parameters(*ESTIMATORS)
+  def test_one_response_in_all_is_finite(self, name):
+    result = ESTIMATORS[name](
+      np.full((1, 1, 2), 1.8), jnp.ones(2), lengths=np.ones((1, 1))
+    )
+    assert np.isfinite(result).all()
+
+
+class NormalizeGroupsTest(chex.TestCase):
+  def test_constant_groups_of_every_size_have_exactly_zero(self):
+    constants = np.random.default_rng(0).uniform(-3, 3, (100, 1))
+    f = jax.jit(advantages.normalize_groups)
+    for group_size in (*range(2, 17), 64):
+      rewards = np.repeat(constants.astype(np.float32), group_size, 1)
+      np.testing.assert_array_equal(f(rewards), 0, str(group_size))
+
+
+class GroupsOfOneTest(chex.TestCase):
+  def test_a_group_of_one_keeps_its_reward(self):
+    rewards = np.array([[[3.0]], [[-1.0]]])
+    np.testing.assert_allclose(
+      advantages.grpo(rewards, jnp.ones(1)),
+      rewards[..., 0] / (1 + 1e-6),
+      rtol=1e-7,
+    )
+    for f in (advantages.rloo, advantages.dr_grpo):
+      np.testing.assert_array_equal(f(rewards, jnp.ones(1)), rewards[..., 0])
+
+
+class GrpoTest(chex.TestCase):
+  @hypothesis.given(st.integers(0, 2**31), st.sampled_from([0.5, 2.0, 3.0]))
+  def test_only_ratios_of_weights_matter(self, seed, scale):
+    rewards, _ = sample(seed=seed)
+    w = jnp.array([0.5, 1.5])
+    np.testing.assert_allclose(
+      advantages.grpo(rewards, scale * w),
+      advantages.grpo(rewards, w),
+      atol=1e-4,
+    )
+
+  def test_a_partly_scored_response_is_left_out(self):
+    rewards, _ = sample((1, 4, 2))
+    scored = np.ones(rewards.shape, bool)
+    scored[0, 3, 1] = False
+    result = advantages.grpo(rewards, jnp.ones(2), scored=scored)
+    assert result[0, 3] == 0
+    np.testing.assert_allclose(
+      result[:, :3], advantages.grpo(rewards[:, :3], jnp.ones(2)), rtol=1e-6
+    )
+
+  def test_penalties_are_subtracted_before_the_group_is_normalised(self):
+    rewards, _ = sample()
+    penalties = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    w = jnp.array([0.5, 1.5])
+    as_component = np.concatenate([rewards, penalties[..., None]], -1)
+    for f in (advantages.grpo, advantages.rloo, advantages.dr_grpo):
+      np.testing.assert_allclose(
+        f(rewards, w, penalties=penalties),
+        f(as_component, jnp.array([0.5, 1.5, -1.0])),
+        atol=1e-5,
+      )
+
+
+class GdpoTest(chex.TestCase):
+  def test_one_component_is_whitened_grpo(self):
+    rewards, lengths = sample((3, 5, 1))
+    np.testing.assert_allclose(
+      advantages.gdpo(rewards, jnp.ones(1), lengths=lengths),
+      advantages.token_whiten(
+        advantages.grpo(rewards, jnp.ones(1)), lengths=lengths
+      ),
+      rtol=1e-6,
+    )
+
+  def test_keeps_apart_what_grpo_makes_equal(self):
+    # Both prompts have totals (0, 2); only GDPO sees that one took two rewards.
+    rewards = jnp.array([[[0.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]])
+    grpo = advantages.grpo(rewards, jnp.ones(2))
+    np.testing.assert_array_equal(grpo[0], grpo[1])
+    gdpo = advantages.gdpo(rewards, jnp.ones(2), whiten=None)
+    np.testing.assert_allclose(gdpo[1], 2 * gdpo[0], rtol=1e-5)
+
+  def test_an_unscored_component_adds_nothing(self):
+    rewards, _ = sample((1, 4, 2))
+    scored = np.ones(rewards.shape, bool)
+    scored[0, 3, 1] = False
+    result = advantages.gdpo(rewards, jnp.ones(2), scored=scored, whiten=None)
+    first = advantages.normalize_groups(rewards[..., 0])
+    second = advantages.normalize_groups(rewards[:, :3, 1])
+    np.testing.assert_allclose(result[0, 3], first[0, 3], rtol=1e-6)
+    np.testing.assert_allclose(
+      result[0, :3], first[0, :3] + second[0], rtol=1e-5
+    )
+
+  def test_refuses_penalties(self):
+    rewards, lengths = sample()
+    with self.assertRaisesRegex(ValueError, "KL in the loss"):
+      advantages.gdpo(
+        rewards, jnp.ones(2), lengths=lengths, penalties=jnp.zeros((3, 5))
+      )
+
+  def test_says_that_lengths_are_missing(self):
+    with self.assertRaisesRegex(ValueError, "give lengths"):
+      advantages.gdpo(sample()[0], jnp.ones(2))
+
+
+class WhiteningTest(chex.TestCase):
+  def test_tokens_have_mean_zero_and_variance_one(self):
+    a = np.random.default_rng(0).normal(2, 3, (4, 5))
+    lengths = np.random.default_rng(1).integers(0, 30, (4, 5))
+    white = advantages.token_whiten(a, lengths=lengths)
+    tokens = np.repeat(np.ravel(white), lengths.ravel())
+    np.testing.assert_allclose(tokens.mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(tokens.std(ddof=1), 1, rtol=1e-5)
+
+  def test_sequences_have_mean_zero_and_variance_one(self):
+    a = np.random.default_rng(0).normal(2, 3, (4, 5))
+    white = np.asarray(advantages.sequence_whiten(a, eps=0.0))
+    np.testing.assert_allclose(white.mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(white.std(ddof=1), 1, rtol=1e-5)
+
+  def test_what_does_not_differ_is_zero(self):
+    for whiten in (advantages.token_whiten, advantages.sequence_whiten):
+      for a in (np.zeros((2, 3)), np.full((2, 3), 0.9999), np.ones((1, 1))):
+        for eps in (0.0, 1e-8):
+          n = np.full(a.shape, 7)
+          np.testing.assert_array_equal(whiten(a, lengths=n, eps=eps), 0)
+          np.testing.assert_array_equal(whiten(a, lengths=0 * n, eps=eps), 0)

@@ -1,0 +1,331 @@
+"""Tests of saw_jax/weighting.py."""
+
+import functools
+import json
+import pathlib
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from saw_jax import weighting
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parent / "golden" / "saw_gdpo.json").read_text()
+)
+MINIMA = np.array([-3.0, 0.0])
+# The released code, spelt out: no δ, a bounded sum, nothing when all are flat.
+released = functools.partial(
+  weighting.saw_weights, minima=MINIMA, delta=0.0, sum_eps=1e-8, flat_weight=0.0
+)
+WEIGHTINGS = {
+  "equal": weighting.equal_weights,
+  "static": functools.partial(weighting.static_weights, values=0.5),
+  "saw": weighting.saw_weights,
+  "inverse": weighting.inverse_saw_weights,
+  "deviation": weighting.deviation_weights,
+  "group": weighting.group_saw_weights,
+  "floored": weighting.floored_weights,
+}
+
+
+def rewards_of(inputs):
+  return np.stack([inputs["correctness"], inputs["format"]], -1)
+
+
+def sample(shape=(4, 5, 3), seed=0):
+  return np.random.default_rng(seed).uniform(0, 2, shape).astype(np.float32)
+
+
+def numpy_saw(rewards):
+  """The paper's form, component by component, in float64."""
+  flat = np.asarray(rewards, np.float64).reshape(-1, rewards.shape[-1])
+  cv = [column.std(ddof=1) / (column.mean() + 2e-8) for column in flat.T]
+  return len(cv) * np.array(cv) / sum(cv)
+
+
+def split(f, *args):
+  mesh = jax.make_mesh(
+    (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  return jax.jit(
+    jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P())
+  )(*args)
+
+
+class SawWeightsTest(chex.TestCase):
+  @parameterized.parameters(*GOLDEN["vectors"])
+  def test_the_released_code_is_reached_exactly(self, **case):
+    expected = case["expected"]["saw_weights"]
+    want = [expected["w_corr"], expected["w_fmt"]]
+    cv = [expected["cv_corr"], expected["cv_fmt"]]
+    with jax.enable_x64(True):
+      rewards = rewards_of(case["inputs"])
+      np.testing.assert_allclose(released(rewards), want, rtol=1e-9)
+      statistics = weighting.reward_statistics(
+        rewards[:, None], minima=MINIMA, delta=0.0
+      )
+      np.testing.assert_allclose(statistics.cv, cv, rtol=1e-9)
+      np.testing.assert_allclose(
+        statistics.mean - MINIMA,
+        [expected["mu_corr_offset"], expected["mu_fmt"]],
+        rtol=1e-9,
+      )
+      np.testing.assert_allclose(
+        statistics.std, [expected["std_corr"], expected["std_fmt"]], rtol=1e-9
+      )
+    np.testing.assert_allclose(
+      released(rewards.astype(np.float32)), want, atol=1e-5
+    )
+
+  def test_the_papers_form_is_the_default(self):
+    case = next(e for e in GOLDEN["extras"] if e["id"] == "E4a")
+    rewards = np.array(case["inputs"]["rewards"])
+    want = case["expected"]
+    saw = functools.partial(weighting.saw_weights, minima=MINIMA)
+    with jax.enable_x64(True):
+      np.testing.assert_allclose(
+        weighting.coefficient_of_variation(rewards, minima=MINIMA),
+        want["cv"],
+        rtol=1e-9,
+      )
+      np.testing.assert_allclose(
+        saw(rewards), want["weights_gdpo_mode"], rtol=1e-9
+      )
+      np.testing.assert_allclose(
+        saw(rewards, total=1.0), want["weights_grpo_mode"], rtol=1e-9
+      )
+    np.testing.assert_allclose(
+      saw(rewards.astype(np.float32)), want["weights_gdpo_mode"], rtol=1e-5
+    )
+
+  def test_the_worked_example(self):
+    # c' = (6, 0, 4.5, 0, 0, 3.6) has mean 2.35 and deviation 2.686; f has mean
+    # 1/6 and deviation 0.408. CVs 1.14301 and 2.44949 share 2.
+    c = [3, -3, 1.5, -3, -3, 0.6]
+    rewards = np.array([c, [1, 0, 0, 0, 0, 0]]).T.reshape(2, 3, 2)
+    with jax.enable_x64(True):
+      for saw in (
+        released,
+        functools.partial(weighting.saw_weights, minima=MINIMA),
+      ):
+        np.testing.assert_allclose(
+          saw(rewards), [0.636332, 1.363668], atol=1e-6
+        )
+      np.testing.assert_allclose(
+        weighting.saw_weights(
+          rewards, minima=MINIMA, delta=1e-4, mean_eps=1e-4
+        ),
+        [0.636815, 1.363185],
+        atol=1e-6,
+      )
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_agrees_with_numpy(self):
+    rewards = sample()
+    np.testing.assert_allclose(
+      self.variant(weighting.saw_weights)(rewards),
+      numpy_saw(rewards),
+      rtol=1e-5,
+    )
+
+  @hypothesis.given(st.integers(0, 2**31), st.floats(0.25, 8.0))
+  def test_invariances(self, seed, scale):
+    rewards = sample(seed=seed) - 1
+    saw = functools.partial(weighting.saw_weights, minima=-1.0)
+    w = saw(rewards)
+    np.testing.assert_allclose(w.sum(), 3, rtol=1e-5)
+    rows = np.random.default_rng(seed).permutation(20)
+    permuted = rewards.reshape(20, 3)[rows]
+    np.testing.assert_allclose(saw(permuted), w, rtol=1e-5)
+    scaled = rewards * np.array([1, scale, 1], np.float32)
+    np.testing.assert_allclose(
+      saw(scaled, minima=np.array([-1, -scale, -1])), w, rtol=1e-4
+    )
+    shifted = rewards + np.array([0, 5, 0], np.float32)
+    assert saw(shifted)[1] < w[1]
+
+  def test_one_component_has_weight_one(self):
+    np.testing.assert_allclose(
+      weighting.saw_weights(sample((4, 5, 1))), [1], rtol=1e-6
+    )
+
+  def test_a_rarely_satisfied_component_gets_nearly_all_the_weight(self):
+    rewards = np.zeros((2048, 2), np.float32)
+    rewards[::2, 0] = 1  # half succeed: CV = 1
+    rewards[0, 1] = 1  # one succeeds: CV = √2048 = 45.25
+    np.testing.assert_allclose(
+      weighting.coefficient_of_variation(rewards), [1, 45.25], rtol=1e-3
+    )
+    assert weighting.saw_weights(rewards)[1] > 1.9
+
+  @hypothesis.given(st.floats(-3, 3, width=32), st.sampled_from((2, 3, 7, 64)))
+  def test_a_constant_component_gets_exactly_nothing(self, constant, size):
+    rewards = sample((size, 2))
+    rewards[:, 1] = constant
+    w = weighting.saw_weights(rewards, minima=np.array([0.0, -3.0]))
+    assert w[1] == 0
+    np.testing.assert_allclose(w[0], 2, rtol=1e-6)
+
+  def test_components_that_are_all_flat(self):
+    flat = np.full((7, 3), 1.8, np.float32)
+    np.testing.assert_array_equal(weighting.saw_weights(flat), 1)
+    np.testing.assert_array_equal(
+      weighting.saw_weights(flat, delta=0.0, flat_weight=0.25), 0.25
+    )
+    # δ is also how small a sum of coefficients counts as flat.
+    np.testing.assert_array_equal(
+      weighting.saw_weights(sample(), delta=100.0, flat_weight=7.0), 7
+    )
+
+  def test_one_response_has_no_dispersion(self):
+    np.testing.assert_array_equal(weighting.saw_weights(sample((1, 1, 3))), 1)
+
+  def test_priorities_multiply(self):
+    rewards, priorities = sample(), np.array([1.0, 2.0, 0.5])
+    np.testing.assert_allclose(
+      weighting.saw_weights(rewards, priorities=priorities),
+      weighting.saw_weights(rewards) * priorities.astype(np.float32),
+      rtol=1e-6,
+    )
+
+  def test_bfloat16_is_weighed_in_float32(self):
+    rewards = jnp.asarray(sample(), jnp.bfloat16)
+    w = weighting.saw_weights(rewards)
+    assert w.dtype == jnp.float32
+    np.testing.assert_allclose(
+      w, numpy_saw(np.asarray(rewards, np.float64)), rtol=1e-5
+    )
+
+  def test_nothing_scored_is_flat(self):
+    rewards = np.full((2, 3, 2), np.nan, np.float32)
+    w = weighting.saw_weights(rewards, scored=np.zeros(rewards.shape, bool))
+    np.testing.assert_array_equal(w, 1)
+
+
+class ControlsTest(chex.TestCase):
+  @parameterized.parameters(*WEIGHTINGS)
+  def test_what_is_not_scored_counts_nowhere(self, name):
+    rewards = sample((1, 9, 3))
+    scored = np.ones(rewards.shape, bool)
+    scored[0, 5:, 1] = False
+    subset = rewards.copy()
+    dirty = np.where(scored, rewards, np.nan)
+    w = WEIGHTINGS[name](dirty, scored=scored)
+    assert np.isfinite(w).all()
+    # Statistics of a component are those of its scored rows alone.
+    subset[0, :, 1] = np.resize(rewards[0, :5, 1], 9)
+    cv = weighting.coefficient_of_variation(dirty, scored=scored)
+    np.testing.assert_allclose(
+      cv[1], weighting.coefficient_of_variation(rewards[:, :5])[1], rtol=1e-6
+    )
+
+  @parameterized.parameters(*WEIGHTINGS)
+  def test_a_batch_split_over_devices_has_the_same_weights(self, name):
+    rewards = sample((8, 5, 3)) * np.arange(1, 9)[:, None, None] ** 2
+    rewards[..., 2] = 1.8
+    rewards = rewards.astype(np.float32)
+    f = WEIGHTINGS[name]
+    np.testing.assert_allclose(
+      split(lambda r: f(r, axis_name="data"), rewards), f(rewards), rtol=1e-6
+    )
+
+  @parameterized.parameters(*WEIGHTINGS)
+  def test_rewards_get_no_gradient(self, name):
+    f = WEIGHTINGS[name]
+    gradient = jax.grad(lambda r: f(r)[0] ** 2)(sample())
+    np.testing.assert_array_equal(gradient, 0)
+
+  def test_statistics_split_over_devices_are_the_same(self):
+    rewards = sample((8, 5, 3))
+    rewards[:3, :, 1] = 1.8
+    whole = weighting.reward_statistics(rewards)
+    np.testing.assert_allclose(whole.constant_groups, [0, 3 / 8, 0])
+    chex.assert_trees_all_close(
+      split(
+        lambda r: weighting.reward_statistics(r, axis_name="data"), rewards
+      ),
+      whole,
+      rtol=1e-6,
+    )
+
+  def test_inverse_reverses_the_order(self):
+    rewards = sample()
+    cv = np.asarray(weighting.coefficient_of_variation(rewards), np.float64)
+    np.testing.assert_allclose(
+      weighting.inverse_saw_weights(rewards), 3 / cv / sum(1 / cv), rtol=1e-5
+    )
+
+  def test_inverse_drops_what_is_flat(self):
+    rewards = sample()
+    rewards[..., 2] = 1.8
+    w = weighting.inverse_saw_weights(rewards)
+    assert w[2] == 0
+    np.testing.assert_allclose(w.sum(), 3, rtol=1e-6)
+    flat = np.full_like(rewards, 1.8)
+    np.testing.assert_array_equal(weighting.inverse_saw_weights(flat), 1)
+
+  def test_the_deviation_does_not_read_the_mean(self):
+    rewards = sample()
+    sd = rewards.reshape(-1, 3).std(0, ddof=1)
+    np.testing.assert_allclose(
+      weighting.deviation_weights(rewards + 5), 3 * sd / sd.sum(), rtol=1e-4
+    )
+
+  def test_groups_do_not_see_the_differences_between_prompts(self):
+    # Component 1 varies between prompts only.
+    rewards = sample((2, 5, 2))
+    rewards[..., 1] = np.array([[0.0], [9.0]])
+    assert weighting.saw_weights(rewards)[1] > 0.5
+    np.testing.assert_array_equal(weighting.group_saw_weights(rewards), [2, 0])
+
+  def test_group_coefficients_agree_with_numpy(self):
+    rewards = sample()
+    cv = (rewards.std(1, ddof=1) / rewards.mean(1)).mean(0)
+    np.testing.assert_allclose(
+      weighting.group_saw_weights(rewards), 3 * cv / cv.sum(), rtol=1e-5
+    )
+
+  def test_the_floor_holds_and_keeps_the_sum(self):
+    rewards = sample()
+    rewards[..., 2] = 1.8
+    w = weighting.floored_weights(rewards, floor=0.2)
+    np.testing.assert_allclose(w[2], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(w.sum(), 3, rtol=1e-6)
+
+
+class GradientWeightsTest(chex.TestCase):
+  def test_agrees_with_numpy(self):
+    w, gram = np.array([0.3, 0.7]), np.array([[1.0, -0.4], [-0.4, 0.2]])
+    unscaled = w * np.exp(0.1 * gram.sum(1))
+    np.testing.assert_allclose(
+      weighting.gradient_weights(w, gram), unscaled / unscaled.sum(), rtol=1e-6
+    )
+
+  def test_a_component_without_weight_stays_without(self):
+    w = weighting.gradient_weights(jnp.array([0.0, 1.0]), jnp.ones((2, 2)))
+    np.testing.assert_array_equal(w, [0, 1])
+
+  def test_gram_clips_each_gradient_over_all_leaves(self):
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.normal(size=(3, 2, 5)), "b": rng.normal(size=(3,)) * 0.1}
+    tree = {k: v * np.array([0.01, 1, 50])[:, None, None] if v.ndim == 3 else v
+            for k, v in tree.items()}  # fmt: skip
+    flat = np.concatenate([tree["a"].reshape(3, -1), tree["b"][:, None]], 1)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    flat = flat * np.minimum(1, 1 / norm)
+    gram = weighting.gram_of_clipped(tree)
+    np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-5, atol=1e-6)
+
+  def test_a_gradient_of_zero_is_not_divided_by(self):
+    gram = weighting.gram_of_clipped(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(gram, 0)
+
+  def test_no_gradients_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "at least one array"):
+      weighting.gram_of_clipped({})
