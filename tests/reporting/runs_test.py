@@ -138,5 +138,7 @@ class TestResults:
     again = runs.read_kept_curves(tmp_path / "curves.csv")["row"]
     assert again.seeds == (3, 4)
     assert list(again.values) == ["a"]
+    lines = (tmp_path / "curves.csv").read_text().splitlines()
+    assert len(lines) == 1 + 5  # none for the step that a seed lacks
     np.testing.assert_array_equal(again.steps, curves.steps)
     np.testing.assert_array_equal(again.values["a"], values)
