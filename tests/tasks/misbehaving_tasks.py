@@ -39,7 +39,7 @@ class Obedient:
     if completion == "memory":
       return base.Score((float(len(bytearray(1 << 40))), 0.0), RIGHT)
     if completion == "gigabytes":
-      return base.Score((float(bytearray(8 << 30)[7]), 0.0), RIGHT)
+      return base.Score((float(bytearray(2 << 30)[7]), 0.0), RIGHT)
     if completion == "gave up":
       return base.Score((2.0, 1.0), base.Outcome.TIMED_OUT)
     if completion == "low":
