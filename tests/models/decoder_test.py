@@ -37,13 +37,19 @@ VARIANTS = {
 
 
 @functools.cache
-def random_params(config: config_lib.DecoderConfig, seed: int = 0) -> dict:
+def random_params(config: config_lib.DecoderConfig) -> dict:
   """Parameters with nothing at its initial 0 or 1."""
-  params = decoder.init_params(config, jax.random.key(seed))
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
+  shapes = jax.eval_shape(
+    lambda key: decoder.init_params(config, key), jax.random.key(0)
   )
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    scale = jax.tree_util.keystr(path).endswith("['scale']")
+    value = scale + 0.25 * rng.normal(size=x.shape)
+    return jnp.asarray(value, x.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def left_padded(lengths: tuple[int, ...], size: int, seed: int = 0):

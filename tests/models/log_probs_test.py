@@ -120,7 +120,8 @@ class ChunkedLogProbsTest(chex.TestCase):
       return list(array_sizes(program.jaxpr))
 
     chunked = functools.partial(log_probs.chunked_log_probs, chunk_size=10)
-    self.assertEqual(max(sizes(chunked)), 10 * V)
+    # The gradient of the head outweighs a chunk of ten logits.
+    self.assertEqual(max(sizes(chunked)), D * V)
     # The walk does see them where they are.
     self.assertEqual(max(sizes(plain)), B * T * V)
 
