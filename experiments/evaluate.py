@@ -61,10 +61,10 @@ def main() -> int:
       for name, per_example in evaluation.per_example(
         result, index, experiment.task.components
       ).items():
-        mean, low, high = statistics.mean_interval(per_example)
-        entry[mode][name] = {"mean": mean, "low": low, "high": high}
+        found = statistics.summarise(per_example)
+        entry[mode][name] = found._asdict()
         print(
-          f"  {name:<12} {mean:7.3f}  [{low:.3f}, {high:.3f}]"
+          f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
           f"  over {len(per_example)} examples"
         )
     document["seeds"].append(entry)

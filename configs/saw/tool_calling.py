@@ -63,10 +63,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
   config.task.options.seed = 0
-  config.rollout.max_prompt_tokens = 96
-  config.rollout.prompt_multiple = 96
+  config.rollout.max_prompt_tokens = 88
+  config.rollout.prompt_multiple = 88
   config.tokenizer.name = "tool_calling"
-  config.warm_start.num_steps = 1000
+  config.warm_start.num_steps = 400
   config.warm_start.options.format_rate = 0.1
   config.warm_start.options.call_rate = 0.5
   config.optimizer.learning_rate = 1e-3
@@ -129,3 +129,44 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
   config.parallel.data = 1
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "SAW on tool calling"
+COMPONENTS = ("correctness", "format")
+# Column -> name in a run's final scores.
+METRICS = {
+  "right, greedy": "greedy/right",
+  "correctness, greedy": "greedy/correctness",
+  "format, greedy": "greedy/format",
+  "right, sampled": "sampled/right",
+  "correctness, sampled": "sampled/correctness",
+  "format, sampled": "sampled/format",
+}
+# Rewards whose arrival is timed, as training means over a window of steps.
+THRESHOLDS = {"reward/correctness": 2.0, "reward/format": 0.8}
+WINDOW = 5
+# What is compared with what, seed by seed.
+COMPARISONS = (
+  ("gdpo_saw", "gdpo"),
+  ("grpo_saw", "grpo"),
+  ("gdpo_gradient", "gdpo"),
+  ("grpo_gradient", "grpo"),
+)
+# Row -> fields of the published record that belongs beside it.
+PUBLISHED = {
+  row: {
+    "paper": "SAW",
+    "benchmark": "BFCL-v4",
+    "metric": "Overall Acc (%)",
+    "model": "Qwen2.5-1.5B-Instruct",
+    "method": method,
+  }
+  for row, method in (
+    ("grpo", "GRPO"),
+    ("grpo_saw", "GRPO+SAW"),
+    ("gdpo", "GDPO"),
+    ("gdpo_saw", "GDPO+SAW"),
+  )
+}

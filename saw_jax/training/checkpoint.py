@@ -45,12 +45,13 @@ class Checkpointer:
           [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
-              get_metric_fn=lambda metrics: metrics["score"],
+              get_metric_fn=_score,
               n=1,
               keep_checkpoints_without_metrics=False,
             ),
           ]
         ),
+        best_fn=_score,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
       ),
@@ -236,6 +237,10 @@ def _check_shapes(
         f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
         f"there and {leaf.dtype}{list(leaf.shape)} here"
       )
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics["score"]
 
 
 def _first_line(error: Exception) -> str:

@@ -223,7 +223,10 @@ def run(
   elif resume_step is not None:
     store.restore(state, step=resume_step)  # raises: there is none
   writers = metrics.make_writers(directory, loop.writers, first_step=start)
-  evals = metrics.FileWriter(directory, "evals", first_step=start)
+  # An evaluation is named by the steps before it, those of `start` included.
+  evals = metrics.FileWriter(
+    directory, "evals", first_step=start + 1 if start else 0
+  )
   _log_header(experiment, num_seeds, lift)
 
   def report_evaluation(step: int) -> float:

@@ -98,7 +98,7 @@ def make_update(
     state: TrainState, batch: TrainBatch, *, axis_name: str | None = None
   ) -> tuple[TrainState, dict[str, Array]]:
     gradient, metrics = gradient_of(state.params, batch, axis_name=axis_name)
-    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(
       gradient, state.opt_state, state.params
     )

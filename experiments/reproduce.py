@@ -1,0 +1,282 @@
+"""Reproduces a table: runs what is missing, then writes tables and pictures.
+
+  python experiments/reproduce.py --table=saw/tool_calling --scale=tiny
+
+Runs every row with all its seeds as one program, unless its run directory says
+that it has finished; killed, it goes on where it was. Then it writes runs.csv,
+curves.csv, table.md, table.csv and pictures to results/<table>/<scale>/.
+"""
+
+import importlib
+import logging
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+
+from experiments import command_line
+
+_TABLE = flags.DEFINE_string(
+  "table", None, "A file in configs/, as saw/tool_calling.", required=True
+)
+_SCALE = flags.DEFINE_string("scale", "tiny", "tiny, small or paper.")
+_ROWS = flags.DEFINE_list("rows", [], "Rows of the table; all by default.")
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds a row.", 1)
+_STEPS = flags.DEFINE_integer("steps", None, "Steps; the config's by default.")
+_RUNS = flags.DEFINE_string("runs", "runs", "Where run directories go.")
+_OUT = flags.DEFINE_string(
+  "out", None, "Where tables go; results/<table>/<scale> by default."
+)
+_DEMO = flags.DEFINE_bool(
+  "demo", False, "Few steps, and tables beside the runs: a first look."
+)
+_DEMO_STEPS = 60
+
+
+def main() -> int:
+  with command_line.checking_input():
+    module = _module(_TABLE.value)
+    rows = _ROWS.value or list(module.ROWS)
+    # Before anything runs: a typo in one row must not cost the others.
+    configs = {row: _config(module, row) for row in rows}
+  name = f"{_TABLE.value}/{_SCALE.value}" + ("_demo" if _DEMO.value else "")
+  runs = pathlib.Path(_RUNS.value) / name
+  default = runs / "tables" if _DEMO.value else pathlib.Path("results") / name
+  out = pathlib.Path(_OUT.value) if _OUT.value else default
+
+  seeds = list(range(_SEEDS.value))
+  directories = {row: runs / f"{row}_seeds_{len(seeds)}" for row in rows}
+  for number, row in enumerate(rows, 1):
+    if (directories[row] / "final.json").exists():
+      logging.info("row %s: finished before, %s", row, directories[row])
+      continue
+    logging.info("row %s (%d of %d)", row, number, len(rows))
+    status = _run(configs[row], seeds, directories[row])
+    if status:
+      print(f"stopped; the same command goes on:\n  python {_command()}")
+      return status
+  _write(module, directories, out)
+  print((out / "table.md").read_text())
+  print(f"tables and pictures: {out}")
+  return 0
+
+
+def _module(table: str):
+  path = pathlib.Path(__file__).resolve().parent.parent / "configs"
+  known = sorted(
+    str(file.relative_to(path).with_suffix(""))
+    for file in path.glob("*/*.py")
+    if file.stem != "__init__"
+  )
+  if table not in known:
+    from saw_jax.tasks.base import nearest
+
+    raise ValueError(f"no table {table!r}: {nearest(table, known)}")
+  return importlib.import_module("configs." + table.replace("/", "."))
+
+
+def _config(module, row: str):
+  config = module.get_config(f"row={row},scale={_SCALE.value}")
+  if _STEPS.value is not None or _DEMO.value:
+    config.loop.num_steps = _STEPS.value or _DEMO_STEPS
+  return config.lock()
+
+
+def _run(config, seeds, directory: pathlib.Path) -> int:
+  from experiments import build
+  from saw_jax.training import run_directory, sync_loop
+
+  with command_line.checking_input():
+    document = {**config.to_dict(), "seeds": seeds}
+    run_directory.check_run(directory, document)
+    experiment = build.build(config)
+    run_directory.open_run(directory, document)
+  result = sync_loop.run(experiment, seeds, directory=directory)
+  return 0 if result.finished else command_line.INTERRUPTED
+
+
+def _write(module, directories, out: pathlib.Path) -> None:
+  from saw_jax.reporting import papers, plots, runs, statistics, tables
+  from saw_jax.training import run_directory
+
+  out.mkdir(parents=True, exist_ok=True)
+  finals = {row: runs.read_finals([path]) for row, path in directories.items()}
+  curves = {row: runs.read_curves([path]) for row, path in directories.items()}
+  documents = {
+    row: run_directory.read_run(path) for row, path in directories.items()
+  }
+  commits = sorted({document["commit"] for document in documents.values()})
+
+  cells = papers.read(module.__name__.split(".")[1])
+  published = {
+    row: {"Overall Acc (%), BFCL": papers.select(cells, **fields)[0]}
+    for row, fields in module.PUBLISHED.items()
+    if row in directories
+  }
+  table = tables.Table(
+    f"{module.TITLE}, held out",
+    _SCALE.value,
+    tables.own_cells(finals, module.METRICS),
+    published,
+  )
+  tables.write(table, out)
+  runs.write_results(out / "runs.csv", finals, commit="/".join(commits))
+  names = [
+    f"{kind}/{component}"
+    for kind in ("reward", "weight", "cv", "constant_groups")
+    for component in module.COMPONENTS
+  ]
+  runs.write_curves(
+    out / "curves.csv", curves, names=[*names, "entropy", "length"]
+  )
+
+  # --- how soon, how fast, and what differs --------------------------------
+  steps = {
+    row: _steps_to(module, statistics, curves[row]) for row in directories
+  }
+  limit = {row: int(curves[row].steps[-1]) + 1 for row in directories}
+  lines = [
+    "",
+    f"### Steps until a reward's mean over {module.WINDOW} steps passes a "
+    "threshold",
+    "",
+    "Median over seeds (seeds that got there).",
+    "",
+    "| row | "
+    + " | ".join(f"{k} ≥ {v:g}" for k, v in module.THRESHOLDS.items())
+    + " | seconds a step | estimate, share of step |",
+    "| --- |" + " ---: |" * (len(module.THRESHOLDS) + 2),
+  ]
+  for row in directories:
+    reached = [
+      str(
+        statistics.summarise_steps(
+          list(steps[row][metric].values()), limit=limit[row]
+        )
+      )
+      for metric in module.THRESHOLDS
+    ]
+    # The first steps compile. Timings are of the program, not of a seed.
+    late = {
+      key: np.median(curves[row].values[f"seconds/{key}"][0, 3:])
+      for key in ("step", "estimate")
+    }
+    share = 100 * late["estimate"] / late["step"]
+    lines.append(
+      f"| {row} | {' | '.join(reached)} | {late['step']:.2f} | {share:.2f} % |"
+    )
+  seeds = next(iter(finals.values())).seeds
+  lines += [
+    "",
+    f"A step trains {len(seeds)} seeds at once. The estimate is weights and "
+    "advantages together.",
+  ]
+
+  differences = _differences(module, statistics, finals, curves, steps, limit)
+  if differences:
+    lines += [
+      "",
+      "### Paired differences",
+      "",
+      "A seed that never got to a threshold counts as the number of steps.",
+      "",
+      tables.differences_to_markdown(differences),
+    ]
+  first = next(iter(documents.values()))
+  lines += [
+    f"Made by `python {_command()}` at commit {', '.join(commits)}; seeds "
+    f"{', '.join(map(str, seeds))}; {first['machine']}.",
+    "",
+  ]
+  with (out / "table.md").open("a", encoding="utf-8") as file:
+    file.write("\n".join(lines))
+
+  # --- pictures ------------------------------------------------------------
+  plots.reward_curves(
+    curves,
+    module.COMPONENTS,
+    title=f"{module.TITLE}, scale {_SCALE.value}",
+    window=module.WINDOW,
+    path=out / "curves.png",
+  )
+  for metric in ("format, greedy", "correctness, greedy"):
+    found = {
+      label: cells[metric]
+      for label, cells in differences.items()
+      if metric in cells
+    }
+    if found and len(seeds) > 1:
+      plots.difference_forest(
+        found,
+        quantity=f"held-out {metric}",
+        title=f"{module.TITLE}, scale {_SCALE.value}",
+        path=out / f"difference_{metric.split(',')[0]}.png",
+      )
+
+
+def _steps_to(module, statistics, curves) -> dict[str, dict[int, int | None]]:
+  """Steps to each threshold by metric and seed; a step counts from 1."""
+  return {
+    metric: {
+      seed: statistics.steps_to_threshold(
+        curves.values[metric][n],
+        threshold,
+        window=module.WINDOW,
+        steps=curves.steps + 1,
+      )
+      for n, seed in enumerate(curves.seeds)
+    }
+    for metric, threshold in module.THRESHOLDS.items()
+  }
+
+
+def _differences(module, statistics, finals, curves, steps, limit):
+  """Paired differences of scores, of curves' means and of steps."""
+  differences = {}
+  for treated, control in module.COMPARISONS:
+    if treated not in finals or control not in finals:
+      continue
+    if len(finals[treated].seeds) < 2:
+      continue
+    cells = differences[f"{treated} - {control}"] = {}
+    for heading, name in module.METRICS.items():
+      cells[heading] = statistics.paired_difference(
+        finals[treated].by_seed(name), finals[control].by_seed(name)
+      )
+    for component in module.COMPONENTS:
+      name = f"reward/{component}"
+      means = [
+        dict(
+          zip(
+            curves[row].seeds,
+            curves[row].values[name].mean(-1),
+            strict=True,
+          )
+        )
+        for row in (treated, control)
+      ]
+      cells[f"{name}, mean over training"] = statistics.paired_difference(
+        *means
+      )
+    for metric, threshold in module.THRESHOLDS.items():
+      censored = [
+        {
+          seed: float(limit[row] if step is None else step)
+          for seed, step in steps[row][metric].items()
+        }
+        for row in (treated, control)
+      ]
+      cells[f"steps to {metric} ≥ {threshold:g}"] = (
+        statistics.paired_difference(*censored)
+      )
+  return differences
+
+
+def _command() -> str:
+  path = pathlib.Path(sys.argv[0])
+  return " ".join([f"experiments/{path.name}", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  command_line.run(main)

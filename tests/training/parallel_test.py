@@ -1,0 +1,224 @@
+"""One device, many, many seeds and micro-batches: the same step (R11)."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax import advantages, weighting
+from saw_jax.models import decoder
+from saw_jax.training import (
+  estimation,
+  parallel,
+  update,
+)
+from saw_jax.training import optimizer as optimizer_lib
+from saw_jax.training import state as state_lib
+from tests.training import helpers
+
+STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
+OPTIMIZER = optimizer_lib.make_optimizer(
+  optimizer_lib.OptimizerConfig(learning_rate=1e-2), 10
+)
+
+
+def start(seed=0):
+  params = decoder.init_params(helpers.CONFIG, jax.random.key(seed))
+  return state_lib.create_state(params, OPTIMIZER, num_components=2)
+
+
+def make_update(num_microbatches=1):
+  return update.make_update(
+    helpers.full_objective(), OPTIMIZER, num_microbatches=num_microbatches
+  )
+
+
+@functools.cache
+def reference(seed=0):
+  """Two updates on one device in one piece."""
+  step = jax.jit(make_update())
+  state, metrics = step(start(seed), helpers.batch(seed=seed))
+  state, metrics = step(state, helpers.batch(seed=seed + 10))
+  return jax.device_get((state, metrics))
+
+
+def lifted(lift, num_microbatches=1, seeds=(0,)):
+  """The same two updates through a lift."""
+  step = lift.wrap(
+    make_update(num_microbatches),
+    (STATE, ROWS),
+    (STATE, SAME),
+    takes_axis_name=True,
+    donate=(0,),
+  )
+  state = lift.place(state_lib.stack_states([start(seed) for seed in seeds]))
+  for offset in (0, 10):
+    rows = [helpers.batch(seed=seed + offset) for seed in seeds]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    state, metrics = step(state, stacked)
+  return lift.fetch(state), jax.device_get(metrics)
+
+
+def assert_same(found, expected, index=0):
+  state, metrics = found
+  expected_state, expected_metrics = expected
+  assert metrics.keys() == expected_metrics.keys()
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(
+      metrics[name][index], value, rtol=2e-5, atol=1e-6, err_msg=name
+    )
+  # Adam divides by the root of a square: a gradient of rounding size may take
+  # either sign, so parameters are compared at a small part of a step.
+  chex.assert_trees_all_close(
+    state_lib.take_seed(state, index).params,
+    expected_state.params,
+    atol=2e-5,
+  )
+
+
+class TestLiftsAgree:
+  @pytest.mark.parametrize("num_microbatches", [2, 4])
+  def test_micro_batches(self, num_microbatches):
+    step = jax.jit(make_update(num_microbatches))
+    state, _ = step(start(), helpers.batch())
+    state, metrics = step(state, helpers.batch(seed=10))
+    found = jax.tree.map(lambda x: x[None], (state, metrics))
+    assert_same(jax.device_get(found), reference())
+
+  @pytest.mark.parametrize("num_microbatches", [1, 2])
+  def test_pmapped_over_four_devices(self, num_microbatches):
+    lift = parallel.pmapped(jax.devices()[:4])
+    assert_same(lifted(lift, num_microbatches), reference())
+
+  @pytest.mark.parametrize(
+    "sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)]
+  )
+  def test_meshed_over_four_devices(self, sizes):
+    data, fsdp, tensor = sizes
+    mesh = parallel.make_mesh(
+      parallel.ParallelConfig(data=data, fsdp=fsdp, tensor=tensor)
+    )
+    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER)
+    assert_same(lifted(lift), reference())
+
+  def test_meshed_with_micro_batches(self):
+    mesh = parallel.make_mesh(parallel.ParallelConfig(data=2, fsdp=2))
+    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER)
+    assert_same(lifted(lift, 2), reference())
+
+  def test_seeded_runs_each_seed_alone(self):
+    found = lifted(parallel.seeded(), seeds=(0, 1, 2))
+    for index in range(3):
+      assert_same(found, reference(index), index)
+
+  def test_the_seed_axis_may_be_split_over_devices(self):
+    found = lifted(parallel.seeded(jax.devices()[:2]), seeds=(0, 1))
+    for index in range(2):
+      assert_same(found, reference(index), index)
+
+  def test_a_mean_of_the_parts_means_would_be_another_number(self):
+    # The tests above would pass a wrong update if all parts had equal masks.
+    batch = helpers.batch()
+    parts = [
+      jax.tree.map(lambda x, i=i: x[i::2], batch).completion_mask.sum()
+      for i in range(2)
+    ]
+    assert int(parts[0]) != int(parts[1])
+
+
+class TestMeshedState:
+  def test_parameters_are_split_as_the_rules_say(self):
+    mesh = parallel.make_mesh(parallel.ParallelConfig(data=1, fsdp=2, tensor=2))
+    shardings = parallel.state_shardings(
+      start(), mesh, helpers.CONFIG, OPTIMIZER
+    )
+    axes = {
+      name
+      for sharding in jax.tree.leaves(shardings.params)
+      for name in sharding.spec
+    }
+    assert {"fsdp", "tensor"} <= axes
+    # Adam's moments lie with their parameters.
+    placed = jax.device_put(start(), shardings)
+    moments = [
+      leaf
+      for leaf in jax.tree.leaves(placed.opt_state)
+      if leaf.ndim > 1 and not leaf.sharding.is_fully_replicated
+    ]
+    assert moments
+
+
+class TestEstimateUnderLifts:
+  def rewards(self):
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(8, 4, 2)).astype(np.float32)
+    scored = rng.random((8, 4, 2)) > 0.1
+    lengths = rng.integers(1, 9, (8, 4)).astype(np.float32)
+    return rewards, scored, lengths
+
+  @pytest.mark.parametrize("kind", ["pmapped", "meshed", "seeded"])
+  def test_batch_statistics_are_those_of_the_whole_batch(self, kind):
+    fn = estimation.make_estimate(
+      advantages.gdpo,
+      functools.partial(weighting.saw_weights, minima=-3.0),
+      minima=np.full(2, -3.0, np.float32),
+    )
+    rewards, scored, lengths = self.rewards()
+    expected, statistics = fn(rewards, scored, lengths, None, jnp.ones(2) / 2)
+    lift = {
+      "pmapped": lambda: parallel.pmapped(jax.devices()[:4]),
+      "meshed": lambda: parallel.meshed(
+        parallel.make_mesh(parallel.ParallelConfig()),
+        helpers.CONFIG,
+        OPTIMIZER,
+      ),
+      "seeded": parallel.seeded,
+    }[kind]()
+    estimate = lift.wrap(
+      fn,
+      (ROWS, ROWS, ROWS, ROWS, STATE),
+      (ROWS, SAME),
+      takes_axis_name=True,
+    )
+    state = lift.place(state_lib.stack_states([start()]))
+    found, found_statistics = estimate(
+      rewards[None], scored[None], lengths[None], None, state.weights
+    )
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+    for name, value in statistics.items():
+      np.testing.assert_allclose(
+        found_statistics[name][0], value, rtol=1e-5, atol=1e-6, err_msg=name
+      )
+
+
+class TestMakeLift:
+  def test_an_unknown_lift_is_named(self):
+    with pytest.raises(ValueError, match="unknown lift 'sharded'"):
+      parallel.make_lift(
+        parallel.ParallelConfig(lift="sharded"),
+        helpers.CONFIG,
+        OPTIMIZER,
+        num_seeds=1,
+      )
+
+  def test_several_seeds_over_a_mesh_are_refused(self):
+    with pytest.raises(ValueError, match="runs one seed, not 2"):
+      parallel.make_lift(
+        parallel.ParallelConfig(lift="meshed"),
+        helpers.CONFIG,
+        OPTIMIZER,
+        num_seeds=2,
+      )
+
+  def test_a_mesh_that_does_not_fit_says_how_many_devices_there_are(self):
+    with pytest.raises(ValueError, match="there are 4"):
+      parallel.make_mesh(parallel.ParallelConfig(data=3))
+
+  def test_rows_that_do_not_split_are_counted(self):
+    lift = parallel.pmapped(jax.devices()[:4])
+    step = lift.wrap(lambda x: x, (ROWS,), (ROWS,))
+    with pytest.raises(ValueError, match="6 rows do not split over 4 devices"):
+      step(np.zeros((1, 6)))
