@@ -4,10 +4,13 @@ A process of its own, started with `python -c` and a socket: it imports neither
 JAX nor the program that started it, and it can be killed at any moment.
 """
 
+import contextlib
+import ctypes
 import numbers
 import pickle
 import resource
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from typing import NamedTuple
@@ -15,6 +18,7 @@ from typing import NamedTuple
 from saw_jax.tasks import base
 
 _EXCERPT = 200
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _FLOAT32_MAX = 3.4028234e38
 
 
@@ -88,6 +92,7 @@ def serve(handle: int) -> None:
     handle: the file descriptor.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
+  _die_with_the_parent()
   pipe = connection.Connection(handle)
   for message in _messages(pipe):
     task_bytes, memory_limit_bytes = pickle.loads(message)
@@ -108,6 +113,17 @@ def serve(handle: int) -> None:
     pipe.send(None)
     for example, completion in pairs:
       pipe.send(score_one(task, example, completion))
+
+
+def _die_with_the_parent() -> None:
+  """Has the kernel end this process when the one that started it is killed.
+
+  Between two texts the closed socket does that; inside of one that takes
+  forever, nothing else would.
+  """
+  if sys.platform == "linux":
+    with contextlib.suppress(OSError, AttributeError):
+      ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _messages(pipe: connection.Connection) -> Iterator[bytes]:

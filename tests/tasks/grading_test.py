@@ -279,6 +279,26 @@ def test_a_program_that_ends_while_grading_takes_its_workers_along(where):
           child.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_killed_program_leaves_no_worker_that_spins(tmp_path):
+  path = tmp_path / "script.py"
+  path.write_text(SCRIPT, encoding="utf-8")
+  with subprocess.Popen(
+    [sys.executable, str(path)],
+    stdout=subprocess.PIPE,
+    env={**os.environ, "PYTHONPATH": os.getcwd()},
+  ) as process:
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.kill()
+  _, alive = psutil.wait_procs(children, timeout=5)
+  for child in alive:
+    child.kill()
+  assert not alive
+
+
 def test_the_task_is_graded_without_its_rows():
   path = os.path.join(
     os.path.dirname(os.path.dirname(__file__)),
