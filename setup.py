@@ -46,6 +46,8 @@ _TEST = [
   "pytest>=8.3,<10",
   "pytest-xdist>=3.6,<4",
   "hypothesis>=6.100,<7",
+  # Tests look at the processes that they start.
+  "psutil>=5.9,<8",
   # `make test` lints first. Pinned to a minor release: the formatter's taste
   # changes between them.
   "ruff>=0.17,<0.18",
