@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models.config import DecoderConfig
+from saw_jax.types import Array
 
 # Of a hidden key. Finite, so that a query that sees no key at all (a left pad)
 # gets the plain mean of the values and not NaN.
 MASKED = -1e30
 
 # Keys [B, K, H, S] and values [B, K, S, H].
-LayerCache = tuple[jax.Array, jax.Array]
+LayerCache = tuple[Array, Array]
 
 
 class RMSNorm(nn.Module):
@@ -26,7 +27,7 @@ class RMSNorm(nn.Module):
   param_dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Array) -> Array:
     """Normalises the last axis."""
     scale = self.param(
       "scale",
@@ -41,8 +42,8 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(
-  positions_BS: jax.Array, head_size: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
+  positions_BS: Array, head_size: int, theta: float
+) -> tuple[Array, Array]:
   """Returns the sine and cosine of each position's angles, `[B, S, H / 2]`."""
   # float32 whatever the activations are: bfloat16 rounds position 257 to 256.
   exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
@@ -52,7 +53,7 @@ def rotary_tables(
   return jnp.sin(angles), jnp.cos(angles)
 
 
-def rotate(x_BSNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_BSNH: Array, rotary: tuple[Array, Array]) -> Array:
   """Rotates each pair `(h, h + H / 2)` of a head by its position's angles."""
   sin, cos = (table[:, :, None, :] for table in rotary)
   first, second = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
@@ -63,8 +64,8 @@ def rotate(x_BSNH: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def attend(
-  q_BSNH: jax.Array, k_BKHT: jax.Array, v_BKTH: jax.Array, mask_BST: jax.Array
-) -> jax.Array:
+  q_BSNH: Array, k_BKHT: Array, v_BKTH: Array, mask_BST: Array
+) -> Array:
   """Mixes the values that each query may see. `N / K` query heads share a key.
 
   Args:
@@ -100,12 +101,12 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x_BSD: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
-    mask_BST: jax.Array,
+    x_BSD: Array,
+    rotary: tuple[Array, Array],
+    mask_BST: Array,
     cache: LayerCache | None,
-    index: jax.Array | None,
-  ) -> tuple[jax.Array, LayerCache | None]:
+    index: Array | None,
+  ) -> tuple[Array, LayerCache | None]:
     """Attends within `x_BSD`, or to the cache with `x_BSD` at `index`."""
     c = self.config
     q_BSNH = self._project(x_BSD, "query", c.num_heads, "heads")
@@ -147,8 +148,8 @@ class Attention(nn.Module):
     return out_BSD, cache
 
   def _project(
-    self, x_BSD: jax.Array, name: str, num_heads: int, axis: str
-  ) -> jax.Array:
+    self, x_BSD: Array, name: str, num_heads: int, axis: str
+  ) -> Array:
     c = self.config
     kernel_DNH = self.param(
       name,
@@ -177,5 +178,5 @@ class Attention(nn.Module):
     )
 
 
-def _write(cache: jax.Array, new: jax.Array, at: tuple) -> jax.Array:
+def _write(cache: Array, new: Array, at: tuple) -> Array:
   return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), at)

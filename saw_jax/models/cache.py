@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models.config import DecoderConfig
+from saw_jax.types import Array
 
 
 @flax.struct.dataclass
@@ -17,10 +18,10 @@ class KVCache:
   loop over time updates in place; a scanned one has a stack of them.
   """
 
-  keys: tuple[jax.Array, ...] | jax.Array  # L of [B, K, H, S], or one stack
-  values: tuple[jax.Array, ...] | jax.Array  # L of [B, K, S, H], or one stack
-  valid: jax.Array  # bool [B, S], the slots that hold a real token
-  index: jax.Array  # int32 [], the slot that is written next
+  keys: tuple[Array, ...] | Array  # L of [B, K, H, S], or one stack
+  values: tuple[Array, ...] | Array  # L of [B, K, S, H], or one stack
+  valid: Array  # bool [B, S], the slots that hold a real token
+  index: Array  # int32 [], the slot that is written next
 
   @property
   def size(self) -> int:
@@ -35,7 +36,7 @@ def init_cache(
   dtype = config.dtype if dtype is None else dtype
   rows = (batch_size, config.num_kv_heads)
 
-  def empty(*shape: int) -> tuple[jax.Array, ...] | jax.Array:
+  def empty(*shape: int) -> tuple[Array, ...] | Array:
     if config.scan_layers:
       return jnp.zeros((config.num_layers, *rows, *shape), dtype)
     return tuple(
@@ -53,7 +54,7 @@ def init_cache(
 def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
   """Gives each row `repeats` neighbours with the same content."""
 
-  def repeat(x_BK: jax.Array) -> jax.Array:
+  def repeat(x_BK: Array) -> Array:
     return jnp.repeat(x_BK, repeats, axis=-4)
 
   return cache.replace(
@@ -69,7 +70,7 @@ def grow(cache: KVCache, size: int) -> KVCache:
   if extra < 0:
     raise ValueError(f"A cache of {cache.size} slots cannot grow to {size}.")
 
-  def pad(x: jax.Array, axis: int) -> jax.Array:
+  def pad(x: Array, axis: int) -> Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, extra)
     return jnp.pad(x, widths)

@@ -15,6 +15,7 @@ from saw_jax.models.attention import (
 )
 from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
+from saw_jax.types import Array
 
 _REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -30,7 +31,7 @@ class MLP(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_BSD: jax.Array) -> jax.Array:
+  def __call__(self, x_BSD: Array) -> Array:
     """Transforms each token by itself."""
     c = self.config
 
@@ -59,12 +60,12 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x_BSD: jax.Array,
+    x_BSD: Array,
     cache: LayerCache | None,
-    rotary: tuple[jax.Array, jax.Array],
-    mask_BST: jax.Array,
-    index: jax.Array | None,
-  ) -> tuple[jax.Array, LayerCache | None]:
+    rotary: tuple[Array, Array],
+    mask_BST: Array,
+    index: Array | None,
+  ) -> tuple[Array, LayerCache | None]:
     """Moves the stream past one layer; the cache is that of the layer."""
     c = self.config
     norm = (c.norm_eps, "embed", c.dtype, c.param_dtype)
@@ -91,13 +92,13 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(
     self,
-    tokens_BS: jax.Array,
-    positions_BS: jax.Array,
-    valid_BS: jax.Array | None,
+    tokens_BS: Array,
+    positions_BS: Array,
+    valid_BS: Array | None,
     cache: KVCache | None = None,
     *,
-    segment_ids: jax.Array | None = None,
-  ) -> tuple[jax.Array, KVCache | None]:
+    segment_ids: Array | None = None,
+  ) -> tuple[Array, KVCache | None]:
     """Runs the stream from the embedding to the last norm.
 
     Args:
@@ -204,9 +205,7 @@ class Decoder(nn.Module):
     return layers(x_BSD, layer_caches, rotary, mask_BST, index)
 
 
-def _causal_mask(
-  valid_BS: jax.Array | None, segment_ids: jax.Array | None
-) -> jax.Array:
+def _causal_mask(valid_BS: Array | None, segment_ids: Array | None) -> Array:
   """Each token sees real tokens of its own segment up to itself."""
   if segment_ids is None:
     seen_BST = valid_BS[:, None, :]
@@ -218,9 +217,7 @@ def _causal_mask(
   return causal_ST[None] & seen_BST
 
 
-def _cached_mask(
-  valid_BT: jax.Array, index: jax.Array, num_queries: int
-) -> jax.Array:
+def _cached_mask(valid_BT: Array, index: Array, num_queries: int) -> Array:
   """Slots after the last query hold no valid token yet: they need no test."""
   if num_queries == 1:
     return valid_BT[:, None, :]
@@ -229,13 +226,13 @@ def _cached_mask(
   return (queries[:, None] >= slots[None, :])[None] & valid_BT[:, None, :]
 
 
-def init_params(config: DecoderConfig, key: jax.Array) -> dict:
+def init_params(config: DecoderConfig, key: Array) -> dict:
   """Draws parameters, as a plain tree of arrays."""
   return nn.meta.unbox(_init(config, key))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(config: DecoderConfig, key: jax.Array) -> dict:
+def _init(config: DecoderConfig, key: Array) -> dict:
   tokens_BS = jnp.zeros((1, 1), jnp.int32)
   return Decoder(config).init(key, tokens_BS, tokens_BS, tokens_BS == 0)[
     "params"
@@ -261,7 +258,7 @@ def logical_axes(config: DecoderConfig) -> dict:
   )
 
 
-def head_kernel(params: dict, config: DecoderConfig) -> jax.Array:
+def head_kernel(params: dict, config: DecoderConfig) -> Array:
   """Returns the matrix from the stream to the logits. Shape `[D, V]`."""
   return params["embedding"].T if config.tied_head else params["head"]
 

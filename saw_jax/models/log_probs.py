@@ -11,10 +11,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from saw_jax.types import Array
+
 
 def head_logits(
-  hidden: jax.Array, head_DV: jax.Array, temperature: float = 1.0
-) -> jax.Array:
+  hidden: Array, head_DV: Array, temperature: float = 1.0
+) -> Array:
   """Returns float32 logits over the temperature, for any leading shape.
 
   The sampler and the trainer both call this, so that they speak of one
@@ -26,9 +28,7 @@ def head_logits(
   return logits if temperature == 1.0 else logits / temperature
 
 
-def log_probs_of(
-  logits: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def log_probs_of(logits: Array, targets: Array) -> tuple[Array, Array]:
   """Returns the log-prob of each target and the entropy, from whole logits.
 
   The definition of what `chunked_log_probs` computes:
@@ -49,13 +49,13 @@ def log_probs_of(
 
 
 def chunked_log_probs(
-  hidden_BTD: jax.Array,
-  head_DV: jax.Array,
-  targets_BT: jax.Array,
+  hidden_BTD: Array,
+  head_DV: Array,
+  targets_BT: Array,
   *,
   temperature: float = 1.0,
   chunk_size: int = 1024,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
   """Returns the log-prob of each target and the entropy, without `[B, T, V]`.
 
   A chunk is a band of time steps of all rows, so that rows that are split over
@@ -85,14 +85,14 @@ def chunked_log_probs(
   J = -(-T // max(1, chunk_size // R))
   W = -(-T // J)
 
-  def split(x_BT: jax.Array) -> jax.Array:
+  def split(x_BT: Array) -> Array:
     widths = [(0, R * I - B), (0, W * J - T)] + [(0, 0)] * (x_BT.ndim - 2)
     tail = x_BT.shape[2:]
     x_RIJW = jnp.pad(x_BT, widths).reshape(R, I, J, W, *tail)
     x_IJRW = jnp.moveaxis(x_RIJW, 0, 2)
     return x_IJRW.reshape(I * J, R * W, *tail)
 
-  def join(x_CN: jax.Array) -> jax.Array:
+  def join(x_CN: Array) -> Array:
     x_RIJW = jnp.moveaxis(x_CN.reshape(I, J, R, W), 2, 0)
     return x_RIJW.reshape(R * I, J * W)[:B, :T]
 
@@ -187,7 +187,7 @@ def _scan(body, init, xs):
   return carry, jax.tree.map(lambda y: y[None], ys)
 
 
-def _equally_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _equally_varying(*arrays: Array) -> tuple[Array, ...]:
   """Inside `shard_map`, marks all arrays as varying where any of them varies.
 
   The transpose of the mark is a sum over devices, so that a head which is the

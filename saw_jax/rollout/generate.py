@@ -15,17 +15,18 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import PromptBatch, Role, Transcript
+from saw_jax.types import Array
 
 # (params, prompts, row_keys) -> Transcript
-GenerateFn = Callable[[dict, PromptBatch, jax.Array], Transcript]
+GenerateFn = Callable[[dict, PromptBatch, Array], Transcript]
 
 
 def row_keys(
-  root_key: jax.Array,
-  step: int | jax.Array,
-  example_ids: jax.Array,
+  root_key: Array,
+  step: int | Array,
+  example_ids: Array,
   group_size: int,
-) -> jax.Array:
+) -> Array:
   """Makes a key per row that depends on nothing but what the row is (R9).
 
   Args:
@@ -90,12 +91,12 @@ def make_generate(
 class _Loop:
   """What a step of the loop hands to the next. Lanes come first, if any."""
 
-  time: jax.Array  # int32 [], of the token drawn last
-  token_B: jax.Array  # int32, drawn last
-  lengths_B: jax.Array  # int32, tokens of the completion so far
-  ended_B: jax.Array  # bool
-  tokens_TB: jax.Array  # int32; time first: a step writes one line
-  log_probs_TB: jax.Array  # float32
+  time: Array  # int32 [], of the token drawn last
+  token_B: Array  # int32, drawn last
+  lengths_B: Array  # int32, tokens of the completion so far
+  ended_B: Array  # bool
+  tokens_TB: Array  # int32; time first: a step writes one line
+  log_probs_TB: Array  # float32
   cache: cache_lib.KVCache
 
 
@@ -103,7 +104,7 @@ def generate(
   config: DecoderConfig,
   params: dict,
   prompts: PromptBatch,
-  row_keys: jax.Array,
+  row_keys: Array,
   *,
   sampling: SamplingConfig,
   max_new_tokens: int,

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 # The largest float32 below 1.
+from saw_jax.types import Array
+
 _BELOW_ONE = 1.0 - 2.0**-24
 
 
@@ -35,7 +37,7 @@ class SamplingConfig:
       raise ValueError(f"top_p must be in (0, 1], not {self.top_p}.")
 
 
-def truncate(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
+def truncate(logits_BV: Array, config: SamplingConfig) -> Array:
   """Gives -inf to the tokens that `top_k` and `top_p` exclude.
 
   Tokens that tie with the last one kept are kept.
@@ -57,8 +59,8 @@ def truncate(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
 
 
 def sample(
-  keys_B: jax.Array, logits_BV: jax.Array, config: SamplingConfig
-) -> tuple[jax.Array, jax.Array]:
+  keys_B: Array, logits_BV: Array, config: SamplingConfig
+) -> tuple[Array, Array]:
   """Draws a token per row.
 
   A row costs one uniform number: the token is where the running sum of the
@@ -95,7 +97,7 @@ def sample(
   return tokens_B, log_probs_B
 
 
-def _invert(weights_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def _invert(weights_BV: Array, uniform_B: Array) -> Array:
   """Finds the token at which the running sum of weights passes `uniform`.
 
   In two steps, first among blocks of tokens and then inside one: a running sum
@@ -112,15 +114,14 @@ def _invert(weights_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
   return block_B * block + token_B
 
 
-def _pass(
-  weights_BI: jax.Array, uniform_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _pass(weights_BI: Array, uniform_B: Array) -> tuple[Array, Array]:
   """Returns the index where the sum passes, and how far into it, in [0, 1)."""
   sums_BI = jnp.cumsum(weights_BI, axis=-1)
   # Below the last sum even after rounding, so that some index passes it.
   target_B1 = uniform_B[:, None] * sums_BI[:, -1:]
   index_B = jnp.sum(sums_BI <= target_B1, axis=-1).astype(jnp.int32)
-  # A running sum may round up where nothing is added: never draw a weight of 0.
+  # A running sum in parallel may round up where nothing is added: a weight of
+  # 0 is never drawn for it.
   weight_B = jnp.take_along_axis(weights_BI, index_B[:, None], axis=-1)[:, 0]
   likeliest_B = jnp.argmax(weights_BI, axis=-1).astype(jnp.int32)
   index_B = jnp.where(weight_B > 0, index_B, likeliest_B)

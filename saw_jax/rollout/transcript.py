@@ -4,9 +4,10 @@
 from collections.abc import Sequence
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from saw_jax.types import Array
 
 
 class Role:
@@ -27,9 +28,9 @@ OBSERVATION, GLUE = Role.OBSERVATION, Role.GLUE
 class PromptBatch:
   """Prompts, padded on the left so that they end together."""
 
-  tokens: jax.Array  # int32 [P, S]
-  lengths: jax.Array  # int32 [P]
-  ids: jax.Array  # int32 [P], of the examples: they go into the row keys
+  tokens: Array  # int32 [P, S]
+  lengths: Array  # int32 [P]
+  ids: Array  # int32 [P], of the examples: they go into the row keys
 
 
 @flax.struct.dataclass
@@ -40,34 +41,32 @@ class Transcript:
   properties allow more leading axes, such as one of seeds.
   """
 
-  tokens: jax.Array  # int32 [B, S], prompts padded left, the rest right
-  roles: jax.Array  # int8 [B, S], see Role
-  starts: jax.Array  # int32 [B], the first real token
-  ends: jax.Array  # int32 [B], one past the last real token
-  behave_log_probs: (
-    jax.Array
-  )  # float32 [B, T], of the distribution sampled from
-  group_ids: jax.Array  # int32 [B], the prompt's place in its batch
-  policy_versions: jax.Array  # int32 [B], optimizer step of the weights
+  tokens: Array  # int32 [B, S], prompts padded left, the rest right
+  roles: Array  # int8 [B, S], see Role
+  starts: Array  # int32 [B], the first real token
+  ends: Array  # int32 [B], one past the last real token
+  behave_log_probs: Array  # float32 [B, T], of the distribution sampled from
+  group_ids: Array  # int32 [B], the prompt's place in its batch
+  policy_versions: Array  # int32 [B], optimizer step of the weights
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
 
   @property
-  def completion_mask(self) -> jax.Array:
+  def completion_mask(self) -> Array:
     """True on the tokens that the policy chose. Shape `[B, T]`."""
     return self.roles[..., self.prompt_size :] == Role.POLICY
 
   @property
-  def completion_lengths(self) -> jax.Array:
+  def completion_lengths(self) -> Array:
     """How many tokens the policy chose, int32. Shape `[B]`."""
     return self.completion_mask.sum(-1).astype("int32")
 
   @property
-  def valid(self) -> jax.Array:
+  def valid(self) -> Array:
     """True on the tokens that somebody wrote. Shape `[B, S]`."""
     return self.roles != Role.PAD
 
   @property
-  def positions(self) -> jax.Array:
+  def positions(self) -> Array:
     """Each token's distance from its row's first, int32. Shape `[B, S]`."""
     order = np.arange(self.tokens.shape[-1], dtype=np.int32)
     order = order.reshape((1,) * (self.tokens.ndim - 1) + (-1,))
