@@ -26,6 +26,7 @@ released = functools.partial(
   flat_weight=0.0,
 )
 PRECISIONS = ((np.float64, 1e-9), (np.float32, 1e-5))
+GDPO_SUM = jax.jit(functools.partial(advantages.gdpo, whiten=None))
 ESTIMATORS = {
   "grpo": advantages.grpo,
   "dr_grpo": advantages.dr_grpo,
@@ -71,7 +72,7 @@ class GoldenTest(chex.TestCase):
           close = functools.partial(np.testing.assert_allclose, atol=atol)
           close(
             of_prompts(
-              uid, lambda r, w=weights: advantages.grpo(r, w), rewards
+              uid, lambda r, w=weights: jax.jit(advantages.grpo)(r, w), rewards
             ),
             expected[grpo]["advantage"],
           )
@@ -79,19 +80,19 @@ class GoldenTest(chex.TestCase):
           # go through gdpo at once.
           total = of_prompts(
             uid,
-            lambda r, w=weights: advantages.gdpo(r, w, whiten=None),
+            lambda r, w=weights: GDPO_SUM(r, w),
             rewards,
           ).astype(dtype)
           close(total, expected[gdpo]["pre_whiten"])
           close(
-            advantages.token_whiten(total, lengths=lengths),
+            jax.jit(advantages.token_whiten)(total, lengths=lengths),
             expected[gdpo]["advantage"],
           )
           if len(set(map(uid.count, uid))) == 1:
             shape = (len(set(uid)), uid.count(uid[0]))
             assert uid == sorted(uid)
             close(
-              advantages.gdpo(
+              jax.jit(advantages.gdpo)(
                 rewards.reshape(*shape, 2),
                 weights,
                 lengths=lengths.reshape(shape),
@@ -177,7 +178,9 @@ class GoldenTest(chex.TestCase):
     ):
       for dtype, atol in ((np.float64, 2e-6), (np.float32, 1e-5)):
         with jax.enable_x64(dtype is np.float64):
-          result = f(rewards.astype(dtype), w.astype(dtype), lengths=lengths)
+          result = jax.jit(f)(
+            rewards.astype(dtype), w.astype(dtype), lengths=lengths
+          )
         np.testing.assert_allclose(result.reshape(-1), want, atol=atol)
 
 

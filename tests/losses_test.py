@@ -83,19 +83,25 @@ class GoldenTest(chex.TestCase):
           losses.clipped_surrogate_loss, aggregate=aggregate, **clips
         )
         kl = functools.partial(losses.kl_loss, aggregate=aggregate)
-        value, gradient = jax.value_and_grad(
-          lambda x, f=policy, rest=(old, a, mask): f(x, *rest).value()
+        value, gradient = jax.jit(
+          jax.value_and_grad(
+            lambda x, f=policy, rest=(old, a, mask): f(x, *rest).value()
+          )
         )(log_probs)
         if "kl_beta" in params:
           ref = np.array(inputs["ref_logp"], dtype)
-          more = jax.value_and_grad(
-            lambda x, f=kl, rest=(ref, mask): f(x, *rest).value()
+          more = jax.jit(
+            jax.value_and_grad(
+              lambda x, f=kl, rest=(ref, mask): f(x, *rest).value()
+            )
           )(log_probs)
           value += params["kl_beta"] * more[0]
           gradient += params["kl_beta"] * more[1]
         np.testing.assert_allclose(value, want["loss"], **tolerance)
         np.testing.assert_allclose(gradient, want["grad_logp"], **tolerance)
-        fractions = losses.clip_fractions(log_probs, old, a, mask, **clips)
+        fractions = jax.jit(losses.clip_fractions)(
+          log_probs, old, a, mask, **clips
+        )
         clipped = (np.array(want["aux"]["clipped"]) * mask).sum() / mask.sum()
         np.testing.assert_allclose(
           fractions.low.value() + fractions.high.value(), clipped, rtol=1e-6

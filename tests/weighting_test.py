@@ -137,7 +137,7 @@ class SawWeightsTest(chex.TestCase):
   @hypothesis.given(st.integers(0, 2**31), st.floats(0.25, 8.0))
   def test_invariances(self, seed, scale):
     rewards = sample(seed=seed) - 1
-    saw = functools.partial(weighting.saw_weights, minima=-1.0)
+    saw = functools.partial(jax.jit(weighting.saw_weights), minima=-1.0)
     w = saw(rewards)
     np.testing.assert_allclose(w.sum(), 3, rtol=1e-5)
     rows = np.random.default_rng(seed).permutation(20)
@@ -168,7 +168,7 @@ class SawWeightsTest(chex.TestCase):
   def test_a_constant_component_gets_exactly_nothing(self, constant, size):
     rewards = sample((size, 2))
     rewards[:, 1] = constant
-    w = weighting.saw_weights(rewards, minima=np.array([0.0, -3.0]))
+    w = jax.jit(weighting.saw_weights)(rewards, minima=np.array([0.0, -3.0]))
     assert w[1] == 0
     np.testing.assert_allclose(w[0], 2, rtol=1e-6)
 
