@@ -67,10 +67,13 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rollout.prompt_multiple = 88
   config.tokenizer.name = "tool_calling"
   config.warm_start.num_steps = 400
-  config.warm_start.options.format_rate = 0.1
-  config.warm_start.options.call_rate = 0.5
-  config.optimizer.learning_rate = 1e-3
+  config.warm_start.learning_rate = 5e-3
+  config.warm_start.options.format_rate = 0.02
+  config.warm_start.options.call_rate = 0.7
+  config.optimizer.learning_rate = 3e-4
   config.optimizer.weight_decay = 0.0
+  config.loop.num_steps = 80
+  config.evaluation.interval = 20
   config.algorithm.entropy_coefficient = 0.001
 
 

@@ -273,6 +273,11 @@ def run(
         encoder=encoder,
         multiple=experiment.rollout.completion_multiple,
       )
+      transcript = transcript.replace(
+        policy_versions=np.full_like(
+          transcript.policy_versions, step * loop.num_minibatches
+        )
+      )
       clock.lap("generate")
 
       # The device recomputes log-probs while the graders read the text.
