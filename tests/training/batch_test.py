@@ -1,0 +1,174 @@
+"""The batch of an update: masks, positions, and which rows go together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.training import batch as batch_lib
+from tests.training import helpers
+
+PAD, PROMPT, POLICY = 0, 1, 2
+OBSERVATION, GLUE = 3, 4
+
+
+def by_hand() -> batch_lib.TrainBatch:
+  """Two rows: a padded turn, and two turns with a tool's answer between."""
+  return batch_lib.TrainBatch(
+    tokens=jnp.array([[0, 0, 5, 7, 0, 9, 0], [4, 4, 4, 8, 3, 6, 8]]),
+    roles=jnp.array(
+      [
+        [PAD, PAD, PROMPT, POLICY, POLICY, POLICY, PAD],
+        [PROMPT, PROMPT, PROMPT, POLICY, OBSERVATION, GLUE, POLICY],
+      ],
+      jnp.int8,
+    ),
+    starts=jnp.array([2, 0], jnp.int32),
+    advantages=jnp.ones(2),
+    prompt_size=3,
+  )
+
+
+def transcript(shape: tuple[int, ...]) -> transcript_lib.Transcript:
+  """Arrays that only tell rows apart."""
+  rows = np.arange(np.prod(shape)).reshape(shape)
+  size, prompt_size = 7, 3
+  return transcript_lib.Transcript(
+    tokens=np.broadcast_to(rows[..., None], (*shape, size)),
+    roles=np.full((*shape, size), POLICY, np.int8),
+    starts=rows,
+    ends=rows,
+    behave_log_probs=-np.ones((*shape, size - prompt_size)),
+    group_ids=rows,
+    policy_versions=rows,
+    prompt_size=prompt_size,
+  )
+
+
+class TestTrainBatch:
+  def test_a_token_that_the_policy_chose_counts_whatever_its_value(self):
+    # The 0 at position 4 of the first row has the value of padding, and the
+    # end token of the second row's first turn is that of its last.
+    np.testing.assert_array_equal(
+      by_hand().completion_mask,
+      [[True, True, True, False], [True, False, False, True]],
+    )
+
+  def test_the_mask_does_not_read_tokens(self):
+    batch = by_hand()
+    other = batch.replace(tokens=jnp.zeros_like(batch.tokens))
+    np.testing.assert_array_equal(batch.completion_mask, other.completion_mask)
+    np.testing.assert_array_equal(batch.valid, other.valid)
+
+  def test_a_prompt_is_valid_and_not_learned_from(self):
+    np.testing.assert_array_equal(
+      by_hand().valid,
+      [[False, False, True, True, True, True, False], [True] * 7],
+    )
+    whole = by_hand().replace(prompt_size=0)
+    assert not whole.completion_mask[:, :3].any()
+
+  def test_positions_count_from_the_first_real_token(self):
+    np.testing.assert_array_equal(
+      by_hand().positions, [[0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
+    )
+
+  def test_positions_and_masks_are_those_of_the_transcript(self):
+    batch = helpers.batch()
+    whole = transcript_lib.Transcript(
+      tokens=batch.tokens,
+      roles=batch.roles,
+      starts=batch.starts,
+      ends=batch.starts,
+      behave_log_probs=batch.behave_log_probs,
+      group_ids=batch.starts,
+      policy_versions=batch.starts,
+      prompt_size=batch.prompt_size,
+    )
+    for name in ("positions", "completion_mask", "valid"):
+      np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
+
+  def test_require_names_the_field_and_who_needs_it(self):
+    with pytest.raises(ValueError, match="the KL term needs ref_log_probs"):
+      by_hand().require("ref_log_probs", "the KL term")
+
+  def test_require_returns_what_is_there(self):
+    batch = helpers.batch(old=True)
+    assert batch.require("old_log_probs", "a loss") is batch.old_log_probs
+
+
+class TestMakeBatch:
+  def test_each_row_gets_the_advantage_of_its_prompt_and_sample(self):
+    advantages = jnp.arange(6.0).reshape(2, 3)
+    batch = batch_lib.make_batch(transcript((6,)), advantages)
+    np.testing.assert_array_equal(batch.advantages, batch.tokens[:, 0])
+
+  def test_seeds_are_a_leading_axis(self):
+    advantages = jnp.arange(12.0).reshape(2, 2, 3)
+    batch = batch_lib.make_batch(transcript((2, 6)), advantages)
+    np.testing.assert_array_equal(batch.advantages, batch.tokens[..., 0])
+
+  def test_what_comes_later_is_not_there_yet(self):
+    batch = batch_lib.make_batch(transcript((6,)), jnp.zeros((2, 3)))
+    assert batch.old_log_probs is None
+    assert batch.ref_log_probs is None
+    assert batch.behave_log_probs.shape == (6, 4)
+    assert batch.prompt_size == 3
+
+
+class TestSplitRows:
+  def test_part_k_holds_every_count_th_row_from_k_on(self):
+    batch = batch_lib.make_batch(transcript((6,)), jnp.arange(6.0))
+    parts = batch_lib.split_rows(batch, 3)
+    np.testing.assert_array_equal(parts.starts, [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(parts.advantages, parts.starts)
+    np.testing.assert_array_equal(parts.tokens[..., 0], parts.starts)
+
+  def test_an_axis_over_devices_stays_whole_in_every_part(self):
+    # Rows 0 to 3 are on the first of two devices. Of each part, the first half
+    # has to come from there.
+    batch = batch_lib.make_batch(transcript((8,)), jnp.arange(8.0))
+    parts = batch_lib.split_rows(batch, 2)
+    assert (parts.starts[:, :2] < 4).all()
+    assert (parts.starts[:, 2:] >= 4).all()
+
+  def test_fields_that_are_not_recorded_stay_so(self):
+    parts = batch_lib.split_rows(helpers.batch(), 2)
+    assert parts.old_log_probs is None
+    assert parts.prompt_size == helpers.batch().prompt_size
+
+  def test_rows_that_do_not_divide_are_an_error(self):
+    with pytest.raises(ValueError, match="8 rows do not split into 3 equal"):
+      batch_lib.split_rows(helpers.batch(), 3)
+
+
+class TestTakeRows:
+  def batch(self):
+    return batch_lib.make_batch(
+      transcript((2, 12)), jnp.arange(24.0).reshape(2, 4, 3)
+    )
+
+  def test_groups_stay_whole(self):
+    # Four prompts of three samples; a half is two prompts.
+    batch = self.batch()
+    group = jnp.arange(24).reshape(2, 12) // 3
+    for part in range(2):
+      taken = batch_lib.take_rows(batch.replace(starts=group), part, 2)
+      for seed in range(2):
+        groups, counts = np.unique(taken.starts[seed], return_counts=True)
+        np.testing.assert_array_equal(counts, [3, 3])
+        np.testing.assert_array_equal(groups, 4 * seed + 2 * part + np.r_[0, 1])
+
+  def test_the_parts_together_are_the_batch_in_order(self):
+    batch = self.batch()
+    parts = [batch_lib.take_rows(batch, part, 4) for part in range(4)]
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *parts)
+    for found, expected in zip(
+      jax.tree.leaves(joined), jax.tree.leaves(batch), strict=True
+    ):
+      np.testing.assert_array_equal(found, expected)
+
+  def test_rows_that_do_not_divide_are_an_error(self):
+    with pytest.raises(ValueError, match="12 rows do not split into 5"):
+      batch_lib.take_rows(self.batch(), 0, 5)

@@ -1,0 +1,146 @@
+"""Schedules and the optimizer, by hand."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax.training import optimizer as optimizer_lib
+
+Config = optimizer_lib.OptimizerConfig
+
+
+def rates(config, num_updates, steps):
+  schedule = optimizer_lib.make_schedule(config, num_updates)
+  return [float(schedule(step)) for step in steps]
+
+
+class TestOptimizerConfig:
+  @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+      ({"schedule": "linaer"}, "unknown schedule 'linaer'.*cosine"),
+      ({"learning_rate": -1e-6}, "learning_rate is -1e-06, below 0"),
+      ({"learning_rate": float("nan")}, "learning_rate is nan"),
+      ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
+      ({"clip_norm": float("nan")}, "clip_norm is nan"),
+    ],
+  )
+  def test_refuses(self, fields, message):
+    with pytest.raises(ValueError, match=message):
+      Config(**fields)
+
+  def test_a_learning_rate_of_zero_is_allowed(self):
+    assert Config(learning_rate=0.0).learning_rate == 0.0
+
+
+class TestMakeSchedule:
+  def test_constant(self):
+    config = Config(learning_rate=0.5)
+    np.testing.assert_allclose(rates(config, 10, [0, 5, 99]), [0.5] * 3)
+
+  def test_linear_falls_to_zero_at_the_end_of_the_run(self):
+    config = Config(learning_rate=0.8, schedule="linear")
+    np.testing.assert_allclose(
+      rates(config, 8, [0, 1, 4, 8, 20]), [0.8, 0.7, 0.4, 0.0, 0.0], atol=1e-7
+    )
+
+  def test_cosine_is_half_way_down_in_the_middle(self):
+    config = Config(learning_rate=0.8, schedule="cosine")
+    # (1 + cos(pi t / 8)) / 2 at t = 0, 2, 4, 8
+    expected = [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.0]
+    np.testing.assert_allclose(
+      rates(config, 8, [0, 2, 4, 8]), expected, rtol=1e-5, atol=1e-7
+    )
+
+  @pytest.mark.parametrize("schedule", optimizer_lib.SCHEDULES)
+  def test_the_warm_up_climbs_from_zero_to_the_peak(self, schedule):
+    config = Config(learning_rate=0.8, schedule=schedule, warmup_steps=4)
+    np.testing.assert_allclose(
+      rates(config, 12, range(5)), [0.0, 0.2, 0.4, 0.6, 0.8], rtol=1e-6
+    )
+
+  def test_the_decay_has_what_the_warm_up_leaves(self):
+    config = Config(learning_rate=0.8, schedule="linear", warmup_steps=4)
+    # Eight updates are left of twelve; the middle of them is update 8.
+    np.testing.assert_allclose(
+      rates(config, 12, [4, 8, 12]), [0.8, 0.4, 0.0], atol=1e-7
+    )
+
+  def test_decay_steps_end_it_before_the_run_does(self):
+    config = Config(learning_rate=0.8, schedule="linear", decay_steps=4)
+    np.testing.assert_allclose(
+      rates(config, 100, [2, 4, 50]), [0.4, 0.0, 0.0], atol=1e-7
+    )
+
+  def test_a_warm_up_longer_than_the_run_is_not_an_error(self):
+    config = Config(learning_rate=0.8, schedule="cosine", warmup_steps=8)
+    np.testing.assert_allclose(rates(config, 4, [4]), [0.4], rtol=1e-6)
+
+
+class TestMakeOptimizer:
+  def first_step(self, gradient, **fields):
+    params = {"w": jnp.array([3.0, -2.0])}
+    fields = {"learning_rate": 0.1, "weight_decay": 0.0, **fields}
+    optimizer = optimizer_lib.make_optimizer(Config(**fields), 10)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update({"w": jnp.array(gradient)}, state, params)
+    return updates["w"]
+
+  def test_the_first_step_of_adam_is_the_sign_times_the_rate(self):
+    # After bias correction m / sqrt(v) is g / |g|.
+    np.testing.assert_allclose(
+      self.first_step([0.3, -0.4]), [-0.1, 0.1], rtol=1e-5
+    )
+
+  def test_clips_the_whole_gradient_before_adam(self):
+    # eps is large beside the gradient, so that Adam's step is lr g / (|g| +
+    # eps) and shows the size of what came through: |g| = 5 becomes 1.
+    found = self.first_step([3.0, -4.0], eps=10.0)
+    expected = [-0.1 * 0.6 / 10.6, 0.1 * 0.8 / 10.8]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_a_small_gradient_is_not_clipped(self):
+    found = self.first_step([0.3, -0.4], eps=10.0)
+    expected = [-0.1 * 0.3 / 10.3, 0.1 * 0.4 / 10.4]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_an_infinite_norm_clips_nothing(self):
+    found = self.first_step([3.0, -4.0], eps=10.0, clip_norm=math.inf)
+    expected = [-0.1 * 3 / 13, 0.1 * 4 / 14]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_weight_decay_pulls_towards_zero_without_a_gradient(self):
+    # Decoupled: rate times decay times the parameter.
+    np.testing.assert_allclose(
+      self.first_step([0.0, 0.0], weight_decay=0.5), [-0.15, 0.1], rtol=1e-6
+    )
+
+  def test_betas_are_the_decays_of_both_moments(self):
+    params = {"w": jnp.zeros(1)}
+    optimizer = optimizer_lib.make_optimizer(
+      Config(learning_rate=1.0, b1=0.5, b2=0.75, eps=1e-12, clip_norm=math.inf),
+      10,
+    )
+    state = optimizer.init(params)
+    for gradient in (1.0, -2.0):
+      updates, state = optimizer.update(
+        {"w": jnp.array([gradient])}, state, params
+      )
+    # m = (0.5 * 0.5 - 0.5 * 2) / 0.75, v = (0.75 * 0.25 + 0.25 * 4) / 0.4375
+    m, v = (0.25 - 1.0) / 0.75, (0.1875 + 1.0) / 0.4375
+    np.testing.assert_allclose(updates["w"], [-m / math.sqrt(v)], rtol=1e-5)
+
+  def test_the_rate_follows_the_schedule_update_by_update(self):
+    params = {"w": jnp.zeros(1)}
+    optimizer = optimizer_lib.make_optimizer(
+      Config(learning_rate=0.8, schedule="linear", warmup_steps=2), 6
+    )
+    state, steps = optimizer.init(params), []
+    for _ in range(7):
+      updates, state = optimizer.update({"w": jnp.ones(1)}, state, params)
+      steps.append(-float(updates["w"][0]))
+    np.testing.assert_allclose(
+      steps, [0.0, 0.4, 0.8, 0.6, 0.4, 0.2, 0.0], rtol=1e-4, atol=1e-6
+    )
