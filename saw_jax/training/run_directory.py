@@ -93,11 +93,16 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
   """
   path = pathlib.Path(directory) / "run.json"
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
+    document = json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError):
     raise RunError(f"{directory} is no run directory: no run.json") from None
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # neither text nor JSON
     raise RunError(f"{path} is damaged: {error}") from None
+  if not isinstance(document, dict) or not isinstance(
+    document.get("config"), dict
+  ):
+    raise RunError(f"{path} is damaged: it holds no config")
+  return document
 
 
 def commit() -> str:
