@@ -1,0 +1,236 @@
+"""Configs: their arguments, and that every key of them is read."""
+
+import dataclasses
+import re
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import arguments, base
+from configs.saw import tool_calling
+from experiments import build
+from saw_jax import algorithms
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.training import (
+  evaluation,
+  optimizer,
+  parallel,
+  rollouts,
+  sync_loop,
+  warm_start,
+)
+
+# Each section of a config, with the dataclass that it is spread into.
+SECTIONS = {
+  "model": DecoderConfig,
+  "rollout": rollouts.RolloutConfig,
+  "sampling": SamplingConfig,
+  "grading": sync_loop.GradingConfig,
+  "algorithm": algorithms.AlgorithmConfig,
+  "algorithm.kl": algorithms.KLConfig,
+  "optimizer": optimizer.OptimizerConfig,
+  "loop": sync_loop.LoopConfig,
+  "evaluation": evaluation.EvaluationConfig,
+  "parallel": parallel.ParallelConfig,
+  "warm_start": warm_start.WarmStartConfig,
+}
+# Fields that a config does not set, and keys that go elsewhere.
+SET_ELSEWHERE = {
+  "model": {"vocab_size"},  # the tokenizer's
+  "sampling": {"greedy"},  # the evaluation's
+  "warm_start": {"optimizer"},
+}
+READ_ELSEWHERE = {"warm_start": {"learning_rate", "options"}}
+OTHERS = {"task", "tokenizer", "checkpoint"}
+
+CASES = [
+  f"row={row},scale={scale}"
+  for row in tool_calling.ROWS
+  for scale in tool_calling.SCALES
+]
+
+
+def at(config, path):
+  for name in path.split("."):
+    config = config[name]
+  return config
+
+
+class TestParse:
+  CHOICES = {"row": ("gdpo_saw", "grpo"), "scale": ("tiny", "paper")}
+
+  def parse(self, argument):
+    return arguments.parse(argument, **self.CHOICES)
+
+  @pytest.mark.parametrize("argument", ["", None, " , "])
+  def test_the_first_choice_is_the_default(self, argument):
+    assert self.parse(argument) == {"row": "gdpo_saw", "scale": "tiny"}
+
+  @pytest.mark.parametrize(
+    "argument",
+    [
+      "row=grpo,scale=paper",
+      "scale=paper,row=grpo",
+      "grpo,paper",
+      " row=grpo , paper ",
+    ],
+  )
+  def test_pairs_and_bare_words_in_any_order(self, argument):
+    assert self.parse(argument) == {"row": "grpo", "scale": "paper"}
+
+  @pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+      ("row=grpoo", "unknown row 'grpoo': did you mean 'grpo'?"),
+      ("scael=tiny", "unknown argument 'scael': did you mean 'scale'?"),
+      ("papre", "unknown argument 'papre': did you mean 'paper'?"),
+      ("scal", "unknown argument 'scal': did you mean 'scale'?"),
+      ("row=", "unknown row '': did you mean"),
+      ("row=paper", "unknown row 'paper': did you mean"),
+    ],
+  )
+  def test_a_mistake_names_the_nearest(self, argument, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+      self.parse(argument)
+
+  def test_all_choices_are_listed(self):
+    with pytest.raises(ValueError, match="There are gdpo_saw, grpo$"):
+      self.parse("row=x")
+
+  def test_a_word_of_two_keys_is_not_guessed(self):
+    with pytest.raises(ValueError, match="unknown argument 'none'"):
+      arguments.parse("none", kl=("none",), writer=("none", "wandb"))
+
+
+class TestBase:
+  @pytest.mark.parametrize("name", SECTIONS)
+  def test_a_section_has_exactly_the_fields_of_its_dataclass(self, name):
+    keys = set(at(base.get_config(), name)) - READ_ELSEWHERE.get(name, set())
+    fields = {field.name for field in dataclasses.fields(SECTIONS[name])}
+    assert keys == fields - SET_ELSEWHERE.get(name, set())
+
+  def test_there_is_no_other_section(self):
+    tops = {name.partition(".")[0] for name in SECTIONS}
+    assert set(base.get_config()) == tops | OTHERS
+
+  def test_the_task_has_to_be_named(self):
+    with pytest.raises(ml_collections.config_dict.RequiredValueError):
+      base.get_config().task.name  # noqa: B018
+
+  def test_unlocked_options_are_refused_by_who_reads_them(self):
+    config = tool_calling.get_config()
+    config.task.options.num_trian = 7
+    with pytest.raises(TypeError, match="'num_trian': did you mean 'num_tra"):
+      build.build(config.lock())
+
+  @pytest.mark.parametrize(
+    "section", [name for name in SECTIONS if name != "warm_start"]
+  )
+  def test_a_key_that_nothing_reads_is_refused(self, section):
+    config = tool_calling.get_config()
+    with config.unlocked():
+      at(config, section).dead_key = 1
+    with pytest.raises(TypeError, match="has no field 'dead_key'"):
+      build.build(config)
+
+  def test_a_dead_key_of_the_warm_start_is_refused(self):
+    config = tool_calling.get_config()
+    config.warm_start.dead_key = 1
+    with pytest.raises(TypeError, match="has no field 'dead_key'"):
+      build.build(config)
+
+
+class TestToolCalling:
+  @pytest.mark.parametrize("case", CASES)
+  def test_loads_with_the_keys_of_the_base_alone(self, case):
+    config = tool_calling.get_config(case)
+    defaults = base.get_config()
+    for name in SECTIONS:
+      assert set(at(config, name)) == set(at(defaults, name)), name
+    assert set(config) == set(defaults)
+
+  @pytest.mark.parametrize("case", CASES)
+  def test_a_locked_config_names_the_nearest_key(self, case):
+    config = tool_calling.get_config(case).lock()
+    with pytest.raises(AttributeError, match="learning_rate"):
+      config.optimizer.lerning_rate = 1.0
+
+  @pytest.mark.parametrize("case", CASES)
+  def test_every_section_becomes_its_dataclass(self, case):
+    values = tool_calling.get_config(case).to_dict()
+    for name, cls in SECTIONS.items():
+      if name in ("warm_start", "algorithm", "algorithm.kl"):
+        continue
+      extra = {"vocab_size": 512} if name == "model" else {}
+      made = build.section(cls, at(values, name), **extra)
+      for key, value in at(values, name).items():
+        assert getattr(made, key) == value, f"{name}.{key}"
+
+  @pytest.mark.parametrize("row", tool_calling.ROWS)
+  @pytest.mark.parametrize("kl", ["none", "released"])
+  def test_every_tiny_row_builds_its_method(self, row, kl, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    config = tool_calling.get_config(f"row={row},scale=tiny,kl={kl}").lock()
+    experiment = build.build(config)
+    method = experiment.method
+    advantage, _, weights = row.partition("_")
+    assert unwrap(method.advantage) is algorithms.ADVANTAGES[advantage]
+    expected = algorithms.WEIGHTS[weights or "equal"]
+    assert unwrap(method.weights) is expected
+    assert set(method.terms) == {"policy", "entropy"}
+    # The released code has a KL in one row, and so does `kl=released`.
+    has_kl = (row, kl) == ("grpo", "released")
+    assert (method.kl_in_reward is not None) == has_kl
+    assert method.needs_reference == has_kl
+    if has_kl:
+      estimator, coefficient = method.kl_in_reward
+      assert estimator is algorithms.KL_ESTIMATORS["k1"]
+      assert coefficient == 0.001
+    assert experiment.decoder.vocab_size == experiment.tokenizer.vocab_size
+
+  def test_the_rewards_minima_reach_saw(self, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    experiment = build.build(tool_calling.get_config("gdpo_saw").lock())
+    np.testing.assert_array_equal(
+      experiment.method.weights.keywords["minima"], [-3.0, 0.0]
+    )
+
+  def test_rows_differ_in_their_algorithm_alone(self):
+    first = tool_calling.get_config("row=gdpo_saw").to_dict()
+    for row in tool_calling.ROWS:
+      other = tool_calling.get_config(f"row={row}").to_dict()
+      other["algorithm"]["advantage"] = first["algorithm"]["advantage"]
+      other["algorithm"]["weights"] = first["algorithm"]["weights"]
+      assert other == first, row
+
+  @pytest.mark.parametrize("scale", tool_calling.SCALES)
+  def test_the_sizes_of_a_step_divide(self, scale):
+    loop = tool_calling.get_config(f"scale={scale}").loop
+    assert loop.prompts_per_step % loop.num_minibatches == 0
+    rows = loop.prompts_per_step * loop.group_size // loop.num_minibatches
+    assert rows % loop.num_microbatches == 0
+
+  def test_a_checkpoint_that_cannot_be_loaded_yet_is_named(self, monkeypatch):
+    config = tool_calling.get_config("scale=tiny")
+    config.checkpoint = "checkpoints/x"
+    with pytest.raises(ValueError, match=r"config\.checkpoint = 'checkpoints"):
+      build.build(config.lock())
+
+  def test_the_table_is_made_of_its_own_rows_and_rewards(self):
+    rows = set(tool_calling.ROWS)
+    assert set(tool_calling.PUBLISHED) <= rows
+    assert {row for pair in tool_calling.COMPARISONS for row in pair} <= rows
+    task = algorithms.make_task("tool_calling", {})
+    names = tuple(component.name for component in task.components)
+    assert names == tool_calling.COMPONENTS
+    for name in tool_calling.METRICS.values():
+      assert name.partition("/")[2] in {*names, "right"}
+    for name in tool_calling.THRESHOLDS:
+      assert name.removeprefix("reward/") in names
+
+
+def unwrap(fn):
+  """The function under a `functools.partial`."""
+  return getattr(fn, "func", fn)
