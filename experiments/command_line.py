@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -74,15 +75,7 @@ def run(main: Callable[[], int | None]) -> None:
         return _complain(_text(error))
       raise
 
-  def parse(argv: Sequence[str]) -> Sequence[str]:
-    try:
-      return flags.FLAGS(argv)
-    except flags.Error as error:
-      sys.exit(_complain(f"{error}; see --help"))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-      sys.exit(_complain(_text(error)))
-
-  app.run(guarded, flags_parser=parse)
+  app.run(guarded, flags_parser=_parse)
 
 
 @contextlib.contextmanager
@@ -107,11 +100,63 @@ def checking_input() -> Iterator[None]:
     raise UsageError(_text(error)) from error
 
 
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Reads the flags, or ends the script with a sentence."""
+  try:
+    rest = flags.FLAGS(argv)
+    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+      flags.FLAGS.config.to_dict()  # A file that is not there fails on use.
+    return rest
+  except SystemExit:
+    sys.exit(0)  # Only --help and its like end here; absl's status is 1.
+  except (
+    flags.Error,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    SyntaxError,
+    ImportError,
+  ) as error:
+    if os.environ.get("SAW_JAX_TRACEBACK"):
+      raise
+    sys.exit(_complain(_explain(error, argv)))
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+  """Says in a sentence what is wrong with the flags."""
+  root = error
+  while (cause := root.__cause__ or root.__context__) is not None:
+    root = cause
+  if isinstance(root, KeyError) and root.args:
+    # ml_collections wraps it, with the nearest key in the outer message.
+    key = str(root.args[0])
+    names = [word.partition("=")[0] for word in argv]
+    flag = next((n for n in names if key in n.split(".")), "--config")
+    close = re.search(r'Did you mean "(.+?)"', str(error))
+    advice = (
+      f"did you mean {close[1]!r}?"
+      if close
+      else "a flag can only change what the config file sets"
+    )
+    return f"unknown key {key!r} in {flag}: {advice}"
+  if "Failed loading config file" in str(error):
+    path = re.search(r"\[Relative path\]:\s*(.+)", str(error))
+    name = repr(path[1].strip()) if path else "of that name"
+    return f"there is no config file {name}; see --help"
+  if isinstance(error, flags.Error):
+    # ml_collections puts the traceback of a config file into the message.
+    is_long = "Traceback" in str(error)
+    return f"{_text(root if is_long else error)}; see --help"
+  return _text(error)
+
+
 def _text(error: Exception) -> str:
   text = str(error.args[0]) if error.args else type(error).__name__
   if isinstance(error, OSError):
     text = str(error)
-  return text.replace("\n", " ")
+  return " ".join(text.split())
 
 
 def _complain(text: str) -> int:

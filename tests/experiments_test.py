@@ -1,0 +1,215 @@
+"""The scripts: what they say to a mistake, and that they run."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = "--config=configs/saw/tool_calling.py"
+SCRIPTS = ("train", "evaluate", "doctor", "reproduce")
+
+# Runs a script as its own process would, and says whether JAX came with it.
+_RUN = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = {root!r}
+status = 0
+try:
+  runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+  status = end.code or 0
+print("jax" in sys.modules, status)
+"""
+
+
+def script(name: str, *words: str, cwd: pathlib.Path = ROOT, **environment):
+  """Runs a script; returns its process."""
+  return subprocess.run(
+    [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *words],
+    cwd=cwd,
+    env={
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "COLUMNS": "80",
+      **environment,
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def complaint(name: str, *words: str) -> str:
+  """Runs a script with a mistake; returns the one line that it says."""
+  done = script(name, *words)
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == ""
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1, done.stderr
+  assert lines[0].startswith("error: ")
+  return lines[0]
+
+
+class TestMistakesInFlags:
+  @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+      (
+        [CONFIG, "--config.optimizer.lerning_rate=1"],
+        "unknown key 'lerning_rate' in --config.optimizer.lerning_rate: did "
+        "you mean 'learning_rate'?",
+      ),
+      (
+        [CONFIG, "--config.optimzer.b1=0.5"],
+        "unknown key 'optimzer' in --config.optimzer.b1: did you mean "
+        "'optimizer'?",
+      ),
+      (
+        [CONFIG, "--config.task.options.num_trian=7"],
+        "unknown key 'num_trian' in --config.task.options.num_trian: a flag "
+        "can only change what the config file sets",
+      ),
+      (
+        [CONFIG, "--config.optimizer.learning_rate=fast"],
+        "--config.optimizer.learning_rate=fast: could not convert",
+      ),
+      (
+        [CONFIG + ":row=gdpo_swa"],
+        "unknown row 'gdpo_swa': did you mean 'gdpo_saw'? There are gdpo_saw,",
+      ),
+      ([CONFIG + ":scael=tiny"], "'scael': did you mean 'scale'?"),
+      (
+        ["--config=configs/saw/no_such.py"],
+        "there is no config file 'configs/saw/no_such.py'",
+      ),
+      (
+        ["--config", "configs/no_such.py", "--config.optimizer.b1=0.5"],
+        "there is no config file 'configs/no_such.py'",
+      ),
+      (["--config=configs/arguments.py"], "no attribute 'get_config'"),
+      ([CONFIG, "--wrokdir=x"], "'wrokdir'. Did you mean: workdir ?"),
+      ([CONFIG, "stray"], "unexpected argument 'stray'; see --help"),
+      ([], "--config must have a value"),
+      ([CONFIG, "--resume_step=-1"], "-1 is not a non-negative integer"),
+      ([CONFIG, "--seeds=1,x"], "--seeds is a list of integers, not '1,x'"),
+      ([CONFIG, "--seeds=1,2,1"], "must differ from each other, not [1, 2, 1]"),
+      ([CONFIG, "--seeds="], "--seeds must differ"),
+    ],
+  )
+  def test_train_says_what_is_wrong_in_one_line(self, words, message, tmp_path):
+    assert message in complaint("train", f"--workdir={tmp_path / 'x'}", *words)
+    assert not (tmp_path / "x").exists()
+
+  def test_train_needs_a_place_to_write(self):
+    assert "--workdir must have a value" in complaint("train", CONFIG)
+
+  def test_an_unknown_name_in_the_config_is_said_before_anything_runs(
+    self, tmp_path
+  ):
+    message = complaint(
+      "train",
+      f"--workdir={tmp_path / 'x'}",
+      CONFIG,
+      "--config.algorithm.weights=sawe",
+    )
+    assert "unknown weighting 'sawe': did you mean 'saw'?" in message
+    assert not (tmp_path / "x").exists()
+
+  def test_doctor_needs_something_to_look_at(self):
+    assert "give --config=" in complaint("doctor")
+
+  def test_evaluate_names_a_directory_without_a_run(self, tmp_path):
+    message = complaint("evaluate", f"--workdir={tmp_path}")
+    assert f"{tmp_path} is no run directory" in message
+
+  @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+      (["--table=saw/tool_caling"], "did you mean 'saw/tool_calling'?"),
+      (
+        ["--table=saw/tool_calling", "--rows=gdpo,gdop"],
+        "unknown row 'gdop': did you mean 'gdpo'?",
+      ),
+      (
+        ["--table=saw/tool_calling", "--scale=tyni"],
+        "unknown scale 'tyni': did you mean 'tiny'?",
+      ),
+      (["--table=saw/tool_calling", "--seeds=0"], "--seeds=0"),
+      ([], "--table must have a value"),
+    ],
+  )
+  def test_reproduce_says_what_is_wrong_in_one_line(self, words, message):
+    assert message in complaint("reproduce", *words)
+
+  def test_a_traceback_is_there_for_who_asks(self):
+    done = script(
+      "train", "--workdir=x", CONFIG + ":row=x", SAW_JAX_TRACEBACK="1"
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+class TestBeforeJax:
+  def loaded(self, name, *words):
+    done = subprocess.run(
+      [sys.executable, "-c", _RUN.format(root=str(ROOT))]
+      + [str(ROOT / "experiments" / f"{name}.py"), *words],
+      cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    has_jax, status = done.stdout.splitlines()[-1].split()
+    return has_jax == "True", int(status)
+
+  @pytest.mark.parametrize(
+    "words",
+    [
+      ["--workdir=x", CONFIG, "--config.optimizer.lerning_rate=1"],
+      ["--workdir=x", CONFIG + ":row=gdpo_swa"],
+      ["--workdir=x", CONFIG, "--wrokdir=x"],
+      ["--workdir=x", CONFIG, "stray"],
+      [CONFIG],
+    ],
+  )
+  def test_a_mistake_in_the_flags_of_train_is_answered(self, words):
+    assert self.loaded("train", *words) == (False, 2)
+
+  @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+      ("reproduce", ["--table=saw/tool_calling", "--rows=gdop"]),
+      ("reproduce", ["--table=saw/tool_caling"]),
+      ("doctor", [CONFIG, "--config.task.nmae=x"]),
+      ("doctor", []),
+      ("evaluate", []),
+    ],
+  )
+  def test_so_is_one_in_the_others(self, name, words):
+    assert self.loaded(name, *words) == (False, 2)
+
+  @pytest.mark.parametrize("name", SCRIPTS)
+  def test_help_is_given(self, name):
+    assert self.loaded(name, "--help") == (False, 0)
+
+  def test_the_check_sees_jax_where_it_is(self):
+    # An unknown name is found by building, after JAX.
+    assert self.loaded(
+      "train", "--workdir=x", CONFIG, "--config.algorithm.weights=sawe"
+    ) == (True, 2)
+
+
+class TestHelp:
+  @pytest.mark.parametrize("name", SCRIPTS)
+  def test_it_has_the_usage_and_the_flags(self, name):
+    done = script(name, "--help")
+    assert done.returncode == 0
+    assert f"python experiments/{name}.py" in done.stdout
+    wanted = {"doctor": "--config", "reproduce": "--table"}
+    assert wanted.get(name, "--workdir") in done.stdout
+    assert done.stderr == ""
