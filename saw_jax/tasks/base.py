@@ -83,8 +83,21 @@ class Task(Protocol):
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
-  """Says which choices there are, the most similar one first."""
+  """Says which choices there are, the most similar one first.
+
+  Args:
+    name: what was asked for.
+    choices: what there is.
+
+  Returns:
+    The end of an error message.
+
+  >>> nearest("gdop", ["grpo", "gdpo"])
+  "did you mean 'gdpo'? Choices: gdpo, grpo"
+  """
   import difflib
 
+  if not choices:
+    return "there are none"
   close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
   return f"did you mean {close[0]!r}? Choices: {', '.join(sorted(choices))}"

@@ -22,7 +22,15 @@ class Failure(NamedTuple):
 def mean_rewards(
   task: base.Task, pairs: Iterable[tuple[base.Example, str]]
 ) -> dict[str, float]:
-  """Returns the mean of each component over (example, completion) pairs."""
+  """Averages each component over (example, completion) pairs.
+
+  Args:
+    task: what scores.
+    pairs: examples, each with an answer.
+
+  Returns:
+    The mean of each component over what was scored; NaN if nothing was.
+  """
   rows = [task.score(example, text).values for example, text in pairs]
   means = {}
   for index, component in enumerate(task.components):
@@ -34,7 +42,15 @@ def mean_rewards(
 def gold_failures(
   task: tool_calling.ToolCallingTask, examples: Iterable[base.Example]
 ) -> list[Failure]:
-  """Returns the examples whose own reference does not score the most."""
+  """Finds the examples whose own reference does not score the most.
+
+  Args:
+    task: the task.
+    examples: with references.
+
+  Returns:
+    What scored otherwise.
+  """
   return [
     failure
     for example in examples

@@ -27,7 +27,14 @@ class Answer(NamedTuple):
 
 
 def write_calls(calls: Calls) -> str:
-  """Writes calls as JSON, one a line."""
+  """Writes calls as JSON, one a line.
+
+  Args:
+    calls: each with a "name" and "parameters".
+
+  Returns:
+    The text.
+  """
   return "\n".join(json.dumps(call) for call in calls)
 
 
@@ -52,6 +59,12 @@ def write(answer: Answer, body: str | None = None) -> str:
 
 def read(reference: str) -> Answer:
   """Reads a ground truth into its parts.
+
+  Args:
+    reference: the ground truth.
+
+  Returns:
+    The parts; `write` makes them a text again.
 
   Raises:
     ValueError: it is not in the rewarded format, or a call is not JSON.
@@ -85,7 +98,15 @@ FORMAT_DAMAGES: dict[str, Callable[[str], str]] = {
 
 
 def damage_format(draws: Draws, text: str) -> str:
-  """Breaks the format of an answer in one of the ways that apply to it."""
+  """Breaks the format of an answer in one of the ways that apply to it.
+
+  Args:
+    draws: the random draws.
+    text: an answer in the rewarded format.
+
+  Returns:
+    The answer with one damage; its calls can still be read.
+  """
   while True:
     damaged = FORMAT_DAMAGES[draws.choice(tuple(FORMAT_DAMAGES))](text)
     if damaged != text:
@@ -93,7 +114,16 @@ def damage_format(draws: Draws, text: str) -> str:
 
 
 def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Changes one value: to another of its list, where the tool has one."""
+  """Changes one value: to another of its list, where the tool has one.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, one of them with a parameter.
+    offered: not read.
+
+  Returns:
+    What to put between the call tags.
+  """
   index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
   parameters = calls[index]["parameters"]
   name = draws.choice(tuple(parameters))
@@ -106,7 +136,16 @@ def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Writes one value as another type, as `"3"` for 3."""
+  """Writes one value as another type, as `"3"` for 3.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, one of them with a parameter.
+    offered: not read.
+
+  Returns:
+    What to put between the call tags.
+  """
   index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
   parameters = calls[index]["parameters"]
   name = draws.choice(tuple(parameters))
@@ -116,7 +155,16 @@ def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Leaves one parameter out."""
+  """Leaves one parameter out.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, one of them with a parameter.
+    offered: not read.
+
+  Returns:
+    What to put between the call tags.
+  """
   index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
   parameters = dict(calls[index]["parameters"])
   del parameters[draws.choice(tuple(parameters))]
@@ -124,7 +172,16 @@ def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Adds a parameter that is not in the gold call."""
+  """Adds a parameter that is not in the gold call.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, at least one.
+    offered: not read.
+
+  Returns:
+    What to put between the call tags.
+  """
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
   new = [
@@ -138,7 +195,16 @@ def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Calls another of the offered tools, with values of its own."""
+  """Calls another of the offered tools, with values of its own.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, at least one.
+    offered: names of the tools that the prompt offers.
+
+  Returns:
+    What to put between the call tags.
+  """
   index = draws.choice(range(len(calls)))
   name = calls[index]["name"]
   others = [other for other in offered if other != name] or [f"{name}_2"]
@@ -153,7 +219,16 @@ def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Calls one tool more, of a name that the gold calls do not have."""
+  """Calls one tool more, of a name that the gold calls do not have.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, at least one.
+    offered: names of the tools that the prompt offers.
+
+  Returns:
+    What to put between the call tags.
+  """
   used = {call["name"] for call in calls}
   others = [name for name in offered if name not in used]
   name = draws.choice(others) if others else f"{calls[-1]['name']}_2"
@@ -163,7 +238,16 @@ def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def broken_json(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Forgets the last brace."""
+  """Forgets the last brace.
+
+  Args:
+    draws: the random draws.
+    calls: the gold calls, at least one.
+    offered: not read.
+
+  Returns:
+    What to put between the call tags.
+  """
   return write_calls(calls)[:-1]
 
 
@@ -182,7 +266,15 @@ _NEED_PARAMETERS = (wrong_value, wrong_type, missing_parameter)
 
 
 def applies(damage: Callable[..., str], calls: Calls) -> bool:
-  """Whether a call damage can be done to these calls."""
+  """Says whether a call damage can be done to these calls.
+
+  Args:
+    damage: one of `CALL_DAMAGES`.
+    calls: the gold calls.
+
+  Returns:
+    False if there is nothing for it to damage.
+  """
   if not calls:
     return False
   return damage not in _NEED_PARAMETERS or any(c["parameters"] for c in calls)

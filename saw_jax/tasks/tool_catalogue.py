@@ -280,7 +280,15 @@ _NO_CALL_THOUGHT = "no call will do"
 
 
 def split_of(name: str, values: Mapping[str, Any]) -> str:
-  """Returns the split that a call belongs to, the same on every machine."""
+  """Returns the split that a call belongs to, the same on every machine.
+
+  Args:
+    name: of the tool.
+    values: of its parameters, in any order.
+
+  Returns:
+    "test" for one call in five, "train" for the others.
+  """
   text = json.dumps([name, dict(values)], sort_keys=True)
   digest = hashlib.sha256(text.encode()).digest()
   return "test" if digest[0] * 100 < TEST_PERCENT * 256 else "train"

@@ -148,7 +148,15 @@ def read_calls(reference: str) -> list[dict[str, Any]]:
 
 
 def call_score(completion: str, gold: list[dict[str, Any]]) -> float | None:
-  """Returns S / S_max of `correctness_reward`, or None for unreadable calls."""
+  """Returns S / S_max of `correctness_reward`.
+
+  Args:
+    completion: the answer.
+    gold: the reference's calls, from `read_calls`.
+
+  Returns:
+    A number in [0, 1], or None if the answer's calls cannot be read.
+  """
   # A policy writes anything: nesting past the recursion limit, integers past
   # the digit limit, lists where a name should be. All of it is one outcome.
   try:

@@ -34,7 +34,16 @@ class Result(NamedTuple):
 def score_one(
   task: base.Task, example: base.Example, completion: str
 ) -> Result:
-  """Scores a completion and checks what the reward function returned."""
+  """Scores a completion and checks what the reward function returned.
+
+  Args:
+    task: what scores.
+    example: what was asked.
+    completion: the answer.
+
+  Returns:
+    The score, or what went wrong; it does not raise.
+  """
   try:
     score = task.score(example, completion)
   except Exception as error:

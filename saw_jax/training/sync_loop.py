@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from saw_jax import algorithms
 from saw_jax.models.config import DecoderConfig
@@ -381,7 +382,9 @@ def run(
   return Result(finished=not interrupted, step=step, final=final)
 
 
-def start_state(experiment: Experiment, num_seeds: int):
+def start_state(
+  experiment: Experiment, num_seeds: int
+) -> tuple[optax.GradientTransformation, parallel.Lift, Any]:
   """Makes the state of all seeds before the first step.
 
   Args:
