@@ -1,0 +1,280 @@
+"""The forward pass of an update, and the terms over it."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax import losses, reductions
+from saw_jax.models import decoder
+from saw_jax.training import objective
+from tests.training import helpers
+
+
+@pytest.fixture(scope="module")
+def params():
+  return decoder.init_params(helpers.CONFIG, jax.random.key(0))
+
+
+def outputs(batch, seed=1):
+  """Log-probs and entropies of a policy near the recorded ones."""
+  rng = np.random.default_rng(seed)
+  shape = batch.completion_mask.shape
+  return objective.Outputs(
+    log_probs=jnp.asarray(-5.5 + 0.3 * rng.standard_normal(shape), jnp.float32),
+    entropies=jnp.asarray(rng.uniform(1, 5, shape), jnp.float32),
+  )
+
+
+def plain_log_softmax(params, row, batch, temperature):
+  """All log-probs of one sequence, without padding, in float64."""
+  first = int(batch.starts[row])
+  last = int(batch.valid[row].nonzero()[0][-1]) + 1
+  tokens = batch.tokens[row : row + 1, first:last]
+  count = last - first
+  hidden, _ = decoder.Decoder(helpers.CONFIG).apply(
+    {"params": params},
+    tokens,
+    jnp.arange(count)[None],
+    jnp.ones((1, count), bool),
+  )
+  head = np.asarray(decoder.head_kernel(params, helpers.CONFIG), np.float64)
+  logits = np.asarray(hidden[0], np.float64) @ head / temperature
+  logits -= logits.max(-1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), first, last
+
+
+class TestMakeForward:
+  @pytest.mark.parametrize("temperature", [1.0, 0.6])
+  def test_the_logits_at_one_position_predict_the_token_at_the_next(
+    self, params, temperature
+  ):
+    batch = helpers.batch(rows=3)
+    assert len(set(np.asarray(batch.starts).tolist())) > 1  # unequal padding
+    found = jax.jit(
+      objective.make_forward(
+        helpers.CONFIG, temperature=temperature, chunk_size=7
+      )
+    )(params, batch)
+    for row in range(batch.tokens.shape[0]):
+      plain, first, last = plain_log_softmax(params, row, batch, temperature)
+      for s in range(batch.prompt_size, last):
+        expected = plain[s - 1 - first]
+        t = s - batch.prompt_size
+        np.testing.assert_allclose(
+          found.log_probs[row, t],
+          expected[int(batch.tokens[row, s])],
+          rtol=1e-4,
+        )
+        np.testing.assert_allclose(
+          found.entropies[row, t],
+          -(np.exp(expected) * expected).sum(),
+          rtol=1e-4,
+        )
+
+  def test_temperature_divides_the_logits(self, params):
+    # At a high one every token is as likely; at a low one the entropy falls.
+    batch = helpers.batch()
+    hot, warm, cold = (
+      jax.jit(objective.make_forward(helpers.CONFIG, temperature=t))(
+        params, batch
+      )
+      for t in (1e6, 1.0, 0.1)
+    )
+    np.testing.assert_allclose(hot.log_probs, -np.log(259), rtol=1e-5)
+    assert (cold.entropies < warm.entropies).all()
+
+  def test_what_stands_on_padding_changes_nothing(self, params):
+    batch = helpers.batch()
+    forward = jax.jit(objective.make_forward(helpers.CONFIG))
+    garbage = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 200))
+    mask = batch.completion_mask
+    np.testing.assert_array_equal(
+      forward(params, batch).log_probs[mask],
+      forward(params, garbage).log_probs[mask],
+    )
+
+  def test_gradients_reach_every_parameter(self, params):
+    batch = helpers.batch()
+    forward = objective.make_forward(helpers.CONFIG)
+    gradient = jax.jit(
+      jax.grad(
+        lambda p: jnp.sum(forward(p, batch).log_probs * batch.completion_mask)
+      )
+    )(params)
+    chex.assert_tree_all_finite(gradient)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+      assert np.abs(leaf).max() > 0, path
+
+
+class TestMakeObjective:
+  def test_a_coefficient_multiplies_the_numerator_alone(self):
+    batch = helpers.batch()
+    made = objective.make_objective(
+      lambda params, batch: outputs(batch),
+      {
+        "once": objective.Term(objective.entropy()),
+        "thrice": objective.Term(objective.entropy(), 3.0),
+      },
+    )
+    terms, diagnostics = made({}, batch)
+    once, thrice = terms["once"], terms["thrice"]
+    np.testing.assert_allclose(thrice.numerator, 3 * once.numerator, rtol=1e-6)
+    np.testing.assert_array_equal(thrice.denominator, once.denominator)
+    np.testing.assert_array_equal(once.denominator, batch.completion_mask.sum())
+    assert diagnostics == {}
+
+  def test_all_terms_share_one_forward_pass(self):
+    calls = []
+
+    def forward(params, batch):
+      calls.append(params)
+      return outputs(batch)
+
+    made = objective.make_objective(
+      forward,
+      {
+        "policy": objective.Term(objective.clipped_surrogate()),
+        "likelihood": objective.Term(objective.likelihood, 0.5),
+      },
+      {"entropy": objective.mean_entropy},
+    )
+    terms, diagnostics = made("params", helpers.batch())
+    assert calls == ["params"]
+    assert set(terms) == {"policy", "likelihood"}
+    assert set(diagnostics) == {"entropy"}
+    for ratio in [*terms.values(), *diagnostics.values()]:
+      assert isinstance(ratio, reductions.Ratio)
+
+
+class TestClippedSurrogate:
+  def test_without_old_log_probs_the_ratio_is_one(self):
+    # -sum(A) / n over the policy's tokens: no log-prob is in the value.
+    batch = helpers.batch()
+    found = objective.clipped_surrogate()(outputs(batch), batch)
+    mask = np.asarray(batch.completion_mask)
+    advantages = np.asarray(batch.advantages)[:, None] * mask
+    np.testing.assert_allclose(found.numerator, -advantages.sum(), rtol=1e-5)
+
+  def test_its_gradient_is_the_policy_gradient(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    gradient = jax.grad(
+      lambda x: objective.clipped_surrogate()(
+        made.replace(log_probs=x), batch
+      ).value()
+    )(made.log_probs)
+    # d/dx of -mean(A log pi).
+    mask = np.asarray(batch.completion_mask)
+    expected = -np.asarray(batch.advantages)[:, None] * mask / mask.sum()
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+  def test_old_log_probs_are_what_the_ratio_divides_by(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    found = objective.clipped_surrogate(
+      clip_low=0.1, clip_high=0.3, aggregate=losses.sequence_mean_token_mean
+    )(made, batch)
+    mask = np.asarray(batch.completion_mask)
+    ratio = np.exp(np.asarray(made.log_probs - batch.old_log_probs))
+    a = np.asarray(batch.advantages)[:, None]
+    token = np.maximum(-a * ratio, -a * np.clip(ratio, 0.9, 1.3))
+    expected = [token[b][mask[b]].mean() for b in range(len(mask))]
+    np.testing.assert_allclose(found.value(), np.mean(expected), rtol=1e-5)
+
+  def test_nothing_flows_into_the_recorded(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    gradient = jax.grad(
+      lambda old: objective.clipped_surrogate()(
+        made, batch.replace(old_log_probs=old)
+      ).value()
+    )(batch.old_log_probs)
+    assert not gradient.any()
+
+
+class TestKl:
+  def test_without_a_reference_it_says_who_needs_it(self):
+    batch = helpers.batch().replace(ref_log_probs=None)
+    with pytest.raises(ValueError, match="the KL term needs ref_log_probs"):
+      objective.kl(losses.kl_k3)(outputs(batch), batch)
+
+  def test_by_hand_with_another_average(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    found = objective.kl(
+      losses.kl_k2, aggregate=losses.sequence_mean_token_sum
+    )(made, batch)
+    mask = np.asarray(batch.completion_mask)
+    token = np.asarray(made.log_probs - batch.ref_log_probs) ** 2 / 2
+    expected = (token * mask).sum() / len(mask)
+    np.testing.assert_allclose(found.value(), expected, rtol=1e-5)
+
+  def test_is_zero_at_the_reference(self):
+    batch = helpers.batch()
+    made = outputs(batch).replace(log_probs=batch.ref_log_probs)
+    assert objective.kl(losses.kl_k3)(made, batch).value() == 0
+
+
+class TestEntropy:
+  def test_a_higher_entropy_lowers_the_loss(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    mask = np.asarray(batch.completion_mask)
+    mean = np.asarray(made.entropies)[mask].mean()
+    found = objective.entropy()(made, batch)
+    np.testing.assert_allclose(found.value(), -mean, rtol=1e-5)
+    logged = objective.mean_entropy(made, batch)
+    np.testing.assert_allclose(logged.value(), mean, rtol=1e-5)
+
+
+class TestLikelihood:
+  def test_is_the_mean_over_the_completions_tokens(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    mask = np.asarray(batch.completion_mask)
+    found = objective.likelihood(made, batch)
+    np.testing.assert_allclose(
+      found.value(), -np.asarray(made.log_probs)[mask].mean(), rtol=1e-5
+    )
+    assert found.denominator == mask.sum()
+
+
+class TestSamplerMismatch:
+  def test_is_the_mean_distance_on_the_policys_tokens(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    mask = np.asarray(batch.completion_mask)
+    distance = np.abs(np.asarray(made.log_probs - batch.behave_log_probs))
+    found = objective.sampler_mismatch(made, batch)
+    np.testing.assert_allclose(found.value(), distance[mask].mean(), rtol=1e-5)
+
+  def test_without_a_sampler_it_says_what_is_missing(self):
+    batch = helpers.batch().replace(behave_log_probs=None)
+    with pytest.raises(ValueError, match="the sampler mismatch needs behave"):
+      objective.sampler_mismatch(outputs(batch), batch)
+
+
+class TestClipDiagnostics:
+  def test_counts_the_tokens_that_the_clip_holds(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    mask = np.asarray(batch.completion_mask)
+    ratio = np.exp(np.asarray(made.log_probs - batch.old_log_probs))
+    a = np.asarray(batch.advantages)[:, None]
+    low = (mask & (a < 0) & (ratio < 0.9)).sum() / mask.sum()
+    high = (mask & (a > 0) & (ratio > 1.3)).sum() / mask.sum()
+    found = objective.clip_diagnostics(0.1, 0.3)
+    assert 0 < low and 0 < high and low != high
+    np.testing.assert_allclose(
+      found["clipped_low"](made, batch).value(), low, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+      found["clipped_high"](made, batch).value(), high, rtol=1e-6
+    )
+
+  def test_nothing_is_clipped_on_the_first_update(self):
+    batch = helpers.batch()
+    for fn in objective.clip_diagnostics(0.1, 0.3).values():
+      assert fn(outputs(batch), batch).value() == 0
