@@ -1,0 +1,183 @@
+"""Scores on held-out examples: batches, samples and averages."""
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax.models import decoder
+from saw_jax.tasks import base
+from saw_jax.tasks.base import Outcome
+from saw_jax.tasks.grading import Grader
+from saw_jax.training import evaluation, parallel, rollouts, sync_loop
+from tests.training import helpers
+
+COMPONENTS = (base.Component("a", 0.0, 1.0), base.Component("b", 0.0, 1.0))
+
+
+class Lengths(helpers.Letters):
+  """Scores what tells examples and answers apart; some not at all."""
+
+  def score(self, example, completion):
+    if example.key % 3 == 2:
+      return base.Score((None, 0.5), Outcome.WRONG)
+    known = sum(map(ord, completion)) % 97 / 97
+    share = (example.key - 1000) / 13
+    outcome = Outcome.RIGHT if example.key % 2 else Outcome.WRONG
+    return base.Score((known, share), outcome)
+
+
+@pytest.fixture(scope="module")
+def run():
+  """Runs an evaluation of two seeds with other parameters each."""
+  params = jax.tree.map(
+    lambda *leaves: np.stack(leaves),
+    *(decoder.init_params(helpers.CONFIG, jax.random.key(n)) for n in (0, 1)),
+  )
+  lift = parallel.seeded()
+
+  def evaluate(mode, **fields):
+    experiment = helpers.experiment(task=Lengths(), evaluation=fields)
+    evaluator = sync_loop.make_evaluator(
+      experiment,
+      lift,
+      rollouts.Encoder(experiment.tokenizer, experiment.rollout),
+    )
+    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
+      return evaluator.run(mode, params, grader, num_seeds=2)
+
+  return evaluate
+
+
+class TestEvaluator:
+  def test_has_the_first_examples_of_its_split(self):
+    experiment = helpers.experiment(evaluation={"num_examples": 5})
+
+    def made(**fields):
+      return evaluation.Evaluator(
+        experiment.task,
+        experiment.tokenizer,
+        rollouts.Encoder(experiment.tokenizer, experiment.rollout),
+        evaluation.EvaluationConfig(**fields),
+        lambda sampling, group_size: None,
+      ).examples
+
+    assert [e.key for e in made(num_examples=3)] == [1000, 1001, 1002]
+    assert [e.key for e in made(num_examples=3, split="train")] == [0, 1, 2]
+    assert len(made(num_examples=99)) == 13  # there are no more
+
+  def test_a_last_batch_that_is_filled_up_changes_nothing(self, run):
+    # 7 in batches of 3: the last has one example and two that fill it.
+    whole = run("sampled", num_examples=7, batch_size=7)
+    parts = run("sampled", num_examples=7, batch_size=3)
+    assert whole["rewards"].shape == (2, 7, 2, 2)
+    assert whole["right"].shape == whole["lengths"].shape == (2, 7, 2)
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+      np.testing.assert_array_equal(parts[name], value, err_msg=name)
+    # Each example was scored as itself.
+    share = np.arange(7) / 13
+    share[[1, 4]] = 0.5  # keys 1001 and 1004 leave 2 over 3
+    np.testing.assert_allclose(
+      whole["rewards"][..., 1],
+      np.broadcast_to(share[None, :, None], (2, 7, 2)),
+      rtol=1e-6,
+    )
+
+  def test_two_runs_are_equal(self, run):
+    first, second = (
+      run("sampled", num_examples=3, batch_size=2) for _ in range(2)
+    )
+    for name, value in first.items():
+      np.testing.assert_array_equal(second[name], value, err_msg=name)
+
+  def test_greedy_gives_one_answer_and_sampled_several_that_differ(self, run):
+    greedy = run("greedy", num_examples=7, batch_size=7)
+    sampled = run("sampled", num_examples=7, batch_size=7)
+    assert greedy["rewards"].shape == (2, 7, 1, 2)
+    answers = sampled["rewards"][..., 0]
+    scored = sampled["scored"][..., 0].all(-1)
+    assert (answers[..., 0] != answers[..., 1])[scored].mean() > 0.5
+
+  def test_seeds_are_evaluated_with_their_own_parameters(self, run):
+    found = run("greedy", num_examples=7, batch_size=7)
+    assert (found["rewards"][0] != found["rewards"][1]).any()
+
+  def test_scores_are_the_summary_of_a_run(self):
+    experiment = helpers.experiment(task=Lengths())
+    evaluator = sync_loop.make_evaluator(
+      experiment,
+      parallel.seeded(),
+      rollouts.Encoder(experiment.tokenizer, experiment.rollout),
+    )
+    params = jax.tree.map(lambda x: x[None], experiment.params)
+    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
+      result = evaluator.run("greedy", params, grader, num_seeds=1)
+      found = evaluator.scores("greedy", params, grader, num_seeds=1)
+    assert found == evaluation.summarise(result, experiment.task.components)
+
+
+def by_hand():
+  """One seed, two examples, two samples, two components."""
+  return {
+    # The 9 stands where nothing was scored.
+    "rewards": np.array(
+      [[[[1.0, 0.0], [0.0, 0.5]], [[9.0, 1.0], [9.0, 9.0]]]], np.float32
+    ),
+    "scored": np.array(
+      [[[[True, True], [True, True]], [[False, True], [False, False]]]]
+    ),
+    "right": np.array([[[True, False], [False, False]]]),
+    "ended": np.array([[[True, True], [True, False]]]),
+    "lengths": np.array([[[4, 6], [5, 9]]]),
+  }
+
+
+class TestSummarise:
+  def test_by_hand(self):
+    (found,) = evaluation.summarise(by_hand(), COMPONENTS)
+    assert found == {
+      "a": 0.5,  # (1 + 0) / 2
+      "b": 0.5,  # (0 + 0.5 + 1) / 3
+      "total": 1.0,
+      "right": 0.25,
+      "ended": 0.75,
+      "unscored": 0.375,  # 3 of 8
+      "length": 6.0,
+    }
+
+  def test_a_component_that_nobody_scored_has_no_mean(self):
+    result = by_hand()
+    result["scored"][..., 0] = False
+    (found,) = evaluation.summarise(result, COMPONENTS)
+    assert np.isnan(found["a"])
+    assert np.isnan(found["total"])
+    assert found["b"] == 0.5
+
+  def test_each_seed_has_its_own(self):
+    result = {
+      name: np.concatenate([value, value]) for name, value in by_hand().items()
+    }
+    result["rewards"][1, ..., 0] = 1.0
+    found = evaluation.summarise(result, COMPONENTS)
+    assert [values["a"] for values in found] == [0.5, 1.0]
+
+
+class TestPerExample:
+  def test_by_hand(self):
+    found = evaluation.per_example(by_hand(), 0, COMPONENTS)
+    expected = {
+      "a": [0.5],  # the second example is left out
+      "b": [0.25, 1.0],
+      "right": [0.5, 0.0],
+      "ended": [1.0, 0.5],
+      "lengths": [5.0, 7.0],
+    }
+    assert {name: value.tolist() for name, value in found.items()} == expected
+
+  def test_takes_the_seed_that_is_asked_for(self):
+    result = {
+      name: np.concatenate([value, value]) for name, value in by_hand().items()
+    }
+    result["lengths"][1] = 7
+    found = evaluation.per_example(result, 1, COMPONENTS)
+    assert found["lengths"].tolist() == [7.0, 7.0]
