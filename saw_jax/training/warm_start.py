@@ -114,6 +114,8 @@ def warm_start(
   """
   key = jax.random.key(config.seed)
   params = decoder.init_params(decoder_config, key)
+  if not config.num_steps:
+    return params
   digest = _digest(decoder_config, config, demonstrations)
   folder = pathlib.Path(cache) / digest
   if folder.exists():
