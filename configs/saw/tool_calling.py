@@ -72,7 +72,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.warm_start.options.call_rate = 0.7
   config.optimizer.learning_rate = 3e-4
   config.optimizer.weight_decay = 0.0
-  config.loop.num_steps = 80
+  config.loop.num_steps = 60
   config.evaluation.interval = 20
   config.algorithm.entropy_coefficient = 0.001
 
@@ -148,7 +148,7 @@ METRICS = {
   "format, sampled": "sampled/format",
 }
 # Rewards whose arrival is timed, as training means over a window of steps.
-THRESHOLDS = {"reward/correctness": 2.0, "reward/format": 0.8}
+THRESHOLDS = {"reward/correctness": 1.8, "reward/format": 0.8}
 WINDOW = 5
 # What is compared with what, seed by seed.
 COMPARISONS = (
