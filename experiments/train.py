@@ -29,12 +29,14 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> int:
-  # JAX is imported here: a typo in the flags is answered before that.
+  with command_line.checking_input():
+    seeds = parse_seeds(_SEEDS.value)
+
+  # JAX is imported here: a mistake in the flags is answered before that.
   from experiments import build
   from saw_jax.training import run_directory, sync_loop
 
   with command_line.checking_input():
-    seeds = parse_seeds(_SEEDS.value)
     document = {**_CONFIG.value.to_dict(), "seeds": seeds}
     run_directory.check_run(_WORKDIR.value, document)
     experiment = build.build(_CONFIG.value)

@@ -44,7 +44,18 @@ class RMSNorm(nn.Module):
 def rotary_tables(
   positions_BS: Array, head_size: int, theta: float
 ) -> tuple[Array, Array]:
-  """Returns the sine and cosine of each position's angles, `[B, S, H / 2]`."""
+  """Computes the sine and cosine of each position's angles.
+
+    angle(p, i) = p · theta^(−2i / H),   i < H / 2
+
+  Args:
+    positions_BS: the position of each token. Shape `[B, S]`.
+    head_size: H, even.
+    theta: base of the wavelengths.
+
+  Returns:
+    Sines and cosines, float32. Shape `[B, S, H / 2]` each.
+  """
   # float32 whatever the activations are: bfloat16 rounds position 257 to 256.
   exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
   angles = positions_BS.astype(jnp.float32)[..., None] * (
@@ -54,7 +65,15 @@ def rotary_tables(
 
 
 def rotate(x_BSNH: Array, rotary: tuple[Array, Array]) -> Array:
-  """Rotates each pair `(h, h + H / 2)` of a head by its position's angles."""
+  """Rotates each pair `(h, h + H / 2)` of a head by its position's angles.
+
+  Args:
+    x_BSNH: queries or keys. Shape `[B, S, N, H]`.
+    rotary: what `rotary_tables` returns. Shape `[B, S, H / 2]` each.
+
+  Returns:
+    The rotated heads, computed in float32. The shape and dtype of `x_BSNH`.
+  """
   sin, cos = (table[:, :, None, :] for table in rotary)
   first, second = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
@@ -69,14 +88,16 @@ def attend(
   """Mixes the values that each query may see. `N / K` query heads share a key.
 
   Args:
-    q_BSNH: queries.
+    q_BSNH: queries. Shape `[B, S, N, H]`.
     k_BKHT: keys, with positions last: scores are sums of whole lines then,
-      which makes decoding on a CPU up to 1.4 times faster.
-    v_BKTH: values.
-    mask_BST: True where the query may see the key.
+      which makes decoding on a CPU up to 1.4 times faster. Shape
+      `[B, K, H, T]`.
+    v_BKTH: values. Shape `[B, K, T, H]`.
+    mask_BST: True where the query may see the key. Shape `[B, S, T]`.
 
   Returns:
-    One mixed value per query and query head. Shape `[B, S, N, H]`.
+    One mixed value per query and query head; the plain mean of the values for
+    a query that may see no key. Shape `[B, S, N, H]`.
   """
   B, S, N, H = q_BSNH.shape
   K = k_BKHT.shape[1]

@@ -32,7 +32,19 @@ class KVCache:
 def init_cache(
   config: DecoderConfig, batch_size: int, size: int, dtype: str | None = None
 ) -> KVCache:
-  """Makes an empty cache of `size` slots, in the decoder's `dtype`."""
+  """Makes an empty cache.
+
+  Args:
+    config: of the decoder, which says how layers are held.
+    batch_size: the number of rows, B.
+    size: the number of slots, S; may be 0.
+    dtype: of the keys and values; `None` for that of the decoder.
+
+  Returns:
+    A cache with no valid slot, to be written from slot 0. Keys of shape
+    `[B, K, H, S]` and values of shape `[B, K, S, H]` for each layer, or stacks
+    with a leading axis of size L where layers are scanned.
+  """
   dtype = config.dtype if dtype is None else dtype
   rows = (batch_size, config.num_kv_heads)
 
@@ -52,7 +64,15 @@ def init_cache(
 
 
 def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
-  """Gives each row `repeats` neighbours with the same content."""
+  """Puts `repeats` copies of each row next to each other, in its place.
+
+  Args:
+    cache: with B rows.
+    repeats: how often a row is there afterwards, G.
+
+  Returns:
+    A cache with B · G rows: row b is now at b · G to b · G + G − 1.
+  """
 
   def repeat(x_BK: Array) -> Array:
     return jnp.repeat(x_BK, repeats, axis=-4)
@@ -65,7 +85,18 @@ def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
 
 
 def grow(cache: KVCache, size: int) -> KVCache:
-  """Adds empty slots until there are `size` of them."""
+  """Adds empty slots at the end until there are `size` of them.
+
+  Args:
+    cache: with `size` slots at most.
+    size: the number of slots wanted, S.
+
+  Returns:
+    A cache with the same content and `index`, whose new slots are not valid.
+
+  Raises:
+    ValueError: the cache has more than `size` slots.
+  """
   extra = size - cache.size
   if extra < 0:
     raise ValueError(f"A cache of {cache.size} slots cannot grow to {size}.")

@@ -227,7 +227,16 @@ def _cached_mask(valid_BT: Array, index: Array, num_queries: int) -> Array:
 
 
 def init_params(config: DecoderConfig, key: Array) -> dict:
-  """Draws parameters, as a plain tree of arrays."""
+  """Draws parameters, as a plain tree of arrays.
+
+  Args:
+    config: the decoder.
+    key: what they are drawn with. Shape `[]`.
+
+  Returns:
+    A tree of dictionaries with arrays of `config.param_dtype`. Each layer has
+    its own entry, or all have one, stacked, where layers are scanned.
+  """
   return nn.meta.unbox(_init(config, key))
 
 
@@ -259,12 +268,29 @@ def logical_axes(config: DecoderConfig) -> dict:
 
 
 def head_kernel(params: dict, config: DecoderConfig) -> Array:
-  """Returns the matrix from the stream to the logits. Shape `[D, V]`."""
+  """Picks the matrix from the stream to the logits.
+
+  Args:
+    params: the decoder's, as `init_params` returns them.
+    config: the decoder.
+
+  Returns:
+    The transposed embedding if the head is tied, or the head's own matrix.
+    Shape `[D, V]`.
+  """
   return params["embedding"].T if config.tied_head else params["head"]
 
 
 def stack_layers(params: dict) -> dict:
-  """Turns an unrolled decoder's parameters into a scanned decoder's."""
+  """Turns an unrolled decoder's parameters into a scanned decoder's.
+
+  Args:
+    params: with an entry `layer_i` for each of L layers.
+
+  Returns:
+    The parameters with one entry `layers` in place of those, each leaf with a
+    leading axis of size L. What is not a layer's stays as it is.
+  """
   names = [name for name in params if name.startswith("layer_")]
   layers = [params[f"layer_{i}"] for i in range(len(names))]
   rest = {name: x for name, x in params.items() if name not in names}
@@ -272,7 +298,15 @@ def stack_layers(params: dict) -> dict:
 
 
 def unstack_layers(params: dict) -> dict:
-  """Turns a scanned decoder's parameters into an unrolled decoder's."""
+  """Turns a scanned decoder's parameters into an unrolled decoder's.
+
+  Args:
+    params: with an entry `layers`, each leaf with a leading axis of size L.
+
+  Returns:
+    The parameters with an entry `layer_i` for each layer in place of that one.
+    What is not a layer's stays as it is.
+  """
   stacked = params["layers"]
   num_layers = jax.tree.leaves(stacked)[0].shape[0]
   layers = {

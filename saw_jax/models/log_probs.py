@@ -21,6 +21,14 @@ def head_logits(
 
   The sampler and the trainer both call this, so that they speak of one
   distribution.
+
+  Args:
+    hidden: the stream after the last norm. Shape `[..., D]`.
+    head_DV: from the stream to the logits. Shape `[D, V]`.
+    temperature: divides the logits.
+
+  Returns:
+    The logits, float32. Shape `[..., V]`.
   """
   logits = jnp.matmul(
     hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32
@@ -62,9 +70,9 @@ def chunked_log_probs(
   devices stay where they are.
 
   Args:
-    hidden_BTD: the stream after the last norm.
-    head_DV: from the stream to the logits.
-    targets_BT: the token taken after each position.
+    hidden_BTD: the stream after the last norm. Shape `[B, T, D]`.
+    head_DV: from the stream to the logits. Shape `[D, V]`.
+    targets_BT: the token taken after each position. Shape `[B, T]`.
     temperature: divides the logits; that of the sampler.
     chunk_size: how many tokens have their logits in memory at once, over all
       devices. The last chunk is padded.
@@ -72,6 +80,9 @@ def chunked_log_probs(
   Returns:
     Log-probs and entropies, float32, differentiable in `hidden_BTD` and
     `head_DV`. Shape `[B, T]` each.
+
+  Raises:
+    ValueError: `chunk_size` is below 1.
   """
   if chunk_size < 1:
     raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")

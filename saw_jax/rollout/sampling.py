@@ -6,9 +6,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-# The largest float32 below 1.
 from saw_jax.types import Array
 
+# The largest float32 below 1.
 _BELOW_ONE = 1.0 - 2.0**-24
 
 
@@ -41,6 +41,14 @@ def truncate(logits_BV: Array, config: SamplingConfig) -> Array:
   """Gives -inf to the tokens that `top_k` and `top_p` exclude.
 
   Tokens that tie with the last one kept are kept.
+
+  Args:
+    logits_BV: after the temperature. Shape `[B, V]`.
+    config: how to choose; only `top_k` and `top_p` are read.
+
+  Returns:
+    The logits, with -inf for what is excluded. At least one token of a row is
+    kept. Shape `[B, V]`.
   """
   if 0 < config.top_k < logits_BV.shape[-1]:
     kept_BK, _ = jax.lax.top_k(logits_BV, config.top_k)
@@ -68,8 +76,8 @@ def sample(
   the random bits, which on a CPU is more than a tiny decoder's step.
 
   Args:
-    keys_B: a key per row; a row's token depends on no other row.
-    logits_BV: before the temperature.
+    keys_B: a key per row; a row's token depends on no other row. Shape `[B]`.
+    logits_BV: before the temperature. Shape `[B, V]`.
     config: how to choose.
 
   Returns:
