@@ -18,8 +18,9 @@ PY := $(VENV)/bin/python
 DEMO_JOB ?= experiments/reproduce.py --table=saw/tool_calling --scale=tiny \
   --rows=gdpo,gdpo_saw --seeds=2 --demo
 
+# Two processes, as most of the time is compiling, which takes one core each.
 # On a machine with many cores: make test PYTEST_FLAGS="-n 4".
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n 2
 
 # Put before each job. Large models train faster on Linux CPUs when the
 # allocator keeps its pages:
