@@ -4,7 +4,6 @@ These tests run the real script in a process of its own and kill it with
 SIGKILL, which nothing can catch.
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 from saw_jax.reporting import runs
+from tests.training import helpers
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLOCK = ("seconds/", "tokens_per_second", "compilations")
@@ -111,8 +111,7 @@ def assert_same_run(a, b):
 
 def fingerprints(workdir):
   folder = workdir / "checkpoints" / str(checkpoints(workdir)[-1])
-  (path,) = [p for p in (folder / "document").iterdir() if p.is_file()]
-  return json.loads(path.read_text())["fingerprints"]
+  return helpers.read_document(folder)["fingerprints"]
 
 
 @pytest.fixture(scope="module")

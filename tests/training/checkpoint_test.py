@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from saw_jax.training import checkpoint
+from tests.training import helpers
 
 
 def state(scale=1.0):
@@ -110,10 +111,9 @@ class TestDamage:
   def test_a_changed_number_is_found(self, store, tmp_path):
     # As if the bytes were whole but not those of this state.
     save(store, 1)
-    path = next((tmp_path / "1" / "document").rglob("*metadata*"), None)
-    path = path or largest_file(tmp_path / "1" / "document")
-    document = json.loads(path.read_text())
+    document = helpers.read_document(tmp_path / "1")
     document["fingerprints"]["params/kernel"][0] ^= 1
+    path = tmp_path / "1" / "document" / "metadata"
     path.write_text(json.dumps(document))
     with pytest.raises(
       checkpoint.CheckpointError, match="array params/kernel is not"

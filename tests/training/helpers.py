@@ -1,6 +1,7 @@
 """A small decoder, a task of letters, and batches made of both."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +147,8 @@ def full_objective():
       "mismatch": objective.sampler_mismatch,
     },
   )
+
+
+def read_document(checkpoint):
+  """The JSON document inside the folder of one checkpoint."""
+  return json.loads((checkpoint / "document" / "metadata").read_text())

@@ -1,6 +1,5 @@
 """The loop on a task of letters: it learns, resumes, and says what is wrong."""
 
-import json
 import signal
 import threading
 
@@ -42,10 +41,7 @@ def last_fingerprints(directory):
   """Checksums of all arrays in the last checkpoint."""
   folder = directory / "checkpoints"
   last = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-  (path,) = [
-    p for p in (folder / str(last) / "document").iterdir() if p.is_file()
-  ]
-  return json.loads(path.read_text())["fingerprints"]
+  return helpers.read_document(folder / str(last))["fingerprints"]
 
 
 class Stops(helpers.Letters):

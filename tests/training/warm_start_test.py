@@ -148,7 +148,7 @@ class TestWarmStart:
       data[len(data) // 2] ^= 0xFF
       path.write_bytes(data)
     elif damage == "document":
-      (path,) = [p for p in files if p.parent.name == "document"][:1]
+      (path,) = folder.glob("**/document/metadata")
       path.write_text("{")
     else:
       for path in files:
