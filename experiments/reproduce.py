@@ -170,8 +170,8 @@ def _write(module, directories, out: pathlib.Path) -> None:
   lines += [
     "",
     f"A step trains {len(seeds)} seeds at once. The estimate is weights and "
-    "advantages together. Rows ran one after another on a shared machine: compare "
-    "shares, not seconds.",
+    "advantages together. Rows ran one after another on a shared machine: "
+    "compare shares, not seconds.",
   ]
 
   differences = _differences(module, statistics, finals, curves, steps, limit)
