@@ -1,0 +1,220 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saw_jax.rollout import staleness
+from saw_jax.rollout.staleness import FixedLag, Ledger, MaxLag, Quota, Ticket
+
+
+def play(protocol, num_steps):
+  """Plays a rollouter that is as fast as it may be; returns lags of steps."""
+  ledger, history, most = Ledger(), [], 0
+  for _ in range(num_steps):
+    ledger, tickets = staleness.start(ledger, protocol.room(ledger))
+    ledger = staleness.finish(ledger, tickets, protocol)
+    most = max(most, len(ledger.queue))
+    ledger, dropped = staleness.expire(ledger, protocol)
+    assert not dropped
+    assert staleness.ready(ledger, protocol)
+    ledger, taken = staleness.take(ledger, protocol)
+    history.append(staleness.lags(ledger, taken))
+    ledger = staleness.advance(ledger, protocol)
+    # The step's groups leave the budget only at a publication: generation
+    # between two of them goes on while there is room.
+    ledger, tickets = staleness.start(ledger, protocol.room(ledger))
+    ledger = staleness.finish(ledger, tickets, protocol)
+    most = max(most, len(ledger.queue))
+  return history, most, ledger
+
+
+class TestQuota:
+  # Figures of an event simulation of verl's counter, 32 prompts a step, 375
+  # steps, printed to two and three digits (cut or rounded: not said).
+  @pytest.mark.parametrize(
+    ("threshold", "stale", "mean", "largest"),
+    [
+      (0.0, 0.0, 7.4, 15),
+      (0.1, 0.10, 9.0, 17),
+      (0.3, 0.29, 12.1, 20),
+      (0.5, 0.48, 15.2, 23),
+      (1.0, 0.96, 22.7, 31),
+    ],
+  )
+  def test_has_the_published_staleness(self, threshold, stale, mean, largest):
+    history, _, _ = play(Quota(batch=32, threshold=threshold), 375)
+    steps = np.concatenate([lag.steps for lag in history])
+    versions = np.concatenate([lag.versions for lag in history])
+    assert steps.max() == largest
+    np.testing.assert_allclose((versions >= 1).mean(), stale, atol=0.01)
+    np.testing.assert_allclose(steps.mean(), mean, atol=0.06)
+
+  def test_keeps_768_prompts_outstanding(self):
+    protocol = Quota(batch=32, threshold=0.5)
+    assert protocol.budget == 768
+    _, most, _ = play(protocol, 64)
+    assert most == 768
+
+  @pytest.mark.parametrize(("require", "trigger"), [(1, 16), (4, 4), (16, 1)])
+  def test_only_the_product_of_require_and_trigger_counts(
+    self, require, trigger
+  ):
+    protocol = Quota(32, 0.5, require=require, trigger=trigger)
+    assert play(protocol, 100) == play(Quota(32, 0.5), 100)
+
+  def test_publishes_after_each_window(self):
+    history, _, ledger = play(Quota(batch=2, require=2, trigger=3), 13)
+    assert ledger.version == 2
+    assert ledger.version_step == 12
+    assert len(history) == 13
+
+
+class TestFixedLag:
+  @pytest.mark.parametrize("lag", [0, 1, 4, 16])
+  def test_the_lag_is_the_smaller_of_step_and_lag(self, lag):
+    history, most, _ = play(FixedLag(batch=3, lag=lag), 40)
+    for step, found in enumerate(history):
+      assert found.steps == (min(step, lag),) * 3
+      assert found.versions == found.steps
+    assert most == 3 * (lag + 1)
+
+  def test_consumes_groups_in_the_order_of_their_numbers(self):
+    protocol = FixedLag(batch=2, lag=1)
+    ledger, tickets = staleness.start(Ledger(), protocol.room(Ledger()))
+    ledger = staleness.finish(ledger, tickets[2:], protocol)
+    assert not staleness.ready(ledger, protocol)
+    ledger = staleness.finish(ledger, tickets[:2], protocol)
+    _, taken = staleness.take(ledger, protocol)
+    assert [ticket.number for ticket in taken] == [0, 1]
+
+  def test_waits_for_a_group_whose_actor_died(self):
+    protocol = FixedLag(batch=2, lag=1)
+    ledger, tickets = staleness.start(Ledger(), 4)
+    ledger = staleness.finish(ledger, tickets[1:], protocol)
+    ledger = staleness.lose(ledger, tickets[:1])
+    assert not staleness.ready(ledger, protocol)
+    assert protocol.room(ledger) == 1
+    ledger, again = staleness.start(ledger, 1)
+    assert again == tickets[:1]
+
+  def test_a_filtered_group_makes_room_for_another(self):
+    protocol = FixedLag(batch=2)
+    ledger, tickets = staleness.start(Ledger(), protocol.room(Ledger()))
+    ledger = staleness.finish(ledger, tickets, protocol, filtered=[0])
+    assert protocol.room(ledger) == 1
+    ledger, (ticket,) = staleness.start(ledger, 1)
+    ledger = staleness.finish(ledger, [ticket], protocol)
+    _, taken = staleness.take(ledger, protocol)
+    assert [ticket.number for ticket in taken] == [1, 2]
+
+
+class TestMaxLag:
+  @pytest.mark.parametrize("lag", [0, 1, 2, 8])
+  def test_a_fast_rollouter_reaches_the_lag_and_not_more(self, lag):
+    history, _, _ = play(MaxLag(batch=4, lag=lag), 30)
+    assert max(max(found.versions) for found in history) == lag
+
+  def test_drops_a_late_group_whole(self):
+    protocol = MaxLag(batch=1, lag=1)
+    ledger, (late, *others) = staleness.start(Ledger(), 2)
+    ledger = staleness.finish(ledger, others, protocol)
+    for _ in range(3):
+      ledger = staleness.advance(ledger, protocol)
+    ledger = staleness.finish(ledger, [late], protocol)
+    ledger, dropped = staleness.expire(ledger, protocol)
+    assert set(dropped) == {late, *others}
+    assert ledger.expired == 2
+    assert protocol.room(ledger) == 5
+
+
+ACTIONS = ("start", "finish", "lose", "filter", "step")
+PROTOCOLS = st.one_of(
+  st.builds(FixedLag, batch=st.integers(1, 4), lag=st.integers(0, 3)),
+  st.builds(MaxLag, batch=st.integers(1, 4), lag=st.integers(0, 3)),
+  st.builds(
+    Quota,
+    batch=st.integers(1, 4),
+    threshold=st.sampled_from([0.0, 0.3, 1.0]),
+    require=st.integers(1, 2),
+    trigger=st.integers(1, 3),
+  ),
+)
+
+
+class TestAnyProtocol:
+  @settings(max_examples=200, deadline=None)
+  @given(
+    protocol=PROTOCOLS,
+    moves=st.lists(
+      st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), max_size=60
+    ),
+  )
+  def test_no_group_is_lost_doubled_or_split(self, protocol, moves):
+    ledger, seen, gone = Ledger(), [], 0
+    for action, pick in moves:
+      running = ledger.running
+      chosen = running[pick % len(running) :][:2] if running else ()
+      if action == "start":
+        room = protocol.room(ledger)
+        assert room >= 0
+        ledger, _ = staleness.start(ledger, min(room, 1 + pick % 5))
+      elif action == "finish":
+        ledger = staleness.finish(ledger, chosen, protocol)
+      elif action == "lose":
+        ledger = staleness.lose(ledger, chosen)
+      elif action == "filter":
+        numbers = [ticket.number for ticket in chosen[:1]]
+        ledger = staleness.finish(ledger, chosen, protocol, filtered=numbers)
+      else:
+        ledger, _ = staleness.expire(ledger, protocol)
+        if staleness.ready(ledger, protocol):
+          ledger, taken = staleness.take(ledger, protocol)
+          found = staleness.lags(ledger, taken)
+          assert min(found.steps) >= 0
+          if isinstance(protocol, MaxLag):
+            assert max(found.versions) <= protocol.lag
+          seen += [ticket.number for ticket in taken]
+          ledger = staleness.advance(ledger, protocol)
+      gone = ledger.filtered + ledger.expired
+      held = [t.number for t in ledger.running + ledger.queue]
+      everywhere = [*held, *ledger.again, *seen]
+      assert len(set(everywhere)) == len(everywhere)
+      assert len(everywhere) + gone == ledger.next_number
+      assert len(seen) == ledger.consumed
+      if isinstance(protocol, Quota):
+        assert len(held) <= protocol.budget
+    again = staleness.from_json(
+      json.loads(json.dumps(staleness.to_json(ledger)))
+    )
+    assert again == ledger
+
+  @given(protocol=PROTOCOLS)
+  def test_nobody_waits_for_ever(self, protocol):
+    history, _, _ = play(protocol, 12)
+    assert len(history) == 12
+
+
+class TestBadInput:
+  @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+      (lambda: FixedLag(batch=0), "batch is 0"),
+      (lambda: FixedLag(batch=1, lag=-1), "lag is -1"),
+      (lambda: MaxLag(batch=1, lag=-2), "lag is -2"),
+      (lambda: Quota(batch=1, threshold=-0.5), "threshold is -0.5"),
+      (lambda: Quota(batch=1, require=0), "require is 0"),
+    ],
+  )
+  def test_is_named(self, make, message):
+    with pytest.raises(ValueError, match=message):
+      make()
+
+  def test_a_ticket_that_is_not_running(self):
+    with pytest.raises(ValueError, match="no such group"):
+      staleness.lose(Ledger(), [Ticket(3, 0, 0)])
+
+  def test_protocols_are_values(self):
+    assert FixedLag(2, 1) == dataclasses.replace(FixedLag(2), lag=1)
