@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.sampling.top_k = 0  # 0: all tokens
   config.sampling.top_p = 1.0
 
-  # The reward's worker processes. saw_jax.training.sync_loop.GradingConfig
+  # The reward's worker processes. saw_jax.training.experiment.GradingConfig
   config.grading = Section()
   config.grading.num_workers = 2  # 0: in this process, without a time limit
   config.grading.limit_s = 5.0  # per response
@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.weight_decay = 0.01
   config.optimizer.clip_norm = 1.0
 
-  # saw_jax.training.sync_loop.LoopConfig
+  # saw_jax.training.experiment.LoopConfig
   config.loop = Section()
   config.loop.num_steps = 100  # rollouts
   config.loop.prompts_per_step = 16
@@ -122,7 +122,24 @@ def get_config() -> ml_collections.ConfigDict:
   config.loop.num_microbatches = 1  # parts of an update, one after the other
   config.loop.chunk_size = 1024  # tokens whose logits exist at one time
   config.loop.checkpoint_interval = 25  # steps; 0: only at the end
+  config.loop.skip_nonfinite = False  # True: count such updates and go on
   config.loop.writers = ()  # beside the files: tensorboard, wandb
+
+  # Sampling ahead of the updates. saw_jax.training.experiment.AsyncConfig
+  config.asynchronous = Section()
+  config.asynchronous.protocol = "none"  # fixed_lag, max_lag, quota
+  config.asynchronous.lag = 0  # optimizer steps (fixed_lag), versions (max_lag)
+  config.asynchronous.threshold = 0.5  # quota: share of a window ahead of it
+  config.asynchronous.require = 4  # quota: updates of a learner batch
+  config.asynchronous.trigger = 4  # quota: learner batches per publication
+  config.asynchronous.actors = 0  # 0: sample between the updates
+  config.asynchronous.actor_kind = "thread"  # or process, on the CPU
+  config.asynchronous.actor_devices = 0  # the last ones, for actors alone
+  config.asynchronous.max_deaths = 3  # actors restarted in a run
+  config.asynchronous.partial_tokens = 0  # > 0: long responses change weights
+  config.asynchronous.dynamic_sampling = False  # replace constant groups
+  config.asynchronous.max_attempts = 10  # filtered per group wanted
+  config.asynchronous.carry_log_probs = True  # False: tokens and rewards only
 
   # saw_jax.training.evaluation.EvaluationConfig
   config.evaluation = Section()

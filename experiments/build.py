@@ -1,8 +1,9 @@
 """The border: a ConfigDict comes in, frozen dataclasses go out."""
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -15,19 +16,22 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import nearest
 from saw_jax.training import (
+  async_loop,
   evaluation,
   optimizer,
   parallel,
   rollouts,
+  session,
   sync_loop,
   warm_start,
 )
+from saw_jax.training import experiment as experiment_lib
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache"
 T = TypeVar("T")
 
 
-def build(config: ml_collections.ConfigDict) -> sync_loop.Experiment:
+def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
   """Makes everything that a run needs; trains the warm start if there is one.
 
   Args:
@@ -49,7 +53,7 @@ def build(config: ml_collections.ConfigDict) -> sync_loop.Experiment:
   )
   rollout = section(rollouts.RolloutConfig, values["rollout"])
   loop = section(
-    sync_loop.LoopConfig,
+    experiment_lib.LoopConfig,
     {**values["loop"], "writers": tuple(values["loop"]["writers"])},
   )
   minima = np.array([c.minimum for c in task.components], np.float32)
@@ -64,7 +68,7 @@ def build(config: ml_collections.ConfigDict) -> sync_loop.Experiment:
     ),
     minima,
   )
-  experiment = sync_loop.Experiment(
+  experiment = experiment_lib.Experiment(
     task=task,
     tokenizer=tokenizer,
     decoder=decoder_config,
@@ -76,14 +80,45 @@ def build(config: ml_collections.ConfigDict) -> sync_loop.Experiment:
     optimizer=section(optimizer.OptimizerConfig, values["optimizer"]),
     parallel=section(parallel.ParallelConfig, values["parallel"]),
     evaluation=section(evaluation.EvaluationConfig, values["evaluation"]),
-    grading=section(sync_loop.GradingConfig, values["grading"]),
+    grading=section(experiment_lib.GradingConfig, values["grading"]),
+    asynchronous=section(experiment_lib.AsyncConfig, values["asynchronous"]),
   )
+  if experiment.asynchronous.protocol != "none":
+    async_loop.check_config(experiment.asynchronous)
+    async_loop.make_protocol(
+      experiment.asynchronous, experiment.loop.prompts_per_step
+    )
   # Last, since it can take minutes: all that is wrong has been said by now.
   return experiment._replace(params=make_params(config, experiment))
 
 
+def train(
+  experiment: experiment_lib.Experiment,
+  seeds: Sequence[int],
+  *,
+  directory: str | os.PathLike,
+  resume_step: int | None = None,
+) -> session.Result:
+  """Runs the loop that an experiment asks for.
+
+  Args:
+    experiment: from `build`.
+    seeds: of the runs.
+    directory: where metrics and checkpoints go.
+    resume_step: go on from this checkpoint; the latest by default.
+
+  Returns:
+    How the run ended.
+  """
+  asynchronous = experiment.asynchronous.protocol != "none"
+  loop = async_loop if asynchronous else sync_loop
+  return loop.run(
+    experiment, seeds, directory=directory, resume_step=resume_step
+  )
+
+
 def make_params(
-  config: ml_collections.ConfigDict, experiment: sync_loop.Experiment
+  config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment
 ) -> Any:
   """Makes the parameters that every seed starts from.
 

@@ -72,7 +72,8 @@ def _check_rollout(experiment) -> list[str]:
 
   from saw_jax.rollout import transcript
   from saw_jax.tasks.grading import Grader
-  from saw_jax.training import rollouts, sync_loop
+  from saw_jax.training import experiment as experiment_lib
+  from saw_jax.training import rollouts
 
   group = experiment.loop.group_size
   examples = experiment.task.examples("train")
@@ -80,7 +81,7 @@ def _check_rollout(experiment) -> list[str]:
   lift_free = experiment._replace(
     parallel=type(experiment.parallel)(lift="seeded")
   )
-  _, lift, state = sync_loop.start_state(lift_free, 1)
+  _, lift, state = experiment_lib.start_state(lift_free, 1)
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
   generate = rollouts.make_generate(
     lift,

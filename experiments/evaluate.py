@@ -32,7 +32,8 @@ _SPLIT = flags.DEFINE_string("split", None, "Split; the config's by default.")
 def main() -> int:
   from experiments import build
   from saw_jax.reporting import statistics
-  from saw_jax.training import evaluation, run_directory, sync_loop
+  from saw_jax.training import evaluation, run_directory
+  from saw_jax.training import experiment as experiment_lib
 
   workdir = pathlib.Path(_WORKDIR.value)
   values = run_directory.read_run(workdir)["config"]
@@ -48,7 +49,7 @@ def main() -> int:
   with command_line.checking_input():
     experiment = build.build(config)
     step = _step(workdir)
-  step, results = sync_loop.evaluate_checkpoint(
+  step, results = experiment_lib.evaluate_checkpoint(
     experiment, len(seeds), workdir, step=step
   )
 

@@ -85,14 +85,14 @@ def _config(module, row: str):
 
 def _run(config, seeds, directory: pathlib.Path) -> int:
   from experiments import build
-  from saw_jax.training import run_directory, sync_loop
+  from saw_jax.training import run_directory
 
   with command_line.checking_input():
     document = {**config.to_dict(), "seeds": seeds}
     run_directory.check_run(directory, document)
     experiment = build.build(config)
     run_directory.open_run(directory, document)
-  result = sync_loop.run(experiment, seeds, directory=directory)
+  result = build.train(experiment, seeds, directory=directory)
   return 0 if result.finished else command_line.INTERRUPTED
 
 

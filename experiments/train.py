@@ -34,14 +34,14 @@ def main() -> int:
 
   # JAX is imported here: a mistake in the flags is answered before that.
   from experiments import build
-  from saw_jax.training import run_directory, sync_loop
+  from saw_jax.training import run_directory
 
   with command_line.checking_input():
     document = {**_CONFIG.value.to_dict(), "seeds": seeds}
     run_directory.check_run(_WORKDIR.value, document)
     experiment = build.build(_CONFIG.value)
   run_directory.open_run(_WORKDIR.value, document)
-  result = sync_loop.run(
+  result = build.train(
     experiment,
     seeds,
     directory=_WORKDIR.value,

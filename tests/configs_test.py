@@ -18,21 +18,22 @@ from saw_jax.training import (
   optimizer,
   parallel,
   rollouts,
-  sync_loop,
   warm_start,
 )
+from saw_jax.training import experiment as experiment_lib
 
 # Each section of a config, with the dataclass that it is spread into.
 SECTIONS = {
   "model": DecoderConfig,
   "rollout": rollouts.RolloutConfig,
   "sampling": SamplingConfig,
-  "grading": sync_loop.GradingConfig,
+  "grading": experiment_lib.GradingConfig,
   "algorithm": algorithms.AlgorithmConfig,
   "algorithm.kl": algorithms.KLConfig,
   "optimizer": optimizer.OptimizerConfig,
-  "loop": sync_loop.LoopConfig,
+  "loop": experiment_lib.LoopConfig,
   "evaluation": evaluation.EvaluationConfig,
+  "asynchronous": experiment_lib.AsyncConfig,
   "parallel": parallel.ParallelConfig,
   "warm_start": warm_start.WarmStartConfig,
 }

@@ -90,7 +90,12 @@ ROOMS = {
 ALSO = {
   "saw_jax.training.evaluation": ("tasks",),
   "saw_jax.training.rollouts": ("tasks",),
-  "saw_jax.training.sync_loop": ("tasks", "edges"),
+  "saw_jax.training.async_loop": ("tasks",),
+  "saw_jax.training.experiment": ("tasks", "edges"),
+  "saw_jax.training.groups": ("tasks",),
+  "saw_jax.training.learner": ("tasks",),
+  "saw_jax.training.session": ("tasks",),
+  "saw_jax.training.sync_loop": ("tasks",),
 }
 
 

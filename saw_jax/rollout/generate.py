@@ -31,16 +31,17 @@ def row_keys(
 
   Args:
     root_key: of the run. Shape `[]`.
-    step: the rollout step.
+    step: the rollout step; one, or one a prompt. Shape `[]` or `[P]`.
     example_ids: which example each prompt is, int. Shape `[P]`.
     group_size: samples per prompt, `G`.
 
   Returns:
     `fold_in(fold_in(fold_in(root, step), example), sample)`. Shape `[P * G]`.
   """
-  step_key = jax.random.fold_in(root_key, step)
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  keys_P = fold(step_key, jnp.asarray(example_ids))
+  ids_P = jnp.asarray(example_ids)
+  steps_P = jnp.broadcast_to(jnp.asarray(step), ids_P.shape)
+  keys_P = jax.vmap(jax.random.fold_in)(fold(root_key, steps_P), ids_P)
   keys_PG = jax.vmap(fold, (0, None))(keys_P, jnp.arange(group_size))
   return keys_PG.reshape(-1)
 
@@ -190,11 +191,11 @@ def generate(
     head_DV = decoder.head_kernel(params, config)
     return log_probs.head_logits(hidden_BD, head_DV)
 
-  def draw(keys_B, time, logits_BV):
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    return sampling_lib.sample(fold(keys_B, time), logits_BV, sampling)
+  def draw(keys_B, times_B, logits_BV):
+    fold = jax.vmap(jax.random.fold_in)
+    return sampling_lib.sample(fold(keys_B, times_B), logits_BV, sampling)
 
-  draw = over_lanes(draw, (0, None, 0))
+  draw = over_lanes(draw)
   read_token = over_lanes(read_token, (0, 0, 0, cache_axes), (0, cache_axes))
   read_prompts = over_lanes(read_prompts, out_axes=(0, cache_axes))
 
@@ -206,13 +207,16 @@ def generate(
     )
 
   lengths_B = jnp.repeat(prompts.lengths, group_size, axis=-1)
+  sampled_B = jnp.zeros_like(lengths_B)
+  if prompts.sampled is not None:
+    sampled_B = jnp.repeat(prompts.sampled, group_size, axis=-1)
 
   def step(loop: _Loop) -> _Loop:
     logits_BV, cache = read_token(
       params, loop.token_B, lengths_B + loop.time, loop.cache
     )
     time = loop.time + 1
-    token_B, log_prob_B = draw(row_keys, time, logits_BV)
+    token_B, log_prob_B = draw(row_keys, sampled_B + time, logits_BV)
     token_B = jnp.where(loop.ended_B, pad_id, token_B)
     log_prob_B = jnp.where(loop.ended_B, 0.0, log_prob_B)
     return _Loop(
@@ -231,7 +235,7 @@ def generate(
     log_probs_TB = jnp.zeros((0, *lengths_B.shape), jnp.float32)
   else:
     logits_BV, cache = read_prompts(params, prompts.tokens, prompts.lengths)
-    token_B, log_prob_B = draw(row_keys, 0, logits_BV)
+    token_B, log_prob_B = draw(row_keys, sampled_B, logits_BV)
     loop = _Loop(
       time=jnp.zeros((), jnp.int32),
       token_B=token_B,

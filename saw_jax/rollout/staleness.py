@@ -294,6 +294,25 @@ def lose(ledger: Ledger, tickets: Iterable[Ticket]) -> Ledger:
   )
 
 
+def restart(ledger: Ledger, tickets: Iterable[Ticket]) -> Ledger:
+  """Has lost groups run again as they were, with the weights that they had.
+
+  Args:
+    ledger: where the groups are.
+    tickets: of groups that were just lost.
+
+  Returns:
+    The ledger.
+  """
+  tickets = tuple(tickets)
+  numbers = {ticket.number for ticket in tickets}
+  return ledger._replace(
+    running=ledger.running + tickets,
+    again=tuple(number for number in ledger.again if number not in numbers),
+    charged=ledger.charged + len(tickets),
+  )
+
+
 def expire(
   ledger: Ledger, protocol: StalenessProtocol
 ) -> tuple[Ledger, tuple[Ticket, ...]]:

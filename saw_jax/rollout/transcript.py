@@ -31,6 +31,9 @@ class PromptBatch:
   tokens: Array  # int32 [P, S]
   lengths: Array  # int32 [P]
   ids: Array  # int32 [P], of the examples: they go into the row keys
+  # int32 [P], tokens at the end of each prompt that were sampled before: the
+  # next one gets the key that follows. None: there are none.
+  sampled: Array | None = None
 
 
 @flax.struct.dataclass

@@ -8,10 +8,12 @@ fingerprints find damage that happens later.
 
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax import lax
 from orbax.checkpoint import checkpoint_managers
@@ -21,6 +23,15 @@ from saw_jax.types import Array, PyTree
 
 class CheckpointError(ValueError):
   """A checkpoint is absent, damaged or of another shape."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held."""
+
+  step: int
+  state: PyTree
+  host: dict[str, Any]
+  arrays: dict[str, np.ndarray]
 
 
 class Checkpointer:
@@ -68,7 +79,13 @@ class Checkpointer:
     return self._manager.best_step() if self.steps else None
 
   def save(
-    self, step: int, state: PyTree, host: dict, *, score: float | None = None
+    self,
+    step: int,
+    state: PyTree,
+    host: dict,
+    *,
+    arrays: Mapping[str, np.ndarray] | None = None,
+    score: float | None = None,
   ) -> None:
     """Starts to save; returns when the arrays have been copied.
 
@@ -76,23 +93,25 @@ class Checkpointer:
       step: names the checkpoint; one that exists already is left alone.
       state: arrays only.
       host: what JSON can hold.
+      arrays: of the host, by name; their shapes may differ between steps.
       score: held-out score, by which the best is chosen.
     """
     if step in self._manager.all_steps():
       return
+    items = {"state": ocp.args.StandardSave(state)}
     document = {"host": host, "fingerprints": fingerprints(state)}
+    if arrays:
+      # Copied, since they are written while the run goes on.
+      arrays = {name: np.array(array) for name, array in arrays.items()}
+      items["arrays"] = ocp.args.StandardSave(arrays)
+      document["arrays"] = fingerprints(arrays)
     self._manager.save(
       step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        document=ocp.args.JsonSave(document),
-      ),
+      args=ocp.args.Composite(document=ocp.args.JsonSave(document), **items),
       metrics=None if score is None else {"score": float(score)},
     )
 
-  def restore(
-    self, template: PyTree, *, step: int | None = None
-  ) -> tuple[int, PyTree, dict]:
+  def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
     """Restores a checkpoint, checking every array.
 
     Args:
@@ -100,7 +119,7 @@ class Checkpointer:
       step: which; the latest by default.
 
     Returns:
-      The step, the state and the host's document.
+      The step, the state, the host's document and the host's arrays.
 
     Raises:
       CheckpointError: none there, another shape, or damage; the message names
@@ -117,7 +136,7 @@ class Checkpointer:
         f"there are {steps}"
       )
     try:
-      return step, *self._read(template, step)
+      return Restored(step, *self._read(template, step))
     except CheckpointError as error:
       good = self._last_good(template, [s for s in steps if s < step])
       advice = (
@@ -137,7 +156,9 @@ class Checkpointer:
     self._manager.wait_until_finished()
     self._manager.close()
 
-  def _read(self, template: PyTree, step: int) -> tuple[PyTree, dict]:
+  def _read(
+    self, template: PyTree, step: int
+  ) -> tuple[PyTree, dict, dict[str, np.ndarray]]:
     folder = self.directory / str(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     try:
@@ -150,23 +171,38 @@ class Checkpointer:
         f"checkpoint {folder / 'document'} is damaged ({_first_line(error)})"
       ) from error
     _check_shapes(abstract, expected, folder)
+    state = self._read_item(step, "state", abstract, expected)
+    arrays = {}
+    if "arrays" in document:
+      shapes = {
+        name: np.zeros(shape, dtype)
+        for name, (_, dtype, *shape) in document["arrays"].items()
+      }
+      arrays = self._read_item(step, "arrays", shapes, document["arrays"])
+    return state, document["host"], jax.tree.map(np.asarray, arrays)
+
+  def _read_item(
+    self, step: int, item: str, template: PyTree, expected: dict[str, list]
+  ) -> PyTree:
+    """Reads the arrays of one item, and compares their checksums."""
+    folder = self.directory / str(step) / item
     try:
-      state = self._manager.restore(
+      tree = self._manager.restore(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-      )["state"]
+        args=ocp.args.Composite(**{item: ocp.args.StandardRestore(template)}),
+      )[item]
     except Exception as error:
       raise CheckpointError(
-        f"checkpoint {folder / 'state'} is damaged ({_first_line(error)})"
+        f"checkpoint {folder} is damaged ({_first_line(error)})"
       ) from error
-    found = fingerprints(state)
+    found = fingerprints(tree)
     wrong = [name for name in expected if found[name] != expected[name]]
     if wrong:
       raise CheckpointError(
-        f"checkpoint {folder / 'state'} is damaged: array {wrong[0]} is not "
-        "what was saved"
+        f"checkpoint {folder} is damaged: array {wrong[0]} is not what was "
+        "saved"
       )
-    return state, document["host"]
+    return tree
 
   def _last_good(self, template: PyTree, steps: list[int]) -> int | None:
     for step in reversed(steps):

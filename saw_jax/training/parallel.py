@@ -61,6 +61,8 @@ class Lift:
     place: puts the stacked state of all seeds where it is kept.
     fetch: takes the stacked state back, as host arrays.
     num_shards: parts that ROWS are split into.
+    share: brings STATE, e.g. parameters, to one device, with the leading axis
+      of seeds; the host is not on the way.
   """
 
   name: str
@@ -68,6 +70,7 @@ class Lift:
   place: Callable[[TrainState], Any]
   fetch: Callable[[Any], TrainState]
   num_shards: int
+  share: Callable[[PyTree], PyTree]
 
 
 def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
@@ -105,7 +108,14 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
     mapped = jax.jit(jax.vmap(fn), donate_argnums=donate)
     return lambda *args: mapped(*[put(arg) for arg in args])
 
-  return Lift("seeded", wrap, put, jax.device_get, num_shards=1)
+  return Lift(
+    "seeded",
+    wrap,
+    put,
+    jax.device_get,
+    num_shards=1,
+    share=lambda tree: jax.device_put(tree, devices[0]),
+  )
 
 
 def meshed(
@@ -167,6 +177,9 @@ def meshed(
     place,
     lambda state: jax.tree.map(lambda x: x[None], jax.device_get(state)),
     num_shards,
+    share=lambda tree: jax.tree.map(
+      lambda x: jax.device_put(x, mesh.devices.flat[0])[None], tree
+    ),
   )
 
 
@@ -228,6 +241,9 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
     ),
     lambda state: jax.tree.map(lambda x: x[:1], jax.device_get(state)),
     num,
+    share=lambda tree: jax.tree.map(
+      lambda x: x.addressable_shards[0].data, tree
+    ),
   )
 
 
@@ -237,6 +253,7 @@ def make_lift(
   optimizer: optax.GradientTransformation,
   *,
   num_seeds: int,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Lift:
   """Makes the lift that a config names.
 
@@ -245,6 +262,7 @@ def make_lift(
     decoder_config: the decoder.
     optimizer: the optimizer.
     num_seeds: seeds that run as one program.
+    devices: that it may use; all by default.
 
   Returns:
     The lift.
@@ -252,28 +270,32 @@ def make_lift(
   Raises:
     ValueError: an unknown lift, or several seeds over a mesh of one run.
   """
+  devices = list(devices or jax.devices())
   if config.lift == "seeded":
-    num = int(np.gcd(num_seeds, jax.device_count()))
-    return seeded(jax.devices()[:num])
+    num = int(np.gcd(num_seeds, len(devices)))
+    return seeded(devices[:num])
   if num_seeds != 1:
     raise ValueError(
       f"lift {config.lift!r} runs one seed, not {num_seeds}; use 'seeded' to "
       "run several as one program"
     )
   if config.lift == "meshed":
-    return meshed(make_mesh(config), decoder_config, optimizer)
+    return meshed(make_mesh(config, devices), decoder_config, optimizer)
   if config.lift == "pmapped":
-    return pmapped()
+    return pmapped(devices)
   raise ValueError(
     f"unknown lift {config.lift!r}; choose seeded, meshed or pmapped"
   )
 
 
-def make_mesh(config: ParallelConfig) -> Mesh:
+def make_mesh(
+  config: ParallelConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """Makes the mesh of all devices.
 
   Args:
     config: sizes of the axes; one of them may be -1.
+    devices: in the mesh; all by default.
 
   Returns:
     A mesh with axes `data`, `fsdp` and `tensor`, all of them automatic: Flax
@@ -282,7 +304,8 @@ def make_mesh(config: ParallelConfig) -> Mesh:
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  count = jax.device_count()
+  devices = list(devices or jax.devices())
+  count = len(devices)
   sizes = [config.data, config.fsdp, config.tensor]
   if sizes.count(-1) > 1:
     raise ValueError(f"only one mesh axis may be -1, got {sizes}")
@@ -294,7 +317,10 @@ def make_mesh(config: ParallelConfig) -> Mesh:
       f"{int(np.prod(sizes))} devices; there are {count}"
     )
   return jax.make_mesh(
-    tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+    tuple(sizes),
+    ("data", "fsdp", "tensor"),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
   )
 
 

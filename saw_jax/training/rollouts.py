@@ -5,6 +5,7 @@ prompts become token ids, tokens become completions, completions become rewards.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -265,22 +266,30 @@ def trim(
 
 
 def row_keys(
-  seeds: Sequence[int], step: int, ids: np.ndarray, group_size: int
+  seeds: Sequence[int],
+  step: int | np.ndarray,
+  ids: np.ndarray,
+  group_size: int,
 ) -> Array:
   """Makes the key of every row (R9).
 
   Args:
     seeds: of the runs, `N`.
-    step: the rollout step.
+    step: the rollout step; one, or one a prompt, `[N, P]`.
     ids: the examples' own numbers, `[N, P]`.
     group_size: samples per prompt, `G`.
 
   Returns:
     Keys `[N, P * G]`, functions of seed, step, example and sample only.
   """
-  return jnp.stack(
-    [
-      generate.row_keys(jax.random.key(seed), step, row, group_size)
-      for seed, row in zip(seeds, jnp.asarray(ids), strict=True)
-    ]
-  )
+  ids = np.asarray(ids, np.int32)
+  steps = np.broadcast_to(np.asarray(step, np.int32), ids.shape)
+  roots = [jax.random.key(seed) for seed in seeds]
+  return _row_keys(jnp.stack(roots), steps, ids, group_size)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _row_keys(roots: Array, steps: Array, ids: Array, group_size: int) -> Array:
+  return jax.vmap(
+    lambda root, step, row: generate.row_keys(root, step, row, group_size)
+  )(roots, steps, ids)

@@ -121,7 +121,7 @@ def warm_start(
   if folder.exists():
     store = checkpoint.Checkpointer(folder)
     try:
-      _, params, _ = store.restore(params)
+      params = store.restore(params).state
       LOG.info("warm start: from the cache, %s", folder)
       return params
     except checkpoint.CheckpointError as error:

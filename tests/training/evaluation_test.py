@@ -8,7 +8,8 @@ from saw_jax.models import decoder
 from saw_jax.tasks import base
 from saw_jax.tasks.base import Outcome
 from saw_jax.tasks.grading import Grader
-from saw_jax.training import evaluation, parallel, rollouts, sync_loop
+from saw_jax.training import evaluation, parallel, rollouts
+from saw_jax.training import experiment as experiment_lib
 from tests.training import helpers
 
 COMPONENTS = (base.Component("a", 0.0, 1.0), base.Component("b", 0.0, 1.0))
@@ -37,7 +38,7 @@ def run():
 
   def evaluate(mode, **fields):
     experiment = helpers.experiment(task=Lengths(), evaluation=fields)
-    evaluator = sync_loop.make_evaluator(
+    evaluator = experiment_lib.make_evaluator(
       experiment,
       lift,
       rollouts.Encoder(experiment.tokenizer, experiment.rollout),
@@ -104,7 +105,7 @@ class TestEvaluator:
 
   def test_scores_are_the_summary_of_a_run(self):
     experiment = helpers.experiment(task=Lengths())
-    evaluator = sync_loop.make_evaluator(
+    evaluator = experiment_lib.make_evaluator(
       experiment,
       parallel.seeded(),
       rollouts.Encoder(experiment.tokenizer, experiment.rollout),

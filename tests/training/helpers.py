@@ -20,8 +20,8 @@ from saw_jax.training import (
   optimizer,
   parallel,
   rollouts,
-  sync_loop,
 )
+from saw_jax.training import experiment as experiment_lib
 from saw_jax.training.batch import TrainBatch
 
 CONFIG = DecoderConfig(
@@ -63,7 +63,7 @@ class Letters:
     return base.Score((letter, small), outcome)
 
 
-def experiment(**changes) -> sync_loop.Experiment:
+def experiment(**changes) -> experiment_lib.Experiment:
   """Makes an experiment on `Letters` that steps in milliseconds."""
   tokenizer = tokenizer_lib.ByteTokenizer()
   task = changes.pop("task", Letters())
@@ -72,13 +72,13 @@ def experiment(**changes) -> sync_loop.Experiment:
     algorithms.AlgorithmConfig(advantage="gdpo", weights="saw"),
   )
   minima = np.array([c.minimum for c in task.components], np.float32)
-  made = sync_loop.Experiment(
+  made = experiment_lib.Experiment(
     task=task,
     tokenizer=tokenizer,
     decoder=CONFIG,
     params=decoder.init_params(CONFIG, jax.random.key(0)),
     method=algorithms.make_method(algorithm, minima),
-    loop=sync_loop.LoopConfig(
+    loop=experiment_lib.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
     ),
     rollout=rollouts.RolloutConfig(
@@ -93,7 +93,7 @@ def experiment(**changes) -> sync_loop.Experiment:
     evaluation=evaluation.EvaluationConfig(
       num_examples=3, batch_size=2, samples=2, interval=2
     ),
-    grading=sync_loop.GradingConfig(num_workers=0),
+    grading=experiment_lib.GradingConfig(num_workers=0),
   )
   sections = {
     name: dataclasses.replace(getattr(made, name), **value)

@@ -11,7 +11,7 @@ from saw_jax import algorithms
 from saw_jax.reporting import runs
 from saw_jax.tasks import base
 from saw_jax.tasks.grading import RewardError
-from saw_jax.training import checkpoint, sync_loop
+from saw_jax.training import checkpoint, session, sync_loop
 from tests.training import helpers
 
 CLOCK = ("seconds/", "tokens_per_second", "compilations")
@@ -285,7 +285,7 @@ class TestInterrupt:
 
     def body():
       try:
-        with sync_loop.Interrupt() as interrupt:
+        with session.Interrupt() as interrupt:
           assert not interrupt.requested
       except Exception as error:
         errors.append(error)
@@ -296,7 +296,7 @@ class TestInterrupt:
     assert not errors
 
   def test_the_second_ctrl_c_stops_at_once(self):
-    with sync_loop.Interrupt() as interrupt:
+    with session.Interrupt() as interrupt:
       signal.raise_signal(signal.SIGINT)
       assert interrupt.requested
       with pytest.raises(KeyboardInterrupt):

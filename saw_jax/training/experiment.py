@@ -1,0 +1,191 @@
+"""All that a run is made of, past the border where configs end."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from saw_jax import algorithms
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.tasks.base import Task
+from saw_jax.tasks.grading import Grader
+from saw_jax.tokenizer import Tokenizer
+from saw_jax.training import checkpoint, evaluation, parallel, rollouts
+from saw_jax.training import optimizer as optimizer_lib
+from saw_jax.training import state as state_lib
+from saw_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """Sizes of a run."""
+
+  num_steps: int = 100
+  prompts_per_step: int = 16  # P
+  group_size: int = 8  # G
+  num_minibatches: int = 1  # updates per rollout
+  num_microbatches: int = 1  # parts of an update that run one after the other
+  chunk_size: int = 1024  # tokens whose logits exist at one time
+  checkpoint_interval: int = 25  # steps; 0: only at the end
+  skip_nonfinite: bool = False  # go on after an update that is not finite
+  writers: tuple[str, ...] = ()  # beside the files: tensorboard, wandb
+
+
+@dataclasses.dataclass(frozen=True)
+class GradingConfig:
+  """How rewards are computed; see `tasks.grading`."""
+
+  num_workers: int = 2
+  limit_s: float = 5.0
+  crash_tolerance: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class AsyncConfig:
+  """Whether, and how far, responses are sampled ahead of the updates.
+
+  With `partial_tokens`, a response is sampled in parts of so many tokens, and
+  one that is unfinished goes on with the newest weights.
+
+  A loss that reads the sampler's log-probs gets them whatever
+  `carry_log_probs` says; without it, a loss that does not, learns from tokens
+  and rewards alone.
+  """
+
+  protocol: str = "none"  # none, fixed_lag, max_lag or quota
+  lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
+  threshold: float = 0.5  # of quota: share of a window that is started ahead
+  require: int = 4  # of quota: optimizer steps of a learner batch
+  trigger: int = 4  # of quota: learner batches between two publications
+  actors: int = 0  # 0: sample between the updates, as fast as is allowed
+  actor_kind: str = "thread"  # or "process", each with its own JAX on the CPU
+  actor_devices: int = 0  # the last devices, which the learner leaves alone
+  max_deaths: int = 3  # actors that are restarted in a run
+  partial_tokens: int = 0  # 0: a response is sampled whole; else in parts
+  dynamic_sampling: bool = False  # replace groups whose rewards are all equal
+  max_attempts: int = 10  # groups filtered per group wanted, then they stay
+  carry_log_probs: bool = True  # the sampler's, also for reports
+
+
+class Experiment(NamedTuple):
+  """All that a run is made of, past the border where configs end."""
+
+  task: Task
+  tokenizer: Tokenizer
+  decoder: DecoderConfig
+  params: PyTree  # where every seed starts; also the KL reference
+  method: algorithms.Method
+  loop: LoopConfig
+  rollout: rollouts.RolloutConfig
+  sampling: SamplingConfig
+  optimizer: optimizer_lib.OptimizerConfig
+  parallel: parallel.ParallelConfig
+  evaluation: evaluation.EvaluationConfig
+  grading: GradingConfig
+  asynchronous: AsyncConfig = AsyncConfig()
+
+
+def start_state(
+  experiment: Experiment, num_seeds: int
+) -> tuple[optax.GradientTransformation, parallel.Lift, Any]:
+  """Makes the state of all seeds before the first step.
+
+  Args:
+    experiment: what is trained.
+    num_seeds: `N`.
+
+  Returns:
+    The optimizer, the lift, and the state where the lift keeps it.
+  """
+  loop = experiment.loop
+  optimizer = optimizer_lib.make_optimizer(
+    experiment.optimizer, loop.num_steps * loop.num_minibatches
+  )
+  devices = jax.devices()
+  lift = parallel.make_lift(
+    experiment.parallel,
+    experiment.decoder,
+    optimizer,
+    num_seeds=num_seeds,
+    devices=devices[: len(devices) - experiment.asynchronous.actor_devices],
+  )
+  initial = state_lib.create_state(
+    experiment.params,
+    optimizer,
+    num_components=len(experiment.task.components),
+  )
+  return (
+    optimizer,
+    lift,
+    lift.place(state_lib.stack_states([initial] * num_seeds)),
+  )
+
+
+def make_evaluator(
+  experiment: Experiment, lift: parallel.Lift, encoder: rollouts.Encoder
+) -> evaluation.Evaluator:
+  """Makes the evaluation of an experiment.
+
+  Args:
+    experiment: what is evaluated.
+    lift: how arrays are spread.
+    encoder: of the prompts.
+
+  Returns:
+    The evaluator.
+  """
+  return evaluation.Evaluator(
+    experiment.task,
+    experiment.tokenizer,
+    encoder,
+    experiment.evaluation,
+    lambda sampling, group_size: rollouts.make_generate(
+      lift,
+      experiment.decoder,
+      experiment.rollout,
+      experiment.tokenizer,
+      sampling=sampling,
+      group_size=group_size,
+    ),
+  )
+
+
+def evaluate_checkpoint(
+  experiment: Experiment,
+  num_seeds: int,
+  directory: str | os.PathLike,
+  *,
+  step: int | None = None,
+) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
+  """Evaluates the policies in a checkpoint.
+
+  Args:
+    experiment: as the run was made.
+    num_seeds: seeds of the run, `N`.
+    directory: of the run.
+    step: which checkpoint; the latest by default.
+
+  Returns:
+    The step, and for `greedy` and `sampled` what `Evaluator.run` returns.
+
+  Raises:
+    CheckpointError: it is absent, damaged or of another shape.
+  """
+  _, lift, state = start_state(experiment, num_seeds)
+  store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
+  found = store.restore(state, step=step)
+  store.close()
+  encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+  evaluator = make_evaluator(experiment, lift, encoder)
+  with Grader(
+    experiment.task, **dataclasses.asdict(experiment.grading)
+  ) as grader:
+    return found.step, {
+      mode: evaluator.run(mode, found.state.params, grader, num_seeds=num_seeds)
+      for mode in ("greedy", "sampled")
+    }

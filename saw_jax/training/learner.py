@@ -1,0 +1,235 @@
+"""What a training loop does with scored responses, wherever they come from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from saw_jax.tasks.base import Component, Outcome
+from saw_jax.training import batch as batch_lib
+from saw_jax.training import (
+  estimation,
+  evaluation,
+  objective,
+  parallel,
+  rollouts,
+  update,
+)
+from saw_jax.training import experiment as experiment_lib
+from saw_jax.training.session import Clock
+
+
+class Learner:
+  """The state of all seeds, and the functions of a step lifted over them.
+
+  Attributes:
+    state: what a step changes; given away to the next step (donated).
+    lift: how arrays are spread.
+    encoder: of prompts.
+    generate: the sampler, `(params, prompts, keys) -> Transcript`.
+  """
+
+  def __init__(
+    self, experiment: experiment_lib.Experiment, num_seeds: int
+  ) -> None:
+    """Makes the state; nothing is compiled yet.
+
+    Args:
+      experiment: what is trained, and how.
+      num_seeds: `N`.
+    """
+    loop, method = experiment.loop, experiment.method
+    self.experiment, self.num_seeds = experiment, num_seeds
+    self.encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+    optimizer, lift, self.state = experiment_lib.start_state(
+      experiment, num_seeds
+    )
+    self.lift = lift
+    self._reference = None
+    if method.needs_reference:
+      self._reference = jax.tree.map(lambda x: x.copy(), self.state.params)
+
+    STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
+    forward = objective.make_forward(
+      experiment.decoder,
+      temperature=experiment.sampling.temperature,
+      chunk_size=loop.chunk_size,
+    )
+    self.generate = rollouts.make_generate(
+      lift,
+      experiment.decoder,
+      experiment.rollout,
+      experiment.tokenizer,
+      sampling=experiment.sampling,
+      group_size=loop.group_size,
+    )
+    self._log_probs = lift.wrap(
+      lambda params, batch: forward(params, batch).log_probs,
+      (STATE, ROWS),
+      (ROWS,),
+    )
+    minima = np.array(
+      [c.minimum for c in experiment.task.components], np.float32
+    )
+    self._estimate = lift.wrap(
+      estimation.make_estimate(method.advantage, method.weights, minima=minima),
+      (ROWS, ROWS, ROWS, ROWS, STATE),
+      (ROWS, SAME),
+      takes_axis_name=True,
+    )
+    gradient_weights = estimation.make_gradient_weights(
+      objective.make_objective(forward, {"policy": method.terms["policy"]}),
+      num_microbatches=loop.num_microbatches,
+      **method.gradient_options,
+    )
+    self._reweigh = lift.wrap(
+      gradient_weights,
+      (STATE, STATE, ROWS, ROWS, ROWS),
+      (STATE,),
+      takes_axis_name=True,
+    )
+    self._train = lift.wrap(
+      update.make_update(
+        objective.make_objective(forward, method.terms, method.diagnostics),
+        optimizer,
+        num_microbatches=loop.num_microbatches,
+      ),
+      (STATE, ROWS),
+      (STATE, SAME),
+      takes_axis_name=True,
+      donate=(0,),
+    )
+
+  def evaluator(self) -> evaluation.Evaluator:
+    """Makes the evaluation of the held-out examples.
+
+    Returns:
+      The evaluator.
+    """
+    return experiment_lib.make_evaluator(
+      self.experiment, self.lift, self.encoder
+    )
+
+  def prepare(self, transcript) -> batch_lib.TrainBatch:
+    """Makes a batch, and has the device start on the log-probs it needs.
+
+    Those of the policy before this step's updates, and of the reference: they
+    need no rewards, so they are computed while the graders read the text.
+
+    Args:
+      transcript: host arrays, rows `[N, P * G]`.
+
+    Returns:
+      The batch, with advantages of 0.
+    """
+    method = self.experiment.method
+    zeros = np.zeros(transcript.starts.shape, np.float32)
+    batch = batch_lib.make_batch(transcript, zeros)
+    if method.kl_in_reward or (
+      method.needs_old and self.experiment.loop.num_minibatches > 1
+    ):
+      batch = batch.replace(
+        old_log_probs=self._log_probs(self.state.params, batch)
+      )
+    if self._reference is not None:
+      batch = batch.replace(
+        ref_log_probs=self._log_probs(self._reference, batch)
+      )
+    return batch
+
+  def learn(
+    self, batch: batch_lib.TrainBatch, scores: rollouts.Rollout, clock: Clock
+  ) -> list[dict[str, float]]:
+    """Weighs rewards, estimates advantages and updates the policy.
+
+    Args:
+      batch: from `prepare`.
+      scores: of the same responses.
+      clock: takes the time of each part.
+
+    Returns:
+      For each seed, what is logged of the step.
+    """
+    loop, method = self.experiment.loop, self.experiment.method
+    penalties = None
+    if method.kl_in_reward:
+      estimator, coefficient = method.kl_in_reward
+      penalties = estimation.kl_penalties(
+        batch, estimator, coefficient, group_size=loop.group_size
+      )
+    if method.weights is None:
+      self.state = self.state.replace(
+        weights=self._reweigh(
+          self.state.params,
+          self.state.weights,
+          batch,
+          scores.rewards,
+          scores.scored,
+        )
+      )
+      jax.block_until_ready(self.state.weights)
+      clock.lap("weigh")
+    advantages, statistics = jax.block_until_ready(
+      self._estimate(
+        scores.rewards,
+        scores.scored,
+        scores.lengths.astype(np.float32),
+        penalties,
+        self.state.weights,
+      )
+    )
+    clock.lap("estimate")
+
+    batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
+    updates = []
+    for part in range(loop.num_minibatches):
+      self.state, values = self._train(
+        self.state, batch_lib.take_rows(batch, part, loop.num_minibatches)
+      )
+      updates.append(values)
+    updates = jax.device_get(updates)
+    clock.lap("update")
+    return _rows(
+      self.experiment.task.components,
+      scores,
+      jax.device_get(statistics),
+      updates,
+      self.num_seeds,
+    )
+
+
+def _rows(
+  components: Sequence[Component],
+  scores: rollouts.Rollout,
+  statistics: dict[str, Any],
+  updates: list[dict[str, Any]],
+  num_seeds: int,
+) -> list[dict[str, float]]:
+  """Collects what is logged for each seed."""
+  rows = []
+  outcomes = np.array([o.value for o in scores.outcomes]).reshape(num_seeds, -1)
+  for n in range(num_seeds):
+    row: dict[str, float] = {}
+    means = statistics["mean"][n]
+    for m, component in enumerate(components):
+      row[f"reward/{component.name}"] = float(means[m])
+    row["reward/total"] = float(sum(means))
+    for name in ("weight", "cv", "std", "constant_groups"):
+      for m, component in enumerate(components):
+        row[f"{name}/{component.name}"] = float(statistics[name][n][m])
+    for outcome in Outcome:
+      row[f"outcome/{outcome.value}"] = float(
+        (outcomes[n] == outcome.value).mean()
+      )
+    row["unscored"] = float(1 - scores.scored[n].mean())
+    row["length"] = float(scores.lengths[n].mean())
+    row["ended"] = float(scores.ended[n].mean())
+    for name in updates[0]:
+      # What an update says of its mini-batch, averaged over the rollout's.
+      row[name] = float(np.mean([values[name][n] for values in updates]))
+    if "sampler_mismatch" in updates[0]:
+      # Only the first update meets the sampler's own parameters.
+      row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
+    rows.append(row)
+  return rows
