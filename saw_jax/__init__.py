@@ -17,6 +17,7 @@ __all__ = [
   "reductions",
   "reporting",
   "rollout",
+  "stale_losses",
   "tasks",
   "tokenizer",
   "training",

@@ -186,6 +186,129 @@ def rloo(
   return centered * count / jnp.maximum(count - 1, 1)
 
 
+def gpg(
+  rewards: Array,
+  weights: Array,
+  *,
+  scored: Array | None = None,
+  lengths: Array | None = None,
+  penalties: Array | None = None,
+  axis_name: str | None = None,
+  f_norm: float = 1.0,
+) -> Array:
+  """Subtracts the group's mean, and makes up for groups that say nothing.
+
+  Groups whose rewards are all alike have advantage 0 but count in the loss's
+  average, so the others are raised by the share that they are of the batch:
+
+    Aⱼ = α (rⱼ − mean_group) / F,   α = groups / groups whose rewards vary
+
+  Args:
+    rewards: reward of each response in each component. Shape `[P, G, M]`.
+    weights: weight of each component. Shape `[M]`.
+    scored: mask of the rewards that exist; a group of which no response is
+      scored is not counted. Shape `[P, G, M]`.
+    lengths: not read.
+    penalties: subtracted from the weighted sum, e.g. a KL. Shape `[P, G]`.
+    axis_name: device axis that the prompts are split over.
+    f_norm: F, a constant.
+
+  Returns:
+    The advantages, with their gradient stopped; if no group varies, α is 1.
+    Shape `[P, G]`.
+
+  References:
+    GPG, https://arxiv.org/abs/2504.02546
+
+  >>> r = jnp.array([[[0.0], [1.0]], [[1.0], [1.0]]])
+  >>> print(gpg(r, jnp.ones(1)))
+  [[-1.  1.]
+   [ 0.  0.]]
+  """
+  del lengths
+  combined, whole = _combine(rewards, weights, scored, penalties)
+  alpha = _inverse_share(
+    _varied(combined, whole).astype(combined.dtype),
+    None if whole is None else jnp.any(whole, axis=-1),
+    axis_name=axis_name,
+  )
+  return alpha * _center_groups(combined, whole) / f_norm
+
+
+def gpg_nonzero(
+  rewards: Array,
+  weights: Array,
+  *,
+  scored: Array | None = None,
+  lengths: Array | None = None,
+  penalties: Array | None = None,
+  axis_name: str | None = None,
+  f_norm: float = 1.0,
+) -> Array:
+  """Subtracts the group's mean, and makes up for responses without reward.
+
+  verl's form of `gpg`. With rewards of 0 and 1, α is one over the accuracy, and
+  grows as the policy gets worse.
+
+    Aⱼ = α (rⱼ − mean_group) / F,   α = responses / responses with r ≠ 0
+
+  Args:
+    rewards: reward of each response in each component. Shape `[P, G, M]`.
+    weights: weight of each component. Shape `[M]`.
+    scored: mask of the rewards that exist. Shape `[P, G, M]`.
+    lengths: not read.
+    penalties: subtracted from the weighted sum, e.g. a KL. Shape `[P, G]`.
+    axis_name: device axis that the prompts are split over.
+    f_norm: F, a constant.
+
+  Returns:
+    The advantages, with their gradient stopped; if all rewards are 0, α is 1.
+    Shape `[P, G]`.
+
+  References:
+    GPG, https://arxiv.org/abs/2504.02546, as in verl's `gpg` estimator.
+
+  >>> r = jnp.array([[[0.0], [1.0]], [[1.0], [1.0]]])
+  >>> print(jnp.array_str(gpg_nonzero(r, jnp.ones(1)), precision=3))
+  [[-0.667  0.667]
+   [ 0.     0.   ]]
+  """
+  del lengths
+  combined, whole = _combine(rewards, weights, scored, penalties)
+  alpha = _inverse_share(
+    (combined != 0).astype(combined.dtype), whole, axis_name=axis_name
+  )
+  return alpha * _center_groups(combined, whole) / f_norm
+
+
+def varied_groups(
+  rewards: Array, weights: Array, *, scored: Array | None = None
+) -> Array:
+  """Says which groups have something to compare.
+
+  The others have no advantage. Dynamic sampling leaves them out and samples
+  other prompts in their place, which is the business of the loop.
+
+  Args:
+    rewards: reward of each response in each component. Shape `[P, G, M]`.
+    weights: weight of each component. Rewards that differ but add up to the
+      same do not vary. Shape `[M]`.
+    scored: mask of the rewards that exist; a response counts if all of its
+      components are scored. Shape `[P, G, M]`.
+
+  Returns:
+    True where two scored responses of the group differ. Shape `[P]`, boolean.
+
+  References:
+    DAPO, https://arxiv.org/abs/2503.14476
+
+  >>> r = jnp.array([[[0.0], [1.0]], [[1.0], [1.0]]])
+  >>> print(varied_groups(r, jnp.ones(1)))
+  [ True False]
+  """
+  return _varied(*_combine(rewards, weights, scored, None))
+
+
 def token_whiten(
   advantages: Array,
   *,
@@ -488,3 +611,22 @@ def _center_groups(combined: Array, scored: Array | None) -> Array:
   if combined.shape[-1] == 1:
     return reductions.select(combined, scored)
   return reductions.all_deviations(combined, axis=-1, where=scored)
+
+
+def _varied(combined: Array, scored: Array | None) -> Array:
+  """Whether the scored rewards of each group differ."""
+  over = dict(axis=-1, where=scored)
+  # Compared, not subtracted: a deviation of rounding errors is not 0.
+  return reductions.all_max(combined, **over) > reductions.all_min(
+    combined, **over
+  )
+
+
+def _inverse_share(
+  counted: Array, where: Array | None, *, axis_name: str | None
+) -> Array:
+  """One over the share of the batch that is `counted`; 1 if none is."""
+  over = dict(where=where, axis_name=axis_name)
+  count = reductions.all_sum(counted, **over)
+  total = reductions.all_sum(jnp.ones_like(counted), **over)
+  return jnp.where(count > 0, reductions.divide(total, count), 1.0)

@@ -23,6 +23,8 @@ from saw_jax.types import Array
 Aggregate = Callable[[Array, Array], Ratio]
 # (log_probs [B, T], ref_log_probs [B, T]) -> [B, T]
 KLEstimator = Callable[[Array, Array], Array]
+# (log_probs [B, T], old_log_probs [B, T], completion_mask [B, T]) -> [B, T]
+RatioOf = Callable[[Array, Array, Array], Array]
 
 # e²⁰ = 5e8: no clip lets such a ratio act, and e⁸⁹ overflows float32, where an
 # advantage of 0 would give 0 · ∞ = NaN.
@@ -175,6 +177,96 @@ def importance_ratio(log_probs: Array, old_log_probs: Array) -> Array:
   return jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
 
 
+def token_ratio(
+  log_probs: Array, old_log_probs: Array, completion_mask: Array
+) -> Array:
+  """Takes the importance ratio of each token.
+
+    ρ_bt = π / π_old
+
+  Args:
+    log_probs: current policy's, of the taken tokens. Shape `[B, T]`.
+    old_log_probs: of the policy that the ratio is to. Shape `[B, T]`.
+    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
+
+  Returns:
+    The ratio, within e⁻²⁰ and e²⁰, and 1 where the mask is off. Gradient flows
+    to `log_probs` only. Shape `[B, T]`.
+
+  References:
+    PPO, https://arxiv.org/abs/1707.06347
+
+  >>> l, mask = jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([[True, True]])
+  >>> print(token_ratio(l, jnp.log(jnp.array([[0.25, 0.5]])), mask))
+  [[2. 1.]]
+  """
+  _check(log_probs, completion_mask)
+  return importance_ratio(
+    reductions.select(log_probs, completion_mask),
+    reductions.select(old_log_probs, completion_mask),
+  )
+
+
+def sequence_ratio(
+  log_probs: Array, old_log_probs: Array, completion_mask: Array
+) -> Array:
+  """Takes the importance ratio of each response, for all of its tokens.
+
+    ρ_b = Πₜ π / π_old = exp(Σₜ m (log π − log π_old))
+
+  Args:
+    log_probs: current policy's, of the taken tokens. Shape `[B, T]`.
+    old_log_probs: of the policy that the ratio is to. Shape `[B, T]`.
+    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
+
+  Returns:
+    The ratio, below e²⁰. Gradient flows to `log_probs` only. Shape `[B, T]`.
+
+  References:
+    TOPR, https://arxiv.org/abs/2503.14286
+
+  >>> l, mask = jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([[True, True]])
+  >>> print(sequence_ratio(l, jnp.log(jnp.array([[0.25, 0.25]])), mask))
+  [[4. 4.]]
+  """
+  log_ratio = _masked_log_ratio(log_probs, old_log_probs, completion_mask)
+  total = jnp.sum(log_ratio, axis=-1, keepdims=True)
+  # No bound below: hundreds of tokens reach e⁻²⁰ together, and 0 is right.
+  ratio = jnp.exp(jnp.minimum(total, _MAX_LOG_RATIO))
+  return jnp.broadcast_to(ratio, log_ratio.shape)
+
+
+def geometric_ratio(
+  log_probs: Array, old_log_probs: Array, completion_mask: Array
+) -> Array:
+  """Takes the geometric mean of a response's ratios, for all of its tokens.
+
+    s_b = exp(1/n_b Σₜ m (log π − log π_old))
+
+  Args:
+    log_probs: current policy's, of the taken tokens. Shape `[B, T]`.
+    old_log_probs: of the policy that the ratio is to. Shape `[B, T]`.
+    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
+
+  Returns:
+    The ratio, within e⁻²⁰ and e²⁰. Gradient flows to `log_probs` only. Shape
+    `[B, T]`.
+
+  References:
+    GSPO, https://arxiv.org/abs/2507.18071
+
+  >>> l, mask = jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([[True, True]])
+  >>> print(geometric_ratio(l, jnp.log(jnp.array([[0.25, 0.25]])), mask))
+  [[2. 2.]]
+  """
+  log_ratio = _masked_log_ratio(log_probs, old_log_probs, completion_mask)
+  mean = reductions.all_mean(
+    log_ratio, axis=-1, where=completion_mask, keepdims=True
+  )
+  ratio = jnp.exp(jnp.clip(mean, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+  return jnp.broadcast_to(ratio, log_ratio.shape)
+
+
 def clipped_surrogate_loss(
   log_probs: Array,
   old_log_probs: Array,
@@ -217,18 +309,57 @@ def clipped_surrogate_loss(
   >>> print(f"{loss.value():.3f}")  # the ratio 1.5 counts as 1.2
   -1.200
   """
-  _check(log_probs, completion_mask)
-  ratio = importance_ratio(
-    reductions.select(log_probs, completion_mask),
-    reductions.select(old_log_probs, completion_mask),
+  ratio = token_ratio(log_probs, old_log_probs, completion_mask)
+  token_losses = clipped_token_losses(
+    ratio,
+    token_advantages(advantages, completion_mask),
+    clip_low=clip_low,
+    clip_high=clip_high,
+    dual_clip=dual_clip,
   )
-  advantages = _per_token(advantages, completion_mask).astype(ratio.dtype)
+  return aggregate(token_losses, completion_mask)
+
+
+def clipped_token_losses(
+  ratio: Array,
+  advantages: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+  dual_clip: float | None = None,
+) -> Array:
+  """Holds what a ratio can gain between two bounds.
+
+    x = max(−A ρ, −A clip(ρ, 1 − ε_low, 1 + ε_high))
+    x ← min(x, −A c)   where A < 0, with a dual clip
+
+  Args:
+    ratio: ρ, of each token. Shape `[B, T]`.
+    advantages: A, of each token. Shape `[B, T]`.
+    clip_low: ε_low.
+    clip_high: ε_high.
+    dual_clip: c > 1; `None` for no such bound.
+
+  Returns:
+    The loss of each token. Gradient flows to `ratio`, and not beyond the
+    bounds. Shape `[B, T]`.
+
+  References:
+    PPO, https://arxiv.org/abs/1707.06347
+    Dual clip, https://arxiv.org/abs/1912.09729
+
+  >>> ratio, a = jnp.array([[1.5, 1.5]]), jnp.array([[1.0, -1.0]])
+  >>> print(clipped_token_losses(ratio, a, clip_low=0.25, clip_high=0.25))
+  [[-1.25  1.5 ]]
+  """
+  chex.assert_equal_shape([ratio, advantages])
+  advantages = jax.lax.stop_gradient(advantages).astype(ratio.dtype)
   clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
   token_losses = jnp.maximum(-advantages * ratio, -advantages * clipped)
-  if dual_clip is not None:
-    bounded = jnp.minimum(token_losses, -advantages * dual_clip)
-    token_losses = jnp.where(advantages < 0, bounded, token_losses)
-  return aggregate(token_losses, completion_mask)
+  if dual_clip is None:
+    return token_losses
+  bounded = jnp.minimum(token_losses, -advantages * dual_clip)
+  return jnp.where(advantages < 0, bounded, token_losses)
 
 
 def clip_fractions(
@@ -239,6 +370,7 @@ def clip_fractions(
   *,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
+  ratio_of: RatioOf = token_ratio,
 ) -> ClipFractions:
   """Counts the tokens that the clip takes out of the gradient.
 
@@ -249,6 +381,7 @@ def clip_fractions(
     completion_mask: the tokens that the policy chose. Shape `[B, T]`.
     clip_low: how far the ratio may usefully fall below 1.
     clip_high: how far it may usefully rise above 1.
+    ratio_of: the ratio that is clipped, of a token or of its response.
 
   Returns:
     Shares of the completion tokens that are held at either bound, with their
@@ -262,12 +395,10 @@ def clip_fractions(
   >>> print(clip_fractions(l, old, jnp.array([1.0]), mask).high.value())
   1.0
   """
-  _check(log_probs, completion_mask)
-  ratio = importance_ratio(
-    reductions.select(jax.lax.stop_gradient(log_probs), completion_mask),
-    reductions.select(old_log_probs, completion_mask),
+  ratio = ratio_of(
+    jax.lax.stop_gradient(log_probs), old_log_probs, completion_mask
   )
-  advantages = _per_token(advantages, completion_mask)
+  advantages = token_advantages(advantages, completion_mask)
   low = (advantages < 0) & (ratio < 1 - clip_low)
   high = (advantages > 0) & (ratio > 1 + clip_high)
   return ClipFractions(
@@ -305,7 +436,8 @@ def policy_gradient_loss(
   """
   _check(log_probs, completion_mask)
   log_probs = reductions.select(log_probs, completion_mask)
-  advantages = _per_token(advantages, completion_mask).astype(log_probs.dtype)
+  advantages = token_advantages(advantages, completion_mask)
+  advantages = advantages.astype(log_probs.dtype)
   return aggregate(-advantages * log_probs, completion_mask)
 
 
@@ -553,6 +685,32 @@ def drop_constant_groups(
   return jnp.asarray(completion_mask, bool) & kept
 
 
+def token_advantages(advantages: Array, completion_mask: Array) -> Array:
+  """Gives each token the advantage of its response.
+
+  Args:
+    advantages: one a response or one a token. Shape `[B]` or `[B, T]`.
+    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
+
+  Returns:
+    The advantages, with their gradient stopped, 0 where the mask is off. Shape
+    `[B, T]`.
+
+  References:
+    GRPO, https://arxiv.org/abs/2402.03300
+
+  >>> mask = jnp.array([[True, True], [True, False]])
+  >>> print(token_advantages(jnp.array([1.0, -1.0]), mask))
+  [[ 1.  1.]
+   [-1.  0.]]
+  """
+  advantages = jnp.asarray(jax.lax.stop_gradient(advantages))
+  if advantages.ndim == 1:
+    chex.assert_shape(advantages, completion_mask.shape[:1])
+    advantages = jnp.broadcast_to(advantages[:, None], completion_mask.shape)
+  return reductions.select(advantages, completion_mask)
+
+
 def _check(per_token: Array, completion_mask: Array) -> None:
   """Static checks that the losses share."""
   chex.assert_rank([per_token, completion_mask], 2)
@@ -570,19 +728,21 @@ def _rows(like: Array, completion_mask: Array) -> Array:
   return jnp.sum(rows, dtype=like.dtype)
 
 
-def _per_token(advantages: Array, completion_mask: Array) -> Array:
-  """Advantages of each token, with no gradient, 0 where the mask is off."""
-  advantages = jnp.asarray(jax.lax.stop_gradient(advantages))
-  if advantages.ndim == 1:
-    chex.assert_shape(advantages, completion_mask.shape[:1])
-    advantages = jnp.broadcast_to(advantages[:, None], completion_mask.shape)
-  return reductions.select(advantages, completion_mask)
-
-
 def _log_ratio(log_probs: Array, ref_log_probs: Array) -> Array:
   """log π − log π_ref, with a gradient to the policy only."""
   chex.assert_equal_shape([log_probs, ref_log_probs])
   ref_log_probs = jax.lax.stop_gradient(ref_log_probs)
   return reductions.at_least_float32(log_probs) - reductions.at_least_float32(
     ref_log_probs
+  )
+
+
+def _masked_log_ratio(
+  log_probs: Array, old_log_probs: Array, completion_mask: Array
+) -> Array:
+  """log π − log π_old, 0 where the mask is off."""
+  _check(log_probs, completion_mask)
+  return _log_ratio(
+    reductions.select(log_probs, completion_mask),
+    reductions.select(old_log_probs, completion_mask),
   )

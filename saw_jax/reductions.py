@@ -55,6 +55,38 @@ class Ratio(NamedTuple):
     return divide(self.numerator, self.denominator)
 
 
+class Maximum(NamedTuple):
+  """A greatest value that other parts of the batch may still exceed.
+
+  What a `Ratio` is to a mean, for diagnostics that are no mean.
+
+  >>> print(Maximum(jnp.array(2.0)).merge(Maximum(jnp.array(3.0))).value())
+  3.0
+  """
+
+  greatest: Array  # minus infinity where nothing was counted
+
+  def merge(self, other: "Maximum") -> "Maximum":
+    """Takes the greater of two.
+
+    Args:
+      other: the maximum of another part of the batch.
+
+    Returns:
+      The maximum of the union.
+    """
+    return Maximum(jnp.maximum(self.greatest, other.greatest))
+
+  def value(self) -> Array:
+    """Gives the maximum.
+
+    Returns:
+      The greatest value, and 0 where nothing was counted.
+    """
+    empty = jnp.isneginf(self.greatest)
+    return jnp.where(empty, jnp.zeros_like(self.greatest), self.greatest)
+
+
 def divide(numerator: Array, denominator: Array) -> Array:
   """Divides, with 0 in place of a division by 0.
 

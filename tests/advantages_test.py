@@ -32,6 +32,8 @@ ESTIMATORS = {
   "dr_grpo": advantages.dr_grpo,
   "rloo": advantages.rloo,
   "reinforce_plus_plus_baseline": advantages.reinforce_plus_plus_baseline,
+  "gpg": advantages.gpg,
+  "gpg_nonzero": advantages.gpg_nonzero,
   "gdpo": advantages.gdpo,
   "gdpo_by_sequence": functools.partial(
     advantages.gdpo, whiten=advantages.sequence_whiten
@@ -138,23 +140,48 @@ class GoldenTest(chex.TestCase):
             result.reshape(-1), case["expected"][key], atol=atol
           )
 
+  @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(
+    *POLICY["advantage_cases"],
     *(
-      case
-      for case in POLICY["advantage_cases"]
-      if case["advantage"]["estimator"] in ("mean", "mean_std")
-    )
+      dict(
+        advantage=case["advantage"],
+        rewards=case["inputs"]["rewards"],
+        group=case["inputs"]["group"],
+        expected=case["expected"]["advantages"],
+      )
+      for case in POLICY["cases"]
+      if case["advantage"]["estimator"] != "given"
+    ),
   )
   def test_advantages_of_the_policy_losses(self, **case):
-    estimator = dict(case["advantage"])
-    if estimator.pop("estimator") == "mean":
-      f = advantages.dr_grpo
-    else:
-      f = functools.partial(advantages.grpo, **estimator)
-    with jax.enable_x64(True):
-      rewards = np.array(case["rewards"], np.float64)[:, None]
-      result = of_prompts(case["group"], lambda r: f(r, np.ones(1)), rewards)
-    np.testing.assert_allclose(result, case["expected"], rtol=1e-10, atol=1e-12)
+    options = dict(case["advantage"])
+    f = {
+      "mean": advantages.dr_grpo,
+      "mean_std": advantages.grpo,
+      "gpg_paper": advantages.gpg,
+      "gpg_verl": advantages.gpg_nonzero,
+    }[options.pop("estimator")]
+    # Groups of unequal size: the places that are left are not scored.
+    rewards, group = np.array(case["rewards"]), np.array(case["group"])
+    rows = [np.flatnonzero(group == name) for name in sorted(set(group))]
+    shape = (len(rows), max(map(len, rows)), 1)
+    padded, scored = np.full(shape, np.nan), np.zeros(shape, bool)
+    for p, chosen in enumerate(rows):
+      padded[p, : len(chosen), 0] = rewards[chosen]
+      scored[p, : len(chosen)] = True
+    for dtype in (np.float64, np.float32):
+      with jax.enable_x64(dtype is np.float64):
+        result = self.variant(
+          lambda r, s, w=np.ones(1, dtype): f(r, w, scored=s, **options)
+        )(padded.astype(dtype), scored)
+      assert result.dtype == dtype
+      found = np.zeros(len(rewards))
+      for p, chosen in enumerate(rows):
+        found[chosen] = result[p, : len(chosen)]
+      np.testing.assert_allclose(
+        found, case["expected"], **POLICY["tolerance"][np.dtype(dtype).name]
+      )
 
   def test_the_worked_example(self):
     c = [3, -3, 1.5, -3, -3, 0.6]
@@ -433,6 +460,93 @@ class GdpoTest(chex.TestCase):
   def test_says_that_lengths_are_missing(self):
     with self.assertRaisesRegex(ValueError, "give lengths"):
       advantages.gdpo(sample()[0], jnp.ones(2))
+
+
+class GpgTest(chex.TestCase):
+  # Groups: constant, varied, constant at 0, varied with one unscored response.
+  REWARDS = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 5]], np.float32)[
+    ..., None
+  ]
+  SCORED = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)[
+    ..., None
+  ]
+
+  def test_factors_by_hand(self):
+    w = jnp.ones(1)
+    plain = advantages.dr_grpo(self.REWARDS, w, scored=self.SCORED)
+    for f, factor in (
+      (advantages.gpg, 4 / 2),
+      (advantages.gpg_nonzero, 11 / 6),
+    ):
+      found = f(self.REWARDS, w, scored=self.SCORED)
+      np.testing.assert_allclose(found, factor * plain, rtol=1e-6)
+      halved = f(self.REWARDS, w, scored=self.SCORED, f_norm=2.0)
+      np.testing.assert_allclose(halved, factor / 2 * plain, rtol=1e-6)
+
+  def test_a_group_without_any_score_is_not_counted(self):
+    scored = self.SCORED.copy()
+    scored[0] = False
+    found = advantages.gpg(self.REWARDS, jnp.ones(1), scored=scored)
+    np.testing.assert_allclose(
+      found[1:],
+      advantages.gpg(self.REWARDS[1:], jnp.ones(1), scored=scored[1:]),
+      rtol=1e-6,
+    )
+    np.testing.assert_allclose(found[3, :2], [0.75, -0.75], rtol=1e-6)
+
+  def test_the_factor_is_that_of_all_devices(self):
+    # Two of the four devices hold no group that varies.
+    mesh = jax.make_mesh(
+      (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    for f in (advantages.gpg, advantages.gpg_nonzero):
+      lifted = jax.shard_map(
+        lambda r, s, f=f: f(r, jnp.ones(1), scored=s, axis_name="data"),
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+      )
+      np.testing.assert_allclose(
+        jax.jit(lifted)(self.REWARDS, self.SCORED),
+        f(self.REWARDS, jnp.ones(1), scored=self.SCORED),
+        rtol=1e-6,
+      )
+
+  def test_nothing_to_count_leaves_the_factor_at_one(self):
+    for f in (advantages.gpg, advantages.gpg_nonzero):
+      zeros = f(np.zeros((2, 3, 1)), jnp.ones(1))
+      np.testing.assert_array_equal(zeros, 0)
+    alone = advantages.gpg(np.full((2, 1, 1), 3.0), jnp.ones(1))
+    np.testing.assert_array_equal(alone, 3)
+
+
+class VariedGroupsTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_only_scored_responses_count(self):
+    found = self.variant(
+      lambda r, s: advantages.varied_groups(r, jnp.ones(1), scored=s)
+    )
+    np.testing.assert_array_equal(
+      found(GpgTest.REWARDS, GpgTest.SCORED), [False, True, False, True]
+    )
+    scored = GpgTest.SCORED.copy()
+    scored[1, 0] = False
+    scored[3] = False
+    assert not found(GpgTest.REWARDS, scored).any()
+
+  def test_what_adds_up_to_the_same_does_not_vary(self):
+    rewards = np.array([[[0.0, 1.0], [1.0, 0.0]]])
+    assert not advantages.varied_groups(rewards, jnp.ones(2))
+    assert advantages.varied_groups(rewards, jnp.array([1.0, 2.0]))
+
+  def test_they_are_the_groups_with_an_advantage(self):
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, 2, (50, 3, 2)) * np.float32(1.8)
+    w = jnp.array([0.6363320, 1.3636680])
+    has_advantage = np.any(advantages.dr_grpo(rewards, w) != 0, axis=1)
+    found = advantages.varied_groups(rewards, w)
+    np.testing.assert_array_equal(found, has_advantage)
+    assert 0 < found.sum() < 50
 
 
 class WhiteningTest(chex.TestCase):

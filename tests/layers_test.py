@@ -41,6 +41,7 @@ ROOMS = {
       "weighting",
       "advantages",
       "losses",
+      "stale_losses",
       "world_model",
       "labels",
     ),

@@ -25,7 +25,14 @@ FORMULAS = [
   path
   for path in MODULES
   if path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-  in ("weighting", "advantages", "losses", "world_model", "labels")
+  in (
+    "weighting",
+    "advantages",
+    "losses",
+    "stale_losses",
+    "world_model",
+    "labels",
+  )
 ]
 
 

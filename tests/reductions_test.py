@@ -43,6 +43,22 @@ class RatioTest(chex.TestCase):
     np.testing.assert_allclose(both, x.mean(), rtol=1e-6)
 
 
+class MaximumTest(chex.TestCase):
+  def test_the_greater_of_two_whatever_their_order(self):
+    one, other = (reductions.Maximum(jnp.array(x)) for x in (-2.0, -5.0))
+    assert one.merge(other).value() == other.merge(one).value() == -2
+
+  def test_a_maximum_of_nothing_is_zero_and_no_part_of_another(self):
+    nothing = reductions.Maximum(jnp.array(-jnp.inf))
+    assert nothing.value() == 0
+    some = reductions.Maximum(jnp.array(-2.0))
+    assert nothing.merge(some).value() == -2
+
+  def test_a_nan_stays_one(self):
+    some = reductions.Maximum(jnp.array(3.0))
+    assert jnp.isnan(some.merge(reductions.Maximum(jnp.nan)).value())
+
+
 class MaskedReductionsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_agree_with_numpy_on_the_selected_entries(self):

@@ -17,7 +17,7 @@ class TrainState:
 
   params: PyTree
   opt_state: PyTree
-  step: Array  # int32 [], updates done
+  step: Array  # int32 [], updates done, skipped ones included
   weights: Array  # float32 [M], persistent reward weights, summing to 1
 
 

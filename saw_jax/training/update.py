@@ -5,6 +5,8 @@ over micro-batches and devices before anything is divided, so that one device,
 many devices and many micro-batches give the same step (R11). The natural
 shortcut, a mean of the parts' means, weighs the tokens of a part with few
 tokens more.
+
+What is not finite never reaches the parameters: such an update is skipped.
 """
 
 import functools
@@ -36,7 +38,8 @@ def make_gradient(
   Returns:
     A function `(params, batch, *, axis_name=None) -> (gradient, metrics)`.
     The gradient is that of `sum_k numerator_k / denominator_k`; the metrics
-    hold `loss`, each term as `loss/<name>` and each diagnostic, as scalars.
+    hold `loss`, each term as `loss/<name>` and each diagnostic, as scalars. A
+    diagnostic that is a `Maximum` is that of all parts and devices.
   """
 
   def gradient(
@@ -45,8 +48,9 @@ def make_gradient(
     parts = split_rows(batch, num_microbatches)
     total = functools.partial(_over_devices, axis_name=axis_name)
 
-    # Denominators count masks, never parameters: what computes the numerators
-    # here is dead code, which the compiler removes.
+    # Denominators count masks, so that what computes the numerators here is
+    # dead code, which the compiler removes. One that reads the policy, as that
+    # of `batch_asympo_loss`, is right too, and costs a forward pass.
     denominators = total(
       _accumulate(lambda part: _denominators(objective, params, part), parts)
     )
@@ -68,8 +72,8 @@ def make_gradient(
     gradient, values, diagnostics = total(_accumulate(part_gradient, parts))
     metrics = {f"loss/{name}": value for name, value in values.items()}
     metrics["loss"] = sum(values.values())
-    for name, ratio in diagnostics.items():
-      metrics[name] = ratio.value()
+    for name, diagnostic in diagnostics.items():
+      metrics[name] = diagnostic.value()
     return gradient, metrics
 
   return gradient
@@ -90,7 +94,10 @@ def make_update(
 
   Returns:
     A pure function `update(state, batch, *, axis_name=None) -> (state,
-    metrics)`.
+    metrics)`. An update whose loss or gradient is not finite is skipped: it
+    leaves parameters and optimizer as they were, and the metric `skipped` is 1
+    instead of 0. It counts in `state.step` all the same, so that the number of
+    an update says which batch it had.
   """
   gradient_of = make_gradient(objective, num_microbatches=num_microbatches)
 
@@ -99,10 +106,20 @@ def make_update(
   ) -> tuple[TrainState, dict[str, Array]]:
     gradient, metrics = gradient_of(state.params, batch, axis_name=axis_name)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
+    # The norm of all devices' gradient: they skip together or not at all.
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(
+      metrics["gradient_norm"]
+    )
+    metrics["skipped"] = 1 - finite.astype(jnp.float32)
     updates, opt_state = optimizer.update(
       gradient, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
     state = state.replace(
       params=params, opt_state=opt_state, step=state.step + 1
     )
@@ -122,19 +139,42 @@ def _denominators(
 
 
 def _accumulate(fn: Callable[[TrainBatch], PyTree], parts: TrainBatch):
-  """Adds up `fn` over the leading axis of `parts`, one sum in memory."""
+  """Merges `fn` over the leading axis of `parts`, one result in memory."""
   first = jax.tree.map(lambda x: x[0], parts)
   if parts.tokens.shape[0] == 1:
     return fn(first)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, first)
+  nothing = _map_merged(
+    lambda x: reductions.Maximum(jnp.full_like(x.greatest, -jnp.inf)),
+    jnp.zeros_like,
+    jax.eval_shape(fn, first),
   )
 
   def add(total, part):
-    return jax.tree.map(jnp.add, total, fn(part)), None
+    merged = _map_merged(
+      lambda x, y: x.merge(y), lambda x, y: x + y, total, fn(part)
+    )
+    return merged, None
 
-  return jax.lax.scan(add, zeros, parts)[0]
+  return jax.lax.scan(add, nothing, parts)[0]
 
 
 def _over_devices(tree: PyTree, *, axis_name: str | None) -> PyTree:
-  return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+  if axis_name is None:
+    return tree
+  return _map_merged(
+    lambda x: reductions.Maximum(jax.lax.pmax(x.greatest, axis_name)),
+    lambda x: jax.lax.psum(x, axis_name),
+    tree,
+  )
+
+
+def _map_merged(of_maximum: Callable, of_sum: Callable, *trees: PyTree):
+  """Maps over what adds up, and in another way over each `Maximum`."""
+
+  def each(x, *rest):
+    fn = of_maximum if isinstance(x, reductions.Maximum) else of_sum
+    return fn(x, *rest)
+
+  return jax.tree.map(
+    each, *trees, is_leaf=lambda x: isinstance(x, reductions.Maximum)
+  )
