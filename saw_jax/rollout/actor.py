@@ -292,9 +292,8 @@ class PartialSampler:
           row_keys,
         )
       )
-      added = slice(
-        more.prompt_size, more.prompt_size + min(part, limit - size)
-      )
+      width = min(part, limit - size)
+      added = slice(more.prompt_size, more.prompt_size + width)
       kept = unfinished[..., None]
 
       def join(old, new, nothing, kept=kept):

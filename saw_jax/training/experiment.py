@@ -155,6 +155,35 @@ def make_evaluator(
   )
 
 
+def restore(
+  experiment: Experiment,
+  num_seeds: int,
+  directory: str | os.PathLike,
+  *,
+  step: int | None = None,
+) -> tuple[parallel.Lift, checkpoint.Restored]:
+  """Reads a checkpoint of a run.
+
+  Args:
+    experiment: as the run was made.
+    num_seeds: seeds of the run, `N`.
+    directory: of the run.
+    step: which checkpoint; the latest by default.
+
+  Returns:
+    The lift, and what the checkpoint held.
+
+  Raises:
+    CheckpointError: it is absent, damaged or of another shape.
+  """
+  _, lift, state = start_state(experiment, num_seeds)
+  store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
+  try:
+    return lift, store.restore(state, step=step)
+  finally:
+    store.close()
+
+
 def evaluate_checkpoint(
   experiment: Experiment,
   num_seeds: int,
@@ -176,10 +205,7 @@ def evaluate_checkpoint(
   Raises:
     CheckpointError: it is absent, damaged or of another shape.
   """
-  _, lift, state = start_state(experiment, num_seeds)
-  store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
-  found = store.restore(state, step=step)
-  store.close()
+  lift, found = restore(experiment, num_seeds, directory, step=step)
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
   evaluator = make_evaluator(experiment, lift, encoder)
   with Grader(

@@ -1,0 +1,228 @@
+"""Pools of actors, and samplers that go on with other weights."""
+
+import dataclasses
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax.models import decoder
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout import actor, generate, transcript
+from saw_jax.rollout.sampling import SamplingConfig
+
+CONFIG = DecoderConfig(
+  vocab_size=23,
+  width=16,
+  num_layers=1,
+  num_heads=2,
+  num_kv_heads=1,
+  head_size=8,
+  mlp_size=24,
+)
+SPEC = actor.SamplerSpec(
+  decoder=CONFIG,
+  sampling=SamplingConfig(),
+  max_new_tokens=9,
+  group_size=3,
+  eos_ids=(7,),
+)
+
+
+def make_params(seed=0):
+  """Two seeds of weights, far enough from uniform to differ."""
+  params = decoder.init_params(CONFIG, jax.random.key(seed))
+  return jax.tree.map(lambda x: jnp.stack([3 * x, 4 * x]), params)
+
+
+def make_call():
+  prompts = transcript.pad_prompts([[1, 2, 3], [4, 5]], ids=[11, 12], size=4)
+  prompts = jax.tree.map(lambda x: np.stack([x, x]), prompts)
+  keys = jnp.stack(
+    [
+      generate.row_keys(jax.random.key(s), 0, np.array([11, 12]), 3)
+      for s in range(2)
+    ]
+  )
+  return prompts, keys
+
+
+def on_host(found):
+  return jax.tree.map(np.asarray, jax.device_get(found))
+
+
+def device_sampler(spec):
+  return actor.DeviceSampler(spec, jax.devices()[0])
+
+
+class TestActorPool:
+  def test_does_all_work_side_by_side(self):
+    barrier = threading.Barrier(2, timeout=20)
+
+    def act(work):
+      barrier.wait()  # passes only if both actors are at work
+      return work * 2
+
+    with actor.ActorPool(lambda index: act, 2) as pool:
+      assert pool.idle == 2
+      for work in (1, 2):
+        pool.submit(work)
+      assert pool.idle == 0
+      found = {pool.wait().result for _ in range(2)}
+    assert found == {2, 4}
+    assert pool.pending == 0
+
+  def test_a_death_is_told_and_made_good(self):
+    made = []
+
+    def make_act(index):
+      made.append(index)
+
+      def act(work):
+        if work == "poison":
+          raise actor.ActorDied("it was poison")
+        return work
+
+      return act
+
+    with actor.ActorPool(make_act, 1) as pool:
+      pool.submit("poison")
+      done = pool.wait()
+      assert (done.work, done.result) == ("poison", None)
+      assert "poison" in str(done.error)
+      pool.submit("bread")
+      assert pool.wait().result == "bread"
+    assert made == [0, 0]
+    assert pool.deaths == 1
+
+  def test_too_many_deaths_are_an_error(self):
+    def act(work):
+      raise actor.ActorDied("gone")
+
+    with actor.ActorPool(lambda index: act, 1, max_deaths=1) as pool:
+      pool.submit(1)
+      assert pool.wait().error is not None
+      pool.submit(2)
+      with pytest.raises(actor.ActorError, match="2 actors died, and 1 may be"):
+        pool.wait()
+
+  def test_another_error_is_raised_where_it_is_waited_for(self):
+    def act(work):
+      raise ZeroDivisionError("not a death")
+
+    with actor.ActorPool(lambda index: act, 1) as pool:
+      pool.submit(1)
+      with pytest.raises(ZeroDivisionError):
+        pool.wait()
+      assert pool.pending == 0
+
+  def test_an_empty_wait_ends(self):
+    with actor.ActorPool(lambda index: lambda work: work, 1) as pool:
+      assert pool.wait(timeout=0.01) is None
+
+  def test_closes_what_it_made(self):
+    closed = []
+
+    class Act:
+      def __call__(self, work):
+        return work
+
+      def close(self):
+        closed.append(1)
+
+    with actor.ActorPool(lambda index: Act(), 1) as pool:
+      pool.submit(1)
+      pool.wait()
+    assert closed == [1]
+
+  def test_has_an_actor(self):
+    with pytest.raises(ValueError, match="count is 0"):
+      actor.ActorPool(lambda index: None, 0)
+
+
+class TestPartialSampler:
+  @pytest.mark.parametrize("part", [1, 2, 4, 9, 20])
+  def test_is_the_whole_sampler_where_the_weights_stay(self, part):
+    params = make_params()
+    prompts, keys = make_call()
+    whole = on_host(device_sampler(SPEC)(0, params, prompts, keys))
+    sampler = actor.PartialSampler(
+      SPEC, device_sampler, lambda: (0, params), part=part
+    )
+    found = sampler(0, params, prompts, keys)
+    size = found.tokens.shape[-1]
+    for name in ("tokens", "roles"):
+      np.testing.assert_array_equal(
+        np.where(found.roles != 0, getattr(found, name), 0),
+        np.where(whole.roles != 0, getattr(whole, name), 0)[..., :size],
+      )
+    assert (whole.roles[..., size:] == 0).all()
+    np.testing.assert_array_equal(found.ends, whole.ends)
+    width = size - whole.prompt_size
+    np.testing.assert_allclose(
+      found.behave_log_probs,
+      whole.behave_log_probs[..., :width],
+      rtol=1e-5,
+      atol=1e-6,
+    )
+
+  def test_goes_on_with_the_newest_weights(self):
+    old, new = make_params(0), make_params(1)
+    prompts, keys = make_call()
+    spec = dataclasses.replace(SPEC, eos_ids=())
+    sampler = actor.PartialSampler(
+      spec, device_sampler, lambda: (1, new), part=4
+    )
+    found = sampler(0, old, prompts, keys)
+    before = on_host(device_sampler(spec)(0, old, prompts, keys))
+    first = before.prompt_size + 4
+    np.testing.assert_array_equal(
+      found.tokens[..., :first], before.tokens[..., :first]
+    )
+    assert (found.tokens[..., first:] != before.tokens[..., first:]).any()
+    assert found.tokens.shape == before.tokens.shape
+    # The second part has the log-probs of the new weights over the whole text.
+    from saw_jax.training import objective
+    from saw_jax.training.batch import make_batch
+
+    forward = objective.make_forward(CONFIG)
+    for n in range(2):
+      one = jax.tree.map(lambda x, n=n: x[n], found)
+      batch = make_batch(one, np.zeros(6, np.float32))
+      params = jax.tree.map(lambda x, n=n: x[n], new)
+      expected = forward(params, batch).log_probs
+      np.testing.assert_allclose(
+        one.behave_log_probs[:, 4:], expected[:, 4:], rtol=1e-4, atol=1e-5
+      )
+
+  def test_part_is_positive(self):
+    with pytest.raises(ValueError, match="part is 0"):
+      actor.PartialSampler(SPEC, device_sampler, lambda: None, part=0)
+
+
+@pytest.mark.slow
+class TestProcessSampler:
+  def test_samples_what_a_thread_does_and_may_be_killed(self):
+    prompts, keys = make_call()
+    sampler = actor.ProcessSampler(SPEC)
+    for version in (0, 1):
+      params = make_params(version)
+      expected = on_host(device_sampler(SPEC)(version, params, prompts, keys))
+      found = sampler(version, params, prompts, keys)
+      np.testing.assert_array_equal(found.tokens, expected.tokens)
+      np.testing.assert_array_equal(found.roles, expected.roles)
+    os.kill(sampler.pid, signal.SIGKILL)
+    with pytest.raises(actor.ActorDied, match="-9"):
+      sampler(1, make_params(1), prompts, keys)
+    sampler.close()
+
+  def test_an_error_of_the_process_is_told(self):
+    prompts, keys = make_call()
+    sampler = actor.ProcessSampler(SPEC)
+    with pytest.raises(actor.ActorDied, match="the sampler raised"):
+      sampler(0, {"no": np.zeros(2)}, prompts, keys)
+    sampler.close()
