@@ -148,7 +148,8 @@ def run(
     How the run ended.
 
   Raises:
-    FloatingPointError: the loss is not finite.
+    FloatingPointError: the loss is not finite. The update was skipped; nothing
+      is stale here that would excuse it, so the run ends.
     CheckpointError: the checkpoint to go on from is damaged or does not fit.
     RewardError: a reward function misbehaved.
   """
@@ -284,7 +285,7 @@ def run(
       # The device recomputes log-probs while the graders read the text.
       zeros = np.zeros(transcript.starts.shape, np.float32)
       batch = batch_lib.make_batch(transcript, zeros)
-      if loop.num_minibatches > 1 or method.kl_in_reward:
+      if method.kl_in_reward or (method.needs_old and loop.num_minibatches > 1):
         batch = batch.replace(old_log_probs=log_probs(state.params, batch))
       if reference is not None:
         batch = batch.replace(ref_log_probs=log_probs(reference, batch))
