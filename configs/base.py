@@ -89,10 +89,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.algorithm.advantage_options = Section()
   config.algorithm.weights = "equal"  # algorithms.WEIGHTS
   config.algorithm.weights_options = Section()
-  config.algorithm.clip_low = 0.2  # the ratio stays above 1 - clip_low
-  config.algorithm.clip_high = 0.2  # and below 1 + clip_high
-  config.algorithm.dual_clip = config_dict.placeholder(float)  # above 1
-  config.algorithm.aggregate = "token_mean"  # algorithms.AGGREGATES
+  config.algorithm.loss = "clipped_surrogate"  # algorithms.LOSSES
+  # Arguments of the loss. The default has clip_low, clip_high and dual_clip;
+  # ratio_of, where a loss has it, is one of algorithms.RATIOS.
+  config.algorithm.loss_options = Section()
+  # A clipped ratio is to the policy that the update starts from (old), or to
+  # the sampler's own log-probs (behave).
+  config.algorithm.ratio_to = "old"
+  # algorithms.AGGREGATES. Whatever the loss: spo and asympo are defined with
+  # sequence_mean_token_mean, topr with sequence_mean_token_sum.
+  config.algorithm.aggregate = "token_mean"
   config.algorithm.aggregate_options = Section()
   config.algorithm.entropy_coefficient = 0.0
   config.algorithm.kl = Section()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saw_jax import advantages, losses, tokenizer, weighting
+from saw_jax import advantages, losses, stale_losses, tokenizer, weighting
 from saw_jax.tasks import base as tasks_base
 from saw_jax.tasks import tool_calling
 from saw_jax.training import objective
@@ -25,6 +25,8 @@ ADVANTAGES = {
   "rloo": advantages.rloo,
   "reinforce_plus_plus_baseline": advantages.reinforce_plus_plus_baseline,
   "gdpo": advantages.gdpo,
+  "gpg": advantages.gpg,
+  "gpg_nonzero": advantages.gpg_nonzero,
 }
 
 # "gradient" has no function of the rewards: its weights persist over steps.
@@ -49,6 +51,30 @@ AGGREGATES = {
   "sequence_mean_token_mean": losses.sequence_mean_token_mean,
   "sequence_mean_token_sum": losses.sequence_mean_token_sum,
   "sequence_mean_token_sum_const": losses.sequence_mean_token_sum_const,
+}
+
+# GPG is "policy_gradient" with advantage "gpg" and aggregate "token_mean"; the
+# naive loss has advantage "dr_grpo" and "sequence_mean_token_mean".
+LOSSES = {
+  "clipped_surrogate": losses.clipped_surrogate_loss,
+  "policy_gradient": losses.policy_gradient_loss,
+  "spo": stale_losses.spo_loss,
+  "asympo": stale_losses.asympo_loss,
+  "batch_asympo": stale_losses.batch_asympo_loss,
+  "gspo": stale_losses.gspo_loss,
+  "cispo": stale_losses.cispo_loss,
+  "tis_reinforce": stale_losses.tis_reinforce_loss,
+  "tis": stale_losses.tis_loss,
+  "topr": stale_losses.topr_loss,
+  "decoupled_ppo": stale_losses.decoupled_ppo_loss,
+  "dppo_kl": stale_losses.dppo_kl_loss,
+}
+
+# Values of a loss's option `ratio_of`.
+RATIOS = {
+  "token": losses.token_ratio,
+  "sequence": losses.sequence_ratio,
+  "geometric": losses.geometric_ratio,
 }
 
 KL_ESTIMATORS = {
@@ -90,9 +116,9 @@ class AlgorithmConfig:
   advantage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   weights: str = "equal"
   weights_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  clip_low: float = 0.2
-  clip_high: float = 0.2
-  dual_clip: float | None = None
+  loss: str = "clipped_surrogate"
+  loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  ratio_to: str = "old"  # or behave: a clipped ratio to the sampler's own
   aggregate: str = "token_mean"
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   entropy_coefficient: float = 0.0
@@ -106,9 +132,11 @@ class Method(NamedTuple):
   weights: Callable | None  # None: gradient weighting
   gradient_options: Mapping[str, Any]
   terms: dict[str, objective.Term]
-  diagnostics: dict[str, objective.TermFn]
+  diagnostics: dict[str, objective.DiagnosticFn]
   kl_in_reward: tuple[Callable, float] | None
   needs_reference: bool
+  needs_old: bool  # by the policy's loss, after the first update on a rollout
+  needs_behave: bool  # by the policy's loss
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -203,16 +231,23 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     config.aggregate_options,
     f"aggregate {config.aggregate!r}",
   )
+  options = dict(config.loss_options)
+  if "aggregate" in options:
+    raise TypeError("the aggregate is a field of its own, not a loss_option")
+  if "ratio_of" in options:
+    options["ratio_of"] = lookup(RATIOS, options["ratio_of"], "ratio")
+  loss = functools.partial(
+    specialise(
+      lookup(LOSSES, config.loss, "loss"), options, f"loss {config.loss!r}"
+    ),
+    aggregate=aggregate,
+  )
   terms = {
-    "policy": objective.Term(
-      objective.clipped_surrogate(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        aggregate=aggregate,
-      )
-    )
+    "policy": objective.Term(objective.policy(loss, ratio_to=config.ratio_to))
   }
+  needs = objective.recorded_log_probs(loss)
+  if config.ratio_to == "behave":
+    needs = ("behave_log_probs",)
   if config.entropy_coefficient:
     terms["entropy"] = objective.Term(
       objective.entropy(), config.entropy_coefficient
@@ -240,11 +275,36 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     terms=terms,
     diagnostics={
       "entropy": objective.mean_entropy,
-      "sampler_mismatch": objective.sampler_mismatch,
-      **objective.clip_diagnostics(config.clip_low, config.clip_high),
+      **objective.balance_diagnostics(),
+      **_clip_diagnostics(loss, config.ratio_to),
+      **{
+        name: objective.if_recorded("behave_log_probs", fn)
+        for name, fn in (
+          ("sampler_mismatch", objective.sampler_mismatch),
+          ("behave_kl", objective.behave_kl),
+        )
+      },
     },
     kl_in_reward=kl_in_reward,
     needs_reference=kl.placement != "none",
+    needs_old="old_log_probs" in needs,
+    needs_behave="behave_log_probs" in needs,
+  )
+
+
+def _clip_diagnostics(
+  loss: functools.partial, ratio_to: str
+) -> dict[str, objective.DiagnosticFn]:
+  """The shares that a loss's clip holds, if it has one."""
+  parameters = inspect.signature(loss).parameters
+  if "clip_low" not in parameters:
+    return {}
+  is_gspo = loss.func is stale_losses.gspo_loss
+  return objective.clip_diagnostics(
+    parameters["clip_low"].default,
+    parameters["clip_high"].default,
+    ratio_of=losses.geometric_ratio if is_gspo else losses.token_ratio,
+    ratio_to=ratio_to,
   )
 
 

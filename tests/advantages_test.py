@@ -172,9 +172,9 @@ class GoldenTest(chex.TestCase):
       scored[p, : len(chosen)] = True
     for dtype in (np.float64, np.float32):
       with jax.enable_x64(dtype is np.float64):
-        result = self.variant(
-          lambda r, s, w=np.ones(1, dtype): f(r, w, scored=s, **options)
-        )(padded.astype(dtype), scored)
+        result = self.variant(lambda r, w, s: f(r, w, scored=s, **options))(
+          padded.astype(dtype), np.ones(1, dtype), scored
+        )
       assert result.dtype == dtype
       found = np.zeros(len(rewards))
       for p, chosen in enumerate(rows):

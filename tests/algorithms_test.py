@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import algorithms, losses, tokenizer, weighting
+from saw_jax import algorithms, losses, stale_losses, tokenizer, weighting
 from saw_jax.training import objective
 from tests.training import helpers
 
@@ -49,6 +49,11 @@ class TestLookup:
     [
       ({"advantage": "gdop"}, "unknown advantage 'gdop': did you mean 'gdpo'"),
       ({"weights": "sawe"}, "unknown weighting 'sawe': did you mean 'saw'"),
+      ({"loss": "asmypo"}, "unknown loss 'asmypo': did you mean 'asympo'"),
+      (
+        {"loss": "topr", "loss_options": {"ratio_of": "tokne"}},
+        "unknown ratio 'tokne': did you mean 'token'",
+      ),
       (
         {"aggregate": "token_maen"},
         "unknown aggregate 'token_maen': did you mean 'token_mean'",
@@ -89,6 +94,19 @@ class TestSpecialise:
       (
         {"weights": "saw", "weights_options": {"detla": 1.0}},
         "weighting 'saw' has no option 'detla': did you mean 'delta'",
+      ),
+      (
+        {"loss_options": {"clip_hihg": 0.28}},
+        "loss 'clipped_surrogate' has no option 'clip_hihg': did you mean "
+        "'clip_high'",
+      ),
+      (
+        {"loss": "asympo", "loss_options": {"clip_low": 0.2}},
+        "loss 'asympo' has no option 'clip_low'",
+      ),
+      (
+        {"loss_options": {"aggregate": "token_mean"}},
+        "the aggregate is a field of its own",
       ),
       (
         {"aggregate_options": {"length": 7}},
@@ -183,6 +201,82 @@ class TestTables:
     )
     np.testing.assert_array_equal(found, expected)
 
+  @pytest.mark.parametrize("name", algorithms.LOSSES)
+  def test_every_loss_reaches_the_policy_term(self, name):
+    method = make(loss=name, aggregate="sequence_mean_token_sum")
+    batch = helpers.batch(old=True)
+    outputs = objective.Outputs(
+      log_probs=batch.behave_log_probs - 0.1, entropies=batch.behave_log_probs
+    )
+    recorded = {
+      field: getattr(batch, field)
+      for field, needed in (
+        ("old_log_probs", method.needs_old),
+        ("behave_log_probs", method.needs_behave),
+      )
+      if needed
+    }
+    expected = algorithms.LOSSES[name](
+      outputs.log_probs,
+      advantages=batch.advantages,
+      completion_mask=batch.completion_mask,
+      aggregate=losses.sequence_mean_token_sum,
+      **recorded,
+    )
+    found = method.terms["policy"].fn(outputs, batch)
+    np.testing.assert_array_equal(found, expected)
+
+  @pytest.mark.parametrize("name", algorithms.LOSSES)
+  def test_no_loss_and_no_diagnostic_reads_more_than_it_says(self, name):
+    # R7: what a method does not need may be absent from the batch.
+    method = make(loss=name)
+    batch = helpers.batch(old=True).replace(ref_log_probs=None)
+    if not method.needs_old:
+      batch = batch.replace(old_log_probs=None)
+    if not method.needs_behave:
+      batch = batch.replace(behave_log_probs=None)
+    made = objective.make_objective(
+      lambda params, batch: params, method.terms, method.diagnostics
+    )
+    noise = jnp.full(batch.completion_mask.shape, -5.0)
+    terms, diagnostics = made(objective.Outputs(noise, -noise), batch)
+    assert np.isfinite(terms["policy"].value())
+    assert all(np.isfinite(found.value()) for found in diagnostics.values())
+    assert {"balance", "nll/positive", "entropy"} <= set(diagnostics)
+    assert ("sampler_mismatch" in diagnostics) == method.needs_behave
+
+  def test_each_loss_says_which_log_probs_it_needs(self):
+    def needs(**fields):
+      method = make(**fields)
+      return method.needs_old, method.needs_behave
+
+    for name in ("policy_gradient", "spo", "asympo", "batch_asympo"):
+      assert needs(loss=name) == (False, False), name
+    for name in ("clipped_surrogate", "gspo", "cispo"):
+      assert needs(loss=name) == (True, False), name
+      assert needs(loss=name, ratio_to="behave") == (False, True), name
+    for name in ("tis_reinforce", "topr", "dppo_kl"):
+      assert needs(loss=name) == (False, True), name
+    for name in ("tis", "decoupled_ppo"):
+      assert needs(loss=name) == (True, True), name
+
+  @pytest.mark.parametrize("name", algorithms.RATIOS)
+  def test_every_ratio_can_be_named(self, name):
+    method = make(loss="tis_reinforce", loss_options={"ratio_of": name})
+    batch = helpers.batch()
+    outputs = objective.Outputs(
+      log_probs=batch.behave_log_probs - 0.1, entropies=batch.behave_log_probs
+    )
+    expected = stale_losses.tis_reinforce_loss(
+      outputs.log_probs,
+      batch.behave_log_probs,
+      batch.advantages,
+      batch.completion_mask,
+      ratio_of=algorithms.RATIOS[name],
+    )
+    found = method.terms["policy"].fn(outputs, batch)
+    np.testing.assert_array_equal(found, expected)
+
   @pytest.mark.parametrize("name", algorithms.KL_ESTIMATORS)
   def test_every_estimator_takes_two_log_probs(self, name):
     found = algorithms.KL_ESTIMATORS[name](jnp.zeros((2, 3)), -jnp.ones((2, 3)))
@@ -265,7 +359,7 @@ class TestMakeMethod:
       batch.completion_mask,
     )
     clips = {"clip_low": 0.1, "clip_high": 0.3}
-    method = make(dual_clip=1.01, **clips)
+    method = make(loss_options={"dual_clip": 1.01, **clips})
     np.testing.assert_array_equal(
       method.terms["policy"].fn(outputs, batch),
       losses.clipped_surrogate_loss(*arguments, dual_clip=1.01, **clips),
@@ -275,6 +369,54 @@ class TestMakeMethod:
       found = method.diagnostics[f"clipped_{name}"](outputs, batch)
       np.testing.assert_array_equal(found, getattr(expected, name))
       assert found.numerator > 0
+
+  def test_the_share_of_a_clip_is_that_of_its_own_ratio(self):
+    batch = helpers.batch(old=True)
+    outputs = objective.Outputs(
+      log_probs=batch.old_log_probs + 0.3, entropies=batch.old_log_probs
+    )
+    recorded = (batch.advantages, batch.completion_mask)
+    for name, ratio_to, bounds, ratio_of in (
+      ("gspo", "old", (3e-4, 4e-4), losses.geometric_ratio),
+      ("decoupled_ppo", "old", (0.2, 0.2), losses.token_ratio),
+      ("clipped_surrogate", "behave", (0.2, 0.2), losses.token_ratio),
+    ):
+      found = make(loss=name, ratio_to=ratio_to).diagnostics
+      old = getattr(batch, f"{ratio_to}_log_probs")
+      expected = losses.clip_fractions(
+        outputs.log_probs,
+        old,
+        *recorded,
+        clip_low=bounds[0],
+        clip_high=bounds[1],
+        ratio_of=ratio_of,
+      )
+      for side in ("low", "high"):
+        np.testing.assert_array_equal(
+          found[f"clipped_{side}"](outputs, batch), getattr(expected, side)
+        )
+    for name in ("asympo", "cispo", "topr"):
+      assert "clipped_low" not in make(loss=name).diagnostics
+
+  def test_gpg_is_its_advantage_under_the_policy_gradient(self):
+    method = make(
+      advantage="gpg",
+      advantage_options={"f_norm": 2.0},
+      loss="policy_gradient",
+      aggregate="token_mean",
+    )
+    rewards, scored, _ = rollout()
+    expected = algorithms.ADVANTAGES["gpg"](
+      rewards, jnp.ones(2), scored=scored, f_norm=2.0
+    )
+    np.testing.assert_array_equal(
+      method.advantage(rewards, jnp.ones(2), scored=scored), expected
+    )
+    assert not method.needs_old and not method.needs_behave
+
+  def test_a_ratio_to_the_sampler_is_refused_where_there_is_none(self):
+    with pytest.raises(ValueError, match="asympo_loss reads neither"):
+      make(loss="asympo", ratio_to="behave")
 
   def test_kl_in_the_loss_is_a_term_and_needs_the_reference(self):
     kl = KLConfig(placement="loss", estimator="k3", coefficient=0.05)

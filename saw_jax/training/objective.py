@@ -5,13 +5,15 @@ returns a `Ratio`. SAW changes the advantages, another method changes or adds a
 term: they compose without a branch.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.struct
 import jax
 
-from saw_jax import losses, reductions
+from saw_jax import losses, reductions, stale_losses
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.training.batch import TrainBatch
@@ -28,6 +30,10 @@ class Outputs:
 
 # (outputs of the current policy, batch) -> Ratio
 TermFn = Callable[[Outputs, TrainBatch], reductions.Ratio]
+# The same, or a maximum; None: the batch does not hold what it reads
+DiagnosticFn = Callable[
+  [Outputs, TrainBatch], reductions.Ratio | reductions.Maximum | None
+]
 # (params, batch) -> Outputs
 Forward = Callable[[PyTree, TrainBatch], Outputs]
 
@@ -42,10 +48,13 @@ class Term(NamedTuple):
   coefficient: float = 1.0
 
 
-# (params, batch) -> (terms, diagnostics), both {name: Ratio}
+# (params, batch) -> (terms, diagnostics), by name
 Objective = Callable[
   [PyTree, TrainBatch],
-  tuple[dict[str, reductions.Ratio], dict[str, reductions.Ratio]],
+  tuple[
+    dict[str, reductions.Ratio],
+    dict[str, reductions.Ratio | reductions.Maximum],
+  ],
 ]
 
 
@@ -86,18 +95,19 @@ def make_forward(
 def make_objective(
   forward: Forward,
   terms: Mapping[str, Term],
-  diagnostics: Mapping[str, TermFn] | None = None,
+  diagnostics: Mapping[str, DiagnosticFn] | None = None,
 ) -> Objective:
   """Composes terms over one forward pass.
 
   Args:
     forward: the policy's forward pass.
     terms: what is minimised, by name.
-    diagnostics: what is only logged, by name.
+    diagnostics: what is only logged, by name; one that returns `None` is left
+      out.
 
   Returns:
-    A function `(params, batch) -> (terms, diagnostics)` of `Ratio`s; the terms
-    are already multiplied by their coefficients.
+    A function `(params, batch) -> (terms, diagnostics)`; the terms are
+    `Ratio`s, already multiplied by their coefficients.
   """
   diagnostics = diagnostics or {}
 
@@ -107,14 +117,82 @@ def make_objective(
     for name, term in terms.items():
       numerator, denominator = term.fn(outputs, batch)
       values[name] = reductions.Ratio(term.coefficient * numerator, denominator)
+    logged = {name: fn(outputs, batch) for name, fn in diagnostics.items()}
     return values, {
-      name: fn(outputs, batch) for name, fn in diagnostics.items()
+      name: value for name, value in logged.items() if value is not None
     }
 
   return objective
 
 
 # --- terms and diagnostics that every method shares ------------------------
+
+
+def policy(
+  loss: Callable[..., reductions.Ratio], *, ratio_to: str = "old"
+) -> TermFn:
+  """Makes the term of a policy loss.
+
+  The names of the loss's arguments say what is read of the batch: a loss
+  without `old_log_probs` and `behave_log_probs` runs where neither was recorded
+  (R7).
+
+  Where `old_log_probs` were not recorded, the update is the first on its
+  rollout, and the old policy is the current one: the ratio is 1 and only its
+  gradient matters.
+
+  Args:
+    loss: `(log_probs, [old_log_probs,] [behave_log_probs,] advantages,
+      completion_mask) -> Ratio`, with its options bound.
+    ratio_to: what a loss is given as `old_log_probs`: "old", those of the
+      policy that the update starts from, which the trainer recomputes; or
+      "behave", the sampler's own, which saves that forward pass and lets the
+      clip see staleness.
+
+  Returns:
+    The term's function.
+
+  Raises:
+    ValueError: `ratio_to` is neither, or is "behave" for a loss that has no
+      ratio to the old policy, or one to each of the two.
+  """
+  needs = recorded_log_probs(loss)
+  if ratio_to not in ("old", "behave"):
+    raise ValueError(f'ratio_to is {ratio_to!r}, neither "old" nor "behave"')
+  if ratio_to == "behave" and needs != ("old_log_probs",):
+    raise ValueError(
+      f'ratio_to="behave" replaces old_log_probs by the sampler\'s, but '
+      f"{_name(loss)} reads {' and '.join(needs) or 'neither'}"
+    )
+  old = _old_log_probs if ratio_to == "old" else _behave_log_probs
+  read = {"old_log_probs": old, "behave_log_probs": _behave_log_probs}
+
+  def term(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
+    return loss(
+      outputs.log_probs,
+      *(read[name](outputs, batch, _name(loss)) for name in needs),
+      batch.advantages,
+      batch.completion_mask,
+    )
+
+  return term
+
+
+def recorded_log_probs(
+  loss: Callable[..., reductions.Ratio],
+) -> tuple[str, ...]:
+  """Says which log-probs a loss needs beside the current policy's.
+
+  Args:
+    loss: a policy loss.
+
+  Returns:
+    `old_log_probs` and `behave_log_probs`, as far as they are its arguments.
+  """
+  fields = ("old_log_probs", "behave_log_probs")
+  return tuple(
+    name for name in inspect.signature(loss).parameters if name in fields
+  )
 
 
 def clipped_surrogate(
@@ -126,9 +204,6 @@ def clipped_surrogate(
 ) -> TermFn:
   """Makes the PPO term.
 
-  Without `old_log_probs` the update is the first on its rollout, and the old
-  policy is the current one: the ratio is 1 and only its gradient matters.
-
   Args:
     clip_low: how far the ratio may fall below 1.
     clip_high: how far it may rise above 1.
@@ -136,22 +211,17 @@ def clipped_surrogate(
     aggregate: how tokens and sequences are averaged.
 
   Returns:
-    The term's function.
+    The term's function; see `policy`.
   """
-
-  def policy(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-    return losses.clipped_surrogate_loss(
-      outputs.log_probs,
-      _old_log_probs(outputs, batch),
-      batch.advantages,
-      batch.completion_mask,
+  return policy(
+    functools.partial(
+      losses.clipped_surrogate_loss,
       clip_low=clip_low,
       clip_high=clip_high,
       dual_clip=dual_clip,
       aggregate=aggregate,
     )
-
-  return policy
+  )
 
 
 def kl(
@@ -243,25 +313,98 @@ def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
   return losses.token_mean(difference, batch.completion_mask)
 
 
-def clip_diagnostics(clip_low: float, clip_high: float) -> dict[str, TermFn]:
+def behave_kl(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
+  """Estimates KL(sampler, current policy), for reporting only.
+
+  How far the policy has moved since the rollout; `sampler_mismatch` is the mean
+  of the absolute log-ratio.
+
+  Args:
+    outputs: what the policy computed.
+    batch: the batch, with `behave_log_probs`.
+
+  Returns:
+    The sum of the k3 estimates and the number of tokens.
+  """
+  behave = batch.require("behave_log_probs", "the KL to the sampler")
+  return losses.kl_loss(behave, outputs.log_probs, batch.completion_mask)
+
+
+def if_recorded(field: str, fn: DiagnosticFn) -> DiagnosticFn:
+  """Leaves a diagnostic out where a batch does not hold what it reads.
+
+  Args:
+    field: name of the batch's field.
+    fn: the diagnostic.
+
+  Returns:
+    The diagnostic; it gives `None` if the field was not recorded.
+  """
+
+  def diagnostic(outputs: Outputs, batch: TrainBatch):
+    return None if getattr(batch, field) is None else fn(outputs, batch)
+
+  return diagnostic
+
+
+def balance_diagnostics() -> dict[str, DiagnosticFn]:
+  """Makes the diagnostics of how good and bad responses weigh.
+
+  Returns:
+    `nll/positive` and `nll/negative`, `balance`, `balance_ratio`,
+    `zero_advantage` and `largest_inverse_nll`; see `stale_losses.Balance`. They
+    read the current policy alone.
+  """
+  names = {
+    "nll/positive": "nll_positive",
+    "nll/negative": "nll_negative",
+    "balance": "balance",
+    "balance_ratio": "balance_ratio",
+    "zero_advantage": "zero_advantage",
+    "largest_inverse_nll": "largest_inverse_nll",
+  }
+
+  def statistic(field: str) -> DiagnosticFn:
+    # Each computes all of them: the compiler keeps one copy.
+    return lambda outputs, batch: getattr(
+      stale_losses.balance(
+        outputs.log_probs, batch.advantages, batch.completion_mask
+      ),
+      field,
+    )
+
+  return {name: statistic(field) for name, field in names.items()}
+
+
+def clip_diagnostics(
+  clip_low: float,
+  clip_high: float,
+  *,
+  ratio_of: losses.RatioOf = losses.token_ratio,
+  ratio_to: str = "old",
+) -> dict[str, DiagnosticFn]:
   """Makes the diagnostics of the clip.
 
   Args:
     clip_low: how far the ratio may fall below 1.
     clip_high: how far it may rise above 1.
+    ratio_of: the ratio that is clipped, of a token or of its response.
+    ratio_to: "old" or "behave", as of the term.
 
   Returns:
     `clipped_low` and `clipped_high`: shares of the tokens that the clip holds.
   """
+  old = _old_log_probs if ratio_to == "old" else _behave_log_probs
 
   def fractions(outputs: Outputs, batch: TrainBatch) -> losses.ClipFractions:
     return losses.clip_fractions(
       outputs.log_probs,
-      _old_log_probs(outputs, batch),
+      old(outputs, batch, "the clip's share"),
       batch.advantages,
       batch.completion_mask,
       clip_low=clip_low,
       clip_high=clip_high,
+      ratio_of=ratio_of,
     )
 
   return {
@@ -270,8 +413,19 @@ def clip_diagnostics(clip_low: float, clip_high: float) -> dict[str, TermFn]:
   }
 
 
-def _old_log_probs(outputs: Outputs, batch: TrainBatch) -> Array:
+def _old_log_probs(outputs: Outputs, batch: TrainBatch, user: str) -> Array:
   """The recorded old policy, or the current one with its gradient stopped."""
+  del user
   if batch.old_log_probs is None:
     return jax.lax.stop_gradient(outputs.log_probs)
   return batch.old_log_probs
+
+
+def _behave_log_probs(outputs: Outputs, batch: TrainBatch, user: str) -> Array:
+  del outputs
+  return batch.require("behave_log_probs", user)
+
+
+def _name(fn: Callable) -> str:
+  """The name of a function, of one with bound options too."""
+  return getattr(fn, "func", fn).__name__

@@ -27,12 +27,14 @@ def forward(params, batch):
   return objective.Outputs(taken, jnp.broadcast_to(entropy, taken.shape))
 
 
-def probability_after_training(advantage, weights, *, sign=1.0):
+def probability_after_training(
+  advantage, weights, *, sign=1.0, loss=losses.clipped_surrogate_loss
+):
   """Trains for `STEPS` updates; returns the right arm's probability."""
   optimizer = optimizer_lib.make_optimizer(
     optimizer_lib.OptimizerConfig(learning_rate=0.1, weight_decay=0.0), STEPS
   )
-  terms = {"policy": objective.Term(objective.clipped_surrogate())}
+  terms = {"policy": objective.Term(objective.policy(loss))}
   step_fn = update.make_update(
     objective.make_objective(forward, terms), optimizer
   )
@@ -52,6 +54,9 @@ def probability_after_training(advantage, weights, *, sign=1.0):
       roles=jnp.tile(jnp.array([1, 2], jnp.int8), (rows, 1)),
       starts=jnp.zeros(rows, jnp.int32),
       advantages=jnp.zeros(rows),
+      behave_log_probs=jax.nn.log_softmax(state.params["logits"])[arms][
+        :, None
+      ],
       prompt_size=1,
     )
     # The second reward is easier: a neighbour of the right arm has it too.
@@ -107,6 +112,28 @@ class TestEveryAlgorithmLearns:
   def test_lowers_it_with_negated_advantages(self, advantage, weights):
     fn = algorithms.ADVANTAGES[advantage]
     found = probability_after_training(fn, named_weights(weights), sign=-1.0)
+    assert found < 0.5 / ARMS
+
+
+class TestEveryLossLearns:
+  # A bandit has one token a response, so that all averages are alike.
+  @pytest.mark.parametrize("name", algorithms.LOSSES)
+  def test_raises_the_right_arm(self, name):
+    found = probability_after_training(
+      algorithms.ADVANTAGES["dr_grpo"],
+      algorithms.WEIGHTS["equal"],
+      loss=algorithms.LOSSES[name],
+    )
+    assert found > 0.9
+
+  @pytest.mark.parametrize("name", algorithms.LOSSES)
+  def test_lowers_it_with_negated_advantages(self, name):
+    found = probability_after_training(
+      algorithms.ADVANTAGES["dr_grpo"],
+      algorithms.WEIGHTS["equal"],
+      sign=-1.0,
+      loss=algorithms.LOSSES[name],
+    )
     assert found < 0.5 / ARMS
 
 

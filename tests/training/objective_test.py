@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import losses, reductions
+from saw_jax import losses, reductions, stale_losses
 from saw_jax.models import decoder
 from saw_jax.training import objective
 from tests.training import helpers
@@ -194,6 +194,94 @@ class TestClippedSurrogate:
     assert not gradient.any()
 
 
+class TestPolicy:
+  def test_reads_what_the_loss_has_as_arguments(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    rest = (batch.advantages, batch.completion_mask)
+    for loss, recorded in (
+      (stale_losses.asympo_loss, ()),
+      (stale_losses.gspo_loss, (batch.old_log_probs,)),
+      (stale_losses.topr_loss, (batch.behave_log_probs,)),
+      (
+        stale_losses.decoupled_ppo_loss,
+        (batch.old_log_probs, batch.behave_log_probs),
+      ),
+    ):
+      np.testing.assert_array_equal(
+        objective.policy(loss)(made, batch),
+        loss(made.log_probs, *recorded, *rest),
+      )
+
+  @pytest.mark.parametrize(
+    "loss",
+    [
+      losses.policy_gradient_loss,
+      stale_losses.spo_loss,
+      stale_losses.asympo_loss,
+      stale_losses.batch_asympo_loss,
+    ],
+  )
+  def test_current_policy_losses_need_no_recorded_log_probs(self, loss):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    bare = batch.replace(
+      old_log_probs=None, behave_log_probs=None, ref_log_probs=None
+    )
+    assert objective.recorded_log_probs(loss) == ()
+    np.testing.assert_array_equal(
+      objective.policy(loss)(made, bare), objective.policy(loss)(made, batch)
+    )
+
+  def test_a_ratio_may_be_to_the_sampler(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    for loss in (
+      losses.clipped_surrogate_loss,
+      stale_losses.gspo_loss,
+      stale_losses.cispo_loss,
+    ):
+      found = objective.policy(loss, ratio_to="behave")(made, batch)
+      swapped = batch.replace(old_log_probs=batch.behave_log_probs)
+      np.testing.assert_array_equal(
+        found, objective.policy(loss)(made, swapped)
+      )
+      assert found.value() != objective.policy(loss)(made, batch).value()
+
+  def test_a_missing_sampler_is_named_with_the_loss(self):
+    batch = helpers.batch(old=True).replace(behave_log_probs=None)
+    for term, name in (
+      (objective.policy(stale_losses.topr_loss), "topr_loss"),
+      (objective.policy(stale_losses.tis_loss), "tis_loss"),
+      (
+        objective.policy(stale_losses.cispo_loss, ratio_to="behave"),
+        "cispo_loss",
+      ),
+    ):
+      message = f"{name} needs behave_log_probs, which this batch does not hold"
+      with pytest.raises(ValueError, match=message):
+        term(outputs(batch), batch)
+
+  def test_without_old_log_probs_the_update_is_the_first(self):
+    # The old policy is the current one: all weight is in the truncated ratio.
+    batch = helpers.batch()
+    made = outputs(batch)
+    found = objective.policy(stale_losses.decoupled_ppo_loss)(made, batch)
+    weight = losses.importance_ratio(made.log_probs, batch.behave_log_probs)
+    expected = losses.token_mean(
+      -batch.advantages[:, None] * weight, batch.completion_mask
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_a_ratio_that_cannot_be_to_the_sampler_is_refused(self):
+    with pytest.raises(ValueError, match="asympo_loss reads neither"):
+      objective.policy(stale_losses.asympo_loss, ratio_to="behave")
+    with pytest.raises(ValueError, match="reads old_log_probs and behave"):
+      objective.policy(stale_losses.tis_loss, ratio_to="behave")
+    with pytest.raises(ValueError, match="'sampler', neither"):
+      objective.policy(stale_losses.gspo_loss, ratio_to="sampler")
+
+
 class TestKl:
   def test_without_a_reference_it_says_who_needs_it(self):
     batch = helpers.batch().replace(ref_log_probs=None)
@@ -256,7 +344,78 @@ class TestSamplerMismatch:
       objective.sampler_mismatch(outputs(batch), batch)
 
 
+class TestBehaveKl:
+  def test_is_the_mean_of_k3_from_the_sampler(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    mask = np.asarray(batch.completion_mask)
+    d = np.asarray(made.log_probs - batch.behave_log_probs, np.float64)
+    found = objective.behave_kl(made, batch).value()
+    np.testing.assert_allclose(
+      found, (np.exp(d) - 1 - d)[mask].mean(), rtol=1e-4
+    )
+
+  def test_without_a_sampler_it_says_what_is_missing(self):
+    batch = helpers.batch().replace(behave_log_probs=None)
+    with pytest.raises(ValueError, match="the KL to the sampler needs behave"):
+      objective.behave_kl(outputs(batch), batch)
+
+
+class TestIfRecorded:
+  def test_a_diagnostic_is_left_out_where_it_cannot_be_computed(self):
+    made = objective.make_objective(
+      lambda params, batch: outputs(batch),
+      {"policy": objective.Term(objective.policy(stale_losses.spo_loss))},
+      {
+        "mismatch": objective.if_recorded(
+          "behave_log_probs", objective.sampler_mismatch
+        ),
+        "entropy": objective.mean_entropy,
+      },
+    )
+    batch = helpers.batch()
+    assert set(made({}, batch)[1]) == {"mismatch", "entropy"}
+    bare = batch.replace(behave_log_probs=None)
+    assert set(made({}, bare)[1]) == {"entropy"}
+
+
+class TestBalanceDiagnostics:
+  def test_are_the_statistics_by_name(self):
+    batch = helpers.batch()
+    made = outputs(batch)
+    expected = stale_losses.balance(
+      made.log_probs, batch.advantages, batch.completion_mask
+    )
+    found = objective.balance_diagnostics()
+    assert len(found) == len(expected)
+    for (name, fn), field in zip(found.items(), expected._fields, strict=True):
+      assert name.replace("/", "_") == field
+      np.testing.assert_array_equal(
+        fn(made, batch), getattr(expected, field), name
+      )
+
+
 class TestClipDiagnostics:
+  def test_the_ratio_may_be_a_responses_and_to_the_sampler(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    mask = np.asarray(batch.completion_mask)
+    d = np.asarray(made.log_probs - batch.behave_log_probs)
+    ratio = np.array(
+      [np.exp(x[m].mean()) for x, m in zip(d, mask, strict=True)]
+    )
+    a, n = np.asarray(batch.advantages), mask.sum(1)
+    high = n[(a > 0) & (ratio > 1.01)].sum() / n.sum()
+    low = n[(a < 0) & (ratio < 0.99)].sum() / n.sum()
+    found = objective.clip_diagnostics(
+      0.01, 0.01, ratio_of=losses.geometric_ratio, ratio_to="behave"
+    )
+    assert low + high > 0
+    for name, share in (("low", low), ("high", high)):
+      np.testing.assert_allclose(
+        found[f"clipped_{name}"](made, batch).value(), share, rtol=1e-6
+      )
+
   def test_counts_the_tokens_that_the_clip_holds(self):
     batch = helpers.batch(old=True)
     made = outputs(batch)

@@ -89,6 +89,24 @@ class TestRun:
   def test_the_sampler_and_the_trainer_agree(self, whole):
     assert curves(whole[0])["sampler_mismatch"].max() < 1e-5
 
+  def test_no_update_was_skipped(self, whole):
+    np.testing.assert_array_equal(curves(whole[0])["skipped"], 0)
+
+  def test_a_loss_of_the_current_policy_has_its_balance_logged(self, tmp_path):
+    experiment = helpers.experiment(
+      algorithm=algorithms.AlgorithmConfig(
+        advantage="dr_grpo",
+        loss="asympo",
+        aggregate="sequence_mean_token_mean",
+      ),
+      loop={"num_steps": 2, "num_minibatches": 2},
+    )
+    assert sync_loop.run(experiment, [0], directory=tmp_path).finished
+    found = curves(tmp_path)
+    np.testing.assert_allclose(found["loss"], 0, atol=1e-6)
+    assert (found["nll/positive"] > 0).all()
+    assert (found["largest_inverse_nll"] > 1 / found["nll/positive"]).all()
+
   def test_two_runs_with_one_seed_are_bitwise_equal(self, whole, tmp_path):
     sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
     assert_same_run(whole[0], tmp_path)
@@ -272,6 +290,13 @@ class TestBadState:
     params = jax.tree.map(lambda x: x * np.nan, experiment.params)
     with pytest.raises(FloatingPointError, match="seed 0 is nan at step 0"):
       sync_loop.run(experiment._replace(params=params), [0], directory=tmp_path)
+
+  def test_the_update_of_such_a_loss_was_skipped(self, tmp_path):
+    experiment = helpers.experiment()
+    params = jax.tree.map(lambda x: x * np.nan, experiment.params)
+    with pytest.raises(FloatingPointError):
+      sync_loop.run(experiment._replace(params=params), [0], directory=tmp_path)
+    np.testing.assert_array_equal(curves(tmp_path)["skipped"], 1.0)
 
   def test_a_checkpoint_of_another_model_is_refused(self, tmp_path):
     sync_loop.run(helpers.experiment(), [0], directory=tmp_path)
