@@ -21,6 +21,7 @@ import numpy as np
 from saw_jax import advantages
 from saw_jax.rollout import actor as actor_lib
 from saw_jax.rollout import staleness
+from saw_jax.rollout.transcript import Transcript
 from saw_jax.tasks import data
 from saw_jax.tasks.base import Example
 from saw_jax.training import groups as groups_lib
@@ -173,6 +174,11 @@ class _Stream:
     self._config = experiment.asynchronous
     self._examples = experiment.task.examples("train")
     self._carry = self._config.carry_log_probs or experiment.method.needs_behave
+    # Actors that do not use the learner's own sampler, where it stands.
+    self._far = bool(self._config.actor_devices) or (
+      self._config.actors
+      and (self._config.actor_kind == "process" or self._config.partial_tokens)
+    )
     self._shelf: list[dict[int, groups_lib.Group]] = [{} for _ in session.seeds]
     self._ledgers = [staleness.Ledger()] * len(session.seeds)
     self._filtered_before = [0] * len(session.seeds)
@@ -308,8 +314,11 @@ class _Stream:
     while any(self._protocol.room(ledger) for ledger in self._ledgers):
       if self._pool is None:
         request = self._start()
-        act = self._inline_act(clock)
-        self._receive(actor_lib.Done(request, act(request), None))
+        transcript = self.sample(self._near, request)
+        clock.lap("generate")
+        scores = self.score(transcript, request)
+        clock.lap("score")
+        self._receive(actor_lib.Done(request, scores, None))
       elif self._protocol.ordered or self._pool.pending < 2 * max(
         1, self._config.actors
       ):
@@ -408,31 +417,20 @@ class _Stream:
 
   def _publish(self, params: PyTree) -> None:
     """Copies the weights: the learner gives its own away to the next update."""
-    if self._config.actors:
+    if self._far:
       params = self._learner.lift.share(params)
     self._published = jax.tree.map(jnp.copy, params)
     # One assignment: actors read it while it changes.
     self._newest = (self._ledgers[0].version, self._published)
 
-  def _inline_act(self, clock: Clock) -> actor_lib.Act:
-    def act(request: Request) -> rollouts.Rollout:
-      transcript = rollouts.sample(
-        self._learner.generate,
-        request.params,
-        request.examples,
-        request.keys,
-        encoder=self._learner.encoder,
-        multiple=1,
-      )
-      clock.lap("generate")
-      scores = self._score(transcript, request)
-      clock.lap("score")
-      return scores
-
-    return act
+  def _near(self, version: int, params: PyTree, *args) -> Transcript:
+    del version
+    return self._learner.generate(params, *args)
 
   def _make_act(self, index: int) -> actor_lib.Act:
     experiment = self._experiment
+    if not self._far:
+      return _Act(self, self._near)
     spec = actor_lib.SamplerSpec(
       decoder=experiment.decoder,
       sampling=experiment.sampling,
@@ -457,9 +455,21 @@ class _Stream:
       )
     else:
       sampler = make(spec)
-    return _Act(sampler, self._learner.encoder, self._score)
+    return _Act(self, sampler)
 
-  def _score(self, transcript, request: Request) -> rollouts.Rollout:
+  def sample(self, sampler: actor_lib.Sampler, request: Request) -> Transcript:
+    """Samples the responses to a request."""
+    return rollouts.sample(
+      functools.partial(sampler, request.version),
+      request.params,
+      request.examples,
+      request.keys,
+      encoder=self._learner.encoder,
+      multiple=1,
+    )
+
+  def score(self, transcript: Transcript, request: Request) -> rollouts.Rollout:
+    """Has the responses to a request scored."""
     return rollouts.score(
       transcript,
       request.examples,
@@ -471,19 +481,12 @@ class _Stream:
 class _Act:
   """What an actor does with a request: sample it, and have it scored."""
 
-  def __init__(self, sampler, encoder, score):
-    self._sampler, self._encoder, self._score = sampler, encoder, score
+  def __init__(self, stream: _Stream, sampler: actor_lib.Sampler):
+    self._stream, self._sampler = stream, sampler
 
   def __call__(self, request: Request) -> rollouts.Rollout:
-    transcript = rollouts.sample(
-      functools.partial(self._sampler, request.version),
-      request.params,
-      request.examples,
-      request.keys,
-      encoder=self._encoder,
-      multiple=1,
-    )
-    return self._score(transcript, request)
+    transcript = self._stream.sample(self._sampler, request)
+    return self._stream.score(transcript, request)
 
   def close(self) -> None:
     """Ends the sampler's process, if it has one."""

@@ -90,7 +90,13 @@ class TestFixedLag:
   def test_actors_on_devices_of_their_own_change_nothing(self, whole, tmp_path):
     made = experiment(asynchronous={"actors": 2, "actor_devices": 2})
     async_loop.run(made, [0, 1], directory=tmp_path)
-    assert_same_run(whole, tmp_path)
+    a, b = curves(whole), curves(tmp_path)
+    for name in ("reward/total", "length", "lag/steps"):
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    # Another program, for another device: other rounding.
+    np.testing.assert_allclose(
+      a["sampler_mismatch"], b["sampler_mismatch"], atol=1e-5
+    )
 
   @pytest.mark.parametrize("lift", ["meshed", "pmapped"])
   def test_other_lifts_hand_their_weights_over(self, lift, tmp_path):
