@@ -136,6 +136,10 @@ class ToolCallingTask:
       outcome = base.Outcome.WRONG
     return base.Score((correctness, is_formatted), outcome)
 
+  def gold_completion(self, example: base.Example) -> str:
+    """Returns a completion that is right."""
+    return example.reference
+
   def best_values(self, example: base.Example) -> tuple[float, float]:
     """Returns what the right answer scores: correctness is 0 without a call."""
     return (3.0 if tool_rewards.CALL in example.reference else 0.0, 1.0)
