@@ -276,7 +276,7 @@ def _is_cheap(text: str) -> bool:
     group = re.match(r"\s*(?:\{([^{}]*)\}|([0-9.]+|\\?[A-Za-z]+))", exponent)
     if group is None:  # Braces in an exponent, so perhaps a power in a power.
       return False
-    for number in re.findall(r"[0-9]+", group[1] or group[2]):
+    for number in re.findall(r"[0-9]+", group[0]):
       size *= max(int(number), 1)
   return size <= _MAX_POWER
 

@@ -240,6 +240,7 @@ class TestMathVerify:
     ("(x+1)^2", "x^2+2x+1", False, True),
     (r"\{2,1\}", r"\{1,2\}", False, True),
     ("x+1", "x+2", False, False),
+    ("x^{}", "x^2", False, False),
     # Not asked, as it could take for ever.
     ("2^{20000}", "4^{10000}", False, False),
   ]
