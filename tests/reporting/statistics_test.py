@@ -288,6 +288,10 @@ class TestAtK:
     assert (found.mean, found.problems, found.k) == (0.5, 6, 4)
     assert found[1:3] == statistics.bootstrap_interval(values, seed=1)
 
+  def test_nobody_who_has_no_answer_wins(self):
+    values = statistics.majority_at_k_per_problem([[1, 1]], [[-1, -1]])
+    assert values.tolist() == [0.0]
+
   def test_fewer_vote_in_blocks(self):
     # Blocks 7 7 and 8 8 of five samples; the fifth does not vote.
     values = statistics.majority_at_k_per_problem(

@@ -130,12 +130,16 @@ class TestOtherSources:
     made = task(
       train_path=str(DATA / "gsm8k" / "train.jsonl"),
       test_path=str(DATA / "gsm8k" / "test.jsonl"),
-      benchmarks={"svamp": str(DATA / "svamp" / "SVAMP.json")},
+      benchmarks={
+        "svamp": str(DATA / "svamp" / "SVAMP.json"),
+        "more": str(DATA / "gsm8k" / "test.jsonl"),
+      },
     )
-    sizes = {s: len(made.examples(s)) for s in ("train", "test", "svamp")}
-    assert sizes == {"train": 5, "test": 5, "svamp": 6}
+    splits = ("train", "test", "svamp", "more")
+    sizes = {split: len(made.examples(split)) for split in splits}
+    assert sizes == {"train": 5, "test": 5, "svamp": 6, "more": 5}
     keys = [e.key for split in sizes for e in made.examples(split)]
-    assert len(set(keys)) == 16 and max(keys) < 2**31
+    assert len(set(keys)) == 21 and max(keys) < 2**31
     for split in sizes:
       for example in made.examples(split):
         assert texts([example])[0].endswith("within \\boxed{}.")
