@@ -41,6 +41,8 @@ _CORE = [
 
 _HF = ["tokenizers>=0.21,<1"]
 _DATA = ["pyarrow>=18"]
+# 0.9 is what was tried; its parser is generated for one antlr4 runtime.
+_MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -62,6 +64,9 @@ _EXTRAS = {
   "hf": _HF,
   # Prompts kept in Parquet files.
   "data": _DATA,
+  # Answers that take algebra to compare, and more generators of problems. The
+  # second is 370 MB with what it needs, so that tests do without it.
+  "math": _MATH_VERIFY + ["reasoning-gym>=0.1.25,<0.2"],
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # Two more places to send metrics to.
@@ -69,7 +74,7 @@ _EXTRAS = {
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make test` and a developer install.
   "demo": _REPORT + _HF,
-  "test": _TEST + _REPORT + _HF + _DATA,
+  "test": _TEST + _REPORT + _HF + _DATA + _MATH_VERIFY,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 

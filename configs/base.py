@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   # How text becomes tokens.
   config.tokenizer = Section()
-  # "bytes", or "tool_calling" for the 512 byte pairs of that task at `tiny`,
-  # or the path of a tokenizer.json.
+  # "bytes"; "tool_calling" or "math" for the short vocabulary of that task at
+  # `tiny`; or the path of a tokenizer.json.
   config.tokenizer.name = "bytes"
 
   # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the

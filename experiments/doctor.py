@@ -9,7 +9,8 @@ rewards. Ends with status 1 if something is wrong: a gold answer that does not
 score the maximum, a reward that is the same for every response, responses that
 could not be scored.
 
-With --data=FILE it only checks that file of ToolRL rows.
+With --data=FILE it only checks that file of ToolRL rows, or, with --task=math,
+that file of mathematical problems.
 """
 
 import numpy as np
@@ -19,7 +20,13 @@ from experiments import command_line
 
 _CONFIG = command_line.define_config()
 _DATA = flags.DEFINE_string(
-  "data", None, "Check this file of ToolRL rows and nothing else."
+  "data", None, "Check this file of rows of --task and nothing else."
+)
+_TASK = flags.DEFINE_enum(
+  "task",
+  "tool_calling",
+  ["tool_calling", "math"],
+  "What the rows of --data are.",
 )
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Prompts that are sampled.", 1)
 _SHOW = flags.DEFINE_integer("show", 2, "Prompts that are printed.", 0)
@@ -30,11 +37,15 @@ _EXAMPLES = flags.DEFINE_integer(
 
 def main() -> int:
   from saw_jax.tasks import inspection, tool_calling
+  from saw_jax.tasks import math as math_task
 
   if _DATA.value:
-    task = tool_calling.ToolCallingTask(
-      tool_calling.ToolCallingConfig(test_path=_DATA.value)
-    )
+    if _TASK.value == "math":
+      config = math_task.MathConfig(test_path=_DATA.value)
+      task = math_task.MathTask(config)
+    else:
+      config = tool_calling.ToolCallingConfig(test_path=_DATA.value)
+      task = tool_calling.ToolCallingTask(config)
     with command_line.checking_input():
       return _report(_check_task(task, ["test"], inspection))
   if _CONFIG.value is None:
@@ -46,7 +57,7 @@ def main() -> int:
 
   with command_line.checking_input():
     experiment = build.build(_CONFIG.value)
-  problems = _check_task(experiment.task, ["train", "test"], inspection)
+    problems = _check_task(experiment.task, ["train", "test"], inspection)
   problems += _check_rollout(experiment)
   return _report(problems)
 

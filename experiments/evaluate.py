@@ -59,9 +59,12 @@ def main() -> int:
     for mode, result in results.items():
       entry[mode] = {}
       print(f"seed {seed}, step {step}, {mode}:")
-      for name, per_example in evaluation.per_example(
+      figures = evaluation.per_example(
         result, index, experiment.task.components
-      ).items():
+      )
+      if mode == "sampled":
+        figures |= evaluation.at_k(result, index)
+      for name, per_example in figures.items():
         found = statistics.summarise(per_example)
         entry[mode][name] = found._asdict()
         print(

@@ -19,6 +19,19 @@ TOOL_CALLING_BPE = (
 )
 
 
+# The pieces of generated arithmetic and its stories: see `PieceTokenizer`.
+MATH_PIECES = (
+  *"0123456789+-*/=()., ?{}\\\n",
+  *"abcdefghijklmnopqrstuvwxyz",
+  "\\boxed{",
+  *("tom", "ann", "sam", "eva"),
+  *(" pens", " eggs", " figs", " nuts", " red", " blue", " bags", " days"),
+  *(" has ", " had ", " gets ", " gives ", " more", " away", " now", " each"),
+  *(" are ", " lost", " bad", " left", " in ", " in all", " of ", " and "),
+  *(" on ", " with ", ". how many", "how many", "there"),
+)
+
+
 class Tokenizer(Protocol):
   """What rollouts need of a tokenizer."""
 
@@ -105,6 +118,89 @@ class ByteTokenizer(_Chat):
     """Returns the text of the bytes; what is not UTF-8 becomes U+FFFD."""
     data = bytes(i for i in map(int, ids) if 0 <= i < 256)
     return data.decode("utf-8", errors="replace")
+
+
+class PieceTokenizer:
+  """One token per piece of a short list, the longest that fits, left to right.
+
+  For policies that start from nothing: few ids, short sequences, and a message
+  costs two tokens beside its content, since each role has a start marker of its
+  own. A character outside of the list becomes one unknown id, which is read as
+  U+FFFD.
+
+  >>> tokenizer = PieceTokenizer()
+  >>> ids = tokenizer.encode_chat([{"role": "user", "content": "12+34="}])
+  >>> len(ids), tokenizer.decode(ids)
+  (9, '12+34=')
+  """
+
+  _ROLES = ("system", "user", "assistant", "tool")
+
+  def __init__(self, pieces: Sequence[str] = MATH_PIECES):
+    """Numbers the pieces.
+
+    Args:
+      pieces: none of them empty, no two the same.
+
+    Raises:
+      ValueError: two pieces are the same, or one is empty.
+    """
+    if len(set(pieces)) < len(pieces) or "" in pieces:
+      raise ValueError("two pieces are the same, or one is empty.")
+    self.pad_id, self._end, self._unknown = 0, 1, 2
+    self._starts = {role: 3 + i for i, role in enumerate(self._ROLES)}
+    first = 3 + len(self._ROLES)
+    self._ids = {piece: first + i for i, piece in enumerate(pieces)}
+    self._pieces = {id: piece for piece, id in self._ids.items()}
+    self._pieces[self._unknown] = "\ufffd"
+    self._longest = max(map(len, pieces), default=0)
+    self.vocab_size = first + len(pieces)
+    self.eos_ids = (self._end,)
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of the pieces of a text."""
+    ids, start = [], 0
+    while start < len(text):
+      for size in range(self._longest, 0, -1):
+        id = self._ids.get(text[start : start + size])
+        if id is not None:
+          break
+      else:
+        id, size = self._unknown, 1
+      ids.append(id)
+      start += min(size, len(text) - start)
+    return ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of any ids; markers and unknown ids are left out."""
+    return "".join(self._pieces.get(int(i), "") for i in ids)
+
+  def encode_chat(
+    self,
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool = True,
+  ) -> list[int]:
+    """Returns a conversation: for each message its role, its content, an end.
+
+    Args:
+      messages: each with a "role" and a "content".
+      add_generation_prompt: whether to end with the start of an assistant's
+        message.
+
+    Returns:
+      The ids.
+
+    Raises:
+      KeyError: a role other than system, user, assistant and tool.
+    """
+    ids = []
+    for message in messages:
+      ids.append(self._starts[message["role"]])
+      ids += self.encode(message["content"])
+      ids.append(self._end)
+    if add_generation_prompt:
+      ids.append(self._starts["assistant"])
+    return ids
 
 
 class BPETokenizer(_Chat):

@@ -64,7 +64,9 @@ ROOMS = {
     modules=("tasks", "tokenizer"),
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
-    optional=frozenset(["gguf", "pyarrow", "tokenizers"]),
+    optional=frozenset(
+      ["gguf", "math_verify", "pyarrow", "reasoning_gym", "tokenizers"]
+    ),
   ),
   "training": Room(
     modules=("training",),
@@ -87,9 +89,10 @@ ROOMS = {
   "configs": Room(modules=()),
 }
 # The edges of the training room: what the modules where text meets arrays, and
-# the loop that calls them, may import beside their room's row.
+# the loop that calls them, may import beside their room's row. An evaluation
+# and a report have the same formulas for scores of several samples.
 ALSO = {
-  "saw_jax.training.evaluation": ("tasks",),
+  "saw_jax.training.evaluation": ("tasks", "reporting"),
   "saw_jax.training.rollouts": ("tasks",),
   "saw_jax.training.async_loop": ("tasks",),
   "saw_jax.training.experiment": ("tasks", "edges"),

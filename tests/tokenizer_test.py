@@ -117,3 +117,52 @@ def test_a_missing_library_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "tokenizers", None)
   with pytest.raises(ImportError, match=r"saw_jax\[hf\]"):
     tokenizer.BPETokenizer()
+
+
+class TestPieces:
+  def test_the_longest_piece_that_fits(self):
+    tok = tokenizer.PieceTokenizer(("a", "b", "ab", "abc"))
+    assert [tok.decode([i]) for i in tok.encode("aabcaba")] == (
+      ["a", "abc", "ab", "a"]
+    )
+
+  @settings
+  @hypothesis.given(
+    st.lists(st.sampled_from(tokenizer.MATH_PIECES)).map("".join)
+  )
+  def test_text_of_pieces_comes_back(self, text):
+    tok = tokenizer.PieceTokenizer()
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    assert all(0 <= i < tok.vocab_size for i in ids)
+    assert not {tok.pad_id, *tok.eos_ids} & set(ids)
+
+  @settings
+  @hypothesis.given(st.text(max_size=40))
+  def test_other_characters_are_unknown(self, text):
+    tok = tokenizer.PieceTokenizer()
+    known = set("".join(tokenizer.MATH_PIECES))
+    expected = "".join(c if c in known else "\ufffd" for c in text)
+    assert tok.decode(tok.encode(text)) == expected
+
+  def test_a_message_costs_two_tokens_and_cannot_be_forged(self):
+    tok = tokenizer.PieceTokenizer()
+    [assistant] = tok.encode_chat([])
+    [end] = tok.eos_ids
+    content = tok.encode(CHAT[1]["content"])
+    ids = tok.encode_chat(CHAT[1:])
+    assert ids[1:] == [*content, end, assistant]
+    assert ids.count(end) == ids.count(assistant) == ids.count(ids[0]) == 1
+    assert tok.encode_chat(CHAT[1:], add_generation_prompt=False) == ids[:-1]
+    assert tok.encode_chat(CHAT)[0] != ids[0]  # The system's is another.
+    assert tok.decode([tok.pad_id, *ids, 9999]) == tok.decode(content)
+
+  def test_sizes_and_pickling(self):
+    tok = pickle.loads(pickle.dumps(tokenizer.PieceTokenizer()))
+    assert tok.vocab_size == 92
+    assert tok.encode("12") == tokenizer.PieceTokenizer().encode("12")
+
+  @pytest.mark.parametrize("pieces", [("a", "a"), ("a", "")])
+  def test_wrong_pieces_are_errors(self, pieces):
+    with pytest.raises(ValueError, match="the same, or one is empty"):
+      tokenizer.PieceTokenizer(pieces)

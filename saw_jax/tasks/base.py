@@ -6,8 +6,8 @@ grading processes start fast and hold little memory.
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, overload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,37 @@ class Example:
   messages: tuple[Mapping[str, str], ...]
   reference: str
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class LazyExamples(Sequence[Example]):
+  """Examples made when they are asked for."""
+
+  def __init__(self, make: Callable[[int], Example], size: int):
+    """Makes nothing yet.
+
+    Args:
+      make: from an index to its example, the same each time.
+      size: how many there are.
+    """
+    self._make = make
+    self._size = size
+
+  def __len__(self) -> int:
+    return self._size
+
+  @overload
+  def __getitem__(self, index: int) -> Example: ...
+
+  @overload
+  def __getitem__(self, index: slice) -> list[Example]: ...
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._make(i) for i in range(*index.indices(self._size))]
+    index = int(index)
+    if not -self._size <= index < self._size:
+      raise IndexError(f"example {index} of {self._size}")
+    return self._make(index % self._size)
 
 
 class Outcome(enum.Enum):

@@ -3,10 +3,29 @@
 `experiments/doctor.py` prints what comes out; an empty list is a healthy task.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
-from saw_jax.tasks import base, tool_answers, tool_calling, tool_catalogue
+from saw_jax.tasks import base, tool_answers, tool_catalogue
+
+# What is wrong, the completion, and its values; None: less than the best.
+Damage = tuple[str, str, tuple[float | None, ...]]
+
+
+class Inspectable(base.Task, Protocol):
+  """A task that knows its right answers.
+
+  It may also have `damages(example)`, which yields a `Damage` for each way to
+  be wrong; without it, references are taken to be tool calls.
+  """
+
+  def gold_completion(self, example: base.Example) -> str:
+    """Returns a completion that is right."""
+    ...
+
+  def best_values(self, example: base.Example) -> tuple[float, ...]:
+    """Returns what that completion scores."""
+    ...
 
 
 class Failure(NamedTuple):
@@ -40,9 +59,9 @@ def mean_rewards(
 
 
 def gold_failures(
-  task: tool_calling.ToolCallingTask, examples: Iterable[base.Example]
+  task: Inspectable, examples: Iterable[base.Example]
 ) -> list[Failure]:
-  """Finds the examples whose own reference does not score the most.
+  """Finds the examples whose own right answer does not score the most.
 
   Args:
     task: the task.
@@ -55,19 +74,19 @@ def gold_failures(
     failure
     for example in examples
     for failure in _compare(
-      task, example, "gold", example.reference, task.best_values(example)
+      task,
+      example,
+      "gold",
+      task.gold_completion(example),
+      task.best_values(example),
     )
   ]
 
 
 def damage_failures(
-  task: tool_calling.ToolCallingTask, examples: Iterable[base.Example]
+  task: Inspectable, examples: Iterable[base.Example]
 ) -> list[Failure]:
-  """Damages references in every way that applies, and compares the rewards.
-
-  A mistake in the format must cost the format alone, and one in a call the
-  correctness alone: for a reference with one call by the amount that
-  `expected_correctness` says, for one with more by any amount.
+  """Damages right answers in every way that applies, and compares the rewards.
 
   Args:
     task: the task.
@@ -76,31 +95,47 @@ def damage_failures(
   Returns:
     What scored otherwise.
   """
-  failures = []
-  for example in examples:
-    answer = tool_answers.read(example.reference)
-    best, _ = task.best_values(example)
-    for what, damage in tool_answers.FORMAT_DAMAGES.items():
-      text = damage(example.reference)
-      if text != example.reference:
-        failures += _compare(task, example, what, text, (best, 0.0))
-    if not answer.calls:
+  return [
+    failure
+    for example in examples
+    for what, text, expected in _damages(task, example)
+    for failure in _compare(task, example, what, text, expected)
+  ]
+
+
+def _damages(task: Inspectable, example: base.Example) -> Iterator[Damage]:
+  """Yields a task's own damages, or those of a tool call."""
+  own = getattr(task, "damages", None)
+  yield from _tool_damages(task, example) if own is None else own(example)
+
+
+def _tool_damages(task: Inspectable, example: base.Example) -> Iterator[Damage]:
+  """Damages a reference in the format that ToolRL rewards.
+
+  A mistake in the format must cost the format alone, and one in a call the
+  correctness alone: for a reference with one call by the amount that
+  `expected_correctness` says, for one with more by any amount.
+  """
+  best, _ = task.best_values(example)
+  answer = tool_answers.read(example.reference)
+  for what, damage in tool_answers.FORMAT_DAMAGES.items():
+    text = damage(example.reference)
+    if text != example.reference:
+      yield what, text, (best, 0.0)
+  if not answer.calls:
+    return
+  unclosed = example.reference.replace("</tool_call>", "")
+  yield "unclosed_call", unclosed, (-3.0, 0.0)
+  swapped = tool_answers.write_calls(answer.calls[::-1])
+  yield "swapped_calls", tool_answers.write(answer, swapped), (3.0, 1.0)
+  for damage in tool_answers.CALL_DAMAGES:
+    if not tool_answers.applies(damage, answer.calls):
       continue
-    unclosed = example.reference.replace("</tool_call>", "")
-    failures += _compare(task, example, "unclosed_call", unclosed, (-3.0, 0.0))
-    swapped = tool_answers.write_calls(answer.calls[::-1])
-    text = tool_answers.write(answer, swapped)
-    failures += _compare(task, example, "swapped_calls", text, (3.0, 1.0))
-    for damage in tool_answers.CALL_DAMAGES:
-      if not tool_answers.applies(damage, answer.calls):
-        continue
-      what = damage.__name__
-      draws = tool_catalogue.Draws("inspection", example.key, what)
-      body = damage(draws, answer.calls, example.meta.get("offered", ()))
-      expected = expected_correctness(what, answer.calls)
-      text = tool_answers.write(answer, body)
-      failures += _compare(task, example, what, text, (expected, 1.0))
-  return failures
+    what = damage.__name__
+    draws = tool_catalogue.Draws("inspection", example.key, what)
+    body = damage(draws, answer.calls, example.meta.get("offered", ()))
+    expected = expected_correctness(what, answer.calls)
+    yield what, tool_answers.write(answer, body), (expected, 1.0)
 
 
 def expected_correctness(
@@ -135,7 +170,7 @@ def expected_correctness(
 
 
 def _compare(
-  task: tool_calling.ToolCallingTask,
+  task: Inspectable,
   example: base.Example,
   what: str,
   text: str,

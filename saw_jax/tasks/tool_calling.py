@@ -10,12 +10,17 @@ References:
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
-from saw_jax.tasks import base, tool_answers, tool_catalogue, tool_rewards
+from saw_jax.tasks import (
+  base,
+  row_files,
+  tool_answers,
+  tool_catalogue,
+  tool_rewards,
+)
 from saw_jax.tasks.tool_rewards import (
   correctness_reward,
   extract_completion,
@@ -99,7 +104,7 @@ class ToolCallingTask:
     paths = {"train": self.config.train_path, "test": self.config.test_path}
     if not any(paths.values()):
       make = functools.partial(_generate, self.config, split)
-      return _Lazy(make, sizes[split])
+      return base.LazyExamples(make, sizes[split])
     if split not in self._rows:
       path = paths[split]
       if path is None:
@@ -130,6 +135,10 @@ class ToolCallingTask:
     else:
       outcome = base.Outcome.WRONG
     return base.Score((correctness, is_formatted), outcome)
+
+  def gold_completion(self, example: base.Example) -> str:
+    """Returns a completion that is right."""
+    return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
     """Returns what the right answer scores: correctness is 0 without a call."""
@@ -171,31 +180,6 @@ class ToolCallingTask:
       )
       pairs.append((example, text))
     return pairs
-
-
-class _Lazy(Sequence[base.Example]):
-  """Examples made when they are asked for."""
-
-  def __init__(self, make: Callable[[int], base.Example], size: int):
-    self._make = make
-    self._size = size
-
-  def __len__(self) -> int:
-    return self._size
-
-  @overload
-  def __getitem__(self, index: int) -> base.Example: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> list[base.Example]: ...
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return [self._make(i) for i in range(*index.indices(self._size))]
-    index = int(index)
-    if not -self._size <= index < self._size:
-      raise IndexError(f"example {index} of {self._size}")
-    return self._make(index % self._size)
 
 
 def _generate(
@@ -244,17 +228,13 @@ def read_examples(
 
   Raises:
     ValueError: a row is broken; file and row number (from 0) are named.
+    OSError: there is no such file.
     ImportError: pyarrow is missing, for a parquet file.
   """
   path = pathlib.Path(path)
-  if path.suffix == ".parquet":
-    rows, convert = _parquet_rows(path), _from_verl
-  elif path.suffix in (".json", ".jsonl"):
-    rows, convert = _json_rows(path), _from_instruction
-  else:
-    raise ValueError(f"{path}: not a .parquet, .json or .jsonl file.")
+  convert = _from_verl if path.suffix == ".parquet" else _from_instruction
   examples = []
-  for number, row in enumerate(rows):
+  for number, row in enumerate(row_files.read_rows(path)):
     try:
       messages, reference, meta = convert(row)
       if tool_rewards.CALL in reference:
@@ -268,63 +248,30 @@ def read_examples(
   return examples
 
 
-def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
-  try:
-    import pyarrow.parquet
-  except ImportError as error:
-    raise ImportError(
-      "reading a .parquet file needs pyarrow: pip install 'saw_jax[data]'"
-    ) from error
-  yield from pyarrow.parquet.read_table(path).to_pylist()
-
-
-def _json_rows(path: pathlib.Path) -> Iterator[Any]:
-  text = path.read_text(encoding="utf-8")
-  if path.suffix == ".json":
-    try:
-      rows = json.loads(text)
-    except ValueError as error:
-      raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(rows, list):
-      raise ValueError(f"{path}: not a list of rows.")
-    yield from rows
-    return
-  for number, line in enumerate(text.split("\n")):
-    if line.strip():
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
-
-
-def _field(row: Any, name: str, kind: type) -> Any:
-  """Returns a field of a row, or says what is wrong with it."""
-  if not isinstance(row, Mapping):
-    raise ValueError(f"not an object with a field {name!r}")
-  if name not in row:
-    raise ValueError(f"no field {name!r}")
-  if not isinstance(row[name], kind):
-    raise ValueError(f"field {name!r} is not a {kind.__name__}")
-  return row[name]
-
-
 def _from_verl(row: Any):
   messages = tuple(
-    {"role": _field(m, "role", str), "content": _field(m, "content", str)}
-    for m in _field(row, "prompt", list)
+    {
+      "role": row_files.field(m, "role", str),
+      "content": row_files.field(m, "content", str),
+    }
+    for m in row_files.field(row, "prompt", list)
   )
   if not messages:
     raise ValueError("field 'prompt' is empty")
-  reward_model = _field(row, "reward_model", dict)
-  return messages, _field(reward_model, "ground_truth", str).strip(), {}
+  reward_model = row_files.field(row, "reward_model", dict)
+  return (
+    messages,
+    row_files.field(reward_model, "ground_truth", str).strip(),
+    {},
+  )
 
 
 def _from_instruction(row: Any):
   messages = (
-    {"role": "system", "content": _field(row, "instruction", str)},
-    {"role": "user", "content": _field(row, "input", str)},
+    {"role": "system", "content": row_files.field(row, "instruction", str)},
+    {"role": "user", "content": row_files.field(row, "input", str)},
   )
-  output = _field(row, "output", str).strip()
+  output = row_files.field(row, "output", str).strip()
   _, tag, rest = output.rpartition("</think>")
   reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
   return messages, reference, {"output": output}

@@ -9,48 +9,12 @@ asked for in training, whatever the seed.
 import dataclasses
 import hashlib
 import json
-import random
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-_T = TypeVar("_T")
+from saw_jax.tasks.draws import Draws
 
 TEST_PERCENT = 20
-
-
-class Draws:
-  """Random draws that depend on the parts of a key and nothing else.
-
-  Only `random()` is used: Python promises its numbers across versions, and
-  not those of `choice` or `shuffle`.
-  """
-
-  def __init__(self, *key: object) -> None:
-    self._random = random.Random("/".join(map(str, key)))
-
-  def chance(self, probability: float) -> bool:
-    """Returns True with this probability."""
-    return self._random.random() < probability
-
-  def choice(self, items: Sequence[_T]) -> _T:
-    """Returns one of the items, each as likely."""
-    return items[int(self._random.random() * len(items))]
-
-  def weighted(self, weights: Sequence[float]) -> int:
-    """Returns an index, in proportion to the weights."""
-    left = self._random.random() * sum(weights)
-    for index, weight in enumerate(weights):
-      left -= weight
-      if left < 0:
-        return index
-    return max(i for i, weight in enumerate(weights) if weight > 0)
-
-  def sample(self, items: Sequence[_T], count: int) -> list[_T]:
-    """Returns some of the items in random order, none twice."""
-    left = list(items)
-    return [
-      left.pop(int(self._random.random() * len(left))) for _ in range(count)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)

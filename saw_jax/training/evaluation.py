@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from saw_jax.reporting import statistics
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import Component, Outcome, Task
 from saw_jax.tasks.grading import Grader
@@ -55,6 +56,8 @@ class Evaluator:
     ]
     self._config, self._tokenizer = config, tokenizer
     self._encoder = encoder
+    # What a completion votes for, where the task has a notion of that.
+    self._answer_key = getattr(task, "answer_key", None)
     greedy = SamplingConfig(greedy=True)
     sampled = SamplingConfig(temperature=config.temperature)
     self._modes = {
@@ -75,7 +78,9 @@ class Evaluator:
 
     Returns:
       `rewards` float32 `[N, E, G, M]`, `scored` bool of the same shape,
-      `right`, `ended` bool and `lengths` int `[N, E, G]`, for `E` examples.
+      `right`, `ended` bool and `lengths` int `[N, E, G]`, for `E` examples; and
+      `answers` int `[N, E, G]` where the task has an `answer_key`: samples of
+      an example with the same number gave the same answer, -1 gave none.
     """
     generate_fn, group_size = self._modes[mode]
     size = min(self._config.batch_size, len(self.examples))
@@ -102,20 +107,26 @@ class Evaluator:
       right = np.array(
         [outcome is Outcome.RIGHT for outcome in result.outcomes]
       ).reshape(result.lengths.shape)
-      for name, value in {
+      found = {
         "rewards": result.rewards,
         "scored": result.scored,
         "right": right,
         "ended": result.ended,
         "lengths": result.lengths,
-      }.items():
+      }
+      if self._answer_key is not None:
+        keys = [self._answer_key(text) for text in result.completions]
+        found["answers"] = _answer_ids(keys, group_size).reshape(right.shape)
+      for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
     return {name: np.concatenate(value, 1) for name, value in parts.items()}
 
   def scores(
     self, mode: str, params: Any, grader: Grader, *, num_seeds: int
   ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it; see `run` and `summarise`.
+    """Runs an evaluation and averages it.
+
+    Beside what `summarise` gives, a sampled one has the means of `at_k`.
 
     Args:
       mode: `greedy` or `sampled`.
@@ -127,7 +138,47 @@ class Evaluator:
       The means of each seed.
     """
     result = self.run(mode, params, grader, num_seeds=num_seeds)
-    return summarise(result, self.components)
+    found = summarise(result, self.components)
+    if mode == "sampled":
+      for seed, values in enumerate(found):
+        for name, value in at_k(result, seed).items():
+          values[name] = float(value.mean())
+    return found
+
+
+def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+  """Scores the samples of each example together.
+
+  Args:
+    result: from `Evaluator.run`, with `k` samples an example.
+    seed: index of the seed.
+
+  Returns:
+    For each figure one number an example, `[E]`: `mean@k`, the share of right
+    samples; `pass@k`, whether one is right; and `maj@k`, whether the most
+    frequent answer is, where `answers` are known.
+  """
+  right = result["right"][seed]
+  k = right.shape[-1]
+  figures = {
+    f"mean@{k}": right.mean(-1, dtype=np.float64),
+    f"pass@{k}": statistics.pass_at_k_per_problem(right),
+  }
+  if "answers" in result:
+    figures[f"maj@{k}"] = statistics.majority_at_k_per_problem(
+      right, result["answers"][seed]
+    )
+  return figures
+
+
+def _answer_ids(keys: Sequence[str | None], group_size: int) -> np.ndarray:
+  """Numbers the answers of each group in the order in which they occur."""
+  ids = []
+  for start in range(0, len(keys), group_size):
+    numbers: dict[str, int] = {}
+    for key in keys[start : start + group_size]:
+      ids.append(-1 if key is None else numbers.setdefault(key, len(numbers)))
+  return np.array(ids, np.int64)
 
 
 def per_example(

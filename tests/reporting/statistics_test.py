@@ -1,4 +1,5 @@
 import builtins
+import itertools
 import math
 
 import hypothesis
@@ -211,3 +212,141 @@ class TestSummariseSteps:
   def test_no_seeds_are_refused(self):
     with pytest.raises(ValueError, match="no seeds"):
       statistics.summarise_steps([], limit=50)
+
+
+# Small enough for every choice of k samples to be looked at.
+samples_at_k = st.integers(1, 5).flatmap(
+  lambda n: st.lists(
+    st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4
+  )
+)
+
+
+class TestAtK:
+  RIGHT = [[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]]
+
+  def test_mean_by_hand(self):
+    found = statistics.mean_at_k(self.RIGHT)
+    assert found.mean == pytest.approx((1 / 4 + 3 / 4 + 0) / 3)
+    assert (found.problems, found.k) == (3, 4)
+    assert found[1:3] == statistics.bootstrap_interval([0.25, 0.75, 0.0])
+
+  def test_pass_by_hand(self):
+    # One right of four: 1 - C(3, 2) / C(4, 2) = 1/2. Three right: C(1, 2) = 0.
+    values = statistics.pass_at_k_per_problem(self.RIGHT, 2)
+    assert values.tolist() == [0.5, 1.0, 0.0]
+    found = statistics.pass_at_k(self.RIGHT, 2, seed=3)
+    assert (found.mean, found.problems, found.k) == (0.5, 3, 2)
+    assert found[1:3] == statistics.bootstrap_interval(values, seed=3)
+    assert statistics.pass_at_k(self.RIGHT).mean == pytest.approx(2 / 3)
+
+  @hypothesis.given(samples_at_k, st.data())
+  def test_pass_is_the_share_of_all_choices(self, right, data):
+    n = len(right[0])
+    k = data.draw(st.integers(1, n))
+    expected = [
+      np.mean([any(chosen) for chosen in itertools.combinations(row, k)])
+      for row in right
+    ]
+    found = statistics.pass_at_k_per_problem(right, k)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+  @hypothesis.given(samples_at_k)
+  def test_pass_at_one_is_the_mean_and_at_all_is_any(self, right):
+    mean = statistics.mean_at_k(right, num_resamples=9).mean
+    one = statistics.pass_at_k(right, 1, num_resamples=9).mean
+    assert one == pytest.approx(mean, rel=1e-12)
+    every = statistics.pass_at_k_per_problem(right)
+    assert every.tolist() == [float(any(row)) for row in right]
+
+  def test_pass_is_exact_for_many_samples(self):
+    right = np.zeros((1, 2000), bool)
+    right[0, 0] = True
+    found = statistics.pass_at_k_per_problem(right, 1000)
+    assert found.tolist() == [0.5]
+
+  def test_majority_by_hand(self):
+    right = [
+      [1, 1, 0, 0],  # 7 7 8 9: the right one has two votes
+      [1, 0, 0, 0],  # 7 8 8 9: a wrong one has
+      [1, 0, 1, 0],  # 7 8 7 8: a tie, the right one came first
+      [0, 1, 0, 1],  # 8 7 8 7: a tie, the wrong one did
+      [0, 0, 0, 0],  # nobody answered
+      [0, 0, 0, 1],  # one answered
+    ]
+    answers = [
+      [7, 7, 8, 9],
+      [7, 8, 8, 9],
+      [7, 8, 7, 8],
+      [8, 7, 8, 7],
+      [-1, -1, -1, -1],
+      [-1, -1, -1, 7],
+    ]
+    values = statistics.majority_at_k_per_problem(right, answers)
+    assert values.tolist() == [1, 0, 1, 0, 0, 1]
+    found = statistics.majority_at_k(right, answers, seed=1)
+    assert (found.mean, found.problems, found.k) == (0.5, 6, 4)
+    assert found[1:3] == statistics.bootstrap_interval(values, seed=1)
+
+  def test_nobody_who_has_no_answer_wins(self):
+    values = statistics.majority_at_k_per_problem([[1, 1]], [[-1, -1]])
+    assert values.tolist() == [0.0]
+
+  def test_fewer_vote_in_blocks(self):
+    # Blocks 7 7 and 8 8 of five samples; the fifth does not vote.
+    values = statistics.majority_at_k_per_problem(
+      [[1, 1, 0, 0, 1]], [[7, 7, 8, 8, 7]], 2
+    )
+    assert values.tolist() == [0.5]
+
+  @hypothesis.given(
+    st.integers(1, 7).flatmap(
+      lambda n: st.lists(
+        st.lists(st.integers(-1, 3), min_size=n, max_size=n),
+        min_size=1,
+        max_size=4,
+      )
+    ),
+    st.integers(0, 3),
+    st.data(),
+  )
+  def test_majority_agrees_with_a_counter(self, answers, gold, data):
+    k = data.draw(st.integers(1, len(answers[0])))
+    right = [[answer == gold for answer in row] for row in answers]
+    expected = []
+    for row in answers:
+      wins = []
+      for start in range(0, len(row) - k + 1, k):
+        votes = [a for a in row[start : start + k] if a >= 0]
+        # The first of the most frequent: max takes the first of equals.
+        wins.append(bool(votes) and max(votes, key=votes.count) == gold)
+      expected.append(np.mean(wins))
+    found = statistics.majority_at_k_per_problem(right, answers, k)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+  @pytest.mark.parametrize("k", [0, 5])
+  def test_k_is_a_number_of_samples(self, k):
+    with pytest.raises(ValueError, match="between 1 and the 4 samples"):
+      statistics.pass_at_k(self.RIGHT, k)
+    with pytest.raises(ValueError, match="between 1 and the 4 samples"):
+      statistics.majority_at_k(self.RIGHT, np.zeros((3, 4), int), k)
+
+  @pytest.mark.parametrize(
+    ("right", "message"),
+    [
+      ([1, 0], "problems, samples"),
+      ([[]], "problems, samples"),
+      ([[0.5, 1.0]], "right or wrong"),
+      ([[math.nan, 1.0]], "right or wrong"),
+    ],
+  )
+  def test_what_is_no_sample_is_refused(self, right, message):
+    for score in (statistics.mean_at_k, statistics.pass_at_k):
+      with pytest.raises(ValueError, match=message):
+        score(right)
+
+  def test_answers_are_ids_of_the_same_samples(self):
+    with pytest.raises(ValueError, match="of samples"):
+      statistics.majority_at_k([[1, 0]], [[1, 0, 2]])
+    with pytest.raises(ValueError, match="ids"):
+      statistics.majority_at_k([[1, 0]], [[0.0, 1.0]])

@@ -3,6 +3,7 @@ import pathlib
 import pytest
 
 from saw_jax.tasks import inspection, tool_answers, tool_calling
+from saw_jax.tasks import math as math_task
 
 ROWS = pathlib.Path(__file__).parents[1] / "data/toolrl/rlla_4k_test.parquet"
 
@@ -101,3 +102,40 @@ def test_mean_rewards():
     task, [(example, example.reference), (example, "")]
   )
   assert means == {"correctness": 0.0, "format": 0.5}
+
+
+class TestMath:
+  def test_it_is_healthy(self):
+    task = math_task.MathTask(math_task.MathConfig(levels=(1, 2, 3, 4)))
+    for split in ("train", "test"):
+      examples = task.examples(split)[:256]
+      assert inspection.gold_failures(task, examples) == []
+      assert inspection.damage_failures(task, examples) == []
+      assert inspection.mean_rewards(
+        task, [(e, task.gold_completion(e)) for e in examples]
+      ) == {"correct": 1.0}
+
+  def test_so_are_real_rows(self):
+    data = pathlib.Path(__file__).parents[1] / "data"
+    for name in ("gsm8k/test.jsonl", "svamp/SVAMP.json"):
+      task = math_task.MathTask(math_task.MathConfig(test_path=data / name))
+      examples = task.examples("test")
+      assert inspection.gold_failures(task, examples) == []
+      assert inspection.damage_failures(task, examples) == []
+
+  def test_a_reward_that_takes_any_box_is_found(self):
+    class AnyBox(math_task.MathTask):
+      def score(self, example, completion):
+        if "\\boxed" in completion:
+          completion = self.gold_completion(example)
+        return super().score(example, completion)
+
+    task = AnyBox()
+    failures = inspection.damage_failures(task, task.examples("test")[:3])
+    found = {failure.what for failure in failures}
+    assert found == {
+      "wrong_answer",
+      "unclosed_box",
+      "empty_box",
+      "wrong_answer_last",
+    }

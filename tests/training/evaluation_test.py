@@ -117,6 +117,62 @@ class TestEvaluator:
     assert found == evaluation.summarise(result, experiment.task.components)
 
 
+class Votes(Lengths):
+  """Also says what a completion votes for: its first letter."""
+
+  def answer_key(self, completion):
+    return completion[:1] or None
+
+
+class TestAtK:
+  def test_by_hand(self):
+    found = evaluation.at_k(by_hand(), 0)
+    assert {name: value.tolist() for name, value in found.items()} == {
+      "mean@2": [0.5, 0.0],
+      "pass@2": [1.0, 0.0],
+    }
+
+  def test_votes_count_where_there_are_answers(self):
+    result = by_hand()
+    result["answers"] = np.array([[[0, -1], [0, 0]]])
+    assert evaluation.at_k(result, 0)["maj@2"].tolist() == [1.0, 0.0]
+
+  def test_takes_the_seed_that_is_asked_for(self):
+    result = {
+      name: np.concatenate([value, value]) for name, value in by_hand().items()
+    }
+    result["right"][1] = True
+    assert evaluation.at_k(result, 1)["mean@2"].tolist() == [1.0, 1.0]
+
+  @pytest.mark.parametrize("task", [Lengths(), Votes()])
+  def test_sampled_scores_have_them_and_greedy_ones_not(self, task):
+    experiment = helpers.experiment(task=task, evaluation={"samples": 3})
+    evaluator = sync_loop.make_evaluator(
+      experiment,
+      parallel.seeded(),
+      rollouts.Encoder(experiment.tokenizer, experiment.rollout),
+    )
+    params = jax.tree.map(lambda x: x[None], experiment.params)
+    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
+      result = evaluator.run("sampled", params, grader, num_seeds=1)
+      (found,) = evaluator.scores("sampled", params, grader, num_seeds=1)
+      (greedy,) = evaluator.scores("greedy", params, grader, num_seeds=1)
+    (summary,) = evaluation.summarise(result, experiment.task.components)
+    assert {name: found[name] for name in summary} == summary
+    more = {"mean@3", "pass@3"}
+    if isinstance(task, Votes):
+      more.add("maj@3")
+      assert result["answers"].shape == result["right"].shape
+    assert set(found) - set(summary) == more
+    assert found["mean@3"] == found["right"]
+    assert not any("@" in name for name in greedy)
+
+  def test_answers_are_numbered_group_by_group(self):
+    keys = ["a", "b", "a", None, "b", "b"]
+    ids = evaluation._answer_ids(keys, 3)
+    assert ids.tolist() == [0, 1, 0, -1, 0, 0]
+
+
 def by_hand():
   """One seed, two examples, two samples, two components."""
   return {

@@ -1,0 +1,306 @@
+r"""Mathematical problems with one right answer, in `\boxed{...}`: 0 or 1.
+
+Problems come from our own seeded generator (scale `tiny`), from the generators
+of reasoning-gym, or from local files of GSM8K, SVAMP, MATH, DAPO-Math-17k, AIME
+and the like; the reward is the same.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from saw_jax.tasks import (
+  base,
+  math_answers,
+  math_files,
+  math_gym,
+  math_problems,
+)
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.math_answers import extract_answer, normalise_answer
+
+__all__ = [
+  "MathConfig",
+  "MathTask",
+  "extract_answer",
+  "normalise_answer",
+]
+
+# Keys of test examples start here, and those of the benchmarks, so that no
+# sample of one shares a random key with a sample of a training example.
+TEST_KEYS = 2**30
+_BENCHMARK_KEYS = 2**30 + 2**29
+_BENCHMARK_SIZE = 2**20
+
+GRADERS = {
+  "exact": math_answers.is_equal,
+  "math_verify": math_answers.is_equal_by_math_verify,
+}
+TEMPLATES = {
+  "plain": "{problem}",
+  "boxed": (
+    "{problem}\nPlease reason step by step, and put your final answer within "
+    "\\boxed{}."
+  ),
+}
+PROBLEMS = ("generated", "reasoning_gym")
+
+
+@dataclasses.dataclass(frozen=True)
+class MathConfig:
+  """Where problems come from, how they are asked, and who grades."""
+
+  seed: int = 0
+  # None: 8192 and 256 generated problems, or every row of a file. With a file,
+  # a number takes a random subset of that size, which `seed` chooses.
+  num_train: int | None = None
+  num_test: int | None = None
+  grader: str = "exact"  # or "math_verify", with the extra `math`
+  # "plain", the problem alone; "boxed", with a request for steps and a box. The
+  # empty name is "plain" for generated problems and "boxed" for all others.
+  template: str = ""
+
+  problems: str = "generated"  # or "reasoning_gym", with the extra `math`
+  levels: tuple[int, ...] = (1, 2)  # of generated problems, 1 to 4
+  word_share: float = 0.25  # probability of a short story
+  generators: tuple[str, ...] = (  # of reasoning-gym
+    "chain_sum",
+    "basic_arithmetic",
+    "gsm_symbolic",
+  )
+
+  # Local files; with one of them, nothing is generated.
+  train_path: str | None = None
+  test_path: str | None = None
+  # More splits to evaluate on, by name: {"aime24": "data/aime24.jsonl"}.
+  benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for value, choices, what in (
+      (self.grader, tuple(GRADERS), "grader"),
+      (self.problems, PROBLEMS, "problems"),
+      (self.template or "plain", tuple(TEMPLATES), "template"),
+    ):
+      if value not in choices:
+        raise ValueError(
+          f"unknown {what} {value!r}: {base.nearest(value, choices)}"
+        )
+    if not self.levels or not set(self.levels) <= set(math_problems.LEVELS):
+      raise ValueError(f"levels are not from 1 to 4: {self.levels}.")
+    if not 0 <= self.word_share <= 1:
+      raise ValueError(f"word_share is not a share: {self.word_share}.")
+    if not self.generators:
+      raise ValueError("generators are empty.")
+    for name in ("num_train", "num_test"):
+      size = getattr(self, name)
+      if size is not None and size < 1:
+        raise ValueError(f"{name} is not positive: {size}.")
+    taken = {"train", "test"} & set(self.benchmarks)
+    if taken:
+      raise ValueError(f"a benchmark is called {taken.pop()!r}.")
+
+
+class MathTask:
+  """Problems whose reward is 1 for the right answer in a box, else 0."""
+
+  name = "math"
+  components = (base.Component("correct", 0.0, 1.0),)
+
+  def __init__(self, config: MathConfig | None = None):
+    self.config = MathConfig() if config is None else config
+    self._examples: dict[str, Sequence[base.Example]] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Scoring needs no rows: do not send them to each grading process.
+    return {**self.__dict__, "_examples": {}}
+
+  def examples(self, split: str) -> Sequence[base.Example]:
+    """Returns the examples of "train", "test" or a benchmark.
+
+    Raises:
+      ValueError: no such split, no file for it, or a broken row in the file.
+      FileNotFoundError: its file is not there.
+      ImportError: a library that reads or makes them is missing.
+    """
+    splits = ("train", "test", *self.config.benchmarks)
+    if split not in splits:
+      raise ValueError(f"no split {split!r}: {base.nearest(split, splits)}")
+    if split not in self._examples:
+      self._examples[split] = self._make(split)
+    return self._examples[split]
+
+  def score(self, example: base.Example, completion: str) -> base.Score:
+    """Returns whether the last box of a completion holds the right answer."""
+    answer = extract_answer(completion)
+    if answer is None:
+      return base.Score((0.0,), base.Outcome.UNPARSABLE)
+    if GRADERS[self.config.grader](answer, example.reference):
+      return base.Score((1.0,), base.Outcome.RIGHT)
+    return base.Score((0.0,), base.Outcome.WRONG)
+
+  def answer_key(self, completion: str) -> str | None:
+    """Returns what a completion votes for; None if it has no answer."""
+    answer = extract_answer(completion)
+    return None if answer is None else normalise_answer(answer)
+
+  def gold_completion(self, example: base.Example) -> str:
+    """Returns the shortest completion that is right."""
+    return _box(example.reference)
+
+  def best_values(self, example: base.Example) -> tuple[float]:
+    """Returns what the right answer scores."""
+    del example  # The same for each.
+    return (1.0,)
+
+  def damages(
+    self, example: base.Example
+  ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+    """Yields wrong completions by name, with what they have to score."""
+    gold, reference = self.gold_completion(example), example.reference
+    wrong = _box(_wrong(Draws("damage", example.key), reference))
+    yield "wrong_answer", wrong, (0.0,)
+    yield "no_box", reference, (0.0,)
+    yield "unclosed_box", gold[:-1], (0.0,)
+    yield "empty_box", _box(""), (0.0,)
+    yield "nothing", "", (0.0,)
+    yield "wrong_answer_last", f"{gold} {wrong}", (0.0,)
+    yield "wrong_answer_first", f"{wrong} {gold}", (1.0,)
+
+  def demonstrations(
+    self,
+    count: int,
+    *,
+    seed: int,
+    right_rate: float = 1.0,
+    working_rate: float = 0.5,
+    box_rate: float = 1.0,
+  ) -> list[tuple[base.Example, str]]:
+    """Returns training examples with answers that are right at a given rate.
+
+    The three rates are independent, so that the mean reward is `right_rate`
+    times `box_rate`.
+
+    Args:
+      count: how many. The training examples are gone through in order, and
+        again with other answers if they are too few.
+      seed: of the answers.
+      right_rate: probability of the right answer; others are near it.
+      working_rate: probability of steps before the answer, where the example
+        has any; they are right even before a wrong answer.
+      box_rate: probability of a complete box around the answer.
+
+    Returns:
+      Pairs of an example and an answer.
+    """
+    for rate in (right_rate, working_rate, box_rate):
+      if not 0 <= rate <= 1:
+        raise ValueError(f"not a probability: {rate}.")
+    examples = self.examples("train")
+    pairs = []
+    for index in range(count):
+      example = examples[index % len(examples)]
+      draws = Draws("math demonstration", seed, index)
+      is_right, is_worked, is_boxed = map(
+        draws.chance, (right_rate, working_rate, box_rate)
+      )
+      answer = example.reference
+      if not is_right:
+        answer = _wrong(draws, answer)
+      text = _box(answer)
+      if not is_boxed:
+        text = draws.choice((answer, text[:-1]))
+      if is_worked:
+        text = example.meta.get("working", "") + text
+      pairs.append((example, text))
+    return pairs
+
+  def _make(self, split: str) -> Sequence[base.Example]:
+    config = self.config
+    first_key = {"train": 0, "test": TEST_KEYS}.get(split)
+    path = {"train": config.train_path, "test": config.test_path}.get(split)
+    size = {"train": config.num_train, "test": config.num_test}.get(split)
+    if split in config.benchmarks:
+      path = config.benchmarks[split]
+      place = list(config.benchmarks).index(split)
+      first_key = _BENCHMARK_KEYS + place * _BENCHMARK_SIZE
+    if path is not None:
+      examples = math_files.read_examples(
+        path,
+        first_key=first_key,
+        template=TEMPLATES[config.template or "boxed"],
+      )
+      return _subset(examples, size, config.seed)
+    if config.train_path or config.test_path:
+      raise ValueError(f"{split}_path is not set, and the other path is.")
+    if size is None:
+      size = 8192 if split == "train" else 256
+    if config.problems == "reasoning_gym":
+      problems = math_gym.draw_problems(
+        config.generators, seed=config.seed, split=split, size=size
+      )
+      return [
+        _example(
+          first_key + index,
+          problem.text,
+          TEMPLATES[config.template or "boxed"],
+          problem.answer,
+          {"generator": problem.generator},
+        )
+        for index, problem in enumerate(problems)
+      ]
+    make = functools.partial(_generate, config, split, first_key)
+    return base.LazyExamples(make, size)
+
+
+def _generate(
+  config: MathConfig, split: str, first_key: int, index: int
+) -> base.Example:
+  problem = math_problems.draw_problem(
+    Draws("math", config.seed, split, index),
+    split,
+    levels=config.levels,
+    word_share=config.word_share,
+  )
+  return _example(
+    first_key + index,
+    problem.text,
+    TEMPLATES[config.template or "plain"],
+    str(problem.answer),
+    {
+      "expression": problem.expression,
+      "level": problem.level,
+      "working": "".join(f"{step}=" for step in problem.working),
+    },
+  )
+
+
+def _example(
+  key: int, problem: str, template: str, answer: str, meta: dict[str, Any]
+) -> base.Example:
+  asked = template.replace("{problem}", problem)
+  return base.Example(key, ({"role": "user", "content": asked},), answer, meta)
+
+
+def _subset(
+  examples: list[base.Example], size: int | None, seed: int
+) -> list[base.Example]:
+  """Returns a random subset in the file's order, or all if there are fewer."""
+  if size is None or size >= len(examples):
+    return examples
+  chosen = np.random.default_rng(seed).permutation(len(examples))[:size]
+  return [examples[index] for index in sorted(chosen)]
+
+
+def _box(answer: str) -> str:
+  return f"\\boxed{{{answer}}}"
+
+
+def _wrong(draws: Draws, answer: str) -> str:
+  """Returns a wrong answer, near the right one where that is an integer."""
+  number = math_answers.parse_number(normalise_answer(answer))
+  if number is not None and number.denominator == 1:
+    return str(math_problems.mistake(draws, int(number)))
+  return "0" if number else "1"

@@ -1,0 +1,289 @@
+r"""Answers to mathematical problems: found in a text, normalised, compared.
+
+An answer stands in `\boxed{...}`. Two answers are equal if they normalise to
+the same string, so that equality is an equivalence: answers can be counted and
+grouped by their normal form.
+"""
+
+import fractions
+import re
+
+# A longer answer is compared as text; no number in a data set is near it.
+MAX_NUMBER_SIZE = 256
+
+# Product of all exponents that a computer algebra system is asked about.
+_MAX_POWER = 10_000
+_MAX_DEPTH = 8
+
+_BRACES = re.compile(r"\\boxed ?\{|\\[{}]|[{}]")
+
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
+_NUMBER = re.compile(rf"[+-]* ?{_DECIMAL}")
+_RATIO = re.compile(rf"([+-]*{_DECIMAL}) ?/ ?([+-]*{_DECIMAL})")
+_SPACED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+(?=\.|$)")  # 10 000
+_MIXED = re.compile(r"([+-]*)([0-9]+) ([0-9]+) ?/ ?([0-9]+)")  # 1 1/2
+# \frac{1}{2}, \frac12, \frac{1}2, and the mixed number 1\frac{1}{2}.
+_PART = r"(?:\{([+-]*[0-9.,]+)\}|([0-9]))"
+_FRACTION = re.compile(rf"([+-]*)({_DIGITS})?\\frac{_PART}{_PART}")
+
+_SPACES = re.compile(r"\\[,!;:> ]|\\q?quad(?![a-zA-Z])|~|\s+")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
+# What stands behind a number and says what it counts: \text{ cm}^2, degrees.
+_UNIT = re.compile(
+  r"(?:\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{[^{}]*\}"
+  r"(?:\^(?:[0-9]|\{[0-9]\}))?|\^\\circ|\^\{\\circ\}|°|\\?%)$"
+)
+# Words behind a number, the first of at least two letters: "18 fresh eggs".
+_WORDS = re.compile(r"(?<=[0-9.}]) +([A-Za-z]{2,}(?:[ .'-][A-Za-z .'-]*)?)$")
+# Words that are part of the mathematics.
+_NOT_UNITS = frozenset(["pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp"])
+_NOT_UNITS |= frozenset(["or", "and", "mod", "to", "over", "times"])
+_ASSIGNMENT = re.compile(r"^[A-Za-z](?:_[0-9A-Za-z])? ?= ?(?=[^=])")
+_TUPLE = re.compile(r"([(\[]|\\\{)(.*)([)\]]|\\\})", re.DOTALL)
+
+
+def extract_answer(text: str) -> str | None:
+  r"""Finds the last complete `\boxed{...}` of a text.
+
+  A box that is never closed does not count, and neither does `\boxed 5`. Of a
+  box in a box the inner one is the last. It takes time linear in the length.
+
+  Args:
+    text: anything.
+
+  Returns:
+    What is in the box, or None.
+
+  >>> extract_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}}, so \boxed{3")
+  '\\frac{1}{2}'
+  """
+  if "\\boxed" not in text:
+    return None
+  opened: list[tuple[bool, int]] = []
+  best: tuple[int, int] | None = None
+  for match in _BRACES.finditer(text):
+    token = match[0]
+    if token == "}":
+      if opened:
+        is_box, start = opened.pop()
+        if is_box and (best is None or start > best[0]):
+          best = start, match.start()
+    elif token == "{" or token.startswith("\\boxed"):
+      opened.append((token != "{", match.end()))
+  return None if best is None else text[best[0] : best[1]].strip()
+
+
+def normalise_answer(answer: str) -> str:
+  r"""Gives the one form of all ways to write an answer.
+
+  Integers, decimals, ratios, `\frac` and mixed numbers become a fraction in
+  lowest terms; thousands separators, dollar signs, units, percent signs, a
+  variable before `=` and what only spaces the text go away. Elements of a tuple
+  are normalised one by one. Powers, roots and other expressions stay as they
+  are written, without spaces. 10 % is 10, not 1/10.
+
+  Args:
+    answer: what is in the box; any text at all.
+
+  Returns:
+    The normal form. Two answers are equal if it is the same.
+
+  >>> [normalise_answer(a) for a in (r"\$1,234.50", r"\dfrac{-6}{4}", "x = 7")]
+  ['2469/2', '-3/2', '7']
+  """
+  # What is left may be dressed again, as in ((5)); none gets longer for ever.
+  for _ in range(MAX_NUMBER_SIZE):
+    text = _normalise_once(answer)
+    if text == answer:
+      break
+    answer = text
+  return answer
+
+
+def parse_number(text: str) -> fractions.Fraction | None:
+  r"""Reads an integer, a decimal, a ratio, a `\frac` or a mixed number.
+
+  Args:
+    text: at most `MAX_NUMBER_SIZE` characters; anything longer is no number.
+
+  Returns:
+    The number, or None.
+
+  >>> parse_number(r"-1\frac{1}{2}")
+  Fraction(-3, 2)
+  """
+  text = text.strip()
+  if not text or len(text) > MAX_NUMBER_SIZE:
+    return None
+  if match := _SPACED.match(text):
+    text = match[0].replace(" ", "") + text[match.end() :]
+  if _NUMBER.fullmatch(text):
+    return _fraction(text)
+  if match := _RATIO.fullmatch(text):
+    return _divide(_fraction(match[1]), _fraction(match[2]))
+  if match := _MIXED.fullmatch(text):
+    return _mixed(*match.groups())
+  match = _FRACTION.fullmatch(text.replace(" ", ""))
+  if not match:
+    return None
+  signs, whole, *parts = match.groups()
+  return _mixed(signs, whole or "0", *(part for part in parts if part))
+
+
+def is_equal(answer: str, reference: str) -> bool:
+  """Whether two answers have the same normal form.
+
+  Args:
+    answer: of the policy.
+    reference: the ground truth.
+
+  Returns:
+    Whether they are equal.
+  """
+  return normalise_answer(answer) == normalise_answer(reference)
+
+
+def is_equal_by_math_verify(answer: str, reference: str) -> bool:
+  """Whether two answers are equal, or `math_verify` finds that they are.
+
+  It has no time limit here: the grading process has one. An answer that could
+  cost a computer algebra system minutes (a tower of powers, a factorial of
+  something large) is compared by its normal form alone.
+
+  Args:
+    answer: of the policy.
+    reference: the ground truth.
+
+  Returns:
+    Whether they are equal.
+
+  Raises:
+    ImportError: math-verify is missing.
+  """
+  try:
+    import math_verify
+  except ImportError as error:
+    raise ImportError(
+      "grader='math_verify' needs math-verify: pip install 'saw_jax[math]'"
+    ) from error
+  if is_equal(answer, reference):
+    return True
+  if not (_is_cheap(answer) and _is_cheap(reference)):
+    return False
+  # Its own limits are signals, which raise in any thread but the main one.
+  parsed = [
+    math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    for text in (reference, answer)
+  ]
+  return bool(math_verify.verify(*parsed, timeout_seconds=None))
+
+
+def _clean(text: str) -> str:
+  """Takes away what a number is dressed in."""
+  text = text.replace("{,}", ",").replace("−", "-").replace("\u2013", "-")
+  text = re.sub(r"\\\(|\\\)|\\?[$€£]", "", text)
+  text = re.sub(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])", "", text)
+  text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+  text = re.sub(r"(?<=\\frac) +", "", text)
+  text = re.sub(r"\\[,!]", "", text)
+  text = _SPACES.sub(" ", text).strip()
+  text = re.sub(r"(?<=[^.])\.$", "", text).strip()
+  text = _ASSIGNMENT.sub("", text)
+  while len(shorter := _UNIT.sub("", text).strip()) not in (0, len(text)):
+    text = shorter
+  text = _TEXT.sub(r"\1", text).strip()
+  words = _WORDS.search(text)
+  if words and words[1].split()[0].lower() not in _NOT_UNITS:
+    text = text[: words.start()]
+  return text.strip()
+
+
+def _normalise_once(answer: str) -> str:
+  text = answer.strip()
+  if len(text) > MAX_NUMBER_SIZE:
+    return text
+  text = _clean(text)
+  match = _TUPLE.fullmatch(text)
+  parts = _split(match[2]) if match else None
+  if match and parts:
+    parts = [_element(_clean(part)) for part in parts]
+    if len(parts) == 1 and (match[1], match[3]) == ("(", ")"):
+      return parts[0]
+    return match[1] + ",".join(parts) + match[3]
+  return _element(text)
+
+
+def _element(text: str) -> str:
+  number = parse_number(text)
+  if number is not None:
+    return str(number)
+  return re.sub(r"(?<![0-9])\s|\s(?![0-9])", "", text)  # 1 2 is not 12.
+
+
+def _split(text: str) -> list[str] | None:
+  """Splits at commas; None if a bracket opens that is not closed, or nested."""
+  parts, depth, start = [], 0, 0
+  for index, character in enumerate(text):
+    if character in "([{":
+      depth += 1
+    elif character in ")]}":
+      depth -= 1
+      if depth < 0:
+        return None
+    elif character == "," and not depth:
+      parts.append(text[start:index])
+      start = index + 1
+  return None if depth else [*parts, text[start:]]
+
+
+def _fraction(text: str) -> fractions.Fraction | None:
+  """Reads signs and a decimal; None if it is none after all, as 1.2.3."""
+  digits = text.lstrip("+- ")
+  if not _NUMBER.fullmatch(digits):
+    return None
+  value = fractions.Fraction(digits.replace(",", "").rstrip(".") or "0")
+  signs = text[: len(text) - len(digits)]
+  return -value if signs.count("-") % 2 else value
+
+
+def _mixed(
+  signs: str, whole: str, top: str, bottom: str
+) -> fractions.Fraction | None:
+  share, value = _divide(_fraction(top), _fraction(bottom)), _fraction(whole)
+  if share is None or value is None:
+    return None
+  return -(value + share) if signs.count("-") % 2 else value + share
+
+
+def _divide(
+  top: fractions.Fraction | None, bottom: fractions.Fraction | None
+) -> fractions.Fraction | None:
+  return top / bottom if top is not None and bottom else None
+
+
+def _is_cheap(text: str) -> bool:
+  """Whether a computer algebra system can be trusted with a text."""
+  if len(text) > MAX_NUMBER_SIZE or re.search(r"[0-9]{40}", text):
+    return False
+  if re.search(r"!|\\(?:sum|prod|int|lim)|binom|gamma|mod", text):
+    return False
+  # Its parser takes half a minute for 120 parentheses.
+  if _depth(text) > _MAX_DEPTH:
+    return False
+  size = 1
+  for exponent in re.split(r"\^|\*\*", text)[1:]:
+    group = re.match(r"\s*(?:\{([^{}]*)\}|([0-9.]+|\\?[A-Za-z]+))", exponent)
+    if group is None:  # Braces in an exponent, so perhaps a power in a power.
+      return False
+    for number in re.findall(r"[0-9]+", group[0]):
+      size *= max(int(number), 1)
+  return size <= _MAX_POWER
+
+
+def _depth(text: str) -> int:
+  depth = deepest = 0
+  for character in text:
+    depth += (character in "([{") - (character in ")]}")
+    deepest = max(deepest, depth)
+  return deepest

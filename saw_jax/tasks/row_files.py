@@ -1,0 +1,82 @@
+"""Rows of a local data file, and their fields; what is wrong is named."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
+  """Reads the rows of a file, one after the other.
+
+  Args:
+    path: a `.parquet` file, a `.jsonl` file, or a `.json` file with a list.
+
+  Yields:
+    The rows, in the file's order.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is of another kind, or a line of it is no JSON.
+    ImportError: pyarrow is missing, for a parquet file.
+  """
+  path = pathlib.Path(path)
+  if path.suffix not in (".parquet", ".json", ".jsonl"):
+    raise ValueError(f"{path}: not a .parquet, .json or .jsonl file.")
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: there is no such file.")
+  yield from (_parquet_rows if path.suffix == ".parquet" else _json_rows)(path)
+
+
+def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+  """Returns a field of a row.
+
+  Args:
+    row: from `read_rows`.
+    name: of the field.
+    kind: what its value has to be.
+
+  Returns:
+    The value.
+
+  Raises:
+    ValueError: the row has no such field, or it is of another kind.
+  """
+  if not isinstance(row, Mapping):
+    raise ValueError(f"not an object with a field {name!r}")
+  if name not in row:
+    raise ValueError(f"no field {name!r}")
+  if not isinstance(row[name], kind):
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    names = " or ".join(one.__name__ for one in kinds)
+    raise ValueError(f"field {name!r} is not a {names}")
+  return row[name]
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
+  try:
+    import pyarrow.parquet
+  except ImportError as error:
+    raise ImportError(
+      "reading a .parquet file needs pyarrow: pip install 'saw_jax[data]'"
+    ) from error
+  yield from pyarrow.parquet.read_table(path).to_pylist()
+
+
+def _json_rows(path: pathlib.Path) -> Iterator[Any]:
+  text = path.read_text(encoding="utf-8")
+  if path.suffix == ".json":
+    try:
+      rows = json.loads(text)
+    except ValueError as error:
+      raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(rows, list):
+      raise ValueError(f"{path}: not a list of rows.")
+    yield from rows
+    return
+  for number, line in enumerate(text.split("\n")):
+    if line.strip():
+      try:
+        yield json.loads(line)
+      except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error

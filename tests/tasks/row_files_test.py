@@ -1,0 +1,70 @@
+"""Rows of files, and what is said of broken ones."""
+
+import json
+import sys
+
+import pytest
+
+from saw_jax.tasks import row_files
+
+ROWS = [{"a": 1, "b": "é"}, {"a": 2, "b": ""}]
+
+
+def test_each_kind_of_file_has_the_same_rows(tmp_path):
+  listed, lines = tmp_path / "x.json", tmp_path / "x.jsonl"
+  listed.write_text(json.dumps(ROWS))
+  lines.write_text("\n" + "".join(json.dumps(row) + "\n\n" for row in ROWS))
+  assert list(row_files.read_rows(listed)) == ROWS
+  assert list(row_files.read_rows(str(lines))) == ROWS
+  pyarrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  path = tmp_path / "x.parquet"
+  parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+  assert list(row_files.read_rows(path)) == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_a_missing_file_is_one_sentence(tmp_path, suffix):
+  path = tmp_path / f"x{suffix}"
+  with pytest.raises(FileNotFoundError) as info:
+    list(row_files.read_rows(path))
+  assert str(info.value) == f"{path}: there is no such file."
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("x.csv", "", "not a .parquet, .json or .jsonl file"),
+    ("x.json", "{", "not JSON"),
+    ("x.json", "{}", "not a list of rows"),
+    ("x.jsonl", "{}\n\n{\n", "line 2: "),
+  ],
+)
+def test_a_broken_file_is_named(tmp_path, name, text, message):
+  path = tmp_path / name
+  path.write_text(text)
+  with pytest.raises(ValueError, match=message) as info:
+    list(row_files.read_rows(path))
+  assert str(info.value).startswith(str(path))
+
+
+def test_a_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):
+  path = tmp_path / "x.parquet"
+  path.touch()
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+  with pytest.raises(ImportError, match=r"saw_jax\[data\]"):
+    list(row_files.read_rows(path))
+
+
+def test_a_field_is_there_and_of_its_kind():
+  assert row_files.field({"a": 1}, "a", int) == 1
+  assert row_files.field({"a": 1}, "a", (str, int)) == 1
+  with pytest.raises(ValueError, match="^no field 'b'$"):
+    row_files.field({"a": 1}, "b", int)
+  with pytest.raises(ValueError, match="^field 'a' is not a str$"):
+    row_files.field({"a": 1}, "a", str)
+  with pytest.raises(ValueError, match="^field 'a' is not a str or list$"):
+    row_files.field({"a": 1}, "a", (str, list))
+  with pytest.raises(ValueError, match="not an object with a field 'a'"):
+    row_files.field([1], "a", int)
