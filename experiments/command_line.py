@@ -64,14 +64,20 @@ def run(main: Callable[[], int | None]) -> None:
       datefmt="%H:%M:%S",
       force=True,
     )
-    for noisy in ("absl", "orbax", "jax"):
+    for noisy in ("jax", "orbax"):
       logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax warns here of each checkpoint that has no score.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
       return main()
     except Exception as error:
       # By name, so that a mistake in the flags is answered without JAX.
       names = {cls.__name__ for cls in type(error).__mro__}
       if names & _EXPLAINED:
+        # The other reads of a checkpoint of which one failed are thrown away
+        # as the process ends, each with its own words on that.
+        sys.unraisablehook = lambda _: None
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return _complain(_text(error))
       raise
 

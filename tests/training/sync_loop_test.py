@@ -57,13 +57,14 @@ class Stops(helpers.Letters):
     return super().score(example, completion)
 
 
-class TestRun:
-  @pytest.fixture(scope="class")
-  def whole(self, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole")
-    result = sync_loop.run(helpers.experiment(), [0, 1], directory=directory)
-    return directory, result
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("whole")
+  result = sync_loop.run(helpers.experiment(), [0, 1], directory=directory)
+  return directory, result
 
+
+class TestRun:
   def test_ends_with_scores_of_every_seed(self, whole):
     _, result = whole
     assert result.finished and result.step == 4
