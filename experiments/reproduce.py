@@ -37,7 +37,7 @@ _DEMO_STEPS = 60
 def main() -> int:
   with command_line.checking_input():
     module = _module(_TABLE.value)
-    rows = _ROWS.value or list(module.ROWS)
+    rows = _ROWS.value or list(getattr(module, "RUNS", module.ROWS))
     # Before anything runs: a typo in one row must not cost the others.
     configs = {row: _config(module, row) for row in rows}
   name = f"{_TABLE.value}/{_SCALE.value}" + ("_demo" if _DEMO.value else "")
@@ -56,7 +56,14 @@ def main() -> int:
     if status:
       print(f"stopped; the same command goes on:\n  python {_command()}")
       return status
-  _write(module, directories, out)
+  if hasattr(module, "SWEPT"):
+    from experiments import sweep_report
+
+    sweep_report.write(
+      module, directories, out, scale=_SCALE.value, command=_command()
+    )
+  else:
+    _write(module, directories, out)
   print((out / "table.md").read_text())
   print(f"tables and pictures: {out}")
   return 0
@@ -77,7 +84,13 @@ def _module(table: str):
 
 
 def _config(module, row: str):
-  config = module.get_config(f"row={row},scale={_SCALE.value}")
+  runs = getattr(module, "RUNS", None)  # of a table that sweeps something
+  if runs is not None and row not in runs:
+    from saw_jax.tasks.base import nearest
+
+    raise ValueError(f"no run {row!r}: {nearest(row, list(runs))}")
+  argument = runs[row][-1] if runs else f"row={row}"
+  config = module.get_config(f"{argument},scale={_SCALE.value}")
   if _STEPS.value is not None or _DEMO.value:
     config.loop.num_steps = _STEPS.value or _DEMO_STEPS
   return config.lock()

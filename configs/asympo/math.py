@@ -160,11 +160,11 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rollout.prompt_multiple = 16
   config.rollout.max_new_tokens = 16
   config.rollout.completion_multiple = 16
-  config.warm_start.num_steps = 800
-  config.warm_start.batch_size = 128
+  config.warm_start.num_steps = 400
+  config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
-  config.warm_start.options.right_rate = 0.8
-  config.warm_start.options.working_rate = 0.8
+  config.warm_start.options.right_rate = 0.7
+  config.warm_start.options.working_rate = 0.5
   config.optimizer.learning_rate = 1e-3
   config.optimizer.weight_decay = 0.0
   config.loop.num_steps = 150
@@ -248,3 +248,65 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
   config.parallel.data = 1
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "ASymPO on math"
+COMPONENTS = ("correct",)
+WINDOW = 10
+# The five losses of the paper first; then the other baselines.
+PAPER_ROWS = ("naive", "gpg", "spo", "asympo", "grpo")
+OTHER_ROWS = (
+  "gpg_nonzero",
+  "dr_grpo",
+  "dapo",
+  "gspo",
+  "cispo",
+  "topr",
+  "tis_reinforce",
+  "tis",
+  "decoupled_ppo",
+)
+SWEPT = "lag"
+SWEPT_VALUES = (0, 4, 16, 32)
+# Name of a run -> its row, its lag and the config's argument.
+RUNS = {
+  f"{row}_lag{lag}": (row, lag, f"row={row},lag={lag}")
+  for rows, lags in (
+    (PAPER_ROWS, (16, 0, 32, 4)),
+    (OTHER_ROWS, (16, 0, 32, 4)),
+  )
+  for lag in lags
+  for row in rows
+}
+# The figure of the table, in a run's final scores.
+METRIC = ("held-out mean@8", "sampled/mean@8")
+# A seed has collapsed if the mean reward of its last WINDOW steps is below this
+# share of the best such mean that it had.
+COLLAPSE = 0.5
+# What is compared with what at each lag, seed by seed.
+COMPARISONS = (
+  ("asympo", "naive"),
+  ("spo", "naive"),
+  ("grpo", "naive"),
+  ("gpg", "naive"),
+  ("asympo", "grpo"),
+  ("spo", "grpo"),
+)
+PUBLISHED = {
+  row: {
+    "paper": "ASymPO",
+    "benchmark": "Avg",
+    "metric": "mean@8",
+    "model": "Qwen3-1.7B-Base",
+    "method": method,
+  }
+  for row, method in (
+    ("grpo", "GRPO"),
+    ("spo", "SPO"),
+    ("asympo", "ASymPO"),
+    ("naive", "Naive"),
+    ("gpg", "GPG"),
+  )
+}
