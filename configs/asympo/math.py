@@ -298,7 +298,7 @@ PUBLISHED = {
   row: {
     "paper": "ASymPO",
     "benchmark": "Avg",
-    "metric": "mean@8",
+    "metric": "mean@8 (%)",
     "model": "Qwen3-1.7B-Base",
     "method": method,
   }

@@ -164,6 +164,139 @@ def reward_curves(
   return _save(figure, path)
 
 
+def metric_panels(
+  panels: Mapping[str, Mapping[str, Curves]],
+  metrics: Mapping[str, str],
+  *,
+  quantity: str,
+  title: str = "",
+  window: int = 1,
+  log: bool = False,
+  path: str | os.PathLike | None = None,
+) -> "Figure":
+  """Draws metrics over steps, in panels side by side that share their axes.
+
+  Args:
+    panels: by title of the panel, the rows that are in it.
+    metrics: name of a metric by what the legend calls it; with one metric, the
+      legend names the rows instead.
+    quantity: labels the vertical axis.
+    title: above the panels.
+    window: steps in the moving average of each seed.
+    log: the vertical axis is logarithmic.
+    path: of a PNG to write.
+
+  Returns:
+    The figure.
+
+  Raises:
+    ImportError: Matplotlib is absent.
+  """
+  if not panels or not metrics:
+    raise ValueError("nothing to draw: no panels or no metrics")
+  columns = min(len(panels), 3)
+  lines = -(-len(panels) // columns)
+  figure = _figure(width=1.0 + 2.6 * columns, height=1.3 + 2.2 * lines)
+  axes = figure.subplots(
+    lines, columns, sharex=True, sharey=True, squeeze=False
+  )
+  handles = {}
+  for ax, (heading, rows) in zip(axes.flat, panels.items(), strict=False):
+    number = 0
+    for row, curves in rows.items():
+      for label, metric in metrics.items():
+        smooth = statistics.moving_average(curves.values[metric], window)
+        steps = curves.steps[window - 1 :]
+        kept = np.isfinite(smooth).all(axis=0)
+        steps, smooth = steps[kept], smooth[:, kept]
+        style = _style(number)
+        number += 1
+        low, high = deviation_band(smooth)
+        ax.fill_between(
+          steps, low, high, color=style["color"], alpha=0.15, linewidth=0
+        )
+        name = label if len(metrics) > 1 else row
+        (handles[name],) = ax.plot(steps, smooth.mean(axis=0), **style)
+    ax.set_title(heading)
+    if log:
+      ax.set_yscale("log")
+    _tidy(ax)
+  for ax in axes.flat[len(panels) :]:
+    ax.set_visible(False)
+  for ax in axes[:, 0]:
+    ax.set_ylabel(quantity)
+  for ax in axes[-1]:
+    ax.set_xlabel("step")
+  everything = {
+    f"{p} {r}": c for p, rs in panels.items() for r, c in rs.items()
+  }
+  caption = [
+    _seed_counts(everything),
+    f"bands: {_BAND_MEANINGS[deviation_band]}",
+  ]
+  if window > 1:
+    caption.append(f"moving average over {window} steps")
+  _frame(figure, title, handles, "; ".join(caption) + ".")
+  return _save(figure, path)
+
+
+def sweep(
+  rows: Mapping[str, Mapping[float, Sequence[float]]],
+  *,
+  swept: str,
+  quantity: str,
+  title: str = "",
+  path: str | os.PathLike | None = None,
+) -> "Figure":
+  """Draws a score against what was swept: one line a row.
+
+  Args:
+    rows: by row and swept value, the scores of all seeds.
+    swept: labels the horizontal axis, whose values are evenly spaced.
+    quantity: labels the vertical axis.
+    title: above the panel.
+    path: of a PNG to write.
+
+  Returns:
+    The figure.
+
+  Raises:
+    ImportError: Matplotlib is absent.
+  """
+  if not rows:
+    raise ValueError("nothing to draw: no rows")
+  places = sorted({value for cells in rows.values() for value in cells})
+  figure = _figure(width=7.0, height=4.6)
+  ax = figure.subplots()
+  handles = {}
+  for number, (row, cells) in enumerate(rows.items()):
+    values = sorted(cells)
+    # Side by side, so that the intervals of all can be seen.
+    shift = 0.02 * (number - (len(rows) - 1) / 2)
+    at = [places.index(value) + shift for value in values]
+    means = [float(np.mean(cells[value])) for value in values]
+    style = _style(number)
+    (handles[row],) = ax.plot(at, means, marker="o", markersize=4, **style)
+    for x, value in zip(at, values, strict=True):
+      if len(cells[value]) > 1:
+        low, high = statistics.t_interval(cells[value])
+        ax.vlines(x, low, high, color=style["color"], linewidth=1.0)
+  ax.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+  ax.set_xlabel(swept)
+  ax.set_ylabel(quantity)
+  ax.set_ylim(bottom=0.0)
+  _tidy(ax)
+  counts = {len(seeds) for cells in rows.values() for seeds in cells.values()}
+  number = " or ".join(map(str, sorted(counts)))
+  _frame(
+    figure,
+    title,
+    handles,
+    f"Means of {number} seeds; vertical lines: 95 % t intervals.",
+  )
+  return _save(figure, path)
+
+
 def difference_forest(
   differences: Mapping[str, statistics.PairedDifference],
   *,

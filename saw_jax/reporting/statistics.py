@@ -432,6 +432,30 @@ def steps_to_threshold(
   return int(at[reached[0] + window - 1]) if reached.size else None
 
 
+def has_collapsed(
+  values: npt.ArrayLike, *, window: int, share: float = 0.5
+) -> bool:
+  """Says whether a seed lost what it had.
+
+  Args:
+    values: rewards of one seed in the order of the steps, 0 or more. Shape
+      `[T]`.
+    window: steps that are averaged.
+    share: of the best average.
+
+  Returns:
+    Whether the average of the last `window` steps is below `share` of the best
+    such average that the seed ever had.
+
+  >>> has_collapsed([0.4, 0.8, 0.9, 0.3], window=1)
+  True
+  >>> has_collapsed([0.4, 0.8, 0.9, 0.5], window=1)
+  False
+  """
+  averages = moving_average(_sample(values), window)
+  return bool(averages[-1] < share * averages.max())
+
+
 def summarise_steps(steps: Sequence[int | None], *, limit: int) -> StepsSummary:
   """Gives the median of steps to a threshold, None counting as beyond `limit`.
 

@@ -147,7 +147,7 @@ class TestAtK:
   @pytest.mark.parametrize("task", [Lengths(), Votes()])
   def test_sampled_scores_have_them_and_greedy_ones_not(self, task):
     experiment = helpers.experiment(task=task, evaluation={"samples": 3})
-    evaluator = sync_loop.make_evaluator(
+    evaluator = experiment_lib.make_evaluator(
       experiment,
       parallel.seeded(),
       rollouts.Encoder(experiment.tokenizer, experiment.rollout),
