@@ -409,7 +409,14 @@ def advance(ledger: Ledger, protocol: StalenessProtocol) -> Ledger:
 
 
 def to_json(ledger: Ledger) -> dict[str, Any]:
-  """Returns a ledger as what JSON can hold."""
+  """Returns a ledger as what JSON can hold.
+
+  Args:
+    ledger: where the groups are.
+
+  Returns:
+    A document; `from_json` reads it.
+  """
   return ledger._asdict()
 
 

@@ -1,7 +1,6 @@
 """The loop on a task of letters: it learns, resumes, and says what is wrong."""
 
 import signal
-import threading
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ from saw_jax import algorithms
 from saw_jax.reporting import runs
 from saw_jax.tasks import base
 from saw_jax.tasks.grading import RewardError
-from saw_jax.training import checkpoint, session, sync_loop
+from saw_jax.training import checkpoint, sync_loop
 from tests.training import helpers
 
 CLOCK = ("seconds/", "tokens_per_second", "compilations")
@@ -303,27 +302,3 @@ class TestBadState:
     sync_loop.run(helpers.experiment(), [0], directory=tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="there and"):
       sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
-
-
-class TestInterrupt:
-  def test_works_outside_the_main_thread(self):
-    errors = []
-
-    def body():
-      try:
-        with session.Interrupt() as interrupt:
-          assert not interrupt.requested
-      except Exception as error:
-        errors.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert not errors
-
-  def test_the_second_ctrl_c_stops_at_once(self):
-    with session.Interrupt() as interrupt:
-      signal.raise_signal(signal.SIGINT)
-      assert interrupt.requested
-      with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
