@@ -67,10 +67,7 @@ def open_run(
     document = {
       "config": json.loads(json.dumps(config)),
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
-      "commit": commit(),
-      "python": platform.python_version(),
-      "packages": {name: metadata.version(name) for name in _PACKAGES},
-      "machine": machine(),
+      **environment(),
       "started": _now(),
     }
   temporary = path.with_suffix(".tmp")
@@ -103,6 +100,20 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
   ):
     raise RunError(f"{path} is damaged: it holds no config")
   return document
+
+
+def environment() -> dict[str, Any]:
+  """Describes what a figure was measured with.
+
+  Returns:
+    Commit, Python, versions of the packages and machine.
+  """
+  return {
+    "commit": commit(),
+    "python": platform.python_version(),
+    "packages": {name: metadata.version(name) for name in _PACKAGES},
+    "machine": machine(),
+  }
 
 
 def commit() -> str:
