@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from configs import arguments, base
+from configs.asympo import math as asympo_math
 from configs.saw import tool_calling
 from experiments import build
 from saw_jax import algorithms
 from saw_jax.models.config import DecoderConfig
+from saw_jax.reporting import papers
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.training import (
   evaluation,
@@ -230,6 +232,72 @@ class TestToolCalling:
       assert name.partition("/")[2] in {*names, "right"}
     for name in tool_calling.THRESHOLDS:
       assert name.removeprefix("reward/") in names
+
+
+class TestAsympo:
+  """Losses by lag: configs/asympo/math.py."""
+
+  @pytest.mark.parametrize("row", asympo_math.ROWS)
+  def test_every_row_builds_and_says_which_log_probs_it_needs(
+    self, row, monkeypatch
+  ):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    config = asympo_math.get_config(f"row={row},lag=4").lock()
+    method = build.build(config).method
+    none = ("naive", "spo", "gpg", "gpg_nonzero")
+    if row in none or row.startswith("asympo"):
+      assert not (method.needs_behave or method.needs_old)
+    else:
+      assert method.needs_behave
+      assert method.needs_old == (row in ("tis", "decoupled_ppo"))
+
+  @pytest.mark.parametrize("row", ("naive", "spo", "asympo", "asympo_stable"))
+  def test_the_balance_has_the_aggregate_that_it_needs(self, row):
+    algorithm = asympo_math.get_config(f"row={row}").algorithm
+    assert algorithm.advantage == "dr_grpo"  # no deviation: eq. (9)
+    assert algorithm.aggregate == "sequence_mean_token_mean"
+
+  def test_the_paper_scale_is_the_published_setting(self):
+    config = asympo_math.get_config("row=asympo,scale=paper")
+    loop, run = config.loop, config.asynchronous
+    assert (run.protocol, run.threshold) == ("quota", 0.5)
+    assert loop.prompts_per_step * loop.num_steps == 3 * 4000
+    assert loop.group_size == 8
+    assert config.optimizer.learning_rate == 2e-6
+    assert config.rollout.max_prompt_tokens == 1024
+    assert config.rollout.max_new_tokens == 4096
+    assert config.evaluation.samples == 8
+    assert len(config.task.options.benchmarks) + 1 == 6
+
+  @pytest.mark.parametrize("protocol", asympo_math.PROTOCOLS[1:])
+  def test_a_protocol_can_be_chosen(self, protocol, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    config = asympo_math.get_config(f"lag=2,protocol={protocol}").lock()
+    made = build.build(config)
+    assert made.asynchronous.protocol == protocol
+    assert made.asynchronous.lag == 2
+
+  def test_rows_differ_in_their_algorithm_alone(self):
+    first = asympo_math.get_config("row=asympo").to_dict()
+    for row in asympo_math.ROWS:
+      other = asympo_math.get_config(f"row={row}").to_dict()
+      other["algorithm"] = first["algorithm"]
+      if row == "dapo":  # its sampling is part of the method
+        other["asynchronous"]["dynamic_sampling"] = False
+      assert other == first, row
+
+  def test_the_table_is_made_of_its_own_runs(self):
+    rows = set(asympo_math.PAPER_ROWS + asympo_math.OTHER_ROWS)
+    assert rows <= set(asympo_math.ROWS)
+    assert len(asympo_math.RUNS) == len(rows) * len(asympo_math.SWEPT_VALUES)
+    for name, (row, lag, argument) in asympo_math.RUNS.items():
+      config = asympo_math.get_config(argument)
+      assert name == f"{row}_lag{lag}"
+      assert config.asynchronous.lag == lag
+    cells = papers.read("asympo")
+    for row, fields in asympo_math.PUBLISHED.items():
+      assert row in rows
+      assert len(papers.select(cells, **fields)) >= 1
 
 
 def unwrap(fn):

@@ -139,6 +139,10 @@ class TestMistakesInFlags:
         "unknown scale 'tyni': did you mean 'tiny'?",
       ),
       (["--table=saw/tool_calling", "--seeds=0"], "--seeds=0"),
+      (
+        ["--table=asympo/math", "--rows=asympo_lag17"],
+        "no run 'asympo_lag17': did you mean 'asympo_lag1",
+      ),
       ([], "--table must have a value"),
     ],
   )

@@ -144,6 +144,85 @@ class TestRewardCurves:
     assert width == round(150 * figure.get_figwidth())
 
 
+class TestMetricPanels:
+  def make(self, **options):
+    rows = {"naive": curves(2), "spo": curves(3)}
+    return plots.metric_panels(
+      {"lag 0": rows, "lag 4": rows, "lag 8": rows, "lag 16": rows},
+      {"reward": "reward/correct"},
+      quantity="training reward",
+      **options,
+    )
+
+  def test_each_panel_has_each_row(self):
+    figure = self.make(window=3)
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in shown] == [
+      "lag 0",
+      "lag 4",
+      "lag 8",
+      "lag 16",
+    ]
+    assert all(len(ax.lines) == 2 for ax in shown)
+    line = shown[0].lines[0]
+    values = curves(2).values["reward/correct"].mean(axis=0)
+    assert line.get_ydata()[0] == pytest.approx(values[:3].mean())
+    assert line.get_xdata()[0] == 2
+    assert legend_of(figure) == ["naive", "spo"]
+
+  def test_several_metrics_name_themselves(self):
+    figure = plots.metric_panels(
+      {"naive": {"naive": curves(2)}},
+      {"a": "reward/correct", "b": "reward/format"},
+      quantity="reward",
+      log=True,
+    )
+    assert legend_of(figure) == ["a", "b"]
+    assert figure.axes[0].get_yscale() == "log"
+
+  def test_nothing_to_draw_is_refused(self):
+    with pytest.raises(ValueError, match="nothing to draw"):
+      plots.metric_panels({}, {"a": "b"}, quantity="q")
+
+
+class TestSweep:
+  ROWS = {
+    "naive": {0: [0.4, 0.6], 16: [0.1, 0.1], 4: [0.3, 0.5]},
+    "spo": {0: [0.5, 0.5], 16: [0.4, 0.6]},
+  }
+
+  def test_lines_are_the_means_in_the_order_of_the_values(self):
+    figure = plots.sweep(self.ROWS, swept="lag", quantity="score")
+    (ax,) = figure.axes
+    naive, spo = ax.lines
+    np.testing.assert_allclose(naive.get_ydata(), [0.5, 0.4, 0.1])
+    np.testing.assert_allclose(spo.get_ydata(), [0.5, 0.5])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [
+      "0",
+      "4",
+      "16",
+    ]
+    # The row without a run at 4 goes from the first place to the last.
+    np.testing.assert_allclose(spo.get_xdata().round(), [0, 2])
+    assert legend_of(figure) == ["naive", "spo"]
+
+  def test_intervals_are_those_of_the_seeds(self):
+    figure = plots.sweep(
+      {"naive": {0: [0.4, 0.6]}}, swept="lag", quantity="score"
+    )
+    low, high = statistics.t_interval([0.4, 0.6])
+    (segment,) = figure.axes[0].collections[0].get_segments()
+    np.testing.assert_allclose(sorted(segment[:, 1]), [low, high])
+
+  def test_the_legend_covers_no_data(self):
+    figure = plots.sweep(self.ROWS, swept="lag", quantity="score", title="T")
+    assert_legend_and_caption_are_clear_of_the_panels(figure)
+
+  def test_nothing_to_draw_is_refused(self):
+    with pytest.raises(ValueError, match="nothing to draw"):
+      plots.sweep({}, swept="lag", quantity="score")
+
+
 class TestBands:
   def test_one_deviation(self):
     # Two seeds at 0 and 2: mean 1, sample deviation sqrt(2).
