@@ -274,8 +274,8 @@ SWEPT_VALUES = (0, 4, 16, 32)
 RUNS = {
   f"{row}_lag{lag}": (row, lag, f"row={row},lag={lag}")
   for rows, lags in (
-    (PAPER_ROWS, (16, 0, 32, 4)),
-    (OTHER_ROWS, (16, 0, 32, 4)),
+    (PAPER_ROWS, SWEPT_VALUES),
+    (OTHER_ROWS, (0, 16)),
   )
   for lag in lags
   for row in rows

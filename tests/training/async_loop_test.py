@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -88,12 +89,15 @@ class TestFixedLag:
       equal &= moved["reward/total"][:, step] == kept["reward/total"][:, step]
       assert equal.all() == same, step
 
-  @pytest.mark.parametrize("actors", [1, 2])
+  @pytest.mark.parametrize(
+    "actors", [1, pytest.param(2, marks=pytest.mark.slow)]
+  )
   def test_actors_change_nothing(self, whole, tmp_path, actors):
     made = experiment(asynchronous={"actors": actors})
     async_loop.run(made, [0, 1], directory=tmp_path)
     assert_same_run(whole, tmp_path)
 
+  @pytest.mark.slow
   def test_actors_on_devices_of_their_own_change_nothing(self, whole, tmp_path):
     made = experiment(asynchronous={"actors": 2, "actor_devices": 2})
     async_loop.run(made, [0, 1], directory=tmp_path)
@@ -105,6 +109,7 @@ class TestFixedLag:
       a["sampler_mismatch"], b["sampler_mismatch"], atol=1e-5
     )
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("lift", ["meshed", "pmapped"])
   def test_other_lifts_hand_their_weights_over(self, lift, tmp_path):
     fields = {"lag": 1, "actors": 1, "actor_devices": 2}
@@ -180,7 +185,9 @@ class TestOtherProtocols:
     assert found["lag/steps_max"].max() == 5
     assert found["lag/versions_max"].max() == 1
 
-  @pytest.mark.parametrize("partial", [0, 2])
+  @pytest.mark.parametrize(
+    "partial", [0, pytest.param(2, marks=pytest.mark.slow)]
+  )
   def test_max_lag_is_kept_by_actors(self, tmp_path, partial):
     made = experiment(
       asynchronous={
@@ -219,6 +226,29 @@ class Constant(helpers.Letters):
     if self.always or example.key % 2 == 0:
       return dataclasses.replace(score, values=(0.0, 0.0))
     return score
+
+
+class Slow(helpers.Letters):
+  """Takes its time, so that actors wait for the grader."""
+
+  def score(self, example, completion):
+    time.sleep(0.002)
+    return super().score(example, completion)
+
+
+class TestBackPressure:
+  def test_a_slow_grader_is_waited_for_and_the_queue_stays_bounded(
+    self, tmp_path
+  ):
+    made = experiment(
+      task=Slow(),
+      asynchronous={"protocol": "max_lag", "lag": 2, "actors": 2},
+    )
+    assert async_loop.run(made, [0], directory=tmp_path).finished
+    found = runs.read_curves([tmp_path]).values
+    held = found["groups/queued"] + found["groups/running"]
+    assert held.max() <= (2 + 1) * 4
+    assert found["groups/expired"].max() == 0
 
 
 class TestDynamicSampling:
