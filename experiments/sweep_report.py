@@ -77,7 +77,12 @@ def write(
     names=_KEPT,
   )
 
-  lines = ["", *_collapse(module, names, curves, values, statistics)]
+  lines = [
+    "",
+    module.NOTE,
+    "",
+    *_collapse(module, names, curves, values, statistics),
+  ]
   lines += ["", *_means(module, names, curves, values, statistics)]
   lines += ["", *_ends(module, names, curves, max(values))]
   differences = _differences(module, names, finals, curves, metric, statistics)

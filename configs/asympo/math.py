@@ -280,6 +280,11 @@ RUNS = {
   for lag in lags
   for row in rows
 }
+# Printed below the table.
+NOTE = (
+  "`dapo` replaces groups whose rewards are all equal: its training reward is "
+  "that of the groups it kept, and it draws more responses than the others."
+)
 # The figure of the table, in a run's final scores.
 METRIC = ("held-out mean@8", "sampled/mean@8")
 # A seed has collapsed if the mean reward of its last WINDOW steps is below this
