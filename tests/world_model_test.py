@@ -360,6 +360,15 @@ class SelectionTest(chex.TestCase):
     with self.assertRaises(ValueError):
       world_model.highest_entropy(jnp.ones(2), jnp.ones(2, bool), alpha=alpha)
 
+  def test_seeds_select_apart(self):
+    rng = np.random.default_rng(1)
+    h = rng.normal(size=(3, 8)).astype(np.float32)
+    pool = rng.random((3, 8)) < 0.8
+    np.testing.assert_array_equal(
+      jax.vmap(world_model.highest_entropy)(h, pool),
+      [world_model.highest_entropy(*one) for one in zip(h, pool, strict=True)],
+    )
+
   def test_a_batch_split_over_devices_selects_the_same(self):
     rng = np.random.default_rng(0)
     h = rng.integers(0, 4, 24).astype(np.float32)  # with ties
