@@ -163,12 +163,7 @@ class TokenLossTest(chex.TestCase):
             taken(x, tokens), mask, weights, token_loss=token_loss
           ).value()
 
-        if token_loss is world_model.hinge or token_loss in (
-          world_model.absolute_error,
-          world_model.cross_entropy,
-        ):
-          check_grads(loss, (logits,), 1, modes=["rev"], rtol=1e-6)
-        # A clip that is a constant: also smooth where no p crosses it.
+        # Steps are so small that no p crosses the clip.
         check_grads(loss, (logits,), 1, modes=["rev"], rtol=1e-6, eps=1e-5)
 
   @parameterized.parameters(-1e4, -90.0, -1e-7, 0.0)

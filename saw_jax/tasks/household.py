@@ -17,6 +17,9 @@ NOTHING = "Nothing happens."
 _HELD = -1  # where an object is that is carried
 _NOWHERE = -1  # where one is in the middle of the room
 _LONGEST = 200  # no action has as many characters
+_LAMP = f"{household_world.LAMP} 1"
+# What is said of an object's state, in the order in which it is said.
+_ADJECTIVES = {"hot": "hot", "cool": "cold", "clean": "clean"}
 
 _FIRST_PROMPT = """\
 You are an expert agent that acts in the ALFRED embodied environment.
@@ -90,7 +93,7 @@ class Household:
     for thing, place in self._lies_in.items():
       self._contents[place].append(thing)
     if world.lamp_in >= 0:
-      self._contents[world.lamp_in].append(f"{household_world.LAMP} 1")
+      self._contents[world.lamp_in].append(_LAMP)
     self._closed = [
       kind_of(name) in household_world.OPENABLE for name in world.places
     ]
@@ -99,8 +102,7 @@ class Household:
     self._wanted = [t for t in world.things if kind_of(t) == world.thing]
     self._trips = [f"go to {name}" for name in world.places]
     return (
-      "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room."
-      f" Looking quickly around you, you see {_listing(world.places)}.\n\n"
+      f"-= Welcome to TextWorld, ALFRED! =-\n\n{self._look()}\n\n"
       f"Your task is to: {world.goal}"
     )
 
@@ -136,6 +138,8 @@ class Household:
       if kind in household_world.OPENABLE:
         verb = "open" if self._closed[self._at] else "close"
         actions.append(f"{verb} {place}")
+      if not self._closed[self._at]:
+        actions += [f"examine {name}" for name in self._contents[self._at]]
       if self._held is None and not self._closed[self._at]:
         actions += [
           f"take {thing} from {place}"
@@ -150,7 +154,7 @@ class Household:
           if kind == tool and household_world.is_able(verb, thing):
             actions.append(f"{verb} {self._held} with {place}")
       if self._at == self.world.lamp_in:
-        actions.append(f"use {household_world.LAMP} 1")
+        actions.append(f"use {_LAMP}")
     return [*actions, "inventory", "look", "help"]
 
   def _act(self, action: str) -> str:
@@ -179,7 +183,7 @@ class Household:
     if self._at == _NOWHERE:
       return (
         "You are in the middle of a room. Looking quickly around you, you see "
-        "nothing."
+        f"{_listing(self.world.places)}."
       )
     place = self.world.places[self._at]
     return f"You are facing the {place}. Next to it, you see nothing."
@@ -220,22 +224,26 @@ class Household:
     return f"You close the {place}."
 
   def _examine(self, name: str) -> str:
-    if name == self._held:
-      states = sorted(self._states.get(name, ()))
-      if states:
-        return f"This is a {' and '.join(states)} {name}."
-      return f"There's nothing special about {name}."
+    is_here = self._at != _NOWHERE and not self._closed[self._at]
+    if name == self._held or is_here and name in self._contents[self._at]:
+      if name == _LAMP:
+        return f"This {name} is {'on' if self._lit else 'off'}."
+      states = self._states.get(name, ())
+      adjectives = [word for word in _ADJECTIVES if word in states]
+      if not adjectives:
+        return f"There's nothing special about {name}."
+      said = " and ".join(_ADJECTIVES[word] for word in adjectives)
+      return f"This is a {said} {name}."
     index = self._index.get(name, _NOWHERE)
     if index == _NOWHERE or index != self._at:
       return NOTHING
     return self._describe(index)
 
   def _use(self, name: str) -> str:
-    lamp = f"{household_world.LAMP} 1"
-    if name != lamp or self._at != self.world.lamp_in or self._at == _NOWHERE:
+    if name != _LAMP or self._at != self.world.lamp_in or self._at == _NOWHERE:
       return NOTHING
     self._lit = True
-    return f"You turn on the {lamp}."
+    return f"You turn on the {_LAMP}."
 
   def _take(self, thing: str, place: str) -> str:
     if self._held is not None or self._closed[self._at]:
@@ -369,7 +377,7 @@ def _plan(world: World, find: Callable[[_Plan, int], None]) -> list[str]:
     if world.kind == "look":
       find(plan, world.lamp_in)
       plan.go(world.lamp_in)
-      plan.actions.append(f"use {household_world.LAMP} 1")
+      plan.actions.append(f"use {_LAMP}")
       break
     if world.kind in household_world.TOOLS:
       tool = kinds.index(household_world.TOOLS[world.kind])

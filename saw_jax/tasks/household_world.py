@@ -285,9 +285,9 @@ def _draw(draws: Draws, kind: str, receptacles: int, objects: int) -> World:
     more = draws.choice([k for k, n in left.items() if n])
     kinds.append(more)
     left[more] -= 1
-  order = draws.sample(list(dict.fromkeys(kinds)), len(set(kinds)))
+  # Listed as ALFWorld lists them.
   places = tuple(
-    f"{k} {n}" for k in order for n in range(kinds.count(k), 0, -1)
+    f"{k} {n}" for k in sorted(set(kinds)) for n in range(kinds.count(k), 0, -1)
   )
 
   # Nothing that the task is about lies where it is to go.

@@ -87,7 +87,8 @@ class TestWording:
   def test_an_episode(self):
     expected = {
       "look": "You are in the middle of a room. Looking quickly around you, "
-      "you see nothing.",
+      "you see a cabinet 1, a microwave 1, a fridge 1, a sinkbasin 1, and a "
+      "shelf 1.",
       "inventory": "You are not carrying anything.",
       "go to fridge 1": "You arrive at fridge 1. The fridge 1 is closed.",
       "examine fridge 1": "The fridge 1 is closed.",
@@ -98,6 +99,7 @@ class TestWording:
       "see nothing.",
       "go to shelf 1": "You arrive at shelf 1. On the shelf 1, you see a mug "
       "1.",
+      "examine  mug 1": "There's nothing special about mug 1.",
       "take mug 1 from shelf 1": "You pick up the mug 1 from the shelf 1.",
       "Inventory": "You are carrying: a mug 1.",
       "examine mug 1": "There's nothing special about mug 1.",
@@ -135,9 +137,16 @@ class TestWording:
       lies_in=(1,),
       lamp_in=0,
     )
-    found, env = play(["go to desk 1", "use desklamp 1"], world)
+    examine = "examine desklamp 1"
+    found, env = play(
+      ["go to desk 1", examine, "use desklamp 1", examine], world
+    )
     assert found[0].endswith("you see a desklamp 1.")
-    assert found[1] == "You turn on the desklamp 1."
+    assert found[1:] == [
+      "This desklamp 1 is off.",
+      "You turn on the desklamp 1.",
+      "This desklamp 1 is on.",
+    ]
     assert not env.won  # without the pen
     rest = ["go to shelf 1", "take pen 1 from shelf 1", "go to desk 1"]
     assert [env.step(action).done for action in rest] == [False, False, True]
@@ -183,13 +192,13 @@ class TestRules:
     heat = ["go to microwave 1", "heat mug 1 with microwave 1"]
     cool = ["go to fridge 1", "cool mug 1 with fridge 1"]
     found = self.reach(*take, *heat, *cool, "examine mug 1")
-    assert found == "This is a cool mug 1."
+    assert found == "This is a cold mug 1."
     put = ["go to cabinet 1", "open cabinet 1", "move mug 1 to cabinet 1"]
     _, env = play([*take, *heat, *cool, *put])
     assert not env.won
     clean = ["go to sinkbasin 1", "clean mug 1 with sinkbasin 1"]
     found = self.reach(*take, *heat, *clean, "examine mug 1")
-    assert found == "This is a clean and hot mug 1."
+    assert found == "This is a hot and clean mug 1."
 
   def test_two_have_to_be_in_the_same_place(self):
     world = KITCHEN._replace(
