@@ -70,7 +70,7 @@ def action_entropy(entropies: Array, completion_mask: Array) -> Array:
     H, with its gradient stopped; 0 for an action without tokens. Shape `[B]`.
 
   References:
-    PaW, sec. 3.2. https://arxiv.org/abs/2606.02388
+    PaW, the prose on (4). https://arxiv.org/abs/2606.02388
 
   >>> h = jnp.array([[1.0, 3.0], [5.0, jnp.nan]])
   >>> print(action_entropy(h, jnp.array([[True, True], [True, False]])))
@@ -673,7 +673,7 @@ def clipped_token_share(
     The number of tokens with p > ρ, and that of all of them.
 
   References:
-    PaW, figure 11. https://arxiv.org/abs/2606.02388
+    PaW, https://arxiv.org/abs/2606.02388
 
   >>> l, mask = jnp.log(jnp.array([[0.125, 0.5]])), jnp.ones((1, 2), bool)
   >>> print(clipped_token_share(l, mask).value())
