@@ -23,6 +23,7 @@ __all__ = [
   "training",
   "types",
   "weighting",
+  "world_model",
 ]
 
 

@@ -10,6 +10,10 @@ its reward, as in the reference code. In a larger group of which one response
 is scored the comparison is missing by accident, so the group is like one whose
 rewards are all alike: advantage 0. What is not scored has advantage 0, and no
 part in any statistic. Rewards get no gradient.
+
+Where an episode has several steps, `step_grpo` and `gigpo` give each its own
+advantage: rewards and results are `[P, G, E]`, with a mask of the steps that
+were taken.
 """
 
 from collections.abc import Callable
@@ -23,6 +27,8 @@ from saw_jax.types import Array
 
 # (advantages [P, G], *, scored [P, G], lengths [P, G], axis_name) -> [P, G]
 Whitening = Callable[..., Array]
+# (rewards [..., G], *, scored [..., G]) -> [..., G]
+Normalization = Callable[..., Array]
 
 
 def normalize_groups(
@@ -515,6 +521,332 @@ def gdpo(
   )
 
 
+def center_groups(rewards: Array, *, scored: Array | None = None) -> Array:
+  """Subtracts the group's mean, and divides by nothing.
+
+  What may take the place of `normalize_groups` in the estimators of steps
+  ("mean_norm" of verl-agent).
+
+  Args:
+    rewards: one number a response. Shape `[..., G]`.
+    scored: mask of the rewards that exist. The shape of `rewards`.
+
+  Returns:
+    The advantages, with their gradient stopped; 0 in a group of equal rewards,
+    and a group of one as it is. The shape of `rewards`.
+
+  References:
+    Dr. GRPO, https://arxiv.org/abs/2503.20783
+
+  >>> print(center_groups(jnp.array([[0.0, 1.0, 5.0]])))
+  [[-2. -1.  3.]]
+  """
+  return _center_groups(jax.lax.stop_gradient(rewards), scored)
+
+
+def step_returns(rewards: Array, steps: Array, *, gamma: float = 0.95) -> Array:
+  """Adds up what each step and the later ones were paid.
+
+    Rₜ = Σ_{k≥t} γ^(k−t) rₖ
+
+  Args:
+    rewards: r, of each step of each episode. Shape `[P, G, E]`.
+    steps: mask of the steps that were taken, from the first on. Shape
+      `[P, G, E]`.
+    gamma: γ.
+
+  Returns:
+    R, with its gradient stopped; 0 where the mask is off. Shape `[P, G, E]`.
+
+  References:
+    GiGPO, https://arxiv.org/abs/2505.10978
+
+  >>> r = jnp.array([[[0.0, 0.0, 8.0]]])
+  >>> print(step_returns(r, jnp.ones_like(r), gamma=0.5))
+  [[[2. 4. 8.]]]
+  """
+  chex.assert_rank([rewards, steps], 3)
+  rewards = reductions.select(jax.lax.stop_gradient(rewards), steps)
+
+  def add(later, reward):
+    total = reward + gamma * later
+    return total, total
+
+  _, returns = jax.lax.scan(
+    add,
+    jnp.zeros_like(rewards[..., 0]),
+    jnp.moveaxis(rewards, -1, 0),
+    reverse=True,
+  )
+  return reductions.select(jnp.moveaxis(returns, 0, -1), steps)
+
+
+def step_grpo(
+  rewards: Array,
+  steps: Array,
+  *,
+  penalties: Array | None = None,
+  normalize: Normalization = normalize_groups,
+) -> Array:
+  """Standardises episodes' returns over all steps of a group.
+
+    sₜ = Σₖ rₖ − penaltyₜ,   A = (s − mean_steps) / (std_steps + ε)
+
+  A long episode has more steps and weighs more. An invalid step's penalty is
+  its own; in a group that always fails it is the only difference there is, and
+  gets an advantage of order 1.
+
+  Args:
+    rewards: r, of each step of each episode. Shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    penalties: subtracted from the step's own score. Shape `[P, G, E]`.
+    normalize: `normalize_groups` or `center_groups`.
+
+  Returns:
+    The advantages of the steps, with their gradient stopped; 0 where the mask
+    is off and in groups whose scores are all alike. Shape `[P, G, E]`.
+
+  References:
+    GRPO as in verl-agent's agent loop. https://arxiv.org/abs/2402.03300
+
+  >>> r = jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
+  >>> print(step_grpo(r, jnp.ones_like(r), normalize=center_groups))
+  [[[ 0.5  0.5]
+    [-0.5 -0.5]]]
+  """
+  scores = _step_scores(rewards, steps, penalties)
+  flat = (scores.shape[0], -1)
+  advantages = normalize(
+    scores.reshape(flat), scored=jnp.asarray(steps, bool).reshape(flat)
+  )
+  return advantages.reshape(scores.shape)
+
+
+def trajectory_grpo(
+  rewards: Array,
+  steps: Array,
+  *,
+  penalties: Array | None = None,
+  eps: float = 1e-6,
+) -> Array:
+  """Standardises steps' scores by the mean and deviation of episodes.
+
+    sₜ = Σₖ rₖ − penaltyₜ,   A = (s − mean_episodes) / (std_episodes + ε)
+
+  Each episode counts once in the statistics, without penalties. Where all
+  episodes end alike there is no deviation, and a penalty is divided by ε: use
+  it without penalties, or use `step_grpo`.
+
+  Args:
+    rewards: r, of each step of each episode. Shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    penalties: subtracted from the step's own score. Shape `[P, G, E]`.
+    eps: ε, added to the sample's deviation.
+
+  Returns:
+    The advantages of the steps, with their gradient stopped. Shape `[P, G, E]`.
+
+  References:
+    GRPO, https://arxiv.org/abs/2402.03300
+
+  >>> r = jnp.array([[[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]])
+  >>> print(jnp.array_str(trajectory_grpo(r, jnp.ones_like(r))[0], precision=3))
+  [[ 1.  1.]
+   [-1. -1.]
+   [ 0.  0.]]
+  """
+  centered, std = _against_trajectories(rewards, steps, penalties)
+  return reductions.divide(centered, std + eps)
+
+
+def trajectory_center(
+  rewards: Array, steps: Array, *, penalties: Array | None = None
+) -> Array:
+  """Subtracts the mean of the episodes' returns from steps' scores.
+
+  `trajectory_grpo` without its division.
+
+  Args:
+    rewards: r, of each step of each episode. Shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    penalties: subtracted from the step's own score. Shape `[P, G, E]`.
+
+  Returns:
+    The advantages of the steps, with their gradient stopped. Shape `[P, G, E]`.
+
+  References:
+    Dr. GRPO, https://arxiv.org/abs/2503.20783
+
+  >>> r = jnp.array([[[0.0, 2.0], [0.0, 0.0]]])
+  >>> print(trajectory_center(r, jnp.ones_like(r)))
+  [[[ 1.  1.]
+    [-1. -1.]]]
+  """
+  return _against_trajectories(rewards, steps, penalties)[0]
+
+
+def anchor_advantages(
+  returns: Array,
+  anchors: Array,
+  steps: Array,
+  *,
+  normalize: Normalization = normalize_groups,
+) -> Array:
+  """Compares the steps of a group that started from the same observation.
+
+    Aₜ = (Rₜ − mean_anchor) / (std_anchor + ε)
+
+  Args:
+    returns: R of each step. Shape `[P, G, E]`.
+    anchors: a number per observation, equal within a prompt's episodes where
+      the observations are. Integers of shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    normalize: `normalize_groups` or `center_groups`.
+
+  Returns:
+    The advantages of the steps, with their gradient stopped; 0 for a step that
+    nothing can be compared with. Memory is quadratic in `G E`. Shape
+    `[P, G, E]`.
+
+  References:
+    GiGPO, https://arxiv.org/abs/2505.10978
+
+  >>> r = jnp.array([[[4.0, 9.0], [2.0, 7.0]]])
+  >>> at = jnp.array([[[0, 1], [0, 2]]])
+  >>> print(anchor_advantages(r, at, r > 0, normalize=center_groups))
+  [[[ 1.  0.]
+    [-1.  0.]]]
+  """
+  chex.assert_rank([returns, anchors, steps], 3)
+  chex.assert_equal_shape([returns, anchors, steps])
+  flat = (returns.shape[0], -1)
+  taken = jnp.asarray(steps, bool).reshape(flat)
+  anchors = anchors.reshape(flat)
+  same = anchors[:, :, None] == anchors[:, None, :]
+  same &= taken[:, :, None] & taken[:, None, :]
+  # A row per step: the returns of the steps that it is compared with.
+  others = jnp.broadcast_to(
+    reductions.select(returns.reshape(flat), taken)[:, None, :], same.shape
+  )
+  advantages = jnp.diagonal(normalize(others, scored=same), axis1=-2, axis2=-1)
+  comparable = jnp.sum(same, axis=-1) > 1
+  return reductions.select(advantages, comparable).reshape(returns.shape)
+
+
+def gigpo(
+  rewards: Array,
+  anchors: Array,
+  steps: Array,
+  *,
+  penalties: Array | None = None,
+  gamma: float = 0.95,
+  omega: float = 1.0,
+  normalize: Normalization = normalize_groups,
+) -> Array:
+  """Adds the comparison of steps to the comparison of episodes.
+
+    A = A^E + ω A^S
+
+  A^E is `step_grpo`, A^S is `anchor_advantages` of the discounted returns, from
+  which an invalid step's own penalty is subtracted. ω = 0 is GRPO over steps.
+
+  Args:
+    rewards: r, what the environment paid for each step. Shape `[P, G, E]`.
+    anchors: a number per observation before the step, equal where the
+      observations are. Integers of shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    penalties: of invalid steps, subtracted in both terms at that step only.
+      Shape `[P, G, E]`.
+    gamma: γ of the returns.
+    omega: ω, weight of the steps' term.
+    normalize: `normalize_groups`, or `center_groups` for "mean_norm".
+
+  Returns:
+    The advantages of the steps, with their gradient stopped. Shape `[P, G, E]`.
+
+  References:
+    GiGPO, https://arxiv.org/abs/2505.10978
+
+  >>> r = jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
+  >>> at = jnp.array([[[0, 1], [0, 2]]])
+  >>> every = jnp.ones(r.shape, bool)
+  >>> print(gigpo(r, at, every, gamma=0.5, normalize=center_groups))
+  [[[ 0.75  0.5 ]
+    [-0.75 -0.5 ]]]
+  """
+  episode = step_grpo(rewards, steps, penalties=penalties, normalize=normalize)
+  returns = step_returns(rewards, steps, gamma=gamma)
+  if penalties is not None:
+    returns -= reductions.select(jax.lax.stop_gradient(penalties), steps)
+  return episode + omega * anchor_advantages(
+    returns, anchors, steps, normalize=normalize
+  )
+
+
+def gae(
+  rewards: Array,
+  values: Array,
+  mask: Array,
+  *,
+  gamma: float = 1.0,
+  lambda_: float = 1.0,
+) -> Array:
+  """Estimates advantages against a value function.
+
+    δₜ = rₜ + γ Vₜ₊₁ − Vₜ,   Aₜ = δₜ + γ λ Aₜ₊₁
+
+  Time runs over what the mask selects: t + 1 is the next selected token, and
+  after the last the value is 0. What the critic learns is A + V.
+
+  Args:
+    rewards: r, of each token. Shape `[B, T]`.
+    values: V, of the state that each token was chosen in. Shape `[B, T]`.
+    mask: the tokens that the policy chose. Shape `[B, T]`.
+    gamma: γ.
+    lambda_: λ; 1 is the return less the value, 0 the error of one step.
+
+  Returns:
+    The advantages, with their gradient stopped; 0 where the mask is off. Shape
+    `[B, T]`.
+
+  References:
+    Schulman et al. (2015). https://arxiv.org/abs/1506.02438
+
+  >>> r, v = jnp.array([[0.0, 1.0]]), jnp.array([[0.25, 0.5]])
+  >>> print(gae(r, v, jnp.ones_like(r)))
+  [[0.75 0.5 ]]
+  """
+  chex.assert_rank([rewards, values, mask], 2)
+  chex.assert_equal_shape([rewards, values, mask])
+  rewards = reductions.select(jax.lax.stop_gradient(rewards), mask)
+  values = reductions.select(jax.lax.stop_gradient(values), mask)
+  dtype = jnp.result_type(rewards, values)
+
+  def step(later, now):
+    next_value, next_advantage = later
+    reward, value, on = now
+    error = reward + gamma * next_value - value
+    advantage = error + gamma * lambda_ * next_advantage
+    later = (
+      jnp.where(on, value, next_value),
+      jnp.where(on, advantage, next_advantage),
+    )
+    return later, jnp.where(on, advantage, jnp.zeros_like(advantage))
+
+  zeros = jnp.zeros(rewards.shape[:1], dtype)
+  _, advantages = jax.lax.scan(
+    step,
+    (zeros, zeros),
+    (
+      rewards.T.astype(dtype),
+      values.T.astype(dtype),
+      jnp.asarray(mask, bool).T,
+    ),
+    reverse=True,
+  )
+  return advantages.T
+
+
 def condition_rewards(
   rewards: Array, *, component: int, on: int, threshold: float
 ) -> Array:
@@ -630,3 +962,36 @@ def _inverse_share(
   count = reductions.all_sum(counted, **over)
   total = reductions.all_sum(jnp.ones_like(counted), **over)
   return jnp.where(count > 0, reductions.divide(total, count), 1.0)
+
+
+def _step_scores(
+  rewards: Array, steps: Array, penalties: Array | None
+) -> Array:
+  """The return of its episode for each step, less the step's own penalty."""
+  chex.assert_rank([rewards, steps], 3)
+  chex.assert_equal_shape([rewards, steps])
+  rewards = reductions.select(jax.lax.stop_gradient(rewards), steps)
+  scores = jnp.broadcast_to(
+    jnp.sum(rewards, axis=-1, keepdims=True), rewards.shape
+  )
+  if penalties is not None:
+    chex.assert_equal_shape([rewards, penalties])
+    scores -= jax.lax.stop_gradient(penalties).astype(scores.dtype)
+  return reductions.select(scores, steps)
+
+
+def _against_trajectories(
+  rewards: Array, steps: Array, penalties: Array | None
+) -> tuple[Array, Array]:
+  """Steps' scores less the mean return of episodes, and its deviation."""
+  scores = _step_scores(rewards, steps, penalties)
+  returns = _step_scores(rewards, steps, None)
+  ran = jnp.any(jnp.asarray(steps, bool), axis=-1)
+  totals = reductions.all_max(returns, axis=-1, where=steps)
+  totals = reductions.select(totals, ran)
+  # What a step lost to its episode, so that equal episodes deviate by 0.
+  lost = scores - returns
+  deviations = reductions.all_deviations(totals, axis=-1, where=ran)
+  std = reductions.all_std(totals, axis=-1, where=ran, ddof=1, keepdims=True)
+  centered = reductions.select(deviations[..., None] + lost, steps)
+  return centered, std[..., None]

@@ -18,6 +18,7 @@ from saw_jax import advantages, losses, weighting
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SAW = json.loads((GOLDEN / "saw_gdpo.json").read_text())
 POLICY = json.loads((GOLDEN / "policy_losses.json").read_text())
+PAW = json.loads((GOLDEN / "paw_gigpo.json").read_text())
 released = functools.partial(
   weighting.saw_weights,
   minima=np.array([-3.0, 0.0]),
@@ -571,3 +572,220 @@ class WhiteningTest(chex.TestCase):
           n = np.full(a.shape, 7)
           np.testing.assert_array_equal(whiten(a, lengths=n, eps=eps), 0)
           np.testing.assert_array_equal(whiten(a, lengths=0 * n, eps=eps), 0)
+
+
+def paw_steps(dtype=np.float64):
+  """The golden steps as `[P, G, E]`: rewards, anchors, penalties, a mask.
+
+  Also, for each array of the file, where its entries are in that shape.
+  """
+  (case,) = (c for c in PAW["cases"] if c["kind"] == "advantage")
+  inputs = case["inputs"]
+  anchors = {name: i for i, name in enumerate(sorted(set(inputs["anchor"])))}
+  first = {0: 0, 1: 3}  # of each group, its first trajectory
+  shape = (2, 3, 4)
+  rewards, penalties = np.zeros(shape, dtype), np.zeros(shape, dtype)
+  at, mask, places = np.full(shape, -1), np.zeros(shape, bool), []
+  for i, (group, traj) in enumerate(
+    zip(inputs["group"], inputs["traj"], strict=True)
+  ):
+    step = inputs["traj"][:i].count(traj)
+    place = (group, traj - first[group], step)
+    places.append(place)
+    rewards[place], mask[place] = inputs["reward"][i], True
+    penalties[place] = inputs["penalty_coef"] * inputs["invalid"][i]
+    at[place] = anchors[inputs["anchor"][i]]
+  rows = tuple(np.array(places).T)
+  return case, rewards, at, penalties, mask, rows
+
+
+class StepsGoldenTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_it(self):
+    for dtype in (np.float64, np.float32):
+      with jax.enable_x64(dtype is np.float64):
+        case, rewards, at, penalties, mask, rows = paw_steps(dtype)
+        inputs, want = case["inputs"], case["expected"]
+        gamma, omega = inputs["gamma"], inputs["omega"]
+        std = functools.partial(advantages.normalize_groups, eps=inputs["eps"])
+
+        def every(r, p, std=std, at=at, mask=mask, gamma=gamma, omega=omega):
+          returns = advantages.step_returns(r, mask, gamma=gamma) - p
+          found = {"step_return": returns}
+          for name, normalize in (
+            ("mean_std_norm", std),
+            ("mean_norm", advantages.center_groups),
+          ):
+            found[f"grpo_episode_adv/{name}"] = advantages.step_grpo(
+              r, mask, penalties=p, normalize=normalize
+            )
+            found[f"gigpo_step_adv/{name}"] = advantages.anchor_advantages(
+              returns, at, mask, normalize=normalize
+            )
+            found[f"gigpo_adv/{name}"] = advantages.gigpo(
+              r,
+              at,
+              mask,
+              penalties=p,
+              gamma=gamma,
+              omega=omega,
+              normalize=normalize,
+            )
+          key = "grpo_episode_adv_across_trajectories"
+          found[f"{key}/mean_std_norm"] = advantages.trajectory_grpo(
+            r, mask, penalties=p
+          )
+          found[f"{key}/mean_norm"] = advantages.trajectory_center(
+            r, mask, penalties=p
+          )
+          return found
+
+        found = self.variant(every)(rewards, penalties)
+        assert set(found) == set(want) - {"step_score", "anchor_group"}
+        for name, values in found.items():
+          assert values.dtype == dtype
+          np.testing.assert_allclose(
+            values[rows],
+            want[name],
+            **PAW["tolerance"][np.dtype(dtype).name],
+            err_msg=name,
+          )
+          if name != "step_return":
+            assert not values[~mask].any(), name
+
+
+class StepsTest(chex.TestCase):
+  def sample(self, seed=0, shape=(2, 3, 5)):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, shape[-1] + 1, shape[:2])
+    mask = np.arange(shape[-1]) < lengths[..., None]
+    rewards = rng.normal(size=shape).astype(np.float32)
+    return rewards, rng.integers(0, 3, shape), mask
+
+  def test_agrees_with_loops(self):
+    for seed in range(4):
+      rewards, at, mask = self.sample(seed)
+      found = advantages.gigpo(rewards, at, mask, gamma=0.9, omega=0.5)
+      for p in range(2):
+        steps = [tuple(i) for i in np.argwhere(mask[p])]
+        scores = {i: rewards[p, i[0]][mask[p, i[0]]].sum() for i in steps}
+        later = {
+          (g, t): sum(
+            0.9 ** (k - t) * rewards[p, g, k]
+            for k in range(t, mask[p, g].sum())
+          )
+          for g, t in steps
+        }
+        for i in steps:
+          pool = list(scores.values())
+          want = (scores[i] - np.mean(pool)) / (np.std(pool, ddof=1) + 1e-6)
+          like = [later[j] for j in steps if at[p][j] == at[p][i]]
+          if len(like) > 1:
+            spread = np.std(like, ddof=1) + 1e-6
+            want += 0.5 * (later[i] - np.mean(like)) / spread
+          np.testing.assert_allclose(found[p][i], want, rtol=2e-4, atol=2e-5)
+
+  def test_omega_of_zero_is_grpo_over_steps(self):
+    rewards, at, mask = self.sample()
+    np.testing.assert_array_equal(
+      advantages.gigpo(rewards, at, mask, omega=0.0),
+      advantages.step_grpo(rewards, mask),
+    )
+
+  def test_of_one_step_each_is_grpo(self):
+    rewards, at, _ = self.sample(shape=(2, 5, 1))
+    mask = np.ones(rewards.shape, bool)
+    want = advantages.grpo(rewards, jnp.ones(1))
+    for f in (advantages.step_grpo, advantages.trajectory_grpo):
+      np.testing.assert_allclose(f(rewards, mask)[..., 0], want, rtol=1e-5)
+    # All episodes begin in the same place: the two terms are one.
+    np.testing.assert_allclose(
+      advantages.gigpo(rewards, at * 0, mask)[..., 0], 2 * want, rtol=1e-5
+    )
+
+  @parameterized.parameters(0.1, 1.8, 10.0)
+  def test_constant_groups_are_exactly_zero(self, paid):
+    _, at, mask = self.sample(shape=(2, 7, 3))
+    rewards = np.zeros(mask.shape, np.float32)
+    rewards[..., 0] = paid
+    for found in (
+      advantages.step_grpo(rewards, mask),
+      advantages.trajectory_grpo(rewards, mask),
+      advantages.trajectory_center(rewards, mask),
+      advantages.anchor_advantages(np.full_like(rewards, paid), at, mask),
+      advantages.gigpo(rewards, at * 0 + np.arange(3), mask),
+    ):
+      np.testing.assert_array_equal(found, np.zeros_like(found))
+
+  def test_what_was_not_taken_has_no_say(self):
+    rewards, at, mask = self.sample()
+    garbage = np.where(mask, rewards, np.nan).astype(np.float32)
+    for f in (
+      advantages.step_grpo,
+      advantages.trajectory_grpo,
+      lambda r, m: advantages.gigpo(r, np.where(m, at, 0), m),
+    ):
+      found = f(garbage, mask)
+      np.testing.assert_allclose(found, f(rewards, mask), rtol=1e-5)
+      assert not found[~mask].any()
+
+  def test_a_single_step_has_nothing_to_be_compared_with(self):
+    one = jnp.ones((1, 1, 1))
+    found = advantages.anchor_advantages(one, one.astype(int), one)
+    assert found == 0
+
+  def test_a_penalty_is_paid_at_its_step_only(self):
+    rewards, at, mask = self.sample()
+    at = np.arange(at.size).reshape(at.shape)  # nothing to compare
+    penalties = np.zeros_like(rewards)
+    penalties[0, 0, 0] = 0.5
+    center = advantages.center_groups
+    before = advantages.step_grpo(rewards, mask, normalize=center)
+    after = advantages.gigpo(
+      rewards, at, mask, penalties=penalties, normalize=center
+    )
+    moved = after - before
+    share = 0.5 / mask[0].sum()
+    np.testing.assert_allclose(moved[0, 0, 0], share - 0.5, rtol=1e-4)
+    others = mask[0].copy()
+    others[0, 0] = False
+    np.testing.assert_allclose(moved[0][others], share, rtol=1e-4)
+    assert not moved[1].any()
+
+  def test_rewards_get_no_gradient(self):
+    rewards, at, mask = self.sample()
+    gradient = jax.grad(lambda r: advantages.gigpo(r, at, mask).sum())(rewards)
+    assert not gradient.any()
+
+
+class GaeTest(chex.TestCase):
+  def test_lambda_of_one_is_return_less_value(self):
+    rng = np.random.default_rng(0)
+    r, v = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    returns = np.cumsum(r[:, ::-1], axis=-1)[:, ::-1]
+    np.testing.assert_allclose(
+      advantages.gae(r, v, np.ones_like(r)), returns - v, rtol=1e-4, atol=1e-6
+    )
+
+  def test_lambda_of_zero_is_the_error_of_one_step(self):
+    r, v = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 5.0]])
+    # 1 + 0.5 · 5 − 3 and 2 − 5.
+    found = advantages.gae(r, v, jnp.ones_like(r), gamma=0.5, lambda_=0.0)
+    np.testing.assert_allclose(found, [[0.5, -3.0]])
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_masked_equals_subset(self):
+    rng = np.random.default_rng(1)
+    r, v = rng.normal(size=(2, 1, 6)).astype(np.float32)
+    mask = np.array([[0, 1, 1, 0, 1, 0]], bool)
+    f = self.variant(functools.partial(advantages.gae, gamma=0.9, lambda_=0.8))
+    found = f(np.where(mask, r, np.nan), np.where(mask, v, np.inf), mask)
+    want = advantages.gae(
+      r[mask][None],
+      v[mask][None],
+      np.ones((1, 3), bool),
+      gamma=0.9,
+      lambda_=0.8,
+    )
+    np.testing.assert_allclose(found[mask], want[0], rtol=1e-6)
+    assert not found[~mask].any()

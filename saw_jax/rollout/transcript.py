@@ -59,6 +59,11 @@ class Transcript:
     return self.roles[..., self.prompt_size :] == Role.POLICY
 
   @property
+  def observation_mask(self) -> Array:
+    """True on the tokens that the environment wrote. Shape `[B, T]`."""
+    return self.roles[..., self.prompt_size :] == Role.OBSERVATION
+
+  @property
   def completion_lengths(self) -> Array:
     """How many tokens the policy chose, int32. Shape `[B]`."""
     return self.completion_mask.sum(-1).astype("int32")
@@ -125,4 +130,63 @@ def pad_prompts(
     ids=np.arange(len(prompts), dtype=np.int32)
     if ids is None
     else np.asarray(ids, np.int32),
+  )
+
+
+def append_observations(
+  transcript: Transcript,
+  observations: Sequence[Sequence[int]],
+  *,
+  max_tokens: int,
+  before: Sequence[int] = (),
+  after: Sequence[int] = (),
+) -> Transcript:
+  """Puts what the environment said behind what the policy said, in NumPy.
+
+  Directly behind, whatever the padding: the first token of an observation is
+  predicted from the policy's last. What comes earlier in a row is not changed,
+  so that causal attention computes the same for it.
+
+  Args:
+    transcript: of one turn; without an axis of seeds.
+    observations: token ids for each row; a row with none stays as it is.
+    max_tokens: of an observation that are kept, its first ones.
+    before: tokens of the chat template between the two.
+    after: tokens of the chat template behind the observation.
+
+  Returns:
+    The transcript, longer by as many positions as the longest addition can
+    need. The template's tokens have the role `GLUE`.
+
+  Raises:
+    ValueError: there is not one observation for each row.
+
+  References:
+    PaW, https://arxiv.org/abs/2606.02388
+  """
+  tokens, roles = np.array(transcript.tokens), np.array(transcript.roles)
+  if len(observations) != len(tokens):
+    raise ValueError(
+      f"{len(observations)} observations for {len(tokens)} transcripts"
+    )
+  more = len(before) + max_tokens + len(after)
+  wider = ((0, 0), (0, more))
+  tokens, roles = np.pad(tokens, wider), np.pad(roles, wider)
+  ends = np.array(transcript.ends)
+  for row, observation in enumerate(observations):
+    for part, role in (
+      (before, GLUE),
+      (list(observation)[:max_tokens], OBSERVATION),
+      (after, GLUE),
+    ):
+      if len(observation):
+        end = ends[row] + len(part)
+        tokens[row, ends[row] : end] = part
+        roles[row, ends[row] : end] = role
+        ends[row] = end
+  return transcript.replace(
+    tokens=tokens,
+    roles=roles,
+    ends=ends,
+    behave_log_probs=np.pad(np.array(transcript.behave_log_probs), wider),
   )

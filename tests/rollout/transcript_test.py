@@ -1,11 +1,19 @@
 """Tests of prompts and transcripts."""
 
+import json
+import pathlib
+
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saw_jax.models import decoder
+from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
 from saw_jax.rollout.transcript import Role
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "paw_gigpo.json"
 
 
 class PadPromptsTest(chex.TestCase):
@@ -66,3 +74,108 @@ class TranscriptTest(chex.TestCase):
     np.testing.assert_array_equal(
       record.positions, [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
     )
+
+
+def record(prompts, responses, size):
+  """The transcript of some turns, in `size` positions behind the prompts."""
+  batch = transcript.pad_prompts(prompts)
+  width = batch.tokens.shape[1]
+  tokens = np.pad(batch.tokens, ((0, 0), (0, size)))
+  roles = np.zeros(tokens.shape, np.int8)
+  ends = width + np.array([len(response) for response in responses], np.int32)
+  for row, response in enumerate(responses):
+    roles[row, width - len(prompts[row]) : width] = Role.PROMPT
+    roles[row, width : ends[row]] = Role.POLICY
+    tokens[row, width : ends[row]] = response
+  return transcript.Transcript(
+    tokens=tokens,
+    roles=roles,
+    starts=width - batch.lengths,
+    ends=ends,
+    behave_log_probs=-np.ones((len(prompts), size), np.float32),
+    group_ids=np.zeros(len(prompts), np.int32),
+    policy_versions=np.zeros(len(prompts), np.int32),
+    prompt_size=width,
+  )
+
+
+class AppendObservationsTest(chex.TestCase):
+  def test_golden_layout(self):
+    cases = json.loads(GOLDEN.read_text())["cases"]
+    (case,) = (case for case in cases if case["kind"] == "sequence")
+    inputs, want = case["inputs"], case["expected"]
+    size = inputs["max_len"] - len(inputs["prompt"]) - inputs["max_obs"]
+    found = transcript.append_observations(
+      record([inputs["prompt"]], [inputs["response"]], size),
+      [inputs["observation"]],
+      max_tokens=inputs["max_obs"],
+    )
+    (tokens,), (roles,) = found.tokens, found.roles
+    np.testing.assert_array_equal(tokens, want["input_ids"])
+    np.testing.assert_array_equal(found.valid[0], want["attention_mask"])
+    # The file's masks stand where a token is predicted.
+    following = np.append(roles[1:], Role.PAD)
+    np.testing.assert_array_equal(np.append(tokens[1:], 0), want["labels"])
+    np.testing.assert_array_equal(
+      following == Role.POLICY, want["action_label_mask"]
+    )
+    np.testing.assert_array_equal(
+      following == Role.OBSERVATION, want["obs_label_mask"]
+    )
+    np.testing.assert_array_equal(
+      np.where(found.valid, found.positions, 0)[0], want["position_ids"]
+    )
+
+  def test_glue_belongs_to_neither_mask(self):
+    found = transcript.append_observations(
+      record([[1], [1, 2]], [[3, 4], [5]], 3),
+      [[6, 7, 8], []],
+      max_tokens=2,
+      before=[20],
+      after=[21, 22],
+    )
+    np.testing.assert_array_equal(
+      found.tokens[:, 2:],
+      [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]],
+    )
+    np.testing.assert_array_equal(
+      found.completion_mask, [[1, 1, 0, 0, 0, 0, 0, 0], [1] + [0] * 7]
+    )
+    np.testing.assert_array_equal(
+      found.observation_mask, [[0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
+    )
+    np.testing.assert_array_equal(found.ends, [9, 3])
+    self.assertEqual(found.behave_log_probs.shape, (2, 8))
+    assert not found.behave_log_probs[:, 3:].any()
+
+  def test_what_was_there_is_predicted_as_before(self):
+    config = DecoderConfig(
+      vocab_size=31,
+      width=16,
+      num_layers=2,
+      num_heads=2,
+      num_kv_heads=1,
+      head_size=8,
+      mlp_size=24,
+    )
+    params = decoder.init_params(config, jax.random.key(0))
+
+    def hidden(one):
+      return decoder.Decoder(config).apply(
+        {"params": params}, one.tokens, one.positions, one.valid
+      )[0]
+
+    before = record([[1, 9], [1, 2, 7]], [[3, 4, 8], [5, 6]], 3)
+    after = transcript.append_observations(
+      before, [[6, 7, 8], [9, 9]], max_tokens=3, before=[20]
+    )
+    old, new = hidden(before), hidden(after)
+    for row in range(2):
+      real = slice(before.starts[row], before.ends[row])
+      np.testing.assert_allclose(old[row, real], new[row, real], atol=1e-6)
+
+  def test_there_is_one_observation_a_row(self):
+    with self.assertRaisesRegex(ValueError, "1 observations for 2"):
+      transcript.append_observations(
+        record([[1], [1]], [[2], [2]], 1), [[3]], max_tokens=1
+      )

@@ -1,0 +1,349 @@
+"""Rooms, what lies where in them, and one of six things to do: from a seed.
+
+The tasks, kinds of things and properties are those of ALFWorld
+(https://arxiv.org/abs/2010.03768); the rooms are drawn here. Every world can be
+solved by construction. Which split a world belongs to depends on all that is in
+it and nothing else, so that no world of the test split occurs in training,
+whatever the seeds.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from saw_jax.tasks.draws import Draws
+
+TEST_PERCENT = 20
+KINDS = ("pick", "look", "clean", "heat", "cool", "two")
+# What changes an object, and what the changed object is called.
+TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
+STATES = {"clean": "clean", "heat": "hot", "cool": "cool"}
+OPENABLE = frozenset(["cabinet", "drawer", "fridge", "microwave", "safe"])
+LAMP = "desklamp"
+
+_GOALS = {
+  "pick": ("put a {thing} in {place}.", "put some {thing} on {place}."),
+  "look": (
+    "look at {thing} under the desklamp.",
+    "examine the {thing} with the desklamp.",
+  ),
+  "clean": (
+    "put a clean {thing} in {place}.",
+    "clean some {thing} and put it in {place}.",
+  ),
+  "heat": (
+    "put a hot {thing} in {place}.",
+    "heat some {thing} and put it in {place}.",
+  ),
+  "cool": (
+    "put a cool {thing} in {place}.",
+    "cool some {thing} and put it in {place}.",
+  ),
+  "two": (
+    "put two {thing} in {place}.",
+    "find two {thing} and put them in {place}.",
+  ),
+}
+
+_ABLE = {
+  "clean": frozenset(
+    "apple bowl butterknife cloth cup dishsponge egg fork knife ladle lettuce"
+    " mug pan plate pot potato soapbar spatula spoon tomato".split()
+  ),
+  "heat": frozenset("apple bread cup egg mug plate potato tomato".split()),
+  "cool": frozenset(
+    "apple bowl bread cup egg lettuce mug pan plate pot potato tomato"
+    " winebottle".split()
+  ),
+}
+
+_FOOD = "countertop diningtable fridge garbagecan microwave sinkbasin"
+_RAW = "countertop diningtable fridge garbagecan sinkbasin"
+_DISH = "cabinet countertop diningtable fridge microwave shelf sinkbasin"
+_CUTLERY = "countertop diningtable drawer sinkbasin"
+_COOKWARE = "cabinet countertop diningtable fridge sinkbasin stoveburner"
+_SPICE = "cabinet countertop diningtable drawer shelf"
+_SMALL = (
+  "armchair bed coffeetable desk diningtable drawer dresser garbagecan safe"
+  " shelf sidetable sofa tvstand"
+)
+_PAPER = "armchair bed coffeetable desk diningtable drawer dresser sidetable"
+_SOFT = "armchair bed sofa"
+_DECOR = (
+  "cabinet coffeetable countertop desk diningtable dresser safe shelf"
+  " sidetable toilet tvstand"
+)
+_BATH = "bathtubbasin cabinet cart countertop garbagecan sinkbasin toilet"
+# Object -> the receptacles that it can lie in.
+FITS: Mapping[str, frozenset[str]] = {
+  thing: frozenset(places.split())
+  for things, places in (
+    ("apple bread egg potato tomato", _FOOD),
+    ("lettuce", _RAW),
+    ("bowl cup plate", _DISH),
+    ("mug", f"{_DISH} coffeemachine desk drawer dresser sidetable"),
+    ("butterknife fork knife ladle spatula spoon", _CUTLERY),
+    ("pan pot", _COOKWARE),
+    ("peppershaker saltshaker", _SPICE),
+    ("winebottle", "cabinet countertop diningtable fridge garbagecan"),
+    ("dishsponge", "bathtubbasin cabinet cart countertop drawer sinkbasin"),
+    ("cellphone creditcard keychain remotecontrol watch", _SMALL),
+    ("cd pen pencil", "desk drawer dresser garbagecan safe shelf sidetable"),
+    ("book laptop newspaper", f"{_PAPER} sofa tvstand"),
+    ("pillow", _SOFT),
+    ("alarmclock", "bed desk dresser shelf sidetable"),
+    ("statue vase", _DECOR),
+    ("candle", f"{_DECOR} bathtubbasin cart drawer"),
+    ("tissuebox", f"{_DECOR} bed cart drawer sofa"),
+    ("cloth", f"{_BATH} drawer"),
+    ("soapbar", f"{_BATH} drawer"),
+    ("soapbottle spraybottle", f"{_BATH} drawer shelf"),
+    ("toiletpaper", f"{_BATH} drawer toiletpaperhanger"),
+    ("handtowel", "cabinet cart countertop handtowelholder sinkbasin"),
+  )
+  for thing in things.split()
+}
+
+
+class Room(NamedTuple):
+  """A kind of room: what may stand in it, how often, and what may lie there."""
+
+  receptacles: Mapping[str, int]
+  objects: tuple[str, ...]
+  tasks: tuple[str, ...]
+
+
+_HOME = ("pick", "look", "two")
+ROOMS: Mapping[str, Room] = {
+  "kitchen": Room(
+    dict(cabinet=6, drawer=5, countertop=3, stoveburner=4, diningtable=1)
+    | dict(fridge=1, microwave=1, sinkbasin=1, garbagecan=1, coffeemachine=1)
+    | dict(shelf=3),
+    tuple(
+      "apple bread egg potato tomato lettuce bowl cup plate mug butterknife"
+      " fork knife ladle spatula spoon pan pot peppershaker saltshaker"
+      " winebottle dishsponge".split()
+    ),
+    ("pick", "clean", "heat", "cool", "two"),
+  ),
+  "bathroom": Room(
+    dict(cabinet=4, drawer=4, countertop=2, sinkbasin=2, bathtubbasin=1)
+    | dict(toilet=1, garbagecan=1, cart=1, toiletpaperhanger=1)
+    | dict(handtowelholder=2, shelf=2),
+    tuple(
+      "cloth soapbar soapbottle spraybottle toiletpaper handtowel candle"
+      " tissuebox dishsponge".split()
+    ),
+    ("pick", "clean", "two"),
+  ),
+  "bedroom": Room(
+    dict(bed=1, desk=2, dresser=1, sidetable=2, drawer=8, shelf=5)
+    | dict(garbagecan=1, safe=1, armchair=1),
+    tuple(
+      "alarmclock book cd cellphone creditcard keychain laptop mug pen pencil"
+      " pillow statue vase watch".split()
+    ),
+    _HOME,
+  ),
+  "livingroom": Room(
+    dict(sofa=1, armchair=2, coffeetable=1, diningtable=1, sidetable=2)
+    | dict(tvstand=1, shelf=4, drawer=5, cabinet=4, garbagecan=1, safe=1),
+    tuple(
+      "book cellphone creditcard keychain laptop newspaper pillow"
+      " remotecontrol statue tissuebox vase watch candle".split()
+    ),
+    _HOME,
+  ),
+}
+# Where a lamp can stand: tops, so that it is never behind a door.
+_LAMP_PLACES = frozenset(["desk", "dresser", "sidetable", "coffeetable"])
+
+
+class World(NamedTuple):
+  """A room as it is before the first step, and what is to be done in it.
+
+  `places` are receptacles and `things` objects, each a kind and a number;
+  `lies_in` gives for each object the index of its receptacle. The lamp, if
+  there is one, cannot be moved and is not among the objects.
+  """
+
+  kind: str  # of the task, in KINDS
+  room: str
+  thing: str  # kind of object that the task is about
+  place: str  # kind of receptacle that it goes to; the lamp's for "look"
+  goal: str  # in words
+  places: tuple[str, ...]
+  things: tuple[str, ...]
+  lies_in: tuple[int, ...]
+  lamp_in: int  # index of its receptacle; -1: there is none
+
+
+def kind_of(name: str) -> str:
+  """Returns the kind of a numbered thing.
+
+  Args:
+    name: as "apple 1".
+
+  Returns:
+    The kind, as "apple".
+
+  >>> kind_of("apple 1")
+  'apple'
+  """
+  return name.partition(" ")[0]
+
+
+def is_able(kind: str, thing: str) -> bool:
+  """Says whether a task's tool does something to an object.
+
+  Args:
+    kind: of the task: "clean", "heat" or "cool".
+    thing: kind of object.
+
+  Returns:
+    Whether it does.
+
+  >>> is_able("heat", "mug"), is_able("heat", "book")
+  (True, False)
+  """
+  return thing in _ABLE[kind]
+
+
+def split_of(world: World) -> str:
+  """Returns the split that a world belongs to.
+
+  Args:
+    world: what is to be done and what lies where count; in which words it is
+      asked for, and in which order things are listed, do not.
+
+  Returns:
+    "test" for a fifth of all worlds, "train" for the others.
+  """
+  lies_in = [world.places[index] for index in world.lies_in]
+  lamp_in = world.places[world.lamp_in] if world.lamp_in >= 0 else ""
+  essence = (
+    (world.kind, world.room, world.thing, world.place, lamp_in),
+    sorted(world.places),
+    sorted(zip(world.things, lies_in, strict=True)),
+  )
+  digest = hashlib.sha256(repr(essence).encode()).digest()
+  is_test = int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT
+  return "test" if is_test else "train"
+
+
+def draw_world(
+  draws: Draws,
+  split: str,
+  *,
+  kinds: Sequence[str] = KINDS,
+  receptacles: int = 16,
+  objects: int = 20,
+) -> World:
+  """Draws a world of a split.
+
+  Args:
+    draws: of this world.
+    split: "train" or "test".
+    kinds: of tasks, drawn from with equal shares.
+    receptacles: how many there are, or as many as the task needs or the room
+      can have.
+    objects: how many there are at most.
+
+  Returns:
+    The world.
+
+  Raises:
+    ValueError: there is no such split or kind of task.
+  """
+  if split not in ("train", "test"):
+    raise ValueError(f"there is no split {split!r}, only train and test")
+  if not kinds or not set(kinds) <= set(KINDS):
+    raise ValueError(f"kinds of tasks are {', '.join(KINDS)}, not {kinds}")
+  while True:
+    world = _draw(draws, draws.choice(kinds), receptacles, objects)
+    if split_of(world) == split:
+      return world
+
+
+def _draw(draws: Draws, kind: str, receptacles: int, objects: int) -> World:
+  name = draws.choice(_ROOMS_OF[kind])
+  room = ROOMS[name]
+  thing, place = draws.choice(_ERRANDS[kind, name])
+  elsewhere = [
+    other
+    for other in sorted(FITS[thing])
+    if other in room.receptacles and other != place
+  ]
+
+  # What the task cannot do without: its end, its tool, and a place to start.
+  kinds = [place, draws.choice(elsewhere)]
+  if kind in TOOLS and TOOLS[kind] not in kinds:
+    kinds.append(TOOLS[kind])
+  left = {k: n - kinds.count(k) for k, n in room.receptacles.items()}
+  while len(kinds) < receptacles and any(left.values()):
+    more = draws.choice([k for k, n in left.items() if n])
+    kinds.append(more)
+    left[more] -= 1
+  # Listed as ALFWorld lists them.
+  places = tuple(
+    f"{k} {n}" for k in sorted(set(kinds)) for n in range(kinds.count(k), 0, -1)
+  )
+
+  # Nothing that the task is about lies where it is to go.
+  wanted = 2 if kind == "two" else 1
+  chosen = [thing] * wanted
+  chosen += [draws.choice(room.objects) for _ in range(objects - wanted)]
+  where: dict[str, list[int]] = {}
+  for one in chosen:
+    fitting = [
+      i
+      for i, p in enumerate(places)
+      if kind_of(p) in FITS[one] and not (one == thing and kind_of(p) == place)
+    ]
+    if fitting and len(where.get(one, ())) < 3:
+      where.setdefault(one, []).append(draws.choice(fitting))
+  things = tuple(
+    f"{one} {n}" for one, at in where.items() for n in range(1, len(at) + 1)
+  )
+  return World(
+    kind=kind,
+    room=name,
+    thing=thing,
+    place=place,
+    goal=draws.choice(_GOALS[kind]).format(thing=thing, place=place),
+    places=places,
+    things=things,
+    lies_in=tuple(itertools.chain.from_iterable(where.values())),
+    lamp_in=(
+      draws.choice([i for i, p in enumerate(places) if kind_of(p) == place])
+      if kind == "look"
+      else -1
+    ),
+  )
+
+
+def _errands(kind: str, room: Room) -> Iterator[tuple[str, str]]:
+  """Every object with every receptacle that a task can take it to."""
+  if kind not in room.tasks:
+    return
+  for thing in room.objects:
+    if kind in TOOLS and not is_able(kind, thing):
+      continue
+    here = [k for k in sorted(room.receptacles) if k in FITS[thing]]
+    ends = here
+    if kind == "look":
+      ends = [k for k in sorted(room.receptacles) if k in _LAMP_PLACES]
+    for place in ends:
+      if place != TOOLS.get(kind) and set(here) - {place}:
+        yield thing, place
+
+
+_ERRANDS = {
+  (kind, name): tuple(_errands(kind, room))
+  for kind in KINDS
+  for name, room in ROOMS.items()
+}
+_ROOMS_OF = {
+  kind: tuple(name for name in ROOMS if _ERRANDS[kind, name]) for kind in KINDS
+}
