@@ -23,11 +23,12 @@ GOLDEN = json.loads(
 CASES = GOLDEN["majority_vote"]
 DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
 
-groups = st.integers(1, 9).flatmap(
+# Few shapes, as each is compiled anew.
+groups = st.sampled_from([1, 4, 7]).flatmap(
   lambda size: st.lists(
     st.lists(st.integers(-1, 4), min_size=size, max_size=size),
-    min_size=1,
-    max_size=5,
+    min_size=3,
+    max_size=3,
   )
 )
 
