@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   # How text becomes tokens.
   config.tokenizer = Section()
-  # "bytes"; "tool_calling" or "math" for the short vocabulary of that task at
-  # `tiny`; or the path of a tokenizer.json.
+  # "bytes"; "tool_calling", "math" or "knights" for the short vocabulary of
+  # that task at `tiny`; or the path of a tokenizer.json.
   config.tokenizer.name = "bytes"
 
   # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the

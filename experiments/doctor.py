@@ -9,8 +9,8 @@ rewards. Ends with status 1 if something is wrong: a gold answer that does not
 score the maximum, a reward that is the same for every response, responses that
 could not be scored.
 
-With --data=FILE it only checks that file of ToolRL rows, or, with --task=math,
-that file of mathematical problems.
+With --data=FILE it only checks that file of ToolRL rows, or, with --task=math
+or --task=knights, that file of mathematical problems or puzzles.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ _DATA = flags.DEFINE_string(
 _TASK = flags.DEFINE_enum(
   "task",
   "tool_calling",
-  ["tool_calling", "math"],
+  ["tool_calling", "math", "knights"],
   "What the rows of --data are.",
 )
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Prompts that are sampled.", 1)
@@ -36,13 +36,16 @@ _EXAMPLES = flags.DEFINE_integer(
 
 
 def main() -> int:
-  from saw_jax.tasks import inspection, tool_calling
+  from saw_jax.tasks import inspection, knights, tool_calling
   from saw_jax.tasks import math as math_task
 
   if _DATA.value:
     if _TASK.value == "math":
       config = math_task.MathConfig(test_path=_DATA.value)
       task = math_task.MathTask(config)
+    elif _TASK.value == "knights":
+      config = knights.KnightsConfig(test_path=_DATA.value)
+      task = knights.KnightsTask(config)
     else:
       config = tool_calling.ToolCallingConfig(test_path=_DATA.value)
       task = tool_calling.ToolCallingTask(config)

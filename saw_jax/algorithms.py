@@ -16,8 +16,8 @@ import numpy as np
 
 from saw_jax import advantages, losses, stale_losses, tokenizer, weighting
 from saw_jax.tasks import base as tasks_base
+from saw_jax.tasks import knights, tool_calling
 from saw_jax.tasks import math as math_task
-from saw_jax.tasks import tool_calling
 from saw_jax.training import objective
 
 ADVANTAGES = {
@@ -86,6 +86,7 @@ KL_ESTIMATORS = {
 
 # A task and the dataclass of its options.
 TASKS = {
+  "knights": (knights.KnightsTask, knights.KnightsConfig),
   "math": (math_task.MathTask, math_task.MathConfig),
   "tool_calling": (
     tool_calling.ToolCallingTask,
@@ -96,6 +97,9 @@ TASKS = {
 # Names of the tokenizers that need no file; others are paths.
 TOKENIZERS = {
   "bytes": tokenizer.ByteTokenizer,
+  "knights": functools.partial(
+    tokenizer.PieceTokenizer, tokenizer.KNIGHTS_PIECES
+  ),
   "math": tokenizer.PieceTokenizer,
   "tool_calling": tokenizer.BPETokenizer,
 }

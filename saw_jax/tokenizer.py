@@ -31,6 +31,13 @@ MATH_PIECES = (
   *(" on ", " with ", ". how many", "how many", "there"),
 )
 
+# The pieces of generated knights-and-knaves puzzles in their compact form.
+KNIGHTS_PIECES = (
+  *("ann", "bob", "cat", "dan", "eva", "fay", "gus", "hal"),
+  *("=knight", "=knave", ":", "\n", "|", "<answer>", "</answer>"),
+  *(" and ", " or ", " implies ", " iff "),
+)
+
 
 class Tokenizer(Protocol):
   """What rollouts need of a tokenizer."""

@@ -8,6 +8,7 @@ fingerprints find damage that happens later.
 
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -125,6 +126,7 @@ class Checkpointer:
       CheckpointError: none there, another shape, or damage; the message names
         the file and the last good step.
     """
+    _ignore_leftovers()
     self.wait()
     steps = self.steps
     if not steps:
@@ -251,6 +253,28 @@ def _checksums(leaves: list[Array]) -> list[Array]:
     return jnp.sum(bits * odd, dtype=jnp.uint32)
 
   return [checksum(leaf) for leaf in leaves]
+
+
+def _ignore_leftovers() -> None:
+  """Silences the reads that a failed read leaves behind.
+
+  Orbax reads all arrays at once. When one fails, the others are thrown away
+  unfinished, at any time until the process ends, each with a traceback on the
+  standard error that has nothing to add to the one error that is raised.
+  """
+  before = sys.unraisablehook
+  if getattr(before, "ignores_leftovers", False):
+    return
+
+  def hook(unraisable) -> None:
+    code = getattr(unraisable.object, "cr_code", None)
+    path = pathlib.Path(code.co_filename).parts if code else ()
+    closed = "Event loop is closed" in str(unraisable.exc_value)
+    if "orbax" not in path and not closed:
+      before(unraisable)
+
+  hook.ignores_leftovers = True
+  sys.unraisablehook = hook
 
 
 def _check_shapes(

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CARE's two probes are trained on, and how.
+
+The first probe says whether a vote is right (class 1), and of each response
+whether it is. The second says how many responses outside of the vote are right:
+classes 0 to G, of which `voting.possible_counts` says which can occur. Rare
+classes weigh more, by the counts of the current batch.
+
+A batch may be padded to a fixed size: `where` marks the prompts that are there.
+
+arXiv:2605.25864.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from saw_jax import reductions
+from saw_jax.reductions import Ratio
+from saw_jax.types import Array
+
+
+def class_counts(
+  labels: Array, num_classes: int, *, where: Array | None = None
+) -> Array:
+  """Counts the labels of each class.
+
+  Args:
+    labels: from 0 to C − 1; others are not counted. Integers, shape `[N]`.
+    num_classes: C.
+    where: mask of the labels that exist. Shape `[N]`.
+
+  Returns:
+    The counts. Float, shape `[C]`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> print(class_counts(jnp.array([0, 2, 2]), 3))
+  [1. 0. 2.]
+  """
+  is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None, :]
+  if where is not None:
+    is_class &= jnp.asarray(where, bool)[:, None]
+  return jnp.sum(is_class, axis=0, dtype=jnp.result_type(float))
+
+
+def class_weights(
+  counts: Array,
+  *,
+  power: float = 0.5,
+  minimum: float = 0.25,
+  maximum: float = 4.0,
+) -> Array:
+  """Weighs classes against how frequent they are.
+
+    w_c = clip(n_c^(−power) / mean_present n^(−power), minimum, maximum)
+
+  Args:
+    counts: n, labels of each class. Shape `[C]`.
+    power: 0 for equal weights, 1 for inverse frequency.
+    minimum: least weight of a class that is present.
+    maximum: greatest weight.
+
+  Returns:
+    The weights, 0 for absent classes; not scaled again after they were cut. At
+    least float32, shape `[C]`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> print(class_weights(jnp.array([9.0, 1.0, 0.0])))
+  [0.5 1.5 0. ]
+  """
+  counts = reductions.at_least_float32(counts)
+  present = counts > 0
+  raw = jnp.where(present, counts, jnp.ones_like(counts)) ** -power
+  mean = reductions.all_mean(raw, where=present)
+  weights = jnp.clip(reductions.divide(raw, mean), minimum, maximum)
+  return reductions.select(weights, present)
+
+
+def class_probabilities(
+  logits: Array, class_mask: Array | None = None
+) -> Array:
+  """Gives a softmax over the classes that can occur.
+
+  Args:
+    logits: shape `[..., C]`.
+    class_mask: the classes that can occur, at least one. The same shape.
+
+  Returns:
+    The probabilities, exactly 0 outside of the mask. At least float32, the same
+    shape. Gradient flows.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> mask = jnp.array([True, True, False])
+  >>> print(class_probabilities(jnp.array([1.0, 1.0, jnp.inf]), mask))
+  [0.5 0.5 0. ]
+  """
+  log_probs = _class_log_probs(logits, class_mask)
+  return reductions.select(jnp.exp(log_probs), class_mask)
+
+
+def weighted_cross_entropy(
+  logits: Array,
+  labels: Array,
+  weights: Array,
+  *,
+  class_mask: Array | None = None,
+  where: Array | None = None,
+) -> Ratio:
+  """Averages cross-entropies, each by the weight of its class.
+
+    loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ}
+
+  Args:
+    logits: of `N` samples. Shape `[N, C]`.
+    labels: t, of each sample, in the mask. Integers, shape `[N]`.
+    weights: w, of each class. Shape `[C]`.
+    class_mask: the classes that can occur. Shape `[N, C]`.
+    where: mask of the samples that exist. Shape `[N]`.
+
+  Returns:
+    The loss, 0 without samples. Gradient flows to `logits`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> loss = weighted_cross_entropy(
+  ...     jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([0.5, 1.5]))
+  >>> print(f"{loss.value():.4f}")  # log 2
+  0.6931
+  """
+  chex.assert_rank(logits, 2)
+  labels = jnp.asarray(labels)
+  if where is not None:
+    # What stands beside the batch may be any number.
+    where = jnp.asarray(where, bool)
+    labels = jnp.where(where, labels, 0)
+    logits = reductions.select(
+      logits, jnp.broadcast_to(where[:, None], logits.shape)
+    )
+  log_probs = _class_log_probs(logits, class_mask)
+  nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  w = jax.lax.stop_gradient(jnp.asarray(weights, nll.dtype)[labels])
+  w = reductions.select(w, where)
+  # Left out before the product, as the loss of an impossible class is huge.
+  nll = reductions.select(nll, w > 0)
+  return Ratio(jnp.sum(w * nll), jnp.sum(w))
+
+
+def vote_probe_loss(
+  logits: Array,
+  response_logits: Array,
+  vote_right: Array,
+  correct: Array,
+  *,
+  where: Array | None = None,
+  response_weight: float = 1.5,
+) -> Array:
+  """Trains the first probe: is the vote right, and is each response?
+
+    loss = CE_w(logits, vote_right) + 1.5 · mean CE(response_logits, correct)
+
+  Args:
+    logits: of wrong and right, for each vote. Shape `[P, 2]`.
+    response_logits: of wrong and right, for each response. Shape `[P, G, 2]`.
+    vote_right: whether the vote is right. Shape `[P]`.
+    correct: whether a response is; one without an answer is not, and counts.
+      Shape `[P, G]`.
+    where: mask of the prompts that exist. Shape `[P]`.
+    response_weight: of the second term.
+
+  Returns:
+    The loss, a scalar. Gradient flows to both logits.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> loss = vote_probe_loss(
+  ...     jnp.zeros((1, 2)), jnp.zeros((1, 3, 2)), jnp.array([1]),
+  ...     jnp.array([[1, 0, 1]]))
+  >>> print(f"{loss:.4f}")  # 2.5 log 2
+  1.7329
+  """
+  chex.assert_shape(response_logits, (*correct.shape, 2))
+  vote_right = jnp.asarray(vote_right).astype(jnp.int32)
+  weights = class_weights(class_counts(vote_right, 2, where=where))
+  votes = weighted_cross_entropy(logits, vote_right, weights, where=where)
+  mask = None
+  if where is not None:
+    mask = jnp.repeat(jnp.asarray(where, bool), correct.shape[-1])
+  responses = weighted_cross_entropy(
+    response_logits.reshape(-1, 2),
+    jnp.ravel(jnp.asarray(correct)).astype(jnp.int32),
+    jnp.ones(2),
+    where=mask,
+  )
+  return votes.value() + response_weight * responses.value()
+
+
+def count_probe_loss(
+  logits: Array,
+  counts: Array,
+  class_mask: Array,
+  *,
+  where: Array | None = None,
+) -> Array:
+  """Trains the second probe: how many responses outside of the vote are right?
+
+  The right count is among the classes of its sample even where it is the size
+  of two clusters together, which `class_mask` does not foresee.
+
+  Args:
+    logits: of y from 0 to G. Shape `[P, G + 1]`.
+    counts: y, from `voting.correct_outside`. Integers, shape `[P]`.
+    class_mask: from `voting.possible_counts`. Shape `[P, G + 1]`.
+    where: mask of the prompts that exist. Shape `[P]`.
+
+  Returns:
+    The loss, a scalar. Gradient flows to `logits`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> mask = jnp.array([[True, True, False]])
+  >>> loss = count_probe_loss(jnp.zeros((1, 3)), jnp.array([1]), mask)
+  >>> print(f"{loss:.4f}")  # log 2
+  0.6931
+  """
+  chex.assert_equal_shape([logits, class_mask])
+  counts, num_classes = jnp.asarray(counts), logits.shape[-1]
+  is_true = counts[:, None] == jnp.arange(num_classes)[None, :]
+  class_mask = jnp.asarray(class_mask, bool) | is_true
+  weights = class_weights(class_counts(counts, num_classes, where=where))
+  return weighted_cross_entropy(
+    logits, counts, weights, class_mask=class_mask, where=where
+  ).value()
+
+
+def _class_log_probs(logits: Array, class_mask: Array | None) -> Array:
+  """Log-softmax over the classes in the mask; −10⁹ or so outside of it."""
+  logits = reductions.select(logits, class_mask)
+  if class_mask is not None:
+    # Finite, so that a row without any class has a gradient that is no NaN.
+    mask = jnp.asarray(class_mask, bool)
+    logits = jnp.where(mask, logits, jnp.full_like(logits, -1e9))
+  return jax.nn.log_softmax(logits, axis=-1)

@@ -1,0 +1,265 @@
+"""Puzzles about knights, who tell the truth, and knaves, who lie, from a seed.
+
+A claim is `(role, person)` or `(operator, claim, claim)`, a puzzle one claim a
+person. Whether exactly one assignment of roles fits is found out by trying all:
+a claim is evaluated under all 2ⁿ of them at once, as a bit mask whose bit `a`
+belongs to the assignment in which person `i` is a knight where `a` has bit `i`.
+
+Which split a puzzle belongs to depends on its claims alone, not on names, the
+order of people or the order of two claims joined by a symmetric operator.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from saw_jax.tasks.draws import Draws
+
+Claim = tuple[str, int] | tuple[str, "Claim", "Claim"]
+
+KNIGHT, KNAVE = "knight", "knave"
+ROLES = (KNIGHT, KNAVE)
+MIN_PEOPLE, MAX_PEOPLE = 2, 8
+TEST_PERCENT = 20
+
+# Masks of both sides and of all assignments, to the mask of the claim.
+_APPLY: dict[str, Callable[[int, int, int], int]] = {
+  "and": lambda a, b, every: a & b,
+  "or": lambda a, b, every: a | b,
+  "implies": lambda a, b, every: (every ^ a) | b,
+  "iff": lambda a, b, every: every ^ a ^ b,
+}
+OPERATORS = tuple(_APPLY)
+_SYMMETRIC = ("and", "or", "iff")
+
+_SENTENCES = {
+  "and": "{a} and {b}",
+  "or": "{a} or {b}",
+  "implies": "if {a} then {b}",
+  "iff": "{a} if and only if {b}",
+}
+
+
+class Puzzle(NamedTuple):
+  """One claim a person, and the one assignment of roles that fits them."""
+
+  claims: tuple[Claim, ...]
+  is_knight: tuple[bool, ...]
+
+
+def draw_puzzle(
+  draws: Draws, split: str, *, people: int, compound_rate: float
+) -> Puzzle:
+  """Draws a puzzle of a split.
+
+  Args:
+    draws: of this puzzle.
+    split: "train" or "test".
+    people: how many, from 2 to 8.
+    compound_rate: probability that a claim joins two by an operator. The first
+      of them is about somebody else than the speaker, as is any single one.
+      Not 0: of claims about one person each, all roles changed in a cycle of
+      people fit as well.
+
+  Returns:
+    The puzzle; its solution is the only one.
+
+  Raises:
+    ValueError: `compound_rate` is not above 0.
+  """
+  if not 0 < compound_rate <= 1:
+    raise ValueError(f"compound_rate is not above 0: {compound_rate}.")
+  while True:
+    claims = tuple(
+      _draw_claim(draws, speaker, people, compound_rate)
+      for speaker in range(people)
+    )
+    found = solutions(claims)
+    if len(found) == 1 and split_of(claims) == split:
+      return Puzzle(claims, found[0])
+
+
+def solutions(claims: Sequence[Claim]) -> list[tuple[bool, ...]]:
+  """Tries all assignments of roles.
+
+  Args:
+    claims: of each person.
+
+  Returns:
+    The assignments in which knights, and only they, claim what is true: for
+    each person whether they are a knight.
+
+  >>> solutions([("knave", 1), ("knave", 0)])  # one of them, nobody knows who
+  [(True, False), (False, True)]
+  >>> solutions([("knave", 0)])  # the liar's paradox
+  []
+  """
+  people = len(claims)
+  every = (1 << 2**people) - 1
+  fits = every
+  for speaker, claim in enumerate(claims):
+    is_true = _mask(claim, people, every)
+    fits &= every ^ is_true ^ _knight_mask(speaker, people)
+  return [
+    tuple(bool(assignment >> i & 1) for i in range(people))
+    for assignment in range(2**people)
+    if fits >> assignment & 1
+  ]
+
+
+def is_true(claim: Claim, is_knight: Sequence[bool]) -> bool:
+  """Says whether a claim holds.
+
+  Args:
+    claim: of any depth.
+    is_knight: of each person.
+
+  Returns:
+    Whether it is true.
+
+  >>> is_true(("implies", ("knave", 0), ("knave", 1)), [True, True])
+  True
+  """
+  if claim[0] in ROLES:
+    return is_knight[claim[1]] == (claim[0] == KNIGHT)
+  left, right = (is_true(part, is_knight) for part in claim[1:])
+  return bool(_APPLY[claim[0]](left, right, 1))
+
+
+def operators_of(claim: Claim) -> set[str]:
+  """Returns the operators in a claim.
+
+  Args:
+    claim: of any depth.
+
+  Returns:
+    Their names.
+
+  >>> operators_of(("iff", ("knight", 0), ("knave", 1)))
+  {'iff'}
+  """
+  if claim[0] in ROLES:
+    return set()
+  return {claim[0]}.union(*map(operators_of, claim[1:]))
+
+
+def split_of(claims: Sequence[Claim]) -> str:
+  """Returns the split that a puzzle belongs to.
+
+  People are told apart by what they claim about whom, as far as that goes:
+  a puzzle and any renaming of it have the same split.
+
+  Args:
+    claims: of each person.
+
+  Returns:
+    "test" for a fifth of all puzzles, "train" for the others.
+  """
+  colours = [""] * len(claims)
+  for _ in claims:
+    colours = [
+      _digest(_describe(claim, speaker, colours))
+      for speaker, claim in enumerate(claims)
+    ]
+  number = int(_digest("/".join(sorted(colours))), 16)
+  return "test" if number % 100 < TEST_PERCENT else "train"
+
+
+def write_compact(claims: Sequence[Claim], names: Sequence[str]) -> str:
+  """Writes a puzzle in few tokens, one line a person.
+
+  Args:
+    claims: of each person.
+    names: of each person.
+
+  Returns:
+    The text.
+
+  >>> claims = [("knave", 1), ("and", ("knight", 0), ("knave", 1))]
+  >>> print(write_compact(claims, ["ann", "bob"]))
+  ann:bob=knave
+  bob:ann=knight and bob=knave
+  <BLANKLINE>
+  """
+
+  def write(claim: Claim) -> str:
+    if claim[0] in ROLES:
+      return f"{names[claim[1]]}={claim[0]}"
+    return f"{write(claim[1])} {claim[0]} {write(claim[2])}"
+
+  lines = (
+    f"{name}:{write(claim)}\n"
+    for name, claim in zip(names, claims, strict=True)
+  )
+  return "".join(lines)
+
+
+def write_sentences(claims: Sequence[Claim], names: Sequence[str]) -> str:
+  """Writes a puzzle in English.
+
+  Args:
+    claims: of each person.
+    names: of each person.
+
+  Returns:
+    The text, without a request for a format.
+  """
+
+  def write(claim: Claim) -> str:
+    if claim[0] in ROLES:
+      return f"{names[claim[1]].title()} is a {claim[0]}"
+    a, b = map(write, claim[1:])
+    return _SENTENCES[claim[0]].format(a=a, b=b)
+
+  *others, last = (name.title() for name in names)
+  said = " ".join(
+    f'{name.title()} says: "{write(claim)}."'
+    for name, claim in zip(names, claims, strict=True)
+  )
+  return (
+    "Everybody on an island is a knight, whose claims are all true, or a "
+    f"knave, whose claims are all false. You meet {', '.join(others)} and "
+    f"{last}. {said} Who is a knight, and who is a knave?"
+  )
+
+
+def _draw_claim(
+  draws: Draws, speaker: int, people: int, compound_rate: float
+) -> Claim:
+  others = [i for i in range(people) if i != speaker]
+  first = draws.choice(others)
+  single = (draws.choice(ROLES), first)
+  if not draws.chance(compound_rate):
+    return single
+  operator = draws.choice(OPERATORS)
+  second = draws.choice([i for i in range(people) if i != first])
+  return operator, single, (draws.choice(ROLES), second)
+
+
+def _mask(claim: Claim, people: int, every: int) -> int:
+  """The assignments in which a claim is true."""
+  if claim[0] in ROLES:
+    knight = _knight_mask(claim[1], people)
+    return knight if claim[0] == KNIGHT else every ^ knight
+  left, right = (_mask(part, people, every) for part in claim[1:])
+  return _APPLY[claim[0]](left, right, every)
+
+
+def _knight_mask(person: int, people: int) -> int:
+  """The assignments in which a person is a knight."""
+  return sum(1 << a for a in range(2**people) if a >> person & 1)
+
+
+def _describe(claim: Claim, speaker: int, colours: Sequence[str]) -> str:
+  """Writes a claim with colours for names."""
+  if claim[0] in ROLES:
+    who = "self" if claim[1] == speaker else colours[claim[1]]
+    return f"{claim[0]}({who})"
+  parts = [_describe(part, speaker, colours) for part in claim[1:]]
+  if claim[0] in _SYMMETRIC:
+    parts.sort()
+  return f"{claim[0]}({','.join(parts)})"
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

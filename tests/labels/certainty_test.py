@@ -1,0 +1,109 @@
+"""Tests of saw_jax/labels/certainty.py."""
+
+import json
+import pathlib
+
+import chex
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from hypothesis import strategies as st
+
+from saw_jax.labels import certainty
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
+)
+CASE = GOLDEN["certainty_rewards"]
+DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
+# Name of the input, name of what is expected.
+REWARDS = {
+  certainty.self_certainty: ("self_certaintys", "self_certainty"),
+  certainty.token_entropy: (
+    "entropys",
+    "token_level_entropy (formula; released trainer drops entropys so it is 0)",
+  ),
+  certainty.trajectory_entropy: ("old_log_probs", "trajectory_level_entropy"),
+  certainty.probability: ("old_log_probs", "probability"),
+}
+EVERY = [*REWARDS, certainty.mean_probability]
+
+
+class GoldenTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*REWARDS)
+  def test_rewards(self, fn):
+    inputs, expected = (CASE[name] for name in REWARDS[fn])
+    mask = np.array(CASE["response_mask"], bool)
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        value = self.variant(fn)(np.array(inputs, dtype), mask)
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value, expected, rtol=rtol)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_mean_probabilities(self):
+    for case in GOLDEN["avg_prob_response"]:
+      for dtype, rtol in DTYPES:
+        with jax.enable_x64(dtype is np.float64):
+          log_probs = np.array([case["token_logprobs"]], dtype)
+          value = self.variant(certainty.mean_probability)(
+            log_probs, np.ones(log_probs.shape, bool)
+          )
+          np.testing.assert_allclose(
+            value[0], case["mean_token_prob"], rtol=rtol
+          )
+
+
+class TestRewards:
+  @pytest.mark.parametrize("fn", EVERY)
+  @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e30])
+  def test_what_is_masked_is_not_there(self, fn, junk):
+    x = -np.random.default_rng(0).uniform(0.1, 3, (3, 5)).astype(np.float32)
+    mask = np.arange(5)[None] < np.array([[5], [2], [3]])
+    value = fn(np.where(mask, x, junk).astype(np.float32), mask)
+    for row, size in enumerate((5, 2, 3)):
+      want = fn(x[row : row + 1, :size], np.ones((1, size), bool))
+      np.testing.assert_allclose(value[row], want[0], rtol=1e-6)
+
+  @pytest.mark.parametrize("fn", EVERY)
+  def test_a_response_without_tokens(self, fn):
+    value = fn(np.full((1, 3), np.nan), np.zeros((1, 3), bool))
+    assert value.tolist() == [1.0 if fn is certainty.probability else 0.0]
+
+  @pytest.mark.parametrize("fn", EVERY)
+  def test_no_gradient_flows(self, fn):
+    mask = np.ones((2, 3), bool)
+    gradient = jax.grad(lambda x: fn(x, mask).sum())(np.full((2, 3), -0.5))
+    assert not gradient.any()
+
+  @pytest.mark.parametrize("fn", EVERY)
+  def test_shapes_have_to_agree(self, fn):
+    with pytest.raises(AssertionError):
+      fn(np.ones((2, 3)), np.ones((2, 4), bool))
+
+  def test_long_responses_are_improbable_but_not_unlikely(self):
+    x, mask = np.full((2, 4), -1.0), np.array([[1, 0, 0, 0], [1] * 4], bool)
+    short, long = certainty.probability(x, mask)
+    assert short > long
+    short, long = certainty.trajectory_entropy(x, mask)
+    np.testing.assert_allclose(short, long, rtol=1e-6)
+
+
+class TestTokenSelfCertainty:
+  @hypothesis.given(st.integers(0, 2**31))
+  def test_it_is_a_divergence_from_uniform(self, seed):
+    logits = np.random.default_rng(seed).normal(size=(3, 7)) * 3
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    divergence = (np.log(1 / 7) - np.log(p)).mean(-1)
+    with jax.enable_x64(True):
+      value = certainty.token_self_certainty(logits)
+    np.testing.assert_allclose(value, divergence + np.log(7), rtol=1e-9)
+
+  def test_a_constant_does_not_matter(self):
+    logits = np.array([0.1, 2.0, -1.0])
+    one = certainty.token_self_certainty(logits)
+    other = certainty.token_self_certainty(logits + 100)
+    np.testing.assert_allclose(one, other, rtol=1e-4)

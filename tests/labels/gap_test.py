@@ -1,0 +1,294 @@
+"""Tests of saw_jax/labels/gap.py."""
+
+import itertools
+import json
+import pathlib
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from saw_jax import advantages
+from saw_jax.labels import gap, probe_losses, voting
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
+)
+DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
+# Closed form by x, then y, for G = 8, as the specification prints it.
+TABLE_OF_8 = {
+  0: [0],
+  1: [2.828427, 4.276180],
+  2: [2.828427, 4.414916, 4.618802],
+  3: [2.828427, 4.548002, 4.812008, 5.059644],
+  4: [2.828427, 4.695469, 5.023704, 5.328560, 5.656854],
+  5: [2.828427, 4.879262, 5.284477, 5.656854],
+  6: [2.828427, 5.145334, 5.656854],
+  7: [2.828427, 5.656854],
+  8: [0],
+}
+
+
+def possible_pairs(group_size):
+  return [
+    (x, y)
+    for x in range(group_size + 1)
+    for y in range(x + 1)
+    if x + y <= group_size
+  ]
+
+
+def rewards_of(x, y, group_size):
+  """x ones, then y ones at other places: pseudo and true rewards."""
+  index = np.arange(group_size)
+  return index < x, (index >= x) & (index < x + y)
+
+
+def by_definition(pseudo, true):
+  """The gap in NumPy, one group at a time."""
+
+  def standardise(r):
+    r = np.asarray(r, np.float64)
+    return np.zeros_like(r) if r.std() < 1e-8 else (r - r.mean()) / r.std()
+
+  return np.linalg.norm(standardise(true) - standardise(pseudo))
+
+
+class GoldenTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*GOLDEN["advantage"])
+  def test_advantages(self, **case):
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        rewards = np.array(case["reward"], dtype)
+        value = self.variant(gap.gap_advantages)(rewards)
+        assert value.dtype == dtype
+        want = case["cag_advantage_ddof0"]
+        np.testing.assert_allclose(value, want, rtol=rtol)
+        trained = self.variant(advantages.normalize_groups)(rewards)
+        want = case["train_advantage_ddof1_eps1e-6"]
+        np.testing.assert_allclose(trained, want, rtol=rtol)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*GOLDEN["cag_from_vectors"])
+  def test_gaps_of_vectors(self, **case):
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        pseudo, true = (
+          np.array(case[f"{name}_reward"], dtype) for name in ("pseudo", "true")
+        )
+        for rewards, name in ((pseudo, "pseudo_adv"), (true, "true_adv")):
+          value = gap.gap_advantages(rewards)
+          np.testing.assert_allclose(value, case[name], rtol=rtol)
+        value = self.variant(gap.corrective_advantage_gap)(pseudo, true)
+        np.testing.assert_allclose(value, case["cag"], rtol=rtol)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_gaps_of_counts(self):
+    for case in GOLDEN["cag_from_counts"]:
+      n, x, y = case["n"], case["x"], case["y"]
+      for dtype, rtol in DTYPES:
+        with jax.enable_x64(dtype is np.float64):
+          value = self.variant(lambda x, y, n=n: gap.gap_from_counts(x, y, n))(
+            np.array(x), np.array(y)
+          )
+          assert value.dtype == dtype
+          np.testing.assert_allclose(value, case["closed_form"], rtol=rtol)
+          pseudo, true = rewards_of(x, y, n)
+          value = gap.corrective_advantage_gap(
+            pseudo.astype(dtype), true.astype(dtype)
+          )
+          np.testing.assert_allclose(value, case["cag"], rtol=rtol)
+
+  def test_impossible_counts(self):
+    for case in GOLDEN["cag_from_counts_invalid"]:
+      n, x, y = case["n"], case["x"], case["y"]
+      assert gap.gap_from_counts(np.array(x), np.array(y), n) == 0
+      with pytest.raises(ValueError, match=f"{x} votes and {y} correct"):
+        gap.check_counts(x, y, n)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*GOLDEN["stage2_expected_cag"])
+  def test_expected_gaps(self, **case):
+    def score(logits, mask, x):
+      p = probe_losses.class_probabilities(logits, mask)
+      return p, gap.expected_gap(p, x)
+
+    mask = np.array(case["class_valid_mask"], bool)[None]
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        p, value = self.variant(score)(
+          np.array(case["logits"], dtype)[None], mask, np.array([case["x"]])
+        )
+        np.testing.assert_allclose(p[0], case["probs"], rtol=rtol)
+        assert not p[~mask].any()
+        np.testing.assert_allclose(value[0], case["expected_cag"], rtol=rtol)
+        costs = jnp.where(mask[0], gap.gap_table(case["n"])[case["x"]], 0)
+        np.testing.assert_allclose(costs, case["cost"], rtol=rtol)
+
+
+class TestAgainstTheDefinition:
+  @pytest.mark.parametrize("group_size", [*range(1, 17), 64])
+  def test_every_pair_of_counts(self, group_size):
+    pairs = possible_pairs(group_size)
+    x, y = np.array(pairs).T
+    pseudo, true = np.array(
+      [rewards_of(*pair, group_size) for pair in pairs], float
+    ).swapaxes(0, 1)
+    want = [by_definition(p, t) for p, t in zip(pseudo, true, strict=True)]
+    with jax.enable_x64(True):
+      closed = gap.gap_from_counts(x, y, group_size)
+      vectors = gap.corrective_advantage_gap(pseudo, true)
+    np.testing.assert_allclose(closed, want, rtol=1e-12)
+    np.testing.assert_allclose(vectors, want, rtol=1e-12)
+
+  @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5])
+  def test_every_group_of_answers(self, group_size):
+    # Answers 0 to 2 or none, in every order; every ground truth.
+    ids = np.array(list(itertools.product(range(-1, 3), repeat=group_size)))
+    with jax.enable_x64(True):
+      votes = voting.majority_vote(ids)
+      pseudo = np.asarray(votes.for_winner, float)
+      for truth in range(3):
+        correct = ids == truth
+        measured = gap.corrective_advantage_gap(pseudo, correct.astype(float))
+        outside = voting.correct_outside(ids, correct)
+        gap.check_counts(votes.size, outside, group_size)
+        counted = gap.gap_from_counts(votes.size, outside, group_size)
+        right = voting.is_vote_right(ids, correct)
+        want = jnp.where(right, 0, counted)
+        np.testing.assert_allclose(measured, want, rtol=1e-12, atol=1e-12)
+
+  def test_the_table_of_eight(self):
+    with jax.enable_x64(True):
+      table = gap.gap_table(8)
+    for x, row in TABLE_OF_8.items():
+      np.testing.assert_allclose(table[x, : len(row)], row, atol=5e-7)
+      assert not table[x, len(row) :].any()
+
+  @hypothesis.given(
+    st.integers(2, 7).flatmap(
+      lambda n: st.tuples(
+        *[st.lists(st.integers(-9, 9), min_size=n, max_size=n)] * 2
+      )
+    )
+  )
+  def test_it_is_a_correlation(self, rewards):
+    pseudo, true = (np.array(r, float) for r in rewards)
+    varied = int(np.ptp(pseudo) > 0) + int(np.ptp(true) > 0)
+    size = len(pseudo)
+    if varied == 2:
+      rho = np.corrcoef(pseudo, true)[0, 1]
+      want = np.sqrt(max(2 * size * (1 - rho), 0))
+    else:
+      want = np.sqrt(size) * varied
+    with jax.enable_x64(True):
+      value = gap.corrective_advantage_gap(pseudo, true)
+    # Near a correlation of 1 the root of 1 - rho has half of the digits.
+    np.testing.assert_allclose(value, want, rtol=1e-9, atol=1e-7)
+
+
+class TestTiers:
+  @pytest.mark.parametrize("group_size", [2, 3, 8, 13])
+  def test_three_tiers(self, group_size):
+    with jax.enable_x64(True):
+      table = np.asarray(gap.gap_table(group_size))
+    root = group_size**0.5
+    least = group_size * (2 / (group_size - 1)) ** 0.5
+    assert root < least
+    for x, y in possible_pairs(group_size):
+      value = table[x, y]
+      if x in (0, group_size):
+        assert value == 0
+      elif y == 0:
+        np.testing.assert_allclose(value, root, rtol=1e-12)
+      else:
+        assert least * (1 - 1e-12) <= value <= 2 * root
+        # Exactly: prompts that tie have to tie.
+        assert np.isclose(value, 2 * root, rtol=1e-12) == (x + y == group_size)
+
+  def test_it_rises_with_the_odds(self):
+    table = np.asarray(gap.gap_table(13))
+    for x, y in possible_pairs(13):
+      if y >= 1 and x < 12 and x + 1 + y <= 13:
+        assert table[x + 1, y] > table[x, y]
+      if 1 <= y < x and x + y + 1 <= 13:
+        assert table[x, y + 1] > table[x, y]
+
+  def test_confident_mistakes_rank_above_doubt(self):
+    # 7 wrong and 1 right, against 8 different answers.
+    table = np.asarray(gap.gap_table(8))
+    assert table[7, 1] > table[1, 1] and table[7, 1] == table[4, 4]
+
+
+class TestEdges:
+  def test_a_group_of_one_has_no_gap(self):
+    assert gap.corrective_advantage_gap(np.array([1.0]), np.array([0.0])) == 0
+    assert not gap.gap_table(1).any()
+
+  def test_equal_rewards_that_float32_cannot_average(self):
+    alike = np.full((1, 7), 1.8, np.float32)
+    assert not gap.gap_advantages(alike).any()
+
+  def test_what_is_not_scored_is_not_there(self):
+    pseudo = np.array([[1.0, 1.0, 0.0, np.nan], [1.0, np.inf, 0.0, 0.0]])
+    true = np.array([[0.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+    scored = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
+    value = gap.corrective_advantage_gap(pseudo, true, scored=scored)
+    for row in range(2):
+      kept = scored[row]
+      want = gap.corrective_advantage_gap(pseudo[row, kept], true[row, kept])
+      np.testing.assert_allclose(value[row], want, rtol=1e-6)
+    nothing = gap.corrective_advantage_gap(pseudo, true, scored=scored & False)
+    assert nothing.tolist() == [0, 0]
+
+  def test_the_order_of_responses_does_not_matter(self):
+    rng = np.random.default_rng(0)
+    pseudo, true = rng.integers(0, 2, (2, 5, 7)).astype(np.float32)
+    order = rng.permutation(7)
+    one = gap.corrective_advantage_gap(pseudo, true)
+    other = gap.corrective_advantage_gap(pseudo[:, order], true[:, order])
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+  def test_training_advantages_are_a_factor_away(self):
+    rewards = np.random.default_rng(0).normal(size=(5, 7))
+    with jax.enable_x64(True):
+      trained = advantages.normalize_groups(rewards, eps=0.0)
+      value = gap.gap_advantages(rewards) * np.sqrt(6 / 7)
+    np.testing.assert_allclose(value, trained, rtol=1e-12)
+
+
+class TestExpectedGap:
+  @hypothesis.given(st.integers(0, 2**31))
+  def test_it_is_nothing_or_from_root_to_twice_root(self, seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(-1, 3, (11, 7))
+    mask = voting.possible_counts(ids)
+    p = probe_losses.class_probabilities(rng.normal(size=mask.shape), mask)
+    x = voting.majority_vote(ids).size
+    value = np.asarray(gap.expected_gap(p, x))
+    undecided = (x > 0) & (x < 7)
+    assert not value[~undecided].any()
+    assert (value[undecided] >= 7**0.5 * (1 - 1e-6)).all()
+    assert (value[undecided] <= 2 * 7**0.5 * (1 + 1e-6)).all()
+
+  def test_what_cannot_occur_costs_nothing(self):
+    p = np.array([[0.5, np.nan, np.inf]], np.float32)
+    assert gap.expected_gap(p, np.array([0])).tolist() == [0]
+
+  def test_gradients(self):
+    p = np.array([[0.2, 0.3, 0.4, 0.1], [0.1, 0.6, 0.1, 0.2]])
+    with jax.enable_x64(True):
+      check_grads(
+        lambda p: gap.expected_gap(p, np.array([1, 2])), (p,), order=1
+      )
+
+  def test_a_table_has_to_fit(self):
+    with pytest.raises(AssertionError):
+      gap.expected_gap(np.ones((2, 4)), np.array([1, 2, 3]))

@@ -1,0 +1,264 @@
+"""Tests of saw_jax/labels/selection.py."""
+
+import json
+import math
+import pathlib
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from hypothesis import strategies as st
+
+from saw_jax.labels import selection, voting
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
+)
+DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
+
+
+def where(mask):
+  return np.flatnonzero(mask).tolist()
+
+
+def care(scores, p, step, **options):
+  return selection.care_selection(
+    np.array(scores), np.array(p), step, **options
+  )
+
+
+def by_loops(scores, p, step, label_fraction, gate_fraction):
+  """Labelled and gated prompts as the reference code takes them."""
+  size = len(scores)
+  open_share = gate_fraction if step > 20 else 0.0
+  trusted = sorted(range(size), key=lambda i: (-p[i], i))
+  gated = set(trusted[: min(size, math.ceil(size * open_share))])
+  rank = [-1.0 if i in gated else scores[i] for i in range(size)]
+  bought = sorted(range(size), key=lambda i: (-rank[i], i))
+  return bought[: min(size, math.ceil(size * label_fraction))], gated
+
+
+class GoldenTest(chex.TestCase):
+  @parameterized.product(case=GOLDEN["selection_care"], jit=[True, False])
+  def test_care(self, case, jit):
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64), jax.disable_jit(not jit):
+        scores = np.array(case["expected_cag"], dtype)
+        found = selection.care_selection(
+          scores,
+          np.array(case["p_vote_correct"], dtype),
+          case["step"],
+          label_fraction=case["top_pct"],
+          gate_fraction=case["prob_gate"],
+        )
+        bought = case["labelled_in_query_order"]
+        assert found.order[: len(bought)].tolist() == bought
+        assert where(found.labelled) == sorted(bought)
+        assert where(found.pseudo_labelled) == case["gated_pseudo"]
+        assert where(found.dropped) == case["masked_out"]
+        multipliers = selection.advantage_multipliers(
+          found, scores, soft_adv=case["soft_adv"]
+        )
+        assert multipliers.dtype == dtype
+        np.testing.assert_allclose(
+          multipliers, case["advantage_coef"], rtol=rtol
+        )
+
+  @parameterized.parameters(*GOLDEN["ceil_counts"])
+  def test_budgets(self, **case):
+    assert selection.budget(case["B"], case["pct"]) == case["count"]
+
+  @parameterized.parameters(*GOLDEN["selection_oracle_cag"])
+  def test_oracle(self, **case):
+    for dtype, _ in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        found = selection.top_selection(
+          np.array(case["cag"], dtype), label_fraction=case["top_pct"]
+        )
+        assert where(found.labelled) == case["selected_sorted"]
+
+  def test_entropy(self):
+    case = GOLDEN["selection_entropy"]
+    sizes = case["cluster_sizes (valid answers only)"]
+    ids = np.full((len(sizes), 8), -1)
+    for row, group in zip(ids, sizes, strict=True):
+      members = np.repeat(np.arange(len(group)), group)
+      row[: len(members)] = members
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        scores = selection.entropy_scores(ids)
+        np.testing.assert_allclose(scores, case["entropy_nats"], rtol=rtol)
+        for share, want in case["selected"].items():
+          found = selection.top_selection(scores, label_fraction=float(share))
+          assert found.order[: len(want)].tolist() == want
+          assert where(found.labelled) == sorted(want)
+
+  def test_average_probability(self):
+    case = GOLDEN["selection_avg_prob"]
+    for dtype, rtol in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        scores = selection.unlikeliness_scores(
+          np.array(case["response_mean_token_prob"], dtype)
+        )
+        np.testing.assert_allclose(-scores, case["prompt_mean"], rtol=rtol)
+        for share, want in case["selected"].items():
+          found = selection.top_selection(scores, label_fraction=float(share))
+          assert found.order[: len(want)].tolist() == want
+
+
+class TestBudget:
+  def test_it_is_rounded_up_as_floating_point_has_it(self):
+    assert selection.budget(100, 0.07) == 8
+    assert selection.budget(64, 0.25) == 16
+
+  @hypothesis.given(st.integers(0, 300), st.floats(-1, 3))
+  def test_it_is_within_the_batch(self, size, fraction):
+    assert 0 <= selection.budget(size, fraction) <= size
+
+
+class TestCare:
+  @hypothesis.given(
+    st.integers(1, 12).flatmap(
+      lambda n: st.tuples(
+        *[st.lists(st.sampled_from([0, 1, 2.5, 4]), min_size=n, max_size=n)] * 2
+      )
+    ),
+    st.sampled_from([0.0, 0.2, 0.7, 1.0, 1.5]),
+    st.sampled_from([0.0, 0.25, 1.0]),
+    st.sampled_from([1, 20, 21]),
+  )
+  def test_it_selects_as_loops_do(self, prompts, share, gate, step):
+    scores, p = prompts
+    found = care(scores, p, step, label_fraction=share, gate_fraction=gate)
+    bought, gated = by_loops(scores, p, step, share, gate)
+    assert found.order[: len(bought)].tolist() == bought
+    assert where(found.labelled) == sorted(bought)
+    assert set(where(found.gated)) == gated
+    parts = [found.labelled, found.pseudo_labelled, found.dropped]
+    assert (sum(np.asarray(part, int) for part in parts) == 1).all()
+    # A gated prompt is bought only where the others are all bought.
+    if (found.gated & found.labelled).any():
+      assert (found.gated | found.labelled).all()
+
+  def test_the_gate_opens_after_the_warm_up(self):
+    scores, p = [5.0, 4.0, 3.0, 2.0], [0.9, 0.1, 0.2, 0.3]
+    assert not care(scores, p, 20).gated.any()
+    assert where(care(scores, p, 21).gated) == [0]
+    assert where(care(scores, p, 1, warm_up=0).gated) == [0]
+
+  def test_one_program_serves_all_steps(self):
+    traced = jax.jit(
+      chex.assert_max_traces(
+        lambda s, p, t: selection.care_selection(s, p, t).labelled, n=1
+      )
+    )
+    scores, p = jnp.arange(8.0), jnp.arange(8.0)
+    early, late = traced(scores, p, 20), traced(scores, p, 21)
+    assert where(early) == [6, 7] and where(late) == [4, 5]
+
+  @pytest.mark.parametrize("fraction", [-1.0, 0.0])
+  def test_no_budget(self, fraction):
+    found = care([1.0, 2.0], [0.5, 0.1], 50, label_fraction=fraction)
+    assert not found.labelled.any() and where(found.pseudo_labelled) == [0]
+
+  def test_a_budget_above_the_batch(self):
+    found = care([1.0, 2.0], [0.5, 0.1], 50, label_fraction=1.7)
+    assert found.labelled.all() and found.order.tolist() == [1, 0]
+
+  def test_one_prompt(self):
+    found = care([0.0], [0.5], 50)
+    assert where(found.labelled) == [0] and where(found.gated) == [0]
+
+  def test_nan_is_never_preferred(self):
+    found = care([np.nan, 0.0, 1.0], [0.1, np.nan, 0.2], 50, label_fraction=0.5)
+    assert where(found.gated) == [2] and where(found.labelled) == [1, 2]
+
+
+class TestMultipliers:
+  FOUND = selection.Selection(
+    np.array([1, 0, 0, 1], bool), np.array([0, 1, 0, 1], bool), np.arange(4)
+  )
+
+  @pytest.mark.parametrize(
+    ("soft_adv", "want"),
+    [(0.0, [1, 1, 1, 1]), (-1.0, [1, 1, 1, 1])]
+    + [(1.0, [1, 0.25, 0, 1]), (100.0, [1, 1, 0, 1]), (2.0, [1, 0.5, 0, 1])],
+  )
+  def test_the_table(self, soft_adv, want):
+    scores = np.array([0.0, 0.25, 5.0, 0.1], np.float32)
+    fn = jax.jit(selection.advantage_multipliers)
+    for value in (
+      fn(self.FOUND, scores, soft_adv=soft_adv),
+      selection.advantage_multipliers(self.FOUND, scores, soft_adv=soft_adv),
+    ):
+      assert value.tolist() == want
+
+  def test_scores_of_others_do_not_matter(self):
+    scores = np.array([np.nan, 0.25, np.inf, np.nan], np.float32)
+    value = selection.advantage_multipliers(self.FOUND, scores)
+    assert value.tolist() == [1, 0.25, 0, 1]
+
+  def test_a_score_of_root_or_more_counts_in_full(self):
+    scores = np.full(4, 8**0.5, np.float32)
+    value = selection.advantage_multipliers(self.FOUND, scores)
+    assert value.tolist() == [1, 1, 0, 1]
+
+
+class TestTrainingRewards:
+  def test_the_truth_about_what_was_not_bought_reaches_nothing(self):
+    rng = np.random.default_rng(0)
+    pseudo, true = rng.integers(0, 2, (2, 4, 3)).astype(np.float32)
+    labelled = np.array([True, False, True, False])
+    value = selection.training_rewards(pseudo, true, labelled)
+    spoilt = np.where(labelled[:, None], true, np.nan)
+    other = selection.training_rewards(pseudo, spoilt, labelled)
+    assert (value == other).all()
+    assert (value[0] == true[0]).all() and (value[1] == pseudo[1]).all()
+
+
+class TestScores:
+  def test_random_scores_are_a_fair_draw(self):
+    def draw(key):
+      scores = selection.random_scores(key, 10)
+      return selection.top_selection(scores).labelled
+
+    bought = jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000))
+    assert (bought.sum(axis=1) == 2).all()
+    # 2000 draws of probability 0.2: three deviations are 0.027.
+    np.testing.assert_allclose(bought.mean(axis=0), 0.2, atol=0.03)
+
+  def test_random_scores_repeat(self):
+    one, same, other = (
+      selection.random_scores(jax.random.key(seed), 16) for seed in (0, 0, 1)
+    )
+    assert (one == same).all() and (one != other).any()
+
+  def test_a_mean_that_is_not_finite_counts_as_nothing(self):
+    p = np.array([[0.5, 0.7], [np.nan, 0.9], [np.inf, 0.1]], np.float32)
+    scores = selection.unlikeliness_scores(p)
+    np.testing.assert_allclose(scores, [-0.6, 0, 0], rtol=1e-6)
+
+  def test_oracle_ties_go_to_the_lower_index(self):
+    # 4 + 4, 5 + 3 and 7 + 1 all have 2 sqrt(8), up to the last digits.
+    pseudo = np.array([np.arange(8) < x for x in (7, 5, 4, 6)], np.float32)
+    true = 1 - pseudo
+    for dtype, _ in DTYPES:
+      with jax.enable_x64(dtype is np.float64):
+        scores = selection.oracle_scores(
+          pseudo.astype(dtype), true.astype(dtype)
+        )
+        assert len(set(scores.tolist())) == 1
+        found = selection.top_selection(scores, label_fraction=0.5)
+        assert found.order.tolist() == [0, 1, 2, 3]
+
+  def test_entropy_and_gap_disagree_about_confident_mistakes(self):
+    ids = np.array([[0] * 7 + [1], [0, 1, 2, 3, 4, 5, 6, 7]])
+    pseudo = np.asarray(voting.majority_vote(ids).for_winner, np.float32)
+    true = (ids == 1).astype(np.float32)
+    by_gap = selection.top_selection(selection.oracle_scores(pseudo, true))
+    by_entropy = selection.top_selection(selection.entropy_scores(ids))
+    assert by_gap.order[0] == 0 and by_entropy.order[0] == 1
