@@ -18,8 +18,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-REPETITIONS = 5
-STEPS = 40
+REPETITIONS = 4
+STEPS = 35
 SKIPPED = 10  # steps that compile, or fill the queue
 IDLE = ("generate", "score", "wait", "queue", "publish")
 LOOPS = {
