@@ -74,9 +74,22 @@ def interval_band(values: np.ndarray) -> Band:
   return Band(low, high)
 
 
+def range_band(values: np.ndarray) -> Band:
+  """Shades from the least seed to the greatest.
+
+  Args:
+    values: shape `[N, T]`.
+
+  Returns:
+    The band.
+  """
+  return Band(values.min(axis=0), values.max(axis=0))
+
+
 _BAND_MEANINGS = {
   deviation_band: "± 1 standard deviation over seeds",
   interval_band: "95 % t interval of the mean over seeds",
+  range_band: "from the least seed to the greatest",
 }
 
 
@@ -194,6 +207,8 @@ def metric_panels(
   """
   if not panels or not metrics:
     raise ValueError("nothing to draw: no panels or no metrics")
+  # One deviation below the mean may be below 0, which a logarithm has not.
+  band = range_band if log else deviation_band
   columns = min(len(panels), 3)
   lines = -(-len(panels) // columns)
   figure = _figure(width=1.0 + 2.6 * columns, height=1.3 + 2.2 * lines)
@@ -211,7 +226,7 @@ def metric_panels(
         steps, smooth = steps[kept], smooth[:, kept]
         style = _style(number)
         number += 1
-        low, high = deviation_band(smooth)
+        low, high = band(smooth)
         ax.fill_between(
           steps, low, high, color=style["color"], alpha=0.15, linewidth=0
         )
@@ -225,14 +240,16 @@ def metric_panels(
     ax.set_visible(False)
   for ax in axes[:, 0]:
     ax.set_ylabel(quantity)
-  for ax in axes[-1]:
-    ax.set_xlabel("step")
+  for column in axes.T:
+    lowest = [ax for ax in column if ax.get_visible()][-1]
+    lowest.set_xlabel("step")
+    lowest.tick_params(labelbottom=True)
   everything = {
     f"{p} {r}": c for p, rs in panels.items() for r, c in rs.items()
   }
   caption = [
     _seed_counts(everything),
-    f"bands: {_BAND_MEANINGS[deviation_band]}",
+    f"bands: {_BAND_MEANINGS[band]}",
   ]
   if window > 1:
     caption.append(f"moving average over {window} steps")

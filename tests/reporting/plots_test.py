@@ -184,6 +184,23 @@ class TestMetricPanels:
     with pytest.raises(ValueError, match="nothing to draw"):
       plots.metric_panels({}, {"a": "b"}, quantity="q")
 
+  def test_every_column_of_panels_has_its_steps(self):
+    figure = self.make()
+    labelled = [ax for ax in figure.axes if ax.get_xlabel() == "step"]
+    assert [ax.get_title() for ax in labelled] == ["lag 4", "lag 8", "lag 16"]
+
+  def test_a_logarithm_shades_from_seed_to_seed(self):
+    values = {"reward/correct": np.array([[0.1] * T, [9.0] * T])}
+    figure = plots.metric_panels(
+      {"p": {"r": Curves(np.arange(T), (0, 1), values)}},
+      {"reward": "reward/correct"},
+      quantity="q",
+      log=True,
+    )
+    (band,) = figure.axes[0].collections
+    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(0.1)
+    assert "least seed" in caption_of(figure)
+
 
 class TestSweep:
   ROWS = {
