@@ -283,8 +283,9 @@ RUNS = {
 # Printed below the table.
 NOTE = (
   "`dapo` replaces groups whose rewards are all equal: its training reward is "
-  "that of the groups it kept, and it draws more responses than the others. A seed without a good or a bad "
-  "response in a step has 0 for its likelihood there."
+  "that of the groups it kept, and it draws more responses than the others. A "
+  "seed without a good or a bad response in a step has 0 for its likelihood "
+  "there."
 )
 # The figure of the table, in a run's final scores.
 METRIC = ("held-out mean@8", "sampled/mean@8")
