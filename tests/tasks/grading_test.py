@@ -232,8 +232,11 @@ def test_closing_leaves_no_process():
     _grade(grader, ["a"])
 
 
+# A program that is started in the background of a shell ignores Ctrl-C unless
+# it says otherwise.
 SCRIPT = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from saw_jax.tasks import grading
 from tests.tasks import misbehaving_tasks
 task = misbehaving_tasks.Obedient()

@@ -78,6 +78,7 @@ class TestFixedLag:
     for name, value in b.items():
       np.testing.assert_array_equal(value, a[name], err_msg=name)
 
+  @pytest.mark.slow
   def test_a_lag_is_that_of_the_weights(self, whole, tmp_path):
     # At step 1 the responses are those of step 0's weights on other prompts:
     # a run that never learns samples the same ones there.
@@ -139,6 +140,7 @@ class TestResume:
     assert async_loop.run(made, [0, 1], directory=tmp_path).finished
     assert_same_run(whole, tmp_path)
 
+  @pytest.mark.slow
   def test_brings_back_weights_that_were_published_before(self, tmp_path):
     fields = {"protocol": "quota", "require": 2, "trigger": 2}
     made = experiment(asynchronous=fields)
@@ -261,6 +263,7 @@ class TestDynamicSampling:
     assert found["zero_advantage"].max() == 0
     assert (found["groups/filtered"][:, -1] > 0).all()
 
+  @pytest.mark.slow
   def test_ends_where_nothing_varies(self, tmp_path):
     made = experiment(
       task=Constant(always=True),
@@ -280,6 +283,7 @@ class TestLogProbs:
     for name, value in without.items():
       np.testing.assert_array_equal(with_them[name], value, err_msg=name)
 
+  @pytest.mark.slow
   def test_a_ratio_loss_gets_them_all_the_same(self, tmp_path):
     algorithm = algorithms.AlgorithmConfig(advantage="grpo", ratio_to="behave")
     made = experiment(

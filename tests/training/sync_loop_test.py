@@ -142,6 +142,7 @@ class TestRun:
     assert again.finished
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
+  @pytest.mark.slow
   def test_resuming_from_an_earlier_step_repeats_the_rest(
     self, whole, tmp_path
   ):
@@ -167,6 +168,7 @@ class TestLearns:
 
 
 class TestMethods:
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     "algorithm",
     [
@@ -193,6 +195,7 @@ class TestMethods:
     assert result.finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
+  @pytest.mark.slow
   def test_the_penalty_reaches_the_advantages(self, tmp_path):
     # At the first step policy and reference are one: no KL, the same run.
     kinds = {}
@@ -212,6 +215,7 @@ class TestMethods:
     np.testing.assert_allclose(kinds["none"][0], kinds["kl"][0], rtol=1e-4)
     assert abs(kinds["none"][2] - kinds["kl"][2]) > 1e-4
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
   def test_other_lifts_train_the_same_policy(self, lift, tmp_path):
     evaluation = {"num_examples": 8, "batch_size": 4}
