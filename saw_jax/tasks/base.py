@@ -113,6 +113,50 @@ class Task(Protocol):
     ...
 
 
+class Splits:
+  """The part of a task that makes each split once, when it is asked for.
+
+  A task that inherits from it says which splits there are in `splits`, and
+  makes one in `_make`. Grading processes get the task without its examples.
+  """
+
+  _examples: Mapping[str, Sequence[Example]] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves the examples out: scoring needs none."""
+    state = dict(self.__dict__)
+    state.pop("_examples", None)
+    return state
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Names of the splits."""
+    raise NotImplementedError
+
+  def examples(self, split: str) -> Sequence[Example]:
+    """Returns the examples of a split.
+
+    Args:
+      split: one of `splits`.
+
+    Returns:
+      The examples; the sequence may be lazy.
+
+    Raises:
+      ValueError: no such split, no file for it, or a broken row in the file.
+      FileNotFoundError: its file is not there.
+      ImportError: a library that reads or makes them is missing.
+    """
+    if split not in self.splits:
+      raise ValueError(f"no split {split!r}: {nearest(split, self.splits)}")
+    if split not in self._examples:
+      self._examples = {**self._examples, split: self._make(split)}
+    return self._examples[split]
+
+  def _make(self, split: str) -> Sequence[Example]:
+    raise NotImplementedError
+
+
 def nearest(name: str, choices: Sequence[str]) -> str:
   """Says which choices there are, the most similar one first.
 

@@ -9,7 +9,6 @@ right on the others: there its own majority misleads, and a label is worth most.
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -87,7 +86,7 @@ class KnightsConfig:
       raise ValueError(f"a benchmark is called {taken.pop()!r}.")
 
 
-class KnightsTask:
+class KnightsTask(base.Splits):
   """Puzzles whose reward is 3 for all roles right, and less for the rest."""
 
   name = "knights"
@@ -97,27 +96,12 @@ class KnightsTask:
 
   def __init__(self, config: KnightsConfig | None = None):
     self.config = KnightsConfig() if config is None else config
-    self._examples: dict[str, Sequence[base.Example]] = {}
 
-  def __getstate__(self) -> dict[str, Any]:
-    # Scoring needs no rows: do not send them to each grading process.
-    return {**self.__dict__, "_examples": {}}
-
-  def examples(self, split: str) -> Sequence[base.Example]:
-    """Returns the examples of "train", "test", "people_N" or a benchmark.
-
-    Raises:
-      ValueError: no such split, no file for it, or a broken row in the file.
-      FileNotFoundError: its file is not there.
-      ImportError: pyarrow is missing, for a parquet file.
-    """
-    splits = ("train", "test", *self.config.benchmarks)
-    splits += _people_splits(self.config)
-    if split not in splits:
-      raise ValueError(f"no split {split!r}: {base.nearest(split, splits)}")
-    if split not in self._examples:
-      self._examples[split] = self._make(split)
-    return self._examples[split]
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Names of the splits: train, test, and more to evaluate on."""
+    others = (*self.config.benchmarks, *_people_splits(self.config))
+    return ("train", "test", *others)
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     """Returns one of the four rewards."""

@@ -103,7 +103,7 @@ class MathConfig:
       raise ValueError(f"a benchmark is called {taken.pop()!r}.")
 
 
-class MathTask:
+class MathTask(base.Splits):
   """Problems whose reward is 1 for the right answer in a box, else 0."""
 
   name = "math"
@@ -111,26 +111,11 @@ class MathTask:
 
   def __init__(self, config: MathConfig | None = None):
     self.config = MathConfig() if config is None else config
-    self._examples: dict[str, Sequence[base.Example]] = {}
 
-  def __getstate__(self) -> dict[str, Any]:
-    # Scoring needs no rows: do not send them to each grading process.
-    return {**self.__dict__, "_examples": {}}
-
-  def examples(self, split: str) -> Sequence[base.Example]:
-    """Returns the examples of "train", "test" or a benchmark.
-
-    Raises:
-      ValueError: no such split, no file for it, or a broken row in the file.
-      FileNotFoundError: its file is not there.
-      ImportError: a library that reads or makes them is missing.
-    """
-    splits = ("train", "test", *self.config.benchmarks)
-    if split not in splits:
-      raise ValueError(f"no split {split!r}: {base.nearest(split, splits)}")
-    if split not in self._examples:
-      self._examples[split] = self._make(split)
-    return self._examples[split]
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Names of the splits: train, test, and more to evaluate on."""
+    return ("train", "test", *self.config.benchmarks)
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     """Returns whether the last box of a completion holds the right answer."""

@@ -73,7 +73,7 @@ class ToolCallingConfig:
       raise ValueError(f"call_weights are not one to three weights: {weights}.")
 
 
-class ToolCallingTask:
+class ToolCallingTask(base.Splits):
   """Tool calling with the two rewards of ToolRL: correctness, then format."""
 
   name = "tool_calling"
@@ -84,35 +84,11 @@ class ToolCallingTask:
 
   def __init__(self, config: ToolCallingConfig | None = None):
     self.config = ToolCallingConfig() if config is None else config
-    self._rows: dict[str, list[base.Example]] = {}
 
-  def __getstate__(self) -> dict[str, Any]:
-    # Scoring needs no rows: do not send them to each grading process.
-    return {**self.__dict__, "_rows": {}}
-
-  def examples(self, split: str) -> Sequence[base.Example]:
-    """Returns the examples of "train" or "test".
-
-    Raises:
-      ValueError: no such split, no file for it, or a broken row in the file.
-    """
-    sizes = {"train": self.config.num_train, "test": self.config.num_test}
-    if split not in sizes:
-      raise ValueError(
-        f"no split {split!r}: {base.nearest(split, tuple(sizes))}"
-      )
-    paths = {"train": self.config.train_path, "test": self.config.test_path}
-    if not any(paths.values()):
-      make = functools.partial(_generate, self.config, split)
-      return base.LazyExamples(make, sizes[split])
-    if split not in self._rows:
-      path = paths[split]
-      if path is None:
-        raise ValueError(f"{split}_path is not set, and the other path is.")
-      self._rows[split] = read_examples(
-        path, first_key=TEST_KEYS if split == "test" else 0
-      )
-    return self._rows[split]
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Names of the splits."""
+    return ("train", "test")
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     """Returns (correctness, format) of a completion."""
@@ -180,6 +156,18 @@ class ToolCallingTask:
       )
       pairs.append((example, text))
     return pairs
+
+  def _make(self, split: str) -> Sequence[base.Example]:
+    config = self.config
+    paths = {"train": config.train_path, "test": config.test_path}
+    if not any(paths.values()):
+      sizes = {"train": config.num_train, "test": config.num_test}
+      make = functools.partial(_generate, config, split)
+      return base.LazyExamples(make, sizes[split])
+    path = paths[split]
+    if path is None:
+      raise ValueError(f"{split}_path is not set, and the other path is.")
+    return read_examples(path, first_key=TEST_KEYS if split == "test" else 0)
 
 
 def _generate(

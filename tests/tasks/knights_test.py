@@ -159,7 +159,7 @@ class TestScore:
     made = task()
     made.examples("train")
     copy = pickle.loads(pickle.dumps(made))
-    assert copy._examples == {}
+    assert not copy._examples
     gold = made.gold_completion(EXAMPLE)
     assert copy.score(EXAMPLE, gold).outcome is Outcome.RIGHT
 
