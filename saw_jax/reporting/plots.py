@@ -139,19 +139,9 @@ def reward_curves(
     for j, component in enumerate(components):
       ax = axes[i, j]
       for number, (row, curves) in enumerate(rows.items()):
-        values = curves.values.get(f"{kind}/{component}")
-        if values is None:
-          continue
-        steps = curves.steps[window - 1 :]
-        smooth = statistics.moving_average(values, window)
-        kept = np.isfinite(smooth).all(axis=0)
-        steps, smooth = steps[kept], smooth[:, kept]
-        style = _style(number)
-        low, high = band(smooth)
-        ax.fill_between(
-          steps, low, high, color=style["color"], alpha=0.18, linewidth=0
-        )
-        (handles[row],) = ax.plot(steps, smooth.mean(axis=0), **style)
+        metric = f"{kind}/{component}"
+        if metric in curves.values:
+          handles[row] = _draw(ax, curves, metric, number, window, band)
       if kind == "weight":
         ax.sharey(axes[i, 0])
         handles["equal weights"] = ax.axhline(
@@ -167,13 +157,8 @@ def reward_curves(
   missing = [row for row in rows if row not in handles]
   if missing:
     raise ValueError(f"rows without a reward of {list(components)}: {missing}")
-  caption = [
-    _seed_counts(rows),
-    f"bands: {band_meaning or _BAND_MEANINGS[band]}",
-  ]
-  if window > 1:
-    caption.append(f"moving average over {window} steps")
-  _frame(figure, title, handles, "; ".join(caption) + ".")
+  meaning = band_meaning or _BAND_MEANINGS[band]
+  _frame(figure, title, handles, _caption(rows, meaning, window))
   return _save(figure, path)
 
 
@@ -220,18 +205,9 @@ def metric_panels(
     number = 0
     for row, curves in rows.items():
       for label, metric in metrics.items():
-        smooth = statistics.moving_average(curves.values[metric], window)
-        steps = curves.steps[window - 1 :]
-        kept = np.isfinite(smooth).all(axis=0)
-        steps, smooth = steps[kept], smooth[:, kept]
-        style = _style(number)
-        number += 1
-        low, high = band(smooth)
-        ax.fill_between(
-          steps, low, high, color=style["color"], alpha=0.15, linewidth=0
-        )
         name = label if len(metrics) > 1 else row
-        (handles[name],) = ax.plot(steps, smooth.mean(axis=0), **style)
+        handles[name] = _draw(ax, curves, metric, number, window, band)
+        number += 1
     ax.set_title(heading)
     if log:
       ax.set_yscale("log")
@@ -247,13 +223,8 @@ def metric_panels(
   everything = {
     f"{p} {r}": c for p, rs in panels.items() for r, c in rs.items()
   }
-  caption = [
-    _seed_counts(everything),
-    f"bands: {_BAND_MEANINGS[band]}",
-  ]
-  if window > 1:
-    caption.append(f"moving average over {window} steps")
-  _frame(figure, title, handles, "; ".join(caption) + ".")
+  caption = _caption(everything, _BAND_MEANINGS[band], window)
+  _frame(figure, title, handles, caption)
   return _save(figure, path)
 
 
@@ -392,6 +363,35 @@ def _style(number: int) -> dict[str, object]:
     "linestyle": DASHES[number % len(DASHES)],
     "linewidth": 1.6,
   }
+
+
+def _draw(
+  ax,
+  curves: Curves,
+  metric: str,
+  number: int,
+  window: int,
+  band: Callable[[np.ndarray], Band],
+):
+  """Draws one metric's mean over seeds with its band; returns the line."""
+  smooth = statistics.moving_average(curves.values[metric], window)
+  steps = curves.steps[window - 1 :]
+  kept = np.isfinite(smooth).all(axis=0)
+  steps, smooth = steps[kept], smooth[:, kept]
+  style = _style(number)
+  low, high = band(smooth)
+  ax.fill_between(
+    steps, low, high, color=style["color"], alpha=0.18, linewidth=0
+  )
+  (line,) = ax.plot(steps, smooth.mean(axis=0), **style)
+  return line
+
+
+def _caption(rows: Mapping[str, Curves], meaning: str, window: int) -> str:
+  parts = [_seed_counts(rows), f"bands: {meaning}"]
+  if window > 1:
+    parts.append(f"moving average over {window} steps")
+  return "; ".join(parts) + "."
 
 
 def _tidy(ax) -> None:
