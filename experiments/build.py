@@ -46,6 +46,8 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     ValueError: values that do not go together.
   """
   values = config.to_dict()
+  lifts = dict.fromkeys(parallel.LIFTS)
+  algorithms.lookup(lifts, values["parallel"]["lift"], "lift")
   task = algorithms.make_task(values["task"]["name"], values["task"]["options"])
   tokenizer = algorithms.make_tokenizer(values["tokenizer"]["name"])
   decoder_config = section(

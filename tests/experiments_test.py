@@ -107,16 +107,31 @@ class TestMistakesInFlags:
   def test_train_needs_a_place_to_write(self):
     assert "--workdir must have a value" in complaint("train", CONFIG)
 
+  @pytest.mark.parametrize(
+    ("word", "message"),
+    [
+      (
+        "algorithm.weights=sawe",
+        "unknown weighting 'sawe': did you mean 'saw'?",
+      ),
+      (
+        "algorithm.loss=asimpo",
+        "unknown loss 'asimpo': did you mean 'asympo'?",
+      ),
+      ("parallel.lift=mehsed", "unknown lift 'mehsed': did you mean 'meshed'?"),
+      (
+        "asynchronous.protocol=max_lagg",
+        "unknown protocol 'max_lagg': did you mean 'max_lag'?",
+      ),
+    ],
+  )
   def test_an_unknown_name_in_the_config_is_said_before_anything_runs(
-    self, tmp_path
+    self, tmp_path, word, message
   ):
-    message = complaint(
-      "train",
-      f"--workdir={tmp_path / 'x'}",
-      CONFIG,
-      "--config.algorithm.weights=sawe",
+    said = complaint(
+      "train", f"--workdir={tmp_path / 'x'}", CONFIG, f"--config.{word}"
     )
-    assert "unknown weighting 'sawe': did you mean 'saw'?" in message
+    assert message in said
     assert not (tmp_path / "x").exists()
 
   def test_doctor_needs_something_to_look_at(self):

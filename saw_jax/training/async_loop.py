@@ -23,7 +23,7 @@ from saw_jax.rollout import actor as actor_lib
 from saw_jax.rollout import staleness
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.tasks import data
-from saw_jax.tasks.base import Example
+from saw_jax.tasks.base import Example, nearest
 from saw_jax.training import groups as groups_lib
 from saw_jax.training import rollouts
 from saw_jax.training.experiment import AsyncConfig, Experiment
@@ -127,7 +127,8 @@ def make_protocol(
       batch, config.threshold, require=config.require, trigger=config.trigger
     )
   raise ValueError(
-    f"unknown protocol {config.protocol!r}; choose fixed_lag, max_lag or quota"
+    f"unknown protocol {config.protocol!r}: "
+    f"{nearest(config.protocol, ('none', 'fixed_lag', 'max_lag', 'quota'))}"
   )
 
 
@@ -142,7 +143,8 @@ def check_config(config: AsyncConfig) -> None:
   """
   if config.actor_kind not in ("thread", "process"):
     raise ValueError(
-      f"unknown actor_kind {config.actor_kind!r}; choose thread or process"
+      f"unknown actor_kind {config.actor_kind!r}: "
+      f"{nearest(config.actor_kind, ('thread', 'process'))}"
     )
   if config.partial_tokens and not config.actors:
     raise ValueError(

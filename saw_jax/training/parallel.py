@@ -26,6 +26,7 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.training.state import TrainState
 from saw_jax.types import PyTree
 
+LIFTS = ("seeded", "meshed", "pmapped")
 STATE, ROWS, SAME = "state", "rows", "same"
 AXIS = "batch"  # the device axis under `pmapped`
 

@@ -355,9 +355,9 @@ class TestBadInput:
   @pytest.mark.parametrize(
     ("fields", "message"),
     [
-      ({"protocol": "fixed_lagg"}, "unknown protocol"),
+      ({"protocol": "fixed_lagg"}, "did you mean 'fixed_lag'"),
       ({"lag": -1}, "lag is -1"),
-      ({"actor_kind": "robot", "actors": 1}, "unknown actor_kind"),
+      ({"actor_kind": "proces", "actors": 1}, "did you mean 'process'"),
       ({"partial_tokens": 4}, "needs actors"),
       ({"partial_tokens": 4, "actors": 1}, "span versions"),
       ({"actor_devices": 1}, "needs actors"),
