@@ -127,6 +127,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.loop.num_minibatches = 1  # updates per rollout
   config.loop.num_microbatches = 1  # parts of an update, one after the other
   config.loop.chunk_size = 1024  # tokens whose logits exist at one time
+  # Tokens of a packed row, at least the longest prompt and response; 0: do not
+  # pack. Worth it where responses differ much in length.
+  config.loop.pack_length = 0
   config.loop.checkpoint_interval = 25  # steps; 0: only at the end
   config.loop.skip_nonfinite = False  # True: count such updates and go on
   config.loop.writers = ()  # beside the files: tensorboard, wandb

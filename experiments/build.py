@@ -58,6 +58,13 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     experiment_lib.LoopConfig,
     {**values["loop"], "writers": tuple(values["loop"]["writers"])},
   )
+  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+  if loop.pack_length and loop.pack_length < longest:
+    raise ValueError(
+      f"loop.pack_length is {loop.pack_length}, but a prompt and its response "
+      f"may have {longest} tokens (rollout.max_prompt_tokens and "
+      "rollout.max_new_tokens together): say at least that, or 0 to not pack"
+    )
   minima = np.array([c.minimum for c in task.components], np.float32)
   algorithm = dict(values["algorithm"])
   method = algorithms.make_method(

@@ -123,6 +123,7 @@ class TestMistakesInFlags:
         "asynchronous.protocol=max_lagg",
         "unknown protocol 'max_lagg': did you mean 'max_lag'?",
       ),
+      ("loop.pack_length=100", "loop.pack_length is 100, but a prompt and its"),
     ],
   )
   def test_an_unknown_name_in_the_config_is_said_before_anything_runs(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.training import packing as packing_lib
 from saw_jax.types import Array
 
 
@@ -24,6 +25,7 @@ class TrainBatch:
   old_log_probs: Array | None = None  # [B, T], before this step's updates
   behave_log_probs: Array | None = None  # [B, T], of the sampler
   ref_log_probs: Array | None = None  # [B, T], of the frozen reference
+  packing: packing_lib.Packing | None = None  # None: rows as they are
   prompt_size: int = flax.struct.field(pytree_node=False, default=0)
 
   @property
@@ -104,8 +106,29 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
   if rows % count:
     raise ValueError(f"{rows} rows do not split into {count} equal parts")
   return jax.tree.map(
-    lambda x: x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1),
+    # Packed rows are of another number, and split alike.
+    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1),
     batch,
+  )
+
+
+def pack_rows(batch: TrainBatch, layout: packing_lib.Layout) -> TrainBatch:
+  """Packs a batch with a leading seed axis, in place of any packing it has.
+
+  Args:
+    batch: host arrays of shape `[N, B, ...]`.
+    layout: how its rows are cut before the model sees them.
+
+  Returns:
+    The same batch, which the forward pass reads packed.
+
+  Raises:
+    ValueError: a row is too long, or the rows do not split.
+  """
+  return batch.replace(
+    packing=packing_lib.pack(
+      batch.tokens, batch.roles, batch.starts, batch.prompt_size, layout
+    )
   )
 
 
@@ -119,7 +142,7 @@ def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
       groups stay whole.
 
   Returns:
-    The rows of that part, in order.
+    The rows of that part, in order, not packed.
 
   Raises:
     ValueError: the rows do not split evenly.
@@ -128,4 +151,7 @@ def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
   if rows % parts:
     raise ValueError(f"{rows} rows do not split into {parts} mini-batches")
   size = rows // parts
-  return jax.tree.map(lambda x: x[:, part * size : (part + 1) * size], batch)
+  return jax.tree.map(
+    lambda x: x[:, part * size : (part + 1) * size],
+    batch.replace(packing=None),
+  )

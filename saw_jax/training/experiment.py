@@ -31,6 +31,7 @@ class LoopConfig:
   num_minibatches: int = 1  # updates per rollout
   num_microbatches: int = 1  # parts of an update that run one after the other
   chunk_size: int = 1024  # tokens whose logits exist at one time
+  pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
   checkpoint_interval: int = 25  # steps; 0: only at the end
   skip_nonfinite: bool = False  # go on after an update that is not finite
   writers: tuple[str, ...] = ()  # beside the files: tensorboard, wandb

@@ -12,6 +12,7 @@ from saw_jax.training import (
   estimation,
   evaluation,
   objective,
+  packing,
   parallel,
   rollouts,
   update,
@@ -125,7 +126,7 @@ class Learner:
     """
     method = self.experiment.method
     zeros = np.zeros(transcript.starts.shape, np.float32)
-    batch = batch_lib.make_batch(transcript, zeros)
+    batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
     if method.kl_in_reward or (
       method.needs_old and self.experiment.loop.num_minibatches > 1
     ):
@@ -163,7 +164,7 @@ class Learner:
         weights=self._reweigh(
           self.state.params,
           self.state.weights,
-          batch,
+          self._packed(batch, loop.num_microbatches),
           scores.rewards,
           scores.scored,
         )
@@ -184,8 +185,9 @@ class Learner:
     batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
     updates = []
     for part in range(loop.num_minibatches):
+      rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
       self.state, values = self._train(
-        self.state, batch_lib.take_rows(batch, part, loop.num_minibatches)
+        self.state, self._packed(rows, loop.num_microbatches)
       )
       updates.append(values)
     updates = jax.device_get(updates)
@@ -196,6 +198,26 @@ class Learner:
       jax.device_get(statistics),
       updates,
       self.num_seeds,
+    )
+
+  def _packed(
+    self, batch: batch_lib.TrainBatch, num_microbatches: int
+  ) -> batch_lib.TrainBatch:
+    """Packs a batch for a function of so many parts, if the run packs."""
+    length = self.experiment.loop.pack_length
+    if not length:
+      return batch
+    shards = self.lift.num_shards
+    own_rows = self.lift.name == "pmapped"
+    return batch_lib.pack_rows(
+      batch,
+      packing.Layout(
+        length=length,
+        num_shards=shards if own_rows else 1,
+        num_microbatches=num_microbatches,
+        row_multiple=1 if own_rows else shards,
+        target_multiple=self.experiment.rollout.completion_multiple,
+      ),
     )
 
 

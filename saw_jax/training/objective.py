@@ -16,6 +16,7 @@ import jax
 from saw_jax import losses, reductions, stale_losses
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
+from saw_jax.training import packing as packing_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.types import Array, PyTree
 
@@ -71,21 +72,42 @@ def make_forward(
 
   Returns:
     A function `(params, batch) -> Outputs`. Gradients flow to the parameters.
+    A packed batch gives the same outputs, with 0 on padding.
   """
   model = decoder.Decoder(config)
+  log_probs_of = functools.partial(
+    log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
+  )
+
+  def packed_forward(params: PyTree, batch: TrainBatch) -> Outputs:
+    packing = batch.packing
+    hidden_RLD, _ = model.apply(
+      {"params": params},
+      packing.tokens,
+      packing.positions,
+      None,
+      segment_ids=packing.segments,
+    )
+    values = log_probs_of(
+      packing_lib.take_sources(hidden_RLD, packing),
+      decoder.head_kernel(params, config),
+      packing.targets,
+    )
+    size = batch.tokens.shape[1] - batch.prompt_size
+    return Outputs(*(packing_lib.unpack(x, packing, size) for x in values))
 
   def forward(params: PyTree, batch: TrainBatch) -> Outputs:
+    if batch.packing is not None:
+      return packed_forward(params, batch)
     hidden_BSD, _ = model.apply(
       {"params": params}, batch.tokens, batch.positions, batch.valid
     )
     # The token at position s is predicted at position s - 1.
     hidden_BTD = hidden_BSD[:, batch.prompt_size - 1 : -1]
-    taken, entropies = log_probs.chunked_log_probs(
+    taken, entropies = log_probs_of(
       hidden_BTD,
       decoder.head_kernel(params, config),
       batch.tokens[:, batch.prompt_size :],
-      temperature=temperature,
-      chunk_size=chunk_size,
     )
     return Outputs(log_probs=taken, entropies=entropies)
 

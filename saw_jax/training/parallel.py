@@ -195,10 +195,14 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
   """
   devices = list(devices or jax.devices())
   num = len(devices)
+  sharding = _one_each(devices)
 
   def split(x):
     _check_rows(x.shape[0], num)
-    return x.reshape(num, x.shape[0] // num, *x.shape[1:])
+    # Part of a result of an earlier step may lie on the devices in another way.
+    return jax.device_put(
+      x.reshape(num, x.shape[0] // num, *x.shape[1:]), sharding
+    )
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     def body(*args):
@@ -401,9 +405,14 @@ def _stack_results(results, outputs):
   return stacked[0] if len(outputs) == 1 else stacked
 
 
-def _replicate(tree: PyTree, devices) -> PyTree:
+def _one_each(devices: Sequence[jax.Device]) -> NamedSharding:
+  """The first axis, one entry on each device: what `pmap` expects."""
   mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-  sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+  return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def _replicate(tree: PyTree, devices) -> PyTree:
+  sharding = _one_each(devices)
   return jax.tree.map(
     lambda x: jax.device_put(
       np.broadcast_to(np.asarray(x), (len(devices), *x.shape)), sharding

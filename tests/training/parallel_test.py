@@ -10,8 +10,10 @@ import pytest
 
 from saw_jax import advantages, weighting
 from saw_jax.models import decoder
+from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
+  packing,
   parallel,
   update,
 )
@@ -45,8 +47,8 @@ def reference(seed=0):
   return jax.device_get((state, metrics))
 
 
-def lifted(lift, num_microbatches=1, seeds=(0,)):
-  """The same two updates through a lift."""
+def lifted(lift, num_microbatches=1, seeds=(0,), layout=None):
+  """The same two updates through a lift, packed if there is a layout."""
   step = lift.wrap(
     make_update(num_microbatches),
     (STATE, ROWS),
@@ -58,6 +60,8 @@ def lifted(lift, num_microbatches=1, seeds=(0,)):
   for offset in (0, 10):
     rows = [helpers.batch(seed=seed + offset) for seed in seeds]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    if layout:
+      stacked = batch_lib.pack_rows(stacked, layout)
     state, metrics = step(state, stacked)
   return lift.fetch(state), jax.device_get(metrics)
 
@@ -118,6 +122,32 @@ class TestLiftsAgree:
     found = lifted(parallel.seeded(jax.devices()[:2]), seeds=(0, 1))
     for index in range(2):
       assert_same(found, reference(index), index)
+
+  @pytest.mark.parametrize("num_microbatches", [1, 4])
+  def test_packed_rows(self, num_microbatches):
+    layout = packing.Layout(
+      24, num_microbatches=num_microbatches, target_multiple=8
+    )
+    found = lifted(
+      parallel.seeded(), num_microbatches, seeds=(0, 1), layout=layout
+    )
+    for index in range(2):
+      assert_same(found, reference(index), index)
+
+  def test_packed_rows_pmapped_with_micro_batches(self):
+    layout = packing.Layout(
+      24, num_shards=2, num_microbatches=2, target_multiple=8
+    )
+    lift = parallel.pmapped(jax.devices()[:2])
+    assert_same(lifted(lift, 2, layout=layout), reference())
+
+  def test_packed_rows_meshed_with_micro_batches(self):
+    layout = packing.Layout(
+      24, num_microbatches=2, row_multiple=4, target_multiple=8
+    )
+    mesh = parallel.make_mesh(parallel.ParallelConfig(data=2, fsdp=2))
+    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER)
+    assert_same(lifted(lift, 2, layout=layout), reference())
 
   def test_a_mean_of_the_parts_means_would_be_another_number(self):
     # The tests above would pass a wrong update if all parts had equal masks.

@@ -216,6 +216,41 @@ class TestMethods:
     assert abs(kinds["none"][2] - kinds["kl"][2]) > 1e-4
 
   @pytest.mark.slow
+  @pytest.mark.parametrize("lift", ["seeded", "pmapped"])
+  def test_packed_rows_train_the_same_policy(self, lift, tmp_path):
+    # All that passes through the model: old and reference log-probs, gradient
+    # weights, updates in mini- and micro-batches.
+    found = {}
+    for length in (0, 53):
+      sync_loop.run(
+        helpers.experiment(
+          algorithm=algorithms.AlgorithmConfig(
+            advantage="grpo",
+            weights="gradient",
+            kl=algorithms.KLConfig("reward", "k1", 0.01),
+          ),
+          loop={
+            "num_steps": 2,
+            "prompts_per_step": 8,
+            "num_minibatches": 2,
+            "num_microbatches": 2,
+            "pack_length": length,
+          },
+          parallel={"lift": lift},
+          evaluation={"num_examples": 8, "batch_size": 4},
+        ),
+        [0],
+        directory=tmp_path / str(length),
+      )
+      found[length] = curves(tmp_path / str(length))
+    assert found[0].keys() == found[53].keys()
+    for name, values in found[0].items():
+      if not name.startswith(("seconds/", "compilations", "memory")):
+        np.testing.assert_allclose(
+          found[53][name], values, rtol=1e-3, atol=1e-5, err_msg=name
+        )
+
+  @pytest.mark.slow
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
   def test_other_lifts_train_the_same_policy(self, lift, tmp_path):
     evaluation = {"num_examples": 8, "batch_size": 4}

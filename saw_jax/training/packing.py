@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short rows side by side in long ones: another way through the model (R11).
+
+Responses differ in length, and a padded batch computes the longest one's length
+for each. Packing lays prompts with their responses one after the other in rows
+of a fixed length, of which each token sees its own response alone. It is a
+choice of the forward pass and of nothing else: the log-probs go back to their
+places in `[B, T]`, so that no loss, mask or denominator knows of it.
+"""
+
+import dataclasses
+import math
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.types import Array
+
+
+@flax.struct.dataclass
+class Packing:
+  """Where `B` rows lie in `R` packed rows of `L` tokens.
+
+  The tokens whose log-probs are wanted, those after the prompts, come first in
+  `sources` and `targets`: at most `C` of a packed row.
+  """
+
+  tokens: Array  # int32 [R, L]
+  positions: Array  # int32 [R, L], in the token's own row
+  segments: Array  # int32 [R, L], from 1 in each packed row; 0 is padding
+  sources: Array  # int32 [R, C], place before each wanted token
+  targets: Array  # int32 [R, C], the wanted tokens
+  rows: Array  # int32 [B], the packed row of each row
+  offsets: Array  # int32 [B], in `targets`, of its first wanted token
+  counts: Array  # int32 [B], of its wanted tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How the rows of a batch are cut before the model sees them.
+
+  A packed row never mixes what is computed apart: the micro-batches of an
+  update, and devices that see their own rows alone.
+
+  Attributes:
+    length: tokens of a packed row, `L`.
+    num_shards: devices with rows of their own: those of `pmapped`.
+    num_microbatches: parts of an update, by stride (`batch.split_rows`).
+    row_multiple: the packed rows of a part are a multiple of it: the shards of
+      a mesh.
+    target_multiple: so is `C`, to bound the number of compiled shapes.
+  """
+
+  length: int
+  num_shards: int = 1
+  num_microbatches: int = 1
+  row_multiple: int = 1
+  target_multiple: int = 64
+
+
+def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+  """Packs items into bins, the longest first, each where it first fits.
+
+  At most 11/9 of the fewest bins possible, and 6/9 of a bin (Dósa 2007).
+
+  Args:
+    lengths: of the items, 1 to `capacity`. Shape `[B]`.
+    capacity: of a bin.
+
+  Returns:
+    The items of each bin. Equal lengths keep their order, so that the same
+    batch is packed in the same way.
+
+  Raises:
+    ValueError: an item is longer than a bin.
+
+  >>> first_fit(np.array([3, 6, 5, 2]), 8)
+  [[1, 3], [2, 0]]
+  """
+  bins: list[list[int]] = []
+  free: list[int] = []
+  for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+    length = int(lengths[item])
+    if length > capacity:
+      raise ValueError(
+        f"row {item} has {length} tokens, more than the {capacity} of a packed "
+        "row: set loop.pack_length to at least the longest prompt and response"
+      )
+    place = next((k for k, room in enumerate(free) if room >= length), None)
+    if place is None:
+      bins.append([])
+      free.append(capacity)
+      place = len(bins) - 1
+    bins[place].append(item)
+    free[place] -= length
+  return bins
+
+
+def pack(
+  tokens: np.ndarray,
+  roles: np.ndarray,
+  starts: np.ndarray,
+  prompt_size: int,
+  layout: Layout,
+) -> Packing:
+  """Packs the rows of all seeds, on the host.
+
+  Args:
+    tokens: padded on both sides. Shape `[N, B, S]`.
+    roles: of the tokens; the real ones of a row are contiguous. `[N, B, S]`.
+    starts: first real token of each row. Shape `[N, B]`.
+    prompt_size: where the prompts end and the wanted tokens begin.
+    layout: how the rows are cut.
+
+  Returns:
+    The packing, host arrays with a leading axis of `N` seeds. Row `j` of part
+    `k` of shard `s` is packed row `(s·R' + j)·K + k` of `[R]`, so that the
+    splits that cut `[B]` cut `[R]` alike; `rows` count within a part.
+
+  Raises:
+    ValueError: a row is longer than `layout.length`, or the rows do not split
+      into the shards and parts.
+  """
+  tokens, roles, starts = map(np.asarray, (tokens, roles, starts))
+  N, B = starts.shape
+  S, K = layout.num_shards, layout.num_microbatches
+  if B % (S * K):
+    raise ValueError(f"{B} rows do not split into {S} shards of {K} parts")
+  lengths = (roles != transcript_lib.PAD).sum(-1)
+  prompts = prompt_size - starts
+  wanted = lengths - prompts
+
+  members = np.arange(B).reshape(S, B // (S * K), K)
+  bins = {
+    (n, s, k): [
+      [int(members[s, i, k]) for i in items]
+      for items in first_fit(lengths[n, members[s, :, k]], layout.length)
+    ]
+    for n in range(N)
+    for s in range(S)
+    for k in range(K)
+  }
+  # An eighth of the most that a part can need is the step from shape to shape.
+  step = math.lcm(max(1, B // (S * K * 8)), layout.row_multiple)
+  height = _round_up(max(map(len, bins.values())), step)
+  width = max(
+    sum(int(wanted[key[0], b]) for b in items)
+    for key, rows in bins.items()
+    for items in rows
+  )
+  width = _round_up(max(width, 1), layout.target_multiple)
+
+  R = S * height * K
+  sizes = dict.fromkeys(("tokens", "positions", "segments"), layout.length)
+  sizes |= dict.fromkeys(("sources", "targets"), width)
+  packed = {
+    name: np.zeros((N, R, size), np.int32) for name, size in sizes.items()
+  }
+  rows, offsets = np.zeros((2, N, B), np.int32)
+  for (n, s, k), filled in bins.items():
+    for j, items in enumerate(filled):
+      r, begin, taken = (s * height + j) * K + k, 0, 0
+      for segment, b in enumerate(items, start=1):
+        length, prompt, count = lengths[n, b], prompts[n, b], wanted[n, b]
+        here, there = slice(begin, begin + length), slice(taken, taken + count)
+        packed["tokens"][n, r, here] = tokens[n, b, starts[n, b] :][:length]
+        packed["positions"][n, r, here] = np.arange(length)
+        packed["segments"][n, r, here] = segment
+        packed["sources"][n, r, there] = begin + prompt - 1 + np.arange(count)
+        packed["targets"][n, r, there] = tokens[n, b, prompt_size:][:count]
+        rows[n, b], offsets[n, b] = j, taken
+        begin, taken = begin + length, taken + count
+  return Packing(
+    **packed, rows=rows, offsets=offsets, counts=wanted.astype(np.int32)
+  )
+
+
+def take_sources(hidden_RLD: Array, packing: Packing) -> Array:
+  """Takes the stream before each wanted token.
+
+  Args:
+    hidden_RLD: the stream over packed rows. Shape `[R, L, D]`.
+    packing: of one seed.
+
+  Returns:
+    The stream. Shape `[R, C, D]`.
+  """
+  return jnp.take_along_axis(hidden_RLD, packing.sources[..., None], axis=1)
+
+
+def unpack(values_RC: Array, packing: Packing, size: int) -> Array:
+  """Puts what was computed of the wanted tokens back into their own rows.
+
+  Args:
+    values_RC: one number per wanted token. Shape `[R, C]`.
+    packing: of one seed.
+    size: `T`, at least the most wanted tokens of a row.
+
+  Returns:
+    The numbers, 0 beyond a row's last. Shape `[B, T]`. Gradients flow.
+  """
+  steps = jnp.arange(size)
+  there = steps[None] < packing.counts[:, None]
+  columns = jnp.where(there, packing.offsets[:, None] + steps[None], 0)
+  return jnp.where(there, values_RC[packing.rows[:, None], columns], 0.0)
+
+
+def _round_up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple

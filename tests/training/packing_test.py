@@ -1,0 +1,200 @@
+"""Packed rows: every token in its place, and nobody sees a neighbour (R11)."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax import losses, stale_losses
+from saw_jax.models import decoder
+from saw_jax.rollout import transcript
+from saw_jax.training import batch as batch_lib
+from saw_jax.training import objective, packing, update
+from tests.training import helpers
+
+LAYOUT = packing.Layout(24, target_multiple=8)
+
+
+def stacked(batch):
+  return jax.tree.map(lambda x: np.asarray(x)[None], batch)
+
+
+def packed(batch, layout=LAYOUT):
+  """Packs a batch of one seed."""
+  found = batch_lib.pack_rows(stacked(batch), layout)
+  return jax.tree.map(lambda x: jnp.asarray(x[0]), found)
+
+
+class TestFirstFit:
+  @hypothesis.given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
+  def test_each_item_once_and_no_two_bins_fit_in_one(self, lengths):
+    lengths = np.array(lengths)
+    bins = packing.first_fit(lengths, 20)
+    assert sorted(sum(bins, [])) == list(range(len(lengths)))
+    fills = sorted(int(lengths[items].sum()) for items in bins)
+    assert fills[-1] <= 20
+    if len(fills) > 1:
+      assert fills[0] + fills[1] > 20
+
+  def test_by_hand(self):
+    # 7 alone, then 5 beside 3, then 4 beside 4.
+    assert packing.first_fit(np.array([4, 7, 3, 4, 5]), 8) == [
+      [1],
+      [4, 2],
+      [0, 3],
+    ]
+
+  def test_a_row_that_does_not_fit_names_the_setting(self):
+    with pytest.raises(ValueError, match="row 1 has 9 .* loop.pack_length"):
+      packing.first_fit(np.array([2, 9]), 8)
+
+
+class TestPack:
+  @hypothesis.given(
+    seed=st.integers(0, 1000),
+    shards=st.sampled_from([1, 2]),
+    parts=st.sampled_from([1, 2, 4]),
+    multiple=st.sampled_from([1, 3]),
+  )
+  @hypothesis.settings(max_examples=40)
+  def test_every_row_lies_whole_in_a_packed_row_of_its_own_part(
+    self, seed, shards, parts, multiple
+  ):
+    layout = packing.Layout(
+      14,
+      num_shards=shards,
+      num_microbatches=parts,
+      row_multiple=multiple,
+      target_multiple=4,
+    )
+    seeds = [helpers.batch(rows=16, seed=seed + i) for i in range(2)]
+    batch = jax.tree.map(lambda *x: np.stack(x), *seeds)
+    made = batch_lib.pack_rows(batch, layout).packing
+    height = made.tokens.shape[1] // (shards * parts)
+    assert height % multiple == 0
+    assert made.targets.shape[2] % 4 == 0
+    used = np.zeros_like(made.tokens, bool)
+    for n in range(2):
+      for b in range(16):
+        shard, inside = divmod(b, 16 // shards)
+        row = (shard * height + made.rows[n, b]) * parts + inside % parts
+        real = batch.roles[n, b] != transcript.PAD
+        prompt = batch.prompt_size - batch.starts[n, b]
+        first = made.sources[n, row, made.offsets[n, b]] + 1 - prompt
+        here = slice(first, first + real.sum())
+        assert len(set(made.segments[n, row, here])) == 1
+        assert made.segments[n, row, first] > 0
+        assert not used[n, row, here].any()
+        used[n, row, here] = True
+        np.testing.assert_array_equal(
+          made.tokens[n, row, here], batch.tokens[n, b][real]
+        )
+        np.testing.assert_array_equal(
+          made.positions[n, row, here], np.arange(real.sum())
+        )
+        wanted = slice(
+          made.offsets[n, b], made.offsets[n, b] + made.counts[n, b]
+        )
+        np.testing.assert_array_equal(
+          made.targets[n, row, wanted],
+          batch.tokens[n, b, batch.prompt_size :][: made.counts[n, b]],
+        )
+    np.testing.assert_array_equal(used, made.segments > 0)
+
+  def test_rows_are_split_as_the_batch_is(self):
+    # What the micro-batches of an update see of both is the same rows.
+    batch = packed(
+      helpers.batch(rows=8), packing.Layout(24, num_microbatches=2)
+    )
+    parts = batch_lib.split_rows(batch, 2)
+    for k in range(2):
+      made = jax.tree.map(lambda x, k=k: x[k], parts)
+      values = made.packing.targets.astype(jnp.float32)
+      found = packing.unpack(values, made.packing, 7)
+      mask = made.completion_mask
+      np.testing.assert_array_equal(found[mask], made.tokens[:, 5:][mask])
+
+  def test_rows_that_do_not_split_are_counted(self):
+    with pytest.raises(ValueError, match="8 rows do not split into 1 shards"):
+      packed(helpers.batch(), packing.Layout(24, num_microbatches=3))
+
+
+class TestForward:
+  params = functools.cached_property(
+    lambda self: decoder.init_params(helpers.CONFIG, jax.random.key(0))
+  )
+
+  @functools.cached_property
+  def forward(self):
+    return jax.jit(
+      objective.make_forward(helpers.CONFIG, temperature=0.7, chunk_size=16)
+    )
+
+  def test_is_that_of_rows_as_they_are(self):
+    batch = helpers.batch()
+    together = packed(batch)
+    assert together.packing.tokens.shape[0] < 8  # or it packs nothing
+    expected, found = (self.forward(self.params, x) for x in (batch, together))
+    mask = batch.completion_mask
+    for name in ("log_probs", "entropies"):
+      x, y = getattr(found, name), getattr(expected, name)
+      np.testing.assert_allclose(x[mask], y[mask], rtol=1e-5, atol=1e-6)
+      assert not x[~mask].any()
+
+  def test_a_neighbour_changes_nothing(self):
+    together = packed(helpers.batch())
+    made = together.packing
+    row = int(made.rows[0])
+    others = np.asarray((made.rows == row) & (np.arange(8) != 0))
+    assert others.any()
+    first = int(made.sources[row, made.offsets[0]])
+    mine = made.segments[row] == made.segments[row, first]
+    changed = made.tokens.at[row].set(
+      jnp.where(mine, (made.tokens[row] + 7) % 259, made.tokens[row])
+    )
+    before = self.forward(self.params, together)
+    after = self.forward(
+      self.params, together.replace(packing=made.replace(tokens=changed))
+    )
+    moved = np.asarray(before.log_probs != after.log_probs).any(1)
+    assert moved[0]
+    assert not moved[1:].any()
+
+  def test_the_balance_of_asympo_holds(self):
+    # Complete groups: what the positive and the negative tokens pull cancels.
+    rewards = np.array([[1, 0, 0, 1], [0, 0, 1, 0]], np.float32)
+    batch = helpers.batch().replace(
+      advantages=jnp.asarray((rewards - rewards.mean(1)[:, None]).ravel())
+    )
+    made = objective.make_objective(
+      self.forward,
+      {
+        "policy": objective.Term(
+          objective.policy(
+            functools.partial(
+              stale_losses.asympo_loss,
+              aggregate=losses.sequence_mean_token_mean,
+            )
+          )
+        )
+      },
+      objective.balance_diagnostics(),
+    )
+    whole, expected = update.make_gradient(made)(self.params, batch)
+    layout = packing.Layout(24, num_microbatches=2, target_multiple=8)
+    gradient, found = update.make_gradient(made, num_microbatches=2)(
+      self.params, packed(batch, layout)
+    )
+    np.testing.assert_allclose(found["loss"], 0, atol=1e-6)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+      np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+    # Here nothing is divided by the root of a square, as in Adam.
+    for x, y in zip(
+      jax.tree.leaves(gradient), jax.tree.leaves(whole), strict=True
+    ):
+      np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
