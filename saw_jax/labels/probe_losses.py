@@ -11,6 +11,8 @@ A batch may be padded to a fixed size: `where` marks the prompts that are there.
 arXiv:2605.25864.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -160,6 +162,7 @@ def vote_probe_loss(
   *,
   where: Array | None = None,
   response_weight: float = 1.5,
+  weigh: Callable[[Array], Array] = class_weights,
 ) -> Array:
   """Trains the first probe: is the vote right, and is each response?
 
@@ -173,6 +176,7 @@ def vote_probe_loss(
       Shape `[P, G]`.
     where: mask of the prompts that exist. Shape `[P]`.
     response_weight: of the second term.
+    weigh: from the counts of wrong and right votes to their weights.
 
   Returns:
     The loss, a scalar. Gradient flows to both logits.
@@ -186,20 +190,45 @@ def vote_probe_loss(
   >>> print(f"{loss:.4f}")  # 2.5 log 2
   1.7329
   """
-  chex.assert_shape(response_logits, (*correct.shape, 2))
   vote_right = jnp.asarray(vote_right).astype(jnp.int32)
-  weights = class_weights(class_counts(vote_right, 2, where=where))
+  weights = weigh(class_counts(vote_right, 2, where=where))
   votes = weighted_cross_entropy(logits, vote_right, weights, where=where)
+  responses = response_loss(response_logits, correct, where=where)
+  return votes.value() + response_weight * responses
+
+
+def response_loss(
+  response_logits: Array, correct: Array, *, where: Array | None = None
+) -> Array:
+  """Trains the first probe on responses, all of which weigh the same.
+
+    mean CE(response_logits, correct)
+
+  Args:
+    response_logits: of wrong and right. Shape `[P, G, 2]`.
+    correct: whether a response is. Shape `[P, G]`.
+    where: mask of the prompts that exist. Shape `[P]`.
+
+  Returns:
+    The loss, a scalar. Gradient flows to `response_logits`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> loss = response_loss(jnp.zeros((1, 3, 2)), jnp.array([[1, 0, 1]]))
+  >>> print(f"{loss:.4f}")  # log 2
+  0.6931
+  """
+  chex.assert_shape(response_logits, (*correct.shape, 2))
   mask = None
   if where is not None:
     mask = jnp.repeat(jnp.asarray(where, bool), correct.shape[-1])
-  responses = weighted_cross_entropy(
+  return weighted_cross_entropy(
     response_logits.reshape(-1, 2),
     jnp.ravel(jnp.asarray(correct)).astype(jnp.int32),
     jnp.ones(2),
     where=mask,
-  )
-  return votes.value() + response_weight * responses.value()
+  ).value()
 
 
 def count_probe_loss(
@@ -208,6 +237,7 @@ def count_probe_loss(
   class_mask: Array,
   *,
   where: Array | None = None,
+  weigh: Callable[[Array], Array] = class_weights,
 ) -> Array:
   """Trains the second probe: how many responses outside of the vote are right?
 
@@ -219,6 +249,7 @@ def count_probe_loss(
     counts: y, from `voting.correct_outside`. Integers, shape `[P]`.
     class_mask: from `voting.possible_counts`. Shape `[P, G + 1]`.
     where: mask of the prompts that exist. Shape `[P]`.
+    weigh: from the counts of the classes, `[G + 1]`, to their weights.
 
   Returns:
     The loss, a scalar. Gradient flows to `logits`.
@@ -235,7 +266,7 @@ def count_probe_loss(
   counts, num_classes = jnp.asarray(counts), logits.shape[-1]
   is_true = counts[:, None] == jnp.arange(num_classes)[None, :]
   class_mask = jnp.asarray(class_mask, bool) | is_true
-  weights = class_weights(class_counts(counts, num_classes, where=where))
+  weights = weigh(class_counts(counts, num_classes, where=where))
   return weighted_cross_entropy(
     logits, counts, weights, class_mask=class_mask, where=where
   ).value()

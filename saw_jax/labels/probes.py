@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CARE's two probes: small networks on hidden states and on how votes split.
+
+They read a batch of `P` prompts with `G` responses each, before any label is
+bought. The first says whether a vote is right, and of each response whether it
+is; the second how many responses outside of the vote are right. With u for the
+prompt and R for a response, each normalised over the batch where N stands:
+
+  u = ReLU(Linear₁₂₈(N([hidden, vote features])))
+  R = ReLU(Linear₅₁₂(ReLU(Linear₆₄(N([response, length])))))    in the first
+  R = m ReLU(Linear₅₁₂(ReLU(Linear₆₄(N(m response)))))          in the second
+  logits = Linear(ReLU(Linear₂₅₆(N([u, mean R]))))
+  response logits = Linear(ReLU(Linear₂₅₆(N([u, R]))))          the first alone
+
+with m for the responses outside of the vote, over which alone the second probe
+averages.
+
+A batch may be padded: `where` marks the prompts that are there. What stands
+beside them is replaced by zeros before anything is computed, and is left out of
+the statistics.
+
+arXiv:2605.25864, as its released code has it.
+"""
+
+from collections.abc import Callable
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from saw_jax import reductions
+from saw_jax.labels import voting
+from saw_jax.types import Array
+
+LENGTH_SCALE = 4000.0  # tokens; the longest response of the released scripts
+
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "mish": jax.nn.mish}
+
+
+@flax.struct.dataclass
+class ProbeFeatures:
+  """What the probes see of `P` prompts: nothing of it needs a label."""
+
+  prompt_hidden: Array  # [P, D], after the last prompt token
+  response_hidden: Array  # [P, G, D], after the last token of each response
+  vote_features: Array  # [P, 1 + G], `voting.vote_features`
+  lengths: Array  # [P, G], of the responses, from 0 to 1
+  outside: Array  # bool [P, G]: has an answer, and not the voted one
+  possible: Array  # bool [P, G + 1], `voting.possible_counts`
+  voted_count: Array  # int32 [P]: x, responses that gave the voted answer
+
+
+def probe_features(
+  prompt_hidden: Array,
+  response_hidden: Array,
+  answer_ids: Array,
+  lengths: Array,
+  *,
+  length_scale: float = LENGTH_SCALE,
+) -> ProbeFeatures:
+  """Collects what the probes see.
+
+  Args:
+    prompt_hidden: the policy's last hidden state, after its last norm, at the
+      last token of each prompt. Shape `[P, D]`.
+    response_hidden: the same at the last token of each response, which is its
+      end-of-sequence token if it has one. Shape `[P, G, D]`.
+    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
+    lengths: tokens of each response. Shape `[P, G]`.
+    length_scale: tokens that count as length 1; longer ones do too.
+
+  Returns:
+    The features, at least in float32. No gradient flows to the policy.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> x = probe_features(jnp.ones((1, 5)), jnp.ones((1, 3, 5)),
+  ...     jnp.array([[7, -1, 7]]), jnp.array([[1000, 4000, 9000]]))
+  >>> print(x.lengths, x.voted_count)
+  [[0.25 1.   1.  ]] [2]
+  """
+  num_prompts, group_size = jnp.shape(answer_ids)
+  chex.assert_shape(prompt_hidden, (num_prompts, None))
+  chex.assert_shape(
+    response_hidden, (num_prompts, group_size, prompt_hidden.shape[-1])
+  )
+  chex.assert_shape(lengths, (num_prompts, group_size))
+  prompt_hidden, response_hidden, lengths = (
+    reductions.at_least_float32(jax.lax.stop_gradient(x))
+    for x in (prompt_hidden, response_hidden, lengths)
+  )
+  votes = voting.majority_vote(answer_ids)
+  return ProbeFeatures(
+    prompt_hidden=prompt_hidden,
+    response_hidden=response_hidden,
+    vote_features=voting.vote_features(votes),
+    lengths=jnp.clip(lengths / length_scale, 0, 1),
+    outside=votes.for_other,
+    possible=voting.possible_counts(answer_ids),
+    voted_count=votes.size,
+  )
+
+
+def zero_features(
+  num_prompts: int, group_size: int, hidden_size: int
+) -> ProbeFeatures:
+  """Makes features of the right shapes, for initial values and empty stores.
+
+  Args:
+    num_prompts: P.
+    group_size: G.
+    hidden_size: D.
+
+  Returns:
+    Features that are all 0.
+
+  >>> zero_features(2, 3, 5).response_hidden.shape
+  (2, 3, 5)
+  """
+  return ProbeFeatures(
+    prompt_hidden=jnp.zeros((num_prompts, hidden_size)),
+    response_hidden=jnp.zeros((num_prompts, group_size, hidden_size)),
+    vote_features=jnp.zeros((num_prompts, 1 + group_size)),
+    lengths=jnp.zeros((num_prompts, group_size)),
+    outside=jnp.zeros((num_prompts, group_size), bool),
+    possible=jnp.zeros((num_prompts, group_size + 1), bool),
+    voted_count=jnp.zeros((num_prompts,), jnp.int32),
+  )
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over the rows that are there, as PyTorch has it.
+
+    y = scale (x − mean) / √(var + ε) + bias
+
+  In training mean and variance are those of the batch, the variance that of the
+  population (÷ n); otherwise they are the running ones, which move towards the
+  batch's by `momentum`, there with the sample's variance (÷ (n − 1)). The
+  running ones are the collection `batch_stats`.
+  """
+
+  momentum: float = 0.1  # of the new value
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array, where: Array | None, *, train: bool) -> Array:
+    """Normalises `[..., F]`; `where [...]` marks the rows that are there."""
+    size, shape = x.shape[-1], x.shape
+    x = x.reshape(-1, size)
+    if where is not None:
+      chex.assert_shape(where, shape[:-1])
+      where = jnp.broadcast_to(where.reshape(-1, 1), x.shape)
+    dtype = jnp.result_type(float)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, size, dtype)
+    running_var = self.variable("batch_stats", "var", jnp.ones, size, dtype)
+    scale = self.param("scale", nn.initializers.ones, (size,), dtype)
+    bias = self.param("bias", nn.initializers.zeros, (size,), dtype)
+    if train:
+      mean = reductions.all_mean(x, axis=0, where=where)
+      squares = jnp.square(x - mean[None])
+      var = reductions.all_mean(squares, axis=0, where=where)
+      count = x.shape[0] if where is None else jnp.sum(where[:, 0])
+      sample_var = var * count / jnp.maximum(count - 1, 1)
+      for running, new in ((running_mean, mean), (running_var, sample_var)):
+        running.value += self.momentum * (new - running.value)
+    else:
+      mean, var = running_mean.value, running_var.value
+    x = (x - mean[None]) * jax.lax.rsqrt(var + self.eps)[None]
+    return (x * scale[None] + bias[None]).reshape(shape)
+
+
+class NormalisedMLP(nn.Module):
+  """Normalises its input, then applies linear layers with activations between.
+
+  Weights and biases start uniformly within ±1/√(inputs), as PyTorch's do.
+  """
+
+  widths: tuple[int, ...]
+  activation: Callable[[Array], Array]
+  activate_last: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array, where: Array | None, *, train: bool) -> Array:
+    """Maps `[..., F]` to `[..., widths[-1]]`, row by row but for the norm."""
+    x = BatchNorm(name="norm")(x, where, train=train)
+    for index, width in enumerate(self.widths):
+      init = _uniform(x.shape[-1] ** -0.5)
+      x = nn.Dense(
+        width,
+        name=f"linear_{index}",
+        kernel_init=init,
+        bias_init=init,
+        param_dtype=jnp.result_type(float),
+      )(x)
+      if index + 1 < len(self.widths) or self.activate_last:
+        x = self.activation(x)
+    return x
+
+
+class VoteProbe(nn.Module):
+  """Says whether a vote is right, and of each response whether it is.
+
+  Class 1 is right. The response of a padded row is not there either.
+  """
+
+  prompt_width: int = 128
+  joint_width: int = 256
+  response_hidden_width: int = 64
+  response_width: int = 512
+  activation: Callable[[Array], Array] = jax.nn.relu
+
+  @nn.compact
+  def __call__(
+    self,
+    features: ProbeFeatures,
+    *,
+    where: Array | None = None,
+    train: bool = False,
+  ) -> tuple[Array, Array]:
+    """Gives logits `[P, 2]` of the votes and `[P, G, 2]` of the responses."""
+    act = self.activation
+    features = take_present(features, where)
+    rows = _of_responses(where, features.outside.shape)
+    prompt = jnp.concatenate(
+      [features.prompt_hidden, features.vote_features], axis=-1
+    )
+    u = NormalisedMLP((self.prompt_width,), act, True, name="prompt")(
+      prompt, where, train=train
+    )
+    responses = jnp.concatenate(
+      [features.response_hidden, features.lengths[..., None]], axis=-1
+    )
+    widths = (self.response_hidden_width, self.response_width)
+    r = NormalisedMLP(widths, act, True, name="response")(
+      responses, rows, train=train
+    )
+    logits = NormalisedMLP((self.joint_width, 2), act, name="vote_head")(
+      jnp.concatenate([u, jnp.mean(r, axis=1)], axis=-1), where, train=train
+    )
+    repeated = jnp.broadcast_to(u[:, None], (*r.shape[:2], u.shape[-1]))
+    response_logits = NormalisedMLP(
+      (self.joint_width, 2), act, name="response_head"
+    )(jnp.concatenate([repeated, r], axis=-1), rows, train=train)
+    return logits, response_logits
+
+
+class CountProbe(nn.Module):
+  """Says how many responses outside of the vote are right: 0 to G.
+
+  Responses for the vote and those without an answer are zeros, which count in
+  the batch statistics of their layer as they do in the reference code.
+  """
+
+  prompt_width: int = 128
+  joint_width: int = 256
+  response_hidden_width: int = 64
+  response_width: int = 512
+  activation: Callable[[Array], Array] = jax.nn.relu
+
+  @nn.compact
+  def __call__(
+    self,
+    features: ProbeFeatures,
+    *,
+    where: Array | None = None,
+    train: bool = False,
+  ) -> Array:
+    """Gives logits `[P, G + 1]`, of impossible counts too."""
+    act = self.activation
+    features = take_present(features, where)
+    rows = _of_responses(where, features.outside.shape)
+    prompt = jnp.concatenate(
+      [features.prompt_hidden, features.vote_features], axis=-1
+    )
+    u = NormalisedMLP((self.prompt_width,), act, True, name="prompt")(
+      prompt, where, train=train
+    )
+    outside = features.outside[..., None]
+    widths = (self.response_hidden_width, self.response_width)
+    r = NormalisedMLP(widths, act, True, name="response")(
+      jnp.where(outside, features.response_hidden, 0), rows, train=train
+    )
+    count = jnp.maximum(jnp.sum(outside, axis=1), 1)
+    mean = jnp.sum(jnp.where(outside, r, 0), axis=1) / count
+    classes = features.possible.shape[-1]
+    return NormalisedMLP((self.joint_width, classes), act, name="count_head")(
+      jnp.concatenate([u, mean], axis=-1), where, train=train
+    )
+
+
+def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
+  """Puts zeros in the rows that are not there.
+
+  Args:
+    rows: arrays of shape `[N, ...]`, in any tree.
+    where: mask of the rows that are there. Shape `[N]`.
+
+  Returns:
+    The tree, with the types that it had.
+
+  >>> print(take_present(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
+  [1. 0.]
+  """
+  if where is None:
+    return rows
+
+  def leaf(x):
+    mask = jnp.asarray(where, bool).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.zeros_like(x))
+
+  return jax.tree.map(leaf, rows)
+
+
+def _of_responses(where: Array | None, shape: tuple[int, ...]) -> Array | None:
+  """The mask of responses that goes with a mask of prompts."""
+  return where if where is None else jnp.broadcast_to(where[:, None], shape)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+  def init(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init

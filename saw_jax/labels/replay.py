@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bought labels and the features that they were bought with, kept for later.
+
+A ring of fixed size: the oldest samples make room for new ones. Features stay
+as they were when the label was bought, although the policy has moved on. Both
+probes draw from the one ring, each with its own rule, without replacement.
+
+All shapes are static. A draw has as many rows as were asked for, and a mask of
+those that are there, since a young ring holds fewer.
+
+arXiv:2605.25864.
+"""
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from saw_jax.labels import probes, voting
+from saw_jax.types import Array, Key
+
+
+@flax.struct.dataclass
+class ProbeLabels:
+  """What bought labels say about `P` prompts."""
+
+  vote_right: Array  # bool [P], `voting.is_vote_right`
+  correct_outside: Array  # int32 [P], `voting.correct_outside`
+  correct: Array  # bool [P, G]; false for a response without an answer
+
+
+@flax.struct.dataclass
+class Samples:
+  """Prompts with a label; every array has a leading axis of `N` of them."""
+
+  features: probes.ProbeFeatures
+  labels: ProbeLabels
+
+
+@flax.struct.dataclass
+class Replay:
+  """A ring of samples, the next of which goes to `pushed` modulo its size."""
+
+  samples: Samples  # N: the size of the ring
+  pushed: Array  # int32 [], samples that were ever stored
+
+  @property
+  def capacity(self) -> int:
+    """The size of the ring."""
+    return self.samples.labels.vote_right.shape[0]
+
+  @property
+  def filled(self) -> Array:
+    """Mask of the places that hold a sample. Boolean `[N]`."""
+    return jnp.arange(self.capacity) < self.pushed
+
+
+def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
+  """Says what the probes learn from ground truth.
+
+  Args:
+    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
+    correct: whether the ground truth accepts a response; of prompts that were
+      not bought, anything. Shape `[P, G]`.
+
+  Returns:
+    The labels. A row depends on the same row alone.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> labels = probe_labels(jnp.array([[4, 4, 5]]), jnp.array([[0, 0, 1]]))
+  >>> print(labels.vote_right, labels.correct_outside)
+  [False] [1]
+  """
+  answered = jnp.asarray(answer_ids) >= 0
+  return ProbeLabels(
+    vote_right=voting.is_vote_right(answer_ids, correct),
+    correct_outside=voting.correct_outside(answer_ids, correct),
+    correct=jnp.asarray(correct, bool) & answered,
+  )
+
+
+def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
+  """Makes an empty ring.
+
+  Args:
+    size: samples that it holds; 0 for none at all. A sample of `G = 8` and
+      `D = 2048` takes 74 kB.
+    group_size: G.
+    hidden_size: D.
+
+  Returns:
+    The ring.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> make_replay(4, group_size=2, hidden_size=3).filled.sum()
+  Array(0, dtype=int32)
+  """
+  labels = ProbeLabels(
+    vote_right=jnp.zeros((size,), bool),
+    correct_outside=jnp.zeros((size,), jnp.int32),
+    correct=jnp.zeros((size, group_size), bool),
+  )
+  features = probes.zero_features(size, group_size, hidden_size)
+  return Replay(Samples(features, labels), jnp.zeros((), jnp.int32))
+
+
+def push(replay: Replay, samples: Samples, where: Array) -> Replay:
+  """Stores samples in place of the oldest.
+
+  Args:
+    replay: the ring.
+    samples: `N` of them.
+    where: mask of those to store. If they are more than the ring holds, the
+      last ones stay. Shape `[N]`.
+
+  Returns:
+    The ring with the samples; bitwise the same if there are none.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> ring = make_replay(2, group_size=1, hidden_size=1)
+  >>> three = take(make_replay(3, 1, 1), jnp.arange(3))
+  >>> push(ring, three, jnp.array([True, False, True])).pushed
+  Array(2, dtype=int32)
+  """
+  capacity = replay.capacity
+  where = jnp.asarray(where, bool)
+  chex.assert_shape(where, samples.labels.vote_right.shape)
+  rank = jnp.cumsum(where, dtype=jnp.int32) - 1
+  total = jnp.sum(where, dtype=jnp.int32)
+  pushed = replay.pushed + total
+  if not capacity:
+    return replay.replace(pushed=pushed)
+  kept = where & (rank >= total - capacity)
+  # A place outside of the ring is written nowhere.
+  place = jnp.where(kept, (replay.pushed + rank) % capacity, capacity)
+  return Replay(
+    jax.tree.map(
+      lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop"),
+      replay.samples,
+      samples,
+    ),
+    pushed,
+  )
+
+
+def take(replay: Replay, indices: Array) -> Samples:
+  """Reads samples by their place.
+
+  Args:
+    replay: the ring.
+    indices: places, from 0. Integers, shape `[N]`.
+
+  Returns:
+    The samples, of length `N`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> take(make_replay(4, 1, 1), jnp.array([0, 3])).labels.vote_right.shape
+  (2,)
+  """
+  return jax.tree.map(lambda x: x[indices], replay.samples)
+
+
+def draw_uniform(
+  replay: Replay, key: Key, *, count: int
+) -> tuple[Array, Array]:
+  """Draws samples, each as likely as any other.
+
+  Args:
+    replay: the ring.
+    key: consumed.
+    count: samples to draw.
+
+  Returns:
+    Places in the ring, all different, and whether there is a sample: in
+    min(count, samples in the ring) of them. Shape `[min(count, capacity)]`.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(1))
+  >>> places, there = draw_uniform(ring, jax.random.key(0), count=2)
+  >>> print(places[0], there)
+  0 [ True False]
+  """
+  # Places rather than random numbers, of which two may be equal.
+  order = jax.random.permutation(key, replay.capacity)
+  rank = jnp.where(replay.filled, order, order + replay.capacity)
+  return _lowest(replay, rank, count)
+
+
+def draw_stratified(
+  replay: Replay, key: Key, *, count: int, num_classes: int
+) -> tuple[Array, Array]:
+  """Draws samples of every count of correct responses.
+
+  From each class that is there, in increasing order, max(1, ⌊count / classes
+  there⌋) samples, or all that it has; then any of the rest, each as likely as
+  any other. With more classes than `count` the first ones are drawn from.
+
+  Args:
+    replay: the ring; its classes are `labels.correct_outside`.
+    key: consumed.
+    count: samples to draw.
+    num_classes: G + 1.
+
+  Returns:
+    As `draw_uniform` has it.
+
+  References:
+    CARE, https://arxiv.org/abs/2605.25864
+
+  >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(3))
+  >>> _, there = draw_stratified(
+  ...     ring, jax.random.key(0), count=4, num_classes=2)
+  >>> print(there)
+  [ True  True  True False]
+  """
+  size = replay.capacity
+  filled = replay.filled
+  shuffle_key, fill_key = jax.random.split(key)
+  # A place without a sample is of a class behind the last.
+  classes = jnp.where(
+    filled, replay.samples.labels.correct_outside, num_classes
+  )
+  counts = jnp.zeros(num_classes + 1, jnp.int32).at[classes].add(1)
+  present = jnp.sum(counts[:num_classes] > 0)
+  share = jnp.maximum(count // jnp.maximum(present, 1), 1)
+  # Sorted by class, shuffled within: a place's number within its class.
+  shuffled = jax.random.permutation(shuffle_key, size)
+  order = jnp.lexsort((shuffled, classes))
+  starts = jnp.cumsum(counts) - counts
+  within = (
+    jnp.zeros_like(order)
+    .at[order]
+    .set(jnp.arange(size) - starts[classes[order]])
+  )
+  # The rest is shuffled anew: who is left over of a class came late in it.
+  rest = jax.random.permutation(fill_key, size)
+  rank = jnp.where(
+    filled & (within < share),
+    classes * size + within,
+    rest + jnp.where(filled, num_classes, num_classes + 1) * size,
+  )
+  return _lowest(replay, rank, count)
+
+
+def _lowest(replay: Replay, rank: Array, count: int) -> tuple[Array, Array]:
+  """The places of lowest rank, and which of them hold a sample."""
+  places = jnp.argsort(rank)[:count]
+  return places, replay.filled[places]

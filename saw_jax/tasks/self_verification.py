@@ -1,0 +1,93 @@
+r"""A policy as the judge of its own solutions: what it is asked, what it says.
+
+A baseline that needs no labels: the verdict, `\boxed{True}` or `\boxed{False}`,
+is the reward. The released code of CARE asks whether a Countdown expression is
+valid, whatever the task is; the wording here is our own, for each task.
+"""
+
+from saw_jax.tasks import base
+
+TEMPERATURE = 0.5  # of the verdict, which is sampled once
+MAX_NEW_TOKENS = 4096
+
+_CHECKS = {
+  "math": (
+    "Work through the problem yourself, step by step.",
+    "Check each step of the proposed solution: what it uses, and what follows.",
+    "Check that its final answer is what the problem asks for.",
+    "If an answer is missing, or you find a mistake that changes it, the "
+    "solution is wrong.",
+  ),
+  "knights": (
+    "Everybody is either a knight, who always tells the truth, or a knave, who "
+    "always lies.",
+    "Check that the proposed solution gives each person exactly one role.",
+    "For each person, check that what a knight says is true, and that what a "
+    "knave says is false, if the roles are as proposed.",
+    "If a role is missing, or one claim does not fit, the solution is wrong.",
+  ),
+}
+TASKS = tuple(_CHECKS)
+
+
+def verification_prompt(task: str, question: str, solution: str) -> str:
+  """Asks whether a solution is right.
+
+  Args:
+    task: `math` or `knights`.
+    question: what was asked.
+    solution: what was answered, reasoning included.
+
+  Returns:
+    The message of a user. Question and solution are in it as they are, braces
+    too.
+
+  Raises:
+    ValueError: the task has no wording.
+
+  >>> print(verification_prompt("math", "1 + 1?", "3").splitlines()[0])
+  You are given a question and a proposed solution. Is the solution correct?
+  """
+  if task not in _CHECKS:
+    raise ValueError(
+      f"no wording for the task {task!r}: {base.nearest(task, TASKS)}"
+    )
+  steps = [
+    *_CHECKS[task],
+    r"Explain in short, and end with \boxed{True} if the solution is correct "
+    r"or \boxed{False} if it is not.",
+  ]
+  return "\n".join(
+    [
+      "You are given a question and a proposed solution. Is the solution "
+      "correct?",
+      *(f"{number}. {step}" for number, step in enumerate(steps, start=1)),
+      f"\nQuestion:\n{question}",
+      f"\nSolution:\n{solution}",
+      "\nResult:",
+    ]
+  )
+
+
+def read_verdict(text: str) -> float:
+  r"""Turns what a judge said into a reward.
+
+  A boxed verdict counts before words, and of both verdicts True, wherever they
+  stand; a box need not be closed. Without one, a text that says "true" and not
+  "false" counts as True. This is the rule of the released code of CARE.
+
+  Args:
+    text: anything; letters of either case.
+
+  Returns:
+    1 for True, 0 for anything else.
+
+  >>> read_verdict(r"so it is \boxed{True}"), read_verdict("true or false?")
+  (1.0, 0.0)
+  """
+  text = text.lower()
+  if r"\boxed{true" in text:
+    return 1.0
+  if r"\boxed{false" in text:
+    return 0.0
+  return float("true" in text and "false" not in text)
