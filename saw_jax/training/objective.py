@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from saw_jax import losses, reductions, stale_losses
 from saw_jax.models import decoder, log_probs
@@ -27,6 +28,21 @@ class Outputs:
 
   log_probs: Array  # float32 [B, T], of the tokens that were taken
   entropies: Array  # float32 [B, T], of the whole distribution
+
+
+@flax.struct.dataclass
+class Observation:
+  """What a policy computes of its own responses, before it is updated.
+
+  Hidden states are those after the last norm. An empty response ends where its
+  prompt does.
+  """
+
+  prompt_hidden: Array  # float32 [P, D], at the last token of each prompt
+  response_hidden: Array  # float32 [B, D], at the last token of each response
+  log_probs: Array | None = None  # float32 [B, T], of the tokens taken
+  entropies: Array | None = None  # float32 [B, T], of the whole distribution
+  certainties: Array | None = None  # [B, T], `certainty.token_self_certainty`
 
 
 # (outputs of the current policy, batch) -> Ratio
@@ -75,43 +91,131 @@ def make_forward(
     A packed batch gives the same outputs, with 0 on padding.
   """
   model = decoder.Decoder(config)
-  log_probs_of = functools.partial(
-    log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
-  )
-
-  def packed_forward(params: PyTree, batch: TrainBatch) -> Outputs:
-    packing = batch.packing
-    hidden_RLD, _ = model.apply(
-      {"params": params},
-      packing.tokens,
-      packing.positions,
-      None,
-      segment_ids=packing.segments,
-    )
-    values = log_probs_of(
-      packing_lib.take_sources(hidden_RLD, packing),
-      decoder.head_kernel(params, config),
-      packing.targets,
-    )
-    size = batch.tokens.shape[1] - batch.prompt_size
-    return Outputs(*(packing_lib.unpack(x, packing, size) for x in values))
 
   def forward(params: PyTree, batch: TrainBatch) -> Outputs:
-    if batch.packing is not None:
-      return packed_forward(params, batch)
+    stream = _read(model, params, batch)
+    taken, entropies = log_probs.chunked_log_probs(
+      stream.wanted,
+      decoder.head_kernel(params, config),
+      stream.targets,
+      temperature=temperature,
+      chunk_size=chunk_size,
+    )
+    return Outputs(
+      log_probs=_unpack(taken, batch), entropies=_unpack(entropies, batch)
+    )
+
+  return forward
+
+
+def make_observe(
+  config: DecoderConfig,
+  *,
+  group_size: int,
+  temperature: float = 1.0,
+  chunk_size: int = 1024,
+  log_probs_too: bool = True,
+) -> Callable[[PyTree, TrainBatch], Observation]:
+  """Makes the pass before the update that label buying looks at.
+
+  Where the update needs old log-probs anyway, the pass is the one that computes
+  them; else the head is not applied and there are no logits.
+
+  Args:
+    config: sizes of the decoder.
+    group_size: responses per prompt, `G`.
+    temperature: of the sampling distribution.
+    chunk_size: tokens whose logits exist at one time.
+    log_probs_too: whether tokens are looked at, or hidden states alone.
+
+  Returns:
+    A function `(params, batch) -> Observation`, through which no gradient is
+    meant to flow.
+  """
+  model = decoder.Decoder(config)
+
+  def observe(params: PyTree, batch: TrainBatch) -> Observation:
+    stream = _read(model, params, batch)
+    hidden = Observation(
+      prompt_hidden=stream.prompt_hidden[::group_size].astype(jnp.float32),
+      response_hidden=stream.response_hidden.astype(jnp.float32),
+    )
+    if not log_probs_too:
+      return hidden
+    head_DV = decoder.head_kernel(params, config)
+    taken, entropies = log_probs.chunked_log_probs(
+      stream.wanted,
+      head_DV,
+      stream.targets,
+      temperature=temperature,
+      chunk_size=chunk_size,
+    )
+    # log Σ exp z - mean z, of which the first part is z(y) - log π(y), and the
+    # mean of the logits is the logit of the mean column.
+    columns = jnp.take(head_DV.T, stream.targets, axis=0)
+    columns -= jnp.mean(head_DV.astype(jnp.float32), axis=-1)
+    over_mean = jnp.einsum(
+      "btd,btd->bt", stream.wanted, columns, preferred_element_type=jnp.float32
+    )
+    certainties = over_mean / temperature - taken
+    return hidden.replace(
+      log_probs=_unpack(taken, batch),
+      entropies=_unpack(entropies, batch),
+      certainties=_unpack(certainties, batch),
+    )
+
+  return observe
+
+
+class _Stream(NamedTuple):
+  """The stream after the last norm, where it is asked for."""
+
+  wanted: Array  # [X, C, D], before each token whose log-prob is wanted
+  targets: Array  # int32 [X, C], these tokens
+  prompt_hidden: Array  # [B, D], at the last token of each prompt
+  response_hidden: Array  # [B, D], at the last token of each row
+
+
+def _read(model: decoder.Decoder, params: PyTree, batch: TrainBatch) -> _Stream:
+  """Passes a batch through the model, packed or as it is."""
+  packing = batch.packing
+  if packing is None:
     hidden_BSD, _ = model.apply(
       {"params": params}, batch.tokens, batch.positions, batch.valid
     )
-    # The token at position s is predicted at position s - 1.
-    hidden_BTD = hidden_BSD[:, batch.prompt_size - 1 : -1]
-    taken, entropies = log_probs_of(
-      hidden_BTD,
-      decoder.head_kernel(params, config),
-      batch.tokens[:, batch.prompt_size :],
+    before = batch.prompt_size - 1
+    counts = jnp.sum(batch.valid[:, batch.prompt_size :], axis=1)
+    last = jnp.arange(counts.shape[0]), before + counts
+    return _Stream(
+      # The token at position s is predicted at position s - 1.
+      wanted=hidden_BSD[:, before:-1],
+      targets=batch.tokens[:, batch.prompt_size :],
+      prompt_hidden=hidden_BSD[:, before],
+      response_hidden=hidden_BSD[last],
     )
-    return Outputs(log_probs=taken, entropies=entropies)
+  hidden_RLD, _ = model.apply(
+    {"params": params},
+    packing.tokens,
+    packing.positions,
+    None,
+    segment_ids=packing.segments,
+  )
+  return _Stream(
+    wanted=packing_lib.take_sources(hidden_RLD, packing),
+    targets=packing.targets,
+    prompt_hidden=hidden_RLD[packing.rows, packing.prompt_ends],
+    response_hidden=hidden_RLD[
+      packing.rows, packing.prompt_ends + packing.counts
+    ],
+  )
 
-  return forward
+
+def _unpack(values: Array, batch: TrainBatch) -> Array:
+  """Puts one number per wanted token to its place in `[B, T]`."""
+  if batch.packing is None:
+    return values
+  size = batch.tokens.shape[1] - batch.prompt_size
+  return packing_lib.unpack(values, batch.packing, size)
 
 
 def make_objective(

@@ -34,6 +34,7 @@ class Packing:
   targets: Array  # int32 [R, C], the wanted tokens
   rows: Array  # int32 [B], the packed row of each row
   offsets: Array  # int32 [B], in `targets`, of its first wanted token
+  prompt_ends: Array  # int32 [B], place of its last prompt token
   counts: Array  # int32 [B], of its wanted tokens
 
 
@@ -158,7 +159,7 @@ def pack(
   packed = {
     name: np.zeros((N, R, size), np.int32) for name, size in sizes.items()
   }
-  rows, offsets = np.zeros((2, N, B), np.int32)
+  rows, offsets, prompt_ends = np.zeros((3, N, B), np.int32)
   for (n, s, k), filled in bins.items():
     for j, items in enumerate(filled):
       r, begin, taken = (s * height + j) * K + k, 0, 0
@@ -171,9 +172,14 @@ def pack(
         packed["sources"][n, r, there] = begin + prompt - 1 + np.arange(count)
         packed["targets"][n, r, there] = tokens[n, b, prompt_size:][:count]
         rows[n, b], offsets[n, b] = j, taken
+        prompt_ends[n, b] = begin + prompt - 1
         begin, taken = begin + length, taken + count
   return Packing(
-    **packed, rows=rows, offsets=offsets, counts=wanted.astype(np.int32)
+    **packed,
+    rows=rows,
+    offsets=offsets,
+    prompt_ends=prompt_ends,
+    counts=wanted.astype(np.int32),
   )
 
 
