@@ -43,6 +43,8 @@ _HF = ["tokenizers>=0.21,<1"]
 _DATA = ["pyarrow>=18"]
 # 0.9 is what was tried; its parser is generated for one antlr4 runtime.
 _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
+# The page for people who answer. 1.10 and 0.54 are what was tried.
+_ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -50,6 +52,8 @@ _TEST = [
   "hypothesis>=6.100,<7",
   # Tests look at the processes that they start.
   "psutil>=5.9,<8",
+  # What Starlette's test client sends requests with.
+  "httpx2>=2,<3",
   # `make test` lints first. Pinned to a minor release: the formatter's taste
   # changes between them.
   "ruff>=0.17,<0.18",
@@ -69,12 +73,14 @@ _EXTRAS = {
   "math": _MATH_VERIFY + ["reasoning-gym>=0.1.25,<0.2"],
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
+  # The page on which a person answers questions for labels.
+  "annotate": _ANNOTATE,
   # Two more places to send metrics to.
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make test` and a developer install.
   "demo": _REPORT + _HF,
-  "test": _TEST + _REPORT + _HF + _DATA + _MATH_VERIFY,
+  "test": _TEST + _REPORT + _HF + _DATA + _MATH_VERIFY + _ANNOTATE,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 
@@ -93,7 +99,7 @@ setuptools.setup(
   # still holds saw_jax alone.
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
-  package_data={"saw_jax": ["**/*.json"]},
+  package_data={"saw_jax": ["**/*.json", "**/*.css", "**/*.js"]},
   include_package_data=False,
   zip_safe=False,
   install_requires=_CORE,

@@ -19,6 +19,7 @@ _EXPLAINED = {
   "RewardError",
   "CheckpointError",
   "RunError",
+  "LedgerError",
   "FloatingPointError",
 }
 

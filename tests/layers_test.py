@@ -65,7 +65,8 @@ ROOMS = {
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["gguf", "math_verify", "pyarrow", "reasoning_gym", "tokenizers"]
+      ["gguf", "math_verify", "pyarrow", "reasoning_gym", "starlette"]
+      + ["tokenizers", "uvicorn"]
     ),
   ),
   "training": Room(

@@ -128,6 +128,34 @@ class KnightsTask(base.Splits):
       names = knights_answers.read_roles(example.reference)
     return knights_answers.canonical(knights_answers.read_roles(answer), names)
 
+  def label_form(self, example: base.Example) -> str:
+    """Returns the form of a label: a role for each person of the puzzle."""
+    names = sorted(knights_answers.read_roles(example.reference))
+    return " ".join(("roles", *names))
+
+  def with_label(self, example: base.Example, label: str) -> base.Example:
+    """Returns the example with a label in place of its reference.
+
+    Args:
+      example: one of the task's.
+      label: who is what, in any form that `knights_answers.read_roles` reads.
+
+    Returns:
+      The example, with all else as it was.
+
+    Raises:
+      ValueError: the label says nothing of somebody in the puzzle.
+    """
+    names = knights_answers.read_roles(example.reference)
+    roles = knights_answers.read_roles(label)
+    reference = knights_answers.canonical(roles, names)
+    if reference is None:
+      raise ValueError(
+        f"the label of example {example.key} has no role for each of "
+        f"{', '.join(sorted(names))}: {label!r}."
+      )
+    return dataclasses.replace(example, reference=reference)
+
   def gold_completion(self, example: base.Example) -> str:
     """Returns the shortest completion that is right."""
     return _block(example.reference)

@@ -126,10 +126,39 @@ class MathTask(base.Splits):
       return base.Score((1.0,), base.Outcome.RIGHT)
     return base.Score((0.0,), base.Outcome.WRONG)
 
-  def answer_key(self, completion: str) -> str | None:
+  def answer_key(
+    self, completion: str, example: base.Example | None = None
+  ) -> str | None:
     """Returns what a completion votes for; None if it has no answer."""
+    del example  # An answer has one normal form, whatever the problem.
     answer = extract_answer(completion)
     return None if answer is None else normalise_answer(answer)
+
+  def label_form(self, example: base.Example) -> str:
+    """Returns the form of a label: an integer if all of them are."""
+    del example  # The same for each.
+    config = self.config
+    has_files = config.train_path or config.test_path
+    is_generated = config.problems == "generated" and not has_files
+    return "integer" if is_generated else "math"
+
+  def with_label(self, example: base.Example, label: str) -> base.Example:
+    """Returns the example with a label in place of its reference.
+
+    Args:
+      example: one of the task's.
+      label: a final answer, without its box.
+
+    Returns:
+      The example, with all else as it was. The label stays as it is written,
+      since a symbolic grader reads more than the normal form.
+
+    Raises:
+      ValueError: the label is empty.
+    """
+    if not label.strip():
+      raise ValueError(f"the label of example {example.key} is empty.")
+    return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
     """Returns the shortest completion that is right."""
