@@ -150,6 +150,50 @@ def get_config() -> ml_collections.ConfigDict:
   config.asynchronous.max_attempts = 10  # filtered per group wanted
   config.asynchronous.carry_log_probs = True  # False: tokens and rewards only
 
+  # What responses are scored against. saw_jax.training.labelling.LabelConfig
+  config.labels = Section()
+  # truth; vote (TTRL); random, entropy, mean_probability, oracle or care buy
+  # labels; certainty and self_verification need none.
+  config.labels.method = "truth"
+  config.labels.label_fraction = 0.2  # of the prompts of a step
+  config.labels.gate = "none"  # whose votes are trusted: majority, probe
+  config.labels.gate_fraction = 0.25  # of the prompts of a step
+  config.labels.warm_up = 20  # steps before the gate opens
+  config.labels.soft_adv = 1.0  # times the expected gap, of a trusted prompt
+  config.labels.unlabelled = "drop"  # or vote: train on it
+  # self_certainty, token_entropy, trajectory_entropy, probability
+  config.labels.certainty = "token_entropy"
+  config.labels.verify_temperature = 0.5
+  config.labels.verify_prompt_tokens = 8192
+  config.labels.verify_new_tokens = 4096
+  config.labels.source = "truth"  # or annotator: experiments/annotate.py
+  config.labels.price = 1.0  # of a label
+  config.labels.total = 0.0  # most that a run may spend; 0: no limit
+  config.labels.again = False  # pay again for what was bought before
+  config.labels.timeout_s = 3600.0  # the annotator's
+  config.labels.audit = True  # log what the true references say
+  # saw_jax.labels.care.CareSettings, but for the shares above
+  config.labels.probe = Section()
+  config.labels.probe.length_scale = 4000.0  # tokens
+  config.labels.probe.learning_rate = 1e-4
+  config.labels.probe.train_steps = 3  # updates of each probe in a step
+  config.labels.probe.replay_size = 2048  # prompts
+  config.labels.probe.replay_batch = 16  # prompts beside those just bought
+  config.labels.probe.prompt_width = 128
+  config.labels.probe.joint_width = 256
+  config.labels.probe.response_hidden_width = 64
+  config.labels.probe.response_width = 512
+  config.labels.probe.activation = "relu"
+  config.labels.probe.b1 = 0.9
+  config.labels.probe.b2 = 0.999
+  config.labels.probe.eps = 1e-8
+  config.labels.probe.weight_decay = 0.0
+  config.labels.probe.clip_norm = 1.0
+  config.labels.probe.response_weight = 1.5
+  config.labels.probe.balance_power = 0.5
+  config.labels.probe.balance_minimum = 0.25
+  config.labels.probe.balance_maximum = 4.0
+
   # saw_jax.training.evaluation.EvaluationConfig
   config.evaluation = Section()
   config.evaluation.split = "test"

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from saw_jax import algorithms
+from saw_jax.labels import care
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
@@ -18,6 +19,7 @@ from saw_jax.tasks.base import nearest
 from saw_jax.training import (
   async_loop,
   evaluation,
+  labelling,
   optimizer,
   parallel,
   rollouts,
@@ -91,7 +93,23 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     evaluation=section(evaluation.EvaluationConfig, values["evaluation"]),
     grading=section(experiment_lib.GradingConfig, values["grading"]),
     asynchronous=section(experiment_lib.AsyncConfig, values["asynchronous"]),
+    labels=section(
+      labelling.LabelConfig,
+      {
+        **values["labels"],
+        "probe": section(care.CareSettings, values["labels"]["probe"]),
+      },
+    ),
   )
+  if (
+    experiment.labels.method != "truth"
+    and experiment.asynchronous.protocol != "none"
+  ):
+    raise ValueError(
+      f"labels.method is {experiment.labels.method!r} and "
+      f"asynchronous.protocol {experiment.asynchronous.protocol!r}: labels are "
+      "bought in the synchronous loop only, so one of the two has to go"
+    )
   if experiment.asynchronous.protocol != "none":
     async_loop.check_config(experiment.asynchronous)
     async_loop.make_protocol(

@@ -36,6 +36,8 @@ KNIGHTS_PIECES = (
   *("ann", "bob", "cat", "dan", "eva", "fay", "gus", "hal"),
   *("=knight", "=knave", ":", "\n", "|", "<answer>", "</answer>"),
   *(" and ", " or ", " implies ", " iff "),
+  # Of a verdict on an answer.
+  *("?", "true", "false"),
 )
 
 

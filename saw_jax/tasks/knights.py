@@ -17,6 +17,7 @@ from saw_jax.tasks import (
   knights_answers,
   knights_files,
   knights_puzzles,
+  self_verification,
 )
 from saw_jax.tasks.draws import Draws
 
@@ -156,6 +157,33 @@ class KnightsTask(base.Splits):
       )
     return dataclasses.replace(example, reference=reference)
 
+  def verification(
+    self, example: base.Example, completion: str
+  ) -> tuple[Mapping[str, str], ...]:
+    """Asks a policy whether a completion is right.
+
+    Args:
+      example: the puzzle.
+      completion: what is judged.
+
+    Returns:
+      Chat messages, for `self_verification.read_verdict`. A compact puzzle is
+      asked about in few tokens: the puzzle, the completion and "?".
+    """
+    question = example.messages[-1]["content"]
+    asked = f"{question}\n{completion}?"
+    if not self._is_compact:
+      asked = self_verification.verification_prompt(
+        "knights", question, completion
+      )
+    return ({"role": "user", "content": asked},)
+
+  @property
+  def _is_compact(self) -> bool:
+    config = self.config
+    has_files = config.train_path or config.test_path
+    return not has_files and (config.template or "compact") == "compact"
+
   def gold_completion(self, example: base.Example) -> str:
     """Returns the shortest completion that is right."""
     return _block(example.reference)
@@ -203,6 +231,8 @@ class KnightsTask(base.Splits):
     format_rate: float = 1.0,
     misleading: Collection[str] = (),
     misled_rate: float = 0.8,
+    verdict_rate: float = 0.0,
+    verdict_accuracy: float = 0.8,
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with answers that are right at given rates.
 
@@ -221,6 +251,9 @@ class KnightsTask(base.Splits):
       misleading: names of operators, from `knights_puzzles.OPERATORS`. Puzzles
         from files have none.
       misled_rate: probability of the mistake, in puzzles that have them.
+      verdict_rate: share of the demonstrations that judge the answer that they
+        would have given, rather than give it.
+      verdict_accuracy: probability that a verdict is right.
 
     Returns:
       Pairs of an example and an answer.
@@ -228,7 +261,9 @@ class KnightsTask(base.Splits):
     Raises:
       ValueError: no probability, or no operator.
     """
-    for rate in (right_rate, format_rate, misled_rate):
+    for rate in (
+      right_rate, format_rate, misled_rate, verdict_rate, verdict_accuracy,
+    ):  # fmt: skip
       if not 0 <= rate <= 1:
         raise ValueError(f"not a probability: {rate}.")
     for operator in misleading:
@@ -260,6 +295,13 @@ class KnightsTask(base.Splits):
             _block(_without_one(draws, roles)),
           )
         )
+      if verdict_rate and draws.chance(verdict_rate):
+        is_true = self.score(example, text).outcome is base.Outcome.RIGHT
+        is_true ^= not draws.chance(verdict_accuracy)
+        example = dataclasses.replace(
+          example, messages=self.verification(example, text)
+        )
+        text = str(is_true).lower()
       pairs.append((example, text))
     return pairs
 

@@ -18,6 +18,7 @@ from saw_jax.tasks import (
   math_files,
   math_gym,
   math_problems,
+  self_verification,
 )
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.math_answers import extract_answer, normalise_answer
@@ -159,6 +160,22 @@ class MathTask(base.Splits):
     if not label.strip():
       raise ValueError(f"the label of example {example.key} is empty.")
     return dataclasses.replace(example, reference=label)
+
+  def verification(
+    self, example: base.Example, completion: str
+  ) -> tuple[Mapping[str, str], ...]:
+    """Asks a policy whether a completion is right.
+
+    Args:
+      example: the problem.
+      completion: what is judged.
+
+    Returns:
+      Chat messages, for `self_verification.read_verdict`.
+    """
+    question = example.messages[-1]["content"]
+    asked = self_verification.verification_prompt("math", question, completion)
+    return ({"role": "user", "content": asked},)
 
   def gold_completion(self, example: base.Example) -> str:
     """Returns the shortest completion that is right."""

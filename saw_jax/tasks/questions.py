@@ -177,6 +177,28 @@ def parse_label(form: str, text: str) -> str:
   return parsed
 
 
+def placeholder(form: str) -> str:
+  """Gives some label of a form, for what no response answers.
+
+  Args:
+    form: of a label.
+
+  Returns:
+    The same label for every prompt of that form.
+
+  Raises:
+    ValueError: no such form.
+
+  >>> placeholder("roles ann bob")
+  'ann=knight|bob=knight'
+  """
+  kind, *arguments = form.split()
+  _parser(kind)
+  if kind == "roles":
+    return "|".join(f"{name}=knight" for name in arguments)
+  return "0"
+
+
 def describe_form(form: str) -> str:
   """Says what an answer looks like.
 

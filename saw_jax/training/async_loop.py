@@ -90,7 +90,7 @@ def run(
     while session.goes_on:
       clock = Clock()
       scores, lags = stream.next_batch(clock)
-      batch = learner.prepare(scores.transcript)
+      batch, _ = learner.prepare(scores.transcript)
       rows = learner.learn(batch, scores, clock)
       stream.advance()
       clock.lap("publish")

@@ -15,7 +15,13 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.grading import Grader
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import checkpoint, evaluation, parallel, rollouts
+from saw_jax.training import (
+  checkpoint,
+  evaluation,
+  labelling,
+  parallel,
+  rollouts,
+)
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import state as state_lib
 from saw_jax.types import PyTree
@@ -89,6 +95,7 @@ class Experiment(NamedTuple):
   evaluation: evaluation.EvaluationConfig
   grading: GradingConfig
   asynchronous: AsyncConfig = AsyncConfig()
+  labels: labelling.LabelConfig = labelling.LabelConfig()
 
 
 def start_state(

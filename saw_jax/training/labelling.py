@@ -24,11 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saw_jax.labels import care, certainty, diagnostics, probes, replay
+from saw_jax.labels import care, certainty, diagnostics, probes, replay, voting
 from saw_jax.labels import selection as selection_lib
-from saw_jax.labels import voting
 from saw_jax.rollout import transcript as transcript_lib
-from saw_jax.tasks import clusters, label_ledger, label_sources, questions
+from saw_jax.tasks import (
+  clusters,
+  label_ledger,
+  label_sources,
+  questions,
+  self_verification,
+)
 from saw_jax.tasks.base import Example, Outcome, nearest
 from saw_jax.tasks.grading import Grader
 from saw_jax.tokenizer import Tokenizer
@@ -60,6 +65,9 @@ class LabelConfig:
   soft_adv: float = 1.0  # of `selection.advantage_multipliers`, gate "probe"
   unlabelled: str = "drop"  # neither bought nor gated: of UNLABELLED
   certainty: str = "token_entropy"  # of method "certainty": of CERTAINTIES
+  verify_temperature: float = self_verification.TEMPERATURE
+  verify_prompt_tokens: int = 8192  # the end of longer ones is kept
+  verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
   source: str = "truth"  # who is asked: of SOURCES
   price: float = 1.0  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
@@ -137,9 +145,9 @@ def make_choose(config: LabelConfig):
 
   Returns:
     A function of one seed, `(state, features, answer_ids [P, G],
-    mean_probabilities [P, G], correct [P, G], key, step) -> Choice`. `state` and
-    `features` are None without probes; `correct` is read by the oracle alone.
-    Steps count from 1.
+    mean_probabilities [P, G], correct [P, G], key, step) -> Choice`. `state`
+    and `features` are None without probes; `correct` is read by the oracle
+    alone. Steps count from 1.
   """
   settings = config.settings
 
@@ -250,7 +258,10 @@ class Labeller:
       ValueError: the task cannot be labelled, or the budget does not fit.
       LedgerError: the ledger is damaged, or not that of the checkpoint.
     """
-    for name in ("answer_key", "with_label", "label_form"):
+    needed = ["answer_key", "with_label", "label_form", "gold_completion"]
+    if config.method == "self_verification":
+      needed.append("verification")
+    for name in needed:
       if not hasattr(task, name):
         raise ValueError(
           f"task {task.name!r} cannot be trained with labels.method="
@@ -263,7 +274,12 @@ class Labeller:
     self._ledger, self._source = None, None
     if config.method in BUYING:
       self._open_ledger(prompts_per_step, directory, step, host or {}, stop)
-    self._choose = jax.jit(jax.vmap(make_choose(config), in_axes=(0,) * 6 + (None,)))
+    self._choose = jax.jit(
+      jax.vmap(make_choose(config), in_axes=(0,) * 6 + (None,))
+    )
+    self._winners = jax.jit(
+      jax.vmap(lambda ids: voting.majority_vote(ids).winner)
+    )
     self._care = None
     if config.has_probes:
       settings = config.settings
@@ -313,6 +329,7 @@ class Labeller:
     *,
     grader: Grader,
     step: int,
+    clock,
   ) -> rollouts.Rollout:
     """Buys labels and has the responses scored.
 
@@ -323,6 +340,7 @@ class Labeller:
       examples: prompts of each seed, `[N, P]`; true references may be in them.
       grader: scores.
       step: of the training, from 0.
+      clock: takes the time of each part: `choose`, `buy` and `score`.
 
     Returns:
       The rollout, whose rewards are those of labels and votes, and whose
@@ -336,6 +354,7 @@ class Labeller:
     completions, lengths, ended = rollouts.read(sampled, self._tokenizer)
     shape = (N, P, G)
     lengths, ended = lengths.reshape(shape), ended.reshape(shape)
+    clock.lap("score")
     texts = [
       [completions[(n * P + p) * G :][:G] for p in range(P)] for n in range(N)
     ]
@@ -351,7 +370,10 @@ class Labeller:
     if config.audit or config.method == "oracle":
       truth = np.array(
         [
-          [_matches(task, example, group) for example, group in zip(*pair)]
+          [
+            _matches(task, example, group)
+            for example, group in zip(*pair, strict=True)
+          ]
           for pair in zip(examples, keys, strict=True)
         ],
         bool,
@@ -362,9 +384,17 @@ class Labeller:
       rollout = self._score_itself(
         sampled, observed, examples, completions, lengths, ended, step
       )
+      if truth is not None:
+        rollout = rollout._replace(
+          outcomes=[
+            Outcome.RIGHT if right else Outcome.WRONG for right in truth.flat
+          ]
+        )
+      clock.lap("score")
       self._pending = _Pending(None, None, None, rows)
       if truth is not None:
         self._log_truth(rows, answer_ids, truth, None)
+        clock.lap("audit")
       return rollout
 
     features = None
@@ -388,18 +418,23 @@ class Labeller:
       self._keys(2 * step + 1), step + 1,
     )  # fmt: skip
     choice = jax.device_get(choice)
+    clock.lap("choose")
     labels = self._buy(choice.selection, examples, texts, step)
     bought = np.array([[x is not None for x in row] for row in labels], bool)
+    clock.lap("buy")
     choice = choice._replace(
       selection=choice.selection._replace(labelled=bought)
     )
 
+    winners = np.asarray(self._winners(answer_ids))
     judged = [
       [
-        _relabel(task, example, label, _vote(group))
-        for example, label, group in zip(*triple, strict=True)
+        _relabel(task, example, label, _text_of(winner, ids, group))
+        for example, label, winner, ids, group in zip(*of_seed, strict=True)
       ]
-      for triple in zip(examples, labels, keys, strict=True)
+      for of_seed in zip(
+        examples, labels, winners, answer_ids, keys, strict=True
+      )
     ]
     rollout = rollouts.score(
       sampled, judged, tokenizer=self._tokenizer, grader=grader
@@ -409,9 +444,11 @@ class Labeller:
     learned = None
     if config.has_probes:
       learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
+    clock.lap("score")
     self._log_spending(rows, bought)
     if truth is not None:
       self._log_truth(rows, answer_ids, truth, choice)
+    clock.lap("audit")
     self._pending = _Pending(features, learned, bought, rows)
     return rollout._replace(
       multipliers=np.asarray(
@@ -419,17 +456,23 @@ class Labeller:
       )
     )
 
-  def train(self, step: int) -> list[dict[str, float]]:
+  def train(
+    self, rows: Sequence[Mapping[str, float]], *, step: int, clock
+  ) -> list[dict[str, float]]:
     """Trains the probes on what was bought, after the policy's update.
 
     Args:
+      rows: what each seed logs of its update.
       step: of the training, from 0.
+      clock: takes the time, as `probes`.
 
     Returns:
-      For each seed, what is logged of the step.
+      The rows, with what is logged of labels.
     """
     pending, self._pending = self._pending, None
-    rows = pending.rows
+    rows = [
+      {**row, **more} for row, more in zip(rows, pending.rows, strict=True)
+    ]
     if pending.features is not None:
       self._care, metrics = self._train_probes(
         self._care,
@@ -441,26 +484,25 @@ class Labeller:
       metrics = jax.device_get(metrics)
       for n, row in enumerate(rows):
         row |= {f"probe/{name}": float(x[n]) for name, x in metrics.items()}
+      clock.lap("probes")
     return rows
 
-  def pack(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns what a checkpoint must hold, as JSON and as arrays."""
-    host, arrays = {}, {}
-    if self._care is not None:
-      leaves = jax.tree.leaves(jax.device_get(self._care))
-      arrays = {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
-    return host, arrays
-
-  def snapshot(self, step: int) -> dict[str, Any]:
-    """Describes the ledger for the checkpoint of a step.
+  def pack(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns what a checkpoint must hold.
 
     Args:
       step: steps done.
 
     Returns:
-      A document that goes into the checkpoint.
+      What the ledger says of itself, and the probes with their replay.
     """
-    return {} if self._ledger is None else {"labels": self._ledger.snapshot(step)}
+    host, arrays = {}, {}
+    if self._ledger is not None:
+      host["labels"] = self._ledger.snapshot(step)
+    if self._care is not None:
+      leaves = jax.tree.leaves(jax.device_get(self._care))
+      arrays = {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
+    return host, arrays
 
   def _open_ledger(self, prompts_per_step, directory, step, host, stop) -> None:
     config = self.config
@@ -636,21 +678,20 @@ def _matches(task, example: Example, keys: Sequence[str | None]) -> list[bool]:
   return [key is not None and key == truth for key in keys]
 
 
-def _vote(keys: Sequence[str | None]) -> str | None:
-  """The answer that a group voted for; of equally many, the first."""
-  (ids,) = clusters.answer_ids([keys])
-  winner = int(voting.majority_vote(ids[None]).winner[0])
+def _text_of(winner: int, ids: np.ndarray, keys: Sequence[str | None]):
+  """The answer that a group voted for; None where nobody gave one."""
   return None if winner < 0 else keys[ids.tolist().index(winner)]
 
 
-def _relabel(task, example: Example, label: str | None, vote: str | None):
-  """The example that a response is scored against: never with the truth that
-  was not bought."""
-  if label is not None:
-    return task.with_label(example, label)
-  if vote is not None:
-    return task.with_label(example, vote)
-  return task.without_label(example)
+def _relabel(
+  task, example: Example, label: str | None, vote: str | None
+) -> Example:
+  """The example to score against, never with a truth that was not bought."""
+  if label is None:
+    label = vote
+  if label is None:  # nobody gave an answer, so that any label will do
+    label = questions.placeholder(task.label_form(example))
+  return task.with_label(example, label)
 
 
 def _restore(state, arrays: Mapping[str, np.ndarray]):

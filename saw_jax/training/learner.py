@@ -1,12 +1,14 @@
 """What a training loop does with scored responses, wherever they come from."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from saw_jax.tasks.base import Component, Outcome
+from saw_jax.tasks import self_verification
+from saw_jax.tasks.base import Component, Example, Outcome
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
@@ -19,6 +21,9 @@ from saw_jax.training import (
 )
 from saw_jax.training import experiment as experiment_lib
 from saw_jax.training.session import Clock
+
+_INT32 = 2**31 - 1
+_VERDICTS = 2**30
 
 
 class Learner:
@@ -47,6 +52,10 @@ class Learner:
       experiment, num_seeds
     )
     self.lift = lift
+    # Else the old policy is the current one: nothing has to be recomputed.
+    self._needs_old = bool(method.kl_in_reward) or (
+      method.needs_old and loop.num_minibatches > 1
+    )
     self._reference = None
     if method.needs_reference:
       self._reference = jax.tree.map(lambda x: x.copy(), self.state.params)
@@ -65,6 +74,19 @@ class Learner:
       sampling=experiment.sampling,
       group_size=loop.group_size,
     )
+    self._observe = None
+    if experiment.labels.method != "truth":
+      self._observe = lift.wrap(
+        objective.make_observe(
+          experiment.decoder,
+          group_size=loop.group_size,
+          temperature=experiment.sampling.temperature,
+          chunk_size=loop.chunk_size,
+          log_probs_too=self._needs_old or experiment.labels.needs_log_probs,
+        ),
+        (STATE, ROWS),
+        (ROWS,),
+      )
     self._log_probs = lift.wrap(
       lambda params, batch: forward(params, batch).log_probs,
       (STATE, ROWS),
@@ -112,7 +134,69 @@ class Learner:
       self.experiment, self.lift, self.encoder
     )
 
-  def prepare(self, transcript) -> batch_lib.TrainBatch:
+  def verifier(self, seeds: Sequence[int]):
+    """Makes the policy a judge of its own responses.
+
+    Args:
+      seeds: of the runs.
+
+    Returns:
+      A function `(examples [N][P], completions, step) -> verdicts [N, P, G]` of
+      0 and 1, each sampled once from the current policies.
+    """
+    experiment, labels = self.experiment, self.experiment.labels
+    G = experiment.loop.group_size
+    config = dataclasses.replace(
+      experiment.rollout,
+      max_prompt_tokens=labels.verify_prompt_tokens,
+      max_new_tokens=labels.verify_new_tokens,
+      long_prompts="truncate",
+    )
+    generate = rollouts.make_generate(
+      self.lift,
+      experiment.decoder,
+      config,
+      experiment.tokenizer,
+      sampling=dataclasses.replace(
+        experiment.sampling, temperature=labels.verify_temperature
+      ),
+      group_size=1,
+    )
+
+    def verify(examples, completions, step) -> np.ndarray:
+      asked, texts = [], iter(completions)
+      for row in examples:
+        asked.append(
+          [
+            Example(
+              key=(example.key * G + g) & _INT32,
+              messages=experiment.task.verification(example, next(texts)),
+              reference="",
+            )
+            for example in row
+            for g in range(G)
+          ]
+        )
+      ids = np.array([[example.key for example in row] for row in asked])
+      sampled = rollouts.sample(
+        generate,
+        self.state.params,
+        asked,
+        # Steps of their own: no verdict has the key of a response.
+        rollouts.row_keys(seeds, step + _VERDICTS, ids, 1),
+        # Nothing is asked twice, so nothing is remembered.
+        encoder=rollouts.Encoder(experiment.tokenizer, config),
+        multiple=config.completion_multiple,
+      )
+      verdicts, _, _ = rollouts.read(sampled, experiment.tokenizer)
+      values = [self_verification.read_verdict(text) for text in verdicts]
+      return np.array(values, np.float32).reshape(len(examples), -1, G)
+
+    return verify
+
+  def prepare(
+    self, transcript
+  ) -> tuple[batch_lib.TrainBatch, objective.Observation | None]:
     """Makes a batch, and has the device start on the log-probs it needs.
 
     Those of the policy before this step's updates, and of the reference: they
@@ -122,22 +206,24 @@ class Learner:
       transcript: host arrays, rows `[N, P * G]`.
 
     Returns:
-      The batch, with advantages of 0.
+      The batch, with advantages of 0, and what the buying of labels looks at,
+      from the same forward pass; None where none are bought.
     """
-    method = self.experiment.method
     zeros = np.zeros(transcript.starts.shape, np.float32)
     batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
-    if method.kl_in_reward or (
-      method.needs_old and self.experiment.loop.num_minibatches > 1
-    ):
-      batch = batch.replace(
-        old_log_probs=self._log_probs(self.state.params, batch)
-      )
+    observed, old = None, None
+    if self._observe is not None:
+      observed = self._observe(self.state.params, batch)
+      old = observed.log_probs
+    elif self._needs_old:
+      old = self._log_probs(self.state.params, batch)
+    if self._needs_old:
+      batch = batch.replace(old_log_probs=old)
     if self._reference is not None:
       batch = batch.replace(
         ref_log_probs=self._log_probs(self._reference, batch)
       )
-    return batch
+    return batch, observed
 
   def learn(
     self, batch: batch_lib.TrainBatch, scores: rollouts.Rollout, clock: Clock
@@ -182,6 +268,8 @@ class Learner:
     )
     clock.lap("estimate")
 
+    if scores.multipliers is not None:
+      advantages = advantages * scores.multipliers[..., None]
     batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
     updates = []
     for part in range(loop.num_minibatches):

@@ -153,7 +153,7 @@ def make_observe(
     # log Σ exp z - mean z, of which the first part is z(y) - log π(y), and the
     # mean of the logits is the logit of the mean column.
     columns = jnp.take(head_DV.T, stream.targets, axis=0)
-    columns -= jnp.mean(head_DV.astype(jnp.float32), axis=-1)
+    columns -= jnp.mean(head_DV.astype(jnp.float32), axis=-1)[None, None]
     over_mean = jnp.einsum(
       "btd,btd->bt", stream.wanted, columns, preferred_element_type=jnp.float32
     )

@@ -44,6 +44,8 @@ class Rollout(NamedTuple):
   outcomes: list  # N * P * G
   lengths: np.ndarray  # int [N, P, G], tokens that the policy chose
   ended: np.ndarray  # bool [N, P, G], an end token was sampled
+  # float32 [N, P], how much a prompt counts; None: all count 1
+  multipliers: np.ndarray | None = None
 
 
 # (params, prompts [N, P], keys [N, P * G]) -> Transcript of rows [N, P * G]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from saw_jax.tasks.grading import Grader
-from saw_jax.training import checkpoint, metrics, progress
+from saw_jax.training import checkpoint, labelling, metrics, progress
 
 LOG = logging.getLogger(__name__)
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -154,6 +154,37 @@ class Session:
   def __exit__(self, *exc) -> None:
     """Closes everything; what was saved is on disk after this."""
     self._stack.__exit__(*exc)
+
+  def labeller(self) -> labelling.Labeller | None:
+    """Makes what decides about labels; None where all rewards are true.
+
+    Returns:
+      The labeller, as it was when the run was saved.
+
+    Raises:
+      ValueError: the task cannot be labelled, or the budget does not fit.
+      LedgerError: the ledger is damaged, or not that of the checkpoint.
+    """
+    experiment = self._experiment
+    if experiment.labels.method == "truth":
+      return None
+    return labelling.Labeller(
+      experiment.labels,
+      experiment.task,
+      experiment.tokenizer,
+      seeds=self.seeds,
+      group_size=experiment.loop.group_size,
+      prompts_per_step=experiment.loop.prompts_per_step,
+      hidden_size=experiment.decoder.width,
+      directory=self._directory,
+      step=self.step,
+      host=self.host,
+      arrays=self.arrays,
+      stop=lambda: self._interrupt.requested,
+      verify=self.learner.verifier(self.seeds)
+      if experiment.labels.method == "self_verification"
+      else None,
+    )
 
   @property
   def goes_on(self) -> bool:

@@ -4,6 +4,7 @@ Each step learns from what its own policy sampled. What a step computes is in
 the functions that it calls, and what surrounds it in `session`.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -47,6 +48,7 @@ def run(
   with Session(
     learner, seeds, directory=directory, resume_step=resume_step
   ) as session:
+    labeller = session.labeller()
     while session.goes_on:
       clock, step = Clock(), session.step
       examples = [
@@ -68,16 +70,33 @@ def run(
         )
       )
       clock.lap("generate")
-      batch = learner.prepare(transcript)
-      scores = rollouts.score(
-        transcript,
-        examples,
-        tokenizer=experiment.tokenizer,
-        grader=session.grader,
+      batch, observed = learner.prepare(transcript)
+      if labeller is None:
+        scores = rollouts.score(
+          transcript,
+          examples,
+          tokenizer=experiment.tokenizer,
+          grader=session.grader,
+        )
+        clock.lap("score")
+        rows = learner.learn(batch, scores, clock)
+      else:
+        scores = labeller.score(
+          transcript,
+          observed,
+          examples,
+          grader=session.grader,
+          step=step,
+          clock=clock,
+        )
+        rows = learner.learn(batch, scores, clock)
+        rows = labeller.train(rows, step=step, clock=clock)
+      session.end_step(
+        rows,
+        clock,
+        tokens=float(scores.lengths.sum()),
+        pack=labeller and functools.partial(labeller.pack, step + 1),
       )
-      clock.lap("score")
-      rows = learner.learn(batch, scores, clock)
-      session.end_step(rows, clock, tokens=float(scores.lengths.sum()))
     return session.result()
 
 
