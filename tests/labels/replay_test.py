@@ -88,16 +88,9 @@ class TestPush:
     same = push(ring, samples([9, 9]), np.zeros(2, bool))
     chex.assert_trees_all_equal(same, ring)
 
-  def test_a_ring_of_no_size_only_counts(self):
-    ring = replay.make_replay(0, 1, 1)
-    ring = replay.push(ring, samples([1, 2]), np.array([True, False]))
-    assert ring.pushed == 1 and ring.capacity == 0
-    places, there = replay.draw_uniform(ring, jax.random.key(0), count=4)
-    assert places.shape == there.shape == (0,)
-    places, _ = replay.draw_stratified(
-      ring, jax.random.key(0), count=4, num_classes=2
-    )
-    assert replay.take(ring, places).labels.vote_right.shape == (0,)
+  def test_a_ring_has_a_place(self):
+    with pytest.raises(ValueError, match="0 samples"):
+      replay.make_replay(0, 1, 1)
 
 
 class TestUniform:
