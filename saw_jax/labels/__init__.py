@@ -1,6 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Few labels where they matter: votes, gaps, selection, certainty."""
+"""Few labels where they matter: votes, gaps, probes, selection, certainty."""
 
-from saw_jax.labels import certainty, gap, probe_losses, selection, voting
+from saw_jax.labels import (
+  care,
+  certainty,
+  diagnostics,
+  gap,
+  probe_losses,
+  probes,
+  replay,
+  selection,
+  voting,
+)
 
-__all__ = ["certainty", "gap", "probe_losses", "selection", "voting"]
+__all__ = [
+  "care",
+  "certainty",
+  "diagnostics",
+  "gap",
+  "probe_losses",
+  "probes",
+  "replay",
+  "selection",
+  "voting",
+]

@@ -64,8 +64,8 @@ class CareSettings:
   balance_power: float = 0.5  # 0: all classes weigh the same
   balance_minimum: float = 0.25
   balance_maximum: float = 4.0
-  replay_size: int = 2048  # prompts; 0: no replay
-  replay_batch: int = 16  # prompts of an update; `replay_size`: all there are
+  replay_size: int = 2048  # prompts
+  replay_batch: int = 16  # prompts of an update; 0: no replay
 
   def __post_init__(self):
     if self.activation not in probes.ACTIVATIONS:
@@ -78,11 +78,14 @@ class CareSettings:
         raise ValueError(
           f"{name} is {getattr(self, name)}; it is a share, from 0 to 1"
         )
-    for name in ("warm_up", "train_steps", "replay_size", "replay_batch"):
+    for name in ("warm_up", "train_steps", "replay_batch"):
       if getattr(self, name) < 0:
-        raise ValueError(
-          f"{name} is {getattr(self, name)}; it must be 0 or more"
-        )
+        raise ValueError(f"{name} is {getattr(self, name)}, below 0")
+    if self.replay_size < 1:
+      raise ValueError(
+        f"replay_size is {self.replay_size}; without replay, set replay_batch "
+        "to 0"
+      )
     for name in ("length_scale", "clip_norm"):
       if not getattr(self, name) > 0:
         raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -317,8 +320,8 @@ def train_probes(
   draw = functools.partial(_with_replayed, state.replay, samples, where)
   num_classes = labels.correct.shape[-1] + 1
 
-  def update(both, key):
-    vote_key, count_key = jax.random.split(key)
+  def update(both, index):
+    vote_key, count_key = jax.random.split(jax.random.fold_in(key, index))
     vote_batch = draw(
       *replay.draw_uniform(state.replay, vote_key, count=settings.replay_batch)
     )
@@ -341,9 +344,7 @@ def train_probes(
     return (vote_state, count_state), vote_metrics | count_metrics
 
   both = state.vote, state.count
-  new, metrics = jax.lax.scan(
-    update, both, jax.random.split(key, settings.train_steps)
-  )
+  new, metrics = jax.lax.scan(update, both, jnp.arange(settings.train_steps))
   new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, both)
   metrics = {
     name: jnp.where(active, reductions.all_mean(each), 0)
@@ -375,8 +376,8 @@ def clip_gradient(gradient: PyTree, maximum: float) -> tuple[PyTree, Array]:
     CARE, https://arxiv.org/abs/2605.25864, by way of PyTorch's clip_grad_norm_
 
   >>> clipped, norm = clip_gradient(jnp.array([3.0, 4.0]), 1.0)
-  >>> print(norm, clipped)
-  5.0 [0.5999999 0.7999998]
+  >>> print(norm, jnp.array_str(clipped, precision=4))
+  5.0 [0.6 0.8]
   """
   squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)]
   norm = reductions.square_root(sum(squares, start=jnp.zeros(())))

@@ -85,13 +85,16 @@ def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
   """Makes an empty ring.
 
   Args:
-    size: samples that it holds; 0 for none at all. A sample of `G = 8` and
-      `D = 2048` takes 74 kB.
+    size: samples that it holds, at least 1: a checkpoint takes no empty
+      arrays. A sample of `G = 8` and `D = 2048` takes 74 kB.
     group_size: G.
     hidden_size: D.
 
   Returns:
     The ring.
+
+  Raises:
+    ValueError: the size is below 1.
 
   References:
     CARE, https://arxiv.org/abs/2605.25864
@@ -99,6 +102,10 @@ def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
   >>> make_replay(4, group_size=2, hidden_size=3).filled.sum()
   Array(0, dtype=int32)
   """
+  if size < 1:
+    raise ValueError(
+      f"a ring of {size} samples; draw 0 of 1 to learn without replay."
+    )
   labels = ProbeLabels(
     vote_right=jnp.zeros((size,), bool),
     correct_outside=jnp.zeros((size,), jnp.int32),
@@ -134,8 +141,6 @@ def push(replay: Replay, samples: Samples, where: Array) -> Replay:
   rank = jnp.cumsum(where, dtype=jnp.int32) - 1
   total = jnp.sum(where, dtype=jnp.int32)
   pushed = replay.pushed + total
-  if not capacity:
-    return replay.replace(pushed=pushed)
   kept = where & (rank >= total - capacity)
   # A place outside of the ring is written nowhere.
   place = jnp.where(kept, (replay.pushed + rank) % capacity, capacity)

@@ -237,3 +237,24 @@ class TestProbeLosses:
     ]
     want = losses[0] + 3 * (losses[1] - losses[0])
     np.testing.assert_allclose(losses[2], want, rtol=1e-5)
+
+  @pytest.mark.parametrize("probe", [0, 1])
+  def test_classes_weigh_as_the_caller_says(self, probe):
+    fn = (probe_losses.vote_probe_loss, probe_losses.count_probe_loss)[probe]
+    arrays = batch(7)[probe]
+    seen = []
+
+    def weigh(counts):
+      seen.append(counts.tolist())
+      return np.ones_like(counts)
+
+    assert fn(*arrays, weigh=weigh) != fn(*arrays)
+    labels = arrays[2 if probe == 0 else 1]
+    assert seen == [np.bincount(labels, minlength=(2, 4)[probe]).tolist()]
+
+  def test_all_responses_weigh_the_same(self):
+    (_, responses, _, correct), _ = batch(4)
+    nll = -jax.nn.log_softmax(jnp.array(responses))
+    want = jnp.take_along_axis(nll, correct[..., None], axis=-1).mean()
+    found = probe_losses.response_loss(responses, correct)
+    np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -1,6 +1,9 @@
 """Boxed answers: found, normalised, compared; and what hostile text costs."""
 
 import fractions
+import itertools
+import json
+import pathlib
 import sys
 import time
 
@@ -16,6 +19,10 @@ from saw_jax.tasks.math_answers import (
   normalise_answer,
   parse_number,
 )
+
+CARE = json.loads(
+  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
+)["math_reward"]
 
 settings = hypothesis.settings(
   max_examples=300, deadline=None, derandomize=True, database=None
@@ -212,6 +219,56 @@ def test_hostile_text_costs_nothing(name, equal):
   assert answer is None or not equal(answer, "2")
   # Most take microseconds; a wrong turn takes hours.
   assert time.perf_counter() - start < 10
+
+
+class TestAgainstCare:
+  """The grader of CARE's released code, and where the exact one differs."""
+
+  # Algebra, other cases and powers of ten are no normal forms; a reference
+  # comes without its box. The reference code calls these pairs equal.
+  DIFFERENT = {
+    ("x+1", "1+x"),
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("34", r"\boxed{34}"),
+    ("1e3", "1000"),
+    ("A", "a"),
+  }
+
+  @pytest.mark.parametrize("case", CARE["extract_and_score_vs_gt_34"])
+  def test_extraction_and_score(self, case):
+    answer = extract_answer(case["response"])
+    if case["extracted"] is None:
+      assert answer is None
+    else:
+      assert answer == case["extracted"].strip()
+    assert (answer is not None and is_equal(answer, "34")) == case["score"]
+
+  @pytest.mark.parametrize("case", CARE["grade"])
+  def test_grades_of_the_training_reward(self, case):
+    pair = case["model"], case["gt"]
+    want = case["grade_fast_false (training-reward path)"]
+    if pair in self.DIFFERENT:
+      assert want and not is_equal(*pair)
+    else:
+      assert is_equal(*pair) == want
+
+  def test_the_exceptions_are_cases(self):
+    assert self.DIFFERENT <= {(c["model"], c["gt"]) for c in CARE["grade"]}
+
+  def test_votes_fall_into_the_same_clusters(self):
+    for one, other in itertools.combinations(CARE["vote_normalisation"], 2):
+      want = one["normalised"] == other["normalised"]
+      if {one["boxed"], other["boxed"]} == {"x+1", "1+x"}:
+        assert want  # Algebra again.
+        want = False
+      assert is_equal(one["boxed"], other["boxed"]) == want
+
+  def test_the_quirks_of_its_normal_form_are_not_ours(self):
+    # There "1,000" is the pair (1, 0), and "10 %" a tenth.
+    theirs = {c["boxed"]: c["normalised"] for c in CARE["vote_normalisation"]}
+    assert (theirs["1,000"], theirs[r"10\%"]) == ("(1, 0)", "1/10")
+    assert normalise_answer("1,000") == "1000"
+    assert normalise_answer(r"10\%") == "10"
 
 
 class TestMathVerify:

@@ -1,0 +1,662 @@
+"""Tests of saw_jax/labels/care.py."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from saw_jax.labels import care, diagnostics, probes, replay, selection
+from saw_jax.training import checkpoint
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
+)
+PROBES = GOLDEN["probe_tiny_training"]
+# P prompts, of which 3 are bought, with G responses and D hidden units.
+P, G, D = 7, 3, 5
+SETTINGS = care.CareSettings(
+  label_fraction=0.4,
+  prompt_width=3,
+  joint_width=4,
+  response_hidden_width=2,
+  response_width=3,
+  length_scale=10.0,
+  replay_size=8,
+  replay_batch=4,
+)
+# One update without replay and without balance.
+PLAIN = dataclasses.replace(
+  SETTINGS, train_steps=1, replay_batch=0, replay_size=1, balance_power=0.0
+)
+OPTIMIZER = optax.adamw(1e-2, weight_decay=0.0)
+# For comparisons of two programs: Adam divides tiny gradients, which differ by
+# rounding, by themselves.
+SGD = optax.sgd(0.1)
+BOUGHT = jnp.array([0, 1, 0, 0, 1, 1, 0], bool)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "optimizer"))
+def train(
+  state,
+  key,
+  features,
+  labels,
+  bought,
+  settings=SETTINGS,
+  optimizer=OPTIMIZER,
+):
+  return care.train_probes(
+    state, key, features, labels, bought, settings=settings, optimizer=optimizer
+  )
+
+
+def with_sgd(state):
+  """The same probes with the optimizer whose steps are gradients."""
+
+  def change(probe):
+    return probe.replace(opt_state=SGD.init(probe.params))
+
+  return state.replace(vote=change(state.vote), count=change(state.count))
+
+
+train_with_sgd = functools.partial(train, optimizer=SGD)
+
+
+create = jax.jit(
+  functools.partial(
+    care.create_state,
+    group_size=G,
+    hidden_size=D,
+    settings=SETTINGS,
+    optimizer=OPTIMIZER,
+  )
+)
+
+
+score = jax.jit(functools.partial(care.care_probabilities, settings=SETTINGS))
+select = jax.jit(functools.partial(care.select_prompts, settings=SETTINGS))
+
+
+@jax.jit
+def _prompts(hidden, responses, ids, correct, lengths):
+  features = probes.probe_features(
+    hidden, responses, ids, lengths, length_scale=SETTINGS.length_scale
+  )
+  return features, replay.probe_labels(ids, correct)
+
+
+def prompts(seed):
+  """Features and labels of P prompts."""
+  rng = np.random.default_rng(seed)
+  return _prompts(
+    rng.normal(size=(P, D)).astype(np.float32),
+    rng.normal(size=(P, G, D)).astype(np.float32),
+    rng.integers(-1, 2, (P, G)),
+    rng.integers(0, 2, (P, G)),
+    rng.integers(1, 12, (P, G)),
+  )
+
+
+@pytest.fixture(scope="module")
+def fresh():
+  """A state before the first step."""
+  return create(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def trained(fresh):
+  """A state after two steps, with 6 of 8 places of the store filled."""
+  state = fresh
+  for step in range(2):
+    state, _ = train(state, jax.random.key(step), *prompts(step), BOUGHT)
+  return state
+
+
+class TestGolden:
+  """Three training steps of a tiny probe, as PyTorch did them in float64."""
+
+  # Our name of each part, by PyTorch's.
+  parts = {
+    "prompt_proj": "prompt",
+    "resp_proj": "response",
+    "aux_head": "response_head",
+  }
+  layers = {"0": "norm", "1": "linear_0", "3": "linear_1"}
+
+  def read(self, stage, name):
+    params, stats = {}, {}
+    head = {"stage1": "vote_head", "stage2": "count_head"}[stage]
+    parts = self.parts | {"classifier": head}
+    for key, value in PROBES[stage][name].items():
+      part, layer, leaf = key.split(".")
+      part, layer, value = parts[part], self.layers[layer], jnp.array(value)
+      if leaf in ("running_mean", "running_var"):
+        tree, leaf = stats, leaf.removeprefix("running_")
+      elif leaf == "num_batches_tracked":
+        continue
+      else:
+        tree = params
+        if leaf == "weight":
+          leaf = "scale" if layer == "norm" else "kernel"
+      tree.setdefault(part, {}).setdefault(layer, {})[leaf] = value.T
+    return params, stats
+
+  def test_three_steps(self):
+    inputs, adamw = PROBES["inputs"], PROBES["optimizer"]["AdamW"]
+    settings = dataclasses.replace(
+      SETTINGS,
+      label_fraction=1.0,
+      learning_rate=adamw["lr"],
+      clip_norm=PROBES["optimizer"]["grad_clip_norm"],
+      response_weight=PROBES["optimizer"]["aux_loss_weight"],
+    )
+    assert (settings.b1, settings.b2) == tuple(adamw["betas"])
+    assert (settings.eps, settings.weight_decay) == (
+      adamw["eps"],
+      adamw["weight_decay"],
+    )
+    optimizer = optax.adamw(
+      settings.learning_rate,
+      b1=settings.b1,
+      b2=settings.b2,
+      eps=settings.eps,
+      weight_decay=settings.weight_decay,
+    )
+    with jax.enable_x64(True):
+      feat = jnp.array(inputs["feat"])
+      features = probes.ProbeFeatures(
+        prompt_hidden=jnp.array(inputs["hidden"]),
+        response_hidden=jnp.array(inputs["resp"]),
+        vote_features=feat[:, :4],
+        lengths=feat[:, 4:],
+        outside=jnp.array(inputs["stage2_resp_valid_mask"], bool),
+        possible=jnp.array(inputs["stage2_class_valid_mask"], bool),
+        voted_count=jnp.ones(6, jnp.int32),
+      )
+      labels = replay.ProbeLabels(
+        vote_right=jnp.array(inputs["stage1_label"], bool),
+        correct_outside=jnp.array(inputs["stage2_label"], jnp.int32),
+        correct=jnp.array(inputs["resp_correct"], bool),
+      )
+
+      def probe(stage):
+        params, stats = self.read(stage, "initial_state")
+        return care.ProbeState(params, stats, optimizer.init(params))
+
+      state = care.CareState(
+        vote=probe("stage1"),
+        count=probe("stage2"),
+        replay=replay.make_replay(8, 3, 4),
+        updates=jnp.zeros((), jnp.int32),
+      )
+      # The store is empty: four rows of each batch are padding.
+      state, metrics = jax.jit(
+        functools.partial(
+          care.train_probes, settings=settings, optimizer=optimizer
+        )
+      )(state, jax.random.key(0), features, labels, jnp.ones(6, bool))
+      for stage, found in (("stage1", state.vote), ("stage2", state.count)):
+        params, stats = self.read(stage, "state_after_3_steps")
+        close = functools.partial(
+          chex.assert_trees_all_close, rtol=1e-9, atol=1e-12
+        )
+        close(dict(found.params), params)
+        close(dict(found.batch_stats), stats)
+      right, counts = care.care_probabilities(
+        state, features, settings=settings
+      )
+      logits = [
+        np.array(PROBES[stage]["eval_logits_after_3_steps"])
+        for stage in ("stage1", "stage2")
+      ]
+      odds = np.exp(logits[0])
+      np.testing.assert_allclose(right, odds[:, 1] / odds.sum(1), rtol=1e-9)
+      odds = np.exp(logits[1]) * np.array(inputs["stage2_class_valid_mask"])
+      want = odds / odds.sum(1, keepdims=True)
+      np.testing.assert_allclose(counts, want, rtol=1e-9)
+    assert state.updates == 3 and state.replay.pushed == 6
+    for name, stage, key in (
+      ("vote/loss", "stage1", "loss"),
+      ("vote/main_loss", "stage1", "main_loss"),
+      ("vote/response_loss", "stage1", "aux_loss"),
+      ("vote/grad_norm", "stage1", "grad_norm_before_clip"),
+      ("count/loss", "stage2", "loss"),
+      ("count/grad_norm", "stage2", "grad_norm_before_clip"),
+    ):
+      want = np.mean([step[key] for step in PROBES[stage]["steps"]])
+      np.testing.assert_allclose(metrics[name], want, rtol=1e-9, err_msg=name)
+
+  @pytest.mark.parametrize("case", GOLDEN["grad_clip"])
+  def test_clipped_gradients(self, case):
+    with jax.enable_x64(True):
+      first, *rest = case["grads"]
+      gradient = {"a": jnp.array([first]), "b": jnp.array(rest)}
+      clipped, norm = care.clip_gradient(gradient, case["max_norm"])
+      found = [*clipped["a"], *clipped["b"]]
+      np.testing.assert_allclose(found, case["clipped"], rtol=1e-12)
+      assert norm == case["norm"]
+
+
+class TestSettings:
+  def test_defaults_are_those_of_the_scripts(self):
+    s = care.CareSettings()
+    assert (s.label_fraction, s.gate_fraction, s.warm_up) == (0.2, 0.25, 20)
+    assert (s.prompt_width, s.joint_width) == (128, 256)
+    assert (s.response_hidden_width, s.response_width) == (64, 512)
+    assert (s.learning_rate, s.train_steps, s.clip_norm) == (1e-4, 3, 1.0)
+    assert (s.replay_size, s.replay_batch, s.length_scale) == (2048, 16, 4000)
+    assert (s.response_weight, s.soft_adv, s.activation) == (1.5, 1.0, "relu")
+
+  @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+      ({"activation": "rleu"}, "unknown activation 'rleu'"),
+      ({"label_fraction": 20}, "label_fraction is 20"),
+      ({"gate_fraction": -0.1}, "gate_fraction is -0.1"),
+      ({"train_steps": -1}, "train_steps is -1"),
+      ({"replay_size": 0}, "replay_size is 0"),
+      ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+      ({"length_scale": float("nan")}, "length_scale is nan"),
+    ],
+  )
+  def test_what_cannot_be_is_refused(self, change, message):
+    with pytest.raises(ValueError, match=message):
+      care.CareSettings(**change)
+
+
+class TestScoring:
+  def test_an_impossible_count_has_no_probability(self, trained):
+    features, _ = prompts(3)
+    right, counts = score(trained, features)
+    assert ((right > 0) & (right < 1)).all()
+    assert not counts[~features.possible].any()
+    np.testing.assert_allclose(counts.sum(axis=1), 1, rtol=1e-5)
+
+  def test_a_prompt_is_scored_by_itself(self, trained):
+    features, _ = prompts(3)
+    broken = features.replace(
+      prompt_hidden=features.prompt_hidden.at[1:].set(jnp.nan)
+    )
+    for one, other in zip(
+      score(trained, features), score(trained, broken), strict=True
+    ):
+      assert one[0].tolist() == other[0].tolist()
+      assert np.isnan(other[1:]).any()
+
+  def test_gaps_are_nothing_or_from_root_to_twice_root(self, trained):
+    for seed in range(3):
+      features, _ = prompts(seed)
+      gaps = np.array(select(trained, features, 1).expected_gaps)
+      doubtful = np.array(
+        (features.voted_count > 0) & (features.voted_count < G)
+      )
+      assert (gaps[~doubtful] == 0).all()
+      assert (gaps[doubtful] >= np.sqrt(G) - 1e-5).all()
+      assert (gaps[doubtful] <= 2 * np.sqrt(G) + 1e-5).all()
+
+  def test_the_gate_opens_at_step_21_of_one_program(self, trained):
+    features, _ = prompts(3)
+    closed, open_ = select(trained, features, 20), select(trained, features, 21)
+    assert not closed.selection.gated.any()
+    assert open_.selection.gated.sum() == selection.budget(P, 0.25)
+    gated = np.array(open_.selection.gated)
+    right = np.array(open_.vote_probabilities)
+    assert right[gated].min() >= right[~gated].max()
+    assert not (open_.selection.gated & open_.selection.labelled).any()
+    assert open_.selection.labelled.sum() == selection.budget(P, 0.4)
+
+  def test_a_prompt_with_a_broken_feature_is_bought_last(self, trained):
+    features, _ = prompts(3)
+    first = select(trained, features, 1).selection.order[0]
+    broken = features.replace(
+      prompt_hidden=features.prompt_hidden.at[first].set(jnp.nan)
+    )
+    assert select(trained, broken, 1).selection.order[-1] == first
+
+
+class TestTruth:
+  """Ground truth comes in by bought labels alone."""
+
+  def poison(self, labels):
+    rows = ~BOUGHT
+    return replay.ProbeLabels(
+      vote_right=labels.vote_right ^ rows,
+      correct_outside=jnp.where(rows, 10**6, labels.correct_outside),
+      correct=labels.correct ^ rows[:, None],
+    )
+
+  def test_labels_that_were_not_bought_change_no_bit(self, trained):
+    features, labels = prompts(5)
+    one = train(trained, jax.random.key(1), features, labels, BOUGHT)
+    other = train(
+      trained, jax.random.key(1), features, self.poison(labels), BOUGHT
+    )
+    chex.assert_trees_all_equal(one, other)
+
+  def test_neither_does_their_order(self, trained):
+    features, labels = prompts(5)
+    rest = np.flatnonzero(~BOUGHT)
+    order = np.arange(P)
+    order[rest] = rest[::-1]
+    turned = jax.tree.map(lambda x: x[order], labels)
+    assert any(
+      (a != b).any()
+      for a, b in zip(
+        jax.tree.leaves(turned), jax.tree.leaves(labels), strict=True
+      )
+    )
+    one = train(trained, jax.random.key(1), features, labels, BOUGHT)
+    other = train(trained, jax.random.key(1), features, turned, BOUGHT)
+    chex.assert_trees_all_equal(one, other)
+
+  def test_nor_do_features_of_other_prompts(self, trained):
+    features, labels = prompts(5)
+    rows = BOUGHT[:, None]
+    broken = features.replace(
+      prompt_hidden=jnp.where(rows, features.prompt_hidden, jnp.nan),
+      lengths=jnp.where(rows, features.lengths, 1e30),
+    )
+    one = train(trained, jax.random.key(1), features, labels, BOUGHT)
+    other = train(trained, jax.random.key(1), broken, labels, BOUGHT)
+    chex.assert_trees_all_equal(one, other)
+
+  def test_labels_that_were_bought_do_count(self, trained):
+    features, labels = prompts(5)
+    one, _ = train(trained, jax.random.key(1), features, labels, BOUGHT)
+    turned = labels.replace(vote_right=labels.vote_right ^ BOUGHT)
+    other, _ = train(trained, jax.random.key(1), features, turned, BOUGHT)
+    with pytest.raises(AssertionError):
+      chex.assert_trees_all_equal(one.vote.params, other.vote.params)
+    # The vote is the first probe's business.
+    chex.assert_trees_all_equal(one.count.params, other.count.params)
+
+
+class TestTraining:
+  def test_a_step_without_labels_changes_nothing(self, fresh, trained):
+    features, labels = prompts(5)
+    for state in (fresh, trained):
+      after, metrics = train(
+        state, jax.random.key(1), features, labels, jnp.zeros(P, bool)
+      )
+      chex.assert_trees_all_equal(after, state)
+      chex.assert_tree_all_finite(metrics)
+      assert metrics["num_bought"] == 0 and metrics["vote/loss"] == 0
+
+  def test_a_single_prompt_is_stored_and_learnt_from_later(self, fresh):
+    one = jnp.arange(P) == 2
+    features, labels = prompts(5)
+    state, metrics = train(fresh, jax.random.key(1), features, labels, one)
+    chex.assert_trees_all_equal(state.vote, fresh.vote)
+    chex.assert_trees_all_equal(state.count, fresh.count)
+    assert state.updates == 0 and metrics["num_stored"] == 1
+    state, metrics = train(state, jax.random.key(2), features, labels, one)
+    assert state.updates == 3 and metrics["num_replayed"] == 1
+    chex.assert_tree_all_finite((state, metrics))
+
+  @pytest.mark.slow
+  def test_fewer_labels_are_as_if_there_were_no_more_rows(self, fresh):
+    # Two of three rows, beside a program that has two; the store is empty.
+    features, labels = prompts(5)
+    two = jnp.arange(P) < 2
+    exact = dataclasses.replace(SETTINGS, label_fraction=2 / P)
+    assert selection.budget(P, exact.label_fraction) == 2
+    fresh = with_sgd(fresh)
+    batch = jax.random.key(1), features, labels, two
+    state, metrics = train_with_sgd(fresh, *batch)
+    other, also = train_with_sgd(fresh, *batch, settings=exact)
+    chex.assert_trees_all_close(state, other, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(metrics, also, rtol=1e-4, atol=1e-6)
+
+  def test_a_step_does_not_replay_its_own_samples(self, fresh):
+    _, metrics = train(fresh, jax.random.key(1), *prompts(5), BOUGHT)
+    assert metrics["num_replayed"] == 0 and metrics["num_stored"] == 3
+
+  def test_what_is_stored(self, fresh):
+    features, labels = prompts(5)
+    state, _ = train(fresh, jax.random.key(1), features, labels, BOUGHT)
+    rows = np.flatnonzero(BOUGHT)
+    stored = replay.take(state.replay, np.arange(3))
+    want = replay.Samples(features, labels)
+    chex.assert_trees_all_equal(stored, jax.tree.map(lambda x: x[rows], want))
+
+  def test_of_more_than_the_budget_the_first_count(self, trained):
+    batch = jax.random.key(1), *prompts(5)
+    chex.assert_trees_all_equal(
+      train(trained, *batch, jnp.ones(P, bool)),
+      train(trained, *batch, jnp.arange(P) < 3),
+    )
+
+  def test_classes_weigh_as_the_settings_say(self, fresh):
+    # Without balance the loss is the mean over the three that were bought.
+    fresh = fresh.replace(replay=replay.make_replay(1, G, D))
+    features, labels = prompts(5)
+    right = jnp.arange(P) < 5  # of prompts 1, 4 and 5 the first two
+    labels = labels.replace(vote_right=right)
+    _, metrics = train(
+      fresh, jax.random.key(1), features, labels, BOUGHT, settings=PLAIN
+    )
+    rows = np.flatnonzero(BOUGHT)
+    (logits, _), _ = care.make_probes(PLAIN)[0].apply(
+      {"params": fresh.vote.params, "batch_stats": fresh.vote.batch_stats},
+      jax.tree.map(lambda x: x[rows], features),
+      train=True,
+      mutable=["batch_stats"],
+    )
+    nll = -jax.nn.log_softmax(logits)[jnp.arange(3), jnp.array([1, 1, 0])]
+    np.testing.assert_allclose(metrics["vote/main_loss"], nll.mean(), rtol=1e-5)
+
+  def test_each_probe_draws_by_its_own_rule_and_anew(self, trained):
+    # Of eight stored samples one is of class 1: the second probe always has it
+    # among its four, the first not more often than any other.
+    store = trained.replay
+    rare = jnp.arange(8) == 6
+    classes = rare.astype(jnp.int32)
+
+    def run(seed, flipped, classes=classes):
+      right = jnp.arange(8) % 3 == 0
+      labels = store.samples.labels.replace(
+        correct_outside=classes, vote_right=right ^ flipped
+      )
+      samples = store.samples.replace(labels=labels)
+      state = trained.replace(
+        replay=store.replace(samples=samples, pushed=jnp.array(8, jnp.int32))
+      )
+      return train(state, jax.random.key(seed), *prompts(6), BOUGHT)[0]
+
+    def same(one, other):
+      pairs = zip(
+        jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True
+      )
+      return all((a == b).all() for a, b in pairs)
+
+    nothing = jnp.zeros(8, bool)
+    missed = 0
+    for seed in range(30):
+      plain = run(seed, nothing)
+      assert not same(plain.count, run(seed, nothing, 2 * classes).count)
+      missed += same(plain.vote, run(seed, rare).vote)
+    # In none of three draws of half of the samples: an eighth of the time.
+    assert 0 < missed < 15
+    # Three draws of four: more than four samples have a say.
+    plain = run(0, nothing)
+    heard = [
+      not same(plain.vote, run(0, jnp.arange(8) == i).vote) for i in range(8)
+    ]
+    assert sum(heard) > 4
+
+  def test_counts_of_a_longer_run(self, trained):
+    state, metrics = train(trained, jax.random.key(3), *prompts(6), BOUGHT)
+    assert state.updates == 9
+    assert metrics["num_replayed"] == 4  # of 6 that there are
+    assert metrics["num_stored"] == 8  # and a ninth has made room
+    chex.assert_tree_all_finite((state, metrics))
+
+  def test_the_key_chooses_what_is_replayed(self, trained):
+    batch = *prompts(6), BOUGHT
+    one, other, again = (
+      train(trained, jax.random.key(seed), *batch)[0] for seed in (1, 2, 1)
+    )
+    chex.assert_trees_all_equal(one, again)
+    with pytest.raises(AssertionError):
+      chex.assert_trees_all_equal(one.vote.params, other.vote.params)
+
+  def test_a_prompt_with_a_broken_feature_is_left_out(self, trained):
+    features, labels = prompts(5)
+    without = BOUGHT.at[4].set(False)
+    broken = features.replace(
+      response_hidden=features.response_hidden.at[4, 1, 0].set(jnp.inf)
+    )
+    one = train(trained, jax.random.key(1), features, labels, without)
+    other = train(trained, jax.random.key(1), broken, labels, BOUGHT)
+    chex.assert_trees_all_equal(one, other)
+    assert one[1]["num_bought"] == 2
+
+  @pytest.mark.slow
+  def test_seeds_do_not_meet(self, fresh, trained):
+    fresh, trained = with_sgd(fresh), with_sgd(trained)
+    both = jax.tree.map(lambda *x: jnp.stack(x), fresh, trained)
+    batches = prompts(5), prompts(6)
+    features, labels = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    fewer = BOUGHT.at[1].set(False)
+    keys = jax.random.split(jax.random.key(1), 2)
+    states, metrics = jax.jit(jax.vmap(train_with_sgd))(
+      both, keys, features, labels, jnp.stack([BOUGHT, fewer])
+    )
+    alone = [
+      train_with_sgd(state, key, *batch, bought)
+      for state, key, batch, bought in zip(
+        (fresh, trained), keys, batches, (BOUGHT, fewer), strict=True
+      )
+    ]
+    chex.assert_trees_all_close(
+      (states, metrics),
+      jax.tree.map(lambda *x: jnp.stack(x), *alone),
+      rtol=1e-4,
+      atol=1e-6,
+    )
+
+  def test_a_state_survives_a_checkpoint(self, trained, tmp_path):
+    store = checkpoint.Checkpointer(tmp_path)
+    store.save(2, trained, {})
+    store.wait()
+    _, found, _, _ = store.restore(trained)
+    store.close()
+    chex.assert_trees_all_equal(found, trained)
+
+  def test_without_replay(self, fresh):
+    state = fresh.replace(replay=replay.make_replay(1, G, D))
+    for step in range(2):
+      state, metrics = train(
+        state, jax.random.key(step), *prompts(step), BOUGHT, settings=PLAIN
+      )
+    assert metrics["num_replayed"] == 0 and metrics["num_stored"] == 1
+    assert state.updates == 2
+    chex.assert_tree_all_finite((state, metrics))
+
+
+@pytest.mark.slow
+class TestLearning:
+  """Prompts whose hidden state tells how confidently wrong their vote is."""
+
+  size, group, hidden, steps = 32, 5, 4, 120
+  settings = dataclasses.replace(
+    SETTINGS,
+    label_fraction=0.25,
+    prompt_width=16,
+    joint_width=16,
+    response_hidden_width=8,
+    response_width=8,
+    replay_size=256,
+    replay_batch=16,
+  )
+
+  def draw(self, key):
+    """A third right votes, a third wrong with right minorities, a third lost.
+
+    Answer 0 is right. In the second kind the vote is 1 and some give 0, in the
+    third kind all are wrong; votes split alike in all kinds.
+    """
+    size, group = self.size, self.group
+    kind_key, split_key, noise_key, hidden_key = jax.random.split(key, 4)
+    kind = jax.random.randint(kind_key, (size,), 0, 3)
+    voters = jax.random.randint(split_key, (size, 1), 3, group)
+    for_vote = jnp.arange(group)[None] < voters
+    vote = jnp.where(kind == 0, 0, 1)[:, None]
+    other = jnp.array([2, 0, 2])[kind][:, None]
+    ids = jnp.where(for_vote, vote, other)
+    signal = jax.nn.one_hot(kind, self.hidden) * 2
+    hidden = signal + jax.random.normal(noise_key, signal.shape)
+    responses = jax.random.normal(hidden_key, (size, group, self.hidden))
+    responses += (ids == 0)[..., None] * 0.5
+    features = probes.probe_features(hidden, responses, ids, jnp.ones_like(ids))
+    return features, ids, (ids == 0).astype(jnp.float32), for_vote
+
+  def test_it_finds_confident_mistakes(self):
+    settings = self.settings
+    optimizer = optax.adamw(3e-3, weight_decay=0.0)
+
+    def step(key, state, index):
+      draw_key, train_key = jax.random.split(jax.random.fold_in(key, index))
+      features, ids, correct, for_vote = self.draw(draw_key)
+      labels = replay.probe_labels(ids, correct)
+      scores = care.select_prompts(state, features, index, settings=settings)
+      gaps = selection.oracle_scores(for_vote.astype(jnp.float32), correct)
+      figures = diagnostics.care_figures(
+        scores.selection,
+        scores.count_probabilities,
+        labels.vote_right,
+        labels.correct_outside,
+        gaps,
+        correct,
+      )
+      state, _ = care.train_probes(
+        state,
+        train_key,
+        features,
+        labels,
+        scores.selection.labelled,
+        settings=settings,
+        optimizer=optimizer,
+      )
+      return state, figures
+
+    @jax.jit
+    def run(key):
+      create_key, steps_key = jax.random.split(key)
+      state = care.create_state(
+        create_key,
+        self.group,
+        self.hidden,
+        settings=settings,
+        optimizer=optimizer,
+      )
+      steps = 1 + jnp.arange(self.steps)
+      return jax.lax.scan(functools.partial(step, steps_key), state, steps)[1]
+
+    figures = jax.vmap(run)(jax.random.split(jax.random.key(0), 3))
+    late = {name: float(x[:, -40:].mean()) for name, x in figures.items()}
+    # A random choice overlaps by a third, wastes a third of its labels, and a
+    # third of what it trusts is right.
+    assert late["overlap/labelled"] > 0.8, late
+    assert late["labels/wasted"] < 0.1, late
+    assert late["gate/precision"] > 0.7, late
+    early = float(figures["overlap/labelled"][:, :3].mean())
+    assert late["overlap/labelled"] > early + 0.2
+
+
+class TestClip:
+  def test_a_small_gradient_stays(self):
+    clipped, norm = care.clip_gradient({"a": jnp.array([0.3, 0.4])}, 1.0)
+    np.testing.assert_allclose(clipped["a"], [0.3, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(norm, 0.5, rtol=1e-6)
+
+  def test_no_clipping(self):
+    clipped, _ = care.clip_gradient(jnp.array([30.0, 40.0]), float("inf"))
+    assert clipped.tolist() == [30, 40]
