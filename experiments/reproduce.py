@@ -56,10 +56,9 @@ def main() -> int:
     if status:
       print(f"stopped; the same command goes on:\n  python {_command()}")
       return status
-  if hasattr(module, "SWEPT"):
-    from experiments import sweep_report
-
-    sweep_report.write(
+  report = getattr(module, "REPORT", None)
+  if report:
+    importlib.import_module(f"experiments.{report}").write(
       module, directories, out, scale=_SCALE.value, command=_command()
     )
   else:

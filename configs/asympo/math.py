@@ -268,6 +268,7 @@ OTHER_ROWS = (
   "tis",
   "decoupled_ppo",
 )
+REPORT = "sweep_report"
 SWEPT = "lag"
 SWEPT_VALUES = (0, 4, 16, 32)
 # Name of a run -> its row, its lag and the config's argument.

@@ -202,3 +202,66 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
   config.parallel.data = 1
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "CARE on knights and knaves"
+COMPONENTS = ("roles",)
+REPORT = "label_report"
+WINDOW = 10
+FRACTION = 0.2  # of the main table
+SWEPT_ROWS = ("random", "entropy", "care", "oracle")
+FREE_ROWS = ("truth", "vote", "certainty", "self_verification")
+# Name of a run -> its row, its budget (None: it buys nothing) and the config's
+# argument.
+RUNS = {row: (row, None, f"row={row}") for row in FREE_ROWS} | {
+  f"{row}_{fraction}": (
+    row,
+    float(fraction),
+    f"row={row},fraction={fraction}",
+  )
+  for row in ROWS
+  if row not in FREE_ROWS
+  for fraction in (FRACTIONS if row in SWEPT_ROWS else ("0.2",))
+}
+# Printed below the table.
+NOTE = (
+  "`truth` has every label and `oracle` sees all of them before it chooses. "
+  "Rows without `_gate` or `_votes`, but for `care`, are trained on nothing but"
+  "the prompts that they bought; `care` also on the quarter of the votes that "
+  "its first probe trusts most, from step 21 on."
+)
+# Pictures: rows side by side.
+PANELS = {
+  "no labels": ("truth", "vote", "certainty", "self_verification"),
+  "20 % of the labels": (
+    "random",
+    "entropy",
+    "mean_probability",
+    "care",
+    "oracle",
+  ),
+  "controls": (
+    "random_gate",
+    "entropy_gate",
+    "oracle_gate",
+    "care_no_gate",
+    "random_votes",
+    "care_votes",
+  ),
+}
+BUYERS = ("random", "entropy", "mean_probability", "care", "oracle")
+# What is compared with what, seed by seed.
+COMPARISONS = (
+  ("care", "random"),
+  ("care", "entropy"),
+  ("care", "vote"),
+  ("care", "random_gate"),
+  ("care", "care_no_gate"),
+  ("care", "truth"),
+  ("oracle", "random"),
+  ("care_votes", "random_votes"),
+  ("vote", "truth"),
+)
+PUBLISHED = {}

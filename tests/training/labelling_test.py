@@ -350,6 +350,7 @@ def purchases(directory):
   ).purchases()
 
 
+@pytest.mark.slow
 class TestRun:
   def test_logs_what_was_bought_and_how_well(self, whole):
     found = curves(whole)
@@ -362,8 +363,6 @@ class TestRun:
       "gate/precision",
       "probe/vote/loss",
       "probe/count/loss",
-      "seconds/choose",
-      "seconds/probes",
     ):
       assert np.isfinite(found[name]).all(), name
     assert len(purchases(whole)) == 8
@@ -388,8 +387,7 @@ class TestRun:
     expected, found = curves(whole), curves(tmp_path)
     assert not any(name.startswith("audit/") for name in found)
     for name, values in found.items():
-      if not name.startswith(("seconds/", "tokens_per", "compilations")):
-        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+      np.testing.assert_array_equal(values, expected[name], err_msg=name)
     # The check sees a truth that does reach it: that of a bought prompt.
     other = experiment(
       Guesses(bought), method="care", gate="probe", warm_up=1,
@@ -418,7 +416,6 @@ class TestRun:
     with pytest.raises(label_ledger.LedgerError, match="not the ledger of the"):
       sync_loop.run(made, [0, 1], directory=tmp_path, resume_step=2)
 
-  @pytest.mark.slow
   @pytest.mark.parametrize(
     "labels",
     [
@@ -438,7 +435,6 @@ class TestRun:
     assert sync_loop.run(made, [0, 1], directory=tmp_path).finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
-  @pytest.mark.slow
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
   def test_other_lifts_buy_the_same(self, lift, tmp_path):
     changes = {"method": "care", "gate": "probe", "warm_up": 1}
