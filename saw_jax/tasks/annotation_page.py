@@ -410,7 +410,6 @@ class _Pages:
 
   def _question(self, shown: label_queue.Shown, page: str, typed: str) -> str:
     total = sum(c.count for c in shown.clusters) + shown.other_responses
-    answered = (i for i, c in enumerate(shown.clusters) if c.answer)
     rows = "".join(
       _cluster(index, cluster, total)
       for index, cluster in enumerate(shown.clusters)
@@ -422,9 +421,14 @@ class _Pages:
         f"{shown.other_clusters} other answers: type one if it is right.</p>"
       )
     expected = show_text(describe_form(shown.form))
-    several = " and ".join(
-      f"<kbd>{index + 1}</kbd>" for index in [*answered][:2]
-    )
+    keys = [
+      f"<kbd>{index + 1}</kbd>"
+      for index, cluster in enumerate(shown.clusters)
+      if cluster.label is not None
+    ]
+    choose = " ".join(keys) + (" choose" if len(keys) > 1 else " chooses")
+    if not keys:
+      choose = "none of it can be chosen"
     hidden = self._hidden(page, shown)
     return f"""
 <main>
@@ -435,7 +439,7 @@ class _Pages:
 </section>
 <form id="answer" method="post" action="/answer" autocomplete="off">
 {hidden}
-<h2>What {total} responses answered <small>{several} choose</small></h2>
+<h2>What {total} responses answered <small>{choose}</small></h2>
 <ol class="clusters">{rows}</ol>
 {more}
 <div class="typed">
