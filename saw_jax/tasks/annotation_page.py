@@ -574,9 +574,8 @@ def _number(form: Mapping[str, str], name: str) -> int:
 def _check_host(headers: Mapping[str, str]) -> None:
   """Refuses requests that another site makes, under its name or ours."""
   host = headers.get("host", "")
-  name = urllib.parse.urlsplit(f"//{host}").hostname or ""
   try:
-    loopback(name)
+    loopback(urllib.parse.urlsplit(f"//{host}").hostname or "")
   except ValueError:
     raise _Refusal(403, "The page has another address than this.") from None
   origin = headers.get("origin")
@@ -612,6 +611,8 @@ def _listen(address: str, port: int) -> socket.socket:
   try:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
+    # Whoever reads the printed address may connect, before anything is served.
+    listener.listen()
   except OSError as error:
     listener.close()
     raise OSError(
