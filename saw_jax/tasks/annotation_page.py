@@ -288,9 +288,9 @@ class _Pages:
         return self._redirect(page)
       return self._show(page)
     except label_ledger.LedgerLockedError as error:
-      return Reply(503, self._failed(f"{error}.", path, form))
+      return Reply(503, self._failed(f"{error}.", path, query, form))
     except label_ledger.LedgerError as error:
-      return Reply(500, self._failed(f"{error}.", path, form))
+      return Reply(500, self._failed(f"{error}.", path, query, form))
 
   def _post(self, path: str, form: Mapping[str, str]) -> Reply:
     if not _is_same(form.get("csrf", ""), self._csrf):
@@ -377,7 +377,11 @@ class _Pages:
       body += self._question(shown, page, typed if is_same else "")
     body += self._small_form("undo", page)
     # A script would do, but the page works without one.
-    refresh = "" if shown else '<meta http-equiv="refresh" content="3">'
+    refresh = (
+      ""
+      if shown
+      else f'<meta http-equiv="refresh" content="3; url=/?page={page}">'
+    )
     return Reply(422 if refused else 200, _document(body, refresh))
 
   def _header(self, counts: label_queue.Counts) -> str:
@@ -445,7 +449,8 @@ class _Pages:
 <div class="typed">
 <label for="typed">Another answer <kbd>a</kbd></label>
 <input id="typed" name="answer" value="{html.escape(typed)}" \
-maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off">
+maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off"\
+{" autofocus" if typed else ""}>
 <p>{expected[0].upper()}{expected[1:]}</p>
 </div>
 <p class="actions">
@@ -475,9 +480,16 @@ maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off">
       fields |= {"prompt": str(shown.prompt_id), "round": str(shown.round)}
     return _hidden(fields)
 
-  def _failed(self, text: str, path: str, form: Mapping[str, str]) -> str:
+  def _failed(
+    self,
+    text: str,
+    path: str,
+    query: Mapping[str, str],
+    form: Mapping[str, str],
+  ) -> str:
     """Says what is wrong with the ledger, and offers to send again."""
-    again = '<p><a href="/">Try again</a></p>'
+    page = urllib.parse.urlencode({"page": query.get("page", "")})
+    again = f'<p><a href="/?{page}">Try again</a></p>'
     if form:
       again = (
         "<p>Nothing was kept of what you sent.</p>"

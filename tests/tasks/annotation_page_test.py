@@ -416,7 +416,11 @@ class TestAnswering:
     assert not any(v.get("http-equiv") for _, v in page.tags)
     submit(browser, "/skip")
     idle = read(browser.get(HOME))
-    assert ("meta", {"http-equiv": "refresh", "content": "3"}) in idle.tags
+    refresh = {"http-equiv": "refresh", "content": f"3; url={HOME}"}
+    assert ("meta", refresh) in idle.tags
+    # Also where a form was refused, whose address cannot be asked for again.
+    refused = read(submit(browser, "/undo", browser.get("/")))
+    assert any(v.get("http-equiv") == "refresh" for _, v in refused.tags)
 
 
 class TestLedgerTrouble:
@@ -429,10 +433,11 @@ class TestLedgerTrouble:
     holder.execute("BEGIN EXCLUSIVE")
     for reply in (
       submit(browser, "/answer", page, answer="5"),
-      browser.get("/"),
+      browser.get(HOME),
     ):
       assert reply.status_code == 503
       assert "is locked by another process" in reply.text
+    assert f'href="{HOME}"' in reply.text
     holder.close()
     reply = submit(browser, "/answer", page, answer="<5>")
     assert reply.status_code == 422
