@@ -21,7 +21,7 @@ import secrets
 import socket
 import unicodedata
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saw_jax.tasks import label_ledger, label_queue
@@ -331,7 +331,9 @@ class _Pages:
 
     return self._act(page, form, settle)
 
-  def _act(self, page: str, form: Mapping[str, str], act: Any) -> Reply:
+  def _act(
+    self, page: str, form: Mapping[str, str], act: Callable[[], object]
+  ) -> Reply:
     """Does something and shows the next question, or says why not."""
     try:
       act()

@@ -86,6 +86,26 @@ class TestBuy:
     totals = ledger.totals(0)
     assert (totals.labels, totals.prompts, totals.spent) == (2, 1, 2.0)
 
+  def test_of_several_labels_the_latest_is_known(self, path):
+    class Fickle(Source):
+      def answer(self, questions):
+        return [Label(f"at {q.step}", "x") for q in questions]
+
+    ledger = LabelLedger(path)
+    for step in (0, 1):
+      ledger.buy(ask(5, step=step), Fickle(), again=True)
+    assert ledger.known(0, [5]) == {5: Label("at 1", "x")}
+    assert ledger.buy(ask(5, step=2), Fickle()) == [Label("at 1", "x")]
+
+  def test_what_another_process_bought_meanwhile_counts(self, path):
+    class Slow(Source):
+      def answer(self, questions):
+        LabelLedger(path).buy(questions, Source(price=3.0))
+        return [Label("late", "x") for _ in questions]
+
+    assert LabelLedger(path).buy(ask(5), Slow()) == [label(5)]
+    assert LabelLedger(path).totals(0).spent == 3.0
+
   def test_seeds_buy_for_themselves(self, path):
     ledger, source = LabelLedger(path), Source()
     ledger.buy(ask(5, seed=0) + ask(5, 6, seed=1), source)
@@ -492,6 +512,16 @@ sys.stdin.read()
     holder.close()
     assert ledger.buy(ask(1, 2), Source()) == [label(1), label(2)]
     assert ledger.totals(0).spent == 2.0
+
+  def test_a_writer_waits_before_it_reads(self, path):
+    # Else two of them read, and neither can write.
+    LabelLedger(path)
+    with label_ledger.transaction(path, writes=True):
+      with pytest.raises(label_ledger.LedgerLockedError):
+        with label_ledger.transaction(path, writes=True, busy_s=0.05):
+          pytest.fail("two writers at once")
+      with label_ledger.transaction(path, busy_s=0.05) as reader:
+        assert reader.execute("SELECT COUNT(*) FROM purchases").fetchone()
 
   def test_locked_after_the_source_has_answered(self, path):
     # Nothing is written, and the same call afterwards is charged once.

@@ -66,6 +66,12 @@ class TestLease:
     # Page one is closed: its lease ends, the other's was renewed.
     assert queue.lease("three", now=131.0) == one
 
+  def test_a_page_keeps_its_question_when_an_older_one_is_free(self, queue):
+    queue.ask(ask(1, 2))
+    queue.lease("other", now=100.0)
+    assert queue.lease("page", now=120.0).prompt_id == 2
+    assert queue.lease("page", now=140.0).prompt_id == 2
+
   def test_long_texts_are_cut_in_the_middle(self, queue):
     long = "a" * 4000 + "b" * 1_000_000 + "c" * 4000
     queue.ask(ask(1, text="x" * 100_000, clusters=(Cluster("7", 1, long),)))
@@ -212,6 +218,14 @@ class TestUndo:
     assert queue.counts()[:3] == (3, 0, 0)
     with pytest.raises(AnswerError, match="nothing to take back"):
       queue.undo("page")
+
+  def test_it_comes_before_an_older_question(self, queue):
+    queue.ask(ask(1, 2))
+    queue.lease("other", seconds=0.0, now=0.0)  # has the first, and is closed
+    queue.settle("page", 2, 1, answer="2")
+    assert queue.lease("page").prompt_id == 1
+    queue.undo("page")
+    assert queue.lease("page").prompt_id == 2
 
   def test_a_skip_can_be_taken_back(self, queue):
     queue.ask(ask(1))

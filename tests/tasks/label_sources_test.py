@@ -101,6 +101,7 @@ class TestGroundTruth:
     for source in (
       GroundTruth(examples),
       GroundTruth(list(examples)[::-1]),  # keys in another order
+      GroundTruth([examples[i] for i in (0, 3, 29, 7, 8, 9, 10, 11)]),
       GroundTruth({e.key: e for e in chosen}),
     ):
       assert source.answer(questions) == [
