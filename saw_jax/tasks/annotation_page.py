@@ -15,6 +15,7 @@ import hmac
 import html
 import importlib.resources
 import ipaddress
+import itertools
 import os
 import re
 import secrets
@@ -223,7 +224,8 @@ def show_text(text: str) -> str:
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
   parts = []
-  for is_odd, piece in _split(text):
+  for is_odd, group in itertools.groupby(text, _is_odd):
+    piece = "".join(group)
     if is_odd:
       codes = " ".join(f"U+{ord(character):04X}" for character in piece)
       parts.append(f'<span class="odd">{codes}</span>')
@@ -549,18 +551,6 @@ def _hidden(fields: Mapping[str, str]) -> str:
     f'value="{html.escape(value)}">'
     for name, value in fields.items()
   )
-
-
-def _split(text: str) -> list[tuple[bool, str]]:
-  """Cuts a text where it goes from plain to odd characters and back."""
-  pieces: list[tuple[bool, str]] = []
-  for character in text:
-    is_odd = _is_odd(character)
-    if pieces and pieces[-1][0] == is_odd:
-      pieces[-1] = is_odd, pieces[-1][1] + character
-    else:
-      pieces.append((is_odd, character))
-  return pieces
 
 
 def _is_odd(character: str) -> bool:
