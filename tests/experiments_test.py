@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=configs/saw/tool_calling.py"
-SCRIPTS = ("train", "evaluate", "doctor", "reproduce")
+SCRIPTS = ("train", "evaluate", "doctor", "reproduce", "annotate")
 
 # Runs a script as its own process would, and says whether JAX came with it.
 _RUN = """
@@ -145,6 +145,21 @@ class TestMistakesInFlags:
   @pytest.mark.parametrize(
     ("words", "message"),
     [
+      ([], "give --run=DIRECTORY or --ledger=FILE, and not both"),
+      (["--run=x", "--ledger=y"], "and not both"),
+      (["--run=no_such_run"], "there is no run directory no_such_run"),
+      (["--run=docs"], "there is no ledger docs/labels.sqlite"),
+      (["--ledger=README.md"], "README.md is damaged (file is not a database)"),
+      (["--ledger=x", "--host=0.0.0.0"], "to this machine alone"),
+      (["--ledger=x", "--port=70000"], "--port=70000"),
+    ],
+  )
+  def test_annotate_says_what_is_wrong_in_one_line(self, words, message):
+    assert message in complaint("annotate", *words)
+
+  @pytest.mark.parametrize(
+    ("words", "message"),
+    [
       (["--table=saw/tool_caling"], "did you mean 'saw/tool_calling'?"),
       (
         ["--table=saw/tool_calling", "--rows=gdpo,gdop"],
@@ -230,6 +245,10 @@ class TestHelp:
     done = script(name, "--help")
     assert done.returncode == 0
     assert f"python experiments/{name}.py" in done.stdout
-    wanted = {"doctor": "--config", "reproduce": "--table"}
+    wanted = {
+      "doctor": "--config",
+      "reproduce": "--table",
+      "annotate": "--ledger",
+    }
     assert wanted.get(name, "--workdir") in done.stdout
     assert done.stderr == ""

@@ -15,13 +15,14 @@ import hmac
 import html
 import importlib.resources
 import ipaddress
+import itertools
 import os
 import re
 import secrets
 import socket
 import unicodedata
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saw_jax.tasks import label_ledger, label_queue
@@ -223,7 +224,8 @@ def show_text(text: str) -> str:
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
   parts = []
-  for is_odd, piece in _split(text):
+  for is_odd, group in itertools.groupby(text, _is_odd):
+    piece = "".join(group)
     if is_odd:
       codes = " ".join(f"U+{ord(character):04X}" for character in piece)
       parts.append(f'<span class="odd">{codes}</span>')
@@ -288,9 +290,9 @@ class _Pages:
         return self._redirect(page)
       return self._show(page)
     except label_ledger.LedgerLockedError as error:
-      return Reply(503, self._failed(f"{error}.", path, form))
+      return Reply(503, self._failed(f"{error}.", path, query, form))
     except label_ledger.LedgerError as error:
-      return Reply(500, self._failed(f"{error}.", path, form))
+      return Reply(500, self._failed(f"{error}.", path, query, form))
 
   def _post(self, path: str, form: Mapping[str, str]) -> Reply:
     if not _is_same(form.get("csrf", ""), self._csrf):
@@ -331,7 +333,9 @@ class _Pages:
 
     return self._act(page, form, settle)
 
-  def _act(self, page: str, form: Mapping[str, str], act: Any) -> Reply:
+  def _act(
+    self, page: str, form: Mapping[str, str], act: Callable[[], object]
+  ) -> Reply:
     """Does something and shows the next question, or says why not."""
     try:
       act()
@@ -377,7 +381,11 @@ class _Pages:
       body += self._question(shown, page, typed if is_same else "")
     body += self._small_form("undo", page)
     # A script would do, but the page works without one.
-    refresh = "" if shown else '<meta http-equiv="refresh" content="3">'
+    refresh = (
+      ""
+      if shown
+      else f'<meta http-equiv="refresh" content="3; url=/?page={page}">'
+    )
     return Reply(422 if refused else 200, _document(body, refresh))
 
   def _header(self, counts: label_queue.Counts) -> str:
@@ -410,7 +418,6 @@ class _Pages:
 
   def _question(self, shown: label_queue.Shown, page: str, typed: str) -> str:
     total = sum(c.count for c in shown.clusters) + shown.other_responses
-    answered = (i for i, c in enumerate(shown.clusters) if c.answer)
     rows = "".join(
       _cluster(index, cluster, total)
       for index, cluster in enumerate(shown.clusters)
@@ -422,9 +429,14 @@ class _Pages:
         f"{shown.other_clusters} other answers: type one if it is right.</p>"
       )
     expected = show_text(describe_form(shown.form))
-    several = " and ".join(
-      f"<kbd>{index + 1}</kbd>" for index in [*answered][:2]
-    )
+    keys = [
+      f"<kbd>{index + 1}</kbd>"
+      for index, cluster in enumerate(shown.clusters)
+      if cluster.label is not None
+    ]
+    choose = " ".join(keys) + (" choose" if len(keys) > 1 else " chooses")
+    if not keys:
+      choose = "none of it can be chosen"
     hidden = self._hidden(page, shown)
     return f"""
 <main>
@@ -435,13 +447,14 @@ class _Pages:
 </section>
 <form id="answer" method="post" action="/answer" autocomplete="off">
 {hidden}
-<h2>What {total} responses answered <small>{several} choose</small></h2>
+<h2>What {total} responses answered <small>{choose}</small></h2>
 <ol class="clusters">{rows}</ol>
 {more}
 <div class="typed">
 <label for="typed">Another answer <kbd>a</kbd></label>
 <input id="typed" name="answer" value="{html.escape(typed)}" \
-maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off">
+maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off"\
+{" autofocus" if typed else ""}>
 <p>{expected[0].upper()}{expected[1:]}</p>
 </div>
 <p class="actions">
@@ -471,9 +484,16 @@ maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off">
       fields |= {"prompt": str(shown.prompt_id), "round": str(shown.round)}
     return _hidden(fields)
 
-  def _failed(self, text: str, path: str, form: Mapping[str, str]) -> str:
+  def _failed(
+    self,
+    text: str,
+    path: str,
+    query: Mapping[str, str],
+    form: Mapping[str, str],
+  ) -> str:
     """Says what is wrong with the ledger, and offers to send again."""
-    again = '<p><a href="/">Try again</a></p>'
+    page = urllib.parse.urlencode({"page": query.get("page", "")})
+    again = f'<p><a href="/?{page}">Try again</a></p>'
     if form:
       again = (
         "<p>Nothing was kept of what you sent.</p>"
@@ -533,18 +553,6 @@ def _hidden(fields: Mapping[str, str]) -> str:
   )
 
 
-def _split(text: str) -> list[tuple[bool, str]]:
-  """Cuts a text where it goes from plain to odd characters and back."""
-  pieces: list[tuple[bool, str]] = []
-  for character in text:
-    is_odd = _is_odd(character)
-    if pieces and pieces[-1][0] == is_odd:
-      pieces[-1] = is_odd, pieces[-1][1] + character
-    else:
-      pieces.append((is_odd, character))
-  return pieces
-
-
 def _is_odd(character: str) -> bool:
   """Controls, formats, surrogates, private and unassigned; odd separators."""
   if character in "\n\t ":
@@ -570,9 +578,8 @@ def _number(form: Mapping[str, str], name: str) -> int:
 def _check_host(headers: Mapping[str, str]) -> None:
   """Refuses requests that another site makes, under its name or ours."""
   host = headers.get("host", "")
-  name = urllib.parse.urlsplit(f"//{host}").hostname or ""
   try:
-    loopback(name)
+    loopback(urllib.parse.urlsplit(f"//{host}").hostname or "")
   except ValueError:
     raise _Refusal(403, "The page has another address than this.") from None
   origin = headers.get("origin")
@@ -608,6 +615,8 @@ def _listen(address: str, port: int) -> socket.socket:
   try:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
+    # Whoever reads the printed address may connect, before anything is served.
+    listener.listen()
   except OSError as error:
     listener.close()
     raise OSError(

@@ -1,4 +1,4 @@
-"""The ledger of labels: what was bought, at which step, from whom, what it cost.
+"""The ledger of labels: what was bought when, from whom, and at what price.
 
 One SQLite file in the run directory. Labels may have cost a person's time, so
 the file is made to be killed at any moment, to be read by another process while
@@ -617,8 +617,9 @@ def _explain(
 
 
 def _damaged(path: str | os.PathLike, what: str) -> str:
+  reason = what.splitlines()[-1]  # SQLite says where on a line of its own.
   return (
-    f"{path} is damaged ({what}), and is left as it is: put a copy back, or "
+    f"{path} is damaged ({reason}), and is left as it is: put a copy back, or "
     "save what is in it with sqlite3's .recover"
   )
 

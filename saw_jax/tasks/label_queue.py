@@ -13,6 +13,7 @@ or has given up, it is closed, and a page can no longer take its answer back.
 An answer that comes after the run gave up is kept for when it asks again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -427,7 +428,9 @@ class LabelQueue:
         label_ledger.read_budget(connection),
       )
 
-  def _transaction(self, writes: bool = False):
+  def _transaction(
+    self, writes: bool = False
+  ) -> contextlib.AbstractContextManager[sqlite3.Connection]:
     return label_ledger.transaction(
       self.path, busy_s=self._busy_s, writes=writes
     )

@@ -197,7 +197,7 @@ class Annotator:
       else "waits for them"
     )
     _LOG.info(
-      "%d questions wait for labels, and the run %s: "
+      "labels wanted from a person: %d; the run %s: "
       "python experiments/annotate.py --ledger=%s",
       open_count,
       patience,

@@ -164,7 +164,6 @@ def parse_label(form: str, text: str) -> str:
       f"The answer has {len(text)} characters, more than {MAX_LABEL_SIZE}: "
       f"expected {describe_form(form)}."
     )
-  text = " ".join(text.split("\n")) if kind == "roles" else text
   odd = next((c for c in text if c != " " and _is_invisible(c)), None)
   if odd is not None:
     raise ValueError(

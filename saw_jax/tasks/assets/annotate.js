@@ -26,7 +26,11 @@ function tell(text) {
     document.querySelector("header").after(notice);
   }
   notice.className = "notice bad";
-  notice.textContent = text;
+  notice.textContent = text + " ";
+  const next = document.createElement("a");
+  next.href = "/?page=" + encodeURIComponent(answer.elements.page.value);
+  next.textContent = "Next question";
+  notice.append(next);
 }
 
 document.addEventListener("keydown", event => {
@@ -64,9 +68,9 @@ for (const form of document.forms)
 addEventListener("pageshow", () => { delete document.body.dataset.sent; });
 
 const WHY = {
-  elsewhere: "Another page has this question now: reload for the next one.",
-  answered: "The question was answered in another page: reload for the next one.",
-  skipped: "The question was skipped in another page: reload for the next one.",
+  elsewhere: "Another page has this question now.",
+  answered: "The question was answered in another page.",
+  skipped: "The question was skipped in another page.",
   closed: "The run went on without this label. An answer is still kept for when it asks again.",
 };
 
