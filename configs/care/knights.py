@@ -228,8 +228,8 @@ RUNS = {row: (row, None, f"row={row}") for row in FREE_ROWS} | {
 # Printed below the table.
 NOTE = (
   "`truth` has every label and `oracle` sees all of them before it chooses. "
-  "Rows without `_gate` or `_votes`, but for `care`, are trained on "
-  "nothing but the prompts that they bought; `care` also on the quarter of the votes that "
+  "Rows without `_gate` or `_votes`, but for `care`, are trained on nothing but "
+  "the prompts that they bought; `care` also on the quarter of the votes that "
   "its first probe trusts most, from step 21 on."
 )
 # Pictures: rows side by side.
