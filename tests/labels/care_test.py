@@ -324,8 +324,11 @@ class TestScoring:
 class TestTruth:
   """Ground truth comes in by bought labels alone."""
 
+  # One less than the budget: a row of each batch is a prompt without a label.
+  bought = BOUGHT.at[1].set(False)
+
   def poison(self, labels):
-    rows = ~BOUGHT
+    rows = ~self.bought
     return replay.ProbeLabels(
       vote_right=labels.vote_right ^ rows,
       correct_outside=jnp.where(rows, 10**6, labels.correct_outside),
@@ -334,15 +337,15 @@ class TestTruth:
 
   def test_labels_that_were_not_bought_change_no_bit(self, trained):
     features, labels = prompts(5)
-    one = train(trained, jax.random.key(1), features, labels, BOUGHT)
+    one = train(trained, jax.random.key(1), features, labels, self.bought)
     other = train(
-      trained, jax.random.key(1), features, self.poison(labels), BOUGHT
+      trained, jax.random.key(1), features, self.poison(labels), self.bought
     )
     chex.assert_trees_all_equal(one, other)
 
   def test_neither_does_their_order(self, trained):
     features, labels = prompts(5)
-    rest = np.flatnonzero(~BOUGHT)
+    rest = np.flatnonzero(~self.bought)
     order = np.arange(P)
     order[rest] = rest[::-1]
     turned = jax.tree.map(lambda x: x[order], labels)
@@ -352,26 +355,26 @@ class TestTruth:
         jax.tree.leaves(turned), jax.tree.leaves(labels), strict=True
       )
     )
-    one = train(trained, jax.random.key(1), features, labels, BOUGHT)
-    other = train(trained, jax.random.key(1), features, turned, BOUGHT)
+    one = train(trained, jax.random.key(1), features, labels, self.bought)
+    other = train(trained, jax.random.key(1), features, turned, self.bought)
     chex.assert_trees_all_equal(one, other)
 
   def test_nor_do_features_of_other_prompts(self, trained):
     features, labels = prompts(5)
-    rows = BOUGHT[:, None]
+    rows = self.bought[:, None]
     broken = features.replace(
       prompt_hidden=jnp.where(rows, features.prompt_hidden, jnp.nan),
       lengths=jnp.where(rows, features.lengths, 1e30),
     )
-    one = train(trained, jax.random.key(1), features, labels, BOUGHT)
-    other = train(trained, jax.random.key(1), broken, labels, BOUGHT)
+    one = train(trained, jax.random.key(1), features, labels, self.bought)
+    other = train(trained, jax.random.key(1), broken, labels, self.bought)
     chex.assert_trees_all_equal(one, other)
 
   def test_labels_that_were_bought_do_count(self, trained):
     features, labels = prompts(5)
-    one, _ = train(trained, jax.random.key(1), features, labels, BOUGHT)
-    turned = labels.replace(vote_right=labels.vote_right ^ BOUGHT)
-    other, _ = train(trained, jax.random.key(1), features, turned, BOUGHT)
+    one, _ = train(trained, jax.random.key(1), features, labels, self.bought)
+    turned = labels.replace(vote_right=labels.vote_right ^ self.bought)
+    other, _ = train(trained, jax.random.key(1), features, turned, self.bought)
     with pytest.raises(AssertionError):
       chex.assert_trees_all_equal(one.vote.params, other.vote.params)
     # The vote is the first probe's business.
