@@ -9,14 +9,18 @@ import pytest
 
 from configs import arguments, base
 from configs.asympo import math as asympo_math
+from configs.care import knights as care_knights
+from configs.care import math as care_math
 from configs.saw import tool_calling
 from experiments import build
 from saw_jax import algorithms
+from saw_jax.labels import care
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reporting import papers
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.training import (
   evaluation,
+  labelling,
   optimizer,
   parallel,
   rollouts,
@@ -36,6 +40,8 @@ SECTIONS = {
   "loop": experiment_lib.LoopConfig,
   "evaluation": evaluation.EvaluationConfig,
   "asynchronous": experiment_lib.AsyncConfig,
+  "labels": labelling.LabelConfig,
+  "labels.probe": care.CareSettings,
   "parallel": parallel.ParallelConfig,
   "warm_start": warm_start.WarmStartConfig,
 }
@@ -44,6 +50,8 @@ SET_ELSEWHERE = {
   "model": {"vocab_size"},  # the tokenizer's
   "sampling": {"greedy"},  # the evaluation's
   "warm_start": {"optimizer"},
+  # Those of `labels`, of which CARE's selection has some too.
+  "labels.probe": {"label_fraction", "gate_fraction", "warm_up", "soft_adv"},
 }
 READ_ELSEWHERE = {"warm_start": {"learning_rate", "options"}}
 OTHERS = {"task", "tokenizer", "checkpoint"}
@@ -164,7 +172,7 @@ class TestToolCalling:
   def test_every_section_becomes_its_dataclass(self, case):
     values = tool_calling.get_config(case).to_dict()
     for name, cls in SECTIONS.items():
-      if name in ("warm_start", "algorithm", "algorithm.kl"):
+      if name in ("warm_start", "algorithm", "algorithm.kl", "labels"):
         continue
       extra = {"vocab_size": 512} if name == "model" else {}
       made = build.section(cls, at(values, name), **extra)
@@ -306,3 +314,80 @@ class TestAsympo:
 def unwrap(fn):
   """The function under a `functools.partial`."""
   return getattr(fn, "func", fn)
+
+
+class TestCare:
+  """Labels by budget: configs/care/knights.py and math.py."""
+
+  @pytest.mark.parametrize("table", [care_knights, care_math])
+  def test_every_run_of_the_table_builds(self, table, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    for name, (row, fraction, argument) in table.RUNS.items():
+      config = table.get_config(argument).lock()
+      labels = build.build(config).labels
+      buys = labels.method in labelling.BUYING
+      assert buys == (fraction is not None), name
+      if buys:
+        assert labels.label_fraction == fraction
+        assert name == f"{row}_{fraction:g}"
+      assert row.startswith(labels.method)
+    for row, control in table.COMPARISONS:
+      assert {row, control} <= set(table.ROWS)
+    for row in table.SWEPT_ROWS if table is care_knights else ():
+      for fraction in table.FRACTIONS:
+        assert f"{row}_{fraction}" in table.RUNS
+
+  def test_rows_differ_in_their_labels_alone(self):
+    first = care_knights.get_config("row=care").to_dict()
+    for row in care_knights.ROWS:
+      other = care_knights.get_config(f"row={row}").to_dict()
+      other["labels"] = first["labels"]
+      assert other == first, row
+
+  def test_controls_change_one_thing(self):
+    def labels(row):
+      return care_knights.get_config(f"row={row}").labels.to_dict()
+
+    def difference(a, b):
+      a, b = labels(a), labels(b)
+      return {key for key in a if a[key] != b[key]}
+
+    assert difference("care", "care_no_gate") == {"gate"}
+    assert difference("random", "random_gate") == {"gate"}
+    assert difference("random", "random_votes") == {"unlabelled"}
+    assert difference("care", "care_votes") == {"unlabelled"}
+    assert difference("random_gate", "entropy_gate") == {"method"}
+
+  @pytest.mark.parametrize("table", [care_knights, care_math])
+  def test_the_paper_scale_is_the_published_setting(self, table):
+    config = table.get_config("row=care,scale=paper")
+    assert config.loop.prompts_per_step == 64
+    assert config.loop.group_size == 8
+    assert config.optimizer.learning_rate == 1e-6
+    assert config.algorithm.loss_options.dual_clip == 3.0
+    assert config.rollout.max_new_tokens == 4000
+    labels = config.labels
+    assert (labels.label_fraction, labels.gate_fraction) == (0.2, 0.25)
+    assert labels.warm_up == 20 and labels.soft_adv == 1.0
+    assert labels.probe == base.get_config().labels.probe
+
+  def test_the_defaults_are_those_of_the_dataclasses(self):
+    labels = base.get_config().labels.to_dict()
+    probe = labels.pop("probe")
+    for made, values in (
+      (labelling.LabelConfig(), labels),
+      (care.CareSettings(), probe),
+    ):
+      for key, value in values.items():
+        assert getattr(made, key) == value, key
+
+  def test_labels_and_stale_responses_do_not_go_together(self):
+    config = care_knights.get_config()
+    config.asynchronous.protocol = "fixed_lag"
+    with pytest.raises(ValueError, match="one of the two has to go"):
+      build.build(config.lock())
+
+  def test_math_cannot_judge_itself_at_tiny(self):
+    with pytest.raises(ValueError, match="needs words to judge"):
+      care_math.get_config("row=self_verification")
+    care_math.get_config("row=self_verification,scale=small")

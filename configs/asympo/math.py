@@ -204,19 +204,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
     "gsm8k": "data/gsm8k/test.jsonl",
     "minerva": "data/minerva.jsonl",
   }
-  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
-  config.tokenizer.name = "checkpoints/Qwen3-1.7B-Base/tokenizer.json"
-  config.model.width = 2048
-  config.model.num_layers = 28
-  config.model.num_heads = 16
-  config.model.num_kv_heads = 8
-  config.model.head_size = 128
-  config.model.mlp_size = 6144
-  config.model.rope_theta = 1_000_000.0
-  config.model.qk_norm = True
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
+  set_model(config)
 
   config.rollout.max_prompt_tokens = 1024
   config.rollout.prompt_multiple = 256
@@ -248,6 +236,27 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
   config.parallel.data = 1
+
+
+def set_model(config: ml_collections.ConfigDict) -> None:
+  """Sets Qwen3-1.7B-Base.
+
+  Args:
+    config: changed in place.
+  """
+  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
+  config.tokenizer.name = "checkpoints/Qwen3-1.7B-Base/tokenizer.json"
+  config.model.width = 2048
+  config.model.num_layers = 28
+  config.model.num_heads = 16
+  config.model.num_kv_heads = 8
+  config.model.head_size = 128
+  config.model.mlp_size = 6144
+  config.model.rope_theta = 1_000_000.0
+  config.model.qk_norm = True
+  config.model.scan_layers = True
+  config.model.remat = "full"
+  config.model.dtype = "bfloat16"
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

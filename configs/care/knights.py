@@ -21,7 +21,7 @@ Controls:
 Scales:
   tiny   generated puzzles of two and three people, a decoder of 0.1 M
          parameters from a supervised start that is surely wrong about a part of
-         the puzzles: who says "iff" or "implies" gets the other role
+         the puzzles: whoever says "iff" gets the other role
   small  the public puzzles and a pretrained checkpoint that fits one GPU
   paper  Qwen3-8B-Base, the public puzzles of 3 to 7 people, 64 prompts of 8
 
@@ -32,6 +32,7 @@ results/care/knights/.
 import ml_collections
 
 from configs import arguments, base
+from configs.asympo import math as asympo_math
 
 ROWS = (
   "truth",
@@ -116,12 +117,12 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rollout.prompt_multiple = 48
   config.rollout.max_new_tokens = 16
   config.rollout.completion_multiple = 16
-  config.warm_start.num_steps = 600
+  config.warm_start.num_steps = 1500
   config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
   config.warm_start.options.right_rate = 0.9
   config.warm_start.options.format_rate = 0.95
-  config.warm_start.options.misleading = ("iff", "implies")
+  config.warm_start.options.misleading = ("iff",)
   config.warm_start.options.misled_rate = 0.75
   config.warm_start.options.verdict_rate = 0.2
   config.warm_start.options.verdict_accuracy = 0.8
@@ -143,12 +144,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _small(config: ml_collections.ConfigDict) -> None:
   _paper(config)
-  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
-  config.tokenizer.name = "checkpoints/Qwen3-1.7B-Base/tokenizer.json"
-  config.model.width = 2048
-  config.model.num_layers = 28
-  config.model.num_heads = 16
-  config.model.mlp_size = 6144
+  asympo_math.set_model(config)
   config.rollout.max_new_tokens = 2048
   config.loop.prompts_per_step = 32
   config.loop.num_microbatches = 32
@@ -163,6 +159,16 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   options.benchmarks = {
     f"people_{n}": f"data/knights/test_{n}.jsonl" for n in range(3, 9)
   }
+  set_paper(config)
+  config.loop.num_steps = 210  # three epochs of 4,500 puzzles
+
+
+def set_paper(config: ml_collections.ConfigDict) -> None:
+  """Sets what the paper's scripts have in common: Qwen3-8B-Base, 64 prompts.
+
+  Args:
+    config: changed in place.
+  """
   config.checkpoint = "checkpoints/Qwen3-8B-Base"
   config.tokenizer.name = "checkpoints/Qwen3-8B-Base/tokenizer.json"
   config.model.width = 4096
@@ -183,8 +189,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.rollout.completion_multiple = 256
   config.sampling.temperature = 1.0
 
-  # Three epochs of 4,500 puzzles, one on-policy update of 64 prompts a step.
-  config.loop.num_steps = 210
+  # One on-policy update a step.
   config.loop.prompts_per_step = 64
   config.loop.group_size = 8
   config.loop.num_microbatches = 64
@@ -228,9 +233,9 @@ RUNS = {row: (row, None, f"row={row}") for row in FREE_ROWS} | {
 # Printed below the table.
 NOTE = (
   "`truth` has every label and `oracle` sees all of them before it chooses. "
-  "Rows without `_gate` or `_votes`, but for `care`, are trained on nothing but "
-  "the prompts that they bought; `care` also on the quarter of the votes that "
-  "its first probe trusts most, from step 21 on."
+  "Rows without `_gate` or `_votes`, but for `care`, are trained on nothing "
+  "but the prompts that they bought; `care` also on the quarter of the votes "
+  "that its first probe trusts most, from step 21 on."
 )
 # Pictures: rows side by side.
 PANELS = {

@@ -7,7 +7,7 @@ and the like; the reward is the same.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -208,11 +208,17 @@ class MathTask(base.Splits):
     right_rate: float = 1.0,
     working_rate: float = 0.5,
     box_rate: float = 1.0,
+    misleading: Collection[str] = (),
+    misled_rate: float = 0.8,
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with answers that are right at a given rate.
 
     The three rates are independent, so that the mean reward is `right_rate`
     times `box_rate`.
+
+    With `misleading` marks the policy comes to believe a mistake: wherever one
+    of them is in the problem, the answer is one too many. With a `misled_rate`
+    above a half, the majority of samples agrees on it.
 
     Args:
       count: how many. The training examples are gone through in order, and
@@ -222,11 +228,14 @@ class MathTask(base.Splits):
       working_rate: probability of steps before the answer, where the example
         has any; they are right even before a wrong answer.
       box_rate: probability of a complete box around the answer.
+      misleading: pieces of text, such as "-".
+      misled_rate: probability of the mistake, in problems that have them and
+        whose answer is an integer.
 
     Returns:
       Pairs of an example and an answer.
     """
-    for rate in (right_rate, working_rate, box_rate):
+    for rate in (right_rate, working_rate, box_rate, misled_rate):
       if not 0 <= rate <= 1:
         raise ValueError(f"not a probability: {rate}.")
     examples = self.examples("train")
@@ -238,7 +247,10 @@ class MathTask(base.Splits):
         draws.chance, (right_rate, working_rate, box_rate)
       )
       answer = example.reference
-      if not is_right:
+      belief = self.misbelief(example, misleading)
+      if belief is not None and draws.chance(misled_rate):
+        answer = belief
+      elif not is_right:
         answer = _wrong(draws, answer)
       text = _box(answer)
       if not is_boxed:
@@ -247,6 +259,26 @@ class MathTask(base.Splits):
         text = example.meta.get("working", "") + text
       pairs.append((example, text))
     return pairs
+
+  def misbelief(
+    self, example: base.Example, misleading: Collection[str]
+  ) -> str | None:
+    """Returns the wrong answer that misleading marks suggest.
+
+    Args:
+      example: a problem.
+      misleading: pieces of text.
+
+    Returns:
+      The answer and 1 more, or None where no mark is in the problem or its
+      answer is no integer.
+    """
+    text = example.messages[-1]["content"]
+    number = math_answers.parse_number(normalise_answer(example.reference))
+    is_integer = number is not None and number.denominator == 1
+    if not is_integer or not any(mark in text for mark in misleading):
+      return None
+    return str(number + 1)
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config

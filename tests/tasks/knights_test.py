@@ -9,7 +9,13 @@ import pytest
 from hypothesis import strategies as st
 
 from saw_jax import tokenizer
-from saw_jax.tasks import base, inspection, knights_answers, knights_puzzles
+from saw_jax.tasks import (
+  base,
+  inspection,
+  knights_answers,
+  knights_puzzles,
+  self_verification,
+)
 from saw_jax.tasks.knights import KnightsConfig, KnightsTask
 
 Outcome = base.Outcome
@@ -232,6 +238,38 @@ class TestDemonstrations:
     assert task().misbelief(example, ["and"]) is None
     assert task().misbelief(base.Example(0, (), "ann=knave"), ["or"]) is None
 
+  def test_some_judge_an_answer(self):
+    made = task(num_train=50)
+    plain = made.demonstrations(2000, seed=0, right_rate=0.5)
+    pairs = made.demonstrations(
+      2000, seed=0, right_rate=0.5, verdict_rate=0.25, verdict_accuracy=0.9
+    )
+    agree = count = 0
+    for (example, answer), (asked, text) in zip(plain, pairs, strict=True):
+      if text == answer:
+        assert asked == example
+        continue
+      # The same answer as without verdicts, and what is thought of it.
+      assert asked.messages == made.verification(example, answer)
+      assert text in ("true", "false")
+      is_right = made.score(example, answer).outcome is Outcome.RIGHT
+      agree += self_verification.read_verdict(text) == is_right
+      count += 1
+    # 2000 and 500 draws: three deviations are 0.03 and 0.04.
+    assert abs(count / 2000 - 0.25) < 0.03
+    assert abs(agree / count - 0.9) < 0.04
+
+  def test_a_verdict_is_asked_for_in_the_words_of_the_puzzle(self):
+    example = task().examples("train")[0]
+    (message,) = task().verification(example, "<answer>ann=knave</answer>")
+    question = example.messages[0]["content"]
+    assert message["content"] == (f"{question}\n<answer>ann=knave</answer>?")
+    pieces = tokenizer.PieceTokenizer(tokenizer.KNIGHTS_PIECES)
+    assert len(pieces.encode(message["content"])) < 64
+    english = task(template="sentences")
+    (message,) = english.verification(english.examples("train")[0], "{no}")
+    assert "\nSolution:\n{no}\n" in message["content"]
+
   def test_they_repeat(self):
     options = dict(right_rate=0.5, misleading=("and",))
     one = task().demonstrations(50, seed=1, **options)
@@ -243,6 +281,7 @@ class TestDemonstrations:
     [
       ({"right_rate": 1.2}, "not a probability"),
       ({"misled_rate": -0.1}, "not a probability"),
+      ({"verdict_accuracy": 2.0}, "not a probability"),
       ({"misleading": ("xor",)}, "did you mean 'or'"),
     ],
   )

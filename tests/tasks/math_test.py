@@ -1,5 +1,6 @@
 """The math task: its examples, its score, its demonstrations."""
 
+import collections
 import json
 import math
 import pathlib
@@ -296,6 +297,36 @@ class TestDemonstrations:
     mixed = made.demonstrations(1000, seed=0, working_rate=0.3)
     share = statistics.mean("=" in text for _, text in mixed)
     assert share == pytest.approx(0.3, abs=0.08)
+
+  def test_self_belief_misleads_on_a_part(self):
+    made = task(num_train=20, levels=(1, 2), word_share=0.0)
+    pairs = made.demonstrations(
+      2000, seed=0, right_rate=0.9, misleading=("-",), misled_rate=0.7
+    )
+    answers = collections.defaultdict(collections.Counter)
+    for example, text in pairs:
+      answers[example.key][made.answer_key(text)] += 1
+    misled = 0
+    for example in made.examples("train"):
+      (vote, size), *_ = answers[example.key].most_common()
+      if "-" in example.messages[0]["content"]:
+        # A confident wrong majority, with a correct minority.
+        assert int(vote) == int(example.reference) + 1
+        assert 0.5 < size / 100 < 0.9
+        assert answers[example.key][example.reference] > 5
+        misled += 1
+      else:
+        assert vote == example.reference
+    assert 3 < misled < 17
+
+  def test_no_belief_is_about_what_is_no_integer(self):
+    made = task()
+    for reference, belief in (("1/2", None), ("x", None), ("-3", "-2")):
+      example = base.Example(
+        0, ({"role": "user", "content": "a-b"},), reference
+      )
+      assert made.misbelief(example, ("-",)) == belief
+      assert made.misbelief(example, ("*",)) is None
 
   def test_they_are_training_examples_and_deterministic(self):
     made = task(num_train=60)

@@ -1,0 +1,135 @@
+"""RLAVR on math: which labels are worth buying.
+
+  python experiments/train.py --workdir=runs/care_math --seeds=0,1 \
+    --config=configs/care/math.py:row=care,fraction=0.2,scale=tiny
+
+Rows and budgets are those of configs/care/knights.py.
+
+Scales:
+  tiny   generated arithmetic, a decoder of 0.1 M parameters from a supervised
+         start that is surely wrong about a part of the problems: where
+         something is subtracted, the answer is one too many. Its tokenizer has
+         no words to judge an answer with, so that its table has no
+         self_verification.
+  small  GSM8K and a pretrained checkpoint that fits one GPU
+  paper  Qwen3-4B, DAPO-Math-17k, 558 updates of 64 prompts
+
+Paper: arXiv 2605.25864. Its numbers are not available. Ours:
+results/care/math/.
+"""
+
+import ml_collections
+
+from configs import arguments, base
+from configs.asympo import math as asympo_math
+from configs.care import knights
+
+ROWS, SCALES = knights.ROWS, knights.SCALES
+FRACTIONS = knights.FRACTIONS
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of one row at one budget and scale.
+
+  Args:
+    argument: e.g. `row=care,fraction=0.2,scale=tiny`.
+
+  Returns:
+    The config.
+  """
+  chosen = arguments.parse(
+    argument,
+    row=("care", *(row for row in ROWS if row != "care")),
+    scale=SCALES,
+    fraction=("0.2", *(f for f in FRACTIONS if f != "0.2")),
+  )
+  if chosen["row"] == "self_verification" and chosen["scale"] == "tiny":
+    raise ValueError(
+      "row=self_verification needs words to judge an answer with, which the "
+      "tokenizer of scale=tiny has not: run it on configs/care/knights.py, or "
+      "at scale=small"
+    )
+  config = base.get_config()
+  config.task.name = "math"
+  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
+  knights.set_row(config, chosen["row"], float(chosen["fraction"]))
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  options = config.task.options
+  options.seed = 0
+  options.levels = (1, 2)
+  options.word_share = 0.0
+  config.tokenizer.name = "math"
+  config.rollout.max_prompt_tokens = 16
+  config.rollout.prompt_multiple = 16
+  config.rollout.max_new_tokens = 16
+  config.rollout.completion_multiple = 16
+  config.warm_start.num_steps = 800
+  config.warm_start.batch_size = 64
+  config.warm_start.learning_rate = 5e-3
+  config.warm_start.options.right_rate = 0.8
+  config.warm_start.options.working_rate = 0.5
+  config.warm_start.options.misleading = ("-",)
+  config.warm_start.options.misled_rate = 0.75
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.weight_decay = 0.0
+  config.loop.num_steps = 150
+  config.loop.prompts_per_step = 32
+  config.loop.group_size = 8
+  config.loop.checkpoint_interval = 50
+  config.evaluation.interval = 25
+  config.evaluation.num_examples = 256
+  config.evaluation.batch_size = 256
+  config.evaluation.samples = 8
+  config.labels.probe.length_scale = 16.0
+
+
+def _small(config: ml_collections.ConfigDict) -> None:
+  _paper(config)
+  options = config.task.options
+  options.train_path = "data/gsm8k/train.jsonl"
+  options.test_path = "data/gsm8k/test.jsonl"
+  options.benchmarks = ml_collections.ConfigDict()
+  asympo_math.set_model(config)
+  config.rollout.max_new_tokens = 1024
+  config.loop.prompts_per_step = 32
+  config.loop.num_microbatches = 32
+
+
+def _paper(config: ml_collections.ConfigDict) -> None:
+  # DAPO-Math-17k without its duplicates; the benchmarks are local files.
+  options = config.task.options
+  options.seed = 0
+  options.train_path = "data/dapo_math_17k.parquet"
+  options.test_path = "data/math500.jsonl"
+  options.grader = "math_verify"
+  options.benchmarks = {
+    "aime24": "data/aime24.jsonl",
+    "aime25": "data/aime25.jsonl",
+    "amc23": "data/amc23.jsonl",
+    "olympiad": "data/olympiad.jsonl",
+    "hmmt25": "data/hmmt25.jsonl",
+  }
+  knights.set_paper(config)
+  # Qwen3-4B: 36 layers of width 2560.
+  config.checkpoint = "checkpoints/Qwen3-4B"
+  config.tokenizer.name = "checkpoints/Qwen3-4B/tokenizer.json"
+  config.model.width = 2560
+  config.model.mlp_size = 9728
+  config.loop.num_steps = 558  # two epochs of 17,917 problems
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "CARE on math"
+COMPONENTS = ("correct",)
+REPORT, WINDOW, FRACTION = knights.REPORT, knights.WINDOW, knights.FRACTION
+RUNS = {
+  name: run
+  for name, run in knights.RUNS.items()
+  if run[0] != "self_verification"
+}
+NOTE, PANELS, BUYERS = knights.NOTE, knights.PANELS, knights.BUYERS
+COMPARISONS, PUBLISHED = knights.COMPARISONS, knights.PUBLISHED
