@@ -45,6 +45,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.tied_head = True
   config.model.qkv_bias = False
   config.model.qk_norm = False
+  config.model.rotary_size = 0  # entries of a head that rotate; 0: all
+  config.model.rope_factors = ()  # divide the frequencies; empty: none
+  config.model.rope_scale = 1.0  # of sines and cosines
+  config.model.windows = ()  # tokens that each layer sees; empty or 0: all
   config.model.scan_layers = False  # True for deep models: flat compile time
   config.model.remat = "none"  # what the backward pass recomputes
   config.model.dtype = "float32"
