@@ -66,7 +66,9 @@ def rotary_tables(
   exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
   frequencies = theta ** -exponents.reshape(1, 1, -1)
   if factors:
-    frequencies = frequencies / jnp.array(factors, jnp.float32).reshape(1, 1, -1)
+    frequencies = frequencies / jnp.array(factors, jnp.float32).reshape(
+      1, 1, -1
+    )
   angles = positions_BS.astype(jnp.float32)[..., None] * frequencies
   sin, cos = jnp.sin(angles), jnp.cos(angles)
   return (sin, cos) if scale == 1.0 else (sin * scale, cos * scale)

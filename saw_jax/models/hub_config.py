@@ -33,9 +33,7 @@ FAMILIES = {
     "qwen3", qk_norm=True, head_size=128, refused=("attention_bias",)
   ),
   # SmolLM and SmolLM2 too.
-  "LlamaForCausalLM": Family(
-    "llama", refused=("attention_bias", "mlp_bias")
-  ),
+  "LlamaForCausalLM": Family("llama", refused=("attention_bias", "mlp_bias")),
   "Phi3ForCausalLM": Family(
     "phi3", fused=True, eps=1e-5, refused=("attention_bias",)
   ),
@@ -211,6 +209,10 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "max_position_embeddings": max_length,
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tied_head,
+    # The tokenizer's. Absent, they would be numbers of the family's own.
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
     "rope_theta": config.rope_theta,
     "rope_scaling": None if rope["rope_type"] == "default" else rope,
     # Newer versions of transformers read this in place of the two above.
@@ -412,14 +414,12 @@ def _windows(
     kinds and len(kinds) != num_layers
   ):
     raise ValueError(
-      f"{where}: 'layer_types' must say full_attention or sliding_attention for "
-      f"each of {num_layers} layers"
+      f"{where}: 'layer_types' must say full_attention or sliding_attention "
+      f"for each of {num_layers} layers"
     )
   if not window or "sliding_attention" not in kinds:
     return ()
-  return tuple(
-    window if kind == "sliding_attention" else 0 for kind in kinds
-  )
+  return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 class _Reader:

@@ -2,8 +2,8 @@
 """Safetensors files: headers that are checked, tensors that are mapped.
 
 A file is the size of its header in eight bytes, the header in JSON, and the
-tensors one after the other. Reading maps the file, so that a tensor costs memory
-for the part of it that is copied out; writing streams, one tensor at a time.
+tensors one after the other. Reading maps the file, so that a tensor costs
+memory for what is copied out of it; writing streams, one tensor at a time.
 
 Format: https://github.com/huggingface/safetensors
 """
@@ -16,14 +16,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 _DTYPES = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "BF16": np.dtype(jnp.bfloat16),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # A header of a model with 100,000 tensors has some 10 MB.
@@ -48,9 +48,7 @@ class TensorInfo:
       ValueError: it has a dtype that is not a float's.
     """
     if self.dtype not in _DTYPES:
-      raise ValueError(
-        f"dtype {self.dtype} is not one of {', '.join(_DTYPES)}"
-      )
+      raise ValueError(f"dtype {self.dtype} is not one of {', '.join(_DTYPES)}")
     if 0 in self.shape:
       return np.zeros(self.shape, _DTYPES[self.dtype])
     data = np.memmap(
@@ -160,7 +158,8 @@ def read_headers(directory: str | os.PathLike) -> dict[str, TensorInfo]:
     if not (directory / SINGLE).is_file():
       others = sorted(p.name for p in directory.glob("*.bin"))
       advice = (
-        f"; {others[0]} is a pickle, which is not read: convert it" * bool(others)
+        f"; {others[0]} is a pickle, which is not read: convert it"
+        * bool(others)
       )
       raise FileNotFoundError(
         f"{directory}: neither {SINGLE} nor {INDEX}{advice}"
@@ -238,7 +237,7 @@ def write_tensors(
     ValueError: a tensor has another shape than was said.
   """
   directory = pathlib.Path(directory)
-  stored = np.dtype(dtype)
+  stored = jnp.dtype(dtype)
   sizes = {
     name: math.prod(shape) * stored.itemsize for name, shape in shapes.items()
   }
