@@ -53,7 +53,7 @@ ROOMS = {
     modules=("models",),
     rooms=("mathematics", "models"),
     packages=frozenset(["jax", "flax", "numpy"]),
-    optional=frozenset(["gguf", "ml_dtypes", "safetensors"]),
+    optional=frozenset(["gguf"]),
   ),
   "rollout": Room(
     modules=("rollout",),
@@ -61,11 +61,12 @@ ROOMS = {
     packages=frozenset(["jax", "flax", "numpy"]),
   ),
   "tasks": Room(
-    modules=("tasks", "tokenizer"),
+    modules=("tasks", "tokenizer", "hub_tokenizer"),
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["gguf", "math_verify", "pyarrow", "reasoning_gym", "tokenizers"]
+      ["gguf", "jinja2", "math_verify", "pyarrow", "reasoning_gym"]
+      + ["tokenizers"]
     ),
   ),
   "training": Room(
