@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saw_jax import algorithms, hub_tokenizer
 from saw_jax.models import decoder, pretrained
+from saw_jax.rollout import generate, transcript
+from saw_jax.rollout.sampling import SamplingConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
@@ -232,3 +235,95 @@ def test_scanned_layers_and_halved_weights_read_the_same(tmp_path):
   scanned = dataclasses.replace(found.config, scan_layers=True)
   logits = our_logits(scanned, found.load(scanned), tokens)
   np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+PROMPTS = (
+  "What is the capital of France?",
+  "12 + 7 = ?",
+  "Write a haiku about the sea.",
+  "Name three primary colours.",
+  "Translate to Spanish: good morning.",
+  "Why is the sky blue? Answer in one sentence.",
+  "def add(a, b):",
+  "List the first 5 even numbers.",
+  "Who wrote Hamlet?",
+  "Sum up: cats sleep a lot, and dogs do not.",
+)
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def smollm2_path():
+  try:
+    return algorithms.find_checkpoint("smollm2")
+  except ImportError as error:
+    pytest.skip(str(error))
+
+
+def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
+  torch, transformers = hub()
+  tokenizer = hub_tokenizer.open_tokenizer(smollm2_path)
+  ids = [
+    tokenizer.encode_chat([{"role": "user", "content": prompt}])
+    for prompt in PROMPTS
+  ]
+  source = pretrained.open_checkpoint(smollm2_path)
+  sample = generate.make_generate(
+    source.config,
+    sampling=SamplingConfig(greedy=True),
+    max_new_tokens=NEW_TOKENS,
+    group_size=1,
+    eos_ids=tokenizer.eos_ids,
+    pad_id=tokenizer.pad_id,
+  )
+  ours = jax.device_get(
+    sample(
+      source.load(),
+      transcript.pad_prompts(ids, multiple=1),
+      jax.random.split(jax.random.key(0), len(ids)),
+    )
+  )
+
+  # If each token of ours is what their logits prefer behind the prompt and the
+  # tokens before it, then their greedy continuation is ours.
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    smollm2_path.parent, gguf_file=smollm2_path.name, dtype="float32"
+  ).eval()
+  chosen = [
+    row[roles == transcript.POLICY].tolist()
+    for row, roles in zip(ours.tokens, ours.roles, strict=True)
+  ]
+  rows = [[*prompt, *row] for prompt, row in zip(ids, chosen, strict=True)]
+  size = max(map(len, rows))
+  padded = torch.tensor([row + [0] * (size - len(row)) for row in rows])
+  torch.set_num_threads(2)
+  with torch.no_grad():
+    log_probs = torch.log_softmax(theirs(padded).logits, -1).numpy()
+  for i, (prompt, row) in enumerate(zip(ids, chosen, strict=True)):
+    said = log_probs[i, len(prompt) - 1 : len(prompt) - 1 + len(row)]
+    assert said.argmax(-1).tolist() == row, PROMPTS[i]
+    assert len(row) == NEW_TOKENS or row[-1] in tokenizer.eos_ids
+
+
+def test_smollm2_writes_a_conversation_as_theirs_does(smollm2_path):
+  _, transformers = hub()
+  theirs = transformers.AutoTokenizer.from_pretrained(
+    smollm2_path.parent, gguf_file=smollm2_path.name
+  )
+  ours = hub_tokenizer.open_tokenizer(smollm2_path)
+  for messages in (
+    [{"role": "user", "content": "Hello there"}],
+    [
+      {"role": "system", "content": "Be brief.\nBe kind."},
+      {"role": "user", "content": "What now?"},
+      {"role": "assistant", "content": "Wait, and see!"},
+      {"role": "user", "content": "And then?  Après ça… 漢字"},
+    ],
+  ):
+    text = theirs.apply_chat_template(
+      messages, tokenize=False, add_generation_prompt=True
+    )
+    assert ours.render(messages) == text
+    # Theirs loses the rule that each digit is a token: there are none here.
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.encode_chat(messages) == expected
