@@ -156,10 +156,11 @@ def read_headers(directory: str | os.PathLike) -> dict[str, TensorInfo]:
   index = directory / INDEX
   if not index.is_file():
     if not (directory / SINGLE).is_file():
-      others = sorted(p.name for p in directory.glob("*.bin"))
+      pickles = sorted(path.name for path in directory.glob("*.bin"))
       advice = (
-        f"; {others[0]} is a pickle, which is not read: convert it"
-        * bool(others)
+        f"; {pickles[0]} is a pickle, which is not read: convert it"
+        if pickles
+        else ""
       )
       raise FileNotFoundError(
         f"{directory}: neither {SINGLE} nor {INDEX}{advice}"
