@@ -137,7 +137,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     import jinja2
 
     safe = [
-      {**message, "content": self._broken(message["content"])}
+      {key: self._broken(value) for key, value in message.items()}
       for message in messages
     ]
     try:
