@@ -20,6 +20,7 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import nearest
 from saw_jax.training import (
   async_loop,
+  checkpoint,
   evaluation,
   optimizer,
   parallel,
@@ -155,10 +156,12 @@ def open_checkpoint(
     ValueError: it is damaged, or of an unknown kind.
     ImportError: a library that reads it is missing.
   """
+  try:
+    path = algorithms.find_checkpoint(config.checkpoint)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"--config.checkpoint: {error}") from error
   longest = rollout.max_prompt_tokens + rollout.max_new_tokens
-  source = pretrained.open_checkpoint(
-    algorithms.find_checkpoint(config.checkpoint), max_length=longest
-  )
+  source = pretrained.open_checkpoint(path, max_length=longest)
   made_for = source.document.get("max_position_embeddings")
   if made_for and longest > made_for:
     LOG.warning(
@@ -217,6 +220,8 @@ def pretrained_decoder(
   defaults = base.get_config().model
   for name, value in values.items():
     theirs = getattr(source.config, name)
+    # The file of a run holds lists.
+    value = tuple(value) if isinstance(value, list) else value
     if name not in how and value not in (defaults[name], theirs):
       raise ValueError(
         f"config.model.{name} = {value!r}, and {source.path} has {theirs!r}: "
@@ -262,6 +267,31 @@ def make_params(
   return warm_start.warm_start(
     experiment.decoder, warm, batch, cache=CACHE / "warm_start"
   )
+
+
+def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
+  """Reads which checkpoint of a run is meant.
+
+  Args:
+    workdir: the run directory.
+    word: `last`, `best`, or the number of a step.
+
+  Returns:
+    The step; none for the last one.
+
+  Raises:
+    ValueError: another word.
+  """
+  if word == "last":
+    return None
+  if word == "best":
+    store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
+    step = store.best_step
+    store.close()
+    return step
+  if word.isdigit():
+    return int(word)
+  raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
 
 
 def section(cls: type[T], values: Mapping[str, Any], **extra: Any) -> T:

@@ -370,9 +370,9 @@ def find_checkpoint(name: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if not path.exists():
       raise FileNotFoundError(
-        f"config.checkpoint: there is no {name!r}; put the model there, or say "
-        "--config.checkpoint= and a Hugging Face directory, a .gguf file, or "
-        f"one of {', '.join(CHECKPOINTS)}"
+        f"there is no {name!r}: put the model there, or name another Hugging "
+        "Face directory, a .gguf file, or one of "
+        f"{', '.join(CHECKPOINTS)}"
       )
     return path
   spec = importlib.util.find_spec(CHECKPOINTS[name])
