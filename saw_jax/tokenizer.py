@@ -6,7 +6,7 @@ contains the text `<|im_start|>system` is encoded letter by letter.
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
@@ -212,8 +212,47 @@ class PieceTokenizer:
     return ids
 
 
-class BPETokenizer(_Chat):
-  """A `tokenizer.json`, ours or a pretrained model's.
+class LibraryTokenizer:
+  """Encoding and decoding with a tokenizer of the `tokenizers` library."""
+
+  def __init__(self, tokenizer: Any):
+    """Takes the library's tokenizer.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer`; from here on it takes special tokens
+        in a text for text.
+    """
+    self._tokenizer = tokenizer
+    # Special tokens in a text are text, not markers.
+    self._tokenizer.encode_special_tokens = True
+    self._special = {
+      id
+      for id, token in self._tokenizer.get_added_tokens_decoder().items()
+      if token.special
+    }
+    self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+    self._tokenizer.encode_special_tokens = True  # Pickling forgets it.
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text. A lone surrogate becomes a `?`."""
+    text = text.encode("utf-8", errors="replace").decode("utf-8")
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of the ids; what is not UTF-8 becomes U+FFFD."""
+    known = [
+      i
+      for i in map(int, ids)
+      if 0 <= i < self.vocab_size and i not in self._special
+    ]
+    return self._tokenizer.decode(known, skip_special_tokens=False)
+
+
+class BPETokenizer(LibraryTokenizer, _Chat):
+  """A `tokenizer.json` with ChatML, such as those made by `train_bpe`.
 
   Needs the `tokenizers` library, which is in the extra `hf`.
   """
@@ -238,42 +277,16 @@ class BPETokenizer(_Chat):
       ValueError: the file lacks one of the special tokens.
     """
     self._path = pathlib.Path(path)
-    self._tokenizer = _tokenizers().Tokenizer.from_file(str(self._path))
-    # Special tokens in a text are text, not markers.
-    self._tokenizer.encode_special_tokens = True
-    self._special = {
-      id
-      for id, token in self._tokenizer.get_added_tokens_decoder().items()
-      if token.special
-    }
-    self.vocab_size = self._tokenizer.get_vocab_size()
+    super().__init__(library().Tokenizer.from_file(str(self._path)))
     self.pad_id = self._id(pad)
     self.eos_ids = tuple(self._id(token) for token in eos)
     self._im_start, self._im_end = self._id(IM_START), self._id(IM_END)
-
-  def __setstate__(self, state: dict) -> None:
-    self.__dict__.update(state)
-    self._tokenizer.encode_special_tokens = True  # Pickling forgets it.
 
   def _id(self, token: str) -> int:
     found = self._tokenizer.token_to_id(token)
     if found is None or found not in self._special:
       raise ValueError(f"{self._path} has no special token {token!r}.")
     return found
-
-  def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text. A lone surrogate becomes a `?`."""
-    text = text.encode("utf-8", errors="replace").decode("utf-8")
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of the ids; what is not UTF-8 becomes U+FFFD."""
-    known = [
-      i
-      for i in map(int, ids)
-      if 0 <= i < self.vocab_size and i not in self._special
-    ]
-    return self._tokenizer.decode(known, skip_special_tokens=False)
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
@@ -290,7 +303,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
   Raises:
     ImportError: the `tokenizers` library is missing.
   """
-  lib = _tokenizers()
+  lib = library()
   tokenizer = lib.Tokenizer(lib.models.BPE())
   tokenizer.pre_tokenizer = lib.pre_tokenizers.Sequence(
     [
@@ -309,7 +322,15 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
   return tokenizer.to_str(pretty=True)
 
 
-def _tokenizers():
+def library() -> Any:
+  """Imports the `tokenizers` library.
+
+  Returns:
+    The module.
+
+  Raises:
+    ImportError: it is missing; the message names the extra.
+  """
   try:
     import tokenizers
   except ImportError as error:

@@ -223,11 +223,13 @@ class TestToolCalling:
     rows = loop.prompts_per_step * loop.group_size // loop.num_minibatches
     assert rows % loop.num_microbatches == 0
 
-  def test_a_checkpoint_that_cannot_be_loaded_yet_is_named(self, monkeypatch):
-    config = tool_calling.get_config("scale=tiny")
-    config.checkpoint = "checkpoints/x"
-    with pytest.raises(ValueError, match=r"config\.checkpoint = 'checkpoints"):
-      build.build(config.lock())
+  def test_the_paper_scale_names_the_model_that_it_needs(self):
+    config = tool_calling.get_config("scale=paper").lock()
+    with pytest.raises(
+      FileNotFoundError,
+      match="--config.checkpoint: there is no 'checkpoints/Qwen2.5-1.5B-Instr",
+    ):
+      build.build(config)
 
   def test_the_table_is_made_of_its_own_rows_and_rewards(self):
     rows = set(tool_calling.ROWS)

@@ -9,7 +9,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=configs/saw/tool_calling.py"
-SCRIPTS = ("train", "evaluate", "doctor", "reproduce", "annotate")
+SCRIPTS = (
+  "train",
+  "evaluate",
+  "doctor",
+  "reproduce",
+  "annotate",
+  "export",
+  "generate",
+)
 
 # Runs a script as its own process would, and says whether JAX came with it.
 _RUN = """
@@ -142,6 +150,27 @@ class TestMistakesInFlags:
     message = complaint("evaluate", f"--workdir={tmp_path}")
     assert f"{tmp_path} is no run directory" in message
 
+  def test_export_names_a_directory_without_a_run(self, tmp_path):
+    message = complaint("export", f"--workdir={tmp_path}", "--output=x")
+    assert f"{tmp_path} is no run directory" in message
+
+  def test_export_leaves_a_model_that_is_there_alone(self, tmp_path):
+    (tmp_path / "config.json").touch()
+    message = complaint("export", "--workdir=x", f"--output={tmp_path}")
+    assert f"there is a model in {tmp_path}" in message
+
+  @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+      ([], "--model must have a value"),
+      (["--model=smollm"], "there is no 'smollm': put the model there, or"),
+      (["--model=.", "--top_k=-1"], "--top_k"),
+      (["--model=."], "tokenizer.json: there is no such file"),
+    ],
+  )
+  def test_generate_says_what_is_wrong_in_one_line(self, words, message):
+    assert message in complaint("generate", "--prompt=x", *words)
+
   @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -223,6 +252,8 @@ class TestBeforeJax:
       ("doctor", [CONFIG, "--config.task.nmae=x"]),
       ("doctor", []),
       ("evaluate", []),
+      ("export", []),
+      ("generate", ["--model=x", "--prompt="]),
     ],
   )
   def test_so_is_one_in_the_others(self, name, words):
@@ -249,6 +280,7 @@ class TestHelp:
       "doctor": "--config",
       "reproduce": "--table",
       "annotate": "--ledger",
+      "generate": "--model",
     }
     assert wanted.get(name, "--workdir") in done.stdout
     assert done.stderr == ""

@@ -53,7 +53,7 @@ ROOMS = {
     modules=("models",),
     rooms=("mathematics", "models"),
     packages=frozenset(["jax", "flax", "numpy"]),
-    optional=frozenset(["gguf", "ml_dtypes", "safetensors"]),
+    optional=frozenset(["gguf"]),
   ),
   "rollout": Room(
     modules=("rollout",),
@@ -61,12 +61,12 @@ ROOMS = {
     packages=frozenset(["jax", "flax", "numpy"]),
   ),
   "tasks": Room(
-    modules=("tasks", "tokenizer"),
+    modules=("tasks", "tokenizer", "hub_tokenizer"),
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["gguf", "math_verify", "pyarrow", "reasoning_gym", "starlette"]
-      + ["tokenizers", "uvicorn"]
+      ["gguf", "jinja2", "math_verify", "pyarrow", "reasoning_gym"]
+      + ["starlette", "tokenizers", "uvicorn"]
     ),
   ),
   "training": Room(
@@ -98,6 +98,7 @@ ALSO = {
   "saw_jax.training.async_loop": ("tasks",),
   "saw_jax.training.experiment": ("tasks", "edges"),
   "saw_jax.training.groups": ("tasks",),
+  "saw_jax.training.labelling": ("tasks",),
   "saw_jax.training.learner": ("tasks",),
   "saw_jax.training.session": ("tasks",),
   "saw_jax.training.sync_loop": ("tasks",),

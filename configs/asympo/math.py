@@ -18,7 +18,9 @@ sampled; the default at tiny), `max_lag` (AReaL's admission, lag in versions),
 Scales:
   tiny   generated arithmetic, a decoder of 0.1 M parameters from a short
          supervised start that is right now and then
-  small  GSM8K and a pretrained checkpoint that fits one GPU
+  small  one-digit sums and SmolLM2-135M-Instruct, which `pip` installs; another
+         model by --config.checkpoint, GSM8K by --config.task.options.train_path
+         and test_path: docs/checkpoints.md
   paper  Qwen3-1.7B-Base, 4,000 problems of MATH, 375 updates of 32 prompts
 
 Paper: arXiv 2606.03070. Published, mean over six benchmarks, mean@8,
@@ -179,14 +181,40 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-  _paper(config)
-  # One GPU: GSM8K, shorter answers.
   options = config.task.options
-  options.train_path = "data/gsm8k/train.jsonl"
-  options.test_path = "data/gsm8k/test.jsonl"
-  options.benchmarks = ml_collections.ConfigDict()
-  config.rollout.max_new_tokens = 1024
-  config.loop.num_microbatches = 8
+  options.seed = 0
+  options.levels = (1,)
+  options.word_share = 0.0
+  options.template = "boxed"  # asks for steps and a box
+  # Files in place of sums: GSM8K for a model of 1.5 B parameters.
+  options.train_path = ""
+  options.test_path = ""
+  config.checkpoint = "smollm2"
+  config.model.scan_layers = True
+  config.model.remat = "full"
+  config.model.dtype = "bfloat16"
+
+  config.rollout.max_prompt_tokens = 512
+  config.rollout.prompt_multiple = 64
+  config.rollout.max_new_tokens = 128
+  config.rollout.completion_multiple = 64
+
+  config.loop.num_steps = 200
+  config.loop.prompts_per_step = 32
+  config.loop.group_size = 8
+  config.loop.num_microbatches = 4
+  config.loop.checkpoint_interval = 50
+  config.loop.skip_nonfinite = True
+  config.evaluation.interval = 25
+  config.evaluation.num_examples = 128
+  config.evaluation.samples = 8
+
+  config.optimizer.learning_rate = 5e-6
+  config.optimizer.weight_decay = 0.01
+
+  config.parallel.lift = "meshed"
+  config.parallel.fsdp = -1
+  config.parallel.data = 1
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
@@ -204,7 +232,10 @@ def _paper(config: ml_collections.ConfigDict) -> None:
     "gsm8k": "data/gsm8k/test.jsonl",
     "minerva": "data/minerva.jsonl",
   }
-  set_model(config)
+  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
+  config.model.scan_layers = True
+  config.model.remat = "full"
+  config.model.dtype = "bfloat16"
 
   config.rollout.max_prompt_tokens = 1024
   config.rollout.prompt_multiple = 256
@@ -236,27 +267,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
   config.parallel.data = 1
-
-
-def set_model(config: ml_collections.ConfigDict) -> None:
-  """Sets Qwen3-1.7B-Base.
-
-  Args:
-    config: changed in place.
-  """
-  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
-  config.tokenizer.name = "checkpoints/Qwen3-1.7B-Base/tokenizer.json"
-  config.model.width = 2048
-  config.model.num_layers = 28
-  config.model.num_heads = 16
-  config.model.num_kv_heads = 8
-  config.model.head_size = 128
-  config.model.mlp_size = 6144
-  config.model.rope_theta = 1_000_000.0
-  config.model.qk_norm = True
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

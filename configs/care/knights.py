@@ -32,7 +32,6 @@ results/care/knights/.
 import ml_collections
 
 from configs import arguments, base
-from configs.asympo import math as asympo_math
 
 ROWS = (
   "truth",
@@ -144,7 +143,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _small(config: ml_collections.ConfigDict) -> None:
   _paper(config)
-  asympo_math.set_model(config)
+  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
   config.rollout.max_new_tokens = 2048
   config.loop.prompts_per_step = 32
   config.loop.num_microbatches = 32
@@ -170,15 +169,6 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
     config: changed in place.
   """
   config.checkpoint = "checkpoints/Qwen3-8B-Base"
-  config.tokenizer.name = "checkpoints/Qwen3-8B-Base/tokenizer.json"
-  config.model.width = 4096
-  config.model.num_layers = 36
-  config.model.num_heads = 32
-  config.model.num_kv_heads = 8
-  config.model.head_size = 128
-  config.model.mlp_size = 12288
-  config.model.rope_theta = 1_000_000.0
-  config.model.qk_norm = True
   config.model.scan_layers = True
   config.model.remat = "full"
   config.model.dtype = "bfloat16"

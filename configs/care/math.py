@@ -21,7 +21,6 @@ results/care/math/.
 import ml_collections
 
 from configs import arguments, base
-from configs.asympo import math as asympo_math
 from configs.care import knights
 
 ROWS, SCALES = knights.ROWS, knights.SCALES
@@ -92,7 +91,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   options.train_path = "data/gsm8k/train.jsonl"
   options.test_path = "data/gsm8k/test.jsonl"
   options.benchmarks = ml_collections.ConfigDict()
-  asympo_math.set_model(config)
+  config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
   config.rollout.max_new_tokens = 1024
   config.loop.prompts_per_step = 32
   config.loop.num_microbatches = 32
@@ -113,11 +112,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
     "hmmt25": "data/hmmt25.jsonl",
   }
   knights.set_paper(config)
-  # Qwen3-4B: 36 layers of width 2560.
   config.checkpoint = "checkpoints/Qwen3-4B"
-  config.tokenizer.name = "checkpoints/Qwen3-4B/tokenizer.json"
-  config.model.width = 2560
-  config.model.mlp_size = 9728
   config.loop.num_steps = 558  # two epochs of 17,917 problems
 
 

@@ -8,7 +8,8 @@ Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient.
 Scales:
   tiny   generated requests, a decoder of 0.1 M parameters from a short
          supervised start; minutes on two CPU cores
-  small  ToolRL's own rows and a pretrained checkpoint that fits one GPU
+  small  ToolRL's own rows and a checkpoint that fits one GPU: SmolLM2, or what
+         --config.checkpoint names (docs/checkpoints.md)
   paper  Qwen2.5-1.5B-Instruct, batch and data of the released scripts
 
 KL: the released code gives the `grpo` row a KL of 0.001 in the reward and the
@@ -79,7 +80,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _small(config: ml_collections.ConfigDict) -> None:
   _paper(config)
-  # One GPU: a smaller batch of the same data, the same number of updates.
+  # One GPU: a smaller batch of the same data, the same number of updates, and a
+  # model that `pip` installs unless another is named.
+  config.checkpoint = "smollm2"
   config.loop.prompts_per_step = 64
   config.loop.num_minibatches = 4
   config.loop.num_microbatches = 4
@@ -90,15 +93,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.task.options.train_path = "data/toolrl/train.parquet"
   config.task.options.test_path = "data/toolrl/test.parquet"
   config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
-  config.tokenizer.name = "checkpoints/Qwen2.5-1.5B-Instruct/tokenizer.json"
-  config.model.width = 1536
-  config.model.num_layers = 28
-  config.model.num_heads = 12
-  config.model.num_kv_heads = 2
-  config.model.head_size = 128
-  config.model.mlp_size = 8960
-  config.model.rope_theta = 1_000_000.0
-  config.model.qkv_bias = True
   config.model.scan_layers = True
   config.model.remat = "full"
   config.model.dtype = "bfloat16"

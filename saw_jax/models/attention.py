@@ -42,38 +42,53 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(
-  positions_BS: Array, head_size: int, theta: float
+  positions_BS: Array,
+  head_size: int,
+  theta: float,
+  factors: tuple[float, ...] = (),
+  scale: float = 1.0,
 ) -> tuple[Array, Array]:
   """Computes the sine and cosine of each position's angles.
 
-    angle(p, i) = p · theta^(−2i / H),   i < H / 2
+    angle(p, i) = p · theta^(−2i / H) / factorᵢ,   i < H / 2
 
   Args:
     positions_BS: the position of each token. Shape `[B, S]`.
-    head_size: H, even.
+    head_size: H, even; of the part that rotates.
     theta: base of the wavelengths.
+    factors: what the frequencies are divided by, H / 2 of them; none for 1.
+    scale: multiplies sines and cosines.
 
   Returns:
     Sines and cosines, float32. Shape `[B, S, H / 2]` each.
   """
   # float32 whatever the activations are: bfloat16 rounds position 257 to 256.
   exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-  angles = positions_BS.astype(jnp.float32)[..., None] * (
-    theta ** -exponents.reshape(1, 1, -1)
-  )
-  return jnp.sin(angles), jnp.cos(angles)
+  frequencies = theta ** -exponents.reshape(1, 1, -1)
+  if factors:
+    frequencies = frequencies / jnp.array(factors, jnp.float32).reshape(
+      1, 1, -1
+    )
+  angles = positions_BS.astype(jnp.float32)[..., None] * frequencies
+  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  return (sin, cos) if scale == 1.0 else (sin * scale, cos * scale)
 
 
 def rotate(x_BSNH: Array, rotary: tuple[Array, Array]) -> Array:
-  """Rotates each pair `(h, h + H / 2)` of a head by its position's angles.
+  """Rotates each pair `(h, h + R / 2)` of a head by its position's angles.
 
   Args:
     x_BSNH: queries or keys. Shape `[B, S, N, H]`.
-    rotary: what `rotary_tables` returns. Shape `[B, S, H / 2]` each.
+    rotary: what `rotary_tables` returns. Shape `[B, S, R / 2]` each. Where R is
+      below H, the rest of each head stays as it is.
 
   Returns:
     The rotated heads, computed in float32. The shape and dtype of `x_BSNH`.
   """
+  size = 2 * rotary[0].shape[-1]
+  if size < x_BSNH.shape[-1]:
+    rotated = rotate(x_BSNH[..., :size], rotary)
+    return jnp.concatenate([rotated, x_BSNH[..., size:]], axis=-1)
   sin, cos = (table[:, :, None, :] for table in rotary)
   first, second = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(

@@ -26,6 +26,13 @@ class DecoderConfig:
   tied_head: bool = True  # the head is the embedding, transposed
   qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
   qk_norm: bool = False  # RMSNorm of each query and key head (Qwen3)
+  rotary_size: int = 0  # entries of a head that rotate, the first ones; 0: all
+  # What each frequency is divided by, [rotary size / 2]; empty: by nothing.
+  rope_factors: tuple[float, ...] = ()
+  rope_scale: float = 1.0  # of sines and cosines (YaRN, LongRoPE)
+  # How many tokens a query of each layer sees, itself included, [L]; 0: all of
+  # them; empty: all of them in all layers.
+  windows: tuple[int, ...] = ()
   scan_layers: bool = False  # one stacked layer, or `layer_0`, `layer_1`, ...
   remat: str = "none"  # one of REMAT_POLICIES
   dtype: str = "float32"  # of activations; norms, softmax, logits are float32
@@ -53,6 +60,29 @@ class DecoderConfig:
     if self.head_size % 2:
       raise ValueError(
         f"head_size must be even for rotary positions, not {self.head_size}."
+      )
+    if self.rotary_size % 2 or not 0 <= self.rotary_size <= self.head_size:
+      raise ValueError(
+        f"rotary_size must be even and at most head_size ({self.head_size}), "
+        f"not {self.rotary_size}."
+      )
+    # A config file holds lists; a config must be hashable.
+    for name, size in (
+      ("rope_factors", (self.rotary_size or self.head_size) // 2),
+      ("windows", self.num_layers),
+    ):
+      values = tuple(getattr(self, name))
+      object.__setattr__(self, name, values)
+      if values and len(values) != size:
+        raise ValueError(f"{name} must have {size} entries, not {len(values)}.")
+    if any(factor <= 0 for factor in self.rope_factors):
+      raise ValueError("rope_factors must be above 0.")
+    if any(window < 0 for window in self.windows):
+      raise ValueError("windows must not be below 0.")
+    if self.scan_layers and len(set(self.windows)) > 1:
+      raise ValueError(
+        "Layers with windows of different sizes cannot be scanned over: set "
+        "scan_layers=False."
       )
     if self.remat not in REMAT_POLICIES:
       raise ValueError(

@@ -143,7 +143,13 @@ class Decoder(nn.Module):
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
-    rotary = rotary_tables(positions_BS, c.head_size, c.rope_theta)
+    rotary = rotary_tables(
+      positions_BS,
+      c.rotary_size or c.head_size,
+      c.rope_theta,
+      c.rope_factors,
+      c.rope_scale,
+    )
     if cache is None:
       index, layer_caches = None, None
       mask_BST = _causal_mask(valid_BS, segment_ids)
@@ -184,8 +190,9 @@ class Decoder(nn.Module):
       cache = None
       if layer_caches is not None:
         cache = (layer_caches[0][i], layer_caches[1][i])
+      near_BST = _near_mask(mask_BST, self.config.windows[i : i + 1], index)
       x_BSD, cache = layer_class(self.config, name=f"layer_{i}")(
-        x_BSD, cache, rotary, mask_BST, index
+        x_BSD, cache, rotary, near_BST, index
       )
       if cache is not None:
         keys.append(cache[0])
@@ -202,6 +209,7 @@ class Decoder(nn.Module):
       length=self.config.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(self.config, name="layers")
+    mask_BST = _near_mask(mask_BST, self.config.windows[:1], index)
     return layers(x_BSD, layer_caches, rotary, mask_BST, index)
 
 
@@ -224,6 +232,18 @@ def _cached_mask(valid_BT: Array, index: Array, num_queries: int) -> Array:
   slots = jnp.arange(valid_BT.shape[1])
   queries = index + jnp.arange(num_queries)
   return (queries[:, None] >= slots[None, :])[None] & valid_BT[:, None, :]
+
+
+def _near_mask(
+  mask_BST: Array, window: tuple[int, ...], index: Array | None
+) -> Array:
+  """Hides what is further back than the window of a layer, if it has one."""
+  _, S, T = mask_BST.shape
+  if not window or not 0 < window[0] < T:
+    return mask_BST
+  queries = jnp.arange(S) + (0 if index is None else index)
+  near_ST = queries[:, None] - jnp.arange(T)[None, :] < window[0]
+  return mask_BST & near_ST[None]
 
 
 def init_params(config: DecoderConfig, key: Array) -> dict:

@@ -289,7 +289,7 @@ class MathTask(base.Splits):
       path = config.benchmarks[split]
       place = list(config.benchmarks).index(split)
       first_key = _BENCHMARK_KEYS + place * _BENCHMARK_SIZE
-    if path is not None:
+    if path:
       examples = math_files.read_examples(
         path,
         first_key=first_key,

@@ -114,13 +114,12 @@ def start_state(
   optimizer = optimizer_lib.make_optimizer(
     experiment.optimizer, loop.num_steps * loop.num_minibatches
   )
-  devices = jax.devices()
   lift = parallel.make_lift(
     experiment.parallel,
     experiment.decoder,
     optimizer,
     num_seeds=num_seeds,
-    devices=devices[: len(devices) - experiment.asynchronous.actor_devices],
+    devices=_learner_devices(experiment),
   )
   initial = state_lib.create_state(
     experiment.params,
@@ -132,6 +131,30 @@ def start_state(
     lift,
     lift.place(state_lib.stack_states([initial] * num_seeds)),
   )
+
+
+def param_shardings(experiment: Experiment) -> PyTree | None:
+  """Says where the parameters are wanted before there are any.
+
+  Args:
+    experiment: all but its parameters.
+
+  Returns:
+    A tree of shardings over the mesh that the experiment's lift will use; none
+    if its lift starts from one device.
+
+  Raises:
+    ValueError: the mesh does not fit the devices.
+  """
+  if experiment.parallel.lift != "meshed":
+    return None
+  mesh = parallel.make_mesh(experiment.parallel, _learner_devices(experiment))
+  return parallel.param_shardings(mesh, experiment.decoder)
+
+
+def _learner_devices(experiment: Experiment) -> list[jax.Device]:
+  devices = jax.devices()
+  return devices[: len(devices) - experiment.asynchronous.actor_devices]
 
 
 def make_evaluator(

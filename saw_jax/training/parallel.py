@@ -346,18 +346,8 @@ def state_shardings(
   Returns:
     The same tree, of shardings.
   """
-  rules = dict(RULES)
-
-  def sharding(param, axes):
-    spec = []
-    for size, axis in zip(param.shape, axes, strict=True):
-      name = rules.get(axis)
-      fits = isinstance(name, str) and size % mesh.shape[name] == 0
-      spec.append(name if fits else None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
-
   same = NamedSharding(mesh, PartitionSpec())
-  params = jax.tree.map(sharding, state.params, decoder.logical_axes(config))
+  params = param_shardings(mesh, config)
   opt_state = optax.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
@@ -368,6 +358,33 @@ def state_shardings(
   return state.replace(
     params=params, opt_state=opt_state, step=same, weights=same
   )
+
+
+def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
+  """Says where each parameter lives on a mesh.
+
+  Args:
+    mesh: axes `data`, `fsdp` and `tensor`.
+    config: the decoder.
+
+  Returns:
+    A tree like the parameters, of shardings by `RULES`; an axis that does not
+    divide evenly is kept whole.
+  """
+  rules = dict(RULES)
+
+  def sharding(param, axes):
+    spec = []
+    for size, axis in zip(param.shape, axes, strict=True):
+      name = rules.get(axis)
+      fits = isinstance(name, str) and size % mesh.shape[name] == 0
+      spec.append(name if fits else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  params = jax.eval_shape(
+    lambda key: decoder.init_params(config, key), jax.random.key(0)
+  )
+  return jax.tree.map(sharding, params, decoder.logical_axes(config))
 
 
 def _check_rows(rows: int, shards: int) -> None:

@@ -45,6 +45,22 @@ class RotaryTest(chex.TestCase):
     np.testing.assert_allclose(sin[0, 0], [0.841471, 0.0998334], rtol=1e-5)
     np.testing.assert_allclose(cos[0, 0], [0.540302, 0.995004], rtol=1e-5)
 
+  def test_factors_divide_the_angles_and_a_scale_multiplies_the_result(self):
+    sin, cos = attention.rotary_tables(
+      jnp.ones((1, 1), int), 4, 100.0, (2.0, 0.1), 3.0
+    )
+    np.testing.assert_allclose(sin[0, 0], 3 * np.sin([0.5, 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(cos[0, 0], 3 * np.cos([0.5, 1.0]), rtol=1e-6)
+
+  def test_the_rest_of_a_head_stays_as_it_is(self):
+    x_H = np.arange(1.0, 8.0, dtype=np.float32)[None, None, None]
+    tables = attention.rotary_tables(jnp.ones((1, 1), int), 4, 100.0)
+    out_H = attention.rotate(jnp.asarray(x_H), tables)[0, 0, 0]
+    np.testing.assert_array_equal(
+      out_H[:4], rotate_at(x_H[0, 0, 0, :4], 1, 100.0)
+    )
+    np.testing.assert_array_equal(out_H[4:], x_H[0, 0, 0, 4:])
+
   def test_a_head_is_rotated_in_pairs_half_a_head_apart(self):
     # The first pair turns by 1 radian, the second by 0.1.
     out = rotate_at(np.array([1.0, 0.0, 0.0, 1.0], np.float32), 1, 100.0)

@@ -83,6 +83,12 @@ class TestValidation:
       config_lib.TINY.width = 65
     assert hash(config_lib.TINY) == hash(dataclasses.replace(config_lib.TINY))
 
+  def test_lists_of_a_file_become_what_can_be_a_key(self):
+    changes = {"rope_factors": [1.0] * 8, "windows": [5, 0]}
+    config = dataclasses.replace(config_lib.TINY, **changes)
+    assert (config.rope_factors, config.windows) == ((1.0,) * 8, (5, 0))
+    assert len({config, dataclasses.replace(config)}) == 1
+
 
 class TestPresets:
   def test_every_preset_is_known_here(self):

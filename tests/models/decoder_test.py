@@ -33,6 +33,10 @@ VARIANTS = {
   "qk_norm": dataclasses.replace(CONFIG, qk_norm=True),
   "multi_head": dataclasses.replace(CONFIG, num_kv_heads=6),
   "multi_query": dataclasses.replace(CONFIG, num_kv_heads=1),
+  "windows": dataclasses.replace(CONFIG, windows=(3, 0, 1)),
+  "rope": dataclasses.replace(
+    CONFIG, rotary_size=6, rope_factors=(1.0, 2.5, 7.0), rope_scale=1.25
+  ),
 }
 
 
@@ -83,13 +87,15 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
     return x / np.sqrt((x * x).mean() + c.norm_eps) * scale
 
   def rope(x, position):
-    out = np.zeros_like(x)
-    half = c.head_size // 2
-    for h in range(half):
-      angle = position * c.rope_theta ** (-2 * h / c.head_size)
-      a, b = x[h], x[h + half]
+    out = np.array(x)
+    size = c.rotary_size or c.head_size
+    for h in range(size // 2):
+      angle = position * c.rope_theta ** (-2 * h / size)
+      if c.rope_factors:
+        angle /= c.rope_factors[h]
+      a, b = c.rope_scale * x[h], c.rope_scale * x[h + size // 2]
       out[h] = a * np.cos(angle) - b * np.sin(angle)
-      out[h + half] = a * np.sin(angle) + b * np.cos(angle)
+      out[h + size // 2] = a * np.sin(angle) + b * np.cos(angle)
     return out
 
   def heads(p, x, name, position, rotated):
@@ -114,12 +120,16 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
     for t in range(len(tokens)):
       for n in range(c.num_heads):
         shared = n // (c.num_heads // c.num_kv_heads)
+        window = c.windows[i] if c.windows and c.windows[i] else t + 1
+        seen = range(max(0, t + 1 - window), t + 1)
         scores = np.array(
-          [q[t][n] @ k[s][shared] / c.head_size**0.5 for s in range(t + 1)]
+          [q[t][n] @ k[s][shared] / c.head_size**0.5 for s in seen]
         )
         probs = np.exp(scores - scores.max())
         probs /= probs.sum()
-        mixed = sum(probs[s] * v[s][shared] for s in range(t + 1))
+        mixed = sum(
+          p_s * v[s][shared] for p_s, s in zip(probs, seen, strict=True)
+        )
         stream[t] = stream[t] + mixed @ p["out"][n]
     for t, x in enumerate(stream):
       x = norm(x, layer["mlp_norm"]["scale"])
@@ -196,9 +206,13 @@ class DecoderTest(chex.TestCase):
     value, gradient = jax.jit(jax.value_and_grad(total))(params)
     chex.assert_tree_all_finite((value, gradient))
 
-  @parameterized.parameters(False, True)
-  def test_cached_decoding_equals_the_full_pass(self, scan_layers):
-    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
+  @parameterized.parameters(
+    (False, ()), (True, ()), (False, (4, 0, 2)), (True, (4, 4, 4))
+  )
+  def test_cached_decoding_equals_the_full_pass(self, scan_layers, windows):
+    config = dataclasses.replace(
+      CONFIG, scan_layers=scan_layers, windows=windows
+    )
     params = random_params(CONFIG)
     if scan_layers:
       params = decoder.stack_layers(params)
@@ -222,6 +236,23 @@ class DecoderTest(chex.TestCase):
       )
     self.assertEqual(cache.index, 11)
     np.testing.assert_array_equal(cache.valid.sum(-1), [3, 11, 8])
+
+  @parameterized.parameters(False, True)
+  def test_a_window_hides_what_is_further_back(self, scan_layers):
+    # One token back at most, in each of three layers: token 9 reads 6 to 9.
+    config = dataclasses.replace(
+      CONFIG, windows=(2, 2, 2), scan_layers=scan_layers
+    )
+    params = random_params(CONFIG)
+    if scan_layers:
+      params = decoder.stack_layers(params)
+    tokens, positions, valid = left_padded((11, 11), 11)
+    tokens = tokens.at[1].set(tokens[0])
+    before = apply(config, params, tokens, positions, valid)[0][1, 9]
+    for place, changes in ((5, False), (6, True), (9, True), (10, False)):
+      other = tokens.at[1, place].set((tokens[1, place] + 1) % 29)
+      after = apply(config, params, other, positions, valid)[0][1, 9]
+      self.assertEqual(bool((before != after).any()), changes, place)
 
   def test_packed_segments_equal_separate_rows(self):
     params = random_params(CONFIG)
@@ -399,6 +430,20 @@ class MeshTest(chex.TestCase):
     ({"dtype": "float8"}, "dtype must be one of"),
     ({"param_dtype": "int8"}, "param_dtype must be one of"),
     ({"width": 0}, "width must be at least 1, not 0"),
+    ({"rotary_size": 3}, "rotary_size must be even and at most head_size"),
+    ({"rotary_size": 12}, "rotary_size must be even and at most head_size"),
+    ({"rope_factors": (1.0,) * 4}, "rope_factors must have 5 entries, not 4"),
+    (
+      {"rope_factors": (1.0,) * 5, "rotary_size": 8},
+      "rope_factors must have 4 entries, not 5",
+    ),
+    ({"rope_factors": (1.0, 1.0, 0.0, 1.0, 1.0)}, "must be above 0"),
+    ({"windows": (3,)}, "windows must have 3 entries, not 1"),
+    ({"windows": (3, -1, 0)}, "windows must not be below 0"),
+    (
+      {"windows": (3, 0, 3), "scan_layers": True},
+      "different sizes cannot be scanned over: set scan_layers=False",
+    ),
   ],
 )
 def test_a_config_that_cannot_be_is_refused_in_one_sentence(change, message):

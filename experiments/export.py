@@ -1,0 +1,83 @@
+"""Writes a trained policy as a Hugging Face directory.
+
+  python experiments/export.py --workdir=runs/gdpo_saw --checkpoint=best \
+    --output=policies/gdpo_saw
+
+transformers and vLLM open the directory, and so does --config.checkpoint.
+"""
+
+import pathlib
+
+import ml_collections
+from absl import flags
+
+from experiments import command_line
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run directory.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Where the policy goes; made if absent.", required=True
+)
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "last", "last, best, or the number of a step."
+)
+_SEED = flags.DEFINE_integer(
+  "seed", None, "Of the run's seeds; the first by default."
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype",
+  "bfloat16",
+  ["float32", "bfloat16", "float16"],
+  "What the weights are rounded to.",
+)
+
+
+def main() -> int:
+  workdir, output = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUTPUT.value)
+  if (output / "config.json").exists():
+    raise command_line.UsageError(f"--output: there is a model in {output}")
+
+  from experiments import build
+  from saw_jax import hub_tokenizer
+  from saw_jax.models import pretrained
+  from saw_jax.training import experiment as experiment_lib
+  from saw_jax.training import run_directory
+  from saw_jax.training import state as state_lib
+
+  values = run_directory.read_run(workdir)["config"]
+  seeds = values.pop("seeds")
+  config = ml_collections.ConfigDict(values)
+  with command_line.checking_input():
+    seed = seeds[0] if _SEED.value is None else _SEED.value
+    if seed not in seeds:
+      raise ValueError(f"--seed={seed}: the run has {seeds}")
+    experiment = build.build(config)
+    document = None
+    if config.checkpoint:
+      document = build.open_checkpoint(config, experiment.rollout).document
+    step = build.checkpoint_step(workdir, _CHECKPOINT.value)
+  lift, found = experiment_lib.restore(
+    experiment, len(seeds), workdir, step=step
+  )
+  params = state_lib.take_seed(
+    lift.fetch(found.state.params), seeds.index(seed)
+  )
+  with command_line.checking_input():
+    files = pretrained.save_checkpoint(
+      output,
+      params,
+      experiment.decoder,
+      document=document,
+      dtype=_DTYPE.value,
+    )
+  if isinstance(experiment.tokenizer, hub_tokenizer.HubTokenizer):
+    experiment.tokenizer.save(output)
+  else:
+    print("no tokenizer is written: the run has one of saw_jax's own")
+  print(f"seed {seed}, step {found.step}: {len(files)} files in {output}")
+  return 0
+
+
+if __name__ == "__main__":
+  command_line.run(main)

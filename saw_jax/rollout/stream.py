@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling one completion a token at a time, for whoever reads along."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.models import cache as cache_lib
+from saw_jax.models import decoder, log_probs
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout import sampling as sampling_lib
+from saw_jax.rollout import transcript
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.types import Array
+
+
+def stream(
+  config: DecoderConfig,
+  params: dict,
+  prompt: Sequence[int],
+  row_key: Array,
+  *,
+  sampling: SamplingConfig,
+  max_new_tokens: int,
+  eos_ids: Sequence[int],
+  multiple: int = 64,
+) -> Iterator[int]:
+  """Samples a completion, and gives each token when it is drawn.
+
+  The tokens are those that `rollout.generate` draws with the same key. Each is
+  a call from the host, so this is not for batches.
+
+  Args:
+    config: of the decoder.
+    params: as a training step has them, stacked if `config` scans its layers.
+    prompt: token ids, at least one.
+    row_key: of the completion. Shape `[]`.
+    sampling: how a token is chosen.
+    max_new_tokens: where the completion is cut.
+    eos_ids: tokens that end it, and belong to it.
+    multiple: sizes are rounded up to it, so that few are compiled.
+
+  Yields:
+    Token ids, the one that ends the completion included.
+  """
+  if config.scan_layers:
+    params = decoder.unstack_layers(params)
+  config = dataclasses.replace(config, scan_layers=False, remat="none")
+  tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
+  size = len(tokens_S) + -(-max_new_tokens // multiple) * multiple
+  cache = cache_lib.init_cache(config, 1, size)
+  length = len(prompt)
+  for time in range(max_new_tokens):
+    token, cache = _step(
+      config,
+      sampling,
+      params,
+      jnp.asarray(tokens_S),
+      np.int32(length),
+      cache,
+      row_key,
+      np.int32(time),
+    )
+    yield int(token)
+    if int(token) in eos_ids:
+      return
+    tokens_S, length = np.array([token], np.int32), length + 1
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
+def _step(config, sampling, params, tokens_S, length, cache, row_key, time):
+  """Reads tokens, of which the last is number `length`, and draws the next."""
+  order_1S = jnp.arange(tokens_S.shape[0])[None]
+  positions_1S = order_1S + length - tokens_S.shape[0]
+  hidden_1SD, cache = decoder.Decoder(config).apply(
+    {"params": params},
+    tokens_S[None],
+    jnp.maximum(positions_1S, 0),
+    positions_1S >= 0,
+    cache,
+  )
+  logits_1V = log_probs.head_logits(
+    hidden_1SD[:, -1], decoder.head_kernel(params, config)
+  )
+  keys_1 = jax.random.fold_in(row_key, time)[None]
+  token_1, _ = sampling_lib.sample(keys_1, logits_1V, sampling)
+  return token_1[0], cache

@@ -1,0 +1,329 @@
+"""The decoder against transformers on torch, with weights that both read (R19).
+
+Each family at small random weights and settings that are nobody's default. The
+tensors go through files: written by transformers and read here, then written
+here and read by transformers.
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax import algorithms, hub_tokenizer
+from saw_jax.models import decoder, pretrained
+from saw_jax.rollout import generate, transcript
+from saw_jax.rollout.sampling import SamplingConfig
+
+pytestmark = [pytest.mark.slow, pytest.mark.parity]
+
+LENGTH = 600
+# Logits of these models have a deviation of about 1.
+TOLERANCE = 1e-4
+
+SIZES = {
+  "vocab_size": 97,
+  "hidden_size": 48,
+  "intermediate_size": 80,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 6,
+  "num_key_value_heads": 2,
+  "initializer_range": 0.15,
+  "max_position_embeddings": 1024,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+  "pad_token_id": 0,
+}
+LLAMA3 = {
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 128,
+}
+YARN = {
+  "rope_type": "yarn",
+  "factor": 4.0,
+  "original_max_position_embeddings": 160,
+}
+# 8 entries of a head, of which 6 rotate.
+LONGROPE = {
+  "rope_type": "longrope",
+  "short_factor": [1.0, 1.5, 2.25],
+  "long_factor": [1.25, 3.5, 17.0],
+}
+PARTIAL = {"num_key_value_heads": 3, "partial_rotary_factor": 0.75}
+CASES = {
+  "qwen2_tied": ("Qwen2", {"rope_theta": 5e5, "tie_word_embeddings": True}),
+  "qwen2_yarn": ("Qwen2", {"rope_theta": 2e4, "rope_scaling": YARN}),
+  "qwen2_sliding": (
+    "Qwen2",
+    {
+      "rope_theta": 3e4,
+      "use_sliding_window": True,
+      "sliding_window": 37,
+      "max_window_layers": 1,
+    },
+  ),
+  "qwen3_untied": ("Qwen3", {"rope_theta": 7e5, "head_dim": 14}),
+  "qwen3_sliding": (
+    "Qwen3",
+    {
+      "head_dim": 8,
+      "rope_theta": 1e5,
+      "tie_word_embeddings": True,
+      "use_sliding_window": True,
+      "sliding_window": 50,
+      "max_window_layers": 0,
+    },
+  ),
+  "llama3": ("Llama", {"rope_theta": 1e5, "rope_scaling": LLAMA3}),
+  "llama3_tied": (
+    "Llama",
+    {
+      "rope_theta": 5e4,
+      "rope_scaling": {**LLAMA3, "factor": 32.0},
+      "tie_word_embeddings": True,
+      "head_dim": 12,
+    },
+  ),
+  "llama_linear": (
+    "Llama",
+    {"rope_theta": 3e3, "rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+  ),
+  # SmolLM2's shape: three query heads to a key head, tied.
+  "smollm2": (
+    "Llama",
+    {
+      "hidden_size": 72,
+      "num_attention_heads": 9,
+      "num_key_value_heads": 3,
+      "rope_theta": 1e5,
+      "rms_norm_eps": 1e-5,
+      "tie_word_embeddings": True,
+    },
+  ),
+  "phi3_sliding": ("Phi3", {"rope_theta": 2e4, "sliding_window": 41}),
+  "phi3_long": (
+    "Phi3",
+    {
+      **PARTIAL,
+      "rope_theta": 2e4,
+      "rope_scaling": LONGROPE,
+      "original_max_position_embeddings": 256,
+      "tie_word_embeddings": True,
+    },
+  ),
+  "phi3_short": (
+    "Phi3",
+    {
+      **PARTIAL,
+      "rope_theta": 2e4,
+      "rope_scaling": LONGROPE,
+      "max_position_embeddings": 4096,
+      "original_max_position_embeddings": 1024,
+    },
+  ),
+}
+
+
+@functools.cache
+def hub():
+  """torch and transformers, imported once and only if they are there."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  transformers.utils.logging.set_verbosity_error()
+  torch.set_num_threads(1)
+  return torch, transformers
+
+
+def random_model(family: str, changes: dict):
+  """A model of theirs with nothing at its initial 0 or 1."""
+  torch, transformers = hub()
+  # Their classes change the dictionaries that they are given.
+  settings = json.loads(json.dumps({**SIZES, **changes}))
+  config = getattr(transformers, f"{family}Config")(**settings)
+  torch.manual_seed(0)
+  model = getattr(transformers, f"{family}ForCausalLM")(config)
+  with torch.no_grad():
+    for name, value in model.named_parameters():
+      if "norm" in name or name.endswith("bias"):
+        value += 0.3 * torch.randn_like(value)
+  return model.eval()
+
+
+def their_logits(model, tokens: np.ndarray) -> np.ndarray:
+  torch, _ = hub()
+  with torch.no_grad():
+    return model(torch.tensor(tokens)).logits.numpy()
+
+
+def our_logits(config, params: dict, tokens: np.ndarray) -> np.ndarray:
+  @jax.jit
+  def forward(params, tokens_BS):
+    positions_BS = jnp.broadcast_to(
+      jnp.arange(tokens_BS.shape[1])[None], tokens_BS.shape
+    )
+    hidden_BSD, _ = decoder.Decoder(config).apply(
+      {"params": params}, tokens_BS, positions_BS, tokens_BS >= 0
+    )
+    return hidden_BSD @ decoder.head_kernel(params, config)
+
+  return np.asarray(forward(params, jnp.asarray(tokens)))
+
+
+def draw_tokens(vocab_size: int) -> np.ndarray:
+  return np.random.default_rng(0).integers(0, vocab_size, (1, LENGTH))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_family_agrees_there_and_back(case, tmp_path):
+  family, changes = CASES[case]
+  theirs = random_model(family, changes)
+  # Several shards for some, one file for the others.
+  theirs.save_pretrained(
+    tmp_path / "theirs", max_shard_size="20KB" if "3" in family else "1GB"
+  )
+  tokens = draw_tokens(SIZES["vocab_size"])
+  expected = their_logits(theirs, tokens)
+  assert 0.3 < expected.std() < 10
+
+  found = pretrained.open_checkpoint(tmp_path / "theirs", max_length=LENGTH)
+  params = found.load()
+  logits = our_logits(found.config, params, tokens)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+  _, transformers = hub()
+  for name, document in (("own", None), ("kept", found.document)):
+    if name == "own" and case in ("phi3_long", "phi3_short"):
+      continue  # What it was loaded with says more: short and long factors.
+    pretrained.save_checkpoint(
+      tmp_path / name,
+      params,
+      found.config,
+      document=document,
+      dtype="float32",
+      max_bytes=30_000,
+    )
+    back = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path / name, dtype="float32"
+    ).eval()
+    assert type(back) is type(theirs)
+    weights = back.state_dict()
+    for key, value in theirs.state_dict().items():
+      np.testing.assert_array_equal(weights[key], value, err_msg=key)
+    np.testing.assert_allclose(
+      their_logits(back, tokens), expected, rtol=0, atol=1e-5
+    )
+
+
+def test_scanned_layers_and_halved_weights_read_the_same(tmp_path):
+  _, transformers = hub()
+  halved = random_model(*CASES["llama3"]).bfloat16()
+  halved.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+  # Read again, as bfloat16() has rounded their rotary frequencies too.
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "theirs", dtype="float32"
+  ).eval()
+  found = pretrained.open_checkpoint(tmp_path / "theirs")
+  tokens = draw_tokens(SIZES["vocab_size"])
+  expected = their_logits(theirs, tokens)
+  scanned = dataclasses.replace(found.config, scan_layers=True)
+  logits = our_logits(scanned, found.load(scanned), tokens)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+PROMPTS = (
+  "What is the capital of France?",
+  "12 + 7 = ?",
+  "Write a haiku about the sea.",
+  "Name three primary colours.",
+  "Translate to Spanish: good morning.",
+  "Why is the sky blue? Answer in one sentence.",
+  "def add(a, b):",
+  "List the first 5 even numbers.",
+  "Who wrote Hamlet?",
+  "Sum up: cats sleep a lot, and dogs do not.",
+)
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def smollm2_path():
+  try:
+    return algorithms.find_checkpoint("smollm2")
+  except ImportError as error:
+    pytest.skip(str(error))
+
+
+def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
+  torch, transformers = hub()
+  tokenizer = hub_tokenizer.open_tokenizer(smollm2_path)
+  ids = [
+    tokenizer.encode_chat([{"role": "user", "content": prompt}])
+    for prompt in PROMPTS
+  ]
+  source = pretrained.open_checkpoint(smollm2_path)
+  sample = generate.make_generate(
+    source.config,
+    sampling=SamplingConfig(greedy=True),
+    max_new_tokens=NEW_TOKENS,
+    group_size=1,
+    eos_ids=tokenizer.eos_ids,
+    pad_id=tokenizer.pad_id,
+  )
+  ours = jax.device_get(
+    sample(
+      source.load(),
+      transcript.pad_prompts(ids, multiple=1),
+      jax.random.split(jax.random.key(0), len(ids)),
+    )
+  )
+
+  # If each token of ours is what their logits prefer behind the prompt and the
+  # tokens before it, then their greedy continuation is ours.
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    smollm2_path.parent, gguf_file=smollm2_path.name, dtype="float32"
+  ).eval()
+  chosen = [
+    row[roles == transcript.POLICY].tolist()
+    for row, roles in zip(ours.tokens, ours.roles, strict=True)
+  ]
+  rows = [[*prompt, *row] for prompt, row in zip(ids, chosen, strict=True)]
+  size = max(map(len, rows))
+  padded = torch.tensor([row + [0] * (size - len(row)) for row in rows])
+  torch.set_num_threads(2)
+  with torch.no_grad():
+    log_probs = torch.log_softmax(theirs(padded).logits, -1).numpy()
+  for i, (prompt, row) in enumerate(zip(ids, chosen, strict=True)):
+    said = log_probs[i, len(prompt) - 1 : len(prompt) - 1 + len(row)]
+    assert said.argmax(-1).tolist() == row, PROMPTS[i]
+    assert len(row) == NEW_TOKENS or row[-1] in tokenizer.eos_ids
+
+
+def test_smollm2_writes_a_conversation_as_theirs_does(smollm2_path):
+  _, transformers = hub()
+  theirs = transformers.AutoTokenizer.from_pretrained(
+    smollm2_path.parent, gguf_file=smollm2_path.name
+  )
+  ours = hub_tokenizer.open_tokenizer(smollm2_path)
+  for messages in (
+    [{"role": "user", "content": "Hello there"}],
+    [
+      {"role": "system", "content": "Be brief.\nBe kind."},
+      {"role": "user", "content": "What now?"},
+      {"role": "assistant", "content": "Wait, and see!"},
+      {"role": "user", "content": "And then?  Après ça… 漢字"},
+    ],
+  ):
+    text = theirs.apply_chat_template(
+      messages, tokenize=False, add_generation_prompt=True
+    )
+    assert ours.render(messages) == text
+    # Theirs loses the rule that each digit is a token: there are none here.
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.encode_chat(messages) == expected
