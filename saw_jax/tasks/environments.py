@@ -131,6 +131,11 @@ class AgentTask:
     """Returns steps for a supervised start, where there is an expert."""
     raise NotImplementedError
 
+  def held_out(self, count: int) -> list[Transition]:
+    """Returns an expert's steps in test worlds; none without an expert."""
+    del count
+    return []
+
 
 def read_reply(completion: str) -> Reply:
   """Finds the action in a completion.

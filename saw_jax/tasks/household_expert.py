@@ -24,9 +24,8 @@ class Expert:
       draws: of the order.
     """
     self._env, self._world = env, env.world
-    self._order = draws.sample(
-      range(len(env.world.places)), len(env.world.places)
-    )
+    places = range(len(env.world.places))
+    self._order = draws.sample(places, len(places))
     self._seen: set[int] = set()
     self._kinds = [kind_of(place) for place in env.world.places]
 

@@ -1,7 +1,7 @@
 """The household as a task: which episodes there are, and how one is asked.
 
-Two forms of prompts and replies: ALFWorld's, in English with tags, and a compact
-one for policies that start from nothing, of few tokens in the tokenizer
+Two forms of prompts and replies: ALFWorld's, in English with tags, and a
+compact one for policies that start from nothing, of few tokens in the tokenizer
 `household`: the task, where one can go, the last actions, and what is seen; a
 reply is the action and nothing else.
 """

@@ -28,6 +28,7 @@ class Learner:
     lift: how arrays are spread.
     encoder: of prompts.
     generate: the sampler, `(params, prompts, keys) -> Transcript`.
+    values: what the value head says, `(params, batch) -> [N, B]`.
   """
 
   def __init__(
@@ -66,6 +67,11 @@ class Learner:
     )
     self._log_probs = lift.wrap(
       lambda params, batch: forward(params, batch).log_probs,
+      (STATE, ROWS),
+      (ROWS,),
+    )
+    self.values = lift.wrap(
+      lambda params, batch: forward(params, batch).values,
       (STATE, ROWS),
       (ROWS,),
     )
@@ -123,9 +129,20 @@ class Learner:
     Returns:
       The batch, with advantages of 0.
     """
-    method = self.experiment.method
     zeros = np.zeros(transcript.starts.shape, np.float32)
-    batch = batch_lib.make_batch(transcript, zeros)
+    return self.recompute(batch_lib.make_batch(transcript, zeros))
+
+  def recompute(self, batch: batch_lib.TrainBatch) -> batch_lib.TrainBatch:
+    """Has the device start on the log-probs that the method needs of a batch.
+
+    Args:
+      batch: rows `[N, B]`.
+
+    Returns:
+      The batch with those of the policy before this step's updates, and of the
+      reference, as far as they are needed.
+    """
+    method = self.experiment.method
     if method.kl_in_reward or (
       method.needs_old and self.experiment.loop.num_minibatches > 1
     ):
@@ -182,6 +199,28 @@ class Learner:
     clock.lap("estimate")
 
     batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
+    updates = self.fit(batch, clock)
+    return _rows(
+      self.experiment.task.components,
+      scores,
+      jax.device_get(statistics),
+      updates,
+      self.num_seeds,
+    )
+
+  def fit(
+    self, batch: batch_lib.TrainBatch, clock: Clock
+  ) -> list[dict[str, np.ndarray]]:
+    """Updates the policy on a batch that is ready for it.
+
+    Args:
+      batch: rows `[N, B]`, with advantages and whatever else the terms read.
+      clock: takes the time.
+
+    Returns:
+      What each update says, by name: an array over seeds.
+    """
+    loop = self.experiment.loop
     updates = []
     for part in range(loop.num_minibatches):
       self.state, values = self._train(
@@ -190,13 +229,7 @@ class Learner:
       updates.append(values)
     updates = jax.device_get(updates)
     clock.lap("update")
-    return _rows(
-      self.experiment.task.components,
-      scores,
-      jax.device_get(statistics),
-      updates,
-      self.num_seeds,
-    )
+    return updates
 
 
 def _rows(
@@ -225,11 +258,27 @@ def _rows(
     row["unscored"] = float(1 - scores.scored[n].mean())
     row["length"] = float(scores.lengths[n].mean())
     row["ended"] = float(scores.ended[n].mean())
-    for name in updates[0]:
-      # What an update says of its mini-batch, averaged over the rollout's.
-      row[name] = float(np.mean([values[name][n] for values in updates]))
-    if "sampler_mismatch" in updates[0]:
-      # Only the first update meets the sampler's own parameters.
-      row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
-    rows.append(row)
+    rows.append(row | update_row(updates, n))
   return rows
+
+
+def update_row(
+  updates: Sequence[dict[str, np.ndarray]], seed: int
+) -> dict[str, float]:
+  """Says what the updates of a step said of one seed.
+
+  Args:
+    updates: of the step, from `Learner.fit`.
+    seed: its place among the seeds.
+
+  Returns:
+    What an update says of its mini-batch, averaged over the step's.
+  """
+  row = {
+    name: float(np.mean([values[name][seed] for values in updates]))
+    for name in updates[0]
+  }
+  if "sampler_mismatch" in updates[0]:
+    # Only the first update meets the sampler's own parameters.
+    row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][seed])
+  return row
