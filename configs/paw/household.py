@@ -149,25 +149,25 @@ def _row(config: ml_collections.ConfigDict, row: str) -> None:
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
   options = config.task.options
-  options.kinds = ("pick", "look", "clean", "heat", "cool")
-  options.receptacles = 6
-  options.objects = 6
-  options.max_steps = 10
+  options.kinds = ("pick", "look")
+  options.receptacles = 4
+  options.objects = 4
+  options.max_steps = 8
   options.form = "compact"
-  options.shown = 5
+  options.shown = 3
   config.tokenizer.name = "household"
-  config.rollout.max_prompt_tokens = 64
-  config.rollout.prompt_multiple = 64
+  config.rollout.max_prompt_tokens = 40
+  config.rollout.prompt_multiple = 40
   config.rollout.max_new_tokens = 8
   config.rollout.completion_multiple = 32
   config.episodes.rows_per_call = 64
   config.episodes.max_observation_tokens = 23
-  config.warm_start.num_steps = 500
+  config.warm_start.num_steps = 800
   config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
   config.warm_start.num_demonstrations = 16384
-  config.warm_start.observation_coefficient = 0.1
-  config.warm_start.options.wrong_rate = 0.4
+  config.warm_start.observation_coefficient = 0.02
+  config.warm_start.options.wrong_rate = 0.1
   config.optimizer.learning_rate = 1e-3
   config.optimizer.weight_decay = 0.0
   config.loop.num_steps = 40
@@ -282,9 +282,20 @@ _CELL = {
   "metric": "success (%)",
   "model": "Qwen2.5-1.5B-Instruct",
 }
+_MAIN = "Table 1 / Table 5"
 PUBLISHED = {
-  "grpo": {**_CELL, "table": "Table 1", "method": "GRPO"},
-  "grpo_paw": {**_CELL, "table": "Table 1", "method": "GRPO w/ PaW"},
-  "gigpo": {**_CELL, "table": "Table 1", "method": "GiGPO"},
-  "gigpo_paw": {**_CELL, "table": "Table 1", "method": "GiGPO w/ PaW"},
+  "grpo": {**_CELL, "table": _MAIN, "method": "GRPO"},
+  "grpo_paw": {**_CELL, "table": _MAIN, "method": "GRPO w/ PaW"},
+  "gigpo": {**_CELL, "table": _MAIN, "method": "GiGPO"},
+  "gigpo_paw": {**_CELL, "table": _MAIN, "method": "GiGPO w/ PaW"},
+  "paw_lambda_one": {
+    **_CELL,
+    "table": "Table 4",
+    "method": "GRPO w/ PaW, no adaptive coefficient (lambda=1)",
+  },
+  "paw_cross_entropy": {
+    **_CELL,
+    "table": "Table 4",
+    "method": "GRPO w/ PaW, CE instead of CMAE",
+  },
 }

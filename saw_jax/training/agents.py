@@ -84,7 +84,7 @@ class PromptWriter:
       task: writes prompts in words.
       tokenizer: of the policy.
       config: the longest prompt, and what becomes of one that cannot be made
-        to fit by leaving out its history.
+        to fit.
     """
     self._task, self._tokenizer, self._config = task, tokenizer, config
 
@@ -98,22 +98,32 @@ class PromptWriter:
       history: earlier observations and actions.
 
     Returns:
-      The text and its tokens, at most `max_prompt_tokens`: the one with the
-      most history that fits, or else the end of the one with none.
+      The text and its tokens, at most `max_prompt_tokens`: with as much history
+      as fits, then without any and with half, a quarter, ... of the observation
+      and of the admissible actions; or else the end of what is left.
 
     Raises:
-      ValueError: it is too long, and `long_prompts` is "error".
+      ValueError: it is too long even so, and `long_prompts` is "error".
     """
     limit = self._config.max_prompt_tokens
-    for text in self._task.prompts(situation, history):
-      ids = self._tokenizer.encode_chat([{"role": "user", "content": text}])
-      if len(ids) <= limit:
-        return text, ids
+    while True:
+      for text in self._task.prompts(situation, history):
+        ids = self._tokenizer.encode_chat([{"role": "user", "content": text}])
+        if len(ids) <= limit:
+          return text, ids
+      size, count = len(situation.observation), len(situation.actions)
+      if not size and not count:
+        break
+      situation = situation._replace(
+        observation=situation.observation[: size // 2],
+        actions=situation.actions[: count // 2],
+      )
+      history = ()
     if self._config.long_prompts != "truncate":
       raise ValueError(
         f"a prompt of task {self._task.name!r} has {len(ids)} tokens without "
-        f"any history; the limit is {limit} (rollout.max_prompt_tokens, or "
-        "rollout.long_prompts='truncate')"
+        f"any history or observation; the limit is {limit} "
+        "(rollout.max_prompt_tokens, or rollout.long_prompts='truncate')"
       )
     return text, ids[-limit:]
 

@@ -251,7 +251,9 @@ class Episodes:
       ),
       "steps": _mean(steps.sum(-1)[counts]),
       "invalid": float(played.invalid[n][steps].sum() / taken),
-      "over_limit": _mean(~played.over[n][counts]),
+      "over_limit": _mean(
+        (steps.sum(-1)[counts] == task.max_steps) & (returns < task.max_return)
+      ),
       "failed": float(played.failed[n].mean()),
       "length": float(lengths.sum() / taken),
     }
