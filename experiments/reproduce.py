@@ -62,6 +62,12 @@ def main() -> int:
     sweep_report.write(
       module, directories, out, scale=_SCALE.value, command=_command()
     )
+  elif hasattr(module, "CURVES"):
+    from experiments import agent_report
+
+    agent_report.write(
+      module, directories, out, scale=_SCALE.value, command=_command()
+    )
   else:
     _write(module, directories, out)
   print((out / "table.md").read_text())

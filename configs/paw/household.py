@@ -22,7 +22,7 @@ Rows:
   echo_low         the same with 0.01
 
 Scales:
-  tiny   six receptacles, ten steps, compact prompts; a decoder of 0.1 M
+  tiny   four receptacles, eight steps, compact prompts; a decoder of 0.1 M
          parameters after a short supervised start on an expert that errs
   small  the paper's settings with a checkpoint that fits one GPU, 15 steps
   paper  Qwen2.5-1.5B-Instruct, 50 steps, 16 worlds x 8 episodes, 150 updates
@@ -158,10 +158,10 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.tokenizer.name = "household"
   config.rollout.max_prompt_tokens = 40
   config.rollout.prompt_multiple = 40
-  config.rollout.max_new_tokens = 8
-  config.rollout.completion_multiple = 32
+  config.rollout.max_new_tokens = 7
+  config.rollout.completion_multiple = 24
   config.episodes.rows_per_call = 64
-  config.episodes.max_observation_tokens = 23
+  config.episodes.max_observation_tokens = 16
   config.warm_start.num_steps = 800
   config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
@@ -260,12 +260,19 @@ METRICS = {
   "next-token accuracy": "greedy/observation_accuracy",
   "next-token NLL": "greedy/observation_nll",
 }
-# Drawn over the steps.
+# Metric of a step -> what it is called; told at the start and at the end, and
+# drawn over the steps.
 CURVES = {
   "success": "success",
-  "lambda": "lambda",
-  "world-model loss": "loss/world_model",
-  "clipped tokens": "clipped_tokens",
+  "lambda": "mean lambda",
+  "loss/world_model": "world-model loss",
+  "clipped_tokens": "share of clipped tokens",
+}
+# Rows whose success is drawn together.
+FIGURES = {
+  "bases": ROWS[: 2 * len(BASES)],
+  "ablations": ("grpo", "grpo_paw", "paw_lambda_one", "paw_cross_entropy"),
+  "controls": ("grpo", "grpo_paw", *CONTROLS),
 }
 # What is compared with what, seed by seed.
 COMPARISONS = (
