@@ -27,9 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   # How text becomes tokens.
   config.tokenizer = Section()
-  # "bytes"; "tool_calling", "math" or "knights" for the short vocabulary of
-  # that task at `tiny`; or the path of a tokenizer.json. With a checkpoint,
-  # those names stand for the checkpoint's own tokenizer.
+  # "bytes"; "tool_calling", "math", "knights" or "household" for the short
+  # vocabulary of that task at `tiny`; or the path of a tokenizer.json. With a
+  # checkpoint, those names stand for the checkpoint's own tokenizer.
   config.tokenizer.name = "bytes"
 
   # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the
@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.rope_theta = 10_000.0
   config.model.norm_eps = 1e-6
   config.model.tied_head = True
+  config.model.value_head = False  # for an advantage that reads values
   config.model.qkv_bias = False
   config.model.qk_norm = False
   config.model.rotary_size = 0  # entries of a head that rotate; 0: all
@@ -69,6 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.warm_start.seed = 0
   config.warm_start.learning_rate = 3e-3
   config.warm_start.log_interval = 100
+  # Of what followed a demonstrated action, in the loss; 0: not learned.
+  config.warm_start.observation_coefficient = 0.0
   # Arguments of the task's `demonstrations`, e.g. how many are wrong.
   config.warm_start.options = Section()
 
@@ -85,15 +88,28 @@ def get_config() -> ml_collections.ConfigDict:
   config.sampling.top_k = 0  # 0: all tokens
   config.sampling.top_p = 1.0
 
-  # The reward's worker processes. saw_jax.training.experiment.GradingConfig
+  # Episodes, where the task is one of environments.
+  # saw_jax.training.agents.EpisodeConfig
+  config.episodes = Section()
+  config.episodes.rows_per_call = 64  # prompts of a seed per sampler call
+  config.episodes.row_parts = 4  # of an update's rows; so many shapes
+  config.episodes.invalid_penalty = 0.1  # of a reply that does not parse
+  config.episodes.similarity = 1.0  # of observations that are one anchor
+  config.episodes.max_observation_tokens = 512  # that are predicted
+  config.episodes.max_observation_chars = 20_000  # that are passed on at all
+  config.episodes.num_transitions = 256  # of the expert, to score predictions
+
+  # The worker processes of rewards or environments.
+  # saw_jax.training.experiment.GradingConfig
   config.grading = Section()
   config.grading.num_workers = 2  # 0: in this process, without a time limit
-  config.grading.limit_s = 5.0  # per response
+  config.grading.limit_s = 5.0  # per response, or step of an episode
   config.grading.crash_tolerance = 0.1  # share of a step that may crash
 
   # The method. saw_jax.algorithms.AlgorithmConfig
   config.algorithm = Section()
-  config.algorithm.advantage = "grpo"  # algorithms.ADVANTAGES
+  # algorithms.ADVANTAGES; STEP_ADVANTAGES where the task is of episodes.
+  config.algorithm.advantage = "grpo"
   config.algorithm.advantage_options = Section()
   config.algorithm.weights = "equal"  # algorithms.WEIGHTS
   config.algorithm.weights_options = Section()
@@ -109,6 +125,20 @@ def get_config() -> ml_collections.ConfigDict:
   config.algorithm.aggregate = "token_mean"
   config.algorithm.aggregate_options = Section()
   config.algorithm.entropy_coefficient = 0.0
+  # Where the advantage reads values: half the squared error, times this.
+  config.algorithm.value_coefficient = 0.5
+  # To predict what an action brings about. algorithms.WorldModelConfig
+  config.algorithm.world_model = Section()
+  config.algorithm.world_model.loss = "none"  # algorithms.TOKEN_LOSSES
+  config.algorithm.world_model.loss_options = Section()  # e.g. rho
+  config.algorithm.world_model.entropy = "entropy"  # algorithms.MEASURES
+  # algorithms.SELECTIONS
+  config.algorithm.world_model.selection = "highest_entropy"
+  config.algorithm.world_model.alpha = 0.75  # share that is selected; 1: all
+  config.algorithm.world_model.coefficients = "adaptive"  # or constant
+  config.algorithm.world_model.coefficient_options = Section()  # e.g. value
+  config.algorithm.world_model.aggregate = "group_mean"  # or flat_selected
+  config.algorithm.world_model.shuffled = False  # the placebo
   config.algorithm.kl = Section()
   config.algorithm.kl.placement = "none"  # none, loss or reward
   config.algorithm.kl.estimator = "k3"  # algorithms.KL_ESTIMATORS

@@ -18,8 +18,10 @@ from saw_jax.labels import care
 from saw_jax.models import decoder, pretrained
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.tasks import environments
 from saw_jax.tasks.base import nearest
 from saw_jax.training import (
+  agents,
   async_loop,
   checkpoint,
   evaluation,
@@ -92,6 +94,9 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
       {
         **algorithm,
         "kl": section(algorithms.KLConfig, algorithm["kl"]),
+        "world_model": section(
+          algorithms.WorldModelConfig, algorithm["world_model"]
+        ),
       },
     ),
     minima,
@@ -110,6 +115,7 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     evaluation=section(evaluation.EvaluationConfig, values["evaluation"]),
     grading=section(experiment_lib.GradingConfig, values["grading"]),
     asynchronous=section(experiment_lib.AsyncConfig, values["asynchronous"]),
+    episodes=section(agents.EpisodeConfig, values["episodes"]),
     labels=section(
       labelling.LabelConfig,
       {
@@ -118,15 +124,7 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
       },
     ),
   )
-  if (
-    experiment.labels.method != "truth"
-    and experiment.asynchronous.protocol != "none"
-  ):
-    raise ValueError(
-      f"labels.method is {experiment.labels.method!r} and "
-      f"asynchronous.protocol {experiment.asynchronous.protocol!r}: labels are "
-      "bought in the synchronous loop only, so one of the two has to go"
-    )
+  check_task(experiment)
   if experiment.asynchronous.protocol != "none":
     async_loop.check_config(experiment.asynchronous)
     async_loop.make_protocol(
@@ -137,6 +135,48 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     shardings = experiment_lib.param_shardings(experiment)
     return experiment._replace(params=source.load(decoder_config, shardings))
   return experiment._replace(params=make_params(config, experiment))
+
+
+def check_task(experiment: experiment_lib.Experiment) -> None:
+  """Refuses a method that the task cannot have.
+
+  Args:
+    experiment: without parameters.
+
+  Raises:
+    ValueError: says which, and why.
+  """
+  is_agent = isinstance(experiment.task, environments.AgentTask)
+  if is_agent != experiment.method.per_step:
+    names = sorted(
+      algorithms.STEP_ADVANTAGES if is_agent else algorithms.ADVANTAGES
+    )
+    raise ValueError(
+      f"task {experiment.task.name!r} has "
+      f"{'episodes' if is_agent else 'single answers'}, and the advantage is "
+      f"not one of those: {', '.join(names)}"
+    )
+  labels = experiment.labels.method
+  if labels != "truth" and is_agent:
+    raise ValueError(
+      f"labels.method is {labels!r}, and task {experiment.task.name!r} has "
+      "episodes: labels are bought for single answers"
+    )
+  if labels != "truth" and experiment.asynchronous.protocol != "none":
+    raise ValueError(
+      f"labels.method is {labels!r} and asynchronous.protocol "
+      f"{experiment.asynchronous.protocol!r}: labels are bought in the "
+      "synchronous loop only, so one of the two has to go"
+    )
+  if is_agent and experiment.asynchronous.protocol != "none":
+    raise ValueError(
+      "episodes are played between the updates: asynchronous.protocol is "
+      f"{experiment.asynchronous.protocol!r} and must be 'none'"
+    )
+  if experiment.method.reads_values and not experiment.decoder.value_head:
+    raise ValueError(
+      "the advantage reads values: set config.model.value_head=True"
+    )
 
 
 def train(
@@ -275,22 +315,49 @@ def make_params(
     warm,
     optimizer=dataclasses.replace(warm.optimizer, learning_rate=learning_rate),
   )
-  if not warm.num_steps:
-    return decoder.init_params(experiment.decoder, jax.random.key(warm.seed))
+  # A value head is added afterwards, so that all rows share one start.
+  headless = dataclasses.replace(experiment.decoder, value_head=False)
+  if warm.num_steps:
+    batch = _demonstrations(experiment, warm, options)
+    params = warm_start.warm_start(
+      headless, warm, batch, cache=CACHE / "warm_start"
+    )
+  else:
+    params = decoder.init_params(headless, jax.random.key(warm.seed))
+  if experiment.decoder.value_head:
+    params = decoder.add_value_head(params, experiment.decoder)
+  return params
+
+
+def _demonstrations(
+  experiment: experiment_lib.Experiment,
+  warm: warm_start.WarmStartConfig,
+  options: Mapping[str, Any],
+):
+  """What a supervised start imitates, laid out as a batch."""
   demonstrations = experiment.task.demonstrations(
     warm.num_demonstrations, seed=warm.seed, **options
   )
+  if isinstance(experiment.task, environments.AgentTask):
+    return warm_start.pack_demonstrations(
+      *agents.encode_transitions(
+        demonstrations,
+        task=experiment.task,
+        tokenizer=experiment.tokenizer,
+        config=experiment.episodes,
+        rollout=experiment.rollout,
+      ),
+      glue=agents.glue_of(experiment.tokenizer),
+      multiple=8,
+    )
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
   end = experiment.tokenizer.eos_ids[0]
-  batch = warm_start.pack_demonstrations(
+  return warm_start.pack_demonstrations(
     [encoder.tokens(example) for example, _ in demonstrations],
     [
       [*experiment.tokenizer.encode(completion), end]
       for _, completion in demonstrations
     ],
-  )
-  return warm_start.warm_start(
-    experiment.decoder, warm, batch, cache=CACHE / "warm_start"
   )
 
 

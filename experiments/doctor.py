@@ -9,6 +9,8 @@ rewards. Ends with status 1 if something is wrong: a gold answer that does not
 score the maximum, a reward that is the same for every response, responses that
 could not be scored.
 
+Where the task has episodes, it plays some worlds and prints an episode of each.
+
 With --data=FILE it only checks that file of ToolRL rows, or, with --task=math
 or --task=knights, that file of mathematical problems or puzzles.
 """
@@ -60,9 +62,61 @@ def main() -> int:
 
   with command_line.checking_input():
     experiment = build.build(_CONFIG.value)
+    if experiment.method.per_step:
+      return _report(_check_episodes(experiment))
     problems = _check_task(experiment.task, ["train", "test"], inspection)
   problems += _check_rollout(experiment)
   return _report(problems)
+
+
+def _check_episodes(experiment) -> list[str]:
+  """Plays a few worlds, and prints one episode of some of them."""
+  from saw_jax.training import experiment as experiment_lib
+  from saw_jax.training import rollouts
+
+  made = experiment._replace(
+    parallel=type(experiment.parallel)(lift="seeded"),
+    evaluation=type(experiment.evaluation)(
+      split="train",
+      num_examples=_PROMPTS.value,
+      samples=experiment.loop.group_size,
+      temperature=experiment.sampling.temperature,
+    ),
+  )
+  _, lift, state = experiment_lib.start_state(made, 1)
+  evaluator = experiment_lib.make_evaluator(
+    made, lift, rollouts.Encoder(made.tokenizer, made.rollout)
+  )
+  with experiment_lib.open_workers(made) as pool:
+    played = evaluator.play("sampled", state.params, pool, num_seeds=1)
+  shape = played.returns.shape[1:]
+  for p in range(min(shape[0], _SHOW.value)):
+    print("=" * 72)
+    for number, turn in enumerate(played.turns[0][p * shape[1]], 1):
+      print(f"[step {number}, prompt] {turn.prompt}")
+      mark = "" if turn.valid else ", does not parse"
+      print(f"[policy{mark}] {turn.reply}")
+      print(f"[observation, reward {turn.reward:g}] {turn.observation}")
+  print("=" * 72)
+  returns, steps = played.returns[0], played.steps[0]
+  invalid = played.invalid[0][steps]
+  varied = (returns.max(-1) > returns.min(-1)).mean()
+  print(
+    f"{returns.size} episodes of {shape[0]} worlds: return mean "
+    f"{returns.mean():.3f}, at most {made.task.max_return:g}; steps mean "
+    f"{steps.sum(-1).mean():.1f} of {made.task.max_steps}; replies that do not "
+    f"parse {100 * invalid.mean() if invalid.size else 0:.1f} %; groups whose "
+    f"returns differ {100 * varied:.0f} %"
+  )
+  problems = []
+  if played.failed.any():
+    problems.append(f"{played.failed.sum()} environments failed")
+  if returns.min() == returns.max():
+    problems.append(
+      f"each of {returns.size} episodes pays {returns.flat[0]:g}: there is "
+      "nothing to learn from it"
+    )
+  return problems
 
 
 def _check_task(task, splits, inspection) -> list[str]:

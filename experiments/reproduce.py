@@ -61,6 +61,12 @@ def main() -> int:
     importlib.import_module(f"experiments.{report}").write(
       module, directories, out, scale=_SCALE.value, command=_command()
     )
+  elif hasattr(module, "CURVES"):
+    from experiments import agent_report
+
+    agent_report.write(
+      module, directories, out, scale=_SCALE.value, command=_command()
+    )
   else:
     _write(module, directories, out)
   print((out / "table.md").read_text())

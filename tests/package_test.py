@@ -19,7 +19,12 @@ PACKAGE = ROOT / "saw_jax"
 PATHS = sorted(PACKAGE.glob("**/*.py"))
 MODULES = [path for path in PATHS if path.name != "__init__.py"]
 # Messages between a run and its own worker processes; never a file.
-MAY_PICKLE = ("tasks/grading.py", "tasks/worker.py")
+MAY_PICKLE = (
+  "tasks/environment_pool.py",
+  "tasks/environment_worker.py",
+  "tasks/grading.py",
+  "tasks/worker.py",
+)
 # Sums and names need no source; formulas do.
 FORMULAS = [
   path

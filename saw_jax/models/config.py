@@ -24,6 +24,7 @@ class DecoderConfig:
   rope_theta: float = 10_000.0  # base of the rotary wavelengths
   norm_eps: float = 1e-6  # added to the mean square inside RMSNorm
   tied_head: bool = True  # the head is the embedding, transposed
+  value_head: bool = False  # a vector and a bias beside the head: a critic
   qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
   qk_norm: bool = False  # RMSNorm of each query and key head (Qwen3)
   rotary_size: int = 0  # entries of a head that rotate, the first ones; 0: all

@@ -141,6 +141,20 @@ class Decoder(nn.Module):
         c.param_dtype,
       )
 
+    if c.value_head:  # Applied by the caller, see `values`.
+      self.param(
+        "value_kernel",
+        nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        (c.width,),
+        c.param_dtype,
+      )
+      self.param(
+        "value_bias",
+        nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
+        (1,),
+        c.param_dtype,
+      )
+
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
     rotary = rotary_tables(
@@ -299,6 +313,39 @@ def head_kernel(params: dict, config: DecoderConfig) -> Array:
     Shape `[D, V]`.
   """
   return params["embedding"].T if config.tied_head else params["head"]
+
+
+def values(params: dict, hidden: Array) -> Array:
+  """Reads a value off the stream.
+
+  Args:
+    params: the decoder's, with a value head.
+    hidden: the stream after the last norm. Shape `[..., D]`.
+
+  Returns:
+    v · x + b, float32; 0 before any training. Gradient flows. Shape `[...]`.
+  """
+  hidden = hidden.astype(jnp.float32)
+  kernel = params["value_kernel"].astype(jnp.float32)
+  return jnp.matmul(hidden, kernel) + params["value_bias"][0]
+
+
+def add_value_head(params: dict, config: DecoderConfig) -> dict:
+  """Gives parameters without a value head one that says 0.
+
+  Args:
+    params: of a decoder without it, pretrained or not.
+    config: of the decoder, with it.
+
+  Returns:
+    The parameters with two entries more.
+  """
+  dtype = config.param_dtype
+  return {
+    **params,
+    "value_kernel": jnp.zeros((config.width,), dtype),
+    "value_bias": jnp.zeros((1,), dtype),
+  }
 
 
 def stack_layers(params: dict) -> dict:

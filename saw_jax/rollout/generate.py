@@ -55,6 +55,7 @@ def make_generate(
   eos_ids: tuple[int, ...],
   pad_id: int = 0,
   lanes: bool = False,
+  record_entropies: bool = False,
 ) -> GenerateFn:
   """Makes a jitted sampler; it compiles once for each size of prompts.
 
@@ -69,6 +70,7 @@ def make_generate(
       it may be one of `eos_ids` or a token that the policy uses.
     lanes: the arguments have a leading axis of independent seeds, and so has
       the result. Lane n samples what a call with its arguments alone does.
+    record_entropies: keep those of the distributions sampled from.
 
   Returns:
     `generate(params, prompts, row_keys) -> Transcript`, with parameters as a
@@ -84,6 +86,7 @@ def make_generate(
       eos_ids=tuple(eos_ids),
       pad_id=pad_id,
       lanes=lanes,
+      record_entropies=record_entropies,
     )
   )
 
@@ -98,6 +101,7 @@ class _Loop:
   ended_B: Array  # bool
   tokens_TB: Array  # int32; time first: a step writes one line
   log_probs_TB: Array  # float32
+  entropies_TB: Array | None  # float32; None: not recorded
   cache: cache_lib.KVCache
 
 
@@ -113,6 +117,7 @@ def generate(
   eos_ids: tuple[int, ...],
   pad_id: int = 0,
   lanes: bool = False,
+  record_entropies: bool = False,
 ) -> Transcript:
   """Samples `group_size` completions of each prompt; see `make_generate`.
 
@@ -133,6 +138,7 @@ def generate(
     pad_id: what is written after the end.
     lanes: each leaf of `params`, `prompts` and `row_keys` has a leading axis of
       independent seeds, and so has the result.
+    record_entropies: keep those of the distributions sampled from.
 
   Returns:
     The transcript, in which the G completions of a prompt are neighbours.
@@ -193,7 +199,11 @@ def generate(
 
   def draw(keys_B, times_B, logits_BV):
     fold = jax.vmap(jax.random.fold_in)
-    return sampling_lib.sample(fold(keys_B, times_B), logits_BV, sampling)
+    drawn = sampling_lib.sample(fold(keys_B, times_B), logits_BV, sampling)
+    entropies_B = None
+    if record_entropies:
+      entropies_B = sampling_lib.entropies(logits_BV, sampling)
+    return (*drawn, entropies_B)
 
   draw = over_lanes(draw)
   read_token = over_lanes(read_token, (0, 0, 0, cache_axes), (0, cache_axes))
@@ -216,9 +226,13 @@ def generate(
       params, loop.token_B, lengths_B + loop.time, loop.cache
     )
     time = loop.time + 1
-    token_B, log_prob_B = draw(row_keys, sampled_B + time, logits_BV)
+    token_B, log_prob_B, entropy_B = draw(row_keys, sampled_B + time, logits_BV)
     token_B = jnp.where(loop.ended_B, pad_id, token_B)
     log_prob_B = jnp.where(loop.ended_B, 0.0, log_prob_B)
+    entropies_TB = loop.entropies_TB
+    if record_entropies:
+      entropy_B = jnp.where(loop.ended_B, 0.0, entropy_B)
+      entropies_TB = entropies_TB.at[time].set(entropy_B)
     return _Loop(
       time=time,
       token_B=token_B,
@@ -226,6 +240,7 @@ def generate(
       ended_B=loop.ended_B | is_eos(token_B),
       tokens_TB=loop.tokens_TB.at[time].set(token_B),
       log_probs_TB=loop.log_probs_TB.at[time].set(log_prob_B),
+      entropies_TB=entropies_TB,
       cache=cache,
     )
 
@@ -233,9 +248,11 @@ def generate(
     completion_lengths_B = jnp.zeros_like(lengths_B)
     tokens_TB = jnp.zeros((0, *lengths_B.shape), jnp.int32)
     log_probs_TB = jnp.zeros((0, *lengths_B.shape), jnp.float32)
+    entropies_TB = log_probs_TB if record_entropies else None
   else:
     logits_BV, cache = read_prompts(params, prompts.tokens, prompts.lengths)
-    token_B, log_prob_B = draw(row_keys, sampled_B, logits_BV)
+    token_B, log_prob_B, entropy_B = draw(row_keys, sampled_B, logits_BV)
+    zeros_TB = jnp.zeros((T, *token_B.shape), jnp.float32)
     loop = _Loop(
       time=jnp.zeros((), jnp.int32),
       token_B=token_B,
@@ -244,9 +261,10 @@ def generate(
       tokens_TB=jnp.full((T, *token_B.shape), pad_id, jnp.int32)
       .at[0]
       .set(token_B),
-      log_probs_TB=jnp.zeros((T, *token_B.shape), jnp.float32)
-      .at[0]
-      .set(log_prob_B),
+      log_probs_TB=zeros_TB.at[0].set(log_prob_B),
+      entropies_TB=(
+        zeros_TB.at[0].set(entropy_B) if record_entropies else None
+      ),
       cache=cache,
     )
     for bound in _stages(S, T):
@@ -259,6 +277,7 @@ def generate(
       )
     completion_lengths_B = loop.lengths_B
     tokens_TB, log_probs_TB = loop.tokens_TB, loop.log_probs_TB
+    entropies_TB = loop.entropies_TB
 
   tokens_BT = jnp.moveaxis(tokens_TB, 0, -1)
   order = jnp.arange(S + T).reshape((1,) * lengths_B.ndim + (-1,))
@@ -280,6 +299,7 @@ def generate(
     group_ids=jnp.broadcast_to(group_ids_B, lengths_B.shape),
     policy_versions=jnp.zeros_like(lengths_B),
     prompt_size=S,
+    entropies=(jnp.moveaxis(entropies_TB, 0, -1) if record_entropies else None),
   )
 
 

@@ -105,6 +105,27 @@ def sample(
   return tokens_B, log_probs_B
 
 
+def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
+  """Takes the entropy of the distribution that a token is drawn from.
+
+  Args:
+    logits_BV: before the temperature. Shape `[B, V]`.
+    config: how a token is chosen; a greedy choice has the entropy of the
+      distribution that it is the mode of, at temperature 1.
+
+  Returns:
+    H = -Σᵥ π(v) log π(v), float32. Shape `[B]`.
+  """
+  logits_BV = logits_BV.astype(jnp.float32)
+  if not config.greedy:
+    logits_BV = truncate(logits_BV / config.temperature, config)
+  log_probs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+  probs_BV = jnp.exp(log_probs_BV)
+  # What is excluded has -inf, and 0 * inf is NaN.
+  terms_BV = probs_BV * jnp.where(probs_BV > 0, log_probs_BV, 0.0)
+  return -jnp.sum(terms_BV, axis=-1)
+
+
 def _invert(weights_BV: Array, uniform_B: Array) -> Array:
   """Finds the token at which the running sum of weights passes `uniform`.
 

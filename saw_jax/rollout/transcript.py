@@ -52,6 +52,8 @@ class Transcript:
   group_ids: Array  # int32 [B], the prompt's place in its batch
   policy_versions: Array  # int32 [B], optimizer step of the weights
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
+  # float32 [B, T], of the distributions sampled from. None: not recorded
+  entropies: Array | None = None
 
   @property
   def completion_mask(self) -> Array:
@@ -184,9 +186,11 @@ def append_observations(
         tokens[row, ends[row] : end] = part
         roles[row, ends[row] : end] = role
         ends[row] = end
+  entropies = transcript.entropies
   return transcript.replace(
     tokens=tokens,
     roles=roles,
     ends=ends,
     behave_log_probs=np.pad(np.array(transcript.behave_log_probs), wider),
+    entropies=None if entropies is None else np.pad(entropies, wider),
   )

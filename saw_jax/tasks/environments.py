@@ -7,8 +7,10 @@ understand changes nothing, and takes a step.
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
+
+from saw_jax.tasks import base
 
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -47,11 +49,92 @@ class Environment(Protocol):
     ...
 
 
+class Situation(NamedTuple):
+  """Where an episode stands: all that anybody outside needs of it."""
+
+  task: str
+  observation: str
+  actions: tuple[str, ...]  # the admissible ones
+  reward: float  # of the step that led here; 0 at the start
+  done: bool
+  failure: str = ""  # what went wrong with the environment: the episode is over
+
+
 class Reply(NamedTuple):
   """What a completion asks the environment to do."""
 
   action: str  # empty if there is none
   valid: bool
+
+
+class Transition(NamedTuple):
+  """One step of somebody's episode, as the policy would have met it."""
+
+  before: Situation
+  history: tuple[tuple[str, str], ...]  # earlier observations and actions
+  action: str
+  observation: str  # what followed
+
+
+class AgentTask:
+  """A source of environments, and how a policy is asked and understood.
+
+  It is pickled into worker processes, so its class lives in an importable
+  module. An inheriting class says which episodes there are in `num_episodes`
+  and makes an environment in `make`; the rest has defaults.
+
+  Attributes:
+    name: of the task.
+    max_steps: of an episode, `E`.
+    max_return: the most that an episode can pay.
+  """
+
+  name: str
+  max_steps: int
+  max_return: float
+
+  @property
+  def components(self) -> tuple[base.Component, ...]:
+    """The one reward: what an episode pays."""
+    return (base.Component("return", 0.0, self.max_return),)
+
+  def num_episodes(self, split: str) -> int:
+    """Returns how many seeds of episodes a split has."""
+    raise NotImplementedError
+
+  def make(self, split: str) -> Environment:
+    """Makes an environment, whose `reset` takes a seed of the split."""
+    raise NotImplementedError
+
+  def prompts(
+    self, situation: Situation, history: Sequence[tuple[str, str]]
+  ) -> Iterator[str]:
+    """Yields what the policy may be asked, the longest first.
+
+    The first that fits is taken.
+
+    Args:
+      situation: where the episode stands.
+      history: every earlier observation of the episode with the action taken.
+    """
+    raise NotImplementedError
+
+  def read_reply(self, completion: str) -> Reply:
+    """Finds the action in a completion, whatever it is."""
+    return read_reply(completion)
+
+  def write_reply(self, action: str) -> str:
+    """Returns a completion that asks for an action."""
+    return f"<think></think><action>{action}</action>"
+
+  def demonstrations(self, count: int, *, seed: int) -> list[Transition]:
+    """Returns steps for a supervised start, where there is an expert."""
+    raise NotImplementedError
+
+  def held_out(self, count: int) -> list[Transition]:
+    """Returns an expert's steps in test worlds; none without an expert."""
+    del count
+    return []
 
 
 def read_reply(completion: str) -> Reply:

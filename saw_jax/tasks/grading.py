@@ -10,12 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -24,19 +19,11 @@ from multiprocessing import connection
 
 import numpy as np
 
-from saw_jax.tasks import base, worker
+from saw_jax.tasks import base, processes, worker
 
 _LOG = logging.getLogger(__name__)
 _MAX_CHUNK = 32
-_START_LIMIT_S = 120.0
-# Not multiprocessing's spawn, which would import the main script, and with it
-# JAX, into each worker.
-_COMMAND = """
-import sys
-sys.path[:] = {path!r}
-from saw_jax.tasks import worker
-worker.serve({handle})
-"""
+_START_LIMIT_S = processes.START_LIMIT_S
 
 
 class RewardError(ValueError):
@@ -268,43 +255,24 @@ class Grader:
     self._workers[index].wait_until_ready(self._task.name)
 
 
-class _Worker:
+class _Worker(processes.Process):
   """A grading process, the pipe to it, and what it has been asked."""
 
   def __init__(self, greeting: bytes):
     self.pending: collections.deque[int] = collections.deque()
     self._since = 0.0
     self._reading = False
-    self.pipe, theirs = multiprocessing.Pipe()
-    with theirs:
-      command = _COMMAND.format(path=sys.path, handle=theirs.fileno())
-      self._process = subprocess.Popen(
-        [sys.executable, "-c", command],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(theirs.fileno(),),
-        start_new_session=True,  # Its children die with it; no Ctrl-C comes in.
-      )
-    with contextlib.suppress(OSError):  # Its death shows in wait_until_ready.
-      self.pipe.send_bytes(greeting)
+    super().__init__("saw_jax.tasks.worker", greeting)
 
   def wait_until_ready(self, task_name: str) -> None:
     """Waits until the task is loaded."""
-    problem = "its process did not start"
-    try:
-      if self.pipe.poll(_START_LIMIT_S):
-        problem = self.pipe.recv()
-    except (EOFError, OSError):
-      problem = f"its process died, exit code {self.stop(1.0)}"
+    problem = self.problem()
     if problem is not None:
       raise RewardError(
         f"task {task_name!r} cannot be loaded in a grading process: {problem}. "
         "Its class has to be in an importable module; num_workers=0 grades in "
         "this process."
       )
-
-  def is_alive(self) -> bool:
-    """Whether the process still runs."""
-    return self._process.poll() is None
 
   def send(self, indices: Sequence[int], pairs) -> None:
     """Asks for the scores of some pairs."""
@@ -326,16 +294,6 @@ class _Worker:
     else:
       results[self.pending.popleft()] = answer
     self._since = time.monotonic()
-
-  def stop(self, grace_s: float = 0.0) -> int:
-    """Kills the process with its children; returns its exit code."""
-    self.pipe.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      if grace_s:
-        self._process.wait(grace_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self._process.pid, signal.SIGKILL)
-    return self._process.wait()
 
 
 _OPEN: weakref.WeakSet[Grader] = weakref.WeakSet()

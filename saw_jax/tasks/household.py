@@ -14,9 +14,14 @@ from saw_jax.tasks.environments import Step
 from saw_jax.tasks.household_world import World, kind_of
 
 NOTHING = "Nothing happens."
+HELP = (
+  "Available commands: look; inventory; go to (place); open (place); close "
+  "(place); take (object) from (place); move (object) to (place); examine "
+  "(something); use (object); clean, heat or cool (object) with (place)."
+)
 _HELD = -1  # where an object is that is carried
 _NOWHERE = -1  # where one is in the middle of the room
-_LONGEST = 200  # no action has as many characters
+LONGEST = 200  # no action has as many characters
 _LAMP = f"{household_world.LAMP} 1"
 # What is said of an object's state, in the order in which it is said.
 _ADJECTIVES = {"hot": "hot", "cool": "cold", "clean": "clean"}
@@ -126,6 +131,28 @@ class Household:
     return self.won or self._steps >= self._max_steps
 
   @property
+  def at(self) -> int:
+    """Index of the receptacle in front of one; -1: of none."""
+    return self._at
+
+  @property
+  def held(self) -> str | None:
+    """The object that is carried."""
+    return self._held
+
+  def place_of(self, thing: str) -> int:
+    """Returns the index of the receptacle an object is in; -1: it is held."""
+    return self._lies_in[thing]
+
+  def is_closed(self, index: int) -> bool:
+    """Returns whether a receptacle is closed."""
+    return self._closed[index]
+
+  def states_of(self, thing: str) -> frozenset[str]:
+    """Returns what was done to an object: "clean", "hot" or "cool"."""
+    return frozenset(self._states.get(thing, ()))
+
+  @property
   def admissible_actions(self) -> list[str]:
     """What would do something now, in a fixed order."""
     actions = [trip for i, trip in enumerate(self._trips) if i != self._at]
@@ -159,8 +186,8 @@ class Household:
 
   def _act(self, action: str) -> str:
     """Does what the words say; in any other case nothing happens."""
-    words = action[: _LONGEST + 1].lower().split()
-    if len(action) > _LONGEST or not words:
+    words = action[: LONGEST + 1].lower().split()
+    if len(action) > LONGEST or not words:
       return NOTHING
     verb, names = words[0], words[1:]
     if verb in ("look", "inventory", "help"):
@@ -194,11 +221,7 @@ class Household:
     return f"You are carrying: a {self._held}."
 
   def _help(self) -> str:
-    return (
-      "Available commands: look; inventory; go to (place); open (place); close "
-      "(place); take (object) from (place); move (object) to (place); examine "
-      "(something); use (object); clean, heat or cool (object) with (place)."
-    )
+    return HELP
 
   def _go(self, place: str) -> str:
     index = self._index.get(place, self._at)

@@ -100,8 +100,7 @@ def serve(handle: int) -> None:
   Args:
     handle: the file descriptor.
   """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
-  _die_with_the_parent()
+  settle()
   pipe = connection.Connection(handle)
   for message in _messages(pipe):
     task_bytes, memory_limit_bytes = pickle.loads(message)
@@ -122,6 +121,12 @@ def serve(handle: int) -> None:
     pipe.send(None)
     for example, completion in pairs:
       pipe.send(score_one(task, example, completion))
+
+
+def settle() -> None:
+  """Makes this process one that ends with its parent, and by its will alone."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
+  _die_with_the_parent()
 
 
 def _die_with_the_parent() -> None:

@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.training import packing as packing_lib
 from saw_jax.types import Array
@@ -25,6 +26,9 @@ class TrainBatch:
   old_log_probs: Array | None = None  # [B, T], before this step's updates
   behave_log_probs: Array | None = None  # [B, T], of the sampler
   ref_log_probs: Array | None = None  # [B, T], of the frozen reference
+  value_targets: Array | None = None  # float32 [B], what the value head learns
+  # [B] each: how rows add up to the world model's loss
+  world: world_model.RowWeights | None = None
   packing: packing_lib.Packing | None = None  # None: rows as they are
   prompt_size: int = flax.struct.field(pytree_node=False, default=0)
 
@@ -32,6 +36,11 @@ class TrainBatch:
   def completion_mask(self) -> Array:
     """True on the tokens that the policy chose. Shape `[B, T]`."""
     return self.roles[..., self.prompt_size :] == transcript_lib.POLICY
+
+  @property
+  def observation_mask(self) -> Array:
+    """True on the tokens that the environment wrote. Shape `[B, T]`."""
+    return self.roles[..., self.prompt_size :] == transcript_lib.OBSERVATION
 
   @property
   def valid(self) -> Array:

@@ -124,9 +124,7 @@ class Evaluator:
   def scores(
     self, mode: str, params: Any, grader: Grader, *, num_seeds: int
   ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it.
-
-    Beside what `summarise` gives, a sampled one has the means of `at_k`.
+    """Runs an evaluation and averages it; see `average`.
 
     Args:
       mode: `greedy` or `sampled`.
@@ -138,12 +136,29 @@ class Evaluator:
       The means of each seed.
     """
     result = self.run(mode, params, grader, num_seeds=num_seeds)
-    found = summarise(result, self.components)
-    if mode == "sampled":
-      for seed, values in enumerate(found):
-        for name, value in at_k(result, seed).items():
-          values[name] = float(value.mean())
-    return found
+    return average(mode, result, self.components)
+
+
+def average(
+  mode: str, result: dict[str, np.ndarray], components: Sequence[Component]
+) -> list[dict[str, float]]:
+  """Averages an evaluation.
+
+  Args:
+    mode: `greedy` or `sampled`.
+    result: from `Evaluator.run`.
+    components: of the task.
+
+  Returns:
+    For each seed what `summarise` gives, and the means of `at_k` where it was
+    sampled.
+  """
+  found = summarise(result, components)
+  if mode == "sampled":
+    for seed, values in enumerate(found):
+      for name, value in at_k(result, seed).items():
+        values[name] = float(value.mean())
+  return found
 
 
 def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:

@@ -13,10 +13,14 @@ from saw_jax import algorithms
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import Task
+from saw_jax.tasks.environment_pool import EnvironmentPool
+from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import (
+  agents,
   checkpoint,
+  episode_evaluation,
   evaluation,
   labelling,
   parallel,
@@ -82,7 +86,7 @@ class AsyncConfig:
 class Experiment(NamedTuple):
   """All that a run is made of, past the border where configs end."""
 
-  task: Task
+  task: Task | AgentTask
   tokenizer: Tokenizer
   decoder: DecoderConfig
   params: PyTree  # where every seed starts; also the KL reference
@@ -95,6 +99,7 @@ class Experiment(NamedTuple):
   evaluation: evaluation.EvaluationConfig
   grading: GradingConfig
   asynchronous: AsyncConfig = AsyncConfig()
+  episodes: agents.EpisodeConfig = agents.EpisodeConfig()
   labels: labelling.LabelConfig = labelling.LabelConfig()
 
 
@@ -157,9 +162,31 @@ def _learner_devices(experiment: Experiment) -> list[jax.Device]:
   return devices[: len(devices) - experiment.asynchronous.actor_devices]
 
 
+def open_workers(experiment: Experiment) -> Grader | EnvironmentPool:
+  """Starts the processes that score answers, or play episodes.
+
+  Args:
+    experiment: its task and its `grading`.
+
+  Returns:
+    A context manager that ends them.
+
+  Raises:
+    RewardError: a worker cannot load the task.
+  """
+  options = dataclasses.asdict(experiment.grading)
+  if isinstance(experiment.task, AgentTask):
+    return EnvironmentPool(
+      experiment.task,
+      max_chars=experiment.episodes.max_observation_chars,
+      **options,
+    )
+  return Grader(experiment.task, **options)
+
+
 def make_evaluator(
   experiment: Experiment, lift: parallel.Lift, encoder: rollouts.Encoder
-) -> evaluation.Evaluator:
+) -> evaluation.Evaluator | episode_evaluation.EpisodeEvaluator:
   """Makes the evaluation of an experiment.
 
   Args:
@@ -170,19 +197,34 @@ def make_evaluator(
   Returns:
     The evaluator.
   """
-  return evaluation.Evaluator(
-    experiment.task,
-    experiment.tokenizer,
-    encoder,
-    experiment.evaluation,
-    lambda sampling, group_size: rollouts.make_generate(
+
+  def make_sampler(sampling, group_size):
+    return rollouts.make_generate(
       lift,
       experiment.decoder,
       experiment.rollout,
       experiment.tokenizer,
       sampling=sampling,
       group_size=group_size,
-    ),
+    )
+
+  if isinstance(experiment.task, AgentTask):
+    return episode_evaluation.EpisodeEvaluator(
+      experiment.task,
+      experiment.tokenizer,
+      experiment.evaluation,
+      experiment.episodes,
+      experiment.rollout,
+      lift,
+      experiment.decoder,
+      make_sampler,
+    )
+  return evaluation.Evaluator(
+    experiment.task,
+    experiment.tokenizer,
+    encoder,
+    experiment.evaluation,
+    make_sampler,
   )
 
 
@@ -239,9 +281,7 @@ def evaluate_checkpoint(
   lift, found = restore(experiment, num_seeds, directory, step=step)
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
   evaluator = make_evaluator(experiment, lift, encoder)
-  with Grader(
-    experiment.task, **dataclasses.asdict(experiment.grading)
-  ) as grader:
+  with open_workers(experiment) as grader:
     return found.step, {
       mode: evaluator.run(mode, found.state.params, grader, num_seeds=num_seeds)
       for mode in ("greedy", "sampled")

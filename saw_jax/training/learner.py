@@ -34,6 +34,7 @@ class Learner:
     lift: how arrays are spread.
     encoder: of prompts.
     generate: the sampler, `(params, prompts, keys) -> Transcript`.
+    values: what the value head says, `(params, batch) -> [N, B]`.
   """
 
   def __init__(
@@ -89,6 +90,11 @@ class Learner:
       )
     self._log_probs = lift.wrap(
       lambda params, batch: forward(params, batch).log_probs,
+      (STATE, ROWS),
+      (ROWS,),
+    )
+    self.values = lift.wrap(
+      lambda params, batch: forward(params, batch).values,
       (STATE, ROWS),
       (ROWS,),
     )
@@ -211,19 +217,34 @@ class Learner:
     """
     zeros = np.zeros(transcript.starts.shape, np.float32)
     batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
-    observed, old = None, None
+    observed = None
     if self._observe is not None:
       observed = self._observe(self.state.params, batch)
-      old = observed.log_probs
-    elif self._needs_old:
-      old = self._log_probs(self.state.params, batch)
-    if self._needs_old:
-      batch = batch.replace(old_log_probs=old)
+      if self._needs_old:
+        batch = batch.replace(old_log_probs=observed.log_probs)
+    return self.recompute(batch), observed
+
+  def recompute(self, batch: batch_lib.TrainBatch) -> batch_lib.TrainBatch:
+    """Has the device start on the log-probs that the method needs of a batch.
+
+    Args:
+      batch: rows `[N, B]`.
+
+    Returns:
+      The batch with those of the policy before this step's updates, and of the
+      reference, as far as they are needed and not there.
+    """
+    if batch.packing is None:
+      batch = self._packed(batch, 1)
+    if self._needs_old and batch.old_log_probs is None:
+      batch = batch.replace(
+        old_log_probs=self._log_probs(self.state.params, batch)
+      )
     if self._reference is not None:
       batch = batch.replace(
         ref_log_probs=self._log_probs(self._reference, batch)
       )
-    return batch, observed
+    return batch
 
   def learn(
     self, batch: batch_lib.TrainBatch, scores: rollouts.Rollout, clock: Clock
@@ -271,6 +292,28 @@ class Learner:
     if scores.multipliers is not None:
       advantages = advantages * scores.multipliers[..., None]
     batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
+    updates = self.fit(batch, clock)
+    return _rows(
+      self.experiment.task.components,
+      scores,
+      jax.device_get(statistics),
+      updates,
+      self.num_seeds,
+    )
+
+  def fit(
+    self, batch: batch_lib.TrainBatch, clock: Clock
+  ) -> list[dict[str, np.ndarray]]:
+    """Updates the policy on a batch that is ready for it.
+
+    Args:
+      batch: rows `[N, B]`, with advantages and whatever else the terms read.
+      clock: takes the time.
+
+    Returns:
+      What each update says, by name: an array over seeds.
+    """
+    loop = self.experiment.loop
     updates = []
     for part in range(loop.num_minibatches):
       rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
@@ -280,13 +323,7 @@ class Learner:
       updates.append(values)
     updates = jax.device_get(updates)
     clock.lap("update")
-    return _rows(
-      self.experiment.task.components,
-      scores,
-      jax.device_get(statistics),
-      updates,
-      self.num_seeds,
-    )
+    return updates
 
   def _packed(
     self, batch: batch_lib.TrainBatch, num_microbatches: int
@@ -335,11 +372,27 @@ def _rows(
     row["unscored"] = float(1 - scores.scored[n].mean())
     row["length"] = float(scores.lengths[n].mean())
     row["ended"] = float(scores.ended[n].mean())
-    for name in updates[0]:
-      # What an update says of its mini-batch, averaged over the rollout's.
-      row[name] = float(np.mean([values[name][n] for values in updates]))
-    if "sampler_mismatch" in updates[0]:
-      # Only the first update meets the sampler's own parameters.
-      row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
-    rows.append(row)
+    rows.append(row | update_row(updates, n))
   return rows
+
+
+def update_row(
+  updates: Sequence[dict[str, np.ndarray]], seed: int
+) -> dict[str, float]:
+  """Says what the updates of a step said of one seed.
+
+  Args:
+    updates: of the step, from `Learner.fit`.
+    seed: its place among the seeds.
+
+  Returns:
+    What an update says of its mini-batch, averaged over the step's.
+  """
+  row = {
+    name: float(np.mean([values[name][seed] for values in updates]))
+    for name in updates[0]
+  }
+  if "sampler_mismatch" in updates[0]:
+    # Only the first update meets the sampler's own parameters.
+    row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][seed])
+  return row

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import losses, reductions, stale_losses
+from saw_jax import losses, reductions, stale_losses, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.training import packing as packing_lib
@@ -28,6 +28,7 @@ class Outputs:
 
   log_probs: Array  # float32 [B, T], of the tokens that were taken
   entropies: Array  # float32 [B, T], of the whole distribution
+  values: Array | None = None  # float32 [B], at the end of the prompt
 
 
 @flax.struct.dataclass
@@ -101,8 +102,13 @@ def make_forward(
       temperature=temperature,
       chunk_size=chunk_size,
     )
+    values = None
+    if config.value_head:
+      values = decoder.values(params, stream.prompt_hidden)
     return Outputs(
-      log_probs=_unpack(taken, batch), entropies=_unpack(entropies, batch)
+      log_probs=_unpack(taken, batch),
+      entropies=_unpack(entropies, batch),
+      values=values,
     )
 
   return forward
@@ -395,6 +401,74 @@ def entropy(*, aggregate: losses.Aggregate = losses.token_mean) -> TermFn:
   return term
 
 
+def world(token_loss: world_model.TokenLoss) -> TermFn:
+  """Makes PaW's term: to predict what an action brought about.
+
+  Args:
+    token_loss: from an observation token's log-prob to its loss.
+
+  Returns:
+    The term's function; it needs `world`, the rows' weights, and reads the
+    tokens with the role of an observation.
+  """
+
+  def term(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
+    return world_model.world_model_loss(
+      outputs.log_probs,
+      batch.observation_mask,
+      batch.require("world", "the world model"),
+      token_loss=token_loss,
+    )
+
+  return term
+
+
+def value(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
+  """Half the squared error of the value head, a mean over rows with tokens.
+
+  Args:
+    outputs: what the policy computed, with `values`.
+    batch: the batch, with `value_targets`.
+
+  Returns:
+    The sum and the number of rows. Gradient flows to the values.
+
+  Raises:
+    ValueError: the decoder has no value head, or there are no targets.
+  """
+  if outputs.values is None:
+    raise ValueError(
+      "an advantage that reads values needs config.model.value_head=True"
+    )
+  errors = outputs.values - batch.require("value_targets", "the value term")
+  rows = batch.completion_mask.any(-1)
+  return reductions.Ratio(
+    reductions.all_sum(0.5 * errors**2, where=rows),
+    reductions.all_sum(rows.astype(errors.dtype)),
+  )
+
+
+def world_diagnostics(rho: float) -> dict[str, DiagnosticFn]:
+  """Makes the diagnostics of the world model.
+
+  Args:
+    rho: probability from which a token counts as learned.
+
+  Returns:
+    `clipped_tokens`, the share of observation tokens above it, and
+    `observation_nll`, the mean negative log-likelihood of those tokens; of the
+    observations that the batch holds.
+  """
+  return {
+    "clipped_tokens": lambda outputs, batch: world_model.clipped_token_share(
+      outputs.log_probs, batch.observation_mask, rho=rho
+    ),
+    "observation_nll": lambda outputs, batch: losses.token_mean(
+      -outputs.log_probs, batch.observation_mask
+    ),
+  }
+
+
 def likelihood(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
   """Negative log-likelihood per token: the term of the warm start.
 
@@ -406,6 +480,21 @@ def likelihood(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
     The sum over the completions' tokens, and their number.
   """
   return losses.token_mean(-outputs.log_probs, batch.completion_mask)
+
+
+def observation_likelihood(
+  outputs: Outputs, batch: TrainBatch
+) -> reductions.Ratio:
+  """Negative log-likelihood per token of what the environment said.
+
+  Args:
+    outputs: what the policy computed.
+    batch: the demonstrations, with what followed them.
+
+  Returns:
+    The sum over the observations' tokens, and their number.
+  """
+  return losses.token_mean(-outputs.log_probs, batch.observation_mask)
 
 
 def mean_entropy(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:

@@ -129,8 +129,8 @@ def pack(
   S, K = layout.num_shards, layout.num_microbatches
   if B % (S * K):
     raise ValueError(f"{B} rows do not split into {S} shards of {K} parts")
-  lengths = (roles != transcript_lib.PAD).sum(-1)
-  prompts = prompt_size - starts
+  real = roles != transcript_lib.PAD
+  lengths, prompts = real.sum(-1), real[..., :prompt_size].sum(-1)
   wanted = lengths - prompts
 
   members = np.arange(B).reshape(S, B // (S * K), K)
@@ -172,7 +172,7 @@ def pack(
         packed["sources"][n, r, there] = begin + prompt - 1 + np.arange(count)
         packed["targets"][n, r, there] = tokens[n, b, prompt_size:][:count]
         rows[n, b], offsets[n, b] = j, taken
-        prompt_ends[n, b] = begin + prompt - 1
+        prompt_ends[n, b] = max(begin + prompt - 1, 0)
         begin, taken = begin + length, taken + count
   return Packing(
     **packed,

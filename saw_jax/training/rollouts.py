@@ -122,6 +122,7 @@ def make_generate(
   *,
   sampling: SamplingConfig,
   group_size: int,
+  record_entropies: bool = False,
 ) -> Generate:
   """Makes the sampler, lifted like the step is.
 
@@ -132,6 +133,7 @@ def make_generate(
     tokenizer: for its end tokens.
     sampling: temperature and truncation.
     group_size: samples per prompt, `G`.
+    record_entropies: keep those of the distributions sampled from.
 
   Returns:
     A function over arrays with a leading axis of seeds.
@@ -144,6 +146,7 @@ def make_generate(
     eos_ids=tokenizer.eos_ids,
     pad_id=tokenizer.pad_id,
     lanes=lanes,
+    record_entropies=record_entropies,
   )
   if lift.name == "seeded":
     # Not a vmap: the loop's condition and cache index are shared by all seeds.

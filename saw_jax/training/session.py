@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saw_jax.tasks.grading import Grader
 from saw_jax.training import checkpoint, labelling, metrics, progress
+from saw_jax.training import experiment as experiment_lib
 
 LOG = logging.getLogger(__name__)
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -83,7 +83,7 @@ class Session:
 
   Attributes:
     step: steps done.
-    grader: scores completions while the session is open.
+    grader: scores completions while the session is open, or plays episodes.
     host: what the loop put into the checkpoint that was resumed from.
     arrays: the arrays beside it.
   """
@@ -139,7 +139,7 @@ class Session:
       for writer in self._writers:
         opening.callback(writer.close)
       self.grader = opening.enter_context(
-        Grader(experiment.task, **vars(experiment.grading))
+        experiment_lib.open_workers(experiment)
       )
       self._interrupt = opening.enter_context(Interrupt())
       self._compilations = opening.enter_context(_count_compilations())

@@ -1,7 +1,8 @@
 """The synchronous loop: generate, score, weigh, estimate, update.
 
-Each step learns from what its own policy sampled. What a step computes is in
-the functions that it calls, and what surrounds it in `session`.
+Each step learns from what its own policy sampled: answers to prompts, or
+episodes. Where the rows of a step come from is a source; what surrounds a step
+is in `session`.
 """
 
 import functools
@@ -12,8 +13,12 @@ import numpy as np
 
 from saw_jax.tasks import data
 from saw_jax.tasks.base import Example
+from saw_jax.tasks.environments import AgentTask
+from saw_jax.tasks.grading import Grader
 from saw_jax.training import rollouts
+from saw_jax.training.episode_source import Episodes
 from saw_jax.training.experiment import Experiment
+from saw_jax.training.labelling import Labeller
 from saw_jax.training.learner import Learner
 from saw_jax.training.session import Clock, Result, Session
 
@@ -42,62 +47,115 @@ def run(
     CheckpointError: the checkpoint to go on from is damaged or does not fit.
     RewardError: a reward function misbehaved.
   """
-  loop = experiment.loop
-  train_examples = experiment.task.examples("train")
   learner = Learner(experiment, len(seeds))
   with Session(
     learner, seeds, directory=directory, resume_step=resume_step
   ) as session:
-    labeller = session.labeller()
+    if isinstance(experiment.task, AgentTask):
+      source = Episodes(learner, seeds, session.grader)
+    else:
+      source = Responses(
+        learner, seeds, session.grader, labeller=session.labeller()
+      )
     while session.goes_on:
       clock, step = Clock(), session.step
-      examples = [
-        step_examples(train_examples, loop.prompts_per_step, seed, step)
-        for seed in seeds
-      ]
-      ids = np.array([[example.key for example in row] for row in examples])
-      transcript = rollouts.sample(
-        learner.generate,
-        learner.state.params,
-        examples,
-        rollouts.row_keys(seeds, step, ids, loop.group_size),
-        encoder=learner.encoder,
-        multiple=experiment.rollout.completion_multiple,
-      )
-      transcript = transcript.replace(
-        policy_versions=np.full_like(
-          transcript.policy_versions, step * loop.num_minibatches
-        )
-      )
-      clock.lap("generate")
-      batch, observed = learner.prepare(transcript)
-      if labeller is None:
-        scores = rollouts.score(
-          transcript,
-          examples,
-          tokenizer=experiment.tokenizer,
-          grader=session.grader,
-        )
-        clock.lap("score")
-        rows = learner.learn(batch, scores, clock)
-      else:
-        scores = labeller.score(
-          transcript,
-          observed,
-          examples,
-          grader=session.grader,
-          step=step,
-          clock=clock,
-        )
-        rows = learner.learn(batch, scores, clock)
-        rows = labeller.train(rows, step=step, clock=clock)
+      rows, tokens = source.learn(step, clock)
       session.end_step(
         rows,
         clock,
-        tokens=float(scores.lengths.sum()),
-        pack=labeller and functools.partial(labeller.pack, step + 1),
+        tokens=tokens,
+        pack=functools.partial(source.pack, step + 1),
       )
     return session.result()
+
+
+class Responses:
+  """The source of rows that are answers to prompts."""
+
+  def __init__(
+    self,
+    learner: Learner,
+    seeds: Sequence[int],
+    grader: Grader,
+    *,
+    labeller: Labeller | None = None,
+  ):
+    """Takes the training examples.
+
+    Args:
+      learner: of all seeds.
+      seeds: of the runs.
+      grader: scores the answers.
+      labeller: says what they are scored against; by default the truth.
+    """
+    self._learner, self._seeds, self._grader = learner, list(seeds), grader
+    self._labeller = labeller
+    self._examples = learner.experiment.task.examples("train")
+
+  def learn(self, step: int, clock: Clock) -> tuple[list[dict], float]:
+    """Samples and scores the answers of a step, and updates the policy.
+
+    Args:
+      step: of the run, from 0; with state and seeds it decides everything.
+      clock: takes the time of each part.
+
+    Returns:
+      What each seed logs, and how many tokens were learned from.
+    """
+    learner, experiment = self._learner, self._learner.experiment
+    loop = experiment.loop
+    examples = [
+      step_examples(self._examples, loop.prompts_per_step, seed, step)
+      for seed in self._seeds
+    ]
+    ids = np.array([[example.key for example in row] for row in examples])
+    transcript = rollouts.sample(
+      learner.generate,
+      learner.state.params,
+      examples,
+      rollouts.row_keys(self._seeds, step, ids, loop.group_size),
+      encoder=learner.encoder,
+      multiple=experiment.rollout.completion_multiple,
+    )
+    transcript = transcript.replace(
+      policy_versions=np.full_like(
+        transcript.policy_versions, step * loop.num_minibatches
+      )
+    )
+    clock.lap("generate")
+    batch, observed = learner.prepare(transcript)
+    if self._labeller is None:
+      scores = rollouts.score(
+        transcript,
+        examples,
+        tokenizer=experiment.tokenizer,
+        grader=self._grader,
+      )
+      clock.lap("score")
+    else:
+      scores = self._labeller.score(
+        transcript,
+        observed,
+        examples,
+        grader=self._grader,
+        step=step,
+        clock=clock,
+      )
+    rows = learner.learn(batch, scores, clock)
+    if self._labeller is not None:
+      rows = self._labeller.train(rows, step=step, clock=clock)
+    return rows, float(scores.lengths.sum())
+
+  def pack(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns what a checkpoint must hold beside the learner's state.
+
+    Args:
+      step: steps done.
+
+    Returns:
+      A document and arrays, of labels where they are bought.
+    """
+    return ({}, {}) if self._labeller is None else self._labeller.pack(step)
 
 
 def step_examples(

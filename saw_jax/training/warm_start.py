@@ -46,6 +46,7 @@ class WarmStartConfig:
   num_demonstrations: int = 4096
   seed: int = 0
   log_interval: int = 100
+  observation_coefficient: float = 0.0  # of what followed a demonstrated action
   optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
     learning_rate=3e-3,
     schedule="cosine",
@@ -58,7 +59,9 @@ class WarmStartConfig:
 def pack_demonstrations(
   prompts: Sequence[Sequence[int]],
   completions: Sequence[Sequence[int]],
+  observations: Sequence[Sequence[int]] | None = None,
   *,
+  glue: Sequence[int] = (),
   multiple: int = 16,
 ) -> TrainBatch:
   """Lays demonstrations out as transcripts.
@@ -66,25 +69,40 @@ def pack_demonstrations(
   Args:
     prompts: token ids of each prompt.
     completions: token ids of each completion, its end token included.
+    observations: token ids of what followed each, if anything did.
+    glue: tokens of the chat template before those.
     multiple: both sizes are rounded up to it.
 
   Returns:
     A batch of NumPy arrays, one row a demonstration; advantages are 1.
   """
   rows = len(prompts)
+  glue = glue if observations is not None else ()
+  follows = [[] for _ in prompts] if observations is None else observations
   prompt_size = _round_up(max(map(len, prompts)), multiple)
-  completion_size = _round_up(max(map(len, completions)), multiple)
+  completion_size = _round_up(
+    max(
+      len(completion) + len(glue) + len(follow)
+      for completion, follow in zip(completions, follows, strict=True)
+    ),
+    multiple,
+  )
   shape = (rows, prompt_size + completion_size)
   tokens = np.zeros(shape, np.int32)
   roles = np.full(shape, transcript_lib.PAD, np.int8)
-  for row, (prompt, completion) in enumerate(
-    zip(prompts, completions, strict=True)
+  for row, (prompt, completion, follow) in enumerate(
+    zip(prompts, completions, follows, strict=True)
   ):
-    begin, end = prompt_size - len(prompt), prompt_size + len(completion)
-    tokens[row, begin:prompt_size] = prompt
-    tokens[row, prompt_size:end] = completion
-    roles[row, begin:prompt_size] = transcript_lib.PROMPT
-    roles[row, prompt_size:end] = transcript_lib.POLICY
+    begin = prompt_size - len(prompt)
+    for part, role in (
+      (prompt, transcript_lib.PROMPT),
+      (completion, transcript_lib.POLICY),
+      (glue if len(follow) else (), transcript_lib.GLUE),
+      (follow, transcript_lib.OBSERVATION),
+    ):
+      tokens[row, begin : begin + len(part)] = part
+      roles[row, begin : begin + len(part)] = role
+      begin += len(part)
   return TrainBatch(
     tokens=tokens,
     roles=roles,
@@ -131,12 +149,14 @@ def warm_start(
       store.close()
 
   optimiser = optimizer_lib.make_optimizer(config.optimizer, config.num_steps)
+  terms = {"likelihood": objective.Term(objective.likelihood)}
+  if config.observation_coefficient:
+    terms["observations"] = objective.Term(
+      objective.observation_likelihood, config.observation_coefficient
+    )
   step_fn = jax.jit(
     update.make_update(
-      objective.make_objective(
-        objective.make_forward(decoder_config),
-        {"likelihood": objective.Term(objective.likelihood)},
-      ),
+      objective.make_objective(objective.make_forward(decoder_config), terms),
       optimiser,
     ),
     donate_argnums=0,

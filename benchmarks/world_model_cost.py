@@ -1,0 +1,159 @@
+"""What PaW costs: time of a step and memory of an update, as ratios.
+
+  python benchmarks/world_model_cost.py
+
+Trains the tiny household with the base algorithm and with PaW in turn, in one
+process and from the same policy, and writes
+benchmarks/results/world_model_cost.{json,md}: ratios of the times of a step and
+of its update, and of the memory that the compiled update needs beside its
+arguments. The policy is untrained, so that all episodes have all their steps
+and all rows of the table have the same work but for the observations.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+REPETITIONS = 4
+STEPS = 6
+ROWS = ("grpo", "grpo_paw", "paw_all")
+
+
+class Stopwatch:
+  """Plays and learns step by step, without a run directory."""
+
+  def __init__(self, row: str):
+    from configs.paw import household
+    from experiments import build
+    from saw_jax.training import experiment as experiment_lib
+    from saw_jax.training import learner
+
+    config = household.get_config(f"row={row},scale=tiny")
+    config.warm_start.num_steps = 0
+    # Not learning: every step of every row has the same work.
+    config.optimizer.learning_rate = 0.0
+    self.experiment = build.build(config)
+    self.pool = experiment_lib.open_workers(self.experiment)
+    outer = self
+
+    class Keeping(learner.Learner):
+      """Keeps the batch of a step, for the memory of its update."""
+
+      def fit(self, batch, clock):
+        outer.batch = batch
+        return super().fit(batch, clock)
+
+    self.learner = Keeping(self.experiment, 1)
+    from saw_jax.training import episode_source
+
+    self.source = episode_source.Episodes(self.learner, [0], self.pool)
+    self.step = 0
+
+  def run(self, steps: int) -> list[dict[str, float]]:
+    from saw_jax.training.session import Clock
+
+    found = []
+    for _ in range(steps):
+      clock = Clock()
+      self.source.learn(self.step, clock)
+      self.step += 1
+      found.append(clock.seconds())
+    return found
+
+  def memory(self) -> int:
+    """Bytes that the compiled update needs beside its arguments."""
+    import jax
+
+    from saw_jax.training import objective, optimizer, update
+
+    made = self.experiment
+    fn = update.make_update(
+      objective.make_objective(
+        objective.make_forward(made.decoder, chunk_size=made.loop.chunk_size),
+        made.method.terms,
+        made.method.diagnostics,
+      ),
+      optimizer.make_optimizer(made.optimizer, 1),
+    )
+    one = jax.tree.map(lambda x: x[0], (self.learner.state, self.batch))
+    compiled = jax.jit(fn).lower(*one).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def main() -> None:
+  from saw_jax.training import run_directory
+
+  watches = {row: Stopwatch(row) for row in ROWS}
+  for watch in watches.values():
+    watch.run(2)  # compiles
+  seconds = {row: [] for row in ROWS}
+  for repetition in range(REPETITIONS):
+    order = list(ROWS)
+    if repetition % 2:
+      order.reverse()  # no row always goes first
+    for row in order:
+      laps = watches[row].run(STEPS)
+      seconds[row].append(
+        {
+          name: float(np.median([lap[name] for lap in laps]))
+          for name in ("generate", "update", "step")
+        }
+      )
+  memory = {row: watch.memory() for row, watch in watches.items()}
+  rows = {}
+  for row in ROWS:
+    rows[row] = {"memory": memory[row] / memory["grpo"]}
+    for name in ("generate", "update", "step"):
+      ratios = [
+        own[name] / base[name]
+        for own, base in zip(seconds[row], seconds["grpo"], strict=True)
+      ]
+      rows[row][name] = float(np.median(ratios))
+      rows[row][f"{name}_range"] = [min(ratios), max(ratios)]
+    batch = watches[row].batch
+    rows[row]["tokens"] = int(np.asarray(batch.valid).sum())
+    rows[row]["width"] = int(batch.tokens.shape[-1])
+  for watch in watches.values():
+    watch.pool.close()
+
+  document = {
+    "rows": rows,
+    "repetitions": REPETITIONS,
+    "steps": STEPS,
+    **run_directory.environment(),
+  }
+  out = ROOT / "benchmarks" / "results"
+  out.mkdir(exist_ok=True)
+  path = out / "world_model_cost.json"
+  path.write_text(json.dumps(document, indent=2) + "\n")
+  lines = [
+    "### What PaW costs, against its base algorithm",
+    "",
+    "| row | step | range | update | memory of the update | tokens of a row |",
+    "| --- | ---: | ---: | ---: | ---: | ---: |",
+  ]
+  for row, found in rows.items():
+    low, high = found["step_range"]
+    lines.append(
+      f"| {row} | {found['step']:.2f} | {low:.2f} to {high:.2f} | "
+      f"{found['update']:.2f} | {found['memory']:.2f} | {found['width']} |"
+    )
+  lines += [
+    "",
+    f"Household at tiny, one seed, {REPETITIONS} repetitions of {STEPS} steps, "
+    "in turn; medians of ratios. A row of the paper has thousands of tokens of "
+    "prompt and action and its observation is a small part; here it is a "
+    f"third. {document['machine']}, commit {document['commit']}.",
+    "",
+  ]
+  (out / "world_model_cost.md").write_text("\n".join(lines))
+  print("\n".join(lines))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,204 @@
+"""Writes down a table of episodes: success, differences, and the world model.
+
+`reproduce.py` calls it for a config that says which `CURVES` it draws.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+# Kept of every step; loss/world_model and its like where a row has them.
+_KEPT = (
+  "success",
+  "reward/return",
+  "steps",
+  "invalid",
+  "failed",
+  "entropy",
+  "lambda",
+  "loss/world_model",
+  "clipped_tokens",
+  "observation_nll",
+)
+_SECONDS = ("generate", "estimate", "lay out", "update", "step")
+_COMPILING = 5  # steps at the start whose times are not counted
+
+
+def write(
+  module, directories: Mapping, out: pathlib.Path, *, scale: str, command: str
+) -> None:
+  """Writes table.md, table.csv, runs.csv, curves.csv, evals.csv and pictures.
+
+  Args:
+    module: the config, with what its table shows.
+    directories: run directory by row.
+    out: where to.
+    scale: of the runs.
+    command: that makes it again.
+  """
+  from saw_jax.reporting import papers, plots, runs, statistics, tables
+  from saw_jax.training import run_directory
+
+  out.mkdir(parents=True, exist_ok=True)
+  finals = {row: runs.read_finals([path]) for row, path in directories.items()}
+  curves = {row: runs.read_curves([path]) for row, path in directories.items()}
+  evals = {
+    row: runs.read_curves([path], name="evals")
+    for row, path in directories.items()
+  }
+  documents = [run_directory.read_run(path) for path in directories.values()]
+  commits = sorted({document["commit"] for document in documents})
+
+  cells = papers.read(module.__name__.split(".")[1])
+  published = {
+    row: {
+      f"{fields['metric']}, {fields['benchmark']}": papers.select(
+        cells, **fields
+      )[0]
+    }
+    for row, fields in module.PUBLISHED.items()
+    if row in directories
+  }
+  table = tables.Table(
+    f"{module.TITLE}, held out",
+    scale,
+    tables.own_cells(finals, module.METRICS),
+    published,
+  )
+  tables.write(table, out)
+  runs.write_results(out / "runs.csv", finals, commit="/".join(commits))
+  runs.write_curves(out / "curves.csv", curves, names=_KEPT)
+  runs.write_curves(
+    out / "evals.csv", evals, names=("right", "observation_accuracy")
+  )
+
+  lines = ["", *_over_time(module, curves), "", *_costs(curves)]
+  differences = _differences(module, finals, curves, statistics)
+  if differences:
+    lines += ["", "### Paired differences", ""]
+    lines += [tables.differences_to_markdown(differences)]
+  seeds = next(iter(finals.values())).seeds
+  steps = next(iter(finals.values())).step
+  lines += [
+    f"{steps} steps a run. Made by `python {command}` at commit "
+    f"{', '.join(commits)}; seeds {', '.join(map(str, seeds))}; "
+    f"{documents[0]['machine']}.",
+    "",
+  ]
+  with (out / "table.md").open("a", encoding="utf-8") as file:
+    file.write("\n".join(lines))
+
+  title = f"{module.TITLE}, scale {scale}"
+  for kind, rows in module.FIGURES.items():
+    shown = {row: curves[row] for row in rows if row in curves}
+    if shown:
+      plots.metric_panels(
+        {"training worlds": shown},
+        {"success": "success"},
+        quantity="success rate",
+        title=title,
+        window=module.WINDOW,
+        path=out / f"success_{kind}.png",
+      )
+  for metric, heading in module.CURVES.items():
+    shown = {
+      row: found for row, found in curves.items() if metric in found.values
+    }
+    if shown:
+      plots.metric_panels(
+        {"training": shown},
+        {heading: metric},
+        quantity=heading,
+        title=title,
+        window=module.WINDOW,
+        path=out / f"{metric.rpartition('/')[2]}.png",
+      )
+  heading = next(iter(module.METRICS))
+  found = {
+    label: cells[heading]
+    for label, cells in differences.items()
+    if heading in cells
+  }
+  if found:
+    plots.difference_forest(
+      found,
+      quantity=f"held-out {heading}",
+      title=title,
+      path=out / "differences.png",
+    )
+
+
+def _over_time(module, curves) -> list[str]:
+  """The first and the last steps of each row, as means over seeds."""
+  window = module.WINDOW
+  lines = [
+    f"### First and last {window} steps of training, mean over seeds",
+    "",
+    f"| row | {' | '.join(module.CURVES.values())} |",
+    "| --- |" + " ---: |" * len(module.CURVES),
+  ]
+  for row, found in curves.items():
+    cells = []
+    for metric in module.CURVES:
+      values = found.values.get(metric)
+      cells.append(
+        "-"
+        if values is None
+        else f"{np.nanmean(values[:, :window]):.3f} → "
+        f"{np.nanmean(values[:, -window:]):.3f}"
+      )
+    lines.append(f"| {row} | {' | '.join(cells)} |")
+  return lines
+
+
+def _costs(curves) -> list[str]:
+  """Seconds of the parts of a step; rows ran one after another."""
+  lines = [
+    "### Seconds of a step, median",
+    "",
+    f"| row | {' | '.join(_SECONDS)} |",
+    "| --- |" + " ---: |" * len(_SECONDS),
+  ]
+  for row, found in curves.items():
+    # Timings are of the program, not of a seed. The first steps compile.
+    cells = [
+      f"{np.median(found.values[f'seconds/{name}'][0, _COMPILING:]):.3f}"
+      if found.values[f"seconds/{name}"].shape[1] > _COMPILING
+      else "-"
+      for name in _SECONDS
+    ]
+    lines.append(f"| {row} | {' | '.join(cells)} |")
+  return [
+    *lines,
+    "",
+    "A step trains all seeds at once. Rows ran one after another on a shared "
+    "machine: for ratios see `benchmarks/world_model_cost.py`.",
+  ]
+
+
+def _differences(module, finals, curves, statistics) -> dict:
+  differences = {}
+  for treated, control in module.COMPARISONS:
+    if treated not in finals or control not in finals:
+      continue
+    if len(finals[treated].seeds) < 2:
+      continue
+    cells = differences[f"{treated} - {control}"] = {}
+    for heading, name in module.METRICS.items():
+      cells[heading] = statistics.paired_difference(
+        finals[treated].by_seed(name), finals[control].by_seed(name)
+      )
+    cells["success, mean over training"] = statistics.paired_difference(
+      *(
+        dict(
+          zip(
+            curves[row].seeds,
+            curves[row].values["success"].mean(-1),
+            strict=True,
+          )
+        )
+        for row in (treated, control)
+      )
+    )
+  return differences

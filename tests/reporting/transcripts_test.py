@@ -1,0 +1,70 @@
+"""Tests of saw_jax/reporting/transcripts.py."""
+
+import html.parser
+
+import pytest
+
+from saw_jax.reporting import transcripts
+from saw_jax.reporting.transcripts import Episode, Segment, Step
+
+
+class Reader(html.parser.HTMLParser):
+  """Collects the text of each class, and which tags there are."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.texts, self.tags = [], [], set()
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.add(tag)
+    if tag not in ("meta",):
+      self.open.append((tag, dict(attrs).get("class")))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop()[0] == tag
+
+  def handle_data(self, data):
+    if self.open:
+      self.texts.append((self.open[-1][1], data))
+
+
+def read(page):
+  reader = Reader()
+  reader.feed(page)
+  assert not reader.open
+  return reader
+
+
+def page(*segments, note="", title="won"):
+  return transcripts.to_html(
+    "Two episodes", [Episode(title, [Step(segments, note)])]
+  )
+
+
+def test_every_role_has_its_class():
+  found = read(
+    page(*(Segment(role, f"by {role}") for role in transcripts.ROLES))
+  )
+  for role in transcripts.ROLES:
+    assert (role, f"by {role}") in found.texts
+
+
+def test_what_a_policy_writes_is_text():
+  hostile = "<script>alert(1)</script>&amp;\0\x1b[2J"
+  made = page(Segment("policy", hostile), note="<b>", title="<i>")
+  found = read(made)
+  assert not found.tags & {"script", "b", "i"}
+  said = "".join(text for kind, text in found.texts if kind == "policy")
+  assert "<script>alert(1)</script>&amp;\\x00\\x1b[2J" in said
+  assert "\0" not in made
+
+
+def test_notes_and_titles_are_there():
+  found = read(page(Segment("prompt", "a"), note="reward 10", title="lost"))
+  texts = [text for _, text in found.texts]
+  assert "lost" in texts and "step 1 · reward 10" in texts
+
+
+def test_an_unknown_role_is_named():
+  with pytest.raises(ValueError, match="no role 'poet'"):
+    page(Segment("poet", "a"))

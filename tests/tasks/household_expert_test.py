@@ -1,0 +1,61 @@
+"""Tests of saw_jax/tasks/household_expert.py."""
+
+import pytest
+
+from saw_jax.tasks import household
+from saw_jax.tasks import household_world as hw
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.household_expert import Expert
+
+
+def play(env, seed, wrong=0.0):
+  """Plays an episode; returns its actions."""
+  draws = Draws("test", seed)
+  expert = Expert(env, draws)
+  actions = []
+  while not env.done:
+    action = expert.action()
+    assert action in env.admissible_actions, (action, env.world)
+    if draws.chance(wrong):
+      action = draws.choice(env.admissible_actions)
+    env.step(action)
+    actions.append(action)
+  return actions
+
+
+@pytest.mark.parametrize("kind", hw.KINDS)
+@pytest.mark.parametrize("wrong", [0.0, 0.5])
+def test_it_solves_every_world_whatever_happens_to_it(kind, wrong):
+  env = household.Household(
+    "train", kinds=[kind], receptacles=5, objects=6, max_steps=400
+  )
+  for seed in range(40):
+    env.reset(seed)
+    play(env, seed, wrong)
+    assert env.won, env.world
+
+
+def test_it_knows_only_what_it_has_seen():
+  env = household.Household("train", receptacles=8, objects=8)
+  longer = 0
+  for seed in range(60):
+    env.reset(seed)
+    actions = play(env, seed)
+    shortest = household.shortest_plan(env.world)
+    assert len(actions) >= len(shortest)
+    longer += len(actions) > len(shortest)
+    # What it takes, it has seen: it was there, and the place was open.
+    for i, action in enumerate(actions):
+      if action.startswith("take "):
+        place = action.partition(" from ")[2]
+        assert f"go to {place}" in actions[:i]
+  assert longer > 30
+
+
+def test_the_order_of_its_search_is_the_draws():
+  env = household.Household("train", kinds=["pick"])
+  orders = set()
+  for seed in (0, 0, 1, 2):
+    env.reset(5)
+    orders.add(tuple(play(env, seed)))
+  assert len(orders) == 3
