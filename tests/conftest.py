@@ -1,11 +1,28 @@
 """Settings that have to be made before JAX starts."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+
+# Many tests run the same small programs, each with functions of its own: what
+# one has compiled, the others read. It halves the time of the whole suite. The
+# environment says it to the programs that tests start, too.
+_CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "compiled_tests"
+for name, value in (
+  ("JAX_COMPILATION_CACHE_DIR", str(_CACHE)),
+  ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2"),
+  ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
+):
+  os.environ.setdefault(name, value)
+jax.config.update(
+  "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Four devices, so that meshes, `pmap` and `shard_map` are tested for real.
 jax.config.update("jax_num_cpu_devices", 4)

@@ -15,6 +15,7 @@ SCRIPTS = (
   "doctor",
   "reproduce",
   "annotate",
+  "draw_gap",
   "export",
   "generate",
 )
@@ -280,6 +281,7 @@ class TestHelp:
       "doctor": "--config",
       "reproduce": "--table",
       "annotate": "--ledger",
+      "draw_gap": "--group_size",
       "generate": "--model",
     }
     assert wanted.get(name, "--workdir") in done.stdout

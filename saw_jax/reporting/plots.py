@@ -285,6 +285,56 @@ def sweep(
   return _save(figure, path)
 
 
+def heat_map(
+  values: np.ndarray,
+  *,
+  across: str,
+  down: str,
+  quantity: str,
+  title: str = "",
+  path: str | os.PathLike | None = None,
+) -> "Figure":
+  """Draws a number for each pair of counts, with the number in its cell.
+
+  Args:
+    values: by count down and count across, from 0; NaN where a pair cannot
+      occur, which is left blank. Shape `[Y, X]`.
+    across: labels the horizontal axis.
+    down: labels the vertical axis, which points up.
+    quantity: what the numbers are; labels the scale.
+    title: above the panel.
+    path: of a PNG to write.
+
+  Returns:
+    The figure.
+
+  Raises:
+    ImportError: Matplotlib is absent.
+    ValueError: `values` is not a matrix.
+  """
+  values = np.asarray(values, float)
+  if values.ndim != 2:
+    raise ValueError(f"a heat map is a matrix, not of shape {values.shape}")
+  figure = _figure(width=6.4, height=4.8)
+  ax = figure.subplots()
+  image = ax.imshow(values, origin="lower", cmap="viridis")
+  middle = (np.nanmin(values) + np.nanmax(values)) / 2
+  for y, x in zip(*np.nonzero(~np.isnan(values)), strict=True):
+    color = "white" if values[y, x] < middle else "black"
+    ax.text(
+      x, y, f"{values[y, x]:.2f}", ha="center", va="center", color=color,
+      fontsize=8,
+    )  # fmt: skip
+  ax.set_xticks(range(values.shape[1]))
+  ax.set_yticks(range(values.shape[0]))
+  ax.set_xlabel(across)
+  ax.set_ylabel(down)
+  figure.colorbar(image, ax=ax, label=quantity)
+  if title:
+    ax.set_title(title, loc="left")
+  return _save(figure, path)
+
+
 def difference_forest(
   differences: Mapping[str, statistics.PairedDifference],
   *,

@@ -240,6 +240,24 @@ class TestSweep:
       plots.sweep({}, swept="lag", quantity="score")
 
 
+class TestHeatMap:
+  def test_each_cell_says_its_number_and_impossible_ones_nothing(self):
+    values = np.array([[0.0, 2.5, 3.25], [np.nan, 1.0, np.nan]])
+    figure = plots.heat_map(values, across="x", down="y", quantity="z")
+    ax = figure.axes[0]
+    found = {text.get_position(): text.get_text() for text in ax.texts}
+    assert found == {
+      (0, 0): "0.00", (1, 0): "2.50", (2, 0): "3.25", (1, 1): "1.00",
+    }  # fmt: skip
+    bottom, top = ax.get_ylim()
+    assert bottom < top
+    assert figure.axes[1].get_ylabel() == "z"
+
+  def test_a_row_is_no_matrix(self):
+    with pytest.raises(ValueError, match=r"not of shape \(3,\)"):
+      plots.heat_map(np.zeros(3), across="x", down="y", quantity="z")
+
+
 class TestBands:
   def test_one_deviation(self):
     # Two seeds at 0 and 2: mean 1, sample deviation sqrt(2).
