@@ -15,7 +15,7 @@ from configs import base
 from saw_jax import algorithms
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.labels import care
-from saw_jax.models import decoder, pretrained
+from saw_jax.models import decoder, hub_weights, pretrained
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks import environments
@@ -227,6 +227,12 @@ def open_checkpoint(
     raise FileNotFoundError(f"--config.checkpoint: {error}") from error
   longest = rollout.max_prompt_tokens + rollout.max_new_tokens
   source = pretrained.open_checkpoint(path, max_length=longest)
+  LOG.info(
+    "%s: %s, %.0f M parameters",
+    path,
+    source.document["architectures"][0],
+    hub_weights.count_parameters(source.config) / 1e6,
+  )
   made_for = source.document.get("max_position_embeddings")
   if made_for and longest > made_for:
     LOG.warning(

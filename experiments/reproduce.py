@@ -24,6 +24,9 @@ _SCALE = flags.DEFINE_string("scale", "tiny", "tiny, small or paper.")
 _ROWS = flags.DEFINE_list("rows", [], "Rows of the table; all by default.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds a row.", 1)
 _STEPS = flags.DEFINE_integer("steps", None, "Steps; the config's by default.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "config.checkpoint of every row; see docs/checkpoints.md."
+)
 _RUNS = flags.DEFINE_string("runs", "runs", "Where run directories go.")
 _OUT = flags.DEFINE_string(
   "out", None, "Where tables go; results/<table>/<scale> by default."
@@ -98,6 +101,8 @@ def _config(module, row: str):
   config = module.get_config(f"{argument},scale={_SCALE.value}")
   if _STEPS.value is not None or _DEMO.value:
     config.loop.num_steps = _STEPS.value or _DEMO_STEPS
+  if _CHECKPOINT.value is not None:
+    config.checkpoint = _CHECKPOINT.value
   return config.lock()
 
 

@@ -210,6 +210,18 @@ class TestMistakesInFlags:
   def test_reproduce_says_what_is_wrong_in_one_line(self, words, message):
     assert message in complaint("reproduce", *words)
 
+  def test_reproduce_names_a_checkpoint_that_is_not_there(self, tmp_path):
+    done = script(
+      "reproduce",
+      "--table=saw/tool_calling",
+      "--scale=small",
+      "--checkpoint=nowhere",
+      f"--runs={tmp_path}",
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: --config.checkpoint: there is no 'nowhere'")
+
   def test_a_traceback_is_there_for_who_asks(self):
     done = script(
       "train", "--workdir=x", CONFIG + ":row=x", SAW_JAX_TRACEBACK="1"

@@ -302,17 +302,22 @@ def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
   for i, (prompt, row) in enumerate(zip(ids, chosen, strict=True)):
     said = log_probs[i, len(prompt) - 1 : len(prompt) - 1 + len(row)]
     assert said.argmax(-1).tolist() == row, PROMPTS[i]
+    # Through 30 layers, of logits up to 20.
+    np.testing.assert_allclose(
+      ours.behave_log_probs[i, : len(row)], said.max(-1), rtol=0, atol=1e-3
+    )
     assert len(row) == NEW_TOKENS or row[-1] in tokenizer.eos_ids
 
 
-def test_smollm2_writes_a_conversation_as_theirs_does(smollm2_path):
+def test_smollm2_writes_a_conversation_as_theirs_does(smollm2_path, tmp_path):
+  # Theirs reads what ours has rebuilt: from a GGUF file it would itself lose
+  # the rule that each digit is a token.
   _, transformers = hub()
-  theirs = transformers.AutoTokenizer.from_pretrained(
-    smollm2_path.parent, gguf_file=smollm2_path.name
-  )
   ours = hub_tokenizer.open_tokenizer(smollm2_path)
+  ours.save(tmp_path)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   for messages in (
-    [{"role": "user", "content": "Hello there"}],
+    [{"role": "user", "content": "What is 12 + 345?"}],
     [
       {"role": "system", "content": "Be brief.\nBe kind."},
       {"role": "user", "content": "What now?"},
@@ -324,6 +329,25 @@ def test_smollm2_writes_a_conversation_as_theirs_does(smollm2_path):
       messages, tokenize=False, add_generation_prompt=True
     )
     assert ours.render(messages) == text
-    # Theirs loses the rule that each digit is a token: there are none here.
     expected = theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.encode_chat(messages) == expected
+    digits = [theirs.decode([i]) for i in expected]
+    assert all(len(word) == 1 for word in digits if word.strip().isdigit())
+  assert theirs.eos_token_id in ours.eos_ids
+  assert theirs.pad_token_id == ours.pad_id
+
+
+def test_smollm2_is_cut_as_theirs_is_where_theirs_has_the_rule(smollm2_path):
+  # Text without digits: there theirs is right about the file.
+  _, transformers = hub()
+  theirs = transformers.AutoTokenizer.from_pretrained(
+    smollm2_path.parent, gguf_file=smollm2_path.name
+  )
+  ours = hub_tokenizer.open_tokenizer(smollm2_path)
+  for text in (
+    "Hello there, Ms. O'Neill -- it's late!",
+    "def f(x):\n\treturn {**x}\n\n\n  # done…",
+    "Après ça, 漢字と仮名; привет 🙂",
+  ):
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.encode(text) == expected

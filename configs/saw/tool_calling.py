@@ -8,8 +8,8 @@ Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient.
 Scales:
   tiny   generated requests, a decoder of 0.1 M parameters from a short
          supervised start; minutes on two CPU cores
-  small  ToolRL's own rows and a checkpoint that fits one GPU: SmolLM2, or what
-         --config.checkpoint names (docs/checkpoints.md)
+  small  ToolRL's own rows and a pretrained model on one GPU, by default
+         Qwen2.5-1.5B-Instruct (--config.checkpoint=DIR, docs/checkpoints.md)
   paper  Qwen2.5-1.5B-Instruct, batch and data of the released scripts
 
 KL: the released code gives the `grpo` row a KL of 0.001 in the reward and the
@@ -80,9 +80,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _small(config: ml_collections.ConfigDict) -> None:
   _paper(config)
-  # One GPU: a smaller batch of the same data, the same number of updates, and a
-  # model that `pip` installs unless another is named.
-  config.checkpoint = "smollm2"
+  # One GPU: a smaller batch of the same data, the same number of updates.
   config.loop.prompts_per_step = 64
   config.loop.num_minibatches = 4
   config.loop.num_microbatches = 4

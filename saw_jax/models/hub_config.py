@@ -298,7 +298,9 @@ def rope_factors(
       )
     scale = rope.get("attention_factor")
     if scale is None:
-      extension = rope.get("factor") or longrope_extension(rope, length)
+      extension = rope.get("factor")
+      if extension is None:
+        extension = (rope.get("max_position_embeddings") or length) / length
       scale = 1.0
       if extension > 1:
         scale = math.sqrt(1 + math.log(extension) / math.log(length))
@@ -339,19 +341,6 @@ def rope_factors(
     if one and every:
       scale = _yarn_scale(factor, one) / _yarn_scale(factor, every)
   return tuple(1 / ((1 - r) + r / factor) for r in ramps), float(scale)
-
-
-def longrope_extension(rope: Mapping[str, Any], length: float) -> float:
-  """Says how much longer than in its first training a model's context is.
-
-  Args:
-    rope: with `max_position_embeddings`, if it is known.
-    length: of the first training.
-
-  Returns:
-    The ratio; 1 if the published length is not known.
-  """
-  return (rope.get("max_position_embeddings") or length) / length
 
 
 def _yarn_scale(factor: float, multiplier: float = 1.0) -> float:
