@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from saw_jax import losses, reductions, stale_losses, world_model
 from saw_jax.models import decoder, log_probs
@@ -312,11 +313,11 @@ def value(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
     raise ValueError(
       "an advantage that reads values needs config.model.value_head=True"
     )
-  errors = outputs.values - batch.require("value_targets", "the value term")
   rows = batch.completion_mask.any(-1)
+  targets = batch.require("value_targets", "the value term")
+  errors = reductions.select(outputs.values - targets, rows)
   return reductions.Ratio(
-    reductions.all_sum(0.5 * errors**2, where=rows),
-    reductions.all_sum(rows.astype(errors.dtype)),
+    0.5 * jnp.sum(errors**2), jnp.sum(rows.astype(errors.dtype))
   )
 
 
