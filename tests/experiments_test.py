@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=configs/saw/tool_calling.py"
-SCRIPTS = ("train", "evaluate", "doctor", "reproduce")
+SCRIPTS = ("train", "evaluate", "doctor", "reproduce", "show_episodes")
 
 # Runs a script as its own process would, and says whether JAX came with it.
 _RUN = """
