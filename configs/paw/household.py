@@ -175,7 +175,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.loop.group_size = 8
   config.loop.checkpoint_interval = 20
   config.loop.chunk_size = 4096
-  config.evaluation.interval = 10
+  config.evaluation.interval = 20
   config.evaluation.num_examples = 128
   config.evaluation.samples = 4
 
