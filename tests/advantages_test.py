@@ -758,6 +758,55 @@ class StepsTest(chex.TestCase):
     assert not gradient.any()
 
 
+class LeaveOneOutTest(chex.TestCase):
+  def test_it_is_the_reward_less_the_mean_of_the_others(self):
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(3, 5)).astype(np.float32)
+    scored = np.array([[1] * 5, [1, 0, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
+    found = advantages.leave_one_out(rewards, scored=scored)
+    for p, g in np.ndindex(3, 5):
+      others = [rewards[p, k] for k in range(5) if k != g and scored[p, k]]
+      want = rewards[p, g] - np.mean(others) if others and scored[p, g] else 0
+      np.testing.assert_allclose(found[p, g], want, rtol=1e-5, atol=1e-6)
+
+  def test_over_steps_the_others_are_all_other_steps_of_the_group(self):
+    rewards = np.array([[[0.0, 6.0, 9.0], [3.0, 9.0, 9.0]]], np.float32)
+    mask = np.array([[[1, 1, 0], [1, 0, 0]]], bool)
+    penalties = np.array([[[0.0, 0.5, 9.0], [0.0, 9.0, 9.0]]], np.float32)
+    found = advantages.step_rloo(rewards, mask, penalties=penalties)
+    # Scores 6, 5.5 and 3.
+    want = [[6 - 4.25, 5.5 - 4.5, 0], [3 - 5.75, 0, 0]]
+    np.testing.assert_allclose(found[0], want, rtol=1e-6)
+
+
+class StepGaeTest(chex.TestCase):
+  def test_time_runs_over_the_steps_of_an_episode(self):
+    rng = np.random.default_rng(1)
+    rewards, values = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    penalties = rng.random((2, 3, 4)).astype(np.float32)
+    lengths = rng.integers(1, 5, (2, 3))
+    mask = np.arange(4) < lengths[..., None]
+    found = advantages.step_gae(
+      rewards, values, mask, penalties=penalties, gamma=0.9, lambda_=0.8
+    )
+    for p, g in np.ndindex(2, 3):
+      later = 0.0
+      for t in reversed(range(lengths[p, g])):
+        last = t == lengths[p, g] - 1
+        after = 0.0 if last else values[p, g, t + 1]
+        paid = rewards[p, g, t] - penalties[p, g, t]
+        later = paid + 0.9 * after - values[p, g, t] + 0.72 * later
+        np.testing.assert_allclose(found[p, g, t], later, rtol=1e-4, atol=1e-5)
+      np.testing.assert_array_equal(found[p, g, lengths[p, g] :], 0)
+
+  def test_without_discount_advantage_and_value_are_the_return(self):
+    rewards = np.array([[[0.0, 0.0, 10.0]]], np.float32)
+    values = np.array([[[3.0, 1.0, 7.0]]], np.float32)
+    mask = np.ones((1, 1, 3), bool)
+    found = advantages.step_gae(rewards, values, mask)
+    np.testing.assert_allclose(found + values, 10.0)
+
+
 class GaeTest(chex.TestCase):
   def test_lambda_of_one_is_return_less_value(self):
     rng = np.random.default_rng(0)

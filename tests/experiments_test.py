@@ -18,6 +18,7 @@ SCRIPTS = (
   "draw_gap",
   "export",
   "generate",
+  "show_episodes",
 )
 
 # Runs a script as its own process would, and says whether JAX came with it.

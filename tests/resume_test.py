@@ -42,12 +42,16 @@ SMALL = {
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, *flags, **changes):
+TOOLS = "configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny"
+EPISODES = "configs/paw/household.py:row=gigpo_paw,scale=tiny"
+
+
+def start(workdir, *flags, config=TOOLS, **changes):
   return subprocess.Popen(
     [
       sys.executable,
       "experiments/train.py",
-      "--config=configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny",
+      f"--config={config}",
       f"--workdir={workdir}",
       "--seeds=0,1",
       *(f"--config.{k}={v}" for k, v in {**SMALL, **changes}.items()),
@@ -195,3 +199,18 @@ class TestTheWrongDirectory:
     assert "Traceback" not in output
     finish(start(workdir, f"--resume_step={before}"))
     assert_same_run(whole, workdir)
+
+
+def test_so_is_a_run_of_episodes(tmp_path):
+  # Killed while it plays: its environments are in other processes.
+  options = {"config": EPISODES, "task.options.max_steps": 3}
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  finish(start(whole, **options))
+  process = start(killed, **options)
+  wait_for(process, lambda: steps_done(killed) >= 3)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  process.stdout.close()
+  assert steps_done(killed) < 6, "the run was over before the kill"
+  finish(start(killed, **options))
+  assert_same_run(whole, killed)

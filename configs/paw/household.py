@@ -162,12 +162,12 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rollout.completion_multiple = 24
   config.episodes.rows_per_call = 64
   config.episodes.max_observation_tokens = 16
-  config.warm_start.num_steps = 800
+  config.warm_start.num_steps = 2000
   config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
-  config.warm_start.num_demonstrations = 16384
+  config.warm_start.num_demonstrations = 32768
   config.warm_start.observation_coefficient = 0.02
-  config.warm_start.options.wrong_rate = 0.1
+  config.warm_start.options.wrong_rate = 0.25
   config.optimizer.learning_rate = 1e-3
   config.optimizer.weight_decay = 0.0
   config.loop.num_steps = 40
@@ -175,7 +175,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.loop.group_size = 8
   config.loop.checkpoint_interval = 20
   config.loop.chunk_size = 4096
-  config.evaluation.interval = 10
+  config.evaluation.interval = 20
   config.evaluation.num_examples = 128
   config.evaluation.samples = 4
 

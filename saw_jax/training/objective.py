@@ -440,11 +440,11 @@ def value(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
     raise ValueError(
       "an advantage that reads values needs config.model.value_head=True"
     )
-  errors = outputs.values - batch.require("value_targets", "the value term")
   rows = batch.completion_mask.any(-1)
+  targets = batch.require("value_targets", "the value term")
+  errors = reductions.select(outputs.values - targets, rows)
   return reductions.Ratio(
-    reductions.all_sum(0.5 * errors**2, where=rows),
-    reductions.all_sum(rows.astype(errors.dtype)),
+    0.5 * jnp.sum(errors**2), jnp.sum(rows.astype(errors.dtype))
   )
 
 

@@ -293,15 +293,20 @@ def _log_header(experiment, num_seeds: int, lift) -> None:
   """Says how large a step is (R16)."""
   loop = experiment.loop
   samples = loop.prompts_per_step * loop.group_size
+  turns, what = 1, "responses"
+  if experiment.method.per_step:
+    turns = experiment.task.max_steps
+    what = f"episodes of at most {turns} actions"
   LOG.info(
-    "one step: %d prompts x %d samples = %d responses of at most %d tokens "
+    "one step: %d prompts x %d samples = %d %s of at most %d tokens "
     "(at most %d tokens sampled), %d update(s) of %d micro-batch(es); "
     "%d seed(s) at once, %s on %d %s device(s)",
     loop.prompts_per_step,
     loop.group_size,
     samples,
+    what,
     experiment.rollout.max_new_tokens,
-    samples * experiment.rollout.max_new_tokens,
+    samples * turns * experiment.rollout.max_new_tokens,
     loop.num_minibatches,
     loop.num_microbatches,
     num_seeds,

@@ -403,6 +403,35 @@ class ParametersTest(chex.TestCase):
     self.assertBetween(float(logits.std()), 0.5, 2.0)
 
 
+class ValueHeadTest(chex.TestCase):
+  CONFIG = dataclasses.replace(CONFIG, value_head=True)
+
+  def test_it_adds_a_vector_and_a_bias_that_say_0(self):
+    with_head = decoder.init_params(self.CONFIG, jax.random.key(0))
+    without = decoder.init_params(CONFIG, jax.random.key(0))
+    self.assertEqual(
+      set(with_head) - set(without), {"value_kernel", "value_bias"}
+    )
+    added = decoder.add_value_head(without, self.CONFIG)
+    chex.assert_trees_all_equal_shapes_and_dtypes(added, with_head)
+    hidden = jnp.ones((2, 3, CONFIG.width))
+    np.testing.assert_array_equal(decoder.values(added, hidden), 0)
+    axes = decoder.logical_axes(self.CONFIG)
+    self.assertEqual(axes["value_kernel"], ("embed",))
+    chex.assert_trees_all_equal_structs(
+      jax.tree.map(lambda x: 0, added),
+      jax.tree.map(lambda x: 0, axes, is_leaf=lambda x: isinstance(x, tuple)),
+    )
+
+  def test_a_value_is_a_product_and_a_bias(self):
+    params = {
+      "value_kernel": jnp.arange(3.0),
+      "value_bias": jnp.array([0.5]),
+    }
+    hidden = jnp.array([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(decoder.values(params, hidden), [8.5, 1.5])
+
+
 class MeshTest(chex.TestCase):
   def test_a_mesh_with_rules_changes_no_value(self):
     params = random_params(CONFIG)

@@ -181,6 +181,28 @@ class GenerateTest(chex.TestCase):
       tokens, _ = sampling_lib.sample(keys, logits[:, 4 + t], config)
       np.testing.assert_array_equal(tokens, record.tokens[:, 5 + t])
 
+  @parameterized.parameters(
+    SamplingConfig(temperature=0.7), SamplingConfig(greedy=True)
+  )
+  def test_entropies_are_those_of_what_was_sampled_from(self, sampling):
+    record = run(sampling=sampling, record_entropies=True)
+    np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
+    self.assertIsNone(run(sampling=sampling).entropies)
+    hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
+      {"params": params_of()}, record.tokens, record.positions, record.valid
+    )
+    logits = hidden @ decoder.head_kernel(params_of(), CONFIG)
+    if not sampling.greedy:
+      logits = logits / sampling.temperature
+    _, entropies = log_probs.log_probs_of(logits[:, 4:-1], record.tokens[:, 5:])
+    mask = np.asarray(record.completion_mask)
+    np.testing.assert_allclose(
+      np.where(mask, record.entropies, 0),
+      np.where(mask, entropies, 0),
+      atol=1e-5,
+    )
+    np.testing.assert_array_equal(np.asarray(record.entropies)[~mask], 0)
+
   def test_greedy_takes_the_likeliest_token_at_each_step(self):
     sampling = SamplingConfig(greedy=True)
     record = run(sampling=sampling)

@@ -142,3 +142,20 @@ class SampleTest(chex.TestCase):
 def test_a_config_that_cannot_be_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     SamplingConfig(**changes)
+
+
+class EntropiesTest(chex.TestCase):
+  def test_of_a_truncated_distribution_by_hand(self):
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.125, 0.125]]))
+    for config, want in (
+      (sampling.SamplingConfig(), 1.75 * np.log(2)),
+      (sampling.SamplingConfig(greedy=True), 1.75 * np.log(2)),
+      # Two thirds and a third of what is left.
+      (
+        sampling.SamplingConfig(top_k=2),
+        np.log(3) - 2 / 3 * np.log(2),
+      ),
+      (sampling.SamplingConfig(top_k=1), 0.0),
+    ):
+      found = sampling.entropies(logits, config)
+      np.testing.assert_allclose(found, [want], rtol=1e-5, atol=1e-6)

@@ -52,6 +52,23 @@ def test_it_knows_only_what_it_has_seen():
   assert longer > 30
 
 
+def test_what_is_closed_is_opened_before_it_counts_as_seen():
+  env = household.Household("train", kinds=["pick"], receptacles=8, objects=8)
+  opened = 0
+  for seed in range(60):
+    env.reset(seed)
+    expert = Expert(env, Draws(seed))
+    while not env.done:
+      at = env.at
+      looks = at >= 0 and env.is_closed(at) and env.held is None
+      action = expert.action()
+      if looks:
+        assert action == f"open {env.world.places[at]}"
+        opened += 1
+      env.step(action)
+  assert opened > 20
+
+
 def test_the_order_of_its_search_is_the_draws():
   env = household.Household("train", kinds=["pick"])
   orders = set()

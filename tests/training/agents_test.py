@@ -155,6 +155,8 @@ class TestPlay:
     found, _ = play(count_then_stop, worlds=((1, 666),))
     np.testing.assert_array_equal(found.failed[0], [[False] * 2, [True] * 2])
     assert not found.steps[0, 1].any()
+    # It is over at once, and nobody asks it anything.
+    np.testing.assert_array_equal(found.played.steps[0].sum(-1), [3, 3, 1, 1])
 
   def test_an_empty_observation_has_no_tokens_to_predict(self):
     found, _ = play(lambda n, text: "stop" if "\n" in text else "empty")

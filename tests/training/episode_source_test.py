@@ -190,6 +190,7 @@ class TestRun:
     )
     assert "mean@2" in result.final[0]["sampled"]
 
+  @pytest.mark.slow
   def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
     made = agent_helpers.experiment()
     # What a kill after the second step leaves, and the same command again.
@@ -204,6 +205,7 @@ class TestRun:
       np.testing.assert_array_equal(value, found[name], err_msg=name)
     assert fingerprints(whole[0]) == fingerprints(tmp_path)
 
+  @pytest.mark.slow
   def test_a_coefficient_of_0_is_the_base_algorithm(self, tmp_path):
     short = {"num_steps": 3}
     off = agent_helpers.experiment(

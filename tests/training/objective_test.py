@@ -1,13 +1,16 @@
 """The forward pass of an update, and the terms over it."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import losses, reductions, stale_losses
+from saw_jax import losses, reductions, stale_losses, world_model
 from saw_jax.models import decoder
+from saw_jax.rollout import transcript
 from saw_jax.training import objective
 from tests.training import helpers
 
@@ -280,6 +283,105 @@ class TestPolicy:
       objective.policy(stale_losses.tis_loss, ratio_to="behave")
     with pytest.raises(ValueError, match="'sampler', neither"):
       objective.policy(stale_losses.gspo_loss, ratio_to="sampler")
+
+
+class TestWorld:
+  """PaW's term, and the value head's."""
+
+  def rows(self):
+    batch = helpers.batch(rows=4)
+    roles = np.array(batch.roles)
+    observed = np.zeros(roles.shape, bool)
+    for row in (0, 2):
+      last = np.flatnonzero(roles[row] == transcript.POLICY)[-1]
+      roles[row, last] = transcript.OBSERVATION
+      observed[row, last] = True
+    weights = world_model.RowWeights(
+      jnp.array([0.5, 0.0, 1.0, 0.0]), jnp.full(4, 0.5)
+    )
+    batch = batch.replace(roles=jnp.asarray(roles), world=weights)
+    return batch, observed[:, batch.prompt_size :]
+
+  def test_it_is_the_formula_on_what_the_environment_wrote(self):
+    batch, observed = self.rows()
+    said = outputs(batch)
+    found = objective.world(world_model.cross_entropy)(said, batch)
+    nll = -np.where(observed, said.log_probs, 0).sum(-1)
+    np.testing.assert_allclose(
+      found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6
+    )
+    np.testing.assert_allclose(found.denominator, 2.0)
+
+  def test_its_gradient_is_on_observations_and_the_policys_is_not(self):
+    batch, observed = self.rows()
+    said = outputs(batch)
+
+    def gradient(term):
+      return jax.grad(
+        lambda x: term(said.replace(log_probs=x), batch).numerator
+      )(said.log_probs)
+
+    of_world = np.asarray(gradient(objective.world(world_model.cross_entropy)))
+    assert (of_world[observed] != 0).all() and not of_world[~observed].any()
+    of_policy = np.asarray(gradient(objective.clipped_surrogate()))
+    assert not of_policy[observed].any()
+
+  def test_a_batch_without_weights_is_named(self):
+    batch = helpers.batch(rows=2)
+    with pytest.raises(ValueError, match="the world model needs world"):
+      objective.world(world_model.hinge)(outputs(batch), batch)
+
+  def test_its_diagnostics_are_of_the_observations(self):
+    batch, observed = self.rows()
+    said = outputs(batch)
+    high = jnp.where(jnp.asarray(observed), jnp.log(0.5), said.log_probs)
+    found = {
+      name: fn(said.replace(log_probs=high), batch).value()
+      for name, fn in objective.world_diagnostics(0.2).items()
+    }
+    np.testing.assert_allclose(found["clipped_tokens"], 1.0)
+    np.testing.assert_allclose(found["observation_nll"], np.log(2), rtol=1e-6)
+
+  def test_values_are_those_at_the_end_of_the_prompt(self):
+    config = dataclasses.replace(helpers.CONFIG, value_head=True)
+    params = decoder.add_value_head(
+      decoder.init_params(helpers.CONFIG, jax.random.key(0)), config
+    )
+    batch = helpers.batch(rows=3)
+    forward = objective.make_forward(config)
+    np.testing.assert_array_equal(forward(params, batch).values, 0)
+    params["value_kernel"] = jnp.arange(16.0)
+    params["value_bias"] = jnp.array([2.0])
+    found = forward(params, batch).values
+    hidden, _ = decoder.Decoder(config).apply(
+      {"params": params}, batch.tokens, batch.positions, batch.valid
+    )
+    want = hidden[:, batch.prompt_size - 1] @ jnp.arange(16.0) + 2
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    # What comes after the prompt cannot be seen.
+    other = batch.tokens.at[:, batch.prompt_size :].set(7)
+    np.testing.assert_array_equal(
+      forward(params, batch.replace(tokens=other)).values, found
+    )
+
+  def test_the_value_term_is_half_the_squared_error_of_real_rows(self):
+    batch = helpers.batch(rows=3)
+    roles = batch.roles.at[2].set(transcript.PAD)
+    batch = batch.replace(
+      roles=roles, value_targets=jnp.array([1.0, 3.0, jnp.nan])
+    )
+    said = outputs(batch).replace(values=jnp.array([0.0, 1.0, 9.0]))
+    found = objective.value(said, batch)
+    assert (found.numerator, found.denominator) == (2.5, 2.0)
+    gradient = jax.grad(
+      lambda v: objective.value(said.replace(values=v), batch).numerator
+    )(said.values)
+    np.testing.assert_array_equal(gradient, [-1.0, -2.0, 0.0])
+
+  def test_a_decoder_without_a_value_head_is_named(self):
+    batch = helpers.batch(rows=2)
+    with pytest.raises(ValueError, match="value_head=True"):
+      objective.value(outputs(batch), batch)
 
 
 class TestKl:

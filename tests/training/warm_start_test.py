@@ -86,6 +86,23 @@ class TestPackDemonstrations:
       [[True, True, True, False], [True, False, False, False]],
     )
 
+  def test_what_followed_stands_behind_the_answer(self):
+    found = warm_start.pack_demonstrations(
+      [[5], [6, 7]], [[1, 0], [3]], [[8, 9], []], glue=[4], multiple=1
+    )
+    np.testing.assert_array_equal(
+      found.tokens, [[0, 5, 1, 0, 4, 8, 9], [6, 7, 3, 0, 0, 0, 0]]
+    )
+    GLUE, SAID = 4, 3
+    np.testing.assert_array_equal(
+      found.roles,
+      [
+        [PAD, PROMPT, POLICY, POLICY, GLUE, SAID, SAID],
+        [PROMPT, PROMPT, POLICY, PAD, PAD, PAD, PAD],
+      ],
+    )
+    np.testing.assert_array_equal(found.observation_mask.sum(-1), [2, 0])
+
   def test_every_demonstration_counts_once(self):
     found = demonstrations()
     np.testing.assert_array_equal(found.advantages, np.ones(3))
