@@ -190,8 +190,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   # What responses are scored against. saw_jax.training.labelling.LabelConfig
   config.labels = Section()
-  # truth; vote (TTRL); random, entropy, mean_probability, oracle or care buy
-  # labels; certainty and self_verification need none.
+  # truth; vote (TTRL), filtered_vote (by an oracle: a released script of TTRL);
+  # random, entropy, mean_probability, oracle or care buy labels; certainty and
+  # self_verification need none.
   config.labels.method = "truth"
   config.labels.label_fraction = 0.2  # of the prompts of a step
   config.labels.gate = "none"  # whose votes are trusted: majority, probe

@@ -6,6 +6,8 @@
 Rows:
   truth              every label (RLVR), the upper end
   vote               no label: the majority's answer is right (TTRL)
+  filtered_vote      the same without the votes that are wrong, which only an
+                     oracle knows: what the released script of TTRL does here
   random, entropy, mean_probability
                      a share of the labels, by a score; the rest is dropped
   care               two probes choose the labels, and the votes to be trusted
@@ -36,6 +38,7 @@ from configs import arguments, base
 ROWS = (
   "truth",
   "vote",
+  "filtered_vote",
   "random",
   "entropy",
   "mean_probability",
@@ -96,7 +99,7 @@ def set_row(
 
   labels = config.labels
   method, _, control = row.partition("_")
-  if row in ("mean_probability", "self_verification"):
+  if row in ("filtered_vote", "mean_probability", "self_verification"):
     method, control = row, ""
   labels.method = method
   labels.label_fraction = fraction
@@ -217,7 +220,7 @@ RUNS = {row: (row, None, f"row={row}") for row in FREE_ROWS} | {
     f"row={row},fraction={fraction}",
   )
   for row in ROWS
-  if row not in FREE_ROWS
+  if row not in (*FREE_ROWS, "filtered_vote")
   for fraction in (FRACTIONS if row in SWEPT_ROWS else ("0.2",))
 }
 # Printed below the table.

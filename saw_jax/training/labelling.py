@@ -41,7 +41,16 @@ from saw_jax.training import objective, rollouts
 
 # What a prompt is trained on, by method. "truth" is RLVR: no Labeller at all.
 BUYING = ("random", "entropy", "mean_probability", "oracle", "care")
-METHODS = ("truth", "vote", *BUYING, "certainty", "self_verification")
+METHODS = (
+  "truth",
+  "vote",
+  "filtered_vote",
+  *BUYING,
+  "certainty",
+  "self_verification",
+)
+# What looks at the truth about prompts whose label nobody bought.
+SEEING = ("oracle", "filtered_vote")
 GATES = ("none", "majority", "probe")
 UNLABELLED = ("drop", "vote")
 CERTAINTIES = (
@@ -100,9 +109,9 @@ class LabelConfig:
       )
     if self.total < 0:
       raise ValueError(f"labels.total is {self.total}; it must be 0 or more")
-    if self.method == "oracle" and self.source != "truth":
+    if self.method in SEEING and self.source != "truth":
       raise ValueError(
-        "labels.method='oracle' chooses by the ground truth: it needs "
+        f"labels.method={self.method!r} looks at the ground truth: it needs "
         "labels.source='truth'"
       )
 
@@ -147,7 +156,7 @@ def make_choose(config: LabelConfig):
     A function of one seed, `(state, features, answer_ids [P, G],
     mean_probabilities [P, G], correct [P, G], key, step) -> Choice`. `state`
     and `features` are None without probes; `correct` is read by the oracle
-    alone. Steps count from 1.
+    and the filter alone. Steps count from 1.
   """
   settings = config.settings
 
@@ -171,6 +180,10 @@ def make_choose(config: LabelConfig):
       ),
       "oracle": lambda: selection_lib.oracle_scores(votes.for_winner, correct),
       "vote": lambda: jnp.zeros(answer_ids.shape[0]),
+      # As TTRL's released script for knights and knaves: no vote that is wrong.
+      "filtered_vote": lambda: voting.is_vote_right(answer_ids, correct).astype(
+        jnp.float32
+      ),
     }[config.method]()
     chosen = selection_lib.care_selection(
       scores,
@@ -195,6 +208,8 @@ def multipliers(config: LabelConfig, choice: Choice) -> jax.Array:
   Returns:
     From 0 to 1. Shape `[P]`.
   """
+  if config.method == "filtered_vote":
+    return choice.scores
   if config.method == "vote" or config.unlabelled == "vote":
     return jnp.ones_like(choice.scores)
   if config.method == "care":
@@ -367,7 +382,7 @@ class Labeller:
     ]
     answer_ids = np.stack([clusters.answer_ids(row) for row in keys])
     truth = None
-    if config.audit or config.method == "oracle":
+    if config.audit or config.method in SEEING:
       truth = np.array(
         [
           [
@@ -412,7 +427,7 @@ class Labeller:
           observed.log_probs, sampled.completion_mask
         )
       ).reshape(shape)
-    seen = truth if config.method == "oracle" else np.zeros(shape, bool)
+    seen = truth if config.method in SEEING else np.zeros(shape, bool)
     choice = self._choose(
       self._care, features, answer_ids, mean_probabilities, seen,
       self._keys(2 * step + 1), step + 1,

@@ -187,6 +187,13 @@ class TestScore:
     assert row["audit/vote_right"] == 0.5
     assert row["audit/correct"] == 3 / 8
 
+  def test_an_oracle_may_drop_the_votes_that_are_wrong(self, tmp_path):
+    found = score(labeller(tmp_path, method="filtered_vote"), TEXTS)
+    np.testing.assert_array_equal(
+      found.rewards[0, ..., 0], [[1, 0, 1, 0], [1, 1, 0, 0]]
+    )
+    np.testing.assert_array_equal(found.multipliers, [[0, 1]])
+
   def test_or_are_trained_on_their_vote(self, tmp_path):
     one = labeller(
       tmp_path, method="oracle", label_fraction=0.5, unlabelled="vote"
