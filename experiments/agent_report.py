@@ -90,24 +90,19 @@ def write(
     file.write("\n".join(lines))
 
   title = f"{module.TITLE}, scale {scale}"
-  for kind, rows in module.FIGURES.items():
-    shown = {row: curves[row] for row in rows if row in curves}
-    if shown:
-      plots.metric_panels(
-        {"training worlds": shown},
-        {"success": "success"},
-        quantity="success rate",
-        title=title,
-        window=module.WINDOW,
-        path=out / f"success_{kind}.png",
-      )
   for metric, heading in module.CURVES.items():
-    shown = {
-      row: found for row, found in curves.items() if metric in found.values
+    panels = {
+      kind: {
+        row: curves[row]
+        for row in rows
+        if row in curves and metric in curves[row].values
+      }
+      for kind, rows in module.PANELS.items()
     }
-    if shown:
+    panels = {kind: rows for kind, rows in panels.items() if rows}
+    if panels:
       plots.metric_panels(
-        {"training": shown},
+        panels,
         {heading: metric},
         quantity=heading,
         title=title,

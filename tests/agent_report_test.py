@@ -106,7 +106,7 @@ def test_files_and_pictures_are_there(out):
     "runs.csv",
     "curves.csv",
     "evals.csv",
-    "success_bases.png",
+    "success.png",
     "lambda.png",
     "world_model.png",
     "clipped_tokens.png",

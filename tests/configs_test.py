@@ -408,7 +408,7 @@ class TestPaw:
   def test_the_table_is_made_of_its_own_rows(self):
     rows = set(household.ROWS)
     assert {row for pair in household.COMPARISONS for row in pair} <= rows
-    for shown in household.FIGURES.values():
+    for shown in household.PANELS.values():
       assert set(shown) <= rows
     cells = papers.read("paw")
     for row, fields in household.PUBLISHED.items():

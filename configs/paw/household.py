@@ -268,9 +268,9 @@ CURVES = {
   "loss/world_model": "world-model loss",
   "clipped_tokens": "share of clipped tokens",
 }
-# Rows whose success is drawn together.
-FIGURES = {
-  "bases": ROWS[: 2 * len(BASES)],
+# Rows that are drawn together.
+PANELS = {
+  "with and without PaW": ROWS[: 2 * len(BASES)],
   "ablations": ("grpo", "grpo_paw", "paw_lambda_one", "paw_cross_entropy"),
   "controls": ("grpo", "grpo_paw", *CONTROLS),
 }
