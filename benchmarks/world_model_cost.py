@@ -148,7 +148,7 @@ def main() -> None:
     f"Household at tiny, one seed, {REPETITIONS} repetitions of {STEPS} steps, "
     "in turn; medians of ratios. A row of the paper has thousands of tokens of "
     "prompt and action and its observation is a small part; here it is a "
-    f"third. {document['machine']}, commit {document['commit']}.",
+    f"quarter. {document['machine']}, commit {document['commit']}.",
     "",
   ]
   (out / "world_model_cost.md").write_text("\n".join(lines))
