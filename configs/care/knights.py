@@ -21,7 +21,7 @@ Controls:
                      vote, where it is dropped else
 
 Scales:
-  tiny   generated puzzles of two and three people, a decoder of 0.1 M
+  tiny   generated puzzles of three people, a decoder of 0.1 M
          parameters from a supervised start that is surely wrong about a part of
          the puzzles: whoever says "iff" gets the other role
   small  the public puzzles and a pretrained checkpoint that fits one GPU
@@ -112,14 +112,16 @@ def set_row(
 def _tiny(config: ml_collections.ConfigDict) -> None:
   options = config.task.options
   options.seed = 0
-  options.people = (2, 3)
+  options.people = (3,)  # two people have too few puzzles to learn from
+  options.num_train = 65536
   options.compound_rate = 0.5
   config.tokenizer.name = "knights"
   config.rollout.max_prompt_tokens = 48
   config.rollout.prompt_multiple = 48
   config.rollout.max_new_tokens = 16
   config.rollout.completion_multiple = 16
-  config.warm_start.num_steps = 1500
+  config.warm_start.num_steps = 3000
+  config.warm_start.num_demonstrations = 65536
   config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
   config.warm_start.options.right_rate = 0.95
@@ -128,7 +130,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.warm_start.options.misled_rate = 0.6
   config.warm_start.options.verdict_rate = 0.2
   config.warm_start.options.verdict_accuracy = 0.8
-  config.optimizer.learning_rate = 1e-3
+  config.optimizer.learning_rate = 5e-4
   config.optimizer.weight_decay = 0.0
   config.loop.num_steps = 100
   config.loop.prompts_per_step = 20  # budgets are whole numbers of them

@@ -133,7 +133,8 @@ class MathTask(base.Splits):
     """Returns what a completion votes for; None if it has no answer."""
     del example  # An answer has one normal form, whatever the problem.
     answer = extract_answer(completion)
-    return None if answer is None else normalise_answer(answer)
+    # An empty box is none.
+    return None if answer is None else normalise_answer(answer) or None
 
   def label_form(self, example: base.Example) -> str:
     """Returns the form of a label: an integer if all of them are."""

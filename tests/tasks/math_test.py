@@ -319,6 +319,10 @@ class TestDemonstrations:
         assert vote == example.reference
     assert 3 < misled < 17
 
+  @pytest.mark.parametrize("box", ["\\boxed{}", "\\boxed{ }", "\\boxed{$$}"])
+  def test_an_empty_box_is_no_vote(self, box):
+    assert task().answer_key(box) is None
+
   def test_no_belief_is_about_what_is_no_integer(self):
     made = task()
     for reference, belief in (("1/2", None), ("x", None), ("-3", "-2")):
