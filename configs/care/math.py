@@ -75,11 +75,11 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.warm_start.options.misled_rate = 0.7
   config.optimizer.learning_rate = 5e-4
   config.optimizer.weight_decay = 0.0
-  config.loop.num_steps = 150
+  config.loop.num_steps = 100
   config.loop.prompts_per_step = 20
   config.loop.group_size = 8
   config.loop.checkpoint_interval = 50
-  config.evaluation.interval = 25
+  config.evaluation.interval = 20
   config.evaluation.num_examples = 256
   config.evaluation.batch_size = 256
   config.evaluation.samples = 8
