@@ -48,8 +48,8 @@ _DATA = ["pyarrow>=18"]
 _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
 # The page for people who answer. 1.10 and 0.54 are what was tried.
 _ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
-# Search with BM25: 76 kB that need NumPy alone. 0.3 is what was tried.
-_SEARCH = ["bm25s>=0.3,<0.4"]
+# Search with BM25: 76 kB that need NumPy alone. 0.3.16 is what was tried.
+_SEARCH = ["bm25s>=0.3.16,<0.4"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",

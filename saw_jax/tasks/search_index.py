@@ -40,7 +40,7 @@ class SearchIndex:
     words = [split_words(text) for text in texts]
     if not any(words):
       raise ValueError("there is nothing to search: no text has a word in it.")
-    self._index = _import_bm25s().BM25(backend="numpy")
+    self._index = _import_bm25s().BM25(backend="numpy", auto_compile=False)
     self._index.index(words, show_progress=False)
 
   def find(self, query: str, count: int) -> list[int]:
