@@ -19,11 +19,12 @@ KINDS = ("birthplace", "job", "author", "country", "author_birthplace")
 KINDS += ("person_country",)
 TWO_HOPS = ("author_birthplace", "person_country")
 FIRST = tuple("ann bob cara dan eva finn gina hugo iris jon kim leo".split())
-LAST = tuple("bell cole dunn fox gray hall king lane moss park reed shaw".split())
+LAST = tuple(
+  "bell cole dunn fox gray hall king lane moss park reed shaw".split()
+)
 JOBS = tuple("painter writer singer farmer doctor pilot baker judge".split())
 CITIES = tuple(
-  "avon brill corda dover elton farley gorton hale irvine jarrow kelso lund"
-  .split()
+  "avon brill corda dover elton farley gorton hale irvine jarrow kelso lund".split()
 )
 COUNTRIES = tuple("norland sudland estria westria".split())
 ADJECTIVES = tuple(
@@ -73,7 +74,7 @@ def draw_corpus(
     kinds: of questions, of `KINDS`.
 
   Returns:
-    The passages in random order, and every question of those kinds.
+    The passages and every question of those kinds, in random order.
 
   Raises:
     ValueError: there are not as many people, or a split has no question.
@@ -97,9 +98,7 @@ def draw_corpus(
     Passage("", f"{p} was born in {city[p]} and became a {job[p]}.")
     for p in people
   ]
-  passages += [
-    Passage("", f"the {w} is a book by {author[w]}.") for w in works
-  ]
+  passages += [Passage("", f"the {w} is a book by {author[w]}.") for w in works]
   questions: dict[str, list[Question]] = {"train": [], "test": []}
   for kind, subject, question in _questions(
     country=country, city=city, job=job, author=author
@@ -114,7 +113,11 @@ def draw_corpus(
       )
   return Corpus(
     tuple(draws.sample(passages, len(passages))),
-    {name: tuple(several) for name, several in questions.items()},
+    # In random order: an evaluation takes the first ones.
+    {
+      name: tuple(draws.sample(several, len(several)))
+      for name, several in questions.items()
+    },
   )
 
 

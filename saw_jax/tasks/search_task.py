@@ -178,19 +178,21 @@ class SearchTask(environments.AgentTask):
 
   def write_reply(self, action: str) -> str:
     """Returns a completion that asks for an action."""
-    return action if self.config.form == "compact" else f"<think></think>{action}"
+    return (
+      action if self.config.form == "compact" else f"<think></think>{action}"
+    )
 
   def demonstrations(
     self, count: int, *, seed: int, wrong_rate: float = 0.0
   ) -> list[Transition]:
     """Returns steps of an expert that errs at a given rate.
 
-    Episodes are those of the training split in order, cut where they end or
-    are over the limit.
+    Episodes are of the training split, cut where they end or are over the
+    limit.
 
     Args:
       count: of steps.
-      seed: of the mistakes.
+      seed: of the questions and the mistakes.
       wrong_rate: probability that a step is the search or the answer of any
         other question instead.
 
@@ -224,7 +226,6 @@ class SearchTask(environments.AgentTask):
     number = self.num_episodes(split)
     while count:
       draws = Draws("search expert", split, seed, episode)
-      # Not in order: questions of one kind lie together.
       observation = env.reset(draws.choice(range(number)))
       expert, history = Expert(env), ()
       while count and not env.done:

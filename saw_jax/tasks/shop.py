@@ -248,7 +248,9 @@ class Shop:
     else:
       parts = [*head, BACK, PREVIOUS]
       product = self.catalogue.product(page.code)
-      parts += self._item(product) if page.kind == "item" else self._sub(product)
+      parts += (
+        self._item(product) if page.kind == "item" else self._sub(product)
+      )
     return SEP.join(parts)[:LONGEST_PAGE]
 
   def _item(self, product: Product) -> list[str]:

@@ -56,7 +56,9 @@ class Product(NamedTuple):
   description: str
   features: tuple[str, ...]
   attributes: tuple[str, ...]
-  options: tuple[tuple[str, tuple[str, ...]], ...]  # name and values, lower case
+  options: tuple[
+    tuple[str, tuple[str, ...]], ...
+  ]  # name and values, lower case
   rating: str = "N.A."
 
 

@@ -57,7 +57,7 @@ class ShopConfig:
   shop is that of WebShop's files; else it is drawn.
   """
 
-  num_products: int = 400  # of the shop; of the files: 0 for all
+  num_products: int = 150  # of the shop; of the files: 0 for all
   seed: int = 0  # of the shop that is drawn
   num_train: int = 8192  # episodes of the shop that is drawn
   num_test: int = 500  # those of the files are 500 in WebShop
