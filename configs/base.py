@@ -29,8 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.tokenizer = Section()
   # "bytes"; "tool_calling", "math", "knights", "household", "shop" or "search"
   # for the short vocabulary of that task at `tiny`; or the path of a
-  # tokenizer.json. With a checkpoint, those names stand for the checkpoint's own
-  # tokenizer.
+  # tokenizer.json. With a checkpoint, those names stand for the checkpoint's
+  # own tokenizer.
   config.tokenizer.name = "bytes"
 
   # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the

@@ -24,7 +24,7 @@ LAST = tuple(
 )
 JOBS = tuple("painter writer singer farmer doctor pilot baker judge".split())
 CITIES = tuple(
-  "avon brill corda dover elton farley gorton hale irvine jarrow kelso lund".split()
+  "avon brill corda dover elton farley gorton hale irvine jarrow kelso".split()
 )
 COUNTRIES = tuple("norland sudland estria westria".split())
 ADJECTIVES = tuple(

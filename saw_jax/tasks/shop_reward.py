@@ -33,13 +33,13 @@ def score(
 
   An attribute counts if one of the product's is alike, or if it stands in its
   name, features or description; an option counts if its value is alike (a size:
-  equal). `r_type` is 1; 0.5 if neither the query is the same, nor two
-  categories are, nor a fifth of the words of the names; 0.1 below a tenth of the
-  words; 0 without a common one.
+  equal), or stands there. `r_type` is 1; 0.5 if neither the query is the same,
+  nor two categories are, nor more than a fifth of the words of the names; 0.1
+  below a tenth of the words; 0 without a common one.
 
-  Differs from WebShop's code: the words of a name are all that are no stop words,
-  where spaCy finds the nouns there; plain colours are a shorter list; and more
-  options than were asked for do not lift the score above 1.
+  Differs from WebShop's code: the words of a name are all that are no stop
+  words, where spaCy finds the nouns there; plain colours are a list of our own;
+  and more options than were asked for do not lift the score above 1.
 
   Args:
     product: what is bought.
