@@ -5,6 +5,7 @@ worker process would start a device for it, and on an accelerator take its
 memory; so it is imported here as if there were none.
 """
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -95,4 +96,6 @@ def _import_bm25s() -> Any:
       del sys.modules["jax"]
     else:
       sys.modules["jax"] = hidden
+  # It would tell of each index in the log of a run.
+  logging.getLogger("bm25s").setLevel(logging.WARNING)
   return bm25s

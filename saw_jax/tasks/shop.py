@@ -193,7 +193,7 @@ class Shop:
     if page.kind == "item" and self._choose(name):
       return
     if name == BACK.lower():
-      self.page, self.options = Page(), {}
+      self.page = Page()
     elif name == NEXT.lower():
       self.page = page._replace(number=page.number + 1)
     elif name == PREVIOUS.lower():

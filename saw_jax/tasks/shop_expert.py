@@ -43,8 +43,7 @@ class Expert:
     for name, value in choice:
       if env.options.get(name) != value:
         return f"click[{value}]"
-    if len(env.options) > len(choice):  # One was chosen that is not wanted.
-      return f"click[{PREVIOUS.lower()}]"
+    # What else was chosen does no harm.
     return f"click[{BUY.lower()}]"
 
   def _next_of_results(self) -> str:

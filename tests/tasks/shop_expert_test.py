@@ -53,6 +53,16 @@ class TestExpert:
       assert step.reward or env.page.kind == "done"
     assert solved > 40
 
+  def test_it_leaves_the_results_of_another_search(self):
+    env = ShopTask(ShopConfig(num_products=60)).make("train")
+    env.reset(0)
+    expert = Expert(env)
+    mine = expert.action()
+    env.step("search[shirt speaker chair]")
+    assert expert.action() == "click[back to search]"
+    env.step(expert.action())
+    assert expert.action() == mine
+
   def test_it_turns_pages(self):
     cheap = Product(
       code="B000000099",
@@ -79,6 +89,12 @@ class TestExpert:
       "click[b000000099]",
       "click[buy now]",
     ]
+    # From what is too dear it goes back.
+    env.reset(0)
+    expert = Expert(env)
+    env.step(expert.action())
+    env.step(f"click[{env.listed[0].code}]")
+    assert expert.action() == "click[< prev]"
 
   def test_options_of_another_spelling_are_found(self):
     product = shop_products.draw_products(1)[0]._replace(

@@ -144,6 +144,8 @@ class TestPages:
     assert env.options == {"color": "red"}
     play(env, "click[< prev]", f"click[{SHIRT.code}]")
     assert env.options == {}
+    play(env, "click[red]", "search[hat]")
+    assert env.options == {}
 
   @pytest.mark.parametrize("name", ["description", "features", "reviews"])
   def test_what_there_is_nothing_about_is_said(self, name):
