@@ -48,6 +48,8 @@ _DATA = ["pyarrow>=18"]
 _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
 # The page for people who answer. 1.10 and 0.54 are what was tried.
 _ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
+# Search with BM25: 76 kB that need NumPy alone. 0.3.16 is what was tried.
+_SEARCH = ["bm25s>=0.3.16,<0.4"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -85,6 +87,8 @@ _EXTRAS = {
   # Answers that take algebra to compare, and more generators of problems. The
   # second is 370 MB with what it needs, so that tests do without it.
   "math": _MATH_VERIFY + ["reasoning-gym>=0.1.25,<0.2"],
+  # The shop and the search questions: environments that search.
+  "search": _SEARCH,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # The page on which a person answers questions for labels.
@@ -94,7 +98,14 @@ _EXTRAS = {
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make test` and a developer install.
   "demo": _REPORT + _HF,
-  "test": _TEST + _REPORT + _HF + _GGUF + _DATA + _MATH_VERIFY + _ANNOTATE,
+  "test": _TEST
+  + _REPORT
+  + _HF
+  + _GGUF
+  + _DATA
+  + _MATH_VERIFY
+  + _ANNOTATE
+  + _SEARCH,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 

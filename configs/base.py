@@ -27,9 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   # How text becomes tokens.
   config.tokenizer = Section()
-  # "bytes"; "tool_calling", "math", "knights" or "household" for the short
-  # vocabulary of that task at `tiny`; or the path of a tokenizer.json. With a
-  # checkpoint, those names stand for the checkpoint's own tokenizer.
+  # "bytes"; "tool_calling", "math", "knights", "household", "shop" or "search"
+  # for the short vocabulary of that task at `tiny`; or the path of a
+  # tokenizer.json. With a checkpoint, those names stand for the checkpoint's
+  # own tokenizer.
   config.tokenizer.name = "bytes"
 
   # The decoder. saw_jax.models.config.DecoderConfig; the vocabulary is the

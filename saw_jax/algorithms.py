@@ -25,7 +25,13 @@ from saw_jax import (
   world_model,
 )
 from saw_jax.tasks import base as tasks_base
-from saw_jax.tasks import household_task, knights, tool_calling
+from saw_jax.tasks import (
+  household_task,
+  knights,
+  search_task,
+  shop_task,
+  tool_calling,
+)
 from saw_jax.tasks import math as math_task
 from saw_jax.training import objective
 from saw_jax.training.step_estimation import WorldModel
@@ -154,6 +160,8 @@ TASKS = {
   "household": (household_task.HouseholdTask, household_task.HouseholdConfig),
   "knights": (knights.KnightsTask, knights.KnightsConfig),
   "math": (math_task.MathTask, math_task.MathConfig),
+  "search": (search_task.SearchTask, search_task.SearchConfig),
+  "shop": (shop_task.ShopTask, shop_task.ShopConfig),
   "tool_calling": (
     tool_calling.ToolCallingTask,
     tool_calling.ToolCallingConfig,
@@ -174,6 +182,8 @@ TOKENIZERS = {
     tokenizer.PieceTokenizer, tokenizer.KNIGHTS_PIECES
   ),
   "math": tokenizer.PieceTokenizer,
+  "search": functools.partial(tokenizer.PieceTokenizer, search_task.PIECES),
+  "shop": functools.partial(tokenizer.PieceTokenizer, shop_task.PIECES),
   "tool_calling": tokenizer.BPETokenizer,
 }
 

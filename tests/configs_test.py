@@ -11,7 +11,7 @@ from configs import arguments, base
 from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
 from configs.care import math as care_math
-from configs.paw import household
+from configs.paw import household, search, shop
 from configs.saw import tool_calling
 from experiments import build
 from saw_jax import algorithms
@@ -413,6 +413,77 @@ class TestPaw:
     cells = papers.read("paw")
     for row, fields in household.PUBLISHED.items():
       assert row in rows
+      assert len(papers.select(cells, **fields)) == 1
+
+
+class TestPawElsewhere:
+  """The same rows in other environments: configs/paw/shop.py, search.py."""
+
+  TABLES = (shop, search)
+
+  @pytest.mark.parametrize("table", TABLES)
+  @pytest.mark.parametrize("row", household.ROWS)
+  def test_every_row_builds_its_method(self, table, row, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    made = build.build(table.get_config(f"row={row}").lock())
+    assert made.task.name == table.__name__.rpartition(".")[2]
+    assert (made.method.world is None) == (row in household.BASES)
+    # No token is outside of the short vocabulary.
+    text = made.task.held_out(1)[0].before.task
+    assert made.tokenizer.decode(made.tokenizer.encode(text)) == text
+
+  @pytest.mark.parametrize("table", TABLES)
+  @pytest.mark.parametrize("scale", shop.SCALES)
+  @pytest.mark.parametrize("row", household.ROWS)
+  def test_the_algorithms_are_those_of_the_household(self, table, scale, row):
+    theirs = table.get_config(f"row={row},scale={scale}").to_dict()
+    ours = household.get_config(f"row={row},scale={scale}").to_dict()
+    if table is search and scale == "paper":
+      # The one published difference, and verl-agent's.
+      assert theirs["algorithm"]["kl"].pop("coefficient") == 0.001
+      assert theirs["algorithm"].pop("entropy_coefficient") == 0.0
+      del ours["algorithm"]["kl"]["coefficient"]
+      del ours["algorithm"]["entropy_coefficient"]
+    assert theirs["algorithm"] == ours["algorithm"]
+
+  @pytest.mark.parametrize("table", TABLES)
+  @pytest.mark.parametrize("base_row", household.BASES)
+  def test_paw_changes_the_world_model_alone(self, table, base_row):
+    base = table.get_config(f"row={base_row}").to_dict()
+    paw = table.get_config(f"row={base_row}_paw").to_dict()
+    paw["algorithm"]["world_model"] = base["algorithm"]["world_model"]
+    assert paw == base
+
+  @pytest.mark.parametrize("table", TABLES)
+  @pytest.mark.parametrize("scale", shop.SCALES)
+  def test_options_are_those_of_the_task(self, table, scale):
+    config = table.get_config(f"scale={scale}")
+    options = config.task.options.to_dict()
+    task = algorithms.make_task(config.task.name, options)
+    assert task.num_episodes("train") >= config.loop.prompts_per_step
+    assert task.num_episodes("test") >= config.evaluation.num_examples
+
+  def test_the_paper_scales_are_the_published_settings(self):
+    config = shop.get_config("row=gigpo_paw,scale=paper")
+    assert config.task.options.max_steps == 15
+    assert (config.loop.prompts_per_step, config.loop.group_size) == (16, 8)
+    assert config.rollout.max_prompt_tokens == 4096
+    assert config.rollout.max_new_tokens == 512
+    assert config.episodes.invalid_penalty == 0.1
+    assert config.episodes.max_observation_tokens == 1024
+    config = search.get_config("row=gigpo_paw,scale=paper")
+    assert config.task.options.max_steps == 4
+    assert config.task.options.num_passages == 3
+    assert (config.loop.prompts_per_step, config.loop.group_size) == (256, 5)
+    assert config.episodes.invalid_penalty == 0.01
+    assert config.episodes.similarity == 0.9
+    assert config.optimizer.learning_rate == 1e-6
+
+  @pytest.mark.parametrize("table", TABLES)
+  def test_the_table_is_made_of_its_own_rows(self, table):
+    cells = papers.read("paw")
+    for row, fields in table.PUBLISHED.items():
+      assert row in table.ROWS
       assert len(papers.select(cells, **fields)) == 1
 
 

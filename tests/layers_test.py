@@ -65,7 +65,7 @@ ROOMS = {
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["gguf", "jinja2", "math_verify", "pyarrow", "reasoning_gym"]
+      ["bm25s", "gguf", "jinja2", "math_verify", "pyarrow", "reasoning_gym"]
       + ["starlette", "tokenizers", "uvicorn"]
     ),
   ),

@@ -76,18 +76,24 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )
   config = base.get_config()
   config.task.name = "household"
+  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
+  set_row(config, chosen["row"])
+  return config
+
+
+def set_row(config: ml_collections.ConfigDict, row: str) -> None:
+  """Sets the loss, the advantage and the world model.
+
+  The other tables of PaW have the same rows.
+
+  Args:
+    config: to change; `model.value_head` too, for PPO.
+    row: one of `ROWS`.
+  """
   config.algorithm.loss_options.clip_low = 0.2
   config.algorithm.loss_options.clip_high = 0.2
   config.algorithm.loss_options.dual_clip = 3.0
   config.algorithm.aggregate = "token_mean"
-  config.episodes.invalid_penalty = 0.1
-  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
-  _row(config, chosen["row"])
-  return config
-
-
-def _row(config: ml_collections.ConfigDict, row: str) -> None:
-  """Sets the advantage and the world model."""
   algorithm, world = config.algorithm, config.algorithm.world_model
   name = row.removesuffix("_paw")
   if name in ("grpo", "gigpo", "rloo", "ppo"):
@@ -197,6 +203,15 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   options.max_steps = 50
   options.form = "english"
   options.shown = 2
+  set_paper(config)
+
+
+def set_paper(config: ml_collections.ConfigDict) -> None:
+  """Sets the published training of Qwen2.5-1.5B-Instruct on ALFWorld.
+
+  Args:
+    config: to change; its task is left alone.
+  """
   config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
   config.tokenizer.name = "checkpoints/Qwen2.5-1.5B-Instruct/tokenizer.json"
   config.model.width = 1536

@@ -1,0 +1,138 @@
+"""PaW in a shop: a policy that also predicts the pages that it gets to.
+
+  python experiments/train.py --workdir=runs/shop --seeds=0,1 \
+    --config=configs/paw/shop.py:row=grpo_paw,scale=tiny
+
+Rows are those of configs/paw/household.py.
+
+Scales:
+  tiny   60 drawn products, four on a page, six steps, compact prompts; a
+         decoder of 0.1 M parameters after a short supervised start on an expert
+         that errs
+  paper  Qwen2.5-1.5B-Instruct, 15 steps, 16 instructions x 8 episodes, 150
+         updates; the drawn shop, or WebShop's with
+         --config.task.options.products, .attributes and .instructions, of
+         which verl-agent takes 1000 products (.num_products=1000)
+
+The extra `search` has what searches: pip install 'saw_jax[search]'.
+
+Paper: arXiv 2606.02388, on WebShop. Published success, Qwen2.5-1.5B: GRPO 60.6,
+with PaW 68.6; GiGPO 66.2, with PaW 75.3; RLOO 56.7, 61.2; PPO 59.1, 65.2;
+lambda = 1 67.0; cross-entropy 57.2. Ours: not yet.
+"""
+
+import ml_collections
+
+from configs import arguments, base
+from configs.paw import household
+
+BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
+SCALES = ("tiny", "paper")
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of one row at one scale.
+
+  Args:
+    argument: e.g. `row=gigpo_paw,scale=tiny`.
+
+  Returns:
+    The config.
+  """
+  chosen = arguments.parse(
+    argument,
+    row=("grpo_paw", *(row for row in ROWS if row != "grpo_paw")),
+    scale=SCALES,
+  )
+  config = base.get_config()
+  config.task.name = "shop"
+  {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config)
+  household.set_row(config, chosen["row"])
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  options = config.task.options
+  options.num_products = 60
+  options.per_page = 4
+  options.max_steps = 6
+  options.form = "compact"
+  # What is chosen shows in the actions alone: all of a purchase's.
+  options.shown = 4
+  options.shows_instruction = False
+  config.tokenizer.name = "shop"
+  config.rollout.max_prompt_tokens = 96
+  config.rollout.prompt_multiple = 96
+  config.rollout.max_new_tokens = 7
+  config.rollout.completion_multiple = 56
+  config.episodes.rows_per_call = 64
+  config.episodes.max_observation_tokens = 48
+  config.warm_start.num_steps = 2000
+  config.warm_start.batch_size = 64
+  config.warm_start.learning_rate = 5e-3
+  config.warm_start.num_demonstrations = 16384
+  config.warm_start.observation_coefficient = 0.02
+  config.warm_start.options.wrong_rate = 0.25
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.weight_decay = 0.0
+  config.loop.num_steps = 40
+  config.loop.prompts_per_step = 8
+  config.loop.group_size = 8
+  config.loop.checkpoint_interval = 20
+  config.loop.chunk_size = 4096
+  config.evaluation.interval = 20
+  config.evaluation.num_examples = 128
+  config.evaluation.samples = 4
+
+
+def _paper(config: ml_collections.ConfigDict) -> None:
+  household.set_paper(config)
+  options = config.task.options
+  options.num_products = 150
+  options.max_steps = 15
+  options.form = "english"
+  options.shown = 2
+  # verl-agent cuts the instruction off every page.
+  options.shows_instruction = False
+  config.rollout.max_prompt_tokens = 4096
+  config.episodes.max_observation_tokens = 1024
+  # Updates of some 64 steps, where episodes take eight.
+  config.loop.num_minibatches = 16
+  config.evaluation.num_examples = 128
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "PaW in the shop"
+WINDOW = household.WINDOW
+METRICS = household.METRICS
+CURVES = household.CURVES
+PANELS = household.PANELS
+COMPARISONS = household.COMPARISONS
+_CELL = {
+  "paper": "PaW",
+  "benchmark": "WebShop",
+  "metric": "success (%)",
+  "model": "Qwen2.5-1.5B-Instruct",
+}
+_MAIN = "Table 1 / Table 5"
+PUBLISHED = {
+  "grpo": {**_CELL, "table": _MAIN, "method": "GRPO"},
+  "grpo_paw": {**_CELL, "table": _MAIN, "method": "GRPO w/ PaW"},
+  "gigpo": {**_CELL, "table": _MAIN, "method": "GiGPO"},
+  "gigpo_paw": {**_CELL, "table": _MAIN, "method": "GiGPO w/ PaW"},
+  "rloo": {**_CELL, "table": "Table 3", "method": "RLOO"},
+  "rloo_paw": {**_CELL, "table": "Table 3", "method": "RLOO w/ PaW"},
+  "ppo": {**_CELL, "table": "Table 3", "method": "PPO"},
+  "ppo_paw": {**_CELL, "table": "Table 3", "method": "PPO w/ PaW"},
+  "paw_lambda_one": {
+    **_CELL,
+    "table": "Table 4",
+    "method": "GRPO w/ PaW, no adaptive coefficient (lambda=1)",
+  },
+  "paw_cross_entropy": {
+    **_CELL,
+    "table": "Table 4",
+    "method": "GRPO w/ PaW, CE instead of CMAE",
+  },
+}

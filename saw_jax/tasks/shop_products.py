@@ -1,0 +1,400 @@
+"""What a shop sells and what is asked for: drawn from a seed, or WebShop's own.
+
+A drawn product's name says its kind and two attributes; colour, size and the
+like are options. No two products of a shop have the same name. The files are
+those of WebShop (https://arxiv.org/abs/2207.01206).
+"""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from saw_jax.tasks import row_files
+from saw_jax.tasks.draws import Draws
+
+TEST_PERCENT = 20
+NO_LIMIT = 1_000_000.0  # dollars: of an instruction without a price
+_PRICE_STEP, _MOST_STEPS = 10.0, 99  # limits are 10, 20, ... 990 dollars
+_SHUFFLE_SEED = 233  # with which WebShop orders its instructions
+_LONGEST_CODE = 10
+
+COLORS = ("black", "blue", "green", "grey", "pink", "red", "white", "yellow")
+SIZES = ("small", "medium", "large", "x-large")
+_CLOTH = ("cotton", "soft", "washable", "warm", "slim fit", "long sleeve")
+_HOME = ("wooden", "modern", "sturdy", "easy clean", "foldable", "heavy duty")
+_TECH = ("wireless", "portable", "fast", "waterproof", "light", "long lasting")
+_WEAR = {"color": COLORS, "size": SIZES}
+_ROOM = {"color": COLORS}
+# Kind of product -> its category, its options, its attributes.
+KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]], tuple[str, ...]]]
+KINDS = {
+  **{
+    kind: ("clothing", _WEAR, _CLOTH)
+    for kind in ("shirt", "jacket", "sweater", "dress")
+  },
+  **{kind: ("home", _ROOM, _HOME) for kind in ("table", "chair", "shelf")},
+  **{
+    kind: ("electronics", {}, _TECH) for kind in ("speaker", "lamp", "camera")
+  },
+}
+
+
+class Product(NamedTuple):
+  """One thing that is sold."""
+
+  code: str  # upper case, as "B000001234"
+  name: str
+  query: str  # what kind of thing it is, as people search for it
+  categories: tuple[str, ...]  # from the general to the special
+  price: float  # dollars
+  price_tag: str  # as it is shown
+  description: str
+  features: tuple[str, ...]
+  attributes: tuple[str, ...]
+  options: tuple[
+    tuple[str, tuple[str, ...]], ...
+  ]  # name and values, lower case
+  rating: str = "N.A."
+
+
+class Instruction(NamedTuple):
+  """What somebody wants, and the product they had in mind."""
+
+  text: str
+  code: str  # of that product
+  attributes: tuple[str, ...]
+  options: tuple[str, ...]  # values
+  price_limit: float  # dollars; NO_LIMIT: none is given
+
+
+class Goods(NamedTuple):
+  """What a shop has, and what is asked for in each split."""
+
+  products: tuple[Product, ...]
+  instructions: Mapping[str, tuple[Instruction, ...]]
+
+
+def draw_products(count: int, *, seed: int = 0) -> tuple[Product, ...]:
+  """Draws products.
+
+  Args:
+    count: how many there are, at most `most_products()`.
+    seed: of the shop.
+
+  Returns:
+    The products, no two with the same name.
+
+  Raises:
+    ValueError: there are not as many.
+  """
+  if not 1 <= count <= most_products():
+    raise ValueError(
+      f"a drawn shop has 1 to {most_products()} products, not {count}."
+    )
+  draws = Draws("shop", seed)
+  chosen = draws.sample(_NAMES, count)
+  codes = draws.sample(range(10_000), count)
+  return tuple(
+    _product(draws, kind, attributes, code)
+    for (kind, attributes), code in zip(chosen, codes, strict=True)
+  )
+
+
+def most_products() -> int:
+  """Returns how many products can be drawn that differ in name.
+
+  Returns:
+    The number.
+  """
+  return len(_NAMES)
+
+
+def draw_instruction(
+  products: Sequence[Product], split: str, seed: int
+) -> Instruction:
+  """Draws what is asked for in one episode.
+
+  Which split an instruction belongs to depends on the product, the options and
+  nothing else.
+
+  Args:
+    products: of the shop.
+    split: "train" or "test".
+    seed: of the episode.
+
+  Returns:
+    The instruction; its product is what it asks for.
+
+  Raises:
+    ValueError: there is no such split.
+  """
+  if split not in ("train", "test"):
+    raise ValueError(f"there is no split {split!r}, only train and test")
+  draws = Draws("instruction", split, seed)
+  while True:
+    product = draws.choice(products)
+    options = tuple(draws.choice(values) for _, values in product.options)
+    if _split_of(product.name, options) == split:
+      break
+  limit = _limit(product.price, draws)
+  chosen = "".join(
+    f", {name}: {value}"
+    for (name, _), value in zip(product.options, options, strict=True)
+  )
+  text = f"i need a {product.name}{chosen}{_price_text(limit)}"
+  return Instruction(text, product.code, product.attributes, options, limit)
+
+
+def read_products(
+  products: str | pathlib.Path,
+  attributes: str | pathlib.Path,
+  instructions: str | pathlib.Path,
+  *,
+  order: str | pathlib.Path = "",
+  num_products: int = 0,
+  num_test: int = 500,
+) -> Goods:
+  """Reads WebShop's files.
+
+  A price that is a range counts as its middle, and the price that an
+  instruction allows is drawn from a seed made of its product; WebShop draws
+  both anew in each process.
+
+  Args:
+    products: `items_shuffle.json`, or the first 1000 of it.
+    attributes: `items_ins_v2.json`: the attributes of each product.
+    instructions: `items_human_ins.json`: what people asked for, by product.
+    order: `human_goals.json`: texts of all instructions, of which the first
+      `num_test` are the test split; empty: WebShop's shuffle decides.
+    num_products: how many are read; 0: all.
+    num_test: how many instructions are the test split.
+
+  Returns:
+    The products, and the instructions of "train" and "test" about them.
+
+  Raises:
+    FileNotFoundError: a file is not there.
+    ValueError: a file is damaged, or a split is empty.
+  """
+  known = _read_object(attributes)
+  asked = _read_object(instructions)
+  goods: dict[str, Product] = {}
+  found: list[Instruction] = []
+  for number, row in enumerate(row_files.read_rows(products)):
+    if num_products and number >= num_products:
+      break
+    try:
+      product = _read_product(row, known)
+      if product is None or product.code in goods:
+        continue
+      goods[product.code] = product
+    except ValueError as error:
+      raise ValueError(f"{products}, product {number}: {error}") from error
+    try:
+      found += _read_instructions(product, asked.get(product.code, []))
+    except ValueError as error:
+      raise ValueError(
+        f"{instructions}, product {product.code}: {error}"
+      ) from error
+  if not goods:
+    raise ValueError(f"{products}: there is no product in it.")
+  tests = _first_texts(order, num_test) if order else None
+  if tests is None:
+    random.Random(_SHUFFLE_SEED).shuffle(found)
+    parts = {"test": found[:num_test], "train": found[num_test:]}
+  else:
+    parts = {"test": [], "train": []}
+    for one in found:
+      is_test = _plain(one.text) in tests
+      parts["test" if is_test else "train"].append(one)
+  for split, chosen in parts.items():
+    if not chosen:
+      raise ValueError(
+        f"{instructions}: no instruction is left for the split {split!r}; "
+        f"there are {len(found)}, and num_test is {num_test}."
+      )
+  return Goods(
+    tuple(goods.values()), {name: tuple(v) for name, v in parts.items()}
+  )
+
+
+def _product(
+  draws: Draws, kind: str, attributes: tuple[str, ...], code: int
+) -> Product:
+  category, options, _ = KINDS[kind]
+  price = 10.0 + int(draws.chance(0.5)) * 10.0
+  price += draws.choice(range(70))
+  name = f"{' '.join(attributes)} {kind}"
+  return Product(
+    code=f"B00000{code:04d}",
+    name=name,
+    query=kind,
+    categories=(category, f"{kind}s", kind),
+    price=price,
+    price_tag=f"${price:.1f}",
+    description=f"a {name}",
+    features=tuple(attributes),
+    attributes=attributes,
+    options=tuple(
+      (option, tuple(draws.sample(values, 3)))
+      for option, values in options.items()
+    ),
+  )
+
+
+def _split_of(name: str, options: tuple[str, ...]) -> str:
+  digest = hashlib.sha256(repr((name, options)).encode()).digest()
+  is_test = int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT
+  return "test" if is_test else "train"
+
+
+def _limit(price: float, draws: Draws) -> float:
+  """The higher of two of the next four multiples of 10 dollars, as WebShop."""
+  above = [
+    limit
+    for limit in (_PRICE_STEP * i for i in range(1, _MOST_STEPS + 1))
+    if limit > price
+  ][:4]
+  return max(draws.sample(above, 2)) if len(above) >= 2 else NO_LIMIT
+
+
+def _price_text(limit: float) -> str:
+  if limit >= NO_LIMIT:
+    return ""
+  return f", and price lower than {limit:.2f} dollars"
+
+
+def _read_object(path: str | pathlib.Path) -> Mapping[str, Any]:
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: there is no such file.")
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path}: not JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path}: not an object with a field for each product.")
+  return content
+
+
+def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
+  """One product; None if WebShop leaves it out."""
+  field = row_files.field
+  code = field(row, "asin", str)
+  if code == "nan" or len(code) > _LONGEST_CODE or not code:
+    return None
+  features = field(row, "small_description", (list, str, type(None))) or []
+  if isinstance(features, str):
+    features = [features]
+  entry = known.get(code, {})
+  if not isinstance(entry, dict):
+    raise ValueError(f"the attributes of {code} are not an object")
+  attributes = entry.get("attributes", ["DUMMY_ATTR"])
+  price, tag = _read_price(row.get("pricing"))
+  category = field(row, "product_category", str)
+  return Product(
+    code=code.upper(),
+    name=field(row, "name", str),
+    query=field(row, "query", str).lower().strip(),
+    categories=tuple(part.strip() for part in category.split("\u203a")),
+    price=price,
+    price_tag=tag,
+    description=field(row, "full_description", (str, type(None))) or "",
+    features=_texts(features, "small_description"),
+    attributes=_texts(attributes, f"attributes of {code}"),
+    options=_read_options(row.get("customization_options")),
+    rating=str(row.get("average_rating") or "N.A."),
+  )
+
+
+def _read_price(pricing: Any) -> tuple[float, str]:
+  """Price and tag of "$5.00" or "$5.00$9.00"; without any, WebShop says 100."""
+  if not pricing:
+    return 100.0, "$100.0"
+  if not isinstance(pricing, str):
+    raise ValueError("field 'pricing' is not a str")
+  try:
+    prices = [float(re.sub(r"[^\d.]", "", p)) for p in pricing.split("$")[1:3]]
+  except ValueError:
+    prices = []
+  if not prices:
+    raise ValueError(f"field 'pricing' is {pricing[:40]!r}, which is no price")
+  tag = " to ".join(f"${price}" for price in prices)
+  return sum(prices) / len(prices), tag
+
+
+def _read_options(content: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+  if not content:
+    return ()
+  if not isinstance(content, dict):
+    raise ValueError("field 'customization_options' is not an object")
+  options = []
+  for name, values in content.items():
+    if values is None:
+      continue
+    if not isinstance(values, list):
+      raise ValueError(f"option {name!r} is not a list")
+    texts = [row_files.field(value, "value", str) for value in values]
+    texts = [t.strip().replace("/", " | ").lower() for t in texts]
+    options.append((name.lower(), tuple(t for t in texts if t)))
+  return tuple(options)
+
+
+def _read_instructions(product: Product, rows: Any) -> list[Instruction]:
+  if not isinstance(rows, list):
+    raise ValueError("not a list of instructions")
+  found = []
+  for number, row in enumerate(rows):
+    text = row_files.field(row, "instruction", str).strip().strip(".")
+    attributes = _texts(
+      row_files.field(row, "instruction_attributes", list),
+      "instruction_attributes",
+    )
+    options = row_files.field(row, "instruction_options", (list, dict))
+    if isinstance(options, dict):
+      options = list(options.values())
+    if not attributes:  # WebShop leaves it out: nothing to be right about.
+      continue
+    limit = _limit(product.price, Draws("limit", product.code, number))
+    found.append(
+      Instruction(
+        text + _price_text(limit),
+        product.code,
+        attributes,
+        _texts(options, "instruction_options"),
+        limit,
+      )
+    )
+  return found
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+  if not isinstance(values, list) or not all(
+    isinstance(value, str) for value in values
+  ):
+    raise ValueError(f"{what} is not a list of texts")
+  return tuple(values)
+
+
+def _first_texts(path: str | pathlib.Path, count: int) -> set[str]:
+  texts = list(itertools.islice(row_files.read_rows(path), count))
+  return {_plain(text) for text in _texts(texts, f"{path}: what it holds")}
+
+
+def _plain(text: str) -> str:
+  """An instruction as `human_goals.json` has it: no price, no quotes."""
+  text = text.lower().partition(", and price lower than")[0]
+  return re.sub(r"[\"']", "", text).strip().strip(".").strip()
+
+
+_NAMES = tuple(
+  (kind, pair)
+  for kind, (_, _, attributes) in KINDS.items()
+  for pair in itertools.permutations(attributes, 2)
+  if pair[0] < pair[1]
+)
