@@ -16,8 +16,8 @@ its name says that it sees.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,17 @@ CERTAINTIES = (
   "probability",
 )
 SOURCES = ("truth", "annotator")
+
+# (examples [N][P], completions, step) -> verdicts [N, P, G] of 0 and 1
+Verify = Callable[[Sequence[Sequence[Example]], list[str], int], np.ndarray]
+
+
+class Laps(Protocol):
+  """What takes the time of the parts of a step: `session.Clock`."""
+
+  def lap(self, name: str) -> None:
+    """Books the time since the last lap."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +157,7 @@ class Choice(NamedTuple):
   count_probabilities: jax.Array | None  # [P, G + 1], of the second probe
 
 
-def make_choose(config: LabelConfig):
+def make_choose(config: LabelConfig) -> Callable[..., Choice]:
   """Makes the function that decides which labels are bought.
 
   Args:
@@ -248,8 +259,8 @@ class Labeller:
     step: int = 0,
     host: Mapping[str, Any] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
-    stop=None,
-    verify=None,
+    stop: Callable[[], bool] | None = None,
+    verify: Verify | None = None,
   ):
     """Opens the ledger, and takes up what a checkpoint held.
 
@@ -344,7 +355,7 @@ class Labeller:
     *,
     grader: Grader,
     step: int,
-    clock,
+    clock: Laps,
   ) -> rollouts.Rollout:
     """Buys labels and has the responses scored.
 
@@ -472,7 +483,7 @@ class Labeller:
     )
 
   def train(
-    self, rows: Sequence[Mapping[str, float]], *, step: int, clock
+    self, rows: Sequence[Mapping[str, float]], *, step: int, clock: Laps
   ) -> list[dict[str, float]]:
     """Trains the probes on what was bought, after the policy's update.
 

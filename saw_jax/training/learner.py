@@ -13,6 +13,7 @@ from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
   evaluation,
+  labelling,
   objective,
   packing,
   parallel,
@@ -140,7 +141,7 @@ class Learner:
       self.experiment, self.lift, self.encoder
     )
 
-  def verifier(self, seeds: Sequence[int]):
+  def verifier(self, seeds: Sequence[int]) -> labelling.Verify:
     """Makes the policy a judge of its own responses.
 
     Args:
