@@ -38,7 +38,9 @@ def test_a_step_moves_the_policy_and_says_what_it_did(step):
   made, one, transcript, scores = step
   before = jax.device_get(one.state.params)
   clock = session.Clock()
-  (row,) = one.learn(one.prepare(transcript), scores, clock)
+  batch, observed = one.prepare(transcript)
+  assert observed is None  # nobody buys labels
+  (row,) = one.learn(batch, scores, clock)
   after = jax.device_get(one.state.params)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
   assert all(jax.tree.leaves(moved))
@@ -71,7 +73,7 @@ def test_log_probs_are_computed_where_they_are_needed(
   made = helpers.experiment(
     algorithm=algorithms.AlgorithmConfig(**algorithm), loop=loop
   )
-  batch = learner.Learner(made, 1).prepare(step[2])
+  batch, _ = learner.Learner(made, 1).prepare(step[2])
   assert (batch.old_log_probs is not None) == old
   assert (batch.ref_log_probs is not None) == ref
   if old:
@@ -80,3 +82,35 @@ def test_log_probs_are_computed_where_they_are_needed(
       np.where(batch.completion_mask, batch.behave_log_probs, 0),
       atol=1e-5,
     )
+
+
+def test_prompts_that_do_not_count_move_nothing(step):
+  made, one, transcript, scores = step
+  one = learner.Learner(made, 1)
+  before = jax.device_get(one.state.params)
+  nothing = scores._replace(multipliers=np.zeros((1, 4), np.float32))
+  batch, _ = one.prepare(transcript)
+  (row,) = one.learn(batch, nothing, session.Clock())
+  assert row["zero_advantage"] == 1
+  assert row["gradient_norm"] == 0
+  # Weight decay alone.
+  after = jax.device_get(one.state.params)
+  rate = made.optimizer.learning_rate * made.optimizer.weight_decay
+  for old, new in zip(
+    jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+  ):
+    np.testing.assert_allclose(new, old * (1 - rate), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_labels_look_at_the_pass_that_the_update_needs(step, num_minibatches):
+  made = helpers.experiment(
+    labels={"method": "vote"}, loop={"num_minibatches": num_minibatches}
+  )
+  batch, observed = learner.Learner(made, 1).prepare(step[2])
+  assert observed.prompt_hidden.shape == (1, 4, helpers.CONFIG.width)
+  assert observed.response_hidden.shape == (1, 16, helpers.CONFIG.width)
+  if num_minibatches == 1:
+    assert batch.old_log_probs is None and observed.log_probs is None
+  else:
+    assert batch.old_log_probs is observed.log_probs
