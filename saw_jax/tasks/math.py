@@ -121,7 +121,7 @@ class MathTask(base.Splits):
   def score(self, example: base.Example, completion: str) -> base.Score:
     """Returns whether the last box of a completion holds the right answer."""
     answer = extract_answer(completion)
-    if answer is None:
+    if answer is None or not normalise_answer(answer):  # an empty box
       return base.Score((0.0,), base.Outcome.UNPARSABLE)
     if GRADERS[self.config.grader](answer, example.reference):
       return base.Score((1.0,), base.Outcome.RIGHT)

@@ -201,7 +201,7 @@ class TestScore:
       (r"\boxed{46.0}", 1.0, Outcome.RIGHT),
       (r"\boxed{64} no, \boxed{46}", 1.0, Outcome.RIGHT),
       (r"\boxed{46} no, \boxed{64}", 0.0, Outcome.WRONG),
-      (r"\boxed{}", 0.0, Outcome.WRONG),
+      (r"\boxed{}", 0.0, Outcome.UNPARSABLE),
       ("46", 0.0, Outcome.UNPARSABLE),
       (r"\boxed{46", 0.0, Outcome.UNPARSABLE),
       ("", 0.0, Outcome.UNPARSABLE),

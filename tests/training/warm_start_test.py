@@ -212,9 +212,13 @@ class TestDigest:
     "name", [f.name for f in dataclasses.fields(helpers.CONFIG)]
   )
   def test_changes_with_the_decoder(self, name):
-    value = changed(getattr(helpers.CONFIG, name))
-    if name == "num_kv_heads":
-      value = 2  # It has to divide the heads.
+    # What has to fit the other sizes.
+    fitting = {
+      "num_kv_heads": 2,
+      "rope_factors": (2.0,) * (helpers.CONFIG.head_size // 2),
+      "windows": (4,) * helpers.CONFIG.num_layers,
+    }
+    value = fitting.get(name) or changed(getattr(helpers.CONFIG, name))
     model = dataclasses.replace(helpers.CONFIG, **{name: value})
     assert self.digest(model) != self.digest()
 
