@@ -36,7 +36,7 @@ hypothesis.settings.register_profile(
   "local", deadline=None, max_examples=30, print_blob=True
 )
 hypothesis.settings.register_profile(
-  "ci", deadline=None, max_examples=20, derandomize=True, database=None
+  "ci", deadline=None, max_examples=30, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
