@@ -213,15 +213,6 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
     config: to change; its task is left alone.
   """
   config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
-  config.tokenizer.name = "checkpoints/Qwen2.5-1.5B-Instruct/tokenizer.json"
-  config.model.width = 1536
-  config.model.num_layers = 28
-  config.model.num_heads = 12
-  config.model.num_kv_heads = 2
-  config.model.head_size = 128
-  config.model.mlp_size = 8960
-  config.model.rope_theta = 1_000_000.0
-  config.model.qkv_bias = True
   config.model.scan_layers = True
   config.model.remat = "full"
   config.model.dtype = "bfloat16"

@@ -94,11 +94,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   options.num_passages = 3
   options.form = "english"
   config.checkpoint = "checkpoints/Qwen2.5-3B-Instruct"
-  config.tokenizer.name = "checkpoints/Qwen2.5-3B-Instruct/tokenizer.json"
-  config.model.width = 2048
-  config.model.num_layers = 36
-  config.model.num_heads = 16
-  config.model.mlp_size = 11008
   config.rollout.max_prompt_tokens = 4096
   config.episodes.max_observation_tokens = 1024
 
