@@ -131,10 +131,7 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
       experiment.asynchronous, experiment.loop.prompts_per_step
     )
   # Last, since it can take minutes: all that is wrong has been said by now.
-  if source is not None:
-    shardings = experiment_lib.param_shardings(experiment)
-    return experiment._replace(params=source.load(decoder_config, shardings))
-  return experiment._replace(params=make_params(config, experiment))
+  return experiment._replace(params=make_params(config, experiment, source))
 
 
 def check_task(experiment: experiment_lib.Experiment) -> None:
@@ -287,7 +284,7 @@ def pretrained_decoder(
   Raises:
     ValueError: the config gives a size of its own that is not the model's.
   """
-  how = {name: values[name] for name in COMPUTED}
+  how = {name: values[name] for name in (*COMPUTED, "value_head")}
   defaults = base.get_config().model
   for name, value in values.items():
     theirs = getattr(source.config, name)
@@ -302,17 +299,38 @@ def pretrained_decoder(
 
 
 def make_params(
-  config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment
+  config: ml_collections.ConfigDict,
+  experiment: experiment_lib.Experiment,
+  source: pretrained.Pretrained | None = None,
 ) -> Any:
-  """Makes the parameters that every seed starts from, without a checkpoint.
+  """Makes the parameters that every seed starts from.
 
   Args:
     config: its `warm_start` is read.
     experiment: the rest.
+    source: the pretrained model to load; by default a warm start makes them.
 
   Returns:
-    The parameters.
+    The parameters. A value head is added afterwards, so that all rows of a
+    table share one start.
   """
+  headless = dataclasses.replace(experiment.decoder, value_head=False)
+  if source is None:
+    params = _warm_params(config, experiment._replace(decoder=headless))
+  else:
+    params = source.load(
+      headless,
+      experiment_lib.param_shardings(experiment._replace(decoder=headless)),
+    )
+  if experiment.decoder.value_head:
+    params = decoder.add_value_head(params, experiment.decoder)
+  return params
+
+
+def _warm_params(
+  config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment
+) -> Any:
+  """Random parameters, after a supervised start if the config has one."""
   settings = config.warm_start.to_dict()
   options = settings.pop("options")
   learning_rate = settings.pop("learning_rate")
@@ -321,18 +339,12 @@ def make_params(
     warm,
     optimizer=dataclasses.replace(warm.optimizer, learning_rate=learning_rate),
   )
-  # A value head is added afterwards, so that all rows share one start.
-  headless = dataclasses.replace(experiment.decoder, value_head=False)
-  if warm.num_steps:
-    batch = _demonstrations(experiment, warm, options)
-    params = warm_start.warm_start(
-      headless, warm, batch, cache=CACHE / "warm_start"
-    )
-  else:
-    params = decoder.init_params(headless, jax.random.key(warm.seed))
-  if experiment.decoder.value_head:
-    params = decoder.add_value_head(params, experiment.decoder)
-  return params
+  if not warm.num_steps:
+    return decoder.init_params(experiment.decoder, jax.random.key(warm.seed))
+  batch = _demonstrations(experiment, warm, options)
+  return warm_start.warm_start(
+    experiment.decoder, warm, batch, cache=CACHE / "warm_start"
+  )
 
 
 def _demonstrations(

@@ -186,7 +186,7 @@ class TestToolCalling:
   @pytest.mark.parametrize("row", tool_calling.ROWS)
   @pytest.mark.parametrize("kl", ["none", "released"])
   def test_every_tiny_row_builds_its_method(self, row, kl, monkeypatch):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     config = tool_calling.get_config(f"row={row},scale=tiny,kl={kl}").lock()
     experiment = build.build(config)
     method = experiment.method
@@ -206,7 +206,7 @@ class TestToolCalling:
     assert experiment.decoder.vocab_size == experiment.tokenizer.vocab_size
 
   def test_the_rewards_minima_reach_saw(self, monkeypatch):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     experiment = build.build(tool_calling.get_config("gdpo_saw").lock())
     np.testing.assert_array_equal(
       experiment.method.weights.keywords["minima"], [-3.0, 0.0]
@@ -248,6 +248,41 @@ class TestToolCalling:
       assert name.removeprefix("reward/") in names
 
 
+class TestCheckpoints:
+  """A scale with a checkpoint leaves it the sizes and the tokenizer."""
+
+  TABLES = {
+    "saw": (tool_calling, tool_calling.ROWS, tool_calling.SCALES),
+    "asympo": (asympo_math, asympo_math.ROWS, asympo_math.SCALES),
+    "care_math": (care_math, care_math.ROWS, care_math.SCALES),
+    "care_knights": (care_knights, care_knights.ROWS, care_knights.SCALES),
+    "household": (household, household.ROWS, household.SCALES),
+    "shop": (shop, household.ROWS, shop.SCALES),
+    "search": (search, household.ROWS, search.SCALES),
+  }
+  # What a model's directory does not say.
+  FREE = (*build.COMPUTED, "value_head")
+
+  @pytest.mark.parametrize("table", TABLES)
+  def test_sizes_and_tokenizer_are_the_checkpoints(self, table):
+    module, rows, scales = self.TABLES[table]
+    defaults = base.get_config()
+    seen = 0
+    for row in rows:
+      for scale in scales:
+        if scale == "tiny":
+          continue
+        config = module.get_config(f"row={row},scale={scale}")
+        if not config.checkpoint:
+          continue
+        seen += 1
+        for key, value in defaults.model.items():
+          if key not in self.FREE:
+            assert config.model[key] == value, (row, scale, key)
+        assert config.tokenizer.name in algorithms.TOKENIZERS, (row, scale)
+    assert seen
+
+
 class TestAsympo:
   """Losses by lag: configs/asympo/math.py."""
 
@@ -255,7 +290,7 @@ class TestAsympo:
   def test_every_row_builds_and_says_which_log_probs_it_needs(
     self, row, monkeypatch
   ):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     config = asympo_math.get_config(f"row={row},lag=4").lock()
     method = build.build(config).method
     none = ("naive", "spo", "gpg", "gpg_nonzero")
@@ -285,7 +320,7 @@ class TestAsympo:
 
   @pytest.mark.parametrize("protocol", asympo_math.PROTOCOLS[1:])
   def test_a_protocol_can_be_chosen(self, protocol, monkeypatch):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     config = asympo_math.get_config(f"lag=2,protocol={protocol}").lock()
     made = build.build(config)
     assert made.asynchronous.protocol == protocol
@@ -322,7 +357,7 @@ class TestPaw:
 
   @pytest.mark.parametrize("row", household.ROWS)
   def test_every_row_builds_its_method(self, row, monkeypatch):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     made = build.build(household.get_config(f"row={row}").lock())
     method = made.method
     assert method.per_step
@@ -424,7 +459,7 @@ class TestPawElsewhere:
   @pytest.mark.parametrize("table", TABLES)
   @pytest.mark.parametrize("row", household.ROWS)
   def test_every_row_builds_its_method(self, table, row, monkeypatch):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     made = build.build(table.get_config(f"row={row}").lock())
     assert made.task.name == table.__name__.rpartition(".")[2]
     assert (made.method.world is None) == (row in household.BASES)
@@ -497,7 +532,7 @@ class TestCare:
 
   @pytest.mark.parametrize("table", [care_knights, care_math])
   def test_every_run_of_the_table_builds(self, table, monkeypatch):
-    monkeypatch.setattr(build, "make_params", lambda config, experiment: None)
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
     for name, (row, fraction, argument) in table.RUNS.items():
       config = table.get_config(argument).lock()
       labels = build.build(config).labels

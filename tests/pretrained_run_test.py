@@ -76,6 +76,23 @@ class TestBuild:
     params = decoder.init_params(CONFIG, jax.random.key(3))
     chex.assert_trees_all_equal(found.params, decoder.stack_layers(params))
 
+  @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
+  def test_a_critic_gets_its_head_beside_the_models_weights(self, folder, lift):
+    config = make_config(folder)
+    config.model.value_head = True
+    config.parallel.lift = lift
+    if lift == "meshed":
+      config.parallel.data, config.parallel.fsdp = 1, 2
+      config.parallel.tensor = 2
+    found = build.build(config.lock())
+    assert found.decoder == dataclasses.replace(CONFIG, value_head=True)
+    params = dict(found.params)
+    assert not np.any(params.pop("value_kernel"))
+    assert params.pop("value_bias").shape == (1,)
+    chex.assert_trees_all_equal(
+      params, decoder.init_params(CONFIG, jax.random.key(3))
+    )
+
   def test_parameters_are_made_where_the_mesh_wants_them(self, folder):
     config = make_config(folder)
     config.parallel.lift = "meshed"
