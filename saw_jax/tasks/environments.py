@@ -7,10 +7,11 @@ understand changes nothing, and takes a step.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from saw_jax.tasks import base
+from saw_jax.tasks.draws import Draws
 
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -48,6 +49,11 @@ class Environment(Protocol):
     """What would do something now, in a fixed order."""
     ...
 
+  @property
+  def done(self) -> bool:
+    """Whether the episode is over."""
+    ...
+
 
 class Situation(NamedTuple):
   """Where an episode stands: all that anybody outside needs of it."""
@@ -74,6 +80,14 @@ class Transition(NamedTuple):
   history: tuple[tuple[str, str], ...]  # earlier observations and actions
   action: str
   observation: str  # what followed
+
+
+class Expert(Protocol):
+  """Somebody who knows how an episode is won."""
+
+  def action(self) -> str:
+    """Returns what to do next, after whatever has been done."""
+    ...
 
 
 class AgentTask:
@@ -135,6 +149,48 @@ class AgentTask:
     """Returns an expert's steps in test worlds; none without an expert."""
     del count
     return []
+
+
+def play(
+  env: Environment,
+  episodes: Iterable[tuple[int, Draws]],
+  *,
+  expert: Callable[[Environment, Draws], Expert],
+  mistake: Callable[[Situation, Draws], str],
+  wrong_rate: float,
+) -> Iterator[Transition]:
+  """Lets an expert play that errs at a given rate.
+
+  It goes on from where its mistakes lead, so that both are shown.
+
+  Args:
+    env: to play in.
+    episodes: the seed of each, with the draws of what is random about its play.
+    expert: makes one for an episode that was just started.
+    mistake: what is done instead, where the expert errs.
+    wrong_rate: probability that a step is a mistake, in [0, 1).
+
+  Yields:
+    The steps, episode by episode.
+
+  Raises:
+    ValueError: it would do nothing right.
+  """
+  if not 0 <= wrong_rate < 1:
+    raise ValueError(f"not a rate below 1: {wrong_rate}.")
+  for seed, draws in episodes:
+    observation = env.reset(seed)
+    player, history = expert(env, draws), ()
+    while not env.done:
+      situation = Situation(
+        env.task, observation, tuple(env.admissible_actions), 0.0, False
+      )
+      action = player.action()
+      if draws.chance(wrong_rate):
+        action = mistake(situation, draws)
+      before, observation = observation, env.step(action).observation
+      yield Transition(situation, history, action, observation)
+      history = (*history, (before, action))
 
 
 def read_reply(completion: str) -> Reply:

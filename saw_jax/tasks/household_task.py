@@ -7,6 +7,7 @@ reply is the action and nothing else.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 from saw_jax.tasks import base, environments, household, household_world
@@ -146,8 +147,6 @@ class HouseholdTask(environments.AgentTask):
     Returns:
       The steps, episode by episode.
     """
-    if not 0 <= wrong_rate < 1:
-      raise ValueError(f"not a rate below 1: {wrong_rate}.")
     return list(self._play("train", count, seed, wrong_rate))
 
   def held_out(self, count: int) -> list[Transition]:
@@ -164,23 +163,18 @@ class HouseholdTask(environments.AgentTask):
   def _play(
     self, split: str, count: int, seed: int, wrong_rate: float
   ) -> Iterator[Transition]:
-    env, episode = self.make(split), 0
-    while count:
-      draws = Draws("household expert", split, seed, episode)
-      observation = env.reset(episode % self.num_episodes(split))
-      expert, history = Expert(env, draws), ()
-      while count and not env.done:
-        situation = Situation(
-          env.task, observation, tuple(env.admissible_actions), 0.0, False
-        )
-        action = expert.action()
-        if draws.chance(wrong_rate):
-          action = draws.choice(situation.actions)
-        before, observation = observation, env.step(action).observation
-        yield Transition(situation, history, action, observation)
-        history = (*history, (before, action))
-        count -= 1
-      episode += 1
+    number = self.num_episodes(split)
+    steps = environments.play(
+      self.make(split),
+      (
+        (episode % number, Draws("household expert", split, seed, episode))
+        for episode in itertools.count()
+      ),
+      expert=Expert,
+      mistake=lambda situation, draws: draws.choice(situation.actions),
+      wrong_rate=wrong_rate,
+    )
+    return itertools.islice(steps, count)
 
 
 def _english(

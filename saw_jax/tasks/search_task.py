@@ -8,6 +8,7 @@ the block alone.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 from saw_jax.tasks import base, environments, search_corpus, search_questions
@@ -202,8 +203,6 @@ class SearchTask(environments.AgentTask):
     Raises:
       ValueError: it would do nothing right, or questions come from a file.
     """
-    if not 0 <= wrong_rate < 1:
-      raise ValueError(f"not a rate below 1: {wrong_rate}.")
     return list(self._play("train", count, seed, wrong_rate))
 
   def held_out(self, count: int) -> list[Transition]:
@@ -222,24 +221,22 @@ class SearchTask(environments.AgentTask):
   def _play(
     self, split: str, count: int, seed: int, wrong_rate: float
   ) -> Iterator[Transition]:
-    env, episode = self.make(split), 0
-    number = self.num_episodes(split)
-    while count:
+    steps = environments.play(
+      self.make(split),
+      self._episodes(split, seed),
+      expert=lambda env, draws: Expert(env),
+      mistake=lambda situation, draws: _mistake(
+        draws.choice(self._questions[split]), draws
+      ),
+      wrong_rate=wrong_rate,
+    )
+    return itertools.islice(steps, count)
+
+  def _episodes(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
+    questions = range(self.num_episodes(split))
+    for episode in itertools.count():
       draws = Draws("search expert", split, seed, episode)
-      observation = env.reset(draws.choice(range(number)))
-      expert, history = Expert(env), ()
-      while count and not env.done:
-        situation = Situation(
-          env.task, observation, tuple(env.admissible_actions), 0.0, False
-        )
-        action = expert.action()
-        if draws.chance(wrong_rate):
-          action = _mistake(draws.choice(self._questions[split]), draws)
-        before, observation = observation, env.step(action).observation
-        yield Transition(situation, history, action, observation)
-        history = (*history, (before, action))
-        count -= 1
-      episode += 1
+      yield draws.choice(questions), draws
 
 
 def _mistake(other: search_corpus.Question, draws: Draws) -> str:

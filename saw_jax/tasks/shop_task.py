@@ -7,6 +7,7 @@ the instruction, the last actions, and the page; a reply is the action alone.
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -190,8 +191,6 @@ class ShopTask(environments.AgentTask):
     Raises:
       ValueError: it would do nothing right.
     """
-    if not 0 <= wrong_rate < 1:
-      raise ValueError(f"not a rate below 1: {wrong_rate}.")
     return list(self._play("train", count, seed, wrong_rate))
 
   def held_out(self, count: int) -> list[Transition]:
@@ -208,23 +207,18 @@ class ShopTask(environments.AgentTask):
   def _play(
     self, split: str, count: int, seed: int, wrong_rate: float
   ) -> Iterator[Transition]:
-    env, episode = self.make(split), 0
-    while count:
-      draws = Draws("shop expert", split, seed, episode)
-      observation = env.reset(episode % self.num_episodes(split))
-      expert, history = Expert(env), ()
-      while count and not env.done:
-        situation = Situation(
-          env.task, observation, tuple(env.admissible_actions), 0.0, False
-        )
-        action = expert.action()
-        if draws.chance(wrong_rate):
-          action = self._mistake(situation, draws)
-        before, observation = observation, env.step(action).observation
-        yield Transition(situation, history, action, observation)
-        history = (*history, (before, action))
-        count -= 1
-      episode += 1
+    number = self.num_episodes(split)
+    steps = environments.play(
+      self.make(split),
+      (
+        (episode % number, Draws("shop expert", split, seed, episode))
+        for episode in itertools.count()
+      ),
+      expert=lambda env, draws: Expert(env),
+      mistake=self._mistake,
+      wrong_rate=wrong_rate,
+    )
+    return itertools.islice(steps, count)
 
   def _mistake(self, situation: Situation, draws: Draws) -> str:
     action = draws.choice(situation.actions)
