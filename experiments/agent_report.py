@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments import reports
+
 # Kept of every step; loss/world_model and its like where a row has them.
 _KEPT = (
   "success",
@@ -37,29 +39,17 @@ def write(
     scale: of the runs.
     command: that makes it again.
   """
-  from saw_jax.reporting import papers, plots, runs, statistics, tables
-  from saw_jax.training import run_directory
+  from saw_jax.reporting import plots, runs, statistics, tables
 
   out.mkdir(parents=True, exist_ok=True)
-  finals = {row: runs.read_finals([path]) for row, path in directories.items()}
-  curves = {row: runs.read_curves([path]) for row, path in directories.items()}
+  found = reports.read(directories)
+  finals, curves = found.finals, found.curves
   evals = {
     row: runs.read_curves([path], name="evals")
     for row, path in directories.items()
   }
-  documents = [run_directory.read_run(path) for path in directories.values()]
-  commits = sorted({document["commit"] for document in documents})
 
-  cells = papers.read(module.__name__.split(".")[1])
-  published = {
-    row: {
-      f"{fields['metric']}, {fields['benchmark']}": papers.select(
-        cells, **fields
-      )[0]
-    }
-    for row, fields in module.PUBLISHED.items()
-    if row in directories
-  }
+  published = reports.read_published(module, directories)
   table = tables.Table(
     f"{module.TITLE}, held out",
     scale,
@@ -67,8 +57,7 @@ def write(
     published,
   )
   tables.write(table, out)
-  runs.write_results(out / "runs.csv", finals, commit="/".join(commits))
-  runs.write_curves(out / "curves.csv", curves, names=_KEPT)
+  reports.save_runs(found, out, names=_KEPT, thinned=False)
   runs.write_curves(
     out / "evals.csv", evals, names=("right", "observation_accuracy")
   )
@@ -78,16 +67,7 @@ def write(
   if differences:
     lines += ["", "### Paired differences", ""]
     lines += [tables.differences_to_markdown(differences)]
-  seeds = next(iter(finals.values())).seeds
-  steps = next(iter(finals.values())).step
-  lines += [
-    f"{steps} steps a run. Made by `python {command}` at commit "
-    f"{', '.join(commits)}; seeds {', '.join(map(str, seeds))}; "
-    f"{documents[0]['machine']}.",
-    "",
-  ]
-  with (out / "table.md").open("a", encoding="utf-8") as file:
-    file.write("\n".join(lines))
+  reports.append(lines, found, out, command=command)
 
   title = f"{module.TITLE}, scale {scale}"
   for metric, heading in module.CURVES.items():
@@ -127,12 +107,7 @@ def write(
 def _over_time(module, curves) -> list[str]:
   """The first and the last steps of each row, as means over seeds."""
   window = module.WINDOW
-  lines = [
-    f"### First and last {window} steps of training, mean over seeds",
-    "",
-    f"| row | {' | '.join(module.CURVES.values())} |",
-    "| --- |" + " ---: |" * len(module.CURVES),
-  ]
+  rows = {}
   for row, found in curves.items():
     cells = []
     for metric in module.CURVES:
@@ -143,29 +118,29 @@ def _over_time(module, curves) -> list[str]:
         else f"{np.nanmean(values[:, :window]):.3f} → "
         f"{np.nanmean(values[:, -window:]):.3f}"
       )
-    lines.append(f"| {row} | {' | '.join(cells)} |")
-  return lines
+    rows[row] = cells
+  return [
+    f"### First and last {window} steps of training, mean over seeds",
+    "",
+    *reports.grid(list(module.CURVES.values()), rows),
+  ]
 
 
 def _costs(curves) -> list[str]:
   """Seconds of the parts of a step; rows ran one after another."""
-  lines = [
-    "### Seconds of a step, median",
-    "",
-    f"| row | {' | '.join(_SECONDS)} |",
-    "| --- |" + " ---: |" * len(_SECONDS),
-  ]
+  rows = {}
   for row, found in curves.items():
     # Timings are of the program, not of a seed. The first steps compile.
-    cells = [
+    rows[row] = [
       f"{np.median(found.values[f'seconds/{name}'][0, _COMPILING:]):.3f}"
       if found.values[f"seconds/{name}"].shape[1] > _COMPILING
       else "-"
       for name in _SECONDS
     ]
-    lines.append(f"| {row} | {' | '.join(cells)} |")
   return [
-    *lines,
+    "### Seconds of a step, median",
+    "",
+    *reports.grid(_SECONDS, rows),
     "",
     "A step trains all seeds at once. Rows ran one after another on a shared "
     "machine: for ratios see `benchmarks/world_model_cost.py`.",
@@ -185,15 +160,6 @@ def _differences(module, finals, curves, statistics) -> dict:
         finals[treated].by_seed(name), finals[control].by_seed(name)
       )
     cells["success, mean over training"] = statistics.paired_difference(
-      *(
-        dict(
-          zip(
-            curves[row].seeds,
-            curves[row].values["success"].mean(-1),
-            strict=True,
-          )
-        )
-        for row in (treated, control)
-      )
+      *(reports.by_seed(curves[row], "success") for row in (treated, control))
     )
   return differences

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments import reports
+
 _KEPT = (
   "reward/total",
   "audit/correct",
@@ -18,7 +20,6 @@ _KEPT = (
   "labels/wasted",
   "entropy",
 )
-_EVERY = 5  # steps that a line of curves.csv averages: it stays small
 _PARTS = ("choose", "probes")  # what CARE adds to a step
 _SCORES = {
   "right, greedy": "greedy/right",
@@ -39,18 +40,11 @@ def write(
     scale: of the runs.
     command: that makes it again.
   """
-  from saw_jax.reporting import plots, runs, statistics, tables
-  from saw_jax.training import run_directory
+  from saw_jax.reporting import plots, statistics, tables
 
   out.mkdir(parents=True, exist_ok=True)
-  finals = {
-    name: runs.read_finals([path]) for name, path in directories.items()
-  }
-  curves = {
-    name: runs.read_curves([path]) for name, path in directories.items()
-  }
-  documents = [run_directory.read_run(path) for path in directories.values()]
-  commits = sorted({document["commit"] for document in documents})
+  found = reports.read(directories)
+  finals, curves = found.finals, found.curves
 
   # [row][budget] -> name of the run; rows without a budget have None
   names: dict[str, dict[float | None, str]] = {}
@@ -73,25 +67,20 @@ def write(
   }
   start = [_before(directories[name]) for name in main.values()][:1]
   table = tables.Table(
-    f"{module.TITLE}: held-out puzzles, labels for {100 * at:g} % of the "
+    f"{module.TITLE}: held out, labels for {100 * at:g} % of the "
     "prompts of a step",
     scale,
     own,
     {},
   )
   tables.write(table, out)
-  runs.write_results(out / "runs.csv", finals, commit="/".join(commits))
-  runs.write_curves(
-    out / "curves.csv",
-    {name: _thin(found) for name, found in curves.items()},
-    names=_KEPT,
-  )
+  reports.save_runs(found, out, names=_KEPT, thinned=True)
 
   lines = [""]
   lines += [
     f"Before training: {100 * value:.1f} % right, greedy." for value in start
   ]
-  lines += ["", module.NOTE, "", *_budgets(module, names, finals, statistics)]
+  lines += ["", module.NOTE, "", *_budgets(names, finals)]
   lines += ["", *_training(module, main, curves)]
   lines += ["", *_bought(module, names, curves)]
   differences = {
@@ -107,16 +96,7 @@ def write(
   if differences:
     lines += ["", f"### Paired differences at {100 * at:g} %", ""]
     lines += [tables.differences_to_markdown(differences)]
-  seeds = next(iter(finals.values())).seeds
-  steps = next(iter(finals.values())).step
-  lines += [
-    f"{steps} steps a run. Made by `python {command}` at commit "
-    f"{', '.join(commits)}; seeds {', '.join(map(str, seeds))}; "
-    f"{documents[0]['machine']}.",
-    "",
-  ]
-  with (out / "table.md").open("a", encoding="utf-8") as file:
-    file.write("\n".join(lines))
+  reports.append(lines, found, out, command=command)
   _draw(module, names, main, finals, curves, out, scale, plots)
 
 
@@ -156,21 +136,19 @@ def _draw(module, names, main, finals, curves, out, scale, plots) -> None:
         window=module.WINDOW,
         path=out / file,
       )
-  bought = {
-    heading: {
-      row: curves[main[row]]
-      for row in module.BUYERS
-      if row in main and metric in curves[main[row]].values
+  buyers = {
+    f"at {100 * module.FRACTION:g} %": {
+      row: curves[main[row]] for row in module.BUYERS if row in main
     }
-    for heading, metric in (("choice", "overlap/labelled"),)
   }
   for metric, quantity, file in (
     ("overlap/labelled", "share of the oracle's choice", "overlaps.png"),
     ("labels/wasted", "labels on right votes", "wasted.png"),
   ):
-    if bought["choice"]:
+    there = _with(buyers, metric)
+    if there:
       plots.metric_panels(
-        {f"at {100 * module.FRACTION:g} %": bought["choice"]},
+        there,
         {quantity: metric},
         quantity=quantity,
         title=title,
@@ -190,7 +168,7 @@ def _with(panels, metric):
   return {heading: rows for heading, rows in found.items() if rows}
 
 
-def _budgets(module, names, finals, statistics) -> list[str]:
+def _budgets(names, finals) -> list[str]:
   """Accuracy by budget, of the rows that were run at several."""
   swept = {
     row: found
@@ -204,19 +182,19 @@ def _budgets(module, names, finals, statistics) -> list[str]:
   def cell(name):
     if name is None:
       return "-"
-    found = statistics.summarise(
+    return reports.write_mean(
       list(finals[name].by_seed("sampled/right").values())
     )
-    return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}"
 
   return [
     "### Held-out right, sampled, by budget",
     "",
-    "| row | " + " | ".join(f"{100 * f:g} %" for f in fractions) + " |",
-    "| --- |" + " ---: |" * len(fractions),
-    *(
-      f"| {row} | " + " | ".join(cell(found.get(f)) for f in fractions) + " |"
-      for row, found in swept.items()
+    *reports.grid(
+      [f"{100 * f:g} %" for f in fractions],
+      {
+        row: [cell(found.get(f)) for f in fractions]
+        for row, found in swept.items()
+      },
     ),
   ]
 
@@ -224,23 +202,27 @@ def _budgets(module, names, finals, statistics) -> list[str]:
 def _training(module, main, curves) -> list[str]:
   """What training did to the policy's own answers."""
   window = module.WINDOW
-  lines = [
-    f"### Training, mean over seeds; first and last {window} steps",
-    "",
-    "| row | right, first | right, last | votes right, first | votes right, "
-    "last | majority, first | majority, last | entropy, last |",
-    "| --- |" + " ---: |" * 7,
-  ]
+  shown = {
+    "right": "audit/correct",
+    "votes right": "audit/vote_right",
+    "majority": "audit/majority",
+  }
+  rows = {}
   for row, name in main.items():
     values = curves[name].values
     cells = []
-    for metric in ("audit/correct", "audit/vote_right", "audit/majority"):
+    for metric in shown.values():
       for part in (slice(None, window), slice(-window, None)):
         found = values.get(metric)
         cells.append("-" if found is None else f"{found[:, part].mean():.3f}")
     cells.append(f"{values['entropy'][:, -window:].mean():.3f}")
-    lines.append(f"| {row} | {' | '.join(cells)} |")
-  return lines
+    rows[row] = cells
+  head = [f"{title}, {end}" for title in shown for end in ("first", "last")]
+  return [
+    f"### Training, mean over seeds; first and last {window} steps",
+    "",
+    *reports.grid([*head, "entropy, last"], rows),
+  ]
 
 
 def _bought(module, names, curves) -> list[str]:
@@ -289,15 +271,3 @@ def _before(directory: pathlib.Path) -> float:
     if values["step"] == 0:
       scores.append(values["right"])
   return float(np.mean(scores))
-
-
-def _thin(curves):
-  """Averages blocks of steps; a line is named by its first step."""
-  size = len(curves.steps) // _EVERY * _EVERY
-  return curves._replace(
-    steps=curves.steps[:size:_EVERY],
-    values={
-      name: values[:, :size].reshape(len(values), -1, _EVERY).mean(-1)
-      for name, values in curves.values.items()
-    },
-  )

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments import reports
+
 _KEPT = ("reward/total", "nll/positive", "nll/negative", "entropy", "length")
-_EVERY = 5  # steps that a line of curves.csv averages: it stays small
 
 
 def write(
@@ -24,18 +25,11 @@ def write(
     scale: of the runs.
     command: that makes it again.
   """
-  from saw_jax.reporting import papers, plots, runs, statistics, tables
-  from saw_jax.training import run_directory
+  from saw_jax.reporting import plots, statistics, tables
 
   out.mkdir(parents=True, exist_ok=True)
-  finals = {
-    name: runs.read_finals([path]) for name, path in directories.items()
-  }
-  curves = {
-    name: runs.read_curves([path]) for name, path in directories.items()
-  }
-  documents = [run_directory.read_run(path) for path in directories.values()]
-  commits = sorted({document["commit"] for document in documents})
+  found = reports.read(directories)
+  finals, curves = found.finals, found.curves
   heading, metric = module.METRIC
 
   # [row][value] -> name of the run
@@ -47,16 +41,7 @@ def write(
   names = {row: dict(sorted(names[row].items())) for row in order}
   values = sorted({value for cells in names.values() for value in cells})
 
-  cells = papers.read(module.__name__.split(".")[1])
-  published = {
-    row: {
-      f"{fields['metric']}, {fields['benchmark']}": papers.select(
-        cells, **fields
-      )[0]
-    }
-    for row, fields in module.PUBLISHED.items()
-    if row in names
-  }
+  published = reports.read_published(module, names)
   own = {
     row: {
       f"{module.SWEPT} {value:g}": tables.OwnCell.from_seeds(
@@ -70,12 +55,7 @@ def write(
     f"{module.TITLE}: {heading} by {module.SWEPT}", scale, own, published
   )
   tables.write(table, out)
-  runs.write_results(out / "runs.csv", finals, commit="/".join(commits))
-  runs.write_curves(
-    out / "curves.csv",
-    {name: _thin(found) for name, found in curves.items()},
-    names=_KEPT,
-  )
+  reports.save_runs(found, out, names=_KEPT, thinned=True)
 
   lines = [
     "",
@@ -83,22 +63,13 @@ def write(
     "",
     *_collapse(module, names, curves, values, statistics),
   ]
-  lines += ["", *_means(module, names, curves, values, statistics)]
+  lines += ["", *_means(module, names, curves, values)]
   lines += ["", *_ends(module, names, curves, max(values))]
   differences = _differences(module, names, finals, curves, metric, statistics)
   if differences:
     lines += ["", "### Paired differences", ""]
     lines += [tables.differences_to_markdown(differences)]
-  seeds = next(iter(finals.values())).seeds
-  steps = next(iter(finals.values())).step
-  lines += [
-    f"{steps} steps a run. Made by `python {command}` at commit "
-    f"{', '.join(commits)}; seeds {', '.join(map(str, seeds))}; "
-    f"{documents[0]['machine']}.",
-    "",
-  ]
-  with (out / "table.md").open("a", encoding="utf-8") as file:
-    file.write("\n".join(lines))
+  reports.append(lines, found, out, command=command)
 
   title = f"{module.TITLE}, scale {scale}"
   main = [row for row in module.PAPER_ROWS if row in names]
@@ -174,13 +145,12 @@ def _collapse(module, names, curves, values, statistics) -> list[str]:
   ]
 
 
-def _means(module, names, curves, values, statistics) -> list[str]:
+def _means(module, names, curves, values) -> list[str]:
   def cell(name: str | None) -> str:
     if name is None:
       return "-"
-    means = curves[name].values["reward/total"][:, -module.WINDOW :].mean(-1)
-    found = statistics.summarise(means)
-    return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}"
+    rewards = curves[name].values["reward/total"]
+    return reports.write_mean(rewards[:, -module.WINDOW :].mean(-1))
 
   return [
     f"### Training reward, last {module.WINDOW} steps",
@@ -190,17 +160,13 @@ def _means(module, names, curves, values, statistics) -> list[str]:
 
 
 def _grid(module, names, values, cell) -> list[str]:
-  head = " | ".join(f"{module.SWEPT} {value:g}" for value in values)
-  return [
-    f"| row | {head} |",
-    "| --- |" + " ---: |" * len(values),
-    *(
-      f"| {row} | "
-      + " | ".join(cell(found.get(value)) for value in values)
-      + " |"
+  return reports.grid(
+    [f"{module.SWEPT} {value:g}" for value in values],
+    {
+      row: [cell(found.get(value)) for value in values]
       for row, found in names.items()
-    ),
-  ]
+    },
+  )
 
 
 def _ends(module, names, curves, value) -> list[str]:
@@ -214,13 +180,7 @@ def _ends(module, names, curves, value) -> list[str]:
     "gradient norm": "gradient_norm",
     "skipped updates": "skipped",
   }
-  lines = [
-    f"### The last {module.WINDOW} steps at {module.SWEPT} {value:g}, "
-    "mean over seeds",
-    "",
-    f"| row | {' | '.join(shown)} |",
-    "| --- |" + " ---: |" * len(shown),
-  ]
+  rows = {}
   for row, found in names.items():
     if value not in found:
       continue
@@ -230,8 +190,13 @@ def _ends(module, names, curves, value) -> list[str]:
       last = metrics.get(metric)
       number = np.nan if last is None else np.nanmean(last[:, -module.WINDOW :])
       cells.append("-" if np.isnan(number) else f"{number:.3g}")
-    lines.append(f"| {row} | {' | '.join(cells)} |")
-  return lines
+    rows[row] = cells
+  return [
+    f"### The last {module.WINDOW} steps at {module.SWEPT} {value:g}, "
+    "mean over seeds",
+    "",
+    *reports.grid(list(shown), rows),
+  ]
 
 
 def _differences(module, names, finals, curves, metric, statistics) -> dict:
@@ -244,14 +209,7 @@ def _differences(module, names, finals, curves, metric, statistics) -> dict:
         continue
       label = f"{treated} - {control}, {module.SWEPT} {value:g}"
       rewards = [
-        dict(
-          zip(
-            curves[name].seeds,
-            curves[name].values["reward/total"].mean(-1),
-            strict=True,
-          )
-        )
-        for name in (a, b)
+        reports.by_seed(curves[name], "reward/total") for name in (a, b)
       ]
       differences[label] = {
         module.METRIC[0]: statistics.paired_difference(
@@ -260,15 +218,3 @@ def _differences(module, names, finals, curves, metric, statistics) -> dict:
         "reward, mean over training": statistics.paired_difference(*rewards),
       }
   return differences
-
-
-def _thin(curves):
-  """Averages blocks of steps; a line is named by its first step."""
-  size = len(curves.steps) // _EVERY * _EVERY
-  return curves._replace(
-    steps=curves.steps[:size:_EVERY],
-    values={
-      name: values[:, :size].reshape(len(values), -1, _EVERY).mean(-1)
-      for name, values in curves.values.items()
-    },
-  )

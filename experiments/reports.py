@@ -1,0 +1,179 @@
+"""What the reports of all kinds of tables share: reading, saving, signing.
+
+`sweep_report`, `label_report` and `agent_report` build on it.
+"""
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+_EVERY = 5  # steps that a line of a thinned curves.csv averages
+
+
+class Found(NamedTuple):
+  """What run directories hold.
+
+  Attributes:
+    finals: the last evaluation by name of the run.
+    curves: the metrics of every step by name of the run.
+    documents: the runs' own descriptions.
+  """
+
+  finals: dict[str, Any]
+  curves: dict[str, Any]
+  documents: list[Mapping[str, Any]]
+
+  @property
+  def commits(self) -> list[str]:
+    """The commits that the runs were made at, sorted."""
+    return sorted({document["commit"] for document in self.documents})
+
+
+def read(directories: Mapping[str, pathlib.Path]) -> Found:
+  """Reads finished runs.
+
+  Args:
+    directories: run directory by name of the run.
+
+  Returns:
+    Their numbers.
+  """
+  from saw_jax.reporting import runs
+  from saw_jax.training import run_directory
+
+  return Found(
+    {name: runs.read_finals([path]) for name, path in directories.items()},
+    {name: runs.read_curves([path]) for name, path in directories.items()},
+    [run_directory.read_run(path) for path in directories.values()],
+  )
+
+
+def read_published(module, rows: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """Returns the paper's cells for the rows that a table has.
+
+  Args:
+    module: the config; its folder is the paper's name.
+    rows: those that were run.
+
+  Returns:
+    Row -> heading -> the published cell.
+  """
+  from saw_jax.reporting import papers
+
+  cells = papers.read(module.__name__.split(".")[1])
+  rows = set(rows)
+  return {
+    row: {
+      f"{fields['metric']}, {fields['benchmark']}": papers.select(
+        cells, **fields
+      )[0]
+    }
+    for row, fields in module.PUBLISHED.items()
+    if row in rows
+  }
+
+
+def save_runs(
+  found: Found, out: pathlib.Path, *, names: Sequence[str], thinned: bool
+) -> None:
+  """Writes runs.csv and curves.csv.
+
+  Args:
+    found: the runs.
+    out: the folder.
+    names: of the metrics that the curves keep.
+    thinned: average blocks of five steps, which keeps a file of many runs
+      small; a block is named by its first step.
+  """
+  from saw_jax.reporting import runs
+
+  curves = found.curves
+  if thinned:
+    curves = {name: _thin(values) for name, values in curves.items()}
+  runs.write_results(
+    out / "runs.csv", found.finals, commit="/".join(found.commits)
+  )
+  runs.write_curves(out / "curves.csv", curves, names=names)
+
+
+def append(
+  lines: Sequence[str], found: Found, out: pathlib.Path, *, command: str
+) -> None:
+  """Adds to table.md, and signs it: what made it, where, and of which commit.
+
+  Args:
+    lines: what follows the table.
+    found: the runs.
+    out: the folder.
+    command: that makes it again.
+  """
+  final = next(iter(found.finals.values()))
+  signature = (
+    f"{final.step} steps a run. Made by `python {command}` at commit "
+    f"{', '.join(found.commits)}; seeds {', '.join(map(str, final.seeds))}; "
+    f"{found.documents[0]['machine']}."
+  )
+  with (out / "table.md").open("a", encoding="utf-8") as file:
+    file.write("\n".join([*lines, signature, ""]))
+
+
+def grid(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+  """Lays cells out as the lines of a Markdown table.
+
+  Args:
+    head: of the columns after the first, which names the row.
+    rows: the cells by row.
+
+  Returns:
+    The lines.
+
+  >>> print("\\n".join(grid(["5 %"], {"care": ["0.9"]})))
+  | row | 5 % |
+  | --- | ---: |
+  | care | 0.9 |
+  """
+  return [
+    f"| row | {' | '.join(head)} |",
+    "| --- |" + " ---: |" * len(head),
+    *(f"| {row} | {' | '.join(cells)} |" for row, cells in rows.items()),
+  ]
+
+
+def write_mean(values: Sequence[float]) -> str:
+  """Writes a mean with half of its 95 % interval.
+
+  Args:
+    values: one a seed.
+
+  Returns:
+    As `0.912 ± 0.019`.
+  """
+  from saw_jax.reporting import statistics
+
+  found = statistics.summarise(values)
+  return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}"
+
+
+def by_seed(curves, metric: str) -> dict[int, float]:
+  """Averages a metric over training.
+
+  Args:
+    curves: of one run.
+    metric: which.
+
+  Returns:
+    Its mean over the steps, by seed.
+  """
+  means = curves.values[metric].mean(-1)
+  return dict(zip(curves.seeds, means, strict=True))
+
+
+def _thin(curves):
+  size = len(curves.steps) // _EVERY * _EVERY
+  return curves._replace(
+    steps=curves.steps[:size:_EVERY],
+    values={
+      name: values[:, :size].reshape(len(values), -1, _EVERY).mean(-1)
+      for name, values in curves.values.items()
+    },
+  )
