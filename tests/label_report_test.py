@@ -83,8 +83,8 @@ def row_of(text, heading, row):
 
 def test_the_main_table_is_at_one_budget(out):
   text = (out / "table.md").read_text()
-  assert "0.700" in row_of(text, "held-out", "care")[0]
-  assert "0.200" in row_of(text, "held-out", "random")[0]
+  assert "0.700" in row_of(text, "held out", "care")[0]
+  assert "0.200" in row_of(text, "held out", "random")[0]
   assert "Before training: 37.5 % right, greedy." in text
   assert "make it" in text and "abc" in text
 

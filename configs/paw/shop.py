@@ -52,6 +52,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
+  household.set_tiny(config)
   options = config.task.options
   options.num_products = 60
   options.per_page = 4
@@ -65,24 +66,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rollout.prompt_multiple = 96
   config.rollout.max_new_tokens = 7
   config.rollout.completion_multiple = 56
-  config.episodes.rows_per_call = 64
   config.episodes.max_observation_tokens = 48
-  config.warm_start.num_steps = 2000
-  config.warm_start.batch_size = 64
-  config.warm_start.learning_rate = 5e-3
   config.warm_start.num_demonstrations = 16384
-  config.warm_start.observation_coefficient = 0.02
-  config.warm_start.options.wrong_rate = 0.25
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.weight_decay = 0.0
-  config.loop.num_steps = 40
-  config.loop.prompts_per_step = 8
-  config.loop.group_size = 8
-  config.loop.checkpoint_interval = 20
-  config.loop.chunk_size = 4096
-  config.evaluation.interval = 20
   config.evaluation.num_examples = 128
-  config.evaluation.samples = 4
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
