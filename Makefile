@@ -20,7 +20,7 @@ DEMO_JOB ?= experiments/reproduce.py --table=saw/tool_calling --scale=tiny \
 
 # Two processes, as most of the time is compiling, which takes one core each.
 # On a machine with many cores: make test PYTEST_FLAGS="-n 4".
-PYTEST_FLAGS ?= -n 2 --durations=30
+PYTEST_FLAGS ?= -n 2 --dist worksteal --durations=30
 
 # Put before each job. Large models train faster on Linux CPUs when the
 # allocator keeps its pages:

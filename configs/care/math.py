@@ -78,6 +78,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.loop.num_steps = 100
   config.loop.prompts_per_step = 20
   config.loop.group_size = 8
+  config.loop.num_microbatches = 20  # parts that stay in a core's cache
   config.loop.checkpoint_interval = 50
   config.evaluation.interval = 20
   config.evaluation.num_examples = 256
