@@ -357,6 +357,24 @@ def purchases(directory):
   ).purchases()
 
 
+def bought_under(lift, directory):
+  """What a run with a lift buys, and when."""
+  made = experiment(method="care", gate="probe", warm_up=1)
+  made = made._replace(
+    parallel=dataclasses.replace(made.parallel, lift=lift),
+    evaluation=dataclasses.replace(
+      made.evaluation, num_examples=8, batch_size=4
+    ),
+  )
+  sync_loop.run(made, [0], directory=directory)
+  return [(p.step, p.prompt_id) for p in purchases(directory)]
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+  return bought_under("seeded", tmp_path_factory.mktemp("seeded"))
+
+
 @pytest.mark.slow
 class TestRun:
   def test_logs_what_was_bought_and_how_well(self, whole):
@@ -443,21 +461,8 @@ class TestRun:
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
-  def test_other_lifts_buy_the_same(self, lift, tmp_path):
-    changes = {"method": "care", "gate": "probe", "warm_up": 1}
-    found = {}
-    for name in ("seeded", lift):
-      made = experiment(**changes)._replace(
-        parallel=dataclasses.replace(experiment().parallel, lift=name)
-      )
-      made = made._replace(
-        evaluation=dataclasses.replace(
-          made.evaluation, num_examples=8, batch_size=4
-        )
-      )
-      sync_loop.run(made, [0], directory=tmp_path / name)
-      found[name] = [(p.step, p.prompt_id) for p in purchases(tmp_path / name)]
-    assert found["seeded"] == found[lift]
+  def test_other_lifts_buy_the_same(self, lift, seeded, tmp_path):
+    assert bought_under(lift, tmp_path) == seeded
 
 
 class TestVerifier:

@@ -63,6 +63,21 @@ def whole(tmp_path_factory):
   return directory, result
 
 
+def run_under(lift, directory):
+  """The curves of a run of one seed."""
+  experiment = helpers.experiment(
+    parallel={"lift": lift},
+    evaluation={"num_examples": 8, "batch_size": 4},
+  )
+  sync_loop.run(experiment, [0], directory=directory)
+  return curves(directory)
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+  return run_under("seeded", tmp_path_factory.mktemp("seeded"))
+
+
 class TestRun:
   def test_ends_with_scores_of_every_seed(self, whole):
     _, result = whole
@@ -252,19 +267,8 @@ class TestMethods:
 
   @pytest.mark.slow
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
-  def test_other_lifts_train_the_same_policy(self, lift, tmp_path):
-    evaluation = {"num_examples": 8, "batch_size": 4}
-    sync_loop.run(
-      helpers.experiment(evaluation=evaluation),
-      [0],
-      directory=tmp_path / "seeded",
-    )
-    sync_loop.run(
-      helpers.experiment(parallel={"lift": lift}, evaluation=evaluation),
-      [0],
-      directory=tmp_path / lift,
-    )
-    expected, found = curves(tmp_path / "seeded"), curves(tmp_path / lift)
+  def test_other_lifts_train_the_same_policy(self, lift, seeded, tmp_path):
+    expected, found = seeded, run_under(lift, tmp_path)
     np.testing.assert_allclose(
       found["reward/letter"], expected["reward/letter"], atol=1e-6
     )
