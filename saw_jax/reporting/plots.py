@@ -200,14 +200,14 @@ def metric_panels(
   axes = figure.subplots(
     lines, columns, sharex=True, sharey=True, squeeze=False
   )
-  handles = {}
+  # There is one legend: a name looks the same in all panels, and two differ.
+  handles, numbers = {}, {}
   for ax, (heading, rows) in zip(axes.flat, panels.items(), strict=False):
-    number = 0
     for row, curves in rows.items():
       for label, metric in metrics.items():
         name = label if len(metrics) > 1 else row
+        number = numbers.setdefault(name, len(numbers))
         handles[name] = _draw(ax, curves, metric, number, window, band)
-        number += 1
     ax.set_title(heading)
     if log:
       ax.set_yscale("log")

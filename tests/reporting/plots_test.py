@@ -170,6 +170,21 @@ class TestMetricPanels:
     assert line.get_xdata()[0] == 2
     assert legend_of(figure) == ["naive", "spo"]
 
+  def test_a_name_has_one_look_of_its_own_in_all_panels(self):
+    one, two = curves(2), curves(2)
+    figure = plots.metric_panels(
+      {
+        "free": {"vote": one, "truth": two},
+        "bought": {"care": one, "vote": two},
+      },
+      {"reward": "reward/correct"},
+      quantity="reward",
+    )
+    (vote, truth), (care, again) = (ax.lines for ax in figure.axes)
+    look = lambda line: (line.get_color(), line.get_linestyle())  # noqa: E731
+    assert look(vote) == look(again)
+    assert len({look(vote), look(truth), look(care)}) == 3
+
   def test_several_metrics_name_themselves(self):
     figure = plots.metric_panels(
       {"naive": {"naive": curves(2)}},
