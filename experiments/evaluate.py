@@ -51,9 +51,7 @@ def main() -> int:
   with command_line.checking_input():
     experiment = build.build(config)
     is_start = _CHECKPOINT.value == "start"
-    step = (
-      0 if is_start else build.checkpoint_step(workdir, _CHECKPOINT.value)
-    )
+    step = 0 if is_start else build.checkpoint_step(workdir, _CHECKPOINT.value)
   if is_start:
     results = experiment_lib.evaluate_start(experiment, len(seeds))
   else:

@@ -3,11 +3,11 @@
 One request a text: the rubric as the system's message, and what is judged as a
 JSON document in the user's, so that no text can end it and start another. The
 reply is read strictly. What the judge does not say in numbers is no score: a
-reply in prose, an endpoint that fails and a deadline that passes give a `Verdict`
-without one, which is masked and never 0.
+reply in prose, an endpoint that fails and a deadline that passes give a
+`Verdict` without one, which is masked and never 0.
 
-The key of the endpoint comes from an environment variable, goes into one header,
-and is neither written anywhere nor in any message.
+The key of the endpoint comes from an environment variable, goes into one
+header, and is neither written anywhere nor in any message.
 """
 
 import collections

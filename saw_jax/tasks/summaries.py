@@ -1,4 +1,4 @@
-"""Summaries, scored from 0 to 10 for quality and conciseness: SAW's second task.
+"""Summaries, scored for quality and conciseness: SAW's second task.
 
 Rewards are those of a judge (`reward="judge"`), as in the paper, or rules that
 stand in for it (`reward="rules"`). The texts are the documentation that comes
@@ -66,7 +66,12 @@ class SummariesConfig:
         "target_chars and limit_chars do not ascend from 0: "
         f"{self.target_chars}, {self.limit_chars}."
       )
-    for name in ("num_train", "num_test", "max_source_chars", "cut_source_chars"):
+    for name in (
+      "num_train",
+      "num_test",
+      "max_source_chars",
+      "cut_source_chars",
+    ):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name} is not positive: {value}.")

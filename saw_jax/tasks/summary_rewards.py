@@ -202,6 +202,5 @@ def _words(text: str) -> list[str]:
 
 def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
   return [
-    tuple(words[start : start + size])
-    for start in range(len(words) - size + 1)
+    tuple(words[start : start + size]) for start in range(len(words) - size + 1)
   ]

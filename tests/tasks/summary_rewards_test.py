@@ -32,7 +32,9 @@ def lcs(a, b):
 class TestRougeL:
   def test_by_hand(self):
     # "cat sat" is common: P = 2/2, R = 2/4, F = 2/3.
-    assert rewards.rouge_l("cat sat", "the cat sat down") == pytest.approx(2 / 3)
+    assert rewards.rouge_l("cat sat", "the cat sat down") == pytest.approx(
+      2 / 3
+    )
     # Order counts: one of two words.
     assert rewards.rouge_l("sat cat", "cat sat") == pytest.approx(0.5)
 
@@ -90,7 +92,9 @@ class TestQuality:
   def test_repetition_by_hand(self):
     # Runs: aaa, aaa, aaa: one is new.
     assert rewards.repeated_share("a a a a a", "") == pytest.approx(2 / 3)
-    assert rewards.repeated_share("a a a a a", "a a a a") == pytest.approx(1 / 3)
+    assert rewards.repeated_share("a a a a a", "a a a a") == pytest.approx(
+      1 / 3
+    )
     assert rewards.repeated_share("a b c d e", "") == 0.0
 
   def test_a_better_match_is_better(self):
