@@ -21,8 +21,8 @@ Numbers of rule rewards are a stand-in, and are labelled as such.
 
 Paper: arXiv 2606.07705 (SAW). Published, total of 20 by the judge, Reddit
 TL;DR, Qwen2.5-1.5B-Instruct (from secondary sources): GRPO 18.2, with SAW 18.8;
-GDPO 18.8, with SAW 19.07. Batch, group, steps, learning rate and lengths of this
-task are not known: `paper` has those of the released tool-calling scripts.
+GDPO 18.8, with SAW 19.07. Batch, group, steps, learning rate and lengths of
+this task are not known: `paper` has those of the released tool-calling scripts.
 """
 
 import ml_collections
