@@ -85,9 +85,10 @@ def hang(handler):
 def drip(handler):
   """A byte now and then: no wait between two of them is long."""
   handler.send_response(200)
-  handler.send_header("Content-Length", "100000")
   handler.end_headers()
-  while not handler.server.stopped.wait(0.02):
+  for _ in range(400):
+    if handler.server.stopped.wait(0.02):
+      return
     handler.wfile.write(b" ")
 
 

@@ -48,6 +48,12 @@ class TestRougeL:
   def test_stems_are_compared(self):
     assert rewards.rouge_l("Returns the roots", "Return the root.") == 1.0
 
+  def test_a_word_is_known_by_its_first_forty_letters(self):
+    # Stemmers have been known to recurse along a word.
+    long = "x" * 40
+    assert rewards.rouge_l(long + "abc", long + "def") == 1.0
+    assert rewards.rouge_l(long[1:] + "abc", long[1:] + "def") == 0.0
+
 
 class TestQuality:
   def test_the_reference_is_best(self):
@@ -88,6 +94,11 @@ class TestQuality:
     ]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 4
+
+  def test_saying_it_twice_by_hand(self):
+    # LCS 3 of 6 and 3 words: F = 2/3. Runs: abc, bca, cab, abc: r = 1/4.
+    found = rewards.quality("a b c a b c", "a b c", SOURCE)
+    assert found == pytest.approx(10 * 2 / 3 * 3 / 4)
 
   def test_repetition_by_hand(self):
     # Runs: aaa, aaa, aaa: one is new.
