@@ -285,10 +285,14 @@ class TestSummaries:
       np.testing.assert_array_equal(
         method.weights.keywords["values"], [1.5, 0.5]
       )
-    # No prompt is too long.
+
+  def test_no_prompt_of_tiny_is_too_long(self, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
+    experiment = build.build(summaries.get_config().lock())
     encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
     for split in ("train", "test"):
-      for example in experiment.task.examples(split)[:200]:
+      for example in experiment.task.examples(split):
         encoder.tokens(example)
 
   def test_rows_differ_in_their_algorithm_alone(self):

@@ -155,8 +155,8 @@ class Judge:
         characters.
 
     Returns:
-      The verdict. It takes `limit_s` at most, and a verdict with scores is
-      cached.
+      The verdict. The judge gets `limit_s` at most, and a verdict with scores
+      is cached.
 
     Raises:
       JudgeError: the endpoint refuses all requests: a wrong key, address or
