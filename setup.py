@@ -50,6 +50,10 @@ _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
 _ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
 # Search with BM25: 76 kB that need NumPy alone. 0.3.16 is what was tried.
 _SEARCH = ["bm25s>=0.3.16,<0.4"]
+# ROUGE. 0.1.2 is what was tried; it brings nltk along, 20 MB with the rest.
+_SUMMARIES = ["rouge-score>=0.1.2,<0.2"]
+# An LLM that scores, behind an endpoint.
+_JUDGE = ["httpx>=0.27,<1"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -89,6 +93,9 @@ _EXTRAS = {
   "math": _MATH_VERIFY + ["reasoning-gym>=0.1.25,<0.2"],
   # The shop and the search questions: environments that search.
   "search": _SEARCH,
+  # The rule rewards of summaries, and the judge that they stand in for.
+  "summaries": _SUMMARIES,
+  "judge": _JUDGE,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # The page on which a person answers questions for labels.
@@ -105,7 +112,9 @@ _EXTRAS = {
   + _DATA
   + _MATH_VERIFY
   + _ANNOTATE
-  + _SEARCH,
+  + _SEARCH
+  + _SUMMARIES
+  + _JUDGE,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 
@@ -124,7 +133,10 @@ setuptools.setup(
   # still holds saw_jax alone.
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
-  package_data={"saw_jax": ["**/*.json", "**/*.css", "**/*.js"]},
+  package_data={
+    "saw_jax": ["**/*.json", "**/*.jsonl", "**/*.css", "**/*.js"]
+    + ["tasks/assets/**/*.txt", "tasks/assets/**/*.md"]
+  },
   include_package_data=False,
   zip_safe=False,
   install_requires=_CORE,

@@ -27,9 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   # How text becomes tokens.
   config.tokenizer = Section()
-  # "bytes"; "tool_calling", "math", "knights", "household", "shop" or "search"
-  # for the short vocabulary of that task at `tiny`; or the path of a
-  # tokenizer.json. With a checkpoint, those names stand for the checkpoint's
+  # "bytes"; "tool_calling", "math", "knights", "household", "shop", "search" or
+  # "summaries" for the short vocabulary of that task at `tiny`; or the path of
+  # a tokenizer.json. With a checkpoint, those names stand for the checkpoint's
   # own tokenizer.
   config.tokenizer.name = "bytes"
 

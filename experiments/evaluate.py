@@ -3,7 +3,9 @@
   python experiments/evaluate.py --workdir=runs/gdpo_saw --checkpoint=best
 
 Prints greedy and sampled scores of every seed with 95 % intervals over
-examples, and writes them to evaluation.json in the run directory.
+examples, and writes them to evaluation.json in the run directory; with
+--checkpoint=start, those of the policy before training, and writes them to
+evaluation_start.json.
 """
 
 import json
@@ -18,7 +20,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run directory.", required=True
 )
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "last", "last, best, or the number of a step."
+  "checkpoint", "last", "last, best, start, or the number of a step."
 )
 _EXAMPLES = flags.DEFINE_integer(
   "examples", None, "Number of examples; the config's by default.", 1
@@ -48,10 +50,14 @@ def main() -> int:
       config.evaluation[name] = value
   with command_line.checking_input():
     experiment = build.build(config)
-    step = build.checkpoint_step(workdir, _CHECKPOINT.value)
-  step, results = experiment_lib.evaluate_checkpoint(
-    experiment, len(seeds), workdir, step=step
-  )
+    is_start = _CHECKPOINT.value == "start"
+    step = 0 if is_start else build.checkpoint_step(workdir, _CHECKPOINT.value)
+  if is_start:
+    results = experiment_lib.evaluate_start(experiment, len(seeds))
+  else:
+    step, results = experiment_lib.evaluate_checkpoint(
+      experiment, len(seeds), workdir, step=step
+    )
 
   document = {"step": step, "seeds": []}
   for index, seed in enumerate(seeds):
@@ -72,7 +78,8 @@ def main() -> int:
           f"  over {len(per_example)} examples"
         )
     document["seeds"].append(entry)
-  path = workdir / "evaluation.json"
+  name = "evaluation_start.json" if is_start else "evaluation.json"
+  path = workdir / name
   path.write_text(json.dumps(document, indent=2) + "\n")
   print(f"written to {path}")
   return 0

@@ -8,6 +8,7 @@ curves.csv, table.md, table.csv and pictures to results/<table>/<scale>/.
 """
 
 import importlib
+import json
 import logging
 import pathlib
 import sys
@@ -133,13 +134,16 @@ def _write(module, directories, out: pathlib.Path) -> None:
 
   cells = papers.read(module.__name__.split(".")[1])
   published = {
-    row: {"Overall Acc (%), BFCL": papers.select(cells, **fields)[0]}
+    row: {module.PUBLISHED_HEADING: papers.select(cells, **fields)[0]}
     for row, fields in module.PUBLISHED.items()
     if row in directories
   }
+  # What is not the paper's reward says so beside each number.
+  stand_in = getattr(module, "STAND_INS", {}).get(_SCALE.value)
+  label = f"{_SCALE.value}, {stand_in}" if stand_in else _SCALE.value
   table = tables.Table(
     f"{module.TITLE}, held out",
-    _SCALE.value,
+    label,
     tables.own_cells(finals, module.METRICS),
     published,
   )
@@ -160,9 +164,10 @@ def _write(module, directories, out: pathlib.Path) -> None:
   }
   limit = {row: int(curves[row].steps[-1]) + 1 for row in directories}
   lines = [
+    *_before_and_after(module, directories, label),
     "",
     f"### Steps until a reward's mean over {module.WINDOW} steps passes a "
-    "threshold",
+    "threshold" + (f" ({stand_in})" if stand_in else ""),
     "",
     "Median over seeds (seeds that got there).",
     "",
@@ -201,7 +206,7 @@ def _write(module, directories, out: pathlib.Path) -> None:
   if differences:
     lines += [
       "",
-      "### Paired differences",
+      "### Paired differences" + (f" ({stand_in})" if stand_in else ""),
       "",
       "A seed that never got to a threshold counts as the number of steps.",
       "",
@@ -220,11 +225,11 @@ def _write(module, directories, out: pathlib.Path) -> None:
   plots.reward_curves(
     curves,
     module.COMPONENTS,
-    title=f"{module.TITLE}, scale {_SCALE.value}",
+    title=f"{module.TITLE}, scale {label}",
     window=module.WINDOW,
     path=out / "curves.png",
   )
-  for metric in ("format, greedy", "correctness, greedy"):
+  for metric in (f"{component}, greedy" for component in module.COMPONENTS):
     found = {
       label: cells[metric]
       for label, cells in differences.items()
@@ -234,9 +239,60 @@ def _write(module, directories, out: pathlib.Path) -> None:
       plots.difference_forest(
         found,
         quantity=f"held-out {metric}",
-        title=f"{module.TITLE}, scale {_SCALE.value}",
+        title=f"{module.TITLE}, scale {label}",
         path=out / f"difference_{metric.split(',')[0]}.png",
       )
+
+
+def _before_and_after(module, directories, label: str) -> list[str]:
+  """Greedy scores before the first step and after the last one.
+
+  Over seeds they come from the run; over examples, where a table has one seed,
+  from `evaluate.py`, if it was run for the start and for the end.
+  """
+  from saw_jax.reporting import runs, statistics
+
+  lines = [
+    "",
+    f"### Before and after training, greedy, held out (here, {label})",
+    "",
+    "95 % t intervals over seeds, or over examples where it says so.",
+    "",
+    "| row | reward | before | after |",
+    "| --- | --- | ---: | ---: |",
+  ]
+  for row, path in directories.items():
+    evals = runs.read_curves([path], name="evals")
+    for component in module.COMPONENTS if evals.steps[0] == 0 else ():
+      cells = [
+        _interval(statistics.summarise(evals.values[component][:, at]))
+        for at in (0, -1)
+      ]
+      lines.append(f"| {row} | {component} | {' | '.join(cells)} |")
+    files = [
+      path / name for name in ("evaluation_start.json", "evaluation.json")
+    ]
+    if not all(file.exists() for file in files):
+      continue
+    start, end = (json.loads(file.read_text())["seeds"] for file in files)
+    for before, after in zip(start, end, strict=True):
+      for component in module.COMPONENTS:
+        cells = [
+          _interval(statistics.Summary(**entry["greedy"][component]))
+          for entry in (before, after)
+        ]
+        lines.append(
+          f"| {row}, seed {before['seed']}, over examples | {component} | "
+          f"{' | '.join(cells)} |"
+        )
+  return lines
+
+
+def _interval(summary) -> str:
+  text = f"{summary.mean:.3f}"
+  if summary.count > 1:
+    text += f" [{summary.low:.3f}, {summary.high:.3f}]"
+  return f"{text} ({summary.count})"
 
 
 def _steps_to(module, statistics, curves) -> dict[str, dict[int, int | None]]:

@@ -30,6 +30,7 @@ from saw_jax.tasks import (
   knights,
   search_task,
   shop_task,
+  summaries,
   tool_calling,
 )
 from saw_jax.tasks import math as math_task
@@ -162,6 +163,7 @@ TASKS = {
   "math": (math_task.MathTask, math_task.MathConfig),
   "search": (search_task.SearchTask, search_task.SearchConfig),
   "shop": (shop_task.ShopTask, shop_task.ShopConfig),
+  "summaries": (summaries.SummariesTask, summaries.SummariesConfig),
   "tool_calling": (
     tool_calling.ToolCallingTask,
     tool_calling.ToolCallingConfig,
@@ -184,6 +186,9 @@ TOKENIZERS = {
   "math": tokenizer.PieceTokenizer,
   "search": functools.partial(tokenizer.PieceTokenizer, search_task.PIECES),
   "shop": functools.partial(tokenizer.PieceTokenizer, shop_task.PIECES),
+  "summaries": functools.partial(
+    tokenizer.BPETokenizer, tokenizer.SUMMARIES_BPE
+  ),
   "tool_calling": tokenizer.BPETokenizer,
 }
 

@@ -12,7 +12,7 @@ from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
 from configs.care import math as care_math
 from configs.paw import household, search, shop
-from configs.saw import tool_calling
+from configs.saw import summaries, tool_calling
 from experiments import build
 from saw_jax import algorithms
 from saw_jax.labels import care
@@ -248,11 +248,102 @@ class TestToolCalling:
       assert name.removeprefix("reward/") in names
 
 
+class TestSummaries:
+  """SAW's second task: configs/saw/summaries.py."""
+
+  CASES = [
+    f"row={row},scale={scale}"
+    for row in summaries.ROWS
+    for scale in summaries.SCALES
+  ]
+
+  @pytest.mark.parametrize("case", CASES)
+  def test_loads_with_the_keys_of_the_base_alone(self, case):
+    config = summaries.get_config(case)
+    defaults = base.get_config()
+    for name in SECTIONS:
+      assert set(at(config, name)) == set(at(defaults, name)), name
+    assert set(config) == set(defaults)
+    loop = config.loop
+    assert loop.prompts_per_step % loop.num_minibatches == 0
+    rows = loop.prompts_per_step * loop.group_size // loop.num_minibatches
+    assert rows % loop.num_microbatches == 0
+
+  @pytest.mark.parametrize("row", summaries.ROWS)
+  def test_every_tiny_row_builds_its_method(self, row, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
+    experiment = build.build(summaries.get_config(row).lock())
+    method = experiment.method
+    advantage, _, weights = row.partition("_")
+    assert unwrap(method.advantage) is algorithms.ADVANTAGES[advantage]
+    expected = algorithms.WEIGHTS[weights or "equal"]
+    assert unwrap(method.weights) is expected
+    if weights == "saw":
+      np.testing.assert_array_equal(method.weights.keywords["minima"], [0, 0])
+    if weights == "static":
+      np.testing.assert_array_equal(
+        method.weights.keywords["values"], [1.5, 0.5]
+      )
+
+  def test_no_prompt_of_tiny_is_too_long(self, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
+    experiment = build.build(summaries.get_config().lock())
+    encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+    for split in ("train", "test"):
+      for example in experiment.task.examples(split):
+        encoder.tokens(example)
+
+  def test_rows_differ_in_their_algorithm_alone(self):
+    first = summaries.get_config("row=gdpo_saw").to_dict()
+    for row in summaries.ROWS:
+      other = summaries.get_config(f"row={row}").to_dict()
+      for name in ("advantage", "weights", "weights_options"):
+        other["algorithm"][name] = first["algorithm"][name]
+      assert other == first, row
+
+  def test_numbers_of_rules_are_labelled(self):
+    for scale in summaries.SCALES:
+      options = summaries.get_config(f"scale={scale}").task.options
+      by_rules = options.reward == "rules"
+      assert (scale in summaries.STAND_INS) == by_rules
+      if by_rules:
+        task = algorithms.make_task("summaries", options.to_dict())
+        assert summaries.STAND_INS[scale] == task.stand_in != ""
+
+  def test_the_paper_scale_is_the_published_setting(self):
+    options = summaries.get_config("scale=paper").task.options
+    assert (options.num_train, options.num_test) == (2560, 256)
+    assert options.reward == "judge" and options.judge.temperature == 0.1
+    config = summaries.get_config("scale=paper")
+    # A worker is not killed while its judge may still answer.
+    assert config.grading.limit_s > options.judge.limit_s
+    with pytest.raises(ValueError, match="judge.url is ''"):
+      build.build(config.lock())
+
+  def test_the_table_is_made_of_its_own_rows_and_rewards(self):
+    rows = set(summaries.ROWS)
+    assert set(summaries.PUBLISHED) <= rows
+    assert {row for pair in summaries.COMPARISONS for row in pair} <= rows
+    task = algorithms.make_task("summaries", {})
+    names = tuple(component.name for component in task.components)
+    assert names == summaries.COMPONENTS
+    for name in summaries.METRICS.values():
+      assert name.partition("/")[2] in {*names, "total", "length"}
+    for name in summaries.THRESHOLDS:
+      assert name.removeprefix("reward/") in names
+    cells = papers.read("saw")
+    for fields in summaries.PUBLISHED.values():
+      assert len(papers.select(cells, **fields)) == 1
+
+
 class TestCheckpoints:
   """A scale with a checkpoint leaves it the sizes and the tokenizer."""
 
   TABLES = {
     "saw": (tool_calling, tool_calling.ROWS, tool_calling.SCALES),
+    "summaries": (summaries, summaries.ROWS, summaries.SCALES),
     "asympo": (asympo_math, asympo_math.ROWS, asympo_math.SCALES),
     "care_math": (care_math, care_math.ROWS, care_math.SCALES),
     "care_knights": (care_knights, care_knights.ROWS, care_knights.SCALES),

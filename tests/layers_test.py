@@ -65,8 +65,8 @@ ROOMS = {
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["bm25s", "gguf", "jinja2", "math_verify", "pyarrow", "reasoning_gym"]
-      + ["starlette", "tokenizers", "uvicorn"]
+      ["bm25s", "gguf", "httpx", "jinja2", "math_verify", "pyarrow"]
+      + ["reasoning_gym", "rouge_score", "starlette", "tokenizers", "uvicorn"]
     ),
   ),
   "training": Room(

@@ -149,7 +149,8 @@ COMPARISONS = (
   ("gdpo_gradient", "gdpo"),
   ("grpo_gradient", "grpo"),
 )
-# Row -> fields of the published record that belongs beside it.
+# Row -> fields of the published record that belongs beside it, and its column.
+PUBLISHED_HEADING = "Overall Acc (%), BFCL"
 PUBLISHED = {
   row: {
     "paper": "SAW",

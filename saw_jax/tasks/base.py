@@ -71,7 +71,9 @@ class Outcome(enum.Enum):
   """How the scoring of one completion went.
 
   `WRONG` is anything readable that is not fully right. The last two mean that
-  there is no reward at all: such a completion is masked, not punished.
+  there is no reward at all: such a completion is masked, not punished. A task
+  may return them where it depends on somebody else, such as a judge; what it
+  raises is `CRASHED` too, and counts as a bug.
   """
 
   RIGHT = "right"

@@ -180,7 +180,8 @@ class Grader:
     for index, result in enumerate(results):
       if result.violation:
         raise RewardError(f"{where(index)}: {result.violation}.")
-      if result.outcome is base.Outcome.CRASHED:
+      # A score that says CRASHED itself is no bug: somebody else failed.
+      if result.exception:
         raised.append(index)
         _LOG.warning("%s: unscored, %s", where(index), result.exception)
     if len(raised) > self._crash_tolerance * len(results):

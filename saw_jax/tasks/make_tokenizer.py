@@ -1,15 +1,16 @@
-"""Makes the vocabulary of the generated tool-calling task.
+"""Makes the vocabularies of the tasks that have one for a policy from nothing.
 
   python -m saw_jax.tasks.make_tokenizer
 
-writes `saw_jax/tasks/assets/tool_calling_bpe.json`, the same bytes each time.
+writes `tool_calling_bpe.json` and `summaries_bpe.json` into
+`saw_jax/tasks/assets/`, the same bytes each time.
 """
 
 import json
 from collections.abc import Iterator
 
 from saw_jax import tokenizer
-from saw_jax.tasks import tool_calling
+from saw_jax.tasks import summaries, tool_calling
 
 VOCAB_SIZE = 640
 _NUM_EXAMPLES = 4096
@@ -33,9 +34,13 @@ PATTERN = "|".join(
   )
 )
 
+SUMMARIES_VOCAB_SIZE = 1024
+# A word takes the space before it, a digit stands alone.
+SUMMARIES_PATTERN = r" ?[A-Za-z]+|[0-9]|\n|[^A-Za-z0-9\n]"
+
 
 def texts() -> Iterator[str]:
-  """Yields what the vocabulary is trained on."""
+  """Yields what the vocabulary of tool calling is trained on."""
   task = tool_calling.ToolCallingTask(
     tool_calling.ToolCallingConfig(seed=1, num_train=_NUM_EXAMPLES)
   )
@@ -50,11 +55,29 @@ def texts() -> Iterator[str]:
     yield completion
 
 
+def summary_texts() -> Iterator[str]:
+  """Yields what the vocabulary of summaries is trained on: no held-out row."""
+  for example in summaries.SummariesTask().examples("train"):
+    yield from ("user", "assistant")
+    yield example.meta["source"]
+    yield example.reference
+
+
 def make() -> str:
-  """Returns the content of the file."""
-  content = tokenizer.train_bpe(texts(), vocab_size=VOCAB_SIZE, pattern=PATTERN)
+  """Returns the content of the file for tool calling."""
+  return _train(texts(), VOCAB_SIZE, PATTERN)
+
+
+def make_summaries() -> str:
+  """Returns the content of the file for summaries."""
+  return _train(summary_texts(), SUMMARIES_VOCAB_SIZE, SUMMARIES_PATTERN)
+
+
+def _train(lines: Iterator[str], vocab_size: int, pattern: str) -> str:
+  content = tokenizer.train_bpe(lines, vocab_size=vocab_size, pattern=pattern)
   return json.dumps(json.loads(content), indent=0) + "\n"
 
 
 if __name__ == "__main__":
   tokenizer.TOOL_CALLING_BPE.write_text(make(), encoding="utf-8")
+  tokenizer.SUMMARIES_BPE.write_text(make_summaries(), encoding="utf-8")

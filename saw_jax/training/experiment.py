@@ -279,10 +279,32 @@ def evaluate_checkpoint(
     CheckpointError: it is absent, damaged or of another shape.
   """
   lift, found = restore(experiment, num_seeds, directory, step=step)
+  return found.step, _evaluate(experiment, lift, found.state.params, num_seeds)
+
+
+def evaluate_start(
+  experiment: Experiment, num_seeds: int
+) -> dict[str, dict[str, np.ndarray]]:
+  """Evaluates the policy that every seed starts from.
+
+  Args:
+    experiment: as the run was made.
+    num_seeds: seeds of the run, `N`.
+
+  Returns:
+    For `greedy` and `sampled` what `Evaluator.run` returns.
+  """
+  _, lift, state = start_state(experiment, num_seeds)
+  return _evaluate(experiment, lift, state.params, num_seeds)
+
+
+def _evaluate(
+  experiment: Experiment, lift: parallel.Lift, params: PyTree, num_seeds: int
+) -> dict[str, dict[str, np.ndarray]]:
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
   evaluator = make_evaluator(experiment, lift, encoder)
   with open_workers(experiment) as grader:
-    return found.step, {
-      mode: evaluator.run(mode, found.state.params, grader, num_seeds=num_seeds)
+    return {
+      mode: evaluator.run(mode, params, grader, num_seeds=num_seeds)
       for mode in ("greedy", "sampled")
     }

@@ -121,6 +121,21 @@ def test_a_broken_reward_is_named(grader, behaviour, words):
   assert _grade(grader, ["a"]).scored.all()  # It goes on working.
 
 
+def test_a_score_that_says_crashed_is_no_bug(caplog):
+  # Somebody else failed, such as a judge: masked and counted, at any share.
+  task = misbehaving_tasks.Obedient()
+  with grading.Grader(
+    task, num_workers=0, limit_s=1.0, crash_tolerance=0.0
+  ) as here:
+    graded = _grade(here, ["no verdict", "a", "no verdict"])
+    assert graded.outcome_counts["crashed"] == 2
+    np.testing.assert_array_equal(graded.scored[:, 0], [False, True, False])
+    np.testing.assert_array_equal(graded.rewards[0], [0.0, 0.0])
+    assert not caplog.text
+    with pytest.raises(grading.RewardError, match="KeyError"):
+      _grade(here, ["no verdict", "raise"])
+
+
 def test_an_exception_is_logged_with_task_and_example(grader, caplog):
   with caplog.at_level(logging.WARNING):
     _grade(grader, ["a", "raise"])

@@ -6,10 +6,18 @@ from saw_jax import tokenizer
 from saw_jax.tasks import make_tokenizer
 
 
-def test_making_it_again_gives_the_same_vocabulary():
+@pytest.mark.parametrize(
+  ("path", "make"),
+  [
+    (tokenizer.TOOL_CALLING_BPE, make_tokenizer.make),
+    (tokenizer.SUMMARIES_BPE, make_tokenizer.make_summaries),
+  ],
+  ids=["tool_calling", "summaries"],
+)
+def test_making_it_again_gives_the_same_vocabulary(path, make):
   pytest.importorskip("tokenizers")
-  ours = json.loads(tokenizer.TOOL_CALLING_BPE.read_text(encoding="utf-8"))
-  again = json.loads(make_tokenizer.make())
+  ours = json.loads(path.read_text(encoding="utf-8"))
+  again = json.loads(make())
   assert again["model"]["vocab"] == ours["model"]["vocab"]
   assert again["model"]["merges"] == ours["model"]["merges"]
   assert again["pre_tokenizer"] == ours["pre_tokenizer"]

@@ -42,6 +42,8 @@ class Obedient:
       return base.Score((float(bytearray(2 << 30)[7]), 0.0), RIGHT)
     if completion == "gave up":
       return base.Score((2.0, 1.0), base.Outcome.TIMED_OUT)
+    if completion == "no verdict":
+      return base.Score((None, None), base.Outcome.CRASHED)
     if completion == "low":
       return base.Score((-3.5, 0.0), RIGHT)
     if completion == "nan":

@@ -1,0 +1,159 @@
+"""What a judge has said, and when it may be asked again: one SQLite file.
+
+Verdicts cost money or minutes, so the file is made to be killed at any moment
+and to be shared by all worker processes of a run, and of several runs. Each
+operation opens the file, makes one short transaction and closes it. The journal
+is SQLite's rollback journal, as a write-ahead log does not work on the network
+file systems where run directories lie.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+
+_APPLICATION = 0x5341574A  # marks the file as ours
+_VERSION = 1
+_BUSY_S = 30.0
+_SCHEMA = (
+  "CREATE TABLE verdicts (key TEXT PRIMARY KEY, scores TEXT NOT NULL)",
+  "CREATE TABLE departures (model TEXT PRIMARY KEY, next_at REAL NOT NULL)",
+)
+
+
+class JudgeCacheError(ValueError):
+  """The file is damaged, locked, or not a judge's cache."""
+
+
+class JudgeCache:
+  """Verdicts by key, and a queue for requests; any number may have it open."""
+
+  def __init__(self, path: str | os.PathLike, *, busy_s: float = _BUSY_S):
+    """Opens a cache, or makes an empty one with the folders above it.
+
+    Args:
+      path: of the file.
+      busy_s: longest wait for another process, in seconds.
+
+    Raises:
+      JudgeCacheError: the file is damaged, locked, or something else. It is
+        left as it is.
+    """
+    self.path = pathlib.Path(path)
+    self._busy_s = busy_s
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with self._transaction() as connection:
+      # Another process may be making it: whoever comes second waits, and looks.
+      made = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+      if made == (0,):
+        for statement in _SCHEMA:
+          connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+      (application,) = connection.execute("PRAGMA application_id").fetchone()
+      (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if (application, version) != (_APPLICATION, _VERSION):
+      raise JudgeCacheError(
+        f"{self.path} is an SQLite file, but no judge's cache of version "
+        f"{_VERSION}: name another file"
+      )
+
+  def get(self, key: str) -> dict[str, float] | None:
+    """Looks a verdict up.
+
+    Args:
+      key: of what was judged, by whom and how.
+
+    Returns:
+      A score by component, or None if there is none yet.
+
+    Raises:
+      JudgeCacheError: the file is damaged or locked.
+    """
+    with self._transaction() as connection:
+      row = connection.execute(
+        "SELECT scores FROM verdicts WHERE key = ?", (key,)
+      ).fetchone()
+    return None if row is None else json.loads(row[0])
+
+  def put(self, key: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Keeps a verdict, unless there is one already: the first one counts.
+
+    Args:
+      key: of what was judged, by whom and how.
+      scores: by component.
+
+    Returns:
+      The verdict that counts.
+
+    Raises:
+      JudgeCacheError: the file is damaged or locked.
+    """
+    with self._transaction() as connection:
+      connection.execute(
+        "INSERT OR IGNORE INTO verdicts VALUES (?, ?)",
+        (key, json.dumps(dict(scores))),
+      )
+      (found,) = connection.execute(
+        "SELECT scores FROM verdicts WHERE key = ?", (key,)
+      ).fetchone()
+    return json.loads(found)
+
+  def reserve(
+    self, model: str, interval_s: float, *, latest: float
+  ) -> float | None:
+    """Takes the next place in the queue of requests to a model.
+
+    Args:
+      model: whose queue it is.
+      interval_s: least time between two requests, in seconds.
+      latest: a place after this time is not taken, in seconds since the epoch.
+
+    Returns:
+      The time at which the request may leave, in seconds since the epoch, or
+      None if that is too late.
+
+    Raises:
+      JudgeCacheError: the file is damaged or locked.
+    """
+    with self._transaction() as connection:
+      row = connection.execute(
+        "SELECT next_at FROM departures WHERE model = ?", (model,)
+      ).fetchone()
+      now = time.time()
+      leaves = now if row is None else max(now, row[0])
+      if leaves > latest:
+        return None
+      connection.execute(
+        "INSERT OR REPLACE INTO departures VALUES (?, ?)",
+        (model, leaves + interval_s),
+      )
+    return leaves
+
+  @contextlib.contextmanager
+  def _transaction(self) -> Iterator[sqlite3.Connection]:
+    try:
+      with contextlib.closing(
+        sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None)
+      ) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+          yield connection
+          connection.execute("COMMIT")
+        except BaseException:
+          with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+          raise
+    except sqlite3.OperationalError as error:
+      raise JudgeCacheError(
+        f"{self.path}: {error}; is the folder writable, and no other process "
+        "stuck in it?"
+      ) from error
+    except sqlite3.DatabaseError as error:
+      raise JudgeCacheError(
+        f"{self.path} is damaged or no SQLite file ({error}): name another "
+        "file, or remove it, which forgets its verdicts"
+      ) from error

@@ -1,0 +1,141 @@
+"""Readers of texts with their summaries, and what leaks from train to test.
+
+  columns                           read as
+  text, summary                     docsum, which comes with the library
+  post, summary; with title or not  Reddit TL;DR
+  prompt, completion or label       Reddit TL;DR with the title in the prompt
+
+Rows of a held-out file may be in a training file too, word for word or nearly:
+`without_leaks` leaves such training rows out.
+"""
+
+import collections
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from saw_jax.tasks import row_files
+
+DOCSUM = pathlib.Path(__file__).parent / "assets" / "docsum"
+DOCSUM_FILES = {
+  "train": (DOCSUM / "train_apache.jsonl", DOCSUM / "train_bsd.jsonl"),
+  "test": (DOCSUM / "test.jsonl",),
+}
+
+_TEXTS = ("text", "post", "prompt", "document")
+_SUMMARIES = ("summary", "completion", "label")
+_TL_DR = re.compile(r"\s*TL;DR:?\s*$", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
+_RUN = 8  # words
+_SHARED = 0.2  # of the runs of the shorter text
+
+
+class Row(NamedTuple):
+  """A text and what somebody wrote about it."""
+
+  number: int  # in its file, or over several files
+  text: str
+  summary: str
+  meta: Mapping[str, Any]
+
+
+def read_rows(paths: Sequence[str | pathlib.Path]) -> list[Row]:
+  """Reads files of texts with summaries, one after the other.
+
+  Args:
+    paths: `.jsonl`, `.json` or `.parquet` files.
+
+  Returns:
+    The rows in order, numbered from 0 over all files. A title is put before its
+    text, and a "TL;DR:" that ends a text is cut. `meta` has the row's `name`,
+    `package` and `licence`, where there are any.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the columns are none of the known ones, or a row is broken; file
+      and row number (from 0) are named.
+    ImportError: pyarrow is missing, for a parquet file.
+  """
+  rows: list[Row] = []
+  for path in paths:
+    for place, raw in enumerate(row_files.read_rows(path)):
+      try:
+        text, summary = _read(raw)
+      except ValueError as error:
+        raise ValueError(f"{path}, row {place}: {error}") from error
+      meta = {k: raw[k] for k in ("name", "package", "licence") if k in raw}
+      rows.append(Row(len(rows), text, summary, meta))
+  if not rows:
+    raise ValueError(f"{', '.join(map(str, paths))}: no rows.")
+  return rows
+
+
+def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
+  """Leaves out the training rows that tell about a held-out one.
+
+  A row leaks if its summary has the words of a held-out summary, or if its text
+  shares at least a fifth of the runs of eight words that the shorter of it and
+  one held-out text has.
+
+  Args:
+    train: rows to choose from.
+    test: rows that are held out.
+
+  Returns:
+    The training rows that are left, in their order.
+  """
+  summaries = {tuple(_words(row.summary)) for row in test}
+  sizes, owners = [], collections.defaultdict(set)
+  for index, row in enumerate(test):
+    runs = _runs(row.text)
+    sizes.append(len(runs))
+    for run in runs:
+      owners[run].add(index)
+
+  def leaks(row: Row) -> bool:
+    if tuple(_words(row.summary)) in summaries:
+      return True
+    runs = _runs(row.text)
+    shared = collections.Counter(i for run in runs for i in owners.get(run, ()))
+    return any(
+      count >= _SHARED * min(len(runs), sizes[index])
+      for index, count in shared.items()
+    )
+
+  return [row for row in train if not leaks(row)]
+
+
+def _read(row: Any) -> tuple[str, str]:
+  if not isinstance(row, Mapping):
+    raise ValueError("not an object with named fields")
+  names = [
+    next((name for name in choices if row.get(name) is not None), None)
+    for choices in (_TEXTS, _SUMMARIES)
+  ]
+  if None in names:
+    raise ValueError(
+      f"it has no text ({', '.join(_TEXTS)}) or no summary "
+      f"({', '.join(_SUMMARIES)}); its columns are "
+      f"{', '.join(sorted(map(str, row))) or 'none'}"
+    )
+  text, summary = (row_files.field(row, name, str).strip() for name in names)
+  text = _TL_DR.sub("", text)
+  title = row.get("title")
+  if isinstance(title, str) and title.strip():
+    text = f"{title.strip()}\n\n{text}"
+  for what, words in (("text", text), ("summary", summary)):
+    if not any(map(str.isalnum, words)):
+      raise ValueError(f"the {what} has no letter and no digit")
+  return text, summary
+
+
+def _words(text: str) -> list[str]:
+  return _WORD.findall(text.lower())
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+  """Runs of words; a text that is shorter than one is a run itself."""
+  words = _words(text)
+  last = max(len(words) - _RUN, 0)
+  return {tuple(words[i : i + _RUN]) for i in range(last + 1)}
