@@ -50,6 +50,11 @@ _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
 _ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
 # Search with BM25: 76 kB that need NumPy alone. 0.3.16 is what was tried.
 _SEARCH = ["bm25s>=0.3.16,<0.4"]
+# ALFWorld's engine, and what else plays text games; 0.4.2, 1.7.0 and 1.1.0 are
+# what was tried. They bring jericho (GPL) along, so that no other extra has
+# them. TextWorld-Express needs Java.
+_ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8"]
+_TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -89,6 +94,9 @@ _EXTRAS = {
   "math": _MATH_VERIFY + ["reasoning-gym>=0.1.25,<0.2"],
   # The shop and the search questions: environments that search.
   "search": _SEARCH,
+  # Real engines of text games; `make engines` tests them.
+  "alfworld": _ALFWORLD,
+  "textworld": _TEXTWORLD,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # The page on which a person answers questions for labels.

@@ -65,8 +65,9 @@ ROOMS = {
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["bm25s", "gguf", "jinja2", "math_verify", "pyarrow", "reasoning_gym"]
-      + ["starlette", "tokenizers", "uvicorn"]
+      ["alfworld", "bm25s", "gguf", "jinja2", "math_verify", "py4j", "pyarrow"]
+      + ["reasoning_gym", "starlette", "textworld", "textworld_express"]
+      + ["tokenizers", "uvicorn"]
     ),
   ),
   "training": Room(
