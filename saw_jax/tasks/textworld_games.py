@@ -73,7 +73,8 @@ class _Game:
     """
     if self._done:
       raise RuntimeError("the episode is over: reset first")
-    text = " ".join(action[:LONGEST].encode("ascii", "ignore").decode().split())
+    readable = (c if " " <= c <= "~" else " " for c in action[:LONGEST])
+    text = " ".join("".join(readable).split())
     spelled = {known.lower(): known for known in self._actions}
     return spelled.get(text.lower(), text)
 
@@ -174,6 +175,8 @@ class ExpressGame(_Game):
     self._done, self._java, self._game = True, None, None
 
   def _ask(self, method: str, *arguments: object) -> object:
+    if self._java is None:
+      raise RuntimeError("the game is closed: make another one")
     return self._java.ask(method, *arguments, of=self._game)
 
 
