@@ -228,6 +228,7 @@ class TestExpress:
 
   @pytest.mark.parametrize("game", textworld_games.EXPRESS)
   def test_plans_win_and_seeds_are_games(self, game):
+    # Two of one seed at once, as the episodes of a group are.
     options = dict(max_steps=200, pays="score")
     env = textworld_games.ExpressGame(game, "test", has_plan=True, **options)
     again = textworld_games.ExpressGame(game, "test", **options)

@@ -23,6 +23,8 @@ EXPRESS = (
   *("coin", "cookingworld", "twc", "mapreader"),
   *("arithmetic", "sorting", "simonsays", "peckingorder"),
 )
+# Two games of one seed in one process move each other's things.
+_ALONE = frozenset(["sorting"])
 PAYS = ("success", "score")
 # First seed of a split, each with 1000: those of TextWorld-Express.
 _FIRST_SEED = {"train": 0, "test": 20_000}
@@ -107,7 +109,7 @@ class ExpressGame(_Game):
     pays: str = "success",
     has_plan: bool = False,
   ):
-    """Starts Java, unless another game of this process has.
+    """Starts Java, unless another game of this process has and can share it.
 
     Args:
       game: one of `EXPRESS`.
@@ -125,7 +127,7 @@ class ExpressGame(_Game):
     """
     super().__init__(max_steps, reward, pays)
     self._split, self._has_plan = split, has_plan
-    self._java = _shared_java()
+    self._java = _Java() if game in _ALONE else _shared_java()
     self._game = self._java.ask("PythonInterface")
     problem = self._ask("load", game, parameters)
     if problem:
@@ -389,7 +391,7 @@ class _Java:
       ) from error
     self._gateway = java_gateway.JavaGateway(
       gateway_parameters=java_gateway.GatewayParameters(
-        auto_field=True, auto_convert=True, port=port
+        auto_field=True, port=port, enable_memory_management=False
       )
     )
     weakref.finalize(self, _stop, self._gateway, self._process)
