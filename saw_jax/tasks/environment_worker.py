@@ -7,7 +7,9 @@ eat its memory, and what a policy writes to it is hostile.
 import contextlib
 import math
 import numbers
+import os
 import pickle
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import connection
@@ -51,10 +53,15 @@ class Host:
 
     Returns:
       Where the episode stands then. Whatever the environment does wrong is a
-      `failure`, and the episode is over; this does not raise.
+      `failure`, and the episode is over.
+
+    Raises:
+      EngineLost: other episodes may have been lost with this one.
     """
     try:
       return self._answer(command)
+    except environments.EngineLost:
+      raise
     except Exception as error:
       text = f"{type(error).__name__}: {error}"[:_EXCERPT]
       return failed(text)
@@ -125,7 +132,10 @@ def serve(handle: int) -> None:
     eager, commands = pickle.loads(message)
     ready, since = [], time.monotonic()
     for command in commands:
-      ready.append(host.answer(Command(*command)))
+      try:
+        ready.append(host.answer(Command(*command)))
+      except environments.EngineLost as error:
+        sys.exit(f"worker {os.getpid()} leaves: {error}")
       if eager or time.monotonic() - since > _SILENCE_S:
         pipe.send(ready)
         ready, since = [], time.monotonic()

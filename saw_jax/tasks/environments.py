@@ -17,6 +17,13 @@ _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _HAN = re.compile("[\u4e00-\u9fff]")
 
 
+class EngineLost(Exception):
+  """The process behind an environment is gone, with all that it held.
+
+  An environment of a worker process raises it to be played again in a new one.
+  """
+
+
 class Step(NamedTuple):
   """What one action brought about."""
 

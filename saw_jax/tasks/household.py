@@ -1,11 +1,14 @@
 """A household in words: ALFWorld's tasks, wording and commands, without it.
 
-What is said and what can be done follow ALFWorld, which needs an engine and a
-planner and takes tens of milliseconds a step; rooms are drawn from a seed
+What is said and what can be done are ALFWorld's to the letter, which needs an
+engine and a planner and takes tens of milliseconds a step (`alfworld_task`;
+tests/engines_test.py plays both side by side); rooms are drawn from a seed
 (`household_world`). One object can be carried at a time, what is closed shows
 nothing, and what is not understood is answered by "Nothing happens.".
 """
 
+import bisect
+import functools
 from collections.abc import Callable, Sequence
 
 from saw_jax.tasks import household_world
@@ -14,17 +17,42 @@ from saw_jax.tasks.environments import Step
 from saw_jax.tasks.household_world import World, kind_of
 
 NOTHING = "Nothing happens."
-HELP = (
-  "Available commands: look; inventory; go to (place); open (place); close "
-  "(place); take (object) from (place); move (object) to (place); examine "
-  "(something); use (object); clean, heat or cool (object) with (place)."
+# Knives cut nothing here: the last line is ALFWorld's all the same.
+_COMMANDS = {
+  "look": "look around your current location",
+  "inventory": "check your current inventory",
+  "go to (receptacle)": "move to a receptacle",
+  "open (receptacle)": "open a receptacle",
+  "close (receptacle)": "close a receptacle",
+  "take (object) from (receptacle)": "take an object from a receptacle",
+  "move (object) to (receptacle)": "place an object in or on a receptacle",
+  "examine (something)": "examine a receptacle or an object",
+  "use (object)": "use an object",
+  "heat (object) with (receptacle)": "heat an object using a receptacle",
+  "clean (object) with (receptacle)": "clean an object using a receptacle",
+  "cool (object) with (receptacle)": "cool an object using a receptacle",
+  "slice (object) with (object)": "slice an object using a sharp object",
+}
+HELP = "Available commands:\n" + "".join(
+  # One line is two columns short.
+  f"  {command + ':':{32 if command.startswith('move') else 34}}{what}\n"
+  for command, what in _COMMANDS.items()
 )
 _HELD = -1  # where an object is that is carried
 _NOWHERE = -1  # where one is in the middle of the room
 LONGEST = 200  # no action has as many characters
 _LAMP = f"{household_world.LAMP} 1"
-# What is said of an object's state, in the order in which it is said.
-_ADJECTIVES = {"hot": "hot", "cool": "cold", "clean": "clean"}
+_AROUND = (
+  "You are in the middle of a room. Looking quickly around you, you see "
+)
+# What is said of an object's state.
+_STATES_SAID = {
+  frozenset(["hot"]): "hot",
+  frozenset(["cool"]): "cold",
+  frozenset(["clean"]): "clean",
+  frozenset(["hot", "clean"]): "hot and clean",
+  frozenset(["cool", "clean"]): "cool and clean",
+}
 
 _FIRST_PROMPT = """\
 You are an expert agent that acts in the ALFRED embodied environment.
@@ -99,6 +127,8 @@ class Household:
       self._contents[place].append(thing)
     if world.lamp_in >= 0:
       self._contents[world.lamp_in].append(_LAMP)
+    for contents in self._contents:
+      contents.sort(key=_rank)
     self._closed = [
       kind_of(name) in household_world.OPENABLE for name in world.places
     ]
@@ -107,7 +137,8 @@ class Household:
     self._wanted = [t for t in world.things if kind_of(t) == world.thing]
     self._trips = [f"go to {name}" for name in world.places]
     return (
-      f"-= Welcome to TextWorld, ALFRED! =-\n\n{self._look()}\n\n"
+      f"-= Welcome to TextWorld, ALFRED! =-\n\n{_AROUND}"
+      f"{_listing(world.places)}.\n\n"
       f"Your task is to: {world.goal}"
     )
 
@@ -154,7 +185,7 @@ class Household:
 
   @property
   def admissible_actions(self) -> list[str]:
-    """What would do something now, in a fixed order."""
+    """What would do something now, sorted."""
     actions = [trip for i, trip in enumerate(self._trips) if i != self._at]
     if self._held is not None:
       actions.append(f"examine {self._held}")
@@ -165,8 +196,6 @@ class Household:
       if kind in household_world.OPENABLE:
         verb = "open" if self._closed[self._at] else "close"
         actions.append(f"{verb} {place}")
-      if not self._closed[self._at]:
-        actions += [f"examine {name}" for name in self._contents[self._at]]
       if self._held is None and not self._closed[self._at]:
         actions += [
           f"take {thing} from {place}"
@@ -182,13 +211,13 @@ class Household:
             actions.append(f"{verb} {self._held} with {place}")
       if self._at == self.world.lamp_in:
         actions.append(f"use {_LAMP}")
-    return [*actions, "inventory", "look", "help"]
+    return sorted([*actions, "help", "inventory", "look"])
 
   def _act(self, action: str) -> str:
     """Does what the words say; in any other case nothing happens."""
-    words = action[: LONGEST + 1].lower().split()
-    if len(action) > LONGEST or not words:
+    if len(action) > LONGEST:
       return NOTHING
+    words = action.strip().split(" ")
     verb, names = words[0], words[1:]
     if verb in ("look", "inventory", "help"):
       return NOTHING if names else getattr(self, f"_{verb}")()
@@ -208,10 +237,7 @@ class Household:
 
   def _look(self) -> str:
     if self._at == _NOWHERE:
-      return (
-        "You are in the middle of a room. Looking quickly around you, you see "
-        f"{_listing(self.world.places)}."
-      )
+      return f"{_AROUND}nothing."  # All is seen at the start only.
     place = self.world.places[self._at]
     return f"You are facing the {place}. Next to it, you see nothing."
 
@@ -247,16 +273,13 @@ class Household:
     return f"You close the {place}."
 
   def _examine(self, name: str) -> str:
-    is_here = self._at != _NOWHERE and not self._closed[self._at]
-    if name == self._held or is_here and name in self._contents[self._at]:
-      if name == _LAMP:
-        return f"This {name} is {'on' if self._lit else 'off'}."
-      states = self._states.get(name, ())
-      adjectives = [word for word in _ADJECTIVES if word in states]
-      if not adjectives:
+    # ALFWorld means to show what lies here too, but a comma in its rules hides
+    # it: "?l - location, ?r" asks for a type that is called "location,".
+    if name == self._held:
+      states = self._states.get(name)
+      if not states:
         return f"There's nothing special about {name}."
-      said = " and ".join(_ADJECTIVES[word] for word in adjectives)
-      return f"This is a {said} {name}."
+      return f"This is a {_STATES_SAID[frozenset(states)]} {name}."
     index = self._index.get(name, _NOWHERE)
     if index == _NOWHERE or index != self._at:
       return NOTHING
@@ -283,7 +306,7 @@ class Household:
       return NOTHING
     if kind_of(place) not in household_world.FITS[kind_of(thing)]:
       return NOTHING
-    self._contents[self._at].append(thing)
+    bisect.insort(self._contents[self._at], thing, key=_rank)
     self._lies_in[thing] = self._at
     self._held = None
     return f"You move the {thing} to the {place}."
@@ -460,3 +483,10 @@ def _listing(names: Sequence[str]) -> str:
   if len(listed) > 1:
     listed[-1] = f"and {listed[-1]}"
   return ", ".join(listed)
+
+
+@functools.cache
+def _rank(thing: str) -> tuple[str, int]:
+  """ALFWorld lists kinds by name, and those of a kind from the last on."""
+  kind, _, number = thing.partition(" ")
+  return kind, -int(number)

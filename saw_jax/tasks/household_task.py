@@ -46,7 +46,7 @@ PIECES = (
   *("You are facing the", ". Next to it, you see nothing."),
   "You are in the middle of a room. Looking quickly around you",
   *("There's nothing special about", "This is a", " hot", " cold", " clean"),
-  *(" and", "On the", "The", "This", " is on.", " is off.", household.HELP),
+  *(" cool", " and", "On the", "The", household.HELP),
   *("-= Welcome to TextWorld, ALFRED! =-\n\n", "\n\nYour task is to: "),
 )
 

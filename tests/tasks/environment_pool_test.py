@@ -3,6 +3,7 @@
 import pytest
 
 from saw_jax.tasks.environment_pool import EnvironmentPool
+from saw_jax.tasks.environments import EngineLost
 from saw_jax.tasks.grading import RewardError
 from tests.tasks.misbehaving_environments import CounterTask, Unloadable
 
@@ -47,6 +48,7 @@ class TestMisbehaviour:
       ("raise", "ValueError: boom"),
       ("hang", "no answer in 1.5 s"),
       ("die", "exit code 3"),
+      ("lose", "its process died"),
       ("nan", "reward is nan"),
       ("no text", "observation is a NoneType"),
     ],
@@ -107,6 +109,12 @@ class TestMisbehaviour:
       plain.start(STARTS[:2])
       found = plain.step({0: "raise", 1: "count"})
       assert "boom" in found[0].failure and not found[1].failure
+
+  def test_without_workers_a_lost_engine_ends_the_run(self):
+    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
+      plain.start(STARTS[:1])
+      with pytest.raises(EngineLost, match="is gone"):
+        plain.step({0: "lose"})
 
 
 class TestOpening:

@@ -3,6 +3,7 @@
 import pytest
 
 from saw_jax.tasks.environment_worker import Command, Host, failed
+from saw_jax.tasks.environments import EngineLost
 from tests.tasks.misbehaving_environments import CounterTask
 
 
@@ -44,6 +45,11 @@ def test_what_goes_wrong_ends_the_episode_and_says_why(host, action, words):
   assert words in found.failure
   assert found == failed(found.failure)
   assert found.done and found.reward == 0
+
+
+def test_a_lost_engine_is_no_failure_of_one_episode(host):
+  with pytest.raises(EngineLost, match="is gone"):
+    host.answer(Command(3, action="lose"))
 
 
 def test_a_slot_that_was_never_started_is_a_failure(host):

@@ -28,6 +28,8 @@ class Counter:
       raise ValueError("boom")
     if action == "hang":
       time.sleep(1000)
+    if action == "lose":
+      raise environments.EngineLost("its engine is gone")
     if action == "die":
       os._exit(3)
     if action == "nan":

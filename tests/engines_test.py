@@ -1,0 +1,348 @@
+"""The household against ALFWorld's engine, and TextWorld's games themselves.
+
+`make engines` installs what these need; where it is not installed, they are
+skipped.
+"""
+
+import os
+import pathlib
+import signal
+
+import psutil
+import pytest
+
+from saw_jax import algorithms
+from saw_jax.tasks import (
+  alfworld_games,
+  alfworld_task,
+  environment_pool,
+  household,
+  textworld_games,
+)
+from saw_jax.tasks import household_world as hw
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.household_expert import Expert
+
+pytestmark = [pytest.mark.slow, pytest.mark.engines]
+HOSTILE = ("", "\ud800", "x" * 10**5, "look\nquit", "İ", "../", "LOOK", "quit")
+SEEDS = 4  # worlds of each kind
+
+
+def needs(*packages):
+  for package in packages:
+    pytest.importorskip(package)
+
+
+@pytest.fixture(scope="module")
+def engine():
+  needs("alfworld", "textworld")
+  logic = alfworld_games.read_logic()
+  return alfworld_task.Alfworld(
+    lambda world: alfworld_games.make_game(world, logic), max_steps=10**6
+  )
+
+
+class TestHouseholdIsAlfworld:
+  """Every text, every list of actions and every win, in the same worlds."""
+
+  def world(self, kind, seed):
+    size = (5, 7, 9, 12)[seed % 4]
+    return hw.draw_world(
+      Draws("engines", kind, seed),
+      ("train", "test")[seed % 2],
+      kinds=[kind],
+      receptacles=size,
+      objects=size + 3,
+    )
+
+  def meet(self, engine, world):
+    """Both at the start of a world, compared."""
+    ours = household.Household(max_steps=10**6)
+    assert engine.reset(world) == ours.enter(world)
+    assert engine.task == ours.task
+    return ours
+
+  def both(self, engine, ours, action):
+    """One step of both, compared; whether it was the last."""
+    assert engine.admissible_actions == ours.admissible_actions
+    theirs, here = engine.step(action), ours.step(action)
+    assert theirs == here, (action, ours.world)
+    return here.done
+
+  @pytest.mark.parametrize("seed", range(SEEDS))
+  @pytest.mark.parametrize("kind", hw.KINDS)
+  def test_the_experts_way(self, engine, kind, seed):
+    world = self.world(kind, seed)
+    ours = self.meet(engine, world)
+    expert, draws = Expert(ours, Draws("way", seed)), Draws("slip", kind, seed)
+    while not ours.done:
+      action = expert.action()
+      if draws.chance(0.2):
+        action = draws.choice(ours.admissible_actions)
+      if self.both(engine, ours, action):
+        break
+    assert ours.won and engine.done
+
+  @pytest.mark.parametrize("kind", hw.KINDS)
+  def test_the_shortest_way(self, engine, kind):
+    world = self.world(kind, SEEDS)
+    ours = self.meet(engine, world)
+    plan = household.shortest_plan(world)
+    ends = [self.both(engine, ours, action) for action in plan]
+    assert ends == [False] * (len(plan) - 1) + [True]
+
+  @pytest.mark.parametrize("seed", range(SEEDS))
+  @pytest.mark.parametrize("kind", hw.KINDS)
+  def test_any_way(self, engine, kind, seed):
+    world = self.world(kind, seed)
+    ours, draws = self.meet(engine, world), Draws("any", kind, seed)
+    names = [*world.places, *world.things, "desklamp 1", "bed 7", "all", ""]
+    verbs = "open close take move examine use clean heat cool slice go".split()
+    for _ in range(40):
+      action = draws.choice(ours.admissible_actions)
+      if draws.chance(0.3):
+        between = draws.choice(["from", "to", "with", ""])
+        words = (draws.choice(names), between, draws.choice(names))
+        action = " ".join((draws.choice(verbs), *words))
+      if self.both(engine, ours, action):
+        break
+
+  def test_a_tour_of_all_that_can_be_done(self, engine):
+    world = hw.World(
+      kind="heat",
+      room="kitchen",
+      thing="mug",
+      place="cabinet",
+      goal="put a hot mug in cabinet.",
+      places=("cabinet 1", "fridge 1", "microwave 1", "shelf 1", "sinkbasin 1"),
+      things=("apple 1", "mug 1", "mug 2"),
+      lies_in=(1, 3, 3),
+      lamp_in=-1,
+    )
+    ours = self.meet(engine, world)
+    fridge, heat = "fridge 1", "heat apple 1 with microwave 1"
+    for action in (
+      *("look", "help", "inventory", "examine cabinet 1", f"go to {fridge}"),
+      *(f"examine {fridge}", f"open {fridge}", "examine apple 1", "look"),
+      *(f"take apple 1 from {fridge}", "examine apple 1", "inventory"),
+      *(f"cool apple 1 with {fridge}", "examine apple 1", f"close {fridge}"),
+      *(f"cool apple 1 with {fridge}", f"move apple 1 to {fridge}"),
+      *("go to sinkbasin 1", "clean apple 1 with sinkbasin 1"),
+      *("examine apple 1", "go to microwave 1", heat, "examine apple 1", heat),
+      *("open microwave 1", "move apple 1 to microwave 1", "inventory"),
+      *("go to shelf 1", "take mug 1 from shelf 1", "go to microwave 1"),
+      *("heat mug 1 with microwave 1", "examine mug 1", "go to cabinet 1"),
+      *("go to cabinet 1", "open cabinet 1", " look ", "go  to shelf 1"),
+      *HOSTILE[:-1],
+    ):
+      assert not self.both(engine, ours, action)
+    assert self.both(engine, ours, "move mug 1 to cabinet 1")
+
+
+class TestAlfworld:
+  @pytest.fixture
+  def folder(self, tmp_path):
+    needs("alfworld", "textworld")
+    logic = alfworld_games.read_logic()
+    for name in ("train", "valid_seen"):
+      worlds = [
+        hw.draw_world(
+          Draws(name, kind), "train", kinds=[kind], receptacles=5, objects=5
+        )
+        for kind in hw.KINDS
+      ]
+      alfworld_games.write_games(tmp_path / name, worlds, logic)
+    return tmp_path
+
+  def test_the_package_plays_what_is_written(self, folder):
+    import textworld
+    from alfworld.agents.environment import alfred_tw_env
+
+    env = alfred_tw_env.AlfredTWEnv(
+      {
+        "env": {
+          "goal_desc_human_anns_prob": 0,
+          "task_types": [1, 2, 3, 4, 5, 6],
+        },
+        "dataset": {"data_path": str(folder / "train"), "num_train_games": 0},
+      }
+    )
+    ours = map(str, alfworld_games.find_games(folder / "train"))
+    assert sorted(env.game_files) == list(ours)
+    # Its own planner solves them too.
+    infos = textworld.EnvInfos(policy_commands=True, won=True)
+    for path in env.game_files[::3]:
+      game = alfred_tw_env.AlfredDemangler(textworld.start(path, infos))
+      game.load(path)
+      state = game.reset()
+      for action in state["policy_commands"]:
+        state, _, _ = game.step(action)
+      assert state["won"]
+
+  def test_workers_play_a_folder_with_a_damaged_game(self, folder):
+    task = algorithms.make_task("alfworld", {"folder": str(folder)})
+    broken = pathlib.Path(task._paths["train"][2])
+    text = broken.read_text().replace("(:init", "(:inti")
+    with environment_pool.EnvironmentPool(
+      task, num_workers=1, limit_s=60.0, crash_tolerance=0.5
+    ) as pool:
+      broken.write_text(text)
+      found = pool.start([("train", seed) for seed in range(4)])
+      assert [bool(one.failure) for one in found] == [False, False, True, False]
+      assert "the engine cannot play" in found[2].failure
+      walks = {
+        seed: alfworld_games.read_game(task._paths["train"][seed]).walkthrough
+        for seed in (0, 1, 3)
+      }
+      for action in HOSTILE:
+        told = pool.step(dict.fromkeys(walks, action))
+        assert all(
+          one.observation == household.NOTHING for one in told.values()
+        )
+      # A worker that dies loses nothing.
+      os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+      while walks:
+        told = pool.step({seed: walk[0] for seed, walk in walks.items()})
+        walks = {seed: walk[1:] for seed, walk in walks.items() if walk[1:]}
+        for seed, one in told.items():
+          assert not one.failure
+          assert one.done == (seed not in walks)
+          assert one.reward == 10.0 * one.done
+
+  def test_walkthroughs_are_demonstrations(self, folder):
+    task = algorithms.make_task("alfworld", {"folder": str(folder)})
+    (first, *_) = task._paths["test"]
+    walk = alfworld_games.read_game(first).walkthrough
+    steps = task.held_out(len(walk))
+    assert tuple(step.action for step in steps) == walk
+    for step in steps:
+      assert step.action in step.before.actions
+      assert step.observation != household.NOTHING
+      assert step.before.task in next(task.prompts(step.before, step.history))
+
+
+class TestExpress:
+  @pytest.fixture(autouse=True)
+  def packages(self):
+    needs("py4j", "textworld_express")
+
+  @pytest.mark.parametrize("game", textworld_games.EXPRESS)
+  def test_plans_win_and_seeds_are_games(self, game):
+    # Two of one seed at once, as the episodes of a group are.
+    options = dict(max_steps=200, pays="score")
+    env = textworld_games.ExpressGame(game, "test", has_plan=True, **options)
+    again = textworld_games.ExpressGame(game, "test", **options)
+    starts = []
+    for seed in (0, 1):
+      starts.append((env.reset(seed), env.task))
+      assert starts[-1] == (again.reset(seed), again.task)
+      total = 0.0
+      for action in env.plan:
+        step = env.step(action)
+        assert step == again.step(action)
+        assert env.admissible_actions == again.admissible_actions
+        total += step.reward
+        if step.done:
+          break
+      assert total == pytest.approx(10.0) and step.done
+    assert starts[0] != starts[1]
+    env.close()
+    again.close()
+
+  def test_hostile_text_changes_nothing(self):
+    env = textworld_games.ExpressGame("coin")
+    env.reset(0)
+    before = env.admissible_actions
+    for text in HOSTILE:
+      step = env.step(text)
+      assert step.observation and not step.done
+    assert env.admissible_actions == before
+    env.close()
+
+  def test_games_share_java_until_the_last_is_closed(self):
+    one, other = (textworld_games.ExpressGame(n) for n in ("coin", "twc"))
+    pid = one._java.pid
+    assert other._java.pid == pid
+    one.close()
+    assert psutil.pid_exists(pid) and other.reset(0)
+    other.close()
+    assert not psutil.pid_exists(pid)
+
+  @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
+  def test_a_java_that_dies_or_hangs_is_replaced(self, what):
+    task = algorithms.make_task("textworld", {"game": "coin", "num_train": 9})
+    with environment_pool.EnvironmentPool(
+      task, num_workers=1, limit_s=8.0
+    ) as pool:
+      start = pool.start([("train", seed) for seed in range(3)])
+      (java,) = psutil.Process(pool._workers[0]._process.pid).children()
+      actions = {slot: one.actions[0] for slot, one in enumerate(start)}
+      java.send_signal(what)
+      first = pool.step(actions)
+      pool.check()
+      again = environment_pool.EnvironmentPool(task, num_workers=0, limit_s=8.0)
+      assert again.start([("train", seed) for seed in range(3)]) == start
+      assert again.step(actions) == first
+      assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE
+      (java,) = psutil.Process(pool._workers[0]._process.pid).children()
+      again.close()
+    psutil.wait_procs([java], timeout=5)
+    assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE
+
+  def test_a_game_that_does_not_exist_is_named(self):
+    with pytest.raises(ValueError, match="Unknown game"):
+      textworld_games.ExpressGame("chess")
+    with pytest.raises(ValueError, match="Unrecognized property"):
+      textworld_games.ExpressGame("coin", parameters="wings=2")
+
+
+class TestStories:
+  @pytest.fixture
+  def folder(self, tmp_path_factory):
+    needs("textworld")
+    folder = tmp_path_factory.mktemp("stories")
+    for split, seed in (("train", 1), ("test", 2)):
+      textworld_games.make_games(
+        folder / split, 1, challenge="tw-treasure_hunter", seed=seed
+      )
+    return folder
+
+  def test_the_walkthrough_wins(self, folder):
+    task = algorithms.make_task(
+      "textworld", {"game": "textworld", "folder": str(folder)}
+    )
+    assert task.num_episodes("train") == task.num_episodes("test") == 1
+    env, played = task.make("test"), []
+    for _ in range(2):
+      seen, total = [env.reset(0), env.task], 0.0
+      assert "$$" not in seen[0] and seen[0].startswith("-= ")
+      for action in (*HOSTILE, "save", "restart", "undo", *env.plan):
+        step = env.step(action)
+        assert step.observation and ">" not in step.observation
+        seen.append((step, env.admissible_actions))
+        total += step.reward
+      assert total == 10.0 and step.done
+      played.append(seen)
+    assert played[0] == played[1]
+    assert task.demonstrations(2, seed=0)[1].history
+    env.close()
+
+  def test_damaged_files_cost_their_own_episode(self, folder, tmp_path):
+    (whole,) = textworld_games.find_games(folder / "train")
+    for split in ("train", "test"):
+      (tmp_path / split).mkdir()
+      for name in ("a", "b", "c"):
+        for suffix in (".z8", ".json"):
+          content = whole.with_suffix(suffix).read_bytes()
+          (tmp_path / split / f"{name}{suffix}").write_bytes(content)
+    (tmp_path / "train" / "a.z8").write_bytes(b"\x08" + b"\xff" * 999)
+    (tmp_path / "train" / "b.json").write_text("{")
+    task = algorithms.make_task(
+      "textworld", {"game": "textworld", "folder": str(tmp_path)}
+    )
+    with environment_pool.EnvironmentPool(
+      task, num_workers=1, limit_s=20.0, crash_tolerance=0.9
+    ) as pool:
+      found = pool.start([("train", seed) for seed in range(3)])
+      assert [bool(one.failure) for one in found] == [True, True, False]
+      assert pool.step({2: "look"})[2].observation
