@@ -62,6 +62,23 @@ def get_config() -> ml_collections.ConfigDict:
   # warm start then. See docs/checkpoints.md.
   config.checkpoint = ""
 
+  # Adapters that are trained in place of the model.
+  # saw_jax.models.lora.LoraConfig
+  config.lora = Section()
+  config.lora.rank = 0  # 0: no adapters, the whole model is trained
+  config.lora.alpha = 16.0  # their product is multiplied by alpha / rank
+  # In every layer; see saw_jax.models.lora.TARGETS.
+  config.lora.targets = (
+    "query",
+    "key",
+    "value",
+    "out",
+    "gate",
+    "up",
+    "down",
+  )
+  config.lora.seed = 0  # of the first of the two matrices
+
   # A supervised start for models without a checkpoint.
   # saw_jax.training.warm_start.WarmStartConfig
   config.warm_start = Section()

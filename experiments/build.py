@@ -15,7 +15,7 @@ from configs import base
 from saw_jax import algorithms
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.labels import care
-from saw_jax.models import decoder, hub_weights, pretrained
+from saw_jax.models import decoder, hub_weights, lora, pretrained
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks import environments
@@ -123,7 +123,9 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
         "probe": section(care.CareSettings, values["labels"]["probe"]),
       },
     ),
+    lora=section(lora.LoraConfig, values["lora"]),
   )
+  lora.check_config(experiment.lora, decoder_config)
   check_task(experiment)
   if experiment.asynchronous.protocol != "none":
     async_loop.check_config(experiment.asynchronous)

@@ -6,6 +6,8 @@ so a run that is killed in mid-write leaves the last checkpoint whole; the
 fingerprints find damage that happens later.
 """
 
+import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -238,6 +240,19 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
     ]
     for (path, leaf), value in zip(leaves, sums, strict=True)
   }
+
+
+def digest(tree: PyTree) -> str:
+  """Names arrays by what is in them.
+
+  Args:
+    tree: arrays.
+
+  Returns:
+    16 hexadecimal digits, of the names, shapes, dtypes and checksums.
+  """
+  text = json.dumps(fingerprints(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @jax.jit

@@ -116,6 +116,7 @@ class Session:
       self.step, learner.state, self.host, self.arrays = store.restore(
         learner.state, step=resume_step
       )
+      experiment_lib.check_base(self.host, learner.base_digest)
       LOG.info("resumed from step %d of %s", self.step, directory)
     start = self.step
     self._writers = metrics.make_writers(
@@ -245,7 +246,7 @@ class Session:
       store.save(
         self.step,
         self.learner.state,
-        {"seeds": self.seeds, **host},
+        {"seeds": self.seeds, "base": self.learner.base_digest, **host},
         arrays=arrays,
         score=score,
       )
@@ -263,7 +264,7 @@ class Session:
     greedy, sampled = (
       self._evaluator.scores(
         mode,
-        self.learner.state.params,
+        self.learner.params,
         self.grader,
         num_seeds=len(self.seeds),
       )
@@ -280,7 +281,7 @@ class Session:
   def _evaluate(self) -> float:
     scores = self._evaluator.scores(
       "greedy",
-      self.learner.state.params,
+      self.learner.params,
       self.grader,
       num_seeds=len(self.seeds),
     )
