@@ -100,11 +100,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.rollout.prompt_multiple = 128  # prompt sizes are rounded up to it
   config.rollout.completion_multiple = 16  # completion sizes in the update
   config.rollout.long_prompts = "error"  # or "truncate", which keeps the end
+  # Strings that end an answer and do not belong to it, beside the end tokens.
+  config.rollout.stops = ()
   # saw_jax.rollout.sampling.SamplingConfig
   config.sampling = Section()
   config.sampling.temperature = 1.0
   config.sampling.top_k = 0  # 0: all tokens
   config.sampling.top_p = 1.0
+  config.sampling.min_p = (
+    0.0  # least share of the likeliest token's probability
+  )
 
   # Episodes, where the task is one of environments.
   # saw_jax.training.agents.EpisodeConfig

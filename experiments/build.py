@@ -127,6 +127,7 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
   )
   lora.check_config(experiment.lora, decoder_config)
   check_task(experiment)
+  check_processes(experiment, config.warm_start.num_steps)
   if experiment.asynchronous.protocol != "none":
     async_loop.check_config(experiment.asynchronous)
     async_loop.make_protocol(
@@ -155,6 +156,11 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
       f"{'episodes' if is_agent else 'single answers'}, and the advantage is "
       f"not one of those: {', '.join(names)}"
     )
+  if is_agent and experiment.rollout.stops:
+    raise ValueError(
+      f"task {experiment.task.name!r} has episodes, and rollout.stops ends "
+      "single answers: an action ends with the tokenizer's end token"
+    )
   labels = experiment.labels.method
   if labels != "truth" and is_agent:
     raise ValueError(
@@ -176,6 +182,34 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
     raise ValueError(
       "the advantage reads values: set config.model.value_head=True"
     )
+
+
+def check_processes(
+  experiment: experiment_lib.Experiment, warm_steps: int
+) -> None:
+  """Refuses what several processes cannot do together.
+
+  Args:
+    experiment: without parameters.
+    warm_steps: of a supervised start, if there is no checkpoint.
+
+  Raises:
+    ValueError: says which, and why.
+  """
+  if jax.process_count() == 1:
+    return
+  for is_there, what in (
+    (experiment.labels.method != "truth", "labels.method other than 'truth'"),
+    (experiment.asynchronous.protocol != "none", "asynchronous.protocol"),
+    (experiment.method.per_step, "episodes"),
+    (
+      warm_steps,
+      "warm_start: train it in one process, export it, and name it "
+      "with config.checkpoint (and warm_start.num_steps=0)",
+    ),
+  ):
+    if is_there:
+      raise ValueError(f"several processes cannot do this together: {what}")
 
 
 def train(

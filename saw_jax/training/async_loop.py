@@ -477,6 +477,7 @@ class _Stream:
       request.examples,
       tokenizer=self._experiment.tokenizer,
       grader=self._session.grader,
+      stops=self._learner.encoder.stops,
     )
 
 

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 from orbax.checkpoint import checkpoint_managers
 
+from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
 
@@ -231,7 +232,7 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
     `[checksum, dtype, *shape]` by the array's path.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
+  sums = hosts.fetch(_checksums([leaf for _, leaf in leaves]))
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): [
       int(value),

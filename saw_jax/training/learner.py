@@ -15,6 +15,7 @@ from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
   evaluation,
+  hosts,
   labelling,
   objective,
   packing,
@@ -182,6 +183,7 @@ class Learner:
       max_prompt_tokens=labels.verify_prompt_tokens,
       max_new_tokens=labels.verify_new_tokens,
       long_prompts="truncate",
+      stops=(),  # Those of an answer: a verdict may quote one.
     )
     generate = rollouts.make_generate(
       self.lift,
@@ -320,7 +322,7 @@ class Learner:
     return _rows(
       self.experiment.task.components,
       scores,
-      jax.device_get(statistics),
+      hosts.fetch(statistics),
       updates,
       self.num_seeds,
     )
@@ -346,7 +348,7 @@ class Learner:
         self.state, self._packed(rows, loop.num_microbatches), self.base
       )
       updates.append(values)
-    updates = jax.device_get(updates)
+    updates = hosts.fetch(updates)
     clock.lap("update")
     return updates
 

@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from saw_jax.models import decoder
 from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
+from saw_jax.training import hosts
 from saw_jax.training.state import TrainState
 from saw_jax.types import PyTree
 
@@ -150,13 +151,10 @@ def meshed(
     if kind == STATE:
       return tree  # already placed
     if kind == SAME:
-      return jax.device_put(tree, same)
-
-    def leaf(x):
-      _check_rows(x.shape[0], num_shards)
-      return jax.device_put(x, rows)
-
-    return jax.tree.map(leaf, _one_seed(tree))
+      return hosts.spread(tree, same)
+    tree = _one_seed(tree)
+    jax.tree.map(lambda x: _check_rows(x.shape[0], num_shards), tree)
+    return hosts.spread(tree, rows)
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     del takes_axis_name  # statistics of a sharded array are global
@@ -175,19 +173,19 @@ def meshed(
 
   def place(state: TrainState):
     state = _one_seed(state)
-    return jax.device_put(
+    return hosts.spread(
       state, state_shardings(state, mesh, config, optimizer, lora=lora)
     )
 
   def place_params(params: PyTree):
-    return jax.device_put(_one_seed(params), param_shardings(mesh, config))
+    return hosts.spread(_one_seed(params), param_shardings(mesh, config))
 
   return Lift(
     "meshed",
     wrap,
     place,
     place_params,
-    lambda state: jax.tree.map(lambda x: x[None], jax.device_get(state)),
+    lambda state: jax.tree.map(lambda x: x[None], hosts.fetch(state)),
     num_shards,
     share=lambda tree: jax.tree.map(
       lambda x: jax.device_put(x, mesh.devices.flat[0])[None], tree
@@ -286,9 +284,15 @@ def make_lift(
     The lift.
 
   Raises:
-    ValueError: an unknown lift, or several seeds over a mesh of one run.
+    ValueError: an unknown lift, several seeds over a mesh of one run, or
+      several processes without a mesh.
   """
   devices = list(devices or jax.devices())
+  if jax.process_count() > 1 and config.lift != "meshed":
+    raise ValueError(
+      f"lift {config.lift!r} runs in one process, and there are "
+      f"{jax.process_count()}: set config.parallel.lift='meshed'"
+    )
   if config.lift == "seeded":
     num = int(np.gcd(num_seeds, len(devices)))
     return seeded(devices[:num])

@@ -130,6 +130,7 @@ class Responses:
         examples,
         tokenizer=experiment.tokenizer,
         grader=self._grader,
+        stops=learner.encoder.stops,
       )
       clock.lap("score")
     else:
