@@ -198,7 +198,9 @@ def check_processes(
   """
   if jax.process_count() == 1:
     return
+  lift = experiment.parallel.lift
   for is_there, what in (
+    (lift != "meshed", f"parallel.lift={lift!r}, which is not 'meshed'"),
     (experiment.labels.method != "truth", "labels.method other than 'truth'"),
     (experiment.asynchronous.protocol != "none", "asynchronous.protocol"),
     (experiment.method.per_step, "episodes"),
