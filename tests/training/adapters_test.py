@@ -97,6 +97,7 @@ class TestUpdate:
       merged, helpers.batch()
     )
     chex.assert_trees_all_close(found, pull(whole)[0], rtol=1e-4, atol=1e-7)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
     assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
 
   def test_the_optimizer_has_no_array_of_the_models_size(self):
