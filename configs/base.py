@@ -62,6 +62,23 @@ def get_config() -> ml_collections.ConfigDict:
   # warm start then. See docs/checkpoints.md.
   config.checkpoint = ""
 
+  # Adapters that are trained in place of the model.
+  # saw_jax.models.lora.LoraConfig
+  config.lora = Section()
+  config.lora.rank = 0  # 0: no adapters, the whole model is trained
+  config.lora.alpha = 16.0  # their product is multiplied by alpha / rank
+  # In every layer; see saw_jax.models.lora.TARGETS.
+  config.lora.targets = (
+    "query",
+    "key",
+    "value",
+    "out",
+    "gate",
+    "up",
+    "down",
+  )
+  config.lora.seed = 0  # of the first of the two matrices
+
   # A supervised start for models without a checkpoint.
   # saw_jax.training.warm_start.WarmStartConfig
   config.warm_start = Section()
@@ -83,11 +100,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.rollout.prompt_multiple = 128  # prompt sizes are rounded up to it
   config.rollout.completion_multiple = 16  # completion sizes in the update
   config.rollout.long_prompts = "error"  # or "truncate", which keeps the end
+  # Strings that end an answer and do not belong to it, beside the end tokens.
+  config.rollout.stops = ()
   # saw_jax.rollout.sampling.SamplingConfig
   config.sampling = Section()
   config.sampling.temperature = 1.0
   config.sampling.top_k = 0  # 0: all tokens
   config.sampling.top_p = 1.0
+  config.sampling.min_p = (
+    0.0  # least share of the likeliest token's probability
+  )
 
   # Episodes, where the task is one of environments.
   # saw_jax.training.agents.EpisodeConfig

@@ -15,7 +15,7 @@ from configs import base
 from saw_jax import algorithms
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.labels import care
-from saw_jax.models import decoder, hub_weights, pretrained
+from saw_jax.models import decoder, hub_weights, lora, pretrained
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks import environments
@@ -25,6 +25,7 @@ from saw_jax.training import (
   async_loop,
   checkpoint,
   evaluation,
+  hosts,
   labelling,
   optimizer,
   parallel,
@@ -123,8 +124,11 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
         "probe": section(care.CareSettings, values["labels"]["probe"]),
       },
     ),
+    lora=section(lora.LoraConfig, values["lora"]),
   )
+  lora.check_config(experiment.lora, decoder_config)
   check_task(experiment)
+  check_processes(experiment, config.warm_start.num_steps)
   if experiment.asynchronous.protocol != "none":
     async_loop.check_config(experiment.asynchronous)
     async_loop.make_protocol(
@@ -153,6 +157,11 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
       f"{'episodes' if is_agent else 'single answers'}, and the advantage is "
       f"not one of those: {', '.join(names)}"
     )
+  if is_agent and experiment.rollout.stops:
+    raise ValueError(
+      f"task {experiment.task.name!r} has episodes, and rollout.stops ends "
+      "single answers: an action ends with the tokenizer's end token"
+    )
   labels = experiment.labels.method
   if labels != "truth" and is_agent:
     raise ValueError(
@@ -176,6 +185,36 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
     )
 
 
+def check_processes(
+  experiment: experiment_lib.Experiment, warm_steps: int
+) -> None:
+  """Refuses what several processes cannot do together.
+
+  Args:
+    experiment: without parameters.
+    warm_steps: of a supervised start, if there is no checkpoint.
+
+  Raises:
+    ValueError: says which, and why.
+  """
+  if jax.process_count() == 1:
+    return
+  lift = experiment.parallel.lift
+  for is_there, what in (
+    (lift != "meshed", f"parallel.lift={lift!r}, which is not 'meshed'"),
+    (experiment.labels.method != "truth", "labels.method other than 'truth'"),
+    (experiment.asynchronous.protocol != "none", "asynchronous.protocol"),
+    (experiment.method.per_step, "episodes"),
+    (
+      warm_steps,
+      "warm_start: train it in one process, export it, and name it "
+      "with config.checkpoint (and warm_start.num_steps=0)",
+    ),
+  ):
+    if is_there:
+      raise ValueError(f"several processes cannot do this together: {what}")
+
+
 def train(
   experiment: experiment_lib.Experiment,
   seeds: Sequence[int],
@@ -194,6 +233,7 @@ def train(
   Returns:
     How the run ended.
   """
+  hosts.wait_for_all()
   asynchronous = experiment.asynchronous.protocol != "none"
   loop = async_loop if asynchronous else sync_loop
   return loop.run(

@@ -76,6 +76,7 @@ def _check_episodes(experiment) -> list[str]:
 
   made = experiment._replace(
     parallel=type(experiment.parallel)(lift="seeded"),
+    lora=type(experiment.lora)(),  # Adapters change nothing at the start.
     evaluation=type(experiment.evaluation)(
       split="train",
       num_examples=_PROMPTS.value,
@@ -151,7 +152,8 @@ def _check_rollout(experiment) -> list[str]:
   examples = experiment.task.examples("train")
   chosen = [examples[i] for i in range(min(len(examples), _PROMPTS.value))]
   lift_free = experiment._replace(
-    parallel=type(experiment.parallel)(lift="seeded")
+    parallel=type(experiment.parallel)(lift="seeded"),
+    lora=type(experiment.lora)(),  # Adapters change nothing at the start.
   )
   _, lift, state = experiment_lib.start_state(lift_free, 1)
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)

@@ -30,6 +30,12 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the k likeliest; 0: all.", 0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep what holds this much.", 0, 1)
+_MIN_P = flags.DEFINE_float(
+  "min_p", 0.0, "Keep what is this likely, times the likeliest.", 0, 1
+)
+_STOPS = flags.DEFINE_multi_string(
+  "stop", [], "A string that ends the answer; may be given several times."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
@@ -51,14 +57,17 @@ def main() -> int:
   from saw_jax.models import pretrained
   from saw_jax.rollout import stream
   from saw_jax.rollout.sampling import SamplingConfig
+  from saw_jax.tasks import stops
 
   with command_line.checking_input():
     sampling = SamplingConfig(
       temperature=_TEMPERATURE.value or 1.0,
       top_k=_TOP_K.value,
       top_p=_TOP_P.value,
+      min_p=_MIN_P.value,
       greedy=_TEMPERATURE.value == 0,
     )
+    ends = stops.check_stops(_STOPS.value)
     path = algorithms.find_checkpoint(_MODEL.value)
     tokenizer = algorithms.make_tokenizer(str(path))
     messages = [{"role": "user", "content": prompt}]
@@ -86,8 +95,12 @@ def main() -> int:
     chosen.append(token)
     # A character may take several tokens: its first bytes wait for the others.
     text = tokenizer.decode(chosen).rstrip("\ufffd")
-    print(text[len(shown) :], end="", flush=True)
-    shown = text
+    sure = stops.settled(text, ends)
+    print(sure[len(shown) :], end="", flush=True)
+    shown = sure
+    if stops.find_stop(text, ends) is not None:
+      print()
+      return 0
   print(tokenizer.decode(chosen)[len(shown) :])
   return 0
 

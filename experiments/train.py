@@ -3,6 +3,11 @@
   python experiments/train.py --workdir=runs/gdpo_saw --seeds=0,1 \
     --config=configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny
 
+Several processes, each with its own devices, train one policy over one mesh
+(config.parallel.lift=meshed): start each with the same command, and
+
+  --coordinator=host:port --num_processes=2 --process_id=0
+
 Several seeds run as one program. Run the same command again to go on after
 Ctrl-C or a crash: the finished run is the one that was never interrupted.
 """
@@ -25,22 +30,44 @@ _RESUME_STEP = flags.DEFINE_integer(
   "Go on from this checkpoint rather than the latest one.",
   lower_bound=0,
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "host:port of the first of several processes that train one policy, or auto "
+  "where the cluster says it (Slurm, MPI, TPU pods).",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many there are.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
 flags.mark_flag_as_required("config")
 
 
 def main() -> int:
   with command_line.checking_input():
     seeds = parse_seeds(_SEEDS.value)
+    check_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
   # JAX is imported here: a mistake in the flags is answered before that.
+  import jax
+
+  if _COORDINATOR.value == "auto":
+    jax.distributed.initialize()
+  elif _COORDINATOR.value:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
   from experiments import build
-  from saw_jax.training import run_directory
+  from saw_jax.training import hosts, run_directory
 
   with command_line.checking_input():
     document = {**_CONFIG.value.to_dict(), "seeds": seeds}
     run_directory.check_run(_WORKDIR.value, document)
     experiment = build.build(_CONFIG.value)
-  run_directory.open_run(_WORKDIR.value, document)
+  if hosts.is_first():
+    run_directory.open_run(_WORKDIR.value, document)
   result = build.train(
     experiment,
     seeds,
@@ -59,6 +86,28 @@ def main() -> int:
     )
     logging.info("seed %d, held out, greedy: %s", seed["seed"], scores)
   return 0
+
+
+def check_processes(
+  coordinator: str | None, count: int | None, index: int | None
+) -> None:
+  given = count is not None, index is not None
+  if coordinator in (None, "auto"):
+    if any(given):
+      raise ValueError(
+        "--num_processes and --process_id go with --coordinator=host:port"
+      )
+    return
+  if not all(given):
+    raise ValueError(
+      "--coordinator=host:port needs --num_processes and --process_id"
+    )
+  if ":" not in coordinator:
+    raise ValueError(f"--coordinator is host:port or auto, not {coordinator!r}")
+  if index >= count:
+    raise ValueError(
+      f"--process_id={index} is not below --num_processes={count}"
+    )
 
 
 def parse_seeds(words: list[str]) -> list[int]:

@@ -16,6 +16,7 @@ from configs.saw import summaries, tool_calling
 from experiments import build
 from saw_jax import algorithms
 from saw_jax.labels import care
+from saw_jax.models import lora
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reporting import papers
 from saw_jax.rollout.sampling import SamplingConfig
@@ -34,6 +35,7 @@ from saw_jax.training import experiment as experiment_lib
 # Each section of a config, with the dataclass that it is spread into.
 SECTIONS = {
   "model": DecoderConfig,
+  "lora": lora.LoraConfig,
   "rollout": rollouts.RolloutConfig,
   "sampling": SamplingConfig,
   "grading": experiment_lib.GradingConfig,

@@ -109,6 +109,19 @@ class TestMistakesInFlags:
       ([CONFIG, "--seeds=1,x"], "--seeds is a list of integers, not '1,x'"),
       ([CONFIG, "--seeds=1,2,1"], "must differ from each other, not [1, 2, 1]"),
       ([CONFIG, "--seeds="], "--seeds must differ"),
+      (
+        [CONFIG, "--coordinator=host:1", "--process_id=0"],
+        "needs --num_processes and --process_id",
+      ),
+      ([CONFIG, "--num_processes=2"], "go with --coordinator=host:port"),
+      (
+        [CONFIG, "--coordinator=host", "--num_processes=2", "--process_id=0"],
+        "--coordinator is host:port or auto, not 'host'",
+      ),
+      (
+        [CONFIG, "--coordinator=h:1", "--num_processes=2", "--process_id=2"],
+        "--process_id=2 is not below --num_processes=2",
+      ),
     ],
   )
   def test_train_says_what_is_wrong_in_one_line(self, words, message, tmp_path):

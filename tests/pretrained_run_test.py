@@ -183,9 +183,12 @@ class TestBuild:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lift", ["seeded", "meshed"])
-def test_a_run_from_a_directory_to_a_directory(lift, folder, tmp_path):
+@pytest.mark.parametrize(
+  ("lift", "rank"), [("seeded", 0), ("meshed", 0), ("meshed", 2)]
+)
+def test_a_run_from_a_directory_to_a_directory(lift, rank, folder, tmp_path):
   config = make_config(folder)
+  config.lora.rank = rank
   config.parallel.lift = lift
   config.parallel.data, config.parallel.fsdp = 1, -1
   if lift == "seeded":
@@ -216,6 +219,8 @@ def test_a_run_from_a_directory_to_a_directory(lift, folder, tmp_path):
   )
   largest = max(jax.tree.leaves(moved))
   assert 0 < largest < 0.1  # an update has been made, and the model is that one
+  if rank:
+    assert moved["layer_0"]["mlp"]["up"] > 0 and moved["embedding"] == 0
   again = hub_tokenizer.open_tokenizer(output)
   messages = [{"role": "user", "content": "1+2"}]
   assert again.encode_chat(messages) == start.tokenizer.encode_chat(messages)

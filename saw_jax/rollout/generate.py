@@ -56,6 +56,7 @@ def make_generate(
   pad_id: int = 0,
   lanes: bool = False,
   record_entropies: bool = False,
+  record_untempered: bool = False,
 ) -> GenerateFn:
   """Makes a jitted sampler; it compiles once for each size of prompts.
 
@@ -71,6 +72,8 @@ def make_generate(
     lanes: the arguments have a leading axis of independent seeds, and so has
       the result. Lane n samples what a call with its arguments alone does.
     record_entropies: keep those of the distributions sampled from.
+    record_untempered: keep the log-probs at temperature 1 and without
+      truncation, beside those of the distributions sampled from.
 
   Returns:
     `generate(params, prompts, row_keys) -> Transcript`, with parameters as a
@@ -87,6 +90,7 @@ def make_generate(
       pad_id=pad_id,
       lanes=lanes,
       record_entropies=record_entropies,
+      record_untempered=record_untempered,
     )
   )
 
@@ -102,6 +106,7 @@ class _Loop:
   tokens_TB: Array  # int32; time first: a step writes one line
   log_probs_TB: Array  # float32
   entropies_TB: Array | None  # float32; None: not recorded
+  untempered_TB: Array | None  # float32; None: not recorded
   cache: cache_lib.KVCache
 
 
@@ -118,6 +123,7 @@ def generate(
   pad_id: int = 0,
   lanes: bool = False,
   record_entropies: bool = False,
+  record_untempered: bool = False,
 ) -> Transcript:
   """Samples `group_size` completions of each prompt; see `make_generate`.
 
@@ -139,6 +145,8 @@ def generate(
     lanes: each leaf of `params`, `prompts` and `row_keys` has a leading axis of
       independent seeds, and so has the result.
     record_entropies: keep those of the distributions sampled from.
+    record_untempered: keep the log-probs at temperature 1 and without
+      truncation, beside those of the distributions sampled from.
 
   Returns:
     The transcript, in which the G completions of a prompt are neighbours.
@@ -200,10 +208,12 @@ def generate(
   def draw(keys_B, times_B, logits_BV):
     fold = jax.vmap(jax.random.fold_in)
     drawn = sampling_lib.sample(fold(keys_B, times_B), logits_BV, sampling)
-    entropies_B = None
+    entropies_B = untempered_B = None
     if record_entropies:
       entropies_B = sampling_lib.entropies(logits_BV, sampling)
-    return (*drawn, entropies_B)
+    if record_untempered:
+      untempered_B = sampling_lib.untempered_log_probs(logits_BV, drawn[0])
+    return (*drawn, entropies_B, untempered_B)
 
   draw = over_lanes(draw)
   read_token = over_lanes(read_token, (0, 0, 0, cache_axes), (0, cache_axes))
@@ -226,21 +236,25 @@ def generate(
       params, loop.token_B, lengths_B + loop.time, loop.cache
     )
     time = loop.time + 1
-    token_B, log_prob_B, entropy_B = draw(row_keys, sampled_B + time, logits_BV)
+    token_B, log_prob_B, entropy_B, untempered_B = draw(
+      row_keys, sampled_B + time, logits_BV
+    )
     token_B = jnp.where(loop.ended_B, pad_id, token_B)
-    log_prob_B = jnp.where(loop.ended_B, 0.0, log_prob_B)
-    entropies_TB = loop.entropies_TB
-    if record_entropies:
-      entropy_B = jnp.where(loop.ended_B, 0.0, entropy_B)
-      entropies_TB = entropies_TB.at[time].set(entropy_B)
+
+    def write(line_TB, value_B):
+      if line_TB is None:
+        return None
+      return line_TB.at[time].set(jnp.where(loop.ended_B, 0.0, value_B))
+
     return _Loop(
       time=time,
       token_B=token_B,
       lengths_B=loop.lengths_B + ~loop.ended_B,
       ended_B=loop.ended_B | is_eos(token_B),
       tokens_TB=loop.tokens_TB.at[time].set(token_B),
-      log_probs_TB=loop.log_probs_TB.at[time].set(log_prob_B),
-      entropies_TB=entropies_TB,
+      log_probs_TB=write(loop.log_probs_TB, log_prob_B),
+      entropies_TB=write(loop.entropies_TB, entropy_B),
+      untempered_TB=write(loop.untempered_TB, untempered_B),
       cache=cache,
     )
 
@@ -249,10 +263,17 @@ def generate(
     tokens_TB = jnp.zeros((0, *lengths_B.shape), jnp.int32)
     log_probs_TB = jnp.zeros((0, *lengths_B.shape), jnp.float32)
     entropies_TB = log_probs_TB if record_entropies else None
+    untempered_TB = log_probs_TB if record_untempered else None
   else:
     logits_BV, cache = read_prompts(params, prompts.tokens, prompts.lengths)
-    token_B, log_prob_B, entropy_B = draw(row_keys, sampled_B, logits_BV)
+    token_B, log_prob_B, entropy_B, untempered_B = draw(
+      row_keys, sampled_B, logits_BV
+    )
     zeros_TB = jnp.zeros((T, *token_B.shape), jnp.float32)
+
+    def first(value_B):
+      return None if value_B is None else zeros_TB.at[0].set(value_B)
+
     loop = _Loop(
       time=jnp.zeros((), jnp.int32),
       token_B=token_B,
@@ -261,10 +282,9 @@ def generate(
       tokens_TB=jnp.full((T, *token_B.shape), pad_id, jnp.int32)
       .at[0]
       .set(token_B),
-      log_probs_TB=zeros_TB.at[0].set(log_prob_B),
-      entropies_TB=(
-        zeros_TB.at[0].set(entropy_B) if record_entropies else None
-      ),
+      log_probs_TB=first(log_prob_B),
+      entropies_TB=first(entropy_B),
+      untempered_TB=first(untempered_B),
       cache=cache,
     )
     for bound in _stages(S, T):
@@ -277,7 +297,10 @@ def generate(
       )
     completion_lengths_B = loop.lengths_B
     tokens_TB, log_probs_TB = loop.tokens_TB, loop.log_probs_TB
-    entropies_TB = loop.entropies_TB
+    entropies_TB, untempered_TB = loop.entropies_TB, loop.untempered_TB
+
+  def rows_first(values_TB):
+    return None if values_TB is None else jnp.moveaxis(values_TB, 0, -1)
 
   tokens_BT = jnp.moveaxis(tokens_TB, 0, -1)
   order = jnp.arange(S + T).reshape((1,) * lengths_B.ndim + (-1,))
@@ -295,11 +318,12 @@ def generate(
     roles=jnp.where(within, roles_BS, Role.PAD).astype(jnp.int8),
     starts=starts_B,
     ends=ends_B,
-    behave_log_probs=jnp.moveaxis(log_probs_TB, 0, -1),
+    behave_log_probs=rows_first(log_probs_TB),
     group_ids=jnp.broadcast_to(group_ids_B, lengths_B.shape),
     policy_versions=jnp.zeros_like(lengths_B),
     prompt_size=S,
-    entropies=(jnp.moveaxis(entropies_TB, 0, -1) if record_entropies else None),
+    entropies=rows_first(entropies_TB),
+    untempered_log_probs=rows_first(untempered_TB),
   )
 
 

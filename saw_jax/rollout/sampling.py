@@ -2,6 +2,7 @@
 """Drawing tokens, and the log-probs of the distribution they are drawn from."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,17 @@ _BELOW_ONE = 1.0 - 2.0**-24
 class SamplingConfig:
   """How a token is chosen from logits.
 
-  With `top_k` or `top_p` the distribution sampled from is the truncated one,
-  renormalised, and its log-probs are not those that the trainer recomputes.
+  With `top_k`, `top_p` or `min_p` the distribution sampled from is the
+  truncated one, renormalised, and its log-probs are not those that the trainer
+  recomputes.
   """
 
   temperature: float = 1.0  # divides the logits
   top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
   top_p: float = 1.0  # then keep the likeliest tokens that hold this much
-  greedy: bool = False  # take the likeliest token; ignores the other three
+  # Then keep tokens that are at least this likely, times the likeliest one.
+  min_p: float = 0.0
+  greedy: bool = False  # take the likeliest token; ignores the other four
 
   def __post_init__(self):
     if not self.temperature > 0:
@@ -35,20 +39,26 @@ class SamplingConfig:
       raise ValueError(f"top_k must be 0 or more, not {self.top_k}.")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be in (0, 1], not {self.top_p}.")
+    if not 0 <= self.min_p <= 1:
+      raise ValueError(f"min_p must be in [0, 1], not {self.min_p}.")
 
 
 def truncate(logits_BV: Array, config: SamplingConfig) -> Array:
-  """Gives -inf to the tokens that `top_k` and `top_p` exclude.
+  """Gives -inf to the tokens that `top_k`, `top_p` and `min_p` exclude.
 
   Tokens that tie with the last one kept are kept.
 
   Args:
     logits_BV: after the temperature. Shape `[B, V]`.
-    config: how to choose; only `top_k` and `top_p` are read.
+    config: how to choose; only `top_k`, `top_p` and `min_p` are read.
 
   Returns:
     The logits, with -inf for what is excluded. At least one token of a row is
     kept. Shape `[B, V]`.
+
+  References:
+    Holtzman et al. (top-p), https://arxiv.org/abs/1904.09751
+    Nguyen et al. (min-p), https://arxiv.org/abs/2407.01082
   """
   if 0 < config.top_k < logits_BV.shape[-1]:
     kept_BK, _ = jax.lax.top_k(logits_BV, config.top_k)
@@ -62,6 +72,11 @@ def truncate(logits_BV: Array, config: SamplingConfig) -> Array:
     least_B1 = jnp.min(
       jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True
     )
+    logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+  if config.min_p > 0:
+    # A ratio of two probabilities: the same whatever was excluded before.
+    top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+    least_B1 = top_B1 + math.log(config.min_p)
     logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
   return logits_BV
 
@@ -103,6 +118,21 @@ def sample(
     logits_BV - top_B1, tokens_B[:, None], axis=-1
   )[:, 0] - jnp.log(jnp.sum(weights_BV, axis=-1))
   return tokens_B, log_probs_B
+
+
+def untempered_log_probs(logits_BV: Array, tokens_B: Array) -> Array:
+  """Takes the log-probs of tokens in the model's own distribution.
+
+  Args:
+    logits_BV: before the temperature. Shape `[B, V]`.
+    tokens_B: that were drawn, int. Shape `[B]`.
+
+  Returns:
+    log softmax(logits), at temperature 1 and with nothing excluded, float32.
+    Shape `[B]`.
+  """
+  log_probs_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32), axis=-1)
+  return jnp.take_along_axis(log_probs_BV, tokens_B[:, None], axis=-1)[:, 0]
 
 
 def entropies(logits_BV: Array, config: SamplingConfig) -> Array:

@@ -54,6 +54,9 @@ class Transcript:
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
   # float32 [B, T], of the distributions sampled from. None: not recorded
   entropies: Array | None = None
+  # float32 [B, T], of the model's own distribution: at temperature 1, with all
+  # tokens. None: not recorded
+  untempered_log_probs: Array | None = None
 
   @property
   def completion_mask(self) -> Array:
@@ -186,11 +189,15 @@ def append_observations(
         tokens[row, ends[row] : end] = part
         roles[row, ends[row] : end] = role
         ends[row] = end
-  entropies = transcript.entropies
+
+  def widen(values):
+    return None if values is None else np.pad(np.array(values), wider)
+
   return transcript.replace(
     tokens=tokens,
     roles=roles,
     ends=ends,
-    behave_log_probs=np.pad(np.array(transcript.behave_log_probs), wider),
-    entropies=None if entropies is None else np.pad(entropies, wider),
+    behave_log_probs=widen(transcript.behave_log_probs),
+    entropies=widen(transcript.entropies),
+    untempered_log_probs=widen(transcript.untempered_log_probs),
   )

@@ -186,7 +186,7 @@ class _Stream:
     self._filtered_before = [0] * len(session.seeds)
     self._pool: actor_lib.ActorPool | None = None
     published = self._restore()
-    self._publish(learner.state.params if published is None else published)
+    self._publish(learner.params if published is None else published)
     if self._config.actors:
       self._pool = actor_lib.ActorPool(
         self._make_act, self._config.actors, max_deaths=self._config.max_deaths
@@ -244,7 +244,7 @@ class _Stream:
       staleness.advance(ledger, self._protocol) for ledger in self._ledgers
     ]
     if self._ledgers[0].version != versions[0]:
-      self._publish(self._learner.state.params)
+      self._publish(self._learner.params)
     if self._pool is not None:
       self._fill(Clock())
 
@@ -290,7 +290,7 @@ class _Stream:
       self._shelf[n][number] = group
     if "published.0" not in arrays:
       return None
-    params = self._learner.state.params
+    params = self._learner.params
     leaves, treedef = jax.tree.flatten(params)
     return jax.tree.unflatten(
       treedef,
@@ -477,6 +477,7 @@ class _Stream:
       request.examples,
       tokenizer=self._experiment.tokenizer,
       grader=self._session.grader,
+      stops=self._learner.encoder.stops,
     )
 
 

@@ -6,6 +6,8 @@ so a run that is killed in mid-write leaves the last checkpoint whole; the
 fingerprints find damage that happens later.
 """
 
+import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -19,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 from orbax.checkpoint import checkpoint_managers
 
+from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
 
@@ -229,7 +232,7 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
     `[checksum, dtype, *shape]` by the array's path.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
+  sums = hosts.fetch(_checksums([leaf for _, leaf in leaves]))
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): [
       int(value),
@@ -238,6 +241,19 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
     ]
     for (path, leaf), value in zip(leaves, sums, strict=True)
   }
+
+
+def digest(tree: PyTree) -> str:
+  """Names arrays by what is in them.
+
+  Args:
+    tree: arrays.
+
+  Returns:
+    16 hexadecimal digits, of the names, shapes, dtypes and checksums.
+  """
+  text = json.dumps(fingerprints(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @jax.jit

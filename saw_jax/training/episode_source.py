@@ -138,7 +138,7 @@ class Episodes:
     )
     return agents.play(
       self._generate,
-      self._learner.state.params,
+      self._learner.params,
       [[("train", int(world)) for world in row] for row in worlds],
       rollouts.row_keys(self._seeds, step, worlds, loop.group_size),
       task=experiment.task,
@@ -186,9 +186,7 @@ class Episodes:
       batch = batch_lib.make_batch(
         _take(transcript, rows), np.zeros(rows.shape, np.float32)
       )
-      found = np.asarray(
-        self._learner.values(self._learner.state.params, batch)
-      )
+      found = np.asarray(self._learner.values(self._learner.params, batch))
       values = np.zeros((len(rows), steps[0].size), np.float32)
       for n, own in enumerate(rows):
         values[n, own[own >= 0]] = found[n, own >= 0]

@@ -74,6 +74,7 @@ def make_gradient_weights(
   objective: Objective,
   *,
   num_microbatches: int = 1,
+  merge: update_lib.Merge | None = None,
   learning_rate: float = 1e-6,
   temperature: float = 1e-5,
 ) -> Callable[..., Array]:
@@ -82,20 +83,22 @@ def make_gradient_weights(
   Args:
     objective: the policy term alone, without entropy or KL.
     num_microbatches: parts of the batch, as in the update.
+    merge: of parameters that are adapters, see `update.make_gradient`.
     learning_rate: of the weights' update; by convention the policy's.
     temperature: divides the inner products.
 
   Returns:
-    A function `(params, weights [M], batch, rewards [P, G, M], scored, *,
-    axis_name=None) -> weights [M]` that sum to 1. Each component's advantages
-    are its group-normalised rewards, and its gradient is clipped to norm 1.
+    A function `(params, weights [M], batch, rewards [P, G, M], scored,
+    base=None, *, axis_name=None) -> weights [M]` that sum to 1. Each
+    component's advantages are its group-normalised rewards, and its gradient is
+    clipped to norm 1.
 
   References:
     Lu et al., "Learning to Optimize Multi-Objective Alignment Through Dynamic
     Reward Weighting". https://arxiv.org/abs/2509.11452
   """
   gradient_of = update_lib.make_gradient(
-    objective, num_microbatches=num_microbatches
+    objective, num_microbatches=num_microbatches, merge=merge
   )
 
   def gradient_weights(
@@ -104,6 +107,7 @@ def make_gradient_weights(
     batch: TrainBatch,
     rewards: Array,
     scored: Array,
+    base: PyTree = None,
     *,
     axis_name: str | None = None,
   ) -> Array:
@@ -115,6 +119,7 @@ def make_gradient_weights(
       gradient, _ = gradient_of(
         params,
         batch.replace(advantages=one.reshape(-1)),
+        base,
         axis_name=axis_name,
       )
       return gradient

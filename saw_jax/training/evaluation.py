@@ -102,7 +102,11 @@ class Evaluator:
         multiple=1,
       )
       result = rollouts.score(
-        transcript, rows, tokenizer=self._tokenizer, grader=grader
+        transcript,
+        rows,
+        tokenizer=self._tokenizer,
+        grader=grader,
+        stops=self._encoder.stops,
       )
       right = np.array(
         [outcome is Outcome.RIGHT for outcome in result.outcomes]

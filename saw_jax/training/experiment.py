@@ -1,8 +1,10 @@
 """All that a run is made of, past the border where configs end."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 
 from saw_jax import algorithms
+from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.tasks.base import Task
@@ -101,6 +104,7 @@ class Experiment(NamedTuple):
   asynchronous: AsyncConfig = AsyncConfig()
   episodes: agents.EpisodeConfig = agents.EpisodeConfig()
   labels: labelling.LabelConfig = labelling.LabelConfig()
+  lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
 
 
 def start_state(
@@ -113,9 +117,10 @@ def start_state(
     num_seeds: `N`.
 
   Returns:
-    The optimizer, the lift, and the state where the lift keeps it.
+    The optimizer, the lift, and the state where the lift keeps it. Its
+    parameters are the policy's, or adapters if the experiment has those.
   """
-  loop = experiment.loop
+  loop, lora = experiment.loop, experiment.lora
   optimizer = optimizer_lib.make_optimizer(
     experiment.optimizer, loop.num_steps * loop.num_minibatches
   )
@@ -124,10 +129,14 @@ def start_state(
     experiment.decoder,
     optimizer,
     num_seeds=num_seeds,
+    lora=lora if lora.rank else None,
     devices=_learner_devices(experiment),
   )
+  params = experiment.params
+  if lora.rank:
+    params = lora_lib.init_adapters(params, lora, experiment.decoder)
   initial = state_lib.create_state(
-    experiment.params,
+    params,
     optimizer,
     num_components=len(experiment.task.components),
   )
@@ -135,6 +144,49 @@ def start_state(
     optimizer,
     lift,
     lift.place(state_lib.stack_states([initial] * num_seeds)),
+  )
+
+
+def place_base(
+  experiment: Experiment, lift: parallel.Lift, num_seeds: int
+) -> PyTree | None:
+  """Puts the model that adapters sit on where the lift keeps parameters.
+
+  Args:
+    experiment: what is trained.
+    lift: how arrays are spread.
+    num_seeds: `N`.
+
+  Returns:
+    The parameters that the experiment starts from, one copy a seed; none
+    without adapters.
+  """
+  if not experiment.lora.rank:
+    return None
+  return lift.place_params(
+    state_lib.stack_states([experiment.params] * num_seeds)
+  )
+
+
+def make_merge(
+  experiment: Experiment, lift: parallel.Lift
+) -> Callable[[PyTree, PyTree], PyTree]:
+  """Makes what gives a state's parameters the form that the decoder takes.
+
+  Args:
+    experiment: what is trained.
+    lift: how arrays are spread.
+
+  Returns:
+    A function `(base, params) -> params`; without adapters it gives back the
+    parameters, and else those of the base with the adapters merged into them.
+  """
+  if not experiment.lora.rank:
+    return lambda base, params: params
+  return lift.wrap(
+    functools.partial(lora_lib.merge, config=experiment.lora),
+    (parallel.STATE, parallel.STATE),
+    (parallel.STATE,),
   )
 
 
@@ -244,17 +296,56 @@ def restore(
     step: which checkpoint; the latest by default.
 
   Returns:
-    The lift, and what the checkpoint held.
+    The lift, and what the checkpoint held. Adapters have been merged: its
+    parameters are whole policies.
 
   Raises:
-    CheckpointError: it is absent, damaged or of another shape.
+    CheckpointError: it is absent, damaged or of another shape, or its adapters
+      are of another model.
   """
   _, lift, state = start_state(experiment, num_seeds)
   store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
   try:
-    return lift, store.restore(state, step=step)
+    found = store.restore(state, step=step)
   finally:
     store.close()
+  check_base(found.host, base_digest(experiment))
+  params = make_merge(experiment, lift)(
+    place_base(experiment, lift, num_seeds), found.state.params
+  )
+  return lift, found._replace(state=found.state.replace(params=params))
+
+
+def base_digest(experiment: Experiment) -> str | None:
+  """Names the model that adapters sit on by what is in it.
+
+  Args:
+    experiment: what is trained.
+
+  Returns:
+    A digest of all parameters; none without adapters.
+  """
+  if not experiment.lora.rank:
+    return None
+  return checkpoint.digest(experiment.params)
+
+
+def check_base(host: Mapping[str, Any], digest: str | None) -> None:
+  """Refuses adapters that were trained on another model.
+
+  Args:
+    host: what the checkpoint says beside its arrays.
+    digest: from `base_digest`.
+
+  Raises:
+    CheckpointError: the checkpoint's is another.
+  """
+  if host.get("base") != digest:
+    raise checkpoint.CheckpointError(
+      "the checkpoint's adapters were trained on another model than the one "
+      "that this run starts from: give it the model and the warm start that "
+      "the run began with"
+    )
 
 
 def evaluate_checkpoint(

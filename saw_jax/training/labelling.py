@@ -261,6 +261,7 @@ class Labeller:
     arrays: Mapping[str, np.ndarray] | None = None,
     stop: Callable[[], bool] | None = None,
     verify: Verify | None = None,
+    stops: Sequence[str] = (),
   ):
     """Opens the ledger, and takes up what a checkpoint held.
 
@@ -279,6 +280,7 @@ class Labeller:
       stop: asked while an annotator is waited for.
       verify: `(examples [N][P], completions, step) -> [N, P, G]`, the policy's
         verdicts on its own responses, for `self_verification`.
+      stops: strings that end a response.
 
     Raises:
       ValueError: the task cannot be labelled, or the budget does not fit.
@@ -295,7 +297,7 @@ class Labeller:
         )
     self.config, self._task, self._tokenizer = config, task, tokenizer
     self._seeds, self._group_size = list(seeds), group_size
-    self._verify = verify
+    self._verify, self._stops = verify, tuple(stops)
     self._pending: _Pending | None = None
     self._ledger, self._source = None, None
     if config.method in BUYING:
@@ -377,7 +379,9 @@ class Labeller:
     """
     config, task = self.config, self._task
     N, P, G = len(examples), len(examples[0]), self._group_size
-    completions, lengths, ended = rollouts.read(sampled, self._tokenizer)
+    completions, lengths, ended = rollouts.read(
+      sampled, self._tokenizer, self._stops
+    )
     shape = (N, P, G)
     lengths, ended = lengths.reshape(shape), ended.reshape(shape)
     clock.lap("score")
@@ -463,7 +467,11 @@ class Labeller:
       )
     ]
     rollout = rollouts.score(
-      sampled, judged, tokenizer=self._tokenizer, grader=grader
+      sampled,
+      judged,
+      tokenizer=self._tokenizer,
+      grader=grader,
+      stops=self._stops,
     )
     outcomes = np.array([o is Outcome.RIGHT for o in rollout.outcomes])
     correct = outcomes.reshape(shape) & bought[..., None]

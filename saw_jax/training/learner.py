@@ -1,18 +1,21 @@
 """What a training loop does with scored responses, wherever they come from."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from saw_jax.models import lora
 from saw_jax.tasks import self_verification
 from saw_jax.tasks.base import Component, Example, Outcome
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
   evaluation,
+  hosts,
   labelling,
   objective,
   packing,
@@ -22,6 +25,7 @@ from saw_jax.training import (
 )
 from saw_jax.training import experiment as experiment_lib
 from saw_jax.training.session import Clock
+from saw_jax.types import PyTree
 
 _INT32 = 2**31 - 1
 _VERDICTS = 2**30
@@ -32,6 +36,8 @@ class Learner:
 
   Attributes:
     state: what a step changes; given away to the next step (donated).
+    base: what adapters sit on, which no step changes; none without adapters.
+    base_digest: names what is in it; none without adapters.
     lift: how arrays are spread.
     encoder: of prompts.
     generate: the sampler, `(params, prompts, keys) -> Transcript`.
@@ -54,13 +60,22 @@ class Learner:
       experiment, num_seeds
     )
     self.lift = lift
+    self.base = experiment_lib.place_base(experiment, lift, num_seeds)
+    self.base_digest = experiment_lib.base_digest(experiment)
+    self._merge = experiment_lib.make_merge(experiment, lift)
+    self._merged: tuple[Any, Any] = (None, None)  # parameters, and what of
+    merge = None
+    if experiment.lora.rank:
+      merge = functools.partial(lora.merge, config=experiment.lora)
     # Else the old policy is the current one: nothing has to be recomputed.
     self._needs_old = bool(method.kl_in_reward) or (
       method.needs_old and loop.num_minibatches > 1
     )
     self._reference = None
     if method.needs_reference:
-      self._reference = jax.tree.map(lambda x: x.copy(), self.state.params)
+      self._reference = self.base
+      if self.base is None:
+        self._reference = jax.tree.map(lambda x: x.copy(), self.state.params)
 
     STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
     forward = objective.make_forward(
@@ -111,11 +126,12 @@ class Learner:
     gradient_weights = estimation.make_gradient_weights(
       objective.make_objective(forward, {"policy": method.terms["policy"]}),
       num_microbatches=loop.num_microbatches,
+      merge=merge,
       **method.gradient_options,
     )
     self._reweigh = lift.wrap(
       gradient_weights,
-      (STATE, STATE, ROWS, ROWS, ROWS),
+      (STATE, STATE, ROWS, ROWS, ROWS, STATE),
       (STATE,),
       takes_axis_name=True,
     )
@@ -124,12 +140,21 @@ class Learner:
         objective.make_objective(forward, method.terms, method.diagnostics),
         optimizer,
         num_microbatches=loop.num_microbatches,
+        merge=merge,
       ),
-      (STATE, ROWS),
+      (STATE, ROWS, STATE),
       (STATE, SAME),
       takes_axis_name=True,
       donate=(0,),
     )
+
+  @property
+  def params(self) -> PyTree:
+    """The policies' parameters as the decoder takes them, adapters merged."""
+    adapters = self.state.params
+    if self._merged[1] is not adapters:
+      self._merged = (self._merge(self.base, adapters), adapters)
+    return self._merged[0]
 
   def evaluator(self) -> evaluation.Evaluator:
     """Makes the evaluation of the held-out examples.
@@ -158,6 +183,7 @@ class Learner:
       max_prompt_tokens=labels.verify_prompt_tokens,
       max_new_tokens=labels.verify_new_tokens,
       long_prompts="truncate",
+      stops=(),  # Those of an answer: a verdict may quote one.
     )
     generate = rollouts.make_generate(
       self.lift,
@@ -187,7 +213,7 @@ class Learner:
       ids = np.array([[example.key for example in row] for row in asked])
       sampled = rollouts.sample(
         generate,
-        self.state.params,
+        self.params,
         asked,
         # Steps of their own: no verdict has the key of a response.
         rollouts.row_keys(seeds, step + _VERDICTS, ids, 1),
@@ -220,7 +246,7 @@ class Learner:
     batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
     observed = None
     if self._observe is not None:
-      observed = self._observe(self.state.params, batch)
+      observed = self._observe(self.params, batch)
       if self._needs_old:
         batch = batch.replace(old_log_probs=observed.log_probs)
     return self.recompute(batch), observed
@@ -238,9 +264,7 @@ class Learner:
     if batch.packing is None:
       batch = self._packed(batch, 1)
     if self._needs_old and batch.old_log_probs is None:
-      batch = batch.replace(
-        old_log_probs=self._log_probs(self.state.params, batch)
-      )
+      batch = batch.replace(old_log_probs=self._log_probs(self.params, batch))
     if self._reference is not None:
       batch = batch.replace(
         ref_log_probs=self._log_probs(self._reference, batch)
@@ -275,6 +299,7 @@ class Learner:
           self._packed(batch, loop.num_microbatches),
           scores.rewards,
           scores.scored,
+          self.base,
         )
       )
       jax.block_until_ready(self.state.weights)
@@ -297,7 +322,7 @@ class Learner:
     return _rows(
       self.experiment.task.components,
       scores,
-      jax.device_get(statistics),
+      hosts.fetch(statistics),
       updates,
       self.num_seeds,
     )
@@ -315,14 +340,15 @@ class Learner:
       What each update says, by name: an array over seeds.
     """
     loop = self.experiment.loop
+    self._merged = (None, None)  # Of no use any more, and as large as a model.
     updates = []
     for part in range(loop.num_minibatches):
       rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
       self.state, values = self._train(
-        self.state, self._packed(rows, loop.num_microbatches)
+        self.state, self._packed(rows, loop.num_microbatches), self.base
       )
       updates.append(values)
-    updates = jax.device_get(updates)
+    updates = hosts.fetch(updates)
     clock.lap("update")
     return updates
 

@@ -22,7 +22,9 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saw_jax.models import decoder
+from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
+from saw_jax.training import hosts
 from saw_jax.training.state import TrainState
 from saw_jax.types import PyTree
 
@@ -60,6 +62,7 @@ class Lift:
     wrap: `(fn, inputs, outputs, takes_axis_name=False, donate=()) -> fn` over
       arrays with a leading axis of seeds.
     place: puts the stacked state of all seeds where it is kept.
+    place_params: puts the stacked parameters of whole models there.
     fetch: takes the stacked state back, as host arrays.
     num_shards: parts that ROWS are split into.
     share: brings STATE, e.g. parameters, to one device, with the leading axis
@@ -69,6 +72,7 @@ class Lift:
   name: str
   wrap: Callable[..., Callable]
   place: Callable[[TrainState], Any]
+  place_params: Callable[[PyTree], Any]
   fetch: Callable[[Any], TrainState]
   num_shards: int
   share: Callable[[PyTree], PyTree]
@@ -113,6 +117,7 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
     "seeded",
     wrap,
     put,
+    put,
     jax.device_get,
     num_shards=1,
     share=lambda tree: jax.device_put(tree, devices[0]),
@@ -123,6 +128,8 @@ def meshed(
   mesh: Mesh,
   config: DecoderConfig,
   optimizer: optax.GradientTransformation,
+  *,
+  lora: lora_lib.LoraConfig | None = None,
 ) -> Lift:
   """Runs one seed over a mesh; the compiler adds the collectives.
 
@@ -130,6 +137,7 @@ def meshed(
     mesh: axes `data`, `fsdp` and `tensor`; see `make_mesh`.
     config: the decoder, for the logical axes of its parameters.
     optimizer: the optimizer, for the shape of its state.
+    lora: of a state whose parameters are adapters.
 
   Returns:
     The lift. Parameters and optimizer state are split by `RULES`; an axis that
@@ -143,13 +151,10 @@ def meshed(
     if kind == STATE:
       return tree  # already placed
     if kind == SAME:
-      return jax.device_put(tree, same)
-
-    def leaf(x):
-      _check_rows(x.shape[0], num_shards)
-      return jax.device_put(x, rows)
-
-    return jax.tree.map(leaf, _one_seed(tree))
+      return hosts.spread(tree, same)
+    tree = _one_seed(tree)
+    jax.tree.map(lambda x: _check_rows(x.shape[0], num_shards), tree)
+    return hosts.spread(tree, rows)
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     del takes_axis_name  # statistics of a sharded array are global
@@ -168,15 +173,19 @@ def meshed(
 
   def place(state: TrainState):
     state = _one_seed(state)
-    return jax.device_put(
-      state, state_shardings(state, mesh, config, optimizer)
+    return hosts.spread(
+      state, state_shardings(state, mesh, config, optimizer, lora=lora)
     )
+
+  def place_params(params: PyTree):
+    return hosts.spread(_one_seed(params), param_shardings(mesh, config))
 
   return Lift(
     "meshed",
     wrap,
     place,
-    lambda state: jax.tree.map(lambda x: x[None], jax.device_get(state)),
+    place_params,
+    lambda state: jax.tree.map(lambda x: x[None], hosts.fetch(state)),
     num_shards,
     share=lambda tree: jax.tree.map(
       lambda x: jax.device_put(x, mesh.devices.flat[0])[None], tree
@@ -236,14 +245,14 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
 
     return run
 
+  def place(tree: PyTree):
+    return _replicate(_one_seed(tree), devices)
+
   return Lift(
     "pmapped",
     wrap,
-    lambda state: (
-      jax.device_put_replicated(_one_seed(state), devices)
-      if hasattr(jax, "device_put_replicated")
-      else _replicate(_one_seed(state), devices)
-    ),
+    place,
+    place,
     lambda state: jax.tree.map(lambda x: x[:1], jax.device_get(state)),
     num,
     share=lambda tree: jax.tree.map(
@@ -258,6 +267,7 @@ def make_lift(
   optimizer: optax.GradientTransformation,
   *,
   num_seeds: int,
+  lora: lora_lib.LoraConfig | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> Lift:
   """Makes the lift that a config names.
@@ -267,15 +277,22 @@ def make_lift(
     decoder_config: the decoder.
     optimizer: the optimizer.
     num_seeds: seeds that run as one program.
+    lora: of a state whose parameters are adapters.
     devices: that it may use; all by default.
 
   Returns:
     The lift.
 
   Raises:
-    ValueError: an unknown lift, or several seeds over a mesh of one run.
+    ValueError: an unknown lift, several seeds over a mesh of one run, or
+      several processes without a mesh.
   """
   devices = list(devices or jax.devices())
+  if jax.process_count() > 1 and config.lift != "meshed":
+    raise ValueError(
+      f"lift {config.lift!r} runs in one process, and there are "
+      f"{jax.process_count()}: set config.parallel.lift='meshed'"
+    )
   if config.lift == "seeded":
     num = int(np.gcd(num_seeds, len(devices)))
     return seeded(devices[:num])
@@ -285,7 +302,8 @@ def make_lift(
       "run several as one program"
     )
   if config.lift == "meshed":
-    return meshed(make_mesh(config, devices), decoder_config, optimizer)
+    mesh = make_mesh(config, devices)
+    return meshed(mesh, decoder_config, optimizer, lora=lora)
   if config.lift == "pmapped":
     return pmapped(devices)
   raise ValueError(
@@ -334,6 +352,8 @@ def state_shardings(
   mesh: Mesh,
   config: DecoderConfig,
   optimizer: optax.GradientTransformation,
+  *,
+  lora: lora_lib.LoraConfig | None = None,
 ) -> TrainState:
   """Says where each array of a state lives on a mesh.
 
@@ -342,12 +362,17 @@ def state_shardings(
     mesh: axes `data`, `fsdp` and `tensor`.
     config: the decoder, for its logical axes.
     optimizer: the optimizer, for which of its arrays mirror parameters.
+    lora: of a state whose parameters are adapters.
 
   Returns:
     The same tree, of shardings.
   """
   same = NamedSharding(mesh, PartitionSpec())
-  params = param_shardings(mesh, config)
+  if lora is None:
+    params = param_shardings(mesh, config)
+  else:
+    axes = lora_lib.adapter_axes(lora, config)
+    params = _shardings(mesh, state.params, axes)
   opt_state = optax.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
@@ -371,20 +396,25 @@ def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
     A tree like the parameters, of shardings by `RULES`; an axis that does not
     divide evenly is kept whole.
   """
+  params = jax.eval_shape(
+    lambda key: decoder.init_params(config, key), jax.random.key(0)
+  )
+  return _shardings(mesh, params, decoder.logical_axes(config))
+
+
+def _shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
+  """Where arrays with named axes live; the names are a tree like the arrays."""
   rules = dict(RULES)
 
-  def sharding(param, axes):
+  def sharding(array, axes):
     spec = []
-    for size, axis in zip(param.shape, axes, strict=True):
+    for size, axis in zip(array.shape, axes, strict=True):
       name = rules.get(axis)
       fits = isinstance(name, str) and size % mesh.shape[name] == 0
       spec.append(name if fits else None)
     return NamedSharding(mesh, PartitionSpec(*spec))
 
-  params = jax.eval_shape(
-    lambda key: decoder.init_params(config, key), jax.random.key(0)
-  )
-  return jax.tree.map(sharding, params, decoder.logical_axes(config))
+  return jax.tree.map(sharding, tree, axes)
 
 
 def _check_rows(rows: int, shards: int) -> None:

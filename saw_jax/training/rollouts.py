@@ -16,10 +16,11 @@ import numpy as np
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.tasks.base import Example
-from saw_jax.tasks.grading import Grader
+from saw_jax.tasks import stops as stops_lib
+from saw_jax.tasks.base import Example, Outcome
+from saw_jax.tasks.grading import Graded, Grader
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import parallel
+from saw_jax.training import hosts, parallel
 from saw_jax.types import Array, PyTree
 
 
@@ -32,6 +33,11 @@ class RolloutConfig:
   prompt_multiple: int = 128  # prompt lengths are rounded up to it
   completion_multiple: int = 16  # so are the completions that are trained on
   long_prompts: str = "error"  # or "truncate": keep the end
+  # Strings that end an answer, beside the tokenizer's end tokens.
+  stops: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    object.__setattr__(self, "stops", stops_lib.check_stops(self.stops))
 
 
 class Rollout(NamedTuple):
@@ -43,7 +49,7 @@ class Rollout(NamedTuple):
   scored: np.ndarray  # bool [N, P, G, M]
   outcomes: list  # N * P * G
   lengths: np.ndarray  # int [N, P, G], tokens that the policy chose
-  ended: np.ndarray  # bool [N, P, G], an end token was sampled
+  ended: np.ndarray  # bool [N, P, G], an end was sampled
   # float32 [N, P], how much a prompt counts; None: all count 1
   multipliers: np.ndarray | None = None
 
@@ -53,7 +59,11 @@ Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
 
 
 class Encoder:
-  """Turns examples into padded prompts, remembering their tokens."""
+  """Turns examples into padded prompts, remembering their tokens.
+
+  Attributes:
+    stops: strings that end what is sampled from them.
+  """
 
   def __init__(self, tokenizer: Tokenizer, config: RolloutConfig):
     """Starts with nothing remembered.
@@ -63,6 +73,7 @@ class Encoder:
       config: the longest prompt, and what becomes of longer ones.
     """
     self._tokenizer, self._config = tokenizer, config
+    self.stops = config.stops
     self._ids: dict[tuple, list[int]] = {}
 
   def tokens(self, example: Example) -> list[int]:
@@ -92,6 +103,47 @@ class Encoder:
       ids = ids[-limit:]
     self._ids[name] = ids
     return ids
+
+  def cut(self, sampled: transcript.Transcript) -> transcript.Transcript:
+    """Cuts completions behind the first stop string.
+
+    Nothing before it changes: the key of a token is of its place, so the rest
+    is what would have been sampled if the sampler had known.
+
+    Args:
+      sampled: host arrays, rows `[N, B]`.
+
+    Returns:
+      The same rows. The token that completes a stop string is the last that
+      belongs to the policy, and its row's end.
+    """
+    if not self.stops:
+      return sampled
+    size = sampled.prompt_size
+    roles, tokens = np.array(sampled.roles), np.array(sampled.tokens)
+    ends = np.array(sampled.ends)
+    for row in np.ndindex(*ends.shape):
+      chosen = tokens[row][size : ends[row]].tolist()
+      if chosen and chosen[-1] in self._tokenizer.eos_ids:
+        chosen.pop()  # It is no text.
+      count = stops_lib.count_tokens(chosen, self._tokenizer.decode, self.stops)
+      if count is not None:
+        ends[row] = size + count
+        roles[row][ends[row] :] = transcript.PAD
+        tokens[row][ends[row] :] = self._tokenizer.pad_id
+    kept = roles[..., size:] != transcript.PAD
+
+    def mask(values):
+      return None if values is None else np.where(kept, values, 0.0)
+
+    return sampled.replace(
+      tokens=tokens,
+      roles=roles,
+      ends=ends,
+      behave_log_probs=mask(sampled.behave_log_probs),
+      entropies=mask(sampled.entropies),
+      untempered_log_probs=mask(sampled.untempered_log_probs),
+    )
 
   def prompts(
     self, examples: Sequence[Sequence[Example]]
@@ -174,14 +226,15 @@ def sample(
     params: of all seeds, as the lift keeps them.
     examples: prompts of each seed, `[N, P]`.
     keys: a key per row, `[N, P * G]`.
-    encoder: of the prompts.
+    encoder: of the prompts; its stop strings end the completions.
     multiple: completions are cut to the longest one, rounded up to this.
 
   Returns:
     Host arrays, rows `[N, P * G]`.
   """
   prompts = encoder.prompts(examples)
-  return trim(jax.device_get(generate_fn(params, prompts, keys)), multiple)
+  sampled = hosts.fetch(generate_fn(params, prompts, keys))
+  return trim(encoder.cut(sampled), multiple)
 
 
 def score(
@@ -190,6 +243,7 @@ def score(
   *,
   tokenizer: Tokenizer,
   grader: Grader,
+  stops: Sequence[str] = (),
 ) -> Rollout:
   """Has the responses scored.
 
@@ -197,14 +251,17 @@ def score(
     sampled: host arrays, rows `[N, P * G]`.
     examples: prompts of each seed, `[N, P]`.
     tokenizer: for the completions' text.
-    grader: scores them.
+    grader: scores them. With several processes each has its own score its
+      share of the rows, and all get all.
+    stops: strings that ended completions; what is scored is before them.
 
   Returns:
     The rollout.
   """
-  completions, lengths, ended = read(sampled, tokenizer)
+  completions, lengths, ended = read(sampled, tokenizer, stops)
   group_size = sampled.tokens.shape[1] // len(examples[0])
-  graded = grader.grade(
+  graded = _grade(
+    grader,
     [example for row in examples for example in row for _ in range(group_size)],
     completions,
   )
@@ -220,18 +277,51 @@ def score(
   )
 
 
+def _grade(
+  grader: Grader, examples: Sequence[Example], completions: Sequence[str]
+) -> Graded:
+  """Scores this process's share of the rows, and learns of the others'."""
+  count = jax.process_count()
+  if count == 1:
+    return grader.grade(examples, completions)
+  mine = slice(jax.process_index(), None, count)
+  graded = grader.grade(examples[mine], completions[mine])
+  names = list(Outcome)
+
+  def whole(values):
+    """Zeros where another process has scored."""
+    values = np.asarray(values)
+    rows = np.zeros((len(completions), *values.shape[1:]), values.dtype)
+    rows[mine] = values
+    return rows
+
+  rewards, scored, outcomes = hosts.add_up(
+    (
+      whole(graded.rewards),
+      whole(graded.scored.astype(np.int32)),
+      whole([names.index(outcome) for outcome in graded.outcomes]),
+    )
+  )
+  return Graded(
+    rewards, scored.astype(bool), tuple(names[int(i)] for i in outcomes)
+  )
+
+
 def read(
-  sampled: transcript.Transcript, tokenizer: Tokenizer
+  sampled: transcript.Transcript,
+  tokenizer: Tokenizer,
+  stops: Sequence[str] = (),
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """Reads the completions of a transcript.
 
   Args:
     sampled: host arrays, rows `[N, B]`.
     tokenizer: of the policy.
+    stops: strings that ended completions.
 
   Returns:
-    The text of each row without its end token; the number of tokens that the
-    policy chose; whether it chose an end token.
+    The text of each row without its end token, or before its stop string; the
+    number of tokens that the policy chose; whether it chose an end.
   """
   size = sampled.prompt_size
   width = sampled.tokens.shape[-1] - size
@@ -243,7 +333,9 @@ def read(
     tokenizer.decode(row[mask & ~end].tolist())
     for row, mask, end in zip(tokens, chosen, ends, strict=True)
   ]
-  return texts, lengths, ends.any(-1)
+  found = [stops_lib.find_stop(text, stops) for text in texts]
+  texts = [text[:at] for text, at in zip(texts, found, strict=True)]
+  return texts, lengths, ends.any(-1) | np.array([x is not None for x in found])
 
 
 def trim(
@@ -263,10 +355,16 @@ def trim(
   longest = int(used.sum(-1).max(initial=1))
   size = min(-(-max(longest, 1) // multiple) * multiple, used.shape[-1])
   end = sampled.prompt_size + size
+
+  def shorten(values):
+    return None if values is None else values[..., :size]
+
   return sampled.replace(
     tokens=sampled.tokens[..., :end],
     roles=sampled.roles[..., :end],
     behave_log_probs=sampled.behave_log_probs[..., :size],
+    entropies=shorten(sampled.entropies),
+    untempered_log_probs=shorten(sampled.untempered_log_probs),
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saw_jax.training import checkpoint, labelling, metrics, progress
+from saw_jax.training import checkpoint, hosts, labelling, metrics, progress
 from saw_jax.training import experiment as experiment_lib
 
 LOG = logging.getLogger(__name__)
@@ -116,15 +116,17 @@ class Session:
       self.step, learner.state, self.host, self.arrays = store.restore(
         learner.state, step=resume_step
       )
+      experiment_lib.check_base(self.host, learner.base_digest)
       LOG.info("resumed from step %d of %s", self.step, directory)
     start = self.step
-    self._writers = metrics.make_writers(
-      directory, experiment.loop.writers, first_step=start
-    )
-    # An evaluation is named by the steps before it, those of `start` included.
-    self._evals = metrics.FileWriter(
-      directory, "evals", first_step=start + 1 if start else 0
-    )
+    self._writers, self._evals = [], []
+    if hosts.is_first():
+      self._writers = metrics.make_writers(
+        directory, experiment.loop.writers, first_step=start
+      )
+      # An evaluation is named by the steps before it, `start`'s included.
+      first = start + 1 if start else 0
+      self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
     self._evaluator = learner.evaluator()
     self._interrupted = False
     self._stack = contextlib.ExitStack()
@@ -135,17 +137,18 @@ class Session:
     experiment, stack = self._experiment, self._stack
     with contextlib.ExitStack() as opening:
       opening.callback(self._store.close)
-      opening.callback(self._evals.close)
-      for writer in self._writers:
+      for writer in [*self._evals, *self._writers]:
         opening.callback(writer.close)
       self.grader = opening.enter_context(
         experiment_lib.open_workers(experiment)
       )
       self._interrupt = opening.enter_context(Interrupt())
       self._compilations = opening.enter_context(_count_compilations())
-      self._bar = opening.enter_context(
-        progress.Progress("train", experiment.loop.num_steps, start=self.step)
-      )
+      self._bar = None
+      if hosts.is_first():
+        self._bar = opening.enter_context(
+          progress.Progress("train", experiment.loop.num_steps, start=self.step)
+        )
       if self.step == 0 and experiment.evaluation.interval:
         self._evaluate()
       stack.push(opening.pop_all())
@@ -184,6 +187,7 @@ class Session:
       verify=self.learner.verifier(self.seeds)
       if experiment.labels.method == "self_verification"
       else None,
+      stops=experiment.rollout.stops,
     )
 
   @property
@@ -228,24 +232,26 @@ class Session:
           f"the loss of seed {seed} is {row['loss']} at step {self.step - 1}; "
           f"the last checkpoint is of step {(store.steps or [None])[-1]}"
         )
-    self._bar.advance(
-      reward=np.mean([row["reward/total"] for row in rows]),
-      loss=np.mean([row["loss"] for row in rows]),
-      tok_s=shared["tokens_per_second"],
-    )
+    if self._bar is not None:
+      self._bar.advance(
+        reward=np.mean([row["reward/total"] for row in rows]),
+        loss=np.mean([row["loss"] for row in rows]),
+        tok_s=shared["tokens_per_second"],
+      )
 
     done = self.step == experiment.loop.num_steps
     score, interval = None, experiment.evaluation.interval
     if done or (interval and self.step % interval == 0):
       score = self._evaluate()
     every = experiment.loop.checkpoint_interval
-    self._interrupted = self._interrupt.requested and not done
+    # A signal to one process stops all of them after the same step.
+    self._interrupted = hosts.any_of(self._interrupt.requested) and not done
     if done or self._interrupted or (every and self.step % every == 0):
       host, arrays = pack() if pack else ({}, {})
       store.save(
         self.step,
         self.learner.state,
-        {"seeds": self.seeds, **host},
+        {"seeds": self.seeds, "base": self.learner.base_digest, **host},
         arrays=arrays,
         score=score,
       )
@@ -263,7 +269,7 @@ class Session:
     greedy, sampled = (
       self._evaluator.scores(
         mode,
-        self.learner.state.params,
+        self.learner.params,
         self.grader,
         num_seeds=len(self.seeds),
       )
@@ -274,18 +280,20 @@ class Session:
       for seed, g, s in zip(self.seeds, greedy, sampled, strict=True)
     ]
     self._store.wait()
-    _write_json(self._directory / "final.json", final)
+    if hosts.is_first():
+      _write_json(self._directory / "final.json", final)
     return Result(finished=True, step=self.step, final=final)
 
   def _evaluate(self) -> float:
     scores = self._evaluator.scores(
       "greedy",
-      self.learner.state.params,
+      self.learner.params,
       self.grader,
       num_seeds=len(self.seeds),
     )
     for seed, values in zip(self.seeds, scores, strict=True):
-      self._evals.write(self.step, seed, values)
+      for writer in self._evals:
+        writer.write(self.step, seed, values)
     return float(np.mean([values["total"] for values in scores]))
 
 

@@ -111,7 +111,7 @@ class Responses:
     ids = np.array([[example.key for example in row] for row in examples])
     transcript = rollouts.sample(
       learner.generate,
-      learner.state.params,
+      learner.params,
       examples,
       rollouts.row_keys(self._seeds, step, ids, loop.group_size),
       encoder=learner.encoder,
@@ -130,6 +130,7 @@ class Responses:
         examples,
         tokenizer=experiment.tokenizer,
         grader=self._grader,
+        stops=learner.encoder.stops,
       )
       clock.lap("score")
     else:

@@ -22,29 +22,45 @@ from saw_jax.training.objective import Objective
 from saw_jax.training.state import TrainState
 from saw_jax.types import Array, PyTree
 
-# (state, batch, *, axis_name) -> (state, metrics)
+# (state, batch, base, *, axis_name) -> (state, metrics)
 Update = Callable[..., tuple[TrainState, dict[str, Array]]]
+# (base, adapters) -> params
+Merge = Callable[[PyTree, PyTree], PyTree]
 
 
 def make_gradient(
-  objective: Objective, *, num_microbatches: int = 1
+  objective: Objective,
+  *,
+  num_microbatches: int = 1,
+  merge: Merge | None = None,
 ) -> Callable[..., tuple[PyTree, dict[str, Array]]]:
   """Makes the gradient of an objective over a whole batch.
 
   Args:
     objective: terms and diagnostics of a batch.
     num_microbatches: parts that pass through the model one after the other.
+    merge: makes the objective's parameters of those below and the adapters; by
+      default there are no adapters.
 
   Returns:
-    A function `(params, batch, *, axis_name=None) -> (gradient, metrics)`.
-    The gradient is that of `sum_k numerator_k / denominator_k`; the metrics
-    hold `loss`, each term as `loss/<name>` and each diagnostic, as scalars. A
-    diagnostic that is a `Maximum` is that of all parts and devices.
+    A function `(params, batch, base=None, *, axis_name=None) -> (gradient,
+    metrics)`. The gradient is that of `sum_k numerator_k / denominator_k`; the
+    metrics hold `loss`, each term as `loss/<name>` and each diagnostic, as
+    scalars. A diagnostic that is a `Maximum` is that of all parts and devices.
+    With `merge`, `params` are adapters, and the gradient is theirs; `base` is
+    what they are merged with, and gets none.
   """
 
   def gradient(
-    params: PyTree, batch: TrainBatch, *, axis_name: str | None = None
+    params: PyTree,
+    batch: TrainBatch,
+    base: PyTree = None,
+    *,
+    axis_name: str | None = None,
   ) -> tuple[PyTree, dict[str, Array]]:
+    def whole(params: PyTree) -> PyTree:
+      return params if merge is None else merge(base, params)
+
     parts = split_rows(batch, num_microbatches)
     total = functools.partial(_over_devices, axis_name=axis_name)
 
@@ -52,11 +68,15 @@ def make_gradient(
     # dead code, which the compiler removes. One that reads the policy, as that
     # of `batch_asympo_loss`, is right too, and costs a forward pass.
     denominators = total(
-      _accumulate(lambda part: _denominators(objective, params, part), parts)
+      _accumulate(
+        lambda part: _denominators(objective, whole(params), part), parts
+      )
     )
 
     def part_loss(params: PyTree, part: TrainBatch):
-      terms, diagnostics = objective(params, part)
+      # Merged again for each part: what adds up over parts is then of the
+      # adapters' size.
+      terms, diagnostics = objective(whole(params), part)
       values = {
         name: reductions.Ratio(term.numerator, denominators[name]).value()
         for name, term in terms.items()
@@ -84,6 +104,7 @@ def make_update(
   optimizer: optax.GradientTransformation,
   *,
   num_microbatches: int = 1,
+  merge: Merge | None = None,
 ) -> Update:
   """Makes the one training step that every lift wraps.
 
@@ -91,20 +112,30 @@ def make_update(
     objective: what is minimised.
     optimizer: how the parameters follow the gradient.
     num_microbatches: parts that pass through the model one after the other.
+    merge: of a state whose parameters are adapters, see `make_gradient`.
 
   Returns:
-    A pure function `update(state, batch, *, axis_name=None) -> (state,
-    metrics)`. An update whose loss or gradient is not finite is skipped: it
-    leaves parameters and optimizer as they were, and the metric `skipped` is 1
-    instead of 0. It counts in `state.step` all the same, so that the number of
-    an update says which batch it had.
+    A pure function `update(state, batch, base=None, *, axis_name=None) ->
+    (state, metrics)`; `base` is what adapters sit on, which stays as it is. An
+    update whose loss or gradient is not finite is skipped: it leaves parameters
+    and optimizer as they were, and the metric `skipped` is 1 instead of 0. It
+    counts in `state.step` all the same, so that the number of an update says
+    which batch it had.
   """
-  gradient_of = make_gradient(objective, num_microbatches=num_microbatches)
+  gradient_of = make_gradient(
+    objective, num_microbatches=num_microbatches, merge=merge
+  )
 
   def update(
-    state: TrainState, batch: TrainBatch, *, axis_name: str | None = None
+    state: TrainState,
+    batch: TrainBatch,
+    base: PyTree = None,
+    *,
+    axis_name: str | None = None,
   ) -> tuple[TrainState, dict[str, Array]]:
-    gradient, metrics = gradient_of(state.params, batch, axis_name=axis_name)
+    gradient, metrics = gradient_of(
+      state.params, batch, base, axis_name=axis_name
+    )
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     # The norm of all devices' gradient: they skip together or not at all.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(

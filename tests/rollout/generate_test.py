@@ -203,6 +203,48 @@ class GenerateTest(chex.TestCase):
     )
     np.testing.assert_array_equal(np.asarray(record.entropies)[~mask], 0)
 
+  @parameterized.parameters(
+    SamplingConfig(temperature=0.7, top_k=6),
+    SamplingConfig(temperature=1.3, top_p=0.8),
+    SamplingConfig(temperature=1.3, min_p=0.1),
+  )
+  def test_log_probs_are_of_what_was_sampled_from_and_of_the_model(
+    self, sampling
+  ):
+    record = run(sampling=sampling, record_untempered=True)
+    np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
+    self.assertIsNone(run(sampling=sampling).untempered_log_probs)
+    hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
+      {"params": params_of()}, record.tokens, record.positions, record.valid
+    )
+    logits = np.asarray(hidden @ decoder.head_kernel(params_of(), CONFIG))
+    mask = np.asarray(record.completion_mask)
+    left_out = 0
+    for row, t in zip(*np.nonzero(mask), strict=True):
+      line = logits[row, 4 + t].astype(np.float64)
+      token = int(record.tokens[row, 5 + t])
+      own = np.exp(line) / np.exp(line).sum()
+      np.testing.assert_allclose(
+        record.untempered_log_probs[row, t], np.log(own[token]), atol=1e-4
+      )
+      # The distribution by hand: sharpen, sort, cut, divide by what is left.
+      probs = own ** (1 / sampling.temperature)
+      probs /= probs.sum()
+      order = np.argsort(-probs)
+      kept = order[: sampling.top_k or None]
+      before = np.cumsum(probs[order]) - probs[order]
+      kept = [x for x in kept if before[list(order).index(x)] < sampling.top_p]
+      kept = [x for x in kept if probs[x] >= sampling.min_p * probs.max()]
+      self.assertIn(token, kept)
+      left_out += len(probs) - len(kept)
+      np.testing.assert_allclose(
+        record.behave_log_probs[row, t],
+        np.log(probs[token] / probs[kept].sum()),
+        atol=1e-4,
+      )
+    self.assertGreater(left_out, 0)
+    np.testing.assert_array_equal(record.untempered_log_probs[~mask], 0)
+
   def test_greedy_takes_the_likeliest_token_at_each_step(self):
     sampling = SamplingConfig(greedy=True)
     record = run(sampling=sampling)

@@ -31,7 +31,7 @@ def many(config, logits, count=20_000):
   return draw(keys, jnp.tile(logits, (count, 1)), config)
 
 
-def kept_by_hand(logits, top_k=0, top_p=1.0):
+def kept_by_hand(logits, top_k=0, top_p=1.0, min_p=0.0):
   """The renormalised probabilities, a token at a time."""
   logits = np.asarray(logits, np.float64)
   order = np.argsort(-logits)
@@ -40,7 +40,7 @@ def kept_by_hand(logits, top_k=0, top_p=1.0):
   probs = np.exp(logits[order]) / np.exp(logits[order]).sum()
   kept, held = [], 0.0
   for token, prob in zip(order, probs, strict=True):
-    if held >= top_p:
+    if held >= top_p or prob < min_p * probs[0]:
       break
     kept.append(token)
     held += prob
@@ -58,6 +58,11 @@ class SampleTest(chex.TestCase):
     (
       {"temperature": 1.4, "top_k": 9, "top_p": 0.8},
       {"top_k": 9, "top_p": 0.8},
+    ),
+    ({"min_p": 0.2}, {"min_p": 0.2}),
+    (
+      {"temperature": 2.0, "top_k": 12, "top_p": 0.9, "min_p": 0.15},
+      {"top_k": 12, "top_p": 0.9, "min_p": 0.15},
     ),
   )
   def test_frequencies_agree_with_the_distribution(self, changes, kept):
@@ -122,6 +127,16 @@ class SampleTest(chex.TestCase):
     kept = sampling.truncate(logits, SamplingConfig(top_k=2))
     np.testing.assert_array_equal(jnp.isfinite(kept[0]), [1, 0, 1, 1, 1, 0])
 
+  def test_min_p_is_a_share_of_the_likeliest(self):
+    logits = jnp.log(jnp.array([[0.5, 0.26, 0.24], [0.34, 0.33, 0.33]]))
+    for share, kept in (
+      (0.5, [[1, 1, 0], [1, 1, 1]]),
+      (0.45, [[1, 1, 1], [1, 1, 1]]),
+      (1.0, [[1, 0, 0], [1, 0, 0]]),
+    ):
+      found = sampling.truncate(logits, SamplingConfig(min_p=share))
+      np.testing.assert_array_equal(jnp.isfinite(found), kept)
+
   def test_top_p_keeps_the_likeliest_token_however_small_it_is(self):
     logits = logits_of(5)
     kept = sampling.truncate(logits, SamplingConfig(top_p=1e-6))
@@ -137,6 +152,8 @@ class SampleTest(chex.TestCase):
     ({"top_k": -1}, "top_k"),
     ({"top_p": 0.0}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
+    ({"min_p": -0.1}, "min_p"),
+    ({"min_p": 1.1}, "min_p"),
   ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, message):

@@ -1,5 +1,7 @@
 """From examples to prompts, and from tokens back to text and rewards."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -141,6 +143,48 @@ class TestRead:
     assert texts == ["hj"]
     np.testing.assert_array_equal(lengths, [2])
 
+  def test_the_text_ends_before_a_stop_string(self):
+    rows = [TOKENIZER.encode(text) for text in ("5 and", "5", "and")]
+    texts, lengths, ended = rollouts.read(
+      transcript([*rows, [53, END]]), TOKENIZER, ["and"]
+    )
+    assert texts == ["5 ", "5", "", "5"]
+    # What the policy wrote of the string is its own, as an end token is.
+    np.testing.assert_array_equal(lengths, [5, 1, 3, 2])
+    np.testing.assert_array_equal(ended, [True, False, True, True])
+
+
+class TestCut:
+  def test_what_follows_a_stop_string_is_padding(self):
+    made = transcript([[97, 59, 98, 59], [97, 98, END], [59], []])
+    found = encoder(stops=(";", "zz")).cut(made)
+    np.testing.assert_array_equal(found.ends, [[4, 5, 3, 2]])
+    np.testing.assert_array_equal(found.tokens[0, 0, 2:4], [97, 59])
+    assert (found.tokens[0, 0, 4:] == TOKENIZER.pad_id).all()
+    np.testing.assert_array_equal(found.completion_lengths, [[2, 3, 1, 0]])
+    before, after = made.behave_log_probs[0], found.behave_log_probs[0]
+    np.testing.assert_array_equal(after[0, :2], before[0, :2])
+    assert not after[0, 2:].any() and not after[3].any()
+    np.testing.assert_array_equal(after[1, :3], before[1, :3])
+    assert made.ends[0, 0] == 6  # The argument stays as it is.
+
+  def test_without_stop_strings_nothing_is_copied(self):
+    made = transcript([[97, 59]])
+    assert encoder().cut(made) is made
+
+  def test_an_end_token_is_no_text(self):
+    shown = tokenizer_lib.ByteTokenizer()
+    shown.decode = lambda ids: "".join(
+      "<end>" if i == END else chr(i) for i in ids
+    )
+    config = rollouts.RolloutConfig(stops=("<end>",))
+    found = rollouts.Encoder(shown, config).cut(transcript([[97, END]]))
+    np.testing.assert_array_equal(found.ends, [[4]])
+
+  def test_one_string_is_not_a_list_of_letters(self):
+    with pytest.raises(ValueError, match="is one string"):
+      encoder(stops="stop")
+
 
 class TestTrim:
   def test_keeps_every_used_position(self):
@@ -229,13 +273,13 @@ def sampling():
   every = helpers.Letters().examples("train")
   examples = [[every[i] for i in row] for row in IDS]
 
-  def sample(order=slice(None)):
+  def sample(order=slice(None), encoder=prompts):
     return rollouts.sample(
       generate,
       params,
       [row[order] for row in examples],
       rollouts.row_keys((3, 4), 0, IDS[:, order], 2),
-      encoder=prompts,
+      encoder=encoder,
       multiple=5,
     )
 
@@ -251,6 +295,30 @@ class TestSample:
     # The two seeds, and the two samples of a prompt, differ.
     assert (forward[:, :, 0] != forward[:, :, 1]).any(-1).all()
     assert (forward[0, 0] != forward[1, 1]).any()
+
+  def test_a_stop_string_ends_a_row_and_changes_nothing_before(self, sampling):
+    sample, examples = sampling
+    whole = sample()
+    letters = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    found = sample(encoder=encoder(stops=letters))
+    width = found.tokens.shape[-1]
+    kept = found.roles != PAD
+    np.testing.assert_array_equal(
+      found.tokens[kept], whole.tokens[..., :width][kept]
+    )
+    own = kept[..., found.prompt_size :]
+    np.testing.assert_array_equal(
+      found.behave_log_probs[own],
+      whole.behave_log_probs[..., : own.shape[-1]][own],
+    )
+    texts, _, _ = rollouts.read(whole, TOKENIZER)
+    with Grader(helpers.Letters(), num_workers=0, limit_s=1.0) as grader:
+      scored = rollouts.score(
+        found, examples, tokenizer=TOKENIZER, grader=grader, stops=letters
+      )
+    expected = [re.split("[a-zA-Z]", text)[0] for text in texts]
+    assert scored.completions == expected != texts
+    assert scored.ended.sum() > rollouts.read(whole, TOKENIZER)[2].sum()
 
 
 class TestScore:

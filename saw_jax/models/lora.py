@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters: thin matrices that are trained in place of a model.
+
+The adapters are a tree beside the model's, with an entry for each kernel that
+they change, and `merge` joins both to parameters like the model's own. So no
+other part of the code knows of them.
+
+  W' = W + (α / r) · A B,   A [in, r], B [r, out]
+
+References:
+  Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
+  https://arxiv.org/abs/2106.09685
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from saw_jax.models import decoder
+from saw_jax.models.config import DecoderConfig
+from saw_jax.types import Array, PyTree
+
+# The kernels of a layer, and how many of their axes are summed over.
+TARGETS = {
+  "query": 1,
+  "key": 1,
+  "value": 1,
+  "out": 2,
+  "gate": 1,
+  "up": 1,
+  "down": 1,
+}
+# What a critic has beside the model: no matrix, and nothing to start from.
+_VALUE_HEAD = ("value_kernel", "value_bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Which kernels get adapters, and how large those are."""
+
+  rank: int = (
+    0  # r, of each product; 0: no adapters, the whole model is trained
+  )
+  alpha: float = 16.0  # α; the product is multiplied by α / r
+  targets: tuple[str, ...] = tuple(TARGETS)  # kernels, in every layer
+  seed: int = 0  # of A
+
+  def __post_init__(self):
+    if self.rank < 0:
+      raise ValueError(f"lora.rank must be 0 or more, not {self.rank}.")
+    if not 0 < self.alpha < math.inf:
+      raise ValueError(
+        f"lora.alpha must be above 0 and finite, not {self.alpha}."
+      )
+    # A config file holds lists; a config must be hashable.
+    object.__setattr__(self, "targets", tuple(self.targets))
+    for name in self.targets:
+      if name not in TARGETS:
+        (close,) = difflib.get_close_matches(
+          str(name), TARGETS, n=1, cutoff=0.0
+        )
+        raise ValueError(
+          f"unknown kernel {name!r} in lora.targets: did you mean {close!r}? "
+          f"There are {', '.join(TARGETS)}."
+        )
+    if self.rank and not self.targets:
+      raise ValueError(
+        "lora.targets is empty: name a kernel, or set lora.rank=0."
+      )
+
+  @property
+  def scale(self) -> float:
+    """What the product of A and B is multiplied by."""
+    return self.alpha / self.rank
+
+
+def check_config(config: LoraConfig, decoder_config: DecoderConfig) -> None:
+  """Refuses adapters that would be larger than what they adapt.
+
+  Args:
+    config: of the adapters.
+    decoder_config: of the model.
+
+  Raises:
+    ValueError: the rank is above that of a kernel.
+  """
+  params = _shapes(decoder_config)
+  for path, kernel in _kernels(params, config):
+    lead, inputs, outputs = _split(path[-1], kernel.shape, decoder_config)
+    del lead
+    sizes = math.prod(inputs), math.prod(outputs)
+    if config.rank > min(sizes):
+      raise ValueError(
+        f"lora.rank is {config.rank}, and kernel {path[-1]!r} is a matrix of "
+        f"{sizes[0]} x {sizes[1]}: take a rank of at most {min(sizes)}, or "
+        "leave it out of lora.targets."
+      )
+
+
+def init_adapters(
+  params: PyTree, config: LoraConfig, decoder_config: DecoderConfig
+) -> dict:
+  """Makes the adapters of a model that has none.
+
+  A is drawn from a normal distribution of variance 1 / in, and B is 0, so that
+  the merged model is the model.
+
+  Args:
+    params: the model's parameters.
+    config: of the adapters, with a rank above 0.
+    decoder_config: of the model.
+
+  Returns:
+    A tree with `{"a": [..., in, r], "b": [..., r, out]}` where the model has a
+    chosen kernel, and nothing elsewhere; with a value head, also that, as the
+    model has it. The axes of a kernel are its own, e.g. `[r, heads, head size]`
+    for the B of a query, behind that of the layers where those are scanned.
+    float32 whatever the model is in: updates of 1e-5 vanish in bfloat16.
+
+  Raises:
+    ValueError: the rank is above that of a kernel.
+  """
+  check_config(config, decoder_config)
+  adapters: dict = {}
+  root = jax.random.key(config.seed)
+  for number, (path, kernel) in enumerate(_kernels(params, config)):
+    lead, inputs, outputs = _split(path[-1], kernel.shape, decoder_config)
+    noise = jax.random.normal(
+      jax.random.fold_in(root, number), (*lead, *inputs, config.rank)
+    )
+    _put(
+      adapters,
+      path,
+      {
+        "a": noise / math.sqrt(math.prod(inputs)),
+        "b": jnp.zeros((*lead, config.rank, *outputs)),
+      },
+    )
+  for name in _VALUE_HEAD:
+    if name in params:
+      adapters[name] = jnp.array(params[name], jnp.float32)
+  return adapters
+
+
+def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
+  """Names the axes of each adapter.
+
+  Args:
+    config: of the adapters.
+    decoder_config: of the model.
+
+  Returns:
+    The tree of `init_adapters`, with a tuple of names in place of each array:
+    those of the kernel, and None for the rank.
+  """
+  named = decoder.logical_axes(decoder_config)
+  axes: dict = {}
+  for path, names in _kernels(named, config):
+    lead, inputs, outputs = _split(path[-1], names, decoder_config)
+    _put(
+      axes, path, {"a": (*lead, *inputs, None), "b": (*lead, None, *outputs)}
+    )
+  return axes | {name: named[name] for name in _VALUE_HEAD if name in named}
+
+
+def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
+  """Adds the product of each adapter to its kernel.
+
+  Args:
+    params: of the model below.
+    adapters: as `init_adapters` returns them.
+    config: of the adapters, for their scale.
+
+  Returns:
+    Parameters like the model's, in its dtypes; the sum is taken in float32.
+    What has no adapter is passed on as it is. Gradients flow to both.
+  """
+  merged = dict(params)
+  for name, adapter in adapters.items():
+    if name in _VALUE_HEAD:
+      merged[name] = adapter.astype(params[name].dtype)
+    elif name in TARGETS:
+      merged[name] = _add(params[name], adapter, config.scale)
+    else:
+      merged[name] = merge(params[name], adapter, config)
+  return merged
+
+
+def _add(kernel: Array, adapter: dict, scale: float) -> Array:
+  product = functools.partial(jnp.tensordot, axes=1, precision="highest")
+  # All axes but the two of the rank: those of the layers are there twice.
+  stacked = adapter["a"].ndim + adapter["b"].ndim - 2 - kernel.ndim
+  for _ in range(stacked):
+    product = jax.vmap(product)
+  change = scale * product(adapter["a"], adapter["b"])
+  return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+
+
+def _shapes(config: DecoderConfig) -> dict:
+  return jax.eval_shape(
+    lambda key: decoder.init_params(config, key), jax.random.key(0)
+  )
+
+
+def _kernels(tree: PyTree, config: LoraConfig) -> list:
+  """The chosen kernels, or what stands for them, with the path of each."""
+  found = []
+
+  def walk(node, path):
+    for name, child in sorted(node.items()):
+      if name in config.targets:
+        found.append(((*path, name), child))
+      elif isinstance(child, dict):
+        walk(child, (*path, name))
+
+  walk(tree, ())
+  return found
+
+
+def _split(name: str, axes: tuple, config: DecoderConfig) -> tuple:
+  """Parts the axes of a kernel: layers, inputs, outputs."""
+  lead = int(config.scan_layers)
+  middle = lead + TARGETS[name]
+  return axes[:lead], axes[lead:middle], axes[middle:]
+
+
+def _put(tree: dict, path: tuple[str, ...], leaf: dict) -> None:
+  for name in path[:-1]:
+    tree = tree.setdefault(name, {})
+  tree[path[-1]] = leaf

@@ -1,0 +1,103 @@
+"""Strings that end an answer: where they stand in text, and in tokens.
+
+A stop string may begin and end inside a token, so that only text can say that
+it is there. What is sampled after it is dropped: the tokens up to the one that
+completes it are the policy's, and the text before it is the answer.
+"""
+
+from collections.abc import Callable, Sequence
+
+
+def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
+  """Refuses what cannot be a list of stop strings.
+
+  Args:
+    stops: the strings.
+
+  Returns:
+    The same, hashable.
+
+  Raises:
+    ValueError: it is one string, or one of them is empty or no string.
+  """
+  if isinstance(stops, str):
+    raise ValueError(
+      f"stop strings are a list, and {stops!r} is one string: write "
+      f"({stops!r},)"
+    )
+  for stop in stops:
+    if not isinstance(stop, str) or not stop:
+      raise ValueError(
+        f"a stop string is text of at least one character, not {stop!r}"
+      )
+  return tuple(stops)
+
+
+def find_stop(text: str, stops: Sequence[str]) -> int | None:
+  """Finds where the first stop string begins.
+
+  Args:
+    text: of an answer.
+    stops: strings that end it.
+
+  Returns:
+    The index of its first character; None if there is none. Of those that
+    overlap, the one that is complete first counts.
+
+  >>> find_stop("2 + 3 = 5 Next", ["Next", "5"])
+  8
+  """
+  found = [(text.find(stop), stop) for stop in stops]
+  ends = [(at + len(stop), at) for at, stop in found if at >= 0]
+  return min(ends)[1] if ends else None
+
+
+def settled(text: str, stops: Sequence[str]) -> str:
+  """Takes what is certain to stay of an answer that is still being written.
+
+  Args:
+    text: so far.
+    stops: strings that end it.
+
+  Returns:
+    The text before the first stop string; while there is none, all but an end
+    that may be the beginning of one.
+
+  >>> settled("5 a", ["and"])
+  '5 '
+  """
+  at = find_stop(text, stops)
+  if at is not None:
+    return text[:at]
+  longest = max(map(len, stops), default=1) - 1
+  for size in range(min(longest, len(text)), 0, -1):
+    if any(stop.startswith(text[-size:]) for stop in stops):
+      return text[:-size]
+  return text
+
+
+def count_tokens(
+  ids: Sequence[int],
+  decode: Callable[[Sequence[int]], str],
+  stops: Sequence[str],
+) -> int | None:
+  """Counts the tokens up to the one that completes a stop string.
+
+  Args:
+    ids: tokens of an answer.
+    decode: turns tokens into text.
+    stops: strings that end it.
+
+  Returns:
+    The number, at least 1; None if there is no stop string.
+  """
+  if find_stop(decode(ids), stops) is None:
+    return None
+  low, high = 1, len(ids)  # More tokens never take a string away.
+  while low < high:
+    middle = (low + high) // 2
+    if find_stop(decode(ids[:middle]), stops) is None:
+      low = middle + 1
+    else:
+      high = middle
+  return low
