@@ -5,7 +5,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,24 @@ _SCORES = {
   "right, sampled": "sampled/right",
   "maj@8": "sampled/maj@8",
 }
+
+
+def check(module, names: Sequence[str]) -> None:
+  """Refuses runs of which no table can be made, before they run.
+
+  Args:
+    module: the config, with what its table shows.
+    names: of the runs.
+
+  Raises:
+    ValueError: none of them has the budget of the main table.
+  """
+  at = module.FRACTION
+  if not any(module.RUNS[name][1] in (None, at) for name in names):
+    raise ValueError(
+      f"none of {', '.join(names)} has labels for {100 * at:g} % of the "
+      "prompts, of which the table is made: add a run that has"
+    )
 
 
 def write(

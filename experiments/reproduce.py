@@ -44,6 +44,9 @@ def main() -> int:
     rows = _ROWS.value or list(getattr(module, "RUNS", module.ROWS))
     # Before anything runs: a typo in one row must not cost the others.
     configs = {row: _config(module, row) for row in rows}
+    report = _report(module)
+    if hasattr(report, "check"):
+      report.check(module, rows)
   name = f"{_TABLE.value}/{_SCALE.value}" + ("_demo" if _DEMO.value else "")
   runs = pathlib.Path(_RUNS.value) / name
   default = runs / "tables" if _DEMO.value else pathlib.Path("results") / name
@@ -60,15 +63,8 @@ def main() -> int:
     if status:
       print(f"stopped; the same command goes on:\n  python {_command()}")
       return status
-  report = getattr(module, "REPORT", None)
-  if report:
-    importlib.import_module(f"experiments.{report}").write(
-      module, directories, out, scale=_SCALE.value, command=_command()
-    )
-  elif hasattr(module, "CURVES"):
-    from experiments import agent_report
-
-    agent_report.write(
+  if report is not None:
+    report.write(
       module, directories, out, scale=_SCALE.value, command=_command()
     )
   else:
@@ -76,6 +72,12 @@ def main() -> int:
   print((out / "table.md").read_text())
   print(f"tables and pictures: {out}")
   return 0
+
+
+def _report(module):
+  """What writes a table down, where that is not done here."""
+  name = getattr(module, "REPORT", None)
+  return importlib.import_module(f"experiments.{name}") if name else None
 
 
 def _module(table: str):

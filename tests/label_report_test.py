@@ -131,3 +131,10 @@ def test_draws_the_pictures(out):
     "overlaps.png",
     "wasted.png",
   }
+
+
+def test_runs_that_make_no_table_are_refused_before_they_run():
+  label_report.check(knights, ["care_0.05", "vote"])
+  label_report.check(knights, ["care_0.05", "random_0.2"])
+  with pytest.raises(ValueError, match="none of care_0.05 has labels for 20 %"):
+    label_report.check(knights, ["care_0.05"])

@@ -279,6 +279,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW on the household"
+REPORT = "agent_report"
 WINDOW = 5
 # Figure in the table -> name in a run's final scores.
 METRICS = {

@@ -102,6 +102,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW on search questions"
+REPORT = "agent_report"
 WINDOW = household.WINDOW
 METRICS = household.METRICS
 CURVES = household.CURVES

@@ -90,6 +90,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW in the shop"
+REPORT = "agent_report"
 WINDOW = household.WINDOW
 METRICS = household.METRICS
 CURVES = household.CURVES
