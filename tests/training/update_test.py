@@ -34,20 +34,20 @@ class TestMakeGradient:
       tokens = jnp.maximum(-a * ratio, -a * jnp.clip(ratio, 0.8, 1.2))
       return jnp.sum(jnp.where(mask, tokens, 0)) / mask.sum()
 
-    expected, gradient = jax.value_and_grad(loss)(params())
-    found, metrics = update.make_gradient(
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(params())
+    gradient_of = update.make_gradient(
       objective.make_objective(
         forward, {"policy": objective.Term(objective.clipped_surrogate())}
       ),
       num_microbatches=4,
-    )(params(), batch)
+    )
+    found, metrics = jax.jit(gradient_of)(params(), batch)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     chex.assert_trees_all_close(found, gradient, rtol=1e-4, atol=1e-6)
 
   def test_the_loss_is_the_sum_of_its_terms(self):
-    _, metrics = update.make_gradient(helpers.full_objective())(
-      params(), helpers.batch()
-    )
+    gradient_of = jax.jit(update.make_gradient(helpers.full_objective()))
+    _, metrics = gradient_of(params(), helpers.batch())
     terms = [v for name, v in metrics.items() if name.startswith("loss/")]
     assert len(terms) == 3
     np.testing.assert_allclose(metrics["loss"], sum(terms), rtol=1e-6)
@@ -55,9 +55,8 @@ class TestMakeGradient:
   def test_a_mask_without_tokens_gives_no_gradient_and_no_nan(self):
     batch = helpers.batch()
     batch = batch.replace(roles=jnp.where(batch.roles == 2, 0, batch.roles))
-    gradient, metrics = update.make_gradient(helpers.full_objective())(
-      params(), batch
-    )
+    gradient_of = jax.jit(update.make_gradient(helpers.full_objective()))
+    gradient, metrics = gradient_of(params(), batch)
     chex.assert_tree_all_finite((gradient, metrics))
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
@@ -87,7 +86,7 @@ class TestMakeUpdate:
     optimizer = optimizer_lib.make_optimizer(
       optimizer_lib.OptimizerConfig(learning_rate=1e-3, weight_decay=0.0), 10
     )
-    step = update.make_update(helpers.full_objective(), optimizer)
+    step = jax.jit(update.make_update(helpers.full_objective(), optimizer))
     state = state_lib.create_state(params(), optimizer)
     before = None
     for _ in range(3):
@@ -201,7 +200,7 @@ class TestLossesOfWholeResponses:
   def test_devices(self, loss, num_microbatches):
     params, batch = table_batch()
     made = current_policy_objective(loss)
-    expected = update.make_gradient(made)(params, batch)
+    expected = jax.jit(update.make_gradient(made))(params, batch)
     gradient_of = update.make_gradient(made, num_microbatches=num_microbatches)
     lifted = jax.pmap(
       functools.partial(gradient_of, axis_name="batch"),
