@@ -251,13 +251,7 @@ def _bought(module, names, curves) -> list[str]:
     "nobody right": "labels/hopeless",
     "gate precision": "gate/precision",
   }
-  lines = [
-    "### Labels, mean over the run and seeds",
-    "",
-    f"| row | budget | labels | prompts | {' | '.join(shown)} | "
-    "choosing, % of a step |",
-    "| --- |" + " ---: |" * (4 + len(shown)),
-  ]
+  lines = []
   for row, found in names.items():
     for fraction, name in sorted(found.items(), key=lambda x: x[0] or 0):
       values = curves[name].values
@@ -278,7 +272,16 @@ def _bought(module, names, curves) -> list[str]:
       ]
       cells.append(f"{100 * sum(parts) / step:.1f}")
       lines.append(f"| {row} | {' | '.join(cells)} |")
-  return lines
+  if not lines:
+    return []
+  return [
+    "### Labels, mean over the run and seeds",
+    "",
+    f"| row | budget | labels | prompts | {' | '.join(shown)} | "
+    "choosing, % of a step |",
+    "| --- |" + " ---: |" * (4 + len(shown)),
+    *lines,
+  ]
 
 
 def _before(directory: pathlib.Path) -> float:

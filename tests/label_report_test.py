@@ -138,3 +138,15 @@ def test_runs_that_make_no_table_are_refused_before_they_run():
   label_report.check(knights, ["care_0.05", "random_0.2"])
   with pytest.raises(ValueError, match="none of care_0.05 has labels for 20 %"):
     label_report.check(knights, ["care_0.05"])
+
+
+def test_runs_that_bought_nothing_have_no_table_of_labels(tmp_path):
+  make_run(tmp_path / "vote", "vote", score=0.2)
+  label_report.write(
+    knights,
+    {"vote": tmp_path / "vote"},
+    tmp_path / "out",
+    scale="tiny",
+    command="make it",
+  )
+  assert "### Labels" not in (tmp_path / "out" / "table.md").read_text()
