@@ -32,6 +32,7 @@ COLOURS = (
 # A second cue beside colour.
 DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
 DPI = 150
+_TITLE_INCHES = 0.13  # of a letter
 _GREY = "0.35"
 
 
@@ -196,7 +197,9 @@ def metric_panels(
   band = range_band if log else deviation_band
   columns = min(len(panels), 3)
   lines = -(-len(panels) // columns)
-  figure = _figure(width=1.0 + 2.6 * columns, height=1.3 + 2.2 * lines)
+  # A single panel may be narrower than what is written above it.
+  width = max(1.0 + 2.6 * columns, _TITLE_INCHES * len(title))
+  figure = _figure(width=width, height=1.3 + 2.2 * lines)
   axes = figure.subplots(
     lines, columns, sharex=True, sharey=True, squeeze=False
   )

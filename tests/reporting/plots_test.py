@@ -185,6 +185,17 @@ class TestMetricPanels:
     assert look(vote) == look(again)
     assert len({look(vote), look(truth), look(care)}) == 3
 
+  def test_a_long_title_fits_above_a_single_panel(self):
+    figure = plots.metric_panels(
+      {"p": {"r": curves(2)}},
+      {"reward": "reward/correct"},
+      quantity="q",
+      title="CARE on knights and knaves, scale tiny",
+    )
+    figure.canvas.draw()
+    extent = figure.legends[0].get_title().get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+
   def test_several_metrics_name_themselves(self):
     figure = plots.metric_panels(
       {"naive": {"naive": curves(2)}},
