@@ -23,7 +23,16 @@ _KEPT = (
   "clipped_tokens",
   "observation_nll",
 )
-_SECONDS = ("generate", "estimate", "lay out", "update", "step")
+_SECONDS = (
+  "generate",
+  "score",
+  "choose",
+  "lay out",
+  "estimate",
+  "update",
+  "probes",
+  "step",
+)
 _COMPILING = 5  # steps at the start whose times are not counted
 
 
@@ -57,7 +66,8 @@ def write(
     published,
   )
   tables.write(table, out)
-  reports.save_runs(found, out, names=_KEPT, thinned=False)
+  names = dict.fromkeys((*_KEPT, *module.CURVES))
+  reports.save_runs(found, out, names=tuple(names), thinned=False)
   runs.write_curves(
     out / "evals.csv", evals, names=("right", "observation_accuracy")
   )
@@ -128,23 +138,30 @@ def _over_time(module, curves) -> list[str]:
 
 def _costs(curves) -> list[str]:
   """Seconds of the parts of a step; rows ran one after another."""
-  rows = {}
-  for row, found in curves.items():
-    # Timings are of the program, not of a seed. The first steps compile.
-    rows[row] = [
-      f"{np.median(found.values[f'seconds/{name}'][0, _COMPILING:]):.3f}"
-      if found.values[f"seconds/{name}"].shape[1] > _COMPILING
-      else "-"
-      for name in _SECONDS
-    ]
+  names = [
+    name
+    for name in _SECONDS
+    if any(f"seconds/{name}" in found.values for found in curves.values())
+  ]
+  rows = {
+    row: [_median(found.values.get(f"seconds/{name}")) for name in names]
+    for row, found in curves.items()
+  }
   return [
     "### Seconds of a step, median",
     "",
-    *reports.grid(_SECONDS, rows),
+    *reports.grid(names, rows),
     "",
     "A step trains all seeds at once. Rows ran one after another on a shared "
     "machine: for ratios see `benchmarks/world_model_cost.py`.",
   ]
+
+
+def _median(seconds) -> str:
+  """Timings are of the program, not of a seed; the first steps compile."""
+  if seconds is None or seconds.shape[1] <= _COMPILING:
+    return "-"
+  return f"{np.median(seconds[0, _COMPILING:]):.3f}"
 
 
 def _differences(module, finals, curves, statistics) -> dict:
@@ -159,7 +176,8 @@ def _differences(module, finals, curves, statistics) -> dict:
       cells[heading] = statistics.paired_difference(
         finals[treated].by_seed(name), finals[control].by_seed(name)
       )
-    cells["success, mean over training"] = statistics.paired_difference(
-      *(reports.by_seed(curves[row], "success") for row in (treated, control))
+    metric, heading = next(iter(module.CURVES.items()))
+    cells[f"{heading}, mean over training"] = statistics.paired_difference(
+      *(reports.by_seed(curves[row], metric) for row in (treated, control))
     )
   return differences

@@ -27,6 +27,7 @@ from saw_jax.training import (
   evaluation,
   hosts,
   labelling,
+  observations,
   optimizer,
   parallel,
   rollouts,
@@ -168,12 +169,33 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
       f"labels.method is {labels!r}, and task {experiment.task.name!r} has "
       "episodes: labels are bought for single answers"
     )
-  if labels != "truth" and experiment.asynchronous.protocol != "none":
+  if labels != "truth" and experiment.asynchronous.dynamic_sampling:
     raise ValueError(
-      f"labels.method is {labels!r} and asynchronous.protocol "
-      f"{experiment.asynchronous.protocol!r}: labels are bought in the "
-      "synchronous loop only, so one of the two has to go"
+      f"labels.method is {labels!r}, and asynchronous.dynamic_sampling drops "
+      "groups by their rewards: those are known when a group is learned from, "
+      "so one of the two has to go"
     )
+  has_world = experiment.method.world is not None
+  if has_world and not is_agent:
+    if not isinstance(experiment.task, observations.ObservedTask):
+      raise ValueError(
+        f"task {experiment.task.name!r} does not say what the world answers "
+        "to a response, so there is nothing for algorithm.world_model.loss to "
+        "predict: it has to be 'none'"
+      )
+    pack_length = experiment.loop.pack_length
+    longest = (
+      experiment.rollout.max_prompt_tokens
+      + experiment.rollout.max_new_tokens
+      + len(agents.glue_of(experiment.tokenizer))
+      + experiment.episodes.max_observation_tokens
+    )
+    if 0 < pack_length < longest:
+      raise ValueError(
+        f"loop.pack_length is {pack_length}, but a prompt, its response and "
+        f"what is observed may have {longest} tokens: say at least that, or 0 "
+        "to not pack"
+      )
   if is_agent and experiment.asynchronous.protocol != "none":
     raise ValueError(
       "episodes are played between the updates: asynchronous.protocol is "
@@ -205,6 +227,7 @@ def check_processes(
     (experiment.labels.method != "truth", "labels.method other than 'truth'"),
     (experiment.asynchronous.protocol != "none", "asynchronous.protocol"),
     (experiment.method.per_step, "episodes"),
+    (experiment.method.world is not None, "algorithm.world_model"),
     (
       warm_steps,
       "warm_start: train it in one process, export it, and name it "

@@ -386,11 +386,6 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     terms["value"] = objective.Term(objective.value, config.value_coefficient)
   world = make_world_model(config.world_model)
   if world is not None:
-    if not per_step:
-      raise ValueError(
-        "a world model learns from the steps of episodes, and advantage "
-        f"{config.advantage!r} is of answers: {', '.join(STEP_ADVANTAGES)}"
-      )
     terms["world_model"] = objective.Term(objective.world(world.token_loss))
   kl_in_reward = None
   kl = config.kl

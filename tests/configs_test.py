@@ -11,6 +11,7 @@ from configs import arguments, base
 from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
 from configs.care import math as care_math
+from configs.composed import tool_calling as composed
 from configs.paw import household, search, shop
 from configs.saw import summaries, tool_calling
 from experiments import build
@@ -705,9 +706,10 @@ class TestCare:
       for key, value in values.items():
         assert getattr(made, key) == value, key
 
-  def test_labels_and_stale_responses_do_not_go_together(self):
+  def test_groups_are_not_dropped_by_rewards_that_come_later(self):
     config = care_knights.get_config()
     config.asynchronous.protocol = "fixed_lag"
+    config.asynchronous.dynamic_sampling = True
     with pytest.raises(ValueError, match="one of the two has to go"):
       build.build(config.lock())
 
@@ -715,3 +717,51 @@ class TestCare:
     with pytest.raises(ValueError, match="needs words to judge"):
       care_math.get_config("row=self_verification")
     care_math.get_config("row=self_verification,scale=small")
+
+
+class TestComposed:
+  """All methods, and each taken away: configs/composed/tool_calling.py."""
+
+  @pytest.mark.parametrize("row", composed.ROWS)
+  def test_a_row_has_its_methods_and_no_other(self, row, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
+    config = composed.get_config(f"row={row}").lock()
+    made, methods = build.build(config), composed.methods_of(row)
+    method = made.method
+    has_saw = unwrap(method.weights) is algorithms.WEIGHTS["saw"]
+    assert has_saw == ("saw" in methods)
+    assert (method.world is not None) == ("paw" in methods)
+    assert ("world_model" in method.terms) == ("paw" in methods)
+    # ASymPO needs nothing of the sampler's.
+    assert method.needs_behave == ("asympo" not in methods)
+    assert not method.needs_old
+    assert (made.labels.method == "care") == ("care" in methods)
+    assert made.labels.label_fraction == 0.2
+    assert made.asynchronous.lag == 4
+
+  def test_rows_take_one_away_or_leave_one(self):
+    assert composed.methods_of("all") == composed.METHODS
+    for method in composed.METHODS:
+      without = set(composed.methods_of(f"without_{method}"))
+      assert without == set(composed.METHODS) - {method}
+      assert composed.methods_of(f"only_{method}") == (method,)
+    assert composed.methods_of("none") == ()
+
+  @pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+      ("task.name", "knights", "does not say what the world answers"),
+      ("loop.pack_length", 160, "what is observed may have"),
+    ],
+  )
+  def test_what_does_not_go_together_is_refused(
+    self, path, value, words, monkeypatch
+  ):
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
+    config = composed.get_config()
+    if path == "task.name":
+      config.tokenizer.name = "knights"
+    section, _, key = path.rpartition(".")
+    at(config, section)[key] = value
+    with pytest.raises(ValueError, match=words):
+      build.build(config.lock())

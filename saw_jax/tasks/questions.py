@@ -8,6 +8,7 @@ the task can refuse nonsense:
   integer           -7
   math              a number, an expression, a word
   roles ann bob     who is what, of these people
+  calls             calls of tools, or none, as JSON
 """
 
 import dataclasses
@@ -16,7 +17,13 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from saw_jax.tasks import base, clusters, knights_answers, math_answers
+from saw_jax.tasks import (
+  base,
+  clusters,
+  knights_answers,
+  math_answers,
+  tool_answers,
+)
 
 MAX_LABEL_SIZE = 1000  # characters
 
@@ -195,7 +202,7 @@ def placeholder(form: str) -> str:
   _parser(kind)
   if kind == "roles":
     return "|".join(f"{name}=knight" for name in arguments)
-  return "0"
+  return '{"calls": [], "response": true}' if kind == "calls" else "0"
 
 
 def describe_form(form: str) -> str:
@@ -222,6 +229,8 @@ def describe_form(form: str) -> str:
     "text": "a line of text",
     "integer": "an integer such as -7",
     "math": "a number or an expression such as 3/4, 1.5 or \\sqrt{2}",
+    "calls": 'calls such as [{"name": "timer", "parameters": {"minutes": 5}}], '
+    "or [] for none",
   }[kind]
 
 
@@ -281,6 +290,11 @@ def _parse_roles(text: str, arguments: Sequence[str]) -> str | None:
   return knights_answers.canonical(roles, arguments)
 
 
+def _parse_calls(text: str, arguments: Sequence[str]) -> str | None:
+  del arguments
+  return tool_answers.parse_calls(text)
+
+
 def _is_invisible(character: str) -> bool:
   """Control, format, surrogate, private, unassigned, and odd spaces."""
   return unicodedata.category(character)[0] in "CZ"
@@ -291,4 +305,5 @@ _PARSERS = {
   "integer": _parse_integer,
   "math": _parse_math,
   "roles": _parse_roles,
+  "calls": _parse_calls,
 }

@@ -81,6 +81,103 @@ def read(reference: str) -> Answer:
   return Answer(thought.strip(), calls, response)
 
 
+def canonical(text: str) -> str | None:
+  """Returns what an answer does, in one form.
+
+  Args:
+    text: an answer; any text.
+
+  Returns:
+    JSON: `calls`, in their order, and whether a `response` is given. The form
+    is the same for 1 and 1.0, and for any order of parameters. None where calls
+    cannot be read, or there is neither a call nor a response.
+
+  >>> canonical("<response> hello </response>")
+  '{"calls": [], "response": true}'
+  """
+  has_response = all(
+    tag in text for tag in (tool_rewards.RESPONSE, tool_rewards.END_RESPONSE)
+  )
+  if tool_rewards.CALL not in text:
+    return _canonical([], True) if has_response else None
+  if tool_rewards.END_CALL not in text:
+    return None
+  # A policy writes anything, nesting past the recursion limit included.
+  try:
+    return _canonical(tool_rewards.read_calls(text), has_response)
+  except Exception:
+    return None
+
+
+def parse_calls(text: str) -> str | None:
+  """Reads calls that somebody typed.
+
+  Args:
+    text: as `canonical` has them, or a list of calls, or one call.
+
+  Returns:
+    The same as `canonical` has it; None if it is nothing of the kind.
+
+  >>> parse_calls('{"name": "stop", "parameters": {}}')
+  '{"calls": [{"name": "stop", "parameters": {}}], "response": false}'
+  """
+  try:
+    found = json.loads(text)
+    if isinstance(found, dict) and "name" in found:
+      found = [found]
+    if isinstance(found, list):
+      found = {"calls": found, "response": not found}
+    calls, has_response = found["calls"], found["response"]
+    if not isinstance(has_response, bool) or not (calls or has_response):
+      return None
+    return _canonical(calls, has_response)
+  except Exception:
+    return None
+
+
+def write_label(label: str, thought: str) -> str:
+  """Writes a ground truth that does what a label says.
+
+  Args:
+    label: as `canonical` has it.
+    thought: to begin with.
+
+  Returns:
+    A text in the rewarded format.
+
+  Raises:
+    ValueError: it is no such label.
+  """
+  parsed = parse_calls(label)
+  if parsed is None:
+    raise ValueError(f"these are no calls: {label[:60]!r}")
+  found = json.loads(parsed)
+  response = "ok" if found["response"] else None
+  return write(Answer(thought, tuple(found["calls"]), response))
+
+
+def _canonical(calls: Calls, has_response: bool) -> str:
+  """Raises where a call is none."""
+  plain = []
+  for call in calls:
+    if not isinstance(call["name"], str):
+      raise TypeError("a name is text")
+    parameters = _normal(dict(call["parameters"]))
+    plain.append({"name": call["name"], "parameters": parameters})
+  return json.dumps({"calls": plain, "response": has_response}, sort_keys=True)
+
+
+def _normal(value: Any) -> Any:
+  """The same value where Python has two numbers that are equal."""
+  if isinstance(value, float) and value.is_integer():
+    return int(value)
+  if isinstance(value, list):
+    return [_normal(item) for item in value]
+  if isinstance(value, dict):
+    return {name: _normal(item) for name, item in value.items()}
+  return value
+
+
 # Each breaks the format of a well-formed answer and leaves its calls readable.
 # One that does not apply to an answer returns it unchanged.
 FORMAT_DAMAGES: dict[str, Callable[[str], str]] = {

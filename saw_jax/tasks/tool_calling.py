@@ -19,6 +19,7 @@ from saw_jax.tasks import (
   row_files,
   tool_answers,
   tool_catalogue,
+  tool_results,
   tool_rewards,
 )
 from saw_jax.tasks.tool_rewards import (
@@ -111,6 +112,58 @@ class ToolCallingTask(base.Splits):
     else:
       outcome = base.Outcome.WRONG
     return base.Score((correctness, is_formatted), outcome)
+
+  def observe(self, example: base.Example, completion: str) -> str:
+    """Returns what the offered tools say to the calls of a completion.
+
+    Args:
+      example: a generated one; the reference is not read.
+      completion: any text.
+
+    Returns:
+      A line a call, empty where nothing is called.
+
+    Raises:
+      ValueError: the example is from a file, whose tools cannot be run.
+    """
+    if "offered" not in example.meta:
+      raise ValueError(
+        f"example {example.key} comes from a file, and its tools cannot be "
+        "run: algorithm.world_model.loss has to be 'none'"
+      )
+    return tool_results.run_calls(
+      extract_completion(completion),
+      [tool_catalogue.TOOLS[name] for name in example.meta["offered"]],
+    )
+
+  def answer_key(
+    self, completion: str, example: base.Example | None = None
+  ) -> str | None:
+    """Returns what a completion votes for: its calls, whatever its format."""
+    del example  # A call has one form, whatever was asked.
+    return tool_answers.canonical(extract_completion(completion))
+
+  def label_form(self, example: base.Example) -> str:
+    """Returns the form of a label."""
+    del example  # The same for each.
+    return "calls"
+
+  def with_label(self, example: base.Example, label: str) -> base.Example:
+    """Returns the example with a label in place of its reference.
+
+    Args:
+      example: one of the task's.
+      label: a reference of the task, or calls as `answer_key` has them.
+
+    Returns:
+      The example, with all else as it was.
+
+    Raises:
+      ValueError: the label is neither.
+    """
+    if format_reward(label, label) != 1.0:
+      label = tool_answers.write_label(label, _PLACEHOLDER)
+    return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
     """Returns a completion that is right."""

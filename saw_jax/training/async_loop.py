@@ -26,6 +26,7 @@ from saw_jax.tasks import data
 from saw_jax.tasks.base import Example, nearest
 from saw_jax.training import groups as groups_lib
 from saw_jax.training import rollouts
+from saw_jax.training.answers import Answers
 from saw_jax.training.experiment import AsyncConfig, Experiment
 from saw_jax.training.learner import Learner
 from saw_jax.training.session import Clock, Result, Session
@@ -87,20 +88,36 @@ def run(
     ) as session,
     _Stream(protocol, learner, session) as stream,
   ):
+    answers = Answers(
+      learner, seeds, session.grader, labeller=session.labeller()
+    )
     while session.goes_on:
       clock = Clock()
-      scores, lags = stream.next_batch(clock)
-      batch, _ = learner.prepare(scores.transcript)
-      rows = learner.learn(batch, scores, clock)
+      scores, examples, lags = stream.next_batch(clock)
+      rows, tokens = answers.learn(
+        scores.transcript,
+        examples,
+        step=session.step,
+        clock=clock,
+        scores=scores,
+      )
       stream.advance()
       clock.lap("publish")
       session.end_step(
         [{**row, **lag} for row, lag in zip(rows, lags, strict=True)],
         clock,
-        tokens=float(scores.lengths.sum()),
-        pack=stream.pack,
+        tokens=tokens,
+        pack=functools.partial(_pack, stream, answers, session.step + 1),
       )
     return session.result()
+
+
+def _pack(
+  stream: "_Stream", answers: Answers, step: int
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """What a checkpoint must hold of the queue and of the labels."""
+  (host, arrays), (more, others) = stream.pack(), answers.pack(step)
+  return {**host, **more}, {**arrays, **others}
 
 
 def make_protocol(
@@ -205,8 +222,8 @@ class _Stream:
 
   def next_batch(
     self, clock: Clock
-  ) -> tuple[rollouts.Rollout, list[dict[str, float]]]:
-    """Returns the groups of the next update, and how old they are."""
+  ) -> tuple[rollouts.Rollout, list[list[Example]], list[dict[str, float]]]:
+    """Returns the groups of the next update, their prompts and their age."""
     self._filtered_before = [ledger.filtered for ledger in self._ledgers]
     self._fill(clock)
     while not self._ready():
@@ -234,8 +251,12 @@ class _Stream:
       versions=np.array([[t.step for t in row] for row in taken], np.int32),
       pad_id=self._experiment.tokenizer.pad_id,
     )
+    examples = [
+      [self._example(seed, ticket.number) for ticket in tickets]
+      for seed, tickets in zip(self._session.seeds, taken, strict=True)
+    ]
     clock.lap("queue")
-    return batch, ages
+    return batch, examples, ages
 
   def advance(self) -> None:
     """Counts the update, and publishes its weights if it is time."""
@@ -471,11 +492,20 @@ class _Stream:
     )
 
   def score(self, transcript: Transcript, request: Request) -> rollouts.Rollout:
-    """Has the responses to a request scored."""
+    """Has the responses to a request scored, if the truth may be read."""
+    experiment = self._experiment
+    if experiment.labels.method != "truth":
+      return rollouts.unscored(
+        transcript,
+        len(request.examples[0]),
+        len(experiment.task.components),
+        tokenizer=experiment.tokenizer,
+        stops=self._learner.encoder.stops,
+      )
     return rollouts.score(
       transcript,
       request.examples,
-      tokenizer=self._experiment.tokenizer,
+      tokenizer=experiment.tokenizer,
       grader=self._session.grader,
       stops=self._learner.encoder.stops,
     )

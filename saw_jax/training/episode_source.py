@@ -15,14 +15,17 @@ from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.tasks import data
 from saw_jax.tasks.environment_pool import EnvironmentPool
-from saw_jax.training import agents, parallel, rollouts, step_estimation
+from saw_jax.training import (
+  agents,
+  observations,
+  parallel,
+  rollouts,
+  step_estimation,
+)
 from saw_jax.training import batch as batch_lib
 from saw_jax.training.learner import Learner, update_row
 from saw_jax.training.session import Clock
 from saw_jax.training.step_estimation import StepEstimate, StepRecord
-
-# Of the keys of selections, folded in where no world has a number.
-_SELECTION = 2**31 - 1
 
 
 class Episodes:
@@ -82,7 +85,7 @@ class Episodes:
     rows = _rows_of(played, self._row_unit())
     record = self._record(played, rows)
     made: StepEstimate = jax.device_get(
-      self._estimate(record, self._selection_keys(step))
+      self._estimate(record, observations.selection_keys(self._seeds, step))
     )
     clock.lap("estimate")
     transcript = _take(played.played.transcript, rows)
@@ -202,10 +205,9 @@ class Episodes:
     step: int,
   ) -> Transcript:
     """Puts the selected observations behind their actions, and no others."""
-    limit = self._experiment.episodes.max_observation_tokens
     num_steps = played.rewards.shape[-1]
     selected = made.selected.reshape(len(rows), -1)
-    targets: list[list[int]] = []
+    targets = []
     for n, own in enumerate(rows):
       chosen = [
         played.observations[n, *divmod(int(row), num_steps)]
@@ -214,29 +216,21 @@ class Episodes:
         for row in own
       ]
       if self._world.shuffled:
-        places = [i for i, tokens in enumerate(chosen) if tokens]
         rng = np.random.default_rng([self._seeds[n], step])
-        moved = [chosen[i] for i in rng.permutation(places)] if places else []
-        for place, tokens in zip(places, moved, strict=True):
-          chosen[place] = tokens
-      targets += chosen
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript)
-    longer = transcript_lib.append_observations(
-      flat, targets, max_tokens=limit, before=self._glue
+        chosen = observations.exchange(chosen, rng)
+      targets.append(chosen)
+    return observations.append(
+      transcript,
+      targets,
+      max_tokens=self._experiment.episodes.max_observation_tokens,
+      glue=self._glue,
     )
-    return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), longer)
 
   def _order(self, rows: int, step: int) -> np.ndarray:
     """The order of rows: shuffled where each update takes a part of them."""
     if self._experiment.loop.num_minibatches == 1:
       return np.arange(rows)
     return np.random.default_rng([rows, step]).permutation(rows)
-
-  def _selection_keys(self, step: int):
-    keys = rollouts.row_keys(
-      self._seeds, step, [[_SELECTION]] * len(self._seeds), 1
-    )
-    return keys[:, 0]
 
   def _describe(
     self,

@@ -293,7 +293,7 @@ class Labeller:
       if not hasattr(task, name):
         raise ValueError(
           f"task {task.name!r} cannot be trained with labels.method="
-          f"{config.method!r}: it has no {name}; math and knights have"
+          f"{config.method!r}: it has no {name}; math and knights have all"
         )
     self.config, self._task, self._tokenizer = config, task, tokenizer
     self._seeds, self._group_size = list(seeds), group_size
@@ -429,11 +429,15 @@ class Labeller:
 
     features = None
     if config.has_probes:
-      features = self._features(
-        observed.prompt_hidden,
-        observed.response_hidden.reshape(*shape, -1),
-        answer_ids,
-        lengths,
+      # By the host: where the policy is spread over devices, the probes would
+      # be compiled once for their new state and once for the one after it.
+      features = jax.device_get(
+        self._features(
+          observed.prompt_hidden,
+          observed.response_hidden.reshape(*shape, -1),
+          answer_ids,
+          lengths,
+        )
       )
     mean_probabilities = np.zeros(shape, np.float32)
     if config.method == "mean_probability":

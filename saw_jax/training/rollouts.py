@@ -277,6 +277,40 @@ def score(
   )
 
 
+def unscored(
+  sampled: transcript.Transcript,
+  num_prompts: int,
+  num_components: int,
+  *,
+  tokenizer: Tokenizer,
+  stops: Sequence[str] = (),
+) -> Rollout:
+  """Makes the rollout of responses that nobody has scored yet.
+
+  Args:
+    sampled: host arrays, rows `[N, P * G]`.
+    num_prompts: of each seed, `P`.
+    num_components: of the reward, `M`.
+    tokenizer: for the completions' text.
+    stops: strings that ended completions.
+
+  Returns:
+    The rollout, whose rewards are 0 and masked.
+  """
+  completions, lengths, ended = read(sampled, tokenizer, stops)
+  shape = (len(sampled.tokens), num_prompts, -1)
+  lengths, ended = lengths.reshape(shape), ended.reshape(shape)
+  return Rollout(
+    transcript=sampled,
+    completions=completions,
+    rewards=np.zeros((*lengths.shape, num_components), np.float32),
+    scored=np.zeros((*lengths.shape, num_components), bool),
+    outcomes=[Outcome.WRONG] * len(completions),
+    lengths=lengths,
+    ended=ended,
+  )
+
+
 def _grade(
   grader: Grader, examples: Sequence[Example], completions: Sequence[str]
 ) -> Graded:
@@ -362,7 +396,7 @@ def trim(
   return sampled.replace(
     tokens=sampled.tokens[..., :end],
     roles=sampled.roles[..., :end],
-    behave_log_probs=sampled.behave_log_probs[..., :size],
+    behave_log_probs=shorten(sampled.behave_log_probs),
     entropies=shorten(sampled.entropies),
     untempered_log_probs=shorten(sampled.untempered_log_probs),
   )

@@ -47,6 +47,15 @@ class StepEstimate:
   counts: Array | None = None  # [P, G, E], of RowWeights
 
 
+class WorldEstimate(NamedTuple):
+  """What the world model says of the rows of an update."""
+
+  coefficients: Array  # float32 [P], λ
+  selected: Array  # bool [P, G, E]
+  weights: Array  # [P, G, E], of RowWeights
+  counts: Array  # [P, G, E], of RowWeights
+
+
 class WorldModel(NamedTuple):
   """The choices that make a world model, with their options bound."""
 
@@ -90,6 +99,7 @@ def make_step_estimate(
     if name not in READABLE:
       raise TypeError(f"an advantage of steps cannot read {name!r}: {READABLE}")
   reads_values = "values" in required
+  weigh = None if world is None else make_world_estimate(world, max_return)
 
   def estimate(
     record: StepRecord, key: Array, *, axis_name: str | None = None
@@ -110,11 +120,34 @@ def make_step_estimate(
       coefficients=jnp.zeros(found.shape[:1], found.dtype),
       value_targets=targets,
     )
-    if world is not None:
-      made = made.replace(**_weigh(record, key, axis_name))
+    if weigh is not None:
+      made = made.replace(**weigh(record, key, axis_name=axis_name)._asdict())
     return jax.lax.stop_gradient(made)
 
-  def _weigh(record: StepRecord, key: Array, axis_name: str | None) -> dict:
+  return estimate
+
+
+def make_world_estimate(
+  world: WorldModel, max_return: float
+) -> Callable[..., WorldEstimate]:
+  """Makes the part of an estimate that is about the world model.
+
+  Args:
+    world: the world model.
+    max_return: the most that an episode can pay.
+
+  Returns:
+    A function `(record, key, *, axis_name=None) -> WorldEstimate` over the
+    record of one seed, with its entropies and its pool. No gradient flows.
+  """
+  takes_return = (
+    "max_return" in inspect.signature(world.coefficients).parameters
+  )
+  options = {"max_return": max_return} if takes_return else {}
+
+  def weigh(
+    record: StepRecord, key: Array, *, axis_name: str | None = None
+  ) -> WorldEstimate:
     shape = record.steps.shape
     rows = record.steps.reshape(-1)
     given = {
@@ -126,24 +159,21 @@ def make_step_estimate(
       *(given[name] for name in _positional(world.select)), axis_name=axis_name
     )
     returns = reductions.all_sum(record.rewards, axis=-1, where=record.steps)
-    options = {"max_return": max_return}
-    coefficients = world.coefficients(
-      returns,
-      scored=record.scored,
-      **{k: v for k, v in options.items() if _takes(world.coefficients, k)},
-    )
+    coefficients = world.coefficients(returns, scored=record.scored, **options)
     groups = jnp.repeat(jnp.arange(shape[0]), shape[1] * shape[2])
     weights, counts = world.aggregate(
       selected, coefficients, groups, rows=rows, axis_name=axis_name
     )
-    return {
-      "coefficients": coefficients,
-      "selected": selected.reshape(shape),
-      "weights": weights.reshape(shape),
-      "counts": counts.reshape(shape),
-    }
+    return jax.lax.stop_gradient(
+      WorldEstimate(
+        coefficients=coefficients,
+        selected=selected.reshape(shape),
+        weights=weights.reshape(shape),
+        counts=counts.reshape(shape),
+      )
+    )
 
-  return estimate
+  return weigh
 
 
 def _positional(fn: Callable) -> list[str]:
@@ -152,7 +182,3 @@ def _positional(fn: Callable) -> list[str]:
     for p in inspect.signature(fn).parameters.values()
     if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
   ]
-
-
-def _takes(fn: Callable, name: str) -> bool:
-  return name in inspect.signature(fn).parameters

@@ -14,11 +14,10 @@ import numpy as np
 from saw_jax.tasks import data
 from saw_jax.tasks.base import Example
 from saw_jax.tasks.environments import AgentTask
-from saw_jax.tasks.grading import Grader
 from saw_jax.training import rollouts
+from saw_jax.training.answers import Answers
 from saw_jax.training.episode_source import Episodes
 from saw_jax.training.experiment import Experiment
-from saw_jax.training.labelling import Labeller
 from saw_jax.training.learner import Learner
 from saw_jax.training.session import Clock, Result, Session
 
@@ -54,9 +53,10 @@ def run(
     if isinstance(experiment.task, AgentTask):
       source = Episodes(learner, seeds, session.grader)
     else:
-      source = Responses(
+      answers = Answers(
         learner, seeds, session.grader, labeller=session.labeller()
       )
+      source = Responses(learner, seeds, answers)
     while session.goes_on:
       clock, step = Clock(), session.step
       rows, tokens = source.learn(step, clock)
@@ -72,24 +72,15 @@ def run(
 class Responses:
   """The source of rows that are answers to prompts."""
 
-  def __init__(
-    self,
-    learner: Learner,
-    seeds: Sequence[int],
-    grader: Grader,
-    *,
-    labeller: Labeller | None = None,
-  ):
+  def __init__(self, learner: Learner, seeds: Sequence[int], answers: Answers):
     """Takes the training examples.
 
     Args:
       learner: of all seeds.
       seeds: of the runs.
-      grader: scores the answers.
-      labeller: says what they are scored against; by default the truth.
+      answers: learns from what is sampled.
     """
-    self._learner, self._seeds, self._grader = learner, list(seeds), grader
-    self._labeller = labeller
+    self._learner, self._seeds, self._answers = learner, list(seeds), answers
     self._examples = learner.experiment.task.examples("train")
 
   def learn(self, step: int, clock: Clock) -> tuple[list[dict], float]:
@@ -123,29 +114,7 @@ class Responses:
       )
     )
     clock.lap("generate")
-    batch, observed = learner.prepare(transcript)
-    if self._labeller is None:
-      scores = rollouts.score(
-        transcript,
-        examples,
-        tokenizer=experiment.tokenizer,
-        grader=self._grader,
-        stops=learner.encoder.stops,
-      )
-      clock.lap("score")
-    else:
-      scores = self._labeller.score(
-        transcript,
-        observed,
-        examples,
-        grader=self._grader,
-        step=step,
-        clock=clock,
-      )
-    rows = learner.learn(batch, scores, clock)
-    if self._labeller is not None:
-      rows = self._labeller.train(rows, step=step, clock=clock)
-    return rows, float(scores.lengths.sum())
+    return self._answers.learn(transcript, examples, step=step, clock=clock)
 
   def pack(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
     """Returns what a checkpoint must hold beside the learner's state.
@@ -156,7 +125,7 @@ class Responses:
     Returns:
       A document and arrays, of labels where they are bought.
     """
-    return ({}, {}) if self._labeller is None else self._labeller.pack(step)
+    return self._answers.pack(step)
 
 
 def step_examples(

@@ -244,3 +244,83 @@ class TestDemonstrate:
   def test_an_answer_without_a_call_has_no_call_to_damage(self):
     found = {form for form, _ in self.many(1, 0, "response", count=30)}
     assert found == {True}
+
+
+class TestCanonical:
+  def test_is_the_same_for_any_order_of_parameters_and_form_of_a_number(self):
+    a = tool_answers.canonical(
+      '<tool_call>\n{"name": "heat", "parameters": {"room": "Bath", '
+      '"degrees": 17.0}}\n</tool_call>'
+    )
+    b = tool_answers.canonical(
+      'so <tool_call>{"parameters": {"degrees": 17, "room": "Bath"}, '
+      '"name": "heat"}</tool_call>'
+    )
+    assert a == b is not None
+    assert json.loads(a) == {
+      "calls": [
+        {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
+      ],
+      "response": False,
+    }
+
+  @pytest.mark.parametrize(
+    "text",
+    [
+      "",
+      "<tool_call> {} </tool_call>",
+      '<tool_call>\n{"name": "heat", "parameters": {}}',
+      '<tool_call>{"name": 3, "parameters": {}}</tool_call>',
+      '<tool_call>{"name": "a", "parameters": 3}</tool_call>',
+      f"<tool_call>{'[' * 100_000}</tool_call>",
+      "<response> open",
+    ],
+  )
+  def test_none_where_nothing_can_be_read(self, text):
+    assert tool_answers.canonical(text) is None
+
+  def test_a_true_value_is_no_number(self):
+    texts = [
+      f'<tool_call>{{"name": "a", "parameters": {{"x": {value}}}}}</tool_call>'
+      for value in ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
+    ]
+    keys = [tool_answers.canonical(text) for text in texts]
+    assert len(set(keys)) == 5
+    assert keys[4] == keys[5]
+
+
+class TestParseCalls:
+  @pytest.mark.parametrize(
+    "text",
+    [
+      '{"name": "a", "parameters": {"x": 1.0}}',
+      '[{"name": "a", "parameters": {"x": 1}}]',
+      '{"calls": [{"name": "a", "parameters": {"x": 1}}], "response": false}',
+    ],
+  )
+  def test_reads_what_people_may_type(self, text):
+    assert tool_answers.parse_calls(text) == (
+      '{"calls": [{"name": "a", "parameters": {"x": 1}}], "response": false}'
+    )
+
+  def test_no_call_is_a_response(self):
+    expected = '{"calls": [], "response": true}'
+    assert tool_answers.parse_calls("[]") == expected
+    assert tool_answers.parse_calls(expected) == expected
+
+  @pytest.mark.parametrize(
+    "text",
+    [
+      "weather in Oslo",
+      "3",
+      '{"calls": []}',
+      '{"calls": [], "response": false}',
+      '{"calls": [], "response": 1}',
+      '[{"name": "a"}]',
+      "[[]]",
+    ],
+  )
+  def test_refuses_what_is_no_call(self, text):
+    assert tool_answers.parse_calls(text) is None
+    with pytest.raises(ValueError, match="these are no calls"):
+      tool_answers.write_label(text, "x")

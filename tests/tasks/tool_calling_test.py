@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -9,7 +10,13 @@ import time
 import pytest
 
 from saw_jax import tokenizer
-from saw_jax.tasks import base, tool_answers, tool_calling, tool_catalogue
+from saw_jax.tasks import (
+  base,
+  questions,
+  tool_answers,
+  tool_calling,
+  tool_catalogue,
+)
 
 ROWS = pathlib.Path(__file__).parents[1] / "data/toolrl/rlla_4k_test.parquet"
 Outcome = base.Outcome
@@ -403,3 +410,69 @@ class TestReadExamples:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"saw_jax\[data\]"):
       tool_calling.read_examples(ROWS)
+
+
+class TestLabels:
+  def test_a_label_does_what_the_truth_does(self):
+    task = _task()
+    for example in task.examples("train")[:60]:
+      key = task.answer_key(task.gold_completion(example), example)
+      blank = dataclasses.replace(example, reference="poison")
+      for label in (key, example.reference):
+        labelled = task.with_label(blank, label)
+        assert task.answer_key(labelled.reference) == key
+        score = task.score(labelled, example.reference)
+        assert score.outcome is Outcome.RIGHT
+        assert score == task.score(example, example.reference)
+
+  def test_answers_that_differ_vote_apart(self):
+    task, right = _task(), 0
+    pairs = task.demonstrations(200, seed=0, format_rate=0.0, call_rate=0.5)
+    for example, text in pairs:
+      key = task.answer_key(text, example)
+      truth = task.answer_key(example.reference, example)
+      labelled = task.score(example, text).values[0] == 3.0
+      if "<tool_call>" in example.reference:
+        assert (key == truth) == labelled
+        right += labelled
+    assert 60 < right < 120
+
+  def test_refuses_a_label_that_is_none(self):
+    task = _task()
+    with pytest.raises(ValueError, match="these are no calls"):
+      task.with_label(task.examples("train")[0], "weather in Oslo")
+
+  def test_the_placeholder_and_a_typed_answer_are_labels(self):
+    task = _task()
+    example = task.examples("train")[0]
+    form = task.label_form(example)
+    for label in (
+      questions.placeholder(form),
+      questions.parse_label(form, '[{"name": "play", "parameters": {}}]'),
+    ):
+      assert task.answer_key(task.with_label(example, label).reference) == label
+    with pytest.raises(ValueError, match="This is not calls such as"):
+      questions.parse_label(form, "play something")
+
+
+class TestObserve:
+  def test_reads_no_reference(self):
+    task = _task()
+    for example, text in task.demonstrations(
+      100, seed=0, format_rate=0.5, call_rate=0.5
+    ):
+      blank = dataclasses.replace(example, reference="poison")
+      assert task.observe(example, text) == task.observe(blank, text)
+
+  def test_is_about_the_tools_on_offer(self):
+    task = _task()
+    example = task.examples("train")[0]
+    said = task.observe(example, example.reference)
+    assert said == "done table 7 Tue true"
+    other = dataclasses.replace(example, meta={"offered": ("play",)})
+    assert task.observe(other, example.reference) == "no tool table"
+
+  def test_tools_of_a_file_cannot_be_run(self):
+    (example, *_) = tool_calling.read_examples(ROWS)
+    with pytest.raises(ValueError, match="comes from a file"):
+      _task().observe(example, example.reference)

@@ -249,6 +249,7 @@ class TestRun:
     made = agent_helpers.experiment(
       row,
       loop={"num_steps": 30, "num_minibatches": 2},
+      episodes={"row_parts": 1},  # one shape: most of the time is compiling
       evaluation={"interval": 0},
     )
     sync_loop.run(made, [0], directory=tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import sqlite3
 
 import jax
@@ -426,20 +427,22 @@ class TestRun:
     made = experiment(
       method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
     )
-    sync_loop.run(made, [0, 1], directory=tmp_path)
-    sync_loop.run(made, [0, 1], directory=tmp_path, resume_step=2)
-    assert_same_run(whole, tmp_path)
-    assert len(purchases(tmp_path)) == 8  # nothing is paid twice
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+    assert_same_run(whole, workdir)
+    assert len(purchases(workdir)) == 8  # nothing is paid twice
 
   def test_the_ledger_of_another_run_is_refused(self, whole, tmp_path):
     made = experiment(
       method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
     )
-    sync_loop.run(made, [0, 1], directory=tmp_path)
-    with sqlite3.connect(tmp_path / label_ledger.LEDGER_NAME) as connection:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    with sqlite3.connect(workdir / label_ledger.LEDGER_NAME) as connection:
       connection.execute("DELETE FROM purchases WHERE step = 0")
     with pytest.raises(label_ledger.LedgerError, match="not the ledger of the"):
-      sync_loop.run(made, [0, 1], directory=tmp_path, resume_step=2)
+      sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
 
   @pytest.mark.parametrize(
     "labels",

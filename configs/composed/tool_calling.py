@@ -1,0 +1,151 @@
+"""All four methods in one run, on tool calling, and each taken away.
+
+  python experiments/train.py --workdir=runs/composed --seeds=0,1 \
+    --config=configs/composed/tool_calling.py:row=all,scale=tiny
+
+The policy calls tools; the tools answer. It learns from responses of weights
+that are four updates old (ASymPO's loss, current log-probs alone), with two
+rewards (SAW), of which a fifth of the prompts have a label and another part the
+vote of their group (CARE), and to predict what the tools say (PaW), which
+needs no label.
+
+Rows:
+  all                       SAW, PaW, ASymPO and CARE on GDPO at a lag of 4
+  without_saw               equal weights
+  without_paw               no world model
+  without_asympo            GRPO's clipped loss, to the sampler's log-probs
+  without_care              as many labels, bought at random; no gate
+  only_saw, only_paw, only_asympo, only_care
+                            the other three taken away
+  none                      GDPO with equal weights and random labels
+
+Scales:
+  tiny   the requests of saw/tool_calling, whose tools can be run
+
+No paper has this table.
+"""
+
+import ml_collections
+
+from configs import arguments, base
+from configs.saw import tool_calling
+
+METHODS = ("saw", "paw", "asympo", "care")
+ROWS = (
+  "all",
+  *(f"without_{method}" for method in METHODS),
+  *(f"only_{method}" for method in METHODS),
+  "none",
+)
+SCALES = ("tiny",)
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of one row.
+
+  Args:
+    argument: e.g. `row=without_paw,scale=tiny`.
+
+  Returns:
+    The config.
+  """
+  chosen = arguments.parse(argument, row=ROWS, scale=SCALES)
+  config = base.get_config()
+  config.task.name = "tool_calling"
+  tool_calling.set_tiny(config)
+  _set_tiny(config)
+  set_methods(config, methods_of(chosen["row"]))
+  return config
+
+
+def methods_of(row: str) -> tuple[str, ...]:
+  """Returns the methods of a row.
+
+  Args:
+    row: of `ROWS`.
+
+  Returns:
+    Of `METHODS`, in that order.
+  """
+  kind, _, method = row.partition("_")
+  return {
+    "all": METHODS,
+    "without": tuple(m for m in METHODS if m != method),
+    "only": (method,),
+    "none": (),
+  }[kind]
+
+
+def set_methods(
+  config: ml_collections.ConfigDict, methods: tuple[str, ...]
+) -> None:
+  """Turns methods on, each by the keys that are its own.
+
+  Args:
+    config: changed in place.
+    methods: of `METHODS`.
+  """
+  algorithm, labels = config.algorithm, config.labels
+  algorithm.advantage = "gdpo"
+  algorithm.weights = "saw" if "saw" in methods else "equal"
+
+  if "paw" in methods:
+    algorithm.world_model.loss = "clipped_absolute_error"
+    algorithm.world_model.loss_options.rho = 0.2
+
+  config.asynchronous.protocol = "fixed_lag"
+  config.asynchronous.lag = 4
+  algorithm.aggregate = "sequence_mean_token_mean"
+  if "asympo" in methods:
+    algorithm.loss = "asympo"
+  else:
+    algorithm.loss = "clipped_surrogate"
+    algorithm.ratio_to = "behave"
+    for side in ("clip_low", "clip_high"):
+      algorithm.loss_options[side] = 0.2
+
+  labels.label_fraction = 0.2
+  labels.method = "care" if "care" in methods else "random"
+  if "care" in methods:
+    labels.gate = "probe"
+
+
+def _set_tiny(config: ml_collections.ConfigDict) -> None:
+  config.loop.num_steps = 100
+  config.loop.prompts_per_step = 20
+  config.loop.num_microbatches = 20  # parts that stay in a core's cache
+  config.loop.checkpoint_interval = 50
+  config.episodes.max_observation_tokens = 32
+  config.labels.probe.length_scale = 64.0
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "Four methods in one run, tool calling"
+REPORT = "agent_report"
+WINDOW = 10
+# Figure in the table -> name in a run's final scores.
+METRICS = {
+  "right, greedy": "greedy/right",
+  "right, sampled": "sampled/right",
+  "correctness, greedy": "greedy/correctness",
+  "format, greedy": "greedy/format",
+}
+# Metric of a step -> what it is called. The first is also compared.
+CURVES = {
+  "audit/correct": "share of right calls",
+  "audit/vote_right": "votes that are right",
+  "weight/format": "weight of the format",
+  "observation_nll": "NLL of what the tools say",
+}
+PANELS = {
+  "one taken away": ("all", *(f"without_{m}" for m in METHODS), "none"),
+  "one alone": ("all", *(f"only_{m}" for m in METHODS), "none"),
+}
+# What is compared with what, seed by seed.
+COMPARISONS = (
+  ("all", "none"),
+  *(("all", f"without_{method}") for method in METHODS),
+  *((f"only_{method}", "none") for method in METHODS),
+)
+PUBLISHED = {}
