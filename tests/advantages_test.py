@@ -600,9 +600,16 @@ def paw_steps(dtype=np.float64):
 
 
 class StepsGoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  def test_it(self):
-    for dtype in (np.float64, np.float32):
+  @chex.variants(with_jit=True)
+  def test_compiled(self):
+    self.check(np.float64, np.float32)
+
+  @chex.variants(without_jit=True)
+  def test_op_by_op(self):
+    self.check(np.float32)
+
+  def check(self, *dtypes):
+    for dtype in dtypes:
       with jax.enable_x64(dtype is np.float64):
         case, rewards, at, penalties, mask, rows = paw_steps(dtype)
         inputs, want = case["inputs"], case["expected"]
