@@ -61,7 +61,8 @@ take by themselves.
   reads all positions too, and computes entropies whether asked for or not.
 - train: one GRPO step on given advantages and old log-probs: clipped ratio, a
   mean over tokens, no KL, entropy as a metric, gradient clipped by its norm,
-  AdamW; activations are kept. saw_jax: `make_update` with the terms and
+  AdamW; activations are kept. The rows pass in as many parts as are fastest for
+  each, of those that were tried. saw_jax: `make_update` with the terms and
   diagnostics that a config has, state donated. Tunix: `grpo_loss_fn` in its
   trainer's jitted step. TRL: the trainer's `compute_loss` and optimizer,
   without gradient checkpointing, which is on by default and slower.
@@ -71,8 +72,8 @@ take by themselves.
   its default. TRL: the trainer's `_generate_single_turn` (transformers'
   `generate`).
 - memory: the most that a fresh process held (VmHWM) while it loaded the weights
-  and ran the job twice, compilation included; in brackets, how much of it came
-  after loading.
+  and ran the job three times, compilation included; in brackets, how much of it
+  came after loading.
 - compile: a first train step of 4 rows less what a later one takes, in a fresh
   process without a compilation cache.
 """
@@ -244,9 +245,9 @@ def differing(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
   """Names of the values that are further apart than `SHARE` of ours."""
   return [
     name
-    for name, value in ours.items()
+    for name, value in theirs.items()
     # A loss may be near 0: it is a mean of advantages, which are about 1.
-    if abs(value - theirs[name]) > SHARE * max(abs(value), 0.1)
+    if not abs(value - ours[name]) <= SHARE * max(abs(ours[name]), 0.1)
   ]
 
 
@@ -264,6 +265,8 @@ def measure_job(
   for name, peer in peers.items():
     try:
       first[name] = peer.ask("run", job=job)
+      # Who gets back another layout than it gave compiles a second time.
+      peer.ask("run", job=job)
     except PeerError as error:
       if name == "ours":
         raise
@@ -294,11 +297,12 @@ def measure_job(
 
 
 def measure_memory(
-  python: str, name: str, job: str, opening: dict[str, str]
+  python: str, name: str, job: str, opening: dict, parts: dict[str, int]
 ) -> dict[str, int]:
-  """Runs a job twice in a fresh process. Returns bytes by name."""
+  """Runs a job three times in a fresh process. Returns bytes by name."""
   with Peer(name, python) as peer:
-    loaded = peer.ask("open", **opening)
+    loaded = peer.ask("open", parts=parts[name], **opening)
+    peer.ask("run", job=job)
     peer.ask("run", job=job)
     whole = peer.ask("memory")["peak"]
     peer.ask("forget_peak")
@@ -418,6 +422,8 @@ def table(document: dict) -> str:
   lines += [
     f"Shape {document['name']}: "
     + ", ".join(f"{name} {value:,}" for name, value in shape.items())
+    + ". Parts of a train step: "
+    + ", ".join(f"{LABELS[x]} {document['parts'][x]}" for x in peers)
     + ". "
     f"{document['repetitions']} repetitions in turn, medians of ratios; "
     f"{document['void']} voided by the probe. Largest difference of logits and "
@@ -443,7 +449,10 @@ def table(document: dict) -> str:
 
 
 def open_peers(
-  names: list[str], opening: dict[str, str], scratch: pathlib.Path
+  names: list[str],
+  opening: dict[str, str],
+  parts: dict[str, int],
+  scratch: pathlib.Path,
 ) -> tuple[dict[str, Peer], dict[str, str], dict]:
   """Starts workers and keeps those that agree with ours.
 
@@ -460,7 +469,8 @@ def open_peers(
       if name == "ours":
         say("writing weights and batch")
         peer.ask("export", **opening)
-      known["versions"][name] = peer.ask("open", **opening)["versions"]
+      opened = peer.ask("open", parts=parts[name], **opening)
+      known["versions"][name] = opened["versions"]
       path = scratch / f"{name}.npz"
       peer.ask("check", rows=2, path=str(path))
       checked[name] = dict(np.load(path))
@@ -530,6 +540,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     return read
 
+  def parts(text: str) -> dict[str, int]:
+    found = dict(word.split(":") for word in text.split(","))
+    names(list(REQUIREMENTS))(",".join(found))
+    return {name: int(count) for name, count in found.items()}
+
   parser.add_argument(
     "--shape", default="M", choices=list(protocol.SHAPES), help="sizes"
   )
@@ -546,6 +561,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     "--repetitions", type=int, default=5, help="quiet ones, of each job"
   )
   parser.add_argument(
+    "--parts",
+    type=parts,
+    default={},
+    metavar="NAME:N,...",
+    help="parts of the rows that a train step takes one after the other; by "
+    "default the fastest that were tried, see peer_workers/protocol.py",
+  )
+  parser.add_argument(
     "--out",
     type=pathlib.Path,
     default=ROOT / "benchmarks" / "results",
@@ -554,6 +577,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   found = parser.parse_args(arguments)
   if found.repetitions < 1:
     parser.error("--repetitions must be at least 1")
+  found.parts = protocol.PARTS[found.shape] | found.parts
   if "ours" not in found.only:
     found.only = ["ours", *found.only]
   return found
@@ -568,6 +592,7 @@ def run(flags: argparse.Namespace) -> dict:
     "name": flags.shape,
     "shape": dataclasses.asdict(shape),
     "repetitions": flags.repetitions,
+    "parts": flags.parts,
     "jobs": {},
     "summary": {},
     "memory": {},
@@ -580,7 +605,9 @@ def run(flags: argparse.Namespace) -> dict:
       "data": str(scratch / "batch.npz"),
       "shape": flags.shape,
     }
-    peers, pythons, known = open_peers(flags.only, opening, scratch)
+    peers, pythons, known = open_peers(
+      flags.only, opening, flags.parts, scratch
+    )
     document |= known
     try:
       for job in timed:
@@ -604,7 +631,7 @@ def run(flags: argparse.Namespace) -> dict:
         document["memory"][job] = {}
         for name, python in pythons.items():
           try:
-            found = measure_memory(python, name, job, opening)
+            found = measure_memory(python, name, job, opening, flags.parts)
           except PeerError as error:
             say(str(error))
             continue

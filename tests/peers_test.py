@@ -96,12 +96,23 @@ class TestAgreement:
       "loss",
       "gradient_norm",
     ]
+    # Who does not know a value is not compared in it; who has none at all is.
+    assert not peers.differing(ours, {"loss": 0.001})
+    assert peers.differing(ours, {"loss": float("nan")}) == ["loss"]
 
 
 class TestFlags:
   def test_ours_is_always_among_them(self):
     assert peers.parse(["--only=trl"]).only == ["ours", "trl"]
     assert peers.parse([]).only == ["ours", "tunix", "trl"]
+
+  def test_parts_are_the_tried_ones_unless_said(self):
+    tried = protocol.PARTS["M"]
+    assert peers.parse([]).parts == tried
+    found = peers.parse(["--parts=tunix:16"]).parts
+    assert found == tried | {"tunix": 16}
+    for parts in protocol.PARTS.values():
+      assert parts.keys() == peers.REQUIREMENTS.keys()
 
   @pytest.mark.parametrize(
     "flag", ["--only=ternix", "--jobs=sleep", "--repetitions=0", "--shape=XL"]
@@ -125,6 +136,7 @@ class TestTable:
       "shape": dataclasses.asdict(protocol.SHAPES["S"]),
       "peers": ["ours", "tunix"],
       "repetitions": 2,
+      "parts": {"ours": 4, "tunix": 1},
       "void": 0,
       "jobs": {"train": measured},
       "summary": {"train": peers.summarise(measured, 3000)},
@@ -151,6 +163,7 @@ class TestTable:
     assert "needs 7 MB" in text and "would be 0 MB" in text
     assert "| saw_jax, layers scanned | 2.0 | 2.1 |" in text
     assert "Tunix 2.0e-06" in text
+    assert "Parts of a train step: saw_jax 4, Tunix 1." in text
 
   def test_no_quiet_repetition_is_said(self):
     document = self.document()

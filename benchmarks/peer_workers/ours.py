@@ -38,7 +38,9 @@ class Ours(protocol.Worker):
   def params(self):
     return self._params if self._state is None else self._state.params
 
-  def export(self, directory: str, data: str, shape: str) -> dict:
+  def export(
+    self, directory: str, data: str, shape: str, parts: int = 1
+  ) -> dict:
     """Writes the weights and the batch that all peers read."""
     self.shape = protocol.SHAPES[shape]
     config = decoder_config(self.shape)
@@ -90,7 +92,10 @@ class Ours(protocol.Worker):
 
   def train(self) -> dict[str, float]:
     if self._state is None:
-      self._state = state.create_state(self._params, self._optimizer)
+      # Placed, as a lift does it: else the second step is compiled again.
+      self._state = jax.device_put(
+        state.create_state(self._params, self._optimizer), jax.devices()[0]
+      )
       self._params = None
     batch = make_batch(self.shape, self.data)
     self._state, metrics = self._train(self._state, batch)
@@ -156,6 +161,7 @@ class Ours(protocol.Worker):
       update.make_update(
         objective.make_objective(forward, method.terms, method.diagnostics),
         self._optimizer,
+        num_microbatches=self.parts,
       ),
       donate_argnums=0,
     )

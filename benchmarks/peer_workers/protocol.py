@@ -58,6 +58,13 @@ SHAPES = {
   # All logits would be 0.93 GB; a chunk of them is 78 MB.
   "L": Shape(151_936, 128, 2, 4, 2, 32, 512, 4, 4, 32, 96, chunk_size=128),
 }
+# In how many parts the rows of a train step pass through the model, one after
+# the other: for each peer the fastest of those that were tried.
+PARTS = {
+  "S": {"ours": 1, "tunix": 1, "trl": 1},
+  "M": {"ours": 8, "tunix": 1, "trl": 1},
+  "L": {"ours": 1, "tunix": 1, "trl": 1},
+}
 
 
 def memory() -> dict[str, int]:
@@ -80,13 +87,15 @@ def forget_peak() -> None:
 class Worker:
   """The operations of a worker; a peer fills in the jobs.
 
-  A subclass has `load(directory, shape)`, `versions()`, `logits(rows)`,
-  `small_train(layers, rows, variant)`, and one method for each of `JOBS` that
-  returns numbers by name when it is done. It reads `self.data`.
+  A subclass has `load(directory)`, `versions()`, `logits(rows)`, `log_probs()`,
+  `small_train(rows, variant)`, and one method for each of `JOBS` that returns
+  numbers by name when it is done. It reads `shape`, `parts` and `data`.
   """
 
-  def open(self, directory: str, data: str, shape: str) -> dict:
-    self.shape = SHAPES[shape]
+  parts = 1
+
+  def open(self, directory: str, data: str, shape: str, parts: int = 1) -> dict:
+    self.shape, self.parts = SHAPES[shape], parts
     self.data = dict(np.load(data)) if os.path.exists(data) else {}
     self.load(directory)
     return {"versions": self.versions(), **memory()}

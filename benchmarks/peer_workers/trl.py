@@ -72,7 +72,7 @@ class TRL(protocol.Worker):
       train_dataset=datasets.Dataset.from_dict({"prompt": ["x"]}),
       processing_class=tokenizer,
     )
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = self.parts
     return trainer
 
   def logits(self, rows: int) -> np.ndarray:
@@ -98,29 +98,37 @@ class TRL(protocol.Worker):
     trainer = self._trainer
     if self._optimizer is None:
       self._optimizer = trainer.create_optimizer()
-    tokens, size = self._tokens(), self.shape.prompt_size
-    prompts, completions = tokens[:, :size], tokens[:, size:]
+    size = self.shape.prompt_size
     trainer.model.train()
-    loss = trainer.compute_loss(
-      trainer.model,
-      {
-        "prompt_ids": prompts,
-        "prompt_mask": torch.ones_like(prompts),
-        "completion_ids": completions,
-        "completion_mask": torch.ones_like(completions),
-        "advantages": torch.from_numpy(self.data["advantages"]),
-        "old_per_token_logps": torch.from_numpy(self.data["old_log_probs"]),
-      },
-    )
-    trainer.accelerator.backward(loss)
+    losses, entropies = [], []
+    for part in range(self.parts):
+      rows = slice(part, None, self.parts)
+      tokens = self._tokens()[rows]
+      prompts, completions = tokens[:, :size], tokens[:, size:]
+      old = np.ascontiguousarray(self.data["old_log_probs"][rows])
+      advantages = np.ascontiguousarray(self.data["advantages"][rows])
+      loss = trainer.compute_loss(
+        trainer.model,
+        {
+          "prompt_ids": prompts,
+          "prompt_mask": torch.ones_like(prompts),
+          "completion_ids": completions,
+          "completion_mask": torch.ones_like(completions),
+          "advantages": torch.from_numpy(advantages),
+          "old_per_token_logps": torch.from_numpy(old),
+        },
+      )
+      trainer.accelerator.backward(loss)
+      losses.append(float(loss))
+      entropies.append(trainer._metrics["train"]["entropy"][-1])
     norm = trainer.accelerator.clip_grad_norm_(
       trainer.model.parameters(), protocol.CLIP_NORM
     )
     self._optimizer.step()
     self._optimizer.zero_grad()
     return {
-      "loss": float(loss),
-      "entropy": float(trainer._metrics["train"]["entropy"][-1]),
+      "loss": sum(losses),
+      "entropy": float(np.mean(entropies)),
       "gradient_norm": float(norm),
     }
 

@@ -85,23 +85,29 @@ class Tunix(protocol.Worker):
   def train(self) -> dict[str, float]:
     if self._step is None:
       self._step = self._make_step()
+    found = []
+    for part in range(self.parts):
+      loss, aux, norm = self._step(self._example(part))
+      found.append((loss, aux["entropy"]))
+    jax.block_until_ready((found, nnx.state(self.model)))
+    loss, entropy = np.mean(jax.device_get(found), axis=0)
+    values = {"loss": float(loss), "entropy": float(entropy)}
+    # With several parts it is the norm of one.
+    return values | ({"gradient_norm": float(norm)} if self.parts == 1 else {})
+
+  def _example(self, part: int) -> common.TrainExample:
     prompts, completions = self._tokens()
-    example = common.TrainExample(
+    rows = slice(part, None, self.parts)
+    prompts, completions = prompts[rows], completions[rows]
+    return common.TrainExample(
       prompt_ids=prompts,
       prompt_mask=prompts != protocol.PAD,
       completion_ids=completions,
       completion_mask=completions != protocol.PAD,
-      advantages=jnp.asarray(self.data["advantages"]),
+      advantages=jnp.asarray(self.data["advantages"][rows]),
       ref_per_token_logps=None,
-      old_per_token_logps=jnp.asarray(self.data["old_log_probs"]),
+      old_per_token_logps=jnp.asarray(self.data["old_log_probs"][rows]),
     )
-    loss, aux, norm = jax.block_until_ready(self._step(example))
-    jax.block_until_ready(nnx.state(self.model))
-    return {
-      "loss": float(loss),
-      "entropy": float(aux["entropy"]),
-      "gradient_norm": float(norm),
-    }
 
   def _make_step(self):
     """The learner's loss in the trainer's jitted step."""
@@ -128,7 +134,10 @@ class Tunix(protocol.Worker):
         optax.clip_by_global_norm(protocol.CLIP_NORM),
         optax.adamw(protocol.LEARNING_RATE, weight_decay=protocol.WEIGHT_DECAY),
       ),
-      peft_trainer.TrainingConfig(eval_every_n_steps=1_000_000),
+      peft_trainer.TrainingConfig(
+        eval_every_n_steps=1_000_000,
+        gradient_accumulation_steps=self.parts if self.parts > 1 else None,
+      ),
       custom_checkpoint_metadata_fn=dict,
     )
     made.with_loss_fn(loss_fn, has_aux=True)
