@@ -86,7 +86,7 @@ class PeerError(RuntimeError):
 class Peer:
   """A worker process."""
 
-  def __init__(self, name: str, python: str) -> None:
+  def __init__(self, name: str, python: str, **variables: str) -> None:
     self.name = name
     self._log = tempfile.TemporaryFile("w+")
     environment = {
@@ -100,6 +100,7 @@ class Peer:
     # A program that is read is not compiled, and is not always as fast.
     for variable in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):
       environment.pop(variable, None)
+    environment |= variables
     self._process = subprocess.Popen(
       [python, "-m", f"benchmarks.peer_workers.{name}"],
       cwd=ROOT,

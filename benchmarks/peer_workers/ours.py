@@ -147,7 +147,7 @@ class Ours(protocol.Worker):
       self.config, chunk_size=self.shape.chunk_size
     )
     self._forward = jax.jit(
-      lambda params, batch: forward(params, batch).log_probs
+      objective.make_log_probs(forward, num_parts=self.parts)
     )
     self._optimizer = optimizer.make_optimizer(
       optimizer.OptimizerConfig(
