@@ -61,11 +61,12 @@ take by themselves.
   reads all positions too, and computes entropies whether asked for or not.
 - train: one GRPO step on given advantages and old log-probs: clipped ratio, a
   mean over tokens, no KL, entropy as a metric, gradient clipped by its norm,
-  AdamW; activations are kept. The rows pass in as many parts as are fastest for
-  each, of those that were tried. saw_jax: `make_update` with the terms and
+  AdamW; activations are kept. saw_jax: `make_update` with the terms and
   diagnostics that a config has, state donated. Tunix: `grpo_loss_fn` in its
   trainer's jitted step. TRL: the trainer's `compute_loss` and optimizer,
   without gradient checkpointing, which is on by default and slower.
+- forward and train: the rows pass through the model at once or in 8 parts, with
+  the gradients added up, whichever is faster for the peer and the job.
 - generate: sampling at temperature 1 from the whole vocabulary. saw_jax reads a
   prompt once for all samples of its group, and records log-probs. Tunix:
   `VanillaRollout` with a cache of just the length needed, without log-probs,
@@ -297,12 +298,61 @@ def measure_job(
   }, best
 
 
+def choose_parts(
+  peers: dict[str, Peer],
+  jobs: list[str],
+  opening: dict[str, str],
+  given: dict[str, int],
+) -> dict[str, dict[str, int]]:
+  """Finds in how many parts each peer is fastest, and opens it with those.
+
+  Args:
+    peers: the workers.
+    jobs: what is going to be measured.
+    opening: what a worker is opened with.
+    given: parts of a peer for all its jobs, which are not tried.
+
+  Returns:
+    For each peer, the parts of each job.
+  """
+  chosen = {}
+  for name, peer in peers.items():
+    parts = dict.fromkeys(protocol.PARTED, given.get(name, 1))
+    for job in protocol.PARTED:
+      if job not in jobs or name in given:
+        continue
+      seconds = {}
+      for count in protocol.PARTS:
+        peer.ask("open", parts=parts | {job: count}, **opening)
+        try:
+          for _ in range(2):  # compiled, and maybe compiled again
+            peer.ask("run", job=job)
+          seconds[count] = min(
+            peer.ask("run", job=job)["seconds"] for _ in range(2)
+          )
+        except PeerError as error:
+          say(str(error))
+      if seconds:
+        parts[job] = min(seconds, key=seconds.get)
+        say(
+          f"{LABELS[name]}, {TITLES[job]}: "
+          + ", ".join(f"{x:.3f} s in {n} parts" for n, x in seconds.items())
+        )
+    peer.ask("open", parts=parts, **opening)
+    chosen[name] = parts
+  return chosen
+
+
 def measure_memory(
-  python: str, name: str, job: str, opening: dict, parts: dict[str, int]
+  python: str,
+  name: str,
+  job: str,
+  opening: dict[str, str],
+  parts: dict[str, int],
 ) -> dict[str, int]:
   """Runs a job three times in a fresh process. Returns bytes by name."""
   with Peer(name, python) as peer:
-    loaded = peer.ask("open", parts=parts[name], **opening)
+    loaded = peer.ask("open", parts=parts, **opening)
     peer.ask("run", job=job)
     peer.ask("run", job=job)
     whole = peer.ask("memory")["peak"]
@@ -423,8 +473,12 @@ def table(document: dict) -> str:
   lines += [
     f"Shape {document['name']}: "
     + ", ".join(f"{name} {value:,}" for name, value in shape.items())
-    + ". Parts of a train step: "
-    + ", ".join(f"{LABELS[x]} {document['parts'][x]}" for x in peers)
+    + ". Parts of a forward pass and of a train step: "
+    + ", ".join(
+      f"{LABELS[x]} {document['parts'][x]['forward']} and "
+      f"{document['parts'][x]['train']}"
+      for x in peers
+    )
     + ". "
     f"{document['repetitions']} repetitions in turn, medians of ratios; "
     f"{document['void']} voided by the probe. Largest difference of logits and "
@@ -450,10 +504,7 @@ def table(document: dict) -> str:
 
 
 def open_peers(
-  names: list[str],
-  opening: dict[str, str],
-  parts: dict[str, int],
-  scratch: pathlib.Path,
+  names: list[str], opening: dict[str, str], scratch: pathlib.Path
 ) -> tuple[dict[str, Peer], dict[str, str], dict]:
   """Starts workers and keeps those that agree with ours.
 
@@ -470,7 +521,8 @@ def open_peers(
       if name == "ours":
         say("writing weights and batch")
         peer.ask("export", **opening)
-      opened = peer.ask("open", parts=parts[name], **opening)
+      one = dict.fromkeys(protocol.PARTED, 1)
+      opened = peer.ask("open", parts=one, **opening)
       known["versions"][name] = opened["versions"]
       path = scratch / f"{name}.npz"
       peer.ask("check", rows=2, path=str(path))
@@ -566,8 +618,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     type=parts,
     default={},
     metavar="NAME:N,...",
-    help="parts of the rows that a train step takes one after the other; by "
-    "default the fastest that were tried, see peer_workers/protocol.py",
+    help="in how many parts the rows of forward passes and train steps pass "
+    "through the model; by default what is fastest for each",
   )
   parser.add_argument(
     "--out",
@@ -578,7 +630,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   found = parser.parse_args(arguments)
   if found.repetitions < 1:
     parser.error("--repetitions must be at least 1")
-  found.parts = protocol.PARTS[found.shape] | found.parts
   if "ours" not in found.only:
     found.only = ["ours", *found.only]
   return found
@@ -593,7 +644,6 @@ def run(flags: argparse.Namespace) -> dict:
     "name": flags.shape,
     "shape": dataclasses.asdict(shape),
     "repetitions": flags.repetitions,
-    "parts": flags.parts,
     "jobs": {},
     "summary": {},
     "memory": {},
@@ -606,11 +656,10 @@ def run(flags: argparse.Namespace) -> dict:
       "data": str(scratch / "batch.npz"),
       "shape": flags.shape,
     }
-    peers, pythons, known = open_peers(
-      flags.only, opening, flags.parts, scratch
-    )
+    peers, pythons, known = open_peers(flags.only, opening, scratch)
     document |= known
     try:
+      document["parts"] = choose_parts(peers, timed, opening, flags.parts)
       for job in timed:
         measured, best = measure_job(peers, job, flags.repetitions, best)
         document["jobs"][job] = measured
@@ -632,7 +681,9 @@ def run(flags: argparse.Namespace) -> dict:
         document["memory"][job] = {}
         for name, python in pythons.items():
           try:
-            found = measure_memory(python, name, job, opening, flags.parts)
+            found = measure_memory(
+              python, name, job, opening, document["parts"][name]
+            )
           except PeerError as error:
             say(str(error))
             continue

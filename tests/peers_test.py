@@ -107,13 +107,12 @@ class TestFlags:
     assert peers.parse(["--only=trl"]).only == ["ours", "trl"]
     assert peers.parse([]).only == ["ours", "tunix", "trl"]
 
-  def test_parts_are_the_tried_ones_unless_said(self):
-    tried = protocol.PARTS["M"]
-    assert peers.parse([]).parts == tried
-    found = peers.parse(["--parts=tunix:16"]).parts
-    assert found == tried | {"tunix": 16}
-    for parts in protocol.PARTS.values():
-      assert parts.keys() == peers.REQUIREMENTS.keys()
+  def test_parts_are_of_single_peers(self):
+    assert peers.parse([]).parts == {}
+    assert peers.parse(["--parts=tunix:16,trl:2"]).parts == {
+      "tunix": 16,
+      "trl": 2,
+    }
 
   @pytest.mark.parametrize(
     ("flag", "said"),
@@ -131,6 +130,49 @@ class TestFlags:
     assert said in capsys.readouterr().err
 
 
+class FakePeer:
+  """A worker that takes as long as it is told, by job and parts."""
+
+  def __init__(self, seconds):
+    self.seconds, self.parts = seconds, None
+
+  def ask(self, op, *, parts=None, job=None, **_):
+    if op == "open":
+      self.parts = parts
+      return {}
+    seconds = self.seconds[job, self.parts[job]]
+    if seconds is None:
+      raise peers.PeerError("no memory")
+    return {"seconds": seconds}
+
+
+class TestChooseParts:
+  def test_each_job_gets_its_fastest(self):
+    peer = FakePeer(
+      {
+        ("forward", 1): 1.0,
+        ("forward", 8): 2.0,
+        ("train", 1): 5.0,
+        ("train", 8): 4.0,
+      }
+    )
+    found = peers.choose_parts({"ours": peer}, ["forward", "train"], {}, {})
+    assert found == {"ours": {"forward": 1, "train": 8}}
+    assert peer.parts == found["ours"]  # what it is left open with
+
+  def test_what_is_given_or_not_measured_is_not_tried(self):
+    peer = FakePeer({})
+    found = peers.choose_parts({"ours": peer}, ["train"], {}, {"ours": 4})
+    assert found == {"ours": {"forward": 4, "train": 4}}
+    found = peers.choose_parts({"ours": peer}, ["generate"], {}, {})
+    assert found == {"ours": {"forward": 1, "train": 1}}
+
+  def test_parts_that_fail_are_not_chosen(self):
+    peer = FakePeer({("train", 1): None, ("train", 8): 4.0})
+    found = peers.choose_parts({"trl": peer}, ["train"], {}, {})
+    assert found["trl"]["train"] == 8
+
+
 class TestTable:
   def document(self):
     measured = {
@@ -144,7 +186,10 @@ class TestTable:
       "shape": dataclasses.asdict(protocol.SHAPES["S"]),
       "peers": ["ours", "tunix"],
       "repetitions": 2,
-      "parts": {"ours": 4, "tunix": 1},
+      "parts": {
+        "ours": {"forward": 2, "train": 8},
+        "tunix": {"forward": 1, "train": 1},
+      },
       "void": 0,
       "jobs": {"train": measured},
       "summary": {"train": peers.summarise(measured, 3000)},
@@ -171,7 +216,7 @@ class TestTable:
     assert "needs 7 MB" in text and "would be 0 MB" in text
     assert "| saw_jax, layers scanned | 2.0 | 2.1 |" in text
     assert "Tunix 2.0e-06" in text
-    assert "Parts of a train step: saw_jax 4, Tunix 1." in text
+    assert "a train step: saw_jax 2 and 8, Tunix 1 and 1." in text
 
   def test_no_quiet_repetition_is_said(self):
     document = self.document()
@@ -205,7 +250,8 @@ class TestWorker:
     kept = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
     with peers.Peer("ours", sys.executable, **kept) as peer:
       peer.ask("export", **opening)
-      peer.ask("open", **opening)
+      parts = {"forward": 2, "train": 4}
+      peer.ask("open", parts=parts, **opening)
       peer.ask("check", rows=2, path=str(tmp_path / "check.npz"))
       found = np.load(tmp_path / "check.npz")
       assert found["logits"].shape == (2, shape.length, shape.vocab_size)

@@ -38,9 +38,7 @@ class Ours(protocol.Worker):
   def params(self):
     return self._params if self._state is None else self._state.params
 
-  def export(
-    self, directory: str, data: str, shape: str, parts: int = 1
-  ) -> dict:
+  def export(self, directory: str, data: str, shape: str) -> dict:
     """Writes the weights and the batch that all peers read."""
     self.shape = protocol.SHAPES[shape]
     config = decoder_config(self.shape)
@@ -147,7 +145,7 @@ class Ours(protocol.Worker):
       self.config, chunk_size=self.shape.chunk_size
     )
     self._forward = jax.jit(
-      objective.make_log_probs(forward, num_parts=self.parts)
+      objective.make_log_probs(forward, num_parts=self.parts["forward"])
     )
     self._optimizer = optimizer.make_optimizer(
       optimizer.OptimizerConfig(
@@ -161,7 +159,7 @@ class Ours(protocol.Worker):
       update.make_update(
         objective.make_objective(forward, method.terms, method.diagnostics),
         self._optimizer,
-        num_microbatches=self.parts,
+        num_microbatches=self.parts["train"],
       ),
       donate_argnums=0,
     )

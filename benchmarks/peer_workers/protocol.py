@@ -58,13 +58,9 @@ SHAPES = {
   # All logits would be 0.93 GB; a chunk of them is 78 MB.
   "L": Shape(151_936, 128, 2, 4, 2, 32, 512, 4, 4, 32, 96, chunk_size=128),
 }
-# In how many parts the rows of a train step pass through the model, one after
-# the other: for each peer the fastest of those that were tried.
-PARTS = {
-  "S": {"ours": 1, "tunix": 1, "trl": 1},
-  "M": {"ours": 8, "tunix": 1, "trl": 1},
-  "L": {"ours": 1, "tunix": 1, "trl": 1},
-}
+# In how many parts the rows of these jobs may pass through the model, one part
+# after the other: what the driver tries for each peer.
+PARTED, PARTS = ("forward", "train"), (1, 8)
 
 
 def memory() -> dict[str, int]:

@@ -72,7 +72,7 @@ class TRL(protocol.Worker):
       train_dataset=datasets.Dataset.from_dict({"prompt": ["x"]}),
       processing_class=tokenizer,
     )
-    trainer.current_gradient_accumulation_steps = self.parts
+    trainer.current_gradient_accumulation_steps = self.parts["train"]
     return trainer
 
   def logits(self, rows: int) -> np.ndarray:
@@ -88,6 +88,7 @@ class TRL(protocol.Worker):
         tokens,
         torch.ones_like(tokens),
         self.shape.new_tokens,
+        batch_size=self.shape.rows // self.parts["forward"],
       )
     return found.numpy()
 
@@ -98,11 +99,11 @@ class TRL(protocol.Worker):
     trainer = self._trainer
     if self._optimizer is None:
       self._optimizer = trainer.create_optimizer()
-    size = self.shape.prompt_size
+    size, parts = self.shape.prompt_size, self.parts["train"]
     trainer.model.train()
     losses, entropies = [], []
-    for part in range(self.parts):
-      rows = slice(part, None, self.parts)
+    for part in range(parts):
+      rows = slice(part, None, parts)
       tokens = self._tokens()[rows]
       prompts, completions = tokens[:, :size], tokens[:, size:]
       old = np.ascontiguousarray(self.data["old_log_probs"][rows])

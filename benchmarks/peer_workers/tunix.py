@@ -69,15 +69,20 @@ class Tunix(protocol.Worker):
 
   def log_probs(self) -> np.ndarray:
     graphdef, state = nnx.split(self.model)
-    return np.asarray(
+    prompts, completions = self._tokens()
+    size = self.shape.rows // self.parts["forward"]
+    found = [
       common.compute_per_token_logps(
         graphdef,
         state,
-        *self._tokens(),
+        prompts[first : first + size],
+        completions[first : first + size],
         pad_id=protocol.PAD,
         eos_id=protocol.EOS,
       )
-    )
+      for first in range(0, self.shape.rows, size)
+    ]
+    return np.concatenate(jax.device_get(found))
 
   def forward(self) -> dict[str, float]:
     return {"log_prob": float(self.log_probs().mean())}
@@ -85,19 +90,19 @@ class Tunix(protocol.Worker):
   def train(self) -> dict[str, float]:
     if self._step is None:
       self._step = self._make_step()
-    found = []
-    for part in range(self.parts):
+    found, parts = [], self.parts["train"]
+    for part in range(parts):
       loss, aux, norm = self._step(self._example(part))
       found.append((loss, aux["entropy"]))
     jax.block_until_ready((found, nnx.state(self.model)))
     loss, entropy = np.mean(jax.device_get(found), axis=0)
     values = {"loss": float(loss), "entropy": float(entropy)}
     # With several parts it is the norm of one.
-    return values | ({"gradient_norm": float(norm)} if self.parts == 1 else {})
+    return values | ({"gradient_norm": float(norm)} if parts == 1 else {})
 
   def _example(self, part: int) -> common.TrainExample:
     prompts, completions = self._tokens()
-    rows = slice(part, None, self.parts)
+    rows = slice(part, None, self.parts["train"])
     prompts, completions = prompts[rows], completions[rows]
     return common.TrainExample(
       prompt_ids=prompts,
@@ -111,6 +116,7 @@ class Tunix(protocol.Worker):
 
   def _make_step(self):
     """The learner's loss in the trainer's jitted step."""
+    parts = self.parts["train"]
     config = grpo_learner.GRPOConfig(
       num_generations=self.shape.group_size,
       beta=0.0,
@@ -136,7 +142,7 @@ class Tunix(protocol.Worker):
       ),
       peft_trainer.TrainingConfig(
         eval_every_n_steps=1_000_000,
-        gradient_accumulation_steps=self.parts if self.parts > 1 else None,
+        gradient_accumulation_steps=parts if parts > 1 else None,
       ),
       custom_checkpoint_metadata_fn=dict,
     )
