@@ -299,48 +299,45 @@ def measure_job(
 
 
 def choose_parts(
-  peers: dict[str, Peer],
-  jobs: list[str],
-  opening: dict[str, str],
-  given: dict[str, int],
-) -> dict[str, dict[str, int]]:
-  """Finds in how many parts each peer is fastest, and opens it with those.
+  peer: Peer, jobs: list[str], opening: dict[str, str], given: int | None
+) -> dict[str, int]:
+  """Finds in how many parts a peer is fastest, and opens it with those.
 
   Args:
-    peers: the workers.
+    peer: the worker.
     jobs: what is going to be measured.
     opening: what a worker is opened with.
-    given: parts of a peer for all its jobs, which are not tried.
+    given: parts for all its jobs, in place of what is fastest.
 
   Returns:
-    For each peer, the parts of each job.
+    The parts of each job.
+
+  Raises:
+    PeerError: the worker is gone.
   """
-  chosen = {}
-  for name, peer in peers.items():
-    parts = dict.fromkeys(protocol.PARTED, given.get(name, 1))
-    for job in protocol.PARTED:
-      if job not in jobs or name in given:
-        continue
-      seconds = {}
-      for count in protocol.PARTS:
-        peer.ask("open", parts=parts | {job: count}, **opening)
-        try:
-          for _ in range(2):  # compiled, and maybe compiled again
-            peer.ask("run", job=job)
-          seconds[count] = min(
-            peer.ask("run", job=job)["seconds"] for _ in range(2)
-          )
-        except PeerError as error:
-          say(str(error))
-      if seconds:
-        parts[job] = min(seconds, key=seconds.get)
-        say(
-          f"{LABELS[name]}, {TITLES[job]}: "
-          + ", ".join(f"{x:.3f} s in {n} parts" for n, x in seconds.items())
+  parts = dict.fromkeys(protocol.PARTED, given or 1)
+  for job in protocol.PARTED:
+    if job not in jobs or given:
+      continue
+    seconds = {}
+    for count in protocol.PARTS:
+      peer.ask("open", parts=parts | {job: count}, **opening)
+      try:
+        for _ in range(2):  # compiled, and maybe compiled again
+          peer.ask("run", job=job)
+        seconds[count] = min(
+          peer.ask("run", job=job)["seconds"] for _ in range(2)
         )
-    peer.ask("open", parts=parts, **opening)
-    chosen[name] = parts
-  return chosen
+      except PeerError as error:
+        say(str(error))
+    if seconds:
+      parts[job] = min(seconds, key=seconds.get)
+      say(
+        f"{LABELS[peer.name]}, {TITLES[job]}: "
+        + ", ".join(f"{x:.3f} s in {n} parts" for n, x in seconds.items())
+      )
+  peer.ask("open", parts=parts, **opening)
+  return parts
 
 
 def measure_memory(
@@ -596,7 +593,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   def parts(text: str) -> dict[str, int]:
     found = dict(word.split(":") for word in text.split(","))
     names(list(REQUIREMENTS))(",".join(found))
-    return {name: int(count) for name, count in found.items()}
+    counts = {name: int(count) for name, count in found.items()}
+    if min(counts.values()) < 1:
+      raise argparse.ArgumentTypeError("parts must be at least 1")
+    return counts
 
   parser.add_argument(
     "--shape", default="M", choices=list(protocol.SHAPES), help="sizes"
@@ -644,6 +644,7 @@ def run(flags: argparse.Namespace) -> dict:
     "name": flags.shape,
     "shape": dataclasses.asdict(shape),
     "repetitions": flags.repetitions,
+    "parts": {},
     "jobs": {},
     "summary": {},
     "memory": {},
@@ -659,7 +660,18 @@ def run(flags: argparse.Namespace) -> dict:
     peers, pythons, known = open_peers(flags.only, opening, scratch)
     document |= known
     try:
-      document["parts"] = choose_parts(peers, timed, opening, flags.parts)
+      for name, peer in list(peers.items()):
+        try:
+          document["parts"][name] = choose_parts(
+            peer, timed, opening, flags.parts.get(name)
+          )
+        except PeerError as error:
+          if name == "ours":
+            raise
+          say(f"{LABELS[name]} is left out: {error}")
+          document["missing"][name] = str(error)
+          pythons.pop(name)
+          peers.pop(name).close()
       for job in timed:
         measured, best = measure_job(peers, job, flags.repetitions, best)
         document["jobs"][job] = measured

@@ -122,6 +122,7 @@ class TestFlags:
       ("--repetitions=0", "at least 1"),
       ("--shape=XL", "'XL'"),
       ("--parts=ternix:2", "'ternix' is not one of"),
+      ("--parts=tunix:0", "at least 1"),
     ],
   )
   def test_what_there_is_not_is_refused(self, flag, said, capsys):
@@ -132,6 +133,8 @@ class TestFlags:
 
 class FakePeer:
   """A worker that takes as long as it is told, by job and parts."""
+
+  name = "ours"
 
   def __init__(self, seconds):
     self.seconds, self.parts = seconds, None
@@ -156,21 +159,20 @@ class TestChooseParts:
         ("train", 8): 4.0,
       }
     )
-    found = peers.choose_parts({"ours": peer}, ["forward", "train"], {}, {})
-    assert found == {"ours": {"forward": 1, "train": 8}}
-    assert peer.parts == found["ours"]  # what it is left open with
+    found = peers.choose_parts(peer, ["forward", "train"], {}, None)
+    assert found == {"forward": 1, "train": 8}
+    assert peer.parts == found  # what it is left open with
 
   def test_what_is_given_or_not_measured_is_not_tried(self):
     peer = FakePeer({})
-    found = peers.choose_parts({"ours": peer}, ["train"], {}, {"ours": 4})
-    assert found == {"ours": {"forward": 4, "train": 4}}
-    found = peers.choose_parts({"ours": peer}, ["generate"], {}, {})
-    assert found == {"ours": {"forward": 1, "train": 1}}
+    found = peers.choose_parts(peer, ["train"], {}, 4)
+    assert found == peer.parts == {"forward": 4, "train": 4}
+    found = peers.choose_parts(peer, ["generate"], {}, None)
+    assert found == {"forward": 1, "train": 1}
 
   def test_parts_that_fail_are_not_chosen(self):
     peer = FakePeer({("train", 1): None, ("train", 8): 4.0})
-    found = peers.choose_parts({"trl": peer}, ["train"], {}, {})
-    assert found["trl"]["train"] == 8
+    assert peers.choose_parts(peer, ["train"], {}, None)["train"] == 8
 
 
 class TestTable:
