@@ -88,9 +88,11 @@ class Worker:
   numbers by name when it is done. It reads `shape`, `parts` and `data`.
   """
 
-  parts = 1
+  parts = dict.fromkeys(PARTED, 1)
 
-  def open(self, directory: str, data: str, shape: str, parts: int = 1) -> dict:
+  def open(
+    self, directory: str, data: str, shape: str, parts: dict[str, int]
+  ) -> dict:
     self.shape, self.parts = SHAPES[shape], parts
     self.data = dict(np.load(data)) if os.path.exists(data) else {}
     self.load(directory)
