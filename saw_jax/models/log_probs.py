@@ -126,17 +126,18 @@ def _chunked_forward(hidden_CND, head_DV, targets_CN, temperature):
     hidden_ND, targets_N = inputs
     logits_NV = head_logits(hidden_ND, head_DV, temperature)
     top_N = jnp.max(logits_NV, axis=-1)
-    weights_NV = jnp.exp(logits_NV - top_N[:, None])
-    total_N = jnp.sum(weights_NV, axis=-1)
+    total_N = jnp.sum(jnp.exp(logits_NV - top_N[:, None]), axis=-1)
     normalizers_N = top_N + jnp.log(total_N)
-    # H = log Σ exp z - Σ π z, with z taken from the top for accuracy.
-    means_N = (
-      jnp.sum(weights_NV * (logits_NV - top_N[:, None]), axis=-1) / total_N
+    # H = -Σ π log π. An exponential that both sums had in common would be
+    # written out as a whole chunk; this one stays inside its sum.
+    chunk_log_probs_NV = logits_NV - normalizers_N[:, None]
+    entropies_N = -jnp.sum(
+      jnp.exp(chunk_log_probs_NV) * chunk_log_probs_NV, axis=-1
     )
     taken_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
     return None, (
       taken_N - normalizers_N,
-      jnp.log(total_N) - means_N,
+      entropies_N,
       normalizers_N,
     )
 

@@ -105,7 +105,9 @@ class Learner:
         (ROWS,),
       )
     self._log_probs = lift.wrap(
-      lambda params, batch: forward(params, batch).log_probs,
+      objective.make_log_probs(
+        forward, num_parts=loop.num_minibatches * loop.num_microbatches
+      ),
       (STATE, ROWS),
       (ROWS,),
     )

@@ -18,7 +18,7 @@ from saw_jax import losses, reductions, stale_losses, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.training import packing as packing_lib
-from saw_jax.training.batch import TrainBatch
+from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.types import Array, PyTree
 
 
@@ -112,6 +112,36 @@ def make_forward(
     )
 
   return forward
+
+
+def make_log_probs(
+  forward: Forward, *, num_parts: int = 1
+) -> Callable[[PyTree, TrainBatch], Array]:
+  """Makes the recomputation of log-probs, in as many parts as an update has.
+
+  A part's activations are all that is in memory at once, and on a CPU small
+  parts stay in its caches.
+
+  Args:
+    forward: from `make_forward`.
+    num_parts: parts that pass through the model one after the other, a divisor
+      of the rows. A packed batch passes as a whole: its rows are few already.
+
+  Returns:
+    A function `(params, batch) -> log_probs [B, T]`, float32.
+  """
+
+  def log_probs_of(params: PyTree, batch: TrainBatch) -> Array:
+    if num_parts == 1 or batch.packing is not None:
+      return forward(params, batch).log_probs
+    found_KRT = jax.lax.map(
+      lambda part: forward(params, part).log_probs,
+      split_rows(batch, num_parts),
+    )
+    # Part k holds the rows k, k + K, ...
+    return found_KRT.swapaxes(0, 1).reshape(-1, found_KRT.shape[-1])
+
+  return log_probs_of
 
 
 def make_observe(

@@ -111,6 +111,32 @@ class TestMakeForward:
       assert np.abs(leaf).max() > 0, path
 
 
+class TestMakeLogProbs:
+  @pytest.mark.parametrize("num_parts", [1, 2, 3])
+  def test_parts_give_each_row_what_the_whole_gives_it(self, params, num_parts):
+    batch = helpers.batch(rows=6)
+    forward = objective.make_forward(helpers.CONFIG, chunk_size=7)
+    found = jax.jit(objective.make_log_probs(forward, num_parts=num_parts))(
+      params, batch
+    )
+    whole = jax.jit(forward)(params, batch).log_probs
+    mask = batch.completion_mask
+    # The rows differ, so that their order is seen.
+    assert len({float(row[mask[r]].sum()) for r, row in enumerate(whole)}) == 6
+    np.testing.assert_allclose(found[mask], whole[mask], atol=1e-5)
+
+  def test_one_part_is_in_memory_at_a_time(self, params):
+    batch = helpers.batch(rows=6)
+    rows = set()
+
+    def forward(params, part):
+      rows.add(part.tokens.shape[0])
+      return objective.Outputs(*[part.completion_mask.astype(jnp.float32)] * 2)
+
+    objective.make_log_probs(forward, num_parts=3)(params, batch)
+    assert rows == {2}
+
+
 class TestMakeObjective:
   def test_a_coefficient_multiplies_the_numerator_alone(self):
     batch = helpers.batch()
