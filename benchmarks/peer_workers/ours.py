@@ -145,7 +145,10 @@ class Ours(protocol.Worker):
       self.config, chunk_size=self.shape.chunk_size
     )
     self._forward = jax.jit(
-      objective.make_log_probs(forward, num_parts=self.parts["forward"])
+      objective.in_parts(
+        lambda params, batch: forward(params, batch).log_probs,
+        self.parts["forward"],
+      )
     )
     self._optimizer = optimizer.make_optimizer(
       optimizer.OptimizerConfig(

@@ -105,8 +105,9 @@ class Learner:
         (ROWS,),
       )
     self._log_probs = lift.wrap(
-      objective.make_log_probs(
-        forward, num_parts=loop.num_minibatches * loop.num_microbatches
+      objective.in_parts(
+        lambda params, batch: forward(params, batch).log_probs,
+        loop.num_minibatches * loop.num_microbatches,
       ),
       (STATE, ROWS),
       (ROWS,),

@@ -114,34 +114,35 @@ def make_forward(
   return forward
 
 
-def make_log_probs(
-  forward: Forward, *, num_parts: int = 1
-) -> Callable[[PyTree, TrainBatch], Array]:
-  """Makes the recomputation of log-probs, in as many parts as an update has.
+def in_parts(
+  fn: Callable[[PyTree, TrainBatch], PyTree], num_parts: int
+) -> Callable[[PyTree, TrainBatch], PyTree]:
+  """Runs a function of rows on some of them at a time, as an update does.
 
   A part's activations are all that is in memory at once, and on a CPU small
   parts stay in its caches.
 
   Args:
-    forward: from `make_forward`.
-    num_parts: parts that pass through the model one after the other, a divisor
-      of the rows. A packed batch passes as a whole: its rows are few already.
+    fn: `(params, batch) -> arrays [B, ...]`, in which rows do not meet.
+    num_parts: parts that pass one after the other, a divisor of the rows. A
+      packed batch passes as a whole: its rows are few already.
 
   Returns:
-    A function `(params, batch) -> log_probs [B, T]`, float32.
+    A function with the same arguments and results.
   """
 
-  def log_probs_of(params: PyTree, batch: TrainBatch) -> Array:
+  def parted(params: PyTree, batch: TrainBatch) -> PyTree:
     if num_parts == 1 or batch.packing is not None:
-      return forward(params, batch).log_probs
-    found_KRT = jax.lax.map(
-      lambda part: forward(params, part).log_probs,
-      split_rows(batch, num_parts),
+      return fn(params, batch)
+    found = jax.lax.map(
+      functools.partial(fn, params), split_rows(batch, num_parts)
     )
     # Part k holds the rows k, k + K, ...
-    return found_KRT.swapaxes(0, 1).reshape(-1, found_KRT.shape[-1])
+    return jax.tree.map(
+      lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found
+    )
 
-  return log_probs_of
+  return parted
 
 
 def make_observe(

@@ -137,8 +137,11 @@ class Appender:
         outputs.entropies, outputs.log_probs, batch.completion_mask
       )
 
+    loop = experiment.loop
     self._measure = lift.wrap(
-      measure, (parallel.STATE, parallel.ROWS), (parallel.ROWS,)
+      objective.in_parts(measure, loop.num_minibatches * loop.num_microbatches),
+      (parallel.STATE, parallel.ROWS),
+      (parallel.ROWS,),
     )
     self._estimate = lift.wrap(
       step_estimation.make_world_estimate(world, max_return=1.0),

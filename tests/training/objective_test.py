@@ -111,14 +111,13 @@ class TestMakeForward:
       assert np.abs(leaf).max() > 0, path
 
 
-class TestMakeLogProbs:
+class TestInParts:
   @pytest.mark.parametrize("num_parts", [1, 2, 3])
   def test_parts_give_each_row_what_the_whole_gives_it(self, params, num_parts):
     batch = helpers.batch(rows=6)
     forward = objective.make_forward(helpers.CONFIG, chunk_size=7)
-    found = jax.jit(objective.make_log_probs(forward, num_parts=num_parts))(
-      params, batch
-    )
+    log_probs = lambda *args: forward(*args).log_probs  # noqa: E731
+    found = jax.jit(objective.in_parts(log_probs, num_parts))(params, batch)
     whole = jax.jit(forward)(params, batch).log_probs
     mask = batch.completion_mask
     # The rows differ, so that their order is seen.
@@ -133,7 +132,7 @@ class TestMakeLogProbs:
       rows.add(part.tokens.shape[0])
       return objective.Outputs(*[part.completion_mask.astype(jnp.float32)] * 2)
 
-    objective.make_log_probs(forward, num_parts=3)(params, batch)
+    objective.in_parts(forward, 3)(params, batch)
     assert rows == {2}
 
 
