@@ -110,6 +110,15 @@ class TestAverages:
     found = bfcl.averages(["multiple", "multiple"], [1, 0.5])
     assert found == {"multiple": 0.75}
 
+  def test_the_task_averages_what_is_bfcls(self):
+    task = tool_calling.ToolCallingTask()
+    mixed = [*task.examples("test")[:1], example(), example("multiple")]
+    assert task.averages(mixed, [1.0, 0.25, 0.5]) == {
+      "simple_python": 0.25,
+      "multiple": 0.5,
+    }
+    assert task.averages(mixed[:1], [1.0]) == {}
+
 
 class TestPrompts:
   def frame(self):
