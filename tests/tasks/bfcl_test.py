@@ -326,7 +326,9 @@ class TestChecker:
       assert bfcl.is_right(e, write(*reversed(pairs)))
 
   def test_what_makes_the_checker_raise_is_wrong(self, package):
-    answers = [{"f": {"x": [[{"a": [1]}]]}}]
+    # An argument that may be left out: then items of any type get through to
+    # where the checker takes them for dictionaries.
+    answers = [{"f": {"x": [[{"a": [1]}], ""]}}]
     kind = {"type": "array", "items": {"type": "dict"}}
     function = {
       "name": "f",
@@ -336,6 +338,9 @@ class TestChecker:
     asked = example(answers=answers)
     asked.meta["functions"][:] = [function]
     assert bfcl.is_right(asked, write(("f", {"x": [{"a": 1}]})))
+    calls = [{"f": {"x": [3]}}]
+    with pytest.raises(AttributeError):
+      bfcl._checker()([function], calls, answers, "simple_python")
     assert not bfcl.is_right(asked, write(("f", {"x": [3]})))
 
   def test_the_table_of_models_is_not_loaded(self, by_category):
