@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick parity engines bench lint format clean
+.PHONY: help demo test quick parity engines adapters bfcl bench lint format clean
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -49,6 +49,16 @@ parity: $(VENV)/.installed-parity  ## compare models with transformers on torch,
 engines: $(VENV)/.installed-engines  ## play the household against ALFWorld, and TextWorld's games; needs Java
 	$(LAUNCH) $(PY) -m pytest tests/engines_test.py
 
+# An environment for each, as what they need need not go together.
+PEERS := .cache/peers
+
+adapters: $(PEERS)/trl/.installed $(PEERS)/tunix/.installed  ## train by our methods in TRL's and Tunix's own trainers
+	$(LAUNCH) $(PEERS)/trl/bin/python -m pytest tests/integrations/trl_test.py
+	$(LAUNCH) $(PEERS)/tunix/bin/python -m pytest tests/integrations/tunix_test.py
+
+bfcl: $(PEERS)/bfcl/.installed  ## score gold and damaged answers by the checker of BFCL
+	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/bfcl_test.py
+
 bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || \
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
@@ -77,6 +87,25 @@ $(VENV)/.installed-parity: $(VENV)/.installed-test
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
 	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[alfworld,textworld]"
+	@touch $@
+
+# The same, each with pytest and one host in an environment of its own.
+$(PEERS)/trl/.installed: setup.py pyproject.toml
+	$(MAKE) VENV=$(PEERS)/trl $(PEERS)/trl/.installed-test
+	$(PEERS)/trl/bin/python -m pip install --disable-pip-version-check --quiet "torch==2.13.0+cpu"
+	$(PEERS)/trl/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[trl]"
+	@touch $@
+
+$(PEERS)/tunix/.installed: setup.py pyproject.toml
+	$(MAKE) VENV=$(PEERS)/tunix $(PEERS)/tunix/.installed-test
+	$(PEERS)/tunix/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[tunix]"
+	@touch $@
+
+# Without its requirements: an older NumPy, and clients that its checker does
+# not need.
+$(PEERS)/bfcl/.installed: setup.py pyproject.toml
+	$(MAKE) VENV=$(PEERS)/bfcl $(PEERS)/bfcl/.installed-test
+	$(PEERS)/bfcl/bin/python -m pip install --disable-pip-version-check --quiet --no-deps "bfcl-eval==2026.3.23"
 	@touch $@
 
 # An environment with one extra in it. The stamp is written last, so that an

@@ -59,6 +59,10 @@ _JUDGE = ["httpx>=0.27,<1"]
 # them. TextWorld-Express needs Java.
 _ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8"]
 _TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
+# Hosts of `saw_jax.integrations`, and what was tried of each: they override
+# methods of its trainers, so that another minor release is another host.
+_TRL = ["trl>=1.16,<1.17", "transformers>=5,<6"]
+_TUNIX = ["google-tunix==0.1.7"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
 _TEST = [
   "pytest>=8.3,<10",
@@ -104,6 +108,11 @@ _EXTRAS = {
   # Real engines of text games; `make engines` tests them.
   "alfworld": _ALFWORLD,
   "textworld": _TEXTWORLD,
+  # Our weightings, advantages and losses in other libraries' trainers;
+  # `make adapters` tests them. TRL needs torch: install the build that the
+  # machine needs first.
+  "trl": _TRL + ["torch>=2.8"],
+  "tunix": _TUNIX,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # The page on which a person answers questions for labels.

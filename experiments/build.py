@@ -89,20 +89,7 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
       "rollout.max_new_tokens together): say at least that, or 0 to not pack"
     )
   minima = np.array([c.minimum for c in task.components], np.float32)
-  algorithm = dict(values["algorithm"])
-  method = algorithms.make_method(
-    section(
-      algorithms.AlgorithmConfig,
-      {
-        **algorithm,
-        "kl": section(algorithms.KLConfig, algorithm["kl"]),
-        "world_model": section(
-          algorithms.WorldModelConfig, algorithm["world_model"]
-        ),
-      },
-    ),
-    minima,
-  )
+  method = algorithms.make_method(make_algorithm(values["algorithm"]), minima)
   experiment = experiment_lib.Experiment(
     task=task,
     tokenizer=tokenizer,
@@ -137,6 +124,30 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     )
   # Last, since it can take minutes: all that is wrong has been said by now.
   return experiment._replace(params=make_params(config, experiment, source))
+
+
+def make_algorithm(values: Mapping[str, Any]) -> algorithms.AlgorithmConfig:
+  """Types the section of a config that names a method.
+
+  Args:
+    values: `config.algorithm` as a dictionary.
+
+  Returns:
+    The names and their options; also what `integrations.hosted` takes.
+
+  Raises:
+    TypeError: an unknown key.
+  """
+  return section(
+    algorithms.AlgorithmConfig,
+    {
+      **values,
+      "kl": section(algorithms.KLConfig, values["kl"]),
+      "world_model": section(
+        algorithms.WorldModelConfig, values["world_model"]
+      ),
+    },
+  )
 
 
 def check_task(experiment: experiment_lib.Experiment) -> None:

@@ -5,7 +5,12 @@
 Prints greedy and sampled scores of every seed with 95 % intervals over
 examples, and writes them to evaluation.json in the run directory; with
 --checkpoint=start, those of the policy before training, and writes them to
-evaluation_start.json.
+evaluation_start.json. --split names another split or a benchmark of the task,
+whose scores are written to a file of that name, and do not enter a table:
+
+  python experiments/evaluate.py --workdir=RUN --split=bfcl --examples=5000
+
+writes evaluation_bfcl.json.
 """
 
 import json
@@ -29,6 +34,14 @@ _SAMPLES = flags.DEFINE_integer(
   "samples", None, "Samples per example; the config's by default.", 1
 )
 _SPLIT = flags.DEFINE_string("split", None, "Split; the config's by default.")
+
+
+def averages(task, options, right) -> dict[str, float]:
+  """What a benchmark averages in a way of its own, such as by category."""
+  if not hasattr(task, "averages"):
+    return {}
+  examples = task.examples(options.split)[: len(right)]
+  return task.averages(examples, right)
 
 
 def main() -> int:
@@ -77,9 +90,16 @@ def main() -> int:
           f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
           f"  over {len(per_example)} examples"
         )
+      found = averages(experiment.task, config.evaluation, figures["right"])
+      if found:
+        entry[f"{mode}_averages"] = found
+      for name, value in found.items():
+        print(f"  {name:<28} {value:7.3f}")
     document["seeds"].append(entry)
-  name = "evaluation_start.json" if is_start else "evaluation.json"
-  path = workdir / name
+  name = "evaluation_start" if is_start else "evaluation"
+  if _SPLIT.value is not None:
+    name += f"_{_SPLIT.value}"
+  path = workdir / f"{name}.json"
   path.write_text(json.dumps(document, indent=2) + "\n")
   print(f"written to {path}")
   return 0

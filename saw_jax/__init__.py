@@ -13,6 +13,7 @@ __all__ = [
   "advantages",
   "algorithms",
   "hub_tokenizer",
+  "integrations",
   "labels",
   "losses",
   "models",

@@ -65,7 +65,8 @@ ROOMS = {
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
-      ["alfworld", "bm25s", "gguf", "httpx", "jinja2", "math_verify", "py4j"]
+      ["alfworld", "bfcl_eval", "bm25s", "gguf", "httpx", "jinja2"]
+      + ["math_verify", "py4j"]
       + ["pyarrow", "reasoning_gym", "rouge_score", "starlette", "textworld"]
       + ["textworld_express", "tokenizers", "uvicorn"]
     ),
@@ -87,6 +88,12 @@ ROOMS = {
     modules=("algorithms",),
     rooms=("mathematics", "models", "rollout", "tasks", "training", "edges"),
     packages=frozenset(["jax", "flax", "numpy"]),
+  ),
+  "integrations": Room(
+    modules=("integrations",),
+    rooms=("mathematics", "rollout", "training", "edges", "integrations"),
+    packages=frozenset(["jax", "flax", "numpy"]),
+    optional=frozenset(["torch", "trl", "tunix"]),
   ),
   "configs": Room(modules=()),
 }
@@ -305,6 +312,10 @@ class TestTheChecker:
       ("saw_jax.reporting.plots", "import matplotlib"),
       ("saw_jax.reporting.runs", "from saw_jax.training import metrics"),
       ("saw_jax.algorithms", "import ml_collections"),
+      ("saw_jax.algorithms", "from saw_jax.integrations import hosted"),
+      ("saw_jax.training.update", "def f():\n  import torch"),
+      ("saw_jax.integrations.trl", "import torch"),
+      ("saw_jax.integrations.hosted", "from saw_jax.tasks import base"),
       ("saw_jax.algorithms", "from saw_jax import nowhere"),
     ],
   )
@@ -323,6 +334,8 @@ class TestTheChecker:
       ("saw_jax.labels.probes", "import flax.linen as nn"),
       ("saw_jax.training.sync_loop", "from saw_jax.tasks import grading"),
       ("saw_jax.reporting.plots", "def f():\n  import matplotlib"),
+      ("saw_jax.integrations.trl", "def f():\n  import torch"),
+      ("saw_jax.integrations.tunix", "def f():\n  from tunix.rl import common"),
       ("saw_jax.reporting.plots", "if TYPE_CHECKING:\n  import matplotlib"),
     ],
   )

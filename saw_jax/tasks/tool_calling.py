@@ -16,6 +16,7 @@ from typing import Any
 
 from saw_jax.tasks import (
   base,
+  bfcl,
   row_files,
   tool_answers,
   tool_catalogue,
@@ -88,11 +89,13 @@ class ToolCallingTask(base.Splits):
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """Names of the splits."""
-    return ("train", "test")
+    """Names of the splits; those of BFCL need its package."""
+    return ("train", "test", *bfcl.SPLITS)
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     """Returns (correctness, format) of a completion."""
+    if example.key >= bfcl.FIRST_KEY:
+      return bfcl.score(example, completion)
     answer = extract_completion(completion)
     reference = example.reference
     is_formatted = format_reward(answer, reference)
@@ -167,11 +170,34 @@ class ToolCallingTask(base.Splits):
 
   def gold_completion(self, example: base.Example) -> str:
     """Returns a completion that is right."""
+    if example.key >= bfcl.FIRST_KEY:
+      return bfcl.gold_completion(example)
     return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
     """Returns what the right answer scores: correctness is 0 without a call."""
+    if example.key >= bfcl.FIRST_KEY:
+      return (3.0, 1.0)
     return (3.0 if tool_rewards.CALL in example.reference else 0.0, 1.0)
+
+  def averages(
+    self, examples: Sequence[base.Example], right: Sequence[float]
+  ) -> dict[str, float]:
+    """Averages an evaluation on BFCL by category, and as BFCL does.
+
+    Args:
+      examples: what was evaluated.
+      right: the share of right answers to each, from 0 to 1.
+
+    Returns:
+      See `bfcl.averages`; nothing for other splits.
+    """
+    pairs = [
+      (example.meta["category"], value)
+      for example, value in zip(examples, right, strict=True)
+      if example.key >= bfcl.FIRST_KEY
+    ]
+    return bfcl.averages(*zip(*pairs, strict=True)) if pairs else {}
 
   def demonstrations(
     self, count: int, *, seed: int, format_rate: float, call_rate: float
@@ -213,6 +239,11 @@ class ToolCallingTask(base.Splits):
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
     paths = {"train": config.train_path, "test": config.test_path}
+    if split in bfcl.SPLITS:
+      # In the words of the files that the policy was trained on.
+      trained = next((path for path in paths.values() if path), None)
+      frame = trained and bfcl.find_frame(read_examples(trained)[0])
+      return bfcl.read_split(split, frame=frame)
     if not any(paths.values()):
       sizes = {"train": config.num_train, "test": config.num_test}
       make = functools.partial(_generate, config, split)

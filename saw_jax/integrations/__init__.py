@@ -1,0 +1,1 @@
+"""Weightings, advantages and losses inside other libraries' trainers."""

@@ -1,0 +1,251 @@
+"""A row of a config as the functions that another library's trainer calls.
+
+What a host has are rewards of a batch, log-probs of its own model and a mask;
+what it gets are advantages and a loss. All three are computed by the functions
+that our own loops use, made by `algorithms.make_method` of the same names.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax import advantages as advantages_lib
+from saw_jax import algorithms, reductions
+from saw_jax.rollout import transcript
+from saw_jax.training import batch as batch_lib
+from saw_jax.training import estimation
+from saw_jax.training import objective as objective_lib
+from saw_jax.types import Array
+
+# (rewards [P * G, M], *, group_size, lengths [P * G]) -> advantages, statistics
+Estimate = Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
+# (log_probs, entropies, advantages, mask, *, old, behave, ref) -> terms, logged
+Terms = Callable[
+  ...,
+  tuple[
+    dict[str, reductions.Ratio],
+    dict[str, reductions.Ratio | reductions.Maximum],
+  ],
+]
+
+
+class Hosted(NamedTuple):
+  """What a host calls, and what it has to record for it.
+
+  `estimate(rewards, *, group_size, lengths=None)` runs on the host's own arrays
+  between two updates; `terms(log_probs, entropies, advantages, completion_mask,
+  *, old_log_probs=None, behave_log_probs=None, ref_log_probs=None)` is a pure
+  function that JAX differentiates, see `make_hosted`.
+  """
+
+  estimate: Estimate
+  terms: Terms
+  num_components: int  # M
+  kl_coefficient: float  # 0 without a KL term, which needs `ref_log_probs`
+  needs_lengths: bool  # by the advantage's whitening
+  needs_behave: bool  # the sampler's log-probs, by the loss
+
+
+def make_hosted(
+  config: algorithms.AlgorithmConfig, *, minima: Sequence[float]
+) -> Hosted:
+  """Turns the names of a method into what a host calls.
+
+  A reward that is NaN was not scored: a mask that weights and advantages obey,
+  and no 0. Log-probs are of the taken tokens and of any float type; what the
+  mask excludes is never read, so that it may be anything. Without
+  `old_log_probs` the update is the first on its rollout, and the ratio is 1.
+
+  Args:
+    config: the names and their options, as in `config.algorithm`.
+    minima: least value that each reward component can take, in the order in
+      which the host has its reward functions; SAW's weights read them.
+
+  Returns:
+    `estimate`, which gives advantages `[P * G]` with their gradient stopped and
+    statistics by name (`weight`, `mean`, `std`, `cv`: `[M]`); and `terms`, from
+    arrays `[B, T]` and advantages `[B]` or `[B, T]` to the terms of the loss,
+    multiplied by their coefficients, and what is only logged. Gradient flows to
+    log-probs and entropies.
+
+  Raises:
+    KeyError: an unknown name.
+    TypeError: an unknown option.
+    ValueError: a method that needs more than a host has.
+  """
+  minima = np.asarray(minima, np.float32)
+  if minima.ndim != 1 or not minima.size:
+    raise ValueError(
+      "minima are one number for each reward function, not an array of shape "
+      f"{minima.shape}"
+    )
+  method = algorithms.make_method(config, minima)
+  if method.per_step:
+    raise ValueError(
+      f"advantage {config.advantage!r} is of the steps of episodes, and a host "
+      f"has single answers: {', '.join(algorithms.ADVANTAGES)}"
+    )
+  if method.weights is None:
+    raise ValueError(
+      "weights 'gradient' take a backward pass for each component, which no "
+      "host makes: use another weighting, or our own loop"
+    )
+  if method.kl_in_reward is not None:
+    raise ValueError(
+      "a host has its log-probs after its rewards, so that KL in the reward "
+      "has no place there: use kl.placement='loss'"
+    )
+  compute = jax.jit(
+    estimation.make_estimate(method.advantage, method.weights, minima=minima)
+  )
+  objective = objective_lib.make_objective(
+    lambda outputs, batch: outputs, method.terms, method.diagnostics
+  )
+
+  def estimate(
+    rewards: np.ndarray,
+    *,
+    group_size: int,
+    lengths: np.ndarray | None = None,
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rewards = np.asarray(rewards, np.float32)
+    check_rewards(rewards, group_size, minima.size)
+    scored = ~np.isnan(rewards)
+    groups = (-1, group_size)
+    estimated, statistics = compute(
+      np.where(scored, rewards, 0).reshape(*groups, minima.size),
+      scored.reshape(*groups, minima.size),
+      None if lengths is None else np.asarray(lengths).reshape(groups),
+      None,
+      None,
+    )
+    return np.asarray(estimated).reshape(-1), {
+      name: np.asarray(value) for name, value in statistics.items()
+    }
+
+  def terms(
+    log_probs: Array,
+    entropies: Array,
+    advantages: Array,
+    completion_mask: Array,
+    *,
+    old_log_probs: Array | None = None,
+    behave_log_probs: Array | None = None,
+    ref_log_probs: Array | None = None,
+  ):
+    mask = jnp.asarray(completion_mask, bool)
+    return objective(
+      objective_lib.Outputs(log_probs=log_probs, entropies=entropies),
+      batch_lib.TrainBatch(
+        # The terms of single answers read the mask, never the tokens.
+        tokens=jnp.zeros(mask.shape, jnp.int32),
+        roles=jnp.where(mask, transcript.POLICY, transcript.PAD),
+        starts=jnp.zeros(mask.shape[:1], jnp.int32),
+        advantages=advantages,
+        old_log_probs=old_log_probs,
+        behave_log_probs=behave_log_probs,
+        ref_log_probs=ref_log_probs,
+      ),
+    )
+
+  kl = method.terms.get("kl")
+  return Hosted(
+    estimate=estimate,
+    terms=terms,
+    num_components=minima.size,
+    kl_coefficient=0.0 if kl is None else kl.coefficient,
+    needs_lengths=_whitens_by_tokens(method.advantage),
+    needs_behave=method.needs_behave,
+  )
+
+
+def denominators(
+  hosted: Hosted, advantages: Array, completion_mask: Array
+) -> dict[str, Array]:
+  """Counts what a whole batch divides by, before it is cut into parts.
+
+  A denominator does not depend on the policy, so that any log-probs will do.
+
+  Args:
+    hosted: the method.
+    advantages: one a response. Shape `[B]`.
+    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
+
+  Returns:
+    A number for each term. No gradient.
+  """
+  zeros = jnp.zeros(completion_mask.shape, jnp.float32)
+  terms, _ = hosted.terms(
+    zeros,
+    zeros,
+    advantages,
+    completion_mask,
+    old_log_probs=zeros,
+    behave_log_probs=zeros,
+    ref_log_probs=zeros,
+  )
+  return {name: term.denominator for name, term in terms.items()}
+
+
+def total_loss(
+  terms: Mapping[str, reductions.Ratio],
+  counts: Mapping[str, Array] | None = None,
+) -> Array:
+  """Divides the terms of a batch, or of a part of it, and adds them up.
+
+  Args:
+    terms: of the part at hand, as `Hosted.terms` returns them.
+    counts: what the whole batch divides by, see `denominators`: the losses of
+      its parts then add up to that of the whole. `None`: the part is all there
+      is.
+
+  Returns:
+    What is minimised. Gradient flows.
+  """
+  if counts is None:
+    return sum(term.value() for term in terms.values())
+  return sum(
+    reductions.divide(term.numerator, counts[name])
+    for name, term in terms.items()
+  )
+
+
+def check_rewards(
+  rewards: np.ndarray, group_size: int, num_components: int
+) -> None:
+  """Refuses rewards that are no matrix of whole groups (R1).
+
+  Args:
+    rewards: what a host gives; NaN where a response was not scored.
+    group_size: responses per prompt, `G`.
+    num_components: reward functions, `M`.
+
+  Raises:
+    ValueError: another shape, or an infinite reward.
+  """
+  if rewards.ndim != 2 or rewards.shape[1] != num_components:
+    raise ValueError(
+      f"rewards have the shape {rewards.shape}, but the method was made for a "
+      f"row for each response and {num_components} components: give as many "
+      "minima as there are reward functions"
+    )
+  if rewards.shape[0] % group_size:
+    raise ValueError(
+      f"{rewards.shape[0]} responses are no whole groups of {group_size}"
+    )
+  if np.isinf(rewards).any():
+    row, component = np.argwhere(np.isinf(rewards))[0]
+    raise ValueError(
+      f"component {component} of response {row} is {rewards[row, component]}: "
+      "a reward is finite, or NaN where there is none"
+    )
+
+
+def _whitens_by_tokens(advantage: Callable) -> bool:
+  """Whether an estimator weighs responses by their lengths."""
+  option = inspect.signature(advantage).parameters.get("whiten")
+  return option is not None and option.default is advantages_lib.token_whiten
