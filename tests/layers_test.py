@@ -102,6 +102,7 @@ ROOMS = {
 # and a report have the same formulas for scores of several samples.
 ALSO = {
   "saw_jax.training.agents": ("tasks",),
+  "saw_jax.training.answers": ("tasks",),
   "saw_jax.training.episode_evaluation": ("tasks",),
   "saw_jax.training.episode_source": ("tasks",),
   "saw_jax.training.evaluation": ("tasks", "reporting"),
@@ -111,6 +112,7 @@ ALSO = {
   "saw_jax.training.groups": ("tasks",),
   "saw_jax.training.labelling": ("tasks",),
   "saw_jax.training.learner": ("tasks",),
+  "saw_jax.training.observations": ("tasks",),
   "saw_jax.training.sync_loop": ("tasks",),
 }
 # Modules that may import a package beside their room's row: a probe is a small

@@ -89,6 +89,11 @@ def make_hosted(
       f"advantage {config.advantage!r} is of the steps of episodes, and a host "
       f"has single answers: {', '.join(algorithms.ADVANTAGES)}"
     )
+  if method.world is not None:
+    raise ValueError(
+      "a world model learns from observations behind the responses, which no "
+      "host lays out: world_model.loss has to be 'none'"
+    )
   if method.weights is None:
     raise ValueError(
       "weights 'gradient' take a backward pass for each component, which no "

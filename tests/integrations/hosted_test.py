@@ -229,7 +229,7 @@ class TestRefusals:
       ),
       (
         AlgorithmConfig(world_model=WorldModelConfig(loss="cross_entropy")),
-        "steps of episodes",
+        "observations behind the responses",
       ),
     ],
   )
