@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick parity engines adapters bfcl bench lint format clean
+.PHONY: help demo test quick parity engines adapters bfcl bench lint format clean tables notebooks docs
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -29,19 +29,25 @@ PYTEST_FLAGS ?= -n 2 --dist worksteal --durations=30
 LAUNCH ?=
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' \
 	  $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo  ## train two small policies and draw the comparison, in minutes
 	$(LAUNCH) $(PY) $(DEMO_JOB)
 
-test: $(VENV)/.installed-test  ## check format and lint, then run every test, slow ones last
+tables: $(VENV)/.installed-tables  ## make every table of the scale `tiny` from nothing; goes on where it was
+	$(LAUNCH) $(PY) experiments/reproduce.py --all --scale=tiny --seeds=5
+
+test: $(VENV)/.installed-test  ## check format and lint, then run every test and notebook, slow ones last
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS)
+	$(LAUNCH) $(PY) -m pytest --nbmake $(PYTEST_FLAGS)
 
 quick: $(VENV)/.installed-test  ## run the tests that are not marked slow
 	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS) -m "not slow"
+
+notebooks: $(VENV)/.installed-notebooks  ## run the notebooks and write what they print and draw into them
+	$(LAUNCH) $(PY) experiments/run_notebooks.py notebooks/*.ipynb
 
 parity: $(VENV)/.installed-parity  ## compare models with transformers on torch, CPU only
 	$(LAUNCH) $(PY) -m pytest tests/parity_test.py
@@ -63,6 +69,10 @@ bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || \
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
 	set -e; for file in benchmarks/*.py; do $(LAUNCH) $(PY) $$file; done
+
+docs: $(VENV)/.installed-docs  ## write the pages of the API to .cache/docs
+	$(PY) -m pdoc --docformat google --output-directory .cache/docs saw_jax
+	@echo "open .cache/docs/index.html"
 
 lint: $(VENV)/.installed-test  ## check format and lint, and change nothing
 	$(PY) -m ruff format --check .

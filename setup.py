@@ -64,6 +64,10 @@ _TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
 _TRL = ["trl>=1.16,<1.17", "transformers>=5,<6"]
 _TUNIX = ["google-tunix==0.1.7"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
+# Notebooks: a kernel, and what runs them as tests.
+_NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
+# Pages of the API, made from docstrings.
+_DOCS = ["pdoc>=15,<17"]
 _TEST = [
   "pytest>=8.3,<10",
   "pytest-xdist>=3.6,<4",
@@ -117,11 +121,14 @@ _EXTRAS = {
   "report": _REPORT,
   # The page on which a person answers questions for labels.
   "annotate": _ANNOTATE,
+  "notebooks": _NOTEBOOKS + _REPORT,
+  "docs": _DOCS,
   # Two more places to send metrics to.
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "wandb": ["wandb>=0.18,<1"],
-  # What `make demo`, `make test` and a developer install.
+  # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,
+  "tables": _REPORT + _HF + _SEARCH + _SUMMARIES,
   "test": _TEST
   + _REPORT
   + _HF
@@ -131,7 +138,9 @@ _EXTRAS = {
   + _ANNOTATE
   + _SEARCH
   + _SUMMARIES
-  + _JUDGE,
+  + _JUDGE
+  + _NOTEBOOKS
+  + _DOCS,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 

@@ -5,6 +5,12 @@
 Runs every row with all its seeds as one program, unless its run directory says
 that it has finished; killed, it goes on where it was. Then it writes runs.csv,
 curves.csv, table.md, table.csv and pictures to results/<table>/<scale>/.
+
+  python experiments/reproduce.py --list
+  python experiments/reproduce.py --all --scale=tiny
+
+The first lists the tables, what each needs, and what of that is missing here;
+the second makes all that can run here (`make tables`).
 """
 
 import importlib
@@ -12,14 +18,19 @@ import json
 import logging
 import pathlib
 import sys
+import time
 
 import numpy as np
 from absl import flags
 
-from experiments import command_line
+from experiments import all_tables, catalogue, command_line
 
 _TABLE = flags.DEFINE_string(
-  "table", None, "A file in configs/, as saw/tool_calling.", required=True
+  "table", None, "A file in configs/, as saw/tool_calling."
+)
+_LIST = flags.DEFINE_bool("list", False, "List the tables, and run nothing.")
+_ALL = flags.DEFINE_bool(
+  "all", False, "Every table that has the scale and can run here."
 )
 _SCALE = flags.DEFINE_string("scale", "tiny", "tiny, small or paper.")
 _ROWS = flags.DEFINE_list("rows", [], "Rows of the table; all by default.")
@@ -40,8 +51,41 @@ _DEMO_STEPS = 60
 
 def main() -> int:
   with command_line.checking_input():
-    module = _module(_TABLE.value)
-    rows = _ROWS.value or list(getattr(module, "RUNS", module.ROWS))
+    if sum((bool(_TABLE.value), _LIST.value, _ALL.value)) != 1:
+      raise ValueError("give one of --table=NAME, --all and --list")
+    if _ALL.value:
+      for flag in (_ROWS, _STEPS, _CHECKPOINT, _OUT, _DEMO):
+        if flag.value:
+          raise ValueError(f"--{flag.name} is of one table: give --table=NAME")
+      jobs = all_tables.plan(_SCALE.value, _SEEDS.value, _RUNS.value, "results")
+    if _LIST.value:
+      print(catalogue.listing())
+      return 0
+  if _ALL.value:
+    return all_tables.run(jobs, _command_for)
+  try:
+    return _reproduce()
+  except KeyboardInterrupt:
+    # Between two runs, or twice: what was saved before is there.
+    print(f"stopped; the same command goes on:\n  python {_command()}")
+    return command_line.INTERRUPTED
+
+
+def _command_for(table: str) -> list[str]:
+  return [
+    sys.executable,
+    str(pathlib.Path(__file__).resolve()),
+    f"--table={table}",
+    f"--scale={_SCALE.value}",
+    f"--seeds={_SEEDS.value}",
+    f"--runs={_RUNS.value}",
+  ]
+
+
+def _reproduce() -> int:
+  with command_line.checking_input():
+    module = catalogue.load(_TABLE.value)
+    rows = _ROWS.value or catalogue.rows(module)
     # Before anything runs: a typo in one row must not cost the others.
     configs = {row: _config(module, row) for row in rows}
     report = _report(module)
@@ -54,15 +98,25 @@ def main() -> int:
 
   seeds = list(range(_SEEDS.value))
   directories = {row: runs / f"{row}_seeds_{len(seeds)}" for row in rows}
-  for number, row in enumerate(rows, 1):
-    if (directories[row] / "final.json").exists():
+  todo = [row for row in rows if not (directories[row] / "final.json").exists()]
+  for row in rows:
+    if row not in todo:
       logging.info("row %s: finished before, %s", row, directories[row])
-      continue
-    logging.info("row %s (%d of %d)", row, number, len(rows))
+  took = []
+  for number, row in enumerate(todo):
+    logging.info(
+      "row %s (%d of %d to do)%s",
+      row,
+      number + 1,
+      len(todo),
+      _estimate(took, len(todo) - number),
+    )
+    start = time.monotonic()
     status = _run(configs[row], seeds, directories[row])
     if status:
       print(f"stopped; the same command goes on:\n  python {_command()}")
       return status
+    took.append(time.monotonic() - start)
   if report is not None:
     report.write(
       module, directories, out, scale=_SCALE.value, command=_command()
@@ -74,34 +128,22 @@ def main() -> int:
   return 0
 
 
+def _estimate(took: list[float], count: int) -> str:
+  """How long the rows that are left take, if they are like those before."""
+  if not took:
+    return ""
+  seconds = count * sum(took) / len(took)
+  return f"; about {all_tables.duration(seconds)} for what is left"
+
+
 def _report(module):
   """What writes a table down, where that is not done here."""
   name = getattr(module, "REPORT", None)
   return importlib.import_module(f"experiments.{name}") if name else None
 
 
-def _module(table: str):
-  path = pathlib.Path(__file__).resolve().parent.parent / "configs"
-  known = sorted(
-    str(file.relative_to(path).with_suffix(""))
-    for file in path.glob("*/*.py")
-    if file.stem != "__init__"
-  )
-  if table not in known:
-    from saw_jax.tasks.base import nearest
-
-    raise ValueError(f"no table {table!r}: {nearest(table, known)}")
-  return importlib.import_module("configs." + table.replace("/", "."))
-
-
 def _config(module, row: str):
-  runs = getattr(module, "RUNS", None)  # of a table that sweeps something
-  if runs is not None and row not in runs:
-    from saw_jax.tasks.base import nearest
-
-    raise ValueError(f"no run {row!r}: {nearest(row, list(runs))}")
-  argument = runs[row][-1] if runs else f"row={row}"
-  config = module.get_config(f"{argument},scale={_SCALE.value}")
+  config = catalogue.config(module, row, _SCALE.value)
   if _STEPS.value is not None or _DEMO.value:
     config.loop.num_steps = _STEPS.value or _DEMO_STEPS
   if _CHECKPOINT.value is not None:

@@ -10,7 +10,6 @@ checkpoint.
 import pathlib
 
 import ml_collections
-import numpy as np
 from absl import flags
 
 from experiments import command_line
@@ -28,7 +27,7 @@ def main() -> int:
   from experiments import build
   from saw_jax.reporting import transcripts
   from saw_jax.training import experiment as experiment_lib
-  from saw_jax.training import rollouts, run_directory
+  from saw_jax.training import run_directory
 
   workdir = pathlib.Path(_WORKDIR.value)
   values = run_directory.read_run(workdir)["config"]
@@ -37,45 +36,18 @@ def main() -> int:
     experiment = build.build(ml_collections.ConfigDict(values))
     if not experiment.method.per_step:
       raise ValueError(f"{workdir} is not a run of episodes")
-  lift, found = experiment_lib.restore(experiment, len(seeds), workdir)
-  encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
-  evaluator = experiment_lib.make_evaluator(experiment, lift, encoder)
-  with experiment_lib.open_workers(experiment) as pool:
-    played = evaluator.play(
-      _MODE.value, found.state.params, pool, num_seeds=len(seeds)
-    )
-  returns = played.returns[0].reshape(-1)
-  episodes = []
-  for name, right in (("Won", True), ("Lost", False)):
-    chosen = np.flatnonzero((returns >= experiment.task.max_return) == right)
-    if chosen.size:
-      turns = played.turns[0][chosen[0]]
-      episodes.append(
-        transcripts.Episode(
-          f"{name}, in {len(turns)} steps", [_step(turn) for turn in turns]
-        )
-      )
-  title = f"{experiment.task.name}, {_MODE.value}, after {found.step} steps"
+  step, played = experiment_lib.play_checkpoint(
+    experiment, len(seeds), workdir, mode=_MODE.value
+  )
+  episodes = transcripts.won_and_lost(
+    played.turns[0],
+    (played.returns[0] >= experiment.task.max_return).reshape(-1),
+  )
+  title = f"{experiment.task.name}, {_MODE.value}, after {step} steps"
   path = pathlib.Path(_OUT.value)
   path.write_text(transcripts.to_html(title, episodes), encoding="utf-8")
   print(f"written to {path}: {', '.join(e.title.lower() for e in episodes)}")
   return 0
-
-
-def _step(turn):
-  from saw_jax.reporting.transcripts import Segment, Step
-
-  reward = f"reward {turn.reward:g}"
-  return Step(
-    [
-      Segment("prompt", turn.prompt),
-      Segment("glue", "\n"),
-      Segment("policy", turn.reply or " "),
-      Segment("glue", "\n"),
-      Segment("observation", turn.observation),
-    ],
-    reward if turn.valid else f"{reward}, the reply did not parse",
-  )
 
 
 if __name__ == "__main__":

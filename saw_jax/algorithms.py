@@ -19,6 +19,7 @@ from saw_jax import (
   advantages,
   hub_tokenizer,
   losses,
+  reductions,
   stale_losses,
   tokenizer,
   weighting,
@@ -375,9 +376,7 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   terms = {
     "policy": objective.Term(objective.policy(loss, ratio_to=config.ratio_to))
   }
-  needs = objective.recorded_log_probs(loss)
-  if config.ratio_to == "behave":
-    needs = ("behave_log_probs",)
+  needs = _needed_log_probs(loss, config.ratio_to)
   if config.entropy_coefficient:
     terms["entropy"] = objective.Term(
       objective.entropy(), config.entropy_coefficient
@@ -437,6 +436,46 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   )
 
 
+def with_loss(
+  method: Method,
+  loss: Callable[..., reductions.Ratio],
+  *,
+  ratio_to: str = "old",
+) -> Method:
+  """Puts another policy loss into a method: one of your own, in no table.
+
+  What the loss reads beside the current policy's log-probs, the names of its
+  arguments say (`objective.policy`), and it is recorded for it. All else of the
+  method stays: advantages, weights, and the other terms with what they need.
+
+  Args:
+    method: what it takes the place of the policy's loss in.
+    loss: `(log_probs, [old_log_probs,] [behave_log_probs,] advantages,
+      completion_mask) -> Ratio`, with its options and its aggregate bound or at
+      their defaults.
+    ratio_to: what it is given as `old_log_probs`; see `objective.policy`.
+
+  Returns:
+    The method, as `make_method` would give it were the loss in `LOSSES`.
+
+  Raises:
+    ValueError: `ratio_to` does not fit the loss.
+  """
+  needs = _needed_log_probs(loss, ratio_to)
+  term = objective.Term(objective.policy(loss, ratio_to=ratio_to))
+  kept = {
+    name: fn
+    for name, fn in method.diagnostics.items()
+    if name not in ("clipped_low", "clipped_high")
+  }
+  return method._replace(
+    terms={**method.terms, "policy": term},
+    diagnostics=kept | _clip_diagnostics(loss, ratio_to),
+    needs_old="old_log_probs" in needs,
+    needs_behave="behave_log_probs" in needs,
+  )
+
+
 def make_world_model(config: WorldModelConfig) -> WorldModel | None:
   """Turns the names of a world model into functions.
 
@@ -489,14 +528,23 @@ def _world_diagnostics(
   return objective.world_diagnostics(rho)
 
 
+def _needed_log_probs(
+  loss: Callable[..., reductions.Ratio], ratio_to: str
+) -> tuple[str, ...]:
+  """The recorded log-probs that a policy's loss is given."""
+  if ratio_to == "behave":
+    return ("behave_log_probs",)
+  return objective.recorded_log_probs(loss)
+
+
 def _clip_diagnostics(
-  loss: functools.partial, ratio_to: str
+  loss: Callable[..., reductions.Ratio], ratio_to: str
 ) -> dict[str, objective.DiagnosticFn]:
   """The shares that a loss's clip holds, if it has one."""
   parameters = inspect.signature(loss).parameters
   if "clip_low" not in parameters:
     return {}
-  is_gspo = loss.func is stale_losses.gspo_loss
+  is_gspo = getattr(loss, "func", loss) is stale_losses.gspo_loss
   return objective.clip_diagnostics(
     parameters["clip_low"].default,
     parameters["clip_high"].default,

@@ -517,3 +517,62 @@ class TestMakeTokenizer:
       KeyError, match=r"tokenizer \(or file\) 'byts'.*'bytes'"
     ):
       algorithms.make_tokenizer("byts")
+
+
+class TestWithLoss:
+  """A loss of one's own is as good as one of the table."""
+
+  @pytest.mark.parametrize(
+    ("name", "ratio_to"),
+    [
+      ("asympo", "old"),
+      ("clipped_surrogate", "old"),
+      ("clipped_surrogate", "behave"),
+      ("gspo", "old"),
+      ("topr", "old"),
+      ("decoupled_ppo", "old"),
+    ],
+  )
+  def test_it_makes_the_method_that_the_table_makes(self, name, ratio_to):
+    fields = {"aggregate": "sequence_mean_token_mean", "ratio_to": ratio_to}
+    expected = make(loss=name, entropy_coefficient=0.1, **fields)
+    start = make(loss="cispo", entropy_coefficient=0.1, **fields)
+    loss = functools.partial(
+      algorithms.LOSSES[name], aggregate=losses.sequence_mean_token_mean
+    )
+    found = algorithms.with_loss(start, loss, ratio_to=ratio_to)
+    for field in ("needs_old", "needs_behave", "needs_reference"):
+      assert getattr(found, field) == getattr(expected, field), field
+    assert list(found.terms) == list(expected.terms)
+    assert found.diagnostics.keys() == expected.diagnostics.keys()
+    batch = helpers.batch(old=True)
+    outputs = objective.Outputs(
+      log_probs=batch.behave_log_probs - 0.1, entropies=batch.behave_log_probs
+    )
+    for term, wanted in expected.terms.items():
+      assert found.terms[term].coefficient == wanted.coefficient
+      np.testing.assert_array_equal(
+        found.terms[term].fn(outputs, batch), wanted.fn(outputs, batch)
+      )
+    for side in {"clipped_low", "clipped_high"} & expected.diagnostics.keys():
+      np.testing.assert_array_equal(
+        found.diagnostics[side](outputs, batch),
+        expected.diagnostics[side](outputs, batch),
+      )
+
+  def test_the_shares_of_a_clip_that_is_gone_are_gone(self):
+    start = make()
+    assert "clipped_low" in start.diagnostics
+    found = algorithms.with_loss(start, stale_losses.asympo_loss)
+    assert "clipped_low" not in found.diagnostics
+    assert "clipped_low" in start.diagnostics  # that one is as it was
+
+  def test_what_the_other_terms_need_stays(self):
+    start = make(kl=KLConfig(placement="loss", coefficient=0.1))
+    found = algorithms.with_loss(start, stale_losses.asympo_loss)
+    assert found.needs_reference and "kl" in found.terms
+    assert not found.needs_old
+
+  def test_a_ratio_that_does_not_fit_is_refused(self):
+    with pytest.raises(ValueError, match="reads neither"):
+      algorithms.with_loss(make(), stale_losses.asympo_loss, ratio_to="behave")

@@ -51,5 +51,12 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items):
-  """Puts the slow tests last, so that a mistake shows in the first minute."""
+  """Puts the slow tests last, so that a mistake shows in the first minute.
+
+  Notebooks are slow, each in a process of its own with the settings above that
+  the environment says.
+  """
+  for item in items:
+    if item.path.suffix == ".ipynb":
+      item.add_marker("slow")
   items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

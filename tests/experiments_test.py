@@ -219,7 +219,10 @@ class TestMistakesInFlags:
         ["--table=asympo/math", "--rows=asympo_lag17"],
         "no run 'asympo_lag17': did you mean 'asympo_lag1",
       ),
-      ([], "--table must have a value"),
+      ([], "give one of --table=NAME, --all and --list"),
+      (["--all", "--list"], "give one of --table=NAME, --all and --list"),
+      (["--all", "--rows=gdpo"], "--rows is of one table: give --table=NAME"),
+      (["--all", "--scale=tyni"], "unknown scale 'tyni': did you mean 'tiny'?"),
     ],
   )
   def test_reproduce_says_what_is_wrong_in_one_line(self, words, message):

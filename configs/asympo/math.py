@@ -273,6 +273,48 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "ASymPO on math"
+# What it needs at each scale; experiments/catalogue.py checks it.
+_OWN_PAGE = (
+  "the data set's own page (docs/reproducing.md, Mathematical problems)"
+)
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "generated arithmetic",
+    "scored_on": "held-out problems",
+    "hardware": "2 CPU cores",
+  },
+  "small": {
+    "model": "Qwen2.5-1.5B-Instruct",
+    "data": "generated problems, of several steps",
+    "scored_on": "held-out problems",
+    "hardware": "a GPU (not run here)",
+    "accelerators": 1,
+    "extras": ("report", "hf"),
+  },
+  "paper": {
+    "model": "Qwen3-1.7B-Base",
+    "data": "4,000 problems of MATH",
+    "scored_on": "MATH500, AIME24, AIME25, AMC23, GSM8K, Minerva",
+    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "math"),
+    "files": {
+      **dict.fromkeys(
+        (
+          "data/math/train.jsonl",
+          "data/math500.jsonl",
+          "data/aime24.jsonl",
+          "data/aime25.jsonl",
+          "data/amc23.jsonl",
+          "data/minerva.jsonl",
+        ),
+        _OWN_PAGE,
+      ),
+      "data/gsm8k/test.jsonl": "github.com/openai/grade-school-math",
+    },
+  },
+}
 COMPONENTS = ("correct",)
 WINDOW = 10
 # The five losses of the paper first; then the other baselines.

@@ -208,6 +208,41 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "CARE on knights and knaves"
+# What it needs at each scale; experiments/catalogue.py checks it.
+_PUBLIC = {
+  "data": "the public puzzles of 3 to 7 people",
+  "scored_on": "the public puzzles of 3 to 8 people",
+  "extras": ("report", "hf"),
+  "files": dict.fromkeys(
+    (
+      "data/knights/train_3_to_7.jsonl",
+      "data/knights/test_3_to_7.jsonl",
+      *(f"data/knights/test_{n}.jsonl" for n in range(3, 9)),
+    ),
+    "rows with quiz and solution_text_format (docs/reproducing.md, Knights and "
+    "knaves)",
+  ),
+}
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here and misled",
+    "data": "generated puzzles of three people",
+    "scored_on": "held-out puzzles",
+    "hardware": "2 CPU cores",
+  },
+  "small": {
+    **_PUBLIC,
+    "model": "Qwen3-1.7B-Base",
+    "hardware": "a GPU (not run here)",
+    "accelerators": 1,
+  },
+  "paper": {
+    **_PUBLIC,
+    "model": "Qwen3-8B-Base",
+    "hardware": "8 GPUs in the released scripts (not run here)",
+    "accelerators": 1,
+  },
+}
 COMPONENTS = ("roles",)
 REPORT = "label_report"
 WINDOW = 10

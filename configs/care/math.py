@@ -121,6 +121,50 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "CARE on math"
+# What it needs at each scale; experiments/catalogue.py checks it.
+_GSM8K = "github.com/openai/grade-school-math"
+_OWN_PAGE = (
+  "the data set's own page (docs/reproducing.md, Mathematical problems)"
+)
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here and misled",
+    "data": "generated arithmetic",
+    "scored_on": "held-out problems",
+    "hardware": "2 CPU cores",
+  },
+  "small": {
+    "model": "Qwen2.5-1.5B-Instruct",
+    "data": "GSM8K",
+    "scored_on": "GSM8K",
+    "hardware": "a GPU (not run here)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "math"),
+    "files": dict.fromkeys(
+      ("data/gsm8k/train.jsonl", "data/gsm8k/test.jsonl"), _GSM8K
+    ),
+  },
+  "paper": {
+    "model": "Qwen3-4B",
+    "data": "DAPO-Math-17k",
+    "scored_on": "MATH500, AIME24, AIME25, AMC23, OlympiadBench, HMMT25",
+    "hardware": "8 GPUs in the released scripts (not run here)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "data", "math"),
+    "files": dict.fromkeys(
+      (
+        "data/dapo_math_17k.parquet",
+        "data/math500.jsonl",
+        "data/aime24.jsonl",
+        "data/aime25.jsonl",
+        "data/amc23.jsonl",
+        "data/olympiad.jsonl",
+        "data/hmmt25.jsonl",
+      ),
+      _OWN_PAGE,
+    ),
+  },
+}
 COMPONENTS = ("correct",)
 REPORT, WINDOW, FRACTION = knights.REPORT, knights.WINDOW, knights.FRACTION
 RUNS = {

@@ -149,3 +149,13 @@ COMPARISONS = (
   *((f"only_{method}", "none") for method in METHODS),
 )
 PUBLISHED = {}
+# What a run takes, by scale; shown by `reproduce.py --list`.
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "generated requests",
+    "scored_on": "held-out requests",
+    "hardware": "2 CPU cores",
+    "extras": ("report", "hf"),
+  }
+}

@@ -279,6 +279,32 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW on the household"
+# What it needs at each scale; experiments/catalogue.py checks it.
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "generated worlds, eight steps",
+    "scored_on": "held-out worlds, not ALFWorld",
+    "hardware": "2 CPU cores",
+    "hours": 2.0,
+  },
+  "small": {
+    "model": "Qwen2.5-1.5B-Instruct",
+    "data": "generated worlds, 15 steps",
+    "scored_on": "held-out worlds, not ALFWorld",
+    "hardware": "a GPU (not run here)",
+    "accelerators": 1,
+    "extras": ("report", "hf"),
+  },
+  "paper": {
+    "model": "Qwen2.5-1.5B-Instruct",
+    "data": "generated worlds, 50 steps; ALFWorld's games with engine=alfworld",
+    "scored_on": "held-out worlds; ALFWorld with engine=alfworld",
+    "hardware": "2 GPUs in the framework's script (not run here)",
+    "accelerators": 1,
+    "extras": ("report", "hf"),
+  },
+}
 REPORT = "agent_report"
 WINDOW = 5
 # Figure in the table -> name in a run's final scores.

@@ -102,6 +102,24 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW on search questions"
+# What it needs at each scale; experiments/catalogue.py checks it.
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "questions about 120 drawn people",
+    "scored_on": "held-out questions, not the seven public sets",
+    "hardware": "2 CPU cores",
+    "extras": ("report", "search"),
+  },
+  "paper": {
+    "model": "Qwen2.5-3B-Instruct",
+    "data": "a drawn corpus, or local files of NQ and HotpotQA",
+    "scored_on": "held-out questions; those of the files where they are given",
+    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "search"),
+  },
+}
 REPORT = "agent_report"
 WINDOW = household.WINDOW
 METRICS = household.METRICS

@@ -90,6 +90,24 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW in the shop"
+# What it needs at each scale; experiments/catalogue.py checks it.
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "60 drawn products",
+    "scored_on": "held-out instructions, not WebShop",
+    "hardware": "2 CPU cores",
+    "extras": ("report", "search"),
+  },
+  "paper": {
+    "model": "Qwen2.5-1.5B-Instruct",
+    "data": "a drawn shop, or WebShop's files",
+    "scored_on": "held-out instructions; WebShop's with its files",
+    "hardware": "2 GPUs in the framework's script (not run here)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "search"),
+  },
+}
 REPORT = "agent_report"
 WINDOW = household.WINDOW
 METRICS = household.METRICS

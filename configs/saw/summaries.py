@@ -168,6 +168,42 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "SAW on summaries"
+# What it needs at each scale; experiments/catalogue.py checks it.
+_TLDR = (
+  "Reddit TL;DR as filtered by github.com/openai/summarize-from-feedback, rows "
+  "with post and summary (docs/reproducing.md)"
+)
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "docsum, which comes along, cut to 100 characters",
+    "scored_on": "held-out texts, by rules and not by a judge",
+    "hardware": "2 CPU cores",
+    "extras": ("report", "hf", "summaries"),
+  },
+  "small": {
+    "model": "SmolLM2-135M-Instruct",
+    "data": "docsum, which comes along",
+    "scored_on": "held-out texts, by rules and not by a judge",
+    "hardware": "2 CPU cores",
+    "extras": ("report", "hf", "gguf", "summaries"),
+  },
+  "paper": {
+    "model": "Qwen2.5-1.5B-Instruct and a judge",
+    "data": "Reddit TL;DR",
+    "scored_on": "256 held-out posts, by the judge",
+    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "judge"),
+    "files": dict.fromkeys(
+      ("data/tldr/train.jsonl", "data/tldr/test.jsonl"), _TLDR
+    ),
+    "settings": {
+      "task.options.judge.url": "the address of an endpoint with a judge "
+      "(docs/reproducing.md)"
+    },
+  },
+}
 COMPONENTS = ("quality", "conciseness")
 # What is printed beside each number of a scale whose rewards are not a judge's.
 STAND_INS = dict.fromkeys(

@@ -134,6 +134,33 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "SAW on tool calling"
+# What it needs at each scale; experiments/catalogue.py checks it.
+_TOOLRL = "rlla_4k of github.com/qiancheng0/ToolRL (docs/reproducing.md)"
+_PAPER = {
+  "model": "Qwen2.5-1.5B-Instruct",
+  "data": "ToolRL's rows",
+  "scored_on": "ToolRL's 80 test rows, not BFCL",
+  "extras": ("report", "hf", "data"),
+  "accelerators": 1,
+  "files": dict.fromkeys(
+    ("data/toolrl/train.parquet", "data/toolrl/test.parquet"), _TOOLRL
+  ),
+}
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "generated requests",
+    "scored_on": "held-out requests, not BFCL",
+    "hardware": "2 CPU cores",
+    "hours": 0.8,
+    "extras": ("report", "hf"),
+  },
+  "small": {**_PAPER, "hardware": "a GPU (not run here)"},
+  "paper": {
+    **_PAPER,
+    "hardware": "4 to 8 GPUs of 80 GB in the papers (not run here)",
+  },
+}
 COMPONENTS = ("correctness", "format")
 # Column -> name in a run's final scores.
 METRICS = {

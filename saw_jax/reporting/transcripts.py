@@ -6,7 +6,7 @@ text: markup is escaped, and what cannot be seen is named.
 
 import html
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 ROLES = ("prompt", "policy", "observation", "glue")
 _STYLE = """
@@ -36,6 +36,16 @@ class Step(NamedTuple):
 
   segments: Sequence[Segment]
   note: str = ""  # below it, as its reward
+
+
+class Turn(Protocol):
+  """What `read_turn` reads; `saw_jax.training.agents.Turn` has it."""
+
+  prompt: str
+  reply: str
+  observation: str  # that followed
+  reward: float
+  valid: bool  # the reply parsed
 
 
 class Episode(NamedTuple):
@@ -76,6 +86,53 @@ def to_html(title: str, episodes: Sequence[Episode]) -> str:
         "</div></div>"
       )
   return "\n".join([*parts, "</body></html>", ""])
+
+
+def read_turn(turn: Turn) -> Step:
+  """Sets a step of an episode out for a page.
+
+  Args:
+    turn: as it was played.
+
+  Returns:
+    The step, with its reward below it.
+  """
+  note = f"reward {turn.reward:g}"
+  return Step(
+    [
+      Segment("prompt", turn.prompt),
+      Segment("glue", "\n"),
+      Segment("policy", turn.reply or " "),
+      Segment("glue", "\n"),
+      Segment("observation", turn.observation),
+    ],
+    note if turn.valid else f"{note}, the reply did not parse",
+  )
+
+
+def won_and_lost(
+  turns: Sequence[Sequence[Turn]], won: Sequence[bool]
+) -> list[Episode]:
+  """Sets out the first episode that was won and the first that was lost.
+
+  Args:
+    turns: of each episode.
+    won: whether it was won, for each episode.
+
+  Returns:
+    One episode of each kind that there is.
+
+  Raises:
+    ValueError: the two differ in length.
+  """
+  episodes = list(zip(turns, won, strict=True))
+  found = []
+  for name, wanted in (("Won", True), ("Lost", False)):
+    first = next((e for e, is_won in episodes if bool(is_won) == wanted), None)
+    if first is not None:
+      steps = [read_turn(turn) for turn in first]
+      found.append(Episode(f"{name}, in {len(steps)} steps", steps))
+  return found
 
 
 def _span(segment: Segment) -> str:

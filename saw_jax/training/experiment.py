@@ -373,6 +373,43 @@ def evaluate_checkpoint(
   return found.step, _evaluate(experiment, lift, found.state.params, num_seeds)
 
 
+def play_checkpoint(
+  experiment: Experiment,
+  num_seeds: int,
+  directory: str | os.PathLike,
+  *,
+  mode: str = "sampled",
+  step: int | None = None,
+) -> tuple[int, agents.Episodes]:
+  """Plays held-out worlds with the policies in a checkpoint.
+
+  Args:
+    experiment: as the run was made; its task is one of episodes.
+    num_seeds: seeds of the run, `N`.
+    directory: of the run.
+    mode: `greedy` or `sampled`.
+    step: which checkpoint; the latest by default.
+
+  Returns:
+    The step, and the episodes of all seeds, in arrays and in words.
+
+  Raises:
+    ValueError: the task has no episodes.
+    CheckpointError: it is absent, damaged or of another shape.
+  """
+  if not isinstance(experiment.task, AgentTask):
+    raise ValueError(
+      f"task {experiment.task.name!r} has single answers, and only episodes "
+      "can be played"
+    )
+  lift, found = restore(experiment, num_seeds, directory, step=step)
+  encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+  evaluator = make_evaluator(experiment, lift, encoder)
+  with open_workers(experiment) as pool:
+    played = evaluator.play(mode, found.state.params, pool, num_seeds=num_seeds)
+  return found.step, played
+
+
 def evaluate_start(
   experiment: Experiment, num_seeds: int
 ) -> dict[str, dict[str, np.ndarray]]:

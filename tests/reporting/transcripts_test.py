@@ -1,6 +1,7 @@
 """Tests of saw_jax/reporting/transcripts.py."""
 
 import html.parser
+from typing import NamedTuple
 
 import pytest
 
@@ -68,3 +69,52 @@ def test_notes_and_titles_are_there():
 def test_an_unknown_role_is_named():
   with pytest.raises(ValueError, match="no role 'poet'"):
     page(Segment("poet", "a"))
+
+
+class Turn(NamedTuple):
+  prompt: str
+  reply: str
+  observation: str
+  reward: float
+  valid: bool
+
+
+def turn(reply="go", observation="A door.", reward=0.0, valid=True):
+  return Turn("You are here.", reply, observation, reward, valid)
+
+
+class TestTurns:
+  def test_a_turn_says_who_wrote_what_and_what_it_paid(self):
+    step = transcripts.read_turn(turn(reward=10.0))
+    said = {s.role: s.text for s in step.segments if s.role != "glue"}
+    assert said == {
+      "prompt": "You are here.",
+      "policy": "go",
+      "observation": "A door.",
+    }
+    assert step.note == "reward 10"
+
+  def test_a_reply_that_did_not_parse_is_told(self):
+    step = transcripts.read_turn(turn(reply="", reward=-0.5, valid=False))
+    assert step.note == "reward -0.5, the reply did not parse"
+    # An empty reply still shows where it would have been.
+    assert Segment("policy", " ") in step.segments
+
+  def test_the_first_of_each_kind_is_shown(self):
+    turns = [[turn("a")], [turn("b"), turn("c")], [turn("d")], [turn("e")]]
+    found = transcripts.won_and_lost(turns, [False, True, False, True])
+    assert [episode.title for episode in found] == [
+      "Won, in 2 steps",
+      "Lost, in 1 steps",
+    ]
+    first = [episode.steps[0].segments[2].text for episode in found]
+    assert first == ["b", "a"]
+
+  def test_a_kind_that_there_is_not_is_left_out(self):
+    (only,) = transcripts.won_and_lost([[turn()]], [False])
+    assert only.title.startswith("Lost")
+    assert transcripts.won_and_lost([], []) == []
+
+  def test_each_episode_has_an_end(self):
+    with pytest.raises(ValueError, match="zip"):
+      transcripts.won_and_lost([[turn()]], [True, False])

@@ -190,6 +190,22 @@ class TestRun:
     )
     assert "mean@2" in result.final[0]["sampled"]
 
+  def test_its_last_policies_can_be_watched(self, whole):
+    directory, result = whole
+    made = agent_helpers.experiment()
+    step, found = experiment_lib.play_checkpoint(
+      made, 2, directory, mode="greedy"
+    )
+    assert step == 4
+    won = found.returns >= made.task.max_return
+    np.testing.assert_allclose(
+      won.mean((1, 2)), [seed["greedy"]["right"] for seed in result.final]
+    )
+    # In words and in arrays it is the same episode.
+    for n, seed in enumerate(found.turns):
+      paid = [sum(turn.reward for turn in turns) for turns in seed]
+      np.testing.assert_allclose(paid, found.returns[n].reshape(-1))
+
   @pytest.mark.slow
   def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
     made = agent_helpers.experiment()

@@ -46,6 +46,13 @@ class TestEvaluateCheckpoint:
     )
 
 
+class TestPlayCheckpoint:
+  def test_answers_cannot_be_played(self, trained):
+    made, directory = trained
+    with pytest.raises(ValueError, match="'letters' has single answers"):
+      experiment_lib.play_checkpoint(made, 2, directory)
+
+
 class TestStartState:
   def test_leaves_the_last_devices_to_the_actors(self):
     made = helpers.experiment(
