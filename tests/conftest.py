@@ -5,16 +5,18 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of the suite is compiling, and its programs are small: what
+# optimising them takes is more than what it saves.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+)
 # A program with collectives that is read from the cache below, not compiled,
 # may start them in another order on each device, and hangs. With this scheduler
 # off it does not. Other releases may not know the flag, and stop at it.
-_FLAGS = ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
-if not importlib.metadata.version("jaxlib").startswith("0.10."):
-  _FLAGS = []
-# Most of the time of the suite is compiling, and its programs are small: what
-# optimising them takes is more than what it saves.
-_FLAGS += ["--xla_backend_optimization_level=0"]
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  os.environ["XLA_FLAGS"] += (
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+  )
 
 import hypothesis
 import jax
