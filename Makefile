@@ -70,8 +70,12 @@ bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
 	set -e; for file in benchmarks/*.py; do $(LAUNCH) $(PY) $$file; done
 
+# A package that says what is public (__all__) has its modules named here.
+API := saw_jax $(subst /,.,$(basename $(filter-out %/__init__.py,\
+  $(wildcard saw_jax/models/*.py))))
+
 docs: $(VENV)/.installed-docs  ## write the pages of the API to .cache/docs
-	$(PY) -m pdoc --docformat google --output-directory .cache/docs saw_jax
+	$(PY) -m pdoc --docformat google --output-directory .cache/docs $(API)
 	@echo "open .cache/docs/index.html"
 
 lint: $(VENV)/.installed-test  ## check format and lint, and change nothing

@@ -549,10 +549,6 @@ class TestPaw:
     config.algorithm.advantage = "gigpo"
     with pytest.raises(ValueError, match="has single answers"):
       build.build(config.lock())
-    config.algorithm.advantage = "grpo"
-    config.algorithm.world_model.loss = "hinge"
-    with pytest.raises(ValueError, match="learns from the steps of episodes"):
-      build.build(config.lock())
 
   def test_the_table_is_made_of_its_own_rows(self):
     rows = set(household.ROWS)

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import pathlib
 import re
+import subprocess
 
 import pytest
 
@@ -166,9 +167,16 @@ def test_the_pages_of_the_api_are_made(tmp_path):
   assert importlib.util.find_spec("pdoc"), "pip install -e '.[docs]'"
   import pdoc
 
+  listed = subprocess.run(
+    ["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True,
+    check=True,
+  ).stdout  # fmt: skip
+  (command,) = (x for x in listed.splitlines() if "-m pdoc" in x)
   pdoc.render.configure(docformat="google")
   try:
-    pdoc.pdoc("saw_jax", output_directory=tmp_path)
+    pdoc.pdoc(
+      *command.partition(".cache/docs ")[2].split(), output_directory=tmp_path
+    )
   finally:
     pdoc.render.configure()
   modules = {
