@@ -21,13 +21,21 @@ sys.path.insert(0, str(ROOT))
 
 REPETITIONS = 4
 STEPS = 6
-ROWS = ("grpo", "grpo_paw", "paw_all")
+# Name -> row, tokens of a packed row (0: rows are padded), and its base.
+ROWS = {
+  "grpo": ("grpo", 0, "grpo"),
+  "grpo_paw": ("grpo_paw", 0, "grpo"),
+  "paw_all": ("paw_all", 0, "grpo"),
+  "grpo, packed": ("grpo", 128, "grpo, packed"),
+  "grpo_paw, packed": ("grpo_paw", 128, "grpo, packed"),
+  "paw_all, packed": ("paw_all", 128, "grpo, packed"),
+}
 
 
 class Stopwatch:
   """Plays and learns step by step, without a run directory."""
 
-  def __init__(self, row: str):
+  def __init__(self, row: str, pack_length: int):
     from configs.paw import household
     from experiments import build
     from saw_jax.training import experiment as experiment_lib
@@ -35,6 +43,7 @@ class Stopwatch:
 
     config = household.get_config(f"row={row},scale=tiny")
     config.warm_start.num_steps = 0
+    config.loop.pack_length = pack_length
     # Not learning: every step of every row has the same work.
     config.optimizer.learning_rate = 0.0
     self.experiment = build.build(config)
@@ -88,7 +97,7 @@ class Stopwatch:
 def main() -> None:
   from saw_jax.training import run_directory
 
-  watches = {row: Stopwatch(row) for row in ROWS}
+  watches = {name: Stopwatch(*made[:2]) for name, made in ROWS.items()}
   for watch in watches.values():
     watch.run(2)  # compiles
   seconds = {row: [] for row in ROWS}
@@ -106,18 +115,20 @@ def main() -> None:
       )
   memory = {row: watch.memory() for row, watch in watches.items()}
   rows = {}
-  for row in ROWS:
-    rows[row] = {"memory": memory[row] / memory["grpo"]}
+  for row, (_, _, base_row) in ROWS.items():
+    rows[row] = {"memory": memory[row] / memory[base_row]}
     for name in ("generate", "update", "step"):
       ratios = [
         own[name] / base[name]
-        for own, base in zip(seconds[row], seconds["grpo"], strict=True)
+        for own, base in zip(seconds[row], seconds[base_row], strict=True)
       ]
       rows[row][name] = float(np.median(ratios))
       rows[row][f"{name}_range"] = [min(ratios), max(ratios)]
     batch = watches[row].batch
     rows[row]["tokens"] = int(np.asarray(batch.valid).sum())
-    rows[row]["width"] = int(batch.tokens.shape[-1])
+    rows[row]["more"] = rows[row]["tokens"] / rows[base_row]["tokens"]
+    read = batch.tokens if batch.packing is None else batch.packing.tokens
+    rows[row]["positions"] = int(read.size)
   for watch in watches.values():
     watch.pool.close()
 
@@ -134,16 +145,23 @@ def main() -> None:
   lines = [
     "### What PaW costs, against its base algorithm",
     "",
-    "| row | step | range | update | memory of the update | tokens of a row |",
-    "| --- | ---: | ---: | ---: | ---: | ---: |",
+    "| row | step | range | update | memory of the update | tokens | "
+    "positions computed |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
   ]
   for row, found in rows.items():
     low, high = found["step_range"]
     lines.append(
       f"| {row} | {found['step']:.2f} | {low:.2f} to {high:.2f} | "
-      f"{found['update']:.2f} | {found['memory']:.2f} | {found['width']} |"
+      f"{found['update']:.2f} | {found['memory']:.2f} | {found['more']:.3f} | "
+      f"{found['positions']} |"
     )
+  first, some, whole = (rows[n]["tokens"] for n in tuple(ROWS)[:3])
   lines += [
+    "",
+    f"Selecting before appending leaves {(some - first) / (whole - first):.2f} "
+    "of the extra tokens. Padded rows are as wide as the longest, so that only "
+    "packed ones are the cheaper for it.",
     "",
     f"Household at tiny, one seed, {REPETITIONS} repetitions of {STEPS} steps, "
     "in turn; medians of ratios. A row of the paper has thousands of tokens of "
