@@ -100,6 +100,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.rollout.prompt_multiple = 128  # prompt sizes are rounded up to it
   config.rollout.completion_multiple = 16  # completion sizes in the update
   config.rollout.long_prompts = "error"  # or "truncate", which keeps the end
+  # A step's prompts are sampled in so many parts, sorted by length.
+  config.rollout.length_groups = 1
   # Strings that end an answer and do not belong to it, beside the end tokens.
   config.rollout.stops = ()
   # saw_jax.rollout.sampling.SamplingConfig

@@ -174,6 +174,7 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
       f"task {experiment.task.name!r} has episodes, and rollout.stops ends "
       "single answers: an action ends with the tokenizer's end token"
     )
+  check_length_groups(experiment, is_agent)
   labels = experiment.labels.method
   if labels != "truth" and is_agent:
     raise ValueError(
@@ -215,6 +216,34 @@ def check_task(experiment: experiment_lib.Experiment) -> None:
   if experiment.method.reads_values and not experiment.decoder.value_head:
     raise ValueError(
       "the advantage reads values: set config.model.value_head=True"
+    )
+
+
+def check_length_groups(
+  experiment: experiment_lib.Experiment, is_agent: bool
+) -> None:
+  """Refuses parts that a step's prompts cannot be sampled in.
+
+  Args:
+    experiment: without parameters.
+    is_agent: its task has episodes.
+
+  Raises:
+    ValueError: says which, and why.
+  """
+  count = experiment.rollout.length_groups
+  prompts = experiment.loop.prompts_per_step
+  if count == 1:
+    return
+  if is_agent:
+    raise ValueError(
+      f"rollout.length_groups is {count}, and task {experiment.task.name!r} "
+      "has episodes, whose prompts are sorted by length anyway: it must be 1"
+    )
+  if prompts % count:
+    raise ValueError(
+      f"rollout.length_groups is {count}, and does not divide the {prompts} "
+      "prompts of a step (loop.prompts_per_step)"
     )
 
 

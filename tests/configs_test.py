@@ -527,6 +527,7 @@ class TestPaw:
     [
       ("algorithm.advantage", "grpo", "has episodes, and the advantage"),
       ("asynchronous.protocol", "fixed_lag", "must be 'none'"),
+      ("rollout.length_groups", 2, "are sorted by length anyway: it must be 1"),
       ("algorithm.world_model.alpha", 0.0, r"a share in \(0, 1\], not 0"),
       ("algorithm.world_model.loss", "huber", "unknown world-model loss"),
       ("algorithm.world_model.selection", "rnadom", "did you mean 'random'"),

@@ -90,9 +90,14 @@ def play(
     prompts = dict(zip(places, worlds.prompts(places), strict=True))
     actions = {}
     calls = math.ceil(max(map(len, running)) / rows_per_call)
+    # Long prompts beside long ones: a call is as wide as its longest.
+    queues = [
+      sorted(rows, key=lambda b, n=n: -(-len(prompts[n, b]) // prompt_multiple))
+      for n, rows in enumerate(running)
+    ]
     for call in range(calls):
       part = slice(call * rows_per_call, (call + 1) * rows_per_call)
-      chosen = [rows[part] for rows in running]
+      chosen = [rows[part] for rows in queues]
       batch, rows = _fill(chosen, prompts, rows_per_call, prompt_multiple)
       sampled = jax.device_get(
         generate(params, batch, _step_keys(keys, rows, step))

@@ -489,6 +489,7 @@ class _Stream:
       request.keys,
       encoder=self._learner.encoder,
       multiple=1,
+      length_groups=self._experiment.rollout.length_groups,
     )
 
   def score(self, transcript: Transcript, request: Request) -> rollouts.Rollout:

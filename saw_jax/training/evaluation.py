@@ -84,11 +84,17 @@ class Evaluator:
     """
     generate_fn, group_size = self._modes[mode]
     size = min(self._config.batch_size, len(self.examples))
+    # Long prompts beside long ones: a batch is as wide as its longest.
+    order = sorted(
+      range(len(self.examples)),
+      key=lambda place: self._encoder.size(self.examples[place]),
+    )
     parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(self.examples), size):
-      chosen = self.examples[start : start + size]
+    for start in range(0, len(order), size):
+      places = order[start : start + size]
+      chosen = [self.examples[place] for place in places]
       # The last batch is filled up, so that all have one shape.
-      padded = chosen + self.examples[: size - len(chosen)]
+      padded = chosen + chosen[:1] * (size - len(chosen))
       ids = np.array([example.key for example in padded])
       rows = [padded] * num_seeds
       transcript = rollouts.sample(
@@ -123,7 +129,10 @@ class Evaluator:
         found["answers"] = _answer_ids(keys, group_size).reshape(right.shape)
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
-    return {name: np.concatenate(value, 1) for name, value in parts.items()}
+    back = np.argsort(order)
+    return {
+      name: np.concatenate(value, 1)[:, back] for name, value in parts.items()
+    }
 
   def scores(
     self, mode: str, params: Any, grader: Grader, *, num_seeds: int

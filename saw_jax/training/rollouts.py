@@ -33,11 +33,18 @@ class RolloutConfig:
   prompt_multiple: int = 128  # prompt lengths are rounded up to it
   completion_multiple: int = 16  # so are the completions that are trained on
   long_prompts: str = "error"  # or "truncate": keep the end
+  # A step's prompts are sampled in so many parts, of prompts of like length;
+  # must divide the prompts of a step.
+  length_groups: int = 1
   # Strings that end an answer, beside the tokenizer's end tokens.
   stops: tuple[str, ...] = ()
 
   def __post_init__(self):
     object.__setattr__(self, "stops", stops_lib.check_stops(self.stops))
+    if self.length_groups < 1:
+      raise ValueError(
+        f"length_groups must be 1 or more, not {self.length_groups}."
+      )
 
 
 class Rollout(NamedTuple):
@@ -103,6 +110,18 @@ class Encoder:
       ids = ids[-limit:]
     self._ids[name] = ids
     return ids
+
+  def size(self, example: Example) -> int:
+    """Says how wide a batch gets that has no longer prompt.
+
+    Args:
+      example: with its messages.
+
+    Returns:
+      The length of its prompt, rounded up to `prompt_multiple`.
+    """
+    multiple = self._config.prompt_multiple
+    return -(-len(self.tokens(example)) // multiple) * multiple
 
   def cut(self, sampled: transcript.Transcript) -> transcript.Transcript:
     """Cuts completions behind the first stop string.
@@ -218,8 +237,14 @@ def sample(
   *,
   encoder: Encoder,
   multiple: int,
+  length_groups: int = 1,
 ) -> transcript.Transcript:
   """Samples responses.
+
+  With `length_groups` above 1 the prompts of a seed are sorted by length and
+  sampled in so many parts: short prompts are then padded to less, and their
+  cache is smaller. The tokens are the same, up to rounding; a part has its own
+  shape and may be compiled for it.
 
   Args:
     generate_fn: from `make_generate`.
@@ -228,13 +253,79 @@ def sample(
     keys: a key per row, `[N, P * G]`.
     encoder: of the prompts; its stop strings end the completions.
     multiple: completions are cut to the longest one, rounded up to this.
+    length_groups: parts; must divide P.
 
   Returns:
-    Host arrays, rows `[N, P * G]`.
+    Host arrays, rows `[N, P * G]` in the order of the examples.
   """
-  prompts = encoder.prompts(examples)
-  sampled = hosts.fetch(generate_fn(params, prompts, keys))
+  if length_groups == 1:
+    prompts = encoder.prompts(examples)
+    sampled = hosts.fetch(generate_fn(params, prompts, keys))
+  else:
+    sampled = _sample_by_length(
+      generate_fn, params, examples, keys, encoder, length_groups
+    )
   return trim(encoder.cut(sampled), multiple)
+
+
+def _sample_by_length(
+  generate_fn, params, examples, keys, encoder, length_groups
+) -> transcript.Transcript:
+  """Samples short prompts beside short ones; see `sample`."""
+  lengths = np.array(
+    [[len(encoder.tokens(example)) for example in row] for row in examples]
+  )
+  num_seeds, num_prompts = lengths.shape
+  seeds = np.arange(num_seeds)[:, None]
+  order = np.argsort(lengths, axis=1, kind="stable")
+  keys = keys.reshape(num_seeds, num_prompts, -1)
+  group_size = keys.shape[-1]
+  parts = [
+    generate_fn(
+      params,
+      encoder.prompts(
+        [
+          [row[place] for place in places]
+          for row, places in zip(examples, chosen, strict=True)
+        ]
+      ),
+      keys[seeds, chosen].reshape(num_seeds, -1),
+    )
+    for chosen in np.split(order, length_groups, axis=1)
+  ]
+  parts = [hosts.fetch(part) for part in parts]
+  size = max(part.prompt_size for part in parts)
+  back = np.argsort(order, axis=1)
+
+  def rows(*values):
+    """Puts the parts' rows where their examples are."""
+    if values[0] is None:
+      return None
+    whole = np.concatenate(values, axis=1)
+    rest = whole.shape[2:]
+    whole = whole.reshape(num_seeds, num_prompts, group_size, *rest)
+    return whole[seeds, back].reshape(num_seeds, -1, *rest)
+
+  joined = jax.tree.map(rows, *(_pad_left(part, size) for part in parts))
+  groups = np.repeat(np.arange(num_prompts, dtype=np.int32), group_size)
+  return joined.replace(
+    group_ids=np.broadcast_to(groups, joined.group_ids.shape)
+  )
+
+
+def _pad_left(
+  sampled: transcript.Transcript, prompt_size: int
+) -> transcript.Transcript:
+  """Moves the completions to begin at `prompt_size`."""
+  more = prompt_size - sampled.prompt_size
+  widths = ((0, 0), (0, 0), (more, 0))
+  return sampled.replace(
+    tokens=np.pad(sampled.tokens, widths),
+    roles=np.pad(sampled.roles, widths, constant_values=transcript.PAD),
+    starts=sampled.starts + more,
+    ends=sampled.ends + more,
+    prompt_size=prompt_size,
+  )
 
 
 def score(

@@ -107,6 +107,7 @@ class Responses:
       rollouts.row_keys(self._seeds, step, ids, loop.group_size),
       encoder=learner.encoder,
       multiple=experiment.rollout.completion_multiple,
+      length_groups=experiment.rollout.length_groups,
     )
     transcript = transcript.replace(
       policy_versions=np.full_like(

@@ -73,8 +73,17 @@ class Script:
 LENGTHS = [[1, 3, 2], [2, 1, 1]]
 
 
-def play(lengths=LENGTHS, rows_per_call=2, num_steps=4, seeds=(0, 1)):
-  sampler, script = Sampler(), Script(lengths)
+class LongAndShort(Script):
+  """Prompts of 4 tokens and of 1, in turn."""
+
+  def prompts(self, places):
+    return [[10 * (1 + b)] * (1 if b % 2 else 4) for _, b in places]
+
+
+def play(
+  lengths=LENGTHS, rows_per_call=2, num_steps=4, seeds=(0, 1), script=Script
+):
+  sampler, script = Sampler(), script(lengths)
   keys = jax.vmap(lambda key: jax.random.split(key, len(lengths[0])))(
     jax.vmap(jax.random.key)(np.array(seeds))
   )
@@ -139,6 +148,19 @@ class TestPlay:
   def test_what_shares_a_call_does_not_matter(self):
     one, many = play(rows_per_call=1)[0], play(rows_per_call=5)[0]
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+  def test_long_prompts_share_a_call(self):
+    lengths = [[1, 1, 2, 1], [2, 1, 1, 2]]
+    played, sampler, _ = play(lengths, script=LongAndShort)
+    # Short ones, long ones, and what is left for a second step.
+    assert sampler.shapes == {(2, 2, 2), (2, 2, 4)}
+    assert sampler.rows == 3 * 4
+    alone, sampler, _ = play(lengths, script=LongAndShort, rows_per_call=4)
+    assert sampler.shapes == {(2, 4, 4)}
+    for a, b in zip(
+      jax.tree.leaves(played), jax.tree.leaves(alone), strict=True
+    ):
       np.testing.assert_array_equal(a, b)
 
   def test_the_key_of_an_action_is_its_episodes_and_its_steps(self):

@@ -71,7 +71,11 @@ class TestFixedLag:
     np.testing.assert_array_equal(found["lag/stale"][1], [0, 1, 1, 1, 1, 1])
 
   def test_lag_0_is_the_synchronous_loop(self, tmp_path):
-    made = experiment(asynchronous={"lag": 0})
+    # Sampled in parts in both: a call of an actor is a step's prompts.
+    made = experiment(
+      asynchronous={"lag": 0},
+      rollout={"length_groups": 2, "prompt_multiple": 1},
+    )
     async_loop.run(made, [0, 1], directory=tmp_path / "a")
     sync_loop.run(made, [0, 1], directory=tmp_path / "b")
     a, b = curves(tmp_path / "a"), curves(tmp_path / "b")

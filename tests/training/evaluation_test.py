@@ -117,6 +117,60 @@ class TestEvaluator:
     assert found == evaluation.summarise(result, experiment.task.components)
 
 
+class Texts(Lengths):
+  """Every other prompt is long."""
+
+  def examples(self, split):
+    return [
+      base.Example(
+        e.key, ({"role": "user", "content": "ab" * (1 + 9 * (e.key % 2))},), "a"
+      )
+      for e in super().examples(split)
+    ]
+
+
+class TestByLength:
+  def test_a_batch_has_prompts_of_one_size_and_results_keep_their_order(self):
+    experiment = helpers.experiment(
+      task=Texts(),
+      evaluation={"num_examples": 8},
+      rollout={"prompt_multiple": 8, "max_prompt_tokens": 64},
+    )
+    sizes, params = [], jax.tree.map(lambda x: x[None], experiment.params)
+
+    def evaluator(batch_size):
+      made = experiment_lib.make_evaluator(
+        experiment._replace(
+          evaluation=evaluation.EvaluationConfig(
+            num_examples=8, batch_size=batch_size
+          )
+        ),
+        parallel.seeded(),
+        rollouts.Encoder(experiment.tokenizer, experiment.rollout),
+      )
+      fn, group_size = made._modes["greedy"]
+
+      def watched(params, prompts, keys):
+        sizes.append(prompts.tokens.shape[-1])
+        return fn(params, prompts, keys)
+
+      made._modes["greedy"] = watched, group_size
+      return made
+
+    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
+      whole = evaluator(8).run("greedy", params, grader, num_seeds=1)
+      parts = evaluator(4).run("greedy", params, grader, num_seeds=1)
+    assert len(sizes) == 3
+    assert sizes[1] < sizes[2] == sizes[0]
+    for name, value in whole.items():
+      np.testing.assert_array_equal(parts[name], value, err_msg=name)
+    share = np.arange(8) / 13
+    scored = whole["scored"][0, :, 0].all(-1)
+    np.testing.assert_allclose(
+      whole["rewards"][0, scored, 0, 1], share[scored], rtol=1e-6
+    )
+
+
 class Votes(Lengths):
   """Also says what a completion votes for: its first letter."""
 

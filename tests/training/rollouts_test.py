@@ -321,6 +321,81 @@ class TestSample:
     assert scored.ended.sum() > rollouts.read(whole, TOKENIZER)[2].sum()
 
 
+@pytest.fixture(scope="module")
+def by_length():
+  """Samples prompts of 2 seeds, of three sizes, in so many parts."""
+  config = rollouts.RolloutConfig(
+    max_prompt_tokens=64,
+    prompt_multiple=16,
+    max_new_tokens=5,
+    completion_multiple=1,
+  )
+  generate = rollouts.make_generate(
+    parallel.seeded(),
+    helpers.CONFIG,
+    config,
+    TOKENIZER,
+    sampling=SamplingConfig(),
+    group_size=2,
+    record_entropies=True,
+  )
+  params = jax.tree.map(
+    lambda x: np.stack([x, x]),
+    decoder.init_params(helpers.CONFIG, jax.random.key(0)),
+  )
+  texts = ("a", "b" * 40, "c" * 20, "dd", "e" * 39, "f" * 3)
+  every = [example(text, key) for key, text in enumerate(texts)]
+  examples = [every, every[::-1]]
+  ids = np.array([[e.key for e in row] for row in examples])
+
+  def run(length_groups):
+    sizes = []
+
+    def watched(params, prompts, keys):
+      sizes.append(prompts.tokens.shape)
+      return generate(params, prompts, keys)
+
+    found = rollouts.sample(
+      watched,
+      params,
+      examples,
+      rollouts.row_keys((3, 4), 0, ids, 2),
+      encoder=rollouts.Encoder(TOKENIZER, config),
+      multiple=1,
+      length_groups=length_groups,
+    )
+    return found, sizes
+
+  return run
+
+
+class TestSampleByLength:
+  @pytest.mark.parametrize("count", [2, 3, 6])
+  def test_is_what_is_sampled_at_once(self, by_length, count):
+    (whole, _), (parts, sizes) = by_length(1), by_length(count)
+    assert len({size[-1] for size in sizes}) > 1
+    for name in ("tokens", "roles", "starts", "ends", "group_ids"):
+      np.testing.assert_array_equal(
+        getattr(parts, name), getattr(whole, name), err_msg=name
+      )
+    for name in ("behave_log_probs", "entropies"):
+      np.testing.assert_allclose(
+        getattr(parts, name), getattr(whole, name), atol=1e-5, err_msg=name
+      )
+    assert parts.prompt_size == whole.prompt_size
+
+  def test_short_prompts_are_padded_to_less(self, by_length):
+    overhead = len(TOKENIZER.encode_chat(example("").messages))
+    by_hand = [-(-(overhead + size) // 16) * 16 for size in (3, 40)]
+    assert by_hand[0] < by_hand[1]
+    _, sizes = by_length(2)
+    assert sizes == [(2, 3, by_hand[0]), (2, 3, by_hand[1])]
+
+  def test_no_part_is_refused(self):
+    with pytest.raises(ValueError, match="length_groups must be 1 or more"):
+      encoder(length_groups=0)
+
+
 class TestScore:
   def test_every_row_is_an_answer_to_its_own_prompt(self, sampling):
     sample, examples = sampling

@@ -150,6 +150,12 @@ class TestRun:
     assert second.finished
     assert_same_run(whole[0], tmp_path)
 
+  def test_responses_sampled_by_length_are_the_same(self, whole, tmp_path):
+    # All prompts are padded to one size, so that not even rounding differs.
+    experiment = helpers.experiment(rollout={"length_groups": 2})
+    sync_loop.run(experiment, [0, 1], directory=tmp_path)
+    assert_same_run(tmp_path, whole[0])
+
   def test_a_finished_run_starts_no_step(self, whole, tmp_path):
     del tmp_path
     before = (whole[0] / "metrics.jsonl").read_text()
