@@ -5,10 +5,12 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What was given, before the first of this suite's processes adds to it.
+os.environ.setdefault("TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 # Most of the time of the suite is compiling, and its programs are small: what
 # optimising them takes is more than what it saves.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+  os.environ["TESTS_XLA_FLAGS"] + " --xla_backend_optimization_level=0"
 )
 # A program with collectives that is read from the cache below, not compiled,
 # may start them in another order on each device, and hangs. With this scheduler
@@ -20,6 +22,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 
 import hypothesis
 import jax
+import pytest
 
 # Many tests run the same small programs, each with functions of its own: what
 # one has compiled, the others read. It halves the time of the whole suite. The
@@ -54,11 +57,30 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+class _Notebooks:
+  """Runs notebooks as their readers do: they train, so they are optimised."""
+
+  @pytest.hookimpl(wrapper=True)
+  def pytest_runtest_protocol(self, item):
+    if item.path.suffix != ".ipynb":
+      return (yield)
+    flags = os.environ["XLA_FLAGS"]
+    os.environ["XLA_FLAGS"] = os.environ["TESTS_XLA_FLAGS"]
+    try:
+      return (yield)
+    finally:
+      os.environ["XLA_FLAGS"] = flags
+
+
+def pytest_configure(config):
+  # Hooks of this file itself are not asked about what lies beside tests/.
+  config.pluginmanager.register(_Notebooks())
+
+
 def pytest_collection_modifyitems(items):
   """Puts the slow tests last, so that a mistake shows in the first minute.
 
-  Notebooks are slow, each in a process of its own with the settings above that
-  the environment says.
+  Notebooks are slow, each in a process of its own.
   """
   for item in items:
     if item.path.suffix == ".ipynb":
