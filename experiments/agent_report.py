@@ -43,7 +43,7 @@ def write(
 
   Args:
     module: the config, with what its table shows.
-    directories: run directory by row.
+    directories: `run_plan.RowRuns` by row.
     out: where to.
     scale: of the runs.
     command: that makes it again.
@@ -54,8 +54,8 @@ def write(
   found = reports.read(directories)
   finals, curves = found.finals, found.curves
   evals = {
-    row: runs.read_curves([path], name="evals")
-    for row, path in directories.items()
+    row: runs.read_curves(own.directories, name="evals", seeds=own.seeds)
+    for row, own in directories.items()
   }
 
   published = reports.read_published(module, directories)

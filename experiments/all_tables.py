@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments import catalogue, command_line
+from experiments import catalogue, command_line, run_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +56,21 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
   for table, module in modules.items():
     if scale not in module.SCALES:
       continue
-    finals = [
-      pathlib.Path(runs, table, scale, f"{row}_seeds_{seeds}", "final.json")
+    plans = [
+      run_plan.plan_row(pathlib.Path(runs, table, scale), row, range(seeds))
       for row in catalogue.rows(module)
     ]
     written = pathlib.Path(results, table, scale, "table.md")
-    there = [path.stat().st_mtime for path in finals if path.exists()]
+    there = [
+      (directory / "final.json").stat().st_mtime
+      for found in plans
+      for directory in found.there.directories
+    ]
     jobs.append(
       Job(
         table,
-        rows=len(finals),
-        missing=len(finals) - len(there),
+        rows=len(plans),
+        missing=sum(bool(found.missing) for found in plans),
         is_written=written.exists()
         and written.stat().st_mtime >= max(there, default=0.0),
         hours=catalogue.needs(module, scale).hours,

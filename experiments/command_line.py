@@ -1,6 +1,7 @@
 """What the scripts share before JAX is imported: flags, logging, errors."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -80,6 +81,11 @@ def run(main: Callable[[], int | None]) -> None:
         sys.unraisablehook = lambda _: None
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return _complain(_text(error))
+      if _is_full(error):
+        return _complain(
+          f"the disk is full ({_text(error)}): what was saved before is whole; "
+          "make room, and the same command goes on from there"
+        )
       raise
 
   app.run(guarded, flags_parser=_parse)
@@ -105,6 +111,19 @@ def checking_input() -> Iterator[None]:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
     raise UsageError(_text(error)) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+  """Whether a write failed for want of room, whoever says so."""
+  while error is not None:
+    if isinstance(error, OSError):
+      if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # A checkpoint's writer is not Python: it has words alone.
+    elif os.strerror(errno.ENOSPC) in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

@@ -3,13 +3,13 @@
 `reproduce.py` calls it for a config whose REPORT names it.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from experiments import reports
+from experiments.run_plan import RowRuns
 
 _KEPT = (
   "reward/total",
@@ -53,7 +53,7 @@ def write(
 
   Args:
     module: the config, with what its table shows.
-    directories: run directory by name of the run.
+    directories: `run_plan.RowRuns` by name of the run.
     out: where to.
     scale: of the runs.
     command: that makes it again.
@@ -284,11 +284,9 @@ def _bought(module, names, curves) -> list[str]:
   ]
 
 
-def _before(directory: pathlib.Path) -> float:
+def _before(row: RowRuns) -> float:
   """Held-out accuracy of the policy before the first step."""
-  scores = []
-  for line in (directory / "evals.jsonl").read_text().splitlines():
-    values = json.loads(line)
-    if values["step"] == 0:
-      scores.append(values["right"])
-  return float(np.mean(scores))
+  from saw_jax.reporting import runs
+
+  evals = runs.read_curves(row.directories, name="evals", seeds=row.seeds)
+  return float(evals.values["right"][:, evals.steps == 0].mean())

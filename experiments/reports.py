@@ -3,9 +3,14 @@
 `sweep_report`, `label_report` and `agent_report` build on it.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from experiments.run_plan import RowRuns
 
 _EVERY = 5  # steps that a line of a thinned curves.csv averages
 
@@ -26,14 +31,47 @@ class Found(NamedTuple):
   @property
   def commits(self) -> list[str]:
     """The commits that the runs were made at, sorted."""
-    return sorted({document["commit"] for document in self.documents})
+    from saw_jax.training import run_directory
+
+    return sorted(
+      {
+        commit
+        for document in self.documents
+        for commit in run_directory.commits(document)
+      }
+    )
 
 
-def read(directories: Mapping[str, pathlib.Path]) -> Found:
+@contextlib.contextmanager
+def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Lets files be written beside those of a folder, and then over them.
+
+  Whatever goes wrong before the end, a full disk say, leaves the folder as it
+  was. `table.md` is moved last: who finds it finds the others.
+
+  Args:
+    out: the folder; made if absent.
+
+  Yields:
+    An empty folder to write to.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=out.parent, prefix=f".{out.name}_"
+  ) as folder:
+    folder = pathlib.Path(folder)
+    yield folder
+    out.mkdir(exist_ok=True)
+    files = sorted(folder.iterdir(), key=lambda file: file.name == "table.md")
+    for file in files:
+      shutil.move(file, out / file.name)
+
+
+def read(directories: Mapping[str, RowRuns]) -> Found:
   """Reads finished runs.
 
   Args:
-    directories: run directory by name of the run.
+    directories: run directories by name of the run.
 
   Returns:
     Their numbers.
@@ -42,9 +80,19 @@ def read(directories: Mapping[str, pathlib.Path]) -> Found:
   from saw_jax.training import run_directory
 
   return Found(
-    {name: runs.read_finals([path]) for name, path in directories.items()},
-    {name: runs.read_curves([path]) for name, path in directories.items()},
-    [run_directory.read_run(path) for path in directories.values()],
+    {
+      name: runs.read_finals(row.directories, seeds=row.seeds)
+      for name, row in directories.items()
+    },
+    {
+      name: runs.read_curves(row.directories, seeds=row.seeds)
+      for name, row in directories.items()
+    },
+    [
+      run_directory.read_run(directory)
+      for row in directories.values()
+      for directory in row.directories
+    ],
   )
 
 

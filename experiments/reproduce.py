@@ -2,9 +2,9 @@
 
   python experiments/reproduce.py --table=saw/tool_calling --scale=tiny
 
-Runs every row with all its seeds as one program, unless its run directory says
-that it has finished; killed, it goes on where it was. Then it writes runs.csv,
-curves.csv, table.md, table.csv and pictures to results/<table>/<scale>/.
+Runs the seeds of every row that no run directory has, as one program a row;
+killed, it goes on where it was. Then it writes runs.csv, curves.csv, table.md,
+table.csv and pictures to results/<table>/<scale>/.
 
   python experiments/reproduce.py --list
   python experiments/reproduce.py --all --scale=tiny
@@ -13,17 +13,25 @@ The first lists the tables, what each needs, and what of that is missing here;
 the second makes all that can run here (`make tables`).
 """
 
+import ast
 import importlib
 import json
 import logging
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
-from experiments import all_tables, catalogue, command_line
+from experiments import (
+  all_tables,
+  catalogue,
+  command_line,
+  reports,
+  run_plan,
+)
 
 _TABLE = flags.DEFINE_string(
   "table", None, "A file in configs/, as saw/tool_calling."
@@ -38,6 +46,15 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds a row.", 1)
 _STEPS = flags.DEFINE_integer("steps", None, "Steps; the config's by default.")
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "config.checkpoint of every row; see docs/checkpoints.md."
+)
+_SET = flags.DEFINE_multi_string(
+  "set",
+  [],
+  "KEY=VALUE of every row's config, as task.options.judge.url=http://...; may "
+  "be given several times.",
+)
+_MIXED = flags.DEFINE_bool(
+  "mixed", False, "Write a table even if its runs are of different commits."
 )
 _RUNS = flags.DEFINE_string("runs", "runs", "Where run directories go.")
 _OUT = flags.DEFINE_string(
@@ -54,7 +71,7 @@ def main() -> int:
     if sum((bool(_TABLE.value), _LIST.value, _ALL.value)) != 1:
       raise ValueError("give one of --table=NAME, --all and --list")
     if _ALL.value:
-      for flag in (_ROWS, _STEPS, _CHECKPOINT, _OUT, _DEMO):
+      for flag in (_ROWS, _STEPS, _CHECKPOINT, _SET, _OUT, _DEMO):
         if flag.value:
           raise ValueError(f"--{flag.name} is of one table: give --table=NAME")
       jobs = all_tables.plan(_SCALE.value, _SEEDS.value, _RUNS.value, "results")
@@ -91,17 +108,28 @@ def _reproduce() -> int:
     report = _report(module)
     if hasattr(report, "check"):
       report.check(module, rows)
-  name = f"{_TABLE.value}/{_SCALE.value}" + ("_demo" if _DEMO.value else "")
-  runs = pathlib.Path(_RUNS.value) / name
+    name = f"{_TABLE.value}/{_SCALE.value}" + ("_demo" if _DEMO.value else "")
+    runs = pathlib.Path(_RUNS.value) / name
+    plans = {
+      row: run_plan.plan_row(
+        runs, row, range(_SEEDS.value), configs[row].to_dict()
+      )
+      for row in rows
+    }
+    todo = [row for row in rows if plans[row].missing]
+    if not _MIXED.value:
+      from saw_jax.training import run_directory
+
+      run_plan.check_commits(
+        {row: plan.there for row, plan in plans.items()},
+        now=run_directory.commit() if todo else None,
+      )
   default = runs / "tables" if _DEMO.value else pathlib.Path("results") / name
   out = pathlib.Path(_OUT.value) if _OUT.value else default
 
-  seeds = list(range(_SEEDS.value))
-  directories = {row: runs / f"{row}_seeds_{len(seeds)}" for row in rows}
-  todo = [row for row in rows if not (directories[row] / "final.json").exists()]
   for row in rows:
-    if row not in todo:
-      logging.info("row %s: finished before, %s", row, directories[row])
+    for directory in plans[row].there.directories:
+      logging.info("row %s: finished before, %s", row, directory)
   took = []
   for number, row in enumerate(todo):
     logging.info(
@@ -112,17 +140,23 @@ def _reproduce() -> int:
       _estimate(took, len(todo) - number),
     )
     start = time.monotonic()
-    status = _run(configs[row], seeds, directories[row])
+    plan = plans[row]
+    status = _run(configs[row], list(plan.missing), plan.directory)
     if status:
       print(f"stopped; the same command goes on:\n  python {_command()}")
       return status
     took.append(time.monotonic() - start)
-  if report is not None:
-    report.write(
-      module, directories, out, scale=_SCALE.value, command=_command()
-    )
-  else:
-    _write(module, directories, out)
+  directories = {row: plan.whole for row, plan in plans.items()}
+  with command_line.checking_input():
+    if not _MIXED.value:  # A run that went on keeps the commit of its start.
+      run_plan.check_commits(directories)
+  with reports.replacing(out) as folder:
+    if report is not None:
+      report.write(
+        module, directories, folder, scale=_SCALE.value, command=_command()
+      )
+    else:
+      _write(module, directories, folder)
   print((out / "table.md").read_text())
   print(f"tables and pictures: {out}")
   return 0
@@ -148,7 +182,35 @@ def _config(module, row: str):
     config.loop.num_steps = _STEPS.value or _DEMO_STEPS
   if _CHECKPOINT.value is not None:
     config.checkpoint = _CHECKPOINT.value
+  _override(config, _SET.value)
   return config.lock()
+
+
+def _override(config, pairs: Sequence[str]) -> None:
+  """Sets what --set says, and nothing that the config does not have."""
+  from saw_jax.tasks.base import nearest
+
+  for pair in pairs:
+    key, equals, text = pair.partition("=")
+    if not equals:
+      raise ValueError(f"--set={pair}: say KEY=VALUE")
+    *path, last = key.split(".")
+    section = config
+    for depth, part in enumerate((*path, last)):
+      names = list(section) if hasattr(section, "keys") else []
+      if part not in names:
+        close = nearest(part, names) if names else "nothing is below it"
+        raise ValueError(f"--set={pair}: no key {part!r}: {close}")
+      if depth < len(path):
+        section = section[part]
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      value = text
+    try:
+      section[last] = value
+    except TypeError as error:
+      raise ValueError(f"--set={pair}: {error}") from None
 
 
 def _run(config, seeds, directory: pathlib.Path) -> int:
@@ -166,15 +228,9 @@ def _run(config, seeds, directory: pathlib.Path) -> int:
 
 def _write(module, directories, out: pathlib.Path) -> None:
   from saw_jax.reporting import papers, plots, runs, statistics, tables
-  from saw_jax.training import run_directory
 
-  out.mkdir(parents=True, exist_ok=True)
-  finals = {row: runs.read_finals([path]) for row, path in directories.items()}
-  curves = {row: runs.read_curves([path]) for row, path in directories.items()}
-  documents = {
-    row: run_directory.read_run(path) for row, path in directories.items()
-  }
-  commits = sorted({document["commit"] for document in documents.values()})
+  finals, curves, documents = found = reports.read(directories)
+  commits = found.commits
 
   cells = papers.read(module.__name__.split(".")[1])
   published = {
@@ -256,7 +312,7 @@ def _write(module, directories, out: pathlib.Path) -> None:
       "",
       tables.differences_to_markdown(differences),
     ]
-  first = next(iter(documents.values()))
+  first = documents[0]
   lines += [
     f"Made by `python {_command()}` at commit {', '.join(commits)}; seeds "
     f"{', '.join(map(str, seeds))}; {first['machine']}.",
@@ -305,21 +361,17 @@ def _before_and_after(module, directories, label: str) -> list[str]:
     "| row | reward | before | after |",
     "| --- | --- | ---: | ---: |",
   ]
-  for row, path in directories.items():
-    evals = runs.read_curves([path], name="evals")
+  for row, (paths, seeds) in directories.items():
+    evals = runs.read_curves(paths, name="evals", seeds=seeds)
     for component in module.COMPONENTS if evals.steps[0] == 0 else ():
       cells = [
         _interval(statistics.summarise(evals.values[component][:, at]))
         for at in (0, -1)
       ]
       lines.append(f"| {row} | {component} | {' | '.join(cells)} |")
-    files = [
-      path / name for name in ("evaluation_start.json", "evaluation.json")
-    ]
-    if not all(file.exists() for file in files):
-      continue
-    start, end = (json.loads(file.read_text())["seeds"] for file in files)
-    for before, after in zip(start, end, strict=True):
+    for before, after in (pair for path in paths for pair in _scored(path)):
+      if seeds and before["seed"] not in seeds:
+        continue
       for component in module.COMPONENTS:
         cells = [
           _interval(statistics.Summary(**entry["greedy"][component]))
@@ -330,6 +382,15 @@ def _before_and_after(module, directories, label: str) -> list[str]:
           f"{' | '.join(cells)} |"
         )
   return lines
+
+
+def _scored(path: pathlib.Path):
+  """What `evaluate.py` found of a run's seeds at the start and at the end."""
+  files = [path / name for name in ("evaluation_start.json", "evaluation.json")]
+  if not all(file.exists() for file in files):
+    return []
+  start, end = (json.loads(file.read_text())["seeds"] for file in files)
+  return zip(start, end, strict=True)
 
 
 def _interval(summary) -> str:

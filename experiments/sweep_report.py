@@ -20,7 +20,7 @@ def write(
 
   Args:
     module: the config, with what its table shows.
-    directories: run directory by name of the run.
+    directories: `run_plan.RowRuns` by name of the run.
     out: where to.
     scale: of the runs.
     command: that makes it again.

@@ -7,6 +7,7 @@ import pytest
 
 from configs.paw import household
 from experiments import agent_report
+from experiments.run_plan import RowRuns
 
 STEPS = 20
 ROWS = {"grpo": 0.5, "grpo_paw": 0.7}
@@ -58,8 +59,9 @@ def out(tmp_path_factory):
   folder = tmp_path_factory.mktemp("agents")
   directories = {}
   for row, score in ROWS.items():
-    directories[row] = folder / "runs" / row
-    make_run(directories[row], score=score, has_world=row == "grpo_paw")
+    path = folder / "runs" / row
+    directories[row] = RowRuns((path,))
+    make_run(path, score=score, has_world=row == "grpo_paw")
   agent_report.write(
     household, directories, folder / "out", scale="tiny", command="make it"
   )

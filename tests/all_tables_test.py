@@ -1,5 +1,6 @@
 """Several tables in a row: estimates, failures, Ctrl-C."""
 
+import json
 import os
 import pathlib
 import signal
@@ -42,11 +43,14 @@ class TestPlan:
     rows = catalogue.rows(module)
     assert (job().rows, job().missing) == (len(rows), len(rows))
     for number, row in enumerate(rows, 1):
-      # Another number of seeds is another run.
-      for seeds in (3, 5):
-        folder = runs / "saw/tool_calling/tiny" / f"{row}_seeds_{seeds}"
+      # Two runs have the three seeds; one that has not finished has none.
+      for seeds, name in (([0, 1], "2"), ([1, 2, 3], "x"), ([2, 3], "2-3")):
+        assert job().missing == len(rows) - number + 1
+        folder = runs / "saw/tool_calling/tiny" / f"{row}_seeds_{name}"
         folder.mkdir(parents=True, exist_ok=True)
-        if seeds == 3 or number == 1:
+        document = {"config": {"seeds": seeds}, "commit": "abc"}
+        (folder / "run.json").write_text(json.dumps(document))
+        if name != "x":
           (folder / "final.json").touch()
       assert job().missing == len(rows) - number
     assert not job().is_done  # nothing is written yet

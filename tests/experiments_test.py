@@ -148,6 +148,11 @@ class TestMistakesInFlags:
         "unknown protocol 'max_lagg': did you mean 'max_lag'?",
       ),
       ("loop.pack_length=100", "loop.pack_length is 100, but a prompt and its"),
+      (
+        "rollout.length_groups=3",
+        "rollout.length_groups is 3, and does not divide the 16 prompts",
+      ),
+      ("rollout.length_groups=0", "length_groups must be 1 or more, not 0"),
     ],
   )
   def test_an_unknown_name_in_the_config_is_said_before_anything_runs(
@@ -222,6 +227,22 @@ class TestMistakesInFlags:
       ([], "give one of --table=NAME, --all and --list"),
       (["--all", "--list"], "give one of --table=NAME, --all and --list"),
       (["--all", "--rows=gdpo"], "--rows is of one table: give --table=NAME"),
+      (
+        ["--table=saw/tool_calling", "--set=loop.num_stpes=3"],
+        "--set=loop.num_stpes=3: no key 'num_stpes': did you mean 'num_steps'",
+      ),
+      (
+        ["--table=saw/tool_calling", "--set=loop.num_steps.x=3"],
+        "--set=loop.num_steps.x=3: no key 'x': nothing is below it",
+      ),
+      (
+        ["--table=saw/tool_calling", "--set=loop.num_steps=many"],
+        "--set=loop.num_steps=many: ",
+      ),
+      (
+        ["--table=saw/tool_calling", "--set=loop.num_steps"],
+        "--set=loop.num_steps: say KEY=VALUE",
+      ),
       (["--all", "--scale=tyni"], "unknown scale 'tyni': did you mean 'tiny'?"),
     ],
   )
@@ -253,9 +274,11 @@ class TestBeforeAndAfter:
 
   PROGRAM = """
 import pathlib, sys, types
-from experiments import reproduce
+from experiments import reproduce, run_plan
 module = types.SimpleNamespace(COMPONENTS=("quality",))
-runs = {name: pathlib.Path(name) for name in sys.argv[1:]}
+runs = {
+  name: run_plan.RowRuns((pathlib.Path(name),)) for name in sys.argv[1:]
+}
 print("\\n".join(reproduce._before_and_after(module, runs, "tiny, stand-in")))
 """
 

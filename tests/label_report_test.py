@@ -7,6 +7,7 @@ import pytest
 
 from configs.care import knights
 from experiments import label_report
+from experiments.run_plan import RowRuns
 
 STEPS = 40
 RUNS = ("vote", "random_0.2", "care_0.05", "care_0.2", "random_0.4")
@@ -52,11 +53,8 @@ def make_run(directory, name, *, score):
     for seed in (0, 1)
   ]
   (directory / "final.json").write_text(json.dumps(finals))
-  (directory / "evals.jsonl").write_text(
-    "".join(
-      json.dumps({"step": step, "seed": 0, "right": right}) + "\n"
-      for step, right in ((0, 0.375), (20, 0.9))
-    )
+  (directory / "evals.csv").write_text(
+    "step,seed,right\n0,0,0.25\n0,1,0.5\n20,0,0.9\n20,1,0.9\n"
   )
   document = {"config": {}, "commit": "abc", "machine": "one machine"}
   (directory / "run.json").write_text(json.dumps(document))
@@ -67,8 +65,9 @@ def out(tmp_path_factory):
   folder = tmp_path_factory.mktemp("labels")
   directories = {}
   for name in RUNS:
-    directories[name] = folder / "runs" / name
-    make_run(directories[name], name, score=0.7 if name == "care_0.2" else 0.2)
+    path = folder / "runs" / name
+    directories[name] = RowRuns((path,))
+    make_run(path, name, score=0.7 if name == "care_0.2" else 0.2)
   label_report.write(
     knights, directories, folder / "out", scale="tiny", command="make it"
   )
@@ -144,7 +143,7 @@ def test_runs_that_bought_nothing_have_no_table_of_labels(tmp_path):
   make_run(tmp_path / "vote", "vote", score=0.2)
   label_report.write(
     knights,
-    {"vote": tmp_path / "vote"},
+    {"vote": RowRuns((tmp_path / "vote",))},
     tmp_path / "out",
     scale="tiny",
     command="make it",

@@ -8,6 +8,7 @@ import pytest
 
 from configs.asympo import math
 from experiments import sweep_report
+from experiments.run_plan import RowRuns
 
 STEPS = 40
 RUNS = ("naive_lag0", "naive_lag16", "asympo_lag0", "asympo_lag16")
@@ -46,8 +47,9 @@ def out(tmp_path_factory):
   directories = {}
   for name in RUNS:
     falls = name == "naive_lag16"
-    directories[name] = folder / "runs" / name
-    make_run(directories[name], falls=falls, score=0.2 if falls else 0.5)
+    path = folder / "runs" / name
+    directories[name] = RowRuns((path,))
+    make_run(path, falls=falls, score=0.2 if falls else 0.5)
   sweep_report.write(
     math, directories, folder / "out", scale="tiny", command="make it"
   )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saw_jax.training.run_directory import RunError
+
 _Path = str | os.PathLike
 
 
@@ -47,27 +49,32 @@ class Finals(NamedTuple):
 
 
 def read_curves(
-  directories: Sequence[_Path], *, name: str = "metrics"
+  directories: Sequence[_Path],
+  *,
+  name: str = "metrics",
+  seeds: Sequence[int] = (),
 ) -> Curves:
   """Reads one row of a table, whose seeds may lie in several runs.
 
   Args:
     directories: of the runs; no seed may be in two of them.
     name: "metrics" for training, "evals" for the held-out set.
+    seeds: to read; all by default.
 
   Returns:
-    The curves of all seeds.
+    The curves of the seeds.
 
   Raises:
     FileNotFoundError: a run has no such file.
     ValueError: a seed or a line is there twice.
+    RunError: a file is damaged.
   """
   lines, owners = [], {}
   for directory in directories:
     path = pathlib.Path(directory) / f"{name}.csv"
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: has the run started?")
-    found = _read_csv(path)
+    found = _chosen(_read_csv(path), seeds)
     for seed in {int(line["seed"]) for line in found}:
       if seed in owners:
         raise ValueError(f"seed {seed} is in {owners[seed]} and in {directory}")
@@ -76,25 +83,36 @@ def read_curves(
   return _curves(lines)
 
 
-def read_finals(directories: Sequence[_Path]) -> Finals:
+def read_finals(
+  directories: Sequence[_Path], *, seeds: Sequence[int] = ()
+) -> Finals:
   """Reads the last scores of one row.
 
   Args:
     directories: of the runs; no seed may be in two of them.
+    seeds: to read; all by default.
 
   Returns:
-    The scores of all seeds.
+    The scores of the seeds.
 
   Raises:
     FileNotFoundError: a run has not finished.
     ValueError: a seed is there twice, or runs differ in length or in scores.
+    RunError: a file is damaged.
   """
   records = []
   for directory in directories:
     path = pathlib.Path(directory) / "final.json"
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: the run has not finished")
-    records += json.loads(path.read_text(encoding="utf-8"))
+    try:
+      found = json.loads(path.read_text(encoding="utf-8"))
+      records += _chosen(found, seeds)
+    except (ValueError, TypeError, KeyError) as error:
+      raise RunError(
+        f"{path} is damaged ({error}): delete it, and the same command scores "
+        "the last checkpoint again"
+      ) from None
   return _finals(
     [
       {
@@ -189,8 +207,15 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
     lines = list(csv.DictReader(file))
   for number, line in enumerate(lines, start=2):
     if None in line or None in line.values():
-      raise ValueError(f"{path}, line {number}: not as long as the header")
+      raise RunError(f"{path}, line {number}: not as long as the header")
   return lines
+
+
+def _chosen(
+  lines: Sequence[Mapping[str, object]], seeds: Sequence[int]
+) -> list[Mapping[str, object]]:
+  """Lines of some seeds, or all."""
+  return [line for line in lines if not seeds or int(line["seed"]) in seeds]
 
 
 def _curves(lines: Sequence[Mapping[str, str]]) -> Curves:

@@ -61,7 +61,10 @@ def open_run(
   path = directory / "run.json"
   if path.exists():
     document = read_run(directory)
-    document["resumed"] = [*document.get("resumed", []), _now()]
+    document["resumed"] = [
+      *document.get("resumed", []),
+      {"at": _now(), "commit": commit()},
+    ]
   else:
     directory.mkdir(parents=True, exist_ok=True)
     document = {
@@ -102,6 +105,19 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
   return document
 
 
+def commits(document: Mapping[str, Any]) -> list[str]:
+  """Names the commits of the code that a run was made by.
+
+  Args:
+    document: of the run, as `read_run` returns it.
+
+  Returns:
+    That of its start, and those with which it went on where they differ.
+  """
+  later = [entry["commit"] for entry in document.get("resumed", ())]
+  return list(dict.fromkeys([document["commit"], *later]))
+
+
 def environment() -> dict[str, Any]:
   """Describes what a figure was measured with.
 
@@ -137,6 +153,32 @@ def commit() -> str:
     return git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
   except (OSError, subprocess.CalledProcessError):
     return "unknown"
+
+
+def is_same_code(a: str, b: str) -> bool:
+  """Whether two commits have the same library and the same configs.
+
+  Args:
+    a: a commit, as `commit` names it.
+    b: another.
+
+  Returns:
+    False also where git does not know one of them, and where files differed
+    from the commits, unless both are called the same.
+  """
+  if a == b:
+    return True
+  if not all(name.isalnum() and name != "unknown" for name in (a, b)):
+    return False
+  root = pathlib.Path(__file__).parents[2]
+  command = ["git", "-C", str(root), "diff", "--quiet", a, b, "--"]
+  try:
+    done = subprocess.run(
+      [*command, "saw_jax", "configs"], capture_output=True, check=False
+    )
+  except OSError:
+    return False
+  return done.returncode == 0
 
 
 def machine() -> str:

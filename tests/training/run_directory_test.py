@@ -56,6 +56,9 @@ class TestOpenRun:
     run_directory.open_run(tmp_path, CONFIG)
     third = run_directory.open_run(tmp_path, CONFIG)
     assert len(third["resumed"]) == 2
+    assert run_directory.commits(third) == [first["commit"]]
+    third["resumed"][1]["commit"] = "other"
+    assert run_directory.commits(third) == [first["commit"], "other"]
     assert {**third, "resumed": None} == {**first, "resumed": None}
 
   def test_another_config_is_refused_and_changes_nothing(self, tmp_path):
