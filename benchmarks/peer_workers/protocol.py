@@ -54,7 +54,7 @@ class Shape:
 
 SHAPES = {
   "S": Shape(512, 64, 2, 4, 2, 16, 192, 4, 2, 8, 16),
-  "M": Shape(32_000, 256, 6, 8, 4, 32, 1024, 8, 8, 32, 96, chunk_size=256),
+  "M": Shape(32_000, 256, 6, 8, 4, 32, 1024, 8, 8, 32, 96),
   # All logits would be 0.93 GB; a chunk of them is 78 MB.
   "L": Shape(151_936, 128, 2, 4, 2, 32, 512, 4, 4, 32, 96, chunk_size=128),
 }

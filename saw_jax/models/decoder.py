@@ -15,6 +15,7 @@ from saw_jax.models.attention import (
 )
 from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
+from saw_jax.models.projection import project
 from saw_jax.types import Array
 
 _REMAT = {
@@ -47,9 +48,9 @@ class MLP(nn.Module):
     down_FD = kernel(
       "down", (c.mlp_size, c.width), ("mlp", "embed"), 0.5 / c.num_layers
     )
-    x_BSF = jax.nn.silu(x_BSD @ gate_DF) * (x_BSD @ up_DF)
+    x_BSF = jax.nn.silu(project(x_BSD, gate_DF)) * project(x_BSD, up_DF)
     x_BSF = nn.with_logical_constraint(x_BSF, ("batch", "length", "mlp"))
-    return x_BSF @ down_FD
+    return project(x_BSF, down_FD)
 
 
 class Layer(nn.Module):

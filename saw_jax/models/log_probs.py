@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from saw_jax.models.projection import equally_varying
 from saw_jax.types import Array
 
 
@@ -107,7 +108,7 @@ def chunked_log_probs(
     x_RIJW = jnp.moveaxis(x_CN.reshape(I, J, R, W), 2, 0)
     return x_RIJW.reshape(R * I, J * W)[:B, :T]
 
-  hidden_CND, head_DV, targets_CN = _equally_varying(
+  hidden_CND, head_DV, targets_CN = equally_varying(
     split(hidden_BTD), jnp.asarray(head_DV), split(targets_BT)
   )
   log_probs_CN, entropies_CN = _chunked(
@@ -177,7 +178,7 @@ def _chunked_backward(temperature, residuals, cotangents):
     )
     return head_grad_DV, hidden_grad_ND.astype(hidden_ND.dtype)
 
-  zeros_DV, _ = _equally_varying(
+  zeros_DV, _ = equally_varying(
     jnp.zeros(head_DV.shape, jnp.float32), hidden_CND
   )
   head_grad_DV, hidden_grad_CND = _scan(
@@ -197,19 +198,3 @@ def _scan(body, init, xs):
     return jax.lax.scan(body, init, xs)
   carry, ys = body(init, jax.tree.map(lambda x: x[0], xs))
   return carry, jax.tree.map(lambda y: y[None], ys)
-
-
-def _equally_varying(*arrays: Array) -> tuple[Array, ...]:
-  """Inside `shard_map`, marks all arrays as varying where any of them varies.
-
-  The transpose of the mark is a sum over devices, so that a head which is the
-  same on all devices gets the gradient of all of them.
-  """
-  varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-  everywhere = frozenset().union(*varying)
-  return tuple(
-    jax.lax.pcast(x, tuple(everywhere - axes), to="varying")
-    if everywhere - axes
-    else x
-    for x, axes in zip(arrays, varying, strict=True)
-  )

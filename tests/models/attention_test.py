@@ -1,5 +1,7 @@
 """Tests of the parts of attention: rotation, normalisation and mixing."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -184,3 +186,54 @@ class AttendTest(chex.TestCase):
     np.testing.assert_allclose(
       out[0, 1], np.repeat(v[0, :, 3], N // K, axis=0), rtol=1e-6
     )
+
+
+class AttendCausallyTest(parameterized.TestCase):
+  def inputs(self, size):
+    rng = np.random.default_rng(size)
+    shapes = [(B, size, N, H), (B, K, H, size), (B, K, size, H)]
+    q, k, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+    order = np.arange(size)
+    mask_BSS = np.broadcast_to(order[:, None] >= order, (B, size, size)).copy()
+    mask_BSS[1, :, : size // 3] = False  # padded on the left
+    return q, k, v, jnp.asarray(mask_BSS)
+
+  @parameterized.parameters(1, 63, 128, 130, 259, 700)
+  def test_it_is_attention_to_all_keys_under_the_mask(self, size):
+    q, k, v, mask = self.inputs(size)
+    sees = np.asarray(mask.any(-1))[..., None, None]
+    found, plain = (
+      np.where(sees, jax.jit(fn)(q, k, v, mask), 0.0)
+      for fn in (attention.attend_causally, attention.attend)
+    )
+    np.testing.assert_allclose(found, plain, atol=2e-6)
+
+  def test_so_are_its_gradients(self):
+    q, k, v, mask = self.inputs(200)
+    sees = np.asarray(mask.any(-1))[..., None, None]
+
+    def loss(fn, *inputs):
+      return jnp.sum(jnp.where(sees, jnp.sin(fn(*inputs, mask)), 0.0))
+
+    ours, plain = (
+      jax.grad(lambda *x, fn=fn: loss(fn, *x), (0, 1, 2))(q, k, v)
+      for fn in (attention.attend_causally, attention.attend)
+    )
+    for a, b in zip(ours, plain, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
+
+  def test_a_query_that_sees_no_key_is_finite(self):
+    q, k, v, mask = self.inputs(200)
+    found = attention.attend_causally(q, k, v, mask & False)
+    self.assertTrue(bool(jnp.isfinite(found).all()))
+
+  @parameterized.parameters((63, 1.0), (128, 0.75), (256, 0.625), (512, 0.625))
+  def test_scores_above_the_bands_are_not_made(self, size, share):
+    q, k, v, mask = self.inputs(size)
+    text = jax.jit(attention.attend_causally).lower(q, k, v, mask).as_text()
+    made = re.findall(
+      rf"dot_general.*-> tensor<{B}x{K}x{N // K}x(\d+)x(\d+)xf32>", text
+    )
+    # The scores alone: the products with values have the size of a head.
+    made = sum(int(s) * int(t) for s, t in made if int(t) != H)
+    self.assertAlmostEqual(made / size**2, share)
