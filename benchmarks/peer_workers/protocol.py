@@ -60,7 +60,7 @@ SHAPES = {
 }
 # In how many parts the rows of these jobs may pass through the model, one part
 # after the other: what the driver tries for each peer.
-PARTED, PARTS = ("forward", "train"), (1, 8)
+PARTED, PARTS = ("forward", "train"), (1, 8, 16)
 
 
 def memory() -> dict[str, int]:
