@@ -65,8 +65,8 @@ take by themselves.
   diagnostics that a config has, state donated. Tunix: `grpo_loss_fn` in its
   trainer's jitted step. TRL: the trainer's `compute_loss` and optimizer,
   without gradient checkpointing, which is on by default and slower.
-- forward and train: the rows pass through the model at once or in 8 or 16 parts,
-  with the gradients added up, whichever is fastest for the peer and the job.
+- forward and train: the rows pass through the model at once, in 8 or in 16
+  parts, with the gradients added up, whichever is fastest for peer and job.
 - generate: sampling at temperature 1 from the whole vocabulary. saw_jax reads a
   prompt once for all samples of its group, and records log-probs. Tunix:
   `VanillaRollout` with a cache of just the length needed, without log-probs,

@@ -3,7 +3,9 @@
 
 With a vocabulary of 150,000 the logits of a batch outweigh the model. Here they
 exist for `chunk_size` tokens at a time, in the forward pass and again, computed
-a second time, in the backward pass.
+a second time, in the backward pass. Where there is but one chunk it is kept:
+the backward pass of the head follows its forward pass, so that nothing is saved
+by computing it twice.
 """
 
 import functools
@@ -123,6 +125,8 @@ def _chunked(hidden_CND, head_DV, targets_CN, temperature):
 
 
 def _chunked_forward(hidden_CND, head_DV, targets_CN, temperature):
+  is_kept = hidden_CND.shape[0] == 1
+
   def chunk(_, inputs):
     hidden_ND, targets_N = inputs
     logits_NV = head_logits(hidden_ND, head_DV, temperature)
@@ -140,23 +144,31 @@ def _chunked_forward(hidden_CND, head_DV, targets_CN, temperature):
       taken_N - normalizers_N,
       entropies_N,
       normalizers_N,
+      logits_NV if is_kept else None,
     )
 
-  _, (log_probs_CN, entropies_CN, normalizers_CN) = _scan(
+  _, (log_probs_CN, entropies_CN, normalizers_CN, logits_CNV) = _scan(
     chunk, None, (hidden_CND, targets_CN)
   )
-  residuals = (hidden_CND, head_DV, targets_CN, entropies_CN, normalizers_CN)
+  residuals = (
+    hidden_CND,
+    head_DV,
+    targets_CN,
+    entropies_CN,
+    normalizers_CN,
+    logits_CNV,
+  )
   return (log_probs_CN, entropies_CN), residuals
 
 
 def _chunked_backward(temperature, residuals, cotangents):
-  hidden_CND, head_DV, targets_CN, entropies_CN, normalizers_CN = residuals
+  hidden_CND, head_DV, *of_chunks = residuals
 
   def chunk(head_grad_DV, inputs):
-    hidden_ND, targets_N, entropies_N, normalizers_N, dlog_probs_N, dent_N = (
-      inputs
-    )
-    logits_NV = head_logits(hidden_ND, head_DV, temperature)
+    hidden_ND, targets_N, entropies_N, normalizers_N, logits_NV, *grads = inputs
+    dlog_probs_N, dent_N = grads
+    if logits_NV is None:
+      logits_NV = head_logits(hidden_ND, head_DV, temperature)
     log_probs_NV = logits_NV - normalizers_N[:, None]
     # d log π(y) / dz = onehot(y) - π;  dH / dz = -π (log π + H)
     logits_grad_NV = -jnp.exp(log_probs_NV) * (
@@ -184,7 +196,7 @@ def _chunked_backward(temperature, residuals, cotangents):
   head_grad_DV, hidden_grad_CND = _scan(
     chunk,
     zeros_DV,
-    (hidden_CND, targets_CN, entropies_CN, normalizers_CN, *cotangents),
+    (hidden_CND, *of_chunks, *cotangents),
   )
   return hidden_grad_CND, head_grad_DV.astype(head_DV.dtype), None
 

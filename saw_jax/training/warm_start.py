@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Sequence
 
 import jax
@@ -175,10 +176,37 @@ def warm_start(
         loss = float(metrics["loss"])
       bar.advance(loss=loss)
 
-  store = checkpoint.Checkpointer(pathlib.Path(cache) / digest)
-  store.save(0, current.params, {"loss": loss})
-  store.close()
-  return current.params
+  return _keep(folder, current.params, loss)
+
+
+def _keep(folder: pathlib.Path, params: PyTree, loss: float) -> PyTree:
+  """Saves a start, unless another process has made the same one meanwhile.
+
+  Written beside its place and then moved there, so that no two processes write
+  to one folder. All go on from what is kept: the same training differs by
+  rounding between processes.
+  """
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  beside = pathlib.Path(
+    tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}_")
+  )
+  try:
+    store = checkpoint.Checkpointer(beside)
+    store.save(0, params, {"loss": loss})
+    store.close()
+    try:
+      beside.rename(folder)
+      return params
+    except OSError:
+      if not folder.exists():
+        raise
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
+  store = checkpoint.Checkpointer(folder)
+  try:
+    return store.restore(params).state
+  finally:
+    store.close()
 
 
 def _digest(

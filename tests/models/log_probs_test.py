@@ -152,6 +152,14 @@ class ChunkedLogProbsTest(chex.TestCase):
       )
       self.assertEqual("scan[" in program, loops)
 
+  @parameterized.parameters((B * T, 3), (B * T - 1, 4))
+  def test_one_chunk_is_not_computed_twice(self, chunk_size, products):
+    fn = functools.partial(log_probs.chunked_log_probs, chunk_size=chunk_size)
+    program = jax.make_jaxpr(
+      jax.value_and_grad(functools.partial(scalar, fn), (0, 1))
+    )(*inputs())
+    self.assertEqual(str(program).count("dot_general["), products)
+
   @parameterized.parameters(0, None)
   def test_a_leading_axis_of_seeds_equals_one_at_a_time(self, head_axis):
     hiddens, heads, targets = jax.tree.map(

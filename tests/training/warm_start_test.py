@@ -5,11 +5,12 @@ import logging
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.training import objective, warm_start
+from saw_jax.training import checkpoint, objective, warm_start
 from saw_jax.training import optimizer as optimizer_lib
 from tests.training import helpers
 
@@ -198,6 +199,28 @@ def changed(value):
   if isinstance(value, int | float):
     return 2 * value + 2
   return {"none": "full", "float32": "bfloat16", "constant": "cosine"}[value]
+
+
+class TestKeep:
+  """What two processes leave that make one start at the same time."""
+
+  def test_the_first_is_kept_and_both_go_on_from_it(self, tmp_path):
+    first, second = ({"w": jnp.full((3,), x)} for x in (1.0, 2.0))
+    folder = tmp_path / "cache" / "abc"
+    kept = warm_start._keep(folder, first, 0.5)
+    np.testing.assert_array_equal(kept["w"], first["w"])
+    found = warm_start._keep(folder, second, 0.5)
+    np.testing.assert_array_equal(found["w"], first["w"])
+    assert [path.name for path in folder.parent.iterdir()] == ["abc"]
+
+  def test_a_failure_leaves_nothing(self, tmp_path, monkeypatch):
+    def full(*_, **__):
+      raise OSError("no room")
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", full)
+    with pytest.raises(OSError, match="no room"):
+      warm_start._keep(tmp_path / "abc", {"w": jnp.ones(3)}, 0.5)
+    assert not list(tmp_path.iterdir())
 
 
 class TestDigest:
