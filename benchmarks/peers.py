@@ -299,7 +299,10 @@ def measure_job(
 
 
 def choose_parts(
-  peer: Peer, jobs: list[str], opening: dict[str, str], given: int | None
+  peer: Peer,
+  jobs: list[str],
+  opening: dict[str, str],
+  given: dict[str, int] | None,
 ) -> dict[str, int]:
   """Finds in how many parts a peer is fastest, and opens it with those.
 
@@ -307,7 +310,7 @@ def choose_parts(
     peer: the worker.
     jobs: what is going to be measured.
     opening: what a worker is opened with.
-    given: parts for all its jobs, in place of what is fastest.
+    given: parts by job, in place of what is fastest.
 
   Returns:
     The parts of each job.
@@ -315,7 +318,7 @@ def choose_parts(
   Raises:
     PeerError: the worker is gone.
   """
-  parts = dict.fromkeys(protocol.PARTED, given or 1)
+  parts = given or dict.fromkeys(protocol.PARTED, 1)
   for job in protocol.PARTED:
     if job not in jobs or given:
       continue
@@ -590,12 +593,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     return read
 
-  def parts(text: str) -> dict[str, int]:
+  def parts(text: str) -> dict[str, dict[str, int]]:
     found = dict(word.split(":") for word in text.split(","))
     names(list(REQUIREMENTS))(",".join(found))
-    counts = {name: int(count) for name, count in found.items()}
-    if min(counts.values()) < 1:
-      raise argparse.ArgumentTypeError("parts must be at least 1")
+    counts = {}
+    for name, words in found.items():
+      each = [int(word) for word in words.split("/")]
+      if min(each) < 1:
+        raise argparse.ArgumentTypeError("parts must be at least 1")
+      if len(each) == 1:
+        each *= len(protocol.PARTED)
+      counts[name] = dict(zip(protocol.PARTED, each, strict=True))
     return counts
 
   parser.add_argument(
@@ -617,9 +625,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     "--parts",
     type=parts,
     default={},
-    metavar="NAME:N,...",
-    help="in how many parts the rows of forward passes and train steps pass "
-    "through the model; by default what is fastest for each",
+    metavar="NAME:N,NAME:N/M,...",
+    help="in how many parts the rows pass through the model, N for both jobs, "
+    "or N in forward passes and M in train steps; by default what is fastest",
   )
   parser.add_argument(
     "--out",

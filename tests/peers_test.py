@@ -109,9 +109,9 @@ class TestFlags:
 
   def test_parts_are_of_single_peers(self):
     assert peers.parse([]).parts == {}
-    assert peers.parse(["--parts=tunix:16,trl:2"]).parts == {
-      "tunix": 16,
-      "trl": 2,
+    assert peers.parse(["--parts=tunix:16/8,trl:2"]).parts == {
+      "tunix": {"forward": 16, "train": 8},
+      "trl": {"forward": 2, "train": 2},
     }
 
   @pytest.mark.parametrize(
@@ -123,6 +123,7 @@ class TestFlags:
       ("--shape=XL", "'XL'"),
       ("--parts=ternix:2", "'ternix' is not one of"),
       ("--parts=tunix:0", "at least 1"),
+      ("--parts=tunix:8/4/2", "--parts"),
     ],
   )
   def test_what_there_is_not_is_refused(self, flag, said, capsys):
@@ -155,8 +156,10 @@ class TestChooseParts:
       {
         ("forward", 1): 1.0,
         ("forward", 8): 2.0,
+        ("forward", 16): 3.0,
         ("train", 1): 5.0,
         ("train", 8): 4.0,
+        ("train", 16): 4.5,
       }
     )
     found = peers.choose_parts(peer, ["forward", "train"], {}, None)
@@ -165,13 +168,16 @@ class TestChooseParts:
 
   def test_what_is_given_or_not_measured_is_not_tried(self):
     peer = FakePeer({})
-    found = peers.choose_parts(peer, ["train"], {}, 4)
-    assert found == peer.parts == {"forward": 4, "train": 4}
+    given = {"forward": 4, "train": 2}
+    found = peers.choose_parts(peer, ["train"], {}, given)
+    assert found == peer.parts == given
     found = peers.choose_parts(peer, ["generate"], {}, None)
     assert found == {"forward": 1, "train": 1}
 
   def test_parts_that_fail_are_not_chosen(self):
-    peer = FakePeer({("train", 1): None, ("train", 8): 4.0})
+    peer = FakePeer(
+      {("train", 1): None, ("train", 8): 4.0, ("train", 16): None}
+    )
     assert peers.choose_parts(peer, ["train"], {}, None)["train"] == 8
 
 
