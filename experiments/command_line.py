@@ -20,6 +20,7 @@ _EXPLAINED = {
   "RewardError",
   "CheckpointError",
   "RunError",
+  "DamagedRunError",
   "LedgerError",
   "FloatingPointError",
 }

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saw_jax.training.run_directory import RunError
-
 _Path = str | os.PathLike
+
+
+class DamagedRunError(ValueError):
+  """A file of a run cannot be read; the message names it."""
 
 
 class Curves(NamedTuple):
@@ -67,7 +69,7 @@ def read_curves(
   Raises:
     FileNotFoundError: a run has no such file.
     ValueError: a seed or a line is there twice.
-    RunError: a file is damaged.
+    DamagedRunError: a file is damaged.
   """
   lines, owners = [], {}
   for directory in directories:
@@ -98,7 +100,7 @@ def read_finals(
   Raises:
     FileNotFoundError: a run has not finished.
     ValueError: a seed is there twice, or runs differ in length or in scores.
-    RunError: a file is damaged.
+    DamagedRunError: a file is damaged.
   """
   records = []
   for directory in directories:
@@ -109,7 +111,7 @@ def read_finals(
       found = json.loads(path.read_text(encoding="utf-8"))
       records += _chosen(found, seeds)
     except (ValueError, TypeError, KeyError) as error:
-      raise RunError(
+      raise DamagedRunError(
         f"{path} is damaged ({error}): delete it, and the same command scores "
         "the last checkpoint again"
       ) from None
@@ -207,7 +209,7 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
     lines = list(csv.DictReader(file))
   for number, line in enumerate(lines, start=2):
     if None in line or None in line.values():
-      raise RunError(f"{path}, line {number}: not as long as the header")
+      raise DamagedRunError(f"{path}, line {number}: not as long as the header")
   return lines
 
 

@@ -151,10 +151,15 @@ class TestRun:
     assert_same_run(whole[0], tmp_path)
 
   def test_responses_sampled_by_length_are_the_same(self, whole, tmp_path):
-    # All prompts are padded to one size, so that not even rounding differs.
     experiment = helpers.experiment(rollout={"length_groups": 2})
     sync_loop.run(experiment, [0, 1], directory=tmp_path)
-    assert_same_run(tmp_path, whole[0])
+    found, expected = curves(tmp_path), curves(whole[0])
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+      # Half as many rows at a time are rounded in another way.
+      np.testing.assert_allclose(
+        found[name], value, rtol=1e-5, atol=1e-5, err_msg=name
+      )
 
   def test_a_finished_run_starts_no_step(self, whole, tmp_path):
     del tmp_path
