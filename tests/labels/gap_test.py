@@ -138,7 +138,7 @@ class GoldenTest(chex.TestCase):
 
 
 class TestAgainstTheDefinition:
-  @pytest.mark.parametrize("group_size", [*range(1, 17), 64])
+  @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5, 8, 15, 16, 64])
   def test_every_pair_of_counts(self, group_size):
     pairs = possible_pairs(group_size)
     x, y = np.array(pairs).T
