@@ -69,25 +69,27 @@ def run(main: Callable[[], int | None]) -> None:
     )
     for noisy in ("jax", "orbax"):
       logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax warns here of each checkpoint that has no score.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax warns here of each checkpoint that has no score, and has a traceback
+    # for each of its threads that fails: it raises what matters, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
       return main()
     except Exception as error:
       # By name, so that a mistake in the flags is answered without JAX.
       names = {cls.__name__ for cls in type(error).__mro__}
-      if names & _EXPLAINED:
-        # The other reads of a checkpoint of which one failed are thrown away
-        # as the process ends, each with its own words on that.
-        sys.unraisablehook = lambda _: None
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        return _complain(_text(error))
-      if _is_full(error):
+      is_full = _is_full(error)
+      if not is_full and not names & _EXPLAINED:
+        raise
+      # The other reads or writes of a checkpoint of which one failed are thrown
+      # away as the process ends, each with its own words on that.
+      sys.unraisablehook = lambda _: None
+      logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+      if is_full:
         return _complain(
-          f"the disk is full ({_text(error)}): what was saved before is whole; "
-          "make room, and the same command goes on from there"
+          f"the disk is full ({_text(error)[:200]}): what was saved before is "
+          "whole; make room, and the same command goes on from there"
         )
-      raise
+      return _complain(_text(error))
 
   app.run(guarded, flags_parser=_parse)
 
