@@ -299,8 +299,6 @@ def _sample_by_length(
 
   def rows(*values):
     """Puts the parts' rows where their examples are."""
-    if values[0] is None:
-      return None
     whole = np.concatenate(values, axis=1)
     rest = whole.shape[2:]
     whole = whole.reshape(num_seeds, num_prompts, group_size, *rest)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+# What makes a run's numbers, for git.
+_CODE = ("--", "saw_jax", "configs")
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -37,7 +39,8 @@ def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
     if before.get(key) != now.get(key):
       raise RunError(
         f"{directory} holds a run with {key} = {before.get(key)!r}, not "
-        f"{now.get(key)!r}: choose another --workdir, or the same config"
+        f"{now.get(key)!r}: choose another "
+        "--workdir (--runs of reproduce.py), or the same config"
       )
 
 
@@ -136,21 +139,12 @@ def commit() -> str:
   """Names the commit of the code that runs.
 
   Returns:
-    A short hash, with `+` if files differ from it; `unknown` outside git.
+    A short hash, with `+` if the library or the configs differ from it;
+    `unknown` outside git.
   """
-  here = pathlib.Path(__file__).parent
-
-  def git(*words: str) -> str:
-    return subprocess.run(
-      ["git", "-C", str(here), *words],
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout.strip()
-
   try:
-    dirty = git("status", "--porcelain", "--untracked-files=no", ".")
-    return git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
+    dirty = _git("status", "--porcelain", "--untracked-files=no", *_CODE)
+    return _git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
   except (OSError, subprocess.CalledProcessError):
     return "unknown"
 
@@ -170,15 +164,19 @@ def is_same_code(a: str, b: str) -> bool:
     return True
   if not all(name.isalnum() and name != "unknown" for name in (a, b)):
     return False
-  root = pathlib.Path(__file__).parents[2]
-  command = ["git", "-C", str(root), "diff", "--quiet", a, b, "--"]
   try:
-    done = subprocess.run(
-      [*command, "saw_jax", "configs"], capture_output=True, check=False
-    )
-  except OSError:
+    _git("diff", "--quiet", a, b, *_CODE)
+  except (OSError, subprocess.CalledProcessError):
     return False
-  return done.returncode == 0
+  return True
+
+
+def _git(*words: str) -> str:
+  """Asks git about the checkout that this file is in."""
+  root = pathlib.Path(__file__).parents[2]
+  return subprocess.run(
+    ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+  ).stdout.strip()
 
 
 def machine() -> str:

@@ -248,6 +248,24 @@ class TestRowKeys:
 IDS = np.array([[0, 1, 2], [2, 0, 1]])
 
 
+def sampler(config, **options):
+  """Two samples a prompt for two seeds of one policy, and its parameters."""
+  generate = rollouts.make_generate(
+    parallel.seeded(),
+    helpers.CONFIG,
+    config,
+    TOKENIZER,
+    sampling=SamplingConfig(),
+    group_size=2,
+    **options,
+  )
+  params = jax.tree.map(
+    lambda x: np.stack([x, x]),
+    decoder.init_params(helpers.CONFIG, jax.random.key(0)),
+  )
+  return generate, params
+
+
 @pytest.fixture(scope="module")
 def sampling():
   """A function that samples for two seeds, and their examples."""
@@ -258,18 +276,7 @@ def sampling():
     completion_multiple=5,
   )
   prompts = rollouts.Encoder(TOKENIZER, config)
-  generate = rollouts.make_generate(
-    parallel.seeded(),
-    helpers.CONFIG,
-    config,
-    TOKENIZER,
-    sampling=SamplingConfig(),
-    group_size=2,
-  )
-  params = jax.tree.map(
-    lambda x: np.stack([x, x]),
-    decoder.init_params(helpers.CONFIG, jax.random.key(0)),
-  )
+  generate, params = sampler(config)
   every = helpers.Letters().examples("train")
   examples = [[every[i] for i in row] for row in IDS]
 
@@ -330,19 +337,7 @@ def by_length():
     max_new_tokens=5,
     completion_multiple=1,
   )
-  generate = rollouts.make_generate(
-    parallel.seeded(),
-    helpers.CONFIG,
-    config,
-    TOKENIZER,
-    sampling=SamplingConfig(),
-    group_size=2,
-    record_entropies=True,
-  )
-  params = jax.tree.map(
-    lambda x: np.stack([x, x]),
-    decoder.init_params(helpers.CONFIG, jax.random.key(0)),
-  )
+  generate, params = sampler(config, record_entropies=True)
   texts = ("a", "b" * 40, "c" * 20, "dd", "e" * 39, "f" * 3)
   every = [example(text, key) for key, text in enumerate(texts)]
   examples = [every, every[::-1]]
