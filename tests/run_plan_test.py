@@ -9,7 +9,6 @@ import pytest
 
 from experiments import catalogue, reports, run_plan
 from experiments.run_plan import RowRuns
-from saw_jax.training import run_directory
 from saw_jax.training.run_directory import RunError
 from tests import experiments_test
 
@@ -132,34 +131,6 @@ class TestCheckCommits:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(
-  not (experiments_test.ROOT / ".git").exists(), reason="not a git checkout"
-)
-class TestIsSameCode:
-  def test_what_differs_elsewhere_does_not_count(self):
-    def git(*words):
-      done = subprocess.run(
-        ["git", *words],
-        cwd=experiments_test.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-      )
-      return done.stdout.split()
-
-    # The newest commit that changed the library, and those after it.
-    last = git("log", "-1", "--format=%h", "--", "saw_jax", "configs")[0]
-    head = git("rev-parse", "--short", "HEAD")[0]
-    before = git("rev-parse", "--short", f"{last}^")[0]
-    assert run_directory.is_same_code(last, head)
-    assert not run_directory.is_same_code(before, head)
-
-  def test_what_git_does_not_know_is_only_itself(self):
-    for name in ("unknown", "0123456789", "abc+", "--quiet"):
-      assert run_directory.is_same_code(name, name)
-      assert not run_directory.is_same_code(name, "HEAD")
-
-
 class TestReplacing:
   def test_a_failure_leaves_what_was_there(self, tmp_path):
     out = tmp_path / "results" / "tiny"
@@ -175,6 +146,22 @@ class TestReplacing:
       (folder / "table.md").write_text("second")
     assert (out / "table.md").read_text() == "second"
     assert (out / "runs.csv").read_text() == "1"
+
+  def test_the_table_is_moved_last(self, tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(
+      reports.shutil, "move", lambda file, to: moved.append(to.name)
+    )
+    with reports.replacing(tmp_path / "tiny") as folder:
+      for name in ("table.csv", "table.md", "wasted.png", "curves.csv"):
+        (folder / name).touch()
+    assert sorted(moved) == [
+      "curves.csv",
+      "table.csv",
+      "table.md",
+      "wasted.png",
+    ]
+    assert moved[-1] == "table.md"
 
 
 class TestFullDisk:

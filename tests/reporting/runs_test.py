@@ -38,6 +38,20 @@ class TestReadCurves:
       curves.values["kl"], [[nan, 7.0], [nan, nan], [nan, nan]]
     )
 
+  def test_seeds_that_are_not_asked_for_are_left_out(self, tmp_path):
+    a = write_run(
+      tmp_path / "a",
+      ["step,seed,loss", "0,0,1", "0,1,2", "0,2,3"],
+      [final(seed, x=seed) for seed in range(3)],
+    )
+    found = runs.read_curves([a], seeds=(0, 2))
+    assert found.seeds == (0, 2)
+    np.testing.assert_array_equal(found.values["loss"], [[1.0], [3.0]])
+    assert runs.read_finals([a], seeds=(1, 2)).by_seed("greedy/x") == {
+      1: 1.0,
+      2: 2.0,
+    }
+
   def test_a_seed_that_is_a_step_short_is_missing_there(self, tmp_path):
     a = write_run(
       tmp_path / "a", ["step,seed,loss", "0,0,1", "0,1,0.0", "1,0,3"]

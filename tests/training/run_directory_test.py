@@ -136,44 +136,82 @@ class TestReadRun:
       run_directory.read_run(tmp_path)
 
 
-class TestCommit:
-  def git(self, folder, *words):
-    return subprocess.run(
-      ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *words],
-      cwd=folder,
-      check=True,
-      capture_output=True,
-      text=True,
-    ).stdout.strip()
+def git(folder, *words):
+  return subprocess.run(
+    ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *words],
+    cwd=folder,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
 
-  @pytest.fixture
-  def folder(self, tmp_path, monkeypatch):
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-      monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    path = tmp_path / "code" / "module.py"
-    path.parent.mkdir()
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+  """A folder with a library, configs and documents, and no git yet."""
+  for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+  root = tmp_path / "checkout"
+  module = root / "saw_jax" / "training" / "module.py"
+  for path in (module, root / "configs" / "a.py", root / "docs" / "a.md"):
+    path.parent.mkdir(parents=True)
     path.write_text("x = 1\n")
-    monkeypatch.setattr(run_directory, "__file__", str(path))
-    return path.parent
+  monkeypatch.setattr(run_directory, "__file__", str(module))
+  return root
 
-  def test_outside_git_it_is_unknown(self, folder):
+
+def commit_all(folder):
+  """Commits what is there; returns the name of the commit."""
+  git(folder, "init", "--quiet")
+  git(folder, "add", ".")
+  git(folder, "commit", "--quiet", "-m", "a commit")
+  return git(folder, "rev-parse", "HEAD")[:10]
+
+
+class TestCommit:
+  def test_outside_git_it_is_unknown(self, checkout):
     assert run_directory.commit() == "unknown"
 
-  def test_without_git_it_is_unknown(self, folder, monkeypatch):
-    monkeypatch.setenv("PATH", str(folder))
+  def test_without_git_it_is_unknown(self, checkout, monkeypatch):
+    monkeypatch.setenv("PATH", str(checkout))
     assert run_directory.commit() == "unknown"
 
-  def test_a_changed_file_is_marked(self, folder):
-    self.git(folder, "init", "--quiet")
-    self.git(folder, "add", "module.py")
-    self.git(folder, "commit", "--quiet", "-m", "first")
-    name = self.git(folder, "rev-parse", "HEAD")[:10]
+  @pytest.mark.parametrize(
+    "code", ["saw_jax/training/module.py", "configs/a.py"]
+  )
+  def test_a_changed_file_is_marked(self, checkout, code):
+    name = commit_all(checkout)
     assert run_directory.commit() == name
-    (folder / "notes.txt").write_text("not part of the code")
+    (checkout / "saw_jax" / "notes.txt").write_text("not part of the code")
+    (checkout / "docs" / "a.md").write_text("nor is this")
     assert run_directory.commit() == name
-    (folder / "module.py").write_text("x = 2\n")
+    (checkout / code).write_text("x = 2\n")
     assert run_directory.commit() == name + "+"
+
+
+class TestIsSameCode:
+  @pytest.mark.parametrize(
+    ("path", "is_same"),
+    [
+      ("docs/a.md", True),
+      ("saw_jax/training/module.py", False),
+      ("configs/a.py", False),
+    ],
+  )
+  def test_the_library_and_the_configs_count(self, checkout, path, is_same):
+    first = commit_all(checkout)
+    (checkout / path).write_text("x = 2\n")
+    second = commit_all(checkout)
+    assert first != second
+    assert run_directory.is_same_code(first, second) == is_same
+    assert run_directory.is_same_code(second, first) == is_same
+
+  @pytest.mark.parametrize("name", ["unknown", "0123456789", "abc+", "--quiet"])
+  def test_what_git_does_not_know_is_only_itself(self, checkout, name):
+    known = commit_all(checkout)
+    assert run_directory.is_same_code(name, name)
+    assert not run_directory.is_same_code(name, known)
 
 
 class TestMachine:
