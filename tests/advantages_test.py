@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -61,6 +62,7 @@ def of_prompts(uid, estimate, *arrays):
 
 class GoldenTest(chex.TestCase):
   @parameterized.parameters(*SAW["vectors"])
+  @pytest.mark.slow
   def test_every_arm_of_the_released_code(self, **case):
     inputs, expected = case["inputs"], case["expected"]
     uid, lengths = inputs["uid"], np.array(inputs["response_lengths"])
@@ -711,6 +713,7 @@ class StepsTest(chex.TestCase):
     )
 
   @parameterized.parameters(0.1, 1.8, 10.0)
+  @pytest.mark.slow
   def test_constant_groups_are_exactly_zero(self, paid):
     _, at, mask = self.sample(shape=(2, 7, 3))
     rewards = np.zeros(mask.shape, np.float32)

@@ -131,6 +131,7 @@ class TestMistakesInFlags:
   def test_train_needs_a_place_to_write(self):
     assert "--workdir must have a value" in complaint("train", CONFIG)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -167,6 +168,7 @@ class TestMistakesInFlags:
   def test_doctor_needs_something_to_look_at(self):
     assert "give --config=" in complaint("doctor")
 
+  @pytest.mark.slow
   def test_evaluate_names_a_directory_without_a_run(self, tmp_path):
     message = complaint("evaluate", f"--workdir={tmp_path}")
     assert f"{tmp_path} is no run directory" in message
@@ -249,6 +251,7 @@ class TestMistakesInFlags:
   def test_reproduce_says_what_is_wrong_in_one_line(self, words, message):
     assert message in complaint("reproduce", *words)
 
+  @pytest.mark.slow
   def test_reproduce_names_a_checkpoint_that_is_not_there(self, tmp_path):
     done = script(
       "reproduce",

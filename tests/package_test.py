@@ -140,6 +140,7 @@ class TestImport:
     )
     assert loaded == "[]"
 
+  @pytest.mark.slow
   def test_no_module_has_an_effect_when_imported(self, empty):
     # No device is asked for, no setting of JAX changes, the environment stays,
     # no handler of the log is added, and no file is written.

@@ -247,6 +247,7 @@ class TestTable:
 
 
 class TestWorker:
+  @pytest.mark.slow
   def test_ours_answers_each_job(self, tmp_path):
     opening = {
       "directory": str(tmp_path / "model"),

@@ -5,6 +5,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -138,6 +139,7 @@ class DeviationsTest(chex.TestCase):
   @hypothesis.given(
     st.floats(-100, 100, width=32), st.sampled_from((2, 3, 7, 64))
   )
+  @pytest.mark.slow
   def test_equal_numbers_deviate_by_exactly_zero(self, value, size):
     x = np.full(size, value, np.float32)
     np.testing.assert_array_equal(reductions.all_deviations(x), 0)

@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.test_util import check_grads
@@ -516,6 +517,7 @@ class ByLoopTest(chex.TestCase):
       lambda b, m: sum(nll),
     )
 
+  @pytest.mark.slow
   def test_a_huge_ratio_is_finite(self):
     x, far = np.zeros((2, 3), np.float32), np.full((2, 3), -100, np.float32)
     mask, a = np.ones((2, 3), bool), np.array([1.0, -1.0])

@@ -10,6 +10,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -147,6 +148,7 @@ class TokenLossTest(chex.TestCase):
       )
       np.testing.assert_allclose(value, want, rtol=1e-6)
 
+  @pytest.mark.slow
   def test_finite_differences(self):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 4, 5))
@@ -519,6 +521,7 @@ class WeightsTest(chex.TestCase):
       )(log_probs)
       assert value == 0 and not gradient.any()
 
+  @pytest.mark.slow
   def test_a_group_split_off_to_a_device_weighs_the_same(self):
     log_probs, mask, selected, *_ = sample((12, 5))
     coefficients = np.array([0.1, 0.2, 0.7, 1.0], np.float32)

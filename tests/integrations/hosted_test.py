@@ -105,6 +105,7 @@ class TestRows:
 
 
 class TestTerms:
+  @pytest.mark.slow
   def test_are_the_losses_of_the_row(self):
     config = AlgorithmConfig(
       loss_options={"clip_low": 0.1, "clip_high": 0.3},
@@ -181,6 +182,7 @@ class TestTerms:
 
 
 class TestParts:
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     "aggregate",
     ["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"],

@@ -148,6 +148,7 @@ class TestGolden:
       tree.setdefault(part, {}).setdefault(layer, {})[leaf] = value.T
     return params, stats
 
+  @pytest.mark.slow
   def test_three_steps(self):
     inputs, adamw = PROBES["inputs"], PROBES["optimizer"]["AdamW"]
     settings = dataclasses.replace(
@@ -436,6 +437,7 @@ class TestTraining:
       train(trained, *batch, jnp.arange(P) < 3),
     )
 
+  @pytest.mark.slow
   def test_classes_weigh_as_the_settings_say(self, fresh):
     # Without balance the loss is the mean over the three that were bought.
     fresh = fresh.replace(replay=replay.make_replay(1, G, D))

@@ -52,6 +52,7 @@ class TestOverlap:
   def test_no_share(self):
     assert diagnostics.overlap(np.arange(3), np.ones(3), 0.0) == 0
 
+  @pytest.mark.slow
   @hypothesis.given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
   def test_the_oracle_overlaps_itself(self, gaps):
     gaps = np.array(gaps, np.float32)

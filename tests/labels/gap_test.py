@@ -90,6 +90,7 @@ class GoldenTest(chex.TestCase):
         np.testing.assert_allclose(value, case["cag"], rtol=rtol)
 
   @chex.variants(with_jit=True, without_jit=True)
+  @pytest.mark.slow
   def test_gaps_of_counts(self):
     of_size = {
       case["n"]: self.variant(
@@ -119,6 +120,7 @@ class GoldenTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(*GOLDEN["stage2_expected_cag"])
+  @pytest.mark.slow
   def test_expected_gaps(self, **case):
     def score(logits, mask, x):
       p = probe_losses.class_probabilities(logits, mask)
@@ -152,6 +154,7 @@ class TestAgainstTheDefinition:
     np.testing.assert_allclose(closed, want, rtol=1e-12)
     np.testing.assert_allclose(vectors, want, rtol=1e-12)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5])
   def test_every_group_of_answers(self, group_size):
     # Answers 0 to 2 or none, in every order; every ground truth.
@@ -176,6 +179,7 @@ class TestAgainstTheDefinition:
       np.testing.assert_allclose(table[x, : len(row)], row, atol=5e-7)
       assert not table[x, len(row) :].any()
 
+  @pytest.mark.slow
   @hypothesis.given(
     st.integers(2, 7).flatmap(
       lambda n: st.tuples(
@@ -269,6 +273,7 @@ class TestEdges:
 
 
 class TestExpectedGap:
+  @pytest.mark.slow
   @hypothesis.given(st.integers(0, 2**31))
   def test_it_is_nothing_or_from_root_to_twice_root(self, seed):
     rng = np.random.default_rng(seed)

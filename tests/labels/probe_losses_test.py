@@ -120,6 +120,7 @@ class TestClassWeights:
 
 
 class TestClassProbabilities:
+  @pytest.mark.slow
   @hypothesis.given(st.integers(0, 2**31))
   def test_they_are_a_softmax_over_what_is_possible(self, seed):
     rng = np.random.default_rng(seed)
@@ -197,6 +198,7 @@ def batch(count, seed=0):
 
 
 class TestProbeLosses:
+  @pytest.mark.slow
   @pytest.mark.parametrize("probe", [0, 1])
   def test_padding_changes_nothing(self, probe):
     fn = (probe_losses.vote_probe_loss, probe_losses.count_probe_loss)[probe]

@@ -92,6 +92,7 @@ class GoldenTest(chex.TestCase):
       ("state_after_3_steps", "eval_logits_after_3_steps"),
     ],
   )
+  @pytest.mark.slow
   def test_scoring(self, stage, when):
     state, logits = when
     for dtype, rtol in DTYPES:
@@ -104,6 +105,7 @@ class GoldenTest(chex.TestCase):
         np.testing.assert_allclose(found, GOLDEN[stage][logits], rtol=rtol)
 
   @parameterized.parameters("stage1", "stage2")
+  @pytest.mark.slow
   def test_training(self, stage):
     want = GOLDEN[stage]["steps"][0]
     for dtype, rtol in DTYPES:
@@ -142,6 +144,7 @@ class TestSizes:
       leaves = jax.tree.leaves(variables["params"])
       assert sum(leaf.size for leaf in leaves) == want
 
+  @pytest.mark.slow
   def test_initial_values(self):
     features = probes.zero_features(2, 3, 5)
     variables = probes.VoteProbe().init(jax.random.key(0), features)
@@ -238,6 +241,7 @@ def gradient():
 
 
 class TestProbes:
+  @pytest.mark.slow
   @pytest.mark.parametrize("stage", ["stage1", "stage2"])
   def test_padding_changes_nothing(self, gradient, stage):
     variables = read_variables(stage, "initial_state", np.float32)

@@ -81,6 +81,7 @@ class GoldenTest(chex.TestCase):
         )
         assert where(found.labelled) == case["selected_sorted"]
 
+  @pytest.mark.slow
   def test_entropy(self):
     case = GOLDEN["selection_entropy"]
     sizes = case["cluster_sizes (valid answers only)"]

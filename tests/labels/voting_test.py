@@ -96,6 +96,7 @@ class GoldenTest(chex.TestCase):
 
 
 class TestVotes:
+  @pytest.mark.slow
   @hypothesis.given(groups)
   def test_it_counts_as_loops_do(self, ids):
     votes = voting.majority_vote(np.array(ids))
@@ -156,6 +157,7 @@ class TestVotes:
 
 
 class TestLabels:
+  @pytest.mark.slow
   def test_every_small_group(self):
     ids = np.array(list(itertools.product(range(-1, 3), repeat=4)))
     for truth in range(3):

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from saw_jax.models import attention
@@ -208,6 +209,7 @@ class AttendCausallyTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(found, plain, atol=2e-6)
 
+  @pytest.mark.slow
   def test_so_are_its_gradients(self):
     q, k, v, mask = self.inputs(200)
     sees = np.asarray(mask.any(-1))[..., None, None]

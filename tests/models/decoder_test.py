@@ -194,6 +194,7 @@ class DecoderTest(chex.TestCase):
     b, _ = apply(CONFIG, params, other, positions, valid)
     np.testing.assert_array_equal(a[0, -3:], b[0, -3:])
 
+  @pytest.mark.slow
   def test_a_row_without_a_real_token_is_finite_with_its_gradient(self):
     params = random_params(CONFIG)
     tokens, positions, _ = left_padded((5, 5), 5)
@@ -284,6 +285,7 @@ class DecoderTest(chex.TestCase):
   @parameterized.product(
     scan_layers=[False, True], remat=config_lib.REMAT_POLICIES
   )
+  @pytest.mark.slow
   def test_scanning_and_recomputing_change_no_value_and_no_gradient(
     self, scan_layers, remat
   ):

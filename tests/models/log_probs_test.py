@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from jax.test_util import check_grads
 
@@ -161,6 +162,7 @@ class ChunkedLogProbsTest(chex.TestCase):
     self.assertEqual(str(program).count("dot_general["), products)
 
   @parameterized.parameters(0, None)
+  @pytest.mark.slow
   def test_a_leading_axis_of_seeds_equals_one_at_a_time(self, head_axis):
     hiddens, heads, targets = jax.tree.map(
       lambda *xs: jnp.stack(xs), *(inputs(seed) for seed in range(3))

@@ -125,6 +125,7 @@ class TestInitAdapters:
         "mlp": {"down": {"a": (*lead, 31, 3), "b": (*lead, 3, 22)}},
       }
 
+  @pytest.mark.slow
   def test_a_is_drawn_with_variance_one_over_the_inputs(self):
     wide = dataclasses.replace(CONFIG, width=400, mlp_size=900)
     adapters = lora.init_adapters(base(wide), lora.LoraConfig(rank=20), wide)

@@ -145,6 +145,7 @@ class TestActorPool:
 
 
 class TestPartialSampler:
+  @pytest.mark.slow
   @pytest.mark.parametrize("part", [4, 9, 20])
   def test_is_the_whole_sampler_where_the_weights_stay(self, part):
     params = make_params()
@@ -170,6 +171,7 @@ class TestPartialSampler:
       atol=1e-6,
     )
 
+  @pytest.mark.slow
   def test_goes_on_with_the_newest_weights(self):
     old, new = make_params(0), make_params(1)
     prompts, keys = make_call()

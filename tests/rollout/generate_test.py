@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from saw_jax.models import config as config_lib
@@ -111,6 +112,7 @@ class GenerateTest(chex.TestCase):
       np.testing.assert_array_equal(record.roles[row, start:5], Role.PROMPT)
 
   @parameterized.parameters(2, 11, 17)
+  @pytest.mark.slow
   def test_a_row_ends_with_its_first_eos_whatever_the_padding_is(self, pad_id):
     record = run(pad_id=pad_id)
     seen = set()
@@ -184,6 +186,7 @@ class GenerateTest(chex.TestCase):
   @parameterized.parameters(
     SamplingConfig(temperature=0.7), SamplingConfig(greedy=True)
   )
+  @pytest.mark.slow
   def test_entropies_are_those_of_what_was_sampled_from(self, sampling):
     record = run(sampling=sampling, record_entropies=True)
     np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
@@ -208,6 +211,7 @@ class GenerateTest(chex.TestCase):
     SamplingConfig(temperature=1.3, top_p=0.8),
     SamplingConfig(temperature=1.3, min_p=0.1),
   )
+  @pytest.mark.slow
   def test_log_probs_are_of_what_was_sampled_from_and_of_the_model(
     self, sampling
   ):
@@ -267,6 +271,7 @@ class GenerateTest(chex.TestCase):
     completions = np.asarray(run().tokens[:3, 5:]).tolist()
     self.assertLen(set(map(tuple, completions)), 3)
 
+  @pytest.mark.slow
   def test_a_row_depends_on_no_other_row_and_on_no_padding(self):
     expected = run()
     for order, settings in (
@@ -294,6 +299,7 @@ class GenerateTest(chex.TestCase):
       large.tokens.reshape(4, 5, -1)[:, :G], small.tokens.reshape(4, G, -1)
     )
 
+  @pytest.mark.slow
   def test_a_longer_limit_begins_with_the_shorter_run(self):
     # Long enough for the cache to grow on the way.
     long = run(max_new_tokens=130, eos_ids=())
@@ -329,6 +335,7 @@ class GenerateTest(chex.TestCase):
       run(max_new_tokens=1).tokens, run().tokens[:, :6]
     )
 
+  @pytest.mark.slow
   def test_a_completion_may_be_its_end_alone(self):
     record = run(eos_ids=tuple(range(19)))
     np.testing.assert_array_equal(record.completion_lengths, 1)
@@ -346,6 +353,7 @@ class GenerateTest(chex.TestCase):
 
 class LanesTest(chex.TestCase):
   @parameterized.parameters(T, 0)
+  @pytest.mark.slow
   def test_each_lane_equals_its_run_alone(self, max_new_tokens):
     lanes = []
     for seed, order in enumerate(((0, 1), (2, 3), (1, 3))):

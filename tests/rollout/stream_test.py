@@ -49,6 +49,7 @@ def streamed(params, eos_ids):
   )
 
 
+@pytest.mark.slow
 def test_the_tokens_are_those_of_a_whole_completion(params):
   found = streamed(params, ())
   assert found == whole(params, ())

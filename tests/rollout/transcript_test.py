@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
@@ -148,6 +149,7 @@ class AppendObservationsTest(chex.TestCase):
     self.assertEqual(found.behave_log_probs.shape, (2, 8))
     assert not found.behave_log_probs[:, 3:].any()
 
+  @pytest.mark.slow
   def test_what_was_there_is_predicted_as_before(self):
     config = DecoderConfig(
       vocab_size=31,

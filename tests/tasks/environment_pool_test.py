@@ -42,6 +42,7 @@ class TestPlaying:
 
 
 class TestMisbehaviour:
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("action", "words"),
     [

@@ -54,6 +54,7 @@ class TestGeneratedExamples:
       "cat:ann=knight\n"
     ]
 
+  @pytest.mark.slow
   def test_sizes_keys_and_people(self):
     made = task(people=(2, 5))
     splits = ("train", "test", "people_2", "people_5")

@@ -87,6 +87,7 @@ def whole(tmp_path_factory):
 
 
 class TestUpdate:
+  @pytest.mark.slow
   def test_the_gradient_is_the_chain_rule_through_the_whole_one(self):
     objective = helpers.full_objective()
     adapters = reference()[0].params  # No B is 0 any more.
@@ -106,6 +107,7 @@ class TestUpdate:
     mlp = base()["layer_0"]["mlp"]
     assert max(sizes) < min(x.size for x in mlp.values())
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
   def test_meshed_is_one_device(self, sizes):
     data, fsdp, tensor = sizes
@@ -115,10 +117,12 @@ class TestUpdate:
     lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER, lora=LORA)
     assert_same(self.lifted(lift, 2), reference())
 
+  @pytest.mark.slow
   def test_pmapped_is_one_device(self):
     lift = parallel.pmapped(jax.devices()[:4])
     assert_same(self.lifted(lift), reference())
 
+  @pytest.mark.slow
   def test_seeded_trains_each_seed_on_a_base_of_its_own(self):
     found = self.lifted(parallel.seeded(), seeds=(0, 1))
     for index in range(2):
@@ -153,6 +157,7 @@ class TestUpdate:
 
 
 class TestLearner:
+  @pytest.mark.slow
   @pytest.mark.parametrize("lift", parallel.LIFTS)
   def test_the_reference_is_the_base_which_stays_as_it_is(self, lift):
     kl = algorithms.KLConfig(placement="loss", coefficient=0.1)
@@ -188,6 +193,7 @@ class TestLearner:
 
 
 class TestRun:
+  @pytest.mark.slow
   def test_a_resumed_run_is_the_one_that_was_never_interrupted(
     self, whole, tmp_path
   ):
@@ -199,6 +205,7 @@ class TestRun:
     for name in ("final.json", "evals.csv"):
       assert (again / name).read_text() == (whole / name).read_text()
 
+  @pytest.mark.slow
   def test_the_first_evaluation_is_the_models(self, whole, tmp_path):
     made = helpers.experiment(loop={"num_steps": 1})
     sync_loop.run(made, [0, 1], directory=tmp_path)
@@ -206,6 +213,7 @@ class TestRun:
     first, second = (path.read_text().splitlines()[:3] for path in lines)
     assert first == second
 
+  @pytest.mark.slow
   def test_without_lag_the_asynchronous_loop_does_the_same(
     self, whole, tmp_path
   ):

@@ -70,6 +70,7 @@ class TestFixedLag:
       np.testing.assert_array_equal(found[name][0], [0, 1, 2, 2, 2, 2])
     np.testing.assert_array_equal(found["lag/stale"][1], [0, 1, 1, 1, 1, 1])
 
+  @pytest.mark.slow
   def test_lag_0_is_the_synchronous_loop(self, tmp_path):
     # Sampled in parts in both: a call of an actor is a step's prompts.
     made = experiment(
@@ -131,6 +132,7 @@ class TestFixedLag:
 
 
 class TestResume:
+  @pytest.mark.slow
   @pytest.mark.parametrize("actors", [0, 1])
   def test_is_bitwise_the_run_that_was_not_stopped(
     self, whole, tmp_path, actors
@@ -156,6 +158,7 @@ class TestResume:
     async_loop.run(made, [0], directory=tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
+  @pytest.mark.slow
   def test_a_synchronous_checkpoint_has_no_queue(self, tmp_path):
     made = experiment()
     sync_loop.run(made, [0], directory=tmp_path)
@@ -167,19 +170,18 @@ class TestResume:
     import shutil
 
     shutil.copytree(whole, tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoints" / "6" / "arrays"
-    path = max(
-      (p for p in folder.rglob("*") if p.is_file()),
-      key=lambda p: p.stat().st_size,
-    )
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
+    arrays = tmp_path / "run" / "checkpoints" / "6" / "arrays"
+    # All of them: which of the files are read differs from run to run.
+    for path in arrays.rglob("d/*"):
+      data = bytearray(path.read_bytes())
+      data[len(data) // 2] ^= 0xFF
+      path.write_bytes(data)
     with pytest.raises(checkpoint.CheckpointError, match="last good step is 3"):
       async_loop.run(experiment(), [0, 1], directory=tmp_path / "run")
 
 
 class TestOtherProtocols:
+  @pytest.mark.slow
   def test_quota_without_actors_has_the_lag_of_its_budget(self, tmp_path):
     made = experiment(
       loop={"num_steps": 12, "checkpoint_interval": 0},
@@ -243,6 +245,7 @@ class Slow(helpers.Letters):
 
 
 class TestBackPressure:
+  @pytest.mark.slow
   def test_a_slow_grader_is_waited_for_and_the_queue_stays_bounded(
     self, tmp_path
   ):
@@ -258,6 +261,7 @@ class TestBackPressure:
 
 
 class TestDynamicSampling:
+  @pytest.mark.slow
   def test_replaces_groups_that_do_not_vary(self, tmp_path):
     made = experiment(
       task=Constant(), asynchronous={"lag": 1, "dynamic_sampling": True}
@@ -279,13 +283,17 @@ class TestDynamicSampling:
 
 
 class TestLogProbs:
+  @pytest.mark.slow
   def test_a_current_policy_loss_learns_without_them(self, whole, tmp_path):
     made = experiment(asynchronous={"carry_log_probs": False})
     async_loop.run(made, [0, 1], directory=tmp_path)
     with_them, without = curves(whole), curves(tmp_path)
     assert "sampler_mismatch" not in without
+    for name in ("reward/total", "length", "lag/steps"):
+      np.testing.assert_array_equal(with_them[name], without[name])
     for name, value in without.items():
-      np.testing.assert_array_equal(with_them[name], value, err_msg=name)
+      # Another program, that does not compare them: other rounding.
+      np.testing.assert_allclose(with_them[name], value, 1e-5, 1e-6, name)
 
   @pytest.mark.slow
   def test_a_ratio_loss_gets_them_all_the_same(self, tmp_path):
@@ -299,6 +307,7 @@ class TestLogProbs:
 
 
 class TestNonFinite:
+  @pytest.mark.slow
   def test_an_update_is_skipped_and_counted(self, tmp_path):
     made = experiment(
       loop={

@@ -51,6 +51,7 @@ def test_equal_policies_play_alike(played):
   assert {"valid", "observation_accuracy", "observation_nll"} <= set(scores[0])
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_whole_logits(played):
   batch = played[0]._transitions
   params = decoder.init_params(agent_helpers.CONFIG, jax.random.key(3))

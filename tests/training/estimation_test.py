@@ -31,6 +31,7 @@ def saw(rewards, *, scored, axis_name=None):
 
 
 class TestMakeEstimate:
+  @pytest.mark.slow
   def test_is_the_weighting_and_then_the_advantage(self):
     rewards, scored, lengths = rollout()
     estimate = estimation.make_estimate(advantages.gdpo, saw, minima=MINIMA)
@@ -125,6 +126,7 @@ class TestMakeEstimate:
     )(rewards)
     assert not gradient.any()
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("advantage", [advantages.gdpo, advantages.grpo])
   def test_devices_that_share_a_batch_agree_with_one(self, advantage):
     rng = np.random.default_rng(3)

@@ -66,6 +66,7 @@ class TestEvaluator:
     assert [e.key for e in made(num_examples=3, split="train")] == [0, 1, 2]
     assert len(made(num_examples=99)) == 13  # there are no more
 
+  @pytest.mark.slow
   def test_a_last_batch_that_is_filled_up_changes_nothing(self, run):
     # 7 in batches of 3: the last has one example and two that fill it.
     whole = run("sampled", num_examples=7, batch_size=7)
@@ -130,6 +131,7 @@ class Texts(Lengths):
 
 
 class TestByLength:
+  @pytest.mark.slow
   def test_a_batch_has_prompts_of_one_size_and_results_keep_their_order(self):
     experiment = helpers.experiment(
       task=Texts(),

@@ -163,6 +163,7 @@ TEXTS = ["y", "x", "y", "z", "y", "y", "", "x"]
 
 
 class TestScore:
+  @pytest.mark.slow
   def test_a_vote_is_the_label_of_its_group(self, tmp_path):
     found = score(labeller(tmp_path, method="vote"), TEXTS)
     np.testing.assert_array_equal(
@@ -293,6 +294,7 @@ class TestScore:
 
 
 class TestObserve:
+  @pytest.mark.slow
   def test_is_what_whole_logits_say(self):
     batch = helpers.batch()
     params = decoder.init_params(helpers.CONFIG, jax.random.key(0))

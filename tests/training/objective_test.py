@@ -49,6 +49,7 @@ def plain_log_softmax(params, row, batch, temperature):
 
 
 class TestMakeForward:
+  @pytest.mark.slow
   @pytest.mark.parametrize("temperature", [1.0, 0.6])
   def test_the_logits_at_one_position_predict_the_token_at_the_next(
     self, params, temperature
@@ -367,6 +368,7 @@ class TestWorld:
     np.testing.assert_allclose(found["clipped_tokens"], 1.0)
     np.testing.assert_allclose(found["observation_nll"], np.log(2), rtol=1e-6)
 
+  @pytest.mark.slow
   def test_values_are_those_at_the_end_of_the_prompt(self):
     config = dataclasses.replace(helpers.CONFIG, value_head=True)
     params = decoder.add_value_head(

@@ -104,6 +104,7 @@ def appended():
 
 
 class TestAppender:
+  @pytest.mark.slow
   def test_selects_the_responses_of_highest_entropy(self, appended):
     outputs = appended.outputs(appended.before)
     mask = np.asarray(appended.before.completion_mask[0])
@@ -131,6 +132,7 @@ class TestAppender:
       if said:
         assert order[-1] == transcript.OBSERVATION
 
+  @pytest.mark.slow
   def test_leaves_the_responses_as_they_were(self, appended):
     old, new = appended.before, appended.batch
     width = old.roles.shape[-1] - old.prompt_size

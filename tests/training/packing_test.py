@@ -164,6 +164,7 @@ class TestForward:
     assert moved[0]
     assert not moved[1:].any()
 
+  @pytest.mark.slow
   def test_the_balance_of_asympo_holds(self):
     # Complete groups: what the positive and the negative tokens pull cancels.
     rewards = np.array([[1, 0, 0, 1], [0, 0, 1, 0]], np.float32)

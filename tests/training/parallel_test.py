@@ -85,6 +85,7 @@ def assert_same(found, expected, index=0):
 
 
 class TestLiftsAgree:
+  @pytest.mark.slow
   @pytest.mark.parametrize("num_microbatches", [2, 4])
   def test_micro_batches(self, num_microbatches):
     step = jax.jit(make_update(num_microbatches))
@@ -114,6 +115,7 @@ class TestLiftsAgree:
     lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER)
     assert_same(lifted(lift, 2), reference())
 
+  @pytest.mark.slow
   def test_seeded_runs_each_seed_alone(self):
     found = lifted(parallel.seeded(), seeds=(0, 1, 2))
     for index in range(3):
@@ -124,6 +126,7 @@ class TestLiftsAgree:
     for index in range(2):
       assert_same(found, reference(index), index)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("num_microbatches", [1, 4])
   def test_packed_rows(self, num_microbatches):
     layout = packing.Layout(
@@ -190,6 +193,7 @@ class TestEstimateUnderLifts:
     lengths = rng.integers(1, 9, (8, 4)).astype(np.float32)
     return rewards, scored, lengths
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("kind", ["pmapped", "meshed", "seeded"])
   def test_batch_statistics_are_those_of_the_whole_batch(self, kind):
     fn = estimation.make_estimate(

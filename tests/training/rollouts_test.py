@@ -365,6 +365,7 @@ def by_length():
 
 
 class TestSampleByLength:
+  @pytest.mark.slow
   @pytest.mark.parametrize("count", [2, 3, 6])
   def test_is_what_is_sampled_at_once(self, by_length, count):
     (whole, _), (parts, sizes) = by_length(1), by_length(count)

@@ -107,6 +107,7 @@ class TestRun:
   def test_no_update_was_skipped(self, whole):
     np.testing.assert_array_equal(curves(whole[0])["skipped"], 0)
 
+  @pytest.mark.slow
   def test_a_loss_of_the_current_policy_has_its_balance_logged(self, tmp_path):
     experiment = helpers.experiment(
       algorithm=algorithms.AlgorithmConfig(
@@ -122,6 +123,7 @@ class TestRun:
     assert (found["nll/positive"] > 0).all()
     assert (found["largest_inverse_nll"] > 1 / found["nll/positive"]).all()
 
+  @pytest.mark.slow
   def test_two_runs_with_one_seed_are_bitwise_equal(self, whole, tmp_path):
     sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
     assert_same_run(whole[0], tmp_path)
@@ -137,6 +139,7 @@ class TestRun:
       alone["loss"][0], beside["loss"][1], rtol=1e-3, atol=1e-5
     )
 
+  @pytest.mark.slow
   def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
     self, whole, tmp_path
   ):
@@ -150,6 +153,7 @@ class TestRun:
     assert second.finished
     assert_same_run(whole[0], tmp_path)
 
+  @pytest.mark.slow
   def test_responses_sampled_by_length_are_the_same(self, whole, tmp_path):
     experiment = helpers.experiment(rollout={"length_groups": 2})
     sync_loop.run(experiment, [0, 1], directory=tmp_path)
@@ -180,6 +184,7 @@ class TestRun:
 
 
 class TestLearns:
+  @pytest.mark.slow
   def test_the_reward_rises(self, tmp_path):
     sync_loop.run(
       helpers.experiment(
@@ -345,6 +350,7 @@ class TestBadState:
     with pytest.raises(FloatingPointError, match="seed 0 is nan at step 0"):
       sync_loop.run(experiment._replace(params=params), [0], directory=tmp_path)
 
+  @pytest.mark.slow
   def test_the_update_of_such_a_loss_was_skipped(self, tmp_path):
     experiment = helpers.experiment()
     params = jax.tree.map(lambda x: x * np.nan, experiment.params)
@@ -352,6 +358,7 @@ class TestBadState:
       sync_loop.run(experiment._replace(params=params), [0], directory=tmp_path)
     np.testing.assert_array_equal(curves(tmp_path)["skipped"], 1.0)
 
+  @pytest.mark.slow
   def test_a_checkpoint_of_another_model_is_refused(self, tmp_path):
     sync_loop.run(helpers.experiment(), [0], directory=tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="there and"):

@@ -195,6 +195,7 @@ class TestLossesOfWholeResponses:
     if loss is stale_losses.asympo_loss:
       np.testing.assert_allclose(parts[1]["loss"], 0, atol=1e-6)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("loss", LOSSES)
   @pytest.mark.parametrize("num_microbatches", [1, 2])
   def test_devices(self, loss, num_microbatches):
@@ -239,6 +240,7 @@ class TestMaximum:
     _, metrics = update.make_gradient(made, **options)(params, batch)
     return metrics["largest_inverse_nll"]
 
+  @pytest.mark.slow
   def test_is_that_of_the_micro_batch_that_has_it(self):
     params, batch = table_batch()
     for row in range(8):

@@ -151,6 +151,7 @@ class TestWarmStart:
     with pytest.raises(AssertionError, match="it trains"):
       make(trained[0], config)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("damage", ["bits", "document", "empty"])
   def test_a_damaged_cache_is_made_anew_with_a_warning(
     self, tmp_path, caplog, damage
