@@ -39,10 +39,12 @@ REQUIREMENTS = {
 }
 LABELS = {"ours": "saw_jax", "tunix": "Tunix", "trl": "TRL"}
 JOBS = (*protocol.JOBS, "memory", "compile")
+AT_ONCE = "train_at_once"  # whose memory is measured
 TITLES = {
   "forward": "forward log-probs",
   "train": "train step",
   "generate": "generation",
+  AT_ONCE: "train step, all rows at once",
 }
 # Of logits and log-probs, absolute; of a step's loss, entropy and gradient
 # norm, as a share.
@@ -74,7 +76,8 @@ take by themselves.
   `generate`).
 - memory: the most that a fresh process held (VmHWM) while it loaded the weights
   and ran the job three times, compilation included; in brackets, how much of it
-  came after loading.
+  came after loading. In as many parts as where it is timed; a train step also
+  with all rows at once.
 - compile: a first train step of 4 rows less what a later one takes, in a fresh
   process without a compilation cache.
 """
@@ -441,13 +444,13 @@ def table(document: dict) -> str:
         )
       lines.append(line)
     lines.append("")
-    temporary = document["memory"].get("train", {}).get("ours", {})
+    temporary = document["memory"].get(AT_ONCE, {}).get("ours", {})
     if "temporary" in temporary:
       logits = 4 * shape["num_prompts"] * shape["group_size"]
       logits *= shape["new_tokens"] * shape["vocab_size"]
       lines += [
-        f"Beside its arguments the train step of saw_jax needs "
-        f"{temporary['temporary'] / 1e6:,.0f} MB; all logits of the "
+        f"Beside its arguments the train step of saw_jax, all rows at once, "
+        f"needs {temporary['temporary'] / 1e6:,.0f} MB; all logits of the "
         f"completions, B x T x V, would be {logits / 1e6:,.0f} MB.",
         "",
       ]
@@ -697,20 +700,22 @@ def run(flags: argparse.Namespace) -> dict:
         peer.close()
     document["peers"] = list(pythons)
     if "memory" in flags.jobs:
-      for job in timed or protocol.JOBS:
-        document["memory"][job] = {}
+      jobs = {job: (job, document["parts"]) for job in timed or protocol.JOBS}
+      if "train" in jobs:
+        one = dict.fromkeys(protocol.PARTED, 1)
+        jobs[AT_ONCE] = ("train", dict.fromkeys(pythons, one))
+      for title, (job, parts) in jobs.items():
+        document["memory"][title] = {}
         for name, python in pythons.items():
           try:
-            found = measure_memory(
-              python, name, job, opening, document["parts"][name]
-            )
+            found = measure_memory(python, name, job, opening, parts[name])
           except PeerError as error:
             say(str(error))
             continue
-          document["memory"][job][name] = found
+          document["memory"][title][name] = found
           say(
-            f"{LABELS[name]}, {TITLES[job]}: {found['peak'] / 1e6:,.0f} MB at "
-            "most"
+            f"{LABELS[name]}, {TITLES[title]}: {found['peak'] / 1e6:,.0f} MB "
+            "at most"
           )
     if "compile" in flags.jobs:
       document["compile"] = measure_compile(pythons, flags.shape)

@@ -203,7 +203,8 @@ class TestTable:
       "summary": {"train": peers.summarise(measured, 3000)},
       "bound": {"flops": 1e9, "gflops": 200.0, "share": 0.4},
       "memory": {
-        "train": {"ours": cell | {"temporary": 7e6}, "tunix": cell},
+        "train": {"ours": cell | {"temporary": 5e6}, "tunix": cell},
+        peers.AT_ONCE: {"ours": cell | {"temporary": 7e6}},
       },
       "compile": {"saw_jax, layers scanned": {"6": 2.04, "28": 2.1}},
       "missing": {"trl": "no such package"},
@@ -220,6 +221,7 @@ class TestTable:
     assert "TRL is missing: no such package." in text
     assert "at 40 % of its matmul bound" in text
     assert "| train step | 500 (200) | 500 (200) |" in text
+    assert "| train step, all rows at once | 500 (200) | - |" in text
     # 4 x 2 rows of 16 tokens, 512 entries of 4 bytes.
     assert "needs 7 MB" in text and "would be 0 MB" in text
     assert "| saw_jax, layers scanned | 2.0 | 2.1 |" in text
