@@ -247,10 +247,9 @@ class TestMethods:
     assert abs(kinds["none"][2] - kinds["kl"][2]) > 1e-4
 
   @pytest.mark.slow
-  @pytest.mark.parametrize("lift", ["seeded", "pmapped"])
-  def test_packed_rows_train_the_same_policy(self, lift, tmp_path):
+  def test_packed_rows_train_the_same_policy(self, tmp_path):
     # All that passes through the model: old and reference log-probs, gradient
-    # weights, updates in mini- and micro-batches.
+    # weights, updates in mini- and micro-batches; and on several devices.
     found = {}
     for length in (0, 53):
       sync_loop.run(
@@ -267,7 +266,7 @@ class TestMethods:
             "num_microbatches": 2,
             "pack_length": length,
           },
-          parallel={"lift": lift},
+          parallel={"lift": "pmapped"},
           evaluation={"num_examples": 8, "batch_size": 4},
         ),
         [0],
