@@ -482,6 +482,7 @@ def table(document: dict) -> str:
       f"{document['parts'][x]['train']}"
       for x in peers
     )
+    + "".join(f"; {LABELS[x]}'s as given by --parts" for x in document["given"])
     + ". "
     f"{document['repetitions']} repetitions in turn, medians of ratios; "
     f"{document['void']} voided by the probe. Largest difference of logits and "
@@ -656,6 +657,7 @@ def run(flags: argparse.Namespace) -> dict:
     "shape": dataclasses.asdict(shape),
     "repetitions": flags.repetitions,
     "parts": {},
+    "given": list(flags.parts),  # whose parts were said, and not looked for
     "jobs": {},
     "summary": {},
     "memory": {},

@@ -198,6 +198,7 @@ class TestTable:
         "ours": {"forward": 2, "train": 8},
         "tunix": {"forward": 1, "train": 1},
       },
+      "given": ["tunix"],
       "void": 0,
       "jobs": {"train": measured},
       "summary": {"train": peers.summarise(measured, 3000)},
@@ -226,7 +227,7 @@ class TestTable:
     assert "needs 7 MB" in text and "would be 0 MB" in text
     assert "| saw_jax, layers scanned | 2.0 | 2.1 |" in text
     assert "Tunix 2.0e-06" in text
-    assert "a train step: saw_jax 2 and 8, Tunix 1 and 1." in text
+    assert "a train step: saw_jax 2 and 8, Tunix 1 and 1; Tunix's as" in text
 
   def test_no_quiet_repetition_is_said(self):
     document = self.document()
