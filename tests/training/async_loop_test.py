@@ -289,11 +289,14 @@ class TestLogProbs:
     async_loop.run(made, [0, 1], directory=tmp_path)
     with_them, without = curves(whole), curves(tmp_path)
     assert "sampler_mismatch" not in without
-    for name in ("reward/total", "length", "lag/steps"):
-      np.testing.assert_array_equal(with_them[name], without[name])
+    # Sums over tokens round otherwise in a program that does not compare them.
+    rounded = ("balance", "entropy", "gradient_norm", "largest_inverse_nll")
+    rounded += ("balance_ratio", "loss", "loss/policy", "nll/positive")
     for name, value in without.items():
-      # Another program, that does not compare them: other rounding.
-      np.testing.assert_allclose(with_them[name], value, 1e-5, 1e-6, name)
+      if name in rounded:
+        np.testing.assert_allclose(with_them[name], value, 1e-5, 1e-6, name)
+      else:
+        np.testing.assert_array_equal(with_them[name], value, name)
 
   @pytest.mark.slow
   def test_a_ratio_loss_gets_them_all_the_same(self, tmp_path):

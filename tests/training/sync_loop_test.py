@@ -247,9 +247,10 @@ class TestMethods:
     assert abs(kinds["none"][2] - kinds["kl"][2]) > 1e-4
 
   @pytest.mark.slow
-  def test_packed_rows_train_the_same_policy(self, tmp_path):
+  @pytest.mark.parametrize("lift", ["seeded", "pmapped"])
+  def test_packed_rows_train_the_same_policy(self, lift, tmp_path):
     # All that passes through the model: old and reference log-probs, gradient
-    # weights, updates in mini- and micro-batches; and on several devices.
+    # weights, updates in mini- and micro-batches.
     found = {}
     for length in (0, 53):
       sync_loop.run(
@@ -266,7 +267,7 @@ class TestMethods:
             "num_microbatches": 2,
             "pack_length": length,
           },
-          parallel={"lift": "pmapped"},
+          parallel={"lift": lift},
           evaluation={"num_examples": 8, "batch_size": 4},
         ),
         [0],
