@@ -63,7 +63,7 @@ take by themselves.
   reads all positions too, and computes entropies whether asked for or not.
 - train: one GRPO step on given advantages and old log-probs: clipped ratio, a
   mean over tokens, no KL, entropy as a metric, gradient clipped by its norm,
-  AdamW; activations are kept. saw_jax: `make_update` with the terms and
+  AdamW; no layer is computed twice. saw_jax: `make_update` with the terms and
   diagnostics that a config has, state donated. Tunix: `grpo_loss_fn` in its
   trainer's jitted step. TRL: the trainer's `compute_loss` and optimizer,
   without gradient checkpointing, which is on by default and slower.

@@ -53,7 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.rope_scale = 1.0  # of sines and cosines
   config.model.windows = ()  # tokens that each layer sees; empty or 0: all
   config.model.scan_layers = False  # True for deep models: flat compile time
-  config.model.remat = "none"  # what the backward pass recomputes
+  # What the backward pass recomputes beside norms and gates.
+  config.model.remat = "none"
   config.model.dtype = "float32"
   config.model.param_dtype = "float32"
   # A pretrained model: a Hugging Face directory, a .gguf file, or "smollm2";

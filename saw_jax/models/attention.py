@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grouped-query attention with rotary positions."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -39,10 +40,16 @@ class RMSNorm(nn.Module):
       (x.shape[-1],),
       self.param_dtype,
     )
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
-    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-    return (x * scale).astype(self.dtype)
+    return _normalize(x, scale, self.eps, self.dtype)
+
+
+# The backward pass normalises again, and keeps nothing but the stream for it.
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def _normalize(x: Array, scale: Array, eps: float, dtype: str) -> Array:
+  x = x.astype(jnp.float32)
+  x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
+  scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+  return (x * scale).astype(dtype)
 
 
 def rotary_tables(

@@ -323,6 +323,20 @@ class DecoderTest(chex.TestCase):
     self.assertLess(saved("full"), saved("save_weight_products"))
     self.assertLess(saved("save_weight_products"), saved("none"))
 
+  def test_a_layer_keeps_no_norm_and_no_silu(self):
+    # By hand, of one row of 7 tokens: gate, up and their product alone are of
+    # the MLP's size; one number a token is the token, and no norm's factor.
+    config = dataclasses.replace(CONFIG, num_layers=1)
+    tokens, positions, valid = left_padded((7,), 7)
+
+    def run(params):
+      return apply(config, params, tokens, positions, valid)[0]
+
+    _, pull = jax.vjp(run, random_params(config))
+    sizes = [x.size for x in jax.tree.leaves(pull)]
+    self.assertEqual(sizes.count(7 * config.mlp_size), 3)
+    self.assertEqual(sizes.count(7), 1)
+
   def test_norms_and_angles_stay_float32_under_bfloat16(self):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     params = random_params(CONFIG)
