@@ -58,11 +58,11 @@ engines: $(VENV)/.installed-engines  ## play the household against ALFWorld, and
 # An environment for each, as what they need need not go together.
 PEERS := .cache/peers
 
-adapters: $(PEERS)/trl/.installed $(PEERS)/tunix/.installed  ## train by our methods in TRL's and Tunix's own trainers
+adapters: $(PEERS)/trl/.installed-host $(PEERS)/tunix/.installed-host  ## train by our methods in TRL's and Tunix's own trainers
 	$(LAUNCH) $(PEERS)/trl/bin/python -m pytest tests/integrations/trl_test.py
 	$(LAUNCH) $(PEERS)/tunix/bin/python -m pytest tests/integrations/tunix_test.py
 
-bfcl: $(PEERS)/bfcl/.installed  ## score gold and damaged answers by the checker of BFCL
+bfcl: $(PEERS)/bfcl/.installed-host  ## score gold and damaged answers by the checker of BFCL
 	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/bfcl_test.py
 
 bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
@@ -103,21 +103,22 @@ $(VENV)/.installed-engines: $(VENV)/.installed-test
 	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[alfworld,textworld]"
 	@touch $@
 
-# The same, each with pytest and one host in an environment of its own.
-$(PEERS)/trl/.installed: setup.py pyproject.toml
+# The same, each with pytest and one host in an environment of its own; not under
+# the stamp of benchmarks/peers.py, which shares it and has no need of pytest.
+$(PEERS)/trl/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/trl $(PEERS)/trl/.installed-test
 	$(PEERS)/trl/bin/python -m pip install --disable-pip-version-check --quiet "torch==2.13.0+cpu"
 	$(PEERS)/trl/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[trl]"
 	@touch $@
 
-$(PEERS)/tunix/.installed: setup.py pyproject.toml
+$(PEERS)/tunix/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/tunix $(PEERS)/tunix/.installed-test
 	$(PEERS)/tunix/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[tunix]"
 	@touch $@
 
 # Without its requirements: an older NumPy, and clients that its checker does
 # not need.
-$(PEERS)/bfcl/.installed: setup.py pyproject.toml
+$(PEERS)/bfcl/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/bfcl $(PEERS)/bfcl/.installed-test
 	$(PEERS)/bfcl/bin/python -m pip install --disable-pip-version-check --quiet --no-deps "bfcl-eval==2026.3.23"
 	@touch $@
