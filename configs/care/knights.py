@@ -229,6 +229,7 @@ NEEDS = {
     "data": "generated puzzles of three people",
     "scored_on": "held-out puzzles",
     "hardware": "2 CPU cores",
+    "hours": 1.4,
   },
   "small": {
     **_PUBLIC,

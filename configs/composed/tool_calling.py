@@ -156,6 +156,7 @@ NEEDS = {
     "data": "generated requests",
     "scored_on": "held-out requests",
     "hardware": "2 CPU cores",
+    "hours": 1.8,
     "extras": ("report", "hf"),
   }
 }

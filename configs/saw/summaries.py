@@ -179,6 +179,7 @@ NEEDS = {
     "data": "docsum, which comes along, cut to 100 characters",
     "scored_on": "held-out texts, by rules and not by a judge",
     "hardware": "2 CPU cores",
+    "hours": 0.7,
     "extras": ("report", "hf", "summaries"),
   },
   "small": {
