@@ -104,10 +104,12 @@ def read_published(module, rows: Iterable[str]) -> dict[str, dict[str, Any]]:
     rows: those that were run.
 
   Returns:
-    Row -> heading -> the published cell.
+    Row -> heading -> the published cell; nothing for a table of no paper.
   """
   from saw_jax.reporting import papers
 
+  if not module.PUBLISHED:
+    return {}
   cells = papers.read(module.__name__.split(".")[1])
   rows = set(rows)
   return {

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from configs.paw import household
-from experiments import agent_report
+from experiments import agent_report, catalogue, reports
 from experiments.run_plan import RowRuns
 
 STEPS = 20
@@ -114,3 +114,11 @@ def test_files_and_pictures_are_there(out):
     "clipped_tokens.png",
     "differences.png",
   } <= names
+
+
+@pytest.mark.parametrize("table", catalogue.names())
+def test_published_cells_are_found_for_any_table(table):
+  # Nothing for one of no paper, or of a paper without numbers.
+  module = catalogue.load(table)
+  found = reports.read_published(module, module.PUBLISHED)
+  assert set(found) == set(module.PUBLISHED)
