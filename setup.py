@@ -63,7 +63,7 @@ _TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
 # methods of its trainers, so that another minor release is another host.
 _TRL = ["trl>=1.16,<1.17", "transformers>=5,<6"]
 _TUNIX = ["google-tunix==0.1.7"]
-_REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2"]
+_REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2", "markdown-it-py>=3,<5"]
 # Notebooks: a kernel, and what runs them as tests.
 _NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
 # Pages of the API, made from docstrings.

@@ -157,6 +157,9 @@ def _reproduce() -> int:
       )
     else:
       _write(module, directories, folder)
+    from saw_jax.reporting import pages
+
+    pages.write_page(folder)
   print((out / "table.md").read_text())
   print(f"tables and pictures: {out}")
   return 0

@@ -82,7 +82,7 @@ ROOMS = {
     modules=("reporting",),
     rooms=("reporting",),
     packages=frozenset(["numpy"]),
-    optional=frozenset(["matplotlib", "scipy"]),
+    optional=frozenset(["markdown_it", "matplotlib", "scipy"]),
   ),
   "edges": Room(
     modules=("algorithms",),

@@ -14,6 +14,8 @@ from saw_jax.reporting.runs import Finals
 
 MISSING = "–"
 
+PUBLISHED = "(published)"  # how the heading of a published column ends
+
 
 @dataclasses.dataclass(frozen=True)
 class OwnCell:
@@ -118,7 +120,7 @@ def to_markdown(table: Table, *, digits: int = 3) -> str:
     [
       "row",
       *(f"{metric} (here, {table.scale})" for metric in own_metrics),
-      *(f"{metric} (published)" for metric in published_metrics),
+      *(f"{metric} {PUBLISHED}" for metric in published_metrics),
     ],
     [
       [

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table as one HTML page: what table.md says, with its pictures.
+
+The page needs no network and no script. A column that a paper printed looks
+unlike ours.
+"""
+
+import html
+import os
+import pathlib
+from collections.abc import Sequence
+
+from saw_jax.reporting import tables
+
+_STYLE = """
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 72rem;
+  margin: 2rem auto; padding: 0 1rem; color: #1f2328; background: #fff; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border: 1px solid #d0d7de; padding: 0.3rem 0.6rem; }
+th { background: #f6f8fa; vertical-align: bottom; }
+.published { color: #4d2d00; background: #fff8c5; font-style: italic; }
+img { max-width: 100%; display: block; margin: 1.5rem 0; }
+"""
+
+
+def write_page(folder: str | os.PathLike) -> pathlib.Path:
+  """Writes `table.html` beside a `table.md` and its pictures.
+
+  Args:
+    folder: has `table.md`, and the pictures, `*.png`, that are to be shown.
+
+  Returns:
+    The page's path.
+
+  Raises:
+    FileNotFoundError: there is no `table.md`.
+    ImportError: the extra `report` is not installed.
+  """
+  folder = pathlib.Path(folder)
+  text = (folder / "table.md").read_text(encoding="utf-8")
+  page = folder / "table.html"
+  names = sorted(path.name for path in folder.glob("*.png"))
+  page.write_text(to_html(text, names), encoding="utf-8")
+  return page
+
+
+def to_html(text: str, pictures: Sequence[str] = ()) -> str:
+  """Renders Markdown as a page.
+
+  Args:
+    text: Markdown with tables; its first heading is the title. Markup of HTML
+      in it is shown and not obeyed.
+    pictures: addresses of the pictures at the end.
+
+  Returns:
+    A whole document. Cells of columns whose heading ends with `(published)`
+    have the class `published`.
+
+  Raises:
+    ImportError: the extra `report` is not installed.
+  """
+  try:
+    import markdown_it
+  except ImportError as error:
+    raise ImportError(
+      "a table's page needs the extra 'report': pip install 'saw_jax[report]'"
+    ) from error
+
+  reader = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")
+  tokens = reader.parse(text)
+  title = _mark(tokens)
+  body = reader.renderer.render(tokens, reader.options, {})
+  body = body.replace("<table>", '<div class="wide"><table>')
+  body = body.replace("</table>", "</table></div>")
+  shown = [
+    f'<img src="{name}" alt="{pathlib.Path(name).stem}">'
+    for name in map(html.escape, pictures)
+  ]
+  return "\n".join(
+    [
+      "<!DOCTYPE html>",
+      '<html lang="en"><head><meta charset="utf-8">',
+      f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+      body.rstrip(),
+      *shown,
+      "</body></html>",
+      "",
+    ]
+  )
+
+
+def _mark(tokens) -> str:
+  """Gives published cells their class; returns the first heading's text."""
+  title, column, published = "", 0, set()
+  for token, following in zip(tokens, tokens[1:], strict=False):
+    if token.type == "heading_open":
+      title = title or following.content
+    elif token.type == "table_open":
+      published = set()
+    elif token.type == "tr_open":
+      column = 0
+    elif token.type in ("th_open", "td_open"):
+      is_head = token.type == "th_open"
+      if is_head and following.content.endswith(tables.PUBLISHED):
+        published.add(column)
+      if column in published:
+        token.attrJoin("class", "published")
+      column += 1
+  return title
