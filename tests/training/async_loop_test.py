@@ -289,11 +289,11 @@ class TestLogProbs:
     async_loop.run(made, [0, 1], directory=tmp_path)
     with_them, without = curves(whole), curves(tmp_path)
     assert "sampler_mismatch" not in without
-    # Sums over tokens round otherwise in a program that does not compare them.
-    rounded = ("balance", "entropy", "gradient_norm", "largest_inverse_nll")
-    rounded += ("balance_ratio", "loss", "loss/policy", "nll/positive")
+    # The update's own sums over tokens round otherwise in a program that does
+    # not compare log-probs; what is sampled and scored has the same bits.
+    rounded = ("balance", "entropy", "gradient_norm", "largest", "loss", "nll")
     for name, value in without.items():
-      if name in rounded:
+      if name.startswith(rounded):
         np.testing.assert_allclose(with_them[name], value, 1e-5, 1e-6, name)
       else:
         np.testing.assert_array_equal(with_them[name], value, name)

@@ -1,3 +1,5 @@
+import asyncio
+import gc
 import json
 import pathlib
 
@@ -28,6 +30,20 @@ def save(store, *steps, scores=None):
 def largest_file(folder: pathlib.Path) -> pathlib.Path:
   files = [f for f in folder.rglob("*") if f.is_file()]
   return max(files, key=lambda f: f.stat().st_size)
+
+
+def fail_unasked(path: str) -> None:
+  """Runs a task of a file that fails, and asks nobody whether it did."""
+  names = {}
+  source = "async def read():\n  raise ValueError('no such bytes')"
+  exec(compile(source, path, "exec"), names)
+
+  async def run():
+    task = asyncio.ensure_future(names["read"]())
+    await asyncio.wait([task])
+
+  asyncio.run(run())
+  gc.collect()
 
 
 @pytest.fixture
@@ -100,6 +116,21 @@ class TestDamage:
     np.testing.assert_array_equal(
       found["params"]["kernel"], state(1)["params"]["kernel"]
     )
+
+  def test_one_error_is_said_though_many_arrays_cannot_be_read(
+    self, store, tmp_path, caplog
+  ):
+    # Orbax reads them together and raises the first error; asyncio logs those
+    # that come later, with their tracebacks, when they are collected.
+    save(store, 1)
+    largest_file(tmp_path / "1" / "state").write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+      store.restore(state())
+    fail_unasked("/lib/orbax/checkpoint/serialization.py")
+    assert [r for r in caplog.records if r.name == "asyncio"] == []
+    fail_unasked("/lib/of/somebody/else.py")
+    (record,) = (r for r in caplog.records if r.name == "asyncio")
+    assert "never retrieved" in record.message
 
   def test_a_damaged_document_is_named(self, store, tmp_path):
     save(store, 1)
