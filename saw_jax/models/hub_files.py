@@ -3,9 +3,9 @@
 
 A file is the size of its header in eight bytes, the header in JSON, and the
 tensors one after the other. Reading maps the file, so that a tensor costs
-memory for what is copied out of it; writing streams, one tensor at a time. The
-package `safetensors` gives NumPy no part of a bfloat16 tensor, and writes what is
-in memory as a whole; tests/parity_test.py holds both to the same files.
+memory for what is copied out of it; writing streams, one tensor at a time, and
+an error names its tensor. tests/parity_test.py holds it to what transformers
+reads and writes.
 
 Format: https://github.com/huggingface/safetensors
 """
