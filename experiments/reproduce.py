@@ -4,7 +4,7 @@
 
 Runs the seeds of every row that no run directory has, as one program a row;
 killed, it goes on where it was. Then it writes runs.csv, curves.csv, table.md,
-table.csv and pictures to results/<table>/<scale>/.
+table.csv, table.html and pictures to results/<table>/<scale>/.
 
   python experiments/reproduce.py --list
   python experiments/reproduce.py --all --scale=tiny
