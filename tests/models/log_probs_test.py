@@ -15,12 +15,12 @@ from saw_jax.models import log_probs
 B, T, D, V = 5, 7, 11, 47
 
 
-def inputs(seed=0, rows=B, steps=T):
+def inputs(seed=0, rows=B, steps=T, vocabulary=V):
   rng = np.random.default_rng(seed)
   return (
     jnp.asarray(rng.normal(size=(rows, steps, D)), jnp.float32),
-    jnp.asarray(rng.normal(size=(D, V)), jnp.float32),
-    jnp.asarray(rng.integers(0, V, (rows, steps)), jnp.int32),
+    jnp.asarray(rng.normal(size=(D, vocabulary)), jnp.float32),
+    jnp.asarray(rng.integers(0, vocabulary, (rows, steps)), jnp.int32),
   )
 
 
@@ -97,6 +97,75 @@ class ChunkedLogProbsTest(chex.TestCase):
     )
     chex.assert_trees_all_close(actual, expected, atol=3e-5)
 
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.product(num_bands=(2, 3, 16, 48), chunk_size=(10, 100))
+  def test_bands_equal_the_whole_vocabulary(self, num_bands, chunk_size):
+    hidden, head, targets = inputs(vocabulary=48)
+    # The largest logit falls, and rises, from one band to the next.
+    head += 0.03 * jnp.arange(48)[None] * jnp.sign(head)
+    # Each token of the vocabulary is taken: the ends of bands are among them.
+    targets = targets.at[:].set(jnp.arange(B * T).reshape(B, T) + 13)
+    fn = functools.partial(
+      log_probs.chunked_log_probs, chunk_size=chunk_size, num_bands=num_bands
+    )
+    for first in (0, 13):
+      args = hidden, head, targets - first
+      actual = self.variant(
+        lambda *args: (
+          fn(*args, temperature=0.7),
+          jax.grad(functools.partial(scalar, fn), (0, 1))(
+            *args, temperature=0.7
+          ),
+        )
+      )(*args)
+      expected = (
+        plain(*args, temperature=0.7),
+        jax.grad(functools.partial(scalar, plain), (0, 1))(
+          *args, temperature=0.7
+        ),
+      )
+      chex.assert_trees_all_close(actual, expected, atol=1e-4, rtol=1e-5)
+
+  def test_bands_hold_no_more_than_their_logits(self):
+    hidden, head, targets = inputs(rows=20, vocabulary=8_000)
+
+    def largest(chunk_size, **kwargs):
+      fn = functools.partial(
+        log_probs.chunked_log_probs, chunk_size=chunk_size, **kwargs
+      )
+      program = jax.make_jaxpr(
+        jax.value_and_grad(functools.partial(scalar, fn), (0, 1))
+      )(hidden, head, targets)
+      return max(array_sizes(program.jaxpr))
+
+    # Two chunks, of 60 tokens.
+    self.assertEqual(largest(60), 60 * 2_000)
+    self.assertEqual(largest(60, num_bands=1), 60 * 8_000)
+    # One chunk: all are kept for the backward pass, and for that alone.
+    self.assertEqual(largest(140), 140 * 8_000)
+    program = jax.make_jaxpr(log_probs.chunked_log_probs)(hidden, head, targets)
+    self.assertLess(max(array_sizes(program.jaxpr)), 140 * 8_000)
+
+  def test_a_vocabulary_that_may_be_split_is_not_taken_apart(self):
+    args = inputs(vocabulary=4_000)
+
+    def sizes():
+      program = jax.make_jaxpr(log_probs.chunked_log_probs)(*args)
+      return set(array_sizes(program.jaxpr))
+
+    band, whole = B * T * 2_000, B * T * 4_000
+    self.assertTrue(band in sizes() and whole not in sizes())
+    mesh = jax.make_mesh(
+      (4,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    with jax.set_mesh(mesh):
+      self.assertTrue(whole in sizes() and band not in sizes())
+
+  def test_bands_that_do_not_divide_are_refused(self):
+    for num_bands in (0, 2, 48):
+      with self.assertRaisesRegex(ValueError, "47 logits .* equal bands"):
+        log_probs.chunked_log_probs(*inputs(), num_bands=num_bands)
+
   def test_gradients_agree_with_differences(self):
     hidden, head, targets = inputs(rows=2, steps=3)
     for chunk_size in (2, 100):
@@ -161,14 +230,19 @@ class ChunkedLogProbsTest(chex.TestCase):
     )(*inputs())
     self.assertEqual(str(program).count("dot_general["), products)
 
-  @parameterized.parameters(0, None)
+  @parameterized.product(head_axis=(0, None), num_bands=(1, 6))
   @pytest.mark.slow
-  def test_a_leading_axis_of_seeds_equals_one_at_a_time(self, head_axis):
+  def test_a_leading_axis_of_seeds_equals_one_at_a_time(
+    self, head_axis, num_bands
+  ):
     hiddens, heads, targets = jax.tree.map(
-      lambda *xs: jnp.stack(xs), *(inputs(seed) for seed in range(3))
+      lambda *xs: jnp.stack(xs),
+      *(inputs(seed, vocabulary=48) for seed in range(3)),
     )
     heads = heads if head_axis == 0 else heads[0]
-    fn = functools.partial(log_probs.chunked_log_probs, chunk_size=10)
+    fn = functools.partial(
+      log_probs.chunked_log_probs, chunk_size=10, num_bands=num_bands
+    )
 
     def total(hiddens, heads):
       return jnp.sum(
@@ -187,9 +261,12 @@ class ChunkedLogProbsTest(chex.TestCase):
     expected = jax.value_and_grad(expected_total, (0, 1))(hiddens, heads)
     chex.assert_trees_all_close(actual, expected, atol=1e-4)
 
-  def test_rows_split_over_devices_have_the_same_gradient(self):
-    hidden, head, targets = inputs(rows=8)
-    fn = functools.partial(log_probs.chunked_log_probs, chunk_size=6)
+  @parameterized.parameters(1, 6)
+  def test_rows_split_over_devices_have_the_same_gradient(self, num_bands):
+    hidden, head, targets = inputs(rows=8, vocabulary=48)
+    fn = functools.partial(
+      log_probs.chunked_log_probs, chunk_size=6, num_bands=num_bands
+    )
     mesh = jax.make_mesh(
       (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
@@ -235,14 +312,20 @@ class ChunkedLogProbsTest(chex.TestCase):
     self.assertEqual(gradients[0].dtype, jnp.bfloat16)
     self.assertEqual(gradients[1].dtype, jnp.float32)
 
-  def test_extreme_logits_stay_finite(self):
-    hidden, head, targets = inputs()
-    outputs = log_probs.chunked_log_probs(1e3 * hidden, head, targets)
-    gradients = jax.grad(
-      functools.partial(scalar, log_probs.chunked_log_probs), (0, 1)
-    )(1e3 * hidden, head, targets)
+  @parameterized.parameters(1, 6)
+  def test_extreme_logits_stay_finite(self, num_bands):
+    hidden, head, targets = inputs(vocabulary=48)
+    fn = functools.partial(log_probs.chunked_log_probs, num_bands=num_bands)
+    outputs = fn(1e3 * hidden, head, targets)
+    gradients = jax.grad(functools.partial(scalar, fn), (0, 1))(
+      1e3 * hidden, head, targets
+    )
     chex.assert_tree_all_finite((outputs, gradients))
+    self.assertLessEqual(float(outputs[0].max()), 0.0)
     self.assertGreaterEqual(float(outputs[1].min()), 0.0)
+    chex.assert_trees_all_close(
+      outputs, plain(1e3 * hidden, head, targets), rtol=1e-5, atol=1e-3
+    )
 
   def test_no_rows_or_no_steps_are_legal(self):
     hidden, head, targets = inputs()
