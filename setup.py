@@ -39,9 +39,9 @@ _CORE = [
   "numpy>=2.0,<3",
 ]
 
-# Tokenizers and chat templates of released models. Their safetensors files are
-# read without a library: see saw_jax.models.hub_files.
-_HF = ["tokenizers>=0.21,<1", "jinja2>=3.1,<4"]
+# Tokenizers, weights and chat templates of released models. safetensors 0.8
+# gives NumPy arrays of bfloat16.
+_HF = ["tokenizers>=0.21,<1", "safetensors>=0.8,<1", "jinja2>=3.1,<4"]
 _GGUF = ["gguf>=0.17,<1"]
 _DATA = ["pyarrow>=18"]
 # 0.9 is what was tried; its parser is generated for one antlr4 runtime.
@@ -97,8 +97,7 @@ _EXTRAS = {
   # build first, as `make parity` does: the default one brings CUDA along.
   "parity": _HF
   + _GGUF
-  + ["torch==2.13.0", "transformers>=5,<6", "accelerate>=1,<2"]
-  + ["safetensors>=0.5,<1"],
+  + ["torch==2.13.0", "transformers>=5,<6", "accelerate>=1,<2"],
   # Prompts kept in Parquet files.
   "data": _DATA,
   # Answers that take algebra to compare, and more generators of problems. The

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Safetensors files: headers that are checked, tensors that are mapped.
+"""Directories of safetensors files: what they hold, read and written.
 
-A file is the size of its header in eight bytes, the header in JSON, and the
-tensors one after the other. Reading maps the file, so that a tensor costs
-memory for what is copied out of it; writing streams, one tensor at a time, and
-an error names its tensor. tests/parity_test.py holds it to what transformers
-reads and writes.
+The package `safetensors` reads and writes a file, and says whether it is whole;
+here are the index of several files, and messages that name file and tensor.
 
 Format: https://github.com/huggingface/safetensors
 """
@@ -21,15 +18,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+# By the names that files have for them.
 _DTYPES = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(jnp.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# A header of a model with 100,000 tensors has some 10 MB.
-_MAX_HEADER = 100_000_000
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -39,12 +34,13 @@ class TensorInfo:
   """Where a tensor is, and what it is."""
 
   path: pathlib.Path
+  name: str
   dtype: str  # the file's name of it
   shape: tuple[int, ...]
-  offset: int  # in the file, in bytes
+  file: Any  # the open file
 
-  def open(self) -> np.ndarray:
-    """Maps the tensor; nothing is read before it is used.
+  def open(self) -> Any:
+    """Opens the tensor: `[a:b]` reads these rows, and no others.
 
     Raises:
       ValueError: it has a dtype that is not a float's.
@@ -53,14 +49,7 @@ class TensorInfo:
       raise ValueError(f"dtype {self.dtype} is not one of {', '.join(_DTYPES)}")
     if 0 in self.shape:
       return np.zeros(self.shape, _DTYPES[self.dtype])
-    data = np.memmap(
-      self.path,
-      np.uint8,
-      "r",
-      self.offset,
-      (math.prod(self.shape) * _DTYPES[self.dtype].itemsize,),
-    )
-    return data.view(_DTYPES[self.dtype]).reshape(self.shape)
+    return self.file.get_slice(self.name)
 
 
 def read_header(path: str | os.PathLike) -> dict[str, TensorInfo]:
@@ -70,75 +59,70 @@ def read_header(path: str | os.PathLike) -> dict[str, TensorInfo]:
     path: the file.
 
   Returns:
-    The tensors, by name.
+    The tensors, by name; the file stays open as long as one of them is kept.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is truncated, or its header makes no sense; the message names
-      the file and, where there is one, the tensor.
+      the file and, where it can be told, the tensor.
+    ImportError: the extra `hf` is missing.
   """
+  safetensors = _safetensors()
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"{path}: there is no such file")
-  size = path.stat().st_size
-  with path.open("rb") as file:
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-      raise ValueError(
-        f"{path}: truncated or damaged: {size} bytes do not hold its header"
-      )
-    text = file.read(length)
   try:
-    header = json.loads(text)
-    if not isinstance(header, dict):
-      raise ValueError("not an object")
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: damaged: its header is not JSON") from error
-  header.pop("__metadata__", None)
-
-  found, ends = {}, {}
-  for name, entry in header.items():
-    try:
-      dtype, shape = entry["dtype"], tuple(entry["shape"])
-      begin, end = entry["data_offsets"]
-      numbers = (*shape, begin, end)
-      if not isinstance(dtype, str) or not all(
-        type(number) is int and number >= 0 for number in numbers
-      ):
-        raise ValueError("not sizes")
-    except (KeyError, TypeError, ValueError) as error:
-      raise ValueError(
-        f"{path}: damaged: the header's entry of tensor {name!r} makes no sense"
-      ) from error
-    if dtype in _DTYPES and (
-      end - begin != math.prod(shape) * _DTYPES[dtype].itemsize
-    ):
-      raise ValueError(
-        f"{path}: damaged: tensor {name!r} of shape {list(shape)} in {dtype} "
-        f"cannot be {end - begin} bytes"
-      )
-    found[name] = TensorInfo(path, dtype, shape, 8 + length + begin)
-    ends[name] = (begin, end)
-  reached = 0
-  for name, (begin, end) in sorted(ends.items(), key=lambda item: item[1]):
-    if begin != reached or end < begin:
-      raise ValueError(
-        f"{path}: damaged: tensor {name!r} starts at byte {begin} of the data, "
-        f"where {reached} was expected"
-      )
-    reached = end
-    if 8 + length + end > size:
-      raise ValueError(
-        f"{path}: truncated: tensor {name!r} ends at byte {8 + length + end}, "
-        f"the file at {size}"
-      )
-  if 8 + length + reached != size:
-    raise ValueError(
-      f"{path}: damaged: {size - 8 - length - reached} bytes behind its last "
-      "tensor"
-    )
+    # Read, not mapped: pages of a mapped file count as memory of the process.
+    file = safetensors.safe_open(path, framework="numpy", backend="pread")
+  # An empty file cannot be mapped.
+  except (safetensors.SafetensorError, OSError) as error:
+    suspect = _suspect(path)
+    place = "" if suspect is None else f" at tensor {suspect!r}"
+    raise ValueError(f"{path}: truncated or damaged{place}: {error}") from error
+  found = {}
+  for name in file.keys():
+    part = file.get_slice(name)
+    shape = tuple(part.get_shape())
+    found[name] = TensorInfo(path, name, part.get_dtype(), shape, file)
   return found
+
+
+def _suspect(path: pathlib.Path) -> str | None:
+  """The first tensor that a file which cannot be opened is wrong about."""
+  name = None
+  try:
+    with path.open("rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      size = path.stat().st_size - 8 - length
+      header = json.loads(file.read(length)) if size >= 0 else {}
+    header.pop("__metadata__", None)
+    reached = 0
+    # In the order of the file, as far as that can be told.
+    names = sorted(header, key=lambda name: str(header[name]["data_offsets"]))
+    names.sort(key=lambda name: header[name]["data_offsets"])
+    for name in names:
+      begin, end = header[name]["data_offsets"]
+      itemsize = _DTYPES[header[name]["dtype"]].itemsize
+      if (
+        begin != reached
+        or end - begin != math.prod(header[name]["shape"]) * itemsize
+        or end > size
+      ):
+        return name
+      reached = end
+  except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    return name
+  return None
+
+
+def _safetensors():
+  try:
+    import safetensors
+  except ImportError as error:
+    raise ImportError(
+      "safetensors files need the extra 'hf': pip install 'saw_jax[hf]'"
+    ) from error
+  return safetensors
 
 
 def read_headers(directory: str | os.PathLike) -> dict[str, TensorInfo]:
@@ -222,22 +206,24 @@ def write_tensors(
   tensor: Callable[[str], np.ndarray],
   *,
   dtype: str = "bfloat16",
-  max_bytes: int = 5_000_000_000,
+  max_bytes: int = 2_000_000_000,
 ) -> list[pathlib.Path]:
-  """Writes tensors as a Hugging Face directory has them, one at a time.
+  """Writes tensors as a Hugging Face directory has them, a file at a time.
 
   Args:
     directory: where the files go; it exists.
     shapes: of each tensor, in the order in which they are written.
     tensor: from a name to its values, called once for each.
     dtype: that they are stored in: float32, bfloat16 or float16.
-    max_bytes: a file that holds more than one tensor is not larger.
+    max_bytes: a file that holds more than one tensor is not larger. The tensors
+      of one file are in memory at once.
 
   Returns:
     The files: one, or the shards and their index.
 
   Raises:
     ValueError: a tensor has another shape than was said.
+    ImportError: the extra `hf` is missing.
   """
   directory = pathlib.Path(directory)
   stored = jnp.dtype(dtype)
@@ -279,27 +265,19 @@ def _write_file(
   tensor: Callable[[str], np.ndarray],
   stored: np.dtype,
 ) -> None:
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-  end = 0
+  _safetensors()
+  from safetensors.numpy import save_file
+
+  tensors = {}
   for name in names:
-    begin, end = end, end + math.prod(shapes[name]) * stored.itemsize
-    header[name] = {
-      "dtype": _NAMES[stored],
-      "shape": list(shapes[name]),
-      "data_offsets": [begin, end],
-    }
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)
+    values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
+    if values.shape != tuple(shapes[name]):
+      raise ValueError(
+        f"tensor {name!r} has shape {list(values.shape)}, not "
+        f"{list(shapes[name])}"
+      )
+    tensors[name] = values
   # Renamed when it is whole, so that no half of a file looks like one.
   temporary = path.with_suffix(".tmp")
-  with temporary.open("wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-      values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
-      if values.shape != tuple(shapes[name]):
-        raise ValueError(
-          f"tensor {name!r} has shape {list(values.shape)}, not "
-          f"{list(shapes[name])}"
-        )
-      file.write(values.reshape(-1).view(np.uint8).data)
+  save_file(tensors, temporary, metadata={"format": "pt"})
   temporary.replace(path)

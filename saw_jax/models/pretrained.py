@@ -123,9 +123,9 @@ def save_checkpoint(
   *,
   document: Mapping[str, Any] | None = None,
   dtype: str = "bfloat16",
-  max_bytes: int = 5_000_000_000,
+  max_bytes: int = 2_000_000_000,
 ) -> list[pathlib.Path]:
-  """Writes a decoder as a Hugging Face directory, one tensor at a time.
+  """Writes a decoder as a Hugging Face directory, a file at a time.
 
   Args:
     directory: made if absent.
@@ -134,7 +134,8 @@ def save_checkpoint(
     document: the `config.json` that the decoder came with; made from the
       decoder if there is none.
     dtype: that the weights are stored in: float32, bfloat16 or float16.
-    max_bytes: of a file of weights; more go into several.
+    max_bytes: of a file of weights; more go into several. As much is in memory
+      beside the parameters.
 
   Returns:
     The files that were written.
@@ -142,6 +143,7 @@ def save_checkpoint(
   Raises:
     ValueError: the document is not this decoder's, or no published family has
       all of its parts.
+    ImportError: the extra `hf` is missing.
   """
   directory = pathlib.Path(directory)
   made = dict(hub_config.write_config(config) if document is None else document)
