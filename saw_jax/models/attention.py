@@ -81,8 +81,18 @@ def rotary_tables(
       1, 1, -1
     )
   angles = positions_BS.astype(jnp.float32)[..., None] * frequencies
-  sin, cos = jnp.sin(angles), jnp.cos(angles)
-  return (sin, cos) if scale == 1.0 else (sin * scale, cos * scale)
+  if angles.shape[1] == 1 or jax.default_backend() != "cpu":
+    return scale * jnp.sin(angles), scale * jnp.cos(angles)
+  # XLA would compute them again in each layer and for each head, in spite of a
+  # barrier; what comes out of a loop it has.
+  return tuple(
+    jax.lax.map(
+      lambda is_sin: jnp.where(
+        is_sin, scale * jnp.sin(angles), scale * jnp.cos(angles)
+      ),
+      jnp.array([True, False]),
+    )
+  )
 
 
 def rotate(x_BSNH: Array, rotary: tuple[Array, Array]) -> Array:

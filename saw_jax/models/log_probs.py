@@ -128,11 +128,13 @@ def chunked_log_probs(
     x_RIJW = jnp.moveaxis(x_CN.reshape(I, J, R, W), 2, 0)
     return x_RIJW.reshape(R * I, J * W)[:B, :T]
 
-  hidden_CND, head_DV, targets_CN = equally_varying(
-    split(hidden_BTD), jnp.asarray(head_DV), split(targets_BT)
+  # By rows: those of an embedding that is the head as well are there already,
+  # where columns would have to be copied.
+  hidden_CND, head_VD, targets_CN = equally_varying(
+    split(hidden_BTD), jnp.asarray(head_DV).T, split(targets_BT)
   )
   log_probs_CN, entropies_CN = _chunked(
-    hidden_CND, head_DV, targets_CN, float(temperature), num_bands
+    hidden_CND, head_VD, targets_CN, float(temperature), num_bands
   )
   return join(log_probs_CN), join(entropies_CN)
 
@@ -154,23 +156,23 @@ def _choose_bands(vocab_size: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _chunked(hidden_CND, head_DV, targets_CN, temperature, num_bands):
+def _chunked(hidden_CND, head_VD, targets_CN, temperature, num_bands):
   return _compute(
-    hidden_CND, head_DV, targets_CN, temperature, num_bands, is_kept=False
+    hidden_CND, head_VD, targets_CN, temperature, num_bands, is_kept=False
   )[0]
 
 
-def _chunked_forward(hidden_CND, head_DV, targets_CN, temperature, num_bands):
+def _chunked_forward(hidden_CND, head_VD, targets_CN, temperature, num_bands):
   is_kept = hidden_CND.shape[0] == 1
   return _compute(
-    hidden_CND, head_DV, targets_CN, temperature, num_bands, is_kept=is_kept
+    hidden_CND, head_VD, targets_CN, temperature, num_bands, is_kept=is_kept
   )
 
 
 def _compute(
-  hidden_CND, head_DV, targets_CN, temperature, num_bands, *, is_kept
+  hidden_CND, head_VD, targets_CN, temperature, num_bands, *, is_kept
 ):
-  U = head_DV.shape[1] // num_bands
+  U = head_VD.shape[0] // num_bands
   starts_K = jnp.arange(num_bands) * U
 
   def chunk(_, inputs):
@@ -178,8 +180,8 @@ def _compute(
 
     def band(sums, start):
       top_N, total_N, weighted_N, taken_N = sums
-      head_DU = jax.lax.dynamic_slice_in_dim(head_DV, start, U, axis=1)
-      logits_NU = head_logits(hidden_ND, head_DU, temperature)
+      head_UD = jax.lax.dynamic_slice_in_dim(head_VD, start, U)
+      logits_NU = head_logits(hidden_ND, head_UD.T, temperature)
       new_top_N = jnp.maximum(top_N, jnp.max(logits_NU, axis=-1))
       # What was summed relative to another maximum, relative to this one.
       drop_N = top_N - new_top_N
@@ -199,7 +201,7 @@ def _compute(
       ), logits_NU if is_kept else None
 
     zeros_N, _, _ = equally_varying(
-      jnp.zeros(targets_N.shape, jnp.float32), hidden_ND, head_DV
+      jnp.zeros(targets_N.shape, jnp.float32), hidden_ND, head_VD
     )
     (top_N, total_N, weighted_N, taken_N), logits_KNU = _scan(
       band, (zeros_N + _LOWEST, zeros_N, zeros_N, zeros_N), starts_K
@@ -218,7 +220,7 @@ def _compute(
   )
   residuals = (
     hidden_CND,
-    head_DV,
+    head_VD,
     targets_CN,
     entropies_CN,
     normalizers_CN,
@@ -228,22 +230,22 @@ def _compute(
 
 
 def _chunked_backward(temperature, num_bands, residuals, cotangents):
-  hidden_CND, head_DV, *of_chunks = residuals
-  U = head_DV.shape[1] // num_bands
+  hidden_CND, head_VD, *of_chunks = residuals
+  U = head_VD.shape[0] // num_bands
   starts_K = jnp.arange(num_bands) * U
 
-  def chunk(head_grad_DV, inputs):
+  def chunk(head_grad_VD, inputs):
     hidden_ND, targets_N, entropies_N, normalizers_N, logits_KNU, *grads = (
       inputs
     )
     dlog_probs_N, dent_N = grads
 
     def band(sums, inputs):
-      head_grad_DV, hidden_grad_ND = sums
+      head_grad_VD, hidden_grad_ND = sums
       start, logits_NU = inputs
-      head_DU = jax.lax.dynamic_slice_in_dim(head_DV, start, U, axis=1)
+      head_UD = jax.lax.dynamic_slice_in_dim(head_VD, start, U)
       if logits_NU is None:
-        logits_NU = head_logits(hidden_ND, head_DU, temperature)
+        logits_NU = head_logits(hidden_ND, head_UD.T, temperature)
       log_probs_NU = logits_NU - normalizers_N[:, None]
       # d log π(y) / dz = onehot(y) - π;  dH / dz = -π (log π + H)
       logits_grad_NU = -jnp.exp(log_probs_NU) * (
@@ -258,37 +260,37 @@ def _chunked_backward(temperature, num_bands, residuals, cotangents):
       logits_grad_NU = (logits_grad_NU / temperature).astype(hidden_ND.dtype)
       hidden_grad_ND += jnp.matmul(
         logits_grad_NU,
-        head_DU.T.astype(hidden_ND.dtype),
+        head_UD.astype(hidden_ND.dtype),
         preferred_element_type=jnp.float32,
       )
-      head_grad_DU = jnp.matmul(
-        hidden_ND.T, logits_grad_NU, preferred_element_type=jnp.float32
+      head_grad_UD = jnp.matmul(
+        logits_grad_NU.T, hidden_ND, preferred_element_type=jnp.float32
       )
       if num_bands == 1:
-        return (head_grad_DV + head_grad_DU, hidden_grad_ND), None
-      head_grad_DU += jax.lax.dynamic_slice_in_dim(head_grad_DV, start, U, 1)
-      head_grad_DV = jax.lax.dynamic_update_slice_in_dim(
-        head_grad_DV, head_grad_DU, start, 1
+        return (head_grad_VD + head_grad_UD, hidden_grad_ND), None
+      head_grad_UD += jax.lax.dynamic_slice_in_dim(head_grad_VD, start, U)
+      head_grad_VD = jax.lax.dynamic_update_slice_in_dim(
+        head_grad_VD, head_grad_UD, start, 0
       )
-      return (head_grad_DV, hidden_grad_ND), None
+      return (head_grad_VD, hidden_grad_ND), None
 
     zeros_ND, _ = equally_varying(
-      jnp.zeros(hidden_ND.shape, jnp.float32), head_grad_DV
+      jnp.zeros(hidden_ND.shape, jnp.float32), head_grad_VD
     )
-    (head_grad_DV, hidden_grad_ND), _ = _scan(
-      band, (head_grad_DV, zeros_ND), (starts_K, logits_KNU)
+    (head_grad_VD, hidden_grad_ND), _ = _scan(
+      band, (head_grad_VD, zeros_ND), (starts_K, logits_KNU)
     )
-    return head_grad_DV, hidden_grad_ND.astype(hidden_ND.dtype)
+    return head_grad_VD, hidden_grad_ND.astype(hidden_ND.dtype)
 
-  zeros_DV, _ = equally_varying(
-    jnp.zeros(head_DV.shape, jnp.float32), hidden_CND
+  zeros_VD, _ = equally_varying(
+    jnp.zeros(head_VD.shape, jnp.float32), hidden_CND
   )
-  head_grad_DV, hidden_grad_CND = _scan(
+  head_grad_VD, hidden_grad_CND = _scan(
     chunk,
-    zeros_DV,
+    zeros_VD,
     (hidden_CND, *of_chunks, *cotangents),
   )
-  return hidden_grad_CND, head_grad_DV.astype(head_DV.dtype), None
+  return hidden_grad_CND, head_grad_VD.astype(head_VD.dtype), None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -337,6 +337,19 @@ class DecoderTest(chex.TestCase):
     self.assertEqual(sizes.count(7 * config.mlp_size), 3)
     self.assertEqual(sizes.count(7), 1)
 
+  def test_angles_are_computed_once_for_all_layers_and_heads(self):
+    # In the program as it runs: what is written once may be computed often.
+    tokens, positions, valid = left_padded((7, 3), 7)
+    params = random_params(CONFIG)
+
+    def total(params):
+      return jnp.sum(apply(CONFIG, params, tokens, positions, valid)[0] ** 2)
+
+    for fn in (total, jax.grad(total)):
+      program = jax.jit(fn).lower(params).compile().as_text()
+      self.assertEqual(program.count(" cosine("), 1)
+      self.assertEqual(program.count(" sine("), 1)
+
   def test_norms_and_angles_stay_float32_under_bfloat16(self):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     params = random_params(CONFIG)
