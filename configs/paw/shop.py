@@ -18,7 +18,7 @@ The extra `search` has what searches: pip install 'saw_jax[search]'.
 
 Paper: arXiv 2606.02388, on WebShop. Published success, Qwen2.5-1.5B: GRPO 60.6,
 with PaW 68.6; GiGPO 66.2, with PaW 75.3; RLOO 56.7, 61.2; PPO 59.1, 65.2;
-lambda = 1 67.0; cross-entropy 57.2. Ours: not yet.
+lambda = 1 67.0; cross-entropy 57.2. Ours: results/paw/shop/, in the drawn shop.
 """
 
 import ml_collections
@@ -97,6 +97,7 @@ NEEDS = {
     "data": "60 drawn products",
     "scored_on": "held-out instructions, not WebShop",
     "hardware": "2 CPU cores",
+    "hours": 2.5,
     "extras": ("report", "search"),
   },
   "paper": {
