@@ -53,7 +53,7 @@ ROOMS = {
     modules=("models",),
     rooms=("mathematics", "models"),
     packages=frozenset(["jax", "flax", "numpy"]),
-    optional=frozenset(["gguf"]),
+    optional=frozenset(["gguf", "safetensors"]),
   ),
   "rollout": Room(
     modules=("rollout",),
