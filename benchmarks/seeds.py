@@ -1,6 +1,6 @@
 """Eight seeds as one program beside eight runs one after another.
 
-  python benchmarks/seeds.py
+  python benchmarks/seeds.py [--repetitions=3] [--steps=20]
 
 Runs experiments/train.py as a user would, in processes of their own, in turn:
 once with all seeds, and once for each seed. Writes
@@ -9,6 +9,7 @@ whole commands (start, compilation, evaluation and all) and of steps alone. The
 supervised start is made before, and no program is kept between commands.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -20,12 +21,11 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 CONFIG = "configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny"
 SEEDS = range(8)
-REPETITIONS = 3
-STEPS = 20
 SKIPPED = 3  # steps that compile
 
 
@@ -43,7 +43,7 @@ def command(seeds, workdir, steps: int) -> list[str]:
   ]
 
 
-def train(seeds, steps: int = STEPS) -> tuple[float, float]:
+def train(seeds, steps: int) -> tuple[float, float]:
   """Trains some seeds; returns seconds of the command, and of all its steps."""
   from saw_jax.reporting import runs
 
@@ -65,32 +65,46 @@ def train(seeds, steps: int = STEPS) -> tuple[float, float]:
 
 
 def main() -> None:
-  from saw_jax.training import run_directory
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--repetitions", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=20, help="of each run")
+  flags = parser.parse_args()
+  if flags.steps <= SKIPPED:
+    parser.error(f"--steps: the first {SKIPPED} compile, and are not timed")
 
   train([0], steps=SKIPPED + 1)  # makes the supervised start
   ratios: dict[str, list[float]] = {"commands": [], "steps": []}
-  for repetition in range(REPETITIONS):
+  for repetition in range(flags.repetitions):
     jobs = [[list(SEEDS)], [[seed] for seed in SEEDS]]
     times = {}
     for job in jobs if repetition % 2 == 0 else jobs[::-1]:
       print(
-        f"repetition {repetition + 1} of {REPETITIONS}: {len(job)} command(s)"
+        f"repetition {repetition + 1} of {flags.repetitions}: {len(job)} "
+        "command(s)",
+        flush=True,
       )
-      times[len(job)] = np.sum([train(seeds) for seeds in job], axis=0)
+      found = [train(seeds, flags.steps) for seeds in job]
+      times[len(job)] = np.sum(found, axis=0)
     together, apart = times[1], times[len(SEEDS)]
     for name, ratio in zip(ratios, apart / together, strict=True):
       ratios[name].append(float(ratio))
+    write(ratios, flags.steps)  # Whoever stops it has what was measured.
+  print((RESULTS / "seeds.md").read_text())
+
+
+def write(ratios: dict[str, list[float]], steps: int) -> None:
+  """Writes what was measured so far."""
+  from saw_jax.training import run_directory
 
   document = {
     "ratios": ratios,
     "medians": {name: float(np.median(x)) for name, x in ratios.items()},
     "seeds": len(SEEDS),
-    "steps": STEPS,
+    "steps": steps,
     **run_directory.environment(),
   }
-  out = ROOT / "benchmarks" / "results"
-  out.mkdir(exist_ok=True)
-  (out / "seeds.json").write_text(json.dumps(document, indent=2) + "\n")
+  RESULTS.mkdir(exist_ok=True)
+  (RESULTS / "seeds.json").write_text(json.dumps(document, indent=2) + "\n")
   lines = [
     f"### {len(SEEDS)} runs one after another, over one of {len(SEEDS)} seeds",
     "",
@@ -105,12 +119,11 @@ def main() -> None:
     )
   lines += [
     "",
-    f"`{CONFIG}`, {STEPS} steps, {REPETITIONS} repetitions in turn; medians. "
-    f"{document['machine']}, commit {document['commit']}.",
+    f"`{CONFIG}`, {steps} steps, {len(ratios['steps'])} repetition(s) in turn; "
+    f"medians. {document['machine']}, commit {document['commit']}.",
     "",
   ]
-  (out / "seeds.md").write_text("\n".join(lines))
-  print("\n".join(lines))
+  (RESULTS / "seeds.md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
