@@ -266,7 +266,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluation.batch_size = 128  # prompts at a time
   config.evaluation.samples = 4  # per prompt, at the end
   config.evaluation.temperature = 1.0  # of those samples
+  config.evaluation.top_p = 1.0  # likewise
   config.evaluation.interval = 10  # steps; 0: only at the end
+  # Splits that the finished policies are scored on, whole -> samples an
+  # example; 0: greedily alone.
+  config.evaluation.benchmarks = Section()
 
   # saw_jax.training.parallel.ParallelConfig
   config.parallel = Section()

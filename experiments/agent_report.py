@@ -1,6 +1,7 @@
-"""Writes down a table of episodes: success, differences, and the world model.
+"""Writes down a table of rows by figures: scores, curves and differences.
 
-`reproduce.py` calls it for a config that says which `CURVES` it draws.
+`reproduce.py` calls it for a config that says which `CURVES` it draws: tables
+of episodes, of benchmarks, and of all methods in one run.
 """
 
 import pathlib
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments import reports
+from experiments import catalogue, reports
 
 # Kept of every step; loss/world_model and its like where a row has them.
 _KEPT = (
@@ -58,11 +59,12 @@ def write(
     for row, own in directories.items()
   }
 
-  published = reports.read_published(module, directories)
+  published = reports.read_published(module, directories, scale)
+  metrics = catalogue.metrics(module, scale)
   table = tables.Table(
     f"{module.TITLE}, held out",
     scale,
-    tables.own_cells(finals, module.METRICS),
+    tables.own_cells(finals, metrics),
     published,
   )
   tables.write(table, out)
@@ -73,7 +75,7 @@ def write(
   )
 
   lines = ["", *_over_time(module, curves), "", *_costs(curves)]
-  differences = _differences(module, finals, curves, statistics)
+  differences = _differences(module, metrics, finals, curves, statistics)
   if differences:
     lines += ["", "### Paired differences", ""]
     lines += [tables.differences_to_markdown(differences)]
@@ -99,7 +101,7 @@ def write(
         window=module.WINDOW,
         path=out / f"{metric.rpartition('/')[2]}.png",
       )
-  heading = next(iter(module.METRICS))
+  heading = next(iter(metrics))
   found = {
     label: cells[heading]
     for label, cells in differences.items()
@@ -164,7 +166,7 @@ def _median(seconds) -> str:
   return f"{np.median(seconds[0, _COMPILING:]):.3f}"
 
 
-def _differences(module, finals, curves, statistics) -> dict:
+def _differences(module, metrics, finals, curves, statistics) -> dict:
   differences = {}
   for treated, control in module.COMPARISONS:
     if treated not in finals or control not in finals:
@@ -172,7 +174,7 @@ def _differences(module, finals, curves, statistics) -> dict:
     if len(finals[treated].seeds) < 2:
       continue
     cells = differences[f"{treated} - {control}"] = {}
-    for heading, name in module.METRICS.items():
+    for heading, name in metrics.items():
       cells[heading] = statistics.paired_difference(
         finals[treated].by_seed(name), finals[control].by_seed(name)
       )

@@ -23,6 +23,7 @@ from saw_jax.tasks.base import nearest
 from saw_jax.training import (
   agents,
   async_loop,
+  benchmarks,
   checkpoint,
   evaluation,
   hosts,
@@ -122,6 +123,11 @@ def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
     async_loop.make_protocol(
       experiment.asynchronous, experiment.loop.prompts_per_step
     )
+  benchmarks.check(
+    task,
+    rollouts.Encoder(tokenizer, rollout),
+    experiment.evaluation.benchmarks,
+  )
   # Last, since it can take minutes: all that is wrong has been said by now.
   return experiment._replace(params=make_params(config, experiment, source))
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import itertools
 import pathlib
 import re
 import subprocess
@@ -33,6 +34,8 @@ class Needs:
   accelerators: int = 0  # that JAX has to see
   hours: float | None = None  # all rows, five seeds; none: nobody has timed it
   extras: tuple[str, ...] = ("report",)
+  # A package that no extra can have -> how to install it.
+  packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
   # Path in the config -> how to get it.
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   # Key of the config that has to be said -> what it is.
@@ -69,7 +72,7 @@ def rows(module: ModuleType) -> list[str]:
 def config(
   module: ModuleType, row: str, scale: str
 ) -> ml_collections.ConfigDict:
-  """Makes the config of a run.
+  """Makes the config of a run, with the benchmarks that its table has.
 
   Raises:
     ValueError: an unknown run or scale; the message has the nearest one.
@@ -80,7 +83,38 @@ def config(
 
     raise ValueError(f"no run {row!r}: {nearest(row, list(sweep))}")
   argument = sweep[row][-1] if sweep else f"row={row}"
-  return module.get_config(f"{argument},scale={scale}")
+  made = module.get_config(f"{argument},scale={scale}")
+  benchmarks = getattr(module, "BENCHMARKS", {}).get(scale, {})
+  made.evaluation.benchmarks = ml_collections.ConfigDict(benchmarks)
+  return made
+
+
+def metrics(module: ModuleType, scale: str) -> dict[str, str]:
+  """Names the columns of a table: heading -> name in a run's final scores."""
+  always = getattr(module, "METRICS", {})  # a sweep has one figure, METRIC
+  return always | getattr(module, "METRICS_AT", {}).get(scale, {})
+
+
+def published(
+  module: ModuleType, scale: str | None = None
+) -> dict[str, tuple[Mapping[str, str], ...]]:
+  """Names the published cells that belong beside the rows of a table.
+
+  Args:
+    module: the config of the table.
+    scale: one that it has; all of them by default.
+
+  Returns:
+    The fields of each cell, as `papers.select` takes them, by row.
+  """
+  at = getattr(module, "PUBLISHED_AT", {})
+  found: dict[str, tuple[Mapping[str, str], ...]] = {}
+  for rows_ in (module.PUBLISHED, *(at[s] for s in at if scale in (None, s))):
+    for row, fields in rows_.items():
+      cells = fields if isinstance(fields, tuple) else (fields,)
+      before = found.get(row, ())
+      found[row] = before + tuple(c for c in cells if c not in before)
+  return found
 
 
 def needs(module: ModuleType, scale: str) -> Needs:
@@ -107,6 +141,9 @@ def missing(module: ModuleType, scale: str) -> list[str]:
       found.append(
         f"package {', '.join(lacking)}: pip install 'saw_jax[{extra}]'"
       )
+  for name, how in wanted.packages.items():
+    if not _is_installed(name):
+      found.append(f"package {name}: {how}")
   values = config(module, rows(module)[0], scale)
   if values.checkpoint:
     from saw_jax import algorithms
@@ -176,8 +213,8 @@ def _printed() -> list[str]:
   beside = {}
   for table in names():
     module = load(table)
-    for fields in module.PUBLISHED.values():
-      cell = papers.select(cells[table.partition("/")[0]], **fields)[0]
+    for fields in itertools.chain(*published(module).values()):
+      cell = papers.select(cells[fields["paper"].lower()], **fields)[0]
       beside.setdefault((cell.paper, cell.table, cell.benchmark), table)
   lines = []
   for found in cells.values():
@@ -193,9 +230,7 @@ def _printed() -> list[str]:
         for owner, benchmarks in owners.items()
       )
       lines += [_wrap(f"{name}: {said}", "    ")]
-  for folder in dict.fromkeys(table.partition("/")[0] for table in names()):
-    if folder not in cells:
-      lines += [f"  {folder}: the numbers of its paper are not available"]
+  lines += ["  RLAVR (care): the numbers of its paper are not available"]
   return lines
 
 

@@ -6,11 +6,12 @@ Prints greedy and sampled scores of every seed with 95 % intervals over
 examples, and writes them to evaluation.json in the run directory; with
 --checkpoint=start, those of the policy before training, and writes them to
 evaluation_start.json. --split names another split or a benchmark of the task,
-whose scores are written to a file of that name, and do not enter a table:
+whose scores are written to a file of that name:
 
   python experiments/evaluate.py --workdir=RUN --split=bfcl --examples=5000
 
-writes evaluation_bfcl.json.
+writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
+names, which a run scores at its end.
 """
 
 import json

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import reports
+from experiments import catalogue, reports
 from experiments.run_plan import RowRuns
 
 _KEPT = (
@@ -21,11 +21,6 @@ _KEPT = (
   "entropy",
 )
 _PARTS = ("choose", "probes")  # what CARE adds to a step
-_SCORES = {
-  "right, greedy": "greedy/right",
-  "right, sampled": "sampled/right",
-  "maj@8": "sampled/maj@8",
-}
 
 
 def check(module, names: Sequence[str]) -> None:
@@ -76,13 +71,10 @@ def write(
     for row, found in names.items()
     if None in found or at in found
   }
-  own = {
-    row: {
-      title: tables.OwnCell.from_seeds(finals[name].by_seed(metric))
-      for title, metric in _SCORES.items()
-    }
-    for row, name in main.items()
-  }
+  metrics = catalogue.metrics(module, scale)
+  own = tables.own_cells(
+    {row: finals[name] for row, name in main.items()}, metrics
+  )
   start = [_before(directories[name]) for name in main.values()][:1]
   table = tables.Table(
     f"{module.TITLE}: held out, labels for {100 * at:g} % of the "
@@ -106,7 +98,7 @@ def write(
       title: statistics.paired_difference(
         finals[main[a]].by_seed(metric), finals[main[b]].by_seed(metric)
       )
-      for title, metric in _SCORES.items()
+      for title, metric in metrics.items()
     }
     for a, b in module.COMPARISONS
     if a in main and b in main and len(finals[main[a]].seeds) > 1

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments import catalogue
 from experiments.run_plan import RowRuns
 
 _EVERY = 5  # steps that a line of a thinned curves.csv averages
@@ -96,31 +97,31 @@ def read(directories: Mapping[str, RowRuns]) -> Found:
   )
 
 
-def read_published(module, rows: Iterable[str]) -> dict[str, dict[str, Any]]:
-  """Returns the paper's cells for the rows that a table has.
+def read_published(
+  module, rows: Iterable[str], scale: str
+) -> dict[str, dict[str, Any]]:
+  """Returns the papers' cells for the rows that a table has.
 
   Args:
-    module: the config; its folder is the paper's name.
+    module: the config.
     rows: those that were run.
+    scale: of the runs.
 
   Returns:
     Row -> heading -> the published cell; nothing for a table of no paper.
   """
   from saw_jax.reporting import papers
 
-  if not module.PUBLISHED:
-    return {}
-  cells = papers.read(module.__name__.split(".")[1])
+  found: dict[str, dict[str, Any]] = {}
   rows = set(rows)
-  return {
-    row: {
-      f"{fields['metric']}, {fields['benchmark']}": papers.select(
-        cells, **fields
-      )[0]
-    }
-    for row, fields in module.PUBLISHED.items()
-    if row in rows
-  }
+  for row, cells in catalogue.published(module, scale).items():
+    if row not in rows:
+      continue
+    for fields in cells:
+      heading = f"{fields['metric']}, {fields['benchmark']}"
+      cell = papers.select(papers.read(fields["paper"].lower()), **fields)[0]
+      found.setdefault(row, {})[heading] = cell
+  return found
 
 
 def save_runs(

@@ -156,7 +156,7 @@ def _reproduce() -> int:
         module, directories, folder, scale=_SCALE.value, command=_command()
       )
     else:
-      _write(module, directories, folder)
+      _write(module, directories, folder, _SCALE.value)
     from saw_jax.reporting import pages
 
     pages.write_page(folder)
@@ -229,25 +229,21 @@ def _run(config, seeds, directory: pathlib.Path) -> int:
   return 0 if result.finished else command_line.INTERRUPTED
 
 
-def _write(module, directories, out: pathlib.Path) -> None:
-  from saw_jax.reporting import papers, plots, runs, statistics, tables
+def _write(module, directories, out: pathlib.Path, scale: str) -> None:
+  from saw_jax.reporting import plots, runs, statistics, tables
 
   finals, curves, documents = found = reports.read(directories)
   commits = found.commits
 
-  cells = papers.read(module.__name__.split(".")[1])
-  published = {
-    row: {module.PUBLISHED_HEADING: papers.select(cells, **fields)[0]}
-    for row, fields in module.PUBLISHED.items()
-    if row in directories
-  }
+  metrics = catalogue.metrics(module, scale)
+  published = reports.read_published(module, directories, scale)
   # What is not the paper's reward says so beside each number.
   stand_in = getattr(module, "STAND_INS", {}).get(_SCALE.value)
   label = f"{_SCALE.value}, {stand_in}" if stand_in else _SCALE.value
   table = tables.Table(
     f"{module.TITLE}, held out",
     label,
-    tables.own_cells(finals, module.METRICS),
+    tables.own_cells(finals, metrics),
     published,
   )
   tables.write(table, out)
@@ -305,7 +301,9 @@ def _write(module, directories, out: pathlib.Path) -> None:
     "compare shares, not seconds.",
   ]
 
-  differences = _differences(module, statistics, finals, curves, steps, limit)
+  differences = _differences(
+    module, metrics, statistics, finals, curves, steps, limit
+  )
   if differences:
     lines += [
       "",
@@ -419,7 +417,7 @@ def _steps_to(module, statistics, curves) -> dict[str, dict[int, int | None]]:
   }
 
 
-def _differences(module, statistics, finals, curves, steps, limit):
+def _differences(module, metrics, statistics, finals, curves, steps, limit):
   """Paired differences of scores, of curves' means and of steps."""
   differences = {}
   for treated, control in module.COMPARISONS:
@@ -428,7 +426,7 @@ def _differences(module, statistics, finals, curves, steps, limit):
     if len(finals[treated].seeds) < 2:
       continue
     cells = differences[f"{treated} - {control}"] = {}
-    for heading, name in module.METRICS.items():
+    for heading, name in metrics.items():
       cells[heading] = statistics.paired_difference(
         finals[treated].by_seed(name), finals[control].by_seed(name)
       )

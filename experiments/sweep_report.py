@@ -41,7 +41,7 @@ def write(
   names = {row: dict(sorted(names[row].items())) for row in order}
   values = sorted({value for cells in names.values() for value in cells})
 
-  published = reports.read_published(module, names)
+  published = reports.read_published(module, names, scale)
   own = {
     row: {
       f"{module.SWEPT} {value:g}": tables.OwnCell.from_seeds(

@@ -120,5 +120,6 @@ def test_files_and_pictures_are_there(out):
 def test_published_cells_are_found_for_any_table(table):
   # Nothing for one of no paper, or of a paper without numbers.
   module = catalogue.load(table)
-  found = reports.read_published(module, module.PUBLISHED)
-  assert set(found) == set(module.PUBLISHED)
+  for scale in module.SCALES:
+    found = reports.read_published(module, module.PUBLISHED, scale)
+    assert set(found) == set(module.PUBLISHED)

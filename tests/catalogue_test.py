@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import catalogue
+from saw_jax import algorithms
 
 MODULES = {name: catalogue.load(name) for name in catalogue.names()}
 AT = [
@@ -48,10 +49,12 @@ class TestNeeds:
   @pytest.mark.parametrize(("table", "scale"), AT)
   def test_its_files_are_those_of_the_config(self, table, scale):
     module = MODULES[table]
-    # Whatever row is asked for, the data are the same.
-    config = catalogue.config(module, catalogue.rows(module)[-1], scale)
+    configs = [
+      catalogue.config(module, row, scale) for row in catalogue.rows(module)
+    ]
     named = {
       text
+      for config in configs
       for text in strings(config.task.to_dict())
       if text.startswith("data/")
     }
@@ -98,7 +101,7 @@ class TestMissing:
   def test_files_models_and_hardware_are_named(self, everything):
     module = MODULES["saw/tool_calling"]
     found = catalogue.missing(module, "paper")
-    assert len(found) == 3
+    assert len(found) == 3  # bfcl-eval is among the packages that are there
     assert found[0].startswith("model Qwen2.5-1.5B-Instruct: put its Hugging")
     assert found[1].startswith(
       "files data/toolrl/train.parquet, data/toolrl/test.parquet: rlla_4k of "
@@ -133,6 +136,63 @@ class TestMissing:
     assert catalogue._is_installed("numpy")
     assert not catalogue._is_installed("no-such-package")
 
+  def test_a_package_of_no_extra_is_named_with_how_to_install_it(self, nowhere):
+    found = catalogue.missing(MODULES["saw/tool_calling"], "paper")
+    assert (
+      "package bfcl-eval: pip install --no-deps 'bfcl-eval==2026.3.23' "
+      "(docs/reproducing.md, BFCL)"
+    ) in found
+
+
+class TestColumns:
+  @pytest.mark.parametrize(("table", "scale"), AT)
+  def test_those_of_benchmarks_are_scored(self, table, scale):
+    module = MODULES[table]
+    config = catalogue.config(module, catalogue.rows(module)[0], scale)
+    scored = config.evaluation.benchmarks.to_dict()
+    assert scored == getattr(module, "BENCHMARKS", {}).get(scale, {})
+    names = catalogue.metrics(module, scale).values()
+    for name in names:
+      *split, mode, figure = name.split("/")
+      assert mode in ("greedy", "sampled")
+      if not split or split == ["benchmarks"]:
+        continue
+      assert scored[split[0]] or mode == "greedy", name
+      if "@" in figure:
+        assert figure.endswith(f"@{scored[split[0]]}"), name
+    # Nothing is scored for hours and then not shown.
+    assert set(scored) <= {name.partition("/")[0] for name in names}
+
+  @pytest.mark.parametrize(("table", "scale"), AT)
+  def test_benchmarks_are_splits_of_the_task(self, table, scale):
+    module = MODULES[table]
+    config = catalogue.config(module, catalogue.rows(module)[0], scale)
+    if not config.evaluation.benchmarks:
+      return
+    task = algorithms.make_task(config.task.name, config.task.options.to_dict())
+    assert set(config.evaluation.benchmarks) <= set(task.splits)
+
+  def test_a_scale_adds_its_own(self):
+    module = MODULES["saw/tool_calling"]
+    tiny, paper = (catalogue.metrics(module, s) for s in ("tiny", "paper"))
+    assert tiny == module.METRICS
+    assert list(paper)[: len(tiny)] == list(tiny)
+    assert paper["BFCL live, greedy"] == "bfcl/greedy/live"
+
+  def test_a_row_may_have_several_published_cells(self):
+    module = MODULES["asympo/benchmarks"]
+    tiny = catalogue.published(module, "tiny")["grpo_dapo"]
+    assert [(f["metric"], f["benchmark"]) for f in tiny] == [
+      ("mean@8 (%)", "Avg"),
+      ("pass@8 (%)", "Avg"),
+    ]
+    paper = catalogue.published(module, "paper")["grpo_dapo"]
+    assert len(paper) == 14 and {f["table"] for f in paper} == {"Table 4"}
+    assert catalogue.published(module)["grpo_dapo"] == paper
+    both = catalogue.published(MODULES["saw/tool_calling"], "tiny")
+    assert {f["paper"] for f in both["gdpo"]} == {"SAW", "GDPO"}
+    assert {f["paper"] for f in both["gdpo_saw"]} == {"SAW"}
+
 
 class TestListing:
   def test_each_table_and_scale_is_there(self, everything):
@@ -152,16 +212,18 @@ class TestListing:
     lines = catalogue.listing().partition("Tables that the papers print")[2]
     flat = " ".join(lines.split())
     gdpo = flat.partition("GDPO, arXiv:2601.05242")[2].partition("arXiv")[0]
-    assert "BFCL-v3 Live" in gdpo and "not here" in gdpo
-    assert "asympo" not in gdpo and "saw/" not in gdpo
+    assert "BFCL-v3: saw/tool_calling" in gdpo and "not here" in gdpo
+    assert "asympo" not in gdpo
     asympo = flat.partition("ASymPO, arXiv:2606.03070")[2].partition("arXiv")[0]
-    assert "Avg: asympo/math" in asympo
+    assert asympo.count("Minerva, Avg: asympo/benchmarks") == 3
+    assert "not here" not in asympo
     paw = flat.partition("PaW, arXiv:2606.02388")[2].partition("arXiv")[0]
     assert "WebShop: paw/shop" in paw and "ALFWorld Avg: paw/household" in paw
     saw = flat.partition("SAW, arXiv:2606.07705")[2]
     assert "BFCL-v4: saw/tool_calling" in saw
     assert "Reddit TL;DR: saw/summaries" in saw
-    assert "care: the numbers of its paper are not available" in flat
+    assert "(care): the numbers of its paper are not available" in flat
+    assert "composed" not in flat  # no paper has that table
 
   def test_unknown_names_are_answered_with_the_nearest(self):
     with pytest.raises(ValueError, match="did you mean 'paw/shop'"):

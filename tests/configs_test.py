@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import arguments, base
+from configs.asympo import benchmarks as asympo_benchmarks
 from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
 from configs.care import math as care_math
@@ -402,7 +403,7 @@ class TestAsympo:
     assert algorithm.aggregate == "sequence_mean_token_mean"
 
   def test_the_paper_scale_is_the_published_setting(self):
-    config = asympo_math.get_config("row=asympo,scale=paper")
+    config = asympo_benchmarks.get_config("row=asympo,scale=paper")
     loop, run = config.loop, config.asynchronous
     assert (run.protocol, run.threshold) == ("quota", 0.5)
     assert loop.prompts_per_step * loop.num_steps == 3 * 4000
@@ -410,10 +411,26 @@ class TestAsympo:
     assert config.optimizer.learning_rate == 2e-6
     assert config.rollout.max_prompt_tokens == 1024
     assert config.rollout.max_new_tokens == 4096
-    assert config.evaluation.samples == 8
-    assert len(config.task.options.benchmarks) + 1 == 6
+    assert config.task.options.num_train == 4000
+    assert len(config.task.options.benchmarks) == 6
+    assert set(asympo_benchmarks.BENCHMARKS["paper"].values()) == {8}
 
-  @pytest.mark.parametrize("protocol", asympo_math.PROTOCOLS[1:])
+  @pytest.mark.parametrize("scale", asympo_benchmarks.SCALES)
+  @pytest.mark.parametrize("row", asympo_benchmarks.METHODS)
+  def test_rows_of_benchmarks_are_the_losses_on_two_data_sets(self, row, scale):
+    def get(name):
+      return asympo_benchmarks.get_config(f"row={name},scale={scale}")
+
+    one, other = get(row).to_dict(), get(f"{row}_dapo").to_dict()
+    by_lag = asympo_math.get_config(f"row={row}").to_dict()
+    assert one["algorithm"] == other["algorithm"] == by_lag["algorithm"]
+    # Where they differ is what they train on, and nowhere else.
+    trained = "train_path" if scale == "paper" else "levels"
+    ours = one["task"]["options"].pop(trained)
+    assert ours != other["task"]["options"].pop(trained)
+    assert one == other
+
+  @pytest.mark.parametrize("protocol", asympo_math.PROTOCOLS)
   def test_a_protocol_can_be_chosen(self, protocol, monkeypatch):
     monkeypatch.setattr(build, "make_params", lambda *_: None)
     config = asympo_math.get_config(f"lag=2,protocol={protocol}").lock()

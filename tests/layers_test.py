@@ -103,6 +103,7 @@ ROOMS = {
 ALSO = {
   "saw_jax.training.agents": ("tasks",),
   "saw_jax.training.answers": ("tasks",),
+  "saw_jax.training.benchmarks": ("tasks",),
   "saw_jax.training.episode_evaluation": ("tasks",),
   "saw_jax.training.episode_source": ("tasks",),
   "saw_jax.training.evaluation": ("tasks", "reporting"),

@@ -12,8 +12,8 @@ Rows, and the log-probs that each needs beside the current policy's:
   asympo_positives, asympo_batch               none (controls)
 
 Protocols: `fixed_lag` (step t learns from what the weights of step t - lag
-sampled; the default at tiny), `max_lag` (AReaL's admission, lag in versions),
-`quota` (verl's counter, the default of the paper's scale, threshold 0.5).
+sampled; the default), `max_lag` (AReaL's admission, lag in versions), `quota`
+(verl's counter, the paper's, threshold 0.5).
 
 Scales:
   tiny   generated arithmetic, a decoder of 0.1 M parameters from a short
@@ -21,7 +21,8 @@ Scales:
   small  longer generated problems and a pretrained model on one GPU, by default
          Qwen2.5-1.5B-Instruct (--config.checkpoint=DIR, docs/checkpoints.md);
          GSM8K by --config.task.options.train_path and test_path
-  paper  Qwen3-1.7B-Base, 4,000 problems of MATH, 375 updates of 32 prompts
+
+The paper's own scale and tables are in configs/asympo/benchmarks.py.
 
 Paper: arXiv 2606.03070. Published, mean over six benchmarks, mean@8,
 Qwen3-1.7B-Base on MATH-4k: GRPO 37.45, ASymPO 36.98, SPO 36.41; the naive loss
@@ -53,8 +54,8 @@ ROWS = (
   "asympo_positives",
   "asympo_batch",
 )
-SCALES = ("tiny", "small", "paper")
-PROTOCOLS = ("", "fixed_lag", "max_lag", "quota")
+SCALES = ("tiny", "small")
+PROTOCOLS = ("fixed_lag", "max_lag", "quota")
 LAGS = tuple(str(lag) for lag in (0, 1, 2, 4, 8, 16, 32, 64))
 
 
@@ -76,19 +77,20 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   )
   config = base.get_config()
   config.task.name = "math"
-  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
-  _row(config, chosen["row"])
-
-  protocol = chosen["protocol"]
-  if not protocol:
-    protocol = "quota" if chosen["scale"] == "paper" else "fixed_lag"
-  config.asynchronous.protocol = protocol
+  {"tiny": set_tiny, "small": _small}[chosen["scale"]](config)
+  set_row(config, chosen["row"])
+  config.asynchronous.protocol = chosen["protocol"]
   config.asynchronous.lag = int(chosen["lag"])
   return config
 
 
-def _row(config: ml_collections.ConfigDict, row: str) -> None:
-  """Sets the loss, its advantage and its aggregate."""
+def set_row(config: ml_collections.ConfigDict, row: str) -> None:
+  """Sets the loss, its advantage and its aggregate.
+
+  Args:
+    config: changed in place, after its scale was set.
+    row: of `ROWS`.
+  """
   algorithm = config.algorithm
   # The paper's Algorithm 1: reward minus group mean, tokens averaged inside a
   # response and then responses. The balance of ASymPO holds under these alone.
@@ -152,7 +154,12 @@ def _row(config: ml_collections.ConfigDict, row: str) -> None:
     algorithm.aggregate = "token_mean"
 
 
-def _tiny(config: ml_collections.ConfigDict) -> None:
+def set_tiny(config: ml_collections.ConfigDict) -> None:
+  """Sets what minutes on two CPU cores are enough for.
+
+  Args:
+    config: changed in place.
+  """
   options = config.task.options
   options.seed = 0
   options.levels = (1, 2)
@@ -218,65 +225,10 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.parallel.data = 1
 
 
-def _paper(config: ml_collections.ConfigDict) -> None:
-  # A random 4,000 of MATH's training problems; the benchmarks are local files.
-  options = config.task.options
-  options.seed = 0
-  options.train_path = "data/math/train.jsonl"
-  options.num_train = 4000
-  options.test_path = "data/math500.jsonl"
-  options.grader = "math_verify"
-  options.benchmarks = {
-    "aime24": "data/aime24.jsonl",
-    "aime25": "data/aime25.jsonl",
-    "amc23": "data/amc23.jsonl",
-    "gsm8k": "data/gsm8k/test.jsonl",
-    "minerva": "data/minerva.jsonl",
-  }
-  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
-
-  config.rollout.max_prompt_tokens = 1024
-  config.rollout.prompt_multiple = 256
-  config.rollout.max_new_tokens = 4096
-  config.rollout.completion_multiple = 256
-  config.sampling.temperature = 1.0
-
-  # 4,000 problems three times, 32 to an update.
-  config.loop.num_steps = 375
-  config.loop.prompts_per_step = 32
-  config.loop.group_size = 8
-  config.loop.num_microbatches = 32
-  config.loop.checkpoint_interval = 16
-  config.loop.skip_nonfinite = True
-  config.asynchronous.threshold = 0.5
-  config.asynchronous.require = 4
-  config.asynchronous.trigger = 4
-  config.asynchronous.actors = 1
-  config.evaluation.interval = 0
-  config.evaluation.num_examples = 500
-  config.evaluation.batch_size = 64
-  config.evaluation.samples = 8
-
-  config.optimizer.learning_rate = 2e-6
-  config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
-  config.optimizer.weight_decay = 0.01
-  config.optimizer.clip_norm = 1.0
-
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
-  config.parallel.data = 1
-
-
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "ASymPO on math"
 # What it needs at each scale; experiments/catalogue.py checks it.
-_OWN_PAGE = (
-  "the data set's own page (docs/reproducing.md, Mathematical problems)"
-)
 NEEDS = {
   "tiny": {
     "model": "a decoder of 0.1 M parameters, trained here",
@@ -291,28 +243,6 @@ NEEDS = {
     "hardware": "a GPU (not run here)",
     "accelerators": 1,
     "extras": ("report", "hf"),
-  },
-  "paper": {
-    "model": "Qwen3-1.7B-Base",
-    "data": "4,000 problems of MATH",
-    "scored_on": "MATH500, AIME24, AIME25, AMC23, GSM8K, Minerva",
-    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "math"),
-    "files": {
-      **dict.fromkeys(
-        (
-          "data/math/train.jsonl",
-          "data/math500.jsonl",
-          "data/aime24.jsonl",
-          "data/aime25.jsonl",
-          "data/amc23.jsonl",
-          "data/minerva.jsonl",
-        ),
-        _OWN_PAGE,
-      ),
-      "data/gsm8k/test.jsonl": "github.com/openai/grade-school-math",
-    },
   },
 }
 COMPONENTS = ("correct",)

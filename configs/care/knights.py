@@ -194,6 +194,8 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.evaluation.num_examples = 500
   config.evaluation.batch_size = 64
   config.evaluation.samples = 8
+  config.evaluation.temperature = 0.6
+  config.evaluation.top_p = 0.95
 
   config.optimizer.learning_rate = 1e-6
   config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
@@ -300,5 +302,22 @@ COMPARISONS = (
   ("oracle", "random"),
   ("care_votes", "random_votes"),
   ("vote", "truth"),
+)
+# Column -> name in a run's final scores.
+METRICS = {
+  "right, greedy": "greedy/right",
+  "right, sampled": "sampled/right",
+  "maj@8": "sampled/maj@8",
+}
+# What finished policies are scored on at each scale -> samples a puzzle.
+BENCHMARKS = dict.fromkeys(
+  ("small", "paper"), {f"people_{n}": 8 for n in range(3, 9)}
+)
+METRICS_AT = dict.fromkeys(
+  ("small", "paper"),
+  {
+    **{f"{n} people, avg@8": f"people_{n}/sampled/right" for n in range(3, 9)},
+    "average, avg@8": "benchmarks/sampled/right",
+  },
 )
 PUBLISHED = {}

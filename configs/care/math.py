@@ -174,3 +174,23 @@ RUNS = {
 }
 NOTE, PANELS, BUYERS = knights.NOTE, knights.PANELS, knights.BUYERS
 COMPARISONS, PUBLISHED = knights.COMPARISONS, knights.PUBLISHED
+METRICS = knights.METRICS
+_NAMES = {
+  "aime24": "AIME24",
+  "aime25": "AIME25",
+  "amc23": "AMC23",
+  "olympiad": "OlympiadBench",
+  "hmmt25": "HMMT25",
+}
+# What finished policies are scored on at each scale -> samples a problem, as in
+# the released scripts; MATH500 is the held-out split.
+BENCHMARKS = {"paper": dict.fromkeys(_NAMES, 32)}
+METRICS_AT = {
+  "paper": {
+    "MATH500, avg@8": "sampled/right",
+    **{
+      f"{heading}, avg@32": f"{name}/sampled/right"
+      for name, heading in _NAMES.items()
+    },
+  },
+}

@@ -229,7 +229,6 @@ COMPARISONS = (
   ("grpo_saw", "grpo_gradient"),
 )
 # Row -> fields of the published record that belongs beside it, and its column.
-PUBLISHED_HEADING = "total of 20 by the judge, Reddit TL;DR"
 PUBLISHED = {
   row: {
     "paper": "SAW",

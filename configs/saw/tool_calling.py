@@ -139,8 +139,12 @@ _TOOLRL = "rlla_4k of github.com/qiancheng0/ToolRL (docs/reproducing.md)"
 _PAPER = {
   "model": "Qwen2.5-1.5B-Instruct",
   "data": "ToolRL's rows",
-  "scored_on": "ToolRL's 80 test rows, not BFCL",
+  "scored_on": "ToolRL's 80 test rows; BFCL's single turns",
   "extras": ("report", "hf", "data"),
+  "packages": {
+    "bfcl-eval": "pip install --no-deps 'bfcl-eval==2026.3.23' "
+    "(docs/reproducing.md, BFCL)"
+  },
   "accelerators": 1,
   "files": dict.fromkeys(
     ("data/toolrl/train.parquet", "data/toolrl/test.parquet"), _TOOLRL
@@ -181,16 +185,48 @@ COMPARISONS = (
   ("gdpo_gradient", "gdpo"),
   ("grpo_gradient", "grpo"),
 )
-# Row -> fields of the published record that belongs beside it, and its column.
-PUBLISHED_HEADING = "Overall Acc (%), BFCL"
-PUBLISHED = {
-  row: {
+# What finished policies are scored on at each scale -> samples an entry. BFCL
+# v4's single turns: its other turns run tools, and "Overall Acc" has them too.
+BENCHMARKS = {"small": {"bfcl": 4}, "paper": {"bfcl": 4}}
+METRICS_AT = dict.fromkeys(
+  ("small", "paper"),
+  {
+    f"BFCL {heading}, {mode}": f"bfcl/{mode}/{name}"
+    for mode in ("greedy", "sampled")
+    for heading, name in (
+      ("live", "live"),
+      ("non-live", "non_live"),
+      ("single turns", "single_turn"),
+    )
+  },
+)
+
+
+def _published(method: str) -> tuple[dict[str, str], ...]:
+  """Fields of the published records that belong beside a row."""
+  model = "Qwen2.5-1.5B-Instruct"
+  saw = {
     "paper": "SAW",
     "benchmark": "BFCL-v4",
     "metric": "Overall Acc (%)",
-    "model": "Qwen2.5-1.5B-Instruct",
+    "model": model,
     "method": method,
   }
+  if method.endswith("SAW"):
+    return (saw,)
+  gdpo = {"paper": "GDPO", "model": model, "method": method}
+  return (
+    saw,
+    *(
+      {**gdpo, "benchmark": f"BFCL-v3 {part}", "metric": "accuracy (%)"}
+      for part in ("Live", "Non-Live", "Multi-Turn", "Avg")
+    ),
+    {**gdpo, "benchmark": "BFCL-v3", "metric": "correct format (%)"},
+  )
+
+
+PUBLISHED = {
+  row: _published(method)
   for row, method in (
     ("grpo", "GRPO"),
     ("grpo_saw", "GRPO+SAW"),

@@ -48,6 +48,8 @@ TEMPLATES = {
   ),
 }
 PROBLEMS = ("generated", "reasoning_gym")
+# Held-out generated problems of one level.
+_LEVEL_SPLITS = {f"level_{level}": level for level in math_problems.LEVELS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class MathConfig:
   train_path: str | None = None
   test_path: str | None = None
   # More splits to evaluate on, by name: {"aime24": "data/aime24.jsonl"}.
+  # Where problems are generated there are also level_1 to level_4.
   benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -99,7 +102,7 @@ class MathConfig:
       size = getattr(self, name)
       if size is not None and size < 1:
         raise ValueError(f"{name} is not positive: {size}.")
-    taken = {"train", "test"} & set(self.benchmarks)
+    taken = {"train", "test", *_level_splits(self)} & set(self.benchmarks)
     if taken:
       raise ValueError(f"a benchmark is called {taken.pop()!r}.")
 
@@ -116,7 +119,8 @@ class MathTask(base.Splits):
   @property
   def splits(self) -> tuple[str, ...]:
     """Names of the splits: train, test, and more to evaluate on."""
-    return ("train", "test", *self.config.benchmarks)
+    others = (*self.config.benchmarks, *_level_splits(self.config))
+    return ("train", "test", *others)
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     """Returns whether the last box of a completion holds the right answer."""
@@ -211,6 +215,7 @@ class MathTask(base.Splits):
     box_rate: float = 1.0,
     misleading: Collection[str] = (),
     misled_rate: float = 0.8,
+    levels: Collection[int] = (),
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with answers that are right at a given rate.
 
@@ -232,6 +237,8 @@ class MathTask(base.Splits):
       misleading: pieces of text, such as "-".
       misled_rate: probability of the mistake, in problems that have them and
         whose answer is an integer.
+      levels: of generated problems, where they are not those of the training
+        examples.
 
     Returns:
       Pairs of an example and an answer.
@@ -239,7 +246,12 @@ class MathTask(base.Splits):
     for rate in (right_rate, working_rate, box_rate, misled_rate):
       if not 0 <= rate <= 1:
         raise ValueError(f"not a probability: {rate}.")
-    examples = self.examples("train")
+    task = self
+    if levels:
+      if not _level_splits(self.config):
+        raise ValueError("levels are of generated problems alone.")
+      task = MathTask(dataclasses.replace(self.config, levels=tuple(levels)))
+    examples = task.examples("train")
     pairs = []
     for index in range(count):
       example = examples[index % len(examples)]
@@ -290,6 +302,10 @@ class MathTask(base.Splits):
       path = config.benchmarks[split]
       place = list(config.benchmarks).index(split)
       first_key = _BENCHMARK_KEYS + place * _BENCHMARK_SIZE
+    if split in _level_splits(config):
+      place = len(config.benchmarks) + _LEVEL_SPLITS[split]
+      first_key = _BENCHMARK_KEYS + place * _BENCHMARK_SIZE
+      size = config.num_test
     if path:
       examples = math_files.read_examples(
         path,
@@ -319,13 +335,22 @@ class MathTask(base.Splits):
     return base.LazyExamples(make, size)
 
 
+def _level_splits(config: MathConfig) -> tuple[str, ...]:
+  """Splits of one level each, where problems are generated."""
+  has_files = config.train_path or config.test_path
+  if has_files or config.problems != "generated":
+    return ()
+  return tuple(_LEVEL_SPLITS)
+
+
 def _generate(
   config: MathConfig, split: str, first_key: int, index: int
 ) -> base.Example:
+  level = _LEVEL_SPLITS.get(split)
   problem = math_problems.draw_problem(
     Draws("math", config.seed, split, index),
-    split,
-    levels=config.levels,
+    "test" if level else split,
+    levels=(level,) if level else config.levels,
     word_share=config.word_share,
   )
   return _example(

@@ -3,6 +3,8 @@
 And how well it says what comes next, after the actions of an expert.
 """
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -57,13 +59,11 @@ class EpisodeEvaluator:
     self._task, self._tokenizer, self._config = task, tokenizer, config
     self._episodes, self._rollout = episodes, rollout
     # One answer at a time: the samples of a world part after the first action.
-    self._modes = {
-      "greedy": (make_sampler(SamplingConfig(greedy=True), 1), 1),
-      "sampled": (
-        make_sampler(SamplingConfig(temperature=config.temperature), 1),
-        config.samples,
-      ),
-    }
+    self._greedy = make_sampler(SamplingConfig(greedy=True), 1)
+    self._sampled = make_sampler(
+      SamplingConfig(temperature=config.temperature, top_p=config.top_p), 1
+    )
+    self._modes = self._samplers(config.samples)
     self._transitions = self._held_out(lift.num_shards)
     self._predict = lift.wrap(
       make_predictions(decoder_config),
@@ -71,6 +71,36 @@ class EpisodeEvaluator:
       (parallel.SAME,),
       takes_axis_name=True,
     )
+
+  @property
+  def modes(self) -> tuple[str, ...]:
+    """How worlds are played: `greedy`, and `sampled` unless 0 samples."""
+    return tuple(self._modes)
+
+  def on(self, split: str, samples: int) -> "EpisodeEvaluator":
+    """Plays the worlds of another split in the same way, all of them.
+
+    Args:
+      split: of the task.
+      samples: episodes of each world; 0 to be greedy alone.
+
+    Returns:
+      The other evaluator, which does not score predictions. What is compiled
+      is shared.
+
+    Raises:
+      ValueError: the task has no such split.
+    """
+    other = copy.copy(self)
+    other._config = dataclasses.replace(self._config, split=split)
+    other.examples = list(range(self._task.num_episodes(split)))
+    other._modes = self._samplers(samples)
+    other._transitions = None
+    return other
+
+  def _samplers(self, samples: int) -> dict[str, tuple[Any, int]]:
+    modes = {"greedy": (self._greedy, 1)}
+    return {**modes, "sampled": (self._sampled, samples)} if samples else modes
 
   def run(
     self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int

@@ -1,7 +1,9 @@
 """How good a policy is on examples that it was not trained on."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,24 @@ class EvaluationConfig:
   batch_size: int = 128  # prompts at a time
   samples: int = 4  # per prompt, in the final sampled evaluation
   temperature: float = 1.0  # of those samples
+  top_p: float = 1.0  # likewise
   interval: int = 10  # steps between greedy evaluations; 0: only at the end
+  # Splits that the finished policies are scored on, whole -> samples an
+  # example; 0: greedily alone. See training/benchmarks.py.
+  benchmarks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name, samples in self.benchmarks.items():
+      if isinstance(samples, bool) or not isinstance(samples, int):
+        raise ValueError(
+          f"evaluation.benchmarks.{name} is a number of samples, not "
+          f"{samples!r}"
+        )
+      if samples < 0:
+        raise ValueError(
+          f"evaluation.benchmarks.{name} is {samples}: a number of samples is "
+          "0 or more"
+        )
 
 
 class Evaluator:
@@ -54,16 +73,46 @@ class Evaluator:
     self.examples = [
       examples[i] for i in range(min(len(examples), config.num_examples))
     ]
-    self._config, self._tokenizer = config, tokenizer
+    self._task, self._config, self._tokenizer = task, config, tokenizer
     self._encoder = encoder
     # What a completion votes for, where the task has a notion of that.
     self._answer_key = getattr(task, "answer_key", None)
-    greedy = SamplingConfig(greedy=True)
-    sampled = SamplingConfig(temperature=config.temperature)
-    self._modes = {
-      "greedy": (make_sampler(greedy, 1), 1),
-      "sampled": (make_sampler(sampled, config.samples), config.samples),
-    }
+    self._make_sampler = functools.cache(make_sampler)
+    self._modes = self._samplers(config.samples)
+
+  @property
+  def modes(self) -> tuple[str, ...]:
+    """How examples are answered: `greedy`, and `sampled` unless 0 samples."""
+    return tuple(self._modes)
+
+  def on(self, split: str, samples: int) -> "Evaluator":
+    """Evaluates another split in the same way, all of it.
+
+    Args:
+      split: of the task.
+      samples: per example; 0 to be greedy alone.
+
+    Returns:
+      The other evaluator. What is compiled is shared.
+
+    Raises:
+      ValueError: the task has no such split.
+    """
+    examples = self._task.examples(split)
+    other = copy.copy(self)
+    other.examples = [examples[i] for i in range(len(examples))]
+    other._modes = self._samplers(samples)
+    return other
+
+  def _samplers(self, samples: int) -> dict[str, tuple[Any, int]]:
+    config = self._config
+    modes = {"greedy": (self._make_sampler(SamplingConfig(greedy=True), 1), 1)}
+    if samples:
+      sampling = SamplingConfig(
+        temperature=config.temperature, top_p=config.top_p
+      )
+      modes["sampled"] = (self._make_sampler(sampling, samples), samples)
+    return modes
 
   def run(
     self, mode: str, params: Any, grader: Grader, *, num_seeds: int
@@ -146,10 +195,16 @@ class Evaluator:
       num_seeds: `N`.
 
     Returns:
-      The means of each seed.
+      The means of each seed, with what the task averages in a way of its own,
+      such as the categories of BFCL.
     """
     result = self.run(mode, params, grader, num_seeds=num_seeds)
-    return average(mode, result, self.components)
+    found = average(mode, result, self.components)
+    if hasattr(self._task, "averages"):
+      for seed, values in enumerate(found):
+        right = result["right"][seed].mean(-1, dtype=np.float64)
+        values |= self._task.averages(self.examples, right)
+    return found
 
 
 def average(

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saw_jax.training import checkpoint, hosts, labelling, metrics, progress
+from saw_jax.training import (
+  benchmarks,
+  checkpoint,
+  hosts,
+  labelling,
+  metrics,
+  progress,
+)
 from saw_jax.training import experiment as experiment_lib
 
 LOG = logging.getLogger(__name__)
@@ -128,6 +135,10 @@ class Session:
       first = start + 1 if start else 0
       self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
     self._evaluator = learner.evaluator()
+    self._benchmarks = {
+      name: self._evaluator.on(name, samples)
+      for name, samples in experiment.evaluation.benchmarks.items()
+    }
     self._interrupted = False
     self._stack = contextlib.ExitStack()
     _log_header(experiment, len(self.seeds), learner.lift)
@@ -264,22 +275,40 @@ class Session:
     Returns:
       The result; a finished run's is also in `final.json`.
     """
+    unfinished = Result(finished=False, step=self.step, final=[])
     if self._interrupted:
-      return Result(finished=False, step=self.step, final=[])
-    greedy, sampled = (
-      self._evaluator.scores(
+      return unfinished
+    self._store.wait()
+    found = {
+      mode: self._evaluator.scores(
         mode,
         self.learner.params,
         self.grader,
         num_seeds=len(self.seeds),
       )
-      for mode in ("greedy", "sampled")
-    )
+      for mode in self._evaluator.modes
+    }
+    if self._benchmarks:
+      scores = benchmarks.score(
+        self._benchmarks,
+        self.learner.params,
+        self.grader,
+        seeds=self.seeds,
+        step=self.step,
+        path=self._directory / "benchmarks.json",
+        stop=lambda: self._interrupt.requested,
+      )
+      if scores is None:
+        return unfinished
+      found |= scores
     final = [
-      {"seed": seed, "step": self.step, "greedy": g, "sampled": s}
-      for seed, g, s in zip(self.seeds, greedy, sampled, strict=True)
+      {
+        "seed": seed,
+        "step": self.step,
+        **{mode: scores[index] for mode, scores in found.items()},
+      }
+      for index, seed in enumerate(self.seeds)
     ]
-    self._store.wait()
     if hosts.is_first():
       _write_json(self._directory / "final.json", final)
     return Result(finished=True, step=self.step, final=final)

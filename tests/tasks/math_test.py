@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from saw_jax import tokenizer
 from saw_jax.tasks import base, grading
 from saw_jax.tasks.math import MathConfig, MathTask
+from saw_jax.tasks.math_problems import LEVELS, split_of
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 GRADERS = ("exact", "math_verify")
@@ -124,6 +125,46 @@ class TestGeneratedExamples:
   def test_wrong_options_are_errors(self, options, message):
     with pytest.raises(ValueError, match=message):
       MathConfig(**options)
+
+
+class TestLevels:
+  def test_each_level_is_a_split_of_held_out_problems(self):
+    made = task(levels=(2,), num_test=40)
+    assert made.splits == ("train", "test", *(f"level_{n}" for n in LEVELS))
+    keys = []
+    for level in LEVELS:
+      examples = list(made.examples(f"level_{level}"))
+      assert len(examples) == 40
+      assert {e.meta["level"] for e in examples} == {level}
+      assert all(split_of(e.meta["expression"]) == "test" for e in examples)
+      keys += [e.key for e in examples]
+    keys += [e.key for split in ("train", "test") for e in made.examples(split)]
+    assert len(set(keys)) == len(keys) and max(keys) < 2**31
+    # What is trained on does not change them.
+    other = task(levels=(1, 3), num_test=40)
+    assert list(other.examples("level_2")) == list(made.examples("level_2"))
+
+  def test_files_have_none(self):
+    made = task(
+      train_path=str(DATA / "gsm8k" / "train.jsonl"),
+      test_path=str(DATA / "gsm8k" / "test.jsonl"),
+    )
+    assert made.splits == ("train", "test")
+    with pytest.raises(ValueError, match="levels are of generated problems"):
+      made.demonstrations(3, seed=0, levels=(1,))
+    with pytest.raises(ValueError, match="called 'level_2'"):
+      MathConfig(benchmarks={"level_2": "x"})
+
+  def test_demonstrations_may_be_of_other_levels(self):
+    made = task(levels=(2,))
+    levels = [
+      [e.meta["level"] for e, _ in made.demonstrations(50, seed=0, **options)]
+      for options in ({}, {"levels": (1, 3)})
+    ]
+    assert set(levels[0]) == {2} and set(levels[1]) == {1, 3}
+    # They are those of a task that trains on these levels.
+    same = task(levels=(1, 3)).demonstrations(50, seed=0)
+    assert made.demonstrations(50, seed=0, levels=(1, 3)) == same
 
 
 class TestOtherSources:

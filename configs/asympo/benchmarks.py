@@ -1,0 +1,235 @@
+"""ASymPO and SPO on the paper's benchmarks: its Tables 2 to 4.
+
+  python experiments/train.py --workdir=runs/asympo --seeds=0 \
+    --config=configs/asympo/benchmarks.py:row=asympo,scale=tiny
+  python experiments/reproduce.py --table=asympo/benchmarks --scale=tiny
+
+Rows: naive, gpg, spo, asympo and grpo of configs/asympo/math.py, and the same
+with `_dapo`, which learn from other problems. After the last step the table
+scores every policy on each benchmark: mean@8, pass@8, and their averages.
+
+Scales:
+  tiny   generated arithmetic, a decoder of 0.1 M parameters, responses that are
+         16 steps old. The benchmarks are held-out problems of levels 1, 2 and
+         3; training is on levels 1 and 2, or, for `_dapo`, on level 2 alone.
+         No policy has seen level 3
+  paper  Qwen3-1.7B-Base, 4,000 problems of MATH or of DAPO-Math-17k, 375
+         updates of 32 prompts; verl's quota of stale responses, threshold 0.5
+
+Paper: arXiv 2606.03070. Published averages, Qwen3-1.7B-Base, mean@8 on MATH-4k:
+GRPO 37.45, ASymPO 36.98, SPO 36.41; on DAPO-4k: 37.18, 38.66, 38.13; the naive
+loss and GPG collapse. Ours: results/asympo/benchmarks/.
+"""
+
+import ml_collections
+
+from configs import arguments, base
+from configs.asympo import math
+
+METHODS = math.PAPER_ROWS
+ROWS = (*METHODS, *(f"{row}_dapo" for row in METHODS))
+SCALES = ("tiny", "paper")
+_MATH, _DAPO = "data/math/train.jsonl", "data/dapo_math_17k.parquet"
+_FILES = {
+  "aime24": "data/aime24.jsonl",
+  "aime25": "data/aime25.jsonl",
+  "math500": "data/math500.jsonl",
+  "amc23": "data/amc23.jsonl",
+  "gsm8k": "data/gsm8k/test.jsonl",
+  "minerva": "data/minerva.jsonl",
+}
+_NAMES = {
+  "aime24": "AIME24",
+  "aime25": "AIME25",
+  "math500": "MATH500",
+  "amc23": "AMC23",
+  "gsm8k": "GSM8K",
+  "minerva": "Minerva",
+}
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of one row at one scale.
+
+  Args:
+    argument: e.g. `row=asympo_dapo,scale=tiny`.
+
+  Returns:
+    The config.
+  """
+  chosen = arguments.parse(
+    argument,
+    row=("asympo", *(row for row in ROWS if row != "asympo")),
+    scale=SCALES,
+  )
+  config = base.get_config()
+  config.task.name = "math"
+  method = chosen["row"].removesuffix("_dapo")
+  is_dapo = method != chosen["row"]
+  {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config, is_dapo)
+  math.set_row(config, method)
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
+  math.set_tiny(config)
+  # The policies that start are the same: what differs is what they train on.
+  config.warm_start.options.levels = (1, 2)
+  config.task.options.levels = (2,) if is_dapo else (1, 2)
+  config.asynchronous.protocol = "fixed_lag"
+  config.asynchronous.lag = 16  # the paper's mean lag is about 15
+
+
+def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
+  # A random 4,000 of the training problems; the benchmarks are local files.
+  options = config.task.options
+  options.seed = 0
+  options.train_path = _DAPO if is_dapo else _MATH
+  options.num_train = 4000
+  options.test_path = "data/math500.jsonl"
+  options.grader = "math_verify"
+  options.benchmarks = dict(_FILES)
+  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
+  config.model.scan_layers = True
+  config.model.remat = "full"
+  config.model.dtype = "bfloat16"
+
+  config.rollout.max_prompt_tokens = 1024
+  config.rollout.prompt_multiple = 256
+  config.rollout.max_new_tokens = 4096
+  config.rollout.completion_multiple = 256
+  config.sampling.temperature = 1.0
+
+  # 4,000 problems three times, 32 to an update.
+  config.loop.num_steps = 375
+  config.loop.prompts_per_step = 32
+  config.loop.group_size = 8
+  config.loop.num_microbatches = 32
+  config.loop.checkpoint_interval = 16
+  config.loop.skip_nonfinite = True
+  config.asynchronous.protocol = "quota"
+  config.asynchronous.threshold = 0.5
+  config.asynchronous.require = 4
+  config.asynchronous.trigger = 4
+  config.asynchronous.actors = 1
+  config.evaluation.interval = 0
+  config.evaluation.num_examples = 64  # MATH500 whole is a benchmark
+  config.evaluation.batch_size = 64
+  config.evaluation.samples = 8
+
+  config.optimizer.learning_rate = 2e-6
+  config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.clip_norm = 1.0
+
+  config.parallel.lift = "meshed"
+  config.parallel.fsdp = -1
+  config.parallel.data = 1
+
+
+# --- the table that experiments/reproduce.py makes ---------------------------
+
+TITLE = "ASymPO on benchmarks"
+# What it needs at each scale; experiments/catalogue.py checks it.
+_OWN_PAGE = (
+  "the data set's own page (docs/reproducing.md, Mathematical problems)"
+)
+NEEDS = {
+  "tiny": {
+    "model": "a decoder of 0.1 M parameters, trained here",
+    "data": "generated arithmetic",
+    "scored_on": "held-out problems by level",
+    "hardware": "2 CPU cores",
+  },
+  "paper": {
+    "model": "Qwen3-1.7B-Base",
+    "data": "4,000 problems of MATH, and of DAPO-Math-17k",
+    "scored_on": "MATH500, AIME24, AIME25, AMC23, GSM8K, Minerva",
+    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
+    "accelerators": 1,
+    "extras": ("report", "hf", "data", "math"),
+    "files": {
+      **dict.fromkeys(
+        (_MATH, _DAPO, *(path for path in _FILES.values())), _OWN_PAGE
+      ),
+      "data/gsm8k/test.jsonl": "github.com/openai/grade-school-math",
+    },
+  },
+}
+REPORT = "agent_report"
+WINDOW = 10
+# What finished policies are scored on at each scale -> samples a problem.
+BENCHMARKS = {
+  "tiny": dict.fromkeys(("level_1", "level_2", "level_3"), 8),
+  "paper": dict.fromkeys(_FILES, 8),
+}
+_AVERAGE = {"benchmarks": "average"}
+# Column -> name in a run's final scores.
+METRICS = {}
+METRICS_AT = {
+  scale: {
+    f"{metric}, {heading}": f"{name}/sampled/{metric}"
+    for metric in ("mean@8", "pass@8")
+    for name, heading in (_AVERAGE | names).items()
+  }
+  for scale, names in (
+    ("tiny", {f"level_{level}": f"level {level}" for level in (1, 2, 3)}),
+    ("paper", _NAMES),
+  )
+}
+# Metric of a step -> what it is called. The first is also compared.
+CURVES = {
+  "reward/total": "training reward",
+  "nll/positive": "mean token NLL of right responses",
+  "nll/negative": "mean token NLL of wrong responses",
+  "entropy": "entropy",
+  "length": "length",
+}
+PANELS = {
+  "MATH, or its stand-in": METHODS,
+  "DAPO, or its stand-in": tuple(f"{row}_dapo" for row in METHODS),
+}
+# What is compared with what, seed by seed.
+COMPARISONS = tuple(
+  (f"{treated}{data}", f"{control}{data}")
+  for data in ("", "_dapo")
+  for treated, control in (
+    ("asympo", "grpo"),
+    ("spo", "grpo"),
+    ("asympo", "naive"),
+    ("spo", "naive"),
+    ("grpo", "naive"),
+    ("gpg", "naive"),
+  )
+)
+
+
+def _published(*benchmarks: str) -> dict[str, tuple[dict[str, str], ...]]:
+  """Fields of the published cells that belong beside each row."""
+  methods = dict(
+    zip(METHODS, ("Naive", "GPG", "SPO", "ASymPO", "GRPO"), strict=True)
+  )
+  return {
+    f"{row}{data}": tuple(
+      {
+        "paper": "ASymPO",
+        "table": table,
+        "model": "Qwen3-1.7B-Base",
+        "method": method,
+        "metric": f"{metric} (%)",
+        "benchmark": benchmark,
+      }
+      for metric, table in tables.items()
+      for benchmark in benchmarks
+    )
+    for data, tables in (
+      ("", {"mean@8": "Table 2", "pass@8": "Table 3"}),
+      ("_dapo", {"mean@8": "Table 4", "pass@8": "Table 4"}),
+    )
+    for row, method in methods.items()
+  }
+
+
+# Row -> fields of the published records that belong beside it.
+PUBLISHED = _published("Avg")
+PUBLISHED_AT = {"paper": _published("Avg", *_NAMES.values())}
