@@ -1,7 +1,9 @@
 """From a pretrained model's directory to a trained policy's, by one flag."""
 
+import csv
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import chex
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.asympo import benchmarks as asympo_benchmarks
 from configs.asympo import math as asympo_math
 from configs.saw import tool_calling
 from experiments import build
@@ -170,7 +173,8 @@ class TestBuild:
   def test_the_larger_scales_take_their_sizes_from_the_model(
     self, scale, folder
   ):
-    for table in (tool_calling, asympo_math):
+    benchmarks = asympo_math if scale == "small" else asympo_benchmarks
+    for table in (tool_calling, benchmarks):
       config = table.get_config(f"scale={scale}")
       assert config.checkpoint.startswith("checkpoints/Qwen")
       config.checkpoint = str(folder)
@@ -224,3 +228,78 @@ def test_a_run_from_a_directory_to_a_directory(lift, rank, folder, tmp_path):
   again = hub_tokenizer.open_tokenizer(output)
   messages = [{"role": "user", "content": "1+2"}]
   assert again.encode_chat(messages) == start.tokenizer.encode_chat(messages)
+
+
+@pytest.mark.slow
+def test_a_papers_table_is_made_from_a_directory_and_files(folder, tmp_path):
+  # The scale `paper`, with a small model, a few files and one small update.
+  small = {
+    "task.options.grader": "exact",
+    "task.options.num_train": 4,
+    "rollout.max_prompt_tokens": 512,
+    "rollout.prompt_multiple": 512,
+    "rollout.max_new_tokens": 4,
+    "rollout.completion_multiple": 4,
+    "loop.num_steps": 1,
+    "loop.prompts_per_step": 2,
+    "loop.num_microbatches": 1,
+    "asynchronous.require": 1,
+    "asynchronous.trigger": 1,
+    "evaluation.num_examples": 2,
+    "evaluation.batch_size": 5,
+    "grading.num_workers": 0,
+  }
+  data = pathlib.Path(__file__).parent / "data" / "gsm8k"
+  for name in ("train", "test"):
+    small[f"task.options.{name}_path"] = data / f"{name}.jsonl"
+  names = asympo_benchmarks.BENCHMARKS["paper"]
+  for name in names:
+    small[f"task.options.benchmarks.{name}"] = data / "test.jsonl"
+  words = [
+    "--table=asympo/benchmarks",
+    "--scale=paper",
+    "--rows=naive,asympo_dapo",
+    "--seeds=1",
+    f"--checkpoint={folder}",
+    f"--runs={tmp_path / 'runs'}",
+    f"--out={tmp_path / 'out'}",
+    *(f"--set={key}={value}" for key, value in small.items()),
+  ]
+  done = script("reproduce", *words)
+  assert done.returncode == 0, done.stderr
+  for name in names:
+    assert f"benchmark {name}, sampled" in done.stderr
+
+  with (tmp_path / "out" / "table.csv").open(newline="") as file:
+    lines = list(csv.DictReader(file))
+  here = {
+    line["metric"]: float(line["mean"])
+    for line in lines
+    if (line["row"], line["origin"]) == ("naive", "here")
+  }
+  published = {
+    (line["row"], line["metric"]): line["published_value"]
+    for line in lines
+    if line["origin"] == "published"
+  }
+  columns = ("AIME24", "AIME25", "MATH500", "AMC23", "GSM8K", "Minerva")
+  assert set(here) == {
+    f"{metric}, {name}"
+    for metric in ("mean@8", "pass@8")
+    for name in ("average", *columns)
+  }
+  assert published["naive", "mean@8 (%), AIME24"] == ""  # it collapsed
+  assert published["asympo_dapo", "pass@8 (%), Avg"] == "56.83"
+  assert len(published) == 2 * 14
+
+  # The file of a benchmark that is away is said before anything is made.
+  done = script(
+    "reproduce",
+    *words,
+    f"--runs={tmp_path / 'others'}",
+    "--set=task.options.benchmarks.amc23=absent.jsonl",
+  )
+  assert done.returncode == 2 and not (tmp_path / "others").exists()
+  *_, last = done.stderr.splitlines()
+  assert last.startswith("error: ") and "absent.jsonl" in last
+  assert "Traceback" not in done.stderr

@@ -427,6 +427,7 @@ def _draw(
   band: Callable[[np.ndarray], Band],
 ):
   """Draws one metric's mean over seeds with its band; returns the line."""
+  window = min(window, len(curves.steps))  # a run of a few steps is a point
   smooth = statistics.moving_average(curves.values[metric], window)
   steps = curves.steps[window - 1 :]
   kept = np.isfinite(smooth).all(axis=0)
@@ -442,6 +443,7 @@ def _draw(
 
 def _caption(rows: Mapping[str, Curves], meaning: str, window: int) -> str:
   parts = [_seed_counts(rows), f"bands: {meaning}"]
+  window = min([window, *(len(curves.steps) for curves in rows.values())])
   if window > 1:
     parts.append(f"moving average over {window} steps")
   return "; ".join(parts) + "."

@@ -422,12 +422,15 @@ def steps_to_threshold(
     steps: of the values, increasing. Shape `[T]`; `0, 1, ...` if None.
 
   Returns:
-    The step; None if the run ended first, which is not a number to average.
+    The step; None if the run ended first, which is not a number to average,
+    be it before there were `window` values.
   """
   sample = _sample(values)
   at = np.arange(sample.size) if steps is None else np.asarray(steps)
   if at.shape != sample.shape or np.any(np.diff(at) <= 0):
     raise ValueError("`steps` has to increase, one for each value")
+  if window > sample.size:
+    return None
   (reached,) = np.nonzero(moving_average(sample, window) >= threshold)
   return int(at[reached[0] + window - 1]) if reached.size else None
 
@@ -440,7 +443,7 @@ def has_collapsed(
   Args:
     values: rewards of one seed in the order of the steps, 0 or more. Shape
       `[T]`.
-    window: steps that are averaged.
+    window: steps that are averaged; all of them where there are fewer.
     share: of the best average.
 
   Returns:
@@ -452,7 +455,8 @@ def has_collapsed(
   >>> has_collapsed([0.4, 0.8, 0.9, 0.5], window=1)
   False
   """
-  averages = moving_average(_sample(values), window)
+  sample = _sample(values)
+  averages = moving_average(sample, min(window, sample.size))
   return bool(averages[-1] < share * averages.max())
 
 

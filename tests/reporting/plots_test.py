@@ -72,6 +72,20 @@ class TestRewardCurves:
     )
     assert "moving average over 5 steps" in caption_of(figure)
 
+  def test_a_run_of_fewer_steps_is_averaged_whole(self):
+    run = curves()
+    short = run._replace(
+      steps=run.steps[:3],
+      values={name: v[:, :3] for name, v in run.values.items()},
+    )
+    figure = plots.reward_curves({"gdpo": short}, ["correct"], window=5)
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [2]
+    assert line.get_ydata()[0] == pytest.approx(
+      short.values["reward/correct"].mean()
+    )
+    assert "moving average over 3 steps" in caption_of(figure)
+
   def test_steps_that_a_seed_lacks_are_not_drawn(self):
     run = curves()
     run.values["reward/correct"][1, 20:] = np.nan

@@ -180,6 +180,11 @@ class TestStepsToThreshold:
 
   def test_never_is_none(self):
     assert statistics.steps_to_threshold([0.0, 0.5], 0.9) is None
+    # Nor is it known of a run that ends within the first window.
+    assert statistics.steps_to_threshold([1.0, 1.0], 0.9, window=3) is None
+
+  def test_collapse_of_a_run_that_is_shorter_than_the_window(self):
+    assert not statistics.has_collapsed([0.9, 0.1], window=5)
 
   @pytest.mark.parametrize("steps", [[0], [1, 0]])
   def test_steps_have_to_fit(self, steps):
