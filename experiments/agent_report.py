@@ -34,6 +34,7 @@ _SECONDS = (
   "probes",
   "step",
 )
+_CATEGORY = "right_"  # how the figure of a category begins
 _COMPILING = 5  # steps at the start whose times are not counted
 
 
@@ -74,7 +75,8 @@ def write(
     out / "evals.csv", evals, names=("right", "observation_accuracy")
   )
 
-  lines = ["", *_over_time(module, curves), "", *_costs(curves)]
+  lines = ["", *_by_category(finals), *_over_time(module, curves)]
+  lines += ["", *_costs(curves)]
   differences = _differences(module, metrics, finals, curves, statistics)
   if differences:
     lines += ["", "### Paired differences", ""]
@@ -114,6 +116,35 @@ def write(
       title=title,
       path=out / "differences.png",
     )
+
+
+def _by_category(finals) -> list[str]:
+  """Success by kind of task, where there are kinds."""
+  head = f"sampled/{_CATEGORY}"
+  names = sorted(
+    {
+      name.removeprefix(head)
+      for found in finals.values()
+      for name in found.values
+      if name.startswith(head)
+    }
+  )
+  if not names:
+    return []
+  rows = {
+    row: [
+      reports.write_mean(found.values[head + name])
+      if head + name in found.values
+      else "-"
+      for name in names
+    ]
+    for row, found in finals.items()
+  }
+  return [
+    "### Held-out success by kind, sampled",
+    "",
+    *reports.grid(names, rows),
+  ] + [""]
 
 
 def _over_time(module, curves) -> list[str]:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 import pathlib
 import shutil
 import tempfile
@@ -197,12 +198,13 @@ def write_mean(values: Sequence[float]) -> str:
     values: one a seed.
 
   Returns:
-    As `0.912 ± 0.019`.
+    As `0.912 ± 0.019`; `0.912` of a single seed.
   """
   from saw_jax.reporting import statistics
 
   found = statistics.summarise(values)
-  return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}"
+  half = (found.high - found.low) / 2
+  return f"{found.mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def by_seed(curves, metric: str) -> dict[int, float]:

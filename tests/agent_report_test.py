@@ -40,12 +40,13 @@ def make_run(directory, *, score, has_world):
     "observation_accuracy": 0.9,
     "observation_nll": 0.3,
   }
+  kinds = {"right_pick": 0.4, "right_look": 0.6} if has_world else {}
   finals = [
     {
       "seed": seed,
       "step": STEPS,
       "greedy": figures,
-      "sampled": {**figures, "right": score + 0.1 * seed},
+      "sampled": {**figures, "right": score + 0.1 * seed, **kinds},
     }
     for seed in (0, 1)
   ]
@@ -98,6 +99,19 @@ def test_seeds_are_paired(out):
   assert "grpo_paw - grpo" in text
   section = text[text.index("### Paired differences") :]
   assert "0.200" in section
+
+
+def test_kinds_are_told_where_there_are_any(out):
+  text = (out / "table.md").read_text()
+  heading = "### Held-out success by kind, sampled"
+  assert "| row | look | pick |" in text[text.index(heading) :]
+  assert row_of(text, heading, "grpo") == ["-", "-"]
+  assert row_of(text, heading, "grpo_paw") == ["0.600 ± 0.000", "0.400 ± 0.000"]
+
+
+def test_a_mean_of_one_has_no_interval():
+  assert reports.write_mean([0.25]) == "0.250"
+  assert reports.write_mean([0.25, 0.25]) == "0.250 ± 0.000"
 
 
 def test_files_and_pictures_are_there(out):

@@ -315,6 +315,20 @@ METRICS = {
   "next-token accuracy": "greedy/observation_accuracy",
   "next-token NLL": "greedy/observation_nll",
 }
+_KINDS = {
+  "pick": "Pick",
+  "look": "Look",
+  "clean": "Clean",
+  "heat": "Heat",
+  "cool": "Cool",
+  "two": "Pick2",
+}
+METRICS_AT = {
+  "paper": {
+    f"{heading}, sampled": f"sampled/right_{kind}"
+    for kind, heading in _KINDS.items()
+  }
+}
 # Metric of a step -> what it is called; told at the start and at the end, and
 # drawn over the steps.
 CURVES = {
@@ -360,4 +374,13 @@ PUBLISHED = {
     "table": "Table 4",
     "method": "GRPO w/ PaW, CE instead of CMAE",
   },
+}
+PUBLISHED_AT = {
+  "paper": {
+    row: tuple(
+      {**PUBLISHED[row], "benchmark": f"ALFWorld {heading}"}
+      for heading in _KINDS.values()
+    )
+    for row in ("grpo", "grpo_paw", "gigpo", "gigpo_paw")
+  }
 }

@@ -248,6 +248,24 @@ def read_game(path: pathlib.Path | str) -> Game:
   return Game(data, tuple(walkthrough))
 
 
+def read_kind(path: pathlib.Path | str) -> str:
+  """Reads of which kind the task of a game is.
+
+  Args:
+    path: of the game, which has the file of its task beside it.
+
+  Returns:
+    The kind, in `household_world.KINDS`; empty for any other.
+
+  Raises:
+    FileNotFoundError: the file of the task is not there.
+    ValueError: it is damaged.
+  """
+  task = _read_object(pathlib.Path(path).with_name(TASK_FILE))
+  kinds = {task_type: kind for kind, task_type in TASK_TYPES.items()}
+  return kinds.get(task.get("task_type"), "")
+
+
 def find_games(
   folder: pathlib.Path | str,
   kinds: Sequence[str] = household_world.KINDS,
@@ -276,13 +294,11 @@ def find_games(
       "valid_seen and valid_unseen."
     )
   found, damaged = [], []
-  wanted = {TASK_TYPES[kind] for kind in kinds}
   for path in sorted(folder.rglob(GAME_FILE)):
     if "movable" in str(path.parent) or "Sliced" in str(path.parent):
       continue
     try:
-      is_wanted = _read_object(path.with_name(TASK_FILE)).get("task_type")
-      if is_wanted in wanted and read_game(path).data.get("solvable"):
+      if read_kind(path) in kinds and read_game(path).data.get("solvable"):
         found.append(path)
     except (FileNotFoundError, ValueError) as error:
       damaged.append(str(error))

@@ -172,6 +172,12 @@ class AlfworldTask(environments.AgentTask):
       choose, max_steps=self.config.max_steps, reward=self.config.reward
     )
 
+  def category(self, split: str, seed: int) -> str:
+    """Returns the kind of an episode's task."""
+    if self._paths is None:
+      return self._household.category(split, seed)
+    return alfworld_games.read_kind(self._paths[split][seed])
+
   def prompts(
     self, situation: Situation, history: Sequence[tuple[str, str]]
   ) -> Iterator[str]:

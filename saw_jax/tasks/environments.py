@@ -127,6 +127,14 @@ class AgentTask:
     """Makes an environment, whose `reset` takes a seed of the split."""
     raise NotImplementedError
 
+  def category(self, split: str, seed: int) -> str:
+    """Returns what an episode is counted under, in letters that a name has.
+
+    An evaluation says how each category went. Empty, as by default: none.
+    """
+    del split, seed
+    return ""
+
   def prompts(
     self, situation: Situation, history: Sequence[tuple[str, str]]
   ) -> Iterator[str]:

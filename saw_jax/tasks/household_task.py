@@ -109,6 +109,12 @@ class HouseholdTask(environments.AgentTask):
       reward=config.reward,
     )
 
+  def category(self, split: str, seed: int) -> str:
+    """Returns the kind of an episode's task."""
+    env = self.make(split)
+    env.reset(seed)
+    return env.world.kind
+
   def prompts(
     self, situation: Situation, history: Sequence[tuple[str, str]]
   ) -> Iterator[str]:

@@ -53,6 +53,7 @@ class Question(NamedTuple):
   text: str
   answers: tuple[str, ...]
   queries: tuple[str, ...] = ()  # in order; empty: nobody knows
+  source: str = ""  # the set that it is from, or its kind
 
 
 class Corpus(NamedTuple):
@@ -104,7 +105,7 @@ def draw_corpus(
     country=country, city=city, job=job, author=author
   ):
     if kind in kinds:
-      questions[split_of(subject)].append(question)
+      questions[split_of(subject)].append(question._replace(source=kind))
   for split, several in questions.items():
     if not several:
       raise ValueError(
@@ -183,7 +184,8 @@ def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
   Args:
     path: a `.jsonl`, `.json` or `.parquet` file of rows with `question` and
       one of `golden_answers`, `answers` and `answer`: a text, or a list of
-      texts that are all right.
+      texts that are all right. A row's `data_source` names the set; without
+      one the file does, or, if that is called train, dev or test, its folder.
 
   Returns:
     The questions.
@@ -192,6 +194,9 @@ def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
     FileNotFoundError: there is no such file.
     ValueError: a row is something else, or there is none.
   """
+  file = pathlib.Path(path).absolute()
+  is_split = file.stem in ("train", "dev", "test")
+  named = file.parent.name if is_split else file.stem
   questions = []
   for number, row in enumerate(row_files.read_rows(path)):
     try:
@@ -199,7 +204,10 @@ def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
       answers = _answers(row)
       if not text:
         raise ValueError("field 'question' is empty")
-      questions.append(Question(text, answers))
+      source = row.get("data_source") or named
+      if not isinstance(source, str):
+        raise ValueError("field 'data_source' is not a str")
+      questions.append(Question(text, answers, source=source))
     except ValueError as error:
       raise ValueError(f"{path}, row {number}: {error}") from error
   if not questions:

@@ -142,6 +142,10 @@ class SearchTask(environments.AgentTask):
       )
     return len(self._questions[split])
 
+  def category(self, split: str, seed: int) -> str:
+    """Returns the set that a question is from, or its kind."""
+    return self._questions[split][seed].source
+
   def make(self, split: str) -> SearchQuestions:
     """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # says so if there is no such split

@@ -173,15 +173,20 @@ class EpisodeEvaluator:
       num_seeds: `N`.
 
     Returns:
-      The means of each seed, with the share of valid replies as `valid`. A
-      greedy one has `observation_accuracy` and `observation_nll` too, where the
-      task has an expert: how often the likeliest token is the one that came,
-      and its mean negative log-likelihood.
+      The means of each seed, with the share of valid replies as `valid`, and
+      of each category of the task's episodes the share that was won, as
+      `right_<category>`. A greedy one has `observation_accuracy` and
+      `observation_nll` too, where the task has an expert: how often the
+      likeliest token is the one that came, and its mean negative
+      log-likelihood.
     """
     result = self.run(mode, params, pool, num_seeds=num_seeds)
     found = evaluation.average(mode, result, self.components)
     for seed, values in enumerate(found):
       values["valid"] = float(result["valid"][seed].mean())
+      for name, places in self._categories().items():
+        right = result["right"][seed, places]
+        values[f"right_{name}"] = float(right.mean(dtype=np.float64))
     if mode == "greedy" and self._transitions is not None:
       batch = jax.tree.map(
         lambda x: np.stack([x] * num_seeds), self._transitions
@@ -191,6 +196,15 @@ class EpisodeEvaluator:
         for name, value in said.items():
           values[name] = float(value[seed])
     return found
+
+  def _categories(self) -> dict[str, list[int]]:
+    """Places of the episodes of each category, by name."""
+    found: dict[str, list[int]] = {}
+    for place, seed in enumerate(self.examples):
+      name = self._task.category(self._config.split, seed)
+      if name:
+        found.setdefault(name, []).append(place)
+    return dict(sorted(found.items()))
 
   def _held_out(self, num_shards: int) -> TrainBatch | None:
     count = self._episodes.num_transitions // num_shards * num_shards

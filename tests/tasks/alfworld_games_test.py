@@ -171,6 +171,7 @@ class TestFolders:
       assert game.walkthrough
       task_type = json.loads((path.parent / games.TASK_FILE).read_text())
       assert path.parts[-3].startswith(task_type["task_type"])
+      assert games.TASK_TYPES[games.read_kind(path)] == task_type["task_type"]
     assert found == wanted
 
   def test_kinds_choose(self, folder):

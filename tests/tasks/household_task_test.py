@@ -164,6 +164,19 @@ class TestTask:
     with pytest.raises(ValueError, match="did you mean 'test'"):
       COMPACT.num_episodes("tests")
 
+  def test_an_episode_is_of_the_kind_of_its_task(self):
+    task = HouseholdTask(HouseholdConfig(kinds=("look", "two"), num_test=30))
+    env = task.make("test")
+    found = set()
+    for seed in range(30):
+      kind = task.category("test", seed)
+      env.reset(seed)
+      assert ("examine" in env.task or "look at" in env.task) == (
+        kind == "look"
+      )
+      found.add(kind)
+    assert found == {"look", "two"}
+
   def test_it_is_an_agents_task_and_can_be_sent_to_a_process(self):
     again = pickle.loads(pickle.dumps(COMPACT))
     assert isinstance(again, environments.AgentTask)

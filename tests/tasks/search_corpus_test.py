@@ -123,13 +123,28 @@ class TestReadQuestions:
       ],
     )
     assert search_corpus.read_questions(path) == (
-      Question("who?", ("Ann", "Bell")),
-      Question("where?", ("Oslo",)),
-      Question("when?", ("1900",)),
+      Question("who?", ("Ann", "Bell"), source="nq"),
+      Question("where?", ("Oslo",), source="nq"),
+      Question("when?", ("1900",), source="nq"),
     )
     other = tmp_path / "nq.json"
     other.write_text(json.dumps([{"question": "who?", "answer": "x"}]))
-    assert search_corpus.read_questions(other) == (Question("who?", ("x",)),)
+    (question,) = search_corpus.read_questions(other)
+    assert question == Question("who?", ("x",), source="nq")
+
+  def test_a_row_or_a_folder_names_the_set(self, tmp_path):
+    folder = tmp_path / "musique"
+    folder.mkdir()
+    rows = [
+      {"question": "who?", "answer": "x"},
+      {"question": "who?", "answer": "x", "data_source": "nq"},
+    ]
+    path = write(folder / "dev.jsonl", rows)
+    sources = [q.source for q in search_corpus.read_questions(path)]
+    assert sources == ["musique", "nq"]
+    path = write(folder / "test.jsonl", [{**rows[0], "data_source": 7}])
+    with pytest.raises(ValueError, match="row 0: field 'data_source'"):
+      search_corpus.read_questions(path)
 
   @pytest.mark.parametrize(
     ("row", "words"),

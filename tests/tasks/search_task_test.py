@@ -46,6 +46,17 @@ class TestExpert:
       Expert(env)
 
 
+class TestCategory:
+  def test_a_drawn_question_is_of_its_kind(self):
+    task = SearchTask(SearchConfig(num_people=60, kinds=("job", "author")))
+    for split in ("train", "test"):
+      env = task.make(split)
+      for seed in range(task.num_episodes(split)):
+        env.reset(seed)
+        kind = "author" if env.task.startswith("who wrote") else "job"
+        assert task.category(split, seed) == kind
+
+
 class TestTokenizer:
   def test_nothing_in_a_drawn_corpus_is_unknown_to_it(self):
     for step in COMPACT.demonstrations(400, seed=0, wrong_rate=0.5):

@@ -51,6 +51,32 @@ def test_equal_policies_play_alike(played):
   assert {"valid", "observation_accuracy", "observation_nll"} <= set(scores[0])
 
 
+def test_each_kind_has_its_share(played):
+  evaluator, results, scores = played
+  kinds = [
+    evaluator._task.category("test", seed) for seed in evaluator.examples
+  ]
+  assert set(kinds) == {"even", "odd", ""}  # those without one are in none
+  right = results["greedy"]["right"][0, :, 0]
+  for kind in ("even", "odd"):
+    wanted = right[[k == kind for k in kinds]].mean()
+    assert scores[0][f"right_{kind}"] == pytest.approx(wanted)
+  assert {n for n in scores[0] if n.startswith("right_")} == {
+    "right_even",
+    "right_odd",
+  }
+
+
+def test_another_split_is_played_whole_by_the_same_samplers(played):
+  evaluator = played[0]
+  other = evaluator.on("train", 0)
+  assert other.modes == ("greedy",)
+  assert len(other.examples) == other._task.num_episodes("train")
+  assert other._transitions is None and evaluator._transitions is not None
+  assert evaluator.modes == ("greedy", "sampled")
+  assert evaluator.on("train", 3)._modes["sampled"] == (evaluator._sampled, 3)
+
+
 @pytest.mark.slow
 def test_predictions_are_those_of_the_whole_logits(played):
   batch = played[0]._transitions
