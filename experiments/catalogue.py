@@ -66,7 +66,15 @@ def load(table: str) -> ModuleType:
 
 def rows(module: ModuleType) -> list[str]:
   """Names all runs that a table is made of."""
-  return list(getattr(module, "RUNS", module.ROWS))
+  asked = on_request(module)
+  return [
+    row for row in getattr(module, "RUNS", module.ROWS) if row not in asked
+  ]
+
+
+def on_request(module: ModuleType) -> list[str]:
+  """Names the runs that a table has only if `--rows` names them."""
+  return list(getattr(module, "ON_REQUEST", ()))
 
 
 def config(
@@ -186,7 +194,11 @@ def listing() -> str:
   lines = []
   for table in names():
     module = load(table)
-    lines += [f"{table}: {module.TITLE}, {len(rows(module))} runs"]
+    more = len(on_request(module))
+    lines += [
+      f"{table}: {module.TITLE}, {len(rows(module))} runs"
+      + (f", {more} more by --rows" if more else "")
+    ]
     for scale in module.SCALES:
       wanted, lacks = needs(module, scale), missing(module, scale)
       hours = "not timed" if wanted.hours is None else f"{wanted.hours:g} h"

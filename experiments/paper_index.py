@@ -68,7 +68,8 @@ def _table(table: str) -> list[str]:
     made = _methods(catalogue.config(module, runs[0], _SCALE))
     cells = [kept.get((row, metric), "–") for metric in shown]
     if not any((row, metric) in kept for metric in shown):
-      cells = ["not run"]
+      asked = set(runs) <= set(catalogue.on_request(module))
+      cells = ["by `--rows` alone" if asked else "not run"]
     words = ", ".join(f"`{run}`" for run in runs)
     lines += [f"| {row} | {' | '.join(made)} | {words} | {', '.join(cells)} |"]
   return [*lines, ""]

@@ -87,6 +87,32 @@ class TestNeeds:
       catalogue.needs(module, "tiny")
 
 
+class TestRows:
+  @pytest.mark.parametrize("table", MODULES)
+  def test_those_on_request_are_none_of_the_tables_and_have_configs(
+    self, table
+  ):
+    module = MODULES[table]
+    always, asked = catalogue.rows(module), catalogue.on_request(module)
+    every = list(getattr(module, "RUNS", module.ROWS))
+    assert sorted(always + asked) == sorted(every) and always
+    for row in asked:
+      catalogue.config(module, row, module.SCALES[0])
+    # What the paper printed is in the table.
+    assert set(module.PUBLISHED) <= {
+      every[i] if not hasattr(module, "RUNS") else module.RUNS[every[i]][0]
+      for i in range(len(every))
+      if every[i] in always
+    }
+
+  def test_budgets_of_puzzles_are_swept_on_request(self):
+    module = MODULES["care/knights"]
+    assert len(catalogue.rows(module)) == 15
+    assert not any("0.4" in row for row in catalogue.rows(module))
+    assert "care_0.4" in catalogue.on_request(module)
+    assert catalogue.on_request(MODULES["care/math"]) == []
+
+
 class TestMissing:
   def test_tiny_needs_packages_alone(self, everything):
     for table, module in MODULES.items():
@@ -197,6 +223,7 @@ class TestColumns:
 class TestListing:
   def test_each_table_and_scale_is_there(self, everything):
     text = catalogue.listing()
+    assert "PaW in the shop, 11 runs, 11 more by --rows" in text
     for table, module in MODULES.items():
       head = f"{table}: {module.TITLE}, {len(catalogue.rows(module))} runs"
       part = text.partition(head)[2].partition("\n\n")[0]

@@ -3,7 +3,9 @@
   python experiments/train.py --workdir=runs/shop --seeds=0,1 \
     --config=configs/paw/shop.py:row=grpo_paw,scale=tiny
 
-Rows are those of configs/paw/household.py.
+Rows are those of configs/paw/household.py. The table has those of the paper,
+and random steps as a control; the other controls run by name,
+`--rows=paw_shuffled`.
 
 Scales:
   tiny   60 drawn products, four on a page, six steps, compact prompts; a
@@ -97,7 +99,7 @@ NEEDS = {
     "data": "60 drawn products",
     "scored_on": "held-out instructions, not WebShop",
     "hardware": "2 CPU cores",
-    "hours": 2.5,
+    "hours": 1.3,
     "extras": ("report", "search"),
   },
   "paper": {
@@ -109,6 +111,8 @@ NEEDS = {
     "extras": ("report", "hf", "search"),
   },
 }
+# Controls that the tables of the household and of the questions have.
+ON_REQUEST = tuple(row for row in CONTROLS if row != "paw_random")
 REPORT = "agent_report"
 WINDOW = household.WINDOW
 METRICS = household.METRICS
