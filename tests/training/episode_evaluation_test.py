@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.training import episode_evaluation, rollouts
+from saw_jax.training import agents, episode_evaluation, rollouts
 from saw_jax.training import experiment as experiment_lib
 from tests.training import agent_helpers
 
@@ -67,11 +67,16 @@ def test_each_kind_has_its_share(played):
   }
 
 
-def test_another_split_is_played_whole_by_the_same_samplers(played):
+def test_another_split_is_played_whole_by_the_same_samplers(
+  played, monkeypatch
+):
   evaluator = played[0]
   other = evaluator.on("train", 0)
   assert other.modes == ("greedy",)
   assert len(other.examples) == other._task.num_episodes("train")
+  monkeypatch.setattr(agents, "play", lambda *args, **_: args[2])
+  worlds = other.play("greedy", None, None, num_seeds=2)
+  assert worlds == [[("train", seed) for seed in other.examples]] * 2
   assert other._transitions is None and evaluator._transitions is not None
   assert evaluator.modes == ("greedy", "sampled")
   assert evaluator.on("train", 3)._modes["sampled"] == (evaluator._sampled, 3)
