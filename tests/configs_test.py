@@ -13,9 +13,10 @@ from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
 from configs.care import math as care_math
 from configs.composed import tool_calling as composed
+from configs.gdpo import math as gdpo_math
 from configs.paw import household, search, shop
 from configs.saw import summaries, tool_calling
-from experiments import build
+from experiments import build, catalogue
 from saw_jax import algorithms
 from saw_jax.labels import care
 from saw_jax.models import lora
@@ -462,6 +463,39 @@ class TestAsympo:
     for row, fields in asympo_math.PUBLISHED.items():
       assert row in rows
       assert len(papers.select(cells, **fields)) >= 1
+
+
+class TestGdpoMath:
+  """Right and short answers: configs/gdpo/math.py."""
+
+  @pytest.mark.parametrize("row", gdpo_math.ROWS)
+  def test_every_row_builds(self, row, monkeypatch):
+    monkeypatch.setattr(build, "make_params", lambda *_: None)
+    made = build.build(gdpo_math.get_config(f"row={row}").lock())
+    assert [c.name for c in made.task.components] == ["correct", "length"]
+    assert made.task.config.conditioned == row.endswith("_conditioned")
+    config = gdpo_math.get_config(f"row={row}")
+    assert config.algorithm.advantage == row[:4]
+    assert config.algorithm.weights == ("saw" if "saw" in row else "equal")
+
+  def test_the_paper_scale_is_the_published_setting(self):
+    config = gdpo_math.get_config("row=gdpo,scale=paper")
+    assert config.task.options.length_limit == 4000
+    assert config.rollout.max_new_tokens == 8000
+    assert (config.loop.prompts_per_step, config.loop.group_size) == (512, 16)
+    assert config.loop.num_steps == 500
+    assert config.asynchronous.lag == 0
+    assert config.asynchronous.dynamic_sampling
+    options = config.algorithm.loss_options
+    assert options.clip_high > options.clip_low
+    assert config.algorithm.aggregate == "token_mean"
+
+  def test_published_cells_are_of_its_own_paper(self):
+    for row, cells in catalogue.published(gdpo_math, "paper").items():
+      assert len(cells) == 10, row
+      for fields in cells:
+        (cell,) = papers.select(papers.read("gdpo"), **fields)
+        assert cell.value is not None
 
 
 class TestPaw:

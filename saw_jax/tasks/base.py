@@ -101,6 +101,11 @@ class Task(Protocol):
 
   A task is pickled into grading processes, so its class lives in an importable
   module. Drop what scoring does not need in `__getstate__`.
+
+  A component that depends on the number of tokens, which a text does not have,
+  is named in an optional attribute `token_limits`, with the most tokens that a
+  response may have: `score` gives its value for a short enough response, and
+  whoever has the tokens makes it 0 for a longer one.
   """
 
   name: str
@@ -157,6 +162,30 @@ class Splits:
 
   def _make(self, split: str) -> Sequence[Example]:
     raise NotImplementedError
+
+
+def token_limits(task: Task) -> dict[int, int]:
+  """Finds the components of a task that depend on the number of tokens.
+
+  Args:
+    task: any.
+
+  Returns:
+    The most tokens by index of the component.
+
+  Raises:
+    ValueError: a limit is of no component, or not positive.
+  """
+  names = [component.name for component in task.components]
+  limits = getattr(task, "token_limits", {})
+  for name, limit in limits.items():
+    if name not in names:
+      raise ValueError(
+        f"a limit of {limit} tokens is of no component: {name!r}"
+      )
+    if limit < 1:
+      raise ValueError(f"component {name!r} has a limit of {limit} tokens")
+  return {names.index(name): limit for name, limit in limits.items()}
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:

@@ -54,6 +54,10 @@ class Graded:
 class Grader:
   """Scores completions with a task's reward; a context manager.
 
+  Attributes:
+    token_limits: the most tokens of a response by index of a component; what
+      depends on it is scored here as if the response kept to it.
+
   >>> with Grader(task, num_workers=2, limit_s=5.0) as grader:  # doctest: +SKIP
   ...   graded = grader.grade(examples, completions)
   """
@@ -88,6 +92,7 @@ class Grader:
       raise ValueError(f"limit_s is not positive: {limit_s}.")
     if not 0 <= crash_tolerance <= 1:
       raise ValueError(f"crash_tolerance is not a share: {crash_tolerance}.")
+    self.token_limits = base.token_limits(task)
     self._task = task
     self._limit_s = limit_s
     self._crash_tolerance = crash_tolerance

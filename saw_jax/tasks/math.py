@@ -61,6 +61,10 @@ class MathConfig:
   # a number takes a random subset of that size, which `seed` chooses.
   num_train: int | None = None
   num_test: int | None = None
+  # Most tokens of a response that has the second reward, `length`; 0: there is
+  # no such reward. If conditioned, only right answers can have it.
+  length_limit: int = 0
+  conditioned: bool = False
   grader: str = "exact"  # or "math_verify", with the extra `math`
   # "plain", the problem alone; "boxed", with a request for steps and a box. The
   # empty name is "plain" for generated problems and "boxed" for all others.
@@ -98,6 +102,10 @@ class MathConfig:
       raise ValueError(f"word_share is not a share: {self.word_share}.")
     if not self.generators:
       raise ValueError("generators are empty.")
+    if self.length_limit < 0:
+      raise ValueError(f"length_limit is negative: {self.length_limit}.")
+    if self.conditioned and not self.length_limit:
+      raise ValueError("conditioned needs a length_limit.")
     for name in ("num_train", "num_test"):
       size = getattr(self, name)
       if size is not None and size < 1:
@@ -108,13 +116,22 @@ class MathConfig:
 
 
 class MathTask(base.Splits):
-  """Problems whose reward is 1 for the right answer in a box, else 0."""
+  """Problems whose reward is 1 for the right answer in a box, else 0.
+
+  With a limit on the length there is a second one, 1 for a response within it
+  (GDPO, https://arxiv.org/abs/2601.05242); conditioned, as in its eq. (8), 1
+  for a right one within it.
+  """
 
   name = "math"
-  components = (base.Component("correct", 0.0, 1.0),)
 
   def __init__(self, config: MathConfig | None = None):
     self.config = MathConfig() if config is None else config
+    self.components = (base.Component("correct", 0.0, 1.0),)
+    self.token_limits = {}
+    if self.config.length_limit:
+      self.components += (base.Component("length", 0.0, 1.0),)
+      self.token_limits = {"length": self.config.length_limit}
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -126,10 +143,17 @@ class MathTask(base.Splits):
     """Returns whether the last box of a completion holds the right answer."""
     answer = extract_answer(completion)
     if answer is None or not normalise_answer(answer):  # an empty box
-      return base.Score((0.0,), base.Outcome.UNPARSABLE)
+      return self._score(0.0, base.Outcome.UNPARSABLE)
     if GRADERS[self.config.grader](answer, example.reference):
-      return base.Score((1.0,), base.Outcome.RIGHT)
-    return base.Score((0.0,), base.Outcome.WRONG)
+      return self._score(1.0, base.Outcome.RIGHT)
+    return self._score(0.0, base.Outcome.WRONG)
+
+  def _score(self, correct: float, outcome: base.Outcome) -> base.Score:
+    """Adds the reward that a short enough response has."""
+    if not self.config.length_limit:
+      return base.Score((correct,), outcome)
+    length = correct if self.config.conditioned else 1.0
+    return base.Score((correct, length), outcome)
 
   def answer_key(
     self, completion: str, example: base.Example | None = None

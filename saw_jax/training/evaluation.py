@@ -10,7 +10,7 @@ import numpy as np
 
 from saw_jax.reporting import statistics
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.tasks.base import Component, Outcome, Task
+from saw_jax.tasks.base import Component, Outcome, Task, token_limits
 from saw_jax.tasks.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import rollouts
@@ -195,11 +195,16 @@ class Evaluator:
       num_seeds: `N`.
 
     Returns:
-      The means of each seed, with what the task averages in a way of its own,
-      such as the categories of BFCL.
+      The means of each seed; with what the task averages in a way of its own,
+      such as the categories of BFCL, and, for each component with a limit of
+      tokens, the share of answers that are longer, as `over_<component>`.
     """
     result = self.run(mode, params, grader, num_seeds=num_seeds)
     found = average(mode, result, self.components)
+    for component, limit in token_limits(self._task).items():
+      for seed, values in enumerate(found):
+        over = result["lengths"][seed] > limit
+        values[f"over_{self.components[component].name}"] = float(over.mean())
     if hasattr(self._task, "averages"):
       for seed, values in enumerate(found):
         right = result["right"][seed].mean(-1, dtype=np.float64)

@@ -336,6 +336,8 @@ def score(
 ) -> Rollout:
   """Has the responses scored.
 
+  Components with a limit of tokens are 0 where a response is longer.
+
   Args:
     sampled: host arrays, rows `[N, P * G]`.
     examples: prompts of each seed, `[N, P]`.
@@ -355,10 +357,13 @@ def score(
     completions,
   )
   shape = (len(examples), len(examples[0]), group_size)
+  rewards = np.array(graded.rewards)
+  for component, limit in grader.token_limits.items():
+    rewards[lengths.reshape(-1) > limit, component] = 0.0
   return Rollout(
     transcript=sampled,
     completions=completions,
-    rewards=graded.rewards.reshape(*shape, -1),
+    rewards=rewards.reshape(*shape, -1),
     scored=graded.scored.reshape(*shape, -1),
     outcomes=list(graded.outcomes),
     lengths=lengths.reshape(shape),

@@ -127,6 +127,39 @@ class TestGeneratedExamples:
       MathConfig(**options)
 
 
+class TestLength:
+  @pytest.mark.parametrize("conditioned", [False, True])
+  def test_a_short_enough_answer_has_it(self, conditioned):
+    made = task(length_limit=5, conditioned=conditioned)
+    assert [c.name for c in made.components] == ["correct", "length"]
+    assert base.token_limits(made) == {1: 5}
+    example = base.Example(0, (), "46")
+    wrong = 0.0 if conditioned else 1.0  # eq. (8) of GDPO
+    for text, values, outcome in (
+      (r"\boxed{46}", (1.0, 1.0), Outcome.RIGHT),
+      (r"\boxed{47}", (0.0, wrong), Outcome.WRONG),
+      ("no box", (0.0, wrong), Outcome.UNPARSABLE),
+    ):
+      assert made.score(example, text) == base.Score(values, outcome)
+
+  def test_without_a_limit_there_is_one_reward(self):
+    assert [c.name for c in task().components] == ["correct"]
+    assert base.token_limits(task()) == {}
+
+  def test_wrong_limits_are_errors(self):
+    with pytest.raises(ValueError, match="length_limit is negative"):
+      MathConfig(length_limit=-1)
+    with pytest.raises(ValueError, match="conditioned needs a length_limit"):
+      MathConfig(conditioned=True)
+    made = task()
+    made.token_limits = {"lenght": 5}
+    with pytest.raises(ValueError, match="of no component: 'lenght'"):
+      base.token_limits(made)
+    made.token_limits = {"correct": 0}
+    with pytest.raises(ValueError, match="'correct' has a limit of 0"):
+      base.token_limits(made)
+
+
 class TestLevels:
   def test_each_level_is_a_split_of_held_out_problems(self):
     made = task(levels=(2,), num_test=40)

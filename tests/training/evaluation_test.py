@@ -118,6 +118,33 @@ class TestEvaluator:
     assert found == evaluation.summarise(result, experiment.task.components)
 
 
+class TestOver:
+  def test_scores_say_how_many_answers_are_too_long(self, monkeypatch):
+    limited = Lengths()
+    limited.token_limits = {"small": 3}
+    made = helpers.experiment(task=limited)
+    evaluator = evaluation.Evaluator(
+      made.task,
+      made.tokenizer,
+      rollouts.Encoder(made.tokenizer, made.rollout),
+      made.evaluation,
+      lambda sampling, group_size: None,
+    )
+    lengths = np.array([[[3, 4], [9, 1]], [[1, 2], [3, 5]]])
+    shape = lengths.shape
+    result = {
+      "rewards": np.zeros((*shape, 2), np.float32),
+      "scored": np.ones((*shape, 2), bool),
+      "right": np.zeros(shape, bool),
+      "ended": np.ones(shape, bool),
+      "lengths": lengths,
+    }
+    monkeypatch.setattr(evaluator, "run", lambda *_, **__: result)
+    scores = evaluator.scores("sampled", None, None, num_seeds=2)
+    assert [values["over_small"] for values in scores] == [0.5, 0.25]
+    assert "over_letter" not in scores[0]
+
+
 class Texts(Lengths):
   """Every other prompt is long."""
 

@@ -417,3 +417,22 @@ class TestScore:
       result.lengths.reshape(2, 6), (roles == POLICY).sum(-1)
     )
     assert result.ended.shape == (2, 3, 2)
+
+  def test_a_limited_component_is_0_where_a_response_is_longer(self, sampling):
+    sample, examples = sampling
+    found = sample()
+    roles = np.array(found.roles)
+    roles[:, ::2, -2:] = PAD  # every other response is two tokens shorter
+    found = found.replace(roles=roles)
+    task = helpers.Letters()
+    score = base.Score((0.5, 0.25), base.Outcome.WRONG)
+    task.score = lambda example, completion: score
+    task.token_limits = {"small": roles.shape[-1] - found.prompt_size - 1}
+    with Grader(task, num_workers=0, limit_s=1.0) as grader:
+      result = rollouts.score(
+        found, examples, tokenizer=TOKENIZER, grader=grader
+      )
+    assert (result.rewards[..., 0] == 0.5).all()
+    assert (result.rewards[..., ::2, 1] == 0.25).all()
+    assert not result.rewards[..., 1::2, 1].any()
+    assert result.scored.all()

@@ -1,0 +1,1 @@
+"""GDPO: several rewards, each normalised by itself."""
