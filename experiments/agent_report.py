@@ -101,7 +101,7 @@ def write(
         quantity=heading,
         title=title,
         window=module.WINDOW,
-        path=out / f"{metric.rpartition('/')[2]}.png",
+        path=out / f"{_stem(metric, module.CURVES)}.png",
       )
   heading = next(iter(metrics))
   found = {
@@ -116,6 +116,13 @@ def write(
       title=title,
       path=out / "differences.png",
     )
+
+
+def _stem(metric: str, metrics) -> str:
+  """A picture's name: the metric's last part, or all where two end alike."""
+  last = metric.rpartition("/")[2]
+  alike = [name for name in metrics if name.rpartition("/")[2] == last]
+  return last if len(alike) == 1 else metric.replace("/", "_")
 
 
 def _by_category(finals) -> list[str]:

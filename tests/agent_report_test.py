@@ -114,6 +114,16 @@ def test_a_mean_of_one_has_no_interval():
   assert reports.write_mean([0.25, 0.25]) == "0.250 ± 0.000"
 
 
+def test_no_picture_is_written_over_another():
+  for table in catalogue.names():
+    curves = getattr(catalogue.load(table), "CURVES", {})
+    stems = [agent_report._stem(metric, curves) for metric in curves]
+    assert len(set(stems)) == len(stems), table
+  assert agent_report._stem("loss/world_model", household.CURVES) == (
+    "world_model"
+  )
+
+
 def test_files_and_pictures_are_there(out):
   names = {path.name for path in out.iterdir()}
   assert {

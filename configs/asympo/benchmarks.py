@@ -140,6 +140,7 @@ NEEDS = {
     "data": "generated arithmetic",
     "scored_on": "held-out problems by level",
     "hardware": "2 CPU cores",
+    "hours": 0.3,
   },
   "paper": {
     "model": "Qwen3-1.7B-Base",

@@ -235,6 +235,7 @@ NEEDS = {
     "data": "generated arithmetic",
     "scored_on": "held-out problems",
     "hardware": "2 CPU cores",
+    "hours": 1.2,
   },
   "small": {
     "model": "Qwen2.5-1.5B-Instruct",

@@ -286,7 +286,7 @@ NEEDS = {
     "data": "generated worlds, eight steps",
     "scored_on": "held-out worlds, not ALFWorld",
     "hardware": "2 CPU cores",
-    "hours": 2.0,
+    "hours": 1.5,
   },
   "small": {
     "model": "Qwen2.5-1.5B-Instruct",

@@ -110,7 +110,7 @@ NEEDS = {
     "data": "questions about 120 drawn people",
     "scored_on": "held-out questions, not the seven public sets",
     "hardware": "2 CPU cores",
-    "hours": 1.2,
+    "hours": 1.1,
     "extras": ("report", "search"),
   },
   "paper": {
