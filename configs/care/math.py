@@ -132,6 +132,7 @@ NEEDS = {
     "data": "generated arithmetic",
     "scored_on": "held-out problems",
     "hardware": "2 CPU cores",
+    "hours": 1.3,
   },
   "small": {
     "model": "Qwen2.5-1.5B-Instruct",

@@ -166,6 +166,7 @@ NEEDS = {
     "data": "generated arithmetic",
     "scored_on": "held-out problems by level",
     "hardware": "2 CPU cores",
+    "hours": 0.2,
   },
   "paper": {
     "model": "DeepSeek-R1-Distill-Qwen-1.5B",
