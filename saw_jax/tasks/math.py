@@ -124,13 +124,14 @@ class MathTask(base.Splits):
   """
 
   name = "math"
+  components = (base.Component("correct", 0.0, 1.0),)
 
   def __init__(self, config: MathConfig | None = None):
     self.config = MathConfig() if config is None else config
-    self.components = (base.Component("correct", 0.0, 1.0),)
     self.token_limits = {}
     if self.config.length_limit:
-      self.components += (base.Component("length", 0.0, 1.0),)
+      length = base.Component("length", 0.0, 1.0)
+      self.components = (*type(self).components, length)
       self.token_limits = {"length": self.config.length_limit}
 
   @property
