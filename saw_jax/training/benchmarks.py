@@ -17,7 +17,7 @@ from saw_jax.tasks.base import Task
 from saw_jax.tasks.environment_pool import EnvironmentPool
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.grading import Grader
-from saw_jax.training import hosts, rollouts
+from saw_jax.training import hosts, rollouts, run_directory
 from saw_jax.training.episode_evaluation import EpisodeEvaluator
 from saw_jax.training.evaluation import Evaluator
 
@@ -108,7 +108,8 @@ def score(
     )
     found[key] = evaluator.scores(mode, params, grader, num_seeds=len(seeds))
     if hosts.is_first():
-      _write(path, seeds, step, found)
+      document = {"step": step, "seeds": list(seeds), "scores": found}
+      run_directory.write_json(path, document)
     if hosts.any_of(stop()) and number < len(parts):
       return None
   return _with_averages({f"{n}/{m}": found[f"{n}/{m}"] for n, m, _ in parts})
@@ -145,12 +146,3 @@ def _read(path: pathlib.Path, seeds: Sequence[int], step: int) -> Scores:
   except (ValueError, TypeError, KeyError) as error:
     LOG.warning("%s is damaged (%s): scoring anew", path, error)
   return {}
-
-
-def _write(
-  path: pathlib.Path, seeds: Sequence[int], step: int, scores: Scores
-) -> None:
-  document = {"step": step, "seeds": list(seeds), "scores": scores}
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(document, indent=2) + "\n")
-  temporary.replace(path)

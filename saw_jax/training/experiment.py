@@ -434,5 +434,5 @@ def _evaluate(
   with open_workers(experiment) as grader:
     return {
       mode: evaluator.run(mode, params, grader, num_seeds=num_seeds)
-      for mode in ("greedy", "sampled")
+      for mode in evaluator.modes
     }

@@ -76,10 +76,21 @@ def open_run(
       **environment(),
       "started": _now(),
     }
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-  temporary.replace(path)
+  write_json(path, document, sort_keys=True)
   return document
+
+
+def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
+  """Writes a file of a run in one piece: whoever is killed leaves the old one.
+
+  Args:
+    path: of the file.
+    document: as JSON can hold it.
+    **options: of `json.dumps`.
+  """
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(document, indent=2, **options) + "\n")
+  temporary.replace(path)
 
 
 def read_run(directory: str | os.PathLike) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What every training loop does around its steps: files, bar, Ctrl-C."""
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
@@ -20,6 +19,7 @@ from saw_jax.training import (
   labelling,
   metrics,
   progress,
+  run_directory,
 )
 from saw_jax.training import experiment as experiment_lib
 
@@ -288,19 +288,18 @@ class Session:
       )
       for mode in self._evaluator.modes
     }
-    if self._benchmarks:
-      scores = benchmarks.score(
-        self._benchmarks,
-        self.learner.params,
-        self.grader,
-        seeds=self.seeds,
-        step=self.step,
-        path=self._directory / "benchmarks.json",
-        stop=lambda: self._interrupt.requested,
-      )
-      if scores is None:
-        return unfinished
-      found |= scores
+    scores = benchmarks.score(
+      self._benchmarks,
+      self.learner.params,
+      self.grader,
+      seeds=self.seeds,
+      step=self.step,
+      path=self._directory / "benchmarks.json",
+      stop=lambda: self._interrupt.requested,
+    )
+    if scores is None:
+      return unfinished
+    found |= scores
     final = [
       {
         "seed": seed,
@@ -310,7 +309,7 @@ class Session:
       for index, seed in enumerate(self.seeds)
     ]
     if hosts.is_first():
-      _write_json(self._directory / "final.json", final)
+      run_directory.write_json(self._directory / "final.json", final)
     return Result(finished=True, step=self.step, final=final)
 
   def _evaluate(self) -> float:
@@ -368,9 +367,3 @@ def _count_compilations():
   finally:
     with contextlib.suppress(AttributeError, ValueError):
       jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def _write_json(path: pathlib.Path, document: Any) -> None:
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(document, indent=2) + "\n")
-  temporary.replace(path)

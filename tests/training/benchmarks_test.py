@@ -237,7 +237,15 @@ class TestRun:
       wanted = (final["test/greedy"][name] + final["train/greedy"][name]) / 2
       assert final["benchmarks/greedy"][name] == pytest.approx(wanted)
 
-  def test_without_benchmarks_nothing_is_added(self):
-    made = helpers.experiment()
-    assert made.evaluation.benchmarks == {}
-    assert isinstance(made, experiment_lib.Experiment)
+  def test_without_them_a_run_has_its_held_out_split_alone(self, tmp_path):
+    fields = {"interval": 0, "samples": 0}
+    options = dict(evaluation=fields, loop={"num_steps": 1})
+    with open_session(tmp_path, **options) as opened:
+      opened.end_step([row()], session.Clock(), tokens=1.0)
+      (final,) = opened.result().final
+    assert set(final) == {"seed", "step", "greedy"}  # nor samples, if 0
+    assert not (tmp_path / "benchmarks.json").exists()
+
+  def test_a_start_without_samples_is_scored_greedily(self):
+    made = helpers.experiment(evaluation={"samples": 0})
+    assert set(experiment_lib.evaluate_start(made, 1)) == {"greedy"}
