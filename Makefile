@@ -59,8 +59,8 @@ engines: $(VENV)/.installed-engines  ## play the household against ALFWorld, and
 PEERS := .cache/peers
 
 adapters: $(PEERS)/trl/.installed-host $(PEERS)/tunix/.installed-host  ## train by our methods in TRL's and Tunix's own trainers
-	$(LAUNCH) $(PEERS)/trl/bin/python -m pytest tests/integrations/trl_test.py
-	$(LAUNCH) $(PEERS)/tunix/bin/python -m pytest tests/integrations/tunix_test.py
+	$(LAUNCH) $(PEERS)/trl/bin/python -m pytest tests/contrib/trl_test.py
+	$(LAUNCH) $(PEERS)/tunix/bin/python -m pytest tests/contrib/tunix_test.py
 
 bfcl: $(PEERS)/bfcl/.installed-host  ## score gold and damaged answers by the checker of BFCL
 	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/bfcl_test.py

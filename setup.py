@@ -33,7 +33,7 @@ _CORE = [
   # Assertions, aliases and test variants; chex is small but still loses
   # functions in its patch releases.
   "chex>=0.1.92,<0.2",
-  # 1.x has the typed placeholders that configs/base.py uses.
+  # 1.x has the typed placeholders that saw_jax/run/config.py uses.
   "ml-collections>=1.1,<2",
   # NumPy 2 for its promotion rules, the ones that JAX has.
   "numpy>=2.0,<3",
@@ -59,7 +59,7 @@ _JUDGE = ["httpx>=0.27,<1"]
 # them. TextWorld-Express needs Java.
 _ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8"]
 _TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
-# Hosts of `saw_jax.integrations`, and what was tried of each: they override
+# Hosts of `saw_jax.contrib`, and what was tried of each: they override
 # methods of its trainers, so that another minor release is another host.
 _TRL = ["trl>=1.16,<1.17", "transformers>=5,<6"]
 _TUNIX = ["google-tunix==0.1.7"]
@@ -160,7 +160,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
   package_data={
     "saw_jax": ["**/*.json", "**/*.jsonl", "**/*.css", "**/*.js"]
-    + ["tasks/assets/**/*.txt", "tasks/assets/**/*.md"]
+    + ["tasks/**/*.txt", "tasks/**/*.md"]
   },
   include_package_data=False,
   zip_safe=False,

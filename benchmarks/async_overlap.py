@@ -47,9 +47,8 @@ def main() -> None:
   import dataclasses
 
   from configs.asympo import math
-  from experiments import build
   from saw_jax.reporting import runs
-  from saw_jax.training import run_directory
+  from saw_jax.run import build, run_directory
 
   config = math.get_config("row=asympo,lag=0,scale=tiny")
   config.loop.num_steps = STEPS

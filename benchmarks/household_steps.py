@@ -21,7 +21,7 @@ STEPS = 20_000
 
 def main() -> None:
   from saw_jax.tasks.draws import Draws
-  from saw_jax.tasks.household import Household
+  from saw_jax.tasks.household.rules import Household
 
   rates = []
   for repetition in range(REPETITIONS):

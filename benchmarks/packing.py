@@ -29,8 +29,9 @@ def main() -> None:
   from saw_jax.models import decoder
   from saw_jax.models.config import DecoderConfig
   from saw_jax.rollout import transcript
+  from saw_jax.run import run_directory
   from saw_jax.training import batch as batch_lib
-  from saw_jax.training import objective, packing, run_directory, state, update
+  from saw_jax.training import objective, packing, state, update
   from saw_jax.training import optimizer as optimizer_lib
 
   config = DecoderConfig(

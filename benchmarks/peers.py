@@ -738,7 +738,7 @@ def run(flags: argparse.Namespace) -> dict:
 def main() -> None:
   flags = parse()
   document = run(flags)
-  from saw_jax.training import run_directory
+  from saw_jax.run import run_directory
 
   document |= run_directory.environment()
   flags.out.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def main() -> None:
 
 def write(ratios: dict[str, list[float]], steps: int) -> None:
   """Writes what was measured so far."""
-  from saw_jax.training import run_directory
+  from saw_jax.run import run_directory
 
   document = {
     "ratios": ratios,

@@ -37,9 +37,8 @@ class Stopwatch:
 
   def __init__(self, row: str, pack_length: int):
     from configs.paw import household
-    from experiments import build
-    from saw_jax.training import experiment as experiment_lib
-    from saw_jax.training import learner
+    from saw_jax.run import build, learner
+    from saw_jax.run import experiment as experiment_lib
 
     config = household.get_config(f"row={row},scale=tiny")
     config.warm_start.num_steps = 0
@@ -58,13 +57,13 @@ class Stopwatch:
         return super().fit(batch, clock)
 
     self.learner = Keeping(self.experiment, 1)
-    from saw_jax.training import episode_source
+    from saw_jax.run import episode_source
 
     self.source = episode_source.Episodes(self.learner, [0], self.pool)
     self.step = 0
 
   def run(self, steps: int) -> list[dict[str, float]]:
-    from saw_jax.training.session import Clock
+    from saw_jax.run.session import Clock
 
     found = []
     for _ in range(steps):
@@ -95,7 +94,7 @@ class Stopwatch:
 
 
 def main() -> None:
-  from saw_jax.training import run_directory
+  from saw_jax.run import run_directory
 
   watches = {name: Stopwatch(*made[:2]) for name, made in ROWS.items()}
   for watch in watches.values():

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _RUN = flags.DEFINE_string("run", None, "The directory of the run.")
 _LEDGER = flags.DEFINE_string("ledger", None, "The ledger; --run's by default.")
@@ -27,7 +27,8 @@ _NAME = flags.DEFINE_string(
 
 
 def main() -> int:
-  from saw_jax.tasks import annotation_page, label_ledger
+  from saw_jax.annotate import ledger as label_ledger
+  from saw_jax.annotate import page as annotation_page
 
   if (_RUN.value is None) == (_LEDGER.value is None):
     raise command_line.UsageError(

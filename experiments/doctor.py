@@ -18,7 +18,7 @@ or --task=knights, that file of mathematical problems or puzzles.
 import numpy as np
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _CONFIG = command_line.define_config()
 _DATA = flags.DEFINE_string(
@@ -38,8 +38,10 @@ _EXAMPLES = flags.DEFINE_integer(
 
 
 def main() -> int:
-  from saw_jax.tasks import inspection, knights, tool_calling
-  from saw_jax.tasks import math as math_task
+  from saw_jax.tasks import inspection
+  from saw_jax.tasks.knights import task as knights
+  from saw_jax.tasks.math import task as math_task
+  from saw_jax.tasks.tool_calling import task as tool_calling
 
   if _DATA.value:
     if _TASK.value == "math":
@@ -58,7 +60,7 @@ def main() -> int:
       "give --config=configs/...py:arguments or --data=FILE"
     )
 
-  from experiments import build
+  from saw_jax.run import build
 
   with command_line.checking_input():
     experiment = build.build(_CONFIG.value)
@@ -71,8 +73,8 @@ def main() -> int:
 
 def _check_episodes(experiment) -> list[str]:
   """Plays a few worlds, and prints one episode of some of them."""
-  from saw_jax.training import experiment as experiment_lib
-  from saw_jax.training import rollouts
+  from saw_jax.run import experiment as experiment_lib
+  from saw_jax.run import rollouts
 
   made = experiment._replace(
     parallel=type(experiment.parallel)(lift="seeded"),
@@ -144,9 +146,9 @@ def _check_task(task, splits, inspection) -> list[str]:
 def _check_rollout(experiment) -> list[str]:
 
   from saw_jax.rollout import transcript
-  from saw_jax.tasks.grading import Grader
-  from saw_jax.training import experiment as experiment_lib
-  from saw_jax.training import rollouts
+  from saw_jax.run import experiment as experiment_lib
+  from saw_jax.run import rollouts
+  from saw_jax.tasks.workers.grading import Grader
 
   group = experiment.loop.group_size
   examples = experiment.task.examples("train")

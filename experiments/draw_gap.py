@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _GROUP_SIZE = flags.DEFINE_integer("group_size", 8, "Responses, G.", 1, 64)
 _OUT = flags.DEFINE_string("out", "docs/pictures/gap.png", "The picture.")

@@ -20,7 +20,7 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run directory.", required=True
@@ -46,10 +46,9 @@ def averages(task, options, right) -> dict[str, float]:
 
 
 def main() -> int:
-  from experiments import build
   from saw_jax.reporting import statistics
-  from saw_jax.training import evaluation, run_directory
-  from saw_jax.training import experiment as experiment_lib
+  from saw_jax.run import build, evaluation, run_directory
+  from saw_jax.run import experiment as experiment_lib
 
   workdir = pathlib.Path(_WORKDIR.value)
   values = run_directory.read_run(workdir)["config"]

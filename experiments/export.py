@@ -11,7 +11,7 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run directory.", required=True
@@ -38,11 +38,10 @@ def main() -> int:
   if (output / "config.json").exists():
     raise command_line.UsageError(f"--output: there is a model in {output}")
 
-  from experiments import build
-  from saw_jax import hub_tokenizer
-  from saw_jax.models import pretrained
-  from saw_jax.training import experiment as experiment_lib
-  from saw_jax.training import run_directory
+  from saw_jax.models.hub import pretrained
+  from saw_jax.models.hub import tokenizer as hub_tokenizer
+  from saw_jax.run import build, run_directory
+  from saw_jax.run import experiment as experiment_lib
   from saw_jax.training import state as state_lib
 
   values = run_directory.read_run(workdir)["config"]

@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _MODEL = flags.DEFINE_string(
   "model",
@@ -54,7 +54,7 @@ def main() -> int:
   import jax
 
   from saw_jax import algorithms
-  from saw_jax.models import pretrained
+  from saw_jax.models.hub import pretrained
   from saw_jax.rollout import stream
   from saw_jax.rollout.sampling import SamplingConfig
   from saw_jax.tasks import stops

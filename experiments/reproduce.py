@@ -25,13 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from experiments import (
-  all_tables,
-  catalogue,
-  command_line,
-  reports,
-  run_plan,
-)
+from saw_jax.reporting import all_tables, catalogue, reports, run_plan
+from saw_jax.run import command_line
 
 _TABLE = flags.DEFINE_string(
   "table", None, "A file in configs/, as saw/tool_calling."
@@ -118,7 +113,7 @@ def _reproduce() -> int:
     }
     todo = [row for row in rows if plans[row].missing]
     if not _MIXED.value:
-      from saw_jax.training import run_directory
+      from saw_jax.run import run_directory
 
       run_plan.check_commits(
         {row: plan.there for row, plan in plans.items()},
@@ -217,8 +212,7 @@ def _override(config, pairs: Sequence[str]) -> None:
 
 
 def _run(config, seeds, directory: pathlib.Path) -> int:
-  from experiments import build
-  from saw_jax.training import run_directory
+  from saw_jax.run import build, run_directory
 
   with command_line.checking_input():
     document = {**config.to_dict(), "seeds": seeds}

@@ -12,7 +12,7 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run directory.", required=True
@@ -24,10 +24,9 @@ _MODE = flags.DEFINE_enum(
 
 
 def main() -> int:
-  from experiments import build
   from saw_jax.reporting import transcripts
-  from saw_jax.training import experiment as experiment_lib
-  from saw_jax.training import run_directory
+  from saw_jax.run import build, run_directory
+  from saw_jax.run import experiment as experiment_lib
 
   workdir = pathlib.Path(_WORKDIR.value)
   values = run_directory.read_run(workdir)["config"]

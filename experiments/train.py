@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from experiments import command_line
+from saw_jax.run import command_line
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -59,8 +59,7 @@ def main() -> int:
     jax.distributed.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-  from experiments import build
-  from saw_jax.training import hosts, run_directory
+  from saw_jax.run import build, hosts, run_directory
 
   with command_line.checking_input():
     document = {**_CONFIG.value.to_dict(), "seeds": seeds}

@@ -17,7 +17,6 @@ import numpy as np
 
 from saw_jax import (
   advantages,
-  hub_tokenizer,
   losses,
   reductions,
   stale_losses,
@@ -25,18 +24,17 @@ from saw_jax import (
   weighting,
   world_model,
 )
-from saw_jax.tasks import (
-  alfworld_task,
-  household_task,
-  knights,
-  search_task,
-  shop_task,
-  summaries,
-  textworld_task,
-  tool_calling,
-)
+from saw_jax.contrib import textworld_task
+from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.tasks import base as tasks_base
-from saw_jax.tasks import math as math_task
+from saw_jax.tasks.household import alfworld_task
+from saw_jax.tasks.household import task as household_task
+from saw_jax.tasks.knights import task as knights
+from saw_jax.tasks.math import task as math_task
+from saw_jax.tasks.search import task as search_task
+from saw_jax.tasks.shop import task as shop_task
+from saw_jax.tasks.summaries import task as summaries
+from saw_jax.tasks.tool_calling import task as tool_calling
 from saw_jax.training import objective
 from saw_jax.training.step_estimation import WorldModel
 

@@ -15,9 +15,9 @@ IM_END = "<|im_end|>"
 
 # Byte-level BPE of the generated tool-calling task, and of the documentation
 # that is summarised, made by `python -m saw_jax.tasks.make_tokenizer`.
-_ASSETS = pathlib.Path(__file__).parent / "tasks" / "assets"
-TOOL_CALLING_BPE = _ASSETS / "tool_calling_bpe.json"
-SUMMARIES_BPE = _ASSETS / "summaries_bpe.json"
+_TASKS = pathlib.Path(__file__).parent / "tasks"
+TOOL_CALLING_BPE = _TASKS / "tool_calling/assets/tool_calling_bpe.json"
+SUMMARIES_BPE = _TASKS / "summaries/assets/summaries_bpe.json"
 
 
 # The pieces of generated arithmetic and its stories: see `PieceTokenizer`.

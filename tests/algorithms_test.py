@@ -12,7 +12,7 @@ import pytest
 
 from saw_jax import algorithms, losses, stale_losses, tokenizer, weighting
 from saw_jax.training import objective
-from tests.training import helpers
+from tests import helpers
 
 AlgorithmConfig, KLConfig = algorithms.AlgorithmConfig, algorithms.KLConfig
 MINIMA = np.array([-3.0, 0.0], np.float32)

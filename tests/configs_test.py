@@ -7,7 +7,6 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import arguments, base
 from configs.asympo import benchmarks as asympo_benchmarks
 from configs.asympo import math as asympo_math
 from configs.care import knights as care_knights
@@ -16,24 +15,25 @@ from configs.composed import tool_calling as composed
 from configs.gdpo import math as gdpo_math
 from configs.paw import household, search, shop
 from configs.saw import summaries, tool_calling
-from experiments import build, catalogue
 from saw_jax import algorithms
 from saw_jax.labels import care
 from saw_jax.models import lora
 from saw_jax.models.config import DecoderConfig
-from saw_jax.reporting import papers
+from saw_jax.reporting import catalogue, papers
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.tasks import alfworld_task
-from saw_jax.training import (
+from saw_jax.run import (
   agents,
+  arguments,
+  build,
   evaluation,
   labelling,
-  optimizer,
-  parallel,
   rollouts,
   warm_start,
 )
-from saw_jax.training import experiment as experiment_lib
+from saw_jax.run import config as base
+from saw_jax.run import experiment as experiment_lib
+from saw_jax.tasks.household import alfworld_task
+from saw_jax.training import optimizer, parallel
 
 # Each section of a config, with the dataclass that it is spread into.
 SECTIONS = {

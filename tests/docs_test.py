@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from experiments import paper_index
 from saw_jax import algorithms
-from saw_jax.models import hub_config
+from saw_jax.models.hub import config as hub_config
+from saw_jax.reporting import paper_index
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -103,7 +103,7 @@ class TestPaperIndex:
   def test_it_is_what_configs_and_results_say(self):
     path = ROOT / "docs" / "paper_index.md"
     assert path.read_text(encoding="utf-8") == paper_index.page(), (
-      "docs/paper_index.md is old: run python experiments/paper_index.py"
+      "docs/paper_index.md is old: run python saw_jax/reporting/paper_index.py"
     )
 
   def test_a_result_stands_beside_its_row(self):

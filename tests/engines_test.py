@@ -12,16 +12,18 @@ import psutil
 import pytest
 
 from saw_jax import algorithms
-from saw_jax.tasks import (
+from saw_jax.contrib import textworld_games
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.household import (
   alfworld_games,
   alfworld_task,
-  environment_pool,
-  household,
-  textworld_games,
 )
-from saw_jax.tasks import household_world as hw
-from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.household_expert import Expert
+from saw_jax.tasks.household import (
+  rules as household,
+)
+from saw_jax.tasks.household import world as hw
+from saw_jax.tasks.household.expert import Expert
+from saw_jax.tasks.workers import environment_pool
 
 pytestmark = [pytest.mark.slow, pytest.mark.engines]
 HOSTILE = ("", "\ud800", "x" * 10**5, "look\nquit", "İ", "../", "LOOK", "quit")

@@ -101,7 +101,7 @@ class TestMistakesInFlags:
         ["--config", "configs/no_such.py", "--config.optimizer.b1=0.5"],
         "there is no config file 'configs/no_such.py'",
       ),
-      (["--config=configs/arguments.py"], "no attribute 'get_config'"),
+      (["--config=saw_jax/run/arguments.py"], "no attribute 'get_config'"),
       ([CONFIG, "--wrokdir=x"], "'wrokdir'. Did you mean: workdir ?"),
       ([CONFIG, "stray"], "unexpected argument 'stray'; see --help"),
       ([], "--config must have a value"),

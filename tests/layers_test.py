@@ -61,7 +61,7 @@ ROOMS = {
     packages=frozenset(["jax", "flax", "numpy"]),
   ),
   "tasks": Room(
-    modules=("tasks", "tokenizer", "hub_tokenizer"),
+    modules=("tasks", "tokenizer"),
     rooms=("tasks",),
     packages=frozenset(["numpy"]),
     optional=frozenset(
@@ -74,48 +74,70 @@ ROOMS = {
   "training": Room(
     modules=("training",),
     rooms=("mathematics", "models", "rollout", "training"),
-    # rich, which draws the progress bar, comes with flax.
-    packages=frozenset(["jax", "flax", "numpy", "optax", "orbax", "rich"]),
+    packages=frozenset(["jax", "flax", "numpy", "optax"]),
+  ),
+  "edges": Room(
+    modules=("algorithms",),
+    rooms=(
+      "mathematics",
+      "models",
+      "rollout",
+      "tasks",
+      "training",
+      "edges",
+      "contrib",
+    ),
+    packages=frozenset(["jax", "flax", "numpy"]),
+  ),
+  "annotate": Room(
+    modules=("annotate",),
+    rooms=("tasks", "annotate"),
+    packages=frozenset(["numpy"]),
+    optional=frozenset(["starlette", "uvicorn"]),
+  ),
+  "run": Room(
+    modules=("run",),
+    rooms=("mathematics", "models", "rollout", "tasks", "training", "edges")
+    + ("annotate", "reporting", "run"),
+    packages=frozenset(
+      [
+        "jax",
+        "flax",
+        "numpy",
+        "optax",
+        "orbax",
+        "rich",
+        "ml_collections",
+        "absl",
+      ]
+    ),
     optional=frozenset(["tensorboardX", "wandb"]),
   ),
   "reporting": Room(
     modules=("reporting",),
-    rooms=("reporting",),
+    rooms=("reporting", "run"),
     packages=frozenset(["numpy"]),
     optional=frozenset(["markdown_it", "matplotlib", "scipy"]),
   ),
-  "edges": Room(
-    modules=("algorithms",),
-    rooms=("mathematics", "models", "rollout", "tasks", "training", "edges"),
+  "contrib": Room(
+    modules=("contrib",),
+    rooms=(
+      "mathematics",
+      "rollout",
+      "tasks",
+      "training",
+      "edges",
+      "run",
+      "contrib",
+    ),
     packages=frozenset(["jax", "flax", "numpy"]),
-  ),
-  "integrations": Room(
-    modules=("integrations",),
-    rooms=("mathematics", "rollout", "training", "edges", "integrations"),
-    packages=frozenset(["jax", "flax", "numpy"]),
-    optional=frozenset(["torch", "trl", "tunix"]),
+    optional=frozenset(
+      ["torch", "trl", "tunix", "textworld", "textworld_express", "py4j"]
+    ),
   ),
   "configs": Room(modules=()),
 }
-# The edges of the training room: what the modules where text meets arrays, and
-# the loop that calls them, may import beside their room's row. An evaluation
-# and a report have the same formulas for scores of several samples.
-ALSO = {
-  "saw_jax.training.agents": ("tasks",),
-  "saw_jax.training.answers": ("tasks",),
-  "saw_jax.training.benchmarks": ("tasks",),
-  "saw_jax.training.episode_evaluation": ("tasks",),
-  "saw_jax.training.episode_source": ("tasks",),
-  "saw_jax.training.evaluation": ("tasks", "reporting"),
-  "saw_jax.training.rollouts": ("tasks",),
-  "saw_jax.training.async_loop": ("tasks",),
-  "saw_jax.training.experiment": ("tasks", "edges"),
-  "saw_jax.training.groups": ("tasks",),
-  "saw_jax.training.labelling": ("tasks",),
-  "saw_jax.training.learner": ("tasks",),
-  "saw_jax.training.observations": ("tasks",),
-  "saw_jax.training.sync_loop": ("tasks",),
-}
+ALSO = {}
 # Modules that may import a package beside their room's row: a probe is a small
 # network, and its state a tree that is saved.
 ALSO_PACKAGES = {
@@ -308,17 +330,17 @@ class TestTheChecker:
       ("saw_jax.tasks.base", "from saw_jax import reductions"),
       ("saw_jax.tokenizer", "import tokenizers"),
       ("saw_jax.training.update", "from saw_jax.tasks import base"),
-      ("saw_jax.training.rollouts", "from saw_jax import algorithms"),
+      ("saw_jax.run.rollouts", "from saw_jax import algorithms"),
       ("saw_jax.training.update", "from absl import flags"),
       ("saw_jax.training.update", "import ml_collections"),
       ("saw_jax.training.update", "import chex"),
       ("saw_jax.reporting.plots", "import matplotlib"),
-      ("saw_jax.reporting.runs", "from saw_jax.training import metrics"),
+      ("saw_jax.reporting.runs", "from saw_jax.training import update"),
       ("saw_jax.algorithms", "import ml_collections"),
-      ("saw_jax.algorithms", "from saw_jax.integrations import hosted"),
+      ("saw_jax.algorithms", "from saw_jax.contrib import hosted"),
       ("saw_jax.training.update", "def f():\n  import torch"),
-      ("saw_jax.integrations.trl", "import torch"),
-      ("saw_jax.integrations.hosted", "from saw_jax.tasks import base"),
+      ("saw_jax.contrib.trl", "import torch"),
+      ("saw_jax.contrib.hosted", "from saw_jax.tasks import base"),
       ("saw_jax.algorithms", "from saw_jax import nowhere"),
     ],
   )
@@ -335,10 +357,10 @@ class TestTheChecker:
       ("saw_jax.tokenizer", "def f():\n  import tokenizers"),
       ("saw_jax.training.update", "import optax"),
       ("saw_jax.labels.probes", "import flax.linen as nn"),
-      ("saw_jax.training.sync_loop", "from saw_jax.tasks import grading"),
+      ("saw_jax.run.sync_loop", "from saw_jax.tasks import grading"),
       ("saw_jax.reporting.plots", "def f():\n  import matplotlib"),
-      ("saw_jax.integrations.trl", "def f():\n  import torch"),
-      ("saw_jax.integrations.tunix", "def f():\n  from tunix.rl import common"),
+      ("saw_jax.contrib.trl", "def f():\n  import torch"),
+      ("saw_jax.contrib.tunix", "def f():\n  from tunix.rl import common"),
       ("saw_jax.reporting.plots", "if TYPE_CHECKING:\n  import matplotlib"),
     ],
   )

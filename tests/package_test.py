@@ -20,10 +20,10 @@ PATHS = sorted(PACKAGE.glob("**/*.py"))
 MODULES = [path for path in PATHS if path.name != "__init__.py"]
 # Messages between a run and its own worker processes; never a file.
 MAY_PICKLE = (
-  "tasks/environment_pool.py",
-  "tasks/environment_worker.py",
-  "tasks/grading.py",
-  "tasks/worker.py",
+  "tasks/workers/environment_pool.py",
+  "tasks/workers/environment_worker.py",
+  "tasks/workers/grading.py",
+  "tasks/workers/worker.py",
 )
 # Sums and names need no source; formulas do.
 FORMULAS = [

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import algorithms, hub_tokenizer
-from saw_jax.models import decoder, pretrained
+from saw_jax import algorithms
+from saw_jax.models import decoder
+from saw_jax.models.hub import pretrained
+from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
 

@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.peer_workers import protocol
 from saw_jax import algorithms
 from saw_jax.models import config as config_lib
-from saw_jax.models import decoder, log_probs, pretrained
+from saw_jax.models import decoder, log_probs
+from saw_jax.models.hub import pretrained
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.training import batch as batch_lib

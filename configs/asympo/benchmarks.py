@@ -23,8 +23,9 @@ loss and GPG collapse. Ours: results/asympo/benchmarks/.
 
 import ml_collections
 
-from configs import arguments, base
 from configs.asympo import math
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 METHODS = math.PAPER_ROWS
 ROWS = (*METHODS, *(f"{row}_dapo" for row in METHODS))
@@ -130,7 +131,7 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "ASymPO on benchmarks"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 _OWN_PAGE = (
   "the data set's own page (docs/reproducing.md, Mathematical problems)"
 )

@@ -31,7 +31,8 @@ and GPG collapse. Ours: results/asympo/math/.
 
 import ml_collections
 
-from configs import arguments, base
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 ROWS = (
   "naive",
@@ -228,7 +229,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "ASymPO on math"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 NEEDS = {
   "tiny": {
     "model": "a decoder of 0.1 M parameters, trained here",

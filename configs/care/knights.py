@@ -33,7 +33,8 @@ results/care/knights/.
 
 import ml_collections
 
-from configs import arguments, base
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 ROWS = (
   "truth",
@@ -210,7 +211,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "CARE on knights and knaves"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 _PUBLIC = {
   "data": "the public puzzles of 3 to 7 people",
   "scored_on": "the public puzzles of 3 to 8 people",

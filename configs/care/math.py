@@ -20,8 +20,9 @@ results/care/math/.
 
 import ml_collections
 
-from configs import arguments, base
 from configs.care import knights
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 ROWS, SCALES = knights.ROWS, knights.SCALES
 FRACTIONS = knights.FRACTIONS
@@ -121,7 +122,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "CARE on math"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 _GSM8K = "github.com/openai/grade-school-math"
 _OWN_PAGE = (
   "the data set's own page (docs/reproducing.md, Mathematical problems)"

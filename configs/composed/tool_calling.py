@@ -27,8 +27,9 @@ No paper has this table.
 
 import ml_collections
 
-from configs import arguments, base
 from configs.saw import tool_calling
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 METHODS = ("saw", "paw", "asympo", "care")
 ROWS = (

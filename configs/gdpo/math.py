@@ -20,7 +20,8 @@ Paper: arXiv 2601.05242. Published, R1-1.5B on AIME: GRPO 23.1 % right and 10.8
 
 import ml_collections
 
-from configs import arguments, base
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 ROWS = (
   "grpo",
@@ -156,7 +157,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "GDPO on math"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 _OWN_PAGE = (
   "the data set's own page (docs/reproducing.md, Mathematical problems)"
 )

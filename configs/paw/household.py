@@ -38,7 +38,8 @@ Paper: arXiv 2606.02388, on ALFWorld. Published success, Qwen2.5-1.5B: GRPO
 
 import ml_collections
 
-from configs import arguments, base
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 BASES = ("grpo", "gigpo", "rloo", "ppo")
 CONTROLS = (
@@ -279,7 +280,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW on the household"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 NEEDS = {
   "tiny": {
     "model": "a decoder of 0.1 M parameters, trained here",

@@ -24,8 +24,9 @@ results/paw/search/, on drawn questions.
 
 import ml_collections
 
-from configs import arguments, base
 from configs.paw import household
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 SCALES = ("tiny", "paper")
@@ -103,7 +104,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW on search questions"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 NEEDS = {
   "tiny": {
     "model": "a decoder of 0.1 M parameters, trained here",

@@ -25,8 +25,9 @@ lambda = 1 67.0; cross-entropy 57.2. Ours: results/paw/shop/, in the drawn shop.
 
 import ml_collections
 
-from configs import arguments, base
 from configs.paw import household
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 SCALES = ("tiny", "paper")
@@ -92,7 +93,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "PaW in the shop"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 NEEDS = {
   "tiny": {
     "model": "a decoder of 0.1 M parameters, trained here",

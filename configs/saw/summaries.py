@@ -27,7 +27,8 @@ this task are not known: `paper` has those of the released tool-calling scripts.
 
 import ml_collections
 
-from configs import arguments, base
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 ROWS = (
   "gdpo_saw",
@@ -168,7 +169,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "SAW on summaries"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 _TLDR = (
   "Reddit TL;DR as filtered by github.com/openai/summarize-from-feedback, rows "
   "with post and summary (docs/reproducing.md)"

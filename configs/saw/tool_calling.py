@@ -23,7 +23,8 @@ on BFCL, Qwen2.5-1.5B-Instruct (from secondary sources): GRPO 32.55, with SAW
 
 import ml_collections
 
-from configs import arguments, base
+from saw_jax.run import arguments
+from saw_jax.run import config as base
 
 ROWS = (
   "gdpo_saw",
@@ -134,7 +135,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 # --- the table that experiments/reproduce.py makes ---------------------------
 
 TITLE = "SAW on tool calling"
-# What it needs at each scale; experiments/catalogue.py checks it.
+# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
 _TOOLRL = "rlla_4k of github.com/qiancheng0/ToolRL (docs/reproducing.md)"
 _PAPER = {
   "model": "Qwen2.5-1.5B-Instruct",

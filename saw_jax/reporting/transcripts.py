@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 class Turn(Protocol):
-  """What `read_turn` reads; `saw_jax.training.agents.Turn` has it."""
+  """What `read_turn` reads; `saw_jax.run.agents.Turn` has it."""
 
   prompt: str
   reply: str

@@ -6,7 +6,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from saw_jax.tasks import base, tool_answers, tool_catalogue
+from saw_jax.tasks import base
+from saw_jax.tasks.tool_calling import (
+  answers as tool_answers,
+)
+from saw_jax.tasks.tool_calling import (
+  catalogue as tool_catalogue,
+)
 
 # What is wrong, the completion, and its values; None: less than the best.
 Damage = tuple[str, str, tuple[float | None, ...]]

@@ -3,14 +3,15 @@
   python -m saw_jax.tasks.make_tokenizer
 
 writes `tool_calling_bpe.json` and `summaries_bpe.json` into
-`saw_jax/tasks/assets/`, the same bytes each time.
+`assets/` of their tasks, the same bytes each time.
 """
 
 import json
 from collections.abc import Iterator
 
 from saw_jax import tokenizer
-from saw_jax.tasks import summaries, tool_calling
+from saw_jax.tasks.summaries import task as summaries
+from saw_jax.tasks.tool_calling import task as tool_calling
 
 VOCAB_SIZE = 640
 _NUM_EXAMPLES = 4096

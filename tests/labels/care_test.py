@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from saw_jax.labels import care, diagnostics, probes, replay, selection
-from saw_jax.training import checkpoint
+from saw_jax.run import checkpoint
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()

@@ -2,8 +2,14 @@ import pathlib
 
 import pytest
 
-from saw_jax.tasks import inspection, tool_answers, tool_calling
-from saw_jax.tasks import math as math_task
+from saw_jax.tasks import inspection
+from saw_jax.tasks.math import task as math_task
+from saw_jax.tasks.tool_calling import (
+  answers as tool_answers,
+)
+from saw_jax.tasks.tool_calling import (
+  task as tool_calling,
+)
 
 ROWS = pathlib.Path(__file__).parents[1] / "data/toolrl/rlla_4k_test.parquet"
 

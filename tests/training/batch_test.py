@@ -7,7 +7,7 @@ import pytest
 
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.training import batch as batch_lib
-from tests.training import helpers
+from tests import helpers
 
 PAD, PROMPT, POLICY = 0, 1, 2
 OBSERVATION, GLUE = 3, 4

@@ -12,7 +12,7 @@ from saw_jax import losses, reductions, stale_losses, world_model
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import objective
-from tests.training import helpers
+from tests import helpers
 
 
 @pytest.fixture(scope="module")

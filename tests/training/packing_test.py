@@ -14,7 +14,7 @@ from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, packing, update
-from tests.training import helpers
+from tests import helpers
 
 LAYOUT = packing.Layout(24, target_multiple=8)
 

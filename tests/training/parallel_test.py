@@ -19,7 +19,7 @@ from saw_jax.training import (
 )
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import state as state_lib
-from tests.training import helpers
+from tests import helpers
 
 STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
 # Adam divides by the root of a square, so that a gradient of rounding size may

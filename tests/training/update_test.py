@@ -14,7 +14,7 @@ from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import state as state_lib
 from saw_jax.training.batch import split_rows
-from tests.training import helpers
+from tests import helpers
 
 
 def params():

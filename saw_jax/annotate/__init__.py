@@ -1,0 +1,1 @@
+"""Labels bought from people: the ledger, the queue, and the page."""

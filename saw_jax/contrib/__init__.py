@@ -1,0 +1,1 @@
+"""Adapters to other libraries and text games; each needs its own extra."""

@@ -1,0 +1,372 @@
+"""Weightings, advantages and losses inside TRL's GRPO trainer.
+
+    from saw_jax.algorithms import AlgorithmConfig
+    from saw_jax.contrib import hosted, trl
+
+    method = hosted.make_hosted(
+      AlgorithmConfig(advantage="gdpo", weights="saw"), minima=(-3.0, 0.0)
+    )
+    trainer = trl.trainer_class(method)(model, reward_funcs=[...], ...)
+    trainer.train()
+
+TRL samples, scores and computes log-probs with torch; the matrix of rewards and
+the log-probs `[B, T]` go to JAX, advantages and the loss's gradient come back.
+On one kind of device nothing is copied that is laid out as JAX wants it; where
+JAX does not have the tensors' device they pass through the host, which is
+little beside the logits. JAX compiles once for each length `T`:
+`GRPOConfig(pad_to_multiple_of=64)` keeps those few.
+
+`weights`, `advantage`, `loss`, `aggregate` and the entropy coefficient are the
+method's, so that TRL's `loss_type`, `epsilon`, `scale_rewards`,
+`multi_objective_aggregation`, `importance_sampling_level` and
+`use_bias_correction_kl` say nothing; what would act beside them is refused.
+This is the extra `trl`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from saw_jax.contrib import hosted as hosted_lib
+
+if TYPE_CHECKING:
+  import torch
+
+# Arguments of TRL's that act in the loss which is replaced, or in the sum of
+# the rewards, with the value at which they do nothing.
+REPLACED = {
+  "reward_weights": None,
+  "top_entropy_quantile": 1.0,
+  "entropy_coef": 0.0,
+  "use_adaptive_entropy": False,
+  "off_policy_mask_threshold": None,
+  "delta": None,
+}
+# What else a model's forward pass may take, by TRL's names.
+FORWARD = (
+  "pixel_values",
+  "image_grid_thw",
+  "num_images",
+  "pixel_attention_mask",
+  "spatial_shapes",
+  "num_tiles",
+  "image_sizes",
+  "token_type_ids",
+  "mm_token_type_ids",
+  "image_position_ids",
+)
+# TRL's names of log-probs, and ours.
+RECORDED = {
+  "old_per_token_logps": "old_log_probs",
+  "sampling_per_token_logps": "behave_log_probs",
+  "ref_per_token_logps": "ref_log_probs",
+}
+_COUNT = "saw_jax_count/"
+_MISSING = (
+  "TRL is missing: pip install 'saw_jax[trl]', after torch in the build that "
+  "your machine needs"
+)
+
+
+def to_jax(tensor: "torch.Tensor") -> jax.Array:
+  """Shows a tensor to JAX, without a copy where one device serves both.
+
+  Args:
+    tensor: any shape, of booleans or floats; others become float32. It must not
+      be written to while the array is in use.
+
+  Returns:
+    The array; of floats in float32. No gradient flows.
+
+  Raises:
+    ImportError: torch is missing.
+  """
+  torch = _torch()
+  tensor = tensor.detach()
+  if tensor.dtype is not torch.bool:
+    tensor = tensor.float()
+  if tensor.is_cuda and jax.default_backend() != "gpu":
+    tensor = tensor.cpu()
+  return jax.dlpack.from_dlpack(tensor.contiguous())
+
+
+def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
+  """Shows an array to torch, without a copy where one device serves both.
+
+  Args:
+    array: any shape. What is JAX's must not be written to.
+    like: a tensor whose device and float type the result gets.
+
+  Returns:
+    The tensor, without a gradient.
+
+  Raises:
+    ImportError: torch is missing.
+  """
+  torch = _torch()
+  return torch.from_dlpack(array).to(device=like.device, dtype=like.dtype)
+
+
+def torch_loss(
+  hosted: hosted_lib.Hosted,
+) -> Callable[..., tuple["torch.Tensor", dict[str, float]]]:
+  """Makes the method's loss a function that torch differentiates.
+
+  Args:
+    hosted: the method.
+
+  Returns:
+    A function `(log_probs [B, T], entropies [B, T], advantages [B] or [B, T],
+    completion_mask [B, T], *, old_log_probs, behave_log_probs, ref_log_probs,
+    counts) -> (loss, logged)` of tensors; `counts` by term are what the whole
+    batch divides by, where this is a part of it (`hosted.denominators`). Value
+    and gradient are computed together, by JAX in float32; the gradient of
+    log-probs and entropies has their type, and there is no second one.
+
+  Raises:
+    ImportError: torch is missing.
+  """
+  torch = _torch()
+
+  def total(learned, recorded, counts):
+    terms, logged = hosted.terms(**learned, **recorded)
+    return hosted_lib.total_loss(terms, counts), {
+      **{f"loss/{name}": term.value() for name, term in terms.items()},
+      **{name: value.value() for name, value in logged.items()},
+    }
+
+  value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
+
+  class JaxLoss(torch.autograd.Function):
+    """The loss of JAX as a node of torch's graph."""
+
+    @staticmethod
+    def forward(ctx, log_probs, entropies, recorded, counts):
+      (loss, logged), gradient = jax.block_until_ready(
+        value_and_grad(
+          {"log_probs": to_jax(log_probs), "entropies": to_jax(entropies)},
+          {name: to_jax(tensor) for name, tensor in recorded.items()},
+          counts,
+        )
+      )
+      ctx.save_for_backward(
+        to_torch(gradient["log_probs"], log_probs),
+        to_torch(gradient["entropies"], entropies),
+      )
+      # A copy: torch may add to a loss in place.
+      value = torch.tensor(float(loss), device=log_probs.device)
+      return value, {name: float(number) for name, number in logged.items()}
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale, _):
+      log_probs, entropies = ctx.saved_tensors
+      return scale * log_probs, scale * entropies, None, None
+
+  def loss(
+    log_probs: "torch.Tensor",
+    entropies: "torch.Tensor",
+    advantages: "torch.Tensor",
+    completion_mask: "torch.Tensor",
+    *,
+    old_log_probs: "torch.Tensor | None" = None,
+    behave_log_probs: "torch.Tensor | None" = None,
+    ref_log_probs: "torch.Tensor | None" = None,
+    counts: Mapping[str, float] | None = None,
+  ) -> tuple["torch.Tensor", dict[str, float]]:
+    recorded = {
+      "advantages": advantages,
+      "completion_mask": completion_mask.bool(),
+      "old_log_probs": old_log_probs,
+      "behave_log_probs": behave_log_probs,
+      "ref_log_probs": ref_log_probs,
+    }
+    return JaxLoss.apply(
+      log_probs,
+      entropies,
+      {name: x for name, x in recorded.items() if x is not None},
+      None if counts is None else dict(counts),
+    )
+
+  return loss
+
+
+def check_arguments(hosted: hosted_lib.Hosted, args: Any) -> None:
+  """Refuses what TRL's trainer would do beside the method, or not do for it.
+
+  Args:
+    hosted: the method.
+    args: `trl.GRPOConfig`.
+
+  Raises:
+    ValueError: says which argument, and which value is right.
+  """
+  for name, value in REPLACED.items():
+    if getattr(args, name) != value:
+      raise ValueError(
+        f"GRPOConfig.{name} is {getattr(args, name)!r} and acts in TRL's own "
+        f"loss or sum of rewards, which the method replaces: leave it at "
+        f"{value!r} and say what you want in the AlgorithmConfig"
+      )
+  if args.beta != hosted.kl_coefficient:
+    raise ValueError(
+      f"GRPOConfig.beta is {args.beta} and the method's kl.coefficient "
+      f"{hosted.kl_coefficient}: TRL has reference log-probs where beta is not "
+      "0, so the two must be equal"
+    )
+
+
+@functools.cache
+def trainer_class(hosted: hosted_lib.Hosted) -> type:
+  """Makes TRL's GRPO trainer one that learns by the method.
+
+  Rewards of every function are kept as they are, and a `None` among them is a
+  response that was not scored. They are weighed and compared over the whole
+  generation batch, of all processes; the weights are logged as
+  `weights/<reward function>`. What the parts of a generation batch divide by is
+  counted over the whole of it, so that the loss does not depend on
+  `gradient_accumulation_steps` (where a generation batch serves one update).
+
+  Args:
+    hosted: the method, with as many minima as there will be reward functions.
+
+  Returns:
+    A subclass of `trl.GRPOTrainer`, with its arguments. Its constructor raises
+    a ValueError for arguments that would act beside the method, or where a loss
+    needs the sampler's log-probs, which TRL has with `use_vllm` only.
+
+  Raises:
+    ImportError: TRL is missing.
+  """
+  torch = _torch()
+  try:
+    import trl
+  except ImportError as error:
+    raise ImportError(_MISSING) from error
+  loss_of = torch_loss(hosted)
+
+  class HostedGRPOTrainer(trl.GRPOTrainer):
+    """TRL's trainer with the method's advantages and loss."""
+
+    def __init__(self, *arguments, **options):
+      super().__init__(*arguments, **options)
+      check_arguments(hosted, self.args)
+      if len(self.reward_funcs) != hosted.num_components:
+        raise ValueError(
+          f"there are {len(self.reward_funcs)} reward functions and "
+          f"{hosted.num_components} minima: give one minimum for each"
+        )
+      if hosted.needs_behave and not self.use_vllm:
+        raise ValueError(
+          "the loss needs the sampler's log-probs, which TRL records with "
+          "use_vllm=True only: use that, or a loss without them"
+        )
+
+    def _calculate_rewards(self, *arguments, **options):
+      self._rewards = super()._calculate_rewards(*arguments, **options)
+      return self._rewards
+
+    def _generate_and_score_completions(self, inputs):
+      output = super()._generate_and_score_completions(inputs)
+      training = self.model.training
+      mask = _loss_mask(output)
+      lengths = self.accelerator.gather(mask.sum(-1))
+      advantages, statistics = hosted.estimate(
+        self._rewards.cpu().numpy(),
+        group_size=(
+          self.num_generations if training else self.num_generations_eval
+        ),
+        lengths=lengths.cpu().numpy(),
+      )
+      metrics = self._metrics["train" if training else "eval"]
+      for name, weight in zip(
+        self.reward_func_names, statistics["weight"], strict=True
+      ):
+        metrics[f"weights/{name}"].append(float(weight))
+      # In the log of completions, too, they take the place of TRL's own.
+      logged = self._logs["advantages"]
+      for _ in range(min(len(advantages), len(logged))):
+        logged.pop()
+      logged.extend(advantages.tolist())
+
+      rows = len(mask)
+      start = self.accelerator.process_index * rows
+      own = torch.from_numpy(advantages[start : start + rows].copy())
+      output["advantages"] = own.to(mask.device)
+      counts = hosted_lib.denominators(
+        hosted, own.numpy(), mask.bool().cpu().numpy()
+      )
+      for name, count in counts.items():
+        # Gradients of processes are averaged, so each divides by the mean.
+        output[_COUNT + name] = self.accelerator.reduce(
+          torch.tensor(float(count), device=mask.device), reduction="mean"
+        )
+      return output
+
+    def _compute_loss(self, model, inputs):
+      mask = _loss_mask(inputs)
+      log_probs, entropies, aux_loss = self._get_per_token_logps_and_entropies(
+        model,
+        torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+        torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+        mask.shape[1],
+        compute_entropy=True,
+        compute_aux_loss=self.aux_loss_enabled,
+        **{name: inputs.get(name) for name in FORWARD},
+      )
+      accumulated = 1.0
+      counts = None
+      if self.model.training:
+        accumulated = self.current_gradient_accumulation_steps
+        share = accumulated / self.args.steps_per_generation
+        counts = {
+          name.removeprefix(_COUNT): share * float(count)
+          for name, count in inputs.items()
+          if name.startswith(_COUNT)
+        }
+      recorded = {
+        ours: inputs[theirs]
+        for theirs, ours in RECORDED.items()
+        if inputs.get(theirs) is not None
+      }
+      if "behave_log_probs" in recorded:
+        # NaN where vLLM has none: such a token counts as sampled by the policy
+        # that the update starts from.
+        behave = recorded["behave_log_probs"]
+        old = recorded.get("old_log_probs", log_probs.detach())
+        recorded["behave_log_probs"] = torch.where(behave.isnan(), old, behave)
+      loss, logged = loss_of(
+        log_probs,
+        entropies,
+        inputs["advantages"],
+        mask,
+        counts=counts,
+        **recorded,
+      )
+      metrics = self._metrics["train" if self.model.training else "eval"]
+      if self.aux_loss_enabled:
+        loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
+        logged["aux_loss"] = float(aux_loss)
+      for name, number in logged.items():
+        one = torch.tensor(number, device=mask.device)
+        metrics[name].append(self.accelerator.gather(one).nanmean().item())
+      return loss
+
+  return HostedGRPOTrainer
+
+
+def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":
+  """The tokens that the policy chose: not what a tool answered."""
+  mask = inputs["completion_mask"]
+  return mask if inputs.get("tool_mask") is None else mask * inputs["tool_mask"]
+
+
+def _torch() -> Any:
+  """Imports torch, or says which extra has it."""
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError(_MISSING) from error
+  return torch

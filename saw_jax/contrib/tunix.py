@@ -1,0 +1,294 @@
+"""Weightings, advantages and losses inside Tunix's GRPO learner.
+
+    from saw_jax.algorithms import AlgorithmConfig
+    from saw_jax.contrib import hosted, tunix
+
+    method = hosted.make_hosted(
+      AlgorithmConfig(advantage="gdpo", weights="saw"), minima=(-3.0, 0.0)
+    )
+    learner = tunix.learner_class(method)(
+      rl_cluster=cluster, algo_config=GRPOConfig(...), reward_fns=[...]
+    )
+    learner.train(data)
+
+`register` puts the method under a name into Tunix's own registries: a reward
+manager that keeps the matrix of rewards in place of its sum, an advantage
+estimator that weighs it, and a policy loss. Tunix's `GRPOLearner` takes them by
+name (`reward_manager`, `advantage_estimator`, `policy_loss_fn`), where the
+advantage needs no lengths, which an estimator of Tunix's is not given; the
+subclass of `learner_class` takes every method. In both, `loss_agg_mode`,
+`epsilon` and `loss_algo` say nothing.
+
+Two things are Tunix's own. Weights are of what one call of the estimator sees,
+which is the whole batch if `rollout_micro_batch_size` and
+`compute_logps_micro_batch_size` are the batch. And the gradients of the parts
+of a batch (`train_micro_batch_size`) are averaged as they are, so that parts
+with unequal numbers of tokens weigh alike. This is the extra `tunix`.
+"""
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.contrib import hosted as hosted_lib
+from saw_jax.types import Array
+
+# What learners of `learner_class` have in Tunix's registries.
+LEARNER = "saw_jax.learner"
+_PENDING = "saw_jax.pending"
+_MATRIX = "saw_jax.matrix"
+
+
+def register(hosted: hosted_lib.Hosted, name: str) -> None:
+  """Puts a method into Tunix's registries, under one name in each of three.
+
+  Args:
+    hosted: the method, with as many minima as there will be reward functions.
+    name: what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of
+      the `GRPOConfig` are to be. An entry of that name is replaced.
+
+  Raises:
+    ImportError: Tunix is missing.
+    ValueError: the loss needs the sampler's log-probs, which Tunix's learner
+      does not record.
+  """
+  _tunix()
+  from tunix.rl import function_registry as registry
+
+  if hosted.needs_behave:
+    raise ValueError(
+      "the loss needs the sampler's log-probs, which Tunix's GRPO learner does "
+      "not record: use a loss without them"
+    )
+  registry.register_reward_manager(name)(_reward_manager())
+  registry.register_advantage_estimator(name)(advantage_estimator(hosted))
+  registry.register_policy_loss_fn(name)(policy_loss(hosted))
+
+
+def advantage_estimator(
+  hosted: hosted_lib.Hosted,
+) -> Callable[..., np.ndarray]:
+  """Makes the method's weighting and advantage an estimator of Tunix's.
+
+  Args:
+    hosted: the method.
+
+  Returns:
+    A function `(rewards [P * G, M], num_generations) -> advantages [P * G]`. It
+    raises a ValueError where the advantage needs lengths.
+  """
+
+  def estimator(rewards: np.ndarray, num_generations: int) -> np.ndarray:
+    if hosted.needs_lengths:
+      raise ValueError(
+        "the advantage weighs responses by their lengths, which Tunix does not "
+        "give to an estimator: use saw_jax.contrib.tunix.learner_class, "
+        "or advantage_options whiten='sequence'"
+      )
+    return hosted.estimate(np.asarray(rewards), group_size=num_generations)[0]
+
+  return estimator
+
+
+def policy_loss(
+  hosted: hosted_lib.Hosted,
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+  """Makes the method's loss one of Tunix's.
+
+  Args:
+    hosted: the method.
+
+  Returns:
+    A function `(model, train_example, algo_config, pad_id, eos_id) -> (loss,
+    logged)` that runs the model by Tunix's own code. Gradient flows to the
+    model. It raises a ValueError for packed sequences, for weights of
+    importance, and where `algo_config.beta` is not the KL term's coefficient.
+
+  Raises:
+    ImportError: Tunix is missing.
+  """
+  _tunix()
+  from flax import nnx
+  from tunix.rl import algo_core, common
+
+  def loss_fn(model, train_example, algo_config, pad_id, eos_id, **_):
+    if train_example.segment_ids is not None:
+      raise ValueError(
+        "packed sequences have several responses in a row, and the losses here "
+        "one: leave max_seq_token_per_tpu at None"
+      )
+    if train_example.sampler_is_weights is not None:
+      raise ValueError(
+        "the learner weighs tokens by importance, which would act beside the "
+        "method's loss: switch that off"
+      )
+    if algo_config.beta != hosted.kl_coefficient:
+      raise ValueError(
+        f"GRPOConfig.beta is {algo_config.beta} and the method's "
+        f"kl.coefficient {hosted.kl_coefficient}: Tunix has reference "
+        "log-probs where beta is not 0, so the two must be equal"
+      )
+    graph, state = nnx.split(model)
+    log_probs, logits = common.compute_per_token_logps(
+      graph,
+      state,
+      prompt_tokens=train_example.prompt_ids,
+      completion_tokens=train_example.completion_ids,
+      pad_id=pad_id,
+      eos_id=eos_id,
+      stop_gradient=False,
+      return_logits=True,
+      temperature=algo_config.temperature,
+    )
+    terms, logged = hosted.terms(
+      log_probs.astype(jnp.float32),
+      algo_core.compute_entropy_from_logits(logits.astype(jnp.float32)),
+      train_example.advantages.astype(jnp.float32),
+      train_example.completion_mask,
+      old_log_probs=train_example.old_per_token_logps,
+      ref_log_probs=train_example.ref_per_token_logps,
+    )
+    values = {name: value.value() for name, value in logged.items()}
+    kl = terms["kl"].value() / hosted.kl_coefficient if "kl" in terms else 0.0
+    return hosted_lib.total_loss(terms), {
+      **{f"loss/{name}": term.value() for name, term in terms.items()},
+      **values,
+      # Tunix's learner logs these two by name.
+      "kl": jnp.asarray(kl),
+      "pg_clipfrac": jnp.asarray(
+        values.get("clipped_low", 0.0) + values.get("clipped_high", 0.0)
+      ),
+    }
+
+  return loss_fn
+
+
+@functools.cache
+def learner_class(hosted: hosted_lib.Hosted) -> type:
+  """Makes Tunix's GRPO learner one that learns by the method.
+
+  Advantages are estimated when the responses' lengths are known; functions of
+  metrics see them, and the matrix of rewards. The weight of each reward
+  function is logged as `weights/<position>`.
+
+  Args:
+    hosted: the method, with as many minima as there will be reward functions.
+
+  Returns:
+    A subclass of `tunix.rl.grpo.grpo_learner.GRPOLearner`, with its arguments;
+    the three names in the `algo_config` are replaced by the method's.
+
+  Raises:
+    ImportError: Tunix is missing.
+    ValueError: the loss needs the sampler's log-probs.
+  """
+  _tunix()
+  from tunix.rl import function_registry as registry
+  from tunix.rl import rl_cluster as cluster_lib
+  from tunix.rl.grpo import grpo_learner
+
+  def pending(rewards: np.ndarray, num_generations: int) -> np.ndarray:
+    # What `_generate_and_compute_advantage` replaces.
+    return np.zeros(len(rewards), np.float32)
+
+  class HostedGRPOLearner(grpo_learner.GRPOLearner):
+    """Tunix's learner with the method's advantages and loss."""
+
+    def __init__(
+      self,
+      rl_cluster: cluster_lib.RLCluster,
+      algo_config: grpo_learner.GRPOConfig,
+      reward_fns: Callable | list[Callable],
+      metric_fns: Sequence[Callable] | None = None,
+      data_shuffle_seed: int | None = None,
+    ):
+      register(hosted, LEARNER)
+      registry.register_advantage_estimator(_PENDING)(pending)
+      # Training and evaluation may run in two threads.
+      self._seen = threading.local()
+      self._metric_fns = metric_fns or []
+      super().__init__(
+        rl_cluster=rl_cluster,
+        algo_config=dataclasses.replace(
+          algo_config,
+          reward_manager=LEARNER,
+          advantage_estimator=_PENDING,
+          policy_loss_fn=LEARNER,
+        ),
+        reward_fns=reward_fns,
+        data_shuffle_seed=data_shuffle_seed,
+      )
+
+    def _compute_rewards(self, prompts, completions, *arguments, **options):
+      rewards = super()._compute_rewards(
+        prompts, completions, *arguments, **options
+      )
+      self._seen.completions, self._seen.rewards = completions, rewards
+      return rewards
+
+    def _generate_and_compute_advantage(
+      self, training_input, mode=cluster_lib.Mode.TRAIN
+    ):
+      example = super()._generate_and_compute_advantage(training_input, mode)
+      rewards = self._seen.rewards
+      advantages, statistics = hosted.estimate(
+        rewards,
+        group_size=self.algo_config.num_generations,
+        lengths=np.asarray(example.completion_mask).sum(-1),
+      )
+      self.rl_cluster.buffer_metrics(
+        {
+          f"weights/{index}": (weight, np.mean)
+          for index, weight in enumerate(statistics["weight"])
+        },
+        mode=mode,
+      )
+      columns = {k: v for k, v in training_input.items() if k != "prompts"}
+      for metric_fn in self._metric_fns:
+        metrics = metric_fn(
+          prompts=training_input["prompts"],
+          completions=self._seen.completions,
+          advantages=advantages,
+          rewards=rewards,
+          **columns,
+        )
+        self.rl_cluster.buffer_metrics(metrics, mode=mode)
+      return example.replace(advantages=jax.device_put(advantages))
+
+  return HostedGRPOLearner
+
+
+def _reward_manager() -> type:
+  """A reward manager that gives the matrix in place of its sum."""
+  from tunix.rl import reward_manager
+
+  class MatrixRewardManager(reward_manager.SequenceRewardManager):
+    """Keeps the rewards of each function: `[P * G, M]`."""
+
+    def _prepare_log_metrics(self, prompts, completions, rewards):
+      metrics = super()._prepare_log_metrics(prompts, completions, rewards)
+      return {**metrics, _MATRIX: rewards}
+
+    def __call__(self, prompts, completions, **columns):
+      info = super().__call__(prompts, completions, **columns)
+      matrix = info["log_metrics"].pop(_MATRIX)
+      return {**info, "rewards": matrix}
+
+  return MatrixRewardManager
+
+
+def _tunix() -> Any:
+  """Imports Tunix, or says which extra has it."""
+  try:
+    import tunix
+  except ImportError as error:
+    raise ImportError(
+      "Tunix is missing: pip install 'saw_jax[tunix]'"
+    ) from error
+  return tunix

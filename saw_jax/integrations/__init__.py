@@ -1,1 +1,0 @@
-"""Weightings, advantages and losses inside other libraries' trainers."""

@@ -1,0 +1,1 @@
+"""Released checkpoints and their tokenizers."""

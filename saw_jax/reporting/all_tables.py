@@ -1,0 +1,202 @@
+"""Runs tables one after the other, each in a process of its own.
+
+`reproduce.py --all` calls it. A table that fails does not take the others with
+it, and Ctrl-C reaches the one that runs exactly once, so that it saves.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from saw_jax.reporting import catalogue, run_plan
+from saw_jax.run import command_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One table."""
+
+  table: str
+  rows: int  # that it has
+  missing: int  # of them that have not been run
+  is_written: bool = False  # and its table is newer than its runs
+  hours: float | None = None  # that all its rows take
+  lacks: tuple[str, ...] = ()  # what is not here
+
+  @property
+  def is_done(self) -> bool:
+    return not self.missing and self.is_written
+
+  @property
+  def seconds(self) -> float | None:
+    """Estimated, of the rows that are missing; none if nobody has timed it."""
+    if not self.missing:
+      return 0.0
+    if self.hours is None:
+      return None
+    return 3600 * self.hours * self.missing / self.rows
+
+
+def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
+  """Finds out what is missing of every table that has a scale.
+
+  Raises:
+    ValueError: no table has that scale; the message has the nearest one.
+  """
+  modules = {name: catalogue.load(name) for name in catalogue.names()}
+  known = dict.fromkeys(s for m in modules.values() for s in m.SCALES)
+  if scale not in known:
+    from saw_jax.tasks.base import nearest
+
+    raise ValueError(f"unknown scale {scale!r}: {nearest(scale, list(known))}")
+  jobs = []
+  for table, module in modules.items():
+    if scale not in module.SCALES:
+      continue
+    plans = [
+      run_plan.plan_row(pathlib.Path(runs, table, scale), row, range(seeds))
+      for row in catalogue.rows(module)
+    ]
+    written = pathlib.Path(results, table, scale, "table.md")
+    there = [
+      (directory / "final.json").stat().st_mtime
+      for found in plans
+      for directory in found.there.directories
+    ]
+    jobs.append(
+      Job(
+        table,
+        rows=len(plans),
+        missing=sum(bool(found.missing) for found in plans),
+        is_written=written.exists()
+        and written.stat().st_mtime >= max(there, default=0.0),
+        hours=catalogue.needs(module, scale).hours,
+        lacks=tuple(catalogue.missing(module, scale)),
+      )
+    )
+  return jobs
+
+
+def run(
+  jobs: Sequence[Job],
+  command: Callable[[str], list[str]],
+  *,
+  say: Callable[[str], None] = print,
+) -> int:
+  """Runs what is missing of the tables.
+
+  Args:
+    jobs: the tables, in their order.
+    command: that makes a table.
+    say: takes a line for people.
+
+  Returns:
+    The exit status: 0, 1 if a table failed, or that of an interrupt.
+  """
+  ends = {}
+  took, expected = 0.0, 0.0  # of the tables that were timed before and ran now
+  todo = [job for job in jobs if not job.is_done and not job.lacks]
+  for job in jobs:
+    if job.lacks:
+      ends[job.table] = f"left out, for want of {'; '.join(job.lacks)}"
+    elif job.is_done:
+      ends[job.table] = "was there"
+  with _forwarding() as child:
+    for number, job in enumerate(todo):
+      pace = took / expected if expected else 1.0
+      say(
+        f"table {number + 1} of {len(todo)}: {job.table}, {job.missing} of "
+        f"{job.rows} runs to do; {remaining(todo[number:], pace)}"
+      )
+      start = time.monotonic()
+      status = child.run(command(job.table))
+      seconds = time.monotonic() - start
+      if status == command_line.INTERRUPTED or child.is_stopped:
+        ends[job.table] = "stopped"
+        break
+      if status:
+        ends[job.table] = (
+          f"failed with status {status}"
+          if status > 0
+          else f"ended by {signal.Signals(-status).name}"
+        )
+      else:
+        ends[job.table] = f"made in {duration(seconds)}"
+        if job.missing and job.seconds is not None:
+          took, expected = took + seconds, expected + job.seconds
+  for job in jobs:
+    say(f"{job.table}: {ends.get(job.table, 'not begun')}")
+  if "stopped" in ends.values():
+    say("stopped; the same command goes on")
+    return command_line.INTERRUPTED
+  failed = [end for end in ends.values() if end.startswith(("failed", "ended"))]
+  return 1 if failed else 0
+
+
+def remaining(jobs: Sequence[Job], pace: float = 1.0) -> str:
+  """Says how long tables will take.
+
+  Args:
+    jobs: what is to be done.
+    pace: how many times as long as estimated the tables before them took.
+
+  Returns:
+    A few words.
+  """
+  known = [job.seconds for job in jobs if job.seconds is not None]
+  unknown = sum(job.missing for job in jobs if job.seconds is None)
+  words = [f"about {duration(pace * sum(known))} remain"] if known else []
+  if unknown:
+    words.append(f"{unknown} runs that nobody has timed")
+  return " and ".join(words)
+
+
+def duration(seconds: float) -> str:
+  """Says a time in the unit that suits it."""
+  if seconds < 90:
+    return f"{seconds:.0f} s"
+  if seconds < 90 * 60:
+    return f"{seconds / 60:.0f} min"
+  return f"{seconds / 3600:.1f} h"
+
+
+class _Child:
+  """The process that runs, to which signals are passed on."""
+
+  def __init__(self):
+    self.is_stopped = False
+    self._process = None
+
+  def run(self, command: list[str]) -> int:
+    if self.is_stopped:
+      return command_line.INTERRUPTED
+    # In a group of its own, or a terminal's Ctrl-C would come twice: from there
+    # and from here. The second one would stop it at once, without saving.
+    self._process = subprocess.Popen(command, process_group=0)
+    try:
+      return self._process.wait()
+    finally:
+      self._process = None
+
+  def signal(self, number, frame) -> None:
+    del frame
+    self.is_stopped = True
+    if self._process is not None:
+      with contextlib.suppress(ProcessLookupError):
+        self._process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _forwarding() -> Iterator[_Child]:
+  child = _Child()
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = {number: signal.signal(number, child.signal) for number in numbers}
+  try:
+    yield child
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Runs from a config: build, loop, session, checkpoints, evaluation."""

@@ -1,0 +1,343 @@
+"""Where the text of episodes meets arrays.
+
+What an environment says becomes the token ids of a prompt, the tokens of an
+action become text again, and what came of it becomes rewards, anchors and the
+observations that a world model learns from.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saw_jax.rollout import episodes
+from saw_jax.run.rollouts import RolloutConfig
+from saw_jax.tasks.environments import (
+  AgentTask,
+  Situation,
+  Transition,
+  number_anchors,
+)
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
+from saw_jax.tokenizer import Tokenizer
+from saw_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeConfig:
+  """How episodes are played and laid out."""
+
+  rows_per_call: int = 64  # prompts of a seed in one call of the sampler
+  row_parts: int = 4  # of an update's rows: at most so many shapes are compiled
+  invalid_penalty: float = 0.1  # of a reply that does not parse
+  similarity: float = 1.0  # of observations that are one anchor
+  max_observation_tokens: int = 512  # that are predicted
+  max_observation_chars: int = 20_000  # that are passed on at all
+  num_transitions: int = 256  # of the expert, held out, to score predictions
+
+
+class Turn(NamedTuple):
+  """One step of an episode, in words."""
+
+  prompt: str
+  reply: str
+  action: str  # empty: none was found
+  observation: str  # that followed
+  reward: float
+  valid: bool  # the reply parsed
+
+
+class Episodes(NamedTuple):
+  """Episodes of all seeds, as host arrays."""
+
+  played: episodes.Played  # rows [N, P * G * E]
+  rewards: np.ndarray  # float32 [N, P, G, E]
+  invalid: np.ndarray  # bool [N, P, G, E], the reply did not parse
+  anchors: np.ndarray  # int32 [N, P, G, E]
+  over: np.ndarray  # bool [N, P, G], ended by the environment
+  failed: np.ndarray  # bool [N, P, G], the environment failed
+  observations: dict[tuple[int, int, int], list[int]]  # (n, b, e) -> tokens
+  turns: list[list[list[Turn]]]  # [N][P * G], in words
+
+  @property
+  def steps(self) -> np.ndarray:
+    """The steps that count: taken, in episodes that did not fail."""
+    taken = self.played.steps.reshape(self.rewards.shape)
+    return taken & ~self.failed[..., None]
+
+  @property
+  def returns(self) -> np.ndarray:
+    """What each episode paid. Shape `[N, P, G]`."""
+    return self.rewards.sum(-1)
+
+
+class PromptWriter:
+  """Writes prompts that fit."""
+
+  def __init__(
+    self, task: AgentTask, tokenizer: Tokenizer, config: RolloutConfig
+  ):
+    """Takes what it needs.
+
+    Args:
+      task: writes prompts in words.
+      tokenizer: of the policy.
+      config: the longest prompt, and what becomes of one that cannot be made
+        to fit.
+    """
+    self._task, self._tokenizer, self._config = task, tokenizer, config
+
+  def write(
+    self, situation: Situation, history: Sequence[tuple[str, str]]
+  ) -> tuple[str, list[int]]:
+    """Writes one prompt.
+
+    Args:
+      situation: where the episode stands.
+      history: earlier observations and actions.
+
+    Returns:
+      The text and its tokens, at most `max_prompt_tokens`: with as much history
+      as fits, then without any and with half, a quarter, ... of the observation
+      and of the admissible actions; or else the end of what is left.
+
+    Raises:
+      ValueError: it is too long even so, and `long_prompts` is "error".
+    """
+    limit = self._config.max_prompt_tokens
+    while True:
+      for text in self._task.prompts(situation, history):
+        ids = self._tokenizer.encode_chat([{"role": "user", "content": text}])
+        if len(ids) <= limit:
+          return text, ids
+      size, count = len(situation.observation), len(situation.actions)
+      if not size and not count:
+        break
+      situation = situation._replace(
+        observation=situation.observation[: size // 2],
+        actions=situation.actions[: count // 2],
+      )
+      history = ()
+    if self._config.long_prompts != "truncate":
+      raise ValueError(
+        f"a prompt of task {self._task.name!r} has {len(ids)} tokens without "
+        f"any history or observation; the limit is {limit} "
+        "(rollout.max_prompt_tokens, or rollout.long_prompts='truncate')"
+      )
+    return text, ids[-limit:]
+
+
+def glue_of(tokenizer: Tokenizer) -> list[int]:
+  """Returns the chat template's tokens between an action and what followed.
+
+  Args:
+    tokenizer: of the policy.
+
+  Returns:
+    What stands between the end token of one message and the content of the
+    user's next one.
+  """
+  ids = list(tokenizer.encode_chat([{"role": "user", "content": ""}], False))
+  end = max(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
+  return ids[end + 1 :] + ids[:end]
+
+
+class _Stage:
+  """The episodes of all seeds: what `rollout.episodes.play` plays in."""
+
+  def __init__(self, task, tokenizer, writer, pool, starts, max_tokens):
+    self._task, self._tokenizer = task, tokenizer
+    self._writer, self._pool = writer, pool
+    self._max_tokens = max_tokens
+    self._size = len(starts[0])
+    situations = pool.start([start for row in starts for start in row])
+    shape = (len(starts), self._size)
+    self.rewards = np.zeros((*shape, task.max_steps), np.float32)
+    self.invalid = np.zeros((*shape, task.max_steps), bool)
+    self.over = np.zeros(shape, bool)
+    self.failed = np.zeros(shape, bool)
+    self.observations: dict[tuple[int, int, int], list[int]] = {}
+    self.seen: list[list[list[str]]] = [
+      [[] for _ in range(self._size)] for _ in starts
+    ]
+    self.turns: list[list[list[Turn]]] = [
+      [[] for _ in range(self._size)] for _ in starts
+    ]
+    self._now = {
+      divmod(slot, self._size): one for slot, one in enumerate(situations)
+    }
+    self._asked: dict[episodes.Place, str] = {}
+    for place, situation in self._now.items():
+      if situation.failure:
+        self.failed[place] = self.over[place] = True
+
+  def prompts(self, places):
+    prompts = []
+    for place in places:
+      situation = self._now[place]
+      n, b = place
+      history = [
+        (seen, turn.action)
+        for seen, turn in zip(self.seen[n][b], self.turns[n][b], strict=True)
+      ]
+      self._asked[place], ids = self._writer.write(situation, history)
+      prompts.append(ids)
+    return prompts
+
+  def act(self, places, actions):
+    texts = [self._tokenizer.decode(ids) for ids in actions]
+    replies = [self._task.read_reply(text) for text in texts]
+    found = self._pool.step(
+      {
+        n * self._size + b: reply.action
+        for (n, b), reply in zip(places, replies, strict=True)
+        if not self.failed[n, b]
+      }
+    )
+    for place, text, reply in zip(places, texts, replies, strict=True):
+      (n, b), before = place, self._now[place]
+      step = len(self.turns[n][b])
+      after = found.get(n * self._size + b, before)
+      self._now[place] = after
+      self.seen[n][b].append(before.observation)
+      self.turns[n][b].append(
+        Turn(
+          self._asked[place],
+          text,
+          reply.action,
+          after.observation,
+          after.reward,
+          reply.valid,
+        )
+      )
+      self.rewards[n, b, step] = after.reward
+      self.invalid[n, b, step] = not reply.valid
+      self.failed[place] |= bool(after.failure)
+      self.over[place] = after.done
+      ids = self._tokenizer.encode(after.observation)[: self._max_tokens]
+      if ids:
+        self.observations[n, b, step] = ids
+    return [bool(self._now[place].done) for place in places]
+
+
+def play(
+  generate: Callable,
+  params: Any,
+  starts: Sequence[Sequence[tuple[str, int]]],
+  keys: Array,
+  *,
+  task: AgentTask,
+  tokenizer: Tokenizer,
+  pool: EnvironmentPool,
+  config: EpisodeConfig,
+  rollout: RolloutConfig,
+  group_size: int,
+) -> Episodes:
+  """Plays episodes of all seeds.
+
+  Args:
+    generate: a sampler of one answer a prompt; see `rollouts.make_generate`.
+    params: of all seeds, as the lift keeps them.
+    starts: split and seed of each world, `[N][P]`.
+    keys: one for each episode. Shape `[N, P * G]`.
+    task: of the episodes.
+    tokenizer: of the policy.
+    pool: of environments.
+    config: how episodes are played.
+    rollout: sizes of prompts and actions.
+    group_size: episodes of each world, `G`.
+
+  Returns:
+    The episodes.
+
+  Raises:
+    RewardError: more environments failed than may.
+    ValueError: a prompt is too long and may not be cut.
+  """
+  stage = _Stage(
+    task,
+    tokenizer,
+    PromptWriter(task, tokenizer, rollout),
+    pool,
+    [[start for start in row for _ in range(group_size)] for row in starts],
+    config.max_observation_tokens,
+  )
+  played = episodes.play(
+    generate,
+    params,
+    stage,
+    keys,
+    num_steps=task.max_steps,
+    rows_per_call=config.rows_per_call,
+    max_prompt_tokens=rollout.max_prompt_tokens,
+    prompt_multiple=rollout.prompt_multiple,
+    max_new_tokens=rollout.max_new_tokens,
+    eos_ids=tokenizer.eos_ids,
+    pad_id=tokenizer.pad_id,
+  )
+  pool.check()
+  shape = (len(starts), len(starts[0]), group_size)
+  return Episodes(
+    played=played,
+    rewards=stage.rewards.reshape(*shape, -1),
+    invalid=stage.invalid.reshape(*shape, -1),
+    anchors=_anchors(stage.seen, shape, task.max_steps, config.similarity),
+    over=stage.over.reshape(shape),
+    failed=stage.failed.reshape(shape),
+    observations=stage.observations,
+    turns=stage.turns,
+  )
+
+
+def _anchors(seen, shape, num_steps: int, similarity: float) -> np.ndarray:
+  """Numbers what was seen before each step, in each group."""
+  anchors = np.zeros((*shape, num_steps), np.int32)
+  size = shape[2]
+  for n in range(shape[0]):
+    for p in range(shape[1]):
+      rows = seen[n][p * size : (p + 1) * size]
+      numbers = iter(
+        number_anchors(
+          [text for row in rows for text in row], similarity=similarity
+        )
+      )
+      for g, row in enumerate(rows):
+        anchors[n, p, g, : len(row)] = [next(numbers) for _ in row]
+  return anchors
+
+
+def encode_transitions(
+  transitions: Sequence[Transition],
+  *,
+  task: AgentTask,
+  tokenizer: Tokenizer,
+  config: EpisodeConfig,
+  rollout: RolloutConfig,
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+  """Turns somebody's steps into the tokens that a policy would have had.
+
+  Args:
+    transitions: the steps.
+    task: writes prompts and replies.
+    tokenizer: of the policy.
+    config: how long an observation may be.
+    rollout: how long a prompt may be.
+
+  Returns:
+    Prompts, completions with their end token, and observations.
+  """
+  writer = PromptWriter(task, tokenizer, rollout)
+  prompts, completions, observations = [], [], []
+  for one in transitions:
+    prompts.append(writer.write(one.before, one.history)[1])
+    completions.append(
+      [
+        *tokenizer.encode(task.write_reply(one.action)),
+        tokenizer.eos_ids[0],
+      ]
+    )
+    observations.append(
+      list(tokenizer.encode(one.observation))[: config.max_observation_tokens]
+    )
+  return prompts, completions, observations

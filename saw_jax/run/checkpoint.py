@@ -1,0 +1,334 @@
+"""Checkpoints: Orbax and nothing else, and no pickles (R20).
+
+A checkpoint is the arrays of the state, a JSON document of the host, and a
+fingerprint of every array. Orbax writes into a temporary folder and renames it,
+so a run that is killed in mid-write leaves the last checkpoint whole; the
+fingerprints find damage that happens later.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import lax
+from orbax.checkpoint import checkpoint_managers
+
+from saw_jax.run import hosts
+from saw_jax.types import Array, PyTree
+
+
+class CheckpointError(ValueError):
+  """A checkpoint is absent, damaged or of another shape."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held."""
+
+  step: int
+  state: PyTree
+  host: dict[str, Any]
+  arrays: dict[str, np.ndarray]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Is not the error of one more array, after the first was raised."""
+  text = record.getMessage()
+  return not ("exception was never retrieved" in text and "orbax" in text)
+
+
+class Checkpointer:
+  """Saves in the background; keeps the latest two and the best.
+
+  The latest two, so that damage to the last one costs one interval and not the
+  run.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    """Opens a folder of checkpoints.
+
+    Args:
+      directory: made if absent; unfinished writes in it are removed.
+      keep: latest checkpoints that are kept besides the best.
+    """
+    self.directory = pathlib.Path(directory).resolve()
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+          [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+              get_metric_fn=_score,
+              n=1,
+              keep_checkpoints_without_metrics=False,
+            ),
+          ]
+        ),
+        best_fn=_score,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps that can be restored, in order."""
+    return sorted(self._manager.all_steps())
+
+  @property
+  def best_step(self) -> int | None:
+    """The step with the highest score, of those that have one."""
+    return self._manager.best_step() if self.steps else None
+
+  def save(
+    self,
+    step: int,
+    state: PyTree,
+    host: dict,
+    *,
+    arrays: Mapping[str, np.ndarray] | None = None,
+    score: float | None = None,
+  ) -> None:
+    """Starts to save; returns when the arrays have been copied.
+
+    Args:
+      step: names the checkpoint; one that exists already is left alone.
+      state: arrays only.
+      host: what JSON can hold.
+      arrays: of the host, by name; their shapes may differ between steps.
+      score: held-out score, by which the best is chosen.
+    """
+    if step in self._manager.all_steps():
+      return
+    items = {"state": ocp.args.StandardSave(state)}
+    document = {"host": host, "fingerprints": fingerprints(state)}
+    if arrays:
+      # Copied, since they are written while the run goes on.
+      arrays = {name: np.array(array) for name, array in arrays.items()}
+      items["arrays"] = ocp.args.StandardSave(arrays)
+      document["arrays"] = fingerprints(arrays)
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(document=ocp.args.JsonSave(document), **items),
+      metrics=None if score is None else {"score": float(score)},
+    )
+
+  def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
+    """Restores a checkpoint, checking every array.
+
+    Args:
+      template: a state of the same shapes, types and shardings.
+      step: which; the latest by default.
+
+    Returns:
+      The step, the state, the host's document and the host's arrays.
+
+    Raises:
+      CheckpointError: none there, another shape, or damage; the message names
+        the file and the last good step.
+    """
+    _ignore_leftovers()
+    self.wait()
+    steps = self.steps
+    if not steps:
+      raise CheckpointError(f"there is no checkpoint in {self.directory}")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+      raise CheckpointError(
+        f"there is no checkpoint of step {step} in {self.directory}; "
+        f"there are {steps}"
+      )
+    try:
+      return Restored(step, *self._read(template, step))
+    except CheckpointError as error:
+      good = self._last_good(template, [s for s in steps if s < step])
+      advice = (
+        "no earlier step is whole"
+        if good is None
+        else f"the last good step is {good}: resume from it with "
+        f"--resume_step={good}"
+      )
+      raise CheckpointError(f"{error}; {advice}") from error
+
+  def wait(self) -> None:
+    """Waits until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases the folder."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def _read(
+    self, template: PyTree, step: int
+  ) -> tuple[PyTree, dict, dict[str, np.ndarray]]:
+    folder = self.directory / str(step)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    try:
+      document = self._manager.restore(
+        step, args=ocp.args.Composite(document=ocp.args.JsonRestore())
+      )["document"]
+      expected = document["fingerprints"]
+    except Exception as error:
+      raise CheckpointError(
+        f"checkpoint {folder / 'document'} is damaged ({_first_line(error)})"
+      ) from error
+    _check_shapes(abstract, expected, folder)
+    state = self._read_item(step, "state", abstract, expected)
+    arrays = {}
+    if "arrays" in document:
+      shapes = {
+        name: np.zeros(shape, dtype)
+        for name, (_, dtype, *shape) in document["arrays"].items()
+      }
+      arrays = self._read_item(step, "arrays", shapes, document["arrays"])
+    return state, document["host"], jax.tree.map(np.asarray, arrays)
+
+  def _read_item(
+    self, step: int, item: str, template: PyTree, expected: dict[str, list]
+  ) -> PyTree:
+    """Reads the arrays of one item, and compares their checksums."""
+    folder = self.directory / str(step) / item
+    try:
+      tree = self._manager.restore(
+        step,
+        args=ocp.args.Composite(**{item: ocp.args.StandardRestore(template)}),
+      )[item]
+    except Exception as error:
+      # Orbax reads arrays together. Of those that fail after the first one,
+      # asyncio logs a traceback, whenever they are collected.
+      logging.getLogger("asyncio").addFilter(_is_news)
+      raise CheckpointError(
+        f"checkpoint {folder} is damaged ({_first_line(error)})"
+      ) from error
+    found = fingerprints(tree)
+    wrong = [name for name in expected if found[name] != expected[name]]
+    if wrong:
+      raise CheckpointError(
+        f"checkpoint {folder} is damaged: array {wrong[0]} is not what was "
+        "saved"
+      )
+    return tree
+
+  def _last_good(self, template: PyTree, steps: list[int]) -> int | None:
+    for step in reversed(steps):
+      try:
+        self._read(template, step)
+      except CheckpointError:
+        continue
+      return step
+    return None
+
+
+def fingerprints(tree: PyTree) -> dict[str, list]:
+  """Computes a checksum of every array, on the devices that hold it.
+
+  The bits of an array are weighted by odd numbers and added in 32-bit integers:
+  the sum does not depend on its order, so neither on the sharding.
+
+  Args:
+    tree: arrays.
+
+  Returns:
+    `[checksum, dtype, *shape]` by the array's path.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  sums = hosts.fetch(_checksums([leaf for _, leaf in leaves]))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): [
+      int(value),
+      str(leaf.dtype),
+      *map(int, leaf.shape),
+    ]
+    for (path, leaf), value in zip(leaves, sums, strict=True)
+  }
+
+
+def digest(tree: PyTree) -> str:
+  """Names arrays by what is in them.
+
+  Args:
+    tree: arrays.
+
+  Returns:
+    16 hexadecimal digits, of the names, shapes, dtypes and checksums.
+  """
+  text = json.dumps(fingerprints(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _checksums(leaves: list[Array]) -> list[Array]:
+  def checksum(leaf):
+    leaf = jnp.asarray(leaf)
+    if leaf.dtype == jnp.bool_:
+      leaf = leaf.astype(jnp.uint8)
+    width = jnp.dtype(leaf.dtype).itemsize * 8
+    bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}"))
+    bits = bits.reshape(-1).astype(jnp.uint32)
+    odd = 2 * lax.iota(jnp.uint32, bits.size) + 1
+    return jnp.sum(bits * odd, dtype=jnp.uint32)
+
+  return [checksum(leaf) for leaf in leaves]
+
+
+def _ignore_leftovers() -> None:
+  """Silences the reads that a failed read leaves behind.
+
+  Orbax reads all arrays at once. When one fails, the others are thrown away
+  unfinished, at any time until the process ends, each with a traceback on the
+  standard error that has nothing to add to the one error that is raised.
+  """
+  before = sys.unraisablehook
+  if getattr(before, "ignores_leftovers", False):
+    return
+
+  def hook(unraisable) -> None:
+    code = getattr(unraisable.object, "cr_code", None)
+    path = pathlib.Path(code.co_filename).parts if code else ()
+    closed = "Event loop is closed" in str(unraisable.exc_value)
+    if "orbax" not in path and not closed:
+      before(unraisable)
+
+  hook.ignores_leftovers = True
+  sys.unraisablehook = hook
+
+
+def _check_shapes(
+  abstract: PyTree, expected: dict[str, Any], folder: pathlib.Path
+) -> None:
+  wanted = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+  }
+  for name in sorted(set(wanted) ^ set(expected)):
+    where = "checkpoint" if name in expected else "run"
+    raise CheckpointError(
+      f"checkpoint {folder} is of another model or optimizer: only the "
+      f"{where} has an array {name}"
+    )
+  for name, leaf in wanted.items():
+    _, dtype, *shape = expected[name]
+    if (str(leaf.dtype), list(leaf.shape)) != (dtype, shape):
+      raise CheckpointError(
+        f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
+        f"there and {leaf.dtype}{list(leaf.shape)} here"
+      )
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics["score"]
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:200]

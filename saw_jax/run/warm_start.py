@@ -1,0 +1,230 @@
+"""A short supervised start, for a policy that begins from nothing.
+
+At scale `tiny` there is no pretrained checkpoint. The warm start stands in for
+it: the decoder imitates demonstrations, some of them wrong on purpose, until it
+can do the task in part. The result is cached under a hash of everything that
+made it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.models import decoder
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.run import checkpoint, progress
+from saw_jax.training import objective, state, update
+from saw_jax.training import optimizer as optimizer_lib
+from saw_jax.training.batch import TrainBatch
+from saw_jax.types import PyTree
+
+LOG = logging.getLogger(__name__)
+_VERSION = 1  # raise it when this file changes what comes out
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+  """Settings of the supervised start; no steps, no start."""
+
+  num_steps: int = 0
+  batch_size: int = 64
+  num_demonstrations: int = 4096
+  seed: int = 0
+  log_interval: int = 100
+  observation_coefficient: float = 0.0  # of what followed a demonstrated action
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    weight_decay=0.1,
+    b2=0.98,
+  )
+
+
+def pack_demonstrations(
+  prompts: Sequence[Sequence[int]],
+  completions: Sequence[Sequence[int]],
+  observations: Sequence[Sequence[int]] | None = None,
+  *,
+  glue: Sequence[int] = (),
+  multiple: int = 16,
+) -> TrainBatch:
+  """Lays demonstrations out as transcripts.
+
+  Args:
+    prompts: token ids of each prompt.
+    completions: token ids of each completion, its end token included.
+    observations: token ids of what followed each, if anything did.
+    glue: tokens of the chat template before those.
+    multiple: both sizes are rounded up to it.
+
+  Returns:
+    A batch of NumPy arrays, one row a demonstration; advantages are 1.
+  """
+  rows = len(prompts)
+  glue = glue if observations is not None else ()
+  follows = [[] for _ in prompts] if observations is None else observations
+  prompt_size = _round_up(max(map(len, prompts)), multiple)
+  completion_size = _round_up(
+    max(
+      len(completion) + len(glue) + len(follow)
+      for completion, follow in zip(completions, follows, strict=True)
+    ),
+    multiple,
+  )
+  shape = (rows, prompt_size + completion_size)
+  tokens = np.zeros(shape, np.int32)
+  roles = np.full(shape, transcript_lib.PAD, np.int8)
+  for row, (prompt, completion, follow) in enumerate(
+    zip(prompts, completions, follows, strict=True)
+  ):
+    begin = prompt_size - len(prompt)
+    for part, role in (
+      (prompt, transcript_lib.PROMPT),
+      (completion, transcript_lib.POLICY),
+      (glue if len(follow) else (), transcript_lib.GLUE),
+      (follow, transcript_lib.OBSERVATION),
+    ):
+      tokens[row, begin : begin + len(part)] = part
+      roles[row, begin : begin + len(part)] = role
+      begin += len(part)
+  return TrainBatch(
+    tokens=tokens,
+    roles=roles,
+    starts=np.array([prompt_size - len(p) for p in prompts], np.int32),
+    advantages=np.ones(rows, np.float32),
+    prompt_size=prompt_size,
+  )
+
+
+def warm_start(
+  decoder_config: DecoderConfig,
+  config: WarmStartConfig,
+  demonstrations: TrainBatch,
+  *,
+  cache: str | os.PathLike,
+) -> PyTree:
+  """Trains a decoder on demonstrations, or takes it from the cache.
+
+  Args:
+    decoder_config: sizes of the decoder.
+    config: settings of the start.
+    demonstrations: from `pack_demonstrations`.
+    cache: folder of earlier results, made if absent.
+
+  Returns:
+    The parameters.
+  """
+  key = jax.random.key(config.seed)
+  params = decoder.init_params(decoder_config, key)
+  if not config.num_steps:
+    return params
+  digest = _digest(decoder_config, config, demonstrations)
+  folder = pathlib.Path(cache) / digest
+  if folder.exists():
+    store = checkpoint.Checkpointer(folder)
+    try:
+      params = store.restore(params).state
+      LOG.info("warm start: from the cache, %s", folder)
+      return params
+    except checkpoint.CheckpointError as error:
+      LOG.warning("warm start: made anew, since %s", error)
+      shutil.rmtree(folder)
+    finally:
+      store.close()
+
+  optimiser = optimizer_lib.make_optimizer(config.optimizer, config.num_steps)
+  terms = {"likelihood": objective.Term(objective.likelihood)}
+  if config.observation_coefficient:
+    terms["observations"] = objective.Term(
+      objective.observation_likelihood, config.observation_coefficient
+    )
+  step_fn = jax.jit(
+    update.make_update(
+      objective.make_objective(objective.make_forward(decoder_config), terms),
+      optimiser,
+    ),
+    donate_argnums=0,
+  )
+  current = state.create_state(params, optimiser)
+  rng = np.random.default_rng(config.seed)
+  rows = demonstrations.tokens.shape[0]
+  with progress.Progress("warm start", config.num_steps) as bar:
+    for step in range(config.num_steps):
+      chosen = rng.integers(0, rows, config.batch_size)
+      batch = jax.tree.map(
+        lambda x, c=chosen: jnp.asarray(x[c]), demonstrations
+      )
+      current, metrics = step_fn(current, batch)
+      if step % config.log_interval == 0 or step + 1 == config.num_steps:
+        loss = float(metrics["loss"])
+      bar.advance(loss=loss)
+
+  return _keep(folder, current.params, loss)
+
+
+def _keep(folder: pathlib.Path, params: PyTree, loss: float) -> PyTree:
+  """Saves a start, unless another process has made the same one meanwhile.
+
+  Written beside its place and then moved there, so that no two processes write
+  to one folder. All go on from what is kept: the same training differs by
+  rounding between processes.
+  """
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  beside = pathlib.Path(
+    tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}_")
+  )
+  try:
+    store = checkpoint.Checkpointer(beside)
+    store.save(0, params, {"loss": loss})
+    store.close()
+    try:
+      beside.rename(folder)
+      return params
+    except OSError:
+      if not folder.exists():
+        raise
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
+  store = checkpoint.Checkpointer(folder)
+  try:
+    return store.restore(params).state
+  finally:
+    store.close()
+
+
+def _digest(
+  decoder_config: DecoderConfig,
+  config: WarmStartConfig,
+  demonstrations: TrainBatch,
+) -> str:
+  digest = hashlib.sha256()
+  digest.update(
+    json.dumps(
+      [
+        _VERSION,
+        dataclasses.asdict(decoder_config),
+        dataclasses.asdict(config),
+        jax.__version__,
+      ],
+      sort_keys=True,
+    ).encode()
+  )
+  for leaf in jax.tree.leaves(demonstrations):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _round_up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple

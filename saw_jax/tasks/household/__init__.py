@@ -1,0 +1,1 @@
+"""A household of text episodes, and ALFWorld."""

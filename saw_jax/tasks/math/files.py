@@ -1,0 +1,186 @@
+"""Readers of mathematical problems in local files, recognised by their columns.
+
+  columns                                read as
+  prompt (messages), reward_model        verl: DAPO-Math-17k and its like
+  question, answer with `####`           GSM8K
+  Body, Question, Answer                 SVAMP
+  problem or question, with an answer    MATH, AIME, AMC, Minerva and others
+  or a solution that ends in a box
+
+Names of columns are compared without their case. No data comes with the
+library; where to get it is said in docs/reproducing.md.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from saw_jax.tasks import base, row_files
+from saw_jax.tasks.math import answers as math_answers
+
+_PROBLEMS = ("problem", "question")
+_ANSWERS = ("answer", "final_answer", "expected_answer")
+# DAPO's prompts ask for a last line "Answer: ...", which no box answers.
+_DAPO_START = "Solve the following math problem step by step."
+_DAPO_END = "Remember to put your answer on its own line"
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations
+
+
+class _Row(NamedTuple):
+  messages: tuple[dict[str, str], ...]
+  answer: Any
+  working: str = ""
+
+
+def read_examples(
+  path: str | pathlib.Path, *, first_key: int = 0, template: str = "{problem}"
+) -> list[base.Example]:
+  """Reads a file of problems.
+
+  Args:
+    path: a `.jsonl`, `.json` or `.parquet` file.
+    first_key: key of the row number 0.
+    template: what is asked, with `{problem}` for the text of the last message.
+
+  Returns:
+    The examples in the file's order, their keys counted by row; of rows with
+    the same messages and the same answer the first. `meta["working"]` is the
+    solution, where there is one.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the columns are none of the known ones, or a row is broken; file
+      and row number (from 0) are named.
+    ImportError: pyarrow is missing, for a parquet file.
+  """
+  path = pathlib.Path(path)
+  examples: list[base.Example] = []
+  seen: set[tuple] = set()
+  read = None
+  for number, raw in enumerate(row_files.read_rows(path)):
+    try:
+      row = _lower_names(raw)
+      read = read or _recognise(row)
+      found = read(row)
+      reference = _reference(found.answer)
+    except ValueError as error:
+      raise ValueError(f"{path}, row {number}: {error}") from error
+    name = (*(m["content"] for m in found.messages), reference)
+    if name in seen:
+      continue
+    seen.add(name)
+    *others, last = found.messages
+    asked = template.replace("{problem}", last["content"])
+    examples.append(
+      base.Example(
+        key=first_key + number,
+        messages=(*others, {**last, "content": asked}),
+        reference=reference,
+        meta={"working": f"{found.working}\n" if found.working else ""},
+      )
+    )
+  if not examples:
+    raise ValueError(f"{path}: no rows.")
+  return examples
+
+
+def _lower_names(row: Any) -> dict[str, Any]:
+  if not isinstance(row, Mapping):
+    raise ValueError("not an object with named fields")
+  return {str(name).lower(): value for name, value in row.items()}
+
+
+def _recognise(row: dict[str, Any]):
+  """Returns the reader of rows like this one."""
+  if "prompt" in row and "reward_model" in row:
+    return _read_verl
+  if {"body", "question", "answer"} <= set(row):
+    return _read_svamp
+  if "question" in row and "####" in str(row.get("answer")):
+    return _read_gsm8k
+  problem = _first(row, _PROBLEMS)
+  if problem and (_first(row, _ANSWERS) or "solution" in row):
+    return _read_contest
+  raise ValueError(
+    "its columns are none of those that are known: "
+    f"{', '.join(sorted(row)) or 'there are none'}"
+  )
+
+
+def _read_verl(row: dict[str, Any]) -> _Row:
+  messages = tuple(
+    {name: row_files.field(m, name, str) for name in ("role", "content")}
+    for m in row_files.field(row, "prompt", list)
+  )
+  if not messages or messages[-1]["role"] != "user":
+    raise ValueError("field 'prompt' does not end with a message of the user")
+  *others, last = messages
+  parts = last["content"].strip().split("\n\n")
+  if parts[0].startswith(_DAPO_START) and parts[-1].startswith(_DAPO_END):
+    last = {**last, "content": "\n\n".join(parts[1:-1])}
+  model = row_files.field(row, "reward_model", dict)
+  answer = row_files.field(model, "ground_truth", (str, int, float))
+  return _Row((*others, last), answer)
+
+
+def _read_gsm8k(row: dict[str, Any]) -> _Row:
+  text = row_files.field(row, "answer", str)
+  working, mark, answer = text.rpartition("####")
+  if not mark:
+    raise ValueError("field 'answer' has no ####")
+  working = _CALCULATOR.sub("", working).strip()
+  return _Row(_asked(row_files.field(row, "question", str)), answer, working)
+
+
+def _read_svamp(row: dict[str, Any]) -> _Row:
+  body = row_files.field(row, "body", str).strip()
+  question = row_files.field(row, "question", str).strip()
+  stop = "" if body.endswith((".", "!", "?", ",")) else "."
+  answer = row_files.field(row, "answer", (int, float, str))
+  return _Row(_asked(f"{body}{stop} {question}"), answer)
+
+
+def _read_contest(row: dict[str, Any]) -> _Row:
+  name = _first(row, _PROBLEMS)
+  problem = row_files.field(row, name or _PROBLEMS[0], str)
+  working = row.get("solution")
+  working = working if isinstance(working, str) else ""
+  name = _first(row, _ANSWERS)
+  if name is None:
+    answer = row_files.field(row, "solution", str)
+    if math_answers.extract_answer(answer) is None:
+      raise ValueError(r"field 'solution' has no complete \boxed{...}")
+  else:
+    answer = row_files.field(row, name, (str, int, float, list))
+    if isinstance(answer, list):
+      if len(answer) != 1:
+        raise ValueError(f"field {name!r} has {len(answer)} answers, not one")
+      (answer,) = answer
+  return _Row(_asked(problem), answer, working.strip())
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+  return next((n for n in names if row.get(n) is not None), None)
+
+
+def _asked(problem: str) -> tuple[dict[str, str], ...]:
+  if not problem.strip():
+    raise ValueError("the problem is empty")
+  return ({"role": "user", "content": problem.strip()},)
+
+
+def _reference(answer: Any) -> str:
+  """Returns a ground truth as text, without its box."""
+  if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    raise ValueError(f"the answer is no text and no number: {answer!r}")
+  if isinstance(answer, float):
+    if answer != answer or answer in (float("inf"), float("-inf")):
+      raise ValueError(f"the answer is not finite: {answer!r}")
+    answer = f"{answer:.12f}".rstrip("0").rstrip(".")
+  text = str(answer).strip()
+  inside = math_answers.extract_answer(text)
+  text = text if inside is None else inside
+  if not math_answers.normalise_answer(text):
+    raise ValueError("the answer is empty")
+  return text

@@ -1,0 +1,1 @@
+"""Search questions over a corpus."""

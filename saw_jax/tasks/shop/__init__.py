@@ -1,0 +1,1 @@
+"""A shop of text episodes, after WebShop."""

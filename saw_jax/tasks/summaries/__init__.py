@@ -1,0 +1,1 @@
+"""Summaries scored for quality and conciseness."""

@@ -1,0 +1,391 @@
+"""A language model that scores text, behind any OpenAI-compatible endpoint.
+
+One request a text: the rubric as the system's message, and what is judged as a
+JSON document in the user's, so that no text can end it and start another. The
+reply is read strictly. What the judge does not say in numbers is no score: a
+reply in prose, an endpoint that fails and a deadline that passes give a
+`Verdict` without one, which is masked and never 0.
+
+The key of the endpoint comes from an environment variable, goes into one
+header, and is neither written anywhere nor in any message.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import http
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from urllib import parse
+
+from saw_jax.tasks.summaries.judge_cache import JudgeCache
+
+RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
+MINIMUM, MAXIMUM = 0.0, 10.0
+
+_LOG = logging.getLogger(__name__)
+# What will be no better next time, whatever is asked: nobody should pay for it.
+_REFUSALS = (401, 402, 403, 404, 405)
+_PASSING = (408, 409, 425, 429)  # and all from 500 on
+_MOST_SOURCE_CHARS = 20_000
+_MOST_SUMMARY_CHARS = 4_000
+_MOST_REPLY_BYTES = 1_000_000
+_MOST_REPLY_CHARS = 4_000
+_LONGEST_PAUSE_S = 30.0
+
+
+class JudgeError(ValueError):
+  """The judge cannot be asked at all; the message says what to change."""
+
+
+class Unreadable(ValueError):
+  """A reply has no scores; the message says why."""
+
+
+class _Failure(Exception):
+  """An attempt that failed: why, and whether another one may do better."""
+
+  def __init__(
+    self, problem: str, *, is_late: bool = False, pause_s: float | None = None
+  ):
+    super().__init__(problem)
+    self.is_late = is_late
+    self.pause_s = pause_s  # None: do not try again
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+  """Whom to ask, how often, and for how long."""
+
+  url: str = ""  # up to and without "/chat/completions"
+  model: str = ""  # as the endpoint calls it
+  # Name of the environment variable with the endpoint's key. Without such a
+  # variable no key is sent, as servers of one's own need none.
+  key_variable: str = "OPENAI_API_KEY"
+  rubric: str | None = None  # path of another rubric
+  cache: str = ".cache/judge.sqlite"  # shared by processes and runs
+  temperature: float = 0.1
+  max_tokens: int = 256  # of a reply
+  attempts: int = 4  # requests for a text, at most
+  backoff_s: float = 1.0  # pause after the first failure; it doubles
+  request_limit_s: float = 30.0  # of one request
+  limit_s: float = 60.0  # of all that is done for a text
+  requests_per_minute: float = 0.0  # of all processes together; 0: no limit
+
+  def __post_init__(self):
+    split = parse.urlsplit(self.url)
+    if split.scheme not in ("http", "https") or not split.hostname:
+      raise JudgeError(
+        f"judge.url is {self.url!r}: say where the judge is, as "
+        "http://localhost:8000/v1"
+      )
+    if split.username or split.password or split.query or split.fragment:
+      raise JudgeError(
+        "judge.url holds more than a place: keys belong into the environment "
+        f"variable {self.key_variable}"
+      )
+    if not self.model:
+      raise JudgeError("judge.model is empty: name a model of the endpoint")
+    for name in ("attempts", "max_tokens", "request_limit_s", "limit_s"):
+      if not getattr(self, name) > 0:
+        raise JudgeError(f"judge.{name} is not positive")
+    for name in ("temperature", "backoff_s", "requests_per_minute"):
+      if not getattr(self, name) >= 0:
+        raise JudgeError(f"judge.{name} is negative")
+
+
+class Verdict(NamedTuple):
+  """What a judge said of a text, or why it said nothing."""
+
+  scores: tuple[float, ...] | None  # one a component; None: unscored
+  problem: str = ""
+  is_late: bool = False  # the problem is time
+
+
+class Judge:
+  """Scores summaries of texts; its cache is shared by all that have its file.
+
+  Attributes:
+    counts: verdicts of this process by what they are: `cached`, `scored`, or
+      unscored as `unreadable`, `late` or `failed`.
+  """
+
+  def __init__(self, config: JudgeConfig, components: Sequence[str]):
+    """Reads the rubric and opens the cache; nobody is asked yet.
+
+    Args:
+      config: whom to ask.
+      components: what is scored, as the rubric and the reply call it.
+
+    Raises:
+      JudgeError: the rubric is absent, or does not name a component.
+      JudgeCacheError: the cache cannot be used.
+      ImportError: httpx is missing.
+    """
+    self._config, self._components = config, tuple(components)
+    path = pathlib.Path(config.rubric) if config.rubric else RUBRIC
+    if not path.is_file():
+      raise JudgeError(f"judge.rubric: there is no file {path}")
+    self._rubric = path.read_text(encoding="utf-8")
+    for name in self._components:
+      if name not in self._rubric:
+        raise JudgeError(f"{path}: the rubric does not say what {name!r} is")
+    self._digest = hashlib.sha256(self._rubric.encode()).hexdigest()
+    self._cache = JudgeCache(config.cache)
+    self._client: Any = None
+    self.counts: collections.Counter[str] = collections.Counter()
+    _import_httpx()
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves the connection out, and the counts: they are of a process."""
+    return {**self.__dict__, "_client": None, "counts": collections.Counter()}
+
+  def judge(self, source: str, summary: str) -> Verdict:
+    """Scores a summary, from the cache or by asking.
+
+    Args:
+      source: what was summarised; the judge sees its first 20,000 characters.
+      summary: what was written, any text; the judge sees its first 4,000
+        characters.
+
+    Returns:
+      The verdict. The judge gets `limit_s` at most, and a verdict with scores
+      is cached.
+
+    Raises:
+      JudgeError: the endpoint refuses all requests: a wrong key, address or
+        model.
+      JudgeCacheError: the cache is damaged or locked.
+    """
+    key = self._key(source, summary)
+    found = self._cache.get(key)
+    if found is not None:
+      self.counts["cached"] += 1
+      return Verdict(tuple(found[name] for name in self._components))
+    try:
+      scores = self._cache.put(key, self._ask(source, summary))
+    except Unreadable as error:
+      return self._unscored("unreadable", str(error))
+    except _Failure as error:
+      kind = "late" if error.is_late else "failed"
+      return self._unscored(kind, str(error))
+    self.counts["scored"] += 1
+    return Verdict(tuple(scores[name] for name in self._components))
+
+  def _unscored(self, kind: str, problem: str) -> Verdict:
+    self.counts[kind] += 1
+    count = sum(self.counts[k] for k in ("unreadable", "late", "failed"))
+    if count & (count - 1) == 0:  # 1, 2, 4, 8: a log that does not drown
+      _LOG.warning(
+        "the judge left %d text(s) unscored, the last one since %s",
+        count,
+        problem,
+      )
+    return Verdict(None, problem, is_late=kind == "late")
+
+  def _key(self, source: str, summary: str) -> str:
+    parts = [self._config.model, self._digest, self._components]
+    document = json.dumps([*parts, source, summary])  # ASCII, whatever comes
+    return hashlib.sha256(document.encode()).hexdigest()
+
+  def _ask(self, source: str, summary: str) -> dict[str, float]:
+    """Asks until there is a reply, and reads it."""
+    config = self._config
+    judged = {
+      "text": source[:_MOST_SOURCE_CHARS],
+      "summary": summary[:_MOST_SUMMARY_CHARS],
+    }
+    body = json.dumps(
+      {
+        "model": config.model,
+        "messages": [
+          {"role": "system", "content": self._rubric},
+          {"role": "user", "content": json.dumps(judged)},
+        ],
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+      }
+    ).encode()
+    deadline = time.monotonic() + config.limit_s
+    pause = config.backoff_s
+    for attempt in range(1, config.attempts + 1):
+      self._wait_for_turn(deadline)
+      try:
+        return read_scores(self._send(body, deadline), self._components)
+      except _Failure as failure:
+        if failure.pause_s is None or attempt == config.attempts:
+          raise
+        wait = max(pause, failure.pause_s)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if time.monotonic() + wait >= deadline:
+          raise
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+  def _wait_for_turn(self, deadline: float) -> None:
+    rate = self._config.requests_per_minute
+    if not rate:
+      return
+    latest = time.time() + deadline - time.monotonic()
+    leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest=latest)
+    if leaves is None:
+      raise _Failure(
+        f"{rate:g} requests a minute leave no time for it", is_late=True
+      )
+    time.sleep(max(leaves - time.time(), 0.0))
+
+  def _send(self, body: bytes, deadline: float) -> str:
+    """Makes one request, and returns what the judge wrote."""
+    httpx = _import_httpx()
+    end = min(time.monotonic() + self._config.request_limit_s, deadline)
+    left = end - time.monotonic()
+    if left <= 0:
+      raise _Failure("its time is over", is_late=True)
+    if self._client is None:
+      self._client = httpx.Client(headers=self._headers())
+    url = f"{self._config.url.rstrip('/')}/chat/completions"
+    reply = bytearray()
+    try:
+      with self._client.stream(
+        "POST", url, content=body, timeout=left
+      ) as response:
+        _check_status(response.status_code, response.headers, url)
+        # The limit of httpx is for each piece; a reply may come in drops.
+        for piece in response.iter_bytes():
+          reply += piece
+          if len(reply) > _MOST_REPLY_BYTES:
+            raise Unreadable("its reply does not end")
+          if time.monotonic() > end:
+            raise _Failure("it took too long", is_late=True, pause_s=0.0)
+    # Only the kind of an error is told: its text might hold a header.
+    except httpx.TimeoutException as error:
+      raise _Failure("it took too long", is_late=True, pause_s=0.0) from error
+    except httpx.HTTPError as error:
+      raise _Failure(
+        f"the connection failed ({type(error).__name__})", pause_s=0.0
+      ) from error
+    return _content(bytes(reply))
+
+  def _headers(self) -> dict[str, str]:
+    # A reply that is compressed might be any size.
+    headers = {
+      "Content-Type": "application/json",
+      "Accept-Encoding": "identity",
+    }
+    key = os.environ.get(self._config.key_variable, "").strip()
+    if not key:
+      return headers
+    if not (key.isascii() and key.isprintable()):
+      raise JudgeError(
+        f"the environment variable {self._config.key_variable} holds no key: "
+        "it has characters that no header can have"
+      )
+    return {**headers, "Authorization": f"Bearer {key}"}
+
+
+def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
+  """Reads a judge's reply.
+
+  Args:
+    text: with one JSON object that has a number from 0 to 10 for each
+      component; reasoning up to `</think>`, and words around the object, are
+      passed over. More such objects must say the same.
+    components: the names.
+
+  Returns:
+    The scores.
+
+  Raises:
+    Unreadable: there is no such object, a value is no number or out of range,
+      or two objects differ.
+
+  >>> read_scores('Here: {"quality": 7, "conciseness": 9.5}', ["quality"])
+  {'quality': 7.0}
+  """
+  text = text.rpartition("</think>")[2]
+  if len(text) > _MOST_REPLY_CHARS:
+    raise Unreadable("its reply is no JSON object but an essay")
+  found = []
+  decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
+  place = text.find("{")
+  while place >= 0:
+    try:
+      document, end = decoder.raw_decode(text, place)
+    except (ValueError, RecursionError):
+      end = place + 1
+    else:
+      if set(components) <= set(document):
+        found.append({name: document[name] for name in components})
+    place = text.find("{", end)
+  if not found:
+    raise Unreadable("its reply has no JSON object with the scores")
+  for scores in found:
+    for name, value in scores.items():
+      is_number = isinstance(value, int | float) and not isinstance(value, bool)
+      # NaN is in no range.
+      if not (is_number and MINIMUM <= value <= MAXIMUM):
+        raise Unreadable(f"its {name} is no number from 0 to 10")
+    if scores != found[0]:
+      raise Unreadable("its reply has scores that differ")
+  return {name: float(value) for name, value in found[0].items()}
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  document = dict(pairs)
+  if len(document) < len(pairs):
+    raise ValueError("a name comes twice")
+  return document
+
+
+def _check_status(status: int, headers: Any, url: str) -> None:
+  if status == 200:
+    return
+  known = status in {one.value for one in http.HTTPStatus}
+  phrase = f"{status} {http.HTTPStatus(status).phrase if known else ''}".strip()
+  if status in _REFUSALS or 300 <= status < 400:
+    raise JudgeError(
+      f"the judge at {url} answers {phrase}: judge.url, judge.model or the key "
+      "in the variable of judge.key_variable is wrong"
+    )
+  if status in _PASSING or status >= 500:
+    raise _Failure(
+      f"it answers {phrase}", pause_s=_seconds(headers.get("retry-after"))
+    )
+  raise _Failure(f"it answers {phrase}")  # It is about this text.
+
+
+def _seconds(value: str | None) -> float:
+  """What a header Retry-After asks for, if it does so in seconds."""
+  try:
+    seconds = float(value or 0.0)
+  except ValueError:
+    return 0.0
+  return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _content(reply: bytes) -> str:
+  try:
+    content = json.loads(reply)["choices"][0]["message"]["content"]
+  except (ValueError, LookupError, TypeError, RecursionError) as error:
+    raise Unreadable("its reply is no chat completion") from error
+  if not isinstance(content, str):
+    raise Unreadable("its reply has no text")
+  return content
+
+
+def _import_httpx() -> Any:
+  try:
+    import httpx
+  except ImportError as error:
+    raise ImportError(
+      "asking a judge needs httpx: pip install 'saw_jax[judge]'"
+    ) from error
+  # It would tell of each request in the log of a run.
+  logging.getLogger("httpx").setLevel(logging.WARNING)
+  return httpx

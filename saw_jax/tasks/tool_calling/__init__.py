@@ -1,0 +1,1 @@
+"""Tool calling: ToolRL's format and rewards, and BFCL."""

@@ -1,0 +1,532 @@
+"""The Berkeley Function-Calling Leaderboard, by its own data and checker.
+
+The single-turn categories, whose answers are compared as calls and never
+executed. Entries, possible answers and checker are those of the package
+`bfcl-eval`, which is no extra, as its own requirements exclude NumPy 2: it is
+installed without them (`make bfcl`). What is here turns an entry into a prompt,
+a completion into the calls that the checker takes, and categories into
+averages.
+
+References:
+  Patil et al., "The Berkeley Function Calling Leaderboard (BFCL): From Tool Use
+  to Agentic Evaluation of Large Language Models", ICML 2025.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import json
+import pathlib
+import re
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from saw_jax.tasks import base, row_files
+from saw_jax.tasks.tool_calling import rewards as tool_rewards
+
+# What version 3 averages, see `averages`.
+SIMPLE = ("simple_python", "simple_java", "simple_javascript")
+NON_LIVE = (*SIMPLE, "multiple", "parallel", "parallel_multiple", "irrelevance")
+LIVE = (
+  "live_simple",
+  "live_multiple",
+  "live_parallel",
+  "live_parallel_multiple",
+  "live_irrelevance",
+  "live_relevance",
+)
+CATEGORIES = (*NON_LIVE, *LIVE)
+PREFIX = "bfcl_"
+SPLITS = ("bfcl", *(PREFIX + category for category in CATEGORIES))
+# Keys of the examples start here, beyond those of any other split.
+FIRST_KEY = 3 * 2**29
+
+_VERSION = "BFCL_v4"
+_MODEL = "saw_jax"
+_STUBBED = "bfcl_eval.constants.model_config"
+_TOOLS = re.compile(r"1\. Name: .*\nParameters: [^\n]*", re.DOTALL)
+_REQUEST = re.compile(r"<user> .* </user>", re.DOTALL)
+# How a call's arguments are written down: for Java and JavaScript, whose values
+# JSON does not have, as source text.
+_SOURCE = {"simple_java": "Java", "simple_javascript": "JavaScript"}
+
+
+class Frame(NamedTuple):
+  """A prompt of ToolRL's around what differs between two prompts."""
+
+  before_tools: str
+  after_tools: str
+  before_history: str
+  after_history: str
+
+
+def find_frame(example: base.Example) -> Frame:
+  """Takes what all prompts of a file of ToolRL's have in common from one.
+
+  A policy is asked in the words in which it was trained, whatever they are.
+
+  Args:
+    example: with a system message that lists tools and a user message that ends
+      with what a user says, as ToolRL's rows have them.
+
+  Returns:
+    The text around the tools and around the dialogue.
+
+  Raises:
+    ValueError: the messages do not look like that.
+  """
+  contents = {m["role"]: m["content"] for m in example.messages}
+  tools = _TOOLS.search(contents.get("system", ""))
+  history = _REQUEST.search(contents.get("user", ""))
+  if tools is None or history is None:
+    raise ValueError(
+      "no prompt of ToolRL's: its system message lists tools from "
+      "'1. Name: ' to a last 'Parameters: ', and its user message has "
+      "'<user> ... </user>'"
+    )
+  system, user = contents["system"], contents["user"]
+  return Frame(
+    before_tools=system[: tools.start()],
+    after_tools=system[tools.end() :],
+    before_history=user[: history.start()],
+    after_history=user[history.end() :],
+  )
+
+
+def read_category(
+  category: str, *, frame: Frame | None = None
+) -> list[base.Example]:
+  """Reads the entries of a category, with their possible answers.
+
+  Args:
+    category: in `CATEGORIES`.
+    frame: of the prompts; `None` for the form of generated requests, a line a
+      tool in the system message and what the user says.
+
+  Returns:
+    The examples. `meta` has the `category` and the entry's `id` and
+    `functions`; the reference is JSON: the possible answers, or null where the
+    question is only whether there is a call.
+
+  Raises:
+    ImportError: the package is missing.
+    ValueError: a broken row, or entries and answers that do not belong
+      together.
+  """
+  if category not in CATEGORIES:
+    raise ValueError(
+      f"no category {category!r} of single turns: "
+      f"{base.nearest(category, CATEGORIES)}"
+    )
+  folder = find_package() / "data"
+  name = f"{_VERSION}_{category}.json"
+  entries = _read(folder / name)
+  answers: Sequence[Any] = [None] * len(entries)
+  if not _asks_whether(category):
+    rows = _read(folder / "possible_answer" / name)
+    if [row["id"] for row in rows] != [entry["id"] for entry in entries]:
+      raise ValueError(f"{name}: the possible answers are of other entries")
+    answers = [row_files.field(row, "ground_truth", list) for row in rows]
+  start = FIRST_KEY + 10_000 * CATEGORIES.index(category)
+  examples = []
+  for number, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
+    functions = row_files.field(entry, "function", list)
+    (turn,) = row_files.field(entry, "question", list)
+    documented = [_document(function, category) for function in functions]
+    write = _write_plain if frame is None else functools.partial(_write, frame)
+    examples.append(
+      base.Example(
+        key=start + number,
+        messages=write(documented, turn),
+        reference=json.dumps(answer),
+        meta={
+          "category": category,
+          "id": entry["id"],
+          "functions": functions,
+        },
+      )
+    )
+  return examples
+
+
+def read_split(split: str, *, frame: Frame | None = None) -> list[base.Example]:
+  """Reads one category, or all of them.
+
+  Args:
+    split: in `SPLITS`: `bfcl`, or `bfcl_` and a category.
+    frame: see `read_category`.
+
+  Returns:
+    The examples.
+
+  Raises:
+    ImportError: the package is missing.
+    ValueError: no such split, or a broken row.
+  """
+  if split != "bfcl":
+    return read_category(split.removeprefix(PREFIX), frame=frame)
+  return [
+    example
+    for category in CATEGORIES
+    for example in read_category(category, frame=frame)
+  ]
+
+
+def read_calls(completion: str) -> list[dict[str, Any]] | None:
+  """Reads the calls of a completion into the checker's form.
+
+  Args:
+    completion: any text. Its calls are the lines of its first `<tool_call>`
+      block, as the rewards of the task read them.
+
+  Returns:
+    A dictionary from a name to its parameters for each call; an empty list
+    where there is no block, and `None` where it is open or cannot be read.
+  """
+  answer = tool_rewards.extract_completion(completion)
+  if tool_rewards.CALL not in answer:
+    return []
+  # As in `tool_rewards.call_score`: whatever a policy writes, it is one
+  # outcome.
+  try:
+    if tool_rewards.END_CALL not in answer:
+      return None
+    calls = tool_rewards.read_calls(answer)
+    return [{_name(call): call["parameters"]} for call in calls]
+  except Exception:
+    return None
+
+
+def is_right(example: base.Example, completion: str) -> bool:
+  """Asks the leaderboard's checker.
+
+  As there, a completion without a readable call is right where none is wanted,
+  and wrong where one is. A call that makes the checker raise is wrong.
+
+  Args:
+    example: from `read_category`.
+    completion: any text; nothing in it is executed.
+
+  Returns:
+    Whether the calls are right.
+
+  Raises:
+    ImportError: the package is missing.
+  """
+  category = example.meta["category"]
+  calls = read_calls(completion)
+  if _asks_whether(category):
+    return bool(calls) == ("irrelevance" not in category)
+  check = _checker()
+  if calls is None:
+    return False
+  answers = json.loads(example.reference)
+  # Some of its converters print, and standard output is not theirs.
+  with contextlib.redirect_stdout(io.StringIO()):
+    try:
+      return bool(check(example.meta["functions"], calls, answers, category))
+    except Exception:
+      return False
+
+
+def score(example: base.Example, completion: str) -> base.Score:
+  """Scores a completion in the components of tool calling.
+
+  Args:
+    example: from `read_category`.
+    completion: any text.
+
+  Returns:
+    3 or -3 for right and wrong calls, and the format reward of the block that
+    the category asks for. The outcome is about the calls alone, so that the
+    share of right ones is the leaderboard's accuracy.
+
+  Raises:
+    ImportError: the package is missing.
+  """
+  right = is_right(example, completion)
+  is_formatted = tool_rewards.format_reward(
+    tool_rewards.extract_completion(completion), gold_completion(example)
+  )
+  outcome = base.Outcome.RIGHT if right else base.Outcome.WRONG
+  if not right and read_calls(completion) is None:
+    outcome = base.Outcome.UNPARSABLE
+  bound = tool_rewards.MAX_CORRECTNESS
+  return base.Score((bound if right else -bound, is_formatted), outcome)
+
+
+def gold_completion(example: base.Example) -> str:
+  """Writes a right completion: of each argument its first possible value.
+
+  Args:
+    example: from `read_category`.
+
+  Returns:
+    A thought and the calls; where none is wanted, a thought and a response.
+  """
+  category = example.meta["category"]
+  thought = f"{tool_rewards.THINK} ... {tool_rewards.END_THINK}\n"
+  if "irrelevance" in category:
+    return f"{thought}{tool_rewards.RESPONSE} ... {tool_rewards.END_RESPONSE}"
+  functions = {f["name"]: f for f in example.meta["functions"]}
+  calls = []
+  if _asks_whether(category):
+    calls.append({"name": next(iter(functions)), "parameters": {}})
+  else:
+    for answer in json.loads(example.reference):
+      ((name, possible),) = answer.items()
+      known = functions[name]["parameters"]
+      calls.append(
+        {
+          "name": name,
+          "parameters": {
+            argument: _write_value(
+              _first(values),
+              known["properties"].get(argument, {"type": "any"}),
+              _SOURCE.get(category),
+            )
+            for argument, values in possible.items()
+            # An argument that may be left out is.
+            if "" not in values or argument in known["required"]
+          },
+        }
+      )
+  lines = "\n".join(json.dumps(call) for call in calls)
+  return f"{thought}{tool_rewards.CALL}\n{lines}\n{tool_rewards.END_CALL}"
+
+
+def averages(
+  categories: Sequence[str], right: Sequence[float]
+) -> dict[str, float]:
+  """Averages as version 3 of the leaderboard does, as far as turns are single.
+
+  `non_live` is the plain mean of simple (itself that of three languages),
+  multiple, parallel, parallel multiple and irrelevance; `live` is the mean over
+  all of its entries. The leaderboard's overall accuracy is the plain mean of
+  these two and of `multi_turn`, which is not evaluated here: `single_turn` is
+  the mean of the two.
+
+  Args:
+    categories: of each entry, in `CATEGORIES`.
+    right: 1 where it was answered rightly, or the share of samples.
+
+  Returns:
+    The accuracy of each category of which there are entries, from 0 to 1, and
+    those averages of which no category is missing.
+  """
+  found: dict[str, list[float]] = {}
+  for category, value in zip(categories, right, strict=True):
+    found.setdefault(category, []).append(float(value))
+  accuracy = {
+    category: _mean(found[category])
+    for category in CATEGORIES
+    if category in found
+  }
+  figures = dict(accuracy)
+  if found.keys() >= set(NON_LIVE):
+    simple = _mean([accuracy[category] for category in SIMPLE])
+    others = [accuracy[category] for category in NON_LIVE[len(SIMPLE) :]]
+    figures["non_live"] = _mean([simple, *others])
+  if found.keys() >= set(LIVE):
+    figures["live"] = _mean([v for c in LIVE for v in found[c]])
+  if {"non_live", "live"} <= figures.keys():
+    figures["single_turn"] = _mean([figures["non_live"], figures["live"]])
+  return figures
+
+
+def find_package() -> pathlib.Path:
+  """Finds the package without importing it.
+
+  Returns:
+    Its folder.
+
+  Raises:
+    ImportError: it is missing.
+  """
+  spec = importlib.util.find_spec("bfcl_eval")
+  if spec is None or not spec.submodule_search_locations:
+    raise ImportError(
+      "BFCL comes with the package bfcl-eval: pip install --no-deps "
+      "'bfcl-eval==2026.3.23', whose own requirements are an older NumPy and "
+      "the clients of every provider, of which its checker needs none"
+    )
+  return pathlib.Path(spec.submodule_search_locations[0])
+
+
+@functools.cache
+def _checker() -> Callable[[list, list, list, str], bool]:
+  """The package's own checker: `(functions, calls, answers, category)`."""
+  find_package()
+  # The checker asks one question of a table of all models and their clients,
+  # which cannot be imported without them: whether dots in names are kept.
+  before = sys.modules.get(_STUBBED)
+  stub = types.ModuleType(_STUBBED)
+  keeps_dots = types.SimpleNamespace(underscore_to_dot=False)
+  stub.MODEL_CONFIG_MAPPING = {_MODEL.replace("_", "/"): keeps_dots}
+  sys.modules[_STUBBED] = stub
+  try:
+    from bfcl_eval.eval_checker.ast_eval import ast_checker
+  finally:
+    del sys.modules[_STUBBED]
+    if before is not None:
+      sys.modules[_STUBBED] = before
+  from bfcl_eval.constants.enums import Language
+
+  def check(functions, calls, answers, category):
+    source = _SOURCE.get(category, "Python").upper()
+    return ast_checker.ast_checker(
+      functions, calls, answers, Language[source], category, _MODEL
+    )["valid"]
+
+  return check
+
+
+def _asks_whether(category: str) -> bool:
+  """Whether a category asks only whether there is a call."""
+  return category.endswith("relevance")
+
+
+def _name(call: Mapping[str, Any]) -> str:
+  if not isinstance(call["name"], str):
+    raise TypeError("the name of a call is no text")
+  return call["name"]
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of one of the package's files: JSON lines in a `.json` file."""
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
+  """A function as a policy reads of it."""
+  parameters = dict(function["parameters"]["properties"])
+  language = _SOURCE.get(category)
+  if language is not None:
+    # As the leaderboard does it: source text in a JSON string.
+    parameters = {
+      name: {
+        **{k: v for k, v in known.items() if k not in ("items", "properties")},
+        "type": "string",
+        "description": (
+          f"{known.get('description', '')} {language} source text, of type "
+          f"{known['type']}."
+        ),
+      }
+      for name, known in parameters.items()
+    }
+  return {**function, "parameters": parameters}
+
+
+def _write(
+  frame: Frame, functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
+) -> tuple[dict[str, str], ...]:
+  """The messages of an entry, in the words of ToolRL's rows."""
+  tools = "\n".join(
+    f"{number}. Name: {function['name']}\n"
+    f"Description: {function['description']}\n"
+    f"Parameters: {json.dumps(function['parameters'])}"
+    for number, function in enumerate(functions, 1)
+  )
+  system = frame.before_tools + tools + frame.after_tools
+  said = []
+  for message in turn:
+    if message["role"] == "system":
+      system += "\n\n" + message["content"]
+    elif message["role"] == "user":
+      said.append(f"<user> {message['content']} </user>")
+    else:
+      said.append(
+        f"{tool_rewards.RESPONSE} {message['content']} "
+        f"{tool_rewards.END_RESPONSE}"
+      )
+  history = frame.before_history + "\n".join(said) + frame.after_history
+  return (
+    {"role": "system", "content": system},
+    {"role": "user", "content": history},
+  )
+
+
+def _write_plain(
+  functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
+) -> tuple[dict[str, str], ...]:
+  """The messages of an entry, in the form of generated requests."""
+  lines = []
+  for function in functions:
+    inside = ", ".join(
+      f"{name}: {known['type']}"
+      for name, known in function["parameters"].items()
+    )
+    lines.append(f"{function['name']}({inside})")
+  lines += [m["content"] for m in turn if m["role"] == "system"]
+  said = [m["content"] for m in turn if m["role"] != "system"]
+  return (
+    {"role": "system", "content": "\n".join(lines)},
+    {"role": "user", "content": "\n".join(said)},
+  )
+
+
+def _first(values: Sequence[Any]) -> Any:
+  """The first possible value; of each key, where it is a dictionary."""
+  value = next((v for v in values if v != ""), "")
+  if isinstance(value, list):
+    return [_settle(item) for item in value]
+  return _settle(value)
+
+
+def _settle(value: Any) -> Any:
+  """One choice for each key that may not be left out."""
+  if not isinstance(value, dict):
+    return value
+  return {key: values[0] for key, values in value.items() if "" not in values}
+
+
+def _write_value(
+  value: Any, known: Mapping[str, Any], language: str | None
+) -> Any:
+  """An argument's value, as source text where the language is not Python."""
+  if language is None:
+    return value
+  kind = known["type"]
+  if language == "Java":
+    return _write_java(value, kind, known.get("items", {}).get("type"))
+  if kind == "String" or not isinstance(value, dict | list | bool):
+    return str(value) + "n" * (kind == "Bigint")
+  return json.dumps(value)
+
+
+def _write_java(value: Any, kind: str, inner: str | None) -> str:
+  """A value as Java's source text, in a form that the checker reads."""
+  if isinstance(value, bool):
+    return str(value).lower()
+  if kind == "long" and isinstance(value, int):
+    return f"{value}L"
+  if kind == "float" and isinstance(value, int | float):
+    return f"{value}f"
+  if isinstance(value, list):
+    items = ", ".join(
+      json.dumps(item)
+      if kind == "ArrayList" and inner == "String"
+      else _write_java(item, inner or "", None)
+      for item in value
+    )
+    if kind == "Array":
+      return f"new Object[]{{{items}}}"
+    return f"new ArrayList<>(Arrays.asList({items}))"
+  if isinstance(value, dict):
+    puts = " ".join(
+      f"put({json.dumps(key)}, {json.dumps(item)});"
+      for key, item in value.items()
+    )
+    return f"new HashMap<>() {{{{ {puts} }}}}"
+  return str(value)

@@ -1,0 +1,1 @@
+"""Worker processes that score answers and play episodes."""

@@ -1,0 +1,585 @@
+"""The page for people: hostile text, wrong tokens, two pages, a lock."""
+
+import builtins
+import html
+import html.parser
+import os
+import pathlib
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from starlette import testclient
+
+from saw_jax.annotate import (
+  ledger as label_ledger,
+)
+from saw_jax.annotate import (
+  page as annotation_page,
+)
+from saw_jax.annotate import (
+  queue as label_queue,
+)
+from saw_jax.annotate.questions import Cluster, Label, Question
+
+ROOT = pathlib.Path(__file__).parents[2]
+BASE = "http://127.0.0.1:8765"
+TOKEN = "a-token-for-tests"
+HOME = "/?page=page-for-tests"  # at / alone, each request is another page
+
+
+def ask(*prompts, form="integer", text="", response="", step=0):
+  clusters = (
+    Cluster("7", 3, f"it is 7{response}"),
+    Cluster("8", 1, f"it is 8{response}"),
+    Cluster(None, 1, "it is"),
+  )
+  return [
+    Question(p, f"{text}prompt {p}", clusters, step, 0, form) for p in prompts
+  ]
+
+
+@pytest.fixture
+def path(tmp_path):
+  path = tmp_path / "labels.sqlite"
+  label_ledger.create(path)
+  return path
+
+
+@pytest.fixture
+def queue(path):
+  return label_queue.LabelQueue(path)
+
+
+@pytest.fixture
+def app(path, monkeypatch):
+  monkeypatch.setattr(annotation_page, "_BUSY_S", 0.05)
+  return annotation_page.make_app(path, token=TOKEN, port=8765)
+
+
+def stranger(app):
+  """A browser without the token."""
+  return testclient.TestClient(app, base_url=BASE)
+
+
+@pytest.fixture
+def browser(app):
+  client = stranger(app)
+  assert client.get(f"/?token={TOKEN}").status_code == 200
+  return client
+
+
+class Form(html.parser.HTMLParser):
+  """What a browser would make of a page: its text, its tags, its fields."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.text, self.tags, self.fields, self._form = "", [], {}, None
+    self.feed(page)
+
+  def handle_starttag(self, tag, attributes):
+    values = dict(attributes)
+    self.tags.append((tag, values))
+    if tag == "form":
+      self._form = values["action"]
+    elif tag == "input" and "type" in values and values["type"] == "hidden":
+      fields = self.fields.setdefault(self._form, {})
+      fields[values["name"]] = values["value"]
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def read(response):
+  return Form(response.text)
+
+
+def submit(client, action, page=None, **fields):
+  """Fills in a form of the page, and sends it."""
+  page = client.get(HOME) if page is None else page
+  hidden = read(page).fields[action]
+  return client.post(action, data={**hidden, **fields})
+
+
+class TestToken:
+  @pytest.mark.parametrize("given", ["", "?token=", "?token=wrong"])
+  def test_without_it_nothing_is_served(self, app, queue, given):
+    queue.ask(ask(1, text="secret "))
+    client = stranger(app)
+    for target in ("/", "/annotate.js", "/nowhere"):
+      reply = client.get(target + given)
+      assert reply.status_code == 403
+      assert "open the whole address, with ?token=" in reply.text
+      assert "secret" not in reply.text
+      assert not reply.cookies
+    for action in ("/answer", "/skip", "/undo", "/renew"):
+      assert client.post(action + given, data={"x": "y"}).status_code == 403
+    assert queue.counts().waiting == 1
+
+  def test_odd_tokens(self, app):
+    client = stranger(app)
+    for odd in ("%00", "%ff", "\N{SNOWMAN}", "x" * 5000):
+      assert client.get(f"/?token={odd}").status_code == 403
+
+  def test_it_leaves_the_address_bar(self, app):
+    client = stranger(app)
+    reply = client.get(f"/?token={TOKEN}", follow_redirects=False)
+    assert reply.status_code == 303
+    assert re.fullmatch(r"/\?page=[\w-]+", reply.headers["location"])
+    cookie = reply.headers["set-cookie"]
+    assert cookie.startswith(f"saw_jax_annotate_8765={TOKEN};")
+    assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower()
+    assert TOKEN not in client.get("/").text
+    assert client.get("/").status_code == 200
+
+  def test_a_program_may_send_it_as_a_header(self, app):
+    client = stranger(app)
+    assert client.get("/", headers={"x-token": TOKEN}).status_code == 200
+    assert client.get("/", headers={"x-token": "no"}).status_code == 403
+
+  def test_another_name_for_this_machine_is_refused(self, browser):
+    # A site whose name is made to point here has the cookies of its name only,
+    # but it does not even get that far.
+    for host in ("evil.example", "127.0.0.1.evil.example", "0.0.0.0", "[", ""):
+      reply = browser.get("/", headers={"host": host, "x-token": TOKEN})
+      assert reply.status_code == 403, host
+    for host in ("localhost:9000", "[::1]:8765", "127.0.0.1"):
+      reply = browser.get("/", headers={"host": host, "x-token": TOKEN})
+      assert reply.status_code == 200, host
+
+  def test_forms_of_other_sites_are_refused(self, browser, queue):
+    queue.ask(ask(1))
+    page = browser.get("/")
+    fields = {**read(page).fields["/answer"], "answer": "7"}
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
+      reply = browser.post("/answer", data=fields, headers={"origin": origin})
+      assert (reply.status_code, "Another site" in reply.text) == (403, True)
+    for wrong in ({"csrf": ""}, {"csrf": "0" * 64}, {"csrf": TOKEN}):
+      assert (
+        browser.post("/answer", data={**fields, **wrong}).status_code == 403
+      )
+    assert queue.counts().waiting == 1
+    reply = browser.post("/answer", data=fields, headers={"origin": BASE})
+    assert reply.status_code == 200
+    assert queue.counts().answered == 1
+
+
+class TestHeaders:
+  def test_each_reply_has_them(self, app, browser, queue):
+    queue.ask(ask(1))
+    for reply in (
+      browser.get(HOME),
+      browser.get("/annotate.css"),
+      browser.get("/nowhere"),
+      stranger(app).get("/"),
+      submit(browser, "/answer", answer="no"),
+    ):
+      policy = reply.headers["content-security-policy"]
+      assert policy.startswith("default-src 'none'; script-src 'self';")
+      assert "unsafe" not in policy and "frame-ancestors 'none'" in policy
+      assert reply.headers["x-content-type-options"] == "nosniff"
+      assert reply.headers["cache-control"] == "no-store"
+      assert reply.headers["referrer-policy"] == "same-origin"
+
+  def test_nothing_comes_from_elsewhere(self, browser, queue):
+    queue.ask(ask(1))
+    pages = [
+      browser.get(t).text for t in ("/", "/annotate.js", "/annotate.css")
+    ]
+    for page in pages:
+      assert not re.search(r"https?:|url\(|@import|innerHTML|eval", page)
+    for tag, values in read(browser.get("/")).tags:
+      assert not any(name.startswith("on") for name in values), tag
+      assert "style" not in values
+      for name in ("src", "href", "action"):
+        assert values.get(name, "/").startswith("/")
+
+
+HOSTILE = [
+  "<script>alert(1)</script>",
+  "</pre></main><script src=//evil.example></script>",
+  '"><img src=x onerror=alert(1)>',
+  "<!--",
+  "]]></textarea></style><svg onload=alert(1)>",
+  "&lt;b&gt; &#x202e;",
+  "\u202eevank\u202c",
+  "\u2066\u200b\ufeff\U000e0041",
+  "\x00\x1b[31m\x7f\x85\u2028",
+  "\ud800",
+]
+
+
+class TestHostileText:
+  @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+  def test_it_is_shown_and_does_nothing(self, browser, queue, text):
+    def tags():
+      # But for the spans around what cannot be seen, and the key of an answer
+      # that is none.
+      found = [tag for tag, _ in read(browser.get(HOME)).tags]
+      return [tag for tag in found if tag not in ("span", "input", "kbd")]
+
+    def show(prompt, text):
+      clusters = (Cluster(text, 1, text),)
+      queue.ask([Question(prompt, text, clusters, 0, 0, "text")])
+
+    show(1, "plain")
+    usual = tags()
+    queue.take([1])
+    show(2, text)
+    assert tags() == usual
+    page = browser.get(HOME)
+    for character in text:
+      if annotation_page._is_odd(character):
+        assert character not in page.text
+        assert f"U+{ord(character):04X}" in page.text
+    shown = re.sub(r"U\+[0-9A-F]+ ?", "", read(page).text)
+    rest = "".join(c for c in text if not annotation_page._is_odd(c))
+    assert shown.count(rest) >= 3
+
+  def test_a_typed_answer_comes_back_escaped(self, browser, queue):
+    queue.ask(ask(1))
+    page = submit(browser, "/answer", answer='"><script>alert(1)</script>')
+    assert page.status_code == 422
+    assert "<script>alert" not in page.text
+    (value,) = (
+      v["value"] for t, v in read(page).tags if v.get("id") == "typed"
+    )
+    assert value == '"><script>alert(1)</script>'
+
+  def test_megabytes_are_cut(self, browser, queue):
+    queue.ask(ask(1, response="y" * 5_000_000, text="x" * 3_000_000))
+    page = browser.get("/")
+    assert len(page.text) < 100_000
+    assert "2,960,008 characters left out" in page.text
+    assert "4,992,007 characters left out" in page.text
+
+  @hypothesis.settings(max_examples=100)
+  @hypothesis.given(st.text(st.characters(codec=None)))
+  def test_any_text_can_be_sent_and_read(self, text):
+    shown = annotation_page.show_text(text)
+    shown.encode()
+    parsed = Form(shown)
+    assert {tag for tag, _ in parsed.tags} <= {"span"}
+    plain = "".join(c for c in text if not annotation_page._is_odd(c))
+    kept = re.sub(r'<span class="odd">[^<]*</span>', "", shown)
+    assert html.unescape(kept) == plain
+
+
+class TestAnswering:
+  def test_by_choice_by_hand_and_not_at_all(self, browser, queue):
+    queue.ask(ask(1, 2, 3))
+    page = submit(browser, "/answer", choice="1", answer="")
+    assert page.status_code == 200 and "prompt 2" in page.text
+    assert "Prompt 1 answered 8, u takes it back." in read(page).text
+    submit(browser, "/answer", page, answer=" 0012 ")
+    page = submit(browser, "/skip")
+    assert "No question is waiting" in page.text
+    assert "Prompt 3 skipped" in page.text
+    assert queue.take([1, 2, 3]) == {
+      1: Label("8", "annotator"),
+      2: Label("12", "annotator"),
+      3: None,
+    }
+    assert "the run has taken it" in browser.get(page.url).text
+
+  @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+      ({"answer": "dunno"}, "This is not an integer such as -7."),
+      ({"answer": ""}, "Choose an answer or type one; or skip"),
+      ({"answer": "7", "choice": "0"}, "not both"),
+      ({"choice": "2"}, "That one is no answer"),
+      ({"choice": "77"}, "There is no answer 78"),
+      ({"answer": "7" * 1001}, "more than 1000"),
+      ({"answer": "7\u202e"}, "invisible character U+202E"),
+    ],
+  )
+  def test_nonsense_is_refused_with_a_sentence(
+    self, browser, queue, fields, message
+  ):
+    queue.ask(ask(1))
+    page = submit(browser, "/answer", **fields)
+    assert page.status_code == 422
+    assert message in read(page).text
+    assert "prompt 1" in page.text
+    assert queue.counts().waiting == 1
+
+  @pytest.mark.parametrize(
+    ("action", "fields", "status"),
+    [
+      ("/answer", {"prompt": "x"}, 400),
+      ("/answer", {"round": ""}, 400),
+      ("/answer", {"choice": "9" * 30}, 400),
+      ("/answer", {"page": "../../x"}, 400),
+      ("/answer", {"answer": "7" * 100_000}, 413),
+      ("/answer", {f"x{n}": "" for n in range(30)}, 400),
+      ("/answer", {"prompt": "5"}, 422),
+      ("/elsewhere", {}, 404),
+    ],
+  )
+  def test_forms_that_the_page_never_sends(
+    self, browser, queue, action, fields, status
+  ):
+    queue.ask(ask(1))
+    hidden = read(browser.get("/")).fields["/answer"]
+    reply = browser.post(action, data={**hidden, "answer": "7", **fields})
+    assert reply.status_code == status
+    assert queue.counts().waiting == 1
+
+  def test_a_body_that_is_no_form(self, browser):
+    reply = browser.post("/answer", content=b"\xff\xfe%zz")
+    assert reply.status_code == 400 and "cannot be read" in reply.text
+    assert browser.put("/answer").status_code == 405
+
+  def test_undo(self, browser, queue):
+    queue.ask(ask(1, 2))
+    page = submit(browser, "/answer", answer="5")
+    page = submit(browser, "/undo", page)
+    assert "prompt 1" in page.text and queue.counts().waiting == 2
+    page = submit(browser, "/answer", page, answer="6")
+    queue.take([1])
+    page = submit(browser, "/undo", page)
+    assert page.status_code == 422 and "The run has taken" in page.text
+    assert queue.take([1]) == {1: Label("6", "annotator")}
+
+  def test_two_pages_open_at_once(self, browser, queue):
+    queue.ask(ask(1, 2))
+    one, two = browser.get("/"), browser.get("/")
+    assert ("prompt 1" in one.text, "prompt 2" in two.text) == (True, True)
+    third = browser.get("/")
+    assert "2 waiting in other pages" in third.text
+    # The same page in two windows: the second answer is refused.
+    submit(browser, "/answer", one, answer="5")
+    late = submit(browser, "/answer", one, answer="6")
+    assert late.status_code == 422
+    assert "answered already with '5': this answer was not" in read(late).text
+    # Another page that had it, after its lease had ended.
+    fields = {
+      **read(one).fields["/answer"],
+      "page": "another-page",
+      "answer": "6",
+    }
+    other = browser.post("/answer", data=fields)
+    assert "in another page" in other.text and other.status_code == 422
+    assert queue.take([1]) == {1: Label("5", "annotator")}
+    assert queue.counts().answered == 1
+
+  def test_sending_twice_is_sending_once(self, browser, queue):
+    queue.ask(ask(1))
+    page = browser.get("/")
+    for _ in range(2):
+      assert submit(browser, "/answer", page, answer="5").status_code == 200
+    assert queue.counts().answered == 1
+
+  def test_the_script_hears_what_became_of_a_question(self, browser, queue):
+    queue.ask(ask(1))
+    page = browser.get("/")
+    reply = browser.post("/renew", data=read(page).fields["/answer"])
+    assert reply.text == "yours"
+    assert reply.headers["content-type"].startswith("text/plain")
+    queue.take([1])
+    reply = browser.post("/renew", data=read(page).fields["/answer"])
+    assert reply.text == "closed"
+
+  def test_the_figures(self, path, browser, queue):
+    budget = label_ledger.Budget(total=9.0)
+    ledger = label_ledger.LabelLedger(path, budget=budget)
+    assert "9 left to spend" in read(browser.get("/")).text
+
+    class Free:
+      name, price = "x", 2.5
+
+      def answer(self, questions):
+        return [Label("1", "x") for _ in questions]
+
+    ledger.buy(ask(8), Free())
+    queue.ask(ask(1, 2), patience=300.0)
+    text = read(browser.get("/")).text
+    for part in (
+      "2 waiting",
+      "0 answered",
+      "2.5 spent, 6.5 left",
+      "5 min more",
+    ):
+      assert part in text
+    queue.ask(ask(1, 2, step=1), patience=1e-9)
+    assert "has stopped waiting" in browser.get("/").text
+
+  def test_the_page_works_without_its_script(self, browser, queue):
+    queue.ask(ask(1))
+    page = read(browser.get(HOME))
+    buttons = {v.get("form", "answer") for t, v in page.tags if t == "button"}
+    assert buttons == {"answer", "skip", "undo"}
+    radios = [v["value"] for t, v in page.tags if v.get("type") == "radio"]
+    assert radios == ["0", "1"]
+    assert not any(v.get("http-equiv") for _, v in page.tags)
+    submit(browser, "/skip")
+    idle = read(browser.get(HOME))
+    refresh = {"http-equiv": "refresh", "content": f"3; url={HOME}"}
+    assert ("meta", refresh) in idle.tags
+    # Also where a form was refused, whose address cannot be asked for again.
+    refused = read(submit(browser, "/undo", browser.get("/")))
+    assert any(v.get("http-equiv") == "refresh" for _, v in refused.tags)
+
+
+class TestLedgerTrouble:
+  def test_locked(self, path, browser, queue):
+    queue.ask(ask(1))
+    page = browser.get("/")
+    holder = sqlite3.connect(
+      path, isolation_level=None, check_same_thread=False
+    )
+    holder.execute("BEGIN EXCLUSIVE")
+    for reply in (
+      submit(browser, "/answer", page, answer="5"),
+      browser.get(HOME),
+    ):
+      assert reply.status_code == 503
+      assert "is locked by another process" in reply.text
+    assert f'href="{HOME}"' in reply.text
+    holder.close()
+    reply = submit(browser, "/answer", page, answer="<5>")
+    assert reply.status_code == 422
+    assert queue.counts().waiting == 1
+
+  def test_an_answer_that_met_a_lock_can_be_sent_again(
+    self, path, browser, queue
+  ):
+    queue.ask(ask(1))
+    page = browser.get("/")
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    reply = submit(browser, "/answer", page, answer="5")
+    holder.close()
+    assert "Nothing was kept" in reply.text
+    assert submit(browser, "/answer", reply).status_code == 200
+    assert queue.take([1]) == {1: Label("5", "annotator")}
+
+  def test_damaged(self, path, browser):
+    path.write_bytes(b"x" * 9000)
+    reply = browser.get("/")
+    assert reply.status_code == 500
+    assert "is damaged (file is not a database)" in reply.text
+    assert "left as it is" in reply.text
+    assert path.read_bytes() == b"x" * 9000
+
+  def test_a_run_that_writes_all_the_while(self, path, browser, queue):
+    ledger = label_ledger.LabelLedger(path)
+
+    class Page:
+      """Answers in the page, in the midst of a purchase."""
+
+      name, price = "page", 1.0
+
+      def answer(self, questions):
+        queue.ask(questions)
+        for _ in questions:
+          assert submit(browser, "/answer", choice="0").status_code == 200
+        labels = queue.take([q.prompt_id for q in questions])
+        return [labels[q.prompt_id] for q in questions]
+
+    for step in range(3):
+      found = ledger.buy(ask(2 * step, 2 * step + 1, step=step), Page())
+      assert [label.text for label in found] == ["7", "7"]
+    assert ledger.totals(0).spent == 6.0
+
+
+class TestLoopback:
+  @pytest.mark.parametrize(
+    ("host", "address"),
+    [
+      ("127.0.0.1", "127.0.0.1"),
+      ("127.3.2.1", "127.3.2.1"),
+      ("localhost", "127.0.0.1"),
+      ("::1", "::1"),
+      ("[::1]", "::1"),
+    ],
+  )
+  def test_this_machine(self, host, address):
+    assert annotation_page.loopback(host) == address
+
+  @pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "", "192.168.0.7", "example.org", "127.0.0.1.nip.io"],
+  )
+  def test_any_other(self, host, path):
+    with pytest.raises(ValueError, match="to this machine alone"):
+      annotation_page.loopback(host)
+    with pytest.raises(ValueError, match="to this machine alone"):
+      annotation_page.serve(path, host=host)
+
+  def test_a_port_that_is_taken(self, path):
+    with socket.socket() as taken:
+      taken.bind(("127.0.0.1", 0))
+      taken.listen()
+      port = taken.getsockname()[1]
+      with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be"):
+        annotation_page.serve(path, port=port)
+
+  @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+  def test_without_the_extra(self, path, monkeypatch, package):
+    real = builtins.__import__
+
+    def missing(name, *arguments, **options):
+      if name.partition(".")[0] == package:
+        raise ImportError(name)
+      return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match=r"pip install 'saw_jax\[annotate\]'"):
+      annotation_page.serve(path)
+
+
+class TestForReal:
+  """The script in a process of its own, over the loopback interface."""
+
+  @pytest.fixture
+  def server(self, path):
+    process = subprocess.Popen(
+      [sys.executable, str(ROOT / "experiments" / "annotate.py")]
+      + [f"--run={path.parent}", "--port=0", "--name=eva"],
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+  def test_from_the_address_to_the_label(self, server, path, queue):
+    queue.ask(ask(1, 2))
+    address = server.stdout.readline().strip()
+    base = address.partition("/?")[0]
+    assert re.fullmatch(
+      r"http://127\.0\.0\.1:[0-9]+/\?token=[\w-]{32}", address
+    )
+    for wrong in (base, f"{base}/?token=x"):
+      with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(wrong)
+      assert caught.value.code == 403
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    page = Form(browser.open(address).read().decode())
+    fields = {**page.fields["/answer"], "choice": "0", "answer": ""}
+    body = urllib.parse.urlencode(fields).encode()
+    request = urllib.request.Request(f"{base}/answer", body, {"Origin": base})
+    assert "prompt 2" in browser.open(request).read().decode()
+    assert queue.take([1, 2]) == {1: Label("7", "eva"), 2: None}
+    # Not reachable from another interface.
+    port = int(base.rpartition(":")[2])
+    with socket.socket(socket.AF_INET6) as other, pytest.raises(OSError):
+      other.connect(("::1", port))
+    server.send_signal(signal.SIGINT)
+    said, complaints = server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert said == f"the page is closed; the answers are in {path}\n"
+    assert complaints == ""

@@ -1,0 +1,228 @@
+"""Questions for labels, and what counts as an answer."""
+
+import dataclasses
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.annotate import questions
+from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
+from saw_jax.tasks.math import answers as math_answers
+from saw_jax.tasks.math.task import MathConfig, MathTask
+
+KNIGHTS, MATH = KnightsTask(), MathTask()
+PUZZLE = KNIGHTS.examples("train")[0]  # of ann, bob and cat
+PROBLEM = MATH.examples("train")[0]
+FORMS = ("text", "integer", "math", "roles ann bob")
+
+
+def ask(task, example, completions):
+  return questions.make_question(task, example, completions, step=4, seed=2)
+
+
+class TestMakeQuestion:
+  def test_by_hand(self):
+    right = "<answer>ann=knave|bob=knave|cat=knave</answer>"
+    other = "<answer>ann=knight|bob=knave|cat=knave</answer>"
+    texts = ["?", other, f"so {right}", right, "??"]
+    asked = ask(KNIGHTS, PUZZLE, texts)
+    assert asked.clusters == (
+      ("ann=knave|bob=knave|cat=knave", 2, f"so {right}"),
+      ("ann=knight|bob=knave|cat=knave", 1, other),
+      (None, 2, "?"),
+    )
+    assert (asked.prompt_id, asked.step, asked.seed) == (PUZZLE.key, 4, 2)
+    assert asked.text == PUZZLE.messages[0]["content"]
+    assert asked.form == "roles ann bob cat"
+
+  def test_of_clusters_of_one_size_the_first_seen_comes_first(self):
+    texts = [MATH.gold_completion(e) for e in MATH.examples("train")[:3]]
+    found = [c.text for c in ask(MATH, PROBLEM, texts).clusters]
+    assert found == list(dict.fromkeys(texts))
+
+  @pytest.mark.parametrize(
+    ("task", "wrong"),
+    [(KNIGHTS, "ann=knight|bob=knight|cat=knight"), (MATH, "123456")],
+  )
+  def test_it_holds_nothing_of_the_truth(self, task, wrong):
+    # The question is the same whatever the reference says.
+    example = task.examples("train")[0]
+    texts = [task.gold_completion(task.examples("train")[1]), "nothing"]
+    assert example.reference != wrong
+    assert ask(task, example, texts) == ask(
+      task, task.with_label(example, wrong), texts
+    )
+
+  def test_several_messages_say_whose_they_are(self):
+    messages = (
+      {"role": "system", "content": "Be brief."},
+      {"role": "user", "content": "1+1"},
+    )
+    example = dataclasses.replace(PROBLEM, messages=messages)
+    assert ask(MATH, example, ["2"]).text == "system: Be brief.\n\nuser: 1+1"
+
+
+class TestParseLabel:
+  @pytest.mark.parametrize(
+    ("form", "text", "label"),
+    [
+      ("text", "  any thing ", "any thing"),
+      ("integer", "-07", "-7"),
+      ("integer", "1,234", "1234"),
+      ("integer", "6/3", "2"),
+      ("integer", "x = 5", "5"),
+      ("math", r"\boxed{\frac{2}{4}}", "1/2"),
+      ("math", "1.50", "3/2"),
+      ("math", "[0, 1)", "[0,1)"),
+      ("math", "east", "east"),
+      ("math", r"2 \sqrt{3}", r"2\sqrt{3}"),
+      ("roles ann bob", "ann=knight|bob=knave", "ann=knight|bob=knave"),
+      ("roles ann bob", "Bob = knave; Ann = knight", "ann=knight|bob=knave"),
+      (
+        "roles ann bob",
+        "Ann is a knave and Bob is a knight.",
+        "ann=knave|bob=knight",
+      ),
+      ("roles ann bob", "ann=knight", None),
+      ("roles ann bob", "ann=knight|bob=knave|eve=knave", None),
+      ("roles ann bob", "ann=knight|bob=knave|bob=knight", None),
+      ("roles ann bob", "Ann is a knave, Bob is not a knave", None),
+      ("roles ann bob", "ann=knight|bob=wizard", None),
+      ("roles ann bob", "2", None),
+      ("integer", "seven", None),
+      ("integer", "7.5", None),
+      ("integer", "1 2", None),
+      ("math", "no idea", None),
+      ("math", "???", None),
+      ("math", r"\frac{1}{2", None),
+      ("math", "((1)", None),
+      ("math", r"\boxed{1", None),
+    ],
+  )
+  def test_by_hand(self, form, text, label):
+    if label is not None:
+      assert questions.parse_label(form, text) == label
+      return
+    with pytest.raises(ValueError, match="This is not "):
+      questions.parse_label(form, text)
+
+  @pytest.mark.parametrize("form", FORMS)
+  @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+      ("", "The answer is empty: expected "),
+      (" \n ", "is empty"),
+      ("7" * 1001, "has 1001 characters, more than 1000: expected "),
+      ("7\u202e8", r"invisible character U\+202E: expected "),
+      ("7\x008", r"U\+0000"),
+      ("7\n8", r"U\+000A"),
+      ("7\ud8008", r"U\+D800"),
+    ],
+  )
+  def test_what_no_form_takes(self, form, text, message):
+    with pytest.raises(ValueError, match=message):
+      questions.parse_label(form, text)
+
+  @pytest.mark.parametrize("form", FORMS)
+  def test_the_message_says_what_is_expected(self, form):
+    expected = questions.describe_form(form)
+    with pytest.raises(ValueError) as caught:
+      questions.parse_label(form, "")
+    assert expected in str(caught.value)
+
+  def test_an_unknown_form_names_the_nearest_one(self):
+    for call in (
+      lambda: questions.parse_label("intger", "1"),
+      lambda: questions.describe_form("intger"),
+    ):
+      with pytest.raises(ValueError, match="did you mean 'integer'"):
+        call()
+
+  @hypothesis.settings(max_examples=150)
+  @hypothesis.given(
+    st.sampled_from(FORMS),
+    st.text() | st.text("0123456789.,/-+()[]{}=|\\ abkn", max_size=12),
+  )
+  def test_a_label_parses_to_itself(self, form, text):
+    try:
+      label = questions.parse_label(form, text)
+    except ValueError as error:
+      assert len(str(error)) < 300
+      return
+    assert questions.parse_label(form, label) == label
+
+  def test_the_references_of_both_tasks_are_labels(self):
+    for task in (
+      KNIGHTS,
+      KnightsTask(KnightsConfig(people=(2, 8), shuffle_names=True)),
+      MATH,
+      MathTask(MathConfig(levels=(3, 4))),
+    ):
+      for example in task.examples("train")[:50]:
+        form = task.label_form(example)
+        label = questions.parse_label(form, example.reference)
+        assert label == task.answer_key(task.gold_completion(example), example)
+
+  @hypothesis.given(st.fractions())
+  def test_numbers_are_labels_in_lowest_terms(self, number):
+    text = f"{number.numerator * 2}/{number.denominator * 2}"
+    assert questions.parse_label("math", text) == str(number)
+    assert math_answers.is_equal(text, str(number))
+
+
+class TestWithLabel:
+  """A label that agrees with the truth scores as the truth does."""
+
+  def completions(self, task, example):
+    yield task.gold_completion(example)
+    for _, text, _ in task.damages(example):
+      yield text
+
+  @pytest.mark.parametrize("task", [KNIGHTS, MATH], ids=lambda t: t.name)
+  def test_an_agreeing_label_scores_like_the_reference(self, task):
+    for example in task.examples("train")[:30]:
+      form = task.label_form(example)
+      said = questions.parse_label(form, example.reference)
+      for label in (example.reference, said):
+        labelled = task.with_label(example, label)
+        assert (labelled.key, labelled.messages) == (
+          example.key,
+          example.messages,
+        )
+        for text in self.completions(task, example):
+          assert task.score(labelled, text) == task.score(example, text)
+
+  def test_it_does_so_however_it_is_written(self):
+    labelled = KNIGHTS.with_label(
+      PUZZLE, "Cat is a knave. Ann is a knave. Bob is a knave."
+    )
+    assert labelled == PUZZLE
+    labelled = MATH.with_label(PROBLEM, f"{PROBLEM.reference}.0")
+    for text in self.completions(MATH, PROBLEM):
+      assert MATH.score(labelled, text) == MATH.score(PROBLEM, text)
+
+  @pytest.mark.parametrize("task", [KNIGHTS, MATH], ids=lambda t: t.name)
+  def test_another_label_makes_another_answer_right(self, task):
+    example = task.examples("train")[0]
+    wrong = {
+      "knights": "ann=knight|bob=knave|cat=knave",
+      "math": str(int(PROBLEM.reference) + 1),
+    }[task.name]
+    labelled = task.with_label(example, wrong)
+    best = task.best_values(example)
+    assert task.score(labelled, task.gold_completion(labelled)).values == best
+    assert task.score(labelled, task.gold_completion(example)).values != best
+
+  def test_a_label_that_is_none(self):
+    with pytest.raises(ValueError, match="no role for each of ann, bob, cat"):
+      KNIGHTS.with_label(PUZZLE, "ann=knight")
+    with pytest.raises(ValueError, match="is empty"):
+      MATH.with_label(PROBLEM, " ")
+
+  def test_the_form_follows_the_data(self, tmp_path):
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"problem": "1/2?", "answer": "1/2"}\n')
+    task = MathTask(MathConfig(test_path=str(file)))
+    assert task.label_form(task.examples("test")[0]) == "math"
+    assert MATH.label_form(PROBLEM) == "integer"

@@ -1,0 +1,204 @@
+"""Tests of checkpoints as a whole: opened, refused, loaded and saved."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from saw_jax.models import config as config_lib
+from saw_jax.models import decoder
+from saw_jax.models.hub import pretrained
+
+CONFIG = dataclasses.replace(config_lib.TINY, vocab_size=60, qkv_bias=True)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return decoder.init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture
+def folder(params, tmp_path):
+  """A checkpoint in three shards."""
+  pretrained.save_checkpoint(
+    tmp_path, params, CONFIG, dtype="float32", max_bytes=150_000
+  )
+  assert len(list(tmp_path.glob("*.safetensors"))) == 3
+  return tmp_path
+
+
+def change_config(folder, **changes):
+  path = folder / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class TestThereAndBack:
+  def test_parameters_come_back(self, folder, params):
+    found = pretrained.open_checkpoint(folder)
+    assert found.config == CONFIG
+    chex.assert_trees_all_equal(found.load(), params)
+
+  @pytest.mark.parametrize("scan", [False, True])
+  def test_layers_are_scanned_or_not_on_either_side(
+    self, scan, params, tmp_path
+  ):
+    scanned = dataclasses.replace(CONFIG, scan_layers=True)
+    stacked = decoder.stack_layers(params)
+    if scan:
+      pretrained.save_checkpoint(tmp_path, stacked, scanned, dtype="float32")
+    else:
+      pretrained.save_checkpoint(tmp_path, params, CONFIG, dtype="float32")
+    found = pretrained.open_checkpoint(tmp_path)
+    chex.assert_trees_all_equal(found.load(), params)
+    chex.assert_trees_all_equal(found.load(scanned), stacked)
+
+  def test_the_document_that_it_came_with_is_kept(self, folder, params):
+    change_config(folder, max_position_embeddings=77, transformers_version="4")
+    found = pretrained.open_checkpoint(folder)
+    target = folder / "saved"
+    pretrained.save_checkpoint(
+      target, params, CONFIG, document=found.document, dtype="bfloat16"
+    )
+    again = json.loads((target / "config.json").read_text())
+    changed = {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
+    assert again == {**found.document, **changed}
+
+  def test_a_document_of_another_decoder_is_refused(self, folder, params):
+    document = pretrained.open_checkpoint(folder).document
+    target = folder / "saved"
+    with pytest.raises(
+      ValueError, match=r"'model\.embed_tokens\.weight' would"
+    ):
+      pretrained.save_checkpoint(
+        target, params, CONFIG, document={**document, "vocab_size": 61}
+      )
+    assert not target.exists()
+
+
+class TestRefused:
+  """One sentence that names file and tensor, and no weight has been read."""
+
+  def refusal(self, folder, kind=ValueError) -> str:
+    with pytest.raises(kind) as error:
+      pretrained.open_checkpoint(folder)
+    said = str(error.value)
+    assert str(folder) in said and "\n" not in said
+    return said
+
+  def test_no_directory(self, tmp_path):
+    said = self.refusal(tmp_path / "nowhere", FileNotFoundError)
+    assert "there is no such directory" in said
+
+  def test_no_config(self, folder):
+    (folder / "config.json").unlink()
+    assert "config.json" in self.refusal(folder, FileNotFoundError)
+
+  def test_an_unknown_architecture_comes_before_the_weights(self, folder):
+    change_config(folder, architectures=["GPT2LMHeadModel"])
+    for path in folder.glob("*.safetensors*"):
+      path.unlink()
+    assert "unknown architecture 'GPT2LMHeadModel'" in self.refusal(folder)
+
+  def test_a_missing_shard(self, folder):
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.unlink()
+    assert path.name in self.refusal(folder, FileNotFoundError)
+
+  def test_a_truncated_shard(self, folder):
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-100])
+    said = self.refusal(folder)
+    assert path.name in said and "at tensor 'model.layers." in said
+
+  @pytest.mark.parametrize(
+    ("change", "tensor", "sizes"),
+    [
+      ({"vocab_size": 61}, "model.embed_tokens.weight", "[60, 64]"),
+      ({"intermediate_size": 191}, "mlp.gate_proj.weight", "[192, 64]"),
+      ({"num_key_value_heads": 4}, "self_attn.k_proj.weight", "[32, 64]"),
+    ],
+  )
+  def test_a_tensor_of_another_shape(self, folder, change, tensor, sizes):
+    change_config(folder, **change)
+    said = self.refusal(folder)
+    assert f"{tensor}' has shape {sizes}; the config wants" in said
+    assert ".safetensors" in said
+
+  def test_a_tensor_that_is_not_there(self, folder):
+    change_config(folder, num_hidden_layers=3)
+    assert "no tensor 'model.layers.2." in self.refusal(folder)
+
+  def test_a_tensor_too_many(self, folder):
+    change_config(folder, num_hidden_layers=1)
+    assert "'model.layers.1." in self.refusal(folder)
+
+  def test_a_head_that_is_missing(self, folder):
+    change_config(folder, tie_word_embeddings=False)
+    assert "no tensor 'lm_head.weight'" in self.refusal(folder)
+
+  def test_weights_that_are_no_floats(self, folder):
+    path = sorted(folder.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"', 1))
+    assert "dtype I32 is not one of F64, F32" in self.refusal(folder)
+
+  def test_a_value_that_is_not_finite_is_named_when_it_is_read(self, folder):
+    path = sorted(folder.glob("*.safetensors"))[2]
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + np.float32(np.nan).tobytes())
+    found = pretrained.open_checkpoint(folder)
+    with pytest.raises(
+      ValueError, match=rf"{path.name}: damaged: tensor 'model"
+    ):
+      found.load()
+
+
+@pytest.mark.slow
+def test_loading_never_holds_the_model_twice(tmp_path):
+  # 67 MB of weights in 8 layers, stored as halves and stacked in float32: the
+  # peak above what was there before is the model and some of its leaves.
+  config = config_lib.DecoderConfig(
+    vocab_size=128,
+    width=512,
+    num_layers=8,
+    num_heads=8,
+    num_kv_heads=8,
+    head_size=64,
+    mlp_size=640,
+    scan_layers=True,
+  )
+  params = decoder.init_params(config, jax.random.key(0))
+  pretrained.save_checkpoint(tmp_path, params, config, dtype="bfloat16")
+  program = """
+import dataclasses, resource, sys, threading, time
+import jax
+from saw_jax.models import pretrained
+
+def resident():
+  for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+      return int(line.split()[1]) * 1024
+
+found = pretrained.open_checkpoint(sys.argv[1])
+config = dataclasses.replace(found.config, scan_layers=True)
+jax.block_until_ready(jax.numpy.zeros(8) + 1)
+before = resident()
+params = jax.block_until_ready(found.load(config))
+print(resident() - before, sum(x.nbytes for x in jax.tree.leaves(params)))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+  peak, size = map(int, done.stdout.split())
+  assert size > 60_000_000
+  # The mapped file, half the model's size, counts while it is read.
+  assert peak < 1.9 * size

@@ -1,0 +1,250 @@
+"""Training adapters in place of a model: through lifts, loops and files."""
+
+import dataclasses
+import functools
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax import algorithms
+from saw_jax.models import decoder, lora
+from saw_jax.run import async_loop, checkpoint, sync_loop
+from saw_jax.run import experiment as experiment_lib
+from saw_jax.run.learner import Learner
+from saw_jax.run.session import Clock
+from saw_jax.training import optimizer as optimizer_lib
+from saw_jax.training import parallel, update
+from saw_jax.training import state as state_lib
+from tests import helpers
+
+LORA = lora.LoraConfig(rank=2, alpha=8.0)
+MERGE = functools.partial(lora.merge, config=LORA)
+STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
+OPTIMIZER = optimizer_lib.make_optimizer(
+  optimizer_lib.OptimizerConfig(learning_rate=1e-2), 10
+)
+
+
+def base(seed=0):
+  return decoder.init_params(helpers.CONFIG, jax.random.key(seed))
+
+
+def start(seed=0):
+  adapters = lora.init_adapters(
+    base(seed), dataclasses.replace(LORA, seed=seed), helpers.CONFIG
+  )
+  return state_lib.create_state(adapters, OPTIMIZER, num_components=2)
+
+
+def make_update(num_microbatches=1):
+  return update.make_update(
+    helpers.full_objective(),
+    OPTIMIZER,
+    num_microbatches=num_microbatches,
+    merge=MERGE,
+  )
+
+
+def experiment(**changes):
+  return helpers.experiment(lora=dataclasses.asdict(LORA), **changes)
+
+
+def fingerprints(directory):
+  folder = directory / "checkpoints"
+  last = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  return helpers.read_document(folder / str(last))["fingerprints"]
+
+
+@functools.cache
+def reference(seed=0):
+  """Two updates on one device in one piece."""
+  step = jax.jit(make_update())
+  state, _ = step(start(seed), helpers.batch(seed=seed), base(seed))
+  return jax.device_get(step(state, helpers.batch(seed=seed + 10), base(seed)))
+
+
+def assert_same(found, expected, index=0):
+  state, metrics = found
+  expected_state, expected_metrics = expected
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(
+      metrics[name][index], value, rtol=2e-5, atol=1e-6, err_msg=name
+    )
+  chex.assert_trees_all_close(
+    state_lib.take_seed(state, index).params, expected_state.params, atol=2e-5
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("whole")
+  result = sync_loop.run(experiment(), [0, 1], directory=directory)
+  assert result.finished
+  return directory
+
+
+class TestUpdate:
+  @pytest.mark.slow
+  def test_the_gradient_is_the_chain_rule_through_the_whole_one(self):
+    objective = helpers.full_objective()
+    adapters = reference()[0].params  # No B is 0 any more.
+    gradient = update.make_gradient(objective, merge=MERGE)
+    found, metrics = jax.jit(gradient)(adapters, helpers.batch(), base())
+    merged, pull = jax.vjp(lambda x: MERGE(base(), x), adapters)
+    whole, expected = jax.jit(update.make_gradient(objective))(
+      merged, helpers.batch()
+    )
+    chex.assert_trees_all_close(found, pull(whole)[0], rtol=1e-4, atol=1e-7)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
+    assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
+
+  def test_the_optimizer_has_no_array_of_the_models_size(self):
+    sizes = {x.size for x in jax.tree.leaves(start().opt_state)}
+    assert max(sizes) == max(x.size for x in jax.tree.leaves(start().params))
+    mlp = base()["layer_0"]["mlp"]
+    assert max(sizes) < min(x.size for x in mlp.values())
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
+  def test_meshed_is_one_device(self, sizes):
+    data, fsdp, tensor = sizes
+    mesh = parallel.make_mesh(
+      parallel.ParallelConfig(data=data, fsdp=fsdp, tensor=tensor)
+    )
+    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER, lora=LORA)
+    assert_same(self.lifted(lift, 2), reference())
+
+  @pytest.mark.slow
+  def test_pmapped_is_one_device(self):
+    lift = parallel.pmapped(jax.devices()[:4])
+    assert_same(self.lifted(lift), reference())
+
+  @pytest.mark.slow
+  def test_seeded_trains_each_seed_on_a_base_of_its_own(self):
+    found = self.lifted(parallel.seeded(), seeds=(0, 1))
+    for index in range(2):
+      assert_same(found, reference(index), index)
+
+  def lifted(self, lift, num_microbatches=1, seeds=(0,)):
+    step = lift.wrap(
+      make_update(num_microbatches),
+      (STATE, ROWS, STATE),
+      (STATE, SAME),
+      takes_axis_name=True,
+      donate=(0,),
+    )
+    state = lift.place(state_lib.stack_states([start(s) for s in seeds]))
+    below = lift.place_params(state_lib.stack_states([base(s) for s in seeds]))
+    for offset in (0, 10):
+      rows = [helpers.batch(seed=seed + offset) for seed in seeds]
+      stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+      state, metrics = step(state, stacked, below)
+    return lift.fetch(state), jax.device_get(metrics)
+
+  def test_adapters_lie_on_the_mesh_as_their_kernels_do(self):
+    mesh = parallel.make_mesh(parallel.ParallelConfig(data=1, fsdp=2, tensor=2))
+    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER, lora=LORA)
+    state = lift.place(state_lib.stack_states([start()]))
+    pair = state.params["layer_0"]["mlp"]["up"]
+    spec = jax.sharding.PartitionSpec
+    assert pair["a"].sharding.spec == spec("fsdp", None)
+    assert pair["b"].sharding.spec == spec(None, "tensor")
+    moments = state.opt_state[1][0].mu["layer_0"]["mlp"]["up"]
+    assert moments["a"].sharding == pair["a"].sharding
+
+
+class TestLearner:
+  @pytest.mark.slow
+  @pytest.mark.parametrize("lift", parallel.LIFTS)
+  def test_the_reference_is_the_base_which_stays_as_it_is(self, lift):
+    kl = algorithms.KLConfig(placement="loss", coefficient=0.1)
+    made = experiment(
+      algorithm=algorithms.AlgorithmConfig(advantage="grpo", kl=kl),
+      parallel={"lift": lift},
+    )
+    learner = Learner(made, 1)
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], helpers.batch())
+    before = learner.recompute(batch)
+    at_start = learner.lift.share(learner.params)
+    chex.assert_trees_all_equal(state_lib.take_seed(at_start, 0), made.params)
+    learner.fit(before, Clock())
+    after = learner.recompute(batch)
+    np.testing.assert_array_equal(after.ref_log_probs, before.ref_log_probs)
+    below = learner.lift.share(learner.base)
+    chex.assert_trees_all_equal(state_lib.take_seed(below, 0), made.params)
+    moved = learner.lift.share(learner.params)
+    up = [x["layer_0"]["mlp"]["up"] for x in (moved, at_start)]
+    assert np.abs(np.asarray(up[0]) - np.asarray(up[1])).max() > 1e-3
+    np.testing.assert_array_equal(moved["embedding"], at_start["embedding"])
+
+  @pytest.mark.slow
+  def test_weights_by_gradients_are_of_the_adapters(self, tmp_path):
+    made = experiment(
+      algorithm=algorithms.AlgorithmConfig(
+        advantage="grpo", weights="gradient"
+      ),
+      loop={"num_steps": 1},
+      evaluation={"interval": 0},
+    )
+    assert sync_loop.run(made, [0], directory=tmp_path).finished
+
+
+class TestRun:
+  @pytest.mark.slow
+  def test_a_resumed_run_is_the_one_that_was_never_interrupted(
+    self, whole, tmp_path
+  ):
+    again = tmp_path / "again"
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    sync_loop.run(experiment(), [0, 1], directory=again)
+    assert fingerprints(again) == fingerprints(whole)
+    for name in ("final.json", "evals.csv"):
+      assert (again / name).read_text() == (whole / name).read_text()
+
+  @pytest.mark.slow
+  def test_the_first_evaluation_is_the_models(self, whole, tmp_path):
+    made = helpers.experiment(loop={"num_steps": 1})
+    sync_loop.run(made, [0, 1], directory=tmp_path)
+    lines = [d / "evals.csv" for d in (whole, tmp_path)]
+    first, second = (path.read_text().splitlines()[:3] for path in lines)
+    assert first == second
+
+  @pytest.mark.slow
+  def test_without_lag_the_asynchronous_loop_does_the_same(
+    self, whole, tmp_path
+  ):
+    made = experiment(asynchronous={"protocol": "fixed_lag"})
+    async_loop.run(made, [0, 1], directory=tmp_path)
+    assert fingerprints(tmp_path) == fingerprints(whole)
+
+  def test_a_checkpoint_holds_adapters_alone(self, whole):
+    sizes = [
+      int(np.prod(shape)) for _, _, *shape in fingerprints(whole).values()
+    ]
+    assert max(sizes) < 2 * base()["layer_0"]["mlp"]["up"].size
+
+  def test_restore_gives_policies_in_the_decoders_form(self, whole):
+    lift, found = experiment_lib.restore(experiment(), 2, whole)
+    policy = state_lib.take_seed(lift.fetch(found.state.params), 1)
+    chex.assert_trees_all_equal_shapes(policy, base())
+    np.testing.assert_array_equal(policy["embedding"], base()["embedding"])
+    change = policy["layer_0"]["mlp"]["up"] - base()["layer_0"]["mlp"]["up"]
+    values = np.linalg.svd(np.asarray(change), compute_uv=False)
+    assert values[1] > 1e-4 and values[2] < 1e-6  # Of rank 2.
+
+  @pytest.mark.parametrize("resume", [True, False])
+  def test_another_base_is_refused(self, resume, whole, tmp_path):
+    made = experiment()._replace(params=base(seed=1))
+    with pytest.raises(
+      checkpoint.CheckpointError, match="were trained on another model"
+    ):
+      if resume:
+        shutil.copytree(whole, tmp_path / "again")
+        sync_loop.run(made, [0, 1], directory=tmp_path / "again")
+      else:
+        experiment_lib.restore(made, 2, whole)

@@ -1,0 +1,240 @@
+"""Tests of saw_jax/run/agents.py, with a sampler that follows a script."""
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax import tokenizer as tokenizer_lib
+from saw_jax.rollout.transcript import PAD, POLICY, PROMPT, Transcript
+from saw_jax.run import agents, rollouts
+from saw_jax.tasks.environments import Situation, Transition
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
+from saw_jax.tasks.workers.grading import RewardError
+from tests.tasks.misbehaving_environments import CounterTask
+
+TOKENIZER = tokenizer_lib.PieceTokenizer(
+  [*"abcdefghijklmnopqrstuvwxyz0123456789 >\n.!"]
+)
+ROLLOUT = rollouts.RolloutConfig(
+  max_prompt_tokens=24, prompt_multiple=24, max_new_tokens=10
+)
+CONFIG = agents.EpisodeConfig(rows_per_call=4, max_observation_tokens=6)
+
+
+class Scripted:
+  """Writes the next word of each seed's world, whatever it is asked.
+
+  The world is in the prompt: the digit after the last space.
+  """
+
+  def __init__(self, words):
+    self.words, self.prompts = words, []
+
+  def __call__(self, params, prompts, keys):
+    N, C, S = prompts.tokens.shape
+    T = ROLLOUT.max_new_tokens
+    tokens = np.zeros((N, C, S + T), np.int32)
+    roles = np.full(tokens.shape, PAD, np.int8)
+    starts = (S - prompts.lengths).astype(np.int32)
+    for n in range(N):
+      for c in range(C):
+        tokens[n, c, :S] = prompts.tokens[n, c]
+        roles[n, c, starts[n, c] : S] = PROMPT
+        text = TOKENIZER.decode(prompts.tokens[n, c, starts[n, c] :])
+        self.prompts.append(text)
+        ids = [*TOKENIZER.encode(self.words(n, text)), TOKENIZER.eos_ids[0]]
+        tokens[n, c, S : S + len(ids)] = ids
+        roles[n, c, S : S + len(ids)] = POLICY
+    return Transcript(
+      tokens=tokens,
+      roles=roles,
+      starts=starts,
+      ends=starts,
+      behave_log_probs=np.zeros((N, C, T), np.float32),
+      group_ids=np.zeros((N, C), np.int32),
+      policy_versions=np.zeros((N, C), np.int32),
+      prompt_size=S,
+    )
+
+
+def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
+  sampler = Scripted(words)
+  starts = [[("train", world) for world in row] for row in worlds]
+  keys = rollouts.row_keys([0] * len(worlds), 0, np.array(worlds), group_size)
+  with EnvironmentPool(
+    CounterTask(), num_workers=0, limit_s=1.0, crash_tolerance=tolerance
+  ) as pool:
+    found = agents.play(
+      sampler,
+      None,
+      starts,
+      keys,
+      task=CounterTask(),
+      tokenizer=TOKENIZER,
+      pool=pool,
+      config=CONFIG,
+      rollout=ROLLOUT,
+      group_size=group_size,
+    )
+  return found, sampler
+
+
+def count_then_stop(n, text):
+  return "stop" if "at 2" in text.rpartition("\n")[2] else "count"
+
+
+class TestPlay:
+  def test_rewards_returns_and_what_followed(self):
+    found, _ = play(count_then_stop)
+    assert found.rewards.shape == (2, 2, 2, 4)
+    # Count, count, stop: three steps, the last of which pays.
+    np.testing.assert_array_equal(
+      found.rewards, np.broadcast_to([0, 0, 1, 0], (2, 2, 2, 4))
+    )
+    np.testing.assert_array_equal(found.returns, 1)
+    np.testing.assert_array_equal(
+      found.steps, np.broadcast_to([1, 1, 1, 0], (2, 2, 2, 4)).astype(bool)
+    )
+    assert found.over.all() and not found.failed.any()
+    assert not found.invalid.any()
+    # The second world of seed 0 is episodes 2 and 3.
+    turns = found.turns[0][3]
+    assert [turn.observation for turn in turns] == [
+      "2 at 1",
+      "2 at 2",
+      "2 at 3",
+    ]
+    assert [turn.reply for turn in turns] == ["count", "count", "stop"]
+    assert TOKENIZER.decode(found.observations[0, 3, 2]) == "2 at 3"
+
+  def test_prompts_hold_what_was_seen_and_done(self):
+    _, sampler = play(count_then_stop, worlds=((7,),), group_size=1)
+    # The third would have 29 tokens with its history, and has none.
+    assert sampler.prompts[0] == "world 7"
+    assert sampler.prompts[4] == "world 7>count\n7 at 1"
+    assert sampler.prompts[8] == "7 at 2"
+
+  def test_equal_observations_of_a_world_are_one_anchor(self):
+    found, _ = play(count_then_stop)
+    for n in range(2):
+      for p in range(2):
+        np.testing.assert_array_equal(
+          found.anchors[n, p, :, :3], [[0, 1, 2], [0, 1, 2]]
+        )
+
+  def test_a_reply_that_does_not_parse_takes_a_step_and_is_counted(self):
+    found, _ = play(lambda n, text: "!!" if "at 1" in text else "count")
+    assert found.invalid.any()
+    np.testing.assert_array_equal(found.invalid.sum(-1), 1)
+    turn = found.turns[0][0][1]
+    assert (turn.reply, turn.action, turn.valid) == ("!!", "", False)
+    assert turn.observation == "1 at 2"
+
+  def test_an_episode_at_the_limit_pays_what_it_has_paid(self):
+    found, _ = play(lambda n, text: "count")
+    np.testing.assert_array_equal(found.returns, 0)
+    assert found.steps.all()
+
+  def test_a_failed_environment_takes_its_steps_out_and_no_others(self):
+    found, _ = play(
+      lambda n, text: (
+        "raise" if text == "2 at 1" or "\n2 at 1" in text else "count"
+      )
+    )
+    np.testing.assert_array_equal(
+      found.failed, [[[False] * 2, [True] * 2], [[False] * 2] * 2]
+    )
+    assert not found.steps[0, 1].any() and found.steps[0, 0].all()
+    assert found.played.steps.reshape(found.steps.shape)[0, 1, :, :2].all()
+
+  def test_too_many_failures_end_the_run(self):
+    with pytest.raises(RewardError, match="boom"):
+      play(lambda n, text: "raise", tolerance=0.1)
+
+  def test_a_world_that_cannot_start_is_failed(self):
+    found, _ = play(count_then_stop, worlds=((1, 666),))
+    np.testing.assert_array_equal(found.failed[0], [[False] * 2, [True] * 2])
+    assert not found.steps[0, 1].any()
+    # It is over at once, and nobody asks it anything.
+    np.testing.assert_array_equal(found.played.steps[0].sum(-1), [3, 3, 1, 1])
+
+  def test_an_empty_observation_has_no_tokens_to_predict(self):
+    found, _ = play(lambda n, text: "stop" if "\n" in text else "empty")
+    assert (0, 0, 0) not in found.observations
+    assert (0, 0, 1) in found.observations
+
+  def test_an_enormous_one_is_cut(self):
+    found, _ = play(lambda n, text: "enormous" if "world" in text else "stop")
+    assert len(found.observations[0, 0, 0]) == CONFIG.max_observation_tokens
+
+
+class TestPromptWriter:
+  def write(self, observation, history=(), **fields):
+    config = rollouts.RolloutConfig(max_prompt_tokens=12, **fields)
+    writer = agents.PromptWriter(CounterTask(), TOKENIZER, config)
+    return writer.write(Situation("", observation, (), 0.0, False), history)
+
+  def test_history_is_left_out_where_it_does_not_fit(self):
+    history = [("ab", "c")]
+    text, ids = self.write("xyz", history)
+    assert text == "ab>c\nxyz" and len(ids) == 11
+    text, _ = self.write("xyzab", history)
+    assert text == "xyzab"
+
+  def test_an_observation_is_halved_until_it_fits(self):
+    text, ids = self.write("abcdefgh" * 4, [("ab", "c")])
+    assert text == "abcdefgh" and len(ids) == 11
+
+  def test_what_is_too_long_without_any_is_an_error_or_cut(self):
+    class Wordy(CounterTask):
+      def prompts(self, situation, history):
+        yield "x" * 19 + "y" + situation.observation
+
+    def write(**fields):
+      config = rollouts.RolloutConfig(max_prompt_tokens=12, **fields)
+      writer = agents.PromptWriter(Wordy(), TOKENIZER, config)
+      return writer.write(Situation("", "abc", ("d",), 0.0, False), ())
+
+    with pytest.raises(ValueError, match="23 tokens without any history"):
+      write()
+    _, ids = write(long_prompts="truncate")
+    assert len(ids) == 12
+    assert TOKENIZER.decode(ids) == "x" * 9 + "y"
+
+
+class TestGlue:
+  def test_it_is_the_start_of_a_message_of_the_user(self):
+    glue = agents.glue_of(TOKENIZER)
+    chat = TOKENIZER.encode_chat([{"role": "user", "content": "a"}], False)
+    assert [*glue, *TOKENIZER.encode("a"), TOKENIZER.eos_ids[0]] == chat
+
+  def test_of_chatml_it_has_the_line_break_after_the_end(self):
+    bytes_ = tokenizer_lib.ByteTokenizer()
+    glue = agents.glue_of(bytes_)
+    conversation = bytes_.encode_chat(
+      [
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "b"},
+      ],
+      False,
+    )
+    end = conversation.index(bytes_.eos_ids[0])
+    assert conversation[end + 1 : end + 1 + len(glue)] == glue
+    assert bytes_.decode(conversation[end + 1 + len(glue) :])[0] == "b"
+
+
+def test_transitions_become_what_the_policy_would_have_had():
+  before = Situation("", "xy", (), 0.0, False)
+  steps = [Transition(before, (("a", "b"),), "count", "it is done now")]
+  prompts, completions, observations = agents.encode_transitions(
+    steps,
+    task=CounterTask(),
+    tokenizer=TOKENIZER,
+    config=CONFIG,
+    rollout=ROLLOUT,
+  )
+  assert TOKENIZER.decode(prompts[0]) == "a>b\nxy"
+  assert TOKENIZER.decode(completions[0]) == "count"
+  assert completions[0][-1] == TOKENIZER.eos_ids[0]
+  assert TOKENIZER.decode(observations[0]) == "it is "
+  assert jax.tree.all(jax.tree.map(np.isscalar, observations))

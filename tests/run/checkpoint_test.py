@@ -1,0 +1,197 @@
+import asyncio
+import gc
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax.run import checkpoint
+from tests import helpers
+
+
+def state(scale=1.0):
+  return {
+    "params": {"kernel": scale * jnp.arange(600.0).reshape(20, 30)},
+    "count": jnp.asarray(7, jnp.int32),
+    "half": jnp.full((3,), 1.5, jnp.bfloat16),
+  }
+
+
+def save(store, *steps, scores=None):
+  for step in steps:
+    score = None if scores is None else scores[step]
+    store.save(step, state(step), {"step": step}, score=score)
+  store.wait()
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+  files = [f for f in folder.rglob("*") if f.is_file()]
+  return max(files, key=lambda f: f.stat().st_size)
+
+
+def fail_unasked(path: str) -> None:
+  """Runs a task of a file that fails, and asks nobody whether it did."""
+  names = {}
+  source = "async def read():\n  raise ValueError('no such bytes')"
+  exec(compile(source, path, "exec"), names)
+
+  async def run():
+    task = asyncio.ensure_future(names["read"]())
+    await asyncio.wait([task])
+
+  asyncio.run(run())
+  gc.collect()
+
+
+@pytest.fixture
+def store(tmp_path):
+  store = checkpoint.Checkpointer(tmp_path)
+  yield store
+  store.close()
+
+
+class TestSaveAndRestore:
+  def test_what_comes_back_is_bitwise_what_was_saved(self, store):
+    save(store, 3)
+    step, found, host, arrays = store.restore(state())
+    assert arrays == {}
+    assert (step, host) == (3, {"step": 3})
+    for a, b in zip(
+      jax.tree.leaves(found), jax.tree.leaves(state(3)), strict=True
+    ):
+      assert a.dtype == b.dtype
+      np.testing.assert_array_equal(a, b)
+
+  def test_keeps_the_latest_two_and_the_best(self, store):
+    save(store, 1, 2, 3, 4, 5, scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4})
+    assert store.steps == [2, 4, 5]
+    assert store.best_step == 2
+
+  def test_a_checkpoint_without_a_score_is_not_the_best(self, store):
+    save(store, 1, scores={1: -5.0})
+    save(store, 2)
+    assert store.best_step == 1
+
+  def test_saves_nothing_that_has_to_be_unpickled(self, store, tmp_path):
+    save(store, 1)
+    for path in tmp_path.rglob("*"):
+      if path.is_file():
+        assert not path.read_bytes().startswith(b"\x80\x04"), path
+
+
+class TestDamage:
+  def test_an_empty_folder_is_named(self, store, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path)):
+      store.restore(state())
+
+  def test_a_step_that_is_not_there_lists_those_that_are(self, store):
+    save(store, 4)
+    with pytest.raises(checkpoint.CheckpointError, match=r"there are \[4\]"):
+      store.restore(state(), step=5)
+
+  @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+  def test_names_the_file_and_the_last_good_step(self, store, tmp_path, damage):
+    save(store, 1, 2)
+    path = largest_file(tmp_path / "2" / "state")
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+      path.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+      middle = len(data) // 2
+      data[middle : middle + 8] = bytes(b ^ 0x55 for b in data[middle:][:8])
+      path.write_bytes(data)
+    else:
+      path.unlink()
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+      store.restore(state())
+    text = str(caught.value)
+    assert str(tmp_path / "2") in text
+    assert "the last good step is 1" in text
+    assert "\n" not in text
+    step, found, *_ = store.restore(state(), step=1)
+    assert step == 1
+    np.testing.assert_array_equal(
+      found["params"]["kernel"], state(1)["params"]["kernel"]
+    )
+
+  def test_one_error_is_said_though_many_arrays_cannot_be_read(
+    self, store, tmp_path, caplog
+  ):
+    # Orbax reads them together and raises the first error; asyncio logs those
+    # that come later, with their tracebacks, when they are collected.
+    save(store, 1)
+    largest_file(tmp_path / "1" / "state").write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+      store.restore(state())
+    fail_unasked("/lib/orbax/checkpoint/serialization.py")
+    assert [r for r in caplog.records if r.name == "asyncio"] == []
+    fail_unasked("/lib/of/somebody/else.py")
+    (record,) = (r for r in caplog.records if r.name == "asyncio")
+    assert "never retrieved" in record.message
+
+  def test_a_damaged_document_is_named(self, store, tmp_path):
+    save(store, 1)
+    for path in (tmp_path / "1" / "document").rglob("*"):
+      if path.is_file():
+        path.write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match="document"):
+      store.restore(state())
+
+  def test_a_changed_number_is_found(self, store, tmp_path):
+    # As if the bytes were whole but not those of this state.
+    save(store, 1)
+    document = helpers.read_document(tmp_path / "1")
+    document["fingerprints"]["params/kernel"][0] ^= 1
+    path = tmp_path / "1" / "document" / "metadata"
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+      checkpoint.CheckpointError, match="array params/kernel is not"
+    ):
+      store.restore(state())
+
+
+class TestAnotherShape:
+  def test_a_shape_that_differs_is_said_in_one_sentence(self, store):
+    save(store, 1)
+    other = {**state(), "params": {"kernel": jnp.zeros((20, 31))}}
+    with pytest.raises(
+      checkpoint.CheckpointError,
+      match=r"params/kernel is float32\[20, 30\] there and float32\[20, 31\]",
+    ):
+      store.restore(other)
+
+  def test_an_array_that_is_missing_is_named(self, store):
+    save(store, 1)
+    other = {**state(), "bias": jnp.zeros(3)}
+    with pytest.raises(
+      checkpoint.CheckpointError, match="only the run has an array bias"
+    ):
+      store.restore(other)
+
+
+class TestFingerprints:
+  def test_one_bit_changes_them(self):
+    before = checkpoint.fingerprints(state())
+    other = state()
+    bits = other["params"]["kernel"].view(jnp.uint32)
+    other["params"]["kernel"] = bits.at[3, 4].add(1).view(jnp.float32)
+    after = checkpoint.fingerprints(other)
+    assert before["params/kernel"] != after["params/kernel"]
+    assert before["half"] == after["half"]
+
+  def test_two_swapped_numbers_change_them(self):
+    other = state()
+    kernel = other["params"]["kernel"]
+    other["params"]["kernel"] = kernel.at[0, 1].set(2.0).at[0, 2].set(1.0)
+    assert checkpoint.fingerprints(other) != checkpoint.fingerprints(state())
+
+  def test_they_do_not_depend_on_the_sharding(self):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("x"))
+    kernel = state()["params"]["kernel"]
+    assert checkpoint.fingerprints(
+      {"a": jax.device_put(kernel, sharding)}
+    ) == checkpoint.fingerprints({"a": kernel})

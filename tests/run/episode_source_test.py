@@ -1,0 +1,277 @@
+"""Episodes in the loop: rows, observations behind them, resume, learning."""
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax.reporting import runs
+from saw_jax.rollout.transcript import (
+  GLUE,
+  OBSERVATION,
+  PAD,
+  POLICY,
+  PROMPT,
+)
+from saw_jax.run import episode_source, learner, session, sync_loop
+from saw_jax.run import experiment as experiment_lib
+from tests import agent_helpers, helpers
+
+CLOCK = ("seconds/", "tokens_per_second", "compilations")
+
+
+def curves(directory):
+  found = runs.read_curves([directory])
+  return {
+    name: value
+    for name, value in found.values.items()
+    if not name.startswith(CLOCK)
+  }
+
+
+def fingerprints(directory):
+  folder = directory / "checkpoints"
+  last = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  return helpers.read_document(folder / str(last))["fingerprints"]
+
+
+class Recorder(learner.Learner):
+  """Keeps the batches that it is given in place of learning from them."""
+
+  def fit(self, batch, clock):
+    self.batch = batch
+    return [{"loss": np.zeros(self.num_seeds)}]
+
+
+def laid_out(row="grpo_paw", seeds=(0, 1), **changes):
+  """The batch of the first step, the rows and the experiment."""
+  made = agent_helpers.experiment(row, **changes)
+  one = Recorder(made, len(seeds))
+  with experiment_lib.open_workers(made) as pool:
+    source = episode_source.Episodes(one, seeds, pool)
+    rows, tokens = source.learn(0, session.Clock())
+  return one.batch, rows, tokens
+
+
+def texts(batch, role, n=0):
+  """What has a role in each row, in words."""
+  return [
+    agent_helpers.TOKENIZER.decode(tokens[roles == role])
+    for tokens, roles in zip(batch.tokens[n], batch.roles[n], strict=True)
+  ]
+
+
+@pytest.fixture(scope="module")
+def paw():
+  return laid_out()
+
+
+@pytest.fixture(scope="module")
+def plain():
+  """Of the base algorithm; its rows are padded to eighths."""
+  return laid_out("grpo", episodes={"row_parts": 8})
+
+
+class TestRows:
+  def test_a_row_is_prompt_action_glue_and_observation(self, paw):
+    batch, _, _ = paw
+    seen = 0
+    for prompt, action, said, roles in zip(
+      texts(batch, PROMPT),
+      texts(batch, POLICY),
+      texts(batch, OBSERVATION),
+      batch.roles[0],
+      strict=True,
+    ):
+      if not (roles == POLICY).any():
+        assert (roles == PAD).all()
+        continue
+      if not said:
+        assert not (roles == GLUE).any()
+        continue
+      seen += 1
+      assert said.startswith("yes" if action[:1] == prompt else "no"), said
+      # In one piece: prompt, action, glue, observation.
+      kinds = roles[roles != PAD].tolist()
+      assert kinds == sorted(
+        kinds, key=[PROMPT, POLICY, GLUE, OBSERVATION].index
+      )
+      assert kinds.count(GLUE) == 1
+      first = (roles != PAD).argmax()
+      assert (roles[first : first + len(kinds)] != PAD).all()
+    assert seen > 8
+
+  def test_only_selected_transitions_have_an_observation(self, paw):
+    batch, rows, _ = paw
+    has = batch.observation_mask.any(-1)
+    np.testing.assert_array_equal(np.asarray(has), batch.world.weights > 0)
+    for n, row in enumerate(rows):
+      taken = (batch.roles[n] == POLICY).any(-1).sum()
+      assert has[n].sum() == np.ceil(0.75 * taken)
+      np.testing.assert_allclose(row["selected"], has[n].sum() / taken)
+
+  def test_the_base_algorithm_has_none_and_the_same_actions(self, paw, plain):
+    batch, rows, tokens = plain
+    assert batch.world is None
+    assert not np.asarray(batch.observation_mask).any()
+    assert batch.tokens.shape[-1] < paw[0].tokens.shape[-1]
+    size, width = batch.tokens.shape[1:]
+    whole = jax.tree.map(lambda x: x[:, :size], paw[0])
+    chosen = batch.roles == POLICY
+    np.testing.assert_array_equal(chosen, (whole.roles == POLICY)[..., :width])
+    np.testing.assert_array_equal(
+      batch.tokens[chosen], whole.tokens[..., :width][chosen]
+    )
+    np.testing.assert_array_equal(batch.advantages, whole.advantages)
+    assert tokens == paw[2] and rows[0]["success"] == paw[1][0]["success"]
+
+  def test_the_placebo_moves_observations_and_nothing_else(self, paw):
+    batch, _, _ = laid_out("paw_shuffled")
+    for n in (0, 1):
+      ours = texts(batch, OBSERVATION, n)
+      theirs = texts(paw[0], OBSERVATION, n)
+      assert sorted(ours) == sorted(theirs) and ours != theirs
+      assert [bool(o) for o in ours] == [bool(o) for o in theirs]
+      assert texts(batch, POLICY, n) == texts(paw[0], POLICY, n)
+    np.testing.assert_array_equal(batch.world.weights, paw[0].world.weights)
+
+  def test_padding_counts_nowhere(self, paw):
+    batch, _, _ = paw
+    absent = ~(batch.roles == POLICY).any(-1)
+    assert absent.any()
+    for x in (batch.advantages, *batch.world):
+      assert not np.asarray(x)[absent].any()
+    # The counts add up to the number of groups.
+    np.testing.assert_allclose(batch.world.counts.sum(-1), 4, rtol=1e-5)
+
+  def test_rows_are_padded_to_few_sizes(self, paw, plain):
+    # 4 worlds x 4 episodes x 4 steps: whole, or as many eighths as are needed.
+    assert paw[0].tokens.shape[1] == 64
+    taken = (plain[0].roles == POLICY).any(-1).sum(-1).max()
+    assert plain[0].tokens.shape[1] == -(-taken // 8) * 8 <= 64
+
+  def test_a_failed_environment_is_left_out_and_counted(self, paw):
+    _, rows, _ = paw
+    assert rows[1]["failed"] == 1 / 16 and rows[0]["failed"] == 0
+    lengths = (paw[0].roles[1] == POLICY).any(-1).sum()
+    assert lengths == round(rows[1]["steps"] * 15)
+    for name, value in rows[1].items():
+      assert np.isfinite(value), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("whole")
+  made = agent_helpers.experiment()
+  return directory, sync_loop.run(made, [0, 1], directory=directory)
+
+
+class TestRun:
+  def test_it_logs_what_the_papers_figures_show(self, whole):
+    directory, result = whole
+    assert result.finished and result.step == 4
+    found = curves(directory)
+    assert {
+      "success",
+      "lambda",
+      "selected",
+      "clipped_tokens",
+      "observation_nll",
+      "loss/policy",
+      "loss/world_model",
+      "invalid",
+      "steps",
+      "failed",
+    } <= set(found)
+    np.testing.assert_allclose(found["lambda"], 1 - found["success"], atol=0.4)
+    assert found["sampler_mismatch"].max() < 1e-5
+    np.testing.assert_array_equal(found["skipped"], 0)
+    assert {"right", "valid", "observation_accuracy", "observation_nll"} <= set(
+      result.final[0]["greedy"]
+    )
+    assert "mean@2" in result.final[0]["sampled"]
+
+  def test_its_last_policies_can_be_watched(self, whole):
+    directory, result = whole
+    made = agent_helpers.experiment()
+    step, found = experiment_lib.play_checkpoint(
+      made, 2, directory, mode="greedy"
+    )
+    assert step == 4
+    won = found.returns >= made.task.max_return
+    np.testing.assert_allclose(
+      won.mean((1, 2)), [seed["greedy"]["right"] for seed in result.final]
+    )
+    # In words and in arrays it is the same episode.
+    for n, seed in enumerate(found.turns):
+      paid = [sum(turn.reward for turn in turns) for turns in seed]
+      np.testing.assert_allclose(paid, found.returns[n].reshape(-1))
+
+  @pytest.mark.slow
+  def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
+    made = agent_helpers.experiment()
+    # What a kill after the second step leaves, and the same command again.
+    for steps in (2, 4):
+      part = made._replace(
+        loop=made.loop.__class__(**{**vars(made.loop), "num_steps": steps})
+      )
+      sync_loop.run(part, [0, 1], directory=tmp_path)
+    expected, found = curves(whole[0]), curves(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+      np.testing.assert_array_equal(value, found[name], err_msg=name)
+    assert fingerprints(whole[0]) == fingerprints(tmp_path)
+
+  @pytest.mark.slow
+  def test_a_coefficient_of_0_is_the_base_algorithm(self, tmp_path):
+    short = {"num_steps": 3}
+    off = agent_helpers.experiment(
+      "paw_lambda_one",
+      world_model={"coefficient_options": {"value": 0.0}},
+      loop=short,
+    )
+    base = agent_helpers.experiment("grpo", loop=short)
+    for name, made in (("off", off), ("base", base)):
+      sync_loop.run(made, [0], directory=tmp_path / name)
+    found, expected = curves(tmp_path / "off"), curves(tmp_path / "base")
+    np.testing.assert_array_equal(found["success"], expected["success"])
+    np.testing.assert_allclose(
+      found["gradient_norm"], expected["gradient_norm"], rtol=1e-4
+    )
+
+  @pytest.mark.slow
+  def test_workers_play_the_same(self, whole, tmp_path):
+    made = agent_helpers.experiment(grading={"num_workers": 2})
+    sync_loop.run(made, [0, 1], directory=tmp_path)
+    assert fingerprints(whole[0]) == fingerprints(tmp_path)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
+  def test_other_lifts_train_the_same_policy(self, lift, tmp_path):
+    for name in ("seeded", lift):
+      made = agent_helpers.experiment(
+        parallel={"lift": name}, loop={"num_steps": 2}
+      )
+      sync_loop.run(made, [0], directory=tmp_path / name)
+    expected, found = curves(tmp_path / "seeded"), curves(tmp_path / lift)
+    np.testing.assert_allclose(found["success"], expected["success"])
+    for name in ("loss/policy", "loss/world_model", "lambda", "gradient_norm"):
+      np.testing.assert_allclose(
+        found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
+      )
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("row", ["grpo_paw", "gigpo", "rloo", "ppo_paw"])
+  def test_success_rises(self, row, tmp_path):
+    made = agent_helpers.experiment(
+      row,
+      loop={"num_steps": 30, "num_minibatches": 2},
+      episodes={"row_parts": 1},  # one shape: most of the time is compiling
+      evaluation={"interval": 0},
+    )
+    sync_loop.run(made, [0], directory=tmp_path)
+    success = curves(tmp_path)["success"][0]
+    assert success[-5:].mean() > success[:5].mean() + 0.2
+    if row == "ppo_paw":
+      values = curves(tmp_path)["loss/value"][0]
+      assert np.isfinite(values).all() and values.max() > 0
+      assert jax.tree.leaves(made.params)

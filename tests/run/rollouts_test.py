@@ -1,0 +1,439 @@
+"""From examples to prompts, and from tokens back to text and rewards."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax import tokenizer as tokenizer_lib
+from saw_jax.models import decoder
+from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.run import rollouts
+from saw_jax.tasks import base
+from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import parallel
+from tests import helpers
+
+TOKENIZER = tokenizer_lib.ByteTokenizer()
+PAD, PROMPT, POLICY = 0, 1, 2
+END = TOKENIZER.eos_ids[0]
+
+
+def example(text, key=7):
+  return base.Example(key, ({"role": "user", "content": text},), "a")
+
+
+def encoder(limit=48, **fields):
+  config = rollouts.RolloutConfig(
+    max_prompt_tokens=limit, prompt_multiple=16, **fields
+  )
+  return rollouts.Encoder(TOKENIZER, config)
+
+
+def transcript(rows, width=6, prompt_size=2):
+  """One seed; a row is the tokens that the policy chose."""
+  shape = (1, len(rows))
+  tokens = np.full((*shape, prompt_size + width), TOKENIZER.pad_id, np.int32)
+  roles = np.zeros((*shape, prompt_size + width), np.int8)
+  roles[..., :prompt_size] = PROMPT
+  for index, row in enumerate(rows):
+    tokens[0, index, prompt_size : prompt_size + len(row)] = row
+    roles[0, index, prompt_size : prompt_size + len(row)] = POLICY
+  behave = -np.arange(shape[1] * width, dtype=np.float32)
+  return transcript_lib.Transcript(
+    tokens=tokens,
+    roles=roles,
+    starts=np.zeros(shape, np.int32),
+    ends=np.array([[prompt_size + len(row) for row in rows]], np.int32),
+    behave_log_probs=behave.reshape(*shape, width),
+    group_ids=np.zeros(shape, np.int32),
+    policy_versions=np.zeros(shape, np.int32),
+    prompt_size=prompt_size,
+  )
+
+
+class TestEncoder:
+  def test_is_the_chat_format_of_the_tokenizer(self):
+    found = encoder().tokens(example("ab"))
+    assert found == TOKENIZER.encode_chat(example("ab").messages)
+
+  def test_a_prompt_that_is_too_long_is_an_error_that_names_it(self):
+    # Markers, roles and newlines are 19 tokens.
+    with pytest.raises(ValueError, match=r"example 7 has a prompt of 110 "):
+      encoder().tokens(example("x" * 91))
+    with pytest.raises(ValueError, match=r"limit is 48.*max_prompt_tokens"):
+      encoder().tokens(example("x" * 91))
+
+  def test_the_longest_allowed_is_allowed(self):
+    size = len(encoder(1000).tokens(example("abc")))
+    assert len(encoder(size).tokens(example("abc"))) == size
+    with pytest.raises(ValueError, match="the limit is"):
+      encoder(size - 1).tokens(example("abc"))
+
+  def test_truncation_keeps_the_end(self):
+    text = "".join(chr(ord("a") + i % 26) for i in range(91))
+    whole = TOKENIZER.encode_chat(example(text).messages)
+    found = encoder(long_prompts="truncate").tokens(example(text))
+    assert found == list(whole[-48:])
+    again = encoder(long_prompts="truncate")
+    assert again.tokens(example(text)) == again.tokens(example(text))
+
+  def test_remembers_a_prompt_by_its_text_not_its_key(self):
+    calls = []
+
+    class Counts(tokenizer_lib.ByteTokenizer):
+      def encode_chat(self, messages, add_generation_prompt=True):
+        calls.append(messages)
+        return super().encode_chat(messages, add_generation_prompt)
+
+    made = rollouts.Encoder(Counts(), rollouts.RolloutConfig())
+    first = made.tokens(example("ab", key=1))
+    assert made.tokens(example("ab", key=2)) == first
+    assert len(calls) == 1
+    # The same key with another text is another prompt.
+    assert made.tokens(example("ba", key=1)) != first
+
+  def test_prompts_of_all_seeds_have_one_padded_size(self):
+    rows = [
+      [example("a", 1), example("abc", 2), example("ab", 3)],
+      [example("abcd", 4), example("b", 5), example("a", 1)],
+    ]
+    found = encoder().prompts(rows)
+    assert found.tokens.shape == (2, 3, 32)  # at most 23, rounded up to 16s
+    np.testing.assert_array_equal(found.ids, [[1, 2, 3], [4, 5, 1]])
+    for n in range(2):
+      for p in range(3):
+        tokens = encoder().tokens(rows[n][p])
+        assert found.lengths[n, p] == len(tokens)
+        np.testing.assert_array_equal(
+          found.tokens[n, p, -len(tokens) :], tokens
+        )
+
+
+class TestRead:
+  def test_drops_the_end_token_and_keeps_what_looks_like_padding(self):
+    # Byte 0 is a letter here: a policy may choose any id.
+    rows = [[104, 105, END], [97, 0, 98], [END], []]
+    texts, lengths, ended = rollouts.read(transcript(rows), TOKENIZER)
+    assert texts == ["hi", "a\0b", "", ""]
+    np.testing.assert_array_equal(lengths, [3, 3, 1, 0])
+    np.testing.assert_array_equal(ended, [True, False, True, False])
+
+  def test_a_pad_that_the_policy_chose_counts_as_one_of_its_tokens(self):
+    rows = [[97, TOKENIZER.pad_id, 98]]
+    texts, lengths, ended = rollouts.read(transcript(rows), TOKENIZER)
+    assert texts == ["ab"]  # a special token has no text
+    np.testing.assert_array_equal(lengths, [3])
+    assert not ended.any()
+
+  def test_reads_roles_and_not_tokens(self):
+    made = transcript([[104, 105]])
+    made.tokens[..., 4:] = 120  # garbage on padding, end tokens among it
+    made.tokens[..., -1] = END
+    texts, lengths, ended = rollouts.read(made, TOKENIZER)
+    assert texts == ["hi"]
+    np.testing.assert_array_equal(lengths, [2])
+    assert not ended.any()
+
+  def test_what_the_environment_said_is_not_the_policys(self):
+    made = transcript([[104, 105, 106]])
+    made.roles[0, 0, 3] = transcript_lib.OBSERVATION
+    texts, lengths, _ = rollouts.read(made, TOKENIZER)
+    assert texts == ["hj"]
+    np.testing.assert_array_equal(lengths, [2])
+
+  def test_the_text_ends_before_a_stop_string(self):
+    rows = [TOKENIZER.encode(text) for text in ("5 and", "5", "and")]
+    texts, lengths, ended = rollouts.read(
+      transcript([*rows, [53, END]]), TOKENIZER, ["and"]
+    )
+    assert texts == ["5 ", "5", "", "5"]
+    # What the policy wrote of the string is its own, as an end token is.
+    np.testing.assert_array_equal(lengths, [5, 1, 3, 2])
+    np.testing.assert_array_equal(ended, [True, False, True, True])
+
+
+class TestCut:
+  def test_what_follows_a_stop_string_is_padding(self):
+    made = transcript([[97, 59, 98, 59], [97, 98, END], [59], []])
+    found = encoder(stops=(";", "zz")).cut(made)
+    np.testing.assert_array_equal(found.ends, [[4, 5, 3, 2]])
+    np.testing.assert_array_equal(found.tokens[0, 0, 2:4], [97, 59])
+    assert (found.tokens[0, 0, 4:] == TOKENIZER.pad_id).all()
+    np.testing.assert_array_equal(found.completion_lengths, [[2, 3, 1, 0]])
+    before, after = made.behave_log_probs[0], found.behave_log_probs[0]
+    np.testing.assert_array_equal(after[0, :2], before[0, :2])
+    assert not after[0, 2:].any() and not after[3].any()
+    np.testing.assert_array_equal(after[1, :3], before[1, :3])
+    assert made.ends[0, 0] == 6  # The argument stays as it is.
+
+  def test_without_stop_strings_nothing_is_copied(self):
+    made = transcript([[97, 59]])
+    assert encoder().cut(made) is made
+
+  def test_an_end_token_is_no_text(self):
+    shown = tokenizer_lib.ByteTokenizer()
+    shown.decode = lambda ids: "".join(
+      "<end>" if i == END else chr(i) for i in ids
+    )
+    config = rollouts.RolloutConfig(stops=("<end>",))
+    found = rollouts.Encoder(shown, config).cut(transcript([[97, END]]))
+    np.testing.assert_array_equal(found.ends, [[4]])
+
+  def test_one_string_is_not_a_list_of_letters(self):
+    with pytest.raises(ValueError, match="is one string"):
+      encoder(stops="stop")
+
+
+class TestTrim:
+  def test_keeps_every_used_position(self):
+    made = transcript([[1, 2, 3], [1], []])
+    found = rollouts.trim(made, 1)
+    assert found.tokens.shape == (1, 3, 2 + 3)
+    np.testing.assert_array_equal(found.tokens, made.tokens[..., :5])
+    np.testing.assert_array_equal(found.roles, made.roles[..., :5])
+    np.testing.assert_array_equal(
+      found.behave_log_probs, made.behave_log_probs[..., :3]
+    )
+    assert (made.roles[..., 5:] == PAD).all()
+    assert found.prompt_size == 2
+
+  def test_sizes_are_multiples_and_no_longer_than_there_is(self):
+    for used in range(7):
+      found = rollouts.trim(transcript([[1] * used]), 4)
+      expected = 4 if used <= 4 else 6  # 8 would be more than there is
+      assert found.behave_log_probs.shape[-1] == expected
+      assert found.tokens.shape[-1] == 2 + expected
+
+  def test_a_batch_of_empty_answers_has_a_position_left(self):
+    assert rollouts.trim(transcript([[], []]), 1).tokens.shape[-1] == 3
+
+  def test_a_pad_valued_token_at_the_end_is_used(self):
+    rows = [[97, TOKENIZER.pad_id]]
+    assert rollouts.trim(transcript(rows), 1).tokens.shape[-1] == 4
+
+
+class TestRowKeys:
+  def keys(self, seeds=(0, 1), step=3, ids=((5, 9), (9, 6)), group_size=3):
+    found = rollouts.row_keys(seeds, step, np.array(ids), group_size)
+    return jax.random.key_data(found).reshape(len(seeds), -1, group_size, 2)
+
+  def test_a_key_for_every_row_and_all_differ(self):
+    found = self.keys()
+    assert found.shape == (2, 2, 3, 2)
+    assert len({tuple(key) for key in found.reshape(-1, 2).tolist()}) == 12
+
+  def test_the_order_of_the_prompts_does_not_matter(self):
+    np.testing.assert_array_equal(
+      self.keys(), self.keys(ids=((9, 5), (6, 9)))[:, ::-1]
+    )
+
+  def test_neither_do_the_other_prompts_seeds_and_samples(self):
+    alone = self.keys(seeds=(1,), ids=((9,),), group_size=2)
+    np.testing.assert_array_equal(alone[0, 0], self.keys()[1, 0, :2])
+
+  def test_seed_step_example_and_sample_do(self):
+    base_key = self.keys(seeds=(0,), ids=((5,),), group_size=2)[0, 0]
+    others = [
+      self.keys(seeds=(1,), ids=((5,),), group_size=2)[0, 0],
+      self.keys(seeds=(0,), step=4, ids=((5,),), group_size=2)[0, 0],
+      self.keys(seeds=(0,), ids=((6,),), group_size=2)[0, 0],
+      base_key[::-1],
+    ]
+    for other in others:
+      assert (base_key != other).any(-1).all()
+
+
+IDS = np.array([[0, 1, 2], [2, 0, 1]])
+
+
+def sampler(config, **options):
+  """Two samples a prompt for two seeds of one policy, and its parameters."""
+  generate = rollouts.make_generate(
+    parallel.seeded(),
+    helpers.CONFIG,
+    config,
+    TOKENIZER,
+    sampling=SamplingConfig(),
+    group_size=2,
+    **options,
+  )
+  params = jax.tree.map(
+    lambda x: np.stack([x, x]),
+    decoder.init_params(helpers.CONFIG, jax.random.key(0)),
+  )
+  return generate, params
+
+
+@pytest.fixture(scope="module")
+def sampling():
+  """A function that samples for two seeds, and their examples."""
+  config = rollouts.RolloutConfig(
+    max_prompt_tokens=48,
+    prompt_multiple=16,
+    max_new_tokens=5,
+    completion_multiple=5,
+  )
+  prompts = rollouts.Encoder(TOKENIZER, config)
+  generate, params = sampler(config)
+  every = helpers.Letters().examples("train")
+  examples = [[every[i] for i in row] for row in IDS]
+
+  def sample(order=slice(None), encoder=prompts):
+    return rollouts.sample(
+      generate,
+      params,
+      [row[order] for row in examples],
+      rollouts.row_keys((3, 4), 0, IDS[:, order], 2),
+      encoder=encoder,
+      multiple=5,
+    )
+
+  return sample, examples
+
+
+class TestSample:
+  def test_rows_follow_their_key_and_not_their_place(self, sampling):
+    sample, _ = sampling
+    forward = sample().tokens.reshape(2, 3, 2, -1)
+    backward = sample(slice(None, None, -1)).tokens.reshape(2, 3, 2, -1)
+    np.testing.assert_array_equal(forward, backward[:, ::-1])
+    # The two seeds, and the two samples of a prompt, differ.
+    assert (forward[:, :, 0] != forward[:, :, 1]).any(-1).all()
+    assert (forward[0, 0] != forward[1, 1]).any()
+
+  def test_a_stop_string_ends_a_row_and_changes_nothing_before(self, sampling):
+    sample, examples = sampling
+    whole = sample()
+    letters = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    found = sample(encoder=encoder(stops=letters))
+    width = found.tokens.shape[-1]
+    kept = found.roles != PAD
+    np.testing.assert_array_equal(
+      found.tokens[kept], whole.tokens[..., :width][kept]
+    )
+    own = kept[..., found.prompt_size :]
+    np.testing.assert_array_equal(
+      found.behave_log_probs[own],
+      whole.behave_log_probs[..., : own.shape[-1]][own],
+    )
+    texts, _, _ = rollouts.read(whole, TOKENIZER)
+    with Grader(helpers.Letters(), num_workers=0, limit_s=1.0) as grader:
+      scored = rollouts.score(
+        found, examples, tokenizer=TOKENIZER, grader=grader, stops=letters
+      )
+    expected = [re.split("[a-zA-Z]", text)[0] for text in texts]
+    assert scored.completions == expected != texts
+    assert scored.ended.sum() > rollouts.read(whole, TOKENIZER)[2].sum()
+
+
+@pytest.fixture(scope="module")
+def by_length():
+  """Samples prompts of 2 seeds, of three sizes, in so many parts."""
+  config = rollouts.RolloutConfig(
+    max_prompt_tokens=64,
+    prompt_multiple=16,
+    max_new_tokens=5,
+    completion_multiple=1,
+  )
+  generate, params = sampler(config, record_entropies=True)
+  texts = ("a", "b" * 40, "c" * 20, "dd", "e" * 39, "f" * 3)
+  every = [example(text, key) for key, text in enumerate(texts)]
+  examples = [every, every[::-1]]
+  ids = np.array([[e.key for e in row] for row in examples])
+
+  def run(length_groups):
+    sizes = []
+
+    def watched(params, prompts, keys):
+      sizes.append(prompts.tokens.shape)
+      return generate(params, prompts, keys)
+
+    found = rollouts.sample(
+      watched,
+      params,
+      examples,
+      rollouts.row_keys((3, 4), 0, ids, 2),
+      encoder=rollouts.Encoder(TOKENIZER, config),
+      multiple=1,
+      length_groups=length_groups,
+    )
+    return found, sizes
+
+  return run
+
+
+class TestSampleByLength:
+  @pytest.mark.slow
+  @pytest.mark.parametrize("count", [2, 3, 6])
+  def test_is_what_is_sampled_at_once(self, by_length, count):
+    (whole, _), (parts, sizes) = by_length(1), by_length(count)
+    assert len({size[-1] for size in sizes}) > 1
+    for name in ("tokens", "roles", "starts", "ends", "group_ids"):
+      np.testing.assert_array_equal(
+        getattr(parts, name), getattr(whole, name), err_msg=name
+      )
+    for name in ("behave_log_probs", "entropies"):
+      np.testing.assert_allclose(
+        getattr(parts, name), getattr(whole, name), atol=1e-5, err_msg=name
+      )
+    assert parts.prompt_size == whole.prompt_size
+
+  def test_short_prompts_are_padded_to_less(self, by_length):
+    overhead = len(TOKENIZER.encode_chat(example("").messages))
+    by_hand = [-(-(overhead + size) // 16) * 16 for size in (3, 40)]
+    assert by_hand[0] < by_hand[1]
+    _, sizes = by_length(2)
+    assert sizes == [(2, 3, by_hand[0]), (2, 3, by_hand[1])]
+
+  def test_no_part_is_refused(self):
+    with pytest.raises(ValueError, match="length_groups must be 1 or more"):
+      encoder(length_groups=0)
+
+
+class TestScore:
+  def test_every_row_is_an_answer_to_its_own_prompt(self, sampling):
+    sample, examples = sampling
+    found = sample()
+    with Grader(helpers.Letters(), num_workers=0, limit_s=1.0) as grader:
+      result = rollouts.score(
+        found, examples, tokenizer=TOKENIZER, grader=grader
+      )
+    assert result.rewards.shape == (2, 3, 2, 2)
+    assert result.scored.all() and result.scored.shape == (2, 3, 2, 2)
+    assert len(result.completions) == len(result.outcomes) == 12
+    texts = iter(result.completions)
+    task = helpers.Letters()
+    for n in range(2):
+      for p in range(3):
+        for g in range(2):
+          expected = task.score(examples[n][p], next(texts)).values
+          np.testing.assert_allclose(
+            result.rewards[n, p, g], expected, rtol=1e-6
+          )
+    roles = found.roles[..., found.prompt_size :]
+    np.testing.assert_array_equal(
+      result.lengths.reshape(2, 6), (roles == POLICY).sum(-1)
+    )
+    assert result.ended.shape == (2, 3, 2)
+
+  def test_a_limited_component_is_0_where_a_response_is_longer(self, sampling):
+    sample, examples = sampling
+    found = sample()
+    roles = np.array(found.roles)
+    roles[:, ::2, -2:] = PAD  # every other response is two tokens shorter
+    found = found.replace(roles=roles)
+    task = helpers.Letters()
+    score = base.Score((0.5, 0.25), base.Outcome.WRONG)
+    task.score = lambda example, completion: score
+    task.token_limits = {"small": roles.shape[-1] - found.prompt_size - 1}
+    with Grader(task, num_workers=0, limit_s=1.0) as grader:
+      result = rollouts.score(
+        found, examples, tokenizer=TOKENIZER, grader=grader
+      )
+    assert (result.rewards[..., 0] == 0.5).all()
+    assert (result.rewards[..., ::2, 1] == 0.25).all()
+    assert not result.rewards[..., 1::2, 1].any()
+    assert result.scored.all()

@@ -1,0 +1,249 @@
+"""Tests of saw_jax/tasks/household/alfworld_games.py; none needs the engine."""
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.household import alfworld_games as games
+from saw_jax.tasks.household import rules as household
+from saw_jax.tasks.household import world as hw
+
+# In the form of the package's, with nothing of its content.
+LOGIC = games.Logic(
+  domain="(define (domain alfred))",
+  grammar='"rhs": "Your task is to: UNKNOWN GOAL."',
+  goals={
+    name: "\n(:goal (exists (?o # object) (is ?o {obj} {recep} {toggle})))\n)"
+    for name in games.TASK_TYPES.values()
+  },
+)
+WORLD = hw.World(
+  kind="heat",
+  room="kitchen",
+  thing="mug",
+  place="cabinet",
+  goal="put a hot mug in cabinet.",
+  places=("cabinet 2", "cabinet 1", "microwave 1", "sinkbasin 1"),
+  things=("mug 1", "apple 1"),
+  lies_in=(3, 2),
+  lamp_in=-1,
+)
+LOOK = hw.World(
+  kind="look",
+  room="bedroom",
+  thing="pen",
+  place="desk",
+  goal="look at pen under the desklamp.",
+  places=("desk 1", "shelf 1"),
+  things=("pen 1",),
+  lies_in=(1,),
+  lamp_in=0,
+)
+
+
+def draw(kind, seed):
+  return hw.draw_world(Draws("games", kind, seed), "train", kinds=[kind])
+
+
+def sections(problem):
+  """The lines of `:objects` and of `:init`, and what follows them."""
+  found = re.fullmatch(
+    r"\(define \(problem household\)\n\(:domain alfred\)\n\(:objects\n(.*)\n\)"
+    r"\n\(:init\n(.*)\n\)\n(.*)\n\)",
+    problem,
+    re.DOTALL,
+  )
+  return found[1].splitlines(), found[2].splitlines(), found[3]
+
+
+class TestMakeProblem:
+  def test_a_small_world(self):
+    goal = LOGIC.goals["pick_heat_then_place_in_recep"]
+    objects, init, rest = sections(games.make_problem(WORLD, goal))
+    # The engine counts down: what is first in the order of names has the
+    # highest number.
+    zero = "_plus_00_dot_00"
+    first, last = "_plus_00_dot_00", "_plus_01_dot_00"
+    cabinet_2 = "_bar_".join(["Cabinet"] + [first] * 3)
+    cabinet_1 = "_bar_".join(["Cabinet"] + [last] * 3)
+    microwave = "_bar_".join(["Microwave"] + [zero] * 3)
+    sink = "_bar_".join(["Sink"] + [zero] * 3 + ["Sinkbasin"])
+    mug = "_bar_".join(["Mug"] + [zero] * 3)
+    apple = "_bar_".join(["Apple"] + [zero] * 3)
+    for name in (cabinet_1, cabinet_2, microwave, sink):
+      assert f"{name} - receptacle" in objects
+    assert {f"{mug} - object", "MugType - otype"} <= set(objects)
+    assert {"SinkbasinType - rtype", "agent1 - agent"} <= set(objects)
+    assert set(init) > {
+      "(= (total-cost) 0)",
+      f"(inReceptacle {mug} {sink})",
+      f"(inReceptacle {apple} {microwave})",
+      f"(receptacleType {sink} SinkbasinType)",
+      f"(openable {cabinet_2})",
+      f"(heatable {mug})",
+      f"(pickupable {apple})",
+      "(canContain CabinetType MugType)",
+    }
+    assert f"(openable {sink})" not in init
+    assert "(canContain CabinetType AppleType)" not in init
+    assert rest == (
+      "(:goal (exists (?o - object) (is ?o Mug Cabinet Desklamp)))\n"
+      "(:metric minimize (total-cost))"
+    )
+
+  def test_a_lamp_can_be_turned_on_and_not_taken(self):
+    problem = games.make_problem(LOOK, LOGIC.goals["look_at_obj_in_light"])
+    _, init, _ = sections(problem)
+    about = [fact for fact in init if "Desklamp_bar" in fact]
+    verbs = [fact.strip("()").split()[0] for fact in about]
+    assert verbs == [
+      "objectType",
+      "inReceptacle",
+      "objectAtLocation",
+      "toggleable",
+    ]
+
+  @pytest.mark.parametrize("kind", hw.KINDS)
+  def test_all_that_is_said_is_declared_once(self, kind):
+    for seed in range(10):
+      world = draw(kind, seed)
+      objects, init, _ = sections(
+        games.make_problem(world, LOGIC.goals[games.TASK_TYPES[kind]])
+      )
+      names = [line.partition(" - ")[0] for line in objects]
+      assert len(set(names)) == len(names)
+      for fact in init[1:]:
+        assert set(fact.strip("()").split()[1:]) <= set(names), fact
+      assert len(set(init)) == len(init)
+      in_places = [f for f in init if f.startswith("(inReceptacle ")]
+      assert len(in_places) == len(world.things) + (world.lamp_in >= 0)
+
+  @pytest.mark.parametrize(
+    "places",
+    [
+      ("cabinet 3", "cabinet 1", "microwave 1", "sinkbasin 1"),
+      ("cabinet 1", "cabinet 1", "microwave 1", "sinkbasin 1"),
+    ],
+  )
+  def test_numbers_with_gaps_are_refused(self, places):
+    with pytest.raises(ValueError, match="breaks the numbers of its kind"):
+      games.make_problem(WORLD._replace(places=places), "(:goal)")
+
+  def test_a_goal_that_is_not_closed_is_refused(self):
+    with pytest.raises(ValueError, match="bracket that is not closed"):
+      games.make_problem(WORLD, "(:goal (and")
+
+
+class TestMakeGame:
+  def test_it_is_what_the_package_writes(self):
+    game = games.make_game(WORLD, LOGIC)
+    assert set(game.data) == {
+      *("pddl_domain", "grammar", "pddl_problem", "solvable", "walkthrough")
+    }
+    assert game.data["pddl_domain"] == LOGIC.domain
+    assert 'to: put a hot mug in cabinet."' in game.data["grammar"]
+    assert list(game.walkthrough) == game.data["walkthrough"]
+    assert list(game.walkthrough) == household.shortest_plan(WORLD)
+    json.dumps(game.data)
+
+
+class TestFolders:
+  @pytest.fixture
+  def folder(self, tmp_path):
+    """A split with two worlds of each kind."""
+    worlds = [draw(kind, seed) for seed in range(2) for kind in hw.KINDS]
+    paths = games.write_games(tmp_path / "train", worlds, LOGIC)
+    assert len(paths) == 12
+    return tmp_path / "train"
+
+  def test_what_is_written_is_found_and_read(self, folder):
+    paths = games.find_games(folder)
+    assert len(paths) == 12 and paths == sorted(paths)
+    wanted = {draw(k, s).goal[:-1] for s in range(2) for k in hw.KINDS}
+    found = set()
+    for path in paths:
+      game = games.read_game(path)
+      found.add(game.data["grammar"].partition("to: ")[2][:-2])
+      assert game.walkthrough
+      task_type = json.loads((path.parent / games.TASK_FILE).read_text())
+      assert path.parts[-3].startswith(task_type["task_type"])
+      assert games.TASK_TYPES[games.read_kind(path)] == task_type["task_type"]
+    assert found == wanted
+
+  def test_kinds_choose(self, folder):
+    paths = games.find_games(folder, ["heat", "two"])
+    assert len(paths) == 4
+    assert {path.parts[-3].partition("-")[0] for path in paths} == {
+      "pick_heat_then_place_in_recep",
+      "pick_two_obj_and_place",
+    }
+
+  def test_the_lamp_is_told_apart(self, folder):
+    (path, _) = games.find_games(folder, ["look"])
+    about = json.loads((path.parent / games.TASK_FILE).read_text())
+    params = about["pddl_params"]
+    assert params["toggle_target"] == "Desklamp"
+    assert params["parent_target"] == "" and not params["object_sliced"]
+
+  @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+      (games.GAME_FILE, b""),
+      (games.GAME_FILE, b'{"pddl_domain": "x", "grammar"'),
+      (games.GAME_FILE, b"[1, 2]"),
+      (games.GAME_FILE, b"\xff\xfe\x00"),
+      (games.GAME_FILE, b"[" * 100_000),
+      (games.GAME_FILE, b'{"pddl_domain": "x", "grammar": "y"}'),
+      (
+        games.GAME_FILE,
+        b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": " "}',
+      ),
+      (
+        games.GAME_FILE,
+        b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": "z", '
+        b'"walkthrough": "look"}',
+      ),
+      (games.TASK_FILE, b"no"),
+    ],
+  )
+  def test_a_damaged_game_is_left_out_and_told(
+    self, folder, caplog, name, content
+  ):
+    broken = games.find_games(folder)[3].with_name(name)
+    broken.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+      paths = games.find_games(folder)
+    assert len(paths) == 11
+    assert broken.parent not in {path.parent for path in paths}
+    assert "1 games in" in caplog.text and str(broken) in caplog.text
+    if name == games.GAME_FILE:
+      with pytest.raises(ValueError, match="is damaged"):
+        games.read_game(broken)
+
+  def test_what_alfworld_leaves_out_is_left_out(self, folder):
+    first, second, third, *_ = games.find_games(folder)
+    data = json.loads(first.read_text())
+    first.write_text(json.dumps(data | {"solvable": False}))
+    second.parent.parent.rename(folder / "pick_movable-1")
+    third.with_name(games.TASK_FILE).unlink()
+    assert len(games.find_games(folder)) == 9
+
+  def test_an_empty_folder_is_named(self, tmp_path):
+    with pytest.raises(ValueError, match="no solvable game.tw-pddl of heat"):
+      games.find_games(tmp_path, ["heat"])
+    with pytest.raises(FileNotFoundError, match="valid_unseen"):
+      games.find_games(tmp_path / "train")
+
+  def test_a_file_that_is_not_there(self, tmp_path):
+    with pytest.raises(FileNotFoundError):
+      games.read_game(tmp_path / games.GAME_FILE)
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "alfworld", None)
+  with pytest.raises(ImportError, match=re.escape("saw_jax[alfworld]")):
+    games.read_logic()

@@ -1,0 +1,251 @@
+"""Tests of household/alfworld_task.py with a stand-in for the engine.
+
+The engine itself is in tests/engines_test.py.
+"""
+
+import importlib.util
+import pickle
+import re
+import types
+
+import pytest
+
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.household import (
+  alfworld_games,
+  alfworld_task,
+)
+from saw_jax.tasks.household import (
+  rules as household,
+)
+from saw_jax.tasks.household import world as hw
+from saw_jax.tasks.household.alfworld_games import Game, Logic
+from saw_jax.tasks.household.alfworld_task import (
+  Alfworld,
+  AlfworldConfig,
+  AlfworldTask,
+)
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
+
+LOGIC = Logic(
+  "domain",
+  "UNKNOWN GOAL",
+  dict.fromkeys(alfworld_games.TASK_TYPES.values(), "(:goal)"),
+)
+
+
+class Engine:
+  """As the engine is used: a state is told, and has a dictionary's keys."""
+
+  def load(self, data):
+    if "damage" in data["pddl_problem"]:
+      raise SystemExit(30)
+    self.data, self.closed = data, 0
+
+  def reset(self):
+    self.left = list(self.data["walkthrough"] or ["win"])
+    goal = self.data["grammar"]
+    return self.state(f"A room.\n\nYour task is to: {goal}.")
+
+  def step(self, action):
+    told = "Nothing happens."
+    if self.left and action == self.left[0]:
+      told = f"Done: {self.left.pop(0)}."
+    return self.state(told), 0, False
+
+  def state(self, feedback):
+    class State(dict):
+      pass
+
+    state = State(
+      won=not self.left, admissible_commands=["look", *self.left[:1]]
+    )
+    state.feedback = feedback
+    return state
+
+  def close(self):
+    self.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch):
+  monkeypatch.setattr(alfworld_task, "_start_engine", Engine)
+  monkeypatch.setattr(alfworld_games, "read_logic", lambda: LOGIC)
+  find = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    "find_spec",
+    lambda name: types.SimpleNamespace() if name == "alfworld" else find(name),
+  )
+
+
+GAME = Game(
+  {"grammar": "win", "pddl_problem": "", "walkthrough": ["one", "two"]},
+  ("one", "two"),
+)
+
+
+class TestAlfworld:
+  def test_the_step_that_wins_pays(self):
+    env = Alfworld(lambda seed: GAME, reward=7.0)
+    assert env.max_return == 7.0
+    assert env.reset(0) == "A room.\n\nYour task is to: win."
+    assert env.task == "win."
+    steps = [env.step(action) for action in ("one", "sing", "two")]
+    assert [step.observation for step in steps] == [
+      "Done: one.",
+      "Nothing happens.",
+      "Done: two.",
+    ]
+    assert [step.reward for step in steps] == [0, 0, 7.0]
+    assert [step.done for step in steps] == [False, False, True]
+    with pytest.raises(RuntimeError, match="reset first"):
+      env.step("look")
+
+  def test_an_episode_over_the_limit_pays_nothing(self):
+    env = Alfworld(lambda seed: GAME, max_steps=2)
+    env.reset(0)
+    steps = [env.step(action) for action in ("one", "look")]
+    assert [step.done for step in steps] == [False, True]
+    assert steps[-1].reward == 0 and env.done
+
+  def test_there_is_no_step_before_a_reset_or_after_a_close(self):
+    env = Alfworld(lambda seed: GAME)
+    with pytest.raises(RuntimeError, match="reset first"):
+      env.step("look")
+    env.reset(0)
+    assert env.admissible_actions == ["look", "one"]
+    env.close()
+    env.close()
+    with pytest.raises(RuntimeError, match="reset first"):
+      env.step("look")
+
+  def test_a_game_that_the_engine_refuses_is_a_value_error(self):
+    bad = Game(GAME.data | {"pddl_problem": "damage"}, ())
+    env = Alfworld([GAME, bad].__getitem__)
+    env.reset(0)
+    with pytest.raises(ValueError, match="game of seed 1: SystemExit: 30"):
+      env.reset(1)
+    with pytest.raises(RuntimeError, match="reset first"):
+      env.step("look")
+    assert env.reset(0)
+
+
+class TestDrawnGames:
+  TASK = AlfworldConfig(num_train=20, num_test=5, receptacles=6, objects=6)
+
+  def test_they_are_the_households_worlds(self):
+    task = AlfworldTask(self.TASK)
+    assert task.num_episodes("train") == 20 and task.num_episodes("test") == 5
+    env = task.make("test")
+    ours = household.Household("test", receptacles=6, objects=6)
+    for seed in range(5):
+      env.reset(seed)
+      ours.reset(seed)
+      assert env.task == ours.task
+      assert list(env.game.walkthrough) == household.shortest_plan(ours.world)
+
+  def test_prompts_replies_and_demonstrations_are_the_households(self):
+    task = AlfworldTask(self.TASK)
+    ours = task._household
+    steps = task.demonstrations(9, seed=1, wrong_rate=0.3)
+    assert steps == ours.demonstrations(9, seed=1, wrong_rate=0.3)
+    assert task.held_out(4) == ours.held_out(4)
+    for step in steps:
+      prompts = list(task.prompts(step.before, step.history))
+      assert prompts == list(ours.prompts(step.before, step.history))
+    reply = task.write_reply("go to bed 1")
+    assert task.read_reply(reply) == ("go to bed 1", True)
+
+  def test_it_can_be_sent_to_a_process(self):
+    again = pickle.loads(pickle.dumps(AlfworldTask(self.TASK)))
+    env = again.make("train")
+    assert env.reset(3) and env.max_return == again.max_return == 10.0
+    (component,) = again.components
+    assert component.maximum == 10.0
+
+
+class TestFolder:
+  @pytest.fixture
+  def task(self, tmp_path):
+    for name, count in (("train", 3), ("valid_seen", 2), ("valid_unseen", 1)):
+      worlds = [
+        hw.draw_world(Draws(name, seed), "train", kinds=["pick"])
+        for seed in range(count)
+      ]
+      alfworld_games.write_games(tmp_path / name, worlds, LOGIC)
+    return lambda **options: AlfworldTask(
+      AlfworldConfig(folder=str(tmp_path), **options)
+    )
+
+  def test_splits_are_folders(self, task):
+    assert task().num_episodes("train") == 3
+    assert task().num_episodes("test") == 2
+    assert task(evaluate_on="valid_unseen").num_episodes("test") == 1
+    assert task(num_train=2).num_episodes("train") == 2
+    with pytest.raises(ValueError, match="did you mean 'test'"):
+      task().num_episodes("tests")
+    with pytest.raises(ValueError, match="no solvable"):
+      task(kinds=("heat",))
+
+  def test_every_seed_is_another_file(self, task):
+    env = task().make("train")
+    walks = {env.reset(seed) and env.game.walkthrough for seed in range(3)}
+    assert len(walks) == 3
+
+  def test_demonstrations_are_walkthroughs(self, task):
+    made = task()
+    one = made.make("train")
+    one.reset(0)
+    steps = made.demonstrations(40, seed=0)
+    assert len(steps) == 40
+    length = len(one.game.walkthrough)
+    assert [s.action for s in steps[:length]] == list(one.game.walkthrough)
+    assert steps[length].history == ()
+    assert steps[1].history == ((steps[0].before.observation, steps[0].action),)
+    assert steps[1].before.observation == steps[0].observation
+    assert len(made.held_out(3)) == 3
+    with pytest.raises(ValueError, match="set wrong_rate to 0"):
+      made.demonstrations(1, seed=0, wrong_rate=0.1)
+
+  def test_games_without_a_walkthrough_show_nothing(self, task):
+    made = task()
+    for path in made._paths["train"]:
+      data = alfworld_games.read_game(path).data | {"walkthrough": None}
+      with open(path, "w") as file:
+        alfworld_games.json.dump(data, file)
+    with pytest.raises(ValueError, match="has a walkthrough"):
+      made.demonstrations(1, seed=0)
+
+  def test_a_game_damaged_in_between_costs_its_own_episode(self, task):
+    made = task()
+    with open(made._paths["train"][1], "w") as file:
+      file.write("{")
+    with EnvironmentPool(made, num_workers=0, limit_s=5.0) as pool:
+      found = pool.start([("train", seed) for seed in range(3)])
+      assert [one.done for one in found] == [False, True, False]
+      assert "is damaged" in found[1].failure
+      assert set(pool.step({0: "look", 2: "look"})) == {0, 2}
+
+
+class TestMistakes:
+  def test_without_the_package_its_extra_is_named(self, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=re.escape("saw_jax[alfworld]")):
+      AlfworldTask()
+
+  @pytest.mark.parametrize(
+    ("field", "words"),
+    [
+      ({"evaluate_on": "valid_unsen"}, "did you mean 'valid_unseen'"),
+      ({"kinds": ("pikc",)}, "did you mean 'pick'"),
+      ({"max_steps": 0}, "max_steps is not positive"),
+    ],
+  )
+  def test_a_mistake_is_named(self, field, words):
+    with pytest.raises(ValueError, match=words):
+      AlfworldConfig(**field)
+
+  def test_a_folder_that_is_not_there_is_named(self, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+      AlfworldTask(AlfworldConfig(folder=str(tmp_path / "no")))

@@ -1,0 +1,78 @@
+"""Tests of saw_jax/tasks/household/expert.py."""
+
+import pytest
+
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.household import rules as household
+from saw_jax.tasks.household import world as hw
+from saw_jax.tasks.household.expert import Expert
+
+
+def play(env, seed, wrong=0.0):
+  """Plays an episode; returns its actions."""
+  draws = Draws("test", seed)
+  expert = Expert(env, draws)
+  actions = []
+  while not env.done:
+    action = expert.action()
+    assert action in env.admissible_actions, (action, env.world)
+    if draws.chance(wrong):
+      action = draws.choice(env.admissible_actions)
+    env.step(action)
+    actions.append(action)
+  return actions
+
+
+@pytest.mark.parametrize("kind", hw.KINDS)
+@pytest.mark.parametrize("wrong", [0.0, 0.5])
+def test_it_solves_every_world_whatever_happens_to_it(kind, wrong):
+  env = household.Household(
+    "train", kinds=[kind], receptacles=5, objects=6, max_steps=400
+  )
+  for seed in range(40):
+    env.reset(seed)
+    play(env, seed, wrong)
+    assert env.won, env.world
+
+
+def test_it_knows_only_what_it_has_seen():
+  env = household.Household("train", receptacles=8, objects=8)
+  longer = 0
+  for seed in range(60):
+    env.reset(seed)
+    actions = play(env, seed)
+    shortest = household.shortest_plan(env.world)
+    assert len(actions) >= len(shortest)
+    longer += len(actions) > len(shortest)
+    # What it takes, it has seen: it was there, and the place was open.
+    for i, action in enumerate(actions):
+      if action.startswith("take "):
+        place = action.partition(" from ")[2]
+        assert f"go to {place}" in actions[:i]
+  assert longer > 30
+
+
+def test_what_is_closed_is_opened_before_it_counts_as_seen():
+  env = household.Household("train", kinds=["pick"], receptacles=8, objects=8)
+  opened = 0
+  for seed in range(60):
+    env.reset(seed)
+    expert = Expert(env, Draws(seed))
+    while not env.done:
+      at = env.at
+      looks = at >= 0 and env.is_closed(at) and env.held is None
+      action = expert.action()
+      if looks:
+        assert action == f"open {env.world.places[at]}"
+        opened += 1
+      env.step(action)
+  assert opened > 20
+
+
+def test_the_order_of_its_search_is_the_draws():
+  env = household.Household("train", kinds=["pick"])
+  orders = set()
+  for seed in (0, 0, 1, 2):
+    env.reset(5)
+    orders.add(tuple(play(env, seed)))
+  assert len(orders) == 3

@@ -1,0 +1,332 @@
+"""Boxed answers: found, normalised, compared; and what hostile text costs."""
+
+import fractions
+import itertools
+import json
+import pathlib
+import sys
+import time
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.tasks.math import answers as math_answers
+from saw_jax.tasks.math.answers import (
+  extract_answer,
+  is_equal,
+  is_equal_by_math_verify,
+  normalise_answer,
+  parse_number,
+)
+
+CARE = json.loads(
+  (pathlib.Path(__file__).parents[2] / "golden" / "rlavr_care.json").read_text()
+)["math_reward"]
+
+settings = hypothesis.settings(
+  max_examples=300, deadline=None, derandomize=True, database=None
+)
+# Text that looks like an answer often enough to reach the odd places.
+latex = st.lists(
+  st.sampled_from(
+    [*"0123456789+-*/=^_.,()[]{}$%\\ xyi", "\\boxed{", "\\frac", "\\frac{1}{2}"]
+    + ["\\text{", "\\{", "\\}", "\\left(", "\\right)", "\\sqrt{", "^\\circ"]
+    + ["\\%", "\\$", "\\,", "{,}", "\\pi", " cm", "1,000", "−", "٣", "\n", "½"]
+  ),
+  max_size=14,
+).map("".join)
+
+
+class TestExtractAnswer:
+  @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+      (r"so \boxed{46}.", "46"),
+      (r"\boxed{1} and \boxed{2}", "2"),
+      (r"\boxed{1} and \boxed{2", "1"),
+      (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+      (r"\boxed{ 7 }", "7"),
+      (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+      (r"\boxed{\boxed{5}}", "5"),
+      (r"\boxed{4 + \boxed{3}", "3"),
+      (r"}} { \boxed{3}", "3"),
+      (r"\boxed {3}", "3"),
+      (r"\boxed{}", ""),
+      ("\\boxed{1\n2}", "1\n2"),
+      (r"\boxed 5", None),
+      (r"\boxed{5", None),
+      (r"\boxed{a{b}", None),
+      (r"\fbox{5}", None),
+      ("46", None),
+      ("", None),
+    ],
+  )
+  def test_by_hand(self, text, answer):
+    assert extract_answer(text) == answer
+
+  @settings
+  @hypothesis.given(before=latex, answer=st.text(alphabet="0123456789-/,. "))
+  def test_a_box_at_the_end_is_found_whatever_comes_before(
+    self, before, answer
+  ):
+    text = f"{before} \\boxed{{{answer}}}"
+    assert extract_answer(text) == answer.strip()
+
+
+class TestNormaliseAnswer:
+  @pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+      ("42", "42"),
+      ("+42", "42"),
+      ("-0", "0"),
+      ("007", "7"),
+      ("−3", "-3"),
+      ("- 3", "-3"),
+      ("5.", "5"),
+      ("5.0", "5"),
+      (".5", "1/2"),
+      ("3.50", "7/2"),
+      ("2/4", "1/2"),
+      ("6 / 3", "2"),
+      ("1 1/2", "3/2"),
+      (r"\frac12", "1/2"),
+      (r"\frac{1}2", "1/2"),
+      (r"\dfrac{-6}{4}", "-3/2"),
+      (r"\tfrac 1 2", "1/2"),
+      (r"-1\frac{1}{2}", "-3/2"),
+      (r"--1\frac{1}{2}", "3/2"),
+      (r"\frac{1.5}{3}", "1/2"),
+      ("1,234", "1234"),
+      ("1,234,567.5", "2469135/2"),
+      ("1{,}234", "1234"),
+      (r"1\,234", "1234"),
+      ("10 000", "10000"),
+      (r"\$18", "18"),
+      ("$18$", "18"),
+      (r"\(18\)", "18"),
+      (r"50\%", "50"),
+      ("50 %", "50"),
+      ("18 dollars", "18"),
+      ("18 fresh eggs.", "18"),
+      (r"5\text{ cm}^2", "5"),
+      (r"5 \mathrm{m}", "5"),
+      (r"30^\circ", "30"),
+      (r"30^{\circ}", "30"),
+      ("x = 5", "5"),
+      ("x_1=5", "5"),
+      ("(5)", "5"),
+      ("((5))", "5"),
+      (r"\text{(A)}", "A"),
+      (r"\text{even}", "even"),
+      ("(1, 0.5)", "(1,1/2)"),
+      (r"\left( 1, \frac{1}{2} \right)", "(1,1/2)"),
+      ("(1,234)", "(1,234)"),
+      ("[0, 1.0)", "[0,1)"),
+      (r"\{2, 1\}", r"\{2,1\}"),
+      ("x = 2y + 1", "2y+1"),
+      # What is not one number stays text.
+      ("1 2", "1 2"),
+      ("1,23", "1,23"),
+      ("1.2.3", "1.2.3"),
+      ("1/0", "1/0"),
+      (r"\frac{1}{0}", r"\frac{1}{0}"),
+      ("2^{10}", "2^{10}"),
+      ("1e3", "1e3"),
+      ("5x", "5x"),
+      ("5 pi", "5pi"),
+      (r"5\pi", r"5\pi"),
+      ("٣", "٣"),
+      ("nan", "nan"),
+      ("", ""),
+    ],
+  )
+  def test_by_hand(self, answer, normal):
+    assert normalise_answer(answer) == normal
+
+  @settings
+  @hypothesis.given(latex | st.text())
+  def test_a_normal_form_is_its_own(self, text):
+    normal = normalise_answer(text)
+    assert normalise_answer(normal) == normal
+    assert is_equal(normal, text)
+
+  @settings
+  @hypothesis.given(st.fractions(), st.booleans())
+  def test_every_way_to_write_a_fraction_is_that_fraction(self, value, sign):
+    top, bottom = value.numerator, value.denominator
+    ways = [f"{top}/{bottom}", rf"\frac{{{top}}}{{{bottom}}}"]
+    ways += [f"${top}/{bottom}$", rf"\dfrac{{{2 * top}}}{{{2 * bottom}}}"]
+    if bottom == 1:
+      ways += [f"{top}", f"{top:,}", f"{top}.00", rf"\${top:,}", f"{top} kg"]
+    assert {normalise_answer(way) for way in ways} == {str(value)}
+
+  @settings
+  @hypothesis.given(st.decimals(allow_nan=False, allow_infinity=False))
+  def test_decimals_are_exact(self, value):
+    text = f"{value:f}"
+    hypothesis.assume(len(text) < 200)
+    assert normalise_answer(text) == str(fractions.Fraction(text))
+
+  @settings
+  @hypothesis.given(st.integers(0, 10**6), st.integers(0, 10**6))
+  def test_other_numbers_differ(self, one, other):
+    assert is_equal(str(one), f"{other:,}") == (one == other)
+
+  def test_a_number_that_is_too_long_is_text(self):
+    digits = "9" * math_answers.MAX_NUMBER_SIZE
+    assert parse_number(digits) == int(digits)
+    assert parse_number(digits + "9") is None
+    assert normalise_answer("+" + digits) == "+" + digits
+
+
+HOSTILE = {
+  "tower": "9^{9^{9^{9}}}",
+  "tower of stars": "9**9**9**9",
+  "power": "7^{99999999}",
+  "powers of powers": "(((9^{99})^{99})^{99})^{99}",
+  "factorial": "99999999!",
+  "digits": "9" * 1_000_000,
+  "zeros": "0." + "0" * 1_000_000 + "1",
+  "fractions": "\\frac{" * 100_000,
+  "nested": "\\frac{1}{" * 5_000 + "1" + "}" * 5_000,
+  "parentheses": "(" * 100_000 + "1" + ")" * 100_000,
+  "short parentheses": "(" * 120 + "1" + ")" * 120,
+  "signs": "-" * 100_000 + "1",
+  "commas": "(" + "1," * 100_000 + "1)",
+  "spaces": "1" + " " * 100_000 + "x",
+  "words": "1 " + "ab " * 80 + "!",
+  "units": "1" + "\\%" * 100,
+  "boxes": "\\boxed{" * 100_000,
+  "closed boxes": "\\boxed{1}" * 100_000,
+  "braces": "{" * 1_000_000,
+  "null": "\0" * 1000,
+  "surrogate": "\ud800",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("equal", [is_equal, is_equal_by_math_verify])
+def test_hostile_text_costs_nothing(name, equal):
+  if equal is is_equal_by_math_verify:
+    pytest.importorskip("math_verify")
+    equal("1", "2")  # The first call imports.
+  text = HOSTILE[name]
+  start = time.perf_counter()
+  answer = extract_answer(f"\\boxed{{{text}}}")
+  assert not equal(text, "2")
+  assert answer is None or not equal(answer, "2")
+  # Most take microseconds; a wrong turn takes hours.
+  assert time.perf_counter() - start < 10
+
+
+class TestAgainstCare:
+  """The grader of CARE's released code, and where the exact one differs."""
+
+  # Algebra, other cases and powers of ten are no normal forms; a reference
+  # comes without its box. The reference code calls these pairs equal.
+  DIFFERENT = {
+    ("x+1", "1+x"),
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    ("34", r"\boxed{34}"),
+    ("1e3", "1000"),
+    ("A", "a"),
+  }
+
+  @pytest.mark.parametrize("case", CARE["extract_and_score_vs_gt_34"])
+  def test_extraction_and_score(self, case):
+    answer = extract_answer(case["response"])
+    if case["extracted"] is None:
+      assert answer is None
+    else:
+      assert answer == case["extracted"].strip()
+    assert (answer is not None and is_equal(answer, "34")) == case["score"]
+
+  @pytest.mark.parametrize("case", CARE["grade"])
+  def test_grades_of_the_training_reward(self, case):
+    pair = case["model"], case["gt"]
+    want = case["grade_fast_false (training-reward path)"]
+    if pair in self.DIFFERENT:
+      assert want and not is_equal(*pair)
+    else:
+      assert is_equal(*pair) == want
+
+  def test_the_exceptions_are_cases(self):
+    assert self.DIFFERENT <= {(c["model"], c["gt"]) for c in CARE["grade"]}
+
+  def test_votes_fall_into_the_same_clusters(self):
+    for one, other in itertools.combinations(CARE["vote_normalisation"], 2):
+      want = one["normalised"] == other["normalised"]
+      if {one["boxed"], other["boxed"]} == {"x+1", "1+x"}:
+        assert want  # Algebra again.
+        want = False
+      assert is_equal(one["boxed"], other["boxed"]) == want
+
+  def test_the_quirks_of_its_normal_form_are_not_ours(self):
+    # There "1,000" is the pair (1, 0), and "10 %" a tenth.
+    theirs = {c["boxed"]: c["normalised"] for c in CARE["vote_normalisation"]}
+    assert (theirs["1,000"], theirs[r"10\%"]) == ("(1, 0)", "1/10")
+    assert normalise_answer("1,000") == "1000"
+    assert normalise_answer(r"10\%") == "10"
+
+
+class TestMathVerify:
+  # Pairs, whether the exact grader calls them equal, whether math-verify does.
+  PAIRS = [
+    ("46", "46", True, True),
+    ("46", "47", False, False),
+    ("-3", "3", False, False),
+    ("1,234", "1234", True, True),
+    ("0.5", r"\frac{1}{2}", True, True),
+    (r"\frac{2}{4}", r"\frac{1}{2}", True, True),
+    ("1/3", r"\frac{1}{3}", True, True),
+    ("0.34", r"\frac{1}{3}", False, False),
+    (r"\$5", "5", True, True),
+    (r"50\%", "50", True, True),
+    (r"5\text{ cm}", "5", True, True),
+    (r"30^\circ", "30", True, True),
+    ("x=5", "5", True, True),
+    ("(1,2)", "(1, 2)", True, True),
+    ("(2,1)", "(1,2)", False, False),
+    ("[0,1)", "[0, 1)", True, True),
+    (r"2\sqrt{3}", r"2\sqrt{3}", True, True),
+    # Algebra is what the extra is for.
+    (r"\sqrt{12}", r"2\sqrt{3}", False, True),
+    ("2^{10}", "1024", False, True),
+    ("x+1", "1+x", False, True),
+    ("(x+1)^2", "x^2+2x+1", False, True),
+    (r"\{2,1\}", r"\{1,2\}", False, True),
+    ("x+1", "x+2", False, False),
+    ("x^{}", "x^2", False, False),
+    # Not asked, as it could take for ever.
+    ("2^{20000}", "4^{10000}", False, False),
+  ]
+
+  @pytest.mark.parametrize(("answer", "gold", "exact", "verified"), PAIRS)
+  def test_where_the_two_graders_agree_and_where_not(
+    self, answer, gold, exact, verified
+  ):
+    pytest.importorskip("math_verify")
+    assert is_equal(answer, gold) is exact
+    assert is_equal_by_math_verify(answer, gold) is verified
+
+  @hypothesis.settings(settings, max_examples=60)
+  @hypothesis.given(st.fractions(-99, 99, max_denominator=12), st.data())
+  def test_both_agree_on_numbers(self, value, data):
+    pytest.importorskip("math_verify")
+    other = data.draw(st.sampled_from([value, -value, value + 1, 2 * value]))
+    text = rf"\frac{{{other.numerator}}}{{{other.denominator}}}"
+    assert is_equal(text, str(value)) is (value == other)
+    assert is_equal_by_math_verify(text, str(value)) is (value == other)
+
+  @hypothesis.settings(settings, max_examples=60)
+  @hypothesis.given(latex)
+  def test_it_is_total_and_no_stricter_than_the_exact_one(self, text):
+    pytest.importorskip("math_verify")
+    assert is_equal_by_math_verify(text, "12") >= is_equal(text, "12")
+
+  def test_a_missing_library_names_the_extra(self, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ImportError, match=r"saw_jax\[math\]"):
+      is_equal_by_math_verify("1", "2")

@@ -1,0 +1,196 @@
+"""Readers of problem files: a row of our own in each schema, and real ones."""
+
+import json
+import pathlib
+
+import pytest
+
+from saw_jax.tasks.math import files as math_files
+
+DATA = pathlib.Path(__file__).parents[2] / "data"
+
+
+def write(tmp_path, rows, name="rows.jsonl"):
+  path = tmp_path / name
+  if path.suffix == ".parquet":
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  else:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def asked(example):
+  return example.messages[-1]["content"]
+
+
+class TestRealRows:
+  def test_gsm8k(self):
+    train = math_files.read_examples(DATA / "gsm8k" / "train.jsonl")
+    assert [e.reference for e in train] == ["72", "10", "5", "42", "624"]
+    assert asked(train[0]).startswith("Natalia sold clips to 48")
+    working = train[0].meta["working"]
+    assert "48/2 = 24 clips" in working
+    assert "<<" not in working and "####" not in working
+    test = math_files.read_examples(DATA / "gsm8k" / "test.jsonl", first_key=9)
+    assert [e.key for e in test] == [9, 10, 11, 12, 13]
+
+  def test_svamp(self):
+    found = math_files.read_examples(DATA / "svamp" / "SVAMP.json")
+    assert [e.reference for e in found][:2] == ["51", "1"]
+    assert asked(found[0]) == (
+      "Each pack of dvds costs 76 dollars. If there is a discount of 25 "
+      "dollars on each pack. How much do you have to pay to buy each pack?"
+    )
+    assert len(found) == 6
+
+
+VERL = {
+  "data_source": "ours",
+  "prompt": [{"role": "user", "content": "What is 2 + 2?"}],
+  "reward_model": {"ground_truth": "4", "style": "rule"},
+}
+# One row of our own in the schema of each data set.
+SCHEMAS = {
+  "MATH": {
+    "problem": "What is 2 + 2?",
+    "level": "Level 1",
+    "type": "Sums",
+    "solution": r"We add: \boxed{2+2 = 4}, so \boxed{4}.",
+  },
+  "MATH-500": {
+    "problem": "What is 2 + 2?",
+    "solution": r"We add, $\boxed{4}$.",
+    "answer": "4",
+    "unique_id": "a",
+  },
+  "AIME 2024": {
+    "ID": "x-1",
+    "Problem": "What is 2 + 2?",
+    "Solution": "We add.",
+    "Answer": 4,
+  },
+  "AIME 2025": {"problem": "What is 2 + 2?", "answer": "4", "id": 0},
+  "AMC 23": {"id": 0, "question": "What is 2 + 2?", "answer": 4.0},
+  "Minerva": {
+    "question": "What is 2 + 2?",
+    "solution": r"\boxed{4}",
+    "idx": 0,
+  },
+  "several": {"question": "What is 2 + 2?", "final_answer": ["4"]},
+  "boxed": {"problem": "What is 2 + 2?", "answer": r"$\boxed{4}$"},
+  "verl": VERL,
+}
+
+
+class TestSchemas:
+  @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+  @pytest.mark.parametrize("name", SCHEMAS)
+  def test_each_is_recognised_by_its_columns(self, tmp_path, name, suffix):
+    path = write(tmp_path, [SCHEMAS[name]], f"rows.{suffix}")
+    (example,) = math_files.read_examples(path, first_key=7)
+    assert example.key == 7
+    assert example.messages == ({"role": "user", "content": "What is 2 + 2?"},)
+    assert example.reference == "4"
+
+  def test_the_template_is_put_around_the_problem(self, tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    row = {**VERL, "prompt": [system, *VERL["prompt"]]}
+    path = write(tmp_path, [row])
+    (example,) = math_files.read_examples(path, template="<{problem}> {}")
+    assert example.messages == (
+      system,
+      {"role": "user", "content": "<What is 2 + 2?> {}"},
+    )
+
+  def test_what_dapo_asks_beside_the_problem_is_left_out(self, tmp_path):
+    # Its last line asks for an answer without a box.
+    content = "\n\n".join(
+      [
+        "Solve the following math problem step by step. The last line ...",
+        "What is 2 + 2?",
+        "It is a sum.",
+        "Remember to put your answer on its own line after ...",
+      ]
+    )
+    row = {**VERL, "prompt": [{"role": "user", "content": content}]}
+    (example,) = math_files.read_examples(write(tmp_path, [row]))
+    assert asked(example) == "What is 2 + 2?\n\nIt is a sum."
+
+  def test_repeated_rows_count_once_and_keep_their_number(self, tmp_path):
+    other = {**VERL, "reward_model": {"ground_truth": "5"}}
+    path = write(tmp_path, [VERL, VERL, other, VERL])
+    found = math_files.read_examples(path)
+    assert [(e.key, e.reference) for e in found] == [(0, "4"), (2, "5")]
+
+  @pytest.mark.parametrize(
+    ("answer", "reference"),
+    [(4, "4"), (4.0, "4"), (0.1, "0.1"), (-2.5, "-2.5"), (" 4 ", "4")],
+  )
+  def test_numbers_become_text(self, tmp_path, answer, reference):
+    path = write(tmp_path, [{"problem": "x", "answer": answer}])
+    (example,) = math_files.read_examples(path)
+    assert example.reference == reference
+
+
+class TestBrokenFiles:
+  @pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+      (SCHEMAS["MATH"], {"problem": "x"}, "no field 'solution'"),
+      (SCHEMAS["MATH"], {"problem": "x", "solution": r"\boxed{4"}, "boxed"),
+      (
+        SCHEMAS["AMC 23"],
+        {"question": None, "answer": 1},
+        "no field 'problem'",
+      ),
+      (SCHEMAS["AMC 23"], {"question": " ", "answer": 1}, "problem is empty"),
+      (SCHEMAS["AMC 23"], {"question": "x", "answer": ""}, "answer is empty"),
+      (
+        SCHEMAS["AMC 23"],
+        {"question": "x", "answer": float("nan")},
+        "not finite",
+      ),
+      (SCHEMAS["AMC 23"], {"question": "x", "answer": True}, "no number: True"),
+      (
+        SCHEMAS["several"],
+        {"question": "x", "final_answer": ["1", "2"]},
+        "2 answers, not one",
+      ),
+      (
+        {"question": "x", "answer": "y #### 1"},
+        {"question": "x", "answer": "y 1"},
+        "no ####",
+      ),
+      (
+        {"Body": "x", "Question": "y", "Answer": 1.0},
+        {"Body": "x", "Question": 3, "Answer": 1.0},
+        "field 'question' is not a str",
+      ),
+      (VERL, {**VERL, "prompt": []}, "does not end with a message"),
+      (VERL, {**VERL, "prompt": "x"}, "field 'prompt' is not a list"),
+      (VERL, {**VERL, "reward_model": {}}, "no field 'ground_truth'"),
+      (VERL, [1], "not an object"),
+    ],
+  )
+  def test_the_row_is_named(self, tmp_path, first, second, message):
+    path = write(tmp_path, [first, second])
+    with pytest.raises(ValueError, match=message) as info:
+      math_files.read_examples(path)
+    assert str(info.value).startswith(f"{path}, row 1: ")
+
+  def test_unknown_columns_are_listed(self, tmp_path):
+    path = write(tmp_path, [{"text": "x", "label": 1}])
+    with pytest.raises(ValueError, match="row 0: its columns .* label, text"):
+      math_files.read_examples(path)
+
+  def test_an_empty_file_has_no_rows(self, tmp_path):
+    with pytest.raises(ValueError, match="no rows"):
+      math_files.read_examples(write(tmp_path, []))
+
+  def test_a_missing_file_is_one_sentence(self, tmp_path):
+    path = tmp_path / "aime.jsonl"
+    with pytest.raises(FileNotFoundError) as info:
+      math_files.read_examples(path)
+    assert str(info.value) == f"{path}: there is no such file."

@@ -1,0 +1,148 @@
+"""Generated arithmetic, checked by Python's own parser and by hand."""
+
+import ast
+import collections
+import fractions
+import re
+
+import pytest
+
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.math import problems as math_problems
+
+LEVELS = math_problems.LEVELS
+
+
+def draw(count, split="train", *, levels=LEVELS, word_share=0.5, seed=0):
+  return [
+    math_problems.draw_problem(
+      Draws("x", seed, i), split, levels=levels, word_share=word_share
+    )
+    for i in range(count)
+  ]
+
+
+def reckon(text):
+  """The value of an expression by another road: `ast` and `Fraction`."""
+
+  def value(node):
+    if isinstance(node, ast.Constant):
+      return fractions.Fraction(node.value)
+    assert isinstance(node, ast.BinOp), ast.dump(node)
+    left, right = value(node.left), value(node.right)
+    if isinstance(node.op, ast.Add):
+      return left + right
+    if isinstance(node.op, ast.Sub):
+      return left - right
+    assert isinstance(node.op, ast.Mult)
+    return left * right
+
+  return value(ast.parse(text, mode="eval").body)
+
+
+def test_answers_and_steps_are_right():
+  for problem in draw(2000):
+    assert reckon(problem.expression) == problem.answer, problem
+    for step in problem.working:
+      assert reckon(step) == problem.answer, problem
+    steps = (problem.expression, *problem.working, str(problem.answer))
+    if problem.text != f"{problem.expression}=":
+      steps = steps[1:]  # A story's working starts with the expression.
+      assert steps[0] == problem.expression
+    assert len(set(steps)) == len(steps), problem
+
+
+def test_numbers_stay_small():
+  for problem in draw(2000):
+    numbers = re.findall(r"\d+", " ".join([problem.text, *problem.working]))
+    assert all(int(n) <= math_problems.MAX_VALUE for n in numbers)
+    assert 0 <= problem.answer <= math_problems.MAX_VALUE
+
+
+def test_stories_name_the_numbers_of_their_expression():
+  stories = [p for p in draw(1000, word_share=1.0) if p.level < 4]
+  assert len(stories) > 600
+  for problem in stories:
+    in_text = sorted(re.findall(r"\d+", problem.text))
+    assert in_text == sorted(re.findall(r"\d+", problem.expression))
+    assert "{" not in problem.text and problem.text.islower()
+
+
+def test_every_story_and_every_level_occurs():
+  problems = draw(4000, word_share=1.0)
+  for stories in math_problems.STORIES.values():
+    for story in stories:
+      pattern = re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(story))
+      assert any(re.fullmatch(pattern, p.text) for p in problems), story
+  levels = collections.Counter(p.level for p in problems)
+  assert set(levels) == set(LEVELS) and min(levels.values()) > 800
+  assert all(p.text == f"{p.expression}=" for p in problems if p.level == 4)
+
+
+def test_levels_are_what_they_say():
+  for level, count in ((1, 1), (2, 1), (3, 2), (4, 3)):
+    for problem in draw(200, levels=(level,), word_share=0.0):
+      assert problem.level == level
+      operators = re.findall(r"[-+*]", problem.expression)
+      assert len(operators) == count, problem
+      numbers = re.findall(r"\d+", problem.expression)
+      if level == 1:
+        assert max(map(len, numbers)) == 1
+
+
+def test_no_expression_is_in_both_splits_whatever_the_seed():
+  seen = {}
+  for split in ("train", "test"):
+    seen[split] = {
+      p.expression for seed in (0, 1) for p in draw(1500, split, seed=seed)
+    }
+    assert len(seen[split]) > 500
+    assert {math_problems.split_of(e) for e in seen[split]} == {split}
+  assert not seen["train"] & seen["test"]
+
+
+def test_a_fifth_of_all_expressions_is_held_out():
+  sums = [f"{a}+{b}" for a in range(10, 100) for b in range(10, 100)]
+  held_out = sum(math_problems.split_of(s) == "test" for s in sums)
+  # 5 deviations of a binomial of 8100: 5 * sqrt(0.16 * 8100) = 180.
+  assert abs(held_out - 0.2 * 8100) < 180
+
+
+@pytest.mark.parametrize(
+  ("tree", "text", "steps"),
+  [
+    (("+", 2, 3), "2+3", ()),
+    (("+", 12, 34), "12+34", ("40+6",)),
+    (("+", 47, 38), "47+38", ("70+15",)),
+    (("+", 40, 38), "40+38", ()),
+    (("-", 52, 38), "52-38", ("22-8",)),
+    (("-", 52, 30), "52-30", ()),
+    (("*", 7, 8), "7*8", ()),
+    (("*", 12, 7), "12*7", ("70+14",)),
+    (("*", 1, 72), "1*72", ()),
+    (("*", ("+", 13, 25), 4), "(13+25)*4", ("38*4", "120+32")),
+    (("*", 4, ("+", 1, 2)), "4*(1+2)", ("4*3",)),
+    (("-", 20, ("-", 9, 5)), "20-(9-5)", ("20-4",)),
+    (("-", 20, ("*", 3, 5)), "20-3*5", ("20-15", "10-5")),
+    (("-", ("+", 9, 8), 3), "9+8-3", ("17-3",)),
+    (
+      ("*", ("+", 1, 2), ("-", 9, 5)),
+      "(1+2)*(9-5)",
+      ("3*(9-5)", "3*4"),
+    ),
+  ],
+)
+def test_writing_and_working_by_hand(tree, text, steps):
+  assert math_problems.write(tree) == text
+  assert math_problems.work(tree) == steps
+  assert math_problems.evaluate(tree) == reckon(text)
+
+
+def test_a_mistake_is_near_and_wrong():
+  for answer in (0, 1, 9, 10, 11, 46, 100, 999, 12345):
+    found = {math_problems.mistake(Draws(answer, i), answer) for i in range(99)}
+    assert answer not in found and len(found) >= 3
+    assert all(0 <= wrong <= answer + 90 for wrong in found)
+  assert math_problems.mistake(Draws(0), -5) < 0
+  swapped = {math_problems.mistake(Draws(i), 46) for i in range(99)}
+  assert swapped == {36, 44, 45, 47, 48, 56, 64}

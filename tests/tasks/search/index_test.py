@@ -1,0 +1,94 @@
+"""Tests of saw_jax/tasks/search/index.py."""
+
+import math
+import subprocess
+import sys
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.tasks.search import index as search_index
+from saw_jax.tasks.search.index import SearchIndex, split_words
+
+TEXTS = (
+  "a red shirt",
+  "a blue shirt of cotton",
+  "the glass river",
+  "a red glass",
+  "",
+)
+INDEX = SearchIndex(TEXTS)
+
+
+def bm25(query, texts, *, k1=1.5, b=0.75):
+  """Lucene's BM25, written out."""
+  words = [split_words(text) for text in texts]
+  mean = sum(map(len, words)) / len(words)
+  scores = []
+  for own in words:
+    score = 0.0
+    for word in split_words(query):
+      df = sum(word in other for other in words)
+      idf = math.log(1 + (len(words) - df + 0.5) / (df + 0.5))
+      tf = own.count(word)
+      score += idf * tf / (tf + k1 * (1 - b + b * len(own) / mean))
+    scores.append(score)
+  return scores
+
+
+class TestFind:
+  @pytest.mark.parametrize("query", ["red shirt", "glass", "cotton red glass"])
+  def test_the_order_is_that_of_the_formula(self, query):
+    scores = bm25(query, TEXTS)
+    expected = sorted(
+      (i for i, score in enumerate(scores) if score > 0),
+      key=lambda i: (-scores[i], i),
+    )
+    assert INDEX.find(query, 10) == expected
+
+  def test_of_equal_texts_the_first_comes_first(self):
+    index = SearchIndex(["one two", "two three", "one two", "one two"])
+    assert index.find("one", 10) == [0, 2, 3]
+    assert index.find("one", 2) == [0, 2]
+
+  @pytest.mark.parametrize("query", ["", "the of a", "zebra", "!?", "\x00"])
+  def test_what_is_nowhere_finds_nothing(self, query):
+    assert INDEX.find(query, 10) == []
+
+  @hypothesis.given(st.text(), st.integers(1, 10))
+  def test_any_text_is_a_query(self, query, count):
+    found = INDEX.find(query, count)
+    assert len(found) == len(set(found)) <= min(count, len(TEXTS))
+
+  def test_nothing_to_search_is_said(self):
+    with pytest.raises(ValueError, match="no text has a word"):
+      SearchIndex(["", "the"])
+
+
+class TestImport:
+  def test_it_does_not_start_jax(self):
+    program = (
+      "import sys; from saw_jax.tasks.search.index import SearchIndex; "
+      "SearchIndex(['a word']); "
+      "tops = {name.partition('.')[0] for name in sys.modules}; "
+      "print(tops & {'jax', 'jaxlib', 'bm25s'})"
+    )
+    done = subprocess.run(
+      [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "{'bm25s'}", done.stderr
+
+  def test_a_jax_that_is_there_stays(self, monkeypatch):
+    there = object()
+    monkeypatch.setitem(sys.modules, "jax", there)
+    monkeypatch.delitem(sys.modules, "bm25s", raising=False)
+    search_index._import_bm25s()
+    assert sys.modules["jax"] is there
+
+  def test_without_bm25s_the_extra_is_named(self, monkeypatch):
+    monkeypatch.delitem(sys.modules, "bm25s", raising=False)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
+    with pytest.raises(ImportError, match=r"saw_jax\[search\]"):
+      search_index._import_bm25s()

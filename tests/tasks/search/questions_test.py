@@ -1,0 +1,164 @@
+"""Tests of saw_jax/tasks/search/questions.py."""
+
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.tasks.search import questions as search_questions
+from saw_jax.tasks.search.corpus import Passage, Question
+from saw_jax.tasks.search.questions import Library, SearchQuestions
+
+LIBRARY = Library(
+  [
+    Passage("Ann Bell", "Ann Bell was born in Oslo."),
+    Passage("", "Oslo is a city in Norway."),
+    Passage("Zürich", 'It is "big".'),
+  ]
+)
+QUESTIONS = (
+  Question("where was ann bell born?", ("Oslo", "Kristiania")),
+  Question("who?", ("The Beatles",)),
+)
+
+
+def make(seed=0, **options):
+  env = SearchQuestions(LIBRARY, QUESTIONS, **options)
+  assert env.reset(seed) == env.task == QUESTIONS[seed].text
+  return env
+
+
+class TestEpisode:
+  def test_by_hand(self):
+    env = make()
+    found = (
+      '<information>{"result": "Doc 1: Ann Bell\\nAnn Bell was born in Oslo.'
+      '\\nDoc 2: Oslo is a city in Norway.\\n"}</information>'
+    )
+    # The first has all three words, the second one of them.
+    step = env.step("<search>ann bell oslo</search>")
+    assert step == (found, 0.0, False)
+    assert env.step("<answer> The Oslo. </answer>") == ("", 1.0, True)
+    assert env.searched == ["ann bell oslo"] and env.answer == "The Oslo."
+
+  @pytest.mark.parametrize(
+    ("answer", "reward"),
+    [("oslo", 2.0), ("KRISTIANIA!", 2.0), ("in oslo", 0.0), ("", 0.0)],
+  )
+  def test_any_of_the_right_answers_pays_and_each_ends_it(self, answer, reward):
+    step = make(max_return=2.0).step(f"<answer>{answer}</answer>")
+    assert step == ("", reward, True)
+
+  def test_articles_do_not_count(self):
+    assert make(1).step("<answer>a beatles</answer>").reward == 1.0
+
+  def test_over_the_limit_it_is_done_without_a_reward(self):
+    env = make(max_steps=2)
+    assert not env.step("<search>oslo</search>").done
+    assert env.step("<search>oslo</search>")[1:] == (0.0, True)
+    with pytest.raises(RuntimeError, match="reset first"):
+      env.step("<answer>oslo</answer>")
+
+  def test_a_new_episode_forgets_the_last(self):
+    env = make()
+    env.step("<search>oslo</search>")
+    env.step("<answer>oslo</answer>")
+    env.reset(0)
+    assert (env.searched, env.answer, env.done) == ([], None, False)
+
+  def test_passages_are_as_many_as_asked_for(self):
+    text = make(num_passages=1).step("<search>oslo</search>").observation
+    assert "Doc 1:" in text and "Doc 2:" not in text
+
+  def test_they_are_json_with_escapes(self):
+    text = make().step("<search>zürich</search>").observation
+    inside = text.removeprefix("<information>").removesuffix("</information>")
+    assert json.loads(inside) == {"result": 'Doc 1: Zürich\nIt is "big".\n'}
+    assert text.isascii()
+
+  def test_nothing_found_is_said_in_the_same_form(self):
+    text = make().step("<search>xyzzy</search>").observation
+    assert text == '<information>{"result": ""}</information>'
+
+
+class TestHostileText:
+  @pytest.mark.parametrize(
+    "action",
+    [
+      "",
+      "oslo",
+      "<answer>oslo",
+      "<search></answer>",
+      "x <answer>oslo</answer>",
+    ],
+  )
+  def test_what_is_neither_takes_a_step(self, action):
+    assert make(max_steps=2).step(action) == ("", 0.0, False)
+
+  @hypothesis.given(
+    st.lists(
+      st.one_of(
+        st.text(),
+        st.text().map("<search>{}</search>".format),
+        st.just("<search>ann bell</search>"),
+        st.text().map("<answer>{}</answer>".format),
+      ),
+      max_size=5,
+    )
+  )
+  @hypothesis.settings(deadline=None)
+  def test_no_text_makes_it_raise_and_it_is_deterministic(self, actions):
+    first, second = make(), make()
+    for action in actions:
+      if first.done:
+        break
+      step = first.step(action)
+      assert step == second.step(action)
+      assert 0 <= step.reward <= 1 and len(step.observation) < 1000
+
+  def test_enormous_passages_are_cut(self):
+    library = Library([Passage("", "word " + "x" * 100_000)] * 5)
+    env = SearchQuestions(library, QUESTIONS)
+    env.reset(0)
+    text = env.step("<search>" + "word " * 50_000 + "</search>").observation
+    assert len(text) < 3 * search_questions.LONGEST_PASSAGE + 200
+    assert len(env.searched[0]) == search_questions.LONGEST_QUERY
+
+
+class TestReplies:
+  @pytest.mark.parametrize(
+    ("text", "action", "valid"),
+    [
+      ("<search>a</search>", "<search>a</search>", True),
+      ("x <answer> B </answer> y", "<answer>B</answer>", True),
+      # The last one is taken, and more than one is invalid.
+      ("<answer>a</answer><answer>b</answer>", "<answer>b</answer>", False),
+      ("<search>a</search><answer>b</answer>", "<answer>b</answer>", False),
+      ("<search>a</answer>", "", False),
+      ("", "", False),
+    ],
+  )
+  def test_by_hand(self, text, action, valid):
+    assert search_questions.read_reply(text) == (action, valid)
+
+  @hypothesis.given(st.text())
+  def test_what_is_read_is_an_action_or_none(self, text):
+    for completion in (text, f"<answer>{text}</answer>"):
+      action = search_questions.read_reply(completion).action
+      if action:
+        assert search_questions.split_action(action)[0] in ("search", "answer")
+
+  @hypothesis.given(st.text())
+  def test_normalising_twice_changes_nothing(self, text):
+    once = search_questions.normalise(text)
+    assert search_questions.normalise(once) == once
+
+
+def test_history_is_numbered_and_cut():
+  history = [(f"<search>{i}</search>", f"found {i}") for i in range(1, 4)]
+  text = search_questions.make_prompt("who?", history, shown=2)
+  assert "taken 3 step(s)" in text and "found 1" not in text
+  assert "Step 2:<search>2</search> found 2\nStep 3:" in text
+  first = search_questions.make_prompt("who?", shown=0)
+  assert "step(s)" not in first and "who?" in first

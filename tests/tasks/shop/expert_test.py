@@ -1,0 +1,108 @@
+"""Tests of saw_jax/tasks/shop/expert.py."""
+
+import pytest
+
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.shop import products as shop_products
+from saw_jax.tasks.shop.expert import Expert
+from saw_jax.tasks.shop.products import Instruction, Product
+from saw_jax.tasks.shop.site import Catalogue, Shop
+from saw_jax.tasks.shop.task import ShopConfig, ShopTask
+
+
+def solve(env, seed):
+  """Plays an episode as the expert; returns the reward and the actions."""
+  env.reset(seed)
+  expert, actions, reward = Expert(env), [], 0.0
+  while not env.done:
+    actions.append(expert.action())
+    reward += env.step(actions[-1]).reward
+  return reward, actions
+
+
+class TestExpert:
+  @pytest.mark.parametrize(
+    ("num_products", "per_page"), [(20, 4), (60, 4), (150, 10)]
+  )
+  @pytest.mark.parametrize("split", ["train", "test"])
+  def test_every_instruction_can_be_followed(
+    self, num_products, per_page, split
+  ):
+    config = ShopConfig(num_products=num_products, per_page=per_page, reward=3)
+    env = ShopTask(config).make(split)
+    for seed in range(100):
+      reward, actions = solve(env, seed)
+      assert (reward, env.score) == (3, 1.0), (seed, actions)
+      # A search, a product, as many clicks as options, and the purchase, with
+      # a page turned now and then.
+      assert len(actions) <= 3 + len(env.instruction.options) + 3
+
+  def test_it_finds_back_from_mistakes(self):
+    env = ShopTask(ShopConfig(num_products=60, max_steps=60)).make("train")
+    solved = 0
+    for seed in range(60):
+      env.reset(seed)
+      expert, draws = Expert(env), Draws("mistakes", seed)
+      while not env.done:
+        action = expert.action()
+        if draws.chance(0.3):
+          action = draws.choice(env.admissible_actions)
+        step = env.step(action)
+      # What it can do nothing about: a purchase by mistake.
+      solved += step.reward > 0
+      assert step.reward or env.page.kind == "done"
+    assert solved > 40
+
+  def test_it_leaves_the_results_of_another_search(self):
+    env = ShopTask(ShopConfig(num_products=60)).make("train")
+    env.reset(0)
+    expert = Expert(env)
+    mine = expert.action()
+    env.step("search[shirt speaker chair]")
+    assert expert.action() == "click[back to search]"
+    env.step(expert.action())
+    assert expert.action() == mine
+
+  def test_it_turns_pages(self):
+    cheap = Product(
+      code="B000000099",
+      name="hat",
+      query="hat",
+      categories=("hats",),
+      price=5.0,
+      price_tag="$5.0",
+      description="",
+      features=(),
+      attributes=("soft",),
+      options=(),
+    )
+    dear = [
+      cheap._replace(code=f"B00000{i:04d}", price=500.0) for i in range(12)
+    ]
+    asked = Instruction("a hat", cheap.code, ("soft",), (), 10.0)
+    env = Shop(Catalogue([*dear, cheap]), lambda seed: asked, per_page=5)
+    reward, actions = solve(env, 0)
+    assert reward == 10.0
+    assert actions == [
+      "search[soft hat]",
+      *["click[next >]"] * 2,
+      "click[b000000099]",
+      "click[buy now]",
+    ]
+    # From what is too dear it goes back.
+    env.reset(0)
+    expert = Expert(env)
+    env.step(expert.action())
+    env.step(f"click[{env.listed[0].code}]")
+    assert expert.action() == "click[< prev]"
+
+  def test_options_of_another_spelling_are_found(self):
+    product = shop_products.draw_products(1)[0]._replace(
+      options=(("color", ("dark navy", "light grey")), ("fit", ("any",)))
+    )
+    asked = Instruction(
+      "x", product.code, product.attributes, ("grey",), product.price
+    )
+    env = Shop(Catalogue([product]), lambda seed: asked)
+    reward, actions = solve(env, 0)
+    assert reward == 10.0 and actions[2] == "click[light grey]"

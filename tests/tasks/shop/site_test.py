@@ -1,0 +1,274 @@
+"""Tests of saw_jax/tasks/shop/site.py."""
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.shop import products as shop_products
+from saw_jax.tasks.shop import site as shop
+from saw_jax.tasks.shop.products import Instruction, Product
+from saw_jax.tasks.shop.site import Catalogue, Shop
+
+SHIRT = Product(
+  code="B000000001",
+  name="Soft Cotton Shirt",
+  query="shirt",
+  categories=("clothing", "shirt"),
+  price=25.0,
+  price_tag="$25.0",
+  description="A good shirt.",
+  features=("soft", "washable"),
+  attributes=("soft", "cotton"),
+  options=(("color", ("red", "blue")), ("size", ("small", "large"))),
+)
+DEAR = SHIRT._replace(code="B000000002", price=99.0, price_tag="$99.0")
+HATS = [
+  SHIRT._replace(
+    code=f"B0000001{i:02d}", name=f"Hat {i}", description="A hat.", options=()
+  )
+  for i in range(60)
+]
+CATALOGUE = Catalogue([SHIRT, DEAR, *HATS])
+ASKED = Instruction("a soft red shirt", SHIRT.code, ("soft",), ("red",), 30.0)
+HEAD = "Instruction: [SEP] a soft red shirt [SEP] "
+
+
+def make(**options):
+  env = Shop(CATALOGUE, lambda seed: ASKED, **options)
+  env.reset(0)
+  return env
+
+
+def play(env, *actions):
+  for action in actions:
+    step = env.step(action)
+  return step
+
+
+class TestPurchase:
+  def test_page_by_page(self):
+    env = Shop(CATALOGUE, lambda seed: ASKED)
+    start = "WebShop [SEP] Instruction: [SEP] a soft red shirt [SEP] Search"
+    assert env.reset(0) == start
+    assert env.admissible_actions == ["search[<your query>]"]
+    listed = (
+      f"{HEAD}Back to Search [SEP] Page 1 (Total results: 2) [SEP] B000000001"
+      " [SEP] Soft Cotton Shirt [SEP] $25.0 [SEP] B000000002"
+      " [SEP] Soft Cotton Shirt [SEP] $99.0"
+    )
+    assert env.step("search[Cotton]") == (listed, 0.0, False)
+    assert env.admissible_actions == [
+      "click[back to search]",
+      "click[b000000001]",
+      "click[b000000002]",
+    ]
+    item = (
+      f"{HEAD}Back to Search [SEP] < Prev [SEP] color [SEP] red [SEP] blue"
+      " [SEP] size [SEP] small [SEP] large [SEP] Soft Cotton Shirt"
+      " [SEP] Price: $25.0 [SEP] Rating: N.A. [SEP] Description"
+      " [SEP] Features [SEP] Reviews [SEP] Buy Now"
+    )
+    assert env.step("click[B000000001]") == (item, 0.0, False)
+    features = f"{HEAD}Back to Search [SEP] < Prev [SEP] soft [SEP] washable"
+    assert env.step("click[features]") == (features, 0.0, False)
+    assert env.step("click[< prev]") == (item, 0.0, False)
+    assert env.step("click[red]") == (item, 0.0, False)
+    assert env.options == {"color": "red"}
+    # One attribute, one option and the price: three of three.
+    done = (
+      "Thank you for shopping with us! [SEP] Your score (min 0.0, max 1.0)"
+      " [SEP] 1.0"
+    )
+    assert env.step("click[buy now]") == (done, 10.0, True)
+    assert env.score == 1.0 and env.admissible_actions == []
+
+  @pytest.mark.parametrize(
+    ("code", "options", "score"),
+    [
+      (SHIRT.code, ["red"], 1.0),
+      (SHIRT.code, ["red", "blue"], 2 / 3),  # the last one counts
+      (SHIRT.code, [], 2 / 3),
+      (DEAR.code, ["red"], 2 / 3),
+      (DEAR.code, [], 1 / 3),
+    ],
+  )
+  @pytest.mark.parametrize("pays", shop.PAYS)
+  def test_what_is_paid(self, code, options, score, pays):
+    env = make(pays=pays, max_return=5.0)
+    clicks = [f"click[{name}]" for name in (code, *options, "buy now")]
+    step = play(env, "search[shirt]", *clicks)
+    assert env.score == pytest.approx(score)
+    full = 5.0 * (score == 1)
+    assert step.reward == pytest.approx(
+      full if pays == "success" else 5 * score
+    )
+    assert step.done
+
+  def test_a_hat_is_no_shirt(self):
+    # Its name has no word of the other's.
+    play(env := make(pays="score"), "search[hat]")
+    code = env.listed[0].code
+    assert play(env, f"click[{code}]", "click[buy now]").reward == 0.0
+
+
+class TestPages:
+  def test_results_come_in_tens_and_end_at_fifty(self):
+    env = make()
+    first = play(env, "search[hat]").observation
+    assert "Page 1 (Total results: 50) [SEP] Next > [SEP] B0" in first
+    assert "click[< prev]" not in env.admissible_actions
+    codes = [p.code for p in env.listed]
+    for number in range(2, 6):
+      page = env.step("click[next >]").observation
+      assert f"Page {number} (Total results: 50) [SEP] < Prev" in page
+      assert len(env.listed) == 10
+      codes += [p.code for p in env.listed]
+    assert (
+      len(set(codes)) == 50 and "click[next >]" not in env.admissible_actions
+    )
+    assert env.step("click[next >]").observation == page
+    play(env, *["click[< prev]"] * 4)
+    assert play(env, "search[hat]").observation == first
+
+  def test_from_an_item_one_gets_back_to_its_page_of_results(self):
+    env = make()
+    page = play(env, "search[hat]", "click[next >]").observation
+    code = env.listed[3].code
+    assert play(env, f"click[{code}]", "click[< prev]").observation == page
+
+  def test_options_are_forgotten_with_the_item(self):
+    env = make()
+    play(env, "search[shirt]", f"click[{SHIRT.code}]", "click[red]")
+    assert env.options == {"color": "red"}
+    play(env, "click[description]", "click[< prev]")
+    assert env.options == {"color": "red"}
+    play(env, "click[< prev]", f"click[{SHIRT.code}]")
+    assert env.options == {}
+    play(env, "click[red]", "search[hat]")
+    assert env.options == {}
+
+  @pytest.mark.parametrize("name", ["description", "features", "reviews"])
+  def test_what_there_is_nothing_about_is_said(self, name):
+    bare = SHIRT._replace(description="", features=())
+    env = Shop(Catalogue([bare]), lambda seed: ASKED)
+    env.reset(0)
+    page = play(env, "search[shirt]", f"click[{bare.code}]", f"click[{name}]")
+    assert page.observation.endswith(f"< Prev [SEP] No {name.capitalize()}")
+
+  def test_a_value_of_two_options_is_the_later_ones(self):
+    both = SHIRT._replace(options=(("a", ("x",)), ("b", ("x",))))
+    env = Shop(Catalogue([both]), lambda seed: ASKED)
+    env.reset(0)
+    play(env, "search[shirt]", f"click[{both.code}]", "click[x]")
+    assert env.options == {"b": "x"}
+
+  def test_nothing_found_is_a_page_too(self):
+    page = play(make(), "search[zebra]").observation
+    assert page == f"{HEAD}Back to Search [SEP] Page 1 (Total results: 0)"
+
+  def test_pages_may_do_without_the_instruction(self):
+    env = make(shows_instruction=False)
+    assert env.reset(0) == "Search"
+    assert play(env, "search[zebra]").observation.startswith("Back to Search")
+
+  @pytest.mark.parametrize("per_page", [1, 4])
+  def test_pages_may_be_shorter(self, per_page):
+    play(env := make(per_page=per_page), "search[hat]")
+    assert len(env.listed) == per_page
+
+
+class TestHostileText:
+  @pytest.mark.parametrize(
+    "action",
+    ["", "buy now", "click[]", "click[search]", "click[buy now]", "search[]"]
+    + ["search[ ]", "buy[x]", "click[b000000001]", "search[a", "click[start]"],
+  )
+  def test_what_cannot_be_done_takes_a_step_and_changes_nothing(self, action):
+    env = make(max_steps=2)
+    before = env.reset(0)
+    assert env.step(action) == (before, 0.0, False)
+    assert env.step(action) == (before, 0.0, True)
+
+  @hypothesis.given(
+    st.lists(
+      st.one_of(
+        st.text(),
+        st.text(max_size=9).map("search[{}]".format),
+        st.sampled_from(["hat", "shirt"]).map("search[{}]".format),
+        st.sampled_from(
+          ["b000000001", "next >", "< prev", "red", "features", "buy now"]
+        ).map("click[{}]".format),
+      ),
+      max_size=12,
+    )
+  )
+  @hypothesis.settings(deadline=None, max_examples=60)
+  def test_no_text_makes_it_raise_and_it_is_deterministic(self, actions):
+    first, second = make(max_steps=50), make(max_steps=50)
+    for action in actions:
+      if first.done:
+        break
+      step = first.step(action)
+      assert step == second.step(action)
+      assert 0 < len(step.observation) <= shop.LONGEST_PAGE
+      assert 0 <= step.reward <= first.max_return
+      assert all(isinstance(a, str) for a in first.admissible_actions)
+
+  def test_enormous_texts_are_cut(self):
+    huge = SHIRT._replace(name="shirt " * 10_000, description="x" * 100_000)
+    env = Shop(Catalogue([huge]), lambda seed: ASKED)
+    env.reset(0)
+    for action in ("search[" + "shirt " * 50_000 + "]", f"click[{huge.code}]"):
+      assert len(env.step(action).observation) <= shop.LONGEST_PAGE
+    assert len(env.page.query) <= 300
+
+  def test_every_admissible_action_does_something(self):
+    products = shop_products.draw_products(30)
+    env = Shop(
+      Catalogue(products),
+      lambda seed: shop_products.draw_instruction(products, "train", seed),
+      max_steps=30,
+    )
+    for seed in range(8):
+      env.reset(seed)
+      draws = Draws("walk", seed)
+      while not env.done:
+        action = draws.choice(env.admissible_actions)
+        action = action.replace("<your query>", env.task)
+        before = (env.page, dict(env.options))
+        env.step(action)
+        chosen = action.removeprefix("click[").removesuffix("]")
+        assert (env.page, env.options) != before or (
+          chosen in env.options.values()
+        )
+
+  def test_after_the_end_it_has_to_be_reset(self):
+    env = make(max_steps=1)
+    env.step("")
+    with pytest.raises(RuntimeError, match="reset first"):
+      env.step("")
+    with pytest.raises(RuntimeError, match="reset first"):
+      Shop(CATALOGUE, lambda seed: ASKED).step("")
+
+  def test_another_pay_is_refused(self):
+    with pytest.raises(ValueError, match="did you mean 'score'"):
+      make(pays="scores")
+
+
+class TestPrompt:
+  def test_the_instruction_is_cut_off_a_page(self):
+    page = make().step("search[cotton]").observation
+    assert shop.strip_instruction(page, ASKED.text).startswith("Back to Search")
+    start = make().reset(0)
+    assert shop.strip_instruction(start, ASKED.text) == "Search"
+    assert shop.strip_instruction("x", ASKED.text) == "x"
+
+  def test_history_is_numbered_and_cut(self):
+    history = [(f"page {i}", f"click[{i}]") for i in range(1, 5)]
+    text = shop.make_prompt("a hat", "now", ["click[x]"], history, shown=2)
+    assert "taken 4 step(s)" in text and "You are now at step 5" in text
+    assert "[Observation 3: 'page 3', Action 3: 'click[3]'], [Obs" in text
+    assert "page 2" not in text and "['click[x]']" in text
+    first = shop.make_prompt("a hat", "now", ["click[x]"])
+    assert "step(s)" not in first and "a hat" in first

@@ -1,0 +1,125 @@
+"""The judge's cache: kept, shared, and safe to kill."""
+
+import concurrent.futures
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from saw_jax.tasks.summaries.judge_cache import JudgeCache, JudgeCacheError
+
+WRITER = """
+import sys
+from saw_jax.tasks.summaries.judge_cache import JudgeCache
+cache = JudgeCache(sys.argv[1])
+print("ready", flush=True)
+for number in range(10**9):
+  cache.put(str(number), {"quality": number})
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "folder" / "judge.sqlite"
+
+
+def test_a_verdict_is_kept(path):
+  assert JudgeCache(path).get("a") is None
+  JudgeCache(path).put("a", {"quality": 7.5, "conciseness": 2.0})
+  assert JudgeCache(path).get("a") == {"quality": 7.5, "conciseness": 2.0}
+  assert JudgeCache(path).get("b") is None
+
+
+def test_the_first_verdict_counts(path):
+  cache = JudgeCache(path)
+  assert cache.put("a", {"quality": 7.0}) == {"quality": 7.0}
+  assert cache.put("a", {"quality": 1.0}) == {"quality": 7.0}
+  assert cache.get("a") == {"quality": 7.0}
+
+
+def test_many_at_once(path):
+  # Opening it is a race too: nobody has made the file yet.
+  def work(number):
+    cache = JudgeCache(path)
+    cache.put(str(number % 5), {"quality": float(number)})
+    return cache.get(str(number % 5))
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(work, range(40)))
+  for number, scores in enumerate(found):
+    assert scores == JudgeCache(path).get(str(number % 5))
+
+
+def test_a_killed_writer_leaves_what_it_wrote(path):
+  writer = subprocess.Popen(
+    [sys.executable, "-c", WRITER, str(path)],
+    stdout=subprocess.PIPE,
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+  )
+  assert writer.stdout.readline() == b"ready\n"
+  while JudgeCache(path).get("20") is None:
+    assert writer.poll() is None
+    time.sleep(0.01)
+  writer.send_signal(signal.SIGKILL)
+  writer.wait()
+  writer.stdout.close()
+  cache = JudgeCache(path)
+  assert all(cache.get(str(n)) == {"quality": n} for n in range(21))
+  cache.put("more", {"quality": 1.0})
+  with sqlite3.connect(path) as connection:
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+class TestReserve:
+  def test_places_are_apart(self, path):
+    caches = [JudgeCache(path), JudgeCache(path)]
+    start = time.time()
+    places = [
+      caches[n % 2].reserve("m", 60.0, latest=start + 1000) for n in range(4)
+    ]
+    assert places[0] == pytest.approx(start, abs=5.0)
+    gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
+    assert gaps == [pytest.approx(60.0)] * 3
+
+  def test_a_place_that_is_too_late_is_left_to_others(self, path):
+    cache = JudgeCache(path)
+    first = cache.reserve("m", 60.0, latest=time.time() + 1)
+    assert cache.reserve("m", 60.0, latest=first + 59.0) is None
+    assert cache.reserve("m", 60.0, latest=first + 61.0) == first + 60.0
+
+  def test_each_model_has_its_queue(self, path):
+    cache = JudgeCache(path)
+    latest = time.time() + 1
+    assert cache.reserve("m", 60.0, latest=latest) is not None
+    assert cache.reserve("n", 60.0, latest=latest) is not None
+
+
+class TestWrongFiles:
+  def test_damage_is_named(self, path):
+    path.parent.mkdir()
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(JudgeCacheError, match="damaged or no SQLite file"):
+      JudgeCache(path)
+    assert path.read_bytes() == b"no database at all" * 100
+
+  def test_the_file_of_somebody_else_is_left_alone(self, path):
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+      connection.execute("CREATE TABLE theirs (a)")
+    before = path.read_bytes()
+    with pytest.raises(JudgeCacheError, match="no judge's cache"):
+      JudgeCache(path)
+    assert path.read_bytes() == before
+
+  def test_a_lock_is_named(self, path):
+    cache = JudgeCache(path, busy_s=0.05)
+    with sqlite3.connect(path, isolation_level=None) as connection:
+      connection.execute("BEGIN EXCLUSIVE")
+      with pytest.raises(JudgeCacheError, match="locked"):
+        cache.get("a")
+      connection.execute("ROLLBACK")
+    assert cache.get("a") is None

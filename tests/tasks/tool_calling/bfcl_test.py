@@ -1,0 +1,405 @@
+"""Tests of saw_jax/tasks/tool_calling/bfcl.py.
+
+`make bfcl` runs all of them, in an environment with the package.
+"""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from saw_jax.tasks import base
+from saw_jax.tasks.tool_calling import (
+  bfcl,
+)
+from saw_jax.tasks.tool_calling import (
+  rewards as tool_rewards,
+)
+from saw_jax.tasks.tool_calling import (
+  task as tool_calling,
+)
+from saw_jax.tasks.workers import grading
+
+TOOLRL = pathlib.Path(__file__).parents[2] / "data/toolrl/rlla_4k_test.parquet"
+FUNCTION = {
+  "name": "geo.area",
+  "description": "The area.",
+  "parameters": {
+    "type": "dict",
+    "properties": {
+      "base": {"type": "integer", "description": "How wide."},
+      "unit": {"type": "string", "description": "In what."},
+    },
+    "required": ["base"],
+  },
+}
+ANSWERS = [{"geo.area": {"base": [10], "unit": ["cm", ""]}}]
+
+
+def example(category="simple_python", answers=ANSWERS):
+  return base.Example(
+    key=bfcl.FIRST_KEY,
+    messages=(),
+    reference=json.dumps(answers),
+    meta={"category": category, "id": "x", "functions": [FUNCTION]},
+  )
+
+
+def write(*calls):
+  lines = "\n".join(
+    json.dumps({"name": name, "parameters": parameters})
+    for name, parameters in calls
+  )
+  return f"<think> ... </think>\n<tool_call>\n{lines}\n</tool_call>"
+
+
+class TestReadCalls:
+  def test_calls_have_the_checkers_form(self):
+    text = write(("f", {"x": 1}), ("g.h", {}))
+    assert bfcl.read_calls(text) == [{"f": {"x": 1}}, {"g.h": {}}]
+
+  def test_the_last_turn_counts(self):
+    text = f"<|im_start|>assistant\n{write(('f', {}))}<|im_end|>"
+    assert bfcl.read_calls(text) == [{"f": {}}]
+
+  def test_no_block_is_no_call(self):
+    assert bfcl.read_calls("<response> No. </response>") == []
+
+  @pytest.mark.parametrize(
+    "inside",
+    [
+      "",
+      "f(x=1)",
+      '{"name": "f"}',
+      '{"name": ["f"], "parameters": {}}',
+      '{"name": 3, "parameters": {}}',
+      '{"name": "f", "parameters": [1]}',
+      '[["name", "f"]]',
+      "[" * 100_000,
+      '{"name": "f", "parameters": {"x": ' + "9" * 10_000 + "}}",
+      "__import__('os').abort()",
+    ],
+  )
+  def test_what_cannot_be_read_is_none(self, inside):
+    assert bfcl.read_calls(f"<tool_call>\n{inside}\n</tool_call>") is None
+
+  def test_nor_can_a_block_that_stays_open(self):
+    assert (
+      bfcl.read_calls(write(("f", {})).removesuffix("</tool_call>")) is None
+    )
+
+
+class TestAverages:
+  def test_by_hand(self):
+    right = {
+      "simple_python": [1, 1],
+      "simple_java": [0, 1],
+      "simple_javascript": [0, 0],
+      "multiple": [1, 0],
+      "parallel": [1],
+      "parallel_multiple": [0],
+      "irrelevance": [1, 1, 1, 0],
+      "live_simple": [1, 1],
+      "live_multiple": [1, 0, 0, 0],
+      "live_parallel": [0],
+      "live_parallel_multiple": [1],
+      "live_irrelevance": [1],
+      "live_relevance": [0],
+    }
+    pairs = [(name, value) for name in right for value in right[name]]
+    found = bfcl.averages(*zip(*pairs, strict=True))
+    assert found["live_multiple"] == 0.25
+    # (simple (1 + 1/2 + 0)/3, 1/2, 1, 0, 3/4) / 5
+    assert found["non_live"] == pytest.approx((0.5 + 0.5 + 1 + 0 + 0.75) / 5)
+    # All ten entries alike.
+    assert found["live"] == pytest.approx(5 / 10)
+    assert found["single_turn"] == pytest.approx((0.55 + 0.5) / 2)
+
+  def test_a_missing_category_leaves_its_averages_out(self):
+    found = bfcl.averages(["multiple", "multiple"], [1, 0.5])
+    assert found == {"multiple": 0.75}
+
+  def test_the_task_averages_what_is_bfcls(self):
+    task = tool_calling.ToolCallingTask()
+    mixed = [*task.examples("test")[:1], example(), example("multiple")]
+    assert task.averages(mixed, [1.0, 0.25, 0.5]) == {
+      "simple_python": 0.25,
+      "multiple": 0.5,
+    }
+    assert task.averages(mixed[:1], [1.0]) == {}
+
+
+class TestPrompts:
+  def frame(self):
+    return bfcl.find_frame(tool_calling.read_examples(TOOLRL)[0])
+
+  def test_all_rows_of_a_file_have_one_frame(self):
+    examples = tool_calling.read_examples(TOOLRL)
+    frames = [bfcl.find_frame(one) for one in examples]
+    assert len({frame.before_tools for frame in frames}) == 1
+    assert len({frame.after_tools for frame in frames}) == 1
+    assert frames[0].before_tools.endswith("following tools:\n")
+    assert frames[0].after_tools.startswith("\n\n**Steps")
+    assert frames[0].before_history == "**Dialogue Records History**\n"
+
+  def test_a_row_is_what_its_frame_makes_of_its_tools(self):
+    row = tool_calling.read_examples(TOOLRL)[1]
+    system, user = (message["content"] for message in row.messages)
+    functions = [
+      {
+        "name": "getSentenceLength",
+        "description": "Calculate the average length of sentences in a text "
+        "corpus",
+        "parameters": {
+          "text": {
+            "description": "The text corpus for which you want to calculate "
+            "sentence length",
+            "type": "string",
+            "default": "",
+          }
+        },
+      },
+      {
+        "name": "lemmatizer",
+        "description": "Retrieve the base form (lemma) of a given word",
+        "parameters": {
+          "word": {
+            "description": "The word for which you want to retrieve the lemma",
+            "type": "string",
+            "default": "",
+          }
+        },
+      },
+    ]
+    said = "Can you calculate the average sentence length?"
+    turn = [{"role": "user", "content": said}]
+    messages = bfcl._write(bfcl.find_frame(row), functions, turn)
+    assert [m["content"] for m in messages] == [system, user]
+
+  def test_other_prompts_are_refused(self):
+    (plain,) = tool_calling.ToolCallingTask().examples("test")[:1]
+    with pytest.raises(ValueError, match="no prompt of ToolRL's"):
+      bfcl.find_frame(plain)
+
+
+class TestWithoutThePackage:
+  def test_the_error_says_how_to_get_it(self, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bfcl_eval", None)
+    with pytest.raises(ImportError, match="--no-deps 'bfcl-eval"):
+      tool_calling.ToolCallingTask().examples("bfcl_multiple")
+
+  def test_an_unknown_category_has_the_nearest(self):
+    with pytest.raises(ValueError, match="'simple_python'"):
+      bfcl.read_category("simple_pyton")
+
+  def test_gold_and_format(self):
+    gold = bfcl.gold_completion(example())
+    assert bfcl.read_calls(gold) == [{"geo.area": {"base": 10}}]
+    assert tool_rewards.format_reward(gold, gold) == 1
+
+  @pytest.mark.parametrize(
+    ("category", "calls", "nothing"),
+    [("irrelevance", False, True), ("live_relevance", True, False)],
+  )
+  def test_whether_there_is_a_call(self, category, calls, nothing):
+    asked = example(category, None)
+    assert bfcl.is_right(asked, write(("other", {}))) is calls
+    assert bfcl.is_right(asked, "No.") is nothing
+    assert bfcl.is_right(asked, "<tool_call>\nf(\n</tool_call>") is nothing
+
+
+# --- with the package ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def package():
+  return pytest.importorskip(
+    "bfcl_eval", reason="bfcl-eval is not installed: make bfcl"
+  )
+
+
+@pytest.fixture(scope="module")
+def by_category(package):
+  return {name: bfcl.read_category(name) for name in bfcl.CATEGORIES}
+
+
+class TestData:
+  def test_sizes_are_the_leaderboards(self, by_category):
+    assert {name: len(rows) for name, rows in by_category.items()} == {
+      "simple_python": 400,
+      "simple_java": 100,
+      "simple_javascript": 50,
+      "multiple": 200,
+      "parallel": 200,
+      "parallel_multiple": 200,
+      "irrelevance": 240,
+      "live_simple": 258,
+      "live_multiple": 1053,
+      "live_parallel": 16,
+      "live_parallel_multiple": 24,
+      "live_irrelevance": 884,
+      "live_relevance": 16,
+    }
+
+  def test_no_two_examples_share_a_key(self, by_category):
+    keys = [e.key for rows in by_category.values() for e in rows]
+    assert len(set(keys)) == len(keys)
+    assert min(keys) == bfcl.FIRST_KEY and max(keys) < 2**31
+
+  def test_the_split_of_all_is_all(self, by_category):
+    assert len(bfcl.read_split("bfcl")) == sum(map(len, by_category.values()))
+
+  def test_prompts_are_in_the_words_of_the_files(self, package):
+    config = tool_calling.ToolCallingConfig(test_path=str(TOOLRL))
+    task = tool_calling.ToolCallingTask(config)
+    system, user = task.examples("bfcl_simple_python")[0].messages
+    trained, _ = task.examples("test")[0].messages
+    frame = bfcl.find_frame(task.examples("test")[0])
+    assert system["content"].startswith(frame.before_tools)
+    assert system["content"].endswith(frame.after_tools)
+    assert (
+      "1. Name: calculate_triangle_area\nDescription: " in system["content"]
+    )
+    assert user["content"].endswith(
+      "with a base of 10 units and height of 5 units. </user>"
+    )
+    assert trained["content"].endswith(frame.after_tools)
+
+  def test_java_is_asked_for_in_source_text(self, by_category):
+    text = by_category["simple_java"][0].messages[0]["content"]
+    assert text.startswith("GeometryPresentation.createPresentation(")
+    assert "controller: string" in text
+
+
+# Entries to which no answer is right by the checker, a matter of their data: an
+# argument that the function does not have, a required one without a possible
+# value, numbers in a list whose items the converter leaves as text.
+UNANSWERABLE = {
+  "simple_java": ["simple_java_36", "simple_java_65"],
+  "live_simple": ["live_simple_106-63-0", "live_simple_112-68-0"],
+  "live_multiple": ["live_multiple_862-181-3", "live_multiple_964-207-0"],
+}
+
+
+class TestChecker:
+  @pytest.mark.parametrize("category", bfcl.CATEGORIES)
+  def test_gold_answers_are_right(self, by_category, category):
+    wrong = [
+      e.meta["id"]
+      for e in by_category[category]
+      if not bfcl.is_right(e, bfcl.gold_completion(e))
+    ]
+    assert wrong == UNANSWERABLE.get(category, [])
+
+  @pytest.mark.parametrize(
+    "category", [c for c in bfcl.CATEGORIES if not c.endswith("relevance")]
+  )
+  def test_damaged_ones_are_wrong(self, by_category, category):
+    for e in by_category[category]:
+      calls = bfcl.read_calls(bfcl.gold_completion(e))
+      (name, parameters), *rest = [c for call in calls for c in call.items()]
+      damaged = [
+        [(name + "x", parameters), *rest],
+        [(name, {**parameters, "no such": 1}), *rest],
+        [(name, parameters), *rest, (name, parameters)],
+        rest,
+      ]
+      for argument in parameters:
+        left = {k: v for k, v in parameters.items() if k != argument}
+        # A value that is nowhere possible, and an argument that is missing.
+        damaged.append([(name, {**left, argument: "no such"}), *rest])
+        damaged.append([(name, left), *rest])
+      for these in damaged:
+        assert not bfcl.is_right(e, write(*these)), (e.meta["id"], these)
+      assert not bfcl.is_right(e, "")
+
+  def test_values_compare_as_the_leaderboard_does(self, package):
+    def right(**parameters):
+      return bfcl.is_right(example(), write(("geo.area", parameters)))
+
+    assert (
+      right(base=10)
+      and right(base=10, unit="CM")
+      and right(base=10, unit="c-m")
+    )
+    assert not right(base="10")
+    assert not right(base=10.0)
+    assert not right(base=11)
+    assert not right(base=10, unit="mm")
+    assert not right(unit="cm")
+
+  def test_order_counts_in_no_parallel_category(self, by_category):
+    for e in by_category["parallel"][:20]:
+      calls = bfcl.read_calls(bfcl.gold_completion(e))
+      pairs = [c for call in calls for c in call.items()]
+      assert bfcl.is_right(e, write(*reversed(pairs)))
+
+  def test_what_makes_the_checker_raise_is_wrong(self, package):
+    # An argument that may be left out: then items of any type get through to
+    # where the checker takes them for dictionaries.
+    answers = [{"f": {"x": [[{"a": [1]}], ""]}}]
+    kind = {"type": "array", "items": {"type": "dict"}}
+    function = {
+      "name": "f",
+      "description": "",
+      "parameters": {"properties": {"x": kind}, "required": ["x"]},
+    }
+    asked = example(answers=answers)
+    asked.meta["functions"][:] = [function]
+    assert bfcl.is_right(asked, write(("f", {"x": [{"a": 1}]})))
+    calls = [{"f": {"x": [3]}}]
+    with pytest.raises(AttributeError):
+      bfcl._checker()([function], calls, answers, "simple_python")
+    assert not bfcl.is_right(asked, write(("f", {"x": [3]})))
+
+  def test_the_table_of_models_is_not_loaded(self, by_category):
+    one = by_category["simple_python"][0]
+    assert bfcl.is_right(one, bfcl.gold_completion(one))
+    assert "bfcl_eval.constants.model_config" not in sys.modules
+    assert "bfcl_eval.model_handler" not in sys.modules
+
+
+@pytest.mark.slow
+class TestThroughTheGraders:
+  def test_scores_and_hostile_texts(self, by_category):
+    task = tool_calling.ToolCallingTask()
+    examples = [rows[0] for rows in by_category.values()]
+    evil = [
+      "<tool_call>\n" + "[" * 10**5 + "\n</tool_call>",
+      write(("__import__('os').system('touch hostile')", {})),
+      "\ud800" * 100,
+      write(*[("f", {"x": "a" * 1000})] * 300),
+    ]
+    with grading.Grader(task, num_workers=1, limit_s=5.0) as grader:
+      gold = grader.grade(examples, [bfcl.gold_completion(e) for e in examples])
+      bad = grader.grade(examples[:1] * len(evil), evil)
+    assert [o.value for o in gold.outcomes] == ["right"] * len(examples)
+    assert gold.rewards.tolist() == [[3.0, 1.0]] * len(examples)
+    assert all(o.value in ("wrong", "unparsable") for o in bad.outcomes)
+    assert (bad.rewards[:, 0] == -3).all()
+    right = task.averages(examples, [1.0] * len(examples))
+    assert right["single_turn"] == 1.0 and len(right) == 16
+
+  def test_a_text_that_takes_too_long_is_cut_off(self, by_category):
+    # A pattern of the checker's own takes exponential time on this.
+    rows = by_category["simple_javascript"]
+    kinds = [
+      (e, f["parameters"]["properties"])
+      for e in rows
+      for f in e.meta["functions"]
+    ]
+    e, argument = next(
+      (e, name)
+      for e, known in kinds
+      for name, one in known.items()
+      if one["type"] == "array"
+    )
+    (call,) = bfcl.read_calls(bfcl.gold_completion(e))
+    ((name, parameters),) = call.items()
+    text = "[[" + "], [" * 60 + "x"
+    slow = write((name, {**parameters, argument: text}))
+    task = tool_calling.ToolCallingTask()
+    with grading.Grader(task, num_workers=1, limit_s=2.0) as grader:
+      grades = grader.grade([e, e], [slow, bfcl.gold_completion(e)])
+    assert [o.value for o in grades.outcomes] == ["timed_out", "right"]

@@ -1,0 +1,552 @@
+import json
+import pathlib
+import re
+import time
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.tasks.tool_calling import rewards as tool_rewards
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "toolrl_rewards.json"
+VECTORS = json.loads(GOLDEN.read_text())
+
+settings = hypothesis.settings(
+  max_examples=300, deadline=None, derandomize=True, database=None
+)
+
+
+def _call(name, **parameters):
+  return {"name": name, "parameters": parameters}
+
+
+def _text(*calls, response=None):
+  body = "\n".join(json.dumps(call) for call in calls)
+  text = f"<think> t </think>\n<tool_call>\n{body}\n</tool_call>"
+  return text if response is None else f"{text}\n<response> r </response>"
+
+
+def _correctness(gold, answer):
+  gold = [gold] if isinstance(gold, dict) else gold
+  answer = [answer] if isinstance(answer, dict) else answer
+  return tool_rewards.correctness_reward(_text(*answer), _text(*gold))
+
+
+# --- The reference, once more, by another road. ------------------------------
+
+
+def _literal_format(text, reference):
+  call, response = "<tool_call>" in reference, "<response>" in reference
+  if call and response:
+    pattern = (
+      r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>\n"
+      r"<response>.*?</response>$"
+    )
+  elif call:
+    pattern = r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>$"
+  elif response:
+    pattern = r"^<think>.*?</think>\n<response>.*?</response>$"
+  else:
+    pattern = r"^<think>.*?</think>$"
+  found = re.search(pattern, text, re.DOTALL) is not None
+  if call:
+    found &= text.count("<tool_call>") == 1 == text.count("</tool_call>")
+  if response:
+    found &= text.count("<response>") == 1 == text.count("</response>")
+  return 1.0 if found else 0.0
+
+
+def _literal_similarity(a, b):
+  if a == b:
+    return 1.0
+  if len(a) == 0 or len(b) == 0:
+    return 0.0
+  shared = sum(min(a.count(x), b.count(x)) for x in {*a, *b})
+  return shared / (len(a) + len(b) - shared)
+
+
+def _literal_correctness(gold, answer):
+  if gold == answer:
+    return 3.0
+  total = _literal_similarity(
+    [c["name"] for c in gold], [c["name"] for c in answer]
+  )
+  best_possible = 1.0
+  used = []
+  for wanted in gold:
+    best_possible += 1.0 + len(wanted["parameters"])
+    scores = {}
+    for i, call in enumerate(answer):
+      if i not in used and call["name"] == wanted["name"]:
+        scores[i] = _literal_similarity(
+          list(wanted["parameters"]), list(call["parameters"])
+        )
+        for k, v in wanted["parameters"].items():
+          if k in call["parameters"] and call["parameters"][k] == v:
+            scores[i] += 1.0
+    if scores and max(scores.values()) > 0:
+      i = max(scores, key=lambda i: (scores[i], -i))
+      used.append(i)
+      total += scores[i]
+  return 6.0 * total / best_possible - 3.0
+
+
+class TestVectors:
+  @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["id"])
+  def test_agrees_with_the_reference(self, vector):
+    args = vector["response"], vector["ground_truth"]
+    expected = vector["expected"]
+    correctness = tool_rewards.correctness_reward(*args)
+    form = tool_rewards.format_reward(*args)
+    assert correctness == pytest.approx(expected["correctness"], abs=1e-12)
+    assert form == expected["format"]
+    assert correctness + form == pytest.approx(expected["total"], abs=1e-12)
+
+  def test_there_are_eight(self):
+    assert len(VECTORS) == 8
+
+
+class TestExtractCompletion:
+  @pytest.mark.parametrize(
+    "text, expected",
+    [
+      ("", ""),
+      (" a \n", "a"),
+      ("a<|im_end|>\n", "a"),
+      (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>",
+        "a",
+      ),
+      ("<|im_start|>assistant\na<|im_end|><|im_start|>assistant\nb", "b"),
+      ("<|im_start|>assistant\na<|im_end|>b<|im_end|>", "a"),
+      ("<|im_start|>user a", "<|im_start|>user a"),
+    ],
+  )
+  def test_takes_the_last_turn(self, text, expected):
+    assert tool_rewards.extract_completion(text) == expected
+
+
+CALL = "<think> a </think>\n<tool_call>\n{}\n</tool_call>"
+RESPONSE = "<think> a </think>\n<response> b </response>"
+BOTH = CALL + "\n<response> b </response>"
+NEITHER = "<think> a </think>"
+
+
+class TestFormatReward:
+  @pytest.mark.parametrize("reference", [CALL, RESPONSE, BOTH, NEITHER])
+  @pytest.mark.parametrize("text", [CALL, RESPONSE, BOTH, NEITHER])
+  def test_the_blocks_are_those_of_the_reference(self, text, reference):
+    # "Neither" asks for `</think>` at the end and counts no tags.
+    assert tool_rewards.format_reward(text, reference) == (text == reference)
+
+  @pytest.mark.parametrize(
+    "reference, text",
+    [
+      (CALL, " " + CALL),
+      (CALL, CALL + " "),
+      (CALL, CALL.replace("</think>\n", "</think>")),
+      (CALL, CALL.replace("</think>\n", "</think>\n\n")),
+      (CALL, CALL.replace("<tool_call>\n", "<tool_call>", 1)),
+      (CALL, CALL.replace("\n</tool_call>", "</tool_call>")),
+      (CALL, CALL.replace("{}", "<tool_call>")),
+      (CALL, CALL.replace("{}", "</tool_call>")),
+      (CALL, "<think></think>\n<tool_call>\n</tool_call>"),
+      (CALL, CALL.replace("<think>", "")),
+      (CALL, ""),
+      (RESPONSE, RESPONSE.replace(" b", "<response>")),
+      (RESPONSE, RESPONSE.replace(" b", "</response>")),
+      (RESPONSE, "<think></think>\n<response></response"),
+      (BOTH, BOTH.replace("</tool_call>\n", "</tool_call>")),
+      (BOTH, RESPONSE + CALL[len("<think> a </think>") :]),
+      (BOTH, BOTH.replace(" b", "<tool_call>")),
+      (
+        BOTH,
+        "<think>\n</tool_call>\n<response></think>\n<tool_call>\n</response>",
+      ),
+      (NEITHER, "<think>"),
+      (NEITHER, "<think></think"),
+    ],
+  )
+  def test_small_mistakes_cost_it(self, reference, text):
+    assert tool_rewards.format_reward(text, reference) == 0.0
+
+  @pytest.mark.parametrize(
+    "reference, text",
+    [
+      (CALL, "<think></think>\n<tool_call>\n\n</tool_call>"),
+      (CALL, CALL.replace("{}", "not json")),
+      (CALL, CALL.replace(" a ", "</think><think>\n")),
+      (CALL, CALL + "\n"),  # `$` matches before a last newline.
+      (CALL, CALL.replace("{}", "</response><response>")),
+      (RESPONSE, "<think></think>\n<response></response>"),
+      (RESPONSE, RESPONSE.replace(" b", "</tool_call>")),
+      (NEITHER, "<think></think>"),
+      (NEITHER, NEITHER + NEITHER),
+      (NEITHER, CALL.replace("</tool_call>", "</think>")),
+    ],
+  )
+  def test_the_rest_does_not_matter(self, reference, text):
+    assert tool_rewards.format_reward(text, reference) == 1.0
+    assert _literal_format(text, reference) == 1.0
+
+  @settings
+  @hypothesis.given(
+    reference=st.sampled_from([CALL, RESPONSE, BOTH, NEITHER]),
+    pieces=st.lists(
+      st.sampled_from(
+        [
+          "<think>",
+          "</think>",
+          "<tool_call>",
+          "</tool_call>",
+          "<response>",
+          "</response>",
+          "\n",
+          "\n",
+          "a",
+          "</think>\n<tool_call>\n",
+          "\n</tool_call>",
+          "\n</tool_call>\n<response>",
+          "</think>\n<response>",
+        ]
+      ),
+      max_size=9,
+    ),
+    as_is=st.booleans(),
+  )
+  def test_finds_what_the_patterns_find(self, reference, pieces, as_is):
+    text = "".join(pieces)
+    text = text if as_is else "<think>" + text
+    assert tool_rewards.format_reward(text, reference) == (
+      _literal_format(text, reference)
+    )
+
+  @settings
+  @hypothesis.given(
+    reference=st.sampled_from([CALL, RESPONSE, BOTH, NEITHER]),
+    cut=st.integers(0, 80),
+    length=st.integers(0, 12),
+    new=st.sampled_from(["", "\n", "a", "</think>", "<response>", "\n\n"]),
+  )
+  def test_finds_what_the_patterns_find_near_the_gold(
+    self, reference, cut, length, new
+  ):
+    text = reference[:cut] + new + reference[cut + length :]
+    assert tool_rewards.format_reward(text, reference) == (
+      _literal_format(text, reference)
+    )
+
+
+class TestCorrectnessReward:
+  def test_a_reference_without_a_call_gives_zero(self):
+    for text in ("", RESPONSE, _text(_call("a"))):
+      assert tool_rewards.correctness_reward(text, RESPONSE) == 0.0
+      assert tool_rewards.correctness_reward(text, NEITHER) == 0.0
+
+  def test_the_format_around_a_call_does_not_matter(self):
+    gold = _text(_call("a", p=1), response="r")
+    bare = '<tool_call>{"name": "a", "parameters": {"p": 1}}</tool_call> and so'
+    assert tool_rewards.correctness_reward(bare, gold) == 3.0
+
+  def test_only_the_first_block_counts(self):
+    gold = _text(_call("a", p=1))
+    other = _text(_call("b"))
+    assert tool_rewards.correctness_reward(gold + other, gold) == 3.0
+    assert tool_rewards.correctness_reward(other + gold, gold) == -3.0
+
+  @pytest.mark.parametrize("p", range(1, 7))
+  def test_closed_forms_of_one_call(self, p):
+    parameters = {f"p{i}": i for i in range(p)}
+    gold = _call("a", **parameters)
+    wrong = _call("a", **{**parameters, "p0": "x"})
+    more = _call("a", **parameters, new=1)
+    assert _correctness(gold, [gold, _call("b")]) == pytest.approx(
+      3 - 3 / (p + 2)
+    )
+    assert _correctness(gold, more) == pytest.approx(
+      3 - 6 / ((p + 1) * (p + 2))
+    )
+    assert _correctness(gold, wrong) == pytest.approx(3 - 6 / (p + 2))
+
+  def test_closed_forms_by_hand(self):
+    gold = _call("a", p=1, q=2)  # S_max = 1 + 1 + 2 = 4.
+    assert _correctness(gold, [gold, _call("b")]) == 2.25
+    assert _correctness(gold, _call("a", p=1, q=2, r=3)) == 2.5
+    assert _correctness(gold, _call("a", p=1, q=3)) == 1.5
+    assert _correctness(gold, _call("b", p=1, q=2)) == -3.0
+
+  def test_matching_is_greedy_in_the_order_of_the_gold_calls(self):
+    # First gold: {p: 1} scores 1 + 1, {p: 1, q: 2} scores 1/2 + 1: it takes the
+    # answer's second call, and the other gold call takes the first:
+    # {p: 1, q: 2} against {p: 3, q: 2} scores 1 + 1.
+    gold = [_call("a", p=1), _call("a", p=3, q=2)]
+    answer = [_call("a", p=1, q=2), _call("a", p=1)]
+    # S = 1 + 2 + 2 of S_max = 1 + 2 + 3.
+    assert _correctness(gold, answer) == pytest.approx(6 * 5 / 6 - 3)
+
+  def test_greed_can_lose_to_the_optimal_matching(self):
+    gold = [_call("a", p=1, q=2), _call("a", p=1, q=2, r=3, s=4)]
+    answer = [_call("a", p=1, q=2, r=3, s=5), _call("a", p=1, q=9)]
+    # First gold: 2/4 + 2 = 2.5 against 1 + 1 = 2: takes the long call. Second
+    # gold is left 2/4 + 1 = 1.5. S = 1 + 4, while the optimum is 1 + 2 + 4.
+    assert _correctness(gold, answer) == pytest.approx(6 * 5 / 9 - 3)
+
+  def test_a_tie_takes_the_first_call(self):
+    # Both answers score 1 + 1 for the first gold call. Taking the first leaves
+    # q = 4 to the second gold call, which wants it: S = 1 + 2 + 3 of 7.
+    gold = [_call("a", p=1, q=2), _call("a", p=5, q=4)]
+    answer = [_call("a", p=1, q=3), _call("a", p=1, q=4)]
+    # First gold takes answer 0 (1 + 1); second gets answer 1 (1 + 1).
+    assert _correctness(gold, answer) == pytest.approx(6 * 5 / 7 - 3)
+    # In the other order the second gold call is left q = 3: 1 + 0.
+    assert _correctness(gold, answer[::-1]) == pytest.approx(6 * 4 / 7 - 3)
+
+  def test_order_of_calls_does_not_matter(self):
+    calls = [_call("a", p=1), _call("b"), _call("a", p=2)]
+    assert _correctness(calls, calls[::-1]) == 3.0
+
+  def test_names_are_a_multiset(self):
+    a, b = _call("a"), _call("b")
+    # J = 1 / (2 + 1 - 1); the first gold call finds a match, the second none.
+    assert _correctness([a, a], [a]) == pytest.approx(6 * (0.5 + 1) / 3 - 3)
+    # J = 1 / (1 + 3 - 1).
+    assert _correctness([a], [a, a, a]) == pytest.approx(
+      6 * (1 / 3 + 1) / 2 - 3
+    )
+    # J = 1 / (2 + 2 - 1).
+    assert _correctness([a, a], [a, b]) == pytest.approx(
+      6 * (1 / 3 + 1) / 3 - 3
+    )
+
+  def test_a_call_without_a_match_is_not_used_up(self):
+    # Nothing of the first gold call is in the answer: its best is 0, so the
+    # answer's call stays for the second.
+    gold = [_call("a", p=1), _call("a", q=1)]
+    assert _correctness(gold, [_call("a", q=1)]) == pytest.approx(
+      6 * (0.5 + 2) / 5 - 3
+    )
+
+  def test_no_parameters_match_no_parameters(self):
+    assert _correctness(_call("a"), [_call("a"), _call("b")]) == 1.5
+    assert _correctness(_call("a"), _call("a", p=1)) == 0.0
+
+  def test_values_compare_as_python_compares(self):
+    def value(gold, answer):
+      return _correctness(_call("a", p=gold), _call("a", p=answer))
+
+    assert value(1, "1") == 1.0
+    assert value("1", 1) == 1.0
+    assert value(1, 1.0) == 3.0
+    assert value(True, 1) == 3.0
+    assert value(False, 0.0) == 3.0
+    assert value(None, 0) == 1.0
+    assert value([1, 2], [2, 1]) == 1.0
+    assert value({"x": 1, "y": 2}, {"y": 2, "x": 1}) == 3.0
+    assert value("a", "A") == 1.0
+
+  def test_parameters_in_another_order_are_equal(self):
+    assert _correctness(_call("a", p=1, q=2), _call("a", q=2, p=1)) == 3.0
+
+  def test_further_fields_only_matter_to_exact_equality(self):
+    assert _correctness(_call("a", p=1), {**_call("a", p=1), "id": 7}) == 3.0
+
+  def test_a_key_missing_where_nobody_looks_is_no_failure(self):
+    # Parameters are only read of a call with a wanted name.
+    gold = _call("a", p=1)
+    assert _correctness(gold, [gold, {"name": "b"}]) == pytest.approx(2.0)
+    assert _correctness(gold, [gold, {"name": "a"}]) == -3.0
+
+  @pytest.mark.parametrize(
+    "body",
+    [
+      "",
+      "not json",
+      "{",
+      "[]",
+      "null",
+      "3",
+      '"a"',
+      '[{"name": "a", "parameters": {"p": 1}}]',
+      '{"parameters": {"p": 1}}',
+      '{"name": "a"}',
+      '{"name": "a", "parameters": null}',
+      '{"name": "a", "parameters": ["p"]}',
+      '{"name": "a", "parameters": "p"}',
+      '{"name": ["a"], "parameters": {"p": 1}}',
+      '{"name": {"a": 1}, "parameters": {"p": 1}}',
+      '{"name": "a",\n"parameters": {"p": 1}}',
+      '{"name": "a", "parameters": {"p": 1}}\n\n'
+      '{"name": "a", "parameters": {"p": 1}}',
+      '{"name": "a", "parameters": {"p": ' + "1" * 5000 + "}}",
+      "[" * 100_000,
+      '{"name": "a", "parameters": ' + '{"p":' * 100_000 + "}" * 100_001,
+    ],
+  )
+  def test_unreadable_calls_get_the_least(self, body):
+    gold = _text(_call("a", p=1))
+    text = f"<think> t </think>\n<tool_call>\n{body}\n</tool_call>"
+    assert tool_rewards.correctness_reward(text, gold) == -3.0
+    assert tool_rewards.call_score(text, tool_rewards.read_calls(gold)) is None
+
+  @pytest.mark.parametrize(
+    "text",
+    [
+      "",
+      "</tool_call>",
+      "<tool_call>",
+      '{"name": "a", "parameters": {"p": 1}}',
+    ],
+  )
+  def test_missing_tags_get_the_least(self, text):
+    assert tool_rewards.correctness_reward(text, _text(_call("a", p=1))) == -3.0
+
+  def test_a_call_must_be_closed_somewhere(self):
+    gold = _text(_call("a", p=1))
+    call = json.dumps(_call("a", p=1))
+    unclosed = f"<tool_call>\n{call}"
+    assert tool_rewards.correctness_reward(unclosed, gold) == -3.0
+    # The closing tag is looked for, but not where: as in the reference.
+    early = f"</tool_call>{unclosed}"
+    assert tool_rewards.correctness_reward(early, gold) == 3.0
+
+  def test_infinities_are_values(self):
+    gold = _text(_call("a", p=1))
+    for value in ("NaN", "Infinity", "-Infinity", "1e999999999"):
+      body = f'{{"name": "a", "parameters": {{"p": {value}}}}}'
+      text = f"<tool_call>{body}</tool_call>"
+      assert tool_rewards.correctness_reward(text, gold) == 1.0
+
+  def test_equality_comes_before_the_values(self):
+    # NaN is not equal to itself, but lists that hold the same NaN are.
+    gold = _text(_call("a", p=float("nan")))
+    assert "NaN" in gold
+    assert tool_rewards.correctness_reward(gold, gold) == 3.0
+    swapped = gold.replace('"a"', '"a", "id": 7')
+    assert tool_rewards.correctness_reward(swapped, gold) == 1.0
+
+  def test_a_broken_reference_is_an_error(self):
+    for body in ("{", '{"name": "a"}', '{"name": "a", "parameters": []}'):
+      reference = f"<tool_call>\n{body}\n</tool_call>"
+      with pytest.raises(ValueError, match="in the reference"):
+        tool_rewards.correctness_reward("", reference)
+
+  @settings
+  @hypothesis.given(st.data())
+  def test_agrees_with_the_reference_on_any_calls(self, data):
+    values = st.sampled_from([0, 1, 1.0, True, "1", None, [1], {"x": 1}])
+    calls = st.lists(
+      st.builds(
+        lambda name, parameters: {"name": name, "parameters": parameters},
+        st.sampled_from("ab"),
+        st.dictionaries(st.sampled_from("pqr"), values, max_size=3),
+      ),
+      min_size=1,
+      max_size=4,
+    )
+    gold, answer = data.draw(calls), data.draw(calls)
+    got = _correctness(gold, answer)
+    assert got == pytest.approx(_literal_correctness(gold, answer), abs=1e-12)
+    assert -3 - 1e-12 <= got <= 3 + 1e-12
+
+
+json_values = st.recursive(
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(max_size=5)
+  | st.sampled_from(["a", "p"]),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(
+      st.sampled_from(["name", "parameters", "p", "q"]), inner, max_size=4
+    )
+  ),
+  max_leaves=8,
+)
+
+
+class TestAnyText:
+  golds = st.sampled_from(
+    [_text(_call("a", p=1, q="x"), _call("b")), RESPONSE, NEITHER]
+    + [_text(_call("a", p=1), response="r")]
+  )
+
+  def _check(self, text, gold):
+    assert tool_rewards.format_reward(text, gold) in (0.0, 1.0)
+    reward = tool_rewards.correctness_reward(text, gold)
+    assert isinstance(reward, float) and -3.0 <= reward <= 3.0
+
+  @settings
+  @hypothesis.given(
+    st.text(st.characters(), max_size=50) | st.text('<>/thinkcall_{}":, \n'),
+    golds,
+  )
+  def test_text(self, text, gold):
+    self._check(text, gold)
+    self._check(f"<tool_call>{text}</tool_call>", gold)
+
+  @settings
+  @hypothesis.given(st.lists(json_values, max_size=3), golds)
+  def test_json(self, values, gold):
+    body = "\n".join(json.dumps(value) for value in values)
+    self._check(f"<tool_call>\n{body}\n</tool_call>", gold)
+
+  @settings
+  @hypothesis.given(
+    golds,
+    st.lists(
+      st.tuples(
+        st.integers(0, 200),
+        st.integers(0, 5),
+        st.text('<>/{}"\n a1,:', max_size=3),
+      ),
+      max_size=4,
+    ),
+  )
+  def test_mutations_of_the_gold(self, gold, edits):
+    text = gold
+    for start, length, new in edits:
+      text = text[:start] + new + text[start + length :]
+    self._check(text, gold)
+
+  def test_lone_surrogates(self):
+    self._check("<tool_call>\ud800</tool_call>", _text(_call("a")))
+    self._check(_text(_call("\ud800")), _text(_call("a")))
+
+
+MANY = 10**6
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "<tool_call>" + "[" * MANY + "]" * MANY + "</tool_call>",
+    "<tool_call>" + '{"name":' * MANY + "</tool_call>",
+    "<tool_call>" * MANY + "</tool_call>" * MANY,
+    "<think>" + "</think>\n<tool_call>\n" * (MANY // 10),
+    "<think>" + "</think>\n<response>" * (MANY // 10) + "</response>",
+    "<think>" * MANY,
+    "<think></think>\n<tool_call>\n" + "\n</tool_call" * MANY,
+    "a" * (10 * MANY),
+    "\n" * (10 * MANY),
+    "<tool_call>" + "\n" * (3 * MANY) + "a</tool_call>",
+    "<tool_call>" + "1" * (10 * MANY) + "</tool_call>",
+    "<tool_call>1e" + "9" * MANY + "</tool_call>",
+    "<tool_call>" + "{}\n" * (MANY // 10) + "</tool_call>",
+    "<tool_call>"
+    + '{"name": "a", "parameters": {}}\n' * (MANY // 10)
+    + "{}</tool_call>",
+  ],
+  ids=range(14),
+)
+def test_hostile_text_takes_no_time(text):
+  gold = _text(_call("a", p=1), _call("a", q=2), response="r")
+  start = time.perf_counter()
+  for reference in (gold, CALL.replace("{}", json.dumps(_call("a"))), RESPONSE):
+    assert tool_rewards.format_reward(text, reference) == 0.0
+    assert tool_rewards.correctness_reward(text, reference) in (-3.0, 0.0)
+  tool_rewards.extract_completion(text)
+  # Linear ones take milliseconds; a quadratic one would take hours.
+  assert time.perf_counter() - start < 20

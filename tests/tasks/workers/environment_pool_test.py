@@ -1,0 +1,136 @@
+"""Tests of saw_jax/tasks/workers/environment_pool.py."""
+
+import pytest
+
+from saw_jax.tasks.environments import EngineLost
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
+from saw_jax.tasks.workers.grading import RewardError
+from tests.tasks.misbehaving_environments import CounterTask, Unloadable
+
+STARTS = [("train", seed) for seed in range(6)]
+
+
+@pytest.fixture(scope="module")
+def pool():
+  with EnvironmentPool(
+    CounterTask(), num_workers=2, limit_s=1.5, max_chars=50, crash_tolerance=0.4
+  ) as made:
+    yield made
+
+
+class TestPlaying:
+  def test_each_slot_is_its_own_episode(self, pool):
+    found = pool.start(STARTS)
+    assert [s.observation for s in found] == [f"world {i}" for i in range(6)]
+    assert not any(s.done or s.failure for s in found)
+    later = pool.step(dict.fromkeys(range(6), "count"))
+    assert [later[i].observation for i in range(6)] == [
+      f"{i} at 1" for i in range(6)
+    ]
+    last = pool.step({1: "stop", 4: "count"})
+    assert (last[1].reward, last[1].done) == (1.0, True)
+    assert last[4].observation == "4 at 2" and not last[4].done
+    assert set(last) == {1, 4}
+    assert last[4].actions == ("count", "stop") and last[4].task == "count"
+
+  def test_no_workers_play_the_same(self, pool):
+    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
+      for made in (pool, plain):
+        made.start(STARTS[:3])
+      actions = {0: "count", 2: "stop"}
+      assert pool.step(actions) == plain.step(actions)
+
+
+class TestMisbehaviour:
+  @pytest.mark.slow
+  @pytest.mark.parametrize(
+    ("action", "words"),
+    [
+      ("raise", "ValueError: boom"),
+      ("hang", "no answer in 1.5 s"),
+      ("die", "exit code 3"),
+      ("lose", "its process died"),
+      ("nan", "reward is nan"),
+      ("no text", "observation is a NoneType"),
+    ],
+  )
+  def test_it_costs_its_own_episode_alone(self, pool, action, words):
+    pool.start(STARTS)
+    pool.step(dict.fromkeys(range(6), "count"))
+    # Slots 0, 2 and 4 share a process; 2 is to blame.
+    found = pool.step({0: "count", 2: action, 4: "count", 1: "count"})
+    assert words in found[2].failure
+    assert found[2].done and found[2].reward == 0
+    for slot in (0, 1, 4):
+      assert found[slot].observation == f"{slot} at 2", slot
+    # The neighbours go on from where they were.
+    later = pool.step({0: "count", 4: "stop", 1: "count"})
+    assert later[0].observation == "0 at 3"
+    assert later[4].reward == 1.0
+    pool.check()  # one of six
+
+  def test_two_culprits_in_one_process_are_both_found(self, pool):
+    pool.start(STARTS)
+    found = pool.step({0: "die", 2: "count", 4: "die", 1: "count"})
+    assert found[0].failure and found[4].failure
+    assert found[2].observation == "2 at 1" and found[1].observation == "1 at 1"
+
+  def test_a_process_that_died_between_two_calls_is_replaced(self, pool):
+    pool.start(STARTS)
+    pool.step(dict.fromkeys(range(6), "count"))
+    for one in pool._workers:
+      one._process.kill()
+      one._process.wait()
+    found = pool.step(dict.fromkeys(range(6), "count"))
+    assert [found[i].observation for i in range(6)] == [
+      f"{i} at 2" for i in range(6)
+    ]
+    assert not any(s.failure for s in found.values())
+
+  def test_an_enormous_observation_is_cut_and_an_empty_one_is_fine(self, pool):
+    pool.start(STARTS[:2])
+    found = pool.step({0: "enormous", 1: "empty"})
+    assert found[0].observation == "x" * 50
+    assert found[1].observation == "" and not found[1].failure
+
+  def test_a_world_that_cannot_be_made_is_a_failed_episode(self, pool):
+    found = pool.start([("train", 1), ("train", 666), ("train", 2)])
+    assert "no such world" in found[1].failure and found[1].done
+    assert found[0].observation == "world 1"
+    assert pool.step({0: "count"})[0].observation == "1 at 1"
+
+  def test_too_many_failures_are_an_error_that_tells_of_the_first(self, pool):
+    pool.start(STARTS[:4])
+    pool.step({1: "raise", 3: "raise"})
+    with pytest.raises(RewardError, match=r"slot 1.*boom.*2 of 4 episodes"):
+      pool.check()
+
+  def test_without_workers_an_exception_is_a_failure_too(self):
+    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
+      plain.start(STARTS[:2])
+      found = plain.step({0: "raise", 1: "count"})
+      assert "boom" in found[0].failure and not found[1].failure
+
+  def test_without_workers_a_lost_engine_ends_the_run(self):
+    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
+      plain.start(STARTS[:1])
+      with pytest.raises(EngineLost, match="is gone"):
+        plain.step({0: "lose"})
+
+
+class TestOpening:
+  def test_a_task_that_cannot_be_loaded_is_named(self):
+    with pytest.raises(RewardError, match="'counter'.*RuntimeError: not here"):
+      EnvironmentPool(Unloadable(), num_workers=1, limit_s=1.0)
+
+  @pytest.mark.parametrize(
+    "options",
+    [
+      {"num_workers": -1, "limit_s": 1.0},
+      {"num_workers": 0, "limit_s": 0.0},
+      {"num_workers": 0, "limit_s": 1.0, "crash_tolerance": 1.5},
+    ],
+  )
+  def test_numbers_that_make_no_sense(self, options):
+    with pytest.raises(ValueError):
+      EnvironmentPool(CounterTask(), **options)
