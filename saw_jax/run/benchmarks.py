@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax.run import hosts, rollouts, run_directory
+from saw_jax.run import rollouts, run_directory
 from saw_jax.run.episode_evaluation import EpisodeEvaluator
 from saw_jax.run.evaluation import Evaluator
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import hosts
 
 LOG = logging.getLogger(__name__)
 

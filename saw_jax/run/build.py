@@ -25,7 +25,6 @@ from saw_jax.run import (
   benchmarks,
   checkpoint,
   evaluation,
-  hosts,
   labelling,
   observations,
   rollouts,
@@ -37,7 +36,7 @@ from saw_jax.run import config as base
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.tasks import environments
 from saw_jax.tasks.base import nearest
-from saw_jax.training import optimizer, parallel
+from saw_jax.training import hosts, optimizer, parallel
 
 CACHE = pathlib.Path(__file__).resolve().parents[2] / ".cache"
 T = TypeVar("T")

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 from orbax.checkpoint import checkpoint_managers
 
-from saw_jax.run import hosts
+from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
 

@@ -9,13 +9,20 @@ import jax
 import numpy as np
 
 from saw_jax.models import lora
-from saw_jax.run import evaluation, hosts, labelling, rollouts
+from saw_jax.run import evaluation, labelling, rollouts
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run.session import Clock
 from saw_jax.tasks import self_verification
 from saw_jax.tasks.base import Component, Example, Outcome
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import estimation, objective, packing, parallel, update
+from saw_jax.training import (
+  estimation,
+  hosts,
+  objective,
+  packing,
+  parallel,
+  update,
+)
 from saw_jax.types import PyTree
 
 _INT32 = 2**31 - 1

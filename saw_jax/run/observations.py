@@ -13,10 +13,10 @@ import numpy as np
 from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
-from saw_jax.run import agents, hosts, rollouts
+from saw_jax.run import agents, rollouts
 from saw_jax.run.experiment import Experiment
 from saw_jax.tasks.base import Example
-from saw_jax.training import objective, parallel, step_estimation
+from saw_jax.training import hosts, objective, parallel, step_estimation
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.step_estimation import StepRecord
 from saw_jax.types import Array, PyTree

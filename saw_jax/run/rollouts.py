@@ -16,12 +16,11 @@ import numpy as np
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import hosts
 from saw_jax.tasks import stops as stops_lib
 from saw_jax.tasks.base import Example, Outcome
 from saw_jax.tasks.workers.grading import Graded, Grader
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import parallel
+from saw_jax.training import hosts, parallel
 from saw_jax.types import Array, PyTree
 
 

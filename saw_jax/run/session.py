@@ -15,13 +15,13 @@ import numpy as np
 from saw_jax.run import (
   benchmarks,
   checkpoint,
-  hosts,
   labelling,
   metrics,
   progress,
   run_directory,
 )
 from saw_jax.run import experiment as experiment_lib
+from saw_jax.training import hosts
 
 LOG = logging.getLogger(__name__)
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

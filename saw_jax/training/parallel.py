@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from saw_jax.models import decoder
 from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
-from saw_jax.run import hosts
+from saw_jax.training import hosts
 from saw_jax.training.state import TrainState
 from saw_jax.types import PyTree
 

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from saw_jax.run import hosts
-from saw_jax.training import parallel
+from saw_jax.training import hosts, parallel
 
 
 def mesh():
