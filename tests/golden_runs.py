@@ -263,7 +263,7 @@ def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
   import importlib
   from unittest import mock
 
-  from experiments import build
+  from saw_jax.run import build
 
   name = "configs." + case.config.replace("/", ".")
   config = importlib.import_module(name).get_config(case.argument)
