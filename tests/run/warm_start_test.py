@@ -20,7 +20,8 @@ CONFIG = warm_start.WarmStartConfig(
   num_steps=25,
   batch_size=6,
   log_interval=10,
-  optimizer=optimizer_lib.OptimizerConfig(learning_rate=1e-2),
+  learning_rate=1e-2,
+  optimizer=optimizer_lib.OptimizerConfig(),
 )
 
 
