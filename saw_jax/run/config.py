@@ -148,11 +148,17 @@ def section(default: Any, values: Mapping[str, Any], path: str = "") -> Any:
 
 def is_gone(key: str, value: Any) -> bool:
   """Whether this of an older run's config is what every run has now."""
-  default = RunConfig()
-  for name in key.split("."):
-    default = getattr(default, name, None)
+  *path, last = key.split(".")
+  section = RunConfig()
+  for name in path:
+    section = getattr(section, name, None)
+  if not any(
+    field.name == last and not settings.is_key(field)
+    for field in getattr(section, "__dataclass_fields__", {}).values()
+  ):
+    return False
   value = tuple(value) if isinstance(value, list) else value
-  return key in _FOLLOWING or default is not None and value == default
+  return key in _FOLLOWING or value == getattr(section, last)
 
 
 def _like(default: Any, value: Any, key: str) -> Any:

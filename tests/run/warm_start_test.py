@@ -201,6 +201,8 @@ def changed(value):
     return not value
   if isinstance(value, int | float):
     return 2 * value + 2
+  if isinstance(value, dict):
+    return {"wrong_rate": 0.5}
   return {"none": "full", "float32": "bfloat16", "constant": "cosine"}[value]
 
 
