@@ -99,7 +99,7 @@ ROOMS = {
   "run": Room(
     modules=("run", "__main__"),
     rooms=("mathematics", "models", "rollout", "tasks", "training", "edges")
-    + ("annotate", "reporting", "run"),
+    + ("annotate", "run"),
     packages=frozenset(
       [
         "jax",
