@@ -26,6 +26,7 @@ from saw_jax import (
 )
 from saw_jax.contrib import textworld_task
 from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.settings import constant
 from saw_jax.tasks import base as tasks_base
 from saw_jax.tasks.household import alfworld_task
 from saw_jax.tasks.household import task as household_task
@@ -201,7 +202,8 @@ class KLConfig:
   placement: str = "none"  # none, loss or reward
   estimator: str = "k3"
   coefficient: float = 0.0
-  force: bool = False  # allow k1 in the loss, whose gradient is zero on average
+  # Allow k1 in the loss, whose gradient is zero on average.
+  force: bool = constant(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +238,7 @@ class AlgorithmConfig:
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   entropy_coefficient: float = 0.0
   kl: KLConfig = KLConfig()
-  value_coefficient: float = 0.5  # where the advantage reads values
+  value_coefficient: float = constant(0.5)  # where the advantage reads values
   world_model: WorldModelConfig = WorldModelConfig()
 
 
