@@ -33,6 +33,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    """Normalises the last axis."""
     scale = self.param(
       "scale",
       nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
@@ -58,7 +59,7 @@ def rotary_tables(
   factors: tuple[float, ...] = (),
   scale: float = 1.0,
 ) -> tuple[Array, Array]:
-  """Returns sines and cosines of each position's angles, float32 `[B, S, H / 2]`.
+  """Returns float32 sines and cosines of angles, `[B, S, H / 2]`.
 
     angle(p, i) = p · theta^(−2i / H) / factorᵢ,   i < H / 2
 
@@ -108,8 +109,8 @@ def attend(
 ) -> Array:
   """Mixes the values that each query may see, into `[B, S, N, H]`.
 
-  `N / K` query heads share a key. A query that may see no key gets the plain mean
-  of the values.
+  `N / K` query heads share a key. A query that may see no key gets the plain
+  mean of the values.
   """
   B, S, N, H = q_BSNH.shape
   K = k_BKHT.shape[1]
@@ -133,10 +134,10 @@ def attend_causally(
 ) -> Array:
   """Does what `attend` does where no query may see a key behind it.
 
-  A band of queries is compared with the keys up to its end and not with the rest,
-  which the mask would throw away: with two bands a quarter of the scores are
-  never made, with four three eighths. A query that may see no key gets the mean
-  of some of the values.
+  A band of queries is compared with the keys up to its end and not with the
+  rest, which the mask would throw away: with two bands a quarter of the scores
+  are never made, with four three eighths. A query that may see no key gets the
+  mean of some of the values.
   """
   S = q_BSNH.shape[1]
   bands = max(1, min(_MOST_BANDS, S // _LEAST_BAND))

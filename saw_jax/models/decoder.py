@@ -40,6 +40,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD: Array) -> Array:
+    """Transforms each token by itself."""
     c = self.config
 
     def kernel(name, shape, axes, scale):
@@ -108,11 +109,11 @@ class Decoder(nn.Module):
   ) -> tuple[Array, KVCache | None]:
     """Runs the stream from the embedding to the last norm, `[B, S, D]`.
 
-    Positions count from 0 at a row's first real token. Padding (`valid_BS` False,
-    or segment 0) is never attended to; what is returned there is finite and means
-    nothing. Packed rows have `segment_ids` `[B, S]` in place of `valid_BS`: tokens
-    see tokens of their own segment. With a cache, the tokens follow those in it,
-    and it is returned with them added.
+    Positions count from 0 at a row's first real token. Padding (`valid_BS`
+    False, or segment 0) is never attended to; what is returned there is finite
+    and means nothing. Packed rows have `segment_ids` `[B, S]` in place of
+    `valid_BS`: tokens see tokens of their own segment. With a cache, the tokens
+    follow those in it, and it is returned with them added.
     """
     c = self.config
     if (valid_BS is None) == (segment_ids is None):
@@ -278,7 +279,7 @@ def head_kernel(params: dict, config: DecoderConfig) -> Array:
 
 
 def values(params: dict, hidden: Array) -> Array:
-  """Returns v · x + b of the stream after the last norm, float32; 0 at the start."""
+  """Returns v · x + b of the last stream, float32; 0 before training."""
   hidden = hidden.astype(jnp.float32)
   kernel = params["value_kernel"].astype(jnp.float32)
   return jnp.matmul(hidden, kernel) + params["value_bias"][0]

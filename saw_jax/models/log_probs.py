@@ -65,8 +65,8 @@ def chunked_log_probs(
 ) -> tuple[Array, Array]:
   """Returns the log-prob of each target and the entropy, without `[B, T, V]`.
 
-  A chunk is some time steps of all rows, so that rows that are split over devices
-  stay where they are; the last one is padded.
+  A chunk is some time steps of all rows, so that rows that are split over
+  devices stay where they are; the last one is padded.
 
   Args:
     hidden_BTD: the stream after the last norm.
@@ -78,8 +78,8 @@ def chunked_log_probs(
       its logits in memory at a time, unless all are kept; chosen by default.
 
   Returns:
-    Log-probs and entropies, float32 `[B, T]`, differentiable in `hidden_BTD` and
-    `head_DV`.
+    Log-probs and entropies, float32 `[B, T]`, differentiable in `hidden_BTD`
+    and `head_DV`.
   """
   if chunk_size < 1:
     raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")

@@ -101,9 +101,9 @@ def init_adapters(
   A is drawn from a normal distribution of variance 1 / in, and B is 0, so that
   the merged model is the model. The tree has `{"a": [..., in, r], "b": [..., r,
   out]}` where the model has a chosen kernel, and a value head as the model has
-  it. A kernel keeps its axes, e.g. `[r, heads, head size]` for the B of a query,
-  after that of the layers where those are scanned. float32 whatever the model is
-  in: updates of 1e-5 vanish in bfloat16.
+  it. A kernel keeps its axes, e.g. `[r, heads, head size]` for the B of a
+  query, after that of the layers where those are scanned. float32 whatever the
+  model is in: updates of 1e-5 vanish in bfloat16.
   """
   check_config(config, decoder_config)
   adapters: dict = {}
@@ -128,7 +128,7 @@ def init_adapters(
 
 
 def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
-  """Names the axes of each adapter: those of the kernel, and None for the rank."""
+  """Names the axes of each adapter: the kernel's, and None for the rank."""
   named = decoder.logical_axes(decoder_config)
   axes: dict = {}
   for path, names in _kernels(named, config):

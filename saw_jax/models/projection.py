@@ -9,10 +9,10 @@ from saw_jax.types import Array
 def project(x: Array, kernel_DF: Array) -> Array:
   """Multiplies the last axis of `[..., D]` by a kernel of its dtype.
 
-  The tokens of all rows are laid in one axis, and the kernel's gradient is taken
-  as `xᵀ g`. Left to differentiation it is the transpose of a sum over two axes,
-  for which XLA copies activations on a CPU: the backward pass of an MLP then
-  takes twice as long, that of several seeds in one program up to 1.8 times
+  The tokens of all rows are laid in one axis, and the kernel's gradient is
+  taken as `xᵀ g`. Left to differentiation it is the transpose of a sum over two
+  axes, for which XLA copies activations on a CPU: the backward pass of an MLP
+  then takes twice as long, that of several seeds in one program up to 1.8 times
   (jaxlib 0.10, two cores). There is a rule for reverse mode alone.
   """
   x_ND, kernel_DF = equally_varying(x.reshape(-1, x.shape[-1]), kernel_DF)
