@@ -184,16 +184,14 @@ TOKENIZERS = {
   "household": functools.partial(
     tokenizer.PieceTokenizer, household_task.PIECES
   ),
-  "knights": functools.partial(
-    tokenizer.PieceTokenizer, tokenizer.KNIGHTS_PIECES
-  ),
-  "math": tokenizer.PieceTokenizer,
+  "knights": functools.partial(tokenizer.PieceTokenizer, knights.PIECES),
+  "math": functools.partial(tokenizer.PieceTokenizer, math_task.PIECES),
   "search": functools.partial(tokenizer.PieceTokenizer, search_task.PIECES),
   "shop": functools.partial(tokenizer.PieceTokenizer, shop_task.PIECES),
-  "summaries": functools.partial(
-    tokenizer.BPETokenizer, tokenizer.SUMMARIES_BPE
+  "summaries": functools.partial(tokenizer.BPETokenizer, summaries.VOCABULARY),
+  "tool_calling": functools.partial(
+    tokenizer.BPETokenizer, tool_calling.VOCABULARY
   ),
-  "tool_calling": tokenizer.BPETokenizer,
 }
 
 
