@@ -165,6 +165,8 @@ def commit() -> str:
     A short hash, with `+` if the library or the configs differ from it;
     `unknown` outside git.
   """
+  if config_lib.IS_INSTALLED:
+    return "unknown"
   try:
     dirty = _git("status", "--porcelain", "--untracked-files=no", *_CODE)
     return _git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
