@@ -78,33 +78,12 @@ class PromptWriter:
   def __init__(
     self, task: AgentTask, tokenizer: Tokenizer, config: RolloutConfig
   ):
-    """Takes what it needs.
-
-    Args:
-      task: writes prompts in words.
-      tokenizer: of the policy.
-      config: the longest prompt, and what becomes of one that cannot be made
-        to fit.
-    """
     self._task, self._tokenizer, self._config = task, tokenizer, config
 
   def write(
     self, situation: Situation, history: Sequence[tuple[str, str]]
   ) -> tuple[str, list[int]]:
-    """Writes one prompt.
-
-    Args:
-      situation: where the episode stands.
-      history: earlier observations and actions.
-
-    Returns:
-      The text and its tokens, at most `max_prompt_tokens`: with as much history
-      as fits, then without any and with half, a quarter, ... of the observation
-      and of the admissible actions; or else the end of what is left.
-
-    Raises:
-      ValueError: it is too long even so, and `long_prompts` is "error".
-    """
+    """Writes one prompt."""
     limit = self._config.max_prompt_tokens
     while True:
       for text in self._task.prompts(situation, history):
@@ -129,15 +108,7 @@ class PromptWriter:
 
 
 def glue_of(tokenizer: Tokenizer) -> list[int]:
-  """Returns the chat template's tokens between an action and what followed.
-
-  Args:
-    tokenizer: of the policy.
-
-  Returns:
-    What stands between the end token of one message and the content of the
-    user's next one.
-  """
+  """Returns the chat template's tokens between an action and what followed."""
   ids = list(tokenizer.encode_chat([{"role": "user", "content": ""}], False))
   end = max(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
   return ids[end + 1 :] + ids[:end]
@@ -234,27 +205,7 @@ def play(
   rollout: RolloutConfig,
   group_size: int,
 ) -> Episodes:
-  """Plays episodes of all seeds.
-
-  Args:
-    generate: a sampler of one answer a prompt; see `rollouts.make_generate`.
-    params: of all seeds, as the lift keeps them.
-    starts: split and seed of each world, `[N][P]`.
-    keys: one for each episode. Shape `[N, P * G]`.
-    task: of the episodes.
-    tokenizer: of the policy.
-    pool: of environments.
-    config: how episodes are played.
-    rollout: sizes of prompts and actions.
-    group_size: episodes of each world, `G`.
-
-  Returns:
-    The episodes.
-
-  Raises:
-    RewardError: more environments failed than may.
-    ValueError: a prompt is too long and may not be cut.
-  """
+  """Plays episodes of all seeds."""
   stage = _Stage(
     task,
     tokenizer,
@@ -315,18 +266,7 @@ def encode_transitions(
   config: EpisodeConfig,
   rollout: RolloutConfig,
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-  """Turns somebody's steps into the tokens that a policy would have had.
-
-  Args:
-    transitions: the steps.
-    task: writes prompts and replies.
-    tokenizer: of the policy.
-    config: how long an observation may be.
-    rollout: how long a prompt may be.
-
-  Returns:
-    Prompts, completions with their end token, and observations.
-  """
+  """Turns somebody's steps into the tokens that a policy would have had."""
   writer = PromptWriter(task, tokenizer, rollout)
   prompts, completions, observations = [], [], []
   for one in transitions:

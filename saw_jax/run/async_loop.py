@@ -122,7 +122,7 @@ def _pack(
 
 def make_protocol(
   config: AsyncConfig, batch: int
-) -> staleness.StalenessProtocol:
+) -> staleness.Protocol:
   """Makes the protocol that a config names.
 
   Args:
@@ -240,7 +240,7 @@ class _Stream:
       ledger, tickets = staleness.take(ledger, self._protocol)
       self._ledgers[n] = ledger
       taken.append(tickets)
-      ages.append(_describe(staleness.lags(before, tickets), ledger))
+      ages.append(_describe(before, tickets, ledger))
     batch = groups_lib.join(
       [
         [self._shelf[n].pop(ticket.number) for ticket in tickets]
@@ -278,7 +278,7 @@ class _Stream:
     ]
     document, arrays = groups_lib.pack([self._shelf[n][k] for n, k in names])
     host = {
-      "ledgers": [staleness.to_json(ledger) for ledger in self._ledgers],
+      "ledgers": [ledger._asdict() for ledger in self._ledgers],
       "groups": {**document, "names": names},
     }
     arrays = {f"groups.{name}": array for name, array in arrays.items()}
@@ -529,10 +529,13 @@ class _Act:
 
 
 def _describe(
-  lags: staleness.Lags, ledger: staleness.Ledger
+  before: staleness.Ledger,
+  tickets: Sequence[staleness.Ticket],
+  ledger: staleness.Ledger,
 ) -> dict[str, float]:
   """What is logged of the age of an update's groups."""
-  steps, versions = np.array(lags.steps), np.array(lags.versions)
+  steps = np.array([before.step - ticket.step for ticket in tickets])
+  versions = np.array([before.version - ticket.version for ticket in tickets])
   return {
     "lag/steps": float(steps.mean()),
     "lag/steps_p95": float(np.percentile(steps, 95)),

@@ -33,19 +33,7 @@ Scores = dict[str, list[dict[str, float]]]
 def check(
   task: Task | AgentTask, encoder: rollouts.Encoder, wanted: Iterable[str]
 ) -> None:
-  """Says what is wrong with benchmarks before a run, and not at its end.
-
-  Args:
-    task: whose splits they are.
-    encoder: of the prompts.
-    wanted: names of splits.
-
-  Raises:
-    ValueError: there is no such split, it is empty or damaged, a prompt is too
-      long, or a split has the name that the average over all has.
-    FileNotFoundError: its file is not there.
-    ImportError: a library that reads it is missing.
-  """
+  """Says what is wrong with benchmarks before a run, and not at its end."""
   for name in wanted:
     if name == AVERAGE:
       raise ValueError(
@@ -72,22 +60,7 @@ def score(
   path: pathlib.Path,
   stop: Callable[[], bool] = lambda: False,
 ) -> Scores | None:
-  """Scores the policies of all seeds on each benchmark.
-
-  Args:
-    evaluators: by name of the benchmark.
-    params: of all seeds, as the lift keeps them.
-    grader: scores the answers, or plays episodes.
-    seeds: of the policies.
-    step: updates that they have had.
-    path: of the file that keeps what was scored.
-    stop: asked after each part; True ends it there.
-
-  Returns:
-    The scores by benchmark and mode, and their plain means over benchmarks
-    under `benchmarks/<mode>`, of those figures that all of them have; None if
-    it was stopped.
-  """
+  """Scores the policies of all seeds on each benchmark."""
   found = _read(path, seeds, step)
   parts = [
     (name, mode, evaluator)

@@ -53,12 +53,6 @@ class Checkpointer:
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
-    """Opens a folder of checkpoints.
-
-    Args:
-      directory: made if absent; unfinished writes in it are removed.
-      keep: latest checkpoints that are kept besides the best.
-    """
     self.directory = pathlib.Path(directory).resolve()
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -98,15 +92,7 @@ class Checkpointer:
     arrays: Mapping[str, np.ndarray] | None = None,
     score: float | None = None,
   ) -> None:
-    """Starts to save; returns when the arrays have been copied.
-
-    Args:
-      step: names the checkpoint; one that exists already is left alone.
-      state: arrays only.
-      host: what JSON can hold.
-      arrays: of the host, by name; their shapes may differ between steps.
-      score: held-out score, by which the best is chosen.
-    """
+    """Starts to save; returns when the arrays have been copied."""
     if step in self._manager.all_steps():
       return
     items = {"state": ocp.args.StandardSave(state)}
@@ -123,19 +109,7 @@ class Checkpointer:
     )
 
   def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
-    """Restores a checkpoint, checking every array.
-
-    Args:
-      template: a state of the same shapes, types and shardings.
-      step: which; the latest by default.
-
-    Returns:
-      The step, the state, the host's document and the host's arrays.
-
-    Raises:
-      CheckpointError: none there, another shape, or damage; the message names
-        the file and the last good step.
-    """
+    """Restores a checkpoint, checking every array."""
     _ignore_leftovers()
     self.wait()
     steps = self.steps
@@ -234,12 +208,6 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
 
   The bits of an array are weighted by odd numbers and added in 32-bit integers:
   the sum does not depend on its order, so neither on the sharding.
-
-  Args:
-    tree: arrays.
-
-  Returns:
-    `[checksum, dtype, *shape]` by the array's path.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   sums = hosts.fetch(_checksums([leaf for _, leaf in leaves]))
@@ -254,14 +222,7 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
 
 
 def digest(tree: PyTree) -> str:
-  """Names arrays by what is in them.
-
-  Args:
-    tree: arrays.
-
-  Returns:
-    16 hexadecimal digits, of the names, shapes, dtypes and checksums.
-  """
+  """Names arrays by what is in them."""
   text = json.dumps(fingerprints(tree), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -42,18 +42,6 @@ class EpisodeEvaluator:
     decoder_config: DecoderConfig,
     make_sampler: Callable[[SamplingConfig, int], rollouts.Generate],
   ):
-    """Takes the worlds; nothing is compiled yet.
-
-    Args:
-      task: where the worlds come from.
-      tokenizer: of the policy.
-      config: which worlds, and how many episodes of each.
-      episodes: how they are played.
-      rollout: sizes of prompts and actions.
-      lift: how arrays are spread.
-      decoder_config: of the policy.
-      make_sampler: from a sampling and a group size to a sampler.
-    """
     self.components = task.components
     size = min(task.num_episodes(config.split), config.num_examples)
     self.examples = list(range(size))
@@ -79,19 +67,7 @@ class EpisodeEvaluator:
     return tuple(self._modes)
 
   def on(self, split: str, samples: int) -> "EpisodeEvaluator":
-    """Plays the worlds of another split in the same way, all of them.
-
-    Args:
-      split: of the task.
-      samples: episodes of each world; 0 to be greedy alone.
-
-    Returns:
-      The other evaluator, which does not score predictions. What is compiled
-      is shared.
-
-    Raises:
-      ValueError: the task has no such split.
-    """
+    """Plays the worlds of another split in the same way, all of them."""
     other = copy.copy(self)
     other._config = dataclasses.replace(self._config, split=split)
     other.examples = list(range(self._task.num_episodes(split)))
@@ -106,20 +82,7 @@ class EpisodeEvaluator:
   def run(
     self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int
   ) -> dict[str, np.ndarray]:
-    """Plays every world under the policies of all seeds.
-
-    Args:
-      mode: `greedy`, one episode a world; or `sampled`, `samples` of them.
-      params: of all seeds, as the lift keeps them.
-      pool: of environments.
-      num_seeds: `N`.
-
-    Returns:
-      What `evaluation.Evaluator.run` does, for `E` worlds: `rewards` `[N, E, G,
-      1]`, what an episode paid; `scored`, that its environment did not fail;
-      `right`, that it paid the most; `ended`, that it was not cut; `lengths`,
-      its steps. And `valid`, the share of its replies that parsed.
-    """
+    """Plays every world under the policies of all seeds."""
     played = self.play(mode, params, pool, num_seeds=num_seeds)
     steps = np.maximum(played.played.steps.reshape(played.rewards.shape), 0)
     taken = np.maximum(steps.sum(-1), 1)
@@ -135,17 +98,7 @@ class EpisodeEvaluator:
   def play(
     self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int
   ) -> agents.Episodes:
-    """Plays every world, and returns the episodes themselves.
-
-    Args:
-      mode: `greedy` or `sampled`.
-      params: of all seeds, as the lift keeps them.
-      pool: of environments.
-      num_seeds: `N`.
-
-    Returns:
-      The episodes.
-    """
+    """Plays every world, and returns the episodes themselves."""
     generate, group_size = self._modes[mode]
     return agents.play(
       generate,
@@ -165,22 +118,7 @@ class EpisodeEvaluator:
   def scores(
     self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int
   ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it; see `evaluation.average`.
-
-    Args:
-      mode: `greedy` or `sampled`.
-      params: of all seeds, as the lift keeps them.
-      pool: of environments.
-      num_seeds: `N`.
-
-    Returns:
-      The means of each seed, with the share of valid replies as `valid`, and
-      of each category of the task's episodes the share that was won, as
-      `right_<category>`. A greedy one has `observation_accuracy` and
-      `observation_nll` too, where the task has an expert: how often the
-      likeliest token is the one that came, and its mean negative
-      log-likelihood.
-    """
+    """Runs an evaluation and averages it; see `evaluation.average`."""
     result = self.run(mode, params, pool, num_seeds=num_seeds)
     found = evaluation.average(mode, result, self.components)
     for seed, values in enumerate(found):
@@ -228,16 +166,7 @@ class EpisodeEvaluator:
 def make_predictions(
   config: DecoderConfig,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Makes the scores of predicted observations.
-
-  Args:
-    config: of the decoder.
-
-  Returns:
-    A function `(params, batch, *, axis_name=None) -> {"observation_accuracy",
-    "observation_nll"}` over the observation tokens of a batch, at temperature
-    1. The logits of one row exist at a time.
-  """
+  """Makes the scores of predicted observations."""
   model = decoder.Decoder(config)
 
   def predictions(params, batch: TrainBatch, *, axis_name: str | None = None):

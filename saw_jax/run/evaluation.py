@@ -59,15 +59,6 @@ class Evaluator:
     config: EvaluationConfig,
     make_sampler: Callable[[SamplingConfig, int], rollouts.Generate],
   ):
-    """Takes the examples; nothing is compiled yet.
-
-    Args:
-      task: where the examples come from.
-      tokenizer: for the completions' text.
-      encoder: of the prompts.
-      config: which examples, and how many samples.
-      make_sampler: from a sampling and a group size to a sampler.
-    """
     examples = task.examples(config.split)
     self.components = task.components
     self.examples = [
@@ -86,18 +77,7 @@ class Evaluator:
     return tuple(self._modes)
 
   def on(self, split: str, samples: int) -> "Evaluator":
-    """Evaluates another split in the same way, all of it.
-
-    Args:
-      split: of the task.
-      samples: per example; 0 to be greedy alone.
-
-    Returns:
-      The other evaluator. What is compiled is shared.
-
-    Raises:
-      ValueError: the task has no such split.
-    """
+    """Evaluates another split in the same way, all of it."""
     examples = self._task.examples(split)
     other = copy.copy(self)
     other.examples = [examples[i] for i in range(len(examples))]
@@ -117,20 +97,7 @@ class Evaluator:
   def run(
     self, mode: str, params: Any, grader: Grader, *, num_seeds: int
   ) -> dict[str, np.ndarray]:
-    """Scores every example under the policies of all seeds.
-
-    Args:
-      mode: `greedy`, one answer an example; or `sampled`, `samples` of them.
-      params: of all seeds, as the lift keeps them.
-      grader: scores the answers.
-      num_seeds: `N`.
-
-    Returns:
-      `rewards` float32 `[N, E, G, M]`, `scored` bool of the same shape,
-      `right`, `ended` bool and `lengths` int `[N, E, G]`, for `E` examples; and
-      `answers` int `[N, E, G]` where the task has an `answer_key`: samples of
-      an example with the same number gave the same answer, -1 gave none.
-    """
+    """Scores every example under the policies of all seeds."""
     generate_fn, group_size = self._modes[mode]
     size = min(self._config.batch_size, len(self.examples))
     # Long prompts beside long ones: a batch is as wide as its longest.
@@ -186,19 +153,7 @@ class Evaluator:
   def scores(
     self, mode: str, params: Any, grader: Grader, *, num_seeds: int
   ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it; see `average`.
-
-    Args:
-      mode: `greedy` or `sampled`.
-      params: of all seeds, as the lift keeps them.
-      grader: scores the answers.
-      num_seeds: `N`.
-
-    Returns:
-      The means of each seed; with what the task averages in a way of its own,
-      such as the categories of BFCL, and, for each component with a limit of
-      tokens, the share of answers that are longer, as `over_<component>`.
-    """
+    """Runs an evaluation and averages it; see `average`."""
     result = self.run(mode, params, grader, num_seeds=num_seeds)
     found = average(mode, result, self.components)
     for component, limit in token_limits(self._task).items():
@@ -215,17 +170,7 @@ class Evaluator:
 def average(
   mode: str, result: dict[str, np.ndarray], components: Sequence[Component]
 ) -> list[dict[str, float]]:
-  """Averages an evaluation.
-
-  Args:
-    mode: `greedy` or `sampled`.
-    result: from `Evaluator.run`.
-    components: of the task.
-
-  Returns:
-    For each seed what `summarise` gives, and the means of `at_k` where it was
-    sampled.
-  """
+  """Averages an evaluation."""
   found = summarise(result, components)
   if mode == "sampled":
     for seed, values in enumerate(found):
@@ -235,17 +180,7 @@ def average(
 
 
 def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-  """Scores the samples of each example together.
-
-  Args:
-    result: from `Evaluator.run`, with `k` samples an example.
-    seed: index of the seed.
-
-  Returns:
-    For each figure one number an example, `[E]`: `mean@k`, the share of right
-    samples; `pass@k`, whether one is right; and `maj@k`, whether the most
-    frequent answer is, where `answers` are known.
-  """
+  """Scores the samples of each example together."""
   right = result["right"][seed]
   k = right.shape[-1]
   figures = {
@@ -272,17 +207,7 @@ def _answer_ids(keys: Sequence[str | None], group_size: int) -> np.ndarray:
 def per_example(
   result: dict[str, np.ndarray], seed: int, components: Sequence[Component]
 ) -> dict[str, np.ndarray]:
-  """Averages an evaluation over the samples of each example.
-
-  Args:
-    result: from `Evaluator.run`.
-    seed: index of the seed.
-    components: of the task.
-
-  Returns:
-    For each figure one number an example, `[E]`; examples of which nothing was
-    scored are left out of a component.
-  """
+  """Averages an evaluation over the samples of each example."""
   rewards, scored = result["rewards"][seed], result["scored"][seed]
   figures = {}
   for m, component in enumerate(components):
@@ -298,17 +223,7 @@ def per_example(
 def summarise(
   result: dict[str, np.ndarray], components: Sequence[Component]
 ) -> list[dict[str, float]]:
-  """Averages an evaluation over its examples, seed by seed.
-
-  Args:
-    result: from `Evaluator.run`.
-    components: of the task.
-
-  Returns:
-    For each seed: the mean of each component over what was scored, their sum
-    as `total`, the share of fully right answers, of ended ones and of unscored
-    ones, and the mean length in tokens.
-  """
+  """Averages an evaluation over its examples, seed by seed."""
   summaries = []
   for index in range(result["rewards"].shape[0]):
     rewards, scored = result["rewards"][index], result["scored"][index]

@@ -34,15 +34,7 @@ class Group(NamedTuple):
 
 
 def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
-  """Takes a rollout apart.
-
-  Args:
-    rollout: `[N, P]` groups.
-    carry_log_probs: keep the sampler's log-probs.
-
-  Returns:
-    `[N][P]` groups, copied, so that the rollout may be freed.
-  """
+  """Takes a rollout apart."""
   num_seeds, num_prompts, size = rollout.lengths.shape
   transcript = rollout.transcript
   outcomes = np.array(
@@ -76,19 +68,7 @@ def join(
   versions: np.ndarray | None = None,
   pad_id: int = 0,
 ) -> Rollout:
-  """Puts groups together that may come from different rollouts.
-
-  Args:
-    groups: `[N][P]`.
-    multiple: the completion part is rounded up to it.
-    max_new_tokens: the most that it is rounded up to.
-    versions: optimizer step of the weights of each group, `[N, P]`.
-    pad_id: the token written where nobody wrote.
-
-  Returns:
-    The rollout, without the completions' text. `behave_log_probs` is None
-    unless every group carries its own.
-  """
+  """Puts groups together that may come from different rollouts."""
   num_seeds, num_prompts = len(groups), len(groups[0])
   size = len(groups[0][0].starts)
   flat = [group for row in groups for group in row]
@@ -147,14 +127,7 @@ def join(
 
 
 def pack(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Turns groups into what a checkpoint can hold.
-
-  Args:
-    groups: any number; their order is kept.
-
-  Returns:
-    A document for JSON, and arrays `[K, ...]` by name.
-  """
+  """Turns groups into what a checkpoint can hold."""
   if not groups:
     return {"count": 0}, {}
   longest = max(map(_used, groups))
@@ -174,15 +147,7 @@ def pack(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def unpack(document: dict[str, Any], arrays: dict[str, Any]) -> list[Group]:
-  """Returns the groups that `pack` was given, on common shapes.
-
-  Args:
-    document: from `pack`.
-    arrays: from `pack`.
-
-  Returns:
-    The groups, in order.
-  """
+  """Returns the groups that `pack` was given, on common shapes."""
   names = [field for field in Group._fields if field != "prompt_size"]
   return [
     Group(

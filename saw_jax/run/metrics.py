@@ -29,14 +29,6 @@ class FileWriter:
   def __init__(
     self, directory: str | os.PathLike, name: str, *, first_step: int = 0
   ):
-    """Opens the files.
-
-    Args:
-      directory: of the run; made if absent.
-      name: stem of both files.
-      first_step: lines of this step and later ones are dropped: the run is
-        about to write them again.
-    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self._json_path = directory / f"{name}.jsonl"
@@ -51,13 +43,7 @@ class FileWriter:
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Appends one line to both files.
-
-    Args:
-      step: the rollout step.
-      seed: the seed.
-      values: scalars by name.
-    """
+    """Appends one line to both files."""
     row = {"step": step, "seed": seed, **values}
     self._rows.append(row)
     self._json.write(_line(row))
@@ -93,14 +79,6 @@ class TensorBoardWriter:
   """Writes event files (extra `[tensorboard]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    """Opens the event file.
-
-    Args:
-      directory: of the run; events go to `tensorboard/` in it.
-
-    Raises:
-      ImportError: the extra is not installed.
-    """
     try:
       import tensorboardX
     except ImportError as error:
@@ -114,13 +92,7 @@ class TensorBoardWriter:
     self._writers = {}
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values under their names, one run a seed.
-
-    Args:
-      step: the rollout step.
-      seed: the seed.
-      values: scalars by name.
-    """
+    """Records the values under their names, one run a seed."""
     if seed not in self._writers:
       self._writers[seed] = self._make(seed)
     for name, value in values.items():
@@ -136,14 +108,6 @@ class WandbWriter:
   """Writes to Weights & Biases (extra `[wandb]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    """Starts a run there; project and mode come from its own environment.
-
-    Args:
-      directory: of the run; its name is the run's name.
-
-    Raises:
-      ImportError: the extra is not installed.
-    """
     try:
       import wandb
     except ImportError as error:
@@ -157,13 +121,7 @@ class WandbWriter:
     )
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values, prefixed by their seed.
-
-    Args:
-      step: the rollout step.
-      seed: the seed.
-      values: scalars by name.
-    """
+    """Records the values, prefixed by their seed."""
     named = {f"seed_{seed}/{name}": value for name, value in values.items()}
     self._run.log(named, step=step)
 
@@ -178,19 +136,7 @@ WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
 def make_writers(
   directory: str | os.PathLike, extra: Sequence[str], *, first_step: int
 ) -> list[Writer]:
-  """Makes the writers of a run: files always, others by name.
-
-  Args:
-    directory: of the run.
-    extra: names in `WRITERS`.
-    first_step: the step that is written first.
-
-  Returns:
-    The writers.
-
-  Raises:
-    KeyError: an unknown name.
-  """
+  """Makes the writers of a run: files always, others by name."""
   for name in extra:
     if name not in WRITERS:
       raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")

@@ -39,30 +39,14 @@ class ObservedTask(Protocol):
 
 
 def selection_keys(seeds: Sequence[int], step: int) -> Array:
-  """Makes the key with which the transitions of an update are selected.
-
-  Args:
-    seeds: of the runs, `N`.
-    step: of the run.
-
-  Returns:
-    Keys `[N]`, that no row has.
-  """
+  """Makes the key with which the transitions of an update are selected."""
   return rollouts.row_keys(seeds, step, [[_SELECTION]] * len(seeds), 1)[:, 0]
 
 
 def exchange(
   observations: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> list[Sequence[int]]:
-  """Lets observations change places: the placebo of a world model.
-
-  Args:
-    observations: token ids of each row; rows without any keep none.
-    rng: decides.
-
-  Returns:
-    The same observations in other rows.
-  """
+  """Lets observations change places: the placebo of a world model."""
   moved = list(observations)
   places = [i for i, tokens in enumerate(moved) if tokens]
   if places:
@@ -78,17 +62,7 @@ def append(
   max_tokens: int,
   glue: Sequence[int],
 ) -> Transcript:
-  """Puts observations behind the rows of all seeds.
-
-  Args:
-    transcript: host arrays, rows `[N, B]`.
-    observations: token ids, `[N][B]`; a row without any stays as it is.
-    max_tokens: of an observation that are kept.
-    glue: tokens of the chat template in between.
-
-  Returns:
-    The transcript, longer.
-  """
+  """Puts observations behind the rows of all seeds."""
   shape = transcript.starts.shape
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript)
   longer = transcript_lib.append_observations(
@@ -106,13 +80,6 @@ class Appender:
   def __init__(
     self, experiment: Experiment, lift: parallel.Lift, seeds: Sequence[int]
   ):
-    """Lifts the functions; nothing is compiled yet.
-
-    Args:
-      experiment: its method has a world model, its task an `observe`.
-      lift: how arrays are spread.
-      seeds: of the runs.
-    """
     world = experiment.method.world
     self._experiment, self._world, self._seeds = experiment, world, list(seeds)
     self._glue = agents.glue_of(experiment.tokenizer)
@@ -152,22 +119,7 @@ class Appender:
     params: PyTree,
     step: int,
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
-    """Selects responses, and puts what the world said behind them.
-
-    Args:
-      batch: of the responses, rows `[N, P * G]`, with the log-probs that were
-        recomputed.
-      scores: of the same responses. A prompt's λ reads the rewards that the
-        update has, be they of labels or of votes.
-      examples: their prompts, `[N][P]`.
-      params: of the current policies; the entropy of a response is theirs,
-        whoever sampled it.
-      step: of the run, from 0.
-
-    Returns:
-      The batch, with observations and the rows' weights, and what each seed
-      logs.
-    """
+    """Selects responses, and puts what the world said behind them."""
     experiment, shape = self._experiment, scores.lengths.shape
     seen = self._observe(scores, examples)
     shares = (scores.rewards - self._minima).sum(-1) / self._range

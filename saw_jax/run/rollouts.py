@@ -73,28 +73,12 @@ class Encoder:
   """
 
   def __init__(self, tokenizer: Tokenizer, config: RolloutConfig):
-    """Starts with nothing remembered.
-
-    Args:
-      tokenizer: of the policy.
-      config: the longest prompt, and what becomes of longer ones.
-    """
     self._tokenizer, self._config = tokenizer, config
     self.stops = config.stops
     self._ids: dict[tuple, list[int]] = {}
 
   def tokens(self, example: Example) -> list[int]:
-    """Encodes one prompt.
-
-    Args:
-      example: its messages.
-
-    Returns:
-      Token ids, at most `max_prompt_tokens`.
-
-    Raises:
-      ValueError: the prompt is too long and may not be cut.
-    """
+    """Encodes one prompt."""
     name = tuple((m["role"], m["content"]) for m in example.messages)
     if name in self._ids:
       return self._ids[name]
@@ -112,14 +96,7 @@ class Encoder:
     return ids
 
   def size(self, example: Example) -> int:
-    """Says how wide a batch gets that has no longer prompt.
-
-    Args:
-      example: with its messages.
-
-    Returns:
-      The length of its prompt, rounded up to `prompt_multiple`.
-    """
+    """Says how wide a batch gets that has no longer prompt."""
     multiple = self._config.prompt_multiple
     return -(-len(self.tokens(example)) // multiple) * multiple
 
@@ -128,13 +105,6 @@ class Encoder:
 
     Nothing before it changes: the key of a token is of its place, so the rest
     is what would have been sampled if the sampler had known.
-
-    Args:
-      sampled: host arrays, rows `[N, B]`.
-
-    Returns:
-      The same rows. The token that completes a stop string is the last that
-      belongs to the policy, and its row's end.
     """
     if not self.stops:
       return sampled
@@ -167,14 +137,7 @@ class Encoder:
   def prompts(
     self, examples: Sequence[Sequence[Example]]
   ) -> transcript.PromptBatch:
-    """Pads the prompts of all seeds to one size.
-
-    Args:
-      examples: `[N, P]`.
-
-    Returns:
-      The prompts, with a leading axis of seeds.
-    """
+    """Pads the prompts of all seeds to one size."""
     flat = [example for row in examples for example in row]
     batch = transcript.pad_prompts(
       [self.tokens(example) for example in flat],
@@ -195,20 +158,7 @@ def make_generate(
   group_size: int,
   record_entropies: bool = False,
 ) -> Generate:
-  """Makes the sampler, lifted like the step is.
-
-  Args:
-    lift: how arrays are spread.
-    decoder_config: the decoder.
-    config: sizes.
-    tokenizer: for its end tokens.
-    sampling: temperature and truncation.
-    group_size: samples per prompt, `G`.
-    record_entropies: keep those of the distributions sampled from.
-
-  Returns:
-    A function over arrays with a leading axis of seeds.
-  """
+  """Makes the sampler, lifted like the step is."""
   make = lambda lanes: generate.make_generate(  # noqa: E731
     decoder_config,
     sampling=sampling,
@@ -245,18 +195,6 @@ def sample(
   sampled in so many parts: short prompts are then padded to less, and their
   cache is smaller. The tokens are the same, up to rounding; a part has its own
   shape and may be compiled for it.
-
-  Args:
-    generate_fn: from `make_generate`.
-    params: of all seeds, as the lift keeps them.
-    examples: prompts of each seed, `[N, P]`.
-    keys: a key per row, `[N, P * G]`.
-    encoder: of the prompts; its stop strings end the completions.
-    multiple: completions are cut to the longest one, rounded up to this.
-    length_groups: parts; must divide P.
-
-  Returns:
-    Host arrays, rows `[N, P * G]` in the order of the examples.
   """
   if length_groups == 1:
     prompts = encoder.prompts(examples)
@@ -337,17 +275,6 @@ def score(
   """Has the responses scored.
 
   Components with a limit of tokens are 0 where a response is longer.
-
-  Args:
-    sampled: host arrays, rows `[N, P * G]`.
-    examples: prompts of each seed, `[N, P]`.
-    tokenizer: for the completions' text.
-    grader: scores them. With several processes each has its own score its
-      share of the rows, and all get all.
-    stops: strings that ended completions; what is scored is before them.
-
-  Returns:
-    The rollout.
   """
   completions, lengths, ended = read(sampled, tokenizer, stops)
   group_size = sampled.tokens.shape[1] // len(examples[0])
@@ -379,18 +306,7 @@ def unscored(
   tokenizer: Tokenizer,
   stops: Sequence[str] = (),
 ) -> Rollout:
-  """Makes the rollout of responses that nobody has scored yet.
-
-  Args:
-    sampled: host arrays, rows `[N, P * G]`.
-    num_prompts: of each seed, `P`.
-    num_components: of the reward, `M`.
-    tokenizer: for the completions' text.
-    stops: strings that ended completions.
-
-  Returns:
-    The rollout, whose rewards are 0 and masked.
-  """
+  """Makes the rollout of responses that nobody has scored yet."""
   completions, lengths, ended = read(sampled, tokenizer, stops)
   shape = (len(sampled.tokens), num_prompts, -1)
   lengths, ended = lengths.reshape(shape), ended.reshape(shape)
@@ -440,17 +356,7 @@ def read(
   tokenizer: Tokenizer,
   stops: Sequence[str] = (),
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Reads the completions of a transcript.
-
-  Args:
-    sampled: host arrays, rows `[N, B]`.
-    tokenizer: of the policy.
-    stops: strings that ended completions.
-
-  Returns:
-    The text of each row without its end token, or before its stop string; the
-    number of tokens that the policy chose; whether it chose an end.
-  """
+  """Reads the completions of a transcript."""
   size = sampled.prompt_size
   width = sampled.tokens.shape[-1] - size
   tokens = sampled.tokens[..., size:].reshape(-1, width)
@@ -469,16 +375,7 @@ def read(
 def trim(
   sampled: transcript.Transcript, multiple: int
 ) -> transcript.Transcript:
-  """Cuts the padding that all rows share, so that no step computes it.
-
-  Args:
-    sampled: host arrays, rows `[N, B]`.
-    multiple: the completion part is rounded up to it, to bound the number of
-      shapes that are compiled.
-
-  Returns:
-    The same rows over fewer positions.
-  """
+  """Cuts the padding that all rows share, so that no step computes it."""
   used = sampled.roles[..., sampled.prompt_size :] != transcript.PAD
   longest = int(used.sum(-1).max(initial=1))
   size = min(-(-max(longest, 1) // multiple) * multiple, used.shape[-1])
@@ -502,17 +399,7 @@ def row_keys(
   ids: np.ndarray,
   group_size: int,
 ) -> Array:
-  """Makes the key of every row (R9).
-
-  Args:
-    seeds: of the runs, `N`.
-    step: the rollout step; one, or one a prompt, `[N, P]`.
-    ids: the examples' own numbers, `[N, P]`.
-    group_size: samples per prompt, `G`.
-
-  Returns:
-    Keys `[N, P * G]`, functions of seed, step, example and sample only.
-  """
+  """Makes the key of every row (R9)."""
   ids = np.asarray(ids, np.int32)
   steps = np.broadcast_to(np.asarray(step, np.int32), ids.shape)
   roots = [jax.random.key(seed) for seed in seeds]

@@ -60,18 +60,7 @@ def pack_demonstrations(
   glue: Sequence[int] = (),
   multiple: int = 16,
 ) -> TrainBatch:
-  """Lays demonstrations out as transcripts.
-
-  Args:
-    prompts: token ids of each prompt.
-    completions: token ids of each completion, its end token included.
-    observations: token ids of what followed each, if anything did.
-    glue: tokens of the chat template before those.
-    multiple: both sizes are rounded up to it.
-
-  Returns:
-    A batch of NumPy arrays, one row a demonstration; advantages are 1.
-  """
+  """Lays demonstrations out as transcripts."""
   rows = len(prompts)
   glue = glue if observations is not None else ()
   follows = [[] for _ in prompts] if observations is None else observations
@@ -115,17 +104,7 @@ def warm_start(
   *,
   cache: str | os.PathLike,
 ) -> PyTree:
-  """Trains a decoder on demonstrations, or takes it from the cache.
-
-  Args:
-    decoder_config: sizes of the decoder.
-    config: settings of the start.
-    demonstrations: from `pack_demonstrations`.
-    cache: folder of earlier results, made if absent.
-
-  Returns:
-    The parameters.
-  """
+  """Trains a decoder on demonstrations, or takes it from the cache."""
   key = jax.random.key(config.seed)
   params = decoder.init_params(decoder_config, key)
   if not config.num_steps:
