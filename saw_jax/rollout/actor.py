@@ -19,8 +19,7 @@ import jax
 import numpy as np
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout import generate as generate_lib
-from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.rollout.generate import GenerateConfig, make_generate
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array, PyTree
 
@@ -128,38 +127,17 @@ def close(act: Any) -> None:
     act.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplerSpec:
-  """What a sampler is made of; it crosses to another process."""
-
-  decoder: DecoderConfig
-  sampling: SamplingConfig
-  max_new_tokens: int
-  group_size: int
-  eos_ids: tuple[int, ...]
-  pad_id: int = 0
-
-  def make(self) -> generate_lib.GenerateFn:
-    """Makes the sampler, of arrays with a leading axis of seeds."""
-    return generate_lib.make_generate(
-      self.decoder,
-      sampling=self.sampling,
-      max_new_tokens=self.max_new_tokens,
-      group_size=self.group_size,
-      eos_ids=self.eos_ids,
-      pad_id=self.pad_id,
-      lanes=True,
-    )
-
-
 class DeviceSampler:
   """A sampler on a device of this process.
 
   Weights get there from the learner's devices, once for each version.
   """
 
-  def __init__(self, spec: SamplerSpec, device: jax.Device):
-    self._sample, self._device = spec.make(), device
+  def __init__(
+    self, decoder: DecoderConfig, config: GenerateConfig, device: jax.Device
+  ):
+    self._sample = make_generate(decoder, config, lanes=True)
+    self._device = device
     self._version, self._params = None, None
 
   def __call__(
@@ -185,24 +163,24 @@ class PartialSampler:
 
   def __init__(
     self,
-    spec: SamplerSpec,
-    make: Callable[[SamplerSpec], Sampler],
+    config: GenerateConfig,
+    make: Callable[[GenerateConfig], Sampler],
     latest: Callable[[], tuple[int, PyTree]],
     *,
     part: int,
   ):
     if part < 1:
       raise ValueError(f"part is {part}; a part has 1 or more tokens.")
-    self._spec, self._latest = spec, latest
-    self._part = min(part, spec.max_new_tokens)
-    one = dataclasses.replace(spec, max_new_tokens=self._part)
+    self._config, self._latest = config, latest
+    self._part = min(part, config.max_new_tokens)
+    one = dataclasses.replace(config, max_new_tokens=self._part)
     self._first = make(one)
     self._next = make(dataclasses.replace(one, group_size=1))
 
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    limit, part = self._spec.max_new_tokens, self._part
+    limit, part = self._config.max_new_tokens, self._part
     whole = jax.device_get(self._first(version, params, prompts, row_keys))
     unfinished = self._unfinished(whole, part)
     while (size := whole.tokens.shape[-1] - whole.prompt_size) < limit and (
@@ -227,7 +205,7 @@ class PartialSampler:
 
       roles = join(whole.roles, more.roles[..., added], 0)
       whole = whole.replace(
-        tokens=join(whole.tokens, more.tokens[..., added], self._spec.pad_id),
+        tokens=join(whole.tokens, more.tokens[..., added], self._config.pad_id),
         roles=roles,
         behave_log_probs=join(
           whole.behave_log_probs, more.behave_log_probs[..., :width], 0.0
@@ -246,7 +224,7 @@ class PartialSampler:
     """Rows that wrote all of the last part, and no end token in it."""
     tokens, roles = whole.tokens[..., -part:], whole.roles[..., -part:]
     wrote = roles != 0
-    ended = (np.isin(tokens, self._spec.eos_ids) & wrote).any(-1)
+    ended = (np.isin(tokens, self._config.eos_ids) & wrote).any(-1)
     return wrote[..., -1] & ~ended
 
 
@@ -257,11 +235,11 @@ class ProcessSampler:
   dies, the call that it was at raises `ActorDied`.
   """
 
-  def __init__(self, spec: SamplerSpec):
+  def __init__(self, decoder: DecoderConfig, config: GenerateConfig):
     context = multiprocessing.get_context("spawn")
     self._pipe, theirs = context.Pipe()
     self._process = context.Process(
-      target=_serve, args=(theirs, spec), daemon=True
+      target=_serve, args=(theirs, decoder, config), daemon=True
     )
     # JAX reads these when the child imports it.
     before = dict(os.environ)
@@ -304,11 +282,11 @@ class ProcessSampler:
       self._process.join()
 
 
-def _serve(pipe, spec: SamplerSpec) -> None:
+def _serve(pipe, decoder: DecoderConfig, config: GenerateConfig) -> None:
   """The sampler's process: answers until the other end closes."""
   # Ctrl-C is for the run, which then ends this process in its own time.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  sample = spec.make()
+  sample = make_generate(decoder, config, lanes=True)
   params = None
   while True:
     try:

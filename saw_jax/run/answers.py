@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import labelling, observations, rollouts
 from saw_jax.run.learner import Learner, LoopConfig
@@ -183,9 +184,9 @@ def step_examples(
 
 def make_verifier(
   policy: Policy,
-  make_generate: Callable[..., rollouts.Generate],
   task: Any,
   encoder: rollouts.Encoder,
+  sampling: SamplingConfig,
   labels: labelling.LabelConfig,
   *,
   seeds: Sequence[int],
@@ -204,8 +205,12 @@ def make_verifier(
     stops=(),  # Those of an answer: a verdict may quote one.
   )
   tokenizer, G = encoder.tokenizer, group_size
-  generate = make_generate(
-    config=config, temperature=labels.verify_temperature, group_size=1
+  settings = rollouts.Encoder(tokenizer, config).settings
+  sampling = dataclasses.replace(
+    sampling, temperature=labels.verify_temperature
+  )
+  generate = rollouts.make_generate(
+    policy.lift, policy.decoder, settings(sampling, 1)
   )
 
   def verify(examples, completions, step) -> np.ndarray:

@@ -6,7 +6,7 @@ Prompts become token ids, tokens become completions, completions become rewards.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import generate, transcript
+from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.tasks import stops as stops_lib
@@ -90,6 +91,19 @@ class Encoder:
       )
     return ids[-limit:]
 
+  def settings(
+    self, sampling: SamplingConfig, group_size: int, **options: Any
+  ) -> GenerateConfig:
+    """How completions of its prompts are sampled."""
+    return GenerateConfig(
+      sampling=sampling,
+      max_new_tokens=self.config.max_new_tokens,
+      group_size=group_size,
+      eos_ids=self.tokenizer.eos_ids,
+      pad_id=self.tokenizer.pad_id,
+      **options,
+    )
+
   def size(self, example: Example) -> int:
     """How wide a batch gets that has no longer prompt."""
     multiple = self.config.prompt_multiple
@@ -136,31 +150,14 @@ class Encoder:
 
 
 def make_generate(
-  lift: parallel.Lift,
-  decoder_config: DecoderConfig,
-  config: RolloutConfig,
-  tokenizer: Tokenizer,
-  *,
-  sampling: SamplingConfig,
-  group_size: int,
-  record_entropies: bool = False,
+  lift: parallel.Lift, decoder: DecoderConfig, config: GenerateConfig
 ) -> Generate:
   """Makes the sampler, lifted over a leading axis of seeds as the step is."""
-  is_seeded = lift.name == "seeded"
-  made = generate.make_generate(
-    decoder_config,
-    sampling=sampling,
-    max_new_tokens=config.max_new_tokens,
-    group_size=group_size,
-    eos_ids=tokenizer.eos_ids,
-    pad_id=tokenizer.pad_id,
-    lanes=is_seeded,
-    record_entropies=record_entropies,
-  )
-  if is_seeded:
+  if lift.name == "seeded":
     # Not a vmap: the loop's condition and cache index are shared by all seeds.
-    return made
+    return generate.make_generate(decoder, config, lanes=True)
   ROWS = parallel.ROWS
+  made = generate.make_generate(decoder, config)
   return lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
 
 
