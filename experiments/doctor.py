@@ -74,7 +74,6 @@ def main() -> int:
 def _check_episodes(experiment) -> list[str]:
   """Plays a few worlds, and prints one episode of some of them."""
   from saw_jax.run import experiment as experiment_lib
-  from saw_jax.run import rollouts
 
   made = experiment._replace(
     parallel=type(experiment.parallel)(lift="seeded"),
@@ -86,12 +85,8 @@ def _check_episodes(experiment) -> list[str]:
       temperature=experiment.sampling.temperature,
     ),
   )
-  _, lift, state = experiment_lib.start_state(made, 1)
-  evaluator = experiment_lib.make_evaluator(
-    made, lift, rollouts.Encoder(made.tokenizer, made.rollout)
-  )
-  with experiment_lib.open_workers(made) as pool:
-    played = evaluator.play("sampled", state.params, pool, num_seeds=1)
+  policy = experiment_lib.make_policy(made, 1)
+  played = experiment_lib.play(made, policy, "sampled")
   shape = played.returns.shape[1:]
   for p in range(min(shape[0], _SHOW.value)):
     print("=" * 72)
@@ -144,7 +139,6 @@ def _check_task(task, splits, inspection) -> list[str]:
 
 
 def _check_rollout(experiment) -> list[str]:
-
   from saw_jax.rollout import transcript
   from saw_jax.run import experiment as experiment_lib
   from saw_jax.run import rollouts
@@ -157,20 +151,17 @@ def _check_rollout(experiment) -> list[str]:
     parallel=type(experiment.parallel)(lift="seeded"),
     lora=type(experiment.lora)(),  # Adapters change nothing at the start.
   )
-  _, lift, state = experiment_lib.start_state(lift_free, 1)
+  policy = experiment_lib.make_policy(lift_free, 1)
   encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
   generate = rollouts.make_generate(
-    lift,
-    experiment.decoder,
-    experiment.rollout,
-    experiment.tokenizer,
-    sampling=experiment.sampling,
-    group_size=group,
+    policy.lift,
+    policy.decoder,
+    encoder.settings(experiment.sampling, group),
   )
   ids = np.array([[example.key for example in chosen]])
   sampled = rollouts.sample(
     generate,
-    state.params,
+    policy.params,
     [chosen],
     rollouts.row_keys([0], 0, ids, group),
     encoder=encoder,

@@ -143,6 +143,7 @@ class DeviceSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
+    """Samples; see `Sampler`."""
     if version != self._version:
       self._params = jax.device_put(params, self._device)
       self._version = version
@@ -180,6 +181,7 @@ class PartialSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
+    """Samples; see `Sampler`."""
     limit, part = self._config.max_new_tokens, self._part
     whole = jax.device_get(self._first(version, params, prompts, row_keys))
     unfinished = self._unfinished(whole, part)
@@ -256,6 +258,7 @@ class ProcessSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
+    """Samples; see `Sampler`."""
     try:
       if version != self._version:
         self._pipe.send(("params", jax.device_get(params)))

@@ -1,7 +1,7 @@
 """The source of rows that are answers to prompts, and how they are scored."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np

@@ -1,8 +1,8 @@
 """All that a run is made of, and what its kind of task needs.
 
-An `Experiment` is the plain record that `build.build` returns. A task has single
-answers or episodes: `AnswerRun` and `EpisodeRun` know which workers, source,
-evaluation and demonstrations either needs.
+An `Experiment` is the plain record that `build.build` returns. A task has
+single answers or episodes: `AnswerRun` and `EpisodeRun` know which workers,
+source, evaluation and demonstrations either needs.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ from saw_jax.run.groups import AsyncConfig
 from saw_jax.run.learner import Learner, LoopConfig
 from saw_jax.run.policy import Policy
 from saw_jax.run.session import Session
+from saw_jax.settings import constant
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
@@ -53,7 +54,7 @@ class GradingConfig:
 
   num_workers: int = 2  # 0: in this process, without a time limit
   limit_s: float = 5.0  # per response, or step of an episode
-  crash_tolerance: float = 0.1  # share of a step that may crash
+  crash_tolerance: float = constant(0.1)  # share of a step that may crash
 
 
 class Experiment(NamedTuple):
@@ -115,14 +116,13 @@ class AnswerRun:
   ) -> answers.Answers:
     """Makes the source, as it was when the run was saved."""
     made, loop, encoder = self._made, self._made.loop, self.encoder
-    policy, settings = learner.policy, encoder.settings(
-      made.sampling, loop.group_size
+    policy, settings = (
+      learner.policy,
+      encoder.settings(made.sampling, loop.group_size),
     )
     labels = labelling.make_labeller(
       made.labels,
-      labelling.Scorer(
-        made.task, made.tokenizer, grader, made.rollout.stops
-      ),
+      labelling.Scorer(made.task, made.tokenizer, grader, made.rollout.stops),
       seeds=seeds,
       prompts_per_step=loop.prompts_per_step,
       group_size=loop.group_size,

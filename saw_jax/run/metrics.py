@@ -7,10 +7,15 @@ that the files of a killed run end up those of one that was not.
 
 import csv
 import json
+import logging
 import os
 import pathlib
+import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+LOG = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -142,6 +147,62 @@ def make_writers(
       raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
   files = FileWriter(directory, "metrics", first_step=first_step)
   return [files, *(WRITERS[name](directory) for name in extra)]
+
+
+def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
+  """Writes a file of a run in one piece: whoever is killed leaves the old one.
+
+  `options` are those of `json.dumps`.
+  """
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(document, indent=2, **options) + "\n")
+  temporary.replace(path)
+
+
+class Progress:
+  """A bar with the time left on a terminal, a line now and then elsewhere."""
+
+  def __init__(
+    self, title: str, total: int, *, start: int = 0, interval_s: float = 20.0
+  ):
+    self._title, self._total, self._done = title, total, start
+    self._interval_s, self._last = interval_s, time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty():
+      from rich import progress as rich_progress
+      from rich.console import Console
+
+      self._bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[figures]}"),
+        console=Console(stderr=True),
+      )
+      self._bar.start()
+      self._task = self._bar.add_task(
+        title, total=total, completed=start, figures=""
+      )
+
+  def advance(self, **figures: float) -> None:
+    """Counts one step, with figures to show beside the bar."""
+    self._done += 1
+    text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    if self._bar is not None:
+      self._bar.update(self._task, completed=self._done, figures=text)
+      return
+    now = time.monotonic()
+    if now - self._last >= self._interval_s or self._done == self._total:
+      self._last = now
+      LOG.info("%s %d/%d  %s", self._title, self._done, self._total, text)
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    if self._bar is not None:
+      self._bar.stop()
 
 
 def _line(row: Mapping[str, float]) -> str:

@@ -5,16 +5,14 @@ import logging
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich import progress as rich_progress
 
-from saw_jax.run import checkpoint, evaluation, metrics, run_directory
+from saw_jax.run import checkpoint, evaluation, metrics
 from saw_jax.run.learner import LoopConfig
 from saw_jax.run.policy import Policy
 from saw_jax.training import hosts
@@ -81,51 +79,6 @@ class Clock:
     return {**self._laps, "step": time.perf_counter() - self._start}
 
 
-class Progress:
-  """A bar with the time left on a terminal, a line now and then elsewhere."""
-
-  def __init__(
-    self, title: str, total: int, *, start: int = 0, interval_s: float = 20.0
-  ):
-    self._title, self._total, self._done = title, total, start
-    self._interval_s, self._last = interval_s, time.monotonic()
-    self._bar = None
-    if sys.stderr.isatty():
-      from rich.console import Console
-
-      self._bar = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[figures]}"),
-        console=Console(stderr=True),
-      )
-      self._bar.start()
-      self._task = self._bar.add_task(
-        title, total=total, completed=start, figures=""
-      )
-
-  def advance(self, **figures: float) -> None:
-    """Counts one step, with figures to show beside the bar."""
-    self._done += 1
-    text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    if self._bar is not None:
-      self._bar.update(self._task, completed=self._done, figures=text)
-      return
-    now = time.monotonic()
-    if now - self._last >= self._interval_s or self._done == self._total:
-      self._last = now
-      LOG.info("%s %d/%d  %s", self._title, self._done, self._total, text)
-
-  def __enter__(self) -> "Progress":
-    return self
-
-  def __exit__(self, *exc) -> None:
-    if self._bar is not None:
-      self._bar.stop()
-
-
 class Session:
   """A run from its first or last checkpoint to its end; a context manager.
 
@@ -170,7 +123,7 @@ class Session:
           metrics.FileWriter(self._directory, "evals", first_step=first)
         ]
         self._bar = stack.enter_context(
-          Progress("train", self._loop.num_steps, start=self.step)
+          metrics.Progress("train", self._loop.num_steps, start=self.step)
         )
       for writer in [*self._evals, *self._writers]:
         stack.callback(writer.close)
@@ -252,7 +205,7 @@ class Session:
       self._store.wait()
 
   def result(self, workers: Any) -> Result:
-    """Scores the finished policies; what is returned is also in `final.json`."""
+    """Scores the finished policies, also into `final.json`."""
     unfinished = Result(finished=False, step=self.step, final=[])
     if self._interrupted:
       return unfinished
@@ -282,7 +235,7 @@ class Session:
       for n, seed in enumerate(self._seeds)
     ]
     if hosts.is_first():
-      run_directory.write_json(self._directory / "final.json", final)
+      metrics.write_json(self._directory / "final.json", final)
     return Result(finished=True, step=self.step, final=final)
 
 

@@ -82,7 +82,7 @@ def assert_same(found, expected, index=0):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("whole")
-  result = sync_loop.run(experiment(), [0, 1], directory=directory)
+  result = loop.train(experiment(), [0, 1], directory=directory)
   assert result.finished
   return directory
 
@@ -190,7 +190,7 @@ class TestLearner:
       loop={"num_steps": 1},
       evaluation={"interval": 0},
     )
-    assert sync_loop.run(made, [0], directory=tmp_path).finished
+    assert loop.train(made, [0], directory=tmp_path).finished
 
 
 class TestRun:
@@ -201,7 +201,7 @@ class TestRun:
     again = tmp_path / "again"
     shutil.copytree(whole, again)
     shutil.rmtree(again / "checkpoints" / "4")
-    sync_loop.run(experiment(), [0, 1], directory=again)
+    loop.train(experiment(), [0, 1], directory=again)
     assert fingerprints(again) == fingerprints(whole)
     for name in ("final.json", "evals.csv"):
       assert (again / name).read_text() == (whole / name).read_text()
@@ -209,7 +209,7 @@ class TestRun:
   @pytest.mark.slow
   def test_the_first_evaluation_is_the_models(self, whole, tmp_path):
     made = helpers.experiment(loop={"num_steps": 1})
-    sync_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     lines = [d / "evals.csv" for d in (whole, tmp_path)]
     first, second = (path.read_text().splitlines()[:3] for path in lines)
     assert first == second
@@ -219,7 +219,7 @@ class TestRun:
     self, whole, tmp_path
   ):
     made = experiment(asynchronous={"protocol": "fixed_lag"})
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     assert fingerprints(tmp_path) == fingerprints(whole)
 
   def test_a_checkpoint_holds_adapters_alone(self, whole):
@@ -245,6 +245,6 @@ class TestRun:
     ):
       if resume:
         shutil.copytree(whole, tmp_path / "again")
-        sync_loop.run(made, [0, 1], directory=tmp_path / "again")
+        loop.train(made, [0, 1], directory=tmp_path / "again")
       else:
         experiment_lib.restore(made, 2, whole)

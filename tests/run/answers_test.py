@@ -59,7 +59,7 @@ def curves(directory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("composed")
-  assert async_loop.run(experiment(), [0, 1], directory=directory).finished
+  assert loop.train(experiment(), [0, 1], directory=directory).finished
   return directory
 
 
@@ -85,8 +85,8 @@ class TestComposed:
 
   def test_lag_0_is_the_synchronous_loop(self, tmp_path):
     made = experiment(lag=0)
-    async_loop.run(made, [0, 1], directory=tmp_path / "a")
-    sync_loop.run(made, [0, 1], directory=tmp_path / "b")
+    loop.train(made, [0, 1], directory=tmp_path / "a")
+    loop.train(made, [0, 1], directory=tmp_path / "b")
     a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
     assert a.keys() == b.keys()
     for name, value in b.items():
@@ -98,7 +98,7 @@ class TestComposed:
   def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    async_loop.run(experiment(), [0, 1], directory=workdir, resume_step=2)
+    loop.train(experiment(), [0, 1], directory=workdir, resume_step=2)
     assert_same_run(whole, workdir)
     assert len(purchases(workdir)) == 8  # nothing is paid twice
 
@@ -106,7 +106,7 @@ class TestComposed:
     bought = {p.prompt_id for p in purchases(whole)}
     poisoned = {e.key for e in World().examples("train")} - bought
     made = experiment(task=World(poisoned), audit=False)
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     expected, found = curves(whole), curves(tmp_path)
     for name, values in found.items():
       np.testing.assert_array_equal(values, expected[name], err_msg=name)
@@ -117,16 +117,16 @@ class TestComposed:
     made = made._replace(
       asynchronous=dataclasses.replace(made.asynchronous, actors=1)
     )
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     assert_same_run(whole, tmp_path)
 
   def test_a_part_that_is_taken_away_leaves_the_rest(self, whole, tmp_path):
-    async_loop.run(
+    loop.train(
       experiment(world=False), [0, 1], directory=tmp_path / "world"
     )
     found = curves(tmp_path / "world")
     assert "loss/world_model" not in found and "labels/spent" in found
-    async_loop.run(
+    loop.train(
       experiment(method="truth", gate="none"),
       [0, 1],
       directory=tmp_path / "labels",

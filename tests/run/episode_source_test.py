@@ -162,7 +162,7 @@ class TestRows:
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("whole")
   made = agent_helpers.experiment()
-  return directory, sync_loop.run(made, [0, 1], directory=directory)
+  return directory, loop.train(made, [0, 1], directory=directory)
 
 
 class TestRun:
@@ -214,7 +214,7 @@ class TestRun:
       part = made._replace(
         loop=made.loop.__class__(**{**vars(made.loop), "num_steps": steps})
       )
-      sync_loop.run(part, [0, 1], directory=tmp_path)
+      loop.train(part, [0, 1], directory=tmp_path)
     expected, found = curves(whole[0]), curves(tmp_path)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -231,7 +231,7 @@ class TestRun:
     )
     base = agent_helpers.experiment("grpo", loop=short)
     for name, made in (("off", off), ("base", base)):
-      sync_loop.run(made, [0], directory=tmp_path / name)
+      loop.train(made, [0], directory=tmp_path / name)
     found, expected = curves(tmp_path / "off"), curves(tmp_path / "base")
     np.testing.assert_array_equal(found["success"], expected["success"])
     np.testing.assert_allclose(
@@ -241,7 +241,7 @@ class TestRun:
   @pytest.mark.slow
   def test_workers_play_the_same(self, whole, tmp_path):
     made = agent_helpers.experiment(grading={"num_workers": 2})
-    sync_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     assert fingerprints(whole[0]) == fingerprints(tmp_path)
 
   @pytest.mark.slow
@@ -251,7 +251,7 @@ class TestRun:
       made = agent_helpers.experiment(
         parallel={"lift": name}, loop={"num_steps": 2}
       )
-      sync_loop.run(made, [0], directory=tmp_path / name)
+      loop.train(made, [0], directory=tmp_path / name)
     expected, found = curves(tmp_path / "seeded"), curves(tmp_path / lift)
     np.testing.assert_allclose(found["success"], expected["success"])
     for name in ("loss/policy", "loss/world_model", "lambda", "gradient_norm"):
@@ -268,7 +268,7 @@ class TestRun:
       episodes={"row_parts": 1},  # one shape: most of the time is compiling
       evaluation={"interval": 0},
     )
-    sync_loop.run(made, [0], directory=tmp_path)
+    loop.train(made, [0], directory=tmp_path)
     success = curves(tmp_path)["success"][0]
     assert success[-5:].mean() > success[:5].mean() + 0.2
     if row == "ppo_paw":

@@ -11,7 +11,7 @@ from tests import helpers
 def trained(tmp_path_factory):
   directory = tmp_path_factory.mktemp("trained")
   made = helpers.experiment(loop={"num_steps": 2, "checkpoint_interval": 1})
-  sync_loop.run(made, [0, 1], directory=directory)
+  loop.train(made, [0, 1], directory=directory)
   return made, directory
 
 

@@ -345,7 +345,7 @@ def whole(tmp_path_factory):
   made = experiment(
     method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
   )
-  assert sync_loop.run(made, [0, 1], directory=directory).finished
+  assert loop.train(made, [0, 1], directory=directory).finished
   return directory
 
 
@@ -364,7 +364,7 @@ def bought_under(lift, directory):
       made.evaluation, num_examples=8, batch_size=4
     ),
   )
-  sync_loop.run(made, [0], directory=directory)
+  loop.train(made, [0], directory=directory)
   return [(p.step, p.prompt_id) for p in purchases(directory)]
 
 
@@ -402,7 +402,7 @@ class TestRun:
       audit=False,
       loop={"num_minibatches": 2},
     )
-    sync_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     assert purchases(tmp_path) == [
       p._replace(time=q.time)
       for p, q in zip(purchases(whole), purchases(tmp_path), strict=True)
@@ -416,7 +416,7 @@ class TestRun:
       Guesses(bought), method="care", gate="probe", warm_up=1,
       loop={"num_minibatches": 2},
     )  # fmt: skip
-    sync_loop.run(other, [0, 1], directory=tmp_path / "other")
+    loop.train(other, [0, 1], directory=tmp_path / "other")
     loss = curves(tmp_path / "other")["probe/vote/loss"]
     assert (loss != expected["probe/vote/loss"]).any()
 
@@ -426,7 +426,7 @@ class TestRun:
     )
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+    loop.train(made, [0, 1], directory=workdir, resume_step=2)
     assert_same_run(whole, workdir)
     assert len(purchases(workdir)) == 8  # nothing is paid twice
 
@@ -439,7 +439,7 @@ class TestRun:
     with sqlite3.connect(workdir / label_ledger.LEDGER_NAME) as connection:
       connection.execute("DELETE FROM purchases WHERE step = 0")
     with pytest.raises(label_ledger.LedgerError, match="not the ledger of the"):
-      sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+      loop.train(made, [0, 1], directory=workdir, resume_step=2)
 
   @pytest.mark.parametrize(
     "labels",
@@ -457,7 +457,7 @@ class TestRun:
   )
   def test_other_methods_run(self, labels, tmp_path):
     made = experiment(loop={"num_steps": 2, "pack_length": 53}, **labels)
-    assert sync_loop.run(made, [0, 1], directory=tmp_path).finished
+    assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
@@ -505,7 +505,7 @@ class TestConfig:
   def test_a_task_without_answers_is_named(self, tmp_path):
     made = helpers.experiment(labels={"method": "vote"})
     with pytest.raises(ValueError, match="it has no answer_key; math and"):
-      sync_loop.run(made, [0], directory=tmp_path)
+      loop.train(made, [0], directory=tmp_path)
 
   def test_a_budget_that_pays_nothing_is_named(self, tmp_path):
     with pytest.raises(ValueError, match="does not pay one label"):

@@ -59,7 +59,7 @@ class Stops(helpers.Letters):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("whole")
-  result = sync_loop.run(helpers.experiment(), [0, 1], directory=directory)
+  result = loop.train(helpers.experiment(), [0, 1], directory=directory)
   return directory, result
 
 
@@ -69,7 +69,7 @@ def run_under(lift, directory):
     parallel={"lift": lift},
     evaluation={"num_examples": 8, "batch_size": 4},
   )
-  sync_loop.run(experiment, [0], directory=directory)
+  loop.train(experiment, [0], directory=directory)
   return curves(directory)
 
 
@@ -117,7 +117,7 @@ class TestRun:
       ),
       loop={"num_steps": 2, "num_minibatches": 2},
     )
-    assert sync_loop.run(experiment, [0], directory=tmp_path).finished
+    assert loop.train(experiment, [0], directory=tmp_path).finished
     found = curves(tmp_path)
     np.testing.assert_allclose(found["loss"], 0, atol=1e-6)
     assert (found["nll/positive"] > 0).all()
@@ -125,11 +125,11 @@ class TestRun:
 
   @pytest.mark.slow
   def test_two_runs_with_one_seed_are_bitwise_equal(self, whole, tmp_path):
-    sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
+    loop.train(helpers.experiment(), [0, 1], directory=tmp_path)
     assert_same_run(whole[0], tmp_path)
 
   def test_a_seed_is_the_same_alone_and_beside_another(self, whole, tmp_path):
-    sync_loop.run(helpers.experiment(), [1], directory=tmp_path)
+    loop.train(helpers.experiment(), [1], directory=tmp_path)
     alone = curves(tmp_path)
     beside = curves(whole[0])
     np.testing.assert_allclose(
@@ -144,19 +144,19 @@ class TestRun:
     self, whole, tmp_path
   ):
     # 2 seeds: 6 evaluation scores (padded to 8), then 32 a step.
-    first = sync_loop.run(
+    first = loop.train(
       helpers.experiment(task=Stops(8 + 32 + 5)), [0, 1], directory=tmp_path
     )
     assert not first.finished and first.step == 2
     assert not (tmp_path / "final.json").exists()
-    second = sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
+    second = loop.train(helpers.experiment(), [0, 1], directory=tmp_path)
     assert second.finished
     assert_same_run(whole[0], tmp_path)
 
   @pytest.mark.slow
   def test_responses_sampled_by_length_are_the_same(self, whole, tmp_path):
     experiment = helpers.experiment(rollout={"length_groups": 2})
-    sync_loop.run(experiment, [0, 1], directory=tmp_path)
+    loop.train(experiment, [0, 1], directory=tmp_path)
     found, expected = curves(tmp_path), curves(whole[0])
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -168,7 +168,7 @@ class TestRun:
   def test_a_finished_run_starts_no_step(self, whole, tmp_path):
     del tmp_path
     before = (whole[0] / "metrics.jsonl").read_text()
-    again = sync_loop.run(helpers.experiment(), [0, 1], directory=whole[0])
+    again = loop.train(helpers.experiment(), [0, 1], directory=whole[0])
     assert again.finished
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
@@ -176,8 +176,8 @@ class TestRun:
   def test_resuming_from_an_earlier_step_repeats_the_rest(
     self, whole, tmp_path
   ):
-    sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
-    sync_loop.run(
+    loop.train(helpers.experiment(), [0, 1], directory=tmp_path)
+    loop.train(
       helpers.experiment(), [0, 1], directory=tmp_path, resume_step=2
     )
     assert_same_run(whole[0], tmp_path)
@@ -186,7 +186,7 @@ class TestRun:
 class TestLearns:
   @pytest.mark.slow
   def test_the_reward_rises(self, tmp_path):
-    sync_loop.run(
+    loop.train(
       helpers.experiment(
         loop={"num_steps": 25, "prompts_per_step": 8, "group_size": 8},
         evaluation={"interval": 0},
@@ -216,7 +216,7 @@ class TestMethods:
     ids=["gradient", "kl in the reward", "kl in the loss"],
   )
   def test_runs_with_several_updates_a_step(self, algorithm, tmp_path):
-    result = sync_loop.run(
+    result = loop.train(
       helpers.experiment(
         algorithm=algorithm, loop={"num_steps": 2, "num_minibatches": 2}
       ),
@@ -237,7 +237,7 @@ class TestMethods:
           "reward" if coefficient else "none", "k1", coefficient
         ),
       )
-      sync_loop.run(
+      loop.train(
         helpers.experiment(algorithm=algorithm),
         [0],
         directory=tmp_path / name,
@@ -253,7 +253,7 @@ class TestMethods:
     # weights, updates in mini- and micro-batches.
     found = {}
     for length in (0, 53):
-      sync_loop.run(
+      loop.train(
         helpers.experiment(
           algorithm=algorithms.AlgorithmConfig(
             advantage="grpo",
@@ -328,13 +328,13 @@ class TestBadRewards:
     self, tmp_path, value, words
   ):
     with pytest.raises(RewardError, match=words) as caught:
-      sync_loop.run(
+      loop.train(
         helpers.experiment(task=Broken(value)), [0], directory=tmp_path
       )
     assert any(str(key) in str(caught.value) for key in range(1000, 1003))
 
   def test_what_was_not_scored_is_masked_and_counted(self, tmp_path):
-    sync_loop.run(helpers.experiment(task=Unscored()), [0], directory=tmp_path)
+    loop.train(helpers.experiment(task=Unscored()), [0], directory=tmp_path)
     found = curves(tmp_path)
     assert (found["unscored"] > 0).any()
     assert np.isfinite(found["loss"]).all()
@@ -348,18 +348,18 @@ class TestBadState:
     experiment = helpers.experiment()
     params = jax.tree.map(lambda x: x * np.nan, experiment.params)
     with pytest.raises(FloatingPointError, match="seed 0 is nan at step 0"):
-      sync_loop.run(experiment._replace(params=params), [0], directory=tmp_path)
+      loop.train(experiment._replace(params=params), [0], directory=tmp_path)
 
   @pytest.mark.slow
   def test_the_update_of_such_a_loss_was_skipped(self, tmp_path):
     experiment = helpers.experiment()
     params = jax.tree.map(lambda x: x * np.nan, experiment.params)
     with pytest.raises(FloatingPointError):
-      sync_loop.run(experiment._replace(params=params), [0], directory=tmp_path)
+      loop.train(experiment._replace(params=params), [0], directory=tmp_path)
     np.testing.assert_array_equal(curves(tmp_path)["skipped"], 1.0)
 
   @pytest.mark.slow
   def test_a_checkpoint_of_another_model_is_refused(self, tmp_path):
-    sync_loop.run(helpers.experiment(), [0], directory=tmp_path)
+    loop.train(helpers.experiment(), [0], directory=tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="there and"):
-      sync_loop.run(helpers.experiment(), [0, 1], directory=tmp_path)
+      loop.train(helpers.experiment(), [0, 1], directory=tmp_path)
