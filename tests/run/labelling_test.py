@@ -15,13 +15,13 @@ from saw_jax.annotate import ledger as label_ledger
 from saw_jax.labels import care, certainty
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
-from saw_jax.run import labelling, learner, session, sync_loop
+from saw_jax.run import labelling, loop, session
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, packing
 from tests import helpers
-from tests.run.sync_loop_test import assert_same_run, curves
+from tests.helpers import assert_same_run, curves
 
 TOKENIZER = tokenizer.ByteTokenizer()
 PROBE = care.CareSettings(
@@ -463,27 +463,6 @@ class TestRun:
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
   def test_other_lifts_buy_the_same(self, lift, seeded, tmp_path):
     assert bought_under(lift, tmp_path) == seeded
-
-
-class TestVerifier:
-  def test_a_policy_judges_each_response_with_a_key_of_its_own(self):
-    made = experiment(
-      method="self_verification", verify_new_tokens=3, verify_prompt_tokens=48
-    )
-    one = learner.Learner(made, 1)
-    verify = one.verifier([0])
-    seen = []
-    read = learner.self_verification.read_verdict
-    try:
-      learner.self_verification.read_verdict = lambda text: (
-        seen.append(text) or float(len(seen) % 2)
-      )
-      found = verify([Guesses().examples("train")[:2]], ["same"] * 8, 0)
-    finally:
-      learner.self_verification.read_verdict = read
-    np.testing.assert_array_equal(found, np.tile([1, 0, 1, 0], (1, 2, 1)))
-    # The same question, and other verdicts: a key is a function of the row.
-    assert len(set(seen)) > 4
 
 
 class TestConfig:

@@ -1,4 +1,4 @@
-"""The asynchronous loop: staleness as promised, whoever samples."""
+"""Answers sampled ahead: staleness as promised, whoever samples."""
 
 import dataclasses
 import signal
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms
-from saw_jax.reporting import runs
 from saw_jax.rollout import actor, staleness
-from saw_jax.run import async_loop, checkpoint, sync_loop
+from saw_jax.run import checkpoint, groups, loop
 from saw_jax.run import experiment as experiment_lib
 from tests import helpers
 
@@ -21,13 +20,7 @@ ASYMPO = algorithms.AlgorithmConfig(
   advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
 )
 # What depends on who was faster.
-CLOCKS = (
-  "seconds/",
-  "tokens_per_second",
-  "compilations",
-  "groups/running",
-  "groups/queued",
-)
+TIMING = ("groups/running", "groups/queued")
 
 
 def experiment(**changes):
@@ -42,24 +35,22 @@ def experiment(**changes):
   return helpers.experiment(**changes)
 
 
+def run(directory, seeds=(0, 1), **changes):
+  return loop.train(experiment(**changes), seeds, directory=directory)
+
+
 def curves(directory):
-  found = runs.read_curves([directory]).values
-  return {k: v for k, v in found.items() if not k.startswith(CLOCKS)}
+  return helpers.curves(directory, *TIMING)
 
 
 def assert_same_run(a, b):
-  first, second = curves(a), curves(b)
-  assert first.keys() == second.keys()
-  for name, value in first.items():
-    np.testing.assert_array_equal(value, second[name], err_msg=name)
-  assert (a / "final.json").read_text() == (b / "final.json").read_text()
+  helpers.assert_same_run(a, b, *TIMING)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("whole")
-  result = loop.train(experiment(), [0, 1], directory=directory)
-  assert result.finished
+  assert run(directory).finished
   return directory
 
 
@@ -73,15 +64,12 @@ class TestFixedLag:
   @pytest.mark.slow
   def test_lag_0_is_the_synchronous_loop(self, tmp_path):
     # Sampled in parts in both: a call of an actor is a step's prompts.
-    made = experiment(
-      asynchronous={"lag": 0},
-      rollout={"length_groups": 2, "prompt_multiple": 1},
-    )
-    loop.train(made, [0, 1], directory=tmp_path / "a")
-    loop.train(made, [0, 1], directory=tmp_path / "b")
+    rollout = {"length_groups": 2, "prompt_multiple": 1}
+    run(tmp_path / "a", asynchronous={"lag": 0}, rollout=rollout)
+    run(tmp_path / "b", asynchronous={"protocol": "none"}, rollout=rollout)
     a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
-    for name, value in b.items():
-      np.testing.assert_array_equal(value, a[name], err_msg=name)
+    assert b.items() and not any(name.startswith("lag/") for name in b)
+    helpers.assert_equal_curves(b, {name: a[name] for name in b})
 
   @pytest.mark.slow
   def test_a_lag_is_that_of_the_weights(self, whole, tmp_path):
@@ -99,8 +87,7 @@ class TestFixedLag:
     "actors", [1, pytest.param(2, marks=pytest.mark.slow)]
   )
   def test_actors_change_nothing(self, whole, tmp_path, actors):
-    made = experiment(asynchronous={"actors": actors})
-    loop.train(made, [0, 1], directory=tmp_path)
+    run(tmp_path, asynchronous={"actors": actors})
     assert_same_run(whole, tmp_path)
 
   @pytest.mark.slow
@@ -137,7 +124,7 @@ class TestResume:
   def test_is_bitwise_the_run_that_was_not_stopped(
     self, whole, tmp_path, actors
   ):
-    task = Stops(after=40)
+    task = helpers.Stops(40)
     made = experiment(task=task, asynchronous={"actors": actors})
     first = loop.train(made, [0, 1], directory=tmp_path)
     assert not first.finished
@@ -151,7 +138,7 @@ class TestResume:
     fields = {"protocol": "quota", "require": 2, "trigger": 2}
     made = experiment(asynchronous=fields)
     loop.train(made, [0], directory=tmp_path / "whole")
-    cut = experiment(asynchronous=fields, task=Stops(after=90))
+    cut = experiment(asynchronous=fields, task=helpers.Stops(90))
     first = loop.train(cut, [0], directory=tmp_path / "cut")
     assert not first.finished
     assert first.step % 4, "it stopped where new weights were published"
@@ -161,7 +148,7 @@ class TestResume:
   @pytest.mark.slow
   def test_a_synchronous_checkpoint_has_no_queue(self, tmp_path):
     made = experiment()
-    loop.train(made, [0], directory=tmp_path)
+    run(tmp_path, [0], asynchronous={"protocol": "none"})
     (tmp_path / "final.json").unlink()
     with pytest.raises(ValueError, match="no queue"):
       loop.train(made, [0], directory=tmp_path)
@@ -209,20 +196,6 @@ class TestOtherProtocols:
     assert curves(tmp_path)["lag/versions_max"].max() <= 1
 
 
-class Stops(helpers.Letters):
-  """Asks for an interrupt at its n-th score."""
-
-  def __init__(self, after):
-    self.after = after
-
-  def score(self, example, completion):
-    self.after -= 1
-    if self.after == 0:
-      # From whichever thread scores: the main thread gets the signal.
-      signal.raise_signal(signal.SIGINT)
-    return super().score(example, completion)
-
-
 class Constant(helpers.Letters):
   """Rewards nothing for prompts of even keys, so that nothing varies there."""
 
@@ -254,7 +227,7 @@ class TestBackPressure:
       asynchronous={"protocol": "max_lag", "lag": 2, "actors": 2},
     )
     assert loop.train(made, [0], directory=tmp_path).finished
-    found = runs.read_curves([tmp_path]).values
+    found = helpers.curves(tmp_path)
     held = found["groups/queued"] + found["groups/running"]
     assert held.max() <= (2 + 1) * 4
     assert found["groups/expired"].max() == 0
@@ -323,11 +296,11 @@ class TestNonFinite:
     before = jax.device_get(made.params)
     loop.train(made, [0], directory=tmp_path)
     assert (curves(tmp_path)["skipped"] == 1).all()
-    _, found = experiment_lib.restore(made, 1, tmp_path)
+    _, policy = experiment_lib.restore(made, 1, tmp_path)
     jax.tree.map(
       lambda a, b: np.testing.assert_array_equal(a, b[0]),
       before,
-      found.state.params,
+      policy.state.params,
     )
 
 
@@ -401,5 +374,5 @@ class TestBadInput:
 
 def test_protocols_are_made_of_their_figures():
   config = experiment_lib.AsyncConfig("quota", threshold=0.3, trigger=2)
-  found = async_loop.make_protocol(config, 8)
+  found = groups.make_protocol(config, 8)
   assert found == staleness.Quota(8, 0.3, require=4, trigger=2)
