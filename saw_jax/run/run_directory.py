@@ -106,7 +106,12 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-  """Names the commit of the code that runs."""
+  """A short hash, with `+` if the library or the configs differ from it.
+
+  `unknown` outside git.
+  """
+  if config_lib.IS_INSTALLED:
+    return "unknown"
   try:
     dirty = _git("status", "--porcelain", "--untracked-files=no", *_CODE)
     return _git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")

@@ -11,8 +11,8 @@ from saw_jax.rollout.transcript import (
   POLICY,
   PROMPT,
 )
-from saw_jax.run import loop
 from saw_jax.run import experiment as experiment_lib
+from saw_jax.run import loop
 from tests import agent_helpers, helpers
 from tests.helpers import curves, fingerprints
 

@@ -280,7 +280,7 @@ class TestAverages:
 class Fake:
   """Scores two benchmarks by the book, and counts how often it is asked."""
 
-  VALUES = {  # noqa: RUF012
+  VALUES = {
     "easy": {"greedy": {"right": 0.5, "own": 9.0}, "sampled": {"right": 0.25}},
     "hard": {"greedy": {"right": 0.1}},
   }
