@@ -11,7 +11,6 @@ from saw_jax.run import evaluation, rollouts
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.tasks import base
 from saw_jax.tasks.base import Outcome
-from saw_jax.tasks.workers.grading import Grader
 from tests import helpers
 
 COMPONENTS = (base.Component("a", 0.0, 1.0), base.Component("b", 0.0, 1.0))
@@ -55,7 +54,7 @@ def make(task=None, num_seeds=1, rollout=None, **fields):
   )
   kind = experiment_lib.kind_of(made)
   policy = experiment_lib.make_policy(made, num_seeds)
-  return kind.make_evaluator(policy), policy, Grader(made.task, num_workers=0)
+  return kind.make_evaluator(policy), policy, kind.open_workers()
 
 
 def run(mode, **fields):

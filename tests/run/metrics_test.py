@@ -102,7 +102,7 @@ def lines(monkeypatch, caplog):
     return now[0]
 
   monkeypatch.setattr(metrics.time, "monotonic", monotonic)
-  return caplog.messages
+  return caplog
 
 
 class TestProgress:
@@ -111,15 +111,15 @@ class TestProgress:
       for _ in range(10):
         bar.advance(loss=1.23456789, tok_s=123456.0)
     # Every third step is the first after 20 s; the tenth is the last.
-    steps = [line.split()[1] for line in lines]
+    steps = [line.split()[1] for line in lines.messages]
     assert steps == ["3/10", "6/10", "9/10", "10/10"]
-    assert lines[0] == "train 3/10  loss 1.235  tok_s 1.235e+05"
+    assert lines.messages[0] == "train 3/10  loss 1.235  tok_s 1.235e+05"
 
   def test_a_job_that_goes_on_counts_from_where_it_was(self, lines):
     with metrics.Progress("train", 10, start=8) as bar:
       bar.advance()
       bar.advance()
-    assert [line.split()[1] for line in lines] == ["10/10"]
+    assert [line.split()[1] for line in lines.messages] == ["10/10"]
 
   def test_on_a_terminal_it_is_a_bar_that_gives_the_cursor_back(
     self, monkeypatch, caplog
