@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,22 +31,6 @@ class Drawn(NamedTuple):
   rows: list[dict[str, float]]  # what each seed logs of where they come from
 
 
-class Draw(Protocol):
-  """Who samples answers: `Fresh`, or `groups.Queue` ahead of the updates."""
-
-  def draw(self, step: int) -> Drawn:
-    """Returns the answers that a step learns from."""
-    ...
-
-  def advance(self) -> None:
-    """Is told that the policy was updated."""
-    ...
-
-  def pack(self) -> Packed:
-    """Returns what a checkpoint must hold."""
-    ...
-
-
 class Scored(NamedTuple):
   """The answers of a step with their rewards."""
 
@@ -63,7 +47,7 @@ class Answers:
 
   def __init__(
     self,
-    draws: Draw,
+    draws: Any,  # `Fresh`, or `groups.Queue` ahead of the updates
     labels: labelling.Labeller,
     learner: Learner,
     world: observations.Appender | None,

@@ -1,11 +1,11 @@
-"""Checkpoints: Orbax and nothing else, and no pickles (R20).
+"""Checkpoints: Orbax and nothing else, and no pickles.
 
 A checkpoint is the arrays of the state, a JSON document of the host, and a
-fingerprint of every array. Orbax writes into a temporary folder and renames it,
-so a run that is killed in mid-write leaves the last checkpoint whole; the
-fingerprints find damage that happens later.
+fingerprint of every array. A run that is killed in mid-write leaves the last
+checkpoint whole; the fingerprints find damage that happens later.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -61,13 +61,13 @@ class Checkpointer:
           [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
-              get_metric_fn=_score,
+              get_metric_fn=lambda metrics: metrics["score"],
               n=1,
               keep_checkpoints_without_metrics=False,
             ),
           ]
         ),
-        best_fn=_score,
+        best_fn=lambda metrics: metrics["score"],
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
       ),
@@ -122,15 +122,17 @@ class Checkpointer:
         f"there are {steps}"
       )
     try:
-      return Restored(step, *self._read(template, step))
+      return self._read(template, step)
     except CheckpointError as error:
-      good = self._last_good(template, [s for s in steps if s < step])
-      advice = (
-        "no earlier step is whole"
-        if good is None
-        else f"the last good step is {good}: resume from it with "
-        f"--resume_step={good}"
-      )
+      advice = "no earlier step is whole"
+      for earlier in reversed([s for s in steps if s < step]):
+        with contextlib.suppress(CheckpointError):
+          self._read(template, earlier)
+          advice = (
+            f"the last good step is {earlier}: resume from it with "
+            f"--resume_step={earlier}"
+          )
+          break
       raise CheckpointError(f"{error}; {advice}") from error
 
   def wait(self) -> None:
@@ -142,9 +144,7 @@ class Checkpointer:
     self._manager.wait_until_finished()
     self._manager.close()
 
-  def _read(
-    self, template: PyTree, step: int
-  ) -> tuple[PyTree, dict, dict[str, np.ndarray]]:
+  def _read(self, template: PyTree, step: int) -> Restored:
     folder = self.directory / str(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     try:
@@ -165,7 +165,8 @@ class Checkpointer:
         for name, (_, dtype, *shape) in document["arrays"].items()
       }
       arrays = self._read_item(step, "arrays", shapes, document["arrays"])
-    return state, document["host"], jax.tree.map(np.asarray, arrays)
+    arrays = jax.tree.map(np.asarray, arrays)
+    return Restored(step, state, document["host"], arrays)
 
   def _read_item(
     self, step: int, item: str, template: PyTree, expected: dict[str, list]
@@ -192,15 +193,6 @@ class Checkpointer:
         "saved"
       )
     return tree
-
-  def _last_good(self, template: PyTree, steps: list[int]) -> int | None:
-    for step in reversed(steps):
-      try:
-        self._read(template, step)
-      except CheckpointError:
-        continue
-      return step
-    return None
 
 
 def fingerprints(tree: PyTree) -> dict[str, list]:
@@ -284,10 +276,6 @@ def _check_shapes(
         f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
         f"there and {leaf.dtype}{list(leaf.shape)} here"
       )
-
-
-def _score(metrics: dict[str, float]) -> float:
-  return metrics["score"]
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -72,30 +72,6 @@ class EvaluationConfig:
       sampling = SamplingConfig(temperature=self.temperature, top_p=self.top_p)
       found["sampled"] = (sampling, samples)
     return found
-
-
-class Evaluates(Protocol):
-  """Scores the policies of all seeds; `workers` grade answers or play."""
-
-  config: EvaluationConfig
-  examples: Sequence[Any]
-  modes: Mapping[str, Any]  # `greedy`, and `sampled` unless there are 0 samples
-
-  def on(self, split: str, samples: int) -> "Evaluates":
-    """Evaluates another split in the same way, all of it."""
-    ...
-
-  def run(
-    self, mode: str, policy: Policy, workers: Any
-  ) -> dict[str, np.ndarray]:
-    """Scores each example of each seed."""
-    ...
-
-  def scores(
-    self, mode: str, policy: Policy, workers: Any
-  ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it for each seed."""
-    ...
 
 
 class Evaluator:
@@ -307,7 +283,7 @@ def per_example(
 
 
 def score_benchmarks(
-  evaluator: Evaluates,
+  evaluator: Any,  # or an `EpisodeEvaluator`
   policy: Policy,
   workers: Any,
   *,

@@ -98,7 +98,7 @@ class AnswerRun:
     """Starts the processes that score answers."""
     return Grader(self._made.task, **dataclasses.asdict(self._made.grading))
 
-  def make_evaluator(self, policy: Policy) -> evaluation.Evaluates:
+  def make_evaluator(self, policy: Policy) -> evaluation.Evaluator:
     """Makes the evaluation on held-out examples."""
     made = self._made
     return evaluation.Evaluator(
@@ -212,7 +212,9 @@ class EpisodeRun:
       **dataclasses.asdict(made.grading),
     )
 
-  def make_evaluator(self, policy: Policy) -> evaluation.Evaluates:
+  def make_evaluator(
+    self, policy: Policy
+  ) -> episode_evaluation.EpisodeEvaluator:
     """Makes the evaluation in held-out worlds."""
     made = self._made
     return episode_evaluation.EpisodeEvaluator(

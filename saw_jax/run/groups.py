@@ -539,8 +539,16 @@ class Queue:
     return self._generate(params, *args)
 
   def _make_act(self, index: int) -> actor_lib.Act:
-    if not self._far:
-      return _Act(self, self._near)
+    sampler = self._far_sampler(index) if self._far else self._near
+
+    def act(request: Request) -> Rollout:
+      transcript = self._sample(sampler, request)
+      return self._labels.early(transcript, request.examples)
+
+    act.close = lambda: actor_lib.close(sampler)
+    return act
+
+  def _far_sampler(self, index: int) -> actor_lib.Sampler:
     config, decoder = self._config, self._policy.decoder
     devices = jax.devices()
     free = devices[len(devices) - config.actor_devices :] or devices
@@ -551,12 +559,9 @@ class Queue:
       return actor_lib.DeviceSampler(decoder, settings, free[index % len(free)])
 
     if not config.partial_tokens:
-      return _Act(self, make(self._settings))
-    return _Act(
-      self,
-      actor_lib.PartialSampler(
-        self._settings, make, lambda: self._newest, part=config.partial_tokens
-      ),
+      return make(self._settings)
+    return actor_lib.PartialSampler(
+      self._settings, make, lambda: self._newest, part=config.partial_tokens
     )
 
   def _sample(self, sampler: actor_lib.Sampler, request: Request) -> Transcript:
@@ -569,20 +574,6 @@ class Queue:
       multiple=1,
       length_groups=self._encoder.config.length_groups,
     )
-
-
-class _Act:
-  """What an actor does with a request: sample it, and have it scored."""
-
-  def __init__(self, queue: Queue, sampler: actor_lib.Sampler):
-    self._queue, self._sampler = queue, sampler
-
-  def __call__(self, request: Request) -> Rollout:
-    transcript = self._queue._sample(self._sampler, request)
-    return self._queue._labels.early(transcript, request.examples)
-
-  def close(self) -> None:
-    actor_lib.close(self._sampler)
 
 
 def _describe(

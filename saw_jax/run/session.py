@@ -89,7 +89,7 @@ class Session:
   def __init__(
     self,
     policy: Policy,
-    evaluator: evaluation.Evaluator,
+    evaluator: Any,  # of answers or episodes
     loop: LoopConfig,
     clock: Clock,
     *,
