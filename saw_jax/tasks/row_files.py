@@ -2,8 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
@@ -26,6 +28,27 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
   if not path.is_file():
     raise FileNotFoundError(f"{path}: there is no such file.")
   yield from (_parquet_rows if path.suffix == ".parquet" else _json_rows)(path)
+
+
+def read_each(
+  path: str | pathlib.Path, read: Callable[[Any], _T]
+) -> Iterator[tuple[int, _T]]:
+  """Numbers the rows of a file and reads each; an error names file and row."""
+  path = pathlib.Path(path)
+  for number, row in enumerate(read_rows(path)):
+    try:
+      found = read(row)
+    except ValueError as error:
+      raise ValueError(f"{path}, row {number}: {error}") from error
+    yield number, found
+
+
+def messages(row: Any) -> tuple[dict[str, str], ...]:
+  """Returns the chat messages in the field `prompt` of a row in verl's form."""
+  return tuple(
+    {name: field(m, name, str) for name in ("role", "content")}
+    for m in field(row, "prompt", list)
+  )
 
 
 def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:

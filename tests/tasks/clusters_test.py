@@ -2,7 +2,7 @@
 
 import pytest
 
-from saw_jax.tasks.summaries import clusters
+from saw_jax.tasks import clusters
 
 
 class TestAnswerIds:
