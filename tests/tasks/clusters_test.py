@@ -1,4 +1,4 @@
-"""Tests of saw_jax/tasks/summaries/clusters.py."""
+"""Answers, numbered so that they can vote."""
 
 import pytest
 

@@ -13,8 +13,15 @@ from saw_jax.tasks import answer_task, base, self_verification
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.knights import answers, puzzles
 
-# One token each in the tokenizer `knights`.
 _NAMES = ("ann", "bob", "cat", "dan", "eva", "fay", "gus", "hal")
+# The pieces of compact puzzles, for the tokenizer `knights`.
+PIECES = (
+  *_NAMES,
+  *("=knight", "=knave", ":", "\n", "|", "<answer>", "</answer>"),
+  *(" and ", " or ", " implies ", " iff "),
+  # Of a verdict on an answer.
+  *("?", "true", "false"),
+)
 
 _TEMPLATES = {
   "compact": "{puzzle}",

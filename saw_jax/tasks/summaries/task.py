@@ -6,6 +6,7 @@ with the library, or local files, such as Reddit TL;DR.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.summaries import files, rewards
 from saw_jax.tasks.summaries.judge import Judge, JudgeConfig
 
+# A byte-level BPE of the library's texts, see `tasks.make_tokenizer`.
+VOCABULARY = pathlib.Path(__file__).parent / "assets/summaries_bpe.json"
 _STAND_IN = "stand-in: rule rewards, not the judge"
 _TEMPLATES = {
   "plain": "{text}",

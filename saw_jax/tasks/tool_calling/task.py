@@ -24,6 +24,8 @@ from saw_jax.tasks.tool_calling import (
   rewards,
 )
 
+# A byte-level BPE of generated examples, see `tasks.make_tokenizer`.
+VOCABULARY = pathlib.Path(__file__).parent / "assets/tool_calling_bpe.json"
 # What ToolRL's own ground truths have in place of a thought.
 _PLACEHOLDER = (
   "I should use the appropriate tool with proper parameters to respond to the "

@@ -8,11 +8,11 @@ from saw_jax import tokenizer
 from saw_jax.tasks import base, self_verification
 from saw_jax.tasks.knights import answers as knights_answers
 from saw_jax.tasks.knights import puzzles
-from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
+from saw_jax.tasks.knights.task import PIECES, KnightsConfig, KnightsTask
 from tests.tasks.answer_task_test import from_files
 
 Outcome = base.Outcome
-PIECES = tokenizer.PieceTokenizer(tokenizer.KNIGHTS_PIECES)
+SHORT = tokenizer.PieceTokenizer(PIECES)
 
 
 def task(**options):
@@ -64,9 +64,9 @@ class TestExamples:
 
   def test_prompts_and_answers_are_short(self):
     pairs = task(people=(3,)).demonstrations(300, seed=0)
-    assert max(len(PIECES.encode_chat(e.messages)) for e, _ in pairs) <= 30
-    assert {len(PIECES.encode(text)) for _, text in pairs} == {10}
-    assert PIECES.vocab_size == 29
+    assert max(len(SHORT.encode_chat(e.messages)) for e, _ in pairs) <= 30
+    assert {len(SHORT.encode(text)) for _, text in pairs} == {10}
+    assert SHORT.vocab_size == 29
 
   def test_the_vocabulary_has_every_piece(self):
     made = task(people=(2, 5, 8), shuffle_names=True, num_train=100)
@@ -75,7 +75,7 @@ class TestExamples:
     )
     for example, answer in pairs:
       for text in (*texts([example]), answer):
-        assert PIECES.decode(PIECES.encode(text)) == text
+        assert SHORT.decode(SHORT.encode(text)) == text
 
 
 class TestAnswers:
@@ -177,4 +177,4 @@ class TestDemonstrations:
     (message,) = task().verification(example, "<answer>ann=knave</answer>")
     (question,) = texts([example])
     assert message["content"] == f"{question}\n<answer>ann=knave</answer>?"
-    assert len(PIECES.encode(message["content"])) < 64
+    assert len(SHORT.encode(message["content"])) < 64

@@ -11,7 +11,7 @@ import pytest
 from saw_jax import tokenizer
 from saw_jax.tasks import base
 from saw_jax.tasks.math.problems import LEVELS, split_of
-from saw_jax.tasks.math.task import MathConfig, MathTask
+from saw_jax.tasks.math.task import PIECES, MathConfig, MathTask
 from saw_jax.tasks.workers import grading
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
@@ -45,7 +45,10 @@ class TestExamples:
     )
 
   def test_prompts_and_answers_are_short(self):
-    short, in_bytes = tokenizer.PieceTokenizer(), tokenizer.ByteTokenizer()
+    short, in_bytes = (
+      tokenizer.PieceTokenizer(PIECES),
+      tokenizer.ByteTokenizer(),
+    )
     made = task(levels=(1, 2, 3), word_share=0.0)
     pairs = made.demonstrations(2000, seed=0, working_rate=1.0)
     assert max(len(short.encode_chat(e.messages)) for e, _ in pairs) <= 14
@@ -56,7 +59,7 @@ class TestExamples:
     assert max(prompts) <= 32 and statistics.mean(prompts) < 20
 
   def test_the_short_vocabulary_has_every_piece(self):
-    short = tokenizer.PieceTokenizer()
+    short = tokenizer.PieceTokenizer(PIECES)
     made = task(levels=LEVELS, word_share=0.7)
     pairs = made.demonstrations(3000, seed=0, right_rate=0.5, box_rate=0.5)
     for example, answer in pairs:
