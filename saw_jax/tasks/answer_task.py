@@ -1,4 +1,4 @@
-"""What tasks with one answer to a prompt share: splits, keys, checks."""
+"""What tasks with one answer to a prompt share."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class AnswerConfig:
   benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    check_positive(self, "num_train", "num_test")
+    base.check_positive(self, "num_train", "num_test")
     taken = {"train", "test", *self.generated_splits} & set(self.benchmarks)
     if taken:
       raise ValueError(f"a benchmark is called {taken.pop()!r}.")
@@ -117,21 +117,6 @@ def demonstration_draws(
   examples = task.examples("train")
   for index in range(count):
     yield examples[index % len(examples)], Draws(name, seed, index)
-
-
-def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
-  """Refuses a value that is not among the choices, and names the nearest."""
-  if value not in choices:
-    near = base.nearest(value, tuple(choices))
-    raise ValueError(f"unknown {what} {value!r}: {near}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-  """Refuses sizes below 1; None is no size."""
-  for name in names:
-    size = getattr(config, name)
-    if size is not None and size < 1:
-      raise ValueError(f"{name} is not positive: {size}.")
 
 
 def check_rates(*rates: float) -> None:

@@ -116,13 +116,15 @@ def read_examples(
       answer_task.ask(template.replace("{puzzle}", puzzle)),
       truth,
     )
-    for number, (puzzle, truth) in row_files.read_each(
-      path, lambda row: (_puzzle(row), _truth(row))
-    )
+    for number, (puzzle, truth) in enumerate(row_files.parse_rows(path, _parse))
   ]
   if not examples:
     raise ValueError(f"{path}: no rows.")
   return examples
+
+
+def _parse(row: Any) -> tuple[str, str]:
+  return _puzzle(row), _truth(row)
 
 
 def _puzzle(row: Any) -> str:

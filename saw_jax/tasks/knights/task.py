@@ -54,7 +54,7 @@ class KnightsConfig(answer_task.AnswerConfig):
 
   def __post_init__(self):
     if self.template:
-      answer_task.check_choice("template", self.template, tuple(_TEMPLATES))
+      base.check_choice("template", self.template, _TEMPLATES)
     if not self.people or not all(2 <= n <= len(_NAMES) for n in self.people):
       raise ValueError(f"people are not from 2 to 8: {self.people}.")
     if not 0 < self.compound_rate <= 1:
@@ -185,7 +185,7 @@ class KnightsTask(answer_task.AnswerTask):
       right_rate, format_rate, misled_rate, verdict_rate, verdict_accuracy
     )
     for operator in misleading:
-      answer_task.check_choice("operator", operator, puzzles.OPERATORS)
+      base.check_choice("operator", operator, puzzles.OPERATORS)
     pairs = []
     for example, draws in answer_task.demonstration_draws(
       self, "knights demonstration", count, seed

@@ -53,7 +53,8 @@ def read_examples(
     found = reader(row)
     return found, _reference(found.answer)
 
-  for number, (row, reference) in row_files.read_each(path, read):
+  rows = row_files.parse_rows(path, read)
+  for number, (row, reference) in enumerate(rows):
     *others, last = row.messages
     asked = template.replace("{problem}", last["content"])
     name = (*(m["content"] for m in row.messages), reference)

@@ -8,17 +8,15 @@ seed.
 """
 
 import ast
-import hashlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from saw_jax.tasks import base
-from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.draws import Draws, split_of
 
 Tree = int | tuple[str, "Tree", "Tree"]
 
-_TEST_PERCENT = 20
 _MAX_VALUE = 999
 LEVELS = (1, 2, 3, 4)
 # Items of one data set of reasoning-gym: some are lists of this length inside.
@@ -181,13 +179,6 @@ def draw_gym_problems(
     raise ValueError(
       f"reasoning-gym has too few problems for {size} of {split!r}"
     ) from None
-
-
-def split_of(expression: str) -> str:
-  """Returns "test" for a fifth of all expressions, "train" for the others."""
-  digest = hashlib.sha256(expression.encode()).digest()
-  is_test = int.from_bytes(digest[:4], "big") % 100 < _TEST_PERCENT
-  return "test" if is_test else "train"
 
 
 def evaluate(tree: Tree) -> int:

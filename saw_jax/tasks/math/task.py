@@ -61,11 +61,11 @@ class MathConfig(answer_task.AnswerConfig):
   )
 
   def __post_init__(self):
-    answer_task.check_choice("grader", self.grader, tuple(_GRADERS))
+    base.check_choice("grader", self.grader, _GRADERS)
     sources = ("generated", "reasoning_gym")
-    answer_task.check_choice("problems", self.problems, sources)
+    base.check_choice("problems", self.problems, sources)
     template = self.template or "plain"
-    answer_task.check_choice("template", template, tuple(_TEMPLATES))
+    base.check_choice("template", template, _TEMPLATES)
     if not self.levels or not set(self.levels) <= set(problems.LEVELS):
       raise ValueError(f"levels are not from 1 to 4: {self.levels}.")
     if not 0 <= self.word_share <= 1:

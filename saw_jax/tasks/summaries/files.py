@@ -47,7 +47,7 @@ def read_rows(paths: Sequence[str | pathlib.Path]) -> list[Row]:
   has the row's `name`, `package` and `licence`, where there are any.
   """
   found = [
-    parts for path in paths for _, parts in row_files.read_each(path, _read)
+    parts for path in paths for parts in row_files.parse_rows(path, _read)
   ]
   rows = [Row(number, *parts) for number, parts in enumerate(found)]
   if not rows:

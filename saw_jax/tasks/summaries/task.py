@@ -49,14 +49,14 @@ class SummariesConfig:
   test_path: str | None = None
 
   def __post_init__(self):
-    answer_task.check_choice("template", self.template, tuple(_TEMPLATES))
-    answer_task.check_choice("reward", self.reward, ("rules", "judge"))
+    base.check_choice("template", self.template, _TEMPLATES)
+    base.check_choice("reward", self.reward, ("rules", "judge"))
     if not 0 < self.target_chars < self.limit_chars:
       raise ValueError(
         "target_chars and limit_chars do not ascend from 0: "
         f"{self.target_chars}, {self.limit_chars}."
       )
-    answer_task.check_positive(
+    base.check_positive(
       self, "num_train", "num_test", "max_source_chars", "cut_source_chars"
     )
     if bool(self.train_path) != bool(self.test_path):

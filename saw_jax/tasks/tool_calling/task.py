@@ -257,8 +257,10 @@ def read_examples(
   the tags; `meta["output"]` keeps it.
   """
   is_verl = pathlib.Path(path).suffix == ".parquet"
-  rows = row_files.read_each(path, _from_verl if is_verl else _from_instruction)
-  return [base.Example(first_key + number, *parts) for number, parts in rows]
+  rows = row_files.parse_rows(
+    path, _from_verl if is_verl else _from_instruction
+  )
+  return [base.Example(first_key + n, *row) for n, row in enumerate(rows)]
 
 
 def _from_verl(row: Any):

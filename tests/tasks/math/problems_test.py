@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.draws import Draws, split_of
 from saw_jax.tasks.math import problems as math_problems
 
 LEVELS = math_problems.LEVELS
@@ -83,13 +83,13 @@ def test_no_expression_is_in_both_splits_whatever_the_seed():
       p.expression for seed in (0, 1) for p in draw(1500, split, seed=seed)
     }
     assert len(seen[split]) > 500
-    assert {math_problems.split_of(e) for e in seen[split]} == {split}
+    assert {split_of(e) for e in seen[split]} == {split}
   assert not seen["train"] & seen["test"]
 
 
 def test_a_fifth_of_all_expressions_is_held_out():
   sums = [f"{a}+{b}" for a in range(10, 100) for b in range(10, 100)]
-  held_out = sum(math_problems.split_of(s) == "test" for s in sums)
+  held_out = sum(split_of(s) == "test" for s in sums)
   # 5 deviations of a binomial of 8100: 5 * sqrt(0.16 * 8100) = 180.
   assert abs(held_out - 0.2 * 8100) < 180
 

@@ -10,7 +10,8 @@ import pytest
 
 from saw_jax import tokenizer
 from saw_jax.tasks import base
-from saw_jax.tasks.math.problems import LEVELS, split_of
+from saw_jax.tasks.draws import split_of
+from saw_jax.tasks.math.problems import LEVELS
 from saw_jax.tasks.math.task import PIECES, MathConfig, MathTask
 from saw_jax.tasks.workers import grading
 
