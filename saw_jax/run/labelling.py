@@ -38,9 +38,8 @@ from saw_jax.labels import selection as selection_lib
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.run import rollouts
 from saw_jax.settings import constant
-from saw_jax.tasks import self_verification
+from saw_jax.tasks import clusters, self_verification
 from saw_jax.tasks.base import Example, Outcome, nearest
-from saw_jax.tasks.summaries import clusters
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import objective
