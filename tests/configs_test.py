@@ -13,6 +13,7 @@ from saw_jax.reporting import catalogue, papers
 from saw_jax.run import arguments, build, labelling, rollouts, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.run.config import load, module, typed
+from saw_jax.run.sections import RunConfig
 from saw_jax.tasks.household import alfworld_task
 
 TABLES = {name: module(name) for name in config_lib.names()}
@@ -163,9 +164,9 @@ class TestKeys:
 
   def test_defaults_come_back_as_they_are(self):
     config = config_lib.get_config()
-    assert typed(config) == config_lib.RunConfig()
+    assert typed(config) == RunConfig()
     document = json.loads(json.dumps(config.to_dict()))
-    assert typed(document) == config_lib.RunConfig()
+    assert typed(document) == RunConfig()
 
   @pytest.mark.parametrize("path", list(leaves(config_lib.get_config())))
   def test_a_key_reaches_its_field(self, path):
@@ -235,13 +236,13 @@ class TestKeys:
       build.build(config_lib.get_config())
 
   def test_python_reaches_what_has_no_key(self):
-    run = config_lib.RunConfig()
+    run = RunConfig()
     changed = config_lib.replace(run, "labels.probe.b1", 0.8)
     changed = config_lib.replace(changed, "task.options.seed", 3)
     assert changed.labels.probe.b1 == 0.8
     assert changed.task.options == {"seed": 3}
     assert "b1" not in config_lib.to_config(changed).labels.probe
-    assert run == config_lib.RunConfig()
+    assert run == RunConfig()
 
 
 class TestOlderRuns:
@@ -336,7 +337,7 @@ class TestEveryTable:
       assert rows % loop.num_microbatches == 0
     if run.checkpoint:  # Sizes and tokenizer are the checkpoint's.
       how = {name: getattr(run.model, name) for name in build.COMPUTED}
-      defaults = config_lib.RunConfig().model
+      defaults = RunConfig().model
       assert run.model == dataclasses.replace(defaults, **how)
       assert run.tokenizer.name in algorithms.TOKENIZERS
 
