@@ -207,7 +207,8 @@ def check_split(split: str, splits: Collection[str]) -> None:
 
 
 def check_positive(config: Any, *names: str) -> None:
-  """Raises if one of a config's numbers is not positive."""
+  """Raises if one of a config's numbers is not positive; None is no number."""
   for name in names:
-    if getattr(config, name) < 1:
-      raise ValueError(f"{name} is not positive: {getattr(config, name)}.")
+    value = getattr(config, name)
+    if value is not None and value < 1:
+      raise ValueError(f"{name} is not positive: {value}.")

@@ -30,6 +30,14 @@ def parse_rows(
     yield parsed
 
 
+def messages(row: Any) -> tuple[dict[str, str], ...]:
+  """Returns the chat messages in the field `prompt` of a row in verl's form."""
+  return tuple(
+    {name: field(m, name, str) for name in ("role", "content")}
+    for m in field(row, "prompt", list)
+  )
+
+
 def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
   """Returns a field of a row, of a kind that it has to be."""
   if not isinstance(row, Mapping):
