@@ -59,8 +59,8 @@ def main() -> int:
     jax.distributed.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-  from saw_jax.run import (build, run_directory)
-from saw_jax.training import hosts
+  from saw_jax.run import build, run_directory
+  from saw_jax.training import hosts
 
   with command_line.checking_input():
     document = {**_CONFIG.value.to_dict(), "seeds": seeds}

@@ -21,6 +21,7 @@ __all__ = [
   "reporting",
   "rollout",
   "run",
+  "settings",
   "stale_losses",
   "tasks",
   "tokenizer",

@@ -36,6 +36,7 @@ class Room:
 ROOMS = {
   "mathematics": Room(
     modules=(
+      "settings",
       "types",
       "reductions",
       "weighting",
