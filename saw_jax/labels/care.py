@@ -132,8 +132,7 @@ def care_probabilities(
 
   The probability that each vote is right, `[P]`, and that of each number of
   correct responses outside it, `[P, G + 1]`, exactly 0 for numbers that cannot
-  occur. A prompt's probabilities depend on that prompt alone. No gradient flows
-  to the features.
+  occur. A prompt's probabilities depend on that prompt alone.
   """
   features = jax.lax.stop_gradient(features)
   vote, count = make_probes(settings)
@@ -164,24 +163,13 @@ def train_probes(
 
   Nothing happens in a step without a bought label. A batch of a single prompt,
   whose variance is 0, updates nothing, but is stored. A prompt with a feature
-  that is not finite is left out, as if it had not been bought.
+  that is not finite is left out, as if it had not been bought. Of the mask
+  `bought [P]` the first `budget` count; labels of other rows reach nothing,
+  whatever they are.
 
-  Args:
-    state: of one seed.
-    key: consumed.
-    features: of the `P` prompts of the step.
-    labels: of the same prompts. Rows that were not bought reach nothing,
-      whatever they are.
-    bought: mask of the prompts whose label was bought. Shape `[P]`.
-    budget: at most so many; of more, the first ones count.
-    settings: of the probes.
-    optimizer: of both probes.
-
-  Returns:
-    The state, and metrics: averages over the updates of the losses, of the
-    accuracies in training and of the norms of the gradients before they are
-    clipped (0 where there was no update), and how many prompts were learnt
-    from, were replayed and are stored.
+  The metrics are averages over the updates (0 where there was none) of losses,
+  training accuracies and gradient norms before clipping, and how many prompts
+  were learnt from, were replayed and are stored.
   """
   samples, where = _gather_bought(Samples(features, labels), bought, budget)
   num_bought = jnp.sum(where)
@@ -245,15 +233,9 @@ def train_probes(
 
 
 def clip_gradient(gradient: PyTree, maximum: float) -> tuple[PyTree, Array]:
-  """Scales a gradient to at most a norm; gives it and its norm before.
+  """Scales a gradient to at most a norm, as PyTorch does; and its norm before.
 
-    g · min(1, maximum / (‖g‖₂ + 10⁻⁶))
-
-  As PyTorch's clip_grad_norm_ has it; a maximum of infinity clips nothing.
-
-  >>> clipped, norm = clip_gradient(jnp.array([3.0, 4.0]), 1.0)
-  >>> print(norm, jnp.array_str(clipped, precision=4))
-  5.0 [0.6 0.8]
+  g · min(1, maximum / (‖g‖₂ + 10⁻⁶))
   """
   squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)]
   norm = reductions.square_root(sum(squares, start=jnp.zeros(())))

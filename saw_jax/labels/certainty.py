@@ -23,11 +23,9 @@ _EPS = 1e-8
 
 
 def token_self_certainty(logits: Array) -> Array:
-  """Measures how far a next-token distribution is from the uniform one.
+  """How far a next-token distribution, of logits `[..., V]`, is from uniform.
 
     u = log Σ exp z − mean z  =  KL(uniform ‖ p) + log V
-
-  From `[..., V]` to `[...]`, log V or more. Gradient flows.
 
   >>> print(f"{token_self_certainty(jnp.zeros(4)):.4f}")  # log 4
   1.3863
@@ -38,60 +36,35 @@ def token_self_certainty(logits: Array) -> Array:
 
 
 def self_certainty(certainties: Array, completion_mask: Array) -> Array:
-  """Rewards certain tokens: mean_t u, u of `token_self_certainty`.
-
-  Self-certainty, https://arxiv.org/abs/2502.18581. 0 without tokens.
-
-  >>> mask = jnp.array([[True, True, False]])
-  >>> print(self_certainty(jnp.array([[4.0, 8.0, jnp.nan]]), mask))
-  [6.]
-  """
+  """Rewards certain tokens: mean_t u. https://arxiv.org/abs/2502.18581."""
   return _token_mean(certainties, completion_mask)
 
 
 def token_entropy(entropies: Array, completion_mask: Array) -> Array:
-  """Rewards distributions of low entropy: −mean_t H, 0 or less.
+  """Rewards low entropies: −mean_t H. RENT, https://arxiv.org/abs/2505.22660.
 
-  RENT, https://arxiv.org/abs/2505.22660. Differs from CARE's released trainer,
-  which drops the entropies before they are read, so that all rewards are 0;
-  this is the formula that it states.
-
-  >>> print(token_entropy(jnp.array([[0.5, 1.5]]), jnp.ones((1, 2), bool)))
-  [-1.]
+  CARE's released trainer drops the entropies before they are read, so that all
+  rewards are 0; this is the formula that it states.
   """
   return -_token_mean(entropies, completion_mask)
 
 
 def trajectory_entropy(log_probs: Array, completion_mask: Array) -> Array:
-  """Rewards likely responses, whatever their length: mean_t log π.
-
-  >>> mask = jnp.ones((1, 2), bool)
-  >>> print(trajectory_entropy(jnp.array([[-1.0, -2.0]]), mask))
-  [-1.5]
-  """
+  """Rewards likely responses, whatever their length: mean_t log π."""
   return _token_mean(log_probs, completion_mask)
 
 
 def probability(log_probs: Array, completion_mask: Array) -> Array:
-  """Rewards a response by its probability, exp Σₜ log π; 1 without tokens.
-
-  >>> half = jnp.log(jnp.full((1, 2), 0.5))
-  >>> print(probability(half, jnp.ones((1, 2), bool)))
-  [0.25]
-  """
+  """Rewards a response by its probability, exp Σₜ log π; 1 without tokens."""
   _check(log_probs, completion_mask)
   log_probs = jax.lax.stop_gradient(log_probs)
   return jnp.exp(reductions.all_sum(log_probs, axis=-1, where=completion_mask))
 
 
 def mean_probability(log_probs: Array, completion_mask: Array) -> Array:
-  """Averages the probabilities of a response's tokens: mean_t π, no ε.
+  """Averages the probabilities of a response's tokens: mean_t π, without the ε.
 
   The baseline "average probability" buys labels by it; it is no reward.
-
-  >>> p = jnp.log(jnp.array([[0.25, 0.75]]))
-  >>> print(mean_probability(p, jnp.ones((1, 2), bool)))
-  [0.5]
   """
   _check(log_probs, completion_mask)
   # Selected before the exponential: what stands beside the tokens is no log.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a selection did, seen with the truth about all prompts.
 
-For the log, and for nothing else: in a run labels of prompts that were not
-bought are unknown, and these figures need them. Shares of nothing are 0.
+For the log alone: in a run, labels of prompts that were not bought are unknown.
+Shares of nothing are 0.
 
 CARE, https://arxiv.org/abs/2605.25864, as its released code logs them.
 """
@@ -17,15 +17,7 @@ from saw_jax.types import Array
 
 
 def gate_figures(gated: Array, vote_right: Array) -> dict[str, Array]:
-  """Compares the prompts that are trusted with those that deserve it.
-
-  The gate as a classifier, `gated [P]` for `vote_right [P]`: precision, recall,
-  F1 (all 0 while nothing is gated) and accuracy.
-
-  >>> figures = gate_figures(jnp.array([1, 1, 0, 0]), jnp.array([1, 0, 1, 1]))
-  >>> print(figures["gate/precision"], figures["gate/accuracy"])
-  0.5 0.25
-  """
+  """The gate as a classifier of votes: precision, recall, F1, accuracy."""
   chex.assert_equal_shape([gated, vote_right])
   gated, right = jnp.asarray(gated, bool), jnp.asarray(vote_right, bool)
   hits = _count(gated & right)
@@ -63,14 +55,6 @@ def label_figures(
   The share of prompts trained on ground truth; of these, the shares whose vote
   was right ("wasted") and without a correct response ("hopeless"); and the
   `overlap` of the bought prompts, and of the first 5 % and 10 % of the ranking.
-  Reads `vote_right [P]`, `gaps [P]` and 0-or-1 `true_rewards [P, G]`.
-
-  >>> bought = Selection(jnp.ones(2, bool), jnp.zeros(2, bool), jnp.arange(2))
-  >>> rewards = jnp.array([[1.0, 1.0], [0.0, 0.0]])
-  >>> figures = label_figures(
-  ...     bought, jnp.array([True, False]), jnp.array([0.0, 1.4]), rewards)
-  >>> print(figures["labels/wasted"], figures["labels/hopeless"])
-  0.5 0.5
   """
   bought = selection.labelled
   chex.assert_equal_shape([bought, vote_right])
@@ -97,8 +81,7 @@ def overlap(chosen: Array, gaps: Array) -> Array:
 
   Best are all prompts whose gap is that of the |chosen|-th largest or more:
   with ties they may be more than the chosen, and even all of them. `chosen` is
-  a mask `[P]`; `gaps [P]` are the true ones, `selection.oracle_scores`, whose
-  ties are exact.
+  a mask `[P]`; `gaps [P]` are the true ones, `selection.oracle_scores`.
 
   >>> print(overlap(jnp.array([1, 0, 1]), jnp.array([5.0, 4.0, 0.0])))
   0.5
@@ -119,14 +102,7 @@ def macro_recall(
   where: Array | None = None,
   minimum: int = 0,
 ) -> Array:
-  """Averages recall over the classes that occur, each counted once.
-
-  `predicted` and `true` are the classes of the prompts, integers `[P]`; `where`
-  masks the prompts that count; classes below `minimum` are left out.
-
-  >>> print(macro_recall(jnp.array([0, 0, 1]), jnp.array([0, 0, 2]), 3))
-  0.5
-  """
+  """Averages recall over the classes from `minimum` on that occur."""
   chex.assert_equal_shape([predicted, true])
   predicted, true = jnp.asarray(predicted), jnp.asarray(true)
   is_class = true[:, None] == jnp.arange(num_classes)[None]

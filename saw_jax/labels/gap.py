@@ -31,17 +31,12 @@ _LEAST_STD = 1e-8
 
 
 def gap_advantages(rewards: Array, *, scored: Array | None = None) -> Array:
-  """Standardises rewards within each group, for the gap alone.
+  """Standardises rewards `[..., G]` within each group, for the gap alone.
 
     Aⱼ = (rⱼ − mean) / std,   0 where std < 10⁻⁸
 
-  Times √((G−1)/G) they are the advantages of GRPO, up to its ε. `rewards`, the
-  mask `scored` and the result (0 where the mask is off) are `[..., G]`.
-  Gradient flows where rewards differ.
-
-  >>> print(gap_advantages(jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0] * 4])))
-  [[ 1.  1. -1. -1.]
-   [ 0.  0.  0.  0.]]
+  Times √((G−1)/G) they are the advantages of GRPO, up to its ε. 0 where the
+  mask `scored [..., G]` is off. Gradient flows where rewards differ.
   """
   std = reductions.all_std(rewards, axis=-1, where=scored, keepdims=True)
   deviations = reductions.all_deviations(rewards, axis=-1, where=scored)
@@ -53,13 +48,12 @@ def gap_advantages(rewards: Array, *, scored: Array | None = None) -> Array:
 def corrective_advantage_gap(
   pseudo_rewards: Array, true_rewards: Array, *, scored: Array | None = None
 ) -> Array:
-  """Measures how far a label moves the advantages of a group.
+  """Measures how far a label moves the advantages of a group. `[...]`.
 
     CAG = ‖A(r_true) − A(r_pseudo)‖₂
 
   If both rewards vary in the group it is √(2G(1 − ρ)) with ρ their correlation;
-  if one does, √G; if none does, 0. Rewards under the vote, under the truth and
-  the mask are `[..., G]`; the gaps `[...]`, from 0 to 2√G.
+  if one does, √G; if none does, 0. Rewards and mask are `[..., G]`.
 
   >>> wrong_vote = jnp.array([1.0, 1.0, 1.0, 0.0])
   >>> print(corrective_advantage_gap(wrong_vote, 1 - wrong_vote))
@@ -83,9 +77,6 @@ def is_possible(voted: Array, correct: Array, group_size: int) -> Array:
   `voted` is x, the responses that gave the voted answer, and `correct` y, those
   that gave another, correct one: an answer that more responses gave would have
   been voted for. Integers of any one shape.
-
-  >>> print(is_possible(jnp.array([3, 3]), jnp.array([3, 4]), 8))
-  [ True False]
   """
   chex.assert_equal_shape([voted, correct])
   voted, correct = jnp.asarray(voted), jnp.asarray(correct)
@@ -97,11 +88,9 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
 
     √(2G (1 + √(x y / ((G−x)(G−y)))))   where 0 < x < G and 0 < y < G
     √G                                  where one of both holds
-    0                                   where none does
+    0                                   where none does, or counts cannot occur
 
-  x and y are those of `is_possible`; counts that cannot occur have gap 0. All
-  of the correct responses gave another answer than the vote: a right vote,
-  whose gap is 0, is none of the cases.
+  x and y are those of `is_possible`: the vote is wrong, or y is 0.
 
   >>> x, y = jnp.array([8, 5, 5, 7]), jnp.array([0, 0, 1, 1])
   >>> print(jnp.array_str(gap_from_counts(x, y, 8), precision=3))
@@ -123,28 +112,22 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
 
 
 def gap_table(group_size: int) -> Array:
-  """`gap_from_counts` by x, then y. Float `[G + 1, G + 1]`.
-
-  >>> print(jnp.array_str(gap_table(2), precision=3))
-  [[0.    0.    0.   ]
-   [1.414 2.828 0.   ]
-   [0.    0.    0.   ]]
-  """
+  """`gap_from_counts` by x, then y. Float `[G + 1, G + 1]`."""
   counts = jnp.arange(group_size + 1)
   x, y = jnp.meshgrid(counts, counts, indexing="ij")
   return gap_from_counts(x, y, group_size)
 
 
 def expected_gap(probabilities: Array, voted: Array) -> Array:
-  """Averages the gap over what is not known: how many others are right.
+  """Averages the gap over what is not known: how many others are right. `[P]`.
 
     score = Σ_y P(y) CAG(G, x, y)
 
   y = 0 counts as a wrong vote with nobody right, although a right vote has y =
   0 too: a prompt whose vote is surely right scores √G and not 0. In CARE the
-  gate is what removes it. `probabilities [P, G + 1]` are those of y from 0 to
-  G, `voted [P]` is x. The result, at least float32 `[P]`, is 0 where x is 0 or
-  G, else from √G to 2√G. Gradient flows to `probabilities`.
+  gate is what removes it. `probabilities [P, G + 1]` are those of y, `voted
+  [P]` is x. 0 where x is 0 or G, else from √G to 2√G. Gradient flows to
+  `probabilities`.
 
   >>> p = jnp.array([[0.5, 0.5, 0.0, 0.0, 0.0]])
   >>> print(expected_gap(p, jnp.array([3])))  # (√4 + 2 √4) / 2

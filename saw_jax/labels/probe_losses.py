@@ -4,9 +4,8 @@
 The first probe says whether a vote is right (class 1), and of each response
 whether it is. The second says how many responses outside the vote are right:
 classes 0 to G, of which `voting.possible_counts` says which can occur. Rare
-classes weigh more, by the counts of the current batch.
-
-A batch may be padded to a fixed size: `where` marks the prompts that are there.
+classes weigh more, by the counts of the current batch. A batch may be padded:
+`where` marks the prompts that are there.
 
 CARE, https://arxiv.org/abs/2605.25864.
 """
@@ -23,11 +22,7 @@ from saw_jax.types import Array
 def class_counts(
   labels: Array, num_classes: int, *, where: Array | None = None
 ) -> Array:
-  """Counts the labels, integers `[N]`, of each class. Float `[C]`.
-
-  >>> print(class_counts(jnp.array([0, 2, 2]), 3))
-  [1. 0. 2.]
-  """
+  """Counts the labels, integers `[N]`, of each class. Float `[C]`."""
   is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None, :]
   if where is not None:
     is_class &= jnp.asarray(where, bool)[:, None]
@@ -45,7 +40,7 @@ def class_weights(
 
     w_c = clip(n_c^(−power) / mean_present n^(−power), minimum, maximum)
 
-  0 for absent classes; not scaled again after they were cut. At least float32.
+  0 for absent classes; not scaled again after they were cut.
 
   >>> print(class_weights(jnp.array([9.0, 1.0, 0.0])))
   [0.5 1.5 0. ]
@@ -61,14 +56,7 @@ def class_weights(
 def class_probabilities(
   logits: Array, class_mask: Array | None = None
 ) -> Array:
-  """A softmax over the classes of `class_mask`, exactly 0 outside it.
-
-  Both are `[..., C]`; at least one class can occur. Gradient flows.
-
-  >>> mask = jnp.array([True, True, False])
-  >>> print(class_probabilities(jnp.array([1.0, 1.0, jnp.inf]), mask))
-  [0.5 0.5 0. ]
-  """
+  """A softmax over the last axis, exactly 0 outside `class_mask`."""
   log_probs = _class_log_probs(logits, class_mask)
   return reductions.select(jnp.exp(log_probs), class_mask)
 
@@ -85,12 +73,9 @@ def weighted_cross_entropy(
 
     loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ},   0 without samples
 
-  Args:
-    logits: of `N` samples. Shape `[N, C]`. Gradient flows to them alone.
-    labels: t, of each sample, in the mask. Integers, shape `[N]`.
-    weights: w, of each class. Shape `[C]`.
-    class_mask: the classes that can occur. Shape `[N, C]`.
-    where: mask of the samples that exist. Shape `[N]`.
+  `logits [N, C]`, to which alone gradient flows; `labels` t, integers `[N]`;
+  `weights` w `[C]`; `class_mask [N, C]`, the classes that can occur; `where
+  [N]`.
 
   >>> loss = weighted_cross_entropy(
   ...     jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([0.5, 1.5]))
@@ -118,27 +103,16 @@ def weighted_cross_entropy(
 def vote_loss(
   logits: Array, vote_right: Array, *, where: Array | None = None
 ) -> Array:
-  """Trains the first probe on votes: balanced CE(logits, vote_right).
-
-  From logits of wrong and right `[P, 2]` and `vote_right [P]`.
-
-  >>> print(f"{vote_loss(jnp.zeros((1, 2)), jnp.array([1])):.4f}")  # log 2
-  0.6931
-  """
+  """Trains the first probe on votes: balanced cross-entropy of `[P, 2]`."""
   return _balanced(logits, jnp.asarray(vote_right).astype(jnp.int32), where)
 
 
 def response_loss(
   response_logits: Array, correct: Array, *, where: Array | None = None
 ) -> Array:
-  """Trains the first probe on responses, which all weigh the same: mean CE.
+  """Trains the first probe on responses, which all weigh the same: `[P, G, 2]`.
 
-  From logits of wrong and right `[P, G, 2]` and `correct [P, G]`; a response
-  without an answer is not correct, and counts.
-
-  >>> loss = response_loss(jnp.zeros((1, 3, 2)), jnp.array([[1, 0, 1]]))
-  >>> print(f"{loss:.4f}")  # log 2
-  0.6931
+  A response without an answer is not correct, and counts.
   """
   chex.assert_shape(response_logits, (*correct.shape, 2))
   mask = None
@@ -159,17 +133,12 @@ def count_loss(
   *,
   where: Array | None = None,
 ) -> Array:
-  """Trains the second probe: balanced CE(logits, y) over the possible y.
+  """Trains the second probe: balanced cross-entropy of y from 0 to G.
 
-  From logits of y from 0 to G `[P, G + 1]`, `voting.correct_outside [P]` and
+  From logits `[P, G + 1]`, `voting.correct_outside [P]` and
   `voting.possible_counts [P, G + 1]`. The right count is among the classes of
   its sample even where it is the size of two clusters together, which the mask
   does not foresee.
-
-  >>> mask = jnp.array([[True, True, False]])
-  >>> loss = count_loss(jnp.zeros((1, 3)), jnp.array([1]), mask)
-  >>> print(f"{loss:.4f}")  # log 2
-  0.6931
   """
   chex.assert_equal_shape([logits, class_mask])
   counts = jnp.asarray(counts)

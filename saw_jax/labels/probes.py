@@ -60,14 +60,10 @@ def probe_features(
 ) -> ProbeFeatures:
   """Collects what the probes see, at least in float32, without gradient.
 
-  Args:
-    prompt_hidden: the policy's last hidden state, after its last norm, at the
-      last token of each prompt. Shape `[P, D]`.
-    response_hidden: the same at the last token of each response, which is its
-      end-of-sequence token if it has one. Shape `[P, G, D]`.
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-    lengths: tokens of each response. Shape `[P, G]`.
-    length_scale: tokens that count as length 1; longer ones do too.
+  `prompt_hidden [P, D]` is the policy's last hidden state, after its last norm,
+  at the last token of each prompt; `response_hidden [P, G, D]` the same at the
+  last token of each response, which is its end-of-sequence token if it has one.
+  `lengths [P, G]` are tokens, of which `length_scale` or more count as 1.
 
   >>> x = probe_features(jnp.ones((1, 5)), jnp.ones((1, 3, 5)),
   ...     jnp.array([[7, -1, 7]]), jnp.array([[1000, 4000, 9000]]))
@@ -113,9 +109,8 @@ class BatchNorm(nn.Module):
     y = scale (x − mean) / √(var + ε) + bias
 
   In training mean and variance are those of the batch, the variance that of the
-  population (÷ n); otherwise they are the running ones, which move towards the
-  batch's, there with the sample's variance (÷ (n − 1)). The running ones are
-  the collection `batch_stats`.
+  population (÷ n); otherwise they are the running ones (`batch_stats`), which
+  move towards the batch's, there with the sample's variance (÷ (n − 1)).
   """
 
   @nn.compact
@@ -196,10 +191,7 @@ class _Probe(nn.Module):
 
 
 class VoteProbe(_Probe):
-  """Says whether a vote is right, and of each response whether it is.
-
-  Class 1 is right.
-  """
+  """Whether a vote is right (class 1), and of each response whether it is."""
 
   @nn.compact
   def __call__(
@@ -227,7 +219,7 @@ class VoteProbe(_Probe):
 
 
 class CountProbe(_Probe):
-  """Says how many responses outside the vote are right: 0 to G.
+  """How many responses outside the vote are right: 0 to G.
 
   Responses for the vote and those without an answer are zeros, which count in
   the batch statistics of their layer as they do in the reference code.
@@ -255,11 +247,7 @@ class CountProbe(_Probe):
 
 
 def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
-  """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks.
-
-  >>> print(take_present(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
-  [1. 0.]
-  """
+  """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
   if where is None:
     return rows
 

@@ -3,9 +3,8 @@
 
 A ring of fixed size: the oldest samples make room for new ones. Features stay
 as they were when the label was bought, although the policy has moved on. Both
-probes draw from the one ring, each with its own rule, without replacement.
-
-All shapes are static. A draw has as many rows as were asked for, and a mask of
+probes draw from the one ring, each with its own rule, without replacement. All
+shapes are static: a draw has as many rows as were asked for, and a mask of
 those that are there, since a young ring holds fewer.
 
 CARE, https://arxiv.org/abs/2605.25864.
@@ -56,15 +55,7 @@ class Replay:
 
 
 def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
-  """What the probes learn from ground truth.
-
-  `answer_ids` and `correct` are `[P, G]`; of prompts that were not bought,
-  `correct` may be anything, since a row depends on the same row alone.
-
-  >>> labels = probe_labels(jnp.array([[4, 4, 5]]), jnp.array([[0, 0, 1]]))
-  >>> print(labels.vote_right, labels.correct_outside)
-  [False] [1]
-  """
+  """What the probes learn from ground truth, row by row."""
   answered = jnp.asarray(answer_ids) >= 0
   return ProbeLabels(
     vote_right=voting.is_vote_right(answer_ids, correct),
@@ -90,8 +81,7 @@ def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
 def push(replay: Replay, samples: Samples, where: Array) -> Replay:
   """Stores the samples of `where [N]` in place of the oldest.
 
-  If they are more than the ring holds, the last ones stay. With none, the ring
-  is bitwise the same.
+  If they are more than the ring holds, the last ones stay.
   """
   capacity = replay.capacity
   where = jnp.asarray(where, bool)
@@ -121,11 +111,6 @@ def draw_uniform(
 
   Gives places in the ring, all different, and whether there is a sample: in
   min(count, samples in the ring) of them. Shape `[min(count, capacity)]`.
-
-  >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(1))
-  >>> places, there = draw_uniform(ring, jax.random.key(0), count=2)
-  >>> print(places[0], there)
-  0 [ True False]
   """
   # Places rather than random numbers, of which two may be equal.
   order = jax.random.permutation(key, replay.capacity)
@@ -140,8 +125,7 @@ def draw_stratified(
 
   From each class that is there, in increasing order, max(1, ⌊count / classes
   there⌋) samples, or all that it has; then any of the rest, each as likely as
-  any other. With more classes than `count` the first ones are drawn from. The
-  result is that of `draw_uniform`.
+  any other. With more classes than `count` the first ones are drawn from.
 
   >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(3))
   >>> _, there = draw_stratified(

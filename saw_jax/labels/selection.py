@@ -4,8 +4,7 @@
 A budget is a share of the batch, rounded up. CARE buys where the expected gap
 is largest, after it has set aside ("gated") the prompts whose vote is most
 likely right; the baselines buy by one score, without a gate. Numbers of prompts
-are Python integers, so that one compiled function serves every step, warm-up
-included.
+are Python integers, so that one compiled function serves every step.
 
 A label turns a prompt's rewards into true ones. A gated prompt keeps the
 rewards of its vote. All others have advantage 0: they are dropped, but stay in
@@ -51,9 +50,6 @@ def budget(batch_size: int, fraction: float) -> int:
   """Counts the prompts that are a share of a batch: ⌈P · fraction⌉ in [0, P].
 
   The product is rounded up as floating point has it: 7% of 100 are 8.
-
-  >>> budget(64, 0.2), budget(8, 1.7), budget(8, 0.0)
-  (13, 8, 0)
   """
   return min(max(math.ceil(batch_size * fraction), 0), batch_size)
 
@@ -78,24 +74,17 @@ def care_selection(
     labelled = the ⌈P · label_fraction⌉ prompts of highest rank
 
   The gate is a share by rank and no threshold. Ties go to the lower index, in
-  the gate (where the reference code leaves them open) as in the ranking. A
-  gated prompt is labelled only if there are too few others. With a
-  gate_fraction of 0 this is how the baselines buy.
+  the gate (where the reference code leaves them open) as in the ranking, and a
+  NaN ranks below everything. A gated prompt is labelled only if there are too
+  few others. With a gate_fraction of 0 this is how the baselines buy.
 
-  Args:
-    scores: expected gaps, not negative if there is a gate. A NaN ranks below
-      everything. Shape `[P]`.
-    vote_probabilities: that the vote is right. Shape `[P]`.
-    step: of the training, from 1. An integer, which may be traced.
-    label_fraction: share of prompts whose label is bought.
-    gate_fraction: share of prompts that are trusted.
-    warm_up: number of steps without a gate.
+  `scores [P]` are expected gaps, not negative; `vote_probabilities [P]` that
+  the vote is right; `step`, which may be traced, counts from 1.
 
   >>> scores, p = jnp.array([5.0, 4.0, 3.0]), jnp.array([0.9, 0.1, 0.2])
-  >>> first = care_selection(scores, p, 20, label_fraction=0.3)
   >>> later = care_selection(scores, p, 21, label_fraction=0.3)
-  >>> print(first.labelled, later.labelled, later.gated)
-  [ True False False] [False  True False] [ True False False]
+  >>> print(later.labelled, later.gated)
+  [False  True False] [ True False False]
   """
   chex.assert_rank(scores, 1)
   chex.assert_equal_shape([scores, vote_probabilities])
@@ -137,21 +126,13 @@ def advantage_multipliers(
 
 
 def random_scores(key: Key, num_prompts: int) -> Array:
-  """Scores at random, `[P]`: whom to label is a fair draw.
-
-  >>> print(sorted(random_scores(jax.random.key(0), 3).tolist()))
-  [0.0, 1.0, 2.0]
-  """
+  """Scores at random, `[P]`: whom to label is a fair draw. Consumes the key."""
   # A permutation rather than draws from an interval, in which two can be equal.
   return jax.random.permutation(key, num_prompts).astype(jnp.result_type(float))
 
 
 def entropy_scores(answer_ids: Array) -> Array:
-  """Scores by how much the answers to a prompt differ: `voting.vote_entropy`.
-
-  >>> print(entropy_scores(jnp.array([[1, 1, 1, 1]])))
-  [0.]
-  """
+  """Scores by how much the answers differ: `voting.vote_entropy`, `[P]`."""
   return voting.vote_entropy(voting.majority_vote(answer_ids))
 
 
@@ -160,9 +141,6 @@ def unlikeliness_scores(mean_probabilities: Array) -> Array:
 
   From `certainty.mean_probability` of each response, `[P, G]`, to `[P]`. A mean
   that is not finite counts as 0.
-
-  >>> print(unlikeliness_scores(jnp.array([[0.25, 0.75], [1.0, jnp.nan]])))
-  [-0.5 -0. ]
   """
   mean = jnp.mean(reductions.at_least_float32(mean_probabilities), axis=-1)
   return -reductions.select(mean, jnp.isfinite(mean))
@@ -171,13 +149,8 @@ def unlikeliness_scores(mean_probabilities: Array) -> Array:
 def oracle_scores(pseudo_rewards: Array, true_rewards: Array) -> Array:
   """Scores by the gap itself, which nobody knows before labels are bought.
 
-  From rewards of 0 or 1 under vote and truth, `[P, G]`, to `[P]`. Rounded so
-  that equal gaps are equal: all prompts that split into the vote and the right
-  answer have 2√G up to the last digits.
-
-  >>> votes = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-  >>> print(oracle_scores(votes, 1 - votes))
-  [4. 4.]
+  Rounded so that equal gaps are equal: all prompts that split into the vote and
+  the right answer have 2√G up to the last digits. 0-or-1 rewards are `[P, G]`.
   """
   gaps = gap.corrective_advantage_gap(pseudo_rewards, true_rewards)
   return jnp.round(gaps, 9 if gaps.dtype == jnp.float64 else 5)

@@ -2,14 +2,14 @@
 """The answer that most responses to a prompt gave, and how they split.
 
 Answers come as integers, `answer_ids [P, G]`: responses of one prompt with the
-same id gave the same answer, and -1 is no answer
-(`saw_jax.tasks.summaries.clusters` numbers text). A cluster is all responses
+same id gave the same answer, and -1 is no answer. A cluster is all responses
 with one answer. The vote is the answer of the largest cluster, and of equally
 large ones that of the cluster whose first member comes first. Responses without
-an answer are in no cluster, but count in `G`.
+an answer are in no cluster, but count in `G`. `correct [P, G]` says whether the
+ground truth accepts a response.
 
-The formulas are those of CARE, https://arxiv.org/abs/2605.25864; voting as a
-label is from TTRL, https://arxiv.org/abs/2504.16084.
+CARE, https://arxiv.org/abs/2605.25864; a vote as a label is from TTRL,
+https://arxiv.org/abs/2504.16084.
 """
 
 from typing import NamedTuple
@@ -61,24 +61,14 @@ def majority_vote(answer_ids: Array) -> Votes:
 
 
 def majority_share(votes: Votes) -> Array:
-  """The share of the responses that agree with the vote, `x / G`. Float `[P]`.
-
-  >>> print(majority_share(majority_vote(jnp.array([[1, 1, 2, -1]]))))
-  [0.5]
-  """
+  """The share of the responses that agree with the vote, x / G. Float `[P]`."""
   return votes.size.astype(_float()) / votes.sizes.shape[-1]
 
 
 def vote_entropy(votes: Votes) -> Array:
-  """The entropy of the answers, in nats. Float `[P]`.
+  """The entropy of the answers, in nats: 0 where all agree. Float `[P]`.
 
-    H = −Σ_c p_c log p_c,   p_c = size of cluster c / responses with an answer
-
-  0 where all answers are the same, or there are none.
-
-  >>> h = vote_entropy(majority_vote(jnp.array([[1, 2, -1, -1], [3, 3, 3, 3]])))
-  >>> print(jnp.array_str(h, precision=3))
-  [0.693 0.   ]
+  H = −Σ_c p_c log p_c,   p_c = size of cluster c / responses with an answer
   """
   sizes = votes.sizes.astype(_float())
   answered = votes.answered[:, None].astype(_float())
@@ -91,11 +81,7 @@ def vote_entropy(votes: Votes) -> Array:
 def vote_features(votes: Votes) -> Array:
   """Describes a vote to a probe: float `[P, 1 + G]`.
 
-  The share of responses with an answer, then the sizes of all clusters over
-  `G`, descending.
-
-  >>> print(vote_features(majority_vote(jnp.array([[1, 1, 2, -1]]))))
-  [[0.75 0.5  0.25 0.   0.  ]]
+  The share of responses with an answer, then the cluster sizes over `G`.
   """
   counts = jnp.concatenate([votes.answered[:, None], votes.sizes], axis=-1)
   return counts.astype(_float()) / votes.sizes.shape[-1]
@@ -106,9 +92,6 @@ def possible_counts(answer_ids: Array) -> Array:
 
   If the vote is wrong, the right answer is that of one other cluster or of
   none: true for 0, and for the size of each cluster but the voted one.
-
-  >>> print(possible_counts(jnp.array([[1, 1, 2, -1]])).astype(int))
-  [[1 1 0 0 0]]
   """
   votes = majority_vote(answer_ids)
   others = jnp.where(
@@ -122,13 +105,7 @@ def possible_counts(answer_ids: Array) -> Array:
 def is_vote_right(answer_ids: Array, correct: Array) -> Array:
   """Whether the ground truth confirms a vote. Boolean `[P]`.
 
-  `correct [P, G]` says whether the ground truth accepts a response. A grader
-  may accept some members of a cluster and not others: one is enough. False
-  where there is no answer.
-
-  >>> correct = jnp.array([[0, 0, 1], [1, 1, 0]])
-  >>> print(is_vote_right(jnp.array([[1, 1, 2], [1, 1, 2]]), correct))
-  [False  True]
+  A grader may accept some members of a cluster and not others: one is enough.
   """
   chex.assert_equal_shape([answer_ids, correct])
   for_winner = majority_vote(answer_ids).for_winner
@@ -136,11 +113,10 @@ def is_vote_right(answer_ids: Array, correct: Array) -> Array:
 
 
 def correct_outside(answer_ids: Array, correct: Array) -> Array:
-  """Counts responses that a wrong vote punishes although they are right.
+  """Counts y, the responses that a wrong vote punishes although they are right.
 
-  y: 0 where the vote is right, else the size of all other clusters of which a
-  member is correct (`correct [P, G]`). 0 means that the vote is right or nobody
-  is. Integer `[P]`.
+  0 where the vote is right, else the size of all other clusters of which a
+  member is correct: 0 means that the vote is right or nobody is. Integer `[P]`.
 
   >>> correct = jnp.array([[0, 0, 1], [1, 1, 0]])
   >>> print(correct_outside(jnp.array([[1, 1, 2], [1, 1, 2]]), correct))

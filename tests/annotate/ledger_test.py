@@ -410,7 +410,7 @@ def test_any_history_agrees_with_a_dictionary(tmp_path, monkeypatch):
 
 _BUYER = """
 import sys
-from saw_jax.tasks import label_ledger
+from saw_jax.annotate import ledger as label_ledger
 from saw_jax.annotate.questions import Label, Question
 
 class Source:
