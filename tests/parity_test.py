@@ -272,11 +272,13 @@ def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
   source = pretrained.open_checkpoint(smollm2_path)
   sample = generate.make_generate(
     source.config,
-    sampling=SamplingConfig(greedy=True),
-    max_new_tokens=NEW_TOKENS,
-    group_size=1,
-    eos_ids=tokenizer.eos_ids,
-    pad_id=tokenizer.pad_id,
+    generate.GenerateConfig(
+      sampling=SamplingConfig(greedy=True),
+      max_new_tokens=NEW_TOKENS,
+      group_size=1,
+      eos_ids=tokenizer.eos_ids,
+      pad_id=tokenizer.pad_id,
+    ),
   )
   ours = jax.device_get(
     sample(

@@ -30,6 +30,7 @@ from saw_jax import reductions
 from saw_jax.labels import probe_losses, probes, replay
 from saw_jax.labels.probes import ProbeFeatures
 from saw_jax.labels.replay import ProbeLabels, Replay, Samples
+from saw_jax.settings import constant
 from saw_jax.types import Array, Key, PyTree
 
 # A batch of one prompt has no variance to normalise by.
@@ -42,16 +43,16 @@ class CareSettings:
   """CARE's probes, as the released scripts set them."""
 
   length_scale: float = probes.LENGTH_SCALE  # tokens
-  prompt_width: int = 128
-  joint_width: int = 256
-  response_hidden_width: int = 64
-  response_width: int = 512
-  learning_rate: float = 1e-4  # of Adam
-  clip_norm: float = 1.0  # of the gradient of each probe; inf: none
-  train_steps: int = 3  # updates of each probe in a step
-  response_weight: float = 1.5  # of the first probe's loss of responses
-  replay_size: int = 2048  # prompts
-  replay_batch: int = 16  # prompts of an update; 0: no replay
+  prompt_width: int = constant(128)
+  joint_width: int = constant(256)
+  response_hidden_width: int = constant(64)
+  response_width: int = constant(512)
+  learning_rate: float = constant(1e-4)  # of Adam
+  clip_norm: float = constant(1.0)  # of each probe's gradient; inf: none
+  train_steps: int = constant(3)  # updates of each probe in a step
+  response_weight: float = constant(1.5)  # of the loss of responses
+  replay_size: int = constant(2048)  # prompts
+  replay_batch: int = constant(16)  # prompts of an update; 0: no replay
 
   def __post_init__(self):
     for name in ("train_steps", "replay_batch"):

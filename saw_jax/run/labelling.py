@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saw_jax.annotate import questions, sources, store
+from saw_jax.annotate import ledger as ledger_lib
+from saw_jax.annotate import questions, sources
 from saw_jax.labels import (
   care,
   certainty,
@@ -90,7 +91,7 @@ class LabelConfig:
   soft_adv: float = constant(1.0)
   unlabelled: str = "drop"  # or vote: neither bought nor gated, train on it
   # self_certainty, token_entropy, trajectory_entropy or probability
-  certainty: str = "token_entropy"
+  certainty: str = constant("token_entropy")
   verify_temperature: float = constant(self_verification.TEMPERATURE)
   verify_prompt_tokens: int = 8192  # the end of longer ones is kept
   verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
@@ -98,8 +99,8 @@ class LabelConfig:
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
   again: bool = False  # pay again for a prompt that was bought before
-  timeout_s: float = 3600.0  # the annotator's
-  audit: bool = True  # log what the true references say
+  timeout_s: float = constant(3600.0)  # the annotator's
+  audit: bool = constant(True)  # log what the true references say
   probe: care.CareSettings = care.CareSettings()
 
   def __post_init__(self):
@@ -324,7 +325,7 @@ class VoteLabels(_Labels):
   def restore(self, step, document, arrays):
     """Makes ledger and probes what they were."""
     if self._desk is not None:
-      self._desk.store.restore(step, document.get("labels"))
+      self._desk.ledger.restore(step, document.get("labels"))
     if self._probes is not None:
       self._probes.restore(arrays)
 
@@ -404,7 +405,7 @@ class VoteLabels(_Labels):
     """What the ledger says of itself, and the probes with their replay."""
     document = arrays = {}
     if self._desk is not None:
-      document = {"labels": self._desk.store.snapshot(step)}
+      document = {"labels": self._desk.ledger.snapshot(step)}
     if self._probes is not None:
       arrays = self._probes.pack()
     return document, arrays
@@ -452,55 +453,49 @@ class Desk:
     prompts_per_step: int,
     stop: Callable[[], bool] | None,
   ):
-    self._config, self._task, self._seeds = config, task, list(seeds)
+    self._task, self._seeds, self._again = task, list(seeds), config.again
+    if config.total and config.price > config.total:
+      raise ValueError(
+        f"labels.total is {config.total:g}, which does not pay one label at "
+        f"{config.price:g}"
+      )
     path.parent.mkdir(parents=True, exist_ok=True)
-    budget = store.Budget(
+    budget = ledger_lib.Budget(
       per_step=selection.budget(prompts_per_step, config.label_fraction),
       total=config.total or None,
     )
-    budget.check(prompts_per_step, config.price)
-    self.store = store.LabelLedger(path, budget=budget)
-    if config.source == "truth":
-      self.source = sources.GroundTruth(
-        task.examples("train"), price=config.price
-      )
-    else:
+    self.ledger = ledger_lib.LabelLedger(path, budget=budget)
+    self.source = sources.GroundTruth(
+      task.examples("train"), price=config.price
+    )
+    if config.source == "annotator":
       self.source = sources.Annotator(
-        path, timeout_s=config.timeout_s, price=config.price, stop=stop
+        self.ledger, timeout_s=config.timeout_s, price=config.price, stop=stop
       )
 
   def buy(
     self, chosen: selection.Selection, examples: Examples, texts, step: int
   ) -> list[list[str | None]]:
     """Labels `[N][P]`; None where there is none."""
-    again, asked = self._config.again, {}
-    for n, seed in enumerate(self._seeds):
-      room = self.store.room(seed, step, price=self._config.price)
-      known = self.store.known(seed, [e.key for e in examples[n]])
-      for p in chosen.order[n].tolist():
-        if not chosen.labelled[n, p]:
-          continue
-        # What was bought before costs nothing, unless it is paid again.
-        free = examples[n][p].key in known and not again
-        if not free and room < 1:
-          continue
-        room -= not free
-        asked[n, p] = questions.make_question(
-          self._task, examples[n][p], texts[n][p], step=step, seed=seed
-        )
-    # A prompt may come twice in a step; it is bought once.
-    unique = {(q.seed, q.prompt_id): q for q in asked.values()}
-    answers = self.store.buy(list(unique.values()), self.source, again=again)
-    given = dict(zip(unique, answers, strict=True))
+    asked = {
+      (n, p): questions.make_question(
+        self._task, examples[n][p], texts[n][p], step=step, seed=seed
+      )
+      for n, seed in enumerate(self._seeds)
+      for p in chosen.order[n].tolist()
+      if chosen.labelled[n, p]
+    }
+    answers = self.ledger.buy(
+      list(asked.values()), self.source, again=self._again
+    )
     labels: list[list[str | None]] = [[None] * len(row) for row in examples]
-    for (n, p), question in asked.items():
-      answer = given[question.seed, question.prompt_id]
+    for (n, p), answer in zip(asked, answers, strict=True):
       labels[n][p] = answer and answer.text
     return labels
 
   def figures(self, bought: np.ndarray) -> dict[str, Any]:
     """What each seed has spent, and on how much of this step."""
-    totals = [self.store.totals(seed) for seed in self._seeds]
+    totals = [self.ledger.totals(seed) for seed in self._seeds]
     return {
       "labels/share": bought.mean(1),
       "labels/bought": [x.labels for x in totals],
@@ -633,7 +628,7 @@ def make_labeller(
     desk = Desk(
       config,
       task,
-      pathlib.Path(directory) / store.LEDGER_NAME,
+      pathlib.Path(directory) / ledger_lib.LEDGER_NAME,
       seeds=seeds,
       prompts_per_step=prompts_per_step,
       stop=stop,
