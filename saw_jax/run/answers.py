@@ -10,11 +10,10 @@ import numpy as np
 
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import observations, rollouts
-from saw_jax.run.labelling import Labeller
+from saw_jax.run.labelling import TruthLabels
 from saw_jax.run.learner import Learner
 from saw_jax.run.session import Clock
 from saw_jax.tasks.base import Example
-from saw_jax.tasks.workers.grading import Grader
 
 
 class Answers:
@@ -24,19 +23,17 @@ class Answers:
     self,
     learner: Learner,
     seeds: Sequence[int],
-    grader: Grader,
     *,
-    labeller: Labeller | None = None,
+    labeller: TruthLabels,
   ):
     """Lifts the functions of a step; nothing is compiled yet.
 
     Args:
       learner: of all seeds.
       seeds: of the runs.
-      grader: scores the answers.
-      labeller: says what they are scored against; by default the truth.
+      labeller: says what they are scored against.
     """
-    self._learner, self._grader, self._labeller = learner, grader, labeller
+    self._learner, self._labeller = learner, labeller
     self._appender = None
     if learner.experiment.method.world is not None:
       self._appender = observations.Appender(
@@ -65,26 +62,11 @@ class Answers:
     Returns:
       What each seed logs, and how many tokens were learned from.
     """
-    learner, experiment = self._learner, self._learner.experiment
+    learner = self._learner
     batch, observed = learner.prepare(sampled)
-    if self._labeller is not None:
-      scores = self._labeller.score(
-        sampled,
-        observed,
-        examples,
-        grader=self._grader,
-        step=step,
-        clock=clock,
-      )
-    elif scores is None:
-      scores = rollouts.score(
-        sampled,
-        examples,
-        tokenizer=experiment.tokenizer,
-        grader=self._grader,
-        stops=learner.encoder.stops,
-      )
-      clock.lap("score")
+    scores = self._labeller.score(
+      sampled, observed, examples, step=step, clock=clock, early=scores
+    )
     seen: list[dict[str, float]] = [{} for _ in examples]
     if self._appender is not None:
       batch, seen = self._appender.append(
@@ -97,8 +79,7 @@ class Answers:
         learner.learn(batch, scores, clock), seen, strict=True
       )
     ]
-    if self._labeller is not None:
-      rows = self._labeller.train(rows, step=step, clock=clock)
+    rows = self._labeller.train(rows, step=step, clock=clock)
     return rows, float(scores.lengths.sum())
 
   def pack(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
@@ -110,4 +91,4 @@ class Answers:
     Returns:
       A document and arrays, of labels where they are bought.
     """
-    return ({}, {}) if self._labeller is None else self._labeller.pack(step)
+    return self._labeller.pack(step)

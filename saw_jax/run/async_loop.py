@@ -88,9 +88,7 @@ def run(
     ) as session,
     _Stream(protocol, learner, session) as stream,
   ):
-    answers = Answers(
-      learner, seeds, session.grader, labeller=session.labeller()
-    )
+    answers = Answers(learner, seeds, labeller=session.labeller())
     while session.goes_on:
       clock = Clock()
       scores, examples, lags = stream.next_batch(clock)
@@ -495,7 +493,7 @@ class _Stream:
   def score(self, transcript: Transcript, request: Request) -> rollouts.Rollout:
     """Has the responses to a request scored, if the truth may be read."""
     experiment = self._experiment
-    if experiment.labels.method != "truth":
+    if not experiment.labels.is_truth:
       return rollouts.unscored(
         transcript,
         len(request.examples[0]),

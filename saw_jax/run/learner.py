@@ -90,14 +90,15 @@ class Learner:
       group_size=loop.group_size,
     )
     self._observe = None
-    if experiment.labels.method != "truth":
+    if not experiment.labels.is_truth:
       self._observe = lift.wrap(
         objective.make_observe(
           experiment.decoder,
           group_size=loop.group_size,
           temperature=experiment.sampling.temperature,
           chunk_size=loop.chunk_size,
-          log_probs_too=self._needs_old or experiment.labels.needs_log_probs,
+          log_probs_too=self._needs_old
+          or experiment.labels.strategy.needs_log_probs,
         ),
         (STATE, ROWS),
         (ROWS,),

@@ -169,37 +169,29 @@ class Session:
     """Closes everything; what was saved is on disk after this."""
     self._stack.__exit__(*exc)
 
-  def labeller(self) -> labelling.Labeller | None:
-    """Makes what decides about labels; None where all rewards are true.
-
-    Returns:
-      The labeller, as it was when the run was saved.
-
-    Raises:
-      ValueError: the task cannot be labelled, or the budget does not fit.
-      LedgerError: the ledger is damaged, or not that of the checkpoint.
-    """
+  def labeller(self) -> labelling.TruthLabels:
+    """Makes the labeller, as it was when the run was saved."""
     experiment = self._experiment
-    if experiment.labels.method == "truth":
-      return None
-    return labelling.Labeller(
+    labeller = labelling.make_labeller(
       experiment.labels,
-      experiment.task,
-      experiment.tokenizer,
+      labelling.Scorer(
+        experiment.task,
+        experiment.tokenizer,
+        self.grader,
+        experiment.rollout.stops,
+      ),
       seeds=self.seeds,
-      group_size=experiment.loop.group_size,
       prompts_per_step=experiment.loop.prompts_per_step,
-      hidden_size=experiment.decoder.width,
+      group_size=experiment.loop.group_size,
+      width=experiment.decoder.width,
       directory=self._directory,
-      step=self.step,
-      host=self.host,
-      arrays=self.arrays,
       stop=lambda: self._interrupt.requested,
       verify=self.learner.verifier(self.seeds)
-      if experiment.labels.method == "self_verification"
+      if experiment.labels.strategy.needs_verdicts
       else None,
-      stops=experiment.rollout.stops,
     )
+    labeller.restore(self.step, self.host, self.arrays)
+    return labeller
 
   @property
   def goes_on(self) -> bool:

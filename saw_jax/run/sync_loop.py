@@ -53,9 +53,7 @@ def run(
     if isinstance(experiment.task, AgentTask):
       source = Episodes(learner, seeds, session.grader)
     else:
-      answers = Answers(
-        learner, seeds, session.grader, labeller=session.labeller()
-      )
+      answers = Answers(learner, seeds, labeller=session.labeller())
       source = Responses(learner, seeds, answers)
     while session.goes_on:
       clock, step = Clock(), session.step
