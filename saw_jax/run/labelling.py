@@ -1,7 +1,7 @@
 """What responses are scored against, when the ground truth costs something.
 
 Between sampling and learning a labeller has responses scored: against the truth
-(`TruthLabels`), by the policy's own certainty or verdict (`OwnRewards`), or
+(`Labeller`), by the policy's own certainty or verdict (`OwnRewards`), or
 against labels that were bought and the votes of groups (`VoteLabels`). It hands
 on a `Rollout` like any other, with a multiplier for each prompt, so that
 weights, advantages and losses know of nothing.
@@ -39,9 +39,8 @@ from saw_jax.labels import strategies as strategies_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
 from saw_jax.settings import constant
-from saw_jax.tasks import self_verification
+from saw_jax.tasks import clusters, self_verification
 from saw_jax.tasks.base import Example, Outcome, nearest
-from saw_jax.tasks.summaries import clusters
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training.objective import Observation
@@ -172,7 +171,7 @@ class Scorer(NamedTuple):
     )
 
 
-class TruthLabels:
+class Labeller:
   """Scores against the true references; the base of all labellers.
 
   `early` may be called by actors, `score` and `train` before and after an
@@ -219,7 +218,7 @@ class TruthLabels:
     return {}, {}
 
 
-class _Labels(TruthLabels):
+class _Labels(Labeller):
   """What both labellers share that do not score against the truth."""
 
   def __init__(self, config: LabelConfig, scorer: Scorer):
@@ -605,14 +604,14 @@ def make_labeller(
   directory: str | os.PathLike,
   stop: Callable[[], bool] | None = None,
   verify: Verify | None = None,
-) -> TruthLabels:
+) -> Labeller:
   """Makes the labeller of a run; the ledger of bought labels is in its folder.
 
   `width` is that of the policy's hidden states; `stop` is asked while an
   annotator is waited for; `verify` gives the policy's verdicts.
   """
   if config.is_truth:
-    return TruthLabels(scorer)
+    return Labeller(scorer)
   task, strategy = scorer.task, config.strategy
   needed = ["answer_key", "with_label", "label_form", "gold_completion"]
   for name in needed + ["verification"] * strategy.needs_verdicts:

@@ -19,6 +19,9 @@ from saw_jax.tasks.tool_calling import (
   catalogue as tool_catalogue,
 )
 from saw_jax.tasks.tool_calling import (
+  rewards,
+)
+from saw_jax.tasks.tool_calling import (
   task as tool_calling,
 )
 
@@ -224,8 +227,8 @@ class TestScore:
       200, seed=0, format_rate=0.5, call_rate=0.3
     ):
       assert task.score(example, text).values == (
-        tool_calling.correctness_reward(text, example.reference),
-        tool_calling.format_reward(text, example.reference),
+        rewards.correctness_reward(text, example.reference),
+        rewards.format_reward(text, example.reference),
       )
 
 
