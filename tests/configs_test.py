@@ -698,7 +698,7 @@ class TestCare:
     for name, (row, fraction, argument) in table.RUNS.items():
       config = table.get_config(argument).lock()
       labels = build.build(config).labels
-      buys = labels.method in labelling.BUYING
+      buys = labels.strategy.buys
       assert buys == (fraction is not None), name
       if buys:
         assert labels.label_fraction == fraction
