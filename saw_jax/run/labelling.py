@@ -378,7 +378,7 @@ class VoteLabels(_Labels):
     clock.lap("score")
     self._rows = [{} for _ in examples]
     if self._desk is not None:
-      self._log(self._desk.figures(bought))
+      self._rows = self._desk.spending(bought)
     if truth is not None:
       self._audit(truth, answer_ids, choice._replace(selection=chosen))
     clock.lap("audit")
@@ -492,16 +492,19 @@ class Desk:
       labels[n][p] = answer and answer.text
     return labels
 
-  def figures(self, bought: np.ndarray) -> dict[str, Any]:
+  def spending(self, bought: np.ndarray) -> Rows:
     """What each seed has spent, and on how much of this step."""
     totals = [self.ledger.totals(seed) for seed in self._seeds]
-    return {
-      "labels/share": bought.mean(1),
-      "labels/bought": [x.labels for x in totals],
-      "labels/prompts": [x.prompts for x in totals],
-      "labels/spent": [x.spent for x in totals],
-      "labels/unanswered": [x.unlabelled for x in totals],
-    }
+    return [
+      {
+        "labels/share": float(of_seed.mean()),
+        "labels/bought": total.labels,
+        "labels/prompts": total.prompts,
+        "labels/spent": total.spent,
+        "labels/unanswered": total.unlabelled,
+      }
+      for of_seed, total in zip(bought, totals, strict=True)
+    ]
 
 
 class Probes:
