@@ -10,7 +10,7 @@ import pytest
 
 from saw_jax import algorithms
 from saw_jax.reporting import catalogue, papers
-from saw_jax.run import arguments, build, labelling, rollouts, run_directory
+from saw_jax.run import arguments, build, rollouts, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.run.config import load, module, typed
 from saw_jax.run.sections import RunConfig
