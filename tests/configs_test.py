@@ -10,7 +10,7 @@ import pytest
 
 from saw_jax import algorithms
 from saw_jax.reporting import catalogue, papers
-from saw_jax.run import arguments, build, labelling, rollouts, run_directory
+from saw_jax.run import arguments, build, rollouts, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.run.config import load, module, typed
 from saw_jax.run.sections import RunConfig
@@ -237,11 +237,11 @@ class TestKeys:
 
   def test_python_reaches_what_has_no_key(self):
     run = RunConfig()
-    changed = config_lib.replace(run, "labels.probe.b1", 0.8)
+    changed = config_lib.replace(run, "labels.probe.clip_norm", 0.8)
     changed = config_lib.replace(changed, "task.options.seed", 3)
-    assert changed.labels.probe.b1 == 0.8
+    assert changed.labels.probe.clip_norm == 0.8
     assert changed.task.options == {"seed": 3}
-    assert "b1" not in config_lib.to_config(changed).labels.probe
+    assert "clip_norm" not in config_lib.to_config(changed).labels.probe
     assert run == RunConfig()
 
 
@@ -619,7 +619,7 @@ class TestCare:
   def test_every_run_of_the_table_builds(self, table, built):
     for name, (row, fraction, argument) in table.RUNS.items():
       labels = built(table.get_config(argument)).labels
-      buys = labels.method in labelling.BUYING
+      buys = labels.strategy.buys
       assert buys == (fraction is not None), name
       if buys:
         assert labels.label_fraction == fraction
