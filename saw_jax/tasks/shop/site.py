@@ -30,12 +30,8 @@ class Catalogue:
 
   def __init__(self, products: Sequence[Product]):
     self.products = tuple(products)
-    self._numbers = {p.code: i for i, p in enumerate(self.products)}
+    self.by_code = {product.code: product for product in products}
     self._index = SearchIndex([_searched(p) for p in self.products])
-
-  def product(self, code: str) -> Product:
-    """Returns the product with a code, as "B000001234"."""
-    return self.products[self._numbers[code]]
 
   def search(self, query: str) -> list[Product]:
     """Returns the products that a query finds, the best first."""
@@ -116,14 +112,12 @@ class Shop(BoundedEnvironment):
     """What can be clicked, as it is written."""
     page = self.page
     if page.kind == "results":
-      buttons = [BACK]
-      if page.number > 1:
-        buttons.append(PREVIOUS)
-      if page.number * self._per_page < len(self.results):
-        buttons.append(NEXT)
-      return buttons + [product.code for product in self.listed]
+      back = [PREVIOUS] if page.number > 1 else []
+      is_last = page.number * self._per_page >= len(self.results)
+      codes = [product.code for product in self.listed]
+      return [BACK, *back, *([] if is_last else [NEXT]), *codes]
     if page.kind == "item":
-      options = self.catalogue.product(page.code).options
+      options = self.catalogue.by_code[page.code].options
       values = [value for _, several in options for value in several]
       return [BACK, PREVIOUS, *dict.fromkeys(values), *SUB_PAGES, BUY]
     return [BACK, PREVIOUS] if page.kind == "sub" else []
@@ -144,7 +138,7 @@ class Shop(BoundedEnvironment):
     if name not in [button.lower() for button in self.buttons]:
       return
     if page.kind == "item":
-      product = self.catalogue.product(page.code)
+      product = self.catalogue.by_code[page.code]
       # Of two options with this value the later, as in WebShop.
       named = {v: option for option, vs in product.options for v in vs}
       if name in named:
@@ -163,7 +157,7 @@ class Shop(BoundedEnvironment):
     elif page.kind == "results":
       self.page = page._replace(kind="item", code=name.upper())
     elif name == BUY.lower():
-      wanted = self.catalogue.product(self.instruction.code)
+      wanted = self.catalogue.by_code[self.instruction.code]
       self.score = shop_reward.score(
         product, wanted, self.instruction, self.options
       )
@@ -186,7 +180,7 @@ class Shop(BoundedEnvironment):
       for product in self.listed:
         parts += [product.code, product.name, product.price_tag]
     else:
-      product = self.catalogue.product(page.code)
+      product = self.catalogue.by_code[page.code]
       content = {
         "": _describe(product),
         "Description": [product.description or "No Description"],
@@ -198,11 +192,11 @@ class Shop(BoundedEnvironment):
 
 
 def _describe(product: Product) -> list[str]:
-  parts = []
-  for name, values in product.options:
-    parts += [name, *values]
-  parts += [product.name, f"Price: {product.price_tag}"]
-  return [*parts, f"Rating: {product.rating}", *SUB_PAGES, BUY]
+  options = [
+    text for name, values in product.options for text in (name, *values)
+  ]
+  about = [product.name, f"Price: {product.price_tag}"]
+  return [*options, *about, f"Rating: {product.rating}", *SUB_PAGES, BUY]
 
 
 def strip_instruction(page: str, instruction: str) -> str:

@@ -90,12 +90,10 @@ class ShopTask(environments.FormTask):
   _longest_prompt = 13_000
 
   def __init__(self, config: ShopConfig | None = None):
-    super().__init__(config or ShopConfig())
-    self._catalogue, self._instructions = _open(self.config)
-    self.episodes = {
-      "train": self.config.num_train,
-      "test": self.config.num_test,
-    } | {split: len(several) for split, several in self._instructions.items()}
+    config = config or ShopConfig()
+    self._catalogue, self._instructions = _open(config)
+    sizes = {name: len(several) for name, several in self._instructions.items()}
+    super().__init__(config, sizes)
 
   def __reduce__(self):
     # Products and index are made again where they are needed: they may be far
