@@ -1,0 +1,1 @@
+"""Tests of saw_jax/run/registry.py."""
