@@ -29,10 +29,8 @@ import jax.numpy as jnp
 from saw_jax import reductions
 from saw_jax.types import Array, Mask
 
-# (scores [..., G], *, scored [..., G]) -> [..., G]
-Estimator = Callable[..., Array]
-# (advantages, *, scored, lengths, axis_name) -> of the same shape
-Whitening = Callable[..., Array]
+Estimator = Callable[..., Array]  # (scores [..., G], *, scored) -> [..., G]
+Whitening = Callable[..., Array]  # (advantages, *, scored, lengths, axis_name)
 # (scores [P, G], scored [P, G]) -> what counts, and among what
 Counted = Callable[[Array, Mask], tuple[Array, Mask]]
 
@@ -40,7 +38,7 @@ Counted = Callable[[Array, Mask], tuple[Array, Mask]]
 def combine(
   rewards: Array, weights: Array, scored: Mask = None, penalties: Mask = None
 ) -> tuple[Array, Mask]:
-  """One score a response, `sⱼ = Σₘ wₘ rₘⱼ − penaltyⱼ`, and its mask `[P, G]`."""
+  """One score a response, `sⱼ = Σₘ wₘ rₘⱼ − penaltyⱼ`, and which are whole."""
   _check(rewards, weights, scored, penalties)
   rewards = reductions.select(jax.lax.stop_gradient(rewards), scored)
   scores = _weighted_sum(rewards, weights)
@@ -104,14 +102,11 @@ def token_whiten(
 ) -> Array:
   """Standardises advantages over the completion tokens of the batch.
 
-  A response counts as often as it has tokens, so long ones weigh more: the form
-  of the reference code, unlike eq. (6) of the paper.
-
     n = Σⱼ Lⱼ,   m = Σⱼ Lⱼ Aⱼ / n,   v = Σⱼ Lⱼ (Aⱼ − m)² / (n − 1)
     A′ⱼ = (Aⱼ − m) / √(v + eps)
 
-  0 if the responses do not differ or have no tokens; a `ValueError` without
-  lengths. GDPO, its verl code. https://arxiv.org/abs/2601.05242
+  Long responses weigh more: the form of GDPO's verl code, unlike eq. (6) of the
+  paper. 0 if the responses do not differ; a `ValueError` without lengths L.
   """
   if lengths is None:
     raise ValueError(
@@ -135,8 +130,7 @@ def sequence_whiten(
 ) -> Array:
   """Standardises advantages over the responses: `(Aⱼ − mean) / (std + eps)`.
 
-  Each response counts once, as in the paper and in its TRL code; lengths are
-  not read. GDPO, eq. (6). https://arxiv.org/abs/2601.05242
+  Each response counts once, as in GDPO's eq. (6) and its TRL code.
   """
   del lengths
   batch = dict(where=scored, axis_name=axis_name)
@@ -176,9 +170,9 @@ def dr_grpo(
 ) -> Array:
   """Subtracts the group's mean and leaves its deviation alone.
 
-  Dividing by the deviation favours prompts that are nearly always, or nearly
-  never, solved. Dr. GRPO, https://arxiv.org/abs/2503.20783
-  With `whiten=token_whiten`: REINFORCE++, https://arxiv.org/abs/2501.03262
+  Dividing favours prompts that are nearly always, or nearly never, solved.
+  Dr. GRPO, https://arxiv.org/abs/2503.20783. With `whiten=token_whiten` it is
+  REINFORCE++ with a baseline, https://arxiv.org/abs/2501.03262
   """
   scores, whole = combine(rewards, weights, scored, penalties)
   centered = center_groups(scores, scored=whole)
@@ -209,7 +203,7 @@ def varied(scores: Array, scored: Mask = None) -> tuple[Array, Mask]:
 
 
 def rewarded(scores: Array, scored: Mask = None) -> tuple[Array, Mask]:
-  """Which responses have a score that is not 0, among which. `[P, G]`."""
+  """Which responses have a score other than 0, among which. `[P, G]`."""
   return scores != 0, scored
 
 
@@ -225,14 +219,12 @@ def gpg(
 ) -> Array:
   """Subtracts the group's mean, and makes up for what says nothing.
 
-  Groups whose scores are all alike have advantage 0 but count in the loss's
-  average, so the others are raised by one over the share that is `counted`:
-
     Aⱼ = α (sⱼ − mean) / F,   α = all / counted,   1 if none is
 
-  The paper counts groups that are `varied`, and verl's form responses that are
-  `rewarded`: with rewards of 0 and 1 its α is one over the accuracy, and grows
-  as the policy gets worse. GPG, https://arxiv.org/abs/2504.02546
+  Groups whose scores are all alike have advantage 0 but count in the loss's
+  average. The paper counts groups that are `varied`, and verl's form responses
+  that are `rewarded`: with rewards of 0 and 1 its α is one over the accuracy,
+  and grows as the policy gets worse. GPG, https://arxiv.org/abs/2504.02546
   """
   scores, whole = combine(rewards, weights, scored, penalties)
   ones, among = counted(scores, whole)
@@ -261,9 +253,8 @@ def gdpo(
     A = whiten(Σₘ wₘ Aₘ)                                                 (6)(7)
 
   TRL's form is `eps=1e-4, whiten=sequence_whiten`. A component that is not
-  scored adds 0; a response counts if any is scored. There is no place for a
-  penalty, which the reference code drops without a word: a KL belongs in the
-  loss. https://arxiv.org/abs/2601.05242
+  scored adds 0; a response counts if any is scored. A penalty has no place here
+  (the reference code drops it): put a KL in the loss. arXiv 2601.05242
 
   >>> r = jnp.array([[[0.0, 9.0], [1.0, 9.0], [2.0, 9.0]]])
   >>> print(jnp.array_str(gdpo(r, jnp.ones(2), whiten=None), precision=3))
@@ -287,8 +278,7 @@ def varied_groups(
 ) -> Array:
   """Which groups have something to compare, `[P]`: the others are of no use.
 
-  Rewards that differ but add up to the same do not vary.
-  Dynamic sampling of DAPO, https://arxiv.org/abs/2503.14476
+  Rewards that differ but add up to the same do not vary. DAPO, arXiv 2503.14476
   """
   return varied(*combine(rewards, weights, scored))[0]
 

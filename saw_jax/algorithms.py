@@ -22,6 +22,7 @@ from saw_jax import (
   world_model,
 )
 from saw_jax.reductions import Ratio
+from saw_jax.settings import constant
 from saw_jax.training import objective
 from saw_jax.training.step_estimation import WorldModel
 
@@ -159,7 +160,8 @@ class KLConfig:
   placement: str = "none"  # none, loss or reward
   estimator: str = "k3"
   coefficient: float = 0.0
-  force: bool = False  # allow k1 in the loss, whose gradient is zero on average
+  # Allow k1 in the loss, whose gradient is zero on average.
+  force: bool = constant(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,7 @@ class AlgorithmConfig:
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   entropy_coefficient: float = 0.0
   kl: KLConfig = KLConfig()
-  value_coefficient: float = 0.5  # where the advantage reads values
+  value_coefficient: float = constant(0.5)  # where the advantage reads values
   world_model: WorldModelConfig = WorldModelConfig()
 
 
@@ -315,7 +317,7 @@ def _arguments(
 
 
 def _with_kl(method: Method, kl: KLConfig, aggregate: Callable) -> Method:
-  """Puts a KL into the loss or the reward, where its gradient does something."""
+  """Puts a KL where its gradient does something: in the loss or the reward."""
   estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
   if kl.placement not in ("loss", "reward"):
     raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
@@ -375,7 +377,10 @@ def make_world_model(config: WorldModelConfig) -> WorldModel | None:
       {"none": None, **TOKEN_LOSSES},
       "world-model loss",
     ),
-    measure=resolve(config.entropy, {}, MEASURES, "entropy of an action"),
+    measure=functools.partial(
+      names.supply,
+      resolve(config.entropy, {}, MEASURES, "entropy of an action"),
+    ),
     select=resolve(
       config.selection, {"alpha": config.alpha}, SELECTIONS, "selection"
     ),

@@ -9,8 +9,7 @@ Losses are minimised. Here and in `stale_losses` they read
   these (or to entropies) alone.
 - `old_log_probs`, `behave_log_probs`, `ref_log_probs [B, T]`: those of the
   policy that the update starts from, of the one that sampled, and of the frozen
-  reference. **A loss takes exactly those that it needs**: its arguments say what
-  has to be recorded.
+  reference. **A loss takes exactly those that it needs.**
 - `advantages`, A: one a response `[B]` or one a token `[B, T]`.
 - `completion_mask [B, T]`, m: the tokens that the policy chose. The others are
   selected away first: garbage there reaches neither value nor gradient.
@@ -162,7 +161,7 @@ def clipped(
   clip_high: float,
   dual_clip: float | None = None,
 ) -> Array:
-  """The loss of each token in `clipped_surrogate_loss`, from ratios `[B, T]`."""
+  """The token losses of `clipped_surrogate_loss`, from ratios `[B, T]`."""
   advantages = token_advantages(advantages, completion_mask)
   advantages = advantages.astype(ratio.dtype)
   held = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
@@ -171,28 +170,6 @@ def clipped(
     return token_losses
   bounded = jnp.minimum(token_losses, -advantages * dual_clip)
   return jnp.where(advantages < 0, bounded, token_losses)
-
-
-def clip_fractions(
-  log_probs: Array,
-  old_log_probs: Array,
-  advantages: Array,
-  completion_mask: Array,
-  *,
-  clip_low: float = 0.2,
-  clip_high: float = 0.2,
-  clipped_ratio: RatioOf = token_ratio,
-) -> dict[str, Ratio]:
-  """The shares of the tokens that a clip holds at either bound."""
-  log_probs = jax.lax.stop_gradient(log_probs)
-  ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
-  advantages = token_advantages(advantages, completion_mask)
-  low = (advantages < 0) & (ratio < 1 - clip_low)
-  high = (advantages > 0) & (ratio > 1 + clip_high)
-  return {
-    "clipped_low": token_mean(low.astype(ratio.dtype), completion_mask),
-    "clipped_high": token_mean(high.astype(ratio.dtype), completion_mask),
-  }
 
 
 def policy_gradient_loss(

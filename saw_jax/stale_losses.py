@@ -6,10 +6,9 @@ Some correct by a ratio of log-probs: to the policy that the update starts from
 sampled, μ (`behave_log_probs`, which has to be carried along). Others read the
 current policy alone and damp what it holds to be unlikely.
 
-Arguments and conventions are those of `losses`; sg is the stopped gradient. SPO,
-CISPO, TIS-REINFORCE and TOPR are policy gradients `x = −sg(w) A log π` that
-differ in the weight w; the TIS and decoupled forms of PPO are its clipped loss
-times a weight.
+Arguments are those of `losses`; sg stops the gradient. SPO, CISPO,
+TIS-REINFORCE and TOPR are policy gradients `x = −sg(w) A log π` that differ in
+the weight w; TIS and decoupled PPO are PPO's clipped loss times a weight.
 """
 
 import chex
@@ -17,15 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import losses, reductions
-from saw_jax.reductions import Maximum, Ratio
+from saw_jax.reductions import Ratio
 from saw_jax.types import Array
 
 
 def sequence_nll(log_probs: Array, completion_mask: Array) -> Array:
-  """Averages a response's negative log-likelihood: `S_b = −1/n_b Σₜ m log π`.
-
-  0 for a response without tokens. Shape `[B]`. Source: as `asympo_loss`.
-  """
+  """The mean −log π of a response's tokens, S `[B]`; 0 without tokens."""
   chex.assert_rank([log_probs, completion_mask], 2)
   return -reductions.all_mean(log_probs, axis=-1, where=completion_mask)
 
@@ -45,21 +41,18 @@ def asympo_loss(
   """Divides a response's loss by its own likelihood, held fixed.
 
   A good response that is certain already and a bad one that has become unlikely
-  then push alike, and over whole groups the signed losses add up to 0, however
-  stale the responses are (under `sequence_mean_token_mean` only). So the value
-  says nothing; its gradient is that of the mean of A log S.
+  then push alike, and over whole groups the signed losses add up to 0 (under
+  `sequence_mean_token_mean`). The gradient is that of the mean of A log S.
 
     x = −A log π / sg(max(S, floor)),   S_b = −1/n_b Σₜ m log π            (19)
 
-  A token may count no further than a bound. Beyond it it has no gradient, but
-  still counts in S:
+  Beyond a bound a token has no gradient, but still counts in S:
 
     log π ← min(log π, log p_high)   where A ≥ 0
     log π ← max(log π, log p_low)    where A < 0
 
   A response without tokens counts neither above nor below the bar, where the
-  paper divides by all P · G; sampled responses have a token.
-  ASymPO, https://arxiv.org/abs/2606.03070
+  paper divides by all P · G. ASymPO, https://arxiv.org/abs/2606.03070
 
   >>> l, mask = jnp.array([[-1.0, -3.0], [-4.0, -4.0]]), jnp.ones((2, 2), bool)
   >>> loss = asympo_loss(l, jnp.array([0.5, -0.5]), mask)
@@ -94,23 +87,19 @@ def batch_asympo_loss(
 ) -> Ratio:
   """Divides by the batch's mean likelihood: a control for ASymPO.
 
-  It has the scale of ASymPO without its asymmetry: a step of the policy
-  gradient whose length does not depend on how certain the policy is.
-
     loss = Σ_b A S / sg(Σ_b max(S, floor))
 
-  Numerator and denominator still add up over parts of a batch, but the
-  denominator depends on the parameters, which costs the update a second forward
-  pass. ASymPO, https://arxiv.org/abs/2606.03070
+  A step of the policy gradient whose length does not depend on how certain the
+  policy is. That the denominator depends on the parameters costs the update a
+  second forward pass.
   """
   plain = losses.policy_gradient_loss(
     log_probs, advantages, completion_mask, aggregate=aggregate
   )
   nll = jax.lax.stop_gradient(sequence_nll(log_probs, completion_mask))
-  floored = jnp.broadcast_to(
-    jnp.maximum(nll, floor)[:, None], completion_mask.shape
-  )
-  return Ratio(plain.numerator, aggregate(floored, completion_mask).numerator)
+  nll = jnp.maximum(nll, floor)[:, None]
+  nll = jnp.broadcast_to(nll, completion_mask.shape)
+  return Ratio(plain.numerator, aggregate(nll, completion_mask).numerator)
 
 
 def gspo_loss(
@@ -124,10 +113,8 @@ def gspo_loss(
   clipped_ratio: losses.RatioOf = losses.geometric_ratio,
   aggregate: losses.Aggregate = losses.sequence_mean_token_mean,
 ) -> Ratio:
-  """Clips one ratio for the whole response: that of `losses.geometric_ratio`.
+  """`losses.clipped_surrogate_loss` with one ratio for the whole response.
 
-  Else it is `losses.clipped_surrogate_loss`. Every token of a response has its
-  loss, so that `sequence_mean_token_mean` counts each response once.
   GSPO, https://arxiv.org/abs/2507.18071
   """
   ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
@@ -147,13 +134,7 @@ def spo_loss(
 ) -> Ratio:
   """Learns less from bad responses, by a constant: w = α where A < 0, else 1.
 
-  α = 1 is the policy gradient, α = 0 learns from good responses alone.
   ASymPO, eq. (17). https://arxiv.org/abs/2606.03070
-
-  >>> l, mask = jnp.array([[-1.0], [-5.0]]), jnp.ones((2, 1), bool)
-  >>> loss = spo_loss(l, jnp.array([0.5, -0.5]), mask)
-  >>> print(loss.value())  # (0.5 · 1 − 0.2 · 0.5 · 5) / 2
-  0.0
   """
   bad = losses.token_advantages(advantages, completion_mask) < 0
   weights = jnp.where(bad, negative_weight, 1.0)
@@ -172,8 +153,7 @@ def cispo_loss(
 ) -> Ratio:
   """Clips the ratio as a weight: `w = clip(π / π_old, r_min, r_max)`.
 
-  MiniMax-M1, https://arxiv.org/abs/2506.13585
-  ScaleRL, for the bounds. https://arxiv.org/abs/2510.13786
+  MiniMax-M1, arXiv 2506.13585; ScaleRL, for the bounds, 2510.13786
   """
   ratio = losses.token_ratio(log_probs, old_log_probs, completion_mask)
   weights = jnp.clip(ratio, r_min, r_max)
@@ -190,10 +170,7 @@ def tis_reinforce_loss(
   ratio_of: losses.RatioOf = losses.token_ratio,
   aggregate: losses.Aggregate = losses.token_mean,
 ) -> Ratio:
-  """Truncates the ratio to the sampler: `w = min(π / μ, cap)`.
-
-  IMPALA, for the truncation. https://arxiv.org/abs/1802.01561
-  """
+  """Truncates the ratio as IMPALA does (1802.01561): `w = min(π / μ, cap)`."""
   ratio = ratio_of(log_probs, behave_log_probs, completion_mask)
   weights = jnp.minimum(ratio, cap)
   return _weighted(weights, log_probs, advantages, completion_mask, aggregate)
@@ -208,12 +185,9 @@ def topr_loss(
   ratio_of: losses.RatioOf = losses.sequence_ratio,
   aggregate: losses.Aggregate = losses.sequence_mean_token_sum,
 ) -> Ratio:
-  """Tapers bad responses as the policy leaves them behind.
+  """Tapers bad responses: `w = 1 where A ≥ 0, min(π / μ, 1) where A < 0` (8).
 
-    w = 1 where A ≥ 0, min(π / μ, 1) where A < 0                            (8)
-
-  A is a reward of ±1 in the paper; ROLL has `ratio_of=token_ratio`.
-  TOPR, https://arxiv.org/abs/2503.14286
+  ROLL has `ratio_of=token_ratio`. TOPR, https://arxiv.org/abs/2503.14286
   """
   ratio = ratio_of(log_probs, behave_log_probs, completion_mask)
   bad = losses.token_advantages(advantages, completion_mask) < 0
@@ -237,10 +211,9 @@ def tis_loss(
 ) -> Ratio:
   """Weighs `losses.clipped_surrogate_loss` by `min(π_old / μ, cap)`.
 
-  The weight answers an inference engine that computes other log-probs than the
-  trainer does, and staleness. Yao et al. (2025), "Your efficient RL framework
-  secretly brings you off-policy RL training".
-  https://fengyao.notion.site/off-policy-rl
+  The weight answers staleness, and an inference engine that computes other
+  log-probs than the trainer. Yao et al. (2025), "Your efficient RL framework
+  secretly brings you off-policy RL training", fengyao.notion.site/off-policy-rl
   """
   weights = ratio_of(old_log_probs, behave_log_probs, completion_mask)
   weights = jax.lax.stop_gradient(jnp.minimum(weights, cap))
@@ -266,11 +239,9 @@ def decoupled_ppo_loss(
 ) -> Ratio:
   """Clips around a recent policy, and corrects from the one that sampled.
 
-  `losses.clipped_surrogate_loss`, weighted by π_old / μ. The policy that is not
-  to be left and the policy that sampled are two, so a stale sampler does not
-  hold the update back. Tokens with a weight above `cap` add nothing to the
-  numerator, but count in the denominator.
-  Hilton et al. (2021), https://arxiv.org/abs/2110.00641
+  PPO's loss times π_old / μ: a stale sampler does not hold the update back.
+  Tokens with a weight above `cap` add nothing to the numerator, but count in
+  the denominator. Hilton et al. (2021), https://arxiv.org/abs/2110.00641
   AReaL, for the cap. https://arxiv.org/abs/2505.24298
   """
   weights = losses.token_ratio(old_log_probs, behave_log_probs, completion_mask)
@@ -299,59 +270,18 @@ def dppo_kl_loss(
     x = −A ρ keep + β (log π − log μ)²,   ρ = π / μ
     keep = 0 where A > 0 and π − μ > δ, or A < 0 and π − μ < −δ
 
-  A difference of probabilities, not a ratio: rare tokens are not the first to
-  be dropped. DPPO, https://arxiv.org/abs/2602.04879
+  Rare tokens are not the first to be dropped. DPPO, arXiv 2602.04879
   """
   ratio = losses.token_ratio(log_probs, behave_log_probs, completion_mask)
   advantages = losses.token_advantages(advantages, completion_mask)
   log_probs = reductions.select(log_probs, completion_mask)
-  behave_log_probs = reductions.select(
-    jax.lax.stop_gradient(behave_log_probs), completion_mask
-  )
-  moved = jnp.exp(jax.lax.stop_gradient(log_probs)) - jnp.exp(behave_log_probs)
+  behave = jax.lax.stop_gradient(behave_log_probs)
+  behave = reductions.select(behave, completion_mask)
+  moved = jnp.exp(jax.lax.stop_gradient(log_probs)) - jnp.exp(behave)
   far = jnp.where(advantages > 0, moved > bound, moved < -bound)
   gain = jnp.where(far, jnp.zeros_like(ratio), advantages * ratio)
-  penalty = jnp.square(log_probs - behave_log_probs)
+  penalty = jnp.square(log_probs - behave)
   return aggregate(coefficient * penalty - gain, completion_mask)
-
-
-def balance(
-  log_probs: Array,
-  advantages: Array,
-  completion_mask: Array,
-  *,
-  floor: float = 1e-6,
-) -> dict[str, Ratio | Maximum]:
-  """Which side of the policy gradient is the heavier, for the log; no gradient.
-
-  With S of `sequence_nll` and A one a response `[B]`: mean S of the responses
-  with A > 0 and with A < 0; `balance`, Δ, the mean of A S, which is the policy
-  gradient's loss (when bad responses have become unlikely it is far below 0,
-  and they drive the update); `balance_ratio`, Σ_neg |A| S / Σ_pos A S, where 1
-  is balance; the share with A = 0; and the largest 1 / max(S, floor), what
-  ASymPO multiplies by. ASymPO, https://arxiv.org/abs/2606.03070
-  """
-  chex.assert_shape(advantages, completion_mask.shape[:1])
-  nll = sequence_nll(jax.lax.stop_gradient(log_probs), completion_mask)
-  rows = jnp.any(jnp.asarray(completion_mask, bool), axis=-1)
-  advantages = reductions.select(jax.lax.stop_gradient(advantages), rows)
-  advantages = advantages.astype(nll.dtype)
-
-  def total(x, where=rows):
-    return reductions.all_sum(x, where=where)
-
-  good, bad = advantages > 0, advantages < 0
-  ones, signed = jnp.ones_like(nll), advantages * nll
-  return {
-    "nll/positive": Ratio(total(nll, good), total(ones, good)),
-    "nll/negative": Ratio(total(nll, bad), total(ones, bad)),
-    "balance": Ratio(total(signed), total(ones)),
-    "balance_ratio": Ratio(total(-signed, bad), total(signed, good)),
-    "zero_advantage": Ratio(total(ones, rows & (advantages == 0)), total(ones)),
-    "largest_inverse_nll": Maximum(
-      reductions.all_max(1 / jnp.maximum(nll, floor), where=rows)
-    ),
-  }
 
 
 def _weighted(

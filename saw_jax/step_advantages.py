@@ -5,9 +5,9 @@
 
 All arrays are `[P, G, E]`: `rewards` r of the environment, `steps` the mask of
 the steps that were taken, from the first on, `penalties` of invalid steps,
-subtracted at that step only, `anchors` an integer per observation before a step,
-equal within a prompt's episodes where the observations are, and `values` V of a
-value function. An advantage names those that it reads, and is given these.
+subtracted at that step only, `anchors` an integer for what was seen before a
+step, equal within a prompt's episodes where that is, and `values` V of a value
+function. An advantage names those that it reads, and is given these.
 Advantages are 0 where a step was not taken, and carry no gradient.
 
 `normalize` is an estimator of `advantages`: `normalize_groups`, `center_groups`

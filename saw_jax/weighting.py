@@ -43,9 +43,8 @@ def coefficient_of_variation(
 
     CVₘ = σₘ / (|μₘ| + mean_eps),   μₘ, σₘ of r′ₘ = rₘ − minimaₘ + delta
 
-  `minima`, scalar or `[M]`, are the least values that components *can* take.
-  0
-  for a component that does not vary, or of which one response at most is scored.
+  `minima`, scalar or `[M]`, are the least values that components *can* take. 0
+  for one that does not vary, or of which one response at most is scored.
   """
   rewards, scored = _flatten(rewards, scored)
   minima = jnp.asarray(minima, rewards.dtype)
@@ -186,7 +185,7 @@ def gradient_weights(
   """Moves weight to components whose gradient agrees with the others'.
 
   The baseline that SAW is compared with. Its weights `[M]` persist over steps
-  and sum to 1; the caller multiplies by M. `gram [M, M]`: see `gram_of_clipped`.
+  and sum to 1; the caller multiplies by M. `gram` is of `gram_of_clipped`.
 
     w ← softmax(log w + s),   sₘ = η Σₗ ⟨gₘ, gₗ⟩ / τ
 
@@ -220,38 +219,6 @@ def gram_of_clipped(gradients: PyTree, *, max_norm: float = 1.0) -> Array:
   norm = jnp.sqrt(jnp.diagonal(gram))
   scale = jnp.where(norm > max_norm, reductions.divide(max_norm, norm), 1.0)
   return gram * scale[:, None] * scale[None, :]
-
-
-def reward_statistics(
-  rewards: Array,
-  *,
-  scored: Mask = None,
-  minima: Numeric = 0.0,
-  axis_name: str | None = None,
-) -> dict[str, Array]:
-  """Summarises each component of `rewards [P, G, M]`, for the log.
-
-  `mean`, `std` (the sample's), `cv`, and `constant_groups`: the share of groups
-  in which no two scored responses differ. Each of shape `[M]`.
-  """
-  chex.assert_rank(rewards, 3)
-  cv = coefficient_of_variation(
-    rewards, scored=scored, minima=minima, axis_name=axis_name
-  )
-  rewards = reductions.at_least_float32(jax.lax.stop_gradient(rewards))
-  groups = dict(axis=1, where=scored)
-  constant = reductions.all_max(rewards, **groups) <= reductions.all_min(
-    rewards, **groups
-  )
-  batch = dict(axis=(0, 1), where=scored, axis_name=axis_name)
-  return {
-    "mean": reductions.all_mean(rewards, **batch),
-    "std": reductions.all_std(rewards, ddof=1, **batch),
-    "cv": cv,
-    "constant_groups": reductions.all_mean(
-      constant, axis=0, axis_name=axis_name
-    ),
-  }
 
 
 def _flatten(

@@ -2,11 +2,10 @@
 """PaW: the policy also learns to predict what its actions bring about.
 
 A sample is one transition: a prompt, the action that the policy wrote, and the
-observation that followed. Causal attention leaves the action's logits as they
-are, so the observation's log-probs come with the same forward pass. Once per
-update: `action_entropy` ranks the transitions, `highest_entropy` selects some,
-`adaptive_coefficients` weighs groups by how far they are from being solved, and
-`group_mean` or `flat_selected` joins both into `RowWeights`. After that
+observation that followed, whose log-probs come with the same forward pass. Once
+per update: `action_entropy` ranks the transitions, `highest_entropy` selects
+some, `adaptive_coefficients` weighs groups by how far they are from being
+solved, and `group_mean` or `flat_selected` joins both into `RowWeights`. Then
 
     L = policy loss + world_model_loss(log_probs, observation_mask, weights)
 
@@ -29,25 +28,19 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from saw_jax import losses, reductions
+from saw_jax import reductions
 from saw_jax.reductions import Ratio
 from saw_jax.types import Array, Mask
 
-# (log_probs [...]) -> [...], both of observation tokens
-TokenLoss = Callable[[Array], Array]
-# α |pool|, a number that is not an integer in general -> how many to select
-Rounding = Callable[[float], int]
+TokenLoss = Callable[[Array], Array]  # of log-probs of observation tokens
+Rounding = Callable[[float], int]  # of α |pool|, how many to select
 
 # α is read as so many parts of this: 0.3 · 10 is 3, and not 3.0000000000000004.
 _PARTS = 10**6
 
 
 class RowWeights(NamedTuple):
-  """How rows add up to a loss: Σ weights · x / Σ counts.
-
-  Both are made once per update, from all of its rows, so that micro-batches and
-  devices take their rows' share of each.
-  """
+  """How rows add up to a loss: Σ weights · x / Σ counts, over an update."""
 
   weights: Array  # [B]
   counts: Array  # [B]
@@ -58,8 +51,7 @@ def action_entropy(entropies: Array, completion_mask: Array) -> Array:
 
     H = 1/n Σₜ m Hₜ,   Hₜ = −Σᵥ π log π
 
-  The prose of the paper on (4). A third reading, the mean of −log q, is
-  `stale_losses.sequence_nll`.
+  The paper's prose on (4). A third reading is `stale_losses.sequence_nll`.
   """
   entropies = jax.lax.stop_gradient(entropies)
   return reductions.all_mean(entropies, axis=-1, where=completion_mask)
@@ -70,9 +62,8 @@ def printed_action_entropy(log_probs: Array, completion_mask: Array) -> Array:
 
   It is greatest at q = 1/e, so that a rare token counts as certain.
   """
-  log_probs = reductions.select(
-    jax.lax.stop_gradient(log_probs), completion_mask
-  )
+  log_probs = jax.lax.stop_gradient(log_probs)
+  log_probs = reductions.select(log_probs, completion_mask)
   # e^(−100) (−100) is 0 in float32 already; e^(−∞) (−∞) would be NaN.
   log_probs = jnp.maximum(log_probs, jnp.finfo(log_probs.dtype).min)
   return -reductions.all_mean(
@@ -92,9 +83,8 @@ def highest_entropy(
 
     S = the max(1, ⌈α |pool|⌉) of highest H in the whole update             (4)
 
-  `pool [B]` are real rows with an observation. Ties go to the lower index,
-  devices counted in order. `alpha`, a number in (0, 1] known when tracing (else
-  a `ValueError`), is 1 in the control without selection.
+  `pool [B]` are real rows with an observation. Ties go to the lower index over
+  all devices. `alpha` is a number in (0, 1], else a `ValueError`.
 
   >>> h, pool = jnp.array([3.0, 1.0, 2.0, 9.0]), jnp.array([1, 1, 1, 0], bool)
   >>> print(highest_entropy(h, pool, alpha=0.5))
@@ -114,7 +104,7 @@ def lowest_entropy(
   rounding: Rounding = math.ceil,
   axis_name: str | None = None,
 ) -> Array:
-  """Selects the most certain actions, ties to the lower index too: a control."""
+  """Selects the actions that were the most certain: a control."""
   entropies = -reductions.at_least_float32(entropies)
   return highest_entropy(
     entropies, pool, alpha=alpha, rounding=rounding, axis_name=axis_name
@@ -129,51 +119,32 @@ def random_transitions(
   rounding: Rounding = math.ceil,
   axis_name: str | None = None,
 ) -> Array:
-  """Selects as many transitions as `highest_entropy`, at random: a control.
-
-  With one key on all devices, they do not depend on how many devices there are.
-  """
+  """Selects as many at random: a control. The key is one on all devices."""
   scores = jax.random.uniform(key, (pool.shape[0] * _axis_size(axis_name),))
   return _select_top(scores, pool, alpha, rounding, axis_name)
 
 
 def absolute_error(log_probs: Array) -> Array:
-  """One minus the token's probability: `x = 1 − p`, `∂x/∂z = −p (1[v] − π)` (6).
-
-  A token that nothing could predict has p → 0 and hardly any gradient, where
-  the cross-entropy has its greatest.
-  """
+  """One minus the token's probability (6): no push on what nobody predicts."""
   return -jnp.expm1(reductions.at_least_float32(log_probs))
 
 
 def clipped_absolute_error(log_probs: Array, *, rho: float = 0.2) -> Array:
-  """The absolute error of tokens not learned yet: `x = 1[p ≤ ρ] (1 − p)` (7)(8).
-
-  The mask is a constant. ρ = 1 is `absolute_error`.
-
-  >>> print(clipped_absolute_error(jnp.log(jnp.array([0.125, 0.5]))))
-  [0.875 0.   ]
-  """
+  """The absolute error where p ≤ ρ, of tokens not learned yet (7)."""
   error = absolute_error(log_probs)
-  return jnp.where(_is_hard(log_probs, rho), error, jnp.zeros_like(error))
+  return jnp.where(is_hard(log_probs, rho), error, jnp.zeros_like(error))
 
 
 def reversed_absolute_error(log_probs: Array, *, rho: float = 0.2) -> Array:
-  """The absolute error of the tokens above ρ: `x = 1[p > ρ] (1 − p)`.
-
-  One sentence of the paper would fit it; its equation does not.
-  """
+  """The absolute error above ρ, as one sentence of the paper may be read."""
   error = absolute_error(log_probs)
-  return jnp.where(_is_hard(log_probs, rho), jnp.zeros_like(error), error)
+  return jnp.where(is_hard(log_probs, rho), jnp.zeros_like(error), error)
 
 
 def hinge(log_probs: Array, *, rho: float = 0.2) -> Array:
-  """The distance to a margin, `x = max(0, ρ − p)`, of the paper's appendix.
-
-  The gradient of `clipped_absolute_error` wherever p ≠ ρ, with another value.
-  """
+  """The appendix's margin, `max(0, ρ − p)`: the clipped error's gradient."""
   margin = rho - jnp.exp(reductions.at_least_float32(log_probs))
-  return jnp.where(_is_hard(log_probs, rho), margin, jnp.zeros_like(margin))
+  return jnp.where(is_hard(log_probs, rho), margin, jnp.zeros_like(margin))
 
 
 def cross_entropy(log_probs: Array) -> Array:
@@ -188,12 +159,8 @@ def adaptive_coefficients(
 
     λ_g = 1 − mean R / R_max                                               (10)
 
-  A group without success has exactly 1, a solved one exactly 0, and one of
-  which no return is `scored [P, G]` too. Returns are what the environment paid,
-  without penalties for invalid actions: with them λ can exceed 1.
-
-  >>> print(adaptive_coefficients(jnp.array([[10.0, 0.0]]), max_return=10.0))
-  [0.5]
+  A group without success has exactly 1, a solved one exactly 0, and one without
+  a `scored` return too. With penalties for invalid actions λ could exceed 1.
   """
   chex.assert_rank(returns, 2)
   # Differences first: a mean of equal returns need not be that return.
@@ -204,7 +171,6 @@ def adaptive_coefficients(
 
 def constant_coefficients(returns: Array, *, value: float = 1.0) -> Array:
   """Weighs all groups alike: the ablation of table 4."""
-  chex.assert_rank(returns, 2)
   return jnp.zeros_like(reductions.at_least_float32(returns[:, 0])) + value
 
 
@@ -220,14 +186,8 @@ def group_mean(
 
     wᵢ = 1[i ∈ S] λ_g / |S_g|,   L = 1/P Σᵢ wᵢ ℓᵢ                      (9)(11)
 
-  A group without a selected transition adds 0 and is counted. A random
-  mini-batch of the rows has B/b Σ wᵢ ℓᵢ / P, whose mean is L. `rows [B]` are
-  those that are transitions and not padding.
-
-  >>> selected = jnp.array([True, True, False, True])
-  >>> lambdas, groups = jnp.array([0.5, 1.0]), jnp.array([0, 0, 0, 1])
-  >>> print(group_mean(selected, lambdas, groups).weights)
-  [0.25 0.25 0.   1.  ]
+  A group without a selected transition adds 0 and is counted. A mini-batch of b
+  random rows has B/b Σ wᵢ ℓᵢ / P, whose mean is L. `rows [B]` are no padding.
   """
   every = jnp.ones_like(selected) if rows is None else rows
   chex.assert_equal_shape([selected, groups, every])
@@ -246,12 +206,9 @@ def group_mean(
 def flat_selected(
   selected: Array, coefficients: Array, groups: Array
 ) -> RowWeights:
-  """Averages over the selected transitions, whatever their groups.
+  """Averages over the selected transitions, so that groups weigh by theirs.
 
-    wᵢ = 1[i ∈ S] λ_g,   L = 1/|S| Σᵢ wᵢ ℓᵢ
-
-  What a loop over shuffled mini-batches computes most easily. It differs from
-  `group_mean` in that a group weighs by its selected transitions.
+  wᵢ = 1[i ∈ S] λ_g,   L = 1/|S| Σᵢ wᵢ ℓᵢ
   """
   selected, coefficients = _numbers(selected, coefficients)
   return RowWeights(selected * coefficients[groups], selected)
@@ -267,7 +224,7 @@ def transition_losses(
 
     ℓ = 1/|o| Σᵢ x(pᵢ)                                                      (8)
 
-  |o| counts every token that the environment wrote, clipped or not; 0 without.
+  |o| counts every token that the environment wrote, clipped or not.
   """
   tokens = token_loss(reductions.select(log_probs, observation_mask))
   return reductions.all_mean(tokens, axis=-1, where=observation_mask)
@@ -284,8 +241,8 @@ def world_model_loss(
 
     L_WM = Σᵢ wᵢ ℓᵢ / Σᵢ cᵢ                                            (9)(11)
 
-  `log_probs [B, T]` are the current policy's of all tokens, and the weights
-  hold λ. Gradient flows to observation tokens of rows whose weight is not 0.
+  `log_probs [B, T]` are the current policy's of all tokens; the weights hold λ.
+  Gradient flows to observation tokens of rows whose weight is not 0.
   """
   per_row = transition_losses(
     log_probs, observation_mask, token_loss=token_loss
@@ -297,22 +254,13 @@ def world_model_loss(
   return Ratio(jnp.sum(scale * kept), jnp.sum(counts))
 
 
-def clipped_token_share(
-  log_probs: Array, observation_mask: Array, *, rho: float = 0.2
-) -> Ratio:
-  """The share of observation tokens that the clip takes out of the loss."""
-  learned = ~_is_hard(reductions.select(log_probs, observation_mask), rho)
-  return losses.token_mean(learned.astype(jnp.float32), observation_mask)
-
-
 def _numbers(selected: Array, per_group: Array) -> tuple[Array, Array]:
-  """The mask as numbers and what there is per group, without gradient."""
   chex.assert_rank([selected, per_group], 1)
   per_group = jax.lax.stop_gradient(reductions.at_least_float32(per_group))
   return jnp.asarray(selected, bool).astype(per_group.dtype), per_group
 
 
-def _is_hard(log_probs: Array, rho: float) -> Array:
+def is_hard(log_probs: Array, rho: float) -> Array:
   """Whether p ≤ ρ, a constant of the update."""
   log_probs = reductions.at_least_float32(log_probs)
   return jnp.exp(jax.lax.stop_gradient(log_probs)) <= rho
@@ -324,9 +272,8 @@ def _axis_size(axis_name: str | None) -> int:
 
 def _gather(x: Array, axis_name: str | None) -> Array:
   """The rows of all devices, in their order."""
-  if axis_name is None:
-    return x
-  return jax.lax.all_gather(x, axis_name, tiled=True)
+  over = axis_name is not None
+  return jax.lax.all_gather(x, axis_name, tiled=True) if over else x
 
 
 def _select_top(
@@ -350,7 +297,5 @@ def _select_top(
   order = jnp.lexsort((-scores, ~pool))
   rank = jnp.zeros_like(order).at[order].set(jnp.arange(pool.shape[0]))
   selected = pool & (rank < sizes[jnp.sum(pool)])
-  if axis_name is None:
-    return selected
-  first = jax.lax.axis_index(axis_name) * rows
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
   return jax.lax.dynamic_slice_in_dim(selected, first, rows)

@@ -14,7 +14,14 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from saw_jax import advantages, losses, weighting
+from saw_jax import (
+  advantages,
+  algorithms,
+  losses,
+  names,
+  step_advantages,
+  weighting,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SAW = json.loads((GOLDEN / "saw_gdpo.json").read_text())
@@ -27,21 +34,22 @@ released = functools.partial(
   sum_eps=1e-8,
   flat_weight=0.0,
 )
+TRAJECTORY_CENTER = algorithms.STEP_ADVANTAGES["trajectory_center"]
+GPG_NONZERO = algorithms.ADVANTAGES["gpg_nonzero"]
 PRECISIONS = ((np.float64, 1e-9), (np.float32, 1e-5))
 GDPO_SUM = jax.jit(functools.partial(advantages.gdpo, whiten=None))
 ESTIMATORS = {
-  "grpo": advantages.grpo,
-  "dr_grpo": advantages.dr_grpo,
-  "rloo": advantages.rloo,
-  "reinforce_plus_plus_baseline": advantages.reinforce_plus_plus_baseline,
-  "gpg": advantages.gpg,
-  "gpg_nonzero": advantages.gpg_nonzero,
-  "gdpo": advantages.gdpo,
+  **algorithms.ADVANTAGES,
   "gdpo_by_sequence": functools.partial(
     advantages.gdpo, whiten=advantages.sequence_whiten
   ),
   "gdpo_unwhitened": functools.partial(advantages.gdpo, whiten=None),
 }
+
+
+def estimate(name, *arrays, **values):
+  """An estimator with those of the values that it reads."""
+  return names.supply(ESTIMATORS[name], *arrays, **values)
 
 
 def sample(shape=(3, 5, 2), seed=0):
@@ -163,7 +171,7 @@ class GoldenTest(chex.TestCase):
       "mean": advantages.dr_grpo,
       "mean_std": advantages.grpo,
       "gpg_paper": advantages.gpg,
-      "gpg_verl": advantages.gpg_nonzero,
+      "gpg_verl": GPG_NONZERO,
     }[options.pop("estimator")]
     # Groups of unequal size: the places that are left are not scored.
     rewards, group = np.array(case["rewards"]), np.array(case["group"])
@@ -208,9 +216,9 @@ class GoldenTest(chex.TestCase):
     ):
       for dtype, atol in ((np.float64, 2e-6), (np.float32, 1e-5)):
         with jax.enable_x64(dtype is np.float64):
-          result = jax.jit(f)(
-            rewards.astype(dtype), w.astype(dtype), lengths=lengths
-          )
+          result = jax.jit(
+            lambda r, w, f=f: names.supply(f, r, w, lengths=lengths)
+          )(rewards.astype(dtype), w.astype(dtype))
         np.testing.assert_allclose(result.reshape(-1), want, atol=atol)
 
 
@@ -234,19 +242,12 @@ class ByHandTest(chex.TestCase):
     centered = rewards @ w - (rewards @ w).mean(1, keepdims=True)
     tokens = np.repeat(centered.ravel(), lengths.ravel())
     np.testing.assert_allclose(
-      advantages.reinforce_plus_plus_baseline(rewards, w, lengths=lengths),
+      algorithms.ADVANTAGES["reinforce_plus_plus_baseline"](
+        rewards, w, lengths=lengths
+      ),
       (centered - tokens.mean()) / tokens.std(ddof=1),
       rtol=1e-4,
     )
-
-  def test_a_conditioned_reward_needs_the_other(self):
-    rewards = np.array([[3.0, 1.0], [2.0, 1.0], [np.nan, 1.0]])
-    result = advantages.condition_rewards(
-      rewards, component=1, on=0, threshold=3.0
-    )
-    np.testing.assert_array_equal(result[:, 1], [1, 0, 0])
-    scored = advantages.condition_scored(~np.isnan(rewards), component=1, on=0)
-    np.testing.assert_array_equal(scored[:, 1], [True, True, False])
 
 
 class EveryEstimatorTest(chex.TestCase):
@@ -256,7 +257,7 @@ class EveryEstimatorTest(chex.TestCase):
     rewards, lengths = sample()
     order = np.array([3, 1, 4, 0, 2])
     f = self.variant(
-      lambda r, n: ESTIMATORS[name](r, jnp.array([0.5, 1.5]), lengths=n)
+      lambda r, n: estimate(name, r, jnp.array([0.5, 1.5]), lengths=n)
     )
     np.testing.assert_allclose(
       f(rewards, lengths)[:, order],
@@ -267,7 +268,7 @@ class EveryEstimatorTest(chex.TestCase):
   @parameterized.parameters(*ESTIMATORS)
   def test_shifted_rewards_have_the_same_advantages(self, name):
     rewards, lengths = sample()
-    f = functools.partial(ESTIMATORS[name], lengths=lengths)
+    f = functools.partial(estimate, name, lengths=lengths)
     np.testing.assert_allclose(
       f(rewards + 4, jnp.ones(2)), f(rewards, jnp.ones(2)), atol=1e-4
     )
@@ -278,7 +279,7 @@ class EveryEstimatorTest(chex.TestCase):
     w = jnp.array([0.5, 1.5])
 
     def f(r, n, axis_name=None):
-      return ESTIMATORS[name](r, w, lengths=n, axis_name=axis_name)
+      return estimate(name, r, w, lengths=n, axis_name=axis_name)
 
     lifted = jax.shard_map(
       functools.partial(f, axis_name="data"),
@@ -296,7 +297,7 @@ class EveryEstimatorTest(chex.TestCase):
   def test_constant_groups_have_exactly_zero(self, name):
     rng = np.random.default_rng(0)
     w = jnp.array([0.6363320, 1.3636680, 1.1])
-    f = jax.jit(lambda r, n: ESTIMATORS[name](r, w, lengths=n))
+    f = jax.jit(lambda r, n: estimate(name, r, w, lengths=n))
     for group_size in (3, 7, 16, 64):
       constants = rng.uniform(-3, 3, (50, 1, 3)).astype(np.float32)
       rewards = np.repeat(constants, group_size, 1)
@@ -310,18 +311,19 @@ class EveryEstimatorTest(chex.TestCase):
     scored[:, 3:] = False
     dirty = np.where(scored, rewards, np.nan)
     w = jnp.array([0.5, 1.5])
-    result = ESTIMATORS[name](dirty, w, scored=scored, lengths=lengths)
+    result = estimate(name, dirty, w, scored=scored, lengths=lengths)
     np.testing.assert_array_equal(result[:, 3:], 0)
     np.testing.assert_allclose(
       result[:, :3],
-      ESTIMATORS[name](rewards[:, :3], w, lengths=lengths[:, :3]),
+      estimate(name, rewards[:, :3], w, lengths=lengths[:, :3]),
       rtol=1e-5,
     )
 
   @parameterized.parameters(*ESTIMATORS)
   def test_nothing_scored_is_zero(self, name):
     rewards, lengths = sample()
-    result = ESTIMATORS[name](
+    result = estimate(
+      name,
       np.full_like(rewards, np.nan),
       jnp.ones(2),
       scored=np.zeros(rewards.shape, bool),
@@ -334,8 +336,8 @@ class EveryEstimatorTest(chex.TestCase):
     rewards, lengths = sample((1, 5, 2))
     scored = np.zeros(rewards.shape, bool)
     scored[0, 2] = True
-    result = ESTIMATORS[name](
-      rewards, jnp.ones(2), scored=scored, lengths=lengths
+    result = estimate(
+      name, rewards, jnp.ones(2), scored=scored, lengths=lengths
     )
     np.testing.assert_array_equal(result, 0)
 
@@ -343,7 +345,7 @@ class EveryEstimatorTest(chex.TestCase):
   def test_rewards_and_weights_get_no_gradient(self, name):
     rewards, lengths = sample()
     gradients = jax.grad(
-      lambda r, w: jnp.sum(ESTIMATORS[name](r, w, lengths=lengths) ** 2), (0, 1)
+      lambda r, w: jnp.sum(estimate(name, r, w, lengths=lengths) ** 2), (0, 1)
     )(rewards, jnp.ones(2))
     for gradient in gradients:
       np.testing.assert_array_equal(gradient, 0)
@@ -351,7 +353,7 @@ class EveryEstimatorTest(chex.TestCase):
   @parameterized.parameters(*ESTIMATORS)
   def test_bfloat16_is_float32_inside(self, name):
     rewards, lengths = sample()
-    f = functools.partial(ESTIMATORS[name], lengths=lengths)
+    f = functools.partial(estimate, name, lengths=lengths)
     low = jnp.asarray(rewards, jnp.bfloat16)
     result = f(low, jnp.ones(2))
     assert result.dtype == jnp.float32
@@ -361,8 +363,8 @@ class EveryEstimatorTest(chex.TestCase):
 
   @parameterized.parameters(*ESTIMATORS)
   def test_one_response_in_all_is_finite(self, name):
-    result = ESTIMATORS[name](
-      np.full((1, 1, 2), 1.8), jnp.ones(2), lengths=np.ones((1, 1))
+    result = estimate(
+      name, np.full((1, 1, 2), 1.8), jnp.ones(2), lengths=np.ones((1, 1))
     )
     assert np.isfinite(result).all()
 
@@ -453,13 +455,6 @@ class GdpoTest(chex.TestCase):
       result[0, :3], first[0, :3] + second[0], rtol=1e-5
     )
 
-  def test_refuses_penalties(self):
-    rewards, lengths = sample()
-    with self.assertRaisesRegex(ValueError, "KL in the loss"):
-      advantages.gdpo(
-        rewards, jnp.ones(2), lengths=lengths, penalties=jnp.zeros((3, 5))
-      )
-
   def test_says_that_lengths_are_missing(self):
     with self.assertRaisesRegex(ValueError, "give lengths"):
       advantages.gdpo(sample()[0], jnp.ones(2))
@@ -479,7 +474,7 @@ class GpgTest(chex.TestCase):
     plain = advantages.dr_grpo(self.REWARDS, w, scored=self.SCORED)
     for f, factor in (
       (advantages.gpg, 4 / 2),
-      (advantages.gpg_nonzero, 11 / 6),
+      (GPG_NONZERO, 11 / 6),
     ):
       found = f(self.REWARDS, w, scored=self.SCORED)
       np.testing.assert_allclose(found, factor * plain, rtol=1e-6)
@@ -502,7 +497,7 @@ class GpgTest(chex.TestCase):
     mesh = jax.make_mesh(
       (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
-    for f in (advantages.gpg, advantages.gpg_nonzero):
+    for f in (advantages.gpg, GPG_NONZERO):
       lifted = jax.shard_map(
         lambda r, s, f=f: f(r, jnp.ones(1), scored=s, axis_name="data"),
         mesh=mesh,
@@ -516,7 +511,7 @@ class GpgTest(chex.TestCase):
       )
 
   def test_nothing_to_count_leaves_the_factor_at_one(self):
-    for f in (advantages.gpg, advantages.gpg_nonzero):
+    for f in (advantages.gpg, GPG_NONZERO):
       zeros = f(np.zeros((2, 3, 1)), jnp.ones(1))
       np.testing.assert_array_equal(zeros, 0)
     alone = advantages.gpg(np.full((2, 1, 1), 3.0), jnp.ones(1))
@@ -619,19 +614,19 @@ class StepsGoldenTest(chex.TestCase):
         std = functools.partial(advantages.normalize_groups, eps=inputs["eps"])
 
         def every(r, p, std=std, at=at, mask=mask, gamma=gamma, omega=omega):
-          returns = advantages.step_returns(r, mask, gamma=gamma) - p
+          returns = step_advantages.step_returns(r, mask, gamma=gamma) - p
           found = {"step_return": returns}
           for name, normalize in (
             ("mean_std_norm", std),
             ("mean_norm", advantages.center_groups),
           ):
-            found[f"grpo_episode_adv/{name}"] = advantages.step_grpo(
+            found[f"grpo_episode_adv/{name}"] = step_advantages.step_grpo(
               r, mask, penalties=p, normalize=normalize
             )
-            found[f"gigpo_step_adv/{name}"] = advantages.anchor_advantages(
+            found[f"gigpo_step_adv/{name}"] = step_advantages.anchor_advantages(
               returns, at, mask, normalize=normalize
             )
-            found[f"gigpo_adv/{name}"] = advantages.gigpo(
+            found[f"gigpo_adv/{name}"] = step_advantages.gigpo(
               r,
               at,
               mask,
@@ -641,12 +636,10 @@ class StepsGoldenTest(chex.TestCase):
               normalize=normalize,
             )
           key = "grpo_episode_adv_across_trajectories"
-          found[f"{key}/mean_std_norm"] = advantages.trajectory_grpo(
+          found[f"{key}/mean_std_norm"] = step_advantages.trajectory_grpo(
             r, mask, penalties=p
           )
-          found[f"{key}/mean_norm"] = advantages.trajectory_center(
-            r, mask, penalties=p
-          )
+          found[f"{key}/mean_norm"] = TRAJECTORY_CENTER(r, mask, penalties=p)
           return found
 
         found = self.variant(every)(rewards, penalties)
@@ -674,7 +667,7 @@ class StepsTest(chex.TestCase):
   def test_agrees_with_loops(self):
     for seed in range(4):
       rewards, at, mask = self.sample(seed)
-      found = advantages.gigpo(rewards, at, mask, gamma=0.9, omega=0.5)
+      found = step_advantages.gigpo(rewards, at, mask, gamma=0.9, omega=0.5)
       for p in range(2):
         steps = [tuple(i) for i in np.argwhere(mask[p])]
         scores = {i: rewards[p, i[0]][mask[p, i[0]]].sum() for i in steps}
@@ -697,19 +690,19 @@ class StepsTest(chex.TestCase):
   def test_omega_of_zero_is_grpo_over_steps(self):
     rewards, at, mask = self.sample()
     np.testing.assert_array_equal(
-      advantages.gigpo(rewards, at, mask, omega=0.0),
-      advantages.step_grpo(rewards, mask),
+      step_advantages.gigpo(rewards, at, mask, omega=0.0),
+      step_advantages.step_grpo(rewards, mask),
     )
 
   def test_of_one_step_each_is_grpo(self):
     rewards, at, _ = self.sample(shape=(2, 5, 1))
     mask = np.ones(rewards.shape, bool)
     want = advantages.grpo(rewards, jnp.ones(1))
-    for f in (advantages.step_grpo, advantages.trajectory_grpo):
+    for f in (step_advantages.step_grpo, step_advantages.trajectory_grpo):
       np.testing.assert_allclose(f(rewards, mask)[..., 0], want, rtol=1e-5)
     # All episodes begin in the same place: the two terms are one.
     np.testing.assert_allclose(
-      advantages.gigpo(rewards, at * 0, mask)[..., 0], 2 * want, rtol=1e-5
+      step_advantages.gigpo(rewards, at * 0, mask)[..., 0], 2 * want, rtol=1e-5
     )
 
   @parameterized.parameters(0.1, 1.8, 10.0)
@@ -719,11 +712,11 @@ class StepsTest(chex.TestCase):
     rewards = np.zeros(mask.shape, np.float32)
     rewards[..., 0] = paid
     for found in (
-      advantages.step_grpo(rewards, mask),
-      advantages.trajectory_grpo(rewards, mask),
-      advantages.trajectory_center(rewards, mask),
-      advantages.anchor_advantages(np.full_like(rewards, paid), at, mask),
-      advantages.gigpo(rewards, at * 0 + np.arange(3), mask),
+      step_advantages.step_grpo(rewards, mask),
+      step_advantages.trajectory_grpo(rewards, mask),
+      TRAJECTORY_CENTER(rewards, mask),
+      step_advantages.anchor_advantages(np.full_like(rewards, paid), at, mask),
+      step_advantages.gigpo(rewards, at * 0 + np.arange(3), mask),
     ):
       np.testing.assert_array_equal(found, np.zeros_like(found))
 
@@ -731,9 +724,9 @@ class StepsTest(chex.TestCase):
     rewards, at, mask = self.sample()
     garbage = np.where(mask, rewards, np.nan).astype(np.float32)
     for f in (
-      advantages.step_grpo,
-      advantages.trajectory_grpo,
-      lambda r, m: advantages.gigpo(r, np.where(m, at, 0), m),
+      step_advantages.step_grpo,
+      step_advantages.trajectory_grpo,
+      lambda r, m: step_advantages.gigpo(r, np.where(m, at, 0), m),
     ):
       found = f(garbage, mask)
       np.testing.assert_allclose(found, f(rewards, mask), rtol=1e-5)
@@ -741,7 +734,7 @@ class StepsTest(chex.TestCase):
 
   def test_a_single_step_has_nothing_to_be_compared_with(self):
     one = jnp.ones((1, 1, 1))
-    found = advantages.anchor_advantages(one, one.astype(int), one)
+    found = step_advantages.anchor_advantages(one, one.astype(int), one)
     assert found == 0
 
   def test_a_penalty_is_paid_at_its_step_only(self):
@@ -750,8 +743,8 @@ class StepsTest(chex.TestCase):
     penalties = np.zeros_like(rewards)
     penalties[0, 0, 0] = 0.5
     center = advantages.center_groups
-    before = advantages.step_grpo(rewards, mask, normalize=center)
-    after = advantages.gigpo(
+    before = step_advantages.step_grpo(rewards, mask, normalize=center)
+    after = step_advantages.gigpo(
       rewards, at, mask, penalties=penalties, normalize=center
     )
     moved = after - before
@@ -764,7 +757,9 @@ class StepsTest(chex.TestCase):
 
   def test_rewards_get_no_gradient(self):
     rewards, at, mask = self.sample()
-    gradient = jax.grad(lambda r: advantages.gigpo(r, at, mask).sum())(rewards)
+    gradient = jax.grad(lambda r: step_advantages.gigpo(r, at, mask).sum())(
+      rewards
+    )
     assert not gradient.any()
 
 
@@ -783,7 +778,7 @@ class LeaveOneOutTest(chex.TestCase):
     rewards = np.array([[[0.0, 6.0, 9.0], [3.0, 9.0, 9.0]]], np.float32)
     mask = np.array([[[1, 1, 0], [1, 0, 0]]], bool)
     penalties = np.array([[[0.0, 0.5, 9.0], [0.0, 9.0, 9.0]]], np.float32)
-    found = advantages.step_rloo(rewards, mask, penalties=penalties)
+    found = step_advantages.step_rloo(rewards, mask, penalties=penalties)
     # Scores 6, 5.5 and 3.
     want = [[6 - 4.25, 5.5 - 4.5, 0], [3 - 5.75, 0, 0]]
     np.testing.assert_allclose(found[0], want, rtol=1e-6)
@@ -796,7 +791,7 @@ class StepGaeTest(chex.TestCase):
     penalties = rng.random((2, 3, 4)).astype(np.float32)
     lengths = rng.integers(1, 5, (2, 3))
     mask = np.arange(4) < lengths[..., None]
-    found = advantages.step_gae(
+    found = step_advantages.gae(
       rewards, values, mask, penalties=penalties, gamma=0.9, lambda_=0.8
     )
     for p, g in np.ndindex(2, 3):
@@ -813,7 +808,7 @@ class StepGaeTest(chex.TestCase):
     rewards = np.array([[[0.0, 0.0, 10.0]]], np.float32)
     values = np.array([[[3.0, 1.0, 7.0]]], np.float32)
     mask = np.ones((1, 1, 3), bool)
-    found = advantages.step_gae(rewards, values, mask)
+    found = step_advantages.gae(rewards, values, mask)
     np.testing.assert_allclose(found + values, 10.0)
 
 
@@ -823,13 +818,16 @@ class GaeTest(chex.TestCase):
     r, v = rng.normal(size=(2, 3, 5)).astype(np.float32)
     returns = np.cumsum(r[:, ::-1], axis=-1)[:, ::-1]
     np.testing.assert_allclose(
-      advantages.gae(r, v, np.ones_like(r)), returns - v, rtol=1e-4, atol=1e-6
+      step_advantages.gae(r, v, np.ones_like(r)),
+      returns - v,
+      rtol=1e-4,
+      atol=1e-6,
     )
 
   def test_lambda_of_zero_is_the_error_of_one_step(self):
     r, v = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 5.0]])
     # 1 + 0.5 · 5 − 3 and 2 − 5.
-    found = advantages.gae(r, v, jnp.ones_like(r), gamma=0.5, lambda_=0.0)
+    found = step_advantages.gae(r, v, jnp.ones_like(r), gamma=0.5, lambda_=0.0)
     np.testing.assert_allclose(found, [[0.5, -3.0]])
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -837,9 +835,11 @@ class GaeTest(chex.TestCase):
     rng = np.random.default_rng(1)
     r, v = rng.normal(size=(2, 1, 6)).astype(np.float32)
     mask = np.array([[0, 1, 1, 0, 1, 0]], bool)
-    f = self.variant(functools.partial(advantages.gae, gamma=0.9, lambda_=0.8))
+    f = self.variant(
+      functools.partial(step_advantages.gae, gamma=0.9, lambda_=0.8)
+    )
     found = f(np.where(mask, r, np.nan), np.where(mask, v, np.inf), mask)
-    want = advantages.gae(
+    want = step_advantages.gae(
       r[mask][None],
       v[mask][None],
       np.ones((1, 3), bool),

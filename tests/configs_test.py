@@ -27,6 +27,7 @@ from saw_jax.run import (
   build,
   evaluation,
   labelling,
+  registry,
   rollouts,
   warm_start,
 )
@@ -245,7 +246,7 @@ class TestToolCalling:
     rows = set(tool_calling.ROWS)
     assert set(tool_calling.PUBLISHED) <= rows
     assert {row for pair in tool_calling.COMPARISONS for row in pair} <= rows
-    task = algorithms.make_task("tool_calling", {})
+    task = registry.make_task("tool_calling", {})
     names = tuple(component.name for component in task.components)
     assert names == tool_calling.COMPONENTS
     for name in tool_calling.METRICS.values():
@@ -315,7 +316,7 @@ class TestSummaries:
       by_rules = options.reward == "rules"
       assert (scale in summaries.STAND_INS) == by_rules
       if by_rules:
-        task = algorithms.make_task("summaries", options.to_dict())
+        task = registry.make_task("summaries", options.to_dict())
         assert summaries.STAND_INS[scale] == task.stand_in != ""
 
   def test_the_paper_scale_is_the_published_setting(self):
@@ -332,7 +333,7 @@ class TestSummaries:
     rows = set(summaries.ROWS)
     assert set(summaries.PUBLISHED) <= rows
     assert {row for pair in summaries.COMPARISONS for row in pair} <= rows
-    task = algorithms.make_task("summaries", {})
+    task = registry.make_task("summaries", {})
     names = tuple(component.name for component in task.components)
     assert names == summaries.COMPONENTS
     for name in summaries.METRICS.values():
@@ -376,7 +377,7 @@ class TestCheckpoints:
         for key, value in defaults.model.items():
           if key not in self.FREE:
             assert config.model[key] == value, (row, scale, key)
-        assert config.tokenizer.name in algorithms.TOKENIZERS, (row, scale)
+        assert config.tokenizer.name in registry.TOKENIZERS, (row, scale)
     assert seen
 
 
@@ -656,7 +657,7 @@ class TestPawElsewhere:
   def test_options_are_those_of_the_task(self, table, scale):
     config = table.get_config(f"scale={scale}")
     options = config.task.options.to_dict()
-    task = algorithms.make_task(config.task.name, options)
+    task = registry.make_task(config.task.name, options)
     assert task.num_episodes("train") >= config.loop.prompts_per_step
     assert task.num_episodes("test") >= config.evaluation.num_examples
 

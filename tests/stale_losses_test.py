@@ -14,7 +14,7 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from saw_jax import losses, stale_losses
+from saw_jax import diagnostics, losses, stale_losses
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / "golden" / "policy_losses.json").read_text()
@@ -182,11 +182,11 @@ class GoldenTest(chex.TestCase):
       mask = np.array(case["inputs"]["mask"])
       nll = stale_losses.sequence_nll(log_probs, mask)
       np.testing.assert_allclose(nll, aux["S"], rtol=1e-12)
-      found = stale_losses.balance(
+      found = diagnostics.balance(
         log_probs, np.array(case["expected"]["advantages"]), mask
       )
       np.testing.assert_allclose(
-        found.balance.numerator, aux["delta_theta"], rtol=1e-10, atol=1e-12
+        found["balance"].numerator, aux["delta_theta"], rtol=1e-10, atol=1e-12
       )
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -696,7 +696,7 @@ def _compiled():
       )
     ),
     "balance": jax.jit(
-      lambda x, a, m: [r.value() for r in stale_losses.balance(x, a, m)]
+      lambda x, a, m: [r.value() for r in diagnostics.balance(x, a, m).values()]
     ),
   }
 
@@ -817,33 +817,35 @@ class BalanceTest(chex.TestCase):
     # S = 1, 3, 5, 7 and a response without tokens, A = 2, −1, −1, 0 and 9.
     log_probs = jnp.array([[-1.0], [-3.0], [-5.0], [-7.0], [jnp.nan]])
     mask = jnp.array([[1], [1], [1], [1], [0]])
-    found = stale_losses.balance(
+    found = diagnostics.balance(
       log_probs, jnp.array([2.0, -1.0, -1.0, 0.0, 9.0]), mask
     )
-    assert tuple(found.nll_positive) == (1, 1)
-    assert tuple(found.nll_negative) == (8, 2)
-    assert tuple(found.balance) == (2 - 3 - 5, 4)
-    assert tuple(found.balance_ratio) == (8, 2)
-    assert tuple(found.zero_advantage) == (1, 4)
-    assert found.largest_inverse_nll.value() == 1
+    assert tuple(found["nll/positive"]) == (1, 1)
+    assert tuple(found["nll/negative"]) == (8, 2)
+    assert tuple(found["balance"]) == (2 - 3 - 5, 4)
+    assert tuple(found["balance_ratio"]) == (8, 2)
+    assert tuple(found["zero_advantage"]) == (1, 4)
+    assert found["largest_inverse_nll"].value() == 1
 
   def test_the_floor_bounds_the_largest_inverse(self):
-    found = stale_losses.balance(
+    found = diagnostics.balance(
       jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
     )
     np.testing.assert_allclose(
-      found.largest_inverse_nll.value(), 1e6, rtol=1e-6
+      found["largest_inverse_nll"].value(), 1e6, rtol=1e-6
     )
 
   def test_nothing_counted_is_zero_throughout(self):
-    found = stale_losses.balance(
+    found = diagnostics.balance(
       jnp.full((2, 3), jnp.nan), jnp.ones(2), jnp.zeros((2, 3), bool)
     )
-    assert all(one.value() == 0 for one in found)
+    assert all(one.value() == 0 for one in found.values())
 
   def test_no_gradient_flows(self):
     x, _, _, a, mask = sample()
     gradient = jax.grad(
-      lambda x: sum(one.value() for one in stale_losses.balance(x, a, mask))
+      lambda x: sum(
+        one.value() for one in diagnostics.balance(x, a, mask).values()
+      )
     )(x)
     np.testing.assert_array_equal(gradient, 0)

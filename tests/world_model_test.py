@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from saw_jax import losses, stale_losses, world_model
+from saw_jax import diagnostics, losses, names, stale_losses, world_model
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / "golden" / "paw_gigpo.json").read_text()
@@ -126,7 +126,7 @@ class TokenLossTest(chex.TestCase):
   def test_golden_share_of_clipped_tokens(self, case):
     inputs, want = case["inputs"], case["expected"]
     share = self.variant(
-      lambda x: world_model.clipped_token_share(
+      lambda x: diagnostics.clipped_token_share(
         taken(x, inputs["obs_tokens"])[None],
         np.array(inputs["obs_mask"])[None],
         rho=inputs["rho"],
@@ -492,7 +492,8 @@ class WeightsTest(chex.TestCase):
     want = world_model.world_model_loss(
       log_probs, mask, f(selected, coefficients, groups)
     )
-    padded = f(
+    padded = names.supply(
+      f,
       np.pad(selected, (0, 4)),
       coefficients,
       np.pad(groups, (0, 4)),
@@ -532,7 +533,7 @@ class WeightsTest(chex.TestCase):
     for f in AGGREGATES.values():
       want = f(selected, coefficients, groups)
       found = jax.shard_map(
-        functools.partial(f, axis_name="data"),
+        functools.partial(names.supply, f, axis_name="data"),
         mesh=mesh,
         in_specs=P("data"),
         out_specs=P("data"),
@@ -565,10 +566,9 @@ class TotalTest(chex.TestCase):
     def policy_loss(log_probs, dtype):
       a = np.array(inputs["advantages"], dtype)
       if inputs["readings"]["rl"] == "eq1":
-        each = world_model.trajectory_mean(np.array([2, 2]), groups)
-        return world_model.group_policy_gradient_loss(
-          log_probs, a, action_mask, each
-        ).value()
+        # (1): a mean over the two groups of one over their two trajectories.
+        sums = jnp.sum(jnp.where(action_mask, log_probs, 0), axis=1)
+        return jnp.sum(-a * sums) / (2 * 2)
       ppo = inputs["ppo"]
       surrogate = losses.clipped_surrogate_loss(
         log_probs,
@@ -642,36 +642,3 @@ class TotalTest(chex.TestCase):
         close(value, want["L_total"])
         close(gradients[0], want["grad_action_logits"])
         close(gradients[1], want["grad_obs_logits"])
-
-
-class EchoTest(chex.TestCase):
-  def test_by_hand(self):
-    x = jnp.array([[-1.0, -3.0, 0.0], [-4.0, 0.0, 0.0]])
-    mask = jnp.array([[1, 1, 0], [1, 0, 0]], bool)
-    # 0.05 · ((1 + 3) / 2 + 4) / 2, and 0.05 · (1 + 3 + 4) / 3 over tokens.
-    np.testing.assert_allclose(
-      world_model.echo_loss(x, mask).value(), 0.15, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-      world_model.echo_loss(x, mask, aggregate=losses.token_mean).value(),
-      0.05 * 8 / 3,
-      rtol=1e-6,
-    )
-
-  def test_a_warning_is_counted_and_not_learned(self):
-    x, mask = jnp.array([[-1.0, -jnp.inf]]), jnp.ones((1, 2), bool)
-    learned = jnp.array([[True, False]])
-    loss, gradient = jax.value_and_grad(
-      lambda x: world_model.echo_loss(
-        x, mask, coefficient=1.0, trained_mask=learned
-      ).value()
-    )(x)
-    np.testing.assert_allclose(loss, 0.5)
-    np.testing.assert_allclose(gradient, [[-0.5, 0]])
-
-  def test_no_observation_at_all(self):
-    x, mask = jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool)
-    loss, gradient = jax.value_and_grad(
-      lambda x: world_model.echo_loss(x, mask).value()
-    )(x)
-    assert loss == 0 and not gradient.any()

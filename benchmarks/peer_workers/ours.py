@@ -14,7 +14,6 @@ from saw_jax.models import config as config_lib
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.hub import pretrained
 from saw_jax.rollout import generate, transcript
-from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, optimizer, state, update
 
@@ -169,11 +168,12 @@ class Ours(protocol.Worker):
     )
     self._generate = generate.make_generate(
       self.config,
-      sampling=SamplingConfig(),
-      max_new_tokens=self.shape.new_tokens,
-      group_size=self.shape.group_size,
-      eos_ids=(protocol.EOS,),
-      pad_id=protocol.PAD,
+      generate.GenerateConfig(
+        max_new_tokens=self.shape.new_tokens,
+        group_size=self.shape.group_size,
+        eos_ids=(protocol.EOS,),
+        pad_id=protocol.PAD,
+      ),
     )
 
 

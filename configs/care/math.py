@@ -20,9 +20,10 @@ results/care/math/.
 
 import ml_collections
 
-from configs.care import knights
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from . import knights
 
 ROWS, SCALES = knights.ROWS, knights.SCALES
 FRACTIONS = knights.FRACTIONS

@@ -27,9 +27,10 @@ No paper has this table.
 
 import ml_collections
 
-from configs.saw import tool_calling
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from ..saw import tool_calling
 
 METHODS = ("saw", "paw", "asympo", "care")
 ROWS = (

@@ -24,9 +24,10 @@ results/paw/search/, on drawn questions.
 
 import ml_collections
 
-from configs.paw import household
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from . import household
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 SCALES = ("tiny", "paper")

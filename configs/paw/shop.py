@@ -25,9 +25,10 @@ lambda = 1 67.0; cross-entropy 57.2. Ours: results/paw/shop/, in the drawn shop.
 
 import ml_collections
 
-from configs.paw import household
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from . import household
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 SCALES = ("tiny", "paper")

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
+from saw_jax.settings import constant
 from saw_jax.types import Array, PyTree
 
 # The kernels of a layer, and how many of their axes are summed over.
@@ -47,7 +48,7 @@ class LoraConfig:
   )
   alpha: float = 16.0  # α; the product is multiplied by α / r
   targets: tuple[str, ...] = tuple(TARGETS)  # kernels, in every layer
-  seed: int = 0  # of A
+  seed: int = constant(0)  # of A
 
   def __post_init__(self):
     if self.rank < 0:

@@ -29,6 +29,7 @@ class Job:
 
   @property
   def is_done(self) -> bool:
+    """Whether every run is there, and the table after them."""
     return not self.missing and self.is_written
 
   @property

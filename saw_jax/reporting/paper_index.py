@@ -19,13 +19,15 @@ _SCALE = "tiny"
 _HEAD = """# From papers to code
 
 Every method and baseline: the functions that it is made of, the rows that run
-it, and what came out here at scale `tiny`. This page is written by `python
-saw_jax/reporting/paper_index.py` from the configs and from `results/`, and a test
-says when it is old. Names are those below `saw_jax`; options are in the config.
+it, and what came out here at scale `tiny`. This page is written by
+`python saw_jax/reporting/paper_index.py` from the configs and from `results/`,
+and a test says when it is old. Names are those below `saw_jax`; options are in
+the config.
 """
 
 
 def main() -> int:
+  """Writes the page into docs/."""
   path = ROOT / "docs" / "paper_index.md"
   path.write_text(page(), encoding="utf-8")
   print(path)

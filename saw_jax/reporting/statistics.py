@@ -4,8 +4,6 @@ Inputs are NumPy arrays or mappings from seed to value. Nothing is trimmed and
 nothing is dropped: a number that is not finite is refused.
 """
 
-import math
-import statistics as _statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,16 +41,6 @@ class PairedDifference(NamedTuple):
   t: Interval
   bootstrap: Interval
   confidence: float
-
-
-class AtK(NamedTuple):
-  """A score of several samples per problem, averaged over problems."""
-
-  mean: float
-  low: float  # ends of the bootstrap interval over problems
-  high: float
-  problems: int
-  k: int
 
 
 class StepsSummary(NamedTuple):
@@ -192,200 +180,6 @@ def paired_difference(
   )
 
 
-def mean_at_k(
-  correct: npt.ArrayLike,
-  *,
-  confidence: float = 0.95,
-  num_resamples: int = 10_000,
-  seed: int = 0,
-) -> AtK:
-  """Gives the share of right samples, averaged over problems.
-
-  Args:
-    correct: whether each sample is right. Shape `[problems, samples]`; `k` is
-      the number of samples.
-    confidence: of the bootstrap interval over problems.
-    num_resamples: of the bootstrap.
-    seed: of the bootstrap.
-
-  Returns:
-    The mean with its interval.
-  """
-  right = _samples(correct)
-  return _at_k(
-    right.mean(axis=1), right.shape[1], confidence, num_resamples, seed
-  )
-
-
-def pass_at_k(
-  correct: npt.ArrayLike,
-  k: int | None = None,
-  *,
-  confidence: float = 0.95,
-  num_resamples: int = 10_000,
-  seed: int = 0,
-) -> AtK:
-  """Gives the probability that one of `k` samples is right, over problems.
-
-  Args:
-    correct: whether each sample is right. Shape `[problems, samples]`.
-    k: between 1 and the number of samples, which it is if None.
-    confidence: of the bootstrap interval over problems.
-    num_resamples: of the bootstrap.
-    seed: of the bootstrap.
-
-  Returns:
-    The mean of `pass_at_k_per_problem` with its interval.
-  """
-  right = _samples(correct)
-  k = right.shape[1] if k is None else k
-  values = pass_at_k_per_problem(right, k)
-  return _at_k(values, k, confidence, num_resamples, seed)
-
-
-def pass_at_k_per_problem(
-  correct: npt.ArrayLike, k: int | None = None
-) -> np.ndarray:
-  """Estimates for each problem that one of `k` samples is right, unbiased.
-
-    1 - C(n - c, k) / C(n, k)
-
-  for `c` right ones of `n` samples: of all choices of `k` of them, the share
-  that has a right one.
-
-  Args:
-    correct: whether each sample is right. Shape `[problems, samples]`.
-    k: between 1 and the number of samples, which it is if None.
-
-  Returns:
-    Float64, shape `[problems]`.
-
-  References:
-    Chen et al., "Evaluating Large Language Models Trained on Code".
-    https://arxiv.org/abs/2107.03374
-
-  >>> print(pass_at_k_per_problem([[1, 0, 0, 0], [0, 0, 0, 0]], 2))
-  [0.5 0. ]
-  """
-  right = _samples(correct)
-  n = right.shape[1]
-  k = n if k is None else k
-  if not 1 <= k <= n:
-    raise ValueError(f"k is {k}, not between 1 and the {n} samples")
-  all_of = math.comb(n, k)
-  # Exact integers: no product of quotients that drifts.
-  return np.array(
-    [1 - math.comb(n - int(c), k) / all_of for c in right.sum(axis=1)]
-  )
-
-
-def majority_at_k(
-  correct: npt.ArrayLike,
-  answers: npt.ArrayLike,
-  k: int | None = None,
-  *,
-  confidence: float = 0.95,
-  num_resamples: int = 10_000,
-  seed: int = 0,
-) -> AtK:
-  """Gives the probability that the vote of `k` samples is right, over problems.
-
-  Args:
-    correct: whether each sample is right. Shape `[problems, samples]`.
-    answers: id of each sample's answer, negative where there is none. Shape
-      `[problems, samples]`.
-    k: between 1 and the number of samples, which it is if None.
-    confidence: of the bootstrap interval over problems.
-    num_resamples: of the bootstrap.
-    seed: of the bootstrap.
-
-  Returns:
-    The mean of `majority_at_k_per_problem` with its interval.
-  """
-  right = _samples(correct)
-  k = right.shape[1] if k is None else k
-  values = majority_at_k_per_problem(right, answers, k)
-  return _at_k(values, k, confidence, num_resamples, seed)
-
-
-def majority_at_k_per_problem(
-  correct: npt.ArrayLike, answers: npt.ArrayLike, k: int | None = None
-) -> np.ndarray:
-  """Says for each problem how often the most frequent answer is right.
-
-  Samples vote in blocks of `k`, one after the other; what is left over does
-  not vote. A tie goes to the answer that comes first in its block, and a block
-  without an answer is wrong. An answer is as right as its first sample.
-
-  Args:
-    correct: whether each sample is right. Shape `[problems, samples]`.
-    answers: id of each sample's answer, negative where there is none. Shape
-      `[problems, samples]`.
-    k: between 1 and the number of samples, which it is if None.
-
-  Returns:
-    Float64, shape `[problems]`.
-
-  >>> print(majority_at_k_per_problem([[1, 0, 0], [1, 1, 0]], [[3, 4, 4]] * 2))
-  [0. 1.]
-  """
-  right, ids = _samples(correct), np.asarray(answers)
-  if ids.shape != right.shape:
-    raise ValueError(f"answers {ids.shape} of samples {right.shape}")
-  if not np.issubdtype(ids.dtype, np.integer):
-    raise ValueError(f"answers are ids, not {ids.dtype}")
-  n = right.shape[1]
-  k = n if k is None else k
-  if not 1 <= k <= n:
-    raise ValueError(f"k is {k}, not between 1 and the {n} samples")
-  size = n // k * k
-  shape = (right.shape[0], n // k, k)
-  right, ids = right[:, :size].reshape(shape), ids[:, :size].reshape(shape)
-  is_answer = ids >= 0
-  same = ids[..., :, None] == ids[..., None, :]
-  votes = np.where(is_answer, same.sum(axis=-1), 0)
-  voted = votes.argmax(axis=-1)  # The first of the most frequent.
-  wins = np.take_along_axis(right & is_answer, voted[..., None], axis=-1)
-  return wins[..., 0].mean(axis=1, dtype=np.float64)
-
-
-def wilson_interval(
-  successes: int, trials: int, *, confidence: float = 0.95
-) -> Interval:
-  """Gives Wilson's score interval of a proportion.
-
-  It stays between 0 and 1 and has a width even when all trials agree:
-
-    (p̂ + z²/2n ± z √(p̂(1 - p̂)/n + z²/4n²)) / (1 + z²/n)
-
-  Args:
-    successes: between 0 and `trials`.
-    trials: at least 1.
-    confidence: between 0 and 1.
-
-  Returns:
-    The interval.
-
-  References:
-    Wilson, "Probable inference, the law of succession, and statistical
-    inference", 1927. https://doi.org/10.1080/01621459.1927.10502953
-
-  >>> [round(end, 3) for end in wilson_interval(0, 10)]
-  [0.0, 0.278]
-  """
-  _check_confidence(confidence)
-  if not 0 <= successes <= trials or trials < 1:
-    raise ValueError(f"{successes} successes in {trials} trials")
-  z = _statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-  share = successes / trials
-  centre = share + z**2 / (2 * trials)
-  half = z * (share * (1 - share) / trials + (z / (2 * trials)) ** 2) ** 0.5
-  scale = 1 + z**2 / trials
-  return Interval(
-    max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-  )
-
-
 def moving_average(values: npt.ArrayLike, window: int) -> np.ndarray:
   """Averages each value with those before it.
 
@@ -499,24 +293,6 @@ def _sample(values: npt.ArrayLike) -> np.ndarray:
   if not np.isfinite(sample).all():
     raise ValueError(f"values that are not finite: {sample}")
   return sample
-
-
-def _samples(correct: npt.ArrayLike) -> np.ndarray:
-  array = np.asarray(correct)
-  if array.ndim != 2 or not array.size:
-    raise ValueError(f"expected [problems, samples], got shape {array.shape}")
-  if not np.isin(array, (0, 1)).all():
-    raise ValueError("a sample is right or wrong, 1 or 0")
-  return array.astype(bool)
-
-
-def _at_k(
-  values: np.ndarray, k: int, confidence: float, num_resamples: int, seed: int
-) -> AtK:
-  low, high = bootstrap_interval(
-    values, confidence=confidence, num_resamples=num_resamples, seed=seed
-  )
-  return AtK(float(np.mean(values)), low, high, values.size, k)
 
 
 def _check_confidence(confidence: float) -> None:

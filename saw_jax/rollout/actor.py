@@ -171,15 +171,14 @@ class SamplerSpec:
 
   def make(self) -> generate_lib.GenerateFn:
     """Makes the sampler, of arrays with a leading axis of seeds."""
-    return generate_lib.make_generate(
-      self.decoder,
+    config = generate_lib.GenerateConfig(
       sampling=self.sampling,
       max_new_tokens=self.max_new_tokens,
       group_size=self.group_size,
       eos_ids=self.eos_ids,
       pad_id=self.pad_id,
-      lanes=True,
     )
+    return generate_lib.make_generate(self.decoder, config, lanes=True)
 
 
 # (version, params [N, ...], prompts [N, P], row_keys [N, P * G]) -> Transcript

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from saw_jax.settings import constant
 from saw_jax.types import Array
 
 # The largest float32 below 1.
@@ -27,7 +28,8 @@ class SamplingConfig:
   top_p: float = 1.0  # then keep the likeliest tokens that hold this much
   # Then keep tokens that are at least this likely, times the likeliest one.
   min_p: float = 0.0
-  greedy: bool = False  # take the likeliest token; ignores the other four
+  # Take the likeliest token; ignores the other four.
+  greedy: bool = constant(False)
 
   def __post_init__(self):
     if not self.temperature > 0:
@@ -43,22 +45,13 @@ class SamplingConfig:
       raise ValueError(f"min_p must be in [0, 1], not {self.min_p}.")
 
 
-def truncate(logits_BV: Array, config: SamplingConfig) -> Array:
+def _truncate(logits_BV: Array, config: SamplingConfig) -> Array:
   """Gives -inf to the tokens that `top_k`, `top_p` and `min_p` exclude.
 
-  Tokens that tie with the last one kept are kept.
+  Tokens that tie with the last one kept are kept; one of a row always is.
 
-  Args:
-    logits_BV: after the temperature. Shape `[B, V]`.
-    config: how to choose; only `top_k`, `top_p` and `min_p` are read.
-
-  Returns:
-    The logits, with -inf for what is excluded. At least one token of a row is
-    kept. Shape `[B, V]`.
-
-  References:
-    Holtzman et al. (top-p), https://arxiv.org/abs/1904.09751
-    Nguyen et al. (min-p), https://arxiv.org/abs/2407.01082
+  Top-p: Holtzman et al., https://arxiv.org/abs/1904.09751
+  Min-p: Nguyen et al., https://arxiv.org/abs/2407.01082
   """
   if 0 < config.top_k < logits_BV.shape[-1]:
     kept_BK, _ = jax.lax.top_k(logits_BV, config.top_k)
@@ -84,22 +77,11 @@ def truncate(logits_BV: Array, config: SamplingConfig) -> Array:
 def sample(
   keys_B: Array, logits_BV: Array, config: SamplingConfig
 ) -> tuple[Array, Array]:
-  """Draws a token per row.
+  """Draws a token per row, and takes its log-prob, from logits of any dtype.
 
-  A row costs one uniform number: the token is where the running sum of the
-  probabilities passes it. A Gumbel number per token and row would cost V times
-  the random bits, which on a CPU is more than a tiny decoder's step.
-
-  Args:
-    keys_B: a key per row; a row's token depends on no other row. Shape `[B]`.
-    logits_BV: before the temperature. Shape `[B, V]`.
-    config: how to choose.
-
-  Returns:
-    Tokens, int32, and their log-probs, float32, of the distribution that was
-    sampled from: tempered, truncated and renormalised. A greedy token has the
-    log-prob of the distribution it is the mode of, at temperature 1; that of
-    the choice itself would always be 0. Shape `[B]` each.
+  Log-probs are of the distribution sampled from: tempered, truncated and
+  renormalised. A greedy token has that of the distribution it is the mode of,
+  at temperature 1; the log-prob of the choice itself would always be 0.
   """
   logits_BV = logits_BV.astype(jnp.float32)
   if config.greedy:
@@ -107,11 +89,14 @@ def sample(
   elif config.temperature != 1.0:
     logits_BV = logits_BV / config.temperature
   if not config.greedy:
-    logits_BV = truncate(logits_BV, config)
+    logits_BV = _truncate(logits_BV, config)
 
   top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
   weights_BV = jnp.exp(logits_BV - top_B1)
   if not config.greedy:
+    # A row costs one uniform number: the token is where the running sum of the
+    # probabilities passes it. A Gumbel number per token would cost V times the
+    # random bits, which on a CPU is more than a tiny decoder's step.
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
     tokens_B = _invert(weights_BV, uniform_B)
   log_probs_B = jnp.take_along_axis(
@@ -121,16 +106,7 @@ def sample(
 
 
 def untempered_log_probs(logits_BV: Array, tokens_B: Array) -> Array:
-  """Takes the log-probs of tokens in the model's own distribution.
-
-  Args:
-    logits_BV: before the temperature. Shape `[B, V]`.
-    tokens_B: that were drawn, int. Shape `[B]`.
-
-  Returns:
-    log softmax(logits), at temperature 1 and with nothing excluded, float32.
-    Shape `[B]`.
-  """
+  """Takes the log-probs of tokens at temperature 1, with nothing excluded."""
   log_probs_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32), axis=-1)
   return jnp.take_along_axis(log_probs_BV, tokens_B[:, None], axis=-1)[:, 0]
 
@@ -138,17 +114,11 @@ def untempered_log_probs(logits_BV: Array, tokens_B: Array) -> Array:
 def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
   """Takes the entropy of the distribution that a token is drawn from.
 
-  Args:
-    logits_BV: before the temperature. Shape `[B, V]`.
-    config: how a token is chosen; a greedy choice has the entropy of the
-      distribution that it is the mode of, at temperature 1.
-
-  Returns:
-    H = -Σᵥ π(v) log π(v), float32. Shape `[B]`.
+  A greedy choice has that of the distribution at temperature 1.
   """
   logits_BV = logits_BV.astype(jnp.float32)
   if not config.greedy:
-    logits_BV = truncate(logits_BV / config.temperature, config)
+    logits_BV = _truncate(logits_BV / config.temperature, config)
   log_probs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
   probs_BV = jnp.exp(log_probs_BV)
   # What is excluded has -inf, and 0 * inf is NaN.
@@ -157,11 +127,9 @@ def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
 
 
 def _invert(weights_BV: Array, uniform_B: Array) -> Array:
-  """Finds the token at which the running sum of weights passes `uniform`.
-
-  In two steps, first among blocks of tokens and then inside one: a running sum
-  over a whole vocabulary is slow on every backend.
-  """
+  """Finds the token at which the running sum of weights passes `uniform`."""
+  # First among blocks of tokens, then inside one: a running sum over a whole
+  # vocabulary is slow on every backend.
   V = weights_BV.shape[-1]
   block = max(1, round(V**0.5))
   blocks = -(-V // block)

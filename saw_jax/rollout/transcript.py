@@ -9,19 +9,12 @@ import numpy as np
 
 from saw_jax.types import Array
 
-
-class Role:
-  """Who wrote a token. Masks come from roles, never from token values."""
-
-  PAD = 0  # nobody
-  PROMPT = 1  # the task
-  POLICY = 2  # sampled, its end-of-sequence token included
-  OBSERVATION = 3  # the environment, between two turns of the policy
-  GLUE = 4  # the chat template, between turns
-
-
-PAD, PROMPT, POLICY = Role.PAD, Role.PROMPT, Role.POLICY
-OBSERVATION, GLUE = Role.OBSERVATION, Role.GLUE
+# Who wrote a token. Masks come from roles, never from token values.
+PAD = 0  # nobody
+PROMPT = 1  # the task
+POLICY = 2  # sampled, its end-of-sequence token included
+OBSERVATION = 3  # the environment, between two turns of the policy
+GLUE = 4  # the chat template, between turns
 
 
 @flax.struct.dataclass
@@ -45,7 +38,7 @@ class Transcript:
   """
 
   tokens: Array  # int32 [B, S], prompts padded left, the rest right
-  roles: Array  # int8 [B, S], see Role
+  roles: Array  # int8 [B, S], see PAD to GLUE
   starts: Array  # int32 [B], the first real token
   ends: Array  # int32 [B], one past the last real token
   behave_log_probs: Array  # float32 [B, T], of the distribution sampled from
@@ -61,12 +54,12 @@ class Transcript:
   @property
   def completion_mask(self) -> Array:
     """True on the tokens that the policy chose. Shape `[B, T]`."""
-    return self.roles[..., self.prompt_size :] == Role.POLICY
+    return self.roles[..., self.prompt_size :] == POLICY
 
   @property
   def observation_mask(self) -> Array:
     """True on the tokens that the environment wrote. Shape `[B, T]`."""
-    return self.roles[..., self.prompt_size :] == Role.OBSERVATION
+    return self.roles[..., self.prompt_size :] == OBSERVATION
 
   @property
   def completion_lengths(self) -> Array:
@@ -76,7 +69,7 @@ class Transcript:
   @property
   def valid(self) -> Array:
     """True on the tokens that somebody wrote. Shape `[B, S]`."""
-    return self.roles != Role.PAD
+    return self.roles != PAD
 
   @property
   def positions(self) -> Array:
@@ -92,26 +85,12 @@ def pad_prompts(
   ids: Sequence[int] | None = None,
   size: int | None = None,
   multiple: int = 1,
-  truncate: bool = False,
-  pad_id: int = 0,
 ) -> PromptBatch:
-  """Lays prompts out in one array, in NumPy.
+  """Lays prompts of token ids out in one array, in NumPy.
 
-  Args:
-    prompts: token ids; at least one, none empty.
-    ids: a number per example that is its own wherever it turns up, int32; by
-      default its place in this batch.
-    size: of the array; by default that of the longest prompt.
-    multiple: the default size is rounded up to it, so that few sizes occur and
-      little is compiled.
-    truncate: cut prompts longer than `size` on the left in place of raising.
-    pad_id: the token put before short prompts. Nothing reads it.
-
-  Returns:
-    The batch.
-
-  Raises:
-    ValueError: there is no prompt, one is empty, or one is too long.
+  `ids` number the examples, each alike wherever it turns up; by default they
+  are places in this batch. The default `size` is that of the longest prompt,
+  rounded up to a `multiple`, so that few sizes are compiled.
   """
   if not prompts:
     raise ValueError("There is no prompt to pad.")
@@ -120,21 +99,17 @@ def pad_prompts(
     raise ValueError(f"Prompt {lengths.index(0)} is empty.")
   if size is None:
     size = -(-max(lengths) // multiple) * multiple
-  elif max(lengths) > size and not truncate:
+  elif max(lengths) > size:
     raise ValueError(
       f"Prompt {lengths.index(max(lengths))} has {max(lengths)} tokens and "
-      f"there is room for {size}; pass truncate=True to keep its last {size}."
+      f"there is room for {size}."
     )
-  tokens = np.full((len(prompts), size), pad_id, np.int32)
+  tokens = np.zeros((len(prompts), size), np.int32)
   for row, prompt in enumerate(prompts):
-    kept = list(prompt)[-size:]
-    tokens[row, size - len(kept) :] = kept
+    tokens[row, size - len(prompt) :] = prompt
+  ids = range(len(prompts)) if ids is None else ids
   return PromptBatch(
-    tokens=tokens,
-    lengths=np.minimum(lengths, size).astype(np.int32),
-    ids=np.arange(len(prompts), dtype=np.int32)
-    if ids is None
-    else np.asarray(ids, np.int32),
+    tokens, np.array(lengths, np.int32), np.asarray(ids, np.int32)
   )
 
 
@@ -146,28 +121,15 @@ def append_observations(
   before: Sequence[int] = (),
   after: Sequence[int] = (),
 ) -> Transcript:
-  """Puts what the environment said behind what the policy said, in NumPy.
+  """Appends what the environment said to what the policy said, in NumPy.
 
-  Directly behind, whatever the padding: the first token of an observation is
-  predicted from the policy's last. What comes earlier in a row is not changed,
-  so that causal attention computes the same for it.
+  Directly, whatever the padding: the first token of an observation is predicted
+  from the policy's last. What comes earlier in a row is not changed, so that
+  causal attention computes the same for it. The first `max_tokens` of an
+  observation are kept, between the chat template's tokens `before` and `after`,
+  which have the role `GLUE`. A row without an observation stays as it is.
 
-  Args:
-    transcript: of one turn; without an axis of seeds.
-    observations: token ids for each row; a row with none stays as it is.
-    max_tokens: of an observation that are kept, its first ones.
-    before: tokens of the chat template between the two.
-    after: tokens of the chat template behind the observation.
-
-  Returns:
-    The transcript, longer by as many positions as the longest addition can
-    need. The template's tokens have the role `GLUE`.
-
-  Raises:
-    ValueError: there is not one observation for each row.
-
-  References:
-    PaW, https://arxiv.org/abs/2606.02388
+  PaW, https://arxiv.org/abs/2606.02388
   """
   tokens, roles = np.array(transcript.tokens), np.array(transcript.roles)
   if len(observations) != len(tokens):

@@ -173,9 +173,11 @@ class Episodes:
       record = record.replace(
         entropies=np.asarray(
           self._measure(
-            transcript.entropies.reshape(-1, width),
-            transcript.behave_log_probs.reshape(-1, width),
-            np.asarray(transcript.completion_mask).reshape(-1, width),
+            entropies=transcript.entropies.reshape(-1, width),
+            log_probs=transcript.behave_log_probs.reshape(-1, width),
+            completion_mask=np.asarray(transcript.completion_mask).reshape(
+              -1, width
+            ),
           )
         ).reshape(steps.shape),
         pool=_observed(played),

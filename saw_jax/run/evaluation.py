@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax.reporting import statistics
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import rollouts
+from saw_jax.settings import constant
 from saw_jax.tasks.base import Component, Outcome, Task, token_limits
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ _FIRST_STEP = 2**30
 class EvaluationConfig:
   """What is evaluated, and how often."""
 
-  split: str = "test"
+  split: str = constant("test")
   num_examples: int = 128
   batch_size: int = 128  # prompts at a time
   samples: int = 4  # per prompt, in the final sampled evaluation
@@ -250,13 +250,23 @@ def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
   k = right.shape[-1]
   figures = {
     f"mean@{k}": right.mean(-1, dtype=np.float64),
-    f"pass@{k}": statistics.pass_at_k_per_problem(right),
+    f"pass@{k}": right.any(-1).astype(np.float64),
   }
   if "answers" in result:
-    figures[f"maj@{k}"] = statistics.majority_at_k_per_problem(
-      right, result["answers"][seed]
-    )
+    figures[f"maj@{k}"] = _vote(right, result["answers"][seed])
   return figures
+
+
+def _vote(right: np.ndarray, answers: np.ndarray) -> np.ndarray:
+  """Whether the most frequent answer is right; of equals the first counts.
+
+  Answers are ids, negative where there is none. Both are `[E, samples]`.
+  """
+  is_answer = answers >= 0
+  same = answers[:, :, None] == answers[:, None, :]
+  voted = np.where(is_answer, same.sum(-1), 0).argmax(-1)[:, None]
+  wins = np.take_along_axis(right & is_answer, voted, -1)
+  return wins[:, 0].astype(np.float64)
 
 
 def _answer_ids(keys: Sequence[str | None], group_size: int) -> np.ndarray:

@@ -128,7 +128,9 @@ class Appender:
     def measure(params: PyTree, batch: TrainBatch) -> Array:
       outputs = forward(params, batch)
       return world.measure(
-        outputs.entropies, outputs.log_probs, batch.completion_mask
+        entropies=outputs.entropies,
+        log_probs=outputs.log_probs,
+        completion_mask=batch.completion_mask,
       )
 
     loop = experiment.loop

@@ -1,4 +1,4 @@
-"""Names of tasks, tokenizers and checkpoints: what is made where it is asked for.
+"""What the names of tasks, tokenizers and checkpoints stand for.
 
 A task is imported when it is made, so that a run loads its own task alone.
 """

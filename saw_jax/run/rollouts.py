@@ -209,21 +209,19 @@ def make_generate(
   Returns:
     A function over arrays with a leading axis of seeds.
   """
-  make = lambda lanes: generate.make_generate(  # noqa: E731
-    decoder_config,
+  settings = generate.GenerateConfig(
     sampling=sampling,
     max_new_tokens=config.max_new_tokens,
     group_size=group_size,
     eos_ids=tokenizer.eos_ids,
     pad_id=tokenizer.pad_id,
-    lanes=lanes,
     record_entropies=record_entropies,
   )
   if lift.name == "seeded":
     # Not a vmap: the loop's condition and cache index are shared by all seeds.
-    return make(True)
+    return generate.make_generate(decoder_config, settings, lanes=True)
   return lift.wrap(
-    make(False),
+    generate.make_generate(decoder_config, settings),
     (parallel.STATE, parallel.ROWS, parallel.ROWS),
     (parallel.ROWS,),
   )

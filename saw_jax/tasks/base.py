@@ -9,6 +9,8 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, overload
 
+from saw_jax.names import nearest
+
 
 @dataclasses.dataclass(frozen=True)
 class Component:
@@ -186,24 +188,3 @@ def token_limits(task: Task) -> dict[int, int]:
     if limit < 1:
       raise ValueError(f"component {name!r} has a limit of {limit} tokens")
   return {names.index(name): limit for name, limit in limits.items()}
-
-
-def nearest(name: str, choices: Sequence[str]) -> str:
-  """Says which choices there are, the most similar one first.
-
-  Args:
-    name: what was asked for.
-    choices: what there is.
-
-  Returns:
-    The end of an error message.
-
-  >>> nearest("gdop", ["grpo", "gdpo"])
-  "did you mean 'gdpo'? Choices: gdpo, grpo"
-  """
-  import difflib
-
-  if not choices:
-    return "there are none"
-  close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
-  return f"did you mean {close[0]!r}? Choices: {', '.join(sorted(choices))}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from saw_jax import advantages, losses, names, weighting
+from saw_jax import advantages, diagnostics, losses, names, weighting
 from saw_jax.training import update as update_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.objective import Objective
@@ -14,7 +14,7 @@ from saw_jax.types import Array, PyTree
 
 def make_estimate(
   advantage: Callable[..., Array],
-  weights: weighting.Weighting | None,
+  weights: Callable[..., Array] | None,
   *,
   minima: Array,
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
@@ -43,7 +43,7 @@ def make_estimate(
     advantage_PG = names.supply(
       advantage, rewards, weight, lengths=lengths, penalties=penalties, **batch
     )
-    statistics = weighting.reward_statistics(rewards, minima=minima, **batch)
+    statistics = diagnostics.reward_statistics(rewards, minima=minima, **batch)
     return jax.lax.stop_gradient(advantage_PG), {"weight": weight, **statistics}
 
   return estimate

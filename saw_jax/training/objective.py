@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import losses, names, reductions, stale_losses, world_model
+from saw_jax import diagnostics, losses, names, reductions, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reductions import Maximum, Ratio
@@ -71,8 +71,8 @@ def make_forward(
 ) -> Forward:
   """The forward pass of a decoder over a batch, packed or not.
 
-  Log-probs are those of the distribution that was sampled from at `temperature`;
-  `chunk_size` is the number of tokens whose logits exist at one time.
+  Log-probs are those of the distribution that was sampled from, at
+  `temperature`; the logits of `chunk_size` tokens exist at one time.
   """
   model = decoder.Decoder(config)
 
@@ -221,7 +221,7 @@ def _unpack(values: Array, batch: TrainBatch) -> Array:
 def make_objective(
   forward: Forward,
   terms: Mapping[str, Term],
-  diagnostics: Sequence[DiagnosticFn] = (),
+  logs: Sequence[DiagnosticFn] = (),
 ) -> Objective:
   """Composes terms over one forward pass.
 
@@ -235,14 +235,11 @@ def make_objective(
       numerator, denominator = term.fn(outputs, batch)
       values[name] = Ratio(term.coefficient * numerator, denominator)
     beside = [t.diagnostic for t in terms.values() if t.diagnostic is not None]
-    for fn in (*diagnostics, *beside):
+    for fn in (*logs, *beside):
       logged |= fn(outputs, batch)
     return values, logged
 
   return objective
-
-
-# --- terms --------------------------------------------------------------------
 
 
 def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
@@ -250,9 +247,9 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
 
   The names of the loss's arguments say what is read of the batch: `(log_probs,
   [old_log_probs,] [behave_log_probs,] advantages, completion_mask)`. A loss
-  without the optional ones runs where neither was recorded. Where
-  `old_log_probs` were not recorded, the update is the first on its rollout, and
-  the old policy is the current one: the ratio is 1 and only its gradient matters.
+  without the optional ones runs where neither was recorded. Without recorded
+  `old_log_probs`, the update is the first on its rollout, and the old policy is
+  the current one: the ratio is 1 and only its gradient matters.
 
   `ratio_to` is what a loss is given as `old_log_probs`: "old", those of the
   policy that the update starts from, which the trainer recomputes; or "behave",
@@ -288,7 +285,7 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
     )
 
   def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
-    return losses.clip_fractions(
+    return diagnostics.clip_fractions(
       outputs.log_probs,
       recorded("old_log_probs", outputs, batch),
       batch.advantages,
@@ -363,7 +360,7 @@ def world(token_loss: world_model.TokenLoss) -> Term:
     )
 
   def shares(outputs: Outputs, batch: TrainBatch) -> Figures:
-    clipped = world_model.clipped_token_share(
+    clipped = diagnostics.clipped_token_share(
       outputs.log_probs, batch.observation_mask, rho=rho
     )
     nll = observation_likelihood(outputs, batch)
@@ -373,16 +370,13 @@ def world(token_loss: world_model.TokenLoss) -> Term:
 
 
 def likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
-  """Negative log-likelihood per completion token: the term of the warm start."""
+  """Negative log-likelihood of a completion's tokens: a warm start's term."""
   return losses.token_mean(-outputs.log_probs, batch.completion_mask)
 
 
 def observation_likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
-  """Negative log-likelihood per token of what the environment said."""
+  """Negative log-likelihood of an observation's tokens."""
   return losses.token_mean(-outputs.log_probs, batch.observation_mask)
-
-
-# --- diagnostics ---------------------------------------------------------------
 
 
 def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
@@ -392,8 +386,8 @@ def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
 
 
 def balance(outputs: Outputs, batch: TrainBatch) -> Figures:
-  """How good and bad responses weigh, see `stale_losses.balance`."""
-  return stale_losses.balance(
+  """How good and bad responses weigh, see `diagnostics.balance`."""
+  return diagnostics.balance(
     outputs.log_probs, batch.advantages, batch.completion_mask
   )
 
@@ -401,10 +395,9 @@ def balance(outputs: Outputs, batch: TrainBatch) -> Figures:
 def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> Figures:
   """How far the trainer's log-probs are from the sampler's.
 
-  `sampler_mismatch` is the mean absolute difference: on the first update after a
-  rollout the two are the same distribution, so anything beyond rounding is a
-  defect of one of them. `behave_kl` is KL(sampler, policy) by k3: how far the
-  policy has moved since the rollout.
+  `sampler_mismatch` is the mean absolute difference: on the first update after
+  a rollout anything beyond rounding is a defect of one of them. `behave_kl` is
+  KL(sampler, policy) by k3: how far the policy has moved since.
   """
   behave, mask = batch.behave_log_probs, batch.completion_mask
   if behave is None:

@@ -53,7 +53,7 @@ class WorldModel(NamedTuple):
   """
 
   token_loss: Callable  # of the objective; not read here
-  measure: Callable  # entropies, log_probs, completion_mask [B, T] -> [B]
+  measure: Callable  # entropies=, log_probs=, completion_mask= [B, T] -> [B]
   select: Callable  # key, entropies, pool [B], axis_name -> [B]
   coefficients: Callable  # returns, scored [P, G], max_return -> [P]
   aggregate: Callable  # selected, coefficients, groups, rows, axis_name

@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.rollout.transcript import Role
 
 CONFIG = config_lib.DecoderConfig(
   vocab_size=19,
@@ -30,6 +28,7 @@ PROMPTS = ([3, 1, 4], [1, 5, 9, 2, 6], [5], [3, 5, 8, 9])
 IDS = (31, 7, 23, 5)
 T, G = 11, 3
 EOS = (2, 11)
+GREEDY = SamplingConfig(greedy=True)
 
 
 @functools.cache
@@ -40,14 +39,11 @@ def params_of(seed=0):
 
 
 @functools.cache
-def make(**changes):
-  settings = {
-    "sampling": SamplingConfig(),
-    "max_new_tokens": T,
-    "group_size": G,
-    "eos_ids": EOS,
-  } | changes
-  return generate.make_generate(settings.pop("config", CONFIG), **settings)
+def make(config=CONFIG, lanes=False, **changes):
+  settings = {"max_new_tokens": T, "group_size": G, "eos_ids": EOS} | changes
+  return generate.make_generate(
+    config, generate.GenerateConfig(**settings), lanes=lanes
+  )
 
 
 def prompts_of(order=(0, 1, 2, 3), **settings):
@@ -67,359 +63,320 @@ def run(prompts=None, params=None, step=0, **changes):
   return make(**changes)(params, prompts, keys)
 
 
-class RowKeysTest(chex.TestCase):
-  def test_a_key_is_folded_from_step_example_and_sample(self):
-    keys = generate.row_keys(jax.random.key(3), 5, jnp.array([7, 2]), 3)
-    self.assertEqual(keys.shape, (6,))
-    expected = jax.random.key(3)
-    for number in (5, 2, 1):
-      expected = jax.random.fold_in(expected, number)
-    np.testing.assert_array_equal(
-      jax.random.key_data(keys[4]), jax.random.key_data(expected)
-    )
-
-  def test_all_rows_of_all_steps_have_keys_of_their_own(self):
-    keys = [
-      jax.random.key_data(
-        generate.row_keys(jax.random.key(3), step, jnp.arange(5), 4)
-      )
-      for step in range(3)
-    ]
-    self.assertLen(set(map(tuple, np.concatenate(keys).tolist())), 60)
-
-
-class GenerateTest(chex.TestCase):
-  def test_the_rows_end_at_different_times_in_these_tests(self):
-    lengths = np.asarray(run().completion_lengths)
-    self.assertIn(T, lengths)
-    self.assertGreater(len(set(lengths)), 3)
-
-  def test_prompts_come_first_and_are_padded_on_the_left(self):
-    record = run()
-    prompts = prompts_of()
-    self.assertEqual(record.prompt_size, 5)
-    chex.assert_shape(
-      (record.tokens, record.roles, record.behave_log_probs),
-      ((12, 16), (12, 16), (12, 11)),
-    )
-    np.testing.assert_array_equal(
-      record.tokens[:, :5], np.repeat(prompts.tokens, G, axis=0)
-    )
-    np.testing.assert_array_equal(record.group_ids, np.repeat(range(4), G))
-    np.testing.assert_array_equal(record.starts, np.repeat([2, 0, 4, 1], G))
-    for row, start in enumerate(np.asarray(record.starts)):
-      np.testing.assert_array_equal(record.roles[row, :start], Role.PAD)
-      np.testing.assert_array_equal(record.roles[row, start:5], Role.PROMPT)
-
-  @parameterized.parameters(2, 11, 17)
-  @pytest.mark.slow
-  def test_a_row_ends_with_its_first_eos_whatever_the_padding_is(self, pad_id):
-    record = run(pad_id=pad_id)
-    seen = set()
-    for row in range(12):
-      completion = np.asarray(record.tokens[row, 5:]).tolist()
-      roles = np.asarray(record.roles[row, 5:])
-      length = int(record.completion_lengths[row])
-      chosen, rest = completion[:length], completion[length:]
-      self.assertEqual(record.ends[row], 5 + length)
-      np.testing.assert_array_equal(roles[:length], Role.POLICY)
-      np.testing.assert_array_equal(roles[length:], Role.PAD)
-      self.assertEqual(rest, [pad_id] * len(rest))
-      np.testing.assert_array_equal(record.behave_log_probs[row, length:], 0)
-      self.assertTrue((record.behave_log_probs[row, :length] < 0).all())
-      self.assertNoCommonElements(chosen[:-1], EOS)
-      if length < T:
-        self.assertIn(chosen[-1], EOS)
-        seen.add(chosen[-1])
-    self.assertEqual(seen, set(EOS))  # both have ended some row
-
-  def test_the_padding_token_changes_no_choice(self):
-    a, b = run(pad_id=0), run(pad_id=17)
-    np.testing.assert_array_equal(a.roles, b.roles)
-    np.testing.assert_array_equal(a.behave_log_probs, b.behave_log_probs)
-
-  def test_a_sampled_padding_token_belongs_to_the_policy(self):
-    record = run(eos_ids=(), pad_id=17)
-    sampled = np.asarray(record.tokens[:, 5:]) == 17
-    self.assertTrue(sampled.any())
-    np.testing.assert_array_equal(record.roles[:, 5:][sampled], Role.POLICY)
-    np.testing.assert_array_equal(record.completion_lengths, T)
-
-  @parameterized.parameters(
-    SamplingConfig(temperature=0.7),
-    SamplingConfig(temperature=1.3),
-    SamplingConfig(greedy=True),
+def logits_of(record):
+  """By the whole decoder, of each token of the completions."""
+  hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
+    {"params": params_of()}, record.tokens, record.positions, record.valid
   )
-  def test_log_probs_equal_those_of_teacher_forcing(self, sampling):
-    record = run(sampling=sampling)
+  return (hidden @ decoder.head_kernel(params_of(), CONFIG))[
+    :, record.prompt_size - 1 : -1
+  ]
 
-    @jax.jit
-    def recompute(params):
-      hidden, _ = decoder.Decoder(CONFIG).apply(
-        {"params": params}, record.tokens, record.positions, record.valid
-      )
-      values, _ = log_probs.chunked_log_probs(
-        hidden[:, record.prompt_size - 1 : -1],
-        decoder.head_kernel(params, CONFIG),
-        record.tokens[:, record.prompt_size :],
-        temperature=1.0 if sampling.greedy else sampling.temperature,
-        chunk_size=24,
-      )
-      return jnp.where(record.completion_mask, values, 0.0)
 
-    np.testing.assert_allclose(
-      record.behave_log_probs, recompute(params_of()), atol=1e-5
-    )
+def test_a_key_is_folded_from_step_example_and_sample():
+  keys = generate.row_keys(jax.random.key(3), 5, jnp.array([7, 2]), 3)
+  expected = jax.random.key(3)
+  for number in (5, 2, 1):
+    expected = jax.random.fold_in(expected, number)
+  assert keys.shape == (6,)
+  assert (jax.random.key_data(keys[4]) == jax.random.key_data(expected)).all()
 
-  def test_the_key_of_a_token_is_folded_from_its_row_and_its_time(self):
-    record, config = run(eos_ids=()), SamplingConfig()
-    hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
-      {"params": params_of()}, record.tokens, record.positions, record.valid
-    )
-    logits = hidden @ decoder.head_kernel(params_of(), CONFIG)
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    for t in (0, 1, T - 1):
-      keys = fold(keys_of(prompts_of()), t)
-      tokens, _ = sampling_lib.sample(keys, logits[:, 4 + t], config)
-      np.testing.assert_array_equal(tokens, record.tokens[:, 5 + t])
 
-  @parameterized.parameters(
-    SamplingConfig(temperature=0.7), SamplingConfig(greedy=True)
+def test_all_rows_of_all_steps_have_keys_of_their_own():
+  keys = [
+    generate.row_keys(jax.random.key(3), step, jnp.arange(5), 4)
+    for step in range(3)
+  ]
+  data = np.concatenate([jax.random.key_data(part) for part in keys])
+  assert len(set(map(tuple, data.tolist()))) == 60
+
+
+def test_the_rows_end_at_different_times_in_these_tests():
+  lengths = np.asarray(run().completion_lengths)
+  assert T in lengths
+  assert len(set(lengths)) > 3
+
+
+def test_prompts_come_first_and_are_padded_on_the_left():
+  record = run()
+  assert record.prompt_size == 5
+  chex.assert_shape(
+    (record.tokens, record.roles, record.behave_log_probs),
+    ((12, 16), (12, 16), (12, 11)),
   )
-  @pytest.mark.slow
-  def test_entropies_are_those_of_what_was_sampled_from(self, sampling):
-    record = run(sampling=sampling, record_entropies=True)
-    np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
-    self.assertIsNone(run(sampling=sampling).entropies)
-    hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
-      {"params": params_of()}, record.tokens, record.positions, record.valid
-    )
-    logits = hidden @ decoder.head_kernel(params_of(), CONFIG)
-    if not sampling.greedy:
-      logits = logits / sampling.temperature
-    _, entropies = log_probs.log_probs_of(logits[:, 4:-1], record.tokens[:, 5:])
-    mask = np.asarray(record.completion_mask)
-    np.testing.assert_allclose(
-      np.where(mask, record.entropies, 0),
-      np.where(mask, entropies, 0),
-      atol=1e-5,
-    )
-    np.testing.assert_array_equal(np.asarray(record.entropies)[~mask], 0)
+  np.testing.assert_array_equal(
+    record.tokens[:, :5], np.repeat(prompts_of().tokens, G, axis=0)
+  )
+  np.testing.assert_array_equal(record.group_ids, np.repeat(range(4), G))
+  np.testing.assert_array_equal(record.starts, np.repeat([2, 0, 4, 1], G))
+  for row, start in enumerate(np.asarray(record.starts)):
+    np.testing.assert_array_equal(record.roles[row, :start], transcript.PAD)
+    np.testing.assert_array_equal(record.roles[row, start:5], transcript.PROMPT)
 
-  @parameterized.parameters(
+
+@pytest.mark.parametrize("pad_id", [2, 11, 17])
+@pytest.mark.slow
+def test_a_row_ends_with_its_first_eos_whatever_the_padding_is(pad_id):
+  record = run(pad_id=pad_id)
+  seen = set()
+  for row in range(12):
+    completion = np.asarray(record.tokens[row, 5:]).tolist()
+    roles = np.asarray(record.roles[row, 5:])
+    length = int(record.completion_lengths[row])
+    chosen, rest = completion[:length], completion[length:]
+    assert record.ends[row] == 5 + length
+    np.testing.assert_array_equal(roles[:length], transcript.POLICY)
+    np.testing.assert_array_equal(roles[length:], transcript.PAD)
+    assert rest == [pad_id] * len(rest)
+    np.testing.assert_array_equal(record.behave_log_probs[row, length:], 0)
+    assert (record.behave_log_probs[row, :length] < 0).all()
+    assert not set(chosen[:-1]) & set(EOS)
+    if length < T:
+      seen.add(chosen[-1])
+  assert seen == set(EOS)  # both have ended some row
+
+
+def test_the_padding_token_changes_no_choice():
+  a, b = run(pad_id=0), run(pad_id=17)
+  np.testing.assert_array_equal(a.roles, b.roles)
+  np.testing.assert_array_equal(a.behave_log_probs, b.behave_log_probs)
+
+
+def test_a_sampled_padding_token_belongs_to_the_policy():
+  record = run(eos_ids=(), pad_id=17)
+  sampled = np.asarray(record.tokens[:, 5:]) == 17
+  assert sampled.any()
+  assert (record.roles[:, 5:][sampled] == transcript.POLICY).all()
+  np.testing.assert_array_equal(record.completion_lengths, T)
+
+
+@pytest.mark.parametrize(
+  "sampling",
+  [SamplingConfig(temperature=0.7), SamplingConfig(temperature=1.3), GREEDY],
+)
+def test_log_probs_equal_those_of_teacher_forcing(sampling):
+  record = run(sampling=sampling)
+
+  @jax.jit
+  def recompute(params):
+    hidden, _ = decoder.Decoder(CONFIG).apply(
+      {"params": params}, record.tokens, record.positions, record.valid
+    )
+    values, _ = log_probs.chunked_log_probs(
+      hidden[:, record.prompt_size - 1 : -1],
+      decoder.head_kernel(params, CONFIG),
+      record.tokens[:, record.prompt_size :],
+      temperature=1.0 if sampling.greedy else sampling.temperature,
+      chunk_size=24,
+    )
+    return jnp.where(record.completion_mask, values, 0.0)
+
+  np.testing.assert_allclose(
+    record.behave_log_probs, recompute(params_of()), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("sampled", [None, [1, 0, 0, 2]])
+def test_the_key_of_a_token_is_folded_from_its_row_and_its_time(sampled):
+  prompts = prompts_of()
+  if sampled is not None:  # The prompts end with tokens that had keys before.
+    prompts = prompts.replace(sampled=np.array(sampled, np.int32))
+  record = run(prompts, eos_ids=())
+  logits = logits_of(record)
+  for t in (0, 1, T - 1):
+    times = t + np.repeat(sampled or [0] * 4, G)
+    keys = jax.vmap(jax.random.fold_in)(keys_of(prompts), times)
+    tokens, _ = sampling_lib.sample(keys, logits[:, t], SamplingConfig())
+    np.testing.assert_array_equal(tokens, record.tokens[:, 5 + t])
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.7), GREEDY])
+@pytest.mark.slow
+def test_entropies_are_those_of_what_was_sampled_from(sampling):
+  record = run(sampling=sampling, record_entropies=True)
+  np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
+  assert run(sampling=sampling).entropies is None
+  logits = logits_of(record)
+  if not sampling.greedy:
+    logits = logits / sampling.temperature
+  _, entropies = log_probs.log_probs_of(logits, record.tokens[:, 5:])
+  np.testing.assert_allclose(
+    record.entropies, np.where(record.completion_mask, entropies, 0), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "sampling",
+  [
     SamplingConfig(temperature=0.7, top_k=6),
     SamplingConfig(temperature=1.3, top_p=0.8),
     SamplingConfig(temperature=1.3, min_p=0.1),
+  ],
+)
+@pytest.mark.slow
+def test_log_probs_are_of_what_was_sampled_from_and_of_the_model(sampling):
+  record = run(sampling=sampling, record_untempered=True)
+  np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
+  assert run(sampling=sampling).untempered_log_probs is None
+  logits = np.asarray(logits_of(record))
+  mask = np.asarray(record.completion_mask)
+  left_out = 0
+  for row, t in zip(*np.nonzero(mask), strict=True):
+    line = logits[row, t].astype(np.float64)
+    token = int(record.tokens[row, 5 + t])
+    own = np.exp(line) / np.exp(line).sum()
+    np.testing.assert_allclose(
+      record.untempered_log_probs[row, t], np.log(own[token]), atol=1e-4
+    )
+    # The distribution by hand: sharpen, sort, cut, divide by what is left.
+    probs = own ** (1 / sampling.temperature)
+    probs /= probs.sum()
+    order = np.argsort(-probs)
+    kept = order[: sampling.top_k or None]
+    before = np.cumsum(probs[order]) - probs[order]
+    kept = [x for x in kept if before[list(order).index(x)] < sampling.top_p]
+    kept = [x for x in kept if probs[x] >= sampling.min_p * probs.max()]
+    assert token in kept
+    left_out += len(probs) - len(kept)
+    np.testing.assert_allclose(
+      record.behave_log_probs[row, t],
+      np.log(probs[token] / probs[kept].sum()),
+      atol=1e-4,
+    )
+  assert left_out > 0
+  np.testing.assert_array_equal(record.untempered_log_probs[~mask], 0)
+
+
+def test_greedy_takes_the_likeliest_token_at_each_step():
+  record, again = run(sampling=GREEDY), run(sampling=GREEDY, step=1)
+  np.testing.assert_array_equal(record.tokens, again.tokens)
+  best = np.asarray(logits_of(record).argmax(-1))
+  mask = np.asarray(record.completion_mask)
+  np.testing.assert_array_equal(record.tokens[:, 5:][mask], best[mask])
+
+
+def test_one_key_gives_one_result_to_the_last_bit():
+  chex.assert_trees_all_equal(run(), run())
+  assert not np.array_equal(run().tokens, run(step=1).tokens)
+  completions = np.asarray(run().tokens[:3, 5:]).tolist()
+  assert len(set(map(tuple, completions))) == 3  # of one prompt
+
+
+@pytest.mark.slow
+def test_a_row_depends_on_no_other_row_and_on_no_padding():
+  expected = run()
+  for order, size in (((3, 1, 0, 2), None), ((2,), None), ((0, 2), 8)):
+    record = run(prompts_of(order, size=size))
+    for place, i in enumerate(order):
+      ours = slice(G * place, G * (place + 1))
+      theirs = slice(G * i, G * (i + 1))
+      np.testing.assert_array_equal(
+        record.tokens[ours, record.prompt_size :], expected.tokens[theirs, 5:]
+      )
+      np.testing.assert_allclose(
+        record.behave_log_probs[ours],
+        expected.behave_log_probs[theirs],
+        atol=1e-5,
+      )
+
+
+def test_a_larger_group_begins_with_the_smaller_one():
+  small, large = run(), run(group_size=5)
+  np.testing.assert_array_equal(
+    large.tokens.reshape(4, 5, -1)[:, :G], small.tokens.reshape(4, G, -1)
   )
-  @pytest.mark.slow
-  def test_log_probs_are_of_what_was_sampled_from_and_of_the_model(
-    self, sampling
-  ):
-    record = run(sampling=sampling, record_untempered=True)
-    np.testing.assert_array_equal(record.tokens, run(sampling=sampling).tokens)
-    self.assertIsNone(run(sampling=sampling).untempered_log_probs)
-    hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
-      {"params": params_of()}, record.tokens, record.positions, record.valid
-    )
-    logits = np.asarray(hidden @ decoder.head_kernel(params_of(), CONFIG))
-    mask = np.asarray(record.completion_mask)
-    left_out = 0
-    for row, t in zip(*np.nonzero(mask), strict=True):
-      line = logits[row, 4 + t].astype(np.float64)
-      token = int(record.tokens[row, 5 + t])
-      own = np.exp(line) / np.exp(line).sum()
-      np.testing.assert_allclose(
-        record.untempered_log_probs[row, t], np.log(own[token]), atol=1e-4
-      )
-      # The distribution by hand: sharpen, sort, cut, divide by what is left.
-      probs = own ** (1 / sampling.temperature)
-      probs /= probs.sum()
-      order = np.argsort(-probs)
-      kept = order[: sampling.top_k or None]
-      before = np.cumsum(probs[order]) - probs[order]
-      kept = [x for x in kept if before[list(order).index(x)] < sampling.top_p]
-      kept = [x for x in kept if probs[x] >= sampling.min_p * probs.max()]
-      self.assertIn(token, kept)
-      left_out += len(probs) - len(kept)
-      np.testing.assert_allclose(
-        record.behave_log_probs[row, t],
-        np.log(probs[token] / probs[kept].sum()),
-        atol=1e-4,
-      )
-    self.assertGreater(left_out, 0)
-    np.testing.assert_array_equal(record.untempered_log_probs[~mask], 0)
-
-  def test_greedy_takes_the_likeliest_token_at_each_step(self):
-    sampling = SamplingConfig(greedy=True)
-    record = run(sampling=sampling)
-    again = run(sampling=sampling, step=1)
-    np.testing.assert_array_equal(record.tokens, again.tokens)
-    hidden, _ = decoder.Decoder(CONFIG).apply(
-      {"params": params_of()}, record.tokens, record.positions, record.valid
-    )
-    best = (hidden @ decoder.head_kernel(params_of(), CONFIG)).argmax(-1)
-    mask = np.asarray(record.completion_mask)
-    np.testing.assert_array_equal(
-      np.asarray(record.tokens[:, 5:])[mask], np.asarray(best[:, 4:-1])[mask]
-    )
-
-  def test_one_key_gives_one_result_to_the_last_bit(self):
-    chex.assert_trees_all_equal(run(), run())
-    self.assertFalse(np.array_equal(run().tokens, run(step=1).tokens))
-
-  def test_samples_of_one_prompt_differ(self):
-    completions = np.asarray(run().tokens[:3, 5:]).tolist()
-    self.assertLen(set(map(tuple, completions)), 3)
-
-  @pytest.mark.slow
-  def test_a_row_depends_on_no_other_row_and_on_no_padding(self):
-    expected = run()
-    for order, settings in (
-      ((3, 1, 0, 2), {}),
-      ((2,), {}),
-      ((0, 2), {"size": 8}),
-    ):
-      record = run(prompts_of(order, **settings))
-      size = record.prompt_size
-      for place, i in enumerate(order):
-        ours = slice(G * place, G * (place + 1))
-        theirs = slice(G * i, G * (i + 1))
-        np.testing.assert_array_equal(
-          record.tokens[ours, size:], expected.tokens[theirs, 5:]
-        )
-        np.testing.assert_allclose(
-          record.behave_log_probs[ours],
-          expected.behave_log_probs[theirs],
-          atol=1e-5,
-        )
-
-  def test_a_larger_group_begins_with_the_smaller_one(self):
-    small, large = run(), run(group_size=5)
-    np.testing.assert_array_equal(
-      large.tokens.reshape(4, 5, -1)[:, :G], small.tokens.reshape(4, G, -1)
-    )
-
-  @pytest.mark.slow
-  def test_a_longer_limit_begins_with_the_shorter_run(self):
-    # Long enough for the cache to grow on the way.
-    long = run(max_new_tokens=130, eos_ids=())
-    self.assertGreater(len(generate._stages(5, 130)), 1)
-    short = run(eos_ids=())
-    np.testing.assert_array_equal(long.tokens[:, :16], short.tokens)
-    hidden, _ = decoder.Decoder(CONFIG).apply(
-      {"params": params_of()}, long.tokens, long.positions, long.valid
-    )
-    values, _ = log_probs.chunked_log_probs(
-      hidden[:, 4:-1],
-      decoder.head_kernel(params_of(), CONFIG),
-      long.tokens[:, 5:],
-    )
-    np.testing.assert_allclose(long.behave_log_probs, values, atol=2e-5)
-
-  def test_scanned_parameters_sample_the_same(self):
-    scanned = dataclasses.replace(CONFIG, scan_layers=True, remat="full")
-    record = run(params=decoder.stack_layers(params_of()), config=scanned)
-    chex.assert_trees_all_close(record, run(), atol=1e-6)
-
-  def test_no_new_tokens_are_legal(self):
-    record = run(max_new_tokens=0)
-    chex.assert_shape(record.tokens, (12, 5))
-    chex.assert_shape(
-      (record.behave_log_probs, record.completion_mask), (12, 0)
-    )
-    np.testing.assert_array_equal(record.completion_lengths, 0)
-    np.testing.assert_array_equal(record.ends, 5)
-
-  def test_one_new_token_is_the_first_of_many(self):
-    np.testing.assert_array_equal(
-      run(max_new_tokens=1).tokens, run().tokens[:, :6]
-    )
-
-  @pytest.mark.slow
-  def test_a_completion_may_be_its_end_alone(self):
-    record = run(eos_ids=tuple(range(19)))
-    np.testing.assert_array_equal(record.completion_lengths, 1)
-    np.testing.assert_array_equal(
-      record.completion_mask.sum(0), [12] + [0] * (T - 1)
-    )
-
-  def test_arguments_that_cannot_be_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "max_new_tokens"):
-      run(max_new_tokens=-1)
-    prompts = prompts_of()
-    with self.assertRaisesRegex(ValueError, "group_size"):
-      make(group_size=0)(params_of(), prompts, keys_of(prompts))
 
 
-class LanesTest(chex.TestCase):
-  @parameterized.parameters(T, 0)
-  @pytest.mark.slow
-  def test_each_lane_equals_its_run_alone(self, max_new_tokens):
-    lanes = []
-    for seed, order in enumerate(((0, 1), (2, 3), (1, 3))):
-      prompts = prompts_of(order, size=5)
-      lanes.append((params_of(seed), prompts, keys_of(prompts, seed=seed)))
-    together = make(lanes=True, max_new_tokens=max_new_tokens)(
-      *jax.tree.map(lambda *xs: jnp.stack(xs), *lanes)
-    )
-    alone = [make(max_new_tokens=max_new_tokens)(*lane) for lane in lanes]
-    chex.assert_trees_all_close(
-      together, jax.tree.map(lambda *xs: jnp.stack(xs), *alone), atol=1e-5
-    )
-    self.assertEqual(together.tokens.shape, (3, 2 * G, 5 + max_new_tokens))
-    self.assertEqual(together.positions.shape, together.tokens.shape)
-
-  def test_scanned_lanes_are_unstacked_by_lane(self):
-    scanned = dataclasses.replace(CONFIG, scan_layers=True)
-    prompts = prompts_of()
-    params = params_of()
-    lane = (decoder.stack_layers(params), prompts, keys_of(prompts))
-    record = make(lanes=True, config=scanned)(
-      *jax.tree.map(lambda x: jnp.stack([x, x]), lane)
-    )
-    np.testing.assert_array_equal(record.tokens[1], run().tokens)
-
-  def test_lanes_write_to_the_cache_as_one_run_does(self):
-    prompts = prompts_of()
-    lane = (params_of(), prompts, keys_of(prompts))
-    lanes = jax.tree.map(lambda x: jnp.stack([x, x]), lane)
-    one = make().lower(*lane).compile().as_text()
-    two = make(lanes=True).lower(*lanes).compile().as_text()
-    # An index that differs between lanes would make each write a scatter.
-    self.assertNotIn(" scatter(", two)
-    self.assertEqual(
-      two.count(" dynamic-update-slice("), one.count(" dynamic-update-slice(")
-    )
+@pytest.mark.slow
+def test_a_longer_limit_begins_with_the_shorter_run():
+  # Long enough for the cache to grow on the way.
+  long = run(max_new_tokens=130, eos_ids=())
+  assert len(generate._stages(5, 130)) > 1
+  short = run(eos_ids=())
+  np.testing.assert_array_equal(long.tokens[:, :16], short.tokens)
+  values, _ = log_probs.log_probs_of(logits_of(long), long.tokens[:, 5:])
+  np.testing.assert_allclose(long.behave_log_probs, values, atol=2e-5)
 
 
-class CompilationTest(chex.TestCase):
-  def test_a_size_of_prompts_is_compiled_once(self):
-    chex.clear_trace_counter()
+def test_scanned_parameters_sample_the_same():
+  scanned = dataclasses.replace(CONFIG, scan_layers=True, remat="full")
+  record = run(params=decoder.stack_layers(params_of()), config=scanned)
+  chex.assert_trees_all_close(record, run(), atol=1e-6)
 
-    @jax.jit
-    @chex.assert_max_traces(n=2)
-    def once(params, prompts, keys):
-      return generate.generate(
-        CONFIG,
-        params,
-        prompts,
-        keys,
-        sampling=SamplingConfig(),
-        max_new_tokens=3,
-        group_size=G,
-        eos_ids=EOS,
-      )
 
-    for step in range(3):
-      for size in (8, 16):
-        for order in ((0, 1), (2, 3)):
-          prompts = prompts_of(order, size=size)
-          once(params_of(), prompts, keys_of(prompts, step))
+def test_few_new_tokens_are_legal():
+  record = run(max_new_tokens=0, record_entropies=True)
+  chex.assert_shape(record.tokens, (12, 5))
+  chex.assert_shape(
+    (record.behave_log_probs, record.entropies, record.completion_mask),
+    (12, 0),
+  )
+  np.testing.assert_array_equal(record.completion_lengths, 0)
+  np.testing.assert_array_equal(record.ends, 5)
+  one = run(max_new_tokens=1)
+  np.testing.assert_array_equal(one.tokens, run().tokens[:, :6])
 
-  def test_the_made_function_keeps_a_program_per_size(self):
-    fn = make(max_new_tokens=2)
-    for step in range(2):
-      for size in (6, 7):
-        prompts = prompts_of((0, 2), size=size)
+
+@pytest.mark.slow
+def test_a_completion_may_be_its_end_alone():
+  record = run(eos_ids=tuple(range(19)))
+  np.testing.assert_array_equal(record.completion_lengths, 1)
+  np.testing.assert_array_equal(
+    record.completion_mask.sum(0), [12] + [0] * (T - 1)
+  )
+
+
+@pytest.mark.parametrize("change", [{"max_new_tokens": -1}, {"group_size": 0}])
+def test_arguments_that_cannot_be_are_refused(change):
+  with pytest.raises(ValueError, match=next(iter(change))):
+    make(**change)
+
+
+@pytest.mark.parametrize("max_new_tokens", [T, 0])
+@pytest.mark.slow
+def test_each_lane_equals_its_run_alone(max_new_tokens):
+  lanes = []
+  for seed, order in enumerate(((0, 1), (2, 3), (1, 3))):
+    prompts = prompts_of(order, size=5)
+    lanes.append((params_of(seed), prompts, keys_of(prompts, seed=seed)))
+  together = make(lanes=True, max_new_tokens=max_new_tokens)(
+    *jax.tree.map(lambda *xs: jnp.stack(xs), *lanes)
+  )
+  alone = [make(max_new_tokens=max_new_tokens)(*lane) for lane in lanes]
+  chex.assert_trees_all_close(
+    together, jax.tree.map(lambda *xs: jnp.stack(xs), *alone), atol=1e-5
+  )
+  assert together.tokens.shape == (3, 2 * G, 5 + max_new_tokens)
+  assert together.positions.shape == together.tokens.shape
+
+
+def test_scanned_lanes_are_unstacked_by_lane():
+  scanned = dataclasses.replace(CONFIG, scan_layers=True)
+  prompts = prompts_of()
+  lane = (decoder.stack_layers(params_of()), prompts, keys_of(prompts))
+  record = make(lanes=True, config=scanned)(
+    *jax.tree.map(lambda x: jnp.stack([x, x]), lane)
+  )
+  np.testing.assert_array_equal(record.tokens[1], run().tokens)
+
+
+def test_lanes_write_to_the_cache_as_one_run_does():
+  prompts = prompts_of()
+  lane = (params_of(), prompts, keys_of(prompts))
+  lanes = jax.tree.map(lambda x: jnp.stack([x, x]), lane)
+  one = make().lower(*lane).compile().as_text()
+  two = make(lanes=True).lower(*lanes).compile().as_text()
+  # An index that differs between lanes would make each write a scatter.
+  assert " scatter(" not in two
+  write = " dynamic-update-slice("
+  assert two.count(write) == one.count(write)
+
+
+def test_a_size_of_prompts_is_compiled_once():
+  fn = make(max_new_tokens=2)
+  for step in range(2):
+    for size in (6, 7):
+      for order in ((0, 2), (2, 3)):
+        prompts = prompts_of(order, size=size)
         fn(params_of(), prompts, keys_of(prompts, step))
-    self.assertEqual(fn._cache_size(), 2)
+  assert fn._cache_size() == 2

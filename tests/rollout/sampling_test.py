@@ -2,12 +2,10 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 from saw_jax.rollout import sampling
 from saw_jax.rollout.sampling import SamplingConfig
@@ -31,9 +29,9 @@ def many(config, logits, count=20_000):
   return draw(keys, jnp.tile(logits, (count, 1)), config)
 
 
-def kept_by_hand(logits, top_k=0, top_p=1.0, min_p=0.0):
+def kept_by_hand(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
   """The renormalised probabilities, a token at a time."""
-  logits = np.asarray(logits, np.float64)
+  logits = np.asarray(logits, np.float64) / temperature
   order = np.argsort(-logits)
   if top_k:
     order = order[:top_k]
@@ -49,99 +47,103 @@ def kept_by_hand(logits, top_k=0, top_p=1.0, min_p=0.0):
   return result
 
 
-class SampleTest(chex.TestCase):
-  @parameterized.parameters(
-    ({}, {}),
-    ({"temperature": 0.6}, {}),
-    ({"top_k": 5}, {"top_k": 5}),
-    ({"top_p": 0.7}, {"top_p": 0.7}),
-    (
-      {"temperature": 1.4, "top_k": 9, "top_p": 0.8},
-      {"top_k": 9, "top_p": 0.8},
-    ),
-    ({"min_p": 0.2}, {"min_p": 0.2}),
-    (
-      {"temperature": 2.0, "top_k": 12, "top_p": 0.9, "min_p": 0.15},
-      {"top_k": 12, "top_p": 0.9, "min_p": 0.15},
-    ),
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"temperature": 0.6},
+    {"top_k": 5},
+    {"top_p": 0.7},
+    {"temperature": 1.4, "top_k": 9, "top_p": 0.8},
+    {"min_p": 0.2},
+    {"temperature": 2.0, "top_k": 12, "top_p": 0.9, "min_p": 0.15},
+  ],
+)
+def test_frequencies_agree_with_the_distribution(changes):
+  config = SamplingConfig(**changes)
+  logits = logits_of(1)
+  tokens, log_probs = many(config, logits)
+  probs = kept_by_hand(logits[0], **changes)
+  counts = np.bincount(tokens, minlength=V)
+  np.testing.assert_array_equal(counts[probs == 0], 0)
+  expected = len(tokens) * probs[probs > 0]
+  statistic = ((counts[probs > 0] - expected) ** 2 / expected).sum()
+  freedom = len(expected) - 1
+  # Mean `freedom`, variance twice that: four deviations.
+  assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+  # And the log-probs are those of this distribution, renormalised.
+  np.testing.assert_allclose(log_probs, np.log(probs[tokens]), atol=2e-5)
+
+
+def test_a_vocabulary_of_any_size_is_covered():
+  for size in (1, 2, 3, 5, 12, 17):
+    keys = jax.random.split(jax.random.key(1), 600)
+    tokens, log_probs = draw(keys, jnp.zeros((600, size)), SamplingConfig())
+    assert set(np.asarray(tokens)) == set(range(size))
+    np.testing.assert_allclose(log_probs, -np.log(size), atol=1e-6)
+
+
+def test_impossible_tokens_are_never_drawn():
+  possible = np.array([3, 4, 11, 22])
+  logits = jnp.full((1, V), -jnp.inf).at[0, possible].set(0.0)
+  tokens, log_probs = many(SamplingConfig(), logits)
+  assert set(np.asarray(tokens)) == set(possible)
+  np.testing.assert_allclose(log_probs, -np.log(4), atol=1e-6)
+
+
+def test_the_ends_of_the_uniform_number_give_possible_tokens():
+  weights = np.zeros((2, V), np.float32)
+  weights[:, [4, 9, 17]] = 0.1, 1.0, 0.3
+  tokens = sampling._invert(
+    jnp.asarray(weights), jnp.array([0.0, 1 - 2.0**-24], jnp.float32)
   )
-  def test_frequencies_agree_with_the_distribution(self, changes, kept):
-    config = SamplingConfig(**changes)
-    logits = logits_of(1)
-    tokens, log_probs = many(config, logits)
-    probs = kept_by_hand(logits[0] / config.temperature, **kept)
-    counts = np.bincount(tokens, minlength=V)
-    np.testing.assert_array_equal(counts[probs == 0], 0)
-    expected = len(tokens) * probs[probs > 0]
-    statistic = ((counts[probs > 0] - expected) ** 2 / expected).sum()
-    freedom = len(expected) - 1
-    # Mean `freedom`, variance twice that: four deviations.
-    self.assertLess(statistic, freedom + 4 * (2 * freedom) ** 0.5)
-    # And the log-probs are those of this distribution, renormalised.
-    np.testing.assert_allclose(log_probs, np.log(probs[tokens]), atol=2e-5)
+  np.testing.assert_array_equal(tokens, [4, 17])
 
-  def test_a_vocabulary_of_any_size_is_covered(self):
-    for size in (1, 2, 3, 5, 12, 17):
-      keys = jax.random.split(jax.random.key(1), 600)
-      tokens, log_probs = draw(keys, jnp.zeros((600, size)), SamplingConfig())
-      self.assertEqual(set(np.asarray(tokens)), set(range(size)))
-      np.testing.assert_allclose(log_probs, -np.log(size), atol=1e-6)
 
-  def test_impossible_tokens_are_never_drawn(self):
-    possible = np.array([3, 4, 11, 22])
-    logits = jnp.full((1, V), -jnp.inf).at[0, possible].set(0.0)
-    tokens, log_probs = many(SamplingConfig(), logits)
-    self.assertEqual(set(np.asarray(tokens)), set(possible))
-    np.testing.assert_allclose(log_probs, -np.log(4), atol=1e-6)
+def test_a_row_depends_on_its_key_and_logits_alone():
+  logits = logits_of(7)
+  keys = [jax.random.split(jax.random.key(0), 7) for _ in range(2)]
+  tokens, log_probs = draw(keys[0], logits, SamplingConfig())
+  order = np.array([4, 0, 6, 2])
+  some, some_log_probs = draw(keys[1][order], logits[order], SamplingConfig())
+  np.testing.assert_array_equal(some, tokens[order])
+  np.testing.assert_array_equal(some_log_probs, log_probs[order])
 
-  def test_the_ends_of_the_uniform_number_give_possible_tokens(self):
-    weights = np.zeros((2, V), np.float32)
-    weights[:, [4, 9, 17]] = 0.1, 1.0, 0.3
-    tokens = sampling._invert(
-      jnp.asarray(weights), jnp.array([0.0, 1 - 2.0**-24], jnp.float32)
-    )
-    np.testing.assert_array_equal(tokens, [4, 17])
 
-  def test_a_row_depends_on_its_key_and_logits_alone(self):
-    logits = logits_of(7)
-    keys = [jax.random.split(jax.random.key(0), 7) for _ in range(2)]
-    tokens, log_probs = draw(keys[0], logits, SamplingConfig())
-    order = np.array([4, 0, 6, 2])
-    some, some_log_probs = draw(keys[1][order], logits[order], SamplingConfig())
-    np.testing.assert_array_equal(some, tokens[order])
-    np.testing.assert_array_equal(some_log_probs, log_probs[order])
+def test_a_greedy_token_is_the_likeliest_with_its_untempered_log_prob():
+  logits = logits_of(7)
+  keys = jax.random.split(jax.random.key(0), 7)
+  tokens, log_probs = draw(
+    keys, logits, SamplingConfig(greedy=True, temperature=0.5, top_k=2)
+  )
+  np.testing.assert_array_equal(tokens, logits.argmax(-1))
+  np.testing.assert_allclose(
+    log_probs, jax.nn.log_softmax(logits).max(-1), atol=1e-6
+  )
 
-  def test_a_greedy_token_is_the_likeliest_with_its_untempered_log_prob(self):
-    logits = logits_of(7)
-    keys = jax.random.split(jax.random.key(0), 7)
-    tokens, log_probs = draw(
-      keys, logits, SamplingConfig(greedy=True, temperature=0.5, top_k=2)
-    )
-    np.testing.assert_array_equal(tokens, logits.argmax(-1))
-    np.testing.assert_allclose(
-      log_probs, jax.nn.log_softmax(logits).max(-1), atol=1e-6
-    )
 
-  def test_tokens_that_tie_with_the_last_one_kept_are_kept(self):
-    logits = jnp.array([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0]])
-    kept = sampling.truncate(logits, SamplingConfig(top_k=2))
-    np.testing.assert_array_equal(jnp.isfinite(kept[0]), [1, 0, 1, 1, 1, 0])
+def test_tokens_that_tie_with_the_last_one_kept_are_kept():
+  logits = jnp.array([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0]])
+  kept = sampling._truncate(logits, SamplingConfig(top_k=2))
+  np.testing.assert_array_equal(jnp.isfinite(kept[0]), [1, 0, 1, 1, 1, 0])
 
-  def test_min_p_is_a_share_of_the_likeliest(self):
-    logits = jnp.log(jnp.array([[0.5, 0.26, 0.24], [0.34, 0.33, 0.33]]))
-    for share, kept in (
-      (0.5, [[1, 1, 0], [1, 1, 1]]),
-      (0.45, [[1, 1, 1], [1, 1, 1]]),
-      (1.0, [[1, 0, 0], [1, 0, 0]]),
-    ):
-      found = sampling.truncate(logits, SamplingConfig(min_p=share))
-      np.testing.assert_array_equal(jnp.isfinite(found), kept)
 
-  def test_top_p_keeps_the_likeliest_token_however_small_it_is(self):
-    logits = logits_of(5)
-    kept = sampling.truncate(logits, SamplingConfig(top_p=1e-6))
-    np.testing.assert_array_equal(jnp.isfinite(kept).sum(-1), 1)
-    np.testing.assert_array_equal(kept.argmax(-1), logits.argmax(-1))
+def test_min_p_is_a_share_of_the_likeliest():
+  logits = jnp.log(jnp.array([[0.5, 0.26, 0.24], [0.34, 0.33, 0.33]]))
+  for share, kept in (
+    (0.5, [[1, 1, 0], [1, 1, 1]]),
+    (0.45, [[1, 1, 1], [1, 1, 1]]),
+    (1.0, [[1, 0, 0], [1, 0, 0]]),
+  ):
+    found = sampling._truncate(logits, SamplingConfig(min_p=share))
+    np.testing.assert_array_equal(jnp.isfinite(found), kept)
+
+
+def test_top_p_keeps_the_likeliest_token_however_small_it_is():
+  logits = logits_of(5)
+  kept = sampling._truncate(logits, SamplingConfig(top_p=1e-6))
+  np.testing.assert_array_equal(jnp.isfinite(kept).sum(-1), 1)
+  np.testing.assert_array_equal(kept.argmax(-1), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -161,18 +163,17 @@ def test_a_config_that_cannot_be_is_refused(changes, message):
     SamplingConfig(**changes)
 
 
-class EntropiesTest(chex.TestCase):
-  def test_of_a_truncated_distribution_by_hand(self):
-    logits = jnp.log(jnp.array([[0.5, 0.25, 0.125, 0.125]]))
-    for config, want in (
-      (sampling.SamplingConfig(), 1.75 * np.log(2)),
-      (sampling.SamplingConfig(greedy=True), 1.75 * np.log(2)),
-      # Two thirds and a third of what is left.
-      (
-        sampling.SamplingConfig(top_k=2),
-        np.log(3) - 2 / 3 * np.log(2),
-      ),
-      (sampling.SamplingConfig(top_k=1), 0.0),
-    ):
-      found = sampling.entropies(logits, config)
-      np.testing.assert_allclose(found, [want], rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(
+  ("config", "want"),
+  [
+    (SamplingConfig(), 1.75 * np.log(2)),
+    (SamplingConfig(greedy=True, top_k=1), 1.75 * np.log(2)),
+    # Two thirds and a third of what is left.
+    (SamplingConfig(top_k=2), np.log(3) - 2 / 3 * np.log(2)),
+    (SamplingConfig(top_k=1), 0.0),
+  ],
+)
+def test_entropies_of_truncated_distributions_by_hand(config, want):
+  logits = jnp.log(jnp.array([[0.5, 0.25, 0.125, 0.125]]))
+  found = sampling.entropies(logits, config)
+  np.testing.assert_allclose(found, [want], rtol=1e-5, atol=1e-6)

@@ -24,10 +24,9 @@ def params():
 def whole(params, eos_ids):
   found = generate.make_generate(
     CONFIG,
-    sampling=SAMPLING,
-    max_new_tokens=12,
-    group_size=1,
-    eos_ids=eos_ids,
+    generate.GenerateConfig(
+      sampling=SAMPLING, max_new_tokens=12, group_size=1, eos_ids=eos_ids
+    ),
   )(params, transcript.pad_prompts([PROMPT]), jax.random.key(7)[None])
   return np.asarray(found.tokens[0])[
     np.asarray(found.roles[0]) == transcript.POLICY

@@ -12,69 +12,63 @@ import pytest
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
-from saw_jax.rollout.transcript import Role
+from saw_jax.rollout.transcript import (
+  GLUE,
+  OBSERVATION,
+  PAD,
+  POLICY,
+  PROMPT,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "paw_gigpo.json"
 
 
-class PadPromptsTest(chex.TestCase):
-  def test_prompts_end_together(self):
-    batch = transcript.pad_prompts(
-      [[5, 6], [7, 8, 9], [4]], ids=[31, 17, 23], pad_id=2
-    )
-    np.testing.assert_array_equal(
-      batch.tokens, [[2, 5, 6], [7, 8, 9], [2, 2, 4]]
-    )
-    np.testing.assert_array_equal(batch.lengths, [2, 3, 1])
-    np.testing.assert_array_equal(batch.ids, [31, 17, 23])
-    chex.assert_type([batch.tokens, batch.lengths, batch.ids], np.int32)
-
-  def test_sizes_are_rounded_up_to_a_multiple(self):
-    for length, size in ((1, 8), (8, 8), (9, 16)):
-      batch = transcript.pad_prompts([[1] * length], multiple=8)
-      self.assertEqual(batch.tokens.shape, (1, size))
-
-  def test_a_long_prompt_is_refused_or_keeps_its_end(self):
-    prompts = [[1], [1, 2, 3, 4]]
-    with self.assertRaisesRegex(ValueError, "Prompt 1 has 4 tokens .* for 3"):
-      transcript.pad_prompts(prompts, size=3)
-    batch = transcript.pad_prompts(prompts, size=3, truncate=True)
-    np.testing.assert_array_equal(batch.tokens, [[0, 0, 1], [2, 3, 4]])
-    np.testing.assert_array_equal(batch.lengths, [1, 3])
-
-  def test_no_prompt_and_empty_prompts_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "no prompt"):
-      transcript.pad_prompts([])
-    with self.assertRaisesRegex(ValueError, "Prompt 1 is empty"):
-      transcript.pad_prompts([[1], []])
+def test_prompts_end_together():
+  batch = transcript.pad_prompts([[5, 6], [7, 8, 9], [4]], ids=[31, 17, 23])
+  np.testing.assert_array_equal(batch.tokens, [[0, 5, 6], [7, 8, 9], [0, 0, 4]])
+  np.testing.assert_array_equal(batch.lengths, [2, 3, 1])
+  np.testing.assert_array_equal(batch.ids, [31, 17, 23])
+  chex.assert_type([batch.tokens, batch.lengths, batch.ids], np.int32)
 
 
-class TranscriptTest(chex.TestCase):
-  def test_masks_come_from_roles(self):
-    roles = [
-      [Role.PAD, Role.PROMPT, Role.POLICY, Role.OBSERVATION, Role.POLICY],
-      [Role.PROMPT, Role.PROMPT, Role.POLICY, Role.GLUE, Role.PAD],
-    ]
-    record = transcript.Transcript(
-      tokens=jnp.zeros((2, 5), jnp.int32),  # the values say nothing
-      roles=jnp.array(roles, jnp.int8),
-      starts=jnp.array([1, 0]),
-      ends=jnp.array([5, 4]),
-      behave_log_probs=jnp.zeros((2, 3)),
-      group_ids=jnp.array([0, 0]),
-      policy_versions=jnp.array([0, 0]),
-      prompt_size=2,
-    )
-    np.testing.assert_array_equal(
-      record.completion_mask, [[1, 0, 1], [1, 0, 0]]
-    )
-    np.testing.assert_array_equal(record.completion_lengths, [2, 1])
-    np.testing.assert_array_equal(
-      record.valid, [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-    )
-    np.testing.assert_array_equal(
-      record.positions, [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
-    )
+def test_sizes_are_given_or_rounded_up_to_a_multiple():
+  for length, size in ((1, 8), (8, 8), (9, 16)):
+    batch = transcript.pad_prompts([[1] * length], multiple=8)
+    assert batch.tokens.shape == (1, size)
+  assert transcript.pad_prompts([[1]], size=5).tokens.shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+  ("prompts", "word"), [([], "no prompt"), ([[1], []], "1"), ([[1] * 4], "4")]
+)
+def test_prompts_that_cannot_be_laid_out_are_refused(prompts, word):
+  with pytest.raises(ValueError, match=word):
+    transcript.pad_prompts(prompts, size=3)
+
+
+def test_masks_come_from_roles():
+  roles = [
+    [PAD, PROMPT, POLICY, OBSERVATION, POLICY],
+    [PROMPT, PROMPT, POLICY, GLUE, PAD],
+  ]
+  record = transcript.Transcript(
+    tokens=jnp.zeros((2, 5), jnp.int32),  # the values say nothing
+    roles=jnp.array(roles, jnp.int8),
+    starts=jnp.array([1, 0]),
+    ends=jnp.array([5, 4]),
+    behave_log_probs=jnp.zeros((2, 3)),
+    group_ids=jnp.array([0, 0]),
+    policy_versions=jnp.array([0, 0]),
+    prompt_size=2,
+  )
+  np.testing.assert_array_equal(record.completion_mask, [[1, 0, 1], [1, 0, 0]])
+  np.testing.assert_array_equal(record.completion_lengths, [2, 1])
+  np.testing.assert_array_equal(
+    record.valid, [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+  )
+  np.testing.assert_array_equal(
+    record.positions, [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+  )
 
 
 def record(prompts, responses, size):
@@ -85,8 +79,8 @@ def record(prompts, responses, size):
   roles = np.zeros(tokens.shape, np.int8)
   ends = width + np.array([len(response) for response in responses], np.int32)
   for row, response in enumerate(responses):
-    roles[row, width - len(prompts[row]) : width] = Role.PROMPT
-    roles[row, width : ends[row]] = Role.POLICY
+    roles[row, width - len(prompts[row]) : width] = PROMPT
+    roles[row, width : ends[row]] = POLICY
     tokens[row, width : ends[row]] = response
   return transcript.Transcript(
     tokens=tokens,
@@ -100,84 +94,84 @@ def record(prompts, responses, size):
   )
 
 
-class AppendObservationsTest(chex.TestCase):
-  def test_golden_layout(self):
-    cases = json.loads(GOLDEN.read_text())["cases"]
-    (case,) = (case for case in cases if case["kind"] == "sequence")
-    inputs, want = case["inputs"], case["expected"]
-    size = inputs["max_len"] - len(inputs["prompt"]) - inputs["max_obs"]
-    found = transcript.append_observations(
-      record([inputs["prompt"]], [inputs["response"]], size),
-      [inputs["observation"]],
-      max_tokens=inputs["max_obs"],
-    )
-    (tokens,), (roles,) = found.tokens, found.roles
-    np.testing.assert_array_equal(tokens, want["input_ids"])
-    np.testing.assert_array_equal(found.valid[0], want["attention_mask"])
-    # The file's masks stand where a token is predicted.
-    following = np.append(roles[1:], Role.PAD)
-    np.testing.assert_array_equal(np.append(tokens[1:], 0), want["labels"])
-    np.testing.assert_array_equal(
-      following == Role.POLICY, want["action_label_mask"]
-    )
-    np.testing.assert_array_equal(
-      following == Role.OBSERVATION, want["obs_label_mask"]
-    )
-    np.testing.assert_array_equal(
-      np.where(found.valid, found.positions, 0)[0], want["position_ids"]
-    )
+def test_golden_layout():
+  cases = json.loads(GOLDEN.read_text())["cases"]
+  (case,) = (case for case in cases if case["kind"] == "sequence")
+  inputs, want = case["inputs"], case["expected"]
+  size = inputs["max_len"] - len(inputs["prompt"]) - inputs["max_obs"]
+  found = transcript.append_observations(
+    record([inputs["prompt"]], [inputs["response"]], size),
+    [inputs["observation"]],
+    max_tokens=inputs["max_obs"],
+  )
+  (tokens,), (roles,) = found.tokens, found.roles
+  np.testing.assert_array_equal(tokens, want["input_ids"])
+  np.testing.assert_array_equal(found.valid[0], want["attention_mask"])
+  # The file's masks stand where a token is predicted.
+  following = np.append(roles[1:], PAD)
+  np.testing.assert_array_equal(np.append(tokens[1:], 0), want["labels"])
+  np.testing.assert_array_equal(following == POLICY, want["action_label_mask"])
+  np.testing.assert_array_equal(
+    following == OBSERVATION, want["obs_label_mask"]
+  )
+  np.testing.assert_array_equal(
+    np.where(found.valid, found.positions, 0)[0], want["position_ids"]
+  )
 
-  def test_glue_belongs_to_neither_mask(self):
-    found = transcript.append_observations(
-      record([[1], [1, 2]], [[3, 4], [5]], 3),
-      [[6, 7, 8], []],
-      max_tokens=2,
-      before=[20],
-      after=[21, 22],
-    )
-    np.testing.assert_array_equal(
-      found.tokens[:, 2:],
-      [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]],
-    )
-    np.testing.assert_array_equal(
-      found.completion_mask, [[1, 1, 0, 0, 0, 0, 0, 0], [1] + [0] * 7]
-    )
-    np.testing.assert_array_equal(
-      found.observation_mask, [[0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
-    )
-    np.testing.assert_array_equal(found.ends, [9, 3])
-    self.assertEqual(found.behave_log_probs.shape, (2, 8))
-    assert not found.behave_log_probs[:, 3:].any()
 
-  @pytest.mark.slow
-  def test_what_was_there_is_predicted_as_before(self):
-    config = DecoderConfig(
-      vocab_size=31,
-      width=16,
-      num_layers=2,
-      num_heads=2,
-      num_kv_heads=1,
-      head_size=8,
-      mlp_size=24,
+def test_glue_belongs_to_neither_mask():
+  found = transcript.append_observations(
+    record([[1], [1, 2]], [[3, 4], [5]], 3),
+    [[6, 7, 8], []],
+    max_tokens=2,
+    before=[20],
+    after=[21, 22],
+  )
+  np.testing.assert_array_equal(
+    found.tokens[:, 2:],
+    [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]],
+  )
+  np.testing.assert_array_equal(
+    found.completion_mask, [[1, 1, 0, 0, 0, 0, 0, 0], [1] + [0] * 7]
+  )
+  np.testing.assert_array_equal(
+    found.observation_mask, [[0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
+  )
+  np.testing.assert_array_equal(found.ends, [9, 3])
+  assert found.behave_log_probs.shape == (2, 8)
+  assert not found.behave_log_probs[:, 3:].any()
+
+
+@pytest.mark.slow
+def test_what_was_there_is_predicted_as_before():
+  config = DecoderConfig(
+    vocab_size=31,
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=8,
+    mlp_size=24,
+  )
+  params = decoder.init_params(config, jax.random.key(0))
+
+  def hidden(one):
+    return decoder.Decoder(config).apply(
+      {"params": params}, one.tokens, one.positions, one.valid
+    )[0]
+
+  before = record([[1, 9], [1, 2, 7]], [[3, 4, 8], [5, 6]], 3)
+  after = transcript.append_observations(
+    before, [[6, 7, 8], [9, 9]], max_tokens=3, before=[20]
+  )
+  old, new = hidden(before), hidden(after)
+  for row in range(2):
+    real = slice(before.starts[row], before.ends[row])
+    np.testing.assert_allclose(old[row, real], new[row, real], atol=1e-6)
+
+
+def test_there_is_one_observation_a_row():
+  with pytest.raises(ValueError, match="1 observations"):
+    transcript.append_observations(
+      record([[1], [1]], [[2], [2]], 1), [[3]], max_tokens=1
     )
-    params = decoder.init_params(config, jax.random.key(0))
-
-    def hidden(one):
-      return decoder.Decoder(config).apply(
-        {"params": params}, one.tokens, one.positions, one.valid
-      )[0]
-
-    before = record([[1, 9], [1, 2, 7]], [[3, 4, 8], [5, 6]], 3)
-    after = transcript.append_observations(
-      before, [[6, 7, 8], [9, 9]], max_tokens=3, before=[20]
-    )
-    old, new = hidden(before), hidden(after)
-    for row in range(2):
-      real = slice(before.starts[row], before.ends[row])
-      np.testing.assert_allclose(old[row, real], new[row, real], atol=1e-6)
-
-  def test_there_is_one_observation_a_row(self):
-    with self.assertRaisesRegex(ValueError, "1 observations for 2"):
-      transcript.append_observations(
-        record([[1], [1]], [[2], [2]], 1), [[3]], max_tokens=1
-      )

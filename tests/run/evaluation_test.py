@@ -221,6 +221,26 @@ class TestAtK:
     result["answers"] = np.array([[[0, -1], [0, 0]]])
     assert evaluation.at_k(result, 0)["maj@2"].tolist() == [1.0, 0.0]
 
+  def test_votes_by_hand(self):
+    right = [
+      [1, 1, 0, 0],  # 7 7 8 9: the right one has two votes
+      [1, 0, 0, 0],  # 7 8 8 9: a wrong one has
+      [1, 0, 1, 0],  # 7 8 7 8: a tie, the right one came first
+      [0, 1, 0, 1],  # 8 7 8 7: a tie, the wrong one did
+      [1, 1, 1, 1],  # nobody answered
+      [0, 0, 0, 1],  # one answered
+    ]
+    answers = [
+      [7, 7, 8, 9],
+      [7, 8, 8, 9],
+      [7, 8, 7, 8],
+      [8, 7, 8, 7],
+      [-1, -1, -1, -1],
+      [-1, -1, -1, 7],
+    ]
+    votes = evaluation._vote(np.array(right, bool), np.array(answers))
+    assert votes.tolist() == [1, 0, 1, 0, 0, 1]
+
   def test_takes_the_seed_that_is_asked_for(self):
     result = {
       name: np.concatenate([value, value]) for name, value in by_hand().items()

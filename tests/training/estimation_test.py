@@ -159,7 +159,7 @@ def forward(params, batch):
 
 
 POLICY_TERM = objective.make_objective(
-  forward, {"policy": objective.Term(objective.clipped_surrogate())}
+  forward, {"policy": objective.policy(losses.clipped_surrogate_loss)}
 )
 LOGITS = {"logits": jnp.zeros(2)}
 
@@ -216,7 +216,7 @@ class TestMakeGradientWeights:
     # The policy's logits are 10 x: the gradient in x is 10 times as long, 5.
     steep = objective.make_objective(
       lambda params, batch: forward({"logits": 10 * params["logits"]}, batch),
-      {"policy": objective.Term(objective.clipped_surrogate())},
+      {"policy": objective.policy(losses.clipped_surrogate_loss)},
     )
     fn = estimation.make_gradient_weights(
       steep, learning_rate=1.0, temperature=1.0

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax import algorithms
+from saw_jax.run import registry
 from saw_jax.tasks import environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
@@ -26,7 +26,7 @@ COMPACT = HouseholdTask(
   )
 )
 ENGLISH = HouseholdTask()
-TOKENIZER = algorithms.make_tokenizer("household")
+TOKENIZER = registry.make_tokenizer("household")
 
 
 class TestTokenizer:

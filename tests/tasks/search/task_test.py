@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax import algorithms
+from saw_jax.run import registry
 from saw_jax.tasks import environments
 from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.search.task import Expert, SearchConfig, SearchTask
@@ -17,7 +17,7 @@ COMPACT = SearchTask(
   SearchConfig(num_people=60, num_passages=2, form="compact")
 )
 ENGLISH = SearchTask()
-TOKENIZER = algorithms.make_tokenizer("search")
+TOKENIZER = registry.make_tokenizer("search")
 
 
 class TestExpert:

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax import algorithms
+from saw_jax.run import registry
 from saw_jax.tasks import environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
@@ -28,7 +28,7 @@ COMPACT = ShopTask(
   )
 )
 ENGLISH = ShopTask()
-TOKENIZER = algorithms.make_tokenizer("shop")
+TOKENIZER = registry.make_tokenizer("shop")
 
 
 class TestTokenizer:

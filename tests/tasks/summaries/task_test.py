@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from saw_jax import algorithms
+from saw_jax.run import registry
 from saw_jax.tasks import base, inspection
 from saw_jax.tasks.summaries import rewards as summary_rewards
 from saw_jax.tasks.summaries.task import (
@@ -127,7 +127,7 @@ class TestExamples:
 
   def test_a_wrong_option_of_the_judge_names_the_nearest(self):
     with pytest.raises(TypeError, match="judge.modle: did you mean 'model'"):
-      algorithms.make_task("summaries", {"judge": {"modle": "m"}})
+      registry.make_task("summaries", {"judge": {"modle": "m"}})
 
 
 class TestRules:

@@ -1,0 +1,197 @@
+"""Every table from runs that are made up, and what was written of them.
+
+`python -m tests.reporting.golden_tables` writes tests/golden/tables/ again.
+"""
+
+import csv
+import hashlib
+import json
+import pathlib
+import re
+import tempfile
+import types
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from saw_jax.reporting import (
+  agent_report,
+  catalogue,
+  label_report,
+  sweep_report,
+)
+from saw_jax.reporting.run_plan import RowRuns
+
+FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "tables"
+STEPS = 23
+SEEDS = (0, 1, 2)
+_ASKED = ("care/knights", "paw/shop")  # also with their rows on request
+
+# Table, scale, seeds, and whether rows on request are in it.
+CASES = (
+  *((table, "tiny", SEEDS, False) for table in catalogue.names()),
+  *((table, "tiny", SEEDS[:2], True) for table in _ASKED),
+  ("saw/tool_calling", "paper", SEEDS, False),
+  ("saw/summaries", "small", SEEDS[:1], False),
+  ("saw/summaries", "paper", SEEDS, False),
+  ("asympo/benchmarks", "paper", SEEDS, False),
+  ("asympo/math", "small", SEEDS[:1], False),
+  ("gdpo/math", "paper", SEEDS[:1], False),
+  ("care/math", "paper", SEEDS[:1], False),
+  ("paw/household", "paper", SEEDS[:2], False),
+)
+# Kept in full: one of each kind of table.
+WHOLE = (
+  "saw_tool_calling_paper_3",
+  "saw_summaries_small_1",
+  "asympo_math_tiny_3",
+  "care_knights_tiny_2_asked",
+  "gdpo_math_tiny_3",
+)
+_KINDS = ("reward", "weight", "cv", "constant_groups")
+_REWARDS = ("total", "correct", "correctness", "format", "quality")
+_REWARDS += ("conciseness", "length", "return")
+_SECONDS = ("generate", "score", "choose", "estimate", "update", "probes")
+_METRICS = (
+  *(f"{kind}/{reward}" for kind in _KINDS for reward in _REWARDS),
+  *("success", "steps", "invalid", "entropy", "length", "observation_nll"),
+  *("audit/correct", "audit/vote_right", "audit/majority"),
+  *("nll/positive", "nll/negative", "zero_advantage", "gradient_norm"),
+  *("seconds/step", *(f"seconds/{name}" for name in _SECONDS)),
+)
+# Metrics that rows have if their name has this in it.
+_OF_SOME = {
+  "paw": ("lambda", "loss/world_model", "clipped_tokens"),
+  "_0": ("overlap/labelled", "labels/wasted", "labels/hopeless")
+  + ("labels/bought", "labels/prompts"),
+  "care_0": ("gate/precision",),
+  "asympo": ("skipped",),
+}
+
+
+def name_of(case) -> str:
+  table, scale, seeds, asked = case
+  words = [table.replace("/", "_"), scale, str(len(seeds))]
+  return "_".join([*words, "asked"] if asked else words)
+
+
+def make_runs(
+  folder: pathlib.Path, names: Sequence[str], scores: Sequence[str], seeds
+) -> dict[str, RowRuns]:
+  """Writes finished runs; the seeds of the first lie in two directories."""
+  directories = {}
+  for number, name in enumerate(names):
+    parts = [seeds] if number or len(seeds) < 2 else [seeds[:-1], seeds[-1:]]
+    paths = [folder / f"{name}_seeds_{part[0]}" for part in parts]
+    for path, part in zip(paths, parts, strict=True):
+      _make_run(path, name, scores, part, has_kinds=number % 2 == 1)
+    directories[name] = RowRuns(tuple(paths), tuple(seeds))
+  return directories
+
+
+def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
+  directory.mkdir(parents=True)
+  some = [m for part, ms in _OF_SOME.items() if part in name for m in ms]
+  metrics = [*_METRICS, *some]
+  draws = {
+    seed: np.random.default_rng(zlib.crc32(f"{name} {seed}".encode()))
+    for seed in seeds
+  }
+  with (directory / "metrics.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["step", "seed", *metrics])
+    for step in range(STEPS):
+      for seed, rng in draws.items():
+        values = rng.random(len(metrics)) + 2 * step / STEPS
+        writer.writerow([step, seed, *(f"{value:.4f}" for value in values)])
+  with (directory / "evals.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    names = ["right", "observation_accuracy", *_REWARDS]
+    writer.writerow(["step", "seed", *names])
+    # Rows with kinds were not scored before their first step.
+    for step in (10, STEPS) if has_kinds else (0, 10, STEPS):
+      for seed, rng in draws.items():
+        values = rng.random(len(names))
+        writer.writerow([step, seed, *(f"{value:.4f}" for value in values)])
+  finals = []
+  for seed, rng in draws.items():
+    record = {"seed": seed, "step": STEPS}
+    kinds = ["sampled/right_pick", "sampled/right_look"] if has_kinds else []
+    for score in dict.fromkeys([*scores, "sampled/right", *kinds]):
+      how, _, figure = score.rpartition("/")
+      record.setdefault(how, {})[figure] = round(float(rng.random()), 4)
+    finals.append(record)
+  (directory / "final.json").write_text(json.dumps(finals))
+  if has_kinds:
+    for file, mean in (("evaluation_start", 0.25), ("evaluation", 0.5)):
+      found = {"mean": mean, "std": 1.0, "low": mean - 0.1, "high": mean + 0.1}
+      greedy = dict.fromkeys(_REWARDS, {**found, "count": 128})
+      scored = [{"seed": seed, "greedy": greedy} for seed in seeds]
+      document = json.dumps({"step": 0, "seeds": scored})
+      (directory / f"{file}.json").write_text(document)
+  commit = "abc" if has_kinds else "def"
+  document = {"config": {}, "commit": commit, "machine": "one machine"}
+  (directory / "run.json").write_text(json.dumps(document))
+
+
+def write(case, folder: pathlib.Path) -> pathlib.Path:
+  """Writes the table of a case from runs that it makes."""
+  table, scale, seeds, asked = case
+  module = catalogue.load(table)
+  names = catalogue.rows(module)
+  if asked:
+    names += catalogue.on_request(module)
+  scores = list(catalogue.metrics(module, scale).values())
+  scores += [module.METRIC[1]] if hasattr(module, "METRIC") else []
+  directories = make_runs(folder / "runs", names, scores, seeds)
+  out = folder / "out"
+  out.mkdir()
+  report = {
+    "agent_report": agent_report,
+    "label_report": label_report,
+    "sweep_report": sweep_report,
+  }.get(getattr(module, "REPORT", None))
+  if report:
+    report.write(module, directories, out, scale=scale, command="make it")
+  else:
+    from experiments import reproduce
+
+    reproduce._SCALE = types.SimpleNamespace(value=scale)
+    reproduce._command = lambda: "make it"
+    reproduce._write(module, directories, out, scale)
+  return out
+
+
+def digest(out: pathlib.Path) -> dict[str, str]:
+  """Hashes of the files; numbers of a CSV file to nine digits."""
+  found = {}
+  for path in sorted(out.iterdir()):
+    if path.suffix in (".md", ".csv"):
+      text = path.read_text(encoding="utf-8")
+      if path.suffix == ".csv":
+        text = re.sub(
+          r"-?\d+\.\d+(e-?\d+)?", lambda m: f"{float(m[0]):.9g}", text
+        )
+      found[path.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+  return found
+
+
+def main(root: str | None = None) -> None:
+  digests = {}
+  for case in CASES:
+    with tempfile.TemporaryDirectory() as folder:
+      folder = pathlib.Path(root or folder) / name_of(case)
+      folder.mkdir()
+      out = write(case, folder)
+      digests[name_of(case)] = digest(out)
+      if name_of(case) in WHOLE:
+        text = (out / "table.md").read_text(encoding="utf-8")
+        (FOLDER / f"{name_of(case)}.md").write_text(text, encoding="utf-8")
+  (FOLDER / "digests.json").write_text(json.dumps(digests, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  import sys
+
+  main(*sys.argv[1:])
