@@ -33,12 +33,9 @@ class Outputs:
 
 @flax.struct.dataclass
 class Observation:
-  """What a policy computes of its own responses, before it is updated.
+  """What a policy computes of its own responses, before it is updated."""
 
-  Hidden states are those after the last norm. An empty response ends where its
-  prompt does.
-  """
-
+  # After the last norm. An empty response ends where its prompt does.
   prompt_hidden: Array  # float32 [P, D], at the last token of each prompt
   response_hidden: Array  # float32 [B, D], at the last token of each response
   log_probs: Array | None = None  # float32 [B, T], of the tokens taken
@@ -56,10 +53,7 @@ Objective = Callable[[PyTree, TrainBatch], tuple[dict[str, Ratio], Figures]]
 
 
 class Term(NamedTuple):
-  """One summand of the objective: `coefficient * numerator / denominator`.
-
-  The denominator may not depend on the parameters.
-  """
+  """One summand of the objective: `coefficient * numerator / denominator`."""
 
   fn: TermFn
   coefficient: float = 1.0
@@ -100,10 +94,9 @@ def make_forward(
 def in_parts(
   fn: Callable[[PyTree, TrainBatch], PyTree], num_parts: int
 ) -> Callable[[PyTree, TrainBatch], PyTree]:
-  """Runs a function of rows `[B, ...]` on some of them at a time.
+  """Runs a function of rows on some at a time, whose activations are in memory.
 
-  A part's activations are all that is in memory at once, and on a CPU small
-  parts stay in its caches. A packed batch passes as a whole: its rows are few.
+  A packed batch passes as a whole: its rows are few already.
   """
 
   def parted(params: PyTree, batch: TrainBatch) -> PyTree:
@@ -130,8 +123,7 @@ def make_observe(
 ) -> Callable[[PyTree, TrainBatch], Observation]:
   """The pass before the update that label buying looks at; no gradient.
 
-  Where the update needs old log-probs anyway, the pass is the one that computes
-  them; else the head is not applied and there are no logits.
+  Without `log_probs_too` the head is not applied and there are no logits.
   """
   model = decoder.Decoder(config)
 
@@ -223,10 +215,7 @@ def make_objective(
   terms: Mapping[str, Term],
   logs: Sequence[DiagnosticFn] = (),
 ) -> Objective:
-  """Composes terms over one forward pass.
-
-  The terms that come out are already multiplied by their coefficients.
-  """
+  """Composes terms, multiplied by their coefficients, over one forward pass."""
 
   def objective(params: PyTree, batch: TrainBatch):
     outputs = forward(params, batch)
@@ -344,10 +333,9 @@ def value(outputs: Outputs, batch: TrainBatch) -> Ratio:
 
 
 def world(token_loss: world_model.TokenLoss) -> Term:
-  """PaW's term, to predict what an action brought about, with its shares.
+  """PaW's term, to predict what an action brought about, and what is logged.
 
-  `clipped_tokens` is the share of observation tokens above the loss's own bound
-  `rho`, 0.2 if it has none; `observation_nll` is the mean of their −log p.
+  `clipped_tokens` are observation tokens above the loss's own `rho`, else 0.2.
   """
   rho = names.options(token_loss).get("rho", 0.2)
 
@@ -395,9 +383,8 @@ def balance(outputs: Outputs, batch: TrainBatch) -> Figures:
 def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> Figures:
   """How far the trainer's log-probs are from the sampler's.
 
-  `sampler_mismatch` is the mean absolute difference: on the first update after
-  a rollout anything beyond rounding is a defect of one of them. `behave_kl` is
-  KL(sampler, policy) by k3: how far the policy has moved since.
+  On the first update after a rollout a mismatch beyond rounding is a defect of
+  one of them. `behave_kl` is by k3: how far the policy has moved since.
   """
   behave, mask = batch.behave_log_probs, batch.completion_mask
   if behave is None:
