@@ -14,13 +14,7 @@ import pytest
 from saw_jax.contrib import textworld_games
 from saw_jax.run import registry
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.household import (
-  alfworld_games,
-  alfworld_task,
-)
-from saw_jax.tasks.household import (
-  rules as household,
-)
+from saw_jax.tasks.household import alfworld_games, alfworld_task, rules
 from saw_jax.tasks.household import world as hw
 from saw_jax.tasks.household.expert import Expert
 from saw_jax.tasks.workers import environment_pool
@@ -40,7 +34,9 @@ def engine():
   needs("alfworld", "textworld")
   logic = alfworld_games.read_logic()
   return alfworld_task.Alfworld(
-    lambda world: alfworld_games.make_game(world, logic), max_steps=10**6
+    lambda world: alfworld_games.make_game(world, logic),
+    max_steps=10**6,
+    reward=10.0,
   )
 
 
@@ -59,8 +55,8 @@ class TestHouseholdIsAlfworld:
 
   def meet(self, engine, world):
     """Both at the start of a world, compared."""
-    ours = household.Household(max_steps=10**6)
-    assert engine.reset(world) == ours.enter(world)
+    ours = rules.Household(lambda seed: world, max_steps=10**6, reward=10.0)
+    assert engine.reset(world) == ours.reset(0)
     assert engine.task == ours.task
     return ours
 
@@ -89,7 +85,7 @@ class TestHouseholdIsAlfworld:
   def test_the_shortest_way(self, engine, kind):
     world = self.world(kind, SEEDS)
     ours = self.meet(engine, world)
-    plan = household.shortest_plan(world)
+    plan = rules.shortest_plan(world)
     ends = [self.both(engine, ours, action) for action in plan]
     assert ends == [False] * (len(plan) - 1) + [True]
 
@@ -198,9 +194,7 @@ class TestAlfworld:
       }
       for action in HOSTILE:
         told = pool.step(dict.fromkeys(walks, action))
-        assert all(
-          one.observation == household.NOTHING for one in told.values()
-        )
+        assert all(one.observation == rules.NOTHING for one in told.values())
       # A worker that dies loses nothing.
       os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
       while walks:
@@ -219,7 +213,7 @@ class TestAlfworld:
     assert tuple(step.action for step in steps) == walk
     for step in steps:
       assert step.action in step.before.actions
-      assert step.observation != household.NOTHING
+      assert step.observation != rules.NOTHING
       assert step.before.task in next(task.prompts(step.before, step.history))
 
 

@@ -360,7 +360,7 @@ class TestTheChecker:
       ("saw_jax.tokenizer", "def f():\n  import tokenizers"),
       ("saw_jax.training.update", "import optax"),
       ("saw_jax.labels.probes", "import flax.linen as nn"),
-      ("saw_jax.run.sync_loop", "from saw_jax.tasks import grading"),
+      ("saw_jax.run.loop", "from saw_jax.tasks import grading"),
       ("saw_jax.reporting.plots", "def f():\n  import matplotlib"),
       ("saw_jax.contrib.trl", "def f():\n  import torch"),
       ("saw_jax.contrib.tunix", "def f():\n  from tunix.rl import common"),

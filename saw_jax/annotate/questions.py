@@ -17,10 +17,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, clusters
 from saw_jax.tasks.knights import answers as knights_answers
 from saw_jax.tasks.math import answers as math_answers
-from saw_jax.tasks.summaries import clusters
 from saw_jax.tasks.tool_calling import answers as tool_answers
 
 MAX_LABEL_SIZE = 1000  # characters

@@ -3,7 +3,7 @@
 
 Answers come as integers: responses of one prompt with the same id gave the same
 answer, and -1 is no answer. Ids of different prompts have nothing to do with
-each other. Text is turned into ids by `saw_jax.tasks.summaries.clusters`.
+each other. Text is turned into ids by `saw_jax.tasks.clusters`.
 
 A cluster is all responses with one answer. The vote is the answer of the
 largest, and of equally large ones that of the cluster whose first member comes

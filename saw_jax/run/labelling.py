@@ -38,9 +38,8 @@ from saw_jax.labels import selection as selection_lib
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.run import rollouts
 from saw_jax.settings import constant
-from saw_jax.tasks import self_verification
+from saw_jax.tasks import clusters, self_verification
 from saw_jax.tasks.base import Example, Outcome, nearest
-from saw_jax.tasks.summaries import clusters
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import objective
@@ -133,6 +132,11 @@ class LabelConfig:
         f"labels.method={self.method!r} looks at the ground truth: it needs "
         "labels.source='truth'"
       )
+
+  @property
+  def is_truth(self) -> bool:
+    """Whether all rewards are true ones, so that no label is bought."""
+    return self.method == "truth"
 
   @property
   def settings(self) -> care.CareSettings:
@@ -747,3 +751,105 @@ def _restore(state, arrays: Mapping[str, np.ndarray]):
   leaves, tree = jax.tree.flatten(state)
   found = [arrays[f"care/{i}"] for i in range(len(leaves))]
   return jax.tree.unflatten(tree, [jnp.asarray(x) for x in found])
+
+
+class Scorer(NamedTuple):
+  """What scores responses."""
+
+  task: Any
+  tokenizer: Tokenizer
+  grader: Grader
+  stops: tuple[str, ...] = ()
+
+  def score(self, sampled, examples) -> rollouts.Rollout:
+    """Scores against the references that the examples have."""
+    return rollouts.score(
+      sampled,
+      examples,
+      tokenizer=self.tokenizer,
+      grader=self.grader,
+      stops=self.stops,
+    )
+
+
+class TruthLabels:
+  """Scores against the truth."""
+
+  def __init__(self, scorer: Scorer):
+    self._scorer = scorer
+
+  def restore(self, step, document, arrays) -> None:
+    """Nothing is to be restored."""
+
+  def early(self, sampled, examples) -> rollouts.Rollout:
+    """Scores before the step."""
+    return self._scorer.score(sampled, examples)
+
+  def score(
+    self, sampled, observed, examples, *, step, clock, early=None
+  ) -> rollouts.Rollout:
+    """Scores, unless it is done."""
+    if early is None:
+      early = self._scorer.score(sampled, examples)
+      clock.lap("score")
+    return early
+
+  def train(self, rows, *, step, clock):
+    """Nothing is learned."""
+    return rows
+
+  def pack(self, step):
+    """Nothing is kept."""
+    return {}, {}
+
+
+class _Bought:
+  """The labeller, as the loop calls it."""
+
+  def __init__(self, scorer, make):
+    self._scorer, self._make = scorer, make
+
+  def restore(self, step, document, arrays) -> None:
+    self._labeller = self._make(step=step, host=document, arrays=arrays)
+    self.train, self.pack = self._labeller.train, self._labeller.pack
+
+  def early(self, sampled, examples) -> rollouts.Rollout:
+    scorer = self._scorer
+    return rollouts.unscored(
+      sampled,
+      len(examples[0]),
+      len(scorer.task.components),
+      tokenizer=scorer.tokenizer,
+      stops=scorer.stops,
+    )
+
+  def score(self, sampled, observed, examples, *, step, clock, early=None):
+    del early
+    return self._labeller.score(
+      sampled,
+      observed,
+      examples,
+      grader=self._scorer.grader,
+      step=step,
+      clock=clock,
+    )
+
+
+def make_labeller(config: LabelConfig, scorer: Scorer, *, width, **options):
+  """Makes what decides about labels."""
+  if config.is_truth:
+    return TruthLabels(scorer)
+  if config.method != "self_verification":
+    options.pop("verify")
+  return _Bought(
+    scorer,
+    functools.partial(
+      Labeller,
+      config,
+      scorer.task,
+      scorer.tokenizer,
+      hidden_size=width,
+      stops=scorer.stops,
+      **options,
+    ),
+  )

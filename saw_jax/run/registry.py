@@ -4,6 +4,7 @@ A task is imported when it is made, so that a run loads its own task alone.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
@@ -40,16 +41,20 @@ def _pieces(task: str) -> tokenizer.Tokenizer:
   return tokenizer.PieceTokenizer(pieces)
 
 
+def _merges(task: str) -> tokenizer.Tokenizer:
+  vocabulary = names.load(f"saw_jax.tasks.{task}.task:VOCABULARY")
+  return tokenizer.BPETokenizer(vocabulary)
+
+
 # Tokenizers that need no file; others are paths.
 TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
   "bytes": tokenizer.ByteTokenizer,
-  "household": lambda: _pieces("household"),
-  "knights": lambda: tokenizer.PieceTokenizer(tokenizer.KNIGHTS_PIECES),
-  "math": tokenizer.PieceTokenizer,
-  "search": lambda: _pieces("search"),
-  "shop": lambda: _pieces("shop"),
-  "summaries": lambda: tokenizer.BPETokenizer(tokenizer.SUMMARIES_BPE),
-  "tool_calling": tokenizer.BPETokenizer,
+  **{
+    name: functools.partial(_pieces, name)
+    for name in ("household", "knights", "math", "search", "shop")
+  },
+  "summaries": functools.partial(_merges, "summaries"),
+  "tool_calling": functools.partial(_merges, "tool_calling"),
 }
 
 

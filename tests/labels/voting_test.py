@@ -15,7 +15,7 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from saw_jax.labels import voting
-from saw_jax.tasks.summaries import clusters
+from saw_jax.tasks import clusters
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()

@@ -1,5 +1,5 @@
-import dataclasses
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -8,6 +8,19 @@ from hypothesis import strategies as st
 
 from saw_jax.rollout import staleness
 from saw_jax.rollout.staleness import FixedLag, Ledger, MaxLag, Quota, Ticket
+
+
+class Lags(NamedTuple):
+  steps: tuple
+  versions: tuple
+
+
+def lags(ledger, tickets):
+  """How old groups are at the update that is about to start."""
+  return Lags(
+    tuple(ledger.step - ticket.step for ticket in tickets),
+    tuple(ledger.version - ticket.version for ticket in tickets),
+  )
 
 
 def play(protocol, num_steps):
@@ -21,7 +34,7 @@ def play(protocol, num_steps):
     assert not dropped
     assert staleness.ready(ledger, protocol)
     ledger, taken = staleness.take(ledger, protocol)
-    history.append(staleness.lags(ledger, taken))
+    history.append(lags(ledger, taken))
     ledger = staleness.advance(ledger, protocol)
     # The step's groups leave the budget only at a publication: generation
     # between two of them goes on while there is room.
@@ -145,7 +158,7 @@ PROTOCOLS = st.one_of(
 
 
 class TestAnyProtocol:
-  @settings(max_examples=200, deadline=None)
+  @settings(max_examples=200)
   @given(
     protocol=PROTOCOLS,
     moves=st.lists(
@@ -172,7 +185,7 @@ class TestAnyProtocol:
         ledger, _ = staleness.expire(ledger, protocol)
         if staleness.ready(ledger, protocol):
           ledger, taken = staleness.take(ledger, protocol)
-          found = staleness.lags(ledger, taken)
+          found = lags(ledger, taken)
           assert min(found.steps) >= 0
           if isinstance(protocol, MaxLag):
             assert max(found.versions) <= protocol.lag
@@ -186,9 +199,7 @@ class TestAnyProtocol:
       assert len(seen) == ledger.consumed
       if isinstance(protocol, Quota):
         assert len(held) <= protocol.budget
-    again = staleness.from_json(
-      json.loads(json.dumps(staleness.to_json(ledger)))
-    )
+    again = staleness.from_json(json.loads(json.dumps(ledger._asdict())))
     assert again == ledger
 
   @given(protocol=PROTOCOLS)
@@ -215,6 +226,3 @@ class TestBadInput:
   def test_a_ticket_that_is_not_running(self):
     with pytest.raises(ValueError, match="no such group"):
       staleness.lose(Ledger(), [Ticket(3, 0, 0)])
-
-  def test_protocols_are_values(self):
-    assert FixedLag(2, 1) == dataclasses.replace(FixedLag(2), lag=1)

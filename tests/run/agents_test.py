@@ -18,6 +18,7 @@ TOKENIZER = tokenizer_lib.PieceTokenizer(
 ROLLOUT = rollouts.RolloutConfig(
   max_prompt_tokens=24, prompt_multiple=24, max_new_tokens=10
 )
+ENCODER = rollouts.Encoder(TOKENIZER, ROLLOUT)
 CONFIG = agents.EpisodeConfig(rows_per_call=4, max_observation_tokens=6)
 
 
@@ -70,10 +71,9 @@ def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
       starts,
       keys,
       task=CounterTask(),
-      tokenizer=TOKENIZER,
+      encoder=ENCODER,
       pool=pool,
       config=CONFIG,
-      rollout=ROLLOUT,
       group_size=group_size,
     )
   return found, sampler
@@ -168,11 +168,20 @@ class TestPlay:
     assert len(found.observations[0, 0, 0]) == CONFIG.max_observation_tokens
 
 
-class TestPromptWriter:
+def write(task, situation, history, **fields):
+  config = rollouts.RolloutConfig(max_prompt_tokens=12, **fields)
+  encoder = rollouts.Encoder(TOKENIZER, config)
+  return agents.write_prompt(task, encoder, situation, history)
+
+
+class TestWritePrompt:
   def write(self, observation, history=(), **fields):
-    config = rollouts.RolloutConfig(max_prompt_tokens=12, **fields)
-    writer = agents.PromptWriter(CounterTask(), TOKENIZER, config)
-    return writer.write(Situation("", observation, (), 0.0, False), history)
+    return write(
+      CounterTask(),
+      Situation("", observation, (), 0.0, False),
+      history,
+      **fields,
+    )
 
   def test_history_is_left_out_where_it_does_not_fit(self):
     history = [("ab", "c")]
@@ -190,14 +199,10 @@ class TestPromptWriter:
       def prompts(self, situation, history):
         yield "x" * 19 + "y" + situation.observation
 
-    def write(**fields):
-      config = rollouts.RolloutConfig(max_prompt_tokens=12, **fields)
-      writer = agents.PromptWriter(Wordy(), TOKENIZER, config)
-      return writer.write(Situation("", "abc", ("d",), 0.0, False), ())
-
-    with pytest.raises(ValueError, match="23 tokens without any history"):
-      write()
-    _, ids = write(long_prompts="truncate")
+    situation = Situation("", "abc", ("d",), 0.0, False)
+    with pytest.raises(ValueError, match="23 tokens"):
+      write(Wordy(), situation, ())
+    _, ids = write(Wordy(), situation, (), long_prompts="truncate")
     assert len(ids) == 12
     assert TOKENIZER.decode(ids) == "x" * 9 + "y"
 
@@ -229,9 +234,8 @@ def test_transitions_become_what_the_policy_would_have_had():
   prompts, completions, observations = agents.encode_transitions(
     steps,
     task=CounterTask(),
-    tokenizer=TOKENIZER,
-    config=CONFIG,
-    rollout=ROLLOUT,
+    encoder=ENCODER,
+    max_observation_tokens=CONFIG.max_observation_tokens,
   )
   assert TOKENIZER.decode(prompts[0]) == "a>b\nxy"
   assert TOKENIZER.decode(completions[0]) == "count"

@@ -15,13 +15,13 @@ from saw_jax.annotate import ledger as label_ledger
 from saw_jax.labels import care, certainty
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
-from saw_jax.run import labelling, learner, session, sync_loop
+from saw_jax.run import labelling, loop, session
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, packing
 from tests import helpers
-from tests.run.sync_loop_test import assert_same_run, curves
+from tests.helpers import assert_same_run, curves
 
 TOKENIZER = tokenizer.ByteTokenizer()
 PROBE = care.CareSettings(
@@ -345,7 +345,7 @@ def whole(tmp_path_factory):
   made = experiment(
     method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
   )
-  assert sync_loop.run(made, [0, 1], directory=directory).finished
+  assert loop.train(made, [0, 1], directory=directory).finished
   return directory
 
 
@@ -364,7 +364,7 @@ def bought_under(lift, directory):
       made.evaluation, num_examples=8, batch_size=4
     ),
   )
-  sync_loop.run(made, [0], directory=directory)
+  loop.train(made, [0], directory=directory)
   return [(p.step, p.prompt_id) for p in purchases(directory)]
 
 
@@ -402,7 +402,7 @@ class TestRun:
       audit=False,
       loop={"num_minibatches": 2},
     )
-    sync_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     assert purchases(tmp_path) == [
       p._replace(time=q.time)
       for p, q in zip(purchases(whole), purchases(tmp_path), strict=True)
@@ -416,7 +416,7 @@ class TestRun:
       Guesses(bought), method="care", gate="probe", warm_up=1,
       loop={"num_minibatches": 2},
     )  # fmt: skip
-    sync_loop.run(other, [0, 1], directory=tmp_path / "other")
+    loop.train(other, [0, 1], directory=tmp_path / "other")
     loss = curves(tmp_path / "other")["probe/vote/loss"]
     assert (loss != expected["probe/vote/loss"]).any()
 
@@ -426,7 +426,7 @@ class TestRun:
     )
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+    loop.train(made, [0, 1], directory=workdir, resume_step=2)
     assert_same_run(whole, workdir)
     assert len(purchases(workdir)) == 8  # nothing is paid twice
 
@@ -439,7 +439,7 @@ class TestRun:
     with sqlite3.connect(workdir / label_ledger.LEDGER_NAME) as connection:
       connection.execute("DELETE FROM purchases WHERE step = 0")
     with pytest.raises(label_ledger.LedgerError, match="not the ledger of the"):
-      sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+      loop.train(made, [0, 1], directory=workdir, resume_step=2)
 
   @pytest.mark.parametrize(
     "labels",
@@ -457,33 +457,12 @@ class TestRun:
   )
   def test_other_methods_run(self, labels, tmp_path):
     made = experiment(loop={"num_steps": 2, "pack_length": 53}, **labels)
-    assert sync_loop.run(made, [0, 1], directory=tmp_path).finished
+    assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
   def test_other_lifts_buy_the_same(self, lift, seeded, tmp_path):
     assert bought_under(lift, tmp_path) == seeded
-
-
-class TestVerifier:
-  def test_a_policy_judges_each_response_with_a_key_of_its_own(self):
-    made = experiment(
-      method="self_verification", verify_new_tokens=3, verify_prompt_tokens=48
-    )
-    one = learner.Learner(made, 1)
-    verify = one.verifier([0])
-    seen = []
-    read = learner.self_verification.read_verdict
-    try:
-      learner.self_verification.read_verdict = lambda text: (
-        seen.append(text) or float(len(seen) % 2)
-      )
-      found = verify([Guesses().examples("train")[:2]], ["same"] * 8, 0)
-    finally:
-      learner.self_verification.read_verdict = read
-    np.testing.assert_array_equal(found, np.tile([1, 0, 1, 0], (1, 2, 1)))
-    # The same question, and other verdicts: a key is a function of the row.
-    assert len(set(seen)) > 4
 
 
 class TestConfig:
@@ -505,7 +484,7 @@ class TestConfig:
   def test_a_task_without_answers_is_named(self, tmp_path):
     made = helpers.experiment(labels={"method": "vote"})
     with pytest.raises(ValueError, match="it has no answer_key; math and"):
-      sync_loop.run(made, [0], directory=tmp_path)
+      loop.train(made, [0], directory=tmp_path)
 
   def test_a_budget_that_pays_nothing_is_named(self, tmp_path):
     with pytest.raises(ValueError, match="does not pay one label"):

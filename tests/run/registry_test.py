@@ -6,6 +6,7 @@ import pytest
 
 from saw_jax import tokenizer
 from saw_jax.run import registry
+from saw_jax.tasks.tool_calling.task import VOCABULARY
 
 
 @pytest.mark.parametrize("name", registry.TASKS)
@@ -42,7 +43,7 @@ def test_every_tokenizer_is_made(name):
 
 def test_a_tokenizer_may_be_a_file(tmp_path):
   # Of a pretrained model, which pads with <|endoftext|>.
-  text = tokenizer.TOOL_CALLING_BPE.read_text(encoding="utf-8")
+  text = VOCABULARY.read_text(encoding="utf-8")
   path = tmp_path / "tokenizer.json"
   path.write_text(text.replace(tokenizer.PAD, "<|endoftext|>"))
   found = registry.make_tokenizer(str(path))

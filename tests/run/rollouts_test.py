@@ -251,14 +251,11 @@ IDS = np.array([[0, 1, 2], [2, 0, 1]])
 
 def sampler(config, **options):
   """Two samples a prompt for two seeds of one policy, and its parameters."""
+  settings = rollouts.Encoder(TOKENIZER, config).settings
   generate = rollouts.make_generate(
     parallel.seeded(),
     helpers.CONFIG,
-    config,
-    TOKENIZER,
-    sampling=SamplingConfig(),
-    group_size=2,
-    **options,
+    settings(SamplingConfig(), 2, **options),
   )
   params = jax.tree.map(
     lambda x: np.stack([x, x]),

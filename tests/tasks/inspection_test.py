@@ -96,7 +96,7 @@ def test_a_reward_that_right_answers_miss_is_found():
 def test_closed_forms(what, num_parameters, expected):
   parameters = {str(i): i for i in range(num_parameters)}
   calls = [{"name": "a", "parameters": parameters}]
-  assert inspection.expected_correctness(what, calls) == expected
+  assert tool_answers.expected_correctness(what, calls) == expected
 
 
 def test_mean_rewards():

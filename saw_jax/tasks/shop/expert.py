@@ -15,14 +15,9 @@ _MOST_CHOICES = 20_000  # combinations of options that are tried
 
 
 class Expert:
-  """Solves one episode of a shop, one action at a time."""
+  """Solves one episode of a shop from its start, whoever takes the steps."""
 
   def __init__(self, env: Shop):
-    """Decides what to search for.
-
-    Args:
-      env: at the start of an episode; whoever steps it, this one looks on.
-    """
     self._env = env
     self._wanted = env.catalogue.product(env.instruction.code)
     self._choices: dict[str, tuple[tuple[str, str], ...] | None] = {}

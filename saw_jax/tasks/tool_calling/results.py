@@ -9,11 +9,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from saw_jax.tasks.tool_calling import rewards as tool_rewards
+from saw_jax.tasks.tool_calling import rewards
 from saw_jax.tasks.tool_calling.catalogue import Parameter, Tool
 
 # A policy may write any number of calls.
-MAX_CALLS = 4
+_MAX_CALLS = 4
 # Characters of a policy's own words that are said back.
 _MAX_ECHO = 16
 
@@ -26,24 +26,19 @@ _TYPES = {
 
 
 def run_calls(completion: str, offered: Sequence[Tool]) -> str:
-  """Runs the calls of an answer.
+  """Returns a line for each of the first four calls of an answer.
 
-  Args:
-    completion: the answer; any text.
-    offered: the tools that its prompt offers.
-
-  Returns:
-    A line for each of the first `MAX_CALLS` calls: the tool and its values, in
-    the order of its signature, or what is wrong. Empty where nothing is called.
+  A line has the tool and its values, in the order of its signature, or what is
+  wrong. Empty where nothing is called.
   """
-  if tool_rewards.CALL not in completion:
+  if rewards.CALL not in completion:
     return ""
-  block = completion.split(tool_rewards.CALL, 2)[1]
-  if tool_rewards.END_CALL not in block:
+  block = completion.split(rewards.CALL, 2)[1]
+  if rewards.END_CALL not in block:
     return "open call"
-  lines = block.split(tool_rewards.END_CALL, 1)[0].strip().split("\n")
+  lines = block.split(rewards.END_CALL, 1)[0].strip().split("\n")
   tools = {tool.name: tool for tool in offered}
-  return "\n".join(_run(line, tools) for line in lines[:MAX_CALLS])
+  return "\n".join(_run(line, tools) for line in lines[:_MAX_CALLS])
 
 
 def _run(line: str, tools: dict[str, Tool]) -> str:
@@ -72,10 +67,8 @@ def _run(line: str, tools: dict[str, Tool]) -> str:
 
 
 def _fits(parameter: Parameter, value: Any) -> bool:
-  is_bool = isinstance(value, bool)
-  if is_bool != (parameter.type == "boolean"):
-    return False
-  return isinstance(value, _TYPES[parameter.type])
+  is_fair = isinstance(value, bool) == (parameter.type == "boolean")
+  return is_fair and isinstance(value, _TYPES[parameter.type])
 
 
 def _say(value: Any) -> str:

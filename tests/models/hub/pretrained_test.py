@@ -177,7 +177,7 @@ def test_loading_never_holds_the_model_twice(tmp_path):
   program = """
 import dataclasses, resource, sys, threading, time
 import jax
-from saw_jax.models import pretrained
+from saw_jax.models.hub import pretrained
 
 def resident():
   for line in open("/proc/self/status"):

@@ -9,7 +9,7 @@ import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games as games
-from saw_jax.tasks.household import rules as household
+from saw_jax.tasks.household import rules
 from saw_jax.tasks.household import world as hw
 
 # In the form of the package's, with nothing of its content.
@@ -147,7 +147,7 @@ class TestMakeGame:
     assert game.data["pddl_domain"] == LOGIC.domain
     assert 'to: put a hot mug in cabinet."' in game.data["grammar"]
     assert list(game.walkthrough) == game.data["walkthrough"]
-    assert list(game.walkthrough) == household.shortest_plan(WORLD)
+    assert list(game.walkthrough) == rules.shortest_plan(WORLD)
     json.dumps(game.data)
 
 

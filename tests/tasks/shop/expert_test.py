@@ -21,18 +21,11 @@ def solve(env, seed):
 
 
 class TestExpert:
-  @pytest.mark.parametrize(
-    ("num_products", "per_page"), [(20, 4), (60, 4), (150, 10)]
-  )
   @pytest.mark.parametrize("split", ["train", "test"])
-  def test_every_instruction_can_be_followed(
-    self, num_products, per_page, split
-  ):
-    config = ShopConfig(num_products=num_products, per_page=per_page, reward=3)
-    env = ShopTask(config).make(split)
+  def test_its_way_is_short(self, split):
+    env = ShopTask(ShopConfig(num_products=60, per_page=4)).make(split)
     for seed in range(100):
-      reward, actions = solve(env, seed)
-      assert (reward, env.score) == (3, 1.0), (seed, actions)
+      _, actions = solve(env, seed)
       # A search, a product, as many clicks as options, and the purchase, with
       # a page turned now and then.
       assert len(actions) <= 3 + len(env.instruction.options) + 3

@@ -68,7 +68,7 @@ class TestDraw:
     assert one == same and one != other
 
   def test_names_and_codes_are_there_once(self):
-    products = shop_products.draw_products(shop_products.most_products())
+    products = shop_products.draw_products(shop_products.MOST_PRODUCTS)
     assert len({p.name for p in products}) == len(products)
     assert len({p.code for p in products}) == len(products)
     assert all(len(p.code) == 10 and p.code.isupper() for p in products)
@@ -111,7 +111,7 @@ class TestDraw:
 
 class TestRead:
   def test_a_product_by_hand(self, folder):
-    product = folder.write().read().products[0]
+    product = folder.write().read()[0][0]
     assert product == shop_products.Product(
       code="B09ABC1234",
       name="Soft Shirt",
@@ -128,18 +128,18 @@ class TestRead:
   def test_what_is_missing_is_what_webshop_makes_of_it(self, folder):
     row = {**ROW, "asin": "B4", "pricing": None, "customization_options": None}
     row |= {"small_description": "one text", "full_description": None}
-    product = folder.write([row]).read().products[-1]
+    product = folder.write([row]).read()[0][-1]
     assert (product.price, product.price_tag) == (100.0, "$100.0")
     assert product.options == () and product.features == ("one text",)
     assert product.attributes == ("DUMMY_ATTR",)
 
   def test_products_without_a_code_and_repeated_ones_are_left_out(self, folder):
     rows = [{**ROW, "asin": code} for code in ("nan", "B2", "B2345678901")]
-    assert len(folder.write(rows).read().products) == 3
+    assert len(folder.write(rows).read()[0]) == 3
 
   def test_each_instruction_is_in_one_split(self, folder):
-    goods = folder.write().read()
-    train, test = (goods.instructions[name] for name in ("train", "test"))
+    _, asked = folder.write().read()
+    train, test = (asked[name] for name in ("train", "test"))
     assert (len(train), len(test)) == (3, 2)
     assert len({one.text for one in (*train, *test)}) == 5
     one = next(o for o in (*train, *test) if o.code == "B09ABC1234")
@@ -152,9 +152,9 @@ class TestRead:
 
     order = list(range(5))
     random.Random(233).shuffle(order)
-    goods = folder.write().read()
+    _, asked = folder.write().read()
     texts = ["I need a soft", *(f"Number {i}" for i in range(4))]
-    found = [*goods.instructions["test"], *goods.instructions["train"]]
+    found = [*asked["test"], *asked["train"]]
     assert all(
       one.text.startswith(texts[i]) for one, i in zip(found, order, strict=True)
     )
@@ -163,26 +163,26 @@ class TestRead:
     folder.write()
     texts = ["i need a soft mens shirt", "number 3", "number 0"]
     folder.order.write_text(json.dumps(texts))
-    goods = folder.read(order=folder.order)
-    test = {one.text.partition(",")[0] for one in goods.instructions["test"]}
+    _, asked = folder.read(order=folder.order)
+    test = {one.text.partition(",")[0] for one in asked["test"]}
     assert test == {"I need a soft men's shirt", "Number 3"}
-    assert len(goods.instructions["train"]) == 3
+    assert len(asked["train"]) == 3
 
   def test_an_instruction_without_attributes_is_left_out(self, folder):
     asked = {"B3": [{**ASKED, "instruction_attributes": []}]}
-    goods = folder.write(asked=asked).read()
-    assert sum(map(len, goods.instructions.values())) == 5
+    _, asked = folder.write(asked=asked).read()
+    assert sum(map(len, asked.values())) == 5
 
   def test_no_limit_above_what_prices_there_are(self, folder):
     rows = [{**ROW, "asin": "B9", "pricing": "$985.00"}]
-    goods = folder.write(rows, asked={"B9": [ASKED]}).read(num_test=1)
-    every = [one for several in goods.instructions.values() for one in several]
+    _, asked = folder.write(rows, asked={"B9": [ASKED]}).read(num_test=1)
+    every = [one for several in asked.values() for one in several]
     (one,) = (one for one in every if one.code == "B9")
     assert one.price_limit == NO_LIMIT and "dollars" not in one.text
 
   def test_only_the_first_products_are_read(self, folder):
     folder.write()
-    assert len(folder.read(num_products=2).products) == 2
+    assert len(folder.read(num_products=2)[0]) == 2
 
 
 class TestDamage:

@@ -1,8 +1,6 @@
 """Tests of saw_jax/tasks/shop/site.py."""
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.shop import products as shop_products
@@ -190,31 +188,6 @@ class TestHostileText:
     assert env.step(action) == (before, 0.0, False)
     assert env.step(action) == (before, 0.0, True)
 
-  @hypothesis.given(
-    st.lists(
-      st.one_of(
-        st.text(),
-        st.text(max_size=9).map("search[{}]".format),
-        st.sampled_from(["hat", "shirt"]).map("search[{}]".format),
-        st.sampled_from(
-          ["b000000001", "next >", "< prev", "red", "features", "buy now"]
-        ).map("click[{}]".format),
-      ),
-      max_size=12,
-    )
-  )
-  @hypothesis.settings(deadline=None, max_examples=60)
-  def test_no_text_makes_it_raise_and_it_is_deterministic(self, actions):
-    first, second = make(max_steps=50), make(max_steps=50)
-    for action in actions:
-      if first.done:
-        break
-      step = first.step(action)
-      assert step == second.step(action)
-      assert 0 < len(step.observation) <= shop.LONGEST_PAGE
-      assert 0 <= step.reward <= first.max_return
-      assert all(isinstance(a, str) for a in first.admissible_actions)
-
   def test_enormous_texts_are_cut(self):
     huge = SHIRT._replace(name="shirt " * 10_000, description="x" * 100_000)
     env = Shop(Catalogue([huge]), lambda seed: ASKED)
@@ -243,32 +216,14 @@ class TestHostileText:
           chosen in env.options.values()
         )
 
-  def test_after_the_end_it_has_to_be_reset(self):
-    env = make(max_steps=1)
-    env.step("")
-    with pytest.raises(RuntimeError, match="reset first"):
-      env.step("")
-    with pytest.raises(RuntimeError, match="reset first"):
-      Shop(CATALOGUE, lambda seed: ASKED).step("")
-
   def test_another_pay_is_refused(self):
-    with pytest.raises(ValueError, match="did you mean 'score'"):
+    with pytest.raises(ValueError, match="'score'"):
       make(pays="scores")
 
 
-class TestPrompt:
-  def test_the_instruction_is_cut_off_a_page(self):
-    page = make().step("search[cotton]").observation
-    assert shop.strip_instruction(page, ASKED.text).startswith("Back to Search")
-    start = make().reset(0)
-    assert shop.strip_instruction(start, ASKED.text) == "Search"
-    assert shop.strip_instruction("x", ASKED.text) == "x"
-
-  def test_history_is_numbered_and_cut(self):
-    history = [(f"page {i}", f"click[{i}]") for i in range(1, 5)]
-    text = shop.make_prompt("a hat", "now", ["click[x]"], history, shown=2)
-    assert "taken 4 step(s)" in text and "You are now at step 5" in text
-    assert "[Observation 3: 'page 3', Action 3: 'click[3]'], [Obs" in text
-    assert "page 2" not in text and "['click[x]']" in text
-    first = shop.make_prompt("a hat", "now", ["click[x]"])
-    assert "step(s)" not in first and "a hat" in first
+def test_the_instruction_is_cut_off_a_page():
+  page = make().step("search[cotton]").observation
+  assert shop.strip_instruction(page, ASKED.text).startswith("Back to Search")
+  start = make().reset(0)
+  assert shop.strip_instruction(start, ASKED.text) == "Search"
+  assert shop.strip_instruction("x", ASKED.text) == "x"

@@ -19,6 +19,9 @@ from saw_jax.tasks.tool_calling import (
   catalogue as tool_catalogue,
 )
 from saw_jax.tasks.tool_calling import (
+  rewards,
+)
+from saw_jax.tasks.tool_calling import (
   task as tool_calling,
 )
 
@@ -157,7 +160,7 @@ class TestGeneratedExamples:
 
   def test_prompts_and_answers_are_short(self):
     pytest.importorskip("tokenizers")
-    bpe = tokenizer.BPETokenizer()
+    bpe = tokenizer.BPETokenizer(tool_calling.VOCABULARY)
     examples = _task().examples("train")[:2000]
     prompts = [len(bpe.encode_chat(e.messages)) for e in examples]
     answers = [len(bpe.encode(e.reference)) + 1 for e in examples]
@@ -166,7 +169,7 @@ class TestGeneratedExamples:
 
   def test_a_value_is_the_same_tokens_in_request_and_call(self):
     pytest.importorskip("tokenizers")
-    bpe = tokenizer.BPETokenizer()
+    bpe = tokenizer.BPETokenizer(tool_calling.VOCABULARY)
     for tool in tool_catalogue.CATALOGUE:
       for parameter in tool.parameters:
         for value in parameter.values:
@@ -224,8 +227,8 @@ class TestScore:
       200, seed=0, format_rate=0.5, call_rate=0.3
     ):
       assert task.score(example, text).values == (
-        tool_calling.correctness_reward(text, example.reference),
-        tool_calling.format_reward(text, example.reference),
+        rewards.correctness_reward(text, example.reference),
+        rewards.format_reward(text, example.reference),
       )
 
 

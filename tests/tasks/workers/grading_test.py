@@ -1,8 +1,8 @@
+"""Scores in worker processes: whatever a text does, it alone pays for it."""
+
 import logging
-import os
+import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -169,11 +169,6 @@ def test_workers_do_not_import_jax(grader):
   np.testing.assert_array_equal(graded.rewards, [[3.0, 0.0]] * 20)
 
 
-def test_a_task_that_cannot_be_loaded_is_an_error():
-  with pytest.raises(grading.RewardError, match="'obedient'.*cannot be loaded"):
-    grading.Grader(misbehaving_tasks.Unloadable(), num_workers=1, limit_s=1)
-
-
 def test_nothing_and_empty_completions_are_legal(grader):
   graded = _grade(grader, [])
   assert graded.rewards.shape == (0, 2) and graded.outcomes == ()
@@ -202,7 +197,7 @@ def test_a_task_can_give_up_by_itself(grader):
 
 
 def test_an_interrupted_call_does_not_answer_the_next(grader, monkeypatch):
-  def interrupt():
+  def interrupt(pipes, until):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
@@ -234,99 +229,20 @@ def test_a_worker_that_died_between_calls_blames_no_text(grader):
   assert _grade(grader, [""] * 9).scored.all()
 
 
-def test_closing_leaves_no_process():
-  before = {p.pid for p in psutil.Process().children(recursive=True)}
-  with grading.Grader(
-    misbehaving_tasks.Obedient(), num_workers=2, limit_s=0.3
-  ) as grader:
-    during = {p.pid for p in psutil.Process().children(recursive=True)}
-    assert len(during - before) == 2
-    with pytest.raises(grading.RewardError):
-      _grade(grader, ["exit"])
-  after = {p.pid for p in psutil.Process().children(recursive=True)}
-  assert after <= before
+def test_a_closed_grader_says_so():
+  grader = grading.Grader(
+    misbehaving_tasks.Obedient(), num_workers=0, limit_s=1
+  )
+  grader.close()
   with pytest.raises(ValueError, match="closed"):
     _grade(grader, ["a"])
 
 
-# A program that is started in the background of a shell ignores Ctrl-C unless
-# it says otherwise.
-SCRIPT = """
-import signal, sys, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from saw_jax.tasks import grading
-from tests.tasks import misbehaving_tasks
-task = misbehaving_tasks.Obedient()
-grader = grading.Grader(task, num_workers=1, limit_s=1000)
-def grade():
-  grader.grade(task.examples("train")[:1], ["spin"])
-if "thread" in sys.argv:
-  threading.Thread(target=grade, daemon=True).start()
-  print("ready", flush=True)
-  input()
-else:
-  print("ready", flush=True)
-  grade()
-"""
-
-
-@pytest.mark.parametrize("where", ["main", "thread"])
-def test_a_program_that_ends_while_grading_takes_its_workers_along(where):
-  root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-  with subprocess.Popen(
-    [sys.executable, "-c", SCRIPT, where],
-    env={**os.environ, "PYTHONPATH": root},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    text=True,
-  ) as process:
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 1
-    if where == "main":
-      process.send_signal(signal.SIGINT)  # Ctrl-C.
-    else:
-      process.stdin.close()
-    try:
-      assert process.wait(20) != 0
-      _, alive = psutil.wait_procs(children, timeout=5)
-      assert not alive
-    finally:
-      for child in children:
-        if child.is_running():
-          child.kill()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
-def test_a_killed_program_leaves_no_worker_that_spins(tmp_path):
-  path = tmp_path / "script.py"
-  path.write_text(SCRIPT, encoding="utf-8")
-  with subprocess.Popen(
-    [sys.executable, str(path)],
-    stdout=subprocess.PIPE,
-    env={**os.environ, "PYTHONPATH": os.getcwd()},
-  ) as process:
-    assert process.stdout.readline() == b"ready\n"
-    time.sleep(0.5)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children
-    process.kill()
-  _, alive = psutil.wait_procs(children, timeout=5)
-  for child in alive:
-    child.kill()
-  assert not alive
-
-
 def test_the_task_is_graded_without_its_rows():
-  path = os.path.join(
-    os.path.dirname(os.path.dirname(__file__)),
-    "data/toolrl/rlla_4k_test.parquet",
-  )
+  path = pathlib.Path(__file__).parents[2] / "data/toolrl/rlla_4k_test.parquet"
   pytest.importorskip("pyarrow")
   task = tool_calling.ToolCallingTask(
-    tool_calling.ToolCallingConfig(test_path=path)
+    tool_calling.ToolCallingConfig(test_path=str(path))
   )
   examples = task.examples("test")
   with grading.Grader(task, num_workers=1, limit_s=5.0) as grader:

@@ -1,4 +1,4 @@
-"""What a grading process does with one text, and with its pipe."""
+"""What a worker process does with one item, and with its pipe."""
 
 import multiprocessing
 import pickle
@@ -8,8 +8,10 @@ import threading
 import pytest
 
 from saw_jax.tasks import base
+from saw_jax.tasks.environments import EngineLost
 from saw_jax.tasks.workers import worker
-from tests.tasks import misbehaving_tasks
+from saw_jax.tasks.workers.worker import Command
+from tests.tasks import misbehaving_environments, misbehaving_tasks
 
 EXAMPLE = base.Example(1, (), "")
 
@@ -25,10 +27,10 @@ class Returns(misbehaving_tasks.Obedient):
 
 
 def result(score):
-  return worker.score_one(Returns(score), EXAMPLE, "")
+  return worker.Scorer(Returns(score))((EXAMPLE, ""))
 
 
-class TestScoreOne:
+class TestScorer:
   def test_a_good_score_comes_back_as_floats(self):
     found = result(base.Score((2, True), base.Outcome.RIGHT))
     assert found == worker.Result((2.0, 1.0), base.Outcome.RIGHT)
@@ -86,7 +88,7 @@ class TestScoreOne:
     assert "OverflowError" in found.violation
 
   def test_an_exception_leaves_the_text_unscored(self):
-    found = worker.score_one(misbehaving_tasks.Obedient(), EXAMPLE, "raise")
+    found = worker.Scorer(misbehaving_tasks.Obedient())((EXAMPLE, "raise"))
     assert found.exception == "KeyError: 'no such thing'"
     assert found.outcome is base.Outcome.CRASHED
     assert not found.violation
@@ -94,6 +96,51 @@ class TestScoreOne:
   def test_messages_stay_short(self):
     found = result("x" * 10_000)
     assert len(found.violation) < 300
+
+
+class TestPlayer:
+  @pytest.fixture
+  def player(self):
+    made = worker.Player(misbehaving_environments.CounterTask(), max_chars=8)
+    made(Command(3, "train", 7))
+    return made
+
+  def test_slots_are_apart_and_an_environment_is_made_once(self, player):
+    env = player._slots[3][1]
+    assert player(Command(4, "train", 1)).observation == "world 1"
+    assert player(Command(3, action="count")).observation == "7 at 1"
+    assert player(Command(4, action="count")).observation == "1 at 1"
+    assert player(Command(3, "train", 2)).observation == "world 2"
+    assert player._slots[3][1] is env
+    player(Command(3, "test", 2))
+    assert player._slots[3][1] is not env
+
+  def test_what_is_long_is_cut_and_actions_are_left_out_whole(self, player):
+    found = player(Command(3, action="enormous"))
+    assert found.observation == "x" * 8
+    # "count" has 5 letters, and "stop" would make it 9.
+    assert found.actions == ("count",)
+
+  @pytest.mark.parametrize(
+    ("action", "words"),
+    [
+      ("raise", "ValueError: boom"),
+      ("nan", "nan"),
+      ("no text", "NoneType"),
+    ],
+  )
+  def test_what_goes_wrong_ends_the_episode(self, player, action, words):
+    found = player(Command(3, action=action))
+    assert words in found.failure
+    assert found == worker.failed(found.failure)
+    assert found.done and found.reward == 0
+
+  def test_a_lost_engine_is_no_failure_of_one_episode(self, player):
+    with pytest.raises(EngineLost):
+      player(Command(3, action="lose"))
+
+  def test_a_slot_that_was_never_started_is_a_failure(self, player):
+    assert "KeyError" in player(Command(9, action="count")).failure
 
 
 class TestServe:
@@ -121,20 +168,24 @@ class TestServe:
     theirs._handle = None
 
   def greet(self, pipe, task):
-    pipe.send_bytes(pickle.dumps((pickle.dumps(task), None)))
+    job = pickle.dumps(worker.Scorer(task))
+    pipe.send((job, None))
     assert pipe.poll(10)
     return pipe.recv()
 
-  def test_each_text_is_answered_as_soon_as_it_is_scored(self, pipe):
+  @pytest.mark.parametrize("eager", [True, False])
+  def test_answers_come_one_by_one_or_some_at_a_time(self, pipe, eager):
     assert self.greet(pipe, misbehaving_tasks.Obedient()) is None
     pairs = [(EXAMPLE, "a"), (EXAMPLE, "raise"), (EXAMPLE, "high")]
     for _ in range(2):  # more than one request
-      pipe.send_bytes(pickle.dumps(pairs))
-      assert pipe.recv() is None  # it has read them
-      found = [pipe.recv() for _ in pairs]
-      assert found[0].values == (2.0, 1.0)
-      assert found[1].exception.startswith("KeyError")
-      assert "outside" in found[2].violation
+      pipe.send((eager, pairs))
+      assert pipe.recv() == []  # it has read them
+      lists = [pipe.recv() for _ in (pairs if eager else "a")]
+      assert {len(one) for one in lists} == {1 if eager else 3}
+      first, second, third = sum(lists, [])
+      assert first.values == (2.0, 1.0)
+      assert second.exception.startswith("KeyError")
+      assert "outside" in third.violation
 
   def test_a_task_that_does_not_load_is_explained(self, pipe):
     answer = self.greet(pipe, misbehaving_tasks.Unloadable())

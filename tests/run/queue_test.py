@@ -1,4 +1,4 @@
-"""The asynchronous loop: staleness as promised, whoever samples."""
+"""Answers sampled ahead: staleness as promised, whoever samples."""
 
 import dataclasses
 import signal
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms
-from saw_jax.reporting import runs
 from saw_jax.rollout import actor, staleness
-from saw_jax.run import async_loop, checkpoint, sync_loop
+from saw_jax.run import checkpoint, groups, loop
 from saw_jax.run import experiment as experiment_lib
 from tests import helpers
 
@@ -21,13 +20,7 @@ ASYMPO = algorithms.AlgorithmConfig(
   advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
 )
 # What depends on who was faster.
-CLOCKS = (
-  "seconds/",
-  "tokens_per_second",
-  "compilations",
-  "groups/running",
-  "groups/queued",
-)
+TIMING = ("groups/running", "groups/queued")
 
 
 def experiment(**changes):
@@ -42,24 +35,22 @@ def experiment(**changes):
   return helpers.experiment(**changes)
 
 
+def run(directory, seeds=(0, 1), **changes):
+  return loop.train(experiment(**changes), seeds, directory=directory)
+
+
 def curves(directory):
-  found = runs.read_curves([directory]).values
-  return {k: v for k, v in found.items() if not k.startswith(CLOCKS)}
+  return helpers.curves(directory, *TIMING)
 
 
 def assert_same_run(a, b):
-  first, second = curves(a), curves(b)
-  assert first.keys() == second.keys()
-  for name, value in first.items():
-    np.testing.assert_array_equal(value, second[name], err_msg=name)
-  assert (a / "final.json").read_text() == (b / "final.json").read_text()
+  helpers.assert_same_run(a, b, *TIMING)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("whole")
-  result = async_loop.run(experiment(), [0, 1], directory=directory)
-  assert result.finished
+  assert run(directory).finished
   return directory
 
 
@@ -73,22 +64,19 @@ class TestFixedLag:
   @pytest.mark.slow
   def test_lag_0_is_the_synchronous_loop(self, tmp_path):
     # Sampled in parts in both: a call of an actor is a step's prompts.
-    made = experiment(
-      asynchronous={"lag": 0},
-      rollout={"length_groups": 2, "prompt_multiple": 1},
-    )
-    async_loop.run(made, [0, 1], directory=tmp_path / "a")
-    sync_loop.run(made, [0, 1], directory=tmp_path / "b")
+    rollout = {"length_groups": 2, "prompt_multiple": 1}
+    run(tmp_path / "a", asynchronous={"lag": 0}, rollout=rollout)
+    run(tmp_path / "b", asynchronous={"protocol": "none"}, rollout=rollout)
     a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
-    for name, value in b.items():
-      np.testing.assert_array_equal(value, a[name], err_msg=name)
+    assert b.items() and not any(name.startswith("lag/") for name in b)
+    helpers.assert_equal_curves(b, {name: a[name] for name in b})
 
   @pytest.mark.slow
   def test_a_lag_is_that_of_the_weights(self, whole, tmp_path):
     # At step 1 the responses are those of step 0's weights on other prompts:
     # a run that never learns samples the same ones there.
     still = experiment(optimizer={"learning_rate": 0.0})
-    async_loop.run(still, [0, 1], directory=tmp_path)
+    loop.train(still, [0, 1], directory=tmp_path)
     moved, kept = curves(whole), curves(tmp_path)
     for step, same in ((0, True), (1, True), (2, True), (4, False)):
       equal = moved["length"][:, step] == kept["length"][:, step]
@@ -99,14 +87,13 @@ class TestFixedLag:
     "actors", [1, pytest.param(2, marks=pytest.mark.slow)]
   )
   def test_actors_change_nothing(self, whole, tmp_path, actors):
-    made = experiment(asynchronous={"actors": actors})
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    run(tmp_path, asynchronous={"actors": actors})
     assert_same_run(whole, tmp_path)
 
   @pytest.mark.slow
   def test_actors_on_devices_of_their_own_change_nothing(self, whole, tmp_path):
     made = experiment(asynchronous={"actors": 2, "actor_devices": 2})
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     a, b = curves(whole), curves(tmp_path)
     for name in ("reward/total", "length", "lag/steps"):
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
@@ -121,8 +108,8 @@ class TestFixedLag:
     fields = {"lag": 1, "actors": 1, "actor_devices": 2}
     seeded = experiment(asynchronous=fields)
     lifted = experiment(asynchronous=fields, parallel={"lift": lift})
-    async_loop.run(seeded, [0], directory=tmp_path / "seeded")
-    async_loop.run(lifted, [0], directory=tmp_path / "lifted")
+    loop.train(seeded, [0], directory=tmp_path / "seeded")
+    loop.train(lifted, [0], directory=tmp_path / "lifted")
     expected, found = curves(tmp_path / "seeded"), curves(tmp_path / "lifted")
     # From step 2 on the weights have moved; after a few more a difference in
     # the last digit may turn one token into another.
@@ -137,34 +124,34 @@ class TestResume:
   def test_is_bitwise_the_run_that_was_not_stopped(
     self, whole, tmp_path, actors
   ):
-    task = Stops(after=40)
+    task = helpers.Stops(40)
     made = experiment(task=task, asynchronous={"actors": actors})
-    first = async_loop.run(made, [0, 1], directory=tmp_path)
+    first = loop.train(made, [0, 1], directory=tmp_path)
     assert not first.finished
     assert 0 < first.step < 6
     made = experiment(asynchronous={"actors": actors})
-    assert async_loop.run(made, [0, 1], directory=tmp_path).finished
+    assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert_same_run(whole, tmp_path)
 
   @pytest.mark.slow
   def test_brings_back_weights_that_were_published_before(self, tmp_path):
     fields = {"protocol": "quota", "require": 2, "trigger": 2}
     made = experiment(asynchronous=fields)
-    async_loop.run(made, [0], directory=tmp_path / "whole")
-    cut = experiment(asynchronous=fields, task=Stops(after=90))
-    first = async_loop.run(cut, [0], directory=tmp_path / "cut")
+    loop.train(made, [0], directory=tmp_path / "whole")
+    cut = experiment(asynchronous=fields, task=helpers.Stops(90))
+    first = loop.train(cut, [0], directory=tmp_path / "cut")
     assert not first.finished
     assert first.step % 4, "it stopped where new weights were published"
-    async_loop.run(made, [0], directory=tmp_path / "cut")
+    loop.train(made, [0], directory=tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
   @pytest.mark.slow
   def test_a_synchronous_checkpoint_has_no_queue(self, tmp_path):
     made = experiment()
-    sync_loop.run(made, [0], directory=tmp_path)
+    run(tmp_path, [0], asynchronous={"protocol": "none"})
     (tmp_path / "final.json").unlink()
     with pytest.raises(ValueError, match="no queue"):
-      async_loop.run(made, [0], directory=tmp_path)
+      loop.train(made, [0], directory=tmp_path)
 
   def test_a_damaged_queue_is_named(self, whole, tmp_path):
     import shutil
@@ -177,7 +164,7 @@ class TestResume:
       data[len(data) // 2] ^= 0xFF
       path.write_bytes(data)
     with pytest.raises(checkpoint.CheckpointError, match="last good step is 3"):
-      async_loop.run(experiment(), [0, 1], directory=tmp_path / "run")
+      loop.train(experiment(), [0, 1], directory=tmp_path / "run")
 
 
 class TestOtherProtocols:
@@ -187,7 +174,7 @@ class TestOtherProtocols:
       loop={"num_steps": 12, "checkpoint_interval": 0},
       asynchronous={"protocol": "quota", "require": 2, "trigger": 2},
     )
-    async_loop.run(made, [0], directory=tmp_path)
+    loop.train(made, [0], directory=tmp_path)
     found = curves(tmp_path)
     # A window is 4 steps, and half of one is started ahead.
     assert found["lag/steps_max"].max() == 5
@@ -205,22 +192,8 @@ class TestOtherProtocols:
         "partial_tokens": partial,
       }
     )
-    assert async_loop.run(made, [0, 1], directory=tmp_path).finished
+    assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert curves(tmp_path)["lag/versions_max"].max() <= 1
-
-
-class Stops(helpers.Letters):
-  """Asks for an interrupt at its n-th score."""
-
-  def __init__(self, after):
-    self.after = after
-
-  def score(self, example, completion):
-    self.after -= 1
-    if self.after == 0:
-      # From whichever thread scores: the main thread gets the signal.
-      signal.raise_signal(signal.SIGINT)
-    return super().score(example, completion)
 
 
 class Constant(helpers.Letters):
@@ -253,8 +226,8 @@ class TestBackPressure:
       task=Slow(),
       asynchronous={"protocol": "max_lag", "lag": 2, "actors": 2},
     )
-    assert async_loop.run(made, [0], directory=tmp_path).finished
-    found = runs.read_curves([tmp_path]).values
+    assert loop.train(made, [0], directory=tmp_path).finished
+    found = helpers.curves(tmp_path)
     held = found["groups/queued"] + found["groups/running"]
     assert held.max() <= (2 + 1) * 4
     assert found["groups/expired"].max() == 0
@@ -266,7 +239,7 @@ class TestDynamicSampling:
     made = experiment(
       task=Constant(), asynchronous={"lag": 1, "dynamic_sampling": True}
     )
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     found = curves(tmp_path)
     assert found["zero_advantage"].max() == 0
     assert (found["groups/filtered"][:, -1] > 0).all()
@@ -278,7 +251,7 @@ class TestDynamicSampling:
       asynchronous={"lag": 0, "dynamic_sampling": True, "max_attempts": 2},
       loop={"num_steps": 2, "checkpoint_interval": 0},
     )
-    assert async_loop.run(made, [0], directory=tmp_path).finished
+    assert loop.train(made, [0], directory=tmp_path).finished
     assert curves(tmp_path)["zero_advantage"].min() == 1
 
 
@@ -286,7 +259,7 @@ class TestLogProbs:
   @pytest.mark.slow
   def test_a_current_policy_loss_learns_without_them(self, whole, tmp_path):
     made = experiment(asynchronous={"carry_log_probs": False})
-    async_loop.run(made, [0, 1], directory=tmp_path)
+    loop.train(made, [0, 1], directory=tmp_path)
     with_them, without = curves(whole), curves(tmp_path)
     assert "sampler_mismatch" not in without
     # The update's own sums over tokens round otherwise in a program that does
@@ -304,7 +277,7 @@ class TestLogProbs:
     made = experiment(
       algorithm=algorithm, asynchronous={"carry_log_probs": False}
     )
-    async_loop.run(made, [0], directory=tmp_path)
+    loop.train(made, [0], directory=tmp_path)
     # Stale by two steps: the ratio is not 1.
     assert curves(tmp_path)["sampler_mismatch"][0, -1] > 1e-4
 
@@ -321,13 +294,13 @@ class TestNonFinite:
       algorithm=dataclasses.replace(ASYMPO, entropy_coefficient=float("nan")),
     )
     before = jax.device_get(made.params)
-    async_loop.run(made, [0], directory=tmp_path)
+    loop.train(made, [0], directory=tmp_path)
     assert (curves(tmp_path)["skipped"] == 1).all()
-    _, found = experiment_lib.restore(made, 1, tmp_path)
+    _, policy = experiment_lib.restore(made, 1, tmp_path)
     jax.tree.map(
       lambda a, b: np.testing.assert_array_equal(a, b[0]),
       before,
-      found.state.params,
+      policy.state.params,
     )
 
 
@@ -348,7 +321,7 @@ class TestProcesses:
     made = experiment(asynchronous={"actors": 1, "actor_kind": "process"})
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(actor.ProcessSampler, "__call__", call)
-      result = async_loop.run(made, [0, 1], directory=tmp_path)
+      result = loop.train(made, [0, 1], directory=tmp_path)
     assert killed.is_set()
     assert result.finished
     assert curves(tmp_path)["groups/lost"][0, -1] == 4
@@ -364,7 +337,7 @@ class TestProcesses:
       asynchronous={"actors": 1, "actor_devices": 1, "max_deaths": 2}
     )
     with pytest.raises(actor.ActorError, match="3 actors died, and 2 may be"):
-      async_loop.run(made, [0], directory=tmp_path)
+      loop.train(made, [0], directory=tmp_path)
 
 
 class TestBadInput:
@@ -382,12 +355,12 @@ class TestBadInput:
   )
   def test_is_one_sentence(self, tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
-      async_loop.run(experiment(asynchronous=fields), [0], directory=tmp_path)
+      loop.train(experiment(asynchronous=fields), [0], directory=tmp_path)
 
   def test_several_updates_a_step(self, tmp_path):
     made = experiment(loop={"num_minibatches": 2})
     with pytest.raises(ValueError, match="num_minibatches is 2"):
-      async_loop.run(made, [0], directory=tmp_path)
+      loop.train(made, [0], directory=tmp_path)
 
   def test_a_reward_that_raises_in_an_actor_ends_the_run(self, tmp_path):
     class Raises(helpers.Letters):
@@ -396,10 +369,10 @@ class TestBadInput:
 
     made = experiment(task=Raises(), asynchronous={"actors": 1})
     with pytest.raises(Exception, match="boom"):
-      async_loop.run(made, [0], directory=tmp_path)
+      loop.train(made, [0], directory=tmp_path)
 
 
 def test_protocols_are_made_of_their_figures():
   config = experiment_lib.AsyncConfig("quota", threshold=0.3, trigger=2)
-  found = async_loop.make_protocol(config, 8)
+  found = groups.make_protocol(config, 8)
   assert found == staleness.Quota(8, 0.3, require=4, trigger=2)
