@@ -17,7 +17,7 @@ A response to a prompt with `G = 1` has nothing to be compared with, and keeps
 its reward, as in the reference code. In a larger group of which one response
 is scored the comparison is missing by accident, so the group is like one whose
 rewards are all alike: advantage 0. What is not scored has advantage 0, and no
-part in any statistic. Neither rewards nor weights get a gradient.
+part in any statistic. No gradient flows. Papers are arXiv numbers or addresses.
 """
 
 from collections.abc import Callable

@@ -9,6 +9,7 @@ current policy alone and damp what it holds to be unlikely.
 Arguments are those of `losses`; sg stops the gradient. SPO, CISPO,
 TIS-REINFORCE and TOPR are policy gradients `x = −sg(w) A log π` that differ in
 the weight w; TIS and decoupled PPO are PPO's clipped loss times a weight.
+ASymPO and SPO: https://arxiv.org/abs/2606.03070
 """
 
 import chex
@@ -52,7 +53,7 @@ def asympo_loss(
     log π ← max(log π, log p_low)    where A < 0
 
   A response without tokens counts neither above nor below the bar, where the
-  paper divides by all P · G. ASymPO, https://arxiv.org/abs/2606.03070
+  paper divides by all P · G.
 
   >>> l, mask = jnp.array([[-1.0, -3.0], [-4.0, -4.0]]), jnp.ones((2, 2), bool)
   >>> loss = asympo_loss(l, jnp.array([0.5, -0.5]), mask)
@@ -132,10 +133,7 @@ def spo_loss(
   negative_weight: float = 0.2,  # α, from 0 to 1
   aggregate: losses.Aggregate = losses.sequence_mean_token_mean,
 ) -> Ratio:
-  """Learns less from bad responses, by a constant: w = α where A < 0, else 1.
-
-  ASymPO, eq. (17). https://arxiv.org/abs/2606.03070
-  """
+  """Learns less from bad responses: `w = α where A < 0, 1 elsewhere` (17)."""
   bad = losses.token_advantages(advantages, completion_mask) < 0
   weights = jnp.where(bad, negative_weight, 1.0)
   return _weighted(weights, log_probs, advantages, completion_mask, aggregate)

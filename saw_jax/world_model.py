@@ -162,7 +162,6 @@ def adaptive_coefficients(
   A group without success has exactly 1, a solved one exactly 0, and one without
   a `scored` return too. With penalties for invalid actions λ could exceed 1.
   """
-  chex.assert_rank(returns, 2)
   # Differences first: a mean of equal returns need not be that return.
   missing = max_return - reductions.at_least_float32(returns)
   missing = jax.lax.stop_gradient(missing) / max_return

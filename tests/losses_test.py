@@ -27,6 +27,7 @@ AGGREGATES = {
 }
 RATIOS = {"token": losses.token_ratio, "sequence": losses.sequence_ratio}
 ESTIMATORS = (losses.kl_k1, losses.kl_k2, losses.kl_k3)
+ESTIMATOR_NAMES = tuple(f.__name__ for f in ESTIMATORS)
 DTYPES = (np.float64, np.float32)
 partial = functools.partial
 
@@ -55,9 +56,9 @@ LOSSES = {
 # Those that stop no gradient of the current policy.
 SMOOTH = ("clipped_surrogate", "dual_clip", "policy_gradient", "gspo", "tis")
 SMOOTH += ("tis_sequence", "decoupled_ppo", "dppo_kl", "entropy")
-SMOOTH += tuple(f.__name__ for f in ESTIMATORS)
+SMOOTH += ESTIMATOR_NAMES
 # Those in which advantages are not all there is.
-REGULARIZED = ("dppo_kl", "entropy", *(f.__name__ for f in ESTIMATORS))
+REGULARIZED = ("dppo_kl", "entropy", *ESTIMATOR_NAMES)
 
 
 def sample(shape=(4, 5), seed=0):
@@ -330,12 +331,12 @@ class EveryLossTest(chex.TestCase):
     rest = dict(
       advantages=np.array([1.0, -1.0]), completion_mask=np.ones((2, 3), bool)
     )
-    for name in LOSSES:
+    for name in set(LOSSES) - set(ESTIMATOR_NAMES):
       for one, other in ((near, far), (far, near)):
         recorded = dict.fromkeys(("old_log_probs", "behave_log_probs"), other)
         found, gradient = jax.value_and_grad(
-          lambda x, name=name, recorded=recorded, other=other: value(
-            name, x, {**recorded, **rest, "ref_log_probs": other / 10}
+          lambda x, name=name, recorded=recorded: value(
+            name, x, {**recorded, **rest}
           )
         )(one)
         assert np.isfinite(found) and np.isfinite(gradient).all(), name
