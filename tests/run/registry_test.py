@@ -35,13 +35,11 @@ def test_a_task_may_be_a_class_and_its_config(monkeypatch):
   assert len(task.examples("train")) == 7
 
 
-@pytest.mark.parametrize("name", registry.TOKENIZERS)
-def test_every_tokenizer_is_made(name):
-  found = registry.make_tokenizer(name)
-  text = {"knights": "knave", "search": "<search>", "shop": "buy"}.get(
-    name, "7"
-  )
-  assert found.decode(found.encode(text)) == text
+def test_every_tokenizer_is_made_and_is_another():
+  made = [registry.make_tokenizer(name) for name in registry.TOKENIZERS]
+  sizes = {one.vocab_size for one in made}
+  assert len(sizes) == len(made) and min(sizes) > 20
+  assert all(one.eos_ids for one in made)
 
 
 def test_a_tokenizer_may_be_a_file(tmp_path):
