@@ -74,21 +74,3 @@ def test_a_reward_that_right_answers_miss_is_found():
   failures = inspection.gold_failures(task, task.examples("test")[:7])
   assert len(failures) == 7
   assert failures[0].values[1] == 0.0 and failures[0].expected[1] == 1.0
-
-
-@pytest.mark.parametrize(
-  "what, num_parameters, expected",
-  [
-    ("extra_call", 2, 2.25),
-    ("extra_parameter", 2, 2.5),
-    ("wrong_value", 2, 1.5),
-    ("missing_parameter", 2, 0.75),
-    ("missing_parameter", 1, -1.0),
-    ("wrong_tool", 2, -3.0),
-    ("broken_json", 2, -3.0),
-  ],
-)
-def test_closed_forms(what, num_parameters, expected):
-  parameters = {str(i): i for i in range(num_parameters)}
-  calls = [{"name": "a", "parameters": parameters}]
-  assert answers.expected_correctness(what, calls) == expected
