@@ -226,8 +226,9 @@ class TestExpress:
   def test_plans_win_and_seeds_are_games(self, game):
     # Two of one seed at once, as the episodes of a group are.
     options = dict(max_steps=200, pays="score")
-    env = textworld_games.ExpressGame(game, "test", has_plan=True, **options)
-    again = textworld_games.ExpressGame(game, "test", **options)
+    env, again = (
+      textworld_games.ExpressGame(game, "test", **options) for _ in range(2)
+    )
     starts = []
     for seed in (0, 1):
       starts.append((env.reset(seed), env.task))
@@ -257,8 +258,8 @@ class TestExpress:
 
   def test_games_share_java_until_the_last_is_closed(self):
     one, other = (textworld_games.ExpressGame(n) for n in ("coin", "twc"))
-    pid = one._java.pid
-    assert other._java.pid == pid
+    pid = one._java._process.pid
+    assert other._java._process.pid == pid
     one.close()
     assert psutil.pid_exists(pid) and other.reset(0)
     other.close()

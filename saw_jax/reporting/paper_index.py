@@ -140,7 +140,7 @@ def _label_functions(labels) -> list[Callable]:
     "entropy": [selection.entropy_scores],
     "mean_probability": [selection.unlikeliness_scores],
     "oracle": [selection.oracle_scores],
-    "care": [care.select_prompts, selection.care_selection],
+    "care": [care.care_probabilities, selection.care_selection],
     "certainty": [getattr(certainty, labels.certainty)],
     "self_verification": [self_verification.read_verdict],
   }[labels.method]

@@ -6,10 +6,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, self_verification
 from saw_jax.tasks.draws import Draws
 
 _T = TypeVar("_T")
+Messages = tuple[Mapping[str, str], ...]
+# What is wrong with a completion, the completion, and its values; None: less
+# than the best.
+Damage = tuple[str, str, tuple[float | None, ...]]
 
 # Test examples count their keys from here, and each further split from a place
 # of its own: no sample of one shares a random key with a training sample.
@@ -57,6 +61,7 @@ class AnswerTask(base.Splits):
   split in `_read` and `_generate`.
   """
 
+  name: str
   Config: type[AnswerConfig]
   # Places left free between the keys of benchmarks and of generated splits.
   _key_gap = 0
@@ -69,6 +74,13 @@ class AnswerTask(base.Splits):
     """Train, test, and more to evaluate on."""
     config = self.config
     return ("train", "test", *config.benchmarks, *config.generated_splits)
+
+  def verification(self, example: base.Example, completion: str) -> Messages:
+    """Returns messages that ask a policy whether a completion is right."""
+    question = example.messages[-1]["content"]
+    return ask(
+      self_verification.verification_prompt(self.name, question, completion)
+    )
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
@@ -97,7 +109,7 @@ class AnswerTask(base.Splits):
     raise NotImplementedError
 
 
-def ask(text: str) -> tuple[dict[str, str], ...]:
+def ask(text: str) -> Messages:
   """Returns the messages of a prompt that is one message of the user."""
   return ({"role": "user", "content": text},)
 

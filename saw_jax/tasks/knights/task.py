@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from saw_jax.tasks import answer_task, base, self_verification
+from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.knights import answers, puzzles
 
@@ -118,18 +118,13 @@ class KnightsTask(answer_task.AnswerTask):
 
   def verification(
     self, example: base.Example, completion: str
-  ) -> tuple[Mapping[str, str], ...]:
-    """Returns messages that ask a policy whether a completion is right.
-
-    Of a compact puzzle in few tokens: the puzzle, the completion and "?".
-    """
-    question = example.messages[-1]["content"]
+  ) -> answer_task.Messages:
+    """Asks about a compact puzzle in few tokens: it, the completion and "?"."""
     is_compact = (self.config.template or "compact") == "compact"
-    if is_compact and not self.config.has_files:
-      return answer_task.ask(f"{question}\n{completion}?")
-    return answer_task.ask(
-      self_verification.verification_prompt("knights", question, completion)
-    )
+    if self.config.has_files or not is_compact:
+      return super().verification(example, completion)
+    question = example.messages[-1]["content"]
+    return answer_task.ask(f"{question}\n{completion}?")
 
   def gold_completion(self, example: base.Example) -> str:
     """Returns the shortest completion that is right."""
@@ -139,9 +134,7 @@ class KnightsTask(answer_task.AnswerTask):
     """Returns what the right answer scores."""
     return (answers.RIGHT,)
 
-  def damages(
-    self, example: base.Example
-  ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+  def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     """Yields wrong completions by name, with what they have to score."""
     gold, reference = self.gold_completion(example), example.reference
     draws = Draws("damage", example.key)

@@ -2,10 +2,10 @@ r"""Mathematical problems with one right answer, in `\boxed{...}`: 0 or 1."""
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from saw_jax.tasks import answer_task, base, self_verification
+from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.math import answers, files, problems
 
@@ -144,15 +144,6 @@ class MathTask(answer_task.AnswerTask):
       raise ValueError(f"the label of example {example.key} is empty.")
     return dataclasses.replace(example, reference=label)
 
-  def verification(
-    self, example: base.Example, completion: str
-  ) -> tuple[Mapping[str, str], ...]:
-    """Returns messages that ask a policy whether a completion is right."""
-    question = example.messages[-1]["content"]
-    return answer_task.ask(
-      self_verification.verification_prompt("math", question, completion)
-    )
-
   def gold_completion(self, example: base.Example) -> str:
     """Returns the shortest completion that is right."""
     return _box(example.reference)
@@ -161,9 +152,7 @@ class MathTask(answer_task.AnswerTask):
     """Returns what the right answer scores."""
     return (1.0,)
 
-  def damages(
-    self, example: base.Example
-  ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+  def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     """Yields wrong completions by name, with what they have to score."""
     gold, reference = self.gold_completion(example), example.reference
     wrong = _box(_wrong(Draws("damage", example.key), reference))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from saw_jax.tasks.answer_task import Damage
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue, rewards
 
@@ -278,7 +279,7 @@ def demonstrate(
 
 def damages(
   key: int, reference: str, offered: Names, best: float
-) -> Iterator[tuple[str, str, tuple[float | None, float]]]:
+) -> Iterator[Damage]:
   """Yields each way to damage a reference, the text and its two rewards.
 
   A mistake in the format must cost the format alone, and one in a call the

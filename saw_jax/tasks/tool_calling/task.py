@@ -146,9 +146,7 @@ class ToolCallingTask(base.Splits):
       return (3.0, 1.0)
     return (3.0 if rewards.CALL in example.reference else 0.0, 1.0)
 
-  def damages(
-    self, example: base.Example
-  ) -> Iterator[tuple[str, str, tuple[float | None, float]]]:
+  def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     """Yields damaged references by name, with what they have to score."""
     best, _ = self.best_values(example)
     offered = example.meta.get("offered", ())
@@ -239,11 +237,8 @@ def _generate(
   )
 
 
-def _messages(system: str, user: str) -> tuple[dict[str, str], ...]:
-  return (
-    {"role": "system", "content": system},
-    {"role": "user", "content": user},
-  )
+def _messages(system: str, user: str) -> answer_task.Messages:
+  return ({"role": "system", "content": system}, *answer_task.ask(user))
 
 
 def read_examples(

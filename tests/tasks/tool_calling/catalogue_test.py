@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from saw_jax.tasks.tool_calling import catalogue as tool_catalogue
-from saw_jax.tasks.tool_calling.catalogue import Draws
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.tool_calling import catalogue
 
 SHAPE = dict(
   call_weights=(0.7, 0.2, 0.1),
@@ -19,44 +19,39 @@ SHAPE = dict(
 
 def scenarios(count, split="train", **changes):
   return [
-    tool_catalogue.draw_scenario(Draws("x", i), split, **{**SHAPE, **changes})
+    catalogue.draw_scenario(Draws("x", i), split, **{**SHAPE, **changes})
     for i in range(count)
   ]
 
 
+each_tool = pytest.mark.parametrize(
+  "tool", catalogue.CATALOGUE, ids=lambda tool: tool.name
+)
+
+
 class TestTool:
-  @pytest.mark.parametrize(
-    "tool", tool_catalogue.CATALOGUE, ids=lambda tool: tool.name
-  )
+  @each_tool
   def test_every_wording_says_every_value_once(self, tool):
     names = sorted(parameter.name for parameter in tool.parameters)
     for request in tool.requests:
       assert sorted(re.findall(r"\{(\w+)\}", request)) == names
     assert len(set(tool.requests)) == len(tool.requests)
 
-  @pytest.mark.parametrize(
-    "tool", tool_catalogue.CATALOGUE, ids=lambda tool: tool.name
-  )
+  @each_tool
   def test_values_have_the_type_that_is_offered(self, tool):
-    types = {
-      "string": (str,),
-      "integer": (int,),
-      "number": (int, float),
-      "boolean": (bool,),
-    }
+    types = {"string": str, "integer": int, "number": float, "boolean": bool}
     for parameter in tool.parameters:
-      for value in parameter.values:
-        assert type(value) in types[parameter.type], (parameter, value)
+      assert {type(v) for v in parameter.values} == {types[parameter.type]}
       assert len(set(parameter.values)) == len(parameter.values) > 1
 
   def test_the_signature_is_the_line_that_offers_it(self):
     assert (
-      tool_catalogue.TOOLS["weather"].signature
+      catalogue.TOOLS["weather"].signature
       == "weather(city: string, days: integer)"
     )
 
   def test_a_boolean_is_said_in_words(self):
-    tool = tool_catalogue.TOOLS["call"]
+    tool = catalogue.TOOLS["call"]
     values = {"name": "Ann", "minutes": 3, "video": False}
     requests = {tool.request(Draws(i), values) for i in range(30)}
     assert len(requests) == len(tool.requests)
@@ -64,23 +59,24 @@ class TestTool:
       assert "without video" in request
       assert "Ann" in request and "3" in request
 
-  def test_no_text_occurs_twice_in_a_call(self):
-    tool = tool_catalogue.TOOLS["flight"]
-    for i in range(200):
-      values = tool.draw_values(Draws("flight", i))
-      assert values["start"] != values["end"]
+  @each_tool
+  def test_no_text_occurs_twice_in_a_call(self, tool):
+    for i in range(100):
+      values = tool.draw_values(Draws("flight", i)).values()
+      texts = [value for value in values if isinstance(value, str)]
+      assert len(set(texts)) == len(texts)
 
 
 class TestSplitOf:
   def test_does_not_depend_on_the_order_of_the_values(self):
-    for day in tool_catalogue.TOOLS["alarm"].parameters[0].values:
-      assert tool_catalogue.split_of(
+    for day in catalogue.TOOLS["alarm"].parameters[0].values:
+      assert catalogue.split_of(
         "alarm", {"day": day, "hour": 7}
-      ) == tool_catalogue.split_of("alarm", {"hour": 7, "day": day})
+      ) == catalogue.split_of("alarm", {"hour": 7, "day": day})
 
   def test_a_fifth_is_for_the_test(self):
     count = collections.Counter(
-      tool_catalogue.split_of("t", {"n": n}) for n in range(2000)
+      catalogue.split_of("t", {"n": n}) for n in range(2000)
     )
     assert 340 < count["test"] < 460
     assert set(count) == {"test", "train"}
@@ -94,19 +90,12 @@ class TestDrawScenario:
   def test_what_is_asked_for_belongs_to_the_split(self, split):
     for scenario in scenarios(200, split):
       for name, values in scenario.asked:
-        assert tool_catalogue.split_of(name, values) == split
-
-  def test_every_tool_that_is_needed_is_offered_once(self):
-    for scenario in scenarios(200):
-      offered = [tool.name for tool in scenario.offered]
-      assert len(set(offered)) == len(offered)
-      for call in scenario.calls:
-        assert call["name"] in offered
+        assert catalogue.split_of(name, values) == split
 
   def test_a_tool_asked_for_without_a_call_is_not_offered(self):
     found = scenarios(200, no_call_share=1.0)
     assert all(not s.calls and s.response for s in found)
-    unserved = [s for s in found if s.asked[0][0] in tool_catalogue.TOOLS]
+    unserved = [s for s in found if s.asked[0][0] in catalogue.TOOLS]
     assert 60 < len(unserved) < 140
     for scenario in unserved:
       offered = [tool.name for tool in scenario.offered]
@@ -121,15 +110,12 @@ class TestDrawScenario:
     only = scenarios(50, no_call_share=0.0, call_weights=(0.0, 1.0))
     assert {len(s.calls) for s in only} == {2}
 
-  def test_the_thought_counts_the_calls(self):
+  def test_the_thought_counts_the_calls_which_differ(self):
     words = ("no call", "one call", "two calls", "three calls")
     for scenario in scenarios(200):
       assert scenario.thought.startswith(words[len(scenario.calls)])
-
-  def test_two_calls_are_never_the_same(self):
-    for scenario in scenarios(200, no_call_share=0.0):
-      texts = [json.dumps(call) for call in scenario.calls]
-      assert len(set(texts)) == len(texts)
+      texts = {json.dumps(call) for call in scenario.calls}
+      assert len(texts) == len(scenario.calls)
 
   def test_offers_stay_within_their_number(self):
     for scenario in scenarios(200):
@@ -142,11 +128,3 @@ class TestDrawScenario:
       assert {tool.name for tool in scenario.offered} == {
         call["name"] for call in scenario.calls
       }
-
-  def test_the_request_says_every_value(self):
-    for scenario in scenarios(200):
-      for call in scenario.calls:
-        tool = tool_catalogue.TOOLS[call["name"]]
-        for parameter in tool.parameters:
-          said = parameter.say(call["parameters"][parameter.name])
-          assert said in scenario.request

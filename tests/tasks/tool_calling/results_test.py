@@ -6,19 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saw_jax.tasks.tool_calling import (
-  catalogue as tool_catalogue,
-)
-from saw_jax.tasks.tool_calling import (
-  results as tool_results,
-)
+from saw_jax.tasks.tool_calling import catalogue, results
 
-TOOLS = [tool_catalogue.TOOLS[name] for name in ("weather", "heat", "call")]
+TOOLS = [catalogue.TOOLS[name] for name in ("weather", "heat", "call")]
 
 
 def say(*lines):
   block = "\n".join(lines)
-  return tool_results.run_calls(
+  return results.run_calls(
     f"<think> x </think>\n<tool_call>\n{block}\n</tool_call>", TOOLS
   )
 
@@ -63,10 +58,10 @@ class TestRunCalls:
     assert said == [f"done weather Oslo {n}" for n in range(2, 6)]
 
   def test_nothing_is_said_where_nothing_is_called(self):
-    assert tool_results.run_calls("<response> hello </response>", TOOLS) == ""
-    assert tool_results.run_calls("<tool_call>\n{}", TOOLS) == "open call"
+    assert results.run_calls("<response> hello </response>", TOOLS) == ""
+    assert results.run_calls("<tool_call>\n{}", TOOLS) == "open call"
 
   @given(st.text(max_size=60))
   def test_any_text_has_an_answer(self, text):
-    said = tool_results.run_calls(f"<tool_call>{text}</tool_call>", TOOLS)
+    said = results.run_calls(f"<tool_call>{text}</tool_call>", TOOLS)
     assert said and all(len(line) < 100 for line in said.split("\n"))
