@@ -88,10 +88,6 @@ class TestPush:
     same = push(ring, samples([9, 9]), np.zeros(2, bool))
     chex.assert_trees_all_equal(same, ring)
 
-  def test_a_ring_has_a_place(self):
-    with pytest.raises(ValueError, match="0 samples"):
-      replay.make_replay(0, 1, 1)
-
 
 class TestUniform:
   @pytest.mark.parametrize("held", [0, 1, 3, 7])

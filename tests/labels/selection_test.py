@@ -31,6 +31,13 @@ def care(scores, p, step, **options):
   )
 
 
+def top(scores, label_fraction=0.2):
+  """Buys by one score, as a baseline does."""
+  return selection.care_selection(
+    scores, scores, 99, label_fraction=label_fraction, gate_fraction=0.0
+  )
+
+
 def by_loops(scores, p, step, label_fraction, gate_fraction):
   """Labelled and gated prompts as the reference code takes them."""
   size = len(scores)
@@ -76,7 +83,7 @@ class GoldenTest(chex.TestCase):
   def test_oracle(self, **case):
     for dtype, _ in DTYPES:
       with jax.enable_x64(dtype is np.float64):
-        found = selection.top_selection(
+        found = top(
           np.array(case["cag"], dtype), label_fraction=case["top_pct"]
         )
         assert where(found.labelled) == case["selected_sorted"]
@@ -94,7 +101,7 @@ class GoldenTest(chex.TestCase):
         scores = selection.entropy_scores(ids)
         np.testing.assert_allclose(scores, case["entropy_nats"], rtol=rtol)
         for share, want in case["selected"].items():
-          found = selection.top_selection(scores, label_fraction=float(share))
+          found = top(scores, label_fraction=float(share))
           assert found.order[: len(want)].tolist() == want
           assert where(found.labelled) == sorted(want)
 
@@ -107,7 +114,7 @@ class GoldenTest(chex.TestCase):
         )
         np.testing.assert_allclose(-scores, case["prompt_mean"], rtol=rtol)
         for share, want in case["selected"].items():
-          found = selection.top_selection(scores, label_fraction=float(share))
+          found = top(scores, label_fraction=float(share))
           assert found.order[: len(want)].tolist() == want
 
 
@@ -209,23 +216,11 @@ class TestMultipliers:
     assert value.tolist() == [1, 1, 0, 1]
 
 
-class TestTrainingRewards:
-  def test_the_truth_about_what_was_not_bought_reaches_nothing(self):
-    rng = np.random.default_rng(0)
-    pseudo, true = rng.integers(0, 2, (2, 4, 3)).astype(np.float32)
-    labelled = np.array([True, False, True, False])
-    value = selection.training_rewards(pseudo, true, labelled)
-    spoilt = np.where(labelled[:, None], true, np.nan)
-    other = selection.training_rewards(pseudo, spoilt, labelled)
-    assert (value == other).all()
-    assert (value[0] == true[0]).all() and (value[1] == pseudo[1]).all()
-
-
 class TestScores:
   def test_random_scores_are_a_fair_draw(self):
     def draw(key):
       scores = selection.random_scores(key, 10)
-      return selection.top_selection(scores).labelled
+      return top(scores).labelled
 
     bought = jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000))
     assert (bought.sum(axis=1) == 2).all()
@@ -253,13 +248,13 @@ class TestScores:
           pseudo.astype(dtype), true.astype(dtype)
         )
         assert len(set(scores.tolist())) == 1
-        found = selection.top_selection(scores, label_fraction=0.5)
+        found = top(scores, label_fraction=0.5)
         assert found.order.tolist() == [0, 1, 2, 3]
 
   def test_entropy_and_gap_disagree_about_confident_mistakes(self):
     ids = np.array([[0] * 7 + [1], [0, 1, 2, 3, 4, 5, 6, 7]])
     pseudo = np.asarray(voting.majority_vote(ids).for_winner, np.float32)
     true = (ids == 1).astype(np.float32)
-    by_gap = selection.top_selection(selection.oracle_scores(pseudo, true))
-    by_entropy = selection.top_selection(selection.entropy_scores(ids))
+    by_gap = top(selection.oracle_scores(pseudo, true))
+    by_entropy = top(selection.entropy_scores(ids))
     assert by_gap.order[0] == 0 and by_entropy.order[0] == 1
