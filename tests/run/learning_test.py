@@ -34,7 +34,7 @@ def probability_after_training(
   optimizer = optimizer_lib.make_optimizer(
     optimizer_lib.OptimizerConfig(learning_rate=0.1, weight_decay=0.0), STEPS
   )
-  terms = {"policy": objective.Term(objective.policy(loss))}
+  terms = {"policy": objective.policy(loss)}
   step_fn = update.make_update(
     objective.make_objective(forward, terms), optimizer
   )

@@ -37,7 +37,7 @@ class TestMakeGradient:
     expected, gradient = jax.jit(jax.value_and_grad(loss))(params())
     gradient_of = update.make_gradient(
       objective.make_objective(
-        forward, {"policy": objective.Term(objective.clipped_surrogate())}
+        forward, {"policy": objective.policy(losses.clipped_surrogate_loss)}
       ),
       num_microbatches=4,
     )
@@ -162,13 +162,11 @@ def current_policy_objective(loss):
   return objective.make_objective(
     table_forward,
     {
-      "policy": objective.Term(
-        objective.policy(
-          functools.partial(loss, aggregate=losses.sequence_mean_token_mean)
-        )
+      "policy": objective.policy(
+        functools.partial(loss, aggregate=losses.sequence_mean_token_mean)
       )
     },
-    objective.balance_diagnostics(),
+    [objective.balance],
   )
 
 
@@ -252,12 +250,12 @@ class TestMaximum:
   def test_is_below_zero_where_all_are(self):
     # Parts are not compared with a 0 that nobody has.
     def fn(outputs, batch):
-      return reductions.Maximum(jnp.max(-batch.advantages - 100))
+      return {"greatest": reductions.Maximum(jnp.max(-batch.advantages - 100))}
 
     params, batch = table_batch()
     made = objective.make_objective(
       table_forward, {"likelihood": objective.Term(objective.likelihood)},
-      {"greatest": fn},
+      [fn],
     )  # fmt: skip
     _, metrics = update.make_gradient(made, num_microbatches=4)(params, batch)
     np.testing.assert_allclose(
