@@ -10,7 +10,7 @@ import pytest
 
 from saw_jax import algorithms
 from saw_jax.reporting import catalogue, papers
-from saw_jax.run import arguments, build, rollouts, run_directory
+from saw_jax.run import arguments, build, registry, rollouts, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.run.config import load, module, typed
 from saw_jax.run.sections import RunConfig
@@ -339,7 +339,7 @@ class TestEveryTable:
       how = {name: getattr(run.model, name) for name in build.COMPUTED}
       defaults = RunConfig().model
       assert run.model == dataclasses.replace(defaults, **how)
-      assert run.tokenizer.name in algorithms.TOKENIZERS
+      assert run.tokenizer.name in registry.TOKENIZERS
 
   @pytest.mark.parametrize(
     "case", [case for case in CASES if case.endswith("scale=tiny")]
@@ -445,7 +445,7 @@ class TestSaw:
       by_rules = options.reward == "rules"
       assert (scale in summaries.STAND_INS) == by_rules
       if by_rules:
-        task = algorithms.make_task("summaries", options.to_dict())
+        task = registry.make_task("summaries", options.to_dict())
         assert summaries.STAND_INS[scale] == task.stand_in != ""
 
   def test_a_worker_is_not_killed_while_its_judge_may_still_answer(self):
@@ -458,7 +458,7 @@ class TestSaw:
     assert set(table.PUBLISHED) <= rows
     assert {row for pair in table.COMPARISONS for row in pair} <= rows
     name = table.__name__.rpartition(".")[2]
-    task = algorithms.make_task(name, {})
+    task = registry.make_task(name, {})
     names = tuple(component.name for component in task.components)
     assert names == table.COMPONENTS
     for metric in table.METRICS.values():
@@ -601,7 +601,7 @@ class TestPaw:
   def test_options_are_those_of_the_task(self, table, scale):
     config = load(f"paw/{table}:scale={scale}")
     options = config.task.options.to_dict()
-    task = algorithms.make_task(config.task.name, options)
+    task = registry.make_task(config.task.name, options)
     assert task.num_episodes("train") >= config.loop.prompts_per_step
     assert task.num_episodes("test") >= config.evaluation.num_examples
 

@@ -11,8 +11,8 @@ import signal
 import psutil
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.contrib import textworld_games
+from saw_jax.run import registry
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games, alfworld_task, rules
 from saw_jax.tasks.household import world as hw
@@ -178,7 +178,7 @@ class TestAlfworld:
       assert state["won"]
 
   def test_workers_play_a_folder_with_a_damaged_game(self, folder):
-    task = algorithms.make_task("alfworld", {"folder": str(folder)})
+    task = registry.make_task("alfworld", {"folder": str(folder)})
     broken = pathlib.Path(task._paths["train"][2])
     text = broken.read_text().replace("(:init", "(:inti")
     with environment_pool.EnvironmentPool(
@@ -206,7 +206,7 @@ class TestAlfworld:
           assert one.reward == 10.0 * one.done
 
   def test_walkthroughs_are_demonstrations(self, folder):
-    task = algorithms.make_task("alfworld", {"folder": str(folder)})
+    task = registry.make_task("alfworld", {"folder": str(folder)})
     (first, *_) = task._paths["test"]
     walk = alfworld_games.read_game(first).walkthrough
     steps = task.held_out(len(walk))
@@ -267,7 +267,7 @@ class TestExpress:
 
   @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
   def test_a_java_that_dies_or_hangs_is_replaced(self, what):
-    task = algorithms.make_task("textworld", {"game": "coin", "num_train": 9})
+    task = registry.make_task("textworld", {"game": "coin", "num_train": 9})
     with environment_pool.EnvironmentPool(
       task, num_workers=1, limit_s=8.0
     ) as pool:
@@ -305,7 +305,7 @@ class TestStories:
     return folder
 
   def test_the_walkthrough_wins(self, folder):
-    task = algorithms.make_task(
+    task = registry.make_task(
       "textworld", {"game": "textworld", "folder": str(folder)}
     )
     assert task.num_episodes("train") == task.num_episodes("test") == 1
@@ -334,7 +334,7 @@ class TestStories:
           (tmp_path / split / f"{name}{suffix}").write_bytes(content)
     (tmp_path / "train" / "a.z8").write_bytes(b"\x08" + b"\xff" * 999)
     (tmp_path / "train" / "b.json").write_text("{")
-    task = algorithms.make_task(
+    task = registry.make_task(
       "textworld", {"game": "textworld", "folder": str(tmp_path)}
     )
     with environment_pool.EnvironmentPool(

@@ -220,3 +220,22 @@ class TestHelp:
     }
     assert wanted.get(name, "--workdir") in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("config", "shown"),
+  [
+    ("saw/tool_calling:row=gdpo_saw", "reward correctness: mean"),
+    ("paw/household:row=grpo", "2 episodes of 1 worlds: return mean 0.000"),
+  ],
+)
+def test_the_doctor_sees_that_an_untrained_policy_has_nothing(config, shown):
+  done = script(
+    *("doctor", f"--config={config}", "--prompts=1", "--examples=5"),
+    *("--config.warm_start.num_steps=0", "--config.loop.group_size=2"),
+    *("--config.rollout.max_new_tokens=4", "--config.grading.num_workers=0"),
+  )
+  assert done.returncode == 1, done.stderr
+  assert shown in done.stdout
+  assert "PROBLEM: " in done.stdout and "nothing to learn" in done.stdout

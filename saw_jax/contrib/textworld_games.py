@@ -1,14 +1,8 @@
 """Games of TextWorld and TextWorld-Express as environments.
 
-TextWorld-Express makes its games from seeds, in Java, in less than a
-millisecond a step; TextWorld compiles a game in seconds and plays it from a
-file. Both tell the score of every step and what can be done.
-
-References:
-  Jansen and Côté, "TextWorldExpress: Simulating Text Games at One Million Steps
-  Per Second". https://arxiv.org/abs/2208.01174
-  Côté et al., "TextWorld: A Learning Environment for Text-based Games".
-  https://arxiv.org/abs/1806.11532
+TextWorld-Express (https://arxiv.org/abs/2208.01174) makes its games from seeds,
+in Java, in less than a millisecond a step; TextWorld
+(https://arxiv.org/abs/1806.11532) compiles a game in seconds and plays a file.
 """
 
 import json
@@ -50,16 +44,11 @@ class _Game(BoundedEnvironment):
   """
 
   def __init__(
-    self,
-    *,
-    max_steps: int = 50,
-    reward: float = 10.0,
-    pays: str = "success",
+    self, *, max_steps: int = 50, reward: float = 10.0, pays: str = "success"
   ):
     super().__init__(max_steps, reward)
     base.check_choice("pays", pays, PAYS)
     self._pays = pays
-    self._actions: list[str] = []
 
   @property
   def admissible_actions(self) -> list[str]:
@@ -67,8 +56,7 @@ class _Game(BoundedEnvironment):
     return list(self._actions)
 
   def _begin(self, actions: list[str]) -> None:
-    self._paid = 0.0
-    self._actions = sorted(set(actions))
+    self._paid, self._actions = 0.0, sorted(set(actions))
 
   def _read(self, action: str) -> str:
     """An action as the game spells it, without what no game can read."""
@@ -97,12 +85,7 @@ class ExpressGame(_Game):
   """
 
   def __init__(
-    self,
-    game: str,
-    split: str = "train",
-    *,
-    parameters: str = "",
-    **options: Any,
+    self, game: str, split: str = "train", parameters: str = "", **options: Any
   ):
     super().__init__(**options)
     self._split = split

@@ -147,9 +147,14 @@ def _label_functions(labels) -> list[Callable]:
 
 
 def _name(fn: Callable) -> str:
-  fn = fn.func if isinstance(fn, functools.partial) else fn
+  bound = ""
+  if isinstance(fn, functools.partial):
+    bound = ", ".join(
+      f"{k}={getattr(v, '__name__', v)}" for k, v in fn.keywords.items()
+    )
+    fn, bound = fn.func, f"({bound})"
   fn = getattr(fn, "__wrapped__", fn)  # of jax.jit
-  return f"`{fn.__module__.removeprefix('saw_jax.')}.{fn.__name__}`"
+  return f"`{fn.__module__.removeprefix('saw_jax.')}.{fn.__name__}{bound}`"
 
 
 def _results(path: pathlib.Path) -> dict[tuple[str, str], str]:

@@ -153,7 +153,7 @@ class TestBuild:
     self, folder, monkeypatch
   ):
     monkeypatch.setattr(
-      build.algorithms, "CHECKPOINTS", {"smollm2": "no_such_package"}
+      build.registry, "CHECKPOINTS", {"smollm2": "no_such_package"}
     )
     config = make_config(folder)
     config.checkpoint = "smollm2"

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax import algorithms
+from saw_jax.run import registry
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
@@ -249,7 +249,7 @@ class TestWords:
   def test_compact_texts_are_few_tokens(
     self, name, action, observation, prompt
   ):
-    encode = algorithms.make_tokenizer(name).encode
+    encode = registry.make_tokenizer(name).encode
     task = TASKS[f"{name}, compact"]
     for step in task.demonstrations(400, seed=0, wrong_rate=0.5):
       assert len(encode(step.action)) <= action
@@ -258,7 +258,7 @@ class TestWords:
       assert len(encode(text)) <= prompt
 
   def test_a_walk_is_known_to_the_tokenizer(self, task):
-    tokenizer = algorithms.make_tokenizer(task.name)
+    tokenizer = registry.make_tokenizer(task.name)
     for seed in range(25):
       start, *steps = walk(task, seed)
       texts = [*start, *(text for step in steps for text in step[1:2])]

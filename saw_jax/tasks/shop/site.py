@@ -4,11 +4,12 @@ References:
   Yao et al., 2022. WebShop. https://arxiv.org/abs/2207.01206
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, environments
 from saw_jax.tasks.environments import BoundedEnvironment
 from saw_jax.tasks.search_index import SearchIndex
 from saw_jax.tasks.shop import reward as shop_reward
@@ -19,10 +20,45 @@ NUM_RESULTS = 50  # of a search, at most
 BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
 SUB_PAGES = ("Description", "Features", "Reviews")
 SEARCH = "search[<your query>]"  # how the admissible search is written
-PAYS = ("success", "score")
 LONGEST_PAGE = 16_000  # characters
 _LONGEST_ARGUMENT = 300  # characters of an action's argument that are read
 _ACTION = re.compile(r"\s*(search|click)\[(.*)\]\s*", re.DOTALL | re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShopConfig:
+  """What is sold, which episodes there are, and how one is asked.
+
+  With `products`, `attributes` and `instructions`, which are read together, the
+  shop is that of WebShop's files; else it is drawn.
+  """
+
+  num_products: int = 150  # of the shop; of the files: 0 for all
+  seed: int = 0  # of the shop that is drawn
+  num_train: int = 8192  # episodes of the shop that is drawn
+  num_test: int = 500  # those of the files are 500 in WebShop
+  products: str = ""  # path of items_shuffle.json
+  attributes: str = ""  # path of items_ins_v2.json
+  instructions: str = ""  # path of items_human_ins.json
+  order: str = ""  # path of human_goals.json, if it decides on the split
+  max_steps: int = 15
+  reward: float = 10.0  # of a perfect purchase
+  pays: str = "success"  # or "score"; see `Shop`
+  per_page: int = 10
+  shows_instruction: bool = True  # on each page
+  form: str = "english"  # of prompts and replies; or "compact"
+  shown: int = 2  # earlier steps in a prompt, where they fit
+
+  def __post_init__(self):
+    base.check_choice("form", self.form, environments.FORMS)
+    base.check_choice("pays", self.pays, ("success", "score"))
+    base.check_positive(self, "num_train", "num_test", "max_steps", "per_page")
+    files = [self.products, self.attributes, self.instructions]
+    if any(files) and not all(files):
+      raise ValueError(
+        "WebShop's files are read together: give products, attributes and "
+        "instructions, or none of them."
+      )
 
 
 class Catalogue:
@@ -52,9 +88,8 @@ class Page(NamedTuple):
 class Shop(BoundedEnvironment):
   """An `Environment`: one instruction a seed, done when something is bought.
 
-  With `pays="success"` a perfect purchase pays `max_return` and any other
-  nothing; with "score" each pays the share that is its score. Each page repeats
-  the instruction if `shows_instruction`, as in WebShop.
+  With `pays="success"` a perfect purchase pays the `reward` and any other
+  nothing; with "score" each pays the share that is its score.
 
   Attributes:
     instruction: what is asked for.
@@ -68,18 +103,10 @@ class Shop(BoundedEnvironment):
     self,
     catalogue: Catalogue,
     instruct: Callable[[int], Instruction],
-    *,
-    max_steps: int = 15,
-    max_return: float = 10.0,
-    pays: str = "success",
-    per_page: int = 10,
-    shows_instruction: bool = True,
+    config: ShopConfig,
   ):
-    super().__init__(max_steps, max_return)
-    base.check_choice("pays", pays, PAYS)
-    self.catalogue = catalogue
-    self._instruct, self._pays = instruct, pays
-    self._per_page, self._shows_instruction = per_page, shows_instruction
+    super().__init__(config.max_steps, config.reward)
+    self.catalogue, self._instruct, self._config = catalogue, instruct, config
 
   def _start(self, seed: int) -> str:
     self.instruction = self._instruct(seed)
@@ -98,14 +125,16 @@ class Shop(BoundedEnvironment):
         self._click(argument)
       elif argument:
         self._search(argument)
-    share = self.score if self._pays == "score" else float(self.score == 1)
+    share = (
+      self.score if self._config.pays == "score" else float(self.score == 1)
+    )
     return self._write(), self.max_return * share, self.page.kind == "done"
 
   @property
   def listed(self) -> list[Product]:
     """The products on the current page of results."""
-    first = (self.page.number - 1) * self._per_page
-    return self.results[first : first + self._per_page]
+    first = (self.page.number - 1) * self._config.per_page
+    return self.results[first : first + self._config.per_page]
 
   @property
   def buttons(self) -> list[str]:
@@ -113,7 +142,7 @@ class Shop(BoundedEnvironment):
     page = self.page
     if page.kind == "results":
       back = [PREVIOUS] if page.number > 1 else []
-      is_last = page.number * self._per_page >= len(self.results)
+      is_last = page.number * self._config.per_page >= len(self.results)
       codes = [product.code for product in self.listed]
       return [BACK, *back, *([] if is_last else [NEXT]), *codes]
     if page.kind == "item":
@@ -167,7 +196,7 @@ class Shop(BoundedEnvironment):
 
   def _write(self) -> str:
     page = self.page
-    head = ["Instruction:", self.task] if self._shows_instruction else []
+    head = ["Instruction:", self.task] if self._config.shows_instruction else []
     if page.kind == "start":
       parts = ["WebShop", *head, "Search"] if head else ["Search"]
     elif page.kind == "done":

@@ -122,19 +122,12 @@ class TestMakeProblem:
       in_places = [f for f in init if f.startswith("(inReceptacle ")]
       assert len(in_places) == len(world.things) + (world.lamp_in >= 0)
 
-  @pytest.mark.parametrize(
-    "places",
-    [
-      ("cabinet 3", "cabinet 1", "microwave 1", "sinkbasin 1"),
-      ("cabinet 1", "cabinet 1", "microwave 1", "sinkbasin 1"),
-    ],
-  )
-  def test_numbers_with_gaps_are_refused(self, places):
-    with pytest.raises(ValueError, match="breaks the numbers of its kind"):
-      games.make_problem(WORLD._replace(places=places), "(:goal)")
-
-  def test_a_goal_that_is_not_closed_is_refused(self):
-    with pytest.raises(ValueError, match="bracket that is not closed"):
+  def test_numbers_with_gaps_and_open_goals_are_refused(self):
+    for first in ("cabinet 3", "cabinet 1"):
+      world = WORLD._replace(places=(first, *WORLD.places[1:]))
+      with pytest.raises(ValueError, match="numbers"):
+        games.make_problem(world, "(:goal)")
+    with pytest.raises(ValueError, match="bracket"):
       games.make_problem(WORLD, "(:goal (and")
 
 
@@ -149,6 +142,9 @@ class TestMakeGame:
     assert list(game.walkthrough) == game.data["walkthrough"]
     assert list(game.walkthrough) == rules.shortest_plan(WORLD)
     json.dumps(game.data)
+
+
+TEXTS = b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": %s}'
 
 
 class TestFolders:
@@ -198,15 +194,8 @@ class TestFolders:
       (games.GAME_FILE, b"\xff\xfe\x00"),
       (games.GAME_FILE, b"[" * 100_000),
       (games.GAME_FILE, b'{"pddl_domain": "x", "grammar": "y"}'),
-      (
-        games.GAME_FILE,
-        b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": " "}',
-      ),
-      (
-        games.GAME_FILE,
-        b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": "z", '
-        b'"walkthrough": "look"}',
-      ),
+      (games.GAME_FILE, TEXTS % b'" "'),
+      (games.GAME_FILE, TEXTS % b'"z", "walkthrough": "look"'),
       (games.TASK_FILE, b"no"),
     ],
   )
@@ -233,12 +222,10 @@ class TestFolders:
     assert len(games.find_games(folder)) == 9
 
   def test_an_empty_folder_is_named(self, tmp_path):
-    with pytest.raises(ValueError, match="no solvable game.tw-pddl of heat"):
+    with pytest.raises(ValueError, match="heat"):
       games.find_games(tmp_path, ["heat"])
     with pytest.raises(FileNotFoundError, match="valid_unseen"):
       games.find_games(tmp_path / "train")
-
-  def test_a_file_that_is_not_there(self, tmp_path):
     with pytest.raises(FileNotFoundError):
       games.read_game(tmp_path / games.GAME_FILE)
 
