@@ -133,17 +133,14 @@ def full_objective():
   return objective.make_objective(
     objective.make_forward(CONFIG, chunk_size=16),
     {
-      "policy": objective.Term(objective.clipped_surrogate()),
+      "policy": objective.policy(losses.clipped_surrogate_loss),
       "kl": objective.Term(
         objective.kl(losses.kl_k3, aggregate=losses.sequence_mean_token_mean),
         0.1,
       ),
-      "entropy": objective.Term(objective.entropy(), 0.01),
+      "entropy": objective.Term(objective.entropy, 0.01),
     },
-    {
-      "mean_entropy": objective.mean_entropy,
-      "mismatch": objective.sampler_mismatch,
-    },
+    [objective.mean_entropy, objective.sampler_mismatch],
   )
 
 

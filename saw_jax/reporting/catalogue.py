@@ -154,10 +154,10 @@ def missing(module: ModuleType, scale: str) -> list[str]:
       found.append(f"package {name}: {how}")
   values = config(module, rows(module)[0], scale)
   if values.checkpoint:
-    from saw_jax import algorithms
+    from saw_jax.run import registry
 
     try:
-      algorithms.find_checkpoint(values.checkpoint)
+      registry.find_checkpoint(values.checkpoint)
     except ImportError as error:
       found.append(str(error))
     except FileNotFoundError:

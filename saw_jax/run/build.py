@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from saw_jax import algorithms
+from saw_jax import algorithms, names
 from saw_jax.models import decoder, lora
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
@@ -20,12 +20,12 @@ from saw_jax.run import (
   checkpoint,
   groups,
   observations,
+  registry,
   warm_start,
 )
 from saw_jax.run import (
   config as config_lib,
 )
-from saw_jax.run.config import RunConfig
 from saw_jax.run.experiment import (
   Experiment,
   check_benchmarks,
@@ -33,6 +33,7 @@ from saw_jax.run.experiment import (
   param_shardings,
 )
 from saw_jax.run.loop import train as train
+from saw_jax.run.sections import RunConfig
 from saw_jax.tasks import environments
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import parallel
@@ -53,8 +54,8 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   checkpoint), a FileNotFoundError or an ImportError (a library is missing).
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
-  algorithms.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
-  task = algorithms.make_task(run.task.name, run.task.options)
+  names.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
+  task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)
   source, tokenizer, model = _make_model(run)
@@ -179,7 +180,7 @@ def _make_model(
   """The checkpoint without its weights, if there is one, and what it says."""
   name = run.tokenizer.name
   if not run.checkpoint:
-    tokenizer = algorithms.make_tokenizer(name)
+    tokenizer = registry.make_tokenizer(name)
     return (
       None,
       tokenizer,
@@ -187,8 +188,8 @@ def _make_model(
     )
   source = open_checkpoint(run)
   # A name of one of our own short vocabularies stands for the model's.
-  name = str(source.path) if name in algorithms.TOKENIZERS else name
-  tokenizer = algorithms.make_tokenizer(name)
+  name = str(source.path) if name in registry.TOKENIZERS else name
+  tokenizer = registry.make_tokenizer(name)
   if tokenizer.vocab_size > source.config.vocab_size:
     raise ValueError(
       f"{name}: the tokenizer has {tokenizer.vocab_size} ids; {source.path} "
@@ -209,7 +210,7 @@ def _make_model(
 def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
   """Reads and checks the headers of the pretrained model of a config."""
   try:
-    path = algorithms.find_checkpoint(run.checkpoint)
+    path = registry.find_checkpoint(run.checkpoint)
   except FileNotFoundError as error:
     raise FileNotFoundError(f"--config.checkpoint: {error}") from error
   longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens

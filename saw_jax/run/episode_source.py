@@ -119,9 +119,11 @@ class Episodes:
     if self._world is not None:
       width = transcript.behave_log_probs.shape[-1]
       entropies = self._measure(
-        transcript.entropies.reshape(-1, width),
-        transcript.behave_log_probs.reshape(-1, width),
-        np.asarray(transcript.completion_mask).reshape(-1, width),
+        entropies=transcript.entropies.reshape(-1, width),
+        log_probs=transcript.behave_log_probs.reshape(-1, width),
+        completion_mask=np.asarray(transcript.completion_mask).reshape(
+          -1, width
+        ),
       )
       record = record.replace(
         entropies=np.asarray(entropies).reshape(shape), pool=_observed(played)

@@ -76,7 +76,7 @@ class Learner:
       loop,
       minima,
       temperature=temperature,
-      observes_log_probs=self._needs_old or labels.needs_log_probs,
+      observes_log_probs=self._needs_old or labels.strategy.needs_log_probs,
     )
 
   def prepare(

@@ -107,7 +107,9 @@ class Appender:
     def measure(params: PyTree, batch: TrainBatch) -> Array:
       outputs = forward(params, batch)
       return world.measure(
-        outputs.entropies, outputs.log_probs, batch.completion_mask
+        entropies=outputs.entropies,
+        log_probs=outputs.log_probs,
+        completion_mask=batch.completion_mask,
       )
 
     STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME

@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saw_jax.run import config as config_lib
+
+if TYPE_CHECKING:
+  from saw_jax.run import sections
 from saw_jax.run import metrics
 
 # What makes a run's numbers, for git.
@@ -82,7 +85,7 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
 
 def read_config(
   directory: str | os.PathLike,
-) -> tuple[config_lib.RunConfig, list[int]]:
+) -> tuple["sections.RunConfig", list[int]]:
   """The settings of a run, of an older one too, and its seeds."""
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")

@@ -6,10 +6,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, self_verification
 from saw_jax.tasks.draws import Draws
 
 _T = TypeVar("_T")
+Messages = tuple[Mapping[str, str], ...]
+# What is wrong with a completion, the completion, and its values; None: less
+# than the best.
+Damage = tuple[str, str, tuple[float | None, ...]]
 
 # Test examples count their keys from here, and each further split from a place
 # of its own: no sample of one shares a random key with a training sample.
@@ -57,6 +61,8 @@ class AnswerTask(base.Splits):
   split in `_read` and `_generate`.
   """
 
+  name: str
+  components: tuple[base.Component, ...]
   Config: type[AnswerConfig]
   # Places left free between the keys of benchmarks and of generated splits.
   _key_gap = 0
@@ -69,6 +75,21 @@ class AnswerTask(base.Splits):
     """Train, test, and more to evaluate on."""
     config = self.config
     return ("train", "test", *config.benchmarks, *config.generated_splits)
+
+  def gold_completion(self, example: base.Example) -> str:
+    """Returns the shortest completion that is right."""
+    return self._block(example.reference)
+
+  def best_values(self, example: base.Example) -> tuple[float]:
+    """Returns what the right answer scores."""
+    return (self.components[0].maximum,)
+
+  def verification(self, example: base.Example, completion: str) -> Messages:
+    """Returns messages that ask a policy whether a completion is right."""
+    question = example.messages[-1]["content"]
+    return ask(
+      self_verification.verification_prompt(self.name, question, completion)
+    )
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
@@ -88,6 +109,10 @@ class AnswerTask(base.Splits):
       size = 8192 if split == "train" else 256
     return self._generate(split, key, size)
 
+  def _block(self, answer: str) -> str:
+    """What an answer is written in."""
+    raise NotImplementedError
+
   def _read(self, path: str, first_key: int) -> list[base.Example]:
     raise NotImplementedError
 
@@ -97,7 +122,7 @@ class AnswerTask(base.Splits):
     raise NotImplementedError
 
 
-def ask(text: str) -> tuple[dict[str, str], ...]:
+def ask(text: str) -> Messages:
   """Returns the messages of a prompt that is one message of the user."""
   return ({"role": "user", "content": text},)
 

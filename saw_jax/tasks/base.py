@@ -4,10 +4,11 @@ Nothing in this room imports JAX, so that workers start fast and stay small.
 """
 
 import dataclasses
-import difflib
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, overload
+
+from saw_jax.names import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,18 +181,6 @@ def token_limits(task: Task) -> dict[int, int]:
     if limit < 1:
       raise ValueError(f"component {name!r} has a limit of {limit} tokens")
   return {names.index(name): limit for name, limit in limits.items()}
-
-
-def nearest(name: str, choices: Collection[str]) -> str:
-  """Ends an error message with the choices, the most similar one first.
-
-  >>> nearest("gdop", ["grpo", "gdpo"])
-  "did you mean 'gdpo'? Choices: gdpo, grpo"
-  """
-  if not choices:
-    return "there are none"
-  (close,) = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
-  return f"did you mean {close!r}? Choices: {', '.join(sorted(choices))}"
 
 
 def check_choice(what: str, value: str, choices: Collection[str]) -> None:

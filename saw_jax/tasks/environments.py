@@ -76,7 +76,7 @@ class BoundedEnvironment:
     self.max_return = max_return
     self.task = ""
     self.done = True
-    self._max_steps = max_steps
+    self._steps, self._max_steps = 0, max_steps
 
   def reset(self, seed: int) -> str:
     """Starts the episode of a seed, and returns its first observation."""
@@ -282,6 +282,8 @@ class AgentTask:
       start, draws = next(starts)
       observation, history = env.reset(start), ()
       expert = self.expert(env, draws)
+      if wrong_rate and isinstance(expert, Walkthrough):
+        raise ValueError("a walkthrough has no mistakes: set wrong_rate to 0.")
       while not env.done and len(steps) < count:
         before = Situation(
           env.task, observation, tuple(env.admissible_actions), 0.0, False
@@ -316,9 +318,13 @@ class FormTask(AgentTask):
   _subject = ""  # ... and what it is to reason about
   _longest_prompt = 10**9  # characters; a longer one goes without history
 
-  def __init__(self, config: Any):
+  def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
     self.config = config
     self.max_steps, self.max_return = config.max_steps, config.reward
+    self.episodes = episodes or {
+      "train": config.num_train,
+      "test": config.num_test,
+    }
 
   @property
   def is_compact(self) -> bool:

@@ -38,47 +38,15 @@ class Failure(NamedTuple):
   completion: str
 
 
-def mean_rewards(
-  task: base.Task, pairs: Iterable[tuple[base.Example, str]]
-) -> dict[str, float]:
-  """Averages each component over (example, completion) pairs.
-
-  Args:
-    task: what scores.
-    pairs: examples, each with an answer.
-
-  Returns:
-    The mean of each component over what was scored; NaN if nothing was.
-  """
-  rows = [task.score(example, text).values for example, text in pairs]
-  means = {}
-  for index, component in enumerate(task.components):
-    known = [row[index] for row in rows if row[index] is not None]
-    means[component.name] = sum(known) / len(known) if known else float("nan")
-  return means
-
-
 def gold_failures(
   task: Inspectable, examples: Iterable[base.Example]
 ) -> list[Failure]:
-  """Finds the examples whose own right answer does not score the most.
-
-  Args:
-    task: the task.
-    examples: with references.
-
-  Returns:
-    What scored otherwise.
-  """
+  """Finds the examples whose own right answer does not score the most."""
   return [
     failure
-    for example in examples
+    for one in examples
     for failure in _compare(
-      task,
-      example,
-      "gold",
-      task.gold_completion(example),
-      task.best_values(example),
+      task, one, "gold", task.gold_completion(one), task.best_values(one)
     )
   ]
 
@@ -86,20 +54,12 @@ def gold_failures(
 def damage_failures(
   task: Inspectable, examples: Iterable[base.Example]
 ) -> list[Failure]:
-  """Damages right answers in every way that applies, and compares the rewards.
-
-  Args:
-    task: the task.
-    examples: with references in the rewarded format.
-
-  Returns:
-    What scored otherwise.
-  """
+  """Damages right answers in every way, and finds what scored otherwise."""
   return [
     failure
-    for example in examples
-    for what, text, expected in task.damages(example)
-    for failure in _compare(task, example, what, text, expected)
+    for one in examples
+    for damage in task.damages(one)
+    for failure in _compare(task, one, *damage)
   ]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.reporting import catalogue
+from saw_jax.run import registry
 
 MODULES = {name: catalogue.load(name) for name in catalogue.names()}
 AT = [
@@ -195,7 +195,7 @@ class TestColumns:
     config = catalogue.config(module, catalogue.rows(module)[0], scale)
     if not config.evaluation.benchmarks:
       return
-    task = algorithms.make_task(config.task.name, config.task.options.to_dict())
+    task = registry.make_task(config.task.name, config.task.options.to_dict())
     assert set(config.evaluation.benchmarks) <= set(task.splits)
 
   def test_a_scale_adds_its_own(self):

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax import algorithms
+from saw_jax.run import registry
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
@@ -66,9 +66,9 @@ def task(request):
   return TASKS[request.param]
 
 
-def walk(task, seed, *, split="train", moves=()):
+def walk(task, seed, *, moves=(), env=None):
   """Plays moves, and then at random: texts and steps as they come."""
-  env, draws = task.make(split), Draws("walk", seed)
+  env, draws = env or task.make("train"), Draws("walk", seed)
   seen, moves = [(env.reset(seed), env.task)], list(moves)
   while not env.done:
     actions = env.admissible_actions
@@ -87,7 +87,9 @@ class TestEpisodes:
   def test_any_text_is_an_action_and_a_seed_is_an_episode(
     self, task, seed, texts
   ):
-    seen = walk(task, seed, moves=texts)
+    env = task.make("train")
+    walk(task, seed + 1, env=env)  # what came before leaves nothing behind
+    seen = walk(task, seed, moves=texts, env=env)
     assert seen == walk(task, seed, moves=texts)
     assert 0 < len(seen) - 1 <= task.max_steps
     for actions, _, step in seen[1:]:
@@ -249,7 +251,7 @@ class TestWords:
   def test_compact_texts_are_few_tokens(
     self, name, action, observation, prompt
   ):
-    encode = algorithms.make_tokenizer(name).encode
+    encode = registry.make_tokenizer(name).encode
     task = TASKS[f"{name}, compact"]
     for step in task.demonstrations(400, seed=0, wrong_rate=0.5):
       assert len(encode(step.action)) <= action
@@ -258,7 +260,7 @@ class TestWords:
       assert len(encode(text)) <= prompt
 
   def test_a_walk_is_known_to_the_tokenizer(self, task):
-    tokenizer = algorithms.make_tokenizer(task.name)
+    tokenizer = registry.make_tokenizer(task.name)
     for seed in range(25):
       start, *steps = walk(task, seed)
       texts = [*start, *(text for step in steps for text in step[1:2])]

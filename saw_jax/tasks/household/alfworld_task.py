@@ -145,10 +145,6 @@ class AlfworldTask(HouseholdTask):
   ) -> list[Transition]:
     if not self._paths:  # the same in microseconds
       return self._drawn._play(split, count, seed, wrong_rate)
-    if wrong_rate:
-      raise ValueError(
-        "walkthroughs of game files have no mistakes: set wrong_rate to 0."
-      )
     return super()._play(split, count, seed, wrong_rate)
 
 

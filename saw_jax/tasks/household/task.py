@@ -79,10 +79,6 @@ class HouseholdTask(environments.FormTask):
 
   def __init__(self, config: HouseholdConfig | None = None):
     super().__init__(config or HouseholdConfig())
-    self.episodes = {
-      "train": self.config.num_train,
-      "test": self.config.num_test,
-    }
 
   def make(self, split: str) -> Household:
     """Makes an environment, whose `reset` takes a seed of the split."""

@@ -1,14 +1,13 @@
 r"""Arithmetic made from a seed: expressions, short stories, and their working.
 
-A tree is an integer or `(operation, left, right)`. Every intermediate result is
-an integer from 0 to 999, so that a problem and its working stay short. Which
-split a problem belongs to depends on its expression alone: no expression of the
-test split is ever asked for in training, in digits or in words, whatever the
-seed.
+A tree is an integer or `(operation, left, right)`. No expression of the test
+split is ever asked for in training, in digits or in words, whatever the seed.
 """
 
 import ast
+import json
 import operator
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -30,42 +29,11 @@ _APPLY: dict[str, Callable[[int, int], int]] = {
 _SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 _RANK = {"+": 1, "-": 1, "*": 2}
 
-_NAMES = ("tom", "ann", "sam", "eva")
-_THINGS = ("pens", "eggs", "figs", "nuts")
-# Stories of an expression whose operands are named a, b, c from left to right.
-_STORIES: dict[str, tuple[str, ...]] = {
-  "a+b": (
-    "{name} has {a} {things} and gets {b} more. how many now?",
-    "{a} {things} and {b} more. how many in all?",
-    "there are {a} red and {b} blue {things}. how many in all?",
-  ),
-  "a-b": (
-    "{name} has {a} {things} and gives {b} away. how many are left?",
-    "{b} of {a} {things} are lost. how many are left?",
-    "{name} had {a} {things} and has {b} now. how many are lost?",
-  ),
-  "a*b": (
-    "{a} bags of {b} {things}. how many in all?",
-    "{name} gets {a} bags with {b} {things} in each. how many in all?",
-    "how many {things} are in {a} bags of {b}?",
-  ),
-  "(a+b)*c": (
-    "{name} gets {a} red and {b} blue {things} on {c} days. how many in all?",
-    "{c} bags with {a} red and {b} blue {things} in each. how many in all?",
-  ),
-  "(a-b)*c": (
-    "{c} bags of {a} {things}, {b} in each are lost. how many are left?",
-  ),
-  "a*b+c": ("{a} bags of {b} {things} and {c} more. how many in all?",),
-  "a*b-c": ("of {a} bags of {b} {things} {c} are lost. how many are left?",),
-  "a+b-c": (
-    "{name} has {a} {things}, gets {b} and gives {c} away. how many now?",
-  ),
-  "a-(b+c)": (
-    "{name} has {a} {things}, {b} are lost and {c} are bad. how many are left?",
-  ),
-}
-
+# Names, things, and the stories of an expression whose operands are named a, b,
+# c from left to right.
+_WORDS = json.loads(
+  (pathlib.Path(__file__).parent / "assets/stories.json").read_text()
+)
 # Level -> shapes, each with the range of its operands.
 _DIGITS, _TENS, _UNITS, _TEENS = (1, 9), (10, 99), (2, 9), (2, 19)
 _SHAPES = {
@@ -113,7 +81,7 @@ def draw_problem(
   shapes = [
     (shape, ranges)
     for shape, ranges in _SHAPES[level].items()
-    if not in_words or shape in _STORIES
+    if not in_words or shape in _WORDS["stories"]
   ]
   while True:
     shape, ranges = draws.choice(shapes)
@@ -128,8 +96,10 @@ def draw_problem(
   working = work(tree)
   text = f"{expression}="
   if in_words:
-    text = draws.choice(_STORIES[shape]).format(
-      name=draws.choice(_NAMES), things=draws.choice(_THINGS), **operands
+    text = draws.choice(_WORDS["stories"][shape]).format(
+      name=draws.choice(_WORDS["names"]),
+      things=draws.choice(_WORDS["things"]),
+      **operands,
     )
     working = (expression, *working)
   return Problem(text, expression, evaluate(tree), working, level)

@@ -96,11 +96,10 @@ class SearchTask(environments.FormTask):
   name = "search"
 
   def __init__(self, config: SearchConfig | None = None):
-    super().__init__(config or SearchConfig())
-    self._library, self._questions = _open(self.config)
-    self.episodes = {
-      split: len(several) for split, several in self._questions.items()
-    }
+    config = config or SearchConfig()
+    self._library, self._questions = _open(config)
+    sizes = {name: len(several) for name, several in self._questions.items()}
+    super().__init__(config, sizes)
 
   def __reduce__(self):
     # The index is made again where it is needed.

@@ -28,17 +28,13 @@ _TECH = ("wireless", "portable", "fast", "waterproof", "light", "long lasting")
 _WEAR = {"color": COLORS, "size": SIZES}
 _ROOM = {"color": COLORS}
 # Kind of product -> its category, its options, its attributes.
-KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]], tuple[str, ...]]]
-KINDS = {
-  **{
-    kind: ("clothing", _WEAR, _CLOTH)
-    for kind in ("shirt", "jacket", "sweater", "dress")
-  },
-  **{kind: ("home", _ROOM, _HOME) for kind in ("table", "chair", "shelf")},
-  **{
-    kind: ("electronics", {}, _TECH) for kind in ("speaker", "lamp", "camera")
-  },
-}
+KINDS = (
+  dict.fromkeys(
+    ("shirt", "jacket", "sweater", "dress"), ("clothing", _WEAR, _CLOTH)
+  )
+  | dict.fromkeys(("table", "chair", "shelf"), ("home", _ROOM, _HOME))
+  | dict.fromkeys(("speaker", "lamp", "camera"), ("electronics", {}, _TECH))
+)
 
 
 class Product(NamedTuple):
@@ -87,8 +83,8 @@ def draw_products(count: int, *, seed: int = 0) -> tuple[Product, ...]:
   chosen = draws.sample(_NAMES, count)
   codes = draws.sample(range(10_000), count)
   return tuple(
-    _draw_product(draws, kind, attributes, code)
-    for (kind, attributes), code in zip(chosen, codes, strict=True)
+    _draw_product(draws, *name, code)
+    for name, code in zip(chosen, codes, strict=True)
   )
 
 
@@ -205,9 +201,8 @@ def _limit(price: float, draws: Draws) -> float:
 
 
 def _price_text(limit: float) -> str:
-  if limit >= NO_LIMIT:
-    return ""
-  return f", and price lower than {limit:.2f} dollars"
+  price = f", and price lower than {limit:.2f} dollars"
+  return price if limit < NO_LIMIT else ""
 
 
 def _read_object(path: str | pathlib.Path) -> Mapping[str, Any]:
@@ -237,12 +232,12 @@ def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
     raise ValueError(f"the attributes of {code} are not an object")
   attributes = entry.get("attributes", ["DUMMY_ATTR"])
   price, tag = _read_price(row.get("pricing"))
-  category = field(row, "product_category", str)
+  categories = field(row, "product_category", str).split("\u203a")
   return Product(
     code=code.upper(),
     name=field(row, "name", str),
     query=field(row, "query", str).lower().strip(),
-    categories=tuple(part.strip() for part in category.split("\u203a")),
+    categories=tuple(map(str.strip, categories)),
     price=price,
     price_tag=tag,
     description=field(row, "full_description", (str, type(None))) or "",

@@ -4,11 +4,12 @@ References:
   Yao et al., 2022. WebShop. https://arxiv.org/abs/2207.01206
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, environments
 from saw_jax.tasks.environments import BoundedEnvironment
 from saw_jax.tasks.search_index import SearchIndex
 from saw_jax.tasks.shop import reward as shop_reward
@@ -19,10 +20,45 @@ NUM_RESULTS = 50  # of a search, at most
 BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
 SUB_PAGES = ("Description", "Features", "Reviews")
 SEARCH = "search[<your query>]"  # how the admissible search is written
-PAYS = ("success", "score")
 LONGEST_PAGE = 16_000  # characters
 _LONGEST_ARGUMENT = 300  # characters of an action's argument that are read
 _ACTION = re.compile(r"\s*(search|click)\[(.*)\]\s*", re.DOTALL | re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShopConfig:
+  """What is sold, which episodes there are, and how one is asked.
+
+  With `products`, `attributes` and `instructions`, which are read together, the
+  shop is that of WebShop's files; else it is drawn.
+  """
+
+  num_products: int = 150  # of the shop; of the files: 0 for all
+  seed: int = 0  # of the shop that is drawn
+  num_train: int = 8192  # episodes of the shop that is drawn
+  num_test: int = 500  # those of the files are 500 in WebShop
+  products: str = ""  # path of items_shuffle.json
+  attributes: str = ""  # path of items_ins_v2.json
+  instructions: str = ""  # path of items_human_ins.json
+  order: str = ""  # path of human_goals.json, if it decides on the split
+  max_steps: int = 15
+  reward: float = 10.0  # of a perfect purchase
+  pays: str = "success"  # or "score"; see `Shop`
+  per_page: int = 10
+  shows_instruction: bool = True  # on each page
+  form: str = "english"  # of prompts and replies; or "compact"
+  shown: int = 2  # earlier steps in a prompt, where they fit
+
+  def __post_init__(self):
+    base.check_choice("form", self.form, environments.FORMS)
+    base.check_choice("pays", self.pays, ("success", "score"))
+    base.check_positive(self, "num_train", "num_test", "max_steps", "per_page")
+    files = [self.products, self.attributes, self.instructions]
+    if any(files) and not all(files):
+      raise ValueError(
+        "WebShop's files are read together: give products, attributes and "
+        "instructions, or none of them."
+      )
 
 
 class Catalogue:
@@ -30,12 +66,8 @@ class Catalogue:
 
   def __init__(self, products: Sequence[Product]):
     self.products = tuple(products)
-    self._numbers = {p.code: i for i, p in enumerate(self.products)}
+    self.by_code = {product.code: product for product in products}
     self._index = SearchIndex([_searched(p) for p in self.products])
-
-  def product(self, code: str) -> Product:
-    """Returns the product with a code, as "B000001234"."""
-    return self.products[self._numbers[code]]
 
   def search(self, query: str) -> list[Product]:
     """Returns the products that a query finds, the best first."""
@@ -56,9 +88,8 @@ class Page(NamedTuple):
 class Shop(BoundedEnvironment):
   """An `Environment`: one instruction a seed, done when something is bought.
 
-  With `pays="success"` a perfect purchase pays `max_return` and any other
-  nothing; with "score" each pays the share that is its score. Each page repeats
-  the instruction if `shows_instruction`, as in WebShop.
+  With `pays="success"` a perfect purchase pays the `reward` and any other
+  nothing; with "score" each pays the share that is its score.
 
   Attributes:
     instruction: what is asked for.
@@ -72,18 +103,10 @@ class Shop(BoundedEnvironment):
     self,
     catalogue: Catalogue,
     instruct: Callable[[int], Instruction],
-    *,
-    max_steps: int = 15,
-    max_return: float = 10.0,
-    pays: str = "success",
-    per_page: int = 10,
-    shows_instruction: bool = True,
+    config: ShopConfig,
   ):
-    super().__init__(max_steps, max_return)
-    base.check_choice("pays", pays, PAYS)
-    self.catalogue = catalogue
-    self._instruct, self._pays = instruct, pays
-    self._per_page, self._shows_instruction = per_page, shows_instruction
+    super().__init__(config.max_steps, config.reward)
+    self.catalogue, self._instruct, self._config = catalogue, instruct, config
 
   def _start(self, seed: int) -> str:
     self.instruction = self._instruct(seed)
@@ -102,28 +125,28 @@ class Shop(BoundedEnvironment):
         self._click(argument)
       elif argument:
         self._search(argument)
-    share = self.score if self._pays == "score" else float(self.score == 1)
+    share = (
+      self.score if self._config.pays == "score" else float(self.score == 1)
+    )
     return self._write(), self.max_return * share, self.page.kind == "done"
 
   @property
   def listed(self) -> list[Product]:
     """The products on the current page of results."""
-    first = (self.page.number - 1) * self._per_page
-    return self.results[first : first + self._per_page]
+    first = (self.page.number - 1) * self._config.per_page
+    return self.results[first : first + self._config.per_page]
 
   @property
   def buttons(self) -> list[str]:
     """What can be clicked, as it is written."""
     page = self.page
     if page.kind == "results":
-      buttons = [BACK]
-      if page.number > 1:
-        buttons.append(PREVIOUS)
-      if page.number * self._per_page < len(self.results):
-        buttons.append(NEXT)
-      return buttons + [product.code for product in self.listed]
+      back = [PREVIOUS] if page.number > 1 else []
+      is_last = page.number * self._config.per_page >= len(self.results)
+      codes = [product.code for product in self.listed]
+      return [BACK, *back, *([] if is_last else [NEXT]), *codes]
     if page.kind == "item":
-      options = self.catalogue.product(page.code).options
+      options = self.catalogue.by_code[page.code].options
       values = [value for _, several in options for value in several]
       return [BACK, PREVIOUS, *dict.fromkeys(values), *SUB_PAGES, BUY]
     return [BACK, PREVIOUS] if page.kind == "sub" else []
@@ -144,7 +167,7 @@ class Shop(BoundedEnvironment):
     if name not in [button.lower() for button in self.buttons]:
       return
     if page.kind == "item":
-      product = self.catalogue.product(page.code)
+      product = self.catalogue.by_code[page.code]
       # Of two options with this value the later, as in WebShop.
       named = {v: option for option, vs in product.options for v in vs}
       if name in named:
@@ -163,7 +186,7 @@ class Shop(BoundedEnvironment):
     elif page.kind == "results":
       self.page = page._replace(kind="item", code=name.upper())
     elif name == BUY.lower():
-      wanted = self.catalogue.product(self.instruction.code)
+      wanted = self.catalogue.by_code[self.instruction.code]
       self.score = shop_reward.score(
         product, wanted, self.instruction, self.options
       )
@@ -173,7 +196,7 @@ class Shop(BoundedEnvironment):
 
   def _write(self) -> str:
     page = self.page
-    head = ["Instruction:", self.task] if self._shows_instruction else []
+    head = ["Instruction:", self.task] if self._config.shows_instruction else []
     if page.kind == "start":
       parts = ["WebShop", *head, "Search"] if head else ["Search"]
     elif page.kind == "done":
@@ -186,7 +209,7 @@ class Shop(BoundedEnvironment):
       for product in self.listed:
         parts += [product.code, product.name, product.price_tag]
     else:
-      product = self.catalogue.product(page.code)
+      product = self.catalogue.by_code[page.code]
       content = {
         "": _describe(product),
         "Description": [product.description or "No Description"],
@@ -198,11 +221,11 @@ class Shop(BoundedEnvironment):
 
 
 def _describe(product: Product) -> list[str]:
-  parts = []
-  for name, values in product.options:
-    parts += [name, *values]
-  parts += [product.name, f"Price: {product.price_tag}"]
-  return [*parts, f"Rating: {product.rating}", *SUB_PAGES, BUY]
+  options = [
+    text for name, values in product.options for text in (name, *values)
+  ]
+  about = [product.name, f"Price: {product.price_tag}"]
+  return [*options, *about, f"Rating: {product.rating}", *SUB_PAGES, BUY]
 
 
 def strip_instruction(page: str, instruction: str) -> str:

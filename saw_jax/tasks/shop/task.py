@@ -4,16 +4,18 @@ Prompts and replies are WebShop's, in English with tags, or compact: the
 instruction, the last actions, and the page.
 """
 
-import dataclasses
 import functools
 import re
 
-from saw_jax.tasks import base, environments
+from saw_jax.tasks import environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.shop import products as shop_products
 from saw_jax.tasks.shop import site as shop
 from saw_jax.tasks.shop.expert import Expert
+from saw_jax.tasks.shop.site import ShopConfig
+
+__all__ = ["PIECES", "ShopConfig", "ShopTask"]
 
 _LONGEST_ACTION = 300
 _ACTION = re.compile(r"(search|click)\[[^\[\]]+\]")
@@ -45,42 +47,6 @@ PIECES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class ShopConfig:
-  """What is sold, which episodes there are, and how one is asked.
-
-  With `products`, `attributes` and `instructions`, which are read together, the
-  shop is that of WebShop's files; else it is drawn.
-  """
-
-  num_products: int = 150  # of the shop; of the files: 0 for all
-  seed: int = 0  # of the shop that is drawn
-  num_train: int = 8192  # episodes of the shop that is drawn
-  num_test: int = 500  # those of the files are 500 in WebShop
-  products: str = ""  # path of items_shuffle.json
-  attributes: str = ""  # path of items_ins_v2.json
-  instructions: str = ""  # path of items_human_ins.json
-  order: str = ""  # path of human_goals.json, if it decides on the split
-  max_steps: int = 15
-  reward: float = 10.0  # of a perfect purchase
-  pays: str = "success"  # or "score"; see `shop.Shop`
-  per_page: int = 10
-  shows_instruction: bool = True  # on each page
-  form: str = "english"  # of prompts and replies; or "compact"
-  shown: int = 2  # earlier steps in a prompt, where they fit
-
-  def __post_init__(self):
-    base.check_choice("form", self.form, environments.FORMS)
-    base.check_choice("pays", self.pays, shop.PAYS)
-    base.check_positive(self, "num_train", "num_test", "max_steps", "per_page")
-    files = [self.products, self.attributes, self.instructions]
-    if any(files) and not all(files):
-      raise ValueError(
-        "WebShop's files are read together: give products, attributes and "
-        "instructions, or none of them."
-      )
-
-
 class ShopTask(environments.FormTask):
   """Purchases in one shop, another instruction each seed."""
 
@@ -90,12 +56,10 @@ class ShopTask(environments.FormTask):
   _longest_prompt = 13_000
 
   def __init__(self, config: ShopConfig | None = None):
-    super().__init__(config or ShopConfig())
-    self._catalogue, self._instructions = _open(self.config)
-    self.episodes = {
-      "train": self.config.num_train,
-      "test": self.config.num_test,
-    } | {split: len(several) for split, several in self._instructions.items()}
+    config = config or ShopConfig()
+    self._catalogue, self._instructions = _open(config)
+    sizes = {name: len(several) for name, several in self._instructions.items()}
+    super().__init__(config, sizes)
 
   def __reduce__(self):
     # Products and index are made again where they are needed: they may be far
@@ -105,22 +69,13 @@ class ShopTask(environments.FormTask):
   def make(self, split: str) -> shop.Shop:
     """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # raises if there is no such split
-    config = self.config
     if self._instructions:
       instruct = self._instructions[split].__getitem__
     else:
       instruct = functools.partial(
         shop_products.draw_instruction, self._catalogue.products, split
       )
-    return shop.Shop(
-      self._catalogue,
-      instruct,
-      max_steps=config.max_steps,
-      max_return=config.reward,
-      pays=config.pays,
-      per_page=config.per_page,
-      shows_instruction=config.shows_instruction,
-    )
+    return shop.Shop(self._catalogue, instruct, self.config)
 
   def expert(self, env: shop.Shop, draws: Draws) -> Expert:
     """Returns who searches, turns pages, chooses and buys."""

@@ -1,8 +1,6 @@
 """Summaries, scored for quality and conciseness: SAW's second task.
 
-Rewards are those of a judge (`reward="judge"`), as in the paper, or rules that
-stand in for it (`reward="rules"`). The texts are the documentation that comes
-with the library, or local files, such as Reddit TL;DR.
+A judge scores them, as in the paper, or rules that stand in for it.
 """
 
 import dataclasses
@@ -129,13 +127,8 @@ class SummariesTask(base.Splits):
     """Returns what the reference scores by the rules; it may be long."""
     return rewards.BEST, self._conciseness(example.reference)
 
-  def damages(
-    self, example: base.Example
-  ) -> Iterator[tuple[str, str, tuple[float | None, float]]]:
-    """Yields summaries that must score less by the rules, and their values.
-
-    None stands for less than the best.
-    """
+  def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
+    """Yields summaries that must score less by the rules, and their values."""
     repeated = " ".join([example.reference] * 4)
     source = example.meta["source"]
     yield "empty", " ", (0.0, 0.0)

@@ -1,8 +1,7 @@
 """Tool-calling answers as parts: reading, writing, and damaging them.
 
-A policy that is to learn format and correctness at different times has to start
-with some of both. The damages here are the mistakes it starts with; the doctor
-uses them too, to see that a reward notices them.
+The damages are the mistakes that a policy starts with, so that it learns format
+and calls at different times; the doctor sees that a reward notices them.
 """
 
 import json
@@ -10,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from saw_jax.tasks.answer_task import Damage
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue, rewards
 
@@ -278,7 +278,7 @@ def demonstrate(
 
 def damages(
   key: int, reference: str, offered: Names, best: float
-) -> Iterator[tuple[str, str, tuple[float | None, float]]]:
+) -> Iterator[Damage]:
   """Yields each way to damage a reference, the text and its two rewards.
 
   A mistake in the format must cost the format alone, and one in a call the

@@ -1,15 +1,7 @@
-"""The Berkeley Function-Calling Leaderboard, by its own data and checker.
+"""The Berkeley Function-Calling Leaderboard (Patil et al., ICML 2025).
 
-The single-turn categories, whose answers are compared as calls and never
-executed. Entries, possible answers and checker are those of the package
-`bfcl-eval`, which is no extra, as its own requirements exclude NumPy 2: it is
-installed without them (`make bfcl`). What is here turns an entry into a prompt,
-a completion into the calls that the checker takes, and categories into
-averages.
-
-References:
-  Patil et al., "The Berkeley Function Calling Leaderboard (BFCL): From Tool Use
-  to Agentic Evaluation of Large Language Models", ICML 2025.
+The single-turn categories, by the data and the checker of the package
+`bfcl-eval`: calls are compared, and never executed.
 """
 
 import contextlib
@@ -24,7 +16,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from saw_jax.tasks import base, row_files
+from saw_jax.tasks import answer_task, base, row_files
 from saw_jax.tasks.tool_calling import rewards
 
 # What version 3 averages, see `averages`.
@@ -73,12 +65,11 @@ def find_frame(example: base.Example) -> Frame:
       "'1. Name: ' to a last 'Parameters: ', and its user message has "
       "'<user> ... </user>'"
     )
-  system, user = contents["system"], contents["user"]
   return Frame(
-    before_tools=system[: tools.start()],
-    after_tools=system[tools.end() :],
-    before_history=user[: history.start()],
-    after_history=user[history.end() :],
+    tools.string[: tools.start()],
+    tools.string[tools.end() :],
+    history.string[: history.start()],
+    history.string[history.end() :],
   )
 
 
@@ -121,13 +112,9 @@ def read_category(
 
 def read_split(split: str, *, frame: Frame | None = None) -> list[base.Example]:
   """Reads one category (`bfcl_` and its name), or all of them (`bfcl`)."""
-  if split != "bfcl":
-    return read_category(split.removeprefix(_PREFIX), frame=frame)
-  return [
-    example
-    for category in CATEGORIES
-    for example in read_category(category, frame=frame)
-  ]
+  one = (split.removeprefix(_PREFIX),)
+  names = CATEGORIES if split == "bfcl" else one
+  return [row for name in names for row in read_category(name, frame=frame)]
 
 
 def read_calls(completion: str) -> list[dict[str, Any]] | None:
@@ -140,15 +127,16 @@ def read_calls(completion: str) -> list[dict[str, Any]] | None:
   answer = rewards.extract_completion(completion)
   if rewards.CALL not in answer:
     return []
-  # As in `rewards.call_score`: whatever a policy writes, it is one
-  # outcome.
+  # As in `rewards.call_score`: whatever a policy writes is one outcome.
   try:
     if rewards.END_CALL not in answer:
       return None
     calls = rewards.read_calls(answer)
-    return [{_name(call): call["parameters"]} for call in calls]
   except Exception:
     return None
+  if not all(isinstance(call["name"], str) for call in calls):
+    return None
+  return [{call["name"]: call["parameters"]} for call in calls]
 
 
 def is_right(example: base.Example, completion: str) -> bool:
@@ -290,12 +278,6 @@ def _asks_whether(category: str) -> bool:
   return category.endswith("relevance")
 
 
-def _name(call: Mapping[str, Any]) -> str:
-  if not isinstance(call["name"], str):
-    raise TypeError("the name of a call is no text")
-  return call["name"]
-
-
 def _mean(values: Sequence[float]) -> float:
   return sum(values) / len(values)
 
@@ -331,7 +313,7 @@ def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
 
 def _write(
   frame: Frame, functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
-) -> tuple[dict[str, str], ...]:
+) -> answer_task.Messages:
   """The messages of an entry, in the words of ToolRL's rows."""
   tools = "\n".join(
     f"{number}. Name: {function['name']}\n"
@@ -351,15 +333,12 @@ def _write(
         f"{rewards.RESPONSE} {message['content']} {rewards.END_RESPONSE}"
       )
   history = frame.before_history + "\n".join(said) + frame.after_history
-  return (
-    {"role": "system", "content": system},
-    {"role": "user", "content": history},
-  )
+  return ({"role": "system", "content": system}, *answer_task.ask(history))
 
 
 def _write_plain(
   functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
-) -> tuple[dict[str, str], ...]:
+) -> answer_task.Messages:
   """The messages of an entry, in the form of generated requests."""
   lines = []
   for function in functions:
@@ -370,10 +349,8 @@ def _write_plain(
     lines.append(f"{function['name']}({inside})")
   lines += [m["content"] for m in turn if m["role"] == "system"]
   said = [m["content"] for m in turn if m["role"] != "system"]
-  return (
-    {"role": "system", "content": "\n".join(lines)},
-    {"role": "user", "content": "\n".join(said)},
-  )
+  system = {"role": "system", "content": "\n".join(lines)}
+  return (system, *answer_task.ask("\n".join(said)))
 
 
 def _first(values: Sequence[Any]) -> Any:

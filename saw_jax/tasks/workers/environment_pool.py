@@ -75,11 +75,11 @@ class EnvironmentPool(pool.Pool):
 
   def _run(self, commands: Sequence[Command]) -> dict[int, Situation]:
     found: dict[int, Situation] = {}
-    size = len(self._workers)
-    if not size:
+    if self._is_local():
       for command in commands:
         self._note(command, self._job(command), found)
       return found
+    size = len(self._workers)
     # By worker: commands, and whether each is new or played again.
     todo = {
       index: [(c, True) for c in commands if c.slot % size == index]

@@ -68,7 +68,6 @@ class Grader(pool.Pool):
     self.token_limits = base.token_limits(task)
     self._task = task
     self._lock = threading.Lock()
-    self._closed = False
     super().__init__(
       worker.Scorer(task),
       task.name,
@@ -77,11 +76,6 @@ class Grader(pool.Pool):
       crash_tolerance=crash_tolerance,
       memory_limit_bytes=memory_limit_bytes,
     )
-
-  def close(self) -> None:
-    """Ends the workers; safe to call twice."""
-    self._closed = True
-    super().close()
 
   def grade(
     self, examples: Sequence[base.Example], completions: Sequence[str]
@@ -97,12 +91,7 @@ class Grader(pool.Pool):
       )
     pairs = list(zip(examples, completions, strict=True))
     with self._lock:
-      if self._closed:
-        raise ValueError("the grader is closed.")
-      if self._workers:
-        results = self._score_in_workers(pairs)
-      else:
-        results = [self._job(pair) for pair in pairs]
+      results = self._score(pairs)
     self._raise_and_warn(pairs, results)
     shape = (len(pairs), len(self._task.components))
     # None is NaN; no reward is.
@@ -140,7 +129,9 @@ class Grader(pool.Pool):
         "may."
       )
 
-  def _score_in_workers(self, pairs) -> list[worker.Result]:
+  def _score(self, pairs) -> list[worker.Result]:
+    if self._is_local():
+      return [self._job(pair) for pair in pairs]
     results: list[worker.Result | None] = [None] * len(pairs)
     size = -(-len(pairs) // (4 * len(self._workers)))
     size = max(1, min(size, _MAX_CHUNK))

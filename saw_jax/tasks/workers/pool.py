@@ -4,7 +4,6 @@ What they work on is text that a policy wrote, which is hostile: a pattern may
 take for ever, a parser may overflow the stack, a sandbox may kill its process.
 """
 
-import atexit
 import collections
 import contextlib
 import multiprocessing
@@ -52,6 +51,7 @@ class Worker:
         pass_fds=(theirs.fileno(),),
         start_new_session=True,  # Its children die with it; no Ctrl-C comes in.
       )
+    self._kill = weakref.finalize(self, _kill, self._process.pid)  # at exit too
     with contextlib.suppress(OSError):  # Its death shows in `problem`.
       self.pipe.send_bytes(greeting)
 
@@ -61,7 +61,7 @@ class Worker:
       if self.pipe.poll(START_LIMIT_S):
         return self.pipe.recv()
     except (EOFError, OSError):
-      return f"its process died, exit code {self.stop(1.0)}"
+      return self.stop(1.0)
     return "its process did not start"
 
   def ask(self, asked: Sequence[Asked], *, eager: bool) -> None:
@@ -87,15 +87,19 @@ class Worker:
     """Whether the process still runs."""
     return self._process.poll() is None
 
-  def stop(self, grace_s: float = 0.0) -> int:
-    """Kills the process with its children; returns its exit code."""
+  def stop(self, grace_s: float = 0.0) -> str:
+    """Kills the process with its children; returns how it ended."""
     self.pipe.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
       if grace_s:
         self._process.wait(grace_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self._process.pid, signal.SIGKILL)
-    return self._process.wait()
+    self._kill()
+    return f"its process died, exit code {self._process.wait()}"
+
+
+def _kill(pid: int) -> None:
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(pid, signal.SIGKILL)
 
 
 class Pool:
@@ -125,6 +129,7 @@ class Pool:
     self._job, self._task_name = job, task_name
     self._limit_s, self._crash_tolerance = limit_s, crash_tolerance
     self._workers: list[Worker] = []
+    self._is_closed = False
     if not num_workers:
       return
     try:
@@ -132,7 +137,6 @@ class Pool:
       self._greeting = pickle.dumps((pickle.dumps(job), memory_limit_bytes))
     except Exception as error:
       raise self._unloadable(f"{type(error).__name__}: {error}") from error
-    _OPEN.add(self)
     try:
       # Start them all before waiting for the first.
       for _ in range(num_workers):
@@ -153,8 +157,13 @@ class Pool:
     """Ends the workers; safe to call twice."""
     for one in self._workers:
       one.stop()
-    self._workers = []
-    _OPEN.discard(self)
+    self._workers, self._is_closed = [], True
+
+  def _is_local(self) -> bool:
+    """Whether the job is done in this process."""
+    if self._is_closed:
+      raise ValueError(f"the pool of task {self._task_name!r} is closed.")
+    return not self._workers
 
   def _exchange(
     self,
@@ -187,7 +196,7 @@ class Pool:
             if one.pending and time.monotonic() >= one.deadline(self._limit_s):
               why = ""
           except (EOFError, OSError, pickle.UnpicklingError):
-            why = f"its process died, exit code {one.stop(1.0)}"
+            why = one.stop(1.0)
           if why is not None:
             self._replace(index)
             lose(index, list(one.pending), why)
@@ -217,12 +226,3 @@ class Pool:
       f"{problem}. Its class has to be in an importable module; num_workers=0 "
       "does without workers."
     )
-
-
-_OPEN: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-  for pool in list(_OPEN):
-    pool.close()

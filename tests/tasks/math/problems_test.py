@@ -56,7 +56,7 @@ def test_stories_name_the_numbers_of_their_expression():
 
 def test_every_story_and_every_level_occurs():
   problems = draw(4000, word_share=1.0)
-  for stories in math_problems._STORIES.values():
+  for stories in math_problems._WORDS["stories"].values():
     for story in stories:
       pattern = re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(story))
       assert any(re.fullmatch(pattern, p.text) for p in problems), story

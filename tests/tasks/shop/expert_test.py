@@ -73,7 +73,9 @@ class TestExpert:
       cheap._replace(code=f"B00000{i:04d}", price=500.0) for i in range(12)
     ]
     asked = Instruction("a hat", cheap.code, ("soft",), (), 10.0)
-    env = Shop(Catalogue([*dear, cheap]), lambda seed: asked, per_page=5)
+    env = Shop(
+      Catalogue([*dear, cheap]), lambda seed: asked, ShopConfig(per_page=5)
+    )
     reward, actions = solve(env, 0)
     assert reward == 10.0
     assert actions == [
@@ -96,6 +98,6 @@ class TestExpert:
     asked = Instruction(
       "x", product.code, product.attributes, ("grey",), product.price
     )
-    env = Shop(Catalogue([product]), lambda seed: asked)
+    env = Shop(Catalogue([product]), lambda seed: asked, ShopConfig())
     reward, actions = solve(env, 0)
     assert reward == 10.0 and actions[2] == "click[light grey]"
