@@ -350,7 +350,7 @@ class TestEveryTable:
     made = built(case)
     method = made.method
     table = algorithms.ADVANTAGES | algorithms.STEP_ADVANTAGES
-    assert unwrap(method.advantage) is table[algorithm.advantage]
+    assert unwrap(method.advantage) is unwrap(table[algorithm.advantage])
     assert method.per_step == (algorithm.advantage not in algorithms.ADVANTAGES)
     assert unwrap(method.weights) is algorithms.WEIGHTS[algorithm.weights]
     has_world = algorithm.world_model.loss != "none"
