@@ -62,6 +62,7 @@ class AnswerTask(base.Splits):
   """
 
   name: str
+  components: tuple[base.Component, ...]
   Config: type[AnswerConfig]
   # Places left free between the keys of benchmarks and of generated splits.
   _key_gap = 0
@@ -74,6 +75,14 @@ class AnswerTask(base.Splits):
     """Train, test, and more to evaluate on."""
     config = self.config
     return ("train", "test", *config.benchmarks, *config.generated_splits)
+
+  def gold_completion(self, example: base.Example) -> str:
+    """Returns the shortest completion that is right."""
+    return self._block(example.reference)
+
+  def best_values(self, example: base.Example) -> tuple[float]:
+    """Returns what the right answer scores."""
+    return (self.components[0].maximum,)
 
   def verification(self, example: base.Example, completion: str) -> Messages:
     """Returns messages that ask a policy whether a completion is right."""
@@ -99,6 +108,10 @@ class AnswerTask(base.Splits):
     if size is None:
       size = 8192 if split == "train" else 256
     return self._generate(split, key, size)
+
+  def _block(self, answer: str) -> str:
+    """What an answer is written in."""
+    raise NotImplementedError
 
   def _read(self, path: str, first_key: int) -> list[base.Example]:
     raise NotImplementedError

@@ -65,19 +65,6 @@ class TestQuota:
     np.testing.assert_allclose((versions >= 1).mean(), stale, atol=0.01)
     np.testing.assert_allclose(steps.mean(), mean, atol=0.06)
 
-  def test_keeps_768_prompts_outstanding(self):
-    protocol = Quota(batch=32, threshold=0.5)
-    assert protocol.budget == 768
-    _, most, _ = play(protocol, 64)
-    assert most == 768
-
-  @pytest.mark.parametrize(("require", "trigger"), [(1, 16), (4, 4), (16, 1)])
-  def test_only_the_product_of_require_and_trigger_counts(
-    self, require, trigger
-  ):
-    protocol = Quota(32, 0.5, require=require, trigger=trigger)
-    assert play(protocol, 100) == play(Quota(32, 0.5), 100)
-
   def test_publishes_after_each_window(self):
     history, _, ledger = play(Quota(batch=2, require=2, trigger=3), 13)
     assert ledger.version == 2

@@ -227,13 +227,6 @@ class TestAppender:
       )
     assert bags[0] == bags[1]
 
-  def test_packed_rows_measure_the_same(self, appended):
-    made = experiment(loop={"pack_length": 64})
-    found = Appended(made, scored(made, REWARDS))
-    assert found.before.packing is not None
-    for name, value in appended.row.items():
-      assert found.row[name] == pytest.approx(value, rel=1e-5), name
-
 
 class TestExchange:
   @given(st.lists(st.lists(st.integers(0, 9), max_size=2)), st.integers(0, 99))

@@ -1,8 +1,7 @@
 """Who is a knight and who is a knave, read from a text, and rewarded.
 
 An answer stands in `<answer>...</answer>`, as `ann=knight|bob=knave` or in
-sentences such as "Ann is a knight". Its canonical form is the former, with
-small letters and names in alphabetical order.
+sentences such as "Ann is a knight".
 """
 
 import pathlib

@@ -1,12 +1,8 @@
 """Puzzles about knights, who tell the truth, and knaves, who lie, from a seed.
 
 A claim is `(role, person)` or `(operator, claim, claim)`, a puzzle one claim a
-person. Whether exactly one assignment of roles fits is found out by trying all:
-a claim is evaluated under all 2ⁿ of them at once, as a bit mask whose bit `a`
-belongs to the assignment in which person `i` is a knight where `a` has bit `i`.
-
-Which split a puzzle belongs to depends on its claims alone, not on names, the
-order of people or the order of two claims joined by a symmetric operator.
+person. All 2ⁿ assignments of roles are tried at once: bit `a` of a mask is of
+the one in which person `i` is a knight where `a` has bit `i`.
 """
 
 import hashlib

@@ -1,9 +1,4 @@
-"""Knights and knaves: who tells the truth? Four rewards, from -3 to 3.
-
-Demonstrations can make a policy that is confidently wrong on the puzzles with
-certain operators, and right on the others: there its own majority misleads, and
-a label is worth most.
-"""
+"""Knights and knaves: who tells the truth? Four rewards, from -3 to 3."""
 
 import dataclasses
 import functools
@@ -126,30 +121,28 @@ class KnightsTask(answer_task.AnswerTask):
     question = example.messages[-1]["content"]
     return answer_task.ask(f"{question}\n{completion}?")
 
-  def gold_completion(self, example: base.Example) -> str:
-    """Returns the shortest completion that is right."""
-    return _block(example.reference)
-
-  def best_values(self, example: base.Example) -> tuple[float]:
-    """Returns what the right answer scores."""
-    return (answers.RIGHT,)
-
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     """Yields wrong completions by name, with what they have to score."""
     gold, reference = self.gold_completion(example), example.reference
     draws = Draws("damage", example.key)
     roles = answers.read_roles(reference)
-    wrong = _block(_write(_flip_some(draws, roles)))
-    no_block, no_roles = (answers.NO_BLOCK,), (answers.NO_ROLES,)
+    wrong = self._block(_write(_flip_some(draws, roles)))
     yield "wrong_role", wrong, (answers.WRONG,)
+    inside = {
+      "no_roles": "nobody knows",
+      "negated": reference.replace("=", " is not a "),
+    }
     if len(roles) > 1:
-      yield "somebody_missing", _block(_without_one(draws, roles)), no_roles
-    yield "no_roles", _block("nobody knows"), no_roles
-    yield "negated", _block(reference.replace("=", " is not a ")), no_roles
-    yield "no_tags", reference, no_block
-    yield "unclosed", gold.removesuffix("</answer>"), no_block
-    yield "empty_block", _block(""), no_block
-    yield "nothing", "", no_block
+      inside = {"somebody_missing": _without_one(draws, roles), **inside}
+    for what, answer in inside.items():
+      yield what, self._block(answer), (answers.NO_ROLES,)
+    for what, text in (
+      ("no_tags", reference),
+      ("unclosed", gold.removesuffix("</answer>")),
+      ("empty_block", self._block("")),
+      ("nothing", ""),
+    ):
+      yield what, text, (answers.NO_BLOCK,)
     yield "wrong_answer_last", f"{gold} {wrong}", (answers.WRONG,)
     yield "wrong_answer_first", f"{wrong} {gold}", (answers.RIGHT,)
 
@@ -192,13 +185,13 @@ class KnightsTask(answer_task.AnswerTask):
         roles = answers.read_roles(belief)
       elif not is_right:
         roles = _flip_some(draws, roles)
-      text = _block(_write(roles))
+      text = self._block(_write(roles))
       if not is_complete:
         text = draws.choice(
           (
             _write(roles),
             text.removesuffix("</answer>"),
-            _block(_without_one(draws, roles)),
+            self._block(_without_one(draws, roles)),
           )
         )
       if verdict_rate and draws.chance(verdict_rate):
@@ -223,6 +216,9 @@ class KnightsTask(answer_task.AnswerTask):
       return None
     return _write(_flip(answers.read_roles(example.reference), who))
 
+  def _block(self, answer: str) -> str:
+    return f"<answer>{answer}</answer>"
+
   def _read(self, path: str, first_key: int) -> list[base.Example]:
     template = _TEMPLATES["sentences"]
     return answers.read_examples(path, first_key=first_key, template=template)
@@ -230,22 +226,17 @@ class KnightsTask(answer_task.AnswerTask):
   def _generate(
     self, split: str, first_key: int, size: int
   ) -> Sequence[base.Example]:
-    people = self.config.people
-    if split in self.config.generated_splits:
-      people = (int(split.rpartition("_")[2]),)
-    make = functools.partial(_draw, self.config, split, people, first_key)
+    make = functools.partial(_draw, self.config, split, first_key)
     return base.LazyExamples(make, size)
 
 
 def _draw(
-  config: KnightsConfig,
-  split: str,
-  people: tuple[int, ...],
-  first_key: int,
-  index: int,
+  config: KnightsConfig, split: str, first_key: int, index: int
 ) -> base.Example:
   draws = Draws("knights", config.seed, split, index)
-  count = draws.choice(people)
+  count = draws.choice(config.people)
+  if split.startswith("people_"):
+    count = int(split.removeprefix("people_"))
   puzzle = puzzles.draw_puzzle(
     draws,
     "train" if split == "train" else "test",
@@ -271,10 +262,6 @@ def _draw(
     _write(roles),
     {"people": count, "claims": puzzle.claims, "operators": users},
   )
-
-
-def _block(answer: str) -> str:
-  return f"<answer>{answer}</answer>"
 
 
 def _write(roles: Mapping[str, str]) -> str:

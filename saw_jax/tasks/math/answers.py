@@ -1,11 +1,11 @@
-r"""Answers to mathematical problems: found in a text, normalised, compared.
+r"""Answers in `\boxed{...}`: found in a text, normalised, compared.
 
-An answer stands in `\boxed{...}`. Two answers are equal if they normalise to
-the same string, so that equality is an equivalence: answers can be counted and
-grouped by their normal form.
+Two answers are equal if their normal forms are the same string, so that they
+can be counted and grouped by it.
 """
 
 import fractions
+import itertools
 import re
 
 # A longer answer is compared as text; no number in a data set is near it.
@@ -233,7 +233,8 @@ def _is_cheap(text: str) -> bool:
   if re.search(r"!|\\(?:sum|prod|int|lim)|binom|gamma|mod", text):
     return False
   # Its parser takes half a minute for 120 parentheses.
-  if _depth(text) > _MAX_DEPTH:
+  steps = ((c in "([{") - (c in ")]}") for c in text)
+  if max(itertools.accumulate(steps, initial=0)) > _MAX_DEPTH:
     return False
   size = 1
   for exponent in re.split(r"\^|\*\*", text)[1:]:
@@ -243,11 +244,3 @@ def _is_cheap(text: str) -> bool:
     for number in re.findall(r"[0-9]+", group[0]):
       size *= max(int(number), 1)
   return size <= _MAX_POWER
-
-
-def _depth(text: str) -> int:
-  depth = deepest = 0
-  for character in text:
-    depth += (character in "([{") - (character in ")]}")
-    deepest = max(deepest, depth)
-  return deepest

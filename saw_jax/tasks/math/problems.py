@@ -1,10 +1,7 @@
 r"""Arithmetic made from a seed: expressions, short stories, and their working.
 
-A tree is an integer or `(operation, left, right)`. Every intermediate result is
-an integer from 0 to 999, so that a problem and its working stay short. Which
-split a problem belongs to depends on its expression alone: no expression of the
-test split is ever asked for in training, in digits or in words, whatever the
-seed.
+A tree is an integer or `(operation, left, right)`. No expression of the test
+split is ever asked for in training, in digits or in words, whatever the seed.
 """
 
 import ast

@@ -144,22 +144,14 @@ class MathTask(answer_task.AnswerTask):
       raise ValueError(f"the label of example {example.key} is empty.")
     return dataclasses.replace(example, reference=label)
 
-  def gold_completion(self, example: base.Example) -> str:
-    """Returns the shortest completion that is right."""
-    return _box(example.reference)
-
-  def best_values(self, example: base.Example) -> tuple[float]:
-    """Returns what the right answer scores."""
-    return (1.0,)
-
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     """Yields wrong completions by name, with what they have to score."""
     gold, reference = self.gold_completion(example), example.reference
-    wrong = _box(_wrong(Draws("damage", example.key), reference))
+    wrong = self._block(_wrong(Draws("damage", example.key), reference))
     yield "wrong_answer", wrong, (0.0,)
     yield "no_box", reference, (0.0,)
     yield "unclosed_box", gold[:-1], (0.0,)
-    yield "empty_box", _box(""), (0.0,)
+    yield "empty_box", self._block(""), (0.0,)
     yield "nothing", "", (0.0,)
     yield "wrong_answer_last", f"{gold} {wrong}", (0.0,)
     yield "wrong_answer_first", f"{wrong} {gold}", (1.0,)
@@ -203,7 +195,7 @@ class MathTask(answer_task.AnswerTask):
         answer = belief
       elif not is_right:
         answer = _wrong(draws, answer)
-      text = _box(answer)
+      text = self._block(answer)
       if not is_boxed:
         text = draws.choice((answer, text[:-1]))
       if is_worked:
@@ -224,6 +216,9 @@ class MathTask(answer_task.AnswerTask):
     if not is_integer or not any(mark in text for mark in misleading):
       return None
     return str(number + 1)
+
+  def _block(self, answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
 
   def _read(self, path: str, first_key: int) -> list[base.Example]:
     template = _TEMPLATES[self.config.template or "boxed"]
@@ -274,10 +269,6 @@ def _example(
 ) -> base.Example:
   asked = answer_task.ask(template.replace("{problem}", problem))
   return base.Example(key, asked, answer, meta)
-
-
-def _box(answer: str) -> str:
-  return f"\\boxed{{{answer}}}"
 
 
 def _wrong(draws: Draws, answer: str) -> str:

@@ -1,12 +1,9 @@
 """Readers of texts with their summaries, without leaks from train to test.
 
-  columns                           read as
-  text, summary                     docsum, which comes with the library
-  post, summary; with title or not  Reddit TL;DR
-  prompt, completion or label       Reddit TL;DR with the title in the prompt
-
-Rows of a held-out file may be in a training file too, word for word or nearly:
-`without_leaks` leaves such training rows out.
+columns                           read as
+text, summary                     docsum, which comes with the library
+post, summary; with title or not  Reddit TL;DR
+prompt, completion or label       Reddit TL;DR with the title in the prompt
 """
 
 import collections

@@ -1,13 +1,8 @@
 """A language model that scores text, behind any OpenAI-compatible endpoint.
 
-One request a text: the rubric as the system's message, and what is judged as a
-JSON document in the user's, so that no text can end it and start another. The
-reply is read strictly. What the judge does not say in numbers is no score: a
-reply in prose, an endpoint that fails and a deadline that passes give a
-`Verdict` without one, which is masked and never 0.
-
-The key of the endpoint comes from an environment variable, goes into one
-header, and is neither written anywhere nor in any message.
+What is judged goes as a JSON document, so that no text can end it and start
+another. What the judge does not say in numbers is no score: it is masked, and
+never 0. The endpoint's key goes into one header, and into no file or message.
 """
 
 import collections
@@ -24,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib import parse
 
+from saw_jax.tasks import answer_task
 from saw_jax.tasks.summaries.judge_cache import JudgeCache
 
 RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
@@ -173,17 +169,16 @@ class Judge:
       "text": source[:_MOST_SOURCE_CHARS],
       "summary": summary[:_MOST_SUMMARY_CHARS],
     }
-    body = json.dumps(
-      {
-        "model": config.model,
-        "messages": [
-          {"role": "system", "content": self._rubric},
-          {"role": "user", "content": json.dumps(judged)},
-        ],
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-      }
-    ).encode()
+    document = {
+      "model": config.model,
+      "messages": [
+        {"role": "system", "content": self._rubric},
+        *answer_task.ask(json.dumps(judged)),
+      ],
+      "temperature": config.temperature,
+      "max_tokens": config.max_tokens,
+    }
+    body = json.dumps(document).encode()
     deadline = time.monotonic() + config.limit_s
     pause = config.backoff_s
     for attempt in range(1, config.attempts + 1):

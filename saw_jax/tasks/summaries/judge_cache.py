@@ -1,10 +1,8 @@
 """What a judge has said, and when it may be asked again: one SQLite file.
 
-Verdicts cost money or minutes, so the file is made to be killed at any moment
-and to be shared by all worker processes of a run, and of several runs. Each
-operation opens the file, makes one short transaction and closes it. The journal
-is SQLite's rollback journal, as a write-ahead log does not work on the network
-file systems where run directories lie.
+It may be killed at any moment, and is shared by all processes of several runs:
+each operation opens it, makes one short transaction and closes it. The journal
+is no write-ahead log, which does not work on network file systems.
 """
 
 import contextlib

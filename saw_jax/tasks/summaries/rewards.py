@@ -1,15 +1,7 @@
-"""Rule rewards of a summary: quality and conciseness, each from 0 to 10.
+"""Rule rewards of a summary, which stand in for a judge: each from 0 to 10.
 
-They stand in for a judge where there is none. Quality compares the words of a
-summary with those of a reference and takes off for copying and for repetition;
-conciseness is a matter of length alone. Neither knows what a text means.
-
-Each is a pure function of texts, defined for any text at all. Texts are cut
-before anything that takes more than linear time, so that no text is expensive.
-
-References:
-  Lin, 2004. ROUGE: A Package for Automatic Evaluation of Summaries.
-  https://aclanthology.org/W04-1013/
+They are pure functions of any text at all, which is cut before anything that
+takes more than linear time.
 """
 
 import collections

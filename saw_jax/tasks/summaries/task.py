@@ -1,8 +1,6 @@
 """Summaries, scored for quality and conciseness: SAW's second task.
 
-Rewards are those of a judge (`reward="judge"`), as in the paper, or rules that
-stand in for it (`reward="rules"`). The texts are the documentation that comes
-with the library, or local files, such as Reddit TL;DR.
+A judge scores them, as in the paper, or rules that stand in for it.
 """
 
 import dataclasses

@@ -1,8 +1,7 @@
 """Tool-calling answers as parts: reading, writing, and damaging them.
 
-A policy that is to learn format and correctness at different times has to start
-with some of both. The damages here are the mistakes it starts with; the doctor
-uses them too, to see that a reward notices them.
+The damages are the mistakes that a policy starts with, so that it learns format
+and calls at different times; the doctor sees that a reward notices them.
 """
 
 import json

@@ -1,15 +1,7 @@
-"""The Berkeley Function-Calling Leaderboard, by its own data and checker.
+"""The Berkeley Function-Calling Leaderboard (Patil et al., ICML 2025).
 
-The single-turn categories, whose answers are compared as calls and never
-executed. Entries, possible answers and checker are those of the package
-`bfcl-eval`, which is no extra, as its own requirements exclude NumPy 2: it is
-installed without them (`make bfcl`). What is here turns an entry into a prompt,
-a completion into the calls that the checker takes, and categories into
-averages.
-
-References:
-  Patil et al., "The Berkeley Function Calling Leaderboard (BFCL): From Tool Use
-  to Agentic Evaluation of Large Language Models", ICML 2025.
+The single-turn categories, by the data and the checker of the package
+`bfcl-eval`: calls are compared, and never executed.
 """
 
 import contextlib

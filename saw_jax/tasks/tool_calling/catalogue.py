@@ -1,9 +1,7 @@
 """A small world of tools: requests made from templates, at scale `tiny`.
 
-Requests are short and their values come from closed lists, so that a decoder
-of under a million parameters can learn to copy them into a call. Which split a
-call belongs to depends on the call alone: no call of the test split is ever
-asked for in training, whatever the seed.
+Requests are short and their values come from closed lists, so that a decoder of
+under a million parameters can learn to copy them into a call.
 """
 
 import dataclasses
@@ -14,9 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.tool_calling import rewards
 
 _FILE = pathlib.Path(__file__).parent / "assets" / "tools.json"
 _TEST_PERCENT = 20
+# Of a policy's answer: calls that are run, and characters that are said back.
+_MAX_CALLS = 4
+_MAX_ECHO = 16
+_TYPES = {"string": str, "integer": int, "number": (int, float)}
+_TYPES |= {"boolean": bool}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,3 +187,55 @@ def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
     response=response,
     asked=(asked,),
   )
+
+
+def run_calls(completion: str, offered: Sequence[Tool]) -> str:
+  """Returns what tools say to the first four calls of an answer, a line each.
+
+  A line has the tool and its values, in the order of its signature, or what is
+  wrong: a call that was not asked for works as well as any other. Empty where
+  nothing is called.
+  """
+  if rewards.CALL not in completion:
+    return ""
+  block = completion.split(rewards.CALL, 2)[1]
+  if rewards.END_CALL not in block:
+    return "open call"
+  lines = block.split(rewards.END_CALL, 1)[0].strip().split("\n")
+  tools = {tool.name: tool for tool in offered}
+  return "\n".join(_run(line, tools) for line in lines[:_MAX_CALLS])
+
+
+def _run(line: str, tools: dict[str, Tool]) -> str:
+  # Nesting past the recursion limit, integers past the digit limit, lists where
+  # a name should be: all of it is no call.
+  try:
+    call = json.loads(line)
+    name, values = call["name"], call["parameters"]
+    values = dict(values) if isinstance(values, dict) else None
+  except Exception:
+    return "no call"
+  if not isinstance(name, str) or values is None:
+    return "no call"
+  tool = tools.get(name)
+  if tool is None:
+    return f"no tool {name[:_MAX_ECHO]}"
+  for parameter in tool.parameters:
+    if parameter.name not in values:
+      return f"{name} needs {parameter.name}"
+    if not _fits(parameter, values[parameter.name]):
+      return f"{parameter.name} is {parameter.type}"
+  if len(values) > len(tool.parameters):
+    return f"{name} has only {' '.join(p.name for p in tool.parameters)}"
+  said = (_say(values[p.name]) for p in tool.parameters)
+  return " ".join([f"done {name}", *said])
+
+
+def _fits(parameter: Parameter, value: Any) -> bool:
+  is_fair = isinstance(value, bool) == (parameter.type == "boolean")
+  return is_fair and isinstance(value, _TYPES[parameter.type])
+
+
+def _say(value: Any) -> str:
+  text = value if isinstance(value, str) else json.dumps(value)
+  return text[:_MAX_ECHO]

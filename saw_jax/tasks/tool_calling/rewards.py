@@ -1,11 +1,6 @@
-"""The two rewards of tool calling: is the format right, is the call right.
+"""The two rewards of ToolRL: is the format right, is the call right.
 
-Both are total: no text of a policy makes them raise, and they take time linear
-in its length.
-
-References:
-  Qian et al., "ToolRL: Reward is All Tool Learning Needs".
-  https://arxiv.org/abs/2504.13958
+No text of a policy makes them raise, and they take time linear in its length.
 """
 
 import collections
@@ -44,21 +39,15 @@ def format_reward(completion: str, reference: str) -> float:
   gaps matches if and only if its fixed parts are found one after the other,
   each at its first chance; found that way, no text costs more than linear time.
   """
-  has_call, has_response = CALL in reference, RESPONSE in reference
-  parts = [THINK]
-  if has_call:
-    parts += [f"{END_THINK}\n{CALL}\n"]
-  if has_call and has_response:
-    parts += [f"\n{END_CALL}\n{RESPONSE}", END_RESPONSE]
-  elif has_call:
-    parts += [f"\n{END_CALL}"]
-  elif has_response:
-    parts += [f"{END_THINK}\n{RESPONSE}", END_RESPONSE]
-  else:
-    parts += [END_THINK]
-  tags = [CALL, END_CALL] * has_call + [RESPONSE, END_RESPONSE] * has_response
+  blocks, tags = [f"{THINK}\0{END_THINK}"], []
+  if CALL in reference:
+    blocks.append(f"{CALL}\n\0\n{END_CALL}")
+    tags += [CALL, END_CALL]
+  if RESPONSE in reference:
+    blocks.append(f"{RESPONSE}\0{END_RESPONSE}")
+    tags += [RESPONSE, END_RESPONSE]
   once = all(completion.count(tag) == 1 for tag in tags)
-  return float(once and _in_order(completion, parts))
+  return float(once and _in_order(completion, "\n".join(blocks).split("\0")))
 
 
 def _in_order(text: str, parts: list[str]) -> bool:

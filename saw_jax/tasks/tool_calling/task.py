@@ -1,11 +1,7 @@
 """Tool calling, as ToolRL has it: a request, tools on offer, JSON calls.
 
-Examples come from a seeded generator (scale `tiny`) or from ToolRL's own files
-(the other scales); the rewards are the same.
-
-References:
-  Qian et al., "ToolRL: Reward is All Tool Learning Needs".
-  https://arxiv.org/abs/2504.13958
+Qian et al., ToolRL: Reward is All Tool Learning Needs.
+https://arxiv.org/abs/2504.13958
 """
 
 import dataclasses
@@ -16,13 +12,7 @@ from typing import Any
 
 from saw_jax.tasks import answer_task, base, row_files
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.tool_calling import (
-  answers,
-  bfcl,
-  catalogue,
-  results,
-  rewards,
-)
+from saw_jax.tasks.tool_calling import answers, bfcl, catalogue, rewards
 
 # A byte-level BPE of generated examples, see `tasks.make_tokenizer`.
 VOCABULARY = pathlib.Path(__file__).parent / "assets/tool_calling_bpe.json"
@@ -110,7 +100,7 @@ class ToolCallingTask(base.Splits):
         f"example {example.key} comes from a file, and its tools cannot be "
         "run: algorithm.world_model.loss has to be 'none'"
       )
-    return results.run_calls(
+    return catalogue.run_calls(
       rewards.extract_completion(completion),
       [catalogue.TOOLS[name] for name in example.meta["offered"]],
     )
