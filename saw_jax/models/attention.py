@@ -126,10 +126,7 @@ def attend(
   # decoding on a CPU up to 1.4 times faster.
   q_BKGSH = q_BSNH.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
   scores = jnp.einsum(
-    "bkgsh,bkht->bkgst",
-    q_BKGSH,
-    k_BKHT,
-    preferred_element_type=jnp.float32,
+    "bkgsh,bkht->bkgst", q_BKGSH, k_BKHT, preferred_element_type=jnp.float32
   ) / math.sqrt(H)
   scores = jnp.where(mask_BST[:, None, None], scores, MASKED)
   probs = jax.nn.softmax(scores, axis=-1).astype(v_BKTH.dtype)

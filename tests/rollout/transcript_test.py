@@ -122,8 +122,7 @@ def test_glue_belongs_to_neither_mask():
     after=[21, 22],
   )
   np.testing.assert_array_equal(
-    found.tokens[:, 2:],
-    [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]],
+    found.tokens[:, 2:], [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]]
   )
   np.testing.assert_array_equal(
     found.completion_mask, [[1, 1, 0, 0, 0, 0, 0, 0], [1] + [0] * 7]
