@@ -2,10 +2,26 @@
 
 import pathlib
 import re
+import shutil
 
 import setuptools
+from setuptools.command import build_py
 
 _HERE = pathlib.Path(__file__).parent
+
+
+class _BuildPy(build_py.build_py):
+  """Puts the configs into the package, where that is not the checkout's."""
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      shutil.copytree(
+        _HERE / "configs",
+        pathlib.Path(self.build_lib, "saw_jax", "configs"),
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+      )
 
 
 def _version() -> str:
@@ -18,7 +34,7 @@ def _version() -> str:
 
 
 # The core is these seven and no more. absl-py, which holds the command-line
-# flags of experiments/, comes with chex and with ml-collections.
+# flags of the commands, comes with chex and with ml-collections.
 _CORE = [
   # 0.10 is the newest that Python 3.11 gets; 0.12 the newest that was tried.
   "jax>=0.10,<0.13",
@@ -33,7 +49,7 @@ _CORE = [
   # Assertions, aliases and test variants; chex is small but still loses
   # functions in its patch releases.
   "chex>=0.1.92,<0.2",
-  # 1.x has the typed placeholders that saw_jax/run/config.py uses.
+  # 1.x has the locked, nested configs that saw_jax/run/config.py makes.
   "ml-collections>=1.1,<2",
   # NumPy 2 for its promotion rules, the ones that JAX has.
   "numpy>=2.0,<3",
@@ -155,7 +171,8 @@ setuptools.setup(
   python_requires=">=3.11",
   # With the root named here, an editable install puts the repository root on
   # the path, so that scripts can import `configs` and `experiments`; a wheel
-  # still holds saw_jax alone.
+  # holds saw_jax alone, with the configs inside.
+  cmdclass={"build_py": _BuildPy},
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
   package_data={

@@ -17,7 +17,6 @@ names, which a run scores at its end.
 import json
 import pathlib
 
-import ml_collections
 from absl import flags
 
 from saw_jax.run import command_line
@@ -47,22 +46,20 @@ def averages(task, options, right) -> dict[str, float]:
 
 def main() -> int:
   from saw_jax.reporting import statistics
-  from saw_jax.run import build, evaluation, run_directory
+  from saw_jax.run import build, config, evaluation, run_directory
   from saw_jax.run import experiment as experiment_lib
 
   workdir = pathlib.Path(_WORKDIR.value)
-  values = run_directory.read_run(workdir)["config"]
-  seeds = values.pop("seeds")
-  config = ml_collections.ConfigDict(values)
-  for name, value in (
-    ("num_examples", _EXAMPLES.value),
-    ("samples", _SAMPLES.value),
-    ("split", _SPLIT.value),
-  ):
-    if value is not None:
-      config.evaluation[name] = value
   with command_line.checking_input():
-    experiment = build.build(config)
+    run, seeds = run_directory.read_config(workdir)
+    for name, value in (
+      ("num_examples", _EXAMPLES.value),
+      ("samples", _SAMPLES.value),
+      ("split", _SPLIT.value),
+    ):
+      if value is not None:
+        run = config.replace(run, f"evaluation.{name}", value)
+    experiment = build.build(run)
     is_start = _CHECKPOINT.value == "start"
     step = 0 if is_start else build.checkpoint_step(workdir, _CHECKPOINT.value)
   if is_start:
@@ -90,7 +87,7 @@ def main() -> int:
           f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
           f"  over {len(per_example)} examples"
         )
-      found = averages(experiment.task, config.evaluation, figures["right"])
+      found = averages(experiment.task, run.evaluation, figures["right"])
       if found:
         entry[f"{mode}_averages"] = found
       for name, value in found.items():

@@ -8,7 +8,6 @@ transformers and vLLM open the directory, and so does --config.checkpoint.
 
 import pathlib
 
-import ml_collections
 from absl import flags
 
 from saw_jax.run import command_line
@@ -44,17 +43,15 @@ def main() -> int:
   from saw_jax.run import experiment as experiment_lib
   from saw_jax.training import state as state_lib
 
-  values = run_directory.read_run(workdir)["config"]
-  seeds = values.pop("seeds")
-  config = ml_collections.ConfigDict(values)
   with command_line.checking_input():
+    run, seeds = run_directory.read_config(workdir)
     seed = seeds[0] if _SEED.value is None else _SEED.value
     if seed not in seeds:
       raise ValueError(f"--seed={seed}: the run has {seeds}")
-    experiment = build.build(config)
+    experiment = build.build(run)
     document = None
-    if config.checkpoint:
-      document = build.open_checkpoint(config, experiment.rollout).document
+    if run.checkpoint:
+      document = build.open_checkpoint(run).document
     step = build.checkpoint_step(workdir, _CHECKPOINT.value)
   lift, found = experiment_lib.restore(
     experiment, len(seeds), workdir, step=step

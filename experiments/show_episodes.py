@@ -9,7 +9,6 @@ checkpoint.
 
 import pathlib
 
-import ml_collections
 from absl import flags
 
 from saw_jax.run import command_line
@@ -29,10 +28,9 @@ def main() -> int:
   from saw_jax.run import experiment as experiment_lib
 
   workdir = pathlib.Path(_WORKDIR.value)
-  values = run_directory.read_run(workdir)["config"]
-  seeds = values.pop("seeds")
   with command_line.checking_input():
-    experiment = build.build(ml_collections.ConfigDict(values))
+    run, seeds = run_directory.read_config(workdir)
+    experiment = build.build(run)
     if not experiment.method.per_step:
       raise ValueError(f"{workdir} is not a run of episodes")
   step, played = experiment_lib.play_checkpoint(

@@ -26,6 +26,7 @@ from saw_jax import (
 )
 from saw_jax.contrib import textworld_task
 from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.settings import constant
 from saw_jax.tasks import base as tasks_base
 from saw_jax.tasks.household import alfworld_task
 from saw_jax.tasks.household import task as household_task
@@ -183,16 +184,14 @@ TOKENIZERS = {
   "household": functools.partial(
     tokenizer.PieceTokenizer, household_task.PIECES
   ),
-  "knights": functools.partial(
-    tokenizer.PieceTokenizer, tokenizer.KNIGHTS_PIECES
-  ),
-  "math": tokenizer.PieceTokenizer,
+  "knights": functools.partial(tokenizer.PieceTokenizer, knights.PIECES),
+  "math": functools.partial(tokenizer.PieceTokenizer, math_task.PIECES),
   "search": functools.partial(tokenizer.PieceTokenizer, search_task.PIECES),
   "shop": functools.partial(tokenizer.PieceTokenizer, shop_task.PIECES),
-  "summaries": functools.partial(
-    tokenizer.BPETokenizer, tokenizer.SUMMARIES_BPE
+  "summaries": functools.partial(tokenizer.BPETokenizer, summaries.VOCABULARY),
+  "tool_calling": functools.partial(
+    tokenizer.BPETokenizer, tool_calling.VOCABULARY
   ),
-  "tool_calling": tokenizer.BPETokenizer,
 }
 
 
@@ -203,7 +202,8 @@ class KLConfig:
   placement: str = "none"  # none, loss or reward
   estimator: str = "k3"
   coefficient: float = 0.0
-  force: bool = False  # allow k1 in the loss, whose gradient is zero on average
+  # Allow k1 in the loss, whose gradient is zero on average.
+  force: bool = constant(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +238,7 @@ class AlgorithmConfig:
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   entropy_coefficient: float = 0.0
   kl: KLConfig = KLConfig()
-  value_coefficient: float = 0.5  # where the advantage reads values
+  value_coefficient: float = constant(0.5)  # where the advantage reads values
   world_model: WorldModelConfig = WorldModelConfig()
 
 

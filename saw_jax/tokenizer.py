@@ -13,34 +13,6 @@ PAD = "<|pad|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 
-# Byte-level BPE of the generated tool-calling task, and of the documentation
-# that is summarised, made by `python -m saw_jax.tasks.make_tokenizer`.
-_TASKS = pathlib.Path(__file__).parent / "tasks"
-TOOL_CALLING_BPE = _TASKS / "tool_calling/assets/tool_calling_bpe.json"
-SUMMARIES_BPE = _TASKS / "summaries/assets/summaries_bpe.json"
-
-
-# The pieces of generated arithmetic and its stories: see `PieceTokenizer`.
-MATH_PIECES = (
-  *"0123456789+-*/=()., ?{}\\\n",
-  *"abcdefghijklmnopqrstuvwxyz",
-  "\\boxed{",
-  *("tom", "ann", "sam", "eva"),
-  *(" pens", " eggs", " figs", " nuts", " red", " blue", " bags", " days"),
-  *(" has ", " had ", " gets ", " gives ", " more", " away", " now", " each"),
-  *(" are ", " lost", " bad", " left", " in ", " in all", " of ", " and "),
-  *(" on ", " with ", ". how many", "how many", "there"),
-)
-
-# The pieces of generated knights-and-knaves puzzles in their compact form.
-KNIGHTS_PIECES = (
-  *("ann", "bob", "cat", "dan", "eva", "fay", "gus", "hal"),
-  *("=knight", "=knave", ":", "\n", "|", "<answer>", "</answer>"),
-  *(" and ", " or ", " implies ", " iff "),
-  # Of a verdict on an answer.
-  *("?", "true", "false"),
-)
-
 
 class Tokenizer(Protocol):
   """What rollouts need of a tokenizer."""
@@ -62,12 +34,12 @@ class Tokenizer(Protocol):
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> list[int]:
-    """Returns the ids of a conversation in ChatML."""
+    """Returns the ids of messages, each with a "role" and a "content"."""
     ...
 
 
 class _Chat:
-  """ChatML on top of `encode`."""
+  r"""Conversations in ChatML: `<|im_start|>role\ncontent<|im_end|>\n`."""
 
   _im_start: int
   _im_end: int
@@ -80,29 +52,18 @@ class _Chat:
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> list[int]:
-    r"""Returns the ids of a conversation in ChatML.
-
-    A message is `<|im_start|>role\ncontent<|im_end|>\n`.
-
-    Args:
-      messages: each with a "role" and a "content".
-      add_generation_prompt: whether to end with the start of an assistant's
-        message.
-
-    Returns:
-      The ids.
-    """
+    """Returns the ids of messages, and of the start of an assistant's."""
     ids = []
     for message in messages:
-      ids.append(self._im_start)
-      ids += self.encode(message["role"]) + self.encode("\n")
-      ids += self.encode(message["content"])
-      ids.append(self._im_end)
-      ids += self.encode("\n")
-    if add_generation_prompt:
-      ids.append(self._im_start)
-      ids += self.encode("assistant") + self.encode("\n")
-    return ids
+      ids += self._start(message["role"])
+      ids += [*self.encode(message["content"]), *self._end()]
+    return ids + self._start("assistant") * add_generation_prompt
+
+  def _start(self, role: str) -> list[int]:
+    return [self._im_start, *self.encode(role), *self.encode("\n")]
+
+  def _end(self) -> list[int]:
+    return [self._im_end, *self.encode("\n")]
 
 
 class ByteTokenizer(_Chat):
@@ -130,7 +91,7 @@ class ByteTokenizer(_Chat):
     return data.decode("utf-8", errors="replace")
 
 
-class PieceTokenizer:
+class PieceTokenizer(_Chat):
   """One token per piece of a short list, the longest that fits, left to right.
 
   For policies that start from nothing: few ids, short sequences, and a message
@@ -138,26 +99,18 @@ class PieceTokenizer:
   own. A character outside of the list becomes one unknown id, which is read as
   U+FFFD.
 
-  >>> tokenizer = PieceTokenizer()
-  >>> ids = tokenizer.encode_chat([{"role": "user", "content": "12+34="}])
+  >>> tokenizer = PieceTokenizer(["1", "2", "12", "+", "="])
+  >>> ids = tokenizer.encode_chat([{"role": "user", "content": "12+2="}])
   >>> len(ids), tokenizer.decode(ids)
-  (9, '12+34=')
+  (7, '12+2=')
   """
 
   _ROLES = ("system", "user", "assistant", "tool")
 
-  def __init__(self, pieces: Sequence[str] = MATH_PIECES):
-    """Numbers the pieces.
-
-    Args:
-      pieces: none of them empty, no two the same.
-
-    Raises:
-      ValueError: two pieces are the same, or one is empty.
-    """
+  def __init__(self, pieces: Sequence[str]):
     if len(set(pieces)) < len(pieces) or "" in pieces:
       raise ValueError("two pieces are the same, or one is empty.")
-    self.pad_id, self._end, self._unknown = 0, 1, 2
+    self.pad_id, end, self._unknown = 0, 1, 2
     self._starts = {role: 3 + i for i, role in enumerate(self._ROLES)}
     first = 3 + len(self._ROLES)
     self._ids = {piece: first + i for i, piece in enumerate(pieces)}
@@ -167,7 +120,7 @@ class PieceTokenizer:
     ordered = sorted(pieces, key=len, reverse=True)
     self._pattern = re.compile("|".join([*map(re.escape, ordered), "(?s:.)"]))
     self.vocab_size = first + len(pieces)
-    self.eos_ids = (self._end,)
+    self.eos_ids = (end,)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of the pieces of a text."""
@@ -178,46 +131,21 @@ class PieceTokenizer:
     """Returns the text of any ids; markers and unknown ids are left out."""
     return "".join(self._pieces.get(int(i), "") for i in ids)
 
-  def encode_chat(
-    self,
-    messages: Sequence[Mapping[str, str]],
-    add_generation_prompt: bool = True,
-  ) -> list[int]:
-    """Returns a conversation: for each message its role, its content, an end.
+  def _start(self, role: str) -> list[int]:
+    return [self._starts[role]]
 
-    Args:
-      messages: each with a "role" and a "content".
-      add_generation_prompt: whether to end with the start of an assistant's
-        message.
-
-    Returns:
-      The ids.
-
-    Raises:
-      KeyError: a role other than system, user, assistant and tool.
-    """
-    ids = []
-    for message in messages:
-      ids.append(self._starts[message["role"]])
-      ids += self.encode(message["content"])
-      ids.append(self._end)
-    if add_generation_prompt:
-      ids.append(self._starts["assistant"])
-    return ids
+  def _end(self) -> list[int]:
+    return list(self.eos_ids)
 
 
 class LibraryTokenizer:
-  """Encoding and decoding with a tokenizer of the `tokenizers` library."""
+  """Encoding and decoding with a `tokenizers.Tokenizer`.
+
+  From here on, it takes special tokens in a text for text.
+  """
 
   def __init__(self, tokenizer: Any):
-    """Takes the library's tokenizer.
-
-    Args:
-      tokenizer: a `tokenizers.Tokenizer`; from here on it takes special tokens
-        in a text for text.
-    """
     self._tokenizer = tokenizer
-    # Special tokens in a text are text, not markers.
     self._tokenizer.encode_special_tokens = True
     self._special = {
       id
@@ -246,30 +174,19 @@ class LibraryTokenizer:
 
 
 class BPETokenizer(LibraryTokenizer, _Chat):
-  """A `tokenizer.json` with ChatML, such as those made by `train_bpe`.
+  """A `tokenizer.json` whose special tokens include the ChatML markers.
 
-  Needs the `tokenizers` library, which is in the extra `hf`.
+  Needs the extra `hf`. `pad` is the token to pad with, such as `<|endoftext|>`
+  for Qwen; those in `eos` end an answer.
   """
 
   def __init__(
     self,
-    path: str | pathlib.Path = TOOL_CALLING_BPE,
+    path: str | pathlib.Path,
     *,
     pad: str = PAD,
     eos: Sequence[str] = (IM_END,),
   ):
-    """Loads a file.
-
-    Args:
-      path: a file of the `tokenizers` library with the ChatML markers as
-        special tokens.
-      pad: the token to pad with, such as `<|endoftext|>` for Qwen.
-      eos: the tokens that end an answer.
-
-    Raises:
-      ImportError: the library is missing.
-      ValueError: the file lacks one of the special tokens.
-    """
     self._path = pathlib.Path(path)
     super().__init__(library().Tokenizer.from_file(str(self._path)))
     self.pad_id = self._id(pad)
@@ -283,48 +200,8 @@ class BPETokenizer(LibraryTokenizer, _Chat):
     return found
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
-  """Trains a byte-level BPE with the ChatML markers as special tokens.
-
-  Args:
-    texts: what to train on.
-    vocab_size: size of the vocabulary, special tokens and 256 bytes included.
-    pattern: regular expression of the pieces that no merge reaches across.
-
-  Returns:
-    The content of a `tokenizer.json`.
-
-  Raises:
-    ImportError: the `tokenizers` library is missing.
-  """
-  lib = library()
-  tokenizer = lib.Tokenizer(lib.models.BPE())
-  tokenizer.pre_tokenizer = lib.pre_tokenizers.Sequence(
-    [
-      lib.pre_tokenizers.Split(lib.Regex(pattern), behavior="isolated"),
-      lib.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  tokenizer.decoder = lib.decoders.ByteLevel()
-  trainer = lib.trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    special_tokens=[PAD, IM_START, IM_END],
-    initial_alphabet=sorted(lib.pre_tokenizers.ByteLevel.alphabet()),
-    show_progress=False,
-  )
-  tokenizer.train_from_iterator(texts, trainer)
-  return tokenizer.to_str(pretty=True)
-
-
 def library() -> Any:
-  """Imports the `tokenizers` library.
-
-  Returns:
-    The module.
-
-  Raises:
-    ImportError: it is missing; the message names the extra.
-  """
+  """Imports the `tokenizers` library, or names the extra that has it."""
   try:
     import tokenizers
   except ImportError as error:

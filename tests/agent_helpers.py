@@ -93,33 +93,24 @@ class EchoTask(environments.AgentTask):
 def experiment(row="grpo_paw", **changes) -> experiment_lib.Experiment:
   """Makes an experiment; `row` is one of configs/paw/household.py."""
   from configs.paw import household
-  from saw_jax.run import build
+  from saw_jax.run import config as config_lib
 
-  config = household.get_config(f"row={row}")
-  values = config.to_dict()["algorithm"]
-  algorithm = build.section(
-    algorithms.AlgorithmConfig,
-    {
-      **values,
-      "kl": build.section(algorithms.KLConfig, values["kl"]),
-      "world_model": build.section(
-        algorithms.WorldModelConfig,
-        {**values["world_model"], **changes.pop("world_model", {})},
-      ),
-    },
-  )
+  algorithm = config_lib.typed(household.get_config(f"row={row}")).algorithm
+  for name, value in changes.pop("world_model", {}).items():
+    algorithm = config_lib.replace(algorithm, f"world_model.{name}", value)
   task = changes.pop("task", None) or EchoTask()
-  model = dataclasses.replace(CONFIG, value_head=config.model.value_head)
+  minima = np.array([c.minimum for c in task.components], np.float32)
+  method = algorithms.make_method(algorithm, minima)
+  model = dataclasses.replace(CONFIG, value_head=method.reads_values)
   params = decoder.init_params(CONFIG, jax.random.key(0))
   if model.value_head:
     params = decoder.add_value_head(params, model)
-  minima = np.array([c.minimum for c in task.components], np.float32)
   made = experiment_lib.Experiment(
     task=task,
     tokenizer=TOKENIZER,
     decoder=model,
     params=params,
-    method=algorithms.make_method(algorithm, minima),
+    method=method,
     loop=experiment_lib.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
     ),

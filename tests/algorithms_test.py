@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms, losses, stale_losses, tokenizer, weighting
+from saw_jax.tasks.tool_calling import task as tool_calling
 from saw_jax.training import objective
 from tests import helpers
 
@@ -504,7 +505,7 @@ class TestMakeTokenizer:
 
   def test_a_file_is_one_too(self, tmp_path):
     # Of a pretrained model, which pads with <|endoftext|>.
-    text = tokenizer.TOOL_CALLING_BPE.read_text(encoding="utf-8")
+    text = tool_calling.VOCABULARY.read_text(encoding="utf-8")
     path = tmp_path / "tokenizer.json"
     path.write_text(text.replace(tokenizer.PAD, "<|endoftext|>"))
     found = algorithms.make_tokenizer(str(path))

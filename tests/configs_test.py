@@ -19,7 +19,6 @@ from saw_jax import algorithms
 from saw_jax.labels import care
 from saw_jax.models import lora
 from saw_jax.models.config import DecoderConfig
-from saw_jax.reporting import catalogue, papers
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import (
   agents,
@@ -241,18 +240,6 @@ class TestToolCalling:
     ):
       build.build(config)
 
-  def test_the_table_is_made_of_its_own_rows_and_rewards(self):
-    rows = set(tool_calling.ROWS)
-    assert set(tool_calling.PUBLISHED) <= rows
-    assert {row for pair in tool_calling.COMPARISONS for row in pair} <= rows
-    task = algorithms.make_task("tool_calling", {})
-    names = tuple(component.name for component in task.components)
-    assert names == tool_calling.COMPONENTS
-    for name in tool_calling.METRICS.values():
-      assert name.partition("/")[2] in {*names, "right"}
-    for name in tool_calling.THRESHOLDS:
-      assert name.removeprefix("reward/") in names
-
 
 class TestSummaries:
   """SAW's second task: configs/saw/summaries.py."""
@@ -313,10 +300,10 @@ class TestSummaries:
     for scale in summaries.SCALES:
       options = summaries.get_config(f"scale={scale}").task.options
       by_rules = options.reward == "rules"
-      assert (scale in summaries.STAND_INS) == by_rules
+      assert (scale in summaries.TABLE.stand_ins) == by_rules
       if by_rules:
         task = algorithms.make_task("summaries", options.to_dict())
-        assert summaries.STAND_INS[scale] == task.stand_in != ""
+        assert summaries.TABLE.stand_ins[scale] == task.stand_in != ""
 
   def test_the_paper_scale_is_the_published_setting(self):
     options = summaries.get_config("scale=paper").task.options
@@ -327,21 +314,6 @@ class TestSummaries:
     assert config.grading.limit_s > options.judge.limit_s
     with pytest.raises(ValueError, match="judge.url is ''"):
       build.build(config.lock())
-
-  def test_the_table_is_made_of_its_own_rows_and_rewards(self):
-    rows = set(summaries.ROWS)
-    assert set(summaries.PUBLISHED) <= rows
-    assert {row for pair in summaries.COMPARISONS for row in pair} <= rows
-    task = algorithms.make_task("summaries", {})
-    names = tuple(component.name for component in task.components)
-    assert names == summaries.COMPONENTS
-    for name in summaries.METRICS.values():
-      assert name.partition("/")[2] in {*names, "total", "length"}
-    for name in summaries.THRESHOLDS:
-      assert name.removeprefix("reward/") in names
-    cells = papers.read("saw")
-    for fields in summaries.PUBLISHED.values():
-      assert len(papers.select(cells, **fields)) == 1
 
 
 class TestCheckpoints:
@@ -414,7 +386,7 @@ class TestAsympo:
     assert config.rollout.max_new_tokens == 4096
     assert config.task.options.num_train == 4000
     assert len(config.task.options.benchmarks) == 6
-    assert set(asympo_benchmarks.BENCHMARKS["paper"].values()) == {8}
+    assert set(asympo_benchmarks.TABLE.benchmarks["paper"].values()) == {8}
 
   @pytest.mark.parametrize("scale", asympo_benchmarks.SCALES)
   @pytest.mark.parametrize("row", asympo_benchmarks.METHODS)
@@ -449,20 +421,13 @@ class TestAsympo:
       assert other == first, row
 
   def test_the_table_is_made_of_its_own_runs(self):
-    rows = set(asympo_math.PAPER_ROWS + asympo_math.OTHER_ROWS)
-    assert rows <= set(asympo_math.ROWS)
+    runs = asympo_math.TABLE.runs
     for row in asympo_math.PAPER_ROWS:
-      for lag in asympo_math.SWEPT_VALUES:
-        assert f"{row}_lag{lag}" in asympo_math.RUNS
-    for name, (row, lag, argument) in asympo_math.RUNS.items():
+      assert {f"{row}_lag{lag}" for lag in (0, 4, 16, 32)} <= set(runs)
+    for name, (row, lag, argument) in runs.items():
       config = asympo_math.get_config(argument)
       assert name == f"{row}_lag{lag}"
       assert config.asynchronous.lag == lag
-      assert row in rows
-    cells = papers.read("asympo")
-    for row, fields in asympo_math.PUBLISHED.items():
-      assert row in rows
-      assert len(papers.select(cells, **fields)) >= 1
 
 
 class TestGdpoMath:
@@ -489,13 +454,6 @@ class TestGdpoMath:
     options = config.algorithm.loss_options
     assert options.clip_high > options.clip_low
     assert config.algorithm.aggregate == "token_mean"
-
-  def test_published_cells_are_of_its_own_paper(self):
-    for row, cells in catalogue.published(gdpo_math, "paper").items():
-      assert len(cells) == 10, row
-      for fields in cells:
-        (cell,) = papers.select(papers.read("gdpo"), **fields)
-        assert cell.value is not None
 
 
 class TestPaw:
@@ -602,16 +560,6 @@ class TestPaw:
     with pytest.raises(ValueError, match="has single answers"):
       build.build(config.lock())
 
-  def test_the_table_is_made_of_its_own_rows(self):
-    rows = set(household.ROWS)
-    assert {row for pair in household.COMPARISONS for row in pair} <= rows
-    for shown in household.PANELS.values():
-      assert set(shown) <= rows
-    cells = papers.read("paw")
-    for row, fields in household.PUBLISHED.items():
-      assert row in rows
-      assert len(papers.select(cells, **fields)) == 1
-
 
 class TestPawElsewhere:
   """The same rows in other environments: configs/paw/shop.py, search.py."""
@@ -676,13 +624,6 @@ class TestPawElsewhere:
     assert config.episodes.similarity == 0.9
     assert config.optimizer.learning_rate == 1e-6
 
-  @pytest.mark.parametrize("table", TABLES)
-  def test_the_table_is_made_of_its_own_rows(self, table):
-    cells = papers.read("paw")
-    for row, fields in table.PUBLISHED.items():
-      assert row in table.ROWS
-      assert len(papers.select(cells, **fields)) == 1
-
 
 def unwrap(fn):
   """The function under a `functools.partial`."""
@@ -695,7 +636,7 @@ class TestCare:
   @pytest.mark.parametrize("table", [care_knights, care_math])
   def test_every_run_of_the_table_builds(self, table, monkeypatch):
     monkeypatch.setattr(build, "make_params", lambda *_: None)
-    for name, (row, fraction, argument) in table.RUNS.items():
+    for name, (row, fraction, argument) in table.TABLE.runs.items():
       config = table.get_config(argument).lock()
       labels = build.build(config).labels
       buys = labels.method in labelling.BUYING
@@ -704,11 +645,9 @@ class TestCare:
         assert labels.label_fraction == fraction
         assert name == f"{row}_{fraction:g}"
       assert row.startswith(labels.method)
-    for row, control in table.COMPARISONS:
-      assert {row, control} <= set(table.ROWS)
-    for row in table.SWEPT_ROWS if table is care_knights else ():
-      for fraction in table.FRACTIONS:
-        assert f"{row}_{fraction}" in table.RUNS
+    if table is care_knights:
+      for row in ("random", "entropy", "care", "oracle"):
+        assert len(table.TABLE.runs_of(row)) == len(table.FRACTIONS)
 
   def test_rows_differ_in_their_labels_alone(self):
     first = care_knights.get_config("row=care").to_dict()

@@ -1,6 +1,5 @@
 """The scripts: what they say to a mistake, and that they run."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -270,52 +269,6 @@ class TestMistakesInFlags:
     )
     assert done.returncode != 0
     assert "Traceback" in done.stderr
-
-
-class TestBeforeAndAfter:
-  """What `reproduce.py` says of scores before and after training."""
-
-  PROGRAM = """
-import pathlib, sys, types
-from experiments import reproduce, run_plan
-module = types.SimpleNamespace(COMPONENTS=("quality",))
-runs = {
-  name: run_plan.RowRuns((pathlib.Path(name),)) for name in sys.argv[1:]
-}
-print("\\n".join(reproduce._before_and_after(module, runs, "tiny, stand-in")))
-"""
-
-  def test_over_seeds_and_over_examples(self, tmp_path):
-    for name in ("gdpo", "late"):
-      (tmp_path / name).mkdir()
-    (tmp_path / "gdpo" / "evals.csv").write_text(
-      "step,seed,quality\n0,0,1\n0,1,2\n20,0,9\n20,1,9\n40,0,3\n40,1,5\n"
-    )
-    # This one was not scored before its first step.
-    (tmp_path / "late" / "evals.csv").write_text("step,seed,quality\n20,0,9\n")
-    for name, mean in (("evaluation_start", 1.5), ("evaluation", 4.0)):
-      found = {"mean": mean, "std": 1.0, "low": mean - 1, "high": mean + 1}
-      entry = {"seed": 7, "greedy": {"quality": {**found, "count": 128}}}
-      document = {"step": 0, "seeds": [entry]}
-      (tmp_path / "late" / f"{name}.json").write_text(json.dumps(document))
-    done = subprocess.run(
-      [sys.executable, "-c", self.PROGRAM, "gdpo", "late"],
-      cwd=tmp_path,
-      env={**os.environ, "PYTHONPATH": str(ROOT)},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert "(here, tiny, stand-in)" in lines[1]
-    # Mean 1.5, deviation √½, t of one degree of freedom 12.706: ± 6.353.
-    assert lines[-2:] == [
-      "| gdpo | quality | 1.500 [-4.853, 7.853] (2) | "
-      "4.000 [-8.706, 16.706] (2) |",
-      "| late, seed 7, over examples | quality | 1.500 [0.500, 2.500] (128) | "
-      "4.000 [3.000, 5.000] (128) |",
-    ]
 
 
 class TestBeforeJax:

@@ -260,16 +260,15 @@ def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
       checkpoints and, where labels are bought, labels.sqlite.
     starts: where supervised starts are kept for other cases.
   """
-  import importlib
   from unittest import mock
 
-  from saw_jax.run import build
+  from saw_jax.run import build, config
 
-  name = "configs." + case.config.replace("/", ".")
-  config = importlib.import_module(name).get_config(case.argument)
-  config.update_from_flattened_dict({**SMALL, **case.overrides})
-  with mock.patch.object(build, "CACHE", starts):
-    build.train(build.build(config.lock()), case.seeds, directory=directory)
+  run = config.typed(config.load(f"{case.config}:{case.argument}"))
+  for key, value in {**SMALL, **case.overrides}.items():
+    run = config.replace(run, key, value)
+  with mock.patch.object(build, "cache_folder", lambda: starts):
+    build.train(build.build(run), case.seeds, directory=directory)
 
 
 def run(case: Case) -> dict[str, Any]:

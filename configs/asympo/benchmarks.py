@@ -23,11 +23,12 @@ loss and GPG collapse. Ours: results/asympo/benchmarks/.
 
 import ml_collections
 
-from configs.asympo import math
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from . import math
 
 METHODS = math.PAPER_ROWS
 ROWS = (*METHODS, *(f"{row}_dapo" for row in METHODS))
@@ -121,13 +122,10 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   config.evaluation.samples = 8
 
   config.optimizer.learning_rate = 2e-6
-  config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
   config.optimizer.weight_decay = 0.01
-  config.optimizer.clip_norm = 1.0
 
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
-  config.parallel.data = 1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

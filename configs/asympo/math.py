@@ -225,7 +225,6 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
-  config.parallel.data = 1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

@@ -22,10 +22,11 @@ import dataclasses
 
 import ml_collections
 
-from configs.care import knights
 from saw_jax.reporting.table import Needs
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from . import knights
 
 ROWS, SCALES = knights.ROWS, knights.SCALES
 FRACTIONS = knights.FRACTIONS

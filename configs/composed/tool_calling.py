@@ -27,11 +27,12 @@ No paper has this table.
 
 import ml_collections
 
-from configs.saw import tool_calling
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import Needs, Table
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from ..saw import tool_calling
 
 METHODS = ("saw", "paw", "asympo", "care")
 ROWS = (

@@ -149,11 +149,9 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
-  config.optimizer.clip_norm = 1.0
 
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
-  config.parallel.data = 1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

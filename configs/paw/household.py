@@ -102,7 +102,7 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
   The other tables of PaW have the same rows.
 
   Args:
-    config: to change; `model.value_head` too, for PPO.
+    config: to change.
     row: one of `ROWS`.
   """
   config.algorithm.loss_options.clip_low = 0.2
@@ -125,7 +125,6 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
     options.gamma, options.omega, options.normalize = 0.95, 1.0, "mean_std"
   elif name == "ppo":
     options.gamma, options.lambda_, options.whiten = 1.0, 1.0, "sequence"
-    config.model.value_head = True
   if row in BASES:
     return
 
@@ -270,13 +269,10 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.kl.coefficient = 0.01
   config.algorithm.entropy_coefficient = 0.001
   config.optimizer.learning_rate = 1e-6
-  config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
   config.optimizer.weight_decay = 0.01
-  config.optimizer.clip_norm = 1.0
 
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
-  config.parallel.data = 1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

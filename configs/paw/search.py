@@ -26,10 +26,11 @@ import dataclasses
 
 import ml_collections
 
-from configs.paw import household
 from saw_jax.reporting.table import Needs, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
+
+from . import household
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 SCALES = ("tiny", "paper")

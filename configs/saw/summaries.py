@@ -159,15 +159,12 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.evaluation.interval = 15
 
   config.optimizer.learning_rate = 1e-6
-  config.optimizer.b1, config.optimizer.b2 = 0.9, 0.999
   config.optimizer.weight_decay = 0.01
-  config.optimizer.clip_norm = 1.0
   config.algorithm.entropy_coefficient = 0.001
   config.algorithm.aggregate = "token_mean"
 
   config.parallel.lift = "meshed"
   config.parallel.fsdp = -1
-  config.parallel.data = 1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------

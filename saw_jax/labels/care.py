@@ -28,6 +28,7 @@ from saw_jax import reductions
 from saw_jax.labels import gap, probe_losses, probes, replay, selection
 from saw_jax.labels.probes import ProbeFeatures
 from saw_jax.labels.replay import ProbeLabels, Replay, Samples
+from saw_jax.settings import constant
 from saw_jax.types import Array, Key, Numeric, PyTree
 
 # A batch of one prompt has no variance to normalise by.
@@ -43,29 +44,30 @@ class CareSettings:
   gradients are clipped here.
   """
 
-  label_fraction: float = 0.2  # of the prompts of a step
-  gate_fraction: float = 0.25  # of the prompts of a step
-  warm_up: int = selection.WARM_UP  # steps before the gate opens
-  soft_adv: float = 1.0  # of `selection.advantage_multipliers`
+  label_fraction: float = constant(0.2)  # of the prompts of a step
+  gate_fraction: float = constant(0.25)  # of the prompts of a step
+  warm_up: int = constant(selection.WARM_UP)  # steps before the gate opens
+  soft_adv: float = constant(1.0)  # of `selection.advantage_multipliers`
   length_scale: float = probes.LENGTH_SCALE  # tokens
-  prompt_width: int = 128
-  joint_width: int = 256
-  response_hidden_width: int = 64
-  response_width: int = 512
-  activation: str = "relu"  # of `probes.ACTIVATIONS`
-  learning_rate: float = 1e-4
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0  # of the gradient of each probe; inf: none
-  train_steps: int = 3  # updates of each probe in a step
-  response_weight: float = 1.5  # of the first probe's loss of responses
-  balance_power: float = 0.5  # 0: all classes weigh the same
-  balance_minimum: float = 0.25
-  balance_maximum: float = 4.0
-  replay_size: int = 2048  # prompts
-  replay_batch: int = 16  # prompts of an update; 0: no replay
+  prompt_width: int = constant(128)
+  joint_width: int = constant(256)
+  response_hidden_width: int = constant(64)
+  response_width: int = constant(512)
+  activation: str = constant("relu")  # of `probes.ACTIVATIONS`
+  learning_rate: float = constant(1e-4)
+  b1: float = constant(0.9)
+  b2: float = constant(0.999)
+  eps: float = constant(1e-8)
+  weight_decay: float = constant(0.0)
+  clip_norm: float = constant(1.0)  # of the gradient of each probe; inf: none
+  train_steps: int = constant(3)  # updates of each probe in a step
+  # Of the first probe's loss of responses.
+  response_weight: float = constant(1.5)
+  balance_power: float = constant(0.5)  # 0: all classes weigh the same
+  balance_minimum: float = constant(0.25)
+  balance_maximum: float = constant(4.0)
+  replay_size: int = constant(2048)  # prompts
+  replay_batch: int = constant(16)  # prompts of an update; 0: no replay
 
   def __post_init__(self):
     if self.activation not in probes.ACTIVATIONS:

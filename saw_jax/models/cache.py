@@ -32,19 +32,7 @@ class KVCache:
 def init_cache(
   config: DecoderConfig, batch_size: int, size: int, dtype: str | None = None
 ) -> KVCache:
-  """Makes an empty cache.
-
-  Args:
-    config: of the decoder, which says how layers are held.
-    batch_size: the number of rows, B.
-    size: the number of slots, S; may be 0.
-    dtype: of the keys and values; `None` for that of the decoder.
-
-  Returns:
-    A cache with no valid slot, to be written from slot 0. Keys of shape
-    `[B, K, H, S]` and values of shape `[B, K, S, H]` for each layer, or stacks
-    with a leading axis of size L where layers are scanned.
-  """
+  """Makes an empty cache, in the dtype of the decoder by default."""
   dtype = config.dtype if dtype is None else dtype
   rows = (batch_size, config.num_kv_heads)
 
@@ -64,15 +52,7 @@ def init_cache(
 
 
 def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
-  """Puts `repeats` copies of each row next to each other, in its place.
-
-  Args:
-    cache: with B rows.
-    repeats: how often a row is there afterwards, G.
-
-  Returns:
-    A cache with B · G rows: row b is now at b · G to b · G + G − 1.
-  """
+  """Repeats each row: row b is then at b · repeats to (b + 1) · repeats − 1."""
 
   def repeat(x_BK: Array) -> Array:
     return jnp.repeat(x_BK, repeats, axis=-4)
@@ -85,18 +65,7 @@ def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
 
 
 def grow(cache: KVCache, size: int) -> KVCache:
-  """Adds empty slots at the end until there are `size` of them.
-
-  Args:
-    cache: with `size` slots at most.
-    size: the number of slots wanted, S.
-
-  Returns:
-    A cache with the same content and `index`, whose new slots are not valid.
-
-  Raises:
-    ValueError: the cache has more than `size` slots.
-  """
+  """Adds empty slots at the end until there are `size` of them."""
   extra = size - cache.size
   if extra < 0:
     raise ValueError(f"A cache of {cache.size} slots cannot grow to {size}.")

@@ -3,6 +3,8 @@
 
 import dataclasses
 
+from saw_jax.settings import constant
+
 # What the backward pass recomputes: nothing, everything inside a layer, or all
 # but the matrix products with weights.
 REMAT_POLICIES = ("none", "full", "save_weight_products")
@@ -14,26 +16,29 @@ _DTYPES = ("float32", "bfloat16", "float16")
 class DecoderConfig:
   """A decoder-only transformer: RMSNorm, rotary positions, GQA and SwiGLU."""
 
-  vocab_size: int  # V
+  # V, the tokenizer's.
+  vocab_size: int = dataclasses.field(metadata={"key": False})
   width: int  # D, of the residual stream
   num_layers: int  # L
   num_heads: int  # N, query heads
   num_kv_heads: int  # K, divides N; K = N is multi-head, K = 1 multi-query
   head_size: int  # H, even; N * H need not be D
   mlp_size: int  # F, of each half of the gated MLP
-  rope_theta: float = 10_000.0  # base of the rotary wavelengths
-  norm_eps: float = 1e-6  # added to the mean square inside RMSNorm
-  tied_head: bool = True  # the head is the embedding, transposed
-  value_head: bool = False  # a vector and a bias beside the head: a critic
-  qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
-  qk_norm: bool = False  # RMSNorm of each query and key head (Qwen3)
-  rotary_size: int = 0  # entries of a head that rotate, the first ones; 0: all
+  rope_theta: float = constant(10_000.0)  # base of the rotary wavelengths
+  norm_eps: float = constant(1e-6)  # added to the mean square inside RMSNorm
+  tied_head: bool = constant(True)  # the head is the embedding, transposed
+  # A vector and a bias beside the head: a critic.
+  value_head: bool = constant(False)
+  qkv_bias: bool = constant(False)  # biases on queries, keys and values (Qwen2)
+  qk_norm: bool = constant(False)  # RMSNorm of each query and key head (Qwen3)
+  # Entries of a head that rotate, the first ones; 0: all.
+  rotary_size: int = constant(0)
   # What each frequency is divided by, [rotary size / 2]; empty: by nothing.
-  rope_factors: tuple[float, ...] = ()
-  rope_scale: float = 1.0  # of sines and cosines (YaRN, LongRoPE)
+  rope_factors: tuple[float, ...] = constant(())
+  rope_scale: float = constant(1.0)  # of sines and cosines (YaRN, LongRoPE)
   # How many tokens a query of each layer sees, itself included, [L]; 0: all of
   # them; empty: all of them in all layers.
-  windows: tuple[int, ...] = ()
+  windows: tuple[int, ...] = constant(())
   scan_layers: bool = False  # one stacked layer, or `layer_0`, `layer_1`, ...
   remat: str = "none"  # one of REMAT_POLICIES
   dtype: str = "float32"  # of activations; norms, softmax, logits are float32
@@ -106,60 +111,4 @@ TINY = DecoderConfig(
   num_kv_heads=2,
   head_size=16,
   mlp_size=192,
-)
-
-# 0.9 M parameters.
-SMALL = DecoderConfig(
-  vocab_size=512,
-  width=128,
-  num_layers=4,
-  num_heads=4,
-  num_kv_heads=2,
-  head_size=32,
-  mlp_size=384,
-)
-
-# 5 M parameters.
-MEDIUM = DecoderConfig(
-  vocab_size=512,
-  width=256,
-  num_layers=6,
-  num_heads=8,
-  num_kv_heads=4,
-  head_size=32,
-  mlp_size=768,
-)
-
-# Sizes as published with the checkpoints (Qwen2.5 technical report,
-# https://arxiv.org/abs/2412.15115).
-QWEN2_5_1_5B = DecoderConfig(
-  vocab_size=151_936,
-  width=1536,
-  num_layers=28,
-  num_heads=12,
-  num_kv_heads=2,
-  head_size=128,
-  mlp_size=8960,
-  rope_theta=1_000_000.0,
-  tied_head=True,
-  qkv_bias=True,
-  scan_layers=True,
-  remat="full",
-  dtype="bfloat16",
-)
-
-QWEN2_5_3B = DecoderConfig(
-  vocab_size=151_936,
-  width=2048,
-  num_layers=36,
-  num_heads=16,
-  num_kv_heads=2,
-  head_size=128,
-  mlp_size=11_008,
-  rope_theta=1_000_000.0,
-  tied_head=True,
-  qkv_bias=True,
-  scan_layers=True,
-  remat="full",
-  dtype="bfloat16",
 )

@@ -107,22 +107,13 @@ class Decoder(nn.Module):
     *,
     segment_ids: Array | None = None,
   ) -> tuple[Array, KVCache | None]:
-    """Runs the stream from the embedding to the last norm.
+    """Runs the stream from the embedding to the last norm, `[B, S, D]`.
 
-    Args:
-      tokens_BS: token ids, int32.
-      positions_BS: the rotary position of each token, from 0 at a row's first
-        real token.
-      valid_BS: True at real tokens. Padding is never attended to; what the
-        decoder returns there is finite and means nothing.
-      cache: where the tokens before these are, and where these go; None reads
-        the tokens as whole sequences.
-      segment_ids: for packed rows, in place of `valid_BS`: tokens see tokens
-        of their own segment; 0 is padding. Shape `[B, S]`.
-
-    Returns:
-      The stream after the last norm, `[B, S, D]`, and the cache with these
-      tokens in it (None without one).
+    Positions count from 0 at a row's first real token. Padding (`valid_BS`
+    False, or segment 0) is never attended to; what is returned there is finite
+    and means nothing. Packed rows have `segment_ids` `[B, S]` in place of
+    `valid_BS`: tokens see tokens of their own segment. With a cache, the tokens
+    follow those in it, and it is returned with them added.
     """
     c = self.config
     if (valid_BS is None) == (segment_ids is None):
@@ -130,38 +121,21 @@ class Decoder(nn.Module):
     if cache is not None and segment_ids is not None:
       raise ValueError("A cache holds one sequence per row: no segment_ids.")
 
-    embedding_VD = self.param(
-      "embedding",
-      nn.with_logical_partitioning(
-        nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
-      ),
-      (c.vocab_size, c.width),
-      c.param_dtype,
+    def declare(name, init, shape, axes):
+      init = nn.with_logical_partitioning(init, axes)
+      return self.param(name, init, shape, c.param_dtype)
+
+    normal = nn.initializers.normal(c.width**-0.5)
+    embedding_VD = declare(
+      "embedding", normal, (c.vocab_size, c.width), ("vocab", "embed")
     )
     if not c.tied_head:
       # Declared here and applied by the caller, see `head_kernel`.
-      self.param(
-        "head",
-        nn.with_logical_partitioning(
-          nn.initializers.normal(c.width**-0.5), ("embed", "vocab")
-        ),
-        (c.width, c.vocab_size),
-        c.param_dtype,
-      )
-
+      declare("head", normal, (c.width, c.vocab_size), ("embed", "vocab"))
     if c.value_head:  # Applied by the caller, see `values`.
-      self.param(
-        "value_kernel",
-        nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
-        (c.width,),
-        c.param_dtype,
-      )
-      self.param(
-        "value_bias",
-        nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
-        (1,),
-        c.param_dtype,
-      )
+      zeros = nn.initializers.zeros
+      declare("value_kernel", zeros, (c.width,), ("embed",))
+      declare("value_bias", zeros, (1,), (None,))
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
@@ -269,15 +243,10 @@ def _near_mask(
 
 
 def init_params(config: DecoderConfig, key: Array) -> dict:
-  """Draws parameters, as a plain tree of arrays.
+  """Draws parameters, as a plain tree of arrays of `config.param_dtype`.
 
-  Args:
-    config: the decoder.
-    key: what they are drawn with. Shape `[]`.
-
-  Returns:
-    A tree of dictionaries with arrays of `config.param_dtype`. Each layer has
-    its own entry, or all have one, stacked, where layers are scanned.
+  Each layer has its own entry, or all have one, stacked, where layers are
+  scanned.
   """
   return nn.meta.unbox(_init(config, key))
 
@@ -291,15 +260,10 @@ def _init(config: DecoderConfig, key: Array) -> dict:
 
 
 def logical_axes(config: DecoderConfig) -> dict:
-  """Names the axes of each parameter.
+  """Names the axes of each parameter, in the tree of `init_params`.
 
-  Args:
-    config: the decoder.
-
-  Returns:
-    The tree of `init_params`, with a tuple of names in place of each array:
-    `vocab`, `embed`, `heads`, `kv_heads`, `head_size`, `mlp` and, where layers
-    are scanned, `layers`.
+  They are `vocab`, `embed`, `heads`, `kv_heads`, `head_size`, `mlp` and, where
+  layers are scanned, `layers`.
   """
   boxed = jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
   return jax.tree.map(
@@ -310,44 +274,19 @@ def logical_axes(config: DecoderConfig) -> dict:
 
 
 def head_kernel(params: dict, config: DecoderConfig) -> Array:
-  """Picks the matrix from the stream to the logits.
-
-  Args:
-    params: the decoder's, as `init_params` returns them.
-    config: the decoder.
-
-  Returns:
-    The transposed embedding if the head is tied, or the head's own matrix.
-    Shape `[D, V]`.
-  """
+  """Returns the matrix `[D, V]` from the stream to the logits."""
   return params["embedding"].T if config.tied_head else params["head"]
 
 
 def values(params: dict, hidden: Array) -> Array:
-  """Reads a value off the stream.
-
-  Args:
-    params: the decoder's, with a value head.
-    hidden: the stream after the last norm. Shape `[..., D]`.
-
-  Returns:
-    v · x + b, float32; 0 before any training. Gradient flows. Shape `[...]`.
-  """
+  """Returns v · x + b of the last stream, float32; 0 before training."""
   hidden = hidden.astype(jnp.float32)
   kernel = params["value_kernel"].astype(jnp.float32)
   return jnp.matmul(hidden, kernel) + params["value_bias"][0]
 
 
 def add_value_head(params: dict, config: DecoderConfig) -> dict:
-  """Gives parameters without a value head one that says 0.
-
-  Args:
-    params: of a decoder without it, pretrained or not.
-    config: of the decoder, with it.
-
-  Returns:
-    The parameters with two entries more.
-  """
+  """Gives parameters without a value head one that is 0 everywhere."""
   dtype = config.param_dtype
   return {
     **params,
@@ -357,15 +296,7 @@ def add_value_head(params: dict, config: DecoderConfig) -> dict:
 
 
 def stack_layers(params: dict) -> dict:
-  """Turns an unrolled decoder's parameters into a scanned decoder's.
-
-  Args:
-    params: with an entry `layer_i` for each of L layers.
-
-  Returns:
-    The parameters with one entry `layers` in place of those, each leaf with a
-    leading axis of size L. What is not a layer's stays as it is.
-  """
+  """Turns the entries `layer_i` of an unrolled decoder into one, `layers`."""
   names = [name for name in params if name.startswith("layer_")]
   layers = [params[f"layer_{i}"] for i in range(len(names))]
   rest = {name: x for name, x in params.items() if name not in names}
@@ -373,15 +304,7 @@ def stack_layers(params: dict) -> dict:
 
 
 def unstack_layers(params: dict) -> dict:
-  """Turns a scanned decoder's parameters into an unrolled decoder's.
-
-  Args:
-    params: with an entry `layers`, each leaf with a leading axis of size L.
-
-  Returns:
-    The parameters with an entry `layer_i` for each layer in place of that one.
-    What is not a layer's stays as it is.
-  """
+  """Turns the entry `layers` of a scanned decoder into one for each layer."""
   stacked = params["layers"]
   num_layers = jax.tree.leaves(stacked)[0].shape[0]
   layers = {

@@ -34,14 +34,6 @@ def head_logits(
 
   The sampler and the trainer both call this, so that they speak of one
   distribution.
-
-  Args:
-    hidden: the stream after the last norm. Shape `[..., D]`.
-    head_DV: from the stream to the logits. Shape `[D, V]`.
-    temperature: divides the logits.
-
-  Returns:
-    The logits, float32. Shape `[..., V]`.
   """
   logits = jnp.matmul(
     hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32
@@ -52,16 +44,9 @@ def head_logits(
 def log_probs_of(logits: Array, targets: Array) -> tuple[Array, Array]:
   """Returns the log-prob of each target and the entropy, from whole logits.
 
-  The definition of what `chunked_log_probs` computes:
+  The definition of what `chunked_log_probs` computes, in float32:
 
     log π(y) = z_y - log Σᵥ exp zᵥ,   H = -Σᵥ π(v) log π(v)
-
-  Args:
-    logits: of any real dtype; computed in float32. Shape `[..., V]`.
-    targets: token ids. Shape `[...]`.
-
-  Returns:
-    Log-probs and entropies, float32. Shape `[...]` each.
   """
   log_probs_V = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   log_probs = jnp.take_along_axis(log_probs_V, targets[..., None], axis=-1)
@@ -81,24 +66,20 @@ def chunked_log_probs(
   """Returns the log-prob of each target and the entropy, without `[B, T, V]`.
 
   A chunk is some time steps of all rows, so that rows that are split over
-  devices stay where they are.
+  devices stay where they are; the last one is padded.
 
   Args:
-    hidden_BTD: the stream after the last norm. Shape `[B, T, D]`.
-    head_DV: from the stream to the logits. Shape `[D, V]`.
-    targets_BT: the token taken after each position. Shape `[B, T]`.
+    hidden_BTD: the stream after the last norm.
+    head_DV: from the stream to the logits.
+    targets_BT: the token taken after each position.
     temperature: divides the logits; that of the sampler.
-    chunk_size: how many tokens have their logits in memory at once, over all
-      devices. The last chunk is padded.
+    chunk_size: tokens whose logits are in memory at once, over all devices.
     num_bands: equal parts of the vocabulary, a divisor of it, of which one has
       its logits in memory at a time, unless all are kept; chosen by default.
 
   Returns:
-    Log-probs and entropies, float32, differentiable in `hidden_BTD` and
-    `head_DV`. Shape `[B, T]` each.
-
-  Raises:
-    ValueError: `chunk_size` is below 1, or `num_bands` is no divisor.
+    Log-probs and entropies, float32 `[B, T]`, differentiable in `hidden_BTD`
+    and `head_DV`.
   """
   if chunk_size < 1:
     raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")

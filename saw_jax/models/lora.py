@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
+from saw_jax.settings import constant
 from saw_jax.types import Array, PyTree
 
 # The kernels of a layer, and how many of their axes are summed over.
@@ -47,7 +48,7 @@ class LoraConfig:
   )
   alpha: float = 16.0  # α; the product is multiplied by α / r
   targets: tuple[str, ...] = tuple(TARGETS)  # kernels, in every layer
-  seed: int = 0  # of A
+  seed: int = constant(0)  # of A
 
   def __post_init__(self):
     if self.rank < 0:
@@ -79,19 +80,10 @@ class LoraConfig:
 
 
 def check_config(config: LoraConfig, decoder_config: DecoderConfig) -> None:
-  """Refuses adapters that would be larger than what they adapt.
-
-  Args:
-    config: of the adapters.
-    decoder_config: of the model.
-
-  Raises:
-    ValueError: the rank is above that of a kernel.
-  """
+  """Refuses adapters that would be larger than what they adapt."""
   params = _shapes(decoder_config)
   for path, kernel in _kernels(params, config):
-    lead, inputs, outputs = _split(path[-1], kernel.shape, decoder_config)
-    del lead
+    _, inputs, outputs = _split(path[-1], kernel.shape, decoder_config)
     sizes = math.prod(inputs), math.prod(outputs)
     if config.rank > min(sizes):
       raise ValueError(
@@ -107,22 +99,11 @@ def init_adapters(
   """Makes the adapters of a model that has none.
 
   A is drawn from a normal distribution of variance 1 / in, and B is 0, so that
-  the merged model is the model.
-
-  Args:
-    params: the model's parameters.
-    config: of the adapters, with a rank above 0.
-    decoder_config: of the model.
-
-  Returns:
-    A tree with `{"a": [..., in, r], "b": [..., r, out]}` where the model has a
-    chosen kernel, and nothing elsewhere; with a value head, also that, as the
-    model has it. The axes of a kernel are its own, e.g. `[r, heads, head size]`
-    for the B of a query, behind that of the layers where those are scanned.
-    float32 whatever the model is in: updates of 1e-5 vanish in bfloat16.
-
-  Raises:
-    ValueError: the rank is above that of a kernel.
+  the merged model is the model. The tree has `{"a": [..., in, r], "b": [..., r,
+  out]}` where the model has a chosen kernel, and a value head as the model has
+  it. A kernel keeps its axes, e.g. `[r, heads, head size]` for the B of a
+  query, after that of the layers where those are scanned. float32 whatever the
+  model is in: updates of 1e-5 vanish in bfloat16.
   """
   check_config(config, decoder_config)
   adapters: dict = {}
@@ -147,16 +128,7 @@ def init_adapters(
 
 
 def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
-  """Names the axes of each adapter.
-
-  Args:
-    config: of the adapters.
-    decoder_config: of the model.
-
-  Returns:
-    The tree of `init_adapters`, with a tuple of names in place of each array:
-    those of the kernel, and None for the rank.
-  """
+  """Names the axes of each adapter: the kernel's, and None for the rank."""
   named = decoder.logical_axes(decoder_config)
   axes: dict = {}
   for path, names in _kernels(named, config):
@@ -170,14 +142,8 @@ def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
   """Adds the product of each adapter to its kernel.
 
-  Args:
-    params: of the model below.
-    adapters: as `init_adapters` returns them.
-    config: of the adapters, for their scale.
-
-  Returns:
-    Parameters like the model's, in its dtypes; the sum is taken in float32.
-    What has no adapter is passed on as it is. Gradients flow to both.
+  The sum is taken in float32, the result is in the model's dtypes. What has no
+  adapter is passed on as it is. Gradients flow to both.
   """
   merged = dict(params)
   for name, adapter in adapters.items():

@@ -7,21 +7,13 @@ from saw_jax.types import Array
 
 
 def project(x: Array, kernel_DF: Array) -> Array:
-  """Multiplies the last axis by a kernel, as `x @ kernel_DF` does.
+  """Multiplies the last axis of `[..., D]` by a kernel of its dtype.
 
   The tokens of all rows are laid in one axis, and the kernel's gradient is
   taken as `xᵀ g`. Left to differentiation it is the transpose of a sum over two
   axes, for which XLA copies activations on a CPU: the backward pass of an MLP
   then takes twice as long, that of several seeds in one program up to 1.8 times
-  (jaxlib 0.10, two cores).
-
-  Args:
-    x: of any rank. Shape `[..., D]`.
-    kernel_DF: in the dtype of `x`. Shape `[D, F]`.
-
-  Returns:
-    The products, in that dtype. Gradients flow to both, once: the function has
-    a rule for reverse mode alone. Shape `[..., F]`.
+  (jaxlib 0.10, two cores). There is a rule for reverse mode alone.
   """
   x_ND, kernel_DF = equally_varying(x.reshape(-1, x.shape[-1]), kernel_DF)
   return _matmul(x_ND, kernel_DF).reshape(*x.shape[:-1], kernel_DF.shape[-1])
@@ -52,12 +44,6 @@ def equally_varying(*arrays: Array) -> tuple[Array, ...]:
 
   The transpose of the mark is a sum over devices, so that a kernel which is the
   same on all devices gets the gradient of all of them.
-
-  Args:
-    arrays: of any shape.
-
-  Returns:
-    The arrays; outside `shard_map`, as they are.
   """
   varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
   everywhere = frozenset().union(*varying)

@@ -1,7 +1,6 @@
 """The tables that there are, and what each lacks on this machine."""
 
 import functools
-import importlib
 import importlib.metadata
 import pathlib
 import re
@@ -11,26 +10,18 @@ import textwrap
 
 from saw_jax.reporting import papers
 from saw_jax.reporting.table import Table
+from saw_jax.run import config
 from saw_jax.tasks.base import nearest
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 _WIDTH = 88
-
-
-def names() -> list[str]:
-  """Names the tables that have a config, as `saw/tool_calling`."""
-  return sorted(
-    str(file.relative_to(CONFIGS).with_suffix(""))
-    for file in CONFIGS.glob("*/*.py")
-    if file.stem != "__init__"
-  )
+names = config.names
 
 
 def load(name: str) -> Table:
   """The table of a config; the nearest name where there is none."""
   if name not in names():
     raise ValueError(f"no table {name!r}: {nearest(name, names())}")
-  return importlib.import_module("configs." + name.replace("/", ".")).TABLE
+  return config.module(name).TABLE
 
 
 def missing(table: Table, scale: str) -> list[str]:
@@ -46,18 +37,18 @@ def missing(table: Table, scale: str) -> list[str]:
   for name, how in needs.packages.items():
     if not _is_installed(name):
       found.append(f"package {name}: {how}")
-  config = table.config(table.default_runs[0], scale)
-  if config.checkpoint:
+  values = table.config(table.default_runs[0], scale)
+  if values.checkpoint:
     from saw_jax import algorithms
 
     try:
-      algorithms.find_checkpoint(config.checkpoint)
+      algorithms.find_checkpoint(values.checkpoint)
     except ImportError as error:
       found.append(str(error))
     except FileNotFoundError:
-      name = pathlib.PurePath(config.checkpoint).name
+      name = pathlib.PurePath(values.checkpoint).name
       found.append(
-        f"model {name}: put its Hugging Face directory at {config.checkpoint}, "
+        f"model {name}: put its Hugging Face directory at {values.checkpoint}, "
         "or say where it is with --checkpoint (docs/checkpoints.md)"
       )
   absent: dict[str, list[str]] = {}
@@ -68,9 +59,10 @@ def missing(table: Table, scale: str) -> list[str]:
     many = "s" if len(paths) > 1 else ""
     found.append(f"file{many} {', '.join(paths)}: {how}")
   for key, what in needs.settings.items():
-    if not functools.reduce(
-      lambda part, name: part[name], key.split("."), config
-    ):
+    value = values
+    for part in key.split("."):
+      value = value[part]
+    if not value:
       found.append(f"setting config.{key}: {what}")
   if needs.accelerators and needs.accelerators > _count_accelerators():
     found.append(f"hardware: {needs.hardware}")

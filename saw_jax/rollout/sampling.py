@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from saw_jax.settings import constant
 from saw_jax.types import Array
 
 # The largest float32 below 1.
@@ -27,7 +28,8 @@ class SamplingConfig:
   top_p: float = 1.0  # then keep the likeliest tokens that hold this much
   # Then keep tokens that are at least this likely, times the likeliest one.
   min_p: float = 0.0
-  greedy: bool = False  # take the likeliest token; ignores the other four
+  # Take the likeliest token; ignores the other four.
+  greedy: bool = constant(False)
 
   def __post_init__(self):
     if not self.temperature > 0:

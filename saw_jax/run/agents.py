@@ -13,6 +13,7 @@ import numpy as np
 
 from saw_jax.rollout import episodes
 from saw_jax.run.rollouts import RolloutConfig
+from saw_jax.settings import constant
 from saw_jax.tasks.environments import (
   AgentTask,
   Situation,
@@ -29,12 +30,14 @@ class EpisodeConfig:
   """How episodes are played and laid out."""
 
   rows_per_call: int = 64  # prompts of a seed in one call of the sampler
-  row_parts: int = 4  # of an update's rows: at most so many shapes are compiled
+  # Of an update's rows: at most so many shapes are compiled.
+  row_parts: int = constant(4)
   invalid_penalty: float = 0.1  # of a reply that does not parse
   similarity: float = 1.0  # of observations that are one anchor
   max_observation_tokens: int = 512  # that are predicted
-  max_observation_chars: int = 20_000  # that are passed on at all
-  num_transitions: int = 256  # of the expert, held out, to score predictions
+  max_observation_chars: int = constant(20_000)  # that are passed on at all
+  # Of the expert, held out, to score predictions.
+  num_transitions: int = constant(256)
 
 
 class Turn(NamedTuple):

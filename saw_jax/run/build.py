@@ -1,306 +1,105 @@
-"""The border: a ConfigDict comes in, frozen dataclasses go out."""
+"""The border: a config comes in, an experiment goes out."""
 
 import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 
 from saw_jax import algorithms
-from saw_jax import tokenizer as tokenizer_lib
-from saw_jax.labels import care
 from saw_jax.models import decoder, lora
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
 from saw_jax.models.hub import weights as hub_weights
-from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import (
   agents,
   async_loop,
   benchmarks,
   checkpoint,
-  evaluation,
-  labelling,
   observations,
   rollouts,
   session,
   sync_loop,
   warm_start,
 )
-from saw_jax.run import config as base
-from saw_jax.run import experiment as experiment_lib
+from saw_jax.run import (
+  config as config_lib,
+)
+from saw_jax.run.config import RunConfig
+from saw_jax.run.experiment import Experiment, param_shardings
 from saw_jax.tasks import environments
-from saw_jax.tasks.base import nearest
-from saw_jax.training import hosts, optimizer, parallel
+from saw_jax.tokenizer import Tokenizer
+from saw_jax.training import hosts, parallel
+from saw_jax.types import PyTree
 
-CACHE = pathlib.Path(__file__).resolve().parents[2] / ".cache"
-T = TypeVar("T")
 LOG = logging.getLogger(__name__)
-# Keys of config.model that say how a decoder is computed, not what it is.
+# Fields of a decoder that say how it is computed, not what it is.
 COMPUTED = ("scan_layers", "remat", "dtype", "param_dtype")
 
 
-def build(config: ml_collections.ConfigDict) -> experiment_lib.Experiment:
+def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   """Makes everything that a run needs.
 
-  Trains the warm start if there is one, or reads the pretrained weights.
-
-  Args:
-    config: a complete config.
-
-  Returns:
-    The experiment.
-
-  Raises:
-    KeyError: an unknown name.
-    TypeError: an unknown option or key.
-    ValueError: values that do not go together, or a damaged checkpoint.
-    FileNotFoundError: there is no such checkpoint, or a part is missing.
-    ImportError: a library that reads it is missing.
+  Trains the warm start if there is one, or reads the pretrained weights. Before
+  that, which can take minutes, all that is wrong with the config has been said:
+  as a KeyError (an unknown name), a TypeError (an unknown key or option, a
+  wrong type), a ValueError (values that do not go together, a damaged
+  checkpoint), a FileNotFoundError or an ImportError (a library is missing).
   """
-  values = config.to_dict()
-  lifts = dict.fromkeys(parallel.LIFTS)
-  algorithms.lookup(lifts, values["parallel"]["lift"], "lift")
-  task = algorithms.make_task(values["task"]["name"], values["task"]["options"])
-  rollout = section(rollouts.RolloutConfig, values["rollout"])
-  source = None
-  if values["checkpoint"]:
-    source = open_checkpoint(config, rollout)
-    tokenizer = make_tokenizer(config, source)
-    decoder_config = pretrained_decoder(values["model"], source)
-  else:
-    tokenizer = algorithms.make_tokenizer(values["tokenizer"]["name"])
-    decoder_config = section(
-      DecoderConfig, values["model"], vocab_size=tokenizer.vocab_size
-    )
-  loop = section(
-    experiment_lib.LoopConfig,
-    {**values["loop"], "writers": tuple(values["loop"]["writers"])},
-  )
-  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
-  if loop.pack_length and loop.pack_length < longest:
-    raise ValueError(
-      f"loop.pack_length is {loop.pack_length}, but a prompt and its response "
-      f"may have {longest} tokens (rollout.max_prompt_tokens and "
-      "rollout.max_new_tokens together): say at least that, or 0 to not pack"
-    )
+  run = config if isinstance(config, RunConfig) else config_lib.typed(config)
+  algorithms.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
+  task = algorithms.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
-  method = algorithms.make_method(make_algorithm(values["algorithm"]), minima)
-  experiment = experiment_lib.Experiment(
+  method = algorithms.make_method(run.algorithm, minima)
+  source, tokenizer, model = _make_model(run)
+  experiment = Experiment(
     task=task,
     tokenizer=tokenizer,
-    decoder=decoder_config,
+    decoder=dataclasses.replace(model, value_head=method.reads_values),
     params=None,
     method=method,
-    loop=loop,
-    rollout=rollout,
-    sampling=section(SamplingConfig, values["sampling"]),
-    optimizer=section(optimizer.OptimizerConfig, values["optimizer"]),
-    parallel=section(parallel.ParallelConfig, values["parallel"]),
-    evaluation=section(evaluation.EvaluationConfig, values["evaluation"]),
-    grading=section(experiment_lib.GradingConfig, values["grading"]),
-    asynchronous=section(experiment_lib.AsyncConfig, values["asynchronous"]),
-    episodes=section(agents.EpisodeConfig, values["episodes"]),
-    labels=section(
-      labelling.LabelConfig,
-      {
-        **values["labels"],
-        "probe": section(care.CareSettings, values["labels"]["probe"]),
-      },
-    ),
-    lora=section(lora.LoraConfig, values["lora"]),
+    loop=run.loop,
+    rollout=run.rollout,
+    sampling=run.sampling,
+    optimizer=run.optimizer,
+    parallel=run.parallel,
+    evaluation=run.evaluation,
+    grading=run.grading,
+    asynchronous=run.asynchronous,
+    episodes=run.episodes,
+    labels=run.labels,
+    lora=run.lora,
   )
-  lora.check_config(experiment.lora, decoder_config)
-  check_task(experiment)
-  check_processes(experiment, config.warm_start.num_steps)
-  if experiment.asynchronous.protocol != "none":
-    async_loop.check_config(experiment.asynchronous)
-    async_loop.make_protocol(
-      experiment.asynchronous, experiment.loop.prompts_per_step
-    )
+  for is_wrong, message in _conflicts(experiment, run):
+    if is_wrong:
+      raise ValueError(message)
+  lora.check_config(run.lora, experiment.decoder)
+  if run.asynchronous.protocol != "none":
+    async_loop.check_config(run.asynchronous)
+    async_loop.make_protocol(run.asynchronous, run.loop.prompts_per_step)
   benchmarks.check(
     task,
-    rollouts.Encoder(tokenizer, rollout),
-    experiment.evaluation.benchmarks,
+    rollouts.Encoder(tokenizer, run.rollout),
+    run.evaluation.benchmarks,
   )
-  # Last, since it can take minutes: all that is wrong has been said by now.
-  return experiment._replace(params=make_params(config, experiment, source))
-
-
-def make_algorithm(values: Mapping[str, Any]) -> algorithms.AlgorithmConfig:
-  """Types the section of a config that names a method.
-
-  Args:
-    values: `config.algorithm` as a dictionary.
-
-  Returns:
-    The names and their options; also what `integrations.hosted` takes.
-
-  Raises:
-    TypeError: an unknown key.
-  """
-  return section(
-    algorithms.AlgorithmConfig,
-    {
-      **values,
-      "kl": section(algorithms.KLConfig, values["kl"]),
-      "world_model": section(
-        algorithms.WorldModelConfig, values["world_model"]
-      ),
-    },
-  )
-
-
-def check_task(experiment: experiment_lib.Experiment) -> None:
-  """Refuses a method that the task cannot have.
-
-  Args:
-    experiment: without parameters.
-
-  Raises:
-    ValueError: says which, and why.
-  """
-  is_agent = isinstance(experiment.task, environments.AgentTask)
-  if is_agent != experiment.method.per_step:
-    names = sorted(
-      algorithms.STEP_ADVANTAGES if is_agent else algorithms.ADVANTAGES
-    )
-    raise ValueError(
-      f"task {experiment.task.name!r} has "
-      f"{'episodes' if is_agent else 'single answers'}, and the advantage is "
-      f"not one of those: {', '.join(names)}"
-    )
-  if is_agent and experiment.rollout.stops:
-    raise ValueError(
-      f"task {experiment.task.name!r} has episodes, and rollout.stops ends "
-      "single answers: an action ends with the tokenizer's end token"
-    )
-  check_length_groups(experiment, is_agent)
-  labels = experiment.labels.method
-  if labels != "truth" and is_agent:
-    raise ValueError(
-      f"labels.method is {labels!r}, and task {experiment.task.name!r} has "
-      "episodes: labels are bought for single answers"
-    )
-  if labels != "truth" and experiment.asynchronous.dynamic_sampling:
-    raise ValueError(
-      f"labels.method is {labels!r}, and asynchronous.dynamic_sampling drops "
-      "groups by their rewards: those are known when a group is learned from, "
-      "so one of the two has to go"
-    )
-  has_world = experiment.method.world is not None
-  if has_world and not is_agent:
-    if not isinstance(experiment.task, observations.ObservedTask):
-      raise ValueError(
-        f"task {experiment.task.name!r} does not say what the world answers "
-        "to a response, so there is nothing for algorithm.world_model.loss to "
-        "predict: it has to be 'none'"
-      )
-    pack_length = experiment.loop.pack_length
-    longest = (
-      experiment.rollout.max_prompt_tokens
-      + experiment.rollout.max_new_tokens
-      + len(agents.glue_of(experiment.tokenizer))
-      + experiment.episodes.max_observation_tokens
-    )
-    if 0 < pack_length < longest:
-      raise ValueError(
-        f"loop.pack_length is {pack_length}, but a prompt, its response and "
-        f"what is observed may have {longest} tokens: say at least that, or 0 "
-        "to not pack"
-      )
-  if is_agent and experiment.asynchronous.protocol != "none":
-    raise ValueError(
-      "episodes are played between the updates: asynchronous.protocol is "
-      f"{experiment.asynchronous.protocol!r} and must be 'none'"
-    )
-  if experiment.method.reads_values and not experiment.decoder.value_head:
-    raise ValueError(
-      "the advantage reads values: set config.model.value_head=True"
-    )
-
-
-def check_length_groups(
-  experiment: experiment_lib.Experiment, is_agent: bool
-) -> None:
-  """Refuses parts that a step's prompts cannot be sampled in.
-
-  Args:
-    experiment: without parameters.
-    is_agent: its task has episodes.
-
-  Raises:
-    ValueError: says which, and why.
-  """
-  count = experiment.rollout.length_groups
-  prompts = experiment.loop.prompts_per_step
-  if count == 1:
-    return
-  if is_agent:
-    raise ValueError(
-      f"rollout.length_groups is {count}, and task {experiment.task.name!r} "
-      "has episodes, whose prompts are sorted by length anyway: it must be 1"
-    )
-  if prompts % count:
-    raise ValueError(
-      f"rollout.length_groups is {count}, and does not divide the {prompts} "
-      "prompts of a step (loop.prompts_per_step)"
-    )
-
-
-def check_processes(
-  experiment: experiment_lib.Experiment, warm_steps: int
-) -> None:
-  """Refuses what several processes cannot do together.
-
-  Args:
-    experiment: without parameters.
-    warm_steps: of a supervised start, if there is no checkpoint.
-
-  Raises:
-    ValueError: says which, and why.
-  """
-  if jax.process_count() == 1:
-    return
-  lift = experiment.parallel.lift
-  for is_there, what in (
-    (lift != "meshed", f"parallel.lift={lift!r}, which is not 'meshed'"),
-    (experiment.labels.method != "truth", "labels.method other than 'truth'"),
-    (experiment.asynchronous.protocol != "none", "asynchronous.protocol"),
-    (experiment.method.per_step, "episodes"),
-    (experiment.method.world is not None, "algorithm.world_model"),
-    (
-      warm_steps,
-      "warm_start: train it in one process, export it, and name it "
-      "with config.checkpoint (and warm_start.num_steps=0)",
-    ),
-  ):
-    if is_there:
-      raise ValueError(f"several processes cannot do this together: {what}")
+  return experiment._replace(params=make_params(run, experiment, source))
 
 
 def train(
-  experiment: experiment_lib.Experiment,
+  experiment: Experiment,
   seeds: Sequence[int],
   *,
   directory: str | os.PathLike,
   resume_step: int | None = None,
 ) -> session.Result:
-  """Runs the loop that an experiment asks for.
+  """Runs the loop that an experiment asks for, one run a seed.
 
-  Args:
-    experiment: from `build`.
-    seeds: of the runs.
-    directory: where metrics and checkpoints go.
-    resume_step: go on from this checkpoint; the latest by default.
-
-  Returns:
-    How the run ended.
+  Metrics and checkpoints go into `directory`. A run that is there goes on from
+  its latest checkpoint, or from `resume_step`.
   """
   hosts.wait_for_all()
   asynchronous = experiment.asynchronous.protocol != "none"
@@ -310,28 +109,134 @@ def train(
   )
 
 
-def open_checkpoint(
-  config: ml_collections.ConfigDict, rollout: rollouts.RolloutConfig
-) -> pretrained.Pretrained:
-  """Reads and checks the headers of the pretrained model that a config names.
+def _conflicts(
+  experiment: Experiment, run: RunConfig
+) -> Iterator[tuple[bool, str]]:
+  """What does not go together: whether it is so, and the sentence."""
+  task, method, loop = experiment.task, experiment.method, run.loop
+  rollout, labels, ahead = run.rollout, run.labels, run.asynchronous
+  is_agent = isinstance(task, environments.AgentTask)
+  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+  too_short = f"loop.pack_length is {loop.pack_length}, but"
+  yield (
+    0 < loop.pack_length < longest,
+    f"{too_short} a prompt and its response may have {longest} tokens "
+    "(rollout.max_prompt_tokens and rollout.max_new_tokens together): say at "
+    "least that, or 0 to not pack",
+  )
+  table = algorithms.STEP_ADVANTAGES if is_agent else algorithms.ADVANTAGES
+  kind = "episodes" if is_agent else "single answers"
+  yield (
+    is_agent != method.per_step,
+    f"task {task.name!r} has {kind}, and the advantage is not one of those: "
+    f"{', '.join(sorted(table))}",
+  )
+  has_episodes = f"task {task.name!r} has episodes"
+  count = rollout.length_groups
+  yield (
+    is_agent and rollout.stops,
+    f"{has_episodes}, and rollout.stops ends single answers: an action ends "
+    "with the tokenizer's end token",
+  )
+  yield (
+    is_agent and count > 1,
+    f"rollout.length_groups is {count}, and {has_episodes}, whose prompts are "
+    "sorted by length anyway: it must be 1",
+  )
+  yield (
+    loop.prompts_per_step % count != 0,
+    f"rollout.length_groups is {count}, and does not divide the "
+    f"{loop.prompts_per_step} prompts of a step (loop.prompts_per_step)",
+  )
+  by_label = f"labels.method is {labels.method!r}, and"
+  yield (
+    is_agent and labels.method != "truth",
+    f"{by_label} {has_episodes}: labels are bought for single answers",
+  )
+  yield (
+    labels.method != "truth" and ahead.dynamic_sampling,
+    f"{by_label} asynchronous.dynamic_sampling drops groups by their rewards: "
+    "those are known when a group is learned from, so one of the two has to go",
+  )
+  if method.world is not None and not is_agent:
+    yield (
+      not isinstance(task, observations.ObservedTask),
+      f"task {task.name!r} does not say what the world answers to a response, "
+      "so there is nothing for algorithm.world_model.loss to predict: it has "
+      "to be 'none'",
+    )
+    longest += len(agents.glue_of(experiment.tokenizer))
+    longest += run.episodes.max_observation_tokens
+    yield (
+      0 < loop.pack_length < longest,
+      f"{too_short} a prompt, its response and what is observed may have "
+      f"{longest} tokens: say at least that, or 0 to not pack",
+    )
+  yield (
+    is_agent and ahead.protocol != "none",
+    "episodes are played between the updates: asynchronous.protocol is "
+    f"{ahead.protocol!r} and must be 'none'",
+  )
+  if jax.process_count() == 1:
+    return
+  for is_there, what in (
+    (
+      run.parallel.lift != "meshed",
+      f"parallel.lift={run.parallel.lift!r}, which is not 'meshed'",
+    ),
+    (labels.method != "truth", "labels.method other than 'truth'"),
+    (ahead.protocol != "none", "asynchronous.protocol"),
+    (method.per_step, "episodes"),
+    (method.world is not None, "algorithm.world_model"),
+    (
+      bool(run.warm_start.num_steps),
+      "warm_start: train it in one process, export it, and name it with "
+      "config.checkpoint (and warm_start.num_steps=0)",
+    ),
+  ):
+    yield is_there, f"several processes cannot do this together: {what}"
 
-  Args:
-    config: its `checkpoint` is read.
-    rollout: how long sequences get.
 
-  Returns:
-    The model, without its weights.
+def _make_model(
+  run: RunConfig,
+) -> tuple[pretrained.Pretrained | None, Tokenizer, DecoderConfig]:
+  """The checkpoint without its weights, if there is one, and what it says."""
+  name = run.tokenizer.name
+  if not run.checkpoint:
+    tokenizer = algorithms.make_tokenizer(name)
+    return (
+      None,
+      tokenizer,
+      dataclasses.replace(run.model, vocab_size=tokenizer.vocab_size),
+    )
+  source = open_checkpoint(run)
+  # A name of one of our own short vocabularies stands for the model's.
+  name = str(source.path) if name in algorithms.TOKENIZERS else name
+  tokenizer = algorithms.make_tokenizer(name)
+  if tokenizer.vocab_size > source.config.vocab_size:
+    raise ValueError(
+      f"{name}: the tokenizer has {tokenizer.vocab_size} ids; {source.path} "
+      f"has {source.config.vocab_size}"
+    )
+  defaults = RunConfig().model
+  for key in config_lib.to_config(defaults):
+    value, theirs = getattr(run.model, key), getattr(source.config, key)
+    if key not in COMPUTED and value not in (getattr(defaults, key), theirs):
+      raise ValueError(
+        f"config.model.{key} = {value!r}, and {source.path} has {theirs!r}: "
+        "leave it out, sizes come with the checkpoint"
+      )
+  how = {key: getattr(run.model, key) for key in COMPUTED}
+  return source, tokenizer, dataclasses.replace(source.config, **how)
 
-  Raises:
-    FileNotFoundError: it is not there, or a part of it is missing.
-    ValueError: it is damaged, or of an unknown kind.
-    ImportError: a library that reads it is missing.
-  """
+
+def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
+  """Reads and checks the headers of the pretrained model of a config."""
   try:
-    path = algorithms.find_checkpoint(config.checkpoint)
+    path = algorithms.find_checkpoint(run.checkpoint)
   except FileNotFoundError as error:
     raise FileNotFoundError(f"--config.checkpoint: {error}") from error
-  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+  longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
   source = pretrained.open_checkpoint(path, max_length=longest)
   LOG.info(
     "%s: %s, %.0f M parameters",
@@ -350,120 +255,47 @@ def open_checkpoint(
   return source
 
 
-def make_tokenizer(
-  config: ml_collections.ConfigDict, source: pretrained.Pretrained
-) -> tokenizer_lib.Tokenizer:
-  """Makes the tokenizer of a pretrained model.
-
-  Args:
-    config: its `tokenizer.name` is read: a path is taken, and a name of one of
-      our own short vocabularies stands for the model's tokenizer.
-    source: the model.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    ValueError: it has more ids than the model.
-  """
-  name = config.tokenizer.name
-  if name in algorithms.TOKENIZERS:
-    name = str(source.path)
-  tokenizer = algorithms.make_tokenizer(name)
-  if tokenizer.vocab_size > source.config.vocab_size:
-    raise ValueError(
-      f"{name}: the tokenizer has {tokenizer.vocab_size} ids; {source.path} "
-      f"has {source.config.vocab_size}"
-    )
-  return tokenizer
-
-
-def pretrained_decoder(
-  values: Mapping[str, Any], source: pretrained.Pretrained
-) -> DecoderConfig:
-  """Joins what a pretrained model is with how the config has it computed.
-
-  Args:
-    values: the section `model` of the config.
-    source: the model.
-
-  Returns:
-    The decoder.
-
-  Raises:
-    ValueError: the config gives a size of its own that is not the model's.
-  """
-  how = {name: values[name] for name in (*COMPUTED, "value_head")}
-  defaults = base.get_config().model
-  for name, value in values.items():
-    theirs = getattr(source.config, name)
-    # The file of a run holds lists.
-    value = tuple(value) if isinstance(value, list) else value
-    if name not in how and value not in (defaults[name], theirs):
-      raise ValueError(
-        f"config.model.{name} = {value!r}, and {source.path} has {theirs!r}: "
-        "leave it out, sizes come with the checkpoint"
-      )
-  return dataclasses.replace(source.config, **how)
-
-
 def make_params(
-  config: ml_collections.ConfigDict,
-  experiment: experiment_lib.Experiment,
+  run: RunConfig,
+  experiment: Experiment,
   source: pretrained.Pretrained | None = None,
-) -> Any:
+) -> PyTree:
   """Makes the parameters that every seed starts from.
 
-  Args:
-    config: its `warm_start` is read.
-    experiment: the rest.
-    source: the pretrained model to load; by default a warm start makes them.
-
-  Returns:
-    The parameters. A value head is added afterwards, so that all rows of a
-    table share one start.
+  A value head is added to a model without one, so that all rows of a table
+  share one start.
   """
   headless = dataclasses.replace(experiment.decoder, value_head=False)
-  if source is None:
-    params = _warm_params(config, experiment._replace(decoder=headless))
-  else:
-    params = source.load(
+  bare = experiment._replace(decoder=headless)
+  warm = run.warm_start
+  if source is not None:
+    params = source.load(headless, param_shardings(bare))
+  elif warm.num_steps:
+    params = warm_start.warm_start(
       headless,
-      experiment_lib.param_shardings(experiment._replace(decoder=headless)),
+      warm,
+      _demonstrations(experiment, warm),
+      cache=cache_folder() / "warm_start",
     )
+  else:
+    params = decoder.init_params(headless, jax.random.key(warm.seed))
   if experiment.decoder.value_head:
     params = decoder.add_value_head(params, experiment.decoder)
   return params
 
 
-def _warm_params(
-  config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment
-) -> Any:
-  """Random parameters, after a supervised start if the config has one."""
-  settings = config.warm_start.to_dict()
-  options = settings.pop("options")
-  learning_rate = settings.pop("learning_rate")
-  warm = section(warm_start.WarmStartConfig, settings)
-  warm = dataclasses.replace(
-    warm,
-    optimizer=dataclasses.replace(warm.optimizer, learning_rate=learning_rate),
-  )
-  if not warm.num_steps:
-    return decoder.init_params(experiment.decoder, jax.random.key(warm.seed))
-  batch = _demonstrations(experiment, warm, options)
-  return warm_start.warm_start(
-    experiment.decoder, warm, batch, cache=CACHE / "warm_start"
-  )
+def cache_folder() -> pathlib.Path:
+  """Of starts that were trained before: the checkout's, else the user's."""
+  if not config_lib.IS_INSTALLED:
+    return config_lib.FOLDER.parent / ".cache"
+  user = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(user) / "saw_jax"
 
 
-def _demonstrations(
-  experiment: experiment_lib.Experiment,
-  warm: warm_start.WarmStartConfig,
-  options: Mapping[str, Any],
-):
+def _demonstrations(experiment: Experiment, warm: warm_start.WarmStartConfig):
   """What a supervised start imitates, laid out as a batch."""
   demonstrations = experiment.task.demonstrations(
-    warm.num_demonstrations, seed=warm.seed, **options
+    warm.num_demonstrations, seed=warm.seed, **warm.options
   )
   if isinstance(experiment.task, environments.AgentTask):
     return warm_start.pack_demonstrations(
@@ -489,18 +321,7 @@ def _demonstrations(
 
 
 def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
-  """Reads which checkpoint of a run is meant.
-
-  Args:
-    workdir: the run directory.
-    word: `last`, `best`, or the number of a step.
-
-  Returns:
-    The step; none for the last one.
-
-  Raises:
-    ValueError: another word.
-  """
+  """The step of `last` (none), `best`, or a number, in a run directory."""
   if word == "last":
     return None
   if word == "best":
@@ -511,26 +332,3 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   if word.isdigit():
     return int(word)
   raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
-
-
-def section(cls: type[T], values: Mapping[str, Any], **extra: Any) -> T:
-  """Spreads a section into its dataclass.
-
-  Args:
-    cls: the dataclass.
-    values: the section.
-    **extra: fields that are not in the config.
-
-  Returns:
-    The dataclass.
-
-  Raises:
-    TypeError: the section has a key that the dataclass has not.
-  """
-  known = [field.name for field in dataclasses.fields(cls)]
-  for key in values:
-    if key not in known:
-      raise TypeError(
-        f"{cls.__name__} has no field {key!r}: {nearest(key, known)}"
-      )
-  return cls(**values, **extra)

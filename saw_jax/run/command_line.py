@@ -2,14 +2,16 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import ml_collections
 from absl import app, flags
-from ml_collections import config_flags
+
+flags.disclaim_key_flags()  # A flag is the script's, in its --help.
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -26,36 +28,71 @@ _EXPLAINED = {
 }
 
 
+# Errors that are about what was given, where input is read.
+_OF_INPUT = (
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  OSError,
+  ImportError,
+)
+
+
 class UsageError(Exception):
   """What was asked for cannot be done; the message says why."""
 
 
-def define_config(default: str | None = None):
-  """Defines `--config=configs/...py:arguments` and its overrides.
+_OVERRIDES: list[tuple[str, str]] = []  # keys of the config, and their text
 
-  Args:
-    default: the config, if the flag is not given.
 
-  Returns:
-    The flag's holder.
-  """
-  return config_flags.DEFINE_config_file(
+def define_config() -> None:
+  """Defines `--config=saw/tool_calling:arguments`, and its overrides."""
+  flags.DEFINE_string(
     "config",
-    default,
-    "A config file and its arguments, e.g. "
-    "configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny. Override any key "
-    "with --config.section.key=value.",
+    None,
+    "The config of a table or of a file, and its arguments, e.g. "
+    "saw/tool_calling:row=gdpo_saw,scale=tiny or configs/mine.py:row=one. "
+    "Override any key with --config.section.key=value.",
   )
 
 
+@functools.cache
+def given_config() -> ml_collections.ConfigDict | None:
+  """The locked config of `--config` with its overrides, if it is given."""
+  from saw_jax.run import config as config_lib
+
+  if flags.FLAGS.config is None:
+    for key, _ in _OVERRIDES:
+      raise ValueError(f"--config.{key} changes a config: give --config, too")
+    return None
+  config = config_lib.load(flags.FLAGS.config)
+  for key, text in _OVERRIDES:
+    try:
+      config_lib.override(config, key, text)
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"--config.{key}={text}: {error}") from error
+  return config.lock()
+
+
+def _take_overrides(argv: Sequence[str]) -> list[str]:
+  """Keeps each `--config.key=value`, and returns the other arguments."""
+  rest, words = [], iter(argv)
+  for word in words:
+    name, equals, text = word.partition("=")
+    if name.startswith("--config."):
+      key = name.removeprefix("--config.")
+      _OVERRIDES.append((key, text if equals else next(words, "")))
+    else:
+      rest.append(word)
+  return rest
+
+
 def run(main: Callable[[], int | None]) -> None:
-  """Parses the flags and runs a script.
+  """Parses the flags and runs a script, which returns its exit status.
 
   A mistake of the caller's ends the script with one sentence and status 2, any
   other error with its traceback.
-
-  Args:
-    main: the script, without arguments; returns the exit status.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
@@ -96,21 +133,10 @@ def run(main: Callable[[], int | None]) -> None:
 
 @contextlib.contextmanager
 def checking_input() -> Iterator[None]:
-  """Marks the part of a script in which an error is about its input.
-
-  Raises:
-    UsageError: in place of any error about a value, a name or a file.
-  """
+  """Marks the part of a script in which an error is about its input."""
   try:
     yield
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OSError,
-    ImportError,
-  ) as error:
+  except _OF_INPUT as error:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
     raise UsageError(_text(error)) from error
@@ -130,55 +156,20 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Reads the flags, or ends the script with a sentence."""
+  """Reads the flags and the config, or ends the script with a sentence."""
   try:
-    rest = flags.FLAGS(argv)
-    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-      flags.FLAGS.config.to_dict()  # A file that is not there fails on use.
+    has_config = "config" in flags.FLAGS
+    rest = flags.FLAGS(_take_overrides(argv) if has_config else argv)
+    if has_config:
+      given_config()
     return rest
   except SystemExit:
     sys.exit(0)  # Only --help and its like end here; absl's status is 1.
-  except (
-    flags.Error,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OSError,
-    SyntaxError,
-    ImportError,
-  ) as error:
+  except (flags.Error, SyntaxError, *_OF_INPUT) as error:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
-    sys.exit(_complain(_explain(error, argv)))
-
-
-def _explain(error: Exception, argv: Sequence[str]) -> str:
-  """Says in a sentence what is wrong with the flags."""
-  root = error
-  while (cause := root.__cause__ or root.__context__) is not None:
-    root = cause
-  if isinstance(root, KeyError) and root.args:
-    # ml_collections wraps it, with the nearest key in the outer message.
-    key = str(root.args[0])
-    names = [word.partition("=")[0] for word in argv]
-    flag = next((n for n in names if key in n.split(".")), "--config")
-    close = re.search(r'Did you mean "(.+?)"', str(error))
-    advice = (
-      f"did you mean {close[1]!r}?"
-      if close
-      else "a flag can only change what the config file sets"
-    )
-    return f"unknown key {key!r} in {flag}: {advice}"
-  if "Failed loading config file" in str(error):
-    path = re.search(r"\[Relative path\]:\s*(.+)", str(error))
-    name = repr(path[1].strip()) if path else "of that name"
-    return f"there is no config file {name}; see --help"
-  if isinstance(error, flags.Error):
-    # ml_collections puts the traceback of a config file into the message.
-    is_long = "Traceback" in str(error)
-    return f"{_text(root if is_long else error)}; see --help"
-  return _text(error)
+    advice = "; see --help" if isinstance(error, flags.Error) else ""
+    sys.exit(_complain(_text(error) + advice))
 
 
 def _text(error: Exception) -> str:

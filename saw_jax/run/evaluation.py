@@ -10,6 +10,7 @@ import numpy as np
 
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import rollouts
+from saw_jax.settings import constant
 from saw_jax.tasks.base import Component, Outcome, Task, token_limits
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ _FIRST_STEP = 2**30
 class EvaluationConfig:
   """What is evaluated, and how often."""
 
-  split: str = "test"
+  split: str = constant("test")
   num_examples: int = 128
   batch_size: int = 128  # prompts at a time
   samples: int = 4  # per prompt, in the final sampled evaluation

@@ -23,6 +23,7 @@ from saw_jax.run import (
   labelling,
   rollouts,
 )
+from saw_jax.settings import constant
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
@@ -56,7 +57,7 @@ class GradingConfig:
 
   num_workers: int = 2
   limit_s: float = 5.0
-  crash_tolerance: float = 0.1
+  crash_tolerance: float = constant(0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +74,22 @@ class AsyncConfig:
 
   protocol: str = "none"  # none, fixed_lag, max_lag or quota
   lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
-  threshold: float = 0.5  # of quota: share of a window that is started ahead
-  require: int = 4  # of quota: optimizer steps of a learner batch
-  trigger: int = 4  # of quota: learner batches between two publications
+  # Of quota: share of a window that is started ahead.
+  threshold: float = constant(0.5)
+  require: int = constant(4)  # of quota: optimizer steps of a learner batch
+  # Of quota: learner batches between two publications.
+  trigger: int = constant(4)
   actors: int = 0  # 0: sample between the updates, as fast as is allowed
   actor_kind: str = "thread"  # or "process", each with its own JAX on the CPU
-  actor_devices: int = 0  # the last devices, which the learner leaves alone
-  max_deaths: int = 3  # actors that are restarted in a run
-  partial_tokens: int = 0  # 0: a response is sampled whole; else in parts
+  # The last devices, which the learner leaves alone.
+  actor_devices: int = constant(0)
+  max_deaths: int = constant(3)  # actors that are restarted in a run
+  # 0: a response is sampled whole; else in parts.
+  partial_tokens: int = constant(0)
   dynamic_sampling: bool = False  # replace groups whose rewards are all equal
-  max_attempts: int = 10  # groups filtered per group wanted, then they stay
-  carry_log_probs: bool = True  # the sampler's, also for reports
+  # Groups filtered per group wanted, then they stay.
+  max_attempts: int = constant(10)
+  carry_log_probs: bool = constant(True)  # the sampler's, also for reports
 
 
 class Experiment(NamedTuple):

@@ -37,6 +37,7 @@ from saw_jax.labels import care, certainty, diagnostics, probes, replay, voting
 from saw_jax.labels import selection as selection_lib
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.run import rollouts
+from saw_jax.settings import constant
 from saw_jax.tasks import self_verification
 from saw_jax.tasks.base import Example, Outcome, nearest
 from saw_jax.tasks.summaries import clusters
@@ -85,20 +86,22 @@ class LabelConfig:
   method: str = "truth"  # of METHODS
   label_fraction: float = 0.2  # of the prompts of a step
   gate: str = "none"  # whose votes are trusted: of GATES
-  gate_fraction: float = 0.25  # of the prompts of a step
-  warm_up: int = selection_lib.WARM_UP  # steps before the gate opens
-  soft_adv: float = 1.0  # of `selection.advantage_multipliers`, gate "probe"
+  gate_fraction: float = constant(0.25)  # of the prompts of a step
+  warm_up: int = constant(selection_lib.WARM_UP)  # steps before the gate opens
+  # Of `selection.advantage_multipliers`, gate "probe".
+  soft_adv: float = constant(1.0)
   unlabelled: str = "drop"  # neither bought nor gated: of UNLABELLED
-  certainty: str = "token_entropy"  # of method "certainty": of CERTAINTIES
-  verify_temperature: float = self_verification.TEMPERATURE
+  # Of method "certainty": of CERTAINTIES.
+  certainty: str = constant("token_entropy")
+  verify_temperature: float = constant(self_verification.TEMPERATURE)
   verify_prompt_tokens: int = 8192  # the end of longer ones is kept
   verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
   source: str = "truth"  # who is asked: of SOURCES
-  price: float = 1.0  # of a label
+  price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
   again: bool = False  # pay again for a prompt that was bought before
-  timeout_s: float = 3600.0  # of the annotator
-  audit: bool = True  # log what the true references say
+  timeout_s: float = constant(3600.0)  # of the annotator
+  audit: bool = constant(True)  # log what the true references say
   probe: care.CareSettings = care.CareSettings()  # shares are those above
 
   def __post_init__(self):

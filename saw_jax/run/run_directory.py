@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from saw_jax.run import config as config_lib
+
 # What makes a run's numbers, for git.
 _CODE = ("--", "saw_jax", "configs")
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -36,7 +38,8 @@ def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
   before = _flat(read_run(directory)["config"])
   now = _flat(json.loads(json.dumps(config)))
   for key in sorted(before.keys() | now.keys()):
-    if before.get(key) != now.get(key):
+    is_gone = key not in now and config_lib.is_gone(key, before[key])
+    if before.get(key) != now.get(key) and not is_gone:
       raise RunError(
         f"{directory} holds a run with {key} = {before.get(key)!r}, not "
         f"{now.get(key)!r}: choose another "
@@ -119,6 +122,15 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
   return document
 
 
+def read_config(
+  directory: str | os.PathLike,
+) -> tuple[config_lib.RunConfig, list[int]]:
+  """The settings of a run, of an older one too, and its seeds."""
+  values = dict(read_run(directory)["config"])
+  seeds = values.pop("seeds")
+  return config_lib.typed(values), seeds
+
+
 def commits(document: Mapping[str, Any]) -> list[str]:
   """Names the commits of the code that a run was made by.
 
@@ -153,6 +165,8 @@ def commit() -> str:
     A short hash, with `+` if the library or the configs differ from it;
     `unknown` outside git.
   """
+  if config_lib.IS_INSTALLED:
+    return "unknown"
   try:
     dirty = _git("status", "--porcelain", "--untracked-files=no", *_CODE)
     return _git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")

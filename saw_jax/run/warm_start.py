@@ -14,7 +14,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.run import checkpoint, progress
+from saw_jax.settings import constant
 from saw_jax.training import objective, state, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
@@ -39,17 +41,19 @@ class WarmStartConfig:
 
   num_steps: int = 0
   batch_size: int = 64
-  num_demonstrations: int = 4096
-  seed: int = 0
-  log_interval: int = 100
+  num_demonstrations: int = 8192
+  seed: int = constant(0)
+  log_interval: int = constant(100)
   observation_coefficient: float = 0.0  # of what followed a demonstrated action
-  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
-    learning_rate=3e-3,
-    schedule="cosine",
-    warmup_steps=50,
-    weight_decay=0.1,
-    b2=0.98,
+  learning_rate: float = 3e-3
+  # The rest of how it is trained.
+  optimizer: optimizer_lib.OptimizerConfig = constant(
+    optimizer_lib.OptimizerConfig(
+      schedule="cosine", warmup_steps=50, weight_decay=0.1, b2=0.98
+    )
   )
+  # Arguments of the task's `demonstrations`, e.g. how many are wrong.
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def pack_demonstrations(
@@ -144,7 +148,10 @@ def warm_start(
     finally:
       store.close()
 
-  optimiser = optimizer_lib.make_optimizer(config.optimizer, config.num_steps)
+  optimiser = optimizer_lib.make_optimizer(
+    dataclasses.replace(config.optimizer, learning_rate=config.learning_rate),
+    config.num_steps,
+  )
   terms = {"likelihood": objective.Term(objective.likelihood)}
   if config.observation_coefficient:
     terms["observations"] = objective.Term(

@@ -2,24 +2,22 @@
 
   python -m saw_jax.tasks.make_tokenizer
 
-writes `tool_calling_bpe.json` and `summaries_bpe.json` into
-`assets/` of their tasks, the same bytes each time.
+writes the file `VOCABULARY` of each such task, the same bytes each time.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from saw_jax import tokenizer
 from saw_jax.tasks.summaries import task as summaries
 from saw_jax.tasks.tool_calling import task as tool_calling
 
-VOCAB_SIZE = 640
 _NUM_EXAMPLES = 4096
 
 # A tag is one piece, as is each fixed part of a call. A capitalised word or a
 # digit has no space before it, so that a value is the same tokens in a request
 # and in a call: to call is to copy. Other words take the space before them.
-PATTERN = "|".join(
+_CALLS = "|".join(
   (
     r"</?[a-z_]+>",
     r'\{"name": "',
@@ -34,14 +32,11 @@ PATTERN = "|".join(
     r"\n",
   )
 )
-
-SUMMARIES_VOCAB_SIZE = 1024
 # A word takes the space before it, a digit stands alone.
-SUMMARIES_PATTERN = r" ?[A-Za-z]+|[0-9]|\n|[^A-Za-z0-9\n]"
+_WORDS = r" ?[A-Za-z]+|[0-9]|\n|[^A-Za-z0-9\n]"
 
 
-def texts() -> Iterator[str]:
-  """Yields what the vocabulary of tool calling is trained on."""
+def _call_texts() -> Iterator[str]:
   task = tool_calling.ToolCallingTask(
     tool_calling.ToolCallingConfig(seed=1, num_train=_NUM_EXAMPLES)
   )
@@ -56,29 +51,47 @@ def texts() -> Iterator[str]:
     yield completion
 
 
-def summary_texts() -> Iterator[str]:
-  """Yields what the vocabulary of summaries is trained on: no held-out row."""
+def _summary_texts() -> Iterator[str]:
+  """No held-out row."""
   for example in summaries.SummariesTask().examples("train"):
     yield from ("user", "assistant")
     yield example.meta["source"]
     yield example.reference
 
 
-def make() -> str:
-  """Returns the content of the file for tool calling."""
-  return _train(texts(), VOCAB_SIZE, PATTERN)
+# File -> what it is trained on, its size with special tokens and 256 bytes, and
+# the pieces that no merge reaches across.
+VOCABULARIES = {
+  tool_calling.VOCABULARY: (_call_texts, 640, _CALLS),
+  summaries.VOCABULARY: (_summary_texts, 1024, _WORDS),
+}
 
 
-def make_summaries() -> str:
-  """Returns the content of the file for summaries."""
-  return _train(summary_texts(), SUMMARIES_VOCAB_SIZE, SUMMARIES_PATTERN)
+def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
+  """Trains a byte-level BPE whose special tokens are the ChatML markers.
 
-
-def _train(lines: Iterator[str], vocab_size: int, pattern: str) -> str:
-  content = tokenizer.train_bpe(lines, vocab_size=vocab_size, pattern=pattern)
-  return json.dumps(json.loads(content), indent=0) + "\n"
+  Returns the content of a `tokenizer.json`.
+  """
+  lib = tokenizer.library()
+  bpe = lib.Tokenizer(lib.models.BPE())
+  bpe.pre_tokenizer = lib.pre_tokenizers.Sequence(
+    [
+      lib.pre_tokenizers.Split(lib.Regex(pattern), behavior="isolated"),
+      lib.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  bpe.decoder = lib.decoders.ByteLevel()
+  trainer = lib.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[tokenizer.PAD, tokenizer.IM_START, tokenizer.IM_END],
+    initial_alphabet=sorted(lib.pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  bpe.train_from_iterator(texts, trainer)
+  return json.dumps(json.loads(bpe.to_str()), indent=0) + "\n"
 
 
 if __name__ == "__main__":
-  tokenizer.TOOL_CALLING_BPE.write_text(make(), encoding="utf-8")
-  tokenizer.SUMMARIES_BPE.write_text(make_summaries(), encoding="utf-8")
+  for path, (texts, vocab_size, pattern) in VOCABULARIES.items():
+    content = train_bpe(texts(), vocab_size=vocab_size, pattern=pattern)
+    path.write_text(content, encoding="utf-8")

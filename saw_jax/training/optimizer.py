@@ -4,6 +4,8 @@ import dataclasses
 
 import optax
 
+from saw_jax.settings import constant
+
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -12,14 +14,16 @@ class OptimizerConfig:
   """AdamW with a clipped gradient."""
 
   learning_rate: float = 1e-6
-  schedule: str = "constant"  # after the warm-up: constant, linear or cosine
+  # After the warm-up: constant, linear or cosine.
+  schedule: str = constant("constant")
   warmup_steps: int = 0
-  decay_steps: int = 0  # updates until the schedule's end; 0: the run's
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
+  # Updates until the schedule's end; 0: the run's.
+  decay_steps: int = constant(0)
+  b1: float = constant(0.9)
+  b2: float = constant(0.999)
+  eps: float = constant(1e-8)
   weight_decay: float = 0.01
-  clip_norm: float = 1.0  # of the whole gradient; inf: none
+  clip_norm: float = constant(1.0)  # of the whole gradient; inf: none
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:

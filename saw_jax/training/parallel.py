@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from saw_jax.models import decoder
 from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
+from saw_jax.settings import constant
 from saw_jax.training import hosts
 from saw_jax.training.state import TrainState
 from saw_jax.types import PyTree
@@ -48,7 +49,9 @@ class ParallelConfig:
   """How the step is spread over devices."""
 
   lift: str = "seeded"  # seeded, meshed or pmapped
-  data: int = -1  # mesh axes; -1: what the other two leave
+  # The axes of a mesh, in devices. -1 takes what the others leave, and is 1
+  # where another one takes it.
+  data: int = constant(-1)
   fsdp: int = 1
   tensor: int = 1
 
@@ -330,6 +333,8 @@ def make_mesh(
   devices = list(devices or jax.devices())
   count = len(devices)
   sizes = [config.data, config.fsdp, config.tensor]
+  if sizes[0] == -1 and -1 in sizes[1:]:
+    sizes[0] = 1
   if sizes.count(-1) > 1:
     raise ValueError(f"only one mesh axis may be -1, got {sizes}")
   if -1 in sizes:

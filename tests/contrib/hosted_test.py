@@ -11,7 +11,7 @@ from configs.saw import tool_calling
 from saw_jax import advantages, losses, stale_losses, weighting
 from saw_jax.algorithms import AlgorithmConfig, KLConfig, WorldModelConfig
 from saw_jax.contrib import hosted
-from saw_jax.run import build
+from saw_jax.run import config as config_lib
 
 P, G, M, T = 3, 4, 2, 5
 MINIMA = (-3.0, 0.0)
@@ -94,7 +94,7 @@ class TestRows:
   @pytest.mark.parametrize("row", ["grpo", "grpo_saw", "gdpo", "gdpo_saw"])
   def test_a_row_of_a_table_is_hosted(self, row):
     config = tool_calling.get_config(f"row={row},scale=tiny")
-    algorithm = build.make_algorithm(config.algorithm.to_dict())
+    algorithm = config_lib.typed(config).algorithm
     method = hosted.make_hosted(algorithm, minima=MINIMA)
     advantages, statistics = method.estimate(
       rewards(), group_size=G, lengths=np.ones(P * G)

@@ -14,12 +14,12 @@ import pytest
 from configs.asympo import benchmarks as asympo_benchmarks
 from configs.asympo import math as asympo_math
 from configs.saw import tool_calling
-from saw_jax import tokenizer
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder
 from saw_jax.models.hub import pretrained
 from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.run import build, run_directory
+from saw_jax.tasks.tool_calling import task as tool_calling_task
 from tests.experiments_test import script
 
 pytest.importorskip("tokenizers")
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("hub") / "Qwen2-tiny"
   params = decoder.init_params(CONFIG, jax.random.key(3))
   pretrained.save_checkpoint(path, params, CONFIG, dtype="float32")
-  shutil.copyfile(tokenizer.TOOL_CALLING_BPE, path / "tokenizer.json")
+  shutil.copyfile(tool_calling_task.VOCABULARY, path / "tokenizer.json")
   (path / "tokenizer_config.json").write_text(
     json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE})
   )

@@ -44,7 +44,6 @@ SMALL = {
   "optimizer.learning_rate": 0.01,
   "algorithm.entropy_coefficient": 0.1,
   "parallel.lift": "meshed",
-  "parallel.data": 4,
   "parallel.fsdp": 2,
 }
 CLOCK = ("seconds/", "tokens_per_second", "compilations")

@@ -20,7 +20,8 @@ CONFIG = warm_start.WarmStartConfig(
   num_steps=25,
   batch_size=6,
   log_interval=10,
-  optimizer=optimizer_lib.OptimizerConfig(learning_rate=1e-2),
+  learning_rate=1e-2,
+  optimizer=optimizer_lib.OptimizerConfig(),
 )
 
 
@@ -200,6 +201,8 @@ def changed(value):
     return not value
   if isinstance(value, int | float):
     return 2 * value + 2
+  if isinstance(value, dict):
+    return {"wrong_rate": 0.5}
   return {"none": "full", "float32": "bfloat16", "constant": "cosine"}[value]
 
 

@@ -24,15 +24,22 @@ from saw_jax.tasks.knights import (
   puzzles as knights_puzzles,
 )
 
-__all__ = ["KnightsConfig", "KnightsTask"]
+__all__ = ["PIECES", "KnightsConfig", "KnightsTask"]
 
 # As in the math task: no two splits share a key.
 TEST_KEYS = 2**30
 _BENCHMARK_KEYS = 2**30 + 2**29
 _BENCHMARK_SIZE = 2**20
 
-# One token each in the tokenizer `knights`.
 NAMES = ("ann", "bob", "cat", "dan", "eva", "fay", "gus", "hal")
+# The pieces of compact puzzles, for the tokenizer `knights`.
+PIECES = (
+  *NAMES,
+  *("=knight", "=knave", ":", "\n", "|", "<answer>", "</answer>"),
+  *(" and ", " or ", " implies ", " iff "),
+  # Of a verdict on an answer.
+  *("?", "true", "false"),
+)
 
 TEMPLATES = {
   "compact": "{puzzle}",

@@ -29,12 +29,24 @@ from saw_jax.tasks.math import (
 from saw_jax.tasks.math.answers import extract_answer, normalise_answer
 
 __all__ = [
+  "PIECES",
   "MathConfig",
   "MathTask",
   "extract_answer",
   "normalise_answer",
 ]
 
+# The pieces of generated arithmetic and its stories, for the tokenizer `math`.
+PIECES = (
+  *"0123456789+-*/=()., ?{}\\\n",
+  *"abcdefghijklmnopqrstuvwxyz",
+  "\\boxed{",
+  *("tom", "ann", "sam", "eva"),
+  *(" pens", " eggs", " figs", " nuts", " red", " blue", " bags", " days"),
+  *(" has ", " had ", " gets ", " gives ", " more", " away", " now", " each"),
+  *(" are ", " lost", " bad", " left", " in ", " in all", " of ", " and "),
+  *(" on ", " with ", ". how many", "how many", "there"),
+)
 # Keys of test examples start here, and those of the benchmarks, so that no
 # sample of one shares a random key with a sample of a training example.
 TEST_KEYS = 2**30

@@ -6,6 +6,7 @@ with the library, or local files, such as Reddit TL;DR.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from saw_jax.tasks.summaries import (
 )
 from saw_jax.tasks.summaries.judge import Judge, JudgeConfig
 
+# A byte-level BPE of the library's texts, see `tasks.make_tokenizer`.
+VOCABULARY = pathlib.Path(__file__).parent / "assets/summaries_bpe.json"
 # Keys of test examples start here, so that no sample of one shares a random
 # key with a sample of a training example.
 TEST_KEYS = 2**30

@@ -37,6 +37,7 @@ from saw_jax.tasks.tool_calling.rewards import (
 )
 
 __all__ = [
+  "VOCABULARY",
   "ToolCallingConfig",
   "ToolCallingTask",
   "correctness_reward",
@@ -45,6 +46,8 @@ __all__ = [
   "read_examples",
 ]
 
+# A byte-level BPE of generated examples, see `tasks.make_tokenizer`.
+VOCABULARY = pathlib.Path(__file__).parent / "assets/tool_calling_bpe.json"
 # Keys of test examples start here, so that no sample of one shares a random
 # key with a sample of a training example.
 TEST_KEYS = 2**30

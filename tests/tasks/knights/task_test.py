@@ -16,7 +16,7 @@ from saw_jax.tasks.knights import (
 from saw_jax.tasks.knights import (
   puzzles as knights_puzzles,
 )
-from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
+from saw_jax.tasks.knights.task import PIECES, KnightsConfig, KnightsTask
 
 Outcome = base.Outcome
 EXAMPLE = KnightsTask().examples("train")[0]
@@ -31,7 +31,7 @@ def texts(examples):
 
 
 def short():
-  return tokenizer.PieceTokenizer(tokenizer.KNIGHTS_PIECES)
+  return tokenizer.PieceTokenizer(PIECES)
 
 
 class TestGeneratedExamples:
@@ -265,7 +265,7 @@ class TestDemonstrations:
     (message,) = task().verification(example, "<answer>ann=knave</answer>")
     question = example.messages[0]["content"]
     assert message["content"] == (f"{question}\n<answer>ann=knave</answer>?")
-    pieces = tokenizer.PieceTokenizer(tokenizer.KNIGHTS_PIECES)
+    pieces = tokenizer.PieceTokenizer(PIECES)
     assert len(pieces.encode(message["content"])) < 64
     english = task(template="sentences")
     (message,) = english.verification(english.examples("train")[0], "{no}")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from saw_jax import tokenizer
 from saw_jax.tasks import base
 from saw_jax.tasks.math.problems import LEVELS, split_of
-from saw_jax.tasks.math.task import MathConfig, MathTask
+from saw_jax.tasks.math.task import PIECES, MathConfig, MathTask
 from saw_jax.tasks.workers import grading
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
@@ -85,7 +85,7 @@ class TestGeneratedExamples:
     )
 
   def test_prompts_and_answers_are_short(self):
-    short = tokenizer.PieceTokenizer()
+    short = tokenizer.PieceTokenizer(PIECES)
     made = task(levels=(1, 2, 3), word_share=0.0)
     pairs = made.demonstrations(2000, seed=0, working_rate=1.0)
     prompts = [len(short.encode_chat(e.messages)) for e, _ in pairs]
@@ -98,7 +98,7 @@ class TestGeneratedExamples:
     assert max(prompts) <= 32 and statistics.mean(prompts) < 20
 
   def test_the_short_vocabulary_has_every_piece(self):
-    short = tokenizer.PieceTokenizer()
+    short = tokenizer.PieceTokenizer(PIECES)
     made = task(levels=(1, 2, 3, 4), word_share=0.7)
     pairs = made.demonstrations(3000, seed=0, right_rate=0.5, box_rate=0.5)
     for example, answer in pairs:

@@ -157,7 +157,7 @@ class TestGeneratedExamples:
 
   def test_prompts_and_answers_are_short(self):
     pytest.importorskip("tokenizers")
-    bpe = tokenizer.BPETokenizer()
+    bpe = tokenizer.BPETokenizer(tool_calling.VOCABULARY)
     examples = _task().examples("train")[:2000]
     prompts = [len(bpe.encode_chat(e.messages)) for e in examples]
     answers = [len(bpe.encode(e.reference)) + 1 for e in examples]
@@ -166,7 +166,7 @@ class TestGeneratedExamples:
 
   def test_a_value_is_the_same_tokens_in_request_and_call(self):
     pytest.importorskip("tokenizers")
-    bpe = tokenizer.BPETokenizer()
+    bpe = tokenizer.BPETokenizer(tool_calling.VOCABULARY)
     for tool in tool_catalogue.CATALOGUE:
       for parameter in tool.parameters:
         for value in parameter.values:
