@@ -176,7 +176,14 @@ setuptools.setup(
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
   package_data={
-    "saw_jax": ["**/*.json", "**/*.jsonl", "**/*.css", "**/*.js"]
+    "saw_jax": [
+      "**/*.json",
+      "**/*.jsonl",
+      "**/*.css",
+      "**/*.js",
+      "**/*.html",
+      "**/*.sql",
+    ]
     + ["tasks/**/*.txt", "tasks/**/*.md"]
   },
   include_package_data=False,

@@ -21,11 +21,11 @@ STEPS = 20_000
 
 def main() -> None:
   from saw_jax.tasks.draws import Draws
-  from saw_jax.tasks.household.rules import Household
+  from saw_jax.tasks.household.task import HouseholdTask
 
   rates = []
   for repetition in range(REPETITIONS):
-    env, draws = Household(), Draws(repetition)
+    env, draws = HouseholdTask().make("train"), Draws(repetition)
     episode = 0
     env.reset(episode)
     start = time.perf_counter()

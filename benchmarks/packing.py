@@ -26,6 +26,7 @@ def main() -> None:
   import jax
   import jax.numpy as jnp
 
+  from saw_jax import losses
   from saw_jax.models import decoder
   from saw_jax.models.config import DecoderConfig
   from saw_jax.rollout import transcript
@@ -41,8 +42,8 @@ def main() -> None:
   optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerConfig(), 100)
   made = objective.make_objective(
     objective.make_forward(config),
-    {"policy": objective.Term(objective.clipped_surrogate())},
-    {"entropy": objective.mean_entropy},
+    {"policy": objective.policy(losses.clipped_surrogate_loss)},
+    [objective.mean_entropy],
   )
   step = jax.jit(update.make_update(made, optimizer))
   start = state.create_state(

@@ -37,8 +37,7 @@ class Stopwatch:
 
   def __init__(self, row: str, pack_length: int):
     from configs.paw import household
-    from saw_jax.run import build, learner
-    from saw_jax.run import experiment as experiment_lib
+    from saw_jax.run import build, experiment, learner, session
 
     config = household.get_config(f"row={row},scale=tiny")
     config.warm_start.num_steps = 0
@@ -46,31 +45,32 @@ class Stopwatch:
     # Not learning: every step of every row has the same work.
     config.optimizer.learning_rate = 0.0
     self.experiment = build.build(config)
-    self.pool = experiment_lib.open_workers(self.experiment)
-    outer = self
-
-    class Keeping(learner.Learner):
-      """Keeps the batch of a step, for the memory of its update."""
-
-      def fit(self, batch, clock):
-        outer.batch = batch
-        return super().fit(batch, clock)
-
-    self.learner = Keeping(self.experiment, 1)
-    from saw_jax.run import episode_source
-
-    self.source = episode_source.Episodes(self.learner, [0], self.pool)
+    made = self.experiment
+    kind = experiment.kind_of(made)
+    self.policy, self.clock = experiment.make_policy(made, 1), session.Clock()
+    self.learner = learner.Learner(
+      self.policy,
+      made.method,
+      made.loop,
+      self.clock,
+      components=made.task.components,
+      temperature=made.sampling.temperature,
+      target_multiple=made.rollout.completion_multiple,
+      labels=made.labels,
+    )
+    pool = kind.open_workers()
+    self.source = kind.make_source(self.learner, None, pool, None, [0], None)
     self.step = 0
 
   def run(self, steps: int) -> list[dict[str, float]]:
-    from saw_jax.run.session import Clock
-
-    found = []
+    source, found = self.source, []
     for _ in range(steps):
-      clock = Clock()
-      self.source.learn(self.step, clock)
+      self.clock.restart()
+      scored = source.score(source.generate(self.step), self.step)
+      self.batch, _ = source.estimate(scored, self.step)
+      self.learner.update(self.batch)
       self.step += 1
-      found.append(clock.seconds())
+      found.append(self.clock.seconds())
     return found
 
   def memory(self) -> int:
@@ -88,7 +88,7 @@ class Stopwatch:
       ),
       optimizer.make_optimizer(made.optimizer, 1),
     )
-    one = jax.tree.map(lambda x: x[0], (self.learner.state, self.batch))
+    one = jax.tree.map(lambda x: x[0], (self.policy.state, self.batch))
     compiled = jax.jit(fn).lower(*one).compile()
     return int(compiled.memory_analysis().temp_size_in_bytes)
 

@@ -42,13 +42,12 @@ def main() -> int:
       "give --config=configs/...py:arguments or --data=FILE"
     )
 
-  from saw_jax import algorithms
-  from saw_jax.run import build, doctor
+  from saw_jax.run import build, doctor, registry
 
   problems = []
   with command_line.checking_input():
     if _DATA.value:
-      task = algorithms.make_task(_TASK.value, {"test_path": _DATA.value})
+      task = registry.make_task(_TASK.value, {"test_path": _DATA.value})
       problems += doctor.check_task(task, ["test"], _EXAMPLES.value)
     else:
       made = build.build(command_line.given_config())

@@ -53,11 +53,11 @@ def main() -> int:
     if run.checkpoint:
       document = build.open_checkpoint(run).document
     step = build.checkpoint_step(workdir, _CHECKPOINT.value)
-  lift, found = experiment_lib.restore(
+  step, policy = experiment_lib.restore(
     experiment, len(seeds), workdir, step=step
   )
   params = state_lib.take_seed(
-    lift.fetch(found.state.params), seeds.index(seed)
+    policy.lift.fetch(policy.params), seeds.index(seed)
   )
   with command_line.checking_input():
     files = pretrained.save_checkpoint(
@@ -71,7 +71,7 @@ def main() -> int:
     experiment.tokenizer.save(output)
   else:
     print("no tokenizer is written: the run has one of saw_jax's own")
-  print(f"seed {seed}, step {found.step}: {len(files)} files in {output}")
+  print(f"seed {seed}, step {step}: {len(files)} files in {output}")
   return 0
 
 

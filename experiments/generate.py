@@ -53,10 +53,10 @@ def main() -> int:
 
   import jax
 
-  from saw_jax import algorithms
   from saw_jax.models.hub import pretrained
   from saw_jax.rollout import stream
   from saw_jax.rollout.sampling import SamplingConfig
+  from saw_jax.run import registry
   from saw_jax.tasks import stops
 
   with command_line.checking_input():
@@ -68,8 +68,8 @@ def main() -> int:
       greedy=_TEMPERATURE.value == 0,
     )
     ends = stops.check_stops(_STOPS.value)
-    path = algorithms.find_checkpoint(_MODEL.value)
-    tokenizer = algorithms.make_tokenizer(str(path))
+    path = registry.find_checkpoint(_MODEL.value)
+    tokenizer = registry.make_tokenizer(str(path))
     messages = [{"role": "user", "content": prompt}]
     if _SYSTEM.value:
       messages.insert(0, {"role": "system", "content": _SYSTEM.value})

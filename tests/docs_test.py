@@ -12,6 +12,7 @@ import pytest
 from saw_jax import algorithms
 from saw_jax.models.hub import config as hub_config
 from saw_jax.reporting import paper_index
+from saw_jax.run import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -136,7 +137,7 @@ def tables():
   changed = [
     algorithms.LOSSES,
     algorithms.WEIGHTS,
-    algorithms.TASKS,
+    registry.TASKS,
     hub_config.FAMILIES,
   ]
   kept = [copy.copy(table) for table in changed]

@@ -1,7 +1,10 @@
 """A small decoder, a task of letters, and batches made of both."""
 
+import contextlib
 import dataclasses
 import json
+import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import evaluation, rollouts
+from saw_jax.run import evaluation, learner, rollouts, session
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.tasks import base
 from saw_jax.training import objective, optimizer, parallel
@@ -130,20 +133,92 @@ def full_objective():
   return objective.make_objective(
     objective.make_forward(CONFIG, chunk_size=16),
     {
-      "policy": objective.Term(objective.clipped_surrogate()),
+      "policy": objective.policy(losses.clipped_surrogate_loss),
       "kl": objective.Term(
         objective.kl(losses.kl_k3, aggregate=losses.sequence_mean_token_mean),
         0.1,
       ),
-      "entropy": objective.Term(objective.entropy(), 0.01),
+      "entropy": objective.Term(objective.entropy, 0.01),
     },
-    {
-      "mean_entropy": objective.mean_entropy,
-      "mismatch": objective.sampler_mismatch,
-    },
+    [objective.mean_entropy, objective.sampler_mismatch],
   )
 
 
 def read_document(checkpoint):
   """The JSON document inside the folder of one checkpoint."""
   return json.loads((checkpoint / "document" / "metadata").read_text())
+
+
+def fingerprints(directory):
+  """Checksums of all arrays in the last checkpoint."""
+  folder = directory / "checkpoints"
+  last = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  return read_document(folder / str(last))["fingerprints"]
+
+
+def curves(directory, *but):
+  """Everything that was logged, but for what the clock says."""
+  but = ("seconds/", "tokens_per_second", "compilations", *but)
+  lines = (directory / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  seeds = list(dict.fromkeys(row["seed"] for row in rows))
+  return {
+    name: np.array(
+      [[r[name] for r in rows if r["seed"] == seed] for seed in seeds]
+    )
+    for name in rows[0]
+    if name not in ("step", "seed") and not name.startswith(but)
+  }
+
+
+def assert_equal_curves(a, b):
+  assert a.keys() == b.keys()
+  for name, value in a.items():
+    np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def assert_same_run(a, b, *but):
+  """Two directories hold the same run, but for the clock."""
+  assert_equal_curves(curves(a, *but), curves(b, *but))
+  for name in ("final.json", "evals.csv"):
+    assert (a / name).read_text() == (b / name).read_text()
+  assert fingerprints(a) == fingerprints(b)
+
+
+class Stops(Letters):
+  """Asks for an interrupt at its n-th score, from whichever thread scores."""
+
+  def __init__(self, calls):
+    self.calls = calls
+
+  def score(self, example, completion):
+    self.calls -= 1
+    if self.calls == 0:
+      signal.raise_signal(signal.SIGINT)
+    return super().score(example, completion)
+
+
+def make_learner(made, num_seeds=1):
+  """A learner of an experiment, and its clock."""
+  clock = session.Clock()
+  policy = experiment_lib.make_policy(made, num_seeds)
+  return learner.Learner(
+    policy,
+    made.method,
+    made.loop,
+    clock,
+    components=made.task.components,
+    temperature=made.sampling.temperature,
+    target_multiple=made.rollout.completion_multiple,
+    labels=made.labels,
+  )
+
+
+def make_source(made, one, workers, seeds, directory=None):
+  """The source of a run that has just begun."""
+  begun = types.SimpleNamespace(
+    step=0, host={}, arrays={}, interrupt=session.Interrupt()
+  )
+  kind = experiment_lib.kind_of(made)
+  with contextlib.ExitStack() as stack:
+    return kind.make_source(one, begun, workers, stack, seeds, directory)

@@ -1,4 +1,4 @@
-"""Tests of saw_jax/losses.py."""
+"""Every policy loss, KL estimator and aggregate: vectors and properties."""
 
 import functools
 import json
@@ -11,18 +11,12 @@ import numpy as np
 from absl.testing import parameterized
 from jax.test_util import check_grads
 
-from saw_jax import losses
+from saw_jax import algorithms, diagnostics, losses, names, stale_losses
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / "golden" / "policy_losses.json").read_text()
 )
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
-CLIPPED = [
-  case
-  for case in GOLDEN["cases"]
-  if case["loss"] == "ppo_clip"
-  and not {"tis", "decoupled", "dynamic_sampling"} & set(case["params"])
-]
 AGGREGATES = {
   "token-mean": losses.token_mean,
   "seq-mean-token-mean": losses.sequence_mean_token_mean,
@@ -31,133 +25,221 @@ AGGREGATES = {
     losses.sequence_mean_token_sum_const, length=9
   ),
 }
+RATIOS = {"token": losses.token_ratio, "sequence": losses.sequence_ratio}
 ESTIMATORS = (losses.kl_k1, losses.kl_k2, losses.kl_k3)
+ESTIMATOR_NAMES = tuple(f.__name__ for f in ESTIMATORS)
+DTYPES = (np.float64, np.float32)
+partial = functools.partial
 
 
-def sample(shape=(3, 5), seed=0):
+def entropy_of(log_probs, completion_mask, *, aggregate=losses.token_mean):
+  return losses.entropy_loss(log_probs, completion_mask, aggregate=aggregate)
+
+
+# Each row of the table, and what its options make of it. A loss is called with
+# those of the recorded arrays that it names.
+LOSSES = {
+  **algorithms.LOSSES,
+  "dual_clip": partial(losses.clipped_surrogate_loss, dual_clip=3.0),
+  "asympo_bounded": partial(stale_losses.asympo_loss, p_low=0.2, p_high=0.7),
+  "tis_reinforce_sequence": partial(
+    stale_losses.tis_reinforce_loss, ratio_of=losses.sequence_ratio
+  ),
+  "topr_token": partial(stale_losses.topr_loss, ratio_of=losses.token_ratio),
+  "tis_sequence": partial(
+    stale_losses.tis_loss, ratio_of=losses.sequence_ratio
+  ),
+  "decoupled_ppo_capped": partial(stale_losses.decoupled_ppo_loss, cap=1.2),
+  "entropy": entropy_of,
+  **{f.__name__: partial(losses.kl_loss, estimator=f) for f in ESTIMATORS},
+}
+# Those that stop no gradient of the current policy.
+SMOOTH = ("clipped_surrogate", "dual_clip", "policy_gradient", "gspo", "tis")
+SMOOTH += ("tis_sequence", "decoupled_ppo", "dppo_kl", "entropy")
+SMOOTH += ESTIMATOR_NAMES
+# Those in which advantages are not all there is.
+REGULARIZED = ("dppo_kl", "entropy", *ESTIMATOR_NAMES)
+
+
+def sample(shape=(4, 5), seed=0):
+  """What a loss may read: advantages are those of a whole group."""
   rng = np.random.default_rng(seed)
-  log_probs, old, ref = -rng.uniform(0.1, 3, (3, *shape)).astype(np.float32)
+  log_probs = -rng.uniform(0.1, 3, shape)
+  old, behave = log_probs + rng.uniform(-0.5, 0.5, (2, *shape))
   mask = rng.random(shape) < 0.6
   mask[:, 0] = True
-  return log_probs, old, ref, rng.normal(size=shape[0]), mask
+  advantages = rng.normal(size=shape[0])
+  return dict(
+    log_probs=log_probs.astype(np.float32),
+    old_log_probs=old.astype(np.float32),
+    behave_log_probs=behave.astype(np.float32),
+    ref_log_probs=old.astype(np.float32),
+    advantages=advantages - advantages.mean(),
+    completion_mask=mask,
+  )
 
 
-def every_loss(aggregate=losses.token_mean):
-  """Each loss as a function of (log_probs, others, advantages, mask)."""
-  return {
-    "clipped": lambda x, o, a, m: losses.clipped_surrogate_loss(
-      x, o, a, m, dual_clip=3.0, aggregate=aggregate
-    ),
-    "policy_gradient": lambda x, o, a, m: losses.policy_gradient_loss(
-      x, a, m, aggregate=aggregate
-    ),
-    "entropy": lambda x, o, a, m: losses.entropy_loss(
-      x, m, aggregate=aggregate
-    ),
-    **{
-      f.__name__: lambda x, o, a, m, f=f: losses.kl_loss(
-        x, o, m, estimator=f, aggregate=aggregate
-      )
-      for f in ESTIMATORS
-    },
+def call(name, arrays, **options):
+  return names.supply(LOSSES[name], **arrays, **options)
+
+
+def value(name, log_probs, arrays, **options):
+  return call(name, {**arrays, "log_probs": log_probs}, **options).value()
+
+
+def rows(arrays, chosen):
+  return {name: x[chosen] for name, x in arrays.items()}
+
+
+def golden_loss(case, dtype):
+  """The loss of a case as a function of the current log-probs alone."""
+  inputs, params = case["inputs"], dict(case["params"])
+  arrays = {
+    name: np.array(inputs[key], dtype)
+    for name, key in (
+      ("old_log_probs", "old_logp"),
+      ("behave_log_probs", "behav_logp"),
+      ("ref_log_probs", "ref_logp"),
+    )
+    if key in inputs
   }
+  arrays["advantages"] = np.array(case["expected"]["advantages"], dtype)
+  arrays["completion_mask"] = np.array(inputs["mask"])
+  options = {}
+  if "agg" in params:
+    options["aggregate"] = AGGREGATES[params.pop("agg")]
+  if "level" in params:
+    options["ratio_of"] = RATIOS[params.pop("level")]
+  kind, beta = case["loss"], params.pop("kl_beta", 0.0)
+  if kind in ("gspo", "ppo_clip"):
+    options["clip_low"] = params.pop("eps_low")
+    options["clip_high"] = params.pop("eps_high")
+  if kind == "ppo_clip" and "tis" in params:
+    kind, options["ratio_of"] = "tis", RATIOS[params.pop("tis")]
+    options["cap"] = params.pop("tis_cap")
+  elif kind == "ppo_clip":
+    decoupled = params.pop("decoupled", False)
+    kind = "decoupled_ppo" if decoupled else "clipped_surrogate"
+  elif kind == "spo":
+    options["negative_weight"] = params.pop("alpha")
+  params.pop("dynamic_sampling", None)
+  kind = {"gpg": "policy_gradient"}.get(kind, kind)
+
+  def loss(log_probs):
+    found = value(kind, log_probs, arrays, **options, **params)
+    if beta:
+      aggregate = {"aggregate": options["aggregate"]}
+      found += beta * value("kl_k3", log_probs, arrays, **aggregate)
+    return found
+
+  return loss
 
 
 class GoldenTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
   @parameterized.named_parameters(
-    *(dict(testcase_name=case["name"], case=case) for case in CLIPPED)
+    *(dict(testcase_name=name, case=case) for name, case in CASES.items())
   )
-  def test_clipped_losses_and_gradients(self, case):
-    inputs, params, want = case["inputs"], case["params"], case["expected"]
-    for dtype in (np.float64, np.float32):
+  def test_losses_and_gradients(self, case):
+    want = case["expected"]
+    for dtype in DTYPES:
       tolerance = GOLDEN["tolerance"][np.dtype(dtype).name]
       with jax.enable_x64(dtype is np.float64):
-        log_probs = np.array(inputs["logp"], dtype)
-        old = np.array(inputs.get("old_logp", inputs["logp"]), dtype)
-        mask = np.array(inputs["mask"])
-        a = np.array(want["advantages"], dtype)
-        aggregate = AGGREGATES[params["agg"]]
-        clips = dict(clip_low=params["eps_low"], clip_high=params["eps_high"])
-
-        policy = functools.partial(
-          losses.clipped_surrogate_loss, aggregate=aggregate, **clips
-        )
-        kl = functools.partial(losses.kl_loss, aggregate=aggregate)
-        value, gradient = jax.jit(
-          jax.value_and_grad(
-            lambda x, f=policy, rest=(old, a, mask): f(x, *rest).value()
-          )
-        )(log_probs)
-        if "kl_beta" in params:
-          ref = np.array(inputs["ref_logp"], dtype)
-          more = jax.jit(
-            jax.value_and_grad(
-              lambda x, f=kl, rest=(ref, mask): f(x, *rest).value()
-            )
-          )(log_probs)
-          value += params["kl_beta"] * more[0]
-          gradient += params["kl_beta"] * more[1]
-        np.testing.assert_allclose(value, want["loss"], **tolerance)
+        found, gradient = self.variant(
+          jax.value_and_grad(golden_loss(case, dtype))
+        )(np.array(case["inputs"]["logp"], dtype))
+        assert gradient.dtype == dtype
+        np.testing.assert_allclose(found, want["loss"], **tolerance)
         np.testing.assert_allclose(gradient, want["grad_logp"], **tolerance)
-        fractions = jax.jit(losses.clip_fractions)(
-          log_probs, old, a, mask, **clips
-        )
-        clipped = (np.array(want["aux"]["clipped"]) * mask).sum() / mask.sum()
+        # Exactly 0, and not a small number, where the mask is off.
+        assert not gradient[np.array(case["inputs"]["mask"]) == 0].any()
+
+  @parameterized.named_parameters(
+    *(
+      dict(testcase_name=name, case=case)
+      for name, case in CASES.items()
+      if {"S", "clipped"} & set(case["expected"]["aux"])
+    )
+  )
+  def test_likelihoods_balance_and_clips(self, case):
+    inputs, aux = case["inputs"], case["expected"]["aux"]
+    with jax.enable_x64(True):
+      log_probs, mask = np.array(inputs["logp"]), np.array(inputs["mask"])
+      advantages = np.array(case["expected"]["advantages"])
+      if "S" in aux:
+        nll = stale_losses.sequence_nll(log_probs, mask)
+        np.testing.assert_allclose(nll, aux["S"], rtol=1e-12)
+        found = diagnostics.balance(log_probs, advantages, mask)["balance"]
         np.testing.assert_allclose(
-          fractions.low.value() + fractions.high.value(), clipped, rtol=1e-6
+          found.numerator, aux["delta_theta"], rtol=1e-10, atol=1e-12
+        )
+      if "clipped" in aux and case["loss"] == "ppo_clip":
+        found = diagnostics.clip_fractions(
+          log_probs,
+          np.array(inputs.get("old_logp", inputs["logp"])),
+          advantages,
+          mask,
+          clip_low=case["params"]["eps_low"],
+          clip_high=case["params"]["eps_high"],
+        )
+        clipped = (np.array(aux["clipped"]) * mask).sum() / mask.sum()
+        np.testing.assert_allclose(
+          sum(one.value() for one in found.values()), clipped, rtol=1e-6
         )
 
-  @parameterized.parameters(
-    "asympo_basic", "asympo_stale_negatives", "asympo_groups_one_all_correct"
-  )
-  def test_naive_gradients(self, name):
-    # ASymPO's gradient is the naive one over S.
-    case = CASES[name]
-    want = case["expected"]
-    expected = np.array(want["grad_logp"]) * np.array(want["aux"]["S"])[:, None]
-    with jax.enable_x64(True):
-      gradient = jax.grad(
-        lambda x: losses.policy_gradient_loss(
-          x,
-          np.array(want["advantages"]),
-          np.array(case["inputs"]["mask"]),
-          aggregate=losses.sequence_mean_token_mean,
-        ).value()
-      )(np.array(case["inputs"]["logp"]))
-    np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-12)
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_gradients_of_logits(self):
+    (case,) = GOLDEN["logit_cases"]
+    inputs, want = case["inputs"], case["expected"]
+    rewards = np.array(inputs["rewards"], float)
+
+    def loss(logits, a):
+      taken = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), np.array(inputs["tokens"])[..., None], -1
+      )[..., 0]
+      mask = np.array(inputs["mask"])
+      return stale_losses.asympo_loss(taken, a, mask).value(), taken
+
+    for dtype in DTYPES:
+      tolerance = GOLDEN["tolerance"][np.dtype(dtype).name]
+      with jax.enable_x64(dtype is np.float64):
+        (found, taken), gradient = self.variant(
+          jax.value_and_grad(loss, has_aux=True)
+        )(
+          np.array(inputs["logits"], dtype),
+          (rewards - rewards.mean()).astype(dtype),
+        )
+      np.testing.assert_allclose(taken, want["logp"], **tolerance)
+      np.testing.assert_allclose(found, want["loss"], **tolerance)
+      np.testing.assert_allclose(gradient, want["grad_logits"], **tolerance)
 
 
 class AggregatesTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_agree_with_loops(self):
-    x, _, _, _, mask = sample()
+    x, mask = sample()["log_probs"], sample()["completion_mask"]
     mask[1] = False  # a response without tokens is no row
-    rows = [row[m] for row, m in zip(x, mask, strict=True) if m.any()]
+    kept = [row[m] for row, m in zip(x, mask, strict=True) if m.any()]
     means = {
-      "token-mean": np.concatenate(rows).mean(),
-      "seq-mean-token-mean": np.mean([row.mean() for row in rows]),
-      "seq-mean-token-sum": np.mean([row.sum() for row in rows]),
-      "seq-mean-token-sum-const": np.mean([row.sum() / 9 for row in rows]),
+      "token-mean": np.concatenate(kept).mean(),
+      "seq-mean-token-mean": np.mean([row.mean() for row in kept]),
+      "seq-mean-token-sum": np.mean([row.sum() for row in kept]),
+      "seq-mean-token-sum-const": np.mean([row.sum() / 9 for row in kept]),
     }
     for name, f in AGGREGATES.items():
-      value = self.variant(lambda x, m, f=f: f(x, m).value())(x, mask)
-      np.testing.assert_allclose(value, means[name], rtol=1e-5, err_msg=name)
+      found = self.variant(lambda x, m, f=f: f(x, m).value())(x, mask)
+      np.testing.assert_allclose(found, means[name], rtol=1e-5, err_msg=name)
 
   @parameterized.parameters(*AGGREGATES)
-  def test_rows_in_two_parts_add_up_and_padding_changes_nothing(self, name):
-    x, _, _, _, mask = sample((6, 5))
+  def test_padding_changes_nothing_and_no_tokens_are_zero(self, name):
+    x, mask = sample()["log_probs"], sample()["completion_mask"]
     f = AGGREGATES[name]
-    whole = f(x, mask)
-    chex.assert_trees_all_close(
-      f(x[:2], mask[:2]).merge(f(x[2:], mask[2:])), whole, rtol=1e-6
+    pad = partial(np.pad, pad_width=((0, 2), (0, 3)))
+    chex.assert_trees_all_close(f(pad(x), pad(mask)), f(x, mask), rtol=1e-6)
+    assert tuple(f(jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool))) == (
+      0,
+      0,
     )
-    pad = functools.partial(np.pad, pad_width=((0, 2), (0, 3)))
-    chex.assert_trees_all_close(f(pad(x), pad(mask)), whole, rtol=1e-6)
-
-  @parameterized.parameters(*AGGREGATES)
-  def test_no_tokens_are_zero_over_zero(self, name):
-    ratio = AGGREGATES[name](jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool))
-    assert tuple(ratio) == (0, 0)
 
   def test_tokens_are_counted_in_float32(self):
     ones = jnp.ones((5, 205), jnp.bfloat16)
@@ -165,49 +247,99 @@ class AggregatesTest(chex.TestCase):
 
 
 class EveryLossTest(chex.TestCase):
-  @parameterized.product(name=list(every_loss()), aggregate=list(AGGREGATES))
-  def test_garbage_under_the_mask_reaches_nothing(self, name, aggregate):
-    log_probs, old, _, a, mask = sample()
-    mask[1] = False
-    run = jax.value_and_grad(
-      lambda x, o: every_loss(AGGREGATES[aggregate])[name](
-        x, o, a, mask
-      ).value()
+  @parameterized.product(name=list(LOSSES), aggregate=list(AGGREGATES))
+  def test_masks_parts_and_empty_responses(self, name, aggregate):
+    arrays, f = sample((6, 5)), partial(call, aggregate=AGGREGATES[aggregate])
+    # Whole responses in two parts add up.
+    whole = f(name, arrays)
+    parts = [f(name, rows(arrays, s)) for s in (slice(2), slice(2, 6))]
+    chex.assert_trees_all_close(
+      parts[0].merge(parts[1]), whole, rtol=1e-5, atol=1e-6
     )
-    clean = run(log_probs, old)
-    for garbage in (np.nan, np.inf, -np.inf):
-      dirty = [np.where(mask, x, garbage) for x in (log_probs, old)]
-      chex.assert_trees_all_equal(run(*dirty), clean)
-    np.testing.assert_array_equal(np.where(mask, 0, clean[1]), 0)
+    # Garbage under the mask reaches nothing.
+    mask = arrays["completion_mask"]
+    mask[1] = False
 
-  @parameterized.parameters(*every_loss())
+    @jax.jit
+    def run(recorded):
+      log_probs = recorded["log_probs"]
+      return jax.value_and_grad(
+        lambda x: f(name, {**arrays, **recorded, "log_probs": x}).value()
+      )(log_probs)
+
+    recorded = {k: x for k, x in arrays.items() if k.endswith("log_probs")}
+    clean = run(recorded)
+    assert np.isfinite(clean[0]) and np.abs(clean[1][mask]).max() > 0
+    for garbage in (np.nan, np.inf, -np.inf):
+      dirty = {k: np.where(mask, x, garbage) for k, x in recorded.items()}
+      chex.assert_trees_all_equal(run(dirty), clean)
+    np.testing.assert_array_equal(np.where(mask, 0, clean[1]), 0)
+    # A response without tokens is no response.
+    kept = f(name, rows(arrays, np.array([0, 2, 3, 4, 5])))
+    np.testing.assert_allclose(clean[0], kept.value(), rtol=1e-5, atol=1e-6)
+    nothing = f(name, {**arrays, "completion_mask": np.zeros_like(mask)})
+    assert nothing.value() == 0 and nothing.denominator == 0
+
+  @parameterized.parameters(*LOSSES)
+  def test_nothing_but_the_policy_gets_a_gradient(self, name):
+    arrays = sample()
+    log_probs = arrays.pop("log_probs")
+    mask = {"completion_mask": arrays.pop("completion_mask")}
+    gradients = jax.grad(lambda x: value(name, log_probs, {**x, **mask}))(
+      arrays
+    )
+    for gradient in jax.tree.leaves(gradients):
+      np.testing.assert_array_equal(gradient, 0)
+
+  @parameterized.parameters(*LOSSES)
+  def test_bfloat16_is_float32_inside(self, name):
+    arrays = sample()
+    low = {k: jnp.asarray(x, jnp.bfloat16) for k, x in arrays.items()}
+    high = {k: x.astype(jnp.float32) for k, x in low.items()}
+    for each in (low, high):
+      each["completion_mask"] = arrays["completion_mask"]
+    result = call(name, low)
+    assert result.numerator.dtype == result.denominator.dtype == jnp.float32
+    chex.assert_trees_all_equal(result, call(name, high))
+
+  @parameterized.parameters(*LOSSES)
+  def test_advantages_may_be_one_a_token_and_none_is_no_gradient(self, name):
+    arrays = sample()
+    a, mask = arrays["advantages"], arrays["completion_mask"]
+    per_token = np.where(mask, np.repeat(a[:, None], 5, 1), np.nan)
+    chex.assert_trees_all_equal(
+      call(name, {**arrays, "advantages": per_token}), call(name, arrays)
+    )
+    gradient = jax.grad(
+      lambda x: value(name, x, {**arrays, "advantages": 0 * a})
+    )(arrays["log_probs"])
+    assert gradient.any() == (name in REGULARIZED)
+
+  @parameterized.parameters(*SMOOTH)
   def test_gradients_are_those_of_finite_differences(self, name):
     with jax.enable_x64(True):
-      log_probs, old, _, a, mask = sample()
+      arrays = {k: np.asarray(x, np.float64) for k, x in sample().items()}
       check_grads(
-        lambda x: every_loss()[name](x, old, a, mask).value(),
-        (log_probs.astype(np.float64),),
+        lambda x: value(name, x, arrays),
+        (arrays["log_probs"],),
         order=1,
         modes=("rev",),
       )
 
-  @parameterized.parameters(*every_loss())
-  def test_what_was_recorded_gets_no_gradient(self, name):
-    log_probs, old, _, a, mask = sample()
-    gradients = jax.grad(
-      lambda o, a: every_loss()[name](log_probs, o, a, mask).value(), (0, 1)
-    )(old, a)
-    for gradient in gradients:
-      np.testing.assert_array_equal(gradient, 0)
-
-  @parameterized.parameters(*every_loss())
-  def test_bfloat16_is_float32_inside(self, name):
-    log_probs, old, _, a, mask = sample()
-    low = [jnp.asarray(x, jnp.bfloat16) for x in (log_probs, old, a)]
-    high = [x.astype(jnp.float32) for x in low]
-    result = every_loss()[name](*low, mask)
-    assert result.numerator.dtype == result.denominator.dtype == jnp.float32
-    chex.assert_trees_all_equal(result, every_loss()[name](*high, mask))
+  def test_a_huge_ratio_is_finite(self):
+    near, far = np.zeros((2, 3), np.float32), np.full((2, 3), -100, np.float32)
+    rest = dict(
+      advantages=np.array([1.0, -1.0]), completion_mask=np.ones((2, 3), bool)
+    )
+    for name in set(LOSSES) - set(ESTIMATOR_NAMES):
+      for one, other in ((near, far), (far, near)):
+        recorded = dict.fromkeys(("old_log_probs", "behave_log_probs"), other)
+        found, gradient = jax.value_and_grad(
+          lambda x, name=name, recorded=recorded: value(
+            name, x, {**recorded, **rest}
+          )
+        )(one)
+        assert np.isfinite(found) and np.isfinite(gradient).all(), name
 
 
 class ClippedSurrogateLossTest(chex.TestCase):
@@ -237,45 +369,28 @@ class ClippedSurrogateLossTest(chex.TestCase):
       np.testing.assert_allclose(self.loss(ratio, a, **clips), want, rtol=1e-6)
 
   def test_the_dual_clip_bounds_bad_tokens_only(self):
-    np.testing.assert_allclose(
-      self.loss(5.0, -1.0, dual_clip=3.0), (3, 0), rtol=1e-6
-    )
-    np.testing.assert_allclose(
-      self.loss(0.5, 1.0, dual_clip=3.0), (-0.5, -0.5), rtol=1e-6
-    )
-
-  def test_a_huge_ratio_is_finite(self):
-    for advantage in (0.0, 1.0, -1.0):
-      value, gradient = self.loss(jnp.exp(88.0) * 0.999, advantage)
-      assert np.isfinite(value) and np.isfinite(gradient)
-    ratio = losses.importance_ratio(jnp.array(0.0), jnp.array(-1000.0))
-    assert np.isfinite(0 * ratio)
+    for ratio, a, want in ((5.0, -1.0, (3, 0)), (0.5, 1.0, (-0.5, -0.5))):
+      found = self.loss(ratio, a, dual_clip=3.0)
+      np.testing.assert_allclose(found, want, rtol=1e-6)
 
   def test_at_the_old_policy_it_is_the_policy_gradient(self):
-    log_probs, _, _, a, mask = sample()
-    clipped = jax.grad(
-      lambda x: losses.clipped_surrogate_loss(x, x, a, mask).value()
-    )(log_probs)
-    naive = jax.grad(lambda x: losses.policy_gradient_loss(x, a, mask).value())(
-      log_probs
+    arrays = sample()
+    x = arrays["log_probs"]
+    arrays["old_log_probs"] = x
+    clipped, naive = (
+      jax.grad(lambda x, name=name: value(name, x, arrays))(x)
+      for name in ("clipped_surrogate", "policy_gradient")
     )
     np.testing.assert_allclose(clipped, naive, rtol=1e-6)
-
-  def test_advantages_may_be_one_a_token(self):
-    log_probs, old, _, a, mask = sample()
-    per_token = np.where(mask, np.repeat(a[:, None], 5, 1), np.nan)
-    for f in (losses.clipped_surrogate_loss, losses.clip_fractions):
-      chex.assert_trees_all_equal(
-        f(log_probs, old, per_token, mask), f(log_probs, old, a, mask)
-      )
 
   def test_fractions_count_what_either_bound_holds(self):
     log_probs = jnp.log(jnp.array([[1.5, 0.5, 1.1, 1.5], [1.5, 0.5, 0.5, 0.9]]))
     mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
-    low, high = losses.clip_fractions(
+    found = diagnostics.clip_fractions(
       log_probs, jnp.zeros((2, 4)), jnp.array([1.0, -1.0]), mask
     )
-    assert tuple(low) == (2, 7) and tuple(high) == (1, 7)
+    assert tuple(found["clipped_low"]) == (2, 7)
+    assert tuple(found["clipped_high"]) == (1, 7)
 
 
 class KLTest(chex.TestCase):
@@ -303,15 +418,12 @@ class KLTest(chex.TestCase):
 
       for f in (losses.kl_k1, losses.kl_k3):
         np.testing.assert_allclose(mean(f, logits), kl(logits), rtol=1e-9)
-      gradient = {f: jax.grad(lambda x, f=f: mean(f, x))(logits)
-                  for f in ESTIMATORS}  # fmt: skip
-      np.testing.assert_allclose(gradient[losses.kl_k1], 0, atol=1e-12)
-      np.testing.assert_allclose(
-        gradient[losses.kl_k2], jax.grad(kl)(logits), rtol=1e-9
+      k1, k2, k3 = (
+        jax.grad(lambda x, f=f: mean(f, x))(logits) for f in ESTIMATORS
       )
-      np.testing.assert_allclose(
-        gradient[losses.kl_k3], p - jnp.exp(log_ref), rtol=1e-9
-      )
+      np.testing.assert_allclose(k1, 0, atol=1e-12)
+      np.testing.assert_allclose(k2, jax.grad(kl)(logits), rtol=1e-9)
+      np.testing.assert_allclose(k3, p - jnp.exp(log_ref), rtol=1e-9)
 
   def test_k3_keeps_its_digits_when_the_policies_are_close(self):
     d = np.float32(2**-12)
@@ -320,31 +432,15 @@ class KLTest(chex.TestCase):
     )
 
   def test_the_penalty_adds_up_a_response_and_has_no_gradient(self):
-    log_probs, _, ref, _, mask = sample()
-    want = 0.5 * np.where(mask, log_probs - ref, 0).sum(1)
-    dirty = np.where(mask, log_probs, -np.inf)
-    penalty = functools.partial(losses.kl_penalty, coefficient=0.5)
-    np.testing.assert_allclose(penalty(dirty, ref, mask), want, rtol=1e-5)
-    gradient = jax.grad(lambda x: penalty(x, ref, mask).sum())(log_probs)
-    np.testing.assert_array_equal(gradient, 0)
-
-  def test_k1_in_the_loss_is_refused_unless_forced(self):
-    with self.assertRaisesRegex(ValueError, "mean under the policy is 0"):
-      losses.check_kl(losses.kl_k1, "loss")
-    losses.check_kl(losses.kl_k1, "loss", force=True)
-    losses.check_kl(losses.kl_k1, "reward")
-    for estimator in (losses.kl_k2, losses.kl_k3):
-      losses.check_kl(estimator, "loss")
-    with self.assertRaisesRegex(ValueError, "advantage"):
-      losses.check_kl(losses.kl_k3, "advantage")
-
-
-class DropConstantGroupsTest(chex.TestCase):
-  def test_only_groups_that_vary_stay(self):
-    rewards = jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, jnp.nan]])
-    mask = jnp.array([[1, 0], [1, 1], [1, 1], [1, 0], [1, 1], [1, 1]])
-    kept = losses.drop_constant_groups(
-      rewards, mask, scored=jnp.isfinite(rewards)
+    arrays = sample()
+    x, ref, mask = (
+      arrays[k] for k in ("log_probs", "ref_log_probs", "completion_mask")
     )
-    want = np.array([[0, 0], [0, 0], [1, 1], [1, 0], [0, 0], [0, 0]], bool)
-    np.testing.assert_array_equal(kept, want)
+    want = 0.5 * np.where(mask, x - ref, 0).sum(1)
+    penalty = partial(losses.kl_penalty, coefficient=0.5)
+    dirty = np.where(mask, x, -np.inf)
+    np.testing.assert_allclose(
+      penalty(dirty, ref, mask), want, rtol=1e-5, atol=1e-6
+    )
+    gradient = jax.grad(lambda x: penalty(x, ref, mask).sum())(x)
+    np.testing.assert_array_equal(gradient, 0)

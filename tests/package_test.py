@@ -22,9 +22,7 @@ PATHS = sorted(PACKAGE.glob("**/*.py"))
 MODULES = [path for path in PATHS if path.name != "__init__.py"]
 # Messages between a run and its own worker processes; never a file.
 MAY_PICKLE = (
-  "tasks/workers/environment_pool.py",
-  "tasks/workers/environment_worker.py",
-  "tasks/workers/grading.py",
+  "tasks/workers/pool.py",
   "tasks/workers/worker.py",
 )
 # Sums and names need no source; formulas do.

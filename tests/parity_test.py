@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.models import decoder
 from saw_jax.models.hub import pretrained
 from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.run import registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
@@ -257,7 +257,7 @@ NEW_TOKENS = 24
 @pytest.fixture(scope="module")
 def smollm2_path():
   try:
-    return algorithms.find_checkpoint("smollm2")
+    return registry.find_checkpoint("smollm2")
   except ImportError as error:
     pytest.skip(str(error))
 

@@ -13,7 +13,7 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from saw_jax import weighting
+from saw_jax import algorithms, diagnostics, weighting
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / "golden" / "saw_gdpo.json").read_text()
@@ -23,15 +23,8 @@ MINIMA = np.array([-3.0, 0.0])
 released = functools.partial(
   weighting.saw_weights, minima=MINIMA, delta=0.0, sum_eps=1e-8, flat_weight=0.0
 )
-WEIGHTINGS = {
-  "equal": weighting.equal_weights,
-  "static": functools.partial(weighting.static_weights, values=0.5),
-  "saw": weighting.saw_weights,
-  "inverse": weighting.inverse_saw_weights,
-  "deviation": weighting.deviation_weights,
-  "group": weighting.group_saw_weights,
-  "floored": weighting.floored_weights,
-}
+WEIGHTINGS = {k: f for k, f in algorithms.WEIGHTS.items() if f is not None}
+WEIGHTINGS["static"] = functools.partial(WEIGHTINGS["static"], values=0.5)
 
 
 def rewards_of(inputs):
@@ -67,17 +60,22 @@ class SawWeightsTest(chex.TestCase):
     with jax.enable_x64(True):
       rewards = rewards_of(case["inputs"])
       np.testing.assert_allclose(released(rewards), want, rtol=1e-9)
-      statistics = weighting.reward_statistics(
-        rewards[:, None], minima=MINIMA, delta=0.0
+      found = weighting.coefficient_of_variation(
+        rewards, minima=MINIMA, delta=0.0
       )
-      np.testing.assert_allclose(statistics.cv, cv, rtol=1e-9)
+      np.testing.assert_allclose(found, cv, rtol=1e-9)
+      statistics = diagnostics.reward_statistics(
+        rewards[:, None], minima=MINIMA
+      )
       np.testing.assert_allclose(
-        statistics.mean - MINIMA,
+        statistics["mean"] - MINIMA,
         [expected["mu_corr_offset"], expected["mu_fmt"]],
         rtol=1e-9,
       )
       np.testing.assert_allclose(
-        statistics.std, [expected["std_corr"], expected["std_fmt"]], rtol=1e-9
+        statistics["std"],
+        [expected["std_corr"], expected["std_fmt"]],
+        rtol=1e-9,
       )
     np.testing.assert_allclose(
       released(rewards.astype(np.float32)), want, atol=1e-5
@@ -208,95 +206,74 @@ class SawWeightsTest(chex.TestCase):
     np.testing.assert_array_equal(w, 1)
 
 
-class ControlsTest(chex.TestCase):
+class EveryWeightingTest(chex.TestCase):
   @parameterized.parameters(*WEIGHTINGS)
-  def test_what_is_not_scored_counts_nowhere(self, name):
+  def test_devices_masks_and_gradients(self, name):
+    f = WEIGHTINGS[name]
+    rewards = sample((8, 5, 3)) * np.arange(1, 9)[:, None, None] ** 2
+    rewards[..., 2] = 1.8
+    rewards = rewards.astype(np.float32)
+    scored = np.random.default_rng(1).random(rewards.shape) < 0.8
+    for where in (np.ones_like(scored), scored):
+      whole = f(rewards, scored=where)
+      assert whole.shape == (3,) and np.isfinite(whole).all()
+      np.testing.assert_allclose(
+        split(lambda r, s: f(r, scored=s, axis_name="data"), rewards, where),
+        whole,
+        rtol=1e-6,
+      )
+      dirty = np.where(where, rewards, np.nan)
+      np.testing.assert_array_equal(f(dirty, scored=where), whole)
+    gradient = jax.grad(lambda r: f(r)[0] ** 2)(rewards)
+    np.testing.assert_array_equal(gradient, 0)
+
+  def test_a_component_is_measured_by_its_scored_rows_alone(self):
     rewards = sample((1, 9, 3))
     scored = np.ones(rewards.shape, bool)
     scored[0, 5:, 1] = False
-    subset = rewards.copy()
-    dirty = np.where(scored, rewards, np.nan)
-    w = WEIGHTINGS[name](dirty, scored=scored)
-    assert np.isfinite(w).all()
-    # Statistics of a component are those of its scored rows alone.
-    subset[0, :, 1] = np.resize(rewards[0, :5, 1], 9)
-    cv = weighting.coefficient_of_variation(dirty, scored=scored)
+    cv = weighting.coefficient_of_variation(rewards, scored=scored)
     np.testing.assert_allclose(
       cv[1], weighting.coefficient_of_variation(rewards[:, :5])[1], rtol=1e-6
     )
 
-  @parameterized.parameters(*WEIGHTINGS)
-  def test_a_batch_split_over_devices_has_the_same_weights(self, name):
-    rewards = sample((8, 5, 3)) * np.arange(1, 9)[:, None, None] ** 2
-    rewards[..., 2] = 1.8
-    rewards = rewards.astype(np.float32)
-    f = WEIGHTINGS[name]
-    np.testing.assert_allclose(
-      split(lambda r: f(r, axis_name="data"), rewards), f(rewards), rtol=1e-6
-    )
-
-  @parameterized.parameters(*WEIGHTINGS)
-  def test_rewards_get_no_gradient(self, name):
-    f = WEIGHTINGS[name]
-    gradient = jax.grad(lambda r: f(r)[0] ** 2)(sample())
-    np.testing.assert_array_equal(gradient, 0)
-
-  def test_statistics_split_over_devices_are_the_same(self):
-    rewards = sample((8, 5, 3))
-    rewards[:3, :, 1] = 1.8
-    whole = weighting.reward_statistics(rewards)
-    np.testing.assert_allclose(whole.constant_groups, [0, 3 / 8, 0])
-    chex.assert_trees_all_close(
-      split(
-        lambda r: weighting.reward_statistics(r, axis_name="data"), rewards
-      ),
-      whole,
-      rtol=1e-6,
-    )
-
-  def test_inverse_reverses_the_order(self):
+  @parameterized.parameters(
+    ("inverse_saw", lambda r: r.mean((0, 1)) / r.reshape(-1, 3).std(0, ddof=1)),
+    ("deviation", lambda r: r.reshape(-1, 3).std(0, ddof=1)),
+    ("group_saw", lambda r: (r.std(1, ddof=1) / r.mean(1)).mean(0)),
+  )
+  def test_controls_agree_with_numpy(self, name, statistic):
     rewards = sample()
-    cv = np.asarray(weighting.coefficient_of_variation(rewards), np.float64)
+    want = statistic(rewards.astype(np.float64))
     np.testing.assert_allclose(
-      weighting.inverse_saw_weights(rewards), 3 / cv / sum(1 / cv), rtol=1e-5
+      WEIGHTINGS[name](rewards), 3 * want / want.sum(), rtol=1e-5
     )
-
-  def test_inverse_drops_what_is_flat(self):
-    rewards = sample()
+    # What is flat has no weight, and all weigh alike where all is flat.
     rewards[..., 2] = 1.8
-    w = weighting.inverse_saw_weights(rewards)
+    w = WEIGHTINGS[name](rewards)
     assert w[2] == 0
     np.testing.assert_allclose(w.sum(), 3, rtol=1e-6)
     flat = np.full_like(rewards, 1.8)
-    np.testing.assert_array_equal(weighting.inverse_saw_weights(flat), 1)
-
-  def test_the_deviation_does_not_read_the_mean(self):
-    rewards = sample()
-    sd = rewards.reshape(-1, 3).std(0, ddof=1)
-    np.testing.assert_allclose(
-      weighting.deviation_weights(rewards + 5), 3 * sd / sd.sum(), rtol=1e-4
-    )
+    np.testing.assert_array_equal(WEIGHTINGS[name](flat), 1)
 
   def test_groups_do_not_see_the_differences_between_prompts(self):
     # Component 1 varies between prompts only.
     rewards = sample((2, 5, 2))
     rewards[..., 1] = np.array([[0.0], [9.0]])
     assert weighting.saw_weights(rewards)[1] > 0.5
-    np.testing.assert_array_equal(weighting.group_saw_weights(rewards), [2, 0])
+    np.testing.assert_array_equal(WEIGHTINGS["group_saw"](rewards), [2, 0])
 
-  def test_group_coefficients_agree_with_numpy(self):
-    rewards = sample()
-    cv = (rewards.std(1, ddof=1) / rewards.mean(1)).mean(0)
-    np.testing.assert_allclose(
-      weighting.group_saw_weights(rewards), 3 * cv / cv.sum(), rtol=1e-5
+  def test_statistics_split_over_devices_are_the_same(self):
+    rewards = sample((8, 5, 3))
+    rewards[:3, :, 1] = 1.8
+    whole = diagnostics.reward_statistics(rewards)
+    np.testing.assert_allclose(whole["constant_groups"], [0, 3 / 8, 0])
+    chex.assert_trees_all_close(
+      split(
+        lambda r: diagnostics.reward_statistics(r, axis_name="data"), rewards
+      ),
+      whole,
+      rtol=1e-6,
     )
-
-  def test_the_floor_holds_and_keeps_the_sum(self):
-    rewards = sample()
-    rewards[..., 2] = 1.8
-    w = weighting.floored_weights(rewards, floor=0.2)
-    np.testing.assert_allclose(w[2], 0.2, rtol=1e-6)
-    np.testing.assert_allclose(w.sum(), 3, rtol=1e-6)
 
 
 class GradientWeightsTest(chex.TestCase):

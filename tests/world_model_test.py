@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from saw_jax import losses, stale_losses, world_model
+from saw_jax import diagnostics, losses, names, stale_losses, world_model
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / "golden" / "paw_gigpo.json").read_text()
@@ -69,6 +69,15 @@ def sample(shape=(7, 5), seed=0):
   selected = rng.random(shape[0]) < 0.7
   coefficients = rng.uniform(0, 1, 3).astype(np.float32)
   return log_probs, mask, selected, coefficients, groups
+
+
+def on_mesh(f, *arrays):
+  mesh = jax.make_mesh(
+    (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  return jax.jit(
+    jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+  )(*arrays)
 
 
 TOKEN_LOSSES = {
@@ -126,27 +135,13 @@ class TokenLossTest(chex.TestCase):
   def test_golden_share_of_clipped_tokens(self, case):
     inputs, want = case["inputs"], case["expected"]
     share = self.variant(
-      lambda x: world_model.clipped_token_share(
+      lambda x: diagnostics.clipped_token_share(
         taken(x, inputs["obs_tokens"])[None],
         np.array(inputs["obs_mask"])[None],
         rho=inputs["rho"],
       ).value()
     )(np.array(inputs["obs_logits"], np.float32))
     np.testing.assert_allclose(share, want["clipped_token_ratio"], rtol=1e-6)
-
-  def test_by_hand(self):
-    p = jnp.array([[0.05, 0.15, 0.25, 0.9]])
-    mask = jnp.ones((1, 4), bool)
-    # (0.95 + 0.85) / 4;  (0.95 + 0.85 + 0.75 + 0.1) / 4;  (0.15 + 0.05) / 4
-    for token_loss, want in (
-      (world_model.clipped_absolute_error, 0.45),
-      (world_model.absolute_error, 0.6625),
-      (world_model.hinge, 0.05),
-    ):
-      (value,) = world_model.transition_losses(
-        jnp.log(p), mask, token_loss=token_loss
-      )
-      np.testing.assert_allclose(value, want, rtol=1e-6)
 
   @pytest.mark.slow
   def test_finite_differences(self):
@@ -183,26 +178,6 @@ class TokenLossTest(chex.TestCase):
   def test_a_small_error_is_not_rounded_away(self):
     (error,) = world_model.absolute_error(jnp.array([-1e-9]))
     np.testing.assert_allclose(error, 1e-9, rtol=1e-6)
-
-  def test_the_gradient_of_the_clipped_error_is_bounded(self):
-    logits = jnp.stack([jnp.linspace(-8, 8, 101), jnp.zeros(101)], -1)[:, None]
-
-    def loss(x):
-      log_probs = taken(x, jnp.zeros((101, 1), int))
-      mask = jnp.ones((101, 1), bool)
-      return jnp.sum(world_model.transition_losses(log_probs, mask))
-
-    # p (1 - p) at p = 0.2.
-    assert abs(jax.grad(loss)(logits)).max() <= 0.16 + 1e-6
-
-  def test_an_observation_without_tokens_costs_nothing(self):
-    x = jnp.full((1, 3), jnp.nan)
-
-    def loss(x):
-      return world_model.transition_losses(x, jnp.zeros((1, 3), bool))[0]
-
-    value, gradient = jax.value_and_grad(loss)(x)
-    assert value == 0 and not gradient.any()
 
   def test_padding_changes_nothing(self):
     log_probs, mask, *_ = sample()
@@ -244,11 +219,9 @@ class EntropyTest(chex.TestCase):
   def test_the_printed_form_of_an_impossible_token_is_zero(self):
     x = jnp.array([[-jnp.inf, -jnp.inf]])
     assert world_model.printed_action_entropy(x, jnp.ones((1, 2)))[0] == 0
-
-  def test_an_action_without_tokens(self):
     x, mask = jnp.full((1, 2), jnp.nan), jnp.zeros((1, 2), bool)
-    assert world_model.action_entropy(x, mask)[0] == 0
-    assert world_model.printed_action_entropy(x, mask)[0] == 0
+    for f in (world_model.action_entropy, world_model.printed_action_entropy):
+      assert f(x, mask)[0] == 0  # an action without tokens
 
 
 class SelectionTest(chex.TestCase):
@@ -308,20 +281,6 @@ class SelectionTest(chex.TestCase):
       found = f(jnp.array(entropies), jnp.array(pool), alpha=alpha)
       np.testing.assert_array_equal(found, want)
 
-  def test_alpha_of_one_selects_the_pool(self):
-    pool = np.array([1, 0, 1, 1], bool)
-    for f in (world_model.highest_entropy, world_model.lowest_entropy):
-      np.testing.assert_array_equal(f(np.arange(4.0), pool, alpha=1.0), pool)
-    np.testing.assert_array_equal(
-      world_model.random_transitions(jax.random.key(0), pool, alpha=1.0), pool
-    )
-
-  def test_equal_entropies_select_the_first(self):
-    found = world_model.highest_entropy(
-      jnp.ones(5), jnp.ones(5, bool), alpha=0.6
-    )
-    np.testing.assert_array_equal(found, [1, 1, 1, 0, 0])
-
   def test_a_product_that_is_an_integer_is_not_rounded_up(self):
     # In binary 0.3 · 10 and 0.1 · 30 lie above 3, in one precision or another.
     for alpha, rows in ((0.3, 10), (0.1, 30), (0.7, 10)):
@@ -330,20 +289,13 @@ class SelectionTest(chex.TestCase):
       )
       assert found.sum() == round(alpha * rows)
 
-  def test_one_step_is_always_selected(self):
-    found = world_model.highest_entropy(
-      jnp.ones(1), jnp.ones(1, bool), alpha=0.1, rounding=math.floor
-    )
-    assert found.all()
-
-  def test_an_empty_pool_selects_nothing(self):
-    h, pool = jnp.array([1.0, jnp.nan]), jnp.zeros(2, bool)
-    assert not world_model.highest_entropy(h, pool).any()
-    assert not world_model.lowest_entropy(h, pool).any()
-    assert not world_model.random_transitions(jax.random.key(0), pool).any()
-
   def test_random_ones_are_as_many_within_the_pool_and_differ(self):
     pool = jnp.arange(40) < 32
+    for where, alpha in ((pool, 1.0), (pool & False, 0.5)):
+      np.testing.assert_array_equal(
+        world_model.random_transitions(jax.random.key(0), where, alpha=alpha),
+        where,
+      )
     found = [
       world_model.random_transitions(jax.random.key(seed), pool, alpha=0.5)
       for seed in range(2)
@@ -357,22 +309,10 @@ class SelectionTest(chex.TestCase):
     with self.assertRaises(ValueError):
       world_model.highest_entropy(jnp.ones(2), jnp.ones(2, bool), alpha=alpha)
 
-  def test_seeds_select_apart(self):
-    rng = np.random.default_rng(1)
-    h = rng.normal(size=(3, 8)).astype(np.float32)
-    pool = rng.random((3, 8)) < 0.8
-    np.testing.assert_array_equal(
-      jax.vmap(world_model.highest_entropy)(h, pool),
-      [world_model.highest_entropy(*one) for one in zip(h, pool, strict=True)],
-    )
-
   def test_a_batch_split_over_devices_selects_the_same(self):
     rng = np.random.default_rng(0)
     h = rng.integers(0, 4, 24).astype(np.float32)  # with ties
     pool = rng.random(24) < 0.7
-    mesh = jax.make_mesh(
-      (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
     for f in (
       world_model.highest_entropy,
       world_model.lowest_entropy,
@@ -380,21 +320,12 @@ class SelectionTest(chex.TestCase):
         jax.random.key(3), pool, **rest
       ),
     ):
-      lifted = jax.shard_map(
-        functools.partial(f, alpha=0.4, axis_name="data"),
-        mesh=mesh,
-        in_specs=P("data"),
-        out_specs=P("data"),
-      )
-      np.testing.assert_array_equal(
-        jax.jit(lifted)(h, pool), f(h, pool, alpha=0.4)
-      )
-      np.testing.assert_array_equal(
-        jax.pmap(
-          functools.partial(f, alpha=0.4, axis_name="data"), axis_name="data"
-        )(h.reshape(4, 6), pool.reshape(4, 6)).reshape(-1),
-        f(h, pool, alpha=0.4),
-      )
+      want = f(h, pool, alpha=0.4)
+      split = functools.partial(f, alpha=0.4, axis_name="data")
+      np.testing.assert_array_equal(on_mesh(split, h, pool), want)
+      mapped = jax.pmap(split, axis_name="data")
+      found = mapped(h.reshape(4, 6), pool.reshape(4, 6)).reshape(-1)
+      np.testing.assert_array_equal(found, want)
 
 
 class CoefficientsTest(chex.TestCase):
@@ -431,12 +362,6 @@ class CoefficientsTest(chex.TestCase):
       returns, max_return=2.0, scored=scored
     )
     np.testing.assert_array_equal(found, [0.5, 0])
-
-  def test_no_gradient(self):
-    gradient = jax.grad(
-      lambda r: world_model.adaptive_coefficients(r, max_return=1.0).sum()
-    )(jnp.ones((2, 3)))
-    assert not gradient.any()
 
   def test_a_constant(self):
     found = world_model.constant_coefficients(np.zeros((2, 3)), value=0.5)
@@ -492,7 +417,8 @@ class WeightsTest(chex.TestCase):
     want = world_model.world_model_loss(
       log_probs, mask, f(selected, coefficients, groups)
     )
-    padded = f(
+    padded = names.supply(
+      f,
       np.pad(selected, (0, 4)),
       coefficients,
       np.pad(groups, (0, 4)),
@@ -526,17 +452,14 @@ class WeightsTest(chex.TestCase):
     log_probs, mask, selected, *_ = sample((12, 5))
     coefficients = np.array([0.1, 0.2, 0.7, 1.0], np.float32)
     groups = np.repeat(np.arange(4), 3)
-    mesh = jax.make_mesh(
-      (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
     for f in AGGREGATES.values():
       want = f(selected, coefficients, groups)
-      found = jax.shard_map(
-        functools.partial(f, axis_name="data"),
-        mesh=mesh,
-        in_specs=P("data"),
-        out_specs=P("data"),
-      )(selected, coefficients, groups * 0)
+      found = on_mesh(
+        functools.partial(names.supply, f, axis_name="data"),
+        selected,
+        coefficients,
+        groups * 0,
+      )
       chex.assert_trees_all_close(found, want, rtol=1e-6)
 
   def test_weights_get_no_gradient(self):
@@ -565,10 +488,9 @@ class TotalTest(chex.TestCase):
     def policy_loss(log_probs, dtype):
       a = np.array(inputs["advantages"], dtype)
       if inputs["readings"]["rl"] == "eq1":
-        each = world_model.trajectory_mean(np.array([2, 2]), groups)
-        return world_model.group_policy_gradient_loss(
-          log_probs, a, action_mask, each
-        ).value()
+        # (1): a mean over the two groups of one over their two trajectories.
+        sums = jnp.sum(jnp.where(action_mask, log_probs, 0), axis=1)
+        return jnp.sum(-a * sums) / (2 * 2)
       ppo = inputs["ppo"]
       surrogate = losses.clipped_surrogate_loss(
         log_probs,
@@ -642,36 +564,3 @@ class TotalTest(chex.TestCase):
         close(value, want["L_total"])
         close(gradients[0], want["grad_action_logits"])
         close(gradients[1], want["grad_obs_logits"])
-
-
-class EchoTest(chex.TestCase):
-  def test_by_hand(self):
-    x = jnp.array([[-1.0, -3.0, 0.0], [-4.0, 0.0, 0.0]])
-    mask = jnp.array([[1, 1, 0], [1, 0, 0]], bool)
-    # 0.05 · ((1 + 3) / 2 + 4) / 2, and 0.05 · (1 + 3 + 4) / 3 over tokens.
-    np.testing.assert_allclose(
-      world_model.echo_loss(x, mask).value(), 0.15, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-      world_model.echo_loss(x, mask, aggregate=losses.token_mean).value(),
-      0.05 * 8 / 3,
-      rtol=1e-6,
-    )
-
-  def test_a_warning_is_counted_and_not_learned(self):
-    x, mask = jnp.array([[-1.0, -jnp.inf]]), jnp.ones((1, 2), bool)
-    learned = jnp.array([[True, False]])
-    loss, gradient = jax.value_and_grad(
-      lambda x: world_model.echo_loss(
-        x, mask, coefficient=1.0, trained_mask=learned
-      ).value()
-    )(x)
-    np.testing.assert_allclose(loss, 0.5)
-    np.testing.assert_allclose(gradient, [[-0.5, 0]])
-
-  def test_no_observation_at_all(self):
-    x, mask = jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool)
-    loss, gradient = jax.value_and_grad(
-      lambda x: world_model.echo_loss(x, mask).value()
-    )(x)
-    assert loss == 0 and not gradient.any()

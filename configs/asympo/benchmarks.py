@@ -112,9 +112,6 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   config.loop.checkpoint_interval = 16
   config.loop.skip_nonfinite = True
   config.asynchronous.protocol = "quota"
-  config.asynchronous.threshold = 0.5
-  config.asynchronous.require = 4
-  config.asynchronous.trigger = 4
   config.asynchronous.actors = 1
   config.evaluation.interval = 0
   config.evaluation.num_examples = 64  # MATH500 whole is a benchmark

@@ -1,80 +1,42 @@
-"""The ledger of labels: what was bought when, from whom, and at what price.
+"""The ledger of labels: what was bought when, and the questions that wait.
 
 One SQLite file in the run directory. Labels may have cost a person's time, so
 the file is made to be killed at any moment, to be read by another process while
-a run writes, and to say in one sentence what is wrong with it.
-
-A purchase is named by seed, step and prompt, and is decided once: with a label,
-or without one, which costs nothing. It is never changed afterwards. A run that
-repeats a step, since it went on from an older checkpoint, gets what is written
-there, is charged nothing again, and asks nobody.
-
-After `restore(step)` the purchases of that step and later ones are set aside:
-they are not known and not counted until they are bought again. So the run that
-was resumed sees at each step what it saw the first time, and its totals are
-those of a run that was never interrupted.
+a run writes, and to say in one sentence what is wrong with it. Each operation
+is one transaction; the journal is SQLite's rollback journal, since a
+write-ahead log does not work on the network file systems of run directories.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import importlib.resources
 import json
 import math
 import os
 import pathlib
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from saw_jax.annotate import questions as questions_lib
 from saw_jax.annotate.questions import Label, LabelSource, Question
 
 LEDGER_NAME = "labels.sqlite"  # in a run directory
-_APPLICATION = 0x53415731  # marks the file as ours
-_VERSION = 1
-_BUSY_S = 30.0
-
+# What is kept of a text from its beginning, and as much from its end, where the
+# answer stands. A policy may write megabytes.
+_PROMPT_PART, _RESPONSE_PART = 20_000, 4_000
+_MAX_CLUSTERS = 9  # one for each digit
+_SCHEMA = importlib.resources.files(__package__) / "assets" / "ledger.sql"
+_APPLICATION, _VERSION = 0x53415731, 1  # mark the file as ours
+_LEASE_S = 30.0
 # What a purchase counts for. Set aside: of a step that is to be repeated.
 # Abandoned: the repeated step did not buy it again.
 _COUNTED, _ASIDE, _ABANDONED = 1, 0, -1
 
-_SCHEMA = """
-CREATE TABLE budget (
-  id INTEGER PRIMARY KEY CHECK (id = 0),
-  per_step INTEGER,
-  total REAL
-);
-INSERT INTO budget VALUES (0, NULL, NULL);
-CREATE TABLE purchases (
-  seed INTEGER NOT NULL,
-  step INTEGER NOT NULL,
-  prompt_id INTEGER NOT NULL,
-  label TEXT,           -- as JSON; NULL where nobody gave one
-  who TEXT NOT NULL,
-  price REAL NOT NULL,
-  bought_at TEXT NOT NULL,
-  standing INTEGER NOT NULL,
-  PRIMARY KEY (seed, step, prompt_id)
-);
-CREATE TABLE questions (
-  prompt_id INTEGER PRIMARY KEY,
-  digest TEXT NOT NULL, -- of the prompt
-  document TEXT NOT NULL,
-  seed INTEGER NOT NULL,
-  step INTEGER NOT NULL,
-  round INTEGER NOT NULL,
-  status TEXT NOT NULL CHECK (status IN ('waiting', 'answered', 'skipped')),
-  is_open INTEGER NOT NULL,
-  is_taken INTEGER NOT NULL,
-  label TEXT,
-  who TEXT,
-  page TEXT,            -- that answered it or holds it
-  lease_until REAL NOT NULL,
-  asked_at REAL NOT NULL,
-  patience REAL,
-  settled_at REAL
-);
-"""
+_Sql = Callable[..., list[tuple]]  # (statement, *values) -> rows
+_Key = tuple[int, int, int]  # seed, step and prompt
 
 
 class LedgerError(ValueError):
@@ -85,50 +47,24 @@ class LedgerLockedError(LedgerError):
   """Another process holds the ledger; the same call may succeed later."""
 
 
+class AnswerError(ValueError):
+  """A page's answer was not counted; the message tells the annotator why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """How much each seed may spend.
+  """How much each seed may spend; None for no limit."""
 
-  Attributes:
-    per_step: most labels in a step; None for no limit.
-    total: most that all labels may cost; None for no limit.
-  """
-
-  per_step: int | None = None
-  total: float | None = None
+  per_step: int | None = None  # most labels in a step
+  total: float | None = None  # most that all labels may cost
 
   def __post_init__(self):
-    if self.per_step is not None and self.per_step < 1:
-      raise ValueError(
-        f"a budget of {self.per_step} labels a step buys nothing: set it to 1 "
-        "or more, or train without labels."
-      )
-    if self.total is not None and not self.total > 0:
-      raise ValueError(
-        f"a total budget of {self.total} buys nothing: set it above 0, or "
-        "train without labels."
-      )
-
-  def check(self, batch_size: int, price: float = 1.0) -> None:
-    """Says whether a batch can be labelled with this budget.
-
-    Args:
-      batch_size: prompts in a step.
-      price: of a label.
-
-    Raises:
-      ValueError: there are fewer prompts than labels a step, or not one label
-        can be paid.
-    """
-    if self.per_step is not None and self.per_step > batch_size:
-      raise ValueError(
-        f"a budget of {self.per_step} labels a step is more than the batch of "
-        f"{batch_size} prompts: set it to {batch_size} or less."
-      )
-    if self.total is not None and price > self.total:
-      raise ValueError(
-        f"a total budget of {self.total:g} does not pay one label at {price:g}."
-      )
+    for name, limit in dataclasses.asdict(self).items():
+      if limit is not None and not limit > 0:
+        raise ValueError(
+          f"a budget ({name}) of {limit} buys nothing: set it above 0, or "
+          "train without labels."
+        )
 
 
 class Purchase(NamedTuple):
@@ -150,44 +86,62 @@ class Totals(NamedTuple):
   prompts: int  # different ones among them
   unlabelled: int  # asked for in vain
   spent: float
-  remaining: float | None  # of the total budget; None without one
+
+
+class Shown(NamedTuple):
+  """A question as a page has it; a text is its head, what is cut, its tail."""
+
+  prompt_id: int
+  round: int  # how often it was asked: an answer names the one it is about
+  seed: int
+  step: int
+  text: list  # head, number of characters, tail
+  # (answer or None, count, response, label or None) of the largest ones. The
+  # label is what choosing it means; None: it cannot be chosen.
+  clusters: list
+  form: str  # of the answer
+  other_clusters: int  # that are left out
+  other_responses: int  # in them
+
+
+class Counts(NamedTuple):
+  """The questions in numbers."""
+
+  waiting: int
+  answered: int
+  skipped: int
+  patience: float | None  # seconds until the run gives up; None: never
+  spent: Mapping[int, float]  # by seed
+  budget: Budget
 
 
 class LabelLedger:
-  """The purchases of a run; any number of processes may have the file open."""
+  """Purchases and questions; any number of processes may have the file open.
+
+  An empty ledger is made where there is none, unless `creates` is off. The
+  budget is that of each seed, from now on; by default what the file says, which
+  is no limit at first. `busy_s` is the longest wait for another process.
+  """
 
   def __init__(
     self,
     path: str | os.PathLike,
     *,
     budget: Budget | None = None,
-    busy_s: float = _BUSY_S,
+    busy_s: float = 30.0,
+    creates: bool = True,
   ):
-    """Opens a ledger, or makes an empty one.
+    self.path, self._busy_s = pathlib.Path(path), busy_s
+    if creates:
+      self._create()
+    self._check()
+    with self.transaction(writes=budget is not None) as sql:
+      if budget is not None:
+        values = budget.per_step, budget.total
+        sql("UPDATE budget SET per_step = ?, total = ?", *values)
+      self.budget = _budget(sql)
 
-    Args:
-      path: of the file, in a folder that is there.
-      budget: of each seed, from now on; by default what the file says, which
-        is no limit at first.
-      busy_s: longest wait for another process, in seconds.
-
-    Raises:
-      LedgerError: the file is damaged, locked, no ledger, or of a newer
-        version. It is left as it is.
-    """
-    self.path = pathlib.Path(path)
-    self._busy_s = busy_s
-    create(self.path, busy_s)
-    if budget is None:
-      with self._reading() as connection:
-        budget = read_budget(connection)
-    else:
-      with self._writing() as connection:
-        connection.execute(
-          "UPDATE budget SET per_step = ?, total = ?",
-          (budget.per_step, budget.total),
-        )
-    self.budget = budget
+  # Purchases.
 
   def buy(
     self,
@@ -198,188 +152,134 @@ class LabelLedger:
   ) -> list[Label | None]:
     """Buys labels, or finds them among what was bought.
 
-    Looked for in this order: what was decided for this seed, step and prompt;
-    what this seed bought at another step, for nothing; the source. What the
-    source says is written down at once, all or nothing.
-
-    Args:
-      questions: of one step or several, of one seed or several.
-      source: asked for what is not known. It may take its time: the file is
-        not locked meanwhile.
-      again: buy also what was bought at another step, as CARE does in a second
-        epoch. A person is not asked again, but is paid again.
-
-    Returns:
-      A label for each question, or None where nobody gave one.
-
-    Raises:
-      LedgerError: the budget is exceeded, and nobody was asked; or the file
-        fails, and nothing was written.
-      ValueError: a question comes twice, or the source broke its contract.
-
-    References:
-      The label cache that CARE does without: https://arxiv.org/abs/2605.25864
+    A purchase, named by seed, step and prompt, is decided once: with a label,
+    or without one, which costs nothing. Else what this seed bought at another
+    step is free, unless it is to be paid `again` as CARE does (though no person
+    is asked again). Else the source is asked, the first questions first, as far
+    as the budget goes, and what it says is written down at once, all or
+    nothing; the file is not locked while it thinks.
     """
+    price = float(source.price)
+    if not 0 <= price < math.inf:
+      raise ValueError(f"the price of {source.name} is not a price: {price}.")
     keys = [(q.seed, q.step, q.prompt_id) for q in questions]
-    if len(set(keys)) != len(keys):
-      raise ValueError("a question of one seed, step and prompt comes twice.")
-    price = _check_price(source)
-    with self._writing() as connection:
-      found = self._find(connection, keys, again=again)
-      missing = [
-        q for q, key in zip(questions, keys, strict=True) if key not in found
-      ]
-      self._check_budget(connection, missing, price)
+    found: dict[_Key, Label | None] = {}
+    missing: dict[_Key, Question] = {}
+    with self.transaction(writes=True) as sql:
+      pay = self._purse(sql, price)
+      for key, question in dict(zip(keys, questions, strict=True)).items():
+        decided, standing = _decided(sql, key)
+        known = None if again else _known(sql, key)
+        # What was set aside takes the room that it took the first time.
+        if not (known or standing == _COUNTED or pay(*key[:2])):
+          continue
+        if standing is None and known is None:
+          missing[key] = question
+        else:
+          found[key] = known if standing is None else decided
+          sql(
+            "UPDATE purchases SET standing = 1 "
+            "WHERE seed = ? AND step = ? AND prompt_id = ?",
+            *key,
+          )
     if missing:
-      answers = list(source.answer(missing))
-      if len(answers) != len(missing):
-        raise ValueError(
-          f"{source.name} gave {len(answers)} answers to {len(missing)} "
-          "questions."
-        )
-      with self._writing() as connection:
-        connection.executemany(
+      found |= self._ask(missing, source, price)
+    return [found.get(key) for key in keys]
+
+  def _ask(self, missing, source, price) -> dict[_Key, Label | None]:
+    answers = list(source.answer(list(missing.values())))
+    if len(answers) != len(missing):
+      raise ValueError(
+        f"{source.name} gave {len(answers)} answers to {len(missing)} "
+        "questions."
+      )
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with self.transaction(writes=True) as sql:
+      for key, label in zip(missing, answers, strict=True):
+        values = None, source.name, 0.0
+        if label is not None:
+          values = json.dumps(label.text), label.who, price
+        sql(
           # Another process of this run may have been faster; then that counts.
           "INSERT OR IGNORE INTO purchases VALUES (?, ?, ?, ?, ?, ?, ?, 1)",
-          [
-            (q.seed, q.step, q.prompt_id, None, source.name, 0.0, _now())
-            if label is None
-            else (
-              *(q.seed, q.step, q.prompt_id),
-              *(json.dumps(label.text), label.who, price, _now()),
-            )
-            for q, label in zip(missing, answers, strict=True)
-          ],
+          *key,
+          *values,
+          now,
         )
-        wanted = [(q.seed, q.step, q.prompt_id) for q in missing]
-        found |= self._find(connection, wanted, again=True)
-    return [found[key] for key in keys]
+      return {key: _decided(sql, key)[0] for key in missing}
 
-  def known(self, seed: int, prompts: Sequence[int]) -> dict[int, Label]:
-    """Returns the labels that a seed has bought.
+  def _purse(self, sql: _Sql, price: float) -> Callable[[int, int], bool]:
+    """A function of seed and step that pays one more label, if it can."""
+    room: dict[tuple[int, int], float] = {}
+    left: dict[int, float] = {}
 
-    Args:
-      seed: of the run.
-      prompts: ids, of which any may be unknown.
+    def pay(seed: int, step: int) -> bool:
+      if seed not in left:
+        total = self.budget.total
+        left[seed] = math.inf if total is None else total
+        left[seed] -= _spent(sql, seed)
+      if (seed, step) not in room:
+        ((taken,),) = sql(
+          "SELECT COUNT(label) FROM purchases "
+          "WHERE seed = ? AND step = ? AND standing = 1",
+          *(seed, step),
+        )
+        room[seed, step] = (self.budget.per_step or math.inf) - taken
+      # Prices such as 0.1 do not add up to the last digit.
+      if room[seed, step] < 1 or left[seed] < price * (1 - 1e-9):
+        return False
+      room[seed, step] -= 1
+      left[seed] -= price
+      return True
 
-    Returns:
-      Labels by prompt; of several the one of the latest step.
-    """
-    wanted = set(prompts)
-    with self._reading() as connection:
-      rows = connection.execute(
-        "SELECT prompt_id, label, who FROM purchases WHERE seed = ? "
-        "AND standing = 1 AND label IS NOT NULL ORDER BY step",
-        (seed,),
-      )
-      return {
-        prompt: Label(json.loads(label), who)
-        for prompt, label, who in rows
-        if prompt in wanted
-      }
-
-  def room(self, seed: int, step: int, *, price: float = 1.0) -> float:
-    """Says how many more labels a seed may buy.
-
-    Args:
-      seed: of the run.
-      step: at which they are bought.
-      price: of each.
-
-    Returns:
-      The number, `inf` without a budget. What is known costs nothing and needs
-      no room.
-    """
-    with self._reading() as connection:
-      return self._room(connection, seed, step, price)
+    return pay
 
   def totals(self, seed: int) -> Totals:
-    """Adds up what a seed has bought; what is set aside does not count.
-
-    Args:
-      seed: of the run.
-
-    Returns:
-      The totals.
-    """
-    with self._reading() as connection:
-      rows = connection.execute(
-        "SELECT prompt_id, label IS NULL, price FROM purchases "
-        "WHERE seed = ? AND standing = 1",
-        (seed,),
-      ).fetchall()
-    bought = [prompt for prompt, is_unlabelled, _ in rows if not is_unlabelled]
-    spent = math.fsum(price for *_, price in rows)
-    total = self.budget.total
+    """Adds up what a seed has bought; what is set aside does not count."""
+    mine = [p for p in self.purchases() if p.seed == seed]
+    bought = [p.prompt_id for p in mine if p.label is not None]
     return Totals(
       labels=len(bought),
       prompts=len(set(bought)),
-      unlabelled=len(rows) - len(bought),
-      spent=spent,
-      remaining=None if total is None else total - spent,
+      unlabelled=len(mine) - len(bought),
+      spent=math.fsum(p.price for p in mine),
     )
 
-  def spent_by_step(self, seed: int) -> dict[int, float]:
-    """Adds up what each step of a seed has cost.
-
-    Args:
-      seed: of the run.
-
-    Returns:
-      Cost by step, of the steps that asked for labels.
-    """
-    costs: dict[int, list[float]] = {}
-    for purchase in self.purchases():
-      if purchase.seed == seed:
-        costs.setdefault(purchase.step, []).append(purchase.price)
-    return {step: math.fsum(prices) for step, prices in costs.items()}
-
   def purchases(self) -> list[Purchase]:
-    """Returns what counts, by seed, step and prompt."""
-    with self._reading() as connection:
-      return _purchases(connection)
+    """What counts, by seed, step and prompt."""
+    with self.transaction() as sql:
+      return _purchases(sql)
 
   def snapshot(self, step: int) -> dict[str, Any]:
     """Describes the purchases of the steps that are done, for a checkpoint.
 
     What those steps did not buy again, though it had been set aside for them,
     is abandoned for good.
-
-    Args:
-      step: number of steps done.
-
-    Returns:
-      A small document for `restore`, as JSON can hold it.
     """
-    with self._writing() as connection:
-      connection.execute(
+    with self.transaction(writes=True) as sql:
+      sql(
         "UPDATE purchases SET standing = ? WHERE standing = ? AND step < ?",
-        (_ABANDONED, _ASIDE, step),
+        *(_ABANDONED, _ASIDE, step),
       )
-      return _describe(connection, step)
+      return _describe(sql, step)
 
   def restore(
     self, step: int, snapshot: Mapping[str, Any] | None = None
   ) -> None:
-    """Makes the ledger what it was when a number of steps were done.
+    """Makes the purchases what they were when so many steps were done.
 
-    Args:
-      step: number of steps done; 0 for a run that starts anew.
-      snapshot: from the checkpoint, to compare with.
-
-    Raises:
-      LedgerError: the file is not the one of the checkpoint. It is left as it
-        is.
+    Those of later steps are set aside: neither known nor counted until they are
+    bought again, at no charge and without asking, so that a resumed run sees at
+    each step what it saw the first time. A file that is not the one of the
+    snapshot is an error, and left as it is.
     """
-    with self._writing() as connection:
-      connection.execute(
+    with self.transaction(writes=True) as sql:
+      sql(
         "UPDATE purchases SET standing = (step < ?) WHERE standing != ?",
-        (step, _ABANDONED),
+        *(step, _ABANDONED),
       )
-      if snapshot is None:
-        return
-      found = _describe(connection, step)
-      if found != dict(snapshot):
+      found = _describe(sql, step)
+      if snapshot is not None and found != dict(snapshot):
         raise LedgerError(  # which also rolls back
           f"{self.path} is not the ledger of the checkpoint at step {step}: it "
           f"has {found['purchases']} purchases of the steps before, the "
@@ -387,272 +287,425 @@ class LabelLedger:
           "start a new run"
         )
 
-  def _find(
-    self,
-    connection: sqlite3.Connection,
-    keys: Sequence[tuple[int, int, int]],
-    *,
-    again: bool,
-  ) -> dict[tuple[int, int, int], Label | None]:
-    """Looks up what is decided, and counts it again if it was set aside."""
-    found: dict[tuple[int, int, int], Label | None] = {}
-    for key in keys:
-      row = connection.execute(
-        "SELECT label, who, standing FROM purchases "
-        "WHERE seed = ? AND step = ? AND prompt_id = ?",
-        key,
-      ).fetchone()
-      if row is not None and row[2] != _COUNTED:
-        connection.execute(
-          "UPDATE purchases SET standing = ? "
-          "WHERE seed = ? AND step = ? AND prompt_id = ?",
-          (_COUNTED, *key),
-        )
-      if row is None and not again:
-        seed, _, prompt = key
-        row = connection.execute(
-          "SELECT label, who FROM purchases WHERE seed = ? AND prompt_id = ? "
-          "AND standing = 1 AND label IS NOT NULL ORDER BY step DESC LIMIT 1",
-          (seed, prompt),
-        ).fetchone()
-      if row is not None:
-        label, who = row[:2]
-        found[key] = None if label is None else Label(json.loads(label), who)
-    return found
+  # Questions: what a run does. It asks and polls. A question is open while a
+  # run waits for it; an answer that comes later is kept for when it asks again.
 
-  def _check_budget(
-    self,
-    connection: sqlite3.Connection,
-    questions: Sequence[Question],
-    price: float,
+  def ask(
+    self, questions: Sequence[Question], *, patience: float = math.inf
   ) -> None:
-    for seed in {q.seed for q in questions}:
-      mine = [q for q in questions if q.seed == seed]
-      for step in {q.step for q in mine}:
-        count = sum(q.step == step for q in mine)
-        room = self._room(connection, seed, step, price)
-        if count > room:
+    """Asks for labels of prompts that have none yet, each prompt once.
+
+    `patience` is how many seconds without any answer the run waits, for the
+    page to show. A ledger that has another prompt under one of their ids is an
+    error, and then nothing is asked.
+    """
+    rows = {q.prompt_id: (q, *_write(q)) for q in reversed(questions)}
+    seconds = patience if math.isfinite(patience) else None
+    with self.transaction(writes=True) as sql:
+      for prompt, (q, digest, document) in reversed(rows.items()):
+        before = sql(
+          "SELECT digest, status, seed, step, is_taken FROM questions "
+          "WHERE prompt_id = ?",
+          prompt,
+        )
+        if before and before[0][0] != digest:
           raise LedgerError(
-            f"step {step} of seed {seed} asks for {count} labels at {price:g}, "
-            f"and the budget has room for {room:g}"
+            f"{self.path} has another prompt under the id {prompt}: it "
+            "belongs to a run on other data"
           )
-      if self.budget.total is not None:
-        spent = self._spent(connection, seed)
-        if spent + price * len(mine) > self.budget.total * (1 + 1e-12):
-          raise LedgerError(
-            f"seed {seed} asks for {len(mine)} labels at {price:g}, and "
-            f"{self.budget.total - spent:g} of its budget of "
-            f"{self.budget.total:g} is left"
-          )
+        # A skip stays until it is taken: the run may have been killed.
+        skipped = ("skipped", q.seed, q.step, 0)
+        if before and (before[0][1] == "answered" or before[0][1:] == skipped):
+          continue
+        sql(
+          "INSERT INTO questions VALUES (?, ?, ?, ?, ?, 1, 'waiting', 1, 0, "
+          "NULL, NULL, NULL, 0, ?, ?, NULL) ON CONFLICT (prompt_id) DO UPDATE "
+          "SET document = excluded.document, seed = excluded.seed, "
+          "step = excluded.step, round = round + 1, status = 'waiting', "
+          "is_open = 1, is_taken = 0, page = NULL, lease_until = 0, "
+          "asked_at = excluded.asked_at, patience = excluded.patience, "
+          "settled_at = NULL",
+          *(prompt, digest, document, q.seed, q.step, time.time(), seconds),
+        )
 
-  def _room(
-    self, connection: sqlite3.Connection, seed: int, step: int, price: float
-  ) -> float:
-    room = math.inf
-    if self.budget.per_step is not None:
-      (taken,) = connection.execute(
-        "SELECT COUNT(label) FROM purchases "
-        "WHERE seed = ? AND step = ? AND standing = 1",
-        (seed, step),
-      ).fetchone()
-      room = max(self.budget.per_step - taken, 0)
-    if self.budget.total is not None and price > 0:
-      left = self.budget.total - self._spent(connection, seed)
-      # Prices such as 0.1 do not add up to the last digit.
-      room = min(room, max(math.floor(left / price + 1e-9), 0))
-    return room
+  def states(self, prompts: Sequence[int]) -> dict[int, tuple]:
+    """Status, time and whether it was taken, of prompts that were asked."""
+    with self.transaction() as sql:
+      return _rows(sql, prompts, "status, settled_at, is_taken")
 
-  def _spent(self, connection: sqlite3.Connection, seed: int) -> float:
-    rows = connection.execute(
-      "SELECT price FROM purchases WHERE seed = ? AND standing = 1", (seed,)
-    )
-    return math.fsum(price for (price,) in rows)
+  def take(self, prompts: Sequence[int]) -> dict[int, Label | None]:
+    """Ends the wait for prompts; None where one was skipped or nobody came."""
+    with self.transaction(writes=True) as sql:
+      rows = _rows(sql, prompts, "status, label, who")
+      for prompt in prompts:
+        sql(
+          "UPDATE questions SET is_open = 0, is_taken = status != 'waiting' "
+          "WHERE prompt_id = ?",
+          prompt,
+        )
+      return {
+        prompt: Label(*answer) if status == "answered" else None
+        for prompt, (status, *answer) in rows.items()
+      }
 
-  def _reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-    return transaction(self.path, busy_s=self._busy_s)
+  # Questions: what a page does. Pages are told apart by their names.
 
-  def _writing(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-    return transaction(self.path, busy_s=self._busy_s, writes=True)
+  def lease(self, page: str, *, now: float | None = None) -> Shown | None:
+    """Gives a page its question again, or the oldest that no other page has."""
+    now = time.time() if now is None else now
+    with self.transaction(writes=True) as sql:
+      rows = sql(
+        "SELECT prompt_id, round, seed, step, document FROM questions "
+        "WHERE is_open AND status = 'waiting' "
+        "AND (page IS NULL OR page = ?1 OR lease_until <= ?2) "
+        "ORDER BY page IS NOT ?1, asked_at, rowid LIMIT 1",
+        *(page, now),
+      )
+      if not rows:
+        return None
+      _hold(sql, page, rows[0][0], now)
+      return _read(*rows[0])
 
+  def renew(self, page: str, prompt: int) -> str:
+    """Keeps a question for a page a while longer, if it still has it.
 
-def create(path: str | os.PathLike, busy_s: float = _BUSY_S) -> None:
-  """Makes an empty ledger, or checks the one that is there.
+    Gives "yours"; "elsewhere" when another page has it; "answered" or
+    "skipped"; "closed" when the run gave up; "unknown".
+    """
+    now = time.time()
+    with self.transaction(writes=True) as sql:
+      rows = _rows(sql, [prompt], "status, is_open, page, lease_until")
+      if not rows:
+        return "unknown"
+      status, is_open, holder, until = rows[prompt]
+      if status != "waiting":
+        return status
+      if not is_open:
+        return "closed"
+      if holder not in (None, page) and until > now:
+        return "elsewhere"
+      _hold(sql, page, prompt, now)
+      return "yours"
 
-  Args:
-    path: of the file.
-    busy_s: longest wait for another process, in seconds.
+  def settle(
+    self,
+    page: str,
+    prompt: int,
+    round: int,
+    *,
+    answer: str | None = None,
+    choice: int | None = None,
+    who: str = "annotator",
+  ) -> str | None:
+    """Answers a question or, with neither answer nor choice, skips it.
 
-  Raises:
-    LedgerError: see `LabelLedger`.
-  """
-  path = pathlib.Path(path)
-  if not path.parent.is_dir():
-    raise LedgerError(f"there is no folder {path.parent} for a ledger")
-  if not path.exists() or not path.stat().st_size:
-    with transaction(path, busy_s=busy_s, writes=True, creates=True) as made:
+    The first answer counts, whichever page it comes from. `answer` was typed,
+    `choice` is the number of a cluster. Gives the label that is kept.
+    """
+    if answer is not None and choice is not None:
+      raise AnswerError("Choose an answer or type one, not both.")
+    with self.transaction(writes=True) as sql:
+      columns = "round, seed, step, document, status, is_open, label, page"
+      rows = _rows(sql, [prompt], columns)
+      if not rows:
+        raise AnswerError(f"There is no question {prompt}: nothing was kept.")
+      *question, status, is_open, kept, owner = rows[prompt]
+      shown = _read(prompt, *question)
+      if shown.round != round:
+        raise AnswerError(
+          "The question was asked again meanwhile, with other responses: this "
+          "answer was not counted, look at the question again."
+        )
+      label = _parse(shown, answer, choice)
+      if status != "waiting":
+        if owner == page and label == kept:
+          return label  # A second click.
+        what = f" with {kept!r}" if status == "answered" else ""
+        where = "" if owner == page else " in another page"
+        raise AnswerError(
+          f"The question was {status} already{what}{where}: this answer was "
+          "not counted."
+        )
+      if label is None and not is_open:
+        raise AnswerError("The run no longer waits for it: nothing to skip.")
+      status = "skipped" if label is None else "answered"
+      sql(
+        "UPDATE questions SET status = ?, label = ?, who = ?, page = ?, "
+        "settled_at = ? WHERE prompt_id = ?",
+        *(status, label, who, page, time.time(), prompt),
+      )
+      return label
+
+  def last(self, page: str) -> tuple[int, str | None, bool] | None:
+    """What a page settled last: prompt, label, and whether it can be undone."""
+    with self.transaction() as sql:
+      return _last(sql, page)
+
+  def undo(self, page: str) -> int:
+    """Takes back what a page settled last, unless a run has it.
+
+    The page has the question again. Gives the id of the prompt.
+    """
+    with self.transaction(writes=True) as sql:
+      last = _last(sql, page)
+      if last is None:
+        raise AnswerError("There is nothing to take back in this page.")
+      prompt, _, can_undo = last
+      if not can_undo:
+        raise AnswerError(
+          "The run has taken the last answer: it can no longer be taken back."
+        )
+      sql(  # A page has one question at a time.
+        "UPDATE questions SET page = NULL "
+        "WHERE page = ? AND status = 'waiting'",
+        page,
+      )
+      sql(
+        "UPDATE questions SET status = 'waiting', label = NULL, who = NULL, "
+        "settled_at = NULL WHERE prompt_id = ?",
+        prompt,
+      )
+      _hold(sql, page, prompt, time.time())
+      return prompt
+
+  def counts(self) -> Counts:
+    """Counts questions and spending."""
+    with self.transaction() as sql:
+      ((*numbers, asked, patience, settled),) = sql(
+        "SELECT TOTAL(status = 'waiting' AND is_open), "
+        "TOTAL(status = 'answered'), TOTAL(status = 'skipped'), "
+        "MAX(CASE WHEN status = 'waiting' AND is_open THEN asked_at END), "
+        "MAX(CASE WHEN status = 'waiting' AND is_open THEN patience END), "
+        "MAX(settled_at) FROM questions"
+      )
+      if patience is not None:
+        since = max(asked, settled or 0)
+        patience = max(since + patience - time.time(), 0.0)
+      seeds = sql(
+        "SELECT DISTINCT seed FROM purchases WHERE standing = 1 ORDER BY seed"
+      )
+      spent = {seed: _spent(sql, seed) for (seed,) in seeds}
+      return Counts(*map(int, numbers), patience, spent, _budget(sql))
+
+  # The file.
+
+  @contextlib.contextmanager
+  def transaction(
+    self, *, writes: bool = False, creates: bool = False
+  ) -> Iterator[_Sql]:
+    """Opens the file for one transaction, which an error takes back.
+
+    If it is going to write, others wait. Gives a function that executes a
+    statement; what SQLite complains of is said in a sentence.
+    """
+    mode = "rwc" if creates else "rw"
+    uri = f"{self.path.absolute().as_uri()}?mode={mode}"
+    options = {"timeout": self._busy_s, "isolation_level": None}
+    try:
+      with contextlib.closing(
+        sqlite3.connect(uri, uri=True, **options)
+      ) as connection:
+        # The commit is on the disk when it returns: labels cost more than time.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        try:
+          yield lambda statement, *values: connection.execute(
+            statement, values
+          ).fetchall()
+        except BaseException:
+          connection.rollback()
+          raise
+        connection.commit()
+    except sqlite3.Error as error:
+      raise self._explain(error) from error
+
+  def _create(self) -> None:
+    if not self.path.parent.is_dir():
+      raise LedgerError(f"there is no folder {self.path.parent} for a ledger")
+    if self.path.exists() and self.path.stat().st_size:
+      return
+    with self.transaction(writes=True, creates=True) as sql:
       # Another process may have been faster.
-      if made.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,):
-        for statement in _SCHEMA.split(";\n"):
-          made.execute(statement)
-        made.execute(f"PRAGMA application_id = {_APPLICATION}")
-        made.execute(f"PRAGMA user_version = {_VERSION}")
-  check(path, busy_s)
+      if sql("SELECT COUNT(*) FROM sqlite_master") == [(0,)]:
+        for statement in _SCHEMA.read_text("utf-8").split(";\n"):
+          sql(statement)
+        sql(f"PRAGMA application_id = {_APPLICATION}")
+        sql(f"PRAGMA user_version = {_VERSION}")
 
+  def _check(self) -> None:
+    with self.transaction() as sql:
+      application, version, found = (
+        sql(f"PRAGMA {name}")[0][0]
+        for name in ("application_id", "user_version", "quick_check(1)")
+      )
+    if application != _APPLICATION:
+      raise LedgerError(
+        f"{self.path} is an SQLite file, but no ledger of labels"
+      )
+    if version != _VERSION:
+      raise LedgerError(
+        f"{self.path} is a ledger of version {version}, and this code reads "
+        f"version {_VERSION}: use the saw_jax that wrote it"
+      )
+    if found != "ok":
+      raise self._damaged(found)
 
-def check(path: str | os.PathLike, busy_s: float = _BUSY_S) -> None:
-  """Says whether a file is a ledger, and whole.
+  def _explain(self, error: sqlite3.Error) -> LedgerError:
+    """Says in a sentence what SQLite means."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+      return LedgerLockedError(
+        f"{self.path} is locked by another process for more than "
+        f"{self._busy_s:g} s: find who holds it open, and try again"
+      )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+      return self._damaged(str(error))
+    if code == sqlite3.SQLITE_CANTOPEN and not self.path.exists():
+      return LedgerError(
+        f"there is no ledger {self.path}: it is made by a run that asks for "
+        "labels"
+      )
+    return LedgerError(f"{self.path} cannot be used: {error}")
 
-  Args:
-    path: of the file.
-    busy_s: longest wait for another process, in seconds.
-
-  Raises:
-    LedgerError: it is absent, damaged, locked, no ledger, or of a newer
-      version.
-  """
-  with transaction(path, busy_s=busy_s) as connection:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-  if application != _APPLICATION:
-    raise LedgerError(f"{path} is an SQLite file, but no ledger of labels")
-  if version != _VERSION:
-    raise LedgerError(
-      f"{path} is a ledger of version {version}, and this code reads version "
-      f"{_VERSION}: use the saw_jax that wrote it"
-    )
-  if found != "ok":
-    raise LedgerError(_damaged(path, found))
-
-
-def read_budget(connection: sqlite3.Connection) -> Budget:
-  """Reads the budget that the run has set.
-
-  Args:
-    connection: in a transaction.
-
-  Returns:
-    The budget of each seed.
-  """
-  return Budget(
-    *connection.execute("SELECT per_step, total FROM budget").fetchone()
-  )
-
-
-def read_spending(connection: sqlite3.Connection) -> dict[int, float]:
-  """Adds up what each seed has spent.
-
-  Args:
-    connection: in a transaction.
-
-  Returns:
-    Cost by seed, of those that asked for labels.
-  """
-  costs: dict[int, list[float]] = {}
-  for seed, price in connection.execute(
-    "SELECT seed, price FROM purchases WHERE standing = 1 ORDER BY seed"
-  ):
-    costs.setdefault(seed, []).append(price)
-  return {seed: math.fsum(prices) for seed, prices in costs.items()}
-
-
-@contextlib.contextmanager
-def transaction(
-  path: str | os.PathLike,
-  *,
-  busy_s: float = _BUSY_S,
-  writes: bool = False,
-  creates: bool = False,
-) -> Iterator[sqlite3.Connection]:
-  """Opens the file for one transaction, which an error takes back.
-
-  Args:
-    path: of the file.
-    busy_s: longest wait for another process, in seconds.
-    writes: whether it is going to write; then others wait.
-    creates: whether to make the file.
-
-  Yields:
-    The connection, which is closed afterwards.
-
-  Raises:
-    LedgerError: SQLite fails; the message says why in a sentence.
-  """
-  mode = "rwc" if creates else "rw"
-  uri = f"{pathlib.Path(path).absolute().as_uri()}?mode={mode}"
-  try:
-    with contextlib.closing(
-      sqlite3.connect(uri, uri=True, timeout=busy_s, isolation_level=None)
-    ) as connection:
-      # The commit is on the disk when it returns: labels cost more than time.
-      connection.execute("PRAGMA synchronous = FULL")
-      connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-      try:
-        yield connection
-      except BaseException:
-        connection.rollback()
-        raise
-      connection.commit()
-  except sqlite3.Error as error:
-    raise _explain(path, error, busy_s) from error
-
-
-def _explain(
-  path: str | os.PathLike, error: sqlite3.Error, busy_s: float
-) -> LedgerError:
-  """Says in a sentence what SQLite means."""
-  code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-  if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-    return LedgerLockedError(
-      f"{path} is locked by another process for more than {busy_s:g} s: find "
-      "who holds it open, and try again"
-    )
-  if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-    return LedgerError(_damaged(path, str(error)))
-  if code == sqlite3.SQLITE_CANTOPEN and not pathlib.Path(path).exists():
+  def _damaged(self, what: str) -> LedgerError:
+    reason = what.splitlines()[-1]  # SQLite says where on a line of its own.
     return LedgerError(
-      f"there is no ledger {path}: it is made by a run that asks for labels"
+      f"{self.path} is damaged ({reason}), and is left as it is: put a copy "
+      "back, or save what is in it with sqlite3's .recover"
     )
-  return LedgerError(f"{path} cannot be used: {error}")
 
 
-def _damaged(path: str | os.PathLike, what: str) -> str:
-  reason = what.splitlines()[-1]  # SQLite says where on a line of its own.
-  return (
-    f"{path} is damaged ({reason}), and is left as it is: put a copy back, or "
-    "save what is in it with sqlite3's .recover"
+def _decided(sql: _Sql, key: _Key) -> tuple[Label | None, int | None]:
+  """What was decided, and what it counts for; None where nothing was."""
+  rows = sql(
+    "SELECT label, who, standing FROM purchases "
+    "WHERE seed = ? AND step = ? AND prompt_id = ?",
+    *key,
+  )
+  return (_first_label(rows), rows[0][2]) if rows else (None, None)
+
+
+def _known(sql: _Sql, key: _Key) -> Label | None:
+  """The latest label that a seed has bought for a prompt."""
+  return _first_label(
+    sql(
+      "SELECT label, who FROM purchases WHERE seed = ? AND prompt_id = ? "
+      "AND standing = 1 AND label IS NOT NULL ORDER BY step DESC LIMIT 1",
+      *(key[0], key[2]),
+    )
   )
 
 
-def _purchases(
-  connection: sqlite3.Connection, before: int | None = None
-) -> list[Purchase]:
-  rows = connection.execute(
+def _first_label(rows: list[tuple]) -> Label | None:
+  if not rows or rows[0][0] is None:
+    return None
+  return Label(json.loads(rows[0][0]), rows[0][1])
+
+
+def _spent(sql: _Sql, seed: int) -> float:
+  rows = sql(
+    "SELECT price FROM purchases WHERE seed = ? AND standing = 1", seed
+  )
+  return math.fsum(price for (price,) in rows)
+
+
+def _budget(sql: _Sql) -> Budget:
+  return Budget(*sql("SELECT per_step, total FROM budget")[0])
+
+
+def _purchases(sql: _Sql, before: int | None = None) -> list[Purchase]:
+  rows = sql(
     "SELECT seed, step, prompt_id, label, who, price, bought_at FROM purchases "
     "WHERE standing = 1 AND (?1 IS NULL OR step < ?1) "
     "ORDER BY seed, step, prompt_id",
-    (before,),
+    before,
   )
-  return [
-    Purchase(*key, None if label is None else json.loads(label), *rest)
-    for *key, label, who, price, at in rows
-    for rest in [(who, price, at)]
-  ]
+  found = map(Purchase._make, rows)
+  return [p._replace(label=p.label and json.loads(p.label)) for p in found]
 
 
-def _describe(connection: sqlite3.Connection, step: int) -> dict[str, Any]:
+def _describe(sql: _Sql, step: int) -> dict[str, Any]:
   """Counts and digests the purchases before a step, but not their times."""
-  rows = [list(purchase[:-1]) for purchase in _purchases(connection, step)]
+  rows = [list(purchase[:-1]) for purchase in _purchases(sql, step)]
   digest = hashlib.sha256(json.dumps(rows).encode())
   return {"step": step, "purchases": len(rows), "digest": digest.hexdigest()}
 
 
-def _check_price(source: LabelSource) -> float:
-  price = float(source.price)
-  if not 0 <= price < math.inf:
-    raise ValueError(f"the price of {source.name} is not a price: {price}.")
-  return price
+def _rows(sql: _Sql, prompts: Sequence[int], columns: str) -> dict[int, tuple]:
+  """Questions; one look-up each, as SQLite limits a list's length."""
+  statement = f"SELECT {columns} FROM questions WHERE prompt_id = ?"
+  return {p: row for p in prompts for row in sql(statement, p)}
 
 
-def _now() -> str:
-  return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _hold(sql: _Sql, page: str, prompt: int, now: float) -> None:
+  sql(
+    "UPDATE questions SET page = ?, lease_until = ? WHERE prompt_id = ?",
+    *(page, now + _LEASE_S, prompt),
+  )
+
+
+def _last(sql: _Sql, page: str) -> tuple | None:
+  rows = sql(
+    "SELECT prompt_id, label, NOT is_taken FROM questions "
+    "WHERE page = ? AND status != 'waiting' "
+    "ORDER BY settled_at DESC, rowid DESC LIMIT 1",
+    page,
+  )
+  return rows[0] if rows else None
+
+
+def _parse(shown: Shown, answer: str | None, choice: int | None) -> str | None:
+  """Reads what was typed or chosen; None if neither."""
+  if choice is not None:
+    if not 0 <= choice < len(shown.clusters):
+      raise AnswerError(f"There is no answer {choice + 1} to choose.")
+    *_, label = shown.clusters[choice]
+    if label is None:
+      raise AnswerError("That one is no answer: type one, or skip.")
+    return label
+  if answer is None:
+    return None
+  try:
+    return questions_lib.parse_label(shown.form, answer)
+  except ValueError as error:
+    raise AnswerError(f"{error} Nothing was kept.") from error
+
+
+def _excerpt(text: str, part: int) -> tuple[str, int, str]:
+  """Keeps so many characters at either end of a text."""
+  if len(text) <= 2 * part:
+    return text, 0, ""
+  return text[:part], len(text) - 2 * part, text[-part:]
+
+
+def _write(question: Question) -> tuple[str, str]:
+  """A digest of the prompt, and what a page shows as JSON in ASCII.
+
+  So NUL, half of a surrogate pair and the like come back as they were.
+  """
+  form, clusters = question.form, []
+  questions_lib.describe_form(form)  # There has to be such a form.
+  for cluster in question.clusters[:_MAX_CLUSTERS]:
+    answer = label = None
+    if cluster.answer is not None:
+      answer = _excerpt(cluster.answer, questions_lib.MAX_LABEL_SIZE)
+      with contextlib.suppress(ValueError):
+        label = questions_lib.parse_label(form, cluster.answer)
+    text = _excerpt(cluster.text, _RESPONSE_PART)
+    clusters.append((answer, cluster.count, text, label))
+  hidden = question.clusters[_MAX_CLUSTERS:]
+  document = {
+    "text": _excerpt(question.text, _PROMPT_PART),
+    "form": form,
+    "clusters": clusters,
+    "other_clusters": len(hidden),
+    "other_responses": sum(c.count for c in hidden),
+  }
+  text = json.dumps(question.text).encode()
+  return hashlib.sha256(text).hexdigest(), json.dumps(document)
+
+
+def _read(
+  prompt: int, round: int, seed: int, step: int, document: str
+) -> Shown:
+  return Shown(prompt, round, seed, step, **json.loads(document))

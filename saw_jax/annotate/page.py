@@ -10,6 +10,7 @@ ledger, so that the page, the browser and the run can each be killed and started
 again.
 """
 
+import functools
 import hashlib
 import hmac
 import html
@@ -20,13 +21,13 @@ import os
 import re
 import secrets
 import socket
+import string
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saw_jax.annotate import ledger as label_ledger
-from saw_jax.annotate import queue as label_queue
+from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate.questions import MAX_LABEL_SIZE, describe_form
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ _REFUSED = (
   "This page needs the token that experiments/annotate.py printed: open the "
   "whole address, with ?token= at its end."
 )
+_MISSING = (
+  "the annotation page needs starlette and uvicorn: "
+  "pip install 'saw_jax[annotate]'"
+)
+_ASSETS = importlib.resources.files(__package__) / "assets"
+_UNDO = '<button type="submit" form="undo">Undo <kbd>u</kbd></button>'
 
 
 class Reply(NamedTuple):
@@ -75,27 +82,15 @@ class _Refusal(Exception):
 def make_app(
   path: str | os.PathLike, *, token: str, port: int, who: str = "annotator"
 ) -> "Starlette":
-  """Makes the web application.
+  """Makes the web application of a ledger; without the token it says nothing.
 
-  Args:
-    path: of the ledger.
-    token: without which nothing is served.
-    port: where it is served; it names the cookie, since a browser sends the
-      cookies of one port to all ports of a host.
-    who: answers.
-
-  Returns:
-    A Starlette application.
-
-  Raises:
-    ImportError: Starlette is missing.
-    LedgerError: the ledger is absent, damaged, locked, or none.
+  `port` names the cookie: a browser sends those of one port to all ports.
   """
   try:
     from starlette import applications, concurrency, requests, responses
     from starlette.routing import Route
   except ImportError as error:
-    raise ImportError(_missing()) from error
+    raise ImportError(_MISSING) from error
 
   pages = _Pages(path, token=token, who=who)
   cookie = f"saw_jax_annotate_{port}"
@@ -120,7 +115,10 @@ def make_app(
         form,
       )
     except _Refusal as refusal:
-      reply = Reply(refusal.status, _bare(str(refusal)))
+      # A page for whoever has no token: it loads nothing.
+      text = f"<title>Labels</title><p>{show_text(str(refusal))}</p>"
+      head = '<!doctype html><html lang="en"><meta charset="utf-8">'
+      reply = Reply(refusal.status, head + text)
     response = responses.Response(
       reply.body, reply.status, media_type=reply.kind, headers=_HEADERS
     )
@@ -143,25 +141,15 @@ def serve(
   port: int = 0,
   who: str = "annotator",
 ) -> None:
-  """Serves the page until Ctrl-C, and prints its address.
+  """Serves the page of a ledger until Ctrl-C, and prints its address.
 
-  Args:
-    path: of the ledger.
-    host: a loopback address.
-    port: 0 takes any that is free.
-    who: answers.
-
-  Raises:
-    ValueError: the host is not this machine alone.
-    OSError: the port is taken.
-    ImportError: Starlette or uvicorn is missing.
-    LedgerError: the ledger is absent, damaged, locked, or none.
+  The host is a loopback address; port 0 takes any that is free.
   """
   address = loopback(host)
   try:
     import uvicorn
   except ImportError as error:
-    raise ImportError(_missing()) from error
+    raise ImportError(_MISSING) from error
   token = secrets.token_urlsafe(24)
   with _listen(address, port) as listener:
     port = listener.getsockname()[1]
@@ -184,20 +172,7 @@ def serve(
 
 
 def loopback(host: str) -> str:
-  """Checks that an address is reachable from this machine alone.
-
-  Args:
-    host: an address, or `localhost`.
-
-  Returns:
-    The address.
-
-  Raises:
-    ValueError: it is another one.
-
-  >>> loopback("localhost")
-  '127.0.0.1'
-  """
+  """The address of a host, which must be reachable from this machine alone."""
   address = "127.0.0.1" if host == "localhost" else host.strip("[]")
   try:
     if ipaddress.ip_address(address).is_loopback:
@@ -214,13 +189,6 @@ def loopback(host: str) -> str:
 def show_text(text: str) -> str:
   """Writes any text as HTML in which nothing is active and nothing hides.
 
-  Args:
-    text: anything, also what no encoding can write.
-
-  Returns:
-    HTML in which markup is escaped, and characters that are invisible or turn
-    the text around stand as their numbers.
-
   >>> show_text("<b>" + chr(0x202E))
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
@@ -235,35 +203,16 @@ def show_text(text: str) -> str:
   return "".join(parts)
 
 
-def show_excerpt(excerpt: label_queue.Excerpt) -> str:
-  """Writes an excerpt as HTML, with a note on what is left out.
-
-  Args:
-    excerpt: of a text.
-
-  Returns:
-    HTML.
-  """
-  if not excerpt.left_out:
-    return show_text(excerpt.head)
-  return (
-    f"{show_text(excerpt.head)}"
-    f'<span class="cut">… {excerpt.left_out:,} characters left out …</span>'
-    f"{show_text(excerpt.tail)}"
-  )
-
-
 class _Pages:
   """From a request that may be answered to its reply."""
 
   def __init__(self, path: str | os.PathLike, *, token: str, who: str):
-    self._queue = label_queue.LabelQueue(path, busy_s=_BUSY_S)
+    self._ledger = ledger_lib.LabelLedger(path, busy_s=_BUSY_S, creates=False)
     self._who = who
     # Whoever can make the browser send its cookie does not know this.
     self._csrf = hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
-    assets = importlib.resources.files("saw_jax.annotate") / "assets"
     self._assets = {
-      f"/{name}": Reply(200, (assets / name).read_text("utf-8"), kind)
+      f"/{name}": Reply(200, _read_asset(name), kind)
       for name, kind in (
         ("annotate.css", "text/css"),
         ("annotate.js", "text/javascript"),
@@ -286,14 +235,14 @@ class _Pages:
         raise _Refusal(404, "There is nothing here but the page at /.")
       page = query.get("page", "")
       if not _PAGE_NAME.fullmatch(page):
-        return self._redirect(secrets.token_urlsafe(9))
+        return _redirect(secrets.token_urlsafe(9))
       if "token" in query:  # Out of the address bar.
-        return self._redirect(page)
+        return _redirect(page)
       return self._show(page)
-    except label_ledger.LedgerLockedError as error:
-      return Reply(503, self._failed(f"{error}.", path, query, form))
-    except label_ledger.LedgerError as error:
-      return Reply(500, self._failed(f"{error}.", path, query, form))
+    except ledger_lib.LedgerError as error:
+      is_locked = isinstance(error, ledger_lib.LedgerLockedError)
+      body = _failed(f"{error}.", path, query, form)
+      return Reply(503 if is_locked else 500, body)
 
   def _post(self, path: str, form: Mapping[str, str]) -> Reply:
     if not _is_same(form.get("csrf", ""), self._csrf):
@@ -301,128 +250,67 @@ class _Pages:
     page = form.get("page", "")
     if not _PAGE_NAME.fullmatch(page):
       raise _Refusal(400, "The form names no page: reload the page.")
-    if path == "/undo":
-      return self._act(page, form, lambda: self._queue.undo(page))
-    prompt, round = _number(form, "prompt"), _number(form, "round")
-    if path == "/renew":
-      state = self._queue.renew(page, prompt)
-      return Reply(200, state, "text/plain")
-    if path == "/skip":
-      return self._act(
-        page,
-        form,
-        lambda: self._queue.settle(page, prompt, round, who=self._who),
-      )
-    if path != "/answer":
-      raise _Refusal(404, "There is no such form.")
-    typed = form.get("answer", "").strip()
-    choice = _number(form, "choice") if form.get("choice") else None
-
-    def settle() -> None:
-      if not typed and choice is None:
-        raise label_queue.AnswerError(
-          "Choose an answer or type one; or skip the question."
-        )
-      self._queue.settle(
-        page,
-        prompt,
-        round,
-        answer=typed or None,
-        choice=choice,
-        who=self._who,
-      )
-
-    return self._act(page, form, settle)
-
-  def _act(
-    self, page: str, form: Mapping[str, str], act: Callable[[], object]
-  ) -> Reply:
-    """Does something and shows the next question, or says why not."""
     try:
-      act()
-    except label_queue.AnswerError as error:
+      if path == "/undo":
+        self._ledger.undo(page)
+        return _redirect(page)
+      prompt, round = _number(form, "prompt"), _number(form, "round")
+      if path == "/renew":
+        return Reply(200, self._ledger.renew(page, prompt), "text/plain")
+      how: dict[str, Any] = {}
+      if path == "/answer":
+        typed = form.get("answer", "").strip() or None
+        choice = _number(form, "choice") if form.get("choice") else None
+        if typed is None and choice is None:
+          raise ledger_lib.AnswerError(
+            "Choose an answer or type one; or skip the question."
+          )
+        how = {"answer": typed, "choice": choice}
+      elif path != "/skip":
+        raise _Refusal(404, "There is no such form.")
+      self._ledger.settle(page, prompt, round, who=self._who, **how)
+    except ledger_lib.AnswerError as error:
       return self._show(page, refused=str(error), form=form)
-    return self._redirect(page)
-
-  def _redirect(self, page: str) -> Reply:
-    return Reply(303, "", location=f"/?page={page}")
+    return _redirect(page)
 
   def _show(
     self, page: str, *, refused: str = "", form: Mapping[str, str] | None = None
   ) -> Reply:
-    shown = self._queue.lease(page)
-    counts = self._queue.counts()
-    last = self._queue.last(page)
-    notice = ""
+    form = form or {}
+    shown = self._ledger.lease(page)
+    counts = self._ledger.counts()
+    last = self._ledger.last(page)
+    body, refresh = _header(counts), ""
     if refused:
-      notice = f'<p class="notice bad" role="alert">{show_text(refused)}</p>'
+      body += _notice(refused)
     elif last is not None:
-      done = "skipped" if last.label is None else "answered"
-      what = "" if last.label is None else f" <b>{show_text(last.label)}</b>"
-      undo = (
-        ", <kbd>u</kbd> takes it back"
-        if last.can_undo
-        else ", and the run has taken it"
+      prompt, label, can_undo = last
+      done = (
+        "skipped" if label is None else f"answered <b>{show_text(label)}</b>"
       )
-      notice = (
-        f'<p class="notice">Prompt {last.prompt_id} {done}{what}{undo}.</p>'
-      )
-    body = self._header(counts) + notice
+      undo = ", and the run has taken it"
+      if can_undo:
+        undo = ", <kbd>u</kbd> takes it back"
+      body += f'<p class="notice">Prompt {prompt} {done}{undo}.</p>'
     if shown is None:
-      text = (
-        f"{counts.waiting} waiting in other pages."
-        if counts.waiting
-        else "No question is waiting. The page looks again by itself."
-      )
+      text = "No question is waiting. The page looks again by itself."
+      if counts.waiting:
+        text = f"{counts.waiting} waiting in other pages."
       body += f'<main><p class="idle">{text}</p>'
-      body += f'<p class="actions">{self._undo_button()}</p></main>'
+      body += f'<p class="actions">{_UNDO}</p></main>'
+      # A script would do, but the page works without one.
+      url = f"3; url=/?page={page}"
+      refresh = f'<meta http-equiv="refresh" content="{url}">'
     else:
-      typed = (form or {}).get("answer", "")
-      is_same = (form or {}).get("prompt") == str(shown.prompt_id)
-      body += self._question(shown, page, typed if is_same else "")
-    body += self._small_form("undo", page)
-    # A script would do, but the page works without one.
-    refresh = (
-      ""
-      if shown
-      else f'<meta http-equiv="refresh" content="3; url=/?page={page}">'
-    )
+      is_same = form.get("prompt") == str(shown.prompt_id)
+      typed = form.get("answer", "") if is_same else ""
+      body += self._question(shown, page, typed)
+    body += _form("undo", self._fields(page))
     return Reply(422 if refused else 200, _document(body, refresh))
 
-  def _header(self, counts: label_queue.Counts) -> str:
-    figures = [
-      (counts.waiting, "waiting"),
-      (counts.answered, "answered"),
-      (counts.skipped, "skipped"),
-    ]
-    cells = "".join(f"<li><b>{n}</b> {what}</li>" for n, what in figures)
-    total = counts.budget.total
-    for seed, spent in list(counts.spent.items())[:8]:
-      name = f" by seed {seed}" if len(counts.spent) > 1 else ""
-      left = "" if total is None else f", <b>{total - spent:g}</b> left"
-      cells += f"<li><b>{spent:g}</b> spent{name}{left}</li>"
-    if not counts.spent and total is not None:
-      cells += f"<li><b>{total:g}</b> left to spend</li>"
-    patience = ""
-    if counts.patience is not None:
-      patience = (
-        '<p class="patience">The run waits '
-        f"<b>{_duration(counts.patience)}</b> more for the next answer.</p>"
-        if counts.patience
-        else '<p class="patience">The run has stopped waiting, or was '
-        "stopped: answers are kept for when it asks again.</p>"
-      )
-    return (
-      f'<header><h1>Labels</h1><ul class="counts">{cells}</ul>'
-      f"{patience}</header>"
-    )
-
-  def _question(self, shown: label_queue.Shown, page: str, typed: str) -> str:
-    total = sum(c.count for c in shown.clusters) + shown.other_responses
-    rows = "".join(
-      _cluster(index, cluster, total)
-      for index, cluster in enumerate(shown.clusters)
-    )
+  def _question(self, shown: ledger_lib.Shown, page: str, typed: str) -> str:
+    total = sum(count for _, count, *_ in shown.clusters)
+    total += shown.other_responses
     more = ""
     if shown.other_clusters:
       more = (
@@ -431,119 +319,119 @@ class _Pages:
       )
     expected = show_text(describe_form(shown.form))
     keys = [
-      f"<kbd>{index + 1}</kbd>"
-      for index, cluster in enumerate(shown.clusters)
-      if cluster.label is not None
+      f"<kbd>{index}</kbd>"
+      for index, (*_, label) in enumerate(shown.clusters, start=1)
+      if label is not None
     ]
     choose = " ".join(keys) + (" choose" if len(keys) > 1 else " chooses")
-    if not keys:
-      choose = "none of it can be chosen"
-    hidden = self._hidden(page, shown)
-    return f"""
-<main>
-<section class="prompt">
-<h2>Question <small>prompt {shown.prompt_id}, step {shown.step}, seed \
-{shown.seed}</small></h2>
-<pre dir="ltr">{show_excerpt(shown.text)}</pre>
-</section>
-<form id="answer" method="post" action="/answer" autocomplete="off">
-{hidden}
-<h2>What {total} responses answered <small>{choose}</small></h2>
-<ol class="clusters">{rows}</ol>
-{more}
-<div class="typed">
-<label for="typed">Another answer <kbd>a</kbd></label>
-<input id="typed" name="answer" value="{html.escape(typed)}" \
-maxlength="{MAX_LABEL_SIZE}" spellcheck="false" autocapitalize="off"\
-{" autofocus" if typed else ""}>
-<p>{expected[0].upper()}{expected[1:]}</p>
-</div>
-<p class="actions">
-<button type="submit" class="main">Send <kbd>Enter</kbd></button>
-<button type="submit" form="skip">Skip <kbd>s</kbd></button>
-{self._undo_button()}
-</p>
-</form>
-{self._small_form("skip", page, shown)}
-</main>
-"""
-
-  def _undo_button(self) -> str:
-    return '<button type="submit" form="undo">Undo <kbd>u</kbd></button>'
-
-  def _small_form(
-    self, name: str, page: str, shown: label_queue.Shown | None = None
-  ) -> str:
-    return (
-      f'<form id="{name}" method="post" action="/{name}">'
-      f"{self._hidden(page, shown)}</form>"
+    fields = self._fields(page, shown)
+    return _template("question.html").substitute(
+      prompt=shown.prompt_id,
+      step=shown.step,
+      seed=shown.seed,
+      text=_show_excerpt(*shown.text),
+      hidden=_hidden(fields),
+      total=total,
+      choose=choose if keys else "none of it can be chosen",
+      clusters="".join(
+        _cluster(index, total, *cluster)
+        for index, cluster in enumerate(shown.clusters)
+      ),
+      more=more,
+      typed=html.escape(typed),
+      longest=MAX_LABEL_SIZE,
+      focus=" autofocus" if typed else "",
+      expected=expected[0].upper() + expected[1:],
+      undo=_UNDO,
+      skip=_form("skip", fields),
     )
 
-  def _hidden(self, page: str, shown: label_queue.Shown | None) -> str:
+  def _fields(self, page: str, shown: ledger_lib.Shown | None = None) -> dict:
     fields = {"csrf": self._csrf, "page": page}
     if shown is not None:
       fields |= {"prompt": str(shown.prompt_id), "round": str(shown.round)}
-    return _hidden(fields)
+    return fields
 
-  def _failed(
-    self,
-    text: str,
-    path: str,
-    query: Mapping[str, str],
-    form: Mapping[str, str],
-  ) -> str:
-    """Says what is wrong with the ledger, and offers to send again."""
-    page = urllib.parse.urlencode({"page": query.get("page", "")})
-    again = f'<p><a href="/?{page}">Try again</a></p>'
-    if form:
-      again = (
-        "<p>Nothing was kept of what you sent.</p>"
-        f'<form method="post" action="{html.escape(path)}">{_hidden(form)}'
-        '<button type="submit" class="main" autofocus>Send again</button>'
-        "</form>"
-      )
-    return _document(
-      f'<main><p class="notice bad" role="alert">{show_text(text)}</p>'
-      f"{again}</main>"
+
+def _header(counts: ledger_lib.Counts) -> str:
+  figures = [
+    f"<b>{n}</b> {what}"
+    for n, what in zip(counts, ("waiting", "answered", "skipped"), strict=False)
+  ]
+  total = counts.budget.total
+  for seed, spent in list(counts.spent.items())[:8]:
+    name = f" by seed {seed}" if len(counts.spent) > 1 else ""
+    left = "" if total is None else f", <b>{total - spent:g}</b> left"
+    figures.append(f"<b>{spent:g}</b> spent{name}{left}")
+  if not counts.spent and total is not None:
+    figures.append(f"<b>{total:g}</b> left to spend")
+  cells = "".join(f"<li>{figure}</li>" for figure in figures)
+  patience = ""
+  if counts.patience:
+    patience = (
+      f"The run waits <b>{_duration(counts.patience)}</b> more for the next "
+      "answer."
     )
-
-
-def _cluster(index: int, cluster: label_queue.ShownCluster, total: int) -> str:
-  name = (
-    '<span class="none">no answer</span>'
-    if cluster.answer is None
-    else f'<code dir="ltr">{show_excerpt(cluster.answer)}</code>'
+  elif counts.patience is not None:
+    patience = (
+      "The run has stopped waiting, or was stopped: answers are kept for when "
+      "it asks again."
+    )
+  if patience:
+    patience = f'<p class="patience">{patience}</p>'
+  return (
+    f'<header><h1>Labels</h1><ul class="counts">{cells}</ul>{patience}</header>'
   )
+
+
+def _cluster(
+  index: int, total: int, answer, count: int, response, label: str | None
+) -> str:
+  name = '<span class="none">no answer</span>'
+  if answer is not None:
+    name = f'<code dir="ltr">{_show_excerpt(*answer)}</code>'
   key = "<kbd></kbd>"
-  if cluster.label is not None:
+  if label is not None:
     key = (
       f'<input type="radio" name="choice" value="{index}">'
       f"<kbd>{index + 1}</kbd>"
     )
   return (
-    f'<li><label>{key}{name}<span class="count">{cluster.count} of {total}'
-    f'</span><meter max="{total}" value="{cluster.count}"></meter></label>'
-    f'<pre dir="ltr">{show_excerpt(cluster.response)}</pre></li>'
+    f'<li><label>{key}{name}<span class="count">{count} of {total}</span>'
+    f'<meter max="{total}" value="{count}"></meter></label>'
+    f'<pre dir="ltr">{_show_excerpt(*response)}</pre></li>'
   )
 
 
-def _document(body: str, head: str = "") -> str:
-  return (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"{head}<title>Labels</title>"
-    '<link rel="stylesheet" href="/annotate.css">'
-    '<script src="/annotate.js" defer></script>'
-    f"</head><body>{body}</body></html>"
-  )
+def _failed(
+  text: str, path: str, query: Mapping[str, str], form: Mapping[str, str]
+) -> str:
+  """Says what is wrong with the ledger, and offers to send again."""
+  page = urllib.parse.urlencode({"page": query.get("page", "")})
+  again = f'<p><a href="/?{page}">Try again</a></p>'
+  if form:
+    again = (
+      "<p>Nothing was kept of what you sent.</p>"
+      f'<form method="post" action="{html.escape(path)}">{_hidden(form)}'
+      '<button type="submit" class="main" autofocus>Send again</button></form>'
+    )
+  return _document(f"<main>{_notice(text)}{again}</main>")
 
 
-def _bare(text: str) -> str:
-  """A page for whoever has no token: it loads nothing."""
-  return (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    f"<title>Labels</title></head><body><p>{show_text(text)}</p></body></html>"
-  )
+def _show_excerpt(head: str, left_out: int, tail: str) -> str:
+  cut = ""
+  if left_out:
+    cut = f'<span class="cut">… {left_out:,} characters left out …</span>'
+  return f"{show_text(head)}{cut}{show_text(tail)}"
+
+
+def _notice(text: str) -> str:
+  return f'<p class="notice bad" role="alert">{show_text(text)}</p>'
+
+
+def _form(name: str, fields: Mapping[str, str]) -> str:
+  inside = _hidden(fields)
+  return f'<form id="{name}" method="post" action="/{name}">{inside}</form>'
 
 
 def _hidden(fields: Mapping[str, str]) -> str:
@@ -554,11 +442,26 @@ def _hidden(fields: Mapping[str, str]) -> str:
   )
 
 
+def _document(body: str, head: str = "") -> str:
+  return _template("document.html").substitute(body=body, head=head)
+
+
+@functools.cache
+def _template(name: str) -> string.Template:
+  return string.Template(_read_asset(name))
+
+
+def _read_asset(name: str) -> str:
+  return (_ASSETS / name).read_text("utf-8")
+
+
+def _redirect(page: str) -> Reply:
+  return Reply(303, "", location=f"/?page={page}")
+
+
 def _is_odd(character: str) -> bool:
   """Controls, formats, surrogates, private and unassigned; odd separators."""
-  if character in "\n\t ":
-    return False
-  return unicodedata.category(character)[0] in "CZ"
+  return character not in "\n\t " and unicodedata.category(character)[0] in "CZ"
 
 
 def _duration(seconds: float) -> str:
@@ -625,10 +528,3 @@ def _listen(address: str, port: int) -> socket.socket:
       "another --port, or 0 for any"
     ) from error
   return listener
-
-
-def _missing() -> str:
-  return (
-    "the annotation page needs starlette and uvicorn: "
-    "pip install 'saw_jax[annotate]'"
-  )

@@ -1,26 +1,21 @@
-"""Questions for labels: what is asked, who answers, what an answer looks like.
+"""Questions for labels: what is asked, and what an answer looks like.
 
 A label is text, the final answer to a prompt. A question carries the form that
 its answer has to have, as a short text, so that a page that knows nothing of
-the task can refuse nonsense:
-
-  text              any line
-  integer           -7
-  math              a number, an expression, a word
-  roles ann bob     who is what, of these people
-  calls             calls of tools, or none, as JSON
+the task can refuse nonsense: `text`, any line; `integer`; `math`, a number, an
+expression, a word; `roles ann bob`, who of these people is what; `calls` of
+tools, or none, as JSON.
 """
 
 import dataclasses
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, clusters
 from saw_jax.tasks.knights import answers as knights_answers
 from saw_jax.tasks.math import answers as math_answers
-from saw_jax.tasks.summaries import clusters
 from saw_jax.tasks.tool_calling import answers as tool_answers
 
 MAX_LABEL_SIZE = 1000  # characters
@@ -43,32 +38,18 @@ class Cluster(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A prompt whose label is wanted.
+  """A prompt whose label is wanted."""
 
-  Attributes:
-    prompt_id: `Example.key`.
-    text: the prompt.
-    clusters: of the answers of the policy, the largest first.
-    step: of the training, from 0.
-    seed: of the run that asks.
-    form: what an answer looks like; see the module.
-  """
-
-  prompt_id: int
+  prompt_id: int  # `Example.key`
   text: str
-  clusters: tuple[Cluster, ...]
-  step: int
-  seed: int
+  clusters: tuple[Cluster, ...]  # of the policy's answers, the largest first
+  step: int  # of the training, from 0
+  seed: int  # of the run that asks
   form: str = "text"
 
 
 class LabelSource(Protocol):
-  """Whoever answers questions.
-
-  Attributes:
-    name: of the source.
-    price: of each label.
-  """
+  """Whoever answers questions, for a price a label."""
 
   name: str
   price: float
@@ -78,46 +59,18 @@ class LabelSource(Protocol):
     ...
 
 
-class LabelTask(base.Task, Protocol):
-  """A task whose ground truth can be replaced by a label."""
-
-  def answer_key(
-    self, completion: str, example: base.Example | None = None
-  ) -> str | None:
-    """Returns what a completion votes for; None if it has no answer."""
-    ...
-
-  def label_form(self, example: base.Example) -> str:
-    """Returns the form of a label; it tells nothing of the right one."""
-    ...
-
-  def with_label(self, example: base.Example, label: str) -> base.Example:
-    """Returns the example with a label in place of its reference."""
-    ...
-
-
 def make_question(
-  task: LabelTask,
+  task: Any,  # with `answer_key` and `label_form`, as math has them
   example: base.Example,
   completions: Sequence[str],
   *,
   step: int,
   seed: int,
 ) -> Question:
-  """Makes the question for the label of a prompt.
+  """Makes the question for the label of a prompt, without its ground truth.
 
-  Nothing of the ground truth is in it.
-
-  Args:
-    task: what the example is from.
-    example: the prompt.
-    completions: the policy's responses to it.
-    step: of the training, from 0.
-    seed: of the run.
-
-  Returns:
-    The question. Clusters are in order of size, then of appearance; responses
-    without an answer come last.
+  Clusters of the policy's completions are in order of size, then of appearance;
+  those without an answer come last.
   """
   keys = [task.answer_key(text, example) for text in completions]
   (ids,) = clusters.answer_ids([keys])
@@ -125,14 +78,12 @@ def make_question(
   for index, number in enumerate(ids.tolist()):
     members.setdefault(number, []).append(index)
   order = sorted(members, key=lambda n: (n < 0, -len(members[n]), n))
-  messages = example.messages
+  text = example.messages[0]["content"]
+  if len(example.messages) > 1:
+    text = "\n\n".join(f"{m['role']}: {m['content']}" for m in example.messages)
   return Question(
     prompt_id=example.key,
-    text=(
-      messages[0]["content"]
-      if len(messages) == 1
-      else "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
-    ),
+    text=text,
     clusters=tuple(
       Cluster(keys[members[n][0]], len(members[n]), completions[members[n][0]])
       for n in order
@@ -144,117 +95,81 @@ def make_question(
 
 
 def parse_label(form: str, text: str) -> str:
-  """Reads what somebody typed as a label.
+  """Reads what somebody typed as a label in its normal form, which is kept.
 
-  Args:
-    form: of the label; see the module.
-    text: anything.
-
-  Returns:
-    The label in its normal form; parsing it again gives the same.
-
-  Raises:
-    ValueError: it is no answer; the message says in a sentence what is
-      expected. Or there is no such form.
+  What is no answer is an error whose message says what is expected.
 
   >>> parse_label("roles ann bob", "Bob=knave, Ann=knight")
   'ann=knight|bob=knave'
   """
-  kind, *arguments = form.split()
+  expected, (parse, arguments) = describe_form(form), _parser(form)
   text = text.strip()
   if not text:
-    raise ValueError(f"The answer is empty: expected {describe_form(form)}.")
+    raise ValueError(f"The answer is empty: expected {expected}.")
   if len(text) > MAX_LABEL_SIZE:
     raise ValueError(
       f"The answer has {len(text)} characters, more than {MAX_LABEL_SIZE}: "
-      f"expected {describe_form(form)}."
+      f"expected {expected}."
     )
-  odd = next((c for c in text if c != " " and _is_invisible(c)), None)
-  if odd is not None:
+  # Control, format, surrogate, private, unassigned, and odd spaces.
+  odd = [c for c in text if c != " " and unicodedata.category(c)[0] in "CZ"]
+  if odd:
     raise ValueError(
-      f"The answer has the invisible character U+{ord(odd):04X}: expected "
-      f"{describe_form(form)}."
+      f"The answer has the invisible character U+{ord(odd[0]):04X}: expected "
+      f"{expected}."
     )
-  parsed = _parser(kind)(text, arguments)
+  parsed = parse(text, arguments)
   if parsed is None:
-    raise ValueError(f"This is not {describe_form(form)}.")
+    raise ValueError(f"This is not {expected}.")
   return parsed
 
 
 def placeholder(form: str) -> str:
-  """Gives some label of a form, for what no response answers.
-
-  Args:
-    form: of a label.
-
-  Returns:
-    The same label for every prompt of that form.
-
-  Raises:
-    ValueError: no such form.
-
-  >>> placeholder("roles ann bob")
-  'ann=knight|bob=knight'
-  """
-  kind, *arguments = form.split()
-  _parser(kind)
-  if kind == "roles":
+  """Gives some label of a form, for what no response answers."""
+  _, arguments = _parser(form)
+  if arguments:
     return "|".join(f"{name}=knight" for name in arguments)
-  return '{"calls": [], "response": true}' if kind == "calls" else "0"
+  return '{"calls": [], "response": true}' if form == "calls" else "0"
 
 
 def describe_form(form: str) -> str:
-  """Says what an answer looks like.
-
-  Args:
-    form: of a label.
-
-  Returns:
-    A phrase that can follow "expected".
-
-  Raises:
-    ValueError: no such form.
+  """Gives a phrase that can follow "expected".
 
   >>> describe_form("integer")
   'an integer such as -7'
   """
-  kind, *arguments = form.split()
-  _parser(kind)
-  if kind == "roles":
-    example = "|".join(f"{name}=knight" for name in arguments)
-    return f"knight or knave for each person, such as {example}"
+  _parser(form)
   return {
     "text": "a line of text",
     "integer": "an integer such as -7",
     "math": "a number or an expression such as 3/4, 1.5 or \\sqrt{2}",
     "calls": 'calls such as [{"name": "timer", "parameters": {"minutes": 5}}], '
     "or [] for none",
-  }[kind]
+    "roles": f"knight or knave for each person, such as {placeholder(form)}",
+  }[form.split()[0]]
 
 
-def _parser(kind: str) -> Callable[[str, Sequence[str]], str | None]:
+# (text, arguments of the form) -> label; None if it is none
+_Parse = Callable[[str, Sequence[str]], str | None]
+
+
+def _parser(form: str) -> tuple[_Parse, list[str]]:
+  kind, *arguments = form.split()
   if kind not in _PARSERS:
     raise ValueError(
       f"unknown form of a label {kind!r}: {base.nearest(kind, tuple(_PARSERS))}"
     )
-  return _PARSERS[kind]
+  return _PARSERS[kind], arguments
 
 
-def _parse_text(text: str, arguments: Sequence[str]) -> str:
-  del arguments
-  return text
-
-
-def _parse_integer(text: str, arguments: Sequence[str]) -> str | None:
-  del arguments
+def _parse_integer(text: str, _: Sequence[str]) -> str | None:
   number = math_answers.parse_number(math_answers.normalise_answer(text))
   if number is None or number.denominator != 1:
     return None
   return str(number)
 
 
-def _parse_math(text: str, arguments: Sequence[str]) -> str | None:
-  del arguments
+def _parse_math(text: str, _: Sequence[str]) -> str | None:
   if "\\boxed" in text:
     inside = math_answers.extract_answer(text)
     if not inside:
@@ -276,9 +191,7 @@ def _parse_roles(text: str, arguments: Sequence[str]) -> str | None:
   """Reads pairs or sentences; None if somebody is missing, extra or both."""
   separators = r"[|,;]" if "=" in text else r"[,;.]|\band\b"
   roles: dict[str, str] = {}
-  for part in re.split(separators, text):
-    if not part.strip():
-      continue
+  for part in filter(str.strip, re.split(separators, text)):
     found = knights_answers.read_roles(part.strip())
     if not found:
       return None
@@ -288,20 +201,10 @@ def _parse_roles(text: str, arguments: Sequence[str]) -> str | None:
   return knights_answers.canonical(roles, arguments)
 
 
-def _parse_calls(text: str, arguments: Sequence[str]) -> str | None:
-  del arguments
-  return tool_answers.parse_calls(text)
-
-
-def _is_invisible(character: str) -> bool:
-  """Control, format, surrogate, private, unassigned, and odd spaces."""
-  return unicodedata.category(character)[0] in "CZ"
-
-
-_PARSERS = {
-  "text": _parse_text,
+_PARSERS: dict[str, _Parse] = {
+  "text": lambda text, _: text,
   "integer": _parse_integer,
   "math": _parse_math,
   "roles": _parse_roles,
-  "calls": _parse_calls,
+  "calls": lambda text, _: tool_answers.parse_calls(text),
 }

@@ -21,17 +21,6 @@ from saw_jax.training import estimation
 from saw_jax.training import objective as objective_lib
 from saw_jax.types import Array
 
-# (rewards [P * G, M], *, group_size, lengths [P * G]) -> advantages, statistics
-Estimate = Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
-# (log_probs, entropies, advantages, mask, *, old, behave, ref) -> terms, logged
-Terms = Callable[
-  ...,
-  tuple[
-    dict[str, reductions.Ratio],
-    dict[str, reductions.Ratio | reductions.Maximum],
-  ],
-]
-
 
 class Hosted(NamedTuple):
   """What a host calls, and what it has to record for it.
@@ -42,8 +31,8 @@ class Hosted(NamedTuple):
   function that JAX differentiates, see `make_hosted`.
   """
 
-  estimate: Estimate
-  terms: Terms
+  estimate: Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
+  terms: Callable[..., tuple[dict, dict]]
   num_components: int  # M
   kl_coefficient: float  # 0 without a KL term, which needs `ref_log_probs`
   needs_lengths: bool  # by the advantage's whitening
@@ -61,9 +50,9 @@ def make_hosted(
   `old_log_probs` the update is the first on its rollout, and the ratio is 1.
 
   Args:
-    config: the names and their options, as in `config.algorithm`.
-    minima: least value that each reward component can take, in the order in
-      which the host has its reward functions; SAW's weights read them.
+    config: the names and their options, as in `config.algorithm`. minima: least
+    value that each reward component can take, in the order in which
+      the host has its reward functions; SAW's weights read them.
 
   Returns:
     `estimate`, which gives advantages `[P * G]` with their gradient stopped and
@@ -71,11 +60,6 @@ def make_hosted(
     arrays `[B, T]` and advantages `[B]` or `[B, T]` to the terms of the loss,
     multiplied by their coefficients, and what is only logged. Gradient flows to
     log-probs and entropies.
-
-  Raises:
-    KeyError: an unknown name.
-    TypeError: an unknown option.
-    ValueError: a method that needs more than a host has.
   """
   minima = np.asarray(minima, np.float32)
   if minima.ndim != 1 or not minima.size:
@@ -118,7 +102,7 @@ def make_hosted(
     lengths: np.ndarray | None = None,
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rewards = np.asarray(rewards, np.float32)
-    check_rewards(rewards, group_size, minima.size)
+    _check_rewards(rewards, group_size, minima.size)
     scored = ~np.isnan(rewards)
     groups = (-1, group_size)
     estimated, statistics = compute(
@@ -137,10 +121,7 @@ def make_hosted(
     entropies: Array,
     advantages: Array,
     completion_mask: Array,
-    *,
-    old_log_probs: Array | None = None,
-    behave_log_probs: Array | None = None,
-    ref_log_probs: Array | None = None,
+    **recorded: Array | None,
   ):
     mask = jnp.asarray(completion_mask, bool)
     return objective(
@@ -151,9 +132,7 @@ def make_hosted(
         roles=jnp.where(mask, transcript.POLICY, transcript.PAD),
         starts=jnp.zeros(mask.shape[:1], jnp.int32),
         advantages=advantages,
-        old_log_probs=old_log_probs,
-        behave_log_probs=behave_log_probs,
-        ref_log_probs=ref_log_probs,
+        **recorded,
       ),
     )
 
@@ -171,28 +150,14 @@ def make_hosted(
 def denominators(
   hosted: Hosted, advantages: Array, completion_mask: Array
 ) -> dict[str, Array]:
-  """Counts what a whole batch divides by, before it is cut into parts.
+  """Counts for each term what a whole batch divides by, before it is cut up.
 
   A denominator does not depend on the policy, so that any log-probs will do.
-
-  Args:
-    hosted: the method.
-    advantages: one a response. Shape `[B]`.
-    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
-
-  Returns:
-    A number for each term. No gradient.
   """
   zeros = jnp.zeros(completion_mask.shape, jnp.float32)
-  terms, _ = hosted.terms(
-    zeros,
-    zeros,
-    advantages,
-    completion_mask,
-    old_log_probs=zeros,
-    behave_log_probs=zeros,
-    ref_log_probs=zeros,
-  )
+  names = ("old_log_probs", "behave_log_probs", "ref_log_probs")
+  recorded = dict.fromkeys(names, zeros)
+  terms, _ = hosted.terms(zeros, zeros, advantages, completion_mask, **recorded)
   return {name: term.denominator for name, term in terms.items()}
 
 
@@ -202,14 +167,8 @@ def total_loss(
 ) -> Array:
   """Divides the terms of a batch, or of a part of it, and adds them up.
 
-  Args:
-    terms: of the part at hand, as `Hosted.terms` returns them.
-    counts: what the whole batch divides by, see `denominators`: the losses of
-      its parts then add up to that of the whole. `None`: the part is all there
-      is.
-
-  Returns:
-    What is minimised. Gradient flows.
+  With `counts` of the whole batch, see `denominators`, the losses of its parts
+  add up to that of the whole; without, the part is all there is.
   """
   if counts is None:
     return sum(term.value() for term in terms.values())
@@ -219,19 +178,29 @@ def total_loss(
   )
 
 
-def check_rewards(
+def logged_values(
+  terms: Mapping[str, reductions.Ratio],
+  logged: Mapping[str, reductions.Ratio | reductions.Maximum],
+) -> dict[str, Array]:
+  """Divides everything that `Hosted.terms` gives, for a host's log."""
+  named = {f"loss/{name}": term for name, term in terms.items()} | {**logged}
+  return {name: value.value() for name, value in named.items()}
+
+
+def check_beta(hosted: Hosted, beta: float, host: str) -> None:
+  """Refuses a host's `beta` that is not the coefficient of the KL term."""
+  if beta != hosted.kl_coefficient:
+    raise ValueError(
+      f"GRPOConfig.beta is {beta} and the method's kl.coefficient "
+      f"{hosted.kl_coefficient}: {host} has reference log-probs where beta is "
+      "not 0, so the two must be equal"
+    )
+
+
+def _check_rewards(
   rewards: np.ndarray, group_size: int, num_components: int
 ) -> None:
-  """Refuses rewards that are no matrix of whole groups (R1).
-
-  Args:
-    rewards: what a host gives; NaN where a response was not scored.
-    group_size: responses per prompt, `G`.
-    num_components: reward functions, `M`.
-
-  Raises:
-    ValueError: another shape, or an infinite reward.
-  """
+  """Refuses rewards that are no matrix of whole groups. NaN is not scored."""
   if rewards.ndim != 2 or rewards.shape[1] != num_components:
     raise ValueError(
       f"rewards have the shape {rewards.shape}, but the method was made for a "

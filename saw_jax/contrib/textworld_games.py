@@ -1,23 +1,18 @@
 """Games of TextWorld and TextWorld-Express as environments.
 
-TextWorld-Express makes its games from seeds, in Java, in less than a
-millisecond a step; TextWorld compiles a game in seconds and plays it from a
-file. Both tell the score of every step and what can be done.
-
-References:
-  Jansen and Côté, "TextWorldExpress: Simulating Text Games at One Million Steps
-  Per Second". https://arxiv.org/abs/2208.01174
-  Côté et al., "TextWorld: A Learning Environment for Text-based Games".
-  https://arxiv.org/abs/1806.11532
+TextWorld-Express (https://arxiv.org/abs/2208.01174) makes its games from seeds,
+in Java, in less than a millisecond a step; TextWorld
+(https://arxiv.org/abs/1806.11532) compiles a game in seconds and plays a file.
 """
 
 import json
 import pathlib
 import re
 import weakref
+from typing import Any
 
 from saw_jax.tasks import base
-from saw_jax.tasks.environments import EngineLost, Step
+from saw_jax.tasks.environments import BoundedEnvironment, EngineLost
 
 EXPRESS = (
   *("coin", "cookingworld", "twc", "mapreader"),
@@ -41,22 +36,19 @@ CHALLENGES = {
 _END = re.compile(r"\n>[^\n]*\Z|\s*\*\*\* The End \*\*\*.*", re.DOTALL)
 
 
-class _Game:
-  """What both kinds share: steps are counted, and scores are paid."""
+class _Game(BoundedEnvironment):
+  """What both kinds share: actions are read, and scores are paid.
 
-  def __init__(self, max_steps: int, reward: float, pays: str):
-    if pays not in PAYS:
-      raise ValueError(f"unknown pays {pays!r}: {base.nearest(pays, PAYS)}")
-    self.max_return = reward
-    self.task = ""
-    self._max_steps, self._pays = max_steps, pays
-    self._actions: list[str] = []
-    self._done = True
+  With `pays="success"` a won game pays `reward`; with "score" every change of
+  the score, from 0 to 1, pays its share.
+  """
 
-  @property
-  def done(self) -> bool:
-    """Whether the game is over or the steps are used up."""
-    return self._done
+  def __init__(
+    self, *, max_steps: int = 50, reward: float = 10.0, pays: str = "success"
+  ):
+    super().__init__(max_steps, reward)
+    base.check_choice("pays", pays, PAYS)
+    self._pays = pays
 
   @property
   def admissible_actions(self) -> list[str]:
@@ -64,102 +56,59 @@ class _Game:
     return list(self._actions)
 
   def _begin(self, actions: list[str]) -> None:
-    self._steps, self._paid, self._done = 0, 0.0, False
-    self._actions = sorted(set(actions))
+    self._paid, self._actions = 0.0, sorted(set(actions))
 
   def _read(self, action: str) -> str:
-    """An action as the game spells it, without what no game can read.
-
-    Raises:
-      RuntimeError: the episode is done, or none was started.
-    """
-    if self._done:
-      raise RuntimeError("the episode is over: reset first")
+    """An action as the game spells it, without what no game can read."""
     readable = (c if " " <= c <= "~" else " " for c in action[:LONGEST])
     text = " ".join("".join(readable).split())
     spelled = {known.lower(): known for known in self._actions}
     return spelled.get(text.lower(), text)
 
-  def _note(
+  def _tell(
     self, observation: str, actions: list[str], score: float, *, won, lost
-  ) -> Step:
-    """Counts a step; `score` is from 0 to 1, and may fall."""
-    self._steps += 1
-    self._done = won or lost or self._steps >= self._max_steps
+  ) -> tuple[str, float, bool]:
+    """What a step brought about; the score may fall."""
     self._actions = sorted(set(actions))
-    earned = (
-      float(won) if self._pays == "success" else min(max(score, 0.0), 1.0)
-    )
-    earned *= self.max_return
+    share = float(won) if self._pays == "success" else min(max(score, 0.0), 1.0)
+    earned = share * self.max_return
     reward, self._paid = earned - self._paid, earned
-    return Step(observation, reward, self._done)
+    return observation, reward, won or lost
 
 
 class ExpressGame(_Game):
-  """An `Environment`: a game of TextWorld-Express, another one each seed."""
+  """An `Environment`: a game of TextWorld-Express, another one each seed.
+
+  `game` is one of `EXPRESS`, with `parameters` such as
+  `numLocations=3,includeDoors=0` or its own. It starts Java, unless another
+  game of this process has and can share it.
+  """
 
   def __init__(
-    self,
-    game: str,
-    split: str = "train",
-    *,
-    parameters: str = "",
-    max_steps: int = 50,
-    reward: float = 10.0,
-    pays: str = "success",
-    has_plan: bool = False,
+    self, game: str, split: str = "train", parameters: str = "", **options: Any
   ):
-    """Starts Java, unless another game of this process has and can share it.
-
-    Args:
-      game: one of `EXPRESS`.
-      split: "train" or "test"; in some games their things differ too.
-      parameters: as `numLocations=3,includeDoors=0`; "" for the game's own.
-      max_steps: after which the episode is over.
-      reward: of a won game.
-      pays: "success" pays at the win, "score" whenever the score changes.
-      has_plan: whether `plan` is made, which may take a second a game.
-
-    Raises:
-      ImportError: the package textworld-express is missing.
-      RuntimeError: there is no Java.
-      ValueError: no such game or parameter.
-    """
-    super().__init__(max_steps, reward, pays)
-    self._split, self._has_plan = split, has_plan
+    super().__init__(**options)
+    self._split = split
     self._java = _Java() if game in _ALONE else _shared_java()
     self._game = self._java.ask("PythonInterface")
     problem = self._ask("load", game, parameters)
     if problem:
       raise ValueError(f"TextWorld-Express refuses game {game!r}: {problem}")
 
-  def reset(self, seed: int) -> str:
-    """Starts the episode of a seed, and returns its first observation.
-
-    Raises:
-      ValueError: no such seed.
-      EngineLost: Java has ended.
-    """
+  def _start(self, seed: int) -> str:
     if not 0 <= seed < EXPRESS_SEEDS:
       raise ValueError(
         f"seeds go from 0 to {EXPRESS_SEEDS - 1}, not to {seed}."
       )
-    first = _FIRST_SEED[self._split] + seed
-    text = self._ask("generateNewGameJSON", first, self._split, self._has_plan)
-    state = json.loads(text)
+    self._seed = _FIRST_SEED[self._split] + seed
+    state = self._generate(has_plan=False)
     self.task = self._ask("getTaskDescription").strip()
     self._begin(state["validActions"])
     return state["observation"].strip()
 
-  def step(self, action: str) -> Step:
-    """Takes an action: any text at all, while the episode is not done.
-
-    Raises:
-      RuntimeError: the episode is done, or none was started.
-      EngineLost: Java has ended.
-    """
+  def _act(self, action: str) -> tuple[str, float, bool]:
     state = json.loads(self._ask("stepJSON", self._read(action)))
-    return self._note(
+    return self._tell(
       state["observation"].strip() or NOTHING,
       state["validActions"],
       state["score"],
@@ -169,12 +118,19 @@ class ExpressGame(_Game):
 
   @property
   def plan(self) -> list[str]:
-    """Actions that win this episode from its start."""
+    """Actions that win this episode, which has no step yet."""
+    if self._steps:
+      raise RuntimeError("there is a plan from the start of an episode only.")
+    self._generate(has_plan=True)  # may take a second
     return list(self._ask("getGoldActionSequence"))
 
   def close(self) -> None:
     """Leaves Java, which ends with the last game; safe to call twice."""
-    self._done, self._java, self._game = True, None, None
+    self.done, self._java, self._game = True, None, None
+
+  def _generate(self, *, has_plan: bool) -> dict[str, Any]:
+    asked = (self._seed, self._split, has_plan)
+    return json.loads(self._ask("generateNewGameJSON", *asked))
 
   def _ask(self, method: str, *arguments: object) -> object:
     if self._java is None:
@@ -183,49 +139,25 @@ class ExpressGame(_Game):
 
 
 class StoryGame(_Game):
-  """An `Environment`: games of TextWorld from files, one each seed."""
+  """An `Environment`: games of TextWorld, each seed another of the `paths`.
 
-  def __init__(
-    self,
-    paths: list[str],
-    *,
-    max_steps: int = 50,
-    reward: float = 10.0,
-    pays: str = "success",
-  ):
-    """Opens nothing yet: `reset` does.
+  They are `.z8` files with their `.json` beside them.
+  """
 
-    Args:
-      paths: of `.z8` files with their `.json` beside them; a seed is an
-        index.
-      max_steps: after which the episode is over.
-      reward: of a won game.
-      pays: "success" pays at the win, "score" whenever the score changes.
-
-    Raises:
-      ImportError: the package textworld is missing.
-    """
-    super().__init__(max_steps, reward, pays)
+  def __init__(self, paths: list[str], **options: Any):
+    super().__init__(**options)
     self._paths, self._engine = paths, None
     self._textworld = _import_textworld()
 
-  def reset(self, seed: int) -> str:
-    """Starts the episode of a seed, and returns its first observation.
-
-    Raises:
-      FileNotFoundError: the file is not there.
-      ValueError: it is damaged, or no game of TextWorld.
-    """
+  def _start(self, seed: int) -> str:
     self.close()
     path = pathlib.Path(self._paths[seed])
     for needed in (path, path.with_suffix(".json")):
       if not needed.is_file():
         raise FileNotFoundError(f"there is no {needed}.")
+    wanted = ("admissible_commands", "won", "lost", "score", "max_score")
     infos = self._textworld.EnvInfos(
-      **dict.fromkeys(
-        ("admissible_commands", "won", "lost", "score", "max_score"), True
-      ),
-      **dict.fromkeys(("objective", "verbs"), True),
+      **dict.fromkeys((*wanted, "objective", "verbs"), True),
       extras=["walkthrough"],
     )
     try:
@@ -244,33 +176,25 @@ class StoryGame(_Game):
     told = _told(state["feedback"]).rpartition("$$")[2].partition("\n")[2]
     return told.replace(state["objective"].strip(), "", 1).strip() or NOTHING
 
-  def step(self, action: str) -> Step:
-    """Takes an action: any text at all, while the episode is not done.
-
-    What begins with none of the game's verbs does not reach it: to save, quit
-    and the like are commands to its player.
-
-    Raises:
-      RuntimeError: the episode is done, or none was started.
-    """
+  def _act(self, action: str) -> tuple[str, float, bool]:
     command = self._read(action)
+    # To save, quit and the like are commands to the game's player.
     if command.partition(" ")[0].lower() not in self._verbs:
-      return self._note(
+      return self._tell(
         NOTHING, self._actions, self._score(), won=False, lost=False
       )
-    state, _, _ = self._engine.step(command)
-    self._state = state
-    return self._note(
-      _told(state["feedback"]) or NOTHING,
-      state["admissible_commands"],
+    self._state, _, _ = self._engine.step(command)
+    return self._tell(
+      _told(self._state["feedback"]) or NOTHING,
+      self._state["admissible_commands"],
       self._score(),
-      won=bool(state["won"]),
-      lost=bool(state["lost"]),
+      won=bool(self._state["won"]),
+      lost=bool(self._state["lost"]),
     )
 
   def close(self) -> None:
     """Ends the engine; safe to call twice."""
-    self._done, self._state = True, None
+    self.done, self._state = True, None
     if self._engine is not None:
       self._engine.close()
       self._engine = None
@@ -287,27 +211,11 @@ def make_games(
   seed: int = 0,
   settings: dict[str, object] | None = None,
 ) -> list[pathlib.Path]:
-  """Compiles games of TextWorld, without a network; some seconds each.
+  """Compiles games of seeds from `seed` on into a folder; some seconds each.
 
-  Args:
-    folder: of a split; made if it is not there.
-    count: of games.
-    challenge: one of `CHALLENGES`.
-    seed: of the first; the others follow it.
-    settings: of the challenge, where they are not those in `CHALLENGES`.
-
-  Returns:
-    The paths of the `.z8` files.
-
-  Raises:
-    ImportError: the package textworld is missing.
-    ValueError: no such challenge.
+  `settings` of the challenge replace those in `CHALLENGES`.
   """
-  if challenge not in CHALLENGES:
-    raise ValueError(
-      f"unknown challenge {challenge!r}: "
-      f"{base.nearest(challenge, tuple(CHALLENGES))}"
-    )
+  base.check_choice("challenge", challenge, CHALLENGES)
   textworld = _import_textworld()
   from textworld import challenges, generator
 
@@ -326,17 +234,7 @@ def make_games(
 
 
 def find_games(folder: pathlib.Path | str) -> list[pathlib.Path]:
-  """Finds the games of a split.
-
-  Args:
-    folder: that holds `.z8` files, at any depth.
-
-  Returns:
-    Their paths, sorted.
-
-  Raises:
-    FileNotFoundError: there is no such folder, or none in it.
-  """
+  """Returns the `.z8` files of a folder at any depth, sorted."""
   found = sorted(pathlib.Path(folder).rglob("*.z8"))
   if not found:
     raise FileNotFoundError(
@@ -386,8 +284,7 @@ class _Java:
       )
     except OSError as error:
       raise RuntimeError(
-        "TextWorld-Express needs Java: install it, and see that "
-        f"`java` can be run ({error})."
+        f"TextWorld-Express needs Java: see that `java` can be run ({error})."
       ) from error
     self._gateway = java_gateway.JavaGateway(
       gateway_parameters=java_gateway.GatewayParameters(
@@ -395,10 +292,6 @@ class _Java:
       )
     )
     weakref.finalize(self, _stop, self._gateway, self._process)
-
-  @property
-  def pid(self) -> int:
-    return self._process.pid
 
   def is_alive(self) -> bool:
     return self._process.poll() is None
@@ -421,14 +314,11 @@ def _stop(gateway, process) -> None:
 
 
 # The one that the games of this process share while there are any.
-_SHARED: "weakref.WeakValueDictionary[str, _Java]" = (
-  weakref.WeakValueDictionary()
-)
+_SHARED: weakref.WeakValueDictionary[str, _Java] = weakref.WeakValueDictionary()
 
 
 def _shared_java() -> _Java:
   java = _SHARED.get("java")
   if java is None or not java.is_alive():
-    java = _Java()
-    _SHARED["java"] = java
+    java = _SHARED["java"] = _Java()
   return java

@@ -6,19 +6,18 @@ played; with `game="textworld"` the games are files in a folder.
 
 import dataclasses
 import importlib.util
+import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from saw_jax.contrib import textworld_games
 from saw_jax.contrib.textworld_games import ExpressGame, StoryGame
 from saw_jax.tasks import base, environments
-from saw_jax.tasks.environments import Situation, Transition
-
-__all__ = ["TextWorldConfig", "TextWorldTask"]
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.environments import History, Situation, Walkthrough
 
 _FILES = "textworld"
 _GAMES = (*textworld_games.EXPRESS, _FILES)
-_LONGEST_PROMPT = 12_000  # characters; a longer one goes without history
 
 _PROMPT = """\
 You are playing a text game.
@@ -50,15 +49,9 @@ class TextWorldConfig:
   shown: int = 2  # earlier steps in a prompt, where they fit
 
   def __post_init__(self):
-    for name, known in (("game", _GAMES), ("pays", textworld_games.PAYS)):
-      value = getattr(self, name)
-      if value not in known:
-        raise ValueError(
-          f"unknown {name} {value!r}: {base.nearest(value, known)}"
-        )
-    for name in ("num_train", "num_test", "max_steps"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is not positive: {getattr(self, name)}.")
+    base.check_choice("game", self.game, _GAMES)
+    base.check_choice("pays", self.pays, textworld_games.PAYS)
+    base.check_positive(self, "num_train", "num_test", "max_steps")
     if (self.game == _FILES) != bool(self.folder):
       raise ValueError(
         f"game={_FILES!r} and a folder of games go together: give both or none."
@@ -71,22 +64,15 @@ class TextWorldConfig:
       )
 
 
-class TextWorldTask(environments.AgentTask):
-  """One kind of text game, another one each seed."""
+class TextWorldTask(environments.FormTask):
+  """One kind of text game, another one each seed; plans are its expert."""
 
   name = "textworld"
+  is_compact = False
+  _longest_prompt = 12_000
 
   def __init__(self, config: TextWorldConfig | None = None):
-    """Finds the games, where they are files.
-
-    Args:
-      config: of the games.
-
-    Raises:
-      ImportError: the package that plays them is missing.
-      FileNotFoundError: there is no game in the folder.
-    """
-    self.config = TextWorldConfig() if config is None else config
+    super().__init__(config or TextWorldConfig())
     is_files = self.config.game == _FILES
     package = "textworld" if is_files else "textworld_express"
     if importlib.util.find_spec(package) is None:
@@ -94,33 +80,18 @@ class TextWorldTask(environments.AgentTask):
         f"game {self.config.game!r} needs its engine: "
         "pip install 'saw_jax[textworld]'"
       )
-    self.max_steps = self.config.max_steps
-    self.max_return = self.config.reward
-    self._paths = {
-      split: [
-        str(path)
-        for path in textworld_games.find_games(
+    self._paths: dict[str, list[str]] = {}
+    if is_files:
+      for split, size in self.episodes.items():
+        found = textworld_games.find_games(
           pathlib.Path(self.config.folder, split)
         )
-      ]
-      for split in (("train", "test") if is_files else ())
-    }
-
-  def num_episodes(self, split: str) -> int:
-    """Returns how many seeds of episodes a split has."""
-    sizes = {"train": self.config.num_train, "test": self.config.num_test}
-    if split not in sizes:
-      raise ValueError(f"no split {split!r}: {base.nearest(split, [*sizes])}")
-    if split in self._paths:
-      return min(sizes[split], len(self._paths[split]))
-    return sizes[split]
+        self._paths[split] = [str(path) for path in found]
+        self.episodes[split] = min(size, len(found))
 
   def make(self, split: str) -> ExpressGame | StoryGame:
     """Makes an environment, whose `reset` takes a seed of the split."""
-    return self._make(split, has_plan=False)
-
-  def _make(self, split: str, *, has_plan: bool) -> ExpressGame | StoryGame:
-    self.num_episodes(split)  # says so if there is no such split
+    self.num_episodes(split)  # raises if there is no such split
     config = self.config
     options = dict(
       max_steps=config.max_steps, reward=config.reward, pays=config.pays
@@ -128,82 +99,27 @@ class TextWorldTask(environments.AgentTask):
     if config.game == _FILES:
       return StoryGame(self._paths[split], **options)
     return ExpressGame(
-      config.game,
-      split,
-      parameters=config.parameters,
-      has_plan=has_plan,
-      **options,
+      config.game, split, parameters=config.parameters, **options
     )
 
-  def prompts(
-    self, situation: Situation, history: Sequence[tuple[str, str]]
-  ) -> Iterator[str]:
-    """Yields prompts with less and less history."""
-    for shown in range(min(self.config.shown, len(history)), -1, -1):
-      text = _write(situation, history, shown)
-      if not shown or len(text) <= _LONGEST_PROMPT:
-        yield text
+  def expert(self, env: ExpressGame | StoryGame, draws: Draws) -> Walkthrough:
+    """Returns who follows the game's own plan."""
+    del draws
+    return Walkthrough(env.plan)
 
-  def demonstrations(self, count: int, *, seed: int) -> list[Transition]:
-    """Returns steps of the games' own plans.
+  def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
+    for number in itertools.count(seed):
+      yield number % self.num_episodes(split), Draws(number)
 
-    Args:
-      count: of steps.
-      seed: of the first episode; the others follow it.
-
-    Returns:
-      The steps, episode by episode. Plans are cut at the limit of steps.
-
-    Raises:
-      ValueError: no game has a plan.
-    """
-    return list(self._play("train", count, seed))
-
-  def held_out(self, count: int) -> list[Transition]:
-    """Returns steps of the plans of test games.
-
-    Args:
-      count: of steps.
-
-    Returns:
-      The steps, episode by episode.
-    """
-    return list(self._play("test", count, 0))
-
-  def _play(self, split: str, count: int, seed: int) -> Iterator[Transition]:
-    env, idle = self._make(split, has_plan=True), 0
-    size = self.num_episodes(split)
-    while count:
-      observation, history = env.reset(seed % size), ()
-      plan = env.plan
-      idle = 0 if plan else idle + 1
-      if idle > size:
-        raise ValueError(f"no game of split {split!r} has a plan.")
-      for action in plan:
-        if env.done or not count:
-          break
-        situation = Situation(
-          env.task, observation, tuple(env.admissible_actions), 0.0, False
-        )
-        before, observation = observation, env.step(action).observation
-        yield Transition(situation, history, action, observation)
-        history, count = (*history, (before, action)), count - 1
-      seed += 1
-    env.close()
-
-
-def _write(
-  situation: Situation, history: Sequence[tuple[str, str]], shown: int
-) -> str:
-  first = len(history) - shown
-  entries = ", ".join(
-    f"[Observation {k}: '{seen}', Action {k}: '{action}']"
-    for k, (seen, action) in enumerate(history[first:], first + 1)
-  )
-  past = _PAST.format(steps=len(history), shown=shown, history=entries)
-  return _PROMPT.format(
-    task=situation.task,
-    past=past if shown else "",
-    observation=situation.observation,
-    actions=", ".join(f"'{action}'" for action in situation.actions),
-  )
+  def _english(self, situation: Situation, history: History, shown: int) -> str:
+    past = _PAST.format(
+      steps=len(history),
+      shown=shown,
+      history=environments.write_history(history, shown),
+    )
+    return _PROMPT.format(
+      task=situation.task,
+      past=past if shown else "",
+      observation=situation.observation,
+      actions=environments.write_actions(situation.actions),
+    )

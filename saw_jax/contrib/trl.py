@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from saw_jax.contrib import hosted as hosted_lib
 
@@ -73,15 +74,7 @@ _MISSING = (
 def to_jax(tensor: "torch.Tensor") -> jax.Array:
   """Shows a tensor to JAX, without a copy where one device serves both.
 
-  Args:
-    tensor: any shape, of booleans or floats; others become float32. It must not
-      be written to while the array is in use.
-
-  Returns:
-    The array; of floats in float32. No gradient flows.
-
-  Raises:
-    ImportError: torch is missing.
+  Floats become float32. It must not be written to while the array is in use.
   """
   torch = _torch()
   tensor = tensor.detach()
@@ -93,17 +86,10 @@ def to_jax(tensor: "torch.Tensor") -> jax.Array:
 
 
 def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
-  """Shows an array to torch, without a copy where one device serves both.
+  """Shows an array to torch, on the device and in the float type of `like`.
 
-  Args:
-    array: any shape. What is JAX's must not be written to.
-    like: a tensor whose device and float type the result gets.
-
-  Returns:
-    The tensor, without a gradient.
-
-  Raises:
-    ImportError: torch is missing.
+  Without a copy where one device serves both: what is JAX's must not be written
+  to.
   """
   torch = _torch()
   return torch.from_dlpack(array).to(device=like.device, dtype=like.dtype)
@@ -114,28 +100,21 @@ def torch_loss(
 ) -> Callable[..., tuple["torch.Tensor", dict[str, float]]]:
   """Makes the method's loss a function that torch differentiates.
 
-  Args:
-    hosted: the method.
+  It takes `(log_probs, entropies, advantages, completion_mask, *, counts,
+  old_log_probs, behave_log_probs, ref_log_probs)`, returns the loss and what is
+  logged, and differs from `Hosted.terms` in taking tensors.
 
-  Returns:
-    A function `(log_probs [B, T], entropies [B, T], advantages [B] or [B, T],
-    completion_mask [B, T], *, old_log_probs, behave_log_probs, ref_log_probs,
-    counts) -> (loss, logged)` of tensors; `counts` by term are what the whole
-    batch divides by, where this is a part of it (`hosted.denominators`). Value
-    and gradient are computed together, by JAX in float32; the gradient of
-    log-probs and entropies has their type, and there is no second one.
-
-  Raises:
-    ImportError: torch is missing.
+  `counts` by term are what the whole batch divides by, where a call has a part
+  of it (`hosted.denominators`). Value and gradient are computed together, by
+  JAX in float32; the gradient of log-probs and entropies has their type, and
+  there is no second one.
   """
   torch = _torch()
 
   def total(learned, recorded, counts):
     terms, logged = hosted.terms(**learned, **recorded)
-    return hosted_lib.total_loss(terms, counts), {
-      **{f"loss/{name}": term.value() for name, term in terms.items()},
-      **{name: value.value() for name, value in logged.items()},
-    }
+    values = hosted_lib.logged_values(terms, logged)
+    return hosted_lib.total_loss(terms, counts), values
 
   value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -166,43 +145,18 @@ def torch_loss(
       return scale * log_probs, scale * entropies, None, None
 
   def loss(
-    log_probs: "torch.Tensor",
-    entropies: "torch.Tensor",
-    advantages: "torch.Tensor",
-    completion_mask: "torch.Tensor",
-    *,
-    old_log_probs: "torch.Tensor | None" = None,
-    behave_log_probs: "torch.Tensor | None" = None,
-    ref_log_probs: "torch.Tensor | None" = None,
-    counts: Mapping[str, float] | None = None,
-  ) -> tuple["torch.Tensor", dict[str, float]]:
-    recorded = {
-      "advantages": advantages,
-      "completion_mask": completion_mask.bool(),
-      "old_log_probs": old_log_probs,
-      "behave_log_probs": behave_log_probs,
-      "ref_log_probs": ref_log_probs,
-    }
-    return JaxLoss.apply(
-      log_probs,
-      entropies,
-      {name: x for name, x in recorded.items() if x is not None},
-      None if counts is None else dict(counts),
-    )
+    log_probs, entropies, advantages, completion_mask, *, counts=None, **others
+  ):
+    recorded = {name: x for name, x in others.items() if x is not None}
+    recorded["advantages"] = advantages
+    recorded["completion_mask"] = completion_mask.bool()
+    return JaxLoss.apply(log_probs, entropies, recorded, counts)
 
   return loss
 
 
 def check_arguments(hosted: hosted_lib.Hosted, args: Any) -> None:
-  """Refuses what TRL's trainer would do beside the method, or not do for it.
-
-  Args:
-    hosted: the method.
-    args: `trl.GRPOConfig`.
-
-  Raises:
-    ValueError: says which argument, and which value is right.
-  """
+  """Refuses what TRL's trainer would do beside the method, or not do for it."""
   for name, value in REPLACED.items():
     if getattr(args, name) != value:
       raise ValueError(
@@ -210,12 +164,7 @@ def check_arguments(hosted: hosted_lib.Hosted, args: Any) -> None:
         f"loss or sum of rewards, which the method replaces: leave it at "
         f"{value!r} and say what you want in the AlgorithmConfig"
       )
-  if args.beta != hosted.kl_coefficient:
-    raise ValueError(
-      f"GRPOConfig.beta is {args.beta} and the method's kl.coefficient "
-      f"{hosted.kl_coefficient}: TRL has reference log-probs where beta is not "
-      "0, so the two must be equal"
-    )
+  hosted_lib.check_beta(hosted, args.beta, "TRL")
 
 
 @functools.cache
@@ -229,16 +178,8 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
   counted over the whole of it, so that the loss does not depend on
   `gradient_accumulation_steps` (where a generation batch serves one update).
 
-  Args:
-    hosted: the method, with as many minima as there will be reward functions.
-
-  Returns:
-    A subclass of `trl.GRPOTrainer`, with its arguments. Its constructor raises
-    a ValueError for arguments that would act beside the method, or where a loss
-    needs the sampler's log-probs, which TRL has with `use_vllm` only.
-
-  Raises:
-    ImportError: TRL is missing.
+  The constructor refuses arguments that would act beside the method, and a loss
+  that needs the sampler's log-probs, which TRL has with `use_vllm` only.
   """
   torch = _torch()
   try:
@@ -270,30 +211,10 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
 
     def _generate_and_score_completions(self, inputs):
       output = super()._generate_and_score_completions(inputs)
-      training = self.model.training
       mask = _loss_mask(output)
-      lengths = self.accelerator.gather(mask.sum(-1))
-      advantages, statistics = hosted.estimate(
-        self._rewards.cpu().numpy(),
-        group_size=(
-          self.num_generations if training else self.num_generations_eval
-        ),
-        lengths=lengths.cpu().numpy(),
-      )
-      metrics = self._metrics["train" if training else "eval"]
-      for name, weight in zip(
-        self.reward_func_names, statistics["weight"], strict=True
-      ):
-        metrics[f"weights/{name}"].append(float(weight))
-      # In the log of completions, too, they take the place of TRL's own.
-      logged = self._logs["advantages"]
-      for _ in range(min(len(advantages), len(logged))):
-        logged.pop()
-      logged.extend(advantages.tolist())
-
-      rows = len(mask)
-      start = self.accelerator.process_index * rows
-      own = torch.from_numpy(advantages[start : start + rows].copy())
+      advantages = _estimate(self, hosted, mask)
+      start = self.accelerator.process_index * len(mask)
+      own = torch.from_numpy(advantages[start : start + len(mask)].copy())
       output["advantages"] = own.to(mask.device)
       counts = hosted_lib.denominators(
         hosted, own.numpy(), mask.bool().cpu().numpy()
@@ -316,45 +237,80 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
         compute_aux_loss=self.aux_loss_enabled,
         **{name: inputs.get(name) for name in FORWARD},
       )
-      accumulated = 1.0
-      counts = None
-      if self.model.training:
-        accumulated = self.current_gradient_accumulation_steps
-        share = accumulated / self.args.steps_per_generation
-        counts = {
-          name.removeprefix(_COUNT): share * float(count)
-          for name, count in inputs.items()
-          if name.startswith(_COUNT)
-        }
-      recorded = {
-        ours: inputs[theirs]
-        for theirs, ours in RECORDED.items()
-        if inputs.get(theirs) is not None
-      }
-      if "behave_log_probs" in recorded:
-        # NaN where vLLM has none: such a token counts as sampled by the policy
-        # that the update starts from.
-        behave = recorded["behave_log_probs"]
-        old = recorded.get("old_log_probs", log_probs.detach())
-        recorded["behave_log_probs"] = torch.where(behave.isnan(), old, behave)
+      training = self.model.training
+      parts = self.current_gradient_accumulation_steps if training else 1.0
       loss, logged = loss_of(
         log_probs,
         entropies,
         inputs["advantages"],
         mask,
-        counts=counts,
-        **recorded,
+        counts=_counts(inputs, parts / self.args.steps_per_generation)
+        if training
+        else None,
+        **_recorded(inputs, log_probs),
       )
-      metrics = self._metrics["train" if self.model.training else "eval"]
       if self.aux_loss_enabled:
-        loss = loss + self.router_aux_loss_coef * aux_loss / accumulated
+        loss = loss + self.router_aux_loss_coef * aux_loss / parts
         logged["aux_loss"] = float(aux_loss)
+      metrics = self._metrics["train" if training else "eval"]
       for name, number in logged.items():
         one = torch.tensor(number, device=mask.device)
         metrics[name].append(self.accelerator.gather(one).nanmean().item())
       return loss
 
   return HostedGRPOTrainer
+
+
+def _estimate(
+  trainer: Any, hosted: hosted_lib.Hosted, mask: "torch.Tensor"
+) -> np.ndarray:
+  """Advantages of the whole generation batch, which are logged like weights."""
+  training = trainer.model.training
+  lengths = trainer.accelerator.gather(mask.sum(-1))
+  advantages, statistics = hosted.estimate(
+    trainer._rewards.cpu().numpy(),
+    group_size=(
+      trainer.num_generations if training else trainer.num_generations_eval
+    ),
+    lengths=lengths.cpu().numpy(),
+  )
+  metrics = trainer._metrics["train" if training else "eval"]
+  weights = statistics["weight"]
+  for name, weight in zip(trainer.reward_func_names, weights, strict=True):
+    metrics[f"weights/{name}"].append(float(weight))
+  # In the log of completions, too, they take the place of TRL's own.
+  logged = trainer._logs["advantages"]
+  for _ in range(min(len(advantages), len(logged))):
+    logged.pop()
+  logged.extend(advantages.tolist())
+  return advantages
+
+
+def _counts(inputs: Mapping[str, Any], share: float) -> dict[str, float]:
+  """What a part of a generation batch divides by: its share of the whole."""
+  return {
+    name.removeprefix(_COUNT): share * float(count)
+    for name, count in inputs.items()
+    if name.startswith(_COUNT)
+  }
+
+
+def _recorded(
+  inputs: Mapping[str, Any], log_probs: "torch.Tensor"
+) -> dict[str, "torch.Tensor"]:
+  """The log-probs that TRL has recorded, by our names."""
+  recorded = {
+    ours: inputs[theirs]
+    for theirs, ours in RECORDED.items()
+    if inputs.get(theirs) is not None
+  }
+  if "behave_log_probs" in recorded:
+    # NaN where vLLM has none: such a token counts as sampled by the policy that
+    # the update starts from.
+    behave = recorded["behave_log_probs"]
+    old = recorded.get("old_log_probs", log_probs.detach())
+    recorded["behave_log_probs"] = behave.where(~behave.isnan(), old)
+  return recorded
 
 
 def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":

@@ -48,15 +48,9 @@ _MATRIX = "saw_jax.matrix"
 def register(hosted: hosted_lib.Hosted, name: str) -> None:
   """Puts a method into Tunix's registries, under one name in each of three.
 
-  Args:
-    hosted: the method, with as many minima as there will be reward functions.
-    name: what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of
-      the `GRPOConfig` are to be. An entry of that name is replaced.
-
-  Raises:
-    ImportError: Tunix is missing.
-    ValueError: the loss needs the sampler's log-probs, which Tunix's learner
-      does not record.
+  It is what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of the
+  `GRPOConfig` are to be; an entry of that name is replaced. A loss that needs
+  the sampler's log-probs is refused: Tunix's learner does not record them.
   """
   _tunix()
   from tunix.rl import function_registry as registry
@@ -76,12 +70,7 @@ def advantage_estimator(
 ) -> Callable[..., np.ndarray]:
   """Makes the method's weighting and advantage an estimator of Tunix's.
 
-  Args:
-    hosted: the method.
-
-  Returns:
-    A function `(rewards [P * G, M], num_generations) -> advantages [P * G]`. It
-    raises a ValueError where the advantage needs lengths.
+  It refuses an advantage that needs lengths.
   """
 
   def estimator(rewards: np.ndarray, num_generations: int) -> np.ndarray:
@@ -99,19 +88,10 @@ def advantage_estimator(
 def policy_loss(
   hosted: hosted_lib.Hosted,
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
-  """Makes the method's loss one of Tunix's.
+  """Makes the method's loss one of Tunix's, which runs the model itself.
 
-  Args:
-    hosted: the method.
-
-  Returns:
-    A function `(model, train_example, algo_config, pad_id, eos_id) -> (loss,
-    logged)` that runs the model by Tunix's own code. Gradient flows to the
-    model. It raises a ValueError for packed sequences, for weights of
-    importance, and where `algo_config.beta` is not the KL term's coefficient.
-
-  Raises:
-    ImportError: Tunix is missing.
+  It refuses packed sequences, weights of importance, and an `algo_config.beta`
+  that is not the KL term's coefficient.
   """
   _tunix()
   from flax import nnx
@@ -128,12 +108,7 @@ def policy_loss(
         "the learner weighs tokens by importance, which would act beside the "
         "method's loss: switch that off"
       )
-    if algo_config.beta != hosted.kl_coefficient:
-      raise ValueError(
-        f"GRPOConfig.beta is {algo_config.beta} and the method's "
-        f"kl.coefficient {hosted.kl_coefficient}: Tunix has reference "
-        "log-probs where beta is not 0, so the two must be equal"
-      )
+    hosted_lib.check_beta(hosted, algo_config.beta, "Tunix")
     graph, state = nnx.split(model)
     log_probs, logits = common.compute_per_token_logps(
       graph,
@@ -154,17 +129,12 @@ def policy_loss(
       old_log_probs=train_example.old_per_token_logps,
       ref_log_probs=train_example.ref_per_token_logps,
     )
-    values = {name: value.value() for name, value in logged.items()}
+    values = hosted_lib.logged_values(terms, logged)
     kl = terms["kl"].value() / hosted.kl_coefficient if "kl" in terms else 0.0
-    return hosted_lib.total_loss(terms), {
-      **{f"loss/{name}": term.value() for name, term in terms.items()},
-      **values,
-      # Tunix's learner logs these two by name.
-      "kl": jnp.asarray(kl),
-      "pg_clipfrac": jnp.asarray(
-        values.get("clipped_low", 0.0) + values.get("clipped_high", 0.0)
-      ),
-    }
+    clipped = values.get("clipped_low", 0.0) + values.get("clipped_high", 0.0)
+    # Tunix's learner logs these two by name.
+    values |= {"kl": jnp.asarray(kl), "pg_clipfrac": jnp.asarray(clipped)}
+    return hosted_lib.total_loss(terms), values
 
   return loss_fn
 
@@ -175,18 +145,8 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
 
   Advantages are estimated when the responses' lengths are known; functions of
   metrics see them, and the matrix of rewards. The weight of each reward
-  function is logged as `weights/<position>`.
-
-  Args:
-    hosted: the method, with as many minima as there will be reward functions.
-
-  Returns:
-    A subclass of `tunix.rl.grpo.grpo_learner.GRPOLearner`, with its arguments;
-    the three names in the `algo_config` are replaced by the method's.
-
-  Raises:
-    ImportError: Tunix is missing.
-    ValueError: the loss needs the sampler's log-probs.
+  function is logged as `weights/<position>`. The three names in the
+  `algo_config` are replaced by the method's.
   """
   _tunix()
   from tunix.rl import function_registry as registry

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards from a policy's own certainty, without any label.
 
-Each is one number a response, to be standardised within its group like any
-other reward. Averages are over the tokens of a response, as the reference code
-of CARE takes them, with an ε beside their count:
+Each is one number a response, `[B]`, with its gradient stopped, to be
+standardised within its group like any other reward. The first argument is one
+number a token and `completion_mask` marks the tokens that the policy chose,
+both `[B, T]`. Averages are over the tokens of a response, with an ε beside
+their count as in the reference code of CARE:
 
-  mean_t u = Σₜ mₜ uₜ / (Σₜ mₜ + ε)
+  mean_t u = Σₜ mₜ uₜ / (Σₜ mₜ + 10⁻⁸)
 
-arXiv:2605.25864, whose baselines they are.
+They are the baselines of CARE, https://arxiv.org/abs/2605.25864.
 """
 
 import chex
@@ -17,23 +19,13 @@ import jax.numpy as jnp
 from saw_jax import reductions
 from saw_jax.types import Array
 
-EPS = 1e-8
+_EPS = 1e-8
 
 
 def token_self_certainty(logits: Array) -> Array:
-  """Measures how far a next-token distribution is from the uniform one.
+  """How far a next-token distribution, of logits `[..., V]`, is from uniform.
 
     u = log Σ exp z − mean z  =  KL(uniform ‖ p) + log V
-
-  Args:
-    logits: z. Shape `[..., V]`.
-
-  Returns:
-    The certainty of each position, log V or more. Shape `[...]`. Gradient
-    flows.
-
-  References:
-    Self-certainty, https://arxiv.org/abs/2502.18581
 
   >>> print(f"{token_self_certainty(jnp.zeros(4)):.4f}")  # log 4
   1.3863
@@ -43,130 +35,36 @@ def token_self_certainty(logits: Array) -> Array:
   return normaliser - jnp.mean(logits, axis=-1)
 
 
-def self_certainty(
-  certainties: Array, completion_mask: Array, *, eps: float = EPS
-) -> Array:
-  """Rewards certain tokens, by `token_self_certainty`.
+def self_certainty(certainties: Array, completion_mask: Array) -> Array:
+  """Rewards certain tokens: mean_t u. https://arxiv.org/abs/2502.18581."""
+  return _token_mean(certainties, completion_mask)
 
-    r = mean_t u
 
-  Args:
-    certainties: u of each token. Shape `[B, T]`.
-    completion_mask: m, the tokens that the policy chose. Shape `[B, T]`.
-    eps: added to the count of tokens.
+def token_entropy(entropies: Array, completion_mask: Array) -> Array:
+  """Rewards low entropies: −mean_t H. RENT, https://arxiv.org/abs/2505.22660.
 
-  Returns:
-    The rewards, with their gradient stopped; 0 without tokens. Shape `[B]`.
-
-  References:
-    Self-certainty, https://arxiv.org/abs/2502.18581
-
-  >>> mask = jnp.array([[True, True, False]])
-  >>> print(self_certainty(jnp.array([[4.0, 8.0, jnp.nan]]), mask))
-  [6.]
+  CARE's released trainer drops the entropies before they are read, so that all
+  rewards are 0; this is the formula that it states.
   """
-  return _token_mean(certainties, completion_mask, eps)
+  return -_token_mean(entropies, completion_mask)
 
 
-def token_entropy(
-  entropies: Array, completion_mask: Array, *, eps: float = EPS
-) -> Array:
-  """Rewards distributions of low entropy.
-
-    r = −mean_t H
-
-  Differs from the released trainer, which drops the entropies before they are
-  read, so that all rewards are 0; this is the formula that it states.
-
-  Args:
-    entropies: H of the distribution that each token was drawn from. Shape
-      `[B, T]`.
-    completion_mask: m, the tokens that the policy chose. Shape `[B, T]`.
-    eps: added to the count of tokens.
-
-  Returns:
-    The rewards, 0 or less, with their gradient stopped. Shape `[B]`.
-
-  References:
-    RENT, https://arxiv.org/abs/2505.22660
-
-  >>> print(token_entropy(jnp.array([[0.5, 1.5]]), jnp.ones((1, 2), bool)))
-  [-1.]
-  """
-  return -_token_mean(entropies, completion_mask, eps)
-
-
-def trajectory_entropy(
-  log_probs: Array, completion_mask: Array, *, eps: float = EPS
-) -> Array:
-  """Rewards likely responses, whatever their length.
-
-    r = mean_t log π
-
-  Args:
-    log_probs: of the taken tokens. Shape `[B, T]`.
-    completion_mask: m, the tokens that the policy chose. Shape `[B, T]`.
-    eps: added to the count of tokens.
-
-  Returns:
-    The rewards, 0 or less, with their gradient stopped. Shape `[B]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> mask = jnp.ones((1, 2), bool)
-  >>> print(trajectory_entropy(jnp.array([[-1.0, -2.0]]), mask))
-  [-1.5]
-  """
-  return _token_mean(log_probs, completion_mask, eps)
+def trajectory_entropy(log_probs: Array, completion_mask: Array) -> Array:
+  """Rewards likely responses, whatever their length: mean_t log π."""
+  return _token_mean(log_probs, completion_mask)
 
 
 def probability(log_probs: Array, completion_mask: Array) -> Array:
-  """Rewards a response by its probability, which falls with its length.
-
-    r = exp Σₜ log π
-
-  Args:
-    log_probs: of the taken tokens. Shape `[B, T]`.
-    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
-
-  Returns:
-    The rewards, from 0 to 1, with their gradient stopped; 1 without tokens.
-    Shape `[B]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> half = jnp.log(jnp.full((1, 2), 0.5))
-  >>> print(probability(half, jnp.ones((1, 2), bool)))
-  [0.25]
-  """
+  """Rewards a response by its probability, exp Σₜ log π; 1 without tokens."""
   _check(log_probs, completion_mask)
   log_probs = jax.lax.stop_gradient(log_probs)
   return jnp.exp(reductions.all_sum(log_probs, axis=-1, where=completion_mask))
 
 
 def mean_probability(log_probs: Array, completion_mask: Array) -> Array:
-  """Averages the probabilities of a response's tokens.
+  """Averages the probabilities of a response's tokens: mean_t π, without the ε.
 
-    mean_t π
-
-  It is what the baseline "average probability" buys labels by, and no reward.
-
-  Args:
-    log_probs: of the taken tokens. Shape `[B, T]`.
-    completion_mask: the tokens that the policy chose. Shape `[B, T]`.
-
-  Returns:
-    The averages, from 0 to 1, with their gradient stopped; 0 without tokens.
-    Shape `[B]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> p = jnp.log(jnp.array([[0.25, 0.75]]))
-  >>> print(mean_probability(p, jnp.ones((1, 2), bool)))
-  [0.5]
+  The baseline "average probability" buys labels by it; it is no reward.
   """
   _check(log_probs, completion_mask)
   # Selected before the exponential: what stands beside the tokens is no log.
@@ -176,13 +74,13 @@ def mean_probability(log_probs: Array, completion_mask: Array) -> Array:
   return reductions.all_mean(jnp.exp(log_probs), axis=-1, where=completion_mask)
 
 
-def _token_mean(x: Array, completion_mask: Array, eps: float) -> Array:
+def _token_mean(x: Array, completion_mask: Array) -> Array:
   _check(x, completion_mask)
   total = reductions.all_sum(
     jax.lax.stop_gradient(x), axis=-1, where=completion_mask
   )
   count = jnp.sum(completion_mask, axis=-1, dtype=total.dtype)
-  return reductions.divide(total, count + eps)
+  return reductions.divide(total, count + _EPS)
 
 
 def _check(x: Array, completion_mask: Array) -> None:

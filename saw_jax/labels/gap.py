@@ -17,12 +17,11 @@ function of three counts, in three tiers:
   √G                  the vote is wrong, and nobody is right
   G √(2/(G−1)) … 2√G  the vote is wrong, and some are right
 
-arXiv:2605.25864.
+CARE, https://arxiv.org/abs/2605.25864.
 """
 
 import chex
 import jax.numpy as jnp
-import numpy as np
 
 from saw_jax import reductions
 from saw_jax.types import Array
@@ -32,26 +31,12 @@ _LEAST_STD = 1e-8
 
 
 def gap_advantages(rewards: Array, *, scored: Array | None = None) -> Array:
-  """Standardises rewards within each group, for the gap alone.
+  """Standardises rewards `[..., G]` within each group, for the gap alone.
 
     Aⱼ = (rⱼ − mean) / std,   0 where std < 10⁻⁸
 
-  Times √((G−1)/G) they are the advantages of GRPO, up to its ε.
-
-  Args:
-    rewards: one number a response. Shape `[..., G]`, normally `[P, G]`.
-    scored: mask of the rewards that exist. The shape of `rewards`.
-
-  Returns:
-    The advantages, 0 where the mask is off. The shape of `rewards`. Gradient
-    flows where rewards differ.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(gap_advantages(jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0] * 4])))
-  [[ 1.  1. -1. -1.]
-   [ 0.  0.  0.  0.]]
+  Times √((G−1)/G) they are the advantages of GRPO, up to its ε. 0 where the
+  mask `scored [..., G]` is off. Gradient flows where rewards differ.
   """
   std = reductions.all_std(rewards, axis=-1, where=scored, keepdims=True)
   deviations = reductions.all_deviations(rewards, axis=-1, where=scored)
@@ -63,23 +48,12 @@ def gap_advantages(rewards: Array, *, scored: Array | None = None) -> Array:
 def corrective_advantage_gap(
   pseudo_rewards: Array, true_rewards: Array, *, scored: Array | None = None
 ) -> Array:
-  """Measures how far a label moves the advantages of a group.
+  """Measures how far a label moves the advantages of a group. `[...]`.
 
     CAG = ‖A(r_true) − A(r_pseudo)‖₂
 
   If both rewards vary in the group it is √(2G(1 − ρ)) with ρ their correlation;
-  if one does, √G; if none does, 0.
-
-  Args:
-    pseudo_rewards: under the voted answer. Shape `[..., G]`, normally `[P, G]`.
-    true_rewards: under the ground truth. The same shape.
-    scored: mask of the responses whose rewards exist. The same shape.
-
-  Returns:
-    The gap of each group, from 0 to 2√G. Shape `[...]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  if one does, √G; if none does, 0. Rewards and mask are `[..., G]`.
 
   >>> wrong_vote = jnp.array([1.0, 1.0, 1.0, 0.0])
   >>> print(corrective_advantage_gap(wrong_vote, 1 - wrong_vote))
@@ -98,71 +72,25 @@ def corrective_advantage_gap(
 
 
 def is_possible(voted: Array, correct: Array, group_size: int) -> Array:
-  """Says which counts can occur.
+  """Whether counts can occur: 0 ≤ y ≤ x and x + y ≤ G.
 
-  Args:
-    voted: x, responses that gave the voted answer. Integers of any shape.
-    correct: y, correct responses that gave another answer. The same shape.
-    group_size: G.
-
-  Returns:
-    Whether 0 ≤ y ≤ x and x + y ≤ G: an answer that more responses gave would
-    have been voted for. Boolean, the same shape.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(is_possible(jnp.array([3, 3]), jnp.array([3, 4]), 8))
-  [ True False]
+  `voted` is x, the responses that gave the voted answer, and `correct` y, those
+  that gave another, correct one: an answer that more responses gave would have
+  been voted for. Integers of any one shape.
   """
   chex.assert_equal_shape([voted, correct])
   voted, correct = jnp.asarray(voted), jnp.asarray(correct)
   return (correct >= 0) & (correct <= voted) & (voted + correct <= group_size)
 
 
-def check_counts(voted: Array, correct: Array, group_size: int) -> None:
-  """Refuses counts that cannot occur.
-
-  Args:
-    voted: x, as `is_possible` has it; known numbers, not traced ones.
-    correct: y.
-    group_size: G.
-
-  Raises:
-    ValueError: a pair is impossible; the first is named.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> check_counts(3, 3, 8)
-  """
-  pairs = np.stack([np.ravel(voted), np.ravel(correct)], axis=-1)
-  for x, y in pairs:
-    if not (0 <= y <= x and x + y <= group_size):
-      raise ValueError(
-        f"{x} votes and {y} correct responses outside of them are impossible "
-        f"among {group_size}: 0 <= y <= x and x + y <= G."
-      )
-
-
 def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
-  """Gives the gap of a group whose rewards are 0 or 1, from counts alone.
+  """The gap of a group whose rewards are 0 or 1, from counts alone.
 
     √(2G (1 + √(x y / ((G−x)(G−y)))))   where 0 < x < G and 0 < y < G
     √G                                  where one of both holds
-    0                                   where none does
+    0                                   where none does, or counts cannot occur
 
-  Args:
-    voted: x, responses that gave the voted answer. Integers of any shape.
-    correct: y, correct responses, all of which gave another answer; a right
-      vote, whose gap is 0, is none of the cases. The same shape.
-    group_size: G.
-
-  Returns:
-    The gap; 0 for counts that cannot occur. Float, the same shape.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  x and y are those of `is_possible`: the vote is wrong, or y is 0.
 
   >>> x, y = jnp.array([8, 5, 5, 7]), jnp.array([0, 0, 1, 1])
   >>> print(jnp.array_str(gap_from_counts(x, y, 8), precision=3))
@@ -179,53 +107,27 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
   odds = reductions.divide(x * y, (group_size - x) * (group_size - y))
   both = jnp.sqrt(2 * group_size * (1 + reductions.square_root(odds)))
   one = jnp.full_like(x, group_size**0.5)
-  zero = jnp.zeros_like(x)
   gap = jnp.where(varies_x & varies_y, both, one)
-  return jnp.where(varies_x | varies_y, gap, zero)
+  return jnp.where(varies_x | varies_y, gap, jnp.zeros_like(x))
 
 
 def gap_table(group_size: int) -> Array:
-  """Tabulates the gap.
-
-  Args:
-    group_size: G.
-
-  Returns:
-    `gap_from_counts` by x, then y; 0 where they cannot occur. Float, shape
-    `[G + 1, G + 1]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(jnp.array_str(gap_table(2), precision=3))
-  [[0.    0.    0.   ]
-   [1.414 2.828 0.   ]
-   [0.    0.    0.   ]]
-  """
+  """`gap_from_counts` by x, then y. Float `[G + 1, G + 1]`."""
   counts = jnp.arange(group_size + 1)
   x, y = jnp.meshgrid(counts, counts, indexing="ij")
   return gap_from_counts(x, y, group_size)
 
 
 def expected_gap(probabilities: Array, voted: Array) -> Array:
-  """Averages the gap over what is not known: how many others are right.
+  """Averages the gap over what is not known: how many others are right. `[P]`.
 
     score = Σ_y P(y) CAG(G, x, y)
 
   y = 0 counts as a wrong vote with nobody right, although a right vote has y =
   0 too: a prompt whose vote is surely right scores √G and not 0. In CARE the
-  gate is what removes it.
-
-  Args:
-    probabilities: P(y) for y from 0 to G. Shape `[P, G + 1]`.
-    voted: x, responses that gave the voted answer. Integers, shape `[P]`.
-
-  Returns:
-    The expected gaps: 0 where x is 0 or G, else from √G to 2√G. At least
-    float32, shape `[P]`. Gradient flows to `probabilities`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  gate is what removes it. `probabilities [P, G + 1]` are those of y, `voted
+  [P]` is x. 0 where x is 0 or G, else from √G to 2√G. Gradient flows to
+  `probabilities`.
 
   >>> p = jnp.array([[0.5, 0.5, 0.0, 0.0, 0.0]])
   >>> print(expected_gap(p, jnp.array([3])))  # (√4 + 2 √4) / 2

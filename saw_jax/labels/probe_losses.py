@@ -2,16 +2,13 @@
 """What CARE's two probes are trained on, and how.
 
 The first probe says whether a vote is right (class 1), and of each response
-whether it is. The second says how many responses outside of the vote are right:
+whether it is. The second says how many responses outside the vote are right:
 classes 0 to G, of which `voting.possible_counts` says which can occur. Rare
-classes weigh more, by the counts of the current batch.
+classes weigh more, by the counts of the current batch. A batch may be padded:
+`where` marks the prompts that are there.
 
-A batch may be padded to a fixed size: `where` marks the prompts that are there.
-
-arXiv:2605.25864.
+CARE, https://arxiv.org/abs/2605.25864.
 """
-
-from collections.abc import Callable
 
 import chex
 import jax
@@ -25,22 +22,7 @@ from saw_jax.types import Array
 def class_counts(
   labels: Array, num_classes: int, *, where: Array | None = None
 ) -> Array:
-  """Counts the labels of each class.
-
-  Args:
-    labels: from 0 to C − 1; others are not counted. Integers, shape `[N]`.
-    num_classes: C.
-    where: mask of the labels that exist. Shape `[N]`.
-
-  Returns:
-    The counts. Float, shape `[C]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(class_counts(jnp.array([0, 2, 2]), 3))
-  [1. 0. 2.]
-  """
+  """Counts the labels, integers `[N]`, of each class. Float `[C]`."""
   is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None, :]
   if where is not None:
     is_class &= jnp.asarray(where, bool)[:, None]
@@ -54,22 +36,11 @@ def class_weights(
   minimum: float = 0.25,
   maximum: float = 4.0,
 ) -> Array:
-  """Weighs classes against how frequent they are.
+  """Weighs classes against how frequent they are, from counts n `[C]`.
 
     w_c = clip(n_c^(−power) / mean_present n^(−power), minimum, maximum)
 
-  Args:
-    counts: n, labels of each class. Shape `[C]`.
-    power: 0 for equal weights, 1 for inverse frequency.
-    minimum: least weight of a class that is present.
-    maximum: greatest weight.
-
-  Returns:
-    The weights, 0 for absent classes; not scaled again after they were cut. At
-    least float32, shape `[C]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  0 for absent classes; not scaled again after they were cut.
 
   >>> print(class_weights(jnp.array([9.0, 1.0, 0.0])))
   [0.5 1.5 0. ]
@@ -85,23 +56,7 @@ def class_weights(
 def class_probabilities(
   logits: Array, class_mask: Array | None = None
 ) -> Array:
-  """Gives a softmax over the classes that can occur.
-
-  Args:
-    logits: shape `[..., C]`.
-    class_mask: the classes that can occur, at least one. The same shape.
-
-  Returns:
-    The probabilities, exactly 0 outside of the mask. At least float32, the same
-    shape. Gradient flows.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> mask = jnp.array([True, True, False])
-  >>> print(class_probabilities(jnp.array([1.0, 1.0, jnp.inf]), mask))
-  [0.5 0.5 0. ]
-  """
+  """A softmax over the last axis, exactly 0 outside `class_mask`."""
   log_probs = _class_log_probs(logits, class_mask)
   return reductions.select(jnp.exp(log_probs), class_mask)
 
@@ -116,20 +71,11 @@ def weighted_cross_entropy(
 ) -> Ratio:
   """Averages cross-entropies, each by the weight of its class.
 
-    loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ}
+    loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ},   0 without samples
 
-  Args:
-    logits: of `N` samples. Shape `[N, C]`.
-    labels: t, of each sample, in the mask. Integers, shape `[N]`.
-    weights: w, of each class. Shape `[C]`.
-    class_mask: the classes that can occur. Shape `[N, C]`.
-    where: mask of the samples that exist. Shape `[N]`.
-
-  Returns:
-    The loss, 0 without samples. Gradient flows to `logits`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  `logits [N, C]`, to which alone gradient flows; `labels` t, integers `[N]`;
+  `weights` w `[C]`; `class_mask [N, C]`, the classes that can occur; `where
+  [N]`.
 
   >>> loss = weighted_cross_entropy(
   ...     jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([0.5, 1.5]))
@@ -154,70 +100,19 @@ def weighted_cross_entropy(
   return Ratio(jnp.sum(w * nll), jnp.sum(w))
 
 
-def vote_probe_loss(
-  logits: Array,
-  response_logits: Array,
-  vote_right: Array,
-  correct: Array,
-  *,
-  where: Array | None = None,
-  response_weight: float = 1.5,
-  weigh: Callable[[Array], Array] = class_weights,
+def vote_loss(
+  logits: Array, vote_right: Array, *, where: Array | None = None
 ) -> Array:
-  """Trains the first probe: is the vote right, and is each response?
-
-    loss = CE_w(logits, vote_right) + 1.5 · mean CE(response_logits, correct)
-
-  Args:
-    logits: of wrong and right, for each vote. Shape `[P, 2]`.
-    response_logits: of wrong and right, for each response. Shape `[P, G, 2]`.
-    vote_right: whether the vote is right. Shape `[P]`.
-    correct: whether a response is; one without an answer is not, and counts.
-      Shape `[P, G]`.
-    where: mask of the prompts that exist. Shape `[P]`.
-    response_weight: of the second term.
-    weigh: from the counts of wrong and right votes to their weights.
-
-  Returns:
-    The loss, a scalar. Gradient flows to both logits.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> loss = vote_probe_loss(
-  ...     jnp.zeros((1, 2)), jnp.zeros((1, 3, 2)), jnp.array([1]),
-  ...     jnp.array([[1, 0, 1]]))
-  >>> print(f"{loss:.4f}")  # 2.5 log 2
-  1.7329
-  """
-  vote_right = jnp.asarray(vote_right).astype(jnp.int32)
-  weights = weigh(class_counts(vote_right, 2, where=where))
-  votes = weighted_cross_entropy(logits, vote_right, weights, where=where)
-  responses = response_loss(response_logits, correct, where=where)
-  return votes.value() + response_weight * responses
+  """Trains the first probe on votes: balanced cross-entropy of `[P, 2]`."""
+  return _balanced(logits, jnp.asarray(vote_right).astype(jnp.int32), where)
 
 
 def response_loss(
   response_logits: Array, correct: Array, *, where: Array | None = None
 ) -> Array:
-  """Trains the first probe on responses, all of which weigh the same.
+  """Trains the first probe on responses, which all weigh the same: `[P, G, 2]`.
 
-    mean CE(response_logits, correct)
-
-  Args:
-    response_logits: of wrong and right. Shape `[P, G, 2]`.
-    correct: whether a response is. Shape `[P, G]`.
-    where: mask of the prompts that exist. Shape `[P]`.
-
-  Returns:
-    The loss, a scalar. Gradient flows to `response_logits`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> loss = response_loss(jnp.zeros((1, 3, 2)), jnp.array([[1, 0, 1]]))
-  >>> print(f"{loss:.4f}")  # log 2
-  0.6931
+  A response without an answer is not correct, and counts.
   """
   chex.assert_shape(response_logits, (*correct.shape, 2))
   mask = None
@@ -231,49 +126,37 @@ def response_loss(
   ).value()
 
 
-def count_probe_loss(
-  logits: Array,
-  counts: Array,
-  class_mask: Array,
-  *,
-  where: Array | None = None,
-  weigh: Callable[[Array], Array] = class_weights,
+def count_loss(
+  logits: Array, counts: Array, class_mask: Array, *, where: Array | None = None
 ) -> Array:
-  """Trains the second probe: how many responses outside of the vote are right?
+  """Trains the second probe: balanced cross-entropy of y from 0 to G.
 
-  The right count is among the classes of its sample even where it is the size
-  of two clusters together, which `class_mask` does not foresee.
-
-  Args:
-    logits: of y from 0 to G. Shape `[P, G + 1]`.
-    counts: y, from `voting.correct_outside`. Integers, shape `[P]`.
-    class_mask: from `voting.possible_counts`. Shape `[P, G + 1]`.
-    where: mask of the prompts that exist. Shape `[P]`.
-    weigh: from the counts of the classes, `[G + 1]`, to their weights.
-
-  Returns:
-    The loss, a scalar. Gradient flows to `logits`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> mask = jnp.array([[True, True, False]])
-  >>> loss = count_probe_loss(jnp.zeros((1, 3)), jnp.array([1]), mask)
-  >>> print(f"{loss:.4f}")  # log 2
-  0.6931
+  From logits `[P, G + 1]`, `voting.correct_outside [P]` and
+  `voting.possible_counts [P, G + 1]`. The right count is among the classes of
+  its sample even where it is the size of two clusters together, which the mask
+  does not foresee.
   """
   chex.assert_equal_shape([logits, class_mask])
-  counts, num_classes = jnp.asarray(counts), logits.shape[-1]
-  is_true = counts[:, None] == jnp.arange(num_classes)[None, :]
+  counts = jnp.asarray(counts)
+  is_true = counts[:, None] == jnp.arange(logits.shape[-1])[None, :]
   class_mask = jnp.asarray(class_mask, bool) | is_true
-  weights = weigh(class_counts(counts, num_classes, where=where))
+  return _balanced(logits, counts, where, class_mask)
+
+
+def _balanced(
+  logits: Array,
+  labels: Array,
+  where: Array | None,
+  class_mask: Array | None = None,
+) -> Array:
+  weights = class_weights(class_counts(labels, logits.shape[-1], where=where))
   return weighted_cross_entropy(
-    logits, counts, weights, class_mask=class_mask, where=where
+    logits, labels, weights, class_mask=class_mask, where=where
   ).value()
 
 
 def _class_log_probs(logits: Array, class_mask: Array | None) -> Array:
-  """Log-softmax over the classes in the mask; −10⁹ or so outside of it."""
+  """Log-softmax over the classes in the mask; −10⁹ or so outside it."""
   logits = reductions.select(logits, class_mask)
   if class_mask is not None:
     # Finite, so that a row without any class has a gradient that is no NaN.

@@ -3,7 +3,7 @@
 
 They read a batch of `P` prompts with `G` responses each, before any label is
 bought. The first says whether a vote is right, and of each response whether it
-is; the second how many responses outside of the vote are right. With u for the
+is; the second how many responses outside the vote are right. With u for the
 prompt and R for a response, each normalised over the batch where N stands:
 
   u = ReLU(Linear₁₂₈(N([hidden, vote features])))
@@ -12,17 +12,15 @@ prompt and R for a response, each normalised over the batch where N stands:
   logits = Linear(ReLU(Linear₂₅₆(N([u, mean R]))))
   response logits = Linear(ReLU(Linear₂₅₆(N([u, R]))))          the first alone
 
-with m for the responses outside of the vote, over which alone the second probe
+with m for the responses outside the vote, over which alone the second probe
 averages.
 
-A batch may be padded: `where` marks the prompts that are there. What stands
+A batch may be padded: `where [P]` marks the prompts that are there. What stands
 beside them is replaced by zeros before anything is computed, and is left out of
 the statistics.
 
-arXiv:2605.25864, as its released code has it.
+CARE, https://arxiv.org/abs/2605.25864, as its released code has it.
 """
-
-from collections.abc import Callable
 
 import chex
 import flax.linen as nn
@@ -35,8 +33,8 @@ from saw_jax.labels import voting
 from saw_jax.types import Array
 
 LENGTH_SCALE = 4000.0  # tokens; the longest response of the released scripts
-
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "mish": jax.nn.mish}
+# As PyTorch's batch norm has them; momentum is the weight of the new value.
+_MOMENTUM, _EPS = 0.1, 1e-5
 
 
 @flax.struct.dataclass
@@ -60,34 +58,22 @@ def probe_features(
   *,
   length_scale: float = LENGTH_SCALE,
 ) -> ProbeFeatures:
-  """Collects what the probes see.
+  """Collects what the probes see, at least in float32, without gradient.
 
-  Args:
-    prompt_hidden: the policy's last hidden state, after its last norm, at the
-      last token of each prompt. Shape `[P, D]`.
-    response_hidden: the same at the last token of each response, which is its
-      end-of-sequence token if it has one. Shape `[P, G, D]`.
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-    lengths: tokens of each response. Shape `[P, G]`.
-    length_scale: tokens that count as length 1; longer ones do too.
-
-  Returns:
-    The features, at least in float32. No gradient flows to the policy.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  `prompt_hidden [P, D]` is the policy's last hidden state, after its last norm,
+  at the last token of each prompt; `response_hidden [P, G, D]` the same at the
+  last token of each response, which is its end-of-sequence token if it has one.
+  `lengths [P, G]` are tokens, of which `length_scale` or more count as 1.
 
   >>> x = probe_features(jnp.ones((1, 5)), jnp.ones((1, 3, 5)),
   ...     jnp.array([[7, -1, 7]]), jnp.array([[1000, 4000, 9000]]))
   >>> print(x.lengths, x.voted_count)
   [[0.25 1.   1.  ]] [2]
   """
-  num_prompts, group_size = jnp.shape(answer_ids)
-  chex.assert_shape(prompt_hidden, (num_prompts, None))
-  chex.assert_shape(
-    response_hidden, (num_prompts, group_size, prompt_hidden.shape[-1])
-  )
-  chex.assert_shape(lengths, (num_prompts, group_size))
+  P, G = jnp.shape(answer_ids)
+  chex.assert_shape(prompt_hidden, (P, None))
+  chex.assert_shape(response_hidden, (P, G, prompt_hidden.shape[-1]))
+  chex.assert_shape(lengths, (P, G))
   prompt_hidden, response_hidden, lengths = (
     reductions.at_least_float32(jax.lax.stop_gradient(x))
     for x in (prompt_hidden, response_hidden, lengths)
@@ -104,31 +90,11 @@ def probe_features(
   )
 
 
-def zero_features(
-  num_prompts: int, group_size: int, hidden_size: int
-) -> ProbeFeatures:
-  """Makes features of the right shapes, for initial values and empty stores.
-
-  Args:
-    num_prompts: P.
-    group_size: G.
-    hidden_size: D.
-
-  Returns:
-    Features that are all 0.
-
-  >>> zero_features(2, 3, 5).response_hidden.shape
-  (2, 3, 5)
-  """
-  return ProbeFeatures(
-    prompt_hidden=jnp.zeros((num_prompts, hidden_size)),
-    response_hidden=jnp.zeros((num_prompts, group_size, hidden_size)),
-    vote_features=jnp.zeros((num_prompts, 1 + group_size)),
-    lengths=jnp.zeros((num_prompts, group_size)),
-    outside=jnp.zeros((num_prompts, group_size), bool),
-    possible=jnp.zeros((num_prompts, group_size + 1), bool),
-    voted_count=jnp.zeros((num_prompts,), jnp.int32),
-  )
+def zero_features(P: int, G: int, D: int) -> ProbeFeatures:
+  """Features that are all 0, for initial values and empty stores."""
+  ids = jnp.zeros((P, G), int)
+  features = probe_features(jnp.zeros((P, D)), jnp.zeros((P, G, D)), ids, ids)
+  return jax.tree.map(jnp.zeros_like, features)
 
 
 class BatchNorm(nn.Module):
@@ -137,13 +103,9 @@ class BatchNorm(nn.Module):
     y = scale (x − mean) / √(var + ε) + bias
 
   In training mean and variance are those of the batch, the variance that of the
-  population (÷ n); otherwise they are the running ones, which move towards the
-  batch's by `momentum`, there with the sample's variance (÷ (n − 1)). The
-  running ones are the collection `batch_stats`.
+  population (÷ n); otherwise they are the running ones (`batch_stats`), which
+  move towards the batch's, there with the sample's variance (÷ (n − 1)).
   """
-
-  momentum: float = 0.1  # of the new value
-  eps: float = 1e-5
 
   @nn.compact
   def __call__(self, x: Array, where: Array | None, *, train: bool) -> Array:
@@ -165,25 +127,24 @@ class BatchNorm(nn.Module):
       count = x.shape[0] if where is None else jnp.sum(where[:, 0])
       sample_var = var * count / jnp.maximum(count - 1, 1)
       for running, new in ((running_mean, mean), (running_var, sample_var)):
-        running.value += self.momentum * (new - running.value)
+        running.value += _MOMENTUM * (new - running.value)
     else:
       mean, var = running_mean.value, running_var.value
-    x = (x - mean[None]) * jax.lax.rsqrt(var + self.eps)[None]
+    x = (x - mean[None]) * jax.lax.rsqrt(var + _EPS)[None]
     return (x * scale[None] + bias[None]).reshape(shape)
 
 
-class NormalisedMLP(nn.Module):
-  """Normalises its input, then applies linear layers with activations between.
+class _NormalisedMLP(nn.Module):
+  """Normalises its input, then applies linear layers with ReLUs between.
 
   Weights and biases start uniformly within ±1/√(inputs), as PyTorch's do.
   """
 
   widths: tuple[int, ...]
-  activation: Callable[[Array], Array]
   activate_last: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, where: Array | None, *, train: bool) -> Array:
+  def __call__(self, x: Array, where: Array | None, train: bool) -> Array:
     """Maps `[..., F]` to `[..., widths[-1]]`, row by row but for the norm."""
     x = BatchNorm(name="norm")(x, where, train=train)
     for index, width in enumerate(self.widths):
@@ -196,21 +157,35 @@ class NormalisedMLP(nn.Module):
         param_dtype=jnp.result_type(float),
       )(x)
       if index + 1 < len(self.widths) or self.activate_last:
-        x = self.activation(x)
+        x = jax.nn.relu(x)
     return x
 
 
-class VoteProbe(nn.Module):
-  """Says whether a vote is right, and of each response whether it is.
-
-  Class 1 is right. The response of a padded row is not there either.
-  """
+class _Probe(nn.Module):
+  """What both probes share: the encoders of prompts and responses."""
 
   prompt_width: int = 128
   joint_width: int = 256
   response_hidden_width: int = 64
   response_width: int = 512
-  activation: Callable[[Array], Array] = jax.nn.relu
+
+  def encode(self, features, responses, where, train):
+    """u `[P, 128]`, R `[P, G, 512]`, and the mask of responses."""
+    prompt = jnp.concatenate(
+      [features.prompt_hidden, features.vote_features], axis=-1
+    )
+    mlp = _NormalisedMLP((self.prompt_width,), True, name="prompt")
+    u = mlp(prompt, where, train)
+    rows = where
+    if where is not None:
+      rows = jnp.broadcast_to(where[:, None], features.outside.shape)
+    widths = (self.response_hidden_width, self.response_width)
+    r = _NormalisedMLP(widths, True, name="response")(responses, rows, train)
+    return u, r, rows
+
+
+class VoteProbe(_Probe):
+  """Whether a vote is right (class 1), and of each response whether it is."""
 
   @nn.compact
   def __call__(
@@ -221,44 +196,28 @@ class VoteProbe(nn.Module):
     train: bool = False,
   ) -> tuple[Array, Array]:
     """Gives logits `[P, 2]` of the votes and `[P, G, 2]` of the responses."""
-    act = self.activation
     features = take_present(features, where)
-    rows = _of_responses(where, features.outside.shape)
-    prompt = jnp.concatenate(
-      [features.prompt_hidden, features.vote_features], axis=-1
-    )
-    u = NormalisedMLP((self.prompt_width,), act, True, name="prompt")(
-      prompt, where, train=train
-    )
     responses = jnp.concatenate(
       [features.response_hidden, features.lengths[..., None]], axis=-1
     )
-    widths = (self.response_hidden_width, self.response_width)
-    r = NormalisedMLP(widths, act, True, name="response")(
-      responses, rows, train=train
-    )
-    logits = NormalisedMLP((self.joint_width, 2), act, name="vote_head")(
-      jnp.concatenate([u, jnp.mean(r, axis=1)], axis=-1), where, train=train
+    u, r, rows = self.encode(features, responses, where, train)
+    widths = (self.joint_width, 2)
+    logits = _NormalisedMLP(widths, name="vote_head")(
+      jnp.concatenate([u, jnp.mean(r, axis=1)], axis=-1), where, train
     )
     repeated = jnp.broadcast_to(u[:, None], (*r.shape[:2], u.shape[-1]))
-    response_logits = NormalisedMLP(
-      (self.joint_width, 2), act, name="response_head"
-    )(jnp.concatenate([repeated, r], axis=-1), rows, train=train)
+    response_logits = _NormalisedMLP(widths, name="response_head")(
+      jnp.concatenate([repeated, r], axis=-1), rows, train
+    )
     return logits, response_logits
 
 
-class CountProbe(nn.Module):
-  """Says how many responses outside of the vote are right: 0 to G.
+class CountProbe(_Probe):
+  """How many responses outside the vote are right: 0 to G.
 
   Responses for the vote and those without an answer are zeros, which count in
   the batch statistics of their layer as they do in the reference code.
   """
-
-  prompt_width: int = 128
-  joint_width: int = 256
-  response_hidden_width: int = 64
-  response_width: int = 512
-  activation: Callable[[Array], Array] = jax.nn.relu
 
   @nn.compact
   def __call__(
@@ -269,41 +228,20 @@ class CountProbe(nn.Module):
     train: bool = False,
   ) -> Array:
     """Gives logits `[P, G + 1]`, of impossible counts too."""
-    act = self.activation
     features = take_present(features, where)
-    rows = _of_responses(where, features.outside.shape)
-    prompt = jnp.concatenate(
-      [features.prompt_hidden, features.vote_features], axis=-1
-    )
-    u = NormalisedMLP((self.prompt_width,), act, True, name="prompt")(
-      prompt, where, train=train
-    )
     outside = features.outside[..., None]
-    widths = (self.response_hidden_width, self.response_width)
-    r = NormalisedMLP(widths, act, True, name="response")(
-      jnp.where(outside, features.response_hidden, 0), rows, train=train
-    )
+    responses = jnp.where(outside, features.response_hidden, 0)
+    u, r, _ = self.encode(features, responses, where, train)
     count = jnp.maximum(jnp.sum(outside, axis=1), 1)
     mean = jnp.sum(jnp.where(outside, r, 0), axis=1) / count
-    classes = features.possible.shape[-1]
-    return NormalisedMLP((self.joint_width, classes), act, name="count_head")(
-      jnp.concatenate([u, mean], axis=-1), where, train=train
+    widths = (self.joint_width, features.possible.shape[-1])
+    return _NormalisedMLP(widths, name="count_head")(
+      jnp.concatenate([u, mean], axis=-1), where, train
     )
 
 
 def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
-  """Puts zeros in the rows that are not there.
-
-  Args:
-    rows: arrays of shape `[N, ...]`, in any tree.
-    where: mask of the rows that are there. Shape `[N]`.
-
-  Returns:
-    The tree, with the types that it had.
-
-  >>> print(take_present(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
-  [1. 0.]
-  """
+  """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
   if where is None:
     return rows
 
@@ -312,11 +250,6 @@ def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
     return jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.zeros_like(x))
 
   return jax.tree.map(leaf, rows)
-
-
-def _of_responses(where: Array | None, shape: tuple[int, ...]) -> Array | None:
-  """The mask of responses that goes with a mask of prompts."""
-  return where if where is None else jnp.broadcast_to(where[:, None], shape)
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

@@ -3,12 +3,11 @@
 
 A ring of fixed size: the oldest samples make room for new ones. Features stay
 as they were when the label was bought, although the policy has moved on. Both
-probes draw from the one ring, each with its own rule, without replacement.
-
-All shapes are static. A draw has as many rows as were asked for, and a mask of
+probes draw from the one ring, each with its own rule, without replacement. All
+shapes are static: a draw has as many rows as were asked for, and a mask of
 those that are there, since a young ring holds fewer.
 
-arXiv:2605.25864.
+CARE, https://arxiv.org/abs/2605.25864.
 """
 
 import chex
@@ -56,23 +55,7 @@ class Replay:
 
 
 def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
-  """Says what the probes learn from ground truth.
-
-  Args:
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-    correct: whether the ground truth accepts a response; of prompts that were
-      not bought, anything. Shape `[P, G]`.
-
-  Returns:
-    The labels. A row depends on the same row alone.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> labels = probe_labels(jnp.array([[4, 4, 5]]), jnp.array([[0, 0, 1]]))
-  >>> print(labels.vote_right, labels.correct_outside)
-  [False] [1]
-  """
+  """What the probes learn from ground truth, row by row."""
   answered = jnp.asarray(answer_ids) >= 0
   return ProbeLabels(
     vote_right=voting.is_vote_right(answer_ids, correct),
@@ -82,95 +65,40 @@ def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
 
 
 def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
-  """Makes an empty ring.
+  """Makes an empty ring of at least 1: a checkpoint takes no empty arrays.
 
-  Args:
-    size: samples that it holds, at least 1: a checkpoint takes no empty
-      arrays. A sample of `G = 8` and `D = 2048` takes 74 kB.
-    group_size: G.
-    hidden_size: D.
-
-  Returns:
-    The ring.
-
-  Raises:
-    ValueError: the size is below 1.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> make_replay(4, group_size=2, hidden_size=3).filled.sum()
-  Array(0, dtype=int32)
+  A sample of `G = 8` and `D = 2048` takes 74 kB.
   """
-  if size < 1:
-    raise ValueError(
-      f"a ring of {size} samples; draw 0 of 1 to learn without replay."
-    )
-  labels = ProbeLabels(
-    vote_right=jnp.zeros((size,), bool),
-    correct_outside=jnp.zeros((size,), jnp.int32),
-    correct=jnp.zeros((size, group_size), bool),
-  )
+  ids = jnp.zeros((size, group_size), int)
+  labels = jax.tree.map(jnp.zeros_like, probe_labels(ids, ids))
   features = probes.zero_features(size, group_size, hidden_size)
   return Replay(Samples(features, labels), jnp.zeros((), jnp.int32))
 
 
 def push(replay: Replay, samples: Samples, where: Array) -> Replay:
-  """Stores samples in place of the oldest.
+  """Stores the samples of `where [N]` in place of the oldest.
 
-  Args:
-    replay: the ring.
-    samples: `N` of them.
-    where: mask of those to store. If they are more than the ring holds, the
-      last ones stay. Shape `[N]`.
-
-  Returns:
-    The ring with the samples; bitwise the same if there are none.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> ring = make_replay(2, group_size=1, hidden_size=1)
-  >>> three = take(make_replay(3, 1, 1), jnp.arange(3))
-  >>> push(ring, three, jnp.array([True, False, True])).pushed
-  Array(2, dtype=int32)
+  If they are more than the ring holds, the last ones stay.
   """
   capacity = replay.capacity
   where = jnp.asarray(where, bool)
   chex.assert_shape(where, samples.labels.vote_right.shape)
   rank = jnp.cumsum(where, dtype=jnp.int32) - 1
   total = jnp.sum(where, dtype=jnp.int32)
-  pushed = replay.pushed + total
   kept = where & (rank >= total - capacity)
-  # A place outside of the ring is written nowhere.
+  # A place outside the ring is written nowhere.
   place = jnp.where(kept, (replay.pushed + rank) % capacity, capacity)
-  return Replay(
-    jax.tree.map(
-      lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop"),
-      replay.samples,
-      samples,
-    ),
-    pushed,
+  stored = jax.tree.map(
+    lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop"),
+    replay.samples,
+    samples,
   )
+  return Replay(stored, replay.pushed + total)
 
 
-def take(replay: Replay, indices: Array) -> Samples:
-  """Reads samples by their place.
-
-  Args:
-    replay: the ring.
-    indices: places, from 0. Integers, shape `[N]`.
-
-  Returns:
-    The samples, of length `N`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> take(make_replay(4, 1, 1), jnp.array([0, 3])).labels.vote_right.shape
-  (2,)
-  """
-  return jax.tree.map(lambda x: x[indices], replay.samples)
+def take(replay: Replay, places: Array) -> Samples:
+  """Reads the samples at places `[N]`."""
+  return jax.tree.map(lambda x: x[places], replay.samples)
 
 
 def draw_uniform(
@@ -178,22 +106,8 @@ def draw_uniform(
 ) -> tuple[Array, Array]:
   """Draws samples, each as likely as any other.
 
-  Args:
-    replay: the ring.
-    key: consumed.
-    count: samples to draw.
-
-  Returns:
-    Places in the ring, all different, and whether there is a sample: in
-    min(count, samples in the ring) of them. Shape `[min(count, capacity)]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(1))
-  >>> places, there = draw_uniform(ring, jax.random.key(0), count=2)
-  >>> print(places[0], there)
-  0 [ True False]
+  Gives places in the ring, all different, and whether there is a sample: in
+  min(count, samples in the ring) of them. Shape `[min(count, capacity)]`.
   """
   # Places rather than random numbers, of which two may be equal.
   order = jax.random.permutation(key, replay.capacity)
@@ -204,23 +118,11 @@ def draw_uniform(
 def draw_stratified(
   replay: Replay, key: Key, *, count: int, num_classes: int
 ) -> tuple[Array, Array]:
-  """Draws samples of every count of correct responses.
+  """Draws samples of every class, `labels.correct_outside` from 0 to C − 1.
 
   From each class that is there, in increasing order, max(1, ⌊count / classes
   there⌋) samples, or all that it has; then any of the rest, each as likely as
   any other. With more classes than `count` the first ones are drawn from.
-
-  Args:
-    replay: the ring; its classes are `labels.correct_outside`.
-    key: consumed.
-    count: samples to draw.
-    num_classes: G + 1.
-
-  Returns:
-    As `draw_uniform` has it.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
 
   >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(3))
   >>> _, there = draw_stratified(
@@ -242,11 +144,8 @@ def draw_stratified(
   shuffled = jax.random.permutation(shuffle_key, size)
   order = jnp.lexsort((shuffled, classes))
   starts = jnp.cumsum(counts) - counts
-  within = (
-    jnp.zeros_like(order)
-    .at[order]
-    .set(jnp.arange(size) - starts[classes[order]])
-  )
+  numbers = jnp.arange(size) - starts[classes[order]]
+  within = jnp.zeros_like(order).at[order].set(numbers)
   # The rest is shuffled anew: who is left over of a class came late in it.
   rest = jax.random.permutation(fill_key, size)
   rank = jnp.where(

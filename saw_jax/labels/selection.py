@@ -3,14 +3,14 @@
 
 A budget is a share of the batch, rounded up. CARE buys where the expected gap
 is largest, after it has set aside ("gated") the prompts whose vote is most
-likely right; the baselines buy by one score. Numbers of prompts are Python
-integers, so that one compiled function serves every step, warm-up included.
+likely right; the baselines buy by one score, without a gate. Numbers of prompts
+are Python integers, so that one compiled function serves every step.
 
 A label turns a prompt's rewards into true ones. A gated prompt keeps the
 rewards of its vote. All others have advantage 0: they are dropped, but stay in
 the batch and its denominators.
 
-arXiv:2605.25864.
+CARE, https://arxiv.org/abs/2605.25864.
 """
 
 import functools
@@ -47,24 +47,9 @@ class Selection(NamedTuple):
 
 
 def budget(batch_size: int, fraction: float) -> int:
-  """Counts the prompts that are a share of a batch.
-
-    ⌈P · fraction⌉, from 0 to P
+  """Counts the prompts that are a share of a batch: ⌈P · fraction⌉ in [0, P].
 
   The product is rounded up as floating point has it: 7% of 100 are 8.
-
-  Args:
-    batch_size: P.
-    fraction: of it; what is not between 0 and 1 is cut.
-
-  Returns:
-    The count.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> budget(64, 0.2), budget(8, 1.7), budget(8, 0.0)
-  (13, 8, 0)
   """
   return min(max(math.ceil(batch_size * fraction), 0), batch_size)
 
@@ -89,89 +74,42 @@ def care_selection(
     labelled = the ⌈P · label_fraction⌉ prompts of highest rank
 
   The gate is a share by rank and no threshold. Ties go to the lower index, in
-  the gate (where the reference code leaves them open) as in the ranking.
+  the gate (where the reference code leaves them open) as in the ranking, and a
+  NaN ranks below everything. A gated prompt is labelled only if there are too
+  few others. With a gate_fraction of 0 this is how the baselines buy.
 
-  Args:
-    scores: expected gaps, not negative. A NaN ranks below everything. Shape
-      `[P]`.
-    vote_probabilities: that the vote is right. Shape `[P]`.
-    step: of the training, from 1. An integer, which may be traced.
-    label_fraction: share of prompts whose label is bought.
-    gate_fraction: share of prompts that are trusted.
-    warm_up: number of steps without a gate.
-
-  Returns:
-    The selection. A gated prompt is labelled only if there are too few others.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  `scores [P]` are expected gaps, not negative; `vote_probabilities [P]` that
+  the vote is right; `step`, which may be traced, counts from 1.
 
   >>> scores, p = jnp.array([5.0, 4.0, 3.0]), jnp.array([0.9, 0.1, 0.2])
-  >>> first = care_selection(scores, p, 20, label_fraction=0.3)
   >>> later = care_selection(scores, p, 21, label_fraction=0.3)
-  >>> print(first.labelled, later.labelled, later.gated)
-  [ True False False] [False  True False] [ True False False]
+  >>> print(later.labelled, later.gated)
+  [False  True False] [ True False False]
   """
   chex.assert_rank(scores, 1)
   chex.assert_equal_shape([scores, vote_probabilities])
   batch_size = scores.shape[0]
-  trusted = _first(
-    _order(vote_probabilities), budget(batch_size, gate_fraction)
-  )
+  trusted = first(_order(vote_probabilities), budget(batch_size, gate_fraction))
   gated = trusted & (jnp.asarray(step) > warm_up)
   order = _order(jnp.where(gated, -jnp.ones_like(scores), scores))
-  labelled = _first(order, budget(batch_size, label_fraction))
+  labelled = first(order, budget(batch_size, label_fraction))
   return Selection(labelled, gated, order)
-
-
-@functools.partial(jax.jit, static_argnames=("label_fraction",))
-def top_selection(scores: Array, *, label_fraction: float = 0.2) -> Selection:
-  """Buys the labels of the prompts that score highest: what a baseline does.
-
-  Args:
-    scores: the higher, the sooner it is bought; ties go to the lower index, and
-      a NaN ranks below everything. Shape `[P]`.
-    label_fraction: share of prompts whose label is bought, rounded up.
-
-  Returns:
-    The selection; nothing is gated.
-
-  References:
-    The baselines of CARE, https://arxiv.org/abs/2605.25864
-
-  >>> top = top_selection(jnp.array([1.0, 3.0, 3.0]), label_fraction=0.3)
-  >>> print(top.labelled)
-  [False  True False]
-  """
-  chex.assert_rank(scores, 1)
-  order = _order(scores)
-  labelled = _first(order, budget(scores.shape[0], label_fraction))
-  return Selection(labelled, jnp.zeros_like(labelled), order)
 
 
 def advantage_multipliers(
   selection: Selection, scores: Array, *, soft_adv: float = 1.0
 ) -> Array:
-  """Says how much each prompt counts in the update.
+  """How much each prompt counts in the update: factors of advantages, `[P]`.
 
     1                            labelled
     clip(soft_adv · score, 0, 1) gated, and not labelled
     0                            else
 
-  An expected gap is 0 (all responses agree, so that advantages are 0 anyway) or
-  at least √G ≥ 1: with soft_adv = 1 every gated prompt that matters counts 1.
-
-  Args:
-    selection: of `P` prompts.
-    scores: of the same prompts, with which they were selected. Shape `[P]`.
-    soft_adv: 0 or less: every prompt counts 1, and those without a label are
-      trained on their vote.
-
-  Returns:
-    The multipliers of the advantages. Shape `[P]`. No gradient flows.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  `scores [P]` are those that the prompts were selected with. An expected gap is
+  0 (all responses agree, so that advantages are 0 anyway) or at least √G ≥ 1:
+  with soft_adv = 1 every gated prompt that matters counts 1. With soft_adv ≤ 0
+  every prompt counts 1, and those without a label are trained on their vote. No
+  gradient flows.
 
   >>> s = Selection(*jnp.array([[1, 0, 0], [0, 1, 0]], bool), jnp.arange(3))
   >>> print(advantage_multipliers(s, jnp.array([4.0, 0.4, 3.0])))
@@ -187,126 +125,42 @@ def advantage_multipliers(
   return jnp.where(soft_adv > 0, multipliers, ones)
 
 
-def training_rewards(
-  pseudo_rewards: Array, true_rewards: Array, labelled: Array
-) -> Array:
-  """Takes true rewards where a label was bought, and no others.
-
-  Args:
-    pseudo_rewards: under the vote. Shape `[P, G]`.
-    true_rewards: under the ground truth; what they are where no label was
-      bought reaches nothing. Shape `[P, G]`.
-    labelled: where a label was bought. Boolean, shape `[P]`.
-
-  Returns:
-    The rewards. Shape `[P, G]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> pseudo, true = jnp.zeros((2, 2)), jnp.ones((2, 2))
-  >>> print(training_rewards(pseudo, true, jnp.array([True, False])))
-  [[1. 1.]
-   [0. 0.]]
-  """
-  chex.assert_equal_shape([pseudo_rewards, true_rewards])
-  return jnp.where(jnp.asarray(labelled)[:, None], true_rewards, pseudo_rewards)
-
-
 def random_scores(key: Key, num_prompts: int) -> Array:
-  """Scores at random: whom to label is a fair draw.
-
-  Args:
-    key: consumed.
-    num_prompts: P.
-
-  Returns:
-    The scores. Shape `[P]`.
-
-  References:
-    The baseline "random" of CARE, https://arxiv.org/abs/2605.25864
-
-  >>> scores = random_scores(jax.random.key(0), 8)
-  >>> print(top_selection(scores, label_fraction=0.25).labelled.sum())
-  2
-  """
+  """Scores at random, `[P]`: whom to label is a fair draw. Consumes the key."""
   # A permutation rather than draws from an interval, in which two can be equal.
   return jax.random.permutation(key, num_prompts).astype(jnp.result_type(float))
 
 
 def entropy_scores(answer_ids: Array) -> Array:
-  """Scores by how much the answers to a prompt differ.
-
-  Args:
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-
-  Returns:
-    `voting.vote_entropy`. Shape `[P]`.
-
-  References:
-    The baseline "entropy" of CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(entropy_scores(jnp.array([[1, 1, 1, 1]])))
-  [0.]
-  """
+  """Scores by how much the answers differ: `voting.vote_entropy`, `[P]`."""
   return voting.vote_entropy(voting.majority_vote(answer_ids))
 
 
 def unlikeliness_scores(mean_probabilities: Array) -> Array:
-  """Scores by how improbable the tokens of the responses are.
+  """Scores by how improbable the tokens of the responses are: −mean_j mean_t π.
 
-    −mean_j mean_t π
-
-  Args:
-    mean_probabilities: `certainty.mean_probability` of each response. Shape
-      `[P, G]`.
-
-  Returns:
-    The scores; a mean that is not finite counts as 0. Shape `[P]`.
-
-  References:
-    The baseline "average probability" of CARE,
-    https://arxiv.org/abs/2605.25864
-
-  >>> print(unlikeliness_scores(jnp.array([[0.25, 0.75], [1.0, jnp.nan]])))
-  [-0.5 -0. ]
+  From `certainty.mean_probability` of each response, `[P, G]`, to `[P]`. A mean
+  that is not finite counts as 0.
   """
   mean = jnp.mean(reductions.at_least_float32(mean_probabilities), axis=-1)
   return -reductions.select(mean, jnp.isfinite(mean))
 
 
-def oracle_scores(
-  pseudo_rewards: Array, true_rewards: Array, *, scored: Array | None = None
-) -> Array:
+def oracle_scores(pseudo_rewards: Array, true_rewards: Array) -> Array:
   """Scores by the gap itself, which nobody knows before labels are bought.
 
-  Args:
-    pseudo_rewards: 0 or 1, under the vote. Shape `[P, G]`.
-    true_rewards: 0 or 1, under the ground truth. Shape `[P, G]`.
-    scored: mask of the responses whose rewards exist. Shape `[P, G]`.
-
-  Returns:
-    The gaps, rounded so that equal ones are equal: all prompts that split into
-    the vote and the right answer have 2√G up to the last digits. Shape `[P]`.
-
-  References:
-    The baseline "oracle CAG" of CARE, https://arxiv.org/abs/2605.25864
-
-  >>> votes = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-  >>> print(oracle_scores(votes, 1 - votes))
-  [4. 4.]
+  Rounded so that equal gaps are equal: all prompts that split into the vote and
+  the right answer have 2√G up to the last digits. 0-or-1 rewards are `[P, G]`.
   """
-  gaps = gap.corrective_advantage_gap(
-    pseudo_rewards, true_rewards, scored=scored
-  )
+  gaps = gap.corrective_advantage_gap(pseudo_rewards, true_rewards)
   return jnp.round(gaps, 9 if gaps.dtype == jnp.float64 else 5)
+
+
+def first(order: Array, count: int) -> Array:
+  """Marks the first `count` prompts of an order. Boolean `[P]`."""
+  return jnp.zeros(order.shape, bool).at[order[:count]].set(True)
 
 
 def _order(scores: Array) -> Array:
   """Prompts from the highest score to the lowest, ties by index."""
   return jnp.argsort(-jnp.asarray(scores), stable=True).astype(jnp.int32)
-
-
-def _first(order: Array, count: int) -> Array:
-  """Marks the first `count` of an order."""
-  return jnp.zeros(order.shape, bool).at[order[:count]].set(True)

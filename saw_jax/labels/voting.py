@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The answer that most responses to a prompt gave, and how they split.
 
-Answers come as integers: responses of one prompt with the same id gave the same
-answer, and -1 is no answer. Ids of different prompts have nothing to do with
-each other. Text is turned into ids by `saw_jax.tasks.summaries.clusters`.
+Answers come as integers, `answer_ids [P, G]`: responses of one prompt with the
+same id gave the same answer, and -1 is no answer. A cluster is all responses
+with one answer. The vote is the answer of the largest cluster, and of equally
+large ones that of the cluster whose first member comes first. Responses without
+an answer are in no cluster, but count in `G`. `correct [P, G]` says whether the
+ground truth accepts a response.
 
-A cluster is all responses with one answer. The vote is the answer of the
-largest, and of equally large ones that of the cluster whose first member comes
-first. Responses without an answer are in no cluster, but count in `G`.
-
-The formulas are those of CARE, https://arxiv.org/abs/2605.25864.
+CARE, https://arxiv.org/abs/2605.25864; a vote as a label is from TTRL,
+https://arxiv.org/abs/2504.16084.
 """
 
 from typing import NamedTuple
@@ -35,16 +35,6 @@ class Votes(NamedTuple):
 def majority_vote(answer_ids: Array) -> Votes:
   """Counts votes.
 
-  Args:
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-
-  Returns:
-    The votes.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864; voting as a label is from TTRL,
-    https://arxiv.org/abs/2504.16084
-
   >>> votes = majority_vote(jnp.array([[-1, 9, 8, 8, 9]]))  # a tie: 9 was first
   >>> print(votes.winner, votes.size, votes.sizes)
   [9] [2] [[2 2 0 0 0]]
@@ -58,55 +48,27 @@ def majority_vote(answer_ids: Array) -> Votes:
   winner = jnp.take_along_axis(answer_ids, voter, axis=-1)
   winner = jnp.where(jnp.any(answered, axis=-1, keepdims=True), winner, -1)
   for_winner = answered & (answer_ids == winner)
+  earlier = jnp.tri(same.shape[-1], k=-1, dtype=bool)
+  is_first = answered & ~jnp.any(same & earlier[None], axis=-1)
   return Votes(
     winner=winner[:, 0].astype(jnp.int32),
     size=jnp.sum(for_winner, axis=-1, dtype=jnp.int32),
     answered=jnp.sum(answered, axis=-1, dtype=jnp.int32),
-    sizes=jnp.sort(jnp.where(_is_first(same), sizes, 0), axis=-1)[:, ::-1],
+    sizes=jnp.sort(jnp.where(is_first, sizes, 0), axis=-1)[:, ::-1],
     for_winner=for_winner,
     for_other=answered & ~for_winner,
   )
 
 
 def majority_share(votes: Votes) -> Array:
-  """Gives the share of the responses that agree with the vote.
-
-    x / G
-
-  Args:
-    votes: of `P` prompts.
-
-  Returns:
-    The shares; responses without an answer are in the denominator. Float,
-    shape `[P]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(majority_share(majority_vote(jnp.array([[1, 1, 2, -1]]))))
-  [0.5]
-  """
+  """The share of the responses that agree with the vote, x / G. Float `[P]`."""
   return votes.size.astype(_float()) / votes.sizes.shape[-1]
 
 
 def vote_entropy(votes: Votes) -> Array:
-  """Gives the entropy of the answers, in nats.
+  """The entropy of the answers, in nats: 0 where all agree. Float `[P]`.
 
-    H = −Σ_c p_c log p_c,   p_c = size of cluster c / responses with an answer
-
-  Args:
-    votes: of `P` prompts.
-
-  Returns:
-    The entropies; 0 where all answers are the same, or there are none. Float,
-    shape `[P]`.
-
-  References:
-    The baseline "entropy" of CARE, https://arxiv.org/abs/2605.25864
-
-  >>> h = vote_entropy(majority_vote(jnp.array([[1, 2, -1, -1], [3, 3, 3, 3]])))
-  >>> print(jnp.array_str(h, precision=3))
-  [0.693 0.   ]
+  H = −Σ_c p_c log p_c,   p_c = size of cluster c / responses with an answer
   """
   sizes = votes.sizes.astype(_float())
   answered = votes.answered[:, None].astype(_float())
@@ -117,43 +79,19 @@ def vote_entropy(votes: Votes) -> Array:
 
 
 def vote_features(votes: Votes) -> Array:
-  """Describes a vote to a probe.
+  """Describes a vote to a probe: float `[P, 1 + G]`.
 
-  Args:
-    votes: of `P` prompts.
-
-  Returns:
-    The share of responses with an answer, then the sizes of all clusters by
-    `G`, descending. Float, shape `[P, 1 + G]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(vote_features(majority_vote(jnp.array([[1, 1, 2, -1]]))))
-  [[0.75 0.5  0.25 0.   0.  ]]
+  The share of responses with an answer, then the cluster sizes over `G`.
   """
   counts = jnp.concatenate([votes.answered[:, None], votes.sizes], axis=-1)
   return counts.astype(_float()) / votes.sizes.shape[-1]
 
 
 def possible_counts(answer_ids: Array) -> Array:
-  """Says how many responses outside of the vote may be right.
+  """How many responses outside the vote may be right. Boolean `[P, G + 1]`.
 
-  If the vote is wrong, the right answer is that of one other cluster, or of
-  none.
-
-  Args:
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-
-  Returns:
-    Whether `y` responses can be right: for 0, and for the size of each cluster
-    but the voted one. Boolean, shape `[P, G + 1]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> print(possible_counts(jnp.array([[1, 1, 2, -1]])).astype(int))
-  [[1 1 0 0 0]]
+  If the vote is wrong, the right answer is that of one other cluster or of
+  none: true for 0, and for the size of each cluster but the voted one.
   """
   votes = majority_vote(answer_ids)
   others = jnp.where(
@@ -165,23 +103,9 @@ def possible_counts(answer_ids: Array) -> Array:
 
 
 def is_vote_right(answer_ids: Array, correct: Array) -> Array:
-  """Says whether the ground truth confirms a vote.
+  """Whether the ground truth confirms a vote. Boolean `[P]`.
 
-  Args:
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-    correct: whether the ground truth accepts a response. A grader may accept
-      some members of a cluster and not others: one is enough. Shape `[P, G]`.
-
-  Returns:
-    Whether a response that gave the voted answer is correct; false where there
-    is no answer. Boolean, shape `[P]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
-
-  >>> correct = jnp.array([[0, 0, 1], [1, 1, 0]])
-  >>> print(is_vote_right(jnp.array([[1, 1, 2], [1, 1, 2]]), correct))
-  [False  True]
+  A grader may accept some members of a cluster and not others: one is enough.
   """
   chex.assert_equal_shape([answer_ids, correct])
   for_winner = majority_vote(answer_ids).for_winner
@@ -189,19 +113,10 @@ def is_vote_right(answer_ids: Array, correct: Array) -> Array:
 
 
 def correct_outside(answer_ids: Array, correct: Array) -> Array:
-  """Counts the responses that a wrong vote punishes although they are right.
+  """Counts y, the responses that a wrong vote punishes although they are right.
 
-  Args:
-    answer_ids: of each response, -1 for no answer. Integers, shape `[P, G]`.
-    correct: whether the ground truth accepts a response. Shape `[P, G]`.
-
-  Returns:
-    y: 0 where the vote is right, else the size of all other clusters of which a
-    member is correct. 0 says that the vote is right or nobody is. Integer,
-    shape `[P]`.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  0 where the vote is right, else the size of all other clusters of which a
+  member is correct: 0 means that the vote is right or nobody is. Integer `[P]`.
 
   >>> correct = jnp.array([[0, 0, 1], [1, 1, 0]])
   >>> print(correct_outside(jnp.array([[1, 1, 2], [1, 1, 2]]), correct))
@@ -226,14 +141,6 @@ def _same_answer(answer_ids: Array) -> Array:
   """Whether two responses gave the same answer: `[P, G, G]`."""
   same = answer_ids[:, :, None] == answer_ids[:, None, :]
   return same & (answer_ids >= 0)[:, :, None]
-
-
-def _is_first(same: Array) -> Array:
-  """Whether a response is the first of its cluster: `[P, G]`."""
-  group_size = same.shape[-1]
-  earlier = jnp.tri(group_size, k=-1, dtype=bool)
-  has_earlier = jnp.any(same & earlier[None], axis=-1)
-  return jnp.any(same, axis=-1) & ~has_earlier
 
 
 def _float() -> jnp.dtype:

@@ -39,10 +39,10 @@ def missing(table: Table, scale: str) -> list[str]:
       found.append(f"package {name}: {how}")
   values = table.config(table.default_runs[0], scale)
   if values.checkpoint:
-    from saw_jax import algorithms
+    from saw_jax.run import registry
 
     try:
-      algorithms.find_checkpoint(values.checkpoint)
+      registry.find_checkpoint(values.checkpoint)
     except ImportError as error:
       found.append(str(error))
     except FileNotFoundError:

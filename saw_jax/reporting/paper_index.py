@@ -133,16 +133,21 @@ def _label_functions(labels) -> list[Callable]:
     "entropy": [selection.entropy_scores],
     "mean_probability": [selection.unlikeliness_scores],
     "oracle": [selection.oracle_scores],
-    "care": [care.select_prompts, selection.care_selection],
+    "care": [care.care_probabilities, selection.care_selection],
     "certainty": [getattr(certainty, labels.certainty)],
     "self_verification": [self_verification.read_verdict],
   }[labels.method]
 
 
 def _name(fn: Callable) -> str:
-  fn = fn.func if isinstance(fn, functools.partial) else fn
+  bound = ""
+  if isinstance(fn, functools.partial):
+    bound = ", ".join(
+      f"{k}={getattr(v, '__name__', v)}" for k, v in fn.keywords.items()
+    )
+    fn, bound = fn.func, f"({bound})"
   fn = getattr(fn, "__wrapped__", fn)  # of jax.jit
-  return f"`{fn.__module__.removeprefix('saw_jax.')}.{fn.__name__}`"
+  return f"`{fn.__module__.removeprefix('saw_jax.')}.{fn.__name__}{bound}`"
 
 
 def _results(path: pathlib.Path) -> dict[tuple[str, str], str]:

@@ -57,26 +57,13 @@ def play(
   eos_ids: Sequence[int],
   pad_id: int = 0,
 ) -> Played:
-  """Plays episodes of all seeds until they are over, or out of steps.
+  """Plays episodes of all seeds until they are over, or out of `num_steps`.
 
-  Args:
-    generate: a sampler of one answer a prompt, over a leading axis of seeds.
-    params: of all seeds.
-    worlds: what is played in.
-    keys: one for each episode. Shape `[N, B]`.
-    num_steps: the most steps of an episode, `E`.
-    rows_per_call: prompts of a seed in one call of the sampler, `C`.
-    max_prompt_tokens: of the longest prompt there can be.
-    prompt_multiple: prompt sizes are rounded up to it; each size that occurs is
-      compiled.
-    max_new_tokens: of an action, `T`.
-    eos_ids: tokens that end an action; `worlds` do not get them.
-    pad_id: what is written where nobody wrote.
-
-  Returns:
-    The record. The row of step e of episode b is `b * E + e`; a step that was
-    not taken is padding alone. The key of an action is that of its episode with
-    the step folded in, whatever else is in a call.
+  `keys` `[N, B]` has one for each episode: an action's is that of its episode
+  with the step folded in, whatever else is in a call of the sampler, which has
+  `rows_per_call` prompts of each seed. Prompt sizes are rounded up to
+  `prompt_multiple`; each size that occurs is compiled. `worlds` do not get the
+  `eos_ids` that end an action.
   """
   num_seeds, num_episodes = keys.shape
   most = -(-max_prompt_tokens // prompt_multiple) * prompt_multiple

@@ -29,23 +29,11 @@ def stream(
   eos_ids: Sequence[int],
   multiple: int = 64,
 ) -> Iterator[int]:
-  """Samples a completion, and gives each token when it is drawn.
+  """Yields the tokens that `generate` draws with the same key, one by one.
 
-  The tokens are those that `rollout.generate` draws with the same key. Each is
-  a call from the host, so this is not for batches.
-
-  Args:
-    config: of the decoder.
-    params: as a training step has them, stacked if `config` scans its layers.
-    prompt: token ids, at least one.
-    row_key: of the completion. Shape `[]`.
-    sampling: how a token is chosen.
-    max_new_tokens: where the completion is cut.
-    eos_ids: tokens that end it, and belong to it.
-    multiple: sizes are rounded up to it, so that few are compiled.
-
-  Yields:
-    Token ids, the one that ends the completion included.
+  The one that ends the completion is among them. Each is a call from the host,
+  so this is not for batches. Sizes are rounded up to `multiple`, so that few
+  are compiled.
   """
   if config.scan_layers:
     params = decoder.unstack_layers(params)

@@ -6,13 +6,13 @@ observations that a world model learns from.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from saw_jax.rollout import episodes
-from saw_jax.run.rollouts import RolloutConfig
+from saw_jax.run.rollouts import Encoder, Generate
 from saw_jax.settings import constant
 from saw_jax.tasks.environments import (
   AgentTask,
@@ -22,7 +22,7 @@ from saw_jax.tasks.environments import (
 )
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.types import Array
+from saw_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,71 +75,41 @@ class Episodes(NamedTuple):
     return self.rewards.sum(-1)
 
 
-class PromptWriter:
-  """Writes prompts that fit."""
+def write_prompt(
+  task: AgentTask,
+  encoder: Encoder,
+  situation: Situation,
+  history: Sequence[tuple[str, str]],
+) -> tuple[str, list[int]]:
+  """Writes a prompt that fits, as text and as tokens.
 
-  def __init__(
-    self, task: AgentTask, tokenizer: Tokenizer, config: RolloutConfig
-  ):
-    """Takes what it needs.
-
-    Args:
-      task: writes prompts in words.
-      tokenizer: of the policy.
-      config: the longest prompt, and what becomes of one that cannot be made
-        to fit.
-    """
-    self._task, self._tokenizer, self._config = task, tokenizer, config
-
-  def write(
-    self, situation: Situation, history: Sequence[tuple[str, str]]
-  ) -> tuple[str, list[int]]:
-    """Writes one prompt.
-
-    Args:
-      situation: where the episode stands.
-      history: earlier observations and actions.
-
-    Returns:
-      The text and its tokens, at most `max_prompt_tokens`: with as much history
-      as fits, then without any and with half, a quarter, ... of the observation
-      and of the admissible actions; or else the end of what is left.
-
-    Raises:
-      ValueError: it is too long even so, and `long_prompts` is "error".
-    """
-    limit = self._config.max_prompt_tokens
-    while True:
-      for text in self._task.prompts(situation, history):
-        ids = self._tokenizer.encode_chat([{"role": "user", "content": text}])
-        if len(ids) <= limit:
-          return text, ids
-      size, count = len(situation.observation), len(situation.actions)
-      if not size and not count:
-        break
-      situation = situation._replace(
-        observation=situation.observation[: size // 2],
-        actions=situation.actions[: count // 2],
+  It has as much of the earlier observations and actions as fits, or none and
+  half, a quarter, ... of the observation and of the admissible actions; or else
+  the end of what is left, if `long_prompts` allows that.
+  """
+  while True:
+    for text in task.prompts(situation, history):
+      ids = encoder.tokenizer.encode_chat([{"role": "user", "content": text}])
+      if len(ids) <= encoder.config.max_prompt_tokens:
+        return text, ids
+    size, count = len(situation.observation), len(situation.actions)
+    if not size and not count:
+      whose = (
+        f"without any history or observation, task {task.name!r} has a prompt"
       )
-      history = ()
-    if self._config.long_prompts != "truncate":
-      raise ValueError(
-        f"a prompt of task {self._task.name!r} has {len(ids)} tokens without "
-        f"any history or observation; the limit is {limit} "
-        "(rollout.max_prompt_tokens, or rollout.long_prompts='truncate')"
-      )
-    return text, ids[-limit:]
+      return text, encoder.fit(ids, whose)
+    situation = situation._replace(
+      observation=situation.observation[: size // 2],
+      actions=situation.actions[: count // 2],
+    )
+    history = ()
 
 
 def glue_of(tokenizer: Tokenizer) -> list[int]:
-  """Returns the chat template's tokens between an action and what followed.
+  """The chat template's tokens between an action and what followed.
 
-  Args:
-    tokenizer: of the policy.
-
-  Returns:
-    What stands between the end token of one message and the content of the
-    user's next one.
+  They stand between the end token of one message and the content of the user's
+  next one.
   """
   ids = list(tokenizer.encode_chat([{"role": "user", "content": ""}], False))
   end = max(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
@@ -149,9 +119,8 @@ def glue_of(tokenizer: Tokenizer) -> list[int]:
 class _Stage:
   """The episodes of all seeds: what `rollout.episodes.play` plays in."""
 
-  def __init__(self, task, tokenizer, writer, pool, starts, max_tokens):
-    self._task, self._tokenizer = task, tokenizer
-    self._writer, self._pool = writer, pool
+  def __init__(self, task, encoder, pool, starts, max_tokens):
+    self._task, self._encoder, self._pool = task, encoder, pool
     self._max_tokens = max_tokens
     self._size = len(starts[0])
     situations = pool.start([start for row in starts for start in row])
@@ -177,19 +146,19 @@ class _Stage:
 
   def prompts(self, places):
     prompts = []
-    for place in places:
-      situation = self._now[place]
-      n, b = place
+    for n, b in places:
       history = [
         (seen, turn.action)
         for seen, turn in zip(self.seen[n][b], self.turns[n][b], strict=True)
       ]
-      self._asked[place], ids = self._writer.write(situation, history)
+      self._asked[n, b], ids = write_prompt(
+        self._task, self._encoder, self._now[n, b], history
+      )
       prompts.append(ids)
     return prompts
 
   def act(self, places, actions):
-    texts = [self._tokenizer.decode(ids) for ids in actions]
+    texts = [self._encoder.tokenizer.decode(ids) for ids in actions]
     replies = [self._task.read_reply(text) for text in texts]
     found = self._pool.step(
       {
@@ -218,50 +187,34 @@ class _Stage:
       self.invalid[n, b, step] = not reply.valid
       self.failed[place] |= bool(after.failure)
       self.over[place] = after.done
-      ids = self._tokenizer.encode(after.observation)[: self._max_tokens]
+      ids = self._encoder.tokenizer.encode(after.observation)
+      ids = ids[: self._max_tokens]
       if ids:
         self.observations[n, b, step] = ids
     return [bool(self._now[place].done) for place in places]
 
 
 def play(
-  generate: Callable,
-  params: Any,
+  generate: Generate,
+  params: PyTree,
   starts: Sequence[Sequence[tuple[str, int]]],
   keys: Array,
   *,
   task: AgentTask,
-  tokenizer: Tokenizer,
+  encoder: Encoder,
   pool: EnvironmentPool,
   config: EpisodeConfig,
-  rollout: RolloutConfig,
   group_size: int,
 ) -> Episodes:
   """Plays episodes of all seeds.
 
-  Args:
-    generate: a sampler of one answer a prompt; see `rollouts.make_generate`.
-    params: of all seeds, as the lift keeps them.
-    starts: split and seed of each world, `[N][P]`.
-    keys: one for each episode. Shape `[N, P * G]`.
-    task: of the episodes.
-    tokenizer: of the policy.
-    pool: of environments.
-    config: how episodes are played.
-    rollout: sizes of prompts and actions.
-    group_size: episodes of each world, `G`.
-
-  Returns:
-    The episodes.
-
-  Raises:
-    RewardError: more environments failed than may.
-    ValueError: a prompt is too long and may not be cut.
+  `starts` `[N][P]` are split and seed of each world, of which there are
+  `group_size` episodes; `keys` `[N, P * G]` has one for each, and `generate`
+  samples one answer a prompt.
   """
   stage = _Stage(
     task,
-    tokenizer,
-    PromptWriter(task, tokenizer, rollout),
+    encoder,
     pool,
     [[start for start in row for _ in range(group_size)] for row in starts],
     config.max_observation_tokens,
@@ -273,11 +226,11 @@ def play(
     keys,
     num_steps=task.max_steps,
     rows_per_call=config.rows_per_call,
-    max_prompt_tokens=rollout.max_prompt_tokens,
-    prompt_multiple=rollout.prompt_multiple,
-    max_new_tokens=rollout.max_new_tokens,
-    eos_ids=tokenizer.eos_ids,
-    pad_id=tokenizer.pad_id,
+    max_prompt_tokens=encoder.config.max_prompt_tokens,
+    prompt_multiple=encoder.config.prompt_multiple,
+    max_new_tokens=encoder.config.max_new_tokens,
+    eos_ids=encoder.tokenizer.eos_ids,
+    pad_id=encoder.tokenizer.pad_id,
   )
   pool.check()
   shape = (len(starts), len(starts[0]), group_size)
@@ -297,16 +250,12 @@ def _anchors(seen, shape, num_steps: int, similarity: float) -> np.ndarray:
   """Numbers what was seen before each step, in each group."""
   anchors = np.zeros((*shape, num_steps), np.int32)
   size = shape[2]
-  for n in range(shape[0]):
-    for p in range(shape[1]):
-      rows = seen[n][p * size : (p + 1) * size]
-      numbers = iter(
-        number_anchors(
-          [text for row in rows for text in row], similarity=similarity
-        )
-      )
-      for g, row in enumerate(rows):
-        anchors[n, p, g, : len(row)] = [next(numbers) for _ in row]
+  for n, p in np.ndindex(*shape[:2]):
+    rows = seen[n][p * size : (p + 1) * size]
+    texts = [text for row in rows for text in row]
+    numbers = iter(number_anchors(texts, similarity=similarity))
+    for g, row in enumerate(rows):
+      anchors[n, p, g, : len(row)] = [next(numbers) for _ in row]
   return anchors
 
 
@@ -314,33 +263,17 @@ def encode_transitions(
   transitions: Sequence[Transition],
   *,
   task: AgentTask,
-  tokenizer: Tokenizer,
-  config: EpisodeConfig,
-  rollout: RolloutConfig,
+  encoder: Encoder,
+  max_observation_tokens: int,
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
   """Turns somebody's steps into the tokens that a policy would have had.
 
-  Args:
-    transitions: the steps.
-    task: writes prompts and replies.
-    tokenizer: of the policy.
-    config: how long an observation may be.
-    rollout: how long a prompt may be.
-
-  Returns:
-    Prompts, completions with their end token, and observations.
+  Returns prompts, completions with their end token, and observations.
   """
-  writer = PromptWriter(task, tokenizer, rollout)
+  encode, end = encoder.tokenizer.encode, encoder.tokenizer.eos_ids[0]
   prompts, completions, observations = [], [], []
   for one in transitions:
-    prompts.append(writer.write(one.before, one.history)[1])
-    completions.append(
-      [
-        *tokenizer.encode(task.write_reply(one.action)),
-        tokenizer.eos_ids[0],
-      ]
-    )
-    observations.append(
-      list(tokenizer.encode(one.observation))[: config.max_observation_tokens]
-    )
+    prompts.append(write_prompt(task, encoder, one.before, one.history)[1])
+    completions.append([*encode(task.write_reply(one.action)), end])
+    observations.append(list(encode(one.observation))[:max_observation_tokens])
   return prompts, completions, observations

@@ -1,113 +1,229 @@
-"""What a step does with sampled answers, in either loop.
+"""The source of rows that are answers to prompts, and how they are scored."""
 
-Sampled by the policy itself or by an older one, answers are scored, get what
-the world said behind them where there is a world model, and are learned from.
-"""
-
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
-from saw_jax.run import observations, rollouts
-from saw_jax.run.labelling import Labeller
-from saw_jax.run.learner import Learner
-from saw_jax.run.session import Clock
+from saw_jax.run import labelling, observations, rollouts
+from saw_jax.run.learner import Learner, LoopConfig
+from saw_jax.run.policy import Policy
+from saw_jax.tasks import data, self_verification
 from saw_jax.tasks.base import Example
-from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training.batch import TrainBatch
+
+_INT32 = 2**31 - 1
+_VERDICTS = 2**30
+
+# What a checkpoint must hold: a document for JSON, and arrays by name.
+Packed = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class Drawn(NamedTuple):
+  """The answers of a step, and what is known of them."""
+
+  transcript: Transcript  # host arrays, rows [N, P * G]
+  examples: Sequence[Sequence[Example]]  # their prompts, [N][P]
+  early: rollouts.Rollout | None  # what an actor has found out already
+  rows: list[dict[str, float]]  # what each seed logs of where they come from
+
+
+class Scored(NamedTuple):
+  """The answers of a step with their rewards."""
+
+  batch: TrainBatch  # with the log-probs of before the update
+  rollout: rollouts.Rollout
+  drawn: Drawn
 
 
 class Answers:
-  """Learns from answers to prompts."""
+  """Has answers scored, be it against the truth or against labels.
+
+  Where there is a world model, what the world said to them is learned too.
+  """
 
   def __init__(
     self,
+    draws: Any,  # `Fresh`, or `groups.Queue` ahead of the updates
+    labels: labelling.Labeller,
     learner: Learner,
-    seeds: Sequence[int],
-    grader: Grader,
-    *,
-    labeller: Labeller | None = None,
+    world: observations.Appender | None,
   ):
-    """Lifts the functions of a step; nothing is compiled yet.
+    self._draws, self._labels = draws, labels
+    self._learner, self._world = learner, world
+    self._clock = learner.clock
 
-    Args:
-      learner: of all seeds.
-      seeds: of the runs.
-      grader: scores the answers.
-      labeller: says what they are scored against; by default the truth.
+  def generate(self, step: int) -> Drawn:
+    """Samples the answers of a step, or takes those sampled ahead."""
+    return self._draws.draw(step)
+
+  def score(self, drawn: Drawn, step: int) -> Scored:
+    """Scores the answers while the device recomputes their log-probs.
+
+    Which labels are bought, the labelling strategy decides.
     """
-    self._learner, self._grader, self._labeller = learner, grader, labeller
-    self._appender = None
-    if learner.experiment.method.world is not None:
-      self._appender = observations.Appender(
-        learner.experiment, learner.lift, seeds
-      )
+    batch, observed = self._learner.prepare(drawn.transcript)
+    rollout = self._labels.score(
+      drawn.transcript,
+      observed,
+      drawn.examples,
+      step=step,
+      clock=self._clock,
+      early=drawn.early,
+    )
+    return Scored(batch, rollout, drawn)
 
-  def learn(
-    self,
-    sampled: Transcript,
-    examples: Sequence[Sequence[Example]],
-    *,
-    step: int,
-    clock: Clock,
-    scores: rollouts.Rollout | None = None,
-  ) -> tuple[list[dict], float]:
-    """Has answers scored, and updates the policy.
-
-    Args:
-      sampled: host arrays, rows `[N, P * G]`.
-      examples: their prompts, `[N][P]`.
-      step: of the run, from 0.
-      clock: takes the time of each part.
-      scores: of the answers against the truth, where an actor has them; a
-        labeller does not look at them.
-
-    Returns:
-      What each seed logs, and how many tokens were learned from.
-    """
-    learner, experiment = self._learner, self._learner.experiment
-    batch, observed = learner.prepare(sampled)
-    if self._labeller is not None:
-      scores = self._labeller.score(
-        sampled,
-        observed,
-        examples,
-        grader=self._grader,
-        step=step,
-        clock=clock,
+  def estimate(
+    self, scored: Scored, step: int
+  ) -> tuple[TrainBatch, list[dict[str, float]]]:
+    """Weighs the rewards and estimates advantages."""
+    batch, rollout, drawn = scored
+    seen = [{} for _ in drawn.rows]
+    if self._world is not None:
+      params = self._learner.policy.params
+      batch, seen = self._world.append(
+        batch, rollout, drawn.examples, params, step
       )
-    elif scores is None:
-      scores = rollouts.score(
-        sampled,
-        examples,
-        tokenizer=experiment.tokenizer,
-        grader=self._grader,
-        stops=learner.encoder.stops,
-      )
-      clock.lap("score")
-    seen: list[dict[str, float]] = [{} for _ in examples]
-    if self._appender is not None:
-      batch, seen = self._appender.append(
-        batch, scores, examples, learner.params, step
-      )
-      clock.lap("lay out")
-    rows = [
-      {**row, **more}
-      for row, more in zip(
-        learner.learn(batch, scores, clock), seen, strict=True
-      )
+      self._clock.lap("lay out")
+    self._learner.weigh(batch, rollout)
+    batch, rows = self._learner.estimate(batch, rollout)
+    return batch, [
+      {**row, **more, **origin}
+      for row, more, origin in zip(rows, seen, drawn.rows, strict=True)
     ]
-    if self._labeller is not None:
-      rows = self._labeller.train(rows, step=step, clock=clock)
-    return rows, float(scores.lengths.sum())
 
-  def pack(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """Returns what a checkpoint must hold beside the learner's state.
+  def finish(
+    self, rows: list[dict[str, float]], step: int
+  ) -> list[dict[str, float]]:
+    """Lets the labels learn from the update, and publishes its weights."""
+    rows = self._labels.train(rows, step=step, clock=self._clock)
+    self._draws.advance()
+    return rows
 
-    Args:
-      step: steps done.
+  def pack(self, step: int) -> Packed:
+    """What a checkpoint must hold of the queue and of the labels."""
+    (host, arrays), (more, others) = self._draws.pack(), self._labels.pack(step)
+    return {**host, **more}, {**arrays, **others}
 
-    Returns:
-      A document and arrays, of labels where they are bought.
-    """
-    return ({}, {}) if self._labeller is None else self._labeller.pack(step)
+
+class Fresh:
+  """Answers that the current policies sample between the updates."""
+
+  def __init__(
+    self,
+    generate: rollouts.Generate,
+    encoder: rollouts.Encoder,
+    learner: Learner,
+    examples: Sequence[Example],
+    loop: LoopConfig,
+    seeds: Sequence[int],
+  ):
+    self._generate, self._encoder = generate, encoder
+    self._policy, self._clock = learner.policy, learner.clock
+    self._examples, self._loop, self._seeds = examples, loop, seeds
+
+  def draw(self, step: int) -> Drawn:
+    """Samples; state, seeds and step decide everything."""
+    loop, config = self._loop, self._encoder.config
+    examples = [
+      step_examples(self._examples, loop.prompts_per_step, seed, step)
+      for seed in self._seeds
+    ]
+    ids = np.array([[example.key for example in row] for row in examples])
+    transcript = rollouts.sample(
+      self._generate,
+      self._policy.params,
+      examples,
+      rollouts.row_keys(self._seeds, step, ids, loop.group_size),
+      encoder=self._encoder,
+      multiple=config.completion_multiple,
+      length_groups=config.length_groups,
+    )
+    transcript = transcript.replace(
+      policy_versions=np.full_like(
+        transcript.policy_versions, step * loop.num_minibatches
+      )
+    )
+    self._clock.lap("generate")
+    return Drawn(transcript, examples, None, [{} for _ in self._seeds])
+
+  def advance(self) -> None:
+    """Nothing was sampled ahead."""
+
+  def pack(self) -> Packed:
+    """Nothing: what is sampled in a step is a function of the state."""
+    return {}, {}
+
+
+def step_examples(
+  examples: Sequence[Example], count: int, seed: int, step: int
+) -> list[Example]:
+  """The prompts of a step, a function of seed and step alone."""
+  indices = data.batch_indices(len(examples), count, seed=seed, step=step)
+  return [examples[int(index)] for index in indices]
+
+
+def make_verifier(
+  policy: Policy,
+  task: Any,
+  encoder: rollouts.Encoder,
+  sampling: SamplingConfig,
+  labels: labelling.LabelConfig,
+  *,
+  seeds: Sequence[int],
+  group_size: int,
+) -> labelling.Verify:
+  """Makes the policy a judge of its own responses.
+
+  The function `(examples [N][P], completions, step) -> verdicts [N, P, G]` of 0
+  and 1 samples each verdict once from the current policies.
+  """
+  config = dataclasses.replace(
+    encoder.config,
+    max_prompt_tokens=labels.verify_prompt_tokens,
+    max_new_tokens=labels.verify_new_tokens,
+    long_prompts="truncate",
+    stops=(),  # Those of an answer: a verdict may quote one.
+  )
+  tokenizer, G = encoder.tokenizer, group_size
+  settings = rollouts.Encoder(tokenizer, config).settings
+  sampling = dataclasses.replace(
+    sampling, temperature=labels.verify_temperature
+  )
+  generate = rollouts.make_generate(
+    policy.lift, policy.decoder, settings(sampling, 1)
+  )
+
+  def verify(examples, completions, step) -> np.ndarray:
+    texts = iter(completions)
+    asked = [
+      [
+        Example(
+          key=(example.key * G + g) & _INT32,
+          messages=task.verification(example, next(texts)),
+          reference="",
+        )
+        for example in row
+        for g in range(G)
+      ]
+      for row in examples
+    ]
+    ids = np.array([[example.key for example in row] for row in asked])
+    sampled = rollouts.sample(
+      generate,
+      policy.params,
+      asked,
+      # Steps of their own: no verdict has the key of a response.
+      rollouts.row_keys(seeds, step + _VERDICTS, ids, 1),
+      # Nothing is asked twice, so nothing is remembered.
+      encoder=rollouts.Encoder(tokenizer, config),
+      multiple=config.completion_multiple,
+    )
+    verdicts, _, _ = rollouts.read(sampled, tokenizer)
+    values = [self_verification.read_verdict(text) for text in verdicts]
+    return np.array(values, np.float32).reshape(len(examples), -1, G)
+
+  return verify

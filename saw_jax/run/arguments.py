@@ -1,21 +1,13 @@
-"""The part of `--config=file.py:arguments` after the colon."""
+"""The part of `--config=saw/tool_calling:arguments` after the colon."""
 
-import difflib
+from saw_jax.tasks.base import nearest
 
 
-def parse(argument: str, **choices: tuple[str, ...]) -> dict[str, str]:
-  """Reads `row=gdpo_saw,scale=tiny`.
+def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
+  """Reads `row=gdpo_saw,scale=tiny`; the first choice of a key is its default.
 
-  Args:
-    argument: comma-separated; a bare word stands for the one key that has it
-      among its choices.
-    **choices: for each key, the values it can have; the first is the default.
-
-  Returns:
-    A value for every key.
-
-  Raises:
-    ValueError: an unknown key or value; the message has the nearest one.
+  A bare word stands for the one key that has it among its choices. What is
+  unknown is a ValueError that names the nearest.
   """
   values = {key: allowed[0] for key, allowed in choices.items()}
   for part in filter(None, (p.strip() for p in (argument or "").split(","))):
@@ -27,19 +19,13 @@ def parse(argument: str, **choices: tuple[str, ...]) -> dict[str, str]:
           *choices,
           *(v for allowed in choices.values() for v in allowed),
         ]
-        raise ValueError(f"unknown argument {part!r}: {_nearest(part, known)}")
+        raise ValueError(f"unknown argument {part!r}: {nearest(part, known)}")
       key, value = owners[0], part
     if key not in choices:
-      raise ValueError(f"unknown argument {key!r}: {_nearest(key, choices)}")
+      raise ValueError(f"unknown argument {key!r}: {nearest(key, [*choices])}")
     if value not in choices[key]:
       raise ValueError(
-        f"unknown {key} {value!r}: {_nearest(value, choices[key])}"
+        f"unknown {key} {value!r}: {nearest(value, choices[key])}"
       )
     values[key] = value
   return values
-
-
-def _nearest(word: str, known) -> str:
-  known = list(known)
-  close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
-  return f"did you mean {close!r}? There are {', '.join(known)}"

@@ -4,36 +4,39 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import ml_collections
 import numpy as np
 
-from saw_jax import algorithms
+from saw_jax import algorithms, names
 from saw_jax.models import decoder, lora
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
 from saw_jax.models.hub import weights as hub_weights
 from saw_jax.run import (
   agents,
-  async_loop,
-  benchmarks,
   checkpoint,
+  groups,
   observations,
-  rollouts,
-  session,
-  sync_loop,
+  registry,
   warm_start,
 )
 from saw_jax.run import (
   config as config_lib,
 )
-from saw_jax.run.config import RunConfig
-from saw_jax.run.experiment import Experiment, param_shardings
+from saw_jax.run.experiment import (
+  Experiment,
+  check_benchmarks,
+  kind_of,
+  param_shardings,
+)
+from saw_jax.run.loop import train as train
+from saw_jax.run.sections import RunConfig
 from saw_jax.tasks import environments
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import hosts, parallel
+from saw_jax.training import parallel
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
@@ -51,8 +54,8 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   checkpoint), a FileNotFoundError or an ImportError (a library is missing).
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
-  algorithms.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
-  task = algorithms.make_task(run.task.name, run.task.options)
+  names.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
+  task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)
   source, tokenizer, model = _make_model(run)
@@ -78,35 +81,9 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
     if is_wrong:
       raise ValueError(message)
   lora.check_config(run.lora, experiment.decoder)
-  if run.asynchronous.protocol != "none":
-    async_loop.check_config(run.asynchronous)
-    async_loop.make_protocol(run.asynchronous, run.loop.prompts_per_step)
-  benchmarks.check(
-    task,
-    rollouts.Encoder(tokenizer, run.rollout),
-    run.evaluation.benchmarks,
-  )
+  groups.make_protocol(run.asynchronous, run.loop.prompts_per_step)
+  check_benchmarks(experiment)
   return experiment._replace(params=make_params(run, experiment, source))
-
-
-def train(
-  experiment: Experiment,
-  seeds: Sequence[int],
-  *,
-  directory: str | os.PathLike,
-  resume_step: int | None = None,
-) -> session.Result:
-  """Runs the loop that an experiment asks for, one run a seed.
-
-  Metrics and checkpoints go into `directory`. A run that is there goes on from
-  its latest checkpoint, or from `resume_step`.
-  """
-  hosts.wait_for_all()
-  asynchronous = experiment.asynchronous.protocol != "none"
-  loop = async_loop if asynchronous else sync_loop
-  return loop.run(
-    experiment, seeds, directory=directory, resume_step=resume_step
-  )
 
 
 def _conflicts(
@@ -203,7 +180,7 @@ def _make_model(
   """The checkpoint without its weights, if there is one, and what it says."""
   name = run.tokenizer.name
   if not run.checkpoint:
-    tokenizer = algorithms.make_tokenizer(name)
+    tokenizer = registry.make_tokenizer(name)
     return (
       None,
       tokenizer,
@@ -211,8 +188,8 @@ def _make_model(
     )
   source = open_checkpoint(run)
   # A name of one of our own short vocabularies stands for the model's.
-  name = str(source.path) if name in algorithms.TOKENIZERS else name
-  tokenizer = algorithms.make_tokenizer(name)
+  name = str(source.path) if name in registry.TOKENIZERS else name
+  tokenizer = registry.make_tokenizer(name)
   if tokenizer.vocab_size > source.config.vocab_size:
     raise ValueError(
       f"{name}: the tokenizer has {tokenizer.vocab_size} ids; {source.path} "
@@ -233,7 +210,7 @@ def _make_model(
 def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
   """Reads and checks the headers of the pretrained model of a config."""
   try:
-    path = algorithms.find_checkpoint(run.checkpoint)
+    path = registry.find_checkpoint(run.checkpoint)
   except FileNotFoundError as error:
     raise FileNotFoundError(f"--config.checkpoint: {error}") from error
   longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
@@ -274,7 +251,9 @@ def make_params(
     params = warm_start.warm_start(
       headless,
       warm,
-      _demonstrations(experiment, warm),
+      kind_of(bare).demonstrations(
+        warm.num_demonstrations, warm.seed, warm.options
+      ),
       cache=cache_folder() / "warm_start",
     )
   else:
@@ -290,34 +269,6 @@ def cache_folder() -> pathlib.Path:
     return config_lib.FOLDER.parent / ".cache"
   user = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   return pathlib.Path(user) / "saw_jax"
-
-
-def _demonstrations(experiment: Experiment, warm: warm_start.WarmStartConfig):
-  """What a supervised start imitates, laid out as a batch."""
-  demonstrations = experiment.task.demonstrations(
-    warm.num_demonstrations, seed=warm.seed, **warm.options
-  )
-  if isinstance(experiment.task, environments.AgentTask):
-    return warm_start.pack_demonstrations(
-      *agents.encode_transitions(
-        demonstrations,
-        task=experiment.task,
-        tokenizer=experiment.tokenizer,
-        config=experiment.episodes,
-        rollout=experiment.rollout,
-      ),
-      glue=agents.glue_of(experiment.tokenizer),
-      multiple=8,
-    )
-  encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
-  end = experiment.tokenizer.eos_ids[0]
-  return warm_start.pack_demonstrations(
-    [encoder.tokens(example) for example, _ in demonstrations],
-    [
-      [*experiment.tokenizer.encode(completion), end]
-      for _, completion in demonstrations
-    ],
-  )
 
 
 def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:

@@ -1,11 +1,11 @@
-"""Checkpoints: Orbax and nothing else, and no pickles (R20).
+"""Checkpoints: Orbax and nothing else, and no pickles.
 
 A checkpoint is the arrays of the state, a JSON document of the host, and a
-fingerprint of every array. Orbax writes into a temporary folder and renames it,
-so a run that is killed in mid-write leaves the last checkpoint whole; the
-fingerprints find damage that happens later.
+fingerprint of every array. A run that is killed in mid-write leaves the last
+checkpoint whole; the fingerprints find damage that happens later.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -53,12 +53,6 @@ class Checkpointer:
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
-    """Opens a folder of checkpoints.
-
-    Args:
-      directory: made if absent; unfinished writes in it are removed.
-      keep: latest checkpoints that are kept besides the best.
-    """
     self.directory = pathlib.Path(directory).resolve()
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -67,13 +61,13 @@ class Checkpointer:
           [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
-              get_metric_fn=_score,
+              get_metric_fn=lambda metrics: metrics["score"],
               n=1,
               keep_checkpoints_without_metrics=False,
             ),
           ]
         ),
-        best_fn=_score,
+        best_fn=lambda metrics: metrics["score"],
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
       ),
@@ -98,15 +92,7 @@ class Checkpointer:
     arrays: Mapping[str, np.ndarray] | None = None,
     score: float | None = None,
   ) -> None:
-    """Starts to save; returns when the arrays have been copied.
-
-    Args:
-      step: names the checkpoint; one that exists already is left alone.
-      state: arrays only.
-      host: what JSON can hold.
-      arrays: of the host, by name; their shapes may differ between steps.
-      score: held-out score, by which the best is chosen.
-    """
+    """Starts to save; returns when the arrays have been copied."""
     if step in self._manager.all_steps():
       return
     items = {"state": ocp.args.StandardSave(state)}
@@ -123,19 +109,7 @@ class Checkpointer:
     )
 
   def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
-    """Restores a checkpoint, checking every array.
-
-    Args:
-      template: a state of the same shapes, types and shardings.
-      step: which; the latest by default.
-
-    Returns:
-      The step, the state, the host's document and the host's arrays.
-
-    Raises:
-      CheckpointError: none there, another shape, or damage; the message names
-        the file and the last good step.
-    """
+    """Restores a checkpoint, checking every array."""
     _ignore_leftovers()
     self.wait()
     steps = self.steps
@@ -148,15 +122,17 @@ class Checkpointer:
         f"there are {steps}"
       )
     try:
-      return Restored(step, *self._read(template, step))
+      return self._read(template, step)
     except CheckpointError as error:
-      good = self._last_good(template, [s for s in steps if s < step])
-      advice = (
-        "no earlier step is whole"
-        if good is None
-        else f"the last good step is {good}: resume from it with "
-        f"--resume_step={good}"
-      )
+      advice = "no earlier step is whole"
+      for earlier in reversed([s for s in steps if s < step]):
+        with contextlib.suppress(CheckpointError):
+          self._read(template, earlier)
+          advice = (
+            f"the last good step is {earlier}: resume from it with "
+            f"--resume_step={earlier}"
+          )
+          break
       raise CheckpointError(f"{error}; {advice}") from error
 
   def wait(self) -> None:
@@ -168,9 +144,7 @@ class Checkpointer:
     self._manager.wait_until_finished()
     self._manager.close()
 
-  def _read(
-    self, template: PyTree, step: int
-  ) -> tuple[PyTree, dict, dict[str, np.ndarray]]:
+  def _read(self, template: PyTree, step: int) -> Restored:
     folder = self.directory / str(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     try:
@@ -191,7 +165,8 @@ class Checkpointer:
         for name, (_, dtype, *shape) in document["arrays"].items()
       }
       arrays = self._read_item(step, "arrays", shapes, document["arrays"])
-    return state, document["host"], jax.tree.map(np.asarray, arrays)
+    arrays = jax.tree.map(np.asarray, arrays)
+    return Restored(step, state, document["host"], arrays)
 
   def _read_item(
     self, step: int, item: str, template: PyTree, expected: dict[str, list]
@@ -219,27 +194,12 @@ class Checkpointer:
       )
     return tree
 
-  def _last_good(self, template: PyTree, steps: list[int]) -> int | None:
-    for step in reversed(steps):
-      try:
-        self._read(template, step)
-      except CheckpointError:
-        continue
-      return step
-    return None
-
 
 def fingerprints(tree: PyTree) -> dict[str, list]:
   """Computes a checksum of every array, on the devices that hold it.
 
   The bits of an array are weighted by odd numbers and added in 32-bit integers:
   the sum does not depend on its order, so neither on the sharding.
-
-  Args:
-    tree: arrays.
-
-  Returns:
-    `[checksum, dtype, *shape]` by the array's path.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   sums = hosts.fetch(_checksums([leaf for _, leaf in leaves]))
@@ -254,14 +214,7 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
 
 
 def digest(tree: PyTree) -> str:
-  """Names arrays by what is in them.
-
-  Args:
-    tree: arrays.
-
-  Returns:
-    16 hexadecimal digits, of the names, shapes, dtypes and checksums.
-  """
+  """Names arrays by what is in them."""
   text = json.dumps(fingerprints(tree), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -323,10 +276,6 @@ def _check_shapes(
         f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
         f"there and {leaf.dtype}{list(leaf.shape)} here"
       )
-
-
-def _score(metrics: dict[str, float]) -> float:
-  return metrics["score"]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,37 +1,28 @@
-"""The config of a run: every key, from the dataclasses that read them.
+"""Configs: made from the dataclasses of `sections`, loaded, changed and typed.
 
-A default and what it means stand once, in the dataclass of the section; fields
-that are `settings.constant` have no key. Sections of free keys, such as
-`task.options`, hold arguments of the function or task named above them, which
-checks them.
+A default and what it means stand once, in the dataclass of a section; fields
+that are `settings.constant` have no key. Free sections such as `task.options`
+hold arguments of the function or task named above them, which checks them.
 """
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import pathlib
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
 from saw_jax import settings
-from saw_jax.algorithms import AlgorithmConfig
-from saw_jax.models.config import TINY, DecoderConfig
-from saw_jax.models.lora import LoraConfig
-from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run.agents import EpisodeConfig
-from saw_jax.run.evaluation import EvaluationConfig
-from saw_jax.run.experiment import AsyncConfig, GradingConfig, LoopConfig
-from saw_jax.run.labelling import LabelConfig
-from saw_jax.run.rollouts import RolloutConfig
-from saw_jax.run.warm_start import WarmStartConfig
 from saw_jax.tasks.base import nearest
-from saw_jax.training.optimizer import OptimizerConfig
-from saw_jax.training.parallel import ParallelConfig
+
+if TYPE_CHECKING:
+  from saw_jax.run import sections
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # The configs of the papers' tables: in the package where it is installed, and
@@ -39,59 +30,33 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 IS_INSTALLED = (_PACKAGE / "configs").is_dir()
 FOLDER = (_PACKAGE if IS_INSTALLED else _PACKAGE.parent) / "configs"
 _FLAGS = ("true", "false")
-# Keys of older runs that follow from the others now.
-_FOLLOWING = ("model.value_head", "parallel.data")
+# Keys of older runs that no field has now, and their only value; `None`: what
+# they were follows from the other keys.
+_GONE = {
+  "model.value_head": None,
+  "parallel.data": None,
+  "labels.probe.activation": "relu",
+  "labels.probe.b1": 0.9,
+  "labels.probe.b2": 0.999,
+  "labels.probe.eps": 1e-8,
+  "labels.probe.weight_decay": 0.0,
+  "labels.probe.balance_power": 0.5,
+  "labels.probe.balance_minimum": 0.25,
+  "labels.probe.balance_maximum": 4.0,
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-  """What is learned."""
+@functools.cache
+def _defaults() -> "sections.RunConfig":
+  # JAX comes with it: a mistake in a row or a flag is answered before.
+  from saw_jax.run import sections
 
-  name: str = ""  # of registry.TASKS
-  # Arguments of the task, e.g. its seed, sizes, and a path for real files.
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
-  """How text becomes tokens."""
-
-  # "bytes"; the name of a task for its short vocabulary at `tiny`; or the path
-  # of a tokenizer.json. With a checkpoint, those names stand for the
-  # checkpoint's own tokenizer.
-  name: str = "bytes"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-  """All sections of a config."""
-
-  task: TaskConfig = TaskConfig()
-  tokenizer: TokenizerConfig = TokenizerConfig()
-  model: DecoderConfig = TINY
-  # A pretrained model: a Hugging Face directory, a .gguf file, or "smollm2";
-  # empty: start from nothing. Of config.model it leaves how it is computed
-  # (scan_layers, remat, dtype, param_dtype); the rest is its own. There is no
-  # warm start then. See docs/checkpoints.md.
-  checkpoint: str = ""
-  lora: LoraConfig = LoraConfig()
-  warm_start: WarmStartConfig = WarmStartConfig()
-  rollout: RolloutConfig = RolloutConfig()
-  sampling: SamplingConfig = SamplingConfig()
-  episodes: EpisodeConfig = EpisodeConfig()
-  grading: GradingConfig = GradingConfig()
-  algorithm: AlgorithmConfig = AlgorithmConfig()
-  optimizer: OptimizerConfig = OptimizerConfig()
-  loop: LoopConfig = LoopConfig()
-  asynchronous: AsyncConfig = AsyncConfig()
-  labels: LabelConfig = LabelConfig()
-  evaluation: EvaluationConfig = EvaluationConfig()
-  parallel: ParallelConfig = ParallelConfig()
+  return sections.RunConfig()
 
 
 def get_config() -> ml_collections.ConfigDict:
   """Every key with its default; the task has yet to be named."""
-  return to_config(RunConfig())
+  return to_config(_defaults())
 
 
 def to_config(values: Any) -> ml_collections.ConfigDict:
@@ -109,7 +74,7 @@ def to_config(values: Any) -> ml_collections.ConfigDict:
 
 def typed(
   config: ml_collections.ConfigDict | Mapping[str, Any],
-) -> RunConfig:
+) -> "sections.RunConfig":
   """Types a config; an unknown key or a wrong type is a TypeError.
 
   The config of an older run may have keys that are gone, if they have the value
@@ -117,48 +82,52 @@ def typed(
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  return section(RunConfig(), config)
+  return section(_defaults(), config)
 
 
 def section(default: Any, values: Mapping[str, Any], path: str = "") -> Any:
   """Replaces the fields of a dataclass that are keys, nested ones likewise."""
-  fields = {field.name: field for field in dataclasses.fields(default)}
-  keys = [name for name, field in fields.items() if settings.is_key(field)]
-  changes, gone = {}, {}
+  fields = dataclasses.fields(default)
+  keys = [field.name for field in fields if settings.is_key(field)]
+  changes = {}
   for name, value in values.items():
+    key = f"{path}{name}"
     if name in keys:
-      changes[name] = _like(getattr(default, name), value, f"{path}{name}")
-    elif name in fields:
-      gone[name] = tuple(value) if isinstance(value, list) else value
-    else:
+      changes[name] = _like(getattr(default, name), value, key)
+    elif key not in _fixed():
       raise TypeError(
-        f"{type(default).__name__} has no field {name!r}: config.{path}{name} "
-        f"does not exist; {nearest(name, keys)}"
+        f"{type(default).__name__} has no field {name!r}: config.{key} does "
+        f"not exist; {nearest(name, keys)}"
       )
-  made = dataclasses.replace(default, **changes)
-  for name, value in gone.items():
-    now = getattr(made, name)
-    if value != now and f"{path}{name}" not in _FOLLOWING:
+    elif not is_gone(key, value):
       raise ValueError(
-        f"config.{path}{name} = {value!r}: there is no such key any more, and "
-        f"every run has {now!r}; only Python can change it"
+        f"config.{key} = {value!r}: there is no such key any more, and every "
+        f"run has {_fixed()[key]!r}"
       )
-  return made
+  return dataclasses.replace(default, **changes)
 
 
 def is_gone(key: str, value: Any) -> bool:
   """Whether this of an older run's config is what every run has now."""
-  *path, last = key.split(".")
-  section = RunConfig()
-  for name in path:
-    section = getattr(section, name, None)
-  if not any(
-    field.name == last and not settings.is_key(field)
-    for field in getattr(section, "__dataclass_fields__", {}).values()
-  ):
-    return False
   value = tuple(value) if isinstance(value, list) else value
-  return key in _FOLLOWING or value == getattr(section, last)
+  return key in _fixed() and _fixed()[key] in (None, value)
+
+
+@functools.cache
+def _fixed() -> dict[str, Any]:
+  """What has no key, and its value in every run; None where it follows."""
+  found = dict(_GONE)
+
+  def walk(values, path):
+    for field in dataclasses.fields(values):
+      value, key = getattr(values, field.name), f"{path}{field.name}"
+      if not settings.is_key(field):
+        found.setdefault(key, value)
+      elif dataclasses.is_dataclass(value):
+        walk(value, f"{key}.")
+
+  walk(_defaults(), "")
+  return found
 
 
 def _like(default: Any, value: Any, key: str) -> Any:
@@ -200,7 +169,7 @@ def replace(values: Any, key: str, value: Any) -> Any:
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
   """Sets `section.key` to what a flag says; free sections get new keys, too."""
   *path, last = key.split(".")
-  place, default = config, RunConfig()
+  place, default = config, _defaults()
   for depth, name in enumerate([*path, last]):
     if not isinstance(place, ml_collections.ConfigDict):
       raise ValueError(f"no key {name!r}: nothing is below it")

@@ -68,12 +68,8 @@ def _check_episodes(
       temperature=experiment.sampling.temperature,
     ),
   )
-  _, lift, state = experiment_lib.start_state(made, 1)
-  evaluator = experiment_lib.make_evaluator(
-    made, lift, rollouts.Encoder(made.tokenizer, made.rollout)
-  )
-  with experiment_lib.open_workers(made) as pool:
-    played = evaluator.play("sampled", state.params, pool, num_seeds=1)
+  policy = experiment_lib.make_policy(made, 1)
+  played = experiment_lib.play(made, policy, "sampled")
   worlds, group = played.returns.shape[1:]
   for p in range(min(worlds, shown)):
     print(_LINE)
@@ -109,22 +105,18 @@ def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
   group = experiment.loop.group_size
   examples = task.examples("train")
   chosen = [examples[i] for i in range(min(len(examples), count))]
-  _, lift, state = experiment_lib.start_state(experiment, 1)
+  policy = experiment_lib.make_policy(experiment, 1)
+  encoder = rollouts.Encoder(tokenizer, experiment.rollout)
   generate = rollouts.make_generate(
-    lift,
-    experiment.decoder,
-    experiment.rollout,
-    tokenizer,
-    sampling=experiment.sampling,
-    group_size=group,
+    policy.lift, policy.decoder, encoder.settings(experiment.sampling, group)
   )
   ids = np.array([[example.key for example in chosen]])
   sampled = rollouts.sample(
     generate,
-    state.params,
+    policy.params,
     [chosen],
     rollouts.row_keys([0], 0, ids, group),
-    encoder=rollouts.Encoder(tokenizer, experiment.rollout),
+    encoder=encoder,
     multiple=experiment.rollout.completion_multiple,
   )
   with Grader(

@@ -5,8 +5,8 @@ And how well it says what comes next, after the actions of an expert.
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,12 @@ from saw_jax import reductions
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reductions import Ratio
-from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import agents, evaluation, rollouts, warm_start
-from saw_jax.tasks.environments import AgentTask
+from saw_jax.run.policy import Policy
+from saw_jax.tasks.environments import AgentTask, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
-from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import parallel
 from saw_jax.training.batch import TrainBatch
-
-# Evaluation keys are folded at steps that no training run reaches.
-_FIRST_STEP = 2**30
 
 
 class EpisodeEvaluator:
@@ -34,94 +30,60 @@ class EpisodeEvaluator:
   def __init__(
     self,
     task: AgentTask,
-    tokenizer: Tokenizer,
+    encoder: rollouts.Encoder,
     config: evaluation.EvaluationConfig,
     episodes: agents.EpisodeConfig,
-    rollout: rollouts.RolloutConfig,
-    lift: parallel.Lift,
-    decoder_config: DecoderConfig,
-    make_sampler: Callable[[SamplingConfig, int], rollouts.Generate],
+    policy: Policy,
   ):
-    """Takes the worlds; nothing is compiled yet.
-
-    Args:
-      task: where the worlds come from.
-      tokenizer: of the policy.
-      config: which worlds, and how many episodes of each.
-      episodes: how they are played.
-      rollout: sizes of prompts and actions.
-      lift: how arrays are spread.
-      decoder_config: of the policy.
-      make_sampler: from a sampling and a group size to a sampler.
-    """
-    self.components = task.components
+    self.config, self._task, self._encoder = config, task, encoder
     size = min(task.num_episodes(config.split), config.num_examples)
     self.examples = list(range(size))
-    self._task, self._tokenizer, self._config = task, tokenizer, config
-    self._episodes, self._rollout = episodes, rollout
+    self.modes = config.modes(config.samples)
+    self._episodes = episodes
+    lift = policy.lift
     # One answer at a time: the samples of a world part after the first action.
-    self._greedy = make_sampler(SamplingConfig(greedy=True), 1)
-    self._sampled = make_sampler(
-      SamplingConfig(temperature=config.temperature, top_p=config.top_p), 1
+    self._make_generate = functools.cache(
+      lambda sampling: rollouts.make_generate(
+        lift, policy.decoder, encoder.settings(sampling, 1)
+      )
     )
-    self._modes = self._samplers(config.samples)
-    self._transitions = self._held_out(lift.num_shards)
+    count = episodes.num_transitions // lift.num_shards * lift.num_shards
+    transitions = task.held_out(count) if count else []
+    self._transitions = None
+    if transitions:
+      self._transitions = lay_out(transitions, task, encoder, episodes)
     self._predict = lift.wrap(
-      make_predictions(decoder_config),
+      make_predictions(policy.decoder),
       (parallel.STATE, parallel.ROWS),
       (parallel.SAME,),
       takes_axis_name=True,
     )
 
-  @property
-  def modes(self) -> tuple[str, ...]:
-    """How worlds are played: `greedy`, and `sampled` unless 0 samples."""
-    return tuple(self._modes)
-
   def on(self, split: str, samples: int) -> "EpisodeEvaluator":
     """Plays the worlds of another split in the same way, all of them.
 
-    Args:
-      split: of the task.
-      samples: episodes of each world; 0 to be greedy alone.
-
-    Returns:
-      The other evaluator, which does not score predictions. What is compiled
-      is shared.
-
-    Raises:
-      ValueError: the task has no such split.
+    With 0 samples it is greedy alone. It does not score predictions. What is
+    compiled is shared.
     """
     other = copy.copy(self)
-    other._config = dataclasses.replace(self._config, split=split)
+    other.config = dataclasses.replace(self.config, split=split)
     other.examples = list(range(self._task.num_episodes(split)))
-    other._modes = self._samplers(samples)
+    other.modes = self.config.modes(samples)
     other._transitions = None
     return other
 
-  def _samplers(self, samples: int) -> dict[str, tuple[Any, int]]:
-    modes = {"greedy": (self._greedy, 1)}
-    return {**modes, "sampled": (self._sampled, samples)} if samples else modes
-
   def run(
-    self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int
+    self, mode: str, policy: Policy, pool: EnvironmentPool
   ) -> dict[str, np.ndarray]:
     """Plays every world under the policies of all seeds.
 
-    Args:
-      mode: `greedy`, one episode a world; or `sampled`, `samples` of them.
-      params: of all seeds, as the lift keeps them.
-      pool: of environments.
-      num_seeds: `N`.
-
-    Returns:
-      What `evaluation.Evaluator.run` does, for `E` worlds: `rewards` `[N, E, G,
-      1]`, what an episode paid; `scored`, that its environment did not fail;
-      `right`, that it paid the most; `ended`, that it was not cut; `lengths`,
-      its steps. And `valid`, the share of its replies that parsed.
+    Returns what `evaluation.Evaluator.run` does, for `E` worlds: `rewards`
+    `[N, E, G, 1]`, what an episode paid; `scored`, that its environment did not
+    fail; `right`, that it paid the most; `ended`, that it was not cut;
+    `lengths`, its steps. And `valid`, the share of its replies that parsed.
     """
-    played = self.play(mode, params, pool, num_seeds=num_seeds)
-    steps = np.maximum(played.played.steps.reshape(played.rewards.shape), 0)
+    played = self.play(mode, policy, pool)
+    steps = played.played.steps.reshape(played.rewards.shape)
     taken = np.maximum(steps.sum(-1), 1)
     return {
       "rewards": played.returns[..., None],
@@ -133,56 +95,38 @@ class EpisodeEvaluator:
     }
 
   def play(
-    self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int
+    self, mode: str, policy: Policy, pool: EnvironmentPool
   ) -> agents.Episodes:
-    """Plays every world, and returns the episodes themselves.
-
-    Args:
-      mode: `greedy` or `sampled`.
-      params: of all seeds, as the lift keeps them.
-      pool: of environments.
-      num_seeds: `N`.
-
-    Returns:
-      The episodes.
-    """
-    generate, group_size = self._modes[mode]
+    """Plays every world, and returns the episodes themselves."""
+    sampling, group_size = self.modes[mode]
+    num_seeds, worlds = policy.num_seeds, self.examples
     return agents.play(
-      generate,
-      params,
-      [[(self._config.split, seed) for seed in self.examples]] * num_seeds,
+      self._make_generate(sampling),
+      policy.params,
+      [[(self.config.split, seed) for seed in worlds]] * num_seeds,
       rollouts.row_keys(
-        [0] * num_seeds, _FIRST_STEP, [self.examples] * num_seeds, group_size
+        [0] * num_seeds, evaluation.FIRST_STEP, [worlds] * num_seeds, group_size
       ),
       task=self._task,
-      tokenizer=self._tokenizer,
+      encoder=self._encoder,
       pool=pool,
       config=self._episodes,
-      rollout=self._rollout,
       group_size=group_size,
     )
 
   def scores(
-    self, mode: str, params: Any, pool: EnvironmentPool, *, num_seeds: int
+    self, mode: str, policy: Policy, pool: EnvironmentPool
   ) -> list[dict[str, float]]:
     """Runs an evaluation and averages it; see `evaluation.average`.
 
-    Args:
-      mode: `greedy` or `sampled`.
-      params: of all seeds, as the lift keeps them.
-      pool: of environments.
-      num_seeds: `N`.
-
-    Returns:
-      The means of each seed, with the share of valid replies as `valid`, and
-      of each category of the task's episodes the share that was won, as
-      `right_<category>`. A greedy one has `observation_accuracy` and
-      `observation_nll` too, where the task has an expert: how often the
-      likeliest token is the one that came, and its mean negative
-      log-likelihood.
+    With the share of valid replies as `valid`, and of each category of the
+    task's episodes the share that was won, as `right_<category>`. A greedy one
+    has `observation_accuracy` and `observation_nll` too, where the task has an
+    expert: how often the likeliest token is the one that came, and its mean
+    negative log-likelihood.
     """
-    result = self.run(mode, params, pool, num_seeds=num_seeds)
-    found = evaluation.average(mode, result, self.components)
+    result = self.run(mode, policy, pool)
+    found = evaluation.average(mode, result, self._task.components)
     for seed, values in enumerate(found):
       values["valid"] = float(result["valid"][seed].mean())
       for name, places in self._categories().items():
@@ -190,9 +134,9 @@ class EpisodeEvaluator:
         values[f"right_{name}"] = float(right.mean(dtype=np.float64))
     if mode == "greedy" and self._transitions is not None:
       batch = jax.tree.map(
-        lambda x: np.stack([x] * num_seeds), self._transitions
+        lambda x: np.stack([x] * policy.num_seeds), self._transitions
       )
-      said = jax.device_get(self._predict(params, batch))
+      said = jax.device_get(self._predict(policy.params, batch))
       for seed, values in enumerate(found):
         for name, value in said.items():
           values[name] = float(value[seed])
@@ -202,41 +146,36 @@ class EpisodeEvaluator:
     """Places of the episodes of each category, by name."""
     found: dict[str, list[int]] = {}
     for place, seed in enumerate(self.examples):
-      name = self._task.category(self._config.split, seed)
+      name = self._task.category(self.config.split, seed)
       if name:
         found.setdefault(name, []).append(place)
     return dict(sorted(found.items()))
 
-  def _held_out(self, num_shards: int) -> TrainBatch | None:
-    count = self._episodes.num_transitions // num_shards * num_shards
-    transitions = self._task.held_out(count) if count else []
-    if not transitions:
-      return None
-    return warm_start.pack_demonstrations(
-      *agents.encode_transitions(
-        transitions,
-        task=self._task,
-        tokenizer=self._tokenizer,
-        config=self._episodes,
-        rollout=self._rollout,
-      ),
-      glue=agents.glue_of(self._tokenizer),
-      multiple=8,
-    )
+
+def lay_out(
+  transitions: list[Transition],
+  task: AgentTask,
+  encoder: rollouts.Encoder,
+  config: agents.EpisodeConfig,
+) -> TrainBatch:
+  """Lays an expert's steps out as rows: prompt, action and observation."""
+  encoded = agents.encode_transitions(
+    transitions,
+    task=task,
+    encoder=encoder,
+    max_observation_tokens=config.max_observation_tokens,
+  )
+  glue = agents.glue_of(encoder.tokenizer)
+  return warm_start.pack_demonstrations(*encoded, glue=glue, multiple=8)
 
 
 def make_predictions(
   config: DecoderConfig,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Makes the scores of predicted observations.
+  """Makes the scores of predicted observations, `(params, batch) -> scores`.
 
-  Args:
-    config: of the decoder.
-
-  Returns:
-    A function `(params, batch, *, axis_name=None) -> {"observation_accuracy",
-    "observation_nll"}` over the observation tokens of a batch, at temperature
-    1. The logits of one row exist at a time.
+  `observation_accuracy` and `observation_nll` are over the observation tokens
+  of a batch, at temperature 1. The logits of one row exist at a time.
   """
   model = decoder.Decoder(config)
 
@@ -256,14 +195,17 @@ def make_predictions(
     taken_BT, right_BT = jax.lax.map(
       row, (hidden_BTD, batch.tokens[:, batch.prompt_size :])
     )
-    over = dict(where=batch.observation_mask, axis_name=axis_name)
-    count = reductions.all_sum(jnp.ones_like(taken_BT), **over)
-    right = reductions.all_sum(right_BT.astype(jnp.float32), **over)
+
+    def total(x):
+      return reductions.all_sum(
+        x, where=batch.observation_mask, axis_name=axis_name
+      )
+
+    count = total(jnp.ones_like(taken_BT))
+    right = total(right_BT.astype(jnp.float32))
     return {
       "observation_accuracy": Ratio(right, count).value(),
-      "observation_nll": Ratio(
-        -reductions.all_sum(taken_BT, **over), count
-      ).value(),
+      "observation_nll": Ratio(-total(taken_BT), count).value(),
     }
 
   return predictions

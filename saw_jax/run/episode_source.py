@@ -1,59 +1,71 @@
 """The source of rows that are steps of episodes.
 
-What `sync_loop.Responses` is for single answers: it plays the worlds of a step,
-gives each action its advantage and each observation its weight, and leaves the
-update to the learner.
+It plays the worlds of a step, and gives each action its advantage and each
+observation its weight.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from saw_jax import world_model
+from saw_jax import algorithms, world_model
 from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, observations, rollouts
-from saw_jax.run.learner import Learner, update_row
-from saw_jax.run.session import Clock
+from saw_jax.run.answers import Packed
+from saw_jax.run.learner import Learner, LoopConfig
 from saw_jax.tasks import data
+from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import parallel, step_estimation
+from saw_jax.training.batch import TrainBatch
 from saw_jax.training.step_estimation import StepEstimate, StepRecord
 
 
+class Scored(NamedTuple):
+  """The episodes of a step, and which of their rows an update has."""
+
+  played: agents.Episodes
+  record: StepRecord
+  rows: np.ndarray  # int64 [N, B]; -1 is padding
+
+
 class Episodes:
-  """Learns from the episodes of each step."""
+  """Plays the episodes of each step, which their worlds reward."""
 
   def __init__(
-    self, learner: Learner, seeds: Sequence[int], pool: EnvironmentPool
+    self,
+    learner: Learner,
+    method: algorithms.Method,
+    task: AgentTask,
+    encoder: rollouts.Encoder,
+    sampling: SamplingConfig,
+    pool: EnvironmentPool,
+    config: agents.EpisodeConfig,
+    loop: LoopConfig,
+    seeds: Sequence[int],
   ):
-    """Lifts the functions of a step; nothing is compiled yet.
-
-    Args:
-      learner: of all seeds.
-      seeds: of the runs.
-      pool: of environments.
-    """
-    experiment = learner.experiment
-    method, lift = experiment.method, learner.lift
-    self._learner, self._seeds, self._pool = learner, list(seeds), pool
-    self._experiment, self._world = experiment, method.world
-    self._glue = agents.glue_of(experiment.tokenizer)
+    self._learner, self._clock = learner, learner.clock
+    self._policy, self._seeds = learner.policy, list(seeds)
+    self._task, self._encoder, self._pool = task, encoder, pool
+    self._config, self._loop = config, loop
+    self._world, self._reads_values = method.world, method.reads_values
+    self._glue = agents.glue_of(encoder.tokenizer)
+    lift = self._policy.lift
+    settings = encoder.settings(
+      sampling, 1, record_entropies=method.world is not None
+    )
     self._generate = rollouts.make_generate(
-      lift,
-      experiment.decoder,
-      experiment.rollout,
-      experiment.tokenizer,
-      sampling=experiment.sampling,
-      group_size=1,
-      record_entropies=method.world is not None,
+      lift, self._policy.decoder, settings
     )
     self._estimate = lift.wrap(
       step_estimation.make_step_estimate(
         method.advantage,
-        max_return=experiment.task.max_return,
+        max_return=task.max_return,
         whiten=method.whiten,
         world=method.world,
       ),
@@ -64,69 +76,13 @@ class Episodes:
     if method.world is not None:
       self._measure = jax.jit(method.world.measure)
 
-  def learn(self, step: int, clock: Clock) -> tuple[list[dict], float]:
-    """Plays the episodes of a step and updates the policy.
-
-    Args:
-      step: of the run, from 0; with state and seeds it decides everything.
-      clock: takes the time of each part.
-
-    Returns:
-      What each seed logs, and how many tokens were learned from.
-    """
-    learner, loop = self._learner, self._experiment.loop
-    played = self._play(step)
-    clock.lap("generate")
-    rows = _rows_of(played, self._row_unit())
-    record = self._record(played, rows)
-    made: StepEstimate = jax.device_get(
-      self._estimate(record, observations.selection_keys(self._seeds, step))
-    )
-    clock.lap("estimate")
-    transcript = _take(played.played.transcript, rows)
-    transcript = transcript.replace(
-      policy_versions=np.full_like(
-        transcript.policy_versions, step * loop.num_minibatches
-      )
-    )
-    if self._world is not None:
-      transcript = self._append(transcript, played, rows, made, step)
-    transcript = rollouts.trim(
-      transcript.replace(entropies=None),
-      self._experiment.rollout.completion_multiple,
-    )
-    order = self._order(rows.shape[1], step)
-    batch = jax.tree.map(
-      lambda x: x[:, order], _make_batch(transcript, made, rows)
-    )
-    clock.lap("lay out")
-    updates = learner.fit(learner.recompute(batch), clock)
-    logged = [
-      {**self._describe(played, record, made, n), **update_row(updates, n)}
-      for n in range(len(self._seeds))
-    ]
-    tokens = (transcript.roles == transcript_lib.POLICY).sum()
-    return logged, float(tokens)
-
-  def pack(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """Returns what a checkpoint must hold beside the learner's state.
-
-    Args:
-      step: steps done.
-
-    Returns:
-      Nothing: the episodes of a step are functions of seed and step.
-    """
-    del step
-    return {}, {}
-
-  def _play(self, step: int) -> agents.Episodes:
-    """Plays the worlds of a step, a function of seed and step alone."""
-    experiment, loop = self._experiment, self._experiment.loop
+  def generate(self, step: int) -> agents.Episodes:
+    """Plays the worlds of a step, a function of state, seed and step alone."""
+    loop = self._loop
     worlds = np.array(
       [
         data.batch_indices(
-          experiment.task.num_episodes("train"),
+          self._task.num_episodes("train"),
           loop.prompts_per_step,
           seed=seed,
           step=step,
@@ -134,72 +90,109 @@ class Episodes:
         for seed in self._seeds
       ]
     )
-    return agents.play(
+    played = agents.play(
       self._generate,
-      self._learner.params,
+      self._policy.params,
       [[("train", int(world)) for world in row] for row in worlds],
       rollouts.row_keys(self._seeds, step, worlds, loop.group_size),
-      task=experiment.task,
-      tokenizer=experiment.tokenizer,
+      task=self._task,
+      encoder=self._encoder,
       pool=self._pool,
-      config=experiment.episodes,
-      rollout=experiment.rollout,
+      config=self._config,
       group_size=loop.group_size,
     )
+    self._clock.lap("generate")
+    return played
+
+  def score(self, played: agents.Episodes, step: int) -> Scored:
+    """Takes down what the worlds paid, and what else an advantage reads."""
+    del step
+    rows = _rows_of(played, self._row_unit())
+    record = StepRecord(
+      rewards=played.rewards,
+      steps=played.steps,
+      scored=~played.failed,
+      anchors=played.anchors,
+      penalties=np.float32(self._config.invalid_penalty) * played.invalid,
+    )
+    transcript, shape = played.played.transcript, played.steps.shape
+    if self._world is not None:
+      width = transcript.behave_log_probs.shape[-1]
+      entropies = self._measure(
+        entropies=transcript.entropies.reshape(-1, width),
+        log_probs=transcript.behave_log_probs.reshape(-1, width),
+        completion_mask=np.asarray(transcript.completion_mask).reshape(
+          -1, width
+        ),
+      )
+      record = record.replace(
+        entropies=np.asarray(entropies).reshape(shape), pool=_observed(played)
+      )
+    if self._reads_values:
+      taken = _take(transcript, rows)
+      zeros = np.zeros(rows.shape, np.float32)
+      found = self._learner.values(batch_lib.make_batch(taken, zeros))
+      values = np.zeros((len(rows), played.steps[0].size), np.float32)
+      for n, own in enumerate(rows):
+        values[n, own[own >= 0]] = found[n, own >= 0]
+      record = record.replace(values=values.reshape(shape))
+    return Scored(played, record, rows)
+
+  def estimate(
+    self, scored: Scored, step: int
+  ) -> tuple[TrainBatch, list[dict[str, float]]]:
+    """Estimates advantages, and lays the rows of the update out."""
+    played, record, rows = scored
+    keys = observations.selection_keys(self._seeds, step)
+    made: StepEstimate = jax.device_get(self._estimate(record, keys))
+    self._clock.lap("estimate")
+    transcript = _take(played.played.transcript, rows)
+    transcript = transcript.replace(
+      policy_versions=np.full_like(
+        transcript.policy_versions, step * self._loop.num_minibatches
+      )
+    )
+    if self._world is not None:
+      transcript = self._append(transcript, scored, made, step)
+    transcript = rollouts.trim(
+      transcript.replace(entropies=None),
+      self._encoder.config.completion_multiple,
+    )
+    batch = _make_batch(transcript, made, rows)
+    order = np.arange(rows.shape[1])
+    if self._loop.num_minibatches > 1:  # Each update takes a part of them.
+      order = np.random.default_rng([len(order), step]).permutation(len(order))
+    batch = jax.tree.map(lambda x: x[:, order], batch)
+    self._clock.lap("lay out")
+    described = [self._describe(scored, made, n) for n in range(len(rows))]
+    return self._learner.recompute(batch), described
+
+  def finish(
+    self, rows: list[dict[str, float]], step: int
+  ) -> list[dict[str, float]]:
+    """Nothing is to be done after the update."""
+    del step
+    return rows
+
+  def pack(self, step: int) -> Packed:
+    """Nothing: the episodes of a step are functions of the state."""
+    del step
+    return {}, {}
 
   def _row_unit(self) -> int:
     """Rows of an update are a multiple of this: few shapes, equal parts."""
-    experiment = self._experiment
-    loop = experiment.loop
-    most = loop.prompts_per_step * loop.group_size * experiment.task.max_steps
+    loop = self._loop
+    most = loop.prompts_per_step * loop.group_size * self._task.max_steps
     parts = loop.num_minibatches * loop.num_microbatches
-    parts *= self._learner.lift.num_shards
-    unit = -(-most // experiment.episodes.row_parts)
+    parts *= self._policy.lift.num_shards
+    unit = -(-most // self._config.row_parts)
     return -(-unit // parts) * parts
 
-  def _record(self, played: agents.Episodes, rows: np.ndarray) -> StepRecord:
-    config, method = self._experiment.episodes, self._experiment.method
-    steps = played.steps
-    record = StepRecord(
-      rewards=played.rewards,
-      steps=steps,
-      scored=~played.failed,
-      anchors=played.anchors,
-      penalties=np.float32(config.invalid_penalty) * played.invalid,
-    )
-    transcript = played.played.transcript
-    if method.world is not None:
-      width = transcript.behave_log_probs.shape[-1]
-      record = record.replace(
-        entropies=np.asarray(
-          self._measure(
-            transcript.entropies.reshape(-1, width),
-            transcript.behave_log_probs.reshape(-1, width),
-            np.asarray(transcript.completion_mask).reshape(-1, width),
-          )
-        ).reshape(steps.shape),
-        pool=_observed(played),
-      )
-    if method.reads_values:
-      batch = batch_lib.make_batch(
-        _take(transcript, rows), np.zeros(rows.shape, np.float32)
-      )
-      found = np.asarray(self._learner.values(self._learner.params, batch))
-      values = np.zeros((len(rows), steps[0].size), np.float32)
-      for n, own in enumerate(rows):
-        values[n, own[own >= 0]] = found[n, own >= 0]
-      record = record.replace(values=values.reshape(steps.shape))
-    return record
-
   def _append(
-    self,
-    transcript: Transcript,
-    played: agents.Episodes,
-    rows: np.ndarray,
-    made: StepEstimate,
-    step: int,
+    self, transcript: Transcript, scored: Scored, made: StepEstimate, step: int
   ) -> Transcript:
     """Puts the selected observations behind their actions, and no others."""
+    played, _, rows = scored
     num_steps = played.rewards.shape[-1]
     selected = made.selected.reshape(len(rows), -1)
     targets = []
@@ -211,48 +204,37 @@ class Episodes:
         for row in own
       ]
       if self._world.shuffled:
-        rng = np.random.default_rng([self._seeds[n], step])
-        chosen = observations.exchange(chosen, rng)
+        chosen = observations.exchange(chosen, self._seeds[n], step)
       targets.append(chosen)
     return observations.append(
       transcript,
       targets,
-      max_tokens=self._experiment.episodes.max_observation_tokens,
+      max_tokens=self._config.max_observation_tokens,
       glue=self._glue,
     )
 
-  def _order(self, rows: int, step: int) -> np.ndarray:
-    """The order of rows: shuffled where each update takes a part of them."""
-    if self._experiment.loop.num_minibatches == 1:
-      return np.arange(rows)
-    return np.random.default_rng([rows, step]).permutation(rows)
-
   def _describe(
-    self,
-    played: agents.Episodes,
-    record: StepRecord,
-    made: StepEstimate,
-    n: int,
+    self, scored: Scored, made: StepEstimate, n: int
   ) -> dict[str, float]:
     """What a seed logs of its episodes."""
-    task = self._experiment.task
+    played, record, _ = scored
     counts = ~played.failed[n]
     steps = record.steps[n]
     returns = played.returns[n][counts]
     taken = max(int(steps.sum()), 1)
     lengths = np.asarray(played.played.transcript.completion_lengths)[n]
+    won = returns >= self._task.max_return
+    is_whole = steps.sum(-1)[counts] == self._task.max_steps
     row = {
       "reward/return": _mean(returns),
       "reward/total": _mean(returns),
-      "success": _mean(returns >= task.max_return),
+      "success": _mean(won),
       "constant_groups": float(
         np.mean([np.ptp(r) == 0 for r in played.returns[n]])
       ),
       "steps": _mean(steps.sum(-1)[counts]),
       "invalid": float(played.invalid[n][steps].sum() / taken),
-      "over_limit": _mean(
-        (steps.sum(-1)[counts] == task.max_steps) & (returns < task.max_return)
-      ),
+      "over_limit": _mean(is_whole & ~won),
       "failed": float(played.failed[n].mean()),
       "length": float(lengths.sum() / taken),
     }
@@ -272,8 +254,8 @@ def _observed(played: agents.Episodes) -> np.ndarray:
   """Which steps an observation followed. Shape `[N, P, G, E]`."""
   shape = played.rewards.shape
   pool = np.zeros((shape[0], shape[1] * shape[2], shape[3]), bool)
-  for n, b, step in played.observations:
-    pool[n, b, step] = True
+  for place in played.observations:
+    pool[place] = True
   return pool.reshape(shape)
 
 
@@ -304,25 +286,25 @@ def _gather(x: np.ndarray, rows: np.ndarray, filler) -> np.ndarray:
 def _take(transcript: Transcript, rows: np.ndarray) -> Transcript:
   """The rows of a transcript that are learned from; padding has no role."""
   size = transcript.prompt_size
-
-  def take(name: str, filler=0):
-    return _gather(getattr(transcript, name), rows, filler)
-
-  return transcript.replace(
-    tokens=take("tokens"),
-    roles=take("roles", transcript_lib.PAD),
-    starts=take("starts", size),
-    ends=take("ends", size),
-    behave_log_probs=take("behave_log_probs"),
-    group_ids=take("group_ids"),
-    policy_versions=take("policy_versions"),
-    entropies=None,
-  )
+  fillers = {
+    "tokens": 0,
+    "roles": transcript_lib.PAD,
+    "starts": size,
+    "ends": size,
+    "behave_log_probs": 0,
+    "group_ids": 0,
+    "policy_versions": 0,
+  }
+  taken = {
+    name: _gather(getattr(transcript, name), rows, filler)
+    for name, filler in fillers.items()
+  }
+  return transcript.replace(**taken, entropies=None)
 
 
 def _make_batch(
   transcript: Transcript, made: StepEstimate, rows: np.ndarray
-) -> batch_lib.TrainBatch:
+) -> TrainBatch:
   def take(x):
     return None if x is None else _gather(x.reshape(len(rows), -1), rows, 0)
 

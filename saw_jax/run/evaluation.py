@@ -1,22 +1,36 @@
-"""How good a policy is on examples that it was not trained on."""
+"""How good a policy is on examples that it was not trained on.
+
+A table of a paper has a column a benchmark, and scoring them takes hours at its
+scale. So what was scored is written down as soon as it is there, and whoever is
+killed in between goes on after it.
+"""
 
 import copy
 import dataclasses
 import functools
+import json
+import logging
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import rollouts
+from saw_jax.run import metrics, rollouts
+from saw_jax.run.policy import Policy
 from saw_jax.settings import constant
 from saw_jax.tasks.base import Component, Outcome, Task, token_limits
 from saw_jax.tasks.workers.grading import Grader
-from saw_jax.tokenizer import Tokenizer
+from saw_jax.training import hosts
 
+LOG = logging.getLogger(__name__)
 # Evaluation keys are folded at steps that no training run reaches.
-_FIRST_STEP = 2**30
+FIRST_STEP = 2**30
+AVERAGE = "benchmarks"  # stands in the place of a benchmark's name
+
+# Name of a benchmark and mode, as "aime24/sampled" -> the scores of each seed.
+Scores = dict[str, list[dict[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +45,7 @@ class EvaluationConfig:
   top_p: float = 1.0  # likewise
   interval: int = 10  # steps between greedy evaluations; 0: only at the end
   # Splits that the finished policies are scored on, whole -> samples an
-  # example; 0: greedily alone. See run/benchmarks.py.
+  # example; 0: greedily alone.
   benchmarks: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -46,93 +60,69 @@ class EvaluationConfig:
           f"evaluation.benchmarks.{name} is {samples}: a number of samples is "
           "0 or more"
         )
+      if name == AVERAGE:
+        raise ValueError(
+          f"a benchmark is called {AVERAGE!r}, as their average is: rename it"
+        )
+
+  def modes(self, samples: int) -> dict[str, tuple[SamplingConfig, int]]:
+    """How held-out examples are answered: the sampling, and how often."""
+    found = {"greedy": (SamplingConfig(greedy=True), 1)}
+    if samples:
+      sampling = SamplingConfig(temperature=self.temperature, top_p=self.top_p)
+      found["sampled"] = (sampling, samples)
+    return found
 
 
 class Evaluator:
-  """Scores policies on one set of held-out examples, greedily or sampled."""
+  """Scores answers to one set of held-out examples, greedy or sampled."""
 
   def __init__(
     self,
     task: Task,
-    tokenizer: Tokenizer,
     encoder: rollouts.Encoder,
     config: EvaluationConfig,
-    make_sampler: Callable[[SamplingConfig, int], rollouts.Generate],
+    policy: Policy,
   ):
-    """Takes the examples; nothing is compiled yet.
-
-    Args:
-      task: where the examples come from.
-      tokenizer: for the completions' text.
-      encoder: of the prompts.
-      config: which examples, and how many samples.
-      make_sampler: from a sampling and a group size to a sampler.
-    """
     examples = task.examples(config.split)
-    self.components = task.components
+    self.config, self.components = config, task.components
     self.examples = [
       examples[i] for i in range(min(len(examples), config.num_examples))
     ]
-    self._task, self._config, self._tokenizer = task, config, tokenizer
-    self._encoder = encoder
+    self._task, self._encoder = task, encoder
     # What a completion votes for, where the task has a notion of that.
     self._answer_key = getattr(task, "answer_key", None)
-    self._make_sampler = functools.cache(make_sampler)
-    self._modes = self._samplers(config.samples)
-
-  @property
-  def modes(self) -> tuple[str, ...]:
-    """How examples are answered: `greedy`, and `sampled` unless 0 samples."""
-    return tuple(self._modes)
+    lift, decoder = policy.lift, policy.decoder
+    self._make_generate = functools.cache(
+      lambda *how: rollouts.make_generate(lift, decoder, encoder.settings(*how))
+    )
+    self.modes = config.modes(config.samples)
 
   def on(self, split: str, samples: int) -> "Evaluator":
     """Evaluates another split in the same way, all of it.
 
-    Args:
-      split: of the task.
-      samples: per example; 0 to be greedy alone.
-
-    Returns:
-      The other evaluator. What is compiled is shared.
-
-    Raises:
-      ValueError: the task has no such split.
+    Samples are per example; with 0 it is greedy alone. What is compiled is
+    shared.
     """
     examples = self._task.examples(split)
     other = copy.copy(self)
     other.examples = [examples[i] for i in range(len(examples))]
-    other._modes = self._samplers(samples)
+    other.modes = self.config.modes(samples)
     return other
 
-  def _samplers(self, samples: int) -> dict[str, tuple[Any, int]]:
-    config = self._config
-    modes = {"greedy": (self._make_sampler(SamplingConfig(greedy=True), 1), 1)}
-    if samples:
-      sampling = SamplingConfig(
-        temperature=config.temperature, top_p=config.top_p
-      )
-      modes["sampled"] = (self._make_sampler(sampling, samples), samples)
-    return modes
-
   def run(
-    self, mode: str, params: Any, grader: Grader, *, num_seeds: int
+    self, mode: str, policy: Policy, grader: Grader
   ) -> dict[str, np.ndarray]:
-    """Scores every example under the policies of all seeds.
+    """Scores every one of `E` examples under the policies of all seeds.
 
-    Args:
-      mode: `greedy`, one answer an example; or `sampled`, `samples` of them.
-      params: of all seeds, as the lift keeps them.
-      grader: scores the answers.
-      num_seeds: `N`.
-
-    Returns:
-      `rewards` float32 `[N, E, G, M]`, `scored` bool of the same shape,
-      `right`, `ended` bool and `lengths` int `[N, E, G]`, for `E` examples; and
-      `answers` int `[N, E, G]` where the task has an `answer_key`: samples of
-      an example with the same number gave the same answer, -1 gave none.
+    Returns `rewards` float32 `[N, E, G, M]`, `scored` bool of the same shape,
+    `right`, `ended` bool and `lengths` int `[N, E, G]`; and `answers` int
+    `[N, E, G]` where the task has an `answer_key`: samples of an example with
+    the same number gave the same answer, -1 gave none.
     """
-    generate_fn, group_size = self._modes[mode]
-    size = min(self._config.batch_size, len(self.examples))
+    generate_fn = self._make_generate(*self.modes[mode])
+    _, group_size = self.modes[mode]
+    size = min(self.config.batch_size, len(self.examples))
     # Long prompts beside long ones: a batch is as wide as its longest.
     order = sorted(
       range(len(self.examples)),
@@ -145,37 +135,35 @@ class Evaluator:
       # The last batch is filled up, so that all have one shape.
       padded = chosen + chosen[:1] * (size - len(chosen))
       ids = np.array([example.key for example in padded])
-      rows = [padded] * num_seeds
+      rows, seeds = [padded] * policy.num_seeds, [0] * policy.num_seeds
       transcript = rollouts.sample(
         generate_fn,
-        params,
+        policy.params,
         rows,
-        rollouts.row_keys(
-          [0] * num_seeds, _FIRST_STEP, [ids] * num_seeds, group_size
-        ),
+        rollouts.row_keys(seeds, FIRST_STEP, [ids] * len(seeds), group_size),
         encoder=self._encoder,
         multiple=1,
       )
       result = rollouts.score(
         transcript,
         rows,
-        tokenizer=self._tokenizer,
+        tokenizer=self._encoder.tokenizer,
         grader=grader,
-        stops=self._encoder.stops,
+        stops=self._encoder.config.stops,
       )
-      right = np.array(
-        [outcome is Outcome.RIGHT for outcome in result.outcomes]
-      ).reshape(result.lengths.shape)
+      shape = result.lengths.shape
       found = {
         "rewards": result.rewards,
         "scored": result.scored,
-        "right": right,
+        "right": np.array(
+          [outcome is Outcome.RIGHT for outcome in result.outcomes]
+        ).reshape(shape),
         "ended": result.ended,
         "lengths": result.lengths,
       }
       if self._answer_key is not None:
         keys = [self._answer_key(text) for text in result.completions]
-        found["answers"] = _answer_ids(keys, group_size).reshape(right.shape)
+        found["answers"] = _answer_ids(keys, group_size).reshape(shape)
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
     back = np.argsort(order)
@@ -184,22 +172,15 @@ class Evaluator:
     }
 
   def scores(
-    self, mode: str, params: Any, grader: Grader, *, num_seeds: int
+    self, mode: str, policy: Policy, grader: Grader
   ) -> list[dict[str, float]]:
     """Runs an evaluation and averages it; see `average`.
 
-    Args:
-      mode: `greedy` or `sampled`.
-      params: of all seeds, as the lift keeps them.
-      grader: scores the answers.
-      num_seeds: `N`.
-
-    Returns:
-      The means of each seed; with what the task averages in a way of its own,
-      such as the categories of BFCL, and, for each component with a limit of
-      tokens, the share of answers that are longer, as `over_<component>`.
+    With what the task averages in a way of its own, such as the categories of
+    BFCL, and, for each component with a limit of tokens, the share of answers
+    that are longer, as `over_<component>`.
     """
-    result = self.run(mode, params, grader, num_seeds=num_seeds)
+    result = self.run(mode, policy, grader)
     found = average(mode, result, self.components)
     for component, limit in token_limits(self._task).items():
       for seed, values in enumerate(found):
@@ -215,36 +196,39 @@ class Evaluator:
 def average(
   mode: str, result: dict[str, np.ndarray], components: Sequence[Component]
 ) -> list[dict[str, float]]:
-  """Averages an evaluation.
+  """Averages an evaluation over its examples, seed by seed.
 
-  Args:
-    mode: `greedy` or `sampled`.
-    result: from `Evaluator.run`.
-    components: of the task.
-
-  Returns:
-    For each seed what `summarise` gives, and the means of `at_k` where it was
-    sampled.
+  The mean of each component over what was scored, their sum as `total`, the
+  share of fully right answers, of ended ones and of unscored ones, and the mean
+  length in tokens; and the means of `at_k` where it was sampled.
   """
-  found = summarise(result, components)
-  if mode == "sampled":
-    for seed, values in enumerate(found):
-      for name, value in at_k(result, seed).items():
+  found = []
+  for n, (rewards, scored) in enumerate(
+    zip(result["rewards"], result["scored"], strict=True)
+  ):
+    values = {}
+    for m, component in enumerate(components):
+      chosen = rewards[..., m][scored[..., m]]
+      values[component.name] = (
+        float(chosen.mean(dtype=np.float64)) if chosen.size else float("nan")
+      )
+    values["total"] = sum(values.values())
+    values["right"] = float(result["right"][n].mean())
+    values["ended"] = float(result["ended"][n].mean())
+    values["unscored"] = float(1 - scored.mean())
+    values["length"] = float(result["lengths"][n].mean())
+    if mode == "sampled":
+      for name, value in at_k(result, n).items():
         values[name] = float(value.mean())
+    found.append(values)
   return found
 
 
 def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-  """Scores the samples of each example together.
+  """Scores the `k` samples of each example together, `[E]` a figure.
 
-  Args:
-    result: from `Evaluator.run`, with `k` samples an example.
-    seed: index of the seed.
-
-  Returns:
-    For each figure one number an example, `[E]`: `mean@k`, the share of right
-    samples; `pass@k`, whether one is right; and `maj@k`, whether the most
-    frequent answer is, where `answers` are known.
+  `mean@k` is the share of right samples; `pass@k`, whether one is right; and
+  `maj@k`, whether the most frequent answer is, where `answers` are known.
   """
   right = result["right"][seed]
   k = right.shape[-1]
@@ -282,16 +266,9 @@ def _answer_ids(keys: Sequence[str | None], group_size: int) -> np.ndarray:
 def per_example(
   result: dict[str, np.ndarray], seed: int, components: Sequence[Component]
 ) -> dict[str, np.ndarray]:
-  """Averages an evaluation over the samples of each example.
+  """Averages over the samples of each example: `[E]` for each figure.
 
-  Args:
-    result: from `Evaluator.run`.
-    seed: index of the seed.
-    components: of the task.
-
-  Returns:
-    For each figure one number an example, `[E]`; examples of which nothing was
-    scored are left out of a component.
+  Examples of which nothing was scored are left out of a component.
   """
   rewards, scored = result["rewards"][seed], result["scored"][seed]
   figures = {}
@@ -305,33 +282,71 @@ def per_example(
   return figures
 
 
-def summarise(
-  result: dict[str, np.ndarray], components: Sequence[Component]
-) -> list[dict[str, float]]:
-  """Averages an evaluation over its examples, seed by seed.
+def score_benchmarks(
+  evaluator: Any,  # or an `EpisodeEvaluator`
+  policy: Policy,
+  workers: Any,
+  *,
+  seeds: Sequence[int],
+  step: int,
+  path: pathlib.Path,
+  stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+  """Scores the policies of all seeds on each benchmark, kept part by part.
 
-  Args:
-    result: from `Evaluator.run`.
-    components: of the task.
-
-  Returns:
-    For each seed: the mean of each component over what was scored, their sum
-    as `total`, the share of fully right answers, of ended ones and of unscored
-    ones, and the mean length in tokens.
+  Returns the scores by benchmark and mode, and their plain means over
+  benchmarks under `benchmarks/<mode>`, of those figures that all of them have;
+  None if `stop`, asked after each part, said so. The file at `path` keeps what
+  was scored.
   """
-  summaries = []
-  for index in range(result["rewards"].shape[0]):
-    rewards, scored = result["rewards"][index], result["scored"][index]
-    values = {}
-    for m, component in enumerate(components):
-      chosen = rewards[..., m][scored[..., m]]
-      values[component.name] = (
-        float(chosen.mean(dtype=np.float64)) if chosen.size else float("nan")
-      )
-    values["total"] = sum(values.values())
-    values["right"] = float(result["right"][index].mean())
-    values["ended"] = float(result["ended"][index].mean())
-    values["unscored"] = float(1 - scored.mean())
-    values["length"] = float(result["lengths"][index].mean())
-    summaries.append(values)
-  return summaries
+  found = _read(path, seeds, step)
+  parts = {}
+  for name, samples in evaluator.config.benchmarks.items():
+    on = evaluator.on(name, samples)
+    parts |= {f"{name}/{mode}": (on, mode) for mode in on.modes}
+  for number, (key, (on, mode)) in enumerate(parts.items(), start=1):
+    # Processes need not share a disk: all skip a part, or none does.
+    if not hosts.any_of(key not in found):
+      continue
+    LOG.info(
+      "benchmark %s (%d of %d): %d examples",
+      key,
+      number,
+      len(parts),
+      len(on.examples),
+    )
+    found[key] = on.scores(mode, policy, workers)
+    if hosts.is_first():
+      document = {"step": step, "seeds": list(seeds), "scores": found}
+      metrics.write_json(path, document)
+    if hosts.any_of(stop()) and number < len(parts):
+      return None
+  by_mode: dict[str, list[list[dict[str, float]]]] = {}
+  for key, (_, mode) in parts.items():
+    by_mode.setdefault(mode, []).append(found[key])
+  return {key: found[key] for key in parts} | {
+    f"{AVERAGE}/{mode}": [_mean(values) for values in zip(*all_, strict=True)]
+    for mode, all_ in by_mode.items()
+  }
+
+
+def _mean(benchmarks: Sequence[dict[str, float]]) -> dict[str, float]:
+  """The plain mean of each figure that all benchmarks have."""
+  return {
+    name: float(np.mean([values[name] for values in benchmarks]))
+    for name in benchmarks[0]
+    if all(name in values for values in benchmarks)
+  }
+
+
+def _read(path: pathlib.Path, seeds: Sequence[int], step: int) -> Scores:
+  """What an earlier start has scored of the same policies."""
+  try:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["step"] == step and document["seeds"] == list(seeds):
+      return dict(document["scores"])
+  except FileNotFoundError:
+    pass
+  except (ValueError, TypeError, KeyError) as error:
+    LOG.warning("%s is damaged (%s): scoring anew", path, error)
+  return {}

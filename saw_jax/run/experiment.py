@@ -1,15 +1,19 @@
-"""All that a run is made of, past the border where configs end."""
+"""All that a run is made of, and what its kind of task needs.
 
+An `Experiment` is the plain record that `build.build` returns. A task has
+single answers or episodes: `AnswerRun` and `EpisodeRun` know which workers,
+source, evaluation and demonstrations either needs.
+"""
+
+import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from saw_jax import algorithms
 from saw_jax.models import lora as lora_lib
@@ -17,12 +21,21 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import (
   agents,
+  answers,
   checkpoint,
   episode_evaluation,
+  episode_source,
   evaluation,
+  groups,
   labelling,
+  observations,
   rollouts,
+  warm_start,
 )
+from saw_jax.run.groups import AsyncConfig
+from saw_jax.run.learner import Learner, LoopConfig
+from saw_jax.run.policy import Policy
+from saw_jax.run.session import Session
 from saw_jax.settings import constant
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
@@ -31,65 +44,17 @@ from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import parallel
-from saw_jax.training import state as state_lib
+from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig:
-  """Sizes of a run."""
-
-  num_steps: int = 100
-  prompts_per_step: int = 16  # P
-  group_size: int = 8  # G
-  num_minibatches: int = 1  # updates per rollout
-  num_microbatches: int = 1  # parts of an update that run one after the other
-  chunk_size: int = 1024  # tokens whose logits exist at one time
-  pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
-  checkpoint_interval: int = 25  # steps; 0: only at the end
-  skip_nonfinite: bool = False  # go on after an update that is not finite
-  writers: tuple[str, ...] = ()  # beside the files: tensorboard, wandb
-
-
-@dataclasses.dataclass(frozen=True)
 class GradingConfig:
-  """How rewards are computed; see `tasks.grading`."""
+  """How rewards are computed; see `tasks.workers.grading`."""
 
-  num_workers: int = 2
-  limit_s: float = 5.0
-  crash_tolerance: float = constant(0.1)
-
-
-@dataclasses.dataclass(frozen=True)
-class AsyncConfig:
-  """Whether, and how far, responses are sampled ahead of the updates.
-
-  With `partial_tokens`, a response is sampled in parts of so many tokens, and
-  one that is unfinished goes on with the newest weights.
-
-  A loss that reads the sampler's log-probs gets them whatever
-  `carry_log_probs` says; without it, a loss that does not, learns from tokens
-  and rewards alone.
-  """
-
-  protocol: str = "none"  # none, fixed_lag, max_lag or quota
-  lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
-  # Of quota: share of a window that is started ahead.
-  threshold: float = constant(0.5)
-  require: int = constant(4)  # of quota: optimizer steps of a learner batch
-  # Of quota: learner batches between two publications.
-  trigger: int = constant(4)
-  actors: int = 0  # 0: sample between the updates, as fast as is allowed
-  actor_kind: str = "thread"  # or "process", each with its own JAX on the CPU
-  # The last devices, which the learner leaves alone.
-  actor_devices: int = constant(0)
-  max_deaths: int = constant(3)  # actors that are restarted in a run
-  # 0: a response is sampled whole; else in parts.
-  partial_tokens: int = constant(0)
-  dynamic_sampling: bool = False  # replace groups whose rewards are all equal
-  # Groups filtered per group wanted, then they stay.
-  max_attempts: int = constant(10)
-  carry_log_probs: bool = constant(True)  # the sampler's, also for reports
+  num_workers: int = 2  # 0: in this process, without a time limit
+  limit_s: float = 5.0  # per response, or step of an episode
+  crash_tolerance: float = constant(0.1)  # share of a step that may crash
 
 
 class Experiment(NamedTuple):
@@ -113,19 +78,192 @@ class Experiment(NamedTuple):
   lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
 
 
-def start_state(
-  experiment: Experiment, num_seeds: int
-) -> tuple[optax.GradientTransformation, parallel.Lift, Any]:
-  """Makes the state of all seeds before the first step.
+class AnswerRun:
+  """What a run needs whose task has single answers."""
 
-  Args:
-    experiment: what is trained.
-    num_seeds: `N`.
+  unit, turns = "responses", 1
 
-  Returns:
-    The optimizer, the lift, and the state where the lift keeps it. Its
-    parameters are the policy's, or adapters if the experiment has those.
-  """
+  def __init__(self, experiment: Experiment):
+    self._made = experiment
+    self.encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+
+  def check_benchmark(self, split: str) -> int:
+    """Reads a whole split, and returns its size."""
+    examples = self._made.task.examples(split)
+    for index in range(len(examples)):
+      self.encoder.tokens(examples[index])
+    return len(examples)
+
+  def open_workers(self) -> Grader:
+    """Starts the processes that score answers."""
+    return Grader(self._made.task, **dataclasses.asdict(self._made.grading))
+
+  def make_evaluator(self, policy: Policy) -> evaluation.Evaluator:
+    """Makes the evaluation on held-out examples."""
+    made = self._made
+    return evaluation.Evaluator(
+      made.task, self.encoder, made.evaluation, policy
+    )
+
+  def make_source(
+    self,
+    learner: Learner,
+    session: Session,
+    grader: Grader,
+    stack: contextlib.ExitStack,
+    seeds: Sequence[int],
+    directory: pathlib.Path,
+  ) -> answers.Answers:
+    """Makes the source, as it was when the run was saved."""
+    made, loop, encoder = self._made, self._made.loop, self.encoder
+    policy, settings = (
+      learner.policy,
+      encoder.settings(made.sampling, loop.group_size),
+    )
+    labels = labelling.make_labeller(
+      made.labels,
+      labelling.Scorer(made.task, made.tokenizer, grader, made.rollout.stops),
+      seeds=seeds,
+      prompts_per_step=loop.prompts_per_step,
+      group_size=loop.group_size,
+      width=made.decoder.width,
+      directory=directory,
+      stop=lambda: session.interrupt.requested,
+      verify=answers.make_verifier(
+        policy,
+        made.task,
+        encoder,
+        made.sampling,
+        made.labels,
+        seeds=seeds,
+        group_size=loop.group_size,
+      ),
+    )
+    labels.restore(session.step, session.host, session.arrays)
+    world = None
+    if made.method.world is not None:
+      world = observations.Appender(
+        made.method.world,
+        policy,
+        made.task,
+        encoder,
+        made.episodes,
+        loop,
+        seeds,
+        temperature=made.sampling.temperature,
+      )
+    examples = made.task.examples("train")
+    protocol = groups.make_protocol(made.asynchronous, loop.prompts_per_step)
+    if protocol is None:
+      draws = answers.Fresh(
+        rollouts.make_generate(policy.lift, policy.decoder, settings),
+        encoder,
+        learner,
+        examples,
+        loop,
+        seeds,
+      )
+    else:
+      draws = groups.Queue(
+        made.asynchronous,
+        protocol,
+        learner,
+        labels,
+        encoder,
+        settings,
+        examples=examples,
+        seeds=seeds,
+        needs_log_probs=made.method.needs_behave,
+      )
+      draws.restore(session.step, session.host, session.arrays)
+      stack.enter_context(draws)
+    return answers.Answers(draws, labels, learner, world)
+
+  def demonstrations(
+    self, count: int, seed: int, options: Mapping[str, Any]
+  ) -> TrainBatch:
+    """Lays out what a supervised start imitates."""
+    encode, end = self._made.tokenizer.encode, self._made.tokenizer.eos_ids[0]
+    found = self._made.task.demonstrations(count, seed=seed, **options)
+    return warm_start.pack_demonstrations(
+      [self.encoder.tokens(example) for example, _ in found],
+      [[*encode(completion), end] for _, completion in found],
+    )
+
+
+class EpisodeRun:
+  """What a run needs whose task has episodes."""
+
+  def __init__(self, experiment: Experiment):
+    self._made, self.turns = experiment, experiment.task.max_steps
+    self.encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+    self.unit = f"episodes of at most {self.turns} actions"
+
+  def check_benchmark(self, split: str) -> int:
+    """Returns the number of a split's worlds."""
+    return self._made.task.num_episodes(split)
+
+  def open_workers(self) -> EnvironmentPool:
+    """Starts the processes that play episodes."""
+    made = self._made
+    return EnvironmentPool(
+      made.task,
+      max_chars=made.episodes.max_observation_chars,
+      **dataclasses.asdict(made.grading),
+    )
+
+  def make_evaluator(
+    self, policy: Policy
+  ) -> episode_evaluation.EpisodeEvaluator:
+    """Makes the evaluation in held-out worlds."""
+    made = self._made
+    return episode_evaluation.EpisodeEvaluator(
+      made.task, self.encoder, made.evaluation, made.episodes, policy
+    )
+
+  def make_source(
+    self, learner: Learner, session: Session, pool: EnvironmentPool, *others
+  ) -> episode_source.Episodes:
+    """Makes the source; what it does is a function of the state."""
+    made, seeds = self._made, others[1]
+    return episode_source.Episodes(
+      learner,
+      made.method,
+      made.task,
+      self.encoder,
+      made.sampling,
+      pool,
+      made.episodes,
+      made.loop,
+      seeds,
+    )
+
+  def demonstrations(
+    self, count: int, seed: int, options: Mapping[str, Any]
+  ) -> TrainBatch:
+    """Lays out what a supervised start imitates."""
+    made = self._made
+    found = made.task.demonstrations(count, seed=seed, **options)
+    return episode_evaluation.lay_out(
+      found, made.task, self.encoder, made.episodes
+    )
+
+
+def kind_of(experiment: Experiment) -> AnswerRun | EpisodeRun:
+  """What a run of the experiment's task needs."""
+  is_played = isinstance(experiment.task, AgentTask)
+  return (EpisodeRun if is_played else AnswerRun)(experiment)
+
+
+def check_benchmarks(experiment: Experiment) -> None:
+  """Says what is wrong with benchmarks before a run, and not at its end."""
+  for name in experiment.evaluation.benchmarks:
+    if not kind_of(experiment).check_benchmark(name):
+      raise ValueError(f"the benchmark {name!r} is empty")
+
+
+def make_policy(experiment: Experiment, num_seeds: int) -> Policy:
+  """Makes the state of all seeds before the first step."""
   loop, lora = experiment.loop, experiment.lora
   optimizer = optimizer_lib.make_optimizer(
     experiment.optimizer, loop.num_steps * loop.num_minibatches
@@ -138,76 +276,21 @@ def start_state(
     lora=lora if lora.rank else None,
     devices=_learner_devices(experiment),
   )
-  params = experiment.params
-  if lora.rank:
-    params = lora_lib.init_adapters(params, lora, experiment.decoder)
-  initial = state_lib.create_state(
-    params,
-    optimizer,
-    num_components=len(experiment.task.components),
-  )
-  return (
+  return Policy(
+    experiment.decoder,
+    experiment.params,
     optimizer,
     lift,
-    lift.place(state_lib.stack_states([initial] * num_seeds)),
-  )
-
-
-def place_base(
-  experiment: Experiment, lift: parallel.Lift, num_seeds: int
-) -> PyTree | None:
-  """Puts the model that adapters sit on where the lift keeps parameters.
-
-  Args:
-    experiment: what is trained.
-    lift: how arrays are spread.
-    num_seeds: `N`.
-
-  Returns:
-    The parameters that the experiment starts from, one copy a seed; none
-    without adapters.
-  """
-  if not experiment.lora.rank:
-    return None
-  return lift.place_params(
-    state_lib.stack_states([experiment.params] * num_seeds)
-  )
-
-
-def make_merge(
-  experiment: Experiment, lift: parallel.Lift
-) -> Callable[[PyTree, PyTree], PyTree]:
-  """Makes what gives a state's parameters the form that the decoder takes.
-
-  Args:
-    experiment: what is trained.
-    lift: how arrays are spread.
-
-  Returns:
-    A function `(base, params) -> params`; without adapters it gives back the
-    parameters, and else those of the base with the adapters merged into them.
-  """
-  if not experiment.lora.rank:
-    return lambda base, params: params
-  return lift.wrap(
-    functools.partial(lora_lib.merge, config=experiment.lora),
-    (parallel.STATE, parallel.STATE),
-    (parallel.STATE,),
+    lora=lora,
+    num_components=len(experiment.task.components),
+    num_seeds=num_seeds,
   )
 
 
 def param_shardings(experiment: Experiment) -> PyTree | None:
-  """Says where the parameters are wanted before there are any.
+  """Where the parameters are wanted on a mesh before there are any.
 
-  Args:
-    experiment: all but its parameters.
-
-  Returns:
-    A tree of shardings over the mesh that the experiment's lift will use; none
-    if its lift starts from one device.
-
-  Raises:
-    ValueError: the mesh does not fit the devices.
+  None if the lift starts from one device.
   """
   if experiment.parallel.lift != "meshed":
     return None
@@ -220,138 +303,24 @@ def _learner_devices(experiment: Experiment) -> list[jax.Device]:
   return devices[: len(devices) - experiment.asynchronous.actor_devices]
 
 
-def open_workers(experiment: Experiment) -> Grader | EnvironmentPool:
-  """Starts the processes that score answers, or play episodes.
-
-  Args:
-    experiment: its task and its `grading`.
-
-  Returns:
-    A context manager that ends them.
-
-  Raises:
-    RewardError: a worker cannot load the task.
-  """
-  options = dataclasses.asdict(experiment.grading)
-  if isinstance(experiment.task, AgentTask):
-    return EnvironmentPool(
-      experiment.task,
-      max_chars=experiment.episodes.max_observation_chars,
-      **options,
-    )
-  return Grader(experiment.task, **options)
-
-
-def make_evaluator(
-  experiment: Experiment, lift: parallel.Lift, encoder: rollouts.Encoder
-) -> evaluation.Evaluator | episode_evaluation.EpisodeEvaluator:
-  """Makes the evaluation of an experiment.
-
-  Args:
-    experiment: what is evaluated.
-    lift: how arrays are spread.
-    encoder: of the prompts.
-
-  Returns:
-    The evaluator.
-  """
-
-  def make_sampler(sampling, group_size):
-    return rollouts.make_generate(
-      lift,
-      experiment.decoder,
-      experiment.rollout,
-      experiment.tokenizer,
-      sampling=sampling,
-      group_size=group_size,
-    )
-
-  if isinstance(experiment.task, AgentTask):
-    return episode_evaluation.EpisodeEvaluator(
-      experiment.task,
-      experiment.tokenizer,
-      experiment.evaluation,
-      experiment.episodes,
-      experiment.rollout,
-      lift,
-      experiment.decoder,
-      make_sampler,
-    )
-  return evaluation.Evaluator(
-    experiment.task,
-    experiment.tokenizer,
-    encoder,
-    experiment.evaluation,
-    make_sampler,
-  )
-
-
 def restore(
   experiment: Experiment,
   num_seeds: int,
   directory: str | os.PathLike,
   *,
   step: int | None = None,
-) -> tuple[parallel.Lift, checkpoint.Restored]:
-  """Reads a checkpoint of a run.
+) -> tuple[int, Policy]:
+  """Reads the policies of a run's checkpoint, by default of the latest one.
 
-  Args:
-    experiment: as the run was made.
-    num_seeds: seeds of the run, `N`.
-    directory: of the run.
-    step: which checkpoint; the latest by default.
-
-  Returns:
-    The lift, and what the checkpoint held. Adapters have been merged: its
-    parameters are whole policies.
-
-  Raises:
-    CheckpointError: it is absent, damaged or of another shape, or its adapters
-      are of another model.
+  Raises a `CheckpointError` if it is absent, damaged or of another shape, or if
+  its adapters are of another model.
   """
-  _, lift, state = start_state(experiment, num_seeds)
+  policy = make_policy(experiment, num_seeds)
   store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
   try:
-    found = store.restore(state, step=step)
+    return policy.restore(store, step).step, policy
   finally:
     store.close()
-  check_base(found.host, base_digest(experiment))
-  params = make_merge(experiment, lift)(
-    place_base(experiment, lift, num_seeds), found.state.params
-  )
-  return lift, found._replace(state=found.state.replace(params=params))
-
-
-def base_digest(experiment: Experiment) -> str | None:
-  """Names the model that adapters sit on by what is in it.
-
-  Args:
-    experiment: what is trained.
-
-  Returns:
-    A digest of all parameters; none without adapters.
-  """
-  if not experiment.lora.rank:
-    return None
-  return checkpoint.digest(experiment.params)
-
-
-def check_base(host: Mapping[str, Any], digest: str | None) -> None:
-  """Refuses adapters that were trained on another model.
-
-  Args:
-    host: what the checkpoint says beside its arrays.
-    digest: from `base_digest`.
-
-  Raises:
-    CheckpointError: the checkpoint's is another.
-  """
-  if host.get("base") != digest:
-    raise checkpoint.CheckpointError(
-      "the checkpoint's adapters were trained on another model than the one "
-      "that this run starts from: give it the model and the warm start that "
-      "the run began with"
-    )
 
 
 def evaluate_checkpoint(
@@ -361,22 +330,30 @@ def evaluate_checkpoint(
   *,
   step: int | None = None,
 ) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
-  """Evaluates the policies in a checkpoint.
+  """Evaluates the policies in a checkpoint; returns its step and the results.
 
-  Args:
-    experiment: as the run was made.
-    num_seeds: seeds of the run, `N`.
-    directory: of the run.
-    step: which checkpoint; the latest by default.
-
-  Returns:
-    The step, and for `greedy` and `sampled` what `Evaluator.run` returns.
-
-  Raises:
-    CheckpointError: it is absent, damaged or of another shape.
+  For `greedy` and `sampled` there is what `Evaluator.run` returns.
   """
-  lift, found = restore(experiment, num_seeds, directory, step=step)
-  return found.step, _evaluate(experiment, lift, found.state.params, num_seeds)
+  step, policy = restore(experiment, num_seeds, directory, step=step)
+  return step, _evaluate(experiment, policy)
+
+
+def evaluate_start(
+  experiment: Experiment, num_seeds: int
+) -> dict[str, dict[str, np.ndarray]]:
+  """Evaluates the policy that every seed starts from; see above."""
+  return _evaluate(experiment, make_policy(experiment, num_seeds))
+
+
+def _evaluate(
+  experiment: Experiment, policy: Policy
+) -> dict[str, dict[str, np.ndarray]]:
+  kind = kind_of(experiment)
+  evaluator = kind.make_evaluator(policy)
+  with kind.open_workers() as workers:
+    return {
+      mode: evaluator.run(mode, policy, workers) for mode in evaluator.modes
+    }
 
 
 def play_checkpoint(
@@ -389,56 +366,19 @@ def play_checkpoint(
 ) -> tuple[int, agents.Episodes]:
   """Plays held-out worlds with the policies in a checkpoint.
 
-  Args:
-    experiment: as the run was made; its task is one of episodes.
-    num_seeds: seeds of the run, `N`.
-    directory: of the run.
-    mode: `greedy` or `sampled`.
-    step: which checkpoint; the latest by default.
-
-  Returns:
-    The step, and the episodes of all seeds, in arrays and in words.
-
-  Raises:
-    ValueError: the task has no episodes.
-    CheckpointError: it is absent, damaged or of another shape.
+  Returns its step, and the episodes of all seeds, in arrays and in words.
   """
   if not isinstance(experiment.task, AgentTask):
     raise ValueError(
       f"task {experiment.task.name!r} has single answers, and only episodes "
       "can be played"
     )
-  lift, found = restore(experiment, num_seeds, directory, step=step)
-  encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
-  evaluator = make_evaluator(experiment, lift, encoder)
-  with open_workers(experiment) as pool:
-    played = evaluator.play(mode, found.state.params, pool, num_seeds=num_seeds)
-  return found.step, played
+  step, policy = restore(experiment, num_seeds, directory, step=step)
+  return step, play(experiment, policy, mode)
 
 
-def evaluate_start(
-  experiment: Experiment, num_seeds: int
-) -> dict[str, dict[str, np.ndarray]]:
-  """Evaluates the policy that every seed starts from.
-
-  Args:
-    experiment: as the run was made.
-    num_seeds: seeds of the run, `N`.
-
-  Returns:
-    For `greedy` and `sampled` what `Evaluator.run` returns.
-  """
-  _, lift, state = start_state(experiment, num_seeds)
-  return _evaluate(experiment, lift, state.params, num_seeds)
-
-
-def _evaluate(
-  experiment: Experiment, lift: parallel.Lift, params: PyTree, num_seeds: int
-) -> dict[str, dict[str, np.ndarray]]:
-  encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
-  evaluator = make_evaluator(experiment, lift, encoder)
-  with open_workers(experiment) as grader:
-    return {
-      mode: evaluator.run(mode, params, grader, num_seeds=num_seeds)
-      for mode in evaluator.modes
-    }
+def play(experiment: Experiment, policy: Policy, mode: str) -> agents.Episodes:
+  """Plays held-out worlds, `greedy` or `sampled`."""
+  kind = kind_of(experiment)
+  with kind.open_workers() as pool:
+    return kind.make_evaluator(policy).play(mode, policy, pool)

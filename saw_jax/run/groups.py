@@ -4,17 +4,108 @@ A group is the `G` responses of one prompt with their rewards. It is queued,
 saved and dropped as a whole: a mean over part of a group is another baseline.
 """
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from saw_jax import advantages
+from saw_jax.rollout import actor as actor_lib
+from saw_jax.rollout import staleness
+from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.transcript import PAD, Transcript
+from saw_jax.run import labelling, rollouts
+from saw_jax.run.answers import Drawn, Packed
+from saw_jax.run.learner import Learner
 from saw_jax.run.rollouts import Rollout
-from saw_jax.tasks.base import Outcome
+from saw_jax.settings import constant
+from saw_jax.tasks import data
+from saw_jax.tasks.base import Example, Outcome, nearest
+from saw_jax.types import PyTree
 
+LOG = logging.getLogger(__name__)
+PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
 _OUTCOMES = tuple(Outcome)
 _ROW_FIELDS = ("tokens", "roles", "starts", "ends")
+_SCORES = ("rewards", "scored", "outcomes", "lengths", "ended")
+
+
+@dataclasses.dataclass(frozen=True)
+class AsyncConfig:
+  """Whether, and how far, responses are sampled ahead of the updates.
+
+  With `partial_tokens`, a response is sampled in parts of so many tokens, and
+  one that is unfinished goes on with the newest weights.
+
+  A loss that reads the sampler's log-probs gets them whatever
+  `carry_log_probs` says; without it, a loss that does not, learns from tokens
+  and rewards alone.
+  """
+
+  protocol: str = "none"  # none, fixed_lag, max_lag or quota
+  lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
+  # Of quota: share of a window that is started ahead.
+  threshold: float = constant(0.5)
+  require: int = constant(4)  # of quota: optimizer steps of a learner batch
+  # Of quota: learner batches between two publications.
+  trigger: int = constant(4)
+  actors: int = 0  # 0: sample between the updates, as fast as is allowed
+  actor_kind: str = "thread"  # or "process", each with its own JAX on the CPU
+  # The last devices, which the learner leaves alone.
+  actor_devices: int = constant(0)
+  max_deaths: int = constant(3)  # actors that are restarted in a run
+  # 0: a response is sampled whole; else in parts.
+  partial_tokens: int = constant(0)
+  dynamic_sampling: bool = False  # replace groups whose rewards are all equal
+  # Groups filtered per group wanted, then they stay.
+  max_attempts: int = constant(10)
+  carry_log_probs: bool = constant(True)  # the sampler's, also for reports
+
+
+def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
+  """Makes the protocol of steps of `batch` groups, or says what is wrong.
+
+  None is the synchronous loop.
+  """
+  for name, value, known in (
+    ("protocol", config.protocol, PROTOCOLS),
+    ("actor_kind", config.actor_kind, ("thread", "process")),
+  ):
+    if value not in known:
+      raise ValueError(f"unknown {name} {value!r}: {nearest(value, known)}")
+  if config.protocol == "none":
+    return None
+  if config.actors < 0 or config.actor_devices < 0 or config.partial_tokens < 0:
+    raise ValueError("actors, actor_devices and partial_tokens are 0 or more")
+  if config.partial_tokens and not config.actors:
+    raise ValueError(
+      "partial_tokens needs actors: without them no weights change while a "
+      "response is sampled"
+    )
+  if config.partial_tokens and config.protocol == "fixed_lag":
+    raise ValueError(
+      "partial_tokens lets a response span versions, and fixed_lag promises "
+      "that none does: choose max_lag or quota"
+    )
+  if config.actor_devices and not config.actors:
+    raise ValueError("actor_devices needs actors, one or more a device")
+  if 0 < jax.device_count() <= config.actor_devices:
+    raise ValueError(
+      f"actor_devices is {config.actor_devices} and there are "
+      f"{jax.device_count()} devices: none is left for the learner"
+    )
+  if config.protocol == "quota":
+    return staleness.Quota(
+      batch, config.threshold, require=config.require, trigger=config.trigger
+    )
+  made = {"fixed_lag": staleness.FixedLag, "max_lag": staleness.MaxLag}
+  return made[config.protocol](batch, config.lag)
 
 
 class Group(NamedTuple):
@@ -32,40 +123,34 @@ class Group(NamedTuple):
   ended: np.ndarray  # bool [G]
   prompt_size: int
 
+  @property
+  def used(self) -> int:
+    """Positions after the prompt that somebody wrote, in the longest row."""
+    return int((self.roles[:, self.prompt_size :] != PAD).sum(-1).max())
+
 
 def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
-  """Takes a rollout apart.
-
-  Args:
-    rollout: `[N, P]` groups.
-    carry_log_probs: keep the sampler's log-probs.
-
-  Returns:
-    `[N][P]` groups, copied, so that the rollout may be freed.
-  """
-  num_seeds, num_prompts, size = rollout.lengths.shape
-  transcript = rollout.transcript
-  outcomes = np.array(
-    [_OUTCOMES.index(outcome) for outcome in rollout.outcomes], np.int8
-  ).reshape(num_seeds, num_prompts, size)
+  """Takes a rollout apart into `[N][P]` copied groups, so that it is freed."""
+  transcript, shape = rollout.transcript, rollout.lengths.shape
+  names = [*_ROW_FIELDS, *(["behave_log_probs"] if carry_log_probs else [])]
+  arrays = {name: getattr(transcript, name) for name in names}
+  arrays = {name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}
+  outcomes = [_OUTCOMES.index(outcome) for outcome in rollout.outcomes]
+  arrays |= {
+    "rewards": rollout.rewards,
+    "scored": rollout.scored,
+    "outcomes": np.array(outcomes, np.int8).reshape(shape),
+    "lengths": rollout.lengths.astype(np.int32),
+    "ended": rollout.ended,
+  }
 
   def group(n: int, p: int) -> Group:
-    rows = slice(p * size, (p + 1) * size)
-    log_probs = None
-    if carry_log_probs:
-      log_probs = np.array(transcript.behave_log_probs[n, rows])
+    own = {name: np.array(x[n, p]) for name, x in arrays.items()}
     return Group(
-      *(np.array(getattr(transcript, name)[n, rows]) for name in _ROW_FIELDS),
-      behave_log_probs=log_probs,
-      rewards=rollout.rewards[n, p].copy(),
-      scored=rollout.scored[n, p].copy(),
-      outcomes=outcomes[n, p],
-      lengths=rollout.lengths[n, p].astype(np.int32),
-      ended=rollout.ended[n, p].copy(),
-      prompt_size=transcript.prompt_size,
+      **{"behave_log_probs": None, **own}, prompt_size=transcript.prompt_size
     )
 
-  return [[group(n, p) for p in range(num_prompts)] for n in range(num_seeds)]
+  return [[group(n, p) for p in range(shape[1])] for n in range(shape[0])]
 
 
 def join(
@@ -76,24 +161,17 @@ def join(
   versions: np.ndarray | None = None,
   pad_id: int = 0,
 ) -> Rollout:
-  """Puts groups together that may come from different rollouts.
+  """Puts `[N][P]` groups together that may come from different rollouts.
 
-  Args:
-    groups: `[N][P]`.
-    multiple: the completion part is rounded up to it.
-    max_new_tokens: the most that it is rounded up to.
-    versions: optimizer step of the weights of each group, `[N, P]`.
-    pad_id: the token written where nobody wrote.
-
-  Returns:
-    The rollout, without the completions' text. `behave_log_probs` is None
-    unless every group carries its own.
+  The completion part is rounded up to `multiple`, at most to `max_new_tokens`.
+  `versions` `[N, P]` are the optimizer steps in the weights of each group. The
+  text is lost; log-probs are there if every group carries its own.
   """
   num_seeds, num_prompts = len(groups), len(groups[0])
   size = len(groups[0][0].starts)
   flat = [group for row in groups for group in row]
   prompt_size = max(group.prompt_size for group in flat)
-  longest = max(1, *(_used(group) for group in flat))
+  longest = max(1, *(group.used for group in flat))
   width = min(-(-longest // multiple) * multiple, max_new_tokens)
   total = prompt_size + width
 
@@ -117,10 +195,14 @@ def join(
     ]
     return np.concatenate(values).reshape(shape).astype(np.int32)
 
-  def stack(name: str) -> np.ndarray:
-    values = np.stack([getattr(group, name) for group in flat])
-    return values.reshape(num_seeds, num_prompts, *values.shape[1:])
-
+  scores = {
+    name: np.stack([getattr(group, name) for group in flat]) for name in _SCORES
+  }
+  scores = {
+    name: x.reshape(num_seeds, num_prompts, *x.shape[1:])
+    for name, x in scores.items()
+  }
+  scores["outcomes"] = [_OUTCOMES[k] for k in scores["outcomes"].reshape(-1)]
   if versions is None:
     versions = np.zeros((num_seeds, num_prompts), np.int32)
   transcript = Transcript(
@@ -135,60 +217,35 @@ def join(
     policy_versions=np.repeat(versions, size, axis=1).astype(np.int32),
     prompt_size=prompt_size,
   )
-  return Rollout(
-    transcript=transcript,
-    completions=[],
-    rewards=stack("rewards"),
-    scored=stack("scored"),
-    outcomes=[_OUTCOMES[code] for code in stack("outcomes").reshape(-1)],
-    lengths=stack("lengths"),
-    ended=stack("ended"),
-  )
+  return Rollout(transcript=transcript, completions=[], **scores)
 
 
-def pack(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Turns groups into what a checkpoint can hold.
-
-  Args:
-    groups: any number; their order is kept.
-
-  Returns:
-    A document for JSON, and arrays `[K, ...]` by name.
-  """
+def pack(groups: Sequence[Group]) -> Packed:
+  """Turns groups into a document and arrays `[K, ...]`, in their order."""
   if not groups:
     return {"count": 0}, {}
-  longest = max(map(_used, groups))
-  joined = join([groups], multiple=1, max_new_tokens=max(longest, 1))
+  longest = max(group.used for group in groups)
+  joined = join([groups], multiple=1, max_new_tokens=max(longest, 1)).transcript
   shape = (len(groups), len(groups[0].starts))
-  transcript = joined.transcript
   arrays = {
-    name: np.asarray(getattr(transcript, name)).reshape(
-      *shape, *getattr(transcript, name).shape[2:]
-    )
+    name: values.reshape(*shape, *values.shape[2:])
     for name in (*_ROW_FIELDS, "behave_log_probs")
-    if getattr(transcript, name) is not None
+    if (values := getattr(joined, name)) is not None
   }
-  for name in ("rewards", "scored", "outcomes", "lengths", "ended"):
+  for name in _SCORES:
     arrays[name] = np.stack([getattr(group, name) for group in groups])
-  return {"count": len(groups), "prompt_size": transcript.prompt_size}, arrays
+  return {"count": len(groups), "prompt_size": joined.prompt_size}, arrays
 
 
-def unpack(document: dict[str, Any], arrays: dict[str, Any]) -> list[Group]:
-  """Returns the groups that `pack` was given, on common shapes.
-
-  Args:
-    document: from `pack`.
-    arrays: from `pack`.
-
-  Returns:
-    The groups, in order.
-  """
-  names = [field for field in Group._fields if field != "prompt_size"]
+def unpack(
+  document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> list[Group]:
+  """Returns the groups that `pack` was given, on common shapes."""
   return [
     Group(
       **{
         name: np.array(arrays[name][k]) if name in arrays else None
-        for name in names
+        for name in (*_ROW_FIELDS, "behave_log_probs", *_SCORES)
       },
       prompt_size=document["prompt_size"],
     )
@@ -196,6 +253,339 @@ def unpack(document: dict[str, Any], arrays: dict[str, Any]) -> list[Group]:
   ]
 
 
-def _used(group: Group) -> int:
-  """Positions after the prompt that somebody wrote, in the longest row."""
-  return int((group.roles[:, group.prompt_size :] != PAD).sum(-1).max())
+class Request(NamedTuple):
+  """What an actor is asked for: up to `P` groups of every seed."""
+
+  tickets: tuple[tuple[staleness.Ticket, ...], ...]  # [N], each at most P
+  examples: list[list[Example]]  # [N][P], filled up with examples to ignore
+  keys: Any  # [N, P * G]
+  version: int
+  params: PyTree
+
+
+class Queue:
+  """Answers sampled ahead of the updates: started, running, queued, drawn.
+
+  The learner's thread owns the ledgers, one a seed: it starts groups where the
+  protocol has room, receives them complete, and draws the next batch when it is
+  there. Sampling itself happens between the updates (no actors: deterministic,
+  and as fast as the protocol allows), in threads, on other devices, or in
+  processes. Seeds run in lockstep, as everywhere.
+  """
+
+  def __init__(
+    self,
+    config: AsyncConfig,
+    protocol: staleness.Protocol,
+    learner: Learner,
+    labels: labelling.Labeller,
+    encoder: rollouts.Encoder,
+    settings: GenerateConfig,
+    *,
+    examples: Sequence[Example],
+    seeds: Sequence[int],
+    needs_log_probs: bool,
+  ):
+    self._config, self._protocol = config, protocol
+    self._policy, self._clock = learner.policy, learner.clock
+    self._labels, self._encoder, self._settings = labels, encoder, settings
+    self._examples, self._seeds = examples, list(seeds)
+    self._carry = config.carry_log_probs or needs_log_probs
+    # Actors that do not use the learner's own sampler, where it stands.
+    self._far = bool(config.actor_devices) or (
+      config.actors
+      and (config.actor_kind == "process" or config.partial_tokens)
+    )
+    self._generate = rollouts.make_generate(
+      self._policy.lift, self._policy.decoder, settings
+    )
+    self._shelf: list[dict[int, Group]] = [{} for _ in self._seeds]
+    self._ledgers = [staleness.Ledger()] * len(self._seeds)
+    self._filtered_before = [0] * len(self._seeds)
+    self._pool: actor_lib.ActorPool | None = None
+    self._stack = contextlib.ExitStack()
+
+  def restore(
+    self, step: int, host: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+  ) -> None:
+    """Takes up what `pack` left after so many steps, and publishes weights."""
+    params = self._policy.params
+    if step and "ledgers" not in host:
+      raise ValueError(
+        "the checkpoint is of a synchronous run: it has no queue to go on with"
+      )
+    if step:
+      self._ledgers = [staleness.from_json(found) for found in host["ledgers"]]
+      own = {
+        name.removeprefix("groups."): array
+        for name, array in arrays.items()
+        if name.startswith("groups.")
+      }
+      names = host["groups"].get("names", [])
+      groups = unpack(host["groups"], own)
+      for (n, number), group in zip(names, groups, strict=True):
+        self._shelf[n][number] = group
+    if "published.0" in arrays:
+      leaves, treedef = jax.tree.flatten(params)
+      found = [
+        jax.device_put(arrays[f"published.{k}"], leaf.sharding)
+        for k, leaf in enumerate(leaves)
+      ]
+      params = jax.tree.unflatten(treedef, found)
+    self._publish(params)
+
+  def __enter__(self) -> "Queue":
+    config = self._config
+    if config.actors:
+      self._pool = actor_lib.ActorPool(
+        self._make_act, config.actors, max_deaths=config.max_deaths
+      )
+      self._stack.enter_context(self._pool)
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self._stack.__exit__(*exc)
+
+  # --- what the loop calls --------------------------------------------------
+
+  def draw(self, step: int) -> Drawn:
+    """Returns the groups of the next update, their prompts and their age."""
+    del step
+    self._filtered_before = [ledger.filtered for ledger in self._ledgers]
+    self._fill()
+    while not self._ready():
+      if self._pool is not None and self._pool.pending:
+        self._receive(self._pool.wait())
+        self._clock.lap("wait")
+      elif not any(map(self._protocol.room, self._ledgers)):
+        raise RuntimeError("the protocol has neither room nor a batch")
+      self._fill()
+
+    taken, rows = [], []
+    for n, ledger in enumerate(self._ledgers):
+      self._ledgers[n], tickets = staleness.take(ledger, self._protocol)
+      taken.append(tickets)
+      rows.append(_describe(self._ledgers[n], tickets))
+    config = self._encoder.config
+    rollout = join(
+      [
+        [self._shelf[n].pop(ticket.number) for ticket in tickets]
+        for n, tickets in enumerate(taken)
+      ],
+      multiple=config.completion_multiple,
+      max_new_tokens=config.max_new_tokens,
+      versions=np.array([[t.step for t in row] for row in taken], np.int32),
+      pad_id=self._settings.pad_id,
+    )
+    examples = [
+      [self._example(seed, ticket.number) for ticket in tickets]
+      for seed, tickets in zip(self._seeds, taken, strict=True)
+    ]
+    self._clock.lap("queue")
+    return Drawn(rollout.transcript, examples, rollout, rows)
+
+  def advance(self) -> None:
+    """Counts the update, and publishes its weights if it is time."""
+    version = self._ledgers[0].version
+    self._ledgers = [
+      staleness.advance(ledger, self._protocol) for ledger in self._ledgers
+    ]
+    if self._ledgers[0].version != version:
+      self._publish(self._policy.params)
+    if self._pool is not None:
+      self._fill()
+    self._clock.lap("publish")
+
+  def pack(self) -> Packed:
+    """Returns what a checkpoint needs; waits for what is running."""
+    while self._pool is not None and self._pool.pending:
+      self._receive(self._pool.wait())
+    names = [
+      (n, number) for n, shelf in enumerate(self._shelf) for number in shelf
+    ]
+    document, arrays = pack([self._shelf[n][number] for n, number in names])
+    host = {
+      "ledgers": [ledger._asdict() for ledger in self._ledgers],
+      "groups": {**document, "names": names},
+    }
+    arrays = {f"groups.{name}": array for name, array in arrays.items()}
+    if self._ledgers[0].version_step != self._ledgers[0].step:
+      leaves = jax.tree.leaves(jax.device_get(self._newest[1]))
+      arrays |= {f"published.{k}": leaf for k, leaf in enumerate(leaves)}
+    return host, arrays
+
+  # --- the ledgers ----------------------------------------------------------
+
+  def _ready(self) -> bool:
+    for n, ledger in enumerate(self._ledgers):
+      self._ledgers[n], dropped = staleness.expire(ledger, self._protocol)
+      for ticket in dropped:
+        del self._shelf[n][ticket.number]
+    return all(
+      staleness.ready(ledger, self._protocol) for ledger in self._ledgers
+    )
+
+  def _fill(self) -> None:
+    """Starts groups while there is room, and somebody to sample them."""
+    while any(self._protocol.room(ledger) for ledger in self._ledgers):
+      if self._pool is None:
+        request = self._start()
+        transcript = self._sample(self._near, request)
+        self._clock.lap("generate")
+        rollout = self._labels.early(transcript, request.examples)
+        self._clock.lap("score")
+        self._receive(actor_lib.Done(request, rollout, None))
+      elif self._protocol.ordered or self._pool.pending < 2 * max(
+        1, self._config.actors
+      ):
+        # An ordered protocol stamps its groups when the room opens. Others
+        # take the weights of when somebody is free to use them, or nearly.
+        self._pool.submit(self._start())
+      else:
+        return
+
+  def _start(self) -> Request:
+    size = self._protocol.batch
+    tickets, examples, steps = [], [], []
+    for n, (seed, ledger) in enumerate(
+      zip(self._seeds, self._ledgers, strict=True)
+    ):
+      count = min(size, self._protocol.room(ledger))
+      self._ledgers[n], started = staleness.start(ledger, count)
+      numbers = [ticket.number for ticket in started]
+      # Where a seed has less room than another, its rows are of no use.
+      numbers += [numbers[0] if numbers else 0] * (size - len(numbers))
+      tickets.append(started)
+      examples.append([self._example(seed, number) for number in numbers])
+      steps.append([number // size for number in numbers])
+    ids = np.array([[example.key for example in row] for row in examples])
+    keys = rollouts.row_keys(
+      self._seeds, np.array(steps), ids, self._settings.group_size
+    )
+    version, params = self._newest
+    return Request(tuple(tickets), examples, keys, version, params)
+
+  def _example(self, seed: int, number: int) -> Example:
+    step, index = divmod(number, self._protocol.batch)
+    indices = data.batch_indices(
+      len(self._examples), self._protocol.batch, seed=seed, step=step
+    )
+    return self._examples[int(indices[index])]
+
+  def _receive(self, done: actor_lib.Done) -> None:
+    request = done.work
+    if done.error is not None:
+      self._start_again(request, done.error)
+      return
+    arrived = split(done.result, carry_log_probs=self._carry)
+    for n, tickets in enumerate(request.tickets):
+      filtered = self._constant(n, tickets, arrived[n])
+      self._ledgers[n] = staleness.finish(
+        self._ledgers[n], tickets, self._protocol, filtered=filtered
+      )
+      for ticket, group in zip(tickets, arrived[n], strict=False):
+        if ticket.number not in filtered:
+          self._shelf[n][ticket.number] = group
+
+  def _start_again(self, request: Request, error: Exception) -> None:
+    LOG.warning(
+      "%s; its groups are started again (death %d, %d may be restarted)",
+      error,
+      self._pool.deaths,
+      self._config.max_deaths,
+    )
+    for n, tickets in enumerate(request.tickets):
+      self._ledgers[n] = staleness.lose(self._ledgers[n], tickets)
+      if self._protocol.ordered:
+        # The same groups with the same weights: the lag is as promised.
+        self._ledgers[n] = staleness.restart(self._ledgers[n], tickets)
+    if self._protocol.ordered:
+      self._pool.submit(request)
+
+  def _constant(self, n: int, tickets, arrived) -> list[int]:
+    """Numbers of the groups that dynamic sampling replaces."""
+    if not self._config.dynamic_sampling or not tickets:
+      return []
+    so_far = self._ledgers[n].filtered - self._filtered_before[n]
+    if so_far >= self._config.max_attempts * self._protocol.batch:
+      return []  # nothing varies any more: better constant than for ever
+    chosen = arrived[: len(tickets)]
+    rewards = np.stack([group.rewards for group in chosen])
+    scored = np.stack([group.scored for group in chosen])
+    varied = np.asarray(
+      advantages.varied_groups(
+        rewards, np.ones(rewards.shape[-1], np.float32), scored=scored
+      )
+    )
+    return [t.number for t, ok in zip(tickets, varied, strict=True) if not ok]
+
+  # --- who samples ----------------------------------------------------------
+
+  def _publish(self, params: PyTree) -> None:
+    """Copies the weights: the learner gives its own away to the next update."""
+    if self._far:
+      params = self._policy.lift.share(params)
+    # One assignment: actors read it while it changes.
+    self._newest = (self._ledgers[0].version, jax.tree.map(jnp.copy, params))
+
+  def _near(self, version: int, params: PyTree, *args) -> Transcript:
+    del version
+    return self._generate(params, *args)
+
+  def _make_act(self, index: int) -> actor_lib.Act:
+    sampler = self._far_sampler(index) if self._far else self._near
+
+    def act(request: Request) -> Rollout:
+      transcript = self._sample(sampler, request)
+      return self._labels.early(transcript, request.examples)
+
+    act.close = lambda: actor_lib.close(sampler)
+    return act
+
+  def _far_sampler(self, index: int) -> actor_lib.Sampler:
+    config, decoder = self._config, self._policy.decoder
+    devices = jax.devices()
+    free = devices[len(devices) - config.actor_devices :] or devices
+
+    def make(settings: GenerateConfig) -> actor_lib.Sampler:
+      if config.actor_kind == "process":
+        return actor_lib.ProcessSampler(decoder, settings)
+      return actor_lib.DeviceSampler(decoder, settings, free[index % len(free)])
+
+    if not config.partial_tokens:
+      return make(self._settings)
+    return actor_lib.PartialSampler(
+      self._settings, make, lambda: self._newest, part=config.partial_tokens
+    )
+
+  def _sample(self, sampler: actor_lib.Sampler, request: Request) -> Transcript:
+    return rollouts.sample(
+      functools.partial(sampler, request.version),
+      request.params,
+      request.examples,
+      request.keys,
+      encoder=self._encoder,
+      multiple=1,
+      length_groups=self._encoder.config.length_groups,
+    )
+
+
+def _describe(
+  ledger: staleness.Ledger, tickets: Sequence[staleness.Ticket]
+) -> dict[str, float]:
+  """What is logged of the age of an update's groups."""
+  steps = np.array([ledger.step - ticket.step for ticket in tickets])
+  versions = np.array([ledger.version - ticket.version for ticket in tickets])
+  return {
+    "lag/steps": float(steps.mean()),
+    "lag/steps_p95": float(np.percentile(steps, 95)),
+    "lag/steps_max": float(steps.max()),
+    "lag/versions": float(versions.mean()),
+    "lag/versions_max": float(versions.max()),
+    "lag/stale": float((versions > 0).mean()),
+    "groups/queued": len(ledger.queue),
+    "groups/running": len(ledger.running),
+    "groups/filtered": ledger.filtered,
+    "groups/expired": ledger.expired,
+    "groups/lost": ledger.lost,
+  }

@@ -1,20 +1,19 @@
-# SPDX-License-Identifier: Apache-2.0
 """What responses are scored against, when the ground truth costs something.
 
-Between sampling and learning, a step of RLAVR asks: which prompts are worth a
-label? A `Labeller` numbers the answers of each group, has them chosen
-(`labels/`), buys what was chosen (`annotate/ledger.py`), and has each
-response scored against the label of its prompt or, where there is none, against
-the vote of its group. What it hands on is a `Rollout` like any other, with a
-multiplier for each prompt: so weights, advantages and losses know of nothing.
+Between sampling and learning a labeller has responses scored: against the truth
+(`Labeller`), by the policy's own certainty or verdict (`OwnRewards`), or
+against labels that were bought and the votes of groups (`VoteLabels`). It hands
+on a `Rollout` like any other, with a multiplier for each prompt, so that
+weights, advantages and losses know of nothing.
 
-The scorer gets examples whose reference was replaced. The true reference of a
-prompt that was not bought reaches the log alone (`audit`), and what "oracle" in
-its name says that it sees.
+The grader gets examples whose reference was replaced. The true reference of a
+prompt that was not bought reaches the log alone (`audit`), and the methods that
+see it by definition (`Strategy.sees_truth`).
 """
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -24,51 +23,47 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saw_jax.annotate import (
-  ledger as label_ledger,
+from saw_jax.annotate import ledger as ledger_lib
+from saw_jax.annotate import questions, sources
+from saw_jax.labels import (
+  care,
+  certainty,
+  diagnostics,
+  gap,
+  probes,
+  replay,
+  selection,
+  voting,
 )
-from saw_jax.annotate import (
-  questions,
-)
-from saw_jax.annotate import (
-  sources as label_sources,
-)
-from saw_jax.labels import care, certainty, diagnostics, probes, replay, voting
-from saw_jax.labels import selection as selection_lib
-from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.labels import strategies as strategies_lib
+from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
 from saw_jax.settings import constant
-from saw_jax.tasks import self_verification
+from saw_jax.tasks import clusters, self_verification
 from saw_jax.tasks.base import Example, Outcome, nearest
-from saw_jax.tasks.summaries import clusters
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import objective
+from saw_jax.training.objective import Observation
 
-# What a prompt is trained on, by method. "truth" is RLVR: no Labeller at all.
-BUYING = ("random", "entropy", "mean_probability", "oracle", "care")
-METHODS = (
-  "truth",
-  "vote",
-  "filtered_vote",
-  *BUYING,
-  "certainty",
-  "self_verification",
-)
-# What looks at the truth about prompts whose label nobody bought.
-SEEING = ("oracle", "filtered_vote")
-GATES = ("none", "majority", "probe")
-UNLABELLED = ("drop", "vote")
-CERTAINTIES = (
-  "self_certainty",
-  "token_entropy",
-  "trajectory_entropy",
-  "probability",
-)
-SOURCES = ("truth", "annotator")
+# What a certainty is computed from: its function, and a field of `Observation`.
+CERTAINTIES = {
+  "self_certainty": (certainty.self_certainty, "certainties"),
+  "token_entropy": (certainty.token_entropy, "entropies"),
+  "trajectory_entropy": (certainty.trajectory_entropy, "log_probs"),
+  "probability": (certainty.probability, "log_probs"),
+}
+_CHOICES = {
+  "method": tuple(strategies_lib.STRATEGIES),
+  "gate": ("none", "majority", "probe"),
+  "unlabelled": ("drop", "vote"),
+  "certainty": tuple(CERTAINTIES),
+  "source": ("truth", "annotator"),
+}
 
-# (examples [N][P], completions, step) -> verdicts [N, P, G] of 0 and 1
-Verify = Callable[[Sequence[Sequence[Example]], list[str], int], np.ndarray]
+Examples = Sequence[Sequence[Example]]  # [N][P]
+Rows = list[dict[str, float]]  # what each seed logs
+# (examples, completions, step) -> verdicts [N, P, G] of 0 and 1
+Verify = Callable[[Examples, list[str], int], np.ndarray]
 
 
 class Laps(Protocol):
@@ -83,35 +78,32 @@ class Laps(Protocol):
 class LabelConfig:
   """Where rewards come from, and how labels are bought."""
 
-  method: str = "truth"  # of METHODS
+  # truth: of the data set. vote: of the group. filtered_vote: right votes only.
+  # random, entropy, mean_probability, oracle or care buy labels; certainty and
+  # self_verification need none.
+  method: str = "truth"
   label_fraction: float = 0.2  # of the prompts of a step
-  gate: str = "none"  # whose votes are trusted: of GATES
+  gate: str = "none"  # whose votes are trusted: majority, probe
   gate_fraction: float = constant(0.25)  # of the prompts of a step
-  warm_up: int = constant(selection_lib.WARM_UP)  # steps before the gate opens
-  # Of `selection.advantage_multipliers`, gate "probe".
+  warm_up: int = constant(selection.WARM_UP)  # steps before the gate opens
+  # Times the expected gap, of a prompt that the gate trusts.
   soft_adv: float = constant(1.0)
-  unlabelled: str = "drop"  # neither bought nor gated: of UNLABELLED
-  # Of method "certainty": of CERTAINTIES.
+  unlabelled: str = "drop"  # or vote: neither bought nor gated, train on it
+  # self_certainty, token_entropy, trajectory_entropy or probability
   certainty: str = constant("token_entropy")
   verify_temperature: float = constant(self_verification.TEMPERATURE)
   verify_prompt_tokens: int = 8192  # the end of longer ones is kept
   verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
-  source: str = "truth"  # who is asked: of SOURCES
+  source: str = "truth"  # or annotator: experiments/annotate.py
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
   again: bool = False  # pay again for a prompt that was bought before
-  timeout_s: float = constant(3600.0)  # of the annotator
+  timeout_s: float = constant(3600.0)  # the annotator's
   audit: bool = constant(True)  # log what the true references say
-  probe: care.CareSettings = care.CareSettings()  # shares are those above
+  probe: care.CareSettings = care.CareSettings()
 
   def __post_init__(self):
-    for name, choices in (
-      ("method", METHODS),
-      ("gate", GATES),
-      ("unlabelled", UNLABELLED),
-      ("certainty", CERTAINTIES),
-      ("source", SOURCES),
-    ):
+    for name, choices in _CHOICES.items():
       value = getattr(self, name)
       if value not in choices:
         raise ValueError(f"unknown {name} {value!r}: {nearest(value, choices)}")
@@ -121,629 +113,563 @@ class LabelConfig:
         raise ValueError(
           f"labels.{name} is {value}; it is a share of the batch, from 0 to 1"
         )
-    if self.method in BUYING and not self.label_fraction:
+    if self.strategy.buys and not self.label_fraction:
       raise ValueError(
         f"labels.method is {self.method!r} with a label_fraction of 0, which "
         "buys nothing: say labels.method='vote' to train on votes alone"
       )
     if self.total < 0:
       raise ValueError(f"labels.total is {self.total}; it must be 0 or more")
-    if self.method in SEEING and self.source != "truth":
+    if self.strategy.sees_truth and self.source != "truth":
       raise ValueError(
         f"labels.method={self.method!r} looks at the ground truth: it needs "
         "labels.source='truth'"
       )
 
   @property
-  def settings(self) -> care.CareSettings:
-    """CARE's settings, with the shares of this config."""
-    return dataclasses.replace(
-      self.probe,
-      label_fraction=self.label_fraction,
-      gate_fraction=self.gate_fraction if self.gate == "probe" else 0.0,
-      warm_up=self.warm_up,
-      soft_adv=self.soft_adv,
-    )
+  def strategy(self) -> strategies_lib.Strategy:
+    """What the method looks at, and what it does with it."""
+    return strategies_lib.STRATEGIES[self.method]
+
+  @property
+  def is_truth(self) -> bool:
+    """Whether all rewards are true: nothing is observed, voted or bought."""
+    return self.method == "truth"
 
   @property
   def has_probes(self) -> bool:
     """Whether CARE's probes are trained."""
-    return self.method == "care" or self.gate == "probe"
-
-  @property
-  def needs_log_probs(self) -> bool:
-    """Whether it looks at the probabilities of tokens."""
-    return self.method in ("mean_probability", "certainty")
+    return self.strategy.has_probes or self.gate == "probe"
 
 
-class Choice(NamedTuple):
-  """What was decided about the prompts of a step."""
+class Scorer(NamedTuple):
+  """What reads responses, and has them scored."""
 
-  selection: selection_lib.Selection
-  scores: jax.Array  # [P], what prompts were ranked by
-  gate_scores: jax.Array  # [P], how much each vote is trusted
-  count_probabilities: jax.Array | None  # [P, G + 1], of the second probe
+  task: Any
+  tokenizer: Tokenizer
+  grader: Grader
+  stops: Sequence[str] = ()  # strings that end a response
 
-
-def make_choose(config: LabelConfig) -> Callable[..., Choice]:
-  """Makes the function that decides which labels are bought.
-
-  Args:
-    config: the method, its gate and its shares.
-
-  Returns:
-    A function of one seed, `(state, features, answer_ids [P, G],
-    mean_probabilities [P, G], correct [P, G], key, step) -> Choice`. `state`
-    and `features` are None without probes; `correct` is read by the oracle
-    and the filter alone. Steps count from 1.
-  """
-  settings = config.settings
-
-  def choose(
-    state, features, answer_ids, mean_probabilities, correct, key, step
-  ) -> Choice:
-    votes = voting.majority_vote(answer_ids)
-    gate_scores, counts, gaps = voting.majority_share(votes), None, None
-    if config.has_probes:
-      found = care.select_prompts(state, features, step, settings=settings)
-      counts, gaps = found.count_probabilities, found.expected_gaps
-      if config.gate == "probe":
-        gate_scores = found.vote_probabilities
-    scores = {
-      "care": lambda: gaps,
-      "random": lambda: selection_lib.random_scores(key, answer_ids.shape[0]),
-      "entropy": lambda: selection_lib.entropy_scores(answer_ids),
-      # From 0 up, as a gated prompt ranks below 0.
-      "mean_probability": lambda: (
-        1 + selection_lib.unlikeliness_scores(mean_probabilities)
-      ),
-      "oracle": lambda: selection_lib.oracle_scores(votes.for_winner, correct),
-      "vote": lambda: jnp.zeros(answer_ids.shape[0]),
-      # As TTRL's released script for knights and knaves: no vote that is wrong.
-      "filtered_vote": lambda: voting.is_vote_right(answer_ids, correct).astype(
-        jnp.float32
-      ),
-    }[config.method]()
-    chosen = selection_lib.care_selection(
-      scores,
-      gate_scores,
-      step,
-      label_fraction=config.label_fraction if config.method in BUYING else 0.0,
-      gate_fraction=0.0 if config.gate == "none" else config.gate_fraction,
-      warm_up=config.warm_up,
+  def read(self, sampled: Transcript, num_prompts: int) -> rollouts.Rollout:
+    """The responses, unscored."""
+    return rollouts.unscored(
+      sampled,
+      num_prompts,
+      len(self.task.components),
+      tokenizer=self.tokenizer,
+      stops=self.stops,
     )
-    return Choice(chosen, scores, gate_scores, counts)
 
-  return choose
-
-
-def multipliers(config: LabelConfig, choice: Choice) -> jax.Array:
-  """Says how much each prompt counts in the update.
-
-  Args:
-    config: what becomes of unlabelled prompts.
-    choice: with the labels that were in fact bought.
-
-  Returns:
-    From 0 to 1. Shape `[P]`.
-  """
-  if config.method == "filtered_vote":
-    return choice.scores
-  if config.method == "vote" or config.unlabelled == "vote":
-    return jnp.ones_like(choice.scores)
-  if config.method == "care":
-    return selection_lib.advantage_multipliers(
-      choice.selection, choice.scores, soft_adv=config.soft_adv
+  def score(self, sampled: Transcript, examples: Examples) -> rollouts.Rollout:
+    """The responses, scored against the references of the examples."""
+    return rollouts.score(
+      sampled,
+      examples,
+      tokenizer=self.tokenizer,
+      grader=self.grader,
+      stops=self.stops,
     )
-  # Another score is no gap: a trusted vote counts fully.
-  return selection_lib.advantage_multipliers(
-    choice.selection, jnp.ones_like(choice.scores)
-  )
-
-
-class _Pending(NamedTuple):
-  """What the probes learn from once the policy has been updated."""
-
-  features: probes.ProbeFeatures | None
-  labels: replay.ProbeLabels | None
-  bought: np.ndarray | None  # bool [N, P]
-  rows: list[dict[str, float]]  # to log, a seed each
 
 
 class Labeller:
-  """Decides, buys, has scored and learns, for all seeds of a run."""
+  """Scores against the true references; the base of all labellers.
+
+  `early` may be called by actors, `score` and `train` before and after an
+  update, `pack` for a checkpoint and `restore` once before the first step.
+  """
+
+  def __init__(self, scorer: Scorer):
+    self._scorer = scorer
+
+  def restore(
+    self, step: int, document: Mapping, arrays: Mapping[str, np.ndarray]
+  ) -> None:
+    """Takes up what `pack` gave at a number of steps; both empty at 0."""
+
+  def early(self, sampled: Transcript, examples: Examples) -> rollouts.Rollout:
+    """What may be known of responses before it is their step's turn."""
+    return self._scorer.score(sampled, examples)
+
+  def score(
+    self,
+    sampled: Transcript,
+    observed: Observation | None,
+    examples: Examples,
+    *,
+    step: int,
+    clock: Laps,
+    early: rollouts.Rollout | None = None,
+  ) -> rollouts.Rollout:
+    """Scores host rows `[N, P * G]`, sampled by the policy that `observed`."""
+    del observed, step
+    if early is None:
+      early = self._scorer.score(sampled, examples)
+      clock.lap("score")
+    return early
+
+  def train(self, rows: Rows, *, step: int, clock: Laps) -> Rows:
+    """Learns from the labels of a step; adds to what each seed logs."""
+    del step, clock
+    return rows
+
+  def pack(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a checkpoint after so many steps must hold."""
+    del step
+    return {}, {}
+
+
+class _Labels(Labeller):
+  """What both labellers share that do not score against the truth."""
+
+  def __init__(self, config: LabelConfig, scorer: Scorer):
+    super().__init__(scorer)
+    self.config, self._task = config, scorer.task
+    self._rows: Rows = []  # to log with the update that follows
+
+  def early(self, sampled: Transcript, examples: Examples) -> rollouts.Rollout:
+    """The responses, unscored: labels are bought at the step's turn."""
+    return self._scorer.read(sampled, len(examples[0]))
+
+  def train(self, rows: Rows, *, step: int, clock: Laps) -> Rows:
+    """Adds to what each seed logs."""
+    pending, self._rows = self._rows, []
+    return [{**row, **more} for row, more in zip(rows, pending, strict=True)]
+
+  def _answers(self, read: rollouts.Rollout, examples: Examples):
+    """Texts and answers `[N][P][G]`, ids `[N, P, G]`, and which are true."""
+    task, (N, P, G) = self._task, read.lengths.shape
+    texts = [
+      [read.completions[(n * P + p) * G :][:G] for p in range(P)]
+      for n in range(N)
+    ]
+    keys = _each(
+      lambda example, group: [task.answer_key(x, example) for x in group],
+      examples,
+      texts,
+    )
+    truth = None
+    if self.config.audit or self.config.strategy.sees_truth:
+      truth = np.array(_each(self._matches, examples, keys), bool)
+    return texts, keys, np.stack([clusters.answer_ids(x) for x in keys]), truth
+
+  def _matches(self, example: Example, keys: Sequence[str | None]):
+    truth = self._task.answer_key(self._task.gold_completion(example), example)
+    return [key is not None and key == truth for key in keys]
+
+  def _log(self, figures: Mapping[str, Any]) -> None:
+    figures = jax.device_get(figures)
+    for n, row in enumerate(self._rows):
+      row |= {name: float(x[n]) for name, x in figures.items()}
+
+
+class OwnRewards(_Labels):
+  """Rewards without any label: the policy's own certainty or verdict."""
+
+  def __init__(self, config: LabelConfig, scorer: Scorer, verify: Verify):
+    super().__init__(config, scorer)
+    self._verify = verify
+
+  def score(self, sampled, observed, examples, *, step, clock, early=None):
+    """Judges responses; their truth, if it is logged, is the outcome."""
+    del early
+    read = self._scorer.read(sampled, len(examples[0]))
+    if self.config.strategy.needs_verdicts:
+      values = self._verify(examples, read.completions, step)
+    else:
+      fn, field = CERTAINTIES[self.config.certainty]
+      tokens = jnp.asarray(getattr(observed, field))
+      values = np.asarray(jax.vmap(fn)(tokens, sampled.completion_mask))
+    # One number stands for all components, of which there is mostly one.
+    values = values.reshape(*read.lengths.shape, 1)
+    rollout = read._replace(
+      rewards=np.repeat(values, read.rewards.shape[-1], -1).astype(np.float32),
+      scored=np.ones_like(read.scored),
+    )
+    _, _, answer_ids, truth = self._answers(read, examples)
+    self._rows = [{} for _ in examples]
+    clock.lap("score")
+    if truth is None:
+      return rollout
+    self._log(_audit_figures(truth, _facts(answer_ids, truth)))
+    clock.lap("audit")
+    return rollout._replace(
+      outcomes=[Outcome.RIGHT if x else Outcome.WRONG for x in truth.flat]
+    )
+
+
+class VoteLabels(_Labels):
+  """Scores against the labels that a method buys, and the votes of groups."""
+
+  def __init__(
+    self,
+    config: LabelConfig,
+    scorer: Scorer,
+    desk: "Desk | None",
+    probe: "Probes | None",
+    seeds: Sequence[int],
+  ):
+    super().__init__(config, scorer)
+    self._desk, self._probes, self._seeds = desk, probe, list(seeds)
+    self._learn: tuple | None = None  # what the probes are trained on
+    choose = functools.partial(_choose, config)
+    self._choose = jax.jit(jax.vmap(choose, in_axes=(0, 0, 0, 0, None)))
+
+  def restore(self, step, document, arrays):
+    """Makes ledger and probes what they were."""
+    if self._desk is not None:
+      self._desk.ledger.restore(step, document.get("labels"))
+    if self._probes is not None:
+      self._probes.restore(arrays)
+
+  def score(self, sampled, observed, examples, *, step, clock, early=None):
+    """Buys labels and has the responses scored; says which prompts count."""
+    del early
+    config = self.config
+    read = self._scorer.read(sampled, len(examples[0]))
+    shape = read.lengths.shape
+    clock.lap("score")
+    texts, keys, answer_ids, truth = self._answers(read, examples)
+    features = state = None
+    if self._probes is not None:
+      state = self._probes.state
+      features = self._probes.features(observed, answer_ids, read.lengths)
+    likely = np.zeros(shape, np.float32)
+    if config.strategy.needs_log_probs:
+      likely = np.asarray(
+        jax.vmap(certainty.mean_probability)(
+          observed.log_probs, sampled.completion_mask
+        )
+      ).reshape(shape)
+    seen = truth if config.strategy.sees_truth else np.zeros(shape, bool)
+    groups = strategies_lib.Groups(answer_ids, likely, seen)
+    chosen, scores, counts = jax.device_get(
+      self._choose(
+        state, features, groups, _keys(self._seeds, 2 * step + 1), step + 1
+      )
+    )
+    clock.lap("choose")
+    labels = [[None] * shape[1] for _ in self._seeds]
+    if self._desk is not None:
+      labels = self._desk.buy(chosen, examples, texts, step)
+    bought = np.array([[x is not None for x in row] for row in labels], bool)
+    chosen = chosen._replace(labelled=bought)
+    clock.lap("buy")
+
+    winners = np.asarray(_winners(answer_ids))
+    judged = _each(self._relabel, examples, labels, winners, answer_ids, keys)
+    rollout = self._scorer.score(sampled, judged)
+    if self._probes is not None:
+      right = np.array([o is Outcome.RIGHT for o in rollout.outcomes])
+      correct = right.reshape(shape) & bought[..., None]
+      learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
+      self._learn = features, learned, bought
+    clock.lap("score")
+    self._rows = [{} for _ in examples]
+    if self._desk is not None:
+      self._rows = self._desk.spending(bought)
+    if truth is not None:
+      self._audit(truth, answer_ids, chosen, counts)
+    clock.lap("audit")
+    weigh = config.strategy.weigh
+    if config.unlabelled == "vote" and config.strategy.buys:
+      weigh = strategies_lib.every_vote
+    multipliers = jax.vmap(lambda s, x: weigh(s, x, config.soft_adv))
+    return rollout._replace(multipliers=np.asarray(multipliers(chosen, scores)))
+
+  def train(self, rows, *, step, clock):
+    """Trains the probes on what was bought, after the policy's update."""
+    if self._probes is not None:
+      self._log(
+        self._probes.train(_keys(self._seeds, 2 * step + 2), *self._learn)
+      )
+      self._learn = None
+      clock.lap("probes")
+    return super().train(rows, step=step, clock=clock)
+
+  def pack(self, step):
+    """What the ledger says of itself, and the probes with their replay."""
+    document = arrays = {}
+    if self._desk is not None:
+      document = {"labels": self._desk.ledger.snapshot(step)}
+    if self._probes is not None:
+      arrays = self._probes.pack()
+    return document, arrays
+
+  def _relabel(self, example, label, winner, ids, keys) -> Example:
+    """The example to score against, never with a truth that was not bought."""
+    if label is None and winner >= 0:
+      label = keys[ids.tolist().index(winner)]
+    if label is None:  # nobody gave an answer, so that any label will do
+      label = questions.placeholder(self._task.label_form(example))
+    return self._task.with_label(example, label)
+
+  def _audit(self, truth, answer_ids, chosen, counts) -> None:
+    """What the true references say, which nothing is trained on."""
+    facts = _facts(answer_ids, truth)
+    found = _audit_figures(truth, facts)
+    if self.config.gate != "none":
+      found |= jax.vmap(diagnostics.gate_figures)(
+        chosen.gated, facts["vote_right"]
+      )
+    if counts is not None:
+      found |= jax.vmap(diagnostics.count_figures)(
+        counts, facts["correct_outside"], ~chosen.gated
+      )
+    if self._desk is not None:
+      found |= jax.vmap(diagnostics.label_figures)(
+        chosen,
+        facts["vote_right"],
+        facts["gaps"],
+        jnp.asarray(truth, jnp.float32),
+      )
+    self._log(found)
+
+
+class Desk:
+  """Where labels are bought: the ledger of a run, and who is asked."""
 
   def __init__(
     self,
     config: LabelConfig,
     task: Any,
-    tokenizer: Tokenizer,
+    path: pathlib.Path,
     *,
     seeds: Sequence[int],
-    group_size: int,
     prompts_per_step: int,
-    hidden_size: int,
-    directory: str | pathlib.Path,
-    step: int = 0,
-    host: Mapping[str, Any] | None = None,
-    arrays: Mapping[str, np.ndarray] | None = None,
-    stop: Callable[[], bool] | None = None,
-    verify: Verify | None = None,
-    stops: Sequence[str] = (),
+    stop: Callable[[], bool] | None,
   ):
-    """Opens the ledger, and takes up what a checkpoint held.
-
-    Args:
-      config: how labels are bought.
-      task: with `answer_key`, `with_label` and `label_form`.
-      tokenizer: of the policy.
-      seeds: of the runs.
-      group_size: responses per prompt, `G`.
-      prompts_per_step: prompts per step, `P`.
-      hidden_size: of the policy, `D`.
-      directory: of the run; the ledger goes there.
-      step: steps done.
-      host: from the checkpoint, as `pack` made it.
-      arrays: from the checkpoint, as `pack` made them.
-      stop: asked while an annotator is waited for.
-      verify: `(examples [N][P], completions, step) -> [N, P, G]`, the policy's
-        verdicts on its own responses, for `self_verification`.
-      stops: strings that end a response.
-
-    Raises:
-      ValueError: the task cannot be labelled, or the budget does not fit.
-      LedgerError: the ledger is damaged, or not that of the checkpoint.
-    """
-    needed = ["answer_key", "with_label", "label_form", "gold_completion"]
-    if config.method == "self_verification":
-      needed.append("verification")
-    for name in needed:
-      if not hasattr(task, name):
-        raise ValueError(
-          f"task {task.name!r} cannot be trained with labels.method="
-          f"{config.method!r}: it has no {name}; math and knights have all"
-        )
-    self.config, self._task, self._tokenizer = config, task, tokenizer
-    self._seeds, self._group_size = list(seeds), group_size
-    self._verify, self._stops = verify, tuple(stops)
-    self._pending: _Pending | None = None
-    self._ledger, self._source = None, None
-    if config.method in BUYING:
-      self._open_ledger(prompts_per_step, directory, step, host or {}, stop)
-    self._choose = jax.jit(
-      jax.vmap(make_choose(config), in_axes=(0,) * 6 + (None,))
-    )
-    self._winners = jax.jit(
-      jax.vmap(lambda ids: voting.majority_vote(ids).winner)
-    )
-    self._care = None
-    if config.has_probes:
-      settings = config.settings
-      self._optimizer = optax.adamw(
-        settings.learning_rate,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+    self._task, self._seeds, self._again = task, list(seeds), config.again
+    if config.total and config.price > config.total:
+      raise ValueError(
+        f"labels.total is {config.total:g}, which does not pay one label at "
+        f"{config.price:g}"
       )
-      self._care = _restore(
-        jax.jit(
-          jax.vmap(
-            lambda key: care.create_state(
-              key,
-              group_size,
-              hidden_size,
-              settings=settings,
-              optimizer=self._optimizer,
-            )
-          )
-        )(self._keys(0)),
-        arrays or {},
-      )
-      self._features = jax.jit(
-        jax.vmap(
-          functools.partial(
-            probes.probe_features, length_scale=settings.length_scale
-          )
-        )
-      )
-      self._train_probes = jax.jit(
-        jax.vmap(
-          functools.partial(
-            care.train_probes, settings=settings, optimizer=self._optimizer
-          )
-        ),
-        donate_argnums=0,
-      )
-    self._audit = jax.jit(jax.vmap(_audit))
-
-  def score(
-    self,
-    sampled: transcript_lib.Transcript,
-    observed: objective.Observation,
-    examples: Sequence[Sequence[Example]],
-    *,
-    grader: Grader,
-    step: int,
-    clock: Laps,
-  ) -> rollouts.Rollout:
-    """Buys labels and has the responses scored.
-
-    Args:
-      sampled: host arrays, rows `[N, P * G]`.
-      observed: of the policy that is to be updated, with a leading axis of
-        seeds.
-      examples: prompts of each seed, `[N, P]`; true references may be in them.
-      grader: scores.
-      step: of the training, from 0.
-      clock: takes the time of each part: `choose`, `buy` and `score`.
-
-    Returns:
-      The rollout, whose rewards are those of labels and votes, and whose
-      `multipliers` say which prompts count.
-
-    Raises:
-      LedgerError: the ledger failed; nothing was learned yet.
-    """
-    config, task = self.config, self._task
-    N, P, G = len(examples), len(examples[0]), self._group_size
-    completions, lengths, ended = rollouts.read(
-      sampled, self._tokenizer, self._stops
-    )
-    shape = (N, P, G)
-    lengths, ended = lengths.reshape(shape), ended.reshape(shape)
-    clock.lap("score")
-    texts = [
-      [completions[(n * P + p) * G :][:G] for p in range(P)] for n in range(N)
-    ]
-    keys = [
-      [
-        [task.answer_key(text, example) for text in group]
-        for example, group in zip(row, groups, strict=True)
-      ]
-      for row, groups in zip(examples, texts, strict=True)
-    ]
-    answer_ids = np.stack([clusters.answer_ids(row) for row in keys])
-    truth = None
-    if config.audit or config.method in SEEING:
-      truth = np.array(
-        [
-          [
-            _matches(task, example, group)
-            for example, group in zip(*pair, strict=True)
-          ]
-          for pair in zip(examples, keys, strict=True)
-        ],
-        bool,
-      ).reshape(shape)
-    rows = [{} for _ in range(N)]
-
-    if config.method in ("certainty", "self_verification"):
-      rollout = self._score_itself(
-        sampled, observed, examples, completions, lengths, ended, step
-      )
-      if truth is not None:
-        rollout = rollout._replace(
-          outcomes=[
-            Outcome.RIGHT if right else Outcome.WRONG for right in truth.flat
-          ]
-        )
-      clock.lap("score")
-      self._pending = _Pending(None, None, None, rows)
-      if truth is not None:
-        self._log_truth(rows, answer_ids, truth, None)
-        clock.lap("audit")
-      return rollout
-
-    features = None
-    if config.has_probes:
-      # By the host: where the policy is spread over devices, the probes would
-      # be compiled once for their new state and once for the one after it.
-      features = jax.device_get(
-        self._features(
-          observed.prompt_hidden,
-          observed.response_hidden.reshape(*shape, -1),
-          answer_ids,
-          lengths,
-        )
-      )
-    mean_probabilities = np.zeros(shape, np.float32)
-    if config.method == "mean_probability":
-      mean_probabilities = np.asarray(
-        jax.vmap(certainty.mean_probability)(
-          observed.log_probs, sampled.completion_mask
-        )
-      ).reshape(shape)
-    seen = truth if config.method in SEEING else np.zeros(shape, bool)
-    choice = self._choose(
-      self._care, features, answer_ids, mean_probabilities, seen,
-      self._keys(2 * step + 1), step + 1,
-    )  # fmt: skip
-    choice = jax.device_get(choice)
-    clock.lap("choose")
-    labels = self._buy(choice.selection, examples, texts, step)
-    bought = np.array([[x is not None for x in row] for row in labels], bool)
-    clock.lap("buy")
-    choice = choice._replace(
-      selection=choice.selection._replace(labelled=bought)
-    )
-
-    winners = np.asarray(self._winners(answer_ids))
-    judged = [
-      [
-        _relabel(task, example, label, _text_of(winner, ids, group))
-        for example, label, winner, ids, group in zip(*of_seed, strict=True)
-      ]
-      for of_seed in zip(
-        examples, labels, winners, answer_ids, keys, strict=True
-      )
-    ]
-    rollout = rollouts.score(
-      sampled,
-      judged,
-      tokenizer=self._tokenizer,
-      grader=grader,
-      stops=self._stops,
-    )
-    outcomes = np.array([o is Outcome.RIGHT for o in rollout.outcomes])
-    correct = outcomes.reshape(shape) & bought[..., None]
-    learned = None
-    if config.has_probes:
-      learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
-    clock.lap("score")
-    self._log_spending(rows, bought)
-    if truth is not None:
-      self._log_truth(rows, answer_ids, truth, choice)
-    clock.lap("audit")
-    self._pending = _Pending(features, learned, bought, rows)
-    return rollout._replace(
-      multipliers=np.asarray(
-        jax.vmap(functools.partial(multipliers, config))(choice)
-      )
-    )
-
-  def train(
-    self, rows: Sequence[Mapping[str, float]], *, step: int, clock: Laps
-  ) -> list[dict[str, float]]:
-    """Trains the probes on what was bought, after the policy's update.
-
-    Args:
-      rows: what each seed logs of its update.
-      step: of the training, from 0.
-      clock: takes the time, as `probes`.
-
-    Returns:
-      The rows, with what is logged of labels.
-    """
-    pending, self._pending = self._pending, None
-    rows = [
-      {**row, **more} for row, more in zip(rows, pending.rows, strict=True)
-    ]
-    if pending.features is not None:
-      self._care, metrics = self._train_probes(
-        self._care,
-        self._keys(2 * step + 2),
-        pending.features,
-        pending.labels,
-        pending.bought,
-      )
-      metrics = jax.device_get(metrics)
-      for n, row in enumerate(rows):
-        row |= {f"probe/{name}": float(x[n]) for name, x in metrics.items()}
-      clock.lap("probes")
-    return rows
-
-  def pack(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Returns what a checkpoint must hold.
-
-    Args:
-      step: steps done.
-
-    Returns:
-      What the ledger says of itself, and the probes with their replay.
-    """
-    host, arrays = {}, {}
-    if self._ledger is not None:
-      host["labels"] = self._ledger.snapshot(step)
-    if self._care is not None:
-      leaves = jax.tree.leaves(jax.device_get(self._care))
-      arrays = {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
-    return host, arrays
-
-  def _open_ledger(self, prompts_per_step, directory, step, host, stop) -> None:
-    config = self.config
-    path = pathlib.Path(directory) / label_ledger.LEDGER_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    budget = label_ledger.Budget(
-      per_step=selection_lib.budget(prompts_per_step, config.label_fraction),
+    budget = ledger_lib.Budget(
+      per_step=selection.budget(prompts_per_step, config.label_fraction),
       total=config.total or None,
     )
-    budget.check(prompts_per_step, config.price)
-    self._ledger = label_ledger.LabelLedger(path, budget=budget)
-    self._ledger.restore(step, host.get("labels"))
-    if config.source == "truth":
-      self._source = label_sources.GroundTruth(
-        self._task.examples("train"), price=config.price
-      )
-    else:
-      self._source = label_sources.Annotator(
-        path, timeout_s=config.timeout_s, price=config.price, stop=stop
-      )
-
-  def _keys(self, number: int) -> jax.Array:
-    """A key for each seed; even numbers are the probes', odd ones choose."""
-    roots = jnp.stack([jax.random.key(seed) for seed in self._seeds])
-    # A stream of its own: those of the samples are folded by step alone.
-    return jax.vmap(
-      lambda root: jax.random.fold_in(
-        jax.random.fold_in(root, 0x6C6162), number
-      )
-    )(roots)
-
-  def _buy(self, selection, examples, texts, step):
-    """Labels of each seed, in the order of the prompts; None where there is
-    none."""
-    N, P = selection.labelled.shape
-    labels: list[list[str | None]] = [[None] * P for _ in range(N)]
-    if self._ledger is None:
-      return labels
-    asked, places = [], []
-    for n, seed in enumerate(self._seeds):
-      room = self._ledger.room(seed, step, price=self.config.price)
-      known = self._ledger.known(seed, [e.key for e in examples[n]])
-      for p in selection.order[n].tolist():
-        if not selection.labelled[n, p]:
-          continue
-        # What was bought before costs nothing, unless it is paid again.
-        free = examples[n][p].key in known and not self.config.again
-        if not free and room < 1:
-          continue
-        room -= not free
-        places.append((n, p))
-        asked.append(
-          questions.make_question(
-            self._task, examples[n][p], texts[n][p], step=step, seed=seed
-          )
-        )
-    # A prompt may come twice in a step; it is bought once.
-    unique = {(q.seed, q.prompt_id): q for q in asked}
-    answers = dict(
-      zip(
-        unique,
-        self._ledger.buy(
-          list(unique.values()), self._source, again=self.config.again
-        ),
-        strict=True,
-      )
+    self.ledger = ledger_lib.LabelLedger(path, budget=budget)
+    self.source = sources.GroundTruth(
+      task.examples("train"), price=config.price
     )
-    for (n, p), question in zip(places, asked, strict=True):
-      answer = answers[(question.seed, question.prompt_id)]
-      labels[n][p] = None if answer is None else answer.text
+    if config.source == "annotator":
+      self.source = sources.Annotator(
+        self.ledger, timeout_s=config.timeout_s, price=config.price, stop=stop
+      )
+
+  def buy(
+    self, chosen: selection.Selection, examples: Examples, texts, step: int
+  ) -> list[list[str | None]]:
+    """Labels `[N][P]`; None where there is none."""
+    asked = {
+      (n, p): questions.make_question(
+        self._task, examples[n][p], texts[n][p], step=step, seed=seed
+      )
+      for n, seed in enumerate(self._seeds)
+      for p in chosen.order[n].tolist()
+      if chosen.labelled[n, p]
+    }
+    answers = self.ledger.buy(
+      list(asked.values()), self.source, again=self._again
+    )
+    labels: list[list[str | None]] = [[None] * len(row) for row in examples]
+    for (n, p), answer in zip(asked, answers, strict=True):
+      labels[n][p] = answer and answer.text
     return labels
 
-  def _score_itself(
-    self, sampled, observed, examples, completions, lengths, ended, step
-  ) -> rollouts.Rollout:
-    """Rewards without any label: the policy's own certainty or verdict."""
-    shape = lengths.shape
-    if self.config.method == "certainty":
-      values = _certainty(
-        self.config.certainty, observed, sampled.completion_mask
-      ).reshape(shape)
-    else:
-      values = self._verify(examples, completions, step)
-    count = len(self._task.components)
-    return rollouts.Rollout(
-      transcript=sampled,
-      completions=completions,
-      # One number stands for all components, of which there is mostly one.
-      rewards=np.repeat(values[..., None], count, axis=-1).astype(np.float32),
-      scored=np.ones((*shape, count), bool),
-      outcomes=[Outcome.WRONG] * len(completions),
-      lengths=lengths,
-      ended=ended,
-    )
-
-  def _log_spending(self, rows, bought) -> None:
-    if self._ledger is None:
-      return
-    for n, (row, seed) in enumerate(zip(rows, self._seeds, strict=True)):
-      totals = self._ledger.totals(seed)
-      row["labels/share"] = float(bought[n].mean())
-      row["labels/bought"] = totals.labels
-      row["labels/prompts"] = totals.prompts
-      row["labels/spent"] = totals.spent
-      row["labels/unanswered"] = totals.unlabelled
-
-  def _log_truth(self, rows, answer_ids, truth, choice) -> None:
-    """What the true references say, which nothing is trained on."""
-    figures = self._audit(answer_ids, truth)
-    if choice is not None:
-      counts = choice.count_probabilities
-      if counts is None:
-        counts = np.zeros((*answer_ids.shape[:2], self._group_size + 1))
-      found = jax.vmap(diagnostics.care_figures)(
-        choice.selection,
-        counts,
-        figures["vote_right"],
-        figures["correct_outside"],
-        figures["gaps"],
-        jnp.asarray(truth, jnp.float32),
-      )
-      if choice.count_probabilities is None:
-        found = {k: v for k, v in found.items() if not k.startswith("count/")}
-      if self.config.method not in BUYING:
-        found = {
-          k: v
-          for k, v in found.items()
-          if not k.startswith(("labels/", "overlap/"))
-        }
-      if self.config.gate == "none":
-        found = {k: v for k, v in found.items() if not k.startswith("gate/")}
-    else:
-      found = {}
-    found = jax.device_get(
-      found
-      | {
-        "audit/correct": truth.mean((1, 2)),
-        "audit/vote_right": jnp.mean(figures["vote_right"], axis=-1),
-        "audit/majority": figures["majority"],
-        "audit/gap": jnp.mean(figures["gaps"], axis=-1),
+  def spending(self, bought: np.ndarray) -> Rows:
+    """What each seed has spent, and on how much of this step."""
+    totals = [self.ledger.totals(seed) for seed in self._seeds]
+    return [
+      {
+        "labels/share": float(of_seed.mean()),
+        "labels/bought": total.labels,
+        "labels/prompts": total.prompts,
+        "labels/spent": total.spent,
+        "labels/unanswered": total.unlabelled,
       }
+      for of_seed, total in zip(bought, totals, strict=True)
+    ]
+
+
+class Probes:
+  """CARE's probes of all seeds, with their state."""
+
+  def __init__(
+    self,
+    settings: care.CareSettings,
+    seeds: Sequence[int],
+    *,
+    group_size: int,
+    width: int,
+    budget: int,
+  ):
+    optimizer = optax.adam(settings.learning_rate)
+    create = functools.partial(
+      care.create_state,
+      group_size=group_size,
+      hidden_size=width,
+      settings=settings,
+      optimizer=optimizer,
     )
-    for n, row in enumerate(rows):
-      row |= {name: float(x[n]) for name, x in found.items()}
+    train = functools.partial(
+      care.train_probes, budget=budget, settings=settings, optimizer=optimizer
+    )
+    features = functools.partial(
+      probes.probe_features, length_scale=settings.length_scale
+    )
+    self.state = jax.jit(jax.vmap(create))(_keys(seeds, 0))
+    self._features = jax.jit(jax.vmap(features))
+    self._train = jax.jit(jax.vmap(train), donate_argnums=0)
+
+  def features(self, observed: Observation, answer_ids, lengths):
+    """What the probes see of the groups of a step."""
+    hidden = observed.response_hidden.reshape(*lengths.shape, -1)
+    # By the host: where the policy is spread over devices, the probes would
+    # be compiled once for their new state and once for the one after it.
+    return jax.device_get(
+      self._features(observed.prompt_hidden, hidden, answer_ids, lengths)
+    )
+
+  def train(self, keys, features, labels, bought) -> dict[str, jax.Array]:
+    """Updates the probes; gives what is logged of it."""
+    self.state, metrics = self._train(
+      self.state, keys, features, labels, bought
+    )
+    return {f"probe/{name}": x for name, x in metrics.items()}
+
+  def pack(self) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint."""
+    leaves = jax.tree.leaves(jax.device_get(self.state))
+    return {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
+
+  def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+    """Takes up the arrays of a checkpoint, if there are any."""
+    if arrays:
+      leaves, tree = jax.tree.flatten(self.state)
+      found = [jnp.asarray(arrays[f"care/{i}"]) for i in range(len(leaves))]
+      self.state = jax.tree.unflatten(tree, found)
 
 
-def _audit(answer_ids, truth) -> dict[str, jax.Array]:
+def _choose(config: LabelConfig, state, features, groups, key, step):
+  """Which labels one seed buys, and why; steps count from 1.
+
+  Gives the selection, the scores `[P]` that prompts were ranked by and, of the
+  second probe, the probabilities `[P, G + 1]` of counts or None.
+  """
+  trust = voting.majority_share(voting.majority_vote(groups.answer_ids))
+  counts = None
+  if config.has_probes:
+    right, counts = care.care_probabilities(
+      state, features, settings=config.probe
+    )
+    groups = groups._replace(
+      gaps=gap.expected_gap(counts, features.voted_count)
+    )
+    trust = right if config.gate == "probe" else trust
+  scores = config.strategy.rank(groups, key)
+  chosen = selection.care_selection(
+    scores,
+    trust,
+    step,
+    label_fraction=config.label_fraction if config.strategy.buys else 0.0,
+    gate_fraction=0.0 if config.gate == "none" else config.gate_fraction,
+    warm_up=config.warm_up,
+  )
+  return chosen, scores, counts
+
+
+def make_labeller(
+  config: LabelConfig,
+  scorer: Scorer,
+  *,
+  seeds: Sequence[int],
+  prompts_per_step: int,
+  group_size: int,
+  width: int,
+  directory: str | os.PathLike,
+  stop: Callable[[], bool] | None = None,
+  verify: Verify | None = None,
+) -> Labeller:
+  """Makes the labeller of a run; the ledger of bought labels is in its folder.
+
+  `width` is that of the policy's hidden states; `stop` is asked while an
+  annotator is waited for; `verify` gives the policy's verdicts.
+  """
+  if config.is_truth:
+    return Labeller(scorer)
+  task, strategy = scorer.task, config.strategy
+  needed = ["answer_key", "with_label", "label_form", "gold_completion"]
+  for name in needed + ["verification"] * strategy.needs_verdicts:
+    if not hasattr(task, name):
+      raise ValueError(
+        f"task {task.name!r} cannot be trained with labels.method="
+        f"{config.method!r}: it has no {name}; math and knights have all"
+      )
+  if strategy.rank is None:
+    return OwnRewards(config, scorer, verify)
+  desk = probe = None
+  if strategy.buys:
+    desk = Desk(
+      config,
+      task,
+      pathlib.Path(directory) / ledger_lib.LEDGER_NAME,
+      seeds=seeds,
+      prompts_per_step=prompts_per_step,
+      stop=stop,
+    )
+  if config.has_probes:
+    probe = Probes(
+      config.probe,
+      seeds,
+      group_size=group_size,
+      width=width,
+      budget=selection.budget(prompts_per_step, config.label_fraction),
+    )
+  return VoteLabels(config, scorer, desk, probe, seeds)
+
+
+def _each(fn: Callable, *nested: Sequence[Sequence]) -> list[list]:
+  """Applies a function to each prompt of each seed."""
+  return [
+    [fn(*of_prompt) for of_prompt in zip(*of_seed, strict=True)]
+    for of_seed in zip(*nested, strict=True)
+  ]
+
+
+def _keys(seeds: Sequence[int], number: int) -> jax.Array:
+  """A key for each seed; even numbers are the probes', odd ones choose."""
+  roots = jnp.stack([jax.random.key(seed) for seed in seeds])
+  # A stream of its own: those of the samples are folded by step alone.
+  return jax.vmap(
+    lambda root: jax.random.fold_in(jax.random.fold_in(root, 0x6C6162), number)
+  )(roots)
+
+
+@jax.jit
+@jax.vmap
+def _winners(answer_ids):
+  return voting.majority_vote(answer_ids).winner
+
+
+@jax.jit
+@jax.vmap
+def _facts(answer_ids, truth) -> dict[str, jax.Array]:
   """What is true of the groups of one seed."""
   votes = voting.majority_vote(answer_ids)
   return {
     "vote_right": voting.is_vote_right(answer_ids, truth),
     "correct_outside": voting.correct_outside(answer_ids, truth),
-    "gaps": selection_lib.oracle_scores(votes.for_winner, truth),
+    "gaps": selection.oracle_scores(votes.for_winner, truth),
     "majority": jnp.mean(voting.majority_share(votes)),
   }
 
 
-def _certainty(name: str, observed, mask) -> np.ndarray:
-  """The reward of each response. Shape `[N, P * G]`."""
-  values = {
-    "self_certainty": (certainty.self_certainty, observed.certainties),
-    "token_entropy": (certainty.token_entropy, observed.entropies),
-    "trajectory_entropy": (certainty.trajectory_entropy, observed.log_probs),
-    "probability": (certainty.probability, observed.log_probs),
+def _audit_figures(truth: np.ndarray, facts) -> dict[str, Any]:
+  return {
+    "audit/correct": truth.mean((1, 2)),
+    "audit/vote_right": jnp.mean(facts["vote_right"], axis=-1),
+    "audit/majority": facts["majority"],
+    "audit/gap": jnp.mean(facts["gaps"], axis=-1),
   }
-  fn, tokens = values[name]
-  return np.asarray(jax.vmap(fn)(jnp.asarray(tokens), mask))
-
-
-def _matches(task, example: Example, keys: Sequence[str | None]) -> list[bool]:
-  """Whether each answer of a group is that of the reference."""
-  truth = task.answer_key(task.gold_completion(example), example)
-  return [key is not None and key == truth for key in keys]
-
-
-def _text_of(winner: int, ids: np.ndarray, keys: Sequence[str | None]):
-  """The answer that a group voted for; None where nobody gave one."""
-  return None if winner < 0 else keys[ids.tolist().index(winner)]
-
-
-def _relabel(
-  task, example: Example, label: str | None, vote: str | None
-) -> Example:
-  """The example to score against, never with a truth that was not bought."""
-  if label is None:
-    label = vote
-  if label is None:  # nobody gave an answer, so that any label will do
-    label = questions.placeholder(task.label_form(example))
-  return task.with_label(example, label)
-
-
-def _restore(state, arrays: Mapping[str, np.ndarray]):
-  """Puts the arrays of a checkpoint in place of those of a new state."""
-  if not arrays:
-    return state
-  leaves, tree = jax.tree.flatten(state)
-  found = [arrays[f"care/{i}"] for i in range(len(leaves))]
-  return jax.tree.unflatten(tree, [jnp.asarray(x) for x in found])

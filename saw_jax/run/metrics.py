@@ -7,10 +7,15 @@ that the files of a killed run end up those of one that was not.
 
 import csv
 import json
+import logging
 import os
 import pathlib
+import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+LOG = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -29,14 +34,6 @@ class FileWriter:
   def __init__(
     self, directory: str | os.PathLike, name: str, *, first_step: int = 0
   ):
-    """Opens the files.
-
-    Args:
-      directory: of the run; made if absent.
-      name: stem of both files.
-      first_step: lines of this step and later ones are dropped: the run is
-        about to write them again.
-    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self._json_path = directory / f"{name}.jsonl"
@@ -51,13 +48,7 @@ class FileWriter:
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Appends one line to both files.
-
-    Args:
-      step: the rollout step.
-      seed: the seed.
-      values: scalars by name.
-    """
+    """Appends one line to both files."""
     row = {"step": step, "seed": seed, **values}
     self._rows.append(row)
     self._json.write(_line(row))
@@ -93,14 +84,6 @@ class TensorBoardWriter:
   """Writes event files (extra `[tensorboard]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    """Opens the event file.
-
-    Args:
-      directory: of the run; events go to `tensorboard/` in it.
-
-    Raises:
-      ImportError: the extra is not installed.
-    """
     try:
       import tensorboardX
     except ImportError as error:
@@ -114,13 +97,7 @@ class TensorBoardWriter:
     self._writers = {}
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values under their names, one run a seed.
-
-    Args:
-      step: the rollout step.
-      seed: the seed.
-      values: scalars by name.
-    """
+    """Records the values under their names, one run a seed."""
     if seed not in self._writers:
       self._writers[seed] = self._make(seed)
     for name, value in values.items():
@@ -136,14 +113,6 @@ class WandbWriter:
   """Writes to Weights & Biases (extra `[wandb]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    """Starts a run there; project and mode come from its own environment.
-
-    Args:
-      directory: of the run; its name is the run's name.
-
-    Raises:
-      ImportError: the extra is not installed.
-    """
     try:
       import wandb
     except ImportError as error:
@@ -157,13 +126,7 @@ class WandbWriter:
     )
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values, prefixed by their seed.
-
-    Args:
-      step: the rollout step.
-      seed: the seed.
-      values: scalars by name.
-    """
+    """Records the values, prefixed by their seed."""
     named = {f"seed_{seed}/{name}": value for name, value in values.items()}
     self._run.log(named, step=step)
 
@@ -178,24 +141,68 @@ WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
 def make_writers(
   directory: str | os.PathLike, extra: Sequence[str], *, first_step: int
 ) -> list[Writer]:
-  """Makes the writers of a run: files always, others by name.
-
-  Args:
-    directory: of the run.
-    extra: names in `WRITERS`.
-    first_step: the step that is written first.
-
-  Returns:
-    The writers.
-
-  Raises:
-    KeyError: an unknown name.
-  """
+  """Makes the writers of a run: files always, others by name."""
   for name in extra:
     if name not in WRITERS:
       raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
   files = FileWriter(directory, "metrics", first_step=first_step)
   return [files, *(WRITERS[name](directory) for name in extra)]
+
+
+def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
+  """Writes a file of a run in one piece: whoever is killed leaves the old one.
+
+  `options` are those of `json.dumps`.
+  """
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(document, indent=2, **options) + "\n")
+  temporary.replace(path)
+
+
+class Progress:
+  """A bar with the time left on a terminal, a line now and then elsewhere."""
+
+  def __init__(
+    self, title: str, total: int, *, start: int = 0, interval_s: float = 20.0
+  ):
+    self._title, self._total, self._done = title, total, start
+    self._interval_s, self._last = interval_s, time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty():
+      from rich import progress as rich_progress
+      from rich.console import Console
+
+      self._bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[figures]}"),
+        console=Console(stderr=True),
+      )
+      self._bar.start()
+      self._task = self._bar.add_task(
+        title, total=total, completed=start, figures=""
+      )
+
+  def advance(self, **figures: float) -> None:
+    """Counts one step, with figures to show beside the bar."""
+    self._done += 1
+    text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    if self._bar is not None:
+      self._bar.update(self._task, completed=self._done, figures=text)
+      return
+    now = time.monotonic()
+    if now - self._last >= self._interval_s or self._done == self._total:
+      self._last = now
+      LOG.info("%s %d/%d  %s", self._title, self._done, self._total, text)
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    if self._bar is not None:
+      self._bar.stop()
 
 
 def _line(row: Mapping[str, float]) -> str:

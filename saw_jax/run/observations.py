@@ -14,7 +14,8 @@ from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, rollouts
-from saw_jax.run.experiment import Experiment
+from saw_jax.run.learner import LoopConfig
+from saw_jax.run.policy import Policy
 from saw_jax.tasks.base import Example
 from saw_jax.training import hosts, objective, parallel, step_estimation
 from saw_jax.training.batch import TrainBatch
@@ -39,30 +40,18 @@ class ObservedTask(Protocol):
 
 
 def selection_keys(seeds: Sequence[int], step: int) -> Array:
-  """Makes the key with which the transitions of an update are selected.
-
-  Args:
-    seeds: of the runs, `N`.
-    step: of the run.
-
-  Returns:
-    Keys `[N]`, that no row has.
-  """
+  """Keys `[N]`, that no row has, to select the transitions of an update."""
   return rollouts.row_keys(seeds, step, [[_SELECTION]] * len(seeds), 1)[:, 0]
 
 
 def exchange(
-  observations: Sequence[Sequence[int]], rng: np.random.Generator
+  observations: Sequence[Sequence[int]], seed: int, step: int
 ) -> list[Sequence[int]]:
   """Lets observations change places: the placebo of a world model.
 
-  Args:
-    observations: token ids of each row; rows without any keep none.
-    rng: decides.
-
-  Returns:
-    The same observations in other rows.
+  Rows without any keep none.
   """
+  rng = np.random.default_rng([seed, step])
   moved = list(observations)
   places = [i for i, tokens in enumerate(moved) if tokens]
   if places:
@@ -78,17 +67,7 @@ def append(
   max_tokens: int,
   glue: Sequence[int],
 ) -> Transcript:
-  """Puts observations behind the rows of all seeds.
-
-  Args:
-    transcript: host arrays, rows `[N, B]`.
-    observations: token ids, `[N][B]`; a row without any stays as it is.
-    max_tokens: of an observation that are kept.
-    glue: tokens of the chat template in between.
-
-  Returns:
-    The transcript, longer.
-  """
+  """Puts token ids `[N][B]` behind rows `[N, B]`, with the template's glue."""
   shape = transcript.starts.shape
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript)
   longer = transcript_lib.append_observations(
@@ -104,43 +83,44 @@ class Appender:
   """Gives the rows of answers their observations and weights."""
 
   def __init__(
-    self, experiment: Experiment, lift: parallel.Lift, seeds: Sequence[int]
+    self,
+    world: step_estimation.WorldModel,
+    policy: Policy,
+    task: ObservedTask,
+    encoder: rollouts.Encoder,
+    config: agents.EpisodeConfig,
+    loop: LoopConfig,
+    seeds: Sequence[int],
+    *,
+    temperature: float,
   ):
-    """Lifts the functions; nothing is compiled yet.
-
-    Args:
-      experiment: its method has a world model, its task an `observe`.
-      lift: how arrays are spread.
-      seeds: of the runs.
-    """
-    world = experiment.method.world
-    self._experiment, self._world, self._seeds = experiment, world, list(seeds)
-    self._glue = agents.glue_of(experiment.tokenizer)
-    components = experiment.task.components
+    self._world, self._task, self._encoder = world, task, encoder
+    self._config, self._seeds = config, list(seeds)
+    self._glue = agents.glue_of(encoder.tokenizer)
+    components = task.components
     self._minima = np.array([c.minimum for c in components], np.float32)
     self._range = float(sum(c.maximum - c.minimum for c in components))
     forward = objective.make_forward(
-      experiment.decoder,
-      temperature=experiment.sampling.temperature,
-      chunk_size=experiment.loop.chunk_size,
+      policy.decoder, temperature=temperature, chunk_size=loop.chunk_size
     )
 
     def measure(params: PyTree, batch: TrainBatch) -> Array:
       outputs = forward(params, batch)
       return world.measure(
-        outputs.entropies, outputs.log_probs, batch.completion_mask
+        entropies=outputs.entropies,
+        log_probs=outputs.log_probs,
+        completion_mask=batch.completion_mask,
       )
 
-    loop = experiment.loop
-    self._measure = lift.wrap(
-      objective.in_parts(measure, loop.num_minibatches * loop.num_microbatches),
-      (parallel.STATE, parallel.ROWS),
-      (parallel.ROWS,),
+    STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
+    parts = loop.num_minibatches * loop.num_microbatches
+    self._measure = policy.lift.wrap(
+      objective.in_parts(measure, parts), (STATE, ROWS), (ROWS,)
     )
-    self._estimate = lift.wrap(
+    self._estimate = policy.lift.wrap(
       step_estimation.make_world_estimate(world, max_return=1.0),
-      (parallel.ROWS, parallel.SAME),
-      (parallel.ROWS,),
+      (ROWS, SAME),
+      (ROWS,),
       takes_axis_name=True,
     )
 
@@ -154,36 +134,24 @@ class Appender:
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
     """Selects responses, and puts what the world said behind them.
 
-    Args:
-      batch: of the responses, rows `[N, P * G]`, with the log-probs that were
-        recomputed.
-      scores: of the same responses. A prompt's λ reads the rewards that the
-        update has, be they of labels or of votes.
-      examples: their prompts, `[N][P]`.
-      params: of the current policies; the entropy of a response is theirs,
-        whoever sampled it.
-      step: of the run, from 0.
-
-    Returns:
-      The batch, with observations and the rows' weights, and what each seed
-      logs.
+    The batch has the log-probs that were recomputed, and gets the rows'
+    weights. A prompt's λ reads the rewards that the update has, be they of
+    labels or of votes. The entropy of a response is that of the current
+    policies, whoever sampled it. Each seed logs what was selected.
     """
-    experiment, shape = self._experiment, scores.lengths.shape
+    shape = (*scores.lengths.shape, 1)
     seen = self._observe(scores, examples)
     shares = (scores.rewards - self._minima).sum(-1) / self._range
     scored = scores.scored.all(-1)
+    entropies = np.asarray(hosts.fetch(self._measure(params, batch)))
     record = StepRecord(
       rewards=np.where(scored, shares, 0.0).astype(np.float32)[..., None],
-      steps=np.ones((*shape, 1), bool),
+      steps=np.ones(shape, bool),
       scored=scored,
-      anchors=np.zeros((*shape, 1), np.int32),
-      penalties=np.zeros((*shape, 1), np.float32),
-      entropies=np.asarray(hosts.fetch(self._measure(params, batch))).reshape(
-        *shape, 1
-      ),
-      pool=np.array([[bool(tokens) for tokens in row] for row in seen]).reshape(
-        *shape, 1
-      ),
+      anchors=np.zeros(shape, np.int32),
+      penalties=np.zeros(shape, np.float32),
+      entropies=entropies.reshape(shape),
+      pool=np.array([[bool(x) for x in row] for row in seen]).reshape(shape),
     )
     made = hosts.fetch(
       self._estimate(record, selection_keys(self._seeds, step))
@@ -195,25 +163,23 @@ class Appender:
     ]
     if self._world.shuffled:
       chosen = [
-        exchange(row, np.random.default_rng([seed, step]))
+        exchange(row, seed, step)
         for seed, row in zip(self._seeds, chosen, strict=True)
       ]
     longer = rollouts.trim(
       append(
         scores.transcript,
         chosen,
-        max_tokens=experiment.episodes.max_observation_tokens,
+        max_tokens=self._config.max_observation_tokens,
         glue=self._glue,
       ),
-      experiment.rollout.completion_multiple,
+      self._encoder.config.completion_multiple,
     )
     rows = batch.starts.shape
-    batch = _widened(batch, longer).replace(
-      world=world_model.RowWeights(
-        made.weights.reshape(rows), made.counts.reshape(rows)
-      )
+    weights = world_model.RowWeights(
+      made.weights.reshape(rows), made.counts.reshape(rows)
     )
-    return batch, [
+    return _widened(batch, longer).replace(world=weights), [
       {
         "lambda": float(made.coefficients[n].mean()),
         "selected": float(selected[n].sum() / max(record.pool[n].sum(), 1)),
@@ -227,23 +193,24 @@ class Appender:
     self, scores: rollouts.Rollout, examples: Sequence[Sequence[Example]]
   ) -> list[list[list[int]]]:
     """What the world says to each response, as tokens `[N][P * G]`."""
-    experiment, (_, num_prompts, size) = self._experiment, scores.lengths.shape
+    encode = self._encoder.tokenizer.encode
+    _, num_prompts, size = scores.lengths.shape
     texts = scores.completions
     if not texts:  # A queue keeps tokens alone.
       texts, _, _ = rollouts.read(
-        scores.transcript, experiment.tokenizer, experiment.rollout.stops
+        scores.transcript,
+        self._encoder.tokenizer,
+        self._encoder.config.stops,
       )
     asked = [
       example for row in examples for example in row for _ in range(size)
     ]
-    limit = experiment.episodes.max_observation_chars
+    limit = self._config.max_observation_chars
     said = [
-      experiment.task.observe(example, text)[:limit]
+      self._task.observe(example, text)[:limit]
       for example, text in zip(asked, texts, strict=True)
     ]
-    tokens = [
-      list(experiment.tokenizer.encode(text)) if text else [] for text in said
-    ]
+    tokens = [list(encode(text)) if text else [] for text in said]
     step = num_prompts * size
     return [tokens[i : i + step] for i in range(0, len(tokens), step)]
 
@@ -260,12 +227,11 @@ def _widened(batch: TrainBatch, longer: Transcript) -> TrainBatch:
     missing = width - values.shape[-1]
     return np.pad(values[..., :width], ((0, 0), (0, 0), (0, max(missing, 0))))
 
+  names = ("behave_log_probs", "old_log_probs", "ref_log_probs")
   return batch.replace(
     tokens=longer.tokens,
     roles=longer.roles,
     starts=longer.starts,
-    behave_log_probs=widen(batch.behave_log_probs),
-    old_log_probs=widen(batch.old_log_probs),
-    ref_log_probs=widen(batch.ref_log_probs),
     packing=None,
+    **{name: widen(getattr(batch, name)) for name in names},
   )

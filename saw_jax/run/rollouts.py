@@ -1,13 +1,12 @@
 """The path from examples to scored transcripts, and back to arrays.
 
-This is one of two places where text meets arrays (the other is `sync_loop`):
-prompts become token ids, tokens become completions, completions become rewards.
+Prompts become token ids, tokens become completions, completions become rewards.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,9 @@ import numpy as np
 
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import generate, transcript
+from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.rollout.transcript import Transcript
 from saw_jax.tasks import stops as stops_lib
 from saw_jax.tasks.base import Example, Outcome
 from saw_jax.tasks.workers.grading import Graded, Grader
@@ -50,7 +51,7 @@ class RolloutConfig:
 class Rollout(NamedTuple):
   """Transcripts of all seeds, with what the graders said of them."""
 
-  transcript: transcript.Transcript  # rows [N, P * G, ...]
+  transcript: Transcript  # rows [N, P * G, ...]
   completions: list[str]  # N * P * G, in order
   rewards: np.ndarray  # float32 [N, P, G, M]
   scored: np.ndarray  # bool [N, P, G, M]
@@ -66,165 +67,98 @@ Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
 
 
 class Encoder:
-  """Turns examples into padded prompts, remembering their tokens.
-
-  Attributes:
-    stops: strings that end what is sampled from them.
-  """
+  """Turns examples into padded prompts, remembering their tokens."""
 
   def __init__(self, tokenizer: Tokenizer, config: RolloutConfig):
-    """Starts with nothing remembered.
-
-    Args:
-      tokenizer: of the policy.
-      config: the longest prompt, and what becomes of longer ones.
-    """
-    self._tokenizer, self._config = tokenizer, config
-    self.stops = config.stops
+    self.tokenizer, self.config = tokenizer, config
     self._ids: dict[tuple, list[int]] = {}
 
   def tokens(self, example: Example) -> list[int]:
-    """Encodes one prompt.
-
-    Args:
-      example: its messages.
-
-    Returns:
-      Token ids, at most `max_prompt_tokens`.
-
-    Raises:
-      ValueError: the prompt is too long and may not be cut.
-    """
+    """Encodes one prompt into at most `max_prompt_tokens` ids."""
     name = tuple((m["role"], m["content"]) for m in example.messages)
-    if name in self._ids:
-      return self._ids[name]
-    ids = list(self._tokenizer.encode_chat(example.messages))
-    limit = self._config.max_prompt_tokens
-    if len(ids) > limit:
-      if self._config.long_prompts != "truncate":
-        raise ValueError(
-          f"example {example.key} has a prompt of {len(ids)} tokens; the limit "
-          f"is {limit} (rollout.max_prompt_tokens, or "
-          "rollout.long_prompts='truncate')"
-        )
-      ids = ids[-limit:]
-    self._ids[name] = ids
-    return ids
+    if name not in self._ids:
+      ids = list(self.tokenizer.encode_chat(example.messages))
+      self._ids[name] = self.fit(ids, f"example {example.key} has a prompt")
+    return self._ids[name]
+
+  def fit(self, ids: list[int], whose: str) -> list[int]:
+    """Cuts the beginning of a prompt that is too long, or refuses it."""
+    limit = self.config.max_prompt_tokens
+    if len(ids) > limit and self.config.long_prompts != "truncate":
+      raise ValueError(
+        f"{whose} of {len(ids)} tokens; the limit is {limit} "
+        "(rollout.max_prompt_tokens, or rollout.long_prompts='truncate')"
+      )
+    return ids[-limit:]
+
+  def settings(
+    self, sampling: SamplingConfig, group_size: int, **options: Any
+  ) -> GenerateConfig:
+    """How completions of its prompts are sampled."""
+    return GenerateConfig(
+      sampling=sampling,
+      max_new_tokens=self.config.max_new_tokens,
+      group_size=group_size,
+      eos_ids=self.tokenizer.eos_ids,
+      pad_id=self.tokenizer.pad_id,
+      **options,
+    )
 
   def size(self, example: Example) -> int:
-    """Says how wide a batch gets that has no longer prompt.
-
-    Args:
-      example: with its messages.
-
-    Returns:
-      The length of its prompt, rounded up to `prompt_multiple`.
-    """
-    multiple = self._config.prompt_multiple
+    """How wide a batch gets that has no longer prompt."""
+    multiple = self.config.prompt_multiple
     return -(-len(self.tokens(example)) // multiple) * multiple
 
-  def cut(self, sampled: transcript.Transcript) -> transcript.Transcript:
-    """Cuts completions behind the first stop string.
+  def cut(self, sampled: Transcript) -> Transcript:
+    """Cuts completions of rows `[N, B]` behind the first stop string.
 
     Nothing before it changes: the key of a token is of its place, so the rest
-    is what would have been sampled if the sampler had known.
-
-    Args:
-      sampled: host arrays, rows `[N, B]`.
-
-    Returns:
-      The same rows. The token that completes a stop string is the last that
-      belongs to the policy, and its row's end.
+    is what would have been sampled if the sampler had known. The token that
+    completes a stop string is the last that belongs to the policy.
     """
-    if not self.stops:
+    stops = self.config.stops
+    if not stops:
       return sampled
     size = sampled.prompt_size
     roles, tokens = np.array(sampled.roles), np.array(sampled.tokens)
     ends = np.array(sampled.ends)
     for row in np.ndindex(*ends.shape):
       chosen = tokens[row][size : ends[row]].tolist()
-      if chosen and chosen[-1] in self._tokenizer.eos_ids:
+      if chosen and chosen[-1] in self.tokenizer.eos_ids:
         chosen.pop()  # It is no text.
-      count = stops_lib.count_tokens(chosen, self._tokenizer.decode, self.stops)
+      count = stops_lib.count_tokens(chosen, self.tokenizer.decode, stops)
       if count is not None:
         ends[row] = size + count
         roles[row][ends[row] :] = transcript.PAD
-        tokens[row][ends[row] :] = self._tokenizer.pad_id
+        tokens[row][ends[row] :] = self.tokenizer.pad_id
     kept = roles[..., size:] != transcript.PAD
-
-    def mask(values):
-      return None if values is None else np.where(kept, values, 0.0)
-
-    return sampled.replace(
-      tokens=tokens,
-      roles=roles,
-      ends=ends,
-      behave_log_probs=mask(sampled.behave_log_probs),
-      entropies=mask(sampled.entropies),
-      untempered_log_probs=mask(sampled.untempered_log_probs),
-    )
+    cut = _map_log_probs(sampled, lambda x: np.where(kept, x, 0.0))
+    return cut.replace(tokens=tokens, roles=roles, ends=ends)
 
   def prompts(
     self, examples: Sequence[Sequence[Example]]
   ) -> transcript.PromptBatch:
-    """Pads the prompts of all seeds to one size.
-
-    Args:
-      examples: `[N, P]`.
-
-    Returns:
-      The prompts, with a leading axis of seeds.
-    """
+    """Pads the prompts `[N, P]` of all seeds to one size."""
     flat = [example for row in examples for example in row]
     batch = transcript.pad_prompts(
       [self.tokens(example) for example in flat],
       ids=[example.key for example in flat],
-      multiple=self._config.prompt_multiple,
+      multiple=self.config.prompt_multiple,
     )
     shape = (len(examples), len(examples[0]))
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
 
 
 def make_generate(
-  lift: parallel.Lift,
-  decoder_config: DecoderConfig,
-  config: RolloutConfig,
-  tokenizer: Tokenizer,
-  *,
-  sampling: SamplingConfig,
-  group_size: int,
-  record_entropies: bool = False,
+  lift: parallel.Lift, decoder: DecoderConfig, config: GenerateConfig
 ) -> Generate:
-  """Makes the sampler, lifted like the step is.
-
-  Args:
-    lift: how arrays are spread.
-    decoder_config: the decoder.
-    config: sizes.
-    tokenizer: for its end tokens.
-    sampling: temperature and truncation.
-    group_size: samples per prompt, `G`.
-    record_entropies: keep those of the distributions sampled from.
-
-  Returns:
-    A function over arrays with a leading axis of seeds.
-  """
-  settings = generate.GenerateConfig(
-    sampling=sampling,
-    max_new_tokens=config.max_new_tokens,
-    group_size=group_size,
-    eos_ids=tokenizer.eos_ids,
-    pad_id=tokenizer.pad_id,
-    record_entropies=record_entropies,
-  )
+  """Makes the sampler, lifted over a leading axis of seeds as the step is."""
   if lift.name == "seeded":
     # Not a vmap: the loop's condition and cache index are shared by all seeds.
-    return generate.make_generate(decoder_config, settings, lanes=True)
-  return lift.wrap(
-    generate.make_generate(decoder_config, settings),
-    (parallel.STATE, parallel.ROWS, parallel.ROWS),
-    (parallel.ROWS,),
-  )
+    return generate.make_generate(decoder, config, lanes=True)
+  ROWS = parallel.ROWS
+  made = generate.make_generate(decoder, config)
+  return lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
 
 
 def sample(
@@ -236,40 +170,18 @@ def sample(
   encoder: Encoder,
   multiple: int,
   length_groups: int = 1,
-) -> transcript.Transcript:
-  """Samples responses.
+) -> Transcript:
+  """Samples responses to prompts `[N, P]`: host arrays, rows `[N, P * G]`.
 
   With `length_groups` above 1 the prompts of a seed are sorted by length and
   sampled in so many parts: short prompts are then padded to less, and their
   cache is smaller. The tokens are the same, up to rounding; a part has its own
-  shape and may be compiled for it.
-
-  Args:
-    generate_fn: from `make_generate`.
-    params: of all seeds, as the lift keeps them.
-    examples: prompts of each seed, `[N, P]`.
-    keys: a key per row, `[N, P * G]`.
-    encoder: of the prompts; its stop strings end the completions.
-    multiple: completions are cut to the longest one, rounded up to this.
-    length_groups: parts; must divide P.
-
-  Returns:
-    Host arrays, rows `[N, P * G]` in the order of the examples.
+  shape and may be compiled for it. Completions are cut to the longest one,
+  rounded up to `multiple`.
   """
   if length_groups == 1:
-    prompts = encoder.prompts(examples)
-    sampled = hosts.fetch(generate_fn(params, prompts, keys))
-  else:
-    sampled = _sample_by_length(
-      generate_fn, params, examples, keys, encoder, length_groups
-    )
-  return trim(encoder.cut(sampled), multiple)
-
-
-def _sample_by_length(
-  generate_fn, params, examples, keys, encoder, length_groups
-) -> transcript.Transcript:
-  """Samples short prompts beside short ones; see `sample`."""
+    sampled = hosts.fetch(generate_fn(params, encoder.prompts(examples), keys))
+    return trim(encoder.cut(sampled), multiple)
   lengths = np.array(
     [[len(encoder.tokens(example)) for example in row] for row in examples]
   )
@@ -278,19 +190,14 @@ def _sample_by_length(
   order = np.argsort(lengths, axis=1, kind="stable")
   keys = keys.reshape(num_seeds, num_prompts, -1)
   group_size = keys.shape[-1]
-  parts = [
-    generate_fn(
-      params,
-      encoder.prompts(
-        [
-          [row[place] for place in places]
-          for row, places in zip(examples, chosen, strict=True)
-        ]
-      ),
-      keys[seeds, chosen].reshape(num_seeds, -1),
-    )
-    for chosen in np.split(order, length_groups, axis=1)
-  ]
+  parts = []
+  for chosen in np.split(order, length_groups, axis=1):
+    own = [
+      [row[place] for place in places]
+      for row, places in zip(examples, chosen, strict=True)
+    ]
+    own_keys = keys[seeds, chosen].reshape(num_seeds, -1)
+    parts.append(generate_fn(params, encoder.prompts(own), own_keys))
   parts = [hosts.fetch(part) for part in parts]
   size = max(part.prompt_size for part in parts)
   back = np.argsort(order, axis=1)
@@ -304,14 +211,13 @@ def _sample_by_length(
 
   joined = jax.tree.map(rows, *(_pad_left(part, size) for part in parts))
   groups = np.repeat(np.arange(num_prompts, dtype=np.int32), group_size)
-  return joined.replace(
+  joined = joined.replace(
     group_ids=np.broadcast_to(groups, joined.group_ids.shape)
   )
+  return trim(encoder.cut(joined), multiple)
 
 
-def _pad_left(
-  sampled: transcript.Transcript, prompt_size: int
-) -> transcript.Transcript:
+def _pad_left(sampled: Transcript, prompt_size: int) -> Transcript:
   """Moves the completions to begin at `prompt_size`."""
   more = prompt_size - sampled.prompt_size
   widths = ((0, 0), (0, 0), (more, 0))
@@ -324,71 +230,56 @@ def _pad_left(
   )
 
 
+def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
+  """Changes what was recorded of each position after the prompts."""
+  names = ("behave_log_probs", "entropies", "untempered_log_probs")
+  values = {name: getattr(sampled, name) for name in names}
+  return sampled.replace(
+    **{name: None if x is None else fn(x) for name, x in values.items()}
+  )
+
+
 def score(
-  sampled: transcript.Transcript,
+  sampled: Transcript,
   examples: Sequence[Sequence[Example]],
   *,
   tokenizer: Tokenizer,
   grader: Grader,
   stops: Sequence[str] = (),
 ) -> Rollout:
-  """Has the responses scored.
+  """Has the responses `[N, P * G]` to prompts `[N, P]` scored.
 
-  Components with a limit of tokens are 0 where a response is longer.
-
-  Args:
-    sampled: host arrays, rows `[N, P * G]`.
-    examples: prompts of each seed, `[N, P]`.
-    tokenizer: for the completions' text.
-    grader: scores them. With several processes each has its own score its
-      share of the rows, and all get all.
-    stops: strings that ended completions; what is scored is before them.
-
-  Returns:
-    The rollout.
+  Components with a limit of tokens are 0 where a response is longer. With
+  several processes each has its own grader score its share of the rows.
   """
-  completions, lengths, ended = read(sampled, tokenizer, stops)
-  group_size = sampled.tokens.shape[1] // len(examples[0])
+  rollout = unscored(
+    sampled, len(examples[0]), 1, tokenizer=tokenizer, stops=stops
+  )
+  group_size = rollout.lengths.shape[-1]
   graded = _grade(
     grader,
     [example for row in examples for example in row for _ in range(group_size)],
-    completions,
+    rollout.completions,
   )
-  shape = (len(examples), len(examples[0]), group_size)
-  rewards = np.array(graded.rewards)
+  rewards = np.array(graded.rewards).reshape(*rollout.lengths.shape, -1)
   for component, limit in grader.token_limits.items():
-    rewards[lengths.reshape(-1) > limit, component] = 0.0
-  return Rollout(
-    transcript=sampled,
-    completions=completions,
-    rewards=rewards.reshape(*shape, -1),
-    scored=graded.scored.reshape(*shape, -1),
+    rewards[rollout.lengths > limit, component] = 0.0
+  return rollout._replace(
+    rewards=rewards,
+    scored=graded.scored.reshape(rewards.shape),
     outcomes=list(graded.outcomes),
-    lengths=lengths.reshape(shape),
-    ended=ended.reshape(shape),
   )
 
 
 def unscored(
-  sampled: transcript.Transcript,
+  sampled: Transcript,
   num_prompts: int,
   num_components: int,
   *,
   tokenizer: Tokenizer,
   stops: Sequence[str] = (),
 ) -> Rollout:
-  """Makes the rollout of responses that nobody has scored yet.
-
-  Args:
-    sampled: host arrays, rows `[N, P * G]`.
-    num_prompts: of each seed, `P`.
-    num_components: of the reward, `M`.
-    tokenizer: for the completions' text.
-    stops: strings that ended completions.
-
-  Returns:
-    The rollout, whose rewards are 0 and masked.
-  """
+  """The rollout of responses that nobody has scored: rewards 0 and masked."""
   completions, lengths, ended = read(sampled, tokenizer, stops)
   shape = (len(sampled.tokens), num_prompts, -1)
   lengths, ended = lengths.reshape(shape), ended.reshape(shape)
@@ -434,20 +325,11 @@ def _grade(
 
 
 def read(
-  sampled: transcript.Transcript,
-  tokenizer: Tokenizer,
-  stops: Sequence[str] = (),
+  sampled: Transcript, tokenizer: Tokenizer, stops: Sequence[str] = ()
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Reads the completions of a transcript.
+  """Reads rows `[N, B]`: texts, lengths in tokens, and whether they ended.
 
-  Args:
-    sampled: host arrays, rows `[N, B]`.
-    tokenizer: of the policy.
-    stops: strings that ended completions.
-
-  Returns:
-    The text of each row without its end token, or before its stop string; the
-    number of tokens that the policy chose; whether it chose an end.
+  A text is without its end token, or before its stop string.
   """
   size = sampled.prompt_size
   width = sampled.tokens.shape[-1] - size
@@ -464,33 +346,18 @@ def read(
   return texts, lengths, ends.any(-1) | np.array([x is not None for x in found])
 
 
-def trim(
-  sampled: transcript.Transcript, multiple: int
-) -> transcript.Transcript:
+def trim(sampled: Transcript, multiple: int) -> Transcript:
   """Cuts the padding that all rows share, so that no step computes it.
 
-  Args:
-    sampled: host arrays, rows `[N, B]`.
-    multiple: the completion part is rounded up to it, to bound the number of
-      shapes that are compiled.
-
-  Returns:
-    The same rows over fewer positions.
+  The completion part is rounded up to `multiple`, to bound the number of shapes
+  that are compiled.
   """
   used = sampled.roles[..., sampled.prompt_size :] != transcript.PAD
   longest = int(used.sum(-1).max(initial=1))
   size = min(-(-max(longest, 1) // multiple) * multiple, used.shape[-1])
   end = sampled.prompt_size + size
-
-  def shorten(values):
-    return None if values is None else values[..., :size]
-
-  return sampled.replace(
-    tokens=sampled.tokens[..., :end],
-    roles=sampled.roles[..., :end],
-    behave_log_probs=shorten(sampled.behave_log_probs),
-    entropies=shorten(sampled.entropies),
-    untempered_log_probs=shorten(sampled.untempered_log_probs),
+  return _map_log_probs(sampled, lambda x: x[..., :size]).replace(
+    tokens=sampled.tokens[..., :end], roles=sampled.roles[..., :end]
   )
 
 
@@ -500,16 +367,9 @@ def row_keys(
   ids: np.ndarray,
   group_size: int,
 ) -> Array:
-  """Makes the key of every row (R9).
+  """Keys `[N, P * G]`, functions of seed, step, example and sample alone.
 
-  Args:
-    seeds: of the runs, `N`.
-    step: the rollout step; one, or one a prompt, `[N, P]`.
-    ids: the examples' own numbers, `[N, P]`.
-    group_size: samples per prompt, `G`.
-
-  Returns:
-    Keys `[N, P * G]`, functions of seed, step, example and sample only.
+  `ids` `[N, P]` are the examples' own numbers; `step` is one, or one a prompt.
   """
   ids = np.asarray(ids, np.int32)
   steps = np.broadcast_to(np.asarray(step, np.int32), ids.shape)

@@ -9,9 +9,13 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saw_jax.run import config as config_lib
+
+if TYPE_CHECKING:
+  from saw_jax.run import sections
+from saw_jax.run import metrics
 
 # What makes a run's numbers, for git.
 _CODE = ("--", "saw_jax", "configs")
@@ -23,16 +27,7 @@ class RunError(ValueError):
 
 
 def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
-  """Says whether a run with this config may go on in a directory.
-
-  Args:
-    directory: of the run; it need not exist.
-    config: nested settings, as JSON can hold them.
-
-  Raises:
-    RunError: the directory holds a run of another config; the message names
-      the first key that differs.
-  """
+  """Says whether a run with this config may go on in a directory."""
   if not (pathlib.Path(directory) / "run.json").exists():
     return
   before = _flat(read_run(directory)["config"])
@@ -50,18 +45,7 @@ def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
 def open_run(
   directory: str | os.PathLike, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Writes `run.json`, or notes in it that the run goes on.
-
-  Args:
-    directory: of the run; made if absent.
-    config: nested settings, as JSON can hold them.
-
-  Returns:
-    The document in the file: config, command, commit, versions, machine.
-
-  Raises:
-    RunError: the directory holds a run of another config.
-  """
+  """Writes `run.json`, or notes in it that the run goes on."""
   check_run(directory, config)
   directory = pathlib.Path(directory)
   path = directory / "run.json"
@@ -79,35 +63,12 @@ def open_run(
       **environment(),
       "started": _now(),
     }
-  write_json(path, document, sort_keys=True)
+  metrics.write_json(path, document, sort_keys=True)
   return document
 
 
-def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
-  """Writes a file of a run in one piece: whoever is killed leaves the old one.
-
-  Args:
-    path: of the file.
-    document: as JSON can hold it.
-    **options: of `json.dumps`.
-  """
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(document, indent=2, **options) + "\n")
-  temporary.replace(path)
-
-
 def read_run(directory: str | os.PathLike) -> dict[str, Any]:
-  """Reads `run.json`.
-
-  Args:
-    directory: of the run.
-
-  Returns:
-    Its document.
-
-  Raises:
-    RunError: there is none, or it cannot be read.
-  """
+  """Reads `run.json`."""
   path = pathlib.Path(directory) / "run.json"
   try:
     document = json.loads(path.read_text())
@@ -124,7 +85,7 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
 
 def read_config(
   directory: str | os.PathLike,
-) -> tuple[config_lib.RunConfig, list[int]]:
+) -> tuple["sections.RunConfig", list[int]]:
   """The settings of a run, of an older one too, and its seeds."""
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")
@@ -132,24 +93,13 @@ def read_config(
 
 
 def commits(document: Mapping[str, Any]) -> list[str]:
-  """Names the commits of the code that a run was made by.
-
-  Args:
-    document: of the run, as `read_run` returns it.
-
-  Returns:
-    That of its start, and those with which it went on where they differ.
-  """
+  """Names the commits of the code that a run was made by."""
   later = [entry["commit"] for entry in document.get("resumed", ())]
   return list(dict.fromkeys([document["commit"], *later]))
 
 
 def environment() -> dict[str, Any]:
-  """Describes what a figure was measured with.
-
-  Returns:
-    Commit, Python, versions of the packages and machine.
-  """
+  """Describes what a figure was measured with."""
   return {
     "commit": commit(),
     "python": platform.python_version(),
@@ -159,11 +109,9 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-  """Names the commit of the code that runs.
+  """A short hash, with `+` if the library or the configs differ from it.
 
-  Returns:
-    A short hash, with `+` if the library or the configs differ from it;
-    `unknown` outside git.
+  `unknown` outside git.
   """
   if config_lib.IS_INSTALLED:
     return "unknown"
@@ -175,16 +123,7 @@ def commit() -> str:
 
 
 def is_same_code(a: str, b: str) -> bool:
-  """Whether two commits have the same library and the same configs.
-
-  Args:
-    a: a commit, as `commit` names it.
-    b: another.
-
-  Returns:
-    False also where git does not know one of them, and where files differed
-    from the commits, unless both are called the same.
-  """
+  """Whether two commits have the same library and the same configs."""
   if a == b:
     return True
   if not all(name.isalnum() and name != "unknown" for name in (a, b)):
@@ -205,11 +144,7 @@ def _git(*words: str) -> str:
 
 
 def machine() -> str:
-  """Describes the machine in a few words.
-
-  Returns:
-    Devices, cores and processor.
-  """
+  """Describes the machine in a few words."""
   import jax
 
   devices = jax.devices()

@@ -24,7 +24,7 @@ import numpy as np
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript as transcript_lib
-from saw_jax.run import checkpoint, progress
+from saw_jax.run import checkpoint, metrics
 from saw_jax.settings import constant
 from saw_jax.training import objective, state, update
 from saw_jax.training import optimizer as optimizer_lib
@@ -64,18 +64,7 @@ def pack_demonstrations(
   glue: Sequence[int] = (),
   multiple: int = 16,
 ) -> TrainBatch:
-  """Lays demonstrations out as transcripts.
-
-  Args:
-    prompts: token ids of each prompt.
-    completions: token ids of each completion, its end token included.
-    observations: token ids of what followed each, if anything did.
-    glue: tokens of the chat template before those.
-    multiple: both sizes are rounded up to it.
-
-  Returns:
-    A batch of NumPy arrays, one row a demonstration; advantages are 1.
-  """
+  """Lays demonstrations out as transcripts."""
   rows = len(prompts)
   glue = glue if observations is not None else ()
   follows = [[] for _ in prompts] if observations is None else observations
@@ -119,17 +108,7 @@ def warm_start(
   *,
   cache: str | os.PathLike,
 ) -> PyTree:
-  """Trains a decoder on demonstrations, or takes it from the cache.
-
-  Args:
-    decoder_config: sizes of the decoder.
-    config: settings of the start.
-    demonstrations: from `pack_demonstrations`.
-    cache: folder of earlier results, made if absent.
-
-  Returns:
-    The parameters.
-  """
+  """Trains a decoder on demonstrations, or takes it from the cache."""
   key = jax.random.key(config.seed)
   params = decoder.init_params(decoder_config, key)
   if not config.num_steps:
@@ -167,15 +146,15 @@ def warm_start(
   current = state.create_state(params, optimiser)
   rng = np.random.default_rng(config.seed)
   rows = demonstrations.tokens.shape[0]
-  with progress.Progress("warm start", config.num_steps) as bar:
+  with metrics.Progress("warm start", config.num_steps) as bar:
     for step in range(config.num_steps):
       chosen = rng.integers(0, rows, config.batch_size)
       batch = jax.tree.map(
         lambda x, c=chosen: jnp.asarray(x[c]), demonstrations
       )
-      current, metrics = step_fn(current, batch)
+      current, values = step_fn(current, batch)
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
-        loss = float(metrics["loss"])
+        loss = float(values["loss"])
       bar.advance(loss=loss)
 
   return _keep(folder, current.params, loss)

@@ -1,13 +1,14 @@
 """What a task is: components, examples, and a score for each completion.
 
-Text lives in this room and nowhere else; nothing here imports JAX, so that
-grading processes start fast and hold little memory.
+Nothing in this room imports JAX, so that workers start fast and stay small.
 """
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, overload
+
+from saw_jax.names import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +38,9 @@ class Example:
 
 
 class LazyExamples(Sequence[Example]):
-  """Examples made when they are asked for."""
+  """`size` examples, each made by its index when it is asked for."""
 
   def __init__(self, make: Callable[[int], Example], size: int):
-    """Makes nothing yet.
-
-    Args:
-      make: from an index to its example, the same each time.
-      size: how many there are.
-    """
     self._make = make
     self._size = size
 
@@ -70,10 +65,10 @@ class LazyExamples(Sequence[Example]):
 class Outcome(enum.Enum):
   """How the scoring of one completion went.
 
-  `WRONG` is anything readable that is not fully right. The last two mean that
-  there is no reward at all: such a completion is masked, not punished. A task
-  may return them where it depends on somebody else, such as a judge; what it
-  raises is `CRASHED` too, and counts as a bug.
+  `WRONG` is anything readable that is not fully right. `TIMED_OUT` and
+  `CRASHED` mean that there is no reward: the completion is masked, not
+  punished. A task may return them where it depends on somebody else, such as a
+  judge; an exception is `CRASHED` too, and counts as a bug.
   """
 
   RIGHT = "right"
@@ -99,38 +94,61 @@ class Score:
 class Task(Protocol):
   """A source of examples with a reward.
 
-  A task is pickled into grading processes, so its class lives in an importable
+  A task is pickled into worker processes, so its class lives in an importable
   module. Drop what scoring does not need in `__getstate__`.
 
   A component that depends on the number of tokens, which a text does not have,
   is named in an optional attribute `token_limits`, with the most tokens that a
   response may have: `score` gives its value for a short enough response, and
   whoever has the tokens makes it 0 for a longer one.
+
+  Attributes:
+    name: of the task, in messages and metrics.
+    components: the numbers of the reward, in the order of `Score.values`.
   """
 
   name: str
   components: tuple[Component, ...]
 
   def examples(self, split: str) -> Sequence[Example]:
-    """Returns the examples of a split; the sequence may be lazy."""
+    """Returns the examples of a split; the sequence may be lazy.
+
+    Args:
+      split: such as "train" or "test".
+
+    Returns:
+      The same examples at every call.
+
+    Raises:
+      ValueError: there is no such split.
+    """
     ...
 
   def score(self, example: Example, completion: str) -> Score:
-    """Scores a completion, deterministically and for any text at all."""
+    """Scores a completion.
+
+    Args:
+      example: what was asked.
+      completion: the policy's answer: any text at all, empty, enormous or
+        hostile.
+
+    Returns:
+      One finite value within its range per component, and the outcome; the same
+      for the same arguments, whatever was scored before.
+    """
     ...
 
 
 class Splits:
-  """The part of a task that makes each split once, when it is asked for.
+  """Makes each split of a task once, when it is asked for.
 
-  A task that inherits from it says which splits there are in `splits`, and
-  makes one in `_make`. Grading processes get the task without its examples.
+  A task that inherits from it names its splits in `splits` and makes one in
+  `_make`. Worker processes get the task without its examples.
   """
 
   _examples: Mapping[str, Sequence[Example]] = {}
 
   def __getstate__(self) -> dict[str, Any]:
-    """Leaves the examples out: scoring needs none."""
     state = dict(self.__dict__)
     state.pop("_examples", None)
     return state
@@ -141,21 +159,8 @@ class Splits:
     raise NotImplementedError
 
   def examples(self, split: str) -> Sequence[Example]:
-    """Returns the examples of a split.
-
-    Args:
-      split: one of `splits`.
-
-    Returns:
-      The examples; the sequence may be lazy.
-
-    Raises:
-      ValueError: no such split, no file for it, or a broken row in the file.
-      FileNotFoundError: its file is not there.
-      ImportError: a library that reads or makes them is missing.
-    """
-    if split not in self.splits:
-      raise ValueError(f"no split {split!r}: {nearest(split, self.splits)}")
+    """Returns the examples of one of `splits`; the sequence may be lazy."""
+    check_split(split, self.splits)
     if split not in self._examples:
       self._examples = {**self._examples, split: self._make(split)}
     return self._examples[split]
@@ -165,17 +170,7 @@ class Splits:
 
 
 def token_limits(task: Task) -> dict[int, int]:
-  """Finds the components of a task that depend on the number of tokens.
-
-  Args:
-    task: any.
-
-  Returns:
-    The most tokens by index of the component.
-
-  Raises:
-    ValueError: a limit is of no component, or not positive.
-  """
+  """Returns the most tokens of a response by index of a component."""
   names = [component.name for component in task.components]
   limits = getattr(task, "token_limits", {})
   for name, limit in limits.items():
@@ -188,22 +183,21 @@ def token_limits(task: Task) -> dict[int, int]:
   return {names.index(name): limit for name, limit in limits.items()}
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
-  """Says which choices there are, the most similar one first.
+def check_choice(what: str, value: str, choices: Collection[str]) -> None:
+  """Raises if an option's value is not one of the choices."""
+  if value not in choices:
+    raise ValueError(f"unknown {what} {value!r}: {nearest(value, choices)}")
 
-  Args:
-    name: what was asked for.
-    choices: what there is.
 
-  Returns:
-    The end of an error message.
+def check_split(split: str, splits: Collection[str]) -> None:
+  """Raises if a task does not have a split."""
+  if split not in splits:
+    raise ValueError(f"no split {split!r}: {nearest(split, splits)}")
 
-  >>> nearest("gdop", ["grpo", "gdpo"])
-  "did you mean 'gdpo'? Choices: gdpo, grpo"
-  """
-  import difflib
 
-  if not choices:
-    return "there are none"
-  close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
-  return f"did you mean {close[0]!r}? Choices: {', '.join(sorted(choices))}"
+def check_positive(config: Any, *names: str) -> None:
+  """Raises if one of a config's numbers is not positive; None is no number."""
+  for name in names:
+    value = getattr(config, name)
+    if value is not None and value < 1:
+      raise ValueError(f"{name} is not positive: {value}.")

@@ -12,19 +12,10 @@ import numpy as np
 def batch_indices(
   num_examples: int, batch_size: int, *, seed: int, step: int
 ) -> np.ndarray:
-  """Returns the examples of a step.
+  """Returns the distinct examples of a step. int64 `[batch_size]`.
 
   Each epoch goes through the examples in an order of its own, without
   replacement, and drops what does not fill a last batch.
-
-  Args:
-    num_examples: how many examples there are.
-    batch_size: P, at most that many.
-    seed: of the orders.
-    step: from 0.
-
-  Returns:
-    Distinct indices. int64 `[P]`.
 
   >>> [batch_indices(4, 2, seed=0, step=s).tolist() for s in range(2)]
   [[2, 0], [1, 3]]

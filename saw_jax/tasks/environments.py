@@ -1,18 +1,15 @@
-"""What an environment is: text in, text out, and a reward a step.
-
-An environment is asked one action at a time and answers with what the policy
-sees next. It is deterministic, and no action makes it raise: what it does not
-understand changes nothing, and takes a step.
-"""
+"""What an environment is: text in, text out, and a reward a step."""
 
 import difflib
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
 
+FORMS = ("english", "compact")
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _HAN = re.compile("[\u4e00-\u9fff]")
 
@@ -20,7 +17,8 @@ _HAN = re.compile("[\u4e00-\u9fff]")
 class EngineLost(Exception):
   """The process behind an environment is gone, with all that it held.
 
-  An environment of a worker process raises it to be played again in a new one.
+  A worker process that meets it ends, and its episodes are played again in a
+  new one.
   """
 
 
@@ -35,9 +33,14 @@ class Step(NamedTuple):
 class Environment(Protocol):
   """A world that is played with words.
 
+  It is asked one action at a time and answers with what the policy sees next.
+  It is deterministic, so that an episode can be played again from its seed and
+  its actions. No action makes it raise: what it does not understand changes
+  nothing and takes a step.
+
   Attributes:
     max_return: the most that an episode can pay.
-    task: what is to be done in this episode.
+    task: what is to be done in this episode, in words.
   """
 
   max_return: float
@@ -62,6 +65,42 @@ class Environment(Protocol):
     ...
 
 
+class BoundedEnvironment:
+  """An `Environment` whose episodes end when decided or out of steps.
+
+  A subclass starts the episode of a seed in `_start`, and does what an action
+  says in `_act`: observation, reward, and whether that decides the episode.
+  """
+
+  def __init__(self, max_steps: int, max_return: float):
+    self.max_return = max_return
+    self.task = ""
+    self.done = True
+    self._steps, self._max_steps = 0, max_steps
+
+  def reset(self, seed: int) -> str:
+    """Starts the episode of a seed, and returns its first observation."""
+    self.done = True  # and stays so if there is no such episode
+    observation = self._start(seed)
+    self._steps, self.done = 0, False
+    return observation
+
+  def step(self, action: str) -> Step:
+    """Takes an action: any text at all, while the episode is not done."""
+    if self.done:
+      raise RuntimeError("the episode is over: reset first")
+    self._steps += 1
+    observation, reward, decided = self._act(action)
+    self.done = decided or self._steps >= self._max_steps
+    return Step(observation, reward, self.done)
+
+  def _start(self, seed: int) -> str:
+    raise NotImplementedError
+
+  def _act(self, action: str) -> tuple[str, float, bool]:
+    raise NotImplementedError
+
+
 class Situation(NamedTuple):
   """Where an episode stands: all that anybody outside needs of it."""
 
@@ -80,11 +119,14 @@ class Reply(NamedTuple):
   valid: bool
 
 
+History = Sequence[tuple[str, str]]  # earlier observations and actions
+
+
 class Transition(NamedTuple):
   """One step of somebody's episode, as the policy would have met it."""
 
   before: Situation
-  history: tuple[tuple[str, str], ...]  # earlier observations and actions
+  history: History
   action: str
   observation: str  # what followed
 
@@ -92,27 +134,52 @@ class Transition(NamedTuple):
 class Expert(Protocol):
   """Somebody who knows how an episode is won."""
 
-  def action(self) -> str:
-    """Returns what to do next, after whatever has been done."""
+  def action(self) -> str | None:
+    """Returns what to do next, after whatever was done; None: no idea."""
     ...
+
+
+class Walkthrough:
+  """An expert that follows a list of actions to its end."""
+
+  def __init__(self, actions: Iterable[str]):
+    self._actions = iter(actions)
+
+  def action(self) -> str | None:
+    """Returns the next action."""
+    return next(self._actions, None)
 
 
 class AgentTask:
   """A source of environments, and how a policy is asked and understood.
 
   It is pickled into worker processes, so its class lives in an importable
-  module. An inheriting class says which episodes there are in `num_episodes`
-  and makes an environment in `make`; the rest has defaults.
+  module. An inheriting class gives `episodes` (or `num_episodes`), `make` and
+  `prompts`; with an `expert` there are demonstrations. The rest has defaults.
 
   Attributes:
-    name: of the task.
+    name: of the task, in messages and metrics.
     max_steps: of an episode, `E`.
     max_return: the most that an episode can pay.
+    episodes: how many seeds each split has, by its name.
+    expert: from an environment, at the start of an episode, and random draws to
+      somebody who knows how it is won; None: nobody does.
+
+  >>> class Guess(AgentTask):
+  ...   name, max_steps, max_return = "guess", 5, 1.0
+  ...   episodes = {"train": 1000, "test": 100}
+  ...   def make(self, split):
+  ...     return MyEnvironment(split)
+  ...   def prompts(self, situation, history):
+  ...     yield f"{situation.task} {history} {situation.observation}"
+  ...     yield f"{situation.task} {situation.observation}"
   """
 
   name: str
   max_steps: int
   max_return: float
+  episodes: Mapping[str, int]
+  expert: ClassVar[Callable[..., Expert] | None] = None
 
   @property
   def components(self) -> tuple[base.Component, ...]:
@@ -120,8 +187,13 @@ class AgentTask:
     return (base.Component("return", 0.0, self.max_return),)
 
   def num_episodes(self, split: str) -> int:
-    """Returns how many seeds of episodes a split has."""
-    raise NotImplementedError
+    """Returns how many seeds of episodes a split has: 0 to this, less one.
+
+    Raises:
+      ValueError: there is no such split.
+    """
+    base.check_split(split, self.episodes)
+    return self.episodes[split]
 
   def make(self, split: str) -> Environment:
     """Makes an environment, whose `reset` takes a seed of the split."""
@@ -135,91 +207,183 @@ class AgentTask:
     del split, seed
     return ""
 
-  def prompts(
-    self, situation: Situation, history: Sequence[tuple[str, str]]
-  ) -> Iterator[str]:
-    """Yields what the policy may be asked, the longest first.
-
-    The first that fits is taken.
+  def prompts(self, situation: Situation, history: History) -> Iterator[str]:
+    """Yields what the policy may be asked; the first that fits is taken.
 
     Args:
       situation: where the episode stands.
       history: every earlier observation of the episode with the action taken.
+
+    Yields:
+      Texts of one message of the user, the longest first.
     """
     raise NotImplementedError
 
   def read_reply(self, completion: str) -> Reply:
-    """Finds the action in a completion, whatever it is."""
+    """Finds the action in a completion, which may be any text at all.
+
+    Returns:
+      The action, and whether the completion has the form that was asked for. An
+      action of an invalid reply is played too.
+    """
     return read_reply(completion)
 
   def write_reply(self, action: str) -> str:
-    """Returns a completion that asks for an action."""
+    """Returns a completion that asks for an action, for demonstrations."""
     return f"<think></think><action>{action}</action>"
 
-  def demonstrations(self, count: int, *, seed: int) -> list[Transition]:
-    """Returns steps for a supervised start, where there is an expert."""
-    raise NotImplementedError
+  def mistake(self, situation: Situation, draws: Draws) -> str:
+    """Returns what an expert that errs does: any admissible action."""
+    return draws.choice(situation.actions)
+
+  def demonstrations(
+    self, count: int, *, seed: int, wrong_rate: float = 0.0
+  ) -> list[Transition]:
+    """Returns steps of an expert that errs at a given rate.
+
+    It goes on from where its mistakes lead, so that both are shown.
+
+    Args:
+      count: of steps of the training split, episode by episode.
+      seed: of everything that is random about the play.
+      wrong_rate: probability that a step is a `mistake`, in [0, 1).
+
+    Returns:
+      The steps. The last episode is cut.
+
+    Raises:
+      ValueError: nothing would be right, or the expert knows no episode.
+      NotImplementedError: there is no expert.
+    """
+    return self._play("train", count, seed, wrong_rate)
 
   def held_out(self, count: int) -> list[Transition]:
-    """Returns an expert's steps in test worlds; none without an expert."""
-    del count
-    return []
+    """Returns an expert's steps in test episodes; none without an expert."""
+    return self._play("test", count, 0, 0.0) if self.expert else []
 
-
-def play(
-  env: Environment,
-  episodes: Iterable[tuple[int, Draws]],
-  *,
-  expert: Callable[[Environment, Draws], Expert],
-  mistake: Callable[[Situation, Draws], str],
-  wrong_rate: float,
-) -> Iterator[Transition]:
-  """Lets an expert play that errs at a given rate.
-
-  It goes on from where its mistakes lead, so that both are shown.
-
-  Args:
-    env: to play in.
-    episodes: the seed of each, with the draws of what is random about its play.
-    expert: makes one for an episode that was just started.
-    mistake: what is done instead, where the expert errs.
-    wrong_rate: probability that a step is a mistake, in [0, 1).
-
-  Yields:
-    The steps, episode by episode.
-
-  Raises:
-    ValueError: it would do nothing right.
-  """
-  if not 0 <= wrong_rate < 1:
-    raise ValueError(f"not a rate below 1: {wrong_rate}.")
-  for seed, draws in episodes:
-    observation = env.reset(seed)
-    player, history = expert(env, draws), ()
-    while not env.done:
-      situation = Situation(
-        env.task, observation, tuple(env.admissible_actions), 0.0, False
+  def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
+    """The seed of each demonstrated episode, and the draws of its play."""
+    for number in itertools.count():
+      yield (
+        number % self.num_episodes(split),
+        Draws(f"{self.name} expert", split, seed, number),
       )
-      action = player.action()
-      if draws.chance(wrong_rate):
-        action = mistake(situation, draws)
-      before, observation = observation, env.step(action).observation
-      yield Transition(situation, history, action, observation)
-      history = (*history, (before, action))
+
+  def _play(
+    self, split: str, count: int, seed: int, wrong_rate: float
+  ) -> list[Transition]:
+    if self.expert is None:
+      raise NotImplementedError(f"task {self.name!r} has no expert.")
+    if not 0 <= wrong_rate < 1:
+      raise ValueError(f"not a rate below 1: {wrong_rate}.")
+    env, steps, idle = self.make(split), [], 0
+    starts = self._starts(split, seed)
+    while len(steps) < count:
+      start, draws = next(starts)
+      observation, history = env.reset(start), ()
+      expert = self.expert(env, draws)
+      if wrong_rate and isinstance(expert, Walkthrough):
+        raise ValueError("a walkthrough has no mistakes: set wrong_rate to 0.")
+      while not env.done and len(steps) < count:
+        before = Situation(
+          env.task, observation, tuple(env.admissible_actions), 0.0, False
+        )
+        action = expert.action()
+        if action is None:
+          break
+        if draws.chance(wrong_rate):
+          action = self.mistake(before, draws)
+        seen, observation = observation, env.step(action).observation
+        steps.append(Transition(before, history, action, observation))
+        history = (*history, (seen, action))
+      idle = 0 if history else idle + 1
+      if idle > self.num_episodes(split):
+        raise ValueError(
+          f"no episode of split {split!r} of task {self.name!r} has a "
+          "walkthrough."
+        )
+    return steps
+
+
+class FormTask(AgentTask):
+  """A task in two forms: English with tags, and one of few tokens.
+
+  The compact form is for policies that start from nothing: each task has a
+  tokenizer for it, and a reply is the action and nothing else. A subclass
+  writes compact prompts in `_compact`, with the last `shown` steps of a
+  history, and knows in `_is_action` what a compact reply may be.
+  """
+
+  _role = ""  # what the agent of the English prompts does, ...
+  _subject = ""  # ... and what it is to reason about
+  _longest_prompt = 10**9  # characters; a longer one goes without history
+
+  def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
+    self.config = config
+    self.max_steps, self.max_return = config.max_steps, config.reward
+    self.episodes = episodes or {
+      "train": config.num_train,
+      "test": config.num_test,
+    }
+
+  @property
+  def is_compact(self) -> bool:
+    """Whether prompts and replies are of the compact form."""
+    return self.config.form == "compact"
+
+  def prompts(self, situation: Situation, history: History) -> Iterator[str]:
+    """Yields prompts with less and less history, the oldest left out first."""
+    write = self._compact if self.is_compact else self._english
+    for shown in range(min(self.config.shown, len(history)), -1, -1):
+      text = write(situation, history, shown)
+      if not shown or len(text) <= self._longest_prompt:
+        yield text
+
+  def read_reply(self, completion: str) -> Reply:
+    """Finds the action in a completion, whatever it is."""
+    if not self.is_compact:
+      return super().read_reply(completion)
+    action = completion.strip().lower()
+    valid = self._is_action(action)
+    return Reply(action if valid else "", valid)
+
+  def write_reply(self, action: str) -> str:
+    """Returns a completion that asks for an action."""
+    return action if self.is_compact else super().write_reply(action)
+
+  def _english(self, situation: Situation, history: History, shown: int) -> str:
+    past = "Your"
+    if history:
+      past = (
+        f"So far you have taken {len(history)} step(s). The last {shown} "
+        "observation(s) and the actions that you took: "
+        f"{write_history(history, shown)}\n"
+        f"You are now at step {len(history) + 1} and your"
+      )
+    actions = write_actions(situation.actions)
+    return (
+      f"You are an expert agent that {self._role}.\n"
+      f"Your task is to: {situation.task}\n"
+      f"{past} current observation is: {situation.observation}\n"
+      f"The actions that are admissible now are: [{actions}].\n\n"
+      "It is your turn to act. First reason step by step about "
+      f"{self._subject}, inside <think> </think> tags. Then choose one "
+      "admissible action and write it inside <action> </action> tags."
+    )
+
+  def _compact(self, situation: Situation, history: History, shown: int) -> str:
+    raise NotImplementedError
+
+  def _is_action(self, text: str) -> bool:
+    raise NotImplementedError
 
 
 def read_reply(completion: str) -> Reply:
-  """Finds the action in a completion.
+  """Returns the first `<action>` of a completion, in lower case.
 
-  Args:
-    completion: any text.
-
-  Returns:
-    The first action, in lower case. It is valid if it stands in `<action>`
-    tags, a `<think>` block is there too, and no Chinese character is.
-
-  References:
-    The checks of GiGPO's agent loop. https://arxiv.org/abs/2505.10978
+  The reply is valid if the action's tags are closed, a `<think>` block is there
+  too, and no Chinese character is: the checks of GiGPO's agent loop,
+  https://arxiv.org/abs/2505.10978.
 
   >>> read_reply("<think>hm</think><action>go to bed 1</action>")
   Reply(action='go to bed 1', valid=True)
@@ -230,20 +394,32 @@ def read_reply(completion: str) -> Reply:
   return Reply(found[1].strip().lower() if found else "", valid)
 
 
+def write_history(history: History, shown: int) -> str:
+  """Lists the last observations and actions of a history, numbered from 1.
+
+  >>> write_history([("a bed", "look"), ("a lamp", "use")], 1)
+  "[Observation 2: 'a lamp', Action 2: 'use']"
+  """
+  first = len(history) - shown
+  return ", ".join(
+    f"[Observation {k}: '{seen}', Action {k}: '{action}']"
+    for k, (seen, action) in enumerate(history[first:], first + 1)
+  )
+
+
+def write_actions(actions: Iterable[str]) -> str:
+  """Lists actions, each in quotes."""
+  return ", ".join(f"'{action}'" for action in actions)
+
+
 def number_anchors(
   observations: Iterable[str], *, similarity: float = 1.0
 ) -> list[int]:
-  """Numbers observations, so that those that are alike have one number.
+  """Numbers observations in order of first appearance; those alike share one.
 
   GiGPO compares the steps of a group that started from the same observation.
-
-  Args:
-    observations: the text before each step, of one group.
-    similarity: 1 for equal texts; below, an observation joins the first number
-      whose first text is this similar (`difflib`), which takes far longer.
-
-  Returns:
-    A number for each, from 0 on, in order of first appearance.
+  With a similarity below 1, an observation joins the first number whose first
+  text is this similar (`difflib`), which takes far longer.
 
   >>> number_anchors(["a room", "a bed", "a room"])
   [0, 1, 0]

@@ -2,24 +2,14 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
-  """Reads the rows of a file, one after the other.
-
-  Args:
-    path: a `.parquet` file, a `.jsonl` file, or a `.json` file with a list.
-
-  Yields:
-    The rows, in the file's order.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is of another kind, or a line of it is no JSON.
-    ImportError: pyarrow is missing, for a parquet file.
-  """
+  """Yields the rows of a `.parquet`, `.jsonl` or `.json` file, in order."""
   path = pathlib.Path(path)
   if path.suffix not in (".parquet", ".json", ".jsonl"):
     raise ValueError(f"{path}: not a .parquet, .json or .jsonl file.")
@@ -28,20 +18,28 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
   yield from (_parquet_rows if path.suffix == ".parquet" else _json_rows)(path)
 
 
+def parse_rows(
+  path: str | pathlib.Path, parse: Callable[[Any], _T], what: str = "row"
+) -> Iterator[_T]:
+  """Yields what `parse` makes of each row; a ValueError of it names the row."""
+  for number, row in enumerate(read_rows(path)):
+    try:
+      parsed = parse(row)
+    except ValueError as error:
+      raise ValueError(f"{path}, {what} {number}: {error}") from error
+    yield parsed
+
+
+def messages(row: Any) -> tuple[dict[str, str], ...]:
+  """Returns the chat messages in the field `prompt` of a row in verl's form."""
+  return tuple(
+    {name: field(m, name, str) for name in ("role", "content")}
+    for m in field(row, "prompt", list)
+  )
+
+
 def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-  """Returns a field of a row.
-
-  Args:
-    row: from `read_rows`.
-    name: of the field.
-    kind: what its value has to be.
-
-  Returns:
-    The value.
-
-  Raises:
-    ValueError: the row has no such field, or it is of another kind.
-  """
+  """Returns a field of a row, of a kind that it has to be."""
   if not isinstance(row, Mapping):
     raise ValueError(f"not an object with a field {name!r}")
   if name not in row:

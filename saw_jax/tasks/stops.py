@@ -1,25 +1,15 @@
 """Strings that end an answer: where they stand in text, and in tokens.
 
 A stop string may begin and end inside a token, so that only text can say that
-it is there. What is sampled after it is dropped: the tokens up to the one that
-completes it are the policy's, and the text before it is the answer.
+it is there. The tokens up to the one that completes it are the policy's, and
+the text before it is the answer.
 """
 
 from collections.abc import Callable, Sequence
 
 
 def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
-  """Refuses what cannot be a list of stop strings.
-
-  Args:
-    stops: the strings.
-
-  Returns:
-    The same, hashable.
-
-  Raises:
-    ValueError: it is one string, or one of them is empty or no string.
-  """
+  """Returns stop strings as a tuple, or raises what is wrong with them."""
   if isinstance(stops, str):
     raise ValueError(
       f"stop strings are a list, and {stops!r} is one string: write "
@@ -34,15 +24,7 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def find_stop(text: str, stops: Sequence[str]) -> int | None:
-  """Finds where the first stop string begins.
-
-  Args:
-    text: of an answer.
-    stops: strings that end it.
-
-  Returns:
-    The index of its first character; None if there is none. Of those that
-    overlap, the one that is complete first counts.
+  """Returns where the stop string that is complete first begins, if any.
 
   >>> find_stop("2 + 3 = 5 Next", ["Next", "5"])
   8
@@ -53,15 +35,10 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
 
 
 def settled(text: str, stops: Sequence[str]) -> str:
-  """Takes what is certain to stay of an answer that is still being written.
+  """Returns what is certain to stay of an answer that is still being written.
 
-  Args:
-    text: so far.
-    stops: strings that end it.
-
-  Returns:
-    The text before the first stop string; while there is none, all but an end
-    that may be the beginning of one.
+  That is the text before the first stop string; while there is none, all but an
+  end that may be the beginning of one.
 
   >>> settled("5 a", ["and"])
   '5 '
@@ -81,16 +58,7 @@ def count_tokens(
   decode: Callable[[Sequence[int]], str],
   stops: Sequence[str],
 ) -> int | None:
-  """Counts the tokens up to the one that completes a stop string.
-
-  Args:
-    ids: tokens of an answer.
-    decode: turns tokens into text.
-    stops: strings that end it.
-
-  Returns:
-    The number, at least 1; None if there is no stop string.
-  """
+  """Counts the tokens up to the one that completes a stop string, if any."""
   if find_stop(decode(ids), stops) is None:
     return None
   low, high = 1, len(ids)  # More tokens never take a string away.

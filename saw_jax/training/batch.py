@@ -54,18 +54,7 @@ class TrainBatch:
     return jnp.maximum(index[None] - self.starts[:, None], 0)
 
   def require(self, field: str, user: str) -> Array:
-    """Returns an optional field, or says which loss misses it.
-
-    Args:
-      field: name of the field.
-      user: the loss that needs it, for the message.
-
-    Returns:
-      The array.
-
-    Raises:
-      ValueError: the field was not recorded.
-    """
+    """Returns an optional field, or says which loss misses it."""
     value = getattr(self, field)
     if value is None:
       raise ValueError(f"{user} needs {field}, which this batch does not hold")
@@ -75,15 +64,9 @@ class TrainBatch:
 def make_batch(
   transcript: transcript_lib.Transcript, advantages: Array
 ) -> TrainBatch:
-  """Joins a transcript of `P * G` rows with its advantages `[P, G]`.
+  """Joins a transcript of `P * G` rows with an advantage each, `[P, G]`.
 
-  Args:
-    transcript: rows in the order `[P, G]` flattened.
-    advantages: one number a row. Shape `[P, G]`; both may have a leading axis
-      of seeds.
-
-  Returns:
-    The batch, without `old_log_probs` and `ref_log_probs`.
+  Both may have a leading axis of seeds.
   """
   return TrainBatch(
     tokens=transcript.tokens,
@@ -96,20 +79,10 @@ def make_batch(
 
 
 def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
-  """Splits a batch into `count` parts along a new leading axis.
+  """Splits `B` rows into `count` parts: arrays `[count, B / count, ...]`.
 
   Part `k` holds the rows `k, k + count, ...`: an axis that is sharded over
   devices stays sharded inside every part.
-
-  Args:
-    batch: a batch of `B` rows.
-    count: number of parts, a divisor of `B`.
-
-  Returns:
-    The same rows; each array has shape `[count, B / count, ...]`.
-
-  Raises:
-    ValueError: `count` does not divide `B`.
   """
   rows = batch.tokens.shape[0]
   if rows % count:
@@ -122,18 +95,7 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
 
 
 def pack_rows(batch: TrainBatch, layout: packing_lib.Layout) -> TrainBatch:
-  """Packs a batch with a leading seed axis, in place of any packing it has.
-
-  Args:
-    batch: host arrays of shape `[N, B, ...]`.
-    layout: how its rows are cut before the model sees them.
-
-  Returns:
-    The same batch, which the forward pass reads packed.
-
-  Raises:
-    ValueError: a row is too long, or the rows do not split.
-  """
+  """Packs host arrays `[N, B, ...]`, in place of any packing they have."""
   return batch.replace(
     packing=packing_lib.pack(
       batch.tokens, batch.roles, batch.starts, batch.prompt_size, layout
@@ -142,19 +104,9 @@ def pack_rows(batch: TrainBatch, layout: packing_lib.Layout) -> TrainBatch:
 
 
 def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
-  """Takes one of `parts` mini-batches of a batch with a leading seed axis.
+  """Takes the rows of mini-batch `part`, of arrays `[N, B, ...]`, unpacked.
 
-  Args:
-    batch: each array has shape `[N, B, ...]`, rows in the order `[P, G]`.
-    part: which mini-batch, below `parts`.
-    parts: number of mini-batches, a divisor of the number of prompts, so that
-      groups stay whole.
-
-  Returns:
-    The rows of that part, in order, not packed.
-
-  Raises:
-    ValueError: the rows do not split evenly.
+  Groups stay whole where `parts` divides the number of prompts.
   """
   rows = batch.tokens.shape[1]
   if rows % parts:

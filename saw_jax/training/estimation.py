@@ -5,67 +5,46 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from saw_jax import advantages, losses, weighting
+from saw_jax import advantages, diagnostics, losses, names, weighting
 from saw_jax.training import update as update_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.objective import Objective
 from saw_jax.types import Array, PyTree
 
-# (rewards, *, scored, axis_name) -> [M]
-Weights = Callable[..., Array]
-# (rewards, weights, *, scored, lengths, penalties, axis_name) -> [P, G]
-Advantage = Callable[..., Array]
-
 
 def make_estimate(
-  advantage: Advantage, weights: Weights | None, *, minima: Array
+  advantage: Callable[..., Array],
+  weights: Callable[..., Array] | None,
+  *,
+  minima: Array,
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
-  """Composes a weighting with an advantage estimator.
+  """Composes a weighting with an advantage, see `advantages`; no gradient.
 
-  Args:
-    advantage: e.g. `advantages.gdpo`.
-    weights: e.g. `weighting.saw_weights`; `None` if the caller brings weights
-      that persist over steps, as gradient weighting does.
-    minima: least value that each component can take. Shape `[M]`.
-
-  Returns:
-    A function `(rewards [P, G, M], scored, lengths [P, G], penalties [P, G],
-    persistent_weights [M], *, axis_name=None) -> (advantages [P, G],
-    statistics)`. No gradient flows.
+  Weights that are `None` persist over steps, and are brought by the caller.
   """
 
   def estimate(
-    rewards: Array,
+    rewards: Array,  # [P, G, M]
     scored: Array,
-    lengths: Array,
-    penalties: Array | None,
-    persistent_weights: Array,
+    lengths: Array | None,  # [P, G]
+    penalties: Array | None,  # [P, G]
+    persistent_weights: Array,  # [M], with sum 1
     *,
     axis_name: str | None = None,
   ) -> tuple[Array, dict[str, Array]]:
-    num_components = rewards.shape[-1]
+    batch = dict(scored=scored, axis_name=axis_name)
     if weights is None:
-      weight = num_components * persistent_weights
+      weight = rewards.shape[-1] * persistent_weights
     else:
-      weight = weights(rewards, scored=scored, axis_name=axis_name)
-    advantage_PG = advantage(
-      rewards,
-      weight,
-      scored=scored,
-      lengths=lengths,
-      penalties=penalties,
-      axis_name=axis_name,
+      weight = weights(rewards, **batch)
+    if penalties is not None and "penalties" not in names.arguments(advantage):
+      user = names.name_of(advantage)
+      raise ValueError(f"{user} takes no penalties: put the KL in the loss")
+    advantage_PG = names.supply(
+      advantage, rewards, weight, lengths=lengths, penalties=penalties, **batch
     )
-    statistics = weighting.reward_statistics(
-      rewards, scored=scored, minima=minima, axis_name=axis_name
-    )
-    return jax.lax.stop_gradient(advantage_PG), {
-      "weight": weight,
-      "mean": statistics.mean,
-      "std": statistics.std,
-      "cv": statistics.cv,
-      "constant_groups": statistics.constant_groups,
-    }
+    statistics = diagnostics.reward_statistics(rewards, minima=minima, **batch)
+    return jax.lax.stop_gradient(advantage_PG), {"weight": weight, **statistics}
 
   return estimate
 
@@ -78,24 +57,11 @@ def make_gradient_weights(
   learning_rate: float = 1e-6,
   temperature: float = 1e-5,
 ) -> Callable[..., Array]:
-  """Makes the gradient-weighting baseline (Lu et al.): one backward a reward.
+  """The gradient-weighting baseline (Lu et al.): one backward a reward.
 
-  Args:
-    objective: the policy term alone, without entropy or KL.
-    num_microbatches: parts of the batch, as in the update.
-    merge: of parameters that are adapters, see `update.make_gradient`.
-    learning_rate: of the weights' update; by convention the policy's.
-    temperature: divides the inner products.
-
-  Returns:
-    A function `(params, weights [M], batch, rewards [P, G, M], scored,
-    base=None, *, axis_name=None) -> weights [M]` that sum to 1. Each
-    component's advantages are its group-normalised rewards, and its gradient is
-    clipped to norm 1.
-
-  References:
-    Lu et al., "Learning to Optimize Multi-Objective Alignment Through Dynamic
-    Reward Weighting". https://arxiv.org/abs/2509.11452
+  `objective` is the policy term alone. Each component's advantages are its
+  group-normalised rewards, and its gradient is clipped to norm 1; the weights
+  that come out sum to 1.
   """
   gradient_of = update_lib.make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge
@@ -103,9 +69,9 @@ def make_gradient_weights(
 
   def gradient_weights(
     params: PyTree,
-    weights: Array,
+    weights: Array,  # [M]
     batch: TrainBatch,
-    rewards: Array,
+    rewards: Array,  # [P, G, M]
     scored: Array,
     base: PyTree = None,
     *,
@@ -116,13 +82,8 @@ def make_gradient_weights(
         jnp.take(rewards, component, axis=-1),
         scored=jnp.take(scored, component, axis=-1),
       )
-      gradient, _ = gradient_of(
-        params,
-        batch.replace(advantages=one.reshape(-1)),
-        base,
-        axis_name=axis_name,
-      )
-      return gradient
+      batch_of_one = batch.replace(advantages=one.reshape(-1))
+      return gradient_of(params, batch_of_one, base, axis_name=axis_name)[0]
 
     gradients = jax.lax.map(component_gradient, jnp.arange(rewards.shape[-1]))
     return weighting.gradient_weights(
@@ -136,23 +97,13 @@ def make_gradient_weights(
 
 
 def kl_penalties(
-  batch: TrainBatch,
+  batch: TrainBatch,  # rows [N, P * G]
   estimator: losses.KLEstimator,
   coefficient: float,
   *,
   group_size: int,
 ) -> Array:
-  """Prices the distance from the reference, for KL in the reward.
-
-  Args:
-    batch: with `old_log_probs` and `ref_log_probs`; rows `[N, P * G]`.
-    estimator: per-token estimate of the divergence.
-    coefficient: what a nat costs in units of reward.
-    group_size: responses per prompt, `G`.
-
-  Returns:
-    What is subtracted from each response's reward. Shape `[N, P, G]`.
-  """
+  """What KL in the reward takes from each response. Shape `[N, P, G]`."""
   penalty = jax.vmap(
     lambda old, ref, mask: losses.kl_penalty(
       old, ref, mask, estimator=estimator, coefficient=coefficient

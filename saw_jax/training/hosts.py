@@ -1,10 +1,8 @@
-"""Several processes that train one policy: what only they must agree on.
+"""What several processes that train one policy must agree on.
 
 Every process runs the same program on the same host data, and devices of all of
-them make one mesh. So there is little to say here: how a host array gets onto
-the mesh, how one comes back, and how what a single process saw (its share of
-the rewards, a Ctrl-C) becomes known to all. With one process each function does
-nothing, or what JAX does.
+them make one mesh. With one process these functions do nothing, or what JAX
+does.
 """
 
 import jax
@@ -17,11 +15,7 @@ from saw_jax.types import Array, PyTree
 
 
 def is_first() -> bool:
-  """Says whether this process is the one that writes files.
-
-  Returns:
-    True in one process of the run.
-  """
+  """Whether this process is the one that writes files."""
   return jax.process_index() == 0
 
 
@@ -31,9 +25,6 @@ def wait_for_all(limit_s: int = 3600) -> None:
   Collectives of CPU devices wait for half a minute only, and processes that
   import and load at different speeds are further apart than that. After this
   they go in step.
-
-  Args:
-    limit_s: the longest wait, in seconds.
   """
   multihost.get_barrier_sync_fn()(
     key="saw_jax_start", timeout_ms=1000 * limit_s
@@ -43,12 +34,9 @@ def wait_for_all(limit_s: int = 3600) -> None:
 def spread(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
   """Puts arrays on devices, of which other processes may hold some.
 
-  Args:
-    tree: host arrays, the same in all processes, or arrays of all processes.
-    sharding: where they go; one for all, or a tree like the arrays.
-
-  Returns:
-    The arrays. Each process copies its own part and none is sent.
+  `tree` holds host arrays, the same in all processes, or arrays of all
+  processes; `sharding` is one for all, or a tree like the arrays. Each process
+  copies its own part and none is sent.
   """
   if isinstance(sharding, NamedSharding):
     return jax.tree.map(lambda x: _spread(x, sharding), tree)
@@ -56,19 +44,11 @@ def spread(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
 
 
 def fetch(tree: PyTree) -> PyTree:
-  """Takes arrays back to the host, whoever holds them.
-
-  Args:
-    tree: arrays. All processes have to ask for the same ones.
-
-  Returns:
-    NumPy arrays, whole ones in each process.
-  """
+  """Takes whole arrays to the host; all processes ask for the same ones."""
 
   def leaf(x):
-    if not isinstance(x, jax.Array) or x.is_fully_addressable:
-      return jax.device_get(x)
-    if x.is_fully_replicated:
+    is_here = not isinstance(x, jax.Array) or x.is_fully_addressable
+    if is_here or x.is_fully_replicated:
       return jax.device_get(x)
     return multihost_utils.process_allgather(x, tiled=True)
 
@@ -76,14 +56,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def add_up(tree: PyTree) -> PyTree:
-  """Adds up the arrays of all processes.
-
-  Args:
-    tree: NumPy arrays, of the same shapes in each process.
-
-  Returns:
-    The sums, in each process.
-  """
+  """Adds up the arrays of all processes."""
   if jax.process_count() == 1:
     return tree
   return jax.tree.map(
@@ -92,21 +65,13 @@ def add_up(tree: PyTree) -> PyTree:
 
 
 def any_of(flag: bool) -> bool:
-  """Asks whether something happened in any process.
-
-  Args:
-    flag: whether it did in this one.
-
-  Returns:
-    The same in each process.
-  """
+  """Whether something happened in any process."""
   return bool(add_up(np.array(flag, np.int32)))
 
 
 def _spread(x: Array, sharding: NamedSharding) -> Array:
-  if sharding.is_fully_addressable:
-    return jax.device_put(x, sharding)
-  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+  is_spread = isinstance(x, jax.Array) and not x.is_fully_addressable
+  if sharding.is_fully_addressable or is_spread:
     return jax.device_put(x, sharding)
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     data = _spread(jax.random.key_data(x), sharding)

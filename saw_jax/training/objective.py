@@ -6,17 +6,17 @@ term: they compose without a branch.
 """
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import losses, reductions, stale_losses, world_model
+from saw_jax import diagnostics, losses, names, reductions, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
+from saw_jax.reductions import Maximum, Ratio
 from saw_jax.training import packing as packing_lib
 from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.types import Array, PyTree
@@ -33,12 +33,9 @@ class Outputs:
 
 @flax.struct.dataclass
 class Observation:
-  """What a policy computes of its own responses, before it is updated.
+  """What a policy computes of its own responses, before it is updated."""
 
-  Hidden states are those after the last norm. An empty response ends where its
-  prompt does.
-  """
-
+  # After the last norm. An empty response ends where its prompt does.
   prompt_hidden: Array  # float32 [P, D], at the last token of each prompt
   response_hidden: Array  # float32 [B, D], at the last token of each response
   log_probs: Array | None = None  # float32 [B, T], of the tokens taken
@@ -46,50 +43,30 @@ class Observation:
   certainties: Array | None = None  # [B, T], `certainty.token_self_certainty`
 
 
-# (outputs of the current policy, batch) -> Ratio
-TermFn = Callable[[Outputs, TrainBatch], reductions.Ratio]
-# The same, or a maximum; None: the batch does not hold what it reads
-DiagnosticFn = Callable[
-  [Outputs, TrainBatch], reductions.Ratio | reductions.Maximum | None
-]
-# (params, batch) -> Outputs
+TermFn = Callable[[Outputs, TrainBatch], Ratio]
+Figures = dict[str, Ratio | Maximum]
+# What is logged, by name; {} where the batch does not hold what it reads.
+DiagnosticFn = Callable[[Outputs, TrainBatch], Figures]
 Forward = Callable[[PyTree, TrainBatch], Outputs]
+# (params, batch) -> (terms, diagnostics), by name
+Objective = Callable[[PyTree, TrainBatch], tuple[dict[str, Ratio], Figures]]
 
 
 class Term(NamedTuple):
-  """One summand of the objective: `coefficient * numerator / denominator`.
-
-  The denominator may not depend on the parameters.
-  """
+  """One summand of the objective: `coefficient * numerator / denominator`."""
 
   fn: TermFn
   coefficient: float = 1.0
-
-
-# (params, batch) -> (terms, diagnostics), by name
-Objective = Callable[
-  [PyTree, TrainBatch],
-  tuple[
-    dict[str, reductions.Ratio],
-    dict[str, reductions.Ratio | reductions.Maximum],
-  ],
-]
+  diagnostic: DiagnosticFn | None = None  # logged beside it
 
 
 def make_forward(
   config: DecoderConfig, *, temperature: float = 1.0, chunk_size: int = 1024
 ) -> Forward:
-  """Makes the forward pass of a decoder over a batch.
+  """The forward pass of a decoder over a batch, packed or not.
 
-  Args:
-    config: sizes of the decoder.
-    temperature: of the sampling distribution; the log-probs are those of the
-      distribution that was sampled from, not of the raw logits.
-    chunk_size: tokens whose logits exist at one time.
-
-  Returns:
-    A function `(params, batch) -> Outputs`. Gradients flow to the parameters.
-    A packed batch gives the same outputs, with 0 on padding.
+  Log-probs are those of the distribution that was sampled from, at
+  `temperature`; the logits of `chunk_size` tokens exist at one time.
   """
   model = decoder.Decoder(config)
 
@@ -117,18 +94,9 @@ def make_forward(
 def in_parts(
   fn: Callable[[PyTree, TrainBatch], PyTree], num_parts: int
 ) -> Callable[[PyTree, TrainBatch], PyTree]:
-  """Runs a function of rows on some of them at a time, as an update does.
+  """Runs a function of rows on some at a time, whose activations are in memory.
 
-  A part's activations are all that is in memory at once, and on a CPU small
-  parts stay in its caches.
-
-  Args:
-    fn: `(params, batch) -> arrays [B, ...]`, in which rows do not meet.
-    num_parts: parts that pass one after the other, a divisor of the rows. A
-      packed batch passes as a whole: its rows are few already.
-
-  Returns:
-    A function with the same arguments and results.
+  A packed batch passes as a whole: its rows are few already.
   """
 
   def parted(params: PyTree, batch: TrainBatch) -> PyTree:
@@ -153,21 +121,9 @@ def make_observe(
   chunk_size: int = 1024,
   log_probs_too: bool = True,
 ) -> Callable[[PyTree, TrainBatch], Observation]:
-  """Makes the pass before the update that label buying looks at.
+  """The pass before the update that label buying looks at; no gradient.
 
-  Where the update needs old log-probs anyway, the pass is the one that computes
-  them; else the head is not applied and there are no logits.
-
-  Args:
-    config: sizes of the decoder.
-    group_size: responses per prompt, `G`.
-    temperature: of the sampling distribution.
-    chunk_size: tokens whose logits exist at one time.
-    log_probs_too: whether tokens are looked at, or hidden states alone.
-
-  Returns:
-    A function `(params, batch) -> Observation`, through which no gradient is
-    meant to flow.
+  Without `log_probs_too` the head is not applied and there are no logits.
   """
   model = decoder.Decoder(config)
 
@@ -214,7 +170,6 @@ class _Stream(NamedTuple):
 
 
 def _read(model: decoder.Decoder, params: PyTree, batch: TrainBatch) -> _Stream:
-  """Passes a batch through the model, packed or as it is."""
   packing = batch.packing
   if packing is None:
     hidden_BSD, _ = model.apply(
@@ -258,133 +213,87 @@ def _unpack(values: Array, batch: TrainBatch) -> Array:
 def make_objective(
   forward: Forward,
   terms: Mapping[str, Term],
-  diagnostics: Mapping[str, DiagnosticFn] | None = None,
+  logs: Sequence[DiagnosticFn] = (),
 ) -> Objective:
-  """Composes terms over one forward pass.
-
-  Args:
-    forward: the policy's forward pass.
-    terms: what is minimised, by name.
-    diagnostics: what is only logged, by name; one that returns `None` is left
-      out.
-
-  Returns:
-    A function `(params, batch) -> (terms, diagnostics)`; the terms are
-    `Ratio`s, already multiplied by their coefficients.
-  """
-  diagnostics = diagnostics or {}
+  """Composes terms, multiplied by their coefficients, over one forward pass."""
 
   def objective(params: PyTree, batch: TrainBatch):
     outputs = forward(params, batch)
-    values = {}
+    values, logged = {}, {}
     for name, term in terms.items():
       numerator, denominator = term.fn(outputs, batch)
-      values[name] = reductions.Ratio(term.coefficient * numerator, denominator)
-    logged = {name: fn(outputs, batch) for name, fn in diagnostics.items()}
-    return values, {
-      name: value for name, value in logged.items() if value is not None
-    }
+      values[name] = Ratio(term.coefficient * numerator, denominator)
+    beside = [t.diagnostic for t in terms.values() if t.diagnostic is not None]
+    for fn in (*logs, *beside):
+      logged |= fn(outputs, batch)
+    return values, logged
 
   return objective
 
 
-# --- terms and diagnostics that every method shares ------------------------
+def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
+  """The term of a policy loss, its options bound, with the shares of its clip.
 
+  The names of the loss's arguments say what is read of the batch: `(log_probs,
+  [old_log_probs,] [behave_log_probs,] advantages, completion_mask)`. A loss
+  without the optional ones runs where neither was recorded. Without recorded
+  `old_log_probs`, the update is the first on its rollout, and the old policy is
+  the current one: the ratio is 1 and only its gradient matters.
 
-def policy(
-  loss: Callable[..., reductions.Ratio], *, ratio_to: str = "old"
-) -> TermFn:
-  """Makes the term of a policy loss.
+  `ratio_to` is what a loss is given as `old_log_probs`: "old", those of the
+  policy that the update starts from, which the trainer recomputes; or "behave",
+  the sampler's own, which saves that forward pass and lets the clip see
+  staleness. That is a `ValueError` for a loss that has no ratio to the old
+  policy, or one to each of the two.
 
-  The names of the loss's arguments say what is read of the batch: a loss
-  without `old_log_probs` and `behave_log_probs` runs where neither was recorded
-  (R7).
-
-  Where `old_log_probs` were not recorded, the update is the first on its
-  rollout, and the old policy is the current one: the ratio is 1 and only its
-  gradient matters.
-
-  Args:
-    loss: `(log_probs, [old_log_probs,] [behave_log_probs,] advantages,
-      completion_mask) -> Ratio`, with its options bound.
-    ratio_to: what a loss is given as `old_log_probs`: "old", those of the
-      policy that the update starts from, which the trainer recomputes; or
-      "behave", the sampler's own, which saves that forward pass and lets the
-      clip see staleness.
-
-  Returns:
-    The term's function.
-
-  Raises:
-    ValueError: `ratio_to` is neither, or is "behave" for a loss that has no
-      ratio to the old policy, or one to each of the two.
+  A loss that clips has the options `clip_low` and `clip_high`, and
+  `clipped_ratio` unless what it clips is the ratio of a token.
   """
-  needs = recorded_log_probs(loss)
+  user, needs = names.name_of(loss), recorded_log_probs(loss)
   if ratio_to not in ("old", "behave"):
     raise ValueError(f'ratio_to is {ratio_to!r}, neither "old" nor "behave"')
   if ratio_to == "behave" and needs != ("old_log_probs",):
     raise ValueError(
       f'ratio_to="behave" replaces old_log_probs by the sampler\'s, but '
-      f"{_name(loss)} reads {' and '.join(needs) or 'neither'}"
+      f"{user} reads {' and '.join(needs) or 'neither'}"
     )
-  old = _old_log_probs if ratio_to == "old" else _behave_log_probs
-  read = {"old_log_probs": old, "behave_log_probs": _behave_log_probs}
 
-  def term(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
+  def recorded(field: str, outputs: Outputs, batch: TrainBatch) -> Array:
+    if field == "behave_log_probs" or ratio_to == "behave":
+      return batch.require("behave_log_probs", user)
+    if batch.old_log_probs is None:
+      return jax.lax.stop_gradient(outputs.log_probs)
+    return batch.old_log_probs
+
+  def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
     return loss(
       outputs.log_probs,
-      *(read[name](outputs, batch, _name(loss)) for name in needs),
+      *(recorded(field, outputs, batch) for field in needs),
       batch.advantages,
       batch.completion_mask,
     )
 
-  return term
-
-
-def recorded_log_probs(
-  loss: Callable[..., reductions.Ratio],
-) -> tuple[str, ...]:
-  """Says which log-probs a loss needs beside the current policy's.
-
-  Args:
-    loss: a policy loss.
-
-  Returns:
-    `old_log_probs` and `behave_log_probs`, as far as they are its arguments.
-  """
-  fields = ("old_log_probs", "behave_log_probs")
-  return tuple(
-    name for name in inspect.signature(loss).parameters if name in fields
-  )
-
-
-def clipped_surrogate(
-  *,
-  clip_low: float = 0.2,
-  clip_high: float = 0.2,
-  dual_clip: float | None = None,
-  aggregate: losses.Aggregate = losses.token_mean,
-) -> TermFn:
-  """Makes the PPO term.
-
-  Args:
-    clip_low: how far the ratio may fall below 1.
-    clip_high: how far it may rise above 1.
-    dual_clip: bound on the loss of a negative advantage, above 1.
-    aggregate: how tokens and sequences are averaged.
-
-  Returns:
-    The term's function; see `policy`.
-  """
-  return policy(
-    functools.partial(
-      losses.clipped_surrogate_loss,
-      clip_low=clip_low,
-      clip_high=clip_high,
-      dual_clip=dual_clip,
-      aggregate=aggregate,
+  def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
+    return diagnostics.clip_fractions(
+      outputs.log_probs,
+      recorded("old_log_probs", outputs, batch),
+      batch.advantages,
+      batch.completion_mask,
+      **clip,
     )
-  )
+
+  clip = {
+    name: value
+    for name, value in names.options(loss).items()
+    if name in ("clip_low", "clip_high", "clipped_ratio")
+  }
+  return Term(term, diagnostic=clip_shares if clip else None)
+
+
+def recorded_log_probs(loss: Callable[..., Ratio]) -> tuple[str, ...]:
+  """The log-probs that a loss needs beside the current policy's."""
+  fields = ("old_log_probs", "behave_log_probs")
+  return tuple(name for name in names.arguments(loss) if name in fields)
 
 
 def kl(
@@ -392,17 +301,9 @@ def kl(
   *,
   aggregate: losses.Aggregate = losses.token_mean,
 ) -> TermFn:
-  """Makes the term that keeps the policy near the reference.
+  """The term that keeps the policy near the reference."""
 
-  Args:
-    estimator: per-token estimate of the divergence.
-    aggregate: how tokens and sequences are averaged.
-
-  Returns:
-    The term's function; it needs `ref_log_probs`.
-  """
-
-  def term(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
+  def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
     return losses.kl_loss(
       outputs.log_probs,
       batch.require("ref_log_probs", "the KL term"),
@@ -414,59 +315,13 @@ def kl(
   return term
 
 
-def entropy(*, aggregate: losses.Aggregate = losses.token_mean) -> TermFn:
-  """Makes the entropy bonus: minus the mean entropy.
-
-  Args:
-    aggregate: how tokens and sequences are averaged.
-
-  Returns:
-    The term's function.
-  """
-
-  def term(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-    return losses.entropy_loss(
-      outputs.entropies, batch.completion_mask, aggregate=aggregate
-    )
-
-  return term
+def entropy(outputs: Outputs, batch: TrainBatch) -> Ratio:
+  """The entropy bonus: minus the mean entropy."""
+  return losses.entropy_loss(outputs.entropies, batch.completion_mask)
 
 
-def world(token_loss: world_model.TokenLoss) -> TermFn:
-  """Makes PaW's term: to predict what an action brought about.
-
-  Args:
-    token_loss: from an observation token's log-prob to its loss.
-
-  Returns:
-    The term's function; it needs `world`, the rows' weights, and reads the
-    tokens with the role of an observation.
-  """
-
-  def term(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-    return world_model.world_model_loss(
-      outputs.log_probs,
-      batch.observation_mask,
-      batch.require("world", "the world model"),
-      token_loss=token_loss,
-    )
-
-  return term
-
-
-def value(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-  """Half the squared error of the value head, a mean over rows with tokens.
-
-  Args:
-    outputs: what the policy computed, with `values`.
-    batch: the batch, with `value_targets`.
-
-  Returns:
-    The sum and the number of rows. Gradient flows to the values.
-
-  Raises:
-    ValueError: the decoder has no value head, or there are no targets.
-  """
+def value(outputs: Outputs, batch: TrainBatch) -> Ratio:
+  """Half the squared error of the value head, a mean over rows with tokens."""
   if outputs.values is None:
     raise ValueError(
       "an advantage that reads values needs config.model.value_head=True"
@@ -474,204 +329,69 @@ def value(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
   rows = batch.completion_mask.any(-1)
   targets = batch.require("value_targets", "the value term")
   errors = reductions.select(outputs.values - targets, rows)
-  return reductions.Ratio(
-    0.5 * jnp.sum(errors**2), jnp.sum(rows.astype(errors.dtype))
-  )
+  return Ratio(0.5 * jnp.sum(errors**2), jnp.sum(rows.astype(errors.dtype)))
 
 
-def world_diagnostics(rho: float) -> dict[str, DiagnosticFn]:
-  """Makes the diagnostics of the world model.
+def world(token_loss: world_model.TokenLoss) -> Term:
+  """PaW's term, to predict what an action brought about, and what is logged.
 
-  Args:
-    rho: probability from which a token counts as learned.
-
-  Returns:
-    `clipped_tokens`, the share of observation tokens above it, and
-    `observation_nll`, the mean negative log-likelihood of those tokens; of the
-    observations that the batch holds.
+  `clipped_tokens` are observation tokens above the loss's own `rho`, else 0.2.
   """
-  return {
-    "clipped_tokens": lambda outputs, batch: world_model.clipped_token_share(
+  rho = names.options(token_loss).get("rho", 0.2)
+
+  def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
+    return world_model.world_model_loss(
+      outputs.log_probs,
+      batch.observation_mask,
+      batch.require("world", "the world model"),
+      token_loss=token_loss,
+    )
+
+  def shares(outputs: Outputs, batch: TrainBatch) -> Figures:
+    clipped = diagnostics.clipped_token_share(
       outputs.log_probs, batch.observation_mask, rho=rho
-    ),
-    "observation_nll": lambda outputs, batch: losses.token_mean(
-      -outputs.log_probs, batch.observation_mask
-    ),
-  }
+    )
+    nll = observation_likelihood(outputs, batch)
+    return {"clipped_tokens": clipped, "observation_nll": nll}
+
+  return Term(term, diagnostic=shares)
 
 
-def likelihood(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-  """Negative log-likelihood per token: the term of the warm start.
-
-  Args:
-    outputs: what the policy computed.
-    batch: the demonstrations; their advantages are not read.
-
-  Returns:
-    The sum over the completions' tokens, and their number.
-  """
+def likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
+  """Negative log-likelihood of a completion's tokens: a warm start's term."""
   return losses.token_mean(-outputs.log_probs, batch.completion_mask)
 
 
-def observation_likelihood(
-  outputs: Outputs, batch: TrainBatch
-) -> reductions.Ratio:
-  """Negative log-likelihood per token of what the environment said.
-
-  Args:
-    outputs: what the policy computed.
-    batch: the demonstrations, with what followed them.
-
-  Returns:
-    The sum over the observations' tokens, and their number.
-  """
+def observation_likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
+  """Negative log-likelihood of an observation's tokens."""
   return losses.token_mean(-outputs.log_probs, batch.observation_mask)
 
 
-def mean_entropy(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-  """Mean entropy of the policy's tokens, in nats.
+def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
+  """`entropy`, the mean of the policy's tokens, in nats."""
+  mean = losses.token_mean(outputs.entropies, batch.completion_mask)
+  return {"entropy": mean}
 
-  Args:
-    outputs: what the policy computed.
-    batch: the batch.
 
-  Returns:
-    The sum and the number of tokens.
+def balance(outputs: Outputs, batch: TrainBatch) -> Figures:
+  """How good and bad responses weigh, see `diagnostics.balance`."""
+  return diagnostics.balance(
+    outputs.log_probs, batch.advantages, batch.completion_mask
+  )
+
+
+def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> Figures:
+  """How far the trainer's log-probs are from the sampler's.
+
+  On the first update after a rollout a mismatch beyond rounding is a defect of
+  one of them. `behave_kl` is by k3: how far the policy has moved since.
   """
-  return losses.token_mean(outputs.entropies, batch.completion_mask)
-
-
-def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-  """Mean |log-prob of the trainer - log-prob of the sampler| (R6).
-
-  On the first update after a rollout the two are the same distribution, so
-  anything beyond rounding is a defect of one of them.
-
-  Args:
-    outputs: what the policy computed.
-    batch: the batch, with `behave_log_probs`.
-
-  Returns:
-    The sum and the number of tokens.
-  """
-  behave = batch.require("behave_log_probs", "the sampler mismatch")
-  difference = abs(outputs.log_probs - behave)
-  return losses.token_mean(difference, batch.completion_mask)
-
-
-def behave_kl(outputs: Outputs, batch: TrainBatch) -> reductions.Ratio:
-  """Estimates KL(sampler, current policy), for reporting only.
-
-  How far the policy has moved since the rollout; `sampler_mismatch` is the mean
-  of the absolute log-ratio.
-
-  Args:
-    outputs: what the policy computed.
-    batch: the batch, with `behave_log_probs`.
-
-  Returns:
-    The sum of the k3 estimates and the number of tokens.
-  """
-  behave = batch.require("behave_log_probs", "the KL to the sampler")
-  return losses.kl_loss(behave, outputs.log_probs, batch.completion_mask)
-
-
-def if_recorded(field: str, fn: DiagnosticFn) -> DiagnosticFn:
-  """Leaves a diagnostic out where a batch does not hold what it reads.
-
-  Args:
-    field: name of the batch's field.
-    fn: the diagnostic.
-
-  Returns:
-    The diagnostic; it gives `None` if the field was not recorded.
-  """
-
-  def diagnostic(outputs: Outputs, batch: TrainBatch):
-    return None if getattr(batch, field) is None else fn(outputs, batch)
-
-  return diagnostic
-
-
-def balance_diagnostics() -> dict[str, DiagnosticFn]:
-  """Makes the diagnostics of how good and bad responses weigh.
-
-  Returns:
-    `nll/positive` and `nll/negative`, `balance`, `balance_ratio`,
-    `zero_advantage` and `largest_inverse_nll`; see `stale_losses.Balance`. They
-    read the current policy alone.
-  """
-  names = {
-    "nll/positive": "nll_positive",
-    "nll/negative": "nll_negative",
-    "balance": "balance",
-    "balance_ratio": "balance_ratio",
-    "zero_advantage": "zero_advantage",
-    "largest_inverse_nll": "largest_inverse_nll",
-  }
-
-  def statistic(field: str) -> DiagnosticFn:
-    # Each computes all of them: the compiler keeps one copy.
-    return lambda outputs, batch: getattr(
-      stale_losses.balance(
-        outputs.log_probs, batch.advantages, batch.completion_mask
-      ),
-      field,
-    )
-
-  return {name: statistic(field) for name, field in names.items()}
-
-
-def clip_diagnostics(
-  clip_low: float,
-  clip_high: float,
-  *,
-  ratio_of: losses.RatioOf = losses.token_ratio,
-  ratio_to: str = "old",
-) -> dict[str, DiagnosticFn]:
-  """Makes the diagnostics of the clip.
-
-  Args:
-    clip_low: how far the ratio may fall below 1.
-    clip_high: how far it may rise above 1.
-    ratio_of: the ratio that is clipped, of a token or of its response.
-    ratio_to: "old" or "behave", as of the term.
-
-  Returns:
-    `clipped_low` and `clipped_high`: shares of the tokens that the clip holds.
-  """
-  old = _old_log_probs if ratio_to == "old" else _behave_log_probs
-
-  def fractions(outputs: Outputs, batch: TrainBatch) -> losses.ClipFractions:
-    return losses.clip_fractions(
-      outputs.log_probs,
-      old(outputs, batch, "the clip's share"),
-      batch.advantages,
-      batch.completion_mask,
-      clip_low=clip_low,
-      clip_high=clip_high,
-      ratio_of=ratio_of,
-    )
-
+  behave, mask = batch.behave_log_probs, batch.completion_mask
+  if behave is None:
+    return {}
   return {
-    "clipped_low": lambda outputs, batch: fractions(outputs, batch).low,
-    "clipped_high": lambda outputs, batch: fractions(outputs, batch).high,
+    "sampler_mismatch": losses.token_mean(
+      abs(outputs.log_probs - behave), mask
+    ),
+    "behave_kl": losses.kl_loss(behave, outputs.log_probs, mask),
   }
-
-
-def _old_log_probs(outputs: Outputs, batch: TrainBatch, user: str) -> Array:
-  """The recorded old policy, or the current one with its gradient stopped."""
-  del user
-  if batch.old_log_probs is None:
-    return jax.lax.stop_gradient(outputs.log_probs)
-  return batch.old_log_probs
-
-
-def _behave_log_probs(outputs: Outputs, batch: TrainBatch, user: str) -> Array:
-  del outputs
-  return batch.require("behave_log_probs", user)
-
-
-def _name(fn: Callable) -> str:
-  """The name of a function, of one with bound options too."""
-  return getattr(fn, "func", fn).__name__

@@ -37,16 +37,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-  """Makes the learning rate as a function of the update.
-
-  Args:
-    config: the settings.
-    num_updates: updates of the whole run, where the decay ends unless
-      `decay_steps` says otherwise.
-
-  Returns:
-    A function from the update's number to the learning rate.
-  """
+  """The learning rate as a function of the update, of `num_updates` in all."""
   peak, warmup = config.learning_rate, config.warmup_steps
   rest = max((config.decay_steps or num_updates) - warmup, 1)
   if config.schedule == "linear":
@@ -65,15 +56,7 @@ def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, num_updates: int
 ) -> optax.GradientTransformation:
-  """Makes the optimizer.
-
-  Args:
-    config: the settings.
-    num_updates: updates of the whole run.
-
-  Returns:
-    Clipping by the global norm, then AdamW.
-  """
+  """Clipping by the global norm, then AdamW."""
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(

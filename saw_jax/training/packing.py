@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short rows side by side in long ones: another way through the model (R11).
+"""Short rows side by side in long ones: another way through the model.
 
 Responses differ in length, and a padded batch computes the longest one's length
 for each. Packing lays prompts with their responses one after the other in rows
@@ -44,38 +44,21 @@ class Layout:
 
   A packed row never mixes what is computed apart: the micro-batches of an
   update, and devices that see their own rows alone.
-
-  Attributes:
-    length: tokens of a packed row, `L`.
-    num_shards: devices with rows of their own: those of `pmapped`.
-    num_microbatches: parts of an update, by stride (`batch.split_rows`).
-    row_multiple: the packed rows of a part are a multiple of it: the shards of
-      a mesh.
-    target_multiple: so is `C`, to bound the number of compiled shapes.
   """
 
-  length: int
-  num_shards: int = 1
-  num_microbatches: int = 1
-  row_multiple: int = 1
-  target_multiple: int = 64
+  length: int  # tokens of a packed row, `L`
+  num_shards: int = 1  # devices with rows of their own: those of `pmapped`
+  num_microbatches: int = 1  # parts of an update, by stride, as `split_rows`
+  row_multiple: int = 1  # of the packed rows of a part: the shards of a mesh
+  target_multiple: int = 64  # of `C`, to bound the number of compiled shapes
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
   """Packs items into bins, the longest first, each where it first fits.
 
-  At most 11/9 of the fewest bins possible, and 6/9 of a bin (Dósa 2007).
+  At most 11/9 of the fewest bins possible, and 6/9 of a bin (Dósa 2007). Equal
+  lengths keep their order, so that the same batch is packed in the same way.
 
-  Args:
-    lengths: of the items, 1 to `capacity`. Shape `[B]`.
-    capacity: of a bin.
-
-  Returns:
-    The items of each bin. Equal lengths keep their order, so that the same
-    batch is packed in the same way.
-
-  Raises:
-    ValueError: an item is longer than a bin.
 
   >>> first_fit(np.array([3, 6, 5, 2]), 8)
   [[1, 3], [2, 0]]
@@ -106,23 +89,11 @@ def pack(
   prompt_size: int,
   layout: Layout,
 ) -> Packing:
-  """Packs the rows of all seeds, on the host.
+  """Packs rows `[N, B, S]` of all seeds, on the host.
 
-  Args:
-    tokens: padded on both sides. Shape `[N, B, S]`.
-    roles: of the tokens; the real ones of a row are contiguous. `[N, B, S]`.
-    starts: first real token of each row. Shape `[N, B]`.
-    prompt_size: where the prompts end and the wanted tokens begin.
-    layout: how the rows are cut.
-
-  Returns:
-    The packing, host arrays with a leading axis of `N` seeds. Row `j` of part
-    `k` of shard `s` is packed row `(s·R' + j)·K + k` of `[R]`, so that the
-    splits that cut `[B]` cut `[R]` alike; `rows` count within a part.
-
-  Raises:
-    ValueError: a row is longer than `layout.length`, or the rows do not split
-      into the shards and parts.
+  The real tokens of a row are contiguous; those after `prompt_size` are wanted.
+  Row `j` of part `k` of shard `s` is packed row `(s·R' + j)·K + k` of `[R]`, so
+  that the splits that cut `[B]` cut `[R]` alike; `rows` count within a part.
   """
   tokens, roles, starts = map(np.asarray, (tokens, roles, starts))
   N, B = starts.shape
@@ -184,28 +155,14 @@ def pack(
 
 
 def take_sources(hidden_RLD: Array, packing: Packing) -> Array:
-  """Takes the stream before each wanted token.
-
-  Args:
-    hidden_RLD: the stream over packed rows. Shape `[R, L, D]`.
-    packing: of one seed.
-
-  Returns:
-    The stream. Shape `[R, C, D]`.
-  """
+  """Takes the stream before each wanted token: `[R, C, D]`."""
   return jnp.take_along_axis(hidden_RLD, packing.sources[..., None], axis=1)
 
 
 def unpack(values_RC: Array, packing: Packing, size: int) -> Array:
-  """Puts what was computed of the wanted tokens back into their own rows.
+  """Puts numbers `[R, C]` of the wanted tokens back into rows `[B, size]`.
 
-  Args:
-    values_RC: one number per wanted token. Shape `[R, C]`.
-    packing: of one seed.
-    size: `T`, at least the most wanted tokens of a row.
-
-  Returns:
-    The numbers, 0 beyond a row's last. Shape `[B, T]`. Gradients flow.
+  They are 0 beyond a row's last. Gradients flow.
   """
   steps = jnp.arange(size)
   there = steps[None] < packing.counts[:, None]

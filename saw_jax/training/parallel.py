@@ -1,4 +1,4 @@
-"""Lifts: one pure function over seeds, devices or a mesh (R11).
+"""Lifts: one pure function over seeds, devices or a mesh.
 
 A lift takes a function and, for each argument and result, what it is:
 
@@ -12,6 +12,7 @@ independent seeds. `seeded` maps that axis; `meshed` and `pmapped` run one seed
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,41 +59,25 @@ class ParallelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Lift:
-  """One way to run the functions of a step.
+  """One way to run the functions of a step."""
 
-  Attributes:
-    name: `seeded`, `meshed` or `pmapped`.
-    wrap: `(fn, inputs, outputs, takes_axis_name=False, donate=()) -> fn` over
-      arrays with a leading axis of seeds.
-    place: puts the stacked state of all seeds where it is kept.
-    place_params: puts the stacked parameters of whole models there.
-    fetch: takes the stacked state back, as host arrays.
-    num_shards: parts that ROWS are split into.
-    share: brings STATE, e.g. parameters, to one device, with the leading axis
-      of seeds; the host is not on the way.
-  """
-
-  name: str
+  name: str  # seeded, meshed or pmapped
+  # (fn, inputs, outputs, takes_axis_name=False, donate=()) -> fn over arrays
+  # with a leading axis of seeds
   wrap: Callable[..., Callable]
-  place: Callable[[TrainState], Any]
-  place_params: Callable[[PyTree], Any]
-  fetch: Callable[[Any], TrainState]
-  num_shards: int
+  place: Callable[[TrainState], Any]  # puts the stacked state where it is kept
+  place_params: Callable[[PyTree], Any]  # and parameters of whole models
+  fetch: Callable[[Any], TrainState]  # takes the state back, as host arrays
+  # Brings STATE to one device, seeds first; the host is not on the way.
   share: Callable[[PyTree], PyTree]
+  num_shards: int = 1  # parts that ROWS are split into
+  has_own_rows: bool = False  # a device sees its own rows alone
 
 
 def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
-  """Maps the functions over independent seeds: N runs are one program.
-
-  Args:
-    devices: where the seed axis is split over; the first device by default.
-
-  Returns:
-    The lift.
-  """
+  """Maps over independent seeds, split over devices: N runs are one program."""
   devices = list(devices or jax.devices()[:1])
-  mesh = Mesh(np.array(devices), ("seed",), axis_types=(AxisType.Auto,))
-  sharding = NamedSharding(mesh, PartitionSpec("seed"))
+  sharding = _one_each(devices, "seed")
 
   def put(tree):
     def leaf(x):
@@ -116,15 +101,10 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
     mapped = jax.jit(jax.vmap(fn), donate_argnums=donate)
     return lambda *args: mapped(*[put(arg) for arg in args])
 
-  return Lift(
-    "seeded",
-    wrap,
-    put,
-    put,
-    jax.device_get,
-    num_shards=1,
-    share=lambda tree: jax.device_put(tree, devices[0]),
-  )
+  def share(tree):
+    return jax.device_put(tree, devices[0])
+
+  return Lift("seeded", wrap, put, put, jax.device_get, share)
 
 
 def meshed(
@@ -136,40 +116,28 @@ def meshed(
 ) -> Lift:
   """Runs one seed over a mesh; the compiler adds the collectives.
 
-  Args:
-    mesh: axes `data`, `fsdp` and `tensor`; see `make_mesh`.
-    config: the decoder, for the logical axes of its parameters.
-    optimizer: the optimizer, for the shape of its state.
-    lora: of a state whose parameters are adapters.
-
-  Returns:
-    The lift. Parameters and optimizer state are split by `RULES`; an axis that
-    does not divide evenly is kept whole.
+  Parameters and optimizer state are split by `RULES`; an axis that does not
+  divide evenly is kept whole. `lora` is of a state of adapters.
   """
-  rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-  same = NamedSharding(mesh, PartitionSpec())
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
 
   def put(kind, tree):
     if kind == STATE:
       return tree  # already placed
-    if kind == SAME:
-      return hosts.spread(tree, same)
-    tree = _one_seed(tree)
-    jax.tree.map(lambda x: _check_rows(x.shape[0], num_shards), tree)
-    return hosts.spread(tree, rows)
+    tree, spec = _one_seed(tree), PartitionSpec()
+    if kind == ROWS:
+      jax.tree.map(lambda x: _check_rows(x.shape[0], num_shards), tree)
+      spec = PartitionSpec(("data", "fsdp"))
+    return hosts.spread(tree, NamedSharding(mesh, spec))
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     del takes_axis_name  # statistics of a sharded array are global
     jitted = jax.jit(fn, donate_argnums=donate)
 
     def run(*args):
-      placed = [
-        put(kind, arg if kind == ROWS else _unstack(kind, arg))
-        for kind, arg in zip(inputs, args, strict=True)
-      ]
+      placed = [put(*pair) for pair in zip(inputs, args, strict=True)]
       with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        results = jitted(*placed)
+        results = _as_tuple(jitted(*placed), outputs)
       return _stack_results(results, outputs)
 
     return run
@@ -183,31 +151,23 @@ def meshed(
   def place_params(params: PyTree):
     return hosts.spread(_one_seed(params), param_shardings(mesh, config))
 
-  return Lift(
-    "meshed",
-    wrap,
-    place,
-    place_params,
-    lambda state: jax.tree.map(lambda x: x[None], hosts.fetch(state)),
-    num_shards,
-    share=lambda tree: jax.tree.map(
-      lambda x: jax.device_put(x, mesh.devices.flat[0])[None], tree
-    ),
-  )
+  def fetch(state):
+    return jax.tree.map(lambda x: x[None], hosts.fetch(state))
+
+  def share(tree):
+    first = mesh.devices.flat[0]
+    return jax.tree.map(lambda x: jax.device_put(x, first)[None], tree)
+
+  return Lift("meshed", wrap, place, place_params, fetch, share, num_shards)
 
 
 def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
   """Runs one seed data-parallel: every device holds the whole state.
 
-  Args:
-    devices: the devices; all by default.
-
-  Returns:
-    The lift. Functions that take `axis_name` get one.
+  Functions that take `axis_name` get one. The devices are all by default.
   """
   devices = list(devices or jax.devices())
-  num = len(devices)
-  sharding = _one_each(devices)
+  num, sharding = len(devices), _one_each(devices, AXIS)
 
   def split(x):
     _check_rows(x.shape[0], num)
@@ -216,12 +176,19 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
       x.reshape(num, x.shape[0] // num, *x.shape[1:]), sharding
     )
 
-  def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
-    def body(*args):
-      return fn(*args, axis_name=AXIS) if takes_axis_name else fn(*args)
+  def put(kind, tree):
+    if kind == STATE:
+      return tree
+    return jax.tree.map(split if kind == ROWS else lambda x: x, _one_seed(tree))
 
+  def join(kind, tree):
+    if kind == ROWS:
+      return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    return tree if kind == STATE else _one_seed(tree)
+
+  def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     mapped = jax.pmap(
-      body,
+      functools.partial(fn, axis_name=AXIS) if takes_axis_name else fn,
       axis_name=AXIS,
       devices=devices,
       in_axes=tuple(None if kind == SAME else 0 for kind in inputs),
@@ -229,39 +196,27 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
     )
 
     def run(*args):
-      placed = [
-        jax.tree.map(split, _one_seed(arg))
-        if kind == ROWS
-        else _unstack(kind, arg)
-        for kind, arg in zip(inputs, args, strict=True)
-      ]
-      results = mapped(*placed)
-      joined = [
-        _join(kind, result)
-        for kind, result in zip(
-          outputs, _as_tuple(results, outputs), strict=True
-        )
-      ]
-      return _stack_results(
-        joined[0] if len(outputs) == 1 else tuple(joined), outputs
-      )
+      placed = [put(*pair) for pair in zip(inputs, args, strict=True)]
+      results = _as_tuple(mapped(*placed), outputs)
+      return _stack_results(map(join, outputs, results), outputs)
 
     return run
 
   def place(tree: PyTree):
-    return _replicate(_one_seed(tree), devices)
+    return jax.tree.map(
+      lambda x: jax.device_put(
+        np.broadcast_to(np.asarray(x), (num, *x.shape)), sharding
+      ),
+      _one_seed(tree),
+    )
 
-  return Lift(
-    "pmapped",
-    wrap,
-    place,
-    place,
-    lambda state: jax.tree.map(lambda x: x[:1], jax.device_get(state)),
-    num,
-    share=lambda tree: jax.tree.map(
-      lambda x: x.addressable_shards[0].data, tree
-    ),
-  )
+  def fetch(state):
+    return jax.tree.map(lambda x: x[:1], jax.device_get(state))
+
+  def share(tree):
+    return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+  return Lift("pmapped", wrap, place, place, fetch, share, num, True)
 
 
 def make_lift(
@@ -273,23 +228,7 @@ def make_lift(
   lora: lora_lib.LoraConfig | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> Lift:
-  """Makes the lift that a config names.
-
-  Args:
-    config: the lift and the mesh's axes.
-    decoder_config: the decoder.
-    optimizer: the optimizer.
-    num_seeds: seeds that run as one program.
-    lora: of a state whose parameters are adapters.
-    devices: that it may use; all by default.
-
-  Returns:
-    The lift.
-
-  Raises:
-    ValueError: an unknown lift, several seeds over a mesh of one run, or
-      several processes without a mesh.
-  """
+  """Makes the lift that a config names, over all devices by default."""
   devices = list(devices or jax.devices())
   if jax.process_count() > 1 and config.lift != "meshed":
     raise ValueError(
@@ -297,8 +236,7 @@ def make_lift(
       f"{jax.process_count()}: set config.parallel.lift='meshed'"
     )
   if config.lift == "seeded":
-    num = int(np.gcd(num_seeds, len(devices)))
-    return seeded(devices[:num])
+    return seeded(devices[: int(np.gcd(num_seeds, len(devices)))])
   if num_seeds != 1:
     raise ValueError(
       f"lift {config.lift!r} runs one seed, not {num_seeds}; use 'seeded' to "
@@ -317,18 +255,9 @@ def make_lift(
 def make_mesh(
   config: ParallelConfig, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Makes the mesh of all devices.
+  """Makes a mesh of axes `data`, `fsdp` and `tensor`, of all devices.
 
-  Args:
-    config: sizes of the axes; one of them may be -1.
-    devices: in the mesh; all by default.
-
-  Returns:
-    A mesh with axes `data`, `fsdp` and `tensor`, all of them automatic: Flax
-    Linen's `Embed` cannot run on explicit ones.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+  The axes are automatic: Flax Linen's `Embed` cannot run on explicit ones.
   """
   devices = list(devices or jax.devices())
   count = len(devices)
@@ -360,18 +289,7 @@ def state_shardings(
   *,
   lora: lora_lib.LoraConfig | None = None,
 ) -> TrainState:
-  """Says where each array of a state lives on a mesh.
-
-  Args:
-    state: the state of one seed, or its shapes.
-    mesh: axes `data`, `fsdp` and `tensor`.
-    config: the decoder, for its logical axes.
-    optimizer: the optimizer, for which of its arrays mirror parameters.
-    lora: of a state whose parameters are adapters.
-
-  Returns:
-    The same tree, of shardings.
-  """
+  """Where each array of one seed's state, or of its shapes, lives on a mesh."""
   same = NamedSharding(mesh, PartitionSpec())
   if lora is None:
     params = param_shardings(mesh, config)
@@ -391,16 +309,7 @@ def state_shardings(
 
 
 def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
-  """Says where each parameter lives on a mesh.
-
-  Args:
-    mesh: axes `data`, `fsdp` and `tensor`.
-    config: the decoder.
-
-  Returns:
-    A tree like the parameters, of shardings by `RULES`; an axis that does not
-    divide evenly is kept whole.
-  """
+  """Where each parameter lives on a mesh; see `meshed`."""
   params = jax.eval_shape(
     lambda key: decoder.init_params(config, key), jax.random.key(0)
   )
@@ -428,46 +337,23 @@ def _check_rows(rows: int, shards: int) -> None:
 
 
 def _one_seed(tree: PyTree) -> PyTree:
-  """Drops the leading axis of one seed."""
   return jax.tree.map(lambda x: x[0], tree)
-
-
-def _unstack(kind: str, tree: PyTree) -> PyTree:
-  return tree if kind == STATE else _one_seed(tree)
 
 
 def _as_tuple(results, outputs) -> tuple:
   return (results,) if len(outputs) == 1 else results
 
 
-def _join(kind: str, tree: PyTree) -> PyTree:
-  if kind == STATE:
-    return tree
-  if kind == SAME:
-    return _one_seed(tree)
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-
-
 def _stack_results(results, outputs):
   """Gives the results the leading axis of one seed; the state has none."""
   stacked = tuple(
     result if kind == STATE else jax.tree.map(lambda x: x[None], result)
-    for kind, result in zip(outputs, _as_tuple(results, outputs), strict=True)
+    for kind, result in zip(outputs, results, strict=True)
   )
   return stacked[0] if len(outputs) == 1 else stacked
 
 
-def _one_each(devices: Sequence[jax.Device]) -> NamedSharding:
-  """The first axis, one entry on each device: what `pmap` expects."""
-  mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-  return NamedSharding(mesh, PartitionSpec(AXIS))
-
-
-def _replicate(tree: PyTree, devices) -> PyTree:
-  sharding = _one_each(devices)
-  return jax.tree.map(
-    lambda x: jax.device_put(
-      np.broadcast_to(np.asarray(x), (len(devices), *x.shape)), sharding
-    ),
-    tree,
-  )
+def _one_each(devices: Sequence[jax.Device], axis: str) -> NamedSharding:
+  """The first axis of an array, a part on each device."""
+  mesh = Mesh(np.array(devices), (axis,), axis_types=(AxisType.Auto,))
+  return NamedSharding(mesh, PartitionSpec(axis))

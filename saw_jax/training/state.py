@@ -10,7 +10,7 @@ from saw_jax.types import Array, PyTree
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that a step changes; keys are functions of seed and step (R9).
+  """Everything that a step changes; keys are functions of seed and step.
 
   With the `seeded` lift each array has a leading axis of `N` seeds.
   """
@@ -27,16 +27,7 @@ def create_state(
   *,
   num_components: int = 1,
 ) -> TrainState:
-  """Makes the state before the first step.
-
-  Args:
-    params: the policy's parameters.
-    optimizer: the optimizer of the run.
-    num_components: number of reward components, `M`.
-
-  Returns:
-    The state at step 0, with equal reward weights.
-  """
+  """Makes the state before the first step, with equal reward weights."""
   return TrainState(
     params=params,
     opt_state=optimizer.init(params),
@@ -46,25 +37,10 @@ def create_state(
 
 
 def stack_states(states: list[TrainState]) -> TrainState:
-  """Stacks the states of independent seeds along a new leading axis.
-
-  Args:
-    states: one state a seed, of equal shapes.
-
-  Returns:
-    The stacked state.
-  """
+  """Stacks the states of independent seeds along a new leading axis."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def take_seed(state: PyTree, index: int) -> PyTree:
-  """Takes one seed out of a stacked state.
-
-  Args:
-    state: a tree whose leaves have a leading axis of seeds.
-    index: which one.
-
-  Returns:
-    The same tree without that axis.
-  """
+  """Takes one seed out of a stacked state."""
   return jax.tree.map(lambda leaf: leaf[index], state)

@@ -5,7 +5,6 @@ a mask of the steps that were taken: after it, rows can be dropped, padded,
 shuffled and split.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import reductions
+from saw_jax import names, reductions
 from saw_jax.advantages import Whitening
 from saw_jax.types import Array
 
@@ -37,33 +36,27 @@ class StepRecord:
 
 @flax.struct.dataclass
 class StepEstimate:
-  """What the rows of an update get."""
+  """What the rows of an update get: all of it, or the world model's part."""
 
-  advantages: Array  # float32 [P, G, E]
   coefficients: Array  # float32 [P], λ of the world model; 0 without it
+  advantages: Array | None = None  # float32 [P, G, E]
   value_targets: Array | None = None  # [P, G, E], in units of max_return
   selected: Array | None = None  # bool [P, G, E]
   weights: Array | None = None  # [P, G, E], of RowWeights
   counts: Array | None = None  # [P, G, E], of RowWeights
 
 
-class WorldEstimate(NamedTuple):
-  """What the world model says of the rows of an update."""
-
-  coefficients: Array  # float32 [P], λ
-  selected: Array  # bool [P, G, E]
-  weights: Array  # [P, G, E], of RowWeights
-  counts: Array  # [P, G, E], of RowWeights
-
-
 class WorldModel(NamedTuple):
-  """The choices that make a world model, with their options bound."""
+  """The functions that make a world model, with their options bound.
+
+  Each is given those of the values on the right that its arguments name.
+  """
 
   token_loss: Callable  # of the objective; not read here
-  measure: Callable  # (entropies, log_probs, mask) [B, T] -> [B]
-  select: Callable  # ([key,] [entropies,] pool, *, axis_name) -> [B]
-  coefficients: Callable  # (returns, *, [max_return,] scored) -> [P]
-  aggregate: Callable  # (selected, coefficients, groups, *, rows, axis_name)
+  measure: Callable  # entropies=, log_probs=, completion_mask= [B, T] -> [B]
+  select: Callable  # key, entropies, pool [B], axis_name -> [B]
+  coefficients: Callable  # returns, scored [P, G], max_return -> [P]
+  aggregate: Callable  # selected, coefficients, groups, rows, axis_name
   shuffled: bool = False  # observations change places: the placebo
 
 
@@ -74,54 +67,35 @@ def make_step_estimate(
   whiten: Whitening | None = None,
   world: WorldModel | None = None,
 ) -> Callable[..., StepEstimate]:
-  """Composes an advantage of steps with a world model's weights.
+  """Composes an advantage of steps with a world model's weights; no gradient.
 
-  Args:
-    advantage: e.g. `advantages.gigpo`; the names of its arguments say what it
-      reads.
-    max_return: the most that an episode can pay. An advantage that reads values
-      gets rewards and penalties divided by it.
-    whiten: over all steps of the batch, as PPO has it; None: not.
-    world: the world model; None: there is none.
-
-  Returns:
-    A function `(record, key, *, axis_name=None) -> StepEstimate` over the
-    record of one seed. No gradient flows.
-
-  Raises:
-    TypeError: the advantage reads something that there is not.
+  The advantage is given those of `READABLE` that its arguments name; if it
+  reads values, rewards and penalties are divided by `max_return`, the most that
+  an episode can pay. `whiten` goes over all steps of the batch, as PPO has it.
   """
-  names = list(inspect.signature(advantage).parameters.values())
-  required = [
-    p.name for p in names if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-  ]
-  for name in required:
+  reads = names.positional(advantage)
+  for name in reads:
     if name not in READABLE:
       raise TypeError(f"an advantage of steps cannot read {name!r}: {READABLE}")
-  reads_values = "values" in required
+  reads_values = "values" in reads
   weigh = None if world is None else make_world_estimate(world, max_return)
 
   def estimate(
     record: StepRecord, key: Array, *, axis_name: str | None = None
   ) -> StepEstimate:
     scale = max_return if reads_values else 1.0
-    found = advantage(
-      *(
-        record.rewards / scale if name == "rewards" else getattr(record, name)
-        for name in required
-      ),
-      penalties=record.penalties / scale,
-    )
+    given = {name: getattr(record, name) for name in READABLE}
+    for name in ("rewards", "penalties"):
+      given[name] = given[name] / scale
+    found = names.supply(advantage, **given)
     targets = found + record.values if reads_values else None
     if whiten is not None:
       found = whiten(found, scored=record.steps, axis_name=axis_name)
-    made = StepEstimate(
-      advantages=found,
-      coefficients=jnp.zeros(found.shape[:1], found.dtype),
-      value_targets=targets,
-    )
-    if weigh is not None:
-      made = made.replace(**weigh(record, key, axis_name=axis_name)._asdict())
+    if weigh is None:
+      made = StepEstimate(jnp.zeros(found.shape[:1], found.dtype))
+    else:
+      made = weigh(record, key, axis_name=axis_name)
+    made = made.replace(advantages=found, value_targets=targets)
     return jax.lax.stop_gradient(made)
 
   return estimate
@@ -129,43 +103,37 @@ def make_step_estimate(
 
 def make_world_estimate(
   world: WorldModel, max_return: float
-) -> Callable[..., WorldEstimate]:
-  """Makes the part of an estimate that is about the world model.
-
-  Args:
-    world: the world model.
-    max_return: the most that an episode can pay.
-
-  Returns:
-    A function `(record, key, *, axis_name=None) -> WorldEstimate` over the
-    record of one seed, with its entropies and its pool. No gradient flows.
-  """
-  takes_return = (
-    "max_return" in inspect.signature(world.coefficients).parameters
-  )
-  options = {"max_return": max_return} if takes_return else {}
+) -> Callable[..., StepEstimate]:
+  """The part of an estimate that is about the world model; no gradient."""
 
   def weigh(
     record: StepRecord, key: Array, *, axis_name: str | None = None
-  ) -> WorldEstimate:
+  ) -> StepEstimate:
     shape = record.steps.shape
     rows = record.steps.reshape(-1)
-    given = {
-      "key": key,
-      "entropies": record.entropies.reshape(-1),
-      "pool": rows & record.pool.reshape(-1),
-    }
-    selected = world.select(
-      *(given[name] for name in _positional(world.select)), axis_name=axis_name
+    selected = names.supply(
+      world.select,
+      key=key,
+      entropies=record.entropies.reshape(-1),
+      pool=rows & record.pool.reshape(-1),
+      axis_name=axis_name,
     )
-    returns = reductions.all_sum(record.rewards, axis=-1, where=record.steps)
-    coefficients = world.coefficients(returns, scored=record.scored, **options)
-    groups = jnp.repeat(jnp.arange(shape[0]), shape[1] * shape[2])
-    weights, counts = world.aggregate(
-      selected, coefficients, groups, rows=rows, axis_name=axis_name
+    coefficients = names.supply(
+      world.coefficients,
+      returns=reductions.all_sum(record.rewards, axis=-1, where=record.steps),
+      scored=record.scored,
+      max_return=max_return,
+    )
+    weights, counts = names.supply(
+      world.aggregate,
+      selected=selected,
+      coefficients=coefficients,
+      groups=jnp.repeat(jnp.arange(shape[0]), shape[1] * shape[2]),
+      rows=rows,
+      axis_name=axis_name,
     )
     return jax.lax.stop_gradient(
-      WorldEstimate(
+      StepEstimate(
         coefficients=coefficients,
         selected=selected.reshape(shape),
         weights=weights.reshape(shape),
@@ -174,11 +142,3 @@ def make_world_estimate(
     )
 
   return weigh
-
-
-def _positional(fn: Callable) -> list[str]:
-  return [
-    p.name
-    for p in inspect.signature(fn).parameters.values()
-    if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-  ]

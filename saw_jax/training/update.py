@@ -2,7 +2,7 @@
 
 Every term of the objective is a numerator and a denominator. Both are added
 over micro-batches and devices before anything is divided, so that one device,
-many devices and many micro-batches give the same step (R11). The natural
+many devices and many micro-batches give the same step. The natural
 shortcut, a mean of the parts' means, weighs the tokens of a part with few
 tokens more.
 
@@ -34,21 +34,12 @@ def make_gradient(
   num_microbatches: int = 1,
   merge: Merge | None = None,
 ) -> Callable[..., tuple[PyTree, dict[str, Array]]]:
-  """Makes the gradient of an objective over a whole batch.
+  """Makes `(params, batch, base=None, *, axis_name) -> (gradient, metrics)`.
 
-  Args:
-    objective: terms and diagnostics of a batch.
-    num_microbatches: parts that pass through the model one after the other.
-    merge: makes the objective's parameters of those below and the adapters; by
-      default there are no adapters.
-
-  Returns:
-    A function `(params, batch, base=None, *, axis_name=None) -> (gradient,
-    metrics)`. The gradient is that of `sum_k numerator_k / denominator_k`; the
-    metrics hold `loss`, each term as `loss/<name>` and each diagnostic, as
-    scalars. A diagnostic that is a `Maximum` is that of all parts and devices.
-    With `merge`, `params` are adapters, and the gradient is theirs; `base` is
-    what they are merged with, and gets none.
+  The gradient is that of `sum_k numerator_k / denominator_k`; the metrics hold
+  `loss`, each term as `loss/<name>` and each diagnostic, as scalars. With
+  `merge`, `params` are adapters, and the gradient is theirs; `base` is what
+  they are merged with, and gets none.
   """
 
   def gradient(
@@ -106,21 +97,12 @@ def make_update(
   num_microbatches: int = 1,
   merge: Merge | None = None,
 ) -> Update:
-  """Makes the one training step that every lift wraps.
+  """Makes `(state, batch, base=None, *, axis_name=None) -> (state, metrics)`.
 
-  Args:
-    objective: what is minimised.
-    optimizer: how the parameters follow the gradient.
-    num_microbatches: parts that pass through the model one after the other.
-    merge: of a state whose parameters are adapters, see `make_gradient`.
-
-  Returns:
-    A pure function `update(state, batch, base=None, *, axis_name=None) ->
-    (state, metrics)`; `base` is what adapters sit on, which stays as it is. An
-    update whose loss or gradient is not finite is skipped: it leaves parameters
-    and optimizer as they were, and the metric `skipped` is 1 instead of 0. It
-    counts in `state.step` all the same, so that the number of an update says
-    which batch it had.
+  It is pure, and the one training step that every lift wraps. An update whose
+  loss or gradient is not finite leaves parameters and optimizer as they were,
+  and the metric `skipped` is 1 instead of 0. It counts in `state.step` all the
+  same, so that the number of an update says which batch it had.
   """
   gradient_of = make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge

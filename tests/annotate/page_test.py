@@ -20,15 +20,8 @@ import pytest
 from hypothesis import strategies as st
 from starlette import testclient
 
-from saw_jax.annotate import (
-  ledger as label_ledger,
-)
-from saw_jax.annotate import (
-  page as annotation_page,
-)
-from saw_jax.annotate import (
-  queue as label_queue,
-)
+from saw_jax.annotate import page as annotation_page
+from saw_jax.annotate.ledger import Budget, LabelLedger
 from saw_jax.annotate.questions import Cluster, Label, Question
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -51,13 +44,13 @@ def ask(*prompts, form="integer", text="", response="", step=0):
 @pytest.fixture
 def path(tmp_path):
   path = tmp_path / "labels.sqlite"
-  label_ledger.create(path)
+  LabelLedger(path)
   return path
 
 
 @pytest.fixture
 def queue(path):
-  return label_queue.LabelQueue(path)
+  return LabelLedger(path)
 
 
 @pytest.fixture
@@ -124,11 +117,6 @@ class TestToken:
     for action in ("/answer", "/skip", "/undo", "/renew"):
       assert client.post(action + given, data={"x": "y"}).status_code == 403
     assert queue.counts().waiting == 1
-
-  def test_odd_tokens(self, app):
-    client = stranger(app)
-    for odd in ("%00", "%ff", "\N{SNOWMAN}", "x" * 5000):
-      assert client.get(f"/?token={odd}").status_code == 403
 
   def test_it_leaves_the_address_bar(self, app):
     client = stranger(app)
@@ -373,13 +361,6 @@ class TestAnswering:
     assert queue.take([1]) == {1: Label("5", "annotator")}
     assert queue.counts().answered == 1
 
-  def test_sending_twice_is_sending_once(self, browser, queue):
-    queue.ask(ask(1))
-    page = browser.get("/")
-    for _ in range(2):
-      assert submit(browser, "/answer", page, answer="5").status_code == 200
-    assert queue.counts().answered == 1
-
   def test_the_script_hears_what_became_of_a_question(self, browser, queue):
     queue.ask(ask(1))
     page = browser.get("/")
@@ -391,8 +372,8 @@ class TestAnswering:
     assert reply.text == "closed"
 
   def test_the_figures(self, path, browser, queue):
-    budget = label_ledger.Budget(total=9.0)
-    ledger = label_ledger.LabelLedger(path, budget=budget)
+    budget = Budget(total=9.0)
+    ledger = LabelLedger(path, budget=budget)
     assert "9 left to spend" in read(browser.get("/")).text
 
     class Free:
@@ -473,7 +454,7 @@ class TestLedgerTrouble:
     assert path.read_bytes() == b"x" * 9000
 
   def test_a_run_that_writes_all_the_while(self, path, browser, queue):
-    ledger = label_ledger.LabelLedger(path)
+    ledger = LabelLedger(path)
 
     class Page:
       """Answers in the page, in the midst of a purchase."""

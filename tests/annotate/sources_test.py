@@ -11,21 +11,10 @@ import time
 
 import pytest
 
-from saw_jax.annotate import (
-  ledger as label_ledger,
-)
-from saw_jax.annotate import (
-  queue as label_queue,
-)
-from saw_jax.annotate import (
-  sources as label_sources,
-)
-from saw_jax.annotate.sources import (
-  Annotator,
-  GroundTruth,
-  Label,
-  make_question,
-)
+from saw_jax.annotate import sources
+from saw_jax.annotate.ledger import LabelLedger
+from saw_jax.annotate.questions import Label, make_question
+from saw_jax.annotate.sources import Annotator, GroundTruth
 from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
 from saw_jax.tasks.math.task import MathConfig, MathTask
 
@@ -54,7 +43,8 @@ def path(tmp_path):
 
 def annotator(path, **options):
   return Annotator(
-    path, **{"timeout_s": 60.0, "poll_s": 0.5, "undo_s": 0.0, **options}
+    LabelLedger(path),
+    **{"timeout_s": 60.0, "poll_s": 0.5, "undo_s": 0.0, **options},
   )
 
 
@@ -82,24 +72,23 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
   made = Clock()
-  monkeypatch.setattr(label_sources, "time", made)
+  monkeypatch.setattr(sources, "time", made)
   return made
 
 
 def answer_all(path, count, **how):
-  queue = label_queue.LabelQueue(path)
+  ledger = LabelLedger(path)
   for _ in range(count):
-    shown = queue.lease("page")
-    queue.settle("page", shown.prompt_id, shown.round, **(how or {"choice": 0}))
+    shown = ledger.lease("page")
+    ledger.settle(
+      "page", shown.prompt_id, shown.round, **(how or {"choice": 0})
+    )
 
 
 class TestGroundTruth:
   @pytest.mark.parametrize(
     "task",
-    [
-      TASK,
-      KnightsTask(KnightsConfig(num_train=30)),
-    ],
+    [TASK, KnightsTask(KnightsConfig(num_train=30))],
     ids=lambda task: task.name,
   )
   def test_it_answers_with_the_reference(self, task):
@@ -110,31 +99,16 @@ class TestGroundTruth:
       GroundTruth(examples),
       GroundTruth(list(examples)[::-1]),  # keys in another order
       GroundTruth([examples[i] for i in (0, 3, 29, 7, 8, 9, 10, 11)]),
-      GroundTruth({e.key: e for e in chosen}),
     ):
       assert source.answer(questions) == [
         Label(e.reference, "ground truth") for e in chosen
       ]
-
-  def test_a_label_scores_as_the_truth_does(self):
-    (label,) = GroundTruth(EXAMPLES).answer(ask(3))
-    assert TASK.with_label(EXAMPLES[3], label.text) == EXAMPLES[3]
 
   def test_an_example_that_is_not_there(self):
     with pytest.raises(ValueError, match="no example 5 whose label"):
       GroundTruth(EXAMPLES[:3]).answer(ask(5))
     with pytest.raises(ValueError, match="no example 5"):
       GroundTruth([]).answer(ask(5))
-
-  def test_in_a_ledger(self, path):
-    ledger = label_ledger.LabelLedger(path)
-    labels = ledger.buy(ask(1, 2), GroundTruth(EXAMPLES, price=0.5))
-    assert [label.text for label in labels] == [
-      EXAMPLES[1].reference,
-      EXAMPLES[2].reference,
-    ]
-    assert ledger.totals(0).spent == 1.0
-    assert ledger.purchases()[0].who == "ground truth"
 
 
 class TestAnnotator:
@@ -150,7 +124,7 @@ class TestAnnotator:
     assert annotator(path).answer(ask(1, 2)) == [None, None]
     assert clock.now == 1060.0
     assert "2 of 2 questions have no label" in caplog.text
-    assert label_queue.LabelQueue(path).counts().waiting == 0
+    assert LabelLedger(path).counts().waiting == 0
 
   def test_the_page_is_closed_half_way(self, path, clock):
     source = annotator(path)
@@ -158,19 +132,6 @@ class TestAnnotator:
     first, second = source.answer(ask(1, 2))
     assert first.text == EXAMPLES[1].reference and second is None
     assert clock.now == 1065.0
-
-  def test_a_skip_is_no_label(self, path, clock):
-    source = annotator(path)
-
-    def skip():
-      queue = label_queue.LabelQueue(path)
-      shown = queue.lease("page")
-      queue.settle("page", shown.prompt_id, shown.round)
-
-    clock.at(5, skip)
-    clock.at(9, answer_all, path, 1)
-    first, second = source.answer(ask(1, 2))
-    assert first is None and second.text == EXAMPLES[2].reference
 
   def test_each_answer_buys_time(self, path, clock):
     # Each within the limit after the last: longer than the limit in all.
@@ -188,7 +149,7 @@ class TestAnnotator:
   def test_the_last_answer_can_be_taken_back(self, path, clock):
     source = annotator(path, undo_s=3.0)
     clock.at(5, answer_all, path, 1, answer="99999")
-    clock.at(7, lambda: label_queue.LabelQueue(path).undo("page"))
+    clock.at(7, lambda: LabelLedger(path).undo("page"))
     clock.at(30, answer_all, path, 1)
     (label,) = source.answer(ask(1))
     assert label.text == EXAMPLES[1].reference
@@ -196,27 +157,15 @@ class TestAnnotator:
 
   def test_what_is_answered_is_not_waited_for(self, path, clock):
     source = annotator(path, undo_s=3.0)
-    label_queue.LabelQueue(path).ask(ask(1))
+    LabelLedger(path).ask(ask(1))
     answer_all(path, 1)
     (label,) = source.answer(ask(1, step=5))
     assert label.text == EXAMPLES[1].reference
     assert clock.now == 1000.0
 
-  def test_two_seeds_share_a_question(self, path, clock):
-    ledger = label_ledger.LabelLedger(path)
-    clock.at(5, answer_all, path, 1)
-    labels = ledger.buy(ask(1, seed=0) + ask(1, seed=1), annotator(path))
-    assert labels[0] == labels[1] is not None
-    assert [ledger.totals(seed).spent for seed in (0, 1)] == [1.0, 1.0]
-
-  def test_no_label_is_not_charged(self, path, clock):
-    ledger = label_ledger.LabelLedger(path)
-    assert ledger.buy(ask(1, 2), annotator(path)) == [None, None]
-    assert ledger.totals(0) == (0, 0, 2, 0.0, None)
-
   def test_a_label_that_came_too_late_serves_a_later_step(self, path, clock):
-    ledger, source = label_ledger.LabelLedger(path), annotator(path)
-    queue = label_queue.LabelQueue(path)
+    ledger, source = LabelLedger(path), annotator(path)
+    queue = LabelLedger(path)
     shown = []
     clock.at(5, lambda: shown.append(queue.lease("page")))
     assert ledger.buy(ask(1), source) == [None]
@@ -241,7 +190,7 @@ class TestAnnotator:
 
   def test_it_waits_while_the_file_is_locked(self, path, clock, caplog):
     source = annotator(path)
-    source._queue = label_queue.LabelQueue(path, busy_s=0.0)
+    source._ledger = LabelLedger(path, busy_s=0.0)
     holder = sqlite3.connect(path, isolation_level=None)
     clock.at(5, holder.execute, "BEGIN EXCLUSIVE")
     clock.at(10, holder.execute, "ROLLBACK")
@@ -256,7 +205,7 @@ class TestAnnotator:
     with pytest.raises(KeyboardInterrupt, match="waited for labels"):
       source.answer(ask(1))
     # The question stays: whoever answers it now does so for the next start.
-    assert label_queue.LabelQueue(path).counts().waiting == 1
+    assert LabelLedger(path).counts().waiting == 1
 
   def test_for_ever_is_a_time(self, path, clock):
     clock.at(10**6, answer_all, path, 1)
@@ -281,7 +230,7 @@ _RUN = """
 import sys
 sys.path[0] = {root!r}
 from tests.annotate import sources_test as here
-ledger = here.label_ledger.LabelLedger(sys.argv[1])
+ledger = here.LabelLedger(sys.argv[1])
 print("asks", flush=True)
 labels = ledger.buy(here.ask(1, 2), here.annotator(sys.argv[1], poll_s=0.01))
 print([label.text for label in labels], flush=True)
@@ -302,14 +251,14 @@ class TestARunThatIsKilled:
     first = self.start(path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-      queue = label_queue.LabelQueue(path)
+      queue = LabelLedger(path)
       if queue.counts().waiting == 2:
         break
       time.sleep(0.01)
     answer_all(path, 1)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    ledger = label_ledger.LabelLedger(path)
+    ledger = LabelLedger(path)
     assert ledger.purchases() == []  # nothing is charged yet
     answer_all(path, 1)  # the page goes on without the run
     second = self.start(path)

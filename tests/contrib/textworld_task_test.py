@@ -1,7 +1,4 @@
-"""Tests of saw_jax/contrib/textworld_task.py with a stand-in for the games.
-
-The engines themselves are in tests/engines_test.py.
-"""
+"""Text games as a task, with a stand-in; engines_test.py has the games."""
 
 import importlib.util
 import pickle
@@ -12,35 +9,31 @@ import pytest
 
 from saw_jax.contrib import textworld_task
 from saw_jax.contrib.textworld_task import TextWorldConfig, TextWorldTask
-from saw_jax.tasks import environments
-from saw_jax.tasks.environments import Situation, Step
+from saw_jax.tasks.environments import BoundedEnvironment, Situation
+
+SITUATION = Situation("climb", "{floor}", ("down", "up"), 0.0, False)
+HISTORY = [(f"seen {k}", f"did {k}") for k in (1, 2, 3)]
 
 
-class Game:
+class Game(BoundedEnvironment):
   """Three steps up, one for each seed."""
 
-  def __init__(self, *arguments, **options):
-    self.made, self.task, self.done = (arguments, options), "climb", True
+  admissible_actions = ("down", "up")
 
-  def reset(self, seed):
-    self.seed, self.height, self.done = seed, 0, False
+  def __init__(self, *arguments, **options):
+    super().__init__(3, 10.0)
+    self.made = arguments, options
+
+  def _start(self, seed):
+    self.task, self.seed = "climb", seed
     return f"floor {seed}.0"
 
-  def step(self, action):
-    self.height += 1
-    self.done = self.height == 3
-    return Step(f"floor {self.seed}.{self.height}", 0.0, self.done)
+  def _act(self, action):
+    return f"floor {self.seed}.{self._steps}", 0.0, False
 
   @property
   def plan(self):
     return [] if self.seed == 1 else ["up"] * 5
-
-  @property
-  def admissible_actions(self):
-    return ["down", "up"]
-
-  def close(self):
-    self.done = True
 
 
 @pytest.fixture(autouse=True)
@@ -52,27 +45,18 @@ def engines(monkeypatch):
   )
 
 
-class TestTask:
-  def test_it_says_what_there_is(self):
-    task = TextWorldTask(TextWorldConfig(num_train=5, num_test=2, reward=3.0))
-    assert task.num_episodes("train") == 5 and task.num_episodes("test") == 2
-    assert (task.max_steps, task.max_return) == (50, 3.0)
-    assert task.components[0].maximum == 3.0
-    with pytest.raises(ValueError, match="did you mean 'test'"):
-      task.make("tests")
-
-  def test_a_game_gets_its_options(self):
+class TestGames:
+  def test_one_gets_its_options(self):
     task = TextWorldTask(
       TextWorldConfig(game="twc", parameters="numLocations=2", pays="score")
     )
-    arguments, options = task.make("test").made
-    assert arguments == ("twc", "test")
-    assert options == dict(
-      parameters="numLocations=2",
-      max_steps=50,
-      reward=10.0,
-      pays="score",
-      has_plan=False,
+    again = pickle.loads(pickle.dumps(task))
+    assert again.num_episodes("train") == 1000
+    assert again.make("test").made == (
+      ("twc", "test"),
+      dict(
+        parameters="numLocations=2", max_steps=50, reward=10.0, pays="score"
+      ),
     )
 
   def test_files_are_those_of_the_split(self, tmp_path):
@@ -86,12 +70,6 @@ class TestTask:
     ((paths,), _) = task.make("test").made
     assert paths == [str(tmp_path / "test" / "c.z8")]
 
-  def test_it_can_be_sent_to_a_process(self):
-    task = TextWorldTask()
-    again = pickle.loads(pickle.dumps(task))
-    assert isinstance(again, environments.AgentTask)
-    assert again.config == task.config
-
 
 class TestDemonstrations:
   def test_they_are_plans_until_the_game_is_over(self):
@@ -103,45 +81,35 @@ class TestDemonstrations:
       *("floor 0.0", "floor 0.1", "floor 0.2"),
       *("floor 2.0", "floor 2.1"),
     ]
-    assert steps[2].history == (("floor 2.0", "up"), ("floor 2.1", "up"))
-    assert steps[2].observation == "floor 2.3"
-    assert steps[3].history == ()
-    assert steps[0].before == Situation(
-      "climb", "floor 2.0", ("down", "up"), 0.0, False
-    )
     assert len(task.held_out(4)) == 4
+    with pytest.raises(ValueError, match="wrong_rate"):
+      task.demonstrations(8, seed=2, wrong_rate=0.1)
 
   def test_no_plan_is_an_error(self, monkeypatch):
     monkeypatch.setattr(Game, "plan", [])
-    with pytest.raises(ValueError, match="no game of split 'train' has a plan"):
+    with pytest.raises(ValueError, match="walkthrough"):
       TextWorldTask(TextWorldConfig(num_train=3)).demonstrations(1, seed=0)
 
 
-class TestPrompts:
-  SITUATION = Situation("climb", "{floor}", ("down", "up"), 0.0, False)
-
-  def write(self, history, **options):
-    task = TextWorldTask(TextWorldConfig(**options))
-    return list(task.prompts(self.SITUATION, history))
-
-  def test_the_first_has_no_history(self):
-    (text,) = self.write(())
-    assert "climb" in text and "{floor}" in text and "['down', 'up']" in text
-    assert "So far" not in text
-    assert "<think> </think>" in text and "<action> </action>" in text
-
-  def test_history_is_dropped_oldest_first(self):
-    history = [(f"seen {k}", f"did {k}") for k in (1, 2, 3)]
-    two, one, none = self.write(history)
-    assert "[Observation 2: 'seen 2', Action 2: 'did 2'], " in two
-    assert "[Observation 3: 'seen 3', Action 3: 'did 3']" in two
-    assert "3 step(s). The last 2 " in two and "seen 1" not in two
-    assert "seen 2" not in one and "seen 3" in one
-    assert "So far" not in none
-
-  def test_an_enormous_history_is_left_out(self):
-    (text,) = self.write([("x" * 20_000, "look")])
-    assert "So far" not in text
+def test_prompts_have_less_and_less_history():
+  two, one, none = TextWorldTask().prompts(SITUATION, HISTORY)
+  assert two == (
+    "You are playing a text game.\n"
+    "Your task is: climb\n"
+    "So far you have taken 3 step(s). The last 2 observation(s) and the "
+    "actions that you took: [Observation 2: 'seen 2', Action 2: 'did 2'], "
+    "[Observation 3: 'seen 3', Action 3: 'did 3']\n"
+    "Your current observation is: {floor}\n"
+    "The actions that are possible now are: ['down', 'up'].\n\n"
+    "It is your turn to act. First reason step by step about the situation, "
+    "inside <think> </think> tags. Then choose one possible action and write "
+    "it inside <action> </action> tags."
+  )
+  assert "seen 2" not in one and "seen 3" in one
+  assert none == next(TextWorldTask().prompts(SITUATION, ()))
+  assert "climb\nYour current" in none
+  (short,) = TextWorldTask().prompts(SITUATION, [("x" * 20_000, "look")])
+  assert short == none
 
 
 class TestMistakes:
@@ -155,12 +123,12 @@ class TestMistakes:
   @pytest.mark.parametrize(
     ("field", "words"),
     [
-      ({"game": "cookinworld"}, "did you mean 'cookingworld'"),
-      ({"pays": "scores"}, "did you mean 'score'"),
-      ({"max_steps": 0}, "max_steps is not positive"),
-      ({"game": "textworld"}, "go together"),
-      ({"folder": "somewhere"}, "go together"),
-      ({"num_train": 1001}, "1000 seeds a split"),
+      ({"game": "cookinworld"}, "'cookingworld'"),
+      ({"pays": "scores"}, "'score'"),
+      ({"max_steps": 0}, "max_steps"),
+      ({"game": "textworld"}, "together"),
+      ({"folder": "somewhere"}, "together"),
+      ({"num_train": 1001}, "1000"),
     ],
   )
   def test_a_mistake_is_named(self, field, words):

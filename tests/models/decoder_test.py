@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 from saw_jax.models import cache as cache_lib
 from saw_jax.models import config as config_lib
@@ -34,6 +33,7 @@ VARIANTS = {
   "multi_head": dataclasses.replace(CONFIG, num_kv_heads=6),
   "multi_query": dataclasses.replace(CONFIG, num_kv_heads=1),
   "windows": dataclasses.replace(CONFIG, windows=(3, 0, 1)),
+  "window": dataclasses.replace(CONFIG, windows=(2, 2, 2)),
   "rope": dataclasses.replace(
     CONFIG, rotary_size=6, rope_factors=(1.0, 2.5, 7.0), rope_scale=1.25
   ),
@@ -142,338 +142,299 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
   return np.stack([x @ head for x in stream])
 
 
-class DecoderTest(chex.TestCase):
-  @parameterized.named_parameters(
-    (name, config) for name, config in VARIANTS.items()
-  )
-  def test_logits_agree_with_numpy_loops(self, config):
-    params = random_params(config)
-    tokens, positions, valid = left_padded((7,), 7)
-    hidden, _ = apply(config, params, tokens, positions, valid)
-    logits = hidden[0] @ decoder.head_kernel(params, config)
-    expected = numpy_decoder(config, params, np.asarray(tokens[0]))
-    np.testing.assert_allclose(logits, expected, atol=2e-5)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_agree_with_numpy_loops(name):
+  config = VARIANTS[name]
+  params = random_params(config)
+  assert ("head" in params) == (not config.tied_head)
+  batch = left_padded((7,), 7)
+  expected = numpy_decoder(config, params, np.asarray(batch[0][0]))
+  hidden, _ = apply(config, params, *batch)
+  logits = hidden[0] @ decoder.head_kernel(params, config)
+  np.testing.assert_allclose(logits, expected, atol=2e-5)
+  if len(set(config.windows)) < 2:
+    scanned = dataclasses.replace(config, scan_layers=True)
+    again, _ = apply(scanned, decoder.stack_layers(params), *batch)
+    np.testing.assert_allclose(again, hidden, atol=1e-5)
 
-  def test_a_token_depends_on_itself_and_on_those_before_and_on_none_after(
-    self,
-  ):
-    params = random_params(CONFIG)
-    _, positions, valid = left_padded((7,), 7)
-    tokens = jnp.arange(7)[None]  # all different: a row of the embedding each
 
-    def scalar(embedding, t):
-      # The last norm is untied from the head: only the stream is looked at.
-      hidden, _ = apply(
-        CONFIG, params | {"embedding": embedding}, tokens, positions, valid
+def test_a_token_depends_on_itself_and_on_those_before_and_on_none_after():
+  params = random_params(CONFIG)
+  _, positions, valid = left_padded((7,), 7)
+  tokens = jnp.arange(7)[None]  # all different: a row of the embedding each
+
+  def scalar(embedding, t):
+    # The last norm is untied from the head: only the stream is looked at.
+    hidden, _ = apply(
+      CONFIG, params | {"embedding": embedding}, tokens, positions, valid
+    )
+    return jnp.sum(jnp.sin(hidden[0, t]))
+
+  gradient = jax.jit(jax.grad(scalar), static_argnums=1)
+  for t in (0, 3, 6):
+    size = jnp.abs(gradient(params["embedding"], t)).sum(-1)[:7]
+    assert (size[: t + 1] > 0).all(), size
+    np.testing.assert_array_equal(size[t + 1 :], 0)
+
+
+def test_left_padding_changes_no_logit():
+  params = random_params(CONFIG)
+  tokens, positions, valid = left_padded((3, 7, 5), 7)
+  hidden, _ = apply(CONFIG, params, tokens, positions, valid)
+  for row, length in enumerate((3, 7, 5)):
+    alone, _ = apply(
+      CONFIG, params, tokens[row : row + 1, -length:], *(
+        x[row : row + 1, -length:] for x in (positions, valid)
       )
-      return jnp.sum(jnp.sin(hidden[0, t]))
+    )  # fmt: skip
+    np.testing.assert_allclose(hidden[row, -length:], alone[0], atol=1e-5)
 
-    gradient = jax.jit(jax.grad(scalar), static_argnums=1)
-    for t in (0, 3, 6):
-      size = jnp.abs(gradient(params["embedding"], t)).sum(-1)[:7]
-      self.assertTrue((size[: t + 1] > 0).all(), size)
-      np.testing.assert_array_equal(size[t + 1 :], 0)
 
-  def test_left_padding_changes_no_logit(self):
-    params = random_params(CONFIG)
-    tokens, positions, valid = left_padded((3, 7, 5), 7)
+@pytest.mark.slow
+def test_a_row_without_a_real_token_is_finite_with_its_gradient():
+  params = random_params(CONFIG)
+  tokens, positions, _ = left_padded((5, 5), 5)
+  valid = jnp.zeros((2, 5), bool).at[0].set(True)
+
+  def total(params):
     hidden, _ = apply(CONFIG, params, tokens, positions, valid)
-    for row, length in enumerate((3, 7, 5)):
-      alone, _ = apply(
-        CONFIG, params, tokens[row : row + 1, -length:], *(
-          x[row : row + 1, -length:] for x in (positions, valid)
-        )
-      )  # fmt: skip
-      np.testing.assert_allclose(hidden[row, -length:], alone[0], atol=1e-5)
+    return jnp.sum(jnp.sin(hidden))
 
-  def test_the_tokens_under_the_padding_are_never_read(self):
-    params = random_params(CONFIG)
-    tokens, positions, valid = left_padded((3, 7), 7)
-    other = jnp.where(valid, tokens, (tokens + 1) % CONFIG.vocab_size)
-    a, _ = apply(CONFIG, params, tokens, positions, valid)
-    b, _ = apply(CONFIG, params, other, positions, valid)
-    np.testing.assert_array_equal(a[0, -3:], b[0, -3:])
+  value, gradient = jax.jit(jax.value_and_grad(total))(params)
+  chex.assert_tree_all_finite((value, gradient))
 
-  @pytest.mark.slow
-  def test_a_row_without_a_real_token_is_finite_with_its_gradient(self):
-    params = random_params(CONFIG)
-    tokens, positions, _ = left_padded((5, 5), 5)
-    valid = jnp.zeros((2, 5), bool).at[0].set(True)
 
-    def total(params):
-      hidden, _ = apply(CONFIG, params, tokens, positions, valid)
-      return jnp.sum(jnp.sin(hidden))
+@pytest.mark.parametrize(
+  ("scan_layers", "windows"),
+  [(False, ()), (True, ()), (False, (4, 0, 2)), (True, (4, 4, 4))],
+)
+def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
+  config = dataclasses.replace(CONFIG, scan_layers=scan_layers, windows=windows)
+  params = random_params(CONFIG)
+  if scan_layers:
+    params = decoder.stack_layers(params)
+  tokens, positions, valid = left_padded((3, 11, 8), 11)
+  full, none = apply(config, params, tokens, positions, valid)
+  assert none is None
+  cache = cache_lib.init_cache(config, 3, 13)
+  step = jax.jit(lambda cache, *args: apply(config, params, *args, cache=cache))
+  # A prompt, then two tokens at once, then one by one.
+  for begin, end in ((0, 6), (6, 8), (8, 9), (9, 10), (10, 11)):
+    hidden, cache = step(
+      cache, *(x[:, begin:end] for x in (tokens, positions, valid))
+    )
+    seen = valid[:, begin:end, None]
+    np.testing.assert_allclose(
+      jnp.where(seen, hidden, 0),
+      jnp.where(seen, full[:, begin:end], 0),
+      atol=1e-5,
+    )
+  assert cache.index == 11
+  np.testing.assert_array_equal(cache.valid.sum(-1), [3, 11, 8])
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(params)
-    chex.assert_tree_all_finite((value, gradient))
 
-  @parameterized.parameters(
-    (False, ()), (True, ()), (False, (4, 0, 2)), (True, (4, 4, 4))
+def test_packed_segments_equal_separate_rows():
+  params = random_params(CONFIG)
+  tokens, _, _ = left_padded((11,), 11)
+  segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]])
+  positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]])
+  packed, _ = apply(
+    CONFIG, params, tokens, positions, None, segment_ids=segments
   )
-  def test_cached_decoding_equals_the_full_pass(self, scan_layers, windows):
-    config = dataclasses.replace(
-      CONFIG, scan_layers=scan_layers, windows=windows
+  for begin, end in ((0, 4), (4, 7), (7, 9)):
+    alone, _ = apply(
+      CONFIG,
+      params,
+      tokens[:, begin:end],
+      jnp.arange(end - begin)[None],
+      jnp.ones((1, end - begin), bool),
     )
-    params = random_params(CONFIG)
-    if scan_layers:
-      params = decoder.stack_layers(params)
-    tokens, positions, valid = left_padded((3, 11, 8), 11)
-    full, none = apply(config, params, tokens, positions, valid)
-    self.assertIsNone(none)
-    cache = cache_lib.init_cache(config, 3, 13)
-    step = jax.jit(
-      lambda cache, *args: apply(config, params, *args, cache=cache)
-    )
-    # A prompt, then two tokens at once, then one by one.
-    for begin, end in ((0, 6), (6, 8), (8, 9), (9, 10), (10, 11)):
-      hidden, cache = step(
-        cache, *(x[:, begin:end] for x in (tokens, positions, valid))
-      )
-      seen = valid[:, begin:end, None]
-      np.testing.assert_allclose(
-        jnp.where(seen, hidden, 0),
-        jnp.where(seen, full[:, begin:end], 0),
-        atol=1e-5,
-      )
-    self.assertEqual(cache.index, 11)
-    np.testing.assert_array_equal(cache.valid.sum(-1), [3, 11, 8])
+    np.testing.assert_allclose(packed[:, begin:end], alone, atol=1e-5)
+  chex.assert_tree_all_finite(packed)
 
-  @parameterized.parameters(False, True)
-  def test_a_window_hides_what_is_further_back(self, scan_layers):
-    # One token back at most, in each of three layers: token 9 reads 6 to 9.
-    config = dataclasses.replace(
-      CONFIG, windows=(2, 2, 2), scan_layers=scan_layers
-    )
-    params = random_params(CONFIG)
-    if scan_layers:
-      params = decoder.stack_layers(params)
-    tokens, positions, valid = left_padded((11, 11), 11)
-    tokens = tokens.at[1].set(tokens[0])
-    before = apply(config, params, tokens, positions, valid)[0][1, 9]
-    for place, changes in ((5, False), (6, True), (9, True), (10, False)):
-      other = tokens.at[1, place].set((tokens[1, place] + 1) % 29)
-      after = apply(config, params, other, positions, valid)[0][1, 9]
-      self.assertEqual(bool((before != after).any()), changes, place)
 
-  def test_packed_segments_equal_separate_rows(self):
-    params = random_params(CONFIG)
-    tokens, _, _ = left_padded((11,), 11)
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]])
-    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]])
-    packed, _ = apply(
-      CONFIG, params, tokens, positions, None, segment_ids=segments
-    )
-    for begin, end in ((0, 4), (4, 7), (7, 9)):
-      alone, _ = apply(
-        CONFIG,
-        params,
-        tokens[:, begin:end],
-        jnp.arange(end - begin)[None],
-        jnp.ones((1, end - begin), bool),
-      )
-      np.testing.assert_allclose(packed[:, begin:end], alone, atol=1e-5)
-    chex.assert_tree_all_finite(packed)
+def test_validity_and_segments_exclude_each_other():
+  params = random_params(CONFIG)
+  tokens, positions, valid = left_padded((3,), 3)
+  with pytest.raises(ValueError, match="either"):
+    apply(CONFIG, params, tokens, positions, valid, segment_ids=tokens)
+  with pytest.raises(ValueError, match="either"):
+    apply(CONFIG, params, tokens, positions, None)
 
-  def test_validity_and_segments_exclude_each_other(self):
-    params = random_params(CONFIG)
-    tokens, positions, valid = left_padded((3,), 3)
-    with self.assertRaisesRegex(ValueError, "either"):
-      apply(CONFIG, params, tokens, positions, valid, segment_ids=tokens)
-    with self.assertRaisesRegex(ValueError, "either"):
-      apply(CONFIG, params, tokens, positions, None)
 
-  @parameterized.product(
-    scan_layers=[False, True], remat=config_lib.REMAT_POLICIES
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("remat", config_lib.REMAT_POLICIES)
+@pytest.mark.slow
+def test_scanning_and_recomputing_change_no_value_and_no_gradient(
+  scan_layers, remat
+):
+  params = random_params(CONFIG)
+  batch = left_padded((3, 7), 7)
+
+  def total(params, config):
+    hidden, _ = apply(config, params, *batch)
+    return jnp.sum(jnp.where(batch[2][..., None], jnp.sin(hidden), 0))
+
+  gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)
+  config = dataclasses.replace(CONFIG, scan_layers=scan_layers, remat=remat)
+  value, actual = gradient(
+    decoder.stack_layers(params) if scan_layers else params, config
   )
-  @pytest.mark.slow
-  def test_scanning_and_recomputing_change_no_value_and_no_gradient(
-    self, scan_layers, remat
-  ):
-    params = random_params(CONFIG)
-    batch = left_padded((3, 7), 7)
+  if scan_layers:
+    actual = decoder.unstack_layers(actual)
+  expected_value, expected = gradient(params, CONFIG)
+  np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+  chex.assert_trees_all_close(actual, expected, atol=2e-4, rtol=1e-4)
 
-    def total(params, config):
-      hidden, _ = apply(config, params, *batch)
-      return jnp.sum(jnp.where(batch[2][..., None], jnp.sin(hidden), 0))
 
-    gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)
-    config = dataclasses.replace(CONFIG, scan_layers=scan_layers, remat=remat)
-    value, actual = gradient(
-      decoder.stack_layers(params) if scan_layers else params, config
-    )
-    if scan_layers:
-      actual = decoder.unstack_layers(actual)
-    expected_value, expected = gradient(params, CONFIG)
-    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
-    chex.assert_trees_all_close(actual, expected, atol=2e-4, rtol=1e-4)
+def test_recomputing_keeps_less_between_the_passes():
+  tokens, positions, valid = left_padded((7,), 7)
 
-  def test_recomputing_keeps_less_between_the_passes(self):
-    tokens, positions, valid = left_padded((7,), 7)
-
-    def saved(remat):
-      config = dataclasses.replace(CONFIG, remat=remat)
-
-      def run(params):
-        hidden, _ = apply(config, params, tokens, positions, valid)
-        return jnp.sum(hidden)
-
-      _, pull = jax.vjp(run, random_params(CONFIG))
-      return sum(x.size for x in jax.tree.leaves(pull))
-
-    self.assertLess(saved("full"), saved("save_weight_products"))
-    self.assertLess(saved("save_weight_products"), saved("none"))
-
-  def test_a_layer_keeps_no_norm_and_no_silu(self):
-    # By hand, of one row of 7 tokens: gate, up and their product alone are of
-    # the MLP's size; one number a token is the token, and no norm's factor.
-    config = dataclasses.replace(CONFIG, num_layers=1)
-    tokens, positions, valid = left_padded((7,), 7)
+  def saved(remat):
+    config = dataclasses.replace(CONFIG, remat=remat)
 
     def run(params):
-      return apply(config, params, tokens, positions, valid)[0]
+      hidden, _ = apply(config, params, tokens, positions, valid)
+      return jnp.sum(hidden)
 
-    _, pull = jax.vjp(run, random_params(config))
-    sizes = [x.size for x in jax.tree.leaves(pull)]
-    self.assertEqual(sizes.count(7 * config.mlp_size), 3)
-    self.assertEqual(sizes.count(7), 1)
+    _, pull = jax.vjp(run, random_params(CONFIG))
+    return sum(x.size for x in jax.tree.leaves(pull))
 
-  def test_angles_are_computed_once_for_all_layers_and_heads(self):
-    # In the program as it runs: what is written once may be computed often.
-    tokens, positions, valid = left_padded((7, 3), 7)
-    params = random_params(CONFIG)
-
-    def total(params):
-      return jnp.sum(apply(CONFIG, params, tokens, positions, valid)[0] ** 2)
-
-    for fn in (total, jax.grad(total)):
-      program = jax.jit(fn).lower(params).compile().as_text()
-      self.assertEqual(program.count(" cosine("), 1)
-      self.assertEqual(program.count(" sine("), 1)
-
-  def test_norms_and_angles_stay_float32_under_bfloat16(self):
-    config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    params = random_params(CONFIG)
-    tokens, positions, valid = left_padded((7,), 7)
-    far = positions + 257  # bfloat16 has no 257
-    jaxpr = str(
-      jax.make_jaxpr(lambda p: apply(config, p, tokens, far, valid)[0])(params)
-    )
-    for line in jaxpr.splitlines():
-      for name in (" rsqrt ", " sin ", " cos ", " exp "):
-        if name in line:
-          self.assertNotIn("bf16", line)
-    low, _ = apply(config, params, tokens, far, valid)
-    high, _ = apply(CONFIG, params, tokens, far, valid)
-    self.assertEqual(low.dtype, jnp.bfloat16)
-    self.assertLess(jnp.abs(low.astype(jnp.float32) - high).max(), 0.15)
+  assert saved("full") < saved("save_weight_products")
+  assert saved("save_weight_products") < saved("none")
 
 
-class ParametersTest(chex.TestCase):
-  def test_tied_heads_share_one_array(self):
-    params = random_params(CONFIG)
-    self.assertNotIn("head", params)
-    np.testing.assert_array_equal(
-      decoder.head_kernel(params, CONFIG), params["embedding"].T
-    )
+def test_a_layer_keeps_no_norm_and_no_silu():
+  # By hand, of one row of 7 tokens: gate, up and their product alone are of
+  # the MLP's size; one number a token is the token, and no norm's factor.
+  config = dataclasses.replace(CONFIG, num_layers=1)
+  tokens, positions, valid = left_padded((7,), 7)
 
-  def test_an_untied_head_is_its_own_array(self):
-    config = VARIANTS["untied"]
-    params = random_params(config)
-    self.assertIs(decoder.head_kernel(params, config), params["head"])
-    self.assertEqual(params["head"].shape, (22, 29))
+  def run(params):
+    return apply(config, params, tokens, positions, valid)[0]
 
-  @parameterized.parameters(False, True)
-  def test_every_axis_of_every_parameter_has_a_name(self, scan_layers):
-    config = dataclasses.replace(
-      CONFIG,
-      scan_layers=scan_layers,
-      tied_head=False,
-      qkv_bias=True,
-      qk_norm=True,
-    )
-    sizes = {
-      "vocab": 29,
-      "embed": 22,
-      "heads": 6,
-      "kv_heads": 2,
-      "head_size": 10,
-      "mlp": 31,
-      "layers": 3,
-    }
-    params = decoder.init_params(config, jax.random.key(0))
-    axes = decoder.logical_axes(config)
-
-    def check(x, names):
-      self.assertEqual(x.shape, tuple(sizes[name] for name in names))
-
-    jax.tree.map(check, params, axes, is_leaf=lambda x: isinstance(x, tuple))
-
-  def test_stacking_layers_and_back_is_the_identity(self):
-    params = random_params(CONFIG)
-    stacked = decoder.stack_layers(params)
-    scanned = dataclasses.replace(CONFIG, scan_layers=True)
-    chex.assert_trees_all_equal_shapes(
-      stacked, decoder.init_params(scanned, jax.random.key(0))
-    )
-    chex.assert_trees_all_equal(decoder.unstack_layers(stacked), params)
-
-  def test_parameters_are_a_function_of_the_key(self):
-    a = decoder.init_params(CONFIG, jax.random.key(0))
-    b = decoder.init_params(CONFIG, jax.random.key(0))
-    c = decoder.init_params(CONFIG, jax.random.key(1))
-    chex.assert_trees_all_equal(a, b)
-    self.assertTrue((a["embedding"] != c["embedding"]).all())
-
-  def test_logits_of_new_parameters_are_near_unit_scale(self):
-    params = decoder.init_params(config_lib.TINY, jax.random.key(0))
-    tokens, positions, valid = left_padded((16,), 16)
-    hidden, _ = apply(config_lib.TINY, params, tokens, positions, valid)
-    logits = hidden @ decoder.head_kernel(params, config_lib.TINY)
-    self.assertBetween(float(logits.std()), 0.5, 2.0)
+  _, pull = jax.vjp(run, random_params(config))
+  sizes = [x.size for x in jax.tree.leaves(pull)]
+  assert sizes.count(7 * config.mlp_size) == 3
+  assert sizes.count(7) == 1
 
 
-class ValueHeadTest(chex.TestCase):
-  CONFIG = dataclasses.replace(CONFIG, value_head=True)
+def test_angles_are_computed_once_for_all_layers_and_heads():
+  # In the program as it runs: what is written once may be computed often.
+  tokens, positions, valid = left_padded((7, 3), 7)
+  params = random_params(CONFIG)
 
-  def test_it_adds_a_vector_and_a_bias_that_say_0(self):
-    with_head = decoder.init_params(self.CONFIG, jax.random.key(0))
-    without = decoder.init_params(CONFIG, jax.random.key(0))
-    self.assertEqual(
-      set(with_head) - set(without), {"value_kernel", "value_bias"}
-    )
-    added = decoder.add_value_head(without, self.CONFIG)
-    chex.assert_trees_all_equal_shapes_and_dtypes(added, with_head)
-    hidden = jnp.ones((2, 3, CONFIG.width))
-    np.testing.assert_array_equal(decoder.values(added, hidden), 0)
-    axes = decoder.logical_axes(self.CONFIG)
-    self.assertEqual(axes["value_kernel"], ("embed",))
-    chex.assert_trees_all_equal_structs(
-      jax.tree.map(lambda x: 0, added),
-      jax.tree.map(lambda x: 0, axes, is_leaf=lambda x: isinstance(x, tuple)),
-    )
+  def total(params):
+    return jnp.sum(apply(CONFIG, params, tokens, positions, valid)[0] ** 2)
 
-  def test_a_value_is_a_product_and_a_bias(self):
-    params = {
-      "value_kernel": jnp.arange(3.0),
-      "value_bias": jnp.array([0.5]),
-    }
-    hidden = jnp.array([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(decoder.values(params, hidden), [8.5, 1.5])
+  for fn in (total, jax.grad(total)):
+    program = jax.jit(fn).lower(params).compile().as_text()
+    assert program.count(" cosine(") == 1
+    assert program.count(" sine(") == 1
 
 
-class MeshTest(chex.TestCase):
-  def test_a_mesh_with_rules_changes_no_value(self):
-    params = random_params(CONFIG)
-    batch = left_padded((3, 7, 5, 6), 7)
-    expected, _ = apply(CONFIG, params, *batch)
-    mesh = jax.make_mesh(
-      (2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
-    rules = (("batch", "data"), ("kv_heads", "tensor"), ("heads", "tensor"))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-      actual, _ = jax.jit(lambda p: apply(CONFIG, p, *batch))(params)
-    self.assertFalse(actual.sharding.is_fully_replicated)
-    valid = batch[2][..., None]
-    np.testing.assert_allclose(
-      jnp.where(valid, actual, 0), jnp.where(valid, expected, 0), atol=1e-5
-    )
+def test_norms_and_angles_stay_float32_under_bfloat16():
+  config = dataclasses.replace(CONFIG, dtype="bfloat16")
+  params = random_params(CONFIG)
+  tokens, positions, valid = left_padded((7,), 7)
+  far = positions + 257  # bfloat16 has no 257
+  jaxpr = str(
+    jax.make_jaxpr(lambda p: apply(config, p, tokens, far, valid)[0])(params)
+  )
+  for line in jaxpr.splitlines():
+    for name in (" rsqrt ", " sin ", " cos ", " exp "):
+      if name in line:
+        assert "bf16" not in line
+  low, _ = apply(config, params, tokens, far, valid)
+  high, _ = apply(CONFIG, params, tokens, far, valid)
+  assert low.dtype == jnp.bfloat16
+  assert jnp.abs(low.astype(jnp.float32) - high).max() < 0.15
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_every_axis_of_every_parameter_has_a_name(scan_layers):
+  config = dataclasses.replace(
+    CONFIG,
+    scan_layers=scan_layers,
+    tied_head=False,
+    qkv_bias=True,
+    qk_norm=True,
+  )
+  sizes = {
+    "vocab": 29,
+    "embed": 22,
+    "heads": 6,
+    "kv_heads": 2,
+    "head_size": 10,
+    "mlp": 31,
+    "layers": 3,
+  }
+  params = decoder.init_params(config, jax.random.key(0))
+  axes = decoder.logical_axes(config)
+
+  def check(x, names):
+    assert x.shape == tuple(sizes[name] for name in names)
+
+  jax.tree.map(check, params, axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def test_stacking_layers_and_back_is_the_identity():
+  params = random_params(CONFIG)
+  stacked = decoder.stack_layers(params)
+  scanned = dataclasses.replace(CONFIG, scan_layers=True)
+  chex.assert_trees_all_equal_shapes(
+    stacked, decoder.init_params(scanned, jax.random.key(0))
+  )
+  chex.assert_trees_all_equal(decoder.unstack_layers(stacked), params)
+
+
+def test_parameters_are_a_function_of_the_key():
+  a = decoder.init_params(CONFIG, jax.random.key(0))
+  b = decoder.init_params(CONFIG, jax.random.key(0))
+  c = decoder.init_params(CONFIG, jax.random.key(1))
+  chex.assert_trees_all_equal(a, b)
+  assert (a["embedding"] != c["embedding"]).all()
+
+
+def test_logits_of_new_parameters_are_near_unit_scale():
+  params = decoder.init_params(config_lib.TINY, jax.random.key(0))
+  tokens, positions, valid = left_padded((16,), 16)
+  hidden, _ = apply(config_lib.TINY, params, tokens, positions, valid)
+  logits = hidden @ decoder.head_kernel(params, config_lib.TINY)
+  assert 0.5 < logits.std() < 2.0
+
+
+def test_a_value_head_adds_a_vector_and_a_bias_that_are_0():
+  critic = dataclasses.replace(CONFIG, value_head=True)
+  with_head = decoder.init_params(critic, jax.random.key(0))
+  without = decoder.init_params(CONFIG, jax.random.key(0))
+  assert set(with_head) - set(without) == {"value_kernel", "value_bias"}
+  added = decoder.add_value_head(without, critic)
+  chex.assert_trees_all_equal_shapes_and_dtypes(added, with_head)
+  hidden = jnp.ones((2, 3, CONFIG.width))
+  np.testing.assert_array_equal(decoder.values(added, hidden), 0)
+  axes = decoder.logical_axes(critic)
+  assert (axes["value_kernel"], axes["value_bias"]) == (("embed",), (None,))
+
+
+def test_a_value_is_a_product_and_a_bias():
+  params = {"value_kernel": jnp.arange(3.0), "value_bias": jnp.array([0.5])}
+  hidden = jnp.array([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
+  np.testing.assert_array_equal(decoder.values(params, hidden), [8.5, 1.5])
+
+
+def test_a_mesh_with_rules_changes_no_value():
+  params = random_params(CONFIG)
+  batch = left_padded((3, 7, 5, 6), 7)
+  expected, _ = apply(CONFIG, params, *batch)
+  mesh = jax.make_mesh(
+    (2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+  rules = (("batch", "data"), ("kv_heads", "tensor"), ("heads", "tensor"))
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    actual, _ = jax.jit(lambda p: apply(CONFIG, p, *batch))(params)
+  assert not actual.sharding.is_fully_replicated
+  valid = batch[2][..., None]
+  np.testing.assert_allclose(
+    jnp.where(valid, actual, 0), jnp.where(valid, expected, 0), atol=1e-5
+  )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import chex
 import jax
@@ -54,264 +53,229 @@ def logits(params, config):
   return hidden @ decoder.head_kernel(params, config)
 
 
+def start(config=CONFIG, adapter_config=LORA):
+  return lora.init_adapters(base(config), adapter_config, config)
+
+
 def kernel_inputs(name, kernel):
   """A kernel as the matrix that it is, in float64."""
   inputs = int(np.prod(kernel.shape[: lora.TARGETS[name]]))
   return np.asarray(kernel, np.float64).reshape(inputs, -1)
 
 
-class TestLoraConfig:
-  def test_an_unknown_kernel_names_the_nearest(self):
-    message = "unknown kernel 'querry' in lora.targets: did you mean 'query'?"
-    with pytest.raises(ValueError, match=re.escape(message)):
-      lora.LoraConfig(rank=2, targets=("up", "querry"))
+@pytest.mark.parametrize(
+  ("values", "word"),
+  [
+    ({"rank": 2, "targets": ("up", "querry")}, "'query'"),
+    ({"rank": -1}, "rank"),
+    ({"alpha": 0.0}, "alpha"),
+    ({"alpha": float("nan")}, "alpha"),
+    ({"rank": 2, "targets": ()}, "targets"),
+  ],
+)
+def test_what_makes_no_sense_is_refused(values, word):
+  with pytest.raises(ValueError, match=word):
+    lora.LoraConfig(**values)
 
-  @pytest.mark.parametrize(
-    ("values", "message"),
-    [
-      ({"rank": -1}, "lora.rank must be 0 or more, not -1"),
-      ({"alpha": 0.0}, "lora.alpha must be above 0"),
-      ({"alpha": float("nan")}, "lora.alpha must be above 0"),
-      ({"rank": 2, "targets": ()}, "lora.targets is empty"),
-    ],
+
+def test_a_list_of_a_file_becomes_hashable():
+  hash(lora.LoraConfig(rank=1, targets=["up", "down"]))
+
+
+def test_the_targets_are_the_kernels_of_a_layer():
+  layer = base()["layer_0"]
+  assert sorted([*layer["attention"], *layer["mlp"]]) == sorted(lora.TARGETS)
+
+
+def test_a_rank_above_that_of_a_chosen_kernel_names_it():
+  with pytest.raises(ValueError, match="'key' is a matrix of 22 x 20"):
+    lora.check_config(lora.LoraConfig(rank=21), CONFIG)
+  lora.check_config(lora.LoraConfig(rank=22, targets=("query",)), CONFIG)
+  lora.check_config(lora.LoraConfig(), CONFIG)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCANNED, CRITIC])
+def test_the_start_is_the_base_bit_by_bit(config):
+  merged = lora.merge(base(config), start(config), LORA)
+  chex.assert_trees_all_equal(merged, base(config))
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCANNED])
+def test_every_chosen_kernel_has_a_pair_and_nothing_else_has(config):
+  adapters = start(config, SOME)
+  layers = ["layer_0", "layer_1", "layer_2"]
+  assert sorted(adapters) == (["layers"] if config.scan_layers else layers)
+  lead = (3,) if config.scan_layers else ()
+  for layer in adapters.values():
+    assert jax.tree.map(jnp.shape, layer) == {
+      "attention": {
+        "query": {"a": (*lead, 22, 3), "b": (*lead, 3, 6, 10)},
+        "out": {"a": (*lead, 6, 10, 3), "b": (*lead, 3, 22)},
+      },
+      "mlp": {"down": {"a": (*lead, 31, 3), "b": (*lead, 3, 22)}},
+    }
+
+
+@pytest.mark.slow
+def test_a_is_drawn_with_variance_one_over_the_inputs():
+  wide = dataclasses.replace(CONFIG, width=400, mlp_size=900)
+  adapters = start(wide, lora.LoraConfig(rank=20))
+  for name, inputs in (("gate", 400), ("down", 900)):
+    a = np.asarray(adapters["layer_1"]["mlp"][name]["a"])
+    np.testing.assert_allclose(a.var() * inputs, 1.0, rtol=0.06)
+    assert abs(a.mean()) < 4 * inputs**-0.5 / np.sqrt(a.size)
+
+
+def test_no_two_kernels_have_the_same_a():
+  mlp = [start()[f"layer_{i}"]["mlp"] for i in range(3)]
+  seen = [float(mlp[i][k]["a"][0, 0]) for i in range(3) for k in mlp[0]]
+  assert len(set(seen)) == 9
+  other = start(adapter_config=dataclasses.replace(LORA, seed=1))
+  assert float(other["layer_0"]["mlp"]["up"]["a"][0, 0]) not in seen
+
+
+def test_adapters_of_a_bfloat16_model_are_float32():
+  config = dataclasses.replace(CONFIG, param_dtype="bfloat16")
+  adapters = start(config)
+  assert {x.dtype.name for x in jax.tree.leaves(adapters)} == {"float32"}
+  merged = lora.merge(base(config), moved(adapters), LORA)
+  chex.assert_trees_all_equal_shapes_and_dtypes(merged, base(config))
+
+
+def test_a_value_head_is_trained_as_it_is():
+  after = moved(start(CRITIC))
+  merged = lora.merge(base(CRITIC), after, LORA)
+  for name in ("value_kernel", "value_bias"):
+    np.testing.assert_array_equal(merged[name], after[name])
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCANNED, CRITIC])
+def test_axes_are_a_tree_like_the_adapters(config):
+  axes = lora.adapter_axes(LORA, config)
+  jax.tree.map(
+    lambda x, names: chex.assert_rank(x, len(names)), start(config), axes
   )
-  def test_what_makes_no_sense_is_refused(self, values, message):
-    with pytest.raises(ValueError, match=message):
-      lora.LoraConfig(**values)
-
-  def test_a_list_of_a_file_becomes_hashable(self):
-    hash(lora.LoraConfig(rank=1, targets=["up", "down"]))
-
-  def test_the_targets_are_the_kernels_of_a_layer(self):
-    layer = base()["layer_0"]
-    found = [*layer["attention"], *layer["mlp"]]
-    assert sorted(found) == sorted(lora.TARGETS)
 
 
-class TestCheckConfig:
-  def test_a_rank_above_that_of_a_kernel_names_it(self):
-    message = (
-      "lora.rank is 21, and kernel 'key' is a matrix of 22 x 20: take a rank "
-      "of at most 20"
-    )
-    with pytest.raises(ValueError, match=message):
-      lora.check_config(lora.LoraConfig(rank=21), CONFIG)
-
-  def test_only_the_chosen_kernels_count(self):
-    lora.check_config(lora.LoraConfig(rank=22, targets=("query",)), CONFIG)
-    lora.check_config(lora.LoraConfig(), CONFIG)
+def test_axes_are_the_kernels_own():
+  attention = lora.adapter_axes(LORA, SCANNED)["layers"]["attention"]
+  assert attention["query"] == {
+    "a": ("layers", "embed", None),
+    "b": ("layers", None, "heads", "head_size"),
+  }
+  assert attention["out"] == {
+    "a": ("layers", "heads", "head_size", None),
+    "b": ("layers", None, "embed"),
+  }
 
 
-class TestInitAdapters:
-  @pytest.mark.parametrize("config", [CONFIG, SCANNED])
-  def test_the_start_is_the_base_bit_by_bit(self, config):
-    adapters = lora.init_adapters(base(config), LORA, config)
-    merged = lora.merge(base(config), adapters, LORA)
-    chex.assert_trees_all_equal(merged, base(config))
-
-  @pytest.mark.parametrize("config", [CONFIG, SCANNED])
-  def test_every_chosen_kernel_has_a_pair_and_nothing_else_has(self, config):
-    adapters = lora.init_adapters(base(config), SOME, config)
-    layers = ["layer_0", "layer_1", "layer_2"]
-    assert sorted(adapters) == (["layers"] if config.scan_layers else layers)
-    lead = (3,) if config.scan_layers else ()
-    for layer in adapters.values():
-      shapes = jax.tree.map(jnp.shape, layer)
-      assert shapes == {
-        "attention": {
-          "query": {"a": (*lead, 22, 3), "b": (*lead, 3, 6, 10)},
-          "out": {"a": (*lead, 6, 10, 3), "b": (*lead, 3, 22)},
-        },
-        "mlp": {"down": {"a": (*lead, 31, 3), "b": (*lead, 3, 22)}},
-      }
-
-  @pytest.mark.slow
-  def test_a_is_drawn_with_variance_one_over_the_inputs(self):
-    wide = dataclasses.replace(CONFIG, width=400, mlp_size=900)
-    adapters = lora.init_adapters(base(wide), lora.LoraConfig(rank=20), wide)
-    for name, inputs in (("gate", 400), ("down", 900)):
-      a = np.asarray(adapters["layer_1"]["mlp"][name]["a"])
-      np.testing.assert_allclose(a.var() * inputs, 1.0, rtol=0.06)
-      assert abs(a.mean()) < 4 * inputs**-0.5 / np.sqrt(a.size)
-
-  def test_no_two_kernels_have_the_same_a(self):
-    adapters = lora.init_adapters(base(), LORA, CONFIG)
-    mlp = [adapters[f"layer_{i}"]["mlp"] for i in range(3)]
-    seen = [float(mlp[i][k]["a"][0, 0]) for i in range(3) for k in mlp[0]]
-    assert len(set(seen)) == 9
-    other = lora.init_adapters(
-      base(), dataclasses.replace(LORA, seed=1), CONFIG
-    )
-    assert float(other["layer_0"]["mlp"]["up"]["a"][0, 0]) not in seen
-
-  def test_adapters_of_a_bfloat16_model_are_float32(self):
-    config = dataclasses.replace(CONFIG, param_dtype="bfloat16")
-    adapters = lora.init_adapters(base(config), LORA, config)
-    assert {x.dtype for x in jax.tree.leaves(adapters)} == {
-      jnp.dtype("float32")
-    }
-    merged = lora.merge(base(config), moved(adapters), LORA)
-    chex.assert_trees_all_equal_shapes_and_dtypes(merged, base(config))
-
-  def test_a_value_head_is_trained_as_it_is(self):
-    adapters = lora.init_adapters(base(CRITIC), LORA, CRITIC)
-    assert adapters["value_kernel"].shape == (22,)
-    after = moved(adapters)
-    merged = lora.merge(base(CRITIC), after, LORA)
-    for name in ("value_kernel", "value_bias"):
-      np.testing.assert_array_equal(merged[name], after[name])
-
-
-class TestAdapterAxes:
-  @pytest.mark.parametrize("config", [CONFIG, SCANNED, CRITIC])
-  def test_it_is_the_tree_of_the_adapters(self, config):
-    adapters = lora.init_adapters(base(config), LORA, config)
-    axes = lora.adapter_axes(LORA, config)
-    jax.tree.map(
-      lambda x, names: chex.assert_rank(x, len(names)), adapters, axes
-    )
-
-  def test_the_axes_are_the_kernels_own(self):
-    attention = lora.adapter_axes(LORA, SCANNED)["layers"]["attention"]
-    assert attention["query"]["a"] == ("layers", "embed", None)
-    assert attention["query"]["b"] == ("layers", None, "heads", "head_size")
-    assert attention["out"]["a"] == ("layers", "heads", "head_size", None)
-    assert attention["out"]["b"] == ("layers", None, "embed")
-
-
-class TestMerge:
-  def test_agrees_with_matrices_in_numpy(self):
-    adapters = moved(lora.init_adapters(base(), LORA, CONFIG))
-    merged = lora.merge(base(), adapters, LORA)
-    for layer in ("layer_0", "layer_2"):
-      for part, names in (("attention", "query out"), ("mlp", "gate down")):
-        for name in names.split():
-          pair = adapters[layer][part][name]
-          a = np.asarray(pair["a"], np.float64).reshape(-1, 3)
-          b = np.asarray(pair["b"], np.float64).reshape(3, -1)
-          before = kernel_inputs(name, base()[layer][part][name])
-          after = kernel_inputs(name, merged[layer][part][name])
-          # alpha / rank = 2
-          np.testing.assert_allclose(after, before + 2 * a @ b, atol=1e-6)
-
-  def test_what_has_no_adapter_is_passed_on(self):
-    adapters = moved(lora.init_adapters(base(), SOME, CONFIG))
-    merged = lora.merge(base(), adapters, SOME)
-    assert merged["embedding"] is base()["embedding"]
-    same = merged["layer_1"]["mlp"]["up"]
-    assert same is base()["layer_1"]["mlp"]["up"]
-    assert not np.array_equal(
-      merged["layer_1"]["mlp"]["down"], base()["layer_1"]["mlp"]["down"]
-    )
-
-  def test_the_base_stays_as_it_is(self):
-    before = jax.tree.map(np.array, base())
-    lora.merge(base(), moved(lora.init_adapters(base(), LORA, CONFIG)), LORA)
-    chex.assert_trees_all_equal(base(), before)
-
-  def test_the_change_of_a_kernel_has_the_rank(self):
-    adapters = moved(lora.init_adapters(base(), LORA, CONFIG))
-    merged = lora.merge(base(), adapters, LORA)
-    change = np.asarray(merged["layer_0"]["mlp"]["up"], np.float64)
-    change = change - np.asarray(base()["layer_0"]["mlp"]["up"], np.float64)
-    values = np.linalg.svd(change, compute_uv=False)
-    assert values[2] > 1e-2 and values[3] < 1e-5
-
-  def test_scanned_and_unrolled_layers_have_the_same_logits(self):
-    adapters = moved(lora.init_adapters(base(), LORA, CONFIG))
-    unrolled = lora.merge(base(), adapters, LORA)
-    scanned = lora.merge(
-      decoder.stack_layers(base()), decoder.stack_layers(adapters), LORA
-    )
-    chex.assert_trees_all_close(
-      scanned, decoder.stack_layers(unrolled), atol=1e-6
-    )
-    np.testing.assert_allclose(
-      logits(scanned, SCANNED), logits(unrolled, CONFIG), atol=2e-5
-    )
-
-  def test_merged_logits_are_those_of_two_thin_products(self):
-    """Another road: the change is applied to the stream, and never added up."""
-    only = lora.LoraConfig(rank=3, alpha=6.0, targets=("gate", "up", "down"))
-    adapters = moved(lora.init_adapters(base(), only, CONFIG))
-    mlp, pairs = base()["layer_0"]["mlp"], adapters["layer_0"]["mlp"]
-    x = jax.random.normal(jax.random.key(1), (5, 22))
-
-    def apply(name, x):
-      return x @ mlp[name] + 2 * (x @ pairs[name]["a"]) @ pairs[name]["b"]
-
-    expected = apply("down", jax.nn.silu(apply("gate", x)) * apply("up", x))
-    merged = lora.merge(base(), adapters, only)["layer_0"]["mlp"]
-    found = decoder.MLP(CONFIG).apply({"params": merged}, x[None])[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-  @pytest.mark.parametrize("config", [CONFIG, SCANNED])
-  def test_the_gradient_is_the_chain_rule_through_the_whole_one(self, config):
-    adapters = moved(lora.init_adapters(base(config), LORA, config))
-
-    def loss(params):
-      return jnp.mean(jnp.square(logits(params, config) - 0.5))
-
-    found = jax.jit(
-      jax.grad(lambda x: loss(lora.merge(base(config), x, LORA)))
-    )(adapters)
-    whole = jax.jit(jax.grad(loss))(lora.merge(base(config), adapters, LORA))
-    name = "layers" if config.scan_layers else "layer_1"
-    pick = (lambda x: x[1]) if config.scan_layers else (lambda x: x)
+def test_merging_agrees_with_matrices_in_numpy():
+  before = jax.tree.map(np.array, base())
+  adapters = moved(start())
+  merged = lora.merge(base(), adapters, LORA)
+  for layer in ("layer_0", "layer_2"):
     for part in ("attention", "mlp"):
-      for kernel, pair in found[name][part].items():
-        rows = lora.TARGETS[kernel]
-        full = np.asarray(pick(whole[name][part][kernel]), np.float64)
-        full = full.reshape(int(np.prod(full.shape[:rows])), -1)
-        pair = jax.tree.map(lambda x: np.asarray(pick(x)), pair)
-        own = jax.tree.map(
-          lambda x: np.asarray(pick(x), np.float64),
-          adapters[name][part][kernel],
-        )
-        a, b = own["a"].reshape(-1, 3), own["b"].reshape(3, -1)
-        # d/dA = s G B', d/dB = s A' G
-        np.testing.assert_allclose(
-          pair["a"].reshape(-1, 3), 2 * full @ b.T, rtol=1e-4, atol=1e-6
-        )
-        np.testing.assert_allclose(
-          pair["b"].reshape(3, -1), 2 * a.T @ full, rtol=1e-4, atol=1e-6
-        )
+      for name, pair in adapters[layer][part].items():
+        a = np.asarray(pair["a"], np.float64).reshape(-1, 3)
+        b = np.asarray(pair["b"], np.float64).reshape(3, -1)
+        old = kernel_inputs(name, base()[layer][part][name])
+        new = kernel_inputs(name, merged[layer][part][name])
+        # alpha / rank = 2
+        np.testing.assert_allclose(new, old + 2 * a @ b, atol=1e-6)
+  chex.assert_trees_all_equal(base(), before)
 
-  def test_at_the_start_only_b_has_a_gradient(self):
-    adapters = lora.init_adapters(base(), LORA, CONFIG)
-    gradient = jax.jit(
-      jax.grad(lambda x: jnp.sum(logits(lora.merge(base(), x, LORA), CONFIG)))
-    )(adapters)
-    pair = gradient["layer_0"]["mlp"]["up"]
-    assert not np.any(pair["a"]) and np.any(pair["b"])
 
-  @pytest.mark.parametrize("rank", [1, 2, 5])
-  def test_training_reaches_the_nearest_matrix_of_that_rank(self, rank):
-    """What is left is what Eckart and Young leave; at full rank, nothing."""
-    rng = np.random.default_rng(0)
-    kernel, target = rng.standard_normal((2, 5, 7)).astype(np.float32)
-    config = lora.LoraConfig(rank=rank, alpha=2.0 * rank)
-    pair = {
-      "a": jnp.asarray(rng.standard_normal((5, rank)), jnp.float32),
-      "b": jnp.zeros((rank, 7)),
-    }
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, 2000))
+def test_what_has_no_adapter_is_passed_on():
+  merged = lora.merge(base(), moved(start(adapter_config=SOME)), SOME)
+  assert merged["embedding"] is base()["embedding"]
+  ours, theirs = merged["layer_1"]["mlp"], base()["layer_1"]["mlp"]
+  assert ours["up"] is theirs["up"]
+  assert not np.array_equal(ours["down"], theirs["down"])
 
-    def loss(adapters):
-      merged = lora.merge({"up": kernel}, adapters, config)
-      return jnp.sum(jnp.square(merged["up"] - target))
 
-    def step(carry, _):
-      adapters, state = carry
-      updates, state = optimizer.update(jax.grad(loss)(adapters), state)
-      return (optax.apply_updates(adapters, updates), state), None
+def test_scanned_and_unrolled_layers_merge_alike():
+  adapters = moved(start())
+  unrolled = lora.merge(base(), adapters, LORA)
+  scanned = lora.merge(
+    decoder.stack_layers(base()), decoder.stack_layers(adapters), LORA
+  )
+  chex.assert_trees_all_close(
+    scanned, decoder.stack_layers(unrolled), atol=1e-6
+  )
 
-    @jax.jit
-    def train(adapters):
-      carry = (adapters, optimizer.init(adapters))
-      return jax.lax.scan(step, carry, length=2000)[0][0]
 
-    values = np.linalg.svd(target - kernel, compute_uv=False)
-    expected = np.sum(np.square(values[rank:]))
-    found = float(loss(train({"up": pair})))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+def test_merged_kernels_are_two_thin_products():
+  """Another road: the change is applied to the stream, and never added up."""
+  only = lora.LoraConfig(rank=3, alpha=6.0, targets=("gate", "up", "down"))
+  adapters = moved(start(adapter_config=only))
+  mlp, pairs = base()["layer_0"]["mlp"], adapters["layer_0"]["mlp"]
+  x = jax.random.normal(jax.random.key(1), (5, 22))
+
+  def apply(name, x):
+    return x @ mlp[name] + 2 * (x @ pairs[name]["a"]) @ pairs[name]["b"]
+
+  expected = apply("down", jax.nn.silu(apply("gate", x)) * apply("up", x))
+  merged = lora.merge(base(), adapters, only)["layer_0"]["mlp"]
+  found = decoder.MLP(CONFIG).apply({"params": merged}, x[None])[0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCANNED])
+def test_the_gradient_is_the_chain_rule_through_the_whole_one(config):
+  adapters = moved(start(config))
+
+  def loss(params):
+    return jnp.mean(jnp.square(logits(params, config) - 0.5))
+
+  found = jax.jit(jax.grad(lambda x: loss(lora.merge(base(config), x, LORA))))(
+    adapters
+  )
+  whole = jax.jit(jax.grad(loss))(lora.merge(base(config), adapters, LORA))
+  if config.scan_layers:
+    found, whole, adapters = map(
+      decoder.unstack_layers, (found, whole, adapters)
+    )
+  for part in ("attention", "mlp"):
+    for kernel, pair in found["layer_1"][part].items():
+      full = kernel_inputs(kernel, whole["layer_1"][part][kernel])
+      own = adapters["layer_1"][part][kernel]
+      a, b = own["a"].reshape(-1, 3), own["b"].reshape(3, -1)
+      # d/dA = s G B', d/dB = s A' G
+      np.testing.assert_allclose(
+        pair["a"].reshape(-1, 3), 2 * full @ b.T, rtol=1e-4, atol=1e-6
+      )
+      np.testing.assert_allclose(
+        pair["b"].reshape(3, -1), 2 * a.T @ full, rtol=1e-4, atol=1e-6
+      )
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_training_reaches_the_nearest_matrix_of_that_rank(rank):
+  """What is left is what Eckart and Young leave; at full rank, nothing."""
+  rng = np.random.default_rng(0)
+  kernel, target = rng.standard_normal((2, 5, 7)).astype(np.float32)
+  config = lora.LoraConfig(rank=rank, alpha=2.0 * rank)
+  pair = {
+    "a": jnp.asarray(rng.standard_normal((5, rank)), jnp.float32),
+    "b": jnp.zeros((rank, 7)),
+  }
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.03, 2000))
+
+  def loss(adapters):
+    merged = lora.merge({"up": kernel}, adapters, config)
+    return jnp.sum(jnp.square(merged["up"] - target))
+
+  def step(carry, _):
+    adapters, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(adapters), state)
+    return (optax.apply_updates(adapters, updates), state), None
+
+  @jax.jit
+  def train(adapters):
+    carry = (adapters, optimizer.init(adapters))
+    return jax.lax.scan(step, carry, length=2000)[0][0]
+
+  values = np.linalg.svd(target - kernel, compute_uv=False)
+  expected = np.sum(np.square(values[rank:]))
+  found = float(loss(train({"up": pair})))
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.reporting import catalogue, papers
 from saw_jax.run import config as config_lib
+from saw_jax.run import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLES = {name: catalogue.load(name) for name in catalogue.names()}
@@ -112,7 +112,7 @@ class TestTable:
   @pytest.mark.parametrize("name", ["saw/tool_calling", "saw/summaries"])
   def test_its_rewards_are_those_of_the_task(self, name):
     table = TABLES[name]
-    task = algorithms.make_task(name.partition("/")[2], {})
+    task = registry.make_task(name.partition("/")[2], {})
     assert table.components == tuple(c.name for c in task.components)
     rewards = {f"reward/{component}" for component in table.components}
     assert set(table.thresholds) == set(table.compared) == rewards
@@ -228,7 +228,7 @@ class TestColumns:
     config = table.config(table.default_runs[0], scale)
     if not config.evaluation.benchmarks:
       return
-    task = algorithms.make_task(config.task.name, config.task.options.to_dict())
+    task = registry.make_task(config.task.name, config.task.options.to_dict())
     assert set(config.evaluation.benchmarks) <= set(task.splits)
 
   def test_a_scale_adds_its_own(self):

@@ -13,7 +13,6 @@ import pytest
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import actor, generate, transcript
-from saw_jax.rollout.sampling import SamplingConfig
 
 CONFIG = DecoderConfig(
   vocab_size=23,
@@ -24,13 +23,7 @@ CONFIG = DecoderConfig(
   head_size=8,
   mlp_size=24,
 )
-SPEC = actor.SamplerSpec(
-  decoder=CONFIG,
-  sampling=SamplingConfig(),
-  max_new_tokens=9,
-  group_size=3,
-  eos_ids=(7,),
-)
+SETTINGS = generate.GenerateConfig(max_new_tokens=9, group_size=3, eos_ids=(7,))
 
 
 def make_params(seed=0):
@@ -55,8 +48,8 @@ def on_host(found):
   return jax.tree.map(np.asarray, jax.device_get(found))
 
 
-def device_sampler(spec):
-  return actor.DeviceSampler(spec, jax.devices()[0])
+def device_sampler(settings):
+  return actor.DeviceSampler(CONFIG, settings, jax.devices()[0])
 
 
 class TestActorPool:
@@ -68,10 +61,8 @@ class TestActorPool:
       return work * 2
 
     with actor.ActorPool(lambda index: act, 2) as pool:
-      assert pool.idle == 2
       for work in (1, 2):
         pool.submit(work)
-      assert pool.idle == 0
       found = {pool.wait().result for _ in range(2)}
     assert found == {2, 4}
     assert pool.pending == 0
@@ -120,10 +111,6 @@ class TestActorPool:
         pool.wait()
       assert pool.pending == 0
 
-  def test_an_empty_wait_ends(self):
-    with actor.ActorPool(lambda index: lambda work: work, 1) as pool:
-      assert pool.wait(timeout=0.01) is None
-
   def test_closes_what_it_made(self):
     closed = []
 
@@ -139,10 +126,6 @@ class TestActorPool:
       pool.wait()
     assert closed == [1]
 
-  def test_has_an_actor(self):
-    with pytest.raises(ValueError, match="count is 0"):
-      actor.ActorPool(lambda index: None, 0)
-
 
 class TestPartialSampler:
   @pytest.mark.slow
@@ -150,9 +133,9 @@ class TestPartialSampler:
   def test_is_the_whole_sampler_where_the_weights_stay(self, part):
     params = make_params()
     prompts, keys = make_call()
-    whole = on_host(device_sampler(SPEC)(0, params, prompts, keys))
+    whole = on_host(device_sampler(SETTINGS)(0, params, prompts, keys))
     sampler = actor.PartialSampler(
-      SPEC, device_sampler, lambda: (0, params), part=part
+      SETTINGS, device_sampler, lambda: (0, params), part=part
     )
     found = sampler(0, params, prompts, keys)
     size = found.tokens.shape[-1]
@@ -175,12 +158,12 @@ class TestPartialSampler:
   def test_goes_on_with_the_newest_weights(self):
     old, new = make_params(0), make_params(1)
     prompts, keys = make_call()
-    spec = dataclasses.replace(SPEC, eos_ids=())
+    settings = dataclasses.replace(SETTINGS, eos_ids=())
     sampler = actor.PartialSampler(
-      spec, device_sampler, lambda: (1, new), part=4
+      settings, device_sampler, lambda: (1, new), part=4
     )
     found = sampler(0, old, prompts, keys)
-    before = on_host(device_sampler(spec)(0, old, prompts, keys))
+    before = on_host(device_sampler(settings)(0, old, prompts, keys))
     first = before.prompt_size + 4
     np.testing.assert_array_equal(
       found.tokens[..., :first], before.tokens[..., :first]
@@ -201,19 +184,17 @@ class TestPartialSampler:
         one.behave_log_probs[:, 4:], expected[:, 4:], rtol=1e-4, atol=1e-5
       )
 
-  def test_part_is_positive(self):
-    with pytest.raises(ValueError, match="part is 0"):
-      actor.PartialSampler(SPEC, device_sampler, lambda: None, part=0)
-
 
 @pytest.mark.slow
 class TestProcessSampler:
   def test_samples_what_a_thread_does_and_may_be_killed(self):
     prompts, keys = make_call()
-    sampler = actor.ProcessSampler(SPEC)
+    sampler = actor.ProcessSampler(CONFIG, SETTINGS)
     for version in (0, 1):
       params = make_params(version)
-      expected = on_host(device_sampler(SPEC)(version, params, prompts, keys))
+      expected = on_host(
+        device_sampler(SETTINGS)(version, params, prompts, keys)
+      )
       found = sampler(version, params, prompts, keys)
       np.testing.assert_array_equal(found.tokens, expected.tokens)
       np.testing.assert_array_equal(found.roles, expected.roles)
@@ -224,7 +205,7 @@ class TestProcessSampler:
 
   def test_an_error_of_the_process_is_told(self):
     prompts, keys = make_call()
-    sampler = actor.ProcessSampler(SPEC)
+    sampler = actor.ProcessSampler(CONFIG, SETTINGS)
     with pytest.raises(actor.ActorDied, match="the sampler raised"):
       sampler(0, {"no": np.zeros(2)}, prompts, keys)
     sampler.close()

@@ -1,5 +1,5 @@
-import dataclasses
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -8,6 +8,19 @@ from hypothesis import strategies as st
 
 from saw_jax.rollout import staleness
 from saw_jax.rollout.staleness import FixedLag, Ledger, MaxLag, Quota, Ticket
+
+
+class Lags(NamedTuple):
+  steps: tuple
+  versions: tuple
+
+
+def lags(ledger, tickets):
+  """How old groups are at the update that is about to start."""
+  return Lags(
+    tuple(ledger.step - ticket.step for ticket in tickets),
+    tuple(ledger.version - ticket.version for ticket in tickets),
+  )
 
 
 def play(protocol, num_steps):
@@ -21,7 +34,7 @@ def play(protocol, num_steps):
     assert not dropped
     assert staleness.ready(ledger, protocol)
     ledger, taken = staleness.take(ledger, protocol)
-    history.append(staleness.lags(ledger, taken))
+    history.append(lags(ledger, taken))
     ledger = staleness.advance(ledger, protocol)
     # The step's groups leave the budget only at a publication: generation
     # between two of them goes on while there is room.
@@ -51,19 +64,6 @@ class TestQuota:
     assert steps.max() == largest
     np.testing.assert_allclose((versions >= 1).mean(), stale, atol=0.01)
     np.testing.assert_allclose(steps.mean(), mean, atol=0.06)
-
-  def test_keeps_768_prompts_outstanding(self):
-    protocol = Quota(batch=32, threshold=0.5)
-    assert protocol.budget == 768
-    _, most, _ = play(protocol, 64)
-    assert most == 768
-
-  @pytest.mark.parametrize(("require", "trigger"), [(1, 16), (4, 4), (16, 1)])
-  def test_only_the_product_of_require_and_trigger_counts(
-    self, require, trigger
-  ):
-    protocol = Quota(32, 0.5, require=require, trigger=trigger)
-    assert play(protocol, 100) == play(Quota(32, 0.5), 100)
 
   def test_publishes_after_each_window(self):
     history, _, ledger = play(Quota(batch=2, require=2, trigger=3), 13)
@@ -145,7 +145,7 @@ PROTOCOLS = st.one_of(
 
 
 class TestAnyProtocol:
-  @settings(max_examples=200, deadline=None)
+  @settings(max_examples=200)
   @given(
     protocol=PROTOCOLS,
     moves=st.lists(
@@ -172,7 +172,7 @@ class TestAnyProtocol:
         ledger, _ = staleness.expire(ledger, protocol)
         if staleness.ready(ledger, protocol):
           ledger, taken = staleness.take(ledger, protocol)
-          found = staleness.lags(ledger, taken)
+          found = lags(ledger, taken)
           assert min(found.steps) >= 0
           if isinstance(protocol, MaxLag):
             assert max(found.versions) <= protocol.lag
@@ -186,9 +186,7 @@ class TestAnyProtocol:
       assert len(seen) == ledger.consumed
       if isinstance(protocol, Quota):
         assert len(held) <= protocol.budget
-    again = staleness.from_json(
-      json.loads(json.dumps(staleness.to_json(ledger)))
-    )
+    again = staleness.from_json(json.loads(json.dumps(ledger._asdict())))
     assert again == ledger
 
   @given(protocol=PROTOCOLS)
@@ -215,6 +213,3 @@ class TestBadInput:
   def test_a_ticket_that_is_not_running(self):
     with pytest.raises(ValueError, match="no such group"):
       staleness.lose(Ledger(), [Ticket(3, 0, 0)])
-
-  def test_protocols_are_values(self):
-    assert FixedLag(2, 1) == dataclasses.replace(FixedLag(2), lag=1)

@@ -1,140 +1,35 @@
-"""Four methods in one run: stale responses, labels, weights, observations."""
-
-import dataclasses
-import shutil
-
 import numpy as np
-import pytest
 
-from saw_jax import algorithms
-from saw_jax.reporting import runs
-from saw_jax.run import async_loop, sync_loop
+from saw_jax.run import answers, rollouts
 from tests import helpers
-from tests.run.async_loop_test import assert_same_run
-from tests.run.labelling_test import PROBE, Guesses, purchases
-
-# What the asynchronous loop alone logs, or what depends on the clock.
-ONLY = ("lag/", "groups/", "seconds/", "tokens_per_second", "compilations")
+from tests.run.labelling_test import Guesses
 
 
-class World(Guesses):
-  """Guesses whose world says the last letter back."""
-
-  def observe(self, example, completion):
-    return completion[-1:] * 2
-
-
-def experiment(lag=2, task=None, world=True, loop=None, **labels):
-  world = algorithms.WorldModelConfig(
-    loss="clipped_absolute_error" if world else "none"
-  )
-  return helpers.experiment(
-    task=task or World(),
-    algorithm=algorithms.AlgorithmConfig(
-      advantage="gdpo",
-      weights="saw",
-      loss="asympo",
-      aggregate="sequence_mean_token_mean",
-      world_model=world,
-    ),
-    asynchronous={"protocol": "fixed_lag", "lag": lag},
+def test_a_policy_judges_each_response_with_a_key_of_its_own(monkeypatch):
+  made = helpers.experiment(
+    task=Guesses(),
     labels={
-      "method": "care",
-      "gate": "probe",
-      "warm_up": 1,
-      "label_fraction": 0.25,
-      "probe": PROBE,
-      **labels,
+      "method": "self_verification",
+      "verify_new_tokens": 3,
+      "verify_prompt_tokens": 48,
     },
-    loop=loop or {},
-    episodes={"max_observation_tokens": 2},
   )
-
-
-def curves(directory):
-  found = runs.read_curves([directory]).values
-  return {k: v for k, v in found.items() if not k.startswith(ONLY)}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("composed")
-  assert async_loop.run(experiment(), [0, 1], directory=directory).finished
-  return directory
-
-
-@pytest.mark.slow
-class TestComposed:
-  def test_every_part_is_there(self, whole):
-    found = curves(whole)
-    for name in (
-      "loss/policy",
-      "loss/world_model",
-      "lambda",
-      "weight/right",
-      "labels/spent",
-      "probe/vote/loss",
-      "balance",
-      "observation_nll",
-    ):
-      assert np.isfinite(found[name]).all(), name
-    lags = runs.read_curves([whole]).values["lag/steps"]
-    np.testing.assert_array_equal(lags[0], [0, 1, 2, 2])
-    # A label is bought when a group is learned from.
-    np.testing.assert_array_equal(found["labels/spent"][0], [1, 2, 3, 4])
-
-  def test_lag_0_is_the_synchronous_loop(self, tmp_path):
-    made = experiment(lag=0)
-    async_loop.run(made, [0, 1], directory=tmp_path / "a")
-    sync_loop.run(made, [0, 1], directory=tmp_path / "b")
-    a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
-    assert a.keys() == b.keys()
-    for name, value in b.items():
-      np.testing.assert_array_equal(value, a[name], err_msg=name)
-    assert [p.prompt_id for p in purchases(tmp_path / "a")] == [
-      p.prompt_id for p in purchases(tmp_path / "b")
-    ]
-
-  def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    async_loop.run(experiment(), [0, 1], directory=workdir, resume_step=2)
-    assert_same_run(whole, workdir)
-    assert len(purchases(workdir)) == 8  # nothing is paid twice
-
-  def test_truth_that_was_not_bought_reaches_nothing(self, whole, tmp_path):
-    bought = {p.prompt_id for p in purchases(whole)}
-    poisoned = {e.key for e in World().examples("train")} - bought
-    made = experiment(task=World(poisoned), audit=False)
-    async_loop.run(made, [0, 1], directory=tmp_path)
-    expected, found = curves(whole), curves(tmp_path)
-    for name, values in found.items():
-      np.testing.assert_array_equal(values, expected[name], err_msg=name)
-    assert found["loss"].shape == (2, 4)
-
-  def test_actors_change_nothing(self, whole, tmp_path):
-    made = experiment()
-    made = made._replace(
-      asynchronous=dataclasses.replace(made.asynchronous, actors=1)
-    )
-    async_loop.run(made, [0, 1], directory=tmp_path)
-    assert_same_run(whole, tmp_path)
-
-  def test_a_part_that_is_taken_away_leaves_the_rest(self, whole, tmp_path):
-    async_loop.run(
-      experiment(world=False), [0, 1], directory=tmp_path / "world"
-    )
-    found = curves(tmp_path / "world")
-    assert "loss/world_model" not in found and "labels/spent" in found
-    async_loop.run(
-      experiment(method="truth", gate="none"),
-      [0, 1],
-      directory=tmp_path / "labels",
-    )
-    found = curves(tmp_path / "labels")
-    assert "loss/world_model" in found and "labels/spent" not in found
-    # The first responses are those of the same weights in all of them.
-    expected = curves(whole)
-    np.testing.assert_array_equal(
-      found["length"][:, 0], expected["length"][:, 0]
-    )
+  verify = answers.make_verifier(
+    helpers.make_learner(made).policy,
+    made.task,
+    rollouts.Encoder(made.tokenizer, made.rollout),
+    made.sampling,
+    made.labels,
+    seeds=[0],
+    group_size=4,
+  )
+  seen = []
+  monkeypatch.setattr(
+    answers.self_verification,
+    "read_verdict",
+    lambda text: seen.append(text) or float(len(seen) % 2),
+  )
+  found = verify([Guesses().examples("train")[:2]], ["same"] * 8, 0)
+  np.testing.assert_array_equal(found, np.tile([1, 0, 1, 0], (1, 2, 1)))
+  # The same question, and other verdicts: a key is a function of the row.
+  assert len(set(seen)) > 4

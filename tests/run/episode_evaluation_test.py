@@ -1,12 +1,14 @@
 """Tests of saw_jax/run/episode_evaluation.py."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.run import agents, episode_evaluation, rollouts
+from saw_jax.run import agents, episode_evaluation
 from saw_jax.run import experiment as experiment_lib
 from tests import agent_helpers
 
@@ -14,16 +16,14 @@ from tests import agent_helpers
 @pytest.fixture(scope="module")
 def played():
   made = agent_helpers.experiment("grpo")
-  _, lift, state = experiment_lib.start_state(made, 2)
-  evaluator = experiment_lib.make_evaluator(
-    made, lift, rollouts.Encoder(made.tokenizer, made.rollout)
-  )
-  with experiment_lib.open_workers(made) as pool:
+  kind = experiment_lib.kind_of(made)
+  policy = experiment_lib.make_policy(made, 2)
+  evaluator = kind.make_evaluator(policy)
+  with kind.open_workers() as pool:
     results = {
-      mode: evaluator.run(mode, state.params, pool, num_seeds=2)
-      for mode in ("greedy", "sampled")
+      mode: evaluator.run(mode, policy, pool) for mode in evaluator.modes
     }
-    scores = evaluator.scores("greedy", state.params, pool, num_seeds=2)
+    scores = evaluator.scores("greedy", policy, pool)
   return evaluator, results, scores
 
 
@@ -72,14 +72,16 @@ def test_another_split_is_played_whole_by_the_same_samplers(
 ):
   evaluator = played[0]
   other = evaluator.on("train", 0)
-  assert other.modes == ("greedy",)
+  assert list(other.modes) == ["greedy"]
   assert len(other.examples) == other._task.num_episodes("train")
   monkeypatch.setattr(agents, "play", lambda *args, **_: args[2])
-  worlds = other.play("greedy", None, None, num_seeds=2)
+  policy = types.SimpleNamespace(num_seeds=2, params=None)
+  worlds = other.play("greedy", policy, None)
   assert worlds == [[("train", seed) for seed in other.examples]] * 2
   assert other._transitions is None and evaluator._transitions is not None
-  assert evaluator.modes == ("greedy", "sampled")
-  assert evaluator.on("train", 3)._modes["sampled"] == (evaluator._sampled, 3)
+  assert list(evaluator.modes) == ["greedy", "sampled"]
+  sampling, _ = evaluator.modes["sampled"]
+  assert evaluator.on("train", 3).modes["sampled"] == (sampling, 3)
 
 
 @pytest.mark.slow

@@ -1,16 +1,16 @@
-"""Scores on held-out examples: batches, samples and averages."""
+"""Scores on held-out examples: batches, samples, averages and benchmarks."""
 
-import jax
+import json
+import logging
+
 import numpy as np
 import pytest
 
-from saw_jax.models import decoder
+from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import evaluation, rollouts
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.tasks import base
 from saw_jax.tasks.base import Outcome
-from saw_jax.tasks.workers.grading import Grader
-from saw_jax.training import parallel
 from tests import helpers
 
 COMPONENTS = (base.Component("a", 0.0, 1.0), base.Component("b", 0.0, 1.0))
@@ -28,122 +28,11 @@ class Lengths(helpers.Letters):
     return base.Score((known, share), outcome)
 
 
-@pytest.fixture(scope="module")
-def run():
-  """Runs an evaluation of two seeds with other parameters each."""
-  params = jax.tree.map(
-    lambda *leaves: np.stack(leaves),
-    *(decoder.init_params(helpers.CONFIG, jax.random.key(n)) for n in (0, 1)),
-  )
-  lift = parallel.seeded()
+class Votes(Lengths):
+  """Also says what a completion votes for: its first letter."""
 
-  def evaluate(mode, **fields):
-    experiment = helpers.experiment(task=Lengths(), evaluation=fields)
-    evaluator = experiment_lib.make_evaluator(
-      experiment,
-      lift,
-      rollouts.Encoder(experiment.tokenizer, experiment.rollout),
-    )
-    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
-      return evaluator.run(mode, params, grader, num_seeds=2)
-
-  return evaluate
-
-
-class TestEvaluator:
-  def test_has_the_first_examples_of_its_split(self):
-    experiment = helpers.experiment(evaluation={"num_examples": 5})
-
-    def made(**fields):
-      return evaluation.Evaluator(
-        experiment.task,
-        experiment.tokenizer,
-        rollouts.Encoder(experiment.tokenizer, experiment.rollout),
-        evaluation.EvaluationConfig(**fields),
-        lambda sampling, group_size: None,
-      ).examples
-
-    assert [e.key for e in made(num_examples=3)] == [1000, 1001, 1002]
-    assert [e.key for e in made(num_examples=3, split="train")] == [0, 1, 2]
-    assert len(made(num_examples=99)) == 13  # there are no more
-
-  @pytest.mark.slow
-  def test_a_last_batch_that_is_filled_up_changes_nothing(self, run):
-    # 7 in batches of 3: the last has one example and two that fill it.
-    whole = run("sampled", num_examples=7, batch_size=7)
-    parts = run("sampled", num_examples=7, batch_size=3)
-    assert whole["rewards"].shape == (2, 7, 2, 2)
-    assert whole["right"].shape == whole["lengths"].shape == (2, 7, 2)
-    assert whole.keys() == parts.keys()
-    for name, value in whole.items():
-      np.testing.assert_array_equal(parts[name], value, err_msg=name)
-    # Each example was scored as itself.
-    share = np.arange(7) / 13
-    share[[1, 4]] = 0.5  # keys 1001 and 1004 leave 2 over 3
-    np.testing.assert_allclose(
-      whole["rewards"][..., 1],
-      np.broadcast_to(share[None, :, None], (2, 7, 2)),
-      rtol=1e-6,
-    )
-
-  def test_two_runs_are_equal(self, run):
-    first, second = (
-      run("sampled", num_examples=3, batch_size=2) for _ in range(2)
-    )
-    for name, value in first.items():
-      np.testing.assert_array_equal(second[name], value, err_msg=name)
-
-  def test_greedy_gives_one_answer_and_sampled_several_that_differ(self, run):
-    greedy = run("greedy", num_examples=7, batch_size=7)
-    sampled = run("sampled", num_examples=7, batch_size=7)
-    assert greedy["rewards"].shape == (2, 7, 1, 2)
-    answers = sampled["rewards"][..., 0]
-    scored = sampled["scored"][..., 0].all(-1)
-    assert (answers[..., 0] != answers[..., 1])[scored].mean() > 0.5
-
-  def test_seeds_are_evaluated_with_their_own_parameters(self, run):
-    found = run("greedy", num_examples=7, batch_size=7)
-    assert (found["rewards"][0] != found["rewards"][1]).any()
-
-  def test_scores_are_the_summary_of_a_run(self):
-    experiment = helpers.experiment(task=Lengths())
-    evaluator = experiment_lib.make_evaluator(
-      experiment,
-      parallel.seeded(),
-      rollouts.Encoder(experiment.tokenizer, experiment.rollout),
-    )
-    params = jax.tree.map(lambda x: x[None], experiment.params)
-    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
-      result = evaluator.run("greedy", params, grader, num_seeds=1)
-      found = evaluator.scores("greedy", params, grader, num_seeds=1)
-    assert found == evaluation.summarise(result, experiment.task.components)
-
-
-class TestOver:
-  def test_scores_say_how_many_answers_are_too_long(self, monkeypatch):
-    limited = Lengths()
-    limited.token_limits = {"small": 3}
-    made = helpers.experiment(task=limited)
-    evaluator = evaluation.Evaluator(
-      made.task,
-      made.tokenizer,
-      rollouts.Encoder(made.tokenizer, made.rollout),
-      made.evaluation,
-      lambda sampling, group_size: None,
-    )
-    lengths = np.array([[[3, 4], [9, 1]], [[1, 2], [3, 5]]])
-    shape = lengths.shape
-    result = {
-      "rewards": np.zeros((*shape, 2), np.float32),
-      "scored": np.ones((*shape, 2), bool),
-      "right": np.zeros(shape, bool),
-      "ended": np.ones(shape, bool),
-      "lengths": lengths,
-    }
-    monkeypatch.setattr(evaluator, "run", lambda *_, **__: result)
-    scores = evaluator.scores("sampled", None, None, num_seeds=2)
-    assert [values["over_small"] for values in scores] == [0.5, 0.25]
-    assert "over_letter" not in scores[0]
+  def answer_key(self, completion):
+    return completion[:1] or None
 
 
 class Texts(Lengths):
@@ -158,66 +47,207 @@ class Texts(Lengths):
     ]
 
 
-class TestByLength:
+def make(task=None, num_seeds=1, rollout=None, **fields):
+  """An evaluator, its policies, and workers."""
+  made = helpers.experiment(
+    task=task or Lengths(), evaluation=fields, rollout=rollout or {}
+  )
+  kind = experiment_lib.kind_of(made)
+  policy = experiment_lib.make_policy(made, num_seeds)
+  return kind.make_evaluator(policy), policy, kind.open_workers()
+
+
+def run(mode, **fields):
+  evaluator, policy, grader = make(**fields)
+  with grader:
+    return evaluator.run(mode, policy, grader)
+
+
+class TestEvaluator:
+  def test_has_the_first_examples_of_its_split(self):
+    def keys(**fields):
+      return [example.key for example in make(**fields)[0].examples]
+
+    assert keys(num_examples=3) == [1000, 1001, 1002]
+    assert keys(num_examples=3, split="train") == [0, 1, 2]
+    assert len(keys(num_examples=99)) == 13  # there are no more
+
   @pytest.mark.slow
-  def test_a_batch_has_prompts_of_one_size_and_results_keep_their_order(self):
-    experiment = helpers.experiment(
-      task=Texts(),
-      evaluation={"num_examples": 8},
-      rollout={"prompt_multiple": 8, "max_prompt_tokens": 64},
+  def test_a_last_batch_that_is_filled_up_changes_nothing(self):
+    # 7 in batches of 3: the last has one example and two that fill it.
+    whole = run("sampled", num_seeds=2, num_examples=7, batch_size=7)
+    parts = run("sampled", num_seeds=2, num_examples=7, batch_size=3)
+    assert whole["rewards"].shape == (2, 7, 2, 2)
+    assert whole["right"].shape == whole["lengths"].shape == (2, 7, 2)
+    helpers.assert_equal_curves(whole, parts)
+    # Each example was scored as itself.
+    share = np.arange(7) / 13
+    share[[1, 4]] = 0.5  # keys 1001 and 1004 leave 2 over 3
+    np.testing.assert_allclose(
+      whole["rewards"][..., 1],
+      np.broadcast_to(share[None, :, None], (2, 7, 2)),
+      rtol=1e-6,
     )
-    sizes, params = [], jax.tree.map(lambda x: x[None], experiment.params)
 
-    def evaluator(batch_size):
-      made = experiment_lib.make_evaluator(
-        experiment._replace(
-          evaluation=evaluation.EvaluationConfig(
-            num_examples=8, batch_size=batch_size
-          )
-        ),
-        parallel.seeded(),
-        rollouts.Encoder(experiment.tokenizer, experiment.rollout),
-      )
-      fn, group_size = made._modes["greedy"]
+  def test_greedy_gives_one_answer_and_sampled_several_that_differ(self):
+    greedy = run("greedy", num_examples=7, batch_size=7)
+    sampled = run("sampled", num_examples=7, batch_size=7)
+    assert greedy["rewards"].shape == (1, 7, 1, 2)
+    answers = sampled["rewards"][..., 0]
+    scored = sampled["scored"][..., 0].all(-1)
+    assert (answers[..., 0] != answers[..., 1])[scored].mean() > 0.5
 
-      def watched(params, prompts, keys):
-        sizes.append(prompts.tokens.shape[-1])
-        return fn(params, prompts, keys)
+  @pytest.mark.parametrize("task", [Lengths(), Votes()])
+  def test_scores_are_the_averages_of_a_run(self, task):
+    evaluator, policy, grader = make(task, samples=3)
+    with grader:
+      result = evaluator.run("sampled", policy, grader)
+      (found,) = evaluator.scores("sampled", policy, grader)
+      (greedy,) = evaluator.scores("greedy", policy, grader)
+    (summary,) = evaluation.average("greedy", result, task.components)
+    assert {name: found[name] for name in summary} == summary
+    more = {"mean@3", "pass@3"}
+    if isinstance(task, Votes):
+      more.add("maj@3")
+      assert result["answers"].shape == result["right"].shape
+    assert set(found) - set(summary) == more
+    assert found["mean@3"] == found["right"]
+    assert not any("@" in name for name in greedy)
 
-      made._modes["greedy"] = watched, group_size
-      return made
+  def test_scores_say_how_many_answers_are_too_long(self, monkeypatch):
+    limited = Lengths()
+    limited.token_limits = {"small": 3}
+    evaluator, *_ = make(limited)
+    lengths = np.array([[[3, 4], [9, 1]], [[1, 2], [3, 5]]])
+    shape = lengths.shape
+    result = {
+      "rewards": np.zeros((*shape, 2), np.float32),
+      "scored": np.ones((*shape, 2), bool),
+      "right": np.zeros(shape, bool),
+      "ended": np.ones(shape, bool),
+      "lengths": lengths,
+    }
+    monkeypatch.setattr(evaluator, "run", lambda *_: result)
+    scores = evaluator.scores("sampled", None, None)
+    assert [values["over_small"] for values in scores] == [0.5, 0.25]
+    assert "over_letter" not in scores[0]
 
-    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
-      whole = evaluator(8).run("greedy", params, grader, num_seeds=1)
-      parts = evaluator(4).run("greedy", params, grader, num_seeds=1)
+  @pytest.mark.slow
+  def test_a_batch_has_prompts_of_one_size_and_results_keep_their_order(
+    self, monkeypatch
+  ):
+    sizes, prompts = [], rollouts.Encoder.prompts
+
+    def watched(self, examples):
+      found = prompts(self, examples)
+      sizes.append(found.tokens.shape[-1])
+      return found
+
+    monkeypatch.setattr(rollouts.Encoder, "prompts", watched)
+    rollout = {"prompt_multiple": 8, "max_prompt_tokens": 64}
+    fields = dict(task=Texts(), rollout=rollout, num_examples=8)
+    whole = run("greedy", batch_size=8, **fields)
+    parts = run("greedy", batch_size=4, **fields)
     assert len(sizes) == 3
     assert sizes[1] < sizes[2] == sizes[0]
-    for name, value in whole.items():
-      np.testing.assert_array_equal(parts[name], value, err_msg=name)
-    share = np.arange(8) / 13
+    helpers.assert_equal_curves(whole, parts)
     scored = whole["scored"][0, :, 0].all(-1)
     np.testing.assert_allclose(
-      whole["rewards"][0, scored, 0, 1], share[scored], rtol=1e-6
+      whole["rewards"][0, scored, 0, 1],
+      (np.arange(8) / 13)[scored],
+      rtol=1e-6,
     )
 
+  def test_another_split_is_whole_and_shares_what_is_compiled(self):
+    fields = dict(samples=4, num_examples=3, temperature=0.5, top_p=0.9)
+    evaluator, *_ = make(**fields)
+    other = evaluator.on("train", 8)
+    assert [e.key for e in other.examples] == list(range(13))
+    assert [e.key for e in evaluator.examples] == [1000, 1001, 1002]
+    sampled = SamplingConfig(temperature=0.5, top_p=0.9)
+    assert evaluator.modes["sampled"] == (sampled, 4)
+    assert other.modes == {
+      "greedy": (SamplingConfig(greedy=True), 1),
+      "sampled": (sampled, 8),
+    }
+    greedy = [
+      one._make_generate(*one.modes["greedy"]) for one in (evaluator, other)
+    ]
+    assert greedy[0] is greedy[1]
+    assert list(evaluator.on("train", 0).modes) == ["greedy"]
 
-class Votes(Lengths):
-  """Also says what a completion votes for: its first letter."""
 
-  def answer_key(self, completion):
-    return completion[:1] or None
+def by_hand():
+  """One seed, two examples, two samples, two components."""
+  return {
+    # The 9 stands where nothing was scored.
+    "rewards": np.array(
+      [[[[1.0, 0.0], [0.0, 0.5]], [[9.0, 1.0], [9.0, 9.0]]]], np.float32
+    ),
+    "scored": np.array(
+      [[[[True, True], [True, True]], [[False, True], [False, False]]]]
+    ),
+    "right": np.array([[[True, False], [False, False]]]),
+    "ended": np.array([[[True, True], [True, False]]]),
+    "lengths": np.array([[[4, 6], [5, 9]]]),
+  }
 
 
-class TestAtK:
-  def test_by_hand(self):
-    found = evaluation.at_k(by_hand(), 0)
+def two_seeds():
+  return {
+    name: np.concatenate([value, value]) for name, value in by_hand().items()
+  }
+
+
+class TestAverages:
+  def test_of_examples_by_hand(self):
+    (found,) = evaluation.average("greedy", by_hand(), COMPONENTS)
+    assert found == {
+      "a": 0.5,  # (1 + 0) / 2
+      "b": 0.5,  # (0 + 0.5 + 1) / 3
+      "total": 1.0,
+      "right": 0.25,
+      "ended": 0.75,
+      "unscored": 0.375,  # 3 of 8
+      "length": 6.0,
+    }
+
+  def test_a_component_that_nobody_scored_has_no_mean(self):
+    result = by_hand()
+    result["scored"][..., 0] = False
+    (found,) = evaluation.average("greedy", result, COMPONENTS)
+    assert np.isnan(found["a"]) and np.isnan(found["total"])
+    assert found["b"] == 0.5
+
+  def test_each_seed_has_its_own(self):
+    result = two_seeds()
+    result["rewards"][1, ..., 0] = 1.0
+    found = evaluation.average("sampled", result, COMPONENTS)
+    assert [values["a"] for values in found] == [0.5, 1.0]
+
+  def test_of_one_example_by_hand(self):
+    found = evaluation.per_example(by_hand(), 0, COMPONENTS)
+    assert {name: value.tolist() for name, value in found.items()} == {
+      "a": [0.5],  # the second example is left out
+      "b": [0.25, 1.0],
+      "right": [0.5, 0.0],
+      "ended": [1.0, 0.5],
+      "lengths": [5.0, 7.0],
+    }
+    result = two_seeds()
+    result["lengths"][1] = 7
+    found = evaluation.per_example(result, 1, COMPONENTS)
+    assert found["lengths"].tolist() == [7.0, 7.0]
+
+  def test_of_the_samples_of_an_example_by_hand(self):
+    result = two_seeds()
+    result["right"][1] = True
+    found = evaluation.at_k(result, 0)
     assert {name: value.tolist() for name, value in found.items()} == {
       "mean@2": [0.5, 0.0],
       "pass@2": [1.0, 0.0],
     }
-
-  def test_votes_count_where_there_are_answers(self):
-    result = by_hand()
+    assert evaluation.at_k(result, 1)["mean@2"].tolist() == [1.0, 1.0]
     result["answers"] = np.array([[[0, -1], [0, 0]]])
     assert evaluation.at_k(result, 0)["maj@2"].tolist() == [1.0, 0.0]
 
@@ -241,104 +271,97 @@ class TestAtK:
     votes = evaluation._vote(np.array(right, bool), np.array(answers))
     assert votes.tolist() == [1, 0, 1, 0, 0, 1]
 
-  def test_takes_the_seed_that_is_asked_for(self):
-    result = {
-      name: np.concatenate([value, value]) for name, value in by_hand().items()
-    }
-    result["right"][1] = True
-    assert evaluation.at_k(result, 1)["mean@2"].tolist() == [1.0, 1.0]
-
-  @pytest.mark.parametrize("task", [Lengths(), Votes()])
-  def test_sampled_scores_have_them_and_greedy_ones_not(self, task):
-    experiment = helpers.experiment(task=task, evaluation={"samples": 3})
-    evaluator = experiment_lib.make_evaluator(
-      experiment,
-      parallel.seeded(),
-      rollouts.Encoder(experiment.tokenizer, experiment.rollout),
-    )
-    params = jax.tree.map(lambda x: x[None], experiment.params)
-    with Grader(experiment.task, num_workers=0, limit_s=1.0) as grader:
-      result = evaluator.run("sampled", params, grader, num_seeds=1)
-      (found,) = evaluator.scores("sampled", params, grader, num_seeds=1)
-      (greedy,) = evaluator.scores("greedy", params, grader, num_seeds=1)
-    (summary,) = evaluation.summarise(result, experiment.task.components)
-    assert {name: found[name] for name in summary} == summary
-    more = {"mean@3", "pass@3"}
-    if isinstance(task, Votes):
-      more.add("maj@3")
-      assert result["answers"].shape == result["right"].shape
-    assert set(found) - set(summary) == more
-    assert found["mean@3"] == found["right"]
-    assert not any("@" in name for name in greedy)
-
   def test_answers_are_numbered_group_by_group(self):
-    keys = ["a", "b", "a", None, "b", "b"]
-    ids = evaluation._answer_ids(keys, 3)
+    ids = evaluation._answer_ids(["a", "b", "a", None, "b", "b"], 3)
     assert ids.tolist() == [0, 1, 0, -1, 0, 0]
 
 
-def by_hand():
-  """One seed, two examples, two samples, two components."""
-  return {
-    # The 9 stands where nothing was scored.
-    "rewards": np.array(
-      [[[[1.0, 0.0], [0.0, 0.5]], [[9.0, 1.0], [9.0, 9.0]]]], np.float32
-    ),
-    "scored": np.array(
-      [[[[True, True], [True, True]], [[False, True], [False, False]]]]
-    ),
-    "right": np.array([[[True, False], [False, False]]]),
-    "ended": np.array([[[True, True], [True, False]]]),
-    "lengths": np.array([[[4, 6], [5, 9]]]),
+class Fake:
+  """Scores two benchmarks by the book, and counts how often it is asked."""
+
+  VALUES = {
+    "easy": {"greedy": {"right": 0.5, "own": 9.0}, "sampled": {"right": 0.25}},
+    "hard": {"greedy": {"right": 0.1}},
   }
+  examples = range(5)
+
+  def __init__(self, benchmarks=None):
+    samples = {"easy": 2, "hard": 0} if benchmarks is None else benchmarks
+    self.config = evaluation.EvaluationConfig(benchmarks=samples)
+    self.asked = []
+
+  def on(self, name, samples):
+    other = Fake()
+    other.asked, other.modes = self.asked, self.VALUES[name]
+    assert bool(samples) == ("sampled" in other.modes)
+    return other
+
+  def scores(self, mode, policy, workers):
+    assert (policy, workers) == ("policy", "workers")
+    self.asked.append(mode)
+    return [
+      {name: value + seed for name, value in self.modes[mode].items()}
+      for seed in range(2)
+    ]
 
 
-class TestSummarise:
-  def test_by_hand(self):
-    (found,) = evaluation.summarise(by_hand(), COMPONENTS)
-    assert found == {
-      "a": 0.5,  # (1 + 0) / 2
-      "b": 0.5,  # (0 + 0.5 + 1) / 3
-      "total": 1.0,
-      "right": 0.25,
-      "ended": 0.75,
-      "unscored": 0.375,  # 3 of 8
-      "length": 6.0,
-    }
-
-  def test_a_component_that_nobody_scored_has_no_mean(self):
-    result = by_hand()
-    result["scored"][..., 0] = False
-    (found,) = evaluation.summarise(result, COMPONENTS)
-    assert np.isnan(found["a"])
-    assert np.isnan(found["total"])
-    assert found["b"] == 0.5
-
-  def test_each_seed_has_its_own(self):
-    result = {
-      name: np.concatenate([value, value]) for name, value in by_hand().items()
-    }
-    result["rewards"][1, ..., 0] = 1.0
-    found = evaluation.summarise(result, COMPONENTS)
-    assert [values["a"] for values in found] == [0.5, 1.0]
+def score(fake, path, **changes):
+  fields = {"seeds": [4, 7], "step": 3, "path": path, **changes}
+  return evaluation.score_benchmarks(fake, "policy", "workers", **fields)
 
 
-class TestPerExample:
-  def test_by_hand(self):
-    found = evaluation.per_example(by_hand(), 0, COMPONENTS)
-    expected = {
-      "a": [0.5],  # the second example is left out
-      "b": [0.25, 1.0],
-      "right": [0.5, 0.0],
-      "ended": [1.0, 0.5],
-      "lengths": [5.0, 7.0],
-    }
-    assert {name: value.tolist() for name, value in found.items()} == expected
+class TestBenchmarks:
+  def test_averages_are_over_what_all_of_a_mode_have(self, tmp_path):
+    found = score(Fake(), tmp_path / "b.json")
+    assert list(found) == [
+      "easy/greedy",
+      "easy/sampled",
+      "hard/greedy",
+      "benchmarks/greedy",
+      "benchmarks/sampled",
+    ]
+    assert found["easy/greedy"][1] == {"right": 1.5, "own": 10.0}
+    # Seed by seed, without the figure that one of them lacks.
+    assert found["benchmarks/greedy"] == [
+      {"right": pytest.approx(0.3)},
+      {"right": pytest.approx(1.3)},
+    ]
+    assert found["benchmarks/sampled"] == found["easy/sampled"]
 
-  def test_takes_the_seed_that_is_asked_for(self):
-    result = {
-      name: np.concatenate([value, value]) for name, value in by_hand().items()
-    }
-    result["lengths"][1] = 7
-    found = evaluation.per_example(result, 1, COMPONENTS)
-    assert found["lengths"].tolist() == [7.0, 7.0]
+  def test_what_was_scored_is_kept_when_it_is_stopped(self, tmp_path):
+    fake, path = Fake(), tmp_path / "b.json"
+    assert score(fake, path, stop=lambda: len(fake.asked) == 2) is None
+    assert fake.asked == ["greedy", "sampled"]
+    kept = json.loads(path.read_text())["scores"]
+    assert list(kept) == ["easy/greedy", "easy/sampled"]
+    # A stop after the last part loses nothing.
+    resumed = score(fake, path, stop=lambda: True)
+    assert fake.asked == ["greedy", "sampled", "greedy"]  # the hard one alone
+    assert resumed == score(Fake(), tmp_path / "other.json")
+
+  @pytest.mark.parametrize("changes", [{"step": 4}, {"seeds": [4, 8]}])
+  def test_scores_of_other_policies_are_not_taken(self, tmp_path, changes):
+    fake = Fake()
+    score(fake, tmp_path / "b.json")
+    score(fake, tmp_path / "b.json", **changes)
+    assert len(fake.asked) == 6
+
+  @pytest.mark.parametrize("text", ["{", "[]", '{"step": 3, "seeds": [4, 7]}'])
+  def test_a_damaged_file_is_said_and_scored_anew(self, tmp_path, text, caplog):
+    fake, path = Fake(), tmp_path / "b.json"
+    path.write_text(text)
+    with caplog.at_level(logging.WARNING):
+      assert score(fake, path) is not None
+    assert f"{path} is damaged" in caplog.text
+    assert len(fake.asked) == 3
+
+  def test_a_benchmark_that_was_taken_out_is_out(self, tmp_path):
+    score(Fake(), tmp_path / "b.json")
+    found = score(Fake({"easy": 2}), tmp_path / "b.json")
+    assert not any(name.startswith("hard") for name in found)
+    assert found["benchmarks/greedy"] == found["easy/greedy"]
+
+  @pytest.mark.parametrize("samples", [-1, 0.5, True, "8"])
+  def test_samples_are_counted(self, samples):
+    with pytest.raises(ValueError, match="aime24"):
+      evaluation.EvaluationConfig(benchmarks={"aime24": samples})

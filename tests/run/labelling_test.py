@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms, tokenizer
-from saw_jax.annotate import ledger as label_ledger
+from saw_jax.annotate.ledger import LEDGER_NAME, LabelLedger, LedgerError
+from saw_jax.annotate.questions import Label
 from saw_jax.labels import care, certainty
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
-from saw_jax.run import labelling, learner, session, sync_loop
+from saw_jax.run import labelling, loop, session
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, packing
 from tests import helpers
-from tests.run.sync_loop_test import assert_same_run, curves
+from tests.helpers import assert_same_run, curves
 
 TOKENIZER = tokenizer.ByteTokenizer()
 PROBE = care.CareSettings(
@@ -89,6 +90,15 @@ def experiment(task=None, loop=None, **labels):
   )
 
 
+def caring(task=None, **labels):
+  """A run in which CARE chooses."""
+  return experiment(
+    task,
+    loop={"num_minibatches": 2},
+    **{"method": "care", "gate": "probe", "warm_up": 1, **labels},
+  )
+
+
 def say(texts):
   """A transcript of one seed in which these texts were sampled."""
   ids = [[*TOKENIZER.encode(text), *TOKENIZER.eos_ids[:1]] for text in texts]
@@ -123,141 +133,145 @@ class Asked:
   def answer(self, questions):
     self.questions += questions
     found = [self.labels.get(q.prompt_id) for q in questions]
-    return [label and label_ledger.Label(label, self.name) for label in found]
+    return [label and Label(label, self.name) for label in found]
 
 
-def labeller(directory, num_prompts=2, **config):
-  return labelling.Labeller(
-    labelling.LabelConfig(**{"probe": PROBE, **config}),
-    Guesses(),
-    TOKENIZER,
-    seeds=[0],
-    group_size=4,
-    prompts_per_step=num_prompts,
-    hidden_size=3,
-    directory=directory,
-  )
+@pytest.fixture(scope="module")
+def grader():
+  with Grader(Guesses(), num_workers=0, limit_s=1.0) as made:
+    yield made
 
 
-def score(one, texts, step=0, observed=None):
-  """Scores four responses to each of the first prompts."""
-  examples = Guesses().examples("train")[: len(texts) // 4]
-  with Grader(Guesses(), num_workers=0, limit_s=1.0) as grader:
-    return one.score(
-      say(texts),
-      observed,
-      [examples],
-      grader=grader,
-      step=step,
-      clock=session.Clock(),
+@pytest.fixture
+def make(tmp_path, grader):
+  def make(num_prompts=2, verify=None, **config):
+    return labelling.make_labeller(
+      labelling.LabelConfig(**{"probe": PROBE, **config}),
+      labelling.Scorer(Guesses(), TOKENIZER, grader),
+      seeds=[0],
+      prompts_per_step=num_prompts,
+      group_size=4,
+      width=3,
+      directory=tmp_path,
+      verify=verify,
     )
+
+  return make
 
 
 # Prompt 0 is answered by x and votes y; prompt 1 by y and votes y.
 TEXTS = ["y", "x", "y", "z", "y", "y", "", "x"]
+VOTES, TRUTH_OF_0 = [[1, 0, 1, 0], [1, 1, 0, 0]], [[0, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def score(one, texts=TEXTS, step=0, observed=None):
+  """Rewards and multipliers of four responses to each of the first prompts."""
+  examples = [Guesses().examples("train")[: len(texts) // 4]]
+  clock = session.Clock()
+  found = one.score(say(texts), observed, examples, step=step, clock=clock)
+  return found.rewards[0, ..., 0].tolist(), (
+    None if found.multipliers is None else found.multipliers.tolist()
+  )
+
+
+def logged(one, step=0):
+  (row,) = one.train([{}], step=step, clock=session.Clock())
+  return row
 
 
 class TestScore:
-  @pytest.mark.slow
-  def test_a_vote_is_the_label_of_its_group(self, tmp_path):
-    found = score(labeller(tmp_path, method="vote"), TEXTS)
-    np.testing.assert_array_equal(
-      found.rewards[0, ..., 0], [[1, 0, 1, 0], [1, 1, 0, 0]]
-    )
-    np.testing.assert_array_equal(found.multipliers, [[1, 1]])
-    assert not list(tmp_path.iterdir())  # nothing to write down
+  def test_the_truth_is_scored_once(self, make):
+    one, examples = make(), [Guesses().examples("train")[:2]]
+    early = one.early(say(TEXTS), examples)
+    assert early.rewards[0, ..., 0].tolist() == TRUTH_OF_0
+    assert one.score(None, None, examples, step=0, clock=None, early=early)
+    assert score(one) == (TRUTH_OF_0, None)
+    assert (logged(one), one.pack(0)) == ({}, ({}, {}))
 
-  def test_a_bought_label_replaces_the_vote_and_others_are_dropped(
-    self, tmp_path
-  ):
-    # The gap of the first prompt is larger: there the vote is wrong.
-    one = labeller(tmp_path, method="oracle", label_fraction=0.5)
-    found = score(one, TEXTS)
-    np.testing.assert_array_equal(
-      found.rewards[0, ..., 0], [[0, 1, 0, 0], [1, 1, 0, 0]]
+  def test_labels_are_scored_at_their_step_alone(self, make):
+    early = make(method="vote").early(
+      say(TEXTS), [Guesses().examples("train")[:2]]
     )
-    np.testing.assert_array_equal(found.multipliers, [[1, 0]])
-    (row,) = one.train([{}], step=0, clock=session.Clock())
+    assert not early.scored.any() and early.completions == TEXTS
+
+  @pytest.mark.parametrize(
+    ("config", "rewards", "multipliers"),
+    [
+      ({"method": "vote"}, VOTES, [[1, 1]]),
+      # No vote that is wrong.
+      ({"method": "filtered_vote"}, VOTES, [[0, 1]]),
+      # The gap of the first prompt is larger: there the vote is wrong.
+      ({"method": "oracle"}, TRUTH_OF_0, [[1, 0]]),
+      ({"method": "oracle", "unlabelled": "vote"}, TRUTH_OF_0, [[1, 1]]),
+      ({"method": "entropy"}, TRUTH_OF_0, [[1, 0]]),
+    ],
+  )
+  def test_who_is_scored_against_what(
+    self, make, config, rewards, multipliers, tmp_path
+  ):
+    one = make(label_fraction=0.5, **config)
+    assert score(one) == (rewards, multipliers)
+    assert any(tmp_path.iterdir()) == (
+      config["method"] in ("oracle", "entropy")
+    )
+
+  def test_what_is_logged(self, make):
+    one = make(method="oracle", label_fraction=0.5)
+    score(one)
+    row = logged(one)
     assert row["labels/bought"] == row["labels/spent"] == 1
-    assert row["labels/wasted"] == 0
+    assert row["labels/wasted"] == 0 and row["labels/share"] == 0.5
     assert row["overlap/labelled"] == 1
     assert row["audit/vote_right"] == 0.5
     assert row["audit/correct"] == 3 / 8
+    assert not any(name.startswith(("gate/", "count/")) for name in row)
 
-  def test_an_oracle_may_drop_the_votes_that_are_wrong(self, tmp_path):
-    found = score(labeller(tmp_path, method="filtered_vote"), TEXTS)
-    np.testing.assert_array_equal(
-      found.rewards[0, ..., 0], [[1, 0, 1, 0], [1, 1, 0, 0]]
-    )
-    np.testing.assert_array_equal(found.multipliers, [[0, 1]])
-
-  def test_or_are_trained_on_their_vote(self, tmp_path):
-    one = labeller(
-      tmp_path, method="oracle", label_fraction=0.5, unlabelled="vote"
-    )
-    np.testing.assert_array_equal(score(one, TEXTS).multipliers, [[1, 1]])
-
-  def test_a_trusted_vote_counts(self, tmp_path):
+  def test_a_trusted_vote_counts(self, make):
     # Two of four and three of four: the second is trusted, once the gate is
     # open, and the first is bought.
     texts = ["y", "x", "y", "z", "y", "y", "y", "x"]
-    one = labeller(
-      tmp_path,
+    one = make(
       method="random",
       label_fraction=0.5,
       gate="majority",
       gate_fraction=0.5,
       warm_up=1,
     )
-    assert score(one, texts, step=0).multipliers.sum() == 1
+    assert np.sum(score(one, texts)[1]) == 1
     for step in (1, 2, 3):
-      np.testing.assert_array_equal(
-        score(one, texts, step=step).multipliers, [[1, 1]]
-      )
-      (row,) = one.train([{}], step=step, clock=session.Clock())
-      assert row["gate/precision"] == 1
+      assert score(one, texts, step=step)[1] == [[1, 1]]
+      assert logged(one, step)["gate/precision"] == 1
 
-  def test_who_is_asked_sees_the_clusters_and_may_stay_silent(self, tmp_path):
-    one = labeller(tmp_path, method="oracle", label_fraction=1.0)
-    one._source = source = Asked({0: "z"})
-    found = score(one, TEXTS)
+  def test_who_is_asked_sees_the_clusters_and_may_stay_silent(self, make):
+    one = make(method="oracle", label_fraction=1.0)
+    one._desk.source = source = Asked({0: "z"})
+    # Prompt 1 was asked about in vain: it has its vote, and does not count.
+    assert score(one) == ([[0, 0, 0, 1], [1, 1, 0, 0]], [[1, 0]])
     assert [q.prompt_id for q in source.questions] == [0, 1]
     assert [c.count for c in source.questions[0].clusters] == [2, 1, 1]
-    # Prompt 1 was asked about in vain: it has its vote, and does not count.
-    np.testing.assert_array_equal(
-      found.rewards[0, ..., 0], [[0, 0, 0, 1], [1, 1, 0, 0]]
-    )
-    np.testing.assert_array_equal(found.multipliers, [[1, 0]])
-    (row,) = one.train([{}], step=0, clock=session.Clock())
+    row = logged(one)
     assert row["labels/spent"] == 1 and row["labels/unanswered"] == 1
 
-  def test_a_known_label_costs_nothing_and_an_empty_purse_buys_none(
-    self, tmp_path
-  ):
-    one = labeller(tmp_path, method="oracle", label_fraction=0.5, total=1.0)
-    score(one, TEXTS)
-    np.testing.assert_array_equal(
-      score(one, TEXTS, step=1).multipliers, [[1, 0]]
-    )
+  def test_a_known_label_is_free_and_an_empty_purse_buys_none(self, make):
+    one = make(method="oracle", label_fraction=0.5, total=1.0)
+    score(one)
+    assert score(one, step=1)[1] == [[1, 0]]
     other_wrong = [*TEXTS[4:], *["x", "x", "x", "y"]]
-    np.testing.assert_array_equal(
-      score(one, other_wrong, step=2).multipliers, [[0, 0]]
-    )
-    (row,) = one.train([{}], step=2, clock=session.Clock())
-    assert row["labels/spent"] == 1
+    assert score(one, other_wrong, step=2)[1] == [[0, 0]]
+    assert logged(one, 2)["labels/spent"] == 1
 
-  def test_paid_again_if_that_is_asked_for(self, tmp_path):
-    one = labeller(tmp_path, method="oracle", label_fraction=0.5, again=True)
+  def test_paid_again_if_that_is_asked_for(self, make):
+    one = make(method="oracle", label_fraction=0.5, again=True)
     for step in (0, 1):
-      score(one, TEXTS, step=step)
-      (row,) = one.train([{}], step=step, clock=session.Clock())
+      score(one, step=step)
+      row = logged(one, step)
     assert row["labels/spent"] == 2 and row["labels/prompts"] == 1
 
-  def test_a_prompt_without_any_answer(self, tmp_path):
-    for method in ("vote", "entropy"):
-      one = labeller(tmp_path / method, method=method, label_fraction=0.5)
-      found = score(one, ["", "", "", "", "y", "x", "y", "z"])
-      np.testing.assert_array_equal(found.rewards[0, 0], 0)
+  @pytest.mark.parametrize("method", ["vote", "entropy"])
+  def test_a_prompt_without_any_answer(self, make, method):
+    one = make(method=method, label_fraction=0.5)
+    rewards, _ = score(one, ["", "", "", "", "y", "x", "y", "z"])
+    assert rewards[0] == [0, 0, 0, 0]
 
   @pytest.mark.parametrize(
     ("kind", "field", "expected"),
@@ -268,24 +282,22 @@ class TestScore:
       ("probability", "log_probs", np.exp([3.0, 2.0])),
     ],
   )
-  def test_certainty_is_a_reward(self, tmp_path, kind, field, expected):
-    one = labeller(tmp_path, num_prompts=1, method="certainty", certainty=kind)
+  def test_certainty_is_a_reward(self, make, kind, field, expected):
+    one = make(num_prompts=1, method="certainty", certainty=kind)
     tokens = np.tile([[1.0, 2.0]], (4, 1))[None]
     tokens[0, 1] = [2.0, 99.0]  # an empty text: only its end
     observed = objective.Observation(None, None).replace(**{field: tokens})
-    found = score(one, ["y", "", "x", "z"], observed=observed)
-    np.testing.assert_allclose(found.rewards[0, 0, :2, 0], expected, rtol=1e-6)
-    assert found.multipliers is None
+    (rewards,), multipliers = score(one, ["y", "", "x", "z"], 0, observed)
+    np.testing.assert_allclose(rewards[:2], expected, rtol=1e-6)
+    assert multipliers is None
+    assert logged(one)["audit/correct"] == 1 / 4
 
-  def test_so_is_the_policys_own_verdict(self, tmp_path):
-    one = labeller(tmp_path, method="self_verification")
-    one._verify = lambda examples, texts, step: np.array(
-      [text == "x" for text in texts]
-    ).reshape(1, 2, 4)
-    found = score(one, TEXTS)
-    np.testing.assert_array_equal(
-      found.rewards[0, ..., 0], [[0, 1, 0, 0], [0, 0, 0, 1]]
-    )
+  def test_so_is_the_policys_own_verdict(self, make):
+    def verify(examples, texts, step):
+      return np.array([text == "x" for text in texts]).reshape(1, 2, 4)
+
+    one = make(method="self_verification", verify=verify)
+    assert score(one) == ([[0, 1, 0, 0], [0, 0, 0, 1]], None)
 
 
 class TestObserve:
@@ -342,17 +354,12 @@ class TestObserve:
 def whole(tmp_path_factory):
   """A finished run of two seeds in which CARE chose."""
   directory = tmp_path_factory.mktemp("care")
-  made = experiment(
-    method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
-  )
-  assert sync_loop.run(made, [0, 1], directory=directory).finished
+  assert loop.train(caring(), [0, 1], directory=directory).finished
   return directory
 
 
 def purchases(directory):
-  return label_ledger.LabelLedger(
-    directory / label_ledger.LEDGER_NAME
-  ).purchases()
+  return LabelLedger(directory / LEDGER_NAME).purchases()
 
 
 def bought_under(lift, directory):
@@ -364,7 +371,7 @@ def bought_under(lift, directory):
       made.evaluation, num_examples=8, batch_size=4
     ),
   )
-  sync_loop.run(made, [0], directory=directory)
+  loop.train(made, [0], directory=directory)
   return [(p.step, p.prompt_id) for p in purchases(directory)]
 
 
@@ -394,52 +401,35 @@ class TestRun:
     bought = {p.prompt_id for p in purchases(whole)}
     poisoned = {e.key for e in Guesses().examples("train")} - bought
     assert len(poisoned) > 15
-    made = experiment(
-      Guesses(poisoned),
-      method="care",
-      gate="probe",
-      warm_up=1,
-      audit=False,
-      loop={"num_minibatches": 2},
-    )
-    sync_loop.run(made, [0, 1], directory=tmp_path)
-    assert purchases(tmp_path) == [
-      p._replace(time=q.time)
-      for p, q in zip(purchases(whole), purchases(tmp_path), strict=True)
+    made = caring(Guesses(poisoned), audit=False)
+    loop.train(made, [0, 1], directory=tmp_path)
+    assert [p[:-1] for p in purchases(tmp_path)] == [
+      p[:-1] for p in purchases(whole)
     ]
     expected, found = curves(whole), curves(tmp_path)
     assert not any(name.startswith("audit/") for name in found)
     for name, values in found.items():
       np.testing.assert_array_equal(values, expected[name], err_msg=name)
     # The check sees a truth that does reach it: that of a bought prompt.
-    other = experiment(
-      Guesses(bought), method="care", gate="probe", warm_up=1,
-      loop={"num_minibatches": 2},
-    )  # fmt: skip
-    sync_loop.run(other, [0, 1], directory=tmp_path / "other")
-    loss = curves(tmp_path / "other")["probe/vote/loss"]
+    other = tmp_path / "other"
+    loop.train(caring(Guesses(bought)), [0, 1], directory=other)
+    loss = curves(other)["probe/vote/loss"]
     assert (loss != expected["probe/vote/loss"]).any()
 
   def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
-    made = experiment(
-      method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
-    )
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+    loop.train(caring(), [0, 1], directory=workdir, resume_step=2)
     assert_same_run(whole, workdir)
     assert len(purchases(workdir)) == 8  # nothing is paid twice
 
   def test_the_ledger_of_another_run_is_refused(self, whole, tmp_path):
-    made = experiment(
-      method="care", gate="probe", warm_up=1, loop={"num_minibatches": 2}
-    )
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    with sqlite3.connect(workdir / label_ledger.LEDGER_NAME) as connection:
+    with sqlite3.connect(workdir / LEDGER_NAME) as connection:
       connection.execute("DELETE FROM purchases WHERE step = 0")
-    with pytest.raises(label_ledger.LedgerError, match="not the ledger of the"):
-      sync_loop.run(made, [0, 1], directory=workdir, resume_step=2)
+    with pytest.raises(LedgerError, match="not the ledger of the"):
+      loop.train(caring(), [0, 1], directory=workdir, resume_step=2)
 
   @pytest.mark.parametrize(
     "labels",
@@ -457,7 +447,7 @@ class TestRun:
   )
   def test_other_methods_run(self, labels, tmp_path):
     made = experiment(loop={"num_steps": 2, "pack_length": 53}, **labels)
-    assert sync_loop.run(made, [0, 1], directory=tmp_path).finished
+    assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
@@ -465,48 +455,27 @@ class TestRun:
     assert bought_under(lift, tmp_path) == seeded
 
 
-class TestVerifier:
-  def test_a_policy_judges_each_response_with_a_key_of_its_own(self):
-    made = experiment(
-      method="self_verification", verify_new_tokens=3, verify_prompt_tokens=48
-    )
-    one = learner.Learner(made, 1)
-    verify = one.verifier([0])
-    seen = []
-    read = learner.self_verification.read_verdict
-    try:
-      learner.self_verification.read_verdict = lambda text: (
-        seen.append(text) or float(len(seen) % 2)
-      )
-      found = verify([Guesses().examples("train")[:2]], ["same"] * 8, 0)
-    finally:
-      learner.self_verification.read_verdict = read
-    np.testing.assert_array_equal(found, np.tile([1, 0, 1, 0], (1, 2, 1)))
-    # The same question, and other verdicts: a key is a function of the row.
-    assert len(set(seen)) > 4
-
-
 class TestConfig:
   @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "word"),
     [
-      ({"method": "carre"}, "unknown method 'carre': did you mean 'care'"),
-      ({"gate": "prob"}, "unknown gate 'prob'"),
+      ({"method": "carre"}, "'care'"),
+      ({"gate": "prob"}, "'probe'"),
       ({"method": "care", "label_fraction": 0.0}, "buys nothing"),
-      ({"label_fraction": 1.5}, "label_fraction is 1.5"),
-      ({"total": -1.0}, "labels.total is -1.0"),
-      ({"method": "oracle", "source": "annotator"}, "needs labels.source"),
+      ({"label_fraction": 1.5}, "label_fraction"),
+      ({"total": -1.0}, "total"),
+      ({"method": "oracle", "source": "annotator"}, "source"),
     ],
   )
-  def test_a_mistake_is_named(self, changes, message):
-    with pytest.raises(ValueError, match=message):
+  def test_a_mistake_is_named(self, changes, word):
+    with pytest.raises(ValueError, match=word):
       labelling.LabelConfig(**changes)
 
   def test_a_task_without_answers_is_named(self, tmp_path):
     made = helpers.experiment(labels={"method": "vote"})
-    with pytest.raises(ValueError, match="it has no answer_key; math and"):
-      sync_loop.run(made, [0], directory=tmp_path)
+    with pytest.raises(ValueError, match="answer_key"):
+      loop.train(made, [0], directory=tmp_path)
 
-  def test_a_budget_that_pays_nothing_is_named(self, tmp_path):
-    with pytest.raises(ValueError, match="does not pay one label"):
-      labeller(tmp_path, method="random", total=0.5)
+  def test_a_budget_that_pays_nothing_is_named(self, make):
+    with pytest.raises(ValueError, match="does not pay"):
+      make(method="random", total=0.5)

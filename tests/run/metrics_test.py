@@ -1,5 +1,8 @@
 import csv
+import io
 import json
+import logging
+import sys
 
 import pytest
 
@@ -78,3 +81,64 @@ class TestMakeWriters:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ImportError, match=rf"saw_jax\[{name}\]"):
       metrics.make_writers(tmp_path, [name], first_step=0)
+
+
+class Terminal(io.StringIO):
+  """Says that it is one."""
+
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def lines(monkeypatch, caplog):
+  """Moves time by 8 s a step, off a terminal, and returns what was logged."""
+  monkeypatch.setattr(sys, "stderr", io.StringIO())
+  caplog.set_level(logging.INFO, logger=metrics.__name__)
+  now = [100.0]
+
+  def monotonic():
+    now[0] += 8.0
+    return now[0]
+
+  monkeypatch.setattr(metrics.time, "monotonic", monotonic)
+  return caplog
+
+
+class TestProgress:
+  def test_off_a_terminal_a_line_now_and_then_and_one_at_the_end(self, lines):
+    with metrics.Progress("train", 10, interval_s=20.0) as bar:
+      for _ in range(10):
+        bar.advance(loss=1.23456789, tok_s=123456.0)
+    # Every third step is the first after 20 s; the tenth is the last.
+    steps = [line.split()[1] for line in lines.messages]
+    assert steps == ["3/10", "6/10", "9/10", "10/10"]
+    assert lines.messages[0] == "train 3/10  loss 1.235  tok_s 1.235e+05"
+
+  def test_a_job_that_goes_on_counts_from_where_it_was(self, lines):
+    with metrics.Progress("train", 10, start=8) as bar:
+      bar.advance()
+      bar.advance()
+    assert [line.split()[1] for line in lines.messages] == ["10/10"]
+
+  def test_on_a_terminal_it_is_a_bar_that_gives_the_cursor_back(
+    self, monkeypatch, caplog
+  ):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    caplog.set_level(logging.INFO, logger=metrics.__name__)
+    with (
+      pytest.raises(KeyError),
+      metrics.Progress("train", 3, start=1) as bar,
+    ):
+      bar.advance(loss=0.25)
+      bar.advance(loss=0.125)
+      raise KeyError
+    shown = terminal.getvalue()
+    for words in ("train", "3/3", "loss 0.125"):
+      assert words in shown
+    assert caplog.messages == []
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert -1 < shown.rfind(hide) < shown.rfind(show)

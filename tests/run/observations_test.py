@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from saw_jax import algorithms, world_model
 from saw_jax.rollout import transcript
-from saw_jax.run import learner, observations, rollouts
+from saw_jax.run import observations, rollouts
 from saw_jax.tasks import base
 from saw_jax.training import objective
 from tests import helpers
@@ -83,18 +83,28 @@ class Appended:
   """A batch before and after."""
 
   def __init__(self, made, scores):
-    self.learner = learner.Learner(made, 1)
-    self.scores = scores
-    self.before, _ = self.learner.prepare(scores.transcript)
-    appender = observations.Appender(made, self.learner.lift, [7])
+    self.made, self.scores = made, scores
+    learner = helpers.make_learner(made)
+    self.params = learner.policy.params
+    self.before, _ = learner.prepare(scores.transcript)
+    appender = observations.Appender(
+      made.method.world,
+      learner.policy,
+      made.task,
+      rollouts.Encoder(made.tokenizer, made.rollout),
+      made.episodes,
+      made.loop,
+      [7],
+      temperature=made.sampling.temperature,
+    )
     examples = [list(made.task.examples("train")[:2])]
     self.batch, (self.row,) = appender.append(
-      self.before, scores, examples, self.learner.params, step=3
+      self.before, scores, examples, self.params, step=3
     )
     self.forward = objective.make_forward(made.decoder)
 
   def outputs(self, batch):
-    one = jax.tree.map(lambda x: x[0], (self.learner.params, batch))
+    one = jax.tree.map(lambda x: x[0], (self.params, batch))
     return self.forward(*one)
 
 
@@ -118,7 +128,7 @@ class TestAppender:
     assert appended.row["action_entropy"] == pytest.approx(mean.mean())
 
   def test_puts_what_is_said_directly_behind_a_response(self, appended):
-    batch, made = appended.batch, appended.learner.experiment
+    batch, made = appended.batch, appended.made
     size = batch.prompt_size
     for row, text in enumerate(appended.scores.completions):
       roles = batch.roles[0, row, size:]
@@ -166,7 +176,7 @@ class TestAppender:
         assert (weights[p, g] != 0) == selected[p, g]
 
   def test_the_term_is_the_equation(self, appended):
-    made = appended.learner.experiment
+    made = appended.made
     term = made.method.terms["world_model"]
     batch = jax.tree.map(lambda x: x[0], appended.batch)
     outputs = appended.outputs(appended.batch)
@@ -217,21 +227,14 @@ class TestAppender:
       )
     assert bags[0] == bags[1]
 
-  def test_packed_rows_measure_the_same(self, appended):
-    made = experiment(loop={"pack_length": 64})
-    found = Appended(made, scored(made, REWARDS))
-    assert found.before.packing is not None
-    for name, value in appended.row.items():
-      assert found.row[name] == pytest.approx(value, rel=1e-5), name
-
 
 class TestExchange:
   @given(st.lists(st.lists(st.integers(0, 9), max_size=2)), st.integers(0, 99))
   def test_moves_observations_among_the_rows_that_have_one(self, rows, seed):
-    moved = observations.exchange(rows, np.random.default_rng(seed))
+    moved = observations.exchange(rows, seed, 0)
     assert sorted(moved) == sorted(rows)
     assert [bool(x) for x in moved] == [bool(x) for x in rows]
 
   def test_does_move_them(self):
     rows = [[i] for i in range(20)]
-    assert observations.exchange(rows, np.random.default_rng(0)) != rows
+    assert observations.exchange(rows, 0, 0) != rows

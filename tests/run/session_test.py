@@ -1,5 +1,6 @@
-"""What surrounds the steps of every loop."""
+"""What surrounds the steps of the loop."""
 
+import contextlib
 import json
 import signal
 import threading
@@ -8,22 +9,34 @@ import time
 import numpy as np
 import pytest
 
-from saw_jax.run import learner, session
+from saw_jax.run import experiment as experiment_lib
+from saw_jax.run import session
 from tests import helpers
 
 
-class Still(learner.Learner):
-  """Learns nothing, and evaluates nothing."""
-
-
-def open_session(directory, **changes):
+@contextlib.contextmanager
+def opened(directory, **changes):
+  """A session of one seed, and the workers that evaluate it."""
   changes.setdefault("evaluation", {"interval": 0})
   made = helpers.experiment(**changes)
-  return session.Session(Still(made, 1), [3], directory=directory)
+  kind = experiment_lib.kind_of(made)
+  policy = experiment_lib.make_policy(made, 1)
+  one = session.Session(
+    policy,
+    kind.make_evaluator(policy),
+    made.loop,
+    session.Clock(),
+    seeds=[3],
+    directory=directory,
+  )
+  with one, kind.open_workers() as workers:
+    yield one, workers
 
 
-def row(loss=0.0):
-  return {"reward/total": 0.5, "loss": loss}
+def end_step(one, workers, loss=0.0, pack=lambda step: ({}, {})):
+  one.begin_step()
+  one.log([{"reward/total": 0.5, "loss": loss}], tokens=1.0)
+  one.save(pack, one.evaluate(workers))
 
 
 def steps_in(directory):
@@ -33,19 +46,16 @@ def steps_in(directory):
 
 class TestInterrupt:
   def test_works_outside_the_main_thread(self):
-    errors = []
+    found = []
 
     def body():
-      try:
-        with session.Interrupt() as interrupt:
-          assert not interrupt.requested
-      except Exception as error:
-        errors.append(error)
+      with session.Interrupt() as interrupt:
+        found.append(interrupt.requested)
 
     thread = threading.Thread(target=body)
     thread.start()
     thread.join()
-    assert not errors
+    assert found == [False]
 
   def test_the_second_ctrl_c_stops_at_once(self):
     with session.Interrupt() as interrupt:
@@ -55,63 +65,127 @@ class TestInterrupt:
         signal.raise_signal(signal.SIGINT)
 
 
-class TestClock:
-  def test_laps_of_one_name_add_up_to_the_step(self):
-    clock = session.Clock()
-    for name in ("a", "b", "a"):
-      time.sleep(0.01)
-      clock.lap(name)
-    found = clock.seconds()
-    assert found["a"] > found["b"] >= 0.01
-    assert found["a"] + found["b"] <= found["step"]
-    np.testing.assert_allclose(
-      found["a"] + found["b"], found["step"], atol=5e-3
-    )
+def test_laps_of_one_name_add_up_to_the_step():
+  clock = session.Clock()
+  for name in ("a", "b", "a"):
+    time.sleep(0.01)
+    clock.lap(name)
+  found = clock.seconds()
+  assert found["a"] > found["b"] >= 0.01
+  assert found["a"] + found["b"] <= found["step"]
+  np.testing.assert_allclose(found["a"] + found["b"], found["step"], atol=5e-3)
+  clock.restart()
+  assert set(clock.seconds()) == {"step"}
 
 
 class TestSession:
-  def test_counts_saves_and_goes_on_with_what_the_loop_packed(self, tmp_path):
+  def test_counts_saves_and_goes_on_with_what_was_packed(self, tmp_path):
     queue = np.arange(6, dtype=np.int32).reshape(2, 3)
     fields = {"num_steps": 4, "checkpoint_interval": 2}
-    with open_session(tmp_path, loop=fields) as opened:
-      assert (opened.step, opened.host, opened.arrays) == (0, {}, {})
+    with opened(tmp_path, loop=fields) as (one, workers):
+      assert (one.step, one.host, one.arrays) == (0, {}, {})
       for _ in range(3):
-        opened.end_step(
-          [row()],
-          session.Clock(),
-          tokens=1.0,
-          pack=lambda: ({"next": 7}, {"queue": queue}),
+        end_step(
+          one, workers, pack=lambda step: ({"next": step}, {"queue": queue})
         )
     assert steps_in(tmp_path) == [0, 1, 2]
-    with open_session(tmp_path, loop=fields) as opened:
-      assert opened.step == 2
-      assert opened.host["next"] == 7
-      np.testing.assert_array_equal(opened.arrays["queue"], queue)
+    with opened(tmp_path, loop=fields) as (one, workers):
+      assert one.step == one.host["next"] == 2
+      np.testing.assert_array_equal(one.arrays["queue"], queue)
       # Step 2 was not saved: it is about to be done again.
       assert steps_in(tmp_path) == [0, 1]
-      opened.end_step([row()], session.Clock(), tokens=1.0)
-      assert opened.goes_on
-      opened.end_step([row()], session.Clock(), tokens=1.0)
-      assert not opened.goes_on
+      end_step(one, workers)
+      assert one.goes_on
+      end_step(one, workers)
+      assert not one.goes_on
     assert steps_in(tmp_path) == [0, 1, 2, 3]
 
   @pytest.mark.parametrize("skip", [True, False])
   def test_a_loss_that_is_not_finite(self, tmp_path, skip):
     fields = {"skip_nonfinite": skip, "checkpoint_interval": 0}
-    with open_session(tmp_path, loop=fields) as opened:
+    with opened(tmp_path, loop=fields) as (one, workers):
       if skip:
-        opened.end_step([row(np.nan)], session.Clock(), tokens=1.0)
-        assert opened.step == 1
+        end_step(one, workers, np.nan)
+        assert one.step == 1
       else:
         with pytest.raises(FloatingPointError, match="seed 3 is nan at step 0"):
-          opened.end_step([row(np.nan)], session.Clock(), tokens=1.0)
+          end_step(one, workers, np.nan)
 
   def test_an_interrupt_saves_and_ends(self, tmp_path):
-    with open_session(tmp_path, loop={"checkpoint_interval": 0}) as opened:
+    with opened(tmp_path, loop={"checkpoint_interval": 0}) as (one, workers):
       signal.raise_signal(signal.SIGINT)
-      assert opened.goes_on, "a step that has begun is ended"
-      opened.end_step([row()], session.Clock(), tokens=1.0)
-      assert not opened.goes_on
-      assert opened.result() == session.Result(False, 1, [])
-    with open_session(tmp_path) as opened:
-      assert opened.step == 1
+      assert one.goes_on, "a step that has begun is ended"
+      end_step(one, workers)
+      assert not one.goes_on
+      assert one.result(workers) == session.Result(False, 1, [])
+    with opened(tmp_path) as (one, _):
+      assert one.step == 1
+
+  @pytest.mark.parametrize(
+    ("interval", "expected"), [(0, [4]), (2, [0, 2, 4]), (3, [0, 3, 4])]
+  )
+  def test_evaluates_at_its_interval_and_at_the_end(
+    self, tmp_path, interval, expected
+  ):
+    fields = {"interval": interval, "num_examples": 2}
+    with opened(tmp_path, evaluation=fields) as (one, workers):
+      one.evaluate(workers)
+      while one.goes_on:
+        end_step(one, workers)
+    lines = (tmp_path / "evals.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == expected
+
+
+class Averaging(helpers.Letters):
+  """Averages even and odd examples apart, as BFCL does its categories."""
+
+  def averages(self, examples, right):
+    keys = np.array([example.key for example in examples])
+    return {
+      "even": float(right[keys % 2 == 0].mean()),
+      "odd": float(right[keys % 2 == 1].mean()),
+    }
+
+
+class TestBenchmarks:
+  def test_a_run_has_them_in_its_final_scores(self, tmp_path):
+    fields = {
+      "interval": 0,
+      "num_examples": 13,
+      "batch_size": 13,
+      "benchmarks": {"test": 2, "train": 0},
+    }
+    options = dict(task=Averaging(), evaluation=fields, loop={"num_steps": 1})
+    with opened(tmp_path, **options) as (one, workers):
+      end_step(one, workers)
+      # Killed before the second part: the scores so far are kept.
+      signal.raise_signal(signal.SIGINT)
+      assert not one.result(workers).finished
+    assert not (tmp_path / "final.json").exists()
+    before = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert list(before["scores"]) == ["test/greedy"]
+
+    with opened(tmp_path, **options) as (one, workers):
+      assert one.step == 1 and not one.goes_on
+      result = one.result(workers)
+    assert result.finished
+    (final,) = json.loads((tmp_path / "final.json").read_text())
+    assert final == result.final[0]
+    # The same examples under the same keys are the same answers.
+    assert final["test/greedy"] == final["greedy"]
+    assert final["test/sampled"] == final["sampled"]
+    assert {"even", "odd", "mean@2", "pass@2"} <= final["sampled"].keys()
+    assert "train/sampled" not in final
+    for name in ("right", "even", "letter"):
+      wanted = (final["test/greedy"][name] + final["train/greedy"][name]) / 2
+      assert final["benchmarks/greedy"][name] == pytest.approx(wanted)
+
+  def test_without_them_a_run_has_its_held_out_split_alone(self, tmp_path):
+    options = dict(
+      evaluation={"interval": 0, "samples": 0}, loop={"num_steps": 1}
+    )
+    with opened(tmp_path, **options) as (one, workers):
+      end_step(one, workers)
+      (final,) = one.result(workers).final
+    assert set(final) == {"seed", "step", "greedy"}  # nor samples, if 0
+    assert not (tmp_path / "benchmarks.json").exists()

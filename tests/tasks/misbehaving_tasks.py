@@ -5,9 +5,18 @@ import signal
 import sys
 import time
 
-from saw_jax.tasks import base
+from saw_jax.tasks.base import Component, Example, Outcome, Score
 
-RIGHT = base.Outcome.RIGHT
+SCORES = {
+  "gave up": Score((2.0, 1.0), Outcome.TIMED_OUT),
+  "no verdict": Score((None, None), Outcome.CRASHED),
+  "half": Score((None, 1.0), Outcome.WRONG),
+  "low": Score((-3.5, 0.0), Outcome.RIGHT),
+  "high": Score((0.0, 1.5), Outcome.RIGHT),
+  "nan": Score((float("nan"), 0.0), Outcome.RIGHT),
+  "text": Score((0.0, "1"), Outcome.RIGHT),
+  "three": Score((0.0, 0.0, 0.0), Outcome.RIGHT),
+}
 
 
 class Obedient:
@@ -15,19 +24,20 @@ class Obedient:
 
   name = "obedient"
   components = (
-    base.Component("first", -3.0, 3.0),
-    base.Component("second", 0.0, 1.0),
+    Component("first", -3.0, 3.0),
+    Component("second", 0.0, 1.0),
   )
 
   def examples(self, split):
-    return [base.Example(i, (), "") for i in range(1000)]
+    return [Example(i, (), "") for i in range(1000)]
 
   def score(self, example, completion):
+    if completion in SCORES:
+      return SCORES[completion]
     if completion == "sleep":
       time.sleep(1000)
-    if completion == "spin":
-      while True:
-        pass
+    while completion == "spin":
+      pass
     if completion == "exit":
       os._exit(3)
     if completion == "system exit":
@@ -36,35 +46,14 @@ class Obedient:
       os.kill(os.getpid(), signal.SIGSEGV)
     if completion == "raise":
       raise KeyError("no such thing")
-    if completion == "memory":
-      return base.Score((float(len(bytearray(1 << 40))), 0.0), RIGHT)
-    if completion == "gigabytes":
-      return base.Score((float(bytearray(2 << 30)[7]), 0.0), RIGHT)
-    if completion == "gave up":
-      return base.Score((2.0, 1.0), base.Outcome.TIMED_OUT)
-    if completion == "no verdict":
-      return base.Score((None, None), base.Outcome.CRASHED)
-    if completion == "low":
-      return base.Score((-3.5, 0.0), RIGHT)
-    if completion == "nan":
-      return base.Score((float("nan"), 0.0), RIGHT)
-    if completion == "inf":
-      return base.Score((0.0, float("inf")), RIGHT)
-    if completion == "text":
-      return base.Score((0.0, "1"), RIGHT)
-    if completion == "three":
-      return base.Score((0.0, 0.0, 0.0), RIGHT)
-    if completion == "high":
-      return base.Score((0.0, 1.5), RIGHT)
-    if completion == "float":
-      return 1.0
-    if completion == "half":
-      return base.Score((None, 1.0), base.Outcome.WRONG)
+    if completion in ("memory", "gigabytes"):
+      size = (1 << 40) if completion == "memory" else (2 << 30)
+      return Score((float(bytearray(size)[7]), 0.0), Outcome.RIGHT)
     if completion == "modules":
       has_jax = any(name.split(".")[0] == "jax" for name in sys.modules)
-      return base.Score((3.0, float(has_jax)), RIGHT)
+      return Score((3.0, float(has_jax)), Outcome.RIGHT)
     value = (len(completion) + example.key) % 3
-    return base.Score((float(value), 1.0), RIGHT)
+    return Score((float(value), 1.0), Outcome.RIGHT)
 
 
 class Unloadable(Obedient):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import advantages, losses, weighting
+from saw_jax import advantages, losses, names, weighting
 from saw_jax.training import estimation, objective
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
@@ -31,7 +31,25 @@ def saw(rewards, *, scored, axis_name=None):
 
 
 class TestMakeEstimate:
-  @pytest.mark.slow
+  def test_by_hand(self):
+    # One component varies, 0 and 2 of at least 0; the other is flat. SAW gives
+    # 2 and 0, Dr. GRPO the distance from the group's mean.
+    rewards = jnp.array([[[0.0, 1.0], [2.0, 1.0]]])
+    estimate = estimation.make_estimate(
+      advantages.dr_grpo, weighting.saw_weights, minima=jnp.zeros(2)
+    )
+    scored, lengths = jnp.ones(rewards.shape, bool), jnp.ones((1, 2))
+    found, statistics = estimate(rewards, scored, lengths, None, jnp.ones(2))
+    np.testing.assert_allclose(found, [[-2.0, 2.0]], rtol=1e-5)
+    for name, want in (
+      ("weight", [2.0, 0.0]),
+      ("mean", [1.0, 1.0]),
+      ("std", [np.sqrt(2), 0]),
+      ("cv", [np.sqrt(2), 0]),
+      ("constant_groups", [0.0, 1.0]),
+    ):
+      np.testing.assert_allclose(statistics[name], want, rtol=1e-5)
+
   def test_is_the_weighting_and_then_the_advantage(self):
     rewards, scored, lengths = rollout()
     estimate = estimation.make_estimate(advantages.gdpo, saw, minima=MINIMA)
@@ -40,27 +58,26 @@ class TestMakeEstimate:
     expected = advantages.gdpo(rewards, weight, scored=scored, lengths=lengths)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(statistics["weight"], weight)
-
-  def test_by_hand(self):
-    # One component varies, 0 and 2 of at least 0; the other is flat. SAW gives
-    # 2 and 0, Dr. GRPO the distance from the group's mean.
-    rewards = jnp.array([[[0.0, 1.0], [2.0, 1.0]]])
-    estimate = estimation.make_estimate(
-      advantages.dr_grpo, weighting.saw_weights, minima=jnp.zeros(2)
+    # Neither what is not scored nor persistent weights have a say.
+    garbage = jnp.where(scored, rewards, 1e6)
+    chex.assert_trees_all_equal(
+      estimate(garbage, scored, lengths, None, jnp.zeros(2)),
+      (found, statistics),
     )
-    found, statistics = estimate(
-      rewards,
-      jnp.ones(rewards.shape, bool),
-      jnp.ones((1, 2)),
-      None,
-      jnp.ones(2),
-    )
-    np.testing.assert_allclose(found, [[-2.0, 2.0]], rtol=1e-5)
-    np.testing.assert_allclose(statistics["weight"], [2.0, 0.0], rtol=1e-5)
-    np.testing.assert_allclose(statistics["mean"], [1.0, 1.0])
-    np.testing.assert_allclose(statistics["std"], [np.sqrt(2), 0], rtol=1e-5)
-    np.testing.assert_allclose(statistics["cv"], [np.sqrt(2), 0], rtol=1e-5)
-    np.testing.assert_array_equal(statistics["constant_groups"], [0.0, 1.0])
+    gradient = jax.grad(
+      lambda r: jnp.sum(estimate(r, scored, lengths, None, jnp.ones(2))[0] ** 2)
+    )(rewards)
+    assert not gradient.any()
+    for m in range(2):
+      values = np.asarray(rewards[..., m])[np.asarray(scored[..., m])]
+      mean, std = values.mean(dtype=np.float64), values.std(ddof=1)
+      np.testing.assert_allclose(statistics["mean"][m], mean, rtol=1e-4)
+      np.testing.assert_allclose(statistics["std"][m], std, rtol=1e-4)
+      np.testing.assert_allclose(
+        statistics["cv"][m], std / (mean - MINIMA[m]), rtol=1e-4
+      )
+    groups = statistics["constant_groups"]
+    np.testing.assert_allclose(groups, [0.0, 0.2], rtol=1e-6)
 
   def test_persistent_weights_are_multiplied_by_their_number(self):
     # They sum to 1, and every other weighting sums to M.
@@ -72,70 +89,29 @@ class TestMakeEstimate:
     expected = advantages.dr_grpo(rewards, 2 * persistent, scored=scored)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
-  def test_persistent_weights_are_not_read_where_there_is_a_weighting(self):
-    rewards, scored, lengths = rollout()
-    estimate = estimation.make_estimate(advantages.grpo, saw, minima=MINIMA)
-    first, second = (
-      estimate(rewards, scored, lengths, None, jnp.array(w))[0]
-      for w in ([0.5, 0.5], [0.9, 0.1])
-    )
-    np.testing.assert_array_equal(first, second)
-
   def test_penalties_lower_the_advantage_of_who_pays(self):
     rewards, scored, lengths = rollout()
-    estimate = estimation.make_estimate(
-      advantages.dr_grpo, weighting.equal_weights, minima=MINIMA
-    )
     penalties = jnp.zeros((5, 3)).at[0, 1].set(3.0)
-    free, _ = estimate(rewards, scored, lengths, jnp.zeros((5, 3)), jnp.ones(2))
-    paid, _ = estimate(rewards, scored, lengths, penalties, jnp.ones(2))
+    free, paid = (
+      estimation.make_estimate(
+        advantages.dr_grpo, weighting.equal_weights, minima=MINIMA
+      )(rewards, scored, lengths, p, jnp.ones(2))[0]
+      for p in (None, penalties)
+    )
     # 3 less for one of three: the mean falls by 1.
     np.testing.assert_allclose(
       paid[0] - free[0], [1.0, -2.0, 1.0], rtol=1e-5, atol=1e-5
     )
     np.testing.assert_array_equal(paid[1:], free[1:])
-
-  def test_statistics_are_of_the_scored_rewards_above_their_minima(self):
-    rewards, scored, lengths = rollout()
-    estimate = estimation.make_estimate(advantages.grpo, saw, minima=MINIMA)
-    _, found = estimate(rewards, scored, lengths, None, jnp.ones(2))
-    for m in range(2):
-      values = np.asarray(rewards[..., m])[np.asarray(scored[..., m])]
-      mean, std = values.mean(dtype=np.float64), values.std(ddof=1)
-      np.testing.assert_allclose(found["mean"][m], mean, rtol=1e-4)
-      np.testing.assert_allclose(found["std"][m], std, rtol=1e-4)
-      np.testing.assert_allclose(
-        found["cv"][m], std / (mean - MINIMA[m]), rtol=1e-4
-      )
-    np.testing.assert_allclose(found["constant_groups"], [0.0, 0.2], rtol=1e-6)
-
-  def test_what_is_not_scored_has_no_say(self):
-    rewards, scored, lengths = rollout()
     estimate = estimation.make_estimate(advantages.gdpo, saw, minima=MINIMA)
-    garbage = jnp.where(scored, rewards, 1e6)
-    chex.assert_trees_all_equal(
-      estimate(rewards, scored, lengths, None, jnp.ones(2)),
-      estimate(garbage, scored, lengths, None, jnp.ones(2)),
-    )
-
-  def test_no_gradient_flows(self):
-    rewards, scored, lengths = rollout()
-    estimate = estimation.make_estimate(advantages.gdpo, saw, minima=MINIMA)
-    gradient = jax.grad(
-      lambda r: jnp.sum(estimate(r, scored, lengths, None, jnp.ones(2))[0] ** 2)
-    )(rewards)
-    assert not gradient.any()
+    with pytest.raises(ValueError, match="gdpo"):
+      estimate(rewards, scored, lengths, penalties, jnp.ones(2))
 
   @pytest.mark.slow
   @pytest.mark.parametrize("advantage", [advantages.gdpo, advantages.grpo])
   def test_devices_that_share_a_batch_agree_with_one(self, advantage):
-    rng = np.random.default_rng(3)
-    rewards = jnp.asarray(rng.uniform(0, 1, (4, 3, 2)), jnp.float32)
-    scored = jnp.ones(rewards.shape, bool).at[3, 1].set(False)
-    lengths = jnp.asarray(rng.integers(1, 8, (4, 3)), jnp.float32)
-    estimate = estimation.make_estimate(
-      advantage, weighting.saw_weights, minima=jnp.zeros(2)
-    )
+    rewards, scored, lengths = (x[:4] for x in rollout(3))
+    estimate = estimation.make_estimate(advantage, saw, minima=MINIMA)
     whole, statistics = estimate(rewards, scored, lengths, None, jnp.ones(2))
     split = lambda x: x.reshape(2, 2, *x.shape[1:])  # noqa: E731
     parts, shared = jax.vmap(
@@ -159,7 +135,7 @@ def forward(params, batch):
 
 
 POLICY_TERM = objective.make_objective(
-  forward, {"policy": objective.Term(objective.clipped_surrogate())}
+  forward, {"policy": objective.policy(losses.clipped_surrogate_loss)}
 )
 LOGITS = {"logits": jnp.zeros(2)}
 
@@ -176,59 +152,55 @@ def two_tokens() -> TrainBatch:
 
 
 class TestMakeGradientWeights:
-  def weigh(self, rewards, weights=(0.5, 0.5), batch=None, **options):
+  def weigh(
+    self, rewards, weights=(0.5, 0.5), batch=None, scored=None, **options
+  ):
     options = {"learning_rate": 1.0, "temperature": 1.0, **options}
-    fn = estimation.make_gradient_weights(POLICY_TERM, **options)
+    made = options.pop("objective", POLICY_TERM)
+    fn = estimation.make_gradient_weights(made, **options)
     rewards = jnp.asarray(rewards, jnp.float32)
-    return fn(
-      LOGITS,
-      jnp.array(weights),
-      two_tokens() if batch is None else batch,
-      rewards,
-      jnp.ones(rewards.shape, bool),
-    )
+    if scored is None:
+      scored = jnp.ones(rewards.shape, bool)
+    batch = two_tokens() if batch is None else batch
+    return fn(LOGITS, jnp.array(weights), batch, rewards, jnp.asarray(scored))
 
-  def test_equal_gradients_keep_the_weights(self):
-    found = self.weigh([[[1.0, 1.0], [0.0, 0.0]]], weights=(0.7, 0.3))
-    np.testing.assert_allclose(found, [0.7, 0.3], rtol=1e-5)
+  # Rewards (1, 0) have advantages +-a, a = 1/sqrt(2) to 1e-6. The surrogate is
+  # -(a l_0 - a l_1) / 2, so its gradient (-a/2, a/2) at equal logits, of norm
+  # 1/2: below 1, so not clipped. A flat component has none.
+  ONE_FLAT = [[[1.0, 5.0], [0.0, 5.0]]]
 
-  def test_opposite_gradients_keep_the_weights(self):
-    # <g, g> + <g, -g> = 0 for both.
-    found = self.weigh([[[1.0, 0.0], [0.0, 1.0]]], weights=(0.7, 0.3))
-    np.testing.assert_allclose(found, [0.7, 0.3], rtol=1e-5)
-
-  def test_a_component_without_a_gradient_loses_to_one_that_has_one(self):
-    # Rewards (1, 0) have advantages +-a, a = 1/sqrt(2) to 1e-6. The surrogate
-    # is -(a l_0 - a l_1) / 2, so its gradient (-a/2, a/2) at equal logits, of
-    # norm 1/2: below 1, so not clipped. The second component is flat.
-    found = self.weigh([[[1.0, 5.0], [0.0, 5.0]]])
-    expected = np.exp(0.25) / (1 + np.exp(0.25))
-    np.testing.assert_allclose(found, [expected, 1 - expected], rtol=1e-5)
-
-  def test_rate_and_temperature_scale_the_inner_products(self):
-    found = self.weigh(
-      [[[1.0, 5.0], [0.0, 5.0]]], learning_rate=0.4, temperature=0.1
-    )
-    expected = np.exp(1.0) / (1 + np.exp(1.0))  # 0.4 / 0.1 * 0.25
-    np.testing.assert_allclose(found, [expected, 1 - expected], rtol=1e-5)
+  @pytest.mark.parametrize(
+    ("rewards", "options", "gain"),
+    [
+      # Equal gradients, and opposite ones: <g, g> + <g, -g> = 0 for both.
+      ([[[1.0, 1.0], [0.0, 0.0]]], {"weights": (0.7, 0.3)}, 0),
+      ([[[1.0, 0.0], [0.0, 1.0]]], {"weights": (0.7, 0.3)}, 0),
+      (ONE_FLAT, {}, 0.25),
+      (ONE_FLAT, {"num_microbatches": 2}, 0.25),
+      # 0.4 / 0.1 * 0.25.
+      (ONE_FLAT, {"learning_rate": 0.4, "temperature": 0.1}, 1.0),
+      # What is not scored gives no gradient.
+      (
+        [[[1.0, 5.0], [0.0, 9.0]]],
+        {"scored": [[[True, True], [True, False]]]},
+        0.25,
+      ),
+    ],
+  )
+  def test_by_hand(self, rewards, options, gain):
+    first, second = options.get("weights", (0.5, 0.5))
+    raised = first * np.exp(gain)
+    expected = np.array([raised, second]) / (raised + second)
+    found = self.weigh(rewards, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
   def test_a_long_gradient_counts_as_one_of_norm_one(self):
     # The policy's logits are 10 x: the gradient in x is 10 times as long, 5.
     steep = objective.make_objective(
       lambda params, batch: forward({"logits": 10 * params["logits"]}, batch),
-      {"policy": objective.Term(objective.clipped_surrogate())},
+      {"policy": objective.policy(losses.clipped_surrogate_loss)},
     )
-    fn = estimation.make_gradient_weights(
-      steep, learning_rate=1.0, temperature=1.0
-    )
-    rewards = jnp.array([[[1.0, 5.0], [0.0, 5.0]]])
-    found = fn(
-      LOGITS,
-      jnp.array([0.5, 0.5]),
-      two_tokens(),
-      rewards,
-      jnp.ones(rewards.shape, bool),
-    )
+    found = self.weigh(self.ONE_FLAT, objective=steep)
     expected = np.exp(1.0) / (1 + np.exp(1.0))
     np.testing.assert_allclose(found, [expected, 1 - expected], rtol=1e-5)
 
@@ -239,37 +211,10 @@ class TestMakeGradientWeights:
       self.weigh(rewards), self.weigh(rewards, batch=other)
     )
 
-  def test_microbatches_change_nothing(self):
-    rewards = [[[1.0, 5.0], [0.0, 5.0]]]
-    np.testing.assert_allclose(
-      self.weigh(rewards), self.weigh(rewards, num_microbatches=2), rtol=1e-6
-    )
-
-  def test_what_is_not_scored_gives_no_gradient(self):
-    fn = estimation.make_gradient_weights(
-      POLICY_TERM, learning_rate=1.0, temperature=1.0
-    )
-    rewards = jnp.array([[[1.0, 5.0], [0.0, 9.0]]])
-    scored = jnp.array([[[True, True], [True, False]]])
-    found = fn(LOGITS, jnp.array([0.5, 0.5]), two_tokens(), rewards, scored)
-    expected = np.exp(0.25) / (1 + np.exp(0.25))
-    np.testing.assert_allclose(found, [expected, 1 - expected], rtol=1e-5)
-
   def test_defaults_are_the_optimizers_rate_and_the_papers_temperature(self):
     rate = optimizer_lib.OptimizerConfig().learning_rate
-    rewards = jnp.array([[[1.0, 5.0], [0.0, 5.0]]])
-    arguments = (
-      LOGITS,
-      jnp.array([0.5, 0.5]),
-      two_tokens(),
-      rewards,
-      jnp.ones(rewards.shape, bool),
-    )
-    found = estimation.make_gradient_weights(POLICY_TERM)(*arguments)
-    expected = estimation.make_gradient_weights(
-      POLICY_TERM, learning_rate=rate, temperature=1e-5
-    )(*arguments)
-    np.testing.assert_array_equal(found, expected)
+    options = names.options(estimation.make_gradient_weights)
+    assert (options["learning_rate"], options["temperature"]) == (rate, 1e-5)
 
 
 class TestKlPenalties:
@@ -293,23 +238,13 @@ class TestKlPenalties:
   def test_adds_up_an_answers_tokens_in_the_shape_of_its_rewards(self):
     batch = self.batch()
     found = estimation.kl_penalties(batch, losses.kl_k1, 0.5, group_size=3)
-    assert found.shape == (2, 2, 3)
     tokens = np.asarray(batch.old_log_probs - batch.ref_log_probs)
     tokens = tokens * (np.asarray(batch.roles[..., 1:]) == 2)
     expected = 0.5 * tokens.sum(-1).reshape(2, 2, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
-  def test_who_left_the_reference_pays(self):
-    # The policy finds its own tokens likelier than the reference does.
-    batch = self.batch()
-    batch = batch.replace(ref_log_probs=batch.old_log_probs - 1.0)
-    found = estimation.kl_penalties(batch, losses.kl_k1, 0.5, group_size=3)
-    expected = np.ones((2, 2, 3))
-    expected[0, 1, 1] = 0.5  # one token
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
   @pytest.mark.parametrize("field", ["old_log_probs", "ref_log_probs"])
   def test_says_what_is_missing(self, field):
     batch = self.batch().replace(**{field: None})
-    with pytest.raises(ValueError, match=f"KL in the reward needs {field}"):
+    with pytest.raises(ValueError, match=field):
       estimation.kl_penalties(batch, losses.kl_k1, 0.5, group_size=3)

@@ -1,6 +1,7 @@
 """The forward pass of an update, and the terms over it."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import losses, reductions, stale_losses, world_model
+from saw_jax import diagnostics, losses, stale_losses, world_model
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import objective
@@ -137,25 +138,21 @@ class TestInParts:
     assert rows == {2}
 
 
-class TestMakeObjective:
-  def test_a_coefficient_multiplies_the_numerator_alone(self):
-    batch = helpers.batch()
-    made = objective.make_objective(
-      lambda params, batch: outputs(batch),
-      {
-        "once": objective.Term(objective.entropy()),
-        "thrice": objective.Term(objective.entropy(), 3.0),
-      },
-    )
-    terms, diagnostics = made({}, batch)
-    once, thrice = terms["once"], terms["thrice"]
-    np.testing.assert_allclose(thrice.numerator, 3 * once.numerator, rtol=1e-6)
-    np.testing.assert_array_equal(thrice.denominator, once.denominator)
-    np.testing.assert_array_equal(once.denominator, batch.completion_mask.sum())
-    assert diagnostics == {}
+CURRENT = (
+  losses.policy_gradient_loss,
+  stale_losses.spo_loss,
+  stale_losses.asympo_loss,
+  stale_losses.batch_asympo_loss,
+)
+CLIPPED = functools.partial(
+  losses.clipped_surrogate_loss, clip_low=0.1, clip_high=0.3
+)
 
-  def test_all_terms_share_one_forward_pass(self):
+
+class TestMakeObjective:
+  def test_terms_and_diagnostics_share_one_forward_pass(self):
     calls = []
+    batch = helpers.batch()
 
     def forward(params, batch):
       calls.append(params)
@@ -164,151 +161,169 @@ class TestMakeObjective:
     made = objective.make_objective(
       forward,
       {
-        "policy": objective.Term(objective.clipped_surrogate()),
-        "likelihood": objective.Term(objective.likelihood, 0.5),
+        "policy": objective.policy(losses.clipped_surrogate_loss),
+        "once": objective.Term(objective.entropy),
+        "thrice": objective.Term(objective.entropy, 3.0),
       },
-      {"entropy": objective.mean_entropy},
+      [objective.mean_entropy],
     )
-    terms, diagnostics = made("params", helpers.batch())
+    terms, diagnostics = made("params", batch)
     assert calls == ["params"]
-    assert set(terms) == {"policy", "likelihood"}
-    assert set(diagnostics) == {"entropy"}
-    for ratio in [*terms.values(), *diagnostics.values()]:
-      assert isinstance(ratio, reductions.Ratio)
+    assert set(diagnostics) == {"entropy", "clipped_low", "clipped_high"}
+    # A coefficient multiplies the numerator alone.
+    once, thrice = terms["once"], terms["thrice"]
+    np.testing.assert_allclose(thrice.numerator, 3 * once.numerator, rtol=1e-6)
+    np.testing.assert_array_equal(thrice.denominator, once.denominator)
+    np.testing.assert_array_equal(once.denominator, batch.completion_mask.sum())
 
 
-class TestClippedSurrogate:
-  def test_without_old_log_probs_the_ratio_is_one(self):
-    # -sum(A) / n over the policy's tokens: no log-prob is in the value.
-    batch = helpers.batch()
-    found = objective.clipped_surrogate()(outputs(batch), batch)
-    mask = np.asarray(batch.completion_mask)
-    advantages = np.asarray(batch.advantages)[:, None] * mask
-    np.testing.assert_allclose(found.numerator, -advantages.sum(), rtol=1e-5)
-
-  def test_its_gradient_is_the_policy_gradient(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    gradient = jax.grad(
-      lambda x: objective.clipped_surrogate()(
-        made.replace(log_probs=x), batch
-      ).value()
-    )(made.log_probs)
-    # d/dx of -mean(A log pi).
-    mask = np.asarray(batch.completion_mask)
-    expected = -np.asarray(batch.advantages)[:, None] * mask / mask.sum()
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
-
-  def test_old_log_probs_are_what_the_ratio_divides_by(self):
+class TestPolicy:
+  @pytest.mark.parametrize(
+    ("loss", "fields"),
+    [
+      *((loss, ()) for loss in CURRENT),
+      (stale_losses.gspo_loss, ("old_log_probs",)),
+      (stale_losses.topr_loss, ("behave_log_probs",)),
+      (
+        stale_losses.decoupled_ppo_loss,
+        ("old_log_probs", "behave_log_probs"),
+      ),
+    ],
+  )
+  def test_reads_what_the_loss_has_as_arguments_and_no_more(self, loss, fields):
     batch = helpers.batch(old=True)
     made = outputs(batch)
-    found = objective.clipped_surrogate(
-      clip_low=0.1, clip_high=0.3, aggregate=losses.sequence_mean_token_mean
-    )(made, batch)
+    recorded = {name: getattr(batch, name) for name in fields}
+    bare = batch.replace(
+      old_log_probs=None, behave_log_probs=None, ref_log_probs=None
+    ).replace(**recorded)
+    assert objective.recorded_log_probs(loss) == fields
+    np.testing.assert_array_equal(
+      objective.policy(loss).fn(made, bare),
+      loss(
+        made.log_probs,
+        *recorded.values(),
+        batch.advantages,
+        batch.completion_mask,
+      ),
+    )
+
+  def test_by_hand_against_recorded_log_probs(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    loss = functools.partial(CLIPPED, aggregate=losses.sequence_mean_token_mean)
     mask = np.asarray(batch.completion_mask)
     ratio = np.exp(np.asarray(made.log_probs - batch.old_log_probs))
     a = np.asarray(batch.advantages)[:, None]
     token = np.maximum(-a * ratio, -a * np.clip(ratio, 0.9, 1.3))
     expected = [token[b][mask[b]].mean() for b in range(len(mask))]
+    found = objective.policy(loss).fn(made, batch)
     np.testing.assert_allclose(found.value(), np.mean(expected), rtol=1e-5)
+
+  def test_without_old_log_probs_the_ratio_is_one(self):
+    # -sum(A) / n over the policy's tokens: no log-prob is in the value.
+    batch = helpers.batch()
+    made, term = outputs(batch), objective.policy(losses.clipped_surrogate_loss)
+    mask = np.asarray(batch.completion_mask)
+    a = np.asarray(batch.advantages)[:, None] * mask
+    found = term.fn(made, batch)
+    np.testing.assert_allclose(found.numerator, -a.sum(), rtol=1e-5)
+    gradient = jax.grad(
+      lambda x: term.fn(made.replace(log_probs=x), batch).value()
+    )(made.log_probs)
+    np.testing.assert_allclose(gradient, -a / mask.sum(), rtol=1e-5)
 
   def test_nothing_flows_into_the_recorded(self):
     batch = helpers.batch(old=True)
-    made = outputs(batch)
+    made, term = outputs(batch), objective.policy(losses.clipped_surrogate_loss)
     gradient = jax.grad(
-      lambda old: objective.clipped_surrogate()(
-        made, batch.replace(old_log_probs=old)
-      ).value()
+      lambda old: term.fn(made, batch.replace(old_log_probs=old)).value()
     )(batch.old_log_probs)
     assert not gradient.any()
-
-
-class TestPolicy:
-  def test_reads_what_the_loss_has_as_arguments(self):
-    batch = helpers.batch(old=True)
-    made = outputs(batch)
-    rest = (batch.advantages, batch.completion_mask)
-    for loss, recorded in (
-      (stale_losses.asympo_loss, ()),
-      (stale_losses.gspo_loss, (batch.old_log_probs,)),
-      (stale_losses.topr_loss, (batch.behave_log_probs,)),
-      (
-        stale_losses.decoupled_ppo_loss,
-        (batch.old_log_probs, batch.behave_log_probs),
-      ),
-    ):
-      np.testing.assert_array_equal(
-        objective.policy(loss)(made, batch),
-        loss(made.log_probs, *recorded, *rest),
-      )
-
-  @pytest.mark.parametrize(
-    "loss",
-    [
-      losses.policy_gradient_loss,
-      stale_losses.spo_loss,
-      stale_losses.asympo_loss,
-      stale_losses.batch_asympo_loss,
-    ],
-  )
-  def test_current_policy_losses_need_no_recorded_log_probs(self, loss):
-    batch = helpers.batch(old=True)
-    made = outputs(batch)
-    bare = batch.replace(
-      old_log_probs=None, behave_log_probs=None, ref_log_probs=None
-    )
-    assert objective.recorded_log_probs(loss) == ()
-    np.testing.assert_array_equal(
-      objective.policy(loss)(made, bare), objective.policy(loss)(made, batch)
-    )
 
   def test_a_ratio_may_be_to_the_sampler(self):
     batch = helpers.batch(old=True)
     made = outputs(batch)
-    for loss in (
-      losses.clipped_surrogate_loss,
-      stale_losses.gspo_loss,
-      stale_losses.cispo_loss,
-    ):
-      found = objective.policy(loss, ratio_to="behave")(made, batch)
-      swapped = batch.replace(old_log_probs=batch.behave_log_probs)
-      np.testing.assert_array_equal(
-        found, objective.policy(loss)(made, swapped)
-      )
-      assert found.value() != objective.policy(loss)(made, batch).value()
+    swapped = batch.replace(old_log_probs=batch.behave_log_probs)
+    for loss in (losses.clipped_surrogate_loss, stale_losses.cispo_loss):
+      found = objective.policy(loss, ratio_to="behave").fn(made, batch)
+      plain = objective.policy(loss).fn
+      np.testing.assert_array_equal(found, plain(made, swapped))
+      assert found.value() != plain(made, batch).value()
+
+  @pytest.mark.parametrize(
+    ("loss", "ratio_to", "word"),
+    [
+      (stale_losses.asympo_loss, "behave", "asympo_loss reads neither"),
+      (stale_losses.tis_loss, "behave", "old_log_probs and behave_log_probs"),
+      (stale_losses.gspo_loss, "sampler", "'sampler'"),
+    ],
+  )
+  def test_a_ratio_that_does_not_fit_is_refused(self, loss, ratio_to, word):
+    with pytest.raises(ValueError, match=word):
+      objective.policy(loss, ratio_to=ratio_to)
 
   def test_a_missing_sampler_is_named_with_the_loss(self):
     batch = helpers.batch(old=True).replace(behave_log_probs=None)
-    for term, name in (
-      (objective.policy(stale_losses.topr_loss), "topr_loss"),
-      (objective.policy(stale_losses.tis_loss), "tis_loss"),
-      (
-        objective.policy(stale_losses.cispo_loss, ratio_to="behave"),
-        "cispo_loss",
-      ),
+    for loss, ratio_to in (
+      (stale_losses.topr_loss, "old"),
+      (stale_losses.cispo_loss, "behave"),
     ):
-      message = f"{name} needs behave_log_probs, which this batch does not hold"
-      with pytest.raises(ValueError, match=message):
-        term(outputs(batch), batch)
+      term = objective.policy(loss, ratio_to=ratio_to)
+      with pytest.raises(ValueError, match=f"{loss.__name__} needs behave"):
+        term.fn(outputs(batch), batch)
 
-  def test_without_old_log_probs_the_update_is_the_first(self):
-    # The old policy is the current one: all weight is in the truncated ratio.
-    batch = helpers.batch()
-    made = outputs(batch)
-    found = objective.policy(stale_losses.decoupled_ppo_loss)(made, batch)
-    weight = losses.importance_ratio(made.log_probs, batch.behave_log_probs)
-    expected = losses.token_mean(
-      -batch.advantages[:, None] * weight, batch.completion_mask
+
+class TestClipShares:
+  def shares(self, loss, batch, ratio_to="old"):
+    term = objective.policy(loss, ratio_to=ratio_to)
+    found = term.diagnostic(outputs(batch), batch)
+    return [found[f"clipped_{side}"].value() for side in ("low", "high")]
+
+  def test_count_the_tokens_that_the_clip_holds(self):
+    batch = helpers.batch(old=True)
+    mask = np.asarray(batch.completion_mask)
+    log_probs = outputs(batch).log_probs
+    ratio = np.exp(np.asarray(log_probs - batch.old_log_probs))
+    a = np.asarray(batch.advantages)[:, None]
+    low = (mask & (a < 0) & (ratio < 0.9)).sum() / mask.sum()
+    high = (mask & (a > 0) & (ratio > 1.3)).sum() / mask.sum()
+    assert 0 < low and 0 < high and low != high
+    found = self.shares(CLIPPED, batch)
+    np.testing.assert_allclose(found, [low, high], rtol=1e-6)
+
+  def test_of_a_loss_of_ones_own_are_those_of_its_own_ratio(self):
+    def own(
+      log_probs,
+      old_log_probs,
+      advantages,
+      completion_mask,
+      *,
+      clip_low=0.01,
+      clip_high=0.01,
+      clipped_ratio=losses.geometric_ratio,
+    ):
+      raise NotImplementedError
+
+    batch = helpers.batch(old=True)
+    mask = np.asarray(batch.completion_mask)
+    d = np.asarray(outputs(batch).log_probs - batch.behave_log_probs)
+    ratio = np.array(
+      [np.exp(x[m].mean()) for x, m in zip(d, mask, strict=True)]
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    a, n = np.asarray(batch.advantages), mask.sum(1)
+    low = n[(a < 0) & (ratio < 0.99)].sum() / n.sum()
+    high = n[(a > 0) & (ratio > 1.01)].sum() / n.sum()
+    assert low + high > 0
+    found = self.shares(own, batch, ratio_to="behave")
+    np.testing.assert_allclose(found, [low, high], rtol=1e-6)
 
-  def test_a_ratio_that_cannot_be_to_the_sampler_is_refused(self):
-    with pytest.raises(ValueError, match="asympo_loss reads neither"):
-      objective.policy(stale_losses.asympo_loss, ratio_to="behave")
-    with pytest.raises(ValueError, match="reads old_log_probs and behave"):
-      objective.policy(stale_losses.tis_loss, ratio_to="behave")
-    with pytest.raises(ValueError, match="'sampler', neither"):
-      objective.policy(stale_losses.gspo_loss, ratio_to="sampler")
+  def test_nothing_is_clipped_on_the_first_update(self):
+    assert self.shares(CLIPPED, helpers.batch()) == [0, 0]
+
+  def test_there_are_none_without_a_clip(self):
+    for loss in (*CURRENT, stale_losses.cispo_loss, stale_losses.topr_loss):
+      assert objective.policy(loss).diagnostic is None
 
 
 class TestWorld:
@@ -331,7 +346,7 @@ class TestWorld:
   def test_it_is_the_formula_on_what_the_environment_wrote(self):
     batch, observed = self.rows()
     said = outputs(batch)
-    found = objective.world(world_model.cross_entropy)(said, batch)
+    found = objective.world(world_model.cross_entropy).fn(said, batch)
     nll = -np.where(observed, said.log_probs, 0).sum(-1)
     np.testing.assert_allclose(
       found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6
@@ -343,30 +358,29 @@ class TestWorld:
     said = outputs(batch)
 
     def gradient(term):
-      return jax.grad(
-        lambda x: term(said.replace(log_probs=x), batch).numerator
-      )(said.log_probs)
+      return np.asarray(
+        jax.grad(lambda x: term.fn(said.replace(log_probs=x), batch).numerator)(
+          said.log_probs
+        )
+      )
 
-    of_world = np.asarray(gradient(objective.world(world_model.cross_entropy)))
+    of_world = gradient(objective.world(world_model.cross_entropy))
     assert (of_world[observed] != 0).all() and not of_world[~observed].any()
-    of_policy = np.asarray(gradient(objective.clipped_surrogate()))
-    assert not of_policy[observed].any()
+    of_policy = gradient(objective.policy(losses.clipped_surrogate_loss))
+    assert of_policy.any() and not of_policy[observed].any()
 
-  def test_a_batch_without_weights_is_named(self):
-    batch = helpers.batch(rows=2)
-    with pytest.raises(ValueError, match="the world model needs world"):
-      objective.world(world_model.hinge)(outputs(batch), batch)
-
-  def test_its_diagnostics_are_of_the_observations(self):
+  def test_its_diagnostics_are_of_the_observations_at_its_own_bound(self):
     batch, observed = self.rows()
     said = outputs(batch)
-    high = jnp.where(jnp.asarray(observed), jnp.log(0.5), said.log_probs)
-    found = {
-      name: fn(said.replace(log_probs=high), batch).value()
-      for name, fn in objective.world_diagnostics(0.2).items()
-    }
-    np.testing.assert_allclose(found["clipped_tokens"], 1.0)
-    np.testing.assert_allclose(found["observation_nll"], np.log(2), rtol=1e-6)
+    half = jnp.where(jnp.asarray(observed), jnp.log(0.5), said.log_probs)
+    for rho, share in ((0.2, 1.0), (0.6, 0.0)):
+      token_loss = functools.partial(world_model.hinge, rho=rho)
+      found = objective.world(token_loss).diagnostic(
+        said.replace(log_probs=half), batch
+      )
+      np.testing.assert_allclose(found["clipped_tokens"].value(), share)
+      nll = found["observation_nll"].value()
+      np.testing.assert_allclose(nll, np.log(2), rtol=1e-6)
 
   @pytest.mark.slow
   def test_values_are_those_at_the_end_of_the_prompt(self):
@@ -405,164 +419,57 @@ class TestWorld:
     )(said.values)
     np.testing.assert_array_equal(gradient, [-1.0, -2.0, 0.0])
 
-  def test_a_decoder_without_a_value_head_is_named(self):
-    batch = helpers.batch(rows=2)
-    with pytest.raises(ValueError, match="value_head=True"):
-      objective.value(outputs(batch), batch)
 
-
-class TestKl:
-  def test_without_a_reference_it_says_who_needs_it(self):
-    batch = helpers.batch().replace(ref_log_probs=None)
-    with pytest.raises(ValueError, match="the KL term needs ref_log_probs"):
-      objective.kl(losses.kl_k3)(outputs(batch), batch)
-
-  def test_by_hand_with_another_average(self):
+class TestOtherTerms:
+  def test_kl_by_hand_with_another_average(self):
     batch = helpers.batch()
     made = outputs(batch)
-    found = objective.kl(
-      losses.kl_k2, aggregate=losses.sequence_mean_token_sum
-    )(made, batch)
+    term = objective.kl(losses.kl_k2, aggregate=losses.sequence_mean_token_sum)
     mask = np.asarray(batch.completion_mask)
     token = np.asarray(made.log_probs - batch.ref_log_probs) ** 2 / 2
     expected = (token * mask).sum() / len(mask)
-    np.testing.assert_allclose(found.value(), expected, rtol=1e-5)
+    np.testing.assert_allclose(term(made, batch).value(), expected, rtol=1e-5)
+    there = made.replace(log_probs=batch.ref_log_probs)
+    assert objective.kl(losses.kl_k3)(there, batch).value() == 0
 
-  def test_is_zero_at_the_reference(self):
-    batch = helpers.batch()
-    made = outputs(batch).replace(log_probs=batch.ref_log_probs)
-    assert objective.kl(losses.kl_k3)(made, batch).value() == 0
-
-
-class TestEntropy:
-  def test_a_higher_entropy_lowers_the_loss(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    mask = np.asarray(batch.completion_mask)
-    mean = np.asarray(made.entropies)[mask].mean()
-    found = objective.entropy()(made, batch)
-    np.testing.assert_allclose(found.value(), -mean, rtol=1e-5)
-    logged = objective.mean_entropy(made, batch)
-    np.testing.assert_allclose(logged.value(), mean, rtol=1e-5)
-
-
-class TestLikelihood:
-  def test_is_the_mean_over_the_completions_tokens(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    mask = np.asarray(batch.completion_mask)
-    found = objective.likelihood(made, batch)
-    np.testing.assert_allclose(
-      found.value(), -np.asarray(made.log_probs)[mask].mean(), rtol=1e-5
-    )
-    assert found.denominator == mask.sum()
-
-
-class TestSamplerMismatch:
-  def test_is_the_mean_distance_on_the_policys_tokens(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    mask = np.asarray(batch.completion_mask)
-    distance = np.abs(np.asarray(made.log_probs - batch.behave_log_probs))
-    found = objective.sampler_mismatch(made, batch)
-    np.testing.assert_allclose(found.value(), distance[mask].mean(), rtol=1e-5)
-
-  def test_without_a_sampler_it_says_what_is_missing(self):
-    batch = helpers.batch().replace(behave_log_probs=None)
-    with pytest.raises(ValueError, match="the sampler mismatch needs behave"):
-      objective.sampler_mismatch(outputs(batch), batch)
-
-
-class TestBehaveKl:
-  def test_is_the_mean_of_k3_from_the_sampler(self):
+  def test_means_over_the_policys_tokens(self):
     batch = helpers.batch()
     made = outputs(batch)
     mask = np.asarray(batch.completion_mask)
     d = np.asarray(made.log_probs - batch.behave_log_probs, np.float64)
-    found = objective.behave_kl(made, batch).value()
-    np.testing.assert_allclose(
-      found, (np.exp(d) - 1 - d)[mask].mean(), rtol=1e-4
-    )
+    entropy = np.asarray(made.entropies)
+    mismatch = objective.sampler_mismatch(made, batch)
+    for found, tokens in (
+      (objective.entropy(made, batch), -entropy),
+      (objective.mean_entropy(made, batch)["entropy"], entropy),
+      (objective.likelihood(made, batch), -np.asarray(made.log_probs)),
+      (mismatch["sampler_mismatch"], np.abs(d)),
+      (mismatch["behave_kl"], np.exp(d) - 1 - d),
+    ):
+      np.testing.assert_allclose(found.value(), tokens[mask].mean(), rtol=1e-4)
+      assert found.denominator == mask.sum()
 
-  def test_without_a_sampler_it_says_what_is_missing(self):
+  def test_what_was_not_recorded_is_not_logged(self):
     batch = helpers.batch().replace(behave_log_probs=None)
-    with pytest.raises(ValueError, match="the KL to the sampler needs behave"):
-      objective.behave_kl(outputs(batch), batch)
+    assert objective.sampler_mismatch(outputs(batch), batch) == {}
 
-
-class TestIfRecorded:
-  def test_a_diagnostic_is_left_out_where_it_cannot_be_computed(self):
-    made = objective.make_objective(
-      lambda params, batch: outputs(batch),
-      {"policy": objective.Term(objective.policy(stale_losses.spo_loss))},
-      {
-        "mismatch": objective.if_recorded(
-          "behave_log_probs", objective.sampler_mismatch
-        ),
-        "entropy": objective.mean_entropy,
-      },
-    )
-    batch = helpers.batch()
-    assert set(made({}, batch)[1]) == {"mismatch", "entropy"}
-    bare = batch.replace(behave_log_probs=None)
-    assert set(made({}, bare)[1]) == {"entropy"}
-
-
-class TestBalanceDiagnostics:
-  def test_are_the_statistics_by_name(self):
+  def test_the_balance_is_that_of_the_formula(self):
     batch = helpers.batch()
     made = outputs(batch)
-    expected = stale_losses.balance(
+    expected = diagnostics.balance(
       made.log_probs, batch.advantages, batch.completion_mask
     )
-    found = objective.balance_diagnostics()
-    assert len(found) == len(expected)
-    for (name, fn), field in zip(found.items(), expected._fields, strict=True):
-      assert name.replace("/", "_") == field
-      np.testing.assert_array_equal(
-        fn(made, batch), getattr(expected, field), name
-      )
+    chex.assert_trees_all_equal(objective.balance(made, batch), expected)
 
-
-class TestClipDiagnostics:
-  def test_the_ratio_may_be_a_responses_and_to_the_sampler(self):
-    batch = helpers.batch(old=True)
-    made = outputs(batch)
-    mask = np.asarray(batch.completion_mask)
-    d = np.asarray(made.log_probs - batch.behave_log_probs)
-    ratio = np.array(
-      [np.exp(x[m].mean()) for x, m in zip(d, mask, strict=True)]
-    )
-    a, n = np.asarray(batch.advantages), mask.sum(1)
-    high = n[(a > 0) & (ratio > 1.01)].sum() / n.sum()
-    low = n[(a < 0) & (ratio < 0.99)].sum() / n.sum()
-    found = objective.clip_diagnostics(
-      0.01, 0.01, ratio_of=losses.geometric_ratio, ratio_to="behave"
-    )
-    assert low + high > 0
-    for name, share in (("low", low), ("high", high)):
-      np.testing.assert_allclose(
-        found[f"clipped_{name}"](made, batch).value(), share, rtol=1e-6
-      )
-
-  def test_counts_the_tokens_that_the_clip_holds(self):
-    batch = helpers.batch(old=True)
-    made = outputs(batch)
-    mask = np.asarray(batch.completion_mask)
-    ratio = np.exp(np.asarray(made.log_probs - batch.old_log_probs))
-    a = np.asarray(batch.advantages)[:, None]
-    low = (mask & (a < 0) & (ratio < 0.9)).sum() / mask.sum()
-    high = (mask & (a > 0) & (ratio > 1.3)).sum() / mask.sum()
-    found = objective.clip_diagnostics(0.1, 0.3)
-    assert 0 < low and 0 < high and low != high
-    np.testing.assert_allclose(
-      found["clipped_low"](made, batch).value(), low, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-      found["clipped_high"](made, batch).value(), high, rtol=1e-6
-    )
-
-  def test_nothing_is_clipped_on_the_first_update(self):
-    batch = helpers.batch()
-    for fn in objective.clip_diagnostics(0.1, 0.3).values():
-      assert fn(outputs(batch), batch).value() == 0
+  @pytest.mark.parametrize(
+    ("term", "field"),
+    [
+      (objective.kl(losses.kl_k3), "ref_log_probs"),
+      (objective.world(world_model.hinge).fn, "world"),
+      (objective.value, "value_head"),
+    ],
+  )
+  def test_a_term_names_what_it_lacks(self, term, field):
+    batch = helpers.batch(rows=2).replace(ref_log_probs=None)
+    with pytest.raises(ValueError, match=field):
+      term(outputs(batch), batch)

@@ -1,4 +1,4 @@
-"""Packed rows: every token in its place, and nobody sees a neighbour (R11)."""
+"""Packed rows: every token in its place, and nobody sees a neighbour."""
 
 import functools
 
@@ -174,16 +174,14 @@ class TestForward:
     made = objective.make_objective(
       self.forward,
       {
-        "policy": objective.Term(
-          objective.policy(
-            functools.partial(
-              stale_losses.asympo_loss,
-              aggregate=losses.sequence_mean_token_mean,
-            )
+        "policy": objective.policy(
+          functools.partial(
+            stale_losses.asympo_loss,
+            aggregate=losses.sequence_mean_token_mean,
           )
         )
       },
-      objective.balance_diagnostics(),
+      [objective.balance],
     )
     whole, expected = update.make_gradient(made)(self.params, batch)
     layout = packing.Layout(24, num_microbatches=2, target_multiple=8)

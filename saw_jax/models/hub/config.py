@@ -8,10 +8,38 @@ Keys are those of the transformers library, in the form of its older versions
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from saw_jax.models.config import DecoderConfig
+
+Document = Mapping[str, Any]
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "hidden_size": "width",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "num_key_value_heads": "num_kv_heads",
+  "head_dim": "head_size",
+  "intermediate_size": "mlp_size",
+}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+def _no_windows(document: Document, num_layers: int):
+  return None, []
+
+
+def _windows_by_layer(document: Document, num_layers: int):
+  first = document.get("max_window_layers", 28)
+  kinds = [_SLIDING if i >= first else _FULL for i in range(num_layers)]
+  is_on = document.get("use_sliding_window")
+  window = document.get("sliding_window") if is_on else None
+  return window, document.get("layer_types") or kinds
+
+
+def _window_in_all(document: Document, num_layers: int):
+  return document.get("sliding_window"), [_SLIDING] * num_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,35 +53,33 @@ class Family:
   eps: float = 1e-6  # where the document does not say
   head_size: int = 0  # where the document does not say; 0: width / heads
   refused: tuple[str, ...] = ()  # keys that must be absent or false
+  # (document, layers) -> window or None, the kind of each layer
+  windows: Callable[[Document, int], tuple[int | None, list]] = _no_windows
 
 
 FAMILIES = {
-  "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True),
+  "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, windows=_windows_by_layer),
   "Qwen3ForCausalLM": Family(
-    "qwen3", qk_norm=True, head_size=128, refused=("attention_bias",)
+    "qwen3",
+    qk_norm=True,
+    head_size=128,
+    refused=("attention_bias",),
+    windows=_windows_by_layer,
   ),
   # SmolLM and SmolLM2 too.
   "LlamaForCausalLM": Family("llama", refused=("attention_bias", "mlp_bias")),
   "Phi3ForCausalLM": Family(
-    "phi3", fused=True, eps=1e-5, refused=("attention_bias",)
+    "phi3",
+    fused=True,
+    eps=1e-5,
+    refused=("attention_bias",),
+    windows=_window_in_all,
   ),
 }
 
 
-def find_family(document: Mapping[str, Any], where: str) -> Family:
-  """Finds the family that a document is of.
-
-  Args:
-    document: the content of a `config.json`.
-    where: its path, for messages.
-
-  Returns:
-    The family.
-
-  Raises:
-    ValueError: no architecture, or one that is not known; the message has the
-      nearest one.
-  """
+def find_family(document: Document, where: str) -> Family:
+  """Finds the family of a document; `where` is its path, for messages."""
   names = document.get("architectures") or []
   if not (isinstance(names, list) and names and isinstance(names[0], str)):
     raise ValueError(f"{where}: 'architectures' names no architecture")
@@ -67,24 +93,13 @@ def find_family(document: Mapping[str, Any], where: str) -> Family:
 
 
 def read_config(
-  document: Mapping[str, Any], *, where: str, max_length: int | None = None
+  document: Document, *, where: str, max_length: int | None = None
 ) -> DecoderConfig:
-  """Reads the sizes of a published model.
+  """Reads the sizes of a published model: a decoder, unrolled, in float32.
 
-  Args:
-    document: the content of a `config.json`.
-    where: its path, for messages.
-    max_length: the longest sequence that the model will see; the published
-      maximum by default. LongRoPE alone reads it: up to the length that the
-      model was first trained with it has one set of frequencies, and beyond it
-      another.
-
-  Returns:
-    The decoder's config, unrolled, in float32.
-
-  Raises:
-    ValueError: an unknown architecture, a key that is missing or makes no
-      sense, or one that asks for what the decoder cannot do.
+  Only LongRoPE reads `max_length`, the longest sequence that the model will
+  see, by default the published maximum: up to the length that the model was
+  first trained with it has one set of frequencies, and beyond it another.
   """
   family = find_family(document, where)
   get = _Reader(document, where)
@@ -104,30 +119,24 @@ def read_config(
       "bfloat16 or float16 can be trained"
     )
 
-  width = get.size("hidden_size")
   num_heads = get.size("num_attention_heads")
-  num_layers = get.size("num_hidden_layers")
-  head_size = family.head_size or width // num_heads
-  if document.get("head_dim") is not None:
-    head_size = get.size("head_dim")
-  num_kv_heads = num_heads
-  if document.get("num_key_value_heads") is not None:
-    num_kv_heads = get.size("num_key_value_heads")
+  width = get.size("hidden_size")
+  get.defaults = {
+    "num_key_value_heads": num_heads,
+    "head_dim": family.head_size or width // num_heads,
+  }
+  sizes = {ours: get.size(theirs) for theirs, ours in _SIZES.items()}
+  head_size, num_layers = sizes["head_size"], sizes["num_layers"]
   rope = _rope(document, where)
   # Rounded down, as there.
   rotary_size = int(head_size * (rope.get("partial_rotary_factor") or 1.0))
   factors, scale = rope_factors(
     rope, rotary_size, where=where, max_length=max_length
   )
+  windows = _windows(document, family, num_layers, where)
   try:
     return DecoderConfig(
-      vocab_size=get.size("vocab_size"),
-      width=width,
-      num_layers=num_layers,
-      num_heads=num_heads,
-      num_kv_heads=num_kv_heads,
-      head_size=head_size,
-      mlp_size=get.size("intermediate_size"),
+      **sizes,
       rope_theta=float(rope["rope_theta"]),
       norm_eps=float(document.get("rms_norm_eps", family.eps)),
       tied_head=bool(document.get("tie_word_embeddings", False)),
@@ -136,7 +145,7 @@ def read_config(
       rotary_size=0 if rotary_size == head_size else rotary_size,
       rope_factors=factors,
       rope_scale=scale,
-      windows=_windows(document, family, num_layers, where),
+      windows=windows,
     )
   except (ValueError, TypeError) as error:
     raise ValueError(f"{where}: {error}") from error
@@ -146,43 +155,11 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
   """Writes a decoder's sizes as a `config.json` that transformers reads.
 
   The family is the one that has the decoder's parts. Scaled frequencies become
-  `longrope` with two equal sets of factors: the kind that says them one by one.
-
-  Args:
-    config: the decoder.
-
-  Returns:
-    The document, without token ids and dtype.
-
-  Raises:
-    ValueError: no family has all of the decoder's parts.
+  `longrope` with two equal sets of factors: the kind that lists them one by
+  one. The document has no token ids and no dtype.
   """
+  name = _family_with_parts(config)
   rotary_size = config.rotary_size or config.head_size
-  is_partial = rotary_size < config.head_size
-  has_windows = any(config.windows)
-  parts = (config.qkv_bias, config.qk_norm, is_partial)
-  names = {
-    (True, False, False): "Qwen2ForCausalLM",
-    (False, True, False): "Qwen3ForCausalLM",
-    (False, False, True): "Phi3ForCausalLM",
-    (False, False, False): "LlamaForCausalLM",
-  }
-  if has_windows:
-    # Llama has no windows; Phi-3 has the same one in all layers.
-    names[(False, False, False)] = "Phi3ForCausalLM"
-  name = names.get(parts)
-  is_phi3 = name == "Phi3ForCausalLM"
-  if (
-    name is None
-    or len(set(config.windows) - {0}) > 1
-    or (is_phi3 and len(set(config.windows)) > 1)
-    or (is_phi3 and config.head_size * config.num_heads != config.width)
-  ):
-    raise ValueError(
-      "no published family has the parts of this decoder together: qkv_bias="
-      f"{config.qkv_bias}, qk_norm={config.qk_norm}, rotary_size="
-      f"{config.rotary_size}, windows={config.windows}"
-    )
   rope: dict[str, Any] = {"rope_type": "default"}
   max_length = 32_768  # not a property of the decoder; readers want a number
   if config.rope_factors or config.rope_scale != 1.0:
@@ -199,13 +176,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "architectures": [name],
     "model_type": FAMILIES[name].model_type,
     "hidden_act": "silu",
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads,
-    "num_key_value_heads": config.num_kv_heads,
-    "head_dim": config.head_size,
-    "intermediate_size": config.mlp_size,
+    **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
     "max_position_embeddings": max_length,
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tied_head,
@@ -218,7 +189,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     # Newer versions of transformers read this in place of the two above.
     "rope_parameters": {**rope, "rope_theta": config.rope_theta},
   }
-  if is_phi3:
+  has_windows = any(config.windows)
+  if name == "Phi3ForCausalLM":
     share = rotary_size / config.head_size
     document["partial_rotary_factor"] = share
     document["rope_parameters"]["partial_rotary_factor"] = share
@@ -228,22 +200,63 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     document["use_sliding_window"] = True
     document["sliding_window"] = max(config.windows)
     document["layer_types"] = [
-      "sliding_attention" if window else "full_attention"
-      for window in config.windows
+      _SLIDING if window else _FULL for window in config.windows
     ]
   return document
 
 
+def _family_with_parts(config: DecoderConfig) -> str:
+  is_partial = 0 < config.rotary_size < config.head_size
+  # Llama has no windows; Phi-3 has the same one in all layers.
+  plain = "Phi3ForCausalLM" if any(config.windows) else "LlamaForCausalLM"
+  name = {
+    (True, False, False): "Qwen2ForCausalLM",
+    (False, True, False): "Qwen3ForCausalLM",
+    (False, False, True): "Phi3ForCausalLM",
+    (False, False, False): plain,
+  }.get((config.qkv_bias, config.qk_norm, is_partial))
+  sizes = set(config.windows)
+  is_possible = name is not None and len(sizes - {0}) <= 1
+  if name == "Phi3ForCausalLM":
+    fits = config.head_size * config.num_heads == config.width
+    is_possible = is_possible and len(sizes) <= 1 and fits
+  if not is_possible:
+    raise ValueError(
+      "no published family has the parts of this decoder together: qkv_bias="
+      f"{config.qkv_bias}, qk_norm={config.qk_norm}, rotary_size="
+      f"{config.rotary_size}, windows={config.windows}"
+    )
+  return name
+
+
+class _Reader:
+  """Reads numbers of a document, and names the one that is not there."""
+
+  def __init__(self, document: Document, where: str):
+    self.get, self.where = document.get, where
+    self.defaults: dict[str, int] = {}
+
+  def number(self, key: str) -> float:
+    value = self.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise ValueError(f"{self.where}: {key!r} must be a number, not {value!r}")
+    return float(value)
+
+  def size(self, key: str) -> int:
+    if self.get(key) is None and key in self.defaults:
+      return self.defaults[key]
+    value = self.number(key)
+    if value < 1 or value != int(value):
+      raise ValueError(f"{self.where}: {key!r} must be a size, not {value:g}")
+    return int(value)
+
+
 def rope_factors(
-  rope: Mapping[str, Any],
-  rotary_size: int,
-  *,
-  where: str,
-  max_length: int | None = None,
+  rope: Document, rotary_size: int, *, where: str, max_length: int | None = None
 ) -> tuple[tuple[float, ...], float]:
   """Turns a kind of rope scaling into what each frequency is divided by.
 
-  With frequencies fᵢ = theta^(−2i / R):
+  With frequencies fᵢ = theta^(−2i / R), and C the length of the first training:
 
     linear     factor
     llama3     1 where the wavelength 2π / fᵢ is below C / high, factor where it
@@ -253,20 +266,7 @@ def rope_factors(
                that turn `beta_fast` and `beta_slow` times in C positions
     longrope   the listed factors: short ones up to C positions, then long ones
 
-  where C is the length of the first training.
-
-  Args:
-    rope: the kind and its numbers, with `rope_theta` and, where a kind needs
-      it, `original_max_position_embeddings`.
-    rotary_size: entries of a head that rotate, R.
-    where: the document's path, for messages.
-    max_length: the longest sequence that the model will see.
-
-  Returns:
-    The factors, R / 2 of them or none, and what multiplies sines and cosines.
-
-  Raises:
-    ValueError: an unknown kind, or a number that is missing.
+  Returns R / 2 factors or none, and what multiplies sines and cosines.
 
   References:
     Peng et al., "YaRN". https://arxiv.org/abs/2309.00071
@@ -275,57 +275,47 @@ def rope_factors(
     https://arxiv.org/abs/2407.21783
   """
   kind = rope["rope_type"]
-  number = _Reader(rope, f"{where}, rope scaling {kind!r}").number
-  if kind == "default":
-    return (), 1.0
-  if kind == "linear":
-    return (number("factor"),) * (rotary_size // 2), 1.0
-  if kind not in ("llama3", "yarn", "longrope"):
+  if kind not in _ROPES:
     raise ValueError(
       f"{where}: rope scaling {kind!r} is not supported; there are default, "
       "linear, llama3, yarn and longrope"
     )
+  reader = _Reader(
+    {**rope, "max_length": max_length}, f"{where}, rope scaling {kind!r}"
+  )
+  return _ROPES[kind](reader, rotary_size)
 
-  length = number("original_max_position_embeddings")
-  theta = number("rope_theta")
-  if kind == "longrope":
-    longest = max_length or rope.get("max_position_embeddings") or length
-    key = "long_factor" if longest > length else "short_factor"
-    factors = rope.get(key)
-    if not isinstance(factors, list) or len(factors) != rotary_size // 2:
-      raise ValueError(
-        f"{where}: {key!r} must be a list of {rotary_size // 2} numbers"
-      )
-    scale = rope.get("attention_factor")
-    if scale is None:
-      extension = rope.get("factor")
-      if extension is None:
-        extension = (rope.get("max_position_embeddings") or length) / length
-      scale = 1.0
-      if extension > 1:
-        scale = math.sqrt(1 + math.log(extension) / math.log(length))
-    return tuple(float(factor) for factor in factors), float(scale)
 
-  factor = number("factor")
+def _linear(get: _Reader, rotary_size: int):
+  return (get.number("factor"),) * (rotary_size // 2), 1.0
+
+
+def _llama3(get: _Reader, rotary_size: int):
+  length = get.number("original_max_position_embeddings")
+  theta, factor = get.number("rope_theta"), get.number("factor")
+  low, high = get.number("low_freq_factor"), get.number("high_freq_factor")
   turns = [
     length * theta ** (-2 * i / rotary_size) / (2 * math.pi)
     for i in range(rotary_size // 2)
   ]
-  if kind == "llama3":
-    low, high = number("low_freq_factor"), number("high_freq_factor")
-    shares = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
-    return tuple(1 / ((1 - s) / factor + s) for s in shares), 1.0
+  shares = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
+  return tuple(1 / ((1 - s) / factor + s) for s in shares), 1.0
+
+
+def _yarn(get: _Reader, rotary_size: int):
+  length = get.number("original_max_position_embeddings")
+  theta, factor = get.number("rope_theta"), get.number("factor")
 
   def index(rotations: float) -> float:
-    return (
-      rotary_size
-      * math.log(length / (rotations * 2 * math.pi))
-      / (2 * math.log(theta))
-    )
+    turned = math.log(length / (rotations * 2 * math.pi))
+    return rotary_size * turned / (2 * math.log(theta))
 
-  first = index(rope.get("beta_fast") or 32)
-  last = index(rope.get("beta_slow") or 1)
-  if rope.get("truncate", True):
+  def scaled(multiplier: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+  first = index(get.get("beta_fast") or 32)
+  last = index(get.get("beta_slow") or 1)
+  if get.get("truncate", True):
     first, last = math.floor(first), math.ceil(last)
   first, last = max(first, 0), min(last, rotary_size - 1)
   if first == last:
@@ -334,20 +324,45 @@ def rope_factors(
     min(max((i - first) / (last - first), 0.0), 1.0)
     for i in range(rotary_size // 2)
   ]
-  scale = rope.get("attention_factor")
+  scale = get.get("attention_factor")
   if scale is None:
-    one, every = rope.get("mscale"), rope.get("mscale_all_dim")
-    scale = _yarn_scale(factor)
-    if one and every:
-      scale = _yarn_scale(factor, one) / _yarn_scale(factor, every)
+    one, every = get.get("mscale"), get.get("mscale_all_dim")
+    scale = scaled(one) / scaled(every) if one and every else scaled(1.0)
   return tuple(1 / ((1 - r) + r / factor) for r in ramps), float(scale)
 
 
-def _yarn_scale(factor: float, multiplier: float = 1.0) -> float:
-  return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+def _longrope(get: _Reader, rotary_size: int):
+  length = get.number("original_max_position_embeddings")
+  get.number("rope_theta")
+  published = get.get("max_position_embeddings") or length
+  longest = get.get("max_length") or published
+  key = "long_factor" if longest > length else "short_factor"
+  factors = get.get(key)
+  if not isinstance(factors, list) or len(factors) != rotary_size // 2:
+    raise ValueError(
+      f"{get.where}: {key!r} must be a list of {rotary_size // 2} numbers"
+    )
+  scale = get.get("attention_factor")
+  if scale is None:
+    extension = get.get("factor")
+    if extension is None:
+      extension = published / length
+    scale = 1.0
+    if extension > 1:
+      scale = math.sqrt(1 + math.log(extension) / math.log(length))
+  return tuple(float(factor) for factor in factors), float(scale)
 
 
-def _rope(document: Mapping[str, Any], where: str) -> dict[str, Any]:
+_ROPES = {
+  "default": lambda get, rotary_size: ((), 1.0),
+  "linear": _linear,
+  "llama3": _llama3,
+  "yarn": _yarn,
+  "longrope": _longrope,
+}
+
+
+def _rope(document: Document, where: str) -> dict[str, Any]:
   """Brings the keys about positions into one place."""
   rope = {
     **(document.get("rope_scaling") or {}),
@@ -364,69 +379,30 @@ def _rope(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     ("max_position_embeddings", None),
   ):
     rope.setdefault(key, document.get(key, default))
-  rope["rope_type"] = rope.get("rope_type") or rope.pop("type", "default")
+  kind = rope["rope_type"] = rope.get("rope_type") or rope.pop(
+    "type", "default"
+  )
   # Phi-3 called LongRoPE "su" and "yarn" before it had its name.
-  if document.get("model_type") == "phi3" and rope["rope_type"] in (
-    "su",
-    "yarn",
-  ):
+  if document.get("model_type") == "phi3" and kind in ("su", "yarn"):
     rope["rope_type"] = "longrope"
   # In the document itself it has precedence, as there.
-  length = document.get("original_max_position_embeddings")
-  if length is not None:
-    rope["original_max_position_embeddings"] = length
-  rope.setdefault(
-    "original_max_position_embeddings", rope["max_position_embeddings"]
-  )
+  first = "original_max_position_embeddings"
+  if document.get(first) is not None:
+    rope[first] = document[first]
+  rope.setdefault(first, rope["max_position_embeddings"])
   return rope
 
 
 def _windows(
-  document: Mapping[str, Any], family: Family, num_layers: int, where: str
+  document: Document, family: Family, num_layers: int, where: str
 ) -> tuple[int, ...]:
   """The sliding window of each layer; empty where no layer has one."""
-  window = document.get("sliding_window")
-  if family.model_type in ("qwen2", "qwen3"):
-    if not document.get("use_sliding_window"):
-      window = None
-    kinds = document.get("layer_types") or [
-      "sliding_attention"
-      if i >= document.get("max_window_layers", 28)
-      else "full_attention"
-      for i in range(num_layers)
-    ]
-  elif family.model_type == "phi3":
-    kinds = ["sliding_attention"] * num_layers
-  else:
-    window, kinds = None, []
-  if not set(kinds) <= {"sliding_attention", "full_attention"} or (
-    kinds and len(kinds) != num_layers
-  ):
+  window, kinds = family.windows(document, num_layers)
+  if not set(kinds) <= {_SLIDING, _FULL} or len(kinds) not in (0, num_layers):
     raise ValueError(
       f"{where}: 'layer_types' must say full_attention or sliding_attention "
       f"for each of {num_layers} layers"
     )
-  if not window or "sliding_attention" not in kinds:
+  if not window or _SLIDING not in kinds:
     return ()
-  return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-
-
-class _Reader:
-  """Reads numbers of a document, and names the one that is not there."""
-
-  def __init__(self, document: Mapping[str, Any], where: str):
-    self._document, self._where = document, where
-
-  def number(self, key: str) -> float:
-    value = self._document.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise ValueError(
-        f"{self._where}: {key!r} must be a number, not {value!r}"
-      )
-    return float(value)
-
-  def size(self, key: str) -> int:
-    value = self.number(key)
-    if value < 1 or value != int(value):
-      raise ValueError(f"{self._where}: {key!r} must be a size, not {value:g}")
-    return int(value)
+  return tuple(window if kind == _SLIDING else 0 for kind in kinds)

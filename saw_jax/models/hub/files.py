@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directories of safetensors files: what they hold, read and written.
 
-The package `safetensors` reads and writes a file, and says whether it is whole;
-here are the index of several files, and messages that name file and tensor.
-
-Format: https://github.com/huggingface/safetensors
+The package `safetensors` reads and writes a file, and notices whether it is
+whole; here are the index of several files, and messages that name file and
+tensor. Format: https://github.com/huggingface/safetensors
 """
 
-import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,44 +27,16 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-  """Where a tensor is, and what it is."""
+class Tensor(NamedTuple):
+  """A tensor of an open file; `values[a:b]` reads these rows, and no others."""
 
   path: pathlib.Path
-  name: str
-  dtype: str  # the file's name of it
   shape: tuple[int, ...]
-  file: Any  # the open file
-
-  def open(self) -> Any:
-    """Opens the tensor: `[a:b]` reads these rows, and no others.
-
-    Raises:
-      ValueError: it has a dtype that is not a float's.
-    """
-    if self.dtype not in _DTYPES:
-      raise ValueError(f"dtype {self.dtype} is not one of {', '.join(_DTYPES)}")
-    if 0 in self.shape:
-      return np.zeros(self.shape, _DTYPES[self.dtype])
-    return self.file.get_slice(self.name)
+  values: Any
 
 
-def read_header(path: str | os.PathLike) -> dict[str, TensorInfo]:
-  """Reads which tensors a safetensors file holds.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The tensors, by name; the file stays open as long as one of them is kept.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is truncated, or its header makes no sense; the message names
-      the file and, where it can be told, the tensor.
-    ImportError: the extra `hf` is missing.
-  """
+def read_header(path: str | os.PathLike) -> dict[str, Tensor]:
+  """Opens a safetensors file; a damaged one is a ValueError with its tensor."""
   safetensors = _safetensors()
   path = pathlib.Path(path)
   if not path.is_file():
@@ -81,9 +51,16 @@ def read_header(path: str | os.PathLike) -> dict[str, TensorInfo]:
     raise ValueError(f"{path}: truncated or damaged{place}: {error}") from error
   found = {}
   for name in file.keys():
-    part = file.get_slice(name)
-    shape = tuple(part.get_shape())
-    found[name] = TensorInfo(path, name, part.get_dtype(), shape, file)
+    values = file.get_slice(name)
+    shape, dtype = tuple(values.get_shape()), values.get_dtype()
+    if dtype not in _DTYPES:
+      raise ValueError(
+        f"{path}: tensor {name!r}: dtype {dtype} is not one of "
+        f"{', '.join(_DTYPES)}"
+      )
+    if 0 in shape:
+      values = np.zeros(shape, _DTYPES[dtype])
+    found[name] = Tensor(path, shape, values)
   return found
 
 
@@ -103,11 +80,8 @@ def _suspect(path: pathlib.Path) -> str | None:
     for name in names:
       begin, end = header[name]["data_offsets"]
       itemsize = _DTYPES[header[name]["dtype"]].itemsize
-      if (
-        begin != reached
-        or end - begin != math.prod(header[name]["shape"]) * itemsize
-        or end > size
-      ):
+      needed = math.prod(header[name]["shape"]) * itemsize
+      if begin != reached or end - begin != needed or end > size:
         return name
       reached = end
   except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
@@ -125,29 +99,16 @@ def _safetensors():
   return safetensors
 
 
-def read_headers(directory: str | os.PathLike) -> dict[str, TensorInfo]:
-  """Reads which tensors a Hugging Face directory holds, in one file or several.
-
-  Args:
-    directory: with `model.safetensors`, or with an index and its shards.
-
-  Returns:
-    The tensors of all files, by name.
-
-  Raises:
-    FileNotFoundError: there are no weights, or a shard is missing.
-    ValueError: a file is damaged, or the index says what is not so.
-  """
+def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
+  """Opens the weights of a Hugging Face directory, one file or several."""
   directory = pathlib.Path(directory)
   index = directory / INDEX
   if not index.is_file():
     if not (directory / SINGLE).is_file():
       pickles = sorted(path.name for path in directory.glob("*.bin"))
-      advice = (
-        f"; {pickles[0]} is a pickle, which is not read: convert it"
-        if pickles
-        else ""
-      )
+      advice = ""
+      if pickles:
+        advice = f"; {pickles[0]} is a pickle, which is not read: convert it"
       raise FileNotFoundError(
         f"{directory}: neither {SINGLE} nor {INDEX}{advice}"
       )
@@ -157,37 +118,28 @@ def read_headers(directory: str | os.PathLike) -> dict[str, TensorInfo]:
     isinstance(file, str) for file in weight_map.values()
   ):
     raise ValueError(f"{index}: no 'weight_map' from tensors to files")
-  shards = sorted(set(weight_map.values()))
-  for shard in shards:
+  found = {}
+  for shard in sorted(set(weight_map.values())):
     if pathlib.PurePath(shard).name != shard:
       raise ValueError(f"{index}: {shard!r} is not the name of a file")
+    names = [name for name, file in weight_map.items() if file == shard]
     if not (directory / shard).is_file():
-      count = sum(file == shard for file in weight_map.values())
       raise FileNotFoundError(
-        f"{directory / shard}: missing; the index has {count} tensors in it"
+        f"{directory / shard}: missing; the index has {len(names)} tensors in "
+        "it"
       )
-  found = {shard: read_header(directory / shard) for shard in shards}
-  for name, shard in weight_map.items():
-    if name not in found[shard]:
-      raise ValueError(
-        f"{directory / shard}: no tensor {name!r}, which the index has in it"
-      )
-  return {name: found[shard][name] for name, shard in weight_map.items()}
+    tensors = read_header(directory / shard)
+    for name in names:
+      if name not in tensors:
+        raise ValueError(
+          f"{directory / shard}: no tensor {name!r}, which the index has in it"
+        )
+      found[name] = tensors[name]
+  return found
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads a JSON object from a file.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The object.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no JSON, or not an object.
-  """
+  """Reads a JSON object from a file; anything else is a ValueError."""
   path = pathlib.Path(path)
   try:
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -200,6 +152,13 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   return document
 
 
+def write_json(path: pathlib.Path, document: Mapping[str, Any]) -> pathlib.Path:
+  """Writes a JSON object for people to read, and returns the path."""
+  text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+  path.write_text(text, encoding="utf-8")
+  return path
+
+
 def write_tensors(
   directory: str | os.PathLike,
   shapes: Mapping[str, Sequence[int]],
@@ -210,20 +169,9 @@ def write_tensors(
 ) -> list[pathlib.Path]:
   """Writes tensors as a Hugging Face directory has them, a file at a time.
 
-  Args:
-    directory: where the files go; it exists.
-    shapes: of each tensor, in the order in which they are written.
-    tensor: from a name to its values, called once for each.
-    dtype: that they are stored in: float32, bfloat16 or float16.
-    max_bytes: a file that holds more than one tensor is not larger. The tensors
-      of one file are in memory at once.
-
-  Returns:
-    The files: one, or the shards and their index.
-
-  Raises:
-    ValueError: a tensor has another shape than was said.
-    ImportError: the extra `hf` is missing.
+  `tensor` is called once for each name, in the order of `shapes`. A file that
+  holds more than one tensor has `max_bytes` at most, and as much is in memory.
+  Returns the files: one, or the shards and their index.
   """
   directory = pathlib.Path(directory)
   stored = jnp.dtype(dtype)
@@ -244,39 +192,29 @@ def write_tensors(
     file = SINGLE
     if len(shards) > 1:
       file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-    _write_file(directory / file, names, shapes, tensor, stored)
+    tensors = {}
+    for name in names:
+      values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
+      if values.shape != tuple(shapes[name]):
+        raise ValueError(
+          f"tensor {name!r} has shape {list(values.shape)}, not "
+          f"{list(shapes[name])}"
+        )
+      tensors[name] = values
+    _write_file(directory / file, tensors)
     paths.append(directory / file)
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
-    document = {
-      "metadata": {"total_size": sum(sizes.values())},
-      "weight_map": weight_map,
-    }
-    path = directory / INDEX
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    paths.append(path)
+    total = {"total_size": sum(sizes.values())}
+    index = {"metadata": total, "weight_map": weight_map}
+    paths.append(write_json(directory / INDEX, index))
   return paths
 
 
-def _write_file(
-  path: pathlib.Path,
-  names: Iterable[str],
-  shapes: Mapping[str, Sequence[int]],
-  tensor: Callable[[str], np.ndarray],
-  stored: np.dtype,
-) -> None:
+def _write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
   _safetensors()
   from safetensors.numpy import save_file
 
-  tensors = {}
-  for name in names:
-    values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
-    if values.shape != tuple(shapes[name]):
-      raise ValueError(
-        f"tensor {name!r} has shape {list(values.shape)}, not "
-        f"{list(shapes[name])}"
-      )
-    tensors[name] = values
   # Renamed when it is whole, so that no half of a file looks like one.
   temporary = path.with_suffix(".tmp")
   save_file(tensors, temporary, metadata={"format": "pt"})

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saw_jax import tokenizer as tokenizer_lib
+from saw_jax.models.hub import files as hub_files
+from saw_jax.models.hub import gguf_file
 
 # What is copied when a policy is saved.
-FILES = (
+_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
   "chat_template.jinja",
@@ -39,43 +41,23 @@ _CUTS = {
   "llama-bpe": (_WORDS % "{1,3}", False),
 }
 _SPECIAL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+# The special tokens that a template may name.
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class HubTokenizer(tokenizer_lib.LibraryTokenizer):
-  """The tokenizer of a published model, with its chat template.
-
-  Attributes:
-    pad_id: the model's, or one that ends an answer if it has none.
-    eos_ids: what ends an answer. The first is what the template puts behind an
-      assistant's message, the others are what the model's files name.
-    template: the source of the chat template.
-  """
+  """The tokenizer of a published model, with its chat template."""
 
   def __init__(
     self,
-    tokenizer: Any,
+    tokenizer: Any,  # a `tokenizers.Tokenizer`
     *,
-    template: str | None,
-    tokens: Mapping[str, str],
-    eos_ids: Sequence[int],
+    template: str | None,  # a Jinja program
+    tokens: Mapping[str, str],  # that it may name, such as `bos_token`
+    eos_ids: Sequence[int],  # what ends an answer, by the model's files
     pad_id: int | None,
-    path: pathlib.Path,
+    path: pathlib.Path,  # of the model, for messages and for `save`
   ):
-    """Takes what the model's files say; see `open_tokenizer`.
-
-    Args:
-      tokenizer: a `tokenizers.Tokenizer`.
-      template: a Jinja program, or none if there is none.
-      tokens: the special tokens that a template may name, such as `bos_token`.
-      eos_ids: what ends an answer, as the model's files name it.
-      pad_id: of the token to pad with, if there is one.
-      path: of the model, for messages and for `save`.
-
-    Raises:
-      ImportError: `jinja2` is missing.
-      ValueError: there is no template, it does not run, or nothing ends an
-        answer.
-    """
     super().__init__(tokenizer)
     # A copy that takes markers for markers, for what a template has written.
     self._marking = copy.deepcopy(tokenizer)
@@ -99,8 +81,8 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     )
     self._renderer = self._make_renderer()
     self.encode_chat([{"role": "user", "content": "Hello"}])
-    end = self._end_of_message()
-    ids = ([] if end is None else [end]) + list(eos_ids)
+    # First what the template puts behind an assistant's message.
+    ids = [*self._end_of_message(), *eos_ids]
     self.eos_ids = tuple(dict.fromkeys(ids))
     if not self.eos_ids:
       raise ValueError(f"{path}: no token is said to end an answer")
@@ -108,9 +90,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
 
   def __getstate__(self) -> dict:
     """Leaves the compiled template out."""
-    state = dict(self.__dict__)
-    del state["_renderer"]
-    return state
+    return {k: v for k, v in vars(self).items() if k != "_renderer"}
 
   def __setstate__(self, state: dict) -> None:
     super().__setstate__(state)
@@ -121,18 +101,9 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> str:
-    """Writes a conversation down as the model's template has it.
+    """Writes messages, each with "role" and "content", as the template has it.
 
-    Args:
-      messages: each with a "role" and a "content".
-      add_generation_prompt: whether to end with the start of an assistant's
-        message.
-
-    Returns:
-      The text, with markers. One that stood in a message is broken.
-
-    Raises:
-      ValueError: the template refuses the conversation.
+    A marker that stood in a message is broken.
     """
     import jinja2
 
@@ -159,31 +130,15 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> list[int]:
-    """Returns the ids of a conversation in the model's own format.
-
-    Args:
-      messages: each with a "role" and a "content".
-      add_generation_prompt: whether to end with the start of an assistant's
-        message.
-
-    Returns:
-      The ids.
-
-    Raises:
-      ValueError: the template refuses the conversation.
-    """
+    """Returns the ids of a conversation in the model's own format."""
     text = self.render(messages, add_generation_prompt)
     return self._marking.encode(text, add_special_tokens=False).ids
 
   def save(self, directory: str | pathlib.Path) -> None:
-    """Writes the tokenizer as a Hugging Face directory has it.
-
-    Args:
-      directory: where to; it exists.
-    """
+    """Writes the tokenizer into a Hugging Face directory, which exists."""
     directory = pathlib.Path(directory)
     if self._path.is_dir():
-      for name in FILES:
+      for name in _FILES:
         if (self._path / name).is_file():
           shutil.copyfile(self._path / name, directory / name)
       return
@@ -195,18 +150,9 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       "chat_template": self.template,
       **self._tokens,
     }
-    generation = {
-      "eos_token_id": list(self.eos_ids),
-      "pad_token_id": self.pad_id,
-    }
-    for name, document in (
-      ("tokenizer_config.json", settings),
-      ("generation_config.json", generation),
-    ):
-      (directory / name).write_text(
-        json.dumps(document, indent=2, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-      )
+    ids = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
+    hub_files.write_json(directory / "tokenizer_config.json", settings)
+    hub_files.write_json(directory / "generation_config.json", ids)
 
   def _broken(self, text: str) -> str:
     """A message's text in which no marker is one."""
@@ -215,24 +161,20 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       lambda found: found[0][:1] + BREAK + found[0][1:], text
     )
 
-  def _end_of_message(self) -> int | None:
+  def _end_of_message(self) -> list[int]:
     """The special token that the template puts behind an answer, if any."""
     answer = "answer"
+    messages = [
+      {"role": "user", "content": "Hello"},
+      {"role": "assistant", "content": answer},
+    ]
     try:
-      ids = self.encode_chat(
-        [
-          {"role": "user", "content": "Hello"},
-          {"role": "assistant", "content": answer},
-        ],
-        add_generation_prompt=False,
-      )
+      ids = self.encode_chat(messages, add_generation_prompt=False)
     except ValueError:
-      return None
-    behind = 0
-    for i in range(len(ids)):
-      if answer in self.decode(ids[i:]):
-        behind = i + 1
-    return next((i for i in ids[behind:] if i in self._special), None)
+      return []
+    holding = [i for i in range(len(ids)) if answer in self.decode(ids[i:])]
+    behind = max(holding, default=-1) + 1
+    return [i for i in ids[behind:] if i in self._special][:1]
 
   def _make_renderer(self) -> Any:
     try:
@@ -267,21 +209,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
 
 
 def open_tokenizer(path: str | pathlib.Path) -> HubTokenizer:
-  """Opens the tokenizer of a published model.
-
-  Args:
-    path: a Hugging Face directory, or a `.gguf` file.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    FileNotFoundError: there is no such directory or file, or no
-      `tokenizer.json` in it.
-    ValueError: a file makes no sense, the tokenizer is of an unknown kind, or
-      it has no chat template.
-    ImportError: `tokenizers`, `jinja2` or `gguf` is missing.
-  """
+  """Opens the tokenizer of a Hugging Face directory, or of a `.gguf` file."""
   path = pathlib.Path(path)
   if path.suffix == ".gguf":
     return _from_gguf(path)
@@ -293,54 +221,41 @@ def open_tokenizer(path: str | pathlib.Path) -> HubTokenizer:
     found = library.Tokenizer.from_file(str(file))
   except Exception as error:  # The library raises nothing narrower.
     raise ValueError(f"{file}: not a tokenizer: {error}") from error
-  settings = _read(path / "tokenizer_config.json")
+
+  def read(name: str) -> dict[str, Any]:
+    there = (path / name).is_file()
+    return hub_files.read_json(path / name) if there else {}
+
+  settings = read("tokenizer_config.json")
   template = settings.get("chat_template")
   if isinstance(template, list):
     named = {entry.get("name"): entry.get("template") for entry in template}
     template = named.get("default")
   if (path / "chat_template.jinja").is_file():
     template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-  tokens = {
-    **_tokens(_read(path / "special_tokens_map.json")),
-    **_tokens(settings),
-  }
-  ids = (
-    [found.token_to_id(tokens["eos_token"])] if "eos_token" in tokens else []
-  )
-  pad = (
-    found.token_to_id(tokens["pad_token"]) if "pad_token" in tokens else None
-  )
+  tokens = _tokens(read("special_tokens_map.json")) | _tokens(settings)
+  ids = {role: found.token_to_id(token) for role, token in tokens.items()}
+  eos_ids, pad_id = [ids.get("eos_token")], ids.get("pad_token")
   for name in ("generation_config.json", "config.json"):
-    document = _read(path / name)
+    document = read(name)
     ends = document.get("eos_token_id")
-    ids += ends if isinstance(ends, list) else [ends]
-    if pad is None:
-      pad = document.get("pad_token_id")
+    eos_ids += ends if isinstance(ends, list) else [ends]
+    if pad_id is None:
+      pad_id = document.get("pad_token_id")
   return HubTokenizer(
     found,
     template=template,
     tokens=tokens,
-    eos_ids=[i for i in ids if isinstance(i, int)],
-    pad_id=pad,
+    eos_ids=[i for i in eos_ids if isinstance(i, int)],
+    pad_id=pad_id,
     path=path,
   )
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object; an empty one where there is no file."""
-  if not path.is_file():
-    return {}
-  try:
-    document = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path}: not JSON: {error}") from error
-  return document if isinstance(document, dict) else {}
 
 
 def _tokens(settings: Mapping[str, Any]) -> dict[str, str]:
   """The special tokens that a file names, by the names of their roles."""
   found = {}
-  for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+  for role in _ROLES:
     token = settings.get(role)
     if isinstance(token, Mapping):
       token = token.get("content")
@@ -351,20 +266,7 @@ def _tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _from_gguf(path: pathlib.Path) -> HubTokenizer:
   """Rebuilds a tokenizer from the metadata of a GGUF file."""
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: there is no such file")
-  try:
-    import gguf
-  except ImportError as error:
-    raise ImportError(
-      "a GGUF file needs the `gguf` library: pip install 'saw_jax[gguf]'"
-    ) from error
-  try:
-    fields = gguf.GGUFReader(str(path)).fields
-  except Exception as error:  # The reader raises whatever it stumbles over.
-    raise ValueError(
-      f"{path}: truncated or damaged, or not a GGUF file"
-    ) from error
+  fields = gguf_file.open_reader(path).fields
 
   def value(name: str, default: Any = None) -> Any:
     field = fields.get(f"tokenizer.{name}")
@@ -378,29 +280,25 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
     )
   lib = tokenizer_lib.library()
   words = value("ggml.tokens")
-  merges = [tuple(merge.split(" ", 1)) for merge in value("ggml.merges")]
   found = lib.Tokenizer(
     lib.models.BPE(
       vocab={word: id for id, word in enumerate(words)},
-      merges=merges,
+      merges=[tuple(merge.split(" ", 1)) for merge in value("ggml.merges")],
       # Llama 3's tokenizer takes a word that it has as a whole.
       ignore_merges=cut == "llama-bpe",
     )
   )
   pattern, digits = _CUTS[cut]
+  cuts = lib.pre_tokenizers
   steps = []
   if digits:
-    steps.append(lib.pre_tokenizers.Digits(individual_digits=True))
+    steps.append(cuts.Digits(individual_digits=True))
   if pattern is not None:
-    steps.append(
-      lib.pre_tokenizers.Split(lib.Regex(pattern), behavior="isolated")
-    )
+    steps.append(cuts.Split(lib.Regex(pattern), behavior="isolated"))
   steps.append(
-    lib.pre_tokenizers.ByteLevel(
-      add_prefix_space=False, use_regex=pattern is None
-    )
+    cuts.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
   )
-  found.pre_tokenizer = lib.pre_tokenizers.Sequence(steps)
+  found.pre_tokenizer = cuts.Sequence(steps)
   found.decoder = lib.decoders.ByteLevel()
   if cut == "qwen2":
     found.normalizer = lib.normalizers.NFC()
@@ -415,12 +313,12 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
     "eos_token": value("ggml.eos_token_id"),
     "pad_token": value("ggml.padding_token_id"),
   }
-  tokens = {role: words[id] for role, id in ids.items() if id is not None}
+  ids = {role: id for role, id in ids.items() if id is not None}
   return HubTokenizer(
     found,
     template=value("chat_template"),
-    tokens=tokens,
-    eos_ids=[ids["eos_token"]] if ids["eos_token"] is not None else [],
-    pad_id=ids["pad_token"],
+    tokens={role: words[id] for role, id in ids.items()},
+    eos_ids=[ids["eos_token"]] if "eos_token" in ids else [],
+    pad_id=ids.get("pad_token"),
     path=path,
   )

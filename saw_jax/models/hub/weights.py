@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published tensors as a decoder's parameters, and back.
 
-What a family calls its tensors is data: for each leaf of our tree, which rows
-of which tensor, and in which layout. Loading and saving read the same table.
+What tensors are called and how they are laid out is data: loading and saving
+read the same table.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,38 @@ from saw_jax.types import Array, PyTree
 Path = tuple[str, ...]
 # From the name of a tensor to its values.
 Read = Callable[[str], np.ndarray]
+
+# Leaf -> tensor, the tensor's axes, the leaf's. Letters together are one axis
+# of the tensor; of a layer, names follow `model.layers.{}.`.
+_EMBEDDING = {("embedding",): ("model.embed_tokens.weight", "V D", "VD")}
+_LAYER = {
+  ("attention_norm", "scale"): ("input_layernorm.weight", "D", "D"),
+  ("attention", "query"): ("self_attn.q_proj.weight", "NH D", "DNH"),
+  ("attention", "query_bias"): ("self_attn.q_proj.bias", "NH", "NH"),
+  ("attention", "key"): ("self_attn.k_proj.weight", "KH D", "DKH"),
+  ("attention", "key_bias"): ("self_attn.k_proj.bias", "KH", "KH"),
+  ("attention", "value"): ("self_attn.v_proj.weight", "KH D", "DKH"),
+  ("attention", "value_bias"): ("self_attn.v_proj.bias", "KH", "KH"),
+  ("attention", "query_norm", "scale"): ("self_attn.q_norm.weight", "H", "H"),
+  ("attention", "key_norm", "scale"): ("self_attn.k_norm.weight", "H", "H"),
+  ("attention", "out"): ("self_attn.o_proj.weight", "D NH", "NHD"),
+  ("mlp_norm", "scale"): ("post_attention_layernorm.weight", "D", "D"),
+  ("mlp", "gate"): ("mlp.gate_proj.weight", "F D", "DF"),
+  ("mlp", "up"): ("mlp.up_proj.weight", "F D", "DF"),
+  ("mlp", "down"): ("mlp.down_proj.weight", "D F", "FD"),
+}
+_REST = {
+  ("final_norm", "scale"): ("model.norm.weight", "D", "D"),
+  ("head",): ("lm_head.weight", "V D", "DV"),
+}
+# Tensors that are one in Phi-3, one after the other.
+_FUSED = {
+  "self_attn.q_proj.weight": "self_attn.qkv_proj.weight",
+  "self_attn.k_proj.weight": "self_attn.qkv_proj.weight",
+  "self_attn.v_proj.weight": "self_attn.qkv_proj.weight",
+  "mlp.gate_proj.weight": "mlp.gate_up_proj.weight",
+  "mlp.up_proj.weight": "mlp.gate_up_proj.weight",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,132 +66,69 @@ class Piece:
 
 
 def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
-  """Says for each leaf of a decoder where it comes from.
+  """Tells for each leaf of a decoder where it comes from.
 
-  Args:
-    config: the decoder.
-    fused: queries, keys and values are one tensor, and so are gate and up
-      (Phi-3).
-
-  Returns:
-    A piece for each leaf; the leaves of layers are under `layers`, whether or
-    not the decoder scans over them.
+  Leaves of layers are under `layers`, whether or not the decoder scans over
+  them. With `fused`, queries, keys and values are one tensor, and so are gate
+  and up.
   """
   c = config
-  D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_size, c.mlp_size
-  layer = "model.layers.{}."
+  sizes = {"V": c.vocab_size, "D": c.width, "F": c.mlp_size}
+  sizes |= {"N": c.num_heads, "K": c.num_kv_heads, "H": c.head_size}
+  left_out = set()
+  if not c.qkv_bias:
+    left_out |= {"query_bias", "key_bias", "value_bias"}
+  if not c.qk_norm:
+    left_out |= {"query_norm", "key_norm"}
+  if c.tied_head:
+    left_out.add("head")
 
-  def vector(name: str, size: int) -> Piece:
-    return Piece(name, (size,), (0, size), (size,), (0,))
-
-  def matrix(name: str, rows: int, columns: int, first=0, total=0) -> Piece:
-    return Piece(
-      name,
-      (total or rows, columns),
-      (first, first + rows),
-      (rows, columns),
-      (1, 0),
-    )
-
-  def heads(name: str, count: int, first=0, total=0) -> Piece:
-    return Piece(
-      name,
-      ((total or count) * H, D),
-      (first * H, (first + count) * H),
-      (count, H, D),
-      (2, 0, 1),
-    )
-
-  names = {
-    ("embedding",): dataclasses.replace(
-      matrix("model.embed_tokens.weight", c.vocab_size, D), axes=(0, 1)
-    ),
-    ("layers", "attention_norm", "scale"): vector(
-      layer + "input_layernorm.weight", D
-    ),
+  names, lengths = {}, {}
+  layers = {
+    ("layers", *path): (f"model.layers.{{}}.{_fuse(name, fused)}", *axes)
+    for path, (name, *axes) in _LAYER.items()
   }
-  attention = ("layers", "attention")
-  if fused:
-    qkv = layer + "self_attn.qkv_proj.weight"
-    names |= {
-      (*attention, "query"): heads(qkv, N, 0, N + 2 * K),
-      (*attention, "key"): heads(qkv, K, N, N + 2 * K),
-      (*attention, "value"): heads(qkv, K, N + K, N + 2 * K),
-    }
-  else:
-    for ours, theirs, count in (
-      ("query", "q_proj", N),
-      ("key", "k_proj", K),
-      ("value", "v_proj", K),
-    ):
-      name = f"{layer}self_attn.{theirs}."
-      names[(*attention, ours)] = heads(name + "weight", count)
-      if c.qkv_bias:
-        names[(*attention, f"{ours}_bias")] = Piece(
-          name + "bias", (count * H,), (0, count * H), (count, H), (0, 1)
-        )
-  if c.qk_norm:
-    for ours, theirs in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
-      names[(*attention, ours, "scale")] = vector(
-        f"{layer}self_attn.{theirs}.weight", H
-      )
-  names |= {
-    (*attention, "out"): Piece(
-      layer + "self_attn.o_proj.weight",
-      (D, N * H),
-      (0, D),
-      (D, N, H),
-      (1, 2, 0),
-    ),
-    ("layers", "mlp_norm", "scale"): vector(
-      layer + "post_attention_layernorm.weight", D
-    ),
+  for path, (name, theirs, ours) in (_EMBEDDING | layers | _REST).items():
+    if left_out & set(path):
+      continue
+    letters = theirs.replace(" ", "")
+    rows, *columns = (
+      math.prod(sizes[letter] for letter in axis) for axis in theirs.split()
+    )
+    begin = lengths.get(name, 0)
+    lengths[name] = end = begin + rows
+    names[path] = Piece(
+      tensor=name,
+      tensor_shape=tuple(columns),  # The rows are known when all are there.
+      rows=(begin, end),
+      shape=tuple(sizes[letter] for letter in letters),
+      axes=tuple(letters.index(letter) for letter in ours),
+    )
+  return {
+    path: dataclasses.replace(
+      piece, tensor_shape=(lengths[piece.tensor], *piece.tensor_shape)
+    )
+    for path, piece in names.items()
   }
-  mlp = ("layers", "mlp")
-  if fused:
-    both = layer + "mlp.gate_up_proj.weight"
-    names[(*mlp, "gate")] = matrix(both, F, D, 0, 2 * F)
-    names[(*mlp, "up")] = matrix(both, F, D, F, 2 * F)
-  else:
-    names[(*mlp, "gate")] = matrix(layer + "mlp.gate_proj.weight", F, D)
-    names[(*mlp, "up")] = matrix(layer + "mlp.up_proj.weight", F, D)
-  names[(*mlp, "down")] = matrix(layer + "mlp.down_proj.weight", D, F)
-  names[("final_norm", "scale")] = vector("model.norm.weight", D)
-  if not c.tied_head:
-    names[("head",)] = matrix("lm_head.weight", c.vocab_size, D)
-  return names
+
+
+def _fuse(name: str, fused: bool) -> str:
+  return _FUSED.get(name, name) if fused else name
 
 
 def tensor_shapes(
   config: DecoderConfig, names: Mapping[Path, Piece]
 ) -> dict[str, tuple[int, ...]]:
-  """Lists the tensors that a checkpoint of a decoder has.
-
-  Args:
-    config: the decoder.
-    names: from `name_map`.
-
-  Returns:
-    The shape of each tensor: what is not of a layer in its place before and
-    behind, and layer by layer between.
-  """
-  before, inside, behind = {}, {}, {}
+  """Lists the tensors of a checkpoint, layer by layer, with their shapes."""
+  found = []
   for path, piece in names.items():
     if path[0] == "layers":
-      inside[piece.tensor] = piece.tensor_shape
+      places = range(config.num_layers)
     else:
-      (behind if inside and path != ("embedding",) else before)[
-        piece.tensor
-      ] = piece.tensor_shape
-  return {
-    **before,
-    **{
-      name.format(i): shape
-      for i in range(config.num_layers)
-      for name, shape in inside.items()
-    },
-    **behind,
-  }
+      places = [-1 if path in _EMBEDDING else config.num_layers]
+    found += [(i, piece.tensor.format(i), piece.tensor_shape) for i in places]
+  found.sort(key=lambda entry: entry[0])
+  return {name: shape for _, name, shape in found}
 
 
 def check_tensors(
@@ -169,18 +137,10 @@ def check_tensors(
   found: Mapping[str, tuple[int, ...]],
   where: Callable[[str], str],
 ) -> None:
-  """Compares the tensors of a checkpoint with those that a decoder needs.
+  """Refuses tensors that are missing, of another shape, or of no use.
 
-  Args:
-    config: the decoder.
-    names: from `name_map`.
-    found: the shape of each tensor that is there.
-    where: from the name of a tensor to its file, for messages; for one that is
-      not there, the checkpoint.
-
-  Raises:
-    ValueError: a tensor is missing, of another shape, or of no use to the
-      decoder, which would then compute something else.
+  With one of no use the decoder would compute something else. `where` gives the
+  file of a tensor, for messages; for one that is not there, the checkpoint.
   """
   wanted = tensor_shapes(config, names)
   for name, shape in wanted.items():
@@ -211,21 +171,9 @@ def load_params(
   """Makes a decoder's parameters, shard by shard.
 
   Beside what is made, memory holds one shard of one leaf, and what `read`
-  returns for one tensor.
-
-  Args:
-    config: the decoder, for layout and `param_dtype`.
-    names: from `name_map`.
-    read: from the name of a tensor to its values; a mapped file will do.
-    shardings: where each leaf goes, a tree like the parameters; the default
-      device if there is none.
-    where: from the name of a tensor to its file, for messages.
-
-  Returns:
-    The parameters, as `decoder.init_params` has them.
-
-  Raises:
-    ValueError: a value is not finite.
+  returns for one tensor; a mapped file will do. `shardings` tell where each
+  leaf goes, by default to the default device. A value that is not finite is a
+  ValueError.
   """
   shapes = jax.eval_shape(
     lambda key: decoder.init_params(config, key), jax.random.key(0)
@@ -235,7 +183,12 @@ def load_params(
     shardings = jax.tree.map(lambda _: device, shapes)
 
   def make(path, leaf, sharding) -> Array:
-    piece, layers = _find(config, names, path)
+    root, *rest = (key.key for key in path)
+    layers = [None]
+    if root.startswith("layer_"):
+      root, layers = "layers", [int(root.removeprefix("layer_"))]
+    piece = names[(root, *rest)]
+    is_stacked = leaf.ndim > len(piece.axes)
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
       sizes = [
@@ -243,25 +196,20 @@ def load_params(
         for part, size in zip(index, leaf.shape, strict=True)
       ]
       values = np.empty(sizes, leaf.dtype)
-      if layers is None:
-        _copy(values, piece, None, index)
-      elif len(index) > len(piece.axes):
-        chosen = layers[index[0]]
-        for i, layer in enumerate(chosen):
-          _copy(values[i], piece, layer, index[1:])
-      else:
-        _copy(values, piece, layers[0], index)
+      chosen, parts = layers, values[None]
+      if is_stacked:
+        chosen, parts = range(config.num_layers)[index[0]], values
+        index = index[1:]
+      for part, layer in zip(parts, chosen, strict=True):
+        name = piece.tensor.format(layer)
+        rows = read(name)[slice(*piece.rows)].reshape(piece.shape)
+        part[...] = rows.transpose(piece.axes)[index]
+        if not np.isfinite(part).all():
+          raise ValueError(
+            f"{where(name)}: damaged: tensor {name!r} has values that are not "
+            "finite"
+          )
       return values
-
-    def _copy(out, piece, layer, index) -> None:
-      name = piece.tensor.format(layer)
-      part = read(name)[slice(*piece.rows)].reshape(piece.shape)
-      out[...] = part.transpose(piece.axes)[index]
-      if not np.isfinite(out).all():
-        raise ValueError(
-          f"{where(name)}: damaged: tensor {name!r} has values that are not "
-          "finite"
-        )
 
     return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
@@ -273,31 +221,26 @@ def tensor_values(
 ) -> Read:
   """Gives a decoder's parameters under their published names.
 
-  Args:
-    config: the decoder.
-    names: from `name_map`.
-    params: the decoder's parameters.
-
-  Returns:
-    A function from the name of a tensor to its values; each call copies no more
-    than that tensor from the device.
+  Each call of the result copies no more than that tensor from the device.
   """
-  sources: dict[str, list[tuple[Piece, tuple[str, ...], int | None]]] = {}
+  sources: dict[str, list[tuple[Piece, Path, int | None]]] = {}
   for path, piece in names.items():
-    layers = range(config.num_layers) if path[0] == "layers" else [None]
-    for i in layers:
+    is_layer = path[0] == "layers"
+    for i in range(config.num_layers) if is_layer else [None]:
       sources.setdefault(piece.tensor.format(i), []).append((piece, path, i))
 
   def leaf(path: Path, layer: int | None) -> Array:
-    if layer is None or config.scan_layers:
-      found = _walk(params, path)
-      return found if layer is None else found[layer]
-    return _walk(params, (f"layer_{layer}", *path[1:]))
+    is_stacked = layer is not None and config.scan_layers
+    if layer is not None and not is_stacked:
+      path = (f"layer_{layer}", *path[1:])
+    found = params
+    for key in path:
+      found = found[key]
+    return found[layer] if is_stacked else found
 
   def value(name: str) -> np.ndarray:
-    parts = sorted(sources[name], key=lambda source: source[0].rows)
     rows = []
-    for piece, path, layer in parts:
+    for piece, path, layer in sources[name]:
       back = np.asarray(leaf(path, layer)).transpose(np.argsort(piece.axes))
       shape = (piece.rows[1] - piece.rows[0], *piece.tensor_shape[1:])
       rows.append(back.reshape(shape))
@@ -307,31 +250,6 @@ def tensor_values(
 
 
 def count_parameters(config: DecoderConfig) -> int:
-  """Counts a decoder's parameters without making them.
-
-  Args:
-    config: the decoder.
-
-  Returns:
-    Their number; a tied head counts once.
-  """
+  """Counts a decoder's parameters without making them; a tied head is one."""
   shapes = tensor_shapes(config, name_map(config, fused=False))
   return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _find(
-  config: DecoderConfig, names: Mapping[Path, Piece], path: tuple
-) -> tuple[Piece, list[int] | None]:
-  """The piece of a leaf, and the layers that the leaf holds, if any."""
-  keys = tuple(key.key for key in path)
-  if keys[0] == "layers":
-    return names[keys], list(range(config.num_layers))
-  if keys[0].startswith("layer_"):
-    return names[("layers", *keys[1:])], [int(keys[0].removeprefix("layer_"))]
-  return names[keys], None
-
-
-def _walk(tree: Any, path: Path) -> Any:
-  for key in path:
-    tree = tree[key]
-  return tree

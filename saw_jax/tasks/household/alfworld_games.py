@@ -1,29 +1,20 @@
 """Game files of ALFWorld: those of its data set, and those of drawn worlds.
 
 A game is a JSON file: the rules in PDDL, the wording as a grammar, and a room
-with a goal. Rules and wording of the games that are written here are those of
-the installed package, read when they are needed; rooms and goals are worlds of
-the household (`household_world`), so that the same world can be played there
-and in ALFWorld's engine.
-
-References:
-  Shridhar et al., "ALFWorld: Aligning Text and Embodied Environments for
-  Interactive Learning". https://arxiv.org/abs/2010.03768
+with a goal. Rules and wording of the games that are written here come from the
+installed package, so that a world of the household can be played in ALFWorld's
+engine. https://arxiv.org/abs/2010.03768
 """
 
 import collections
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from saw_jax.tasks.household import (
-  rules as household,
-)
-from saw_jax.tasks.household import (
-  world as household_world,
-)
+from saw_jax.tasks.household import world as world_lib
+from saw_jax.tasks.household.rules import shortest_plan
 from saw_jax.tasks.household.world import World, kind_of
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +31,7 @@ TASK_TYPES: Mapping[str, str] = {
 }
 _TEXTS = ("pddl_domain", "grammar", "pddl_problem")
 _GOAL = "UNKNOWN GOAL"  # what the package's grammar has in place of one
-_LAMP = f"{household_world.LAMP} 1"
+_LAMP = f"{world_lib.LAMP} 1"
 # Receptacles that ALFWorld names after what they are a part of.
 _BASINS = {"sinkbasin": "Sink", "bathtubbasin": "Bathtub"}
 
@@ -61,14 +52,7 @@ class Game(NamedTuple):
 
 
 def read_logic() -> Logic:
-  """Reads the rules and the wording that the package alfworld ships.
-
-  Returns:
-    Both, with the goals of its task types.
-
-  Raises:
-    ImportError: the package is missing.
-  """
+  """Reads the rules, the wording and the goals that the package ships."""
   try:
     from alfworld import info
     from alfworld.gen import goal_library
@@ -86,41 +70,34 @@ def read_logic() -> Logic:
 
 
 def make_problem(world: World, goal: str) -> str:
-  """Writes a world as a problem in PDDL.
+  """Writes a world as a problem in PDDL, with a goal of `Logic.goals`.
 
-  Args:
-    world: whose kinds of things are numbered from 1 on without gaps.
-    goal: of its task type, as in `Logic.goals`.
-
-  Returns:
-    The problem. The engine gives every thing the number that it has here.
-
-  Raises:
-    ValueError: numbers have gaps.
+  Kinds of things are numbered from 1 on without gaps; the engine gives every
+  thing the number that it has here.
   """
   places = _identifiers(world.places)
   things = _identifiers([*world.things, *[_LAMP] * (world.lamp_in >= 0)])
-  kinds = {name: _title(kind_of(name)) for name in [*places, *things]}
   locations = [f"loc_bar_{i}_bar_1_bar_0_bar_30" for i in range(len(places))]
   start = "loc_bar_minus_1_bar_1_bar_0_bar_30"
 
   objects = ["agent1 - agent"]
-  objects += [f"{kinds[t]}Type - otype" for t in _first_of_kind(things)]
-  objects += [f"{kinds[p]}Type - rtype" for p in _first_of_kind(places)]
+  objects += [f"{kind}Type - otype" for kind in _kinds(things)]
+  objects += [f"{kind}Type - rtype" for kind in _kinds(places)]
   objects += [f"{name} - object" for name in things.values()]
   objects += [f"{name} - receptacle" for name in places.values()]
   objects += [f"{name} - location" for name in [*locations, start]]
 
   init = ["= (total-cost) 0", f"atLocation agent1 {start}"]
   for place, at in zip(places, locations, strict=True):
-    init.append(f"receptacleType {places[place]} {kinds[place]}Type")
+    kind = _title(kind_of(place))
+    init.append(f"receptacleType {places[place]} {kind}Type")
     init.append(f"receptacleAtLocation {places[place]} {at}")
-    if kind_of(place) in household_world.OPENABLE:
+    if kind_of(place) in world_lib.OPENABLE:
       init.append(f"openable {places[place]}")
   lies_in = dict(zip(world.things, world.lies_in, strict=True))
   for thing, name in things.items():
     index = world.lamp_in if thing == _LAMP else lies_in[thing]
-    init.append(f"objectType {name} {kinds[thing]}Type")
+    init.append(f"objectType {name} {_title(kind_of(thing))}Type")
     init.append(f"inReceptacle {name} {places[world.places[index]]}")
     init.append(f"objectAtLocation {name} {locations[index]}")
     if thing == _LAMP:
@@ -129,20 +106,20 @@ def make_problem(world: World, goal: str) -> str:
     init.append(f"pickupable {name}")
     init += [
       f"{verb}able {name}"
-      for verb in household_world.TOOLS
-      if household_world.is_able(verb, kind_of(thing))
+      for verb in world_lib.TOOLS
+      if kind_of(thing) in world_lib.ABLE[verb]
     ]
   init += [
-    f"canContain {kinds[p]}Type {kinds[t]}Type"
-    for t in _first_of_kind(world.things)
-    for p in _first_of_kind(places)
-    if kind_of(p) in household_world.FITS[kind_of(t)]
+    f"canContain {_title(place)}Type {_title(thing)}Type"
+    for thing in dict.fromkeys(map(kind_of, world.things))
+    for place in dict.fromkeys(map(kind_of, places))
+    if place in world_lib.FITS[thing]
   ]
 
   filled = goal.format(
     obj=_title(world.thing),
     recep=_title(world.place),
-    toggle=_title(household_world.LAMP),
+    toggle=_title(world_lib.LAMP),
   ).replace("#", "-")
   return "\n".join(
     [
@@ -162,16 +139,8 @@ def make_problem(world: World, goal: str) -> str:
 
 
 def make_game(world: World, logic: Logic) -> Game:
-  """Makes the game of a world.
-
-  Args:
-    world: any that `household_world.draw_world` draws.
-    logic: rules and wording.
-
-  Returns:
-    The game. Its walkthrough is the shortest plan.
-  """
-  walkthrough = tuple(household.shortest_plan(world))
+  """Makes the game of a drawn world; its walkthrough is the shortest plan."""
+  walkthrough = tuple(shortest_plan(world))
   goal = world.goal.removesuffix(".")  # the grammar has a full stop
   return Game(
     {
@@ -188,23 +157,14 @@ def make_game(world: World, logic: Logic) -> Game:
 def write_games(
   folder: pathlib.Path | str, worlds: Iterable[World], logic: Logic
 ) -> list[pathlib.Path]:
-  """Writes games in the layout of ALFWorld's data set.
-
-  Args:
-    folder: of a split; made if it is not there.
-    worlds: one game each.
-    logic: rules and wording.
-
-  Returns:
-    The paths of the game files.
-  """
+  """Writes the games of a split in the layout of ALFWorld's data set."""
   paths = []
   for number, world in enumerate(worlds):
     task_type = TASK_TYPES[world.kind]
     is_look = world.kind == "look"
     thing, place = _title(world.thing), _title(world.place)
     if is_look:
-      place = _title(household_world.LAMP)
+      place = _title(world_lib.LAMP)
     home = pathlib.Path(
       folder, f"{task_type}-{thing}-None-{place}-{number}", "trial_0"
     )
@@ -229,18 +189,7 @@ def write_games(
 
 
 def read_game(path: pathlib.Path | str) -> Game:
-  """Reads a game file.
-
-  Args:
-    path: of a `game.tw-pddl`.
-
-  Returns:
-    The game.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is damaged.
-  """
+  """Reads a `game.tw-pddl`."""
   data = _read_object(pathlib.Path(path))
   for name in _TEXTS:
     if not isinstance(data.get(name), str) or not data[name].strip():
@@ -254,43 +203,19 @@ def read_game(path: pathlib.Path | str) -> Game:
 
 
 def read_kind(path: pathlib.Path | str) -> str:
-  """Reads of which kind the task of a game is.
-
-  Args:
-    path: of the game, which has the file of its task beside it.
-
-  Returns:
-    The kind, in `household_world.KINDS`; empty for any other.
-
-  Raises:
-    FileNotFoundError: the file of the task is not there.
-    ValueError: it is damaged.
-  """
+  """Returns the kind of a game's task, from the file beside it; "": others."""
   task = _read_object(pathlib.Path(path).with_name(TASK_FILE))
   kinds = {task_type: kind for kind, task_type in TASK_TYPES.items()}
   return kinds.get(task.get("task_type"), "")
 
 
 def find_games(
-  folder: pathlib.Path | str,
-  kinds: Sequence[str] = household_world.KINDS,
+  folder: pathlib.Path | str, kinds: Sequence[str] = world_lib.KINDS
 ) -> list[pathlib.Path]:
-  """Finds the games of a split that can be played.
+  """Finds the games of a split that ALFWorld plays, ordered by path.
 
-  These are the ones that ALFWorld takes: of a wanted task type, without movable
-  receptacles and without slices, and known to be solvable. Damaged ones are
-  left out, and the log says how many.
-
-  Args:
-    folder: of a split, as `json_2.1.1/train`.
-    kinds: of tasks, in `household_world.KINDS`.
-
-  Returns:
-    Paths of game files, sorted.
-
-  Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it holds no such game.
+  They are of a wanted kind, without movable receptacles and without slices, and
+  known to be solvable. Damaged ones are left out, and the log says how many.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -334,8 +259,7 @@ def _read_object(path: pathlib.Path) -> dict[str, object]:
   return data
 
 
-def _title(kind: str) -> str:
-  """As ALFWorld begins names; PDDL reads capitals as small letters."""
+def _title(kind: str) -> str:  # PDDL reads capitals as small letters
   return kind.capitalize()
 
 
@@ -355,16 +279,11 @@ def _identifiers(names: Iterable[str]) -> dict[str, str]:
   return found
 
 
-def _first_of_kind(names: Iterable[str]) -> Iterator[str]:
-  seen = set()
-  for name in names:
-    if kind_of(name) not in seen:
-      seen.add(kind_of(name))
-      yield name
+def _kinds(names: Iterable[str]) -> list[str]:
+  return [_title(kind) for kind in dict.fromkeys(map(kind_of, names))]
 
 
 def _first_expression(text: str) -> str:
-  """A text to the bracket that closes its first one."""
   depth, text = 0, text.strip()
   for index, letter in enumerate(text):
     depth += (letter == "(") - (letter == ")")

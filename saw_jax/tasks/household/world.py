@@ -1,20 +1,16 @@
 """Rooms, what lies where in them, and one of six things to do: from a seed.
 
 The tasks, kinds of things and properties are those of ALFWorld
-(https://arxiv.org/abs/2010.03768); the rooms are drawn here. Every world can be
-solved by construction. Which split a world belongs to depends on all that is in
-it and nothing else, so that no world of the test split occurs in training,
-whatever the seeds.
+(https://arxiv.org/abs/2010.03768). Every world can be solved by construction.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from saw_jax.tasks import draws as draws_lib
 from saw_jax.tasks.draws import Draws
 
-TEST_PERCENT = 20
 KINDS = ("pick", "look", "clean", "heat", "cool", "two")
 # What changes an object, and what the changed object is called.
 TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
@@ -28,25 +24,19 @@ _GOALS = {
     "look at {thing} under the desklamp.",
     "examine the {thing} with the desklamp.",
   ),
-  "clean": (
-    "put a clean {thing} in {place}.",
-    "clean some {thing} and put it in {place}.",
-  ),
-  "heat": (
-    "put a hot {thing} in {place}.",
-    "heat some {thing} and put it in {place}.",
-  ),
-  "cool": (
-    "put a cool {thing} in {place}.",
-    "cool some {thing} and put it in {place}.",
-  ),
   "two": (
     "put two {thing} in {place}.",
     "find two {thing} and put them in {place}.",
   ),
+} | {
+  verb: (
+    f"put a {state} {{thing}} in {{place}}.",
+    f"{verb} some {{thing}} and put it in {{place}}.",
+  )
+  for verb, state in STATES.items()
 }
-
-_ABLE = {
+# What each tool does something to.
+ABLE = {
   "clean": frozenset(
     "apple bowl butterknife cloth cup dishsponge egg fork knife ladle lettuce"
     " mug pan plate pot potato soapbar spatula spoon tomato".split()
@@ -180,46 +170,12 @@ class World(NamedTuple):
 
 
 def kind_of(name: str) -> str:
-  """Returns the kind of a numbered thing.
-
-  Args:
-    name: as "apple 1".
-
-  Returns:
-    The kind, as "apple".
-
-  >>> kind_of("apple 1")
-  'apple'
-  """
+  """Returns the kind of a numbered thing: "apple" of "apple 1"."""
   return name.partition(" ")[0]
 
 
-def is_able(kind: str, thing: str) -> bool:
-  """Says whether a task's tool does something to an object.
-
-  Args:
-    kind: of the task: "clean", "heat" or "cool".
-    thing: kind of object.
-
-  Returns:
-    Whether it does.
-
-  >>> is_able("heat", "mug"), is_able("heat", "book")
-  (True, False)
-  """
-  return thing in _ABLE[kind]
-
-
 def split_of(world: World) -> str:
-  """Returns the split that a world belongs to.
-
-  Args:
-    world: what is to be done and what lies where count; in which words it is
-      asked for, and in which order things are listed, do not.
-
-  Returns:
-    "test" for a fifth of all worlds, "train" for the others.
-  """
+  """Returns the split of a world, whatever the wording and order of things."""
   lies_in = [world.places[index] for index in world.lies_in]
   lamp_in = world.places[world.lamp_in] if world.lamp_in >= 0 else ""
   essence = (
@@ -227,9 +183,7 @@ def split_of(world: World) -> str:
     sorted(world.places),
     sorted(zip(world.things, lies_in, strict=True)),
   )
-  digest = hashlib.sha256(repr(essence).encode()).digest()
-  is_test = int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT
-  return "test" if is_test else "train"
+  return draws_lib.split_of(repr(essence))
 
 
 def draw_world(
@@ -240,21 +194,10 @@ def draw_world(
   receptacles: int = 16,
   objects: int = 20,
 ) -> World:
-  """Draws a world of a split.
+  """Draws a world of "train" or "test", of one of the kinds of tasks.
 
-  Args:
-    draws: of this world.
-    split: "train" or "test".
-    kinds: of tasks, drawn from with equal shares.
-    receptacles: how many there are, or as many as the task needs or the room
-      can have.
-    objects: how many there are at most.
-
-  Returns:
-    The world.
-
-  Raises:
-    ValueError: there is no such split or kind of task.
+  There are as many receptacles, or as many as the task needs or the room can
+  have, and at most as many objects.
   """
   if split not in ("train", "test"):
     raise ValueError(f"there is no split {split!r}, only train and test")
@@ -328,7 +271,7 @@ def _errands(kind: str, room: Room) -> Iterator[tuple[str, str]]:
   if kind not in room.tasks:
     return
   for thing in room.objects:
-    if kind in TOOLS and not is_able(kind, thing):
+    if kind in TOOLS and thing not in ABLE[kind]:
       continue
     here = [k for k in sorted(room.receptacles) if k in FITS[thing]]
     ends = here

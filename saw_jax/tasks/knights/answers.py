@@ -1,15 +1,20 @@
 """Who is a knight and who is a knave, read from a text, and rewarded.
 
 An answer stands in `<answer>...</answer>`, as `ann=knight|bob=knave` or in
-sentences such as "Ann is a knight". Its canonical form is the former, with
-small letters and names in alphabetical order.
+sentences such as "Ann is a knight".
 """
 
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+from saw_jax.tasks import answer_task, base, row_files
 
 # The four rewards: format plus answer.
 NO_BLOCK, NO_ROLES, WRONG, RIGHT = -3.0, -1.0, -0.5, 3.0
+
+_TRUTHS = ("solution_text_format", "answer", "ground_truth", "target")
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _NAME = r"[A-Za-z][A-Za-z'_-]*"
@@ -22,13 +27,7 @@ _SENTENCE = re.compile(
 
 
 def extract_answer(text: str) -> str | None:
-  """Finds the last complete answer block of a text.
-
-  Args:
-    text: anything.
-
-  Returns:
-    What is in the block, or None where there is no block or nothing in it.
+  """Returns what is in the last complete answer block, None if that is nothing.
 
   >>> extract_answer("<answer>a=knave</answer>, no: <answer> a=knight</ANSWER>")
   'a=knight'
@@ -43,14 +42,10 @@ def extract_answer(text: str) -> str | None:
 
 
 def read_roles(answer: str) -> dict[str, str]:
-  """Reads who is what.
+  """Reads roles by name, in small letters, from pairs or from sentences.
 
-  Args:
-    answer: pairs of a name and a role, or sentences; of two about one person
-      the last counts. A sentence with "not" or about "both" says nothing.
-
-  Returns:
-    Role by name, both in small letters; empty if nothing can be read.
+  Of two about one person the last counts. A sentence with "not" or about
+  "both" says nothing.
 
   >>> read_roles("(1) Ann is a knight, (2) Bob is not a knave")
   {'ann': 'knight'}
@@ -63,18 +58,13 @@ def read_roles(answer: str) -> dict[str, str]:
 def canonical(
   roles: Mapping[str, str], names: Iterable[str] | None = None
 ) -> str | None:
-  """Writes roles in the one form of all ways to state them.
+  """Returns the one form of all ways to state roles.
 
-  Args:
-    roles: role by name.
-    names: of the people of the puzzle; None for whoever has a role.
+  None where one of the names (by default, all who have a role) has no role, or
+  there is nobody.
 
-  Returns:
-    The form, or None where somebody has no role or there is nobody.
-
-  >>> roles = {"bob": "knave", "ann": "knight", "eve": "knave"}
-  >>> canonical(roles, ["bob", "ann"])
-  'ann=knight|bob=knave'
+  >>> canonical({"bob": "knave", "ann": "knight", "eve": "knave"}, ["bob"])
+  'bob=knave'
   """
   names = sorted(roles if names is None else names)
   if not names or not set(names) <= set(roles):
@@ -83,23 +73,15 @@ def canonical(
 
 
 def reward(text: str, reference: str) -> float:
-  """Rewards a completion.
+  """Rewards a completion, as CARE does (https://arxiv.org/abs/2605.25864).
 
     −3    no answer block
     −1    a block in which somebody has no role
     −0.5  a wrong answer
      3    the right one
 
-  Args:
-    text: anything.
-    reference: who is what, in any form that `read_roles` reads. Where it reads
-      nothing, as in the pseudo-label "None", no answer is right.
-
-  Returns:
-    The reward.
-
-  References:
-    CARE, https://arxiv.org/abs/2605.25864
+  Where nothing can be read in the reference, as in the pseudo-label "None", no
+  answer is right.
 
   >>> reward("<answer>Ann is a knave</answer>", "ann=knight")
   -0.5
@@ -112,3 +94,62 @@ def reward(text: str, reference: str) -> float:
     return NO_ROLES
   is_right = bool(true) and all(found[name] == true[name] for name in true)
   return RIGHT if is_right else WRONG
+
+
+def read_examples(
+  path: str | pathlib.Path, *, first_key: int = 0, template: str = "{puzzle}"
+) -> list[base.Example]:
+  """Reads a file of public puzzles, counting keys by row.
+
+    field                                 content
+    quiz                                  the puzzle in English
+    solution_text_format                  "(1) Zoey is a knave ...", or
+    reward_model.ground_truth             verl: the same in an object or as text
+
+  Where a row has no `quiz`, the last message of its `prompt` is the puzzle:
+  those of some files are wrapped in chat markers, which would come twice.
+  """
+  examples = [
+    base.Example(
+      first_key + number,
+      answer_task.ask(template.replace("{puzzle}", puzzle)),
+      truth,
+    )
+    for number, (puzzle, truth) in enumerate(row_files.parse_rows(path, _parse))
+  ]
+  if not examples:
+    raise ValueError(f"{path}: no rows.")
+  return examples
+
+
+def _parse(row: Any) -> tuple[str, str]:
+  return _puzzle(row), _truth(row)
+
+
+def _puzzle(row: Any) -> str:
+  if isinstance(row, Mapping) and "quiz" not in row and "prompt" in row:
+    messages = row_files.field(row, "prompt", list)
+    text = row_files.field(messages[-1] if messages else None, "content", str)
+    if "<|" in text:
+      raise ValueError(
+        "field 'prompt' has chat markers, and there is no 'quiz'"
+      )
+  else:
+    text = row_files.field(row, "quiz", str)
+  if not text.strip():
+    raise ValueError("the puzzle is empty")
+  return text.strip()
+
+
+def _truth(row: Mapping[str, Any]) -> str:
+  holder: Any = row
+  if not any(name in row for name in _TRUTHS):
+    model = row_files.field(row, "reward_model", Mapping)
+    holder = row_files.field(model, "ground_truth", (Mapping, str))
+  if isinstance(holder, Mapping):
+    name = next((name for name in _TRUTHS if name in holder), _TRUTHS[0])
+    holder = row_files.field(holder, name, str)
+  truth = canonical(read_roles(holder))
+  if truth is None:
+    raise ValueError(f"no roles in the solution {holder!r}")
+  return truth

@@ -1,12 +1,8 @@
 """Puzzles about knights, who tell the truth, and knaves, who lie, from a seed.
 
 A claim is `(role, person)` or `(operator, claim, claim)`, a puzzle one claim a
-person. Whether exactly one assignment of roles fits is found out by trying all:
-a claim is evaluated under all 2ⁿ of them at once, as a bit mask whose bit `a`
-belongs to the assignment in which person `i` is a knight where `a` has bit `i`.
-
-Which split a puzzle belongs to depends on its claims alone, not on names, the
-order of people or the order of two claims joined by a symmetric operator.
+person. All 2ⁿ assignments of roles are tried at once: bit `a` of a mask is of
+the one in which person `i` is a knight where `a` has bit `i`.
 """
 
 import hashlib
@@ -19,8 +15,7 @@ Claim = tuple[str, int] | tuple[str, "Claim", "Claim"]
 
 KNIGHT, KNAVE = "knight", "knave"
 ROLES = (KNIGHT, KNAVE)
-MIN_PEOPLE, MAX_PEOPLE = 2, 8
-TEST_PERCENT = 20
+_TEST_PERCENT = 20
 
 # Masks of both sides and of all assignments, to the mask of the claim.
 _APPLY: dict[str, Callable[[int, int, int], int]] = {
@@ -50,22 +45,11 @@ class Puzzle(NamedTuple):
 def draw_puzzle(
   draws: Draws, split: str, *, people: int, compound_rate: float
 ) -> Puzzle:
-  """Draws a puzzle of a split.
+  """Draws a puzzle of a split, with one solution.
 
-  Args:
-    draws: of this puzzle.
-    split: "train" or "test".
-    people: how many, from 2 to 8.
-    compound_rate: probability that a claim joins two by an operator. The first
-      of them is about somebody else than the speaker, as is any single one.
-      Not 0: of claims about one person each, all roles changed in a cycle of
-      people fit as well.
-
-  Returns:
-    The puzzle; its solution is the only one.
-
-  Raises:
-    ValueError: `compound_rate` is not above 0.
+  `compound_rate` is the probability that a claim joins two by an operator. Not
+  0: of claims about one person each, all roles changed in a cycle of people fit
+  as well.
   """
   if not 0 < compound_rate <= 1:
     raise ValueError(f"compound_rate is not above 0: {compound_rate}.")
@@ -80,14 +64,7 @@ def draw_puzzle(
 
 
 def solutions(claims: Sequence[Claim]) -> list[tuple[bool, ...]]:
-  """Tries all assignments of roles.
-
-  Args:
-    claims: of each person.
-
-  Returns:
-    The assignments in which knights, and only they, claim what is true: for
-    each person whether they are a knight.
+  """Returns the assignments in which knights, and only they, say what is true.
 
   >>> solutions([("knave", 1), ("knave", 0)])  # one of them, nobody knows who
   [(True, False), (False, True)]
@@ -107,53 +84,18 @@ def solutions(claims: Sequence[Claim]) -> list[tuple[bool, ...]]:
   ]
 
 
-def is_true(claim: Claim, is_knight: Sequence[bool]) -> bool:
-  """Says whether a claim holds.
-
-  Args:
-    claim: of any depth.
-    is_knight: of each person.
-
-  Returns:
-    Whether it is true.
-
-  >>> is_true(("implies", ("knave", 0), ("knave", 1)), [True, True])
-  True
-  """
-  if claim[0] in ROLES:
-    return is_knight[claim[1]] == (claim[0] == KNIGHT)
-  left, right = (is_true(part, is_knight) for part in claim[1:])
-  return bool(_APPLY[claim[0]](left, right, 1))
-
-
 def operators_of(claim: Claim) -> set[str]:
-  """Returns the operators in a claim.
-
-  Args:
-    claim: of any depth.
-
-  Returns:
-    Their names.
-
-  >>> operators_of(("iff", ("knight", 0), ("knave", 1)))
-  {'iff'}
-  """
+  """Returns the operators in a claim of any depth."""
   if claim[0] in ROLES:
     return set()
   return {claim[0]}.union(*map(operators_of, claim[1:]))
 
 
 def split_of(claims: Sequence[Claim]) -> str:
-  """Returns the split that a puzzle belongs to.
+  """Returns "test" for a fifth of all puzzles, "train" for the others.
 
   People are told apart by what they claim about whom, as far as that goes:
   a puzzle and any renaming of it have the same split.
-
-  Args:
-    claims: of each person.
-
-  Returns:
-    "test" for a fifth of all puzzles, "train" for the others.
   """
   colours = [""] * len(claims)
   for _ in claims:
@@ -162,24 +104,14 @@ def split_of(claims: Sequence[Claim]) -> str:
       for speaker, claim in enumerate(claims)
     ]
   number = int(_digest("/".join(sorted(colours))), 16)
-  return "test" if number % 100 < TEST_PERCENT else "train"
+  return "test" if number % 100 < _TEST_PERCENT else "train"
 
 
 def write_compact(claims: Sequence[Claim], names: Sequence[str]) -> str:
   """Writes a puzzle in few tokens, one line a person.
 
-  Args:
-    claims: of each person.
-    names: of each person.
-
-  Returns:
-    The text.
-
-  >>> claims = [("knave", 1), ("and", ("knight", 0), ("knave", 1))]
-  >>> print(write_compact(claims, ["ann", "bob"]))
-  ann:bob=knave
-  bob:ann=knight and bob=knave
-  <BLANKLINE>
+  >>> write_compact([("knave", 1), ("knight", 0)], ["ann", "bob"])
+  'ann:bob=knave\\nbob:ann=knight\\n'
   """
 
   def write(claim: Claim) -> str:
@@ -187,23 +119,12 @@ def write_compact(claims: Sequence[Claim], names: Sequence[str]) -> str:
       return f"{names[claim[1]]}={claim[0]}"
     return f"{write(claim[1])} {claim[0]} {write(claim[2])}"
 
-  lines = (
-    f"{name}:{write(claim)}\n"
-    for name, claim in zip(names, claims, strict=True)
-  )
-  return "".join(lines)
+  lines = zip(names, claims, strict=True)
+  return "".join(f"{name}:{write(claim)}\n" for name, claim in lines)
 
 
 def write_sentences(claims: Sequence[Claim], names: Sequence[str]) -> str:
-  """Writes a puzzle in English.
-
-  Args:
-    claims: of each person.
-    names: of each person.
-
-  Returns:
-    The text, without a request for a format.
-  """
+  """Writes a puzzle in English, without a request for a format."""
 
   def write(claim: Claim) -> str:
     if claim[0] in ROLES:

@@ -1,11 +1,11 @@
-r"""Answers to mathematical problems: found in a text, normalised, compared.
+r"""Answers in `\boxed{...}`: found in a text, normalised, compared.
 
-An answer stands in `\boxed{...}`. Two answers are equal if they normalise to
-the same string, so that equality is an equivalence: answers can be counted and
-grouped by their normal form.
+Two answers are equal if their normal forms are the same string, so that they
+can be counted and grouped by it.
 """
 
 import fractions
+import itertools
 import re
 
 # A longer answer is compared as text; no number in a data set is near it.
@@ -44,16 +44,10 @@ _TUPLE = re.compile(r"([(\[]|\\\{)(.*)([)\]]|\\\})", re.DOTALL)
 
 
 def extract_answer(text: str) -> str | None:
-  r"""Finds the last complete `\boxed{...}` of a text.
+  r"""Finds the last complete `\boxed{...}` of a text, in linear time.
 
   A box that is never closed does not count, and neither does `\boxed 5`. Of a
-  box in a box the inner one is the last. It takes time linear in the length.
-
-  Args:
-    text: anything.
-
-  Returns:
-    What is in the box, or None.
+  box in a box the inner one is the last.
 
   >>> extract_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}}, so \boxed{3")
   '\\frac{1}{2}'
@@ -75,19 +69,13 @@ def extract_answer(text: str) -> str | None:
 
 
 def normalise_answer(answer: str) -> str:
-  r"""Gives the one form of all ways to write an answer.
+  r"""Returns the one form of all ways to write an answer.
 
   Integers, decimals, ratios, `\frac` and mixed numbers become a fraction in
   lowest terms; thousands separators, dollar signs, units, percent signs, a
   variable before `=` and what only spaces the text go away. Elements of a tuple
   are normalised one by one. Powers, roots and other expressions stay as they
   are written, without spaces. 10 % is 10, not 1/10.
-
-  Args:
-    answer: what is in the box; any text at all.
-
-  Returns:
-    The normal form. Two answers are equal if it is the same.
 
   >>> [normalise_answer(a) for a in (r"\$1,234.50", r"\dfrac{-6}{4}", "x = 7")]
   ['2469/2', '-3/2', '7']
@@ -103,12 +91,6 @@ def normalise_answer(answer: str) -> str:
 
 def parse_number(text: str) -> fractions.Fraction | None:
   r"""Reads an integer, a decimal, a ratio, a `\frac` or a mixed number.
-
-  Args:
-    text: at most `MAX_NUMBER_SIZE` characters; anything longer is no number.
-
-  Returns:
-    The number, or None.
 
   >>> parse_number(r"-1\frac{1}{2}")
   Fraction(-3, 2)
@@ -132,15 +114,7 @@ def parse_number(text: str) -> fractions.Fraction | None:
 
 
 def is_equal(answer: str, reference: str) -> bool:
-  """Whether two answers have the same normal form.
-
-  Args:
-    answer: of the policy.
-    reference: the ground truth.
-
-  Returns:
-    Whether they are equal.
-  """
+  """Whether two answers have the same normal form."""
   return normalise_answer(answer) == normalise_answer(reference)
 
 
@@ -150,16 +124,6 @@ def is_equal_by_math_verify(answer: str, reference: str) -> bool:
   It has no time limit here: the grading process has one. An answer that could
   cost a computer algebra system minutes (a tower of powers, a factorial of
   something large) is compared by its normal form alone.
-
-  Args:
-    answer: of the policy.
-    reference: the ground truth.
-
-  Returns:
-    Whether they are equal.
-
-  Raises:
-    ImportError: math-verify is missing.
   """
   try:
     import math_verify
@@ -269,7 +233,8 @@ def _is_cheap(text: str) -> bool:
   if re.search(r"!|\\(?:sum|prod|int|lim)|binom|gamma|mod", text):
     return False
   # Its parser takes half a minute for 120 parentheses.
-  if _depth(text) > _MAX_DEPTH:
+  steps = ((c in "([{") - (c in ")]}") for c in text)
+  if max(itertools.accumulate(steps, initial=0)) > _MAX_DEPTH:
     return False
   size = 1
   for exponent in re.split(r"\^|\*\*", text)[1:]:
@@ -279,11 +244,3 @@ def _is_cheap(text: str) -> bool:
     for number in re.findall(r"[0-9]+", group[0]):
       size *= max(int(number), 1)
   return size <= _MAX_POWER
-
-
-def _depth(text: str) -> int:
-  depth = deepest = 0
-  for character in text:
-    depth += (character in "([{") - (character in ")]}")
-    deepest = max(deepest, depth)
-  return deepest

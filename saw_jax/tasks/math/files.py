@@ -7,8 +7,7 @@
   problem or question, with an answer    MATH, AIME, AMC, Minerva and others
   or a solution that ends in a box
 
-Names of columns are compared without their case. No data comes with the
-library; where to get it is said in docs/reproducing.md.
+Names of columns are compared without their case.
 """
 
 import pathlib
@@ -16,8 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saw_jax.tasks import base, row_files
-from saw_jax.tasks.math import answers as math_answers
+from saw_jax.tasks import answer_task, base, row_files
+from saw_jax.tasks.math import answers
 
 _PROBLEMS = ("problem", "question")
 _ANSWERS = ("answer", "final_answer", "expected_answer")
@@ -36,59 +35,39 @@ class _Row(NamedTuple):
 def read_examples(
   path: str | pathlib.Path, *, first_key: int = 0, template: str = "{problem}"
 ) -> list[base.Example]:
-  """Reads a file of problems.
+  """Reads a file of problems, counting keys by row.
 
-  Args:
-    path: a `.jsonl`, `.json` or `.parquet` file.
-    first_key: key of the row number 0.
-    template: what is asked, with `{problem}` for the text of the last message.
-
-  Returns:
-    The examples in the file's order, their keys counted by row; of rows with
-    the same messages and the same answer the first. `meta["working"]` is the
-    solution, where there is one.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the columns are none of the known ones, or a row is broken; file
-      and row number (from 0) are named.
-    ImportError: pyarrow is missing, for a parquet file.
+  Of rows with the same messages and the same answer the first one stays.
+  `{problem}` in the template is the text of the last message, and
+  `meta["working"]` the solution, where there is one.
   """
-  path = pathlib.Path(path)
-  examples: list[base.Example] = []
-  seen: set[tuple] = set()
-  read = None
-  for number, raw in enumerate(row_files.read_rows(path)):
-    try:
-      row = _lower_names(raw)
-      read = read or _recognise(row)
-      found = read(row)
-      reference = _reference(found.answer)
-    except ValueError as error:
-      raise ValueError(f"{path}, row {number}: {error}") from error
-    name = (*(m["content"] for m in found.messages), reference)
-    if name in seen:
-      continue
-    seen.add(name)
-    *others, last = found.messages
+  examples: dict[tuple, base.Example] = {}
+  reader = None
+
+  def read(raw: Any) -> tuple[_Row, str]:
+    nonlocal reader
+    if not isinstance(raw, Mapping):
+      raise ValueError("not an object with named fields")
+    row = {str(name).lower(): value for name, value in raw.items()}
+    reader = reader or _recognise(row)
+    found = reader(row)
+    return found, _reference(found.answer)
+
+  rows = row_files.parse_rows(path, read)
+  for number, (row, reference) in enumerate(rows):
+    *others, last = row.messages
     asked = template.replace("{problem}", last["content"])
-    examples.append(
-      base.Example(
-        key=first_key + number,
-        messages=(*others, {**last, "content": asked}),
-        reference=reference,
-        meta={"working": f"{found.working}\n" if found.working else ""},
-      )
+    name = (*(m["content"] for m in row.messages), reference)
+    example = base.Example(
+      key=first_key + number,
+      messages=(*others, {**last, "content": asked}),
+      reference=reference,
+      meta={"working": f"{row.working}\n" if row.working else ""},
     )
+    examples.setdefault(name, example)
   if not examples:
     raise ValueError(f"{path}: no rows.")
-  return examples
-
-
-def _lower_names(row: Any) -> dict[str, Any]:
-  if not isinstance(row, Mapping):
-    raise ValueError("not an object with named fields")
-  return {str(name).lower(): value for name, value in row.items()}
+  return list(examples.values())
 
 
 def _recognise(row: dict[str, Any]):
@@ -109,10 +88,7 @@ def _recognise(row: dict[str, Any]):
 
 
 def _read_verl(row: dict[str, Any]) -> _Row:
-  messages = tuple(
-    {name: row_files.field(m, name, str) for name in ("role", "content")}
-    for m in row_files.field(row, "prompt", list)
-  )
+  messages = row_files.messages(row)
   if not messages or messages[-1]["role"] != "user":
     raise ValueError("field 'prompt' does not end with a message of the user")
   *others, last = messages
@@ -149,7 +125,7 @@ def _read_contest(row: dict[str, Any]) -> _Row:
   name = _first(row, _ANSWERS)
   if name is None:
     answer = row_files.field(row, "solution", str)
-    if math_answers.extract_answer(answer) is None:
+    if answers.extract_answer(answer) is None:
       raise ValueError(r"field 'solution' has no complete \boxed{...}")
   else:
     answer = row_files.field(row, name, (str, int, float, list))
@@ -167,7 +143,7 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
 def _asked(problem: str) -> tuple[dict[str, str], ...]:
   if not problem.strip():
     raise ValueError("the problem is empty")
-  return ({"role": "user", "content": problem.strip()},)
+  return answer_task.ask(problem.strip())
 
 
 def _reference(answer: Any) -> str:
@@ -179,8 +155,8 @@ def _reference(answer: Any) -> str:
       raise ValueError(f"the answer is not finite: {answer!r}")
     answer = f"{answer:.12f}".rstrip("0").rstrip(".")
   text = str(answer).strip()
-  inside = math_answers.extract_answer(text)
+  inside = answers.extract_answer(text)
   text = text if inside is None else inside
-  if not math_answers.normalise_answer(text):
+  if not answers.normalise_answer(text):
     raise ValueError("the answer is empty")
   return text

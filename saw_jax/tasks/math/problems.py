@@ -1,95 +1,59 @@
 r"""Arithmetic made from a seed: expressions, short stories, and their working.
 
-A tree is an integer or `(operation, left, right)`. Every intermediate result is
-an integer from 0 to 999, so that a problem and its working stay short. Which
-split a problem belongs to depends on its expression alone: no expression of the
-test split is ever asked for in training, in digits or in words, whatever the
-seed.
+A tree is an integer or `(operation, left, right)`. No expression of the test
+split is ever asked for in training, in digits or in words, whatever the seed.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+import ast
+import json
+import operator
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from saw_jax.tasks.draws import Draws
+from saw_jax.tasks import base
+from saw_jax.tasks.draws import Draws, split_of
 
 Tree = int | tuple[str, "Tree", "Tree"]
 
-TEST_PERCENT = 20
-MAX_VALUE = 999
+_MAX_VALUE = 999
 LEVELS = (1, 2, 3, 4)
+# Items of one data set of reasoning-gym: some are lists of this length inside.
+_GYM_SIZE = 2**20
 
 _APPLY: dict[str, Callable[[int, int], int]] = {
-  "+": lambda a, b: a + b,
-  "-": lambda a, b: a - b,
-  "*": lambda a, b: a * b,
+  "+": operator.add,
+  "-": operator.sub,
+  "*": operator.mul,
 }
+_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 _RANK = {"+": 1, "-": 1, "*": 2}
 
-NAMES = ("tom", "ann", "sam", "eva")
-THINGS = ("pens", "eggs", "figs", "nuts")
-# Stories of an expression whose operands are named a, b, c from left to right.
-STORIES: dict[str, tuple[str, ...]] = {
-  "a+b": (
-    "{name} has {a} {things} and gets {b} more. how many now?",
-    "{a} {things} and {b} more. how many in all?",
-    "there are {a} red and {b} blue {things}. how many in all?",
-  ),
-  "a-b": (
-    "{name} has {a} {things} and gives {b} away. how many are left?",
-    "{b} of {a} {things} are lost. how many are left?",
-    "{name} had {a} {things} and has {b} now. how many are lost?",
-  ),
-  "a*b": (
-    "{a} bags of {b} {things}. how many in all?",
-    "{name} gets {a} bags with {b} {things} in each. how many in all?",
-    "how many {things} are in {a} bags of {b}?",
-  ),
-  "(a+b)*c": (
-    "{name} gets {a} red and {b} blue {things} on {c} days. how many in all?",
-    "{c} bags with {a} red and {b} blue {things} in each. how many in all?",
-  ),
-  "(a-b)*c": (
-    "{c} bags of {a} {things}, {b} in each are lost. how many are left?",
-  ),
-  "a*b+c": ("{a} bags of {b} {things} and {c} more. how many in all?",),
-  "a*b-c": ("of {a} bags of {b} {things} {c} are lost. how many are left?",),
-  "a+b-c": (
-    "{name} has {a} {things}, gets {b} and gives {c} away. how many now?",
-  ),
-  "a-(b+c)": (
-    "{name} has {a} {things}, {b} are lost and {c} are bad. how many are left?",
-  ),
-}
-
-_A, _B, _C, _D = 0, 1, 2, 3  # Places of operands in a shape.
-# Level -> shapes over places, and the range of each operand.
-_TENS, _UNITS, _TEENS = (10, 99), (2, 9), (2, 19)
-_SHAPES: dict[int, tuple[tuple[Tree, tuple[tuple[int, int], ...]], ...]] = {
-  1: (
-    (("+", _A, _B), ((1, 9),) * 2),
-    (("-", _A, _B), ((1, 9),) * 2),
-  ),
-  2: (
-    (("+", _A, _B), (_TENS, _TENS)),
-    (("-", _A, _B), (_TENS, _TENS)),
-    (("*", _A, _B), (_UNITS, _UNITS)),
-  ),
-  3: (
-    (("*", ("+", _A, _B), _C), (_TEENS, _TEENS, _UNITS)),
-    (("*", ("-", _A, _B), _C), (_TEENS, _TEENS, _UNITS)),
-    (("+", ("*", _A, _B), _C), (_UNITS, _TEENS, _UNITS)),
-    (("-", ("*", _A, _B), _C), (_UNITS, _TEENS, _UNITS)),
-    (("-", ("+", _A, _B), _C), (_TEENS, _TEENS, _TEENS)),
-    (("-", _A, ("+", _B, _C)), (_TENS, _TEENS, _TEENS)),
-    (("-", _A, ("-", _B, _C)), (_TENS, _TEENS, _TEENS)),
-  ),
-  4: (
-    (("*", ("+", _A, _B), ("-", _C, _D)), (_TEENS, _TEENS, _TEENS, _TEENS)),
-    (("+", ("*", _A, _B), ("*", _C, _D)), (_UNITS, _TEENS, _UNITS, _TEENS)),
-    (("-", ("*", ("+", _A, _B), _C), _D), (_TEENS, _TEENS, _UNITS, _TEENS)),
-    (("*", ("-", ("+", _A, _B), _C), _D), (_TEENS, _TEENS, _TEENS, _UNITS)),
-  ),
+# Names, things, and the stories of an expression whose operands are named a, b,
+# c from left to right.
+_WORDS = json.loads(
+  (pathlib.Path(__file__).parent / "assets/stories.json").read_text()
+)
+# Level -> shapes, each with the range of its operands.
+_DIGITS, _TENS, _UNITS, _TEENS = (1, 9), (10, 99), (2, 9), (2, 19)
+_SHAPES = {
+  1: {"a+b": (_DIGITS, _DIGITS), "a-b": (_DIGITS, _DIGITS)},
+  2: {"a+b": (_TENS, _TENS), "a-b": (_TENS, _TENS), "a*b": (_UNITS, _UNITS)},
+  3: {
+    "(a+b)*c": (_TEENS, _TEENS, _UNITS),
+    "(a-b)*c": (_TEENS, _TEENS, _UNITS),
+    "a*b+c": (_UNITS, _TEENS, _UNITS),
+    "a*b-c": (_UNITS, _TEENS, _UNITS),
+    "a+b-c": (_TEENS, _TEENS, _TEENS),
+    "a-(b+c)": (_TENS, _TEENS, _TEENS),
+    "a-(b-c)": (_TENS, _TEENS, _TEENS),
+  },
+  4: {
+    "(a+b)*(c-d)": (_TEENS, _TEENS, _TEENS, _TEENS),
+    "a*b+c*d": (_UNITS, _TEENS, _UNITS, _TEENS),
+    "(a+b)*c-d": (_TEENS, _TEENS, _UNITS, _TEENS),
+    "(a+b-c)*d": (_TEENS, _TEENS, _TEENS, _UNITS),
+  },
 }
 
 
@@ -106,66 +70,89 @@ class Problem(NamedTuple):
 def draw_problem(
   draws: Draws, split: str, *, levels: Sequence[int], word_share: float
 ) -> Problem:
-  """Draws a problem of a split.
+  """Draws a problem of a split, from one of the levels with equal shares.
 
-  Args:
-    draws: of this problem.
-    split: "train" or "test".
-    levels: drawn from with equal shares. 1 is one-digit sums, 2 two-digit sums
-      and the multiplication table, 3 two operations, 4 three operations.
-    word_share: probability of a story; there are none at level 4.
-
-  Returns:
-    The problem.
+  Level 1 is one-digit sums, 2 two-digit sums and the multiplication table, 3
+  two operations, 4 three operations. `word_share` is the probability of a
+  story; there are none at level 4.
   """
   level = draws.choice(levels)
   in_words = draws.chance(word_share) and level < 4
   shapes = [
-    entry
-    for entry in _SHAPES[level]
-    if not in_words or _places(entry[0]) in STORIES
+    (shape, ranges)
+    for shape, ranges in _SHAPES[level].items()
+    if not in_words or shape in _WORDS["stories"]
   ]
   while True:
     shape, ranges = draws.choice(shapes)
-    operands = [draws.choice(range(low, high + 1)) for low, high in ranges]
-    tree = _fill(shape, operands)
-    if _is_small(tree) and split_of(write(tree)) == split:
+    operands = {
+      letter: draws.choice(range(low, high + 1))
+      for letter, (low, high) in zip("abcd", ranges, strict=False)
+    }
+    expression = "".join(str(operands.get(c, c)) for c in shape)
+    tree = _parse(expression)
+    if _is_small(tree) and split_of(expression) == split:
       break
-  expression = write(tree)
   working = work(tree)
   text = f"{expression}="
   if in_words:
-    text = draws.choice(STORIES[_places(shape)]).format(
-      name=draws.choice(NAMES),
-      things=draws.choice(THINGS),
-      **dict(zip("abcd", operands, strict=False)),
+    text = draws.choice(_WORDS["stories"][shape]).format(
+      name=draws.choice(_WORDS["names"]),
+      things=draws.choice(_WORDS["things"]),
+      **operands,
     )
     working = (expression, *working)
   return Problem(text, expression, evaluate(tree), working, level)
 
 
-def split_of(expression: str) -> str:
-  """Returns the split that an expression belongs to.
+def draw_gym_problems(
+  generators: Sequence[str], *, seed: int, split: str, size: int
+) -> list[tuple[str, str, str]]:
+  """Draws (text, answer, generator) of reasoning-gym's generators, in turn.
 
-  Args:
-    expression: as `write` has it.
+  Fewer problems are the first of more. Its item `i` of seed `s` is mostly item
+  `i + 1` of seed `s - 1`, so that two splits with neighbouring seeds would be
+  the same but for one item: here the text decides on the split.
 
-  Returns:
-    "test" for a fifth of all expressions, "train" for the others.
+  References:
+    Reasoning Gym, https://arxiv.org/abs/2505.24760
   """
-  digest = hashlib.sha256(expression.encode()).digest()
-  is_test = int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT
-  return "test" if is_test else "train"
+  try:
+    import reasoning_gym
+    from reasoning_gym import factory
+  except ImportError as error:
+    raise ImportError(
+      "problems='reasoning_gym' needs reasoning-gym: "
+      "pip install 'saw_jax[math]'"
+    ) from error
+  for name in generators:
+    if name not in factory.DATASETS:
+      raise ValueError(
+        f"reasoning-gym has no generator {name!r}: "
+        f"{base.nearest(name, tuple(factory.DATASETS))}"
+      )
+
+  def drawn(name: str) -> Iterator[tuple[str, str, str]]:
+    # Seeds so far apart do not meet.
+    data = reasoning_gym.create_dataset(
+      name, size=_GYM_SIZE, seed=seed * _GYM_SIZE
+    )
+    for item in range(_GYM_SIZE):
+      entry = data[item]
+      if split_of(entry["question"]) == split:
+        yield entry["question"].strip(), str(entry["answer"]).strip(), name
+
+  sources = [drawn(name) for name in generators]
+  try:
+    return [next(sources[index % len(sources)]) for index in range(size)]
+  except StopIteration:
+    raise ValueError(
+      f"reasoning-gym has too few problems for {size} of {split!r}"
+    ) from None
 
 
 def evaluate(tree: Tree) -> int:
   """Returns the value of a tree.
-
-  Args:
-    tree: of any depth.
-
-  Returns:
-    Its value.
 
   >>> evaluate(("-", 20, ("+", 3, 4)))
   13
@@ -177,13 +164,7 @@ def evaluate(tree: Tree) -> int:
 
 
 def write(tree: Tree) -> str:
-  """Writes a tree with the parentheses that it needs.
-
-  Args:
-    tree: of any depth.
-
-  Returns:
-    The expression, without spaces.
+  """Writes a tree with the parentheses that it needs, without spaces.
 
   >>> write(("-", 20, ("+", ("*", 3, 2), 4)))
   '20-(3*2+4)'
@@ -203,19 +184,11 @@ def work(tree: Tree) -> tuple[str, ...]:
   """Returns the steps of a reckoner who can hold one simple sum in mind.
 
   The first operation whose operands are numbers is done, one at a time; the
-  last one is split into tens and units where it is not simple.
-
-  Args:
-    tree: of any depth.
-
-  Returns:
-    Expressions of the same value, each simpler than the one before; neither the
-    tree itself nor its value is among them.
+  last one is split into tens and units where it is not simple. Each step is
+  simpler than the one before; the tree and its value are not among them.
 
   >>> work(("*", ("+", 13, 25), 4))
   ('38*4', '120+32')
-  >>> work(("-", 52, 38)), work(("+", 2, 3))
-  (('22-8',), ())
   """
   steps = []
   while not isinstance(tree, int):
@@ -226,15 +199,10 @@ def work(tree: Tree) -> tuple[str, ...]:
 
 
 def mistake(draws: Draws, answer: int) -> int:
-  """Returns a wrong answer that is near the right one.
+  """Returns a wrong answer near the right one.
 
-  Args:
-    draws: which mistake.
-    answer: the right one.
-
-  Returns:
-    Off by one, two or ten, or with its last digits swapped; never negative
-    unless the answer is.
+  It is off by one, two or ten, or has its last digits swapped, and is never
+  negative unless the answer is.
   """
   size, sign = abs(answer), -1 if answer < 0 else 1
   near = {size - 10, size - 2, size - 1, size + 1, size + 2, size + 10}
@@ -242,25 +210,19 @@ def mistake(draws: Draws, answer: int) -> int:
   return sign * draws.choice(sorted(n for n in near - {size} if n >= 0))
 
 
-def _places(shape: Tree) -> str:
-  """Returns a shape with letters for its operands, left to right."""
-  if isinstance(shape, int):
-    return "abcd"[shape]
-  text = write(shape)
-  return "".join("abcd"[int(c)] if c.isdigit() else c for c in text)
+def _parse(expression: str) -> Tree:
+  def tree(node: ast.expr) -> Tree:
+    if isinstance(node, ast.BinOp):
+      return _SIGNS[type(node.op)], tree(node.left), tree(node.right)
+    return ast.literal_eval(node)
 
-
-def _fill(shape: Tree, operands: Sequence[int]) -> Tree:
-  if isinstance(shape, int):
-    return operands[shape]
-  operation, left, right = shape
-  return operation, _fill(left, operands), _fill(right, operands)
+  return tree(ast.parse(expression, mode="eval").body)
 
 
 def _is_small(tree: Tree) -> bool:
   if isinstance(tree, int):
     return True
-  return 0 <= evaluate(tree) <= MAX_VALUE and all(map(_is_small, tree[1:]))
+  return 0 <= evaluate(tree) <= _MAX_VALUE and all(map(_is_small, tree[1:]))
 
 
 def _reduce(tree: Tree) -> Tree:

@@ -2,19 +2,17 @@
 
 A drawn corpus is about people, their works and places. A question of one hop
 is answered by one passage; for one of two hops, what the first says has to be
-searched for. Nobody whom a test question is about is asked about in training.
+searched for.
 """
 
-import hashlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from saw_jax.tasks import row_files
-from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.draws import Draws, split_of
 
-TEST_PERCENT = 20
 KINDS = ("birthplace", "job", "author", "country", "author_birthplace")
 KINDS += ("person_country",)
 TWO_HOPS = ("author_birthplace", "person_country")
@@ -56,33 +54,23 @@ class Question(NamedTuple):
   source: str = ""  # the set that it is from, or its kind
 
 
-class Corpus(NamedTuple):
-  """Passages, and the questions of each split."""
-
-  passages: tuple[Passage, ...]
-  questions: Mapping[str, tuple[Question, ...]]
+# Passages, and the questions of each split.
+Corpus = tuple[tuple[Passage, ...], Mapping[str, tuple[Question, ...]]]
+MOST_PEOPLE = len(FIRST) * len(LAST)
 
 
 def draw_corpus(
   num_people: int, *, seed: int = 0, kinds: tuple[str, ...] = KINDS
 ) -> Corpus:
-  """Draws a corpus: people with a birthplace and a job, places, and works.
+  """Draws people with a birthplace and a job, places, and works of some people.
 
-  Args:
-    num_people: how many, at most `most_people()`; two in three wrote a work,
-      while there are titles.
-    seed: of the corpus.
-    kinds: of questions, of `KINDS`.
-
-  Returns:
-    The passages and every question of those kinds, in random order.
-
-  Raises:
-    ValueError: there are not as many people, or a split has no question.
+  Two in three people wrote a work, while there are titles. There is every
+  question of the `kinds`. Nobody whom a test question is about is asked about
+  in training.
   """
-  if not 1 <= num_people <= most_people():
+  if not 1 <= num_people <= MOST_PEOPLE:
     raise ValueError(
-      f"a drawn corpus has 1 to {most_people()} people, not {num_people}."
+      f"a drawn corpus has 1 to {MOST_PEOPLE} people, not {num_people}."
     )
   draws = Draws("corpus", seed)
   names = [f"{a} {b}" for a, b in itertools.product(FIRST, LAST)]
@@ -101,9 +89,7 @@ def draw_corpus(
   ]
   passages += [Passage("", f"the {w} is a book by {author[w]}.") for w in works]
   questions: dict[str, list[Question]] = {"train": [], "test": []}
-  for kind, subject, question in _questions(
-    country=country, city=city, job=job, author=author
-  ):
+  for kind, subject, question in _questions(country, city, job, author):
     if kind in kinds:
       questions[split_of(subject)].append(question._replace(source=kind))
   for split, several in questions.items():
@@ -112,107 +98,61 @@ def draw_corpus(
         f"a corpus of {num_people} people has no question for the split "
         f"{split!r}: draw more people or more kinds of questions."
       )
-  return Corpus(
-    tuple(draws.sample(passages, len(passages))),
-    # In random order: an evaluation takes the first ones.
-    {
-      name: tuple(draws.sample(several, len(several)))
-      for name, several in questions.items()
-    },
-  )
-
-
-def most_people() -> int:
-  """Returns how many people can be drawn.
-
-  Returns:
-    The number.
-  """
-  return len(FIRST) * len(LAST)
-
-
-def split_of(subject: str) -> str:
-  """Returns the split of all questions about somebody or something.
-
-  Args:
-    subject: a person, or a city; of a work its author.
-
-  Returns:
-    "test" for a fifth of them, "train" for the others.
-  """
-  digest = hashlib.sha256(subject.encode()).digest()
-  is_test = int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT
-  return "test" if is_test else "train"
+  # In random order: an evaluation takes the first ones.
+  return tuple(draws.sample(passages, len(passages))), {
+    name: tuple(draws.sample(several, len(several)))
+    for name, several in questions.items()
+  }
 
 
 def read_passages(path: str | pathlib.Path) -> tuple[Passage, ...]:
-  """Reads a corpus.
+  """Reads rows with `contents`, whose first line is the title, or with `text`.
 
-  Args:
-    path: a `.jsonl`, `.json` or `.parquet` file of rows with `contents`, of
-      which the first line is the title, or with `text` and perhaps `title`.
-
-  Returns:
-    The passages.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: a row is something else, or there is none.
+  With `text` there may be a `title`.
   """
-  passages = []
-  for number, row in enumerate(row_files.read_rows(path)):
-    try:
-      if isinstance(row, Mapping) and "contents" in row:
-        title, _, text = row_files.field(row, "contents", str).partition("\n")
-        passages.append(Passage(title, text) if text else Passage("", title))
-      else:
-        text = row_files.field(row, "text", str)
-        title = row.get("title") or ""
-        if not isinstance(title, str):
-          raise ValueError("field 'title' is not a str")
-        passages.append(Passage(title, text))
-    except ValueError as error:
-      raise ValueError(f"{path}, row {number}: {error}") from error
+  passages = tuple(row_files.parse_rows(path, _passage))
   if not passages:
     raise ValueError(f"{path}: there is no passage in it.")
-  return tuple(passages)
+  return passages
 
 
 def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
   """Reads the questions of a public set.
 
-  Args:
-    path: a `.jsonl`, `.json` or `.parquet` file of rows with `question` and
-      one of `golden_answers`, `answers` and `answer`: a text, or a list of
-      texts that are all right. A row's `data_source` names the set; without
-      one the file does, or, if that is called train, dev or test, its folder.
-
-  Returns:
-    The questions.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: a row is something else, or there is none.
+  A row has a `question` and one of `golden_answers`, `answers` and `answer`: a
+  text, or a list of texts that are all right. A row's `data_source` names the
+  set; without one the file does, or, if that is called train, dev or test, its
+  folder.
   """
   file = pathlib.Path(path).absolute()
   is_split = file.stem in ("train", "dev", "test")
   named = file.parent.name if is_split else file.stem
-  questions = []
-  for number, row in enumerate(row_files.read_rows(path)):
-    try:
-      text = row_files.field(row, "question", str).strip()
-      answers = _answers(row)
-      if not text:
-        raise ValueError("field 'question' is empty")
-      source = row.get("data_source") or named
-      if not isinstance(source, str):
-        raise ValueError("field 'data_source' is not a str")
-      questions.append(Question(text, answers, source=source))
-    except ValueError as error:
-      raise ValueError(f"{path}, row {number}: {error}") from error
+  questions = tuple(
+    row_files.parse_rows(path, lambda row: _question(row, named))
+  )
   if not questions:
     raise ValueError(f"{path}: there is no question in it.")
-  return tuple(questions)
+  return questions
+
+
+def _passage(row: Any) -> Passage:
+  if isinstance(row, Mapping) and "contents" in row:
+    title, _, text = row_files.field(row, "contents", str).partition("\n")
+    return Passage(title, text) if text else Passage("", title)
+  text = row_files.field(row, "text", str)
+  title = row_files.field({"title": row.get("title") or ""}, "title", str)
+  return Passage(title, text)
+
+
+def _question(row: Any, named: str) -> Question:
+  text = row_files.field(row, "question", str).strip()
+  answers = _answers(row)
+  if not text:
+    raise ValueError("field 'question' is empty")
+  source = {"data_source": row.get("data_source") or named}
+  return Question(
+    text, answers, source=row_files.field(source, "data_source", str)
+  )
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -228,7 +168,6 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _questions(
-  *,
   country: Mapping[str, str],
   city: Mapping[str, str],
   job: Mapping[str, str],

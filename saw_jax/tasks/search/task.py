@@ -1,30 +1,21 @@
 """Search questions as a task: which there are, and how one is asked.
 
-Two forms of prompts and replies: English with a place to think, and a compact
-one for policies that start from nothing, of few tokens in the tokenizer
-`search`: the question, what was searched for, and what was found; a reply is
-the block alone.
+Prompts and replies are in English with a place to think, or compact: the
+question, what was searched for, and what was found.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.environments import Reply, Situation, Transition
-from saw_jax.tasks.search import (
-  corpus as search_corpus,
-)
-from saw_jax.tasks.search import (
-  questions as search_questions,
-)
+from saw_jax.tasks.environments import History, Reply, Situation, Transition
+from saw_jax.tasks.search import corpus as search_corpus
+from saw_jax.tasks.search import questions as search_questions
 from saw_jax.tasks.search.questions import SearchQuestions
 
-__all__ = ["PIECES", "Expert", "SearchConfig", "SearchTask"]
-
-_FORMS = ("english", "compact")
 _NAMES = (
   *search_corpus.FIRST,
   *search_corpus.LAST,
@@ -67,18 +58,10 @@ class SearchConfig:
   form: str = "english"  # of prompts and replies; or "compact"
 
   def __post_init__(self):
-    if self.form not in _FORMS:
-      raise ValueError(
-        f"unknown form {self.form!r}: {base.nearest(self.form, _FORMS)}"
-      )
+    base.check_choice("form", self.form, environments.FORMS)
     for kind in self.kinds:
-      if kind not in search_corpus.KINDS:
-        raise ValueError(
-          f"unknown kind {kind!r}: {base.nearest(kind, search_corpus.KINDS)}"
-        )
-    for name in ("num_people", "max_steps", "num_passages"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is not positive: {getattr(self, name)}.")
+      base.check_choice("kind", kind, search_corpus.KINDS)
+    base.check_positive(self, "num_people", "max_steps", "num_passages")
     # A config's lists become tuples, so that this can be a key.
     for name in ("kinds", "train", "test"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -94,14 +77,6 @@ class Expert:
   """Answers one question: searches for each hop, then says what was found."""
 
   def __init__(self, env: SearchQuestions):
-    """Looks at the question.
-
-    Args:
-      env: at the start of an episode; whoever steps it, this one looks on.
-
-    Raises:
-      ValueError: the question does not say how it is answered.
-    """
     if not env.question.queries:
       raise ValueError("nobody knows how to answer questions from a file.")
     self._env = env
@@ -115,38 +90,20 @@ class Expert:
     return f"<answer>{question.answers[0]}</answer>"
 
 
-class SearchTask(environments.AgentTask):
+class SearchTask(environments.FormTask):
   """Questions about one corpus, another each seed."""
 
   name = "search"
 
   def __init__(self, config: SearchConfig | None = None):
-    """Draws or reads passages and questions.
-
-    Args:
-      config: of the corpus.
-
-    Raises:
-      FileNotFoundError: a file is not there.
-      ValueError: a file is damaged.
-      ImportError: bm25s is missing.
-    """
-    self.config = SearchConfig() if config is None else config
-    self.max_steps = self.config.max_steps
-    self.max_return = self.config.reward
-    self._library, self._questions = _open(self.config)
+    config = config or SearchConfig()
+    self._library, self._questions = _open(config)
+    sizes = {name: len(several) for name, several in self._questions.items()}
+    super().__init__(config, sizes)
 
   def __reduce__(self):
     # The index is made again where it is needed.
     return type(self), (self.config,)
-
-  def num_episodes(self, split: str) -> int:
-    """Returns how many questions a split has."""
-    if split not in self._questions:
-      raise ValueError(
-        f"no split {split!r}: {base.nearest(split, [*self._questions])}"
-      )
-    return len(self._questions[split])
 
   def category(self, split: str, seed: int) -> str:
     """Returns the set that a question is from, or its kind."""
@@ -154,7 +111,7 @@ class SearchTask(environments.AgentTask):
 
   def make(self, split: str) -> SearchQuestions:
     """Makes an environment, whose `reset` takes a seed of the split."""
-    self.num_episodes(split)  # says so if there is no such split
+    self.num_episodes(split)  # raises if there is no such split
     return SearchQuestions(
       self._library,
       self._questions[split],
@@ -163,9 +120,7 @@ class SearchTask(environments.AgentTask):
       num_passages=self.config.num_passages,
     )
 
-  def prompts(
-    self, situation: Situation, history: Sequence[tuple[str, str]]
-  ) -> Iterator[str]:
+  def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     """Yields prompts with less and less history, the oldest left out first."""
     seen = [text for text, _ in history[1:]]
     if history:
@@ -175,7 +130,7 @@ class SearchTask(environments.AgentTask):
     ]
     for shown in range(len(steps), -1, -1):
       last = steps[len(steps) - shown :]
-      if self.config.form == "compact":
+      if self.is_compact:
         told = "|".join(f"{action}{found}" for action, found in last)
         yield f"{situation.task}|{told}>"
       else:
@@ -189,87 +144,44 @@ class SearchTask(environments.AgentTask):
 
   def write_reply(self, action: str) -> str:
     """Returns a completion that asks for an action."""
-    return (
-      action if self.config.form == "compact" else f"<think></think>{action}"
-    )
+    return action if self.is_compact else f"<think></think>{action}"
 
-  def demonstrations(
-    self, count: int, *, seed: int, wrong_rate: float = 0.0
-  ) -> list[Transition]:
-    """Returns steps of an expert that errs at a given rate.
-
-    Episodes are of the training split, cut where they end or are over the
-    limit.
-
-    Args:
-      count: of steps.
-      seed: of the questions and the mistakes.
-      wrong_rate: probability that a step is the search or the answer of any
-        other question instead.
-
-    Returns:
-      The steps, episode by episode.
-
-    Raises:
-      ValueError: it would do nothing right, or questions come from a file.
-    """
-    return list(self._play("train", count, seed, wrong_rate))
+  def expert(self, env: SearchQuestions, draws: Draws) -> Expert:
+    """Returns who searches for each hop, and answers."""
+    del draws
+    return Expert(env)
 
   def held_out(self, count: int) -> list[Transition]:
-    """Returns steps of an expert for test questions, without mistakes.
+    """Returns an expert's steps for test questions; none if from a file."""
+    return [] if self.config.corpus else super().held_out(count)
 
-    Args:
-      count: of steps.
+  def mistake(self, situation: Situation, draws: Draws) -> str:
+    """Returns the search or the answer of any other question."""
+    other = draws.choice(self._questions["train"])
+    if draws.chance(0.5):
+      return f"<search>{other.queries[0]}</search>"
+    return f"<answer>{other.answers[0]}</answer>"
 
-    Returns:
-      The steps, episode by episode; none if questions come from a file.
-    """
-    if self.config.corpus:
-      return []
-    return list(self._play("test", count, 0, 0.0))
-
-  def _play(
-    self, split: str, count: int, seed: int, wrong_rate: float
-  ) -> Iterator[Transition]:
-    steps = environments.play(
-      self.make(split),
-      self._episodes(split, seed),
-      expert=lambda env, draws: Expert(env),
-      mistake=lambda situation, draws: _mistake(
-        draws.choice(self._questions[split]), draws
-      ),
-      wrong_rate=wrong_rate,
-    )
-    return itertools.islice(steps, count)
-
-  def _episodes(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
+  def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
     questions = range(self.num_episodes(split))
-    for episode in itertools.count():
-      draws = Draws("search expert", split, seed, episode)
+    for number in itertools.count():
+      draws = Draws("search expert", split, seed, number)
       yield draws.choice(questions), draws
-
-
-def _mistake(other: search_corpus.Question, draws: Draws) -> str:
-  if draws.chance(0.5):
-    return f"<search>{other.queries[0]}</search>"
-  return f"<answer>{other.answers[0]}</answer>"
 
 
 @functools.lru_cache(maxsize=4)
 def _open(config: SearchConfig):
   """The library and the questions of each split; once a process."""
   if not config.corpus:
-    corpus = search_corpus.draw_corpus(
+    passages, questions = search_corpus.draw_corpus(
       config.num_people, seed=config.seed, kinds=config.kinds
     )
-    return search_questions.Library(corpus.passages), corpus.questions
+    return search_questions.Library(passages), questions
   passages = search_corpus.read_passages(config.corpus)
   questions = {
-    name: tuple(
-      question
-      for path in paths
-      for question in search_corpus.read_questions(path)
+    split: tuple(
+      itertools.chain.from_iterable(map(search_corpus.read_questions, paths))
     )
-    for name, paths in (("train", config.train), ("test", config.test))
+    for split, paths in (("train", config.train), ("test", config.test))
   }
   return search_questions.Library(passages), questions

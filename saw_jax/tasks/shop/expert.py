@@ -5,6 +5,7 @@ listed with which the purchase can score 1, chooses its options, and buys. After
 a mistake it goes on from where that led.
 """
 
+import functools
 import itertools
 
 from saw_jax.tasks.shop import reward as shop_reward
@@ -15,17 +16,12 @@ _MOST_CHOICES = 20_000  # combinations of options that are tried
 
 
 class Expert:
-  """Solves one episode of a shop, one action at a time."""
+  """Solves one episode of a shop from its start, whoever takes the steps."""
 
   def __init__(self, env: Shop):
-    """Decides what to search for.
-
-    Args:
-      env: at the start of an episode; whoever steps it, this one looks on.
-    """
     self._env = env
-    self._wanted = env.catalogue.product(env.instruction.code)
-    self._choices: dict[str, tuple[tuple[str, str], ...] | None] = {}
+    self._wanted = env.catalogue.by_code[env.instruction.code]
+    self._choice = functools.cache(self._choose)
     self._query = self._find_query()
 
   def action(self) -> str:
@@ -37,7 +33,7 @@ class Expert:
       return f"click[{BACK.lower()}]"
     if page.kind == "results":
       return f"click[{self._next_of_results()}]"
-    choice = self._choice(env.catalogue.product(page.code))
+    choice = self._choice(env.catalogue.by_code[page.code])
     if page.kind == "sub" or choice is None:
       return f"click[{PREVIOUS.lower()}]"
     for name, value in choice:
@@ -69,13 +65,8 @@ class Expert:
         return query
     return queries[1].lower()[:200].strip()
 
-  def _choice(self, product: Product) -> tuple[tuple[str, str], ...] | None:
-    """The fewest options with which buying it scores 1; none: it cannot."""
-    if product.code not in self._choices:
-      self._choices[product.code] = self._choose(product)
-    return self._choices[product.code]
-
   def _choose(self, product: Product) -> tuple[tuple[str, str], ...] | None:
+    """The fewest options with which buying it scores 1; none: it cannot."""
     instruction = self._env.instruction
     if product.price > instruction.price_limit:
       return None

@@ -1,11 +1,9 @@
 """What a shop sells and what is asked for: drawn from a seed, or WebShop's own.
 
-A drawn product's name says its kind and two attributes; colour, size and the
-like are options. No two products of a shop have the same name. The files are
-those of WebShop (https://arxiv.org/abs/2207.01206).
+A drawn product's name says its kind and two attributes; colour and size are
+options. The files are those of WebShop (https://arxiv.org/abs/2207.01206).
 """
 
-import hashlib
 import itertools
 import json
 import pathlib
@@ -14,12 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from saw_jax.tasks import draws as draws_lib
 from saw_jax.tasks import row_files
 from saw_jax.tasks.draws import Draws
 
-TEST_PERCENT = 20
 NO_LIMIT = 1_000_000.0  # dollars: of an instruction without a price
-_PRICE_STEP, _MOST_STEPS = 10.0, 99  # limits are 10, 20, ... 990 dollars
 _SHUFFLE_SEED = 233  # with which WebShop orders its instructions
 _LONGEST_CODE = 10
 
@@ -31,17 +28,13 @@ _TECH = ("wireless", "portable", "fast", "waterproof", "light", "long lasting")
 _WEAR = {"color": COLORS, "size": SIZES}
 _ROOM = {"color": COLORS}
 # Kind of product -> its category, its options, its attributes.
-KINDS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]], tuple[str, ...]]]
-KINDS = {
-  **{
-    kind: ("clothing", _WEAR, _CLOTH)
-    for kind in ("shirt", "jacket", "sweater", "dress")
-  },
-  **{kind: ("home", _ROOM, _HOME) for kind in ("table", "chair", "shelf")},
-  **{
-    kind: ("electronics", {}, _TECH) for kind in ("speaker", "lamp", "camera")
-  },
-}
+KINDS = (
+  dict.fromkeys(
+    ("shirt", "jacket", "sweater", "dress"), ("clothing", _WEAR, _CLOTH)
+  )
+  | dict.fromkeys(("table", "chair", "shelf"), ("home", _ROOM, _HOME))
+  | dict.fromkeys(("speaker", "lamp", "camera"), ("electronics", {}, _TECH))
+)
 
 
 class Product(NamedTuple):
@@ -56,9 +49,7 @@ class Product(NamedTuple):
   description: str
   features: tuple[str, ...]
   attributes: tuple[str, ...]
-  options: tuple[
-    tuple[str, tuple[str, ...]], ...
-  ]  # name and values, lower case
+  options: tuple[tuple[str, tuple[str, ...]], ...]  # names, values; lower case
   rating: str = "N.A."
 
 
@@ -72,74 +63,42 @@ class Instruction(NamedTuple):
   price_limit: float  # dollars; NO_LIMIT: none is given
 
 
-class Goods(NamedTuple):
-  """What a shop has, and what is asked for in each split."""
-
-  products: tuple[Product, ...]
-  instructions: Mapping[str, tuple[Instruction, ...]]
+# What a drawn product can be: kinds with two of their attributes.
+_NAMES = tuple(
+  (kind, pair)
+  for kind, (_, _, attributes) in KINDS.items()
+  for pair in itertools.permutations(attributes, 2)
+  if pair[0] < pair[1]
+)
+MOST_PRODUCTS = len(_NAMES)
 
 
 def draw_products(count: int, *, seed: int = 0) -> tuple[Product, ...]:
-  """Draws products.
-
-  Args:
-    count: how many there are, at most `most_products()`.
-    seed: of the shop.
-
-  Returns:
-    The products, no two with the same name.
-
-  Raises:
-    ValueError: there are not as many.
-  """
-  if not 1 <= count <= most_products():
+  """Draws the products of a shop, no two with the same name."""
+  if not 1 <= count <= MOST_PRODUCTS:
     raise ValueError(
-      f"a drawn shop has 1 to {most_products()} products, not {count}."
+      f"a drawn shop has 1 to {MOST_PRODUCTS} products, not {count}."
     )
   draws = Draws("shop", seed)
   chosen = draws.sample(_NAMES, count)
   codes = draws.sample(range(10_000), count)
   return tuple(
-    _product(draws, kind, attributes, code)
-    for (kind, attributes), code in zip(chosen, codes, strict=True)
+    _draw_product(draws, *name, code)
+    for name, code in zip(chosen, codes, strict=True)
   )
-
-
-def most_products() -> int:
-  """Returns how many products can be drawn that differ in name.
-
-  Returns:
-    The number.
-  """
-  return len(_NAMES)
 
 
 def draw_instruction(
   products: Sequence[Product], split: str, seed: int
 ) -> Instruction:
-  """Draws what is asked for in one episode.
-
-  Which split an instruction belongs to depends on the product, the options and
-  nothing else.
-
-  Args:
-    products: of the shop.
-    split: "train" or "test".
-    seed: of the episode.
-
-  Returns:
-    The instruction; its product is what it asks for.
-
-  Raises:
-    ValueError: there is no such split.
-  """
+  """Draws what is asked for in one episode of "train" or "test"."""
   if split not in ("train", "test"):
     raise ValueError(f"there is no split {split!r}, only train and test")
   draws = Draws("instruction", split, seed)
   while True:
     product = draws.choice(products)
     options = tuple(draws.choice(values) for _, values in product.options)
-    if _split_of(product.name, options) == split:
+    if draws_lib.split_of(repr((product.name, options))) == split:
       break
   limit = _limit(product.price, draws)
   chosen = "".join(
@@ -158,7 +117,7 @@ def read_products(
   order: str | pathlib.Path = "",
   num_products: int = 0,
   num_test: int = 500,
-) -> Goods:
+) -> tuple[tuple[Product, ...], dict[str, list[Instruction]]]:
   """Reads WebShop's files.
 
   A price that is a range counts as its middle, and the price that an
@@ -173,28 +132,18 @@ def read_products(
       `num_test` are the test split; empty: WebShop's shuffle decides.
     num_products: how many are read; 0: all.
     num_test: how many instructions are the test split.
-
-  Returns:
-    The products, and the instructions of "train" and "test" about them.
-
-  Raises:
-    FileNotFoundError: a file is not there.
-    ValueError: a file is damaged, or a split is empty.
   """
   known = _read_object(attributes)
   asked = _read_object(instructions)
   goods: dict[str, Product] = {}
   found: list[Instruction] = []
-  for number, row in enumerate(row_files.read_rows(products)):
-    if num_products and number >= num_products:
-      break
-    try:
-      product = _read_product(row, known)
-      if product is None or product.code in goods:
-        continue
-      goods[product.code] = product
-    except ValueError as error:
-      raise ValueError(f"{products}, product {number}: {error}") from error
+  rows = row_files.parse_rows(
+    products, lambda row: _read_product(row, known), "product"
+  )
+  for product in itertools.islice(rows, num_products or None):
+    if product is None or product.code in goods:
+      continue
+    goods[product.code] = product
     try:
       found += _read_instructions(product, asked.get(product.code, []))
     except ValueError as error:
@@ -203,32 +152,29 @@ def read_products(
       ) from error
   if not goods:
     raise ValueError(f"{products}: there is no product in it.")
-  tests = _first_texts(order, num_test) if order else None
-  if tests is None:
+  if order:
+    tests = _first_texts(order, num_test)
+    parts = {
+      "test": [one for one in found if _plain(one.text) in tests],
+      "train": [one for one in found if _plain(one.text) not in tests],
+    }
+  else:
     random.Random(_SHUFFLE_SEED).shuffle(found)
     parts = {"test": found[:num_test], "train": found[num_test:]}
-  else:
-    parts = {"test": [], "train": []}
-    for one in found:
-      is_test = _plain(one.text) in tests
-      parts["test" if is_test else "train"].append(one)
   for split, chosen in parts.items():
     if not chosen:
       raise ValueError(
         f"{instructions}: no instruction is left for the split {split!r}; "
         f"there are {len(found)}, and num_test is {num_test}."
       )
-  return Goods(
-    tuple(goods.values()), {name: tuple(v) for name, v in parts.items()}
-  )
+  return tuple(goods.values()), parts
 
 
-def _product(
+def _draw_product(
   draws: Draws, kind: str, attributes: tuple[str, ...], code: int
 ) -> Product:
   category, options, _ = KINDS[kind]
-  price = 10.0 + int(draws.chance(0.5)) * 10.0
-  price += draws.choice(range(70))
+  price = 10.0 + 10.0 * draws.chance(0.5) + draws.choice(range(70))
   name = f"{' '.join(attributes)} {kind}"
   return Product(
     code=f"B00000{code:04d}",
@@ -247,26 +193,16 @@ def _product(
   )
 
 
-def _split_of(name: str, options: tuple[str, ...]) -> str:
-  digest = hashlib.sha256(repr((name, options)).encode()).digest()
-  is_test = int.from_bytes(digest[:4], "big") % 100 < TEST_PERCENT
-  return "test" if is_test else "train"
-
-
 def _limit(price: float, draws: Draws) -> float:
   """The higher of two of the next four multiples of 10 dollars, as WebShop."""
-  above = [
-    limit
-    for limit in (_PRICE_STEP * i for i in range(1, _MOST_STEPS + 1))
-    if limit > price
-  ][:4]
+  limits = [10.0 * i for i in range(1, 100)]  # 10, 20, ... 990 dollars
+  above = [limit for limit in limits if limit > price][:4]
   return max(draws.sample(above, 2)) if len(above) >= 2 else NO_LIMIT
 
 
 def _price_text(limit: float) -> str:
-  if limit >= NO_LIMIT:
-    return ""
-  return f", and price lower than {limit:.2f} dollars"
+  price = f", and price lower than {limit:.2f} dollars"
+  return price if limit < NO_LIMIT else ""
 
 
 def _read_object(path: str | pathlib.Path) -> Mapping[str, Any]:
@@ -296,12 +232,12 @@ def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
     raise ValueError(f"the attributes of {code} are not an object")
   attributes = entry.get("attributes", ["DUMMY_ATTR"])
   price, tag = _read_price(row.get("pricing"))
-  category = field(row, "product_category", str)
+  categories = field(row, "product_category", str).split("\u203a")
   return Product(
     code=code.upper(),
     name=field(row, "name", str),
     query=field(row, "query", str).lower().strip(),
-    categories=tuple(part.strip() for part in category.split("\u203a")),
+    categories=tuple(map(str.strip, categories)),
     price=price,
     price_tag=tag,
     description=field(row, "full_description", (str, type(None))) or "",
@@ -351,10 +287,8 @@ def _read_instructions(product: Product, rows: Any) -> list[Instruction]:
   found = []
   for number, row in enumerate(rows):
     text = row_files.field(row, "instruction", str).strip().strip(".")
-    attributes = _texts(
-      row_files.field(row, "instruction_attributes", list),
-      "instruction_attributes",
-    )
+    attributes = row_files.field(row, "instruction_attributes", list)
+    attributes = _texts(attributes, "instruction_attributes")
     options = row_files.field(row, "instruction_options", (list, dict))
     if isinstance(options, dict):
       options = list(options.values())
@@ -390,11 +324,3 @@ def _plain(text: str) -> str:
   """An instruction as `human_goals.json` has it: no price, no quotes."""
   text = text.lower().partition(", and price lower than")[0]
   return re.sub(r"[\"']", "", text).strip().strip(".").strip()
-
-
-_NAMES = tuple(
-  (kind, pair)
-  for kind, (_, _, attributes) in KINDS.items()
-  for pair in itertools.permutations(attributes, 2)
-  if pair[0] < pair[1]
-)

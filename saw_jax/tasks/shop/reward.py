@@ -8,7 +8,7 @@ References:
 import re
 from collections.abc import Mapping
 
-from saw_jax.tasks.search.index import STOP_WORDS
+from saw_jax.tasks.search_index import STOP_WORDS
 from saw_jax.tasks.shop.products import COLORS, Instruction, Product
 
 _ALIKE = 85  # of 100; above, two texts are taken for the same
@@ -66,15 +66,7 @@ def score(
 
 
 def type_score(product: Product, wanted: Product) -> float:
-  """Says whether a product is of the kind that is wanted.
-
-  Args:
-    product: what is bought.
-    wanted: what the instruction is about.
-
-  Returns:
-    1, 0.5, 0.1 or 0.
-  """
+  """Returns 1, 0.5, 0.1 or 0: is a product of the kind that is wanted?"""
   words, known = _words(wanted.name), _words(product.name)
   share = len(words & known) / len(words) if words else 0.2
   if share == 0:
@@ -88,15 +80,9 @@ def type_score(product: Product, wanted: Product) -> float:
 
 
 def likeness(one: str, other: str) -> int:
-  """Compares the sets of words of two texts.
+  """Compares the sets of words of two texts: 100 if one's are all in the other.
 
-  Args:
-    one: a text.
-    other: another.
-
-  Returns:
-    0 to 100; 100 if the words of one are all in the other. It is
-    `token_set_ratio` of the library thefuzz, which WebShop uses.
+  It is `token_set_ratio` of the library thefuzz, which WebShop uses.
 
   >>> likeness("long sleeve", "shirt with long sleeves")
   65

@@ -1,12 +1,9 @@
-"""Readers of texts with their summaries, and what leaks from train to test.
+"""Readers of texts with their summaries, without leaks from train to test.
 
-  columns                           read as
-  text, summary                     docsum, which comes with the library
-  post, summary; with title or not  Reddit TL;DR
-  prompt, completion or label       Reddit TL;DR with the title in the prompt
-
-Rows of a held-out file may be in a training file too, word for word or nearly:
-`without_leaks` leaves such training rows out.
+columns                           read as
+text, summary                     docsum, which comes with the library
+post, summary; with title or not  Reddit TL;DR
+prompt, completion or label       Reddit TL;DR with the title in the prompt
 """
 
 import collections
@@ -17,10 +14,10 @@ from typing import Any, NamedTuple
 
 from saw_jax.tasks import row_files
 
-DOCSUM = pathlib.Path(__file__).parent / "assets" / "docsum"
+_DOCSUM = pathlib.Path(__file__).parent / "assets" / "docsum"
 DOCSUM_FILES = {
-  "train": (DOCSUM / "train_apache.jsonl", DOCSUM / "train_bsd.jsonl"),
-  "test": (DOCSUM / "test.jsonl",),
+  "train": (_DOCSUM / "train_apache.jsonl", _DOCSUM / "train_bsd.jsonl"),
+  "test": (_DOCSUM / "test.jsonl",),
 }
 
 _TEXTS = ("text", "post", "prompt", "document")
@@ -41,31 +38,15 @@ class Row(NamedTuple):
 
 
 def read_rows(paths: Sequence[str | pathlib.Path]) -> list[Row]:
-  """Reads files of texts with summaries, one after the other.
+  """Reads files of texts with summaries, numbering rows over all of them.
 
-  Args:
-    paths: `.jsonl`, `.json` or `.parquet` files.
-
-  Returns:
-    The rows in order, numbered from 0 over all files. A title is put before its
-    text, and a "TL;DR:" that ends a text is cut. `meta` has the row's `name`,
-    `package` and `licence`, where there are any.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the columns are none of the known ones, or a row is broken; file
-      and row number (from 0) are named.
-    ImportError: pyarrow is missing, for a parquet file.
+  A title is put before its text, and a "TL;DR:" that ends a text is cut. `meta`
+  has the row's `name`, `package` and `licence`, where there are any.
   """
-  rows: list[Row] = []
-  for path in paths:
-    for place, raw in enumerate(row_files.read_rows(path)):
-      try:
-        text, summary = _read(raw)
-      except ValueError as error:
-        raise ValueError(f"{path}, row {place}: {error}") from error
-      meta = {k: raw[k] for k in ("name", "package", "licence") if k in raw}
-      rows.append(Row(len(rows), text, summary, meta))
+  found = [
+    parts for path in paths for parts in row_files.parse_rows(path, _read)
+  ]
+  rows = [Row(number, *parts) for number, parts in enumerate(found)]
   if not rows:
     raise ValueError(f"{', '.join(map(str, paths))}: no rows.")
   return rows
@@ -77,13 +58,6 @@ def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
   A row leaks if its summary has the words of a held-out summary, or if its text
   shares at least a fifth of the runs of eight words that the shorter of it and
   one held-out text has.
-
-  Args:
-    train: rows to choose from.
-    test: rows that are held out.
-
-  Returns:
-    The training rows that are left, in their order.
   """
   summaries = {tuple(_words(row.summary)) for row in test}
   sizes, owners = [], collections.defaultdict(set)
@@ -106,7 +80,7 @@ def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
   return [row for row in train if not leaks(row)]
 
 
-def _read(row: Any) -> tuple[str, str]:
+def _read(row: Any) -> tuple[str, str, dict[str, Any]]:
   if not isinstance(row, Mapping):
     raise ValueError("not an object with named fields")
   names = [
@@ -127,7 +101,8 @@ def _read(row: Any) -> tuple[str, str]:
   for what, words in (("text", text), ("summary", summary)):
     if not any(map(str.isalnum, words)):
       raise ValueError(f"the {what} has no letter and no digit")
-  return text, summary
+  meta = {k: row[k] for k in ("name", "package", "licence") if k in row}
+  return text, summary, meta
 
 
 def _words(text: str) -> list[str]:

@@ -1,19 +1,14 @@
 """A language model that scores text, behind any OpenAI-compatible endpoint.
 
-One request a text: the rubric as the system's message, and what is judged as a
-JSON document in the user's, so that no text can end it and start another. The
-reply is read strictly. What the judge does not say in numbers is no score: a
-reply in prose, an endpoint that fails and a deadline that passes give a
-`Verdict` without one, which is masked and never 0.
-
-The key of the endpoint comes from an environment variable, goes into one
-header, and is neither written anywhere nor in any message.
+What is judged goes as a JSON document, so that no text can end it and start
+another. What the judge does not say in numbers is no score: it is masked, and
+never 0. The endpoint's key goes into one header, and into no file or message.
 """
 
 import collections
 import dataclasses
 import hashlib
-import http
+import http.client
 import json
 import logging
 import math
@@ -24,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib import parse
 
+from saw_jax.tasks import answer_task
 from saw_jax.tasks.summaries.judge_cache import JudgeCache
 
 RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
-MINIMUM, MAXIMUM = 0.0, 10.0
 
 _LOG = logging.getLogger(__name__)
 # What will be no better next time, whatever is asked: nobody should pay for it.
@@ -44,19 +39,22 @@ class JudgeError(ValueError):
   """The judge cannot be asked at all; the message says what to change."""
 
 
-class Unreadable(ValueError):
-  """A reply has no scores; the message says why."""
-
-
 class _Failure(Exception):
-  """An attempt that failed: why, and whether another one may do better."""
+  """An attempt that failed; without a pause, another one will do no better."""
 
   def __init__(
-    self, problem: str, *, is_late: bool = False, pause_s: float | None = None
+    self, problem: str, *, kind: str = "failed", pause_s: float | None = None
   ):
     super().__init__(problem)
-    self.is_late = is_late
-    self.pause_s = pause_s  # None: do not try again
+    self.kind = kind
+    self.pause_s = pause_s
+
+
+class Unreadable(_Failure):
+  """A reply has no scores; the message says why."""
+
+  def __init__(self, problem: str):
+    super().__init__(problem, kind="unreadable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,25 +107,10 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-  """Scores summaries of texts; its cache is shared by all that have its file.
-
-  Attributes:
-    counts: verdicts of this process by what they are: `cached`, `scored`, or
-      unscored as `unreadable`, `late` or `failed`.
-  """
+  """Scores summaries; its cache is shared by all that have its file."""
 
   def __init__(self, config: JudgeConfig, components: Sequence[str]):
-    """Reads the rubric and opens the cache; nobody is asked yet.
-
-    Args:
-      config: whom to ask.
-      components: what is scored, as the rubric and the reply call it.
-
-    Raises:
-      JudgeError: the rubric is absent, or does not name a component.
-      JudgeCacheError: the cache cannot be used.
-      ImportError: httpx is missing.
-    """
+    """Reads the rubric and opens the cache; nobody is asked yet."""
     self._config, self._components = config, tuple(components)
     path = pathlib.Path(config.rubric) if config.rubric else RUBRIC
     if not path.is_file():
@@ -139,6 +122,8 @@ class Judge:
     self._digest = hashlib.sha256(self._rubric.encode()).hexdigest()
     self._cache = JudgeCache(config.cache)
     self._client: Any = None
+    # Verdicts of this process by what they are: `cached`, `scored`, or unscored
+    # as `unreadable`, `late` or `failed`.
     self.counts: collections.Counter[str] = collections.Counter()
     _import_httpx()
 
@@ -147,21 +132,10 @@ class Judge:
     return {**self.__dict__, "_client": None, "counts": collections.Counter()}
 
   def judge(self, source: str, summary: str) -> Verdict:
-    """Scores a summary, from the cache or by asking.
+    """Scores a summary, from the cache or by asking, within `limit_s` seconds.
 
-    Args:
-      source: what was summarised; the judge sees its first 20,000 characters.
-      summary: what was written, any text; the judge sees its first 4,000
-        characters.
-
-    Returns:
-      The verdict. The judge gets `limit_s` at most, and a verdict with scores
-      is cached.
-
-    Raises:
-      JudgeError: the endpoint refuses all requests: a wrong key, address or
-        model.
-      JudgeCacheError: the cache is damaged or locked.
+    The judge sees the first 20,000 characters of the source and 4,000 of the
+    summary. Raises a `JudgeError` where the endpoint refuses all requests.
     """
     key = self._key(source, summary)
     found = self._cache.get(key)
@@ -170,11 +144,8 @@ class Judge:
       return Verdict(tuple(found[name] for name in self._components))
     try:
       scores = self._cache.put(key, self._ask(source, summary))
-    except Unreadable as error:
-      return self._unscored("unreadable", str(error))
     except _Failure as error:
-      kind = "late" if error.is_late else "failed"
-      return self._unscored(kind, str(error))
+      return self._unscored(error.kind, str(error))
     self.counts["scored"] += 1
     return Verdict(tuple(scores[name] for name in self._components))
 
@@ -182,11 +153,8 @@ class Judge:
     self.counts[kind] += 1
     count = sum(self.counts[k] for k in ("unreadable", "late", "failed"))
     if count & (count - 1) == 0:  # 1, 2, 4, 8: a log that does not drown
-      _LOG.warning(
-        "the judge left %d text(s) unscored, the last one since %s",
-        count,
-        problem,
-      )
+      told = "the judge left %d text(s) unscored, the last one since %s"
+      _LOG.warning(told, count, problem)
     return Verdict(None, problem, is_late=kind == "late")
 
   def _key(self, source: str, summary: str) -> str:
@@ -201,17 +169,16 @@ class Judge:
       "text": source[:_MOST_SOURCE_CHARS],
       "summary": summary[:_MOST_SUMMARY_CHARS],
     }
-    body = json.dumps(
-      {
-        "model": config.model,
-        "messages": [
-          {"role": "system", "content": self._rubric},
-          {"role": "user", "content": json.dumps(judged)},
-        ],
-        "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
-      }
-    ).encode()
+    document = {
+      "model": config.model,
+      "messages": [
+        {"role": "system", "content": self._rubric},
+        *answer_task.ask(json.dumps(judged)),
+      ],
+      "temperature": config.temperature,
+      "max_tokens": config.max_tokens,
+    }
+    body = json.dumps(document).encode()
     deadline = time.monotonic() + config.limit_s
     pause = config.backoff_s
     for attempt in range(1, config.attempts + 1):
@@ -236,7 +203,7 @@ class Judge:
     leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest=latest)
     if leaves is None:
       raise _Failure(
-        f"{rate:g} requests a minute leave no time for it", is_late=True
+        f"{rate:g} requests a minute leave no time for it", kind="late"
       )
     time.sleep(max(leaves - time.time(), 0.0))
 
@@ -246,7 +213,7 @@ class Judge:
     end = min(time.monotonic() + self._config.request_limit_s, deadline)
     left = end - time.monotonic()
     if left <= 0:
-      raise _Failure("its time is over", is_late=True)
+      raise _Failure("its time is over", kind="late")
     if self._client is None:
       self._client = httpx.Client(headers=self._headers())
     url = f"{self._config.url.rstrip('/')}/chat/completions"
@@ -262,10 +229,10 @@ class Judge:
           if len(reply) > _MOST_REPLY_BYTES:
             raise Unreadable("its reply does not end")
           if time.monotonic() > end:
-            raise _Failure("it took too long", is_late=True, pause_s=0.0)
+            raise _Failure("it took too long", kind="late", pause_s=0.0)
     # Only the kind of an error is told: its text might hold a header.
     except httpx.TimeoutException as error:
-      raise _Failure("it took too long", is_late=True, pause_s=0.0) from error
+      raise _Failure("it took too long", kind="late", pause_s=0.0) from error
     except httpx.HTTPError as error:
       raise _Failure(
         f"the connection failed ({type(error).__name__})", pause_s=0.0
@@ -290,20 +257,10 @@ class Judge:
 
 
 def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
-  """Reads a judge's reply.
+  """Reads a judge's reply: a JSON object with a number from 0 to 10 for each.
 
-  Args:
-    text: with one JSON object that has a number from 0 to 10 for each
-      component; reasoning up to `</think>`, and words around the object, are
-      passed over. More such objects must say the same.
-    components: the names.
-
-  Returns:
-    The scores.
-
-  Raises:
-    Unreadable: there is no such object, a value is no number or out of range,
-      or two objects differ.
+  Reasoning up to `</think>`, and words around the object, are passed over. More
+  such objects must say the same.
 
   >>> read_scores('Here: {"quality": 7, "conciseness": 9.5}', ["quality"])
   {'quality': 7.0}
@@ -318,10 +275,9 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
     try:
       document, end = decoder.raw_decode(text, place)
     except (ValueError, RecursionError):
-      end = place + 1
-    else:
-      if set(components) <= set(document):
-        found.append({name: document[name] for name in components})
+      document, end = {}, place + 1
+    if set(components) <= set(document):
+      found.append({name: document[name] for name in components})
     place = text.find("{", end)
   if not found:
     raise Unreadable("its reply has no JSON object with the scores")
@@ -329,7 +285,7 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
     for name, value in scores.items():
       is_number = isinstance(value, int | float) and not isinstance(value, bool)
       # NaN is in no range.
-      if not (is_number and MINIMUM <= value <= MAXIMUM):
+      if not (is_number and 0 <= value <= 10):
         raise Unreadable(f"its {name} is no number from 0 to 10")
     if scores != found[0]:
       raise Unreadable("its reply has scores that differ")
@@ -346,8 +302,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_status(status: int, headers: Any, url: str) -> None:
   if status == 200:
     return
-  known = status in {one.value for one in http.HTTPStatus}
-  phrase = f"{status} {http.HTTPStatus(status).phrase if known else ''}".strip()
+  phrase = f"{status} {http.client.responses.get(status, '')}".strip()
   if status in _REFUSALS or 300 <= status < 400:
     raise JudgeError(
       f"the judge at {url} answers {phrase}: judge.url, judge.model or the key "

@@ -1,10 +1,8 @@
 """What a judge has said, and when it may be asked again: one SQLite file.
 
-Verdicts cost money or minutes, so the file is made to be killed at any moment
-and to be shared by all worker processes of a run, and of several runs. Each
-operation opens the file, makes one short transaction and closes it. The journal
-is SQLite's rollback journal, as a write-ahead log does not work on the network
-file systems where run directories lie.
+It may be killed at any moment, and is shared by all processes of several runs:
+each operation opens it, makes one short transaction and closes it. The journal
+is no write-ahead log, which does not work on network file systems.
 """
 
 import contextlib
@@ -32,15 +30,9 @@ class JudgeCache:
   """Verdicts by key, and a queue for requests; any number may have it open."""
 
   def __init__(self, path: str | os.PathLike, *, busy_s: float = _BUSY_S):
-    """Opens a cache, or makes an empty one with the folders above it.
+    """Opens a cache, or makes an empty one; another file is left as it is.
 
-    Args:
-      path: of the file.
-      busy_s: longest wait for another process, in seconds.
-
-    Raises:
-      JudgeCacheError: the file is damaged, locked, or something else. It is
-        left as it is.
+    `busy_s` is the longest wait for another process, in seconds.
     """
     self.path = pathlib.Path(path)
     self._busy_s = busy_s
@@ -62,17 +54,7 @@ class JudgeCache:
       )
 
   def get(self, key: str) -> dict[str, float] | None:
-    """Looks a verdict up.
-
-    Args:
-      key: of what was judged, by whom and how.
-
-    Returns:
-      A score by component, or None if there is none yet.
-
-    Raises:
-      JudgeCacheError: the file is damaged or locked.
-    """
+    """Returns a verdict, a score by component, or None."""
     with self._transaction() as connection:
       row = connection.execute(
         "SELECT scores FROM verdicts WHERE key = ?", (key,)
@@ -80,18 +62,7 @@ class JudgeCache:
     return None if row is None else json.loads(row[0])
 
   def put(self, key: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Keeps a verdict, unless there is one already: the first one counts.
-
-    Args:
-      key: of what was judged, by whom and how.
-      scores: by component.
-
-    Returns:
-      The verdict that counts.
-
-    Raises:
-      JudgeCacheError: the file is damaged or locked.
-    """
+    """Keeps a verdict unless there is one, and returns the one that counts."""
     with self._transaction() as connection:
       connection.execute(
         "INSERT OR IGNORE INTO verdicts VALUES (?, ?)",
@@ -107,17 +78,8 @@ class JudgeCache:
   ) -> float | None:
     """Takes the next place in the queue of requests to a model.
 
-    Args:
-      model: whose queue it is.
-      interval_s: least time between two requests, in seconds.
-      latest: a place after this time is not taken, in seconds since the epoch.
-
-    Returns:
-      The time at which the request may leave, in seconds since the epoch, or
-      None if that is too late.
-
-    Raises:
-      JudgeCacheError: the file is damaged or locked.
+    Two places are `interval_s` seconds apart. Returns when the request may
+    leave, or None if that is after `latest`, in seconds since the epoch.
     """
     with self._transaction() as connection:
       row = connection.execute(

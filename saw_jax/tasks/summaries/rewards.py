@@ -1,15 +1,7 @@
-"""Rule rewards of a summary: quality and conciseness, each from 0 to 10.
+"""Rule rewards of a summary, which stand in for a judge: each from 0 to 10.
 
-They stand in for a judge where there is none. Quality compares the words of a
-summary with those of a reference and takes off for copying and for repetition;
-conciseness is a matter of length alone. Neither knows what a text means.
-
-Each is a pure function of texts, defined for any text at all. Texts are cut
-before anything that takes more than linear time, so that no text is expensive.
-
-References:
-  Lin, 2004. ROUGE: A Package for Automatic Evaluation of Summaries.
-  https://aclanthology.org/W04-1013/
+They are pure functions of any text at all, which is cut before anything that
+takes more than linear time.
 """
 
 import collections
@@ -33,14 +25,7 @@ _LONG_WORD = re.compile(r"(\w{40})\w+")
 
 
 def is_empty(summary: str) -> bool:
-  """Returns whether a text has no letter and no digit.
-
-  Args:
-    summary: any text.
-
-  Returns:
-    True for one of spaces and signs alone.
-  """
+  """Whether a text has no letter and no digit."""
   return not any(map(str.isalnum, summary))
 
 
@@ -49,45 +34,22 @@ def quality(summary: str, reference: str, source: str) -> float:
 
     quality = 10 · F · (1 − c / 2) · (1 − r)
 
-  with F of `rouge_l`, c of `copied_share` and r of `repeated_share`.
-
-  Args:
-    summary: any text; only its first 2,000 characters count.
-    reference: what somebody wrote; only its first 2,000 characters count.
-    source: what was summarised; only its first 20,000 characters count.
-
-  Returns:
-    From 0, for an empty summary or one without a word of the reference, to 10,
-    for the reference itself.
-
-  Raises:
-    ImportError: rouge-score is missing.
+  with F of `rouge_l`, c of `copied_share` and r of `repeated_share`: from 0 to
+  10, for the reference itself. Here and below only the first 2,000 characters
+  of summary and reference count, and the first 20,000 of the source.
   """
-  copied = copied_share(summary, reference, source)
-  repeated = repeated_share(summary, reference)
-  return (
-    BEST
-    * rouge_l(summary, reference)
-    * (1.0 - _COPY_COST * copied)
-    * (1.0 - repeated)
-  )
+  new = 1.0 - _COPY_COST * copied_share(summary, reference, source)
+  once = 1.0 - repeated_share(summary, reference)
+  return BEST * rouge_l(summary, reference) * new * once
 
 
 def conciseness(summary: str, *, target_chars: int, limit_chars: int) -> float:
-  """Scores how short a summary is.
+  """Scores how short a summary is, from 0 to 10.
 
     conciseness = 10 · clip((limit − n) / (limit − target), 0, 1)
 
-  for n characters without the white space around them. Characters are counted,
-  since the number of words can be lowered by writing them together.
-
-  Args:
-    summary: any text.
-    target_chars: longest summary that scores 10.
-    limit_chars: shortest summary that scores 0, above the target.
-
-  Returns:
-    From 0 to 10; 0 for an empty summary.
+  for n characters without the white space around them; 0 for an empty summary.
+  Words are not counted, as there are fewer of them if written together.
   """
   if is_empty(summary):
     return 0.0
@@ -96,51 +58,31 @@ def conciseness(summary: str, *, target_chars: int, limit_chars: int) -> float:
 
 
 def rouge_l(summary: str, reference: str) -> float:
-  """Measures the longest common subsequence of words, ROUGE-L.
+  """Returns ROUGE-L, of the longest common subsequence of words.
 
     F = 2 P R / (P + R),   P = LCS / |summary|,   R = LCS / |reference|
 
-  in words of ASCII letters and digits, of which `rouge-score` takes the stems.
-
-  Args:
-    summary: any text; only its first 2,000 characters count.
-    reference: likewise.
-
-  Returns:
-    F, from 0 to 1; 0 where either has no such word.
-
-  Raises:
-    ImportError: rouge-score is missing.
+  in stems of words of ASCII letters and digits; 0 where either has none.
   """
-  found = _scorer().score(
-    *(
-      _LONG_WORD.sub(r"\1", text[:_MOST_SUMMARY_CHARS])
-      for text in (reference, summary)
-    )
+  texts = (
+    _LONG_WORD.sub(r"\1", text[:_MOST_SUMMARY_CHARS])
+    for text in (reference, summary)
   )
-  return float(found["rougeL"].fmeasure)
+  return float(_scorer().score(*texts)["rougeL"].fmeasure)
 
 
 def copied_share(summary: str, reference: str, source: str) -> float:
-  """Measures how much of a summary is copied from its source.
+  """Returns the share of a summary's words that are copied from its source.
 
   A word is copied if it stands in a run of six words that is in the source, and
   not in the reference, whose writer may quote.
 
-  Args:
-    summary: any text; only its first 2,000 characters count.
-    reference: likewise.
-    source: any text; only its first 20,000 characters count.
-
-  Returns:
-    Copied words over all words, from 0 to 1; 0 without words.
-
   >>> copied_share("Gives a b c d e f back", "", "x a b c d e f y")
   0.75
   """
-  words = _words(summary[:_MOST_SUMMARY_CHARS])
-  theirs = set(_runs(_words(source[:_MOST_SOURCE_CHARS]), _COPIED_RUN))
-  theirs -= set(_runs(_words(reference[:_MOST_SUMMARY_CHARS]), _COPIED_RUN))
+  words = _words(summary, _MOST_SUMMARY_CHARS)
+  theirs = set(_runs(_words(source, _MOST_SOURCE_CHARS), _COPIED_RUN))
+  theirs -= set(_runs(_words(reference, _MOST_SUMMARY_CHARS), _COPIED_RUN))
   copied = {
     start + i
     for start, run in enumerate(_runs(words, _COPIED_RUN))
@@ -151,36 +93,25 @@ def copied_share(summary: str, reference: str, source: str) -> float:
 
 
 def repeated_share(summary: str, reference: str) -> float:
-  """Measures how much of a summary repeats what it has said before.
+  """Returns the share of a summary's runs of three words that came before.
 
-  Args:
-    summary: any text; only its first 2,000 characters count.
-    reference: likewise.
-
-  Returns:
-    Of the runs of three words, the share that came before, from 0 to below 1.
-    A run may come as often as it does in the reference.
+  A run may come as often as it does in the reference.
 
   >>> repeated_share("a b c a b c", "")
   0.25
   """
-  runs = _runs(_words(summary[:_MOST_SUMMARY_CHARS]), _REPEATED_RUN)
-  allowed = collections.Counter(
-    _runs(_words(reference[:_MOST_SUMMARY_CHARS]), _REPEATED_RUN)
+  runs, allowed = (
+    collections.Counter(_runs(_words(text, _MOST_SUMMARY_CHARS), _REPEATED_RUN))
+    for text in (summary, reference)
   )
   repeated = sum(
-    max(count - max(allowed[run], 1), 0)
-    for run, count in collections.Counter(runs).items()
+    max(count - max(allowed[run], 1), 0) for run, count in runs.items()
   )
-  return repeated / len(runs) if runs else 0.0
+  return repeated / runs.total() if runs else 0.0
 
 
 def load() -> None:
-  """Imports the library that scores, which takes seconds.
-
-  Raises:
-    ImportError: rouge-score is missing.
-  """
+  """Imports the library that scores, which takes seconds."""
   _scorer()
 
 
@@ -196,8 +127,8 @@ def _scorer() -> Any:
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def _words(text: str) -> list[str]:
-  return _WORD.findall(text.lower())
+def _words(text: str, most_chars: int) -> list[str]:
+  return _WORD.findall(text[:most_chars].lower())
 
 
 def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:

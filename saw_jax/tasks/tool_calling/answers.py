@@ -1,23 +1,18 @@
 """Tool-calling answers as parts: reading, writing, and damaging them.
 
-A policy that is to learn format and correctness at different times has to start
-with some of both. The damages here are the mistakes it starts with; `doctor`
-uses them too, to see that a reward notices them.
+The damages are the mistakes that a policy starts with, so that it learns format
+and calls at different times; the doctor sees that a reward notices them.
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from saw_jax.tasks.tool_calling import (
-  catalogue as tool_catalogue,
-)
-from saw_jax.tasks.tool_calling import (
-  rewards as tool_rewards,
-)
+from saw_jax.tasks.answer_task import Damage
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.tool_calling import catalogue, rewards
 
-Draws = tool_catalogue.Draws
 Call = dict[str, Any]
 Calls = Sequence[Call]
 Names = Sequence[str]
@@ -32,27 +27,12 @@ class Answer(NamedTuple):
 
 
 def write_calls(calls: Calls) -> str:
-  """Writes calls as JSON, one a line.
-
-  Args:
-    calls: each with a "name" and "parameters".
-
-  Returns:
-    The text.
-  """
+  """Writes calls as JSON, one a line."""
   return "\n".join(json.dumps(call) for call in calls)
 
 
 def write(answer: Answer, body: str | None = None) -> str:
-  """Writes an answer in the format that is rewarded.
-
-  Args:
-    answer: the parts.
-    body: what to put between the call tags in place of the answer's calls.
-
-  Returns:
-    The text.
-  """
+  """Writes an answer in the rewarded format, with `body` for its calls."""
   blocks = [f"<think> {answer.thought} </think>"]
   if answer.calls:
     body = write_calls(answer.calls) if body is None else body
@@ -63,25 +43,15 @@ def write(answer: Answer, body: str | None = None) -> str:
 
 
 def read(reference: str) -> Answer:
-  """Reads a ground truth into its parts.
-
-  Args:
-    reference: the ground truth.
-
-  Returns:
-    The parts; `write` makes them a text again.
-
-  Raises:
-    ValueError: it is not in the rewarded format, or a call is not JSON.
-  """
-  if tool_rewards.format_reward(reference, reference) != 1.0:
+  """Reads a ground truth into its parts; `write` makes them a text again."""
+  if rewards.format_reward(reference, reference) != 1.0:
     raise ValueError("the reference is not in the rewarded format")
   calls: tuple[Call, ...] = ()
-  if tool_rewards.CALL in reference:
-    calls = tuple(tool_rewards.read_calls(reference))
+  if rewards.CALL in reference:
+    calls = tuple(rewards.read_calls(reference))
   thought = reference.split("<think>", 1)[1].split("</think>", 1)[0]
   response = None
-  if tool_rewards.RESPONSE in reference:
+  if rewards.RESPONSE in reference:
     response = reference.split("<response>")[1].split("</response>")[0].strip()
   return Answer(thought.strip(), calls, response)
 
@@ -89,39 +59,27 @@ def read(reference: str) -> Answer:
 def canonical(text: str) -> str | None:
   """Returns what an answer does, in one form.
 
-  Args:
-    text: an answer; any text.
-
-  Returns:
-    JSON: `calls`, in their order, and whether a `response` is given. The form
-    is the same for 1 and 1.0, and for any order of parameters. None where calls
-    cannot be read, or there is neither a call nor a response.
+  It is JSON: `calls`, in their order, and whether a `response` is given, the
+  same for 1 and 1.0, and for any order of parameters. None where calls cannot
+  be read, or there is neither a call nor a response.
 
   >>> canonical("<response> hello </response>")
   '{"calls": [], "response": true}'
   """
-  has_response = all(
-    tag in text for tag in (tool_rewards.RESPONSE, tool_rewards.END_RESPONSE)
-  )
-  if tool_rewards.CALL not in text:
+  has_response = rewards.RESPONSE in text and rewards.END_RESPONSE in text
+  if rewards.CALL not in text:
     return _canonical([], True) if has_response else None
-  if tool_rewards.END_CALL not in text:
+  if rewards.END_CALL not in text:
     return None
   # A policy writes anything, nesting past the recursion limit included.
   try:
-    return _canonical(tool_rewards.read_calls(text), has_response)
+    return _canonical(rewards.read_calls(text), has_response)
   except Exception:
     return None
 
 
 def parse_calls(text: str) -> str | None:
-  """Reads calls that somebody typed.
-
-  Args:
-    text: as `canonical` has them, or a list of calls, or one call.
-
-  Returns:
-    The same as `canonical` has it; None if it is nothing of the kind.
+  """Returns calls that somebody typed as `canonical` has them, if they are any.
 
   >>> parse_calls('{"name": "stop", "parameters": {}}')
   '{"calls": [{"name": "stop", "parameters": {}}], "response": false}'
@@ -141,18 +99,7 @@ def parse_calls(text: str) -> str | None:
 
 
 def write_label(label: str, thought: str) -> str:
-  """Writes a ground truth that does what a label says.
-
-  Args:
-    label: as `canonical` has it.
-    thought: to begin with.
-
-  Returns:
-    A text in the rewarded format.
-
-  Raises:
-    ValueError: it is no such label.
-  """
+  """Writes a ground truth that does what a label in canonical form says."""
   parsed = parse_calls(label)
   if parsed is None:
     raise ValueError(f"these are no calls: {label[:60]!r}")
@@ -200,95 +147,50 @@ FORMAT_DAMAGES: dict[str, Callable[[str], str]] = {
 
 
 def damage_format(draws: Draws, text: str) -> str:
-  """Breaks the format of an answer in one of the ways that apply to it.
-
-  Args:
-    draws: the random draws.
-    text: an answer in the rewarded format.
-
-  Returns:
-    The answer with one damage; its calls can still be read.
-  """
+  """Breaks the format of an answer in one of the ways that apply to it."""
   while True:
     damaged = FORMAT_DAMAGES[draws.choice(tuple(FORMAT_DAMAGES))](text)
     if damaged != text:
       return damaged
 
 
+# A call damage takes draws, gold calls and the names of the tools on offer, and
+# returns what to write between the call tags.
+
+
 def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Changes one value: to another of its list, where the tool has one.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, one of them with a parameter.
-    offered: not read.
-
-  Returns:
-    What to put between the call tags.
-  """
-  index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
-  parameters = calls[index]["parameters"]
-  name = draws.choice(tuple(parameters))
-  values = [_other(parameters[name])]
-  tool = tool_catalogue.TOOLS.get(calls[index]["name"])
-  if tool is not None:
-    known = {p.name: p.values for p in tool.parameters}.get(name, ())
-    values = [v for v in known if v != parameters[name]] or values
-  return _change(calls, index, {**parameters, name: draws.choice(values)})
+  """Changes one value: to another of its list, where the tool has one."""
+  index, parameters, name = _pick(draws, calls)
+  value = parameters[name]
+  tool = catalogue.TOOLS.get(calls[index]["name"])
+  lists = {p.name: p.values for p in tool.parameters} if tool else {}
+  others = [other for other in lists.get(name, ()) if other != value]
+  new = draws.choice(others or [_other(value)])
+  return _change(calls, index, {**parameters, name: new})
 
 
 def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Writes one value as another type, as `"3"` for 3.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, one of them with a parameter.
-    offered: not read.
-
-  Returns:
-    What to put between the call tags.
-  """
-  index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
-  parameters = calls[index]["parameters"]
-  name = draws.choice(tuple(parameters))
+  """Writes one value as another type, as `"3"` for 3."""
+  index, parameters, name = _pick(draws, calls)
   value = parameters[name]
   value = [value] if isinstance(value, str) else json.dumps(value)
   return _change(calls, index, {**parameters, name: value})
 
 
 def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Leaves one parameter out.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, one of them with a parameter.
-    offered: not read.
-
-  Returns:
-    What to put between the call tags.
-  """
-  index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
-  parameters = dict(calls[index]["parameters"])
-  del parameters[draws.choice(tuple(parameters))]
-  return _change(calls, index, parameters)
+  """Leaves one parameter out."""
+  index, parameters, name = _pick(draws, calls)
+  left = {key: value for key, value in parameters.items() if key != name}
+  return _change(calls, index, left)
 
 
 def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Adds a parameter that is not in the gold call.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, at least one.
-    offered: not read.
-
-  Returns:
-    What to put between the call tags.
-  """
+  """Adds a parameter that is not in the gold call."""
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
   new = [
     (parameter.name, draws.choice(parameter.values))
-    for tool in tool_catalogue.CATALOGUE
+    for tool in catalogue.CATALOGUE
     for parameter in tool.parameters
     if parameter.name not in parameters
   ]
@@ -297,64 +199,34 @@ def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Calls another of the offered tools, with values of its own.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, at least one.
-    offered: names of the tools that the prompt offers.
-
-  Returns:
-    What to put between the call tags.
-  """
+  """Calls another of the offered tools, with values of its own."""
   index = draws.choice(range(len(calls)))
-  name = calls[index]["name"]
-  others = [other for other in offered if other != name] or [f"{name}_2"]
-  name = draws.choice(others)
-  tool = tool_catalogue.TOOLS.get(name)
-  parameters = calls[index]["parameters"]
-  if tool is not None:
-    parameters = tool.draw_values(draws)
+  call = calls[index]
+  others = [other for other in offered if other != call["name"]]
+  name = draws.choice(others or [f"{call['name']}_2"])
+  tool = catalogue.TOOLS.get(name)
+  parameters = tool.draw_values(draws) if tool else call["parameters"]
   changed = list(calls)
   changed[index] = {"name": name, "parameters": parameters}
   return write_calls(changed)
 
 
 def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Calls one tool more, of a name that the gold calls do not have.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, at least one.
-    offered: names of the tools that the prompt offers.
-
-  Returns:
-    What to put between the call tags.
-  """
+  """Calls one tool more, of a name that the gold calls do not have."""
   used = {call["name"] for call in calls}
   others = [name for name in offered if name not in used]
   name = draws.choice(others) if others else f"{calls[-1]['name']}_2"
-  tool = tool_catalogue.TOOLS.get(name)
-  parameters = tool.draw_values(draws) if tool is not None else {}
+  tool = catalogue.TOOLS.get(name)
+  parameters = tool.draw_values(draws) if tool else {}
   return write_calls([*calls, {"name": name, "parameters": parameters}])
 
 
 def broken_json(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Forgets the last brace.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, at least one.
-    offered: not read.
-
-  Returns:
-    What to put between the call tags.
-  """
+  """Forgets the last brace."""
   return write_calls(calls)[:-1]
 
 
-# Each takes (draws, gold calls, offered names) and returns what to write
-# between the tags, with its share among the wrong calls of demonstrations.
+# With the share of each among the wrong calls of demonstrations.
 CALL_DAMAGES = {
   wrong_value: 0.4,
   wrong_tool: 0.15,
@@ -368,31 +240,14 @@ _NEED_PARAMETERS = (wrong_value, wrong_type, missing_parameter)
 
 
 def applies(damage: Callable[..., str], calls: Calls) -> bool:
-  """Says whether a call damage can be done to these calls.
-
-  Args:
-    damage: one of `CALL_DAMAGES`.
-    calls: the gold calls.
-
-  Returns:
-    False if there is nothing for it to damage.
-  """
-  if not calls:
-    return False
-  return damage not in _NEED_PARAMETERS or any(c["parameters"] for c in calls)
+  """Whether these calls have something for a call damage to damage."""
+  if damage in _NEED_PARAMETERS:
+    return any(call["parameters"] for call in calls)
+  return bool(calls)
 
 
 def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Writes the calls with one mistake, so that they score less than 3.
-
-  Args:
-    draws: the random draws.
-    calls: the gold calls, at least one.
-    offered: names of the tools that the prompt offers.
-
-  Returns:
-    What to put between the call tags.
-  """
+  """Writes the calls with one mistake, so that they score less than 3."""
   damages = [d for d in CALL_DAMAGES if applies(d, calls)]
   shares = [CALL_DAMAGES[damage] for damage in damages]
   return damages[draws.weighted(shares)](draws, calls, offered)
@@ -411,16 +266,6 @@ def demonstrate(
   The two are drawn independently, and no format mistake hides a call: the mean
   format reward of many is `format_rate`, and a share `call_rate` of those with
   a call has the full correctness reward.
-
-  Args:
-    draws: the random draws.
-    reference: the right answer.
-    offered: names of the tools that the prompt offers.
-    format_rate: probability of the right format.
-    call_rate: probability of the right calls, where the reference has any.
-
-  Returns:
-    The answer.
   """
   answer = read(reference)
   right_format = draws.chance(format_rate)
@@ -429,6 +274,64 @@ def demonstrate(
     body = damage_calls(draws, answer.calls, offered)
   text = write(answer, body)
   return text if right_format else damage_format(draws, text)
+
+
+def damages(
+  key: int, reference: str, offered: Names, best: float
+) -> Iterator[Damage]:
+  """Yields each way to damage a reference, the text and its two rewards.
+
+  A mistake in the format must cost the format alone, and one in a call the
+  correctness alone: with one gold call as much as `expected_correctness` says,
+  with more by any amount, which is None.
+  """
+  answer = read(reference)
+  for what, damage in FORMAT_DAMAGES.items():
+    text = damage(reference)
+    if text != reference:
+      yield what, text, (best, 0.0)
+  if not answer.calls:
+    return
+  unclosed = reference.replace("</tool_call>", "")
+  yield "unclosed_call", unclosed, (-3.0, 0.0)
+  swapped = write_calls(answer.calls[::-1])
+  yield "swapped_calls", write(answer, swapped), (3.0, 1.0)
+  for damage in CALL_DAMAGES:
+    if applies(damage, answer.calls):
+      what = damage.__name__
+      body = damage(Draws("inspection", key, what), answer.calls, offered)
+      expected = expected_correctness(what, answer.calls)
+      yield what, write(answer, body), (expected, 1.0)
+
+
+def expected_correctness(what: str, calls: Calls) -> float | None:
+  """Returns the correctness of a gold answer with one named mistake.
+
+  With one gold call of p parameters, S_max = p + 2, and a mistake loses that
+  part of S which it touches. None for several calls, where it depends on which
+  one is hit.
+  """
+  if what == "broken_json":
+    return -3.0
+  if len(calls) != 1:
+    return None
+  p = len(calls[0]["parameters"])
+  lost = {
+    "wrong_value": 1.0,
+    "wrong_type": 1.0,
+    "missing_parameter": 1.0 + 1.0 / max(p, 1),
+    "extra_parameter": 1.0 / (p + 1),
+    "extra_call": 0.5,
+    "wrong_tool": p + 2.0,
+  }[what]
+  return 3.0 - 6.0 * lost / (p + 2)
+
+
+def _pick(draws: Draws, calls: Calls) -> tuple[int, Call, str]:
+  """Draws a call that has parameters, and the name of one of them."""
+  index = draws.choice([i for i, c in enumerate(calls) if c["parameters"]])
+  parameters = calls[index]["parameters"]
+  return index, parameters, draws.choice(tuple(parameters))
 
 
 def _change(calls: Calls, index: int, parameters: Call) -> str:

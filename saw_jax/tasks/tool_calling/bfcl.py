@@ -1,15 +1,7 @@
-"""The Berkeley Function-Calling Leaderboard, by its own data and checker.
+"""The Berkeley Function-Calling Leaderboard (Patil et al., ICML 2025).
 
-The single-turn categories, whose answers are compared as calls and never
-executed. Entries, possible answers and checker are those of the package
-`bfcl-eval`, which is no extra, as its own requirements exclude NumPy 2: it is
-installed without them (`make bfcl`). What is here turns an entry into a prompt,
-a completion into the calls that the checker takes, and categories into
-averages.
-
-References:
-  Patil et al., "The Berkeley Function Calling Leaderboard (BFCL): From Tool Use
-  to Agentic Evaluation of Large Language Models", ICML 2025.
+The single-turn categories, by the data and the checker of the package
+`bfcl-eval`: calls are compared, and never executed.
 """
 
 import contextlib
@@ -24,23 +16,18 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from saw_jax.tasks import base, row_files
-from saw_jax.tasks.tool_calling import rewards as tool_rewards
+from saw_jax.tasks import answer_task, base, row_files
+from saw_jax.tasks.tool_calling import rewards
 
 # What version 3 averages, see `averages`.
-SIMPLE = ("simple_python", "simple_java", "simple_javascript")
-NON_LIVE = (*SIMPLE, "multiple", "parallel", "parallel_multiple", "irrelevance")
-LIVE = (
-  "live_simple",
-  "live_multiple",
-  "live_parallel",
-  "live_parallel_multiple",
-  "live_irrelevance",
-  "live_relevance",
-)
-CATEGORIES = (*NON_LIVE, *LIVE)
-PREFIX = "bfcl_"
-SPLITS = ("bfcl", *(PREFIX + category for category in CATEGORIES))
+_SIMPLE = ("simple_python", "simple_java", "simple_javascript")
+_NON_LIVE = (*_SIMPLE, "multiple", "parallel", "parallel_multiple")
+_NON_LIVE += ("irrelevance",)
+_LIVE = ("live_simple", "live_multiple", "live_parallel")
+_LIVE += ("live_parallel_multiple", "live_irrelevance", "live_relevance")
+CATEGORIES = (*_NON_LIVE, *_LIVE)
+_PREFIX = "bfcl_"
+SPLITS = ("bfcl", *(_PREFIX + category for category in CATEGORIES))
 # Keys of the examples start here, beyond those of any other split.
 FIRST_KEY = 3 * 2**29
 
@@ -64,19 +51,10 @@ class Frame(NamedTuple):
 
 
 def find_frame(example: base.Example) -> Frame:
-  """Takes what all prompts of a file of ToolRL's have in common from one.
+  """Returns what a prompt of ToolRL's has around its tools and its dialogue.
 
-  A policy is asked in the words in which it was trained, whatever they are.
-
-  Args:
-    example: with a system message that lists tools and a user message that ends
-      with what a user says, as ToolRL's rows have them.
-
-  Returns:
-    The text around the tools and around the dialogue.
-
-  Raises:
-    ValueError: the messages do not look like that.
+  A policy is asked in the words in which it was trained, whatever they are: all
+  prompts of a file have the same frame.
   """
   contents = {m["role"]: m["content"] for m in example.messages}
   tools = _TOOLS.search(contents.get("system", ""))
@@ -87,34 +65,22 @@ def find_frame(example: base.Example) -> Frame:
       "'1. Name: ' to a last 'Parameters: ', and its user message has "
       "'<user> ... </user>'"
     )
-  system, user = contents["system"], contents["user"]
   return Frame(
-    before_tools=system[: tools.start()],
-    after_tools=system[tools.end() :],
-    before_history=user[: history.start()],
-    after_history=user[history.end() :],
+    tools.string[: tools.start()],
+    tools.string[tools.end() :],
+    history.string[: history.start()],
+    history.string[history.end() :],
   )
 
 
 def read_category(
   category: str, *, frame: Frame | None = None
 ) -> list[base.Example]:
-  """Reads the entries of a category, with their possible answers.
+  """Reads the entries of a category, with their possible answers as JSON.
 
-  Args:
-    category: in `CATEGORIES`.
-    frame: of the prompts; `None` for the form of generated requests, a line a
-      tool in the system message and what the user says.
-
-  Returns:
-    The examples. `meta` has the `category` and the entry's `id` and
-    `functions`; the reference is JSON: the possible answers, or null where the
-    question is only whether there is a call.
-
-  Raises:
-    ImportError: the package is missing.
-    ValueError: a broken row, or entries and answers that do not belong
-      together.
+  The reference is null where the question is only whether there is a call.
+  Without a frame a prompt has the form of generated requests: a line a tool in
+  the system message, and what the user says.
   """
   if category not in CATEGORIES:
     raise ValueError(
@@ -137,84 +103,47 @@ def read_category(
     (turn,) = row_files.field(entry, "question", list)
     documented = [_document(function, category) for function in functions]
     write = _write_plain if frame is None else functools.partial(_write, frame)
-    examples.append(
-      base.Example(
-        key=start + number,
-        messages=write(documented, turn),
-        reference=json.dumps(answer),
-        meta={
-          "category": category,
-          "id": entry["id"],
-          "functions": functions,
-        },
-      )
-    )
+    meta = {"category": category, "id": entry["id"], "functions": functions}
+    messages = write(documented, turn)
+    reference = json.dumps(answer)
+    examples.append(base.Example(start + number, messages, reference, meta))
   return examples
 
 
 def read_split(split: str, *, frame: Frame | None = None) -> list[base.Example]:
-  """Reads one category, or all of them.
-
-  Args:
-    split: in `SPLITS`: `bfcl`, or `bfcl_` and a category.
-    frame: see `read_category`.
-
-  Returns:
-    The examples.
-
-  Raises:
-    ImportError: the package is missing.
-    ValueError: no such split, or a broken row.
-  """
-  if split != "bfcl":
-    return read_category(split.removeprefix(PREFIX), frame=frame)
-  return [
-    example
-    for category in CATEGORIES
-    for example in read_category(category, frame=frame)
-  ]
+  """Reads one category (`bfcl_` and its name), or all of them (`bfcl`)."""
+  one = (split.removeprefix(_PREFIX),)
+  names = CATEGORIES if split == "bfcl" else one
+  return [row for name in names for row in read_category(name, frame=frame)]
 
 
 def read_calls(completion: str) -> list[dict[str, Any]] | None:
   """Reads the calls of a completion into the checker's form.
 
-  Args:
-    completion: any text. Its calls are the lines of its first `<tool_call>`
-      block, as the rewards of the task read them.
-
-  Returns:
-    A dictionary from a name to its parameters for each call; an empty list
-    where there is no block, and `None` where it is open or cannot be read.
+  A dictionary from a name to its parameters for each line of the first
+  `<tool_call>` block; an empty list where there is no block, and None where it
+  is open or cannot be read.
   """
-  answer = tool_rewards.extract_completion(completion)
-  if tool_rewards.CALL not in answer:
+  answer = rewards.extract_completion(completion)
+  if rewards.CALL not in answer:
     return []
-  # As in `tool_rewards.call_score`: whatever a policy writes, it is one
-  # outcome.
+  # As in `rewards.call_score`: whatever a policy writes is one outcome.
   try:
-    if tool_rewards.END_CALL not in answer:
+    if rewards.END_CALL not in answer:
       return None
-    calls = tool_rewards.read_calls(answer)
-    return [{_name(call): call["parameters"]} for call in calls]
+    calls = rewards.read_calls(answer)
   except Exception:
     return None
+  if not all(isinstance(call["name"], str) for call in calls):
+    return None
+  return [{call["name"]: call["parameters"]} for call in calls]
 
 
 def is_right(example: base.Example, completion: str) -> bool:
-  """Asks the leaderboard's checker.
+  """Asks the leaderboard's checker; nothing in the completion is executed.
 
   As there, a completion without a readable call is right where none is wanted,
   and wrong where one is. A call that makes the checker raise is wrong.
-
-  Args:
-    example: from `read_category`.
-    completion: any text; nothing in it is executed.
-
-  Returns:
-    Whether the calls are right.
-
-  Raises:
-    ImportError: the package is missing.
   """
   category = example.meta["category"]
   calls = read_calls(completion)
@@ -235,67 +164,47 @@ def is_right(example: base.Example, completion: str) -> bool:
 def score(example: base.Example, completion: str) -> base.Score:
   """Scores a completion in the components of tool calling.
 
-  Args:
-    example: from `read_category`.
-    completion: any text.
-
-  Returns:
-    3 or -3 for right and wrong calls, and the format reward of the block that
-    the category asks for. The outcome is about the calls alone, so that the
-    share of right ones is the leaderboard's accuracy.
-
-  Raises:
-    ImportError: the package is missing.
+  3 or -3 for right and wrong calls, and the format reward of the block that the
+  category asks for. The outcome is about the calls alone, so that the share of
+  right ones is the leaderboard's accuracy.
   """
   right = is_right(example, completion)
-  is_formatted = tool_rewards.format_reward(
-    tool_rewards.extract_completion(completion), gold_completion(example)
+  is_formatted = rewards.format_reward(
+    rewards.extract_completion(completion), gold_completion(example)
   )
   outcome = base.Outcome.RIGHT if right else base.Outcome.WRONG
   if not right and read_calls(completion) is None:
     outcome = base.Outcome.UNPARSABLE
-  bound = tool_rewards.MAX_CORRECTNESS
+  bound = rewards.MAX_CORRECTNESS
   return base.Score((bound if right else -bound, is_formatted), outcome)
 
 
 def gold_completion(example: base.Example) -> str:
-  """Writes a right completion: of each argument its first possible value.
-
-  Args:
-    example: from `read_category`.
-
-  Returns:
-    A thought and the calls; where none is wanted, a thought and a response.
-  """
+  """Writes a right completion: of each argument its first possible value."""
   category = example.meta["category"]
-  thought = f"{tool_rewards.THINK} ... {tool_rewards.END_THINK}\n"
+  thought = f"{rewards.THINK} ... {rewards.END_THINK}\n"
   if "irrelevance" in category:
-    return f"{thought}{tool_rewards.RESPONSE} ... {tool_rewards.END_RESPONSE}"
+    return f"{thought}{rewards.RESPONSE} ... {rewards.END_RESPONSE}"
   functions = {f["name"]: f for f in example.meta["functions"]}
   calls = []
   if _asks_whether(category):
     calls.append({"name": next(iter(functions)), "parameters": {}})
-  else:
-    for answer in json.loads(example.reference):
-      ((name, possible),) = answer.items()
-      known = functions[name]["parameters"]
-      calls.append(
-        {
-          "name": name,
-          "parameters": {
-            argument: _write_value(
-              _first(values),
-              known["properties"].get(argument, {"type": "any"}),
-              _SOURCE.get(category),
-            )
-            for argument, values in possible.items()
-            # An argument that may be left out is.
-            if "" not in values or argument in known["required"]
-          },
-        }
+  for answer in json.loads(example.reference) or []:
+    ((name, possible),) = answer.items()
+    known = functions[name]["parameters"]
+    parameters = {
+      argument: _write_value(
+        _first(values),
+        known["properties"].get(argument, {"type": "any"}),
+        _SOURCE.get(category),
       )
+      for argument, values in possible.items()
+      # An argument that may be left out is.
+      if "" not in values or argument in known["required"]
+    }
+    calls.append({"name": name, "parameters": parameters})
   lines = "\n".join(json.dumps(call) for call in calls)
-  return f"{thought}{tool_rewards.CALL}\n{lines}\n{tool_rewards.END_CALL}"
+  return f"{thought}{rewards.CALL}\n{lines}\n{rewards.END_CALL}"
 
 
 def averages(
@@ -307,45 +216,25 @@ def averages(
   multiple, parallel, parallel multiple and irrelevance; `live` is the mean over
   all of its entries. The leaderboard's overall accuracy is the plain mean of
   these two and of `multi_turn`, which is not evaluated here: `single_turn` is
-  the mean of the two.
-
-  Args:
-    categories: of each entry, in `CATEGORIES`.
-    right: 1 where it was answered rightly, or the share of samples.
-
-  Returns:
-    The accuracy of each category of which there are entries, from 0 to 1, and
-    those averages of which no category is missing.
+  the mean of the two. An average is left out where one of its categories is.
   """
   found: dict[str, list[float]] = {}
   for category, value in zip(categories, right, strict=True):
     found.setdefault(category, []).append(float(value))
-  accuracy = {
-    category: _mean(found[category])
-    for category in CATEGORIES
-    if category in found
-  }
-  figures = dict(accuracy)
-  if found.keys() >= set(NON_LIVE):
-    simple = _mean([accuracy[category] for category in SIMPLE])
-    others = [accuracy[category] for category in NON_LIVE[len(SIMPLE) :]]
+  figures = {c: _mean(found[c]) for c in CATEGORIES if c in found}
+  if found.keys() >= set(_NON_LIVE):
+    simple = _mean([figures[c] for c in _SIMPLE])
+    others = [figures[c] for c in _NON_LIVE[len(_SIMPLE) :]]
     figures["non_live"] = _mean([simple, *others])
-  if found.keys() >= set(LIVE):
-    figures["live"] = _mean([v for c in LIVE for v in found[c]])
+  if found.keys() >= set(_LIVE):
+    figures["live"] = _mean([v for c in _LIVE for v in found[c]])
   if {"non_live", "live"} <= figures.keys():
     figures["single_turn"] = _mean([figures["non_live"], figures["live"]])
   return figures
 
 
 def find_package() -> pathlib.Path:
-  """Finds the package without importing it.
-
-  Returns:
-    Its folder.
-
-  Raises:
-    ImportError: it is missing.
-  """
+  """Finds the package's folder without importing it."""
   spec = importlib.util.find_spec("bfcl_eval")
   if spec is None or not spec.submodule_search_locations:
     raise ImportError(
@@ -389,12 +278,6 @@ def _asks_whether(category: str) -> bool:
   return category.endswith("relevance")
 
 
-def _name(call: Mapping[str, Any]) -> str:
-  if not isinstance(call["name"], str):
-    raise TypeError("the name of a call is no text")
-  return call["name"]
-
-
 def _mean(values: Sequence[float]) -> float:
   return sum(values) / len(values)
 
@@ -430,7 +313,7 @@ def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
 
 def _write(
   frame: Frame, functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
-) -> tuple[dict[str, str], ...]:
+) -> answer_task.Messages:
   """The messages of an entry, in the words of ToolRL's rows."""
   tools = "\n".join(
     f"{number}. Name: {function['name']}\n"
@@ -447,19 +330,15 @@ def _write(
       said.append(f"<user> {message['content']} </user>")
     else:
       said.append(
-        f"{tool_rewards.RESPONSE} {message['content']} "
-        f"{tool_rewards.END_RESPONSE}"
+        f"{rewards.RESPONSE} {message['content']} {rewards.END_RESPONSE}"
       )
   history = frame.before_history + "\n".join(said) + frame.after_history
-  return (
-    {"role": "system", "content": system},
-    {"role": "user", "content": history},
-  )
+  return ({"role": "system", "content": system}, *answer_task.ask(history))
 
 
 def _write_plain(
   functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
-) -> tuple[dict[str, str], ...]:
+) -> answer_task.Messages:
   """The messages of an entry, in the form of generated requests."""
   lines = []
   for function in functions:
@@ -470,10 +349,8 @@ def _write_plain(
     lines.append(f"{function['name']}({inside})")
   lines += [m["content"] for m in turn if m["role"] == "system"]
   said = [m["content"] for m in turn if m["role"] != "system"]
-  return (
-    {"role": "system", "content": "\n".join(lines)},
-    {"role": "user", "content": "\n".join(said)},
-  )
+  system = {"role": "system", "content": "\n".join(lines)}
+  return (system, *answer_task.ask("\n".join(said)))
 
 
 def _first(values: Sequence[Any]) -> Any:

@@ -1,20 +1,26 @@
 """A small world of tools: requests made from templates, at scale `tiny`.
 
-Requests are short and their values come from closed lists, so that a decoder
-of under a million parameters can learn to copy them into a call. Which split a
-call belongs to depends on the call alone: no call of the test split is ever
-asked for in training, whatever the seed.
+Requests are short and their values come from closed lists, so that a decoder of
+under a million parameters can learn to copy them into a call.
 """
 
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.tool_calling import rewards
 
-TEST_PERCENT = 20
+_FILE = pathlib.Path(__file__).parent / "assets" / "tools.json"
+_TEST_PERCENT = 20
+# Of a policy's answer: calls that are run, and characters that are said back.
+_MAX_CALLS = 4
+_MAX_ECHO = 16
+_TYPES = {"string": str, "integer": int, "number": (int, float)}
+_TYPES |= {"boolean": bool}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Parameter:
   name: str
   type: str
   values: tuple[Any, ...]
-  said: Mapping[Any, str] = dataclasses.field(default_factory=dict)
+  said: Mapping[Any, str]
 
   def say(self, value: Any) -> str:
     """Returns the value as a request words it."""
@@ -59,174 +65,23 @@ class Tool:
         return values
 
 
-_CITIES = ("Oslo", "Rome", "Lima", "Paris", "Cairo", "Delhi", "Kyoto", "Bonn")
-_NAMES = ("Ann", "Ben", "Eve", "Leo", "Max", "Mia", "Sam", "Tom")
-_TEXTS = ("Hello", "Thanks", "Late", "Yes", "No", "Done")
-_MONEY = ("USD", "EUR", "GBP", "CHF", "JPY")
-_ROOMS = ("Kitchen", "Hall", "Attic", "Bath", "Office", "Garage")
-_MUSIC = ("Jazz", "Rock", "Folk", "Soul", "Opera", "Blues")
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_FOOD = ("Pizza", "Soup", "Salad", "Rice", "Tacos", "Pasta")
+def _read_parameter(row: Mapping[str, Any]) -> Parameter:
+  values = tuple(row["values"])
+  said = dict(zip(values, row.get("said", ()), strict=False))
+  return Parameter(row["name"], row["type"], values, said)
 
 
-def _integers(first: int, last: int) -> tuple[int, ...]:
-  return tuple(range(first, last + 1))
-
-
-CATALOGUE = (
+CATALOGUE = tuple(
   Tool(
-    "weather",
-    (
-      Parameter("city", "string", _CITIES),
-      Parameter("days", "integer", _integers(2, 9)),
-    ),
-    (
-      "weather in {city} for {days} days",
-      "how is {city} over the next {days} days",
-      "{days} days of weather for {city}",
-    ),
-  ),
-  Tool(
-    "flight",
-    (
-      Parameter("start", "string", _CITIES),
-      Parameter("end", "string", _CITIES),
-      Parameter("seats", "integer", _integers(2, 9)),
-    ),
-    (
-      "book {seats} seats from {start} to {end}",
-      "fly {seats} of us to {end} from {start}",
-      "from {start} to {end} with {seats} seats",
-    ),
-  ),
-  Tool(
-    "convert",
-    (
-      Parameter("amount", "number", tuple(n / 2 for n in range(3, 19))),
-      Parameter("source", "string", _MONEY),
-      Parameter("target", "string", _MONEY),
-    ),
-    (
-      "convert {amount} {source} to {target}",
-      "how many {target} for {amount} {source}",
-      "change {amount} {source} into {target}",
-    ),
-  ),
-  Tool(
-    "timer",
-    (Parameter("minutes", "integer", _integers(2, 59)),),
-    (
-      "set a timer for {minutes} minutes",
-      "tell me in {minutes} minutes",
-      "a timer of {minutes} minutes",
-    ),
-  ),
-  Tool(
-    "message",
-    (
-      Parameter("to", "string", _NAMES),
-      Parameter("text", "string", _TEXTS),
-    ),
-    (
-      "tell {to} {text}",
-      "send {text} to {to}",
-      "write to {to} and say {text}",
-    ),
-  ),
-  Tool(
-    "call",
-    (
-      Parameter("name", "string", _NAMES),
-      Parameter("minutes", "integer", _integers(2, 9)),
-      Parameter(
-        "video", "boolean", (True, False), {True: "with", False: "without"}
-      ),
-    ),
-    (
-      "call {name} {video} video for {minutes} minutes",
-      "{minutes} minutes with {name} {video} video",
-      "ring {name} {video} video, {minutes} minutes",
-    ),
-  ),
-  Tool(
-    "lights",
-    (
-      Parameter("room", "string", _ROOMS),
-      Parameter("level", "integer", _integers(1, 9)),
-    ),
-    (
-      "lights in the {room} to {level}",
-      "set lights at {level} in the {room}",
-      "make the {room} lights {level}",
-    ),
-  ),
-  Tool(
-    "heat",
-    (
-      Parameter("room", "string", _ROOMS),
-      Parameter("degrees", "number", tuple(n / 2 for n in range(31, 51))),
-    ),
-    (
-      "heat the {room} to {degrees} degrees",
-      "make the {room} {degrees} degrees",
-      "{degrees} degrees in the {room}",
-    ),
-  ),
-  Tool(
-    "play",
-    (
-      Parameter("music", "string", _MUSIC),
-      Parameter("volume", "integer", _integers(1, 9)),
-    ),
-    (
-      "play {music} at volume {volume}",
-      "some {music} at {volume}",
-      "play {music}, volume {volume}",
-    ),
-  ),
-  Tool(
-    "table",
-    (
-      Parameter("guests", "integer", _integers(2, 9)),
-      Parameter("day", "string", _DAYS),
-      Parameter(
-        "inside", "boolean", (True, False), {True: "inside", False: "outside"}
-      ),
-    ),
-    (
-      "a table for {guests} on {day}, {inside}",
-      "book a table {inside} on {day} for {guests}",
-      "{day} we are {guests} and sit {inside}",
-    ),
-  ),
-  Tool(
-    "order",
-    (
-      Parameter("food", "string", _FOOD),
-      Parameter("count", "integer", _integers(2, 9)),
-    ),
-    (
-      "order {count} {food}",
-      "get me {count} of {food}",
-      "{count} {food} for us",
-    ),
-  ),
-  Tool(
-    "alarm",
-    (
-      Parameter("day", "string", _DAYS),
-      Parameter("hour", "integer", _integers(5, 12)),
-    ),
-    (
-      "set an alarm on {day} at {hour}",
-      "wake me at {hour} on {day}",
-      "on {day} I get up at {hour}",
-    ),
-  ),
+    row["name"],
+    tuple(map(_read_parameter, row["parameters"])),
+    tuple(row["requests"]),
+  )
+  for row in json.loads(_FILE.read_text(encoding="utf-8"))
 )
-
 TOOLS = {tool.name: tool for tool in CATALOGUE}
 
+_NAMES = ("Ann", "Ben", "Eve", "Leo", "Max", "Mia", "Sam", "Tom")
 # Talk that asks for nothing, and what to say to it.
 _TALK = (
   ("hello, {name} here", "hello {name}"),
@@ -239,27 +94,22 @@ _UNSERVED = "sorry, no tool for that"
 # Bounds the length of an answer with several calls.
 _MAX_PARAMETERS = 8
 
-_THOUGHTS = ("one call will do", "two calls will do", "three calls will do")
-_NO_CALL_THOUGHT = "no call will do"
+_THOUGHTS = (
+  "no call will do",
+  "one call will do",
+  "two calls will do",
+  "three calls will do",
+)
 
 
 def split_of(name: str, values: Mapping[str, Any]) -> str:
-  """Returns the split that a call belongs to, the same on every machine.
-
-  Args:
-    name: of the tool.
-    values: of its parameters, in any order.
-
-  Returns:
-    "test" for one call in five, "train" for the others.
-  """
+  """Returns "test" for one call in five, "train" for the others."""
   text = json.dumps([name, dict(values)], sort_keys=True)
   digest = hashlib.sha256(text.encode()).digest()
-  return "test" if digest[0] * 100 < TEST_PERCENT * 256 else "train"
+  return "test" if digest[0] * 100 < _TEST_PERCENT * 256 else "train"
 
 
-@dataclasses.dataclass(frozen=True)
-class Scenario:
+class Scenario(NamedTuple):
   """A request, the tools on offer, and what the right answer holds."""
 
   offered: tuple[Tool, ...]
@@ -267,7 +117,7 @@ class Scenario:
   thought: str
   calls: tuple[dict[str, Any], ...]
   response: str | None
-  asked: tuple[tuple[str, Mapping[str, Any]], ...]
+  asked: tuple[tuple[str, Mapping[str, Any]], ...]  # served or not
 
 
 def draw_scenario(
@@ -281,16 +131,8 @@ def draw_scenario(
 ) -> Scenario:
   """Draws a request with one to three calls, or with none.
 
-  Args:
-    draws: the random draws.
-    split: "train" or "test": what is asked for belongs to it.
-    call_weights: relative weight of one call, two calls and so on.
-    no_call_share: probability of a request that needs no call.
-    num_distractors: least and largest number of tools offered but not needed.
-    max_tools: most tools offered, if the calls themselves do not need more.
-
-  Returns:
-    The scenario. `asked` has each (tool, values), served or not.
+  What is asked for belongs to the split. At most `max_tools` are offered, if
+  the calls themselves do not need more.
   """
   extra = draws.choice(range(num_distractors[0], num_distractors[1] + 1))
   if draws.chance(no_call_share):
@@ -315,7 +157,7 @@ def draw_scenario(
   return Scenario(
     offered=tuple(TOOLS[n] for n in draws.sample(offered, len(offered))),
     request=" and ".join(requests),
-    thought=_THOUGHTS[count - 1],
+    thought=_THOUGHTS[count],
     calls=tuple({"name": n, "parameters": values} for n, values in asked),
     response=None,
     asked=tuple(asked),
@@ -340,8 +182,60 @@ def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
   return Scenario(
     offered=tuple(draws.sample(others, num_offered)),
     request=request,
-    thought=_NO_CALL_THOUGHT,
+    thought=_THOUGHTS[0],
     calls=(),
     response=response,
     asked=(asked,),
   )
+
+
+def run_calls(completion: str, offered: Sequence[Tool]) -> str:
+  """Returns what tools say to the first four calls of an answer, a line each.
+
+  A line has the tool and its values, in the order of its signature, or what is
+  wrong: a call that was not asked for works as well as any other. Empty where
+  nothing is called.
+  """
+  if rewards.CALL not in completion:
+    return ""
+  block = completion.split(rewards.CALL, 2)[1]
+  if rewards.END_CALL not in block:
+    return "open call"
+  lines = block.split(rewards.END_CALL, 1)[0].strip().split("\n")
+  tools = {tool.name: tool for tool in offered}
+  return "\n".join(_run(line, tools) for line in lines[:_MAX_CALLS])
+
+
+def _run(line: str, tools: dict[str, Tool]) -> str:
+  # Nesting past the recursion limit, integers past the digit limit, lists where
+  # a name should be: all of it is no call.
+  try:
+    call = json.loads(line)
+    name, values = call["name"], call["parameters"]
+    values = dict(values) if isinstance(values, dict) else None
+  except Exception:
+    return "no call"
+  if not isinstance(name, str) or values is None:
+    return "no call"
+  tool = tools.get(name)
+  if tool is None:
+    return f"no tool {name[:_MAX_ECHO]}"
+  for parameter in tool.parameters:
+    if parameter.name not in values:
+      return f"{name} needs {parameter.name}"
+    if not _fits(parameter, values[parameter.name]):
+      return f"{parameter.name} is {parameter.type}"
+  if len(values) > len(tool.parameters):
+    return f"{name} has only {' '.join(p.name for p in tool.parameters)}"
+  said = (_say(values[p.name]) for p in tool.parameters)
+  return " ".join([f"done {name}", *said])
+
+
+def _fits(parameter: Parameter, value: Any) -> bool:
+  is_fair = isinstance(value, bool) == (parameter.type == "boolean")
+  return is_fair and isinstance(value, _TYPES[parameter.type])
+
+
+def _say(value: Any) -> str:
+  text = value if isinstance(value, str) else json.dumps(value)
+  return text[:_MAX_ECHO]

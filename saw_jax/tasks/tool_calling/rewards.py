@@ -1,11 +1,6 @@
-"""The two rewards of tool calling: is the format right, is the call right.
+"""The two rewards of ToolRL: is the format right, is the call right.
 
-Both are total: no text of a policy makes them raise, and they take time linear
-in its length.
-
-References:
-  Qian et al., "ToolRL: Reward is All Tool Learning Needs".
-  https://arxiv.org/abs/2504.13958
+No text of a policy makes them raise, and they take time linear in its length.
 """
 
 import collections
@@ -25,17 +20,13 @@ _TURN, _END_TURN = "<|im_start|>assistant", "<|im_end|>"
 def extract_completion(text: str) -> str:
   """Returns the last turn of the assistant in a ChatML text, stripped.
 
-  Args:
-    text: a conversation, or an answer alone with or without its end marker.
-
-  Returns:
-    What follows the last start marker, up to the next end marker.
+  The text may be an answer alone, with or without its end marker.
   """
   return text.rpartition(_TURN)[2].partition(_END_TURN)[0].strip()
 
 
 def format_reward(completion: str, reference: str) -> float:
-  r"""Rewards an answer with the same blocks as the reference, in their order.
+  r"""Returns 1 for an answer with the blocks of the reference, in their order.
 
   The reference decides which of the four patterns has to match (with DOTALL):
 
@@ -47,29 +38,16 @@ def format_reward(completion: str, reference: str) -> float:
   and each tag of the named blocks has to occur exactly once. A pattern of lazy
   gaps matches if and only if its fixed parts are found one after the other,
   each at its first chance; found that way, no text costs more than linear time.
-
-  Args:
-    completion: the answer, stripped.
-    reference: the ground truth.
-
-  Returns:
-    1.0 or 0.0.
   """
-  has_call, has_response = CALL in reference, RESPONSE in reference
-  parts = [THINK]
-  if has_call:
-    parts += [f"{END_THINK}\n{CALL}\n"]
-  if has_call and has_response:
-    parts += [f"\n{END_CALL}\n{RESPONSE}", END_RESPONSE]
-  elif has_call:
-    parts += [f"\n{END_CALL}"]
-  elif has_response:
-    parts += [f"{END_THINK}\n{RESPONSE}", END_RESPONSE]
-  else:
-    parts += [END_THINK]
-  tags = [CALL, END_CALL] * has_call + [RESPONSE, END_RESPONSE] * has_response
+  blocks, tags = [f"{THINK}\0{END_THINK}"], []
+  if CALL in reference:
+    blocks.append(f"{CALL}\n\0\n{END_CALL}")
+    tags += [CALL, END_CALL]
+  if RESPONSE in reference:
+    blocks.append(f"{RESPONSE}\0{END_RESPONSE}")
+    tags += [RESPONSE, END_RESPONSE]
   once = all(completion.count(tag) == 1 for tag in tags)
-  return float(once and _in_order(completion, parts))
+  return float(once and _in_order(completion, "\n".join(blocks).split("\0")))
 
 
 def _in_order(text: str, parts: list[str]) -> bool:
@@ -97,22 +75,12 @@ def correctness_reward(completion: str, reference: str) -> float:
 
   with J the Jaccard index of multisets, and the maximum over the answer's
   unused calls of the same name. Values compare with Python's `==` after
-  `json.loads`, so that 1 equals 1.0 and true but not "1".
+  `json.loads`, so that 1 equals 1.0 and true but not "1". Only what is between
+  the answer's first `<tool_call>` and the `</tool_call>` after it counts; where
+  that cannot be read, the reward is -3, and where the reference has no call, 0.
 
   Differs from the paper: calls are matched greedily, in the order of the gold
   ones, and names are multisets, as in the reference code.
-
-  Args:
-    completion: the answer. Only what is between its first `<tool_call>` and
-      the `</tool_call>` after it counts.
-    reference: the ground truth.
-
-  Returns:
-    A number in [-3, 3]: -3 if the answer's calls cannot be read, and 0 if the
-    reference holds no call.
-
-  Raises:
-    ValueError: the reference's own calls cannot be read.
   """
   if CALL not in reference:
     return 0.0
@@ -123,17 +91,7 @@ def correctness_reward(completion: str, reference: str) -> float:
 
 
 def read_calls(reference: str) -> list[dict[str, Any]]:
-  """Reads the calls of a ground truth.
-
-  Args:
-    reference: text with a `<tool_call>` block, one JSON object a line.
-
-  Returns:
-    The calls, each a dictionary with a "name" and "parameters".
-
-  Raises:
-    ValueError: they are not such objects.
-  """
+  """Reads the calls of a ground truth, one JSON object a line of its block."""
   try:
     calls = _load_calls(reference)
     for call in calls:
@@ -148,14 +106,9 @@ def read_calls(reference: str) -> list[dict[str, Any]]:
 
 
 def call_score(completion: str, gold: list[dict[str, Any]]) -> float | None:
-  """Returns S / S_max of `correctness_reward`.
+  """Returns S / S_max of `correctness_reward`, from 0 to 1.
 
-  Args:
-    completion: the answer.
-    gold: the reference's calls, from `read_calls`.
-
-  Returns:
-    A number in [0, 1], or None if the answer's calls cannot be read.
+  None if the answer's calls cannot be read.
   """
   # A policy writes anything: nesting past the recursion limit, integers past
   # the digit limit, lists where a name should be. All of it is one outcome.

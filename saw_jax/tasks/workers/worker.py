@@ -1,25 +1,30 @@
-"""What runs in a grading process: score what comes in, one text at a time.
+"""What runs in a worker process: a job, item by item.
 
-A process of its own, started with `python -c` and a socket: it imports neither
-JAX nor the program that started it, and it can be killed at any moment.
+The process is started with `python -c` and a socket: it imports neither JAX nor
+the program that started it, and it can be killed at any moment.
 """
 
 import contextlib
 import ctypes
+import math
 import numbers
+import os
 import pickle
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from multiprocessing import connection
 from typing import NamedTuple
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, environments
+from saw_jax.tasks.environments import Situation
 
 _EXCERPT = 200
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _FLOAT32_MAX = 3.4028234e38
+_SILENCE_S = 0.05  # answers are sent together, but not later than this
 
 
 class Result(NamedTuple):
@@ -31,108 +36,165 @@ class Result(NamedTuple):
   violation: str = ""  # It broke its contract: an error of the whole call.
 
 
-def score_one(
-  task: base.Task, example: base.Example, completion: str
-) -> Result:
-  """Scores a completion and checks what the reward function returned.
+class Scorer:
+  """The job of a grader: scores an answer, and checks what the reward gave."""
 
-  Args:
-    task: what scores.
-    example: what was asked.
-    completion: the answer.
+  def __init__(self, task: base.Task):
+    self._task = task
 
-  Returns:
-    The score, or what went wrong; it does not raise.
-  """
-  try:
-    score = task.score(example, completion)
-  except Exception as error:
-    return Result(exception=f"{type(error).__name__}: {error}"[:_EXCERPT])
-  try:
-    return _check(task.components, score)
-  except Exception as error:
-    return Result(violation=f"{type(error).__name__}: {error}"[:_EXCERPT])
+  def __call__(self, pair: tuple[base.Example, str]) -> Result:
+    """Returns the score, or what went wrong; it does not raise."""
+    try:
+      score = self._task.score(*pair)
+    except Exception as error:
+      return Result(exception=_show_error(error))
+    try:
+      violation = _find_violation(self._task.components, score)
+      if violation:
+        return Result(violation=violation)
+      values = (None if v is None else float(v) for v in score.values)
+      return Result(tuple(values), score.outcome)
+    except Exception as error:
+      return Result(violation=_show_error(error))
 
 
-def _check(components: Sequence[base.Component], score: base.Score) -> Result:
+def _find_violation(
+  components: Sequence[base.Component], score: base.Score
+) -> str:
   if not isinstance(score, base.Score):
-    return Result(violation=f"it returned {_show(score)}, not a Score")
+    return f"it returned {_show(score)}, not a Score"
   if not isinstance(score.outcome, base.Outcome):
-    return Result(violation=f"outcome {_show(score.outcome)} is no Outcome")
+    return f"outcome {_show(score.outcome)} is no Outcome"
   if not isinstance(score.values, (tuple, list)):
-    return Result(violation=f"values {_show(score.values)} are no tuple")
+    return f"values {_show(score.values)} are no tuple"
   if len(score.values) != len(components):
-    return Result(
-      violation=f"it returned {len(score.values)} values "
-      f"for {len(components)} components"
+    return (
+      f"it returned {len(score.values)} values for {len(components)} components"
     )
-  values = []
   for component, value in zip(components, score.values, strict=True):
     wrong = ""
     if value is None:
-      pass
-    elif not isinstance(value, numbers.Real):
+      continue
+    if not isinstance(value, numbers.Real):
       wrong = "not a number"
-    elif not abs(value := float(value)) <= _FLOAT32_MAX:
+    elif not abs(float(value)) <= _FLOAT32_MAX:
       wrong = "not finite in float32"
-    elif not component.minimum <= value <= component.maximum:
+    elif not component.minimum <= float(value) <= component.maximum:
       wrong = f"outside [{component.minimum}, {component.maximum}]"
     if wrong:
-      return Result(
-        violation=f"component {component.name!r} is {_show(value)}, {wrong}"
-      )
-    values.append(value)
-  return Result(tuple(values), score.outcome)
+      return f"component {component.name!r} is {_show(value)}, {wrong}"
+  return ""
 
 
-def _show(value: object) -> str:
-  return repr(value)[:_EXCERPT]
+class Command(NamedTuple):
+  """What one environment is asked: to start an episode, or to take a step."""
+
+  slot: int
+  split: str = ""  # of an episode to start
+  seed: int = 0
+  action: str | None = None  # None: start the episode
+
+
+class Player:
+  """The job of an environment pool: one environment a slot, made when needed.
+
+  Observations and lists of actions longer than `max_chars` are cut.
+  """
+
+  def __init__(self, task: environments.AgentTask, max_chars: int):
+    self._task, self._max_chars = task, max_chars
+    self._slots: dict[int, tuple[str, environments.Environment]] = {}
+
+  def __call__(self, command: Command) -> Situation:
+    """Returns where the episode stands after a command.
+
+    Whatever the environment does wrong is a `failure`, and the episode is over.
+    `EngineLost` comes out: other episodes may have been lost with this one.
+    """
+    try:
+      return self._answer(*command)
+    except environments.EngineLost:
+      raise
+    except Exception as error:
+      return failed(_show_error(error))
+
+  def _answer(
+    self, slot: int, split: str, seed: int, action: str | None
+  ) -> Situation:
+    if action is None:
+      if self._slots.get(slot, ("",))[0] != split:
+        self._slots[slot] = (split, self._task.make(split))
+      env = self._slots[slot][1]
+      observation, reward, done = env.reset(seed), 0.0, False
+    else:
+      env = self._slots[slot][1]
+      observation, reward, done = env.step(action)
+    if not isinstance(observation, str):
+      return failed(f"its observation is a {type(observation).__name__}")
+    if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
+      return failed(f"its reward is {_show(reward)}")
+    actions, left = [], self._max_chars
+    for admissible in env.admissible_actions:
+      left -= len(admissible)
+      if left < 0:
+        break
+      actions.append(admissible)
+    return Situation(
+      env.task[: self._max_chars],
+      observation[: self._max_chars],
+      tuple(actions),
+      float(reward),
+      bool(done),
+    )
+
+
+def failed(why: str) -> Situation:
+  """Returns the situation of an episode whose environment failed."""
+  return Situation("", "", (), 0.0, True, why)
 
 
 def serve(handle: int) -> None:
-  """Answers requests on a socket until its other end is closed.
+  """Does a job on a socket, until its other end is closed.
 
-  The first message is the pickled task. Each other one is a list of (example,
-  completion), also pickled, and is answered with None when it has been read and
-  then with a `Result` each, as soon as it is there: what is not answered when
-  the process dies tells which text it died of.
-
-  Args:
-    handle: the file descriptor.
+  The first message is the pickled job with a limit of memory, answered with
+  None or with what is wrong. Each other one is whether each item is answered at
+  once, and items; an empty list says that they have been read, and then come
+  lists of answers.
   """
-  settle()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
+  _die_with_the_parent()
   pipe = connection.Connection(handle)
-  for message in _messages(pipe):
-    task_bytes, memory_limit_bytes = pickle.loads(message)
+  with contextlib.suppress(EOFError, ConnectionError):
+    job_bytes, memory_limit_bytes = pipe.recv()
     if memory_limit_bytes is not None:
-      resource.setrlimit(
-        resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes)
-      )
+      limits = (memory_limit_bytes, memory_limit_bytes)
+      resource.setrlimit(resource.RLIMIT_AS, limits)
     try:
-      task = pickle.loads(task_bytes)
+      job = pickle.loads(job_bytes)
     except Exception as error:
       pipe.send(f"{type(error).__name__}: {error}")
       return
     pipe.send(None)
-    break
-  for message in _messages(pipe):
-    pairs = pickle.loads(message)
-    del message
-    pipe.send(None)
-    for example, completion in pairs:
-      pipe.send(score_one(task, example, completion))
-
-
-def settle() -> None:
-  """Makes this process one that ends with its parent, and by its will alone."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
-  _die_with_the_parent()
+    while True:
+      eager, items = pipe.recv()
+      pipe.send([])
+      ready, since = [], time.monotonic()
+      for item in items:
+        try:
+          ready.append(job(item))
+        except environments.EngineLost as error:
+          sys.exit(f"worker {os.getpid()} leaves: {error}")
+        if eager or time.monotonic() - since > _SILENCE_S:
+          pipe.send(ready)
+          ready, since = [], time.monotonic()
+      if ready:
+        pipe.send(ready)
 
 
 def _die_with_the_parent() -> None:
   """Has the kernel end this process when the one that started it is killed.
 
-  Between two texts the closed socket does that; inside of one that takes
+  Between two items the closed socket does that; inside of one that takes
   forever, nothing else would.
   """
   if sys.platform == "linux":
@@ -140,9 +202,9 @@ def _die_with_the_parent() -> None:
       ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _messages(pipe: connection.Connection) -> Iterator[bytes]:
-  while True:
-    try:
-      yield pipe.recv_bytes()
-    except (EOFError, ConnectionError):
-      return
+def _show(value: object) -> str:
+  return repr(value)[:_EXCERPT]
+
+
+def _show_error(error: Exception) -> str:
+  return f"{type(error).__name__}: {error}"[:_EXCERPT]

@@ -13,12 +13,8 @@ from saw_jax.models.hub import weights as hub_weights
 # As published with Qwen2.5-1.5B-Instruct.
 QWEN2_5_1_5B = {
   "architectures": ["Qwen2ForCausalLM"],
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151645,
   "hidden_act": "silu",
   "hidden_size": 1536,
-  "initializer_range": 0.02,
   "intermediate_size": 8960,
   "max_position_embeddings": 32768,
   "max_window_layers": 21,
@@ -30,8 +26,6 @@ QWEN2_5_1_5B = {
   "rope_theta": 1000000.0,
   "sliding_window": 32768,
   "tie_word_embeddings": True,
-  "torch_dtype": "bfloat16",
-  "use_cache": True,
   "use_sliding_window": False,
   "vocab_size": 151936,
 }
@@ -54,185 +48,178 @@ def read(max_length=None, **changes):
   )
 
 
-def refusal(**changes) -> str:
-  with pytest.raises(ValueError) as error:
-    read(**changes)
-  assert str(error.value).startswith("x/config.json")
-  return str(error.value)
-
-
-class TestRead:
-  def test_a_published_model_has_its_number_of_parameters(self):
-    found = hub_config.read_config(QWEN2_5_1_5B, where="config.json")
-    assert found == config_lib.DecoderConfig(
-      vocab_size=151_936,
-      width=1536,
-      num_layers=28,
-      num_heads=12,
-      num_kv_heads=2,
-      head_size=128,
-      mlp_size=8960,
-      rope_theta=1_000_000.0,
-      qkv_bias=True,
-    )
-    assert hub_weights.count_parameters(found) == 1_543_714_304
-
-  def test_defaults_are_those_of_the_families(self):
-    document = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-    found = hub_config.read_config(document, where="")
-    assert (found.num_kv_heads, found.head_size) == (4, 8)
-    assert (found.rope_theta, found.norm_eps) == (10_000.0, 1e-6)
-    assert not found.tied_head and found.windows == ()
-    assert read(architectures=["Phi3ForCausalLM"]).norm_eps == 1e-5
-    assert read(architectures=["Qwen3ForCausalLM"]).head_size == 128
-
-  def test_the_parts_of_each_family(self):
-    parts = {
-      name: (
-        read(architectures=[name]).qkv_bias,
-        read(architectures=[name]).qk_norm,
-      )
-      for name in hub_config.FAMILIES
-    }
-    assert parts == {
-      "Qwen2ForCausalLM": (True, False),
-      "Qwen3ForCausalLM": (False, True),
-      "LlamaForCausalLM": (False, False),
-      "Phi3ForCausalLM": (False, False),
-    }
-
-  def test_windows(self):
-    qwen = {
-      "architectures": ["Qwen2ForCausalLM"],
-      "sliding_window": 9,
-      "max_window_layers": 1,
-    }
-    assert read(**qwen).windows == ()
-    assert read(**qwen, use_sliding_window=True).windows == (0, 9)
-    kinds = ["sliding_attention", "full_attention"]
-    assert read(**qwen, use_sliding_window=True, layer_types=kinds).windows == (
-      9,
-      0,
-    )
-    phi = {"architectures": ["Phi3ForCausalLM"]}
-    assert read(**phi, sliding_window=7).windows == (7, 7)
-    assert read(**phi, sliding_window=None).windows == ()
-
-  @pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-      ({"architectures": None}, "'architectures' names no architecture"),
-      ({"architectures": []}, "'architectures' names no architecture"),
-      (
-        {"architectures": ["Qwen2MoeForCausalLM"]},
-        "unknown architecture 'Qwen2MoeForCausalLM': the nearest is "
-        "'Qwen2ForCausalLM'; there are",
-      ),
-      ({"hidden_size": None}, "'hidden_size' must be a number, not None"),
-      ({"hidden_size": "32"}, "'hidden_size' must be a number, not '32'"),
-      ({"vocab_size": 0}, "'vocab_size' must be a size, not 0"),
-      ({"vocab_size": 2.5}, "'vocab_size' must be a size, not 2.5"),
-      ({"num_key_value_heads": 3}, "num_heads (4) must be a multiple of"),
-      ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; there is only silu"),
-      ({"attention_bias": True}, "'attention_bias' is True, which is not"),
-      ({"mlp_bias": True}, "'mlp_bias' is True, which is not supported"),
-      ({"quantization_config": {"bits": 4}}, "'quantization_config' is set"),
-      ({"rope_scaling": {"type": "dynamic"}}, "rope scaling 'dynamic' is not"),
-      (
-        {"rope_scaling": {"type": "linear"}},
-        "rope scaling 'linear': 'factor' must be a number, not None",
-      ),
-      (
-        {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}},
-        "'short_factor' must be a list of 4 numbers",
-      ),
-      (
-        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
-        "rope parameters that differ from layer to layer",
-      ),
-      (
-        {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["chunked"] * 2},
-        "'layer_types' must say full_attention or sliding_attention",
-      ),
-    ],
+def test_a_published_model_has_its_number_of_parameters():
+  found = hub_config.read_config(QWEN2_5_1_5B, where="config.json")
+  assert found == config_lib.DecoderConfig(
+    vocab_size=151_936,
+    width=1536,
+    num_layers=28,
+    num_heads=12,
+    num_kv_heads=2,
+    head_size=128,
+    mlp_size=8960,
+    rope_theta=1_000_000.0,
+    qkv_bias=True,
   )
-  def test_what_cannot_be_read_is_a_sentence(self, changes, said):
-    if "longrope" in str(changes):
-      changes = {**changes, "original_max_position_embeddings": 4096}
-    assert said in refusal(**changes)
+  assert hub_weights.count_parameters(found) == 1_543_714_304
 
 
-class TestRope:
-  def factors(self, max_length=None, size=8, **rope):
-    return hub_config.rope_factors(
-      {"rope_theta": 100.0, **rope}, size, where="", max_length=max_length
-    )
+def test_defaults_are_those_of_the_families():
+  document = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+  found = hub_config.read_config(document, where="")
+  assert (found.num_kv_heads, found.head_size) == (4, 8)
+  assert (found.rope_theta, found.norm_eps) == (10_000.0, 1e-6)
+  assert not found.tied_head and found.windows == ()
+  assert read(architectures=["Phi3ForCausalLM"]).norm_eps == 1e-5
+  assert read(architectures=["Qwen3ForCausalLM"]).head_size == 128
 
-  def test_linear(self):
-    assert self.factors(rope_type="linear", factor=3) == ((3.0,) * 4, 1.0)
 
-  def test_llama3_by_hand(self):
-    # Wavelengths 2π · 100^(i/4) = 6.3, 19.9, 62.8, 198.7 of C = 64 positions:
-    # below 64/4 = 16 nothing, above 64/1 the factor, between them the share
-    # s = (64 / wavelength - 1) / 3.
-    found, scale = self.factors(
-      rope_type="llama3",
-      factor=8.0,
-      low_freq_factor=1.0,
-      high_freq_factor=4.0,
-      original_max_position_embeddings=64,
-    )
-    shares = [(64 / (2 * math.pi * 100 ** (i / 4)) - 1) / 3 for i in (1, 2)]
-    middle = [1 / ((1 - s) / 8 + s) for s in shares]
-    np.testing.assert_allclose(found, [1.0, *middle, 8.0], rtol=1e-12)
-    assert 1 < found[1] < found[2] < 8 and scale == 1.0
+def test_the_parts_of_each_family():
+  found = {name: read(architectures=[name]) for name in hub_config.FAMILIES}
+  parts = {name: (c.qkv_bias, c.qk_norm) for name, c in found.items()}
+  assert parts == {
+    "Qwen2ForCausalLM": (True, False),
+    "Qwen3ForCausalLM": (False, True),
+    "LlamaForCausalLM": (False, False),
+    "Phi3ForCausalLM": (False, False),
+  }
 
-  def test_yarn_by_hand(self):
-    # index(r) = 8 ln(64 / 2πr) / (2 ln 100): 2.016 turns once, -0.998 32 times;
-    # so the ramp goes from max(-1, 0) = 0 to 3.
-    found, scale = self.factors(
-      rope_type="yarn", factor=4.0, original_max_position_embeddings=64
-    )
-    ramps = np.arange(4) / 3
-    np.testing.assert_allclose(found, 1 / (1 - ramps + ramps / 4), rtol=1e-12)
-    assert scale == pytest.approx(0.1 * math.log(4) + 1)
-    kept = {"original_max_position_embeddings": 64, "factor": 4.0}
-    assert (
-      self.factors(rope_type="yarn", attention_factor=1.5, **kept)[1] == 1.5
-    )
-    both = self.factors(rope_type="yarn", mscale=1, mscale_all_dim=1, **kept)
-    assert both[1] == 1.0
 
-  def test_longrope_takes_its_set_by_the_longest_sequence(self):
-    rope = {
-      "rope_type": "longrope",
-      "short_factor": [1, 1, 1, 2],
-      "long_factor": [1, 4, 9, 16],
-      "original_max_position_embeddings": 64,
-      "max_position_embeddings": 4096,
-    }
-    scale = math.sqrt(1 + math.log(64) / math.log(64))
-    assert self.factors(64, **rope) == ((1.0, 1.0, 1.0, 2.0), scale)
-    assert self.factors(65, **rope) == ((1.0, 4.0, 9.0, 16.0), scale)
-    assert self.factors(**rope)[0] == (1.0, 4.0, 9.0, 16.0)
+def test_windows():
+  qwen = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "sliding_window": 9,
+    "max_window_layers": 1,
+  }
+  kinds = ["sliding_attention", "full_attention"]
+  phi = {"architectures": ["Phi3ForCausalLM"]}
+  for document, windows in (
+    (qwen, ()),
+    ({**qwen, "use_sliding_window": True}, (0, 9)),
+    ({**qwen, "use_sliding_window": True, "layer_types": kinds}, (9, 0)),
+    ({**phi, "sliding_window": 7}, (7, 7)),
+    ({**phi, "sliding_window": None}, ()),
+    ({"sliding_window": 7}, ()),
+  ):
+    assert read(**document).windows == windows
 
-  def test_phi3_called_it_otherwise(self):
-    rope = {"type": "su", "short_factor": [2] * 4, "long_factor": [3] * 4}
-    phi = {
-      "architectures": ["Phi3ForCausalLM"],
-      "model_type": "phi3",
-      "rope_scaling": rope,
-      "original_max_position_embeddings": 512,
-    }
-    found = read(max_length=512, **phi)
-    assert found.rope_factors == (2.0,) * 4
-    assert found.rope_scale == math.sqrt(1 + math.log(8) / math.log(512))
 
-  def test_the_older_and_the_newer_form_say_the_same(self):
-    kind = {"rope_type": "linear", "factor": 2.0}
-    older = read(rope_theta=5e4, rope_scaling=kind)
-    newer = read(rope_parameters={**kind, "rope_theta": 5e4})
-    assert older == newer and older.rope_theta == 5e4
+@pytest.mark.parametrize(
+  ("changes", "word"),
+  [
+    ({"architectures": None}, "architectures"),
+    ({"architectures": []}, "architectures"),
+    (
+      {"architectures": ["Qwen2MoeForCausalLM"]},
+      "nearest is 'Qwen2ForCausalLM'",
+    ),
+    ({"hidden_size": None}, "'hidden_size' must be a number, not None"),
+    ({"hidden_size": "32"}, "'hidden_size' must be a number, not '32'"),
+    ({"vocab_size": 0}, "'vocab_size' must be a size, not 0"),
+    ({"vocab_size": 2.5}, "'vocab_size' must be a size, not 2.5"),
+    ({"num_key_value_heads": 3}, "num_kv_heads"),
+    ({"hidden_act": "gelu"}, "gelu"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"rope_scaling": {"type": "dynamic"}}, "dynamic"),
+    ({"rope_scaling": {"type": "linear"}}, "'linear': 'factor'"),
+    (
+      {
+        "rope_scaling": {"type": "longrope", "long_factor": [1.0]},
+        "original_max_position_embeddings": 4096,
+      },
+      "'short_factor' must be a list of 4",
+    ),
+    (
+      {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+      "layer to layer",
+    ),
+    (
+      {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["chunked"] * 2},
+      "layer_types",
+    ),
+  ],
+)
+def test_what_cannot_be_read_is_a_sentence(changes, word):
+  with pytest.raises(ValueError, match=f"^x/config.json[:,].*{word}"):
+    read(**changes)
+
+
+def factors(max_length=None, size=8, **rope):
+  return hub_config.rope_factors(
+    {"rope_theta": 100.0, **rope}, size, where="", max_length=max_length
+  )
+
+
+def test_linear():
+  assert factors(rope_type="linear", factor=3) == ((3.0,) * 4, 1.0)
+
+
+def test_llama3_by_hand():
+  # Wavelengths 2π · 100^(i/4) = 6.3, 19.9, 62.8, 198.7 of C = 64 positions:
+  # below 64/4 = 16 nothing, above 64/1 the factor, between them the share
+  # s = (64 / wavelength - 1) / 3.
+  found, scale = factors(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+  )
+  shares = [(64 / (2 * math.pi * 100 ** (i / 4)) - 1) / 3 for i in (1, 2)]
+  middle = [1 / ((1 - s) / 8 + s) for s in shares]
+  np.testing.assert_allclose(found, [1.0, *middle, 8.0], rtol=1e-12)
+  assert 1 < found[1] < found[2] < 8 and scale == 1.0
+
+
+def test_yarn_by_hand():
+  # index(r) = 8 ln(64 / 2πr) / (2 ln 100): 2.016 turns once, -0.998 32 times;
+  # so the ramp goes from max(-1, 0) = 0 to 3.
+  found, scale = factors(
+    rope_type="yarn", factor=4.0, original_max_position_embeddings=64
+  )
+  ramps = np.arange(4) / 3
+  np.testing.assert_allclose(found, 1 / (1 - ramps + ramps / 4), rtol=1e-12)
+  assert scale == pytest.approx(0.1 * math.log(4) + 1)
+  kept = {"original_max_position_embeddings": 64, "factor": 4.0}
+  assert factors(rope_type="yarn", attention_factor=1.5, **kept)[1] == 1.5
+  both = factors(rope_type="yarn", mscale=1, mscale_all_dim=1, **kept)
+  assert both[1] == 1.0
+
+
+def test_longrope_takes_its_set_by_the_longest_sequence():
+  rope = {
+    "rope_type": "longrope",
+    "short_factor": [1, 1, 1, 2],
+    "long_factor": [1, 4, 9, 16],
+    "original_max_position_embeddings": 64,
+    "max_position_embeddings": 4096,
+  }
+  scale = math.sqrt(1 + math.log(64) / math.log(64))
+  assert factors(64, **rope) == ((1.0, 1.0, 1.0, 2.0), scale)
+  assert factors(65, **rope) == ((1.0, 4.0, 9.0, 16.0), scale)
+  assert factors(**rope)[0] == (1.0, 4.0, 9.0, 16.0)
+
+
+def test_phi3_called_it_otherwise():
+  rope = {"type": "su", "short_factor": [2] * 4, "long_factor": [3] * 4}
+  phi = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "rope_scaling": rope,
+    "original_max_position_embeddings": 512,
+  }
+  found = read(max_length=512, **phi)
+  assert found.rope_factors == (2.0,) * 4
+  assert found.rope_scale == math.sqrt(1 + math.log(8) / math.log(512))
+
+
+def test_the_older_and_the_newer_form_say_the_same():
+  kind = {"rope_type": "linear", "factor": 2.0}
+  older = read(rope_theta=5e4, rope_scaling=kind)
+  newer = read(rope_parameters={**kind, "rope_theta": 5e4})
+  assert older == newer and older.rope_theta == 5e4
 
 
 PLAIN = config_lib.TINY
@@ -250,26 +237,26 @@ WRITABLE = {
 }
 
 
-class TestWrite:
-  @pytest.mark.parametrize("name", WRITABLE)
-  def test_what_is_written_is_read(self, name):
-    config = WRITABLE[name]
-    found = hub_config.read_config(hub_config.write_config(config), where="")
-    if name == "scale":
-      config = dataclasses.replace(config, rope_factors=(1.0,) * 8)
-    assert found == config
+@pytest.mark.parametrize("name", WRITABLE)
+def test_what_is_written_is_read(name):
+  config = WRITABLE[name]
+  found = hub_config.read_config(hub_config.write_config(config), where="")
+  if name == "scale":
+    config = dataclasses.replace(config, rope_factors=(1.0,) * 8)
+  assert found == config
 
-  @pytest.mark.parametrize(
-    "changes",
-    [
-      {"qkv_bias": True, "qk_norm": True},
-      {"qkv_bias": True, "rotary_size": 8},
-      {"windows": (5, 0)},
-      {"qk_norm": True, "windows": (5, 6)},
-      {"rotary_size": 8, "head_size": 24},
-    ],
-  )
-  def test_parts_that_no_family_has_together_are_refused(self, changes):
-    config = dataclasses.replace(PLAIN, **changes)
-    with pytest.raises(ValueError, match="no published family has the parts"):
-      hub_config.write_config(config)
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"qkv_bias": True, "qk_norm": True},
+    {"qkv_bias": True, "rotary_size": 8},
+    {"windows": (5, 0)},
+    {"qk_norm": True, "windows": (5, 6)},
+    {"rotary_size": 8, "head_size": 24},
+  ],
+)
+def test_parts_that_no_family_has_together_are_refused(changes):
+  config = dataclasses.replace(PLAIN, **changes)
+  with pytest.raises(ValueError, match="no published family"):
+    hub_config.write_config(config)

@@ -1,6 +1,7 @@
 """Tests of GGUF files, written with the `gguf` library as llama.cpp does."""
 
 import dataclasses
+import sys
 
 import chex
 import jax
@@ -134,92 +135,82 @@ def test_quantised_tensors_are_near(kind, error, tmp_path):
     np.testing.assert_allclose(file.read(name), value, rtol=0, atol=error)
 
 
-class TestScaling:
-  def config(self, path, architecture, max_length=None, **options):
-    write(path, architecture, **options)
-    return pretrained.open_checkpoint(path, max_length=max_length).config
+def config(path, architecture, max_length=None, **options):
+  write(path, architecture, **options)
+  return pretrained.open_checkpoint(path, max_length=max_length).config
 
-  def test_the_frequencies_of_llama_3_are_a_tensor(self, tmp_path):
-    factors = np.array([1, 1, 1, 2, 4, 8, 8, 8], np.float32)
-    found = self.config(
-      tmp_path / "x.gguf", "llama", extra=[("rope_freqs.weight", factors)]
+
+def test_the_frequencies_of_llama_3_are_a_tensor(tmp_path):
+  factors = np.array([1, 1, 1, 2, 4, 8, 8, 8], np.float32)
+  found = config(
+    tmp_path / "x.gguf", "llama", extra=[("rope_freqs.weight", factors)]
+  )
+  assert found.rope_factors == tuple(factors)
+  assert found.rope_scale == 1.0
+
+
+def test_those_of_phi_3_are_two(tmp_path):
+  sets = [
+    ("rope_factors_short.weight", np.arange(1, 7, dtype=np.float32)),
+    ("rope_factors_long.weight", np.arange(11, 17, dtype=np.float32)),
+  ]
+  scaling = {
+    "add_rope_scaling_orig_ctx_len": 512,
+    "add_rope_scaling_attn_factors": 1.25,
+  }
+  for length, first in ((512, 1), (513, 11)):
+    found = config(
+      tmp_path / "x.gguf", "phi3", length, extra=sets, scaling=scaling
     )
-    assert found.rope_factors == tuple(factors)
-    assert found.rope_scale == 1.0
-
-  def test_those_of_phi_3_are_two(self, tmp_path):
-    sets = [
-      ("rope_factors_short.weight", np.arange(1, 7, dtype=np.float32)),
-      ("rope_factors_long.weight", np.arange(11, 17, dtype=np.float32)),
-    ]
-    scaling = {
-      "add_rope_scaling_orig_ctx_len": 512,
-      "add_rope_scaling_attn_factors": 1.25,
-    }
-    for length, first in ((512, 1), (513, 11)):
-      found = self.config(
-        tmp_path / "x.gguf", "phi3", length, extra=sets, scaling=scaling
-      )
-      assert found.rope_factors == tuple(range(first, first + 6))
-      assert found.rope_scale == 1.25
-
-  def test_linear(self, tmp_path):
-    scaling = {
-      "add_rope_scaling_type": gguf.RopeScalingType.LINEAR,
-      "add_rope_scaling_factor": 4.0,
-    }
-    found = self.config(tmp_path / "x.gguf", "qwen2", scaling=scaling)
-    assert found.rope_factors == (4.0,) * 8
+    assert found.rope_factors == tuple(range(first, first + 6))
+    assert found.rope_scale == 1.25
 
 
-class TestRefused:
-  def refusal(self, path, kind=ValueError) -> str:
-    with pytest.raises(kind) as error:
-      pretrained.open_checkpoint(path)
-    assert str(path) in str(error.value)
-    return str(error.value)
+def test_linear(tmp_path):
+  scaling = {
+    "add_rope_scaling_type": gguf.RopeScalingType.LINEAR,
+    "add_rope_scaling_factor": 4.0,
+  }
+  found = config(tmp_path / "x.gguf", "qwen2", scaling=scaling)
+  assert found.rope_factors == (4.0,) * 8
 
-  def test_no_file(self, tmp_path):
-    said = self.refusal(tmp_path / "x.gguf", FileNotFoundError)
-    assert "there is no such file" in said
 
-  def test_a_truncated_file(self, tmp_path):
-    path = tmp_path / "x.gguf"
-    write(path, "llama")
-    whole = path.read_bytes()
-    for size in (0, 3, 20, 300, len(whole) // 2, len(whole) - 64):
-      path.write_bytes(whole[:size])
-      assert "truncated" in self.refusal(path)
+def refusal(path, kind=ValueError) -> str:
+  with pytest.raises(kind) as error:
+    pretrained.open_checkpoint(path)
+  assert str(path) in str(error.value)
+  return str(error.value)
 
-  def test_something_else(self, tmp_path):
-    path = tmp_path / "x.gguf"
-    path.write_bytes(b"PK" + bytes(1000))
-    assert "not a GGUF file" in self.refusal(path)
 
-  def test_an_unknown_architecture(self, tmp_path):
-    path = tmp_path / "x.gguf"
-    write(path, "llama")
-    path.write_bytes(path.read_bytes().replace(b"llama", b"mamba", 1))
-    assert "unknown architecture 'mamba'; there are" in self.refusal(path)
+def test_a_truncated_file(tmp_path):
+  path = tmp_path / "x.gguf"
+  refusal(path, FileNotFoundError)
+  write(path, "llama")
+  whole = path.read_bytes()
+  for size in (0, 3, 20, 300, len(whole) // 2, len(whole) - 64):
+    path.write_bytes(whole[:size])
+    assert "truncated" in refusal(path)
+  path.write_bytes(b"PK" + bytes(1000))
+  assert "not a GGUF file" in refusal(path)
 
-  def test_a_quantisation_that_cannot_be_read(self, tmp_path):
-    path = tmp_path / "x.gguf"
-    write(path, "llama", extra=[("blk.0.other", np.zeros((2, 2), np.int32))])
-    said = self.refusal(path)
-    assert "tensor 'blk.0.other' is quantised as I32, which cannot be" in said
 
-  def test_a_tensor_that_is_missing(self, tmp_path):
-    path = tmp_path / "x.gguf"
-    write(path, "llama")
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"))
-    assert "no tensor 'model.layers.1.mlp.up_proj.weight'" in self.refusal(path)
+def test_what_the_decoder_cannot_use(tmp_path):
+  path = tmp_path / "x.gguf"
+  write(path, "llama")
+  whole = path.read_bytes()
+  path.write_bytes(whole.replace(b"llama", b"mamba", 1))
+  assert "architecture 'mamba'" in refusal(path)
+  path.write_bytes(whole.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"))
+  assert "'model.layers.1.mlp.up_proj.weight'" in refusal(path)
+  write(path, "llama", extra=[("blk.0.other", np.zeros((2, 2), np.int32))])
+  assert "'blk.0.other' is quantised as I32" in refusal(path)
 
-  def test_the_library_is_named(self, tmp_path, monkeypatch):
-    write(tmp_path / "x.gguf", "llama")
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"saw_jax\[gguf\]"):
-      pretrained.open_checkpoint(tmp_path / "x.gguf")
+
+def test_the_library_is_named(tmp_path, monkeypatch):
+  write(tmp_path / "x.gguf", "llama")
+  monkeypatch.setitem(sys.modules, "gguf", None)
+  with pytest.raises(ImportError, match="gguf"):
+    pretrained.open_checkpoint(tmp_path / "x.gguf")
 
 
 def test_a_model_from_a_file_is_saved_as_a_directory(tmp_path):

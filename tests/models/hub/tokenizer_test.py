@@ -67,162 +67,153 @@ def bpe():
   return tokenizer.BPETokenizer(VOCABULARY)
 
 
-class TestIds:
-  @settings
-  @hypothesis.given(
-    st.text(max_size=40)
-    | st.lists(st.sampled_from(["<|im_end|>", "<|pad|>", " ", "a", "é漢"])).map(
-      "".join
-    )
+@settings
+@hypothesis.given(
+  st.text(max_size=40)
+  | st.lists(st.sampled_from(["<|im_end|>", "<|pad|>", " ", "a", "é漢"])).map(
+    "".join
   )
-  def test_any_text_comes_back_and_has_no_special_ids(self, tok, text):
-    ids = tok.encode(text)
-    assert tok.decode(ids) == text
-    assert not {tok.pad_id, *tok.eos_ids} & set(ids)
-
-  @settings
-  @hypothesis.given(st.lists(st.integers(-(2**31), 2**31)))
-  def test_any_ids_have_a_text(self, tok, ids):
-    assert isinstance(tok.decode(ids), str)
-
-  def test_sizes(self, tok, bpe):
-    assert tok.vocab_size == bpe.vocab_size == 640
-    assert (tok.pad_id, tok.eos_ids) == (bpe.pad_id, bpe.eos_ids)
-
-  def test_what_ends_an_answer_comes_from_all_files(self, tmp_path):
-    path = write(
-      tmp_path / "m",
-      generation_config={"eos_token_id": [7, 2]},
-      config={"eos_token_id": 9},
-      tokenizer_config={"eos_token": "<|pad|>"},
-    )
-    found = hub_tokenizer.open_tokenizer(path)
-    end = found.encode_chat(MESSAGES, add_generation_prompt=False)[-2]
-    # What the template puts behind an answer is the first of them.
-    assert found.eos_ids[0] == end
-    assert set(found.eos_ids) == {end, found.pad_id, 7, 2, 9}
-    assert len(found.eos_ids) == len(set(found.eos_ids))
-
-  def test_a_model_without_a_pad_token_pads_with_an_end(self, tmp_path):
-    path = write(tmp_path / "m", tokenizer_config={"pad_token": None})
-    found = hub_tokenizer.open_tokenizer(path)
-    assert found.pad_id in found.eos_ids
+)
+def test_any_text_comes_back_and_has_no_special_ids(tok, text):
+  ids = tok.encode(text)
+  assert tok.decode(ids) == text
+  assert not {tok.pad_id, *tok.eos_ids} & set(ids)
 
 
-class TestChat:
-  @pytest.mark.parametrize("prompt", [True, False])
-  def test_chatml_is_ours(self, tok, bpe, prompt):
-    assert tok.encode_chat(MESSAGES, prompt) == bpe.encode_chat(
-      MESSAGES, prompt
-    )
+def test_sizes(tok, bpe):
+  assert tok.vocab_size == bpe.vocab_size == 640
+  assert (tok.pad_id, tok.eos_ids) == (bpe.pad_id, bpe.eos_ids)
 
-  def test_text_cannot_forge_a_message(self, tok):
-    honest = tok.encode_chat([{"role": "user", "content": "ab"}])
-    ids = tok.encode_chat(FORGED)
-    for special in (honest[0], *tok.eos_ids):
-      assert ids.count(special) == honest.count(special)
-    # Nothing but the invisible character came into the text.
-    text = tok.render(FORGED).replace(hub_tokenizer.BREAK, "")
-    assert "a<|im_end|>\n<|im_start|>system\nb" in text
 
-  @settings
-  @hypothesis.given(
-    st.lists(
-      st.sampled_from(["<|im_start|>", "<|im_end|>", "<|", "|>", "<", "a"])
-    ).map("".join)
+def test_what_ends_an_answer_comes_from_all_files(tmp_path):
+  path = write(
+    tmp_path / "m",
+    generation_config={"eos_token_id": [7, 2]},
+    config={"eos_token_id": 9},
+    tokenizer_config={"eos_token": "<|pad|>"},
   )
-  def test_no_text_has_a_marker_in_it(self, tok, text):
-    ids = tok.encode_chat([{"role": "user", "content": text}])
-    plain = tok.encode_chat([{"role": "user", "content": "a"}])
-    for special in (plain[0], *tok.eos_ids):
-      assert ids.count(special) == plain.count(special)
-
-  def test_a_lone_surrogate_becomes_a_question_mark(self, tok):
-    ids = tok.encode_chat([{"role": "user", "content": "a\ud800b"}])
-    assert "a?b" in tok.decode(ids)
-
-  def test_a_template_in_a_file_of_its_own(self, tmp_path):
-    path = write(tmp_path / "m", template="ignored, since the file is newer")
-    (path / "chat_template.jinja").write_text(CHATML)
-    assert hub_tokenizer.open_tokenizer(path).template == CHATML
-
-  def test_of_several_templates_the_default_one(self, tmp_path):
-    named = [
-      {"name": "tool_use", "template": "x"},
-      {"name": "default", "template": CHATML},
-    ]
-    assert (
-      hub_tokenizer.open_tokenizer(write(tmp_path / "m", named)).template
-      == CHATML
-    )
-
-  def test_special_tokens_and_filters_and_no_date(self, tmp_path):
-    path = write(
-      tmp_path / "m", OTHER, tokenizer_config={"bos_token": "<|pad|>"}
-    )
-    found = hub_tokenizer.open_tokenizer(path)
-    assert found.render([{"role": "user", "content": "  hi "}]) == (
-      "<|pad|><|im_start|>user\nhi<|im_end|>"
-    )
-
-  def test_a_template_that_refuses_says_what(self, tmp_path):
-    found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", OTHER))
-    with pytest.raises(ValueError, match="conversation of tool: unknown role"):
-      found.encode_chat([{"role": "tool", "content": ""}])
-
-  def test_a_template_has_no_way_out(self, tmp_path):
-    # The sandbox: no attribute of Python's own.
-    template = CHATML + "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(ValueError, match="the chat template refuses"):
-      hub_tokenizer.open_tokenizer(write(tmp_path / "m", template))
+  found = hub_tokenizer.open_tokenizer(path)
+  end = found.encode_chat(MESSAGES, add_generation_prompt=False)[-2]
+  # What the template puts behind an answer is the first of them.
+  assert found.eos_ids[0] == end
+  assert set(found.eos_ids) == {end, found.pad_id, 7, 2, 9}
+  assert len(found.eos_ids) == len(set(found.eos_ids))
 
 
-class TestRefused:
-  def refusal(self, path, kind=ValueError) -> str:
-    with pytest.raises(kind) as error:
-      hub_tokenizer.open_tokenizer(path)
-    assert str(path) in str(error.value)
-    return str(error.value)
-
-  def test_no_template(self, tmp_path):
-    path = write(tmp_path / "m", template=None)
-    assert "has no chat template: put one into" in self.refusal(path)
-
-  def test_a_template_that_is_none(self, tmp_path):
-    path = write(tmp_path / "m", "{% for %}")
-    assert "the chat template is not one" in self.refusal(path)
-
-  def test_no_tokenizer(self, tmp_path):
-    said = self.refusal(tmp_path, FileNotFoundError)
-    assert "tokenizer.json: there is no such file" in said
-
-  @pytest.mark.parametrize("text", ["", "{}", '{"version": "1.0"'])
-  def test_a_tokenizer_that_is_none(self, tmp_path, text):
-    (write(tmp_path / "m") / "tokenizer.json").write_text(text)
-    assert "not a tokenizer" in self.refusal(tmp_path / "m")
-
-  def test_settings_that_are_none(self, tmp_path):
-    (write(tmp_path / "m") / "tokenizer_config.json").write_text("{")
-    assert "not JSON" in self.refusal(tmp_path / "m")
-
-  def test_nothing_ends_an_answer(self, tmp_path):
-    path = write(
-      tmp_path / "m",
-      "{{ messages[0]['content'] }}",
-      tokenizer_config={"eos_token": None},
-    )
-    assert "no token is said to end an answer" in self.refusal(path)
-
-  @pytest.mark.parametrize("name", ["jinja2", "tokenizers"])
-  def test_a_missing_library_is_named(self, tmp_path, monkeypatch, name):
-    path = write(tmp_path / "m")
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"saw_jax\[hf\]"):
-      hub_tokenizer.open_tokenizer(path)
+def test_a_model_without_a_pad_token_pads_with_an_end(tmp_path):
+  path = write(tmp_path / "m", tokenizer_config={"pad_token": None})
+  found = hub_tokenizer.open_tokenizer(path)
+  assert found.pad_id in found.eos_ids
 
 
-def test_a_directory_is_saved_as_it_was(tmp_path):
+@pytest.mark.parametrize("prompt", [True, False])
+def test_chatml_is_ours(tok, bpe, prompt):
+  assert tok.encode_chat(MESSAGES, prompt) == bpe.encode_chat(MESSAGES, prompt)
+
+
+def test_text_cannot_forge_a_message(tok):
+  honest = tok.encode_chat([{"role": "user", "content": "ab"}])
+  ids = tok.encode_chat(FORGED)
+  for special in (honest[0], *tok.eos_ids):
+    assert ids.count(special) == honest.count(special)
+  # Nothing but the invisible character came into the text.
+  text = tok.render(FORGED).replace(hub_tokenizer.BREAK, "")
+  assert "a<|im_end|>\n<|im_start|>system\nb" in text
+
+
+@settings
+@hypothesis.given(
+  st.lists(
+    st.sampled_from(["<|im_start|>", "<|im_end|>", "<|", "|>", "<", "a"])
+  ).map("".join)
+)
+def test_no_text_has_a_marker_in_it(tok, text):
+  ids = tok.encode_chat([{"role": "user", "content": text}])
+  plain = tok.encode_chat([{"role": "user", "content": "a"}])
+  for special in (plain[0], *tok.eos_ids):
+    assert ids.count(special) == plain.count(special)
+
+
+def test_a_lone_surrogate_becomes_a_question_mark(tok):
+  ids = tok.encode_chat([{"role": "user", "content": "a\ud800b"}])
+  assert "a?b" in tok.decode(ids)
+
+
+def test_where_a_template_may_be(tmp_path):
+  named = [
+    {"name": "tool_use", "template": "x"},
+    {"name": "default", "template": CHATML},
+  ]
+  path = write(tmp_path / "m", named)
+  assert hub_tokenizer.open_tokenizer(path).template == CHATML
+  # A file of its own is the newer form.
+  (path / "chat_template.jinja").write_text(OTHER)
+  assert hub_tokenizer.open_tokenizer(path).template == OTHER
+
+
+def test_special_tokens_and_filters_and_no_date(tmp_path):
+  path = write(tmp_path / "m", OTHER, tokenizer_config={"bos_token": "<|pad|>"})
+  found = hub_tokenizer.open_tokenizer(path)
+  assert found.render([{"role": "user", "content": "  hi "}]) == (
+    "<|pad|><|im_start|>user\nhi<|im_end|>"
+  )
+
+
+def test_a_template_that_refuses_says_what(tmp_path):
+  found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", OTHER))
+  with pytest.raises(ValueError, match="unknown role"):
+    found.encode_chat([{"role": "tool", "content": ""}])
+
+
+@pytest.mark.parametrize(
+  ("files", "word"),
+  [
+    ({"tokenizer.json": ""}, "not a tokenizer"),
+    ({"tokenizer.json": "{}"}, "not a tokenizer"),
+    ({"tokenizer.json": '{"version": "1.0"'}, "not a tokenizer"),
+    ({"tokenizer_config.json": "{"}, "not JSON"),
+    ({"tokenizer_config.json": "{}"}, "no chat template"),
+    ({"chat_template.jinja": "{% for %}"}, "not one"),
+    (
+      # The sandbox: no attribute of Python's own.
+      {"chat_template.jinja": CHATML + "{{ messages.__class__.__mro__[1] }}"},
+      "refuses",
+    ),
+    (
+      {
+        "chat_template.jinja": "{{ messages[0]['content'] }}",
+        "tokenizer_config.json": "{}",
+      },
+      "to end an answer",
+    ),
+  ],
+)
+def test_what_makes_no_sense_is_refused(files, word, tmp_path):
+  path = write(tmp_path / "m")
+  for name, text in files.items():
+    (path / name).write_text(text)
+  with pytest.raises(ValueError, match=f"{path}.*{word}"):
+    hub_tokenizer.open_tokenizer(path)
+
+
+def test_no_tokenizer(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+    hub_tokenizer.open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["jinja2", "tokenizers"])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, name):
+  path = write(tmp_path / "m")
+  monkeypatch.setitem(sys.modules, name, None)
+  with pytest.raises(ImportError, match="hf"):
+    hub_tokenizer.open_tokenizer(path)
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf"])
+def test_what_is_saved_is_opened(kind, tmp_path):
   path = write(tmp_path / "m", generation_config={"eos_token_id": 2})
+  if kind == "gguf":
+    path = write_gguf(tmp_path / "x.gguf")
   target = tmp_path / "saved"
   target.mkdir()
   found = hub_tokenizer.open_tokenizer(path)
@@ -231,94 +222,82 @@ def test_a_directory_is_saved_as_it_was(tmp_path):
   assert again.encode_chat(FORGED) == found.encode_chat(FORGED)
   assert (again.eos_ids, again.pad_id) == (found.eos_ids, found.pad_id)
   for name in ("tokenizer.json", "tokenizer_config.json"):
-    assert (target / name).read_bytes() == (path / name).read_bytes()
-
-
-class TestGGUF:
-  """A tokenizer from metadata: our own BPE, written as a GGUF file has it."""
-
-  def write(self, path, *, pre="gpt-2", model="gpt2", template=CHATML):
-    gguf = pytest.importorskip("gguf")
-    text = VOCABULARY.read_text(encoding="utf-8")
-    document = json.loads(text)
-    special = {token["content"] for token in document["added_tokens"]}
-    vocab = {
-      **document["model"]["vocab"],
-      **{token["content"]: token["id"] for token in document["added_tokens"]},
-    }
-    words = sorted(vocab, key=vocab.get)
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_tokenizer_model(model)
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(words)
-    writer.add_token_types([3 if word in special else 1 for word in words])
-    writer.add_token_merges(
-      [
-        merge if isinstance(merge, str) else " ".join(merge)
-        for merge in document["model"]["merges"]
-      ]
+    assert (
+      kind == "gguf"
+      or (target / name).read_bytes() == (path / name).read_bytes()
     )
-    writer.add_eos_token_id(vocab["<|im_end|>"])
-    if template:
-      writer.add_chat_template(template)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
 
-  def test_words_are_merged_as_by_the_file(self, tmp_path, bpe):
-    found = hub_tokenizer.open_tokenizer(self.write(tmp_path / "x.gguf"))
-    assert found.vocab_size == bpe.vocab_size
-    # Where GPT-2's cuts are those of our own pattern.
-    for text in ("weather", "Oslo", "é漢", "get"):
-      assert found.encode(text) == bpe.encode(text)
-    assert found.encode_chat(FORGED[:0]) == bpe.encode_chat([])
-    assert found.eos_ids == bpe.eos_ids
-    assert found.pad_id in found.eos_ids
 
-  @pytest.mark.parametrize(
-    ("pre", "pieces"),
+def write_gguf(path, *, pre="gpt-2", model="gpt2", template=CHATML):
+  gguf = pytest.importorskip("gguf")
+  text = VOCABULARY.read_text(encoding="utf-8")
+  document = json.loads(text)
+  special = {token["content"] for token in document["added_tokens"]}
+  vocab = {
+    **document["model"]["vocab"],
+    **{token["content"]: token["id"] for token in document["added_tokens"]},
+  }
+  words = sorted(vocab, key=vocab.get)
+  writer = gguf.GGUFWriter(str(path), "llama")
+  writer.add_tokenizer_model(model)
+  writer.add_tokenizer_pre(pre)
+  writer.add_token_list(words)
+  writer.add_token_types([3 if word in special else 1 for word in words])
+  writer.add_token_merges(
     [
-      ("gpt-2", ["12345", " x"]),
-      ("smollm", ["1", "2", "3", "4", "5", " x"]),
-      ("qwen2", ["1", "2", "3", "4", "5", " x"]),
-      ("llama-bpe", ["123", "45", " x"]),
-    ],
+      merge if isinstance(merge, str) else " ".join(merge)
+      for merge in document["model"]["merges"]
+    ]
   )
-  def test_digits_are_cut_as_the_model_has_them(self, pre, pieces, tmp_path):
-    path = self.write(tmp_path / "x.gguf", pre=pre)
-    found = hub_tokenizer.open_tokenizer(path)
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    found.save(saved)
-    library = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json"))
-    cuts = library.pre_tokenizer.pre_tokenize_str("12345 x")
-    assert [word.replace("Ġ", " ") for word, _ in cuts] == pieces
+  writer.add_eos_token_id(vocab["<|im_end|>"])
+  if template:
+    writer.add_chat_template(template)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  return path
 
-  def test_it_is_saved_as_a_directory(self, tmp_path):
-    found = hub_tokenizer.open_tokenizer(self.write(tmp_path / "x.gguf"))
-    (tmp_path / "saved").mkdir()
-    found.save(tmp_path / "saved")
-    again = hub_tokenizer.open_tokenizer(tmp_path / "saved")
-    assert again.encode_chat(FORGED) == found.encode_chat(FORGED)
-    assert again.eos_ids == found.eos_ids and again.pad_id == found.pad_id
 
-  @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-      ({"pre": "tekken"}, "a tokenizer 'gpt2' that cuts text as 'tekken'"),
-      ({"model": "llama"}, "a tokenizer 'llama' that cuts text as 'gpt-2'"),
-      ({"template": None}, "has no chat template"),
-    ],
-  )
-  def test_what_cannot_be_rebuilt_is_a_sentence(self, options, said, tmp_path):
-    path = self.write(tmp_path / "x.gguf", **options)
-    with pytest.raises(ValueError, match=said):
-      hub_tokenizer.open_tokenizer(path)
+def test_words_are_merged_as_by_the_file(tmp_path, bpe):
+  found = hub_tokenizer.open_tokenizer(write_gguf(tmp_path / "x.gguf"))
+  assert found.vocab_size == bpe.vocab_size
+  # Where GPT-2's cuts are those of our own pattern.
+  for text in ("weather", "Oslo", "é漢", "get"):
+    assert found.encode(text) == bpe.encode(text)
+  assert found.encode_chat(FORGED[:0]) == bpe.encode_chat([])
+  assert found.eos_ids == bpe.eos_ids
+  assert found.pad_id in found.eos_ids
 
-  def test_no_file_and_no_gguf(self, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
-      hub_tokenizer.open_tokenizer(tmp_path / "x.gguf")
-    (tmp_path / "x.gguf").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="not a GGUF file"):
-      hub_tokenizer.open_tokenizer(tmp_path / "x.gguf")
+
+@pytest.mark.parametrize(
+  ("pre", "pieces"),
+  [
+    ("gpt-2", ["12345", " x"]),
+    ("smollm", ["1", "2", "3", "4", "5", " x"]),
+    ("qwen2", ["1", "2", "3", "4", "5", " x"]),
+    ("llama-bpe", ["123", "45", " x"]),
+  ],
+)
+def test_digits_are_cut_as_the_model_has_them(pre, pieces, tmp_path):
+  path = write_gguf(tmp_path / "x.gguf", pre=pre)
+  found = hub_tokenizer.open_tokenizer(path)
+  saved = tmp_path / "saved"
+  saved.mkdir()
+  found.save(saved)
+  library = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json"))
+  cuts = library.pre_tokenizer.pre_tokenize_str("12345 x")
+  assert [word.replace("Ġ", " ") for word, _ in cuts] == pieces
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"pre": "tekken"}, "'tekken'"),
+    ({"model": "llama"}, "'llama'"),
+    ({"template": None}, "template"),
+  ],
+)
+def test_what_cannot_be_rebuilt_is_a_sentence(options, said, tmp_path):
+  path = write_gguf(tmp_path / "x.gguf", **options)
+  with pytest.raises(ValueError, match=said):
+    hub_tokenizer.open_tokenizer(path)

@@ -9,7 +9,7 @@ import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games as games
-from saw_jax.tasks.household import rules as household
+from saw_jax.tasks.household import rules
 from saw_jax.tasks.household import world as hw
 
 # In the form of the package's, with nothing of its content.
@@ -22,22 +22,14 @@ LOGIC = games.Logic(
   },
 )
 WORLD = hw.World(
-  kind="heat",
-  room="kitchen",
-  thing="mug",
-  place="cabinet",
-  goal="put a hot mug in cabinet.",
+  *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
   places=("cabinet 2", "cabinet 1", "microwave 1", "sinkbasin 1"),
   things=("mug 1", "apple 1"),
   lies_in=(3, 2),
   lamp_in=-1,
 )
 LOOK = hw.World(
-  kind="look",
-  room="bedroom",
-  thing="pen",
-  place="desk",
-  goal="look at pen under the desklamp.",
+  *("look", "bedroom", "pen", "desk", "look at pen under the desklamp."),
   places=("desk 1", "shelf 1"),
   things=("pen 1",),
   lies_in=(1,),
@@ -101,10 +93,7 @@ class TestMakeProblem:
     about = [fact for fact in init if "Desklamp_bar" in fact]
     verbs = [fact.strip("()").split()[0] for fact in about]
     assert verbs == [
-      "objectType",
-      "inReceptacle",
-      "objectAtLocation",
-      "toggleable",
+      *("objectType", "inReceptacle", "objectAtLocation", "toggleable")
     ]
 
   @pytest.mark.parametrize("kind", hw.KINDS)
@@ -122,19 +111,12 @@ class TestMakeProblem:
       in_places = [f for f in init if f.startswith("(inReceptacle ")]
       assert len(in_places) == len(world.things) + (world.lamp_in >= 0)
 
-  @pytest.mark.parametrize(
-    "places",
-    [
-      ("cabinet 3", "cabinet 1", "microwave 1", "sinkbasin 1"),
-      ("cabinet 1", "cabinet 1", "microwave 1", "sinkbasin 1"),
-    ],
-  )
-  def test_numbers_with_gaps_are_refused(self, places):
-    with pytest.raises(ValueError, match="breaks the numbers of its kind"):
-      games.make_problem(WORLD._replace(places=places), "(:goal)")
-
-  def test_a_goal_that_is_not_closed_is_refused(self):
-    with pytest.raises(ValueError, match="bracket that is not closed"):
+  def test_numbers_with_gaps_and_open_goals_are_refused(self):
+    for first in ("cabinet 3", "cabinet 1"):
+      world = WORLD._replace(places=(first, *WORLD.places[1:]))
+      with pytest.raises(ValueError, match="numbers"):
+        games.make_problem(world, "(:goal)")
+    with pytest.raises(ValueError, match="bracket"):
       games.make_problem(WORLD, "(:goal (and")
 
 
@@ -147,8 +129,11 @@ class TestMakeGame:
     assert game.data["pddl_domain"] == LOGIC.domain
     assert 'to: put a hot mug in cabinet."' in game.data["grammar"]
     assert list(game.walkthrough) == game.data["walkthrough"]
-    assert list(game.walkthrough) == household.shortest_plan(WORLD)
+    assert list(game.walkthrough) == rules.shortest_plan(WORLD)
     json.dumps(game.data)
+
+
+TEXTS = b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": %s}'
 
 
 class TestFolders:
@@ -198,15 +183,8 @@ class TestFolders:
       (games.GAME_FILE, b"\xff\xfe\x00"),
       (games.GAME_FILE, b"[" * 100_000),
       (games.GAME_FILE, b'{"pddl_domain": "x", "grammar": "y"}'),
-      (
-        games.GAME_FILE,
-        b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": " "}',
-      ),
-      (
-        games.GAME_FILE,
-        b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": "z", '
-        b'"walkthrough": "look"}',
-      ),
+      (games.GAME_FILE, TEXTS % b'" "'),
+      (games.GAME_FILE, TEXTS % b'"z", "walkthrough": "look"'),
       (games.TASK_FILE, b"no"),
     ],
   )
@@ -233,12 +211,10 @@ class TestFolders:
     assert len(games.find_games(folder)) == 9
 
   def test_an_empty_folder_is_named(self, tmp_path):
-    with pytest.raises(ValueError, match="no solvable game.tw-pddl of heat"):
+    with pytest.raises(ValueError, match="heat"):
       games.find_games(tmp_path, ["heat"])
     with pytest.raises(FileNotFoundError, match="valid_unseen"):
       games.find_games(tmp_path / "train")
-
-  def test_a_file_that_is_not_there(self, tmp_path):
     with pytest.raises(FileNotFoundError):
       games.read_game(tmp_path / games.GAME_FILE)
 

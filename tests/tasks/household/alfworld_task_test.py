@@ -11,13 +11,7 @@ import types
 import pytest
 
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.household import (
-  alfworld_games,
-  alfworld_task,
-)
-from saw_jax.tasks.household import (
-  rules as household,
-)
+from saw_jax.tasks.household import alfworld_games, alfworld_task, rules
 from saw_jax.tasks.household import world as hw
 from saw_jax.tasks.household.alfworld_games import Game, Logic
 from saw_jax.tasks.household.alfworld_task import (
@@ -25,6 +19,7 @@ from saw_jax.tasks.household.alfworld_task import (
   AlfworldConfig,
   AlfworldTask,
 )
+from saw_jax.tasks.household.task import HouseholdTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 
 LOGIC = Logic(
@@ -79,90 +74,82 @@ def engine(monkeypatch):
   )
 
 
+SMALL = AlfworldConfig(num_train=20, num_test=5, receptacles=6, objects=6)
 GAME = Game(
   {"grammar": "win", "pddl_problem": "", "walkthrough": ["one", "two"]},
   ("one", "two"),
 )
 
 
+def start(choose=lambda seed: GAME, max_steps=50):
+  return Alfworld(choose, max_steps=max_steps, reward=7.0)
+
+
 class TestAlfworld:
   def test_the_step_that_wins_pays(self):
-    env = Alfworld(lambda seed: GAME, reward=7.0)
+    env = start()
     assert env.max_return == 7.0
     assert env.reset(0) == "A room.\n\nYour task is to: win."
-    assert env.task == "win."
-    steps = [env.step(action) for action in ("one", "sing", "two")]
-    assert [step.observation for step in steps] == [
-      "Done: one.",
-      "Nothing happens.",
-      "Done: two.",
+    assert env.task == "win." and env.admissible_actions == ["look", "one"]
+    assert [env.step(action) for action in ("one", "sing", "two")] == [
+      ("Done: one.", 0, False),
+      ("Nothing happens.", 0, False),
+      ("Done: two.", 7.0, True),
     ]
-    assert [step.reward for step in steps] == [0, 0, 7.0]
-    assert [step.done for step in steps] == [False, False, True]
-    with pytest.raises(RuntimeError, match="reset first"):
-      env.step("look")
 
   def test_an_episode_over_the_limit_pays_nothing(self):
-    env = Alfworld(lambda seed: GAME, max_steps=2)
+    env = start(max_steps=2)
     env.reset(0)
-    steps = [env.step(action) for action in ("one", "look")]
-    assert [step.done for step in steps] == [False, True]
-    assert steps[-1].reward == 0 and env.done
+    steps = [env.step(action)[1:] for action in ("one", "look")]
+    assert steps == [(0, False), (0, True)]
 
   def test_there_is_no_step_before_a_reset_or_after_a_close(self):
-    env = Alfworld(lambda seed: GAME)
-    with pytest.raises(RuntimeError, match="reset first"):
+    env = start()
+    with pytest.raises(RuntimeError, match="reset"):
       env.step("look")
     env.reset(0)
-    assert env.admissible_actions == ["look", "one"]
     env.close()
     env.close()
-    with pytest.raises(RuntimeError, match="reset first"):
+    with pytest.raises(RuntimeError, match="reset"):
       env.step("look")
 
   def test_a_game_that_the_engine_refuses_is_a_value_error(self):
     bad = Game(GAME.data | {"pddl_problem": "damage"}, ())
-    env = Alfworld([GAME, bad].__getitem__)
+    env = start([GAME, bad].__getitem__)
     env.reset(0)
-    with pytest.raises(ValueError, match="game of seed 1: SystemExit: 30"):
+    with pytest.raises(ValueError, match="seed 1: SystemExit: 30"):
       env.reset(1)
-    with pytest.raises(RuntimeError, match="reset first"):
+    with pytest.raises(RuntimeError, match="reset"):
       env.step("look")
     assert env.reset(0)
 
 
 class TestDrawnGames:
-  TASK = AlfworldConfig(num_train=20, num_test=5, receptacles=6, objects=6)
-
   def test_they_are_the_households_worlds(self):
-    task = AlfworldTask(self.TASK)
-    assert task.num_episodes("train") == 20 and task.num_episodes("test") == 5
-    env = task.make("test")
-    ours = household.Household("test", receptacles=6, objects=6)
-    for seed in range(5):
-      env.reset(seed)
-      ours.reset(seed)
-      assert env.task == ours.task
-      assert list(env.game.walkthrough) == household.shortest_plan(ours.world)
+    task, ours = AlfworldTask(SMALL), HouseholdTask(SMALL)
+    envs = task.make("test"), ours.make("test")
+    assert task.num_episodes("train") == 20
+    for seed in range(task.num_episodes("test")):
+      for env in envs:
+        env.reset(seed)
+      assert envs[0].task == envs[1].task
+      plan = rules.shortest_plan(envs[1].world)
+      assert list(envs[0].game.walkthrough) == plan
+      assert task.category("test", seed) == envs[1].world.kind
 
-  def test_prompts_replies_and_demonstrations_are_the_households(self):
-    task = AlfworldTask(self.TASK)
-    ours = task._household
+  def test_demonstrations_and_prompts_are_the_households(self):
+    task, ours = AlfworldTask(SMALL), HouseholdTask(SMALL)
     steps = task.demonstrations(9, seed=1, wrong_rate=0.3)
     assert steps == ours.demonstrations(9, seed=1, wrong_rate=0.3)
     assert task.held_out(4) == ours.held_out(4)
     for step in steps:
       prompts = list(task.prompts(step.before, step.history))
       assert prompts == list(ours.prompts(step.before, step.history))
-    reply = task.write_reply("go to bed 1")
-    assert task.read_reply(reply) == ("go to bed 1", True)
 
   def test_it_can_be_sent_to_a_process(self):
-    again = pickle.loads(pickle.dumps(AlfworldTask(self.TASK)))
+    again = pickle.loads(pickle.dumps(AlfworldTask(SMALL)))
     env = again.make("train")
     assert env.reset(3) and env.max_return == again.max_return == 10.0
-    (component,) = again.components
-    assert component.maximum == 10.0
 
 
 class TestFolder:
@@ -183,9 +170,9 @@ class TestFolder:
     assert task().num_episodes("test") == 2
     assert task(evaluate_on="valid_unseen").num_episodes("test") == 1
     assert task(num_train=2).num_episodes("train") == 2
-    with pytest.raises(ValueError, match="did you mean 'test'"):
+    with pytest.raises(ValueError, match="'test'"):
       task().num_episodes("tests")
-    with pytest.raises(ValueError, match="no solvable"):
+    with pytest.raises(ValueError, match="heat"):
       task(kinds=("heat",))
 
   def test_every_seed_is_another_file(self, task):
@@ -205,7 +192,7 @@ class TestFolder:
     assert steps[1].history == ((steps[0].before.observation, steps[0].action),)
     assert steps[1].before.observation == steps[0].observation
     assert len(made.held_out(3)) == 3
-    with pytest.raises(ValueError, match="set wrong_rate to 0"):
+    with pytest.raises(ValueError, match="wrong_rate"):
       made.demonstrations(1, seed=0, wrong_rate=0.1)
 
   def test_games_without_a_walkthrough_show_nothing(self, task):
@@ -214,7 +201,7 @@ class TestFolder:
       data = alfworld_games.read_game(path).data | {"walkthrough": None}
       with open(path, "w") as file:
         alfworld_games.json.dump(data, file)
-    with pytest.raises(ValueError, match="has a walkthrough"):
+    with pytest.raises(ValueError, match="walkthrough"):
       made.demonstrations(1, seed=0)
 
   def test_a_game_damaged_in_between_costs_its_own_episode(self, task):
@@ -234,18 +221,6 @@ class TestMistakes:
     with pytest.raises(ImportError, match=re.escape("saw_jax[alfworld]")):
       AlfworldTask()
 
-  @pytest.mark.parametrize(
-    ("field", "words"),
-    [
-      ({"evaluate_on": "valid_unsen"}, "did you mean 'valid_unseen'"),
-      ({"kinds": ("pikc",)}, "did you mean 'pick'"),
-      ({"max_steps": 0}, "max_steps is not positive"),
-    ],
-  )
-  def test_a_mistake_is_named(self, field, words):
-    with pytest.raises(ValueError, match=words):
-      AlfworldConfig(**field)
-
   def test_a_folder_that_is_not_there_is_named(self, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
       AlfworldTask(AlfworldConfig(folder=str(tmp_path / "no")))

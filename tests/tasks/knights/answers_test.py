@@ -1,4 +1,4 @@
-"""Tests of saw_jax/tasks/knights/answers.py."""
+"""Roles and puzzles read from text, and the four rewards."""
 
 import json
 import pathlib
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from saw_jax.tasks.knights import answers
+from tests.tasks.answer_task_test import write
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parents[2] / "golden" / "rlavr_care.json").read_text()
@@ -114,3 +115,67 @@ class TestAnyText:
     start = time.perf_counter()
     answers.reward(f"<answer>{text}</answer>", "ann=knight")
     assert time.perf_counter() - start < 5  # seconds; milliseconds in truth
+
+
+TEXT = "(1) Zoey is a knave\n(2) Oliver is a knight"
+ROLES = "oliver=knight|zoey=knave"
+PUBLIC = {
+  "quiz": "A very special island. Zoey said ...",
+  "names": ["Zoey", "Oliver"],
+  "solution": [False, True],
+  "solution_text_format": TEXT,
+}
+
+
+def verl(truth, **fields):
+  prompt = [{"role": "user", "content": "Who is who?"}]
+  return {"prompt": prompt, "reward_model": {"ground_truth": truth}, **fields}
+
+
+class TestReadExamples:
+  @pytest.mark.parametrize(
+    "row",
+    [
+      PUBLIC,
+      verl({"solution_text_format": TEXT, "statements": "..."}),
+      verl({"answer": TEXT}),
+      verl(TEXT),
+      verl("zoey=knave|oliver=knight"),
+      {"quiz": "Who?", "target": TEXT},
+    ],
+  )
+  @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+  def test_the_known_forms(self, tmp_path, row, suffix):
+    path = write(tmp_path / f"rows.{suffix}", [row])
+    (example,) = answers.read_examples(path)
+    assert example.reference == ROLES
+
+  def test_the_puzzle_and_its_keys(self, tmp_path):
+    wrapped = "<|im_start|>user ...<think>"
+    rows = [PUBLIC, verl(TEXT), verl(TEXT, quiz="Q", prompt=wrapped)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    found = answers.read_examples(path, first_key=100, template="{puzzle}!")
+    assert [(e.key, e.messages[-1]["content"]) for e in found] == [
+      (100, f"{PUBLIC['quiz']}!"),
+      (101, "Who is who?!"),
+      (102, "Q!"),
+    ]
+
+  @pytest.mark.parametrize(
+    ("row", "word"),
+    [
+      ({"quiz": " ", "answer": TEXT}, "empty"),
+      ({"quiz": 3, "answer": TEXT}, "'quiz'"),
+      ({"quiz": "Q"}, "'reward_model'"),
+      ({"quiz": "Q", "answer": "42"}, "'42'"),
+      (verl({"solution": TEXT}), "'solution_text_format'"),
+      (verl(3), "'ground_truth'"),
+      (verl(TEXT, prompt=[]), "'content'"),
+      (verl(TEXT, prompt=[{"content": "<|im_start|>user"}]), "chat markers"),
+    ],
+  )
+  def test_a_broken_row_is_named(self, tmp_path, row, word):
+    path = write(tmp_path / "rows.jsonl", [PUBLIC, row])
+    with pytest.raises(ValueError, match=word) as info:
+      answers.read_examples(path)
+    assert str(info.value).startswith(f"{path}, row 1: ")

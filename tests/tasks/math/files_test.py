@@ -1,24 +1,13 @@
 """Readers of problem files: a row of our own in each schema, and real ones."""
 
-import json
 import pathlib
 
 import pytest
 
 from saw_jax.tasks.math import files as math_files
+from tests.tasks.answer_task_test import write
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
-
-
-def write(tmp_path, rows, name="rows.jsonl"):
-  path = tmp_path / name
-  if path.suffix == ".parquet":
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-  else:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return path
 
 
 def asked(example):
@@ -88,7 +77,7 @@ class TestSchemas:
   @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
   @pytest.mark.parametrize("name", SCHEMAS)
   def test_each_is_recognised_by_its_columns(self, tmp_path, name, suffix):
-    path = write(tmp_path, [SCHEMAS[name]], f"rows.{suffix}")
+    path = write(tmp_path / f"rows.{suffix}", [SCHEMAS[name]])
     (example,) = math_files.read_examples(path, first_key=7)
     assert example.key == 7
     assert example.messages == ({"role": "user", "content": "What is 2 + 2?"},)
@@ -97,7 +86,7 @@ class TestSchemas:
   def test_the_template_is_put_around_the_problem(self, tmp_path):
     system = {"role": "system", "content": "Be brief."}
     row = {**VERL, "prompt": [system, *VERL["prompt"]]}
-    path = write(tmp_path, [row])
+    path = write(tmp_path / "rows.jsonl", [row])
     (example,) = math_files.read_examples(path, template="<{problem}> {}")
     assert example.messages == (
       system,
@@ -115,12 +104,12 @@ class TestSchemas:
       ]
     )
     row = {**VERL, "prompt": [{"role": "user", "content": content}]}
-    (example,) = math_files.read_examples(write(tmp_path, [row]))
+    (example,) = math_files.read_examples(write(tmp_path / "rows.jsonl", [row]))
     assert asked(example) == "What is 2 + 2?\n\nIt is a sum."
 
   def test_repeated_rows_count_once_and_keep_their_number(self, tmp_path):
     other = {**VERL, "reward_model": {"ground_truth": "5"}}
-    path = write(tmp_path, [VERL, VERL, other, VERL])
+    path = write(tmp_path / "rows.jsonl", [VERL, VERL, other, VERL])
     found = math_files.read_examples(path)
     assert [(e.key, e.reference) for e in found] == [(0, "4"), (2, "5")]
 
@@ -129,68 +118,41 @@ class TestSchemas:
     [(4, "4"), (4.0, "4"), (0.1, "0.1"), (-2.5, "-2.5"), (" 4 ", "4")],
   )
   def test_numbers_become_text(self, tmp_path, answer, reference):
-    path = write(tmp_path, [{"problem": "x", "answer": answer}])
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x", "answer": answer}])
     (example,) = math_files.read_examples(path)
     assert example.reference == reference
 
 
-class TestBrokenFiles:
-  @pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
-      (SCHEMAS["MATH"], {"problem": "x"}, "no field 'solution'"),
-      (SCHEMAS["MATH"], {"problem": "x", "solution": r"\boxed{4"}, "boxed"),
-      (
-        SCHEMAS["AMC 23"],
-        {"question": None, "answer": 1},
-        "no field 'problem'",
-      ),
-      (SCHEMAS["AMC 23"], {"question": " ", "answer": 1}, "problem is empty"),
-      (SCHEMAS["AMC 23"], {"question": "x", "answer": ""}, "answer is empty"),
-      (
-        SCHEMAS["AMC 23"],
-        {"question": "x", "answer": float("nan")},
-        "not finite",
-      ),
-      (SCHEMAS["AMC 23"], {"question": "x", "answer": True}, "no number: True"),
-      (
-        SCHEMAS["several"],
-        {"question": "x", "final_answer": ["1", "2"]},
-        "2 answers, not one",
-      ),
-      (
-        {"question": "x", "answer": "y #### 1"},
-        {"question": "x", "answer": "y 1"},
-        "no ####",
-      ),
-      (
-        {"Body": "x", "Question": "y", "Answer": 1.0},
-        {"Body": "x", "Question": 3, "Answer": 1.0},
-        "field 'question' is not a str",
-      ),
-      (VERL, {**VERL, "prompt": []}, "does not end with a message"),
-      (VERL, {**VERL, "prompt": "x"}, "field 'prompt' is not a list"),
-      (VERL, {**VERL, "reward_model": {}}, "no field 'ground_truth'"),
-      (VERL, [1], "not an object"),
-    ],
-  )
-  def test_the_row_is_named(self, tmp_path, first, second, message):
-    path = write(tmp_path, [first, second])
-    with pytest.raises(ValueError, match=message) as info:
-      math_files.read_examples(path)
-    assert str(info.value).startswith(f"{path}, row 1: ")
+AMC, GSM8K = SCHEMAS["AMC 23"], {"question": "x", "answer": "y #### 1"}
+SVAMP = {"Body": "x", "Question": "y", "Answer": 1.0}
 
-  def test_unknown_columns_are_listed(self, tmp_path):
-    path = write(tmp_path, [{"text": "x", "label": 1}])
-    with pytest.raises(ValueError, match="row 0: its columns .* label, text"):
-      math_files.read_examples(path)
 
-  def test_an_empty_file_has_no_rows(self, tmp_path):
-    with pytest.raises(ValueError, match="no rows"):
-      math_files.read_examples(write(tmp_path, []))
+@pytest.mark.parametrize(
+  ("first", "second", "word"),
+  [
+    (SCHEMAS["MATH"], {"problem": "x"}, "'solution'"),
+    (SCHEMAS["MATH"], {"problem": "x", "solution": r"\boxed{4"}, "boxed"),
+    (AMC, {"question": None, "answer": 1}, "'problem'"),
+    (AMC, {"question": " ", "answer": 1}, "empty"),
+    (AMC, {"question": "x", "answer": ""}, "empty"),
+    (AMC, {"question": "x", "answer": float("nan")}, "finite"),
+    (AMC, {"question": "x", "answer": True}, "True"),
+    (SCHEMAS["several"], {"question": "x", "final_answer": ["1", "2"]}, "2"),
+    (GSM8K, {"question": "x", "answer": "y 1"}, "####"),
+    (SVAMP, {**SVAMP, "Question": 3}, "'question'"),
+    (VERL, {**VERL, "prompt": []}, "user"),
+    (VERL, {**VERL, "prompt": "x"}, "'prompt'"),
+    (VERL, {**VERL, "reward_model": {}}, "'ground_truth'"),
+  ],
+)
+def test_a_broken_row_is_named(tmp_path, first, second, word):
+  path = write(tmp_path / "rows.jsonl", [first, second])
+  with pytest.raises(ValueError, match=word) as info:
+    math_files.read_examples(path)
+  assert str(info.value).startswith(f"{path}, row 1: ")
 
-  def test_a_missing_file_is_one_sentence(self, tmp_path):
-    path = tmp_path / "aime.jsonl"
-    with pytest.raises(FileNotFoundError) as info:
-      math_files.read_examples(path)
-    assert str(info.value) == f"{path}: there is no such file."
+
+def test_unknown_columns_are_listed(tmp_path):
+  path = write(tmp_path / "rows.jsonl", [{"text": "x", "label": 1}])
+  with pytest.raises(ValueError, match="label, text"):
+    math_files.read_examples(path)

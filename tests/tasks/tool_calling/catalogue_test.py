@@ -5,9 +5,11 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from saw_jax.tasks.tool_calling import catalogue as tool_catalogue
-from saw_jax.tasks.tool_calling.catalogue import Draws
+from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.tool_calling import catalogue
 
 SHAPE = dict(
   call_weights=(0.7, 0.2, 0.1),
@@ -19,44 +21,39 @@ SHAPE = dict(
 
 def scenarios(count, split="train", **changes):
   return [
-    tool_catalogue.draw_scenario(Draws("x", i), split, **{**SHAPE, **changes})
+    catalogue.draw_scenario(Draws("x", i), split, **{**SHAPE, **changes})
     for i in range(count)
   ]
 
 
+each_tool = pytest.mark.parametrize(
+  "tool", catalogue.CATALOGUE, ids=lambda tool: tool.name
+)
+
+
 class TestTool:
-  @pytest.mark.parametrize(
-    "tool", tool_catalogue.CATALOGUE, ids=lambda tool: tool.name
-  )
+  @each_tool
   def test_every_wording_says_every_value_once(self, tool):
     names = sorted(parameter.name for parameter in tool.parameters)
     for request in tool.requests:
       assert sorted(re.findall(r"\{(\w+)\}", request)) == names
     assert len(set(tool.requests)) == len(tool.requests)
 
-  @pytest.mark.parametrize(
-    "tool", tool_catalogue.CATALOGUE, ids=lambda tool: tool.name
-  )
+  @each_tool
   def test_values_have_the_type_that_is_offered(self, tool):
-    types = {
-      "string": (str,),
-      "integer": (int,),
-      "number": (int, float),
-      "boolean": (bool,),
-    }
+    types = {"string": str, "integer": int, "number": float, "boolean": bool}
     for parameter in tool.parameters:
-      for value in parameter.values:
-        assert type(value) in types[parameter.type], (parameter, value)
+      assert {type(v) for v in parameter.values} == {types[parameter.type]}
       assert len(set(parameter.values)) == len(parameter.values) > 1
 
   def test_the_signature_is_the_line_that_offers_it(self):
     assert (
-      tool_catalogue.TOOLS["weather"].signature
+      catalogue.TOOLS["weather"].signature
       == "weather(city: string, days: integer)"
     )
 
   def test_a_boolean_is_said_in_words(self):
-    tool = tool_catalogue.TOOLS["call"]
+    tool = catalogue.TOOLS["call"]
     values = {"name": "Ann", "minutes": 3, "video": False}
     requests = {tool.request(Draws(i), values) for i in range(30)}
     assert len(requests) == len(tool.requests)
@@ -64,23 +61,24 @@ class TestTool:
       assert "without video" in request
       assert "Ann" in request and "3" in request
 
-  def test_no_text_occurs_twice_in_a_call(self):
-    tool = tool_catalogue.TOOLS["flight"]
-    for i in range(200):
-      values = tool.draw_values(Draws("flight", i))
-      assert values["start"] != values["end"]
+  @each_tool
+  def test_no_text_occurs_twice_in_a_call(self, tool):
+    for i in range(100):
+      values = tool.draw_values(Draws("flight", i)).values()
+      texts = [value for value in values if isinstance(value, str)]
+      assert len(set(texts)) == len(texts)
 
 
 class TestSplitOf:
   def test_does_not_depend_on_the_order_of_the_values(self):
-    for day in tool_catalogue.TOOLS["alarm"].parameters[0].values:
-      assert tool_catalogue.split_of(
+    for day in catalogue.TOOLS["alarm"].parameters[0].values:
+      assert catalogue.split_of(
         "alarm", {"day": day, "hour": 7}
-      ) == tool_catalogue.split_of("alarm", {"hour": 7, "day": day})
+      ) == catalogue.split_of("alarm", {"hour": 7, "day": day})
 
   def test_a_fifth_is_for_the_test(self):
     count = collections.Counter(
-      tool_catalogue.split_of("t", {"n": n}) for n in range(2000)
+      catalogue.split_of("t", {"n": n}) for n in range(2000)
     )
     assert 340 < count["test"] < 460
     assert set(count) == {"test", "train"}
@@ -94,19 +92,12 @@ class TestDrawScenario:
   def test_what_is_asked_for_belongs_to_the_split(self, split):
     for scenario in scenarios(200, split):
       for name, values in scenario.asked:
-        assert tool_catalogue.split_of(name, values) == split
-
-  def test_every_tool_that_is_needed_is_offered_once(self):
-    for scenario in scenarios(200):
-      offered = [tool.name for tool in scenario.offered]
-      assert len(set(offered)) == len(offered)
-      for call in scenario.calls:
-        assert call["name"] in offered
+        assert catalogue.split_of(name, values) == split
 
   def test_a_tool_asked_for_without_a_call_is_not_offered(self):
     found = scenarios(200, no_call_share=1.0)
     assert all(not s.calls and s.response for s in found)
-    unserved = [s for s in found if s.asked[0][0] in tool_catalogue.TOOLS]
+    unserved = [s for s in found if s.asked[0][0] in catalogue.TOOLS]
     assert 60 < len(unserved) < 140
     for scenario in unserved:
       offered = [tool.name for tool in scenario.offered]
@@ -121,15 +112,12 @@ class TestDrawScenario:
     only = scenarios(50, no_call_share=0.0, call_weights=(0.0, 1.0))
     assert {len(s.calls) for s in only} == {2}
 
-  def test_the_thought_counts_the_calls(self):
+  def test_the_thought_counts_the_calls_which_differ(self):
     words = ("no call", "one call", "two calls", "three calls")
     for scenario in scenarios(200):
       assert scenario.thought.startswith(words[len(scenario.calls)])
-
-  def test_two_calls_are_never_the_same(self):
-    for scenario in scenarios(200, no_call_share=0.0):
-      texts = [json.dumps(call) for call in scenario.calls]
-      assert len(set(texts)) == len(texts)
+      texts = {json.dumps(call) for call in scenario.calls}
+      assert len(texts) == len(scenario.calls)
 
   def test_offers_stay_within_their_number(self):
     for scenario in scenarios(200):
@@ -143,10 +131,61 @@ class TestDrawScenario:
         call["name"] for call in scenario.calls
       }
 
-  def test_the_request_says_every_value(self):
-    for scenario in scenarios(200):
-      for call in scenario.calls:
-        tool = tool_catalogue.TOOLS[call["name"]]
-        for parameter in tool.parameters:
-          said = parameter.say(call["parameters"][parameter.name])
-          assert said in scenario.request
+
+TOOLS = [catalogue.TOOLS[name] for name in ("weather", "heat", "call")]
+
+
+def say(*lines):
+  block = "\n".join(lines)
+  return catalogue.run_calls(
+    f"<think> x </think>\n<tool_call>\n{block}\n</tool_call>", TOOLS
+  )
+
+
+def call(name, /, **parameters):
+  return json.dumps({"name": name, "parameters": parameters})
+
+
+class TestRunCalls:
+  def test_a_call_that_fits_is_done_in_the_order_of_the_signature(self):
+    assert say(call("weather", days=3, city="Oslo")) == "done weather Oslo 3"
+    assert say(call("heat", room="Bath", degrees=17)) == "done heat Bath 17"
+    made = call("call", name="Ann", minutes=2, video=True)
+    assert say(made) == "done call Ann 2 true"
+
+  @pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+      (call("wether", city="Oslo", days=3), "no tool wether"),
+      (call("weather", days=3), "weather needs city"),
+      (call("weather", city="Oslo", days="3"), "days is integer"),
+      (call("weather", city="Oslo", days=3.5), "days is integer"),
+      (call("weather", city="Oslo", days=True), "days is integer"),
+      (call("call", name="Ann", minutes=2, video=1), "video is boolean"),
+      (call("heat", room=["Bath"], degrees=17), "room is string"),
+      (call("weather", city="Oslo", days=3, x=1), "weather has only city days"),
+      ('{"name": "weather"', "no call"),
+      ('{"name": ["weather"], "parameters": {}}', "no call"),
+      ('{"name": "weather", "parameters": [1]}', "no call"),
+      ("[" * 100_000, "no call"),
+      ('{"name": "weather", "parameters": {"city": "O", "days": 1e999}}',
+       "days is integer"),
+      (call("x" * 500), "no tool " + "x" * 16),
+    ],
+  )  # fmt: skip
+  def test_says_what_is_wrong(self, line, expected):
+    assert say(line) == expected
+
+  def test_each_call_has_a_line_up_to_a_number(self):
+    lines = [call("weather", city="Oslo", days=n) for n in range(2, 9)]
+    said = say(*lines).split("\n")
+    assert said == [f"done weather Oslo {n}" for n in range(2, 6)]
+
+  def test_nothing_is_said_where_nothing_is_called(self):
+    assert catalogue.run_calls("<response> hello </response>", TOOLS) == ""
+    assert catalogue.run_calls("<tool_call>\n{}", TOOLS) == "open call"
+
+  @given(st.text(max_size=60))
+  def test_any_text_has_an_answer(self, text):
+    said = catalogue.run_calls(f"<tool_call>{text}</tool_call>", TOOLS)
+    assert said and all(len(line) < 100 for line in said.split("\n"))

@@ -1,3 +1,5 @@
+"""The two rewards: by hand, against the reference, and on hostile text."""
+
 import json
 import pathlib
 import re
@@ -7,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax.tasks.tool_calling import rewards as tool_rewards
+from saw_jax.tasks.tool_calling import rewards
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "toolrl_rewards.json"
 VECTORS = json.loads(GOLDEN.read_text())
@@ -30,7 +32,7 @@ def _text(*calls, response=None):
 def _correctness(gold, answer):
   gold = [gold] if isinstance(gold, dict) else gold
   answer = [answer] if isinstance(answer, dict) else answer
-  return tool_rewards.correctness_reward(_text(*answer), _text(*gold))
+  return rewards.correctness_reward(_text(*answer), _text(*gold))
 
 
 # --- The reference, once more, by another road. ------------------------------
@@ -97,8 +99,8 @@ class TestVectors:
   def test_agrees_with_the_reference(self, vector):
     args = vector["response"], vector["ground_truth"]
     expected = vector["expected"]
-    correctness = tool_rewards.correctness_reward(*args)
-    form = tool_rewards.format_reward(*args)
+    correctness = rewards.correctness_reward(*args)
+    form = rewards.format_reward(*args)
     assert correctness == pytest.approx(expected["correctness"], abs=1e-12)
     assert form == expected["format"]
     assert correctness + form == pytest.approx(expected["total"], abs=1e-12)
@@ -124,7 +126,7 @@ class TestExtractCompletion:
     ],
   )
   def test_takes_the_last_turn(self, text, expected):
-    assert tool_rewards.extract_completion(text) == expected
+    assert rewards.extract_completion(text) == expected
 
 
 CALL = "<think> a </think>\n<tool_call>\n{}\n</tool_call>"
@@ -138,7 +140,7 @@ class TestFormatReward:
   @pytest.mark.parametrize("text", [CALL, RESPONSE, BOTH, NEITHER])
   def test_the_blocks_are_those_of_the_reference(self, text, reference):
     # "Neither" asks for `</think>` at the end and counts no tags.
-    assert tool_rewards.format_reward(text, reference) == (text == reference)
+    assert rewards.format_reward(text, reference) == (text == reference)
 
   @pytest.mark.parametrize(
     "reference, text",
@@ -146,30 +148,23 @@ class TestFormatReward:
       (CALL, " " + CALL),
       (CALL, CALL + " "),
       (CALL, CALL.replace("</think>\n", "</think>")),
-      (CALL, CALL.replace("</think>\n", "</think>\n\n")),
       (CALL, CALL.replace("<tool_call>\n", "<tool_call>", 1)),
-      (CALL, CALL.replace("\n</tool_call>", "</tool_call>")),
       (CALL, CALL.replace("{}", "<tool_call>")),
       (CALL, CALL.replace("{}", "</tool_call>")),
       (CALL, "<think></think>\n<tool_call>\n</tool_call>"),
-      (CALL, CALL.replace("<think>", "")),
-      (CALL, ""),
       (RESPONSE, RESPONSE.replace(" b", "<response>")),
-      (RESPONSE, RESPONSE.replace(" b", "</response>")),
       (RESPONSE, "<think></think>\n<response></response"),
       (BOTH, BOTH.replace("</tool_call>\n", "</tool_call>")),
       (BOTH, RESPONSE + CALL[len("<think> a </think>") :]),
-      (BOTH, BOTH.replace(" b", "<tool_call>")),
       (
         BOTH,
         "<think>\n</tool_call>\n<response></think>\n<tool_call>\n</response>",
       ),
-      (NEITHER, "<think>"),
       (NEITHER, "<think></think"),
     ],
   )
   def test_small_mistakes_cost_it(self, reference, text):
-    assert tool_rewards.format_reward(text, reference) == 0.0
+    assert rewards.format_reward(text, reference) == 0.0
 
   @pytest.mark.parametrize(
     "reference, text",
@@ -180,182 +175,139 @@ class TestFormatReward:
       (CALL, CALL + "\n"),  # `$` matches before a last newline.
       (CALL, CALL.replace("{}", "</response><response>")),
       (RESPONSE, "<think></think>\n<response></response>"),
-      (RESPONSE, RESPONSE.replace(" b", "</tool_call>")),
-      (NEITHER, "<think></think>"),
       (NEITHER, NEITHER + NEITHER),
       (NEITHER, CALL.replace("</tool_call>", "</think>")),
     ],
   )
   def test_the_rest_does_not_matter(self, reference, text):
-    assert tool_rewards.format_reward(text, reference) == 1.0
-    assert _literal_format(text, reference) == 1.0
+    assert rewards.format_reward(text, reference) == 1.0
+
+  PIECES = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<response>"]
+  PIECES += ["</response>", "\n", "\n", "a", "</think>\n<tool_call>\n"]
+  PIECES += ["\n</tool_call>", "\n</tool_call>\n<response>"]
+  PIECES += ["</think>\n<response>"]
 
   @settings
   @hypothesis.given(
     reference=st.sampled_from([CALL, RESPONSE, BOTH, NEITHER]),
-    pieces=st.lists(
-      st.sampled_from(
-        [
-          "<think>",
-          "</think>",
-          "<tool_call>",
-          "</tool_call>",
-          "<response>",
-          "</response>",
-          "\n",
-          "\n",
-          "a",
-          "</think>\n<tool_call>\n",
-          "\n</tool_call>",
-          "\n</tool_call>\n<response>",
-          "</think>\n<response>",
-        ]
-      ),
-      max_size=9,
-    ),
-    as_is=st.booleans(),
-  )
-  def test_finds_what_the_patterns_find(self, reference, pieces, as_is):
-    text = "".join(pieces)
-    text = text if as_is else "<think>" + text
-    assert tool_rewards.format_reward(text, reference) == (
-      _literal_format(text, reference)
-    )
-
-  @settings
-  @hypothesis.given(
-    reference=st.sampled_from([CALL, RESPONSE, BOTH, NEITHER]),
+    pieces=st.lists(st.sampled_from(PIECES), max_size=9).map("".join),
     cut=st.integers(0, 80),
     length=st.integers(0, 12),
     new=st.sampled_from(["", "\n", "a", "</think>", "<response>", "\n\n"]),
   )
-  def test_finds_what_the_patterns_find_near_the_gold(
-    self, reference, cut, length, new
+  def test_finds_what_the_patterns_find(
+    self, reference, pieces, cut, length, new
   ):
-    text = reference[:cut] + new + reference[cut + length :]
-    assert tool_rewards.format_reward(text, reference) == (
-      _literal_format(text, reference)
-    )
+    near = reference[:cut] + new + reference[cut + length :]
+    for text in (pieces, "<think>" + pieces, near):
+      assert rewards.format_reward(text, reference) == (
+        _literal_format(text, reference)
+      )
+
+
+A, B = _call("a"), _call("b")
+P1, P12 = _call("a", p=1), _call("a", p=1, q=2)
 
 
 class TestCorrectnessReward:
   def test_a_reference_without_a_call_gives_zero(self):
     for text in ("", RESPONSE, _text(_call("a"))):
-      assert tool_rewards.correctness_reward(text, RESPONSE) == 0.0
-      assert tool_rewards.correctness_reward(text, NEITHER) == 0.0
+      assert rewards.correctness_reward(text, RESPONSE) == 0.0
+      assert rewards.correctness_reward(text, NEITHER) == 0.0
 
   def test_the_format_around_a_call_does_not_matter(self):
     gold = _text(_call("a", p=1), response="r")
     bare = '<tool_call>{"name": "a", "parameters": {"p": 1}}</tool_call> and so'
-    assert tool_rewards.correctness_reward(bare, gold) == 3.0
+    assert rewards.correctness_reward(bare, gold) == 3.0
 
   def test_only_the_first_block_counts(self):
     gold = _text(_call("a", p=1))
     other = _text(_call("b"))
-    assert tool_rewards.correctness_reward(gold + other, gold) == 3.0
-    assert tool_rewards.correctness_reward(other + gold, gold) == -3.0
+    assert rewards.correctness_reward(gold + other, gold) == 3.0
+    assert rewards.correctness_reward(other + gold, gold) == -3.0
 
   @pytest.mark.parametrize("p", range(1, 7))
   def test_closed_forms_of_one_call(self, p):
     parameters = {f"p{i}": i for i in range(p)}
     gold = _call("a", **parameters)
-    wrong = _call("a", **{**parameters, "p0": "x"})
-    more = _call("a", **parameters, new=1)
-    assert _correctness(gold, [gold, _call("b")]) == pytest.approx(
-      3 - 3 / (p + 2)
-    )
-    assert _correctness(gold, more) == pytest.approx(
-      3 - 6 / ((p + 1) * (p + 2))
-    )
-    assert _correctness(gold, wrong) == pytest.approx(3 - 6 / (p + 2))
+    for answer, lost in (
+      ([gold, B], 0.5),
+      (_call("a", **parameters, new=1), 1 / (p + 1)),
+      (_call("a", **{**parameters, "p0": "x"}), 1),
+      (_call("b", **parameters), p + 2),
+    ):
+      expected = pytest.approx(3 - 6 * lost / (p + 2))
+      assert _correctness(gold, answer) == expected
 
-  def test_closed_forms_by_hand(self):
-    gold = _call("a", p=1, q=2)  # S_max = 1 + 1 + 2 = 4.
-    assert _correctness(gold, [gold, _call("b")]) == 2.25
-    assert _correctness(gold, _call("a", p=1, q=2, r=3)) == 2.5
-    assert _correctness(gold, _call("a", p=1, q=3)) == 1.5
-    assert _correctness(gold, _call("b", p=1, q=2)) == -3.0
+  @pytest.mark.parametrize(
+    ("gold", "answer", "share"),
+    [
+      # Greedy, in the order of the gold calls. First gold: {p: 1} scores 1 + 1,
+      # {p: 1, q: 2} scores 1/2 + 1: it takes the answer's second call, and the
+      # other gold call takes the first: {p: 1, q: 2} against {p: 3, q: 2}
+      # scores 1 + 1. S = 1 + 2 + 2 of S_max = 1 + 2 + 3.
+      ([P1, _call("a", p=3, q=2)], [P12, P1], 5 / 6),
+      # Greed can lose. First gold: 2/4 + 2 = 2.5 against 1 + 1 = 2: takes the
+      # long call. Second gold is left 2/4 + 1 = 1.5. S = 1 + 4, while the
+      # optimum is 1 + 2 + 4.
+      (
+        [P12, _call("a", p=1, q=2, r=3, s=4)],
+        [_call("a", p=1, q=2, r=3, s=5), _call("a", p=1, q=9)],
+        5 / 9,
+      ),
+      # A tie takes the first call: both answers score 1 + 1 for the first gold
+      # call. The second gets answer 1 (1 + 1); in the other order q = 3: 1 + 0.
+      (
+        [P12, _call("a", p=5, q=4)],
+        [_call("a", p=1, q=3), _call("a", p=1, q=4)],
+        5 / 7,
+      ),
+      (
+        [P12, _call("a", p=5, q=4)],
+        [_call("a", p=1, q=4), _call("a", p=1, q=3)],
+        4 / 7,
+      ),
+      # The order of calls and of parameters does not matter.
+      ([P1, B, _call("a", p=2)], [_call("a", p=2), B, P1], 1),
+      (P12, _call("a", q=2, p=1), 1),
+      # Names are a multiset: J = 1 / (2 + 1 - 1), and the first gold call finds
+      # a match, the second none; J = 1 / (1 + 3 - 1); J = 1 / (2 + 2 - 1).
+      ([A, A], [A], (0.5 + 1) / 3),
+      ([A], [A, A, A], (1 / 3 + 1) / 2),
+      ([A, A], [A, B], (1 / 3 + 1) / 3),
+      # Nothing of the first gold call is in the answer: its best is 0, so that
+      # the answer's call stays for the second.
+      ([P1, _call("a", q=1)], [_call("a", q=1)], (0.5 + 2) / 5),
+      # No parameters match no parameters.
+      (A, [A, B], 3 / 4),
+      (A, P1, 1 / 2),
+      # Further fields matter to nothing but exact equality.
+      (P1, {**P1, "id": 7}, 1),
+      # Parameters are read of calls with a wanted name alone.
+      (P1, [P1, {"name": "b"}], 5 / 6),
+      (P1, [P1, {"name": "a"}], 0),
+    ],
+  )
+  def test_matching_by_hand(self, gold, answer, share):
+    assert _correctness(gold, answer) == pytest.approx(6 * share - 3)
 
-  def test_matching_is_greedy_in_the_order_of_the_gold_calls(self):
-    # First gold: {p: 1} scores 1 + 1, {p: 1, q: 2} scores 1/2 + 1: it takes the
-    # answer's second call, and the other gold call takes the first:
-    # {p: 1, q: 2} against {p: 3, q: 2} scores 1 + 1.
-    gold = [_call("a", p=1), _call("a", p=3, q=2)]
-    answer = [_call("a", p=1, q=2), _call("a", p=1)]
-    # S = 1 + 2 + 2 of S_max = 1 + 2 + 3.
-    assert _correctness(gold, answer) == pytest.approx(6 * 5 / 6 - 3)
-
-  def test_greed_can_lose_to_the_optimal_matching(self):
-    gold = [_call("a", p=1, q=2), _call("a", p=1, q=2, r=3, s=4)]
-    answer = [_call("a", p=1, q=2, r=3, s=5), _call("a", p=1, q=9)]
-    # First gold: 2/4 + 2 = 2.5 against 1 + 1 = 2: takes the long call. Second
-    # gold is left 2/4 + 1 = 1.5. S = 1 + 4, while the optimum is 1 + 2 + 4.
-    assert _correctness(gold, answer) == pytest.approx(6 * 5 / 9 - 3)
-
-  def test_a_tie_takes_the_first_call(self):
-    # Both answers score 1 + 1 for the first gold call. Taking the first leaves
-    # q = 4 to the second gold call, which wants it: S = 1 + 2 + 3 of 7.
-    gold = [_call("a", p=1, q=2), _call("a", p=5, q=4)]
-    answer = [_call("a", p=1, q=3), _call("a", p=1, q=4)]
-    # First gold takes answer 0 (1 + 1); second gets answer 1 (1 + 1).
-    assert _correctness(gold, answer) == pytest.approx(6 * 5 / 7 - 3)
-    # In the other order the second gold call is left q = 3: 1 + 0.
-    assert _correctness(gold, answer[::-1]) == pytest.approx(6 * 4 / 7 - 3)
-
-  def test_order_of_calls_does_not_matter(self):
-    calls = [_call("a", p=1), _call("b"), _call("a", p=2)]
-    assert _correctness(calls, calls[::-1]) == 3.0
-
-  def test_names_are_a_multiset(self):
-    a, b = _call("a"), _call("b")
-    # J = 1 / (2 + 1 - 1); the first gold call finds a match, the second none.
-    assert _correctness([a, a], [a]) == pytest.approx(6 * (0.5 + 1) / 3 - 3)
-    # J = 1 / (1 + 3 - 1).
-    assert _correctness([a], [a, a, a]) == pytest.approx(
-      6 * (1 / 3 + 1) / 2 - 3
-    )
-    # J = 1 / (2 + 2 - 1).
-    assert _correctness([a, a], [a, b]) == pytest.approx(
-      6 * (1 / 3 + 1) / 3 - 3
-    )
-
-  def test_a_call_without_a_match_is_not_used_up(self):
-    # Nothing of the first gold call is in the answer: its best is 0, so the
-    # answer's call stays for the second.
-    gold = [_call("a", p=1), _call("a", q=1)]
-    assert _correctness(gold, [_call("a", q=1)]) == pytest.approx(
-      6 * (0.5 + 2) / 5 - 3
-    )
-
-  def test_no_parameters_match_no_parameters(self):
-    assert _correctness(_call("a"), [_call("a"), _call("b")]) == 1.5
-    assert _correctness(_call("a"), _call("a", p=1)) == 0.0
-
-  def test_values_compare_as_python_compares(self):
-    def value(gold, answer):
-      return _correctness(_call("a", p=gold), _call("a", p=answer))
-
-    assert value(1, "1") == 1.0
-    assert value("1", 1) == 1.0
-    assert value(1, 1.0) == 3.0
-    assert value(True, 1) == 3.0
-    assert value(False, 0.0) == 3.0
-    assert value(None, 0) == 1.0
-    assert value([1, 2], [2, 1]) == 1.0
-    assert value({"x": 1, "y": 2}, {"y": 2, "x": 1}) == 3.0
-    assert value("a", "A") == 1.0
-
-  def test_parameters_in_another_order_are_equal(self):
-    assert _correctness(_call("a", p=1, q=2), _call("a", q=2, p=1)) == 3.0
-
-  def test_further_fields_only_matter_to_exact_equality(self):
-    assert _correctness(_call("a", p=1), {**_call("a", p=1), "id": 7}) == 3.0
-
-  def test_a_key_missing_where_nobody_looks_is_no_failure(self):
-    # Parameters are only read of a call with a wanted name.
-    gold = _call("a", p=1)
-    assert _correctness(gold, [gold, {"name": "b"}]) == pytest.approx(2.0)
-    assert _correctness(gold, [gold, {"name": "a"}]) == -3.0
+  @pytest.mark.parametrize(
+    ("gold", "answer", "is_equal"),
+    [
+      (1, "1", False),
+      ("1", 1, False),
+      (1, 1.0, True),
+      (True, 1, True),
+      (False, 0.0, True),
+      (None, 0, False),
+      ([1, 2], [2, 1], False),
+      ({"x": 1, "y": 2}, {"y": 2, "x": 1}, True),
+      ("a", "A", False),
+    ],
+  )
+  def test_values_compare_as_python_compares(self, gold, answer, is_equal):
+    found = _correctness(_call("a", p=gold), _call("a", p=answer))
+    assert found == (3.0 if is_equal else 1.0)
 
   @pytest.mark.parametrize(
     "body",
@@ -386,50 +338,44 @@ class TestCorrectnessReward:
   def test_unreadable_calls_get_the_least(self, body):
     gold = _text(_call("a", p=1))
     text = f"<think> t </think>\n<tool_call>\n{body}\n</tool_call>"
-    assert tool_rewards.correctness_reward(text, gold) == -3.0
-    assert tool_rewards.call_score(text, tool_rewards.read_calls(gold)) is None
+    assert rewards.correctness_reward(text, gold) == -3.0
+    assert rewards.call_score(text, rewards.read_calls(gold)) is None
 
   @pytest.mark.parametrize(
-    "text",
-    [
-      "",
-      "</tool_call>",
-      "<tool_call>",
-      '{"name": "a", "parameters": {"p": 1}}',
-    ],
+    "text", ["", "</tool_call>", "<tool_call>", json.dumps(P1)]
   )
   def test_missing_tags_get_the_least(self, text):
-    assert tool_rewards.correctness_reward(text, _text(_call("a", p=1))) == -3.0
+    assert rewards.correctness_reward(text, _text(P1)) == -3.0
 
   def test_a_call_must_be_closed_somewhere(self):
     gold = _text(_call("a", p=1))
     call = json.dumps(_call("a", p=1))
     unclosed = f"<tool_call>\n{call}"
-    assert tool_rewards.correctness_reward(unclosed, gold) == -3.0
+    assert rewards.correctness_reward(unclosed, gold) == -3.0
     # The closing tag is looked for, but not where: as in the reference.
     early = f"</tool_call>{unclosed}"
-    assert tool_rewards.correctness_reward(early, gold) == 3.0
+    assert rewards.correctness_reward(early, gold) == 3.0
 
   def test_infinities_are_values(self):
     gold = _text(_call("a", p=1))
     for value in ("NaN", "Infinity", "-Infinity", "1e999999999"):
       body = f'{{"name": "a", "parameters": {{"p": {value}}}}}'
       text = f"<tool_call>{body}</tool_call>"
-      assert tool_rewards.correctness_reward(text, gold) == 1.0
+      assert rewards.correctness_reward(text, gold) == 1.0
 
   def test_equality_comes_before_the_values(self):
     # NaN is not equal to itself, but lists that hold the same NaN are.
     gold = _text(_call("a", p=float("nan")))
     assert "NaN" in gold
-    assert tool_rewards.correctness_reward(gold, gold) == 3.0
+    assert rewards.correctness_reward(gold, gold) == 3.0
     swapped = gold.replace('"a"', '"a", "id": 7')
-    assert tool_rewards.correctness_reward(swapped, gold) == 1.0
+    assert rewards.correctness_reward(swapped, gold) == 1.0
 
   def test_a_broken_reference_is_an_error(self):
     for body in ("{", '{"name": "a"}', '{"name": "a", "parameters": []}'):
       reference = f"<tool_call>\n{body}\n</tool_call>"
       with pytest.raises(ValueError, match="in the reference"):
-        tool_rewards.correctness_reward("", reference)
+        rewards.correctness_reward("", reference)
 
   @settings
   @hypothesis.given(st.data())
@@ -451,12 +397,7 @@ class TestCorrectnessReward:
 
 
 json_values = st.recursive(
-  st.none()
-  | st.booleans()
-  | st.integers()
-  | st.floats()
-  | st.text(max_size=5)
-  | st.sampled_from(["a", "p"]),
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
   lambda inner: (
     st.lists(inner, max_size=3)
     | st.dictionaries(
@@ -474,8 +415,8 @@ class TestAnyText:
   )
 
   def _check(self, text, gold):
-    assert tool_rewards.format_reward(text, gold) in (0.0, 1.0)
-    reward = tool_rewards.correctness_reward(text, gold)
+    assert rewards.format_reward(text, gold) in (0.0, 1.0)
+    reward = rewards.correctness_reward(text, gold)
     assert isinstance(reward, float) and -3.0 <= reward <= 3.0
 
   @settings
@@ -493,18 +434,12 @@ class TestAnyText:
     body = "\n".join(json.dumps(value) for value in values)
     self._check(f"<tool_call>\n{body}\n</tool_call>", gold)
 
-  @settings
-  @hypothesis.given(
-    golds,
-    st.lists(
-      st.tuples(
-        st.integers(0, 200),
-        st.integers(0, 5),
-        st.text('<>/{}"\n a1,:', max_size=3),
-      ),
-      max_size=4,
-    ),
+  edits = st.tuples(
+    st.integers(0, 200), st.integers(0, 5), st.text('<>/{}"\n a1,:', max_size=3)
   )
+
+  @settings
+  @hypothesis.given(golds, st.lists(edits, max_size=4))
   def test_mutations_of_the_gold(self, gold, edits):
     text = gold
     for start, length, new in edits:
@@ -535,9 +470,7 @@ MANY = 10**6
     "<tool_call>" + "1" * (10 * MANY) + "</tool_call>",
     "<tool_call>1e" + "9" * MANY + "</tool_call>",
     "<tool_call>" + "{}\n" * (MANY // 10) + "</tool_call>",
-    "<tool_call>"
-    + '{"name": "a", "parameters": {}}\n' * (MANY // 10)
-    + "{}</tool_call>",
+    "<tool_call>" + f"{json.dumps(A)}\n" * (MANY // 10) + "{}</tool_call>",
   ],
   ids=range(14),
 )
@@ -545,8 +478,8 @@ def test_hostile_text_takes_no_time(text):
   gold = _text(_call("a", p=1), _call("a", q=2), response="r")
   start = time.perf_counter()
   for reference in (gold, CALL.replace("{}", json.dumps(_call("a"))), RESPONSE):
-    assert tool_rewards.format_reward(text, reference) == 0.0
-    assert tool_rewards.correctness_reward(text, reference) in (-3.0, 0.0)
-  tool_rewards.extract_completion(text)
+    assert rewards.format_reward(text, reference) == 0.0
+    assert rewards.correctness_reward(text, reference) in (-3.0, 0.0)
+  rewards.extract_completion(text)
   # Linear ones take milliseconds; a quadratic one would take hours.
   assert time.perf_counter() - start < 20

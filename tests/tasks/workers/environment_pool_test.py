@@ -5,7 +5,7 @@ import pytest
 from saw_jax.tasks.environments import EngineLost
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import RewardError
-from tests.tasks.misbehaving_environments import CounterTask, Unloadable
+from tests.tasks.misbehaving_environments import CounterTask
 
 STARTS = [("train", seed) for seed in range(6)]
 
@@ -116,21 +116,3 @@ class TestMisbehaviour:
       plain.start(STARTS[:1])
       with pytest.raises(EngineLost, match="is gone"):
         plain.step({0: "lose"})
-
-
-class TestOpening:
-  def test_a_task_that_cannot_be_loaded_is_named(self):
-    with pytest.raises(RewardError, match="'counter'.*RuntimeError: not here"):
-      EnvironmentPool(Unloadable(), num_workers=1, limit_s=1.0)
-
-  @pytest.mark.parametrize(
-    "options",
-    [
-      {"num_workers": -1, "limit_s": 1.0},
-      {"num_workers": 0, "limit_s": 0.0},
-      {"num_workers": 0, "limit_s": 1.0, "crash_tolerance": 1.5},
-    ],
-  )
-  def test_numbers_that_make_no_sense(self, options):
-    with pytest.raises(ValueError):
-      EnvironmentPool(CounterTask(), **options)

@@ -1,4 +1,4 @@
-"""What a grading process does with one text, and with its pipe."""
+"""What a worker process does with one item, and with its pipe."""
 
 import multiprocessing
 import pickle
@@ -7,11 +7,15 @@ import threading
 
 import pytest
 
-from saw_jax.tasks import base
+from saw_jax.tasks.base import Example, Outcome, Score
+from saw_jax.tasks.environments import EngineLost
 from saw_jax.tasks.workers import worker
+from saw_jax.tasks.workers.worker import Command, Player, Scorer
 from tests.tasks import misbehaving_tasks
+from tests.tasks.misbehaving_environments import CounterTask
 
-EXAMPLE = base.Example(1, (), "")
+EXAMPLE = Example(1, (), "")
+OBEDIENT = misbehaving_tasks.Obedient()
 
 
 class Returns(misbehaving_tasks.Obedient):
@@ -24,76 +28,89 @@ class Returns(misbehaving_tasks.Obedient):
     return self.returned
 
 
-def result(score):
-  return worker.score_one(Returns(score), EXAMPLE, "")
+def check(score):
+  return Scorer(Returns(score))((EXAMPLE, ""))
 
 
-class TestScoreOne:
-  def test_a_good_score_comes_back_as_floats(self):
-    found = result(base.Score((2, True), base.Outcome.RIGHT))
-    assert found == worker.Result((2.0, 1.0), base.Outcome.RIGHT)
-    assert all(type(value) is float for value in found.values)
-
-  def test_both_ends_of_a_range_belong_to_it(self):
-    for values in ((-3.0, 0.0), (3.0, 1.0)):
-      found = result(base.Score(values, base.Outcome.WRONG))
-      assert found.values == values
-
-  def test_none_is_a_component_that_was_not_scored(self):
-    found = result(base.Score((None, 1.0), base.Outcome.WRONG))
-    assert found.values == (None, 1.0)
-    assert not found.violation
+class TestScorer:
+  @pytest.mark.parametrize(
+    "values", [(2, True), (-3.0, 0.0), (3.0, 1.0), (None, 1.0)]
+  )
+  def test_a_good_score_comes_back_as_floats(self, values):
+    found = check(Score(values, Outcome.WRONG))
+    assert found == worker.Result(values, Outcome.WRONG)
+    assert {type(v) for v in found.values} <= {float, type(None)}
 
   @pytest.mark.parametrize(
     ("score", "violation"),
     [
       (1.0, "it returned 1.0, not a Score"),
-      (base.Score((0.0, 0.0), "right"), "outcome 'right' is no Outcome"),
-      (base.Score(0.0, base.Outcome.RIGHT), "values 0.0 are no tuple"),
-      (
-        base.Score((0.0,), base.Outcome.RIGHT),
-        "it returned 1 values for 2 components",
-      ),
-      (
-        base.Score((0.0, "1"), base.Outcome.RIGHT),
-        "component 'second' is '1', not a number",
-      ),
-      (
-        base.Score((0.0, 1.5), base.Outcome.RIGHT),
-        "component 'second' is 1.5, outside [0.0, 1.0]",
-      ),
-      (
-        base.Score((-3.01, 0.0), base.Outcome.RIGHT),
-        "component 'first' is -3.01, outside [-3.0, 3.0]",
-      ),
-      (
-        base.Score((float("nan"), 0.0), base.Outcome.RIGHT),
-        "component 'first' is nan, not finite in float32",
-      ),
-      (
-        base.Score((1e39, 0.0), base.Outcome.RIGHT),
-        "component 'first' is 1e+39, not finite in float32",
-      ),
+      (Score((0.0, 0.0), "right"), "outcome 'right' is no Outcome"),
+      (Score(0.0, Outcome.RIGHT), "values 0.0 are no tuple"),
+      (Score((0.0,), Outcome.RIGHT), "1 values for 2 components"),
+      (Score((0.0, "1"), Outcome.RIGHT), "'second' is '1', not a number"),
+      (Score((0.0, 1.5), Outcome.RIGHT), "1.5, outside [0.0, 1.0]"),
+      (Score((-3.01, 0.0), Outcome.RIGHT), "-3.01, outside [-3.0, 3.0]"),
+      (Score((float("nan"), 0.0), Outcome.RIGHT), "nan, not finite"),
+      (Score((0.0, float("inf")), Outcome.RIGHT), "inf, not finite"),
+      (Score((1e39, 0.0), Outcome.RIGHT), "1e+39, not finite in float32"),
+      (Score((10**400, 0.0), Outcome.RIGHT), "OverflowError"),
+      ("x" * 10_000, "xxx"),
     ],
   )
   def test_a_broken_contract_is_named(self, score, violation):
-    found = result(score)
-    assert found.violation == violation
+    found = check(score)
+    assert violation in found.violation and len(found.violation) < 300
     assert found.values == ()
 
-  def test_an_integer_that_no_float_holds_is_a_violation_too(self):
-    found = result(base.Score((10**400, 0.0), base.Outcome.RIGHT))
-    assert "OverflowError" in found.violation
-
   def test_an_exception_leaves_the_text_unscored(self):
-    found = worker.score_one(misbehaving_tasks.Obedient(), EXAMPLE, "raise")
+    found = Scorer(OBEDIENT)((EXAMPLE, "raise"))
     assert found.exception == "KeyError: 'no such thing'"
-    assert found.outcome is base.Outcome.CRASHED
+    assert found.outcome is Outcome.CRASHED
     assert not found.violation
 
-  def test_messages_stay_short(self):
-    found = result("x" * 10_000)
-    assert len(found.violation) < 300
+
+class TestPlayer:
+  @pytest.fixture
+  def player(self):
+    made = Player(CounterTask(), max_chars=8)
+    made(Command(3, "train", 7))
+    return made
+
+  def test_slots_are_apart_and_an_environment_is_made_once(self, player):
+    env = player._slots[3][1]
+    assert player(Command(4, "train", 1)).observation == "world 1"
+    assert player(Command(3, action="count")).observation == "7 at 1"
+    assert player(Command(4, action="count")).observation == "1 at 1"
+    assert player(Command(3, "train", 2)).observation == "world 2"
+    assert player._slots[3][1] is env
+    player(Command(3, "test", 2))
+    assert player._slots[3][1] is not env
+
+  def test_what_is_long_is_cut_and_actions_are_left_out_whole(self, player):
+    found = player(Command(3, action="enormous"))
+    assert found.observation == "x" * 8
+    # "count" has 5 letters, and "stop" would make it 9.
+    assert found.actions == ("count",)
+
+  @pytest.mark.parametrize(
+    ("slot", "action", "words"),
+    [
+      (3, "raise", "ValueError: boom"),
+      (3, "nan", "reward is nan"),
+      (3, "no text", "observation is a NoneType"),
+      (9, "count", "KeyError"),  # never started
+    ],
+  )
+  def test_what_goes_wrong_ends_the_episode(self, player, slot, action, words):
+    found = player(Command(slot, action=action))
+    assert words in found.failure
+    assert found == worker.failed(found.failure)
+    assert found.done and found.reward == 0
+
+  def test_a_lost_engine_is_no_failure_of_one_episode(self, player):
+    with pytest.raises(EngineLost):
+      player(Command(3, action="lose"))
 
 
 class TestServe:
@@ -114,39 +131,35 @@ class TestServe:
     )
     thread.start()
     yield ours
-    ours.close()
+    ours.close()  # it ends when the other end is closed
     thread.join(10)
     assert not thread.is_alive()
     # Its connection has closed the descriptor.
     theirs._handle = None
 
   def greet(self, pipe, task):
-    pipe.send_bytes(pickle.dumps((pickle.dumps(task), None)))
+    pipe.send((pickle.dumps(Scorer(task)), None))
     assert pipe.poll(10)
     return pipe.recv()
 
-  def test_each_text_is_answered_as_soon_as_it_is_scored(self, pipe):
-    assert self.greet(pipe, misbehaving_tasks.Obedient()) is None
+  @pytest.mark.parametrize("eager", [True, False])
+  def test_answers_come_one_by_one_or_some_at_a_time(
+    self, pipe, eager, signals
+  ):
+    assert self.greet(pipe, OBEDIENT) is None
+    # Ctrl-C is left to the parent.
+    assert signals == [(signal.SIGINT, signal.SIG_IGN)]
     pairs = [(EXAMPLE, "a"), (EXAMPLE, "raise"), (EXAMPLE, "high")]
     for _ in range(2):  # more than one request
-      pipe.send_bytes(pickle.dumps(pairs))
-      assert pipe.recv() is None  # it has read them
-      found = [pipe.recv() for _ in pairs]
-      assert found[0].values == (2.0, 1.0)
-      assert found[1].exception.startswith("KeyError")
-      assert "outside" in found[2].violation
+      pipe.send((eager, pairs))
+      assert pipe.recv() == []  # it has read them
+      lists = [pipe.recv() for _ in (pairs if eager else "a")]
+      assert {len(one) for one in lists} == {1 if eager else 3}
+      first, second, third = sum(lists, [])
+      assert first.values == (2.0, 1.0)
+      assert second.exception.startswith("KeyError")
+      assert "outside" in third.violation
 
   def test_a_task_that_does_not_load_is_explained(self, pipe):
     answer = self.greet(pipe, misbehaving_tasks.Unloadable())
     assert answer == "RuntimeError: this cannot be loaded"
-
-  def test_it_ends_when_the_other_end_is_closed(self, pipe):
-    self.greet(pipe, misbehaving_tasks.Obedient())
-    # The fixture closes the pipe and waits for the thread.
-
-  def test_ctrl_c_is_left_to_the_parent(self, signals):
-    ours, theirs = multiprocessing.Pipe()
-    ours.close()
-    worker.serve(theirs.fileno())
-    theirs._handle = None
-    assert signals == [(signal.SIGINT, signal.SIG_IGN)]

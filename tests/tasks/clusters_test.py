@@ -1,8 +1,8 @@
-"""Tests of saw_jax/tasks/summaries/clusters.py."""
+"""Answers, numbered so that they can vote."""
 
 import pytest
 
-from saw_jax.tasks.summaries import clusters
+from saw_jax.tasks import clusters
 
 
 class TestAnswerIds:

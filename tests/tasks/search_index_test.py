@@ -1,4 +1,4 @@
-"""Tests of saw_jax/tasks/search/index.py."""
+"""Tests of saw_jax/tasks/search_index.py."""
 
 import math
 import subprocess
@@ -8,8 +8,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax.tasks.search import index as search_index
-from saw_jax.tasks.search.index import SearchIndex, split_words
+from saw_jax.tasks import search_index
+from saw_jax.tasks.search_index import SearchIndex, split_words
 
 TEXTS = (
   "a red shirt",
@@ -69,7 +69,7 @@ class TestFind:
 class TestImport:
   def test_it_does_not_start_jax(self):
     program = (
-      "import sys; from saw_jax.tasks.search.index import SearchIndex; "
+      "import sys; from saw_jax.tasks.search_index import SearchIndex; "
       "SearchIndex(['a word']); "
       "tops = {name.partition('.')[0] for name in sys.modules}; "
       "print(tops & {'jax', 'jaxlib', 'bm25s'})"

@@ -1,9 +1,4 @@
-"""Which texts a query is about: BM25, by the extra `search`.
-
-`bm25s` runs a computation of JAX when it is imported, where there is JAX. A
-worker process would start a device for it, and on an accelerator take its
-memory; so it is imported here as if there were none.
-"""
+"""Which texts a query is about: BM25, by the extra `search`."""
 
 import logging
 import re
@@ -29,15 +24,6 @@ class SearchIndex:
   """
 
   def __init__(self, texts: Sequence[str]):
-    """Indexes the texts.
-
-    Args:
-      texts: what can be found, at least one with a word in it.
-
-    Raises:
-      ValueError: there is no word in any text.
-      ImportError: bm25s is missing.
-    """
     words = [split_words(text) for text in texts]
     if not any(words):
       raise ValueError("there is nothing to search: no text has a word in it.")
@@ -45,15 +31,9 @@ class SearchIndex:
     self._index.index(words, show_progress=False)
 
   def find(self, query: str, count: int) -> list[int]:
-    """Finds texts.
+    """Returns the numbers of at most `count` texts with a word of a query.
 
-    Args:
-      query: any text.
-      count: how many are wanted at most.
-
-    Returns:
-      Numbers of the texts, the best first and of equal ones the lower; only
-      those that have a word of the query.
+    The best come first, and of equal ones the lower.
     """
     known = self._index.vocab_dict
     words = [word for word in split_words(query) if word in known]
@@ -67,12 +47,6 @@ class SearchIndex:
 def split_words(text: str) -> list[str]:
   """Splits a text into the words that are searched for.
 
-  Args:
-    text: any text.
-
-  Returns:
-    Its words in lower case, without stop words.
-
   >>> split_words("The Glass River, by Ann")
   ['glass', 'river', 'ann']
   """
@@ -80,6 +54,10 @@ def split_words(text: str) -> list[str]:
 
 
 def _import_bm25s() -> Any:
+  """Imports bm25s as if there were no JAX, which it would start a device of.
+
+  In a worker process on an accelerator that would take the device's memory.
+  """
   if "bm25s" in sys.modules:
     return sys.modules["bm25s"]
   # None in the table of modules is how Python says that there is none.

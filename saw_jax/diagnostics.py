@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is logged beside the losses, without gradient.
+
+Arguments are those of the formulas that the figures belong to: `weighting`,
+`losses`, `stale_losses` (ASymPO, https://arxiv.org/abs/2606.03070) and
+`world_model`.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from saw_jax import losses, reductions, stale_losses, weighting, world_model
+from saw_jax.reductions import Maximum, Ratio
+from saw_jax.types import Array, Mask, Numeric
+
+
+def reward_statistics(
+  rewards: Array,
+  *,
+  scored: Mask = None,
+  minima: Numeric = 0.0,
+  axis_name: str | None = None,
+) -> dict[str, Array]:
+  """Summarises each component of `rewards [P, G, M]`.
+
+  `mean`, `std` (the sample's), `cv`, and `constant_groups`: the share of groups
+  in which no two scored responses differ. Each of shape `[M]`.
+  """
+  chex.assert_rank(rewards, 3)
+  cv = weighting.coefficient_of_variation(
+    rewards, scored=scored, minima=minima, axis_name=axis_name
+  )
+  rewards = reductions.at_least_float32(jax.lax.stop_gradient(rewards))
+  groups = dict(axis=1, where=scored)
+  constant = reductions.all_max(rewards, **groups) <= reductions.all_min(
+    rewards, **groups
+  )
+  batch = dict(axis=(0, 1), where=scored, axis_name=axis_name)
+  return {
+    "mean": reductions.all_mean(rewards, **batch),
+    "std": reductions.all_std(rewards, ddof=1, **batch),
+    "cv": cv,
+    "constant_groups": reductions.all_mean(
+      constant, axis=0, axis_name=axis_name
+    ),
+  }
+
+
+def clip_fractions(
+  log_probs: Array,
+  old_log_probs: Array,
+  advantages: Array,
+  completion_mask: Array,
+  *,
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  clipped_ratio: losses.RatioOf = losses.token_ratio,
+) -> dict[str, Ratio]:
+  """The shares of the tokens that a clip holds at either bound."""
+  log_probs = jax.lax.stop_gradient(log_probs)
+  ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
+  advantages = losses.token_advantages(advantages, completion_mask)
+  low = (advantages < 0) & (ratio < 1 - clip_low)
+  high = (advantages > 0) & (ratio > 1 + clip_high)
+  return {
+    "clipped_low": losses.token_mean(low.astype(ratio.dtype), completion_mask),
+    "clipped_high": losses.token_mean(
+      high.astype(ratio.dtype), completion_mask
+    ),
+  }
+
+
+def balance(
+  log_probs: Array,
+  advantages: Array,
+  completion_mask: Array,
+  *,
+  floor: float = 1e-6,
+) -> dict[str, Ratio | Maximum]:
+  """Which side of the policy gradient is the heavier.
+
+  With S of `sequence_nll` and A one a response `[B]`: mean S of the responses
+  with A > 0 and with A < 0; `balance`, Δ, the mean of A S, which is the policy
+  gradient's loss (when bad responses have become unlikely it is far below 0,
+  and they drive the update); `balance_ratio`, Σ_neg |A| S / Σ_pos A S, where 1
+  is balance; the share with A = 0; and the largest 1 / max(S, floor), what
+  ASymPO multiplies by.
+  """
+  chex.assert_shape(advantages, completion_mask.shape[:1])
+  nll = stale_losses.sequence_nll(
+    jax.lax.stop_gradient(log_probs), completion_mask
+  )
+  rows = jnp.any(jnp.asarray(completion_mask, bool), axis=-1)
+  advantages = reductions.select(jax.lax.stop_gradient(advantages), rows)
+  advantages = advantages.astype(nll.dtype)
+
+  def total(x, where=rows):
+    return reductions.all_sum(x, where=where)
+
+  good, bad = advantages > 0, advantages < 0
+  ones, signed = jnp.ones_like(nll), advantages * nll
+  return {
+    "nll/positive": Ratio(total(nll, good), total(ones, good)),
+    "nll/negative": Ratio(total(nll, bad), total(ones, bad)),
+    "balance": Ratio(total(signed), total(ones)),
+    "balance_ratio": Ratio(total(-signed, bad), total(signed, good)),
+    "zero_advantage": Ratio(total(ones, rows & (advantages == 0)), total(ones)),
+    "largest_inverse_nll": Maximum(
+      reductions.all_max(1 / jnp.maximum(nll, floor), where=rows)
+    ),
+  }
+
+
+def clipped_token_share(
+  log_probs: Array, observation_mask: Array, *, rho: float = 0.2
+) -> Ratio:
+  """The share of observation tokens that the clip takes out of the loss."""
+  learned = ~world_model.is_hard(
+    reductions.select(log_probs, observation_mask), rho
+  )
+  return losses.token_mean(learned.astype(jnp.float32), observation_mask)

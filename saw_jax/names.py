@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names: those that users type, and those that functions give their arguments.
+
+A formula says what it reads by the names of its arguments, and what a config
+may set by those that are keyword-only. Signatures are read here alone.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+  """The end of an error message: the most similar choice, then all of them.
+
+  >>> nearest("gdop", ["grpo", "gdpo"])
+  "did you mean 'gdpo'? Choices: gdpo, grpo"
+  """
+  if not choices:
+    return "there are none"
+  close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
+  return f"did you mean {close[0]!r}? Choices: {', '.join(sorted(choices))}"
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+  """The entry of a name; a `KeyError` has the nearest one."""
+  if name not in table:
+    raise KeyError(f"unknown {what} {name!r}: {nearest(name, list(table))}")
+  return table[name]
+
+
+def check_options(known: Sequence[str], given: Mapping, what: str) -> None:
+  """Raises a `TypeError` for an option that `what` does not have."""
+  for name in given:
+    if name not in known:
+      raise TypeError(f"{what} has no option {name!r}: {nearest(name, known)}")
+
+
+def load(path: str) -> Any:
+  """Imports what "package.module:name" stands for."""
+  module, _, name = path.partition(":")
+  return getattr(importlib.import_module(module), name)
+
+
+def arguments(fn: Callable) -> tuple[str, ...]:
+  """The names of all arguments of a function."""
+  return tuple(inspect.signature(fn).parameters)
+
+
+def positional(fn: Callable) -> tuple[str, ...]:
+  """The names of the arguments that a function cannot do without."""
+  return tuple(
+    parameter.name
+    for parameter in inspect.signature(fn).parameters.values()
+    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+  )
+
+
+def options(fn: Callable) -> dict[str, Any]:
+  """The keyword-only arguments of a function, with their defaults."""
+  return {
+    parameter.name: parameter.default
+    for parameter in inspect.signature(fn).parameters.values()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  }
+
+
+def supply(fn: Callable, *given: Any, **values: Any) -> Any:
+  """Calls a function with those of the values that its arguments name.
+
+  >>> supply(lambda a, b: a + b, 1, b=2, c=3)
+  3
+  """
+  known = arguments(fn)
+  return fn(*given, **{name: x for name, x in values.items() if name in known})
+
+
+def name_of(fn: Callable) -> str:
+  """The name of a function, also of one with bound options."""
+  while isinstance(fn, functools.partial):
+    fn = fn.func
+  return fn.__name__

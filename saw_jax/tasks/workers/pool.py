@@ -1,0 +1,228 @@
+"""Worker processes that do jobs under a hard time limit, and are replaced.
+
+What they work on is text that a policy wrote, which is hostile: a pattern may
+take for ever, a parser may overflow the stack, a sandbox may kill its process.
+"""
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from typing import Any
+
+START_LIMIT_S = 120.0
+# Not multiprocessing's spawn, which would import the main script, and with it
+# JAX, into each worker.
+_COMMAND = """
+import sys
+sys.path[:] = {path!r}
+from saw_jax.tasks.workers import worker
+worker.serve({handle})
+"""
+# A name for an item, and what is sent of it.
+Asked = tuple[Any, Any]
+
+
+class RewardError(ValueError):
+  """A reward or an environment broke its contract; the message names it."""
+
+
+class Worker:
+  """A process that does a job, and the names of what it has been asked."""
+
+  def __init__(self, greeting: bytes):
+    self.pending: collections.deque[Any] = collections.deque()
+    self._reading = False
+    self._since = 0.0  # when it last said something
+    self.pipe, theirs = multiprocessing.Pipe()
+    with theirs:
+      command = _COMMAND.format(path=sys.path, handle=theirs.fileno())
+      self._process = subprocess.Popen(
+        [sys.executable, "-c", command],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(theirs.fileno(),),
+        start_new_session=True,  # Its children die with it; no Ctrl-C comes in.
+      )
+    self._kill = weakref.finalize(self, _kill, self._process.pid)  # at exit too
+    with contextlib.suppress(OSError):  # Its death shows in `problem`.
+      self.pipe.send_bytes(greeting)
+
+  def problem(self) -> str | None:
+    """Waits for the answer to the greeting; None if all is well."""
+    try:
+      if self.pipe.poll(START_LIMIT_S):
+        return self.pipe.recv()
+    except (EOFError, OSError):
+      return self.stop(1.0)
+    return "its process did not start"
+
+  def ask(self, asked: Sequence[Asked], *, eager: bool) -> None:
+    """Sends items; it answers them one by one if eager, or some at a time."""
+    self.pending = collections.deque(name for name, _ in asked)
+    self._reading, self._since = True, time.monotonic()
+    with contextlib.suppress(OSError):  # Its death shows in `take`.
+      self.pipe.send((eager, [item for _, item in asked]))
+
+  def take(self, note: Callable[[Any, Any], None]) -> None:
+    """Passes on the answers that are there, each with the name of its item."""
+    while self.pending and self.pipe.poll():
+      answers = self.pipe.recv()
+      self._reading, self._since = False, time.monotonic()
+      for answer in answers:
+        note(self.pending.popleft(), answer)
+
+  def deadline(self, limit_s: float) -> float:
+    """Returns when the item it is at has taken too long."""
+    return self._since + (START_LIMIT_S if self._reading else limit_s)
+
+  def is_alive(self) -> bool:
+    """Whether the process still runs."""
+    return self._process.poll() is None
+
+  def stop(self, grace_s: float = 0.0) -> str:
+    """Kills the process with its children; returns how it ended."""
+    self.pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      if grace_s:
+        self._process.wait(grace_s)
+    self._kill()
+    return f"its process died, exit code {self._process.wait()}"
+
+
+def _kill(pid: int) -> None:
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(pid, signal.SIGKILL)
+
+
+class Pool:
+  """Workers of one job; a context manager.
+
+  `limit_s` is the most seconds that one item may take, and `crash_tolerance`
+  the largest share of the items of a call that may fail. With 0 workers the job
+  is done in this process, without a time limit, and a crash is a crash.
+  """
+
+  def __init__(
+    self,
+    job: Callable[[Any], Any],
+    task_name: str,
+    *,
+    num_workers: int,
+    limit_s: float,
+    crash_tolerance: float,
+    memory_limit_bytes: int | None = None,
+  ):
+    if num_workers < 0:
+      raise ValueError(f"num_workers is negative: {num_workers}.")
+    if not limit_s > 0:
+      raise ValueError(f"limit_s is not positive: {limit_s}.")
+    if not 0 <= crash_tolerance <= 1:
+      raise ValueError(f"crash_tolerance is not a share: {crash_tolerance}.")
+    self._job, self._task_name = job, task_name
+    self._limit_s, self._crash_tolerance = limit_s, crash_tolerance
+    self._workers: list[Worker] = []
+    self._is_closed = False
+    if not num_workers:
+      return
+    try:
+      # Twice: the limit holds before the task is loaded.
+      self._greeting = pickle.dumps((pickle.dumps(job), memory_limit_bytes))
+    except Exception as error:
+      raise self._unloadable(f"{type(error).__name__}: {error}") from error
+    try:
+      # Start them all before waiting for the first.
+      for _ in range(num_workers):
+        self._workers.append(Worker(self._greeting))
+      for one in self._workers:
+        self._wait_until_ready(one)
+    except BaseException:
+      self.close()
+      raise
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the workers; safe to call twice."""
+    for one in self._workers:
+      one.stop()
+    self._workers, self._is_closed = [], True
+
+  def _is_local(self) -> bool:
+    """Whether the job is done in this process."""
+    if self._is_closed:
+      raise ValueError(f"the pool of task {self._task_name!r} is closed.")
+    return not self._workers
+
+  def _exchange(
+    self,
+    ask: Callable[[int], tuple[Sequence[Asked], bool]],
+    note: Callable[[Any, Any], None],
+    lose: Callable[[int, list[Any], str], None],
+  ) -> None:
+    """Keeps the workers busy until there is nothing more to ask.
+
+    `ask` gives items for the idle worker of an index, and whether each is
+    answered at once; `note` takes the name and the answer of an item; `lose`
+    takes what a worker had not answered when it died or was overdue (why: "").
+    """
+    try:
+      while True:
+        for index, one in enumerate(self._workers):
+          if not one.pending:
+            asked, eager = ask(index)
+            if asked:
+              one.ask(asked, eager=eager)
+        busy = [one for one in self._workers if one.pending]
+        if not busy:
+          return
+        first = min(one.deadline(self._limit_s) for one in busy)
+        self._wait([one.pipe for one in busy], first)
+        for index, one in enumerate(self._workers):
+          why = None
+          try:
+            one.take(note)
+            if one.pending and time.monotonic() >= one.deadline(self._limit_s):
+              why = ""
+          except (EOFError, OSError, pickle.UnpicklingError):
+            why = one.stop(1.0)
+          if why is not None:
+            self._replace(index)
+            lose(index, list(one.pending), why)
+    except BaseException:
+      # Ctrl-C, or a bug: what is under way must not answer the next call.
+      for index, one in enumerate(self._workers):
+        if one.pending:
+          self._replace(index)
+      raise
+
+  def _wait(self, pipes: list[connection.Connection], until: float) -> None:
+    connection.wait(pipes, max(until - time.monotonic(), 0.0))
+
+  def _replace(self, index: int) -> None:
+    self._workers[index].stop()
+    self._workers[index] = Worker(self._greeting)
+    self._wait_until_ready(self._workers[index])
+
+  def _wait_until_ready(self, one: Worker) -> None:
+    problem = one.problem()
+    if problem is not None:
+      raise self._unloadable(problem)
+
+  def _unloadable(self, problem: str) -> RewardError:
+    return RewardError(
+      f"task {self._task_name!r} cannot be loaded in a worker process: "
+      f"{problem}. Its class has to be in an importable module; num_workers=0 "
+      "does without workers."
+    )

@@ -1,0 +1,136 @@
+"""Four methods in one run: stale responses, labels, weights, observations."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from saw_jax import algorithms
+from saw_jax.run import loop
+from tests import helpers
+from tests.run.labelling_test import PROBE, Guesses, purchases
+
+# What answers that are sampled ahead alone log.
+ONLY = ("lag/", "groups/")
+
+
+class World(Guesses):
+  """Guesses whose world says the last letter back."""
+
+  def observe(self, example, completion):
+    return completion[-1:] * 2
+
+
+def experiment(lag=2, task=None, world=True, protocol="fixed_lag", **labels):
+  world = algorithms.WorldModelConfig(
+    loss="clipped_absolute_error" if world else "none"
+  )
+  return helpers.experiment(
+    task=task or World(),
+    algorithm=algorithms.AlgorithmConfig(
+      advantage="gdpo",
+      weights="saw",
+      loss="asympo",
+      aggregate="sequence_mean_token_mean",
+      world_model=world,
+    ),
+    asynchronous={"protocol": protocol, "lag": lag},
+    labels={
+      "method": "care",
+      "gate": "probe",
+      "warm_up": 1,
+      "label_fraction": 0.25,
+      "probe": PROBE,
+      **labels,
+    },
+    episodes={"max_observation_tokens": 2},
+  )
+
+
+def curves(directory):
+  return helpers.curves(directory, *ONLY)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("composed")
+  assert loop.train(experiment(), [0, 1], directory=directory).finished
+  return directory
+
+
+@pytest.mark.slow
+class TestComposed:
+  def test_every_part_is_there(self, whole):
+    found = curves(whole)
+    for name in (
+      "loss/policy",
+      "loss/world_model",
+      "lambda",
+      "weight/right",
+      "labels/spent",
+      "probe/vote/loss",
+      "balance",
+      "observation_nll",
+    ):
+      assert np.isfinite(found[name]).all(), name
+    lags = helpers.curves(whole)["lag/steps"]
+    np.testing.assert_array_equal(lags[0], [0, 1, 2, 2])
+    # A label is bought when a group is learned from.
+    np.testing.assert_array_equal(found["labels/spent"][0], [1, 2, 3, 4])
+
+  def test_lag_0_is_the_synchronous_loop(self, tmp_path):
+    made = experiment(lag=0)
+    loop.train(made, [0, 1], directory=tmp_path / "a")
+    made = experiment(protocol="none")
+    loop.train(made, [0, 1], directory=tmp_path / "b")
+    a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
+    assert a.keys() == b.keys()
+    for name, value in b.items():
+      np.testing.assert_array_equal(value, a[name], err_msg=name)
+    assert [p.prompt_id for p in purchases(tmp_path / "a")] == [
+      p.prompt_id for p in purchases(tmp_path / "b")
+    ]
+
+  def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    loop.train(experiment(), [0, 1], directory=workdir, resume_step=2)
+    helpers.assert_same_run(whole, workdir)
+    assert len(purchases(workdir)) == 8  # nothing is paid twice
+
+  def test_truth_that_was_not_bought_reaches_nothing(self, whole, tmp_path):
+    bought = {p.prompt_id for p in purchases(whole)}
+    poisoned = {e.key for e in World().examples("train")} - bought
+    made = experiment(task=World(poisoned), audit=False)
+    loop.train(made, [0, 1], directory=tmp_path)
+    expected, found = curves(whole), curves(tmp_path)
+    for name, values in found.items():
+      np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    assert found["loss"].shape == (2, 4)
+
+  def test_actors_change_nothing(self, whole, tmp_path):
+    made = experiment()
+    made = made._replace(
+      asynchronous=dataclasses.replace(made.asynchronous, actors=1)
+    )
+    loop.train(made, [0, 1], directory=tmp_path)
+    timing = ("groups/running", "groups/queued")
+    helpers.assert_same_run(whole, tmp_path, *timing)
+
+  def test_a_part_that_is_taken_away_leaves_the_rest(self, whole, tmp_path):
+    loop.train(experiment(world=False), [0, 1], directory=tmp_path / "world")
+    found = curves(tmp_path / "world")
+    assert "loss/world_model" not in found and "labels/spent" in found
+    loop.train(
+      experiment(method="truth", gate="none"),
+      [0, 1],
+      directory=tmp_path / "labels",
+    )
+    found = curves(tmp_path / "labels")
+    assert "loss/world_model" in found and "labels/spent" not in found
+    # The first responses are those of the same weights in all of them.
+    expected = curves(whole)
+    np.testing.assert_array_equal(
+      found["length"][:, 0], expected["length"][:, 0]
+    )

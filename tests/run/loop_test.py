@@ -1,0 +1,240 @@
+"""The loop on a task of letters: it learns, resumes, and says what is wrong."""
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax import algorithms
+from saw_jax.run import checkpoint, loop
+from saw_jax.tasks import base
+from saw_jax.tasks.workers.grading import RewardError
+from tests import helpers
+from tests.helpers import assert_same_run, curves
+
+
+def run(directory, seeds=(0, 1), resume_step=None, params=None, **changes):
+  made = helpers.experiment(**changes)
+  if params is not None:
+    made = made._replace(params=params(made.params))
+  return loop.train(made, seeds, directory=directory, resume_step=resume_step)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("whole")
+  return directory, run(directory)
+
+
+class TestRun:
+  def test_ends_with_scores_of_every_seed(self, whole):
+    _, result = whole
+    assert result.finished and result.step == 4
+    assert [final["seed"] for final in result.final] == [0, 1]
+    averages = {"total", "right", "ended", "unscored", "length"}
+    assert set(result.final[0]["greedy"]) == {"letter", "small", *averages}
+
+  def test_logs_rewards_weights_and_cvs_of_each_objective(self, whole):
+    found = curves(whole[0])
+    for component in ("letter", "small"):
+      for kind in ("reward", "weight", "cv", "std", "constant_groups"):
+        assert f"{kind}/{component}" in found
+    weights = found["weight/letter"] + found["weight/small"]
+    np.testing.assert_allclose(weights, 2.0, rtol=1e-5)
+    assert not any(name.startswith(("lag/", "groups/")) for name in found)
+    assert found["sampler_mismatch"].max() < 1e-5
+    np.testing.assert_array_equal(found["skipped"], 0)
+
+  @pytest.mark.slow
+  def test_a_loss_of_the_current_policy_has_its_balance_logged(self, tmp_path):
+    algorithm = algorithms.AlgorithmConfig(
+      advantage="dr_grpo",
+      loss="asympo",
+      aggregate="sequence_mean_token_mean",
+    )
+    fields = {"num_steps": 2, "num_minibatches": 2}
+    assert run(tmp_path, [0], algorithm=algorithm, loop=fields).finished
+    found = curves(tmp_path)
+    np.testing.assert_allclose(found["loss"], 0, atol=1e-6)
+    assert (found["nll/positive"] > 0).all()
+    assert (found["largest_inverse_nll"] > 1 / found["nll/positive"]).all()
+
+  def test_a_seed_is_the_same_alone_and_beside_another(self, whole, tmp_path):
+    run(tmp_path, [1])
+    alone, beside = curves(tmp_path), curves(whole[0])
+    np.testing.assert_allclose(
+      alone["reward/letter"][0], beside["reward/letter"][1], atol=1e-6
+    )
+    np.testing.assert_allclose(
+      alone["loss"][0], beside["loss"][1], rtol=1e-3, atol=1e-5
+    )
+
+  @pytest.mark.slow
+  def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
+    self, whole, tmp_path
+  ):
+    # 2 seeds: 6 evaluation scores (padded to 8), then 32 a step.
+    first = run(tmp_path, task=helpers.Stops(8 + 32 + 5))
+    assert not first.finished and first.step == 2
+    assert not (tmp_path / "final.json").exists()
+    assert run(tmp_path).finished
+    assert_same_run(whole[0], tmp_path)
+
+  @pytest.mark.slow
+  def test_responses_sampled_by_length_are_the_same(self, whole, tmp_path):
+    run(tmp_path, rollout={"length_groups": 2})
+    found, expected = curves(tmp_path), curves(whole[0])
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+      # Half as many rows at a time are rounded in another way.
+      np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)
+
+  def test_a_finished_run_starts_no_step(self, whole):
+    before = (whole[0] / "metrics.jsonl").read_text()
+    assert run(whole[0]).finished
+    assert (whole[0] / "metrics.jsonl").read_text() == before
+
+  @pytest.mark.slow
+  def test_resuming_from_an_earlier_step_repeats_the_rest(
+    self, whole, tmp_path
+  ):
+    run(tmp_path)
+    run(tmp_path, resume_step=2)
+    assert_same_run(whole[0], tmp_path)
+
+  @pytest.mark.slow
+  def test_the_reward_rises(self, tmp_path):
+    fields = {"num_steps": 25, "prompts_per_step": 8, "group_size": 8}
+    run(tmp_path, [0], loop=fields, evaluation={"interval": 0})
+    small = curves(tmp_path)["reward/small"][0]
+    assert small[-5:].mean() > small[:5].mean() + 0.2
+
+
+class TestMethods:
+  @pytest.mark.slow
+  @pytest.mark.parametrize(
+    "fields",
+    [
+      {"advantage": "grpo", "weights": "gradient"},
+      {
+        "advantage": "grpo",
+        "kl": algorithms.KLConfig("reward", "k1", 0.01),
+        "entropy_coefficient": 0.01,
+      },
+      {"advantage": "gdpo", "kl": algorithms.KLConfig("loss", "k3", 0.1)},
+    ],
+    ids=["gradient", "kl in the reward", "kl in the loss"],
+  )
+  def test_runs_with_several_updates_a_step(self, fields, tmp_path):
+    algorithm = algorithms.AlgorithmConfig(**fields)
+    sizes = {"num_steps": 2, "num_minibatches": 2}
+    assert run(tmp_path, algorithm=algorithm, loop=sizes).finished
+    assert np.isfinite(curves(tmp_path)["loss"]).all()
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("lift", ["seeded", "pmapped"])
+  def test_packed_rows_train_the_same_policy(self, lift, tmp_path):
+    # All that passes through the model: old and reference log-probs, gradient
+    # weights, updates in mini- and micro-batches.
+    found = {}
+    for length in (0, 53):
+      run(
+        tmp_path / str(length),
+        [0],
+        algorithm=algorithms.AlgorithmConfig(
+          advantage="grpo",
+          weights="gradient",
+          kl=algorithms.KLConfig("reward", "k1", 0.01),
+        ),
+        loop={
+          "num_steps": 2,
+          "prompts_per_step": 8,
+          "num_minibatches": 2,
+          "num_microbatches": 2,
+          "pack_length": length,
+        },
+        parallel={"lift": lift},
+        evaluation={"num_examples": 8, "batch_size": 4},
+      )
+      found[length] = curves(tmp_path / str(length))
+    assert found[0].keys() == found[53].keys()
+    for name, values in found[0].items():
+      np.testing.assert_allclose(
+        found[53][name], values, rtol=1e-3, atol=1e-5, err_msg=name
+      )
+
+  @pytest.mark.slow
+  def test_other_lifts_train_the_same_policy(self, tmp_path):
+    found = {}
+    for lift in ("seeded", "pmapped", "meshed"):
+      fields = {"num_examples": 8, "batch_size": 4}
+      run(tmp_path / lift, [0], parallel={"lift": lift}, evaluation=fields)
+      found[lift] = curves(tmp_path / lift)
+    for lift in ("pmapped", "meshed"):
+      for name, rtol, atol in (
+        ("reward/letter", 0, 1e-6),
+        ("loss", 1e-3, 1e-5),
+      ):
+        np.testing.assert_allclose(
+          found[lift][name], found["seeded"][name], rtol, atol, err_msg=name
+        )
+
+
+class Broken(helpers.Letters):
+  def __init__(self, value):
+    self.value = value
+
+  def score(self, example, completion):
+    if self.value is None:
+      raise RuntimeError("boom")
+    return base.Score(self.value, base.Outcome.WRONG)
+
+
+class Unscored(helpers.Letters):
+  """Cannot say how small the letters of every other prompt are."""
+
+  def score(self, example, completion):
+    score = super().score(example, completion)
+    if example.key % 2:
+      return base.Score((score.values[0], None), score.outcome)
+    return score
+
+
+class TestBadRewards:
+  @pytest.mark.parametrize(
+    ("value", "words"),
+    [
+      ((1.0,), "letters"),
+      ((1.0, float("nan")), "small"),
+      ((1.0, float("inf")), "small"),
+      (None, "boom"),
+    ],
+    ids=["wrong shape", "nan", "inf", "raises"],
+  )
+  def test_the_error_names_the_reward_and_the_example(
+    self, tmp_path, value, words
+  ):
+    with pytest.raises(RewardError, match=words) as caught:
+      run(tmp_path, [0], task=Broken(value))
+    assert any(str(key) in str(caught.value) for key in range(1000, 1003))
+
+  def test_what_was_not_scored_is_masked_and_counted(self, tmp_path):
+    run(tmp_path, [0], task=Unscored())
+    found = curves(tmp_path)
+    assert (found["unscored"] > 0).any()
+    assert np.isfinite(found["loss"]).all()
+    # A 0 in place of the mask would pull the mean of all prompts down.
+    assert np.isfinite(found["reward/small"]).all()
+
+
+class TestBadState:
+  def test_a_loss_that_is_not_finite_ends_the_run(self, tmp_path):
+    spoil = lambda params: jax.tree.map(lambda x: x * np.nan, params)  # noqa: E731
+    with pytest.raises(FloatingPointError, match="seed 0 is nan at step 0"):
+      run(tmp_path, [0], params=spoil)
+    np.testing.assert_array_equal(curves(tmp_path)["skipped"], 1.0)
+
+  @pytest.mark.slow
+  def test_a_checkpoint_of_another_model_is_refused(self, tmp_path):
+    run(tmp_path, [0])
+    with pytest.raises(checkpoint.CheckpointError, match="there and"):
+      run(tmp_path)

@@ -1,0 +1,328 @@
+"""Answers sampled ahead: staleness as promised, whoever samples."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax import algorithms
+from saw_jax.rollout import actor
+from saw_jax.run import checkpoint, loop
+from saw_jax.run import experiment as experiment_lib
+from tests import helpers
+
+# A loss that reads tokens, rewards and the current policy alone.
+ASYMPO = algorithms.AlgorithmConfig(
+  advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
+)
+# What depends on who was faster.
+TIMING = ("groups/running", "groups/queued")
+QUOTA = {"protocol": "quota", "require": 2, "trigger": 2}
+
+
+def experiment(sections=None, **ahead):
+  """An asynchronous experiment; `ahead` are fields of `asynchronous`."""
+  changes = {
+    "algorithm": ASYMPO,
+    "loop": {"num_steps": 6, "checkpoint_interval": 3},
+    "evaluation": {"interval": 0},
+    **(sections or {}),
+  }
+  ahead = {"protocol": "fixed_lag", "lag": 2, **ahead}
+  return helpers.experiment(**changes, asynchronous=ahead)
+
+
+def run(directory, seeds=(0, 1), sections=None, **ahead):
+  made = experiment(sections, **ahead)
+  return loop.train(made, seeds, directory=directory)
+
+
+def curves(directory):
+  return helpers.curves(directory, *TIMING)
+
+
+def assert_same_run(a, b):
+  helpers.assert_same_run(a, b, *TIMING)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("whole")
+  assert run(directory).finished
+  return directory
+
+
+class TestFixedLag:
+  def test_logs_the_lag_that_it_promises(self, whole):
+    found = curves(whole)
+    for name in ("lag/steps", "lag/steps_max", "lag/versions"):
+      np.testing.assert_array_equal(found[name][0], [0, 1, 2, 2, 2, 2])
+    np.testing.assert_array_equal(found["lag/stale"][1], [0, 1, 1, 1, 1, 1])
+
+  @pytest.mark.slow
+  def test_lag_0_is_the_synchronous_loop(self, tmp_path):
+    # Sampled in parts in both: a call of an actor is a step's prompts.
+    sections = {"rollout": {"length_groups": 2, "prompt_multiple": 1}}
+    run(tmp_path / "a", sections=sections, lag=0)
+    run(tmp_path / "b", sections=sections, protocol="none")
+    a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
+    assert not any(name.startswith("lag/") for name in b)
+    helpers.assert_equal_curves(b, {name: a[name] for name in b})
+
+  @pytest.mark.slow
+  def test_a_lag_is_that_of_the_weights(self, whole, tmp_path):
+    # At step 1 the responses are those of step 0's weights on other prompts:
+    # a run that never learns samples the same ones there.
+    run(tmp_path, sections={"optimizer": {"learning_rate": 0.0}})
+    moved, kept = curves(whole), curves(tmp_path)
+    for step, same in ((0, True), (1, True), (2, True), (4, False)):
+      equal = moved["length"][:, step] == kept["length"][:, step]
+      equal &= moved["reward/total"][:, step] == kept["reward/total"][:, step]
+      assert equal.all() == same, step
+
+  @pytest.mark.parametrize(
+    "actors", [1, pytest.param(2, marks=pytest.mark.slow)]
+  )
+  def test_actors_change_nothing(self, whole, tmp_path, actors):
+    run(tmp_path, actors=actors)
+    assert_same_run(whole, tmp_path)
+
+  @pytest.mark.slow
+  def test_actors_on_devices_of_their_own_change_nothing(self, whole, tmp_path):
+    run(tmp_path, actors=2, actor_devices=2)
+    a, b = curves(whole), curves(tmp_path)
+    for name in ("reward/total", "length", "lag/steps"):
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    # Another program, for another device: other rounding.
+    np.testing.assert_allclose(
+      a["sampler_mismatch"], b["sampler_mismatch"], atol=1e-5
+    )
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("lift", ["meshed", "pmapped"])
+  def test_other_lifts_hand_their_weights_over(self, lift, tmp_path):
+    found = []
+    for name in ("seeded", lift):
+      fields = {"lag": 1, "actors": 1, "actor_devices": 2}
+      run(tmp_path / name, [0], {"parallel": {"lift": name}}, **fields)
+      found.append(curves(tmp_path / name)["reward/total"])
+    # From step 2 on the weights have moved; after a few more a difference in
+    # the last digit may turn one token into another.
+    np.testing.assert_allclose(found[0][:, :4], found[1][:, :4], atol=1e-6)
+
+
+class TestResume:
+  @pytest.mark.slow
+  @pytest.mark.parametrize("actors", [0, 1])
+  def test_is_bitwise_the_run_that_was_not_stopped(
+    self, whole, tmp_path, actors
+  ):
+    task = {"task": helpers.Stops(40)}
+    first = run(tmp_path, sections=task, actors=actors)
+    assert not first.finished and 0 < first.step < 6
+    assert run(tmp_path, actors=actors).finished
+    assert_same_run(whole, tmp_path)
+
+  @pytest.mark.slow
+  def test_brings_back_weights_that_were_published_before(self, tmp_path):
+    run(tmp_path / "whole", [0], **QUOTA)
+    task = {"task": helpers.Stops(90)}
+    first = run(tmp_path / "cut", [0], task, **QUOTA)
+    assert not first.finished
+    assert first.step % 4, "it stopped where new weights were published"
+    run(tmp_path / "cut", [0], **QUOTA)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+  @pytest.mark.slow
+  def test_a_synchronous_checkpoint_has_no_queue(self, tmp_path):
+    run(tmp_path, [0], protocol="none")
+    (tmp_path / "final.json").unlink()
+    with pytest.raises(ValueError, match="no queue"):
+      run(tmp_path, [0])
+
+  def test_a_damaged_queue_is_named(self, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    arrays = tmp_path / "run" / "checkpoints" / "6" / "arrays"
+    # All of them: which of the files are read differs from run to run.
+    for path in arrays.rglob("d/*"):
+      data = bytearray(path.read_bytes())
+      data[len(data) // 2] ^= 0xFF
+      path.write_bytes(data)
+    with pytest.raises(checkpoint.CheckpointError, match="last good step is 3"):
+      run(tmp_path / "run")
+
+
+class Constant(helpers.Letters):
+  """Rewards nothing for prompts of even keys, so that nothing varies there."""
+
+  def __init__(self, always=False):
+    self.always = always
+
+  def score(self, example, completion):
+    score = super().score(example, completion)
+    if self.always or example.key % 2 == 0:
+      return dataclasses.replace(score, values=(0.0, 0.0))
+    return score
+
+
+class Slow(helpers.Letters):
+  """Takes its time, so that actors wait for the grader."""
+
+  def score(self, example, completion):
+    time.sleep(0.002)
+    return super().score(example, completion)
+
+
+class TestOtherProtocols:
+  @pytest.mark.slow
+  def test_quota_without_actors_has_the_lag_of_its_budget(self, tmp_path):
+    fields = {"num_steps": 12, "checkpoint_interval": 0}
+    run(tmp_path, [0], {"loop": fields}, **QUOTA)
+    found = curves(tmp_path)
+    # A window is 4 steps, and half of one is started ahead.
+    assert found["lag/steps_max"].max() == 5
+    assert found["lag/versions_max"].max() == 1
+
+  @pytest.mark.parametrize(
+    "partial", [0, pytest.param(2, marks=pytest.mark.slow)]
+  )
+  def test_max_lag_is_kept_by_actors(self, tmp_path, partial):
+    fields = {"lag": 1, "actors": 2, "partial_tokens": partial}
+    assert run(tmp_path, protocol="max_lag", **fields).finished
+    assert curves(tmp_path)["lag/versions_max"].max() <= 1
+
+  @pytest.mark.slow
+  def test_a_slow_grader_is_waited_for_and_the_queue_stays_bounded(
+    self, tmp_path
+  ):
+    run(tmp_path, [0], {"task": Slow()}, protocol="max_lag", actors=2)
+    found = helpers.curves(tmp_path)
+    held = found["groups/queued"] + found["groups/running"]
+    assert held.max() <= (2 + 1) * 4
+    assert found["groups/expired"].max() == 0
+
+
+class TestDynamicSampling:
+  @pytest.mark.slow
+  def test_replaces_groups_that_do_not_vary(self, tmp_path):
+    task = {"task": Constant()}
+    run(tmp_path, sections=task, lag=1, dynamic_sampling=True)
+    found = curves(tmp_path)
+    assert found["zero_advantage"].max() == 0
+    assert (found["groups/filtered"][:, -1] > 0).all()
+
+  @pytest.mark.slow
+  def test_ends_where_nothing_varies(self, tmp_path):
+    sections = {
+      "task": Constant(always=True),
+      "loop": {"num_steps": 2, "checkpoint_interval": 0},
+    }
+    fields = {"lag": 0, "dynamic_sampling": True, "max_attempts": 2}
+    assert run(tmp_path, [0], sections, **fields).finished
+    assert curves(tmp_path)["zero_advantage"].min() == 1
+
+
+class TestLogProbs:
+  @pytest.mark.slow
+  def test_a_current_policy_loss_learns_without_them(self, whole, tmp_path):
+    run(tmp_path, carry_log_probs=False)
+    with_them, without = curves(whole), curves(tmp_path)
+    assert "sampler_mismatch" not in without
+    # The update's own sums over tokens round otherwise in a program that does
+    # not compare log-probs; what is sampled and scored has the same bits.
+    rounded = ("balance", "entropy", "gradient_norm", "largest", "loss", "nll")
+    for name, value in without.items():
+      exact = {} if name.startswith(rounded) else {"rtol": 0, "atol": 0}
+      tolerance = {"rtol": 1e-5, "atol": 1e-6, **exact}
+      np.testing.assert_allclose(
+        with_them[name], value, err_msg=name, **tolerance
+      )
+
+  @pytest.mark.slow
+  def test_a_ratio_loss_gets_them_all_the_same(self, tmp_path):
+    algorithm = algorithms.AlgorithmConfig(advantage="grpo", ratio_to="behave")
+    run(tmp_path, [0], {"algorithm": algorithm}, carry_log_probs=False)
+    # Stale by two steps: the ratio is not 1.
+    assert curves(tmp_path)["sampler_mismatch"][0, -1] > 1e-4
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path):
+  made = experiment(
+    {
+      "loop": {
+        "num_steps": 2,
+        "checkpoint_interval": 0,
+        "skip_nonfinite": True,
+      },
+      "algorithm": dataclasses.replace(ASYMPO, entropy_coefficient=np.nan),
+    }
+  )
+  before = jax.device_get(made.params)
+  loop.train(made, [0], directory=tmp_path)
+  assert (curves(tmp_path)["skipped"] == 1).all()
+  _, policy = experiment_lib.restore(made, 1, tmp_path)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b[0]), before, policy.params
+  )
+
+
+class TestDeaths:
+  @pytest.mark.slow
+  def test_a_killed_process_is_replaced(self, whole, tmp_path, monkeypatch):
+    killed = threading.Event()
+    before = actor.ProcessSampler.__call__
+
+    def call(self, version, *args):
+      if version == 2 and not killed.is_set():
+        killed.set()
+        os.kill(self.pid, signal.SIGKILL)
+      return before(self, version, *args)
+
+    monkeypatch.setattr(actor.ProcessSampler, "__call__", call)
+    assert run(tmp_path, actors=1, actor_kind="process").finished
+    assert killed.is_set()
+    a, b = curves(whole), curves(tmp_path)
+    assert b["groups/lost"][0, -1] == 4
+    np.testing.assert_allclose(a["reward/total"], b["reward/total"], atol=1e-6)
+
+  def test_too_many_deaths_end_the_run(self, tmp_path, monkeypatch):
+    def dies(self, *args):
+      raise actor.ActorDied("the sampler's process ended with code -9")
+
+    monkeypatch.setattr(actor.DeviceSampler, "__call__", dies)
+    with pytest.raises(actor.ActorError, match="3 actors died"):
+      run(tmp_path, [0], actors=1, actor_devices=1, max_deaths=2)
+
+  def test_a_reward_that_raises_in_an_actor_ends_the_run(self, tmp_path):
+    class Raises(helpers.Letters):
+      def score(self, example, completion):
+        raise RuntimeError("boom")
+
+    with pytest.raises(Exception, match="boom"):
+      run(tmp_path, sections={"task": Raises()}, actors=1)
+
+
+@pytest.mark.parametrize(
+  ("fields", "word"),
+  [
+    ({"protocol": "fixed_lagg"}, "'fixed_lag'"),
+    ({"lag": -1}, "lag is -1"),
+    ({"actor_kind": "proces", "actors": 1}, "'process'"),
+    ({"partial_tokens": 4}, "needs actors"),
+    ({"partial_tokens": 4, "actors": 1}, "span versions"),
+    ({"actor_devices": 1}, "needs actors"),
+    ({"actors": 1, "actor_devices": 4}, "none is left"),
+    ({"actors": -1}, "0 or more"),
+    ({"sections": {"loop": {"num_minibatches": 2}}}, "num_minibatches is 2"),
+  ],
+)
+def test_a_mistake_is_named(tmp_path, fields, word):
+  with pytest.raises(ValueError, match=word):
+    run(tmp_path, [0], **fields)

@@ -1,0 +1,254 @@
+"""Every advantage of steps: vectors, loops, properties."""
+
+import functools
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from saw_jax import advantages, algorithms, names
+from saw_jax import step_advantages as steps_lib
+
+PAW = json.loads(
+  (pathlib.Path(__file__).parent / "golden" / "paw_gigpo.json").read_text()
+)
+ESTIMATORS = algorithms.STEP_ADVANTAGES
+
+
+def golden_steps(dtype):
+  """The golden steps as `[P, G, E]`: rewards, anchors, penalties, a mask.
+
+  Also, for each array of the file, where its entries are in that shape.
+  """
+  (case,) = (c for c in PAW["cases"] if c["kind"] == "advantage")
+  inputs = case["inputs"]
+  anchors = {name: i for i, name in enumerate(sorted(set(inputs["anchor"])))}
+  first = {0: 0, 1: 3}  # of each group, its first trajectory
+  shape = (2, 3, 4)
+  rewards, penalties = np.zeros(shape, dtype), np.zeros(shape, dtype)
+  at, mask, places = np.full(shape, -1), np.zeros(shape, bool), []
+  for i, (group, traj) in enumerate(
+    zip(inputs["group"], inputs["traj"], strict=True)
+  ):
+    step = inputs["traj"][:i].count(traj)
+    place = (group, traj - first[group], step)
+    places.append(place)
+    rewards[place], mask[place] = inputs["reward"][i], True
+    penalties[place] = inputs["penalty_coef"] * inputs["invalid"][i]
+    at[place] = anchors[inputs["anchor"][i]]
+  return case, rewards, at, penalties, mask, tuple(np.array(places).T)
+
+
+def sample(seed=0, shape=(2, 3, 5)):
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(1, shape[-1] + 1, shape[:2])
+  return dict(
+    steps=np.arange(shape[-1]) < lengths[..., None],
+    rewards=rng.normal(size=shape).astype(np.float32),
+    anchors=rng.integers(0, 3, shape),
+    values=rng.normal(size=shape).astype(np.float32),
+    penalties=rng.random(shape).astype(np.float32),
+  )
+
+
+def call(name, record, **changes):
+  return names.supply(ESTIMATORS[name], **{**record, **changes})
+
+
+class GoldenTest(chex.TestCase):
+  @chex.variants(with_jit=True)
+  def test_compiled(self):
+    self.check(np.float64, np.float32)
+
+  @chex.variants(without_jit=True)
+  def test_op_by_op(self):
+    self.check(np.float32)
+
+  def check(self, *dtypes):
+    for dtype in dtypes:
+      with jax.enable_x64(dtype is np.float64):
+        case, rewards, at, penalties, mask, rows = golden_steps(dtype)
+        inputs, want = case["inputs"], case["expected"]
+        options = {k: inputs[k] for k in ("gamma", "omega")}
+        std = functools.partial(advantages.normalize_groups, eps=inputs["eps"])
+
+        def every(r, p, std=std, at=at, mask=mask, options=options):
+          returns = steps_lib.step_returns(r, mask, gamma=options["gamma"]) - p
+          found = {"step_return": returns}
+          for name, normalize, across in (
+            ("mean_std_norm", std, "trajectory_grpo"),
+            ("mean_norm", advantages.center_groups, "trajectory_center"),
+          ):
+            found[f"grpo_episode_adv/{name}"] = steps_lib.step_grpo(
+              r, mask, penalties=p, normalize=normalize
+            )
+            found[f"gigpo_step_adv/{name}"] = steps_lib.anchor_advantages(
+              returns, at, mask, normalize=normalize
+            )
+            found[f"gigpo_adv/{name}"] = steps_lib.gigpo(
+              r, at, mask, penalties=p, normalize=normalize, **options
+            )
+            key = f"grpo_episode_adv_across_trajectories/{name}"
+            found[key] = ESTIMATORS[across](r, mask, penalties=p)
+          return found
+
+        found = self.variant(every)(rewards, penalties)
+        assert set(found) == set(want) - {"step_score", "anchor_group"}
+        for name, values in found.items():
+          assert values.dtype == dtype
+          np.testing.assert_allclose(
+            values[rows],
+            want[name],
+            **PAW["tolerance"][np.dtype(dtype).name],
+            err_msg=name,
+          )
+          if name != "step_return":
+            assert not values[~mask].any(), name
+
+
+class EveryAdvantageTest(chex.TestCase):
+  @parameterized.parameters(*ESTIMATORS)
+  def test_what_was_not_taken_has_no_say_and_rewards_no_gradient(self, name):
+    record = sample()
+    taken = record["steps"]
+    found = call(name, record)
+    dirty = {
+      k: np.where(taken, x, np.nan) if x.dtype == np.float32 else x
+      for k, x in record.items()
+    }
+    np.testing.assert_allclose(call(name, dirty), found, rtol=1e-5, atol=1e-6)
+    assert not found[~taken].any() and np.abs(found).max() > 0.1
+    gradient = jax.grad(lambda r: call(name, record, rewards=r).sum())(
+      record["rewards"]
+    )
+    assert not gradient.any()
+
+  @parameterized.product(
+    name=sorted(set(ESTIMATORS) - {"step_gae"}), paid=(0.1, 1.8, 10.0)
+  )
+  @pytest.mark.slow
+  def test_constant_groups_are_exactly_zero(self, name, paid):
+    record = sample(shape=(2, 7, 3))
+    rewards = np.zeros(record["steps"].shape, np.float32)
+    rewards[..., 0] = paid
+    apart = np.broadcast_to(np.arange(3), rewards.shape)
+    found = call(name, record, rewards=rewards, anchors=apart, penalties=None)
+    np.testing.assert_array_equal(found, np.zeros_like(found))
+
+  def test_of_one_step_each_is_the_advantage_of_answers(self):
+    record = sample(shape=(2, 5, 1))
+    record["steps"] = np.ones((2, 5, 1), bool)
+    # All episodes begin in the same place: the two terms of GiGPO are one.
+    record["anchors"] *= 0
+    for name, other, factor in (
+      ("step_grpo", advantages.grpo, 1),
+      ("trajectory_grpo", advantages.grpo, 1),
+      ("gigpo", advantages.grpo, 2),
+      ("trajectory_center", advantages.dr_grpo, 1),
+      ("step_rloo", advantages.rloo, 1),
+    ):
+      want = factor * other(record["rewards"], jnp.ones(1))
+      found = call(name, record, penalties=None)[..., 0]
+      np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+class StepsTest(chex.TestCase):
+  def test_gigpo_agrees_with_loops(self):
+    for seed in range(4):
+      record = sample(seed)
+      rewards, at, mask = (record[k] for k in ("rewards", "anchors", "steps"))
+      found = steps_lib.gigpo(rewards, at, mask, gamma=0.9, omega=0.5)
+      for p in range(2):
+        taken = [tuple(i) for i in np.argwhere(mask[p])]
+        scores = {i: rewards[p, i[0]][mask[p, i[0]]].sum() for i in taken}
+        later = {
+          (g, t): sum(
+            0.9 ** (k - t) * rewards[p, g, k]
+            for k in range(t, mask[p, g].sum())
+          )
+          for g, t in taken
+        }
+        for i in taken:
+          pool = list(scores.values())
+          want = (scores[i] - np.mean(pool)) / (np.std(pool, ddof=1) + 1e-6)
+          like = [later[j] for j in taken if at[p][j] == at[p][i]]
+          if len(like) > 1:
+            spread = np.std(like, ddof=1) + 1e-6
+            want += 0.5 * (later[i] - np.mean(like)) / spread
+          np.testing.assert_allclose(found[p][i], want, rtol=2e-4, atol=2e-5)
+
+  def test_omega_of_zero_is_grpo_over_steps(self):
+    record = sample()
+    np.testing.assert_array_equal(
+      call("gigpo", record, omega=0.0), call("step_grpo", record)
+    )
+
+  def test_a_single_step_has_nothing_to_be_compared_with(self):
+    one = jnp.ones((1, 1, 1))
+    assert steps_lib.anchor_advantages(one, one.astype(int), one) == 0
+
+  def test_a_penalty_is_paid_at_its_step_only(self):
+    record = sample()
+    mask = record["steps"]
+    apart = np.arange(mask.size).reshape(mask.shape)  # nothing to compare
+    penalties = np.zeros(mask.shape, np.float32)
+    penalties[0, 0, 0] = 0.5
+    options = dict(penalties=penalties, normalize=advantages.center_groups)
+    before = call("step_grpo", record, **{**options, "penalties": None})
+    moved = call("gigpo", record, anchors=apart, **options) - before
+    share = 0.5 / mask[0].sum()
+    np.testing.assert_allclose(moved[0, 0, 0], share - 0.5, rtol=1e-4)
+    others = mask[0].copy()
+    others[0, 0] = False
+    np.testing.assert_allclose(moved[0][others], share, rtol=1e-4)
+    assert not moved[1].any()
+
+  def test_rloo_compares_with_all_other_steps_of_the_group(self):
+    rewards = np.array([[[0.0, 6.0, 9.0], [3.0, 9.0, 9.0]]], np.float32)
+    mask = np.array([[[1, 1, 0], [1, 0, 0]]], bool)
+    penalties = np.array([[[0.0, 0.5, 9.0], [0.0, 9.0, 9.0]]], np.float32)
+    found = steps_lib.step_rloo(rewards, mask, penalties=penalties)
+    # Scores 6, 5.5 and 3.
+    want = [[6 - 4.25, 5.5 - 4.5, 0], [3 - 5.75, 0, 0]]
+    np.testing.assert_allclose(found[0], want, rtol=1e-6)
+
+
+class GaeTest(chex.TestCase):
+  def test_time_runs_over_the_steps_of_an_episode(self):
+    record = sample(1, (2, 3, 4))
+    found = call("step_gae", record, gamma=0.9, lambda_=0.8)
+    rewards, values = record["rewards"] - record["penalties"], record["values"]
+    for p, g in np.ndindex(2, 3):
+      length, later = record["steps"][p, g].sum(), 0.0
+      for t in reversed(range(length)):
+        after = 0.0 if t == length - 1 else values[p, g, t + 1]
+        later = rewards[p, g, t] + 0.9 * after - values[p, g, t] + 0.72 * later
+        np.testing.assert_allclose(found[p, g, t], later, rtol=1e-4, atol=1e-5)
+
+  def test_without_discount_advantage_and_value_are_the_return(self):
+    rewards = np.array([[[0.0, 0.0, 10.0]]], np.float32)
+    values = np.array([[[3.0, 1.0, 7.0]]], np.float32)
+    found = steps_lib.gae(rewards, values, np.ones((1, 1, 3), bool))
+    np.testing.assert_allclose(found + values, 10.0)
+
+  def test_lambda_of_zero_is_the_error_of_one_step(self):
+    r, v = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 5.0]])
+    # 1 + 0.5 · 5 − 3 and 2 − 5.
+    found = steps_lib.gae(r, v, jnp.ones_like(r), gamma=0.5, lambda_=0.0)
+    np.testing.assert_allclose(found, [[0.5, -3.0]])
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_masked_equals_subset(self):
+    rng = np.random.default_rng(1)
+    r, v = rng.normal(size=(2, 1, 6)).astype(np.float32)
+    mask = np.array([[0, 1, 1, 0, 1, 0]], bool)
+    f = self.variant(functools.partial(steps_lib.gae, gamma=0.9, lambda_=0.8))
+    found = f(np.where(mask, r, np.nan), np.where(mask, v, np.inf), mask)
+    want = f(r[mask][None], v[mask][None], np.ones((1, 3), bool))
+    np.testing.assert_allclose(found[mask], want[0], rtol=1e-6)
+    assert not found[~mask].any()

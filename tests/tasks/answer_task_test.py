@@ -1,0 +1,392 @@
+"""Properties of every task with one answer to a prompt."""
+
+import dataclasses
+import importlib.util
+import json
+import pickle
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from saw_jax.tasks import answer_task, base, inspection
+from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
+from saw_jax.tasks.math.task import MathConfig, MathTask
+from saw_jax.tasks.summaries.task import SummariesConfig, SummariesTask
+from saw_jax.tasks.tool_calling.task import ToolCallingConfig, ToolCallingTask
+from saw_jax.tasks.workers import grading
+
+Outcome = base.Outcome
+# Class, config, and the rates that its demonstrations ask for.
+TASKS = {
+  "math": (MathTask, MathConfig, {"right_rate": 0.5}),
+  "knights": (KnightsTask, KnightsConfig, {"right_rate": 0.5}),
+  "summaries": (SummariesTask, SummariesConfig, {"reference_rate": 0.5}),
+  "tool_calling": (
+    ToolCallingTask,
+    ToolCallingConfig,
+    {"format_rate": 0.5, "call_rate": 0.5},
+  ),
+}
+GENERATED = ("math", "knights", "tool_calling")
+CALL = (
+  '<think> t </think>\n<tool_call>\n{"name": "a", "parameters": {"p": 1}}\n'
+)
+# Row `n` of a file, by name of the task.
+ROWS = {
+  "math": lambda n: {"problem": f"{n} + 0?", "answer": n},
+  "knights": lambda n: {"quiz": f"Puzzle {n}?", "answer": "(1) Ann is a knave"},
+  "summaries": lambda n: {"post": f"Post {n} on {n}.", "summary": f"Is {n}"},
+  "tool_calling": lambda n: {
+    "instruction": "system",
+    "input": f"user {n}",
+    "output": f"{CALL}</tool_call>",
+  },
+}
+# What an answer is written in.
+BLOCKS = {
+  "math": "\\boxed{%s}",
+  "knights": "<answer>%s</answer>",
+  "summaries": "%s",
+  "tool_calling": "<think> t </think>\n<tool_call>\n%s\n</tool_call>",
+}
+each = pytest.mark.parametrize("name", TASKS)
+each_generated = pytest.mark.parametrize("name", GENERATED)
+
+
+def make(name, **options):
+  task, config, _ = TASKS[name]
+  if name == "summaries":
+    pytest.importorskip("rouge_score")
+  return task(config(**options))
+
+
+def write(path, rows):
+  if path.suffix == ".parquet":
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  elif path.suffix == ".json":
+    path.write_text(json.dumps(rows))
+  else:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def from_files(name, tmp_path, count, **options):
+  rows = [ROWS[name](n) for n in range(count)]
+  train = write(tmp_path / "train.jsonl", rows)
+  test = write(
+    tmp_path / "test.jsonl", [ROWS[name](n) for n in range(900, 903)]
+  )
+  return make(name, train_path=train, test_path=test, **options)
+
+
+def splits(task):
+  return [split for split in task.splits if not split.startswith("bfcl")]
+
+
+class TestExamples:
+  @each_generated
+  def test_one_depends_on_seed_split_and_index_alone(self, name):
+    a, b = (make(name, seed=3).examples("train") for _ in range(2))
+    forwards = [a[i] for i in range(40)]
+    assert [b[i] for i in reversed(range(40))] == forwards[::-1]
+    assert make(name, seed=3, num_train=99).examples("train")[:40] == forwards
+    assert make(name, seed=4).examples("train")[:40] != forwards
+
+  @each
+  def test_no_two_have_the_same_key(self, name):
+    task = make(name, num_train=300, num_test=40)
+    found = {split: task.examples(split) for split in splits(task)}
+    keys = [example.key for rows in found.values() for example in rows]
+    assert [len(rows) for rows in found.values()] == [
+      300,
+      *[40] * (len(found) - 1),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert 0 <= min(keys) and max(keys) < 2**31
+    tests = [example.key for example in found["test"]]
+    assert max(e.key for e in found["train"]) < answer_task.TEST_KEYS
+    assert min(tests) >= answer_task.TEST_KEYS
+
+  @each_generated
+  def test_sizes_unless_something_else_is_said(self, name):
+    task = make(name)
+    assert len(task.examples("train")) == 8192
+    assert all(len(task.examples(s)) == 256 for s in splits(task)[1:])
+
+  # Results of seeds depend on these: a change here changes every number.
+  @pytest.mark.parametrize(
+    ("name", "index", "asked", "reference"),
+    [
+      ("math", 0, "6-6=", "0"),
+      ("math", 1, "4+1=", "5"),
+      ("math", 2, "13 of 63 pens are lost. how many are left?", "50"),
+      ("math", 3, "sam has 32 pens and gets 43 more. how many now?", "75"),
+      (
+        "knights",
+        0,
+        "ann:cat=knight and ann=knave\nbob:cat=knight\ncat:ann=knight\n",
+        "ann=knave|bob=knave|cat=knave",
+      ),
+      (
+        "tool_calling",
+        0,
+        "Tue we are 7 and sit inside",
+        "<think> one call will do </think>\n<tool_call>\n"
+        '{"name": "table", "parameters": '
+        '{"guests": 7, "day": "Tue", "inside": true}}\n</tool_call>',
+      ),
+    ],
+  )
+  def test_the_first_ones_never_change(self, name, index, asked, reference):
+    example = make(name).examples("train")[index]
+    assert example.messages[-1]["content"] == asked
+    assert example.reference == reference
+
+  @each
+  def test_a_wrong_split_is_named(self, name):
+    with pytest.raises(ValueError, match="'train'"):
+      make(name).examples("trian")
+
+  @each
+  def test_they_do_not_travel(self, name, tmp_path):
+    task = from_files(name, tmp_path, 500)
+    assert len(task.examples("train")) == 500
+    packed = pickle.dumps(task)
+    assert len(packed) < 1500
+    example = task.examples("train")[0]
+    copy = pickle.loads(packed)
+    assert copy.score(example, task.gold_completion(example)).outcome is (
+      Outcome.RIGHT
+    )
+    assert list(copy.examples("train")) == list(task.examples("train"))
+
+
+class TestScore:
+  @each
+  def test_right_answers_win_and_mistakes_cost(self, name):
+    task = make(name, num_train=60, num_test=60)
+    for split in splits(task):
+      examples = task.examples(split)
+      assert inspection.gold_failures(task, examples) == []
+      assert inspection.damage_failures(task, examples) == []
+
+  @each
+  @hypothesis.settings(max_examples=150, deadline=None)
+  @hypothesis.given(text=st.text())
+  def test_any_text_has_one(self, name, text):
+    task = make(name)
+    example = task.examples("test")[0]
+    for completion in (text, BLOCKS[name] % text):
+      score = task.score(example, completion)
+      for value, component in zip(score.values, task.components, strict=True):
+        assert component.minimum <= value <= component.maximum
+      if hasattr(task, "answer_key"):
+        task.answer_key(completion)
+        task.answer_key(completion, example)
+
+  @pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in TASKS] + [("math", {"grader": "math_verify"})],
+  )
+  def test_grading_processes_give_it(self, name, options):
+    if options:
+      pytest.importorskip("math_verify")
+    task = make(name, **options)
+    example = task.examples("test")[3]
+    texts = [task.gold_completion(example), "", "y" * 10**6]
+    with grading.Grader(
+      task, num_workers=1, limit_s=30.0, crash_tolerance=0.0
+    ) as grader:
+      graded = grader.grade([example] * 3, texts)
+    scores = [task.score(example, text) for text in texts]
+    assert graded.outcomes == tuple(score.outcome for score in scores)
+    assert graded.outcomes[0] is Outcome.RIGHT and graded.scored.all()
+    assert [tuple(row) for row in graded.rewards.tolist()] == [
+      pytest.approx(score.values) for score in scores
+    ]
+
+
+class TestLabels:
+  @each_generated
+  def test_the_truth_as_a_label_scores_as_the_truth(self, name):
+    task = make(name)
+    for example in task.examples("train")[:40]:
+      gold = task.gold_completion(example)
+      key = task.answer_key(gold, example)
+      for label in (key, example.reference):
+        labelled = task.with_label(example, label)
+        assert dataclasses.replace(labelled, reference=example.reference) == (
+          example
+        )
+        assert task.score(labelled, gold) == task.score(example, gold)
+        answer = task.gold_completion(labelled)
+        assert task.answer_key(answer, example) == key
+
+  @pytest.mark.parametrize(
+    ("name", "label", "word"),
+    [
+      ("math", " ", "empty"),
+      ("knights", "ann=knight", "no role"),
+      ("knights", "None", "no role"),
+      ("tool_calling", "weather in Oslo", "no calls"),
+    ],
+  )
+  def test_what_is_none_is_refused(self, name, label, word):
+    task = make(name)
+    with pytest.raises(ValueError, match=word):
+      task.with_label(task.examples("train")[0], label)
+
+
+class TestDemonstrations:
+  @each
+  def test_are_training_examples_and_depend_on_the_seed(self, name):
+    task, rates = make(name, num_train=60), TASKS[name][2]
+    pairs = task.demonstrations(100, seed=1, **rates)
+    again = make(name, num_train=60)
+    assert pairs == again.demonstrations(100, seed=1, **rates)
+    assert pairs[:50] == task.demonstrations(50, seed=1, **rates)
+    assert pairs != task.demonstrations(100, seed=2, **rates)
+    assert [e for e, _ in pairs[:60]] == list(task.examples("train"))
+    assert pairs[60][0] == pairs[0][0]
+
+  @pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+      (name, {rate: value}, "probability")
+      for name, (_, _, rates) in TASKS.items()
+      for rate in rates
+      for value in (1.5, -0.1)
+    ]
+    + [
+      ("math", {"working_rate": 2.0}, "probability"),
+      ("math", {"box_rate": 2.0}, "probability"),
+      ("math", {"misled_rate": 2.0}, "probability"),
+      ("knights", {"format_rate": 2.0}, "probability"),
+      ("knights", {"misled_rate": 2.0}, "probability"),
+      ("knights", {"verdict_rate": 2.0}, "probability"),
+      ("knights", {"verdict_accuracy": 2.0}, "probability"),
+      ("knights", {"misleading": ("xor",)}, "'or'"),
+      ("summaries", {"words": (0, 3)}, "words"),
+      ("summaries", {"words": (4, 3)}, "words"),
+    ],
+  )
+  def test_wrong_options_are_errors(self, name, options, word):
+    rates = TASKS[name][2]
+    with pytest.raises(ValueError, match=word):
+      make(name).demonstrations(1, seed=0, **{**rates, **options})
+
+
+class TestFiles:
+  @pytest.mark.parametrize("name", ["math", "knights", "summaries"])
+  def test_a_subset_is_random_and_fixed_by_the_seed(self, name, tmp_path):
+    def chosen(**options):
+      task = from_files(name, tmp_path, 50, **options)
+      return [example.key for example in task.examples("train")]
+
+    assert chosen() == chosen(num_train=99) == list(range(50))
+    found = chosen(num_train=20, seed=1)
+    assert len(set(found)) == 20 and found == sorted(found)
+    assert found == chosen(num_train=20, seed=1)
+    assert found != chosen(num_train=20, seed=2)
+    # A larger subset has the smaller one in it.
+    assert set(found) < set(chosen(num_train=30, seed=1))
+
+  @pytest.mark.parametrize("name", ["math", "knights"])
+  def test_benchmarks_are_splits_of_all_their_rows(self, name, tmp_path):
+    path = write(tmp_path / "more.jsonl", [ROWS[name](n) for n in range(7)])
+    options = {"num_train": 4, "benchmarks": {"one": path, "two": path}}
+    task = from_files(name, tmp_path, 9, **options)
+    assert task.splits == ("train", "test", "one", "two")
+    assert [len(task.examples(s)) for s in task.splits] == [4, 3, 7, 7]
+    keys = [e.key for s in task.splits for e in task.examples(s)]
+    assert len(set(keys)) == len(keys) and max(keys) < 2**31
+
+  @each_generated
+  @pytest.mark.parametrize("other", ["train", "test"])
+  def test_the_other_file_is_asked_for(self, name, other, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [ROWS[name](0)])
+    task = make(name, **{f"{other}_path": path})
+    assert len(task.examples(other)) == 1
+    missing = {"train": "test", "test": "train"}[other]
+    with pytest.raises(ValueError, match=f"{missing}_path"):
+      task.examples(missing)
+
+  @each
+  @pytest.mark.parametrize("suffix", ["json", "jsonl"])
+  def test_a_broken_row_is_named_with_its_file(self, name, suffix, tmp_path):
+    rows = [ROWS[name](0), [1]]
+    path = write(tmp_path / f"rows.{suffix}", rows)
+    good = write(tmp_path / "good.jsonl", rows[:1])
+    task = make(name, train_path=path, test_path=good)
+    with pytest.raises(ValueError, match="not an object") as info:
+      task.examples("train")
+    assert str(info.value).startswith(f"{path}, row 1: ")
+
+  @pytest.mark.parametrize("name", ["math", "knights", "summaries"])
+  def test_an_empty_one_has_no_rows(self, name, tmp_path):
+    with pytest.raises(ValueError, match="no rows"):
+      from_files(name, tmp_path, 0).examples("train")
+
+  @each
+  def test_a_missing_one_is_named(self, name, tmp_path):
+    path = str(tmp_path / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match="none.jsonl"):
+      make(name, train_path=path, test_path=path).examples("train")
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "word"),
+  [
+    ("math", {"grader": "exakt"}, "'exact'"),
+    ("math", {"problems": "generate"}, "'generated'"),
+    ("math", {"template": "box"}, "'boxed'"),
+    ("math", {"levels": ()}, "levels"),
+    ("math", {"levels": (0, 1)}, "levels"),
+    ("math", {"word_share": 1.5}, "word_share"),
+    ("math", {"num_train": 0}, "num_train"),
+    ("math", {"generators": ()}, "generators"),
+    ("math", {"benchmarks": {"test": "x"}}, "'test'"),
+    ("math", {"benchmarks": {"level_2": "x"}}, "'level_2'"),
+    ("math", {"length_limit": -1}, "length_limit"),
+    ("math", {"conditioned": True}, "length_limit"),
+    ("knights", {"template": "compct"}, "'compact'"),
+    ("knights", {"people": ()}, "people"),
+    ("knights", {"people": (1, 3)}, "people"),
+    ("knights", {"people": (9,)}, "people"),
+    ("knights", {"compound_rate": 1.5}, "compound_rate"),
+    ("knights", {"compound_rate": 0.0}, "compound_rate"),
+    ("knights", {"num_test": 0}, "num_test"),
+    ("knights", {"benchmarks": {"people_3": "x"}}, "'people_3'"),
+    ("summaries", {"reward": "rule"}, "'rules'"),
+    ("summaries", {"template": "plan"}, "'plain'"),
+    ("summaries", {"target_chars": 0}, "target_chars"),
+    ("summaries", {"target_chars": 250}, "limit_chars"),
+    ("summaries", {"num_train": 0}, "num_train"),
+    ("summaries", {"cut_source_chars": 0}, "cut_source_chars"),
+    ("summaries", {"train_path": "a.jsonl"}, "together"),
+    ("tool_calling", {"num_distractors": (2, 1)}, "num_distractors"),
+    ("tool_calling", {"no_call_share": 1.5}, "no_call_share"),
+    ("tool_calling", {"call_weights": (0.0,)}, "call_weights"),
+    ("tool_calling", {"call_weights": (1, 1, 1, 1)}, "call_weights"),
+    ("tool_calling", {"call_weights": (2.0, -1.0)}, "call_weights"),
+  ],
+)
+def test_wrong_options_are_errors(name, options, word):
+  with pytest.raises(ValueError, match=word):
+    TASKS[name][1](**options)
+
+
+def test_a_wrong_option_of_the_judge_names_the_nearest():
+  with pytest.raises(TypeError, match="judge.modle: did you mean 'model'"):
+    SummariesConfig(judge={"modle": "m"})
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("httpx") is None, reason="needs the extra `judge`"
+)
+def test_a_judge_has_to_be_somewhere():
+  with pytest.raises(ValueError, match="judge.url"):
+    SummariesTask(SummariesConfig(reward="judge"))

@@ -1,0 +1,126 @@
+"""What graders and environment pools share: processes that come and go."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
+from saw_jax.tasks.workers.grading import Grader
+from saw_jax.tasks.workers.pool import RewardError, Worker
+from tests.tasks import misbehaving_environments, misbehaving_tasks
+
+POOLS = [
+  (Grader, misbehaving_tasks.Obedient),
+  (EnvironmentPool, misbehaving_environments.CounterTask),
+]
+UNLOADABLE = [
+  (Grader, misbehaving_tasks.Unloadable),
+  (EnvironmentPool, misbehaving_environments.Unloadable),
+]
+
+
+def children(pid=None):
+  return {p.pid for p in psutil.Process(pid).children(recursive=True)}
+
+
+@pytest.mark.parametrize(("make", "task"), POOLS)
+class TestOpening:
+  @pytest.mark.parametrize(
+    "options",
+    [
+      {"num_workers": -1, "limit_s": 1.0},
+      {"num_workers": 0, "limit_s": 0.0},
+      {"num_workers": 0, "limit_s": float("nan")},
+      {"num_workers": 0, "limit_s": 1.0, "crash_tolerance": 1.5},
+    ],
+  )
+  def test_numbers_that_make_no_sense(self, make, task, options):
+    with pytest.raises(ValueError):
+      make(task(), **options)
+
+  def test_a_task_that_cannot_be_pickled_is_a_sentence(self, make, task):
+    class Local(task):
+      pass
+
+    with pytest.raises(RewardError, match="importable module"):
+      make(Local(), num_workers=1, limit_s=1.0)
+    make(Local(), num_workers=0, limit_s=1.0).close()
+
+  def test_closing_leaves_no_process(self, make, task):
+    before = children()
+    with make(task(), num_workers=2, limit_s=0.3) as pool:
+      assert len(children() - before) == 2
+    assert children() <= before
+    pool.close()
+
+
+@pytest.mark.parametrize(("make", "task"), UNLOADABLE)
+def test_a_task_that_cannot_be_loaded_is_named(make, task):
+  before = children()
+  with pytest.raises(RewardError, match=f"'{task.name}'.*RuntimeError"):
+    make(task(), num_workers=1, limit_s=1.0)
+  assert children() <= before
+
+
+def test_a_process_that_does_not_come_up_says_how_it_ended():
+  one = Worker(b"nonsense")
+  assert one.problem() == "its process died, exit code 1"
+  assert not one.is_alive()
+
+
+# A program that is started in the background of a shell ignores Ctrl-C unless
+# it says otherwise.
+SCRIPT = """
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from saw_jax.tasks.workers import grading
+from tests.tasks import misbehaving_tasks
+task = misbehaving_tasks.Obedient()
+grader = grading.Grader(task, num_workers=1, limit_s=1000)
+def grade():
+  grader.grade(task.examples("train")[:1], ["spin"])
+if "thread" in sys.argv:
+  threading.Thread(target=grade, daemon=True).start()
+  print("ready", flush=True)
+  input()
+else:
+  print("ready", flush=True)
+  grade()
+"""
+
+
+@pytest.mark.parametrize("end", ["Ctrl-C", "thread", "kill"])
+def test_a_program_that_ends_while_grading_takes_its_workers_along(end):
+  if end == "kill" and sys.platform != "linux":
+    pytest.skip("needs prctl")
+  with subprocess.Popen(
+    [sys.executable, "-c", SCRIPT, end],
+    env={**os.environ, "PYTHONPATH": os.getcwd()},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.4)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 1
+    if end == "Ctrl-C":
+      process.send_signal(signal.SIGINT)
+    elif end == "kill":
+      process.kill()
+    else:
+      process.stdin.close()
+    try:
+      assert process.wait(20) != 0
+      _, alive = psutil.wait_procs(workers, timeout=5)
+      assert not alive
+    finally:
+      for worker in workers:
+        if worker.is_running():
+          worker.kill()
