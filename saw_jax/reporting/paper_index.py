@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 from saw_jax.reporting import catalogue
-from saw_jax.run import command_line
+from saw_jax.run import command_line, config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCALE = "tiny"
@@ -67,7 +67,7 @@ def _table(name: str) -> list[str]:
     runs = table.runs_of(row)
     if not runs:  # a row that the table leaves out, such as at this scale
       continue
-    made = _methods(table.config(runs[0], _SCALE))
+    made = _methods(config.typed(table.config(runs[0], _SCALE)))
     cells = [kept.get((row, metric), "–") for metric in shown]
     if not any((row, metric) in kept for metric in shown):
       asked = set(runs) <= set(table.on_request)
@@ -77,11 +77,11 @@ def _table(name: str) -> list[str]:
   return [*lines, ""]
 
 
-def _methods(config) -> list[str]:
+def _methods(run) -> list[str]:
   """The functions of a config: advantage, weights, loss, and what else."""
   from saw_jax import algorithms, weighting
 
-  algorithm = config.algorithm
+  algorithm = run.algorithm
   weights = algorithms.WEIGHTS[algorithm.weights]
   advantages = algorithms.ADVANTAGES | algorithms.STEP_ADVANTAGES
   return [
@@ -89,15 +89,15 @@ def _methods(config) -> list[str]:
     _name(weights or weighting.gradient_weights),
     f"{_name(algorithms.LOSSES[algorithm.loss])}, "
     f"{_name(algorithms.AGGREGATES[algorithm.aggregate])}",
-    ", ".join(_besides(config)) or "–",
+    ", ".join(_besides(run)) or "–",
   ]
 
 
-def _besides(config) -> list[str]:
+def _besides(run) -> list[str]:
   """The functions of labels and of a world model, if there are any."""
   from saw_jax import algorithms
 
-  world, found = config.algorithm.world_model, []
+  world, found = run.algorithm.world_model, []
   if world.loss != "none":
     found = [
       algorithms.TOKEN_LOSSES[world.loss],
@@ -108,7 +108,7 @@ def _besides(config) -> list[str]:
   found = [_name(fn) for fn in found]
   if world.shuffled:
     found.append("observations change places")
-  labels = config.labels
+  labels = run.labels
   found += [_name(fn) for fn in _label_functions(labels)]
   if labels.method not in ("truth", "care") and labels.gate == "probe":
     found.append("CARE's gate")
@@ -116,7 +116,7 @@ def _besides(config) -> list[str]:
     found.append("no gate")
   if labels.unlabelled == "vote":
     found.append("votes for the rest")
-  if config.asynchronous.dynamic_sampling:
+  if run.asynchronous.dynamic_sampling:
     found.append("dynamic sampling")
   return found
 

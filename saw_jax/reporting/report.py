@@ -33,6 +33,7 @@ class Found:
 
   @functools.cached_property
   def finals(self) -> dict[str, Finals]:
+    """The last scores."""
     return {
       name: runs.read_finals(run.directories, seeds=run.seeds)
       for name, run in self.directories.items()
@@ -40,10 +41,12 @@ class Found:
 
   @functools.cached_property
   def curves(self) -> dict[str, Curves]:
+    """The metrics of every step."""
     return self._read("metrics")
 
   @functools.cached_property
   def evals(self) -> dict[str, Curves]:
+    """The held-out scores during training."""
     return self._read("evals")
 
   @functools.cached_property
@@ -57,6 +60,7 @@ class Found:
 
   @functools.cached_property
   def commits(self) -> list[str]:
+    """Those of the code that made the runs."""
     found = [run_directory.commits(document) for document in self.documents]
     return sorted({commit for commits in found for commit in commits})
 
@@ -85,6 +89,7 @@ class Found:
 
   @property
   def label(self) -> str:
+    """The scale, and what is not the paper's in it."""
     return self.table.label(self.scale)
 
   @property
@@ -93,6 +98,7 @@ class Found:
     return f"{self.table.title}, scale {self.label}"
 
   def columns(self) -> dict[str, str]:
+    """Heading -> name in `finals`."""
     return self.table.columns(self.scale)
 
   def _read(self, name: str) -> dict[str, Curves]:

@@ -1,4 +1,4 @@
-"""The command that makes tables: it runs what is missing, and writes it down."""
+"""The command that makes tables: runs what is missing, and writes it down."""
 
 import logging
 import pathlib

@@ -27,7 +27,7 @@ _KIND = "sampled/right_"  # how the success at a kind of task is called
 # --- sections that several kinds of tables have ------------------------------
 
 
-def keep(*names: str, every: int = 1) -> Section:
+def _keep(*names: str, every: int = 1) -> Section:
   """Writes curves.csv, whose lines average `every` steps.
 
   Averages keep a file of many runs small; a block is named by its first step.
@@ -48,7 +48,7 @@ def keep(*names: str, every: int = 1) -> Section:
   return section
 
 
-def keep_evals(*names: str) -> Section:
+def _keep_evals(*names: str) -> Section:
   def section(found: Found) -> list[str]:
     runs.write_curves(found.folder / "evals.csv", found.evals, names=names)
     return []
@@ -56,11 +56,12 @@ def keep_evals(*names: str) -> Section:
   return section
 
 
-def note(found: Found) -> list[str]:
+def _note(found: Found) -> list[str]:
   return ["", found.table.note]
 
 
 def paired_differences(found: Found) -> list[str]:
+  """What `compare` finds, as a table."""
   differences = compare(found)
   if not differences:
     return []
@@ -251,7 +252,7 @@ def before_and_after(found: Found) -> list[str]:
   ]
 
 
-def steps_to_thresholds(found: Found) -> list[str]:
+def _steps_to_thresholds(found: Found) -> list[str]:
   """How soon rewards arrive, and what a step takes."""
   table = found.table
   rows = []
@@ -288,7 +289,7 @@ def steps_to_thresholds(found: Found) -> list[str]:
   ]
 
 
-def draw_rewards(found: Found) -> list[str]:
+def _draw_rewards(found: Found) -> list[str]:
   plots.reward_curves(
     found.curves,
     found.table.components,
@@ -338,7 +339,7 @@ def _interval(summary: statistics.Summary) -> str:
 # --- tables of figures over steps: episodes, benchmarks ----------------------
 
 
-def by_kind(found: Found) -> list[str]:
+def _by_kind(found: Found) -> list[str]:
   """Success by kind of task, where there are kinds."""
   kinds = sorted(
     {
@@ -362,7 +363,7 @@ def by_kind(found: Found) -> list[str]:
   return ["", heading, "", *tables.grid(["row", *kinds], rows)]
 
 
-def first_and_last(found: Found) -> list[str]:
+def _first_and_last(found: Found) -> list[str]:
   """The curves of each row at both ends, as means over seeds."""
   window = found.table.window
 
@@ -384,7 +385,7 @@ def first_and_last(found: Found) -> list[str]:
   ]
 
 
-def seconds(found: Found) -> list[str]:
+def _seconds(found: Found) -> list[str]:
   """Seconds of the parts of a step."""
   logged = {name for curves in found.curves.values() for name in curves.values}
   names = [name for name in _SECONDS if f"seconds/{name}" in logged]
@@ -410,7 +411,7 @@ def seconds(found: Found) -> list[str]:
   ]
 
 
-def draw_curves(found: Found) -> list[str]:
+def _draw_curves(found: Found) -> list[str]:
   table = found.table
   groups = _grouped(found, table.panels)
   for metric, heading in table.curves.items():
@@ -429,13 +430,13 @@ def picture_name(metric: str, metrics) -> str:
 # --- tables of runs that bought labels ---------------------------------------
 
 
-def before(found: Found) -> list[str]:
+def _before(found: Found) -> list[str]:
   evals = found.evals[next(iter(found.main.values()))]
   right = float(evals.values["right"][:, evals.steps == 0].mean())
   return ["", f"Before training: {100 * right:.1f} % right, greedy."]
 
 
-def by_budget(found: Found) -> list[str]:
+def _by_budget(found: Found) -> list[str]:
   """Accuracy of the rows that were run at several budgets."""
   lines = [""]
   swept = _several_budgets(found)
@@ -457,7 +458,7 @@ def by_budget(found: Found) -> list[str]:
   return lines
 
 
-def training(found: Found) -> list[str]:
+def _training(found: Found) -> list[str]:
   """What training did to the policy's own answers."""
   window = found.table.window
   shown = {
@@ -483,7 +484,7 @@ def training(found: Found) -> list[str]:
   ]
 
 
-def bought(found: Found) -> list[str]:
+def _bought(found: Found) -> list[str]:
   """What the labels were spent on, and what choosing cost."""
   shown = {
     "oracle's choice": "overlap/labelled",
@@ -523,7 +524,7 @@ def bought(found: Found) -> list[str]:
   ]
 
 
-def draw_budgets(found: Found) -> list[str]:
+def _draw_budgets(found: Found) -> list[str]:
   scores = {
     row: {
       100 * value: _scores(found, name, "sampled/right")
@@ -542,7 +543,7 @@ def draw_budgets(found: Found) -> list[str]:
   return []
 
 
-def draw_answers(found: Found) -> list[str]:
+def _draw_answers(found: Found) -> list[str]:
   groups = _grouped(found, found.table.panels)
   right, same = "right answers in training", "share of the majority"
   _panels(found, groups, {right: "audit/correct"}, "curves.png")
@@ -574,7 +575,7 @@ def _several_budgets(found: Found) -> dict[str, dict[float, str]]:
 # --- tables whose columns are values of one thing ----------------------------
 
 
-def collapsed(found: Found) -> list[str]:
+def _collapsed(found: Found) -> list[str]:
   window = found.table.window
 
   def cell(name: str) -> str:
@@ -595,7 +596,7 @@ def collapsed(found: Found) -> list[str]:
   ]
 
 
-def last_rewards(found: Found) -> list[str]:
+def _last_rewards(found: Found) -> list[str]:
   window = found.table.window
 
   def cell(name: str) -> str:
@@ -606,7 +607,7 @@ def last_rewards(found: Found) -> list[str]:
   return ["", heading, "", *_by_value(found, cell)]
 
 
-def at_the_end(found: Found) -> list[str]:
+def _at_the_end(found: Found) -> list[str]:
   """The diagnostics at the end of the runs at the greatest value."""
   table, value = found.table, _values(found)[-1]
   shown = {
@@ -642,7 +643,7 @@ def at_the_end(found: Found) -> list[str]:
   ]
 
 
-def draw_sweep(found: Found) -> list[str]:
+def _draw_sweep(found: Found) -> list[str]:
   """Draws scores by value, and the curves of the rows in the first panel."""
   table = found.table
   ((heading, metric),) = found.columns().items()
@@ -713,49 +714,49 @@ def _by_value(found: Found, cell: Callable[[str], str]) -> list[str]:
 # --- the kinds of tables -----------------------------------------------------
 
 REWARDS = (
-  keep("entropy", "length"),
+  _keep("entropy", "length"),
   before_and_after,
-  steps_to_thresholds,
+  _steps_to_thresholds,
   paired_differences,
-  draw_rewards,
+  _draw_rewards,
 )
 FIGURES = (
-  keep(
+  _keep(
     *("success", "reward/return", "steps", "invalid", "failed", "entropy"),
     *("lambda", "loss/world_model", "clipped_tokens", "observation_nll"),
   ),
-  keep_evals("right", "observation_accuracy"),
-  by_kind,
-  first_and_last,
-  seconds,
+  _keep_evals("right", "observation_accuracy"),
+  _by_kind,
+  _first_and_last,
+  _seconds,
   paired_differences,
-  draw_curves,
+  _draw_curves,
   forest(),
 )
 LABELS = (
-  keep(
+  _keep(
     *("reward/total", "audit/correct", "audit/vote_right", "audit/majority"),
     *("overlap/labelled", "labels/wasted", "entropy"),
     every=5,
   ),
-  before,
-  note,
-  by_budget,
-  training,
-  bought,
+  _before,
+  _note,
+  _by_budget,
+  _training,
+  _bought,
   paired_differences,
-  draw_budgets,
-  draw_answers,
+  _draw_budgets,
+  _draw_answers,
 )
 SWEEP = (
-  keep(
+  _keep(
     *("reward/total", "nll/positive", "nll/negative", "entropy", "length"),
     every=5,
   ),
-  note,
-  collapsed,
-  last_rewards,
-  at_the_end,
+  _note,
+  _collapsed,
+  _last_rewards,
+  _at_the_end,
   paired_differences,
-  draw_sweep,
+  _draw_sweep,
 )

@@ -32,6 +32,7 @@ class Summary(NamedTuple):
 
   @property
   def half_width(self) -> float:
+    """Of the t interval."""
     return (self.high - self.low) / 2
 
 

@@ -91,6 +91,7 @@ class Table:
 
   @property
   def scales(self) -> list[str]:
+    """Those that it can be made at."""
     return list(self.needs)
 
   @property
@@ -102,9 +103,11 @@ class Table:
 
   @property
   def default_runs(self) -> list[str]:
+    """The runs that it is made of, unless `--rows` names others."""
     return [name for name in self.runs if name not in self.on_request]
 
   def runs_of(self, row: str) -> list[str]:
+    """Names the runs of a row."""
     return [name for name, run in self.runs.items() if run.row == row]
 
   def config(self, name: str, scale: str) -> ml_collections.ConfigDict:
