@@ -134,7 +134,7 @@ def _label_functions(labels) -> list[Callable]:
     "mean_probability": [selection.unlikeliness_scores],
     "oracle": [selection.oracle_scores],
     "care": [care.care_probabilities, selection.care_selection],
-    "certainty": [getattr(certainty, labels.certainty)],
+    "certainty": [certainty.token_entropy],
     "self_verification": [self_verification.read_verdict],
   }[labels.method]
 

@@ -128,6 +128,32 @@ class TestTable:
     assert TABLES["care/math"].on_request == ()
     assert "care_0.4" in TABLES["care/math"].runs_of("care")
 
+  def test_a_run_is_called_after_its_row_and_value(self):
+    for row in config_lib.module("asympo/math").PAPER_ROWS:
+      assert len(TABLES["asympo/math"].runs_of(row)) == 4
+    for name, run in TABLES["asympo/math"].runs.items():
+      config = TABLES["asympo/math"].config(name, "tiny")
+      assert name == f"{run.row}_lag{run.value}"
+      assert config.asynchronous.lag == run.value
+    for row in ("random", "entropy", "care", "oracle"):
+      assert len(TABLES["care/knights"].runs_of(row)) == 5
+    for name, run in TABLES["care/knights"].runs.items():
+      labels = TABLES["care/knights"].config(name, "tiny").labels
+      assert run.row.startswith(labels.method)
+      if run.value is not None:
+        assert name == f"{run.row}_{run.value:g}"
+        assert labels.label_fraction == run.value
+
+  def test_numbers_of_rules_are_labelled(self):
+    table = TABLES["saw/summaries"]
+    for scale in table.scales:
+      options = table.config("gdpo", scale).task.options
+      by_rules = options.reward == "rules"
+      assert (scale in table.stand_ins) == by_rules
+      if by_rules:
+        task = registry.make_task("summaries", options.to_dict())
+        assert table.stand_ins[scale] == task.stand_in != ""
+
   def test_an_unknown_table_or_run_has_its_nearest(self):
     with pytest.raises(ValueError, match="paw/shop"):
       catalogue.load("paw/shopp")
