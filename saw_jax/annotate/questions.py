@@ -11,7 +11,7 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from saw_jax.tasks import base, clusters
 from saw_jax.tasks.knights import answers as knights_answers
@@ -59,26 +59,8 @@ class LabelSource(Protocol):
     ...
 
 
-class LabelTask(base.Task, Protocol):
-  """A task whose ground truth can be replaced by a label."""
-
-  def answer_key(
-    self, completion: str, example: base.Example | None = None
-  ) -> str | None:
-    """Returns what a completion votes for; None if it has no answer."""
-    ...
-
-  def label_form(self, example: base.Example) -> str:
-    """Returns the form of a label; it tells nothing of the right one."""
-    ...
-
-  def with_label(self, example: base.Example, label: str) -> base.Example:
-    """Returns the example with a label in place of its reference."""
-    ...
-
-
 def make_question(
-  task: LabelTask,
+  task: Any,  # with `answer_key` and `label_form`, as math has them
   example: base.Example,
   completions: Sequence[str],
   *,

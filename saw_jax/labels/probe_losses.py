@@ -127,11 +127,7 @@ def response_loss(
 
 
 def count_loss(
-  logits: Array,
-  counts: Array,
-  class_mask: Array,
-  *,
-  where: Array | None = None,
+  logits: Array, counts: Array, class_mask: Array, *, where: Array | None = None
 ) -> Array:
   """Trains the second probe: balanced cross-entropy of y from 0 to G.
 

@@ -92,15 +92,9 @@ def probe_features(
 
 def zero_features(P: int, G: int, D: int) -> ProbeFeatures:
   """Features that are all 0, for initial values and empty stores."""
-  return ProbeFeatures(
-    prompt_hidden=jnp.zeros((P, D)),
-    response_hidden=jnp.zeros((P, G, D)),
-    vote_features=jnp.zeros((P, 1 + G)),
-    lengths=jnp.zeros((P, G)),
-    outside=jnp.zeros((P, G), bool),
-    possible=jnp.zeros((P, G + 1), bool),
-    voted_count=jnp.zeros((P,), jnp.int32),
-  )
+  ids = jnp.zeros((P, G), int)
+  features = probe_features(jnp.zeros((P, D)), jnp.zeros((P, G, D)), ids, ids)
+  return jax.tree.map(jnp.zeros_like, features)
 
 
 class BatchNorm(nn.Module):

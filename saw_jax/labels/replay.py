@@ -69,11 +69,8 @@ def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
 
   A sample of `G = 8` and `D = 2048` takes 74 kB.
   """
-  labels = ProbeLabels(
-    vote_right=jnp.zeros((size,), bool),
-    correct_outside=jnp.zeros((size,), jnp.int32),
-    correct=jnp.zeros((size, group_size), bool),
-  )
+  ids = jnp.zeros((size, group_size), int)
+  labels = jax.tree.map(jnp.zeros_like, probe_labels(ids, ids))
   features = probes.zero_features(size, group_size, hidden_size)
   return Replay(Samples(features, labels), jnp.zeros((), jnp.int32))
 

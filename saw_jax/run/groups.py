@@ -131,28 +131,26 @@ class Group(NamedTuple):
 
 def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
   """Takes a rollout apart into `[N][P]` copied groups, so that it is freed."""
-  num_seeds, num_prompts, size = rollout.lengths.shape
-  transcript = rollout.transcript
+  transcript, shape = rollout.transcript, rollout.lengths.shape
+  names = [*_ROW_FIELDS, *(["behave_log_probs"] if carry_log_probs else [])]
+  arrays = {name: getattr(transcript, name) for name in names}
+  arrays = {name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}
   outcomes = [_OUTCOMES.index(outcome) for outcome in rollout.outcomes]
-  outcomes = np.array(outcomes, np.int8).reshape(rollout.lengths.shape)
+  arrays |= {
+    "rewards": rollout.rewards,
+    "scored": rollout.scored,
+    "outcomes": np.array(outcomes, np.int8).reshape(shape),
+    "lengths": rollout.lengths.astype(np.int32),
+    "ended": rollout.ended,
+  }
 
   def group(n: int, p: int) -> Group:
-    rows = slice(p * size, (p + 1) * size)
-    log_probs = None
-    if carry_log_probs:
-      log_probs = np.array(transcript.behave_log_probs[n, rows])
+    own = {name: np.array(x[n, p]) for name, x in arrays.items()}
     return Group(
-      *(np.array(getattr(transcript, name)[n, rows]) for name in _ROW_FIELDS),
-      behave_log_probs=log_probs,
-      rewards=rollout.rewards[n, p].copy(),
-      scored=rollout.scored[n, p].copy(),
-      outcomes=outcomes[n, p],
-      lengths=rollout.lengths[n, p].astype(np.int32),
-      ended=rollout.ended[n, p].copy(),
-      prompt_size=transcript.prompt_size,
+      **{"behave_log_probs": None, **own}, prompt_size=transcript.prompt_size
     )
 
-  return [[group(n, p) for p in range(num_prompts)] for n in range(num_seeds)]
+  return [[group(n, p) for p in range(shape[1])] for n in range(shape[0])]
 
 
 def join(
@@ -197,10 +195,14 @@ def join(
     ]
     return np.concatenate(values).reshape(shape).astype(np.int32)
 
-  def stack(name: str) -> np.ndarray:
-    values = np.stack([getattr(group, name) for group in flat])
-    return values.reshape(num_seeds, num_prompts, *values.shape[1:])
-
+  scores = {
+    name: np.stack([getattr(group, name) for group in flat]) for name in _SCORES
+  }
+  scores = {
+    name: x.reshape(num_seeds, num_prompts, *x.shape[1:])
+    for name, x in scores.items()
+  }
+  scores["outcomes"] = [_OUTCOMES[k] for k in scores["outcomes"].reshape(-1)]
   if versions is None:
     versions = np.zeros((num_seeds, num_prompts), np.int32)
   transcript = Transcript(
@@ -215,15 +217,7 @@ def join(
     policy_versions=np.repeat(versions, size, axis=1).astype(np.int32),
     prompt_size=prompt_size,
   )
-  return Rollout(
-    transcript=transcript,
-    completions=[],
-    rewards=stack("rewards"),
-    scored=stack("scored"),
-    outcomes=[_OUTCOMES[code] for code in stack("outcomes").reshape(-1)],
-    lengths=stack("lengths"),
-    ended=stack("ended"),
-  )
+  return Rollout(transcript=transcript, completions=[], **scores)
 
 
 def pack(groups: Sequence[Group]) -> Packed:

@@ -242,21 +242,14 @@ class _Labels(Labeller):
       [read.completions[(n * P + p) * G :][:G] for p in range(P)]
       for n in range(N)
     ]
-
-    def each(fn, *nested):
-      return [
-        [fn(*of_prompt) for of_prompt in zip(*of_seed, strict=True)]
-        for of_seed in zip(*nested, strict=True)
-      ]
-
-    keys = each(
+    keys = _each(
       lambda example, group: [task.answer_key(x, example) for x in group],
       examples,
       texts,
     )
     truth = None
     if self.config.audit or self.config.strategy.sees_truth:
-      truth = np.array(each(self._matches, examples, keys), bool)
+      truth = np.array(_each(self._matches, examples, keys), bool)
     return texts, keys, np.stack([clusters.answer_ids(x) for x in keys]), truth
 
   def _matches(self, example: Example, keys: Sequence[str | None]):
@@ -349,7 +342,7 @@ class VoteLabels(_Labels):
       ).reshape(shape)
     seen = truth if config.strategy.sees_truth else np.zeros(shape, bool)
     groups = strategies_lib.Groups(answer_ids, likely, seen)
-    choice = jax.device_get(
+    chosen, scores, counts = jax.device_get(
       self._choose(
         state, features, groups, _keys(self._seeds, 2 * step + 1), step + 1
       )
@@ -357,18 +350,13 @@ class VoteLabels(_Labels):
     clock.lap("choose")
     labels = [[None] * shape[1] for _ in self._seeds]
     if self._desk is not None:
-      labels = self._desk.buy(choice.selection, examples, texts, step)
+      labels = self._desk.buy(chosen, examples, texts, step)
     bought = np.array([[x is not None for x in row] for row in labels], bool)
-    chosen = choice.selection._replace(labelled=bought)
+    chosen = chosen._replace(labelled=bought)
     clock.lap("buy")
 
     winners = np.asarray(_winners(answer_ids))
-    judged = [
-      [self._relabel(*of_prompt) for of_prompt in zip(*of_seed, strict=True)]
-      for of_seed in zip(
-        examples, labels, winners, answer_ids, keys, strict=True
-      )
-    ]
+    judged = _each(self._relabel, examples, labels, winners, answer_ids, keys)
     rollout = self._scorer.score(sampled, judged)
     if self._probes is not None:
       right = np.array([o is Outcome.RIGHT for o in rollout.outcomes])
@@ -380,15 +368,13 @@ class VoteLabels(_Labels):
     if self._desk is not None:
       self._rows = self._desk.spending(bought)
     if truth is not None:
-      self._audit(truth, answer_ids, choice._replace(selection=chosen))
+      self._audit(truth, answer_ids, chosen, counts)
     clock.lap("audit")
     weigh = config.strategy.weigh
     if config.unlabelled == "vote" and config.strategy.buys:
       weigh = strategies_lib.every_vote
     multipliers = jax.vmap(lambda s, x: weigh(s, x, config.soft_adv))
-    return rollout._replace(
-      multipliers=np.asarray(multipliers(chosen, choice.scores))
-    )
+    return rollout._replace(multipliers=np.asarray(multipliers(chosen, scores)))
 
   def train(self, rows, *, step, clock):
     """Trains the probes on what was bought, after the policy's update."""
@@ -417,17 +403,17 @@ class VoteLabels(_Labels):
       label = questions.placeholder(self._task.label_form(example))
     return self._task.with_label(example, label)
 
-  def _audit(self, truth, answer_ids, choice) -> None:
+  def _audit(self, truth, answer_ids, chosen, counts) -> None:
     """What the true references say, which nothing is trained on."""
-    facts, chosen = _facts(answer_ids, truth), choice.selection
+    facts = _facts(answer_ids, truth)
     found = _audit_figures(truth, facts)
     if self.config.gate != "none":
       found |= jax.vmap(diagnostics.gate_figures)(
         chosen.gated, facts["vote_right"]
       )
-    if choice.count_probabilities is not None:
+    if counts is not None:
       found |= jax.vmap(diagnostics.count_figures)(
-        choice.count_probabilities, facts["correct_outside"], ~chosen.gated
+        counts, facts["correct_outside"], ~chosen.gated
       )
     if self._desk is not None:
       found |= jax.vmap(diagnostics.label_figures)(
@@ -566,14 +552,12 @@ class Probes:
       self.state = jax.tree.unflatten(tree, found)
 
 
-class _Choice(NamedTuple):
-  selection: selection.Selection
-  scores: jax.Array  # [P], what prompts were ranked by
-  count_probabilities: jax.Array | None  # [P, G + 1], of the second probe
+def _choose(config: LabelConfig, state, features, groups, key, step):
+  """Which labels one seed buys, and why; steps count from 1.
 
-
-def _choose(config: LabelConfig, state, features, groups, key, step) -> _Choice:
-  """Which labels one seed buys; steps count from 1."""
+  Gives the selection, the scores `[P]` that prompts were ranked by and, of the
+  second probe, the probabilities `[P, G + 1]` of counts or None.
+  """
   trust = voting.majority_share(voting.majority_vote(groups.answer_ids))
   counts = None
   if config.has_probes:
@@ -593,7 +577,7 @@ def _choose(config: LabelConfig, state, features, groups, key, step) -> _Choice:
     gate_fraction=0.0 if config.gate == "none" else config.gate_fraction,
     warm_up=config.warm_up,
   )
-  return _Choice(chosen, scores, counts)
+  return chosen, scores, counts
 
 
 def make_labeller(
@@ -644,6 +628,14 @@ def make_labeller(
       budget=selection.budget(prompts_per_step, config.label_fraction),
     )
   return VoteLabels(config, scorer, desk, probe, seeds)
+
+
+def _each(fn: Callable, *nested: Sequence[Sequence]) -> list[list]:
+  """Applies a function to each prompt of each seed."""
+  return [
+    [fn(*of_prompt) for of_prompt in zip(*of_seed, strict=True)]
+    for of_seed in zip(*nested, strict=True)
+  ]
 
 
 def _keys(seeds: Sequence[int], number: int) -> jax.Array:

@@ -118,11 +118,6 @@ class TestToken:
       assert client.post(action + given, data={"x": "y"}).status_code == 403
     assert queue.counts().waiting == 1
 
-  def test_odd_tokens(self, app):
-    client = stranger(app)
-    for odd in ("%00", "%ff", "\N{SNOWMAN}", "x" * 5000):
-      assert client.get(f"/?token={odd}").status_code == 403
-
   def test_it_leaves_the_address_bar(self, app):
     client = stranger(app)
     reply = client.get(f"/?token={TOKEN}", follow_redirects=False)
@@ -364,13 +359,6 @@ class TestAnswering:
     other = browser.post("/answer", data=fields)
     assert "in another page" in other.text and other.status_code == 422
     assert queue.take([1]) == {1: Label("5", "annotator")}
-    assert queue.counts().answered == 1
-
-  def test_sending_twice_is_sending_once(self, browser, queue):
-    queue.ask(ask(1))
-    page = browser.get("/")
-    for _ in range(2):
-      assert submit(browser, "/answer", page, answer="5").status_code == 200
     assert queue.counts().answered == 1
 
   def test_the_script_hears_what_became_of_a_question(self, browser, queue):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from saw_jax.annotate import questions
 from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
-from saw_jax.tasks.math import answers as math_answers
 from saw_jax.tasks.math.task import MathConfig, MathTask
 
 KNIGHTS, MATH = KnightsTask(), MathTask()
@@ -25,21 +24,18 @@ class TestMakeQuestion:
   def test_by_hand(self):
     right = "<answer>ann=knave|bob=knave|cat=knave</answer>"
     other = "<answer>ann=knight|bob=knave|cat=knave</answer>"
-    texts = ["?", other, f"so {right}", right, "??"]
+    third = "<answer>ann=knave|bob=knight|cat=knave</answer>"
+    texts = ["?", other, f"so {right}", third, right, "??"]
     asked = ask(KNIGHTS, PUZZLE, texts)
     assert asked.clusters == (
       ("ann=knave|bob=knave|cat=knave", 2, f"so {right}"),
-      ("ann=knight|bob=knave|cat=knave", 1, other),
+      ("ann=knight|bob=knave|cat=knave", 1, other),  # the first of its size
+      ("ann=knave|bob=knight|cat=knave", 1, third),
       (None, 2, "?"),
     )
     assert (asked.prompt_id, asked.step, asked.seed) == (PUZZLE.key, 4, 2)
     assert asked.text == PUZZLE.messages[0]["content"]
     assert asked.form == "roles ann bob cat"
-
-  def test_of_clusters_of_one_size_the_first_seen_comes_first(self):
-    texts = [MATH.gold_completion(e) for e in MATH.examples("train")[:3]]
-    found = [c.text for c in ask(MATH, PROBLEM, texts).clusters]
-    assert found == list(dict.fromkeys(texts))
 
   @pytest.mark.parametrize(
     ("task", "wrong"),
@@ -124,13 +120,6 @@ class TestParseLabel:
     with pytest.raises(ValueError, match=message):
       questions.parse_label(form, text)
 
-  @pytest.mark.parametrize("form", FORMS)
-  def test_the_message_says_what_is_expected(self, form):
-    expected = questions.describe_form(form)
-    with pytest.raises(ValueError) as caught:
-      questions.parse_label(form, "")
-    assert expected in str(caught.value)
-
   def test_an_unknown_form_names_the_nearest_one(self):
     for call in (
       lambda: questions.parse_label("intger", "1"),
@@ -164,12 +153,6 @@ class TestParseLabel:
         label = questions.parse_label(form, example.reference)
         assert label == task.answer_key(task.gold_completion(example), example)
 
-  @hypothesis.given(st.fractions())
-  def test_numbers_are_labels_in_lowest_terms(self, number):
-    text = f"{number.numerator * 2}/{number.denominator * 2}"
-    assert questions.parse_label("math", text) == str(number)
-    assert math_answers.is_equal(text, str(number))
-
 
 class TestWithLabel:
   """A label that agrees with the truth scores as the truth does."""
@@ -192,15 +175,6 @@ class TestWithLabel:
         )
         for text in self.completions(task, example):
           assert task.score(labelled, text) == task.score(example, text)
-
-  def test_it_does_so_however_it_is_written(self):
-    labelled = KNIGHTS.with_label(
-      PUZZLE, "Cat is a knave. Ann is a knave. Bob is a knave."
-    )
-    assert labelled == PUZZLE
-    labelled = MATH.with_label(PROBLEM, f"{PROBLEM.reference}.0")
-    for text in self.completions(MATH, PROBLEM):
-      assert MATH.score(labelled, text) == MATH.score(PROBLEM, text)
 
   @pytest.mark.parametrize("task", [KNIGHTS, MATH], ids=lambda t: t.name)
   def test_another_label_makes_another_answer_right(self, task):

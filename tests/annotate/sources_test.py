@@ -88,10 +88,7 @@ def answer_all(path, count, **how):
 class TestGroundTruth:
   @pytest.mark.parametrize(
     "task",
-    [
-      TASK,
-      KnightsTask(KnightsConfig(num_train=30)),
-    ],
+    [TASK, KnightsTask(KnightsConfig(num_train=30))],
     ids=lambda task: task.name,
   )
   def test_it_answers_with_the_reference(self, task):
@@ -107,25 +104,11 @@ class TestGroundTruth:
         Label(e.reference, "ground truth") for e in chosen
       ]
 
-  def test_a_label_scores_as_the_truth_does(self):
-    (label,) = GroundTruth(EXAMPLES).answer(ask(3))
-    assert TASK.with_label(EXAMPLES[3], label.text) == EXAMPLES[3]
-
   def test_an_example_that_is_not_there(self):
     with pytest.raises(ValueError, match="no example 5 whose label"):
       GroundTruth(EXAMPLES[:3]).answer(ask(5))
     with pytest.raises(ValueError, match="no example 5"):
       GroundTruth([]).answer(ask(5))
-
-  def test_in_a_ledger(self, path):
-    ledger = LabelLedger(path)
-    labels = ledger.buy(ask(1, 2), GroundTruth(EXAMPLES, price=0.5))
-    assert [label.text for label in labels] == [
-      EXAMPLES[1].reference,
-      EXAMPLES[2].reference,
-    ]
-    assert ledger.totals(0).spent == 1.0
-    assert ledger.purchases()[0].who == "ground truth"
 
 
 class TestAnnotator:
@@ -149,19 +132,6 @@ class TestAnnotator:
     first, second = source.answer(ask(1, 2))
     assert first.text == EXAMPLES[1].reference and second is None
     assert clock.now == 1065.0
-
-  def test_a_skip_is_no_label(self, path, clock):
-    source = annotator(path)
-
-    def skip():
-      queue = LabelLedger(path)
-      shown = queue.lease("page")
-      queue.settle("page", shown.prompt_id, shown.round)
-
-    clock.at(5, skip)
-    clock.at(9, answer_all, path, 1)
-    first, second = source.answer(ask(1, 2))
-    assert first is None and second.text == EXAMPLES[2].reference
 
   def test_each_answer_buys_time(self, path, clock):
     # Each within the limit after the last: longer than the limit in all.
@@ -192,18 +162,6 @@ class TestAnnotator:
     (label,) = source.answer(ask(1, step=5))
     assert label.text == EXAMPLES[1].reference
     assert clock.now == 1000.0
-
-  def test_two_seeds_share_a_question(self, path, clock):
-    ledger = LabelLedger(path)
-    clock.at(5, answer_all, path, 1)
-    labels = ledger.buy(ask(1, seed=0) + ask(1, seed=1), annotator(path))
-    assert labels[0] == labels[1] is not None
-    assert [ledger.totals(seed).spent for seed in (0, 1)] == [1.0, 1.0]
-
-  def test_no_label_is_not_charged(self, path, clock):
-    ledger = LabelLedger(path)
-    assert ledger.buy(ask(1, 2), annotator(path)) == [None, None]
-    assert ledger.totals(0) == (0, 0, 2, 0.0)
 
   def test_a_label_that_came_too_late_serves_a_later_step(self, path, clock):
     ledger, source = LabelLedger(path), annotator(path)

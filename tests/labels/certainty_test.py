@@ -1,62 +1,20 @@
 """Tests of saw_jax/labels/certainty.py."""
 
-import json
-import pathlib
-
-import chex
 import hypothesis
 import jax
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from saw_jax.labels import certainty
 
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)
-CASE = GOLDEN["certainty_rewards"]
-DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
-# Name of the input, name of what is expected.
-REWARDS = {
-  certainty.self_certainty: ("self_certaintys", "self_certainty"),
-  certainty.token_entropy: (
-    "entropys",
-    "token_level_entropy (formula; released trainer drops entropys so it is 0)",
-  ),
-  certainty.trajectory_entropy: ("old_log_probs", "trajectory_level_entropy"),
-  certainty.probability: ("old_log_probs", "probability"),
-}
-EVERY = [*REWARDS, certainty.mean_probability]
-
-
-class GoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  # By name: that of a function has its address in it.
-  @parameterized.parameters(*(fn.__name__ for fn in REWARDS))
-  def test_rewards(self, name):
-    fn = getattr(certainty, name)
-    inputs, expected = (CASE[name] for name in REWARDS[fn])
-    mask = np.array(CASE["response_mask"], bool)
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        value = self.variant(fn)(np.array(inputs, dtype), mask)
-        assert value.dtype == dtype
-        np.testing.assert_allclose(value, expected, rtol=rtol)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  def test_mean_probabilities(self):
-    for case in GOLDEN["avg_prob_response"]:
-      for dtype, rtol in DTYPES:
-        with jax.enable_x64(dtype is np.float64):
-          log_probs = np.array([case["token_logprobs"]], dtype)
-          value = self.variant(certainty.mean_probability)(
-            log_probs, np.ones(log_probs.shape, bool)
-          )
-          np.testing.assert_allclose(
-            value[0], case["mean_token_prob"], rtol=rtol
-          )
+EVERY = [
+  certainty.self_certainty,
+  certainty.token_entropy,
+  certainty.trajectory_entropy,
+  certainty.probability,
+  certainty.mean_probability,
+]
 
 
 class TestRewards:
@@ -103,9 +61,3 @@ class TestTokenSelfCertainty:
     with jax.enable_x64(True):
       value = certainty.token_self_certainty(logits)
     np.testing.assert_allclose(value, divergence + np.log(7), rtol=1e-9)
-
-  def test_a_constant_does_not_matter(self):
-    logits = np.array([0.1, 2.0, -1.0])
-    one = certainty.token_self_certainty(logits)
-    other = certainty.token_self_certainty(logits + 100)
-    np.testing.assert_allclose(one, other, rtol=1e-4)

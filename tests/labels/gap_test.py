@@ -1,26 +1,18 @@
 """Tests of saw_jax/labels/gap.py."""
 
 import itertools
-import json
-import pathlib
 
-import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from saw_jax import advantages
 from saw_jax.labels import gap, probe_losses, voting
+from tests.labels.golden_test import rewards_of
 
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)
-DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
 # Closed form by x, then y, for G = 8, as the specification prints it.
 TABLE_OF_8 = {
   0: [0],
@@ -44,12 +36,6 @@ def possible_pairs(group_size):
   ]
 
 
-def rewards_of(x, y, group_size):
-  """x ones, then y ones at other places: pseudo and true rewards."""
-  index = np.arange(group_size)
-  return index < x, (index >= x) & (index < x + y)
-
-
 def by_definition(pseudo, true):
   """The gap in NumPy, one group at a time."""
 
@@ -58,84 +44,6 @@ def by_definition(pseudo, true):
     return np.zeros_like(r) if r.std() < 1e-8 else (r - r.mean()) / r.std()
 
   return np.linalg.norm(standardise(true) - standardise(pseudo))
-
-
-class GoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*GOLDEN["advantage"])
-  def test_advantages(self, **case):
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        rewards = np.array(case["reward"], dtype)
-        value = self.variant(gap.gap_advantages)(rewards)
-        assert value.dtype == dtype
-        want = case["cag_advantage_ddof0"]
-        np.testing.assert_allclose(value, want, rtol=rtol)
-        trained = self.variant(advantages.normalize_groups)(rewards)
-        want = case["train_advantage_ddof1_eps1e-6"]
-        np.testing.assert_allclose(trained, want, rtol=rtol)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*GOLDEN["cag_from_vectors"])
-  def test_gaps_of_vectors(self, **case):
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        pseudo, true = (
-          np.array(case[f"{name}_reward"], dtype) for name in ("pseudo", "true")
-        )
-        for rewards, name in ((pseudo, "pseudo_adv"), (true, "true_adv")):
-          value = gap.gap_advantages(rewards)
-          np.testing.assert_allclose(value, case[name], rtol=rtol)
-        value = self.variant(gap.corrective_advantage_gap)(pseudo, true)
-        np.testing.assert_allclose(value, case["cag"], rtol=rtol)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @pytest.mark.slow
-  def test_gaps_of_counts(self):
-    of_size = {
-      case["n"]: self.variant(
-        lambda x, y, n=case["n"]: gap.gap_from_counts(x, y, n)
-      )
-      for case in GOLDEN["cag_from_counts"]
-    }
-    for case in GOLDEN["cag_from_counts"]:
-      n, x, y = case["n"], case["x"], case["y"]
-      for dtype, rtol in DTYPES:
-        with jax.enable_x64(dtype is np.float64):
-          value = of_size[n](np.array(x), np.array(y))
-          assert value.dtype == dtype
-          np.testing.assert_allclose(value, case["closed_form"], rtol=rtol)
-          pseudo, true = rewards_of(x, y, n)
-          value = gap.corrective_advantage_gap(
-            pseudo.astype(dtype), true.astype(dtype)
-          )
-          np.testing.assert_allclose(value, case["cag"], rtol=rtol)
-
-  def test_impossible_counts(self):
-    for case in GOLDEN["cag_from_counts_invalid"]:
-      n, x, y = case["n"], case["x"], case["y"]
-      assert gap.gap_from_counts(np.array(x), np.array(y), n) == 0
-      assert not gap.is_possible(np.array(x), np.array(y), n)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*GOLDEN["stage2_expected_cag"])
-  @pytest.mark.slow
-  def test_expected_gaps(self, **case):
-    def score(logits, mask, x):
-      p = probe_losses.class_probabilities(logits, mask)
-      return p, gap.expected_gap(p, x)
-
-    mask = np.array(case["class_valid_mask"], bool)[None]
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        p, value = self.variant(score)(
-          np.array(case["logits"], dtype)[None], mask, np.array([case["x"]])
-        )
-        np.testing.assert_allclose(p[0], case["probs"], rtol=rtol)
-        assert not p[~mask].any()
-        np.testing.assert_allclose(value[0], case["expected_cag"], rtol=rtol)
-        costs = jnp.where(mask[0], gap.gap_table(case["n"])[case["x"]], 0)
-        np.testing.assert_allclose(costs, case["cost"], rtol=rtol)
 
 
 class TestAgainstTheDefinition:
@@ -262,13 +170,6 @@ class TestEdges:
     one = gap.corrective_advantage_gap(pseudo, true)
     other = gap.corrective_advantage_gap(pseudo[:, order], true[:, order])
     np.testing.assert_allclose(one, other, rtol=1e-5)
-
-  def test_training_advantages_are_a_factor_away(self):
-    rewards = np.random.default_rng(0).normal(size=(5, 7))
-    with jax.enable_x64(True):
-      trained = advantages.normalize_groups(rewards, eps=0.0)
-      value = gap.gap_advantages(rewards) * np.sqrt(6 / 7)
-    np.testing.assert_allclose(value, trained, rtol=1e-12)
 
 
 class TestExpectedGap:

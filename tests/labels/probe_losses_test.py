@@ -1,92 +1,16 @@
 """Tests of saw_jax/labels/probe_losses.py."""
 
 import functools
-import json
-import pathlib
 
-import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from saw_jax.labels import probe_losses
-
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)
-PROBES = GOLDEN["probe_tiny_training"]
-DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
-
-
-class GoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*GOLDEN["class_weights"])
-  def test_class_weights(self, **case):
-    counts = np.array(case["labels_counts"])
-    labels = np.repeat(np.arange(len(counts)), counts)
-
-    def weigh(labels):
-      found = probe_losses.class_counts(labels, case["num_classes"])
-      return found, probe_losses.class_weights(
-        found, power=case["power"], minimum=case["min"], maximum=case["max"]
-      )
-
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        found, weights = self.variant(weigh)(labels)
-        assert weights.dtype == dtype
-        assert found.tolist() == counts.tolist()
-        np.testing.assert_allclose(weights, case["weights"], rtol=rtol)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*GOLDEN["losses"])
-  def test_cross_entropies(self, **case):
-    mask = case.get("valid_mask")
-    if mask is not None:
-      mask = np.array(mask, bool)
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        loss = self.variant(
-          lambda logits: probe_losses.weighted_cross_entropy(
-            logits,
-            np.array(case["target"]),
-            np.array(case["class_weight"]),
-            class_mask=mask,
-          ).value()
-        )(np.array(case["logits"], dtype))
-        assert loss.dtype == dtype
-        np.testing.assert_allclose(loss, case["loss"], rtol=rtol)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(0, 1, 2)
-  def test_losses_of_the_probes(self, step):
-    first, second = (PROBES[s]["steps"][step] for s in ("stage1", "stage2"))
-    inputs = {name: np.array(x) for name, x in PROBES["inputs"].items()}
-    counts, mask = inputs["stage2_label"], inputs["stage2_class_valid_mask"]
-    for dtype, rtol in DTYPES:
-      close = functools.partial(np.testing.assert_allclose, rtol=rtol)
-      with jax.enable_x64(dtype is np.float64):
-        votes = self.variant(probe_losses.vote_loss)(
-          np.array(first["train_logits"], dtype), inputs["stage1_label"]
-        )
-        responses = self.variant(probe_losses.response_loss)(
-          np.array(first["train_aux_logits"], dtype), inputs["resp_correct"]
-        )
-        close(votes, first["main_loss"])
-        close(responses, first["aux_loss"])
-        loss = self.variant(probe_losses.count_loss)(
-          np.array(second["train_logits"], dtype), counts, mask.astype(bool)
-        )
-        close(loss, second["loss"])
-        weights = probe_losses.class_weights(
-          probe_losses.class_counts(counts, 4)
-        )
-        close(weights, second["class_weight"])
 
 
 class TestClassWeights:

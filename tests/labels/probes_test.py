@@ -1,8 +1,6 @@
 """Tests of saw_jax/labels/probes.py."""
 
 import functools
-import json
-import pathlib
 
 import chex
 import jax
@@ -12,10 +10,8 @@ import pytest
 from absl.testing import parameterized
 
 from saw_jax.labels import probes
+from tests.labels.golden_test import PROBES as GOLDEN
 
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)["probe_tiny_training"]
 DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
 SIZES = dict(
   prompt_width=3, joint_width=4, response_hidden_width=2, response_width=3

@@ -2,8 +2,6 @@
 
 import collections
 import functools
-import json
-import pathlib
 
 import chex
 import hypothesis
@@ -14,10 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from saw_jax.labels import probes, replay
-
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)
+from tests.labels.golden_test import GOLDEN
 
 push = jax.jit(replay.push)
 draw_uniform = jax.jit(replay.draw_uniform, static_argnames="count")

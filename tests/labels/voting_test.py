@@ -2,26 +2,13 @@
 
 import collections
 import itertools
-import json
-import pathlib
 
-import chex
 import hypothesis
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from hypothesis import strategies as st
 
 from saw_jax.labels import voting
-from saw_jax.tasks import clusters
-
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)
-CASES = GOLDEN["majority_vote"]
-DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
 
 # Few shapes, as each is compiled anew.
 groups = st.sampled_from([1, 4, 7]).flatmap(
@@ -40,59 +27,6 @@ def count(group):
     if answer >= 0:
       members[answer].append(index)
   return sorted(members.items(), key=lambda item: (-len(item[1]), item[1][0]))
-
-
-class GoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*CASES)
-  def test_votes(self, **case):
-    answers = case["answers"]
-    ids = clusters.answer_ids([answers])
-    votes = self.variant(voting.majority_vote)(ids)
-    winner = int(votes.winner[0])
-    voted = "None" if winner < 0 else answers[list(ids[0]).index(winner)]
-    assert voted == case["voted_answer"]
-    assert votes.size.tolist() == [case["x"]]
-    sizes = [len(members) for _, members in case["sorted_clusters"]]
-    assert votes.sizes[0, : len(sizes)].tolist() == sizes
-    assert not votes.sizes[0, len(sizes) :].any()
-    members = case["sorted_clusters"][0][1] if sizes else []
-    assert np.flatnonzero(votes.for_winner[0]).tolist() == members
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*CASES)
-  def test_statistics(self, **case):
-    ids = clusters.answer_ids([case["answers"]])
-    features = "prompt_features_valid_ratio_then_sorted_cluster_fractions"
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        votes = voting.majority_vote(ids)
-        for fn, key in (
-          (voting.majority_share, "majority_ratio"),
-          (voting.vote_entropy, "answer_entropy_nats"),
-          (voting.vote_features, features),
-        ):
-          value = self.variant(fn)(votes)
-          assert value.dtype == dtype
-          np.testing.assert_allclose(value[0], case[key], rtol=rtol)
-
-  def test_clusters_appear_in_order(self):
-    for case in CASES:
-      ids = clusters.answer_ids([case["answers"]])[0]
-      for number, (_, members) in enumerate(case["clusters_in_order"]):
-        assert np.flatnonzero(ids == number).tolist() == members
-
-  def test_entropies_of_cluster_sizes(self):
-    case = GOLDEN["selection_entropy"]
-    sizes = case["cluster_sizes (valid answers only)"]
-    ids = np.full((len(sizes), 8), -1)
-    for row, group in zip(ids, sizes, strict=True):
-      members = np.repeat(np.arange(len(group)), group)
-      row[: len(members)] = members
-    for dtype, rtol in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        value = voting.vote_entropy(voting.majority_vote(ids))
-        np.testing.assert_allclose(value, case["entropy_nats"], rtol=rtol)
 
 
 class TestVotes:
@@ -144,11 +78,6 @@ class TestVotes:
       [True] + [False] * 4
     )
 
-  def test_one_response(self):
-    votes = voting.majority_vote(np.array([[4], [-1]]))
-    assert votes.winner.tolist() == [4, -1]
-    assert votes.sizes.tolist() == [[1], [0]]
-
   def test_ids_have_to_be_integers_by_group(self):
     with pytest.raises(AssertionError):
       voting.majority_vote(np.ones((2, 3), np.float32))
@@ -187,8 +116,3 @@ class TestLabels:
   def test_what_is_unparsed_is_not_counted(self):
     ids, correct = np.array([[1, 1, -1, 2]]), np.array([[0, 0, 1, 1]])
     assert voting.correct_outside(ids, correct).tolist() == [1]
-
-  def test_it_runs_compiled(self):
-    ids, correct = jnp.array([[1, 1, 2]]), jnp.array([[0, 0, 1]])
-    assert jax.jit(voting.correct_outside)(ids, correct).tolist() == [1]
-    assert jax.jit(voting.possible_counts)(ids).sum() == 2

@@ -126,10 +126,6 @@ class TestActorPool:
       pool.wait()
     assert closed == [1]
 
-  def test_has_an_actor(self):
-    with pytest.raises(ValueError, match="count is 0"):
-      actor.ActorPool(lambda index: None, 0)
-
 
 class TestPartialSampler:
   @pytest.mark.slow
@@ -187,10 +183,6 @@ class TestPartialSampler:
       np.testing.assert_allclose(
         one.behave_log_probs[:, 4:], expected[:, 4:], rtol=1e-4, atol=1e-5
       )
-
-  def test_part_is_positive(self):
-    with pytest.raises(ValueError, match="part is 0"):
-      actor.PartialSampler(SETTINGS, device_sampler, lambda: None, part=0)
 
 
 @pytest.mark.slow

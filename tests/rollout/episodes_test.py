@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from saw_jax.rollout import episodes
 from saw_jax.rollout.transcript import PAD, POLICY, PROMPT, Transcript
@@ -175,12 +174,3 @@ class TestPlay:
     ]
     np.testing.assert_array_equal(bits[1, 1], expected)
     assert len(played.steps[0, 0]) == 4
-
-  def test_an_episode_is_cut_after_the_last_step(self):
-    played, _, script = play(lengths=[[9, 1, 1], [1, 9, 1]], num_steps=2)
-    assert played.steps.shape == (2, 3, 2)
-    assert len(script.heard[0, 0]) == 2
-
-  def test_a_prompt_that_is_too_long_is_an_error(self):
-    with pytest.raises(ValueError):
-      play(lengths=[[9, 9], [9, 9]], num_steps=8)

@@ -65,24 +65,18 @@ class TestQuota:
     np.testing.assert_allclose((versions >= 1).mean(), stale, atol=0.01)
     np.testing.assert_allclose(steps.mean(), mean, atol=0.06)
 
-  def test_keeps_768_prompts_outstanding(self):
-    protocol = Quota(batch=32, threshold=0.5)
-    assert protocol.budget == 768
-    _, most, _ = play(protocol, 64)
-    assert most == 768
-
-  @pytest.mark.parametrize(("require", "trigger"), [(1, 16), (4, 4), (16, 1)])
-  def test_only_the_product_of_require_and_trigger_counts(
-    self, require, trigger
-  ):
-    protocol = Quota(32, 0.5, require=require, trigger=trigger)
-    assert play(protocol, 100) == play(Quota(32, 0.5), 100)
-
   def test_publishes_after_each_window(self):
     history, _, ledger = play(Quota(batch=2, require=2, trigger=3), 13)
     assert ledger.version == 2
     assert ledger.version_step == 12
     assert len(history) == 13
+
+  def test_a_filtered_group_gives_its_share_of_the_budget_back(self):
+    protocol = Quota(batch=1, threshold=0.0, require=1, trigger=2)
+    ledger, tickets = staleness.start(Ledger(), protocol.room(Ledger()))
+    assert (len(tickets), protocol.room(ledger)) == (2, 0)
+    ledger = staleness.finish(ledger, tickets, protocol, filtered=[0])
+    assert protocol.room(ledger) == 1
 
 
 class TestFixedLag:

@@ -95,12 +95,6 @@ class TestUpdate:
     assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
     assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
 
-  def test_the_optimizer_has_no_array_of_the_models_size(self):
-    sizes = {x.size for x in jax.tree.leaves(start().opt_state)}
-    assert max(sizes) == max(x.size for x in jax.tree.leaves(start().params))
-    mlp = base()["layer_0"]["mlp"]
-    assert max(sizes) < min(x.size for x in mlp.values())
-
   @pytest.mark.slow
   @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
   def test_meshed_is_one_device(self, sizes):
@@ -205,14 +199,6 @@ class TestRun:
     lines = [d / "evals.csv" for d in (whole, tmp_path)]
     first, second = (path.read_text().splitlines()[:3] for path in lines)
     assert first == second
-
-  @pytest.mark.slow
-  def test_without_lag_the_asynchronous_loop_does_the_same(
-    self, whole, tmp_path
-  ):
-    made = experiment(asynchronous={"protocol": "fixed_lag"})
-    loop.train(made, [0, 1], directory=tmp_path)
-    assert fingerprints(tmp_path) == fingerprints(whole)
 
   def test_a_checkpoint_holds_adapters_alone(self, whole):
     sizes = [

@@ -70,11 +70,6 @@ class TestSaveAndRestore:
     assert store.steps == [2, 4, 5]
     assert store.best_step == 2
 
-  def test_a_checkpoint_without_a_score_is_not_the_best(self, store):
-    save(store, 1, scores={1: -5.0})
-    save(store, 2)
-    assert store.best_step == 1
-
   def test_saves_nothing_that_has_to_be_unpickled(self, store, tmp_path):
     save(store, 1)
     for path in tmp_path.rglob("*"):

@@ -150,7 +150,3 @@ class TestPack:
       np.testing.assert_array_equal(
         a.transcript.behave_log_probs, b.transcript.behave_log_probs
       )
-
-  def test_nothing_is_nothing(self):
-    document, arrays = groups.pack([])
-    assert groups.unpack(document, arrays) == []

@@ -27,6 +27,18 @@ def forward(params, batch):
   return objective.Outputs(taken, jnp.broadcast_to(entropy, taken.shape))
 
 
+def make_batch(arms):
+  """A row an arm, behind a prompt of one token."""
+  rows = len(arms)
+  return TrainBatch(
+    tokens=jnp.stack([jnp.zeros(rows, jnp.int32), arms], 1),
+    roles=jnp.tile(jnp.array([1, 2], jnp.int8), (rows, 1)),
+    starts=jnp.zeros(rows, jnp.int32),
+    advantages=jnp.zeros(rows),
+    prompt_size=1,
+  )
+
+
 def probability_after_training(
   advantage, weights, *, sign=1.0, loss=losses.clipped_surrogate_loss
 ):
@@ -48,17 +60,8 @@ def probability_after_training(
     (state,) = carry
     rows = PROMPTS * GROUP
     arms = jax.random.categorical(key, state.params["logits"], shape=(rows,))
-    tokens = jnp.stack([jnp.zeros(rows, jnp.int32), arms], 1)
-    batch = TrainBatch(
-      tokens=tokens,
-      roles=jnp.tile(jnp.array([1, 2], jnp.int8), (rows, 1)),
-      starts=jnp.zeros(rows, jnp.int32),
-      advantages=jnp.zeros(rows),
-      behave_log_probs=jax.nn.log_softmax(state.params["logits"])[arms][
-        :, None
-      ],
-      prompt_size=1,
-    )
+    behave = jax.nn.log_softmax(state.params["logits"])[arms]
+    batch = make_batch(arms).replace(behave_log_probs=behave[:, None])
     # The second reward is easier: a neighbour of the right arm has it too.
     hard = (arms == RIGHT).astype(jnp.float32)
     easy = (abs(arms - RIGHT) <= 1).astype(jnp.float32)
@@ -102,77 +105,48 @@ CASES = [
 ]
 
 
-class TestEveryAlgorithmLearns:
-  @pytest.mark.parametrize(("advantage", "weights"), CASES)
-  def test_raises_the_right_arm(self, advantage, weights):
-    fn = algorithms.ADVANTAGES[advantage]
-    assert probability_after_training(fn, named_weights(weights)) > 0.9
-
-  @pytest.mark.parametrize(("advantage", "weights"), CASES)
-  def test_lowers_it_with_negated_advantages(self, advantage, weights):
-    fn = algorithms.ADVANTAGES[advantage]
-    found = probability_after_training(fn, named_weights(weights), sign=-1.0)
-    assert found < 0.5 / ARMS
+def assert_learns(advantage, weights, **options):
+  """Up with the advantages, down with the negated ones."""
+  fn = algorithms.ADVANTAGES[advantage]
+  weights = named_weights(weights)
+  assert probability_after_training(fn, weights, **options) > 0.9
+  found = probability_after_training(fn, weights, sign=-1.0, **options)
+  assert found < 0.5 / ARMS
 
 
-class TestEveryLossLearns:
-  # A bandit has one token a response, so that all averages are alike.
-  @pytest.mark.parametrize("name", algorithms.LOSSES)
-  def test_raises_the_right_arm(self, name):
-    found = probability_after_training(
-      algorithms.ADVANTAGES["dr_grpo"],
-      algorithms.WEIGHTS["equal"],
-      loss=algorithms.LOSSES[name],
-    )
-    assert found > 0.9
-
-  @pytest.mark.parametrize("name", algorithms.LOSSES)
-  def test_lowers_it_with_negated_advantages(self, name):
-    found = probability_after_training(
-      algorithms.ADVANTAGES["dr_grpo"],
-      algorithms.WEIGHTS["equal"],
-      sign=-1.0,
-      loss=algorithms.LOSSES[name],
-    )
-    assert found < 0.5 / ARMS
+@pytest.mark.parametrize(("advantage", "weights"), CASES)
+def test_every_algorithm_raises_the_right_arm(advantage, weights):
+  assert_learns(advantage, weights)
 
 
-class TestEveryTableIsCovered:
-  def test_no_weighting_is_left_out(self):
-    tried = {weights for _, weights in CASES}
-    # Inverse weights are a control that prefers what is learned already.
-    assert set(algorithms.WEIGHTS) - tried == {"inverse_saw"}
+# A bandit has one token a response, so that all averages are alike.
+@pytest.mark.parametrize("name", algorithms.LOSSES)
+def test_every_loss_raises_the_right_arm(name):
+  assert_learns("dr_grpo", "equal", loss=algorithms.LOSSES[name])
 
 
-class TestKeepingNearTheReference:
-  @pytest.mark.parametrize("estimator", [losses.kl_k2, losses.kl_k3])
-  def test_a_kl_term_pulls_the_policy_back(self, estimator):
-    target = jnp.array([2.0, 0.0, 0.0, 0.0, 0.0])
-    ref = jax.nn.log_softmax(target)
-    optimizer = optimizer_lib.make_optimizer(
-      optimizer_lib.OptimizerConfig(learning_rate=0.1, weight_decay=0.0), 200
-    )
-    step_fn = jax.jit(
-      update.make_update(
-        objective.make_objective(
-          forward, {"kl": objective.Term(objective.kl(estimator), 1.0)}
-        ),
-        optimizer,
-      )
-    )
-    state = state_lib.create_state({"logits": jnp.zeros(ARMS)}, optimizer)
-    for key in jax.random.split(jax.random.key(0), 200):
-      arms = jax.random.categorical(key, state.params["logits"], shape=(256,))
-      batch = TrainBatch(
-        tokens=jnp.stack([jnp.zeros(256, jnp.int32), arms], 1),
-        roles=jnp.tile(jnp.array([1, 2], jnp.int8), (256, 1)),
-        starts=jnp.zeros(256, jnp.int32),
-        advantages=jnp.zeros(256),
-        ref_log_probs=ref[arms][:, None],
-        prompt_size=1,
-      )
-      state, _ = step_fn(state, batch)
-    found = jax.nn.softmax(state.params["logits"])
-    # k2's gradient is that of KL(policy || reference). k3's, differentiated on
-    # its own samples, is that of the other direction: both end at the target.
-    assert float(abs(found - jnp.exp(ref)).max()) < 0.08
+def test_no_weighting_is_left_out():
+  tried = {weights for _, weights in CASES}
+  # Inverse weights are a control that prefers what is learned already.
+  assert set(algorithms.WEIGHTS) - tried == {"inverse_saw"}
+
+
+@pytest.mark.parametrize("estimator", [losses.kl_k2, losses.kl_k3])
+def test_a_kl_term_pulls_the_policy_back(estimator):
+  ref = jax.nn.log_softmax(jnp.array([2.0, 0.0, 0.0, 0.0, 0.0]))
+  optimizer = optimizer_lib.make_optimizer(
+    optimizer_lib.OptimizerConfig(learning_rate=0.1, weight_decay=0.0), 200
+  )
+  terms = {"kl": objective.Term(objective.kl(estimator), 1.0)}
+  step_fn = jax.jit(
+    update.make_update(objective.make_objective(forward, terms), optimizer)
+  )
+  state = state_lib.create_state({"logits": jnp.zeros(ARMS)}, optimizer)
+  for key in jax.random.split(jax.random.key(0), 200):
+    arms = jax.random.categorical(key, state.params["logits"], shape=(256,))
+    batch = make_batch(arms).replace(ref_log_probs=ref[arms][:, None])
+    state, _ = step_fn(state, batch)
+  found = jax.nn.softmax(state.params["logits"])
+  # k2's gradient is that of KL(policy || reference). k3's, differentiated on
+  # its own samples, is that of the other direction: both end at the target.
+  assert float(abs(found - jnp.exp(ref)).max()) < 0.08

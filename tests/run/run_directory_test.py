@@ -35,20 +35,10 @@ class TestOpenRun:
     )
     assert document["config"]["optimizer"] == CONFIG["optimizer"]
     assert document["command"] == "train.py --workdir=x"
-    assert set(document["packages"]) == {
-      "jax",
-      "flax",
-      "optax",
-      "orbax-checkpoint",
-      "numpy",
-    }
+    assert {"jax", "flax", "optax", "numpy"} <= set(document["packages"])
     assert document["started"].endswith("Z")
     for name in ("commit", "machine", "python"):
       assert document[name]
-
-  def test_leaves_no_other_file(self, tmp_path):
-    run_directory.open_run(tmp_path, CONFIG)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
   def test_the_same_config_goes_on_and_says_when(self, tmp_path):
     first = run_directory.open_run(tmp_path, CONFIG)
@@ -70,11 +60,6 @@ class TestOpenRun:
 
 
 class TestCheckRun:
-  def test_an_empty_or_absent_directory_is_free(self, tmp_path):
-    run_directory.check_run(tmp_path, CONFIG)
-    run_directory.check_run(tmp_path / "absent", CONFIG)
-    assert not (tmp_path / "absent").exists()
-
   def test_the_first_key_that_differs_is_named_with_both_values(self, tmp_path):
     run_directory.open_run(tmp_path, CONFIG)
     other = changed(
@@ -115,23 +100,9 @@ class TestReadRun:
     with pytest.raises(run_directory.RunError, match=r"no run\.json"):
       run_directory.read_run(tmp_path)
 
-  def test_a_damaged_document_is_named(self, tmp_path):
-    run_directory.open_run(tmp_path, CONFIG)
-    path = tmp_path / "run.json"
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(
-      run_directory.RunError, match=r"run\.json is damaged: .*line"
-    ):
-      run_directory.read_run(tmp_path)
-
   @pytest.mark.parametrize("text", ["[]", "7", "{}", '{"config": 3}'])
   def test_json_that_is_no_run_is_damage_too(self, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(run_directory.RunError, match=r"run\.json is damaged"):
-      run_directory.read_run(tmp_path)
-
-  def test_bytes_that_are_no_text_are_damage_too(self, tmp_path):
-    (tmp_path / "run.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(run_directory.RunError, match=r"run\.json is damaged"):
       run_directory.read_run(tmp_path)
 
@@ -173,10 +144,6 @@ class TestCommit:
   def test_outside_git_it_is_unknown(self, checkout):
     assert run_directory.commit() == "unknown"
 
-  def test_without_git_it_is_unknown(self, checkout, monkeypatch):
-    monkeypatch.setenv("PATH", str(checkout))
-    assert run_directory.commit() == "unknown"
-
   @pytest.mark.parametrize(
     "code", ["saw_jax/training/module.py", "configs/a.py"]
   )
@@ -212,9 +179,3 @@ class TestIsSameCode:
     known = commit_all(checkout)
     assert run_directory.is_same_code(name, name)
     assert not run_directory.is_same_code(name, known)
-
-
-class TestMachine:
-  def test_counts_devices_and_cores(self):
-    # Four CPU devices: see conftest.
-    assert run_directory.machine().startswith("4 x cpu, ")

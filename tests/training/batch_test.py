@@ -1,12 +1,14 @@
-"""The batch of an update: masks, positions, and which rows go together."""
+"""Batches: masks, positions, which rows go together; and states of seeds."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.training import batch as batch_lib
+from saw_jax.training import state as state_lib
 from tests import helpers
 
 PAD, PROMPT, POLICY = 0, 1, 2
@@ -55,12 +57,6 @@ class TestTrainBatch:
       [[True, True, True, False], [True, False, False, True]],
     )
 
-  def test_the_mask_does_not_read_tokens(self):
-    batch = by_hand()
-    other = batch.replace(tokens=jnp.zeros_like(batch.tokens))
-    np.testing.assert_array_equal(batch.completion_mask, other.completion_mask)
-    np.testing.assert_array_equal(batch.valid, other.valid)
-
   def test_a_prompt_is_valid_and_not_learned_from(self):
     np.testing.assert_array_equal(
       by_hand().valid,
@@ -93,10 +89,6 @@ class TestTrainBatch:
     with pytest.raises(ValueError, match="the KL term needs ref_log_probs"):
       by_hand().require("ref_log_probs", "the KL term")
 
-  def test_require_returns_what_is_there(self):
-    batch = helpers.batch(old=True)
-    assert batch.require("old_log_probs", "a loss") is batch.old_log_probs
-
 
 class TestMakeBatch:
   def test_each_row_gets_the_advantage_of_its_prompt_and_sample(self):
@@ -108,13 +100,6 @@ class TestMakeBatch:
     advantages = jnp.arange(12.0).reshape(2, 2, 3)
     batch = batch_lib.make_batch(transcript((2, 6)), advantages)
     np.testing.assert_array_equal(batch.advantages, batch.tokens[..., 0])
-
-  def test_what_comes_later_is_not_there_yet(self):
-    batch = batch_lib.make_batch(transcript((6,)), jnp.zeros((2, 3)))
-    assert batch.old_log_probs is None
-    assert batch.ref_log_probs is None
-    assert batch.behave_log_probs.shape == (6, 4)
-    assert batch.prompt_size == 3
 
 
 class TestSplitRows:
@@ -132,11 +117,6 @@ class TestSplitRows:
     parts = batch_lib.split_rows(batch, 2)
     assert (parts.starts[:, :2] < 4).all()
     assert (parts.starts[:, 2:] >= 4).all()
-
-  def test_fields_that_are_not_recorded_stay_so(self):
-    parts = batch_lib.split_rows(helpers.batch(), 2)
-    assert parts.old_log_probs is None
-    assert parts.prompt_size == helpers.batch().prompt_size
 
   def test_rows_that_do_not_divide_are_an_error(self):
     with pytest.raises(ValueError, match="8 rows do not split into 3 equal"):
@@ -172,3 +152,21 @@ class TestTakeRows:
   def test_rows_that_do_not_divide_are_an_error(self):
     with pytest.raises(ValueError, match="12 rows do not split into 5"):
       batch_lib.take_rows(self.batch(), 0, 5)
+
+
+class TestStates:
+  def state(self, seed):
+    params = {"a": jnp.full((2, 5), seed), "b": {"c": jnp.array([seed, 7.0])}}
+    made = state_lib.create_state(params, optax.adam(1e-3), num_components=4)
+    assert made.step == 0 and made.step.dtype == jnp.int32
+    np.testing.assert_array_equal(made.weights, [0.25] * 4)
+    return made.replace(step=jnp.int32(10 * seed))
+
+  def test_a_seed_is_taken_out_as_it_was_stacked(self):
+    states = [self.state(float(seed)) for seed in (1, 2, 3)]
+    stacked = state_lib.stack_states(states)
+    np.testing.assert_array_equal(stacked.step, [10, 20, 30])
+    assert stacked.weights.shape == (3, 4)
+    for index, expected in enumerate(states):
+      found = state_lib.take_seed(stacked, index)
+      jax.tree.map(np.testing.assert_array_equal, found, expected)

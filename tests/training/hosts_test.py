@@ -11,10 +11,6 @@ def mesh():
   return parallel.make_mesh(parallel.ParallelConfig(data=2, fsdp=2))
 
 
-def test_one_process_is_the_first():
-  assert hosts.is_first()
-
-
 def test_spread_and_fetch_are_inverse():
   rows = NamedSharding(mesh(), PartitionSpec(("data", "fsdp")))
   same = NamedSharding(mesh(), PartitionSpec())
@@ -37,11 +33,9 @@ def test_one_sharding_does_for_a_tree_with_keys():
   np.testing.assert_array_equal(jax.random.key_data(placed["keys"]), data)
 
 
-def test_a_sum_over_one_process_is_the_array():
+def test_one_process_agrees_with_itself():
   tree = {"a": np.arange(3), "b": np.ones((2, 2), np.float32)}
   assert hosts.add_up(tree) is tree
-
-
-def test_any_of_one():
   assert hosts.any_of(True) is True
   assert hosts.any_of(False) is False
+  assert hosts.is_first()

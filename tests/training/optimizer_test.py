@@ -31,52 +31,40 @@ class TestOptimizerConfig:
     with pytest.raises(ValueError, match=message):
       Config(**fields)
 
-  def test_a_learning_rate_of_zero_is_allowed(self):
-    assert Config(learning_rate=0.0).learning_rate == 0.0
+
+COSINE = [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.0]  # (1 + cos(pi t / 8)) / 2
 
 
-class TestMakeSchedule:
-  def test_constant(self):
-    config = Config(learning_rate=0.5)
-    np.testing.assert_allclose(rates(config, 10, [0, 5, 99]), [0.5] * 3)
-
-  def test_linear_falls_to_zero_at_the_end_of_the_run(self):
-    config = Config(learning_rate=0.8, schedule="linear")
-    np.testing.assert_allclose(
-      rates(config, 8, [0, 1, 4, 8, 20]), [0.8, 0.7, 0.4, 0.0, 0.0], atol=1e-7
-    )
-
-  def test_cosine_is_half_way_down_in_the_middle(self):
-    config = Config(learning_rate=0.8, schedule="cosine")
-    # (1 + cos(pi t / 8)) / 2 at t = 0, 2, 4, 8
-    expected = [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.0]
-    np.testing.assert_allclose(
-      rates(config, 8, [0, 2, 4, 8]), expected, rtol=1e-5, atol=1e-7
-    )
-
-  @pytest.mark.parametrize("schedule", optimizer_lib.SCHEDULES)
-  def test_the_warm_up_climbs_from_zero_to_the_peak(self, schedule):
-    config = Config(learning_rate=0.8, schedule=schedule, warmup_steps=4)
-    np.testing.assert_allclose(
-      rates(config, 12, range(5)), [0.0, 0.2, 0.4, 0.6, 0.8], rtol=1e-6
-    )
-
-  def test_the_decay_has_what_the_warm_up_leaves(self):
-    config = Config(learning_rate=0.8, schedule="linear", warmup_steps=4)
+@pytest.mark.parametrize(
+  ("fields", "num_updates", "steps", "expected"),
+  [
+    ({}, 10, [0, 5, 99], [0.8] * 3),
+    # To zero at the end of the run, and not below it.
+    ({"schedule": "linear"}, 8, [0, 1, 4, 8, 20], [0.8, 0.7, 0.4, 0, 0]),
+    ({"schedule": "cosine"}, 8, [0, 2, 4, 8], COSINE),
     # Eight updates are left of twelve; the middle of them is update 8.
-    np.testing.assert_allclose(
-      rates(config, 12, [4, 8, 12]), [0.8, 0.4, 0.0], atol=1e-7
-    )
-
-  def test_decay_steps_end_it_before_the_run_does(self):
-    config = Config(learning_rate=0.8, schedule="linear", decay_steps=4)
-    np.testing.assert_allclose(
-      rates(config, 100, [2, 4, 50]), [0.4, 0.0, 0.0], atol=1e-7
-    )
-
-  def test_a_warm_up_longer_than_the_run_is_not_an_error(self):
-    config = Config(learning_rate=0.8, schedule="cosine", warmup_steps=8)
-    np.testing.assert_allclose(rates(config, 4, [4]), [0.4], rtol=1e-6)
+    (
+      {"schedule": "linear", "warmup_steps": 4},
+      12,
+      [0, 1, 2, 3, 4, 8, 12],
+      [0, 0.2, 0.4, 0.6, 0.8, 0.4, 0],
+    ),
+    (
+      {"schedule": "constant", "warmup_steps": 4},
+      12,
+      [2, 4, 9],
+      [0.4, 0.8, 0.8],
+    ),
+    ({"schedule": "cosine", "warmup_steps": 4}, 12, [2, 4, 8], [0.4, 0.8, 0.4]),
+    # A warm-up longer than the run is no error.
+    ({"schedule": "cosine", "warmup_steps": 8}, 4, [4], [0.4]),
+    ({"schedule": "linear", "decay_steps": 4}, 100, [2, 4, 50], [0.4, 0, 0]),
+  ],
+)
+def test_schedules_by_hand(fields, num_updates, steps, expected):
+  config = Config(learning_rate=0.8, **fields)
+  found = rates(config, num_updates, steps)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 class TestMakeOptimizer:
@@ -99,11 +87,6 @@ class TestMakeOptimizer:
     # eps) and shows the size of what came through: |g| = 5 becomes 1.
     found = self.first_step([3.0, -4.0], eps=10.0)
     expected = [-0.1 * 0.6 / 10.6, 0.1 * 0.8 / 10.8]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-  def test_a_small_gradient_is_not_clipped(self):
-    found = self.first_step([0.3, -0.4], eps=10.0)
-    expected = [-0.1 * 0.3 / 10.3, 0.1 * 0.4 / 10.4]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
   def test_an_infinite_norm_clips_nothing(self):

@@ -1,4 +1,4 @@
-"""Packed rows: every token in its place, and nobody sees a neighbour (R11)."""
+"""Packed rows: every token in its place, and nobody sees a neighbour."""
 
 import functools
 

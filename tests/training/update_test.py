@@ -13,7 +13,6 @@ from saw_jax.models import decoder
 from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import state as state_lib
-from saw_jax.training.batch import split_rows
 from tests import helpers
 
 
@@ -44,13 +43,6 @@ class TestMakeGradient:
     found, metrics = jax.jit(gradient_of)(params(), batch)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     chex.assert_trees_all_close(found, gradient, rtol=1e-4, atol=1e-6)
-
-  def test_the_loss_is_the_sum_of_its_terms(self):
-    gradient_of = jax.jit(update.make_gradient(helpers.full_objective()))
-    _, metrics = gradient_of(params(), helpers.batch())
-    terms = [v for name, v in metrics.items() if name.startswith("loss/")]
-    assert len(terms) == 3
-    np.testing.assert_allclose(metrics["loss"], sum(terms), rtol=1e-6)
 
   def test_a_mask_without_tokens_gives_no_gradient_and_no_nan(self):
     batch = helpers.batch()
@@ -108,30 +100,6 @@ class TestMakeUpdate:
     state = state_lib.create_state(params(), optimizer)
     for seed in range(3):
       state, _ = step(state, helpers.batch(seed=seed))
-
-
-class TestSplitRows:
-  def test_every_row_is_in_exactly_one_part(self):
-    batch = helpers.batch(rows=6)
-    parts = split_rows(batch, 3)
-    assert parts.tokens.shape[:2] == (3, 2)
-    found = np.sort(np.asarray(parts.advantages).ravel())
-    np.testing.assert_array_equal(found, np.sort(batch.advantages))
-    np.testing.assert_array_equal(parts.tokens[1, 1], batch.tokens[4])
-
-
-class TestRatioOfParts:
-  def test_ratios_of_parts_add_up_and_means_do_not(self):
-    batch = helpers.batch()
-    x = jnp.arange(batch.completion_mask.size, dtype=jnp.float32)
-    x = x.reshape(batch.completion_mask.shape)
-    whole = losses.token_mean(x, batch.completion_mask).value()
-    parts = [
-      losses.token_mean(x[i::2], batch.completion_mask[i::2]) for i in range(2)
-    ]
-    merged = reductions.Ratio(*parts[0]).merge(parts[1]).value()
-    np.testing.assert_allclose(merged, whole, rtol=1e-6)
-    assert abs(sum(p.value() for p in parts) / 2 - whole) > 1e-3
 
 
 def table_forward(params, batch):
