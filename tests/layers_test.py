@@ -112,7 +112,7 @@ ROOMS = {
   "reporting": Room(
     modules=("reporting",),
     rooms=("reporting", "run", "tasks", "edges", "mathematics"),
-    packages=frozenset(["numpy", "ml_collections"]),
+    packages=frozenset(["absl", "numpy", "ml_collections"]),
     optional=frozenset(["markdown_it", "matplotlib", "scipy"]),
   ),
   "contrib": Room(
