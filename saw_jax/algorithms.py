@@ -370,28 +370,14 @@ def make_world_model(config: WorldModelConfig) -> WorldModel | None:
     raise ValueError(
       f"world_model.alpha is a share in (0, 1], not {config.alpha}"
     )
+  table = {"none": None, **TOKEN_LOSSES}
+  alpha, options = {"alpha": config.alpha}, config.coefficient_options
+  measure = resolve(config.entropy, {}, MEASURES, "entropy of an action")
   return WorldModel(
-    token_loss=resolve(
-      config.loss,
-      config.loss_options,
-      {"none": None, **TOKEN_LOSSES},
-      "world-model loss",
-    ),
-    measure=functools.partial(
-      names.supply,
-      resolve(config.entropy, {}, MEASURES, "entropy of an action"),
-    ),
-    select=resolve(
-      config.selection, {"alpha": config.alpha}, SELECTIONS, "selection"
-    ),
-    coefficients=resolve(
-      config.coefficients,
-      config.coefficient_options,
-      COEFFICIENTS,
-      "coefficient",
-    ),
-    aggregate=resolve(
-      config.aggregate, {}, ROW_AGGREGATES, "aggregate of rows"
-    ),
-    shuffled=config.shuffled,
+    resolve(config.loss, config.loss_options, table, "world-model loss"),
+    functools.partial(names.supply, measure),
+    resolve(config.selection, alpha, SELECTIONS, "selection"),
+    resolve(config.coefficients, options, COEFFICIENTS, "coefficient"),
+    resolve(config.aggregate, {}, ROW_AGGREGATES, "aggregate of rows"),
+    config.shuffled,
   )

@@ -3,6 +3,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,14 @@ _MOST_BANDS, _LEAST_BAND = 4, 64
 
 # Keys [B, K, H, S] and values [B, K, S, H].
 LayerCache = tuple[Array, Array]
+
+
+def declare(
+  module: nn.Module, name: str, init: Callable, shape: tuple, axes: tuple
+) -> Array:
+  """Adds a parameter with named axes to a module that has a config."""
+  init = nn.with_logical_partitioning(init, axes)
+  return module.param(name, init, shape, module.config.param_dtype)
 
 
 class RMSNorm(nn.Module):
@@ -194,18 +203,13 @@ class Attention(nn.Module):
     mixed_BSNH = nn.with_logical_constraint(
       mixed_BSNH, ("batch", "length", "heads", "head_size")
     )
-    kernel_NHD = self.param(
-      "out",
-      nn.with_logical_partitioning(
-        # Each layer adds twice to the stream: keep its variance flat in L.
-        nn.initializers.variance_scaling(
-          0.5 / c.num_layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
-        ),
-        ("heads", "head_size", "embed"),
-      ),
-      (c.num_heads, c.head_size, c.width),
-      c.param_dtype,
+    # Each layer adds twice to the stream: keep its variance flat in L.
+    init = nn.initializers.variance_scaling(
+      0.5 / c.num_layers, "fan_in", "normal", in_axis=(0, 1), out_axis=2
     )
+    shape = (c.num_heads, c.head_size, c.width)
+    axes = ("heads", "head_size", "embed")
+    kernel_NHD = declare(self, "out", init, shape, axes)
     out_BSD = project(
       mixed_BSNH.reshape(*mixed_BSNH.shape[:2], -1),
       kernel_NHD.astype(c.dtype).reshape(-1, c.width),
@@ -216,29 +220,17 @@ class Attention(nn.Module):
     self, x_BSD: Array, name: str, num_heads: int, axis: str
   ) -> Array:
     c = self.config
-    kernel_DNH = self.param(
-      name,
-      nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(
-          1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2)
-        ),
-        ("embed", axis, "head_size"),
-      ),
-      (c.width, num_heads, c.head_size),
-      c.param_dtype,
+    init = nn.initializers.variance_scaling(
+      1.0, "fan_in", "normal", in_axis=0, out_axis=(1, 2)
     )
+    shape = (c.width, num_heads, c.head_size)
+    kernel_DNH = declare(self, name, init, shape, ("embed", axis, "head_size"))
     x_BSNH = project(
       x_BSD, kernel_DNH.astype(c.dtype).reshape(c.width, -1)
     ).reshape(*x_BSD.shape[:2], num_heads, c.head_size)
     if c.qkv_bias:
-      bias_NH = self.param(
-        f"{name}_bias",
-        nn.with_logical_partitioning(
-          nn.initializers.zeros, (axis, "head_size")
-        ),
-        (num_heads, c.head_size),
-        c.param_dtype,
-      )
+      zeros, axes = nn.initializers.zeros, (axis, "head_size")
+      bias_NH = declare(self, f"{name}_bias", zeros, shape[1:], axes)
       x_BSNH = x_BSNH + bias_NH.astype(c.dtype)[None, None]
     return nn.with_logical_constraint(
       x_BSNH, ("batch", "length", axis, "head_size")

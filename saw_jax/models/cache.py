@@ -29,18 +29,15 @@ class KVCache:
     return self.valid.shape[-1]
 
 
-def init_cache(
-  config: DecoderConfig, batch_size: int, size: int, dtype: str | None = None
-) -> KVCache:
-  """Makes an empty cache, in the dtype of the decoder by default."""
-  dtype = config.dtype if dtype is None else dtype
+def init_cache(config: DecoderConfig, batch_size: int, size: int) -> KVCache:
+  """Makes an empty cache, in the dtype of the decoder."""
   rows = (batch_size, config.num_kv_heads)
 
   def empty(*shape: int) -> tuple[Array, ...] | Array:
     if config.scan_layers:
-      return jnp.zeros((config.num_layers, *rows, *shape), dtype)
+      return jnp.zeros((config.num_layers, *rows, *shape), config.dtype)
     return tuple(
-      jnp.zeros((*rows, *shape), dtype) for _ in range(config.num_layers)
+      jnp.zeros((*rows, *shape), config.dtype) for _ in range(config.num_layers)
     )
 
   return KVCache(

@@ -10,6 +10,10 @@ from saw_jax.settings import constant
 REMAT_POLICIES = ("none", "full", "save_weight_products")
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_SIZES = (
+  *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads"),
+  *("head_size", "mlp_size"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +49,7 @@ class DecoderConfig:
   param_dtype: str = "float32"  # of the stored parameters
 
   def __post_init__(self):
-    for name in (
-      "vocab_size",
-      "width",
-      "num_layers",
-      "num_heads",
-      "num_kv_heads",
-      "head_size",
-      "mlp_size",
-    ):
+    for name in _SIZES:
       if getattr(self, name) < 1:
         raise ValueError(
           f"{name} must be at least 1, not {getattr(self, name)}."
@@ -90,14 +86,14 @@ class DecoderConfig:
         "Layers with windows of different sizes cannot be scanned over: set "
         "scan_layers=False."
       )
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(
-        f"remat must be one of {', '.join(REMAT_POLICIES)}, not {self.remat!r}."
-      )
-    for name in ("dtype", "param_dtype"):
-      if getattr(self, name) not in _DTYPES:
+    for name, names in (
+      ("remat", REMAT_POLICIES),
+      ("dtype", _DTYPES),
+      ("param_dtype", _DTYPES),
+    ):
+      if getattr(self, name) not in names:
         raise ValueError(
-          f"{name} must be one of {', '.join(_DTYPES)}, not "
+          f"{name} must be one of {', '.join(names)}, not "
           f"{getattr(self, name)!r}."
         )
 

@@ -11,6 +11,7 @@ from saw_jax.models.attention import (
   Attention,
   LayerCache,
   RMSNorm,
+  declare,
   rotary_tables,
 )
 from saw_jax.models.cache import KVCache
@@ -45,16 +46,12 @@ class MLP(nn.Module):
 
     def kernel(name, shape, axes, scale):
       init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-      value = self.param(
-        name, nn.with_logical_partitioning(init, axes), shape, c.param_dtype
-      )
-      return value.astype(c.dtype)
+      return declare(self, name, init, shape, axes).astype(c.dtype)
 
-    gate_DF = kernel("gate", (c.width, c.mlp_size), ("embed", "mlp"), 1.0)
-    up_DF = kernel("up", (c.width, c.mlp_size), ("embed", "mlp"), 1.0)
-    down_FD = kernel(
-      "down", (c.mlp_size, c.width), ("mlp", "embed"), 0.5 / c.num_layers
-    )
+    shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
+    gate_DF = kernel("gate", shape, axes, 1.0)
+    up_DF = kernel("up", shape, axes, 1.0)
+    down_FD = kernel("down", shape[::-1], axes[::-1], 0.5 / c.num_layers)
     x_BSF = _gate(project(x_BSD, gate_DF), project(x_BSD, up_DF))
     x_BSF = nn.with_logical_constraint(x_BSF, ("batch", "length", "mlp"))
     return project(x_BSF, down_FD)
@@ -121,21 +118,16 @@ class Decoder(nn.Module):
     if cache is not None and segment_ids is not None:
       raise ValueError("A cache holds one sequence per row: no segment_ids.")
 
-    def declare(name, init, shape, axes):
-      init = nn.with_logical_partitioning(init, axes)
-      return self.param(name, init, shape, c.param_dtype)
-
     normal = nn.initializers.normal(c.width**-0.5)
-    embedding_VD = declare(
-      "embedding", normal, (c.vocab_size, c.width), ("vocab", "embed")
-    )
+    shape = (c.vocab_size, c.width)
+    embedding_VD = declare(self, "embedding", normal, shape, ("vocab", "embed"))
     if not c.tied_head:
       # Declared here and applied by the caller, see `head_kernel`.
-      declare("head", normal, (c.width, c.vocab_size), ("embed", "vocab"))
+      declare(self, "head", normal, shape[::-1], ("embed", "vocab"))
     if c.value_head:  # Applied by the caller, see `values`.
       zeros = nn.initializers.zeros
-      declare("value_kernel", zeros, (c.width,), ("embed",))
-      declare("value_bias", zeros, (1,), (None,))
+      declare(self, "value_kernel", zeros, (c.width,), ("embed",))
+      declare(self, "value_bias", zeros, (1,), (None,))
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
@@ -259,16 +251,24 @@ def _init(config: DecoderConfig, key: Array) -> dict:
   ]
 
 
+def param_shapes(config: DecoderConfig) -> dict:
+  """Returns the tree of `init_params` with shapes and dtypes alone."""
+  return nn.meta.unbox(_shapes(config))
+
+
+def _shapes(config: DecoderConfig) -> dict:
+  return jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
+
+
 def logical_axes(config: DecoderConfig) -> dict:
   """Names the axes of each parameter, in the tree of `init_params`.
 
   They are `vocab`, `embed`, `heads`, `kv_heads`, `head_size`, `mlp` and, where
   layers are scanned, `layers`.
   """
-  boxed = jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
   return jax.tree.map(
     lambda box: tuple(box.names),
-    boxed,
+    _shapes(config),
     is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
   )
 

@@ -199,15 +199,8 @@ def _compute(
   _, (log_probs_CN, entropies_CN, normalizers_CN, logits_CKNU) = _scan(
     chunk, None, (hidden_CND, targets_CN)
   )
-  residuals = (
-    hidden_CND,
-    head_VD,
-    targets_CN,
-    entropies_CN,
-    normalizers_CN,
-    logits_CKNU,
-  )
-  return (log_probs_CN, entropies_CN), residuals
+  kept = (hidden_CND, head_VD, targets_CN, entropies_CN, normalizers_CN)
+  return (log_probs_CN, entropies_CN), (*kept, logits_CKNU)
 
 
 def _chunked_backward(temperature, num_bands, residuals, cotangents):
@@ -216,10 +209,8 @@ def _chunked_backward(temperature, num_bands, residuals, cotangents):
   starts_K = jnp.arange(num_bands) * U
 
   def chunk(head_grad_VD, inputs):
-    hidden_ND, targets_N, entropies_N, normalizers_N, logits_KNU, *grads = (
-      inputs
-    )
-    dlog_probs_N, dent_N = grads
+    hidden_ND, targets_N, entropies_N, normalizers_N, *others = inputs
+    logits_KNU, dlog_probs_N, dent_N = others
 
     def band(sums, inputs):
       head_grad_VD, hidden_grad_ND = sums
@@ -267,9 +258,7 @@ def _chunked_backward(temperature, num_bands, residuals, cotangents):
     jnp.zeros(head_VD.shape, jnp.float32), hidden_CND
   )
   head_grad_VD, hidden_grad_CND = _scan(
-    chunk,
-    zeros_VD,
-    (hidden_CND, *of_chunks, *cotangents),
+    chunk, zeros_VD, (hidden_CND, *of_chunks, *cotangents)
   )
   return hidden_grad_CND, head_grad_VD.astype(head_VD.dtype), None
 

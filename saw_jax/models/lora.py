@@ -15,7 +15,9 @@ References:
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,16 +83,17 @@ class LoraConfig:
 
 def check_config(config: LoraConfig, decoder_config: DecoderConfig) -> None:
   """Refuses adapters that would be larger than what they adapt."""
-  params = _shapes(decoder_config)
-  for path, kernel in _kernels(params, config):
-    _, inputs, outputs = _split(path[-1], kernel.shape, decoder_config)
+
+  def check(_, name, lead, inputs, outputs):
     sizes = math.prod(inputs), math.prod(outputs)
     if config.rank > min(sizes):
       raise ValueError(
-        f"lora.rank is {config.rank}, and kernel {path[-1]!r} is a matrix of "
+        f"lora.rank is {config.rank}, and kernel {name!r} is a matrix of "
         f"{sizes[0]} x {sizes[1]}: take a rank of at most {min(sizes)}, or "
         "leave it out of lora.targets."
       )
+
+  _for_kernels(decoder.param_shapes(decoder_config), config, check)
 
 
 def init_adapters(
@@ -106,21 +109,17 @@ def init_adapters(
   model is in: updates of 1e-5 vanish in bfloat16.
   """
   check_config(config, decoder_config)
-  adapters: dict = {}
   root = jax.random.key(config.seed)
-  for number, (path, kernel) in enumerate(_kernels(params, config)):
-    lead, inputs, outputs = _split(path[-1], kernel.shape, decoder_config)
-    noise = jax.random.normal(
-      jax.random.fold_in(root, number), (*lead, *inputs, config.rank)
-    )
-    _put(
-      adapters,
-      path,
-      {
-        "a": noise / math.sqrt(math.prod(inputs)),
-        "b": jnp.zeros((*lead, config.rank, *outputs)),
-      },
-    )
+
+  def draw(number, _, lead, inputs, outputs):
+    key = jax.random.fold_in(root, number)
+    noise = jax.random.normal(key, (*lead, *inputs, config.rank))
+    return {
+      "a": noise / math.sqrt(math.prod(inputs)),
+      "b": jnp.zeros((*lead, config.rank, *outputs)),
+    }
+
+  adapters = _for_kernels(params, config, draw)
   for name in _VALUE_HEAD:
     if name in params:
       adapters[name] = jnp.array(params[name], jnp.float32)
@@ -130,12 +129,14 @@ def init_adapters(
 def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
   """Names the axes of each adapter: the kernel's, and None for the rank."""
   named = decoder.logical_axes(decoder_config)
-  axes: dict = {}
-  for path, names in _kernels(named, config):
-    lead, inputs, outputs = _split(path[-1], names, decoder_config)
-    _put(
-      axes, path, {"a": (*lead, *inputs, None), "b": (*lead, None, *outputs)}
-    )
+  axes = _for_kernels(
+    named,
+    config,
+    lambda _, name, lead, inputs, outputs: {
+      "a": (*lead, *inputs, None),
+      "b": (*lead, None, *outputs),
+    },
+  )
   return axes | {name: named[name] for name in _VALUE_HEAD if name in named}
 
 
@@ -166,35 +167,27 @@ def _add(kernel: Array, adapter: dict, scale: float) -> Array:
   return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 
 
-def _shapes(config: DecoderConfig) -> dict:
-  return jax.eval_shape(
-    lambda key: decoder.init_params(config, key), jax.random.key(0)
-  )
+def _for_kernels(tree: PyTree, config: LoraConfig, make: Callable) -> dict:
+  """Makes something of each chosen kernel, in a tree like that of a model.
 
+  `make(number, name, layers, inputs, outputs)` gets the sizes of a kernel's
+  axes, or their names, as the leaves of the tree have them.
+  """
+  numbers = itertools.count()
 
-def _kernels(tree: PyTree, config: LoraConfig) -> list:
-  """The chosen kernels, or what stands for them, with the path of each."""
-  found = []
-
-  def walk(node, path):
-    for name, child in sorted(node.items()):
+  def walk(node: dict, is_stacked: bool) -> dict:
+    made = {}
+    for name, leaf in sorted(node.items()):
       if name in config.targets:
-        found.append(((*path, name), child))
-      elif isinstance(child, dict):
-        walk(child, (*path, name))
+        axes = leaf if isinstance(leaf, tuple) else leaf.shape
+        lead = int(is_stacked)
+        middle = lead + TARGETS[name]
+        parts = axes[:lead], axes[lead:middle], axes[middle:]
+        made[name] = make(next(numbers), name, *parts)
+      elif isinstance(leaf, dict):
+        inside = walk(leaf, is_stacked or name == "layers")
+        if inside:
+          made[name] = inside
+    return made
 
-  walk(tree, ())
-  return found
-
-
-def _split(name: str, axes: tuple, config: DecoderConfig) -> tuple:
-  """Parts the axes of a kernel: layers, inputs, outputs."""
-  lead = int(config.scan_layers)
-  middle = lead + TARGETS[name]
-  return axes[:lead], axes[lead:middle], axes[middle:]
-
-
-def _put(tree: dict, path: tuple[str, ...], leaf: dict) -> None:
-  for name in path[:-1]:
-    tree = tree.setdefault(name, {})
-  tree[path[-1]] = leaf
+  return walk(tree, False)

@@ -1,5 +1,6 @@
 """From rewards to advantages: weights, then advantages, then what to log."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -59,9 +60,8 @@ def make_gradient_weights(
 ) -> Callable[..., Array]:
   """The gradient-weighting baseline (Lu et al.): one backward a reward.
 
-  `objective` is the policy term alone. Each component's advantages are its
-  group-normalised rewards, and its gradient is clipped to norm 1; the weights
-  that come out sum to 1.
+  `objective` is the policy term alone, under each component's own
+  group-normalised rewards. The weights that come out sum to 1.
   """
   gradient_of = update_lib.make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge
@@ -104,13 +104,10 @@ def kl_penalties(
   group_size: int,
 ) -> Array:
   """What KL in the reward takes from each response. Shape `[N, P, G]`."""
-  penalty = jax.vmap(
-    lambda old, ref, mask: losses.kl_penalty(
-      old, ref, mask, estimator=estimator, coefficient=coefficient
-    )
-  )(
-    batch.require("old_log_probs", "KL in the reward"),
-    batch.require("ref_log_probs", "KL in the reward"),
-    batch.completion_mask,
+  old = batch.require("old_log_probs", "KL in the reward")
+  ref = batch.require("ref_log_probs", "KL in the reward")
+  penalty = functools.partial(
+    losses.kl_penalty, estimator=estimator, coefficient=coefficient
   )
-  return penalty.reshape(penalty.shape[0], -1, group_size)
+  found = jax.vmap(penalty)(old, ref, batch.completion_mask)
+  return found.reshape(found.shape[0], -1, group_size)

@@ -69,24 +69,18 @@ def make_forward(
   `temperature`; the logits of `chunk_size` tokens exist at one time.
   """
   model = decoder.Decoder(config)
+  in_chunks = functools.partial(
+    log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
+  )
 
   def forward(params: PyTree, batch: TrainBatch) -> Outputs:
     stream = _read(model, params, batch)
-    taken, entropies = log_probs.chunked_log_probs(
-      stream.wanted,
-      decoder.head_kernel(params, config),
-      stream.targets,
-      temperature=temperature,
-      chunk_size=chunk_size,
-    )
+    head_DV = decoder.head_kernel(params, config)
+    taken, entropies = in_chunks(stream.wanted, head_DV, stream.targets)
     values = None
     if config.value_head:
       values = decoder.values(params, stream.prompt_hidden)
-    return Outputs(
-      log_probs=_unpack(taken, batch),
-      entropies=_unpack(entropies, batch),
-      values=values,
-    )
+    return Outputs(_unpack(taken, batch), _unpack(entropies, batch), values)
 
   return forward
 
@@ -102,9 +96,8 @@ def in_parts(
   def parted(params: PyTree, batch: TrainBatch) -> PyTree:
     if num_parts == 1 or batch.packing is not None:
       return fn(params, batch)
-    found = jax.lax.map(
-      functools.partial(fn, params), split_rows(batch, num_parts)
-    )
+    parts = split_rows(batch, num_parts)
+    found = jax.lax.map(functools.partial(fn, params), parts)
     # Part k holds the rows k, k + K, ...
     return jax.tree.map(
       lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found
@@ -126,6 +119,9 @@ def make_observe(
   Without `log_probs_too` the head is not applied and there are no logits.
   """
   model = decoder.Decoder(config)
+  in_chunks = functools.partial(
+    log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
+  )
 
   def observe(params: PyTree, batch: TrainBatch) -> Observation:
     stream = _read(model, params, batch)
@@ -136,13 +132,7 @@ def make_observe(
     if not log_probs_too:
       return hidden
     head_DV = decoder.head_kernel(params, config)
-    taken, entropies = log_probs.chunked_log_probs(
-      stream.wanted,
-      head_DV,
-      stream.targets,
-      temperature=temperature,
-      chunk_size=chunk_size,
-    )
+    taken, entropies = in_chunks(stream.wanted, head_DV, stream.targets)
     # log Σ exp z - mean z, of which the first part is z(y) - log π(y), and the
     # mean of the logits is the logit of the mean column.
     columns = jnp.take(head_DV.T, stream.targets, axis=0)
@@ -223,9 +213,8 @@ def make_objective(
     for name, term in terms.items():
       numerator, denominator = term.fn(outputs, batch)
       values[name] = Ratio(term.coefficient * numerator, denominator)
-    beside = [t.diagnostic for t in terms.values() if t.diagnostic is not None]
-    for fn in (*logs, *beside):
-      logged |= fn(outputs, batch)
+    for fn in (*logs, *(term.diagnostic for term in terms.values())):
+      logged |= fn(outputs, batch) if fn else {}
     return values, logged
 
   return objective
@@ -282,11 +271,8 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
       **clip,
     )
 
-  clip = {
-    name: value
-    for name, value in names.options(loss).items()
-    if name in ("clip_low", "clip_high", "clipped_ratio")
-  }
+  clips = ("clip_low", "clip_high", "clipped_ratio")
+  clip = {k: x for k, x in names.options(loss).items() if k in clips}
   return Term(term, diagnostic=clip_shares if clip else None)
 
 
@@ -369,8 +355,9 @@ def observation_likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
 
 def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
   """`entropy`, the mean of the policy's tokens, in nats."""
-  mean = losses.token_mean(outputs.entropies, batch.completion_mask)
-  return {"entropy": mean}
+  return {
+    "entropy": losses.token_mean(outputs.entropies, batch.completion_mask)
+  }
 
 
 def balance(outputs: Outputs, batch: TrainBatch) -> Figures:
@@ -389,9 +376,6 @@ def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> Figures:
   behave, mask = batch.behave_log_probs, batch.completion_mask
   if behave is None:
     return {}
-  return {
-    "sampler_mismatch": losses.token_mean(
-      abs(outputs.log_probs - behave), mask
-    ),
-    "behave_kl": losses.kl_loss(behave, outputs.log_probs, mask),
-  }
+  far = losses.token_mean(abs(outputs.log_probs - behave), mask)
+  moved = losses.kl_loss(behave, outputs.log_probs, mask)
+  return {"sampler_mismatch": far, "behave_kl": moved}

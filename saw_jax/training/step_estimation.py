@@ -91,9 +91,8 @@ def make_step_estimate(
     targets = found + record.values if reads_values else None
     if whiten is not None:
       found = whiten(found, scored=record.steps, axis_name=axis_name)
-    if weigh is None:
-      made = StepEstimate(jnp.zeros(found.shape[:1], found.dtype))
-    else:
+    made = StepEstimate(jnp.zeros(found.shape[:1], found.dtype))
+    if weigh is not None:
       made = weigh(record, key, axis_name=axis_name)
     made = made.replace(advantages=found, value_targets=targets)
     return jax.lax.stop_gradient(made)
@@ -132,13 +131,8 @@ def make_world_estimate(
       rows=rows,
       axis_name=axis_name,
     )
-    return jax.lax.stop_gradient(
-      StepEstimate(
-        coefficients=coefficients,
-        selected=selected.reshape(shape),
-        weights=weights.reshape(shape),
-        counts=counts.reshape(shape),
-      )
-    )
+    of_steps = {"selected": selected, "weights": weights, "counts": counts}
+    of_steps = {name: x.reshape(shape) for name, x in of_steps.items()}
+    return jax.lax.stop_gradient(StepEstimate(coefficients, **of_steps))
 
   return weigh

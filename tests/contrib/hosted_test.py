@@ -1,7 +1,5 @@
 """Tests of saw_jax/contrib/hosted.py."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,12 @@ from saw_jax.run import config as config_lib
 
 P, G, M, T = 3, 4, 2, 5
 MINIMA = (-3.0, 0.0)
-GDPO_SAW = AlgorithmConfig(advantage="gdpo", weights="saw")
+GDPO_SAW = dict(advantage="gdpo", weights="saw")
+A = np.linspace(-1, 1, P * G, dtype=np.float32)
+
+
+def make(minima=MINIMA, **options):
+  return hosted.make_hosted(AlgorithmConfig(**options), minima=minima)
 
 
 def sample(seed=0):
@@ -32,217 +35,195 @@ def rewards(seed=0):
   return rng.integers(-3, 4, (P * G, M)).astype(np.float32)
 
 
-class TestEstimate:
-  def test_is_the_weighting_and_the_advantage_of_the_row(self):
-    method = hosted.make_hosted(GDPO_SAW, minima=MINIMA)
-    r, lengths = rewards(), np.arange(1, P * G + 1)
-    got, statistics = method.estimate(r, group_size=G, lengths=lengths)
-    groups = jnp.asarray(r).reshape(P, G, M)
-    weights = weighting.saw_weights(groups, minima=np.float32(MINIMA))
-    want = advantages.gdpo(groups, weights, lengths=lengths.reshape(P, G))
-    np.testing.assert_allclose(statistics["weight"], weights, rtol=1e-6)
-    np.testing.assert_allclose(got, want.reshape(-1), atol=1e-6)
+def test_advantages_are_of_the_rows_weighting_and_estimator():
+  method = make(**GDPO_SAW)
+  r, lengths = rewards(), np.arange(1, P * G + 1)
+  got, statistics = method.estimate(r, group_size=G, lengths=lengths)
+  groups = jnp.asarray(r).reshape(P, G, M)
+  weights = weighting.saw_weights(groups, minima=np.float32(MINIMA))
+  want = advantages.gdpo(groups, weights, lengths=lengths.reshape(P, G))
+  np.testing.assert_allclose(statistics["weight"], weights, rtol=1e-6)
+  np.testing.assert_allclose(got, want.reshape(-1), atol=1e-6)
 
-  def test_nan_is_unscored_and_not_zero(self):
-    method = hosted.make_hosted(
-      AlgorithmConfig(advantage="grpo", weights="equal"), minima=MINIMA
-    )
-    r = rewards()
-    r[1] = np.nan
-    got, _ = method.estimate(r, group_size=G)
-    rest = np.delete(r[:G], 1, axis=0).sum(-1)
-    want = (rest - rest.mean()) / (rest.std(ddof=1) + 1e-6)
-    np.testing.assert_allclose(np.delete(got[:G], 1), want, atol=1e-5)
-    assert got[1] == 0
 
-  @pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-      (np.zeros((P * G, 3)), "2 components"),
-      (np.zeros(P * G), "2 components"),
-      (np.zeros((P * G - 1, M)), "no whole groups of 4"),
-      (np.full((P * G, M), np.inf), "component 0 of response 0 is inf"),
-    ],
-  )
-  def test_refuses_what_is_no_matrix_of_groups(self, matrix, message):
-    method = hosted.make_hosted(GDPO_SAW, minima=MINIMA)
-    with pytest.raises(ValueError, match=message):
-      method.estimate(matrix, group_size=G, lengths=np.ones(len(matrix)))
+def test_nan_is_unscored_and_not_zero():
+  method = make(advantage="grpo", weights="equal")
+  r = rewards()
+  r[1] = np.nan
+  got, _ = method.estimate(r, group_size=G)
+  rest = np.delete(r[:G], 1, axis=0).sum(-1)
+  want = (rest - rest.mean()) / (rest.std(ddof=1) + 1e-6)
+  np.testing.assert_allclose(np.delete(got[:G], 1), want, atol=1e-5)
+  assert got[1] == 0
 
-  @pytest.mark.parametrize(
-    ("options", "needs"),
-    [({}, True), ({"whiten": "sequence"}, False), ({"whiten": "none"}, False)],
-  )
-  def test_says_whether_it_needs_lengths(self, options, needs):
-    config = dataclasses.replace(GDPO_SAW, advantage_options=options)
-    method = hosted.make_hosted(config, minima=MINIMA)
-    assert method.needs_lengths is needs
-    if not needs:
+
+@pytest.mark.parametrize(
+  ("matrix", "message"),
+  [
+    (np.zeros((P * G, 3)), "2 components"),
+    (np.zeros(P * G), "2 components"),
+    (np.zeros((P * G - 1, M)), "no whole groups of 4"),
+    (np.full((P * G, M), np.inf), "component 0 of response 0 is inf"),
+  ],
+)
+def test_what_is_no_matrix_of_groups_is_refused(matrix, message):
+  method = make(**GDPO_SAW)
+  with pytest.raises(ValueError, match=message):
+    method.estimate(matrix, group_size=G, lengths=np.ones(len(matrix)))
+
+
+@pytest.mark.parametrize(
+  ("advantage", "options", "needs"),
+  [
+    ("gdpo", {}, True),
+    ("gdpo", {"whiten": "sequence"}, False),
+    ("gdpo", {"whiten": "none"}, False),
+    ("grpo", {}, False),
+  ],
+)
+def test_a_method_tells_whether_it_needs_lengths(advantage, options, needs):
+  method = make(advantage=advantage, advantage_options=options)
+  assert method.needs_lengths is needs
+  if not needs:
+    method.estimate(rewards(), group_size=G)
+  else:
+    with pytest.raises(ValueError, match="lengths"):
       method.estimate(rewards(), group_size=G)
-    else:
-      with pytest.raises(ValueError, match="lengths"):
-        method.estimate(rewards(), group_size=G)
-
-  def test_grpo_needs_none(self):
-    config = AlgorithmConfig(advantage="grpo")
-    assert not hosted.make_hosted(config, minima=MINIMA).needs_lengths
 
 
-class TestRows:
-  """The rows of a table, by the config that trains them."""
-
-  @pytest.mark.parametrize("row", ["grpo", "grpo_saw", "gdpo", "gdpo_saw"])
-  def test_a_row_of_a_table_is_hosted(self, row):
-    config = tool_calling.get_config(f"row={row},scale=tiny")
-    algorithm = config_lib.typed(config).algorithm
-    method = hosted.make_hosted(algorithm, minima=MINIMA)
-    advantages, statistics = method.estimate(
-      rewards(), group_size=G, lengths=np.ones(P * G)
-    )
-    assert np.isfinite(advantages).all() and np.abs(advantages).max() > 0.5
-    is_weighed = np.ptp(statistics["weight"]) > 1e-3
-    assert is_weighed == row.endswith("_saw")
-
-
-class TestTerms:
-  @pytest.mark.slow
-  def test_are_the_losses_of_the_row(self):
-    config = AlgorithmConfig(
-      loss_options={"clip_low": 0.1, "clip_high": 0.3},
-      aggregate="sequence_mean_token_mean",
-      entropy_coefficient=0.25,
-      kl=KLConfig(placement="loss", coefficient=0.5),
-    )
-    method = hosted.make_hosted(config, minima=MINIMA)
-    log_probs, old, ref, entropies, mask = sample()
-    a = np.linspace(-1, 1, P * G, dtype=np.float32)
-    over = dict(aggregate=losses.sequence_mean_token_mean)
-
-    def ours(x, e):
-      terms, _ = method.terms(
-        x, e, a, mask, old_log_probs=old, ref_log_probs=ref
-      )
-      return hosted.total_loss(terms)
-
-    def direct(x, e):
-      return (
-        losses.clipped_surrogate_loss(
-          x, old, a, mask, clip_low=0.1, clip_high=0.3, **over
-        ).value()
-        + 0.5 * losses.kl_loss(x, ref, mask, **over).value()
-        + 0.25 * losses.entropy_loss(e, mask).value()
-      )
-
-    got = jax.value_and_grad(ours, argnums=(0, 1))(log_probs, entropies)
-    want = jax.value_and_grad(direct, argnums=(0, 1))(log_probs, entropies)
-    jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
-      got,
-      want,
-    )
-    assert method.kl_coefficient == 0.5
-
-  @pytest.mark.parametrize(
-    ("name", "loss"),
-    [("asympo", stale_losses.asympo_loss), ("spo", stale_losses.spo_loss)],
+@pytest.mark.parametrize("row", ["grpo", "grpo_saw", "gdpo", "gdpo_saw"])
+def test_a_row_of_a_table_is_hosted(row):
+  config = tool_calling.get_config(f"row={row},scale=tiny")
+  algorithm = config_lib.typed(config).algorithm
+  method = hosted.make_hosted(algorithm, minima=MINIMA)
+  advantages, statistics = method.estimate(
+    rewards(), group_size=G, lengths=np.ones(P * G)
   )
-  def test_of_the_current_policy_need_no_other_log_probs(self, name, loss):
-    method = hosted.make_hosted(
-      AlgorithmConfig(loss=name, aggregate="sequence_mean_token_mean"),
-      minima=MINIMA,
-    )
-    log_probs, _, _, entropies, mask = sample()
-    a = np.linspace(-1, 1, P * G, dtype=np.float32)
-    terms, _ = method.terms(log_probs, entropies, a, mask)
-    np.testing.assert_allclose(
-      hosted.total_loss(terms), loss(log_probs, a, mask).value(), rtol=1e-6
-    )
-
-  def test_read_nothing_under_the_mask(self):
-    method = hosted.make_hosted(GDPO_SAW, minima=MINIMA)
-    log_probs, old, _, entropies, mask = sample()
-    a = np.linspace(-1, 1, P * G, dtype=np.float32)
-
-    def loss(x, o, e):
-      terms, _ = method.terms(x, e, a, mask, old_log_probs=o)
-      return hosted.total_loss(terms)
-
-    dirty = [np.where(mask, x, np.nan) for x in (log_probs, old, entropies)]
-    want = jax.value_and_grad(loss)(log_probs, old, entropies)
-    got = jax.value_and_grad(loss)(*dirty)
-    np.testing.assert_array_equal(got[0], want[0])
-    np.testing.assert_array_equal(got[1], want[1])
-
-  def test_say_what_they_miss(self):
-    method = hosted.make_hosted(AlgorithmConfig(loss="tis"), minima=MINIMA)
-    log_probs, _, _, entropies, mask = sample()
-    assert method.needs_behave
-    with pytest.raises(ValueError, match="behave_log_probs"):
-      method.terms(log_probs, entropies, np.ones(P * G), mask)
+  assert np.isfinite(advantages).all() and np.abs(advantages).max() > 0.5
+  is_weighed = np.ptp(statistics["weight"]) > 1e-3
+  assert is_weighed == row.endswith("_saw")
 
 
-class TestParts:
-  @pytest.mark.slow
-  @pytest.mark.parametrize(
-    "aggregate",
-    ["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"],
+@pytest.mark.slow
+def test_terms_are_the_losses_of_the_row():
+  config = AlgorithmConfig(
+    loss_options={"clip_low": 0.1, "clip_high": 0.3},
+    aggregate="sequence_mean_token_mean",
+    entropy_coefficient=0.25,
+    kl=KLConfig(placement="loss", coefficient=0.5),
   )
-  def test_parts_add_up_to_the_whole(self, aggregate):
-    config = AlgorithmConfig(
-      aggregate=aggregate,
-      entropy_coefficient=0.25,
-      kl=KLConfig(placement="loss", coefficient=0.5),
+  method = hosted.make_hosted(config, minima=MINIMA)
+  log_probs, old, ref, entropies, mask = sample()
+  over = dict(aggregate=losses.sequence_mean_token_mean)
+
+  def ours(x, e):
+    terms, _ = method.terms(x, e, A, mask, old_log_probs=old, ref_log_probs=ref)
+    return hosted.total_loss(terms)
+
+  def direct(x, e):
+    return (
+      losses.clipped_surrogate_loss(
+        x, old, A, mask, clip_low=0.1, clip_high=0.3, **over
+      ).value()
+      + 0.5 * losses.kl_loss(x, ref, mask, **over).value()
+      + 0.25 * losses.entropy_loss(e, mask).value()
     )
-    method = hosted.make_hosted(config, minima=MINIMA)
-    log_probs, old, ref, entropies, mask = sample()
-    a = np.linspace(-1, 1, P * G, dtype=np.float32)
-    counts = hosted.denominators(method, a, mask)
 
-    def part(rows, counts=None):
-      terms, _ = method.terms(
-        log_probs[rows],
-        entropies[rows],
-        a[rows],
-        mask[rows],
-        old_log_probs=old[rows],
-        ref_log_probs=ref[rows],
-      )
-      return hosted.total_loss(terms, counts)
-
-    whole = part(slice(None))
-    parts = [part(slice(0, 5), counts), part(slice(5, None), counts)]
-    np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
-    # Unequal numbers of tokens: the mean of the parts is another number.
-    naive = (part(slice(0, 5)) + part(slice(5, None))) / 2
-    assert abs(naive - whole) > 1e-3
-
-
-class TestRefusals:
-  @pytest.mark.parametrize(
-    ("config", "message"),
-    [
-      (AlgorithmConfig(advantage="gigpo"), "steps of episodes"),
-      (AlgorithmConfig(weights="gradient"), "a backward pass for each"),
-      (
-        AlgorithmConfig(
-          kl=KLConfig(placement="reward", estimator="k1", coefficient=0.1)
-        ),
-        "kl.placement='loss'",
-      ),
-      (
-        AlgorithmConfig(world_model=WorldModelConfig(loss="cross_entropy")),
-        "observations behind the responses",
-      ),
-    ],
+  got = jax.value_and_grad(ours, argnums=(0, 1))(log_probs, entropies)
+  want = jax.value_and_grad(direct, argnums=(0, 1))(log_probs, entropies)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
+    got,
+    want,
   )
-  def test_of_what_a_host_does_not_have(self, config, message):
-    with pytest.raises(ValueError, match=message):
-      hosted.make_hosted(config, minima=MINIMA)
+  assert method.kl_coefficient == 0.5
 
-  def test_of_a_wrong_name_with_the_nearest(self):
-    with pytest.raises(KeyError, match="asympo"):
-      hosted.make_hosted(AlgorithmConfig(loss="asymp"), minima=MINIMA)
 
-  def test_of_minima_that_are_none(self):
-    with pytest.raises(ValueError, match="one number for each reward"):
-      hosted.make_hosted(AlgorithmConfig(), minima=())
+@pytest.mark.parametrize(
+  ("name", "loss"),
+  [("asympo", stale_losses.asympo_loss), ("spo", stale_losses.spo_loss)],
+)
+def test_losses_of_the_current_policy_need_no_other_log_probs(name, loss):
+  method = make(loss=name, aggregate="sequence_mean_token_mean")
+  log_probs, _, _, entropies, mask = sample()
+  terms, _ = method.terms(log_probs, entropies, A, mask)
+  np.testing.assert_allclose(
+    hosted.total_loss(terms), loss(log_probs, A, mask).value(), rtol=1e-6
+  )
+
+
+def test_terms_read_nothing_under_the_mask():
+  method = make(**GDPO_SAW)
+  log_probs, old, _, entropies, mask = sample()
+
+  def loss(x, o, e):
+    terms, _ = method.terms(x, e, A, mask, old_log_probs=o)
+    return hosted.total_loss(terms)
+
+  dirty = [np.where(mask, x, np.nan) for x in (log_probs, old, entropies)]
+  want = jax.value_and_grad(loss)(log_probs, old, entropies)
+  got = jax.value_and_grad(loss)(*dirty)
+  np.testing.assert_array_equal(got[0], want[0])
+  np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_terms_name_what_they_miss():
+  method = make(loss="tis")
+  log_probs, _, _, entropies, mask = sample()
+  assert method.needs_behave
+  with pytest.raises(ValueError, match="behave_log_probs"):
+    method.terms(log_probs, entropies, np.ones(P * G), mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "aggregate",
+  ["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"],
+)
+def test_parts_add_up_to_the_whole(aggregate):
+  config = AlgorithmConfig(
+    aggregate=aggregate,
+    entropy_coefficient=0.25,
+    kl=KLConfig(placement="loss", coefficient=0.5),
+  )
+  method = hosted.make_hosted(config, minima=MINIMA)
+  log_probs, old, ref, entropies, mask = sample()
+  counts = hosted.denominators(method, A, mask)
+
+  def part(rows, counts=None):
+    terms, _ = method.terms(
+      log_probs[rows],
+      entropies[rows],
+      A[rows],
+      mask[rows],
+      old_log_probs=old[rows],
+      ref_log_probs=ref[rows],
+    )
+    return hosted.total_loss(terms, counts)
+
+  whole = part(slice(None))
+  parts = [part(slice(0, 5), counts), part(slice(5, None), counts)]
+  np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
+  # Unequal numbers of tokens: the mean of the parts is another number.
+  naive = (part(slice(0, 5)) + part(slice(5, None))) / 2
+  assert abs(naive - whole) > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("options", "word"),
+  [
+    (dict(advantage="gigpo"), "episodes"),
+    (dict(weights="gradient"), "backward"),
+    (dict(kl=KLConfig("reward", "k1", 0.1)), "kl.placement='loss'"),
+    (dict(world_model=WorldModelConfig(loss="cross_entropy")), "world_model"),
+    (dict(minima=()), "minima"),
+  ],
+)
+def test_what_a_host_does_not_have_is_refused(options, word):
+  with pytest.raises(ValueError, match=word):
+    make(**options)
+
+
+def test_a_wrong_name_has_the_nearest():
+  with pytest.raises(KeyError, match="asympo"):
+    make(loss="asymp")

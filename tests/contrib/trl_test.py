@@ -56,131 +56,128 @@ def arrays(seed=0):
   }
 
 
-class TestWithoutTheExtra:
-  @pytest.mark.parametrize("missing", ["torch", "trl"])
-  def test_the_error_names_it(self, missing, monkeypatch):
-    if missing == "trl":
-      needs("torch")
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=r"saw_jax\[trl\]"):
-      trl.trainer_class(make())
+@pytest.mark.parametrize("missing", ["torch", "trl"])
+def test_without_the_extra_the_error_names_it(missing, monkeypatch):
+  if missing == "trl":
+    needs("torch")
+  monkeypatch.setitem(sys.modules, missing, None)
+  with pytest.raises(ImportError, match="trl"):
+    trl.trainer_class(make())
 
 
-class TestArguments:
-  def arguments(self, **changed):
-    return types.SimpleNamespace(**{"beta": 0.0, **trl.REPLACED, **changed})
+def arguments(**changed):
+  return types.SimpleNamespace(**{"beta": 0.0, **trl.REPLACED, **changed})
 
-  def test_those_that_do_nothing_pass(self):
-    trl.check_arguments(make(), self.arguments())
 
-  @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-      ("reward_weights", [1.0, 2.0]),
-      ("top_entropy_quantile", 0.2),
-      ("entropy_coef", 0.1),
-      ("use_adaptive_entropy", True),
-      ("off_policy_mask_threshold", 0.1),
-      ("delta", 2.0),
-      ("beta", 0.1),
-    ],
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("reward_weights", [1.0, 2.0]),
+    ("top_entropy_quantile", 0.2),
+    ("entropy_coef", 0.1),
+    ("use_adaptive_entropy", True),
+    ("off_policy_mask_threshold", 0.1),
+    ("delta", 2.0),
+    ("beta", 0.1),
+  ],
+)
+def test_arguments_that_act_beside_the_method_are_refused(name, value):
+  trl.check_arguments(make(), arguments())
+  with pytest.raises(ValueError, match=f"GRPOConfig.{name} is"):
+    trl.check_arguments(make(), arguments(**{name: value}))
+
+
+def test_a_kl_term_needs_the_same_beta():
+  method = make(kl=KLConfig("loss", coefficient=0.1))
+  trl.check_arguments(method, arguments(beta=0.1))
+  with pytest.raises(ValueError, match="beta"):
+    trl.check_arguments(method, arguments())
+
+
+def test_floats_and_masks_are_shown_and_not_copied(torch):
+  x = torch.arange(64, dtype=torch.float32).reshape(8, 8)
+  array = trl.to_jax(x)
+  assert array.unsafe_buffer_pointer() == x.data_ptr()
+  back = trl.to_torch(array, x)
+  assert back.data_ptr() == x.data_ptr()
+  mask = trl.to_jax(x > 5)
+  assert mask.dtype == bool and int(mask.sum()) == 58
+
+
+def test_other_types_and_layouts_arrive(torch):
+  x = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T
+  array = trl.to_jax(x)
+  assert array.dtype == jnp.float32
+  np.testing.assert_array_equal(array, [[0, 3], [1, 4], [2, 5]])
+  assert trl.to_torch(array, x).dtype is torch.bfloat16
+
+
+def as_tensors(torch, **changed):
+  found = {**arrays(), **changed}
+  found = {name: torch.from_numpy(value) for name, value in found.items()}
+  for name in ("log_probs", "entropies"):
+    found[name].requires_grad_()
+  return found
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    dict(aggregate=MEANS, entropy_coefficient=0.25),
+    dict(kl=KLConfig("loss", coefficient=0.5)),
+    dict(loss="asympo", aggregate=MEANS),
+    dict(loss="spo", aggregate=MEANS),
+    dict(loss="gspo", aggregate=MEANS),
+  ],
+)
+def test_value_and_gradient_are_those_of_jax(torch, options):
+  method, x = make(**options), arrays()
+
+  def direct(log_probs, entropies):
+    learned = {"log_probs": log_probs, "entropies": entropies}
+    return hosted.total_loss(method.terms(**{**x, **learned})[0])
+
+  want, slopes = jax.value_and_grad(direct, argnums=(0, 1))(
+    x["log_probs"], x["entropies"]
   )
-  def test_those_that_act_beside_the_method_are_refused(self, name, value):
-    with pytest.raises(ValueError, match=f"GRPOConfig.{name} is"):
-      trl.check_arguments(make(), self.arguments(**{name: value}))
-
-  def test_a_kl_term_needs_the_same_beta(self):
-    method = make(kl=KLConfig(placement="loss", coefficient=0.1))
-    trl.check_arguments(method, self.arguments(beta=0.1))
-    with pytest.raises(ValueError, match="reference log-probs"):
-      trl.check_arguments(method, self.arguments())
-
-
-class TestTensors:
-  def test_floats_and_masks_are_shown_and_not_copied(self, torch):
-    x = torch.arange(64, dtype=torch.float32).reshape(8, 8)
-    array = trl.to_jax(x)
-    assert array.unsafe_buffer_pointer() == x.data_ptr()
-    back = trl.to_torch(array, x)
-    assert back.data_ptr() == x.data_ptr()
-    mask = trl.to_jax(x > 5)
-    assert mask.dtype == bool and int(mask.sum()) == 58
-
-  def test_other_types_and_layouts_arrive(self, torch):
-    x = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T
-    array = trl.to_jax(x)
-    assert array.dtype == jnp.float32
-    np.testing.assert_array_equal(array, [[0, 3], [1, 4], [2, 5]])
-    assert trl.to_torch(array, x).dtype is torch.bfloat16
-
-
-class TestTorchLoss:
-  CASES = {
-    "clipped": dict(aggregate=MEANS, entropy_coefficient=0.25),
-    "kl": dict(kl=KLConfig(placement="loss", coefficient=0.5)),
-    "asympo": dict(loss="asympo", aggregate=MEANS),
-    "spo": dict(loss="spo", aggregate=MEANS),
-    "gspo": dict(loss="gspo", aggregate=MEANS),
-  }
-
-  @pytest.mark.parametrize("name", CASES)
-  def test_value_and_gradient_are_those_of_jax(self, torch, name):
-    method = make(**self.CASES[name])
-    x = arrays()
-
-    def direct(log_probs, entropies):
-      terms, _ = method.terms(
-        **{
-          **x,
-          "log_probs": log_probs,
-          "entropies": entropies,
-        }
-      )
-      return hosted.total_loss(terms)
-
-    want, slopes = jax.value_and_grad(direct, argnums=(0, 1))(
-      x["log_probs"], x["entropies"]
+  tensors = as_tensors(torch)
+  loss, logged = trl.torch_loss(method)(**tensors)
+  (3 * loss).backward()
+  np.testing.assert_allclose(loss.item(), want, rtol=1e-6)
+  for name, slope in zip(("log_probs", "entropies"), slopes, strict=True):
+    np.testing.assert_allclose(
+      tensors[name].grad.numpy(), 3 * slope, rtol=1e-5, atol=1e-7
     )
-    tensors = {name: torch.from_numpy(value) for name, value in x.items()}
-    for name in ("log_probs", "entropies"):
-      tensors[name].requires_grad_()
-    loss, logged = trl.torch_loss(method)(**tensors)
-    (3 * loss).backward()
-    np.testing.assert_allclose(loss.item(), want, rtol=1e-6)
-    for name, slope in zip(("log_probs", "entropies"), slopes, strict=True):
-      np.testing.assert_allclose(
-        tensors[name].grad.numpy(), 3 * slope, rtol=1e-5, atol=1e-7
-      )
-    assert logged["loss/policy"] != 0
+  assert logged["loss/policy"] != 0
 
-  def test_tokens_outside_the_mask_may_be_anything(self, torch):
-    x = arrays()
-    loss_of = trl.torch_loss(make())
 
-    def run(fill):
-      tensors = {
-        name: torch.from_numpy(
-          np.where(x["completion_mask"], value, fill)
-          if name.endswith("log_probs")
-          else value
-        )
+def test_tokens_outside_the_mask_may_be_anything(torch):
+  x = arrays()
+  loss_of = trl.torch_loss(make())
+
+  def run(fill):
+    tensors = as_tensors(
+      torch,
+      **{
+        name: np.where(x["completion_mask"], value, np.float32(fill))
         for name, value in x.items()
-      }
-      tensors["log_probs"].requires_grad_()
-      loss, _ = loss_of(**tensors)
-      loss.backward()
-      return loss.item(), tensors["log_probs"].grad.numpy()
-
-    clean, dirty = run(0.0), run(float("nan"))
-    assert clean[0] == dirty[0]
-    np.testing.assert_array_equal(clean[1], dirty[1])
-
-  def test_half_precision_gets_a_gradient_of_its_type(self, torch):
-    tensors = {n: torch.from_numpy(v) for n, v in arrays().items()}
-    x = tensors["log_probs"].bfloat16().requires_grad_()
-    loss, _ = trl.torch_loss(make())(**{**tensors, "log_probs": x})
+        if name.endswith("log_probs")
+      },
+    )
+    loss, _ = loss_of(**tensors)
     loss.backward()
-    assert x.grad.dtype is torch.bfloat16 and x.grad.abs().sum() > 0
+    return loss.item(), tensors["log_probs"].grad.numpy()
+
+  clean, dirty = run(0.0), run(float("nan"))
+  assert clean[0] == dirty[0]
+  np.testing.assert_array_equal(clean[1], dirty[1])
+
+
+def test_half_precision_gets_a_gradient_of_its_type(torch):
+  x = torch.from_numpy(arrays()["log_probs"]).bfloat16().requires_grad_()
+  loss, _ = trl.torch_loss(make())(**{**as_tensors(torch), "log_probs": x})
+  loss.backward()
+  assert x.grad.dtype is torch.bfloat16 and x.grad.abs().sum() > 0
 
 
 # --- in TRL's trainer ------------------------------------------------------
@@ -307,109 +304,95 @@ def inputs(torch):
   return tensors, tokens, halves
 
 
-@pytest.mark.slow
-class TestAgainstTRLsLoss:
-  """TRL's own loss and ours, in TRL's trainer, through one model."""
+CLIPS = {"clip_low": 0.1, "clip_high": 0.3}
+DAPO = dict(aggregate="token_mean")
+EPSILONS = dict(epsilon=0.1, epsilon_high=0.3)
+# Theirs, ours, in how many parts.
+CASES = {
+  "grpo": (dict(loss_type="grpo"), dict(aggregate=MEANS), 2),
+  "bnpo": (dict(loss_type="bnpo"), DAPO, 1),
+  "dapo": (dict(loss_type="dapo"), DAPO, 2),
+  "clips": (
+    dict(loss_type="dapo", **EPSILONS),
+    dict(**DAPO, loss_options=CLIPS),
+    2,
+  ),
+  "dr_grpo": (
+    dict(loss_type="dr_grpo"),
+    dict(
+      aggregate="sequence_mean_token_sum_const",
+      aggregate_options={"length": T},
+    ),
+    2,
+  ),
+  "cispo": (
+    dict(loss_type="cispo", epsilon_high=1.5),
+    dict(**DAPO, loss="cispo", loss_options={"r_max": 1.5}),
+    2,
+  ),
+  "gspo": (
+    dict(loss_type="grpo", importance_sampling_level="sequence", **EPSILONS),
+    dict(loss="gspo", loss_options=CLIPS, aggregate=MEANS),
+    2,
+  ),
+  "kl": (
+    dict(loss_type="grpo", beta=0.3, use_bias_correction_kl=False),
+    dict(aggregate=MEANS, kl=KLConfig("loss", coefficient=0.3)),
+    2,
+  ),
+  "entropy": (
+    dict(loss_type="bnpo", entropy_coef=0.2),
+    dict(**DAPO, entropy_coefficient=0.2),
+    1,
+  ),
+}
 
-  DAPO = dict(aggregate="token_mean")
-  CASES = {
-    "grpo": (dict(loss_type="grpo"), dict(aggregate=MEANS), 2),
-    "bnpo": (dict(loss_type="bnpo"), DAPO, 1),
-    "dapo": (dict(loss_type="dapo"), DAPO, 2),
-    "clips": (
-      dict(loss_type="dapo", epsilon=0.1, epsilon_high=0.3),
-      dict(**DAPO, loss_options={"clip_low": 0.1, "clip_high": 0.3}),
-      2,
-    ),
-    "dr_grpo": (
-      dict(loss_type="dr_grpo"),
-      dict(
-        aggregate="sequence_mean_token_sum_const",
-        aggregate_options={"length": T},
-      ),
-      2,
-    ),
-    "cispo": (
-      dict(loss_type="cispo", epsilon_high=1.5),
-      dict(**DAPO, loss="cispo", loss_options={"r_max": 1.5}),
-      2,
-    ),
-    "gspo": (
-      dict(
-        loss_type="grpo",
-        importance_sampling_level="sequence",
-        epsilon=0.1,
-        epsilon_high=0.3,
-      ),
-      dict(
-        loss="gspo",
-        loss_options={"clip_low": 0.1, "clip_high": 0.3},
-        aggregate=MEANS,
-      ),
-      2,
-    ),
-    "kl": (
-      dict(loss_type="grpo", beta=0.3, use_bias_correction_kl=False),
-      dict(aggregate=MEANS, kl=KLConfig(placement="loss", coefficient=0.3)),
-      2,
-    ),
+
+def loss_and_gradient(trainer, inputs, parts, counts=None):
+  """The loss of all parts, and the gradient that the optimizer sees."""
+  tensors, tokens, halves = inputs
+  trainer.model.train()
+  trainer.current_gradient_accumulation_steps = parts
+  total = 0.0
+  for rows in halves if parts == 2 else [slice(None)]:
+    part = {name: tensor[rows] for name, tensor in tensors.items()}
+    part |= {"num_items_in_batch": tokens, **(counts or {})}
+    loss = trainer._compute_loss(trainer.model, part)
+    loss.backward()
+    total += loss.item()
+  return total, {
+    name: value.grad.numpy() for name, value in trainer.model.named_parameters()
   }
 
-  def run(self, trainer, inputs, parts):
-    """The loss of all parts, and the gradient that the optimizer sees."""
-    tensors, tokens, halves = inputs
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = parts
-    counts = getattr(trainer, "counts", {})
-    total = 0.0
-    for rows in halves if parts == 2 else [slice(None)]:
-      part = {name: tensor[rows] for name, tensor in tensors.items()}
-      loss = trainer._compute_loss(
-        trainer.model, {**part, **counts, "num_items_in_batch": tokens}
-      )
-      loss.backward()
-      total += loss.item()
-    return total, {
-      name: value.grad.numpy()
-      for name, value in trainer.model.named_parameters()
-    }
 
-  def compare(self, lab, inputs, method, theirs, parts):
-    own = {"beta": theirs["beta"]} if "beta" in theirs else {}
-    size = dict(
-      per_device_train_batch_size=B // parts,
-      gradient_accumulation_steps=parts,
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_trls_loss_and_ours_are_equal_through_one_model(lab, inputs, name):
+  theirs, options, parts = CASES[name]
+  method = make(**options)
+  own = {"beta": theirs["beta"]} if "beta" in theirs else {}
+  size = dict(
+    per_device_train_batch_size=B // parts, gradient_accumulation_steps=parts
+  )
+  tensors = inputs[0]
+  counts = hosted.denominators(
+    method, tensors["advantages"].numpy(), tensors["completion_mask"].numpy()
+  )
+  got, gradient = loss_and_gradient(
+    lab.trainer(trl.trainer_class(method), **size, **own),
+    inputs,
+    parts,
+    {trl._COUNT + n: lab.torch.tensor(float(c)) for n, c in counts.items()},
+  )
+  want, slope = loss_and_gradient(
+    lab.trainer(lab.library.GRPOTrainer, **size, **theirs), inputs, parts
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  assert max(np.abs(value).max() for value in slope.values()) > 1e-3
+  for name, value in slope.items():
+    np.testing.assert_allclose(
+      gradient[name], value, rtol=1e-4, atol=1e-6, err_msg=name
     )
-    trainer = lab.trainer(trl.trainer_class(method), **size, **own)
-    tensors = inputs[0]
-    trainer.counts = {
-      trl._COUNT + name: lab.torch.tensor(float(count))
-      for name, count in hosted.denominators(
-        method,
-        tensors["advantages"].numpy(),
-        tensors["completion_mask"].numpy(),
-      ).items()
-    }
-    got, gradient = self.run(trainer, inputs, parts)
-    want, slope = self.run(
-      lab.trainer(lab.library.GRPOTrainer, **size, **theirs), inputs, parts
-    )
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    assert max(np.abs(value).max() for value in slope.values()) > 1e-3
-    for name, value in slope.items():
-      np.testing.assert_allclose(
-        gradient[name], value, rtol=1e-4, atol=1e-6, err_msg=name
-      )
-
-  @pytest.mark.parametrize("name", CASES)
-  def test_they_are_equal(self, lab, inputs, name):
-    theirs, options, parts = self.CASES[name]
-    self.compare(lab, inputs, make(**options), theirs, parts)
-
-  def test_so_is_the_entropy_bonus(self, lab, inputs):
-    method = make(**self.DAPO, entropy_coefficient=0.2)
-    theirs = dict(loss_type="bnpo", entropy_coef=0.2)
-    self.compare(lab, inputs, method, theirs, 1)
 
 
 @pytest.mark.slow
@@ -489,10 +472,8 @@ class TestTraining:
     ratio = losses.token_mean(np.zeros(mask.shape), mask)
     assert output[trl._COUNT + "policy"].item() == ratio.denominator
 
-  def test_wrong_numbers_of_components_are_refused(self, lab):
-    with pytest.raises(ValueError, match="2 reward functions and 3 minima"):
+  def test_what_the_trainer_does_not_have_is_refused(self, lab):
+    with pytest.raises(ValueError, match="3 minima"):
       lab.trainer(trl.trainer_class(make(minima=(0.0, 0.0, 0.0))))
-
-  def test_a_loss_that_needs_the_sampler_is_refused_without_it(self, lab):
     with pytest.raises(ValueError, match="use_vllm=True"):
       lab.trainer(trl.trainer_class(make(loss="tis")))

@@ -1,5 +1,6 @@
 """What every task of text episodes promises, in each of its forms."""
 
+import hashlib
 import pickle
 
 import hypothesis
@@ -47,6 +48,15 @@ TASKS = {
     SearchConfig(num_people=60, num_passages=2, form="compact")
   ),
 }
+# Of demonstrations and prompts: what a seed means, and every word, stays.
+DIGESTS = {
+  "household": "fcaf5f26ec575e91",
+  "household, compact": "3812add3c16ea93e",
+  "shop": "80c10c647e813b10",
+  "shop, compact": "30a7eaebd12e514e",
+  "search": "84e4b07203a4cc61",
+  "search, compact": "8086b3fc1c31be69",
+}
 # Texts that no environment may stumble over.
 HOSTILE = st.one_of(
   st.text(),
@@ -66,15 +76,25 @@ def task(request):
   return TASKS[request.param]
 
 
-def walk(task, seed, *, split="train", moves=()):
+def walk(task, seed, *, moves=(), env=None):
   """Plays moves, and then at random: texts and steps as they come."""
-  env, draws = task.make(split), Draws("walk", seed)
+  env, draws = env or task.make("train"), Draws("walk", seed)
   seen, moves = [(env.reset(seed), env.task)], list(moves)
   while not env.done:
     actions = env.admissible_actions
     action = moves.pop(0) if moves else draws.choice(actions)
     seen.append((actions, action, env.step(action)))
   return seen
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_worlds_and_wording_are_what_results_were_made_with(name):
+  task = TASKS[name]
+  steps = task.demonstrations(400, seed=5, wrong_rate=0.3) + task.held_out(400)
+  prompts = [list(task.prompts(one.before, one.history)) for one in steps]
+  content = repr([tuple(one) for one in steps] + prompts)
+  digest = hashlib.sha256(content.encode()).hexdigest()
+  assert digest.startswith(DIGESTS[name])
 
 
 class TestEpisodes:
@@ -87,7 +107,9 @@ class TestEpisodes:
   def test_any_text_is_an_action_and_a_seed_is_an_episode(
     self, task, seed, texts
   ):
-    seen = walk(task, seed, moves=texts)
+    env = task.make("train")
+    walk(task, seed + 1, env=env)  # what came before leaves nothing behind
+    seen = walk(task, seed, moves=texts, env=env)
     assert seen == walk(task, seed, moves=texts)
     assert 0 < len(seen) - 1 <= task.max_steps
     for actions, _, step in seen[1:]:

@@ -175,9 +175,7 @@ def load_params(
   leaf goes, by default to the default device. A value that is not finite is a
   ValueError.
   """
-  shapes = jax.eval_shape(
-    lambda key: decoder.init_params(config, key), jax.random.key(0)
-  )
+  shapes = decoder.param_shapes(config)
   if shardings is None:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: device, shapes)

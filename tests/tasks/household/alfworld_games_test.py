@@ -22,22 +22,14 @@ LOGIC = games.Logic(
   },
 )
 WORLD = hw.World(
-  kind="heat",
-  room="kitchen",
-  thing="mug",
-  place="cabinet",
-  goal="put a hot mug in cabinet.",
+  *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
   places=("cabinet 2", "cabinet 1", "microwave 1", "sinkbasin 1"),
   things=("mug 1", "apple 1"),
   lies_in=(3, 2),
   lamp_in=-1,
 )
 LOOK = hw.World(
-  kind="look",
-  room="bedroom",
-  thing="pen",
-  place="desk",
-  goal="look at pen under the desklamp.",
+  *("look", "bedroom", "pen", "desk", "look at pen under the desklamp."),
   places=("desk 1", "shelf 1"),
   things=("pen 1",),
   lies_in=(1,),
@@ -101,10 +93,7 @@ class TestMakeProblem:
     about = [fact for fact in init if "Desklamp_bar" in fact]
     verbs = [fact.strip("()").split()[0] for fact in about]
     assert verbs == [
-      "objectType",
-      "inReceptacle",
-      "objectAtLocation",
-      "toggleable",
+      *("objectType", "inReceptacle", "objectAtLocation", "toggleable")
     ]
 
   @pytest.mark.parametrize("kind", hw.KINDS)

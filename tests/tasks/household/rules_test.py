@@ -9,11 +9,7 @@ from saw_jax.tasks.household.rules import NOTHING, Household
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
 
 KITCHEN = hw.World(
-  kind="heat",
-  room="kitchen",
-  thing="mug",
-  place="cabinet",
-  goal="put a hot mug in cabinet.",
+  *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
   places=("cabinet 1", "microwave 1", "fridge 1", "sinkbasin 1", "shelf 1"),
   things=("mug 1", "apple 1"),
   lies_in=(4, 2),
@@ -125,11 +121,7 @@ class TestWording:
 
   def test_a_lamp_is_turned_on(self):
     world = hw.World(
-      kind="look",
-      room="bedroom",
-      thing="pen",
-      place="desk",
-      goal="look at pen under the desklamp.",
+      *("look", "bedroom", "pen", "desk", "look at pen under the desklamp."),
       places=("desk 1", "shelf 1"),
       things=("pen 1",),
       lies_in=(1,),

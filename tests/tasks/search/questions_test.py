@@ -53,20 +53,6 @@ class TestEpisode:
   def test_articles_do_not_count(self):
     assert make(1).step("<answer>a beatles</answer>").reward == 1.0
 
-  def test_over_the_limit_it_is_done_without_a_reward(self):
-    env = make(max_steps=2)
-    assert not env.step("<search>oslo</search>").done
-    assert env.step("<search>oslo</search>")[1:] == (0.0, True)
-    with pytest.raises(RuntimeError, match="reset first"):
-      env.step("<answer>oslo</answer>")
-
-  def test_a_new_episode_forgets_the_last(self):
-    env = make()
-    env.step("<search>oslo</search>")
-    env.step("<answer>oslo</answer>")
-    env.reset(0)
-    assert (env.searched, env.done) == ([], False)
-
   def test_passages_are_as_many_as_asked_for(self):
     text = make(num_passages=1).step("<search>oslo</search>").observation
     assert "Doc 1:" in text and "Doc 2:" not in text
