@@ -112,7 +112,7 @@ ROOMS = {
   "reporting": Room(
     modules=("reporting",),
     rooms=("reporting", "run", "tasks", "edges", "mathematics"),
-    packages=frozenset(["numpy", "ml_collections"]),
+    packages=frozenset(["absl", "numpy", "ml_collections"]),
     optional=frozenset(["markdown_it", "matplotlib", "scipy"]),
   ),
   "contrib": Room(
@@ -250,6 +250,20 @@ class TestRooms:
       if (text := objection(module, imported))
     ]
     assert not objections, "\n".join([module, *objections])
+
+  def test_task_families_do_not_know_each_other(self):
+    families = {
+      path.parent.name for path in ROOT.glob("saw_jax/tasks/*/task.py")
+    }
+    assert len(families) == 7
+    for module in INSIDE:
+      _, _, inside = module.partition("saw_jax.tasks.")
+      family = inside.partition(".")[0]
+      if family in families:
+        others = {f"saw_jax.tasks.{name}" for name in families - {family}}
+        for found in find_imports(_parse(MODULES[module])):
+          parent = ".".join(found.name.split(".")[:3])
+          assert parent not in others, f"{module}, line {found.line}"
 
   def test_the_package_itself_imports_nothing(self):
     names = {found.top for found in find_imports(_parse(MODULES["saw_jax"]))}

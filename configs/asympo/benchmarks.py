@@ -23,6 +23,8 @@ loss and GPG collapse. Ours: results/asympo/benchmarks/.
 
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -125,108 +127,94 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "ASymPO on benchmarks"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-_OWN_PAGE = (
-  "the data set's own page (docs/reproducing.md, Mathematical problems)"
+_METHODS = dict(
+  zip(METHODS, ("Naive", "GPG", "SPO", "ASymPO", "GRPO"), strict=True)
 )
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "generated arithmetic",
-    "scored_on": "held-out problems by level",
-    "hardware": "2 CPU cores",
-    "hours": 0.3,
-  },
-  "paper": {
-    "model": "Qwen3-1.7B-Base",
-    "data": "4,000 problems of MATH, and of DAPO-Math-17k",
-    "scored_on": "MATH500, AIME24, AIME25, AMC23, GSM8K, Minerva",
-    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "data", "math"),
-    "files": {
-      **dict.fromkeys(
-        (_MATH, _DAPO, *(path for path in _FILES.values())), _OWN_PAGE
-      ),
-      "data/gsm8k/test.jsonl": "github.com/openai/grade-school-math",
-    },
-  },
-}
-REPORT = "agent_report"
-WINDOW = 10
-# What finished policies are scored on at each scale -> samples a problem.
-BENCHMARKS = {
-  "tiny": dict.fromkeys(("level_1", "level_2", "level_3"), 8),
-  "paper": dict.fromkeys(_FILES, 8),
-}
-_AVERAGE = {"benchmarks": "average"}
-# Column -> name in a run's final scores.
-METRICS = {}
-METRICS_AT = {
-  scale: {
+_ON_DAPO = {f"{row}_dapo": method for row, method in _METHODS.items()}
+_LEVELS = {f"level_{level}": f"level {level}" for level in (1, 2, 3)}
+
+
+def _columns(names: dict[str, str]) -> dict[str, str]:
+  return {
     f"{metric}, {heading}": f"{name}/sampled/{metric}"
     for metric in ("mean@8", "pass@8")
-    for name, heading in (_AVERAGE | names).items()
+    for name, heading in ({"benchmarks": "average"} | names).items()
   }
-  for scale, names in (
-    ("tiny", {f"level_{level}": f"level {level}" for level in (1, 2, 3)}),
-    ("paper", _NAMES),
+
+
+def _cells(*benchmarks: str) -> tuple:
+  return tuple(
+    published(
+      methods,
+      paper="ASymPO",
+      table=table,
+      model="Qwen3-1.7B-Base",
+      metric=metric,
+      benchmark=benchmarks,
+    )
+    for methods, table, metric in (
+      (_METHODS, "Table 2", "mean@8 (%)"),
+      (_METHODS, "Table 3", "pass@8 (%)"),
+      (_ON_DAPO, "Table 4", ("mean@8 (%)", "pass@8 (%)")),
+    )
   )
-}
-# Metric of a step -> what it is called. The first is also compared.
-CURVES = {
-  "reward/total": "training reward",
-  "nll/positive": "mean token NLL of right responses",
-  "nll/negative": "mean token NLL of wrong responses",
-  "entropy": "entropy",
-  "length": "length",
-}
-PANELS = {
-  "MATH, or its stand-in": METHODS,
-  "DAPO, or its stand-in": tuple(f"{row}_dapo" for row in METHODS),
-}
-# What is compared with what, seed by seed.
-COMPARISONS = tuple(
-  (f"{treated}{data}", f"{control}{data}")
-  for data in ("", "_dapo")
-  for treated, control in (
-    ("asympo", "grpo"),
-    ("spo", "grpo"),
-    ("asympo", "naive"),
-    ("spo", "naive"),
-    ("grpo", "naive"),
-    ("gpg", "naive"),
-  )
+
+
+TABLE = Table(
+  title="ASymPO on benchmarks",
+  get_config=get_config,
+  rows=ROWS,
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="generated arithmetic",
+      scored_on="held-out problems by level",
+      hours=0.3,
+    ),
+    "paper": Needs(
+      model="Qwen3-1.7B-Base",
+      data="4,000 problems of MATH, and of DAPO-Math-17k",
+      scored_on="MATH500, AIME24, AIME25, AMC23, GSM8K, Minerva",
+      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
+      accelerators=1,
+      extras=("report", "hf", "data", "math"),
+      files={
+        **dict.fromkeys((_MATH, _DAPO, *_FILES.values()), math.OWN_PAGE),
+        "data/gsm8k/test.jsonl": "github.com/openai/grade-school-math",
+      },
+    ),
+  },
+  sections=sections.FIGURES,
+  window=10,
+  benchmarks={
+    "tiny": dict.fromkeys(_LEVELS, 8),
+    "paper": dict.fromkeys(_FILES, 8),
+  },
+  metrics_at={"tiny": _columns(_LEVELS), "paper": _columns(_NAMES)},
+  curves={
+    "reward/total": "training reward",
+    "nll/positive": "mean token NLL of right responses",
+    "nll/negative": "mean token NLL of wrong responses",
+    "entropy": "entropy",
+    "length": "length",
+  },
+  panels={
+    "MATH, or its stand-in": METHODS,
+    "DAPO, or its stand-in": tuple(_ON_DAPO),
+  },
+  comparisons=tuple(
+    (f"{treated}{data}", f"{control}{data}")
+    for data in ("", "_dapo")
+    for treated, control in (
+      ("asympo", "grpo"),
+      ("spo", "grpo"),
+      ("asympo", "naive"),
+      ("spo", "naive"),
+      ("grpo", "naive"),
+      ("gpg", "naive"),
+    )
+  ),
+  compared={"reward/total": "training reward"},
+  published=_cells("Avg"),
+  published_at={"paper": _cells("Avg", *_NAMES.values())},
 )
-
-
-def _published(*benchmarks: str) -> dict[str, tuple[dict[str, str], ...]]:
-  """Fields of the published cells that belong beside each row."""
-  methods = dict(
-    zip(METHODS, ("Naive", "GPG", "SPO", "ASymPO", "GRPO"), strict=True)
-  )
-  return {
-    f"{row}{data}": tuple(
-      {
-        "paper": "ASymPO",
-        "table": table,
-        "model": "Qwen3-1.7B-Base",
-        "method": method,
-        "metric": f"{metric} (%)",
-        "benchmark": benchmark,
-      }
-      for metric, table in tables.items()
-      for benchmark in benchmarks
-    )
-    for data, tables in (
-      ("", {"mean@8": "Table 2", "pass@8": "Table 3"}),
-      ("_dapo", {"mean@8": "Table 4", "pass@8": "Table 4"}),
-    )
-    for row, method in methods.items()
-  }
-
-
-# Row -> fields of the published records that belong beside it.
-PUBLISHED = _published("Avg")
-PUBLISHED_AT = {"paper": _published("Avg", *_NAMES.values())}

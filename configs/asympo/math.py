@@ -31,6 +31,8 @@ and GPG collapse. Ours: results/asympo/math/.
 
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Run, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -227,87 +229,74 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "ASymPO on math"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "generated arithmetic",
-    "scored_on": "held-out problems",
-    "hardware": "2 CPU cores",
-    "hours": 1.2,
-  },
-  "small": {
-    "model": "Qwen2.5-1.5B-Instruct",
-    "data": "generated problems, of several steps",
-    "scored_on": "held-out problems",
-    "hardware": "a GPU (not run here)",
-    "accelerators": 1,
-    "extras": ("report", "hf"),
-  },
-}
-COMPONENTS = ("correct",)
-WINDOW = 10
 # The five losses of the paper first; then the other baselines.
 PAPER_ROWS = ("naive", "gpg", "spo", "asympo", "grpo")
-OTHER_ROWS = (
-  "gpg_nonzero",
-  "dr_grpo",
-  "dapo",
-  "gspo",
-  "cispo",
-  "topr",
-  "tis_reinforce",
-  "tis",
-  "decoupled_ppo",
+OTHER_ROWS = ("gpg_nonzero", "dr_grpo", "dapo", "gspo", "cispo", "topr")
+OTHER_ROWS += ("tis_reinforce", "tis", "decoupled_ppo")
+OWN_PAGE = (
+  "the data set's own page (docs/reproducing.md, Mathematical problems)"
 )
-REPORT = "sweep_report"
-SWEPT = "lag"
-SWEPT_VALUES = (0, 4, 16, 32)
-# Name of a run -> its row, its lag and the config's argument.
-RUNS = {
-  f"{row}_lag{lag}": (row, lag, f"row={row},lag={lag}")
-  for rows, lags in (
-    (PAPER_ROWS, SWEPT_VALUES),
-    (OTHER_ROWS, (0, 16)),
-  )
-  for lag in lags
-  for row in rows
-}
-# Printed below the table.
-NOTE = (
-  "`dapo` replaces groups whose rewards are all equal: its training reward is "
-  "that of the groups it kept, and it draws more responses than the others. A "
-  "seed without a good or a bad response in a step has 0 for its likelihood "
-  "there."
+
+TABLE = Table(
+  title="ASymPO on math",
+  caption=": held-out mean@8 by lag",
+  get_config=get_config,
+  rows=ROWS,
+  several={
+    f"{row}_lag{lag}": Run(row, lag, f"row={row},lag={lag}")
+    for rows, lags in ((PAPER_ROWS, (0, 4, 16, 32)), (OTHER_ROWS, (0, 16)))
+    for lag in lags
+    for row in rows
+  },
+  swept="lag",
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="generated arithmetic",
+      scored_on="held-out problems",
+      hours=1.2,
+    ),
+    "small": Needs(
+      model="Qwen2.5-1.5B-Instruct",
+      data="generated problems, of several steps",
+      scored_on="held-out problems",
+      hardware="a GPU (not run here)",
+      accelerators=1,
+      extras=("report", "hf"),
+    ),
+  },
+  sections=sections.SWEEP,
+  window=10,
+  note=(
+    "`dapo` replaces groups whose rewards are all equal: its training reward "
+    "is that of the groups it kept, and it draws more responses than the "
+    "others. A seed without a good or a bad response in a step has 0 for its "
+    "likelihood there."
+  ),
+  metrics={"held-out mean@8": "sampled/mean@8"},
+  panels={"paper": PAPER_ROWS, "others": OTHER_ROWS},
+  comparisons=(
+    ("asympo", "naive"),
+    ("spo", "naive"),
+    ("grpo", "naive"),
+    ("gpg", "naive"),
+    ("asympo", "grpo"),
+    ("spo", "grpo"),
+  ),
+  compared={"reward/total": "reward"},
+  published=(
+    published(
+      {
+        "grpo": "GRPO",
+        "spo": "SPO",
+        "asympo": "ASymPO",
+        "naive": "Naive",
+        "gpg": "GPG",
+      },
+      paper="ASymPO",
+      benchmark="Avg",
+      metric="mean@8 (%)",
+      model="Qwen3-1.7B-Base",
+    ),
+  ),
 )
-# The figure of the table, in a run's final scores.
-METRIC = ("held-out mean@8", "sampled/mean@8")
-# A seed has collapsed if the mean reward of its last WINDOW steps is below this
-# share of the best such mean that it had.
-COLLAPSE = 0.5
-# What is compared with what at each lag, seed by seed.
-COMPARISONS = (
-  ("asympo", "naive"),
-  ("spo", "naive"),
-  ("grpo", "naive"),
-  ("gpg", "naive"),
-  ("asympo", "grpo"),
-  ("spo", "grpo"),
-)
-PUBLISHED = {
-  row: {
-    "paper": "ASymPO",
-    "benchmark": "Avg",
-    "metric": "mean@8 (%)",
-    "model": "Qwen3-1.7B-Base",
-    "method": method,
-  }
-  for row, method in (
-    ("grpo", "GRPO"),
-    ("spo", "SPO"),
-    ("asympo", "ASymPO"),
-    ("naive", "Naive"),
-    ("gpg", "GPG"),
-  )
-}

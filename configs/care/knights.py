@@ -31,8 +31,12 @@ Paper: arXiv 2605.25864. Its numbers are not available. Ours:
 results/care/knights/.
 """
 
+import dataclasses
+
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Run, Table
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -207,13 +211,26 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "CARE on knights and knaves"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-_PUBLIC = {
-  "data": "the public puzzles of 3 to 7 people",
-  "scored_on": "the public puzzles of 3 to 8 people",
-  "extras": ("report", "hf"),
-  "files": dict.fromkeys(
+_AT = 0.2  # budget of the main table
+_SWEPT = ("random", "entropy", "care", "oracle")
+_FREE = ("truth", "vote", "certainty", "self_verification")
+_BUYERS = ("random", "entropy", "mean_probability", "care", "oracle")
+_RUNS = {row: Run(row, None, f"row={row}") for row in _FREE} | {
+  f"{row}_{fraction}": Run(
+    row, float(fraction), f"row={row},fraction={fraction}"
+  )
+  for row in ROWS
+  if row not in (*_FREE, "filtered_vote")
+  for fraction in (FRACTIONS if row in _SWEPT else (str(_AT),))
+}
+_PUBLIC = Needs(
+  model="Qwen3-8B-Base",
+  data="the public puzzles of 3 to 7 people",
+  scored_on="the public puzzles of 3 to 8 people",
+  hardware="8 GPUs in the released scripts (not run here)",
+  accelerators=1,
+  extras=("report", "hf"),
+  files=dict.fromkeys(
     (
       "data/knights/train_3_to_7.jsonl",
       "data/knights/test_3_to_7.jsonl",
@@ -222,104 +239,77 @@ _PUBLIC = {
     "rows with quiz and solution_text_format (docs/reproducing.md, Knights and "
     "knaves)",
   ),
-}
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here and misled",
-    "data": "generated puzzles of three people",
-    "scored_on": "held-out puzzles",
-    "hardware": "2 CPU cores",
-    "hours": 0.8,
-  },
-  "small": {
-    **_PUBLIC,
-    "model": "Qwen3-1.7B-Base",
-    "hardware": "a GPU (not run here)",
-    "accelerators": 1,
-  },
-  "paper": {
-    **_PUBLIC,
-    "model": "Qwen3-8B-Base",
-    "hardware": "8 GPUs in the released scripts (not run here)",
-    "accelerators": 1,
-  },
-}
-COMPONENTS = ("roles",)
-REPORT = "label_report"
-WINDOW = 10
-FRACTION = 0.2  # of the main table
-SWEPT_ROWS = ("random", "entropy", "care", "oracle")
-FREE_ROWS = ("truth", "vote", "certainty", "self_verification")
-# Name of a run -> its row, its budget (None: it buys nothing) and the config's
-# argument.
-RUNS = {row: (row, None, f"row={row}") for row in FREE_ROWS} | {
-  f"{row}_{fraction}": (
-    row,
-    float(fraction),
-    f"row={row},fraction={fraction}",
-  )
-  for row in ROWS
-  if row not in (*FREE_ROWS, "filtered_vote")
-  for fraction in (FRACTIONS if row in SWEPT_ROWS else ("0.2",))
-}
-# Budgets are swept in the table of math; here by name, `--rows=care_0.4,...`.
-ON_REQUEST = tuple(
-  name for name, (_, at, _) in RUNS.items() if at not in (None, FRACTION)
 )
-# Printed below the table.
-NOTE = (
-  "`truth` has every label and `oracle` sees all of them before it chooses. "
-  "Rows without `_gate` or `_votes`, but for `care`, are trained on nothing "
-  "but the prompts that they bought; `care` also on the quarter of the votes "
-  "that its first probe trusts most, from step 21 on."
-)
-# Pictures: rows side by side.
-PANELS = {
-  "no labels": ("truth", "vote", "certainty", "self_verification"),
-  "20 % of the labels": (
-    "random",
-    "entropy",
-    "mean_probability",
-    "care",
-    "oracle",
+
+TABLE = Table(
+  title="CARE on knights and knaves",
+  caption=": held out, labels for 20 % of the prompts of a step",
+  get_config=get_config,
+  rows=ROWS,
+  several=_RUNS,
+  at=_AT,
+  # Budgets are swept in the table of math; here by `--rows=care_0.4,...`.
+  on_request=tuple(
+    name for name, run in _RUNS.items() if run.value not in (None, _AT)
   ),
-  "controls": (
-    "random_gate",
-    "entropy_gate",
-    "oracle_gate",
-    "care_no_gate",
-    "random_votes",
-    "care_votes",
-  ),
-}
-BUYERS = ("random", "entropy", "mean_probability", "care", "oracle")
-# What is compared with what, seed by seed.
-COMPARISONS = (
-  ("care", "random"),
-  ("care", "entropy"),
-  ("care", "vote"),
-  ("care", "random_gate"),
-  ("care", "care_no_gate"),
-  ("care", "truth"),
-  ("oracle", "random"),
-  ("care_votes", "random_votes"),
-  ("vote", "truth"),
-)
-# Column -> name in a run's final scores.
-METRICS = {
-  "right, greedy": "greedy/right",
-  "right, sampled": "sampled/right",
-  "maj@8": "sampled/maj@8",
-}
-# What finished policies are scored on at each scale -> samples a puzzle.
-BENCHMARKS = dict.fromkeys(
-  ("small", "paper"), {f"people_{n}": 8 for n in range(3, 9)}
-)
-METRICS_AT = dict.fromkeys(
-  ("small", "paper"),
-  {
-    **{f"{n} people, avg@8": f"people_{n}/sampled/right" for n in range(3, 9)},
-    "average, avg@8": "benchmarks/sampled/right",
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here and misled",
+      data="generated puzzles of three people",
+      scored_on="held-out puzzles",
+      hours=0.8,
+    ),
+    "small": dataclasses.replace(
+      _PUBLIC, model="Qwen3-1.7B-Base", hardware="a GPU (not run here)"
+    ),
+    "paper": _PUBLIC,
   },
+  sections=(*sections.LABELS, sections.draw_choices(*_BUYERS)),
+  window=10,
+  note=(
+    "`truth` has every label and `oracle` sees all of them before it chooses. "
+    "Rows without `_gate` or `_votes`, but for `care`, are trained on nothing "
+    "but the prompts that they bought; `care` also on the quarter of the votes "
+    "that its first probe trusts most, from step 21 on."
+  ),
+  panels={
+    "no labels": _FREE,
+    "20 % of the labels": _BUYERS,
+    "controls": (
+      "random_gate",
+      "entropy_gate",
+      "oracle_gate",
+      "care_no_gate",
+      "random_votes",
+      "care_votes",
+    ),
+  },
+  comparisons=(
+    ("care", "random"),
+    ("care", "entropy"),
+    ("care", "vote"),
+    ("care", "random_gate"),
+    ("care", "care_no_gate"),
+    ("care", "truth"),
+    ("oracle", "random"),
+    ("care_votes", "random_votes"),
+    ("vote", "truth"),
+  ),
+  metrics={
+    "right, greedy": "greedy/right",
+    "right, sampled": "sampled/right",
+    "maj@8": "sampled/maj@8",
+  },
+  benchmarks=dict.fromkeys(
+    ("small", "paper"), {f"people_{n}": 8 for n in range(3, 9)}
+  ),
+  metrics_at=dict.fromkeys(
+    ("small", "paper"),
+    {
+      **{
+        f"{n} people, avg@8": f"people_{n}/sampled/right" for n in range(3, 9)
+      },
+      "average, avg@8": "benchmarks/sampled/right",
+    },
+  ),
 )
-PUBLISHED = {}

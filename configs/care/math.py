@@ -18,8 +18,11 @@ Paper: arXiv 2605.25864. Its numbers are not available. Ours:
 results/care/math/.
 """
 
+import dataclasses
+
 import ml_collections
 
+from saw_jax.reporting.table import Needs
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -122,62 +125,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "CARE on math"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-_GSM8K = "github.com/openai/grade-school-math"
-_OWN_PAGE = (
-  "the data set's own page (docs/reproducing.md, Mathematical problems)"
-)
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here and misled",
-    "data": "generated arithmetic",
-    "scored_on": "held-out problems",
-    "hardware": "2 CPU cores",
-    "hours": 1.3,
-  },
-  "small": {
-    "model": "Qwen2.5-1.5B-Instruct",
-    "data": "GSM8K",
-    "scored_on": "GSM8K",
-    "hardware": "a GPU (not run here)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "math"),
-    "files": dict.fromkeys(
-      ("data/gsm8k/train.jsonl", "data/gsm8k/test.jsonl"), _GSM8K
-    ),
-  },
-  "paper": {
-    "model": "Qwen3-4B",
-    "data": "DAPO-Math-17k",
-    "scored_on": "MATH500, AIME24, AIME25, AMC23, OlympiadBench, HMMT25",
-    "hardware": "8 GPUs in the released scripts (not run here)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "data", "math"),
-    "files": dict.fromkeys(
-      (
-        "data/dapo_math_17k.parquet",
-        "data/math500.jsonl",
-        "data/aime24.jsonl",
-        "data/aime25.jsonl",
-        "data/amc23.jsonl",
-        "data/olympiad.jsonl",
-        "data/hmmt25.jsonl",
-      ),
-      _OWN_PAGE,
-    ),
-  },
-}
-COMPONENTS = ("correct",)
-REPORT, WINDOW, FRACTION = knights.REPORT, knights.WINDOW, knights.FRACTION
-RUNS = {
-  name: run
-  for name, run in knights.RUNS.items()
-  if run[0] != "self_verification"
-}
-NOTE, PANELS, BUYERS = knights.NOTE, knights.PANELS, knights.BUYERS
-COMPARISONS, PUBLISHED = knights.COMPARISONS, knights.PUBLISHED
-METRICS = knights.METRICS
 _NAMES = {
   "aime24": "AIME24",
   "aime25": "AIME25",
@@ -185,15 +132,59 @@ _NAMES = {
   "olympiad": "OlympiadBench",
   "hmmt25": "HMMT25",
 }
-# What finished policies are scored on at each scale -> samples a problem, as in
-# the released scripts; MATH500 is the held-out split.
-BENCHMARKS = {"paper": dict.fromkeys(_NAMES, 32)}
-METRICS_AT = {
-  "paper": {
-    "MATH500, avg@8": "sampled/right",
-    **{
-      f"{heading}, avg@32": f"{name}/sampled/right"
-      for name, heading in _NAMES.items()
+
+TABLE = dataclasses.replace(
+  knights.TABLE,
+  title="CARE on math",
+  get_config=get_config,
+  several={
+    name: run
+    for name, run in knights.TABLE.several.items()
+    if run.row != "self_verification"
+  },
+  on_request=(),
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here and misled",
+      data="generated arithmetic",
+      scored_on="held-out problems",
+      hours=1.3,
+    ),
+    "small": Needs(
+      model="Qwen2.5-1.5B-Instruct",
+      data="GSM8K",
+      scored_on="GSM8K",
+      hardware="a GPU (not run here)",
+      accelerators=1,
+      extras=("report", "hf", "math"),
+      files=dict.fromkeys(
+        ("data/gsm8k/train.jsonl", "data/gsm8k/test.jsonl"),
+        "github.com/openai/grade-school-math",
+      ),
+    ),
+    "paper": Needs(
+      model="Qwen3-4B",
+      data="DAPO-Math-17k",
+      scored_on="MATH500, AIME24, AIME25, AMC23, OlympiadBench, HMMT25",
+      hardware="8 GPUs in the released scripts (not run here)",
+      accelerators=1,
+      extras=("report", "hf", "data", "math"),
+      files=dict.fromkeys(
+        ("data/dapo_math_17k.parquet", "data/math500.jsonl")
+        + tuple(f"data/{name}.jsonl" for name in _NAMES),
+        "the data set's own page (docs/reproducing.md, Mathematical problems)",
+      ),
+    ),
+  },
+  # As many samples as in the released scripts; MATH500 is the held-out split.
+  benchmarks={"paper": dict.fromkeys(_NAMES, 32)},
+  metrics_at={
+    "paper": {
+      "MATH500, avg@8": "sampled/right",
+      **{
+        f"{heading}, avg@32": f"{name}/sampled/right"
+        for name, heading in _NAMES.items()
+      },
     },
   },
-}
+)

@@ -27,6 +27,8 @@ No paper has this table.
 
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Table
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -123,42 +125,41 @@ def _set_tiny(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "Four methods in one run, tool calling"
-REPORT = "agent_report"
-WINDOW = 10
-# Figure in the table -> name in a run's final scores.
-METRICS = {
-  "right, greedy": "greedy/right",
-  "right, sampled": "sampled/right",
-  "correctness, greedy": "greedy/correctness",
-  "format, greedy": "greedy/format",
-}
-# Metric of a step -> what it is called. The first is also compared.
-CURVES = {
-  "audit/correct": "share of right calls",
-  "audit/vote_right": "votes that are right",
-  "weight/format": "weight of the format",
-  "observation_nll": "NLL of what the tools say",
-}
-PANELS = {
-  "one taken away": ("all", *(f"without_{m}" for m in METHODS), "none"),
-  "one alone": ("all", *(f"only_{m}" for m in METHODS), "none"),
-}
-# What is compared with what, seed by seed.
-COMPARISONS = (
-  ("all", "none"),
-  *(("all", f"without_{method}") for method in METHODS),
-  *((f"only_{method}", "none") for method in METHODS),
+TABLE = Table(
+  title="Four methods in one run, tool calling",
+  get_config=get_config,
+  rows=ROWS,
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="generated requests",
+      scored_on="held-out requests",
+      hours=1.8,
+      extras=("report", "hf"),
+    )
+  },
+  sections=sections.FIGURES,
+  window=10,
+  metrics={
+    "right, greedy": "greedy/right",
+    "right, sampled": "sampled/right",
+    "correctness, greedy": "greedy/correctness",
+    "format, greedy": "greedy/format",
+  },
+  curves={
+    "audit/correct": "share of right calls",
+    "audit/vote_right": "votes that are right",
+    "weight/format": "weight of the format",
+    "observation_nll": "NLL of what the tools say",
+  },
+  panels={
+    "one taken away": ("all", *(f"without_{m}" for m in METHODS), "none"),
+    "one alone": ("all", *(f"only_{m}" for m in METHODS), "none"),
+  },
+  comparisons=(
+    ("all", "none"),
+    *(("all", f"without_{method}") for method in METHODS),
+    *((f"only_{method}", "none") for method in METHODS),
+  ),
+  compared={"audit/correct": "share of right calls"},
 )
-PUBLISHED = {}
-# What a run takes, by scale; shown by `reproduce.py --list`.
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "generated requests",
-    "scored_on": "held-out requests",
-    "hardware": "2 CPU cores",
-    "hours": 1.8,
-    "extras": ("report", "hf"),
-  }
-}

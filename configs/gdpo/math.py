@@ -20,6 +20,8 @@ Paper: arXiv 2601.05242. Published, R1-1.5B on AIME: GRPO 23.1 % right and 10.8
 
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -154,101 +156,83 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "GDPO on math"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-_OWN_PAGE = (
-  "the data set's own page (docs/reproducing.md, Mathematical problems)"
-)
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "generated arithmetic",
-    "scored_on": "held-out problems by level",
-    "hardware": "2 CPU cores",
-    "hours": 0.2,
-  },
-  "paper": {
-    "model": "DeepSeek-R1-Distill-Qwen-1.5B",
-    "data": "DeepScaleR's 40,000 problems",
-    "scored_on": "MATH500, AIME24, AMC23, Minerva, OlympiadBench",
-    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "math"),
-    "files": dict.fromkeys(
-      ("data/deepscaler.json", *_FILES.values()), _OWN_PAGE
-    ),
-  },
-}
-REPORT = "agent_report"
-WINDOW = 10
-# What finished policies are scored on at each scale -> samples a problem.
-BENCHMARKS = {
-  "tiny": dict.fromkeys(("level_1", "level_2"), 8),
-  "paper": dict.fromkeys(_FILES, 16),
-}
-# Column -> name in a run's final scores.
-METRICS = {}
-METRICS_AT = {
-  scale: {
+_LEVELS = {"level_1": "level 1", "level_2": "level 2"}
+
+
+def _columns(names: dict[str, str]) -> dict[str, str]:
+  return {
     f"{what}, {heading}": f"{name}/sampled/{figure}"
     for what, figure in (("right", "right"), ("too long", "over_length"))
     for name, heading in names.items()
   }
-  for scale, names in (
-    ("tiny", {"level_1": "level 1", "level_2": "level 2"}),
-    ("paper", _NAMES),
-  )
-}
-# Metric of a step -> what it is called. The first is also compared.
-CURVES = {
-  "reward/correct": "share of right answers",
-  "reward/length": "reward on the length",
-  "length": "tokens of a response",
-  "weight/length": "weight of the length",
-  "entropy": "entropy",
-}
-PANELS = {
-  "equal weights": ("grpo", "gdpo"),
-  "SAW": ("grpo_saw", "gdpo_saw"),
-  "conditioned length": ("grpo_conditioned", "gdpo_conditioned"),
-}
-# What is compared with what, seed by seed.
-COMPARISONS = (
-  ("gdpo", "grpo"),
-  ("gdpo_saw", "grpo_saw"),
-  ("gdpo_conditioned", "grpo_conditioned"),
-  ("grpo_saw", "grpo"),
-  ("gdpo_saw", "gdpo"),
-  ("grpo_conditioned", "grpo"),
-  ("gdpo_conditioned", "gdpo"),
-)
 
 
-def _published(*benchmarks: str) -> dict[str, tuple[dict[str, str], ...]]:
-  """Fields of the published cells that belong beside each row."""
-  rows = {
-    "grpo": ("Table 3", "R1-1.5B", "GRPO"),
-    "gdpo": ("Table 3", "R1-1.5B", "GDPO"),
-    "grpo_conditioned": ("Table 4", "R1-7B", "GRPO (conditioned length)"),
-    "gdpo_conditioned": ("Table 4", "R1-7B", "GDPO (conditioned length)"),
-  }
-  return {
-    row: tuple(
-      {
-        "paper": "GDPO",
-        "table": table,
-        "model": model,
-        "method": method,
-        "metric": metric,
-        "benchmark": benchmark,
-      }
-      for metric in ("accuracy (%)", "exceed length (%)")
-      for benchmark in benchmarks
+def _cells(*benchmarks: str) -> tuple:
+  return tuple(
+    published(
+      {f"{row}{change}": f"{row.upper()}{method}" for row in ("grpo", "gdpo")},
+      paper="GDPO",
+      table=table,
+      model=model,
+      metric=("accuracy (%)", "exceed length (%)"),
+      benchmark=benchmarks,
     )
-    for row, (table, model, method) in rows.items()
-  }
+    for change, method, table, model in (
+      ("", "", "Table 3", "R1-1.5B"),
+      ("_conditioned", " (conditioned length)", "Table 4", "R1-7B"),
+    )
+  )
 
 
-# Row -> fields of the published records that belong beside it.
-PUBLISHED = _published("AIME")
-PUBLISHED_AT = {"paper": _published(*_NAMES.values())}
+TABLE = Table(
+  title="GDPO on math",
+  get_config=get_config,
+  rows=ROWS,
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="generated arithmetic",
+      scored_on="held-out problems by level",
+      hours=0.2,
+    ),
+    "paper": Needs(
+      model="DeepSeek-R1-Distill-Qwen-1.5B",
+      data="DeepScaleR's 40,000 problems",
+      scored_on="MATH500, AIME24, AMC23, Minerva, OlympiadBench",
+      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
+      accelerators=1,
+      extras=("report", "hf", "math"),
+      files=dict.fromkeys(
+        ("data/deepscaler.json", *_FILES.values()),
+        "the data set's own page (docs/reproducing.md, Mathematical problems)",
+      ),
+    ),
+  },
+  sections=sections.FIGURES,
+  window=10,
+  benchmarks={
+    "tiny": dict.fromkeys(_LEVELS, 8),
+    "paper": dict.fromkeys(_FILES, 16),
+  },
+  metrics_at={"tiny": _columns(_LEVELS), "paper": _columns(_NAMES)},
+  curves={
+    "reward/correct": "share of right answers",
+    "reward/length": "reward on the length",
+    "length": "tokens of a response",
+    "weight/length": "weight of the length",
+    "entropy": "entropy",
+  },
+  panels={
+    "equal weights": ("grpo", "gdpo"),
+    "SAW": ("grpo_saw", "gdpo_saw"),
+    "conditioned length": ("grpo_conditioned", "gdpo_conditioned"),
+  },
+  comparisons=(
+    *((f"gdpo{c}", f"grpo{c}") for c in ("", "_saw", "_conditioned")),
+    *((f"{row}_saw", row) for row in ("grpo", "gdpo")),
+    *((f"{row}_conditioned", row) for row in ("grpo", "gdpo")),
+  ),
+  compared={"reward/correct": "share of right answers"},
+  published=_cells("AIME"),
+  published_at={"paper": _cells(*_NAMES.values())},
+)

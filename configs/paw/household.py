@@ -38,6 +38,8 @@ Paper: arXiv 2606.02388, on ALFWorld. Published success, Qwen2.5-1.5B: GRPO
 
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -275,43 +277,6 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "PaW on the household"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "generated worlds, eight steps",
-    "scored_on": "held-out worlds, not ALFWorld",
-    "hardware": "2 CPU cores",
-    "hours": 1.5,
-  },
-  "small": {
-    "model": "Qwen2.5-1.5B-Instruct",
-    "data": "generated worlds, 15 steps",
-    "scored_on": "held-out worlds, not ALFWorld",
-    "hardware": "a GPU (not run here)",
-    "accelerators": 1,
-    "extras": ("report", "hf"),
-  },
-  "paper": {
-    "model": "Qwen2.5-1.5B-Instruct",
-    "data": "generated worlds, 50 steps; ALFWorld's games with engine=alfworld",
-    "scored_on": "held-out worlds; ALFWorld with engine=alfworld",
-    "hardware": "2 GPUs in the framework's script (not run here)",
-    "accelerators": 1,
-    "extras": ("report", "hf"),
-  },
-}
-REPORT = "agent_report"
-WINDOW = 5
-# Figure in the table -> name in a run's final scores.
-METRICS = {
-  "success, sampled": "sampled/right",
-  "success, greedy": "greedy/right",
-  "steps, sampled": "sampled/length",
-  "next-token accuracy": "greedy/observation_accuracy",
-  "next-token NLL": "greedy/observation_nll",
-}
 _KINDS = {
   "pick": "Pick",
   "look": "Look",
@@ -320,64 +285,94 @@ _KINDS = {
   "cool": "Cool",
   "two": "Pick2",
 }
-METRICS_AT = {
-  "paper": {
-    f"{heading}, sampled": f"sampled/right_{kind}"
-    for kind, heading in _KINDS.items()
-  }
+MAIN = {
+  "grpo": "GRPO",
+  "grpo_paw": "GRPO w/ PaW",
+  "gigpo": "GiGPO",
+  "gigpo_paw": "GiGPO w/ PaW",
 }
-# Metric of a step -> what it is called; told at the start and at the end, and
-# drawn over the steps.
-CURVES = {
-  "success": "success",
-  "lambda": "mean lambda",
-  "loss/world_model": "world-model loss",
-  "clipped_tokens": "share of clipped tokens",
+ABLATIONS = {
+  "paw_lambda_one": "GRPO w/ PaW, no adaptive coefficient (lambda=1)",
+  "paw_cross_entropy": "GRPO w/ PaW, CE instead of CMAE",
 }
-# Rows that are drawn together.
-PANELS = {
-  "with and without PaW": ROWS[: 2 * len(BASES)],
-  "ablations": ("grpo", "grpo_paw", "paw_lambda_one", "paw_cross_entropy"),
-  "controls": ("grpo", "grpo_paw", *CONTROLS),
-}
-# What is compared with what, seed by seed.
-COMPARISONS = (
-  *((f"{row}_paw", row) for row in BASES),
-  *((row, "grpo") for row in ("paw_cross_entropy", "paw_shuffled", "echo")),
-  *(
-    (row, "grpo_paw")
-    for row in ("paw_lambda_one", "paw_cross_entropy", *CONTROLS)
-  ),
-)
 _CELL = {
   "paper": "PaW",
-  "benchmark": "ALFWorld Avg",
   "metric": "success (%)",
   "model": "Qwen2.5-1.5B-Instruct",
 }
-_MAIN = "Table 1 / Table 5"
-PUBLISHED = {
-  "grpo": {**_CELL, "table": _MAIN, "method": "GRPO"},
-  "grpo_paw": {**_CELL, "table": _MAIN, "method": "GRPO w/ PaW"},
-  "gigpo": {**_CELL, "table": _MAIN, "method": "GiGPO"},
-  "gigpo_paw": {**_CELL, "table": _MAIN, "method": "GiGPO w/ PaW"},
-  "paw_lambda_one": {
-    **_CELL,
-    "table": "Table 4",
-    "method": "GRPO w/ PaW, no adaptive coefficient (lambda=1)",
+_TABLE_1 = {**_CELL, "table": "Table 1 / Table 5"}
+
+TABLE = Table(
+  title="PaW on the household",
+  get_config=get_config,
+  rows=ROWS,
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="generated worlds, eight steps",
+      scored_on="held-out worlds, not ALFWorld",
+      hours=1.5,
+    ),
+    "small": Needs(
+      model="Qwen2.5-1.5B-Instruct",
+      data="generated worlds, 15 steps",
+      scored_on="held-out worlds, not ALFWorld",
+      hardware="a GPU (not run here)",
+      accelerators=1,
+      extras=("report", "hf"),
+    ),
+    "paper": Needs(
+      model="Qwen2.5-1.5B-Instruct",
+      data="generated worlds, 50 steps; ALFWorld's games with engine=alfworld",
+      scored_on="held-out worlds; ALFWorld with engine=alfworld",
+      hardware="2 GPUs in the framework's script (not run here)",
+      accelerators=1,
+      extras=("report", "hf"),
+    ),
   },
-  "paw_cross_entropy": {
-    **_CELL,
-    "table": "Table 4",
-    "method": "GRPO w/ PaW, CE instead of CMAE",
+  sections=sections.FIGURES,
+  window=5,
+  metrics={
+    "success, sampled": "sampled/right",
+    "success, greedy": "greedy/right",
+    "steps, sampled": "sampled/length",
+    "next-token accuracy": "greedy/observation_accuracy",
+    "next-token NLL": "greedy/observation_nll",
   },
-}
-PUBLISHED_AT = {
-  "paper": {
-    row: tuple(
-      {**PUBLISHED[row], "benchmark": f"ALFWorld {heading}"}
-      for heading in _KINDS.values()
+  metrics_at={
+    "paper": {
+      f"{heading}, sampled": f"sampled/right_{kind}"
+      for kind, heading in _KINDS.items()
+    }
+  },
+  curves={
+    "success": "success",
+    "lambda": "mean lambda",
+    "loss/world_model": "world-model loss",
+    "clipped_tokens": "share of clipped tokens",
+  },
+  panels={
+    "with and without PaW": ROWS[: 2 * len(BASES)],
+    "ablations": ("grpo", "grpo_paw", *ABLATIONS),
+    "controls": ("grpo", "grpo_paw", *CONTROLS),
+  },
+  comparisons=(
+    *((f"{row}_paw", row) for row in BASES),
+    *((row, "grpo") for row in ("paw_cross_entropy", "paw_shuffled", "echo")),
+    *((row, "grpo_paw") for row in (*ABLATIONS, *CONTROLS)),
+  ),
+  compared={"success": "success"},
+  published=(
+    published(MAIN, **_TABLE_1, benchmark="ALFWorld Avg"),
+    published(ABLATIONS, **_CELL, table="Table 4", benchmark="ALFWorld Avg"),
+  ),
+  published_at={
+    "paper": (
+      published(
+        MAIN,
+        **_TABLE_1,
+        benchmark=tuple(f"ALFWorld {kind}" for kind in _KINDS.values()),
+      ),
     )
-    for row in ("grpo", "grpo_paw", "gigpo", "gigpo_paw")
-  }
-}
+  },
+)

@@ -22,8 +22,11 @@ Qwen2.5-3B: GRPO 43.9, with PaW 44.8; GiGPO 41.2, with PaW 44.2. Ours:
 results/paw/search/, on drawn questions.
 """
 
+import dataclasses
+
 import ml_collections
 
+from saw_jax.reporting.table import Needs, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -104,42 +107,37 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "PaW on search questions"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "questions about 120 drawn people",
-    "scored_on": "held-out questions, not the seven public sets",
-    "hardware": "2 CPU cores",
-    "hours": 1.1,
-    "extras": ("report", "search"),
+TABLE = dataclasses.replace(
+  household.TABLE,
+  title="PaW on search questions",
+  get_config=get_config,
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="questions about 120 drawn people",
+      scored_on="held-out questions, not the seven public sets",
+      hours=1.1,
+      extras=("report", "search"),
+    ),
+    "paper": Needs(
+      model="Qwen2.5-3B-Instruct",
+      data="a drawn corpus, or local files of NQ and HotpotQA",
+      scored_on="held-out questions; those of the files where they are given",
+      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
+      accelerators=1,
+      extras=("report", "hf", "search"),
+    ),
   },
-  "paper": {
-    "model": "Qwen2.5-3B-Instruct",
-    "data": "a drawn corpus, or local files of NQ and HotpotQA",
-    "scored_on": "held-out questions; those of the files where they are given",
-    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "search"),
-  },
-}
-REPORT = "agent_report"
-WINDOW = household.WINDOW
-METRICS = household.METRICS
-CURVES = household.CURVES
-PANELS = household.PANELS
-COMPARISONS = household.COMPARISONS
-_CELL = {
-  "paper": "PaW",
-  "benchmark": "search QA Avg",
-  "metric": "exact match (%)",
-  "model": "Qwen2.5-3B-Instruct",
-  "table": "Table 2",
-}
-PUBLISHED = {
-  "grpo": {**_CELL, "method": "GRPO"},
-  "grpo_paw": {**_CELL, "method": "GRPO w/ PaW"},
-  "gigpo": {**_CELL, "method": "GiGPO"},
-  "gigpo_paw": {**_CELL, "method": "GiGPO w/ PaW"},
-}
+  metrics_at={},
+  published=(
+    published(
+      household.MAIN,
+      paper="PaW",
+      benchmark="search QA Avg",
+      metric="exact match (%)",
+      model="Qwen2.5-3B-Instruct",
+      table="Table 2",
+    ),
+  ),
+  published_at={},
+)

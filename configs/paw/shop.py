@@ -23,8 +23,11 @@ with PaW 68.6; GiGPO 66.2, with PaW 75.3; RLOO 56.7, 61.2; PPO 59.1, 65.2;
 lambda = 1 67.0; cross-entropy 57.2. Ours: results/paw/shop/, in the drawn shop.
 """
 
+import dataclasses
+
 import ml_collections
 
+from saw_jax.reporting.table import Needs, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -93,58 +96,46 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "PaW in the shop"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "60 drawn products",
-    "scored_on": "held-out instructions, not WebShop",
-    "hardware": "2 CPU cores",
-    "hours": 1.3,
-    "extras": ("report", "search"),
-  },
-  "paper": {
-    "model": "Qwen2.5-1.5B-Instruct",
-    "data": "a drawn shop, or WebShop's files",
-    "scored_on": "held-out instructions; WebShop's with its files",
-    "hardware": "2 GPUs in the framework's script (not run here)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "search"),
-  },
-}
-# Controls that the tables of the household and of the questions have.
-ON_REQUEST = tuple(row for row in CONTROLS if row != "paw_random")
-REPORT = "agent_report"
-WINDOW = household.WINDOW
-METRICS = household.METRICS
-CURVES = household.CURVES
-PANELS = household.PANELS
-COMPARISONS = household.COMPARISONS
 _CELL = {
   "paper": "PaW",
   "benchmark": "WebShop",
   "metric": "success (%)",
   "model": "Qwen2.5-1.5B-Instruct",
 }
-_MAIN = "Table 1 / Table 5"
-PUBLISHED = {
-  "grpo": {**_CELL, "table": _MAIN, "method": "GRPO"},
-  "grpo_paw": {**_CELL, "table": _MAIN, "method": "GRPO w/ PaW"},
-  "gigpo": {**_CELL, "table": _MAIN, "method": "GiGPO"},
-  "gigpo_paw": {**_CELL, "table": _MAIN, "method": "GiGPO w/ PaW"},
-  "rloo": {**_CELL, "table": "Table 3", "method": "RLOO"},
-  "rloo_paw": {**_CELL, "table": "Table 3", "method": "RLOO w/ PaW"},
-  "ppo": {**_CELL, "table": "Table 3", "method": "PPO"},
-  "ppo_paw": {**_CELL, "table": "Table 3", "method": "PPO w/ PaW"},
-  "paw_lambda_one": {
-    **_CELL,
-    "table": "Table 4",
-    "method": "GRPO w/ PaW, no adaptive coefficient (lambda=1)",
-  },
-  "paw_cross_entropy": {
-    **_CELL,
-    "table": "Table 4",
-    "method": "GRPO w/ PaW, CE instead of CMAE",
-  },
+_OTHER_BASES = {
+  f"{row}{paw}": row.upper() + method
+  for row in ("rloo", "ppo")
+  for paw, method in (("", ""), ("_paw", " w/ PaW"))
 }
+
+TABLE = dataclasses.replace(
+  household.TABLE,
+  title="PaW in the shop",
+  get_config=get_config,
+  # Controls that the tables of the household and of the questions have.
+  on_request=tuple(row for row in CONTROLS if row != "paw_random"),
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="60 drawn products",
+      scored_on="held-out instructions, not WebShop",
+      hours=1.3,
+      extras=("report", "search"),
+    ),
+    "paper": Needs(
+      model="Qwen2.5-1.5B-Instruct",
+      data="a drawn shop, or WebShop's files",
+      scored_on="held-out instructions; WebShop's with its files",
+      hardware="2 GPUs in the framework's script (not run here)",
+      accelerators=1,
+      extras=("report", "hf", "search"),
+    ),
+  },
+  metrics_at={},
+  published=(
+    published(household.MAIN, **_CELL, table="Table 1 / Table 5"),
+    published(_OTHER_BASES, **_CELL, table="Table 3"),
+    published(household.ABLATIONS, **_CELL, table="Table 4"),
+  ),
+  published_at={},
+)

@@ -25,8 +25,12 @@ GDPO 18.8, with SAW 19.07. Batch, group, steps, learning rate and lengths of
 this task are not known: `paper` has those of the released tool-calling scripts.
 """
 
+import dataclasses
+
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -165,80 +169,75 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "SAW on summaries"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-_TLDR = (
-  "Reddit TL;DR as filtered by github.com/openai/summarize-from-feedback, rows "
-  "with post and summary (docs/reproducing.md)"
+_REWARDS = ("quality", "conciseness")
+_BY_RULES = Needs(
+  model="SmolLM2-135M-Instruct",
+  data="docsum, which comes along",
+  scored_on="held-out texts, by rules and not by a judge",
+  extras=("report", "hf", "gguf", "summaries"),
 )
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "docsum, which comes along, cut to 100 characters",
-    "scored_on": "held-out texts, by rules and not by a judge",
-    "hardware": "2 CPU cores",
-    "hours": 0.7,
-    "extras": ("report", "hf", "summaries"),
-  },
-  "small": {
-    "model": "SmolLM2-135M-Instruct",
-    "data": "docsum, which comes along",
-    "scored_on": "held-out texts, by rules and not by a judge",
-    "hardware": "2 CPU cores",
-    "extras": ("report", "hf", "gguf", "summaries"),
-  },
-  "paper": {
-    "model": "Qwen2.5-1.5B-Instruct and a judge",
-    "data": "Reddit TL;DR",
-    "scored_on": "256 held-out posts, by the judge",
-    "hardware": "GPUs or a TPU slice (not run here; the paper does not say)",
-    "accelerators": 1,
-    "extras": ("report", "hf", "judge"),
-    "files": dict.fromkeys(
-      ("data/tldr/train.jsonl", "data/tldr/test.jsonl"), _TLDR
+
+TABLE = Table(
+  title="SAW on summaries",
+  get_config=get_config,
+  rows=ROWS,
+  needs={
+    "tiny": dataclasses.replace(
+      _BY_RULES,
+      model="a decoder of 0.1 M parameters, trained here",
+      data="docsum, which comes along, cut to 100 characters",
+      hours=0.7,
+      extras=("report", "hf", "summaries"),
     ),
-    "settings": {
-      "task.options.judge.url": "the address of an endpoint with a judge "
-      "(docs/reproducing.md)"
-    },
+    "small": _BY_RULES,
+    "paper": Needs(
+      model="Qwen2.5-1.5B-Instruct and a judge",
+      data="Reddit TL;DR",
+      scored_on="256 held-out posts, by the judge",
+      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
+      accelerators=1,
+      extras=("report", "hf", "judge"),
+      files=dict.fromkeys(
+        ("data/tldr/train.jsonl", "data/tldr/test.jsonl"),
+        "Reddit TL;DR as filtered by github.com/openai/summarize-from-feedback,"
+        " rows with post and summary (docs/reproducing.md)",
+      ),
+      settings={
+        "task.options.judge.url": "the address of an endpoint with a judge "
+        "(docs/reproducing.md)"
+      },
+    ),
   },
-}
-COMPONENTS = ("quality", "conciseness")
-# What is printed beside each number of a scale whose rewards are not a judge's.
-STAND_INS = dict.fromkeys(
-  ("tiny", "small"), "stand-in: rule rewards, not the judge"
+  sections=sections.REWARDS,
+  components=_REWARDS,
+  stand_ins=dict.fromkeys(
+    ("tiny", "small"), "stand-in: rule rewards, not the judge"
+  ),
+  metrics={
+    f"{name}, {mode}": f"{mode}/{name}"
+    for mode in ("greedy", "sampled")
+    for name in (*_REWARDS, "total", "length")
+  },
+  thresholds={"reward/quality": 1.5, "reward/conciseness": 8.0},
+  window=5,
+  comparisons=tuple(
+    (f"{advantage}_saw", f"{advantage}{weights}")
+    for weights in ("", "_static", "_gradient")
+    for advantage in ("gdpo", "grpo")
+  ),
+  compared={f"reward/{name}": f"reward/{name}" for name in _REWARDS},
+  published=(
+    published(
+      {
+        "grpo": "GRPO",
+        "grpo_saw": "GRPO+SAW",
+        "gdpo": "GDPO",
+        "gdpo_saw": "GDPO+SAW",
+      },
+      paper="SAW",
+      benchmark="Reddit TL;DR",
+      metric="total score (0-20)",
+      model="Qwen2.5-1.5B-Instruct",
+    ),
+  ),
 )
-# Column -> name in a run's final scores.
-METRICS = {
-  f"{name}, {mode}": f"{mode}/{name}"
-  for mode in ("greedy", "sampled")
-  for name in (*COMPONENTS, "total", "length")
-}
-# Rewards whose arrival is timed, as training means over a window of steps.
-THRESHOLDS = {"reward/quality": 1.5, "reward/conciseness": 8.0}
-WINDOW = 5
-# What is compared with what, seed by seed.
-COMPARISONS = (
-  ("gdpo_saw", "gdpo"),
-  ("grpo_saw", "grpo"),
-  ("gdpo_saw", "gdpo_static"),
-  ("grpo_saw", "grpo_static"),
-  ("gdpo_saw", "gdpo_gradient"),
-  ("grpo_saw", "grpo_gradient"),
-)
-# Row -> fields of the published record that belongs beside it, and its column.
-PUBLISHED = {
-  row: {
-    "paper": "SAW",
-    "benchmark": "Reddit TL;DR",
-    "metric": "total score (0-20)",
-    "model": "Qwen2.5-1.5B-Instruct",
-    "method": method,
-  }
-  for row, method in (
-    ("grpo", "GRPO"),
-    ("grpo_saw", "GRPO+SAW"),
-    ("gdpo", "GDPO"),
-    ("gdpo_saw", "GDPO+SAW"),
-  )
-}

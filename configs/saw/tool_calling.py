@@ -21,8 +21,12 @@ on BFCL, Qwen2.5-1.5B-Instruct (from secondary sources): GRPO 32.55, with SAW
 33.53; GDPO 33.82, with SAW 34.02. Ours: results/saw/tool_calling/.
 """
 
+import dataclasses
+
 import ml_collections
 
+from saw_jax.reporting import sections
+from saw_jax.reporting.table import Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -129,104 +133,97 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-TITLE = "SAW on tool calling"
-# What it needs at each scale; saw_jax/reporting/catalogue.py checks it.
-_TOOLRL = "rlla_4k of github.com/qiancheng0/ToolRL (docs/reproducing.md)"
-_PAPER = {
-  "model": "Qwen2.5-1.5B-Instruct",
-  "data": "ToolRL's rows",
-  "scored_on": "ToolRL's 80 test rows; BFCL's single turns",
-  "extras": ("report", "hf", "data"),
-  "packages": {
+_BENCHMARKED = Needs(
+  model="Qwen2.5-1.5B-Instruct",
+  data="ToolRL's rows",
+  scored_on="ToolRL's 80 test rows; BFCL's single turns",
+  hardware="4 to 8 GPUs of 80 GB in the papers (not run here)",
+  accelerators=1,
+  extras=("report", "hf", "data"),
+  packages={
     "bfcl-eval": "pip install --no-deps 'bfcl-eval==2026.3.23' "
     "(docs/reproducing.md, BFCL)"
   },
-  "accelerators": 1,
-  "files": dict.fromkeys(
-    ("data/toolrl/train.parquet", "data/toolrl/test.parquet"), _TOOLRL
+  files=dict.fromkeys(
+    ("data/toolrl/train.parquet", "data/toolrl/test.parquet"),
+    "rlla_4k of github.com/qiancheng0/ToolRL (docs/reproducing.md)",
   ),
-}
-NEEDS = {
-  "tiny": {
-    "model": "a decoder of 0.1 M parameters, trained here",
-    "data": "generated requests",
-    "scored_on": "held-out requests, not BFCL",
-    "hardware": "2 CPU cores",
-    "hours": 0.8,
-    "extras": ("report", "hf"),
-  },
-  "small": {**_PAPER, "hardware": "a GPU (not run here)"},
-  "paper": {
-    **_PAPER,
-    "hardware": "4 to 8 GPUs of 80 GB in the papers (not run here)",
-  },
-}
-COMPONENTS = ("correctness", "format")
-# Column -> name in a run's final scores.
-METRICS = {
-  "right, greedy": "greedy/right",
-  "correctness, greedy": "greedy/correctness",
-  "format, greedy": "greedy/format",
-  "right, sampled": "sampled/right",
-  "correctness, sampled": "sampled/correctness",
-  "format, sampled": "sampled/format",
-}
-# Rewards whose arrival is timed, as training means over a window of steps.
-THRESHOLDS = {"reward/correctness": 1.8, "reward/format": 0.8}
-WINDOW = 5
-# What is compared with what, seed by seed.
-COMPARISONS = (
-  ("gdpo_saw", "gdpo"),
-  ("grpo_saw", "grpo"),
-  ("gdpo_gradient", "gdpo"),
-  ("grpo_gradient", "grpo"),
 )
-# What finished policies are scored on at each scale -> samples an entry. BFCL
-# v4's single turns: its other turns run tools, and "Overall Acc" has them too.
-BENCHMARKS = {"small": {"bfcl": 4}, "paper": {"bfcl": 4}}
-METRICS_AT = dict.fromkeys(
-  ("small", "paper"),
-  {
-    f"BFCL {heading}, {mode}": f"bfcl/{mode}/{name}"
-    for mode in ("greedy", "sampled")
-    for heading, name in (
-      ("live", "live"),
-      ("non-live", "non_live"),
-      ("single turns", "single_turn"),
-    )
-  },
-)
+_PAPER = {"paper": "GDPO", "model": "Qwen2.5-1.5B-Instruct"}
+_BFCL = tuple(f"BFCL-v3 {part}" for part in ("Live", "Non-Live"))
+_BFCL += tuple(f"BFCL-v3 {part}" for part in ("Multi-Turn", "Avg"))
+_SINGLE = {
+  "live": "live",
+  "non-live": "non_live",
+  "single turns": "single_turn",
+}
 
-
-def _published(method: str) -> tuple[dict[str, str], ...]:
-  """Fields of the published records that belong beside a row."""
-  model = "Qwen2.5-1.5B-Instruct"
-  saw = {
-    "paper": "SAW",
-    "benchmark": "BFCL-v4",
-    "metric": "Overall Acc (%)",
-    "model": model,
-    "method": method,
-  }
-  if method.endswith("SAW"):
-    return (saw,)
-  gdpo = {"paper": "GDPO", "model": model, "method": method}
-  return (
-    saw,
-    *(
-      {**gdpo, "benchmark": f"BFCL-v3 {part}", "metric": "accuracy (%)"}
-      for part in ("Live", "Non-Live", "Multi-Turn", "Avg")
+TABLE = Table(
+  title="SAW on tool calling",
+  get_config=get_config,
+  rows=ROWS,
+  needs={
+    "tiny": Needs(
+      model="a decoder of 0.1 M parameters, trained here",
+      data="generated requests",
+      scored_on="held-out requests, not BFCL",
+      hours=0.8,
+      extras=("report", "hf"),
     ),
-    {**gdpo, "benchmark": "BFCL-v3", "metric": "correct format (%)"},
-  )
-
-
-PUBLISHED = {
-  row: _published(method)
-  for row, method in (
-    ("grpo", "GRPO"),
-    ("grpo_saw", "GRPO+SAW"),
-    ("gdpo", "GDPO"),
-    ("gdpo_saw", "GDPO+SAW"),
-  )
-}
+    "small": dataclasses.replace(_BENCHMARKED, hardware="a GPU (not run here)"),
+    "paper": _BENCHMARKED,
+  },
+  sections=sections.REWARDS,
+  components=("correctness", "format"),
+  metrics={
+    f"{name}, {mode}": f"{mode}/{name}"
+    for mode in ("greedy", "sampled")
+    for name in ("right", "correctness", "format")
+  },
+  thresholds={"reward/correctness": 1.8, "reward/format": 0.8},
+  window=5,
+  comparisons=(
+    ("gdpo_saw", "gdpo"),
+    ("grpo_saw", "grpo"),
+    ("gdpo_gradient", "gdpo"),
+    ("grpo_gradient", "grpo"),
+  ),
+  compared={name: name for name in ("reward/correctness", "reward/format")},
+  # BFCL v4's single turns: its other turns run tools, and "Overall Acc" has
+  # them too.
+  benchmarks={"small": {"bfcl": 4}, "paper": {"bfcl": 4}},
+  metrics_at=dict.fromkeys(
+    ("small", "paper"),
+    {
+      f"BFCL {heading}, {mode}": f"bfcl/{mode}/{name}"
+      for mode in ("greedy", "sampled")
+      for heading, name in _SINGLE.items()
+    },
+  ),
+  published=(
+    published(
+      {
+        "grpo": "GRPO",
+        "grpo_saw": "GRPO+SAW",
+        "gdpo": "GDPO",
+        "gdpo_saw": "GDPO+SAW",
+      },
+      paper="SAW",
+      benchmark="BFCL-v4",
+      metric="Overall Acc (%)",
+      model="Qwen2.5-1.5B-Instruct",
+    ),
+    published(
+      {"grpo": "GRPO", "gdpo": "GDPO"},
+      **_PAPER,
+      benchmark=_BFCL,
+      metric="accuracy (%)",
+    ),
+    published(
+      {"grpo": "GRPO", "gdpo": "GDPO"},
+      **_PAPER,
+      benchmark="BFCL-v3",
+      metric="correct format (%)",
+    ),
+  ),
+)

@@ -3,6 +3,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ LayerCache = tuple[Array, Array]
 
 
 def declare(
-  module: nn.Module, name: str, init, shape: tuple, axes: tuple
+  module: nn.Module, name: str, init: Callable, shape: tuple, axes: tuple
 ) -> Array:
   """Adds a parameter with named axes to a module that has a config."""
   init = nn.with_logical_partitioning(init, axes)

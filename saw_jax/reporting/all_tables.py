@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from saw_jax.reporting import catalogue, run_plan
+from saw_jax.reporting.table import Table
 from saw_jax.run import command_line
+from saw_jax.tasks.base import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,43 +45,40 @@ class Job:
 
 
 def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
-  """Finds out what is missing of every table that has a scale.
-
-  Raises:
-    ValueError: no table has that scale; the message has the nearest one.
-  """
-  modules = {name: catalogue.load(name) for name in catalogue.names()}
-  known = dict.fromkeys(s for m in modules.values() for s in m.SCALES)
+  """Finds out what is missing of every table that has a scale."""
+  tables = {name: catalogue.load(name) for name in catalogue.names()}
+  known = list(dict.fromkeys(s for t in tables.values() for s in t.scales))
   if scale not in known:
-    from saw_jax.tasks.base import nearest
+    raise ValueError(f"unknown scale {scale!r}: {nearest(scale, known)}")
+  return [
+    _job(name, table, scale, seeds, runs, results)
+    for name, table in tables.items()
+    if scale in table.scales
+  ]
 
-    raise ValueError(f"unknown scale {scale!r}: {nearest(scale, list(known))}")
-  jobs = []
-  for table, module in modules.items():
-    if scale not in module.SCALES:
-      continue
-    plans = [
-      run_plan.plan_row(pathlib.Path(runs, table, scale), row, range(seeds))
-      for row in catalogue.rows(module)
-    ]
-    written = pathlib.Path(results, table, scale, "table.md")
-    there = [
-      (directory / "final.json").stat().st_mtime
-      for found in plans
-      for directory in found.there.directories
-    ]
-    jobs.append(
-      Job(
-        table,
-        rows=len(plans),
-        missing=sum(bool(found.missing) for found in plans),
-        is_written=written.exists()
-        and written.stat().st_mtime >= max(there, default=0.0),
-        hours=catalogue.needs(module, scale).hours,
-        lacks=tuple(catalogue.missing(module, scale)),
-      )
-    )
-  return jobs
+
+def _job(
+  name: str, table: Table, scale: str, seeds: int, runs: str, results: str
+) -> Job:
+  plans = [
+    run_plan.plan_row(pathlib.Path(runs, name, scale), row, range(seeds))
+    for row in table.default_runs
+  ]
+  written = pathlib.Path(results, name, scale, "table.md")
+  ends = [
+    (directory / "final.json").stat().st_mtime
+    for plan in plans
+    for directory in plan.there.directories
+  ]
+  return Job(
+    name,
+    rows=len(plans),
+    missing=sum(bool(plan.missing) for plan in plans),
+    is_written=written.exists()
+    and written.stat().st_mtime >= max(ends, default=0.0),
+    hours=table.needs[scale].hours,
+    lacks=tuple(catalogue.missing(table, scale)),
+  )
 
 
 def run(
@@ -88,15 +87,9 @@ def run(
   *,
   say: Callable[[str], None] = print,
 ) -> int:
-  """Runs what is missing of the tables.
+  """Runs what is missing; returns 0, 1 if a table failed, or an interrupt's.
 
-  Args:
-    jobs: the tables, in their order.
-    command: that makes a table.
-    say: takes a line for people.
-
-  Returns:
-    The exit status: 0, 1 if a table failed, or that of an interrupt.
+  `command` is that which makes a table, and `say` takes a line for people.
   """
   ends = {}
   took, expected = 0.0, 0.0  # of the tables that were timed before and ran now
@@ -119,12 +112,10 @@ def run(
       if status == command_line.INTERRUPTED or child.is_stopped:
         ends[job.table] = "stopped"
         break
-      if status:
-        ends[job.table] = (
-          f"failed with status {status}"
-          if status > 0
-          else f"ended by {signal.Signals(-status).name}"
-        )
+      if status > 0:
+        ends[job.table] = f"failed with status {status}"
+      elif status < 0:
+        ends[job.table] = f"ended by {signal.Signals(-status).name}"
       else:
         ends[job.table] = f"made in {duration(seconds)}"
         if job.missing and job.seconds is not None:
@@ -134,20 +125,11 @@ def run(
   if "stopped" in ends.values():
     say("stopped; the same command goes on")
     return command_line.INTERRUPTED
-  failed = [end for end in ends.values() if end.startswith(("failed", "ended"))]
-  return 1 if failed else 0
+  return int(any(e.startswith(("failed", "ended")) for e in ends.values()))
 
 
 def remaining(jobs: Sequence[Job], pace: float = 1.0) -> str:
-  """Says how long tables will take.
-
-  Args:
-    jobs: what is to be done.
-    pace: how many times as long as estimated the tables before them took.
-
-  Returns:
-    A few words.
-  """
+  """How long tables will take, where estimates are to be multiplied by pace."""
   known = [job.seconds for job in jobs if job.seconds is not None]
   unknown = sum(job.missing for job in jobs if job.seconds is None)
   words = [f"about {duration(pace * sum(known))} remain"] if known else []
@@ -157,7 +139,7 @@ def remaining(jobs: Sequence[Job], pace: float = 1.0) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Says a time in the unit that suits it."""
+  """A time in the unit that suits it."""
   if seconds < 90:
     return f"{seconds:.0f} s"
   if seconds < 90 * 60:

@@ -25,18 +25,7 @@ img { max-width: 100%; display: block; margin: 1.5rem 0; }
 
 
 def write_page(folder: str | os.PathLike) -> pathlib.Path:
-  """Writes `table.html` beside a `table.md` and its pictures.
-
-  Args:
-    folder: has `table.md`, and the pictures, `*.png`, that are to be shown.
-
-  Returns:
-    The page's path.
-
-  Raises:
-    FileNotFoundError: there is no `table.md`.
-    ImportError: the extra `report` is not installed.
-  """
+  """Writes `table.html` beside a `table.md` and its pictures, `*.png`."""
   folder = pathlib.Path(folder)
   text = (folder / "table.md").read_text(encoding="utf-8")
   page = folder / "table.html"
@@ -46,19 +35,9 @@ def write_page(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def to_html(text: str, pictures: Sequence[str] = ()) -> str:
-  """Renders Markdown as a page.
+  """Renders Markdown with tables; its first heading is the title.
 
-  Args:
-    text: Markdown with tables; its first heading is the title. Markup of HTML
-      in it is shown and not obeyed.
-    pictures: addresses of the pictures at the end.
-
-  Returns:
-    A whole document. Cells of columns whose heading ends with `(published)`
-    have the class `published`.
-
-  Raises:
-    ImportError: the extra `report` is not installed.
+  Markup of HTML in it is shown and not obeyed.
   """
   try:
     import markdown_it
@@ -77,13 +56,17 @@ def to_html(text: str, pictures: Sequence[str] = ()) -> str:
     f'<img src="{name}" alt="{pathlib.Path(name).stem}">'
     for name in map(html.escape, pictures)
   ]
+  return page(title, _STYLE, [body.rstrip(), *shown])
+
+
+def page(title: str, style: str, parts: Sequence[str]) -> str:
+  """A whole document around parts that are HTML already."""
   return "\n".join(
     [
       "<!DOCTYPE html>",
       '<html lang="en"><head><meta charset="utf-8">',
-      f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-      body.rstrip(),
-      *shown,
+      f"<title>{html.escape(title)}</title><style>{style}</style></head><body>",
+      *parts,
       "</body></html>",
       "",
     ]

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 from saw_jax.reporting import catalogue
-from saw_jax.run import command_line
+from saw_jax.run import command_line, config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCALE = "tiny"
@@ -42,20 +42,19 @@ def page() -> str:
   return "\n".join(lines)
 
 
-def _table(table: str) -> list[str]:
-  module = catalogue.load(table)
-  results = ROOT / "results" / table / _SCALE
-  kept = _results(results / "table.csv")
+def _table(name: str) -> list[str]:
+  table = catalogue.load(name)
+  kept = _results(ROOT / "results" / name / _SCALE / "table.csv")
   metrics = list(dict.fromkeys(metric for _, metric in kept))
   # Of a sweep all of it, of another table the first column.
-  shown = metrics if hasattr(module, "SWEPT") else metrics[:1]
-  where = f"[`{_SCALE}`](../results/{table}/{_SCALE}/table.md)"
+  shown = metrics if table.swept else metrics[:1]
+  where = f"[`{_SCALE}`](../results/{name}/{_SCALE}/table.md)"
   lines = [
-    f"## {module.TITLE}",
+    f"## {table.title}",
     "",
-    f"Config: [`configs/{table}.py`](../configs/{table}.py). All rows:",
+    f"Config: [`configs/{name}.py`](../configs/{name}.py). All rows:",
     "",
-    f"    python experiments/reproduce.py --table={table} --scale={_SCALE} "
+    f"    python experiments/reproduce.py --table={name} --scale={_SCALE} "
     "--seeds=5",
     "",
     f"Results: {where if kept else 'not run'}.",
@@ -64,31 +63,25 @@ def _table(table: str) -> list[str]:
     f"{', '.join(shown) or 'here'} |",
     "| --- | --- | --- | --- | --- | --- | ---: |",
   ]
-  for row in module.ROWS:
-    runs = _runs_of(module, row)
+  for row in table.rows:
+    runs = table.runs_of(row)
     if not runs:  # a row that the table leaves out, such as at this scale
       continue
-    made = _methods(catalogue.config(module, runs[0], _SCALE))
+    made = _methods(config.typed(table.config(runs[0], _SCALE)))
     cells = [kept.get((row, metric), "–") for metric in shown]
     if not any((row, metric) in kept for metric in shown):
-      asked = set(runs) <= set(catalogue.on_request(module))
+      asked = set(runs) <= set(table.on_request)
       cells = ["by `--rows` alone" if asked else "not run"]
     words = ", ".join(f"`{run}`" for run in runs)
     lines += [f"| {row} | {' | '.join(made)} | {words} | {', '.join(cells)} |"]
   return [*lines, ""]
 
 
-def _runs_of(module, row: str) -> list[str]:
-  if not hasattr(module, "RUNS"):
-    return [row]
-  return [name for name, run in module.RUNS.items() if run[0] == row]
-
-
-def _methods(config) -> list[str]:
+def _methods(run) -> list[str]:
   """The functions of a config: advantage, weights, loss, and what else."""
   from saw_jax import algorithms, weighting
 
-  algorithm = config.algorithm
+  algorithm = run.algorithm
   weights = algorithms.WEIGHTS[algorithm.weights]
   advantages = algorithms.ADVANTAGES | algorithms.STEP_ADVANTAGES
   return [
@@ -96,15 +89,15 @@ def _methods(config) -> list[str]:
     _name(weights or weighting.gradient_weights),
     f"{_name(algorithms.LOSSES[algorithm.loss])}, "
     f"{_name(algorithms.AGGREGATES[algorithm.aggregate])}",
-    ", ".join(_besides(config)) or "–",
+    ", ".join(_besides(run)) or "–",
   ]
 
 
-def _besides(config) -> list[str]:
+def _besides(run) -> list[str]:
   """The functions of labels and of a world model, if there are any."""
   from saw_jax import algorithms
 
-  world, found = config.algorithm.world_model, []
+  world, found = run.algorithm.world_model, []
   if world.loss != "none":
     found = [
       algorithms.TOKEN_LOSSES[world.loss],
@@ -115,7 +108,7 @@ def _besides(config) -> list[str]:
   found = [_name(fn) for fn in found]
   if world.shuffled:
     found.append("observations change places")
-  labels = config.labels
+  labels = run.labels
   found += [_name(fn) for fn in _label_functions(labels)]
   if labels.method not in ("truth", "care") and labels.gate == "probe":
     found.append("CARE's gate")
@@ -123,7 +116,7 @@ def _besides(config) -> list[str]:
     found.append("no gate")
   if labels.unlabelled == "vote":
     found.append("votes for the rest")
-  if config.asynchronous.dynamic_sampling:
+  if run.asynchronous.dynamic_sampling:
     found.append("dynamic sampling")
   return found
 

@@ -5,8 +5,10 @@ number, or a number that contradicts others in it, the note says so.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
+from collections.abc import Mapping
 
 _FOLDER = pathlib.Path(__file__).parent / "published"
 
@@ -28,7 +30,6 @@ class PublishedCell:
   note: str = ""
 
   def __post_init__(self):
-    """Refuses what cannot be a cell."""
     if self.source not in ("primary", "secondary"):
       raise ValueError(f"a source is primary or secondary, not {self.source!r}")
     if self.value is None and not self.note:
@@ -41,10 +42,7 @@ class PublishedCell:
 
 
 def available() -> list[str]:
-  """Names the papers that have a file.
-
-  Returns:
-    The names that `read` takes.
+  """The papers that have a file.
 
   >>> available()
   ['asympo', 'gdpo', 'paw', 'saw']
@@ -52,15 +50,9 @@ def available() -> list[str]:
   return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
+@functools.cache
 def read(paper: str) -> tuple[PublishedCell, ...]:
-  """Reads all numbers of a paper.
-
-  Args:
-    paper: one of `available()`.
-
-  Returns:
-    Its cells, in the order of the file.
-  """
+  """All numbers of a paper, in the order of its file."""
   if paper not in available():
     raise ValueError(f"no published numbers of {paper!r}; of {available()}")
   text = (_FOLDER / f"{paper}.json").read_text(encoding="utf-8")
@@ -70,18 +62,7 @@ def read(paper: str) -> tuple[PublishedCell, ...]:
 def select(
   cells: tuple[PublishedCell, ...], **fields: str
 ) -> tuple[PublishedCell, ...]:
-  """Keeps the cells whose fields are the given ones.
-
-  Args:
-    cells: to choose from.
-    **fields: wanted value by name of the field, as `method="GRPO"`.
-
-  Returns:
-    The cells left, at least one.
-
-  Raises:
-    KeyError: no cell is left; the message lists what there is.
-  """
+  """Keeps the cells with these fields; a KeyError says what else there is."""
   for name, wanted in fields.items():
     kept = tuple(cell for cell in cells if getattr(cell, name) == wanted)
     if not kept:
@@ -89,3 +70,8 @@ def select(
       raise KeyError(f"no cell with {name} {wanted!r}; there are {choices}")
     cells = kept
   return cells
+
+
+def find(fields: Mapping[str, str]) -> PublishedCell:
+  """The first cell with these fields, one of which is the paper."""
+  return select(read(fields["paper"].lower()), **fields)[0]

@@ -1,14 +1,14 @@
-"""Figures: rewards and weights over steps, and paired differences.
+"""Figures: metrics over steps, scores by what was swept, differences.
 
-Figures are built as objects, so that nothing touches the state of
-`matplotlib.pyplot` and no display is needed.
+Each function gives the figure, and writes a PNG where it has a `path`. Figures
+are objects, so that nothing touches the state of `matplotlib.pyplot`.
 """
 
 import math
 import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,78 +18,33 @@ from saw_jax.reporting.runs import Curves
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
+_Path = str | os.PathLike | None
+_Band = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Okabe and Ito's palette without its yellow, which fades on white; the order
 # keeps neighbours apart under the common kinds of colour blindness.
-COLOURS = (
-  "#0072B2",
-  "#D55E00",
-  "#009E73",
-  "#CC79A7",
-  "#56B4E9",
-  "#E69F00",
-  "#000000",
-)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS += ("#000000",)
 # A second cue beside colour.
-DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
-DPI = 150
+_DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
+_DPI = 150
 _TITLE_INCHES = 0.13  # of a letter
 _GREY = "0.35"
 
 
-class Band(NamedTuple):
-  """What is shaded around a mean over seeds."""
-
-  low: np.ndarray  # [T]
-  high: np.ndarray  # [T]
-
-
-def deviation_band(values: np.ndarray) -> Band:
-  """Shades one sample standard deviation over seeds to either side.
-
-  Args:
-    values: shape `[N, T]`.
-
-  Returns:
-    The band; without width for one seed.
-  """
+def deviation_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """One sample standard deviation to either side of the mean over seeds."""
   mean = values.mean(axis=0)
-  if len(values) == 1:
-    return Band(mean, mean)
-  std = values.std(axis=0, ddof=1)
-  return Band(mean - std, mean + std)
+  std = values.std(axis=0, ddof=1) if len(values) > 1 else 0.0
+  return mean - std, mean + std
 
 
-def interval_band(values: np.ndarray) -> Band:
-  """Shades the 95 % t interval of the mean.
-
-  Args:
-    values: shape `[N, T]`.
-
-  Returns:
-    The band; without width for one seed.
-  """
-  if len(values) == 1:
-    return Band(values[0], values[0])
-  ends = [statistics.t_interval(column) for column in values.T]
-  low, high = np.array(ends).T
-  return Band(low, high)
+def range_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """From the least seed to the greatest."""
+  return values.min(axis=0), values.max(axis=0)
 
 
-def range_band(values: np.ndarray) -> Band:
-  """Shades from the least seed to the greatest.
-
-  Args:
-    values: shape `[N, T]`.
-
-  Returns:
-    The band.
-  """
-  return Band(values.min(axis=0), values.max(axis=0))
-
-
-_BAND_MEANINGS = {
+_MEANINGS = {
   deviation_band: "± 1 standard deviation over seeds",
-  interval_band: "95 % t interval of the mean over seeds",
   range_band: "from the least seed to the greatest",
 }
 
@@ -100,32 +55,14 @@ def reward_curves(
   *,
   title: str = "",
   window: int = 1,
-  band: Callable[[np.ndarray], Band] = deviation_band,
-  band_meaning: str | None = None,
-  path: str | os.PathLike | None = None,
+  path: _Path = None,
 ) -> "Figure":
-  """Draws each objective's reward over steps, and its weight below.
+  """Draws each objective's `reward/...` over steps, its `weight/...` below.
 
-  Args:
-    rows: curves by row of the table; metrics `reward/<component>`, and
-      `weight/<component>` where the weights are to be seen.
-    components: one column of panels each.
-    title: above the panels.
-    window: steps in the moving average of each seed.
-    band: gives the ends of what is shaded from values `[N, T]`.
-    band_meaning: what the caption calls the band, if it is one of your own.
-    path: of a PNG to write.
-
-  Returns:
-    The figure.
-
-  Raises:
-    ImportError: Matplotlib is absent.
+  Each seed is averaged over a window of steps.
   """
   if not rows or not components:
     raise ValueError("nothing to draw: no rows or no components")
-  if band_meaning is None and band not in _BAND_MEANINGS:
-    raise ValueError("a band of your own needs a `band_meaning`")
   kinds = ["reward"]
   if any(f"weight/{c}" in r.values for r in rows.values() for c in components):
     kinds.append("weight")
@@ -139,28 +76,27 @@ def reward_curves(
   for i, kind in enumerate(kinds):
     for j, component in enumerate(components):
       ax = axes[i, j]
+      metric = f"{kind}/{component}"
       for number, (row, curves) in enumerate(rows.items()):
-        metric = f"{kind}/{component}"
         if metric in curves.values:
-          handles[row] = _draw(ax, curves, metric, number, window, band)
+          handles[row] = _draw(ax, curves, metric, number, window)
       if kind == "weight":
         ax.sharey(axes[i, 0])
         handles["equal weights"] = ax.axhline(
           1.0, color=_GREY, linewidth=0.8, zorder=0
         )
-      if i == 0:
-        ax.set_title(component)
-      if i == len(kinds) - 1:
-        ax.set_xlabel("step")
-      if j == 0:
-        ax.set_ylabel(kind)
       _tidy(ax)
+  for ax, component in zip(axes[0], components, strict=True):
+    ax.set_title(component)
+  for ax in axes[-1]:
+    ax.set_xlabel("step")
+  for ax, kind in zip(axes[:, 0], kinds, strict=True):
+    ax.set_ylabel(kind)
   missing = [row for row in rows if row not in handles]
   if missing:
     raise ValueError(f"rows without a reward of {list(components)}: {missing}")
-  meaning = band_meaning or _BAND_MEANINGS[band]
-  _frame(figure, title, handles, _caption(rows, meaning, window))
-  return _save(figure, path)
+  caption = _caption(rows, deviation_band, window)
+  return _finish(figure, title, handles, caption, path)
 
 
 def metric_panels(
@@ -171,25 +107,12 @@ def metric_panels(
   title: str = "",
   window: int = 1,
   log: bool = False,
-  path: str | os.PathLike | None = None,
+  path: _Path = None,
 ) -> "Figure":
-  """Draws metrics over steps, in panels side by side that share their axes.
+  """Draws metrics over steps, rows by title of the panel that they are in.
 
-  Args:
-    panels: by title of the panel, the rows that are in it.
-    metrics: name of a metric by what the legend calls it; with one metric, the
-      legend names the rows instead.
-    quantity: labels the vertical axis.
-    title: above the panels.
-    window: steps in the moving average of each seed.
-    log: the vertical axis is logarithmic.
-    path: of a PNG to write.
-
-  Returns:
-    The figure.
-
-  Raises:
-    ImportError: Matplotlib is absent.
+  `metrics` are by what the legend calls them; with one metric, the legend names
+  the rows instead. `quantity` labels the vertical axis.
   """
   if not panels or not metrics:
     raise ValueError("nothing to draw: no panels or no metrics")
@@ -226,9 +149,8 @@ def metric_panels(
   everything = {
     f"{p} {r}": c for p, rs in panels.items() for r, c in rs.items()
   }
-  caption = _caption(everything, _BAND_MEANINGS[band], window)
-  _frame(figure, title, handles, caption)
-  return _save(figure, path)
+  caption = _caption(everything, band, window)
+  return _finish(figure, title, handles, caption, path)
 
 
 def sweep(
@@ -237,22 +159,11 @@ def sweep(
   swept: str,
   quantity: str,
   title: str = "",
-  path: str | os.PathLike | None = None,
+  path: _Path = None,
 ) -> "Figure":
-  """Draws a score against what was swept: one line a row.
+  """Draws the scores of all seeds, by row and swept value: one line a row.
 
-  Args:
-    rows: by row and swept value, the scores of all seeds.
-    swept: labels the horizontal axis, whose values are evenly spaced.
-    quantity: labels the vertical axis.
-    title: above the panel.
-    path: of a PNG to write.
-
-  Returns:
-    The figure.
-
-  Raises:
-    ImportError: Matplotlib is absent.
+  `swept` labels the horizontal axis, whose values are evenly spaced.
   """
   if not rows:
     raise ValueError("nothing to draw: no rows")
@@ -279,13 +190,8 @@ def sweep(
   _tidy(ax)
   counts = {len(seeds) for cells in rows.values() for seeds in cells.values()}
   number = " or ".join(map(str, sorted(counts)))
-  _frame(
-    figure,
-    title,
-    handles,
-    f"Means of {number} seeds; vertical lines: 95 % t intervals.",
-  )
-  return _save(figure, path)
+  caption = f"Means of {number} seeds; vertical lines: 95 % t intervals."
+  return _finish(figure, title, handles, caption, path)
 
 
 def heat_map(
@@ -295,25 +201,12 @@ def heat_map(
   down: str,
   quantity: str,
   title: str = "",
-  path: str | os.PathLike | None = None,
+  path: _Path = None,
 ) -> "Figure":
-  """Draws a number for each pair of counts, with the number in its cell.
+  """Draws a number for each pair of counts, `[Y, X]`, with it in its cell.
 
-  Args:
-    values: by count down and count across, from 0; NaN where a pair cannot
-      occur, which is left blank. Shape `[Y, X]`.
-    across: labels the horizontal axis.
-    down: labels the vertical axis, which points up.
-    quantity: what the numbers are; labels the scale.
-    title: above the panel.
-    path: of a PNG to write.
-
-  Returns:
-    The figure.
-
-  Raises:
-    ImportError: Matplotlib is absent.
-    ValueError: `values` is not a matrix.
+  NaN, where a pair cannot occur, is left blank. `down` labels the vertical
+  axis, which points up.
   """
   values = np.asarray(values, float)
   if values.ndim != 2:
@@ -323,11 +216,9 @@ def heat_map(
   image = ax.imshow(values, origin="lower", cmap="viridis")
   middle = (np.nanmin(values) + np.nanmax(values)) / 2
   for y, x in zip(*np.nonzero(~np.isnan(values)), strict=True):
-    color = "white" if values[y, x] < middle else "black"
-    ax.text(
-      x, y, f"{values[y, x]:.2f}", ha="center", va="center", color=color,
-      fontsize=8,
-    )  # fmt: skip
+    look = {"color": "white" if values[y, x] < middle else "black"}
+    look |= {"ha": "center", "va": "center", "fontsize": 8}
+    ax.text(x, y, f"{values[y, x]:.2f}", **look)
   ax.set_xticks(range(values.shape[1]))
   ax.set_yticks(range(values.shape[0]))
   ax.set_xlabel(across)
@@ -343,22 +234,9 @@ def difference_forest(
   *,
   quantity: str,
   title: str = "",
-  path: str | os.PathLike | None = None,
+  path: _Path = None,
 ) -> "Figure":
-  """Draws paired differences with both of their intervals.
-
-  Args:
-    differences: by label, drawn from top to bottom.
-    quantity: what differs, with its unit; labels the axis.
-    title: above the panel.
-    path: of a PNG to write.
-
-  Returns:
-    The figure.
-
-  Raises:
-    ImportError: Matplotlib is absent.
-  """
+  """Draws paired differences from top to bottom, with both intervals."""
   if not differences:
     raise ValueError("nothing to draw: no differences")
   figure = _figure(width=7.0, height=1.9 + 0.45 * len(differences))
@@ -388,13 +266,8 @@ def difference_forest(
   ax.set_xlabel(f"difference in {quantity}")
   ax.locator_params(axis="x", nbins=6)
   _tidy(ax)
-  levels = sorted({100 * d.confidence for d in differences.values()})
-  caption = (
-    f"{' and '.join(f'{level:g}' for level in levels)} % intervals of the mean "
-    "difference; n seeds, paired."
-  )
-  _frame(figure, title, handles, caption)
-  return _save(figure, path)
+  caption = "95 % intervals of the mean difference; n seeds, paired."
+  return _finish(figure, title, handles, caption, path)
 
 
 def _figure(*, width: float, height: float) -> "Figure":
@@ -405,7 +278,7 @@ def _figure(*, width: float, height: float) -> "Figure":
     raise ImportError(
       "figures need Matplotlib: pip install 'saw_jax[report]'"
     ) from error
-  figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+  figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
   backend_agg.FigureCanvasAgg(figure)
   return figure
 
@@ -413,7 +286,7 @@ def _figure(*, width: float, height: float) -> "Figure":
 def _style(number: int) -> dict[str, object]:
   return {
     "color": COLOURS[number % len(COLOURS)],
-    "linestyle": DASHES[number % len(DASHES)],
+    "linestyle": _DASHES[number % len(_DASHES)],
     "linewidth": 1.6,
   }
 
@@ -424,25 +297,31 @@ def _draw(
   metric: str,
   number: int,
   window: int,
-  band: Callable[[np.ndarray], Band],
+  band: _Band = deviation_band,
 ):
-  """Draws one metric's mean over seeds with its band; returns the line."""
+  """Draws one metric's mean over seeds with its band; gives the line."""
   window = min(window, len(curves.steps))  # a run of a few steps is a point
   smooth = statistics.moving_average(curves.values[metric], window)
   steps = curves.steps[window - 1 :]
   kept = np.isfinite(smooth).all(axis=0)
   steps, smooth = steps[kept], smooth[:, kept]
   style = _style(number)
-  low, high = band(smooth)
   ax.fill_between(
-    steps, low, high, color=style["color"], alpha=0.18, linewidth=0
+    steps, *band(smooth), color=style["color"], alpha=0.18, linewidth=0
   )
   (line,) = ax.plot(steps, smooth.mean(axis=0), **style)
   return line
 
 
-def _caption(rows: Mapping[str, Curves], meaning: str, window: int) -> str:
-  parts = [_seed_counts(rows), f"bands: {meaning}"]
+def _caption(rows: Mapping[str, Curves], band: _Band, window: int) -> str:
+  counts = {row: len(curves.seeds) for row, curves in rows.items()}
+  if len(set(counts.values())) == 1:
+    number = next(iter(counts.values()))
+    seeds = f"Lines: means of {number} seed{'s' if number > 1 else ''}"
+  else:
+    by_row = ", ".join(f"{n} of {row}" for row, n in counts.items())
+    seeds = f"Lines: means of seeds, {by_row}"
+  parts = [seeds, f"bands: {_MEANINGS[band]}"]
   window = min([window, *(len(curves.steps) for curves in rows.values())])
   if window > 1:
     parts.append(f"moving average over {window} steps")
@@ -455,18 +334,10 @@ def _tidy(ax) -> None:
   ax.set_axisbelow(True)
 
 
-def _seed_counts(rows: Mapping[str, Curves]) -> str:
-  counts = {row: len(curves.seeds) for row, curves in rows.items()}
-  if len(set(counts.values())) == 1:
-    number = next(iter(counts.values()))
-    return f"Lines: means of {number} seed{'s' if number > 1 else ''}"
-  return "Lines: means of seeds, " + ", ".join(
-    f"{n} of {row}" for row, n in counts.items()
-  )
-
-
-def _frame(figure, title: str, handles: Mapping, caption: str) -> None:
-  """Puts title and legend above the panels, and the caption below."""
+def _finish(
+  figure: "Figure", title: str, handles: Mapping, caption: str, path: _Path
+) -> "Figure":
+  """Adds title and legend above the panels, and the caption below."""
   width = figure.get_figwidth()
   entry = 0.8 + 0.09 * max(len(name) for name in handles)  # inches
   columns = min(len(handles), max(1, int(width / entry)))
@@ -484,9 +355,10 @@ def _frame(figure, title: str, handles: Mapping, caption: str) -> None:
     title_fontproperties={"weight": "bold", "size": "large"},
   )
   figure.supxlabel(caption, fontsize="small", color=_GREY)
+  return _save(figure, path)
 
 
-def _save(figure, path: str | os.PathLike | None) -> "Figure":
+def _save(figure: "Figure", path: _Path) -> "Figure":
   if path is not None:
-    figure.savefig(path, format="png", dpi=DPI)
+    figure.savefig(path, format="png", dpi=_DPI)
   return figure

@@ -1,38 +1,23 @@
 """Which runs a table needs, which of them are there, and whether they agree.
 
 A row's seeds may lie in several run directories: who asks for three seeds more
-gets those three run. `reproduce.py` and `all_tables` both ask here.
+gets those three run.
 """
 
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-
-class RowRuns(NamedTuple):
-  """Where the seeds of a row lie.
-
-  Attributes:
-    directories: of finished runs.
-    seeds: those of them that are meant; all where there are none.
-  """
-
-  directories: tuple[pathlib.Path, ...]
-  seeds: tuple[int, ...] = ()
+from saw_jax.reporting.report import RowRuns
+from saw_jax.run import run_directory
 
 
 class Plan(NamedTuple):
-  """What is there of a row, and what has to be run.
+  """What is there of a row, and what has to be run."""
 
-  Attributes:
-    there: finished runs.
-    missing: seeds that none of them has.
-    directory: where the missing seeds go.
-  """
-
-  there: RowRuns
-  missing: tuple[int, ...]
-  directory: pathlib.Path
+  there: RowRuns  # finished runs
+  missing: tuple[int, ...]  # seeds that none of them has
+  directory: pathlib.Path  # where the missing seeds go
 
   @property
   def whole(self) -> RowRuns:
@@ -51,20 +36,8 @@ def plan_row(
 ) -> Plan:
   """Finds the runs of a row that have finished, and what they lack.
 
-  Args:
-    folder: with the run directories of the table.
-    row: its name.
-    seeds: that are wanted.
-    config: that the runs must have had; None to not look.
-
-  Returns:
-    The plan.
-
-  Raises:
-    ValueError: a finished run had another config, or its file is damaged.
+  If a config is given, a finished run that had another one is refused.
   """
-  from saw_jax.run import run_directory
-
   wanted, directories, found = set(seeds), [], []
   for directory in sorted(folder.glob(f"{row}_seeds_*")):
     if not (directory / "final.json").is_file():
@@ -91,36 +64,25 @@ def plan_row(
 def check_commits(
   rows: Mapping[str, RowRuns], *, now: str | None = None
 ) -> None:
-  """Refuses a table whose runs were made by different code.
-
-  Args:
-    rows: finished runs by row.
-    now: commit of the code that is going to run what is missing, if anything.
-
-  Raises:
-    ValueError: names the commits and what was made at each.
-  """
-  from saw_jax.run import run_directory
-
-  made: dict[str, list[str]] = {}
-  for row, runs in rows.items():
-    for directory in runs.directories:
-      document = run_directory.read_run(directory)
-      for commit in run_directory.commits(document):
-        same = [c for c in made if run_directory.is_same_code(c, commit)]
-        made.setdefault(same[0] if same else commit, []).append(row)
+  """Refuses runs of different code; `now` would run what is missing, if any."""
+  made = [
+    (commit, row)
+    for row, runs in rows.items()
+    for directory in runs.directories
+    for commit in run_directory.commits(run_directory.read_run(directory))
+  ]
   if now is not None:
-    same = [c for c in made if run_directory.is_same_code(c, now)]
-    made.setdefault(same[0] if same else now, []).append("what is missing")
-  if len(made) < 2:
+    made.append((now, "what is missing"))
+  names: dict[str, dict[str, None]] = {}  # commit -> what was made at it
+  for commit, name in made:
+    same = [c for c in names if run_directory.is_same_code(c, commit)]
+    names.setdefault(same[0] if same else commit, {})[name] = None
+  if len(names) < 2:
     return
-  said = "; ".join(
-    f"{commit}: {', '.join(dict.fromkeys(names))}"
-    for commit, names in made.items()
-  )
+  said = "; ".join(f"{commit}: {', '.join(of)}" for commit, of in names.items())
   raise ValueError(
     "a table is made by one version of the code, and its runs are of "
-    f"{len(made)} ({said}): go back to one of them, name another folder with "
+    f"{len(names)} ({said}): go back to one of them, name another folder with "
     "--runs, or say --mixed to have the table name them all"
   )
 

@@ -9,8 +9,8 @@ import csv
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,14 +37,7 @@ class Finals(NamedTuple):
   values: dict[str, np.ndarray]  # float64 [N], as "greedy/total"
 
   def by_seed(self, name: str) -> dict[int, float]:
-    """Gives one score by seed, as `statistics.paired_difference` takes it.
-
-    Args:
-      name: of the score, as "greedy/total".
-
-    Returns:
-      The score of each seed.
-    """
+    """One score by seed, as `statistics.paired_difference` takes it."""
     if name not in self.values:
       raise KeyError(f"no score {name!r}; there are {sorted(self.values)}")
     return dict(zip(self.seeds, self.values[name].tolist(), strict=True))
@@ -53,24 +46,10 @@ class Finals(NamedTuple):
 def read_curves(
   directories: Sequence[_Path],
   *,
-  name: str = "metrics",
+  name: str = "metrics",  # or "evals", of the held-out set
   seeds: Sequence[int] = (),
 ) -> Curves:
-  """Reads one row of a table, whose seeds may lie in several runs.
-
-  Args:
-    directories: of the runs; no seed may be in two of them.
-    name: "metrics" for training, "evals" for the held-out set.
-    seeds: to read; all by default.
-
-  Returns:
-    The curves of the seeds.
-
-  Raises:
-    FileNotFoundError: a run has no such file.
-    ValueError: a seed or a line is there twice.
-    DamagedRunError: a file is damaged.
-  """
+  """Reads one row of a table, whose seeds may lie in several runs."""
   lines, owners = [], {}
   for directory in directories:
     path = pathlib.Path(directory) / f"{name}.csv"
@@ -88,20 +67,7 @@ def read_curves(
 def read_finals(
   directories: Sequence[_Path], *, seeds: Sequence[int] = ()
 ) -> Finals:
-  """Reads the last scores of one row.
-
-  Args:
-    directories: of the runs; no seed may be in two of them.
-    seeds: to read; all by default.
-
-  Returns:
-    The scores of the seeds.
-
-  Raises:
-    FileNotFoundError: a run has not finished.
-    ValueError: a seed is there twice, or runs differ in length or in scores.
-    DamagedRunError: a file is damaged.
-  """
+  """Reads the last scores of one row, whose seeds may lie in several runs."""
   records = []
   for directory in directories:
     path = pathlib.Path(directory) / "final.json"
@@ -109,99 +75,61 @@ def read_finals(
       raise FileNotFoundError(f"{path} is not there: the run has not finished")
     try:
       found = json.loads(path.read_text(encoding="utf-8"))
-      records += _chosen(found, seeds)
+      records += map(_flat, _chosen(found, seeds))
     except (ValueError, TypeError, KeyError) as error:
       raise DamagedRunError(
         f"{path} is damaged ({error}): delete it, and the same command scores "
         "the last checkpoint again"
       ) from None
-  return _finals(
-    [
-      {
-        "seed": record["seed"],
-        "step": record["step"],
-        **{
-          f"{how}/{name}": value
-          for how, scores in record.items()
-          if isinstance(scores, Mapping)
-          for name, value in scores.items()
-        },
-      }
-      for record in records
-    ]
-  )
+  return _finals(records)
 
 
 def write_results(
   path: _Path, rows: Mapping[str, Finals], *, commit: str
 ) -> None:
-  """Writes `runs.csv`, one line per row of the table and seed.
-
-  Args:
-    path: of the file.
-    rows: scores by row.
-    commit: of the code that made them.
-  """
+  """Writes `runs.csv`, one line per row of the table and seed."""
   names = dict.fromkeys(name for finals in rows.values() for name in finals[2])
-  with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seed", "commit", "step", *names])
-    for row, finals in rows.items():
-      for n, seed in enumerate(finals.seeds):
-        values = [_cell(finals.values, name, n) for name in names]
-        writer.writerow([row, seed, commit, finals.step, *values])
+  _write(
+    path,
+    ["row", "seed", "commit", "step", *names],
+    (
+      [row, seed, commit, finals.step]
+      + [_cell(finals.values, name, n) for name in names]
+      for row, finals in rows.items()
+      for n, seed in enumerate(finals.seeds)
+    ),
+  )
 
 
 def read_results(path: _Path) -> dict[str, Finals]:
-  """Reads back what `write_results` wrote.
-
-  Args:
-    path: of the file.
-
-  Returns:
-    Scores by row, in the order of the file.
-  """
-  rows: dict[str, list[dict[str, str]]] = {}
-  for line in _read_csv(pathlib.Path(path)):
-    line.pop("commit")
-    rows.setdefault(line.pop("row"), []).append(line)
-  return {row: _finals(lines) for row, lines in rows.items()}
+  """Reads back what `write_results` wrote, by row."""
+  return _by_row(path, _finals)
 
 
 def write_curves(
   path: _Path, rows: Mapping[str, Curves], *, names: Sequence[str]
 ) -> None:
-  """Writes `curves.csv`, one line per row of the table, seed and step.
+  """Writes `curves.csv`, one line per row of the table, seed and step."""
 
-  Args:
-    path: of the file.
-    rows: curves by row.
-    names: metrics to keep.
-  """
-  with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seed", "step", *names])
+  def lines() -> Iterator[list[Any]]:
     for row, curves in rows.items():
       for n, seed in enumerate(curves.seeds):
         for t, step in enumerate(curves.steps):
           values = [_cell(curves.values, name, (n, t)) for name in names]
           if any(values):
-            writer.writerow([row, seed, step, *values])
+            yield [row, seed, step, *values]
+
+  _write(path, ["row", "seed", "step", *names], lines())
 
 
 def read_kept_curves(path: _Path) -> dict[str, Curves]:
-  """Reads back what `write_curves` wrote.
+  """Reads back what `write_curves` wrote, by row."""
+  return _by_row(path, _curves)
 
-  Args:
-    path: of the file.
 
-  Returns:
-    Curves by row, in the order of the file.
-  """
-  rows: dict[str, list[dict[str, str]]] = {}
-  for line in _read_csv(pathlib.Path(path)):
-    rows.setdefault(line.pop("row"), []).append(line)
-  return {row: _curves(lines) for row, lines in rows.items()}
+def _write(path: _Path, head: list[str], lines: Iterator[list[Any]]) -> None:
+  with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
+    csv.writer(file, lineterminator="\n").writerows([head, *lines])
 
 
 def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
@@ -213,51 +141,68 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
   return lines
 
 
+def _by_row(path: _Path, read: Callable[[list], Any]) -> dict[str, Any]:
+  rows: dict[str, list[dict[str, str]]] = {}
+  for line in _read_csv(pathlib.Path(path)):
+    line.pop("commit", None)
+    rows.setdefault(line.pop("row"), []).append(line)
+  return {row: read(lines) for row, lines in rows.items()}
+
+
 def _chosen(
-  lines: Sequence[Mapping[str, object]], seeds: Sequence[int]
-) -> list[Mapping[str, object]]:
-  """Lines of some seeds, or all."""
+  lines: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> list[Mapping[str, Any]]:
   return [line for line in lines if not seeds or int(line["seed"]) in seeds]
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Scores by a name such as "greedy/total", beside seed and step."""
+  scores = {
+    f"{how}/{name}": value
+    for how, values in record.items()
+    if isinstance(values, Mapping)
+    for name, value in values.items()
+  }
+  return {"seed": record["seed"], "step": record["step"], **scores}
 
 
 def _curves(lines: Sequence[Mapping[str, str]]) -> Curves:
   places = [(int(line["seed"]), int(line["step"])) for line in lines]
-  seeds = sorted({seed for seed, _ in places})
-  steps = sorted({step for _, step in places})
   if len(set(places)) < len(places):
     raise ValueError("a step of a seed is there twice")
-  names = dict.fromkeys(
-    name for line in lines for name in line if name not in ("seed", "step")
-  )
-  values = {name: np.full((len(seeds), len(steps)), np.nan) for name in names}
+  seeds = sorted({seed for seed, _ in places})
+  steps = sorted({step for _, step in places})
+  names = dict.fromkeys(name for line in lines for name in line)
+  values = {
+    name: np.full((len(seeds), len(steps)), np.nan)
+    for name in names
+    if name not in ("seed", "step")
+  }
   for (seed, step), line in zip(places, lines, strict=True):
-    for name in names:
-      if line.get(name):
-        values[name][seeds.index(seed), steps.index(step)] = float(line[name])
+    at = seeds.index(seed), steps.index(step)
+    for name, array in values.items():
+      array[at] = _number(line.get(name))
   return Curves(np.array(steps, np.int64), tuple(seeds), values)
 
 
-def _finals(records: Sequence[Mapping[str, object]]) -> Finals:
+def _finals(records: Sequence[Mapping[str, Any]]) -> Finals:
   if not records:
     raise ValueError("no finished seeds")
   records = sorted(records, key=lambda record: int(record["seed"]))
   seeds = tuple(int(record["seed"]) for record in records)
   steps = {int(record["step"]) for record in records}
-  names = [name for name in records[0] if name not in ("seed", "step")]
   if len(set(seeds)) < len(seeds):
     raise ValueError(f"a seed is there twice: {seeds}")
   if len(steps) > 1:
     raise ValueError(f"runs of different lengths: {sorted(steps)} steps")
   if any(set(record) != set(records[0]) for record in records):
     raise ValueError("the seeds do not have the same scores")
-  return Finals(
-    step=steps.pop(),
-    seeds=seeds,
-    values={
-      name: np.array([_number(record[name]) for record in records])
-      for name in names
-    },
-  )
+  values = {
+    name: np.array([_number(record[name]) for record in records])
+    for name in records[0]
+    if name not in ("seed", "step")
+  }
+  return Finals(steps.pop(), seeds, values)
 
 
 def _cell(values: Mapping[str, np.ndarray], name: str, index) -> str:

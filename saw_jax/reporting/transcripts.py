@@ -8,6 +8,8 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from saw_jax.reporting import pages
+
 ROLES = ("prompt", "policy", "observation", "glue")
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; max-width: 60rem;
@@ -56,23 +58,9 @@ class Episode(NamedTuple):
 
 
 def to_html(title: str, episodes: Sequence[Episode]) -> str:
-  """Writes episodes as a page.
-
-  Args:
-    title: of the page.
-    episodes: in their order.
-
-  Returns:
-    A complete HTML document.
-
-  Raises:
-    ValueError: a role that there is not.
-  """
+  """Writes episodes as a page."""
   legend = " ".join(f'<span class="{role}">{role}</span>' for role in ROLES)
   parts = [
-    "<!DOCTYPE html>",
-    '<html lang="en"><head><meta charset="utf-8">',
-    f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
     f"<h1>{html.escape(title)}</h1>",
     f'<p class="meta">Who wrote what: {legend}</p>',
   ]
@@ -85,18 +73,11 @@ def to_html(title: str, episodes: Sequence[Episode]) -> str:
         f'<div class="step">{spans}<div class="meta">step {number}{note}'
         "</div></div>"
       )
-  return "\n".join([*parts, "</body></html>", ""])
+  return pages.page(title, _STYLE, parts)
 
 
 def read_turn(turn: Turn) -> Step:
-  """Sets a step of an episode out for a page.
-
-  Args:
-    turn: as it was played.
-
-  Returns:
-    The step, with its reward below it.
-  """
+  """A step of an episode as a page shows it, with its reward below."""
   note = f"reward {turn.reward:g}"
   return Step(
     [
@@ -113,33 +94,22 @@ def read_turn(turn: Turn) -> Step:
 def won_and_lost(
   turns: Sequence[Sequence[Turn]], won: Sequence[bool]
 ) -> list[Episode]:
-  """Sets out the first episode that was won and the first that was lost.
-
-  Args:
-    turns: of each episode.
-    won: whether it was won, for each episode.
-
-  Returns:
-    One episode of each kind that there is.
-
-  Raises:
-    ValueError: the two differ in length.
-  """
-  episodes = list(zip(turns, won, strict=True))
+  """The first episode that was won and the first that was lost, if any."""
+  if len(turns) != len(won):
+    raise ValueError(f"{len(turns)} episodes, and {len(won)} ends of them")
   found = []
   for name, wanted in (("Won", True), ("Lost", False)):
-    first = next((e for e, is_won in episodes if bool(is_won) == wanted), None)
-    if first is not None:
-      steps = [read_turn(turn) for turn in first]
-      found.append(Episode(f"{name}, in {len(steps)} steps", steps))
+    for played, is_won in zip(turns, won, strict=True):
+      if bool(is_won) == wanted:
+        steps = [read_turn(turn) for turn in played]
+        found.append(Episode(f"{name}, in {len(steps)} steps", steps))
+        break
   return found
 
 
 def _span(segment: Segment) -> str:
   if segment.role not in ROLES:
-    raise ValueError(
-      f"there is no role {segment.role!r}, only {', '.join(ROLES)}"
-    )
+    raise ValueError(f"no role {segment.role!r}, only {', '.join(ROLES)}")
   text = "".join(
     c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}"
     for c in segment.text

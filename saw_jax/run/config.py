@@ -130,27 +130,25 @@ def _fixed() -> dict[str, Any]:
   return found
 
 
+# The type of a default, what its values are called, and their types.
+_KINDS = (
+  (bool, "True or False", bool),
+  (int, "a whole number", int),
+  (float, "a number", (int, float)),
+  (tuple, "a list", (list, tuple)),
+  (str, "text", str),
+  (object, "a section", Mapping),
+)
+
+
 def _like(default: Any, value: Any, key: str) -> Any:
   """The value in the type of a default."""
-  if dataclasses.is_dataclass(default):
-    default_type, types_ = "a section", Mapping
-    if isinstance(value, Mapping):
-      return section(default, value, f"{key}.")
-  elif isinstance(default, Mapping):
-    default_type, types_ = "a section", Mapping
-  elif isinstance(default, tuple):
-    default_type, types_ = "a list", (list, tuple)
-  elif isinstance(default, bool):
-    default_type, types_ = "True or False", bool
-  elif isinstance(default, int):
-    default_type, types_ = "a whole number", int
-  elif isinstance(default, float):
-    default_type, types_ = "a number", (int, float)
-  else:
-    default_type, types_ = "text", str
+  if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
+    return section(default, value, f"{key}.")
+  _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
   is_flag = isinstance(value, bool) and not isinstance(default, bool)
-  if not isinstance(value, types_) or is_flag:
-    raise TypeError(f"config.{key} is {default_type}, not {value!r}")
+  if not isinstance(value, allowed) or is_flag:
+    raise TypeError(f"config.{key} is {called}, not {value!r}")
   if isinstance(default, tuple | float):
     return type(default)(value)
   return value

@@ -28,9 +28,8 @@ def run(jobs, program):
 
 class TestPlan:
   def test_what_is_there_is_counted(self, monkeypatch, tmp_path):
-    monkeypatch.setattr(catalogue, "missing", lambda module, scale: [])
+    monkeypatch.setattr(catalogue, "missing", lambda table, scale: [])
     runs, results = tmp_path / "runs", tmp_path / "results"
-    module = catalogue.load("saw/tool_calling")
 
     def job():
       (found,) = [
@@ -40,7 +39,7 @@ class TestPlan:
       ]
       return found
 
-    rows = catalogue.rows(module)
+    rows = catalogue.load("saw/tool_calling").default_runs
     assert (job().rows, job().missing) == (len(rows), len(rows))
     for number, row in enumerate(rows, 1):
       # Two runs have the three seeds; one that has not finished has none.
@@ -67,7 +66,7 @@ class TestPlan:
       all_tables.plan("papper", 5, "runs", "results")
 
   def test_a_table_without_the_scale_is_left_out(self, monkeypatch):
-    monkeypatch.setattr(catalogue, "missing", lambda module, scale: ["x"])
+    monkeypatch.setattr(catalogue, "missing", lambda table, scale: ["x"])
     jobs = {job.table: job for job in all_tables.plan("small", 5, "r", "r")}
     assert "paw/shop" not in jobs
     assert jobs["asympo/math"].lacks == ("x",)
@@ -176,7 +175,7 @@ sys.exit(130)
 """
     program = f"""
 import sys
-from experiments import all_tables
+from saw_jax.reporting import all_tables
 from saw_jax.reporting.all_tables import Job
 jobs = [Job("a", 1, 1), Job("b", 1, 1)]
 sys.exit(all_tables.run(jobs, lambda name: [sys.executable, "-c", {table!r}]))

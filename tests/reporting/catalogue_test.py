@@ -1,18 +1,20 @@
 """What each table needs, and what `reproduce.py --list` says of it."""
 
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from saw_jax.reporting import catalogue
+from saw_jax.reporting import catalogue, papers
+from saw_jax.run import config as config_lib
 from saw_jax.run import registry
 
-MODULES = {name: catalogue.load(name) for name in catalogue.names()}
-AT = [
-  (name, scale) for name, module in MODULES.items() for scale in module.SCALES
-]
+ROOT = pathlib.Path(__file__).parents[2]
+TABLES = {name: catalogue.load(name) for name in catalogue.names()}
+AT = [(name, scale) for name, table in TABLES.items() for scale in table.scales]
 
 
 def strings(tree: Any) -> Iterator[str]:
@@ -46,87 +48,144 @@ def everything(nowhere, monkeypatch):
 
 
 class TestNeeds:
-  @pytest.mark.parametrize(("table", "scale"), AT)
-  def test_its_files_are_those_of_the_config(self, table, scale):
-    module = MODULES[table]
-    configs = [
-      catalogue.config(module, row, scale) for row in catalogue.rows(module)
-    ]
+  @pytest.mark.parametrize(("name", "scale"), AT)
+  def test_its_files_are_those_of_the_config(self, name, scale):
+    table = TABLES[name]
+    configs = [table.config(row, scale) for row in table.default_runs]
     named = {
       text
       for config in configs
       for text in strings(config.task.to_dict())
       if text.startswith("data/")
     }
-    assert named == set(catalogue.needs(module, scale).files)
+    assert named == set(table.needs[scale].files)
 
-  @pytest.mark.parametrize("table", MODULES)
-  def test_there_is_one_for_each_scale(self, table):
-    assert tuple(MODULES[table].NEEDS) == MODULES[table].SCALES
-
-  @pytest.mark.parametrize(("table", "scale"), AT)
-  def test_its_model_is_the_checkpoint(self, table, scale):
-    module = MODULES[table]
-    config = catalogue.config(module, catalogue.rows(module)[0], scale)
-    said = catalogue.needs(module, scale).model
+  @pytest.mark.parametrize(("name", "scale"), AT)
+  def test_its_model_is_the_checkpoint(self, name, scale):
+    table = TABLES[name]
+    config = table.config(table.default_runs[0], scale)
+    said = table.needs[scale].model
     if not config.checkpoint:
       assert "trained here" in said
     elif config.checkpoint != "smollm2":
       assert said.startswith(pathlib.PurePath(config.checkpoint).name)
 
-  @pytest.mark.parametrize(("table", "scale"), AT)
-  def test_its_extras_exist(self, table, scale):
-    text = (catalogue.CONFIGS.parent / "setup.py").read_text(encoding="utf-8")
-    for extra in catalogue.needs(MODULES[table], scale).extras:
+  @pytest.mark.parametrize(("name", "scale"), AT)
+  def test_its_extras_exist(self, name, scale):
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    for extra in TABLES[name].needs[scale].extras:
       assert f'\n  "{extra}": ' in text
 
-  def test_a_key_that_there_is_not_is_refused(self, monkeypatch):
-    module = MODULES["saw/tool_calling"]
-    monkeypatch.setitem(module.NEEDS["tiny"], "memory", "8 GB")
-    with pytest.raises(TypeError, match="memory"):
-      catalogue.needs(module, "tiny")
 
+class TestTable:
+  @pytest.mark.parametrize("name", TABLES)
+  def test_its_parts_are_of_its_own_rows_and_scales(self, name):
+    table = TABLES[name]
+    scales = set(table.scales)
+    assert scales == set(config_lib.module(name).SCALES)
+    for at in (table.metrics_at, table.benchmarks, table.stand_ins):
+      assert set(at) <= scales
+    assert set(table.published_at) <= scales
+    rows = {row for pair in table.comparisons for row in pair}
+    rows |= {row for panel in table.panels.values() for row in panel}
+    rows |= {run.row for run in table.runs.values()}
+    assert rows <= set(table.rows)
 
-class TestRows:
-  @pytest.mark.parametrize("table", MODULES)
-  def test_those_on_request_are_none_of_the_tables_and_have_configs(
-    self, table
-  ):
-    module = MODULES[table]
-    always, asked = catalogue.rows(module), catalogue.on_request(module)
-    every = list(getattr(module, "RUNS", module.ROWS))
-    assert sorted(always + asked) == sorted(every) and always
-    for row in asked:
-      catalogue.config(module, row, module.SCALES[0])
+  @pytest.mark.parametrize("name", TABLES)
+  def test_runs_on_request_are_none_of_the_tables_and_have_configs(self, name):
+    table = TABLES[name]
+    always, asked = table.default_runs, list(table.on_request)
+    assert sorted(always + asked) == sorted(table.runs) and always
+    for run in asked:
+      table.config(run, table.scales[0])
     # What the paper printed is in the table.
-    assert set(module.PUBLISHED) <= {
-      every[i] if not hasattr(module, "RUNS") else module.RUNS[every[i]][0]
-      for i in range(len(every))
-      if every[i] in always
-    }
+    assert set(table.cells()) <= {table.runs[run].row for run in always}
+
+  @pytest.mark.parametrize("name", TABLES)
+  def test_its_published_cells_are_one_each(self, name):
+    table = TABLES[name]
+    for fields in [cell for row in table.cells().values() for cell in row]:
+      cells = papers.select(papers.read(fields["paper"].lower()), **fields)
+      # The averages of two data sets, of which the first is meant.
+      assert len(cells) == (2 if name == "asympo/math" else 1), fields
+
+  @pytest.mark.parametrize("name", ["saw/tool_calling", "saw/summaries"])
+  def test_its_rewards_are_those_of_the_task(self, name):
+    table = TABLES[name]
+    task = registry.make_task(name.partition("/")[2], {})
+    assert table.components == tuple(c.name for c in task.components)
+    rewards = {f"reward/{component}" for component in table.components}
+    assert set(table.thresholds) == set(table.compared) == rewards
+    others = {"right", "total", "length"}
+    for figure in table.metrics.values():
+      assert figure.partition("/")[2] in {*table.components, *others}
 
   def test_budgets_of_puzzles_are_swept_on_request(self):
-    module = MODULES["care/knights"]
-    assert len(catalogue.rows(module)) == 15
-    assert not any("0.4" in row for row in catalogue.rows(module))
-    assert "care_0.4" in catalogue.on_request(module)
-    assert catalogue.on_request(MODULES["care/math"]) == []
+    table = TABLES["care/knights"]
+    assert len(table.default_runs) == 15
+    assert not any("0.4" in run for run in table.default_runs)
+    assert "care_0.4" in table.on_request
+    assert TABLES["care/math"].on_request == ()
+    assert "care_0.4" in TABLES["care/math"].runs_of("care")
+
+  def test_a_run_is_called_after_its_row_and_value(self):
+    for row in config_lib.module("asympo/math").PAPER_ROWS:
+      assert len(TABLES["asympo/math"].runs_of(row)) == 4
+    for name, run in TABLES["asympo/math"].runs.items():
+      config = TABLES["asympo/math"].config(name, "tiny")
+      assert name == f"{run.row}_lag{run.value}"
+      assert config.asynchronous.lag == run.value
+    for row in ("random", "entropy", "care", "oracle"):
+      assert len(TABLES["care/knights"].runs_of(row)) == 5
+    for name, run in TABLES["care/knights"].runs.items():
+      labels = TABLES["care/knights"].config(name, "tiny").labels
+      assert run.row.startswith(labels.method)
+      if run.value is not None:
+        assert name == f"{run.row}_{run.value:g}"
+        assert labels.label_fraction == run.value
+
+  def test_numbers_of_rules_are_labelled(self):
+    table = TABLES["saw/summaries"]
+    for scale in table.scales:
+      options = table.config("gdpo", scale).task.options
+      by_rules = options.reward == "rules"
+      assert (scale in table.stand_ins) == by_rules
+      if by_rules:
+        task = registry.make_task("summaries", options.to_dict())
+        assert table.stand_ins[scale] == task.stand_in != ""
+
+  def test_an_unknown_table_or_run_has_its_nearest(self):
+    with pytest.raises(ValueError, match="paw/shop"):
+      catalogue.load("paw/shopp")
+    with pytest.raises(ValueError, match="spo_lag16"):
+      TABLES["asympo/math"].config("spo_lag17", "tiny")
+    with pytest.raises(ValueError, match="gdpo_saw"):
+      TABLES["saw/tool_calling"].config("gdpo_swa", "tiny")
+
+  def test_importing_one_is_light(self):
+    program = (
+      "import sys\n"
+      "from saw_jax.reporting import sections, table\n"
+      "heavy = {'matplotlib', 'scipy', 'markdown_it'} & set(sys.modules)\n"
+      "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 class TestMissing:
   def test_tiny_needs_packages_alone(self, everything):
-    for table, module in MODULES.items():
-      assert catalogue.missing(module, "tiny") == [], table
+    for name, table in TABLES.items():
+      assert catalogue.missing(table, "tiny") == [], name
 
   def test_a_package_is_named_with_its_extra(self, nowhere):
-    assert catalogue.missing(MODULES["paw/shop"], "tiny") == [
+    assert catalogue.missing(TABLES["paw/shop"], "tiny") == [
       "package package-of-report: pip install 'saw_jax[report]'",
       "package package-of-search: pip install 'saw_jax[search]'",
     ]
 
   def test_files_models_and_hardware_are_named(self, everything):
-    module = MODULES["saw/tool_calling"]
-    found = catalogue.missing(module, "paper")
+    table = TABLES["saw/tool_calling"]
+    found = catalogue.missing(table, "paper")
     assert len(found) == 3  # bfcl-eval is among the packages that are there
     assert found[0].startswith("model Qwen2.5-1.5B-Instruct: put its Hugging")
     assert found[1].startswith(
@@ -135,22 +194,22 @@ class TestMissing:
     assert found[2].startswith("hardware: 4 to 8 GPUs")
     (everything / "data" / "toolrl").mkdir(parents=True)
     (everything / "data" / "toolrl" / "train.parquet").touch()
-    assert catalogue.missing(module, "paper")[1].startswith(
+    assert catalogue.missing(table, "paper")[1].startswith(
       "file data/toolrl/test.parquet: "
     )
     (everything / "data" / "toolrl" / "test.parquet").touch()
     (everything / "checkpoints" / "Qwen2.5-1.5B-Instruct").mkdir(parents=True)
-    assert catalogue.missing(module, "paper") == found[2:]
+    assert catalogue.missing(table, "paper") == found[2:]
 
   def test_an_accelerator_is_enough(self, everything, monkeypatch):
-    module = MODULES["asympo/math"]
+    table = TABLES["asympo/math"]
     (everything / "checkpoints" / "Qwen2.5-1.5B-Instruct").mkdir(parents=True)
-    assert len(catalogue.missing(module, "small")) == 1
+    assert len(catalogue.missing(table, "small")) == 1
     monkeypatch.setattr(catalogue, "_count_accelerators", lambda: 1)
-    assert catalogue.missing(module, "small") == []
+    assert catalogue.missing(table, "small") == []
 
   def test_a_setting_has_to_be_said(self, everything):
-    found = catalogue.missing(MODULES["saw/summaries"], "paper")
+    found = catalogue.missing(TABLES["saw/summaries"], "paper")
     assert any(
       text.startswith("setting config.task.options.judge.url: the address")
       for text in found
@@ -163,7 +222,7 @@ class TestMissing:
     assert not catalogue._is_installed("no-such-package")
 
   def test_a_package_of_no_extra_is_named_with_how_to_install_it(self, nowhere):
-    found = catalogue.missing(MODULES["saw/tool_calling"], "paper")
+    found = catalogue.missing(TABLES["saw/tool_calling"], "paper")
     assert (
       "package bfcl-eval: pip install --no-deps 'bfcl-eval==2026.3.23' "
       "(docs/reproducing.md, BFCL)"
@@ -171,51 +230,51 @@ class TestMissing:
 
 
 class TestColumns:
-  @pytest.mark.parametrize(("table", "scale"), AT)
-  def test_those_of_benchmarks_are_scored(self, table, scale):
-    module = MODULES[table]
-    config = catalogue.config(module, catalogue.rows(module)[0], scale)
+  @pytest.mark.parametrize(("name", "scale"), AT)
+  def test_those_of_benchmarks_are_scored(self, name, scale):
+    table = TABLES[name]
+    config = table.config(table.default_runs[0], scale)
     scored = config.evaluation.benchmarks.to_dict()
-    assert scored == getattr(module, "BENCHMARKS", {}).get(scale, {})
-    names = catalogue.metrics(module, scale).values()
-    for name in names:
-      *split, mode, figure = name.split("/")
+    assert scored == table.benchmarks.get(scale, {})
+    columns = table.columns(scale).values()
+    for column in columns:
+      *split, mode, figure = column.split("/")
       assert mode in ("greedy", "sampled")
       if not split or split == ["benchmarks"]:
         continue
-      assert scored[split[0]] or mode == "greedy", name
+      assert scored[split[0]] or mode == "greedy", column
       if "@" in figure:
-        assert figure.endswith(f"@{scored[split[0]]}"), name
+        assert figure.endswith(f"@{scored[split[0]]}"), column
     # Nothing is scored for hours and then not shown.
-    assert set(scored) <= {name.partition("/")[0] for name in names}
+    assert set(scored) <= {column.partition("/")[0] for column in columns}
 
-  @pytest.mark.parametrize(("table", "scale"), AT)
-  def test_benchmarks_are_splits_of_the_task(self, table, scale):
-    module = MODULES[table]
-    config = catalogue.config(module, catalogue.rows(module)[0], scale)
+  @pytest.mark.parametrize(("name", "scale"), AT)
+  def test_benchmarks_are_splits_of_the_task(self, name, scale):
+    table = TABLES[name]
+    config = table.config(table.default_runs[0], scale)
     if not config.evaluation.benchmarks:
       return
     task = registry.make_task(config.task.name, config.task.options.to_dict())
     assert set(config.evaluation.benchmarks) <= set(task.splits)
 
   def test_a_scale_adds_its_own(self):
-    module = MODULES["saw/tool_calling"]
-    tiny, paper = (catalogue.metrics(module, s) for s in ("tiny", "paper"))
-    assert tiny == module.METRICS
+    table = TABLES["saw/tool_calling"]
+    tiny, paper = (table.columns(scale) for scale in ("tiny", "paper"))
+    assert tiny == table.metrics
     assert list(paper)[: len(tiny)] == list(tiny)
     assert paper["BFCL live, greedy"] == "bfcl/greedy/live"
 
   def test_a_row_may_have_several_published_cells(self):
-    module = MODULES["asympo/benchmarks"]
-    tiny = catalogue.published(module, "tiny")["grpo_dapo"]
+    table = TABLES["asympo/benchmarks"]
+    tiny = table.cells("tiny")["grpo_dapo"]
     assert [(f["metric"], f["benchmark"]) for f in tiny] == [
       ("mean@8 (%)", "Avg"),
       ("pass@8 (%)", "Avg"),
     ]
-    paper = catalogue.published(module, "paper")["grpo_dapo"]
+    paper = table.cells("paper")["grpo_dapo"]
     assert len(paper) == 14 and {f["table"] for f in paper} == {"Table 4"}
-    assert catalogue.published(module)["grpo_dapo"] == paper
-    both = catalogue.published(MODULES["saw/tool_calling"], "tiny")
+    assert table.cells()["grpo_dapo"] == paper
+    both = TABLES["saw/tool_calling"].cells("tiny")
     assert {f["paper"] for f in both["gdpo"]} == {"SAW", "GDPO"}
     assert {f["paper"] for f in both["gdpo_saw"]} == {"SAW"}
 
@@ -224,12 +283,12 @@ class TestListing:
   def test_each_table_and_scale_is_there(self, everything):
     text = catalogue.listing()
     assert "PaW in the shop, 11 runs, 11 more by --rows" in text
-    for table, module in MODULES.items():
-      head = f"{table}: {module.TITLE}, {len(catalogue.rows(module))} runs"
+    for name, table in TABLES.items():
+      head = f"{name}: {table.title}, {len(table.default_runs)} runs"
       part = text.partition(head)[2].partition("\n\n")[0]
-      for scale in module.SCALES:
-        assert f"\n  {scale}: " in part, (table, scale)
-    assert text.count("  tiny: can run here") == len(MODULES)
+      for scale in table.scales:
+        assert f"\n  {scale}: " in part, (name, scale)
+    assert text.count("  tiny: can run here") == len(TABLES)
     assert "  paper: cannot run here, for want of\n    - model " in text
     assert max(map(len, text.splitlines())) <= 88
 
@@ -252,10 +311,3 @@ class TestListing:
     assert "Reddit TL;DR: saw/summaries" in saw
     assert "(care): the numbers of its paper are not available" in flat
     assert "composed" not in flat  # no paper has that table
-
-  def test_unknown_names_are_answered_with_the_nearest(self):
-    with pytest.raises(ValueError, match="did you mean 'paw/shop'"):
-      catalogue.load("paw/shopp")
-    module = MODULES["asympo/math"]
-    with pytest.raises(ValueError, match="did you mean 'spo_lag16'"):
-      catalogue.config(module, "spo_lag17", "tiny")

@@ -9,19 +9,13 @@ import json
 import pathlib
 import re
 import tempfile
-import types
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from saw_jax.reporting import (
-  agent_report,
-  catalogue,
-  label_report,
-  sweep_report,
-)
-from saw_jax.reporting.run_plan import RowRuns
+from saw_jax.reporting import catalogue, report
+from saw_jax.reporting.report import RowRuns
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "tables"
 STEPS = 23
@@ -137,29 +131,13 @@ def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
 
 def write(case, folder: pathlib.Path) -> pathlib.Path:
   """Writes the table of a case from runs that it makes."""
-  table, scale, seeds, asked = case
-  module = catalogue.load(table)
-  names = catalogue.rows(module)
-  if asked:
-    names += catalogue.on_request(module)
-  scores = list(catalogue.metrics(module, scale).values())
-  scores += [module.METRIC[1]] if hasattr(module, "METRIC") else []
+  name, scale, seeds, asked = case
+  table = catalogue.load(name)
+  names = table.default_runs + (list(table.on_request) if asked else [])
+  scores = list(table.columns(scale).values())
   directories = make_runs(folder / "runs", names, scores, seeds)
   out = folder / "out"
-  out.mkdir()
-  report = {
-    "agent_report": agent_report,
-    "label_report": label_report,
-    "sweep_report": sweep_report,
-  }.get(getattr(module, "REPORT", None))
-  if report:
-    report.write(module, directories, out, scale=scale, command="make it")
-  else:
-    from experiments import reproduce
-
-    reproduce._SCALE = types.SimpleNamespace(value=scale)
-    reproduce._command = lambda: "make it"
-    reproduce._write(module, directories, out, scale)
+  report.write(table, directories, out, scale=scale, command="make it")
   return out
 
 

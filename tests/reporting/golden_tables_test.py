@@ -22,7 +22,6 @@ def no_pictures(monkeypatch):
 
 
 @pytest.mark.parametrize("case", golden_tables.CASES, ids=golden_tables.name_of)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_table_is_as_it_was(case, tmp_path, no_pictures):
   out = golden_tables.write(case, tmp_path)
   name = golden_tables.name_of(case)

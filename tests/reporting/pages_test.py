@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from saw_jax.reporting import pages, papers, tables
+from saw_jax.reporting import pages, papers, statistics, tables
 
 TEXT = """\
 ### A table
@@ -46,10 +46,10 @@ def test_numbers_stay_on_their_side():
 
 
 def test_a_table_as_it_is_written_has_its_published_cells_marked():
-  own = {"gdpo": {"Acc": tables.OwnCell.from_seeds({0: 1.0, 1: 2.0})}}
+  own = {"gdpo": {"Acc": statistics.summarise([1.0, 2.0])}}
   cell = papers.read("saw")[0]
-  table = tables.Table("Tools", "tiny", own, {"gdpo": {"Acc": cell}})
-  page = pages.to_html(tables.to_markdown(table))
+  lines = tables.to_markdown("Tools", "tiny", own, {"gdpo": {"Acc": cell}})
+  page = pages.to_html("\n".join(lines))
   marked = [text for is_published, text in cells(page) if is_published]
   assert marked[0] == "Acc (published)" and len(marked) == 2
   assert marked[1].startswith(str(cell.value))

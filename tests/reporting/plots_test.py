@@ -114,20 +114,8 @@ class TestRewardCurves:
   def test_the_caption_says_seeds_and_band(self):
     same = plots.reward_curves({"a": curves(3), "b": curves(3)}, ["correct"])
     assert "means of 3 seeds; bands: ± 1 standard deviation" in caption_of(same)
-    rows = {"a": curves(3), "b": curves(1)}
-    other = plots.reward_curves(rows, ["correct"], band=plots.interval_band)
-    assert "seeds, 3 of a, 1 of b; bands: 95 % t interval" in caption_of(other)
-
-  def test_a_band_of_ones_own_needs_a_meaning(self):
-    def extremes(values):
-      return plots.Band(values.min(axis=0), values.max(axis=0))
-
-    with pytest.raises(ValueError, match="band_meaning"):
-      plots.reward_curves({"a": curves()}, ["correct"], band=extremes)
-    figure = plots.reward_curves(
-      {"a": curves()}, ["correct"], band=extremes, band_meaning="extremes"
-    )
-    assert "bands: extremes" in caption_of(figure)
+    other = plots.reward_curves({"a": curves(3), "b": curves(1)}, ["correct"])
+    assert "means of seeds, 3 of a, 1 of b; bands" in caption_of(other)
 
   @pytest.mark.parametrize("num_components", [1, 3])
   @pytest.mark.parametrize("num_rows", [1, 6])
@@ -304,16 +292,8 @@ class TestBands:
     low, high = plots.deviation_band(np.array([[0.0], [2.0]]))
     np.testing.assert_allclose([low[0], high[0]], [1 - 2**0.5, 1 + 2**0.5])
 
-  def test_the_interval_is_that_of_each_step(self):
-    values = np.random.default_rng(0).normal(size=(5, 3))
-    low, high = plots.interval_band(values)
-    for t in range(3):
-      expected = statistics.t_interval(values[:, t])
-      np.testing.assert_allclose([low[t], high[t]], expected)
-
-  @pytest.mark.parametrize("band", [plots.deviation_band, plots.interval_band])
-  def test_one_seed_has_no_width(self, band):
-    low, high = band(np.ones((1, 4)))
+  def test_one_seed_has_no_width(self):
+    low, high = plots.deviation_band(np.ones((1, 4)))
     np.testing.assert_array_equal(low, high)
 
 

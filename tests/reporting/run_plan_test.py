@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from saw_jax.reporting import catalogue, reports, run_plan
-from saw_jax.reporting.run_plan import RowRuns
+from saw_jax.reporting import catalogue, report, run_plan
+from saw_jax.reporting.report import RowRuns
 from saw_jax.run.run_directory import RunError
 from tests import experiments_test
 
@@ -112,10 +112,10 @@ class TestCheckCommits:
       run_plan.check_commits({"a": RowRuns((path,))})
 
   def test_the_script_refuses_before_anything_runs(self, tmp_path):
-    module = catalogue.load("saw/tool_calling")
+    table = catalogue.load("saw/tool_calling")
     runs = tmp_path / "saw/tool_calling/tiny"
     for row, commit in (("gdpo", "abc"), ("gdpo_saw", "def")):
-      config = catalogue.config(module, row, "tiny").to_dict()
+      config = table.config(row, "tiny").to_dict()
       path = finish(runs, f"{row}_seeds_1", [0], commit=commit, config=config)
     words = ["--table=saw/tool_calling", "--seeds=1", "--rows=gdpo,gdpo_saw"]
     words += [f"--runs={tmp_path}", f"--out={tmp_path / 'out'}"]
@@ -134,15 +134,15 @@ class TestCheckCommits:
 class TestReplacing:
   def test_a_failure_leaves_what_was_there(self, tmp_path):
     out = tmp_path / "results" / "tiny"
-    with reports.replacing(out) as folder:
+    with report.replacing(out) as folder:
       (folder / "table.md").write_text("first")
       (folder / "runs.csv").write_text("1")
-    with pytest.raises(OSError), reports.replacing(out) as folder:
+    with pytest.raises(OSError), report.replacing(out) as folder:
       (folder / "runs.csv").write_text("2")
       raise OSError(errno.ENOSPC, "no room")
     assert (out / "runs.csv").read_text() == "1"
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
-    with reports.replacing(out) as folder:
+    with report.replacing(out) as folder:
       (folder / "table.md").write_text("second")
     assert (out / "table.md").read_text() == "second"
     assert (out / "runs.csv").read_text() == "1"
@@ -150,9 +150,9 @@ class TestReplacing:
   def test_the_table_is_moved_last(self, tmp_path, monkeypatch):
     moved = []
     monkeypatch.setattr(
-      reports.shutil, "move", lambda file, to: moved.append(to.name)
+      report.shutil, "move", lambda file, to: moved.append(to.name)
     )
-    with reports.replacing(tmp_path / "tiny") as folder:
+    with report.replacing(tmp_path / "tiny") as folder:
       for name in ("table.csv", "table.md", "wasted.png", "curves.csv"):
         (folder / name).touch()
     assert sorted(moved) == [
@@ -169,7 +169,7 @@ class TestFullDisk:
 
   PROGRAM = """
 import errno, os
-from experiments import command_line
+from saw_jax.run import command_line
 
 def main():
   try:

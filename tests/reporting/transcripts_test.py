@@ -116,5 +116,5 @@ class TestTurns:
     assert transcripts.won_and_lost([], []) == []
 
   def test_each_episode_has_an_end(self):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="episodes"):
       transcripts.won_and_lost([[turn()]], [True, False])

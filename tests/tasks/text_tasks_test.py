@@ -1,5 +1,6 @@
 """What every task of text episodes promises, in each of its forms."""
 
+import hashlib
 import pickle
 
 import hypothesis
@@ -47,6 +48,15 @@ TASKS = {
     SearchConfig(num_people=60, num_passages=2, form="compact")
   ),
 }
+# Of demonstrations and prompts: what a seed means, and every word, stays.
+DIGESTS = {
+  "household": "fcaf5f26ec575e91",
+  "household, compact": "3812add3c16ea93e",
+  "shop": "80c10c647e813b10",
+  "shop, compact": "30a7eaebd12e514e",
+  "search": "84e4b07203a4cc61",
+  "search, compact": "8086b3fc1c31be69",
+}
 # Texts that no environment may stumble over.
 HOSTILE = st.one_of(
   st.text(),
@@ -75,6 +85,16 @@ def walk(task, seed, *, moves=(), env=None):
     action = moves.pop(0) if moves else draws.choice(actions)
     seen.append((actions, action, env.step(action)))
   return seen
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_worlds_and_wording_are_what_results_were_made_with(name):
+  task = TASKS[name]
+  steps = task.demonstrations(400, seed=5, wrong_rate=0.3) + task.held_out(400)
+  prompts = [list(task.prompts(one.before, one.history)) for one in steps]
+  content = repr([tuple(one) for one in steps] + prompts)
+  digest = hashlib.sha256(content.encode()).hexdigest()
+  assert digest.startswith(DIGESTS[name])
 
 
 class TestEpisodes:

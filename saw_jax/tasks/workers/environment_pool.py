@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from saw_jax.tasks import environments
 from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.workers import pool, worker
-from saw_jax.tasks.workers.pool import RewardError
 from saw_jax.tasks.workers.worker import Command
 
 _LOG = logging.getLogger(__name__)
@@ -66,12 +65,7 @@ class EnvironmentPool(pool.Pool):
 
   def check(self) -> None:
     """Raises if too many of the episodes that were started have failed."""
-    if len(self._failures) > self._crash_tolerance * self._num_episodes:
-      raise RewardError(
-        f"the environments of task {self._task_name!r}: {self._failures[0]}. "
-        f"{len(self._failures)} of {self._num_episodes} episodes failed; at "
-        f"most a share of {self._crash_tolerance} may."
-      )
+    self._check_failures(self._failures, self._num_episodes, "episodes failed")
 
   def _run(self, commands: Sequence[Command]) -> dict[int, Situation]:
     found: dict[int, Situation] = {}
@@ -124,16 +118,15 @@ class EnvironmentPool(pool.Pool):
     """Keeps an answer, and what has to be played again to get there."""
     found[command.slot] = situation
     if situation.failure:
-      text = f"slot {command.slot}, {_describe(command)}: {situation.failure}"
-      _LOG.warning("task %r, %s", self._task_name, text)
-      self._failures.append(text)
+      what = f"{command.split} episode {command.seed}"
+      if command.action is not None:
+        what = f"action {command.action[:80]!r}"
+      self._failures.append(
+        f"the environment of task {self._task_name!r}, slot {command.slot}, "
+        f"{what}: {situation.failure}"
+      )
+      _LOG.warning("%s", self._failures[-1])
     if situation.done:
       self._played.pop(command.slot, None)
     else:
       self._played.setdefault(command.slot, []).append(command)
-
-
-def _describe(command: Command) -> str:
-  if command.action is None:
-    return f"{command.split} episode {command.seed}"
-  return f"action {command.action[:80]!r}"

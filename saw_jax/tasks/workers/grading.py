@@ -92,7 +92,7 @@ class Grader(pool.Pool):
     pairs = list(zip(examples, completions, strict=True))
     with self._lock:
       results = self._score(pairs)
-    self._raise_and_warn(pairs, results)
+    self._check(pairs, results)
     shape = (len(pairs), len(self._task.components))
     # None is NaN; no reward is.
     values = np.array([r.values or (None,) * shape[1] for r in results], float)
@@ -105,29 +105,20 @@ class Grader(pool.Pool):
       outcomes=outcomes,
     )
 
-  def _raise_and_warn(self, pairs, results: list[worker.Result]) -> None:
-    def where(index: int) -> str:
-      example, completion = pairs[index]
-      return (
-        f"the reward of task {self._task.name!r} on example {example.key}, "
+  def _check(self, pairs, results: list[worker.Result]) -> None:
+    failures = []
+    for (example, completion), result in zip(pairs, results, strict=True):
+      where = (
+        f"the reward of task {self._task_name!r} on example {example.key}, "
         f"completion {completion[:80]!r}"
       )
-
-    raised = []
-    for index, result in enumerate(results):
       if result.violation:
-        raise RewardError(f"{where(index)}: {result.violation}.")
+        raise RewardError(f"{where}: {result.violation}.")
       # A score that says CRASHED itself is no bug: somebody else failed.
       if result.exception:
-        raised.append(index)
-        _LOG.warning("%s: unscored, %s", where(index), result.exception)
-    if len(raised) > self._crash_tolerance * len(results):
-      first = raised[0]
-      raise RewardError(
-        f"{where(first)}: {results[first].exception}. {len(raised)} of "
-        f"{len(results)} crashed; at most a share of {self._crash_tolerance} "
-        "may."
-      )
+        failures.append(f"{where}: {result.exception}")
+        _LOG.warning("unscored: %s", failures[-1])
+    self._check_failures(failures, len(pairs), "crashed")
 
   def _score(self, pairs) -> list[worker.Result]:
     if self._is_local():

@@ -188,7 +188,8 @@ class Pool:
         if not busy:
           return
         first = min(one.deadline(self._limit_s) for one in busy)
-        self._wait([one.pipe for one in busy], first)
+        left_s = max(first - time.monotonic(), 0.0)
+        connection.wait([one.pipe for one in busy], left_s)
         for index, one in enumerate(self._workers):
           why = None
           try:
@@ -207,8 +208,13 @@ class Pool:
           self._replace(index)
       raise
 
-  def _wait(self, pipes: list[connection.Connection], until: float) -> None:
-    connection.wait(pipes, max(until - time.monotonic(), 0.0))
+  def _check_failures(self, failures: list[str], total: int, what: str) -> None:
+    """Raises if more than the tolerated share failed; it tells of the first."""
+    if len(failures) > self._crash_tolerance * total:
+      raise RewardError(
+        f"{failures[0]}. {len(failures)} of {total} {what}; at most a share of "
+        f"{self._crash_tolerance} may."
+      )
 
   def _replace(self, index: int) -> None:
     self._workers[index].stop()

@@ -11,6 +11,7 @@ import pytest
 
 from saw_jax.tasks.base import Outcome
 from saw_jax.tasks.tool_calling import task as tool_calling
+from saw_jax.tasks.workers import pool
 from saw_jax.tasks.workers.grading import Grader, RewardError
 from tests.tasks.misbehaving_tasks import Obedient
 
@@ -175,11 +176,11 @@ class TestProcesses:
   def test_an_interrupted_call_does_not_answer_the_next(
     self, grader, monkeypatch
   ):
-    def interrupt(pipes, until):
+    def interrupt(worker, note):
       raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-      patch.setattr(grader, "_wait", interrupt)
+      patch.setattr(pool.Worker, "take", interrupt)
       with pytest.raises(KeyboardInterrupt):
         grade(grader, ["aa"] * 50)
     graded = grade(grader, [""] * 50)

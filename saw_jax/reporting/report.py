@@ -1,0 +1,204 @@
+"""Writes a table down: Markdown, CSV, and what its sections add."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from saw_jax.reporting import papers, runs, statistics, tables
+from saw_jax.reporting.runs import Curves, Finals
+from saw_jax.reporting.table import Table
+from saw_jax.run import run_directory
+
+
+class RowRuns(NamedTuple):
+  """Where the seeds of a run lie."""
+
+  directories: tuple[pathlib.Path, ...]  # of finished runs
+  seeds: tuple[int, ...] = ()  # those of them that are meant; empty: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The runs of a table as sections read them, and where pictures go."""
+
+  table: Table
+  scale: str
+  folder: pathlib.Path
+  directories: Mapping[str, RowRuns]  # by name of the run, as all that follows
+
+  @functools.cached_property
+  def finals(self) -> dict[str, Finals]:
+    """The last scores."""
+    return {
+      name: runs.read_finals(run.directories, seeds=run.seeds)
+      for name, run in self.directories.items()
+    }
+
+  @functools.cached_property
+  def curves(self) -> dict[str, Curves]:
+    """The metrics of every step."""
+    return self._read("metrics")
+
+  @functools.cached_property
+  def evals(self) -> dict[str, Curves]:
+    """The held-out scores during training."""
+    return self._read("evals")
+
+  @functools.cached_property
+  def documents(self) -> list[Mapping[str, Any]]:
+    """The runs' own descriptions."""
+    return [
+      run_directory.read_run(directory)
+      for run in self.directories.values()
+      for directory in run.directories
+    ]
+
+  @functools.cached_property
+  def commits(self) -> list[str]:
+    """Those of the code that made the runs."""
+    found = [run_directory.commits(document) for document in self.documents]
+    return sorted({commit for commits in found for commit in commits})
+
+  @functools.cached_property
+  def rows(self) -> dict[str, dict[float | None, str]]:
+    """Name of the run by row and swept value."""
+    found: dict[str, dict[float | None, str]] = {}
+    for name in self.directories:
+      run = self.table.runs[name]
+      found.setdefault(run.row, {})[run.value] = name
+    order = self.table.rows if self.table.several else found
+    return {
+      row: dict(sorted(found[row].items(), key=lambda item: item[0] or 0))
+      for row in order
+      if row in found
+    }
+
+  @functools.cached_property
+  def main(self) -> dict[str, str]:
+    """Row -> its run in the main table, unless that has several of a row."""
+    return {
+      row: names.get(None, names.get(self.table.at))
+      for row, names in self.rows.items()
+      if None in names or self.table.at in names
+    }
+
+  @property
+  def label(self) -> str:
+    """The scale, and what is not the paper's in it."""
+    return self.table.label(self.scale)
+
+  @property
+  def title(self) -> str:
+    """Of pictures."""
+    return f"{self.table.title}, scale {self.label}"
+
+  def columns(self) -> dict[str, str]:
+    """Heading -> name in `finals`."""
+    return self.table.columns(self.scale)
+
+  def _read(self, name: str) -> dict[str, Curves]:
+    return {
+      run: runs.read_curves(row.directories, name=name, seeds=row.seeds)
+      for run, row in self.directories.items()
+    }
+
+
+def write(
+  table: Table,
+  directories: Mapping[str, RowRuns],
+  folder: pathlib.Path,
+  *,
+  scale: str,
+  command: str,
+) -> None:
+  """Writes table.md, table.csv, runs.csv and what the sections add."""
+  found = Found(table, scale, folder, directories)
+  folder.mkdir(parents=True, exist_ok=True)
+  own = _own_cells(found)
+  printed = published_cells(table, found.rows, scale)
+  text = tables.to_csv(found.label, own, printed)
+  (folder / "table.csv").write_text(text, encoding="utf-8")
+  runs.write_results(
+    folder / "runs.csv", found.finals, commit="/".join(found.commits)
+  )
+  lines = tables.to_markdown(
+    f"{table.title}{table.caption}", found.label, own, printed
+  )
+  for section in table.sections:
+    lines += section(found)
+  final = next(iter(found.finals.values()))
+  # Where steps to a threshold are told, their limit is.
+  steps = "" if table.thresholds else f"{final.step} steps a run. "
+  lines += [
+    f"{steps}Made by `python {command}` at commit "
+    f"{', '.join(found.commits)}; seeds {', '.join(map(str, final.seeds))}; "
+    f"{found.documents[0]['machine']}.",
+    "",
+  ]
+  (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives an empty folder whose files are moved over those of `out`.
+
+  Whatever goes wrong before the end, a full disk say, leaves `out` as it was.
+  `table.md` is moved last: who finds it finds the others.
+  """
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=out.parent, prefix=f".{out.name}_"
+  ) as folder:
+    folder = pathlib.Path(folder)
+    yield folder
+    out.mkdir(exist_ok=True)
+    files = sorted(folder.iterdir(), key=lambda file: file.name == "table.md")
+    for file in files:
+      shutil.move(file, out / file.name)
+
+
+def published_cells(
+  table: Table, rows: Iterable[str], scale: str
+) -> dict[str, dict[str, papers.PublishedCell]]:
+  """The papers' cells by row and heading, of the rows that were run."""
+  return {
+    row: {
+      f"{fields['metric']}, {fields['benchmark']}": papers.find(fields)
+      for fields in cells
+    }
+    for row, cells in table.cells(scale).items()
+    if row in set(rows)
+  }
+
+
+def _own_cells(found: Found) -> tables.Own:
+  if found.table.swept:
+    (metric,) = found.columns().values()
+    cells = {
+      row: {
+        f"{found.table.swept} {value:g}": (name, metric)
+        for value, name in names.items()
+      }
+      for row, names in found.rows.items()
+    }
+  else:
+    cells = {
+      row: {
+        heading: (name, metric) for heading, metric in found.columns().items()
+      }
+      for row, name in found.main.items()
+    }
+  return {
+    row: {
+      heading: statistics.summarise(
+        list(found.finals[name].by_seed(m).values())
+      )
+      for heading, (name, m) in chosen.items()
+    }
+    for row, chosen in cells.items()
+  }

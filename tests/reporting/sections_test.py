@@ -1,0 +1,390 @@
+"""What tables say of runs whose numbers are known: by hand, section by section.
+
+That nothing else of a table changes is held by golden_tables_test.py.
+"""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from saw_jax.reporting import catalogue, report, sections, statistics, tables
+from saw_jax.reporting.report import RowRuns
+
+STEPS = 40
+SEEDS = (0, 1)
+
+
+def make_run(directory, metrics, finals, evals=()):
+  """A finished run; metrics and scores are numbers or functions of the seed.
+
+  A metric may also be a function of step and seed.
+  """
+  directory.mkdir(parents=True)
+  with (directory / "metrics.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["step", "seed", *metrics])
+    for step in range(STEPS):
+      for seed in SEEDS:
+        values = [v(step, seed) if callable(v) else v for v in metrics.values()]
+        writer.writerow([step, seed, *values])
+  with (directory / "evals.csv").open("w", newline="") as file:
+    csv.writer(file).writerows(evals or [["step", "seed", "right"]])
+  records = []
+  for seed in SEEDS:
+    record = {"seed": seed, "step": STEPS}
+    for name, value in finals.items():
+      how, _, figure = name.rpartition("/")
+      score = value(seed) if callable(value) else value
+      record.setdefault(how, {})[figure] = score
+    records.append(record)
+  (directory / "final.json").write_text(json.dumps(records))
+  document = {"config": {}, "commit": "abc", "machine": "one machine"}
+  (directory / "run.json").write_text(json.dumps(document))
+
+
+class Written:
+  """A table from made-up runs, and its text."""
+
+  def __init__(self, folder, name, runs):
+    directories = {}
+    for run, made in runs.items():
+      directories[run] = RowRuns((folder / "runs" / run,))
+      make_run(folder / "runs" / run, *made)
+    self.folder = folder / "out"
+    report.write(
+      catalogue.load(name),
+      directories,
+      self.folder,
+      scale="tiny",
+      command="make it",
+    )
+    self.text = (self.folder / "table.md").read_text()
+
+  def lines(self, heading, row):
+    section = self.text[self.text.index(heading) :]
+    return [
+      [cell.strip() for cell in line.strip("|").split("|")][1:]
+      for line in section.splitlines()
+      if line.startswith(f"| {row} |")
+    ]
+
+  def row(self, heading, row):
+    return self.lines(heading, row)[0]
+
+  @property
+  def files(self):
+    return {path.name for path in self.folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory):
+  def run(score, world, kinds):
+    def rising(step, seed):
+      return score + (0.1 if step >= STEPS // 2 else 0.0)
+
+    metrics = {"success": rising, "seconds/step": 0.5}
+    if world:
+      metrics["lambda"] = lambda step, seed: 1 - rising(step, seed)
+      metrics |= {"loss/world_model": 0.25, "clipped_tokens": 0.75}
+    figures = {
+      f"{mode}/{name}": value
+      for mode in ("greedy", "sampled")
+      for name, value in (("right", score), ("length", 4.0))
+    }
+    figures |= {"greedy/observation_accuracy": 0.9, **kinds}
+    figures["greedy/observation_nll"] = 0.3
+    figures["sampled/right"] = lambda seed: score + 0.1 * seed
+    return metrics, figures
+
+  kinds = {"sampled/right_pick": 0.4, "sampled/right_look": 0.6}
+  return Written(
+    tmp_path_factory.mktemp("episodes"),
+    "paw/household",
+    {"grpo": run(0.5, False, {}), "grpo_paw": run(0.7, True, kinds)},
+  )
+
+
+class TestFigures:
+  def test_success_is_ours_beside_the_published(self, episodes):
+    cells = episodes.row("held out", "grpo_paw")
+    assert "0.750" in cells[0] and "0.700" in cells[1]
+    assert cells[-1].startswith("77.9")
+
+  def test_curves_are_told_at_the_start_and_at_the_end(self, episodes):
+    heading = "### First and last 5 steps"
+    assert episodes.row(heading, "grpo_paw") == [
+      "0.700 → 0.800",
+      "0.300 → 0.200",
+      "0.250 → 0.250",
+      "0.750 → 0.750",
+    ]
+    assert episodes.row(heading, "grpo")[1:] == ["-"] * 3
+
+  def test_seeds_are_paired(self, episodes):
+    cells = episodes.row("### Paired differences", "grpo_paw - grpo")
+    assert cells[:2] == ["success, sampled", "+0.200"]
+
+  def test_kinds_are_told_where_there_are_any(self, episodes):
+    heading = "### Held-out success by kind, sampled"
+    assert "| row | look | pick |" in episodes.text
+    assert episodes.row(heading, "grpo") == ["-", "-"]
+    assert episodes.row(heading, "grpo_paw") == ["0.600 ± 0.000"] + [
+      "0.400 ± 0.000"
+    ]
+
+  def test_files(self, episodes):
+    pictures = ("success", "lambda", "world_model", "clipped_tokens")
+    assert episodes.files == {
+      *("table.md", "table.csv", "runs.csv", "curves.csv", "evals.csv"),
+      *(f"{name}.png" for name in (*pictures, "differences")),
+    }
+
+  @pytest.mark.parametrize("name", catalogue.names())
+  def test_no_picture_is_written_over_another(self, name):
+    curves = catalogue.load(name).curves
+    files = {sections.picture_name(metric, curves) for metric in curves}
+    assert len(files) == len(curves)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+  def run(name, score):
+    metrics = {
+      "reward/total": 1.0,
+      "audit/correct": 0.5,
+      "audit/vote_right": 0.6,
+      "audit/majority": 0.7,
+      "entropy": 0.2,
+      "seconds/step": 2.0,
+    }
+    if name == "vote":  # it falls in the middle of the run
+      metrics["audit/correct"] = lambda step, seed: 0.1 if step > 20 else 0.5
+    else:
+      metrics |= {
+        "overlap/labelled": 0.4,
+        "labels/wasted": 0.3,
+        "labels/hopeless": 0.1,
+        "seconds/choose": 0.1,
+        "labels/bought": lambda step, seed: 7 * (step + 1),
+        "labels/prompts": lambda step, seed: 7 * (step + 1),
+      }
+    if name.startswith("care"):
+      metrics |= {"gate/precision": 0.9, "seconds/probes": 0.3}
+    finals = {"greedy/right": score, "sampled/maj@8": score}
+    finals["sampled/right"] = lambda seed: score + 0.1 * seed
+    evals = [["step", "seed", "right"], [0, 0, 0.25], [0, 1, 0.5]]
+    return metrics, finals, [*evals, [20, 0, 0.9], [20, 1, 0.9]]
+
+  names = ("vote", "random_0.2", "care_0.05", "care_0.2", "random_0.4")
+  return Written(
+    tmp_path_factory.mktemp("labels"),
+    "care/knights",
+    {name: run(name, 0.7 if name == "care_0.2" else 0.2) for name in names},
+  )
+
+
+class TestLabels:
+  def test_the_main_table_is_at_one_budget(self, labels):
+    assert "0.700" in labels.row("held out", "care")[0]
+    assert "0.200" in labels.row("held out", "random")[0]
+    assert "Before training: 37.5 % right, greedy." in labels.text
+    assert "make it" in labels.text and "abc" in labels.text
+
+  def test_accuracy_by_budget_leaves_out_what_was_not_run(self, labels):
+    care, random = (labels.row("by budget", row) for row in ("care", "random"))
+    assert [cell[:5] for cell in care] == ["0.250", "0.750", "-"]
+    assert [cell[:5] for cell in random] == ["-", "0.250", "0.250"]
+
+  def test_training_shows_what_fell(self, labels):
+    assert labels.row("### Training", "vote")[:2] == ["0.500", "0.100"]
+
+  def test_labels_are_counted_at_the_end_and_cost_a_share(self, labels):
+    small, main = labels.lines("### Labels", "care")
+    means = ["0.400", "0.300", "0.100", "0.900"]
+    assert small == ["5 %", "280", "280", *means, "20.0"]
+    assert main[0] == "20 %"
+    assert labels.row("### Labels", "random")[-2:] == ["-", "5.0"]
+
+  def test_seeds_are_paired_at_that_budget(self, labels):
+    cells = labels.row("### Paired differences at 20 %", "care - random")
+    assert cells[1] == "+0.500"
+
+  def test_pictures(self, labels):
+    names = "accuracy_by_budget curves majorities overlaps wasted".split()
+    assert {f"{name}.png" for name in names} == {
+      name for name in labels.files if name.endswith(".png")
+    }
+
+  def test_runs_that_make_no_table_are_refused(self):
+    table = catalogue.load("care/knights")
+    table.check(["care_0.05", "vote"])
+    table.check(["care_0.05", "random_0.2"])
+    with pytest.raises(ValueError, match="none of care_0.05 has labels"):
+      table.check(["care_0.05"])
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+  def run(falls, score):
+    def reward(step, seed):  # only the first seed falls
+      return 0.1 if falls and seed == 0 and step > STEPS // 2 else 0.6
+
+    metrics = {
+      "reward/total": reward,
+      "nll/positive": 0.2,
+      "nll/negative": 1.5,
+      "entropy": 0.3,
+      "length": 6.0,
+      "zero_advantage": 0.5,
+    }
+    return metrics, {"sampled/mean@8": lambda seed: score + 0.1 * seed}
+
+  names = ("naive_lag0", "naive_lag16", "asympo_lag0", "asympo_lag16")
+  return Written(
+    tmp_path_factory.mktemp("sweep"),
+    "asympo/math",
+    {
+      name: run(name == "naive_lag16", 0.2 if name == "naive_lag16" else 0.5)
+      for name in names
+    },
+  )
+
+
+class TestSweep:
+  def test_seeds_that_collapsed_are_counted(self, sweep):
+    heading = "### Seeds that collapsed"
+    assert sweep.row(heading, "naive") == ["0/2", "1/2"]
+    assert sweep.row(heading, "asympo") == ["0/2", "0/2"]
+    assert "below 50 % of the best such mean" in sweep.text
+
+  def test_a_column_for_each_value_and_the_published_apart(self, sweep):
+    lines = sweep.text.splitlines()
+    head = next(line for line in lines if line.startswith("| row |"))
+    assert head.index("lag 0 (here") < head.index("lag 16 (here")
+    assert "(published)" in head
+    assert "0.250" in sweep.row("held-out", "naive")[1]
+    assert sweep.row("held-out", "asympo")[-1].startswith("36.98")
+
+  def test_the_end_is_told_at_the_greatest_value(self, sweep):
+    heading = "### The last 10 steps at lag 16"
+    cells = ["0.2", "1.5", "0.3", "6", "0.5", "-", "-"]
+    assert sweep.row(heading, "asympo") == cells
+
+  def test_seeds_are_paired_at_each_value(self, sweep):
+    cells = sweep.row("### Paired", "asympo - naive, lag 16")
+    assert cells[:2] == ["held-out mean@8", "+0.300"]
+
+  def test_the_kept_curves_average_blocks_of_steps(self, sweep):
+    with (sweep.folder / "curves.csv").open() as file:
+      lines = list(csv.DictReader(file))
+    assert len(lines) == 4 * len(SEEDS) * STEPS // 5
+    assert {int(line["step"]) for line in lines} == set(range(0, STEPS, 5))
+    naive = [
+      float(line["reward/total"])
+      for line in lines
+      if (line["row"], line["seed"]) == ("naive_lag16", "0")
+    ]
+    np.testing.assert_allclose(naive[:4], 0.6)
+    np.testing.assert_allclose(naive[-3:], 0.1)
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory):
+  def run(first):  # step at which both rewards are high enough
+    metrics = {
+      "reward/quality": lambda step, seed: 2.0 * (step >= first),
+      "reward/conciseness": lambda step, seed: 9.0 * (step >= first + seed),
+      "entropy": 0.5,
+      "seconds/step": 2.0,
+      "seconds/estimate": 0.1,
+    }
+    evals = [["step", "seed", "quality", "conciseness"]]
+    evals += [[0, seed, 1 + seed, 0] for seed in SEEDS]
+    evals += [[STEPS, seed, 3 + 2 * seed, 0] for seed in SEEDS]
+    columns = catalogue.load("saw/summaries").columns("tiny")
+    return metrics, dict.fromkeys(columns.values(), float(first)), evals
+
+  runs = {"gdpo_saw": run(4), "gdpo": run(10)}
+  runs["gdpo_static"] = run(STEPS)
+  return Written(tmp_path_factory.mktemp("rewards"), "saw/summaries", runs)
+
+
+class TestRewards:
+  def test_before_and_after(self, rewards):
+    # Mean 1.5, deviation √½, t of one degree of freedom 12.706: ± 6.353.
+    assert rewards.row("### Before", "gdpo_saw") == [
+      "quality",
+      "1.500 [-4.853, 7.853] (2)",
+      "4.000 [-8.706, 16.706] (2)",
+    ]
+
+  def test_steps_to_a_threshold_count_from_one(self, rewards):
+    # The last of five steps of which enough are high: 4 of 5, then 5 of 5.
+    cells = rewards.row("### Steps until", "gdpo_saw")
+    assert cells == ["8 (2/2 reached)", "9.5 (2/2 reached)", "2.00", "5.00 %"]
+    late = rewards.row("### Steps until", "gdpo_static")
+    assert late[0] == "> 40 (0/2 reached)"
+
+  def test_differences_of_scores_means_and_steps(self, rewards):
+    found = dict(
+      cells[:2] for cells in rewards.lines("### Paired", "gdpo_saw - gdpo")
+    )
+    assert found["quality, greedy"] == "-6.000"
+    assert found["reward/quality, mean over training"] == "+0.300"
+    assert found["steps to reward/quality ≥ 1.5"] == "-6.000"
+    late = rewards.lines("### Paired", "gdpo_saw - gdpo_static")
+    assert ["steps to reward/quality ≥ 1.5", "-32.000"] in [
+      cells[:2] for cells in late
+    ]
+
+  def test_every_heading_says_that_it_is_a_stand_in(self, rewards):
+    stand_in = "stand-in: rule rewards, not the judge"
+    headings = [x for x in rewards.text.splitlines() if x.startswith("### ")]
+    assert len(headings) == 4
+    assert all(stand_in in heading for heading in headings[1:])
+    assert f"(here, tiny, {stand_in})" in rewards.text
+
+  def test_over_examples_where_evaluate_was_run(self, tmp_path):
+    make_run(tmp_path / "gdpo", {"entropy": 1.0}, {}, [["step", "seed"]])
+    (tmp_path / "gdpo" / "evals.csv").write_text("step,seed,quality\n20,7,9\n")
+    for name, mean in (("evaluation_start", 1.5), ("evaluation", 4.0)):
+      found = {"mean": mean, "std": 1.0, "low": mean - 1, "high": mean + 1}
+      entry = {"seed": 7, "greedy": {"quality": {**found, "count": 128}}}
+      document = json.dumps({"step": 0, "seeds": [entry]})
+      (tmp_path / "gdpo" / f"{name}.json").write_text(document)
+    table = dataclasses.replace(
+      catalogue.load("saw/summaries"), components=("quality",)
+    )
+    rows = {"gdpo": RowRuns((tmp_path / "gdpo",))}
+    found = report.Found(table, "tiny", tmp_path, rows)
+    assert sections.before_and_after(found)[-1] == (
+      "| gdpo, seed 7, over examples | quality | 1.500 [0.500, 2.500] (128) | "
+      "4.000 [3.000, 5.000] (128) |"
+    )
+
+
+def test_one_seed_has_no_interval_and_no_differences(tmp_path):
+  summary = statistics.summarise([0.25])
+  assert tables.mean_and_width(summary) == "0.250"
+  columns = catalogue.load("composed/tool_calling").columns("tiny")
+  for row in ("all", "none"):
+    path = tmp_path / row
+    make_run(path, {"audit/correct": 0.5}, dict.fromkeys(columns.values(), 0.5))
+  rows = {row: RowRuns((tmp_path / row,), (0,)) for row in ("all", "none")}
+  found = report.Found(
+    catalogue.load("composed/tool_calling"), "tiny", tmp_path, rows
+  )
+  assert sections.compare(found) == {}
+  assert sections.paired_differences(found) == []
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_published_cells_are_found_for_any_table(name):
+  # Nothing for one of no paper, or of a paper without numbers.
+  table = catalogue.load(name)
+  for scale in table.scales:
+    found = report.published_cells(table, table.rows, scale)
+    assert set(found) == set(table.cells(scale))
