@@ -65,9 +65,7 @@ def register(hosted: hosted_lib.Hosted, name: str) -> None:
   registry.register_policy_loss_fn(name)(policy_loss(hosted))
 
 
-def advantage_estimator(
-  hosted: hosted_lib.Hosted,
-) -> Callable[..., np.ndarray]:
+def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
   """Makes the method's weighting and advantage an estimator of Tunix's.
 
   It refuses an advantage that needs lengths.

@@ -3,6 +3,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ LayerCache = tuple[Array, Array]
 
 
 def declare(
-  module: nn.Module, name: str, init, shape: tuple, axes: tuple
+  module: nn.Module, name: str, init: Callable, shape: tuple, axes: tuple
 ) -> Array:
   """Adds a parameter with named axes to a module that has a config."""
   init = nn.with_logical_partitioning(init, axes)
@@ -126,10 +127,7 @@ def attend(
   # decoding on a CPU up to 1.4 times faster.
   q_BKGSH = q_BSNH.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
   scores = jnp.einsum(
-    "bkgsh,bkht->bkgst",
-    q_BKGSH,
-    k_BKHT,
-    preferred_element_type=jnp.float32,
+    "bkgsh,bkht->bkgst", q_BKGSH, k_BKHT, preferred_element_type=jnp.float32
   ) / math.sqrt(H)
   scores = jnp.where(mask_BST[:, None, None], scores, MASKED)
   probs = jax.nn.softmax(scores, axis=-1).astype(v_BKTH.dtype)
