@@ -4,13 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from saw_jax.rollout.transcript import (
-  GLUE,
-  OBSERVATION,
-  PAD,
-  POLICY,
-  PROMPT,
-)
+from saw_jax.rollout.transcript import GLUE, OBSERVATION, PAD, POLICY, PROMPT
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import loop
 from tests import agent_helpers, helpers
