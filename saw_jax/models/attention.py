@@ -138,7 +138,7 @@ def attend(
 def attend_causally(
   q_BSNH: Array, k_BKHS: Array, v_BKSH: Array, mask_BSS: Array
 ) -> Array:
-  """Does what `attend` does where no query may see a key behind it.
+  """Computes `attend` where no query may see a later key.
 
   A band of queries is compared with the keys up to its end and not with the
   rest, which the mask would throw away: with two bands a quarter of the scores
