@@ -420,7 +420,7 @@ class VoteLabels(_Labels):
         chosen,
         facts["vote_right"],
         facts["gaps"],
-        jnp.asarray(truth, jnp.float32),
+        jnp.asarray(truth),
       )
     self._log(found)
 

@@ -180,7 +180,7 @@ def class_weights(case, a):
   yield found, counts
   yield (
     probe_losses.class_weights(
-      found, power=case["power"], minimum=case["min"], maximum=case["max"]
+      found, power=case["power"], low=case["min"], high=case["max"]
     ),
     case["weights"],
   )
@@ -194,7 +194,7 @@ def losses(case, a):
     np.array(case["class_weight"]),
     class_mask=None if mask is None else np.array(mask, bool),
   )
-  yield loss.value(), case["loss"]
+  yield loss, case["loss"]
 
 
 def probe_steps(case, a):

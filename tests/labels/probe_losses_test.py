@@ -65,7 +65,7 @@ class TestWeightedCrossEntropy:
       logits, np.array([0, 1]), np.array([1.0, 3.0])
     )
     want = (np.log(2) + 3 * np.log(4 / 3)) / 4
-    np.testing.assert_allclose(loss.value(), want, rtol=1e-6)
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
 
   def test_gradients(self):
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ class TestWeightedCrossEntropy:
       check_grads(
         lambda x: probe_losses.weighted_cross_entropy(
           x, labels, np.array([1.0, 2.0, 0.5]), class_mask=mask
-        ).value(),
+        ),
         (logits,),
         order=1,
         modes=["rev"],
@@ -92,7 +92,7 @@ class TestWeightedCrossEntropy:
         np.ones(3),
         class_mask=np.zeros((2, 3), bool),
         where=nothing,
-      ).value()
+      )
 
     value, gradient = jax.value_and_grad(loss)(logits)
     assert value == 0 and not gradient.any()

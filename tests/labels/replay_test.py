@@ -21,19 +21,16 @@ draw_stratified = jax.jit(
 )
 
 
-def samples(numbers, classes=None):
+def samples(numbers, classes=0):
   """Samples that are told apart by their hidden state."""
   numbers = jnp.asarray(numbers)
+  classes = jnp.broadcast_to(classes, numbers.shape)
   features = probes.zero_features(len(numbers), 1, 1)
   return replay.Samples(
     features.replace(prompt_hidden=numbers[:, None].astype(jnp.float32)),
     replay.ProbeLabels(
       vote_right=numbers % 2 == 0,
-      correct_outside=(
-        jnp.zeros(len(numbers), jnp.int32)
-        if classes is None
-        else jnp.asarray(classes, jnp.int32)
-      ),
+      correct_outside=jnp.asarray(classes, jnp.int32),
       correct=jnp.zeros((len(numbers), 1), bool),
     ),
   )
@@ -74,7 +71,7 @@ class TestPush:
 
   def test_of_more_than_it_holds_the_last_stay(self):
     ring = push(
-      replay.make_replay(2, 1, 1), samples([1, 2, 3, 4]), np.array([1, 1, 1, 0])
+      replay.make_replay(2, 1, 1), samples([1, 2, 3, 4]), np.arange(4) < 3
     )
     assert sorted(numbers_in(ring)) == [2, 3]
 

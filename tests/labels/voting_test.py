@@ -69,12 +69,6 @@ class TestVotes:
     assert not voting.is_vote_right(ids, everything).any()
     assert not voting.correct_outside(ids, everything).any()
 
-  def test_ids_have_to_be_integers_by_group(self):
-    with pytest.raises(AssertionError):
-      voting.majority_vote(np.ones((2, 3), np.float32))
-    with pytest.raises(AssertionError):
-      voting.majority_vote(np.ones(3, np.int32))
-
 
 class TestLabels:
   @pytest.mark.slow
