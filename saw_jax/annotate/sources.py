@@ -18,7 +18,7 @@ class GroundTruth:
 
   name = "ground truth"
 
-  def __init__(self, examples: Sequence[base.Example], *, price: float = 1.0):
+  def __init__(self, examples: Sequence[base.Example], price: float = 1.0):
     self.price = price
     self._examples, self._by_key = examples, None
 

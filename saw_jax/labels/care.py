@@ -127,7 +127,7 @@ def make_probes(
 
 
 def care_probabilities(
-  state: CareState, features: ProbeFeatures, *, settings: CareSettings
+  state: CareState, features: ProbeFeatures, settings: CareSettings
 ) -> tuple[Array, Array]:
   """What the probes think of `P` prompts, with their running statistics.
 

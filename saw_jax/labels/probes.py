@@ -93,8 +93,8 @@ def probe_features(
 
 def zero_features(P: int, G: int, D: int) -> ProbeFeatures:
   """Features that are all 0, for initial values and empty stores."""
-  hidden, zeros = jnp.zeros((P, G, D)), jnp.zeros((P, G), int)
-  features = probe_features(hidden[:, 0], hidden, zeros, zeros)
+  hidden, ids = jnp.zeros((P, G, D)), jnp.zeros((P, G), int)
+  features = probe_features(hidden[:, 0], hidden, ids, hidden[..., 0])
   return jax.tree.map(jnp.zeros_like, features)
 
 
