@@ -229,10 +229,17 @@ class EpisodeRun:
     )
 
   def make_source(
-    self, learner: Learner, session: Session, pool: EnvironmentPool, *others
+    self,
+    learner: Learner,
+    session: Session,
+    pool: EnvironmentPool,
+    stack: contextlib.ExitStack,
+    seeds: Sequence[int],
+    directory: pathlib.Path,
   ) -> episode_source.Episodes:
     """Makes the source; what it does is a function of the state."""
-    made, seeds = self._made, others[1]
+    del session, stack, directory  # Nothing is kept, or left open.
+    made = self._made
     return episode_source.Episodes(
       learner,
       made.method,
