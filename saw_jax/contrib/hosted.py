@@ -95,10 +95,7 @@ def make_hosted(
   )
 
   def estimate(
-    rewards: np.ndarray,
-    *,
-    group_size: int,
-    lengths: np.ndarray | None = None,
+    rewards: np.ndarray, *, group_size: int, lengths: np.ndarray | None = None
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rewards = np.asarray(rewards, np.float32)
     _check_rewards(rewards, group_size, minima.size)

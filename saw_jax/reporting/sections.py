@@ -7,7 +7,7 @@ most of them by one of the four lists at the end.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -420,7 +420,7 @@ def _draw_curves(found: Found) -> list[str]:
   return []
 
 
-def picture_name(metric: str, metrics) -> str:
+def picture_name(metric: str, metrics: Iterable[str]) -> str:
   """The metric's last part, or all of it where two end alike."""
   last = metric.rpartition("/")[2]
   alike = [name for name in metrics if name.rpartition("/")[2] == last]
