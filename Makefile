@@ -63,7 +63,7 @@ adapters: $(PEERS)/trl/.installed-host $(PEERS)/tunix/.installed-host  ## train 
 	$(LAUNCH) $(PEERS)/tunix/bin/python -m pytest tests/contrib/tunix_test.py
 
 bfcl: $(PEERS)/bfcl/.installed-host  ## score gold and damaged answers by the checker of BFCL
-	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/bfcl_test.py
+	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/tool_calling/bfcl_test.py
 
 bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || \

@@ -7,10 +7,10 @@ gradient (`0 * nan` is NaN). Sums and counts are at least float32. And a
 statistic over a batch that is split over a device axis takes `axis_name`: the
 mean of the devices' means is not the batch's mean.
 
-The statistics share their arguments: `axis` (axes to reduce; `None` for all),
-`where` (mask of the shape of `x`), `weights` (how often each entry counts; the
-shape of `x`, default 1), `keepdims`, and `axis_name`. Gradients flow to `x`
-where the mask is on, but not through an extreme.
+The statistics share their arguments: `where` (mask of the shape of `x`),
+`weights` (how often each entry counts; the shape of `x`, default 1), `axis`
+(axes to reduce; all by default), `keepdims`, and `axis_name`. Gradients flow to
+`x` where the mask is on, but not through an extreme.
 """
 
 from typing import Any, NamedTuple
@@ -19,9 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from saw_jax.types import Array
-
-Axis = int | tuple[int, ...] | None
+from saw_jax.types import Array, Mask
 
 
 class Ratio(NamedTuple):
@@ -92,7 +90,7 @@ def at_least_float32(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def select(x: Array, where: Array | None) -> Array:
+def select(x: Array, where: Mask) -> Array:
   """Puts 0 where the mask is off, in value and in gradient.
 
   >>> print(select(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
@@ -106,48 +104,31 @@ def select(x: Array, where: Array | None) -> Array:
 
 
 def all_sum(
-  x: Array,
-  *,
-  axis: Axis = None,
-  where: Array | None = None,
-  keepdims: bool = False,
-  axis_name: str | None = None,
+  x: Array, *, where: Mask = None, axis_name: str | None = None, **axes: Any
 ) -> Array:
   """The sum."""
-  total = jnp.sum(select(x, where), axis=axis, keepdims=keepdims)
+  total = jnp.sum(select(x, where), **axes)
   return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
 def all_mean(
-  x: Array,
-  *,
-  axis: Axis = None,
-  where: Array | None = None,
-  weights: Array | None = None,
-  keepdims: bool = False,
-  axis_name: str | None = None,
+  x: Array, *, where: Mask = None, weights: Mask = None, **axes: Any
 ) -> Array:
   """The mean, `x̄ = Σ n x / Σ n`; 0 if nothing is selected."""
-  reduced = dict(axis=axis, keepdims=keepdims, axis_name=axis_name)
   x = select(x, where)
   count = _counts(x, where, weights)
-  return divide(all_sum(count * x, **reduced), all_sum(count, **reduced))
+  return divide(all_sum(count * x, **axes), all_sum(count, **axes))
 
 
 def all_max(
-  x: Array,
-  *,
-  axis: Axis = None,
-  where: Array | None = None,
-  keepdims: bool = False,
-  axis_name: str | None = None,
+  x: Array, *, where: Mask = None, axis_name: str | None = None, **axes: Any
 ) -> Array:
   """The maximum, without gradient; minus infinity if nothing is selected."""
   x = jax.lax.stop_gradient(at_least_float32(x))
   if where is not None:
     chex.assert_equal_shape([x, where])
     x = jnp.where(jnp.asarray(where, bool), x, -jnp.inf)
-  greatest = jnp.max(x, axis=axis, keepdims=keepdims, initial=-jnp.inf)
+  greatest = jnp.max(x, initial=-jnp.inf, **axes)
   return greatest if axis_name is None else jax.lax.pmax(greatest, axis_name)
 
 
@@ -157,12 +138,7 @@ def all_min(x: Array, **reduced: Any) -> Array:
 
 
 def all_deviations(
-  x: Array,
-  *,
-  axis: Axis = None,
-  where: Array | None = None,
-  weights: Array | None = None,
-  axis_name: str | None = None,
+  x: Array, *, where: Mask = None, weights: Mask = None, **axes: Any
 ) -> Array:
   """Subtracts the mean, exactly; 0 where the mask is off.
 
@@ -177,37 +153,36 @@ def all_deviations(
   >>> print(all_deviations(jnp.array([1.0, 2.0, 6.0])))
   [-2. -1.  3.]
   """
-  reduced = dict(axis=axis, keepdims=True, axis_name=axis_name)
   x = select(x, where)
   count = _counts(x, where, weights)
-  mean = divide(all_sum(count * x, **reduced), all_sum(count, **reduced))
-  counted = dict(where=count > 0, **reduced)
+  total, number = (
+    all_sum(each, keepdims=True, **axes) for each in (count * x, count)
+  )
+  counted = dict(where=count > 0, keepdims=True, **axes)
   # True too where nothing counts (-∞ ≤ ∞), false for a NaN, which stays one.
   alike = all_max(x, **counted) <= all_min(x, **counted)
-  return select(jnp.where(alike, jnp.zeros_like(x), x - mean), where)
+  deviations = x - divide(total, number)
+  return select(jnp.where(alike, jnp.zeros_like(x), deviations), where)
 
 
 def all_var(
   x: Array,
   *,
-  axis: Axis = None,
-  where: Array | None = None,
-  weights: Array | None = None,
+  where: Mask = None,
+  weights: Mask = None,
   ddof: int = 0,  # 1 for the sample's variance (`torch.std`)
   keepdims: bool = False,
-  axis_name: str | None = None,
+  **axes: Any,
 ) -> Array:
   """The variance in two passes, `v = Σ n (x − x̄)² / (Σ n − ddof)`.
 
   Exactly 0 if all entries are equal, and 0 if there are no more than `ddof`.
   """
-  reduced = dict(axis=axis, keepdims=keepdims, axis_name=axis_name)
-  deviations = all_deviations(
-    x, axis=axis, where=where, weights=weights, axis_name=axis_name
-  )
+  deviations = all_deviations(x, where=where, weights=weights, **axes)
   count = _counts(deviations, where, weights)
-  freedom = jnp.maximum(all_sum(count, **reduced) - ddof, 0)
-  return divide(all_sum(count * jnp.square(deviations), **reduced), freedom)
+  axes["keepdims"] = keepdims
+  freedom = jnp.maximum(all_sum(count, **axes) - ddof, 0)
+  return divide(all_sum(count * jnp.square(deviations), **axes), freedom)
 
 
 def all_std(x: Array, **reduced: Any) -> Array:
@@ -215,7 +190,7 @@ def all_std(x: Array, **reduced: Any) -> Array:
   return square_root(all_var(x, **reduced))
 
 
-def _counts(x: Array, where: Array | None, weights: Array | None) -> Array:
+def _counts(x: Array, where: Mask, weights: Mask) -> Array:
   """How often each entry of `x` counts; 0 where the mask is off."""
   if weights is None:
     weights = jnp.ones_like(x)

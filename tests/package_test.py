@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import inspect
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import zipfile
 import pytest
 
 import saw_jax
+from saw_jax import names
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "saw_jax"
@@ -27,10 +29,23 @@ MAY_PICKLE = (
 )
 # Sums and names need no source; formulas do.
 FORMULAS = [
-  *(PACKAGE / f"{name}.py" for name in ("weighting", "advantages", "losses")),
-  *(PACKAGE / f"{name}.py" for name in ("stale_losses", "world_model")),
+  *(
+    PACKAGE / f"{name}.py"
+    for name in "weighting advantages step_advantages losses stale_losses "
+    "world_model diagnostics".split()
+  ),
   *(path for path in MODULES if path.parent == PACKAGE / "labels"),
 ]
+# What users write classes for, call, or set.
+EXTENSIONS = (
+  "tasks.base:Task",
+  "tasks.environments:AgentTask",
+  "tasks.environments:Environment",
+  "run.build:build",
+  "run.build:train",
+  "run.config:load",
+  "algorithms:with_loss",
+)
 
 
 def _name(path: pathlib.Path) -> str:
@@ -202,12 +217,18 @@ class TestDocstrings:
     tree = _tree(path)
     general = ast.get_docstring(tree) or ""
     for function in _public_functions(tree):
-      text = ast.get_docstring(function) or ""
-      where = f"{_name(path)}, {function.name}"
-      assert text, f"{where} has no docstring"
-      assert re.search(r"References:|arXiv|https?://", general + text), (
-        f"{where}: where is it from?"
-      )
+      text = ast.get_docstring(function)
+      assert text, function.name
+      source = re.search(r"References:|arXiv|https?://", general + text)
+      assert source, f"where is {function.name} from?"
+
+  @pytest.mark.parametrize("name", EXTENSIONS)
+  def test_extension_points_say_what_they_are(self, name):
+    found = names.load(f"saw_jax.{name}")
+    assert found.__doc__, name
+    for method, value in vars(found).items():
+      if inspect.isfunction(value) and not method.startswith("_"):
+        assert value.__doc__, f"{name}.{method}"
 
 
 @pytest.fixture(scope="module")
@@ -239,14 +260,14 @@ class TestWheel:
 
   def test_it_holds_the_package_and_the_configs(self, wheel):
     with zipfile.ZipFile(wheel) as archive:
-      names = {n for n in archive.namelist() if ".dist-info/" not in n}
+      held = {n for n in archive.namelist() if ".dist-info/" not in n}
     expected = {
       f"{prefix}{path.relative_to(ROOT).as_posix()}"
       for folder, prefix in (("saw_jax", ""), ("configs", "saw_jax/"))
       for path in (ROOT / folder).glob("**/*")
       if path.is_file() and "__pycache__" not in path.parts
     }
-    assert names == expected
+    assert held == expected
 
   def test_it_trains_a_table_by_its_name(self, wheel, tmp_path):
     venv, folder = tmp_path / "venv", tmp_path / "empty"

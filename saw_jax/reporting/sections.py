@@ -423,7 +423,7 @@ def _draw_curves(found: Found) -> list[str]:
   return []
 
 
-def picture_name(metric: str, metrics) -> str:
+def picture_name(metric: str, metrics: Iterable[str]) -> str:
   """The metric's last part, or all of it where two end alike."""
   last = metric.rpartition("/")[2]
   alike = [name for name in metrics if name.rpartition("/")[2] == last]

@@ -194,21 +194,20 @@ class Episodes:
     """Puts the selected observations behind their actions, and no others."""
     played, _, rows = scored
     num_steps = played.rewards.shape[-1]
-    selected = made.selected.reshape(len(rows), -1)
-    targets = []
-    for n, own in enumerate(rows):
-      chosen = [
-        played.observations[n, *divmod(int(row), num_steps)]
-        if row >= 0 and selected[n, row]
-        else []
+    said = [
+      [
+        played.observations.get((n, *divmod(int(row), num_steps)), [])
         for row in own
       ]
-      if self._world.shuffled:
-        chosen = observations.exchange(chosen, self._seeds[n], step)
-      targets.append(chosen)
+      for n, own in enumerate(rows)
+    ]
+    selected = _gather(made.selected.reshape(len(rows), -1), rows, False)
+    numbers = [[seed, step] for seed in self._seeds]
     return observations.append(
       transcript,
-      targets,
+      said,
+      selected,
+      moved_by=numbers if self._world.shuffled else None,
       max_tokens=self._config.max_observation_tokens,
       glue=self._glue,
     )

@@ -5,6 +5,7 @@ run goes; a resumed run first drops the lines of the steps that it repeats, so
 that the files of a killed run end up those of one that was not.
 """
 
+import contextlib
 import csv
 import json
 import logging
@@ -80,17 +81,22 @@ class FileWriter:
     self._csv = self._csv_path.open("a", newline="")
 
 
+@contextlib.contextmanager
+def _needing(name: str, extra: str):
+  try:
+    yield
+  except ImportError as error:
+    raise ImportError(
+      f"the {name} writer needs the extra: pip install 'saw_jax[{extra}]'"
+    ) from error
+
+
 class TensorBoardWriter:
   """Writes event files (extra `[tensorboard]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    try:
+    with _needing("TensorBoard", "tensorboard"):
       import tensorboardX
-    except ImportError as error:
-      raise ImportError(
-        "the TensorBoard writer needs the extra: "
-        "pip install 'saw_jax[tensorboard]'"
-      ) from error
     self._make = lambda seed: tensorboardX.SummaryWriter(
       str(pathlib.Path(directory) / "tensorboard" / f"seed_{seed}")
     )
@@ -113,13 +119,8 @@ class WandbWriter:
   """Writes to Weights & Biases (extra `[wandb]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    try:
+    with _needing("Weights & Biases", "wandb"):
       import wandb
-    except ImportError as error:
-      raise ImportError(
-        "the Weights & Biases writer needs the extra: "
-        "pip install 'saw_jax[wandb]'"
-      ) from error
     directory = pathlib.Path(directory)
     self._run = wandb.init(
       name=directory.name, dir=str(directory), resume="allow"

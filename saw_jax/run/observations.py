@@ -45,13 +45,12 @@ def selection_keys(seeds: Sequence[int], step: int) -> Array:
 
 
 def exchange(
-  observations: Sequence[Sequence[int]], seed: int, step: int
+  observations: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> list[Sequence[int]]:
   """Lets observations change places: the placebo of a world model.
 
   Rows without any keep none.
   """
-  rng = np.random.default_rng([seed, step])
   moved = list(observations)
   places = [i for i, tokens in enumerate(moved) if tokens]
   if places:
@@ -62,17 +61,32 @@ def exchange(
 
 def append(
   transcript: Transcript,
-  observations: Sequence[Sequence[Sequence[int]]],
+  said: Sequence[Sequence[Sequence[int]]],
+  selected: np.ndarray,
   *,
+  moved_by: Sequence[Sequence[int]] | None,
   max_tokens: int,
   glue: Sequence[int],
 ) -> Transcript:
-  """Puts token ids `[N][B]` behind rows `[N, B]`, with the template's glue."""
+  """Puts the selected ones of token ids `[N][B]` behind rows `[N, B]`.
+
+  The template's glue comes in between. `moved_by` are numbers for each seed, by
+  which observations change places; None leaves them where they are.
+  """
+  chosen = [
+    [tokens if take else [] for tokens, take in zip(*pair, strict=True)]
+    for pair in zip(said, selected, strict=True)
+  ]
+  if moved_by is not None:
+    chosen = [
+      exchange(row, np.random.default_rng(number))
+      for row, number in zip(chosen, moved_by, strict=True)
+    ]
   shape = transcript.starts.shape
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript)
   longer = transcript_lib.append_observations(
     flat,
-    [tokens for row in observations for tokens in row],
+    [tokens for row in chosen for tokens in row],
     max_tokens=max_tokens,
     before=glue,
   )
@@ -157,19 +171,13 @@ class Appender:
       self._estimate(record, selection_keys(self._seeds, step))
     )
     selected = made.selected.reshape(len(seen), -1)
-    chosen = [
-      [tokens if take else [] for tokens, take in zip(*pair, strict=True)]
-      for pair in zip(seen, selected, strict=True)
-    ]
-    if self._world.shuffled:
-      chosen = [
-        exchange(row, seed, step)
-        for seed, row in zip(self._seeds, chosen, strict=True)
-      ]
+    numbers = [[seed, step] for seed in self._seeds]
     longer = rollouts.trim(
       append(
         scores.transcript,
-        chosen,
+        seen,
+        selected,
+        moved_by=numbers if self._world.shuffled else None,
         max_tokens=self._config.max_observation_tokens,
         glue=self._glue,
       ),
@@ -198,9 +206,7 @@ class Appender:
     texts = scores.completions
     if not texts:  # A queue keeps tokens alone.
       texts, _, _ = rollouts.read(
-        scores.transcript,
-        self._encoder.tokenizer,
-        self._encoder.config.stops,
+        scores.transcript, self._encoder.tokenizer, self._encoder.config.stops
       )
     asked = [
       example for row in examples for example in row for _ in range(size)

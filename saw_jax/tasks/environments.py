@@ -187,7 +187,7 @@ class AgentTask:
     return (base.Component("return", 0.0, self.max_return),)
 
   def num_episodes(self, split: str) -> int:
-    """Returns how many seeds of episodes a split has: 0 to this, less one.
+    """Returns how many episodes a split has; their seeds count from 0.
 
     Raises:
       ValueError: there is no such split.

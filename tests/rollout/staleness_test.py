@@ -71,6 +71,13 @@ class TestQuota:
     assert ledger.version_step == 12
     assert len(history) == 13
 
+  def test_a_filtered_group_gives_its_share_of_the_budget_back(self):
+    protocol = Quota(batch=1, threshold=0.0, require=1, trigger=2)
+    ledger, tickets = staleness.start(Ledger(), protocol.room(Ledger()))
+    assert (len(tickets), protocol.room(ledger)) == (2, 0)
+    ledger = staleness.finish(ledger, tickets, protocol, filtered=[0])
+    assert protocol.room(ledger) == 1
+
 
 class TestFixedLag:
   @pytest.mark.parametrize("lag", [0, 1, 4, 16])

@@ -104,6 +104,14 @@ class TestSplitAndJoin:
     assert wide.transcript.tokens.shape[-1] == 4 + 8
     assert cut.transcript.tokens.shape[-1] == 4 + 5
 
+  def test_versions_are_those_of_the_groups(self):
+    apart = groups.split(make_rollout(), carry_log_probs=True)
+    versions = np.array([[5, 6, 7], [8, 9, 10]])
+    joined = groups.join(apart, multiple=1, max_new_tokens=6, versions=versions)
+    np.testing.assert_array_equal(
+      joined.transcript.policy_versions, np.repeat(versions, 2, axis=1)
+    )
+
   @pytest.mark.parametrize("carried", ["none", "some"])
   def test_log_probs_that_are_not_carried_by_all_are_absent(self, carried):
     apart = groups.split(make_rollout(), carry_log_probs=carried == "some")

@@ -231,10 +231,10 @@ class TestAppender:
 class TestExchange:
   @given(st.lists(st.lists(st.integers(0, 9), max_size=2)), st.integers(0, 99))
   def test_moves_observations_among_the_rows_that_have_one(self, rows, seed):
-    moved = observations.exchange(rows, seed, 0)
+    moved = observations.exchange(rows, np.random.default_rng(seed))
     assert sorted(moved) == sorted(rows)
     assert [bool(x) for x in moved] == [bool(x) for x in rows]
 
   def test_does_move_them(self):
     rows = [[i] for i in range(20)]
-    assert observations.exchange(rows, 0, 0) != rows
+    assert observations.exchange(rows, np.random.default_rng(0)) != rows

@@ -57,18 +57,16 @@ def transcript(rows, width=6, prompt_size=2):
 class TestEncoder:
   def test_a_prompt_that_is_too_long_is_an_error_that_names_it(self):
     # Markers, roles and newlines are 19 tokens.
-    with pytest.raises(ValueError, match=r"example 7 has a prompt of 110 "):
-      encoder().tokens(example("x" * 91))
-    with pytest.raises(ValueError, match=r"limit is 48.*max_prompt_tokens"):
+    assert len(encoder(110).tokens(example("x" * 91))) == 110
+    with pytest.raises(ValueError, match=r"example 7 .* 110 .* 48 "):
       encoder().tokens(example("x" * 91))
 
   def test_truncation_keeps_the_end(self):
     text = "".join(chr(ord("a") + i % 26) for i in range(91))
     whole = TOKENIZER.encode_chat(example(text).messages)
-    found = encoder(long_prompts="truncate").tokens(example(text))
-    assert found == list(whole[-48:])
-    again = encoder(long_prompts="truncate")
-    assert again.tokens(example(text)) == again.tokens(example(text))
+    made = encoder(long_prompts="truncate")
+    for _ in range(2):  # The second is remembered.
+      assert made.tokens(example(text)) == list(whole[-48:])
 
   def test_remembers_a_prompt_by_its_text_not_its_key(self):
     calls = []
@@ -93,61 +91,55 @@ class TestEncoder:
     found = encoder().prompts(rows)
     assert found.tokens.shape == (2, 3, 32)  # at most 23, rounded up to 16s
     np.testing.assert_array_equal(found.ids, [[1, 2, 3], [4, 5, 1]])
-    for n in range(2):
-      for p in range(3):
-        tokens = encoder().tokens(rows[n][p])
-        assert found.lengths[n, p] == len(tokens)
-        np.testing.assert_array_equal(
-          found.tokens[n, p, -len(tokens) :], tokens
-        )
+    for n, p in np.ndindex(2, 3):
+      tokens = encoder().tokens(rows[n][p])
+      assert found.lengths[n, p] == len(tokens)
+      np.testing.assert_array_equal(found.tokens[n, p, -len(tokens) :], tokens)
+
+  @pytest.mark.parametrize("fields", [{"stops": "stop"}, {"length_groups": 0}])
+  def test_a_mistake_is_named(self, fields):
+    with pytest.raises(ValueError, match="one string|length_groups"):
+      encoder(**fields)
 
 
 class TestRead:
-  def test_drops_the_end_token_and_keeps_what_looks_like_padding(self):
-    # Byte 0 is a letter here: a policy may choose any id.
-    rows = [[104, 105, END], [97, 0, 98], [END], []]
-    texts, lengths, ended = rollouts.read(transcript(rows), TOKENIZER)
-    assert texts == ["hi", "a\0b", "", ""]
-    np.testing.assert_array_equal(lengths, [3, 3, 1, 0])
-    np.testing.assert_array_equal(ended, [True, False, True, False])
+  def read(self, rows, stops=(), change=lambda made: None):
+    made = transcript(rows)
+    change(made)
+    texts, lengths, ended = rollouts.read(made, TOKENIZER, stops)
+    return texts, lengths.tolist(), ended.tolist()
 
-  def test_a_pad_that_the_policy_chose_counts_as_one_of_its_tokens(self):
-    rows = [[97, TOKENIZER.pad_id, 98]]
-    texts, lengths, ended = rollouts.read(transcript(rows), TOKENIZER)
-    assert texts == ["ab"]  # a special token has no text
-    np.testing.assert_array_equal(lengths, [3])
-    assert not ended.any()
+  def test_drops_the_end_token_and_keeps_what_looks_like_padding(self):
+    # Byte 0 is a letter here: a policy may choose any id. A pad that it chose
+    # is one of its tokens, and has no text.
+    rows = [[104, 105, END], [97, 0, 98], [END], [], [97, TOKENIZER.pad_id, 98]]
+    texts, lengths, ended = self.read(rows)
+    assert texts == ["hi", "a\0b", "", "", "ab"]
+    assert lengths == [3, 3, 1, 0, 3]
+    assert ended == [True, False, True, False, False]
 
   def test_reads_roles_and_not_tokens(self):
-    made = transcript([[104, 105]])
-    made.tokens[..., 4:] = 120  # garbage on padding, end tokens among it
-    made.tokens[..., -1] = END
-    texts, lengths, ended = rollouts.read(made, TOKENIZER)
-    assert texts == ["hi"]
-    np.testing.assert_array_equal(lengths, [2])
-    assert not ended.any()
+    def change(made):
+      made.tokens[..., 5:] = 120  # garbage on padding, end tokens among it
+      made.tokens[..., -1] = END
+      made.roles[0, 0, 3] = transcript_lib.OBSERVATION  # not the policy's
 
-  def test_what_the_environment_said_is_not_the_policys(self):
-    made = transcript([[104, 105, 106]])
-    made.roles[0, 0, 3] = transcript_lib.OBSERVATION
-    texts, lengths, _ = rollouts.read(made, TOKENIZER)
-    assert texts == ["hj"]
-    np.testing.assert_array_equal(lengths, [2])
+    found = self.read([[104, 105, 106]], change=change)
+    assert found == (["hj"], [2], [False])
 
   def test_the_text_ends_before_a_stop_string(self):
     rows = [TOKENIZER.encode(text) for text in ("5 and", "5", "and")]
-    texts, lengths, ended = rollouts.read(
-      transcript([*rows, [53, END]]), TOKENIZER, ["and"]
-    )
+    texts, lengths, ended = self.read([*rows, [53, END]], ["and"])
     assert texts == ["5 ", "5", "", "5"]
     # What the policy wrote of the string is its own, as an end token is.
-    np.testing.assert_array_equal(lengths, [5, 1, 3, 2])
-    np.testing.assert_array_equal(ended, [True, False, True, True])
+    assert lengths == [5, 1, 3, 2]
+    assert ended == [True, False, True, True]
 
 
 class TestCut:
   def test_what_follows_a_stop_string_is_padding(self):
     made = transcript([[97, 59, 98, 59], [97, 98, END], [59], []])
+    assert encoder().cut(made) is made
     found = encoder(stops=(";", "zz")).cut(made)
     np.testing.assert_array_equal(found.ends, [[4, 5, 3, 2]])
     np.testing.assert_array_equal(found.tokens[0, 0, 2:4], [97, 59])
@@ -182,19 +174,20 @@ class TestTrim:
     assert (made.roles[..., 5:] == PAD).all()
     assert found.prompt_size == 2
 
-  def test_sizes_are_multiples_and_no_longer_than_there_is(self):
-    for used in range(7):
-      found = rollouts.trim(transcript([[1] * used]), 4)
-      expected = 4 if used <= 4 else 6  # 8 would be more than there is
-      assert found.behave_log_probs.shape[-1] == expected
-      assert found.tokens.shape[-1] == 2 + expected
-
-  def test_a_batch_of_empty_answers_has_a_position_left(self):
-    assert rollouts.trim(transcript([[], []]), 1).tokens.shape[-1] == 3
-
-  def test_a_pad_valued_token_at_the_end_is_used(self):
-    rows = [[97, TOKENIZER.pad_id]]
-    assert rollouts.trim(transcript(rows), 1).tokens.shape[-1] == 4
+  @pytest.mark.parametrize(
+    ("rows", "multiple", "width"),
+    [
+      *(([[1] * used], 4, 4 if used <= 4 else 6) for used in range(7)),
+      ([[], []], 1, 1),  # Empty answers have a position left.
+      ([[97, TOKENIZER.pad_id]], 1, 2),  # A pad that was chosen is used.
+    ],
+  )
+  def test_sizes_are_multiples_and_no_longer_than_there_is(
+    self, rows, multiple, width
+  ):
+    found = rollouts.trim(transcript(rows), multiple)
+    assert found.behave_log_probs.shape[-1] == width
+    assert found.tokens.shape[-1] == 2 + width
 
 
 class TestRowKeys:
@@ -207,25 +200,19 @@ class TestRowKeys:
     assert found.shape == (2, 2, 3, 2)
     assert len({tuple(key) for key in found.reshape(-1, 2).tolist()}) == 12
 
-  def test_the_order_of_the_prompts_does_not_matter(self):
-    np.testing.assert_array_equal(
-      self.keys(), self.keys(ids=((9, 5), (6, 9)))[:, ::-1]
-    )
-
-  def test_neither_do_the_other_prompts_seeds_and_samples(self):
+  def test_the_order_of_prompts_and_the_other_rows_do_not_matter(self):
+    swapped = self.keys(ids=((9, 5), (6, 9)))
+    np.testing.assert_array_equal(self.keys(), swapped[:, ::-1])
     alone = self.keys(seeds=(1,), ids=((9,),), group_size=2)
     np.testing.assert_array_equal(alone[0, 0], self.keys()[1, 0, :2])
 
   def test_seed_step_example_and_sample_do(self):
-    base_key = self.keys(seeds=(0,), ids=((5,),), group_size=2)[0, 0]
-    others = [
-      self.keys(seeds=(1,), ids=((5,),), group_size=2)[0, 0],
-      self.keys(seeds=(0,), step=4, ids=((5,),), group_size=2)[0, 0],
-      self.keys(seeds=(0,), ids=((6,),), group_size=2)[0, 0],
-      base_key[::-1],
-    ]
-    for other in others:
-      assert (base_key != other).any(-1).all()
+    one = dict(seeds=(0,), ids=((5,),), group_size=2)
+    first = self.keys(**one)[0, 0]
+    changes = ({"seeds": (1,)}, {"step": 4}, {"ids": ((6,),)})
+    others = [self.keys(**{**one, **change})[0, 0] for change in changes]
+    for other in (*others, first[::-1]):
+      assert (first != other).any(-1).all()
 
 
 IDS = np.array([[0, 1, 2], [2, 0, 1]])
@@ -235,9 +222,7 @@ def sampler(config, **options):
   """Two samples a prompt for two seeds of one policy, and its parameters."""
   settings = rollouts.Encoder(TOKENIZER, config).settings
   generate = rollouts.make_generate(
-    parallel.seeded(),
-    helpers.CONFIG,
-    settings(SamplingConfig(), 2, **options),
+    parallel.seeded(), helpers.CONFIG, settings(SamplingConfig(), 2, **options)
   )
   params = jax.tree.map(
     lambda x: np.stack([x, x]),
@@ -381,13 +366,9 @@ class TestScore:
     assert len(result.completions) == len(result.outcomes) == 12
     texts = iter(result.completions)
     task = helpers.Letters()
-    for n in range(2):
-      for p in range(3):
-        for g in range(2):
-          expected = task.score(examples[n][p], next(texts)).values
-          np.testing.assert_allclose(
-            result.rewards[n, p, g], expected, rtol=1e-6
-          )
+    for n, p, g in np.ndindex(2, 3, 2):
+      expected = task.score(examples[n][p], next(texts)).values
+      np.testing.assert_allclose(result.rewards[n, p, g], expected, rtol=1e-6)
     roles = found.roles[..., found.prompt_size :]
     np.testing.assert_array_equal(
       result.lengths.reshape(2, 6), (roles == POLICY).sum(-1)

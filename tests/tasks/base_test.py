@@ -44,6 +44,27 @@ class TestNearest:
     assert base.nearest("xyz", []) == "there are none"
 
 
+class TestTokenLimits:
+  def find(self, **limits):
+    class Task:
+      components = (
+        base.Component("a", 0.0, 1.0),
+        base.Component("b", 0.0, 1.0),
+      )
+      token_limits = limits
+
+    return base.token_limits(Task())
+
+  def test_they_are_by_index(self):
+    assert self.find(b=1) == {1: 1}
+    assert self.find() == {}
+
+  @pytest.mark.parametrize("limits", [{"c": 1}, {"b": 0}])
+  def test_a_limit_that_cannot_be_is_named(self, limits):
+    with pytest.raises(ValueError, match=next(iter(limits))):
+      self.find(**limits)
+
+
 class TestLazyExamples:
   def make(self, made):
     def one(index):

@@ -94,12 +94,8 @@ _UNSERVED = "sorry, no tool for that"
 # Bounds the length of an answer with several calls.
 _MAX_PARAMETERS = 8
 
-_THOUGHTS = (
-  "no call will do",
-  "one call will do",
-  "two calls will do",
-  "three calls will do",
-)
+_COUNTS = ("no call", "one call", "two calls", "three calls")
+_THOUGHTS = tuple(f"{count} will do" for count in _COUNTS)
 
 
 def split_of(name: str, values: Mapping[str, Any]) -> str:

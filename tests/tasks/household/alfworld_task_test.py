@@ -110,6 +110,7 @@ class TestAlfworld:
     env.reset(0)
     env.close()
     env.close()
+    assert env._engine.closed == 2
     with pytest.raises(RuntimeError, match="reset"):
       env.step("look")
 

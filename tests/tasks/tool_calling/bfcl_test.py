@@ -10,15 +10,8 @@ import sys
 import pytest
 
 from saw_jax.tasks import base
-from saw_jax.tasks.tool_calling import (
-  bfcl,
-)
-from saw_jax.tasks.tool_calling import (
-  rewards as tool_rewards,
-)
-from saw_jax.tasks.tool_calling import (
-  task as tool_calling,
-)
+from saw_jax.tasks.tool_calling import bfcl, rewards
+from saw_jax.tasks.tool_calling import task as tool_calling
 from saw_jax.tasks.workers import grading
 
 TOOLRL = pathlib.Path(__file__).parents[2] / "data/toolrl/rlla_4k_test.parquet"
@@ -55,15 +48,10 @@ def write(*calls):
 
 
 class TestReadCalls:
-  def test_calls_have_the_checkers_form(self):
+  def test_the_first_block_of_the_last_turn(self):
     text = write(("f", {"x": 1}), ("g.h", {}))
-    assert bfcl.read_calls(text) == [{"f": {"x": 1}}, {"g.h": {}}]
-
-  def test_the_last_turn_counts(self):
-    text = f"<|im_start|>assistant\n{write(('f', {}))}<|im_end|>"
-    assert bfcl.read_calls(text) == [{"f": {}}]
-
-  def test_no_block_is_no_call(self):
+    for around in (text, f"<|im_start|>assistant\n{text}<|im_end|>"):
+      assert bfcl.read_calls(around) == [{"f": {"x": 1}}, {"g.h": {}}]
     assert bfcl.read_calls("<response> No. </response>") == []
 
   @pytest.mark.parametrize(
@@ -85,9 +73,8 @@ class TestReadCalls:
     assert bfcl.read_calls(f"<tool_call>\n{inside}\n</tool_call>") is None
 
   def test_nor_can_a_block_that_stays_open(self):
-    assert (
-      bfcl.read_calls(write(("f", {})).removesuffix("</tool_call>")) is None
-    )
+    text = write(("f", {})).removesuffix("</tool_call>")
+    assert bfcl.read_calls(text) is None
 
 
 class TestAverages:
@@ -131,47 +118,29 @@ class TestAverages:
 
 
 class TestPrompts:
-  def frame(self):
-    return bfcl.find_frame(tool_calling.read_examples(TOOLRL)[0])
-
   def test_all_rows_of_a_file_have_one_frame(self):
-    examples = tool_calling.read_examples(TOOLRL)
-    frames = [bfcl.find_frame(one) for one in examples]
-    assert len({frame.before_tools for frame in frames}) == 1
-    assert len({frame.after_tools for frame in frames}) == 1
-    assert frames[0].before_tools.endswith("following tools:\n")
-    assert frames[0].after_tools.startswith("\n\n**Steps")
-    assert frames[0].before_history == "**Dialogue Records History**\n"
+    frames = {
+      bfcl.find_frame(one)[:3] for one in tool_calling.read_examples(TOOLRL)
+    }
+    ((before, after, history),) = frames
+    assert before.endswith("following tools:\n")
+    assert after.startswith("\n\n**Steps")
+    assert history == "**Dialogue Records History**\n"
 
   def test_a_row_is_what_its_frame_makes_of_its_tools(self):
     row = tool_calling.read_examples(TOOLRL)[1]
     system, user = (message["content"] for message in row.messages)
-    functions = [
-      {
-        "name": "getSentenceLength",
-        "description": "Calculate the average length of sentences in a text "
-        "corpus",
-        "parameters": {
-          "text": {
-            "description": "The text corpus for which you want to calculate "
-            "sentence length",
-            "type": "string",
-            "default": "",
-          }
-        },
-      },
-      {
-        "name": "lemmatizer",
-        "description": "Retrieve the base form (lemma) of a given word",
-        "parameters": {
-          "word": {
-            "description": "The word for which you want to retrieve the lemma",
-            "type": "string",
-            "default": "",
-          }
-        },
-      },
-    ]
+    functions = []
+    for text in system.split("Name: ")[1:3]:
+      name, about, known = text.split("\n")[:3]
+      functions.append(
+        {
+          "name": name,
+          "description": about.removeprefix("Description: "),
+          "parameters": json.loads(known.removeprefix("Parameters: ")),
+        }
+      )
+    assert functions[0]["name"] == "getSentenceLength"
     said = "Can you calculate the average sentence length?"
     turn = [{"role": "user", "content": said}]
     messages = bfcl._write(bfcl.find_frame(row), functions, turn)
@@ -179,7 +148,7 @@ class TestPrompts:
 
   def test_other_prompts_are_refused(self):
     (plain,) = tool_calling.ToolCallingTask().examples("test")[:1]
-    with pytest.raises(ValueError, match="no prompt of ToolRL's"):
+    with pytest.raises(ValueError, match="ToolRL"):
       bfcl.find_frame(plain)
 
 
@@ -196,7 +165,7 @@ class TestWithoutThePackage:
   def test_gold_and_format(self):
     gold = bfcl.gold_completion(example())
     assert bfcl.read_calls(gold) == [{"geo.area": {"base": 10}}]
-    assert tool_rewards.format_reward(gold, gold) == 1
+    assert rewards.format_reward(gold, gold) == 1
 
   @pytest.mark.parametrize(
     ("category", "calls", "nothing"),
@@ -226,45 +195,26 @@ def by_category(package):
 
 class TestData:
   def test_sizes_are_the_leaderboards(self, by_category):
-    assert {name: len(rows) for name, rows in by_category.items()} == {
-      "simple_python": 400,
-      "simple_java": 100,
-      "simple_javascript": 50,
-      "multiple": 200,
-      "parallel": 200,
-      "parallel_multiple": 200,
-      "irrelevance": 240,
-      "live_simple": 258,
-      "live_multiple": 1053,
-      "live_parallel": 16,
-      "live_parallel_multiple": 24,
-      "live_irrelevance": 884,
-      "live_relevance": 16,
-    }
-
-  def test_no_two_examples_share_a_key(self, by_category):
+    sizes = [len(rows) for rows in by_category.values()]
+    assert sizes[:7] == [400, 100, 50, 200, 200, 200, 240]
+    assert sizes[7:] == [258, 1053, 16, 24, 884, 16]  # live
     keys = [e.key for rows in by_category.values() for e in rows]
     assert len(set(keys)) == len(keys)
     assert min(keys) == bfcl.FIRST_KEY and max(keys) < 2**31
-
-  def test_the_split_of_all_is_all(self, by_category):
-    assert len(bfcl.read_split("bfcl")) == sum(map(len, by_category.values()))
+    assert len(bfcl.read_split("bfcl")) == len(keys)
 
   def test_prompts_are_in_the_words_of_the_files(self, package):
     config = tool_calling.ToolCallingConfig(test_path=str(TOOLRL))
     task = tool_calling.ToolCallingTask(config)
     system, user = task.examples("bfcl_simple_python")[0].messages
-    trained, _ = task.examples("test")[0].messages
-    frame = bfcl.find_frame(task.examples("test")[0])
-    assert system["content"].startswith(frame.before_tools)
-    assert system["content"].endswith(frame.after_tools)
-    assert (
-      "1. Name: calculate_triangle_area\nDescription: " in system["content"]
-    )
+    before, after, *_ = bfcl.find_frame(task.examples("test")[0])
+    assert system["content"].startswith(before)
+    assert system["content"].endswith(after)
+    named = "1. Name: calculate_triangle_area\nDescription: "
+    assert named in system["content"]
     assert user["content"].endswith(
       "with a base of 10 units and height of 5 units. </user>"
     )
-    assert trained["content"].endswith(frame.after_tools)
 
   def test_java_is_asked_for_in_source_text(self, by_category):
     text = by_category["simple_java"][0].messages[0]["content"]
@@ -314,20 +264,24 @@ class TestChecker:
         assert not bfcl.is_right(e, write(*these)), (e.meta["id"], these)
       assert not bfcl.is_right(e, "")
 
-  def test_values_compare_as_the_leaderboard_does(self, package):
-    def right(**parameters):
-      return bfcl.is_right(example(), write(("geo.area", parameters)))
-
-    assert (
-      right(base=10)
-      and right(base=10, unit="CM")
-      and right(base=10, unit="c-m")
-    )
-    assert not right(base="10")
-    assert not right(base=10.0)
-    assert not right(base=11)
-    assert not right(base=10, unit="mm")
-    assert not right(unit="cm")
+  @pytest.mark.parametrize(
+    ("parameters", "right"),
+    [
+      ({"base": 10}, True),
+      ({"base": 10, "unit": "CM"}, True),
+      ({"base": 10, "unit": "c-m"}, True),
+      ({"base": "10"}, False),
+      ({"base": 10.0}, False),
+      ({"base": 11}, False),
+      ({"base": 10, "unit": "mm"}, False),
+      ({"unit": "cm"}, False),
+    ],
+  )
+  def test_values_compare_as_the_leaderboard_does(
+    self, package, parameters, right
+  ):
+    text = write(("geo.area", parameters))
+    assert bfcl.is_right(example(), text) is right
 
   def test_order_counts_in_no_parallel_category(self, by_category):
     for e in by_category["parallel"][:20]:
@@ -384,15 +338,11 @@ class TestThroughTheGraders:
   def test_a_text_that_takes_too_long_is_cut_off(self, by_category):
     # A pattern of the checker's own takes exponential time on this.
     rows = by_category["simple_javascript"]
-    kinds = [
-      (e, f["parameters"]["properties"])
-      for e in rows
-      for f in e.meta["functions"]
-    ]
     e, argument = next(
       (e, name)
-      for e, known in kinds
-      for name, one in known.items()
+      for e in rows
+      for f in e.meta["functions"]
+      for name, one in f["parameters"]["properties"].items()
       if one["type"] == "array"
     )
     (call,) = bfcl.read_calls(bfcl.gold_completion(e))

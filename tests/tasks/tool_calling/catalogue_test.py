@@ -103,33 +103,28 @@ class TestDrawScenario:
       offered = [tool.name for tool in scenario.offered]
       assert scenario.asked[0][0] not in offered
 
-  def test_numbers_of_calls_follow_their_weights(self):
-    found = collections.Counter(
-      len(s.calls) for s in scenarios(500, no_call_share=0.0)
-    )
-    assert set(found) == {1, 2, 3}
-    assert found[1] > found[2] > found[3]
-    only = scenarios(50, no_call_share=0.0, call_weights=(0.0, 1.0))
-    assert {len(s.calls) for s in only} == {2}
-
-  def test_the_thought_counts_the_calls_which_differ(self):
+  def test_calls_follow_their_weights_and_differ(self):
     words = ("no call", "one call", "two calls", "three calls")
-    for scenario in scenarios(200):
+    found = scenarios(2000, no_call_share=0.0)
+    counts = collections.Counter(len(s.calls) for s in found)
+    assert set(counts) == {1, 2, 3}
+    assert counts[1] > counts[2] > counts[3]
+    for scenario in found:
       assert scenario.thought.startswith(words[len(scenario.calls)])
       texts = {json.dumps(call) for call in scenario.calls}
       assert len(texts) == len(scenario.calls)
+    only = scenarios(50, no_call_share=0.0, call_weights=(0.0, 1.0))
+    assert {len(s.calls) for s in only} == {2}
 
-  def test_offers_stay_within_their_number(self):
-    for scenario in scenarios(200):
+  @pytest.mark.parametrize("num_distractors", [(1, 2), (0, 0)])
+  def test_offers_stay_within_their_number(self, num_distractors):
+    for scenario in scenarios(200, num_distractors=num_distractors):
+      offered = [tool.name for tool in scenario.offered]
       used = {call["name"] for call in scenario.calls}
-      extra = len(scenario.offered) - len(used)
-      assert len(scenario.offered) <= max(3, len(used))
-      assert 0 <= extra <= 3
-    none = scenarios(100, no_call_share=0.0, num_distractors=(0, 0))
-    for scenario in none:
-      assert {tool.name for tool in scenario.offered} == {
-        call["name"] for call in scenario.calls
-      }
+      assert used <= set(offered) and len(set(offered)) == len(offered)
+      assert len(offered) <= max(3, len(used))
+      if used and not num_distractors[1]:
+        assert used == set(offered)
 
 
 TOOLS = [catalogue.TOOLS[name] for name in ("weather", "heat", "call")]

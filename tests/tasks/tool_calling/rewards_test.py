@@ -317,19 +317,15 @@ class TestCorrectnessReward:
       "{",
       "[]",
       "null",
-      "3",
       '"a"',
-      '[{"name": "a", "parameters": {"p": 1}}]',
+      f"[{json.dumps(P1)}]",
       '{"parameters": {"p": 1}}',
       '{"name": "a"}',
       '{"name": "a", "parameters": null}',
       '{"name": "a", "parameters": ["p"]}',
-      '{"name": "a", "parameters": "p"}',
       '{"name": ["a"], "parameters": {"p": 1}}',
-      '{"name": {"a": 1}, "parameters": {"p": 1}}',
       '{"name": "a",\n"parameters": {"p": 1}}',
-      '{"name": "a", "parameters": {"p": 1}}\n\n'
-      '{"name": "a", "parameters": {"p": 1}}',
+      f"{json.dumps(P1)}\n\n{json.dumps(P1)}",
       '{"name": "a", "parameters": {"p": ' + "1" * 5000 + "}}",
       "[" * 100_000,
       '{"name": "a", "parameters": ' + '{"p":' * 100_000 + "}" * 100_001,
@@ -356,17 +352,13 @@ class TestCorrectnessReward:
     early = f"</tool_call>{unclosed}"
     assert rewards.correctness_reward(early, gold) == 3.0
 
-  def test_infinities_are_values(self):
-    gold = _text(_call("a", p=1))
-    for value in ("NaN", "Infinity", "-Infinity", "1e999999999"):
-      body = f'{{"name": "a", "parameters": {{"p": {value}}}}}'
-      text = f"<tool_call>{body}</tool_call>"
-      assert rewards.correctness_reward(text, gold) == 1.0
-
-  def test_equality_comes_before_the_values(self):
-    # NaN is not equal to itself, but lists that hold the same NaN are.
+  @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999999999"])
+  def test_infinities_are_values(self, value):
+    text = _text(P1).replace("1", value)
+    assert rewards.correctness_reward(text, _text(P1)) == 1.0
+    # Equality comes before the values: NaN is not equal to itself, but lists
+    # that hold the same NaN are.
     gold = _text(_call("a", p=float("nan")))
-    assert "NaN" in gold
     assert rewards.correctness_reward(gold, gold) == 3.0
     swapped = gold.replace('"a"', '"a", "id": 7')
     assert rewards.correctness_reward(swapped, gold) == 1.0
