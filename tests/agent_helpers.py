@@ -128,10 +128,7 @@ def experiment(row="grpo_paw", **changes) -> experiment_lib.Experiment:
     ),
     grading=experiment_lib.GradingConfig(num_workers=0, crash_tolerance=1.0),
     episodes=agents.EpisodeConfig(
-      rows_per_call=16,
-      row_parts=1,
-      max_observation_tokens=4,
-      num_transitions=8,
+      rows_per_call=16, row_parts=1, max_observation_tokens=4, num_transitions=8
     ),
   )
   sections = {

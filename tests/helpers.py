@@ -66,8 +66,7 @@ def experiment(**changes) -> experiment_lib.Experiment:
   tokenizer = tokenizer_lib.ByteTokenizer()
   task = changes.pop("task", Letters())
   algorithm = changes.pop(
-    "algorithm",
-    algorithms.AlgorithmConfig(advantage="gdpo", weights="saw"),
+    "algorithm", algorithms.AlgorithmConfig(advantage="gdpo", weights="saw")
   )
   minima = np.array([c.minimum for c in task.components], np.float32)
   made = experiment_lib.Experiment(

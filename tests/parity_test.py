@@ -1,4 +1,4 @@
-"""The decoder against transformers on torch, with weights that both read (R19).
+"""The decoder against transformers on torch, with weights that both read.
 
 Each family at small random weights and settings that are nobody's default. The
 tensors go through files: written by transformers and read here, then written

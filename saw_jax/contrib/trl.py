@@ -11,16 +11,14 @@
 
 TRL samples, scores and computes log-probs with torch; the matrix of rewards and
 the log-probs `[B, T]` go to JAX, advantages and the loss's gradient come back.
-On one kind of device nothing is copied that is laid out as JAX wants it; where
-JAX does not have the tensors' device they pass through the host, which is
-little beside the logits. JAX compiles once for each length `T`:
-`GRPOConfig(pad_to_multiple_of=64)` keeps those few.
+Nothing is copied where one device serves both. JAX compiles once for each
+length `T`: `GRPOConfig(pad_to_multiple_of=64)` keeps those few.
 
-`weights`, `advantage`, `loss`, `aggregate` and the entropy coefficient are the
-method's, so that TRL's `loss_type`, `epsilon`, `scale_rewards`,
+Weights, advantage, loss, aggregate and the entropy coefficient are the
+method's: TRL's `loss_type`, `epsilon`, `scale_rewards`,
 `multi_objective_aggregation`, `importance_sampling_level` and
-`use_bias_correction_kl` say nothing; what would act beside them is refused.
-This is the extra `trl`.
+`use_bias_correction_kl` have no effect, and what would act beside the method is
+refused. This is the extra `trl`.
 """
 
 import functools

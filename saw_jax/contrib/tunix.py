@@ -12,18 +12,17 @@
     learner.train(data)
 
 `register` puts the method under a name into Tunix's own registries: a reward
-manager that keeps the matrix of rewards in place of its sum, an advantage
-estimator that weighs it, and a policy loss. Tunix's `GRPOLearner` takes them by
-name (`reward_manager`, `advantage_estimator`, `policy_loss_fn`), where the
-advantage needs no lengths, which an estimator of Tunix's is not given; the
-subclass of `learner_class` takes every method. In both, `loss_agg_mode`,
-`epsilon` and `loss_algo` say nothing.
+manager that keeps the matrix of rewards, an advantage estimator that weighs it,
+and a policy loss. Tunix's `GRPOLearner` takes them by name where the advantage
+needs no lengths, which Tunix gives no estimator; the subclass of
+`learner_class` takes every method. `loss_agg_mode`, `epsilon` and `loss_algo`
+have no effect.
 
-Two things are Tunix's own. Weights are of what one call of the estimator sees,
-which is the whole batch if `rollout_micro_batch_size` and
-`compute_logps_micro_batch_size` are the batch. And the gradients of the parts
-of a batch (`train_micro_batch_size`) are averaged as they are, so that parts
-with unequal numbers of tokens weigh alike. This is the extra `tunix`.
+Two things are Tunix's own. Weights are of what one call of the estimator sees:
+the whole batch if `rollout_micro_batch_size` and
+`compute_logps_micro_batch_size` are the batch. And gradients of the parts of a
+batch (`train_micro_batch_size`) are averaged, however many tokens each has.
+This is the extra `tunix`.
 """
 
 import dataclasses
@@ -46,7 +45,7 @@ _MATRIX = "saw_jax.matrix"
 
 
 def register(hosted: hosted_lib.Hosted, name: str) -> None:
-  """Puts a method into Tunix's registries, under one name in each of three.
+  """Registers a method with Tunix, under one name in each of three registries.
 
   It is what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of the
   `GRPOConfig` are to be; an entry of that name is replaced. A loss that needs
@@ -65,9 +64,7 @@ def register(hosted: hosted_lib.Hosted, name: str) -> None:
   registry.register_policy_loss_fn(name)(policy_loss(hosted))
 
 
-def advantage_estimator(
-  hosted: hosted_lib.Hosted,
-) -> Callable[..., np.ndarray]:
+def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
   """Makes the method's weighting and advantage an estimator of Tunix's.
 
   It refuses an advantage that needs lengths.

@@ -92,8 +92,12 @@ def probe_features(
 
 def zero_features(P: int, G: int, D: int) -> ProbeFeatures:
   """Features that are all 0, for initial values and empty stores."""
-  ids = jnp.zeros((P, G), int)
-  features = probe_features(jnp.zeros((P, D)), jnp.zeros((P, G, D)), ids, ids)
+  features = probe_features(
+    jnp.zeros((P, D)),
+    jnp.zeros((P, G, D)),
+    answer_ids=jnp.zeros((P, G), int),
+    lengths=jnp.zeros((P, G)),
+  )
   return jax.tree.map(jnp.zeros_like, features)
 
 

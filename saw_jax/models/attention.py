@@ -127,10 +127,7 @@ def attend(
   # decoding on a CPU up to 1.4 times faster.
   q_BKGSH = q_BSNH.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
   scores = jnp.einsum(
-    "bkgsh,bkht->bkgst",
-    q_BKGSH,
-    k_BKHT,
-    preferred_element_type=jnp.float32,
+    "bkgsh,bkht->bkgst", q_BKGSH, k_BKHT, preferred_element_type=jnp.float32
   ) / math.sqrt(H)
   scores = jnp.where(mask_BST[:, None, None], scores, MASKED)
   probs = jax.nn.softmax(scores, axis=-1).astype(v_BKTH.dtype)
@@ -141,7 +138,7 @@ def attend(
 def attend_causally(
   q_BSNH: Array, k_BKHS: Array, v_BKSH: Array, mask_BSS: Array
 ) -> Array:
-  """Does what `attend` does where no query may see a key behind it.
+  """Computes `attend` where no query may see a later key.
 
   A band of queries is compared with the keys up to its end and not with the
   rest, which the mask would throw away: with two bands a quarter of the scores

@@ -225,7 +225,7 @@ def _cached_mask(valid_BT: Array, index: Array, num_queries: int) -> Array:
 def _near_mask(
   mask_BST: Array, window: tuple[int, ...], index: Array | None
 ) -> Array:
-  """Hides what is further back than the window of a layer, if it has one."""
+  """Hides tokens further back than the window of a layer, if it has one."""
   _, S, T = mask_BST.shape
   if not window or not 0 < window[0] < T:
     return mask_BST

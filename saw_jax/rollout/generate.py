@@ -26,7 +26,7 @@ GenerateFn = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-  """How completions are sampled, and what is recorded of them."""
+  """How completions are sampled, and what is recorded about them."""
 
   max_new_tokens: int  # T, where a completion is cut; may be 0
   group_size: int  # G, samples per prompt
@@ -167,7 +167,7 @@ def make_generate(
 
 
 def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
-  """Reads tokens behind those in the cache, for the logits of the next."""
+  """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.
     cache = cache_lib.init_cache(config, *tokens_BS.shape)
@@ -217,13 +217,13 @@ def _to_transcript(
   order_BS = _order(S + T, lengths_B)
   starts_B, ends_B = S - lengths_B, S + loop.lengths_B
   is_before = order_BS < starts_B[..., None]
-  is_behind = order_BS >= ends_B[..., None]
+  is_after = order_BS >= ends_B[..., None]
   roles_BS = jnp.where(order_BS < S, transcript.PROMPT, transcript.POLICY)
   tokens_BS = jnp.repeat(prompts.tokens, G, axis=-2)
   tokens_BT = jnp.moveaxis(loop.tokens_TB, 0, -1)
   return transcript.Transcript(
     tokens=jnp.concatenate([tokens_BS, tokens_BT], axis=-1),
-    roles=jnp.where(is_before | is_behind, transcript.PAD, roles_BS).astype(
+    roles=jnp.where(is_before | is_after, transcript.PAD, roles_BS).astype(
       jnp.int8
     ),
     starts=starts_B,

@@ -240,8 +240,7 @@ def take(
   """Consumes the groups of one optimizer step from a ledger that is `ready`."""
   taken = ledger.queue[: protocol.batch]
   return ledger._replace(
-    queue=ledger.queue[protocol.batch :],
-    consumed=ledger.consumed + len(taken),
+    queue=ledger.queue[protocol.batch :], consumed=ledger.consumed + len(taken)
   ), taken
 
 

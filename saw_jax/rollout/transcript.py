@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,15 +132,17 @@ def append_observations(
 
   PaW, https://arxiv.org/abs/2606.02388
   """
-  tokens, roles = np.array(transcript.tokens), np.array(transcript.roles)
-  if len(observations) != len(tokens):
+  if len(observations) != len(transcript.tokens):
     raise ValueError(
-      f"{len(observations)} observations for {len(tokens)} transcripts"
+      f"{len(observations)} observations for {len(transcript.tokens)} "
+      "transcripts"
     )
-  more = len(before) + max_tokens + len(after)
-  wider = ((0, 0), (0, more))
-  tokens, roles = np.pad(tokens, wider), np.pad(roles, wider)
-  ends = np.array(transcript.ends)
+  wider = ((0, 0), (0, len(before) + max_tokens + len(after)))
+  # Copies: what has a position gets more of them.
+  longer = jax.tree.map(
+    lambda x: np.pad(x, wider) if np.ndim(x) == 2 else np.array(x), transcript
+  )
+  tokens, roles, ends = longer.tokens, longer.roles, longer.ends
   for row, observation in enumerate(observations):
     for part, role in (
       (before, GLUE),
@@ -151,15 +154,4 @@ def append_observations(
         tokens[row, ends[row] : end] = part
         roles[row, ends[row] : end] = role
         ends[row] = end
-
-  def widen(values):
-    return None if values is None else np.pad(np.array(values), wider)
-
-  return transcript.replace(
-    tokens=tokens,
-    roles=roles,
-    ends=ends,
-    behave_log_probs=widen(transcript.behave_log_probs),
-    entropies=widen(transcript.entropies),
-    untempered_log_probs=widen(transcript.untempered_log_probs),
-  )
+  return longer

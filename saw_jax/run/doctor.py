@@ -69,7 +69,7 @@ def _check_episodes(
     ),
   )
   policy = experiment_lib.make_policy(made, 1)
-  played = experiment_lib.play(made, policy, "sampled")
+  played = experiment_lib.kind_of(made).play(policy, "sampled")
   worlds, group = played.returns.shape[1:]
   for p in range(min(worlds, shown)):
     print(_LINE)

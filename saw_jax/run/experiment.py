@@ -190,6 +190,13 @@ class AnswerRun:
       [[*encode(completion), end] for _, completion in found],
     )
 
+  def play(self, policy: Policy, mode: str) -> agents.Episodes:
+    """Refuses: a single answer is no episode."""
+    raise ValueError(
+      f"task {self._made.task.name!r} has single answers, and only episodes "
+      "can be played"
+    )
+
 
 class EpisodeRun:
   """What a run needs whose task has episodes."""
@@ -222,10 +229,17 @@ class EpisodeRun:
     )
 
   def make_source(
-    self, learner: Learner, session: Session, pool: EnvironmentPool, *others
+    self,
+    learner: Learner,
+    session: Session,
+    pool: EnvironmentPool,
+    stack: contextlib.ExitStack,
+    seeds: Sequence[int],
+    directory: pathlib.Path,
   ) -> episode_source.Episodes:
     """Makes the source; what it does is a function of the state."""
-    made, seeds = self._made, others[1]
+    del session, stack, directory  # Nothing is kept, or left open.
+    made = self._made
     return episode_source.Episodes(
       learner,
       made.method,
@@ -247,6 +261,11 @@ class EpisodeRun:
     return episode_evaluation.lay_out(
       found, made.task, self.encoder, made.episodes
     )
+
+  def play(self, policy: Policy, mode: str) -> agents.Episodes:
+    """Plays held-out worlds, `greedy` or `sampled`."""
+    with self.open_workers() as pool:
+      return self.make_evaluator(policy).play(mode, policy, pool)
 
 
 def kind_of(experiment: Experiment) -> AnswerRun | EpisodeRun:
@@ -368,17 +387,5 @@ def play_checkpoint(
 
   Returns its step, and the episodes of all seeds, in arrays and in words.
   """
-  if not isinstance(experiment.task, AgentTask):
-    raise ValueError(
-      f"task {experiment.task.name!r} has single answers, and only episodes "
-      "can be played"
-    )
   step, policy = restore(experiment, num_seeds, directory, step=step)
-  return step, play(experiment, policy, mode)
-
-
-def play(experiment: Experiment, policy: Policy, mode: str) -> agents.Episodes:
-  """Plays held-out worlds, `greedy` or `sampled`."""
-  kind = kind_of(experiment)
-  with kind.open_workers() as pool:
-    return kind.make_evaluator(policy).play(mode, policy, pool)
+  return step, kind_of(experiment).play(policy, mode)

@@ -206,9 +206,7 @@ class Appender:
     texts = scores.completions
     if not texts:  # A queue keeps tokens alone.
       texts, _, _ = rollouts.read(
-        scores.transcript,
-        self._encoder.tokenizer,
-        self._encoder.config.stops,
+        scores.transcript, self._encoder.tokenizer, self._encoder.config.stops
       )
     asked = [
       example for row in examples for example in row for _ in range(size)

@@ -362,10 +362,7 @@ def trim(sampled: Transcript, multiple: int) -> Transcript:
 
 
 def row_keys(
-  seeds: Sequence[int],
-  step: int | np.ndarray,
-  ids: np.ndarray,
-  group_size: int,
+  seeds: Sequence[int], step: int | np.ndarray, ids: np.ndarray, group_size: int
 ) -> Array:
   """Keys `[N, P * G]`, functions of seed, step, example and sample alone.
 

@@ -31,22 +31,9 @@ TASKS = tuple(_CHECKS)
 
 
 def verification_prompt(task: str, question: str, solution: str) -> str:
-  """Asks whether a solution is right.
+  """Asks, as a user, whether a solution to a question is right.
 
-  Args:
-    task: `math` or `knights`.
-    question: what was asked.
-    solution: what was answered, reasoning included.
-
-  Returns:
-    The message of a user. Question and solution are in it as they are, braces
-    too.
-
-  Raises:
-    ValueError: the task has no wording.
-
-  >>> print(verification_prompt("math", "1 + 1?", "3").splitlines()[0])
-  You are given a question and a proposed solution. Is the solution correct?
+  Question and solution, its reasoning included, are in it as they are.
   """
   if task not in _CHECKS:
     raise ValueError(
@@ -70,17 +57,11 @@ def verification_prompt(task: str, question: str, solution: str) -> str:
 
 
 def read_verdict(text: str) -> float:
-  r"""Turns what a judge said into a reward.
+  r"""Turns what a judge said into a reward: 1 for True, 0 for anything else.
 
   A boxed verdict counts before words, and of both verdicts True, wherever they
   stand; a box need not be closed. Without one, a text that says "true" and not
   "false" counts as True. This is the rule of the released code of CARE.
-
-  Args:
-    text: anything; letters of either case.
-
-  Returns:
-    1 for True, 0 for anything else.
 
   >>> read_verdict(r"so it is \boxed{True}"), read_verdict("true or false?")
   (1.0, 0.0)

@@ -113,6 +113,5 @@ def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
     raise ValueError(f"{rows} rows do not split into {parts} mini-batches")
   size = rows // parts
   return jax.tree.map(
-    lambda x: x[:, part * size : (part + 1) * size],
-    batch.replace(packing=None),
+    lambda x: x[:, part * size : (part + 1) * size], batch.replace(packing=None)
   )

@@ -29,10 +29,7 @@ Merge = Callable[[PyTree, PyTree], PyTree]
 
 
 def make_gradient(
-  objective: Objective,
-  *,
-  num_microbatches: int = 1,
-  merge: Merge | None = None,
+  objective: Objective, *, num_microbatches: int = 1, merge: Merge | None = None
 ) -> Callable[..., tuple[PyTree, dict[str, Array]]]:
   """Makes `(params, batch, base=None, *, axis_name) -> (gradient, metrics)`.
 

@@ -320,8 +320,7 @@ CASES = {
   "dr_grpo": (
     dict(loss_type="dr_grpo"),
     dict(
-      aggregate="sequence_mean_token_sum_const",
-      aggregate_options={"length": T},
+      aggregate="sequence_mean_token_sum_const", aggregate_options={"length": T}
     ),
     2,
   ),
@@ -461,9 +460,7 @@ class TestTraining:
     rewards = trainer._rewards.numpy()
     assert rewards.shape == (B, 2)
     want, statistics = method.estimate(
-      rewards,
-      group_size=4,
-      lengths=output["completion_mask"].sum(-1).numpy(),
+      rewards, group_size=4, lengths=output["completion_mask"].sum(-1).numpy()
     )
     np.testing.assert_array_equal(output["advantages"].numpy(), want)
     assert np.abs(want).max() > 0.1

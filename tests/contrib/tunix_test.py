@@ -210,8 +210,7 @@ CASES = {
   "constant": (
     dict(loss_agg_mode="sequence-mean-token-scale"),
     dict(
-      aggregate="sequence_mean_token_sum_const",
-      aggregate_options={"length": T},
+      aggregate="sequence_mean_token_sum_const", aggregate_options={"length": T}
     ),
   ),
   "clips": (

@@ -327,14 +327,6 @@ class TestTraining:
     _, metrics = train(fresh, jax.random.key(1), *prompts(5), BOUGHT)
     assert metrics["num_replayed"] == 0 and metrics["num_stored"] == 3
 
-  def test_what_is_stored(self, fresh):
-    features, labels = prompts(5)
-    state, _ = train(fresh, jax.random.key(1), features, labels, BOUGHT)
-    rows = np.flatnonzero(BOUGHT)
-    stored = replay.take(state.replay, np.arange(3))
-    want = replay.Samples(features, labels)
-    chex.assert_trees_all_equal(stored, jax.tree.map(lambda x: x[rows], want))
-
   def test_of_more_than_the_budget_the_first_count(self, trained):
     batch = jax.random.key(1), *prompts(5)
     chex.assert_trees_all_equal(
@@ -432,30 +424,6 @@ class TestTraining:
     other = train(trained, jax.random.key(1), broken, labels, BOUGHT)
     chex.assert_trees_all_equal(one, other)
     assert one[1]["num_bought"] == 2
-
-  @pytest.mark.slow
-  def test_seeds_do_not_meet(self, fresh, trained):
-    fresh, trained = with_sgd(fresh), with_sgd(trained)
-    both = jax.tree.map(lambda *x: jnp.stack(x), fresh, trained)
-    batches = prompts(5), prompts(6)
-    features, labels = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    fewer = BOUGHT.at[1].set(False)
-    keys = jax.random.split(jax.random.key(1), 2)
-    states, metrics = jax.jit(jax.vmap(train_with_sgd))(
-      both, keys, features, labels, jnp.stack([BOUGHT, fewer])
-    )
-    alone = [
-      train_with_sgd(state, key, *batch, bought)
-      for state, key, batch, bought in zip(
-        (fresh, trained), keys, batches, (BOUGHT, fewer), strict=True
-      )
-    ]
-    chex.assert_trees_all_close(
-      (states, metrics),
-      jax.tree.map(lambda *x: jnp.stack(x), *alone),
-      rtol=1e-4,
-      atol=1e-6,
-    )
 
   def test_a_state_survives_a_checkpoint(self, trained, tmp_path):
     store = checkpoint.Checkpointer(tmp_path)

@@ -355,12 +355,3 @@ class TestFeatures:
         jnp.zeros((2, 3), int),
         jnp.ones((2, 3), int),
       )
-
-
-class TestTakePresent:
-  def test_types_stay(self):
-    tree = {"a": jnp.array([True, True]), "b": jnp.array([[3, 4], [5, 6]])}
-    found = probes.take_present(tree, jnp.array([False, True]))
-    assert found["a"].tolist() == [False, True]
-    assert found["b"].tolist() == [[0, 0], [5, 6]]
-    assert found["b"].dtype == tree["b"].dtype

@@ -77,19 +77,6 @@ class TestCare:
     early, late = traced(scores, p, 20), traced(scores, p, 21)
     assert where(early) == [6, 7] and where(late) == [4, 5]
 
-  @pytest.mark.parametrize("fraction", [-1.0, 0.0])
-  def test_no_budget(self, fraction):
-    found = care([1.0, 2.0], [0.5, 0.1], 50, label_fraction=fraction)
-    assert not found.labelled.any() and where(found.pseudo_labelled) == [0]
-
-  def test_a_budget_above_the_batch(self):
-    found = care([1.0, 2.0], [0.5, 0.1], 50, label_fraction=1.7)
-    assert found.labelled.all() and found.order.tolist() == [1, 0]
-
-  def test_one_prompt(self):
-    found = care([0.0], [0.5], 50)
-    assert where(found.labelled) == [0] and where(found.gated) == [0]
-
   def test_nan_is_never_preferred(self):
     found = care([np.nan, 0.0, 1.0], [0.1, np.nan, 0.2], 50, label_fraction=0.5)
     assert where(found.gated) == [2] and where(found.labelled) == [1, 2]
@@ -135,12 +122,6 @@ class TestScores:
     assert (bought.sum(axis=1) == 2).all()
     # 2000 draws of probability 0.2: three deviations are 0.027.
     np.testing.assert_allclose(bought.mean(axis=0), 0.2, atol=0.03)
-
-  def test_random_scores_repeat(self):
-    one, same, other = (
-      selection.random_scores(jax.random.key(seed), 16) for seed in (0, 0, 1)
-    )
-    assert (one == same).all() and (one != other).any()
 
   def test_a_mean_that_is_not_finite_counts_as_nothing(self):
     p = np.array([[0.5, 0.7], [np.nan, 0.9], [np.inf, 0.1]], np.float32)

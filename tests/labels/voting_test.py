@@ -69,15 +69,6 @@ class TestVotes:
     assert not voting.is_vote_right(ids, everything).any()
     assert not voting.correct_outside(ids, everything).any()
 
-  def test_all_agree(self):
-    votes = voting.majority_vote(np.full((1, 4), 6))
-    assert votes.size.tolist() == [4]
-    assert voting.majority_share(votes).tolist() == [1]
-    assert not np.signbit(voting.vote_entropy(votes))
-    assert voting.possible_counts(np.full((1, 4), 6))[0].tolist() == (
-      [True] + [False] * 4
-    )
-
   def test_ids_have_to_be_integers_by_group(self):
     with pytest.raises(AssertionError):
       voting.majority_vote(np.ones((2, 3), np.float32))

@@ -10,17 +10,8 @@ import pytest
 
 from saw_jax.models import cache as cache_lib
 from saw_jax.models import config as config_lib
+from tests.models.sizes import ODD as CONFIG
 
-# Sizes that no transposition can mistake for one another.
-CONFIG = config_lib.DecoderConfig(
-  vocab_size=29,
-  width=22,
-  num_layers=3,
-  num_heads=6,
-  num_kv_heads=2,
-  head_size=10,
-  mlp_size=31,
-)
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
 B, S = 4, 7
 both = pytest.mark.parametrize("config", [CONFIG, SCANNED])

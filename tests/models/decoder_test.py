@@ -13,18 +13,9 @@ import pytest
 from saw_jax.models import cache as cache_lib
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder
+from tests.models.sizes import ODD
 
-# Sizes that no transposition can mistake for one another.
-CONFIG = config_lib.DecoderConfig(
-  vocab_size=29,
-  width=22,
-  num_layers=3,
-  num_heads=6,
-  num_kv_heads=2,
-  head_size=10,
-  mlp_size=31,
-  rope_theta=1_234.0,
-)
+CONFIG = dataclasses.replace(ODD, rope_theta=1_234.0)
 VARIANTS = {
   "plain": CONFIG,
   "untied": dataclasses.replace(CONFIG, tied_head=False),

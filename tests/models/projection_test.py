@@ -61,15 +61,10 @@ def test_a_kernel_that_devices_share_gets_the_gradient_of_all():
     return grad(x, kernel, weights)
 
   spread = jax.shard_map(
-    gradient,
-    mesh=mesh,
-    in_specs=(P("data"), P(), P("data")),
-    out_specs=P(),
+    gradient, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=P()
   )
   np.testing.assert_allclose(
-    jax.jit(spread)(x, kernel, weights),
-    gradient(x, kernel, weights),
-    atol=1e-4,
+    jax.jit(spread)(x, kernel, weights), gradient(x, kernel, weights), atol=1e-4
   )
 
 

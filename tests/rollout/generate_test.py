@@ -308,8 +308,7 @@ def test_few_new_tokens_are_legal():
   record = run(max_new_tokens=0, record_entropies=True)
   chex.assert_shape(record.tokens, (12, 5))
   chex.assert_shape(
-    (record.behave_log_probs, record.entropies, record.completion_mask),
-    (12, 0),
+    (record.behave_log_probs, record.entropies, record.completion_mask), (12, 0)
   )
   np.testing.assert_array_equal(record.completion_lengths, 0)
   np.testing.assert_array_equal(record.ends, 5)

@@ -89,15 +89,10 @@ def test_impossible_tokens_are_never_drawn():
   tokens, log_probs = many(SamplingConfig(), logits)
   assert set(np.asarray(tokens)) == set(possible)
   np.testing.assert_allclose(log_probs, -np.log(4), atol=1e-6)
-
-
-def test_the_ends_of_the_uniform_number_give_possible_tokens():
-  weights = np.zeros((2, V), np.float32)
-  weights[:, [4, 9, 17]] = 0.1, 1.0, 0.3
-  tokens = sampling._invert(
-    jnp.asarray(weights), jnp.array([0.0, 1 - 2.0**-24], jnp.float32)
-  )
-  np.testing.assert_array_equal(tokens, [4, 17])
+  # Nor by the ends of the uniform number.
+  weights = jnp.zeros((2, V)).at[:, possible].set(1.0)
+  tokens = sampling._invert(weights, jnp.array([0.0, 1 - 2.0**-24]))
+  np.testing.assert_array_equal(tokens, [3, 22])
 
 
 def test_a_row_depends_on_its_key_and_logits_alone():
@@ -122,28 +117,29 @@ def test_a_greedy_token_is_the_likeliest_with_its_untempered_log_prob():
   )
 
 
-def test_tokens_that_tie_with_the_last_one_kept_are_kept():
-  logits = jnp.array([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0]])
-  kept = sampling._truncate(logits, SamplingConfig(top_k=2))
-  np.testing.assert_array_equal(jnp.isfinite(kept[0]), [1, 0, 1, 1, 1, 0])
+HALF, THIRDS = np.log([0.5, 0.26, 0.24]), np.log([0.34, 0.33, 0.33])
 
 
-def test_min_p_is_a_share_of_the_likeliest():
-  logits = jnp.log(jnp.array([[0.5, 0.26, 0.24], [0.34, 0.33, 0.33]]))
-  for share, kept in (
-    (0.5, [[1, 1, 0], [1, 1, 1]]),
-    (0.45, [[1, 1, 1], [1, 1, 1]]),
-    (1.0, [[1, 0, 0], [1, 0, 0]]),
-  ):
-    found = sampling._truncate(logits, SamplingConfig(min_p=share))
-    np.testing.assert_array_equal(jnp.isfinite(found), kept)
-
-
-def test_top_p_keeps_the_likeliest_token_however_small_it_is():
-  logits = logits_of(5)
-  kept = sampling._truncate(logits, SamplingConfig(top_p=1e-6))
-  np.testing.assert_array_equal(jnp.isfinite(kept).sum(-1), 1)
-  np.testing.assert_array_equal(kept.argmax(-1), logits.argmax(-1))
+@pytest.mark.parametrize(
+  ("changes", "logits", "kept"),
+  [
+    # Tokens that tie with the last one kept are kept.
+    ({"top_k": 2}, [3.0, 1.0, 2.0, 2.0, 2.0, 0.0], [1, 0, 1, 1, 1, 0]),
+    # The likeliest is, however small it is.
+    ({"top_p": 1e-6}, THIRDS, [1, 0, 0]),
+    ({"top_p": 0.5}, HALF, [1, 0, 0]),
+    ({"top_p": 0.51}, HALF, [1, 1, 0]),
+    # A share of the likeliest.
+    ({"min_p": 0.5}, HALF, [1, 1, 0]),
+    ({"min_p": 0.5}, THIRDS, [1, 1, 1]),
+    ({"min_p": 0.45}, HALF, [1, 1, 1]),
+    ({"min_p": 1.0}, THIRDS, [1, 0, 0]),
+  ],
+)
+def test_what_is_excluded_by_hand(changes, logits, kept):
+  logits = jnp.asarray(logits, jnp.float32)[None]
+  found = sampling._truncate(logits, SamplingConfig(**changes))
+  np.testing.assert_array_equal(jnp.isfinite(found[0]), kept)
 
 
 @pytest.mark.parametrize(

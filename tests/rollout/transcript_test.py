@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.models.config import DecoderConfig
+from saw_jax.models.config import TINY
 from saw_jax.rollout import transcript
-from saw_jax.rollout.transcript import (
-  GLUE,
-  OBSERVATION,
-  PAD,
-  POLICY,
-  PROMPT,
-)
+from saw_jax.rollout.transcript import GLUE, OBSERVATION, PAD, POLICY, PROMPT
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "paw_gigpo.json"
 
@@ -128,8 +122,7 @@ def test_glue_belongs_to_neither_mask():
     after=[21, 22],
   )
   np.testing.assert_array_equal(
-    found.tokens[:, 2:],
-    [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]],
+    found.tokens[:, 2:], [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]]
   )
   np.testing.assert_array_equal(
     found.completion_mask, [[1, 1, 0, 0, 0, 0, 0, 0], [1] + [0] * 7]
@@ -144,19 +137,10 @@ def test_glue_belongs_to_neither_mask():
 
 @pytest.mark.slow
 def test_what_was_there_is_predicted_as_before():
-  config = DecoderConfig(
-    vocab_size=31,
-    width=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_size=8,
-    mlp_size=24,
-  )
-  params = decoder.init_params(config, jax.random.key(0))
+  params = decoder.init_params(TINY, jax.random.key(0))
 
   def hidden(one):
-    return decoder.Decoder(config).apply(
+    return decoder.Decoder(TINY).apply(
       {"params": params}, one.tokens, one.positions, one.valid
     )[0]
 

@@ -204,10 +204,7 @@ class TestGlue:
     bytes_ = tokenizer_lib.ByteTokenizer()
     glue = agents.glue_of(bytes_)
     conversation = bytes_.encode_chat(
-      [
-        {"role": "assistant", "content": "a"},
-        {"role": "user", "content": "b"},
-      ],
+      [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],
       False,
     )
     end = conversation.index(bytes_.eos_ids[0])

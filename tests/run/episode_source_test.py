@@ -4,26 +4,26 @@ import jax
 import numpy as np
 import pytest
 
-from saw_jax.rollout.transcript import (
-  GLUE,
-  OBSERVATION,
-  PAD,
-  POLICY,
-  PROMPT,
-)
+from saw_jax.rollout.transcript import GLUE, OBSERVATION, PAD, POLICY, PROMPT
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import loop
 from tests import agent_helpers, helpers
 from tests.helpers import curves, fingerprints
 
 
-def laid_out(row="grpo_paw", seeds=(0, 1), **changes):
-  """The batch of the first step, and the rows that are logged."""
+def first_step(row="grpo_paw", seeds=(0, 1), **changes):
+  """The source of a run, and the episodes of its first step."""
   made = agent_helpers.experiment(row, **changes)
   one = helpers.make_learner(made, len(seeds))
   with experiment_lib.kind_of(made).open_workers() as pool:
     source = helpers.make_source(made, one, pool, seeds)
-    return source.estimate(source.score(source.generate(0), 0), 0)
+    return source, source.score(source.generate(0), 0)
+
+
+def laid_out(row="grpo_paw", seeds=(0, 1), **changes):
+  """The batch of the first step, and the rows that are logged."""
+  source, scored = first_step(row, seeds, **changes)
+  return source.estimate(scored, 0)
 
 
 def texts(batch, role, n=0):
@@ -125,6 +125,8 @@ class TestRows:
 
   def test_a_failed_environment_is_left_out_and_counted(self, paw):
     _, rows = paw
+    _, scored = first_step()
+    np.testing.assert_array_equal(scored.record.scored, ~scored.played.failed)
     assert rows[1]["failed"] == 1 / 16 and rows[0]["failed"] == 0
     lengths = (paw[0].roles[1] == POLICY).any(-1).sum()
     assert lengths == round(rows[1]["steps"] * 15)

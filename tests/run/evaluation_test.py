@@ -153,9 +153,7 @@ class TestEvaluator:
     helpers.assert_equal_curves(whole, parts)
     scored = whole["scored"][0, :, 0].all(-1)
     np.testing.assert_allclose(
-      whole["rewards"][0, scored, 0, 1],
-      (np.arange(8) / 13)[scored],
-      rtol=1e-6,
+      whole["rewards"][0, scored, 0, 1], (np.arange(8) / 13)[scored], rtol=1e-6
     )
 
   def test_another_split_is_whole_and_shares_what_is_compiled(self):

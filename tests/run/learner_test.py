@@ -23,10 +23,7 @@ def step():
   )
   with Grader(made.task, num_workers=0, limit_s=1.0) as grader:
     scores = rollouts.score(
-      drawn.transcript,
-      drawn.examples,
-      tokenizer=made.tokenizer,
-      grader=grader,
+      drawn.transcript, drawn.examples, tokenizer=made.tokenizer, grader=grader
     )
   return made, one, drawn.transcript, scores
 
@@ -50,9 +47,7 @@ def test_a_step_moves_the_policy_and_says_what_it_did(step):
   assert int(one.policy.state.step[0]) == 1
   for m, component in enumerate(made.task.components):
     np.testing.assert_allclose(
-      row[f"reward/{component.name}"],
-      scores.rewards[..., m].mean(),
-      rtol=1e-5,
+      row[f"reward/{component.name}"], scores.rewards[..., m].mean(), rtol=1e-5
     )
   assert row["sampler_mismatch"] < 1e-5
   assert row["skipped"] == 0

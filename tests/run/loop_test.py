@@ -47,9 +47,7 @@ class TestRun:
   @pytest.mark.slow
   def test_a_loss_of_the_current_policy_has_its_balance_logged(self, tmp_path):
     algorithm = algorithms.AlgorithmConfig(
-      advantage="dr_grpo",
-      loss="asympo",
-      aggregate="sequence_mean_token_mean",
+      advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
     )
     fields = {"num_steps": 2, "num_minibatches": 2}
     assert run(tmp_path, [0], algorithm=algorithm, loop=fields).finished

@@ -129,10 +129,7 @@ class TestProgress:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     caplog.set_level(logging.INFO, logger=metrics.__name__)
-    with (
-      pytest.raises(KeyError),
-      metrics.Progress("train", 3, start=1) as bar,
-    ):
+    with pytest.raises(KeyError), metrics.Progress("train", 3, start=1) as bar:
       bar.advance(loss=0.25)
       bar.advance(loss=0.125)
       raise KeyError

@@ -222,9 +222,7 @@ def sampler(config, **options):
   """Two samples a prompt for two seeds of one policy, and its parameters."""
   settings = rollouts.Encoder(TOKENIZER, config).settings
   generate = rollouts.make_generate(
-    parallel.seeded(),
-    helpers.CONFIG,
-    settings(SamplingConfig(), 2, **options),
+    parallel.seeded(), helpers.CONFIG, settings(SamplingConfig(), 2, **options)
   )
   params = jax.tree.map(
     lambda x: np.stack([x, x]),

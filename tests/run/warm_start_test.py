@@ -72,8 +72,7 @@ class TestPackDemonstrations:
     )
     assert found.prompt_size == 4
     np.testing.assert_array_equal(
-      found.tokens,
-      [[0, 0, 0, 5, 1, 2, 0, 0], [0, 6, 7, 8, 3, 0, 0, 0]],
+      found.tokens, [[0, 0, 0, 5, 1, 2, 0, 0], [0, 6, 7, 8, 3, 0, 0, 0]]
     )
     np.testing.assert_array_equal(
       found.roles,

@@ -176,8 +176,7 @@ class TestForward:
       {
         "policy": objective.policy(
           functools.partial(
-            stale_losses.asympo_loss,
-            aggregate=losses.sequence_mean_token_mean,
+            stale_losses.asympo_loss, aggregate=losses.sequence_mean_token_mean
           )
         )
       },

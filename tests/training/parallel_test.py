@@ -11,12 +11,7 @@ import pytest
 from saw_jax import advantages, weighting
 from saw_jax.models import decoder
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import (
-  estimation,
-  packing,
-  parallel,
-  update,
-)
+from saw_jax.training import estimation, packing, parallel, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import state as state_lib
 from tests import helpers
@@ -83,9 +78,7 @@ def assert_same(found, expected, index=0):
     )
   # A small part of a step.
   chex.assert_trees_all_close(
-    state_lib.take_seed(state, index).params,
-    expected_state.params,
-    atol=2e-5,
+    state_lib.take_seed(state, index).params, expected_state.params, atol=2e-5
   )
 
 
@@ -206,10 +199,7 @@ class TestEstimateUnderLifts:
       "seeded": parallel.seeded,
     }[kind]()
     estimate = lift.wrap(
-      fn,
-      (ROWS, ROWS, ROWS, ROWS, STATE),
-      (ROWS, SAME),
-      takes_axis_name=True,
+      fn, (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME), takes_axis_name=True
     )
     state = lift.place(state_lib.stack_states([start()]))
     found, found_statistics = estimate(

@@ -240,9 +240,7 @@ class TestSkippedUpdates:
     )
     step = jax.jit(
       update.make_update(
-        current_policy_objective(stale_losses.asympo_loss),
-        optimizer,
-        **options,
+        current_policy_objective(stale_losses.asympo_loss), optimizer, **options
       )
     )
     before = state_lib.create_state(params, optimizer)

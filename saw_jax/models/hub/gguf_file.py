@@ -46,7 +46,7 @@ _FREQUENCIES = (
   "rope_factors_long.weight",
   "rope_factors_short.weight",
 )
-# Key of a config.json -> key here, behind the architecture.
+# Key of a config.json -> key here, after the name of the architecture.
 _KEYS = {
   "hidden_size": "embedding_length",
   "num_hidden_layers": "block_count",

@@ -25,7 +25,7 @@ _FILES = (
   "special_tokens_map.json",
   "generation_config.json",
 )
-# U+2060, put behind the first character of a marker that a message contains.
+# U+2060, put after the first character of a marker that a message contains.
 BREAK = "\u2060"
 
 _WORDS = (
@@ -81,7 +81,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     )
     self._renderer = self._make_renderer()
     self.encode_chat([{"role": "user", "content": "Hello"}])
-    # First what the template puts behind an assistant's message.
+    # The template's own token after an assistant's message comes first.
     ids = [*self._end_of_message(), *eos_ids]
     self.eos_ids = tuple(dict.fromkeys(ids))
     if not self.eos_ids:
@@ -162,7 +162,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     )
 
   def _end_of_message(self) -> list[int]:
-    """The special token that the template puts behind an answer, if any."""
+    """The special token after an answer in the template, if any."""
     answer = "answer"
     messages = [
       {"role": "user", "content": "Hello"},
@@ -173,8 +173,8 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     except ValueError:
       return []
     holding = [i for i in range(len(ids)) if answer in self.decode(ids[i:])]
-    behind = max(holding, default=-1) + 1
-    return [i for i in ids[behind:] if i in self._special][:1]
+    after = max(holding, default=-1) + 1
+    return [i for i in ids[after:] if i in self._special][:1]
 
   def _make_renderer(self) -> Any:
     try:

@@ -170,8 +170,8 @@ def load_params(
 ) -> dict:
   """Makes a decoder's parameters, shard by shard.
 
-  Beside what is made, memory holds one shard of one leaf, and what `read`
-  returns for one tensor; a mapped file will do. `shardings` tell where each
+  Beyond the result, memory holds one shard of one leaf, and what `read` returns
+  for one tensor; a mapped file will do. `shardings` tell where each
   leaf goes, by default to the default device. A value that is not finite is a
   ValueError.
   """

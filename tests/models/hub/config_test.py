@@ -174,18 +174,22 @@ def test_llama3_by_hand():
 
 
 def test_yarn_by_hand():
-  # index(r) = 8 ln(64 / 2πr) / (2 ln 100): 2.016 turns once, -0.998 32 times;
-  # so the ramp goes from max(-1, 0) = 0 to 3.
-  found, scale = factors(
-    rope_type="yarn", factor=4.0, original_max_position_embeddings=64
-  )
-  ramps = np.arange(4) / 3
-  np.testing.assert_allclose(found, 1 / (1 - ramps + ramps / 4), rtol=1e-12)
-  assert scale == pytest.approx(0.1 * math.log(4) + 1)
-  kept = {"original_max_position_embeddings": 64, "factor": 4.0}
-  assert factors(rope_type="yarn", attention_factor=1.5, **kept)[1] == 1.5
-  both = factors(rope_type="yarn", mscale=1, mscale_all_dim=1, **kept)
-  assert both[1] == 1.0
+  # index(r) = 8 ln(64 / 2πr) / (2 ln 100): it turns once at 2.016, 4 times at
+  # 0.812, 32 times at -0.998. The ramp goes from one to another of them,
+  # rounded outwards, and within 0 to 3.
+  yarn = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+  for options, first, last in (
+    ({}, 0, 3),
+    ({"beta_fast": 4}, 0, 3),
+    ({"beta_fast": 4, "beta_slow": 2}, 0, 2),
+    ({"beta_fast": 4, "truncate": False}, 0.8119, 2.0160),
+  ):
+    found, scale = factors(**yarn, **options)
+    ramps = np.clip((np.arange(4) - first) / (last - first), 0, 1)
+    np.testing.assert_allclose(found, 1 / (1 - ramps + ramps / 4), rtol=1e-4)
+    assert scale == pytest.approx(0.1 * math.log(4) + 1)
+  assert factors(attention_factor=1.5, **yarn)[1] == 1.5
+  assert factors(mscale=1, mscale_all_dim=1, **yarn)[1] == 1.0
 
 
 def test_longrope_takes_its_set_by_the_longest_sequence():

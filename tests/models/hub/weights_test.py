@@ -10,20 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from saw_jax.models import config as config_lib
 from saw_jax.models import decoder
 from saw_jax.models.hub import weights as hub_weights
+from tests.models.sizes import ODD
 
-# Sizes that no transposition can mistake for one another.
-PLAIN = config_lib.DecoderConfig(
-  vocab_size=29,
-  width=22,
-  num_layers=3,
-  num_heads=6,
-  num_kv_heads=2,
-  head_size=10,
-  mlp_size=32,
-)
+PLAIN = dataclasses.replace(ODD, mlp_size=32)
 CONFIGS = {
   "plain": (PLAIN, False),
   "untied": (dataclasses.replace(PLAIN, tied_head=False), False),

@@ -119,6 +119,13 @@ class TestDemonstrations:
     for pair in task().demonstrations(100, seed=0):
       assert task().score(*pair).outcome is Outcome.RIGHT
 
+  def test_any_wrong_answer_is_as_likely(self):
+    made = task(num_train=1, people=(2,))
+    pairs = made.demonstrations(300, seed=0, right_rate=0.0)
+    found = collections.Counter(made.answer_key(text) for _, text in pairs)
+    assert len(found) == 3 and pairs[0][0].reference not in found
+    assert min(found.values()) > 60
+
   def test_self_belief_misleads_on_a_part(self):
     made = task(num_train=20)
     pairs = made.demonstrations(
