@@ -248,6 +248,7 @@ class TestOlderRuns:
 
   def test_it_is_read(self, document):
     del document["seeds"]
+    put(document, "parallel.data", 1)  # which was said beside fsdp=-1
     assert as_json(typed(document)) == as_json(typed(load(self.CASE)))
 
   @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ what it gets are advantages and a loss. All three are computed by the functions
 that our own loops use, made by `algorithms.make_method` of the same names.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saw_jax import advantages as advantages_lib
-from saw_jax import algorithms, reductions
+from saw_jax import algorithms, names, reductions
 from saw_jax.rollout import transcript
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import estimation
@@ -218,5 +217,4 @@ def _check_rewards(
 
 def _whitens_by_tokens(advantage: Callable) -> bool:
   """Whether an estimator weighs responses by their lengths."""
-  option = inspect.signature(advantage).parameters.get("whiten")
-  return option is not None and option.default is advantages_lib.token_whiten
+  return names.options(advantage).get("whiten") is advantages_lib.token_whiten

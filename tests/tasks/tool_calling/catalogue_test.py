@@ -105,7 +105,7 @@ class TestDrawScenario:
 
   def test_calls_follow_their_weights_and_differ(self):
     words = ("no call", "one call", "two calls", "three calls")
-    found = scenarios(500, no_call_share=0.0)
+    found = scenarios(2000, no_call_share=0.0)
     counts = collections.Counter(len(s.calls) for s in found)
     assert set(counts) == {1, 2, 3}
     assert counts[1] > counts[2] > counts[3]
