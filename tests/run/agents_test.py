@@ -1,12 +1,17 @@
 """Tests of saw_jax/run/agents.py, with a sampler that follows a script."""
 
-import jax
 import numpy as np
 import pytest
 
 from saw_jax import tokenizer as tokenizer_lib
-from saw_jax.rollout.transcript import PAD, POLICY, PROMPT, Transcript
-from saw_jax.run import agents, rollouts
+from saw_jax.rollout.transcript import (
+  OBSERVATION,
+  PAD,
+  POLICY,
+  PROMPT,
+  Transcript,
+)
+from saw_jax.run import agents, episode_evaluation, rollouts
 from saw_jax.tasks.environments import Situation, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import RewardError
@@ -74,7 +79,6 @@ def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
       encoder=ENCODER,
       pool=pool,
       config=CONFIG,
-      group_size=group_size,
     )
   return found, sampler
 
@@ -215,14 +219,12 @@ class TestGlue:
 def test_transitions_become_what_the_policy_would_have_had():
   before = Situation("", "xy", (), 0.0, False)
   steps = [Transition(before, (("a", "b"),), "count", "it is done now")]
-  prompts, completions, observations = agents.encode_transitions(
-    steps,
-    task=CounterTask(),
-    encoder=ENCODER,
-    max_observation_tokens=CONFIG.max_observation_tokens,
-  )
-  assert TOKENIZER.decode(prompts[0]) == "a>b\nxy"
-  assert TOKENIZER.decode(completions[0]) == "count"
-  assert completions[0][-1] == TOKENIZER.eos_ids[0]
-  assert TOKENIZER.decode(observations[0]) == "it is "
-  assert jax.tree.all(jax.tree.map(np.isscalar, observations))
+  found = episode_evaluation.lay_out(steps, CounterTask(), ENCODER, CONFIG)
+  for role, text in (
+    (PROMPT, "a>b\nxy"),
+    (POLICY, "count"),
+    (OBSERVATION, "it is "),
+  ):
+    tokens = found.tokens[0][found.roles[0] == role].tolist()
+    assert TOKENIZER.decode(tokens) == text
+    assert (tokens[-1] in TOKENIZER.eos_ids) == (role == POLICY)

@@ -266,12 +266,9 @@ class TestAverages:
       [-1, -1, -1, -1],
       [-1, -1, -1, 7],
     ]
-    votes = evaluation._vote(np.array(right, bool), np.array(answers))
+    result = {"right": [np.array(right, bool)], "answers": [np.array(answers)]}
+    votes = evaluation.at_k(result, 0)["maj@4"]
     assert votes.tolist() == [1, 0, 1, 0, 0, 1]
-
-  def test_answers_are_numbered_group_by_group(self):
-    ids = evaluation._answer_ids(["a", "b", "a", None, "b", "b"], 3)
-    assert ids.tolist() == [0, 1, 0, -1, 0, 0]
 
 
 class Fake:

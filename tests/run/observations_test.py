@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from saw_jax import algorithms, world_model
 from saw_jax.rollout import transcript
@@ -95,7 +93,7 @@ class Appended:
       made.episodes,
       made.loop,
       [7],
-      temperature=made.sampling.temperature,
+      made.sampling.temperature,
     )
     examples = [list(made.task.examples("train")[:2])]
     self.batch, (self.row,) = appender.append(
@@ -226,15 +224,3 @@ class TestAppender:
         )
       )
     assert bags[0] == bags[1]
-
-
-class TestExchange:
-  @given(st.lists(st.lists(st.integers(0, 9), max_size=2)), st.integers(0, 99))
-  def test_moves_observations_among_the_rows_that_have_one(self, rows, seed):
-    moved = observations.exchange(rows, np.random.default_rng(seed))
-    assert sorted(moved) == sorted(rows)
-    assert [bool(x) for x in moved] == [bool(x) for x in rows]
-
-  def test_does_move_them(self):
-    rows = [[i] for i in range(20)]
-    assert observations.exchange(rows, np.random.default_rng(0)) != rows
