@@ -159,10 +159,10 @@ class Episodes:
     else:
       transcript = self._append(transcript, scored, made, step)
     batch = _make_batch(transcript, made, rows)
-    order = np.arange(rows.shape[1])
     if self._loop.num_minibatches > 1:  # Each update takes a part of them.
-      order = np.random.default_rng([len(order), step]).permutation(len(order))
-    batch = jax.tree.map(lambda x: x[:, order], batch)
+      size = rows.shape[1]
+      order = np.random.default_rng([size, step]).permutation(size)
+      batch = jax.tree.map(lambda x: x[:, order], batch)
     self._clock.lap("lay out")
     described = [self._describe(scored, made, n) for n in range(len(rows))]
     return self._learner.recompute(batch), described
@@ -170,21 +170,18 @@ class Episodes:
   def finish(
     self, rows: list[dict[str, float]], step: int
   ) -> list[dict[str, float]]:
-    """Nothing is to be done after the update."""
     del step
     return rows
 
   def pack(self, step: int) -> Packed:
-    """Nothing: the episodes of a step are functions of the state."""
-    del step
+    del step  # Episodes are functions of the state.
     return {}, {}
 
   def _row_unit(self) -> int:
     """Rows of an update are a multiple of this: few shapes, equal parts."""
-    loop = self._loop
+    loop, shards = self._loop, self._policy.lift.num_shards
     most = loop.prompts_per_step * loop.group_size * self._task.max_steps
-    parts = loop.num_minibatches * loop.num_microbatches
-    parts *= self._policy.lift.num_shards
+    parts = loop.num_minibatches * loop.num_microbatches * shards
     unit = -(-most // self._config.row_parts)
     return -(-unit // parts) * parts
 
@@ -227,9 +224,7 @@ class Episodes:
       "reward/return": _mean(returns),
       "reward/total": _mean(returns),
       "success": _mean(won),
-      "constant_groups": float(
-        np.mean([np.ptp(r) == 0 for r in played.returns[n]])
-      ),
+      "constant_groups": _mean(np.ptp(played.returns[n], axis=-1) == 0),
       "steps": _mean(steps.sum(-1)[counts]),
       "invalid": float(played.invalid[n][steps].sum() / taken),
       "over_limit": _mean(is_whole & ~won),
@@ -254,12 +249,11 @@ def _rows_of(played: agents.Episodes, unit: int) -> np.ndarray:
   The steps that count, in order, as many for each seed as the one with most
   has, rounded up.
   """
-  steps = played.steps.reshape(len(played.steps), -1)
-  most = max(int(steps.sum(-1).max()), 1)
-  rows = np.full((len(steps), -(-most // unit) * unit), -1, np.int64)
-  for n, own in enumerate(steps):
-    chosen = np.flatnonzero(own)
-    rows[n, : len(chosen)] = chosen
+  chosen = [np.flatnonzero(own) for own in played.steps]
+  most = max(1, *map(len, chosen))
+  rows = np.full((len(chosen), -(-most // unit) * unit), -1, np.int64)
+  for row, own in zip(rows, chosen, strict=True):
+    row[: len(own)] = own
   return rows
 
 

@@ -1,9 +1,4 @@
-"""How good a policy is on examples that it was not trained on.
-
-A table of a paper has a column a benchmark, and scoring them takes hours at its
-scale. So what was scored is written down as soon as it is there, and whoever is
-killed in between goes on after it.
-"""
+"""How good a policy is on examples that it was not trained on."""
 
 import copy
 import dataclasses
@@ -51,15 +46,10 @@ class EvaluationConfig:
 
   def __post_init__(self):
     for name, samples in self.benchmarks.items():
-      if isinstance(samples, bool) or not isinstance(samples, int):
+      if type(samples) is not int or samples < 0:
         raise ValueError(
-          f"evaluation.benchmarks.{name} is a number of samples, not "
-          f"{samples!r}"
-        )
-      if samples < 0:
-        raise ValueError(
-          f"evaluation.benchmarks.{name} is {samples}: a number of samples is "
-          "0 or more"
+          f"evaluation.benchmarks.{name} is a number of samples, 0 or more, "
+          f"not {samples!r}"
         )
       if name == AVERAGE:
         raise ValueError(
@@ -283,7 +273,7 @@ def score_benchmarks(
   Returns the scores by benchmark and mode, and their plain means over
   benchmarks under `benchmarks/<mode>`, of those figures that all of them have;
   None if `stop`, asked after each part, said so. The file at `path` keeps what
-  was scored.
+  was scored, since it takes hours at a paper's scale.
   """
   found = _read(path, seeds, step)
   parts = {}

@@ -153,7 +153,7 @@ class AnswerRun:
       needs_log_probs=made.method.needs_behave,
     )
     draws.restore(session.step, session.host, session.arrays)
-    stack.enter_context(draws)
+    draws.start_actors(stack)
     return answers.Answers(draws, labels, learner, world)
 
   def demonstrations(

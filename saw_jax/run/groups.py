@@ -37,15 +37,7 @@ _ROW_FIELDS = ("tokens", "roles", "starts", "ends")
 
 @dataclasses.dataclass(frozen=True)
 class AsyncConfig:
-  """Whether, and how far, responses are sampled ahead of the updates.
-
-  With `partial_tokens`, a response is sampled in parts of so many tokens, and
-  one that is unfinished goes on with the newest weights.
-
-  A loss that reads the sampler's log-probs gets them whatever
-  `carry_log_probs` says; without it, a loss that does not, learns from tokens
-  and rewards alone.
-  """
+  """Whether, and how far, responses are sampled ahead of the updates."""
 
   protocol: str = "none"  # none, fixed_lag, max_lag or quota
   lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
@@ -59,12 +51,14 @@ class AsyncConfig:
   # The last devices, which the learner leaves alone.
   actor_devices: int = constant(0)
   max_deaths: int = constant(3)  # actors that are restarted in a run
-  # 0: a response is sampled whole; else in parts.
+  # 0: a response is sampled whole; else in parts of so many tokens, and one
+  # that is unfinished goes on with the newest weights.
   partial_tokens: int = constant(0)
   dynamic_sampling: bool = False  # replace groups whose rewards are all equal
   # Groups filtered per group wanted, then they stay.
   max_attempts: int = constant(10)
-  carry_log_probs: bool = constant(True)  # the sampler's, also for reports
+  # The sampler's, also for reports; a loss that reads them gets them anyway.
+  carry_log_probs: bool = constant(True)
 
 
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
@@ -264,7 +258,6 @@ class Queue:
     self._ledgers = [staleness.Ledger()] * len(self._seeds)
     self._filtered_before = [0] * len(self._seeds)
     self._pool: actor_lib.ActorPool | None = None
-    self._stack = contextlib.ExitStack()
 
   def restore(
     self, step: int, host: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
@@ -296,17 +289,13 @@ class Queue:
       params = jax.tree.unflatten(treedef, found)
     self._publish(params)
 
-  def __enter__(self) -> "Queue":
+  def start_actors(self, stack: contextlib.ExitStack) -> None:
     config = self._config
     if config.actors:
-      self._pool = actor_lib.ActorPool(
+      pool = actor_lib.ActorPool(
         self._make_act, config.actors, max_deaths=config.max_deaths
       )
-      self._stack.enter_context(self._pool)
-    return self
-
-  def __exit__(self, *exc) -> None:
-    self._stack.__exit__(*exc)
+      self._pool = stack.enter_context(pool)
 
   # --- what the loop calls --------------------------------------------------
 
@@ -323,16 +312,15 @@ class Queue:
         raise RuntimeError("the protocol has neither room nor a batch")
       self._fill()
 
-    taken, rows = [], []
+    taken = []
     for n, ledger in enumerate(self._ledgers):
       self._ledgers[n], tickets = staleness.take(ledger, self._protocol)
       taken.append(tickets)
-      rows.append(_describe(self._ledgers[n], tickets))
     config = self._encoder.config
     rollout = join(
       [
-        [self._shelf[n].pop(ticket.number) for ticket in tickets]
-        for n, tickets in enumerate(taken)
+        [shelf.pop(ticket.number) for ticket in tickets]
+        for shelf, tickets in zip(self._shelf, taken, strict=True)
       ],
       multiple=config.completion_multiple,
       max_new_tokens=config.max_new_tokens,
@@ -344,14 +332,13 @@ class Queue:
       for seed, tickets in zip(self._seeds, taken, strict=True)
     ]
     self._clock.lap("queue")
+    rows = list(map(_describe, self._ledgers, taken))
     return Drawn(rollout.transcript, examples, rollout, rows)
 
   def advance(self) -> None:
     """Counts the update, and publishes its weights if it is time."""
-    version = self._ledgers[0].version
-    self._ledgers = [
-      staleness.advance(ledger, self._protocol) for ledger in self._ledgers
-    ]
+    version, protocol = self._ledgers[0].version, self._protocol
+    self._ledgers = [staleness.advance(x, protocol) for x in self._ledgers]
     if self._ledgers[0].version != version:
       self._publish(self._policy.params)
     if self._pool is not None:
@@ -388,13 +375,11 @@ class Queue:
       self._ledgers[n], dropped = staleness.expire(ledger, self._protocol)
       for ticket in dropped:
         del self._shelf[n][ticket.number]
-    return all(
-      staleness.ready(ledger, self._protocol) for ledger in self._ledgers
-    )
+    return all(staleness.ready(x, self._protocol) for x in self._ledgers)
 
   def _fill(self) -> None:
     """Starts groups while there is room, and somebody to sample them."""
-    while any(self._protocol.room(ledger) for ledger in self._ledgers):
+    while any(map(self._protocol.room, self._ledgers)):
       if self._pool is None:
         request = self._start()
         transcript = self._sample(self._near, request)
@@ -402,8 +387,8 @@ class Queue:
         rollout = self._labels.early(transcript, request.examples)
         self._clock.lap("score")
         self._receive(actor_lib.Done(request, rollout, None))
-      elif self._protocol.ordered or self._pool.pending < 2 * max(
-        1, self._config.actors
+      elif (
+        self._protocol.ordered or self._pool.pending < 2 * self._config.actors
       ):
         # An ordered protocol stamps its groups when the room opens. Others
         # take the weights of when somebody is free to use them, or nearly.
@@ -423,12 +408,10 @@ class Queue:
       tickets.append(started)
       examples.append([self._example(seed, number) for number in numbers])
       steps.append([number // size for number in numbers])
-    ids = np.array([[example.key for example in row] for row in examples])
-    keys = rollouts.row_keys(
-      self._seeds, np.array(steps), ids, self._settings.group_size
-    )
-    version, params = self._newest
-    return Request(tuple(tickets), examples, keys, version, params)
+    ids = [[example.key for example in row] for row in examples]
+    size = self._settings.group_size
+    keys = rollouts.row_keys(self._seeds, steps, ids, size)
+    return Request(tuple(tickets), examples, keys, *self._newest)
 
   def _example(self, seed: int, number: int) -> Example:
     step, index = divmod(number, self._protocol.batch)
@@ -478,12 +461,10 @@ class Queue:
       np.stack([group.arrays[name] for group in arrived[: len(tickets)]])
       for name in ("rewards", "scored")
     )
-    varied = np.asarray(
-      advantages.varied_groups(
-        rewards, np.ones(rewards.shape[-1], np.float32), scored=scored
-      )
-    )
-    return [t.number for t, ok in zip(tickets, varied, strict=True) if not ok]
+    ones = np.ones(rewards.shape[-1], np.float32)
+    varied = advantages.varied_groups(rewards, ones, scored=scored)
+    pairs = zip(tickets, np.asarray(varied), strict=True)
+    return [ticket.number for ticket, varies in pairs if not varies]
 
   # --- who samples ----------------------------------------------------------
 
