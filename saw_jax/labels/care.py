@@ -76,6 +76,10 @@ class ProbeState:
   batch_stats: PyTree  # running means and variances
   opt_state: PyTree
 
+  @property
+  def variables(self) -> dict[str, PyTree]:
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 @flax.struct.dataclass
 class CareState:
@@ -97,20 +101,16 @@ def create_state(
 ) -> CareState:
   """Makes untrained probes and an empty store; consumes the key."""
   features = probes.zero_features(_LEAST_BATCH, group_size, hidden_size)
-
-  def create(probe, key):
-    variables = probe.init(key, features)
+  store = replay.make_replay(settings.replay_size, group_size, hidden_size)
+  states = []
+  for probe, one in zip(
+    make_probes(settings), jax.random.split(key), strict=True
+  ):
+    variables = probe.init(one, features)
     params = variables["params"]
-    return ProbeState(params, variables["batch_stats"], optimizer.init(params))
-
-  vote_key, count_key = jax.random.split(key)
-  vote, count = make_probes(settings)
-  return CareState(
-    vote=create(vote, vote_key),
-    count=create(count, count_key),
-    replay=replay.make_replay(settings.replay_size, group_size, hidden_size),
-    updates=jnp.zeros((), jnp.int32),
-  )
+    opt_state = optimizer.init(params)
+    states.append(ProbeState(params, variables["batch_stats"], opt_state))
+  return CareState(*states, store, updates=jnp.zeros((), jnp.int32))
 
 
 def make_probes(
@@ -127,7 +127,7 @@ def make_probes(
 
 
 def care_probabilities(
-  state: CareState, features: ProbeFeatures, *, settings: CareSettings
+  state: CareState, features: ProbeFeatures, settings: CareSettings
 ) -> tuple[Array, Array]:
   """What the probes think of `P` prompts, with their running statistics.
 
@@ -137,12 +137,10 @@ def care_probabilities(
   """
   features = jax.lax.stop_gradient(features)
   vote, count = make_probes(settings)
-  logits, _ = vote.apply(_variables(state.vote), features)
-  count_logits = count.apply(_variables(state.count), features)
-  return (
-    probe_losses.class_probabilities(logits)[:, 1],
-    probe_losses.class_probabilities(count_logits, features.possible),
-  )
+  logits, _ = vote.apply(state.vote.variables, features)
+  count_logits = count.apply(state.count.variables, features)
+  p = probe_losses.class_probabilities
+  return p(logits)[:, 1], p(count_logits, features.possible)
 
 
 def train_probes(
@@ -182,39 +180,25 @@ def train_probes(
   store, draws = state.replay, settings.replay_batch
   classes = labels.correct.shape[-1] + 1
 
-  def batch(places, there):
+  def descend(name, probe, loss, places, there):
     both = jax.tree.map(
-      lambda a, b: jnp.concatenate([a.astype(b.dtype), b]),
+      lambda a, b: jnp.concatenate([a.astype(b.dtype), b[places]]),
       samples,
-      replay.take(store, places),
+      store.samples,
     )
-    return both, jnp.concatenate([where, there])
+    loss = functools.partial(loss, both, jnp.concatenate([where, there]))
+    probe, figures = _descend(probe, loss, optimizer, settings.clip_norm)
+    return probe, {f"{name}/{key}": x for key, x in figures.items()}
 
   def update(both, index):
     vote_key, count_key = jax.random.split(jax.random.fold_in(key, index))
-    drawn = replay.draw_uniform(store, vote_key, count=draws)
-    vote_state, vote_metrics = _descend(
-      both[0],
-      functools.partial(
-        _vote_loss, vote, *batch(*drawn), settings.response_weight
-      ),
-      optimizer,
-      settings.clip_norm,
-    )
-    drawn = replay.draw_stratified(
-      store, count_key, count=draws, num_classes=classes
-    )
-    count_state, count_metrics = _descend(
-      both[1],
-      functools.partial(_count_loss, count, *batch(*drawn)),
-      optimizer,
-      settings.clip_norm,
-    )
-    return (vote_state, count_state), {
-      f"{name}/{key}": x
-      for name, some in (("vote", vote_metrics), ("count", count_metrics))
-      for key, x in some.items()
-    }
+    loss = functools.partial(_vote_loss, vote, settings.response_weight)
+    drawn = replay.draw_uniform(store, vote_key, draws)
+    vote_state, figures = descend("vote", both[0], loss, *drawn)
+    loss = functools.partial(_count_loss, count)
+    drawn = replay.draw_stratified(store, count_key, draws, classes)
+    count_state, more = descend("count", both[1], loss, *drawn)
+    return (vote_state, count_state), figures | more
 
   both = state.vote, state.count
   new, metrics = jax.lax.scan(update, both, jnp.arange(settings.train_steps))
@@ -244,10 +228,6 @@ def clip_gradient(gradient: PyTree, maximum: float) -> tuple[PyTree, Array]:
   return jax.tree.map(lambda leaf: leaf * factor, gradient), norm
 
 
-def _variables(probe: ProbeState) -> dict[str, PyTree]:
-  return {"params": probe.params, "batch_stats": probe.batch_stats}
-
-
 def _gather_bought(
   samples: Samples, bought: Array, budget: int
 ) -> tuple[Samples, Array]:
@@ -255,67 +235,64 @@ def _gather_bought(
 
   Everything about other prompts is zero before anything is computed.
   """
-  bought = jnp.asarray(bought, bool)
-  size = bought.shape[0]
-  chex.assert_tree_shape_prefix(samples, (size,))
+  chex.assert_tree_shape_prefix(samples, bought.shape)
   for leaf in jax.tree.leaves(samples.features):
-    bought &= jnp.all(jnp.isfinite(leaf.reshape(size, -1)), axis=-1)
+    bought &= jnp.all(jnp.isfinite(leaf.reshape(bought.size, -1)), axis=-1)
   rows = jnp.argsort(~bought, stable=True)[:budget]
   where = bought[rows]
   samples = jax.tree.map(lambda x: jnp.asarray(x)[rows], samples)
   return probes.take_present(samples, where), where
 
 
-def _apply(probe, samples, where, params, batch_stats):
-  return probe.apply(
-    {"params": params, "batch_stats": batch_stats},
-    samples.features,
-    where=where,
-    train=True,
-    mutable=["batch_stats"],
-  )
-
-
-def _vote_loss(probe, samples, where, response_weight, *variables):
+def _vote_loss(probe, response_weight, samples, where, variables):
   """Loss, running statistics and figures of the first probe."""
-  (logits, response_logits), changed = _apply(probe, samples, where, *variables)
-  labels = samples.labels
-  of_votes = probe_losses.vote_loss(logits, labels.vote_right, where=where)
-  of_responses = probe_losses.response_loss(
-    response_logits, labels.correct, where=where
+  (logits, response_logits), changed = probe.apply(
+    variables, samples.features, where, mutable="batch_stats"
   )
-  right = jnp.argmax(logits, axis=-1) == labels.vote_right
+  labels = samples.labels
+  of_votes = probe_losses.vote_loss(logits, labels.vote_right, where)
+  of_responses = probe_losses.response_loss(
+    response_logits, labels.correct, where
+  )
   responses = jnp.argmax(response_logits, axis=-1) == labels.correct
   rows = jnp.broadcast_to(where[:, None], responses.shape)
-  return of_votes + response_weight * of_responses, (
-    changed["batch_stats"],
-    {
-      "main_loss": of_votes,
-      "response_loss": of_responses,
-      "accuracy": reductions.all_mean(right, where=where),
-      "response_accuracy": reductions.all_mean(responses, where=rows),
-    },
-  )
-
-
-def _count_loss(probe, samples, where, *variables):
-  """Loss, running statistics and figures of the second probe."""
-  logits, changed = _apply(probe, samples, where, *variables)
-  counts, possible = samples.labels.correct_outside, samples.features.possible
-  value = probe_losses.count_loss(logits, counts, possible, where=where)
-  p = probe_losses.class_probabilities(logits, possible)
-  right = jnp.argmax(p, axis=-1) == counts
-  figures = {"accuracy": reductions.all_mean(right, where=where)}
+  figures = {
+    "main_loss": of_votes,
+    "response_loss": of_responses,
+    "accuracy": _accuracy(logits, labels.vote_right, where),
+    "response_accuracy": reductions.all_mean(responses, where=rows),
+  }
+  value = of_votes + response_weight * of_responses
   return value, (changed["batch_stats"], figures)
+
+
+def _count_loss(probe, samples, where, variables):
+  """Loss, running statistics and figures of the second probe."""
+  logits, changed = probe.apply(
+    variables, samples.features, where, mutable="batch_stats"
+  )
+  counts, possible = samples.labels.correct_outside, samples.features.possible
+  value = probe_losses.count_loss(logits, counts, possible, where)
+  p = probe_losses.class_probabilities(logits, possible)
+  figures = {"accuracy": _accuracy(p, counts, where)}
+  return value, (changed["batch_stats"], figures)
+
+
+def _accuracy(scores: Array, classes: Array, where: Array) -> Array:
+  return reductions.all_mean(jnp.argmax(scores, -1) == classes, where=where)
 
 
 def _descend(probe, loss, optimizer, clip_norm):
   """One update of one probe, with its figures."""
+
+  def of_params(params):
+    return loss(probe.variables | {"params": params})
+
   (value, (batch_stats, figures)), gradient = jax.value_and_grad(
-    loss, has_aux=True
-  )(probe.params, probe.batch_stats)
+    of_params, has_aux=True
+  )(probe.params)
   gradient, norm = clip_gradient(gradient, clip_norm)
   updates, opt_state = optimizer.update(gradient, probe.opt_state, probe.params)
-  params = jax.tree.map(lambda p, u: p + u, probe.params, updates)
+  params = jax.tree.map(jnp.add, probe.params, updates)
   figures = {"loss": value, "grad_norm": norm} | figures
   return ProbeState(params, batch_stats, opt_state), figures

@@ -12,7 +12,6 @@ their count as in the reference code of CARE:
 They are the baselines of CARE, https://arxiv.org/abs/2605.25864.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -56,7 +55,6 @@ def trajectory_entropy(log_probs: Array, completion_mask: Array) -> Array:
 
 def probability(log_probs: Array, completion_mask: Array) -> Array:
   """Rewards a response by its probability, exp Σₜ log π; 1 without tokens."""
-  _check(log_probs, completion_mask)
   log_probs = jax.lax.stop_gradient(log_probs)
   return jnp.exp(reductions.all_sum(log_probs, axis=-1, where=completion_mask))
 
@@ -66,23 +64,14 @@ def mean_probability(log_probs: Array, completion_mask: Array) -> Array:
 
   The baseline "average probability" buys labels by it; it is no reward.
   """
-  _check(log_probs, completion_mask)
   # Selected before the exponential: what stands beside the tokens is no log.
-  log_probs = reductions.select(
-    jax.lax.stop_gradient(log_probs), completion_mask
-  )
-  return reductions.all_mean(jnp.exp(log_probs), axis=-1, where=completion_mask)
+  log_probs = reductions.select(log_probs, completion_mask)
+  p = jnp.exp(jax.lax.stop_gradient(log_probs))
+  return reductions.all_mean(p, axis=-1, where=completion_mask)
 
 
 def _token_mean(x: Array, completion_mask: Array) -> Array:
-  _check(x, completion_mask)
-  total = reductions.all_sum(
-    jax.lax.stop_gradient(x), axis=-1, where=completion_mask
-  )
+  x = jax.lax.stop_gradient(x)
+  total = reductions.all_sum(x, axis=-1, where=completion_mask)
   count = jnp.sum(completion_mask, axis=-1, dtype=total.dtype)
   return reductions.divide(total, count + _EPS)
-
-
-def _check(x: Array, completion_mask: Array) -> None:
-  chex.assert_rank(x, 2)
-  chex.assert_equal_shape([x, completion_mask])

@@ -30,44 +30,38 @@ from saw_jax.types import Array
 _LEAST_STD = 1e-8
 
 
-def gap_advantages(rewards: Array, *, scored: Array | None = None) -> Array:
+def gap_advantages(rewards: Array) -> Array:
   """Standardises rewards `[..., G]` within each group, for the gap alone.
 
     Aⱼ = (rⱼ − mean) / std,   0 where std < 10⁻⁸
 
-  Times √((G−1)/G) they are the advantages of GRPO, up to its ε. 0 where the
-  mask `scored [..., G]` is off. Gradient flows where rewards differ.
+  Times √((G−1)/G) they are the advantages of GRPO, up to its ε. Gradient flows
+  where rewards differ.
   """
-  std = reductions.all_std(rewards, axis=-1, where=scored, keepdims=True)
-  deviations = reductions.all_deviations(rewards, axis=-1, where=scored)
-  return reductions.divide(
-    deviations, jnp.where(std < _LEAST_STD, jnp.zeros_like(std), std)
-  )
+  std = reductions.all_std(rewards, axis=-1, keepdims=True)
+  std = jnp.where(std < _LEAST_STD, jnp.zeros_like(std), std)
+  return reductions.divide(reductions.all_deviations(rewards, axis=-1), std)
 
 
 def corrective_advantage_gap(
-  pseudo_rewards: Array, true_rewards: Array, *, scored: Array | None = None
+  pseudo_rewards: Array, true_rewards: Array
 ) -> Array:
   """Measures how far a label moves the advantages of a group. `[...]`.
 
     CAG = ‖A(r_true) − A(r_pseudo)‖₂
 
   If both rewards vary in the group it is √(2G(1 − ρ)) with ρ their correlation;
-  if one does, √G; if none does, 0. Rewards and mask are `[..., G]`.
+  if one does, √G; if none does, 0. Rewards are `[..., G]`.
 
   >>> wrong_vote = jnp.array([1.0, 1.0, 1.0, 0.0])
   >>> print(corrective_advantage_gap(wrong_vote, 1 - wrong_vote))
   4.0
   """
   chex.assert_equal_shape([pseudo_rewards, true_rewards])
-  difference = gap_advantages(true_rewards, scored=scored) - gap_advantages(
-    pseudo_rewards, scored=scored
-  )
+  difference = gap_advantages(true_rewards) - gap_advantages(pseudo_rewards)
   gap = reductions.square_root(jnp.sum(jnp.square(difference), axis=-1))
   # Equal rewards may be standardised by two programs that round differently.
-  same = reductions.select(pseudo_rewards, scored) == reductions.select(
-    true_rewards, scored
-  )
+  same = pseudo_rewards == true_rewards
   return jnp.where(jnp.all(same, axis=-1), jnp.zeros_like(gap), gap)
 
 
@@ -78,8 +72,6 @@ def is_possible(voted: Array, correct: Array, group_size: int) -> Array:
   that gave another, correct one: an answer that more responses gave would have
   been voted for. Integers of any one shape.
   """
-  chex.assert_equal_shape([voted, correct])
-  voted, correct = jnp.asarray(voted), jnp.asarray(correct)
   return (correct >= 0) & (correct <= voted) & (voted + correct <= group_size)
 
 
@@ -97,9 +89,8 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
   [0.    2.828 4.879 5.657]
   """
   possible = is_possible(voted, correct, group_size)
-  dtype = jnp.result_type(float)
   x, y = (
-    jnp.where(possible, jnp.asarray(n), 0).astype(dtype)
+    jnp.where(possible, n, 0).astype(jnp.result_type(float))
     for n in (voted, correct)
   )
   varies_x = (x > 0) & (x < group_size)
@@ -113,9 +104,7 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
 
 def gap_table(group_size: int) -> Array:
   """`gap_from_counts` by x, then y. Float `[G + 1, G + 1]`."""
-  counts = jnp.arange(group_size + 1)
-  x, y = jnp.meshgrid(counts, counts, indexing="ij")
-  return gap_from_counts(x, y, group_size)
+  return gap_from_counts(*jnp.indices([group_size + 1] * 2), group_size)
 
 
 def expected_gap(probabilities: Array, voted: Array) -> Array:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.reductions import Ratio
 from saw_jax.types import Array
 
 
@@ -23,22 +22,18 @@ def class_counts(
   labels: Array, num_classes: int, *, where: Array | None = None
 ) -> Array:
   """Counts the labels, integers `[N]`, of each class. Float `[C]`."""
-  is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None, :]
+  is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None]
   if where is not None:
-    is_class &= jnp.asarray(where, bool)[:, None]
+    is_class &= where[:, None]
   return jnp.sum(is_class, axis=0, dtype=jnp.result_type(float))
 
 
 def class_weights(
-  counts: Array,
-  *,
-  power: float = 0.5,
-  minimum: float = 0.25,
-  maximum: float = 4.0,
+  counts: Array, power: float = 0.5, low: float = 0.25, high: float = 4.0
 ) -> Array:
   """Weighs classes against how frequent they are, from counts n `[C]`.
 
-    w_c = clip(n_c^(−power) / mean_present n^(−power), minimum, maximum)
+    w_c = clip(n_c^(−power) / mean_present n^(−power), low, high)
 
   0 for absent classes; not scaled again after they were cut.
 
@@ -49,8 +44,9 @@ def class_weights(
   present = counts > 0
   raw = jnp.where(present, counts, jnp.ones_like(counts)) ** -power
   mean = reductions.all_mean(raw, where=present)
-  weights = jnp.clip(reductions.divide(raw, mean), minimum, maximum)
-  return reductions.select(weights, present)
+  return reductions.select(
+    jnp.clip(reductions.divide(raw, mean), low, high), present
+  )
 
 
 def class_probabilities(
@@ -68,7 +64,7 @@ def weighted_cross_entropy(
   *,
   class_mask: Array | None = None,
   where: Array | None = None,
-) -> Ratio:
+) -> Array:
   """Averages cross-entropies, each by the weight of its class.
 
     loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ},   0 without samples
@@ -79,55 +75,51 @@ def weighted_cross_entropy(
 
   >>> loss = weighted_cross_entropy(
   ...     jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([0.5, 1.5]))
-  >>> print(f"{loss.value():.4f}")  # log 2
+  >>> print(f"{loss:.4f}")  # log 2
   0.6931
   """
   chex.assert_rank(logits, 2)
   labels = jnp.asarray(labels)
   if where is not None:
     # What stands beside the batch may be any number.
-    where = jnp.asarray(where, bool)
     labels = jnp.where(where, labels, 0)
-    logits = reductions.select(
-      logits, jnp.broadcast_to(where[:, None], logits.shape)
-    )
+    logits = jnp.where(where[:, None], logits, jnp.zeros_like(logits))
   log_probs = _class_log_probs(logits, class_mask)
   nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
   w = jax.lax.stop_gradient(jnp.asarray(weights, nll.dtype)[labels])
   w = reductions.select(w, where)
   # Left out before the product, as the loss of an impossible class is huge.
   nll = reductions.select(nll, w > 0)
-  return Ratio(jnp.sum(w * nll), jnp.sum(w))
+  return reductions.divide(jnp.sum(w * nll), jnp.sum(w))
 
 
 def vote_loss(
-  logits: Array, vote_right: Array, *, where: Array | None = None
+  logits: Array, vote_right: Array, where: Array | None = None
 ) -> Array:
   """Trains the first probe on votes: balanced cross-entropy of `[P, 2]`."""
   return _balanced(logits, jnp.asarray(vote_right).astype(jnp.int32), where)
 
 
 def response_loss(
-  response_logits: Array, correct: Array, *, where: Array | None = None
+  response_logits: Array, correct: Array, where: Array | None = None
 ) -> Array:
   """Trains the first probe on responses, which all weigh the same: `[P, G, 2]`.
 
   A response without an answer is not correct, and counts.
   """
   chex.assert_shape(response_logits, (*correct.shape, 2))
-  mask = None
   if where is not None:
-    mask = jnp.repeat(jnp.asarray(where, bool), correct.shape[-1])
+    where = jnp.repeat(where, correct.shape[-1])
   return weighted_cross_entropy(
     response_logits.reshape(-1, 2),
-    jnp.ravel(jnp.asarray(correct)).astype(jnp.int32),
+    jnp.ravel(correct).astype(jnp.int32),
     jnp.ones(2),
-    where=mask,
-  ).value()
+    where=where,
+  )
 
 
 def count_loss(
-  logits: Array, counts: Array, class_mask: Array, *, where: Array | None = None
+  logits: Array, counts: Array, class_mask: Array, where: Array | None = None
 ) -> Array:
   """Trains the second probe: balanced cross-entropy of y from 0 to G.
 
@@ -137,10 +129,8 @@ def count_loss(
   does not foresee.
   """
   chex.assert_equal_shape([logits, class_mask])
-  counts = jnp.asarray(counts)
-  is_true = counts[:, None] == jnp.arange(logits.shape[-1])[None, :]
-  class_mask = jnp.asarray(class_mask, bool) | is_true
-  return _balanced(logits, counts, where, class_mask)
+  is_true = jnp.asarray(counts)[:, None] == jnp.arange(logits.shape[-1])[None]
+  return _balanced(logits, counts, where, class_mask | is_true)
 
 
 def _balanced(
@@ -152,14 +142,13 @@ def _balanced(
   weights = class_weights(class_counts(labels, logits.shape[-1], where=where))
   return weighted_cross_entropy(
     logits, labels, weights, class_mask=class_mask, where=where
-  ).value()
+  )
 
 
 def _class_log_probs(logits: Array, class_mask: Array | None) -> Array:
   """Log-softmax over the classes in the mask; −10⁹ or so outside it."""
-  logits = reductions.select(logits, class_mask)
+  logits = reductions.at_least_float32(logits)
   if class_mask is not None:
     # Finite, so that a row without any class has a gradient that is no NaN.
-    mask = jnp.asarray(class_mask, bool)
-    logits = jnp.where(mask, logits, jnp.full_like(logits, -1e9))
+    logits = jnp.where(class_mask, logits, jnp.full_like(logits, -1e9))
   return jax.nn.log_softmax(logits, axis=-1)

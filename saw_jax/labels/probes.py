@@ -15,9 +15,10 @@ prompt and R for a response, each normalised over the batch where N stands:
 with m for the responses outside the vote, over which alone the second probe
 averages.
 
-A batch may be padded: `where [P]` marks the prompts that are there. What stands
-beside them is replaced by zeros before anything is computed, and is left out of
-the statistics.
+In training, `where [P]` marks the prompts that are there, since a batch may be
+padded. What stands beside them is replaced by zeros before anything is
+computed, and is left out of the statistics. Without `where` a probe scores each
+prompt by itself, with its running statistics.
 
 CARE, https://arxiv.org/abs/2605.25864, as its released code has it.
 """
@@ -92,12 +93,8 @@ def probe_features(
 
 def zero_features(P: int, G: int, D: int) -> ProbeFeatures:
   """Features that are all 0, for initial values and empty stores."""
-  features = probe_features(
-    jnp.zeros((P, D)),
-    jnp.zeros((P, G, D)),
-    answer_ids=jnp.zeros((P, G), int),
-    lengths=jnp.zeros((P, G)),
-  )
+  hidden, ids = jnp.zeros((P, G, D)), jnp.zeros((P, G), int)
+  features = probe_features(hidden[:, 0], hidden, ids, hidden[..., 0])
   return jax.tree.map(jnp.zeros_like, features)
 
 
@@ -112,28 +109,26 @@ class BatchNorm(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x: Array, where: Array | None, *, train: bool) -> Array:
-    """Normalises `[..., F]`; `where [...]` marks the rows that are there."""
+  def __call__(self, x: Array, where: Array | None = None) -> Array:
+    """Normalises `[..., F]`, in training over the rows of `where [...]`."""
     size, shape = x.shape[-1], x.shape
     x = x.reshape(-1, size)
-    if where is not None:
-      chex.assert_shape(where, shape[:-1])
-      where = jnp.broadcast_to(where.reshape(-1, 1), x.shape)
     dtype = jnp.result_type(float)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, size, dtype)
     running_var = self.variable("batch_stats", "var", jnp.ones, size, dtype)
     scale = self.param("scale", nn.initializers.ones, (size,), dtype)
     bias = self.param("bias", nn.initializers.zeros, (size,), dtype)
-    if train:
-      mean = reductions.all_mean(x, axis=0, where=where)
+    mean, var = running_mean.value, running_var.value
+    if where is not None:
+      chex.assert_shape(where, shape[:-1])
+      rows = jnp.broadcast_to(where.reshape(-1, 1), x.shape)
+      mean = reductions.all_mean(x, axis=0, where=rows)
       squares = jnp.square(x - mean[None])
-      var = reductions.all_mean(squares, axis=0, where=where)
-      count = x.shape[0] if where is None else jnp.sum(where[:, 0])
+      var = reductions.all_mean(squares, axis=0, where=rows)
+      count = jnp.sum(where)
       sample_var = var * count / jnp.maximum(count - 1, 1)
       for running, new in ((running_mean, mean), (running_var, sample_var)):
         running.value += _MOMENTUM * (new - running.value)
-    else:
-      mean, var = running_mean.value, running_var.value
     x = (x - mean[None]) * jax.lax.rsqrt(var + _EPS)[None]
     return (x * scale[None] + bias[None]).reshape(shape)
 
@@ -148,17 +143,13 @@ class _NormalisedMLP(nn.Module):
   activate_last: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, where: Array | None, train: bool) -> Array:
-    """Maps `[..., F]` to `[..., widths[-1]]`, row by row but for the norm."""
-    x = BatchNorm(name="norm")(x, where, train=train)
+  def __call__(self, x: Array, where: Array | None) -> Array:
+    x = BatchNorm(name="norm")(x, where)
     for index, width in enumerate(self.widths):
       init = _uniform(x.shape[-1] ** -0.5)
+      name, dtype = f"linear_{index}", jnp.result_type(float)
       x = nn.Dense(
-        width,
-        name=f"linear_{index}",
-        kernel_init=init,
-        bias_init=init,
-        param_dtype=jnp.result_type(float),
+        width, name=name, kernel_init=init, bias_init=init, param_dtype=dtype
       )(x)
       if index + 1 < len(self.widths) or self.activate_last:
         x = jax.nn.relu(x)
@@ -173,18 +164,17 @@ class _Probe(nn.Module):
   response_hidden_width: int = 64
   response_width: int = 512
 
-  def encode(self, features, responses, where, train):
+  def encode(self, features, responses, where):
     """u `[P, 128]`, R `[P, G, 512]`, and the mask of responses."""
     prompt = jnp.concatenate(
       [features.prompt_hidden, features.vote_features], axis=-1
     )
-    mlp = _NormalisedMLP((self.prompt_width,), True, name="prompt")
-    u = mlp(prompt, where, train)
+    u = _NormalisedMLP((self.prompt_width,), True, name="prompt")(prompt, where)
     rows = where
     if where is not None:
       rows = jnp.broadcast_to(where[:, None], features.outside.shape)
     widths = (self.response_hidden_width, self.response_width)
-    r = _NormalisedMLP(widths, True, name="response")(responses, rows, train)
+    r = _NormalisedMLP(widths, True, name="response")(responses, rows)
     return u, r, rows
 
 
@@ -193,25 +183,21 @@ class VoteProbe(_Probe):
 
   @nn.compact
   def __call__(
-    self,
-    features: ProbeFeatures,
-    *,
-    where: Array | None = None,
-    train: bool = False,
+    self, features: ProbeFeatures, where: Array | None = None
   ) -> tuple[Array, Array]:
     """Gives logits `[P, 2]` of the votes and `[P, G, 2]` of the responses."""
     features = take_present(features, where)
     responses = jnp.concatenate(
       [features.response_hidden, features.lengths[..., None]], axis=-1
     )
-    u, r, rows = self.encode(features, responses, where, train)
+    u, r, rows = self.encode(features, responses, where)
     widths = (self.joint_width, 2)
     logits = _NormalisedMLP(widths, name="vote_head")(
-      jnp.concatenate([u, jnp.mean(r, axis=1)], axis=-1), where, train
+      jnp.concatenate([u, jnp.mean(r, axis=1)], axis=-1), where
     )
     repeated = jnp.broadcast_to(u[:, None], (*r.shape[:2], u.shape[-1]))
     response_logits = _NormalisedMLP(widths, name="response_head")(
-      jnp.concatenate([repeated, r], axis=-1), rows, train
+      jnp.concatenate([repeated, r], axis=-1), rows
     )
     return logits, response_logits
 
@@ -225,22 +211,18 @@ class CountProbe(_Probe):
 
   @nn.compact
   def __call__(
-    self,
-    features: ProbeFeatures,
-    *,
-    where: Array | None = None,
-    train: bool = False,
+    self, features: ProbeFeatures, where: Array | None = None
   ) -> Array:
     """Gives logits `[P, G + 1]`, of impossible counts too."""
     features = take_present(features, where)
     outside = features.outside[..., None]
     responses = jnp.where(outside, features.response_hidden, 0)
-    u, r, _ = self.encode(features, responses, where, train)
+    u, r, _ = self.encode(features, responses, where)
     count = jnp.maximum(jnp.sum(outside, axis=1), 1)
     mean = jnp.sum(jnp.where(outside, r, 0), axis=1) / count
     widths = (self.joint_width, features.possible.shape[-1])
     return _NormalisedMLP(widths, name="count_head")(
-      jnp.concatenate([u, mean], axis=-1), where, train
+      jnp.concatenate([u, mean], axis=-1), where
     )
 
 
@@ -248,16 +230,15 @@ def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
   """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
   if where is None:
     return rows
-
-  def leaf(x):
-    mask = jnp.asarray(where, bool).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.zeros_like(x))
-
-  return jax.tree.map(leaf, rows)
+  return jax.tree.map(
+    lambda x: jnp.where(
+      where.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)
+    ),
+    rows,
+  )
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
-  def init(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+  return lambda key, shape, dtype: jax.random.uniform(
+    key, shape, dtype, -bound, bound
+  )

@@ -45,7 +45,6 @@ class Replay:
 
   @property
   def capacity(self) -> int:
-    """The size of the ring."""
     return self.samples.labels.vote_right.shape[0]
 
   @property
@@ -81,7 +80,6 @@ def push(replay: Replay, samples: Samples, where: Array) -> Replay:
   If they are more than the ring holds, the last ones stay.
   """
   capacity = replay.capacity
-  where = jnp.asarray(where, bool)
   chex.assert_shape(where, samples.labels.vote_right.shape)
   rank = jnp.cumsum(where, dtype=jnp.int32) - 1
   total = jnp.sum(where, dtype=jnp.int32)
@@ -96,14 +94,7 @@ def push(replay: Replay, samples: Samples, where: Array) -> Replay:
   return Replay(stored, replay.pushed + total)
 
 
-def take(replay: Replay, places: Array) -> Samples:
-  """Reads the samples at places `[N]`."""
-  return jax.tree.map(lambda x: x[places], replay.samples)
-
-
-def draw_uniform(
-  replay: Replay, key: Key, *, count: int
-) -> tuple[Array, Array]:
+def draw_uniform(replay: Replay, key: Key, count: int) -> tuple[Array, Array]:
   """Draws samples, each as likely as any other.
 
   Gives places in the ring, all different, and whether there is a sample: in
@@ -116,7 +107,7 @@ def draw_uniform(
 
 
 def draw_stratified(
-  replay: Replay, key: Key, *, count: int, num_classes: int
+  replay: Replay, key: Key, count: int, num_classes: int
 ) -> tuple[Array, Array]:
   """Draws samples of every class, `labels.correct_outside` from 0 to C − 1.
 
@@ -125,18 +116,15 @@ def draw_stratified(
   any other. With more classes than `count` the first ones are drawn from.
 
   >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(3))
-  >>> _, there = draw_stratified(
-  ...     ring, jax.random.key(0), count=4, num_classes=2)
+  >>> _, there = draw_stratified(ring, jax.random.key(0), 4, num_classes=2)
   >>> print(there)
   [ True  True  True False]
   """
-  size = replay.capacity
-  filled = replay.filled
+  size, filled = replay.capacity, replay.filled
   shuffle_key, fill_key = jax.random.split(key)
+  classes = replay.samples.labels.correct_outside
   # A place without a sample is of a class behind the last.
-  classes = jnp.where(
-    filled, replay.samples.labels.correct_outside, num_classes
-  )
+  classes = jnp.where(filled, classes, num_classes)
   counts = jnp.zeros(num_classes + 1, jnp.int32).at[classes].add(1)
   present = jnp.sum(counts[:num_classes] > 0)
   share = jnp.maximum(count // jnp.maximum(present, 1), 1)

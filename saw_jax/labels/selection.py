@@ -37,12 +37,12 @@ class Selection(NamedTuple):
 
   @property
   def pseudo_labelled(self) -> Array:
-    """The prompts that are trained on their vote. Boolean `[P]`."""
+    """The prompts that are trained on their vote."""
     return self.gated & ~self.labelled
 
   @property
   def dropped(self) -> Array:
-    """The prompts that are trained on nothing. Boolean `[P]`."""
+    """The prompts that are trained on nothing."""
     return ~self.gated & ~self.labelled
 
 
@@ -86,14 +86,12 @@ def care_selection(
   >>> print(later.labelled, later.gated)
   [False  True False] [ True False False]
   """
-  chex.assert_rank(scores, 1)
   chex.assert_equal_shape([scores, vote_probabilities])
-  batch_size = scores.shape[0]
-  trusted = first(_order(vote_probabilities), budget(batch_size, gate_fraction))
-  gated = trusted & (jnp.asarray(step) > warm_up)
+  (size,) = scores.shape
+  trusted = first(_order(vote_probabilities), budget(size, gate_fraction))
+  gated = trusted & (step > warm_up)
   order = _order(jnp.where(gated, -jnp.ones_like(scores), scores))
-  labelled = first(order, budget(batch_size, label_fraction))
-  return Selection(labelled, gated, order)
+  return Selection(first(order, budget(size, label_fraction)), gated, order)
 
 
 def advantage_multipliers(
@@ -115,14 +113,10 @@ def advantage_multipliers(
   >>> print(advantage_multipliers(s, jnp.array([4.0, 0.4, 3.0])))
   [1.  0.4 0. ]
   """
-  chex.assert_equal_shape([selection.labelled, scores])
-  scores = reductions.select(
-    jax.lax.stop_gradient(scores), selection.pseudo_labelled
-  )
+  scores = jax.lax.stop_gradient(scores)
+  scores = reductions.select(scores, selection.pseudo_labelled)
   softened = jnp.clip(soft_adv * scores, 0, 1)
-  ones = jnp.ones_like(softened)
-  multipliers = jnp.where(selection.labelled, ones, softened)
-  return jnp.where(soft_adv > 0, multipliers, ones)
+  return jnp.where(selection.labelled | (soft_adv <= 0), 1, softened)
 
 
 def random_scores(key: Key, num_prompts: int) -> Array:

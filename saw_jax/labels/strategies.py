@@ -30,25 +30,18 @@ class Groups(NamedTuple):
 Weigh = Callable[[Selection, Array, float], Array]
 
 
-def every_vote(selection: Selection, scores: Array, soft_adv: float) -> Array:
+def every_vote(chosen: Selection, scores: Array, soft_adv: float) -> Array:
   """Trains on the vote of every prompt without a label."""
-  del selection, soft_adv
   return jnp.ones_like(scores)
 
 
 def trusted_votes(chosen: Selection, scores: Array, soft_adv: float) -> Array:
   """Drops votes that are not trusted; a score that is no gap scales nothing."""
-  del soft_adv
   return selection.advantage_multipliers(chosen, jnp.ones_like(scores))
 
 
 def _softened(chosen: Selection, gaps: Array, soft_adv: float) -> Array:
   return selection.advantage_multipliers(chosen, gaps, soft_adv=soft_adv)
-
-
-def _as_ranked(chosen: Selection, scores: Array, soft_adv: float) -> Array:
-  del chosen, soft_adv
-  return scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +63,21 @@ def _buy_by(rank: Callable[[Groups, Key], Array], **options) -> Strategy:
 
 
 def _oracle(groups: Groups, key: Key) -> Array:
-  del key
   votes = voting.majority_vote(groups.answer_ids)
   return selection.oracle_scores(votes.for_winner, groups.correct)
-
-
-def _right_votes(groups: Groups, key: Key) -> Array:
-  # As TTRL's released script for knights and knaves: no vote that is wrong.
-  del key
-  right = voting.is_vote_right(groups.answer_ids, groups.correct)
-  return right.astype(jnp.float32)
 
 
 STRATEGIES = {
   "truth": Strategy(),
   "vote": Strategy(lambda g, _: jnp.zeros(g.answer_ids.shape[0]), every_vote),
-  "filtered_vote": Strategy(_right_votes, _as_ranked, sees_truth=True),
+  # As TTRL's released script for knights and knaves: no vote that is wrong.
+  "filtered_vote": Strategy(
+    lambda g, _: voting.is_vote_right(g.answer_ids, g.correct).astype(
+      jnp.float32
+    ),
+    lambda chosen, scores, soft_adv: scores,
+    sees_truth=True,
+  ),
   "random": _buy_by(
     lambda g, key: selection.random_scores(key, g.answer_ids.shape[0])
   ),

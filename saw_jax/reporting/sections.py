@@ -21,6 +21,7 @@ _COMPILING = 5  # steps at the start whose times are not counted
 _COLLAPSED = 0.5  # share of the best mean reward, below which a seed has
 _SECONDS = ("generate", "score", "choose", "lay out", "estimate", "update")
 _SECONDS += ("probes", "step")
+_COUNTS = {"bought": "labels", "prompts": "prompts"}
 _KIND = "sampled/right_"  # how the success at a kind of task is called
 
 
@@ -41,11 +42,20 @@ def _keep(*names: str, every: int = 1) -> Section:
       for component in table.components
     ]
     kept = dict.fromkeys((*rewards, *names, *table.curves))
-    curves = {run: _thin(c, every) for run, c in found.curves.items()}
+    curves = {run: _blocks(c, every) for run, c in found.curves.items()}
     runs.write_curves(found.folder / "curves.csv", curves, names=tuple(kept))
     return []
 
   return section
+
+
+def _blocks(curves: runs.Curves, every: int) -> runs.Curves:
+  size = len(curves.steps) // every * every
+  values = {
+    name: values[:, :size].reshape(len(values), -1, every).mean(-1)
+    for name, values in curves.values.items()
+  }
+  return curves._replace(steps=curves.steps[:size:every], values=values)
 
 
 def _keep_evals(*names: str) -> Section:
@@ -62,17 +72,14 @@ def _note(found: Found) -> list[str]:
 
 def paired_differences(found: Found) -> list[str]:
   """What `compare` finds, as a table."""
-  differences = compare(found)
+  differences, table = compare(found), found.table
   if not differences:
     return []
-  table = found.table
-  heading = "### Paired differences"
-  if table.at is not None:
-    heading += f" at {100 * table.at:g} %"
+  at = "" if table.at is None else f" at {100 * table.at:g} %"
   late = "A seed that never got to a threshold counts as the number of steps."
   return [
     "",
-    heading + _stand_in(found),
+    f"### Paired differences{at}{_stand_in(found)}",
     "",
     *([late, ""] if table.thresholds else []),
     *tables.differences(differences),
@@ -186,15 +193,27 @@ def _grouped(
   }
 
 
-def _thin(curves: runs.Curves, every: int) -> runs.Curves:
-  size = len(curves.steps) // every * every
-  return curves._replace(
-    steps=curves.steps[:size:every],
-    values={
-      name: values[:, :size].reshape(len(values), -1, every).mean(-1)
-      for name, values in curves.values.items()
-    },
-  )
+def _lay_out(
+  heading: str, head: Iterable[str], rows: list[list[str]], *after: str
+) -> list[str]:
+  grid = tables.grid(["row", *head], rows)
+  return ["", f"### {heading}", "", *grid, *after]
+
+
+def _average(
+  curves: runs.Curves, metric: str, steps=slice(None), form: str = ".3f"
+) -> str:
+  """The mean over seeds and steps; `-` where nothing was logged."""
+  values = curves.values.get(metric)
+  if values is None or np.isnan(values[:, steps]).all():
+    return "-"
+  return f"{np.nanmean(values[:, steps]):{form}}"
+
+
+def _ends(found: Found) -> tuple[slice, slice]:
+  """The first and the last steps."""
+  window = found.table.window
+  return slice(None, window), slice(-window, None)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -341,48 +360,33 @@ def _interval(summary: statistics.Summary) -> str:
 
 def _by_kind(found: Found) -> list[str]:
   """Success by kind of task, where there are kinds."""
-  kinds = sorted(
-    {
-      name.removeprefix(_KIND)
-      for final in found.finals.values()
-      for name in final.values
-      if name.startswith(_KIND)
-    }
-  )
-  if not kinds:
-    return []
+  names = {name for final in found.finals.values() for name in final.values}
+  kinds = sorted(name for name in names if name.startswith(_KIND))
   rows = [
     [row]
-    + [
-      _mean(final.values[_KIND + kind]) if _KIND + kind in final.values else "-"
-      for kind in kinds
-    ]
+    + [_mean(final.values[k]) if k in final.values else "-" for k in kinds]
     for row, final in found.finals.items()
   ]
-  heading = "### Held-out success by kind, sampled"
-  return ["", heading, "", *tables.grid(["row", *kinds], rows)]
+  head = [kind.removeprefix(_KIND) for kind in kinds]
+  heading = "Held-out success by kind, sampled"
+  return _lay_out(heading, head, rows) if kinds else []
 
 
 def _first_and_last(found: Found) -> list[str]:
   """The curves of each row at both ends, as means over seeds."""
-  window = found.table.window
 
-  def cell(values: np.ndarray | None) -> str:
-    if values is None:
+  def cell(curves: runs.Curves, metric: str) -> str:
+    if metric not in curves.values:
       return "-"
-    first, last = values[:, :window], values[:, -window:]
-    return f"{np.nanmean(first):.3f} → {np.nanmean(last):.3f}"
+    return " → ".join(_average(curves, metric, end) for end in _ends(found))
 
+  table = found.table
   rows = [
-    [row, *(cell(curves.values.get(name)) for name in found.table.curves)]
+    [row, *(cell(curves, metric) for metric in table.curves)]
     for row, curves in found.curves.items()
   ]
-  return [
-    "",
-    f"### First and last {window} steps of training, mean over seeds",
-    "",
-    *tables.grid(["row", *found.table.curves.values()], rows),
-  ]
+  heading = f"First and last {table.window} steps of training, mean over seeds"
+  return _lay_out(heading, table.curves.values(), rows)
 
 
 def _seconds(found: Found) -> list[str]:
@@ -400,15 +404,14 @@ def _seconds(found: Found) -> list[str]:
     [row, *(cell(curves.values.get(f"seconds/{name}")) for name in names)]
     for row, curves in found.curves.items()
   ]
-  return [
-    "",
-    "### Seconds of a step, median",
-    "",
-    *tables.grid(["row", *names], rows),
+  return _lay_out(
+    "Seconds of a step, median",
+    names,
+    rows,
     "",
     "A step trains all seeds at once. Rows ran one after another on a shared "
     "machine: for ratios see `benchmarks/world_model_cost.py`.",
-  ]
+  )
 
 
 def _draw_curves(found: Found) -> list[str]:
@@ -438,24 +441,16 @@ def _before(found: Found) -> list[str]:
 
 def _by_budget(found: Found) -> list[str]:
   """Accuracy of the rows that were run at several budgets."""
-  lines = [""]
-  swept = _several_budgets(found)
-  if swept:
-    budgets = sorted({value for names in swept.values() for value in names})
-    rows = [
-      [row]
-      + [
-        _mean(_scores(found, names[value], "sampled/right"))
-        if value in names
-        else "-"
-        for value in budgets
-      ]
-      for row, names in swept.items()
-    ]
-    head = ["row", *(f"{100 * value:g} %" for value in budgets)]
-    lines += ["### Held-out right, sampled, by budget", ""]
-    lines += tables.grid(head, rows)
-  return lines
+  scores = _scores_by_budget(found)
+  if not scores:
+    return [""]
+  budgets = sorted({budget for cells in scores.values() for budget in cells})
+  rows = [
+    [row, *(_mean(cells[b]) if b in cells else "-" for b in budgets)]
+    for row, cells in scores.items()
+  ]
+  head = [f"{budget:g} %" for budget in budgets]
+  return _lay_out("Held-out right, sampled, by budget", head, rows)
 
 
 def _training(found: Found) -> list[str]:
@@ -468,20 +463,16 @@ def _training(found: Found) -> list[str]:
   }
   rows = []
   for row, name in found.main.items():
-    values = found.curves[name].values
+    curves = found.curves[name]
     cells = [
-      f"{values[metric][:, part].mean():.3f}" if metric in values else "-"
+      _average(curves, metric, end)
       for metric in shown.values()
-      for part in (slice(None, window), slice(-window, None))
+      for end in _ends(found)
     ]
-    rows.append([row, *cells, f"{values['entropy'][:, -window:].mean():.3f}"])
+    rows.append([row, *cells, _average(curves, "entropy", _ends(found)[1])])
   head = [f"{title}, {end}" for title in shown for end in ("first", "last")]
-  return [
-    "",
-    f"### Training, mean over seeds; first and last {window} steps",
-    "",
-    *tables.grid(["row", *head, "entropy, last"], rows),
-  ]
+  heading = f"Training, mean over seeds; first and last {window} steps"
+  return _lay_out(heading, [*head, "entropy, last"], rows)
 
 
 def _bought(found: Found) -> list[str]:
@@ -492,46 +483,30 @@ def _bought(found: Found) -> list[str]:
     "nobody right": "labels/hopeless",
     "gate precision": "gate/precision",
   }
+  last = slice(-1, None)
   rows = []
   for row, names in found.rows.items():
-    for budget, name in names.items():
-      values = found.curves[name].values
-      if budget is None or "labels/bought" not in values:
+    for budget, curves in ((b, found.curves[n]) for b, n in names.items()):
+      if budget is None or "labels/bought" not in curves.values:
         continue
-      counts = [
-        f"{values[metric][:, -1].mean():.0f}"
-        for metric in ("labels/bought", "labels/prompts")
-      ]
-      means = [
-        f"{values[metric].mean():.3f}" if metric in values else "-"
-        for metric in shown.values()
-      ]
-      parts = sum(
-        np.median(values[part])
-        for part in ("seconds/choose", "seconds/probes")
-        if part in values
+      parts, step = (
+        sum(np.median(curves.values.get(f"seconds/{n}", 0)) for n in names)
+        for names in (("choose", "probes"), ("step",))
       )
-      share = f"{100 * parts / np.median(values['seconds/step']):.1f}"
-      rows.append([row, f"{100 * budget:g} %", *counts, *means, share])
+      rows.append(
+        [row, f"{100 * budget:g} %"]
+        + [_average(curves, f"labels/{n}", last, ".0f") for n in _COUNTS]
+        + [_average(curves, metric) for metric in shown.values()]
+        + [f"{100 * parts / step:.1f}"]
+      )
   if not rows:
     return [""]
-  head = ["row", "budget", "labels", "prompts", *shown]
-  return [
-    "",
-    "### Labels, mean over the run and seeds",
-    "",
-    *tables.grid([*head, "choosing, % of a step"], rows),
-  ]
+  head = ["budget", *_COUNTS.values(), *shown, "choosing, % of a step"]
+  return _lay_out("Labels, mean over the run and seeds", head, rows)
 
 
 def _draw_budgets(found: Found) -> list[str]:
-  scores = {
-    row: {
-      100 * value: _scores(found, name, "sampled/right")
-      for value, name in names.items()
-    }
-    for row, names in _several_budgets(found).items()
-  }
+  scores = _scores_by_budget(found)
   if scores:
     plots.sweep(
       scores,
@@ -564,9 +539,13 @@ def draw_choices(*buyers: str) -> Section:
   return section
 
 
-def _several_budgets(found: Found) -> dict[str, dict[float, str]]:
+def _scores_by_budget(found: Found) -> dict[str, dict[float, list[float]]]:
+  """By row that was run at several budgets, and budget in percent."""
   return {
-    row: names
+    row: {
+      100 * value: _scores(found, name, "sampled/right")
+      for value, name in names.items()
+    }
     for row, names in found.rows.items()
     if None not in names and len(names) > 1
   }
@@ -597,13 +576,13 @@ def _collapsed(found: Found) -> list[str]:
 
 
 def _last_rewards(found: Found) -> list[str]:
-  window = found.table.window
+  last = _ends(found)[1]
 
   def cell(name: str) -> str:
     rewards = found.curves[name].values["reward/total"]
-    return _mean(rewards[:, -window:].mean(-1))
+    return _mean(rewards[:, last].mean(-1))
 
-  heading = f"### Training reward, last {window} steps"
+  heading = f"### Training reward, last {found.table.window} steps"
   return ["", heading, "", *_by_value(found, cell)]
 
 
@@ -619,28 +598,18 @@ def _at_the_end(found: Found) -> list[str]:
     "gradient norm": "gradient_norm",
     "skipped updates": "skipped",
   }
-
-  def cell(values: np.ndarray | None) -> str:
-    if values is None or np.isnan(last := values[:, -table.window :]).all():
-      return "-"
-    return f"{np.nanmean(last):.3g}"
-
+  last = _ends(found)[1]
   rows = [
     [row]
     + [
-      cell(found.curves[names[value]].values.get(metric))
+      _average(found.curves[names[value]], metric, last, ".3g")
       for metric in shown.values()
     ]
     for row, names in found.rows.items()
     if value in names
   ]
-  return [
-    "",
-    f"### The last {table.window} steps at {table.swept} {value:g}, mean over "
-    "seeds",
-    "",
-    *tables.grid(["row", *shown], rows),
-  ]
+  at = f"{table.swept} {value:g}, mean over seeds"
+  return _lay_out(f"The last {table.window} steps at {at}", shown, rows)
 
 
 def _draw_sweep(found: Found) -> list[str]:

@@ -69,9 +69,7 @@ Verify = Callable[[Examples, list[str], int], np.ndarray]
 class Laps(Protocol):
   """What takes the time of the parts of a step: `session.Clock`."""
 
-  def lap(self, name: str) -> None:
-    """Books the time since the last lap."""
-    ...
+  def lap(self, name: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +126,6 @@ class LabelConfig:
 
   @property
   def strategy(self) -> strategies_lib.Strategy:
-    """What the method looks at, and what it does with it."""
     return strategies_lib.STRATEGIES[self.method]
 
   @property
@@ -138,7 +135,6 @@ class LabelConfig:
 
   @property
   def has_probes(self) -> bool:
-    """Whether CARE's probes are trained."""
     return self.strategy.has_probes or self.gate == "probe"
 
 
@@ -152,23 +148,14 @@ class Scorer(NamedTuple):
 
   def read(self, sampled: Transcript, num_prompts: int) -> rollouts.Rollout:
     """The responses, unscored."""
-    return rollouts.unscored(
-      sampled,
-      num_prompts,
-      len(self.task.components),
-      tokenizer=self.tokenizer,
-      stops=self.stops,
-    )
+    options = {"tokenizer": self.tokenizer, "stops": self.stops}
+    components = len(self.task.components)
+    return rollouts.unscored(sampled, num_prompts, components, **options)
 
   def score(self, sampled: Transcript, examples: Examples) -> rollouts.Rollout:
     """The responses, scored against the references of the examples."""
-    return rollouts.score(
-      sampled,
-      examples,
-      tokenizer=self.tokenizer,
-      grader=self.grader,
-      stops=self.stops,
-    )
+    options = {"tokenizer": self.tokenizer, "stops": self.stops}
+    return rollouts.score(sampled, examples, grader=self.grader, **options)
 
 
 class Labeller:
@@ -195,26 +182,22 @@ class Labeller:
     sampled: Transcript,
     observed: Observation | None,
     examples: Examples,
-    *,
     step: int,
     clock: Laps,
     early: rollouts.Rollout | None = None,
   ) -> rollouts.Rollout:
     """Scores host rows `[N, P * G]`, sampled by the policy that `observed`."""
-    del observed, step
     if early is None:
       early = self._scorer.score(sampled, examples)
       clock.lap("score")
     return early
 
-  def train(self, rows: Rows, *, step: int, clock: Laps) -> Rows:
+  def train(self, rows: Rows, step: int, clock: Laps) -> Rows:
     """Learns from the labels of a step; adds to what each seed logs."""
-    del step, clock
     return rows
 
   def pack(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a checkpoint after so many steps must hold."""
-    del step
     return {}, {}
 
 
@@ -226,22 +209,16 @@ class _Labels(Labeller):
     self.config, self._task = config, scorer.task
     self._rows: Rows = []  # to log with the update that follows
 
-  def early(self, sampled: Transcript, examples: Examples) -> rollouts.Rollout:
-    """The responses, unscored: labels are bought at the step's turn."""
+  def early(self, sampled, examples):
     return self._scorer.read(sampled, len(examples[0]))
 
-  def train(self, rows: Rows, *, step: int, clock: Laps) -> Rows:
-    """Adds to what each seed logs."""
-    pending, self._rows = self._rows, []
-    return [{**row, **more} for row, more in zip(rows, pending, strict=True)]
+  def train(self, rows, step, clock):
+    return [a | b for a, b in zip(rows, self._rows, strict=True)]
 
   def _answers(self, read: rollouts.Rollout, examples: Examples):
     """Texts and answers `[N][P][G]`, ids `[N, P, G]`, and which are true."""
     task, (N, P, G) = self._task, read.lengths.shape
-    texts = [
-      [read.completions[(n * P + p) * G :][:G] for p in range(P)]
-      for n in range(N)
-    ]
+    texts = np.array(read.completions, object).reshape(N, P, G).tolist()
     keys = _each(
       lambda example, group: [task.answer_key(x, example) for x in group],
       examples,
@@ -269,9 +246,8 @@ class OwnRewards(_Labels):
     super().__init__(config, scorer)
     self._verify = verify
 
-  def score(self, sampled, observed, examples, *, step, clock, early=None):
+  def score(self, sampled, observed, examples, step, clock, early=None):
     """Judges responses; their truth, if it is logged, is the outcome."""
-    del early
     read = self._scorer.read(sampled, len(examples[0]))
     if self.config.strategy.needs_verdicts:
       values = self._verify(examples, read.completions, step)
@@ -280,9 +256,9 @@ class OwnRewards(_Labels):
       tokens = jnp.asarray(getattr(observed, field))
       values = np.asarray(jax.vmap(fn)(tokens, sampled.completion_mask))
     # One number stands for all components, of which there is mostly one.
-    values = values.reshape(*read.lengths.shape, 1)
+    values = values.reshape(*read.lengths.shape, 1).astype(np.float32)
     rollout = read._replace(
-      rewards=np.repeat(values, read.rewards.shape[-1], -1).astype(np.float32),
+      rewards=np.repeat(values, read.rewards.shape[-1], -1),
       scored=np.ones_like(read.scored),
     )
     _, _, answer_ids, truth = self._answers(read, examples)
@@ -304,27 +280,24 @@ class VoteLabels(_Labels):
     self,
     config: LabelConfig,
     scorer: Scorer,
+    seeds: Sequence[int],
     desk: "Desk | None",
     probe: "Probes | None",
-    seeds: Sequence[int],
   ):
     super().__init__(config, scorer)
-    self._desk, self._probes, self._seeds = desk, probe, list(seeds)
-    self._learn: tuple | None = None  # what the probes are trained on
+    self._seeds, self._desk, self._probes = list(seeds), desk, probe
     choose = functools.partial(_choose, config)
     self._choose = jax.jit(jax.vmap(choose, in_axes=(0, 0, 0, 0, None)))
 
   def restore(self, step, document, arrays):
-    """Makes ledger and probes what they were."""
     if self._desk is not None:
       self._desk.ledger.restore(step, document.get("labels"))
     if self._probes is not None:
       self._probes.restore(arrays)
 
-  def score(self, sampled, observed, examples, *, step, clock, early=None):
+  def score(self, sampled, observed, examples, step, clock, early=None):
     """Buys labels and has the responses scored; says which prompts count."""
-    del early
-    config = self.config
+    config, strategy = self.config, self.config.strategy
     read = self._scorer.read(sampled, len(examples[0]))
     shape = read.lengths.shape
     clock.lap("score")
@@ -334,18 +307,16 @@ class VoteLabels(_Labels):
       state = self._probes.state
       features = self._probes.features(observed, answer_ids, read.lengths)
     likely = np.zeros(shape, np.float32)
-    if config.strategy.needs_log_probs:
-      likely = np.asarray(
-        jax.vmap(certainty.mean_probability)(
-          observed.log_probs, sampled.completion_mask
-        )
-      ).reshape(shape)
-    seen = truth if config.strategy.sees_truth else np.zeros(shape, bool)
-    groups = strategies_lib.Groups(answer_ids, likely, seen)
-    chosen, scores, counts = jax.device_get(
-      self._choose(
-        state, features, groups, _keys(self._seeds, 2 * step + 1), step + 1
+    if strategy.needs_log_probs:
+      likely = jax.vmap(certainty.mean_probability)(
+        observed.log_probs, sampled.completion_mask
       )
+      likely = np.asarray(likely).reshape(shape)
+    seen = truth if strategy.sees_truth else np.zeros(shape, bool)
+    groups = strategies_lib.Groups(answer_ids, likely, seen)
+    keys_of_step = _keys(self._seeds, 2 * step + 1)
+    chosen, scores, counts = jax.device_get(
+      self._choose(state, features, groups, keys_of_step, step + 1)
     )
     clock.lap("choose")
     labels = [[None] * shape[1] for _ in self._seeds]
@@ -370,21 +341,19 @@ class VoteLabels(_Labels):
     if truth is not None:
       self._audit(truth, answer_ids, chosen, counts)
     clock.lap("audit")
-    weigh = config.strategy.weigh
-    if config.unlabelled == "vote" and config.strategy.buys:
+    weigh = strategy.weigh
+    if config.unlabelled == "vote" and strategy.buys:
       weigh = strategies_lib.every_vote
     multipliers = jax.vmap(lambda s, x: weigh(s, x, config.soft_adv))
     return rollout._replace(multipliers=np.asarray(multipliers(chosen, scores)))
 
-  def train(self, rows, *, step, clock):
+  def train(self, rows, step, clock):
     """Trains the probes on what was bought, after the policy's update."""
     if self._probes is not None:
-      self._log(
-        self._probes.train(_keys(self._seeds, 2 * step + 2), *self._learn)
-      )
-      self._learn = None
+      keys = _keys(self._seeds, 2 * step + 2)
+      self._log(self._probes.train(keys, *self._learn))
       clock.lap("probes")
-    return super().train(rows, step=step, clock=clock)
+    return super().train(rows, step, clock)
 
   def pack(self, step):
     """What the ledger says of itself, and the probes with their replay."""
@@ -406,21 +375,16 @@ class VoteLabels(_Labels):
   def _audit(self, truth, answer_ids, chosen, counts) -> None:
     """What the true references say, which nothing is trained on."""
     facts = _facts(answer_ids, truth)
-    found = _audit_figures(truth, facts)
+    found, right = _audit_figures(truth, facts), facts["vote_right"]
     if self.config.gate != "none":
-      found |= jax.vmap(diagnostics.gate_figures)(
-        chosen.gated, facts["vote_right"]
-      )
+      found |= jax.vmap(diagnostics.gate_figures)(chosen.gated, right)
     if counts is not None:
       found |= jax.vmap(diagnostics.count_figures)(
         counts, facts["correct_outside"], ~chosen.gated
       )
     if self._desk is not None:
       found |= jax.vmap(diagnostics.label_figures)(
-        chosen,
-        facts["vote_right"],
-        facts["gaps"],
-        jnp.asarray(truth, jnp.float32),
+        chosen, right, facts["gaps"], truth
       )
     self._log(found)
 
@@ -432,10 +396,9 @@ class Desk:
     self,
     config: LabelConfig,
     task: Any,
-    path: pathlib.Path,
-    *,
+    directory: str | os.PathLike,
     seeds: Sequence[int],
-    prompts_per_step: int,
+    per_step: int,
     stop: Callable[[], bool] | None,
   ):
     self._task, self._seeds, self._again = task, list(seeds), config.again
@@ -444,19 +407,16 @@ class Desk:
         f"labels.total is {config.total:g}, which does not pay one label at "
         f"{config.price:g}"
       )
+    path = pathlib.Path(directory) / ledger_lib.LEDGER_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    budget = ledger_lib.Budget(
-      per_step=selection.budget(prompts_per_step, config.label_fraction),
-      total=config.total or None,
-    )
+    budget = ledger_lib.Budget(per_step, config.total or None)
     self.ledger = ledger_lib.LabelLedger(path, budget=budget)
-    self.source = sources.GroundTruth(
-      task.examples("train"), price=config.price
-    )
     if config.source == "annotator":
       self.source = sources.Annotator(
         self.ledger, timeout_s=config.timeout_s, price=config.price, stop=stop
       )
+    else:
+      self.source = sources.GroundTruth(task.examples("train"), config.price)
 
   def buy(
     self, chosen: selection.Selection, examples: Examples, texts, step: int
@@ -500,28 +460,27 @@ class Probes:
     self,
     settings: care.CareSettings,
     seeds: Sequence[int],
-    *,
     group_size: int,
     width: int,
     budget: int,
   ):
-    optimizer = optax.adam(settings.learning_rate)
-    create = functools.partial(
-      care.create_state,
-      group_size=group_size,
-      hidden_size=width,
-      settings=settings,
-      optimizer=optimizer,
+    def lift(fn, **options):
+      return jax.vmap(functools.partial(fn, **options))
+
+    made = {
+      "settings": settings,
+      "optimizer": optax.adam(settings.learning_rate),
+    }
+    sizes = {"group_size": group_size, "hidden_size": width}
+    self.state = jax.jit(lift(care.create_state, **sizes, **made))(
+      _keys(seeds, 0)
     )
-    train = functools.partial(
-      care.train_probes, budget=budget, settings=settings, optimizer=optimizer
+    self._features = jax.jit(
+      lift(probes.probe_features, length_scale=settings.length_scale)
     )
-    features = functools.partial(
-      probes.probe_features, length_scale=settings.length_scale
+    self._train = jax.jit(
+      lift(care.train_probes, budget=budget, **made), donate_argnums=0
     )
-    self.state = jax.jit(jax.vmap(create))(_keys(seeds, 0))
-    self._features = jax.jit(jax.vmap(features))
-    self._train = jax.jit(jax.vmap(train), donate_argnums=0)
 
   def features(self, observed: Observation, answer_ids, lengths):
     """What the probes see of the groups of a step."""
@@ -532,20 +491,16 @@ class Probes:
       self._features(observed.prompt_hidden, hidden, answer_ids, lengths)
     )
 
-  def train(self, keys, features, labels, bought) -> dict[str, jax.Array]:
+  def train(self, *batch) -> dict[str, jax.Array]:
     """Updates the probes; gives what is logged of it."""
-    self.state, metrics = self._train(
-      self.state, keys, features, labels, bought
-    )
+    self.state, metrics = self._train(self.state, *batch)
     return {f"probe/{name}": x for name, x in metrics.items()}
 
   def pack(self) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint."""
     leaves = jax.tree.leaves(jax.device_get(self.state))
     return {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
 
   def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """Takes up the arrays of a checkpoint, if there are any."""
     if arrays:
       leaves, tree = jax.tree.flatten(self.state)
       found = [jnp.asarray(arrays[f"care/{i}"]) for i in range(len(leaves))]
@@ -561,12 +516,9 @@ def _choose(config: LabelConfig, state, features, groups, key, step):
   trust = voting.majority_share(voting.majority_vote(groups.answer_ids))
   counts = None
   if config.has_probes:
-    right, counts = care.care_probabilities(
-      state, features, settings=config.probe
-    )
-    groups = groups._replace(
-      gaps=gap.expected_gap(counts, features.voted_count)
-    )
+    right, counts = care.care_probabilities(state, features, config.probe)
+    gaps = gap.expected_gap(counts, features.voted_count)
+    groups = groups._replace(gaps=gaps)
     trust = right if config.gate == "probe" else trust
   scores = config.strategy.rank(groups, key)
   chosen = selection.care_selection(
@@ -610,24 +562,12 @@ def make_labeller(
   if strategy.rank is None:
     return OwnRewards(config, scorer, verify)
   desk = probe = None
+  per_step = selection.budget(prompts_per_step, config.label_fraction)
   if strategy.buys:
-    desk = Desk(
-      config,
-      task,
-      pathlib.Path(directory) / ledger_lib.LEDGER_NAME,
-      seeds=seeds,
-      prompts_per_step=prompts_per_step,
-      stop=stop,
-    )
+    desk = Desk(config, task, directory, seeds, per_step, stop)
   if config.has_probes:
-    probe = Probes(
-      config.probe,
-      seeds,
-      group_size=group_size,
-      width=width,
-      budget=selection.budget(prompts_per_step, config.label_fraction),
-    )
-  return VoteLabels(config, scorer, desk, probe, seeds)
+    probe = Probes(config.probe, seeds, group_size, width, per_step)
+  return VoteLabels(config, scorer, seeds, desk, probe)
 
 
 def _each(fn: Callable, *nested: Sequence[Sequence]) -> list[list]:
@@ -640,11 +580,10 @@ def _each(fn: Callable, *nested: Sequence[Sequence]) -> list[list]:
 
 def _keys(seeds: Sequence[int], number: int) -> jax.Array:
   """A key for each seed; even numbers are the probes', odd ones choose."""
+  fold = jax.random.fold_in
   roots = jnp.stack([jax.random.key(seed) for seed in seeds])
   # A stream of its own: those of the samples are folded by step alone.
-  return jax.vmap(
-    lambda root: jax.random.fold_in(jax.random.fold_in(root, 0x6C6162), number)
-  )(roots)
+  return jax.vmap(lambda root: fold(fold(root, 0x6C6162), number))(roots)
 
 
 @jax.jit

@@ -56,12 +56,3 @@ def test_it_knows_only_what_it_has_seen():
         place = action.partition(" from ")[2]
         assert f"go to {place}" in actions[:i]
   assert longer > 30
-
-
-def test_the_order_of_its_search_is_the_draws():
-  env = make(kinds=("pick",))
-  orders = set()
-  for seed in (0, 0, 1, 2):
-    env.reset(5)
-    orders.add(tuple(play(env, seed)))
-  assert len(orders) == 3

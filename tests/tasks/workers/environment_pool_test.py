@@ -33,6 +33,12 @@ class TestPlaying:
     assert set(last) == {1, 4}
     assert last[4].actions == ("count", "stop") and last[4].task == "count"
 
+  def test_processes_that_answer_stay(self, pool):
+    before = list(pool._workers)
+    pool.start(STARTS)
+    pool.step(dict.fromkeys(range(6), "count"))
+    assert pool._workers == before
+
   def test_no_workers_play_the_same(self, pool):
     with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
       for made in (pool, plain):

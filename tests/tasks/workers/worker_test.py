@@ -1,9 +1,4 @@
-"""What a worker process does with one item, and with its pipe."""
-
-import multiprocessing
-import pickle
-import signal
-import threading
+"""What a worker process does with one item; pool_test.py runs processes."""
 
 import pytest
 
@@ -111,55 +106,3 @@ class TestPlayer:
   def test_a_lost_engine_is_no_failure_of_one_episode(self, player):
     with pytest.raises(EngineLost):
       player(Command(3, action="lose"))
-
-
-class TestServe:
-  """Runs the server in a thread; the signals of this process stay."""
-
-  @pytest.fixture(autouse=True)
-  def signals(self, monkeypatch):
-    calls = []
-    monkeypatch.setattr(worker.signal, "signal", lambda *a: calls.append(a))
-    monkeypatch.setattr(worker, "_die_with_the_parent", lambda: None)
-    return calls
-
-  @pytest.fixture
-  def pipe(self):
-    ours, theirs = multiprocessing.Pipe()
-    thread = threading.Thread(
-      target=worker.serve, args=(theirs.fileno(),), daemon=True
-    )
-    thread.start()
-    yield ours
-    ours.close()  # it ends when the other end is closed
-    thread.join(10)
-    assert not thread.is_alive()
-    # Its connection has closed the descriptor.
-    theirs._handle = None
-
-  def greet(self, pipe, task):
-    pipe.send((pickle.dumps(Scorer(task)), None))
-    assert pipe.poll(10)
-    return pipe.recv()
-
-  @pytest.mark.parametrize("eager", [True, False])
-  def test_answers_come_one_by_one_or_some_at_a_time(
-    self, pipe, eager, signals
-  ):
-    assert self.greet(pipe, OBEDIENT) is None
-    # Ctrl-C is left to the parent.
-    assert signals == [(signal.SIGINT, signal.SIG_IGN)]
-    pairs = [(EXAMPLE, "a"), (EXAMPLE, "raise"), (EXAMPLE, "high")]
-    for _ in range(2):  # more than one request
-      pipe.send((eager, pairs))
-      assert pipe.recv() == []  # it has read them
-      lists = [pipe.recv() for _ in (pairs if eager else "a")]
-      assert {len(one) for one in lists} == {1 if eager else 3}
-      first, second, third = sum(lists, [])
-      assert first.values == (2.0, 1.0)
-      assert second.exception.startswith("KeyError")
-      assert "outside" in third.violation
-
-  def test_a_task_that_does_not_load_is_explained(self, pipe):
-    answer = self.greet(pipe, misbehaving_tasks.Unloadable())
-    assert answer == "RuntimeError: this cannot be loaded"
