@@ -128,10 +128,7 @@ def sequence_whiten(
   axis_name: str | None = None,
   eps: float = 1e-4,
 ) -> Array:
-  """Standardises advantages over the responses: `(Aⱼ − mean) / (std + eps)`.
-
-  Each response counts once, as in GDPO's eq. (6) and its TRL code.
-  """
+  """`(Aⱼ − mean) / (std + eps)` over responses: GDPO, eq. (6), and TRL."""
   del lengths
   batch = dict(where=scored, axis_name=axis_name)
   advantages = jax.lax.stop_gradient(advantages)
@@ -149,11 +146,7 @@ def grpo(
   eps: float = 1e-6,
   ddof: int = 1,
 ) -> Array:
-  """Standardises the weighted sum of a response's rewards in its group.
-
-  A common factor of the weights cancels, up to `eps` and to groups of one.
-  GRPO, https://arxiv.org/abs/2402.03300
-  """
+  """Standardises the weighted sum of rewards in its group. GRPO, 2402.03300"""
   scores, whole = combine(rewards, weights, scored, penalties)
   return normalize_groups(scores, scored=whole, eps=eps, ddof=ddof)
 
@@ -276,10 +269,7 @@ def gdpo(
 def varied_groups(
   rewards: Array, weights: Array, *, scored: Mask = None
 ) -> Array:
-  """Which groups have something to compare, `[P]`: the others are of no use.
-
-  Rewards that differ but add up to the same do not vary. DAPO, arXiv 2503.14476
-  """
+  """Which groups, `[P]`, have weighted sums that differ. DAPO, 2503.14476"""
   return varied(*combine(rewards, weights, scored))[0]
 
 

@@ -33,9 +33,8 @@ def reward_statistics(
   )
   rewards = reductions.at_least_float32(jax.lax.stop_gradient(rewards))
   groups = dict(axis=1, where=scored)
-  constant = reductions.all_max(rewards, **groups) <= reductions.all_min(
-    rewards, **groups
-  )
+  greatest = reductions.all_max(rewards, **groups)
+  constant = greatest <= reductions.all_min(rewards, **groups)
   batch = dict(axis=(0, 1), where=scored, axis_name=axis_name)
   return {
     "mean": reductions.all_mean(rewards, **batch),
@@ -64,10 +63,8 @@ def clip_fractions(
   low = (advantages < 0) & (ratio < 1 - clip_low)
   high = (advantages > 0) & (ratio > 1 + clip_high)
   return {
-    "clipped_low": losses.token_mean(low.astype(ratio.dtype), completion_mask),
-    "clipped_high": losses.token_mean(
-      high.astype(ratio.dtype), completion_mask
-    ),
+    f"clipped_{side}": losses.token_mean(x.astype(ratio.dtype), completion_mask)
+    for side, x in (("low", low), ("high", high))
   }
 
 

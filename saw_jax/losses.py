@@ -219,8 +219,7 @@ def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
 def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
   """Estimates the KL of a token: `k₃ = π_ref/π − log(π_ref/π) − 1`.
 
-  Unbiased, never negative. In the loss its gradient is, on average, that of
-  KL(π_ref, π) near the reference.
+  Unbiased, never negative. Its gradient is, on average, that of KL(π_ref, π).
   """
   log_ratio = -_log_ratio(log_probs, ref_log_probs)
   # exp(d) - 1 would lose all digits at the small d of early training.

@@ -90,9 +90,8 @@ def batch_asympo_loss(
 
     loss = Σ_b A S / sg(Σ_b max(S, floor))
 
-  A step of the policy gradient whose length does not depend on how certain the
-  policy is. That the denominator depends on the parameters costs the update a
-  second forward pass.
+  Its denominator depends on the parameters: the update needs a second forward
+  pass.
   """
   plain = losses.policy_gradient_loss(
     log_probs, advantages, completion_mask, aggregate=aggregate
@@ -114,10 +113,7 @@ def gspo_loss(
   clipped_ratio: losses.RatioOf = losses.geometric_ratio,
   aggregate: losses.Aggregate = losses.sequence_mean_token_mean,
 ) -> Ratio:
-  """`losses.clipped_surrogate_loss` with one ratio for the whole response.
-
-  GSPO, https://arxiv.org/abs/2507.18071
-  """
+  """PPO's loss with one ratio for the whole response. GSPO, 2507.18071"""
   ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
   token_losses = losses.clipped(
     ratio, advantages, completion_mask, clip_low, clip_high

@@ -12,9 +12,7 @@ Advantages are 0 where a step was not taken, and carry no gradient.
 
 `normalize` is an estimator of `advantages`: `normalize_groups`, `center_groups`
 ("mean_norm" of verl-agent) or `leave_one_out`, over all steps of a group.
-
-References:
-  GiGPO and verl-agent, https://arxiv.org/abs/2505.10978
+GiGPO and verl-agent: https://arxiv.org/abs/2505.10978
 """
 
 import chex
@@ -22,11 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.advantages import (
-  Estimator,
-  leave_one_out,
-  normalize_groups,
-)
+from saw_jax.advantages import Estimator, leave_one_out, normalize_groups
 from saw_jax.types import Array
 
 
@@ -60,10 +54,7 @@ def step_grpo(
 def step_rloo(
   rewards: Array, steps: Array, *, penalties: Array | None = None
 ) -> Array:
-  """Subtracts from a step's score the mean of all others of its group.
-
-  As in verl-agent's agent loop; RLOO is https://arxiv.org/abs/2402.14740
-  """
+  """Subtracts the mean score of all other steps of the group. 2402.14740"""
   return step_grpo(rewards, steps, penalties=penalties, normalize=leave_one_out)
 
 
@@ -222,9 +213,8 @@ def _scores(rewards: Array, steps: Array, penalties: Array | None) -> Array:
   chex.assert_rank([rewards, steps], 3)
   chex.assert_equal_shape([rewards, steps])
   rewards = reductions.select(jax.lax.stop_gradient(rewards), steps)
-  scores = jnp.broadcast_to(
-    jnp.sum(rewards, axis=-1, keepdims=True), rewards.shape
-  )
+  total = jnp.sum(rewards, axis=-1, keepdims=True)
+  scores = jnp.broadcast_to(total, rewards.shape)
   if penalties is not None:
     chex.assert_equal_shape([rewards, penalties])
     scores -= jax.lax.stop_gradient(penalties).astype(scores.dtype)

