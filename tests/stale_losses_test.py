@@ -35,6 +35,11 @@ LOOPS = {
     lambda r, c, a, x, t: -min(np.exp(r.sum()), 1.1) * a,
     "tokens",
   ),
+  "topr": (
+    {},
+    lambda r, c, a, x, t: -a * (1 if a >= 0 else min(np.exp(r.sum()), 1)),
+    "rows",
+  ),
   "topr_token": (
     {},
     lambda r, c, a, x, t: -a * (1 if a >= 0 else min(np.exp(r[t]), 1)),
@@ -76,7 +81,7 @@ LOOPS = {
   ),
   "batch_asympo": ({}, lambda r, c, a, x, t: -a / len(r), "likelihoods"),
 }
-TO_SAMPLER = ("tis_reinforce_sequence", "topr_token", "dppo_kl")
+TO_SAMPLER = ("tis_reinforce_sequence", "topr", "topr_token", "dppo_kl")
 
 
 class ByLoopTest(chex.TestCase):

@@ -159,6 +159,22 @@ class EveryAdvantageTest(chex.TestCase):
 
 
 class StepsTest(chex.TestCase):
+  def test_gigpo_adds_discounted_steps_times_omega(self):
+    record = sample()
+    later = steps_lib.step_returns(
+      record["rewards"], record["steps"], gamma=0.9
+    )
+    later -= np.where(record["steps"], record["penalties"], 0)
+    by_step = steps_lib.anchor_advantages(
+      later, record["anchors"], record["steps"]
+    )
+    found = call("gigpo", record, gamma=0.9, omega=0.5)
+    want = call("step_grpo", record) + 0.5 * by_step
+    assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    ones = jnp.ones((1, 1, 3))
+    returns = steps_lib.step_returns(ones, ones, gamma=0.5)
+    assert_allclose(returns[0, 0], [1.75, 1.5, 1])
+
   def test_a_single_step_has_nothing_to_be_compared_with(self):
     one = jnp.ones((1, 1, 1))
     assert steps_lib.anchor_advantages(one, one.astype(int), one) == 0
