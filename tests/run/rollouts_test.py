@@ -17,7 +17,7 @@ from saw_jax.training import parallel
 from tests import helpers
 
 TOKENIZER = tokenizer_lib.ByteTokenizer()
-PAD, PROMPT, POLICY = 0, 1, 2
+PAD, POLICY = transcript_lib.PAD, transcript_lib.POLICY
 END = TOKENIZER.eos_ids[0]
 
 
@@ -32,26 +32,9 @@ def encoder(limit=48, **fields):
   return rollouts.Encoder(TOKENIZER, config)
 
 
-def transcript(rows, width=6, prompt_size=2):
+def transcript(rows):
   """One seed; a row is the tokens that the policy chose."""
-  shape = (1, len(rows))
-  tokens = np.full((*shape, prompt_size + width), TOKENIZER.pad_id, np.int32)
-  roles = np.zeros((*shape, prompt_size + width), np.int8)
-  roles[..., :prompt_size] = PROMPT
-  for index, row in enumerate(rows):
-    tokens[0, index, prompt_size : prompt_size + len(row)] = row
-    roles[0, index, prompt_size : prompt_size + len(row)] = POLICY
-  behave = -np.arange(shape[1] * width, dtype=np.float32)
-  return transcript_lib.Transcript(
-    tokens=tokens,
-    roles=roles,
-    starts=np.zeros(shape, np.int32),
-    ends=np.array([[prompt_size + len(row) for row in rows]], np.int32),
-    behave_log_probs=behave.reshape(*shape, width),
-    group_ids=np.zeros(shape, np.int32),
-    policy_versions=np.zeros(shape, np.int32),
-    prompt_size=prompt_size,
-  )
+  return helpers.transcript_of([rows], 6, pad_id=TOKENIZER.pad_id)
 
 
 class TestEncoder:
