@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from saw_jax import names
+
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -182,11 +184,6 @@ class BPETokenizer(LibraryTokenizer, _Chat):
 
 def library() -> Any:
   """Imports the `tokenizers` library, or names the extra that has it."""
-  try:
+  with names.needs_extra("hf", "a BPE tokenizer needs the tokenizers library"):
     import tokenizers
-  except ImportError as error:
-    raise ImportError(
-      "a BPE tokenizer needs the `tokenizers` library: "
-      "pip install 'saw_jax[hf]'"
-    ) from error
   return tokenizers

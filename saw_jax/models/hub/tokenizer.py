@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saw_jax import names
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import gguf_file
@@ -103,10 +104,10 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       {key: self._broken(value) for key, value in message.items()}
       for message in messages
     ]
-    names = {"tools": None, "documents": None, **self._tokens}
+    others = {"tools": None, "documents": None, **self._tokens}
     try:
       return self._renderer.render(
-        messages=safe, add_generation_prompt=add_generation_prompt, **names
+        messages=safe, add_generation_prompt=add_generation_prompt, **others
       )
     except jinja2.TemplateError as error:
       raise ValueError(
@@ -162,13 +163,9 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     return [i for i in ids[after:] if i in self._special][:1]
 
   def _make_renderer(self) -> Any:
-    try:
+    with names.needs_extra("hf", "a chat template needs the jinja2 library"):
       import jinja2
       import jinja2.sandbox
-    except ImportError as error:
-      raise ImportError(
-        "a chat template needs the `jinja2` library: pip install 'saw_jax[hf]'"
-      ) from error
 
     def refuse(message: str) -> None:
       raise jinja2.TemplateError(message)
