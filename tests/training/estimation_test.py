@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import advantages, losses, names, weighting
+from saw_jax import advantages, losses, weighting
 from saw_jax.training import estimation, objective
-from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
 
 MINIMA = np.array([-3.0, 0.0], np.float32)
@@ -210,11 +209,6 @@ class TestMakeGradientWeights:
     np.testing.assert_array_equal(
       self.weigh(rewards), self.weigh(rewards, batch=other)
     )
-
-  def test_defaults_are_the_optimizers_rate_and_the_papers_temperature(self):
-    rate = optimizer_lib.OptimizerConfig().learning_rate
-    options = names.options(estimation.make_gradient_weights)
-    assert (options["learning_rate"], options["temperature"]) == (rate, 1e-5)
 
 
 class TestKlPenalties:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import diagnostics, losses, stale_losses, world_model
+from saw_jax import losses, stale_losses, world_model
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import objective
@@ -78,18 +78,6 @@ class TestMakeForward:
           rtol=1e-4,
         )
 
-  def test_temperature_divides_the_logits(self, params):
-    # At a high one every token is as likely; at a low one the entropy falls.
-    batch = helpers.batch()
-    hot, warm, cold = (
-      jax.jit(objective.make_forward(helpers.CONFIG, temperature=t))(
-        params, batch
-      )
-      for t in (1e6, 1.0, 0.1)
-    )
-    np.testing.assert_allclose(hot.log_probs, -np.log(259), rtol=1e-5)
-    assert (cold.entropies < warm.entropies).all()
-
   def test_what_stands_on_padding_changes_nothing(self, params):
     batch = helpers.batch()
     forward = jax.jit(objective.make_forward(helpers.CONFIG))
@@ -125,17 +113,6 @@ class TestInParts:
     # The rows differ, so that their order is seen.
     assert len({float(row[mask[r]].sum()) for r, row in enumerate(whole)}) == 6
     np.testing.assert_allclose(found[mask], whole[mask], atol=1e-5)
-
-  def test_one_part_is_in_memory_at_a_time(self, params):
-    batch = helpers.batch(rows=6)
-    rows = set()
-
-    def forward(params, part):
-      rows.add(part.tokens.shape[0])
-      return objective.Outputs(*[part.completion_mask.astype(jnp.float32)] * 2)
-
-    objective.in_parts(forward, 3)(params, batch)
-    assert rows == {2}
 
 
 CURRENT = (
@@ -452,14 +429,6 @@ class TestOtherTerms:
   def test_what_was_not_recorded_is_not_logged(self):
     batch = helpers.batch().replace(behave_log_probs=None)
     assert objective.sampler_mismatch(outputs(batch), batch) == {}
-
-  def test_the_balance_is_that_of_the_formula(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    expected = diagnostics.balance(
-      made.log_probs, batch.advantages, batch.completion_mask
-    )
-    chex.assert_trees_all_equal(objective.balance(made, batch), expected)
 
   @pytest.mark.parametrize(
     ("term", "field"),
