@@ -46,11 +46,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class Checkpointer:
-  """Saves in the background; keeps the latest two and the best.
-
-  The latest two, so that damage to the last one costs one interval and not the
-  run.
-  """
+  """Saves in the background; keeps the best, and two in case one is damaged."""
 
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory).resolve()
@@ -75,12 +71,10 @@ class Checkpointer:
 
   @property
   def steps(self) -> list[int]:
-    """Steps that can be restored, in order."""
     return sorted(self._manager.all_steps())
 
   @property
   def best_step(self) -> int | None:
-    """The step with the highest score, of those that have one."""
     return self._manager.best_step() if self.steps else None
 
   def save(
@@ -136,11 +130,9 @@ class Checkpointer:
       raise CheckpointError(f"{error}; {advice}") from error
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then releases the folder."""
     self.wait()
     self._manager.close()
 
@@ -196,11 +188,7 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def fingerprints(tree: PyTree) -> dict[str, list]:
-  """Computes a checksum of every array, on the devices that hold it.
-
-  The bits of an array are weighted by odd numbers and added in 32-bit integers:
-  the sum does not depend on its order, so neither on the sharding.
-  """
+  """Computes a checksum of every array, on the devices that hold it."""
   leaves = _leaves(tree)
   sums = hosts.fetch(_checksums(list(leaves.values())))
   return {
@@ -210,7 +198,6 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
 
 
 def digest(tree: PyTree) -> str:
-  """Names arrays by what is in them."""
   text = json.dumps(fingerprints(tree), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -224,6 +211,7 @@ def _checksums(leaves: list[Array]) -> list[Array]:
     width = jnp.dtype(leaf.dtype).itemsize * 8
     bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}"))
     bits = bits.reshape(-1).astype(jnp.uint32)
+    # A sum of integers does not depend on its order, nor on the sharding.
     odd = 2 * lax.iota(jnp.uint32, bits.size) + 1
     return jnp.sum(bits * odd, dtype=jnp.uint32)
 
@@ -231,12 +219,7 @@ def _checksums(leaves: list[Array]) -> list[Array]:
 
 
 def _ignore_leftovers() -> None:
-  """Silences the reads that a failed read leaves behind.
-
-  Orbax reads all arrays at once. When one fails, the others are thrown away
-  unfinished, at any time until the process ends, each with a traceback on the
-  standard error that has nothing to add to the one error that is raised.
-  """
+  """Silences the tracebacks of reads that Orbax drops when one has failed."""
   before = sys.unraisablehook
   if getattr(before, "ignores_leftovers", False):
     return

@@ -84,8 +84,7 @@ class Learner:
   ) -> tuple[TrainBatch, objective.Observation | None]:
     """Makes a batch, and has the device start on the log-probs it needs.
 
-    Those of the policy before this step's updates, and of the reference: they
-    need no rewards, so they are computed while the graders read the text. The
+    They need no rewards, and are computed while the graders read the text. The
     advantages are 0; with the batch comes what the buying of labels looks at.
     """
     zeros = np.zeros(transcript.starts.shape, np.float32)
@@ -182,7 +181,6 @@ class Learner:
     return rows
 
   def _packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
-    """Packs a batch for a function of so many parts, if the run packs."""
     if not self._loop.pack_length:
       return batch
     lift = self.policy.lift

@@ -1,8 +1,7 @@
 """Where the numbers of a run go: JSON lines and CSV, and more on request.
 
-`metrics.csv` has one line per step and seed. Both files are appended to as the
-run goes; a resumed run first drops the lines of the steps that it repeats, so
-that the files of a killed run end up those of one that was not.
+A resumed run first drops the lines of the steps that it repeats, so that the
+files of a killed run end up those of one that was not.
 """
 
 import contextlib
@@ -119,7 +118,6 @@ WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
 def make_writers(
   directory: str | os.PathLike, extra: Sequence[str], *, first_step: int
 ) -> list[Any]:
-  """Makes the writers of a run: files always, others by name."""
   for name in extra:
     if name not in WRITERS:
       raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
@@ -128,10 +126,7 @@ def make_writers(
 
 
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
-  """Writes a file of a run in one piece: whoever is killed leaves the old one.
-
-  `options` are those of `json.dumps`.
-  """
+  """Writes a file in one piece: whoever is killed leaves the old one."""
   _replace(path, json.dumps(document, indent=2, **options) + "\n")
 
 
@@ -162,7 +157,6 @@ class Progress:
       )
 
   def advance(self, **figures: float) -> None:
-    """Counts one step, with figures to show beside the bar."""
     self._done += 1
     text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
     if self._bar is not None:

@@ -1,9 +1,7 @@
 """A short supervised start, for a policy that begins from nothing.
 
-At scale `tiny` there is no pretrained checkpoint. The warm start stands in for
-it: the decoder imitates demonstrations, some of them wrong on purpose, until it
-can do the task in part. The result is cached under a hash of everything that
-made it.
+The decoder imitates demonstrations, some wrong on purpose, until it can do the
+task in part. The result is cached under a hash of everything that made it.
 """
 
 import contextlib
@@ -161,9 +159,7 @@ def warm_start(
 def _keep(folder: pathlib.Path, params: PyTree, loss: float) -> PyTree:
   """Saves a start, unless another process has made the same one meanwhile.
 
-  Written beside its place and then moved there, so that no two processes write
-  to one folder. All go on from what is kept: the same training differs by
-  rounding between processes.
+  All go on from what is kept: the same training differs by rounding.
   """
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
