@@ -131,7 +131,7 @@ class TestLearner:
         advantage="grpo", weights="gradient"
       ),
       loop={"num_steps": 1},
-      evaluation={"interval": 0},
+      evaluation={"interval": 0, "samples": 0, "num_examples": 1},
     )
     assert loop.train(made, [0], directory=tmp_path).finished
 

@@ -295,9 +295,6 @@ class TestClipShares:
     found = self.shares(own, batch, ratio_to="behave")
     np.testing.assert_allclose(found, [low, high], rtol=1e-6)
 
-  def test_nothing_is_clipped_on_the_first_update(self):
-    assert self.shares(CLIPPED, helpers.batch()) == [0, 0]
-
   def test_there_are_none_without_a_clip(self):
     for loss in (*CURRENT, stale_losses.cispo_loss, stale_losses.topr_loss):
       assert objective.policy(loss).diagnostic is None
@@ -329,22 +326,6 @@ class TestWorld:
       found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6
     )
     np.testing.assert_allclose(found.denominator, 2.0)
-
-  def test_its_gradient_is_on_observations_and_the_policys_is_not(self):
-    batch, observed = self.rows()
-    said = outputs(batch)
-
-    def gradient(term):
-      return np.asarray(
-        jax.grad(lambda x: term.fn(said.replace(log_probs=x), batch).numerator)(
-          said.log_probs
-        )
-      )
-
-    of_world = gradient(objective.world(world_model.cross_entropy))
-    assert (of_world[observed] != 0).all() and not of_world[~observed].any()
-    of_policy = gradient(objective.policy(losses.clipped_surrogate_loss))
-    assert of_policy.any() and not of_policy[observed].any()
 
   def test_its_diagnostics_are_of_the_observations_at_its_own_bound(self):
     batch, observed = self.rows()
