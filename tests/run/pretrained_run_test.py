@@ -263,3 +263,14 @@ def test_a_papers_table_is_made_from_a_directory_and_files(folder, tmp_path):
   }
   assert published["pass@8 (%), Avg"] == "56.83"
   assert len(published) == 14
+
+  # The file of a benchmark that is away is said before anything is made.
+  done = script(
+    "reproduce",
+    *words,
+    f"--runs={tmp_path / 'others'}",
+    "--set=task.options.benchmarks.amc23=absent.jsonl",
+  )
+  assert done.returncode == 2 and not (tmp_path / "others").exists()
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith("error: ") and "absent.jsonl" in last
