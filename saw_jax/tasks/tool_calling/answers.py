@@ -27,11 +27,10 @@ class Answer(NamedTuple):
 
 
 def write_calls(calls: Calls) -> str:
-  """Writes calls as JSON, one a line."""
   return "\n".join(json.dumps(call) for call in calls)
 
 
-def write(answer: Answer, body: str | None = None) -> str:
+def write(answer: Answer | catalogue.Scenario, body: str | None = None) -> str:
   """Writes an answer in the rewarded format, with `body` for its calls."""
   blocks = [f"<think> {answer.thought} </think>"]
   if answer.calls:
@@ -50,18 +49,16 @@ def read(reference: str) -> Answer:
   if rewards.CALL in reference:
     calls = tuple(rewards.read_calls(reference))
   thought = reference.split("<think>", 1)[1].split("</think>", 1)[0]
-  response = None
-  if rewards.RESPONSE in reference:
-    response = reference.split("<response>")[1].split("</response>")[0].strip()
+  said = reference.partition("<response>")[2].partition("</response>")[0]
+  response = said.strip() if rewards.RESPONSE in reference else None
   return Answer(thought.strip(), calls, response)
 
 
 def canonical(text: str) -> str | None:
-  """Returns what an answer does, in one form.
+  """Returns what an answer does, in one form, as JSON.
 
-  It is JSON: `calls`, in their order, and whether a `response` is given, the
-  same for 1 and 1.0, and for any order of parameters. None where calls cannot
-  be read, or there is neither a call nor a response.
+  It is the same for 1 and 1.0, and for any order of parameters. None where
+  calls cannot be read, or there is neither a call nor a response.
 
   >>> canonical("<response> hello </response>")
   '{"calls": [], "response": true}'
@@ -110,12 +107,12 @@ def write_label(label: str, thought: str) -> str:
 
 def _canonical(calls: Calls, has_response: bool) -> str:
   """Raises where a call is none."""
-  plain = []
-  for call in calls:
-    if not isinstance(call["name"], str):
-      raise TypeError("a name is text")
-    parameters = _normal(dict(call["parameters"]))
-    plain.append({"name": call["name"], "parameters": parameters})
+  if not all(isinstance(call["name"], str) for call in calls):
+    raise TypeError("a name is text")
+  plain = [
+    {"name": call["name"], "parameters": _normal(dict(call["parameters"]))}
+    for call in calls
+  ]
   return json.dumps({"calls": plain, "response": has_response}, sort_keys=True)
 
 
@@ -147,7 +144,6 @@ FORMAT_DAMAGES: dict[str, Callable[[str], str]] = {
 
 
 def damage_format(draws: Draws, text: str) -> str:
-  """Breaks the format of an answer in one of the ways that apply to it."""
   while True:
     damaged = FORMAT_DAMAGES[draws.choice(tuple(FORMAT_DAMAGES))](text)
     if damaged != text:
@@ -159,7 +155,6 @@ def damage_format(draws: Draws, text: str) -> str:
 
 
 def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Changes one value: to another of its list, where the tool has one."""
   index, parameters, name = _pick(draws, calls)
   value = parameters[name]
   tool = catalogue.TOOLS.get(calls[index]["name"])
@@ -170,7 +165,6 @@ def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Writes one value as another type, as `"3"` for 3."""
   index, parameters, name = _pick(draws, calls)
   value = parameters[name]
   value = [value] if isinstance(value, str) else json.dumps(value)
@@ -178,21 +172,17 @@ def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Leaves one parameter out."""
   index, parameters, name = _pick(draws, calls)
   left = {key: value for key, value in parameters.items() if key != name}
   return _change(calls, index, left)
 
 
 def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Adds a parameter that is not in the gold call."""
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
+  known = [p for tool in catalogue.CATALOGUE for p in tool.parameters]
   new = [
-    (parameter.name, draws.choice(parameter.values))
-    for tool in catalogue.CATALOGUE
-    for parameter in tool.parameters
-    if parameter.name not in parameters
+    (p.name, draws.choice(p.values)) for p in known if p.name not in parameters
   ]
   name, value = draws.choice(new)
   return _change(calls, index, {**parameters, name: value})
@@ -222,7 +212,6 @@ def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def broken_json(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Forgets the last brace."""
   return write_calls(calls)[:-1]
 
 
@@ -257,7 +246,6 @@ def demonstrate(
   draws: Draws,
   reference: str,
   offered: Names,
-  *,
   format_rate: float,
   call_rate: float,
 ) -> str:
@@ -341,7 +329,6 @@ def _change(calls: Calls, index: int, parameters: Call) -> str:
 
 
 def _other(value: Any) -> Any:
-  """Returns a value of the same type that is not equal."""
   if isinstance(value, bool):
     return not value
   if isinstance(value, (int, float)):
