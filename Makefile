@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick parity engines adapters bfcl bench lint format clean tables notebooks docs
+.PHONY: help demo test quick changed parity engines adapters bfcl bench lint format clean tables notebooks docs
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -45,6 +45,11 @@ test: $(VENV)/.installed-test  ## check format and lint, then run every test and
 
 quick: $(VENV)/.installed-test  ## run the tests that are not marked slow
 	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS) -m "not slow"
+
+# Tests of a task family run if it changed, or anything outside of families.
+SINCE ?= HEAD
+changed: $(VENV)/.installed-test  ## run the quick tests that what changed since SINCE could break
+	$(LAUNCH) $(PY) -m pytest $(PYTEST_FLAGS) -m "not slow" --since=$(SINCE)
 
 notebooks: $(VENV)/.installed-notebooks  ## run the notebooks and write what they print and draw into them
 	$(LAUNCH) $(PY) experiments/run_notebooks.py notebooks/*.ipynb

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import subprocess
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What was given, before the first of this suite's processes adds to it.
@@ -76,12 +77,56 @@ class _Notebooks:
       os.environ["XLA_FLAGS"] = flags
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    "--since",
+    metavar="COMMIT",
+    help="leave out tests of task families that nothing changed since then "
+    "could break: neither the family nor anything outside of families changed",
+  )
+
+
+def untouched_families(changed: list[str], families: set[str]) -> set[str]:
+  """The task families whose tests a change of these files cannot break."""
+  found = set()
+  for path in changed:
+    parts = pathlib.PurePath(path).parts
+    is_code = path.endswith((".py", ".json", ".jsonl", ".txt"))
+    if parts[:2] in (("saw_jax", "tasks"), ("tests", "tasks")):
+      if len(parts) > 3 and parts[2] in families:
+        found.add(parts[2])
+        continue
+    if is_code and parts[0] in ("saw_jax", "tests", "configs", "setup.py"):
+      return set()
+  return families - found
+
+
+def _deselect_untouched(config, items) -> None:
+  root = config.rootpath
+  command = ["git", "diff", "--name-only", config.getoption("--since"), "--"]
+  done = subprocess.run(
+    command, cwd=root, capture_output=True, text=True, check=False
+  )
+  if done.returncode:
+    raise pytest.UsageError(f"--since: {done.stderr.strip().splitlines()[0]}")
+  families = {
+    path.parent.name
+    for path in root.glob("tests/tasks/*/*_test.py")
+    if path.parent.name != "workers"
+  }
+  untouched = untouched_families(done.stdout.split(), families)
+  folders = [root / "tests" / "tasks" / name for name in untouched]
+  left_out = [item for item in items if item.path.parent in folders]
+  config.hook.pytest_deselected(items=left_out)
+  items[:] = [item for item in items if item not in set(left_out)]
+
+
 def pytest_configure(config):
   # Hooks of this file itself are not asked about what lies beside tests/.
   config.pluginmanager.register(_Notebooks())
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
   """Puts the slow tests last, so that a mistake shows in the first minute.
 
   Notebooks are slow, each in a process of its own.
@@ -89,4 +134,6 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if item.path.suffix == ".ipynb":
       item.add_marker("slow")
+  if config.getoption("--since"):
+    _deselect_untouched(config, items)
   items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -94,6 +94,8 @@ def experiment(**changes) -> experiment_lib.Experiment:
   )
   sections = {
     name: dataclasses.replace(getattr(made, name), **value)
+    if isinstance(value, dict) and name != "params"
+    else value
     for name, value in changes.items()
   }
   return made._replace(**sections)

@@ -73,9 +73,6 @@ class TestArithmetic:
       "train": 3 * expected,
     }
 
-  def test_tokens_are_those_that_are_read_or_sampled(self):
-    assert TINY.tokens == {"forward": 10, "train": 10, "generate": 6}
-
 
 class TestAgreement:
   def test_the_largest_difference_counts(self):

@@ -147,7 +147,6 @@ class LabelLedger:
     self,
     questions: Sequence[Question],
     source: LabelSource,
-    *,
     again: bool = False,
   ) -> list[Label | None]:
     """Buys labels, or finds them among what was bought.
@@ -169,7 +168,7 @@ class LabelLedger:
       pay = self._purse(sql, price)
       for key, question in dict(zip(keys, questions, strict=True)).items():
         decided, standing = _decided(sql, key)
-        known = None if again else _known(sql, key)
+        known = None if again else _known(sql, key[0], key[2])
         # What was set aside takes the room that it took the first time.
         if not (known or standing == _COUNTED or pay(*key[:2])):
           continue
@@ -199,13 +198,9 @@ class LabelLedger:
         values = None, source.name, 0.0
         if label is not None:
           values = json.dumps(label.text), label.who, price
-        sql(
-          # Another process of this run may have been faster; then that counts.
-          "INSERT OR IGNORE INTO purchases VALUES (?, ?, ?, ?, ?, ?, ?, 1)",
-          *key,
-          *values,
-          now,
-        )
+        # Another process of this run may have been faster; then that counts.
+        statement = "INSERT OR IGNORE INTO purchases VALUES (?,?,?,?,?,?,?,1)"
+        sql(statement, *key, *values, now)
       return {key: _decided(sql, key)[0] for key in missing}
 
   def _purse(self, sql: _Sql, price: float) -> Callable[[int, int], bool]:
@@ -215,9 +210,7 @@ class LabelLedger:
 
     def pay(seed: int, step: int) -> bool:
       if seed not in left:
-        total = self.budget.total
-        left[seed] = math.inf if total is None else total
-        left[seed] -= _spent(sql, seed)
+        left[seed] = (self.budget.total or math.inf) - _spent(sql, seed)
       if (seed, step) not in room:
         ((taken,),) = sql(
           "SELECT COUNT(label) FROM purchases "
@@ -238,12 +231,8 @@ class LabelLedger:
     """Adds up what a seed has bought; what is set aside does not count."""
     mine = [p for p in self.purchases() if p.seed == seed]
     bought = [p.prompt_id for p in mine if p.label is not None]
-    return Totals(
-      labels=len(bought),
-      prompts=len(set(bought)),
-      unlabelled=len(mine) - len(bought),
-      spent=math.fsum(p.price for p in mine),
-    )
+    spent, missing = math.fsum(p.price for p in mine), len(mine) - len(bought)
+    return Totals(len(bought), len(set(bought)), missing, spent)
 
   def purchases(self) -> list[Purchase]:
     """What counts, by seed, step and prompt."""
@@ -263,9 +252,7 @@ class LabelLedger:
       )
       return _describe(sql, step)
 
-  def restore(
-    self, step: int, snapshot: Mapping[str, Any] | None = None
-  ) -> None:
+  def restore(self, step: int, snapshot: Mapping | None = None) -> None:
     """Makes the purchases what they were when so many steps were done.
 
     Those of later steps are set aside: neither known nor counted until they are
@@ -291,7 +278,7 @@ class LabelLedger:
   # run waits for it; an answer that comes later is kept for when it asks again.
 
   def ask(
-    self, questions: Sequence[Question], *, patience: float = math.inf
+    self, questions: Sequence[Question], patience: float = math.inf
   ) -> None:
     """Asks for labels of prompts that have none yet, each prompt once.
 
@@ -302,30 +289,23 @@ class LabelLedger:
     rows = {q.prompt_id: (q, *_write(q)) for q in reversed(questions)}
     seconds = patience if math.isfinite(patience) else None
     with self.transaction(writes=True) as sql:
+      columns = "digest, round, status, seed, step, is_taken"
+      known = _rows(sql, list(rows), columns)
       for prompt, (q, digest, document) in reversed(rows.items()):
-        before = sql(
-          "SELECT digest, status, seed, step, is_taken FROM questions "
-          "WHERE prompt_id = ?",
-          prompt,
-        )
-        if before and before[0][0] != digest:
+        before, round, *state = known.get(prompt, (digest, 0, None))
+        if before != digest:
           raise LedgerError(
             f"{self.path} has another prompt under the id {prompt}: it "
             "belongs to a run on other data"
           )
         # A skip stays until it is taken: the run may have been killed.
-        skipped = ("skipped", q.seed, q.step, 0)
-        if before and (before[0][1] == "answered" or before[0][1:] == skipped):
+        if state[0] == "answered" or state == ["skipped", q.seed, q.step, 0]:
           continue
         sql(
-          "INSERT INTO questions VALUES (?, ?, ?, ?, ?, 1, 'waiting', 1, 0, "
-          "NULL, NULL, NULL, 0, ?, ?, NULL) ON CONFLICT (prompt_id) DO UPDATE "
-          "SET document = excluded.document, seed = excluded.seed, "
-          "step = excluded.step, round = round + 1, status = 'waiting', "
-          "is_open = 1, is_taken = 0, page = NULL, lease_until = 0, "
-          "asked_at = excluded.asked_at, patience = excluded.patience, "
-          "settled_at = NULL",
-          *(prompt, digest, document, q.seed, q.step, time.time(), seconds),
+          "REPLACE INTO questions VALUES (?, ?, ?, ?, ?, ?, 'waiting', 1, 0, "
+          "NULL, NULL, NULL, 0, ?, ?, NULL)",
+          *(prompt, digest, document, q.seed, q.step, round + 1),
+          *(time.time(), seconds),
         )
 
   def states(self, prompts: Sequence[int]) -> dict[int, tuple]:
@@ -363,8 +343,9 @@ class LabelLedger:
       )
       if not rows:
         return None
-      _hold(sql, page, rows[0][0], now)
-      return _read(*rows[0])
+      *asked, document = rows[0]
+      _hold(sql, page, asked[0], now)
+      return Shown(*asked, **json.loads(document))
 
   def renew(self, page: str, prompt: int) -> str:
     """Keeps a question for a page a while longer, if it still has it.
@@ -405,18 +386,17 @@ class LabelLedger:
     if answer is not None and choice is not None:
       raise AnswerError("Choose an answer or type one, not both.")
     with self.transaction(writes=True) as sql:
-      columns = "round, seed, step, document, status, is_open, label, page"
+      columns = "round, document, status, is_open, label, page"
       rows = _rows(sql, [prompt], columns)
       if not rows:
         raise AnswerError(f"There is no question {prompt}: nothing was kept.")
-      *question, status, is_open, kept, owner = rows[prompt]
-      shown = _read(prompt, *question)
-      if shown.round != round:
+      current, document, status, is_open, kept, owner = rows[prompt]
+      if current != round:
         raise AnswerError(
           "The question was asked again meanwhile, with other responses: this "
           "answer was not counted, look at the question again."
         )
-      label = _parse(shown, answer, choice)
+      label = _parse(json.loads(document), answer, choice)
       if status != "waiting":
         if owner == page and label == kept:
           return label  # A second click.
@@ -456,9 +436,8 @@ class LabelLedger:
           "The run has taken the last answer: it can no longer be taken back."
         )
       sql(  # A page has one question at a time.
-        "UPDATE questions SET page = NULL "
-        "WHERE page = ? AND status = 'waiting'",
-        page,
+        "UPDATE questions SET page = NULL WHERE page = ? AND status = ?",
+        *(page, "waiting"),
       )
       sql(
         "UPDATE questions SET status = 'waiting', label = NULL, who = NULL, "
@@ -472,19 +451,16 @@ class LabelLedger:
     """Counts questions and spending."""
     with self.transaction() as sql:
       ((*numbers, asked, patience, settled),) = sql(
-        "SELECT TOTAL(status = 'waiting' AND is_open), "
-        "TOTAL(status = 'answered'), TOTAL(status = 'skipped'), "
-        "MAX(CASE WHEN status = 'waiting' AND is_open THEN asked_at END), "
-        "MAX(CASE WHEN status = 'waiting' AND is_open THEN patience END), "
-        "MAX(settled_at) FROM questions"
+        "SELECT TOTAL(waits), TOTAL(status = 'answered'), "
+        "TOTAL(status = 'skipped'), MAX(CASE WHEN waits THEN asked_at END), "
+        "MAX(CASE WHEN waits THEN patience END), MAX(settled_at) FROM "
+        "(SELECT *, status = 'waiting' AND is_open AS waits FROM questions)"
       )
       if patience is not None:
         since = max(asked, settled or 0)
         patience = max(since + patience - time.time(), 0.0)
-      seeds = sql(
-        "SELECT DISTINCT seed FROM purchases WHERE standing = 1 ORDER BY seed"
-      )
-      spent = {seed: _spent(sql, seed) for (seed,) in seeds}
+      seeds = sorted({p.seed for p in _purchases(sql)})
+      spent = {seed: _spent(sql, seed) for seed in seeds}
       return Counts(*map(int, numbers), patience, spent, _budget(sql))
 
   # The file.
@@ -533,10 +509,10 @@ class LabelLedger:
         sql(f"PRAGMA user_version = {_VERSION}")
 
   def _check(self) -> None:
+    names = "application_id", "user_version", "quick_check(1)"
     with self.transaction() as sql:
       application, version, found = (
-        sql(f"PRAGMA {name}")[0][0]
-        for name in ("application_id", "user_version", "quick_check(1)")
+        sql(f"PRAGMA {name}")[0][0] for name in names
       )
     if application != _APPLICATION:
       raise LedgerError(
@@ -551,7 +527,6 @@ class LabelLedger:
       raise self._damaged(found)
 
   def _explain(self, error: sqlite3.Error) -> LedgerError:
-    """Says in a sentence what SQLite means."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
       return LedgerLockedError(
@@ -582,24 +557,21 @@ def _decided(sql: _Sql, key: _Key) -> tuple[Label | None, int | None]:
     "WHERE seed = ? AND step = ? AND prompt_id = ?",
     *key,
   )
-  return (_first_label(rows), rows[0][2]) if rows else (None, None)
+  return (_label(*rows[0][:2]), rows[0][2]) if rows else (None, None)
 
 
-def _known(sql: _Sql, key: _Key) -> Label | None:
+def _known(sql: _Sql, seed: int, prompt: int) -> Label | None:
   """The latest label that a seed has bought for a prompt."""
-  return _first_label(
-    sql(
-      "SELECT label, who FROM purchases WHERE seed = ? AND prompt_id = ? "
-      "AND standing = 1 AND label IS NOT NULL ORDER BY step DESC LIMIT 1",
-      *(key[0], key[2]),
-    )
+  rows = sql(
+    "SELECT label, who FROM purchases WHERE seed = ? AND prompt_id = ? "
+    "AND standing = 1 AND label IS NOT NULL ORDER BY step DESC LIMIT 1",
+    *(seed, prompt),
   )
+  return _label(*rows[0]) if rows else None
 
 
-def _first_label(rows: list[tuple]) -> Label | None:
-  if not rows or rows[0][0] is None:
-    return None
-  return Label(json.loads(rows[0][0]), rows[0][1])
+def _label(text: str | None, who: str) -> Label | None:
+  return None if text is None else Label(json.loads(text), who)
 
 
 def _spent(sql: _Sql, seed: int) -> float:
@@ -654,19 +626,19 @@ def _last(sql: _Sql, page: str) -> tuple | None:
   return rows[0] if rows else None
 
 
-def _parse(shown: Shown, answer: str | None, choice: int | None) -> str | None:
+def _parse(document, answer: str | None, choice: int | None) -> str | None:
   """Reads what was typed or chosen; None if neither."""
   if choice is not None:
-    if not 0 <= choice < len(shown.clusters):
+    if not 0 <= choice < len(document["clusters"]):
       raise AnswerError(f"There is no answer {choice + 1} to choose.")
-    *_, label = shown.clusters[choice]
+    *_, label = document["clusters"][choice]
     if label is None:
       raise AnswerError("That one is no answer: type one, or skip.")
     return label
   if answer is None:
     return None
   try:
-    return questions_lib.parse_label(shown.form, answer)
+    return questions_lib.parse_label(document["form"], answer)
   except ValueError as error:
     raise AnswerError(f"{error} Nothing was kept.") from error
 
@@ -685,14 +657,13 @@ def _write(question: Question) -> tuple[str, str]:
   """
   form, clusters = question.form, []
   questions_lib.describe_form(form)  # There has to be such a form.
-  for cluster in question.clusters[:_MAX_CLUSTERS]:
+  for given, count, text in question.clusters[:_MAX_CLUSTERS]:
     answer = label = None
-    if cluster.answer is not None:
-      answer = _excerpt(cluster.answer, questions_lib.MAX_LABEL_SIZE)
+    if given is not None:
+      answer = _excerpt(given, questions_lib.MAX_LABEL_SIZE)
       with contextlib.suppress(ValueError):
-        label = questions_lib.parse_label(form, cluster.answer)
-    text = _excerpt(cluster.text, _RESPONSE_PART)
-    clusters.append((answer, cluster.count, text, label))
+        label = questions_lib.parse_label(form, given)
+    clusters.append((answer, count, _excerpt(text, _RESPONSE_PART), label))
   hidden = question.clusters[_MAX_CLUSTERS:]
   document = {
     "text": _excerpt(question.text, _PROMPT_PART),
@@ -703,9 +674,3 @@ def _write(question: Question) -> tuple[str, str]:
   }
   text = json.dumps(question.text).encode()
   return hashlib.sha256(text).hexdigest(), json.dumps(document)
-
-
-def _read(
-  prompt: int, round: int, seed: int, step: int, document: str
-) -> Shown:
-  return Shown(prompt, round, seed, step, **json.loads(document))

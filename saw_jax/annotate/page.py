@@ -25,13 +25,12 @@ import string
 import unicodedata
 import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate.questions import MAX_LABEL_SIZE, describe_form
 
-if TYPE_CHECKING:
-  from starlette.applications import Starlette
+Fields = Mapping[str, str]
 
 _BUSY_S = 5.0  # A person waits for less time than a run.
 _MAX_BODY = 64 * 1024
@@ -54,11 +53,8 @@ _REFUSED = (
   "This page needs the token that experiments/annotate.py printed: open the "
   "whole address, with ?token= at its end."
 )
-_MISSING = (
-  "the annotation page needs starlette and uvicorn: "
-  "pip install 'saw_jax[annotate]'"
-)
 _ASSETS = importlib.resources.files(__package__) / "assets"
+_KINDS = {"/annotate.css": "text/css", "/annotate.js": "text/javascript"}
 _UNDO = '<button type="submit" form="undo">Undo <kbd>u</kbd></button>'
 
 
@@ -81,16 +77,12 @@ class _Refusal(Exception):
 
 def make_app(
   path: str | os.PathLike, *, token: str, port: int, who: str = "annotator"
-) -> "Starlette":
-  """Makes the web application of a ledger; without the token it says nothing.
+) -> Any:
+  """Makes the starlette application of a ledger; it says nothing without token.
 
   `port` names the cookie: a browser sends those of one port to all ports.
   """
-  try:
-    from starlette import applications, concurrency, requests, responses
-    from starlette.routing import Route
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
+  from starlette import applications, concurrency, requests, responses, routing
 
   pages = _Pages(path, token=token, who=who)
   cookie = f"saw_jax_annotate_{port}"
@@ -130,7 +122,7 @@ def make_app(
       response.set_cookie(cookie, token, httponly=True, samesite="lax")
     return response
 
-  route = Route("/{path:path}", serve, methods=["GET", "POST"])
+  route = routing.Route("/{path:path}", serve, methods=["GET", "POST"])
   return applications.Starlette(routes=[route])
 
 
@@ -146,14 +138,18 @@ def serve(
   The host is a loopback address; port 0 takes any that is free.
   """
   address = loopback(host)
-  try:
-    import uvicorn
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   token = secrets.token_urlsafe(24)
   with _listen(address, port) as listener:
     port = listener.getsockname()[1]
-    app = make_app(path, token=token, port=port, who=who)
+    try:
+      import uvicorn
+
+      app = make_app(path, token=token, port=port, who=who)
+    except ImportError as error:
+      raise ImportError(
+        "the annotation page needs starlette and uvicorn: "
+        "pip install 'saw_jax[annotate]'"
+      ) from error
     server = uvicorn.Server(
       uvicorn.Config(
         app,
@@ -192,15 +188,14 @@ def show_text(text: str) -> str:
   >>> show_text("<b>" + chr(0x202E))
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
-  parts = []
-  for is_odd, group in itertools.groupby(text, _is_odd):
-    piece = "".join(group)
-    if is_odd:
-      codes = " ".join(f"U+{ord(character):04X}" for character in piece)
-      parts.append(f'<span class="odd">{codes}</span>')
-    else:
-      parts.append(html.escape(piece))
-  return "".join(parts)
+
+  def show(is_odd, piece):
+    if not is_odd:
+      return html.escape("".join(piece))
+    codes = " ".join(f"U+{ord(character):04X}" for character in piece)
+    return f'<span class="odd">{codes}</span>'
+
+  return "".join(itertools.starmap(show, itertools.groupby(text, _is_odd)))
 
 
 class _Pages:
@@ -211,26 +206,13 @@ class _Pages:
     self._who = who
     # Whoever can make the browser send its cookie does not know this.
     self._csrf = hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
-    self._assets = {
-      f"/{name}": Reply(200, _read_asset(name), kind)
-      for name, kind in (
-        ("annotate.css", "text/css"),
-        ("annotate.js", "text/javascript"),
-      )
-    }
 
-  def reply(
-    self,
-    method: str,
-    path: str,
-    query: Mapping[str, str],
-    form: Mapping[str, str],
-  ) -> Reply:
+  def reply(self, method: str, path: str, query: Fields, form: Fields) -> Reply:
     try:
       if method == "POST":
         return self._post(path, form)
-      if path in self._assets:
-        return self._assets[path]
+      if path in _KINDS:
+        return Reply(200, _read_asset(path[1:]), _KINDS[path])
       if path != "/":
         raise _Refusal(404, "There is nothing here but the page at /.")
       page = query.get("page", "")
@@ -238,13 +220,13 @@ class _Pages:
         return _redirect(secrets.token_urlsafe(9))
       if "token" in query:  # Out of the address bar.
         return _redirect(page)
-      return self._show(page)
+      return self._show(page, "", form)
     except ledger_lib.LedgerError as error:
       is_locked = isinstance(error, ledger_lib.LedgerLockedError)
       body = _failed(f"{error}.", path, query, form)
       return Reply(503 if is_locked else 500, body)
 
-  def _post(self, path: str, form: Mapping[str, str]) -> Reply:
+  def _post(self, path: str, form: Fields) -> Reply:
     if not _is_same(form.get("csrf", ""), self._csrf):
       raise _Refusal(403, "This form is not of this page: reload the page.")
     page = form.get("page", "")
@@ -270,28 +252,25 @@ class _Pages:
         raise _Refusal(404, "There is no such form.")
       self._ledger.settle(page, prompt, round, who=self._who, **how)
     except ledger_lib.AnswerError as error:
-      return self._show(page, refused=str(error), form=form)
+      return self._show(page, str(error), form)
     return _redirect(page)
 
-  def _show(
-    self, page: str, *, refused: str = "", form: Mapping[str, str] | None = None
-  ) -> Reply:
-    form = form or {}
-    shown = self._ledger.lease(page)
-    counts = self._ledger.counts()
+  def _show(self, page: str, refused: str, form: Fields) -> Reply:
+    shown, counts = self._ledger.lease(page), self._ledger.counts()
     last = self._ledger.last(page)
+    fields = {"csrf": self._csrf, "page": page}
     body, refresh = _header(counts), ""
     if refused:
       body += _notice(refused)
     elif last is not None:
       prompt, label, can_undo = last
-      done = (
-        "skipped" if label is None else f"answered <b>{show_text(label)}</b>"
-      )
-      undo = ", and the run has taken it"
-      if can_undo:
-        undo = ", <kbd>u</kbd> takes it back"
-      body += f'<p class="notice">Prompt {prompt} {done}{undo}.</p>'
+      done = "skipped"
+      if label is not None:
+        done = f"answered <b>{show_text(label)}</b>"
+      undo = "<kbd>u</kbd> takes it back"
+      if not can_undo:
+        undo = "and the run has taken it"
+      body += f'<p class="notice">Prompt {prompt} {done}, {undo}.</p>'
     if shown is None:
       text = "No question is waiting. The page looks again by itself."
       if counts.waiting:
@@ -304,53 +283,50 @@ class _Pages:
     else:
       is_same = form.get("prompt") == str(shown.prompt_id)
       typed = form.get("answer", "") if is_same else ""
-      body += self._question(shown, page, typed)
-    body += _form("undo", self._fields(page))
+      body += _question(shown, fields, typed)
+    body += _form("undo", fields)
     return Reply(422 if refused else 200, _document(body, refresh))
 
-  def _question(self, shown: ledger_lib.Shown, page: str, typed: str) -> str:
-    total = sum(count for _, count, *_ in shown.clusters)
-    total += shown.other_responses
-    more = ""
-    if shown.other_clusters:
-      more = (
-        f'<p class="more">{shown.other_responses} more responses have '
-        f"{shown.other_clusters} other answers: type one if it is right.</p>"
-      )
-    expected = show_text(describe_form(shown.form))
-    keys = [
-      f"<kbd>{index}</kbd>"
-      for index, (*_, label) in enumerate(shown.clusters, start=1)
-      if label is not None
-    ]
-    choose = " ".join(keys) + (" choose" if len(keys) > 1 else " chooses")
-    fields = self._fields(page, shown)
-    return _template("question.html").substitute(
-      prompt=shown.prompt_id,
-      step=shown.step,
-      seed=shown.seed,
-      text=_show_excerpt(*shown.text),
-      hidden=_hidden(fields),
-      total=total,
-      choose=choose if keys else "none of it can be chosen",
-      clusters="".join(
-        _cluster(index, total, *cluster)
-        for index, cluster in enumerate(shown.clusters)
-      ),
-      more=more,
-      typed=html.escape(typed),
-      longest=MAX_LABEL_SIZE,
-      focus=" autofocus" if typed else "",
-      expected=expected[0].upper() + expected[1:],
-      undo=_UNDO,
-      skip=_form("skip", fields),
-    )
 
-  def _fields(self, page: str, shown: ledger_lib.Shown | None = None) -> dict:
-    fields = {"csrf": self._csrf, "page": page}
-    if shown is not None:
-      fields |= {"prompt": str(shown.prompt_id), "round": str(shown.round)}
-    return fields
+def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
+  total = sum(count for _, count, *_ in shown.clusters)
+  total += shown.other_responses
+  more = ""
+  if shown.other_clusters:
+    more = (
+      f'<p class="more">{shown.other_responses} more responses have '
+      f"{shown.other_clusters} other answers: type one if it is right.</p>"
+    )
+  keys = [
+    f"<kbd>{index}</kbd>"
+    for index, (*_, label) in enumerate(shown.clusters, start=1)
+    if label is not None
+  ]
+  choose = "none of it can be chosen"
+  if keys:
+    choose = " ".join([*keys, "choose" if len(keys) > 1 else "chooses"])
+  expected = show_text(describe_form(shown.form))
+  fields = {**fields, "prompt": shown.prompt_id, "round": shown.round}
+  return _template("question.html").substitute(
+    prompt=shown.prompt_id,
+    step=shown.step,
+    seed=shown.seed,
+    text=_show_excerpt(*shown.text),
+    hidden=_hidden(fields),
+    total=total,
+    choose=choose,
+    clusters="".join(
+      _cluster(index, total, *cluster)
+      for index, cluster in enumerate(shown.clusters)
+    ),
+    more=more,
+    typed=html.escape(typed),
+    longest=MAX_LABEL_SIZE,
+    focus=" autofocus" if typed else "",
+    expected=expected[0].upper() + expected[1:],
+    undo=_UNDO,
+    skip=_form("skip", fields),
+  )
 
 
 def _header(counts: ledger_lib.Counts) -> str:
@@ -366,22 +342,17 @@ def _header(counts: ledger_lib.Counts) -> str:
   if not counts.spent and total is not None:
     figures.append(f"<b>{total:g}</b> left to spend")
   cells = "".join(f"<li>{figure}</li>" for figure in figures)
-  patience = ""
-  if counts.patience:
-    patience = (
-      f"The run waits <b>{_duration(counts.patience)}</b> more for the next "
-      "answer."
-    )
-  elif counts.patience is not None:
-    patience = (
+  text = f'<h1>Labels</h1><ul class="counts">{cells}</ul>'
+  if counts.patience is not None:
+    said = (
       "The run has stopped waiting, or was stopped: answers are kept for when "
       "it asks again."
     )
-  if patience:
-    patience = f'<p class="patience">{patience}</p>'
-  return (
-    f'<header><h1>Labels</h1><ul class="counts">{cells}</ul>{patience}</header>'
-  )
+    if counts.patience:
+      left = _duration(counts.patience)
+      said = f"The run waits <b>{left}</b> more for the next answer."
+    text += f'<p class="patience">{said}</p>'
+  return f"<header>{text}</header>"
 
 
 def _cluster(
@@ -403,9 +374,7 @@ def _cluster(
   )
 
 
-def _failed(
-  text: str, path: str, query: Mapping[str, str], form: Mapping[str, str]
-) -> str:
+def _failed(text: str, path: str, query: Fields, form: Fields) -> str:
   """Says what is wrong with the ledger, and offers to send again."""
   page = urllib.parse.urlencode({"page": query.get("page", "")})
   again = f'<p><a href="/?{page}">Try again</a></p>'
@@ -429,15 +398,15 @@ def _notice(text: str) -> str:
   return f'<p class="notice bad" role="alert">{show_text(text)}</p>'
 
 
-def _form(name: str, fields: Mapping[str, str]) -> str:
+def _form(name: str, fields: Fields) -> str:
   inside = _hidden(fields)
   return f'<form id="{name}" method="post" action="/{name}">{inside}</form>'
 
 
-def _hidden(fields: Mapping[str, str]) -> str:
+def _hidden(fields: Mapping[str, Any]) -> str:
   return "".join(
     f'<input type="hidden" name="{html.escape(name)}" '
-    f'value="{html.escape(value)}">'
+    f'value="{html.escape(str(value))}">'
     for name, value in fields.items()
   )
 
@@ -446,11 +415,11 @@ def _document(body: str, head: str = "") -> str:
   return _template("document.html").substitute(body=body, head=head)
 
 
-@functools.cache
 def _template(name: str) -> string.Template:
   return string.Template(_read_asset(name))
 
 
+@functools.cache
 def _read_asset(name: str) -> str:
   return (_ASSETS / name).read_text("utf-8")
 
@@ -472,14 +441,14 @@ def _duration(seconds: float) -> str:
   return f"{seconds / 3600:.0f} h"
 
 
-def _number(form: Mapping[str, str], name: str) -> int:
+def _number(form: Fields, name: str) -> int:
   value = form.get(name, "")
   if not re.fullmatch(r"-?[0-9]{1,18}", value):
     raise _Refusal(400, f"The form has no {name}: reload the page.")
   return int(value)
 
 
-def _check_host(headers: Mapping[str, str]) -> None:
+def _check_host(headers: Fields) -> None:
   """Refuses requests that another site makes, under its name or ours."""
   host = headers.get("host", "")
   try:
@@ -508,23 +477,17 @@ async def _read_form(request: Any) -> dict[str, str]:
 
 
 def _is_same(given: str, secret: str) -> bool:
-  return hmac.compare_digest(
-    given.encode("utf-8", "surrogatepass"), secret.encode()
-  )
+  given = given.encode("utf-8", "surrogatepass")
+  return hmac.compare_digest(given, secret.encode())
 
 
 def _listen(address: str, port: int) -> socket.socket:
   family = socket.AF_INET6 if ":" in address else socket.AF_INET
-  listener = socket.socket(family, socket.SOCK_STREAM)
   try:
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((address, port))
     # Whoever reads the printed address may connect, before anything is served.
-    listener.listen()
+    return socket.create_server((address, port), family=family)
   except OSError as error:
-    listener.close()
     raise OSError(
-      f"port {port} of {address} cannot be used ({error.strerror}): choose "
-      "another --port, or 0 for any"
+      f"port {port} of {address} cannot be used "
+      f"({os.strerror(error.errno or 0)}): choose another --port, or 0 for any"
     ) from error
-  return listener

@@ -56,7 +56,6 @@ class LabelSource(Protocol):
 
   def answer(self, questions: Sequence[Question]) -> Sequence[Label | None]:
     """Returns a label for each question, or None where there is none."""
-    ...
 
 
 def make_question(
@@ -102,7 +101,7 @@ def parse_label(form: str, text: str) -> str:
   >>> parse_label("roles ann bob", "Bob=knave, Ann=knight")
   'ann=knight|bob=knave'
   """
-  expected, (parse, arguments) = describe_form(form), _parser(form)
+  expected, (parse, _, names) = describe_form(form), _read_form(form)
   text = text.strip()
   if not text:
     raise ValueError(f"The answer is empty: expected {expected}.")
@@ -118,7 +117,7 @@ def parse_label(form: str, text: str) -> str:
       f"The answer has the invisible character U+{ord(odd[0]):04X}: expected "
       f"{expected}."
     )
-  parsed = parse(text, arguments)
+  parsed = parse(text, names)
   if parsed is None:
     raise ValueError(f"This is not {expected}.")
   return parsed
@@ -126,9 +125,8 @@ def parse_label(form: str, text: str) -> str:
 
 def placeholder(form: str) -> str:
   """Gives some label of a form, for what no response answers."""
-  _, arguments = _parser(form)
-  if arguments:
-    return "|".join(f"{name}=knight" for name in arguments)
+  if names := _read_form(form)[2]:
+    return "|".join(f"{name}=knight" for name in names)
   return '{"calls": [], "response": true}' if form == "calls" else "0"
 
 
@@ -138,28 +136,18 @@ def describe_form(form: str) -> str:
   >>> describe_form("integer")
   'an integer such as -7'
   """
-  _parser(form)
-  return {
-    "text": "a line of text",
-    "integer": "an integer such as -7",
-    "math": "a number or an expression such as 3/4, 1.5 or \\sqrt{2}",
-    "calls": 'calls such as [{"name": "timer", "parameters": {"minutes": 5}}], '
-    "or [] for none",
-    "roles": f"knight or knave for each person, such as {placeholder(form)}",
-  }[form.split()[0]]
+  _, phrase, names = _read_form(form)
+  return phrase + placeholder(form) if names else phrase
 
 
-# (text, arguments of the form) -> label; None if it is none
-_Parse = Callable[[str, Sequence[str]], str | None]
-
-
-def _parser(form: str) -> tuple[_Parse, list[str]]:
-  kind, *arguments = form.split()
-  if kind not in _PARSERS:
+def _read_form(form: str) -> tuple[Callable, str, list[str]]:
+  """What parses a label, what to expect of it, and the names of people."""
+  kind, *names = form.split()
+  if kind not in _FORMS:
     raise ValueError(
-      f"unknown form of a label {kind!r}: {base.nearest(kind, tuple(_PARSERS))}"
+      f"unknown form of a label {kind!r}: {base.nearest(kind, tuple(_FORMS))}"
     )
-  return _PARSERS[kind], arguments
+  return *_FORMS[kind], names
 
 
 def _parse_integer(text: str, _: Sequence[str]) -> str | None:
@@ -187,7 +175,7 @@ def _parse_math(text: str, _: Sequence[str]) -> str | None:
   return answer if is_balanced and has_content and not is_sentence else None
 
 
-def _parse_roles(text: str, arguments: Sequence[str]) -> str | None:
+def _parse_roles(text: str, names: Sequence[str]) -> str | None:
   """Reads pairs or sentences; None if somebody is missing, extra or both."""
   separators = r"[|,;]" if "=" in text else r"[,;.]|\band\b"
   roles: dict[str, str] = {}
@@ -196,15 +184,23 @@ def _parse_roles(text: str, arguments: Sequence[str]) -> str | None:
     if not found:
       return None
     for name, role in found.items():
-      if name not in arguments or roles.setdefault(name, role) != role:
+      if name not in names or roles.setdefault(name, role) != role:
         return None
-  return knights_answers.canonical(roles, arguments)
+  return knights_answers.canonical(roles, names)
 
 
-_PARSERS: dict[str, _Parse] = {
-  "text": lambda text, _: text,
-  "integer": _parse_integer,
-  "math": _parse_math,
-  "roles": _parse_roles,
-  "calls": lambda text, _: tool_answers.parse_calls(text),
+# By form: (text, names of people) -> label, or None if it is none; a phrase.
+_FORMS = {
+  "text": (lambda text, _: text, "a line of text"),
+  "integer": (_parse_integer, "an integer such as -7"),
+  "math": (
+    _parse_math,
+    "a number or an expression such as 3/4, 1.5 or \\sqrt{2}",
+  ),
+  "roles": (_parse_roles, "knight or knave for each person, such as "),
+  "calls": (
+    lambda text, _: tool_answers.parse_calls(text),
+    'calls such as [{"name": "timer", "parameters": {"minutes": 5}}], or [] '
+    "for none",
+  ),
 }

@@ -90,15 +90,13 @@ class Annotator:
     if missing:
       _LOG.warning(
         "%d of %d questions have no label: skipped, or not answered in time",
-        missing,
-        len(prompts),
+        *(missing, len(prompts)),
       )
     return [labels[q.prompt_id] for q in questions]
 
   def _wait(self, prompts: Sequence[int]) -> None:
     """Returns when all is settled, or nothing was for too long."""
-    before: dict[int, tuple] = {}
-    changed = time.monotonic()
+    before, changed = {}, time.monotonic()
     is_first, was_locked = True, False
     while True:
       try:
@@ -129,14 +127,10 @@ class Annotator:
       _LOG.info("%d of %d questions are answered", count - open_count, count)
       return
     patience = "waits for them"
-    if math.isfinite(self._timeout_s):
-      patience = (
-        f"goes on without them after {self._timeout_s:g} s without an answer"
-      )
+    if math.isfinite(limit := self._timeout_s):
+      patience = f"goes on without them after {limit:g} s without an answer"
     _LOG.info(
       "labels wanted from a person: %d; the run %s: "
       "python experiments/annotate.py --ledger=%s",
-      open_count,
-      patience,
-      shlex.quote(str(self._ledger.path)),
+      *(open_count, patience, shlex.quote(str(self._ledger.path))),
     )

@@ -52,7 +52,6 @@ class _Game(BoundedEnvironment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    """What would do something now, sorted."""
     return list(self._actions)
 
   def _begin(self, actions: list[str]) -> None:
@@ -125,7 +124,6 @@ class ExpressGame(_Game):
     return list(self._ask("getGoldActionSequence"))
 
   def close(self) -> None:
-    """Leaves Java, which ends with the last game; safe to call twice."""
     self.done, self._java, self._game = True, None, None
 
   def _generate(self, *, has_plan: bool) -> dict[str, Any]:
@@ -193,7 +191,6 @@ class StoryGame(_Game):
     )
 
   def close(self) -> None:
-    """Ends the engine; safe to call twice."""
     self.done, self._state = True, None
     if self._engine is not None:
       self._engine.close()
@@ -211,10 +208,7 @@ def make_games(
   seed: int = 0,
   settings: dict[str, object] | None = None,
 ) -> list[pathlib.Path]:
-  """Compiles games of seeds from `seed` on into a folder; some seconds each.
-
-  `settings` of the challenge replace those in `CHALLENGES`.
-  """
+  """Compiles games of seeds from `seed` on into a folder; some seconds each."""
   base.check_choice("challenge", challenge, CHALLENGES)
   textworld = _import_textworld()
   from textworld import challenges, generator

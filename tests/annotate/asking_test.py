@@ -2,17 +2,13 @@
 
 import json
 import sqlite3
-import threading
 
 import pytest
 
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate.ledger import (
   AnswerError,
-  Budget,
-  LabelLedger,
   LedgerError,
-  LedgerLockedError,
 )
 from saw_jax.annotate.questions import Cluster, Label, Question
 
@@ -28,16 +24,6 @@ def ask(*prompts, step=0, seed=0, form="integer", text="", clusters=None):
     Question(p, f"{text}prompt {p}", clusters, step, seed, form)
     for p in prompts
   ]
-
-
-@pytest.fixture
-def path(tmp_path):
-  return tmp_path / "labels.sqlite"
-
-
-@pytest.fixture
-def ledger(path):
-  return LabelLedger(path)
 
 
 def settle(ledger, page="page", **how):
@@ -160,33 +146,6 @@ class TestSettle:
       assert ledger.settle("one", 2, 1) is None
     assert ledger.counts()[:3] == (0, 1, 1)
 
-  def test_many_pages_at_once(self, ledger):
-    # Each of eight pages answers each question with its own number.
-    prompts, kept = range(6), []
-    ledger.ask(ask(*prompts))
-
-    def answer(number):
-      for prompt in prompts:
-        try:
-          ledger.settle(f"page {number}", prompt, 1, answer=str(number))
-          kept.append((prompt, str(number)))
-        except AnswerError:
-          pass
-
-    threads = [threading.Thread(target=answer, args=(n,)) for n in range(8)]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
-    assert sorted(kept) == [
-      (prompt, label.text) for prompt, label in ledger.take(prompts).items()
-    ]
-    assert ledger.counts().answered == 6
-
-  def test_a_question_that_is_not_there(self, ledger):
-    with pytest.raises(AnswerError, match="no question 5"):
-      ledger.settle("page", 5, 1, answer="1")
-
   def test_an_answer_to_an_earlier_round(self, ledger):
     # Skipped, then asked again with other clusters: a choice that was made
     # among the old ones must not pick one of the new.
@@ -236,13 +195,6 @@ class TestUndo:
     assert ledger.lease("page").prompt_id == 1
     ledger.undo("page")
     assert ledger.lease("page").prompt_id == 2
-
-  def test_a_skip_can_be_taken_back(self, ledger):
-    ledger.ask(ask(1))
-    settle(ledger)
-    assert ledger.last("page") == (1, None, True)
-    ledger.undo("page")
-    assert ledger.settle("page", 1, 1, answer="4") == "4"
 
   def test_not_what_the_run_has(self, ledger):
     ledger.ask(ask(1))
@@ -309,39 +261,9 @@ def test_where_a_question_stands(ledger, monkeypatch):
 
 
 class TestCounts:
-  def test_by_hand(self, path):
-    budget = Budget(per_step=2, total=9.0)
-    ledger = LabelLedger(path, budget=budget)
-
-    class Free:
-      name, price = "x", 2.0
-
-      def answer(self, questions):
-        return [Label("1", "x") for _ in questions]
-
-    ledger.buy(ask(8, 9, seed=5), Free())
-    ledger.ask(ask(1, 2, 3), patience=60.0)
-    settle(ledger, answer="1")
-    settle(ledger)
-    counts = LabelLedger(path).counts()
-    assert counts[:3] == (1, 1, 1)
-    assert 55 < counts.patience <= 60
-    assert counts[4:] == ({5: 4.0}, budget)
-
   def test_patience_is_for_whoever_waits(self, ledger):
     assert ledger.counts().patience is None
     ledger.ask(ask(1))
     assert ledger.counts().patience is None  # for ever
     ledger.ask(ask(2), patience=1e-9)
     assert ledger.counts().patience == 0.0
-
-
-def test_locked(path):
-  ledger = LabelLedger(path, busy_s=0.05)
-  ledger.ask(ask(1))
-  holder = sqlite3.connect(path, isolation_level=None)
-  holder.execute("BEGIN EXCLUSIVE")
-  with pytest.raises(LedgerLockedError):
-    ledger.settle("page", 1, 1, answer="1")
-  holder.close()
-  assert ledger.settle("page", 1, 1, answer="1") == "1"

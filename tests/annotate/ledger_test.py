@@ -1,12 +1,10 @@
 """The ledger of labels: nothing is lost, charged twice, or hushed up."""
 
 import itertools
-import json
 import math
 import os
 import pathlib
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +17,6 @@ from hypothesis import stateful
 from hypothesis import strategies as st
 
 from saw_jax.annotate.ledger import (
-  LEDGER_NAME,
   Budget,
   LabelLedger,
   LedgerError,
@@ -71,16 +68,6 @@ def prompts_of(ledger):
   return [p.prompt_id for p in ledger.purchases()]
 
 
-@pytest.fixture
-def path(tmp_path):
-  return tmp_path / LEDGER_NAME
-
-
-@pytest.fixture
-def ledger(path):
-  return LabelLedger(path)
-
-
 class TestBuy:
   def test_by_hand(self, ledger):
     source = Source(price=2.5)
@@ -102,13 +89,6 @@ class TestBuy:
     assert len(source.asked) == 2
     assert ledger.totals(0).spent == 2.0
 
-  def test_again_buys_at_another_step(self, ledger):
-    source = Source()
-    for step in (0, 1):
-      ledger.buy(ask(5, step=step), source, again=True)
-    assert source.asked == [(0, 0, 5), (0, 1, 5)]
-    assert ledger.totals(0) == (2, 1, 0, 2.0)
-
   def test_of_several_labels_the_latest_is_known(self, ledger):
     fickle = Says(lambda q: f"at {q.step}")
     for step in (0, 1):
@@ -122,10 +102,6 @@ class TestBuy:
 
     assert ledger.buy(ask(5), Says(late)) == [label(5)]
     assert ledger.totals(0).spent == 3.0
-
-  def test_seeds_buy_for_themselves(self, ledger):
-    ledger.buy(ask(5, seed=0) + ask(5, 6, seed=1), Source())
-    assert [ledger.totals(seed).spent for seed in (0, 1, 2)] == [1.0, 2.0, 0.0]
 
   def test_no_label_costs_nothing_and_is_decided(self, ledger):
     assert ledger.buy(ask(1, 2), Source(silent=[2])) == [label(1), None]
@@ -154,14 +130,6 @@ class TestBuy:
     with pytest.raises(ZeroDivisionError):
       ledger.buy(ask(1, 2), source)
     assert ledger.purchases() == []
-
-  def test_the_file_is_free_while_the_source_thinks(self, path, ledger):
-    def slow(question):
-      LabelLedger(path, busy_s=0.0).buy(ask(9, seed=5), Source())
-      return "x"
-
-    ledger.buy(ask(1), Says(slow))
-    assert len(ledger.purchases()) == 2
 
 
 class TestBudget:
@@ -278,14 +246,6 @@ class TestRestore:
     ledger.restore(2)
     ledger.restore(4, snapshot)
     assert prompts_of(ledger) == [0, 1, 51, 52, 53]
-
-  def test_a_snapshot_goes_through_json(self, ledger):
-    ledger.buy(ask(1, 2), Source())
-    snapshot = json.loads(json.dumps(ledger.snapshot(1)))
-    assert (snapshot["step"], snapshot["purchases"]) == (1, 2)
-    ledger.buy(ask(3, step=1), Source())
-    ledger.restore(1, snapshot)
-    assert ledger.totals(0).labels == 2
 
   def test_another_file_is_not_the_checkpoints(self, tmp_path, ledger):
     ledger.buy(ask(1, 2), Source())
@@ -498,16 +458,6 @@ sys.stdin.read()
           pytest.fail("two writers at once")
       assert other.purchases() == []
 
-  def test_locked_after_the_source_has_answered(self, path):
-    # Nothing is written, and the same call afterwards is charged once.
-    ledger, holders = LabelLedger(path, busy_s=0.1), []
-    with pytest.raises(LedgerLockedError):
-      ledger.buy(ask(1), Says(lambda q: holders.append(hold(path))))
-    holders[0].close()
-    assert ledger.purchases() == []
-    assert ledger.buy(ask(1), Source()) == [label(1)]
-    assert ledger.totals(0).spent == 1.0
-
 
 class TestDamage:
   @pytest.fixture
@@ -591,9 +541,3 @@ class TestDamage:
     # What a run leaves that is killed while it makes one.
     path.touch()
     assert LabelLedger(path).purchases() == []
-
-  def test_a_copy_is_as_good(self, full, ledger, tmp_path):
-    copy = tmp_path / "copy.sqlite"
-    snapshot = ledger.snapshot(1)
-    shutil.copy(full, copy)
-    LabelLedger(copy).restore(1, snapshot)

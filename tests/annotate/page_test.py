@@ -1,6 +1,5 @@
 """The page for people: hostile text, wrong tokens, two pages, a lock."""
 
-import builtins
 import html
 import html.parser
 import os
@@ -42,19 +41,7 @@ def ask(*prompts, form="integer", text="", response="", step=0):
 
 
 @pytest.fixture
-def path(tmp_path):
-  path = tmp_path / "labels.sqlite"
-  LabelLedger(path)
-  return path
-
-
-@pytest.fixture
-def queue(path):
-  return LabelLedger(path)
-
-
-@pytest.fixture
-def app(path, monkeypatch):
+def app(path, ledger, monkeypatch):
   monkeypatch.setattr(annotation_page, "_BUSY_S", 0.05)
   return annotation_page.make_app(path, token=TOKEN, port=8765)
 
@@ -105,8 +92,8 @@ def submit(client, action, page=None, **fields):
 
 class TestToken:
   @pytest.mark.parametrize("given", ["", "?token=", "?token=wrong"])
-  def test_without_it_nothing_is_served(self, app, queue, given):
-    queue.ask(ask(1, text="secret "))
+  def test_without_it_nothing_is_served(self, app, ledger, given):
+    ledger.ask(ask(1, text="secret "))
     client = stranger(app)
     for target in ("/", "/annotate.js", "/nowhere"):
       reply = client.get(target + given)
@@ -116,7 +103,7 @@ class TestToken:
       assert not reply.cookies
     for action in ("/answer", "/skip", "/undo", "/renew"):
       assert client.post(action + given, data={"x": "y"}).status_code == 403
-    assert queue.counts().waiting == 1
+    assert ledger.counts().waiting == 1
 
   def test_it_leaves_the_address_bar(self, app):
     client = stranger(app)
@@ -129,11 +116,6 @@ class TestToken:
     assert TOKEN not in client.get("/").text
     assert client.get("/").status_code == 200
 
-  def test_a_program_may_send_it_as_a_header(self, app):
-    client = stranger(app)
-    assert client.get("/", headers={"x-token": TOKEN}).status_code == 200
-    assert client.get("/", headers={"x-token": "no"}).status_code == 403
-
   def test_another_name_for_this_machine_is_refused(self, browser):
     # A site whose name is made to point here has the cookies of its name only,
     # but it does not even get that far.
@@ -144,8 +126,8 @@ class TestToken:
       reply = browser.get("/", headers={"host": host, "x-token": TOKEN})
       assert reply.status_code == 200, host
 
-  def test_forms_of_other_sites_are_refused(self, browser, queue):
-    queue.ask(ask(1))
+  def test_forms_of_other_sites_are_refused(self, browser, ledger):
+    ledger.ask(ask(1))
     page = browser.get("/")
     fields = {**read(page).fields["/answer"], "answer": "7"}
     for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
@@ -155,15 +137,15 @@ class TestToken:
       assert (
         browser.post("/answer", data={**fields, **wrong}).status_code == 403
       )
-    assert queue.counts().waiting == 1
+    assert ledger.counts().waiting == 1
     reply = browser.post("/answer", data=fields, headers={"origin": BASE})
     assert reply.status_code == 200
-    assert queue.counts().answered == 1
+    assert ledger.counts().answered == 1
 
 
 class TestHeaders:
-  def test_each_reply_has_them(self, app, browser, queue):
-    queue.ask(ask(1))
+  def test_each_reply_has_them(self, app, browser, ledger):
+    ledger.ask(ask(1))
     for reply in (
       browser.get(HOME),
       browser.get("/annotate.css"),
@@ -178,8 +160,8 @@ class TestHeaders:
       assert reply.headers["cache-control"] == "no-store"
       assert reply.headers["referrer-policy"] == "same-origin"
 
-  def test_nothing_comes_from_elsewhere(self, browser, queue):
-    queue.ask(ask(1))
+  def test_nothing_comes_from_elsewhere(self, browser, ledger):
+    ledger.ask(ask(1))
     pages = [
       browser.get(t).text for t in ("/", "/annotate.js", "/annotate.css")
     ]
@@ -208,7 +190,7 @@ HOSTILE = [
 
 class TestHostileText:
   @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-  def test_it_is_shown_and_does_nothing(self, browser, queue, text):
+  def test_it_is_shown_and_does_nothing(self, browser, ledger, text):
     def tags():
       # But for the spans around what cannot be seen, and the key of an answer
       # that is none.
@@ -217,11 +199,11 @@ class TestHostileText:
 
     def show(prompt, text):
       clusters = (Cluster(text, 1, text),)
-      queue.ask([Question(prompt, text, clusters, 0, 0, "text")])
+      ledger.ask([Question(prompt, text, clusters, 0, 0, "text")])
 
     show(1, "plain")
     usual = tags()
-    queue.take([1])
+    ledger.take([1])
     show(2, text)
     assert tags() == usual
     page = browser.get(HOME)
@@ -233,8 +215,8 @@ class TestHostileText:
     rest = "".join(c for c in text if not annotation_page._is_odd(c))
     assert shown.count(rest) >= 3
 
-  def test_a_typed_answer_comes_back_escaped(self, browser, queue):
-    queue.ask(ask(1))
+  def test_a_typed_answer_comes_back_escaped(self, browser, ledger):
+    ledger.ask(ask(1))
     page = submit(browser, "/answer", answer='"><script>alert(1)</script>')
     assert page.status_code == 422
     assert "<script>alert" not in page.text
@@ -243,8 +225,8 @@ class TestHostileText:
     )
     assert value == '"><script>alert(1)</script>'
 
-  def test_megabytes_are_cut(self, browser, queue):
-    queue.ask(ask(1, response="y" * 5_000_000, text="x" * 3_000_000))
+  def test_megabytes_are_cut(self, browser, ledger):
+    ledger.ask(ask(1, response="y" * 5_000_000, text="x" * 3_000_000))
     page = browser.get("/")
     assert len(page.text) < 100_000
     assert "2,960,008 characters left out" in page.text
@@ -263,8 +245,8 @@ class TestHostileText:
 
 
 class TestAnswering:
-  def test_by_choice_by_hand_and_not_at_all(self, browser, queue):
-    queue.ask(ask(1, 2, 3))
+  def test_by_choice_by_hand_and_not_at_all(self, browser, ledger):
+    ledger.ask(ask(1, 2, 3))
     page = submit(browser, "/answer", choice="1", answer="")
     assert page.status_code == 200 and "prompt 2" in page.text
     assert "Prompt 1 answered 8, u takes it back." in read(page).text
@@ -272,7 +254,7 @@ class TestAnswering:
     page = submit(browser, "/skip")
     assert "No question is waiting" in page.text
     assert "Prompt 3 skipped" in page.text
-    assert queue.take([1, 2, 3]) == {
+    assert ledger.take([1, 2, 3]) == {
       1: Label("8", "annotator"),
       2: Label("12", "annotator"),
       3: None,
@@ -282,24 +264,20 @@ class TestAnswering:
   @pytest.mark.parametrize(
     ("fields", "message"),
     [
-      ({"answer": "dunno"}, "This is not an integer such as -7."),
       ({"answer": ""}, "Choose an answer or type one; or skip"),
       ({"answer": "7", "choice": "0"}, "not both"),
-      ({"choice": "2"}, "That one is no answer"),
-      ({"choice": "77"}, "There is no answer 78"),
-      ({"answer": "7" * 1001}, "more than 1000"),
       ({"answer": "7\u202e"}, "invisible character U+202E"),
     ],
   )
   def test_nonsense_is_refused_with_a_sentence(
-    self, browser, queue, fields, message
+    self, browser, ledger, fields, message
   ):
-    queue.ask(ask(1))
+    ledger.ask(ask(1))
     page = submit(browser, "/answer", **fields)
     assert page.status_code == 422
     assert message in read(page).text
     assert "prompt 1" in page.text
-    assert queue.counts().waiting == 1
+    assert ledger.counts().waiting == 1
 
   @pytest.mark.parametrize(
     ("action", "fields", "status"),
@@ -315,32 +293,31 @@ class TestAnswering:
     ],
   )
   def test_forms_that_the_page_never_sends(
-    self, browser, queue, action, fields, status
+    self, browser, ledger, action, fields, status
   ):
-    queue.ask(ask(1))
+    ledger.ask(ask(1))
     hidden = read(browser.get("/")).fields["/answer"]
     reply = browser.post(action, data={**hidden, "answer": "7", **fields})
     assert reply.status_code == status
-    assert queue.counts().waiting == 1
+    assert ledger.counts().waiting == 1
 
   def test_a_body_that_is_no_form(self, browser):
     reply = browser.post("/answer", content=b"\xff\xfe%zz")
     assert reply.status_code == 400 and "cannot be read" in reply.text
-    assert browser.put("/answer").status_code == 405
 
-  def test_undo(self, browser, queue):
-    queue.ask(ask(1, 2))
+  def test_undo(self, browser, ledger):
+    ledger.ask(ask(1, 2))
     page = submit(browser, "/answer", answer="5")
     page = submit(browser, "/undo", page)
-    assert "prompt 1" in page.text and queue.counts().waiting == 2
+    assert "prompt 1" in page.text and ledger.counts().waiting == 2
     page = submit(browser, "/answer", page, answer="6")
-    queue.take([1])
+    ledger.take([1])
     page = submit(browser, "/undo", page)
     assert page.status_code == 422 and "The run has taken" in page.text
-    assert queue.take([1]) == {1: Label("6", "annotator")}
+    assert ledger.take([1]) == {1: Label("6", "annotator")}
 
-  def test_two_pages_open_at_once(self, browser, queue):
-    queue.ask(ask(1, 2))
+  def test_two_pages_open_at_once(self, browser, ledger):
+    ledger.ask(ask(1, 2))
     one, two = browser.get("/"), browser.get("/")
     assert ("prompt 1" in one.text, "prompt 2" in two.text) == (True, True)
     third = browser.get("/")
@@ -358,20 +335,20 @@ class TestAnswering:
     }
     other = browser.post("/answer", data=fields)
     assert "in another page" in other.text and other.status_code == 422
-    assert queue.take([1]) == {1: Label("5", "annotator")}
-    assert queue.counts().answered == 1
+    assert ledger.take([1]) == {1: Label("5", "annotator")}
+    assert ledger.counts().answered == 1
 
-  def test_the_script_hears_what_became_of_a_question(self, browser, queue):
-    queue.ask(ask(1))
+  def test_the_script_hears_what_became_of_a_question(self, browser, ledger):
+    ledger.ask(ask(1))
     page = browser.get("/")
     reply = browser.post("/renew", data=read(page).fields["/answer"])
     assert reply.text == "yours"
     assert reply.headers["content-type"].startswith("text/plain")
-    queue.take([1])
+    ledger.take([1])
     reply = browser.post("/renew", data=read(page).fields["/answer"])
     assert reply.text == "closed"
 
-  def test_the_figures(self, path, browser, queue):
+  def test_the_figures(self, path, browser, ledger):
     budget = Budget(total=9.0)
     ledger = LabelLedger(path, budget=budget)
     assert "9 left to spend" in read(browser.get("/")).text
@@ -383,7 +360,7 @@ class TestAnswering:
         return [Label("1", "x") for _ in questions]
 
     ledger.buy(ask(8), Free())
-    queue.ask(ask(1, 2), patience=300.0)
+    ledger.ask(ask(1, 2), patience=300.0)
     text = read(browser.get("/")).text
     for part in (
       "2 waiting",
@@ -392,11 +369,11 @@ class TestAnswering:
       "5 min more",
     ):
       assert part in text
-    queue.ask(ask(1, 2, step=1), patience=1e-9)
+    ledger.ask(ask(1, 2, step=1), patience=1e-9)
     assert "has stopped waiting" in browser.get("/").text
 
-  def test_the_page_works_without_its_script(self, browser, queue):
-    queue.ask(ask(1))
+  def test_the_page_works_without_its_script(self, browser, ledger):
+    ledger.ask(ask(1))
     page = read(browser.get(HOME))
     buttons = {v.get("form", "answer") for t, v in page.tags if t == "button"}
     assert buttons == {"answer", "skip", "undo"}
@@ -413,90 +390,42 @@ class TestAnswering:
 
 
 class TestLedgerTrouble:
-  def test_locked(self, path, browser, queue):
-    queue.ask(ask(1))
-    page = browser.get("/")
-    holder = sqlite3.connect(
-      path, isolation_level=None, check_same_thread=False
-    )
-    holder.execute("BEGIN EXCLUSIVE")
-    for reply in (
-      submit(browser, "/answer", page, answer="5"),
-      browser.get(HOME),
-    ):
-      assert reply.status_code == 503
-      assert "is locked by another process" in reply.text
-    assert f'href="{HOME}"' in reply.text
-    holder.close()
-    reply = submit(browser, "/answer", page, answer="<5>")
-    assert reply.status_code == 422
-    assert queue.counts().waiting == 1
-
-  def test_an_answer_that_met_a_lock_can_be_sent_again(
-    self, path, browser, queue
-  ):
-    queue.ask(ask(1))
+  def test_locked(self, path, browser, ledger):
+    ledger.ask(ask(1))
     page = browser.get("/")
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    reply = submit(browser, "/answer", page, answer="5")
+    reply, sent = (
+      browser.get(HOME),
+      submit(browser, "/answer", page, answer="5"),
+    )
     holder.close()
-    assert "Nothing was kept" in reply.text
-    assert submit(browser, "/answer", reply).status_code == 200
-    assert queue.take([1]) == {1: Label("5", "annotator")}
+    assert reply.status_code == sent.status_code == 503
+    assert "is locked by another process" in reply.text
+    assert f'href="{HOME}"' in reply.text
+    # What was sent can be sent again.
+    assert "Nothing was kept" in sent.text
+    assert submit(browser, "/answer", sent).status_code == 200
+    assert ledger.take([1]) == {1: Label("5", "annotator")}
 
   def test_damaged(self, path, browser):
     path.write_bytes(b"x" * 9000)
     reply = browser.get("/")
     assert reply.status_code == 500
     assert "is damaged (file is not a database)" in reply.text
-    assert "left as it is" in reply.text
-    assert path.read_bytes() == b"x" * 9000
-
-  def test_a_run_that_writes_all_the_while(self, path, browser, queue):
-    ledger = LabelLedger(path)
-
-    class Page:
-      """Answers in the page, in the midst of a purchase."""
-
-      name, price = "page", 1.0
-
-      def answer(self, questions):
-        queue.ask(questions)
-        for _ in questions:
-          assert submit(browser, "/answer", choice="0").status_code == 200
-        labels = queue.take([q.prompt_id for q in questions])
-        return [labels[q.prompt_id] for q in questions]
-
-    for step in range(3):
-      found = ledger.buy(ask(2 * step, 2 * step + 1, step=step), Page())
-      assert [label.text for label in found] == ["7", "7"]
-    assert ledger.totals(0).spent == 6.0
 
 
-class TestLoopback:
-  @pytest.mark.parametrize(
-    ("host", "address"),
-    [
-      ("127.0.0.1", "127.0.0.1"),
-      ("127.3.2.1", "127.3.2.1"),
-      ("localhost", "127.0.0.1"),
-      ("::1", "::1"),
-      ("[::1]", "::1"),
-    ],
-  )
-  def test_this_machine(self, host, address):
-    assert annotation_page.loopback(host) == address
-
-  @pytest.mark.parametrize(
-    "host",
-    ["0.0.0.0", "::", "", "192.168.0.7", "example.org", "127.0.0.1.nip.io"],
-  )
-  def test_any_other(self, host, path):
-    with pytest.raises(ValueError, match="to this machine alone"):
-      annotation_page.loopback(host)
-    with pytest.raises(ValueError, match="to this machine alone"):
-      annotation_page.serve(path, host=host)
+class TestServe:
+  def test_on_this_machine_alone(self, path):
+    for host, address in {
+      "127.3.2.1": "127.3.2.1",
+      "localhost": "127.0.0.1",
+      "[::1]": "::1",
+    }.items():
+      assert annotation_page.loopback(host) == address
+    for host in ("0.0.0.0", "::", "", "example.org", "127.0.0.1.nip.io"):
+      with pytest.raises(ValueError, match="to this machine alone"):
+        annotation_page.serve(path, host=host)
 
   def test_a_port_that_is_taken(self, path):
     with socket.socket() as taken:
@@ -508,14 +437,7 @@ class TestLoopback:
 
   @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
   def test_without_the_extra(self, path, monkeypatch, package):
-    real = builtins.__import__
-
-    def missing(name, *arguments, **options):
-      if name.partition(".")[0] == package:
-        raise ImportError(name)
-      return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'saw_jax\[annotate\]'"):
       annotation_page.serve(path)
 
@@ -537,8 +459,8 @@ class TestForReal:
     process.kill()
     process.communicate()
 
-  def test_from_the_address_to_the_label(self, server, path, queue):
-    queue.ask(ask(1, 2))
+  def test_from_the_address_to_the_label(self, server, path, ledger):
+    ledger.ask(ask(1, 2))
     address = server.stdout.readline().strip()
     base = address.partition("/?")[0]
     assert re.fullmatch(
@@ -554,7 +476,7 @@ class TestForReal:
     body = urllib.parse.urlencode(fields).encode()
     request = urllib.request.Request(f"{base}/answer", body, {"Origin": base})
     assert "prompt 2" in browser.open(request).read().decode()
-    assert queue.take([1, 2]) == {1: Label("7", "eva"), 2: None}
+    assert ledger.take([1, 2]) == {1: Label("7", "eva"), 2: None}
     # Not reachable from another interface.
     port = int(base.rpartition(":")[2])
     with socket.socket(socket.AF_INET6) as other, pytest.raises(OSError):

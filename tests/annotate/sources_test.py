@@ -36,11 +36,6 @@ def ask(*places, step=0, seed=0):
   ]
 
 
-@pytest.fixture
-def path(tmp_path):
-  return tmp_path / "labels.sqlite"
-
-
 def annotator(path, **options):
   return Annotator(
     LabelLedger(path),
@@ -125,13 +120,6 @@ class TestAnnotator:
     assert clock.now == 1060.0
     assert "2 of 2 questions have no label" in caplog.text
     assert LabelLedger(path).counts().waiting == 0
-
-  def test_the_page_is_closed_half_way(self, path, clock):
-    source = annotator(path)
-    clock.at(5, answer_all, path, 1)
-    first, second = source.answer(ask(1, 2))
-    assert first.text == EXAMPLES[1].reference and second is None
-    assert clock.now == 1065.0
 
   def test_each_answer_buys_time(self, path, clock):
     # Each within the limit after the last: longer than the limit in all.

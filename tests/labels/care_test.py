@@ -12,14 +12,9 @@ import pytest
 
 from saw_jax.labels import (
   care,
-  diagnostics,
-  gap,
-  probe_losses,
   probes,
   replay,
-  selection,
 )
-from saw_jax.run import checkpoint
 from tests.labels.golden_test import PROBES
 from tests.labels.probes_test import read_features, read_variables
 
@@ -35,14 +30,7 @@ SETTINGS = care.CareSettings(
   replay_batch=4,
 )
 BUDGET = 3
-# One update without replay.
-PLAIN = dataclasses.replace(
-  SETTINGS, train_steps=1, replay_batch=0, replay_size=1
-)
 OPTIMIZER = optax.adamw(1e-2, weight_decay=0.0)
-# For comparisons of two programs: Adam divides tiny gradients, which differ by
-# rounding, by themselves.
-SGD = optax.sgd(0.1)
 BOUGHT = jnp.array([0, 1, 0, 0, 1, 1, 0], bool)
 
 
@@ -59,18 +47,6 @@ def train(
 ):
   options = dict(budget=budget, settings=settings, optimizer=optimizer)
   return care.train_probes(state, key, features, labels, bought, **options)
-
-
-def with_sgd(state):
-  """The same probes with the optimizer whose steps are gradients."""
-
-  def change(probe):
-    return probe.replace(opt_state=SGD.init(probe.params))
-
-  return state.replace(vote=change(state.vote), count=change(state.count))
-
-
-train_with_sgd = functools.partial(train, optimizer=SGD)
 
 
 create = jax.jit(
@@ -274,48 +250,12 @@ class TestTraining:
     assert state.updates == 3 and metrics["num_replayed"] == 1
     chex.assert_tree_all_finite((state, metrics))
 
-  @pytest.mark.slow
-  def test_fewer_labels_are_as_if_there_were_no_more_rows(self, fresh):
-    # Two of three rows, beside a program that has two; the store is empty.
-    features, labels = prompts(5)
-    two = jnp.arange(P) < 2
-    fresh = with_sgd(fresh)
-    batch = jax.random.key(1), features, labels, two
-    found = train_with_sgd(fresh, *batch)
-    exact = train_with_sgd(fresh, *batch, budget=2)
-    chex.assert_trees_all_close(found, exact, rtol=1e-4, atol=1e-6)
-
   def test_of_more_than_the_budget_the_first_count(self, trained):
     batch = jax.random.key(1), *prompts(5)
     chex.assert_trees_all_equal(
       train(trained, *batch, jnp.ones(P, bool)),
       train(trained, *batch, jnp.arange(P) < 3),
     )
-
-  @pytest.mark.slow
-  def test_the_losses_are_those_of_the_bought_prompts(self, fresh):
-    fresh = fresh.replace(replay=replay.make_replay(1, G, D))
-    features, labels = prompts(5)
-    right = jnp.arange(P) < 5  # of prompts 1, 4 and 5 the first two
-    labels = labels.replace(vote_right=right)
-    _, metrics = train(
-      fresh, jax.random.key(1), features, labels, BOUGHT, settings=PLAIN
-    )
-    rows = np.flatnonzero(BOUGHT)
-    (logits, responses), _ = care.make_probes(PLAIN)[0].apply(
-      fresh.vote.variables,
-      jax.tree.map(lambda x: x[rows], features),
-      jnp.ones(3, bool),
-      mutable="batch_stats",
-    )
-    votes = probe_losses.vote_loss(logits, right[rows])
-    answers = probe_losses.response_loss(responses, labels.correct[rows])
-    for name, want in (
-      ("vote/main_loss", votes),
-      ("vote/response_loss", answers),
-      ("vote/loss", votes + 1.5 * answers),
-    ):
-      np.testing.assert_allclose(metrics[name], want, rtol=1e-5, err_msg=name)
 
   def test_each_probe_draws_by_its_own_rule_and_anew(self, trained):
     # Of eight stored samples one is of class 1: the second probe always has it
@@ -375,105 +315,6 @@ class TestTraining:
     other = train(trained, jax.random.key(1), broken, labels, BOUGHT)
     chex.assert_trees_all_equal(one, other)
     assert one[1]["num_bought"] == 2
-
-  def test_a_state_survives_a_checkpoint(self, trained, tmp_path):
-    store = checkpoint.Checkpointer(tmp_path)
-    store.save(2, trained, {})
-    store.wait()
-    _, found, _, _ = store.restore(trained)
-    store.close()
-    chex.assert_trees_all_equal(found, trained)
-
-
-@pytest.mark.slow
-class TestLearning:
-  """Prompts whose hidden state tells how confidently wrong their vote is."""
-
-  size, group, hidden, steps = 32, 5, 4, 120
-  settings = dataclasses.replace(
-    SETTINGS,
-    prompt_width=16,
-    joint_width=16,
-    response_hidden_width=8,
-    response_width=8,
-    replay_size=256,
-    replay_batch=16,
-  )
-
-  def draw(self, key):
-    """A third right votes, a third wrong with right minorities, a third lost.
-
-    Answer 0 is right. In the second kind the vote is 1 and some give 0, in the
-    third kind all are wrong; votes split alike in all kinds.
-    """
-    size, group = self.size, self.group
-    kind_key, split_key, noise_key, hidden_key = jax.random.split(key, 4)
-    kind = jax.random.randint(kind_key, (size,), 0, 3)
-    voters = jax.random.randint(split_key, (size, 1), 3, group)
-    for_vote = jnp.arange(group)[None] < voters
-    vote = jnp.where(kind == 0, 0, 1)[:, None]
-    other = jnp.array([2, 0, 2])[kind][:, None]
-    ids = jnp.where(for_vote, vote, other)
-    signal = jax.nn.one_hot(kind, self.hidden) * 2
-    hidden = signal + jax.random.normal(noise_key, signal.shape)
-    responses = jax.random.normal(hidden_key, (size, group, self.hidden))
-    responses += (ids == 0)[..., None] * 0.5
-    features = probes.probe_features(hidden, responses, ids, jnp.ones_like(ids))
-    return features, ids, (ids == 0).astype(jnp.float32), for_vote
-
-  def test_it_finds_confident_mistakes(self):
-    settings = self.settings
-    optimizer = optax.adamw(3e-3, weight_decay=0.0)
-
-    def step(key, state, index):
-      draw_key, train_key = jax.random.split(jax.random.fold_in(key, index))
-      features, ids, correct, for_vote = self.draw(draw_key)
-      labels = replay.probe_labels(ids, correct)
-      right, counts = care.care_probabilities(
-        state, features, settings=settings
-      )
-      scores = gap.expected_gap(counts, features.voted_count)
-      chosen = selection.care_selection(
-        scores, right, index, label_fraction=0.25
-      )
-      gaps = selection.oracle_scores(for_vote.astype(jnp.float32), correct)
-      figures = diagnostics.label_figures(
-        chosen, labels.vote_right, gaps, correct
-      ) | diagnostics.gate_figures(chosen.gated, labels.vote_right)
-      state, _ = care.train_probes(
-        state,
-        train_key,
-        features,
-        labels,
-        chosen.labelled,
-        budget=selection.budget(self.size, 0.25),
-        settings=settings,
-        optimizer=optimizer,
-      )
-      return state, figures
-
-    @jax.jit
-    def run(key):
-      create_key, steps_key = jax.random.split(key)
-      state = care.create_state(
-        create_key,
-        self.group,
-        self.hidden,
-        settings=settings,
-        optimizer=optimizer,
-      )
-      steps = 1 + jnp.arange(self.steps)
-      return jax.lax.scan(functools.partial(step, steps_key), state, steps)[1]
-
-    figures = jax.vmap(run)(jax.random.split(jax.random.key(0), 3))
-    late = {name: float(x[:, -40:].mean()) for name, x in figures.items()}
-    # A random choice overlaps by a third, wastes a third of its labels, and a
-    # third of what it trusts is right.
-    assert late["overlap/labelled"] > 0.8, late
-    assert late["labels/wasted"] < 0.1, late
-    assert late["gate/precision"] > 0.7, late
-    early = float(figures["overlap/labelled"][:, :3].mean())
-    assert late["overlap/labelled"] > early + 0.2
 
 
 def test_a_gradient_may_be_left_as_it_is():

@@ -1,11 +1,9 @@
 """Tests of saw_jax/labels/diagnostics.py."""
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from saw_jax.labels import diagnostics, selection
 
@@ -46,16 +44,6 @@ class TestOverlap:
   def test_by_hand(self, chosen, gaps, want):
     found = diagnostics.overlap(np.array(chosen, bool), np.array(gaps))
     np.testing.assert_allclose(found, want, rtol=1e-6)
-
-  @pytest.mark.slow
-  @hypothesis.given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
-  def test_the_oracle_overlaps_itself(self, gaps):
-    gaps = np.array(gaps, np.float32)
-    for fraction in (0.05, 0.1, 0.5, 1.0):
-      found = selection.care_selection(
-        gaps, gaps, 1, label_fraction=fraction, gate_fraction=0.0
-      )
-      assert diagnostics.overlap(found.labelled, gaps) == 1
 
 
 @pytest.mark.parametrize(

@@ -257,32 +257,6 @@ def test_every_number(fn, dtype, rtol):
         np.testing.assert_allclose(found, want, rtol=rtol, err_msg=str(case))
 
 
-def test_compiled_formulas_are_the_same():
-  rng = np.random.default_rng(0)
-  ids, mask = rng.integers(-1, 3, (5, 7)), rng.random((5, 7)) < 0.7
-  p, x = rng.random((5, 8)), rng.integers(0, 8, 5)
-  logits = rng.normal(size=(5, 8))
-  for fn, arrays in (
-    (voting.majority_vote, (ids,)),
-    (voting.possible_counts, (ids,)),
-    (voting.correct_outside, (ids, mask)),
-    (selection.entropy_scores, (ids,)),
-    (gap.gap_advantages, (p,)),
-    (gap.corrective_advantage_gap, (mask * 1.0, (~mask) * 1.0)),
-    (gap.expected_gap, (p, x)),
-    (selection.advantage_multipliers, (top(p[:, 0]), p[:, 1])),
-    (certainty.self_certainty, (logits[:, :7], mask)),
-    (certainty.probability, (-p[:, :7], mask)),
-    (probe_losses.count_loss, (logits, x, p < 0.9)),
-    (probe_losses.vote_loss, (logits[:, :2], x % 2)),
-  ):
-    plain, compiled = fn(*arrays), jax.jit(fn)(*arrays)
-    for one, other in zip(
-      jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True
-    ):
-      np.testing.assert_allclose(one, other, rtol=1e-5, err_msg=str(fn))
-
-
 def test_impossible_counts():
   for case in GOLDEN["cag_from_counts_invalid"]:
     counts = np.array(case["x"]), np.array(case["y"]), case["n"]

@@ -2,12 +2,9 @@
 
 import functools
 
-import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from saw_jax.labels import probe_losses
@@ -18,16 +15,8 @@ class TestClassWeights:
     weights = probe_losses.class_weights(np.array([100, 1]))
     np.testing.assert_allclose(weights, [0.25, 20 / 11], rtol=1e-6)
 
-  def test_one_class(self):
-    weights = probe_losses.class_weights(np.array([0, 7, 0]))
-    np.testing.assert_allclose(weights, [0, 1, 0], rtol=1e-6)
-
   def test_nothing_at_all(self):
     assert not probe_losses.class_weights(np.zeros(3)).any()
-
-  def test_power_zero_is_no_balance(self):
-    weights = probe_losses.class_weights(np.array([5, 1, 0]), power=0.0)
-    assert weights.tolist() == [1, 1, 0]
 
   def test_labels_that_are_masked_or_of_no_class(self):
     counts = probe_losses.class_counts(
@@ -36,37 +25,13 @@ class TestClassWeights:
     assert counts.tolist() == [1, 1]
 
 
-class TestClassProbabilities:
-  @pytest.mark.slow
-  @hypothesis.given(st.integers(0, 2**31))
-  def test_they_are_a_softmax_over_what_is_possible(self, seed):
-    rng = np.random.default_rng(seed)
-    logits, mask = rng.normal(size=(3, 5)) * 20, rng.random((3, 5)) < 0.5
-    mask[:, 0] = True
-    found = probe_losses.class_probabilities(
-      np.where(mask, logits, np.nan), mask
-    )
-    assert not found[~mask].any()
-    for row in range(3):
-      kept = logits[row, mask[row]]
-      want = jax.nn.softmax(kept)
-      np.testing.assert_allclose(found[row, mask[row]], want, rtol=1e-4)
-
-  def test_without_a_mask(self):
-    found = probe_losses.class_probabilities(np.zeros((2, 4)))
-    np.testing.assert_allclose(found, 0.25, rtol=1e-6)
+def test_what_is_impossible_may_be_any_number():
+  logits = np.array([[0.0, np.nan, 0.0, np.inf]])
+  found = probe_losses.class_probabilities(logits, np.isfinite(logits))
+  np.testing.assert_allclose(found, [[0.5, 0, 0.5, 0]], rtol=1e-6)
 
 
 class TestWeightedCrossEntropy:
-  def test_by_hand(self):
-    # p = 1/2 with weight 1, p = 3/4 with weight 3: (log 2 + 3 log 4/3) / 4.
-    logits = np.log(np.array([[0.5, 0.5], [0.25, 0.75]]))
-    loss = probe_losses.weighted_cross_entropy(
-      logits, np.array([0, 1]), np.array([1.0, 3.0])
-    )
-    want = (np.log(2) + 3 * np.log(4 / 3)) / 4
-    np.testing.assert_allclose(loss, want, rtol=1e-6)
-
   def test_gradients(self):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(4, 3)), np.array([0, 2, 1, 1])
@@ -138,23 +103,6 @@ class TestProbeLosses:
     np.testing.assert_allclose(value, loss, rtol=1e-6)
     np.testing.assert_allclose(padded_gradient[:5], gradient, rtol=1e-5)
     assert not padded_gradient[5:].any()
-
-  @pytest.mark.parametrize("fn", LOSSES)
-  def test_classes_weigh_by_how_rare_they_are(self, fn):
-    logits, labels, *_ = batches(7)[fn]
-    shape = logits.shape[-1]
-    nll = -jax.nn.log_softmax(logits.reshape(-1, shape))
-    nll = nll[jnp.arange(labels.size), labels.ravel()]
-    counts = np.bincount(labels.ravel(), minlength=shape)
-    weights = np.ones(shape)
-    if fn is not probe_losses.response_loss:
-      weights = probe_losses.class_weights(counts)
-      assert len(set(weights[counts > 0].tolist())) > 1
-    arrays = logits, labels
-    if fn is probe_losses.count_loss:
-      arrays = *arrays, np.ones((7, 4), bool)
-    want = np.average(nll, weights=weights[labels.ravel()])
-    np.testing.assert_allclose(fn(*arrays), want, rtol=1e-5)
 
   def test_the_true_count_is_always_a_class(self):
     # Two clusters of one are both right: 2 is the size of neither.

@@ -141,22 +141,6 @@ class TestBatchNorm:
     np.testing.assert_allclose(stats["mean"], [0.2], rtol=1e-6)
     np.testing.assert_allclose(stats["var"], [1.1], rtol=1e-6)
 
-  def test_scoring_starts_as_the_identity_and_changes_nothing(self):
-    x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
-    y, stats = self.apply(x)
-    np.testing.assert_allclose(y, x, rtol=1e-5)
-    assert stats["mean"].tolist() == [0, 0] and stats["var"].tolist() == [1, 1]
-
-  def test_all_axes_but_the_last_are_rows(self):
-    x = np.random.default_rng(0).normal(size=(3, 5, 2)) * 3 + 7
-    y, stats = self.apply(x, jnp.ones((3, 5), bool))
-    y, rows = y.reshape(-1, 2), x.reshape(-1, 2)
-    want = (rows - rows.mean(0)) / rows.std(0)
-    np.testing.assert_allclose(y, want, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(stats["mean"], rows.mean(0) / 10, rtol=1e-5)
-    want = 0.9 + rows.var(0, ddof=1) / 10
-    np.testing.assert_allclose(stats["var"], want, rtol=1e-5)
-
   def test_a_single_row_leaves_no_nan(self):
     y, stats = self.apply(np.array([[5.0, 7.0]]), jnp.ones(1, bool))
     assert y.tolist() == [[0, 0]]
@@ -192,47 +176,6 @@ class TestProbes:
     chex.assert_trees_all_close(
       ((value, (found, stats)), grads), want, rtol=1e-4, atol=1e-5
     )
-
-  def test_a_prompt_is_scored_by_itself(self):
-    features = read_features(np.float32)
-    broken = jax.tree.map(
-      lambda x: (
-        x.at[1:].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
-      ),
-      features,
-    )
-    for stage, probe in PROBES.items():
-      variables = read_variables(stage, "state_after_3_steps", np.float32)
-      one, other = (probe.apply(variables, x) for x in (features, broken))
-      first = functools.partial(jax.tree.map, lambda x: x[0])
-      chex.assert_trees_all_equal(first(one), first(other))
-
-  def test_the_order_of_responses_does_not_matter_to_a_prompt(self):
-    features = read_features(np.float32)
-    order = jnp.array([2, 0, 1])
-    turned = features.replace(
-      response_hidden=features.response_hidden[:, order],
-      lengths=features.lengths[:, order],
-      outside=features.outside[:, order],
-    )
-    for stage, probe in PROBES.items():
-      variables = read_variables(stage, "initial_state", np.float32)
-      one, other = (probe.apply(variables, x) for x in (features, turned))
-      if stage == "stage1":
-        one = one[0], one[1][:, order]
-      chex.assert_trees_all_close(other, one, rtol=1e-5, atol=1e-6)
-
-  def test_responses_for_the_vote_say_nothing_about_the_others(self):
-    features = read_features(np.float32)
-    hidden = jnp.where(
-      features.outside[..., None], features.response_hidden, jnp.nan
-    )
-    variables = read_variables("stage2", "initial_state", np.float32)
-    one, other = (
-      PROBES["stage2"].apply(variables, x)
-      for x in (features, features.replace(response_hidden=hidden))
-    )
-    assert one.tolist() == other.tolist()
 
 
 class TestFeatures:

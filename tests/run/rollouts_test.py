@@ -65,23 +65,9 @@ class TestEncoder:
     text = "".join(chr(ord("a") + i % 26) for i in range(91))
     whole = TOKENIZER.encode_chat(example(text).messages)
     made = encoder(long_prompts="truncate")
-    for _ in range(2):  # The second is remembered.
-      assert made.tokens(example(text)) == list(whole[-48:])
-
-  def test_remembers_a_prompt_by_its_text_not_its_key(self):
-    calls = []
-
-    class Counts(tokenizer_lib.ByteTokenizer):
-      def encode_chat(self, messages, add_generation_prompt=True):
-        calls.append(messages)
-        return super().encode_chat(messages, add_generation_prompt)
-
-    made = rollouts.Encoder(Counts(), rollouts.RolloutConfig())
-    first = made.tokens(example("ab", key=1))
-    assert made.tokens(example("ab", key=2)) == first
-    assert len(calls) == 1
-    # The same key with another text is another prompt.
-    assert made.tokens(example("ba", key=1)) != first
+    for key in (1, 2):  # The second is remembered, by its text.
+      assert made.tokens(example(text, key)) == list(whole[-48:])
+    assert made.tokens(example("ab", 1)) != list(whole[-48:])
 
   def test_prompts_of_all_seeds_have_one_padded_size(self):
     rows = [
@@ -162,18 +148,6 @@ class TestCut:
 
 
 class TestTrim:
-  def test_keeps_every_used_position(self):
-    made = transcript([[1, 2, 3], [1], []])
-    found = rollouts.trim(made, 1)
-    assert found.tokens.shape == (1, 3, 2 + 3)
-    np.testing.assert_array_equal(found.tokens, made.tokens[..., :5])
-    np.testing.assert_array_equal(found.roles, made.roles[..., :5])
-    np.testing.assert_array_equal(
-      found.behave_log_probs, made.behave_log_probs[..., :3]
-    )
-    assert (made.roles[..., 5:] == PAD).all()
-    assert found.prompt_size == 2
-
   @pytest.mark.parametrize(
     ("rows", "multiple", "width"),
     [
@@ -185,9 +159,16 @@ class TestTrim:
   def test_sizes_are_multiples_and_no_longer_than_there_is(
     self, rows, multiple, width
   ):
-    found = rollouts.trim(transcript(rows), multiple)
-    assert found.behave_log_probs.shape[-1] == width
-    assert found.tokens.shape[-1] == 2 + width
+    made = transcript(rows)
+    found = rollouts.trim(made, multiple)
+    assert found.prompt_size == 2
+    for name in ("tokens", "roles"):
+      np.testing.assert_array_equal(
+        getattr(found, name), getattr(made, name)[..., : 2 + width]
+      )
+    np.testing.assert_array_equal(
+      found.behave_log_probs, made.behave_log_probs[..., :width]
+    )
 
 
 class TestRowKeys:
@@ -195,24 +176,15 @@ class TestRowKeys:
     found = rollouts.row_keys(seeds, step, np.array(ids), group_size)
     return jax.random.key_data(found).reshape(len(seeds), -1, group_size, 2)
 
-  def test_a_key_for_every_row_and_all_differ(self):
+  def test_are_functions_of_seed_step_example_and_sample_alone(self):
     found = self.keys()
     assert found.shape == (2, 2, 3, 2)
     assert len({tuple(key) for key in found.reshape(-1, 2).tolist()}) == 12
-
-  def test_the_order_of_prompts_and_the_other_rows_do_not_matter(self):
+    assert (found != self.keys(step=4)).any(-1).all()
     swapped = self.keys(ids=((9, 5), (6, 9)))
-    np.testing.assert_array_equal(self.keys(), swapped[:, ::-1])
+    np.testing.assert_array_equal(found, swapped[:, ::-1])
     alone = self.keys(seeds=(1,), ids=((9,),), group_size=2)
-    np.testing.assert_array_equal(alone[0, 0], self.keys()[1, 0, :2])
-
-  def test_seed_step_example_and_sample_do(self):
-    one = dict(seeds=(0,), ids=((5,),), group_size=2)
-    first = self.keys(**one)[0, 0]
-    changes = ({"seeds": (1,)}, {"step": 4}, {"ids": ((6,),)})
-    others = [self.keys(**{**one, **change})[0, 0] for change in changes]
-    for other in (*others, first[::-1]):
-      assert (first != other).any(-1).all()
+    np.testing.assert_array_equal(alone[0, 0], found[1, 0, :2])
 
 
 IDS = np.array([[0, 1, 2], [2, 0, 1]])
@@ -329,28 +301,23 @@ def by_length():
   return run
 
 
-class TestSampleByLength:
-  @pytest.mark.slow
-  @pytest.mark.parametrize("count", [2, 3, 6])
-  def test_is_what_is_sampled_at_once(self, by_length, count):
-    (whole, _), (parts, sizes) = by_length(1), by_length(count)
-    assert len({size[-1] for size in sizes}) > 1
-    for name in ("tokens", "roles", "starts", "ends", "group_ids"):
-      np.testing.assert_array_equal(
-        getattr(parts, name), getattr(whole, name), err_msg=name
-      )
-    for name in ("behave_log_probs", "entropies"):
-      np.testing.assert_allclose(
-        getattr(parts, name), getattr(whole, name), atol=1e-5, err_msg=name
-      )
-    assert parts.prompt_size == whole.prompt_size
-
-  def test_short_prompts_are_padded_to_less(self, by_length):
-    overhead = len(TOKENIZER.encode_chat(example("").messages))
-    by_hand = [-(-(overhead + size) // 16) * 16 for size in (3, 40)]
-    assert by_hand[0] < by_hand[1]
-    _, sizes = by_length(2)
-    assert sizes == [(2, 3, by_hand[0]), (2, 3, by_hand[1])]
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_what_is_sampled_by_length_is_what_is_sampled_at_once(by_length, count):
+  (whole, _), (parts, sizes) = by_length(1), by_length(count)
+  # Short prompts are padded to less.
+  overhead = len(TOKENIZER.encode_chat(example("").messages))
+  short, long = (-(-(overhead + size) // 16) * 16 for size in (3, 40))
+  assert sizes[0] == (2, 6 // count, short)
+  assert sizes[-1] == (2, 6 // count, long) and short < long
+  for name in ("tokens", "roles", "starts", "ends", "group_ids"):
+    np.testing.assert_array_equal(
+      getattr(parts, name), getattr(whole, name), err_msg=name
+    )
+  for name in ("behave_log_probs", "entropies"):
+    np.testing.assert_allclose(
+      getattr(parts, name), getattr(whole, name), atol=1e-5, err_msg=name
+    )
+  assert parts.prompt_size == whole.prompt_size
 
 
 class TestScore:
