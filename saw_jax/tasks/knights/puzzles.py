@@ -50,8 +50,6 @@ def draw_puzzle(
   A claim joins two at `compound_rate`, which is not 0: of claims about one
   person each, all roles changed in a cycle of people fit as well.
   """
-  if not 0 < compound_rate <= 1:
-    raise ValueError(f"compound_rate is not above 0: {compound_rate}.")
   while True:
     claims = tuple(
       _draw_claim(draws, speaker, people, compound_rate)
