@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 _APPLICATION = 0x5341574A  # marks the file as ours
 _VERSION = 1
-_BUSY_S = 30.0
+_BUSY_S = 30.0  # the longest wait for another process
 _SCHEMA = (
   "CREATE TABLE verdicts (key TEXT PRIMARY KEY, scores TEXT NOT NULL)",
   "CREATE TABLE departures (model TEXT PRIMARY KEY, next_at REAL NOT NULL)",
@@ -32,10 +32,9 @@ class JudgeCacheError(ValueError):
 class JudgeCache:
   """Verdicts by key, and a queue for requests; any number may have it open."""
 
-  def __init__(self, path: str | os.PathLike, *, busy_s: float = _BUSY_S):
-    """Opens a cache, or makes one; `busy_s` bounds a wait for others."""
+  def __init__(self, path: str | os.PathLike):
+    """Opens a cache, or makes one."""
     self.path = pathlib.Path(path)
-    self._busy_s = busy_s
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self._transaction() as connection:
       # Another process may be making it: whoever comes second waits, and looks.
@@ -86,7 +85,7 @@ class JudgeCache:
   def _transaction(self) -> Iterator[sqlite3.Connection]:
     try:
       with contextlib.closing(
-        sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None)
+        sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
       ) as connection:
         connection.execute("BEGIN IMMEDIATE")
         try:

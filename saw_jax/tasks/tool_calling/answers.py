@@ -196,9 +196,8 @@ def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
   name = draws.choice(others or [f"{call['name']}_2"])
   tool = catalogue.TOOLS.get(name)
   parameters = tool.draw_values(draws) if tool else call["parameters"]
-  changed = list(calls)
-  changed[index] = {"name": name, "parameters": parameters}
-  return write_calls(changed)
+  changed = {"name": name, "parameters": parameters}
+  return write_calls([*calls[:index], changed, *calls[index + 1 :]])
 
 
 def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
@@ -225,14 +224,12 @@ CALL_DAMAGES = {
   extra_call: 0.05,
   broken_json: 0.1,
 }
-_NEED_PARAMETERS = (wrong_value, wrong_type, missing_parameter)
 
 
 def applies(damage: Callable[..., str], calls: Calls) -> bool:
   """Whether these calls have something for a call damage to damage."""
-  if damage in _NEED_PARAMETERS:
-    return any(call["parameters"] for call in calls)
-  return bool(calls)
+  needs = damage in (wrong_value, wrong_type, missing_parameter)
+  return any(call["parameters"] or not needs for call in calls)
 
 
 def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
@@ -251,9 +248,7 @@ def demonstrate(
 ) -> str:
   """Writes an answer whose format and whose calls are each right at a rate.
 
-  The two are drawn independently, and no format mistake hides a call: the mean
-  format reward of many is `format_rate`, and a share `call_rate` of those with
-  a call has the full correctness reward.
+  The two are independent, and no format mistake hides a call.
   """
   answer = read(reference)
   right_format = draws.chance(format_rate)
@@ -269,9 +264,7 @@ def damages(
 ) -> Iterator[Damage]:
   """Yields each way to damage a reference, the text and its two rewards.
 
-  A mistake in the format must cost the format alone, and one in a call the
-  correctness alone: with one gold call as much as `expected_correctness` says,
-  with more by any amount, which is None.
+  A mistake in the format must cost it alone, and one in a call correctness.
   """
   answer = read(reference)
   for what, damage in FORMAT_DAMAGES.items():
@@ -323,9 +316,8 @@ def _pick(draws: Draws, calls: Calls) -> tuple[int, Call, str]:
 
 
 def _change(calls: Calls, index: int, parameters: Call) -> str:
-  changed = list(calls)
-  changed[index] = {**calls[index], "parameters": parameters}
-  return write_calls(changed)
+  changed = {**calls[index], "parameters": parameters}
+  return write_calls([*calls[:index], changed, *calls[index + 1 :]])
 
 
 def _other(value: Any) -> Any:

@@ -69,9 +69,7 @@ def read_category(
 ) -> list[base.Example]:
   """Reads the entries of a category, with their possible answers as JSON.
 
-  The reference is null where the question is only whether there is a call.
-  Without a frame a prompt has the form of generated requests: a line a tool in
-  the system message, and what the user says.
+  Without a frame a prompt has the form of generated requests.
   """
   if category not in CATEGORIES:
     raise ValueError(
@@ -123,11 +121,7 @@ def read_calls(completion: str) -> list[dict[str, Any]] | None:
 
 
 def is_right(example: base.Example, completion: str) -> bool:
-  """Asks the leaderboard's checker; nothing in the completion is executed.
-
-  As there, a completion without a readable call is right where none is wanted,
-  and wrong where one is. A call that makes the checker raise is wrong.
-  """
+  """Asks the leaderboard's checker; nothing in the completion is executed."""
   category = example.meta["category"]
   calls = read_calls(completion)
   if _asks_whether(category):
@@ -194,9 +188,8 @@ def averages(
 
   `non_live` is the plain mean of simple (itself that of three languages),
   multiple, parallel, parallel multiple and irrelevance; `live` is the mean over
-  all of its entries. The leaderboard's overall accuracy is the plain mean of
-  these two and of `multi_turn`, which is not evaluated here: `single_turn` is
-  the mean of the two. An average is left out where one of its categories is.
+  all of its entries, and `single_turn` that of the two. An average is left out
+  where one of its categories is.
   """
   found: dict[str, list[float]] = {}
   for category, value in zip(categories, right, strict=True):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from saw_jax.tasks.summaries import judge_cache
 from saw_jax.tasks.summaries.judge_cache import JudgeCache, JudgeCacheError
 
 WRITER = """
@@ -94,8 +95,9 @@ class TestWrongFiles:
       JudgeCache(path)
     assert path.read_bytes() == before
 
-  def test_a_lock_is_named(self, path):
-    cache = JudgeCache(path, busy_s=0.05)
+  def test_a_lock_is_named(self, path, monkeypatch):
+    monkeypatch.setattr(judge_cache, "_BUSY_S", 0.05)
+    cache = JudgeCache(path)
     with sqlite3.connect(path, isolation_level=None) as connection:
       connection.execute("BEGIN EXCLUSIVE")
       with pytest.raises(JudgeCacheError, match="locked"):
