@@ -3,29 +3,16 @@
 import dataclasses
 
 import jax
-import numpy as np
 
-from saw_jax import algorithms
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models import decoder
-from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import agents, evaluation, rollouts
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.tasks import environments
 from saw_jax.tasks.environments import Reply, Situation, Step, Transition
-from saw_jax.training import optimizer, parallel
+from tests import helpers
 
 TOKENIZER = tokenizer_lib.PieceTokenizer([*"abcde", "yes ", "no ", " "])
-CONFIG = DecoderConfig(
-  vocab_size=TOKENIZER.vocab_size,
-  width=16,
-  num_layers=1,
-  num_heads=2,
-  num_kv_heads=1,
-  head_size=8,
-  mlp_size=24,
-)
+CONFIG = dataclasses.replace(helpers.CONFIG, vocab_size=TOKENIZER.vocab_size)
 
 
 class Echo:
@@ -98,41 +85,35 @@ def experiment(row="grpo_paw", **changes) -> experiment_lib.Experiment:
   algorithm = config_lib.typed(household.get_config(f"row={row}")).algorithm
   for name, value in changes.pop("world_model", {}).items():
     algorithm = config_lib.replace(algorithm, f"world_model.{name}", value)
-  task = changes.pop("task", None) or EchoTask()
-  minima = np.array([c.minimum for c in task.components], np.float32)
-  method = algorithms.make_method(algorithm, minima)
-  model = dataclasses.replace(CONFIG, value_head=method.reads_values)
+  value_head = algorithm.advantage == "step_gae"
+  model = dataclasses.replace(CONFIG, value_head=value_head)
   params = decoder.init_params(CONFIG, jax.random.key(0))
-  if model.value_head:
+  if value_head:
     params = decoder.add_value_head(params, model)
-  made = experiment_lib.Experiment(
+  sections = {
+    "rollout": {
+      "max_prompt_tokens": 4,
+      "prompt_multiple": 4,
+      "max_new_tokens": 2,
+      "completion_multiple": 8,
+    },
+    "evaluation": {"num_examples": 6},
+    "grading": {"crash_tolerance": 1.0},
+    "episodes": {
+      "rows_per_call": 16,
+      "row_parts": 1,
+      "max_observation_tokens": 4,
+      "num_transitions": 8,
+    },
+  }
+  task = changes.pop("task", None) or EchoTask()
+  for name, value in changes.items():
+    sections[name] = {**sections.get(name, {}), **value}
+  return helpers.experiment(
     task=task,
+    algorithm=algorithm,
     tokenizer=TOKENIZER,
     decoder=model,
     params=params,
-    method=method,
-    loop=experiment_lib.LoopConfig(
-      num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
-    ),
-    rollout=rollouts.RolloutConfig(
-      max_prompt_tokens=4,
-      prompt_multiple=4,
-      max_new_tokens=2,
-      completion_multiple=8,
-    ),
-    sampling=SamplingConfig(),
-    optimizer=optimizer.OptimizerConfig(learning_rate=1e-2),
-    parallel=parallel.ParallelConfig(),
-    evaluation=evaluation.EvaluationConfig(
-      num_examples=6, samples=2, interval=2
-    ),
-    grading=experiment_lib.GradingConfig(num_workers=0, crash_tolerance=1.0),
-    episodes=agents.EpisodeConfig(
-      rows_per_call=16, row_parts=1, max_observation_tokens=4, num_transitions=8
-    ),
+    **sections,
   )
-  sections = {
-    name: dataclasses.replace(getattr(made, name), **value)
-    for name, value in changes.items()
-  }
-  return made._replace(**sections)

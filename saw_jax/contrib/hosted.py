@@ -43,22 +43,18 @@ def make_hosted(
 ) -> Hosted:
   """Turns the names of a method into what a host calls.
 
-  A reward that is NaN was not scored: a mask that weights and advantages obey,
-  and no 0. Log-probs are of the taken tokens and of any float type; what the
-  mask excludes is never read, so that it may be anything. Without
-  `old_log_probs` the update is the first on its rollout, and the ratio is 1.
+  `estimate` gives advantages `[P * G]` and statistics by name (`weight`,
+  `mean`, `std`, `cv`: `[M]`). A reward that is NaN was not scored: a mask that
+  weights and advantages obey, and no 0. `terms` goes from arrays `[B, T]` and
+  advantages `[B]` or `[B, T]` to the terms of the loss, multiplied by their
+  coefficients, and what is only logged; gradient flows to log-probs and
+  entropies, and what the mask excludes may be anything. Without `old_log_probs`
+  the ratio is 1.
 
   Args:
-    config: the names and their options, as in `config.algorithm`. minima: least
-    value that each reward component can take, in the order in which
-      the host has its reward functions; SAW's weights read them.
-
-  Returns:
-    `estimate`, which gives advantages `[P * G]` with their gradient stopped and
-    statistics by name (`weight`, `mean`, `std`, `cv`: `[M]`); and `terms`, from
-    arrays `[B, T]` and advantages `[B]` or `[B, T]` to the terms of the loss,
-    multiplied by their coefficients, and what is only logged. Gradient flows to
-    log-probs and entropies.
+    config: the names and their options, as in `config.algorithm`.
+    minima: least value of each reward component, in the order of the host's
+      reward functions; SAW's weights read them.
   """
   minima = np.asarray(minima, np.float32)
   if minima.ndim != 1 or not minima.size:
@@ -99,18 +95,16 @@ def make_hosted(
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rewards = np.asarray(rewards, np.float32)
     _check_rewards(rewards, group_size, minima.size)
+    rewards = rewards.reshape(-1, group_size, minima.size)
+    if lengths is not None:
+      lengths = np.asarray(lengths).reshape(rewards.shape[:2])
     scored = ~np.isnan(rewards)
-    groups = (-1, group_size)
     estimated, statistics = compute(
-      np.where(scored, rewards, 0).reshape(*groups, minima.size),
-      scored.reshape(*groups, minima.size),
-      None if lengths is None else np.asarray(lengths).reshape(groups),
-      None,
-      None,
+      np.where(scored, rewards, 0), scored, lengths, None, None
     )
-    return np.asarray(estimated).reshape(-1), {
-      name: np.asarray(value) for name, value in statistics.items()
-    }
+    return np.asarray(estimated).reshape(-1), jax.tree.map(
+      np.asarray, statistics
+    )
 
   def terms(
     log_probs: Array,
@@ -133,12 +127,13 @@ def make_hosted(
     )
 
   kl = method.terms.get("kl")
+  whiten = names.options(method.advantage).get("whiten")
   return Hosted(
     estimate=estimate,
     terms=terms,
     num_components=minima.size,
     kl_coefficient=0.0 if kl is None else kl.coefficient,
-    needs_lengths=_whitens_by_tokens(method.advantage),
+    needs_lengths=whiten is advantages_lib.token_whiten,
     needs_behave=method.needs_behave,
   )
 
@@ -146,13 +141,11 @@ def make_hosted(
 def denominators(
   hosted: Hosted, advantages: Array, completion_mask: Array
 ) -> dict[str, Array]:
-  """Counts for each term what a whole batch divides by, before it is cut up.
-
-  A denominator does not depend on the policy, so that any log-probs will do.
-  """
+  """Counts for each term what a whole batch divides by, before it is cut up."""
+  # A denominator does not depend on the policy: any log-probs will do.
   zeros = jnp.zeros(completion_mask.shape, jnp.float32)
-  names = ("old_log_probs", "behave_log_probs", "ref_log_probs")
-  recorded = dict.fromkeys(names, zeros)
+  kinds = ("old_log_probs", "behave_log_probs", "ref_log_probs")
+  recorded = dict.fromkeys(kinds, zeros)
   terms, _ = hosted.terms(zeros, zeros, advantages, completion_mask, **recorded)
   return {name: term.denominator for name, term in terms.items()}
 
@@ -161,13 +154,13 @@ def total_loss(
   terms: Mapping[str, reductions.Ratio],
   counts: Mapping[str, Array] | None = None,
 ) -> Array:
-  """Divides the terms of a batch, or of a part of it, and adds them up.
+  """Divides the terms of a batch and adds them up.
 
   With `counts` of the whole batch, see `denominators`, the losses of its parts
-  add up to that of the whole; without, the part is all there is.
+  add up to that of the whole.
   """
   if counts is None:
-    return sum(term.value() for term in terms.values())
+    counts = {name: term.denominator for name, term in terms.items()}
   return sum(
     reductions.divide(term.numerator, counts[name])
     for name, term in terms.items()
@@ -196,7 +189,6 @@ def check_beta(hosted: Hosted, beta: float, host: str) -> None:
 def _check_rewards(
   rewards: np.ndarray, group_size: int, num_components: int
 ) -> None:
-  """Refuses rewards that are no matrix of whole groups. NaN is not scored."""
   if rewards.ndim != 2 or rewards.shape[1] != num_components:
     raise ValueError(
       f"rewards have the shape {rewards.shape}, but the method was made for a "
@@ -213,8 +205,3 @@ def _check_rewards(
       f"component {component} of response {row} is {rewards[row, component]}: "
       "a reward is finite, or NaN where there is none"
     )
-
-
-def _whitens_by_tokens(advantage: Callable) -> bool:
-  """Whether an estimator weighs responses by their lengths."""
-  return names.options(advantage).get("whiten") is advantages_lib.token_whiten

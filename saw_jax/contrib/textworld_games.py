@@ -11,6 +11,7 @@ import re
 import weakref
 from typing import Any
 
+from saw_jax import names
 from saw_jax.tasks import base
 from saw_jax.tasks.environments import BoundedEnvironment, EngineLost
 
@@ -52,7 +53,6 @@ class _Game(BoundedEnvironment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    """What would do something now, sorted."""
     return list(self._actions)
 
   def _begin(self, actions: list[str]) -> None:
@@ -125,7 +125,6 @@ class ExpressGame(_Game):
     return list(self._ask("getGoldActionSequence"))
 
   def close(self) -> None:
-    """Leaves Java, which ends with the last game; safe to call twice."""
     self.done, self._java, self._game = True, None, None
 
   def _generate(self, *, has_plan: bool) -> dict[str, Any]:
@@ -193,7 +192,6 @@ class StoryGame(_Game):
     )
 
   def close(self) -> None:
-    """Ends the engine; safe to call twice."""
     self.done, self._state = True, None
     if self._engine is not None:
       self._engine.close()
@@ -211,10 +209,7 @@ def make_games(
   seed: int = 0,
   settings: dict[str, object] | None = None,
 ) -> list[pathlib.Path]:
-  """Compiles games of seeds from `seed` on into a folder; some seconds each.
-
-  `settings` of the challenge replace those in `CHALLENGES`.
-  """
+  """Compiles games of seeds from `seed` on into a folder; some seconds each."""
   base.check_choice("challenge", challenge, CHALLENGES)
   textworld = _import_textworld()
   from textworld import challenges, generator
@@ -251,12 +246,8 @@ def _told(feedback: str) -> str:
 
 
 def _import_textworld():
-  try:
+  with names.needs_extra("textworld", "games of TextWorld need its package"):
     import textworld
-  except ImportError as error:
-    raise ImportError(
-      "games of TextWorld need its package: pip install 'saw_jax[textworld]'"
-    ) from error
   return textworld
 
 
@@ -264,14 +255,10 @@ class _Java:
   """A Java process with TextWorld-Express in it."""
 
   def __init__(self):
-    try:
+    need = "games of TextWorld-Express need its package"
+    with names.needs_extra("textworld", need):
       from py4j import java_gateway, protocol
       from textworld_express import constants
-    except ImportError as error:
-      raise ImportError(
-        "games of TextWorld-Express need its package: "
-        "pip install 'saw_jax[textworld]'"
-      ) from error
     # What a broken connection raises, beside errors of the system.
     self._broken = (protocol.Py4JNetworkError, OSError)
     try:

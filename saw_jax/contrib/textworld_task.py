@@ -90,20 +90,15 @@ class TextWorldTask(environments.FormTask):
         self.episodes[split] = min(size, len(found))
 
   def make(self, split: str) -> ExpressGame | StoryGame:
-    """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # raises if there is no such split
     config = self.config
-    options = dict(
-      max_steps=config.max_steps, reward=config.reward, pays=config.pays
-    )
+    names = ("max_steps", "reward", "pays")
+    options = {name: getattr(config, name) for name in names}
     if config.game == _FILES:
       return StoryGame(self._paths[split], **options)
-    return ExpressGame(
-      config.game, split, parameters=config.parameters, **options
-    )
+    return ExpressGame(config.game, split, config.parameters, **options)
 
   def expert(self, env: ExpressGame | StoryGame, draws: Draws) -> Walkthrough:
-    """Returns who follows the game's own plan."""
     del draws
     return Walkthrough(env.plan)
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
 
 if TYPE_CHECKING:
@@ -45,16 +46,9 @@ REPLACED = {
 }
 # What else a model's forward pass may take, by TRL's names.
 FORWARD = (
-  "pixel_values",
-  "image_grid_thw",
-  "num_images",
-  "pixel_attention_mask",
-  "spatial_shapes",
-  "num_tiles",
-  "image_sizes",
-  "token_type_ids",
-  "mm_token_type_ids",
-  "image_position_ids",
+  *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
+  *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids"),
+  *("mm_token_type_ids", "image_position_ids"),
 )
 # TRL's names of log-probs, and ours.
 RECORDED = {
@@ -63,10 +57,7 @@ RECORDED = {
   "ref_per_token_logps": "ref_log_probs",
 }
 _COUNT = "saw_jax_count/"
-_MISSING = (
-  "TRL is missing: pip install 'saw_jax[trl]', after torch in the build that "
-  "your machine needs"
-)
+_MISSING = "TRL is missing (install torch first, in your machine's build)"
 
 
 def to_jax(tensor: "torch.Tensor") -> jax.Array:
@@ -86,8 +77,7 @@ def to_jax(tensor: "torch.Tensor") -> jax.Array:
 def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
   """Shows an array to torch, on the device and in the float type of `like`.
 
-  Without a copy where one device serves both: what is JAX's must not be written
-  to.
+  It must not be written to.
   """
   torch = _torch()
   return torch.from_dlpack(array).to(device=like.device, dtype=like.dtype)
@@ -98,14 +88,9 @@ def torch_loss(
 ) -> Callable[..., tuple["torch.Tensor", dict[str, float]]]:
   """Makes the method's loss a function that torch differentiates.
 
-  It takes `(log_probs, entropies, advantages, completion_mask, *, counts,
-  old_log_probs, behave_log_probs, ref_log_probs)`, returns the loss and what is
-  logged, and differs from `Hosted.terms` in taking tensors.
-
-  `counts` by term are what the whole batch divides by, where a call has a part
-  of it (`hosted.denominators`). Value and gradient are computed together, by
-  JAX in float32; the gradient of log-probs and entropies has their type, and
-  there is no second one.
+  It takes what `Hosted.terms` takes, as tensors, and returns the loss and what
+  is logged. `counts` by term are what the whole batch divides by, where a call
+  has a part of it (`hosted.denominators`). There is no second gradient.
   """
   torch = _torch()
 
@@ -169,21 +154,15 @@ def check_arguments(hosted: hosted_lib.Hosted, args: Any) -> None:
 def trainer_class(hosted: hosted_lib.Hosted) -> type:
   """Makes TRL's GRPO trainer one that learns by the method.
 
-  Rewards of every function are kept as they are, and a `None` among them is a
-  response that was not scored. They are weighed and compared over the whole
-  generation batch, of all processes; the weights are logged as
+  Rewards, of which a `None` was not scored, are weighed and compared over the
+  whole generation batch, of all processes; the weights are logged as
   `weights/<reward function>`. What the parts of a generation batch divide by is
   counted over the whole of it, so that the loss does not depend on
   `gradient_accumulation_steps` (where a generation batch serves one update).
-
-  The constructor refuses arguments that would act beside the method, and a loss
-  that needs the sampler's log-probs, which TRL has with `use_vllm` only.
   """
   torch = _torch()
-  try:
+  with names.needs_extra("trl", _MISSING):
     import trl
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   loss_of = torch_loss(hosted)
 
   class HostedGRPOTrainer(trl.GRPOTrainer):
@@ -319,8 +298,6 @@ def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":
 
 def _torch() -> Any:
   """Imports torch, or says which extra has it."""
-  try:
+  with names.needs_extra("trl", _MISSING):
     import torch
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   return torch

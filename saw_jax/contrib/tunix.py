@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
 from saw_jax.types import Array
 
@@ -48,8 +49,7 @@ def register(hosted: hosted_lib.Hosted, name: str) -> None:
   """Registers a method with Tunix, under one name in each of three registries.
 
   It is what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of the
-  `GRPOConfig` are to be; an entry of that name is replaced. A loss that needs
-  the sampler's log-probs is refused: Tunix's learner does not record them.
+  `GRPOConfig` are to be; an entry of that name is replaced.
   """
   _tunix()
   from tunix.rl import function_registry as registry
@@ -65,10 +65,7 @@ def register(hosted: hosted_lib.Hosted, name: str) -> None:
 
 
 def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
-  """Makes the method's weighting and advantage an estimator of Tunix's.
-
-  It refuses an advantage that needs lengths.
-  """
+  """Makes the method's weighting and advantage an estimator of Tunix's."""
 
   def estimator(rewards: np.ndarray, num_generations: int) -> np.ndarray:
     if hosted.needs_lengths:
@@ -85,11 +82,7 @@ def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
 def policy_loss(
   hosted: hosted_lib.Hosted,
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
-  """Makes the method's loss one of Tunix's, which runs the model itself.
-
-  It refuses packed sequences, weights of importance, and an `algo_config.beta`
-  that is not the KL term's coefficient.
-  """
+  """Makes the method's loss one of Tunix's, which runs the model itself."""
   _tunix()
   from flax import nnx
   from tunix.rl import algo_core, common
@@ -242,10 +235,6 @@ def _reward_manager() -> type:
 
 def _tunix() -> Any:
   """Imports Tunix, or says which extra has it."""
-  try:
+  with names.needs_extra("tunix", "Tunix is missing"):
     import tunix
-  except ImportError as error:
-    raise ImportError(
-      "Tunix is missing: pip install 'saw_jax[tunix]'"
-    ) from error
   return tunix

@@ -35,21 +35,14 @@ def declare(
 class RMSNorm(nn.Module):
   """Divides by the root mean square, in float32, and scales."""
 
-  eps: float
-  axis: str  # logical name of the last axis
-  dtype: str
-  param_dtype: str
+  config: DecoderConfig
+  axis: str = "embed"  # logical name of the last axis
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Normalises the last axis."""
-    scale = self.param(
-      "scale",
-      nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
-      (x.shape[-1],),
-      self.param_dtype,
-    )
-    return _normalize(x, scale, self.eps, self.dtype)
+    ones = nn.initializers.ones
+    scale = declare(self, "scale", ones, x.shape[-1:], (self.axis,))
+    return _normalize(x, scale, self.config.norm_eps, self.config.dtype)
 
 
 # The backward pass normalises again, and keeps nothing but the stream for it.
@@ -62,25 +55,20 @@ def _normalize(x: Array, scale: Array, eps: float, dtype: str) -> Array:
 
 
 def rotary_tables(
-  positions_BS: Array,
-  head_size: int,
-  theta: float,
-  factors: tuple[float, ...] = (),
-  scale: float = 1.0,
+  positions_BS: Array, config: DecoderConfig
 ) -> tuple[Array, Array]:
-  """Returns float32 sines and cosines of angles, `[B, S, H / 2]`.
+  """Returns scaled float32 sines and cosines of angles, `[B, S, R / 2]`.
 
-    angle(p, i) = p · theta^(−2i / H) / factorᵢ,   i < H / 2
-
-  H is the part of a head that rotates; `scale` multiplies sines and cosines.
+  angle(p, i) = p · theta^(−2i / R) / factorᵢ,   i < R / 2 (the rotary size)
   """
+  rotary_size = config.rotary_size or config.head_size
+  factors, scale = config.rope_factors, config.rope_scale
   # float32 whatever the activations are: bfloat16 rounds position 257 to 256.
-  exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-  frequencies = theta ** -exponents.reshape(1, 1, -1)
+  exponents = jnp.arange(0, rotary_size, 2, dtype=jnp.float32) / rotary_size
+  frequencies = config.rope_theta ** -exponents.reshape(1, 1, -1)
   if factors:
-    frequencies = frequencies / jnp.array(factors, jnp.float32).reshape(
-      1, 1, -1
-    )
+    factors = jnp.array(factors, jnp.float32)
+    frequencies = frequencies / factors.reshape(1, 1, -1)
   angles = positions_BS.astype(jnp.float32)[..., None] * frequencies
   if angles.shape[1] == 1 or jax.default_backend() != "cpu":
     return scale * jnp.sin(angles), scale * jnp.cos(angles)
@@ -140,10 +128,9 @@ def attend_causally(
 ) -> Array:
   """Computes `attend` where no query may see a later key.
 
-  A band of queries is compared with the keys up to its end and not with the
-  rest, which the mask would throw away: with two bands a quarter of the scores
-  are never made, with four three eighths. A query that may see no key gets the
-  mean of some of the values.
+  A band of queries is compared with the keys up to its end: with two bands a
+  quarter of the scores are never made, with four three eighths. A query that
+  may see no key gets the mean of some of the values.
   """
   S = q_BSNH.shape[1]
   bands = max(1, min(_MOST_BANDS, S // _LEAST_BAND))
@@ -176,15 +163,13 @@ class Attention(nn.Module):
     cache: LayerCache | None,
     index: Array | None,
   ) -> tuple[Array, LayerCache | None]:
-    """Attends within `x_BSD`, or to the cache with `x_BSD` at `index`."""
     c = self.config
     q_BSNH = self._project(x_BSD, "query", c.num_heads, "heads")
     k_BSKH = self._project(x_BSD, "key", c.num_kv_heads, "kv_heads")
     v_BSKH = self._project(x_BSD, "value", c.num_kv_heads, "kv_heads")
     if c.qk_norm:
-      norm = (c.norm_eps, "head_size", c.dtype, c.param_dtype)
-      q_BSNH = RMSNorm(*norm, name="query_norm")(q_BSNH)
-      k_BSKH = RMSNorm(*norm, name="key_norm")(k_BSKH)
+      q_BSNH = RMSNorm(c, "head_size", name="query_norm")(q_BSNH)
+      k_BSKH = RMSNorm(c, "head_size", name="key_norm")(k_BSKH)
     q_BSNH = rotate(q_BSNH, rotary)
     k_BSKH = rotate(k_BSKH, rotary)
 

@@ -13,9 +13,8 @@ from saw_jax.types import Array
 class KVCache:
   """What attention reads back, and how much of it is filled.
 
-  Every row is written at the same `index`: prompts are padded on the left, so
-  that they end together. An unrolled decoder has one array per layer, which a
-  loop over time updates in place; a scanned one has a stack of them.
+  Every row is written at the same `index`: prompts end together. An unrolled
+  decoder has an array per layer, updated in place; a scanned one has a stack.
   """
 
   keys: tuple[Array, ...] | Array  # L of [B, K, H, S], or one stack
@@ -25,7 +24,6 @@ class KVCache:
 
   @property
   def size(self) -> int:
-    """The number of slots, `S`."""
     return self.valid.shape[-1]
 
 
@@ -64,8 +62,6 @@ def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
 def grow(cache: KVCache, size: int) -> KVCache:
   """Adds empty slots at the end until there are `size` of them."""
   extra = size - cache.size
-  if extra < 0:
-    raise ValueError(f"A cache of {cache.size} slots cannot grow to {size}.")
 
   def pad(x: Array, axis: int) -> Array:
     widths = [(0, 0)] * x.ndim

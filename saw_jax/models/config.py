@@ -50,10 +50,8 @@ class DecoderConfig:
 
   def __post_init__(self):
     for name in _SIZES:
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, not {getattr(self, name)}."
-        )
+      if (size := getattr(self, name)) < 1:
+        raise ValueError(f"{name} must be at least 1, not {size}.")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
@@ -91,10 +89,9 @@ class DecoderConfig:
       ("dtype", _DTYPES),
       ("param_dtype", _DTYPES),
     ):
-      if getattr(self, name) not in names:
+      if (value := getattr(self, name)) not in names:
         raise ValueError(
-          f"{name} must be one of {', '.join(names)}, not "
-          f"{getattr(self, name)!r}."
+          f"{name} must be one of {', '.join(names)}, not {value!r}."
         )
 
 

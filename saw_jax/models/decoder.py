@@ -19,11 +19,10 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.models.projection import project
 from saw_jax.types import Array
 
+_policies = jax.checkpoint_policies
 _REMAT = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "save_weight_products": (
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  ),
+  "full": _policies.nothing_saveable,
+  "save_weight_products": _policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -41,7 +40,6 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD: Array) -> Array:
-    """Transforms each token by itself."""
     c = self.config
 
     def kernel(name, shape, axes, scale):
@@ -71,20 +69,14 @@ class Layer(nn.Module):
     mask_BST: Array,
     index: Array | None,
   ) -> tuple[Array, LayerCache | None]:
-    """Moves the stream past one layer; the cache is that of the layer."""
     c = self.config
-    norm = (c.norm_eps, "embed", c.dtype, c.param_dtype)
     with jax.named_scope("attention"):
       out_BSD, cache = Attention(c, name="attention")(
-        RMSNorm(*norm, name="attention_norm")(x_BSD),
-        rotary,
-        mask_BST,
-        cache,
-        index,
+        RMSNorm(c, name="attention_norm")(x_BSD), rotary, mask_BST, cache, index
       )
       x_BSD = x_BSD + out_BSD
     with jax.named_scope("mlp"):
-      x_BSD = x_BSD + MLP(c, name="mlp")(RMSNorm(*norm, name="mlp_norm")(x_BSD))
+      x_BSD = x_BSD + MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x_BSD))
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
     return x_BSD, cache
 
@@ -131,13 +123,7 @@ class Decoder(nn.Module):
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
-    rotary = rotary_tables(
-      positions_BS,
-      c.rotary_size or c.head_size,
-      c.rope_theta,
-      c.rope_factors,
-      c.rope_scale,
-    )
+    rotary = rotary_tables(positions_BS, c)
     if cache is None:
       index, layer_caches = None, None
       mask_BST = _causal_mask(valid_BS, segment_ids)
@@ -149,16 +135,9 @@ class Decoder(nn.Module):
     stack = self._scanned if c.scan_layers else self._unrolled
     x_BSD, layer_caches = stack(x_BSD, layer_caches, rotary, mask_BST, index)
 
-    x_BSD = RMSNorm(
-      c.norm_eps, "embed", c.dtype, c.param_dtype, name="final_norm"
-    )(x_BSD)
+    x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
     if cache is not None:
-      cache = KVCache(
-        keys=layer_caches[0],
-        values=layer_caches[1],
-        valid=valid_BT,
-        index=index + tokens_BS.shape[1],
-      )
+      cache = KVCache(*layer_caches, valid_BT, index + tokens_BS.shape[1])
     return x_BSD, cache
 
   def _layer_class(self) -> type[nn.Module]:
@@ -235,11 +214,7 @@ def _near_mask(
 
 
 def init_params(config: DecoderConfig, key: Array) -> dict:
-  """Draws parameters, as a plain tree of arrays of `config.param_dtype`.
-
-  Each layer has its own entry, or all have one, stacked, where layers are
-  scanned.
-  """
+  """Draws a plain tree of arrays; a scanned decoder has its layers stacked."""
   return nn.meta.unbox(_init(config, key))
 
 
@@ -261,11 +236,7 @@ def _shapes(config: DecoderConfig) -> dict:
 
 
 def logical_axes(config: DecoderConfig) -> dict:
-  """Names the axes of each parameter, in the tree of `init_params`.
-
-  They are `vocab`, `embed`, `heads`, `kv_heads`, `head_size`, `mlp` and, where
-  layers are scanned, `layers`.
-  """
+  """Names the axes of each parameter, in the tree of `init_params`."""
   return jax.tree.map(
     lambda box: tuple(box.names),
     _shapes(config),

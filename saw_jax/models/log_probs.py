@@ -65,21 +65,12 @@ def chunked_log_probs(
 ) -> tuple[Array, Array]:
   """Returns the log-prob of each target and the entropy, without `[B, T, V]`.
 
-  A chunk is some time steps of all rows, so that rows that are split over
-  devices stay where they are; the last one is padded.
-
-  Args:
-    hidden_BTD: the stream after the last norm.
-    head_DV: from the stream to the logits.
-    targets_BT: the token taken after each position.
-    temperature: divides the logits; that of the sampler.
-    chunk_size: tokens whose logits are in memory at once, over all devices.
-    num_bands: equal parts of the vocabulary, a divisor of it, of which one has
-      its logits in memory at a time, unless all are kept; chosen by default.
-
-  Returns:
-    Log-probs and entropies, float32 `[B, T]`, differentiable in `hidden_BTD`
-    and `head_DV`.
+  The stream after the last norm, the head and the token taken after each
+  position give float32 `[B, T]`, differentiable in the first two. Logits of
+  `chunk_size` tokens, over all devices, are in memory at once, by default one
+  of `num_bands` equal parts of the vocabulary at a time. A chunk is some time
+  steps of all rows, so that rows that are split over devices stay where they
+  are; the last one is padded.
   """
   if chunk_size < 1:
     raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")

@@ -28,15 +28,8 @@ from saw_jax.settings import constant
 from saw_jax.types import Array, PyTree
 
 # The kernels of a layer, and how many of their axes are summed over.
-TARGETS = {
-  "query": 1,
-  "key": 1,
-  "value": 1,
-  "out": 2,
-  "gate": 1,
-  "up": 1,
-  "down": 1,
-}
+_NAMES = ("query", "key", "value", "out", "gate", "up", "down")
+TARGETS = {name: 2 if name == "out" else 1 for name in _NAMES}
 # What a critic has beside the model: no matrix, and nothing to start from.
 _VALUE_HEAD = ("value_kernel", "value_bias")
 
@@ -45,9 +38,8 @@ _VALUE_HEAD = ("value_kernel", "value_bias")
 class LoraConfig:
   """Which kernels get adapters, and how large those are."""
 
-  rank: int = (
-    0  # r, of each product; 0: no adapters, the whole model is trained
-  )
+  # r, of each product; 0: no adapters, the whole model is trained
+  rank: int = 0
   alpha: float = 16.0  # α; the product is multiplied by α / r
   targets: tuple[str, ...] = tuple(TARGETS)  # kernels, in every layer
   seed: int = constant(0)  # of A
@@ -77,7 +69,6 @@ class LoraConfig:
 
   @property
   def scale(self) -> float:
-    """What the product of A and B is multiplied by."""
     return self.alpha / self.rank
 
 
@@ -101,11 +92,9 @@ def init_adapters(
 ) -> dict:
   """Makes the adapters of a model that has none.
 
-  A is drawn from a normal distribution of variance 1 / in, and B is 0, so that
-  the merged model is the model. The tree has `{"a": [..., in, r], "b": [..., r,
-  out]}` where the model has a chosen kernel, and a value head as the model has
-  it. A kernel keeps its axes, e.g. `[r, heads, head size]` for the B of a
-  query, after that of the layers where those are scanned. float32 whatever the
+  A is normal of variance 1 / in, and B is 0: the merged model is the model. The
+  tree has `{"a": [..., in, r], "b": [..., r, out]}` for a chosen kernel, whose
+  axes stay apart, and a value head as the model has it. float32 whatever the
   model is in: updates of 1e-5 vanish in bfloat16.
   """
   check_config(config, decoder_config)
@@ -129,22 +118,18 @@ def init_adapters(
 def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
   """Names the axes of each adapter: the kernel's, and None for the rank."""
   named = decoder.logical_axes(decoder_config)
-  axes = _for_kernels(
-    named,
-    config,
-    lambda _, name, lead, inputs, outputs: {
-      "a": (*lead, *inputs, None),
-      "b": (*lead, None, *outputs),
-    },
-  )
+
+  def pair(_, name, lead, inputs, outputs):
+    return {"a": (*lead, *inputs, None), "b": (*lead, None, *outputs)}
+
+  axes = _for_kernels(named, config, pair)
   return axes | {name: named[name] for name in _VALUE_HEAD if name in named}
 
 
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
   """Adds the product of each adapter to its kernel.
 
-  The sum is taken in float32, the result is in the model's dtypes. What has no
-  adapter is passed on as it is. Gradients flow to both.
+  The sum is taken in float32, the result is in the model's dtypes.
   """
   merged = dict(params)
   for name, adapter in adapters.items():
@@ -159,9 +144,8 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
 
 def _add(kernel: Array, adapter: dict, scale: float) -> Array:
   product = functools.partial(jnp.tensordot, axes=1, precision="highest")
-  # All axes but the two of the rank: those of the layers are there twice.
-  stacked = adapter["a"].ndim + adapter["b"].ndim - 2 - kernel.ndim
-  for _ in range(stacked):
+  # All axes but the two of the rank: that of the layers is there twice.
+  if adapter["a"].ndim + adapter["b"].ndim - 2 > kernel.ndim:
     product = jax.vmap(product)
   change = scale * product(adapter["a"], adapter["b"])
   return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)

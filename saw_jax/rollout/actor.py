@@ -66,9 +66,7 @@ class ActorPool:
     self._work: queue.SimpleQueue = queue.SimpleQueue()
     self._done: queue.SimpleQueue = queue.SimpleQueue()
     self._threads = [
-      threading.Thread(
-        target=self._live, args=(index,), name=f"actor {index}", daemon=True
-      )
+      threading.Thread(target=self._live, args=(index,), daemon=True)
       for index in range(count)
     ]
     self.pending = 0  # pieces submitted and not yet returned by `wait`
@@ -80,7 +78,6 @@ class ActorPool:
     return self
 
   def __exit__(self, *exc) -> None:
-    """Lets every actor end the piece that it is at, and stops it."""
     for _ in self._threads:
       self._work.put(None)
     for thread in self._threads:
@@ -138,28 +135,24 @@ class DeviceSampler:
   ):
     self._sample = make_generate(decoder, config, lanes=True)
     self._device = device
-    self._version, self._params = None, None
+    self._version = None
 
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    """Samples; see `Sampler`."""
     if version != self._version:
       self._params = jax.device_put(params, self._device)
       self._version = version
-    return self._sample(
-      self._params,
-      jax.device_put(prompts, self._device),
-      jax.device_put(row_keys, self._device),
-    )
+    prompts, row_keys = jax.device_put((prompts, row_keys), self._device)
+    return self._sample(self._params, prompts, row_keys)
 
 
 class PartialSampler:
   """Samples in parts, and goes on with the newest weights after each.
 
-  What was sampled stays: it is read again by the new weights, so that no cache
-  outlives its version. A response may then span versions; its group's is that
-  of its first token. `latest` returns the newest version and its weights.
+  What was sampled is read again by the new weights: no cache outlives its
+  version. A response may span versions; its group's is that of its first token.
+  `latest` returns the newest version and its weights.
   """
 
   def __init__(
@@ -181,7 +174,6 @@ class PartialSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    """Samples; see `Sampler`."""
     limit, part = self._config.max_new_tokens, self._part
     whole = jax.device_get(self._first(version, params, prompts, row_keys))
     unfinished = self._unfinished(whole, part)
@@ -206,28 +198,25 @@ class PartialSampler:
         return np.concatenate([old, new], -1)
 
       roles = join(whole.roles, more.roles[..., added], 0)
+      pad, log_probs = self._config.pad_id, more.behave_log_probs[..., :width]
       whole = whole.replace(
-        tokens=join(whole.tokens, more.tokens[..., added], self._config.pad_id),
+        tokens=join(whole.tokens, more.tokens[..., added], pad),
         roles=roles,
-        behave_log_probs=join(
-          whole.behave_log_probs, more.behave_log_probs[..., :width], 0.0
-        ),
+        behave_log_probs=join(whole.behave_log_probs, log_probs, 0.0),
         ends=whole.starts + (roles != 0).sum(-1).astype(np.int32),
       )
       unfinished = unfinished & self._unfinished(whole, width)
     return whole
 
   def close(self) -> None:
-    """Closes the samplers of the parts."""
     close(self._first)
     close(self._next)
 
   def _unfinished(self, whole: Transcript, part: int) -> np.ndarray:
     """Rows that wrote all of the last part, and no end token in it."""
-    tokens, roles = whole.tokens[..., -part:], whole.roles[..., -part:]
-    wrote = roles != 0
-    ended = (np.isin(tokens, self._config.eos_ids) & wrote).any(-1)
-    return wrote[..., -1] & ~ended
+    wrote = whole.roles[..., -part:] != 0
+    is_end = np.isin(whole.tokens[..., -part:], self._config.eos_ids)
+    return wrote[..., -1] & ~(is_end & wrote).any(-1)
 
 
 class ProcessSampler:
@@ -258,7 +247,6 @@ class ProcessSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    """Samples; see `Sampler`."""
     try:
       if version != self._version:
         self._pipe.send(("params", jax.device_get(params)))
@@ -276,7 +264,6 @@ class ProcessSampler:
     return value
 
   def close(self) -> None:
-    """Ends the process."""
     self._pipe.close()
     self._process.terminate()
     self._process.join(timeout=10.0)

@@ -59,10 +59,9 @@ def play(
 ) -> Played:
   """Plays episodes of all seeds until they are over, or out of `num_steps`.
 
-  `keys` `[N, B]` has one for each episode: an action's is that of its episode
-  with the step folded in, whatever else is in a call of the sampler, which has
-  `rows_per_call` prompts of each seed. Prompt sizes are rounded up to
-  `prompt_multiple`; each size that occurs is compiled. `worlds` do not get the
+  The key of an action is that of its episode, of `keys` `[N, B]`, with the step
+  folded in. A call of the sampler has `rows_per_call` prompts of each seed, of
+  a size that is rounded up to `prompt_multiple`. `worlds` do not get the
   `eos_ids` that end an action.
   """
   num_seeds, num_episodes = keys.shape
@@ -137,54 +136,42 @@ def _step_keys(keys: Array, rows: Array, step: int) -> Array:
 
 
 class _Record:
-  """The arrays of a `Played`, filled step by step."""
+  """What was sampled, `[N, B, E, ...]`, filled step by step."""
 
   def __init__(self, shape, prompt_size: int, width: int, pad_id: int):
     size = prompt_size + width
-    self._prompt_size = prompt_size
+    groups = np.arange(shape[1], dtype=np.int32)[:, None]
     self._steps = np.zeros(shape, bool)
-    self._tokens = np.full((*shape, size), pad_id, np.int32)
-    self._roles = np.full((*shape, size), PAD, np.int8)
-    self._starts = np.full(shape, prompt_size, np.int32)
-    self._ends = np.full(shape, prompt_size, np.int32)
-    self._log_probs = np.zeros((*shape, width), np.float32)
-    self._entropies: np.ndarray | None = None
+    self._rows = Transcript(
+      tokens=np.full((*shape, size), pad_id, np.int32),
+      roles=np.full((*shape, size), PAD, np.int8),
+      starts=np.full(shape, prompt_size, np.int32),
+      ends=np.full(shape, prompt_size, np.int32),
+      behave_log_probs=np.zeros((*shape, width), np.float32),
+      group_ids=np.broadcast_to(groups, shape),
+      policy_versions=np.zeros(shape, np.int32),
+      prompt_size=prompt_size,
+    )
 
   def write(self, sampled: Transcript, n: int, c: int, where) -> list[int]:
     """Keeps a row, and returns the tokens of its action."""
-    own = sampled.prompt_size
-    first = self._prompt_size - own
+    rows, own = self._rows, sampled.prompt_size
+    first = rows.prompt_size - own
     self._steps[where] = True
-    self._tokens[where][first:] = sampled.tokens[n, c]
-    self._roles[where][first:] = sampled.roles[n, c]
-    self._starts[where] = sampled.starts[n, c] + first
-    self._ends[where] = sampled.ends[n, c] + first
-    self._log_probs[where][:] = sampled.behave_log_probs[n, c]
+    rows.tokens[where][first:] = sampled.tokens[n, c]
+    rows.roles[where][first:] = sampled.roles[n, c]
+    rows.starts[where] = sampled.starts[n, c] + first
+    rows.ends[where] = sampled.ends[n, c] + first
+    rows.behave_log_probs[where][:] = sampled.behave_log_probs[n, c]
     if sampled.entropies is not None:
-      if self._entropies is None:
-        self._entropies = np.zeros_like(self._log_probs)
-      self._entropies[where][:] = sampled.entropies[n, c]
+      if rows.entropies is None:
+        empty = np.zeros_like(rows.behave_log_probs)
+        self._rows = rows = rows.replace(entropies=empty)
+      rows.entropies[where][:] = sampled.entropies[n, c]
     chosen = sampled.roles[n, c, own:] == POLICY
     return sampled.tokens[n, c, own:][chosen].tolist()
 
   def finish(self) -> Played:
-    num_seeds, num_episodes, num_steps = self._steps.shape
-
-    def rows(x: np.ndarray) -> np.ndarray:
-      return x.reshape(num_seeds, num_episodes * num_steps, *x.shape[3:])
-
-    groups = np.repeat(np.arange(num_episodes, dtype=np.int32), num_steps)
-    return Played(
-      Transcript(
-        tokens=rows(self._tokens),
-        roles=rows(self._roles),
-        starts=rows(self._starts),
-        ends=rows(self._ends),
-        behave_log_probs=rows(self._log_probs),
-        group_ids=np.tile(groups, (num_seeds, 1)),
-        policy_versions=np.zeros(rows(self._ends).shape, np.int32),
-        prompt_size=self._prompt_size,
-        entropies=None if self._entropies is None else rows(self._entropies),
-      ),
-      self._steps,
-    )
+    N, B, E = self._steps.shape
+    rows = jax.tree.map(lambda x: x.reshape(N, B * E, *x.shape[3:]), self._rows)
+    return Played(rows, self._steps)

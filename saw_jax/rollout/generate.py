@@ -16,12 +16,8 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout import transcript
 from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array
-
-# (params, prompts, row_keys) -> Transcript
-GenerateFn = Callable[
-  [dict, transcript.PromptBatch, Array], transcript.Transcript
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +49,9 @@ class GenerateConfig:
 def row_keys(
   root_key: Array, step: int | Array, example_ids: Array, group_size: int
 ) -> Array:
-  """Folds step, example and sample into the run's key: a key per row.
+  """Folds step, example and sample into the run's key: `[P * G]` keys.
 
-  It depends on neither the order of the batch nor the devices. `step` is one
-  number or one per prompt, and there are `[P * G]` keys.
+  `step` is one number or one per prompt.
   """
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   ids_P = jnp.asarray(example_ids)
@@ -81,16 +76,14 @@ class _Loop:
 
 def make_generate(
   decoder_config: DecoderConfig, config: GenerateConfig, *, lanes: bool = False
-) -> GenerateFn:
-  """Makes a jitted sampler; it compiles once for each size of prompts.
+) -> Callable[[dict, PromptBatch, Array], Transcript]:
+  """Makes a jitted sampler from parameters, prompts `[P]` and keys `[P * G]`.
 
-  It takes parameters as a training step has them, prompts `[P]` and row keys
-  `[P * G]`. With `lanes`, these and the transcript have a leading axis of
-  independent seeds; each lane samples what a call of its own would.
+  With `lanes`, these and the transcript have a leading axis of independent
+  seeds; each lane samples what a call of its own would.
   """
   # Only the model and the sampler are mapped. A `vmap` of the whole, in which
-  # time and the cache's index are no longer shared, would copy the cache at
-  # each step.
+  # the cache's index is no longer shared, would copy the cache at each step.
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
   unstack = over_lanes(decoder.unstack_layers)
   # Updates of a stacked cache are copies, and recomputation is for backward
@@ -210,8 +203,8 @@ def _start(config: GenerateConfig, lengths_B: Array) -> _Loop:
 
 
 def _to_transcript(
-  prompts: transcript.PromptBatch, lengths_B: Array, loop: _Loop
-) -> transcript.Transcript:
+  prompts: PromptBatch, lengths_B: Array, loop: _Loop
+) -> Transcript:
   *_, P, S = prompts.tokens.shape
   G, T = lengths_B.shape[-1] // P, len(loop.tokens_TB)
   order_BS = _order(S + T, lengths_B)
@@ -221,7 +214,7 @@ def _to_transcript(
   roles_BS = jnp.where(order_BS < S, transcript.PROMPT, transcript.POLICY)
   tokens_BS = jnp.repeat(prompts.tokens, G, axis=-2)
   tokens_BT = jnp.moveaxis(loop.tokens_TB, 0, -1)
-  return transcript.Transcript(
+  return Transcript(
     tokens=jnp.concatenate([tokens_BS, tokens_BT], axis=-1),
     roles=jnp.where(is_before | is_after, transcript.PAD, roles_BS).astype(
       jnp.int8
@@ -245,9 +238,8 @@ def _stages(prompt_size: int, max_new_tokens: int) -> list[int]:
   """The times at which the loop stops to grow its cache, and ends.
 
   Each stage is compiled, so there are at most four, of 64 tokens or more, and
-  fewer where the prompt is what fills the cache. Four stages were measured to
-  decode 256 tokens 1.15 to 1.37 times as fast as one, a noisy measurement (two
-  layers, width 64, two cores).
+  fewer where the prompt is what fills the cache. Four decode 256 tokens 1.15 to
+  1.37 times as fast as one (two layers, width 64, two cores).
   """
   if not max_new_tokens:
     return []

@@ -18,9 +18,8 @@ _BELOW_ONE = 1.0 - 2.0**-24
 class SamplingConfig:
   """How a token is chosen from logits.
 
-  With `top_k`, `top_p` or `min_p` the distribution sampled from is the
-  truncated one, renormalised, and its log-probs are not those that the trainer
-  recomputes.
+  Log-probs under `top_k`, `top_p` or `min_p` are of the truncated distribution,
+  renormalised, and not those that the trainer recomputes.
   """
 
   temperature: float = 1.0  # divides the logits
@@ -84,16 +83,16 @@ def sample(
   at temperature 1; the log-prob of the choice itself would always be 0.
   """
   logits_BV = logits_BV.astype(jnp.float32)
-  if config.greedy:
-    tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  elif config.temperature != 1.0:
-    logits_BV = logits_BV / config.temperature
   if not config.greedy:
+    if config.temperature != 1.0:
+      logits_BV = logits_BV / config.temperature
     logits_BV = _truncate(logits_BV, config)
 
   top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
   weights_BV = jnp.exp(logits_BV - top_B1)
-  if not config.greedy:
+  if config.greedy:
+    tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  else:
     # A row costs one uniform number: the token is where the running sum of the
     # probabilities passes it. A Gumbel number per token would cost V times the
     # random bits, which on a CPU is more than a tiny decoder's step.
@@ -112,10 +111,7 @@ def untempered_log_probs(logits_BV: Array, tokens_B: Array) -> Array:
 
 
 def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
-  """Takes the entropy of the distribution that a token is drawn from.
-
-  A greedy choice has that of the distribution at temperature 1.
-  """
+  """Takes the entropy of what is drawn from; if greedy, at temperature 1."""
   logits_BV = logits_BV.astype(jnp.float32)
   if not config.greedy:
     logits_BV = _truncate(logits_BV / config.temperature, config)

@@ -86,7 +86,6 @@ class FixedLag(Protocol):
   ordered: ClassVar[bool] = True
 
   def room(self, ledger: Ledger) -> int:
-    """What is missing of the steps up to `lag` ahead."""
     return max(0, (self.lag + ledger.step + 1) * self.batch - ledger.held)
 
 
@@ -95,22 +94,15 @@ class MaxLag(Protocol):
   """No group is learned from more than `lag` versions after its start.
 
   Groups are admitted as long as what is ahead would be consumed in time, and
-  one that is late all the same is dropped as a whole.
-
-    room = (lag + version + 1) batch - (consumed + queued + running)
-
-  References:
-    AReaL, https://arxiv.org/abs/2505.24298
+  one that is late all the same is dropped. AReaL, https://arxiv.org/abs/2505.24298
   """
 
   lag: int = 1  # versions, of one optimizer step each
 
   def room(self, ledger: Ledger) -> int:
-    """See the class."""
     return max(0, (self.lag + ledger.version + 1) * self.batch - ledger.held)
 
   def expired(self, ledger: Ledger, ticket: Ticket) -> bool:
-    """Whether it is more than `lag` versions old."""
     return ledger.version - ticket.version > self.lag
 
 
@@ -118,16 +110,9 @@ class MaxLag(Protocol):
 class Quota(Protocol):
   """A budget of groups per published version; verl's fully asynchronous mode.
 
-  Weights are published after `trigger` learner batches, each of which is
-  `require` optimizer steps. Between two publications
-
-    batch · require · trigger · (1 + threshold)
-
-  groups may be charged; at a publication what is running or queued is charged
-  again. The lag of one group has no bound.
-
-  References:
-    verl, recipe "fully async policy trainer"
+  Weights are published after `trigger` learner batches of `require` optimizer
+  steps. Between two publications `budget` groups may be charged; at one, what
+  is running or queued is charged again. The lag of a group has no bound.
   """
 
   threshold: float = 0.5  # share of a window that may be started ahead of it
@@ -145,12 +130,10 @@ class Quota(Protocol):
     return int(self.batch * self.window * (1 + self.threshold))
 
   def room(self, ledger: Ledger) -> int:
-    """What is left of the budget."""
     outstanding = len(ledger.running) + len(ledger.queue)
     return max(0, self.budget - max(ledger.charged, outstanding))
 
   def publishes(self, ledger: Ledger) -> bool:
-    """Whether a window is over."""
     return ledger.step % self.window == 0
 
 
@@ -177,11 +160,7 @@ def finish(
   *,
   filtered: Iterable[int] = (),
 ) -> Ledger:
-  """Queues running groups that are complete and scored.
-
-  The numbers in `filtered` are of groups that nothing can be learned from: they
-  are counted and leave, and others may be started in their place.
-  """
+  """Queues running groups that are scored; those `filtered` by number leave."""
   tickets, filtered = tuple(tickets), set(filtered)
   queue = ledger.queue + tuple(t for t in tickets if t.number not in filtered)
   dropped = len(ledger.queue) + len(tickets) - len(queue)
@@ -268,8 +247,7 @@ def from_json(document: dict[str, Any]) -> Ledger:
 def _without(
   tickets: tuple[Ticket, ...], removed: tuple[Ticket, ...]
 ) -> tuple[Ticket, ...]:
-  missing = set(removed) - set(tickets)
-  if missing:
-    raise ValueError(f"no such group: {sorted(missing)[0]}")
   removed = set(removed)
+  if missing := removed - set(tickets):
+    raise ValueError(f"no such group: {min(missing)}")
   return tuple(t for t in tickets if t not in removed)

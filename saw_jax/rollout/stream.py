@@ -29,11 +29,9 @@ def stream(
   eos_ids: Sequence[int],
   multiple: int = 64,
 ) -> Iterator[int]:
-  """Yields the tokens that `generate` draws with the same key, one by one.
+  """Yields the tokens that `generate` draws with the same key, its end too.
 
-  The one that ends the completion is among them. Each is a call from the host,
-  so this is not for batches. Sizes are rounded up to `multiple`, so that few
-  are compiled.
+  Sizes are rounded up to `multiple`, so that few are compiled.
   """
   if config.scan_layers:
     params = decoder.unstack_layers(params)
@@ -43,15 +41,9 @@ def stream(
   cache = cache_lib.init_cache(config, 1, size)
   length = len(prompt)
   for time in range(max_new_tokens):
+    counts = np.int32([length, time])
     token, cache = _step(
-      config,
-      sampling,
-      params,
-      jnp.asarray(tokens_S),
-      np.int32(length),
-      cache,
-      row_key,
-      np.int32(time),
+      config, sampling, params, jnp.asarray(tokens_S), cache, row_key, counts
     )
     yield int(token)
     if int(token) in eos_ids:
@@ -59,9 +51,10 @@ def stream(
     tokens_S, length = np.array([token], np.int32), length + 1
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
-def _step(config, sampling, params, tokens_S, length, cache, row_key, time):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _step(config, sampling, params, tokens_S, cache, row_key, counts):
   """Reads tokens, of which the last is number `length`, and draws the next."""
+  length, time = counts
   order_1S = jnp.arange(tokens_S.shape[0])[None]
   positions_1S = order_1S + length - tokens_S.shape[0]
   hidden_1SD, cache = decoder.Decoder(config).apply(

@@ -89,9 +89,8 @@ def pad_prompts(
 ) -> PromptBatch:
   """Lays prompts of token ids out in one array, in NumPy.
 
-  `ids` number the examples, each alike wherever it turns up; by default they
-  are places in this batch. The default `size` is that of the longest prompt,
-  rounded up to a `multiple`, so that few sizes are compiled.
+  `ids` number the examples, by default by their places. The default `size` is
+  that of the longest, rounded up to a `multiple`, so that few are compiled.
   """
   if not prompts:
     raise ValueError("There is no prompt to pad.")
@@ -124,13 +123,9 @@ def append_observations(
 ) -> Transcript:
   """Appends what the environment said to what the policy said, in NumPy.
 
-  Directly, whatever the padding: the first token of an observation is predicted
-  from the policy's last. What comes earlier in a row is not changed, so that
-  causal attention computes the same for it. The first `max_tokens` of an
-  observation are kept, between the chat template's tokens `before` and `after`,
-  which have the role `GLUE`. A row without an observation stays as it is.
-
-  PaW, https://arxiv.org/abs/2606.02388
+  The first `max_tokens` of an observation follow the policy's last directly,
+  between the chat template's tokens `before` and `after`, which have the role
+  `GLUE`. PaW, https://arxiv.org/abs/2606.02388
   """
   if len(observations) != len(transcript.tokens):
     raise ValueError(
@@ -144,11 +139,8 @@ def append_observations(
   )
   tokens, roles, ends = longer.tokens, longer.roles, longer.ends
   for row, observation in enumerate(observations):
-    for part, role in (
-      (before, GLUE),
-      (list(observation)[:max_tokens], OBSERVATION),
-      (after, GLUE),
-    ):
+    said = (list(observation)[:max_tokens], OBSERVATION)
+    for part, role in ((before, GLUE), said, (after, GLUE)):
       if len(observation):
         end = ends[row] + len(part)
         tokens[row, ends[row] : end] = part

@@ -1,9 +1,4 @@
-"""Where the text of episodes meets arrays.
-
-What an environment says becomes the token ids of a prompt, the tokens of an
-action become text again, and what came of it becomes rewards, anchors and the
-observations that a world model learns from.
-"""
+"""Where the text of episodes meets arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +12,6 @@ from saw_jax.settings import constant
 from saw_jax.tasks.environments import (
   AgentTask,
   Situation,
-  Transition,
   number_anchors,
 )
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
@@ -94,9 +88,7 @@ def write_prompt(
         return text, ids
     size, count = len(situation.observation), len(situation.actions)
     if not size and not count:
-      whose = (
-        f"without any history or observation, task {task.name!r} has a prompt"
-      )
+      whose = f"without history or observation, task {task.name!r} has a prompt"
       return text, encoder.fit(ids, whose)
     situation = situation._replace(
       observation=situation.observation[: size // 2],
@@ -106,11 +98,7 @@ def write_prompt(
 
 
 def glue_of(tokenizer: Tokenizer) -> list[int]:
-  """The chat template's tokens between an action and what followed.
-
-  They stand between the end token of one message and the content of the user's
-  next one.
-  """
+  """The template's tokens between an action's end and what the user says."""
   ids = list(tokenizer.encode_chat([{"role": "user", "content": ""}], False))
   end = max(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
   return ids[end + 1 :] + ids[:end]
@@ -121,24 +109,17 @@ class _Stage:
 
   def __init__(self, task, encoder, pool, starts, max_tokens):
     self._task, self._encoder, self._pool = task, encoder, pool
-    self._max_tokens = max_tokens
-    self._size = len(starts[0])
-    situations = pool.start([start for row in starts for start in row])
+    self._max_tokens, self._size = max_tokens, len(starts[0])
     shape = (len(starts), self._size)
     self.rewards = np.zeros((*shape, task.max_steps), np.float32)
     self.invalid = np.zeros((*shape, task.max_steps), bool)
-    self.over = np.zeros(shape, bool)
-    self.failed = np.zeros(shape, bool)
+    self.over, self.failed = np.zeros(shape, bool), np.zeros(shape, bool)
     self.observations: dict[tuple[int, int, int], list[int]] = {}
-    self.seen: list[list[list[str]]] = [
-      [[] for _ in range(self._size)] for _ in starts
-    ]
-    self.turns: list[list[list[Turn]]] = [
-      [[] for _ in range(self._size)] for _ in starts
-    ]
-    self._now = {
-      divmod(slot, self._size): one for slot, one in enumerate(situations)
-    }
+    self.seen, self.turns = (
+      [[[] for _ in row] for row in starts] for _ in range(2)
+    )
+    situations = pool.start([start for row in starts for start in row])
+    self._now = dict(zip(np.ndindex(*shape), situations, strict=True))
     self._asked: dict[episodes.Place, str] = {}
     for place, situation in self._now.items():
       if situation.failure:
@@ -147,10 +128,8 @@ class _Stage:
   def prompts(self, places):
     prompts = []
     for n, b in places:
-      history = [
-        (seen, turn.action)
-        for seen, turn in zip(self.seen[n][b], self.turns[n][b], strict=True)
-      ]
+      actions = [turn.action for turn in self.turns[n][b]]
+      history = list(zip(self.seen[n][b], actions, strict=True))
       self._asked[n, b], ids = write_prompt(
         self._task, self._encoder, self._now[n, b], history
       )
@@ -167,28 +146,19 @@ class _Stage:
         if not self.failed[n, b]
       }
     )
-    for place, text, reply in zip(places, texts, replies, strict=True):
-      (n, b), before = place, self._now[place]
-      step = len(self.turns[n][b])
-      after = found.get(n * self._size + b, before)
-      self._now[place] = after
+    for (n, b), text, reply in zip(places, texts, replies, strict=True):
+      before, step = self._now[n, b], len(self.turns[n][b])
+      after = self._now[n, b] = found.get(n * self._size + b, before)
+      said, paid = after.observation, after.reward
       self.seen[n][b].append(before.observation)
       self.turns[n][b].append(
-        Turn(
-          self._asked[place],
-          text,
-          reply.action,
-          after.observation,
-          after.reward,
-          reply.valid,
-        )
+        Turn(self._asked[n, b], text, reply.action, said, paid, reply.valid)
       )
-      self.rewards[n, b, step] = after.reward
+      self.rewards[n, b, step] = paid
       self.invalid[n, b, step] = not reply.valid
-      self.failed[place] |= bool(after.failure)
-      self.over[place] = after.done
-      ids = self._encoder.tokenizer.encode(after.observation)
-      ids = ids[: self._max_tokens]
+      self.failed[n, b] |= bool(after.failure)
+      self.over[n, b] = after.done
+      ids = self._encoder.tokenizer.encode(said)[: self._max_tokens]
       if ids:
         self.observations[n, b, step] = ids
     return [bool(self._now[place].done) for place in places]
@@ -204,21 +174,17 @@ def play(
   encoder: Encoder,
   pool: EnvironmentPool,
   config: EpisodeConfig,
-  group_size: int,
 ) -> Episodes:
   """Plays episodes of all seeds.
 
-  `starts` `[N][P]` are split and seed of each world, of which there are
-  `group_size` episodes; `keys` `[N, P * G]` has one for each, and `generate`
-  samples one answer a prompt.
+  `starts` `[N][P]` are split and seed of each world; `keys` `[N, P * G]` has
+  one for each of its `G` episodes, and `generate` samples one answer a prompt.
   """
-  stage = _Stage(
-    task,
-    encoder,
-    pool,
-    [[start for start in row for _ in range(group_size)] for row in starts],
-    config.max_observation_tokens,
-  )
+  num_seeds, num_worlds = len(starts), len(starts[0])
+  size = keys.shape[1] // num_worlds
+  starts = [[start for start in row for _ in range(size)] for row in starts]
+  limit = config.max_observation_tokens
+  stage = _Stage(task, encoder, pool, starts, limit)
   played = episodes.play(
     generate,
     params,
@@ -233,47 +199,22 @@ def play(
     pad_id=encoder.tokenizer.pad_id,
   )
   pool.check()
-  shape = (len(starts), len(starts[0]), group_size)
+  shape = (num_seeds, num_worlds, size)
+  # Numbers what was seen before each step, in each group.
+  anchors = np.zeros((*shape, task.max_steps), np.int32)
+  for n, p in np.ndindex(*shape[:2]):
+    rows = stage.seen[n][p * size : (p + 1) * size]
+    texts = [text for row in rows for text in row]
+    numbers = iter(number_anchors(texts, similarity=config.similarity))
+    for g, row in enumerate(rows):
+      anchors[n, p, g, : len(row)] = [next(numbers) for _ in row]
   return Episodes(
     played=played,
     rewards=stage.rewards.reshape(*shape, -1),
     invalid=stage.invalid.reshape(*shape, -1),
-    anchors=_anchors(stage.seen, shape, task.max_steps, config.similarity),
+    anchors=anchors,
     over=stage.over.reshape(shape),
     failed=stage.failed.reshape(shape),
     observations=stage.observations,
     turns=stage.turns,
   )
-
-
-def _anchors(seen, shape, num_steps: int, similarity: float) -> np.ndarray:
-  """Numbers what was seen before each step, in each group."""
-  anchors = np.zeros((*shape, num_steps), np.int32)
-  size = shape[2]
-  for n, p in np.ndindex(*shape[:2]):
-    rows = seen[n][p * size : (p + 1) * size]
-    texts = [text for row in rows for text in row]
-    numbers = iter(number_anchors(texts, similarity=similarity))
-    for g, row in enumerate(rows):
-      anchors[n, p, g, : len(row)] = [next(numbers) for _ in row]
-  return anchors
-
-
-def encode_transitions(
-  transitions: Sequence[Transition],
-  *,
-  task: AgentTask,
-  encoder: Encoder,
-  max_observation_tokens: int,
-) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-  """Turns somebody's steps into the tokens that a policy would have had.
-
-  Returns prompts, completions with their end token, and observations.
-  """
-  encode, end = encoder.tokenizer.encode, encoder.tokenizer.eos_ids[0]
-  prompts, completions, observations = [], [], []
-  for one in transitions:
-    prompts.append(write_prompt(task, encoder, one.before, one.history)[1])
-    completions.append([*encode(task.write_reply(one.action)), end])
-    observations.append(list(encode(one.observation))[:max_observation_tokens])
-  return prompts, completions, observations

@@ -57,14 +57,10 @@ class Answers:
     self._clock = learner.clock
 
   def generate(self, step: int) -> Drawn:
-    """Samples the answers of a step, or takes those sampled ahead."""
     return self._draws.draw(step)
 
   def score(self, drawn: Drawn, step: int) -> Scored:
-    """Scores the answers while the device recomputes their log-probs.
-
-    Which labels are bought, the labelling strategy decides.
-    """
+    """Scores the answers while the device recomputes their log-probs."""
     batch, observed = self._learner.prepare(drawn.transcript)
     rollout = self._labels.score(
       drawn.transcript,
@@ -79,21 +75,17 @@ class Answers:
   def estimate(
     self, scored: Scored, step: int
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
-    """Weighs the rewards and estimates advantages."""
-    batch, rollout, drawn = scored
+    (batch, rollout, drawn), learner = scored, self._learner
     seen = [{} for _ in drawn.rows]
     if self._world is not None:
-      params = self._learner.policy.params
       batch, seen = self._world.append(
-        batch, rollout, drawn.examples, params, step
+        batch, rollout, drawn.examples, learner.policy.params, step
       )
       self._clock.lap("lay out")
-    self._learner.weigh(batch, rollout)
-    batch, rows = self._learner.estimate(batch, rollout)
-    return batch, [
-      {**row, **more, **origin}
-      for row, more, origin in zip(rows, seen, drawn.rows, strict=True)
-    ]
+    learner.weigh(batch, rollout)
+    batch, rows = learner.estimate(batch, rollout)
+    parts = zip(rows, seen, drawn.rows, strict=True)
+    return batch, [{**row, **more, **origin} for row, more, origin in parts]
 
   def finish(
     self, rows: list[dict[str, float]], step: int
@@ -104,7 +96,6 @@ class Answers:
     return rows
 
   def pack(self, step: int) -> Packed:
-    """What a checkpoint must hold of the queue and of the labels."""
     (host, arrays), (more, others) = self._draws.pack(), self._labels.pack(step)
     return {**host, **more}, {**arrays, **others}
 
@@ -126,13 +117,16 @@ class Fresh:
     self._examples, self._loop, self._seeds = examples, loop, seeds
 
   def draw(self, step: int) -> Drawn:
-    """Samples; state, seeds and step decide everything."""
     loop, config = self._loop, self._encoder.config
+    size, count = len(self._examples), loop.prompts_per_step
     examples = [
-      step_examples(self._examples, loop.prompts_per_step, seed, step)
+      [
+        self._examples[int(index)]
+        for index in data.batch_indices(size, count, seed=seed, step=step)
+      ]
       for seed in self._seeds
     ]
-    ids = np.array([[example.key for example in row] for row in examples])
+    ids = [[example.key for example in row] for row in examples]
     transcript = rollouts.sample(
       self._generate,
       self._policy.params,
@@ -158,21 +152,12 @@ class Fresh:
     return {}, {}
 
 
-def step_examples(
-  examples: Sequence[Example], count: int, seed: int, step: int
-) -> list[Example]:
-  """The prompts of a step, a function of seed and step alone."""
-  indices = data.batch_indices(len(examples), count, seed=seed, step=step)
-  return [examples[int(index)] for index in indices]
-
-
 def make_verifier(
   policy: Policy,
   task: Any,
   encoder: rollouts.Encoder,
   sampling: SamplingConfig,
   labels: labelling.LabelConfig,
-  *,
   seeds: Sequence[int],
   group_size: int,
 ) -> labelling.Verify:
@@ -188,30 +173,27 @@ def make_verifier(
     long_prompts="truncate",
     stops=(),  # Those of an answer: a verdict may quote one.
   )
-  tokenizer, G = encoder.tokenizer, group_size
-  settings = rollouts.Encoder(tokenizer, config).settings
-  sampling = dataclasses.replace(
-    sampling, temperature=labels.verify_temperature
+  tokenizer, heat = encoder.tokenizer, labels.verify_temperature
+  settings = rollouts.Encoder(tokenizer, config).settings(
+    dataclasses.replace(sampling, temperature=heat), 1
   )
-  generate = rollouts.make_generate(
-    policy.lift, policy.decoder, settings(sampling, 1)
-  )
+  generate = rollouts.make_generate(policy.lift, policy.decoder, settings)
 
   def verify(examples, completions, step) -> np.ndarray:
     texts = iter(completions)
     asked = [
       [
         Example(
-          key=(example.key * G + g) & _INT32,
+          key=(example.key * group_size + g) & _INT32,
           messages=task.verification(example, next(texts)),
           reference="",
         )
         for example in row
-        for g in range(G)
+        for g in range(group_size)
       ]
       for row in examples
     ]
-    ids = np.array([[example.key for example in row] for row in asked])
+    ids = [[example.key for example in row] for row in asked]
     sampled = rollouts.sample(
       generate,
       policy.params,
@@ -224,6 +206,7 @@ def make_verifier(
     )
     verdicts, _, _ = rollouts.read(sampled, tokenizer)
     values = [self_verification.read_verdict(text) for text in verdicts]
-    return np.array(values, np.float32).reshape(len(examples), -1, G)
+    shape = (len(examples), -1, group_size)
+    return np.array(values, np.float32).reshape(shape)
 
   return verify

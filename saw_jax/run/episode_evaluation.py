@@ -3,9 +3,6 @@
 And how well it says what comes next, after the actions of an expert.
 """
 
-import copy
-import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -24,7 +21,7 @@ from saw_jax.training import parallel
 from saw_jax.training.batch import TrainBatch
 
 
-class EpisodeEvaluator:
+class EpisodeEvaluator(evaluation.BaseEvaluator):
   """Plays one set of held-out worlds, greedily or sampled."""
 
   def __init__(
@@ -35,18 +32,8 @@ class EpisodeEvaluator:
     episodes: agents.EpisodeConfig,
     policy: Policy,
   ):
-    self.config, self._task, self._encoder = config, task, encoder
-    size = min(task.num_episodes(config.split), config.num_examples)
-    self.examples = list(range(size))
-    self.modes = config.modes(config.samples)
-    self._episodes = episodes
-    lift = policy.lift
-    # One answer at a time: the samples of a world part after the first action.
-    self._make_generate = functools.cache(
-      lambda sampling: rollouts.make_generate(
-        lift, policy.decoder, encoder.settings(sampling, 1)
-      )
-    )
+    super().__init__(task, encoder, config, policy)
+    self._episodes, lift = episodes, policy.lift
     count = episodes.num_transitions // lift.num_shards * lift.num_shards
     transitions = task.held_out(count) if count else []
     self._transitions = None
@@ -59,16 +46,12 @@ class EpisodeEvaluator:
       takes_axis_name=True,
     )
 
-  def on(self, split: str, samples: int) -> "EpisodeEvaluator":
-    """Plays the worlds of another split in the same way, all of them.
+  def _read(self, split: str, most: int | None = None) -> list[int]:
+    return list(range(self._task.num_episodes(split))[:most])
 
-    With 0 samples it is greedy alone. It does not score predictions. What is
-    compiled is shared.
-    """
-    other = copy.copy(self)
-    other.config = dataclasses.replace(self.config, split=split)
-    other.examples = list(range(self._task.num_episodes(split)))
-    other.modes = self.config.modes(samples)
+  def on(self, split: str, samples: int) -> "EpisodeEvaluator":
+    """Plays another split; predictions are scored in this one alone."""
+    other = super().on(split, samples)
     other._transitions = None
     return other
 
@@ -98,58 +81,50 @@ class EpisodeEvaluator:
     self, mode: str, policy: Policy, pool: EnvironmentPool
   ) -> agents.Episodes:
     """Plays every world, and returns the episodes themselves."""
-    sampling, group_size = self.modes[mode]
-    num_seeds, worlds = policy.num_seeds, self.examples
+    (sampling, size), num_seeds = self.modes[mode], policy.num_seeds
+    ids, seeds = [self.examples] * num_seeds, [0] * num_seeds
     return agents.play(
-      self._make_generate(sampling),
+      # One answer at a time: samples of a world part after the first action.
+      self._make_generate(sampling, 1),
       policy.params,
-      [[(self.config.split, seed) for seed in worlds]] * num_seeds,
-      rollouts.row_keys(
-        [0] * num_seeds, evaluation.FIRST_STEP, [worlds] * num_seeds, group_size
-      ),
+      [[(self.split, world) for world in self.examples]] * num_seeds,
+      rollouts.row_keys(seeds, evaluation.FIRST_STEP, ids, size),
       task=self._task,
       encoder=self._encoder,
       pool=pool,
       config=self._episodes,
-      group_size=group_size,
     )
 
   def scores(
     self, mode: str, policy: Policy, pool: EnvironmentPool
   ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it; see `evaluation.average`.
+    """Runs an evaluation and averages it, with what `more` has.
 
-    With the share of valid replies as `valid`, and of each category of the
-    task's episodes the share that was won, as `right_<category>`. A greedy one
-    has `observation_accuracy` and `observation_nll` too, where the task has an
-    expert: how often the likeliest token is the one that came, and its mean
-    negative log-likelihood.
+    A greedy one has `observation_accuracy` and `observation_nll` too, where the
+    task has an expert: how often the likeliest token is the one that came, and
+    its mean negative log-likelihood.
     """
-    result = self.run(mode, policy, pool)
-    found = evaluation.average(mode, result, self._task.components)
-    for seed, values in enumerate(found):
-      values["valid"] = float(result["valid"][seed].mean())
-      for name, places in self._categories().items():
-        right = result["right"][seed, places]
-        values[f"right_{name}"] = float(right.mean(dtype=np.float64))
+    found = super().scores(mode, policy, pool)
     if mode == "greedy" and self._transitions is not None:
       batch = jax.tree.map(
         lambda x: np.stack([x] * policy.num_seeds), self._transitions
       )
       said = jax.device_get(self._predict(policy.params, batch))
       for seed, values in enumerate(found):
-        for name, value in said.items():
-          values[name] = float(value[seed])
+        values |= {name: float(x[seed]) for name, x in said.items()}
     return found
 
-  def _categories(self) -> dict[str, list[int]]:
-    """Places of the episodes of each category, by name."""
-    found: dict[str, list[int]] = {}
-    for place, seed in enumerate(self.examples):
-      name = self._task.category(self.config.split, seed)
-      if name:
-        found.setdefault(name, []).append(place)
-    return dict(sorted(found.items()))
+  def more(self, result: dict[str, np.ndarray]) -> dict[str, float]:
+    """The share of valid replies, and of each category's worlds those won."""
+    places: dict[str, list[int]] = {}
+    for place, world in enumerate(self.examples):
+      name = self._task.category(self.split, world)
+      places.setdefault(name, []).append(place)
+    return {"valid": float(result["valid"].mean())} | {
+      f"right_{name}": float(result["right"][own].mean(dtype=np.float64))
+      for name, own in sorted(places.items())
+      if name
+    }
 
 
 def lay_out(
@@ -159,14 +134,18 @@ def lay_out(
   config: agents.EpisodeConfig,
 ) -> TrainBatch:
   """Lays an expert's steps out as rows: prompt, action and observation."""
-  encoded = agents.encode_transitions(
-    transitions,
-    task=task,
-    encoder=encoder,
-    max_observation_tokens=config.max_observation_tokens,
+  encode, end = encoder.tokenizer.encode, encoder.tokenizer.eos_ids[0]
+  limit = config.max_observation_tokens
+  return warm_start.pack_demonstrations(
+    [
+      agents.write_prompt(task, encoder, one.before, one.history)[1]
+      for one in transitions
+    ],
+    [[*encode(task.write_reply(one.action)), end] for one in transitions],
+    [list(encode(one.observation))[:limit] for one in transitions],
+    glue=agents.glue_of(encoder.tokenizer),
+    multiple=8,
   )
-  glue = agents.glue_of(encoder.tokenizer)
-  return warm_start.pack_demonstrations(*encoded, glue=glue, multiple=8)
 
 
 def make_predictions(

@@ -1,8 +1,4 @@
-"""The source of rows that are steps of episodes.
-
-It plays the worlds of a step, and gives each action its advantage and each
-observation its weight.
-"""
+"""The source of rows that are steps of episodes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +7,6 @@ import jax
 import numpy as np
 
 from saw_jax import algorithms, world_model
-from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, observations, rollouts
@@ -35,7 +30,10 @@ class Scored(NamedTuple):
 
 
 class Episodes:
-  """Plays the episodes of each step, which their worlds reward."""
+  """Plays the worlds of each step, which reward the episodes.
+
+  Each action gets its advantage, and each observation its weight.
+  """
 
   def __init__(
     self,
@@ -54,13 +52,12 @@ class Episodes:
     self._task, self._encoder, self._pool = task, encoder, pool
     self._config, self._loop = config, loop
     self._world, self._reads_values = method.world, method.reads_values
-    self._glue = agents.glue_of(encoder.tokenizer)
     lift = self._policy.lift
-    settings = encoder.settings(
-      sampling, 1, record_entropies=method.world is not None
-    )
+    has_world = method.world is not None
     self._generate = rollouts.make_generate(
-      lift, self._policy.decoder, settings
+      lift,
+      self._policy.decoder,
+      encoder.settings(sampling, 1, record_entropies=has_world),
     )
     self._estimate = lift.wrap(
       step_estimation.make_step_estimate(
@@ -78,14 +75,11 @@ class Episodes:
 
   def generate(self, step: int) -> agents.Episodes:
     """Plays the worlds of a step, a function of state, seed and step alone."""
-    loop = self._loop
+    size, count = self._loop.group_size, self._task.num_episodes("train")
     worlds = np.array(
       [
         data.batch_indices(
-          self._task.num_episodes("train"),
-          loop.prompts_per_step,
-          seed=seed,
-          step=step,
+          count, self._loop.prompts_per_step, seed=seed, step=step
         )
         for seed in self._seeds
       ]
@@ -94,18 +88,16 @@ class Episodes:
       self._generate,
       self._policy.params,
       [[("train", int(world)) for world in row] for row in worlds],
-      rollouts.row_keys(self._seeds, step, worlds, loop.group_size),
+      rollouts.row_keys(self._seeds, step, worlds, size),
       task=self._task,
       encoder=self._encoder,
       pool=self._pool,
       config=self._config,
-      group_size=loop.group_size,
     )
     self._clock.lap("generate")
     return played
 
   def score(self, played: agents.Episodes, step: int) -> Scored:
-    """Takes down what the worlds paid, and what else an advantage reads."""
     del step
     rows = _rows_of(played, self._row_unit())
     record = StepRecord(
@@ -118,15 +110,22 @@ class Episodes:
     transcript, shape = played.played.transcript, played.steps.shape
     if self._world is not None:
       width = transcript.behave_log_probs.shape[-1]
-      entropies = self._measure(
-        entropies=transcript.entropies.reshape(-1, width),
-        log_probs=transcript.behave_log_probs.reshape(-1, width),
-        completion_mask=np.asarray(transcript.completion_mask).reshape(
-          -1, width
-        ),
+      entropies, log_probs, mask = (
+        np.asarray(x).reshape(-1, width)
+        for x in (
+          transcript.entropies,
+          transcript.behave_log_probs,
+          transcript.completion_mask,
+        )
       )
+      entropies = self._measure(
+        entropies=entropies, log_probs=log_probs, completion_mask=mask
+      )
+      pool = np.zeros((len(rows), shape[1] * shape[2], shape[3]), bool)
+      for place in played.observations:  # What followed a step.
+        pool[place] = True
       record = record.replace(
-        entropies=np.asarray(entropies).reshape(shape), pool=_observed(played)
+        entropies=np.asarray(entropies).reshape(shape), pool=pool.reshape(shape)
       )
     if self._reads_values:
       taken = _take(transcript, rows)
@@ -152,17 +151,16 @@ class Episodes:
         transcript.policy_versions, step * self._loop.num_minibatches
       )
     )
-    if self._world is not None:
+    multiple = self._encoder.config.completion_multiple
+    if self._world is None:
+      transcript = rollouts.trim(transcript, multiple)
+    else:
       transcript = self._append(transcript, scored, made, step)
-    transcript = rollouts.trim(
-      transcript.replace(entropies=None),
-      self._encoder.config.completion_multiple,
-    )
     batch = _make_batch(transcript, made, rows)
-    order = np.arange(rows.shape[1])
     if self._loop.num_minibatches > 1:  # Each update takes a part of them.
-      order = np.random.default_rng([len(order), step]).permutation(len(order))
-    batch = jax.tree.map(lambda x: x[:, order], batch)
+      size = rows.shape[1]
+      order = np.random.default_rng([size, step]).permutation(size)
+      batch = jax.tree.map(lambda x: x[:, order], batch)
     self._clock.lap("lay out")
     described = [self._describe(scored, made, n) for n in range(len(rows))]
     return self._learner.recompute(batch), described
@@ -170,21 +168,18 @@ class Episodes:
   def finish(
     self, rows: list[dict[str, float]], step: int
   ) -> list[dict[str, float]]:
-    """Nothing is to be done after the update."""
     del step
     return rows
 
   def pack(self, step: int) -> Packed:
-    """Nothing: the episodes of a step are functions of the state."""
-    del step
+    del step  # Episodes are functions of the state.
     return {}, {}
 
   def _row_unit(self) -> int:
     """Rows of an update are a multiple of this: few shapes, equal parts."""
-    loop = self._loop
+    loop, shards = self._loop, self._policy.lift.num_shards
     most = loop.prompts_per_step * loop.group_size * self._task.max_steps
-    parts = loop.num_minibatches * loop.num_microbatches
-    parts *= self._policy.lift.num_shards
+    parts = loop.num_minibatches * loop.num_microbatches * shards
     unit = -(-most // self._config.row_parts)
     return -(-unit // parts) * parts
 
@@ -201,15 +196,14 @@ class Episodes:
       ]
       for n, own in enumerate(rows)
     ]
-    selected = _gather(made.selected.reshape(len(rows), -1), rows, False)
     numbers = [[seed, step] for seed in self._seeds]
     return observations.append(
       transcript,
       said,
-      selected,
+      _gather(made.selected, rows, False),
       moved_by=numbers if self._world.shuffled else None,
       max_tokens=self._config.max_observation_tokens,
-      glue=self._glue,
+      encoder=self._encoder,
     )
 
   def _describe(
@@ -228,9 +222,7 @@ class Episodes:
       "reward/return": _mean(returns),
       "reward/total": _mean(returns),
       "success": _mean(won),
-      "constant_groups": float(
-        np.mean([np.ptp(r) == 0 for r in played.returns[n]])
-      ),
+      "constant_groups": _mean(np.ptp(played.returns[n], axis=-1) == 0),
       "steps": _mean(steps.sum(-1)[counts]),
       "invalid": float(played.invalid[n][steps].sum() / taken),
       "over_limit": _mean(is_whole & ~won),
@@ -249,67 +241,48 @@ def _mean(x: np.ndarray) -> float:
   return float(np.mean(x)) if x.size else 0.0
 
 
-def _observed(played: agents.Episodes) -> np.ndarray:
-  """Which steps an observation followed. Shape `[N, P, G, E]`."""
-  shape = played.rewards.shape
-  pool = np.zeros((shape[0], shape[1] * shape[2], shape[3]), bool)
-  for place in played.observations:
-    pool[place] = True
-  return pool.reshape(shape)
-
-
 def _rows_of(played: agents.Episodes, unit: int) -> np.ndarray:
   """The rows of the update for each seed, `[N, B]`; -1 is padding.
 
   The steps that count, in order, as many for each seed as the one with most
   has, rounded up.
   """
-  steps = played.steps.reshape(len(played.steps), -1)
-  most = max(int(steps.sum(-1).max()), 1)
-  rows = np.full((len(steps), -(-most // unit) * unit), -1, np.int64)
-  for n, own in enumerate(steps):
-    chosen = np.flatnonzero(own)
-    rows[n, : len(chosen)] = chosen
+  chosen = [np.flatnonzero(own) for own in played.steps]
+  most = max(1, *map(len, chosen))
+  rows = np.full((len(chosen), -(-most // unit) * unit), -1, np.int64)
+  for row, own in zip(rows, chosen, strict=True):
+    row[: len(own)] = own
   return rows
 
 
-def _gather(x: np.ndarray, rows: np.ndarray, filler) -> np.ndarray:
-  """Takes rows `[N, B]` of `[N, R, ...]`, and a filler where they are -1."""
-  taken = np.take_along_axis(
-    x, np.maximum(rows, 0).reshape(*rows.shape, *[1] * (x.ndim - 2)), axis=1
-  )
-  taken[rows < 0] = filler
-  return taken
+def _gather(x: np.ndarray, rows: np.ndarray, filler=0) -> np.ndarray:
+  """Takes rows `[N, B]` of `[N, R]`, and a filler where they are -1."""
+  taken = x.reshape(len(rows), -1)[np.arange(len(rows))[:, None], rows]
+  return np.where(rows < 0, filler, taken)
 
 
 def _take(transcript: Transcript, rows: np.ndarray) -> Transcript:
   """The rows of a transcript that are learned from; padding has no role."""
-  size = transcript.prompt_size
-  fillers = {
-    "tokens": 0,
-    "roles": transcript_lib.PAD,
-    "starts": size,
-    "ends": size,
-    "behave_log_probs": 0,
-    "group_ids": 0,
-    "policy_versions": 0,
-  }
-  taken = {
-    name: _gather(getattr(transcript, name), rows, filler)
-    for name, filler in fillers.items()
-  }
-  return transcript.replace(**taken, entropies=None)
+  seeds, size = np.arange(len(rows))[:, None], transcript.prompt_size
+  taken = jax.tree.map(
+    lambda x: x[seeds, rows], transcript.replace(entropies=None)
+  )
+  for x in jax.tree.leaves(taken):
+    x[rows < 0] = 0
+  taken.starts[rows < 0] = taken.ends[rows < 0] = size
+  return taken
 
 
 def _make_batch(
   transcript: Transcript, made: StepEstimate, rows: np.ndarray
 ) -> TrainBatch:
-  def take(x):
-    return None if x is None else _gather(x.reshape(len(rows), -1), rows, 0)
-
-  world = None
+  world, targets = None, made.value_targets
   if made.weights is not None:
-    world = world_model.RowWeights(take(made.weights), take(made.counts))
-  return batch_lib.make_batch(transcript, take(made.advantages)).replace(
-    value_targets=take(made.value_targets), world=world
+    weights, counts = (_gather(x, rows) for x in (made.weights, made.counts))
+    world = world_model.RowWeights(weights, counts)
+  return batch_lib.make_batch(
+    transcript, _gather(made.advantages, rows)
+  ).replace(
+    value_targets=None if targets is None else _gather(targets, rows),
+    world=world,
   )

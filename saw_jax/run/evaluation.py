@@ -1,9 +1,4 @@
-"""How good a policy is on examples that it was not trained on.
-
-A table of a paper has a column a benchmark, and scoring them takes hours at its
-scale. So what was scored is written down as soon as it is there, and whoever is
-killed in between goes on after it.
-"""
+"""How good a policy is on examples that it was not trained on."""
 
 import copy
 import dataclasses
@@ -20,7 +15,8 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import metrics, rollouts
 from saw_jax.run.policy import Policy
 from saw_jax.settings import constant
-from saw_jax.tasks.base import Component, Outcome, Task, token_limits
+from saw_jax.tasks import clusters
+from saw_jax.tasks.base import Component, Example, Outcome, token_limits
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import hosts
 
@@ -50,15 +46,10 @@ class EvaluationConfig:
 
   def __post_init__(self):
     for name, samples in self.benchmarks.items():
-      if isinstance(samples, bool) or not isinstance(samples, int):
+      if type(samples) is not int or samples < 0:
         raise ValueError(
-          f"evaluation.benchmarks.{name} is a number of samples, not "
-          f"{samples!r}"
-        )
-      if samples < 0:
-        raise ValueError(
-          f"evaluation.benchmarks.{name} is {samples}: a number of samples is "
-          "0 or more"
+          f"evaluation.benchmarks.{name} is a number of samples, 0 or more, "
+          f"not {samples!r}"
         )
       if name == AVERAGE:
         raise ValueError(
@@ -74,41 +65,57 @@ class EvaluationConfig:
     return found
 
 
-class Evaluator:
-  """Scores answers to one set of held-out examples, greedy or sampled."""
+class BaseEvaluator:
+  """What evaluations of answers and of episodes share.
+
+  They have `examples` of a split; `run`, which scores every one of `E` under
+  the policies of all seeds; and `more`, which a seed's averages have besides.
+  """
 
   def __init__(
     self,
-    task: Task,
+    task: Any,
     encoder: rollouts.Encoder,
     config: EvaluationConfig,
     policy: Policy,
   ):
-    examples = task.examples(config.split)
-    self.config, self.components = config, task.components
-    self.examples = [
-      examples[i] for i in range(min(len(examples), config.num_examples))
-    ]
-    self._task, self._encoder = task, encoder
-    # What a completion votes for, where the task has a notion of that.
-    self._answer_key = getattr(task, "answer_key", None)
+    self.config, self.modes = config, config.modes(config.samples)
+    self._task, self._encoder, self.split = task, encoder, config.split
+    self.examples = self._read(config.split, config.num_examples)
     lift, decoder = policy.lift, policy.decoder
     self._make_generate = functools.cache(
       lambda *how: rollouts.make_generate(lift, decoder, encoder.settings(*how))
     )
-    self.modes = config.modes(config.samples)
 
-  def on(self, split: str, samples: int) -> "Evaluator":
+  def on(self, split: str, samples: int) -> "BaseEvaluator":
     """Evaluates another split in the same way, all of it.
 
     Samples are per example; with 0 it is greedy alone. What is compiled is
     shared.
     """
-    examples = self._task.examples(split)
     other = copy.copy(self)
-    other.examples = [examples[i] for i in range(len(examples))]
+    other.split, other.examples = split, self._read(split)
     other.modes = self.config.modes(samples)
     return other
+
+  def scores(
+    self, mode: str, policy: Policy, workers: Any
+  ) -> list[dict[str, float]]:
+    """Runs an evaluation and averages it, with what `more` has."""
+    result = self.run(mode, policy, workers)
+    found = average(mode, result, self._task.components)
+    return [
+      values | self.more({name: x[seed] for name, x in result.items()})
+      for seed, values in enumerate(found)
+    ]
+
+
+class Evaluator(BaseEvaluator):
+  """Scores answers to one set of held-out examples, greedy or sampled."""
+
+  def _read(self, split: str, most: int | None = None) -> list[Example]:
+    examples = self._task.examples(split)
+    return [examples[i] for i in range(len(examples))[:most]]
 
   def run(
     self, mode: str, policy: Policy, grader: Grader
@@ -120,50 +127,44 @@ class Evaluator:
     `[N, E, G]` where the task has an `answer_key`: samples of an example with
     the same number gave the same answer, -1 gave none.
     """
-    generate_fn = self._make_generate(*self.modes[mode])
-    _, group_size = self.modes[mode]
+    encoder, group_size = self._encoder, self.modes[mode][1]
     size = min(self.config.batch_size, len(self.examples))
     # Long prompts beside long ones: a batch is as wide as its longest.
     order = sorted(
-      range(len(self.examples)),
-      key=lambda place: self._encoder.size(self.examples[place]),
+      range(len(self.examples)), key=lambda i: encoder.size(self.examples[i])
     )
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(order), size):
-      places = order[start : start + size]
-      chosen = [self.examples[place] for place in places]
+      chosen = [self.examples[i] for i in order[start : start + size]]
       # The last batch is filled up, so that all have one shape.
       padded = chosen + chosen[:1] * (size - len(chosen))
-      ids = np.array([example.key for example in padded])
-      rows, seeds = [padded] * policy.num_seeds, [0] * policy.num_seeds
+      ids = [[example.key for example in padded]] * policy.num_seeds
+      rows = [padded] * policy.num_seeds
       transcript = rollouts.sample(
-        generate_fn,
+        self._make_generate(*self.modes[mode]),
         policy.params,
         rows,
-        rollouts.row_keys(seeds, FIRST_STEP, [ids] * len(seeds), group_size),
-        encoder=self._encoder,
+        rollouts.row_keys([0] * len(ids), FIRST_STEP, ids, group_size),
+        encoder=encoder,
         multiple=1,
       )
       result = rollouts.score(
-        transcript,
-        rows,
-        tokenizer=self._encoder.tokenizer,
-        grader=grader,
-        stops=self._encoder.config.stops,
+        transcript, rows, grader, encoder.tokenizer, encoder.config.stops
       )
       shape = result.lengths.shape
+      is_right = [outcome is Outcome.RIGHT for outcome in result.outcomes]
       found = {
         "rewards": result.rewards,
         "scored": result.scored,
-        "right": np.array(
-          [outcome is Outcome.RIGHT for outcome in result.outcomes]
-        ).reshape(shape),
+        "right": np.array(is_right).reshape(shape),
         "ended": result.ended,
         "lengths": result.lengths,
       }
-      if self._answer_key is not None:
-        keys = [self._answer_key(text) for text in result.completions]
-        found["answers"] = _answer_ids(keys, group_size).reshape(shape)
+      # What a completion votes for, where the task has a notion of that.
+      if hasattr(self._task, "answer_key"):
+        keys = [self._task.answer_key(text) for text in result.completions]
+        keys = np.array(keys, object).reshape(-1, group_size).tolist()
+        found["answers"] = clusters.answer_ids(keys).reshape(shape)
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
     back = np.argsort(order)
@@ -171,25 +172,21 @@ class Evaluator:
       name: np.concatenate(value, 1)[:, back] for name, value in parts.items()
     }
 
-  def scores(
-    self, mode: str, policy: Policy, grader: Grader
-  ) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it; see `average`.
+  def more(self, result: dict[str, np.ndarray]) -> dict[str, float]:
+    """What a task averages in a way of its own, such as BFCL's categories.
 
-    With what the task averages in a way of its own, such as the categories of
-    BFCL, and, for each component with a limit of tokens, the share of answers
-    that are longer, as `over_<component>`.
+    And, for each component with a limit of tokens, the share of answers that
+    are longer, as `over_<component>`.
     """
-    result = self.run(mode, policy, grader)
-    found = average(mode, result, self.components)
-    for component, limit in token_limits(self._task).items():
-      for seed, values in enumerate(found):
-        over = result["lengths"][seed] > limit
-        values[f"over_{self.components[component].name}"] = float(over.mean())
+    found = {
+      f"over_{self._task.components[component].name}": float(
+        (result["lengths"] > limit).mean()
+      )
+      for component, limit in token_limits(self._task).items()
+    }
     if hasattr(self._task, "averages"):
-      for seed, values in enumerate(found):
-        right = result["right"][seed].mean(-1, dtype=np.float64)
-        values |= self._task.averages(self.examples, right)
+      right = result["right"].mean(-1, dtype=np.float64)
+      found |= self._task.averages(self.examples, right)
     return found
 
 
@@ -203,10 +200,8 @@ def average(
   length in tokens; and the means of `at_k` where it was sampled.
   """
   found = []
-  for n, (rewards, scored) in enumerate(
-    zip(result["rewards"], result["scored"], strict=True)
-  ):
-    values = {}
+  for n, rewards in enumerate(result["rewards"]):
+    values, scored = {}, result["scored"][n]
     for m, component in enumerate(components):
       chosen = rewards[..., m][scored[..., m]]
       values[component.name] = (
@@ -217,10 +212,8 @@ def average(
     values["ended"] = float(result["ended"][n].mean())
     values["unscored"] = float(1 - scored.mean())
     values["length"] = float(result["lengths"][n].mean())
-    if mode == "sampled":
-      for name, value in at_k(result, n).items():
-        values[name] = float(value.mean())
-    found.append(values)
+    more = at_k(result, n) if mode == "sampled" else {}
+    found.append(values | {name: float(x.mean()) for name, x in more.items()})
   return found
 
 
@@ -228,7 +221,8 @@ def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
   """Scores the `k` samples of each example together, `[E]` a figure.
 
   `mean@k` is the share of right samples; `pass@k`, whether one is right; and
-  `maj@k`, whether the most frequent answer is, where `answers` are known.
+  `maj@k`, whether the most frequent answer is, where `answers` are known: of
+  equally frequent ones the first counts.
   """
   right = result["right"][seed]
   k = right.shape[-1]
@@ -237,30 +231,12 @@ def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     f"pass@{k}": right.any(-1).astype(np.float64),
   }
   if "answers" in result:
-    figures[f"maj@{k}"] = _vote(right, result["answers"][seed])
+    answers = result["answers"][seed]
+    votes = (answers[:, :, None] == answers[:, None, :]).sum(-1)
+    voted = np.where(answers >= 0, votes, 0).argmax(-1)[:, None]
+    wins = np.take_along_axis(right & (answers >= 0), voted, -1)
+    figures[f"maj@{k}"] = wins[:, 0].astype(np.float64)
   return figures
-
-
-def _vote(right: np.ndarray, answers: np.ndarray) -> np.ndarray:
-  """Whether the most frequent answer is right; of equals the first counts.
-
-  Answers are ids, negative where there is none. Both are `[E, samples]`.
-  """
-  is_answer = answers >= 0
-  same = answers[:, :, None] == answers[:, None, :]
-  voted = np.where(is_answer, same.sum(-1), 0).argmax(-1)[:, None]
-  wins = np.take_along_axis(right & is_answer, voted, -1)
-  return wins[:, 0].astype(np.float64)
-
-
-def _answer_ids(keys: Sequence[str | None], group_size: int) -> np.ndarray:
-  """Numbers the answers of each group in the order in which they occur."""
-  ids = []
-  for start in range(0, len(keys), group_size):
-    numbers: dict[str, int] = {}
-    for key in keys[start : start + group_size]:
-      ids.append(-1 if key is None else numbers.setdefault(key, len(numbers)))
-  return np.array(ids, np.int64)
 
 
 def per_example(
@@ -283,7 +259,7 @@ def per_example(
 
 
 def score_benchmarks(
-  evaluator: Any,  # or an `EpisodeEvaluator`
+  evaluator: BaseEvaluator,
   policy: Policy,
   workers: Any,
   *,
@@ -297,7 +273,7 @@ def score_benchmarks(
   Returns the scores by benchmark and mode, and their plain means over
   benchmarks under `benchmarks/<mode>`, of those figures that all of them have;
   None if `stop`, asked after each part, said so. The file at `path` keeps what
-  was scored.
+  was scored, since it takes hours at a paper's scale.
   """
   found = _read(path, seeds, step)
   parts = {}
@@ -308,35 +284,26 @@ def score_benchmarks(
     # Processes need not share a disk: all skip a part, or none does.
     if not hosts.any_of(key not in found):
       continue
-    LOG.info(
-      "benchmark %s (%d of %d): %d examples",
-      key,
-      number,
-      len(parts),
-      len(on.examples),
-    )
+    where, size = f"{number} of {len(parts)}", len(on.examples)
+    LOG.info("benchmark %s (%s): %d examples", key, where, size)
     found[key] = on.scores(mode, policy, workers)
     if hosts.is_first():
       document = {"step": step, "seeds": list(seeds), "scores": found}
       metrics.write_json(path, document)
     if hosts.any_of(stop()) and number < len(parts):
       return None
-  by_mode: dict[str, list[list[dict[str, float]]]] = {}
-  for key, (_, mode) in parts.items():
-    by_mode.setdefault(mode, []).append(found[key])
-  return {key: found[key] for key in parts} | {
-    f"{AVERAGE}/{mode}": [_mean(values) for values in zip(*all_, strict=True)]
-    for mode, all_ in by_mode.items()
-  }
-
-
-def _mean(benchmarks: Sequence[dict[str, float]]) -> dict[str, float]:
-  """The plain mean of each figure that all benchmarks have."""
-  return {
-    name: float(np.mean([values[name] for values in benchmarks]))
-    for name in benchmarks[0]
-    if all(name in values for values in benchmarks)
-  }
+  scores = {key: found[key] for key in parts}
+  for mode in dict.fromkeys(mode for _, mode in parts.values()):
+    own = [scores[key] for key in parts if parts[key][1] == mode]
+    scores[f"{AVERAGE}/{mode}"] = [
+      {
+        name: float(np.mean([values[name] for values in every]))
+        for name in every[0]
+        if all(name in values for values in every)
+      }
+      for every in zip(*own, strict=True)
+    ]
+  return scores
 
 
 def _read(path: pathlib.Path, seeds: Sequence[int], step: int) -> Scores:

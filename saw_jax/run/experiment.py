@@ -1,9 +1,4 @@
-"""All that a run is made of, and what its kind of task needs.
-
-An `Experiment` is the plain record that `build.build` returns. A task has
-single answers or episodes: `AnswerRun` and `EpisodeRun` know which workers,
-source, evaluation and demonstrations either needs.
-"""
+"""All that a run is made of, and what its kind of task needs."""
 
 import contextlib
 import dataclasses
@@ -58,7 +53,7 @@ class GradingConfig:
 
 
 class Experiment(NamedTuple):
-  """All that a run is made of, past the border where configs end."""
+  """All that a run is made of: the record that `build.build` returns."""
 
   task: Task | AgentTask
   tokenizer: Tokenizer
@@ -94,16 +89,14 @@ class AnswerRun:
       self.encoder.tokens(examples[index])
     return len(examples)
 
-  def open_workers(self) -> Grader:
-    """Starts the processes that score answers."""
+  def open_workers(self) -> Grader | EnvironmentPool:
+    """Starts the processes that score answers, or play episodes."""
     return Grader(self._made.task, **dataclasses.asdict(self._made.grading))
 
-  def make_evaluator(self, policy: Policy) -> evaluation.Evaluator:
-    """Makes the evaluation on held-out examples."""
-    made = self._made
-    return evaluation.Evaluator(
-      made.task, self.encoder, made.evaluation, policy
-    )
+  def make_evaluator(self, policy: Policy) -> evaluation.BaseEvaluator:
+    """Makes the evaluation on held-out examples, or in held-out worlds."""
+    task, config = self._made.task, self._made.evaluation
+    return evaluation.Evaluator(task, self.encoder, config, policy)
 
   def make_source(
     self,
@@ -113,16 +106,14 @@ class AnswerRun:
     stack: contextlib.ExitStack,
     seeds: Sequence[int],
     directory: pathlib.Path,
-  ) -> answers.Answers:
+  ) -> answers.Answers | episode_source.Episodes:
     """Makes the source, as it was when the run was saved."""
     made, loop, encoder = self._made, self._made.loop, self.encoder
-    policy, settings = (
-      learner.policy,
-      encoder.settings(made.sampling, loop.group_size),
-    )
+    policy, task, sampling = learner.policy, made.task, made.sampling
+    settings = encoder.settings(sampling, loop.group_size)
     labels = labelling.make_labeller(
       made.labels,
-      labelling.Scorer(made.task, made.tokenizer, grader, made.rollout.stops),
+      labelling.Scorer(task, made.tokenizer, grader, made.rollout.stops),
       seeds=seeds,
       prompts_per_step=loop.prompts_per_step,
       group_size=loop.group_size,
@@ -130,53 +121,34 @@ class AnswerRun:
       directory=directory,
       stop=lambda: session.interrupt.requested,
       verify=answers.make_verifier(
-        policy,
-        made.task,
-        encoder,
-        made.sampling,
-        made.labels,
-        seeds=seeds,
-        group_size=loop.group_size,
+        policy, task, encoder, sampling, made.labels, seeds, loop.group_size
       ),
     )
     labels.restore(session.step, session.host, session.arrays)
-    world = None
-    if made.method.world is not None:
+    world, heat = made.method.world, sampling.temperature
+    if world is not None:
       world = observations.Appender(
-        made.method.world,
-        policy,
-        made.task,
-        encoder,
-        made.episodes,
-        loop,
-        seeds,
-        temperature=made.sampling.temperature,
+        world, policy, task, encoder, made.episodes, loop, seeds, heat
       )
-    examples = made.task.examples("train")
+    examples = task.examples("train")
     protocol = groups.make_protocol(made.asynchronous, loop.prompts_per_step)
     if protocol is None:
-      draws = answers.Fresh(
-        rollouts.make_generate(policy.lift, policy.decoder, settings),
-        encoder,
-        learner,
-        examples,
-        loop,
-        seeds,
-      )
-    else:
-      draws = groups.Queue(
-        made.asynchronous,
-        protocol,
-        learner,
-        labels,
-        encoder,
-        settings,
-        examples=examples,
-        seeds=seeds,
-        needs_log_probs=made.method.needs_behave,
-      )
-      draws.restore(session.step, session.host, session.arrays)
-      stack.enter_context(draws)
+      generate = rollouts.make_generate(policy.lift, policy.decoder, settings)
+      draws = answers.Fresh(generate, encoder, learner, examples, loop, seeds)
+      return answers.Answers(draws, labels, learner, world)
+    draws = groups.Queue(
+      made.asynchronous,
+      protocol,
+      learner,
+      labels,
+      encoder,
+      settings,
+      examples,
+      seeds,
+      needs_log_probs=made.method.needs_behave,
+    )
+    draws.restore(session.step, session.host, session.arrays)
+    draws.start_actors(stack)
     return answers.Answers(draws, labels, learner, world)
 
   def demonstrations(
@@ -191,54 +163,41 @@ class AnswerRun:
     )
 
   def play(self, policy: Policy, mode: str) -> agents.Episodes:
-    """Refuses: a single answer is no episode."""
+    """Plays held-out worlds, `greedy` or `sampled`; answers are no episodes."""
     raise ValueError(
       f"task {self._made.task.name!r} has single answers, and only episodes "
       "can be played"
     )
 
 
-class EpisodeRun:
+class EpisodeRun(AnswerRun):
   """What a run needs whose task has episodes."""
 
   def __init__(self, experiment: Experiment):
-    self._made, self.turns = experiment, experiment.task.max_steps
-    self.encoder = rollouts.Encoder(experiment.tokenizer, experiment.rollout)
+    super().__init__(experiment)
+    self.turns = experiment.task.max_steps
     self.unit = f"episodes of at most {self.turns} actions"
 
   def check_benchmark(self, split: str) -> int:
-    """Returns the number of a split's worlds."""
     return self._made.task.num_episodes(split)
 
   def open_workers(self) -> EnvironmentPool:
-    """Starts the processes that play episodes."""
-    made = self._made
-    return EnvironmentPool(
-      made.task,
-      max_chars=made.episodes.max_observation_chars,
-      **dataclasses.asdict(made.grading),
-    )
+    grading = dataclasses.asdict(self._made.grading)
+    limit = self._made.episodes.max_observation_chars
+    return EnvironmentPool(self._made.task, max_chars=limit, **grading)
 
   def make_evaluator(
     self, policy: Policy
   ) -> episode_evaluation.EpisodeEvaluator:
-    """Makes the evaluation in held-out worlds."""
     made = self._made
     return episode_evaluation.EpisodeEvaluator(
       made.task, self.encoder, made.evaluation, made.episodes, policy
     )
 
   def make_source(
-    self,
-    learner: Learner,
-    session: Session,
-    pool: EnvironmentPool,
-    stack: contextlib.ExitStack,
-    seeds: Sequence[int],
-    directory: pathlib.Path,
+    self, learner, session, pool, stack, seeds, directory
   ) -> episode_source.Episodes:
-    """Makes the source; what it does is a function of the state."""
-    del session, stack, directory  # Nothing is kept, or left open.
+    del session, stack, directory  # It is a function of the state.
     made = self._made
     return episode_source.Episodes(
       learner,
@@ -255,20 +214,16 @@ class EpisodeRun:
   def demonstrations(
     self, count: int, seed: int, options: Mapping[str, Any]
   ) -> TrainBatch:
-    """Lays out what a supervised start imitates."""
-    made = self._made
-    found = made.task.demonstrations(count, seed=seed, **options)
-    return episode_evaluation.lay_out(
-      found, made.task, self.encoder, made.episodes
-    )
+    task, episodes = self._made.task, self._made.episodes
+    found = task.demonstrations(count, seed=seed, **options)
+    return episode_evaluation.lay_out(found, task, self.encoder, episodes)
 
   def play(self, policy: Policy, mode: str) -> agents.Episodes:
-    """Plays held-out worlds, `greedy` or `sampled`."""
     with self.open_workers() as pool:
       return self.make_evaluator(policy).play(mode, policy, pool)
 
 
-def kind_of(experiment: Experiment) -> AnswerRun | EpisodeRun:
+def kind_of(experiment: Experiment) -> AnswerRun:
   """What a run of the experiment's task needs."""
   is_played = isinstance(experiment.task, AgentTask)
   return (EpisodeRun if is_played else AnswerRun)(experiment)
@@ -283,20 +238,20 @@ def check_benchmarks(experiment: Experiment) -> None:
 
 def make_policy(experiment: Experiment, num_seeds: int) -> Policy:
   """Makes the state of all seeds before the first step."""
-  loop, lora = experiment.loop, experiment.lora
+  loop, lora, decoder = experiment.loop, experiment.lora, experiment.decoder
   optimizer = optimizer_lib.make_optimizer(
     experiment.optimizer, loop.num_steps * loop.num_minibatches
   )
   lift = parallel.make_lift(
     experiment.parallel,
-    experiment.decoder,
+    decoder,
     optimizer,
     num_seeds=num_seeds,
     lora=lora if lora.rank else None,
     devices=_learner_devices(experiment),
   )
   return Policy(
-    experiment.decoder,
+    decoder,
     experiment.params,
     optimizer,
     lift,
@@ -307,10 +262,7 @@ def make_policy(experiment: Experiment, num_seeds: int) -> Policy:
 
 
 def param_shardings(experiment: Experiment) -> PyTree | None:
-  """Where the parameters are wanted on a mesh before there are any.
-
-  None if the lift starts from one device.
-  """
+  """Where a mesh wants the parameters; None: they start from one device."""
   if experiment.parallel.lift != "meshed":
     return None
   mesh = parallel.make_mesh(experiment.parallel, _learner_devices(experiment))
@@ -336,10 +288,8 @@ def restore(
   """
   policy = make_policy(experiment, num_seeds)
   store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
-  try:
+  with contextlib.closing(store):
     return policy.restore(store, step).step, policy
-  finally:
-    store.close()
 
 
 def evaluate_checkpoint(
@@ -349,10 +299,7 @@ def evaluate_checkpoint(
   *,
   step: int | None = None,
 ) -> tuple[int, dict[str, dict[str, np.ndarray]]]:
-  """Evaluates the policies in a checkpoint; returns its step and the results.
-
-  For `greedy` and `sampled` there is what `Evaluator.run` returns.
-  """
+  """Evaluates what `restore` reads: its step, and as `evaluate_start`."""
   step, policy = restore(experiment, num_seeds, directory, step=step)
   return step, _evaluate(experiment, policy)
 
@@ -360,7 +307,10 @@ def evaluate_checkpoint(
 def evaluate_start(
   experiment: Experiment, num_seeds: int
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Evaluates the policy that every seed starts from; see above."""
+  """Evaluates the policy that every seed starts from.
+
+  For `greedy` and `sampled` there is what `Evaluator.run` returns.
+  """
   return _evaluate(experiment, make_policy(experiment, num_seeds))
 
 
@@ -383,7 +333,7 @@ def play_checkpoint(
   mode: str = "sampled",
   step: int | None = None,
 ) -> tuple[int, agents.Episodes]:
-  """Plays held-out worlds with the policies in a checkpoint.
+  """Plays held-out worlds with the policies that `restore` reads.
 
   Returns its step, and the episodes of all seeds, in arrays and in words.
   """

@@ -33,20 +33,11 @@ LOG = logging.getLogger(__name__)
 PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
 _OUTCOMES = tuple(Outcome)
 _ROW_FIELDS = ("tokens", "roles", "starts", "ends")
-_SCORES = ("rewards", "scored", "outcomes", "lengths", "ended")
 
 
 @dataclasses.dataclass(frozen=True)
 class AsyncConfig:
-  """Whether, and how far, responses are sampled ahead of the updates.
-
-  With `partial_tokens`, a response is sampled in parts of so many tokens, and
-  one that is unfinished goes on with the newest weights.
-
-  A loss that reads the sampler's log-probs gets them whatever
-  `carry_log_probs` says; without it, a loss that does not, learns from tokens
-  and rewards alone.
-  """
+  """Whether, and how far, responses are sampled ahead of the updates."""
 
   protocol: str = "none"  # none, fixed_lag, max_lag or quota
   lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
@@ -60,12 +51,14 @@ class AsyncConfig:
   # The last devices, which the learner leaves alone.
   actor_devices: int = constant(0)
   max_deaths: int = constant(3)  # actors that are restarted in a run
-  # 0: a response is sampled whole; else in parts.
+  # 0: a response is sampled whole; else in parts of so many tokens, and one
+  # that is unfinished goes on with the newest weights.
   partial_tokens: int = constant(0)
   dynamic_sampling: bool = False  # replace groups whose rewards are all equal
   # Groups filtered per group wanted, then they stay.
   max_attempts: int = constant(10)
-  carry_log_probs: bool = constant(True)  # the sampler's, also for reports
+  # The sampler's, also for reports; a loss that reads them gets them anyway.
+  carry_log_probs: bool = constant(True)
 
 
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
@@ -81,20 +74,16 @@ def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
       raise ValueError(f"unknown {name} {value!r}: {nearest(value, known)}")
   if config.protocol == "none":
     return None
-  if config.actors < 0 or config.actor_devices < 0 or config.partial_tokens < 0:
+  if min(config.actors, config.actor_devices, config.partial_tokens) < 0:
     raise ValueError("actors, actor_devices and partial_tokens are 0 or more")
-  if config.partial_tokens and not config.actors:
-    raise ValueError(
-      "partial_tokens needs actors: without them no weights change while a "
-      "response is sampled"
-    )
+  for name in ("actor_devices", "partial_tokens"):
+    if getattr(config, name) and not config.actors:
+      raise ValueError(f"{name} needs actors, which sample during the updates")
   if config.partial_tokens and config.protocol == "fixed_lag":
     raise ValueError(
       "partial_tokens lets a response span versions, and fixed_lag promises "
       "that none does: choose max_lag or quota"
     )
-  if config.actor_devices and not config.actors:
-    raise ValueError("actor_devices needs actors, one or more a device")
   if 0 < jax.device_count() <= config.actor_devices:
     raise ValueError(
       f"actor_devices is {config.actor_devices} and there are "
@@ -109,31 +98,20 @@ def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
 
 
 class Group(NamedTuple):
-  """One prompt's responses, as host arrays."""
+  """One prompt's responses, as host arrays `[G, ...]` by name.
 
-  tokens: np.ndarray  # int32 [G, S]
-  roles: np.ndarray  # int8 [G, S]
-  starts: np.ndarray  # int32 [G]
-  ends: np.ndarray  # int32 [G]
-  behave_log_probs: np.ndarray | None  # float32 [G, T]; None: not carried
-  rewards: np.ndarray  # float32 [G, M]
-  scored: np.ndarray  # bool [G, M]
-  outcomes: np.ndarray  # int8 [G]
-  lengths: np.ndarray  # int32 [G]
-  ended: np.ndarray  # bool [G]
+  `behave_log_probs` is among them where it is carried.
+  """
+
+  arrays: dict[str, np.ndarray]
   prompt_size: int
-
-  @property
-  def used(self) -> int:
-    """Positions after the prompt that somebody wrote, in the longest row."""
-    return int((self.roles[:, self.prompt_size :] != PAD).sum(-1).max())
 
 
 def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
   """Takes a rollout apart into `[N][P]` copied groups, so that it is freed."""
   transcript, shape = rollout.transcript, rollout.lengths.shape
-  names = [*_ROW_FIELDS, *(["behave_log_probs"] if carry_log_probs else [])]
-  arrays = {name: getattr(transcript, name) for name in names}
+  names = _ROW_FIELDS + ("behave_log_probs",) * carry_log_probs
+  arrays = {name: np.asarray(getattr(transcript, name)) for name in names}
   arrays = {name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}
   outcomes = [_OUTCOMES.index(outcome) for outcome in rollout.outcomes]
   arrays |= {
@@ -143,114 +121,91 @@ def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
     "lengths": rollout.lengths.astype(np.int32),
     "ended": rollout.ended,
   }
+  return [
+    [
+      Group(
+        {name: np.array(x[n, p]) for name, x in arrays.items()},
+        transcript.prompt_size,
+      )
+      for p in range(shape[1])
+    ]
+    for n in range(shape[0])
+  ]
 
-  def group(n: int, p: int) -> Group:
-    own = {name: np.array(x[n, p]) for name, x in arrays.items()}
-    return Group(
-      **{"behave_log_probs": None, **own}, prompt_size=transcript.prompt_size
-    )
 
-  return [[group(n, p) for p in range(shape[1])] for n in range(shape[0])]
+def pack(
+  groups: Sequence[Group],
+  *,
+  multiple: int = 1,
+  max_new_tokens: int | None = None,
+  pad_id: int = 0,
+) -> tuple[dict[str, np.ndarray], int]:
+  """Lays groups out as arrays `[K, G, ...]`; returns their prompt size too.
+
+  The completion part is rounded up to `multiple`, at most to `max_new_tokens`.
+  Log-probs are there if every group carries its own.
+  """
+  prompt_size = max(group.prompt_size for group in groups)
+  longest = max(
+    (group.arrays["roles"][:, group.prompt_size :] != PAD).sum(-1).max()
+    for group in groups
+  )
+  width = -(-max(1, int(longest)) // multiple) * multiple
+  width = min(width, max_new_tokens or width)
+
+  def fit(x: np.ndarray, before: int, size: int, filler: int) -> np.ndarray:
+    widths = ((0, 0), (before, max(0, size - before - x.shape[1])))
+    return np.pad(x, widths, constant_values=filler)[:, :size]
+
+  def lay_out(name: str, group: Group) -> np.ndarray:
+    x, more = group.arrays[name], prompt_size - group.prompt_size
+    if name in ("tokens", "roles"):
+      filler = PAD if name == "roles" else pad_id
+      return fit(x, more, prompt_size + width, filler)
+    if name == "behave_log_probs":
+      return fit(x, 0, width, 0)
+    return x + more if name in ("starts", "ends") else x
+
+  names = [n for n in groups[0].arrays if all(n in g.arrays for g in groups)]
+  return {
+    name: np.stack([lay_out(name, group) for group in groups]) for name in names
+  }, prompt_size
 
 
 def join(
   groups: Sequence[Sequence[Group]],
   *,
-  multiple: int,
-  max_new_tokens: int,
   versions: np.ndarray | None = None,
-  pad_id: int = 0,
+  **layout: int,
 ) -> Rollout:
   """Puts `[N][P]` groups together that may come from different rollouts.
 
-  The completion part is rounded up to `multiple`, at most to `max_new_tokens`.
-  `versions` `[N, P]` are the optimizer steps in the weights of each group. The
-  text is lost; log-probs are there if every group carries its own.
+  `versions` `[N, P]` are the optimizer steps in the weights of each group;
+  `layout` is what `pack` takes. The text is lost.
   """
   num_seeds, num_prompts = len(groups), len(groups[0])
-  size = len(groups[0][0].starts)
-  flat = [group for row in groups for group in row]
-  prompt_size = max(group.prompt_size for group in flat)
-  longest = max(1, *(group.used for group in flat))
-  width = min(-(-longest // multiple) * multiple, max_new_tokens)
-  total = prompt_size + width
-
-  shape = (num_seeds, num_prompts * size)
-  tokens = np.full((len(flat), size, total), pad_id, np.int32)
-  roles = np.full((len(flat), size, total), PAD, np.int8)
-  log_probs = np.zeros((len(flat), size, width), np.float32)
-  carried = all(group.behave_log_probs is not None for group in flat)
-  for k, group in enumerate(flat):
-    first = prompt_size - group.prompt_size
-    last = min(total, first + group.tokens.shape[1])
-    tokens[k, :, first:last] = group.tokens[:, : last - first]
-    roles[k, :, first:last] = group.roles[:, : last - first]
-    if carried:
-      known = min(width, group.behave_log_probs.shape[1])
-      log_probs[k, :, :known] = group.behave_log_probs[:, :known]
-
-  def rows(name: str) -> np.ndarray:
-    values = [
-      getattr(group, name) + (prompt_size - group.prompt_size) for group in flat
-    ]
-    return np.concatenate(values).reshape(shape).astype(np.int32)
-
-  scores = {
-    name: np.stack([getattr(group, name) for group in flat]) for name in _SCORES
-  }
-  scores = {
-    name: x.reshape(num_seeds, num_prompts, *x.shape[1:])
-    for name, x in scores.items()
-  }
-  scores["outcomes"] = [_OUTCOMES[k] for k in scores["outcomes"].reshape(-1)]
+  arrays, prompt_size = pack([g for row in groups for g in row], **layout)
+  size = arrays["lengths"].shape[1]
   if versions is None:
     versions = np.zeros((num_seeds, num_prompts), np.int32)
+  outcomes = [_OUTCOMES[k] for k in arrays.pop("outcomes").reshape(-1)]
+
+  def rows(name: str) -> np.ndarray | None:
+    x = arrays.pop(name, None)
+    return None if x is None else x.reshape(num_seeds, -1, *x.shape[2:])
+
+  group_ids = np.repeat(np.arange(num_prompts, dtype=np.int32), size)
   transcript = Transcript(
-    tokens=tokens.reshape(*shape, total),
-    roles=roles.reshape(*shape, total),
-    starts=rows("starts"),
-    ends=rows("ends"),
-    behave_log_probs=log_probs.reshape(*shape, width) if carried else None,
-    group_ids=np.broadcast_to(
-      np.repeat(np.arange(num_prompts, dtype=np.int32), size), shape
-    ).copy(),
+    **{name: rows(name) for name in (*_ROW_FIELDS, "behave_log_probs")},
+    group_ids=np.tile(group_ids, (num_seeds, 1)),
     policy_versions=np.repeat(versions, size, axis=1).astype(np.int32),
     prompt_size=prompt_size,
   )
-  return Rollout(transcript=transcript, completions=[], **scores)
-
-
-def pack(groups: Sequence[Group]) -> Packed:
-  """Turns groups into a document and arrays `[K, ...]`, in their order."""
-  if not groups:
-    return {"count": 0}, {}
-  longest = max(group.used for group in groups)
-  joined = join([groups], multiple=1, max_new_tokens=max(longest, 1)).transcript
-  shape = (len(groups), len(groups[0].starts))
-  arrays = {
-    name: values.reshape(*shape, *values.shape[2:])
-    for name in (*_ROW_FIELDS, "behave_log_probs")
-    if (values := getattr(joined, name)) is not None
+  scores = {
+    name: x.reshape(num_seeds, num_prompts, *x.shape[1:])
+    for name, x in arrays.items()
   }
-  for name in _SCORES:
-    arrays[name] = np.stack([getattr(group, name) for group in groups])
-  return {"count": len(groups), "prompt_size": joined.prompt_size}, arrays
-
-
-def unpack(
-  document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> list[Group]:
-  """Returns the groups that `pack` was given, on common shapes."""
-  return [
-    Group(
-      **{
-        name: np.array(arrays[name][k]) if name in arrays else None
-        for name in (*_ROW_FIELDS, "behave_log_probs", *_SCORES)
-      },
-      prompt_size=document["prompt_size"],
-    )
-    for k in range(document["count"])
-  ]
+  return Rollout(transcript, completions=[], outcomes=outcomes, **scores)
 
 
 class Request(NamedTuple):
@@ -268,9 +223,8 @@ class Queue:
 
   The learner's thread owns the ledgers, one a seed: it starts groups where the
   protocol has room, receives them complete, and draws the next batch when it is
-  there. Sampling itself happens between the updates (no actors: deterministic,
-  and as fast as the protocol allows), in threads, on other devices, or in
-  processes. Seeds run in lockstep, as everywhere.
+  there. Sampling itself happens between the updates (no actors), in threads, on
+  other devices, or in processes.
   """
 
   def __init__(
@@ -281,9 +235,9 @@ class Queue:
     labels: labelling.Labeller,
     encoder: rollouts.Encoder,
     settings: GenerateConfig,
-    *,
     examples: Sequence[Example],
     seeds: Sequence[int],
+    *,
     needs_log_probs: bool,
   ):
     self._config, self._protocol = config, protocol
@@ -303,7 +257,6 @@ class Queue:
     self._ledgers = [staleness.Ledger()] * len(self._seeds)
     self._filtered_before = [0] * len(self._seeds)
     self._pool: actor_lib.ActorPool | None = None
-    self._stack = contextlib.ExitStack()
 
   def restore(
     self, step: int, host: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
@@ -321,10 +274,11 @@ class Queue:
         for name, array in arrays.items()
         if name.startswith("groups.")
       }
-      names = host["groups"].get("names", [])
-      groups = unpack(host["groups"], own)
-      for (n, number), group in zip(names, groups, strict=True):
-        self._shelf[n][number] = group
+      for k, (n, number) in enumerate(host["groups"].get("names", [])):
+        self._shelf[n][number] = Group(
+          {name: np.array(x[k]) for name, x in own.items()},
+          host["groups"]["prompt_size"],
+        )
     if "published.0" in arrays:
       leaves, treedef = jax.tree.flatten(params)
       found = [
@@ -334,22 +288,17 @@ class Queue:
       params = jax.tree.unflatten(treedef, found)
     self._publish(params)
 
-  def __enter__(self) -> "Queue":
+  def start_actors(self, stack: contextlib.ExitStack) -> None:
     config = self._config
     if config.actors:
-      self._pool = actor_lib.ActorPool(
+      pool = actor_lib.ActorPool(
         self._make_act, config.actors, max_deaths=config.max_deaths
       )
-      self._stack.enter_context(self._pool)
-    return self
-
-  def __exit__(self, *exc) -> None:
-    self._stack.__exit__(*exc)
+      self._pool = stack.enter_context(pool)
 
   # --- what the loop calls --------------------------------------------------
 
   def draw(self, step: int) -> Drawn:
-    """Returns the groups of the next update, their prompts and their age."""
     del step
     self._filtered_before = [ledger.filtered for ledger in self._ledgers]
     self._fill()
@@ -361,16 +310,15 @@ class Queue:
         raise RuntimeError("the protocol has neither room nor a batch")
       self._fill()
 
-    taken, rows = [], []
+    taken = []
     for n, ledger in enumerate(self._ledgers):
       self._ledgers[n], tickets = staleness.take(ledger, self._protocol)
       taken.append(tickets)
-      rows.append(_describe(self._ledgers[n], tickets))
     config = self._encoder.config
     rollout = join(
       [
-        [self._shelf[n].pop(ticket.number) for ticket in tickets]
-        for n, tickets in enumerate(taken)
+        [shelf.pop(ticket.number) for ticket in tickets]
+        for shelf, tickets in zip(self._shelf, taken, strict=True)
       ],
       multiple=config.completion_multiple,
       max_new_tokens=config.max_new_tokens,
@@ -382,14 +330,13 @@ class Queue:
       for seed, tickets in zip(self._seeds, taken, strict=True)
     ]
     self._clock.lap("queue")
+    rows = list(map(_describe, self._ledgers, taken))
     return Drawn(rollout.transcript, examples, rollout, rows)
 
   def advance(self) -> None:
     """Counts the update, and publishes its weights if it is time."""
-    version = self._ledgers[0].version
-    self._ledgers = [
-      staleness.advance(ledger, self._protocol) for ledger in self._ledgers
-    ]
+    version, protocol = self._ledgers[0].version, self._protocol
+    self._ledgers = [staleness.advance(x, protocol) for x in self._ledgers]
     if self._ledgers[0].version != version:
       self._publish(self._policy.params)
     if self._pool is not None:
@@ -400,15 +347,20 @@ class Queue:
     """Returns what a checkpoint needs; waits for what is running."""
     while self._pool is not None and self._pool.pending:
       self._receive(self._pool.wait())
-    names = [
-      (n, number) for n, shelf in enumerate(self._shelf) for number in shelf
+    groups = [
+      (n, number, group)
+      for n, shelf in enumerate(self._shelf)
+      for number, group in shelf.items()
     ]
-    document, arrays = pack([self._shelf[n][number] for n, number in names])
     host = {
       "ledgers": [ledger._asdict() for ledger in self._ledgers],
-      "groups": {**document, "names": names},
+      "groups": {"names": [(n, number) for n, number, _ in groups]},
     }
-    arrays = {f"groups.{name}": array for name, array in arrays.items()}
+    arrays = {}
+    if groups:
+      packed, size = pack([group for *_, group in groups])
+      host["groups"]["prompt_size"] = size
+      arrays = {f"groups.{name}": array for name, array in packed.items()}
     if self._ledgers[0].version_step != self._ledgers[0].step:
       leaves = jax.tree.leaves(jax.device_get(self._newest[1]))
       arrays |= {f"published.{k}": leaf for k, leaf in enumerate(leaves)}
@@ -421,13 +373,11 @@ class Queue:
       self._ledgers[n], dropped = staleness.expire(ledger, self._protocol)
       for ticket in dropped:
         del self._shelf[n][ticket.number]
-    return all(
-      staleness.ready(ledger, self._protocol) for ledger in self._ledgers
-    )
+    return all(staleness.ready(x, self._protocol) for x in self._ledgers)
 
   def _fill(self) -> None:
     """Starts groups while there is room, and somebody to sample them."""
-    while any(self._protocol.room(ledger) for ledger in self._ledgers):
+    while any(map(self._protocol.room, self._ledgers)):
       if self._pool is None:
         request = self._start()
         transcript = self._sample(self._near, request)
@@ -435,8 +385,8 @@ class Queue:
         rollout = self._labels.early(transcript, request.examples)
         self._clock.lap("score")
         self._receive(actor_lib.Done(request, rollout, None))
-      elif self._protocol.ordered or self._pool.pending < 2 * max(
-        1, self._config.actors
+      elif (
+        self._protocol.ordered or self._pool.pending < 2 * self._config.actors
       ):
         # An ordered protocol stamps its groups when the room opens. Others
         # take the weights of when somebody is free to use them, or nearly.
@@ -447,23 +397,19 @@ class Queue:
   def _start(self) -> Request:
     size = self._protocol.batch
     tickets, examples, steps = [], [], []
-    for n, (seed, ledger) in enumerate(
-      zip(self._seeds, self._ledgers, strict=True)
-    ):
-      count = min(size, self._protocol.room(ledger))
-      self._ledgers[n], started = staleness.start(ledger, count)
+    for n, seed in enumerate(self._seeds):
+      count = min(size, self._protocol.room(self._ledgers[n]))
+      self._ledgers[n], started = staleness.start(self._ledgers[n], count)
       numbers = [ticket.number for ticket in started]
       # Where a seed has less room than another, its rows are of no use.
       numbers += [numbers[0] if numbers else 0] * (size - len(numbers))
       tickets.append(started)
       examples.append([self._example(seed, number) for number in numbers])
       steps.append([number // size for number in numbers])
-    ids = np.array([[example.key for example in row] for row in examples])
-    keys = rollouts.row_keys(
-      self._seeds, np.array(steps), ids, self._settings.group_size
-    )
-    version, params = self._newest
-    return Request(tuple(tickets), examples, keys, version, params)
+    ids = [[example.key for example in row] for row in examples]
+    size = self._settings.group_size
+    keys = rollouts.row_keys(self._seeds, steps, ids, size)
+    return Request(tuple(tickets), examples, keys, *self._newest)
 
   def _example(self, seed: int, number: int) -> Example:
     step, index = divmod(number, self._protocol.batch)
@@ -509,15 +455,14 @@ class Queue:
     so_far = self._ledgers[n].filtered - self._filtered_before[n]
     if so_far >= self._config.max_attempts * self._protocol.batch:
       return []  # nothing varies any more: better constant than for ever
-    chosen = arrived[: len(tickets)]
-    rewards = np.stack([group.rewards for group in chosen])
-    scored = np.stack([group.scored for group in chosen])
-    varied = np.asarray(
-      advantages.varied_groups(
-        rewards, np.ones(rewards.shape[-1], np.float32), scored=scored
-      )
+    rewards, scored = (
+      np.stack([group.arrays[name] for group in arrived[: len(tickets)]])
+      for name in ("rewards", "scored")
     )
-    return [t.number for t, ok in zip(tickets, varied, strict=True) if not ok]
+    ones = np.ones(rewards.shape[-1], np.float32)
+    varied = advantages.varied_groups(rewards, ones, scored=scored)
+    pairs = zip(tickets, np.asarray(varied), strict=True)
+    return [ticket.number for ticket, varies in pairs if not varies]
 
   # --- who samples ----------------------------------------------------------
 
@@ -528,9 +473,8 @@ class Queue:
     # One assignment: actors read it while it changes.
     self._newest = (self._ledgers[0].version, jax.tree.map(jnp.copy, params))
 
-  def _near(self, version: int, params: PyTree, *args) -> Transcript:
-    del version
-    return self._generate(params, *args)
+  def _near(self, version: int, *args) -> Transcript:
+    return self._generate(*args)
 
   def _make_act(self, index: int) -> actor_lib.Act:
     sampler = self._far_sampler(index) if self._far else self._near

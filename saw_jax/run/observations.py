@@ -1,7 +1,7 @@
 """Observations behind what a policy said: the text that PaW's term predicts.
 
-Episodes have them after each action. A task of single answers has them where it
-says what the world answers: then a response is an episode of one step.
+Where a task says what the world answers to a response, it is an episode of one
+step.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,7 @@ class ObservedTask(Protocol):
   def observe(self, example: Example, completion: str) -> str:
     """Returns what the world says to a response; empty if nothing.
 
-    A function of the prompt and the response alone: the reference is not
-    read, since a label may not have been bought.
+    The reference is not read: a label may not have been bought.
     """
     ...
 
@@ -44,21 +43,6 @@ def selection_keys(seeds: Sequence[int], step: int) -> Array:
   return rollouts.row_keys(seeds, step, [[_SELECTION]] * len(seeds), 1)[:, 0]
 
 
-def exchange(
-  observations: Sequence[Sequence[int]], rng: np.random.Generator
-) -> list[Sequence[int]]:
-  """Lets observations change places: the placebo of a world model.
-
-  Rows without any keep none.
-  """
-  moved = list(observations)
-  places = [i for i, tokens in enumerate(moved) if tokens]
-  if places:
-    for place, source in zip(places, rng.permutation(places), strict=True):
-      moved[place] = observations[source]
-  return moved
-
-
 def append(
   transcript: Transcript,
   said: Sequence[Sequence[Sequence[int]]],
@@ -66,31 +50,34 @@ def append(
   *,
   moved_by: Sequence[Sequence[int]] | None,
   max_tokens: int,
-  glue: Sequence[int],
+  encoder: rollouts.Encoder,
 ) -> Transcript:
   """Puts the selected ones of token ids `[N][B]` behind rows `[N, B]`.
 
   The template's glue comes in between. `moved_by` are numbers for each seed, by
-  which observations change places; None leaves them where they are.
+  which observations change places among the rows that have one: the placebo of
+  a world model. None leaves them where they are.
   """
   chosen = [
     [tokens if take else [] for tokens, take in zip(*pair, strict=True)]
     for pair in zip(said, selected, strict=True)
   ]
-  if moved_by is not None:
-    chosen = [
-      exchange(row, np.random.default_rng(number))
-      for row, number in zip(chosen, moved_by, strict=True)
-    ]
+  for row, number in zip(chosen, moved_by or (), strict=bool(moved_by)):
+    places = [i for i, tokens in enumerate(row) if tokens]
+    if places:
+      order = np.random.default_rng(number).permutation(places)
+      moved = [row[source] for source in order]
+      for place, tokens in zip(places, moved, strict=True):
+        row[place] = tokens
   shape = transcript.starts.shape
-  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript)
   longer = transcript_lib.append_observations(
-    flat,
+    jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript),
     [tokens for row in chosen for tokens in row],
     max_tokens=max_tokens,
-    before=glue,
+    before=agents.glue_of(encoder.tokenizer),
   )
-  return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), longer)
+  longer = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), longer)
+  return rollouts.trim(longer, encoder.config.completion_multiple)
 
 
 class Appender:
@@ -105,12 +92,10 @@ class Appender:
     config: agents.EpisodeConfig,
     loop: LoopConfig,
     seeds: Sequence[int],
-    *,
     temperature: float,
   ):
     self._world, self._task, self._encoder = world, task, encoder
     self._config, self._seeds = config, list(seeds)
-    self._glue = agents.glue_of(encoder.tokenizer)
     components = task.components
     self._minima = np.array([c.minimum for c in components], np.float32)
     self._range = float(sum(c.maximum - c.minimum for c in components))
@@ -148,10 +133,9 @@ class Appender:
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
     """Selects responses, and puts what the world said behind them.
 
-    The batch has the log-probs that were recomputed, and gets the rows'
-    weights. A prompt's λ reads the rewards that the update has, be they of
-    labels or of votes. The entropy of a response is that of the current
-    policies, whoever sampled it. Each seed logs what was selected.
+    A prompt's λ reads the rewards that the update has, be they of labels or of
+    votes. The entropy of a response is that of the current policies, whoever
+    sampled it. Each seed logs what was selected.
     """
     shape = (*scores.lengths.shape, 1)
     seen = self._observe(scores, examples)
@@ -172,16 +156,13 @@ class Appender:
     )
     selected = made.selected.reshape(len(seen), -1)
     numbers = [[seed, step] for seed in self._seeds]
-    longer = rollouts.trim(
-      append(
-        scores.transcript,
-        seen,
-        selected,
-        moved_by=numbers if self._world.shuffled else None,
-        max_tokens=self._config.max_observation_tokens,
-        glue=self._glue,
-      ),
-      self._encoder.config.completion_multiple,
+    longer = append(
+      scores.transcript,
+      seen,
+      selected,
+      moved_by=numbers if self._world.shuffled else None,
+      max_tokens=self._config.max_observation_tokens,
+      encoder=self._encoder,
     )
     rows = batch.starts.shape
     weights = world_model.RowWeights(
@@ -201,24 +182,25 @@ class Appender:
     self, scores: rollouts.Rollout, examples: Sequence[Sequence[Example]]
   ) -> list[list[list[int]]]:
     """What the world says to each response, as tokens `[N][P * G]`."""
-    encode = self._encoder.tokenizer.encode
-    _, num_prompts, size = scores.lengths.shape
-    texts = scores.completions
-    if not texts:  # A queue keeps tokens alone.
-      texts, _, _ = rollouts.read(
-        scores.transcript, self._encoder.tokenizer, self._encoder.config.stops
-      )
-    asked = [
-      example for row in examples for example in row for _ in range(size)
-    ]
+    tokenizer, stops = self._encoder.tokenizer, self._encoder.config.stops
+    # A queue keeps tokens alone.
+    texts = (
+      scores.completions
+      or rollouts.read(scores.transcript, tokenizer, stops)[0]
+    )
+    texts = np.array(texts, object).reshape(scores.lengths.shape)
     limit = self._config.max_observation_chars
     said = [
-      self._task.observe(example, text)[:limit]
-      for example, text in zip(asked, texts, strict=True)
+      [
+        self._task.observe(example, text)[:limit]
+        for example, group in zip(*pair, strict=True)
+        for text in group
+      ]
+      for pair in zip(examples, texts, strict=True)
     ]
-    tokens = [list(encode(text)) if text else [] for text in said]
-    step = num_prompts * size
-    return [tokens[i : i + step] for i in range(0, len(tokens), step)]
+    return [
+      [list(tokenizer.encode(x)) if x else [] for x in row] for row in said
+    ]
 
 
 def _widened(batch: TrainBatch, longer: Transcript) -> TrainBatch:
@@ -227,17 +209,16 @@ def _widened(batch: TrainBatch, longer: Transcript) -> TrainBatch:
 
   def widen(values):
     """Nothing is known of an observation, and no loss of a response asks."""
-    if values is None:
-      return None
-    values = np.asarray(hosts.fetch(values))
-    missing = width - values.shape[-1]
-    return np.pad(values[..., :width], ((0, 0), (0, 0), (0, max(missing, 0))))
+    values = np.asarray(hosts.fetch(values))[..., :width]
+    more = width - values.shape[-1]
+    return np.pad(values, ((0, 0), (0, 0), (0, more)))
 
   names = ("behave_log_probs", "old_log_probs", "ref_log_probs")
+  values = {name: getattr(batch, name) for name in names}
   return batch.replace(
     tokens=longer.tokens,
     roles=longer.roles,
     starts=longer.starts,
     packing=None,
-    **{name: widen(getattr(batch, name)) for name in names},
+    **{name: x if x is None else widen(x) for name, x in values.items()},
   )

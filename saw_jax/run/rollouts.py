@@ -1,7 +1,4 @@
-"""The path from examples to scored transcripts, and back to arrays.
-
-Prompts become token ids, tokens become completions, completions become rewards.
-"""
+"""The path from examples to prompts, completions and rewards."""
 
 import dataclasses
 import functools
@@ -94,7 +91,6 @@ class Encoder:
   def settings(
     self, sampling: SamplingConfig, group_size: int, **options: Any
   ) -> GenerateConfig:
-    """How completions of its prompts are sampled."""
     return GenerateConfig(
       sampling=sampling,
       max_new_tokens=self.config.max_new_tokens,
@@ -116,10 +112,9 @@ class Encoder:
     is what would have been sampled if the sampler had known. The token that
     completes a stop string is the last that belongs to the policy.
     """
-    stops = self.config.stops
+    stops, size = self.config.stops, sampled.prompt_size
     if not stops:
       return sampled
-    size = sampled.prompt_size
     roles, tokens = np.array(sampled.roles), np.array(sampled.tokens)
     ends = np.array(sampled.ends)
     for row in np.ndindex(*ends.shape):
@@ -145,8 +140,8 @@ class Encoder:
       ids=[example.key for example in flat],
       multiple=self.config.prompt_multiple,
     )
-    shape = (len(examples), len(examples[0]))
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
+    num_seeds = len(examples)
+    return jax.tree.map(lambda x: x.reshape(num_seeds, -1, *x.shape[1:]), batch)
 
 
 def make_generate(
@@ -156,8 +151,7 @@ def make_generate(
   if lift.name == "seeded":
     # Not a vmap: the loop's condition and cache index are shared by all seeds.
     return generate.make_generate(decoder, config, lanes=True)
-  ROWS = parallel.ROWS
-  made = generate.make_generate(decoder, config)
+  made, ROWS = generate.make_generate(decoder, config), parallel.ROWS
   return lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
 
 
@@ -173,21 +167,18 @@ def sample(
 ) -> Transcript:
   """Samples responses to prompts `[N, P]`: host arrays, rows `[N, P * G]`.
 
-  With `length_groups` above 1 the prompts of a seed are sorted by length and
-  sampled in so many parts: short prompts are then padded to less, and their
-  cache is smaller. The tokens are the same, up to rounding; a part has its own
-  shape and may be compiled for it. Completions are cut to the longest one,
-  rounded up to `multiple`.
+  With `length_groups` above 1 the prompts of a seed are sampled in so many
+  parts of like length: short ones are padded to less. The tokens are the same,
+  up to rounding; each part's shape is compiled. Completions are cut to the
+  longest one, rounded up to `multiple`.
   """
   if length_groups == 1:
     sampled = hosts.fetch(generate_fn(params, encoder.prompts(examples), keys))
     return trim(encoder.cut(sampled), multiple)
-  lengths = np.array(
-    [[len(encoder.tokens(example)) for example in row] for row in examples]
-  )
-  num_seeds, num_prompts = lengths.shape
-  seeds = np.arange(num_seeds)[:, None]
+  lengths = [[len(encoder.tokens(e)) for e in row] for row in examples]
   order = np.argsort(lengths, axis=1, kind="stable")
+  num_seeds, num_prompts = order.shape
+  seeds = np.arange(num_seeds)[:, None]
   keys = keys.reshape(num_seeds, num_prompts, -1)
   group_size = keys.shape[-1]
   parts = []
@@ -198,27 +189,21 @@ def sample(
     ]
     own_keys = keys[seeds, chosen].reshape(num_seeds, -1)
     parts.append(generate_fn(params, encoder.prompts(own), own_keys))
-  parts = [hosts.fetch(part) for part in parts]
+  parts = hosts.fetch(parts)
   size = max(part.prompt_size for part in parts)
-  back = np.argsort(order, axis=1)
-
-  def rows(*values):
-    """Puts the parts' rows where their examples are."""
-    whole = np.concatenate(values, axis=1)
-    rest = whole.shape[2:]
-    whole = whole.reshape(num_seeds, num_prompts, group_size, *rest)
-    return whole[seeds, back].reshape(num_seeds, -1, *rest)
-
-  joined = jax.tree.map(rows, *(_pad_left(part, size) for part in parts))
-  groups = np.repeat(np.arange(num_prompts, dtype=np.int32), group_size)
-  joined = joined.replace(
-    group_ids=np.broadcast_to(groups, joined.group_ids.shape)
+  # Where the rows of each example are.
+  back = np.argsort(order, axis=1)[..., None] * group_size
+  back = (back + np.arange(group_size)).reshape(num_seeds, -1)
+  joined = jax.tree.map(
+    lambda *values: np.concatenate(values, axis=1)[seeds, back],
+    *(_pad_left(part, size) for part in parts),
   )
+  groups = np.repeat(np.arange(num_prompts, dtype=np.int32), group_size)
+  joined = joined.replace(group_ids=np.tile(groups, (num_seeds, 1)))
   return trim(encoder.cut(joined), multiple)
 
 
 def _pad_left(sampled: Transcript, prompt_size: int) -> Transcript:
-  """Moves the completions to begin at `prompt_size`."""
   more = prompt_size - sampled.prompt_size
   widths = ((0, 0), (0, 0), (more, 0))
   return sampled.replace(
@@ -242,9 +227,8 @@ def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
 def score(
   sampled: Transcript,
   examples: Sequence[Sequence[Example]],
-  *,
-  tokenizer: Tokenizer,
   grader: Grader,
+  tokenizer: Tokenizer,
   stops: Sequence[str] = (),
 ) -> Rollout:
   """Has the responses `[N, P * G]` to prompts `[N, P]` scored.
@@ -252,18 +236,15 @@ def score(
   Components with a limit of tokens are 0 where a response is longer. With
   several processes each has its own grader score its share of the rows.
   """
-  rollout = unscored(
-    sampled, len(examples[0]), 1, tokenizer=tokenizer, stops=stops
-  )
-  group_size = rollout.lengths.shape[-1]
-  graded = _grade(
-    grader,
-    [example for row in examples for example in row for _ in range(group_size)],
-    rollout.completions,
-  )
-  rewards = np.array(graded.rewards).reshape(*rollout.lengths.shape, -1)
+  rollout = unscored(sampled, len(examples[0]), 1, tokenizer, stops)
+  lengths = rollout.lengths
+  asked = [
+    example for row in examples for example in row for _ in lengths[0, 0]
+  ]
+  graded = _grade(grader, asked, rollout.completions)
+  rewards = np.array(graded.rewards).reshape(*lengths.shape, -1)
   for component, limit in grader.token_limits.items():
-    rewards[rollout.lengths > limit, component] = 0.0
+    rewards[lengths > limit, component] = 0.0
   return rollout._replace(
     rewards=rewards,
     scored=graded.scored.reshape(rewards.shape),
@@ -275,22 +256,21 @@ def unscored(
   sampled: Transcript,
   num_prompts: int,
   num_components: int,
-  *,
   tokenizer: Tokenizer,
   stops: Sequence[str] = (),
 ) -> Rollout:
   """The rollout of responses that nobody has scored: rewards 0 and masked."""
   completions, lengths, ended = read(sampled, tokenizer, stops)
-  shape = (len(sampled.tokens), num_prompts, -1)
-  lengths, ended = lengths.reshape(shape), ended.reshape(shape)
+  lengths = lengths.reshape(len(sampled.tokens), num_prompts, -1)
+  shape = (*lengths.shape, num_components)
   return Rollout(
     transcript=sampled,
     completions=completions,
-    rewards=np.zeros((*lengths.shape, num_components), np.float32),
-    scored=np.zeros((*lengths.shape, num_components), bool),
+    rewards=np.zeros(shape, np.float32),
+    scored=np.zeros(shape, bool),
     outcomes=[Outcome.WRONG] * len(completions),
     lengths=lengths,
-    ended=ended,
+    ended=ended.reshape(lengths.shape),
   )
 
 
@@ -304,6 +284,7 @@ def _grade(
   mine = slice(jax.process_index(), None, count)
   graded = grader.grade(examples[mine], completions[mine])
   names = list(Outcome)
+  outcomes = [names.index(outcome) for outcome in graded.outcomes]
 
   def whole(values):
     """Zeros where another process has scored."""
@@ -312,13 +293,8 @@ def _grade(
     rows[mine] = values
     return rows
 
-  rewards, scored, outcomes = hosts.add_up(
-    (
-      whole(graded.rewards),
-      whole(graded.scored.astype(np.int32)),
-      whole([names.index(outcome) for outcome in graded.outcomes]),
-    )
-  )
+  shares = (graded.rewards, graded.scored.astype(np.int32), outcomes)
+  rewards, scored, outcomes = hosts.add_up(tuple(map(whole, shares)))
   return Graded(
     rewards, scored.astype(bool), tuple(names[int(i)] for i in outcomes)
   )
@@ -354,7 +330,7 @@ def trim(sampled: Transcript, multiple: int) -> Transcript:
   """
   used = sampled.roles[..., sampled.prompt_size :] != transcript.PAD
   longest = int(used.sum(-1).max(initial=1))
-  size = min(-(-max(longest, 1) // multiple) * multiple, used.shape[-1])
+  size = min(-(-longest // multiple) * multiple, used.shape[-1])
   end = sampled.prompt_size + size
   return _map_log_probs(sampled, lambda x: x[..., :size]).replace(
     tokens=sampled.tokens[..., :end], roles=sampled.roles[..., :end]
@@ -370,12 +346,12 @@ def row_keys(
   """
   ids = np.asarray(ids, np.int32)
   steps = np.broadcast_to(np.asarray(step, np.int32), ids.shape)
-  roots = [jax.random.key(seed) for seed in seeds]
-  return _row_keys(jnp.stack(roots), steps, ids, group_size)
+  roots = jnp.stack([jax.random.key(seed) for seed in seeds])
+  return _row_keys(roots, steps, ids, group_size)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _row_keys(roots: Array, steps: Array, ids: Array, group_size: int) -> Array:
-  return jax.vmap(
-    lambda root, step, row: generate.row_keys(root, step, row, group_size)
-  )(roots, steps, ids)
+def _row_keys(roots, steps, ids, group_size):
+  return jax.vmap(lambda *rows: generate.row_keys(*rows, group_size))(
+    roots, steps, ids
+  )

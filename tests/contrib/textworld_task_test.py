@@ -53,10 +53,8 @@ class TestGames:
     again = pickle.loads(pickle.dumps(task))
     assert again.num_episodes("train") == 1000
     assert again.make("test").made == (
-      ("twc", "test"),
-      dict(
-        parameters="numLocations=2", max_steps=50, reward=10.0, pays="score"
-      ),
+      ("twc", "test", "numLocations=2"),
+      dict(max_steps=50, reward=10.0, pays="score"),
     )
 
   def test_files_are_those_of_the_split(self, tmp_path):

@@ -151,28 +151,6 @@ def test_value_and_gradient_are_those_of_jax(torch, options):
   assert logged["loss/policy"] != 0
 
 
-def test_tokens_outside_the_mask_may_be_anything(torch):
-  x = arrays()
-  loss_of = trl.torch_loss(make())
-
-  def run(fill):
-    tensors = as_tensors(
-      torch,
-      **{
-        name: np.where(x["completion_mask"], value, np.float32(fill))
-        for name, value in x.items()
-        if name.endswith("log_probs")
-      },
-    )
-    loss, _ = loss_of(**tensors)
-    loss.backward()
-    return loss.item(), tensors["log_probs"].grad.numpy()
-
-  clean, dirty = run(0.0), run(float("nan"))
-  assert clean[0] == dirty[0]
-  np.testing.assert_array_equal(clean[1], dirty[1])
-
-
 def test_half_precision_gets_a_gradient_of_its_type(torch):
   x = torch.from_numpy(arrays()["log_probs"]).bfloat16().requires_grad_()
   loss, _ = trl.torch_loss(make())(**{**as_tensors(torch), "log_probs": x})

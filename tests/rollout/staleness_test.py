@@ -1,5 +1,4 @@
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,16 +9,11 @@ from saw_jax.rollout import staleness
 from saw_jax.rollout.staleness import FixedLag, Ledger, MaxLag, Quota, Ticket
 
 
-class Lags(NamedTuple):
-  steps: tuple
-  versions: tuple
-
-
 def lags(ledger, tickets):
-  """How old groups are at the update that is about to start."""
-  return Lags(
-    tuple(ledger.step - ticket.step for ticket in tickets),
-    tuple(ledger.version - ticket.version for ticket in tickets),
+  """How old groups are at the update, in steps and in versions."""
+  return (
+    [ledger.step - ticket.step for ticket in tickets],
+    [ledger.version - ticket.version for ticket in tickets],
   )
 
 
@@ -59,8 +53,7 @@ class TestQuota:
   )
   def test_has_the_published_staleness(self, threshold, stale, mean, largest):
     history, _, _ = play(Quota(batch=32, threshold=threshold), 375)
-    steps = np.concatenate([lag.steps for lag in history])
-    versions = np.concatenate([lag.versions for lag in history])
+    steps, versions = map(np.concatenate, zip(*history, strict=True))
     assert steps.max() == largest
     np.testing.assert_allclose((versions >= 1).mean(), stale, atol=0.01)
     np.testing.assert_allclose(steps.mean(), mean, atol=0.06)
@@ -83,9 +76,8 @@ class TestFixedLag:
   @pytest.mark.parametrize("lag", [0, 1, 4, 16])
   def test_the_lag_is_the_smaller_of_step_and_lag(self, lag):
     history, most, _ = play(FixedLag(batch=3, lag=lag), 40)
-    for step, found in enumerate(history):
-      assert found.steps == (min(step, lag),) * 3
-      assert found.versions == found.steps
+    for step, (steps, versions) in enumerate(history):
+      assert steps == versions == [min(step, lag)] * 3
     assert most == 3 * (lag + 1)
 
   def test_consumes_groups_in_the_order_of_their_numbers(self):
@@ -122,7 +114,7 @@ class TestMaxLag:
   @pytest.mark.parametrize("lag", [0, 1, 2, 8])
   def test_a_fast_rollouter_reaches_the_lag_and_not_more(self, lag):
     history, _, _ = play(MaxLag(batch=4, lag=lag), 30)
-    assert max(max(found.versions) for found in history) == lag
+    assert max(max(versions) for _, versions in history) == lag
 
   def test_drops_a_late_group_whole(self):
     protocol = MaxLag(batch=1, lag=1)
@@ -179,10 +171,10 @@ class TestAnyProtocol:
         ledger, _ = staleness.expire(ledger, protocol)
         if staleness.ready(ledger, protocol):
           ledger, taken = staleness.take(ledger, protocol)
-          found = lags(ledger, taken)
-          assert min(found.steps) >= 0
+          steps, versions = lags(ledger, taken)
+          assert min(steps) >= 0
           if isinstance(protocol, MaxLag):
-            assert max(found.versions) <= protocol.lag
+            assert max(versions) <= protocol.lag
           seen += [ticket.number for ticket in taken]
           ledger = staleness.advance(ledger, protocol)
       gone = ledger.filtered + ledger.expired

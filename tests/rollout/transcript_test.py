@@ -4,13 +4,10 @@ import json
 import pathlib
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.models import decoder
-from saw_jax.models.config import TINY
 from saw_jax.rollout import transcript
 from saw_jax.rollout.transcript import GLUE, OBSERVATION, PAD, POLICY, PROMPT
 
@@ -133,25 +130,6 @@ def test_glue_belongs_to_neither_mask():
   np.testing.assert_array_equal(found.ends, [9, 3])
   assert found.behave_log_probs.shape == (2, 8)
   assert not found.behave_log_probs[:, 3:].any()
-
-
-@pytest.mark.slow
-def test_what_was_there_is_predicted_as_before():
-  params = decoder.init_params(TINY, jax.random.key(0))
-
-  def hidden(one):
-    return decoder.Decoder(TINY).apply(
-      {"params": params}, one.tokens, one.positions, one.valid
-    )[0]
-
-  before = record([[1, 9], [1, 2, 7]], [[3, 4, 8], [5, 6]], 3)
-  after = transcript.append_observations(
-    before, [[6, 7, 8], [9, 9]], max_tokens=3, before=[20]
-  )
-  old, new = hidden(before), hidden(after)
-  for row in range(2):
-    real = slice(before.starts[row], before.ends[row])
-    np.testing.assert_allclose(old[row, real], new[row, real], atol=1e-6)
 
 
 def test_there_is_one_observation_a_row():

@@ -1,15 +1,19 @@
 """Tests of saw_jax/run/agents.py, with a sampler that follows a script."""
 
-import jax
 import numpy as np
 import pytest
 
 from saw_jax import tokenizer as tokenizer_lib
-from saw_jax.rollout.transcript import PAD, POLICY, PROMPT, Transcript
-from saw_jax.run import agents, rollouts
+from saw_jax.rollout.transcript import (
+  OBSERVATION,
+  POLICY,
+  PROMPT,
+)
+from saw_jax.run import agents, episode_evaluation, rollouts
 from saw_jax.tasks.environments import Situation, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import RewardError
+from tests import helpers
 from tests.tasks.misbehaving_environments import CounterTask
 
 TOKENIZER = tokenizer_lib.PieceTokenizer(
@@ -32,29 +36,20 @@ class Scripted:
     self.words, self.prompts = words, []
 
   def __call__(self, params, prompts, keys):
-    N, C, S = prompts.tokens.shape
-    T = ROLLOUT.max_new_tokens
-    tokens = np.zeros((N, C, S + T), np.int32)
-    roles = np.full(tokens.shape, PAD, np.int8)
-    starts = (S - prompts.lengths).astype(np.int32)
-    for n in range(N):
-      for c in range(C):
-        tokens[n, c, :S] = prompts.tokens[n, c]
-        roles[n, c, starts[n, c] : S] = PROMPT
-        text = TOKENIZER.decode(prompts.tokens[n, c, starts[n, c] :])
-        self.prompts.append(text)
-        ids = [*TOKENIZER.encode(self.words(n, text)), TOKENIZER.eos_ids[0]]
-        tokens[n, c, S : S + len(ids)] = ids
-        roles[n, c, S : S + len(ids)] = POLICY
-    return Transcript(
-      tokens=tokens,
-      roles=roles,
-      starts=starts,
-      ends=starts,
-      behave_log_probs=np.zeros((N, C, T), np.float32),
-      group_ids=np.zeros((N, C), np.int32),
-      policy_versions=np.zeros((N, C), np.int32),
-      prompt_size=S,
+    first = prompts.tokens.shape[-1] - prompts.lengths
+    asked = [
+      [tokens[start:].tolist() for tokens, start in zip(*pair, strict=True)]
+      for pair in zip(prompts.tokens, first, strict=True)
+    ]
+    rows = []
+    for n, own in enumerate(asked):
+      texts = [TOKENIZER.decode(ids) for ids in own]
+      self.prompts += texts
+      words = [TOKENIZER.encode(self.words(n, text)) for text in texts]
+      rows.append([[*ids, TOKENIZER.eos_ids[0]] for ids in words])
+    size = prompts.tokens.shape[-1]
+    return helpers.transcript_of(
+      rows, ROLLOUT.max_new_tokens, asked, prompt_size=size
     )
 
 
@@ -74,7 +69,6 @@ def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
       encoder=ENCODER,
       pool=pool,
       config=CONFIG,
-      group_size=group_size,
     )
   return found, sampler
 
@@ -113,11 +107,8 @@ class TestPlay:
 
   def test_equal_observations_of_a_world_are_one_anchor(self):
     found, _ = play(count_then_stop)
-    for n in range(2):
-      for p in range(2):
-        np.testing.assert_array_equal(
-          found.anchors[n, p, :, :3], [[0, 1, 2], [0, 1, 2]]
-        )
+    expected = np.broadcast_to([0, 1, 2], (2, 2, 2, 3))
+    np.testing.assert_array_equal(found.anchors[..., :3], expected)
 
   def test_a_reply_that_does_not_parse_takes_a_step_and_is_counted(self):
     found, _ = play(lambda n, text: "!!" if "at 1" in text else "count")
@@ -150,14 +141,12 @@ class TestPlay:
     # It is over at once, and nobody asks it anything.
     np.testing.assert_array_equal(found.played.steps[0].sum(-1), [3, 3, 1, 1])
 
-  def test_an_empty_observation_has_no_tokens_to_predict(self):
-    found, _ = play(lambda n, text: "stop" if "\n" in text else "empty")
-    assert (0, 0, 0) not in found.observations
-    assert (0, 0, 1) in found.observations
-
-  def test_an_enormous_one_is_cut(self):
-    found, _ = play(lambda n, text: "enormous" if "world" in text else "stop")
-    assert len(found.observations[0, 0, 0]) == CONFIG.max_observation_tokens
+  def test_observations_may_be_empty_and_are_cut(self):
+    words = lambda n, text: "empty" if n else "enormous"  # noqa: E731
+    found, _ = play(words)
+    size = CONFIG.max_observation_tokens
+    assert len(found.observations[0, 0, 0]) == size
+    assert all(n == 0 for n, *_ in found.observations)
 
 
 def write(task, situation, history, **fields):
@@ -215,14 +204,12 @@ class TestGlue:
 def test_transitions_become_what_the_policy_would_have_had():
   before = Situation("", "xy", (), 0.0, False)
   steps = [Transition(before, (("a", "b"),), "count", "it is done now")]
-  prompts, completions, observations = agents.encode_transitions(
-    steps,
-    task=CounterTask(),
-    encoder=ENCODER,
-    max_observation_tokens=CONFIG.max_observation_tokens,
-  )
-  assert TOKENIZER.decode(prompts[0]) == "a>b\nxy"
-  assert TOKENIZER.decode(completions[0]) == "count"
-  assert completions[0][-1] == TOKENIZER.eos_ids[0]
-  assert TOKENIZER.decode(observations[0]) == "it is "
-  assert jax.tree.all(jax.tree.map(np.isscalar, observations))
+  found = episode_evaluation.lay_out(steps, CounterTask(), ENCODER, CONFIG)
+  for role, text in (
+    (PROMPT, "a>b\nxy"),
+    (POLICY, "count"),
+    (OBSERVATION, "it is "),
+  ):
+    tokens = found.tokens[0][found.roles[0] == role].tolist()
+    assert TOKENIZER.decode(tokens) == text
+    assert (tokens[-1] in TOKENIZER.eos_ids) == (role == POLICY)

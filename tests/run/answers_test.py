@@ -20,8 +20,8 @@ def test_a_policy_judges_each_response_with_a_key_of_its_own(monkeypatch):
     rollouts.Encoder(made.tokenizer, made.rollout),
     made.sampling,
     made.labels,
-    seeds=[0],
-    group_size=4,
+    [0],
+    4,
   )
   seen = []
   monkeypatch.setattr(

@@ -1,6 +1,5 @@
 """Four methods in one run: stale responses, labels, weights, observations."""
 
-import dataclasses
 import shutil
 
 import numpy as np
@@ -61,24 +60,6 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 class TestComposed:
-  def test_every_part_is_there(self, whole):
-    found = curves(whole)
-    for name in (
-      "loss/policy",
-      "loss/world_model",
-      "lambda",
-      "weight/right",
-      "labels/spent",
-      "probe/vote/loss",
-      "balance",
-      "observation_nll",
-    ):
-      assert np.isfinite(found[name]).all(), name
-    lags = helpers.curves(whole)["lag/steps"]
-    np.testing.assert_array_equal(lags[0], [0, 1, 2, 2])
-    # A label is bought when a group is learned from.
-    np.testing.assert_array_equal(found["labels/spent"][0], [1, 2, 3, 4])
-
   def test_lag_0_is_the_synchronous_loop(self, tmp_path):
     made = experiment(lag=0)
     loop.train(made, [0, 1], directory=tmp_path / "a")
@@ -108,29 +89,3 @@ class TestComposed:
     for name, values in found.items():
       np.testing.assert_array_equal(values, expected[name], err_msg=name)
     assert found["loss"].shape == (2, 4)
-
-  def test_actors_change_nothing(self, whole, tmp_path):
-    made = experiment()
-    made = made._replace(
-      asynchronous=dataclasses.replace(made.asynchronous, actors=1)
-    )
-    loop.train(made, [0, 1], directory=tmp_path)
-    timing = ("groups/running", "groups/queued")
-    helpers.assert_same_run(whole, tmp_path, *timing)
-
-  def test_a_part_that_is_taken_away_leaves_the_rest(self, whole, tmp_path):
-    loop.train(experiment(world=False), [0, 1], directory=tmp_path / "world")
-    found = curves(tmp_path / "world")
-    assert "loss/world_model" not in found and "labels/spent" in found
-    loop.train(
-      experiment(method="truth", gate="none"),
-      [0, 1],
-      directory=tmp_path / "labels",
-    )
-    found = curves(tmp_path / "labels")
-    assert "loss/world_model" in found and "labels/spent" not in found
-    # The first responses are those of the same weights in all of them.
-    expected = curves(whole)
-    np.testing.assert_array_equal(
-      found["length"][:, 0], expected["length"][:, 0]
-    )

@@ -73,10 +73,22 @@ class TestEvaluator:
     assert len(keys(num_examples=99)) == 13  # there are no more
 
   @pytest.mark.slow
-  def test_a_last_batch_that_is_filled_up_changes_nothing(self):
-    # 7 in batches of 3: the last has one example and two that fill it.
-    whole = run("sampled", num_seeds=2, num_examples=7, batch_size=7)
-    parts = run("sampled", num_seeds=2, num_examples=7, batch_size=3)
+  def test_batches_have_one_shape_and_change_nothing(self, monkeypatch):
+    sizes, prompts = [], rollouts.Encoder.prompts
+
+    def watched(self, examples):
+      found = prompts(self, examples)
+      sizes.append(found.tokens.shape)
+      return found
+
+    monkeypatch.setattr(rollouts.Encoder, "prompts", watched)
+    rollout = {"prompt_multiple": 8, "max_prompt_tokens": 64}
+    fields = dict(task=Texts(), rollout=rollout, num_examples=7, num_seeds=2)
+    # 7 in batches of 4, the short ones first: the last is filled up.
+    whole = run("sampled", batch_size=7, **fields)
+    parts = run("sampled", batch_size=4, **fields)
+    assert [shape[:2] for shape in sizes] == [(2, 7), (2, 4), (2, 4)]
+    assert sizes[1][-1] < sizes[2][-1] == sizes[0][-1]
     assert whole["rewards"].shape == (2, 7, 2, 2)
     assert whole["right"].shape == whole["lengths"].shape == (2, 7, 2)
     helpers.assert_equal_curves(whole, parts)
@@ -114,47 +126,11 @@ class TestEvaluator:
     assert found["mean@3"] == found["right"]
     assert not any("@" in name for name in greedy)
 
-  def test_scores_say_how_many_answers_are_too_long(self, monkeypatch):
+  def test_more_says_how_many_answers_are_too_long(self):
     limited = Lengths()
     limited.token_limits = {"small": 3}
-    evaluator, *_ = make(limited)
-    lengths = np.array([[[3, 4], [9, 1]], [[1, 2], [3, 5]]])
-    shape = lengths.shape
-    result = {
-      "rewards": np.zeros((*shape, 2), np.float32),
-      "scored": np.ones((*shape, 2), bool),
-      "right": np.zeros(shape, bool),
-      "ended": np.ones(shape, bool),
-      "lengths": lengths,
-    }
-    monkeypatch.setattr(evaluator, "run", lambda *_: result)
-    scores = evaluator.scores("sampled", None, None)
-    assert [values["over_small"] for values in scores] == [0.5, 0.25]
-    assert "over_letter" not in scores[0]
-
-  @pytest.mark.slow
-  def test_a_batch_has_prompts_of_one_size_and_results_keep_their_order(
-    self, monkeypatch
-  ):
-    sizes, prompts = [], rollouts.Encoder.prompts
-
-    def watched(self, examples):
-      found = prompts(self, examples)
-      sizes.append(found.tokens.shape[-1])
-      return found
-
-    monkeypatch.setattr(rollouts.Encoder, "prompts", watched)
-    rollout = {"prompt_multiple": 8, "max_prompt_tokens": 64}
-    fields = dict(task=Texts(), rollout=rollout, num_examples=8)
-    whole = run("greedy", batch_size=8, **fields)
-    parts = run("greedy", batch_size=4, **fields)
-    assert len(sizes) == 3
-    assert sizes[1] < sizes[2] == sizes[0]
-    helpers.assert_equal_curves(whole, parts)
-    scored = whole["scored"][0, :, 0].all(-1)
-    np.testing.assert_allclose(
-      whole["rewards"][0, scored, 0, 1], (np.arange(8) / 13)[scored], rtol=1e-6
-    )
+    found = make(limited)[0].more({"lengths": np.array([[3, 4], [9, 3]])})
+    assert found == {"over_small": 0.5}
 
   def test_another_split_is_whole_and_shares_what_is_compiled(self):
     fields = dict(samples=4, num_examples=3, temperature=0.5, top_p=0.9)
@@ -214,17 +190,15 @@ class TestAverages:
     result = by_hand()
     result["scored"][..., 0] = False
     (found,) = evaluation.average("greedy", result, COMPONENTS)
-    assert np.isnan(found["a"]) and np.isnan(found["total"])
-    assert found["b"] == 0.5
+    assert np.isnan([found["a"], found["total"]]).all() and found["b"] == 0.5
 
-  def test_each_seed_has_its_own(self):
+  def test_of_one_example_by_hand(self):
     result = two_seeds()
+    result["lengths"][1] = 7
     result["rewards"][1, ..., 0] = 1.0
     found = evaluation.average("sampled", result, COMPONENTS)
     assert [values["a"] for values in found] == [0.5, 1.0]
-
-  def test_of_one_example_by_hand(self):
-    found = evaluation.per_example(by_hand(), 0, COMPONENTS)
+    found = evaluation.per_example(result, 0, COMPONENTS)
     assert {name: value.tolist() for name, value in found.items()} == {
       "a": [0.5],  # the second example is left out
       "b": [0.25, 1.0],
@@ -232,46 +206,43 @@ class TestAverages:
       "ended": [1.0, 0.5],
       "lengths": [5.0, 7.0],
     }
-    result = two_seeds()
-    result["lengths"][1] = 7
     found = evaluation.per_example(result, 1, COMPONENTS)
     assert found["lengths"].tolist() == [7.0, 7.0]
 
   def test_of_the_samples_of_an_example_by_hand(self):
     result = two_seeds()
     result["right"][1] = True
+    result["answers"] = np.array([[[0, -1], [0, 0]]])
     found = evaluation.at_k(result, 0)
     assert {name: value.tolist() for name, value in found.items()} == {
       "mean@2": [0.5, 0.0],
       "pass@2": [1.0, 0.0],
+      "maj@2": [1.0, 0.0],
     }
-    assert evaluation.at_k(result, 1)["mean@2"].tolist() == [1.0, 1.0]
-    result["answers"] = np.array([[[0, -1], [0, 0]]])
-    assert evaluation.at_k(result, 0)["maj@2"].tolist() == [1.0, 0.0]
+    del result["answers"]
+    found = evaluation.at_k(result, 1)
+    assert {name: value.tolist() for name, value in found.items()} == {
+      "mean@2": [1.0, 1.0],
+      "pass@2": [1.0, 1.0],
+    }
 
-  def test_votes_by_hand(self):
-    right = [
-      [1, 1, 0, 0],  # 7 7 8 9: the right one has two votes
-      [1, 0, 0, 0],  # 7 8 8 9: a wrong one has
-      [1, 0, 1, 0],  # 7 8 7 8: a tie, the right one came first
-      [0, 1, 0, 1],  # 8 7 8 7: a tie, the wrong one did
-      [1, 1, 1, 1],  # nobody answered
-      [0, 0, 0, 1],  # one answered
-    ]
-    answers = [
-      [7, 7, 8, 9],
-      [7, 8, 8, 9],
-      [7, 8, 7, 8],
-      [8, 7, 8, 7],
-      [-1, -1, -1, -1],
-      [-1, -1, -1, 7],
-    ]
-    votes = evaluation._vote(np.array(right, bool), np.array(answers))
-    assert votes.tolist() == [1, 0, 1, 0, 0, 1]
-
-  def test_answers_are_numbered_group_by_group(self):
-    ids = evaluation._answer_ids(["a", "b", "a", None, "b", "b"], 3)
-    assert ids.tolist() == [0, 1, 0, -1, 0, 0]
+  @pytest.mark.parametrize(
+    ("right", "answers", "vote"),
+    [
+      ([1, 1, 0, 0], [7, 7, 8, 9], 1),  # the right one has two votes
+      ([1, 0, 0, 0], [7, 8, 8, 9], 0),  # a wrong one has
+      ([1, 0, 1, 0], [7, 8, 7, 8], 1),  # a tie, the right one came first
+      ([0, 1, 0, 1], [8, 7, 8, 7], 0),  # a tie, the wrong one did
+      ([1, 1, 1, 1], [-1, -1, -1, -1], 0),  # nobody answered
+      ([0, 0, 0, 1], [-1, -1, -1, 7], 1),  # one answered
+    ],
+  )
+  def test_votes_by_hand(self, right, answers, vote):
+    result = {
+      "right": np.array([[right]], bool),
+      "answers": np.array([[answers]]),
+    }
+    assert evaluation.at_k(result, 0)["maj@4"].tolist() == [vote]
 
 
 class Fake:
@@ -311,13 +282,9 @@ def score(fake, path, **changes):
 class TestBenchmarks:
   def test_averages_are_over_what_all_of_a_mode_have(self, tmp_path):
     found = score(Fake(), tmp_path / "b.json")
-    assert list(found) == [
-      "easy/greedy",
-      "easy/sampled",
-      "hard/greedy",
-      "benchmarks/greedy",
-      "benchmarks/sampled",
-    ]
+    names = "easy/greedy easy/sampled hard/greedy"
+    names += " benchmarks/greedy benchmarks/sampled"
+    assert list(found) == names.split()
     assert found["easy/greedy"][1] == {"right": 1.5, "own": 10.0}
     # Seed by seed, without the figure that one of them lacks.
     assert found["benchmarks/greedy"] == [

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.run import checkpoint, loop
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import RewardError
@@ -44,18 +43,6 @@ class TestRun:
     assert found["sampler_mismatch"].max() < 1e-5
     np.testing.assert_array_equal(found["skipped"], 0)
 
-  @pytest.mark.slow
-  def test_a_loss_of_the_current_policy_has_its_balance_logged(self, tmp_path):
-    algorithm = algorithms.AlgorithmConfig(
-      advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
-    )
-    fields = {"num_steps": 2, "num_minibatches": 2}
-    assert run(tmp_path, [0], algorithm=algorithm, loop=fields).finished
-    found = curves(tmp_path)
-    np.testing.assert_allclose(found["loss"], 0, atol=1e-6)
-    assert (found["nll/positive"] > 0).all()
-    assert (found["largest_inverse_nll"] > 1 / found["nll/positive"]).all()
-
   def test_a_seed_is_the_same_alone_and_beside_another(self, whole, tmp_path):
     run(tmp_path, [1])
     alone, beside = curves(tmp_path), curves(whole[0])
@@ -77,27 +64,10 @@ class TestRun:
     assert run(tmp_path).finished
     assert_same_run(whole[0], tmp_path)
 
-  @pytest.mark.slow
-  def test_responses_sampled_by_length_are_the_same(self, whole, tmp_path):
-    run(tmp_path, rollout={"length_groups": 2})
-    found, expected = curves(tmp_path), curves(whole[0])
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-      # Half as many rows at a time are rounded in another way.
-      np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)
-
   def test_a_finished_run_starts_no_step(self, whole):
     before = (whole[0] / "metrics.jsonl").read_text()
     assert run(whole[0]).finished
     assert (whole[0] / "metrics.jsonl").read_text() == before
-
-  @pytest.mark.slow
-  def test_resuming_from_an_earlier_step_repeats_the_rest(
-    self, whole, tmp_path
-  ):
-    run(tmp_path)
-    run(tmp_path, resume_step=2)
-    assert_same_run(whole[0], tmp_path)
 
   @pytest.mark.slow
   def test_the_reward_rises(self, tmp_path):
@@ -105,76 +75,6 @@ class TestRun:
     run(tmp_path, [0], loop=fields, evaluation={"interval": 0})
     small = curves(tmp_path)["reward/small"][0]
     assert small[-5:].mean() > small[:5].mean() + 0.2
-
-
-class TestMethods:
-  @pytest.mark.slow
-  @pytest.mark.parametrize(
-    "fields",
-    [
-      {"advantage": "grpo", "weights": "gradient"},
-      {
-        "advantage": "grpo",
-        "kl": algorithms.KLConfig("reward", "k1", 0.01),
-        "entropy_coefficient": 0.01,
-      },
-      {"advantage": "gdpo", "kl": algorithms.KLConfig("loss", "k3", 0.1)},
-    ],
-    ids=["gradient", "kl in the reward", "kl in the loss"],
-  )
-  def test_runs_with_several_updates_a_step(self, fields, tmp_path):
-    algorithm = algorithms.AlgorithmConfig(**fields)
-    sizes = {"num_steps": 2, "num_minibatches": 2}
-    assert run(tmp_path, algorithm=algorithm, loop=sizes).finished
-    assert np.isfinite(curves(tmp_path)["loss"]).all()
-
-  @pytest.mark.slow
-  @pytest.mark.parametrize("lift", ["seeded", "pmapped"])
-  def test_packed_rows_train_the_same_policy(self, lift, tmp_path):
-    # All that passes through the model: old and reference log-probs, gradient
-    # weights, updates in mini- and micro-batches.
-    found = {}
-    for length in (0, 53):
-      run(
-        tmp_path / str(length),
-        [0],
-        algorithm=algorithms.AlgorithmConfig(
-          advantage="grpo",
-          weights="gradient",
-          kl=algorithms.KLConfig("reward", "k1", 0.01),
-        ),
-        loop={
-          "num_steps": 2,
-          "prompts_per_step": 8,
-          "num_minibatches": 2,
-          "num_microbatches": 2,
-          "pack_length": length,
-        },
-        parallel={"lift": lift},
-        evaluation={"num_examples": 8, "batch_size": 4},
-      )
-      found[length] = curves(tmp_path / str(length))
-    assert found[0].keys() == found[53].keys()
-    for name, values in found[0].items():
-      np.testing.assert_allclose(
-        found[53][name], values, rtol=1e-3, atol=1e-5, err_msg=name
-      )
-
-  @pytest.mark.slow
-  def test_other_lifts_train_the_same_policy(self, tmp_path):
-    found = {}
-    for lift in ("seeded", "pmapped", "meshed"):
-      fields = {"num_examples": 8, "batch_size": 4}
-      run(tmp_path / lift, [0], parallel={"lift": lift}, evaluation=fields)
-      found[lift] = curves(tmp_path / lift)
-    for lift in ("pmapped", "meshed"):
-      for name, rtol, atol in (
-        ("reward/letter", 0, 1e-6),
-        ("loss", 1e-3, 1e-5),
-      ):
-        np.testing.assert_allclose(
-          found[lift][name], found["seeded"][name], rtol, atol, err_msg=name
-        )
 
 
 class Broken(helpers.Letters):

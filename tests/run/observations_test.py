@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from saw_jax import algorithms, world_model
 from saw_jax.rollout import transcript
@@ -39,28 +37,11 @@ def experiment(world=None, **changes):
 
 def scored(made, rewards, scored=None):
   """Two groups of two responses, with rewards `[P, G, M]`."""
-  encode = made.tokenizer.encode
-  texts = ["ab", "xyzw", "c", "klm"]
-  size, width = 4, 5
-  tokens = np.zeros((1, 4, size + width), np.int32)
-  roles = np.full(tokens.shape, transcript.PAD, np.int8)
-  tokens[..., 1:size], roles[..., 1:size] = 97, transcript.PROMPT
-  ends = np.zeros((1, 4), np.int32)
-  for row, text in enumerate(texts):
-    ids = [*encode(text), made.tokenizer.eos_ids[0]][:width]
-    ends[0, row] = size + len(ids)
-    tokens[0, row, size : ends[0, row]] = ids
-    roles[0, row, size : ends[0, row]] = transcript.POLICY
-  rng = np.random.default_rng(0)
-  sampled = transcript.Transcript(
-    tokens=tokens,
-    roles=roles,
-    starts=np.ones((1, 4), np.int32),
-    ends=ends,
-    behave_log_probs=rng.normal(size=(1, 4, width)).astype(np.float32),
-    group_ids=np.array([[0, 0, 1, 1]], np.int32),
-    policy_versions=np.zeros((1, 4), np.int32),
-    prompt_size=size,
+  texts, width = ["ab", "xyzw", "c", "klm"], 5
+  end = made.tokenizer.eos_ids[0]
+  rows = [[*made.tokenizer.encode(text), end][:width] for text in texts]
+  sampled = helpers.transcript_of(
+    [rows], width, [[[97] * 3] * 4], prompt_size=4
   )
   rewards = np.asarray(rewards, np.float32)[None]
   if scored is None:
@@ -71,7 +52,7 @@ def scored(made, rewards, scored=None):
     rewards=rewards,
     scored=scored,
     outcomes=[base.Outcome.WRONG] * 4,
-    lengths=(ends - size).reshape(1, 2, 2),
+    lengths=(sampled.ends - 4).reshape(1, 2, 2),
     ended=np.ones((1, 2, 2), bool),
   )
 
@@ -95,7 +76,7 @@ class Appended:
       made.episodes,
       made.loop,
       [7],
-      temperature=made.sampling.temperature,
+      made.sampling.temperature,
     )
     examples = [list(made.task.examples("train")[:2])]
     self.batch, (self.row,) = appender.append(
@@ -143,24 +124,6 @@ class TestAppender:
       if said:
         assert order[-1] == transcript.OBSERVATION
 
-  @pytest.mark.slow
-  def test_leaves_the_responses_as_they_were(self, appended):
-    old, new = appended.before, appended.batch
-    width = old.roles.shape[-1] - old.prompt_size
-    mask = old.completion_mask
-    np.testing.assert_array_equal(new.completion_mask[..., :width], mask)
-    assert not new.completion_mask[..., width:].any()
-    a, b = appended.outputs(old), appended.outputs(new)
-    np.testing.assert_allclose(
-      np.where(mask[0], a.log_probs, 0),
-      np.where(mask[0], b.log_probs[:, :width], 0),
-      atol=1e-6,
-    )
-    np.testing.assert_array_equal(
-      np.where(mask, new.behave_log_probs[..., :width], 0),
-      np.where(mask, old.behave_log_probs, 0),
-    )
-
   def test_weighs_groups_by_the_share_of_reward_that_they_miss(self, appended):
     # Shares of what could be earned: (1.5 + 0.5) / 4 and (0 + 1) / 4.
     expected = world_model.adaptive_coefficients(
@@ -168,12 +131,10 @@ class TestAppender:
     )
     assert appended.row["lambda"] == pytest.approx(float(expected.mean()))
     assert float(expected[0]) != float(expected[1])
-    weights = np.asarray(appended.batch.world.weights[0]).reshape(2, 2)
     selected = np.asarray(appended.batch.observation_mask[0]).any(-1)
-    selected = selected.reshape(2, 2)
-    for p in range(2):
-      for g in range(2):
-        assert (weights[p, g] != 0) == selected[p, g]
+    np.testing.assert_array_equal(
+      appended.batch.world.weights[0] != 0, selected
+    )
 
   def test_the_term_is_the_equation(self, appended):
     made = appended.made
@@ -212,29 +173,20 @@ class TestAppender:
     assert found.row["lambda"] == pytest.approx(float(expected.mean()))
 
   def test_the_placebo_moves_what_is_said(self):
-    made = experiment({"shuffled": True})
-    found = Appended(made, scored(made, REWARDS))
-    plain = Appended(experiment(), scored(made, REWARDS))
-    size = found.batch.prompt_size
-    bags = []
-    for one in (found.batch, plain.batch):
-      seen = one.observation_mask[0]
-      bags.append(
-        sorted(
-          tuple(one.tokens[0, row, size:][seen[row]].tolist())
-          for row in range(4)
+    both = [
+      Appended(made, scored(made, REWARDS)).batch
+      for made in (experiment(), experiment({"shuffled": True}))
+    ]
+    bags = [
+      [
+        tuple(tokens[seen].tolist())
+        for tokens, seen in zip(
+          one.tokens[0, :, one.prompt_size :],
+          one.observation_mask[0],
+          strict=True,
         )
-      )
-    assert bags[0] == bags[1]
-
-
-class TestExchange:
-  @given(st.lists(st.lists(st.integers(0, 9), max_size=2)), st.integers(0, 99))
-  def test_moves_observations_among_the_rows_that_have_one(self, rows, seed):
-    moved = observations.exchange(rows, np.random.default_rng(seed))
-    assert sorted(moved) == sorted(rows)
-    assert [bool(x) for x in moved] == [bool(x) for x in rows]
-
-  def test_does_move_them(self):
-    rows = [[i] for i in range(20)]
-    assert observations.exchange(rows, np.random.default_rng(0)) != rows
+      ]
+      for one in both
+    ]
+    assert sorted(bags[0]) == sorted(bags[1])
+    assert [bool(x) for x in bags[0]] == [bool(x) for x in bags[1]]

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 
 import jax
 import numpy as np
@@ -75,17 +74,6 @@ class TestFixedLag:
     assert not any(name.startswith("lag/") for name in b)
     helpers.assert_equal_curves(b, {name: a[name] for name in b})
 
-  @pytest.mark.slow
-  def test_a_lag_is_that_of_the_weights(self, whole, tmp_path):
-    # At step 1 the responses are those of step 0's weights on other prompts:
-    # a run that never learns samples the same ones there.
-    run(tmp_path, sections={"optimizer": {"learning_rate": 0.0}})
-    moved, kept = curves(whole), curves(tmp_path)
-    for step, same in ((0, True), (1, True), (2, True), (4, False)):
-      equal = moved["length"][:, step] == kept["length"][:, step]
-      equal &= moved["reward/total"][:, step] == kept["reward/total"][:, step]
-      assert equal.all() == same, step
-
   @pytest.mark.parametrize(
     "actors", [1, pytest.param(2, marks=pytest.mark.slow)]
   )
@@ -94,27 +82,20 @@ class TestFixedLag:
     assert_same_run(whole, tmp_path)
 
   @pytest.mark.slow
-  def test_actors_on_devices_of_their_own_change_nothing(self, whole, tmp_path):
-    run(tmp_path, actors=2, actor_devices=2)
-    a, b = curves(whole), curves(tmp_path)
-    for name in ("reward/total", "length", "lag/steps"):
-      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    # Another program, for another device: other rounding.
-    np.testing.assert_allclose(
-      a["sampler_mismatch"], b["sampler_mismatch"], atol=1e-5
-    )
-
-  @pytest.mark.slow
-  @pytest.mark.parametrize("lift", ["meshed", "pmapped"])
-  def test_other_lifts_hand_their_weights_over(self, lift, tmp_path):
+  @pytest.mark.parametrize("lift", ["seeded", "meshed", "pmapped"])
+  def test_actors_on_devices_of_their_own_change_nothing(self, lift, tmp_path):
     found = []
-    for name in ("seeded", lift):
-      fields = {"lag": 1, "actors": 1, "actor_devices": 2}
-      run(tmp_path / name, [0], {"parallel": {"lift": name}}, **fields)
-      found.append(curves(tmp_path / name)["reward/total"])
-    # From step 2 on the weights have moved; after a few more a difference in
-    # the last digit may turn one token into another.
-    np.testing.assert_allclose(found[0][:, :4], found[1][:, :4], atol=1e-6)
+    for devices in (0, 2):
+      lifts = {"parallel": {"lift": lift if devices else "seeded"}}
+      fields = {"lag": 1, "actors": 2 if devices else 0}
+      directory = tmp_path / str(devices)
+      run(directory, [0], lifts, actor_devices=devices, **fields)
+      found.append(curves(directory))
+    # Another program, for another device: from step 2 on the weights have
+    # moved, and after a few more the last digit may turn a token into another.
+    for name in ("reward/total", "length", "lag/steps"):
+      a, b = (one[name][:, :4] for one in found)
+      np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
 
 
 class TestResume:
@@ -171,61 +152,31 @@ class Constant(helpers.Letters):
     return score
 
 
-class Slow(helpers.Letters):
-  """Takes its time, so that actors wait for the grader."""
-
-  def score(self, example, completion):
-    time.sleep(0.002)
-    return super().score(example, completion)
-
-
 class TestOtherProtocols:
-  @pytest.mark.slow
-  def test_quota_without_actors_has_the_lag_of_its_budget(self, tmp_path):
-    fields = {"num_steps": 12, "checkpoint_interval": 0}
-    run(tmp_path, [0], {"loop": fields}, **QUOTA)
-    found = curves(tmp_path)
-    # A window is 4 steps, and half of one is started ahead.
-    assert found["lag/steps_max"].max() == 5
-    assert found["lag/versions_max"].max() == 1
-
   @pytest.mark.parametrize(
     "partial", [0, pytest.param(2, marks=pytest.mark.slow)]
   )
   def test_max_lag_is_kept_by_actors(self, tmp_path, partial):
     fields = {"lag": 1, "actors": 2, "partial_tokens": partial}
     assert run(tmp_path, protocol="max_lag", **fields).finished
-    assert curves(tmp_path)["lag/versions_max"].max() <= 1
-
-  @pytest.mark.slow
-  def test_a_slow_grader_is_waited_for_and_the_queue_stays_bounded(
-    self, tmp_path
-  ):
-    run(tmp_path, [0], {"task": Slow()}, protocol="max_lag", actors=2)
     found = helpers.curves(tmp_path)
+    assert found["lag/versions_max"].max() <= 1
     held = found["groups/queued"] + found["groups/running"]
-    assert held.max() <= (2 + 1) * 4
-    assert found["groups/expired"].max() == 0
+    assert held.max() <= (1 + 1) * 4 and found["groups/expired"].max() == 0
 
 
 class TestDynamicSampling:
   @pytest.mark.slow
-  def test_replaces_groups_that_do_not_vary(self, tmp_path):
-    task = {"task": Constant()}
-    run(tmp_path, sections=task, lag=1, dynamic_sampling=True)
+  @pytest.mark.parametrize("always", [False, True])
+  def test_replaces_groups_that_do_not_vary_while_some_do(
+    self, tmp_path, always
+  ):
+    sections = {"task": Constant(always), "loop": {"num_steps": 3}}
+    fields = {"lag": 1, "dynamic_sampling": True, "max_attempts": 10}
+    run(tmp_path, sections=sections, **fields)
     found = curves(tmp_path)
-    assert found["zero_advantage"].max() == 0
+    assert (found["zero_advantage"] == always).all()
     assert (found["groups/filtered"][:, -1] > 0).all()
-
-  @pytest.mark.slow
-  def test_ends_where_nothing_varies(self, tmp_path):
-    sections = {
-      "task": Constant(always=True),
-      "loop": {"num_steps": 2, "checkpoint_interval": 0},
-    }
-    fields = {"lag": 0, "dynamic_sampling": True, "max_attempts": 2}
-    assert run(tmp_path, [0], sections, **fields).finished
-    assert curves(tmp_path)["zero_advantage"].min() == 1
 
 
 class TestLogProbs:
@@ -234,14 +185,10 @@ class TestLogProbs:
     run(tmp_path, carry_log_probs=False)
     with_them, without = curves(whole), curves(tmp_path)
     assert "sampler_mismatch" not in without
-    # The update's own sums over tokens round otherwise in a program that does
-    # not compare log-probs; what is sampled and scored has the same bits.
-    rounded = ("balance", "entropy", "gradient_norm", "largest", "loss", "nll")
-    for name, value in without.items():
-      exact = {} if name.startswith(rounded) else {"rtol": 0, "atol": 0}
-      tolerance = {"rtol": 1e-5, "atol": 1e-6, **exact}
+    # The update's sums round otherwise in another program.
+    for name in ("reward/total", "length", "loss"):
       np.testing.assert_allclose(
-        with_them[name], value, err_msg=name, **tolerance
+        with_them[name], without[name], rtol=1e-5, atol=1e-6, err_msg=name
       )
 
   @pytest.mark.slow
@@ -254,16 +201,9 @@ class TestLogProbs:
 
 @pytest.mark.slow
 def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path):
-  made = experiment(
-    {
-      "loop": {
-        "num_steps": 2,
-        "checkpoint_interval": 0,
-        "skip_nonfinite": True,
-      },
-      "algorithm": dataclasses.replace(ASYMPO, entropy_coefficient=np.nan),
-    }
-  )
+  fields = {"num_steps": 2, "checkpoint_interval": 0, "skip_nonfinite": True}
+  spoilt = dataclasses.replace(ASYMPO, entropy_coefficient=np.nan)
+  made = experiment({"loop": fields, "algorithm": spoilt})
   before = jax.device_get(made.params)
   loop.train(made, [0], directory=tmp_path)
   assert (curves(tmp_path)["skipped"] == 1).all()

@@ -26,10 +26,6 @@ _SIZES = {
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
-def _no_windows(document: Document, num_layers: int):
-  return None, []
-
-
 def _windows_by_layer(document: Document, num_layers: int):
   first = document.get("max_window_layers", 28)
   kinds = [_SLIDING if i >= first else _FULL for i in range(num_layers)]
@@ -54,7 +50,9 @@ class Family:
   head_size: int = 0  # where the document does not say; 0: width / heads
   refused: tuple[str, ...] = ()  # keys that must be absent or false
   # (document, layers) -> window or None, the kind of each layer
-  windows: Callable[[Document, int], tuple[int | None, list]] = _no_windows
+  windows: Callable[[Document, int], tuple[int | None, list]] = (
+    lambda document, num_layers: (None, [])
+  )
 
 
 FAMILIES = {
@@ -98,8 +96,7 @@ def read_config(
   """Reads the sizes of a published model: a decoder, unrolled, in float32.
 
   Only LongRoPE reads `max_length`, the longest sequence that the model will
-  see, by default the published maximum: up to the length that the model was
-  first trained with it has one set of frequencies, and beyond it another.
+  see, by default the published maximum: it chooses a set of frequencies.
   """
   family = find_family(document, where)
   get = _Reader(document, where)
@@ -130,9 +127,7 @@ def read_config(
   rope = _rope(document, where)
   # Rounded down, as there.
   rotary_size = int(head_size * (rope.get("partial_rotary_factor") or 1.0))
-  factors, scale = rope_factors(
-    rope, rotary_size, where=where, max_length=max_length
-  )
+  factors, scale = rope_factors(rope, rotary_size, where, max_length)
   windows = _windows(document, family, num_layers, where)
   try:
     return DecoderConfig(
@@ -154,9 +149,8 @@ def read_config(
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """Writes a decoder's sizes as a `config.json` that transformers reads.
 
-  The family is the one that has the decoder's parts. Scaled frequencies become
-  `longrope` with two equal sets of factors: the kind that lists them one by
-  one. The document has no token ids and no dtype.
+  Scaled frequencies become `longrope` with two equal sets of factors: the kind
+  that lists them one by one. The document has no token ids and no dtype.
   """
   name = _family_with_parts(config)
   rotary_size = config.rotary_size or config.head_size
@@ -181,9 +175,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tied_head,
     # The tokenizer's. Absent, they would be numbers of the family's own.
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     "rope_theta": config.rope_theta,
     "rope_scaling": None if rope["rope_type"] == "default" else rope,
     # Newer versions of transformers read this in place of the two above.
@@ -252,7 +244,7 @@ class _Reader:
 
 
 def rope_factors(
-  rope: Document, rotary_size: int, *, where: str, max_length: int | None = None
+  rope: Document, rotary_size: int, where: str, max_length: int | None = None
 ) -> tuple[tuple[float, ...], float]:
   """Turns a kind of rope scaling into what each frequency is divided by.
 
@@ -269,10 +261,9 @@ def rope_factors(
   Returns R / 2 factors or none, and what multiplies sines and cosines.
 
   References:
-    Peng et al., "YaRN". https://arxiv.org/abs/2309.00071
-    Ding et al., "LongRoPE". https://arxiv.org/abs/2402.13753
-    Grattafiori et al., "The Llama 3 Herd of Models".
-    https://arxiv.org/abs/2407.21783
+    YaRN, https://arxiv.org/abs/2309.00071
+    LongRoPE, https://arxiv.org/abs/2402.13753
+    Llama 3, https://arxiv.org/abs/2407.21783
   """
   kind = rope["rope_type"]
   if kind not in _ROPES:
@@ -280,14 +271,9 @@ def rope_factors(
       f"{where}: rope scaling {kind!r} is not supported; there are default, "
       "linear, llama3, yarn and longrope"
     )
-  reader = _Reader(
-    {**rope, "max_length": max_length}, f"{where}, rope scaling {kind!r}"
-  )
+  rope = {**rope, "max_length": max_length}
+  reader = _Reader(rope, f"{where}, rope scaling {kind!r}")
   return _ROPES[kind](reader, rotary_size)
-
-
-def _linear(get: _Reader, rotary_size: int):
-  return (get.number("factor"),) * (rotary_size // 2), 1.0
 
 
 def _llama3(get: _Reader, rotary_size: int):
@@ -347,15 +333,14 @@ def _longrope(get: _Reader, rotary_size: int):
     extension = get.get("factor")
     if extension is None:
       extension = published / length
-    scale = 1.0
-    if extension > 1:
-      scale = math.sqrt(1 + math.log(extension) / math.log(length))
+    growth = math.log(max(extension, 1)) / math.log(length)
+    scale = math.sqrt(1 + growth)
   return tuple(float(factor) for factor in factors), float(scale)
 
 
 _ROPES = {
-  "default": lambda get, rotary_size: ((), 1.0),
-  "linear": _linear,
+  "default": lambda get, size: ((), 1.0),
+  "linear": lambda get, size: ((get.number("factor"),) * (size // 2), 1.0),
   "llama3": _llama3,
   "yarn": _yarn,
   "longrope": _longrope,
@@ -373,15 +358,11 @@ def _rope(document: Document, where: str) -> dict[str, Any]:
       f"{where}: rope parameters that differ from layer to layer are not "
       "supported"
     )
-  for key, default in (
-    ("rope_theta", 10_000.0),
-    ("partial_rotary_factor", 1.0),
-    ("max_position_embeddings", None),
-  ):
+  names = ("rope_theta", "partial_rotary_factor", "max_position_embeddings")
+  for key, default in zip(names, (10_000.0, 1.0, None), strict=True):
     rope.setdefault(key, document.get(key, default))
-  kind = rope["rope_type"] = rope.get("rope_type") or rope.pop(
-    "type", "default"
-  )
+  kind = rope.get("rope_type") or rope.pop("type", "default")
+  rope["rope_type"] = kind
   # Phi-3 called LongRoPE "su" and "yarn" before it had its name.
   if document.get("model_type") == "phi3" and kind in ("su", "yarn"):
     rope["rope_type"] = "longrope"
@@ -393,9 +374,7 @@ def _rope(document: Document, where: str) -> dict[str, Any]:
   return rope
 
 
-def _windows(
-  document: Document, family: Family, num_layers: int, where: str
-) -> tuple[int, ...]:
+def _windows(document: Document, family: Family, num_layers: int, where: str):
   """The sliding window of each layer; empty where no layer has one."""
   window, kinds = family.windows(document, num_layers)
   if not set(kinds) <= {_SLIDING, _FULL} or len(kinds) not in (0, num_layers):

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from saw_jax.names import needs_extra
+
 # By the names that files have for them.
 _DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
+  **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
   "BF16": np.dtype(jnp.bfloat16),
 }
 INDEX = "model.safetensors.index.json"
@@ -90,12 +90,8 @@ def _suspect(path: pathlib.Path) -> str | None:
 
 
 def _safetensors():
-  try:
-    import safetensors
-  except ImportError as error:
-    raise ImportError(
-      "safetensors files need the extra 'hf': pip install 'saw_jax[hf]'"
-    ) from error
+  with needs_extra("hf", "safetensors files need their package"):
+    import safetensors.numpy
   return safetensors
 
 
@@ -105,10 +101,9 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
   index = directory / INDEX
   if not index.is_file():
     if not (directory / SINGLE).is_file():
-      pickles = sorted(path.name for path in directory.glob("*.bin"))
       advice = ""
-      if pickles:
-        advice = f"; {pickles[0]} is a pickle, which is not read: convert it"
+      for path in sorted(directory.glob("*.bin"))[:1]:
+        advice = f"; {path.name} is a pickle, which is not read: convert it"
       raise FileNotFoundError(
         f"{directory}: neither {SINGLE} nor {INDEX}{advice}"
       )
@@ -169,9 +164,8 @@ def write_tensors(
 ) -> list[pathlib.Path]:
   """Writes tensors as a Hugging Face directory has them, a file at a time.
 
-  `tensor` is called once for each name, in the order of `shapes`. A file that
-  holds more than one tensor has `max_bytes` at most, and as much is in memory.
-  Returns the files: one, or the shards and their index.
+  `tensor` is called once for each name. A file of more than one tensor has
+  `max_bytes` at most, and as much is in memory. Returns the files.
   """
   directory = pathlib.Path(directory)
   stored = jnp.dtype(dtype)
@@ -179,19 +173,17 @@ def write_tensors(
     name: math.prod(shape) * stored.itemsize for name, shape in shapes.items()
   }
   shards: list[list[str]] = [[]]
-  room = max_bytes
   for name, size in sizes.items():
-    if shards[-1] and size > room:
+    held = sum(sizes[other] for other in shards[-1])
+    if shards[-1] and held + size > max_bytes:
       shards.append([])
-      room = max_bytes
     shards[-1].append(name)
-    room -= size
 
   paths, weight_map = [], {}
-  for number, names in enumerate(shards):
+  for number, names in enumerate(shards, 1):
     file = SINGLE
     if len(shards) > 1:
-      file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+      file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     tensors = {}
     for name in names:
       values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
@@ -201,7 +193,12 @@ def write_tensors(
           f"{list(shapes[name])}"
         )
       tensors[name] = values
-    _write_file(directory / file, tensors)
+    # Renamed when it is whole, so that no half of a file looks like one.
+    temporary = (directory / file).with_suffix(".tmp")
+    _safetensors().numpy.save_file(
+      tensors, temporary, metadata={"format": "pt"}
+    )
+    temporary.replace(directory / file)
     paths.append(directory / file)
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
@@ -209,13 +206,3 @@ def write_tensors(
     index = {"metadata": total, "weight_map": weight_map}
     paths.append(write_json(directory / INDEX, index))
   return paths
-
-
-def _write_file(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-  _safetensors()
-  from safetensors.numpy import save_file
-
-  # Renamed when it is whole, so that no half of a file looks like one.
-  temporary = path.with_suffix(".tmp")
-  save_file(tensors, temporary, metadata={"format": "pt"})
-  temporary.replace(path)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from saw_jax import names
+
 # general.architecture -> architecture of a config.json
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
@@ -41,10 +43,8 @@ _LAYER = {
   "ffn_down": "mlp.down_proj",
 }
 # Factors of the frequencies: not weights, but read into the config.
-_FREQUENCIES = (
-  "rope_freqs.weight",
-  "rope_factors_long.weight",
-  "rope_factors_short.weight",
+_FREQUENCIES = tuple(
+  f"rope_{name}.weight" for name in ("freqs", "factors_long", "factors_short")
 )
 # Key of a config.json -> key here, after the name of the architecture.
 _KEYS = {
@@ -64,12 +64,8 @@ def open_reader(path: pathlib.Path) -> Any:
   """Opens a file with the `gguf` library."""
   if not path.is_file():
     raise FileNotFoundError(f"{path}: there is no such file")
-  try:
+  with names.needs_extra("gguf", "a GGUF file needs the gguf library"):
     import gguf
-  except ImportError as error:
-    raise ImportError(
-      "a GGUF file needs the `gguf` library: pip install 'saw_jax[gguf]'"
-    ) from error
   try:
     return gguf.GGUFReader(str(path))
   except Exception as error:  # The reader raises whatever it stumbles over.
@@ -81,10 +77,8 @@ def open_reader(path: pathlib.Path) -> Any:
 class GGUFFile:
   """One file, whose metadata has been read and whose tensors are mapped.
 
-  Attributes:
-    document: what a `config.json` would have.
-    shapes: of each tensor, under its Hugging Face name.
-    read: from such a name to the tensor's values.
+  `document` is what a `config.json` would have; `shapes` are those of tensors
+  by their Hugging Face names, and `read` goes from such a name to the values.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -130,10 +124,9 @@ class GGUFFile:
           f"file at {size}"
         )
       kind = tensor.tensor_type
-      if kind in readable:
-        continue
       try:
-        _dequantize(tensor.data[:1], kind)
+        if kind not in readable:
+          _dequantize(tensor.data[:1], kind)
       except (NotImplementedError, KeyError, ValueError) as error:
         raise ValueError(
           f"{self.path}: tensor {name!r} is quantised as {kind.name}, which "
@@ -165,12 +158,14 @@ class GGUFFile:
       "eos_token_id": self._value("tokenizer.ggml.eos_token_id"),
       "rope_scaling": self._rope_scaling(),
     }
-    for key, default in (("rms_norm_eps", 1e-6), ("rope_theta", 10_000.0)):
+    heads, width = document["num_attention_heads"], document["hidden_size"]
+    for key, default in (
+      ("rms_norm_eps", 1e-6),
+      ("rope_theta", 10_000.0),
+      ("head_dim", width // heads if heads and width else None),
+    ):
       if document[key] is None:
         document[key] = default
-    heads, width = document["num_attention_heads"], document["hidden_size"]
-    if document["head_dim"] is None and heads and width:
-      document["head_dim"] = width // heads
     head_size = document["head_dim"]
     rotary_size = self._of("rope.dimension_count", head_size)
     if rotary_size and head_size:
@@ -194,20 +189,16 @@ class GGUFFile:
       sets = {"short_factor": short or once, "long_factor": long or once}
       return {"rope_type": "longrope", **sets, **scaling}
     kind = self._of("rope.scaling.type", "none")
-    if kind == "none":
-      return None
-    return {
-      "rope_type": kind,
-      "factor": self._of("rope.scaling.factor"),
-      **scaling,
-    }
+    factor = self._of("rope.scaling.factor")
+    rope = {"rope_type": kind, "factor": factor, **scaling}
+    return None if kind == "none" else rope
 
   def _floats(self, name: str) -> list[float] | None:
     if name not in self._tensors:
       return None
     tensor = self._tensors[name]
     values = _dequantize(tensor.data, tensor.tensor_type)
-    return [float(value) for value in values.reshape(-1)]
+    return values.reshape(-1).astype(float).tolist()
 
   def _read(self, name: str) -> np.ndarray:
     tensor = self._tensors[self._names[name]]

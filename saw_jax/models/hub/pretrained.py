@@ -31,17 +31,13 @@ class Pretrained:
   def load(
     self, config: DecoderConfig | None = None, shardings: PyTree | None = None
   ) -> dict:
-    """Reads the weights, shard by shard, in the config's `param_dtype`.
+    """Reads the weights, shard by shard, see `weights.load_params`.
 
-    `config` may differ from `self.config` in whether layers are scanned over,
-    and in dtypes. See `weights.load_params`.
+    `config` may differ from `self.config` in dtypes and whether layers are
+    scanned.
     """
     return hub_weights.load_params(
-      self.config if config is None else config,
-      self._names,
-      self._read,
-      shardings=shardings,
-      where=self._where,
+      config or self.config, self._names, self._read, shardings, self._where
     )
 
 
@@ -51,8 +47,7 @@ def open_checkpoint(
   """Reads and checks the headers of a Hugging Face directory or a `.gguf` file.
 
   What is missing, damaged, contradictory or unknown is one sentence that names
-  file and tensor, and no weight has been read. `max_length` is the longest
-  sequence that the model will see, see `config.read_config`.
+  file and tensor. `max_length`: see `config.read_config`.
   """
   path = pathlib.Path(path)
   places: dict[str, pathlib.Path] = {}
@@ -96,22 +91,20 @@ def save_checkpoint(
   """Writes a decoder as a Hugging Face directory, and returns its files.
 
   `document` is the `config.json` that the decoder came with; by default it is
-  made. Weights are stored in `dtype`: float32, bfloat16 or float16. `max_bytes`
-  of them go into a file, and as much is in memory beside the parameters.
+  made. Weights are stored in `dtype`, see `files.write_tensors`.
   """
   directory = pathlib.Path(directory)
   where = f"{directory}/config.json"
   made = dict(hub_config.write_config(config) if document is None else document)
   family = hub_config.find_family(made, where)
 
-  def shapes_of(config: DecoderConfig) -> dict:
+  def layout(config: DecoderConfig):
     names = hub_weights.name_map(config, fused=family.fused)
-    return hub_weights.tensor_shapes(config, names)
+    return names, hub_weights.tensor_shapes(config, names)
 
-  shapes = shapes_of(config)
-  for name, shape in shapes_of(
-    hub_config.read_config(made, where=where)
-  ).items():
+  names, shapes = layout(config)
+  _, wanted = layout(hub_config.read_config(made, where=where))
+  for name, shape in wanted.items():
     if shapes.get(name) != shape:
       raise ValueError(
         f"{where}: tensor {name!r} would have shape {list(shape)}, which is "
@@ -119,12 +112,8 @@ def save_checkpoint(
       )
   made["torch_dtype"] = made["dtype"] = dtype
   directory.mkdir(parents=True, exist_ok=True)
-  names = hub_weights.name_map(config, fused=family.fused)
+  values = hub_weights.tensor_values(config, names, params)
   written = hub_files.write_tensors(
-    directory,
-    shapes,
-    hub_weights.tensor_values(config, names, params),
-    dtype=dtype,
-    max_bytes=max_bytes,
+    directory, shapes, values, dtype=dtype, max_bytes=max_bytes
   )
   return [hub_files.write_json(directory / "config.json", made), *written]

@@ -6,7 +6,9 @@ read the same table.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 
 import jax
@@ -46,9 +48,7 @@ _REST = {
 }
 # Tensors that are one in Phi-3, one after the other.
 _FUSED = {
-  "self_attn.q_proj.weight": "self_attn.qkv_proj.weight",
-  "self_attn.k_proj.weight": "self_attn.qkv_proj.weight",
-  "self_attn.v_proj.weight": "self_attn.qkv_proj.weight",
+  **{f"self_attn.{x}_proj.weight": "self_attn.qkv_proj.weight" for x in "qkv"},
   "mlp.gate_proj.weight": "mlp.gate_up_proj.weight",
   "mlp.up_proj.weight": "mlp.gate_up_proj.weight",
 }
@@ -66,11 +66,9 @@ class Piece:
 
 
 def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
-  """Tells for each leaf of a decoder where it comes from.
+  """Tells where each leaf of a decoder is; those of layers are in `layers`.
 
-  Leaves of layers are under `layers`, whether or not the decoder scans over
-  them. With `fused`, queries, keys and values are one tensor, and so are gate
-  and up.
+  With `fused`, queries, keys and values are one tensor, and so are gate and up.
   """
   c = config
   sizes = {"V": c.vocab_size, "D": c.width, "F": c.mlp_size}
@@ -84,8 +82,9 @@ def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
     left_out.add("head")
 
   names, lengths = {}, {}
+  joined = _FUSED if fused else {}
   layers = {
-    ("layers", *path): (f"model.layers.{{}}.{_fuse(name, fused)}", *axes)
+    ("layers", *path): (f"model.layers.{{}}.{joined.get(name, name)}", *axes)
     for path, (name, *axes) in _LAYER.items()
   }
   for path, (name, theirs, ours) in (_EMBEDDING | layers | _REST).items():
@@ -112,20 +111,15 @@ def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
   }
 
 
-def _fuse(name: str, fused: bool) -> str:
-  return _FUSED.get(name, name) if fused else name
-
-
 def tensor_shapes(
   config: DecoderConfig, names: Mapping[Path, Piece]
 ) -> dict[str, tuple[int, ...]]:
   """Lists the tensors of a checkpoint, layer by layer, with their shapes."""
   found = []
   for path, piece in names.items():
+    places = [-1 if path in _EMBEDDING else config.num_layers]
     if path[0] == "layers":
       places = range(config.num_layers)
-    else:
-      places = [-1 if path in _EMBEDDING else config.num_layers]
     found += [(i, piece.tensor.format(i), piece.tensor_shape) for i in places]
   found.sort(key=lambda entry: entry[0])
   return {name: shape for _, name, shape in found}
@@ -139,8 +133,7 @@ def check_tensors(
 ) -> None:
   """Refuses tensors that are missing, of another shape, or of no use.
 
-  With one of no use the decoder would compute something else. `where` gives the
-  file of a tensor, for messages; for one that is not there, the checkpoint.
+  `where` gives the file of a tensor, or the checkpoint if it is not there.
   """
   wanted = tensor_shapes(config, names)
   for name, shape in wanted.items():
@@ -164,16 +157,14 @@ def load_params(
   config: DecoderConfig,
   names: Mapping[Path, Piece],
   read: Read,
-  *,
   shardings: PyTree | None = None,
   where: Callable[[str], str] = str,
 ) -> dict:
   """Makes a decoder's parameters, shard by shard.
 
   Beyond the result, memory holds one shard of one leaf, and what `read` returns
-  for one tensor; a mapped file will do. `shardings` tell where each
-  leaf goes, by default to the default device. A value that is not finite is a
-  ValueError.
+  for one tensor. `shardings` tell where each leaf goes, by default to the
+  default device. A value that is not finite is a ValueError.
   """
   shapes = decoder.param_shapes(config)
   if shardings is None:
@@ -231,9 +222,7 @@ def tensor_values(
     is_stacked = layer is not None and config.scan_layers
     if layer is not None and not is_stacked:
       path = (f"layer_{layer}", *path[1:])
-    found = params
-    for key in path:
-      found = found[key]
+    found = functools.reduce(operator.getitem, path, params)
     return found[layer] if is_stacked else found
 
   def value(name: str) -> np.ndarray:

@@ -74,17 +74,6 @@ def test_defaults_are_those_of_the_families():
   assert read(architectures=["Qwen3ForCausalLM"]).head_size == 128
 
 
-def test_the_parts_of_each_family():
-  found = {name: read(architectures=[name]) for name in hub_config.FAMILIES}
-  parts = {name: (c.qkv_bias, c.qk_norm) for name, c in found.items()}
-  assert parts == {
-    "Qwen2ForCausalLM": (True, False),
-    "Qwen3ForCausalLM": (False, True),
-    "LlamaForCausalLM": (False, False),
-    "Phi3ForCausalLM": (False, False),
-  }
-
-
 def test_windows():
   qwen = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -148,7 +137,7 @@ def test_what_cannot_be_read_is_a_sentence(changes, word):
 
 def factors(max_length=None, size=8, **rope):
   return hub_config.rope_factors(
-    {"rope_theta": 100.0, **rope}, size, where="", max_length=max_length
+    {"rope_theta": 100.0, **rope}, size, "", max_length
   )
 
 

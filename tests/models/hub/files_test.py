@@ -4,7 +4,6 @@ import json
 import struct
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,15 +61,6 @@ def test_every_tensor_comes_back(tmp_path, max_bytes):
   assert len(list(tmp_path.glob("*.safetensors"))) == shards
   assert len(paths) == shards + (shards > 1)
   assert (tmp_path / hub_files.INDEX).is_file() == (shards > 1)
-
-
-def test_halves_are_rounded_once(tmp_path):
-  write(tmp_path, dtype="bfloat16")
-  found = hub_files.read_headers(tmp_path)
-  for name, value in TENSORS.items():
-    opened = found[name].values[:]
-    assert opened.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(opened, value.astype(jnp.bfloat16))
 
 
 def test_a_tensor_without_entries(tmp_path):
@@ -137,6 +127,7 @@ def test_each_flipped_bit_of_a_header_is_noticed_or_harmless(tmp_path):
     (b"{,}", None),
     (b"[" * 10_000, None),
     ({"x": 3}, None),
+    ({"x": entry([2**60], 0, 2**62)}, "x"),
     ({"x": entry([2], 0, "8")}, "x"),
     ({"x": entry([-2], 0, 8)}, "x"),
     ({"x": entry([3], 0, 8)}, "x"),
@@ -149,12 +140,6 @@ def test_a_header_that_makes_no_sense(tmp_path, header, tensor):
   raw(tmp_path / "x.safetensors", header, bytes(8))
   place = "" if tensor is None else f" at tensor '{tensor}'"
   with pytest.raises(ValueError, match=rf"x\.safetensors: .*damaged{place}: "):
-    hub_files.read_header(tmp_path / "x.safetensors")
-
-
-def test_a_header_larger_than_the_file(tmp_path):
-  raw(tmp_path / "x.safetensors", {}, length=2**60)
-  with pytest.raises(ValueError, match="damaged"):
     hub_files.read_header(tmp_path / "x.safetensors")
 
 
@@ -208,8 +193,3 @@ def test_no_weights_and_pickles_that_are_not_read(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
   with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin"):
     hub_files.read_headers(tmp_path)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"config\.json"):
-    hub_files.read_json(tmp_path / "config.json")
