@@ -326,10 +326,7 @@ def _steps_to(found: Found, name: str, metric: str) -> dict[int, int | None]:
   table, curves = found.table, found.curves[name]
   return {
     seed: statistics.steps_to_threshold(
-      values,
-      table.thresholds[metric],
-      window=table.window,
-      steps=curves.steps + 1,
+      values, table.thresholds[metric], table.window, curves.steps + 1
     )
     for seed, values in zip(curves.seeds, curves.values[metric], strict=True)
   }
@@ -559,7 +556,7 @@ def _collapsed(found: Found) -> list[str]:
 
   def cell(name: str) -> str:
     seeds = [
-      statistics.has_collapsed(rewards, window=window, share=_COLLAPSED)
+      statistics.has_collapsed(rewards, window, _COLLAPSED)
       for rewards in found.curves[name].values["reward/total"]
     ]
     return f"{sum(seeds)}/{len(seeds)}"

@@ -20,10 +20,13 @@ def python(program: str):
   return lambda table: [sys.executable, "-c", program, table]
 
 
-def run(jobs, program):
-  said = []
-  status = all_tables.run(jobs, python(program), say=said.append)
-  return status, said
+@pytest.fixture
+def run(capsys):
+  def run(jobs, program):
+    status = all_tables.run(jobs, python(program))
+    return status, capsys.readouterr().out.splitlines()
+
+  return run
 
 
 class TestPlan:
@@ -69,7 +72,7 @@ class TestPlan:
     monkeypatch.setattr(catalogue, "missing", lambda table, scale: ["x"])
     jobs = {job.table: job for job in all_tables.plan("small", 5, "r", "r")}
     assert "paw/shop" not in jobs
-    assert jobs["asympo/math"].lacks == ("x",)
+    assert jobs["asympo/math"].lacks == ["x"]
 
 
 class TestRemaining:
@@ -101,7 +104,7 @@ class TestRemaining:
 
 class TestRun:
   def test_only_what_is_missing_runs_and_a_failure_stops_nothing(
-    self, tmp_path
+    self, tmp_path, run
   ):
     jobs = [
       Job("done", 2, 0, is_written=True),
@@ -135,7 +138,7 @@ sys.exit(3 if sys.argv[1] == "bad" else 0)
     assert ends["good"].startswith("made in ")
     assert ends["unwritten"].startswith("made in ")
 
-  def test_estimates_follow_what_tables_take(self):
+  def test_estimates_follow_what_tables_take(self, run):
     # An hour was said, and it took next to nothing.
     jobs = [Job("a", 1, 1, hours=1.0), Job("b", 1, 1, hours=1.0)]
     status, said = run(jobs, "pass")
@@ -143,7 +146,7 @@ sys.exit(3 if sys.argv[1] == "bad" else 0)
     assert said[0].endswith("about 2.0 h remain")
     assert said[1].endswith("about 0 s remain")
 
-  def test_a_table_that_says_it_was_stopped_ends_all(self):
+  def test_a_table_that_says_it_was_stopped_ends_all(self, run):
     jobs = [Job("a", 1, 1), Job("b", 1, 1)]
     status, said = run(jobs, "import sys; sys.exit(130)")
     assert status == 130

@@ -32,7 +32,7 @@ def strings(tree: Any) -> Iterator[str]:
 def nowhere(monkeypatch, tmp_path):
   """A machine without data, models, packages and accelerators."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(catalogue, "_count_accelerators", lambda: 0)
+  monkeypatch.setattr(catalogue, "_has_accelerator", lambda: False)
   monkeypatch.setattr(
     catalogue, "_packages", lambda extra: [f"package-of-{extra}"]
   )
@@ -205,7 +205,7 @@ class TestMissing:
     table = TABLES["asympo/math"]
     (everything / "checkpoints" / "Qwen2.5-1.5B-Instruct").mkdir(parents=True)
     assert len(catalogue.missing(table, "small")) == 1
-    monkeypatch.setattr(catalogue, "_count_accelerators", lambda: 1)
+    monkeypatch.setattr(catalogue, "_has_accelerator", lambda: True)
     assert catalogue.missing(table, "small") == []
 
   def test_a_setting_has_to_be_said(self, everything):
