@@ -5,12 +5,22 @@ A formula says what it reads by the names of its arguments, and what a config
 may set by those that are keyword-only. Signatures are read here alone.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, need: str) -> Iterator[None]:
+  """Has an import that fails inside name the extra to install."""
+  try:
+    yield
+  except ImportError as error:
+    raise ImportError(f"{need}: pip install 'saw_jax[{extra}]'") from error
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ RECORDED = {
   "ref_per_token_logps": "ref_log_probs",
 }
 _COUNT = "saw_jax_count/"
-_MISSING = (
-  "TRL is missing: pip install 'saw_jax[trl]', after torch in the build that "
-  "your machine needs"
-)
+_MISSING = "TRL is missing (install torch first, in your machine's build)"
 
 
 def to_jax(tensor: "torch.Tensor") -> jax.Array:
@@ -163,10 +161,8 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
   `gradient_accumulation_steps` (where a generation batch serves one update).
   """
   torch = _torch()
-  try:
+  with names.needs_extra("trl", _MISSING):
     import trl
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   loss_of = torch_loss(hosted)
 
   class HostedGRPOTrainer(trl.GRPOTrainer):
@@ -302,8 +298,6 @@ def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":
 
 def _torch() -> Any:
   """Imports torch, or says which extra has it."""
-  try:
+  with names.needs_extra("trl", _MISSING):
     import torch
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   return torch

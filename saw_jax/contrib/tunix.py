@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
 from saw_jax.types import Array
 
@@ -234,10 +235,6 @@ def _reward_manager() -> type:
 
 def _tunix() -> Any:
   """Imports Tunix, or says which extra has it."""
-  try:
+  with names.needs_extra("tunix", "Tunix is missing"):
     import tunix
-  except ImportError as error:
-    raise ImportError(
-      "Tunix is missing: pip install 'saw_jax[tunix]'"
-    ) from error
   return tunix

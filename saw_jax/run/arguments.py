@@ -25,3 +25,8 @@ def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
       raise ValueError(f"unknown {key} {value!r}: {near}")
     values[key] = value
   return values
+
+
+def first(default: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+  """The same choices, in front of them the one that is the default."""
+  return (default, *(choice for choice in choices if choice != default))

@@ -59,6 +59,32 @@ def get_config() -> ml_collections.ConfigDict:
   return to_config(_defaults())
 
 
+def set_pretrained(config: ml_collections.ConfigDict, checkpoint: str) -> None:
+  """Starts from a checkpoint, and shares its training among all devices."""
+  config.checkpoint = checkpoint
+  config.model.update(scan_layers=True, remat="full", dtype="bfloat16")
+  config.parallel.update(lift="meshed", fsdp=-1)
+
+
+def set_lengths(
+  config: ml_collections.ConfigDict,
+  *,
+  prompt: int | tuple[int, int],
+  response: int | tuple[int, int],
+) -> None:
+  """Sets the most tokens, and what they are padded to multiples of.
+
+  A single number is both: all prompts, or responses, have one shape.
+  """
+  rollout = config.rollout
+  rollout.max_prompt_tokens, rollout.prompt_multiple = _twice(prompt)
+  rollout.max_new_tokens, rollout.completion_multiple = _twice(response)
+
+
+def _twice(number: int | tuple[int, int]) -> tuple[int, int]:
+  return number if isinstance(number, tuple) else (number, number)
+
+
 def to_config(values: Any) -> ml_collections.ConfigDict:
   """The keys of a `RunConfig`, or of one section, as an unlocked config."""
   section = ml_collections.ConfigDict()
