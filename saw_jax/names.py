@@ -5,12 +5,22 @@ A formula says what it reads by the names of its arguments, and what a config
 may set by those that are keyword-only. Signatures are read here alone.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, need: str) -> Iterator[None]:
+  """Has an import that fails inside name the extra to install."""
+  try:
+    yield
+  except ImportError as error:
+    raise ImportError(f"{need}: pip install 'saw_jax[{extra}]'") from error
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
@@ -40,13 +50,11 @@ def check_options(known: Sequence[str], given: Mapping, what: str) -> None:
 
 
 def load(path: str) -> Any:
-  """Imports what "package.module:name" stands for."""
   module, _, name = path.partition(":")
   return getattr(importlib.import_module(module), name)
 
 
 def arguments(fn: Callable) -> tuple[str, ...]:
-  """The names of all arguments of a function."""
   return tuple(inspect.signature(fn).parameters)
 
 

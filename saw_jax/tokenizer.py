@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from saw_jax import names
+
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -22,11 +24,11 @@ class Tokenizer(Protocol):
   eos_ids: tuple[int, ...]
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text; never a special id."""
+    """Returns the ids of a text; no special id, and a `?` for a surrogate."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of any ids; special and unknown ones are left out."""
+    """Returns the text of any ids but special ones; no UTF-8 is U+FFFD."""
     ...
 
   def encode_chat(
@@ -41,18 +43,11 @@ class Tokenizer(Protocol):
 class _Chat:
   r"""Conversations in ChatML: `<|im_start|>role\ncontent<|im_end|>\n`."""
 
-  _im_start: int
-  _im_end: int
-
-  def encode(self, text: str) -> list[int]:
-    raise NotImplementedError
-
   def encode_chat(
     self,
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> list[int]:
-    """Returns the ids of messages, and of the start of an assistant's."""
     ids = []
     for message in messages:
       ids += self._start(message["role"])
@@ -82,11 +77,9 @@ class ByteTokenizer(_Chat):
     self.eos_ids = (self._im_end,)
 
   def encode(self, text: str) -> list[int]:
-    """Returns the bytes of a text. A lone surrogate becomes a `?`."""
     return list(text.encode("utf-8", errors="replace"))
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of the bytes; what is not UTF-8 becomes U+FFFD."""
     data = bytes(i for i in map(int, ids) if 0 <= i < 256)
     return data.decode("utf-8", errors="replace")
 
@@ -94,10 +87,9 @@ class ByteTokenizer(_Chat):
 class PieceTokenizer(_Chat):
   """One token per piece of a short list, the longest that fits, left to right.
 
-  For policies that start from nothing: few ids, short sequences, and a message
-  costs two tokens beside its content, since each role has a start marker of its
-  own. A character outside of the list becomes one unknown id, which is read as
-  U+FFFD.
+  For policies that start from nothing: few ids, and a message costs two tokens
+  beside its content, since each role has a start marker of its own. A character
+  outside of the list is one unknown id, read as U+FFFD.
 
   >>> tokenizer = PieceTokenizer(["1", "2", "12", "+", "="])
   >>> ids = tokenizer.encode_chat([{"role": "user", "content": "12+2="}])
@@ -123,12 +115,10 @@ class PieceTokenizer(_Chat):
     self.eos_ids = (end,)
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of the pieces of a text."""
     find = self._ids.get
     return [find(piece, self._unknown) for piece in self._pattern.findall(text)]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of any ids; markers and unknown ids are left out."""
     return "".join(self._pieces.get(int(i), "") for i in ids)
 
   def _start(self, role: str) -> list[int]:
@@ -147,11 +137,8 @@ class LibraryTokenizer:
   def __init__(self, tokenizer: Any):
     self._tokenizer = tokenizer
     self._tokenizer.encode_special_tokens = True
-    self._special = {
-      id
-      for id, token in self._tokenizer.get_added_tokens_decoder().items()
-      if token.special
-    }
+    added = tokenizer.get_added_tokens_decoder()
+    self._special = {id for id, token in added.items() if token.special}
     self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
   def __setstate__(self, state: dict) -> None:
@@ -159,17 +146,12 @@ class LibraryTokenizer:
     self._tokenizer.encode_special_tokens = True  # Pickling forgets it.
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text. A lone surrogate becomes a `?`."""
     text = text.encode("utf-8", errors="replace").decode("utf-8")
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of the ids; what is not UTF-8 becomes U+FFFD."""
-    known = [
-      i
-      for i in map(int, ids)
-      if 0 <= i < self.vocab_size and i not in self._special
-    ]
+    known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
+    known = [i for i in known if i not in self._special]
     return self._tokenizer.decode(known, skip_special_tokens=False)
 
 
@@ -202,11 +184,6 @@ class BPETokenizer(LibraryTokenizer, _Chat):
 
 def library() -> Any:
   """Imports the `tokenizers` library, or names the extra that has it."""
-  try:
+  with names.needs_extra("hf", "a BPE tokenizer needs the tokenizers library"):
     import tokenizers
-  except ImportError as error:
-    raise ImportError(
-      "a BPE tokenizer needs the `tokenizers` library: "
-      "pip install 'saw_jax[hf]'"
-    ) from error
   return tokenizers

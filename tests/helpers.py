@@ -127,6 +127,33 @@ def batch(rows: int = 8, seed: int = 0, *, old: bool = False) -> TrainBatch:
   )
 
 
+def transcript_of(rows, width, prompts=None, *, prompt_size=2, pad_id=0):
+  """Rows `[N][B]` of tokens that a policy chose, behind prompts `[N][B]`."""
+  shape = (len(rows), len(rows[0]))
+  tokens = np.full((*shape, prompt_size + width), pad_id, np.int32)
+  roles = np.full(tokens.shape, transcript.PAD, np.int8)
+  starts, ends = np.zeros((2, *shape), np.int32)
+  for n, b in np.ndindex(*shape):
+    prompt = prompts[n][b] if prompts else [97] * prompt_size
+    first, last = prompt_size - len(prompt), prompt_size + len(rows[n][b])
+    starts[n, b], ends[n, b] = first, last
+    tokens[n, b, first:last] = [*prompt, *rows[n][b]]
+    roles[n, b, first:prompt_size] = transcript.PROMPT
+    roles[n, b, prompt_size:last] = transcript.POLICY
+  return transcript.Transcript(
+    tokens=tokens,
+    roles=roles,
+    starts=starts,
+    ends=ends,
+    behave_log_probs=-np.arange(
+      roles[..., prompt_size:].size, dtype=np.float32
+    ).reshape(*shape, width),
+    group_ids=np.zeros(shape, np.int32),
+    policy_versions=np.zeros(shape, np.int32),
+    prompt_size=prompt_size,
+  )
+
+
 def full_objective():
   """Three terms with three denominators' worth of masks, and diagnostics."""
   from saw_jax import losses

@@ -27,19 +27,12 @@ LENGTH = 600
 # Logits of these models have a deviation of about 1.
 TOLERANCE = 1e-4
 
-SIZES = {
-  "vocab_size": 97,
-  "hidden_size": 48,
-  "intermediate_size": 80,
-  "num_hidden_layers": 2,
-  "num_attention_heads": 6,
-  "num_key_value_heads": 2,
-  "initializer_range": 0.15,
-  "max_position_embeddings": 1024,
-  "bos_token_id": 1,
-  "eos_token_id": 2,
-  "pad_token_id": 0,
-}
+SIZES = dict(
+  **dict(vocab_size=97, hidden_size=48, intermediate_size=80),
+  **dict(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2),
+  **dict(initializer_range=0.15, max_position_embeddings=1024),
+  **dict(bos_token_id=1, eos_token_id=2, pad_token_id=0),
+)
 LLAMA3 = {
   "rope_type": "llama3",
   "factor": 8.0,
@@ -58,29 +51,26 @@ LONGROPE = {
   "short_factor": [1.0, 1.5, 2.25],
   "long_factor": [1.25, 3.5, 17.0],
 }
-PARTIAL = {"num_key_value_heads": 3, "partial_rotary_factor": 0.75}
+LONG = {
+  "num_key_value_heads": 3,
+  "partial_rotary_factor": 0.75,
+  "rope_theta": 2e4,
+  "rope_scaling": LONGROPE,
+}
+SLIDING = {"use_sliding_window": True}
 CASES = {
   "qwen2_tied": ("Qwen2", {"rope_theta": 5e5, "tie_word_embeddings": True}),
   "qwen2_yarn": ("Qwen2", {"rope_theta": 2e4, "rope_scaling": YARN}),
   "qwen2_sliding": (
     "Qwen2",
-    {
-      "rope_theta": 3e4,
-      "use_sliding_window": True,
-      "sliding_window": 37,
-      "max_window_layers": 1,
-    },
+    dict(rope_theta=3e4, sliding_window=37, max_window_layers=1, **SLIDING),
   ),
   "qwen3_untied": ("Qwen3", {"rope_theta": 7e5, "head_dim": 14}),
   "qwen3_sliding": (
     "Qwen3",
     {
-      "head_dim": 8,
-      "rope_theta": 1e5,
-      "tie_word_embeddings": True,
-      "use_sliding_window": True,
-      "sliding_window": 50,
-      "max_window_layers": 0,
+      **dict(head_dim=8, rope_theta=1e5, tie_word_embeddings=True),
+      **dict(sliding_window=50, max_window_layers=0, **SLIDING),
     },
   ),
   "llama3": ("Llama", {"rope_theta": 1e5, "rope_scaling": LLAMA3}),
@@ -101,21 +91,15 @@ CASES = {
   "smollm2": (
     "Llama",
     {
-      "hidden_size": 72,
-      "num_attention_heads": 9,
-      "num_key_value_heads": 3,
-      "rope_theta": 1e5,
-      "rms_norm_eps": 1e-5,
-      "tie_word_embeddings": True,
+      **dict(hidden_size=72, num_attention_heads=9, num_key_value_heads=3),
+      **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True),
     },
   ),
   "phi3_sliding": ("Phi3", {"rope_theta": 2e4, "sliding_window": 41}),
   "phi3_long": (
     "Phi3",
     {
-      **PARTIAL,
-      "rope_theta": 2e4,
-      "rope_scaling": LONGROPE,
+      **LONG,
       "original_max_position_embeddings": 256,
       "tie_word_embeddings": True,
     },
@@ -123,9 +107,7 @@ CASES = {
   "phi3_short": (
     "Phi3",
     {
-      **PARTIAL,
-      "rope_theta": 2e4,
-      "rope_scaling": LONGROPE,
+      **LONG,
       "max_position_embeddings": 4096,
       "original_max_position_embeddings": 1024,
     },

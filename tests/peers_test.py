@@ -12,19 +12,10 @@ import pytest
 from benchmarks import peers
 from benchmarks.peer_workers import protocol
 
+MODEL = dict(vocab_size=10, width=3, num_layers=2, num_heads=2, num_kv_heads=1)
+BATCH = dict(num_prompts=2, group_size=1, prompt_size=2, new_tokens=3)
 TINY = dataclasses.replace(
-  protocol.SHAPES["S"],
-  vocab_size=10,
-  width=3,
-  num_layers=2,
-  num_heads=2,
-  num_kv_heads=1,
-  head_size=4,
-  mlp_size=7,
-  num_prompts=2,
-  group_size=1,
-  prompt_size=2,
-  new_tokens=3,
+  protocol.SHAPES["S"], **MODEL, head_size=4, mlp_size=7, **BATCH
 )
 
 
@@ -67,11 +58,8 @@ class TestArithmetic:
     weights = 24 + 12 + 12 + 24 + 63
     per_token = 2 * (weights + 2 * 5 * 8)
     head = 2 * 3 * 10
-    expected = 2 * per_token * 10 + head * 6
-    assert peers.matmul_flops(TINY) == {
-      "forward": expected,
-      "train": 3 * expected,
-    }
+    flops = 2 * per_token * 10 + head * 6
+    assert peers.matmul_flops(TINY) == {"forward": flops, "train": 3 * flops}
 
 
 class TestAgreement:
@@ -90,10 +78,8 @@ class TestAgreement:
   def test_values_are_compared_as_shares(self):
     ours = {"loss": 0.001, "gradient_norm": 10.0}
     assert not peers.differing(ours, {"loss": 0.00105, "gradient_norm": 10.005})
-    assert peers.differing(ours, {"loss": 0.002, "gradient_norm": 10.02}) == [
-      "loss",
-      "gradient_norm",
-    ]
+    far = {"loss": 0.002, "gradient_norm": 10.02}
+    assert peers.differing(ours, far) == ["loss", "gradient_norm"]
     # Who does not know a value is not compared in it; who has none at all is.
     assert not peers.differing(ours, {"loss": 0.001})
     assert peers.differing(ours, {"loss": float("nan")}) == ["loss"]
@@ -149,14 +135,12 @@ class FakePeer:
 
 class TestChooseParts:
   def test_each_job_gets_its_fastest(self):
+    seconds = {"forward": (1.0, 2.0, 3.0), "train": (5.0, 4.0, 4.5)}
     peer = FakePeer(
       {
-        ("forward", 1): 1.0,
-        ("forward", 8): 2.0,
-        ("forward", 16): 3.0,
-        ("train", 1): 5.0,
-        ("train", 8): 4.0,
-        ("train", 16): 4.5,
+        (job, parts): value
+        for job, values in seconds.items()
+        for parts, value in zip((1, 8, 16), values, strict=True)
       }
     )
     found = peers.choose_parts(peer, ["forward", "train"], {}, None)
@@ -237,10 +221,9 @@ class TestTable:
     document = self.document()
     for found in document["jobs"]["train"]["valid"]:
       del found["tunix"]
-    document["jobs"]["train"]["failed"]["tunix"] = "Tunix ended"
-    document["summary"]["train"] = peers.summarise(
-      document["jobs"]["train"], 3000
-    )
+    measured = document["jobs"]["train"]
+    measured["failed"]["tunix"] = "Tunix ended"
+    document["summary"]["train"] = peers.summarise(measured, 3000)
     text = peers.table(document)
     assert "| train step | 1.500 | 2,000 | - | - | - |" in text
     assert "train step: Tunix ended." in text

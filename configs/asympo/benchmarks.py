@@ -24,7 +24,7 @@ loss and GPG collapse. Ours: results/asympo/benchmarks/.
 import ml_collections
 
 from saw_jax.reporting import sections
-from saw_jax.reporting.table import Needs, Table, published
+from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -34,14 +34,6 @@ METHODS = math.PAPER_ROWS
 ROWS = (*METHODS, *(f"{row}_dapo" for row in METHODS))
 SCALES = ("tiny", "paper")
 _MATH, _DAPO = "data/math/train.jsonl", "data/dapo_math_17k.parquet"
-_FILES = {
-  "aime24": "data/aime24.jsonl",
-  "aime25": "data/aime25.jsonl",
-  "math500": "data/math500.jsonl",
-  "amc23": "data/amc23.jsonl",
-  "gsm8k": "data/gsm8k/test.jsonl",
-  "minerva": "data/minerva.jsonl",
-}
 _NAMES = {
   "aime24": "AIME24",
   "aime25": "AIME25",
@@ -50,20 +42,15 @@ _NAMES = {
   "gsm8k": "GSM8K",
   "minerva": "Minerva",
 }
+_FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
+_FILES["gsm8k"] = "data/gsm8k/test.jsonl"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=asympo_dapo,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=asympo_dapo,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("asympo", *(row for row in ROWS if row != "asympo")),
+    row=arguments.first("asympo", ROWS),
     scale=SCALES,
   )
   config = base.get_config()
@@ -93,15 +80,9 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   options.test_path = "data/math500.jsonl"
   options.grader = "math_verify"
   options.benchmarks = dict(_FILES)
-  config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
+  base.set_pretrained(config, "checkpoints/Qwen3-1.7B-Base")
 
-  config.rollout.max_prompt_tokens = 1024
-  config.rollout.prompt_multiple = 256
-  config.rollout.max_new_tokens = 4096
-  config.rollout.completion_multiple = 256
+  base.set_lengths(config, prompt=(1024, 256), response=(4096, 256))
   config.sampling.temperature = 1.0
 
   # 4,000 problems three times, 32 to an update.
@@ -120,9 +101,6 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
 
   config.optimizer.learning_rate = 2e-6
   config.optimizer.weight_decay = 0.01
-
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------
@@ -166,7 +144,6 @@ TABLE = Table(
   rows=ROWS,
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="generated arithmetic",
       scored_on="held-out problems by level",
       hours=0.3,
@@ -175,8 +152,7 @@ TABLE = Table(
       model="Qwen3-1.7B-Base",
       data="4,000 problems of MATH, and of DAPO-Math-17k",
       scored_on="MATH500, AIME24, AIME25, AMC23, GSM8K, Minerva",
-      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
-      accelerators=1,
+      hardware=ACCELERATORS,
       extras=("report", "hf", "data", "math"),
       files={
         **dict.fromkeys((_MATH, _DAPO, *_FILES.values()), math.OWN_PAGE),

@@ -36,46 +36,26 @@ import dataclasses
 import ml_collections
 
 from saw_jax.reporting import sections
-from saw_jax.reporting.table import Needs, Run, Table
+from saw_jax.reporting.table import A_GPU, Needs, Run, Table
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
-ROWS = (
-  "truth",
-  "vote",
-  "filtered_vote",
-  "random",
-  "entropy",
-  "mean_probability",
-  "care",
-  "oracle",
-  "certainty",
-  "self_verification",
-  "random_gate",
-  "entropy_gate",
-  "oracle_gate",
-  "care_no_gate",
-  "random_votes",
-  "care_votes",
-)
+_CONTROLS = ("random_gate", "entropy_gate", "oracle_gate", "care_no_gate")
+_CONTROLS += ("random_votes", "care_votes")
+ROWS = ("truth", "vote", "filtered_vote", "random", "entropy")
+ROWS += ("mean_probability", "care", "oracle", "certainty")
+ROWS += ("self_verification", *_CONTROLS)
 SCALES = ("tiny", "small", "paper")
 FRACTIONS = ("0.05", "0.1", "0.2", "0.4", "0.8")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one budget and scale.
-
-  Args:
-    argument: e.g. `row=care,fraction=0.2,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=care,fraction=0.2,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("care", *(row for row in ROWS if row != "care")),
+    row=arguments.first("care", ROWS),
     scale=SCALES,
-    fraction=("0.2", *(f for f in FRACTIONS if f != "0.2")),
+    fraction=arguments.first("0.2", FRACTIONS),
   )
   config = base.get_config()
   config.task.name = "knights"
@@ -87,19 +67,13 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 def set_row(
   config: ml_collections.ConfigDict, row: str, fraction: float
 ) -> None:
-  """Sets what a row is trained on, and CARE's policy loss.
-
-  Args:
-    config: changed in place.
-    row: of `ROWS`.
-    fraction: share of the prompts of a step whose label is bought.
-  """
+  """Sets what a row is trained on, and CARE's policy loss."""
   # GRPO as in the reference: dual clip, mean over tokens.
   config.algorithm.advantage = "grpo"
   config.algorithm.loss = "clipped_surrogate"
-  config.algorithm.loss_options.clip_low = 0.2
-  config.algorithm.loss_options.clip_high = 0.2
-  config.algorithm.loss_options.dual_clip = 3.0
+  config.algorithm.loss_options.update(
+    clip_low=0.2, clip_high=0.2, dual_clip=3.0
+  )
   config.algorithm.aggregate = "token_mean"
 
   labels = config.labels
@@ -121,10 +95,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   options.num_train = 65536
   options.compound_rate = 0.5
   config.tokenizer.name = "knights"
-  config.rollout.max_prompt_tokens = 48
-  config.rollout.prompt_multiple = 48
-  config.rollout.max_new_tokens = 16
-  config.rollout.completion_multiple = 16
+  base.set_lengths(config, prompt=48, response=16)
   config.warm_start.num_steps = 3000
   config.warm_start.num_demonstrations = 65536
   config.warm_start.batch_size = 64
@@ -174,20 +145,10 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 
 def set_paper(config: ml_collections.ConfigDict) -> None:
-  """Sets what the paper's scripts have in common: Qwen3-8B-Base, 64 prompts.
+  """Sets what the paper's scripts have in common: Qwen3-8B-Base, 64 prompts."""
+  base.set_pretrained(config, "checkpoints/Qwen3-8B-Base")
 
-  Args:
-    config: changed in place.
-  """
-  config.checkpoint = "checkpoints/Qwen3-8B-Base"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
-
-  config.rollout.max_prompt_tokens = 1024
-  config.rollout.prompt_multiple = 256
-  config.rollout.max_new_tokens = 4000
-  config.rollout.completion_multiple = 256
+  base.set_lengths(config, prompt=(1024, 256), response=(4000, 256))
   config.sampling.temperature = 1.0
 
   # One on-policy update a step.
@@ -204,9 +165,6 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
 
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
-
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------
@@ -228,7 +186,6 @@ _PUBLIC = Needs(
   data="the public puzzles of 3 to 7 people",
   scored_on="the public puzzles of 3 to 8 people",
   hardware="8 GPUs in the released scripts (not run here)",
-  accelerators=1,
   extras=("report", "hf"),
   files=dict.fromkeys(
     (
@@ -260,7 +217,7 @@ TABLE = Table(
       hours=0.8,
     ),
     "small": dataclasses.replace(
-      _PUBLIC, model="Qwen3-1.7B-Base", hardware="a GPU (not run here)"
+      _PUBLIC, model="Qwen3-1.7B-Base", hardware=A_GPU
     ),
     "paper": _PUBLIC,
   },
@@ -275,14 +232,7 @@ TABLE = Table(
   panels={
     "no labels": _FREE,
     "20 % of the labels": _BUYERS,
-    "controls": (
-      "random_gate",
-      "entropy_gate",
-      "oracle_gate",
-      "care_no_gate",
-      "random_votes",
-      "care_votes",
-    ),
+    "controls": _CONTROLS,
   },
   comparisons=(
     ("care", "random"),

@@ -22,30 +22,32 @@ import dataclasses
 
 import ml_collections
 
-from saw_jax.reporting.table import Needs
+from saw_jax.reporting.table import A_GPU, Needs
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
+from ..asympo import math
 from . import knights
 
 ROWS, SCALES = knights.ROWS, knights.SCALES
 FRACTIONS = knights.FRACTIONS
+_NAMES = {
+  "aime24": "AIME24",
+  "aime25": "AIME25",
+  "amc23": "AMC23",
+  "olympiad": "OlympiadBench",
+  "hmmt25": "HMMT25",
+}
+_FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one budget and scale.
-
-  Args:
-    argument: e.g. `row=care,fraction=0.2,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=care,fraction=0.2,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("care", *(row for row in ROWS if row != "care")),
+    row=arguments.first("care", ROWS),
     scale=SCALES,
-    fraction=("0.2", *(f for f in FRACTIONS if f != "0.2")),
+    fraction=arguments.first("0.2", FRACTIONS),
   )
   if chosen["row"] == "self_verification" and chosen["scale"] == "tiny":
     raise ValueError(
@@ -61,34 +63,16 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
-  options = config.task.options
-  options.seed = 0
-  options.levels = (1, 2)
-  options.word_share = 0.0
-  config.tokenizer.name = "math"
-  config.rollout.max_prompt_tokens = 16
-  config.rollout.prompt_multiple = 16
-  config.rollout.max_new_tokens = 16
-  config.rollout.completion_multiple = 16
+  math.set_arithmetic(config)
   config.warm_start.num_steps = 3000
   config.warm_start.num_demonstrations = 65536
-  config.warm_start.batch_size = 64
-  config.warm_start.learning_rate = 5e-3
   config.warm_start.options.right_rate = 0.95
   config.warm_start.options.working_rate = 0.5
   config.warm_start.options.misleading = ("-",)
   config.warm_start.options.misled_rate = 0.7
   config.optimizer.learning_rate = 5e-4
-  config.optimizer.weight_decay = 0.0
-  config.loop.num_steps = 100
   config.loop.prompts_per_step = 20
-  config.loop.group_size = 8
   config.loop.num_microbatches = 20  # parts that stay in a core's cache
-  config.loop.checkpoint_interval = 50
-  config.evaluation.interval = 20
-  config.evaluation.num_examples = 256
-  config.evaluation.batch_size = 256
-  config.evaluation.samples = 8
   config.labels.probe.length_scale = 16.0
 
 
@@ -111,27 +95,13 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   options.train_path = "data/dapo_math_17k.parquet"
   options.test_path = "data/math500.jsonl"
   options.grader = "math_verify"
-  options.benchmarks = {
-    "aime24": "data/aime24.jsonl",
-    "aime25": "data/aime25.jsonl",
-    "amc23": "data/amc23.jsonl",
-    "olympiad": "data/olympiad.jsonl",
-    "hmmt25": "data/hmmt25.jsonl",
-  }
+  options.benchmarks = dict(_FILES)
   knights.set_paper(config)
   config.checkpoint = "checkpoints/Qwen3-4B"
   config.loop.num_steps = 558  # two epochs of 17,917 problems
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------
-
-_NAMES = {
-  "aime24": "AIME24",
-  "aime25": "AIME25",
-  "amc23": "AMC23",
-  "olympiad": "OlympiadBench",
-  "hmmt25": "HMMT25",
-}
 
 TABLE = dataclasses.replace(
   knights.TABLE,
@@ -154,8 +124,7 @@ TABLE = dataclasses.replace(
       model="Qwen2.5-1.5B-Instruct",
       data="GSM8K",
       scored_on="GSM8K",
-      hardware="a GPU (not run here)",
-      accelerators=1,
+      hardware=A_GPU,
       extras=("report", "hf", "math"),
       files=dict.fromkeys(
         ("data/gsm8k/train.jsonl", "data/gsm8k/test.jsonl"),
@@ -167,12 +136,10 @@ TABLE = dataclasses.replace(
       data="DAPO-Math-17k",
       scored_on="MATH500, AIME24, AIME25, AMC23, OlympiadBench, HMMT25",
       hardware="8 GPUs in the released scripts (not run here)",
-      accelerators=1,
       extras=("report", "hf", "data", "math"),
       files=dict.fromkeys(
-        ("data/dapo_math_17k.parquet", "data/math500.jsonl")
-        + tuple(f"data/{name}.jsonl" for name in _NAMES),
-        "the data set's own page (docs/reproducing.md, Mathematical problems)",
+        ("data/dapo_math_17k.parquet", "data/math500.jsonl", *_FILES.values()),
+        math.OWN_PAGE,
       ),
     ),
   },

@@ -45,14 +45,7 @@ SCALES = ("tiny",)
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row.
-
-  Args:
-    argument: e.g. `row=without_paw,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=without_paw,scale=tiny`, say."""
   chosen = arguments.parse(argument, row=ROWS, scale=SCALES)
   config = base.get_config()
   config.task.name = "tool_calling"
@@ -63,14 +56,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def methods_of(row: str) -> tuple[str, ...]:
-  """Returns the methods of a row.
-
-  Args:
-    row: of `ROWS`.
-
-  Returns:
-    Of `METHODS`, in that order.
-  """
+  """Returns the methods of a row."""
   kind, _, method = row.partition("_")
   return {
     "all": METHODS,
@@ -83,12 +69,7 @@ def methods_of(row: str) -> tuple[str, ...]:
 def set_methods(
   config: ml_collections.ConfigDict, methods: tuple[str, ...]
 ) -> None:
-  """Turns methods on, each by the keys that are its own.
-
-  Args:
-    config: changed in place.
-    methods: of `METHODS`.
-  """
+  """Turns methods on, each by the keys that are its own."""
   algorithm, labels = config.algorithm, config.labels
   algorithm.advantage = "gdpo"
   algorithm.weights = "saw" if "saw" in methods else "equal"
@@ -131,7 +112,6 @@ TABLE = Table(
   rows=ROWS,
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="generated requests",
       scored_on="held-out requests",
       hours=1.8,

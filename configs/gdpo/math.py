@@ -21,26 +21,15 @@ Paper: arXiv 2601.05242. Published, R1-1.5B on AIME: GRPO 23.1 % right and 10.8
 import ml_collections
 
 from saw_jax.reporting import sections
-from saw_jax.reporting.table import Needs, Table, published
+from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
-ROWS = (
-  "grpo",
-  "gdpo",
-  "grpo_saw",
-  "gdpo_saw",
-  "grpo_conditioned",
-  "gdpo_conditioned",
-)
+from ..asympo import math
+
+_CHANGES = ("", "_saw", "_conditioned")
+ROWS = tuple(f"{row}{c}" for c in _CHANGES for row in ("grpo", "gdpo"))
 SCALES = ("tiny", "paper")
-_FILES = {
-  "math500": "data/math500.jsonl",
-  "aime24": "data/aime24.jsonl",
-  "amc23": "data/amc23.jsonl",
-  "minerva": "data/minerva.jsonl",
-  "olympiad": "data/olympiad.jsonl",
-}
 _NAMES = {
   "math500": "MATH",
   "aime24": "AIME",
@@ -48,20 +37,14 @@ _NAMES = {
   "minerva": "Minerva",
   "olympiad": "Olympiad",
 }
+_FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=gdpo_saw,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("gdpo", *(row for row in ROWS if row != "gdpo")),
+    row=arguments.first("gdpo", ROWS),
     scale=SCALES,
   )
   config = base.get_config()
@@ -81,33 +64,16 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
-  options = config.task.options
-  options.seed = 0
-  options.levels = (1, 2)
-  options.word_share = 0.0
-  options.length_limit = 6
-  config.tokenizer.name = "math"
-  config.rollout.max_prompt_tokens = 16
-  config.rollout.prompt_multiple = 16
-  config.rollout.max_new_tokens = 24
-  config.rollout.completion_multiple = 24
+  math.set_arithmetic(config)
+  config.task.options.length_limit = 6
+  base.set_lengths(config, prompt=16, response=24)
   config.warm_start.num_steps = 1200
   config.warm_start.num_demonstrations = 16384
-  config.warm_start.batch_size = 64
-  config.warm_start.learning_rate = 5e-3
   config.warm_start.options.right_rate = 0.7
   config.warm_start.options.working_rate = 0.7
   config.optimizer.learning_rate = 1e-3
-  config.optimizer.weight_decay = 0.0
-  config.loop.num_steps = 100
   config.loop.prompts_per_step = 16
-  config.loop.group_size = 8
   config.loop.num_microbatches = 4  # parts that stay in a core's cache
-  config.loop.checkpoint_interval = 50
-  config.evaluation.interval = 20
-  config.evaluation.num_examples = 256
-  config.evaluation.batch_size = 256
-  config.evaluation.samples = 8
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
@@ -118,16 +84,10 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   options.benchmarks = dict(_FILES)
   options.grader = "math_verify"
   options.length_limit = 4000
-  config.checkpoint = "checkpoints/DeepSeek-R1-Distill-Qwen-1.5B"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
+  base.set_pretrained(config, "checkpoints/DeepSeek-R1-Distill-Qwen-1.5B")
 
-  config.rollout.max_prompt_tokens = 1024
-  config.rollout.prompt_multiple = 256
+  base.set_lengths(config, prompt=(1024, 256), response=(8000, 500))
   config.rollout.long_prompts = "truncate"
-  config.rollout.max_new_tokens = 8000
-  config.rollout.completion_multiple = 500
   config.sampling.temperature = 1.0
 
   config.loop.num_steps = 500
@@ -149,9 +109,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
-
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------
@@ -190,7 +147,6 @@ TABLE = Table(
   rows=ROWS,
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="generated arithmetic",
       scored_on="held-out problems by level",
       hours=0.2,
@@ -199,12 +155,10 @@ TABLE = Table(
       model="DeepSeek-R1-Distill-Qwen-1.5B",
       data="DeepScaleR's 40,000 problems",
       scored_on="MATH500, AIME24, AMC23, Minerva, OlympiadBench",
-      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
-      accelerators=1,
+      hardware=ACCELERATORS,
       extras=("report", "hf", "math"),
       files=dict.fromkeys(
-        ("data/deepscaler.json", *_FILES.values()),
-        "the data set's own page (docs/reproducing.md, Mathematical problems)",
+        ("data/deepscaler.json", *_FILES.values()), math.OWN_PAGE
       ),
     ),
   },
@@ -228,7 +182,7 @@ TABLE = Table(
     "conditioned length": ("grpo_conditioned", "gdpo_conditioned"),
   },
   comparisons=(
-    *((f"gdpo{c}", f"grpo{c}") for c in ("", "_saw", "_conditioned")),
+    *((f"gdpo{c}", f"grpo{c}") for c in _CHANGES),
     *((f"{row}_saw", row) for row in ("grpo", "gdpo")),
     *((f"{row}_conditioned", row) for row in ("grpo", "gdpo")),
   ),

@@ -39,29 +39,42 @@ Paper: arXiv 2606.02388, on ALFWorld. Published success, Qwen2.5-1.5B: GRPO
 import ml_collections
 
 from saw_jax.reporting import sections
-from saw_jax.reporting.table import Needs, Table, published
+from saw_jax.reporting.table import A_GPU, Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 BASES = ("grpo", "gigpo", "rloo", "ppo")
-CONTROLS = (
-  "paw_all",
-  "paw_random",
-  "paw_lowest",
-  "paw_unclipped",
-  "paw_reversed",
-  "paw_lambda_half",
-  "paw_printed",
-  "paw_nll",
-  "paw_flat",
-  "paw_shuffled",
-  "echo",
-  "echo_low",
-)
+_ECHO = {
+  "loss": "cross_entropy",
+  "alpha": 1.0,
+  "aggregate": "flat_selected",
+  "coefficients": "constant",
+}
+# Row -> what it changes in the world model of `grpo_paw`.
+_ABLATED = {
+  "paw_lambda_one": {"coefficients": "constant"},
+  "paw_cross_entropy": {"loss": "cross_entropy"},
+}
+_CONTROLLED = {
+  "paw_all": {"alpha": 1.0},
+  "paw_random": {"selection": "random"},
+  "paw_lowest": {"selection": "lowest_entropy"},
+  "paw_unclipped": {"loss": "absolute_error"},
+  "paw_reversed": {"loss": "reversed_absolute_error"},
+  "paw_lambda_half": {"coefficients": "constant"},
+  "paw_printed": {"entropy": "printed"},
+  "paw_nll": {"entropy": "nll"},
+  "paw_flat": {"aggregate": "flat_selected"},
+  "paw_shuffled": {"shuffled": True},
+  "echo": _ECHO,
+  "echo_low": _ECHO,
+}
+_LAMBDAS = {"paw_lambda_one": 1.0, "paw_lambda_half": 0.5}
+_LAMBDAS |= {"echo": 0.05, "echo_low": 0.01}
+CONTROLS = tuple(_CONTROLLED)
 ROWS = (
   *(f"{row}{paw}" for row in BASES for paw in ("", "_paw")),
-  "paw_lambda_one",
-  "paw_cross_entropy",
+  *_ABLATED,
   *CONTROLS,
 )
 SCALES = ("tiny", "small", "paper")
@@ -70,17 +83,10 @@ ALFWORLD_FOLDER = "data/alfworld/json_2.1.1"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=gigpo_paw,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("grpo_paw", *(row for row in ROWS if row != "grpo_paw")),
+    row=arguments.first("grpo_paw", ROWS),
     scale=SCALES,
     engine=ENGINES,
   )
@@ -97,29 +103,16 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def set_row(config: ml_collections.ConfigDict, row: str) -> None:
-  """Sets the loss, the advantage and the world model.
-
-  The other tables of PaW have the same rows.
-
-  Args:
-    config: to change.
-    row: one of `ROWS`.
-  """
-  config.algorithm.loss_options.clip_low = 0.2
-  config.algorithm.loss_options.clip_high = 0.2
-  config.algorithm.loss_options.dual_clip = 3.0
-  config.algorithm.aggregate = "token_mean"
+  """Sets the loss, the advantage and the world model."""
   algorithm, world = config.algorithm, config.algorithm.world_model
+  algorithm.loss_options.update(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+  algorithm.aggregate = "token_mean"
   name = row.removesuffix("_paw")
-  if name in ("grpo", "gigpo", "rloo", "ppo"):
-    algorithm.advantage = {
-      "grpo": "step_grpo",
-      "gigpo": "gigpo",
-      "rloo": "step_rloo",
-      "ppo": "step_gae",
-    }[name]
-  else:
-    algorithm.advantage = "step_grpo"
+  algorithm.advantage = {
+    "gigpo": "gigpo",
+    "rloo": "step_rloo",
+    "ppo": "step_gae",
+  }.get(name, "step_grpo")
   options = algorithm.advantage_options
   if name == "gigpo":
     options.gamma, options.omega, options.normalize = 0.95, 1.0, "mean_std"
@@ -128,51 +121,16 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
   if row in BASES:
     return
 
-  world.loss = "clipped_absolute_error"
-  world.alpha = 0.75
-  rho = 0.2
-  if row == "paw_lambda_one":
-    world.coefficients, world.coefficient_options.value = "constant", 1.0
-  elif row == "paw_lambda_half":
-    world.coefficients, world.coefficient_options.value = "constant", 0.5
-  elif row == "paw_cross_entropy":
-    world.loss = "cross_entropy"
-  elif row == "paw_all":
-    world.alpha = 1.0
-  elif row == "paw_random":
-    world.selection = "random"
-  elif row == "paw_lowest":
-    world.selection = "lowest_entropy"
-  elif row == "paw_unclipped":
-    world.loss = "absolute_error"
-  elif row == "paw_reversed":
-    world.loss = "reversed_absolute_error"
-  elif row == "paw_printed":
-    world.entropy = "printed"
-  elif row == "paw_nll":
-    world.entropy = "nll"
-  elif row == "paw_flat":
-    world.aggregate = "flat_selected"
-  elif row == "paw_shuffled":
-    world.shuffled = True
-  elif row in ("echo", "echo_low"):
-    world.loss, world.alpha, world.aggregate = (
-      "cross_entropy",
-      1.0,
-      "flat_selected",
-    )
-    world.coefficients = "constant"
-    world.coefficient_options.value = 0.05 if row == "echo" else 0.01
+  world.update(loss="clipped_absolute_error", alpha=0.75)
+  world.update((_ABLATED | _CONTROLLED).get(row, {}))
+  if row in _LAMBDAS:
+    world.coefficient_options.value = _LAMBDAS[row]
   if world.loss in ("clipped_absolute_error", "reversed_absolute_error"):
-    world.loss_options.rho = rho
+    world.loss_options.rho = 0.2
 
 
 def set_tiny(config: ml_collections.ConfigDict) -> None:
-  """Sets what the tiny scales of PaW's tables share: minutes on two cores.
-
-  Args:
-    config: to change; its task, tokenizer and lengths are left alone.
-  """
+  """Sets what the tiny scales of PaW's tables share: minutes on two cores."""
   config.episodes.rows_per_call = 64
   config.warm_start.num_steps = 2000
   config.warm_start.batch_size = 64
@@ -201,10 +159,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   options.form = "compact"
   options.shown = 3
   config.tokenizer.name = "household"
-  config.rollout.max_prompt_tokens = 40
-  config.rollout.prompt_multiple = 40
-  config.rollout.max_new_tokens = 7
-  config.rollout.completion_multiple = 24
+  base.set_lengths(config, prompt=40, response=(7, 24))
   config.episodes.max_observation_tokens = 16
   config.warm_start.num_demonstrations = 32768
   config.evaluation.num_examples = 128
@@ -231,20 +186,10 @@ def _paper(config: ml_collections.ConfigDict) -> None:
 
 
 def set_paper(config: ml_collections.ConfigDict) -> None:
-  """Sets the published training of Qwen2.5-1.5B-Instruct on ALFWorld.
+  """Sets the published training of Qwen2.5-1.5B-Instruct on ALFWorld."""
+  base.set_pretrained(config, "checkpoints/Qwen2.5-1.5B-Instruct")
 
-  Args:
-    config: to change; its task is left alone.
-  """
-  config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
-
-  config.rollout.max_prompt_tokens = 2048
-  config.rollout.prompt_multiple = 512
-  config.rollout.max_new_tokens = 512
-  config.rollout.completion_multiple = 256
+  base.set_lengths(config, prompt=(2048, 512), response=(512, 256))
   config.rollout.long_prompts = "truncate"
   config.sampling.temperature = 1.0
   config.episodes.rows_per_call = 128
@@ -264,33 +209,18 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.evaluation.samples = 1
   config.evaluation.temperature = 0.4
 
-  config.algorithm.kl.placement = "loss"
-  config.algorithm.kl.estimator = "k3"
-  config.algorithm.kl.coefficient = 0.01
+  config.algorithm.kl.update(placement="loss", estimator="k3", coefficient=0.01)
   config.algorithm.entropy_coefficient = 0.001
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
 
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
-
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
-_KINDS = {
-  "pick": "Pick",
-  "look": "Look",
-  "clean": "Clean",
-  "heat": "Heat",
-  "cool": "Cool",
-  "two": "Pick2",
-}
-MAIN = {
-  "grpo": "GRPO",
-  "grpo_paw": "GRPO w/ PaW",
-  "gigpo": "GiGPO",
-  "gigpo_paw": "GiGPO w/ PaW",
-}
+_KINDS = {"pick": "Pick", "look": "Look", "clean": "Clean", "heat": "Heat"}
+_KINDS |= {"cool": "Cool", "two": "Pick2"}
+MAIN = {"grpo": "GRPO", "grpo_paw": "GRPO w/ PaW"}
+MAIN |= {"gigpo": "GiGPO", "gigpo_paw": "GiGPO w/ PaW"}
 ABLATIONS = {
   "paw_lambda_one": "GRPO w/ PaW, no adaptive coefficient (lambda=1)",
   "paw_cross_entropy": "GRPO w/ PaW, CE instead of CMAE",
@@ -308,7 +238,6 @@ TABLE = Table(
   rows=ROWS,
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="generated worlds, eight steps",
       scored_on="held-out worlds, not ALFWorld",
       hours=1.5,
@@ -317,8 +246,7 @@ TABLE = Table(
       model="Qwen2.5-1.5B-Instruct",
       data="generated worlds, 15 steps",
       scored_on="held-out worlds, not ALFWorld",
-      hardware="a GPU (not run here)",
-      accelerators=1,
+      hardware=A_GPU,
       extras=("report", "hf"),
     ),
     "paper": Needs(
@@ -326,7 +254,6 @@ TABLE = Table(
       data="generated worlds, 50 steps; ALFWorld's games with engine=alfworld",
       scored_on="held-out worlds; ALFWorld with engine=alfworld",
       hardware="2 GPUs in the framework's script (not run here)",
-      accelerators=1,
       extras=("report", "hf"),
     ),
   },

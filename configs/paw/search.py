@@ -26,7 +26,7 @@ import dataclasses
 
 import ml_collections
 
-from saw_jax.reporting.table import Needs, published
+from saw_jax.reporting.table import ACCELERATORS, Needs, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
@@ -37,17 +37,10 @@ SCALES = ("tiny", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=gigpo_paw,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("grpo_paw", *(row for row in ROWS if row != "grpo_paw")),
+    row=arguments.first("grpo_paw", ROWS),
     scale=SCALES,
   )
   config = base.get_config()
@@ -69,10 +62,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   options.num_passages = 2
   options.form = "compact"
   config.tokenizer.name = "search"
-  config.rollout.max_prompt_tokens = 64
-  config.rollout.prompt_multiple = 64
-  config.rollout.max_new_tokens = 6
-  config.rollout.completion_multiple = 32
+  base.set_lengths(config, prompt=64, response=(6, 32))
   config.episodes.max_observation_tokens = 24
   config.warm_start.num_demonstrations = 16384
   config.evaluation.num_examples = 96
@@ -113,7 +103,6 @@ TABLE = dataclasses.replace(
   get_config=get_config,
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="questions about 120 drawn people",
       scored_on="held-out questions, not the seven public sets",
       hours=1.1,
@@ -123,8 +112,7 @@ TABLE = dataclasses.replace(
       model="Qwen2.5-3B-Instruct",
       data="a drawn corpus, or local files of NQ and HotpotQA",
       scored_on="held-out questions; those of the files where they are given",
-      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
-      accelerators=1,
+      hardware=ACCELERATORS,
       extras=("report", "hf", "search"),
     ),
   },

@@ -38,17 +38,10 @@ SCALES = ("tiny", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=gigpo_paw,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
   chosen = arguments.parse(
     argument,
-    row=("grpo_paw", *(row for row in ROWS if row != "grpo_paw")),
+    row=arguments.first("grpo_paw", ROWS),
     scale=SCALES,
   )
   config = base.get_config()
@@ -69,10 +62,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   options.shown = 4
   options.shows_instruction = False
   config.tokenizer.name = "shop"
-  config.rollout.max_prompt_tokens = 96
-  config.rollout.prompt_multiple = 96
-  config.rollout.max_new_tokens = 7
-  config.rollout.completion_multiple = 56
+  base.set_lengths(config, prompt=96, response=(7, 56))
   config.episodes.max_observation_tokens = 48
   config.warm_start.num_demonstrations = 16384
   config.evaluation.num_examples = 128
@@ -116,7 +106,6 @@ TABLE = dataclasses.replace(
   on_request=tuple(row for row in CONTROLS if row != "paw_random"),
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="60 drawn products",
       scored_on="held-out instructions, not WebShop",
       hours=1.3,
@@ -127,7 +116,6 @@ TABLE = dataclasses.replace(
       data="a drawn shop, or WebShop's files",
       scored_on="held-out instructions; WebShop's with its files",
       hardware="2 GPUs in the framework's script (not run here)",
-      accelerators=1,
       extras=("report", "hf", "search"),
     ),
   },

@@ -30,32 +30,19 @@ import dataclasses
 import ml_collections
 
 from saw_jax.reporting import sections
-from saw_jax.reporting.table import Needs, Table, published
+from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
-ROWS = (
-  "gdpo_saw",
-  "gdpo",
-  "grpo_saw",
-  "grpo",
-  "gdpo_static",
-  "grpo_static",
-  "gdpo_gradient",
-  "grpo_gradient",
-)
+from . import tool_calling
+
+ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo", "gdpo_static", "grpo_static")
+ROWS += ("gdpo_gradient", "grpo_gradient")
 SCALES = ("tiny", "small", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=gdpo_saw,scale=tiny`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
   chosen = arguments.parse(argument, row=ROWS, scale=SCALES)
   config = base.get_config()
   config.task.name = "summaries"
@@ -77,10 +64,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   options.cut_source_chars = 100
   options.target_chars, options.limit_chars = 40, 120
   config.tokenizer.name = "summaries"
-  config.rollout.max_prompt_tokens = 96
-  config.rollout.prompt_multiple = 96
-  config.rollout.max_new_tokens = 32
-  config.rollout.completion_multiple = 32
+  base.set_lengths(config, prompt=96, response=32)
   config.warm_start.num_steps = 400
   config.warm_start.batch_size = 32
   config.warm_start.learning_rate = 5e-3
@@ -101,10 +85,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   options.max_source_chars = 350
   config.checkpoint = "smollm2"
   config.model.dtype = "bfloat16"  # twice as fast where the CPU has it
-  config.rollout.max_prompt_tokens = 168
-  config.rollout.prompt_multiple = 168
-  config.rollout.max_new_tokens = 48
-  config.rollout.completion_multiple = 48
+  base.set_lengths(config, prompt=168, response=48)
   config.optimizer.learning_rate = 1e-5
   config.optimizer.weight_decay = 0.0
   config.loop.num_steps = 40
@@ -135,16 +116,10 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   # A judge is waited for: many at once, and longer than it takes itself.
   config.grading.num_workers = 32
   config.grading.limit_s = 90.0
-  config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
+  base.set_pretrained(config, "checkpoints/Qwen2.5-1.5B-Instruct")
 
-  config.rollout.max_prompt_tokens = 1024
+  base.set_lengths(config, prompt=(1024, 256), response=(256, 64))
   config.rollout.long_prompts = "truncate"
-  config.rollout.prompt_multiple = 256
-  config.rollout.max_new_tokens = 256
-  config.rollout.completion_multiple = 64
   config.sampling.temperature = 1.0
 
   config.loop.num_steps = 75  # 15 epochs of 5 steps
@@ -162,9 +137,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
   config.algorithm.entropy_coefficient = 0.001
   config.algorithm.aggregate = "token_mean"
-
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
 
 
 # --- the table that experiments/reproduce.py makes ---------------------------
@@ -184,7 +156,7 @@ TABLE = Table(
   needs={
     "tiny": dataclasses.replace(
       _BY_RULES,
-      model="a decoder of 0.1 M parameters, trained here",
+      model=Needs.model,
       data="docsum, which comes along, cut to 100 characters",
       hours=0.7,
       extras=("report", "hf", "summaries"),
@@ -194,8 +166,7 @@ TABLE = Table(
       model="Qwen2.5-1.5B-Instruct and a judge",
       data="Reddit TL;DR",
       scored_on="256 held-out posts, by the judge",
-      hardware="GPUs or a TPU slice (not run here; the paper does not say)",
-      accelerators=1,
+      hardware=ACCELERATORS,
       extras=("report", "hf", "judge"),
       files=dict.fromkeys(
         ("data/tldr/train.jsonl", "data/tldr/test.jsonl"),
@@ -228,12 +199,7 @@ TABLE = Table(
   compared={f"reward/{name}": f"reward/{name}" for name in _REWARDS},
   published=(
     published(
-      {
-        "grpo": "GRPO",
-        "grpo_saw": "GRPO+SAW",
-        "gdpo": "GDPO",
-        "gdpo_saw": "GDPO+SAW",
-      },
+      tool_calling.PUBLISHED_ROWS,
       paper="SAW",
       benchmark="Reddit TL;DR",
       metric="total score (0-20)",

@@ -26,30 +26,17 @@ import dataclasses
 import ml_collections
 
 from saw_jax.reporting import sections
-from saw_jax.reporting.table import Needs, Table, published
+from saw_jax.reporting.table import A_GPU, Needs, Table, published
 from saw_jax.run import arguments
 from saw_jax.run import config as base
 
-ROWS = (
-  "gdpo_saw",
-  "gdpo",
-  "grpo_saw",
-  "grpo",
-  "grpo_gradient",
-  "gdpo_gradient",
-)
+ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo")
+ROWS += ("grpo_gradient", "gdpo_gradient")
 SCALES = ("tiny", "small", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of one row at one scale.
-
-  Args:
-    argument: e.g. `row=gdpo_saw,scale=tiny,kl=none`.
-
-  Returns:
-    The config.
-  """
+  """Makes the config of `row=gdpo_saw,scale=tiny,kl=none`, say."""
   chosen = arguments.parse(
     argument, row=ROWS, scale=SCALES, kl=("none", "released")
   )
@@ -61,21 +48,16 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.algorithm.advantage = advantage
   config.algorithm.weights = weights or "equal"
   if chosen["kl"] == "released" and chosen["row"] == "grpo":
-    config.algorithm.kl.placement = "reward"
-    config.algorithm.kl.estimator = "k1"
-    config.algorithm.kl.coefficient = 0.001
+    config.algorithm.kl.update(
+      placement="reward", estimator="k1", coefficient=0.001
+    )
   return config
 
 
 def set_tiny(config: ml_collections.ConfigDict) -> None:
-  """Sets what minutes on two CPU cores are enough for.
-
-  Args:
-    config: changed in place.
-  """
+  """Sets what minutes on two CPU cores are enough for."""
   config.task.options.seed = 0
-  config.rollout.max_prompt_tokens = 88
-  config.rollout.prompt_multiple = 88
+  config.rollout.update(max_prompt_tokens=88, prompt_multiple=88)
   config.tokenizer.name = "tool_calling"
   config.warm_start.num_steps = 400
   config.warm_start.learning_rate = 5e-3
@@ -100,16 +82,10 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   # ToolRL's rows (parquet or JSON); see docs/reproducing.md for where they are.
   config.task.options.train_path = "data/toolrl/train.parquet"
   config.task.options.test_path = "data/toolrl/test.parquet"
-  config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
-  config.model.scan_layers = True
-  config.model.remat = "full"
-  config.model.dtype = "bfloat16"
+  base.set_pretrained(config, "checkpoints/Qwen2.5-1.5B-Instruct")
 
-  config.rollout.max_prompt_tokens = 2048
+  base.set_lengths(config, prompt=(2048, 256), response=(1024, 128))
   config.rollout.long_prompts = "truncate"  # left-truncated, not filtered
-  config.rollout.prompt_multiple = 256
-  config.rollout.max_new_tokens = 1024
-  config.rollout.completion_multiple = 128
   config.sampling.temperature = 1.0
 
   config.loop.num_steps = 104  # 15 epochs of 7 steps; the loop ends at 104
@@ -127,9 +103,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.entropy_coefficient = 0.001
   config.algorithm.aggregate = "token_mean"
 
-  config.parallel.lift = "meshed"
-  config.parallel.fsdp = -1
-
 
 # --- the table that experiments/reproduce.py makes ---------------------------
 
@@ -138,7 +111,6 @@ _BENCHMARKED = Needs(
   data="ToolRL's rows",
   scored_on="ToolRL's 80 test rows; BFCL's single turns",
   hardware="4 to 8 GPUs of 80 GB in the papers (not run here)",
-  accelerators=1,
   extras=("report", "hf", "data"),
   packages={
     "bfcl-eval": "pip install --no-deps 'bfcl-eval==2026.3.23' "
@@ -149,14 +121,17 @@ _BENCHMARKED = Needs(
     "rlla_4k of github.com/qiancheng0/ToolRL (docs/reproducing.md)",
   ),
 )
+# Of the paper's table, and of its table of summaries.
+PUBLISHED_ROWS = {
+  f"{row}{saw.replace('+', '_').lower()}": f"{row.upper()}{saw}"
+  for row in ("grpo", "gdpo")
+  for saw in ("", "+SAW")
+}
 _PAPER = {"paper": "GDPO", "model": "Qwen2.5-1.5B-Instruct"}
 _BFCL = tuple(f"BFCL-v3 {part}" for part in ("Live", "Non-Live"))
 _BFCL += tuple(f"BFCL-v3 {part}" for part in ("Multi-Turn", "Avg"))
-_SINGLE = {
-  "live": "live",
-  "non-live": "non_live",
-  "single turns": "single_turn",
-}
+_SINGLE = {"live": "live", "non-live": "non_live"}
+_SINGLE |= {"single turns": "single_turn"}
 
 TABLE = Table(
   title="SAW on tool calling",
@@ -164,13 +139,12 @@ TABLE = Table(
   rows=ROWS,
   needs={
     "tiny": Needs(
-      model="a decoder of 0.1 M parameters, trained here",
       data="generated requests",
       scored_on="held-out requests, not BFCL",
       hours=0.8,
       extras=("report", "hf"),
     ),
-    "small": dataclasses.replace(_BENCHMARKED, hardware="a GPU (not run here)"),
+    "small": dataclasses.replace(_BENCHMARKED, hardware=A_GPU),
     "paper": _BENCHMARKED,
   },
   sections=sections.REWARDS,
@@ -202,12 +176,7 @@ TABLE = Table(
   ),
   published=(
     published(
-      {
-        "grpo": "GRPO",
-        "grpo_saw": "GRPO+SAW",
-        "gdpo": "GDPO",
-        "gdpo_saw": "GDPO+SAW",
-      },
+      PUBLISHED_ROWS,
       paper="SAW",
       benchmark="BFCL-v4",
       metric="Overall Acc (%)",

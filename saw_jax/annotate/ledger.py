@@ -37,6 +37,7 @@ _COUNTED, _ASIDE, _ABANDONED = 1, 0, -1
 
 _Sql = Callable[..., list[tuple]]  # (statement, *values) -> rows
 _Key = tuple[int, int, int]  # seed, step and prompt
+_NAMED = "seed = ? AND step = ? AND prompt_id = ?"
 
 
 class LedgerError(ValueError):
@@ -174,13 +175,9 @@ class LabelLedger:
           continue
         if standing is None and known is None:
           missing[key] = question
-        else:
-          found[key] = known if standing is None else decided
-          sql(
-            "UPDATE purchases SET standing = 1 "
-            "WHERE seed = ? AND step = ? AND prompt_id = ?",
-            *key,
-          )
+          continue
+        found[key] = known if standing is None else decided
+        sql(f"UPDATE purchases SET standing = 1 WHERE {_NAMED}", *key)
     if missing:
       found |= self._ask(missing, source, price)
     return [found.get(key) for key in keys]
@@ -318,11 +315,8 @@ class LabelLedger:
     with self.transaction(writes=True) as sql:
       rows = _rows(sql, prompts, "status, label, who")
       for prompt in prompts:
-        sql(
-          "UPDATE questions SET is_open = 0, is_taken = status != 'waiting' "
-          "WHERE prompt_id = ?",
-          prompt,
-        )
+        change = "is_open = 0, is_taken = status != 'waiting'"
+        _update(sql, prompt, change)
       return {
         prompt: Label(*answer) if status == "answered" else None
         for prompt, (status, *answer) in rows.items()
@@ -350,8 +344,8 @@ class LabelLedger:
   def renew(self, page: str, prompt: int) -> str:
     """Keeps a question for a page a while longer, if it still has it.
 
-    Gives "yours"; "elsewhere" when another page has it; "answered" or
-    "skipped"; "closed" when the run gave up; "unknown".
+    Gives yours, elsewhere (another page has it), answered, skipped, closed (the
+    run gave up) or unknown.
     """
     now = time.time()
     with self.transaction(writes=True) as sql:
@@ -374,14 +368,13 @@ class LabelLedger:
     prompt: int,
     round: int,
     *,
-    answer: str | None = None,
-    choice: int | None = None,
+    answer: str | None = None,  # typed
+    choice: int | None = None,  # the number of a cluster
     who: str = "annotator",
   ) -> str | None:
     """Answers a question or, with neither answer nor choice, skips it.
 
-    The first answer counts, whichever page it comes from. `answer` was typed,
-    `choice` is the number of a cluster. Gives the label that is kept.
+    The first answer counts, whichever page it comes from. Gives what is kept.
     """
     if answer is not None and choice is not None:
       raise AnswerError("Choose an answer or type one, not both.")
@@ -409,11 +402,8 @@ class LabelLedger:
       if label is None and not is_open:
         raise AnswerError("The run no longer waits for it: nothing to skip.")
       status = "skipped" if label is None else "answered"
-      sql(
-        "UPDATE questions SET status = ?, label = ?, who = ?, page = ?, "
-        "settled_at = ? WHERE prompt_id = ?",
-        *(status, label, who, page, time.time(), prompt),
-      )
+      change = "status = ?, label = ?, who = ?, page = ?, settled_at = ?"
+      _update(sql, prompt, change, status, label, who, page, time.time())
       return label
 
   def last(self, page: str) -> tuple[int, str | None, bool] | None:
@@ -439,11 +429,8 @@ class LabelLedger:
         "UPDATE questions SET page = NULL WHERE page = ? AND status = ?",
         *(page, "waiting"),
       )
-      sql(
-        "UPDATE questions SET status = 'waiting', label = NULL, who = NULL, "
-        "settled_at = NULL WHERE prompt_id = ?",
-        prompt,
-      )
+      change = "status = ?, label = NULL, who = NULL, settled_at = NULL"
+      _update(sql, prompt, change, "waiting")
       _hold(sql, page, prompt, time.time())
       return prompt
 
@@ -552,11 +539,8 @@ class LabelLedger:
 
 def _decided(sql: _Sql, key: _Key) -> tuple[Label | None, int | None]:
   """What was decided, and what it counts for; None where nothing was."""
-  rows = sql(
-    "SELECT label, who, standing FROM purchases "
-    "WHERE seed = ? AND step = ? AND prompt_id = ?",
-    *key,
-  )
+  columns = "SELECT label, who, standing FROM purchases"
+  rows = sql(f"{columns} WHERE {_NAMED}", *key)
   return (_label(*rows[0][:2]), rows[0][2]) if rows else (None, None)
 
 
@@ -610,10 +594,11 @@ def _rows(sql: _Sql, prompts: Sequence[int], columns: str) -> dict[int, tuple]:
 
 
 def _hold(sql: _Sql, page: str, prompt: int, now: float) -> None:
-  sql(
-    "UPDATE questions SET page = ?, lease_until = ? WHERE prompt_id = ?",
-    *(page, now + _LEASE_S, prompt),
-  )
+  _update(sql, prompt, "page = ?, lease_until = ?", page, now + _LEASE_S)
+
+
+def _update(sql: _Sql, prompt: int, change: str, *values) -> None:
+  sql(f"UPDATE questions SET {change} WHERE prompt_id = ?", *values, prompt)
 
 
 def _last(sql: _Sql, page: str) -> tuple | None:

@@ -11,6 +11,7 @@ import re
 import weakref
 from typing import Any
 
+from saw_jax import names
 from saw_jax.tasks import base
 from saw_jax.tasks.environments import BoundedEnvironment, EngineLost
 
@@ -245,12 +246,8 @@ def _told(feedback: str) -> str:
 
 
 def _import_textworld():
-  try:
+  with names.needs_extra("textworld", "games of TextWorld need its package"):
     import textworld
-  except ImportError as error:
-    raise ImportError(
-      "games of TextWorld need its package: pip install 'saw_jax[textworld]'"
-    ) from error
   return textworld
 
 
@@ -258,14 +255,10 @@ class _Java:
   """A Java process with TextWorld-Express in it."""
 
   def __init__(self):
-    try:
+    need = "games of TextWorld-Express need its package"
+    with names.needs_extra("textworld", need):
       from py4j import java_gateway, protocol
       from textworld_express import constants
-    except ImportError as error:
-      raise ImportError(
-        "games of TextWorld-Express need its package: "
-        "pip install 'saw_jax[textworld]'"
-      ) from error
     # What a broken connection raises, beside errors of the system.
     self._broken = (protocol.Py4JNetworkError, OSError)
     try:

@@ -9,16 +9,12 @@
     trainer = trl.trainer_class(method)(model, reward_funcs=[...], ...)
     trainer.train()
 
-TRL samples, scores and computes log-probs with torch; the matrix of rewards and
-the log-probs `[B, T]` go to JAX, advantages and the loss's gradient come back.
-Nothing is copied where one device serves both. JAX compiles once for each
-length `T`: `GRPOConfig(pad_to_multiple_of=64)` keeps those few.
-
-Weights, advantage, loss, aggregate and the entropy coefficient are the
-method's: TRL's `loss_type`, `epsilon`, `scale_rewards`,
-`multi_objective_aggregation`, `importance_sampling_level` and
-`use_bias_correction_kl` have no effect, and what would act beside the method is
-refused. This is the extra `trl`.
+The matrix of rewards and the log-probs `[B, T]` go to JAX, advantages and the
+loss's gradient come back. JAX compiles once for each length `T`:
+`GRPOConfig(pad_to_multiple_of=64)` keeps those few. TRL's `loss_type`,
+`epsilon`, `scale_rewards`, `multi_objective_aggregation`,
+`importance_sampling_level` and `use_bias_correction_kl` have no effect, and
+what would act beside the method is refused. This is the extra `trl`.
 """
 
 import functools
@@ -28,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
 
 if TYPE_CHECKING:
@@ -56,10 +53,7 @@ RECORDED = {
   "ref_per_token_logps": "ref_log_probs",
 }
 _COUNT = "saw_jax_count/"
-_MISSING = (
-  "TRL is missing: pip install 'saw_jax[trl]', after torch in the build that "
-  "your machine needs"
-)
+_MISSING = "TRL is missing (install torch first, in your machine's build)"
 
 
 def to_jax(tensor: "torch.Tensor") -> jax.Array:
@@ -163,10 +157,8 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
   `gradient_accumulation_steps` (where a generation batch serves one update).
   """
   torch = _torch()
-  try:
+  with names.needs_extra("trl", _MISSING):
     import trl
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   loss_of = torch_loss(hosted)
 
   class HostedGRPOTrainer(trl.GRPOTrainer):
@@ -302,8 +294,6 @@ def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":
 
 def _torch() -> Any:
   """Imports torch, or says which extra has it."""
-  try:
+  with names.needs_extra("trl", _MISSING):
     import torch
-  except ImportError as error:
-    raise ImportError(_MISSING) from error
   return torch

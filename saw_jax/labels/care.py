@@ -22,6 +22,7 @@ import functools
 from typing import Any
 
 import chex
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -113,16 +114,10 @@ def create_state(
   return CareState(*states, store, updates=jnp.zeros((), jnp.int32))
 
 
-def make_probes(
-  settings: CareSettings,
-) -> tuple[probes.VoteProbe, probes.CountProbe]:
+def make_probes(settings: CareSettings) -> tuple[nn.Module, nn.Module]:
   """Makes the modules, which hold no parameters."""
-  widths = (
-    settings.prompt_width,
-    settings.joint_width,
-    settings.response_hidden_width,
-    settings.response_width,
-  )
+  names = "prompt", "joint", "response_hidden", "response"
+  widths = [getattr(settings, f"{name}_width") for name in names]
   return probes.VoteProbe(*widths), probes.CountProbe(*widths)
 
 
@@ -160,15 +155,11 @@ def train_probes(
   anew for each update: uniformly for the first probe, by class for the second.
   Samples of this step are not among the older ones.
 
-  Nothing happens in a step without a bought label. A batch of a single prompt,
-  whose variance is 0, updates nothing, but is stored. A prompt with a feature
-  that is not finite is left out, as if it had not been bought. Of the mask
-  `bought [P]` the first `budget` count; labels of other rows reach nothing,
-  whatever they are.
-
-  The metrics are averages over the updates (0 where there was none) of losses,
-  training accuracies and gradient norms before clipping, and how many prompts
-  were learnt from, were replayed and are stored.
+  A batch of a single prompt, whose variance is 0, updates nothing, but is
+  stored. A prompt with a feature that is not finite is left out, as if it had
+  not been bought. Of the mask `bought [P]` the first `budget` count; labels of
+  other rows reach nothing. The metrics are averages over the updates (0 where
+  there was none), and how many prompts were learnt from, replayed and stored.
   """
   samples, where = _gather_bought(Samples(features, labels), bought, budget)
   num_bought = jnp.sum(where)

@@ -10,12 +10,8 @@ over the `G` responses of a prompt, with the population's deviation and without
 an ε, and A = 0 where all rewards are equal. It has nothing to do with the
 advantages that a policy is trained on, which are `saw_jax.advantages`.
 
-Of responses that are 0 or 1, x of them for the vote and y others right, it is a
-function of three counts, in three tiers:
-
-  0                   x = G, or no answer, or the vote is right
-  √G                  the vote is wrong, and nobody is right
-  G √(2/(G−1)) … 2√G  the vote is wrong, and some are right
+Where rewards are 0 or 1 it is 0 if the vote is right, √G if it is wrong and
+nobody is right, and from G √(2/(G−1)) to 2√G if it is wrong and some are right.
 
 CARE, https://arxiv.org/abs/2605.25864.
 """
@@ -57,7 +53,6 @@ def corrective_advantage_gap(
   >>> print(corrective_advantage_gap(wrong_vote, 1 - wrong_vote))
   4.0
   """
-  chex.assert_equal_shape([pseudo_rewards, true_rewards])
   difference = gap_advantages(true_rewards) - gap_advantages(pseudo_rewards)
   gap = reductions.square_root(jnp.sum(jnp.square(difference), axis=-1))
   # Equal rewards may be standardised by two programs that round differently.

@@ -69,9 +69,8 @@ def weighted_cross_entropy(
 
     loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ},   0 without samples
 
-  `logits [N, C]`, to which alone gradient flows; `labels` t, integers `[N]`;
-  `weights` w `[C]`; `class_mask [N, C]`, the classes that can occur; `where
-  [N]`.
+  `logits [N, C]`, to which alone gradient flows; labels t `[N]`; weights w
+  `[C]`; `class_mask [N, C]`, the classes that can occur; `where [N]`.
 
   >>> loss = weighted_cross_entropy(
   ...     jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([0.5, 1.5]))

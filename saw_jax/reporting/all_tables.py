@@ -4,22 +4,19 @@
 it, and Ctrl-C reaches the one that runs exactly once, so that it saves.
 """
 
-import contextlib
-import dataclasses
 import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from saw_jax.reporting import catalogue, run_plan
-from saw_jax.reporting.table import Table
 from saw_jax.run import command_line
 from saw_jax.tasks.base import nearest
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
   """One table."""
 
   table: str
@@ -27,7 +24,7 @@ class Job:
   missing: int  # of them that have not been run
   is_written: bool = False  # and its table is newer than its runs
   hours: float | None = None  # that all its rows take
-  lacks: tuple[str, ...] = ()  # what is not here
+  lacks: Sequence[str] = ()  # what is not here
 
   @property
   def is_done(self) -> bool:
@@ -37,11 +34,9 @@ class Job:
   @property
   def seconds(self) -> float | None:
     """Estimated, of the rows that are missing; none if nobody has timed it."""
-    if not self.missing:
-      return 0.0
-    if self.hours is None:
+    if self.missing and self.hours is None:
       return None
-    return 3600 * self.hours * self.missing / self.rows
+    return 3600 * (self.hours or 0.0) * self.missing / self.rows
 
 
 def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
@@ -50,46 +45,34 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
   known = list(dict.fromkeys(s for t in tables.values() for s in t.scales))
   if scale not in known:
     raise ValueError(f"unknown scale {scale!r}: {nearest(scale, known)}")
-  return [
-    _job(name, table, scale, seeds, runs, results)
-    for name, table in tables.items()
-    if scale in table.scales
-  ]
+  jobs = []
+  for name, table in tables.items():
+    if scale not in table.scales:
+      continue
+    plans = [
+      run_plan.plan_row(pathlib.Path(runs, name, scale), row, range(seeds))
+      for row in table.default_runs
+    ]
+    finals = [d / "final.json" for p in plans for d in p.there.directories]
+    last = max((path.stat().st_mtime for path in finals), default=0.0)
+    written = pathlib.Path(results, name, scale, "table.md")
+    jobs.append(
+      Job(
+        name,
+        rows=len(plans),
+        missing=sum(bool(plan.missing) for plan in plans),
+        is_written=written.exists() and written.stat().st_mtime >= last,
+        hours=table.needs[scale].hours,
+        lacks=catalogue.missing(table, scale),
+      )
+    )
+  return jobs
 
 
-def _job(
-  name: str, table: Table, scale: str, seeds: int, runs: str, results: str
-) -> Job:
-  plans = [
-    run_plan.plan_row(pathlib.Path(runs, name, scale), row, range(seeds))
-    for row in table.default_runs
-  ]
-  written = pathlib.Path(results, name, scale, "table.md")
-  ends = [
-    (directory / "final.json").stat().st_mtime
-    for plan in plans
-    for directory in plan.there.directories
-  ]
-  return Job(
-    name,
-    rows=len(plans),
-    missing=sum(bool(plan.missing) for plan in plans),
-    is_written=written.exists()
-    and written.stat().st_mtime >= max(ends, default=0.0),
-    hours=table.needs[scale].hours,
-    lacks=tuple(catalogue.missing(table, scale)),
-  )
+def run(jobs: Sequence[Job], command: Callable[[str], list[str]]) -> int:
+  """Runs what is missing, each table by its command.
 
-
-def run(
-  jobs: Sequence[Job],
-  command: Callable[[str], list[str]],
-  *,
-  say: Callable[[str], None] = print,
-) -> int:
-  """Runs what is missing; returns 0, 1 if a table failed, or an interrupt's.
-
-  `command` is that which makes a table, and `say` takes a line for people.
+  Returns 0, 1 if a table failed, or an interrupt's status.
   """
   ends = {}
   took, expected = 0.0, 0.0  # of the tables that were timed before and ran now
@@ -99,17 +82,33 @@ def run(
       ends[job.table] = f"left out, for want of {'; '.join(job.lacks)}"
     elif job.is_done:
       ends[job.table] = "was there"
-  with _forwarding() as child:
+  signals, processes = [], []
+
+  def forward(number, frame):
+    del frame
+    signals.append(number)
+    for process in processes[-1:]:
+      process.send_signal(number)
+
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = {number: signal.signal(number, forward) for number in numbers}
+  try:
     for number, job in enumerate(todo):
+      if signals:
+        break
       pace = took / expected if expected else 1.0
-      say(
+      print(
         f"table {number + 1} of {len(todo)}: {job.table}, {job.missing} of "
-        f"{job.rows} runs to do; {remaining(todo[number:], pace)}"
+        f"{job.rows} runs to do; {remaining(todo[number:], pace)}",
+        flush=True,
       )
       start = time.monotonic()
-      status = child.run(command(job.table))
+      # In a group of its own, or a terminal's Ctrl-C would come twice: from
+      # there and from here. The second would stop it at once, without saving.
+      processes.append(subprocess.Popen(command(job.table), process_group=0))
+      status = processes[-1].wait()
       seconds = time.monotonic() - start
-      if status == command_line.INTERRUPTED or child.is_stopped:
+      if status == command_line.INTERRUPTED or signals:
         ends[job.table] = "stopped"
         break
       if status > 0:
@@ -120,10 +119,13 @@ def run(
         ends[job.table] = f"made in {duration(seconds)}"
         if job.missing and job.seconds is not None:
           took, expected = took + seconds, expected + job.seconds
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
   for job in jobs:
-    say(f"{job.table}: {ends.get(job.table, 'not begun')}")
-  if "stopped" in ends.values():
-    say("stopped; the same command goes on")
+    print(f"{job.table}: {ends.get(job.table, 'not begun')}")
+  if signals or "stopped" in ends.values():
+    print("stopped; the same command goes on")
     return command_line.INTERRUPTED
   return int(any(e.startswith(("failed", "ended")) for e in ends.values()))
 
@@ -145,41 +147,3 @@ def duration(seconds: float) -> str:
   if seconds < 90 * 60:
     return f"{seconds / 60:.0f} min"
   return f"{seconds / 3600:.1f} h"
-
-
-class _Child:
-  """The process that runs, to which signals are passed on."""
-
-  def __init__(self):
-    self.is_stopped = False
-    self._process = None
-
-  def run(self, command: list[str]) -> int:
-    if self.is_stopped:
-      return command_line.INTERRUPTED
-    # In a group of its own, or a terminal's Ctrl-C would come twice: from there
-    # and from here. The second one would stop it at once, without saving.
-    self._process = subprocess.Popen(command, process_group=0)
-    try:
-      return self._process.wait()
-    finally:
-      self._process = None
-
-  def signal(self, number, frame) -> None:
-    del frame
-    self.is_stopped = True
-    if self._process is not None:
-      with contextlib.suppress(ProcessLookupError):
-        self._process.send_signal(number)
-
-
-@contextlib.contextmanager
-def _forwarding() -> Iterator[_Child]:
-  child = _Child()
-  numbers = (signal.SIGINT, signal.SIGTERM)
-  before = {number: signal.signal(number, child.signal) for number in numbers}
-  try:
-    yield child
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)

@@ -9,7 +9,7 @@ import sys
 import textwrap
 
 from saw_jax.reporting import papers
-from saw_jax.reporting.table import Table
+from saw_jax.reporting.table import Needs, Table
 from saw_jax.run import config
 from saw_jax.tasks.base import nearest
 
@@ -64,7 +64,7 @@ def missing(table: Table, scale: str) -> list[str]:
       value = value[part]
     if not value:
       found.append(f"setting config.{key}: {what}")
-  if needs.accelerators and needs.accelerators > _count_accelerators():
+  if needs.hardware != Needs.hardware and not _has_accelerator():
     found.append(f"hardware: {needs.hardware}")
   return found
 
@@ -154,10 +154,10 @@ def _is_installed(name: str) -> bool:
 
 
 @functools.cache
-def _count_accelerators() -> int:
+def _has_accelerator() -> bool:
   """Asks in another process: this one must not take their memory."""
-  program = "import jax; print(sum(d.platform != 'cpu' for d in jax.devices()))"
+  program = "import jax; print(any(d.platform != 'cpu' for d in jax.devices()))"
   done = subprocess.run(
     [sys.executable, "-c", program], capture_output=True, text=True, check=False
   )
-  return int(done.stdout) if done.returncode == 0 else 0
+  return done.stdout.strip() == "True"

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 CONFIDENCE = 0.95
-_NAN = float("nan")
 
 
 class Interval(NamedTuple):
@@ -48,7 +47,7 @@ class PairedDifference(NamedTuple):
 def summarise(values: npt.ArrayLike) -> Summary:
   """Mean, sample deviation and t interval of one number per seed."""
   sample = _sample(values)
-  std = float(np.std(sample, ddof=1)) if sample.size > 1 else _NAN
+  std = float(np.std(sample, ddof=1)) if sample.size > 1 else np.nan
   return Summary(float(np.mean(sample)), std, *t_interval(sample), sample.size)
 
 
@@ -56,7 +55,7 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   """Student's interval of the mean, x̄ ± t₍ₙ₋₁₎ · s / √n."""
   sample = _sample(values)
   if sample.size == 1:
-    return Interval(_NAN, _NAN)
+    return Interval(np.nan, np.nan)
   try:
     from scipy import stats
   except ImportError as error:
@@ -69,9 +68,7 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   return Interval(mean - half, mean + half)
 
 
-def bootstrap_interval(
-  values: npt.ArrayLike, *, num_resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: npt.ArrayLike) -> Interval:
   """The percentile bootstrap interval of the mean.
 
   It assumes no shape of the distribution, but with five seeds or so it is too
@@ -82,9 +79,9 @@ def bootstrap_interval(
   """
   sample = _sample(values)
   if sample.size == 1:
-    return Interval(_NAN, _NAN)
-  rng = np.random.default_rng(seed)
-  draws = rng.integers(sample.size, size=(num_resamples, sample.size))
+    return Interval(np.nan, np.nan)
+  rng = np.random.default_rng(0)
+  draws = rng.integers(sample.size, size=(10_000, sample.size))
   tail = (1 - CONFIDENCE) / 2
   low, high = np.quantile(sample[draws].mean(axis=1), [tail, 1 - tail])
   return Interval(float(low), float(high))
@@ -127,25 +124,18 @@ def moving_average(values: npt.ArrayLike, window: int) -> np.ndarray:
 
 
 def steps_to_threshold(
-  values: npt.ArrayLike,
-  threshold: float,
-  *,
-  window: int = 1,
-  steps: Sequence[int] | None = None,
+  values: npt.ArrayLike, threshold: float, window: int, steps: Sequence[int]
 ) -> int | None:
   """The first step at which the moving average reaches a threshold.
 
-  The step is that of the last value in the average, its index unless `steps`
-  are given. None if the run ended first, which is not a number to average.
+  The step is that of the last value in the average. None if the run ended
+  first, which is not a number to average.
   """
   sample = _sample(values)
-  at = np.arange(sample.size) if steps is None else np.asarray(steps)
-  if at.shape != sample.shape or np.any(np.diff(at) <= 0):
-    raise ValueError("`steps` has to increase, one for each value")
   if window > sample.size:
     return None
   (reached,) = np.nonzero(moving_average(sample, window) >= threshold)
-  return int(at[reached[0] + window - 1]) if reached.size else None
+  return int(steps[reached[0] + window - 1]) if reached.size else None
 
 
 def median_steps(steps: Sequence[int | None], *, limit: int) -> str:
@@ -165,14 +155,12 @@ def median_steps(steps: Sequence[int | None], *, limit: int) -> str:
   return f"{value} ({reached}/{len(steps)} reached)"
 
 
-def has_collapsed(
-  values: npt.ArrayLike, *, window: int, share: float = 0.5
-) -> bool:
+def has_collapsed(values: npt.ArrayLike, window: int, share: float) -> bool:
   """Whether the last average over a window is below a share of the best.
 
-  >>> has_collapsed([0.4, 0.8, 0.9, 0.3], window=1)
+  >>> has_collapsed([0.4, 0.8, 0.9, 0.3], 1, share=0.5)
   True
-  >>> has_collapsed([0.4, 0.8, 0.9, 0.5], window=1)
+  >>> has_collapsed([0.4, 0.8, 0.9, 0.5], 1, share=0.5)
   False
   """
   sample = _sample(values)

@@ -9,6 +9,9 @@ import ml_collections
 
 from saw_jax.tasks.base import nearest
 
+A_GPU = "a GPU (not run here)"
+ACCELERATORS = "GPUs or a TPU slice (not run here; the paper does not say)"
+
 # Row -> fields of published cells, as `papers.select` takes them.
 Cells = Mapping[str, tuple[Mapping[str, str], ...]]
 
@@ -17,11 +20,10 @@ Cells = Mapping[str, tuple[Mapping[str, str], ...]]
 class Needs:
   """What a table needs at one scale, beside its config's checkpoint."""
 
-  model: str
   data: str
   scored_on: str
-  hardware: str = "2 CPU cores"
-  accelerators: int = 0  # that JAX has to see
+  model: str = "a decoder of 0.1 M parameters, trained here"
+  hardware: str = "2 CPU cores"  # any other has an accelerator
   hours: float | None = None  # all rows, five seeds; None: nobody has timed it
   extras: tuple[str, ...] = ("report",)
   # A package that no extra can have -> how to install it.

@@ -1,9 +1,4 @@
-"""Where the text of episodes meets arrays.
-
-What an environment says becomes the token ids of a prompt, the tokens of an
-action become text again, and what came of it becomes rewards, anchors and the
-observations that a world model learns from.
-"""
+"""Where the text of episodes meets arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -93,9 +88,7 @@ def write_prompt(
         return text, ids
     size, count = len(situation.observation), len(situation.actions)
     if not size and not count:
-      whose = (
-        f"without any history or observation, task {task.name!r} has a prompt"
-      )
+      whose = f"without history or observation, task {task.name!r} has a prompt"
       return text, encoder.fit(ids, whose)
     situation = situation._replace(
       observation=situation.observation[: size // 2],
@@ -105,11 +98,7 @@ def write_prompt(
 
 
 def glue_of(tokenizer: Tokenizer) -> list[int]:
-  """The chat template's tokens between an action and what followed.
-
-  They stand between the end token of one message and the content of the user's
-  next one.
-  """
+  """The template's tokens between an action's end and what the user says."""
   ids = list(tokenizer.encode_chat([{"role": "user", "content": ""}], False))
   end = max(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
   return ids[end + 1 :] + ids[:end]
@@ -139,10 +128,8 @@ class _Stage:
   def prompts(self, places):
     prompts = []
     for n, b in places:
-      history = [
-        (seen, turn.action)
-        for seen, turn in zip(self.seen[n][b], self.turns[n][b], strict=True)
-      ]
+      actions = [turn.action for turn in self.turns[n][b]]
+      history = list(zip(self.seen[n][b], actions, strict=True))
       self._asked[n, b], ids = write_prompt(
         self._task, self._encoder, self._now[n, b], history
       )

@@ -57,14 +57,10 @@ class Answers:
     self._clock = learner.clock
 
   def generate(self, step: int) -> Drawn:
-    """Samples the answers of a step, or takes those sampled ahead."""
     return self._draws.draw(step)
 
   def score(self, drawn: Drawn, step: int) -> Scored:
-    """Scores the answers while the device recomputes their log-probs.
-
-    Which labels are bought, the labelling strategy decides.
-    """
+    """Scores the answers while the device recomputes their log-probs."""
     batch, observed = self._learner.prepare(drawn.transcript)
     rollout = self._labels.score(
       drawn.transcript,
@@ -79,7 +75,6 @@ class Answers:
   def estimate(
     self, scored: Scored, step: int
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
-    """Weighs the rewards and estimates advantages."""
     (batch, rollout, drawn), learner = scored, self._learner
     seen = [{} for _ in drawn.rows]
     if self._world is not None:
@@ -101,7 +96,6 @@ class Answers:
     return rows
 
   def pack(self, step: int) -> Packed:
-    """What a checkpoint must hold of the queue and of the labels."""
     (host, arrays), (more, others) = self._draws.pack(), self._labels.pack(step)
     return {**host, **more}, {**arrays, **others}
 
@@ -123,7 +117,6 @@ class Fresh:
     self._examples, self._loop, self._seeds = examples, loop, seeds
 
   def draw(self, step: int) -> Drawn:
-    """Samples; state, seeds and step decide everything."""
     loop, config = self._loop, self._encoder.config
     size, count = len(self._examples), loop.prompts_per_step
     examples = [

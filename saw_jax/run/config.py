@@ -59,6 +59,32 @@ def get_config() -> ml_collections.ConfigDict:
   return to_config(_defaults())
 
 
+def set_pretrained(config: ml_collections.ConfigDict, checkpoint: str) -> None:
+  """Starts from a checkpoint, and shares its training among all devices."""
+  config.checkpoint = checkpoint
+  config.model.update(scan_layers=True, remat="full", dtype="bfloat16")
+  config.parallel.update(lift="meshed", fsdp=-1)
+
+
+def set_lengths(
+  config: ml_collections.ConfigDict,
+  *,
+  prompt: int | tuple[int, int],
+  response: int | tuple[int, int],
+) -> None:
+  """Sets the most tokens, and what they are padded to multiples of.
+
+  A single number is both: all prompts, or responses, have one shape.
+  """
+  rollout = config.rollout
+  rollout.max_prompt_tokens, rollout.prompt_multiple = _twice(prompt)
+  rollout.max_new_tokens, rollout.completion_multiple = _twice(response)
+
+
+def _twice(number: int | tuple[int, int]) -> tuple[int, int]:
+  return number if isinstance(number, tuple) else (number, number)
+
+
 def to_config(values: Any) -> ml_collections.ConfigDict:
   """The keys of a `RunConfig`, or of one section, as an unlocked config."""
   section = ml_collections.ConfigDict()
@@ -142,7 +168,6 @@ _KINDS = (
 
 
 def _like(default: Any, value: Any, key: str) -> Any:
-  """The value in the type of a default."""
   if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
     return section(default, value, f"{key}.")
   _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
@@ -210,7 +235,6 @@ def module(name: str) -> types.ModuleType:
 
 
 def names() -> list[str]:
-  """The tables that have a config, such as `saw/tool_calling`."""
   return sorted(
     path.relative_to(FOLDER).with_suffix("").as_posix()
     for path in FOLDER.glob("*/*.py")
@@ -219,11 +243,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ml_collections.ConfigDict:
-  """Loads a config: a table's name or a file, a colon, its arguments.
-
-  `saw/tool_calling:row=gdpo_saw,scale=tiny` is a table's;
-  `configs/saw/tool_calling.py:...` a file, which has `get_config(arguments)`.
-  """
+  """Loads `saw/tool_calling:arguments`, or a file with `get_config`."""
   place, _, argument = name.partition(":")
   path = pathlib.Path(place)
   if path.suffix != ".py":

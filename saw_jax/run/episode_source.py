@@ -1,8 +1,4 @@
-"""The source of rows that are steps of episodes.
-
-It plays the worlds of a step, and gives each action its advantage and each
-observation its weight.
-"""
+"""The source of rows that are steps of episodes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,7 +30,10 @@ class Scored(NamedTuple):
 
 
 class Episodes:
-  """Plays the episodes of each step, which their worlds reward."""
+  """Plays the worlds of each step, which reward the episodes.
+
+  Each action gets its advantage, and each observation its weight.
+  """
 
   def __init__(
     self,
@@ -99,7 +98,6 @@ class Episodes:
     return played
 
   def score(self, played: agents.Episodes, step: int) -> Scored:
-    """Takes down what the worlds paid, and what else an advantage reads."""
     del step
     rows = _rows_of(played, self._row_unit())
     record = StepRecord(

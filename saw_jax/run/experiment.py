@@ -1,9 +1,4 @@
-"""All that a run is made of, and what its kind of task needs.
-
-An `Experiment` is the plain record that `build.build` returns. A task has
-single answers or episodes: `AnswerRun` and `EpisodeRun` know which workers,
-source, evaluation and demonstrations either needs.
-"""
+"""All that a run is made of, and what its kind of task needs."""
 
 import contextlib
 import dataclasses
@@ -58,7 +53,7 @@ class GradingConfig:
 
 
 class Experiment(NamedTuple):
-  """All that a run is made of, past the border where configs end."""
+  """All that a run is made of: the record that `build.build` returns."""
 
   task: Task | AgentTask
   tokenizer: Tokenizer
@@ -267,10 +262,7 @@ def make_policy(experiment: Experiment, num_seeds: int) -> Policy:
 
 
 def param_shardings(experiment: Experiment) -> PyTree | None:
-  """Where the parameters are wanted on a mesh before there are any.
-
-  None if the lift starts from one device.
-  """
+  """Where a mesh wants the parameters; None: they start from one device."""
   if experiment.parallel.lift != "meshed":
     return None
   mesh = parallel.make_mesh(experiment.parallel, _learner_devices(experiment))

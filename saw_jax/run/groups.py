@@ -223,9 +223,8 @@ class Queue:
 
   The learner's thread owns the ledgers, one a seed: it starts groups where the
   protocol has room, receives them complete, and draws the next batch when it is
-  there. Sampling itself happens between the updates (no actors: deterministic,
-  and as fast as the protocol allows), in threads, on other devices, or in
-  processes. Seeds run in lockstep, as everywhere.
+  there. Sampling itself happens between the updates (no actors), in threads, on
+  other devices, or in processes.
   """
 
   def __init__(
@@ -300,7 +299,6 @@ class Queue:
   # --- what the loop calls --------------------------------------------------
 
   def draw(self, step: int) -> Drawn:
-    """Returns the groups of the next update, their prompts and their age."""
     del step
     self._filtered_before = [ledger.filtered for ledger in self._ledgers]
     self._fill()
@@ -476,7 +474,6 @@ class Queue:
     self._newest = (self._ledgers[0].version, jax.tree.map(jnp.copy, params))
 
   def _near(self, version: int, *args) -> Transcript:
-    del version
     return self._generate(*args)
 
   def _make_act(self, index: int) -> actor_lib.Act:

@@ -308,10 +308,9 @@ class VoteLabels(_Labels):
       features = self._probes.features(observed, answer_ids, read.lengths)
     likely = np.zeros(shape, np.float32)
     if strategy.needs_log_probs:
-      likely = jax.vmap(certainty.mean_probability)(
-        observed.log_probs, sampled.completion_mask
-      )
-      likely = np.asarray(likely).reshape(shape)
+      mean, mask = certainty.mean_probability, sampled.completion_mask
+      likely = np.asarray(jax.vmap(mean)(observed.log_probs, mask))
+      likely = likely.reshape(shape)
     seen = truth if strategy.sees_truth else np.zeros(shape, bool)
     groups = strategies_lib.Groups(answer_ids, likely, seen)
     keys_of_step = _keys(self._seeds, 2 * step + 1)
@@ -330,8 +329,8 @@ class VoteLabels(_Labels):
     judged = _each(self._relabel, examples, labels, winners, answer_ids, keys)
     rollout = self._scorer.score(sampled, judged)
     if self._probes is not None:
-      right = np.array([o is Outcome.RIGHT for o in rollout.outcomes])
-      correct = right.reshape(shape) & bought[..., None]
+      right = [outcome is Outcome.RIGHT for outcome in rollout.outcomes]
+      correct = np.reshape(right, shape) & bought[..., None]
       learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
       self._learn = features, learned, bought
     clock.lap("score")
@@ -586,10 +585,7 @@ def _keys(seeds: Sequence[int], number: int) -> jax.Array:
   return jax.vmap(lambda root: fold(fold(root, 0x6C6162), number))(roots)
 
 
-@jax.jit
-@jax.vmap
-def _winners(answer_ids):
-  return voting.majority_vote(answer_ids).winner
+_winners = jax.jit(jax.vmap(lambda ids: voting.majority_vote(ids).winner))
 
 
 @jax.jit

@@ -30,27 +30,18 @@ Rows = list[dict[str, float]]  # what each seed logs
 
 
 class Source(Protocol):
-  """Where the rows of a step come from, and how they get advantages."""
+  """Where the rows of a step come from: `answers.Answers`, or episodes.
 
-  def generate(self, step: int) -> Any:
-    """Returns the answers or episodes of a step."""
-    ...
+  `score` gives them the rewards of graders, labels or worlds; `estimate` weighs
+  these and estimates advantages; `finish` does what follows the update, and
+  `pack` has what a checkpoint must hold beside the state.
+  """
 
-  def score(self, sampled: Any, step: int) -> Any:
-    """Returns them with rewards: of graders, labels or worlds."""
-    ...
-
-  def estimate(self, scored: Any, step: int) -> tuple[TrainBatch, Rows]:
-    """Weighs the rewards and estimates the advantages."""
-    ...
-
-  def finish(self, rows: Rows, step: int) -> Rows:
-    """Does what follows the update; returns what is logged in all."""
-    ...
-
-  def pack(self, step: int) -> Packed:
-    """Returns what a checkpoint must hold beside the state."""
-    ...
+  def generate(self, step: int) -> Any: ...
+  def score(self, sampled: Any, step: int) -> Any: ...
+  def estimate(self, scored: Any, step: int) -> tuple[TrainBatch, Rows]: ...
+  def finish(self, rows: Rows, step: int) -> Rows: ...
+  def pack(self, step: int) -> Packed: ...
 
 
 def train(

@@ -1,7 +1,7 @@
 """Observations behind what a policy said: the text that PaW's term predicts.
 
-Episodes have them after each action. A task of single answers has them where it
-says what the world answers: then a response is an episode of one step.
+Where a task says what the world answers to a response, it is an episode of one
+step.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,7 @@ class ObservedTask(Protocol):
   def observe(self, example: Example, completion: str) -> str:
     """Returns what the world says to a response; empty if nothing.
 
-    A function of the prompt and the response alone: the reference is not
-    read, since a label may not have been bought.
+    The reference is not read: a label may not have been bought.
     """
     ...
 
@@ -134,10 +133,9 @@ class Appender:
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
     """Selects responses, and puts what the world said behind them.
 
-    The batch has the log-probs that were recomputed, and gets the rows'
-    weights. A prompt's λ reads the rewards that the update has, be they of
-    labels or of votes. The entropy of a response is that of the current
-    policies, whoever sampled it. Each seed logs what was selected.
+    A prompt's λ reads the rewards that the update has, be they of labels or of
+    votes. The entropy of a response is that of the current policies, whoever
+    sampled it. Each seed logs what was selected.
     """
     shape = (*scores.lengths.shape, 1)
     seen = self._observe(scores, examples)
@@ -211,17 +209,16 @@ def _widened(batch: TrainBatch, longer: Transcript) -> TrainBatch:
 
   def widen(values):
     """Nothing is known of an observation, and no loss of a response asks."""
-    if values is None:
-      return None
-    values = np.asarray(hosts.fetch(values))
-    missing = width - values.shape[-1]
-    return np.pad(values[..., :width], ((0, 0), (0, 0), (0, max(missing, 0))))
+    values = np.asarray(hosts.fetch(values))[..., :width]
+    more = width - values.shape[-1]
+    return np.pad(values, ((0, 0), (0, 0), (0, more)))
 
   names = ("behave_log_probs", "old_log_probs", "ref_log_probs")
+  values = {name: getattr(batch, name) for name in names}
   return batch.replace(
     tokens=longer.tokens,
     roles=longer.roles,
     starts=longer.starts,
     packing=None,
-    **{name: widen(getattr(batch, name)) for name in names},
+    **{name: x if x is None else widen(x) for name, x in values.items()},
   )

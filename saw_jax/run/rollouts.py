@@ -1,7 +1,4 @@
-"""The path from examples to scored transcripts, and back to arrays.
-
-Prompts become token ids, tokens become completions, completions become rewards.
-"""
+"""The path from examples to prompts, completions and rewards."""
 
 import dataclasses
 import functools
@@ -115,10 +112,9 @@ class Encoder:
     is what would have been sampled if the sampler had known. The token that
     completes a stop string is the last that belongs to the policy.
     """
-    stops = self.config.stops
+    stops, size = self.config.stops, sampled.prompt_size
     if not stops:
       return sampled
-    size = sampled.prompt_size
     roles, tokens = np.array(sampled.roles), np.array(sampled.tokens)
     ends = np.array(sampled.ends)
     for row in np.ndindex(*ends.shape):
@@ -155,8 +151,7 @@ def make_generate(
   if lift.name == "seeded":
     # Not a vmap: the loop's condition and cache index are shared by all seeds.
     return generate.make_generate(decoder, config, lanes=True)
-  ROWS = parallel.ROWS
-  made = generate.make_generate(decoder, config)
+  made, ROWS = generate.make_generate(decoder, config), parallel.ROWS
   return lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
 
 
@@ -172,11 +167,10 @@ def sample(
 ) -> Transcript:
   """Samples responses to prompts `[N, P]`: host arrays, rows `[N, P * G]`.
 
-  With `length_groups` above 1 the prompts of a seed are sorted by length and
-  sampled in so many parts: short prompts are then padded to less, and their
-  cache is smaller. The tokens are the same, up to rounding; a part has its own
-  shape and may be compiled for it. Completions are cut to the longest one,
-  rounded up to `multiple`.
+  With `length_groups` above 1 the prompts of a seed are sampled in so many
+  parts of like length: short ones are padded to less. The tokens are the same,
+  up to rounding; each part's shape is compiled. Completions are cut to the
+  longest one, rounded up to `multiple`.
   """
   if length_groups == 1:
     sampled = hosts.fetch(generate_fn(params, encoder.prompts(examples), keys))

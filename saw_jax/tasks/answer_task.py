@@ -45,20 +45,19 @@ class AnswerConfig:
 
   @property
   def has_files(self) -> bool:
-    """Whether examples come from files."""
     return bool(self.train_path or self.test_path)
 
   @property
   def generated_splits(self) -> tuple[str, ...]:
-    """Names of the splits that a generator has beside train and test."""
     return ()
 
 
 class AnswerTask(base.Splits):
   """Splits from a generator or from files, as an `AnswerConfig` says.
 
-  A task names the class of its config in `Config`, and makes the examples of a
-  split in `_read` and `_generate`.
+  A task has the class of its config as `Config`, writes an answer with
+  `_block(answer)`, and makes the examples of a split by `_read(path, key)` and
+  `_generate(split, key, size)`, where `key` is that of the first one.
   """
 
   name: str
@@ -72,24 +71,18 @@ class AnswerTask(base.Splits):
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """Train, test, and more to evaluate on."""
     config = self.config
     return ("train", "test", *config.benchmarks, *config.generated_splits)
 
   def gold_completion(self, example: base.Example) -> str:
-    """Returns the shortest completion that is right."""
     return self._block(example.reference)
 
   def best_values(self, example: base.Example) -> tuple[float]:
-    """Returns what the right answer scores."""
     return (self.components[0].maximum,)
 
   def verification(self, example: base.Example, completion: str) -> Messages:
-    """Returns messages that ask a policy whether a completion is right."""
-    question = example.messages[-1]["content"]
-    return ask(
-      self_verification.verification_prompt(self.name, question, completion)
-    )
+    asked = self_verification.verification_prompt
+    return ask(asked(self.name, example.messages[-1]["content"], completion))
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
@@ -105,25 +98,11 @@ class AnswerTask(base.Splits):
     if config.has_files:
       raise ValueError(f"{split}_path is not set, and the other path is.")
     size = config.num_train if split == "train" else config.num_test
-    if size is None:
-      size = 8192 if split == "train" else 256
-    return self._generate(split, key, size)
-
-  def _block(self, answer: str) -> str:
-    """What an answer is written in."""
-    raise NotImplementedError
-
-  def _read(self, path: str, first_key: int) -> list[base.Example]:
-    raise NotImplementedError
-
-  def _generate(
-    self, split: str, first_key: int, size: int
-  ) -> Sequence[base.Example]:
-    raise NotImplementedError
+    default = 8192 if split == "train" else 256
+    return self._generate(split, key, default if size is None else size)
 
 
 def ask(text: str) -> Messages:
-  """Returns the messages of a prompt that is one message of the user."""
   return ({"role": "user", "content": text},)
 
 
@@ -145,7 +124,6 @@ def demonstration_draws(
 
 
 def check_rates(*rates: float) -> None:
-  """Refuses what is not a probability."""
   for rate in rates:
     if not 0 <= rate <= 1:
       raise ValueError(f"not a probability: {rate}.")

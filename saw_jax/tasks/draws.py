@@ -20,11 +20,9 @@ class Draws:
     self._random = random.Random("/".join(map(str, key)))
 
   def chance(self, probability: float) -> bool:
-    """Returns True with this probability."""
     return self._random.random() < probability
 
   def choice(self, items: Sequence[_T]) -> _T:
-    """Returns one of the items, each as likely."""
     return items[int(self._random.random() * len(items))]
 
   def weighted(self, weights: Sequence[float]) -> int:

@@ -12,8 +12,6 @@ from saw_jax import tokenizer
 from saw_jax.tasks.summaries import task as summaries
 from saw_jax.tasks.tool_calling import task as tool_calling
 
-_NUM_EXAMPLES = 4096
-
 # A tag is one piece, as is each fixed part of a call. A capitalised word or a
 # digit has no space before it, so that a value is the same tokens in a request
 # and in a call: to call is to copy. Other words take the space before them.
@@ -37,13 +35,10 @@ _WORDS = r" ?[A-Za-z]+|[0-9]|\n|[^A-Za-z0-9\n]"
 
 
 def _call_texts() -> Iterator[str]:
-  task = tool_calling.ToolCallingTask(
-    tool_calling.ToolCallingConfig(seed=1, num_train=_NUM_EXAMPLES)
-  )
-  pairs = task.demonstrations(
-    _NUM_EXAMPLES, seed=1, format_rate=0.7, call_rate=0.9
-  )
-  for example, completion in pairs:
+  config = tool_calling.ToolCallingConfig(seed=1, num_train=4096)
+  task = tool_calling.ToolCallingTask(config)
+  rates = {"format_rate": 0.7, "call_rate": 0.9}
+  for example, completion in task.demonstrations(4096, seed=1, **rates):
     for message in example.messages:
       yield message["role"]
       yield message["content"]
@@ -68,10 +63,7 @@ VOCABULARIES = {
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
-  """Trains a byte-level BPE whose special tokens are the ChatML markers.
-
-  Returns the content of a `tokenizer.json`.
-  """
+  """Returns the `tokenizer.json` of a byte-level BPE with ChatML's markers."""
   lib = tokenizer.library()
   bpe = lib.Tokenizer(lib.models.BPE())
   bpe.pre_tokenizer = lib.pre_tokenizers.Sequence(

@@ -55,9 +55,8 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
   try:
     import pyarrow.parquet
   except ImportError as error:
-    raise ImportError(
-      "reading a .parquet file needs pyarrow: pip install 'saw_jax[data]'"
-    ) from error
+    what = "reading a .parquet file needs pyarrow: pip install 'saw_jax[data]'"
+    raise ImportError(what) from error
   yield from pyarrow.parquet.read_table(path).to_pylist()
 
 

@@ -5,21 +5,19 @@ it is there. The tokens up to the one that completes it are the policy's, and
 the text before it is the answer.
 """
 
+import bisect
 from collections.abc import Callable, Sequence
 
 
 def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
   """Returns stop strings as a tuple, or raises what is wrong with them."""
   if isinstance(stops, str):
-    raise ValueError(
-      f"stop strings are a list, and {stops!r} is one string: write "
-      f"({stops!r},)"
-    )
+    what = f"stop strings are a list, and {stops!r} is one string: write "
+    raise ValueError(f"{what}({stops!r},)")
   for stop in stops:
     if not isinstance(stop, str) or not stop:
-      raise ValueError(
-        f"a stop string is text of at least one character, not {stop!r}"
-      )
+      what = "a stop string is text of at least one character"
+      raise ValueError(f"{what}, not {stop!r}")
   return tuple(stops)
 
 
@@ -35,10 +33,7 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
 
 
 def settled(text: str, stops: Sequence[str]) -> str:
-  """Returns what is certain to stay of an answer that is still being written.
-
-  That is the text before the first stop string; while there is none, all but an
-  end that may be the beginning of one.
+  """Returns the text before a stop string, or before an end that may begin one.
 
   >>> settled("5 a", ["and"])
   '5 '
@@ -61,11 +56,10 @@ def count_tokens(
   """Counts the tokens up to the one that completes a stop string, if any."""
   if find_stop(decode(ids), stops) is None:
     return None
-  low, high = 1, len(ids)  # More tokens never take a string away.
-  while low < high:
-    middle = (low + high) // 2
-    if find_stop(decode(ids[:middle]), stops) is None:
-      low = middle + 1
-    else:
-      high = middle
-  return low
+  # More tokens never take a string away.
+  return bisect.bisect_left(
+    range(len(ids)),
+    True,
+    lo=1,
+    key=lambda size: find_stop(decode(ids[:size]), stops) is not None,
+  )

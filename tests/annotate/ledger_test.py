@@ -209,17 +209,6 @@ class TestRestore:
       LabelLedger(path).restore(start)
       assert self.run(path, range(start, 6)) == whole[start:]
 
-  def test_what_is_set_aside_is_neither_known_nor_counted(self, ledger):
-    for step in range(3):
-      ledger.buy(ask(step, step=step), Source())
-    ledger.restore(1)
-    assert ledger.totals(0).labels == len(ledger.purchases()) == 1
-    source = Source()
-    assert ledger.buy(ask(0, 2, step=1), source) == [label(0), label(2)]
-    assert source.asked == [(0, 1, 2)]  # it was known at step 2 alone
-    assert ledger.buy(ask(1, step=1), source) == [label(1)]
-    assert len(source.asked) == 1 and ledger.totals(0).labels == 3
-
   def test_what_nobody_answered_is_repeated_too(self, path):
     # It takes the room that it took the first time.
     ledger = LabelLedger(path, budget=Budget(per_step=2))

@@ -162,10 +162,8 @@ class TestHeaders:
 
   def test_nothing_comes_from_elsewhere(self, browser, ledger):
     ledger.ask(ask(1))
-    pages = [
-      browser.get(t).text for t in ("/", "/annotate.js", "/annotate.css")
-    ]
-    for page in pages:
+    for path in ("/", "/annotate.js", "/annotate.css"):
+      page = browser.get(path).text
       assert not re.search(r"https?:|url\(|@import|innerHTML|eval", page)
     for tag, values in read(browser.get("/")).tags:
       assert not any(name.startswith("on") for name in values), tag
@@ -328,12 +326,8 @@ class TestAnswering:
     assert late.status_code == 422
     assert "answered already with '5': this answer was not" in read(late).text
     # Another page that had it, after its lease had ended.
-    fields = {
-      **read(one).fields["/answer"],
-      "page": "another-page",
-      "answer": "6",
-    }
-    other = browser.post("/answer", data=fields)
+    fields = read(one).fields["/answer"] | {"page": "another-page"}
+    other = browser.post("/answer", data={**fields, "answer": "6"})
     assert "in another page" in other.text and other.status_code == 422
     assert ledger.take([1]) == {1: Label("5", "annotator")}
     assert ledger.counts().answered == 1
@@ -362,13 +356,8 @@ class TestAnswering:
     ledger.buy(ask(8), Free())
     ledger.ask(ask(1, 2), patience=300.0)
     text = read(browser.get("/")).text
-    for part in (
-      "2 waiting",
-      "0 answered",
-      "2.5 spent, 6.5 left",
-      "5 min more",
-    ):
-      assert part in text
+    parts = "2 waiting", "0 answered", "2.5 spent, 6.5 left", "5 min more"
+    assert all(part in text for part in parts)
     ledger.ask(ask(1, 2, step=1), patience=1e-9)
     assert "has stopped waiting" in browser.get("/").text
 
@@ -395,10 +384,8 @@ class TestLedgerTrouble:
     page = browser.get("/")
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    reply, sent = (
-      browser.get(HOME),
-      submit(browser, "/answer", page, answer="5"),
-    )
+    reply = browser.get(HOME)
+    sent = submit(browser, "/answer", page, answer="5")
     holder.close()
     assert reply.status_code == sent.status_code == 503
     assert "is locked by another process" in reply.text

@@ -108,12 +108,9 @@ class TestGroundTruth:
 
 class TestAnnotator:
   def test_a_person_answers(self, path, clock):
-    source = annotator(path)
     clock.at(5, answer_all, path, 2)
-    assert source.answer(ask(4, 2)) == [
-      Label(EXAMPLES[4].reference, "annotator"),
-      Label(EXAMPLES[2].reference, "annotator"),
-    ]
+    found = annotator(path).answer(ask(4, 2))
+    assert found == [Label(EXAMPLES[i].reference, "annotator") for i in (4, 2)]
 
   def test_nobody_comes(self, path, clock, caplog):
     assert annotator(path).answer(ask(1, 2)) == [None, None]
@@ -201,17 +198,12 @@ class TestAnnotator:
     assert source.answer(ask(1)) != [None]
 
   @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-      ({"timeout_s": 0.0}, "timeout_s is not above 0"),
-      ({"timeout_s": math.nan}, "timeout_s is not above 0"),
-      ({"poll_s": -1.0}, "poll_s is not above 0"),
-      ({"undo_s": -1.0}, "undo_s is negative"),
-    ],
+    ("name", "value"),
+    [("timeout_s", math.nan), ("poll_s", -1.0), ("undo_s", -1.0)],
   )
-  def test_wrong_options(self, path, options, message):
-    with pytest.raises(ValueError, match=message):
-      annotator(path, **options)
+  def test_wrong_options(self, path, name, value):
+    with pytest.raises(ValueError, match=name):
+      annotator(path, **{name: value})
 
 
 _RUN = """

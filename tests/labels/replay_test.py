@@ -1,7 +1,6 @@
 """Tests of saw_jax/labels/replay.py."""
 
 import collections
-import functools
 
 import hypothesis
 import jax
@@ -158,15 +157,6 @@ class TestStratified:
     # Within a class all are alike: 4000 (1 + 7/8) / 8 each.
     counts = np.bincount(np.ravel(places), minlength=10)[:8]
     np.testing.assert_allclose(counts, 937.5, atol=5 * 27)
-
-  def test_seeds_have_rings_of_their_own(self):
-    rings = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), ring_of([0, 1], 4), ring_of([1], 4)
-    )
-    draw = functools.partial(replay.draw_stratified, count=3, num_classes=2)
-    keys = jax.random.split(jax.random.key(0), 2)
-    _, there = jax.jit(jax.vmap(draw))(rings, keys)
-    assert there.sum(axis=1).tolist() == [2, 1]
 
 
 class TestLabels:

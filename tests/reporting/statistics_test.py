@@ -62,7 +62,7 @@ class TestTInterval:
 class TestBootstrapInterval:
   def test_agrees_with_scipy(self):
     values = np.random.default_rng(0).normal(size=9)
-    ours = statistics.bootstrap_interval(values, num_resamples=50_000)
+    ours = statistics.bootstrap_interval(values)
     theirs = stats.bootstrap(
       (values,), np.mean, n_resamples=50_000, method="percentile"
     ).confidence_interval
@@ -75,19 +75,10 @@ class TestBootstrapInterval:
     low, high = statistics.bootstrap_interval([0, 0, 0, 1, 1, 1])
     assert 0 < low < 0.5 < high < 1
 
-  @hypothesis.given(samples)
-  def test_it_lies_within_the_sample_and_repeats(self, values):
-    low, high = statistics.bootstrap_interval(values, num_resamples=200)
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-    again = statistics.bootstrap_interval(values, num_resamples=200)
-    assert again == (low, high)
-
-  def test_another_seed_draws_other_samples(self):
+  def test_it_repeats(self):
     values = np.random.default_rng(0).normal(size=9)
-    first, second = (
-      statistics.bootstrap_interval(values, seed=s) for s in (0, 1)
-    )
-    assert first != second
+    one, two = (statistics.bootstrap_interval(values) for _ in range(2))
+    assert one == two
 
   def test_one_value_has_no_interval(self):
     assert np.isnan(statistics.bootstrap_interval([1.0])).all()
@@ -147,35 +138,17 @@ class TestMovingAverage:
 class TestStepsToThreshold:
   def test_by_hand(self):
     # Averages of two: 0.5 at step 1, 0.5, 0.5 at step 3, 1.0 at step 4.
-    values = [0.0, 1.0, 0.0, 1.0, 1.0]
-    assert statistics.steps_to_threshold(values, 1.0) == 1
-    assert statistics.steps_to_threshold(values, 1.0, window=2) == 4
-    assert statistics.steps_to_threshold(values, 0.5, window=2) == 1
-
-  def test_steps_of_their_own(self):
-    at = statistics.steps_to_threshold([0.0, 0.5, 1.0], 0.9, steps=[0, 10, 20])
-    assert at == 20
-
-  def test_never_is_none(self):
-    assert statistics.steps_to_threshold([0.0, 0.5], 0.9) is None
-    # Nor is it known of a run that ends within the first window.
-    assert statistics.steps_to_threshold([1.0, 1.0], 0.9, window=3) is None
+    values, at = [0.0, 1.0, 0.0, 1.0, 1.0], [0, 10, 20, 30, 40]
+    for threshold, window, step in (
+      *((1.0, 1, 10), (1.0, 2, 40), (0.5, 2, 10)),
+      (1.5, 1, None),
+      (0.0, 6, None),  # nor is it known of a run within the first window
+    ):
+      found = statistics.steps_to_threshold(values, threshold, window, at)
+      assert found == step
 
   def test_collapse_of_a_run_that_is_shorter_than_the_window(self):
-    assert not statistics.has_collapsed([0.9, 0.1], window=5)
-
-  @pytest.mark.parametrize("steps", [[0], [1, 0]])
-  def test_steps_have_to_fit(self, steps):
-    with pytest.raises(ValueError, match="increase"):
-      statistics.steps_to_threshold([0.0, 1.0], 0.5, steps=steps)
-
-  @hypothesis.given(samples, numbers, st.integers(1, 2))
-  def test_a_higher_threshold_is_not_reached_sooner(self, values, low, window):
-    def at(threshold):
-      step = statistics.steps_to_threshold(values, threshold, window=window)
-      return math.inf if step is None else step
-
-    assert at(low) <= at(low + 1.0)
+    assert not statistics.has_collapsed([0.9, 0.1], 5, share=0.5)
 
 
 class TestMedianSteps:
@@ -183,7 +156,3 @@ class TestMedianSteps:
     # Of 10, 20, 30 and beyond.
     found = statistics.median_steps([30, None, 10, 20], limit=100)
     assert found == "25 (3/4 reached)"
-
-  def test_half_of_the_seeds_is_not_enough(self):
-    found = statistics.median_steps([10, None], limit=50)
-    assert found == "> 50 (1/2 reached)"

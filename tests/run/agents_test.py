@@ -6,15 +6,14 @@ import pytest
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.rollout.transcript import (
   OBSERVATION,
-  PAD,
   POLICY,
   PROMPT,
-  Transcript,
 )
 from saw_jax.run import agents, episode_evaluation, rollouts
 from saw_jax.tasks.environments import Situation, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import RewardError
+from tests import helpers
 from tests.tasks.misbehaving_environments import CounterTask
 
 TOKENIZER = tokenizer_lib.PieceTokenizer(
@@ -37,29 +36,20 @@ class Scripted:
     self.words, self.prompts = words, []
 
   def __call__(self, params, prompts, keys):
-    N, C, S = prompts.tokens.shape
-    T = ROLLOUT.max_new_tokens
-    tokens = np.zeros((N, C, S + T), np.int32)
-    roles = np.full(tokens.shape, PAD, np.int8)
-    starts = (S - prompts.lengths).astype(np.int32)
-    for n in range(N):
-      for c in range(C):
-        tokens[n, c, :S] = prompts.tokens[n, c]
-        roles[n, c, starts[n, c] : S] = PROMPT
-        text = TOKENIZER.decode(prompts.tokens[n, c, starts[n, c] :])
-        self.prompts.append(text)
-        ids = [*TOKENIZER.encode(self.words(n, text)), TOKENIZER.eos_ids[0]]
-        tokens[n, c, S : S + len(ids)] = ids
-        roles[n, c, S : S + len(ids)] = POLICY
-    return Transcript(
-      tokens=tokens,
-      roles=roles,
-      starts=starts,
-      ends=starts,
-      behave_log_probs=np.zeros((N, C, T), np.float32),
-      group_ids=np.zeros((N, C), np.int32),
-      policy_versions=np.zeros((N, C), np.int32),
-      prompt_size=S,
+    first = prompts.tokens.shape[-1] - prompts.lengths
+    asked = [
+      [tokens[start:].tolist() for tokens, start in zip(*pair, strict=True)]
+      for pair in zip(prompts.tokens, first, strict=True)
+    ]
+    rows = []
+    for n, own in enumerate(asked):
+      texts = [TOKENIZER.decode(ids) for ids in own]
+      self.prompts += texts
+      words = [TOKENIZER.encode(self.words(n, text)) for text in texts]
+      rows.append([[*ids, TOKENIZER.eos_ids[0]] for ids in words])
+    size = prompts.tokens.shape[-1]
+    return helpers.transcript_of(
+      rows, ROLLOUT.max_new_tokens, asked, prompt_size=size
     )
 
 

@@ -1,43 +1,39 @@
 import numpy as np
 import pytest
 
-from saw_jax.rollout.transcript import PAD, POLICY, PROMPT, Transcript
+from saw_jax.rollout.transcript import PAD, POLICY
 from saw_jax.run import groups
 from saw_jax.run.rollouts import Rollout
 from saw_jax.tasks.base import Outcome
+from tests import helpers
 
 
 def make_rollout(seed=0, *, num_seeds=2, prompts=3, size=2, prompt=4, width=6):
   """Rows of unequal lengths, with the padding that a rollout has."""
   rng = np.random.default_rng(seed)
-  rows = prompts * size
-  shape = (num_seeds, rows, prompt + width)
-  lengths = rng.integers(1, width + 1, (num_seeds, rows))
-  starts = rng.integers(0, prompt, (num_seeds, rows))
-  order = np.arange(prompt + width)
-  inside = (order >= starts[..., None]) & (order < prompt + lengths[..., None])
-  roles = np.where(order < prompt, PROMPT, POLICY)
-  roles = np.where(inside, roles, PAD).astype(np.int8)
-  tokens = np.where(inside, rng.integers(1, 99, shape), 0).astype(np.int32)
-  written = roles[..., prompt:] == POLICY
-  log_probs = np.where(written, -rng.random(written.shape), 0)
+  shape = (num_seeds, prompts * size)
+
+  def tokens(first, last):
+    sizes = rng.integers(first, last, shape)
+    return [[rng.integers(1, 99, k).tolist() for k in row] for row in sizes]
+
+  sampled = helpers.transcript_of(
+    tokens(1, width + 1), width, tokens(1, prompt + 1), prompt_size=prompt
+  )
+  is_written = sampled.roles[..., prompt:] == POLICY
+  ids = np.tile(np.repeat(np.arange(prompts), size), (num_seeds, 1))
+  groups = (num_seeds, prompts, size)
   return Rollout(
-    transcript=Transcript(
-      tokens=tokens,
-      roles=roles,
-      starts=starts.astype(np.int32),
-      ends=(prompt + lengths).astype(np.int32),
-      behave_log_probs=log_probs.astype(np.float32),
-      group_ids=np.tile(np.repeat(np.arange(prompts), size), (num_seeds, 1)),
-      policy_versions=np.zeros((num_seeds, rows), np.int32),
-      prompt_size=prompt,
+    transcript=sampled.replace(
+      behave_log_probs=np.where(is_written, sampled.behave_log_probs, 0),
+      group_ids=ids,
     ),
     completions=[],
-    rewards=rng.random((num_seeds, prompts, size, 2)).astype(np.float32),
-    scored=rng.random((num_seeds, prompts, size, 2)) > 0.2,
-    outcomes=list(rng.choice(list(Outcome), num_seeds * rows)),
-    lengths=lengths.reshape(num_seeds, prompts, size),
-    ended=rng.random((num_seeds, prompts, size)) > 0.5,
+    rewards=rng.random((*groups, 2)).astype(np.float32),
+    scored=rng.random((*groups, 2)) > 0.2,
+    outcomes=list(rng.choice(list(Outcome), num_seeds * prompts * size)),
+    lengths=(sampled.ends - prompt).reshape(groups),
+    ended=rng.random(groups) > 0.5,
   )
 
 

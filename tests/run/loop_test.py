@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.run import checkpoint, loop
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import RewardError
@@ -76,56 +75,6 @@ class TestRun:
     run(tmp_path, [0], loop=fields, evaluation={"interval": 0})
     small = curves(tmp_path)["reward/small"][0]
     assert small[-5:].mean() > small[:5].mean() + 0.2
-
-
-class TestMethods:
-  @pytest.mark.slow
-  @pytest.mark.parametrize("lift", ["seeded", "pmapped"])
-  def test_packed_rows_train_the_same_policy(self, lift, tmp_path):
-    # All that passes through the model: old and reference log-probs, gradient
-    # weights, updates in mini- and micro-batches.
-    found = {}
-    for length in (0, 53):
-      run(
-        tmp_path / str(length),
-        [0],
-        algorithm=algorithms.AlgorithmConfig(
-          advantage="grpo",
-          weights="gradient",
-          kl=algorithms.KLConfig("reward", "k1", 0.01),
-        ),
-        loop={
-          "num_steps": 2,
-          "prompts_per_step": 8,
-          "num_minibatches": 2,
-          "num_microbatches": 2,
-          "pack_length": length,
-        },
-        parallel={"lift": lift},
-        evaluation={"num_examples": 8, "batch_size": 4},
-      )
-      found[length] = curves(tmp_path / str(length))
-    assert found[0].keys() == found[53].keys()
-    for name, values in found[0].items():
-      np.testing.assert_allclose(
-        found[53][name], values, rtol=1e-3, atol=1e-5, err_msg=name
-      )
-
-  @pytest.mark.slow
-  def test_other_lifts_train_the_same_policy(self, tmp_path):
-    found = []
-    for lift in ("seeded", "pmapped", "meshed"):
-      fields = {"num_examples": 8, "batch_size": 4}
-      run(tmp_path / lift, [0], parallel={"lift": lift}, evaluation=fields)
-      found.append(curves(tmp_path / lift))
-    for other in found[1:]:
-      for name, rtol, atol in (
-        ("reward/letter", 0, 1e-6),
-        ("loss", 1e-3, 1e-5),
-      ):
-        np.testing.assert_allclose(
-          other[name], found[0][name], rtol, atol, err_msg=name
-        )
 
 
 class Broken(helpers.Letters):

@@ -37,28 +37,11 @@ def experiment(world=None, **changes):
 
 def scored(made, rewards, scored=None):
   """Two groups of two responses, with rewards `[P, G, M]`."""
-  encode = made.tokenizer.encode
-  texts = ["ab", "xyzw", "c", "klm"]
-  size, width = 4, 5
-  tokens = np.zeros((1, 4, size + width), np.int32)
-  roles = np.full(tokens.shape, transcript.PAD, np.int8)
-  tokens[..., 1:size], roles[..., 1:size] = 97, transcript.PROMPT
-  ends = np.zeros((1, 4), np.int32)
-  for row, text in enumerate(texts):
-    ids = [*encode(text), made.tokenizer.eos_ids[0]][:width]
-    ends[0, row] = size + len(ids)
-    tokens[0, row, size : ends[0, row]] = ids
-    roles[0, row, size : ends[0, row]] = transcript.POLICY
-  rng = np.random.default_rng(0)
-  sampled = transcript.Transcript(
-    tokens=tokens,
-    roles=roles,
-    starts=np.ones((1, 4), np.int32),
-    ends=ends,
-    behave_log_probs=rng.normal(size=(1, 4, width)).astype(np.float32),
-    group_ids=np.array([[0, 0, 1, 1]], np.int32),
-    policy_versions=np.zeros((1, 4), np.int32),
-    prompt_size=size,
+  texts, width = ["ab", "xyzw", "c", "klm"], 5
+  end = made.tokenizer.eos_ids[0]
+  rows = [[*made.tokenizer.encode(text), end][:width] for text in texts]
+  sampled = helpers.transcript_of(
+    [rows], width, [[[97] * 3] * 4], prompt_size=4
   )
   rewards = np.asarray(rewards, np.float32)[None]
   if scored is None:
@@ -69,7 +52,7 @@ def scored(made, rewards, scored=None):
     rewards=rewards,
     scored=scored,
     outcomes=[base.Outcome.WRONG] * 4,
-    lengths=(ends - size).reshape(1, 2, 2),
+    lengths=(sampled.ends - 4).reshape(1, 2, 2),
     ended=np.ones((1, 2, 2), bool),
   )
 
@@ -140,24 +123,6 @@ class TestAppender:
       assert (np.diff(np.flatnonzero(order == transcript.POLICY)) == 1).all()
       if said:
         assert order[-1] == transcript.OBSERVATION
-
-  @pytest.mark.slow
-  def test_leaves_the_responses_as_they_were(self, appended):
-    old, new = appended.before, appended.batch
-    width = old.roles.shape[-1] - old.prompt_size
-    mask = old.completion_mask
-    np.testing.assert_array_equal(new.completion_mask[..., :width], mask)
-    assert not new.completion_mask[..., width:].any()
-    a, b = appended.outputs(old), appended.outputs(new)
-    np.testing.assert_allclose(
-      np.where(mask[0], a.log_probs, 0),
-      np.where(mask[0], b.log_probs[:, :width], 0),
-      atol=1e-6,
-    )
-    np.testing.assert_array_equal(
-      np.where(mask, new.behave_log_probs[..., :width], 0),
-      np.where(mask, old.behave_log_probs, 0),
-    )
 
   def test_weighs_groups_by_the_share_of_reward_that_they_miss(self, appended):
     # Shares of what could be earned: (1.5 + 0.5) / 4 and (0 + 1) / 4.

@@ -17,7 +17,7 @@ from saw_jax.training import parallel
 from tests import helpers
 
 TOKENIZER = tokenizer_lib.ByteTokenizer()
-PAD, PROMPT, POLICY = 0, 1, 2
+PAD, POLICY = transcript_lib.PAD, transcript_lib.POLICY
 END = TOKENIZER.eos_ids[0]
 
 
@@ -32,26 +32,9 @@ def encoder(limit=48, **fields):
   return rollouts.Encoder(TOKENIZER, config)
 
 
-def transcript(rows, width=6, prompt_size=2):
+def transcript(rows):
   """One seed; a row is the tokens that the policy chose."""
-  shape = (1, len(rows))
-  tokens = np.full((*shape, prompt_size + width), TOKENIZER.pad_id, np.int32)
-  roles = np.zeros((*shape, prompt_size + width), np.int8)
-  roles[..., :prompt_size] = PROMPT
-  for index, row in enumerate(rows):
-    tokens[0, index, prompt_size : prompt_size + len(row)] = row
-    roles[0, index, prompt_size : prompt_size + len(row)] = POLICY
-  behave = -np.arange(shape[1] * width, dtype=np.float32)
-  return transcript_lib.Transcript(
-    tokens=tokens,
-    roles=roles,
-    starts=np.zeros(shape, np.int32),
-    ends=np.array([[prompt_size + len(row) for row in rows]], np.int32),
-    behave_log_probs=behave.reshape(*shape, width),
-    group_ids=np.zeros(shape, np.int32),
-    policy_versions=np.zeros(shape, np.int32),
-    prompt_size=prompt_size,
-  )
+  return helpers.transcript_of([rows], 6, pad_id=TOKENIZER.pad_id)
 
 
 class TestEncoder:
@@ -187,44 +170,40 @@ class TestRowKeys:
     np.testing.assert_array_equal(alone[0, 0], found[1, 0, :2])
 
 
-IDS = np.array([[0, 1, 2], [2, 0, 1]])
-
-
-def sampler(config, **options):
-  """Two samples a prompt for two seeds of one policy, and its parameters."""
-  settings = rollouts.Encoder(TOKENIZER, config).settings
-  generate = rollouts.make_generate(
-    parallel.seeded(), helpers.CONFIG, settings(SamplingConfig(), 2, **options)
-  )
-  params = jax.tree.map(
-    lambda x: np.stack([x, x]),
-    decoder.init_params(helpers.CONFIG, jax.random.key(0)),
-  )
-  return generate, params
+TEXTS = ("a", "b" * 40, "c" * 20, "dd", "e" * 39, "f" * 3)
 
 
 @pytest.fixture(scope="module")
 def sampling():
   """A function that samples for two seeds, and their examples."""
-  config = rollouts.RolloutConfig(
-    max_prompt_tokens=48,
-    prompt_multiple=16,
-    max_new_tokens=5,
-    completion_multiple=5,
-  )
-  prompts = rollouts.Encoder(TOKENIZER, config)
-  generate, params = sampler(config)
-  every = helpers.Letters().examples("train")
-  examples = [[every[i] for i in row] for row in IDS]
+  sizes = dict(max_new_tokens=5, completion_multiple=1)
+  prompts = encoder(64, **sizes)
+  settings = prompts.settings(SamplingConfig(), 2, record_entropies=True)
+  generate = rollouts.make_generate(parallel.seeded(), helpers.CONFIG, settings)
+  params = decoder.init_params(helpers.CONFIG, jax.random.key(0))
+  params = jax.tree.map(lambda x: np.stack([x, x]), params)
+  every = [
+    base.Example(key, example(text).messages, "ab"[key % 2])
+    for key, text in enumerate(TEXTS)
+  ]
+  examples = [every, every[::-1]]
 
-  def sample(order=slice(None), encoder=prompts):
+  def sample(order=slice(None), length_groups=1, shapes=None, **fields):
+    def watched(params, prompts, keys):
+      if shapes is not None:
+        shapes.append(prompts.tokens.shape)
+      return generate(params, prompts, keys)
+
+    rows = [row[order] for row in examples]
+    ids = [[one.key for one in row] for row in rows]
     return rollouts.sample(
-      generate,
+      watched,
       params,
-      [row[order] for row in examples],
-      rollouts.row_keys((3, 4), 0, IDS[:, order], 2),
-      encoder=encoder,
-      multiple=5,
+      rows,
+      rollouts.row_keys((3, 4), 0, ids, 2),
+      encoder=encoder(64, **sizes, **fields),
+      multiple=1,
+      length_groups=length_groups,
     )
 
   return sample, examples
@@ -233,130 +212,87 @@ def sampling():
 class TestSample:
   def test_rows_follow_their_key_and_not_their_place(self, sampling):
     sample, _ = sampling
-    forward = sample().tokens.reshape(2, 3, 2, -1)
-    backward = sample(slice(None, None, -1)).tokens.reshape(2, 3, 2, -1)
-    np.testing.assert_array_equal(forward, backward[:, ::-1])
+    forward, backward = sample(), sample(slice(None, None, -1))
+    for n, b in np.ndindex(2, 12):
+      here, there = (
+        one.tokens[n, row, one.prompt_size : one.ends[n, row]]
+        for one, row in ((forward, b), (backward, (11 - b) ^ 1))
+      )
+      np.testing.assert_array_equal(here, there)
     # The two seeds, and the two samples of a prompt, differ.
-    assert (forward[:, :, 0] != forward[:, :, 1]).any(-1).all()
-    assert (forward[0, 0] != forward[1, 1]).any()
+    tokens = forward.tokens.reshape(2, 6, 2, -1)
+    assert (tokens[:, :, 0] != tokens[:, :, 1]).any(-1).all()
+    assert (tokens[0, 0] != tokens[1, 5]).any()
 
   def test_a_stop_string_ends_a_row_and_changes_nothing_before(self, sampling):
-    sample, examples = sampling
-    whole = sample()
+    sample, _ = sampling
     letters = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    found = sample(encoder=encoder(stops=letters))
-    width = found.tokens.shape[-1]
+    whole, found = sample(), sample(stops=letters)
     kept = found.roles != PAD
     np.testing.assert_array_equal(
-      found.tokens[kept], whole.tokens[..., :width][kept]
+      found.tokens[kept], whole.tokens[..., : kept.shape[-1]][kept]
     )
     own = kept[..., found.prompt_size :]
     np.testing.assert_array_equal(
       found.behave_log_probs[own],
       whole.behave_log_probs[..., : own.shape[-1]][own],
     )
-    texts, _, _ = rollouts.read(whole, TOKENIZER)
-    with Grader(helpers.Letters(), num_workers=0, limit_s=1.0) as grader:
-      scored = rollouts.score(
-        found, examples, tokenizer=TOKENIZER, grader=grader, stops=letters
-      )
-    expected = [re.split("[a-zA-Z]", text)[0] for text in texts]
-    assert scored.completions == expected != texts
-    assert scored.ended.sum() > rollouts.read(whole, TOKENIZER)[2].sum()
+    texts, _, before = rollouts.read(whole, TOKENIZER)
+    cut, _, ended = rollouts.read(found, TOKENIZER, letters)
+    assert cut == [re.split("[a-zA-Z]", text)[0] for text in texts] != texts
+    assert ended.sum() > before.sum()
 
-
-@pytest.fixture(scope="module")
-def by_length():
-  """Samples prompts of 2 seeds, of three sizes, in so many parts."""
-  config = rollouts.RolloutConfig(
-    max_prompt_tokens=64,
-    prompt_multiple=16,
-    max_new_tokens=5,
-    completion_multiple=1,
+  @pytest.mark.parametrize(
+    "count", [2, pytest.param(3, marks=pytest.mark.slow)]
   )
-  generate, params = sampler(config, record_entropies=True)
-  texts = ("a", "b" * 40, "c" * 20, "dd", "e" * 39, "f" * 3)
-  every = [example(text, key) for key, text in enumerate(texts)]
-  examples = [every, every[::-1]]
-  ids = np.array([[e.key for e in row] for row in examples])
-
-  def run(length_groups):
-    sizes = []
-
-    def watched(params, prompts, keys):
-      sizes.append(prompts.tokens.shape)
-      return generate(params, prompts, keys)
-
-    found = rollouts.sample(
-      watched,
-      params,
-      examples,
-      rollouts.row_keys((3, 4), 0, ids, 2),
-      encoder=rollouts.Encoder(TOKENIZER, config),
-      multiple=1,
-      length_groups=length_groups,
-    )
-    return found, sizes
-
-  return run
-
-
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_what_is_sampled_by_length_is_what_is_sampled_at_once(by_length, count):
-  (whole, _), (parts, sizes) = by_length(1), by_length(count)
-  # Short prompts are padded to less.
-  overhead = len(TOKENIZER.encode_chat(example("").messages))
-  short, long = (-(-(overhead + size) // 16) * 16 for size in (3, 40))
-  assert sizes[0] == (2, 6 // count, short)
-  assert sizes[-1] == (2, 6 // count, long) and short < long
-  for name in ("tokens", "roles", "starts", "ends", "group_ids"):
-    np.testing.assert_array_equal(
-      getattr(parts, name), getattr(whole, name), err_msg=name
-    )
-  for name in ("behave_log_probs", "entropies"):
-    np.testing.assert_allclose(
-      getattr(parts, name), getattr(whole, name), atol=1e-5, err_msg=name
-    )
-  assert parts.prompt_size == whole.prompt_size
+  def test_by_length_is_what_is_sampled_at_once(self, sampling, count):
+    sample, _ = sampling
+    shapes = []
+    whole, parts = sample(), sample(length_groups=count, shapes=shapes)
+    # Short prompts are padded to less.
+    overhead = len(TOKENIZER.encode_chat(example("").messages))
+    short, long = (-(-(overhead + size) // 16) * 16 for size in (3, 40))
+    assert shapes[0] == (2, 6 // count, short)
+    assert shapes[-1] == (2, 6 // count, long) and short < long
+    for name in ("tokens", "roles", "starts", "ends", "group_ids"):
+      np.testing.assert_array_equal(
+        getattr(parts, name), getattr(whole, name), err_msg=name
+      )
+    for name in ("behave_log_probs", "entropies"):
+      np.testing.assert_allclose(
+        getattr(parts, name), getattr(whole, name), atol=1e-5, err_msg=name
+      )
+    assert parts.prompt_size == whole.prompt_size
 
 
 class TestScore:
   def test_every_row_is_an_answer_to_its_own_prompt(self, sampling):
     sample, examples = sampling
-    found = sample()
-    with Grader(helpers.Letters(), num_workers=0, limit_s=1.0) as grader:
-      result = rollouts.score(
-        found, examples, tokenizer=TOKENIZER, grader=grader
-      )
-    assert result.rewards.shape == (2, 3, 2, 2)
-    assert result.scored.all() and result.scored.shape == (2, 3, 2, 2)
-    assert len(result.completions) == len(result.outcomes) == 12
+    found, task = sample(), helpers.Letters()
+    with Grader(task, num_workers=0, limit_s=1.0) as grader:
+      result = rollouts.score(found, examples, grader, TOKENIZER)
+    assert result.scored.all() and result.scored.shape == (2, 6, 2, 2)
+    assert len(result.completions) == len(result.outcomes) == 24
     texts = iter(result.completions)
-    task = helpers.Letters()
-    for n, p, g in np.ndindex(2, 3, 2):
+    for n, p, g in np.ndindex(2, 6, 2):
       expected = task.score(examples[n][p], next(texts)).values
       np.testing.assert_allclose(result.rewards[n, p, g], expected, rtol=1e-6)
-    roles = found.roles[..., found.prompt_size :]
     np.testing.assert_array_equal(
-      result.lengths.reshape(2, 6), (roles == POLICY).sum(-1)
+      result.lengths.reshape(2, 12), found.completion_mask.sum(-1)
     )
-    assert result.ended.shape == (2, 3, 2)
+    assert result.ended.shape == (2, 6, 2)
 
-  def test_a_limited_component_is_0_where_a_response_is_longer(self, sampling):
-    sample, examples = sampling
-    found = sample()
-    roles = np.array(found.roles)
-    roles[:, ::2, -2:] = PAD  # every other response is two tokens shorter
-    found = found.replace(roles=roles)
+  def test_a_limited_component_is_0_where_a_response_is_longer(self):
+    sampled = transcript([[97] * size for size in (5, 3, 4, 6)])
     task = helpers.Letters()
     score = base.Score((0.5, 0.25), base.Outcome.WRONG)
     task.score = lambda example, completion: score
-    task.token_limits = {"small": roles.shape[-1] - found.prompt_size - 1}
+    task.token_limits = {"small": 4}
+    asked = [[example("a"), example("b")]]
     with Grader(task, num_workers=0, limit_s=1.0) as grader:
-      result = rollouts.score(
-        found, examples, tokenizer=TOKENIZER, grader=grader
-      )
+      result = rollouts.score(sampled, asked, grader, TOKENIZER)
     assert (result.rewards[..., 0] == 0.5).all()
-    assert (result.rewards[..., ::2, 1] == 0.25).all()
-    assert not result.rewards[..., 1::2, 1].any()
+    np.testing.assert_array_equal(
+      result.rewards[..., 1].reshape(-1), [0, 0.25, 0.25, 0]
+    )
     assert result.scored.all()

@@ -4,8 +4,6 @@ import json
 import pathlib
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from saw_jax.tasks import self_verification
 
@@ -42,10 +40,6 @@ class TestReadVerdict:
   )
   def test_by_hand(self, text, reward):
     assert self_verification.read_verdict(text) == reward
-
-  @given(st.text())
-  def test_it_is_total(self, text):
-    assert self_verification.read_verdict(text) in (0.0, 1.0)
 
 
 class TestPrompt:

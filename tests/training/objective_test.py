@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import diagnostics, losses, stale_losses, world_model
+from saw_jax import losses, stale_losses, world_model
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import objective
@@ -68,35 +67,23 @@ class TestMakeForward:
       for s in range(batch.prompt_size, last):
         expected = plain[s - 1 - first]
         t = s - batch.prompt_size
-        assert_allclose(
+        np.testing.assert_allclose(
           found.log_probs[row, t],
           expected[int(batch.tokens[row, s])],
           rtol=1e-4,
         )
-        assert_allclose(
+        np.testing.assert_allclose(
           found.entropies[row, t],
           -(np.exp(expected) * expected).sum(),
           rtol=1e-4,
         )
-
-  def test_temperature_divides_the_logits(self, params):
-    # At a high one every token is as likely; at a low one the entropy falls.
-    batch = helpers.batch()
-    hot, warm, cold = (
-      jax.jit(objective.make_forward(helpers.CONFIG, temperature=t))(
-        params, batch
-      )
-      for t in (1e6, 1.0, 0.1)
-    )
-    assert_allclose(hot.log_probs, -np.log(259), rtol=1e-5)
-    assert (cold.entropies < warm.entropies).all()
 
   def test_what_stands_on_padding_changes_nothing(self, params):
     batch = helpers.batch()
     forward = jax.jit(objective.make_forward(helpers.CONFIG))
     garbage = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 200))
     mask = batch.completion_mask
-    assert_array_equal(
+    np.testing.assert_array_equal(
       forward(params, batch).log_probs[mask],
       forward(params, garbage).log_probs[mask],
     )
@@ -125,18 +112,7 @@ class TestInParts:
     mask = batch.completion_mask
     # The rows differ, so that their order is seen.
     assert len({float(row[mask[r]].sum()) for r, row in enumerate(whole)}) == 6
-    assert_allclose(found[mask], whole[mask], atol=1e-5)
-
-  def test_one_part_is_in_memory_at_a_time(self, params):
-    batch = helpers.batch(rows=6)
-    rows = set()
-
-    def forward(params, part):
-      rows.add(part.tokens.shape[0])
-      return objective.Outputs(*[part.completion_mask.astype(jnp.float32)] * 2)
-
-    objective.in_parts(forward, 3)(params, batch)
-    assert rows == {2}
+    np.testing.assert_allclose(found[mask], whole[mask], atol=1e-5)
 
 
 CURRENT = (
@@ -173,9 +149,9 @@ class TestMakeObjective:
     assert set(diagnostics) == {"entropy", "clipped_low", "clipped_high"}
     # A coefficient multiplies the numerator alone.
     once, thrice = terms["once"], terms["thrice"]
-    assert_allclose(thrice.numerator, 3 * once.numerator, rtol=1e-6)
-    assert_array_equal(thrice.denominator, once.denominator)
-    assert_array_equal(once.denominator, batch.completion_mask.sum())
+    np.testing.assert_allclose(thrice.numerator, 3 * once.numerator, rtol=1e-6)
+    np.testing.assert_array_equal(thrice.denominator, once.denominator)
+    np.testing.assert_array_equal(once.denominator, batch.completion_mask.sum())
 
 
 class TestPolicy:
@@ -183,10 +159,12 @@ class TestPolicy:
     ("loss", "fields"),
     [
       *((loss, ()) for loss in CURRENT),
-      (CLIPPED, ("old_log_probs",)),
       (stale_losses.gspo_loss, ("old_log_probs",)),
       (stale_losses.topr_loss, ("behave_log_probs",)),
-      (stale_losses.decoupled_ppo_loss, ("old_log_probs", "behave_log_probs")),
+      (
+        stale_losses.decoupled_ppo_loss,
+        ("old_log_probs", "behave_log_probs"),
+      ),
     ],
   )
   def test_reads_what_the_loss_has_as_arguments_and_no_more(self, loss, fields):
@@ -197,7 +175,7 @@ class TestPolicy:
       old_log_probs=None, behave_log_probs=None, ref_log_probs=None
     ).replace(**recorded)
     assert objective.recorded_log_probs(loss) == fields
-    assert_array_equal(
+    np.testing.assert_array_equal(
       objective.policy(loss).fn(made, bare),
       loss(
         made.log_probs,
@@ -207,6 +185,18 @@ class TestPolicy:
       ),
     )
 
+  def test_by_hand_against_recorded_log_probs(self):
+    batch = helpers.batch(old=True)
+    made = outputs(batch)
+    loss = functools.partial(CLIPPED, aggregate=losses.sequence_mean_token_mean)
+    mask = np.asarray(batch.completion_mask)
+    ratio = np.exp(np.asarray(made.log_probs - batch.old_log_probs))
+    a = np.asarray(batch.advantages)[:, None]
+    token = np.maximum(-a * ratio, -a * np.clip(ratio, 0.9, 1.3))
+    expected = [token[b][mask[b]].mean() for b in range(len(mask))]
+    found = objective.policy(loss).fn(made, batch)
+    np.testing.assert_allclose(found.value(), np.mean(expected), rtol=1e-5)
+
   def test_without_old_log_probs_the_ratio_is_one(self):
     # -sum(A) / n over the policy's tokens: no log-prob is in the value.
     batch = helpers.batch()
@@ -214,11 +204,19 @@ class TestPolicy:
     mask = np.asarray(batch.completion_mask)
     a = np.asarray(batch.advantages)[:, None] * mask
     found = term.fn(made, batch)
-    assert_allclose(found.numerator, -a.sum(), rtol=1e-5)
+    np.testing.assert_allclose(found.numerator, -a.sum(), rtol=1e-5)
     gradient = jax.grad(
       lambda x: term.fn(made.replace(log_probs=x), batch).value()
     )(made.log_probs)
-    assert_allclose(gradient, -a / mask.sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, -a / mask.sum(), rtol=1e-5)
+
+  def test_nothing_flows_into_the_recorded(self):
+    batch = helpers.batch(old=True)
+    made, term = outputs(batch), objective.policy(losses.clipped_surrogate_loss)
+    gradient = jax.grad(
+      lambda old: term.fn(made, batch.replace(old_log_probs=old)).value()
+    )(batch.old_log_probs)
+    assert not gradient.any()
 
   def test_a_ratio_may_be_to_the_sampler(self):
     batch = helpers.batch(old=True)
@@ -227,7 +225,7 @@ class TestPolicy:
     for loss in (losses.clipped_surrogate_loss, stale_losses.cispo_loss):
       found = objective.policy(loss, ratio_to="behave").fn(made, batch)
       plain = objective.policy(loss).fn
-      assert_array_equal(found, plain(made, swapped))
+      np.testing.assert_array_equal(found, plain(made, swapped))
       assert found.value() != plain(made, batch).value()
 
   @pytest.mark.parametrize(
@@ -259,6 +257,18 @@ class TestClipShares:
     found = term.diagnostic(outputs(batch), batch)
     return [found[f"clipped_{side}"].value() for side in ("low", "high")]
 
+  def test_count_the_tokens_that_the_clip_holds(self):
+    batch = helpers.batch(old=True)
+    mask = np.asarray(batch.completion_mask)
+    log_probs = outputs(batch).log_probs
+    ratio = np.exp(np.asarray(log_probs - batch.old_log_probs))
+    a = np.asarray(batch.advantages)[:, None]
+    low = (mask & (a < 0) & (ratio < 0.9)).sum() / mask.sum()
+    high = (mask & (a > 0) & (ratio > 1.3)).sum() / mask.sum()
+    assert 0 < low and 0 < high and low != high
+    found = self.shares(CLIPPED, batch)
+    np.testing.assert_allclose(found, [low, high], rtol=1e-6)
+
   def test_of_a_loss_of_ones_own_are_those_of_its_own_ratio(self):
     def own(
       log_probs,
@@ -283,10 +293,11 @@ class TestClipShares:
     high = n[(a > 0) & (ratio > 1.01)].sum() / n.sum()
     assert low + high > 0
     found = self.shares(own, batch, ratio_to="behave")
-    assert_allclose(found, [low, high], rtol=1e-6)
+    np.testing.assert_allclose(found, [low, high], rtol=1e-6)
 
-  def test_nothing_is_clipped_on_the_first_update(self):
-    assert self.shares(CLIPPED, helpers.batch()) == [0, 0]
+  def test_there_are_none_without_a_clip(self):
+    for loss in (*CURRENT, stale_losses.cispo_loss, stale_losses.topr_loss):
+      assert objective.policy(loss).diagnostic is None
 
 
 class TestWorld:
@@ -311,24 +322,10 @@ class TestWorld:
     said = outputs(batch)
     found = objective.world(world_model.cross_entropy).fn(said, batch)
     nll = -np.where(observed, said.log_probs, 0).sum(-1)
-    assert_allclose(found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6)
-    assert_allclose(found.denominator, 2.0)
-
-  def test_its_gradient_is_on_observations_and_the_policys_is_not(self):
-    batch, observed = self.rows()
-    said = outputs(batch)
-
-    def gradient(term):
-      return np.asarray(
-        jax.grad(lambda x: term.fn(said.replace(log_probs=x), batch).numerator)(
-          said.log_probs
-        )
-      )
-
-    of_world = gradient(objective.world(world_model.cross_entropy))
-    assert (of_world[observed] != 0).all() and not of_world[~observed].any()
-    of_policy = gradient(objective.policy(losses.clipped_surrogate_loss))
-    assert of_policy.any() and not of_policy[observed].any()
+    np.testing.assert_allclose(
+      found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6
+    )
+    np.testing.assert_allclose(found.denominator, 2.0)
 
   def test_its_diagnostics_are_of_the_observations_at_its_own_bound(self):
     batch, observed = self.rows()
@@ -339,9 +336,9 @@ class TestWorld:
       found = objective.world(token_loss).diagnostic(
         said.replace(log_probs=half), batch
       )
-      assert_allclose(found["clipped_tokens"].value(), share)
+      np.testing.assert_allclose(found["clipped_tokens"].value(), share)
       nll = found["observation_nll"].value()
-      assert_allclose(nll, np.log(2), rtol=1e-6)
+      np.testing.assert_allclose(nll, np.log(2), rtol=1e-6)
 
   @pytest.mark.slow
   def test_values_are_those_at_the_end_of_the_prompt(self):
@@ -351,7 +348,7 @@ class TestWorld:
     )
     batch = helpers.batch(rows=3)
     forward = objective.make_forward(config)
-    assert_array_equal(forward(params, batch).values, 0)
+    np.testing.assert_array_equal(forward(params, batch).values, 0)
     params["value_kernel"] = jnp.arange(16.0)
     params["value_bias"] = jnp.array([2.0])
     found = forward(params, batch).values
@@ -359,10 +356,10 @@ class TestWorld:
       {"params": params}, batch.tokens, batch.positions, batch.valid
     )
     want = hidden[:, batch.prompt_size - 1] @ jnp.arange(16.0) + 2
-    assert_allclose(found, want, rtol=1e-5)
+    np.testing.assert_allclose(found, want, rtol=1e-5)
     # What comes after the prompt cannot be seen.
     other = batch.tokens.at[:, batch.prompt_size :].set(7)
-    assert_array_equal(
+    np.testing.assert_array_equal(
       forward(params, batch.replace(tokens=other)).values, found
     )
 
@@ -378,7 +375,7 @@ class TestWorld:
     gradient = jax.grad(
       lambda v: objective.value(said.replace(values=v), batch).numerator
     )(said.values)
-    assert_array_equal(gradient, [-1.0, -2.0, 0.0])
+    np.testing.assert_array_equal(gradient, [-1.0, -2.0, 0.0])
 
 
 class TestOtherTerms:
@@ -389,7 +386,7 @@ class TestOtherTerms:
     mask = np.asarray(batch.completion_mask)
     token = np.asarray(made.log_probs - batch.ref_log_probs) ** 2 / 2
     expected = (token * mask).sum() / len(mask)
-    assert_allclose(term(made, batch).value(), expected, rtol=1e-5)
+    np.testing.assert_allclose(term(made, batch).value(), expected, rtol=1e-5)
     there = made.replace(log_probs=batch.ref_log_probs)
     assert objective.kl(losses.kl_k3)(there, batch).value() == 0
 
@@ -407,20 +404,12 @@ class TestOtherTerms:
       (mismatch["sampler_mismatch"], np.abs(d)),
       (mismatch["behave_kl"], np.exp(d) - 1 - d),
     ):
-      assert_allclose(found.value(), tokens[mask].mean(), rtol=1e-4)
+      np.testing.assert_allclose(found.value(), tokens[mask].mean(), rtol=1e-4)
       assert found.denominator == mask.sum()
 
   def test_what_was_not_recorded_is_not_logged(self):
     batch = helpers.batch().replace(behave_log_probs=None)
     assert objective.sampler_mismatch(outputs(batch), batch) == {}
-
-  def test_the_balance_is_that_of_the_formula(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    expected = diagnostics.balance(
-      made.log_probs, batch.advantages, batch.completion_mask
-    )
-    chex.assert_trees_all_equal(objective.balance(made, batch), expected)
 
   @pytest.mark.parametrize(
     ("term", "field"),

@@ -175,9 +175,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tied_head,
     # The tokenizer's. Absent, they would be numbers of the family's own.
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     "rope_theta": config.rope_theta,
     "rope_scaling": None if rope["rope_type"] == "default" else rope,
     # Newer versions of transformers read this in place of the two above.
@@ -360,11 +358,8 @@ def _rope(document: Document, where: str) -> dict[str, Any]:
       f"{where}: rope parameters that differ from layer to layer are not "
       "supported"
     )
-  for key, default in (
-    ("rope_theta", 10_000.0),
-    ("partial_rotary_factor", 1.0),
-    ("max_position_embeddings", None),
-  ):
+  names = ("rope_theta", "partial_rotary_factor", "max_position_embeddings")
+  for key, default in zip(names, (10_000.0, 1.0, None), strict=True):
     rope.setdefault(key, document.get(key, default))
   kind = rope.get("rope_type") or rope.pop("type", "default")
   rope["rope_type"] = kind
@@ -379,9 +374,7 @@ def _rope(document: Document, where: str) -> dict[str, Any]:
   return rope
 
 
-def _windows(
-  document: Document, family: Family, num_layers: int, where: str
-) -> tuple[int, ...]:
+def _windows(document: Document, family: Family, num_layers: int, where: str):
   """The sliding window of each layer; empty where no layer has one."""
   window, kinds = family.windows(document, num_layers)
   if not set(kinds) <= {_SLIDING, _FULL} or len(kinds) not in (0, num_layers):

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from saw_jax.names import needs_extra
+
 # By the names that files have for them.
 _DTYPES = {
   **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
@@ -88,12 +90,8 @@ def _suspect(path: pathlib.Path) -> str | None:
 
 
 def _safetensors():
-  try:
+  with needs_extra("hf", "safetensors files need their package"):
     import safetensors.numpy
-  except ImportError as error:
-    raise ImportError(
-      "safetensors files need the extra 'hf': pip install 'saw_jax[hf]'"
-    ) from error
   return safetensors
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from saw_jax import names
+
 # general.architecture -> architecture of a config.json
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
@@ -62,12 +64,8 @@ def open_reader(path: pathlib.Path) -> Any:
   """Opens a file with the `gguf` library."""
   if not path.is_file():
     raise FileNotFoundError(f"{path}: there is no such file")
-  try:
+  with names.needs_extra("gguf", "a GGUF file needs the gguf library"):
     import gguf
-  except ImportError as error:
-    raise ImportError(
-      "a GGUF file needs the `gguf` library: pip install 'saw_jax[gguf]'"
-    ) from error
   try:
     return gguf.GGUFReader(str(path))
   except Exception as error:  # The reader raises whatever it stumbles over.

@@ -13,17 +13,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saw_jax import names
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import gguf_file
 
 # What is copied when a policy is saved.
 _FILES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "chat_template.jinja",
-  "special_tokens_map.json",
-  "generation_config.json",
+  *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+  *("special_tokens_map.json", "generation_config.json"),
 )
 # U+2060, put after the first character of a marker that a message contains.
 BREAK = "\u2060"
@@ -70,15 +68,10 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
         "chat_template.jinja there"
       )
     self.template = template
-    specials = [
-      token.content
-      for token in tokenizer.get_added_tokens_decoder().values()
-      if token.special and token.content
-    ]
-    self._markers = re.compile(
-      "|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True))
-      or r"(?!)"
-    )
+    added = tokenizer.get_added_tokens_decoder().values()
+    specials = [token.content for token in added if token.special]
+    specials = sorted(filter(None, specials), key=len, reverse=True)
+    self._markers = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
     self._renderer = self._make_renderer()
     self.encode_chat([{"role": "user", "content": "Hello"}])
     # The template's own token after an assistant's message comes first.
@@ -89,7 +82,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     self.pad_id = self.eos_ids[-1] if pad_id is None else pad_id
 
   def __getstate__(self) -> dict:
-    """Leaves the compiled template out."""
+    # The compiled template cannot be pickled.
     return {k: v for k, v in vars(self).items() if k != "_renderer"}
 
   def __setstate__(self, state: dict) -> None:
@@ -111,13 +104,10 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       {key: self._broken(value) for key, value in message.items()}
       for message in messages
     ]
+    others = {"tools": None, "documents": None, **self._tokens}
     try:
       return self._renderer.render(
-        messages=safe,
-        add_generation_prompt=add_generation_prompt,
-        tools=None,
-        documents=None,
-        **self._tokens,
+        messages=safe, add_generation_prompt=add_generation_prompt, **others
       )
     except jinja2.TemplateError as error:
       raise ValueError(
@@ -130,7 +120,6 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> list[int]:
-    """Returns the ids of a conversation in the model's own format."""
     text = self.render(messages, add_generation_prompt)
     return self._marking.encode(text, add_special_tokens=False).ids
 
@@ -163,34 +152,26 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
 
   def _end_of_message(self) -> list[int]:
     """The special token after an answer in the template, if any."""
-    answer = "answer"
-    messages = [
-      {"role": "user", "content": "Hello"},
-      {"role": "assistant", "content": answer},
-    ]
+    turns = {"user": "Hello", "assistant": "answer"}
+    messages = [{"role": r, "content": c} for r, c in turns.items()]
     try:
       ids = self.encode_chat(messages, add_generation_prompt=False)
     except ValueError:
       return []
-    holding = [i for i in range(len(ids)) if answer in self.decode(ids[i:])]
+    holding = [i for i in range(len(ids)) if "answer" in self.decode(ids[i:])]
     after = max(holding, default=-1) + 1
     return [i for i in ids[after:] if i in self._special][:1]
 
   def _make_renderer(self) -> Any:
-    try:
+    with names.needs_extra("hf", "a chat template needs the jinja2 library"):
       import jinja2
       import jinja2.sandbox
-    except ImportError as error:
-      raise ImportError(
-        "a chat template needs the `jinja2` library: pip install 'saw_jax[hf]'"
-      ) from error
 
     def refuse(message: str) -> None:
       raise jinja2.TemplateError(message)
 
-    # The settings and names that templates are written for. strftime_now, the
-    # date of today, is left out: a prompt would depend on when a run is made.
-    # Templates that ask for it have a date of their own in its place.
+    # What templates are written for, without strftime_now: prompts would depend
+    # on when a run is made. Templates have a date of their own in its place.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
       trim_blocks=True,
       lstrip_blocks=True,
@@ -257,8 +238,7 @@ def _tokens(settings: Mapping[str, Any]) -> dict[str, str]:
   found = {}
   for role in _ROLES:
     token = settings.get(role)
-    if isinstance(token, Mapping):
-      token = token.get("content")
+    token = token.get("content") if isinstance(token, Mapping) else token
     if isinstance(token, str):
       found[role] = token
   return found
@@ -290,15 +270,11 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
   )
   pattern, digits = _CUTS[cut]
   cuts = lib.pre_tokenizers
-  steps = []
-  if digits:
-    steps.append(cuts.Digits(individual_digits=True))
+  steps = [cuts.Digits(individual_digits=True)] if digits else []
   if pattern is not None:
     steps.append(cuts.Split(lib.Regex(pattern), behavior="isolated"))
-  steps.append(
-    cuts.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-  )
-  found.pre_tokenizer = cuts.Sequence(steps)
+  last = cuts.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+  found.pre_tokenizer = cuts.Sequence([*steps, last])
   found.decoder = lib.decoders.ByteLevel()
   if cut == "qwen2":
     found.normalizer = lib.normalizers.NFC()
@@ -308,11 +284,8 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
     elif type_ == _USER_DEFINED:
       found.add_tokens([lib.AddedToken(word, normalized=False)])
 
-  ids = {
-    "bos_token": value("ggml.bos_token_id"),
-    "eos_token": value("ggml.eos_token_id"),
-    "pad_token": value("ggml.padding_token_id"),
-  }
+  keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
+  ids = {role: value(f"ggml.{key}_token_id") for role, key in keys.items()}
   ids = {role: id for role, id in ids.items() if id is not None}
   return HubTokenizer(
     found,

@@ -58,10 +58,9 @@ def read_roles(answer: str) -> dict[str, str]:
 def canonical(
   roles: Mapping[str, str], names: Iterable[str] | None = None
 ) -> str | None:
-  """Returns the one form of all ways to state roles.
+  """Returns the one form of all ways to state roles, by default of everybody.
 
-  None where one of the names (by default, all who have a role) has no role, or
-  there is nobody.
+  None where one of the names has no role, or there is nobody.
 
   >>> canonical({"bob": "knave", "ann": "knight", "eve": "knave"}, ["bob"])
   'bob=knave'
@@ -109,21 +108,15 @@ def read_examples(
   Where a row has no `quiz`, the last message of its `prompt` is the puzzle:
   those of some files are wrapped in chat markers, which would come twice.
   """
-  examples = [
-    base.Example(
-      first_key + number,
-      answer_task.ask(template.replace("{puzzle}", puzzle)),
-      truth,
-    )
-    for number, (puzzle, truth) in enumerate(row_files.parse_rows(path, _parse))
-  ]
-  if not examples:
+  rows = list(row_files.parse_rows(path, lambda r: (_puzzle(r), _truth(r))))
+  if not rows:
     raise ValueError(f"{path}: no rows.")
-  return examples
-
-
-def _parse(row: Any) -> tuple[str, str]:
-  return _puzzle(row), _truth(row)
+  return [
+    base.Example(
+      key, answer_task.ask(template.replace("{puzzle}", text)), truth
+    )
+    for key, (text, truth) in enumerate(rows, first_key)
+  ]
 
 
 def _puzzle(row: Any) -> str:
@@ -131,9 +124,8 @@ def _puzzle(row: Any) -> str:
     messages = row_files.field(row, "prompt", list)
     text = row_files.field(messages[-1] if messages else None, "content", str)
     if "<|" in text:
-      raise ValueError(
-        "field 'prompt' has chat markers, and there is no 'quiz'"
-      )
+      what = "field 'prompt' has chat markers, and there is no 'quiz'"
+      raise ValueError(what)
   else:
     text = row_files.field(row, "quiz", str)
   if not text.strip():

@@ -47,12 +47,9 @@ def draw_puzzle(
 ) -> Puzzle:
   """Draws a puzzle of a split, with one solution.
 
-  `compound_rate` is the probability that a claim joins two by an operator. Not
-  0: of claims about one person each, all roles changed in a cycle of people fit
-  as well.
+  A claim joins two at `compound_rate`, which is not 0: of claims about one
+  person each, all roles changed in a cycle of people fit as well.
   """
-  if not 0 < compound_rate <= 1:
-    raise ValueError(f"compound_rate is not above 0: {compound_rate}.")
   while True:
     claims = tuple(
       _draw_claim(draws, speaker, people, compound_rate)
@@ -85,24 +82,20 @@ def solutions(claims: Sequence[Claim]) -> list[tuple[bool, ...]]:
 
 
 def operators_of(claim: Claim) -> set[str]:
-  """Returns the operators in a claim of any depth."""
   if claim[0] in ROLES:
     return set()
   return {claim[0]}.union(*map(operators_of, claim[1:]))
 
 
 def split_of(claims: Sequence[Claim]) -> str:
-  """Returns "test" for a fifth of all puzzles, "train" for the others.
+  """Returns the split of a puzzle and any renaming of it, a fifth for tests.
 
-  People are told apart by what they claim about whom, as far as that goes:
-  a puzzle and any renaming of it have the same split.
+  People are told apart by what they claim about whom, as far as that goes.
   """
   colours = [""] * len(claims)
   for _ in claims:
-    colours = [
-      _digest(_describe(claim, speaker, colours))
-      for speaker, claim in enumerate(claims)
-    ]
+    told = [_describe(claim, i, colours) for i, claim in enumerate(claims)]
+    colours = list(map(_digest, told))
   number = int(_digest("/".join(sorted(colours))), 16)
   return "test" if number % 100 < _TEST_PERCENT else "train"
 
@@ -124,7 +117,6 @@ def write_compact(claims: Sequence[Claim], names: Sequence[str]) -> str:
 
 
 def write_sentences(claims: Sequence[Claim], names: Sequence[str]) -> str:
-  """Writes a puzzle in English, without a request for a format."""
 
   def write(claim: Claim) -> str:
     if claim[0] in ROLES:
@@ -172,7 +164,6 @@ def _knight_mask(person: int, people: int) -> int:
 
 
 def _describe(claim: Claim, speaker: int, colours: Sequence[str]) -> str:
-  """Writes a claim with colours for names."""
   if claim[0] in ROLES:
     who = "self" if claim[1] == speaker else colours[claim[1]]
     return f"{claim[0]}({who})"

@@ -60,7 +60,6 @@ class KnightsConfig(answer_task.AnswerConfig):
 
   @property
   def generated_splits(self) -> tuple[str, ...]:
-    """A split of held-out puzzles for each number of people."""
     if self.has_files:
       return ()
     return tuple(f"people_{count}" for count in sorted(set(self.people)))
@@ -74,34 +73,25 @@ class KnightsTask(answer_task.AnswerTask):
   Config = KnightsConfig
 
   def score(self, example: base.Example, completion: str) -> base.Score:
-    """Returns one of the four rewards."""
     value = answers.reward(completion, example.reference)
-    outcome = {
+    known = {
       answers.RIGHT: base.Outcome.RIGHT,
       answers.WRONG: base.Outcome.WRONG,
-    }.get(value, base.Outcome.UNPARSABLE)
-    return base.Score((value,), outcome)
+    }
+    return base.Score((value,), known.get(value, base.Outcome.UNPARSABLE))
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
   ) -> str | None:
-    """Returns what a completion votes for; None if it has no answer.
-
-    With an example it is about the people of that puzzle and no others, and
-    None if somebody has no role.
-    """
-    answer = answers.extract_answer(completion)
-    if answer is None:
-      return None
+    """Returns what a completion votes for, about the people of an example."""
+    answer = answers.extract_answer(completion) or ""
     names = None if example is None else answers.read_roles(example.reference)
     return answers.canonical(answers.read_roles(answer), names)
 
   def label_form(self, example: base.Example) -> str:
-    """Returns the form of a label: a role for each person of the puzzle."""
     return " ".join(("roles", *sorted(answers.read_roles(example.reference))))
 
   def with_label(self, example: base.Example, label: str) -> base.Example:
-    """Returns the example with a role for each person as its reference."""
     names = answers.read_roles(example.reference)
     reference = answers.canonical(answers.read_roles(label), names)
     if reference is None:
@@ -122,18 +112,16 @@ class KnightsTask(answer_task.AnswerTask):
     return answer_task.ask(f"{question}\n{completion}?")
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    """Yields wrong completions by name, with what they have to score."""
     gold, reference = self.gold_completion(example), example.reference
     draws = Draws("damage", example.key)
     roles = answers.read_roles(reference)
     wrong = self._block(_write(_flip_some(draws, roles)))
     yield "wrong_role", wrong, (answers.WRONG,)
-    inside = {
-      "no_roles": "nobody knows",
-      "negated": reference.replace("=", " is not a "),
-    }
+    inside = {}
     if len(roles) > 1:
-      inside = {"somebody_missing": _without_one(draws, roles), **inside}
+      inside["somebody_missing"] = _without_one(draws, roles)
+    inside["no_roles"] = "nobody knows"
+    inside["negated"] = reference.replace("=", " is not a ")
     for what, answer in inside.items():
       yield what, self._block(answer), (answers.NO_ROLES,)
     for what, text in (
@@ -160,12 +148,9 @@ class KnightsTask(answer_task.AnswerTask):
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with answers that are right at given rates.
 
-    With `misleading` operators the policy comes to believe a mistake: whoever
-    claims something with one of them is given the other role, at `misled_rate`.
-    It is one wrong answer to each such puzzle, so that above a half the
-    majority of samples agrees on it; other wrong answers have any roles wrong.
-    A share `verdict_rate` judges the answer that it would have given, rather
-    than give it.
+    Whoever claims something with one of the `misleading` operators is given the
+    other role, at `misled_rate`: above a half the majority of samples agrees on
+    the mistake. A share `verdict_rate` judges its answer rather than give it.
     """
     answer_task.check_rates(
       right_rate, format_rate, misled_rate, verdict_rate, verdict_accuracy
@@ -187,13 +172,9 @@ class KnightsTask(answer_task.AnswerTask):
         roles = _flip_some(draws, roles)
       text = self._block(_write(roles))
       if not is_complete:
-        text = draws.choice(
-          (
-            _write(roles),
-            text.removesuffix("</answer>"),
-            self._block(_without_one(draws, roles)),
-          )
-        )
+        partial = self._block(_without_one(draws, roles))
+        unclosed = text.removesuffix("</answer>")
+        text = draws.choice((_write(roles), unclosed, partial))
       if verdict_rate and draws.chance(verdict_rate):
         is_true = self.score(example, text).outcome is base.Outcome.RIGHT
         is_true ^= not draws.chance(verdict_accuracy)
@@ -206,10 +187,7 @@ class KnightsTask(answer_task.AnswerTask):
   def misbelief(
     self, example: base.Example, misleading: Collection[str]
   ) -> str | None:
-    """Returns the reference with the other role for who uses the operators.
-
-    None where nobody does, and for a puzzle from a file.
-    """
+    """Returns the reference with the other role for who uses the operators."""
     users = example.meta.get("operators", {})
     who = {name for operator in misleading for name in users.get(operator, ())}
     if not who:
@@ -224,9 +202,9 @@ class KnightsTask(answer_task.AnswerTask):
     return answers.read_examples(path, first_key=first_key, template=template)
 
   def _generate(
-    self, split: str, first_key: int, size: int
+    self, split: str, key: int, size: int
   ) -> Sequence[base.Example]:
-    make = functools.partial(_draw, self.config, split, first_key)
+    make = functools.partial(_draw, self.config, split, key)
     return base.LazyExamples(make, size)
 
 
@@ -236,13 +214,9 @@ def _draw(
   draws = Draws("knights", config.seed, split, index)
   count = draws.choice(config.people)
   if split.startswith("people_"):
-    count = int(split.removeprefix("people_"))
-  puzzle = puzzles.draw_puzzle(
-    draws,
-    "train" if split == "train" else "test",
-    people=count,
-    compound_rate=config.compound_rate,
-  )
+    count, split = int(split.removeprefix("people_")), "test"
+  rate = config.compound_rate
+  puzzle = puzzles.draw_puzzle(draws, split, people=count, compound_rate=rate)
   names = _NAMES[:count]
   if config.shuffle_names:
     names = tuple(draws.sample(_NAMES, count))

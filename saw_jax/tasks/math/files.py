@@ -10,10 +10,11 @@
 Names of columns are compared without their case.
 """
 
+import math
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from saw_jax.tasks import answer_task, base, row_files
 from saw_jax.tasks.math import answers
@@ -26,52 +27,43 @@ _DAPO_END = "Remember to put your answer on its own line"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations
 
 
-class _Row(NamedTuple):
-  messages: tuple[dict[str, str], ...]
-  answer: Any
-  working: str = ""
+# What a reader makes of a row: messages, the answer, and the working.
+_Row = tuple[tuple[dict[str, str], ...], Any, str]
 
 
 def read_examples(
   path: str | pathlib.Path, *, first_key: int = 0, template: str = "{problem}"
 ) -> list[base.Example]:
-  """Reads a file of problems, counting keys by row.
+  """Reads a file of problems, counting keys by row; of equal rows the first.
 
-  Of rows with the same messages and the same answer the first one stays.
-  `{problem}` in the template is the text of the last message, and
-  `meta["working"]` the solution, where there is one.
+  `{problem}` in the template is the last message, `meta["working"]` a solution.
   """
   examples: dict[tuple, base.Example] = {}
   reader = None
 
-  def read(raw: Any) -> tuple[_Row, str]:
+  def read(raw: Any) -> _Row:
     nonlocal reader
     if not isinstance(raw, Mapping):
       raise ValueError("not an object with named fields")
     row = {str(name).lower(): value for name, value in raw.items()}
     reader = reader or _recognise(row)
-    found = reader(row)
-    return found, _reference(found.answer)
+    messages, answer, working = reader(row)
+    return messages, _reference(answer), working and f"{working}\n"
 
   rows = row_files.parse_rows(path, read)
-  for number, (row, reference) in enumerate(rows):
-    *others, last = row.messages
-    asked = template.replace("{problem}", last["content"])
-    name = (*(m["content"] for m in row.messages), reference)
-    example = base.Example(
-      key=first_key + number,
-      messages=(*others, {**last, "content": asked}),
-      reference=reference,
-      meta={"working": f"{row.working}\n" if row.working else ""},
-    )
+  for number, (messages, answer, working) in enumerate(rows):
+    *others, last = messages
+    asked = {**last, "content": template.replace("{problem}", last["content"])}
+    meta = {"working": working}
+    example = base.Example(first_key + number, (*others, asked), answer, meta)
+    name = (*(m["content"] for m in messages), answer)
     examples.setdefault(name, example)
   if not examples:
     raise ValueError(f"{path}: no rows.")
   return list(examples.values())
 
 
-def _recognise(row: dict[str, Any]):
-  """Returns the reader of rows like this one."""
+def _recognise(row: dict[str, Any]) -> Callable[[dict[str, Any]], _Row]:
   if "prompt" in row and "reward_model" in row:
     return _read_verl
   if {"body", "question", "answer"} <= set(row):
@@ -97,7 +89,7 @@ def _read_verl(row: dict[str, Any]) -> _Row:
     last = {**last, "content": "\n\n".join(parts[1:-1])}
   model = row_files.field(row, "reward_model", dict)
   answer = row_files.field(model, "ground_truth", (str, int, float))
-  return _Row((*others, last), answer)
+  return (*others, last), answer, ""
 
 
 def _read_gsm8k(row: dict[str, Any]) -> _Row:
@@ -105,8 +97,8 @@ def _read_gsm8k(row: dict[str, Any]) -> _Row:
   working, mark, answer = text.rpartition("####")
   if not mark:
     raise ValueError("field 'answer' has no ####")
-  working = _CALCULATOR.sub("", working).strip()
-  return _Row(_asked(row_files.field(row, "question", str)), answer, working)
+  question = row_files.field(row, "question", str)
+  return _asked(question), answer, _CALCULATOR.sub("", working).strip()
 
 
 def _read_svamp(row: dict[str, Any]) -> _Row:
@@ -114,7 +106,7 @@ def _read_svamp(row: dict[str, Any]) -> _Row:
   question = row_files.field(row, "question", str).strip()
   stop = "" if body.endswith((".", "!", "?", ",")) else "."
   answer = row_files.field(row, "answer", (int, float, str))
-  return _Row(_asked(f"{body}{stop} {question}"), answer)
+  return _asked(f"{body}{stop} {question}"), answer, ""
 
 
 def _read_contest(row: dict[str, Any]) -> _Row:
@@ -133,7 +125,7 @@ def _read_contest(row: dict[str, Any]) -> _Row:
       if len(answer) != 1:
         raise ValueError(f"field {name!r} has {len(answer)} answers, not one")
       (answer,) = answer
-  return _Row(_asked(problem), answer, working.strip())
+  return _asked(problem), answer, working.strip()
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
@@ -147,16 +139,15 @@ def _asked(problem: str) -> tuple[dict[str, str], ...]:
 
 
 def _reference(answer: Any) -> str:
-  """Returns a ground truth as text, without its box."""
   if isinstance(answer, bool) or not isinstance(answer, str | int | float):
     raise ValueError(f"the answer is no text and no number: {answer!r}")
   if isinstance(answer, float):
-    if answer != answer or answer in (float("inf"), float("-inf")):
+    if not math.isfinite(answer):
       raise ValueError(f"the answer is not finite: {answer!r}")
     answer = f"{answer:.12f}".rstrip("0").rstrip(".")
   text = str(answer).strip()
-  inside = answers.extract_answer(text)
-  text = text if inside is None else inside
+  if (inside := answers.extract_answer(text)) is not None:
+    text = inside
   if not answers.normalise_answer(text):
     raise ValueError("the answer is empty")
   return text

@@ -34,7 +34,8 @@ _RANK = {"+": 1, "-": 1, "*": 2}
 _WORDS = json.loads(
   (pathlib.Path(__file__).parent / "assets/stories.json").read_text()
 )
-# Level -> shapes, each with the range of its operands.
+# Level -> shapes, each with the range of its operands: one-digit sums; sums of
+# two digits and the multiplication table; two operations; three operations.
 _DIGITS, _TENS, _UNITS, _TEENS = (1, 9), (10, 99), (2, 9), (2, 19)
 _SHAPES = {
   1: {"a+b": (_DIGITS, _DIGITS), "a-b": (_DIGITS, _DIGITS)},
@@ -72,9 +73,7 @@ def draw_problem(
 ) -> Problem:
   """Draws a problem of a split, from one of the levels with equal shares.
 
-  Level 1 is one-digit sums, 2 two-digit sums and the multiplication table, 3
-  two operations, 4 three operations. `word_share` is the probability of a
-  story; there are none at level 4.
+  `word_share` is the probability of a story; there are none at level 4.
   """
   level = draws.choice(levels)
   in_words = draws.chance(word_share) and level < 4
@@ -110,21 +109,16 @@ def draw_gym_problems(
 ) -> list[tuple[str, str, str]]:
   """Draws (text, answer, generator) of reasoning-gym's generators, in turn.
 
-  Fewer problems are the first of more. Its item `i` of seed `s` is mostly item
-  `i + 1` of seed `s - 1`, so that two splits with neighbouring seeds would be
-  the same but for one item: here the text decides on the split.
-
-  References:
-    Reasoning Gym, https://arxiv.org/abs/2505.24760
+  Its item `i` of seed `s` is mostly item `i + 1` of seed `s - 1`, so that two
+  splits with neighbouring seeds would be the same but for one item: here the
+  text decides on the split. https://arxiv.org/abs/2505.24760
   """
   try:
     import reasoning_gym
     from reasoning_gym import factory
   except ImportError as error:
-    raise ImportError(
-      "problems='reasoning_gym' needs reasoning-gym: "
-      "pip install 'saw_jax[math]'"
-    ) from error
+    what = "problems='reasoning_gym' needs reasoning-gym: "
+    raise ImportError(f"{what}pip install 'saw_jax[math]'") from error
   for name in generators:
     if name not in factory.DATASETS:
       raise ValueError(
@@ -134,9 +128,8 @@ def draw_gym_problems(
 
   def drawn(name: str) -> Iterator[tuple[str, str, str]]:
     # Seeds so far apart do not meet.
-    data = reasoning_gym.create_dataset(
-      name, size=_GYM_SIZE, seed=seed * _GYM_SIZE
-    )
+    far = {"size": _GYM_SIZE, "seed": seed * _GYM_SIZE}
+    data = reasoning_gym.create_dataset(name, **far)
     for item in range(_GYM_SIZE):
       entry = data[item]
       if split_of(entry["question"]) == split:
@@ -183,9 +176,7 @@ def write(tree: Tree) -> str:
 def work(tree: Tree) -> tuple[str, ...]:
   """Returns the steps of a reckoner who can hold one simple sum in mind.
 
-  The first operation whose operands are numbers is done, one at a time; the
-  last one is split into tens and units where it is not simple. Each step is
-  simpler than the one before; the tree and its value are not among them.
+  Operations are done one at a time, the last one in tens and units.
 
   >>> work(("*", ("+", 13, 25), 4))
   ('38*4', '120+32')
@@ -199,10 +190,9 @@ def work(tree: Tree) -> tuple[str, ...]:
 
 
 def mistake(draws: Draws, answer: int) -> int:
-  """Returns a wrong answer near the right one.
+  """Returns an answer off by one, two or ten, or with last digits swapped.
 
-  It is off by one, two or ten, or has its last digits swapped, and is never
-  negative unless the answer is.
+  It is never negative unless the right one is.
   """
   size, sign = abs(answer), -1 if answer < 0 else 1
   near = {size - 10, size - 2, size - 1, size + 1, size + 2, size + 10}

@@ -80,12 +80,10 @@ class MathConfig(answer_task.AnswerConfig):
 
   @property
   def is_generated(self) -> bool:
-    """Whether problems are of our own generator."""
     return not self.has_files and self.problems == "generated"
 
   @property
   def generated_splits(self) -> tuple[str, ...]:
-    """A split of held-out problems for each level."""
     return tuple(_LEVEL_SPLITS) if self.is_generated else ()
 
 
@@ -111,7 +109,6 @@ class MathTask(answer_task.AnswerTask):
       self.token_limits = {"length": self.config.length_limit}
 
   def score(self, example: base.Example, completion: str) -> base.Score:
-    """Scores the last box of a completion, and its length if that counts."""
     answer = answers.extract_answer(completion)
     correct, outcome = 0.0, base.Outcome.WRONG
     if answer is None or not answers.normalise_answer(answer):  # an empty box
@@ -126,26 +123,20 @@ class MathTask(answer_task.AnswerTask):
   def answer_key(
     self, completion: str, example: base.Example | None = None
   ) -> str | None:
-    """Returns what a completion votes for; None if it has no answer."""
     answer = answers.extract_answer(completion)
     # An empty box is no answer.
     return None if answer is None else answers.normalise_answer(answer) or None
 
   def label_form(self, example: base.Example) -> str:
-    """Returns the form of a label: an integer if all of them are."""
     return "integer" if self.config.is_generated else "math"
 
   def with_label(self, example: base.Example, label: str) -> base.Example:
-    """Returns the example with a final answer, without its box, as reference.
-
-    It stays as it is written: a symbolic grader reads more than a normal form.
-    """
+    """Takes an answer without its box, which stays as it is written."""
     if not label.strip():
       raise ValueError(f"the label of example {example.key} is empty.")
     return dataclasses.replace(example, reference=label)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    """Yields wrong completions by name, with what they have to score."""
     gold, reference = self.gold_completion(example), example.reference
     wrong = self._block(_wrong(Draws("damage", example.key), reference))
     yield "wrong_answer", wrong, (0.0,)
@@ -170,11 +161,10 @@ class MathTask(answer_task.AnswerTask):
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with answers that are right at a given rate.
 
-    The rates of right answers, of steps before the answer (which are right even
-    before a wrong one) and of complete boxes are independent. In problems with
-    one of the `misleading` marks, such as "-", the answer is one too many at
-    `misled_rate`: above a half, the majority of samples agrees on the mistake.
-    `levels` asks for other generated problems than those of training.
+    The rates of right answers, of steps before the answer and of complete boxes
+    are independent. In problems with one of the `misleading` marks, such as
+    "-", the answer is one too many at `misled_rate`: above a half, the majority
+    of samples agrees on the mistake. `levels` are those of the problems.
     """
     answer_task.check_rates(right_rate, working_rate, box_rate, misled_rate)
     task = self
@@ -206,14 +196,10 @@ class MathTask(answer_task.AnswerTask):
   def misbelief(
     self, example: base.Example, misleading: Collection[str]
   ) -> str | None:
-    """Returns the answer and 1 more where a misleading mark suggests it.
-
-    None where no mark is in the problem, or its answer is no integer.
-    """
+    """Returns the answer and 1 more where a misleading mark is in a problem."""
     text = example.messages[-1]["content"]
-    number = answers.parse_number(answers.normalise_answer(example.reference))
-    is_integer = number is not None and number.denominator == 1
-    if not is_integer or not any(mark in text for mark in misleading):
+    number = _integer(example.reference)
+    if number is None or not any(mark in text for mark in misleading):
       return None
     return str(number + 1)
 
@@ -225,18 +211,18 @@ class MathTask(answer_task.AnswerTask):
     return files.read_examples(path, first_key=first_key, template=template)
 
   def _generate(
-    self, split: str, first_key: int, size: int
+    self, split: str, key: int, size: int
   ) -> Sequence[base.Example]:
     config = self.config
     if config.is_generated:
-      make = functools.partial(_generate, config, split, first_key)
+      make = functools.partial(_generate, config, split, key)
       return base.LazyExamples(make, size)
     template = _TEMPLATES[config.template or "boxed"]
     drawn = problems.draw_gym_problems(
       config.generators, seed=config.seed, split=split, size=size
     )
     return [
-      _example(first_key + index, text, template, answer, {"generator": name})
+      _example(key + index, text, template, answer, {"generator": name})
       for index, (text, answer, name) in enumerate(drawn)
     ]
 
@@ -273,7 +259,12 @@ def _example(
 
 def _wrong(draws: Draws, answer: str) -> str:
   """Returns a wrong answer, near the right one where that is an integer."""
+  number = _integer(answer)
+  if number is not None:
+    return str(problems.mistake(draws, number))
+  return "0" if answers.parse_number(answers.normalise_answer(answer)) else "1"
+
+
+def _integer(answer: str) -> int | None:
   number = answers.parse_number(answers.normalise_answer(answer))
-  if number is not None and number.denominator == 1:
-    return str(problems.mistake(draws, int(number)))
-  return "0" if number else "1"
+  return int(number) if number is not None and number.denominator == 1 else None

@@ -29,23 +29,20 @@ _SHARED = 0.2  # of the runs of the shorter text
 
 
 class Row(NamedTuple):
-  """A text and what somebody wrote about it."""
+  """A text and what somebody wrote about it, numbered over all files."""
 
-  number: int  # in its file, or over several files
+  number: int
   text: str
   summary: str
   meta: Mapping[str, Any]
 
 
 def read_rows(paths: Sequence[str | pathlib.Path]) -> list[Row]:
-  """Reads files of texts with summaries, numbering rows over all of them.
+  """Reads files of texts with summaries.
 
-  A title is put before its text, and a "TL;DR:" that ends a text is cut. `meta`
-  has the row's `name`, `package` and `licence`, where there are any.
+  A title is put before its text, and a "TL;DR:" that ends a text is cut.
   """
-  found = [
-    parts for path in paths for parts in row_files.parse_rows(path, _read)
-  ]
+  found = (row for path in paths for row in row_files.parse_rows(path, _read))
   rows = [Row(number, *parts) for number, parts in enumerate(found)]
   if not rows:
     raise ValueError(f"{', '.join(map(str, paths))}: no rows.")

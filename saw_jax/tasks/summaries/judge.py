@@ -28,8 +28,6 @@ _LOG = logging.getLogger(__name__)
 # What will be no better next time, whatever is asked: nobody should pay for it.
 _REFUSALS = (401, 402, 403, 404, 405)
 _PASSING = (408, 409, 425, 429)  # and all from 500 on
-_MOST_SOURCE_CHARS = 20_000
-_MOST_SUMMARY_CHARS = 4_000
 _MOST_REPLY_BYTES = 1_000_000
 _MOST_REPLY_CHARS = 4_000
 _LONGEST_PAUSE_S = 30.0
@@ -42,19 +40,17 @@ class JudgeError(ValueError):
 class _Failure(Exception):
   """An attempt that failed; without a pause, another one will do no better."""
 
-  def __init__(
-    self, problem: str, *, kind: str = "failed", pause_s: float | None = None
-  ):
+  kind, pause_s = "failed", None
+
+  def __init__(self, problem: str, **fields: Any):
     super().__init__(problem)
-    self.kind = kind
-    self.pause_s = pause_s
+    self.__dict__.update(fields)
 
 
 class Unreadable(_Failure):
   """A reply has no scores; the message says why."""
 
-  def __init__(self, problem: str):
-    super().__init__(problem, kind="unreadable")
+  kind = "unreadable"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,53 +124,38 @@ class Judge:
     _import_httpx()
 
   def __getstate__(self) -> dict[str, Any]:
-    """Leaves the connection out, and the counts: they are of a process."""
     return {**self.__dict__, "_client": None, "counts": collections.Counter()}
 
   def judge(self, source: str, summary: str) -> Verdict:
     """Scores a summary, from the cache or by asking, within `limit_s` seconds.
 
-    The judge sees the first 20,000 characters of the source and 4,000 of the
-    summary. Raises a `JudgeError` where the endpoint refuses all requests.
+    Raises a `JudgeError` where the endpoint refuses all requests.
     """
-    key = self._key(source, summary)
-    found = self._cache.get(key)
-    if found is not None:
-      self.counts["cached"] += 1
-      return Verdict(tuple(found[name] for name in self._components))
-    try:
-      scores = self._cache.put(key, self._ask(source, summary))
-    except _Failure as error:
-      return self._unscored(error.kind, str(error))
-    self.counts["scored"] += 1
-    return Verdict(tuple(scores[name] for name in self._components))
-
-  def _unscored(self, kind: str, problem: str) -> Verdict:
-    self.counts[kind] += 1
-    count = sum(self.counts[k] for k in ("unreadable", "late", "failed"))
-    if count & (count - 1) == 0:  # 1, 2, 4, 8: a log that does not drown
-      told = "the judge left %d text(s) unscored, the last one since %s"
-      _LOG.warning(told, count, problem)
-    return Verdict(None, problem, is_late=kind == "late")
-
-  def _key(self, source: str, summary: str) -> str:
     parts = [self._config.model, self._digest, self._components]
     document = json.dumps([*parts, source, summary])  # ASCII, whatever comes
-    return hashlib.sha256(document.encode()).hexdigest()
+    key, kind = hashlib.sha256(document.encode()).hexdigest(), "cached"
+    scores = self._cache.get(key)
+    try:
+      if scores is None:
+        kind = "scored"
+        scores = self._cache.put(key, self._ask(source, summary))
+    except _Failure as error:
+      self.counts[error.kind] += 1
+      count = sum(self.counts[k] for k in ("unreadable", "late", "failed"))
+      if count & (count - 1) == 0:  # 1, 2, 4, 8: a log that does not drown
+        told = "the judge left %d text(s) unscored, the last one since %s"
+        _LOG.warning(told, count, error)
+      return Verdict(None, str(error), is_late=error.kind == "late")
+    self.counts[kind] += 1
+    return Verdict(tuple(scores[name] for name in self._components))
 
   def _ask(self, source: str, summary: str) -> dict[str, float]:
-    """Asks until there is a reply, and reads it."""
     config = self._config
-    judged = {
-      "text": source[:_MOST_SOURCE_CHARS],
-      "summary": summary[:_MOST_SUMMARY_CHARS],
-    }
+    judged = {"text": source[:20_000], "summary": summary[:4_000]}
+    system = {"role": "system", "content": self._rubric}
     document = {
       "model": config.model,
-      "messages": [
-        {"role": "system", "content": self._rubric},
-        *answer_task.ask(json.dumps(judged)),
-      ],
+      "messages": [system, *answer_task.ask(json.dumps(judged))],
       "temperature": config.temperature,
       "max_tokens": config.max_tokens,
     }
@@ -202,13 +183,11 @@ class Judge:
     latest = time.time() + deadline - time.monotonic()
     leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest=latest)
     if leaves is None:
-      raise _Failure(
-        f"{rate:g} requests a minute leave no time for it", kind="late"
-      )
+      problem = f"{rate:g} requests a minute leave no time for it"
+      raise _Failure(problem, kind="late")
     time.sleep(max(leaves - time.time(), 0.0))
 
   def _send(self, body: bytes, deadline: float) -> str:
-    """Makes one request, and returns what the judge wrote."""
     httpx = _import_httpx()
     end = min(time.monotonic() + self._config.request_limit_s, deadline)
     left = end - time.monotonic()
@@ -234,9 +213,8 @@ class Judge:
     except httpx.TimeoutException as error:
       raise _Failure("it took too long", kind="late", pause_s=0.0) from error
     except httpx.HTTPError as error:
-      raise _Failure(
-        f"the connection failed ({type(error).__name__})", pause_s=0.0
-      ) from error
+      problem = f"the connection failed ({type(error).__name__})"
+      raise _Failure(problem, pause_s=0.0) from error
     return _content(bytes(reply))
 
   def _headers(self) -> dict[str, str]:
@@ -259,8 +237,7 @@ class Judge:
 def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
   """Reads a judge's reply: a JSON object with a number from 0 to 10 for each.
 
-  Reasoning up to `</think>`, and words around the object, are passed over. More
-  such objects must say the same.
+  Reasoning and words around it are passed over; more objects say the same.
 
   >>> read_scores('Here: {"quality": 7, "conciseness": 9.5}', ["quality"])
   {'quality': 7.0}
@@ -308,11 +285,10 @@ def _check_status(status: int, headers: Any, url: str) -> None:
       f"the judge at {url} answers {phrase}: judge.url, judge.model or the key "
       "in the variable of judge.key_variable is wrong"
     )
+  pause_s = None  # It is about this text.
   if status in _PASSING or status >= 500:
-    raise _Failure(
-      f"it answers {phrase}", pause_s=_seconds(headers.get("retry-after"))
-    )
-  raise _Failure(f"it answers {phrase}")  # It is about this text.
+    pause_s = _seconds(headers.get("retry-after"))
+  raise _Failure(f"it answers {phrase}", pause_s=pause_s)
 
 
 def _seconds(value: str | None) -> float:

@@ -15,11 +15,14 @@ from collections.abc import Iterator, Mapping
 
 _APPLICATION = 0x5341574A  # marks the file as ours
 _VERSION = 1
-_BUSY_S = 30.0
+_BUSY_S = 30.0  # the longest wait for another process
 _SCHEMA = (
   "CREATE TABLE verdicts (key TEXT PRIMARY KEY, scores TEXT NOT NULL)",
   "CREATE TABLE departures (model TEXT PRIMARY KEY, next_at REAL NOT NULL)",
+  f"PRAGMA application_id = {_APPLICATION}",
+  f"PRAGMA user_version = {_VERSION}",
 )
+_FIND = "SELECT scores FROM verdicts WHERE key = ?"
 
 
 class JudgeCacheError(ValueError):
@@ -29,13 +32,9 @@ class JudgeCacheError(ValueError):
 class JudgeCache:
   """Verdicts by key, and a queue for requests; any number may have it open."""
 
-  def __init__(self, path: str | os.PathLike, *, busy_s: float = _BUSY_S):
-    """Opens a cache, or makes an empty one; another file is left as it is.
-
-    `busy_s` is the longest wait for another process, in seconds.
-    """
+  def __init__(self, path: str | os.PathLike):
+    """Opens a cache, or makes one."""
     self.path = pathlib.Path(path)
-    self._busy_s = busy_s
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self._transaction() as connection:
       # Another process may be making it: whoever comes second waits, and looks.
@@ -43,8 +42,6 @@ class JudgeCache:
       if made == (0,):
         for statement in _SCHEMA:
           connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
       (application,) = connection.execute("PRAGMA application_id").fetchone()
       (version,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, version) != (_APPLICATION, _VERSION):
@@ -54,23 +51,16 @@ class JudgeCache:
       )
 
   def get(self, key: str) -> dict[str, float] | None:
-    """Returns a verdict, a score by component, or None."""
     with self._transaction() as connection:
-      row = connection.execute(
-        "SELECT scores FROM verdicts WHERE key = ?", (key,)
-      ).fetchone()
-    return None if row is None else json.loads(row[0])
+      row = connection.execute(_FIND, (key,)).fetchone()
+    return row and json.loads(row[0])
 
   def put(self, key: str, scores: Mapping[str, float]) -> dict[str, float]:
     """Keeps a verdict unless there is one, and returns the one that counts."""
+    row = key, json.dumps(dict(scores))
     with self._transaction() as connection:
-      connection.execute(
-        "INSERT OR IGNORE INTO verdicts VALUES (?, ?)",
-        (key, json.dumps(dict(scores))),
-      )
-      (found,) = connection.execute(
-        "SELECT scores FROM verdicts WHERE key = ?", (key,)
-      ).fetchone()
+      connection.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", row)
+      (found,) = connection.execute(_FIND, (key,)).fetchone()
     return json.loads(found)
 
   def reserve(
@@ -78,28 +68,24 @@ class JudgeCache:
   ) -> float | None:
     """Takes the next place in the queue of requests to a model.
 
-    Two places are `interval_s` seconds apart. Returns when the request may
-    leave, or None if that is after `latest`, in seconds since the epoch.
+    Returns when the request may leave, in seconds since the epoch, or None if
+    that is after `latest`.
     """
     with self._transaction() as connection:
-      row = connection.execute(
-        "SELECT next_at FROM departures WHERE model = ?", (model,)
-      ).fetchone()
-      now = time.time()
-      leaves = now if row is None else max(now, row[0])
+      find = "SELECT next_at FROM departures WHERE model = ?"
+      (next_at,) = connection.execute(find, (model,)).fetchone() or (0.0,)
+      leaves = max(time.time(), next_at)
       if leaves > latest:
         return None
-      connection.execute(
-        "INSERT OR REPLACE INTO departures VALUES (?, ?)",
-        (model, leaves + interval_s),
-      )
+      keep = "INSERT OR REPLACE INTO departures VALUES (?, ?)"
+      connection.execute(keep, (model, leaves + interval_s))
     return leaves
 
   @contextlib.contextmanager
   def _transaction(self) -> Iterator[sqlite3.Connection]:
     try:
       with contextlib.closing(
-        sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None)
+        sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
       ) as connection:
         connection.execute("BEGIN IMMEDIATE")
         try:

@@ -25,7 +25,6 @@ _LONG_WORD = re.compile(r"(\w{40})\w+")
 
 
 def is_empty(summary: str) -> bool:
-  """Whether a text has no letter and no digit."""
   return not any(map(str.isalnum, summary))
 
 
@@ -34,9 +33,8 @@ def quality(summary: str, reference: str, source: str) -> float:
 
     quality = 10 · F · (1 − c / 2) · (1 − r)
 
-  with F of `rouge_l`, c of `copied_share` and r of `repeated_share`: from 0 to
-  10, for the reference itself. Here and below only the first 2,000 characters
-  of summary and reference count, and the first 20,000 of the source.
+  with F of `rouge_l`, c of `copied_share` and r of `repeated_share`. Only the
+  first 2,000 characters of summary and reference count, and 20,000 of a source.
   """
   new = 1.0 - _COPY_COST * copied_share(summary, reference, source)
   once = 1.0 - repeated_share(summary, reference)
@@ -49,7 +47,6 @@ def conciseness(summary: str, *, target_chars: int, limit_chars: int) -> float:
     conciseness = 10 · clip((limit − n) / (limit − target), 0, 1)
 
   for n characters without the white space around them; 0 for an empty summary.
-  Words are not counted, as there are fewer of them if written together.
   """
   if is_empty(summary):
     return 0.0
@@ -64,11 +61,9 @@ def rouge_l(summary: str, reference: str) -> float:
 
   in stems of words of ASCII letters and digits; 0 where either has none.
   """
-  texts = (
-    _LONG_WORD.sub(r"\1", text[:_MOST_SUMMARY_CHARS])
-    for text in (reference, summary)
-  )
-  return float(_scorer().score(*texts)["rougeL"].fmeasure)
+  cut = (text[:_MOST_SUMMARY_CHARS] for text in (reference, summary))
+  texts = (_LONG_WORD.sub(r"\1", text) for text in cut)
+  return float(load().score(*texts)["rougeL"].fmeasure)
 
 
 def copied_share(summary: str, reference: str, source: str) -> float:
@@ -100,30 +95,20 @@ def repeated_share(summary: str, reference: str) -> float:
   >>> repeated_share("a b c a b c", "")
   0.25
   """
-  runs, allowed = (
-    collections.Counter(_runs(_words(text, _MOST_SUMMARY_CHARS), _REPEATED_RUN))
-    for text in (summary, reference)
-  )
-  repeated = sum(
-    max(count - max(allowed[run], 1), 0) for run, count in runs.items()
-  )
+  words = (_words(text, _MOST_SUMMARY_CHARS) for text in (summary, reference))
+  runs, allowed = (collections.Counter(_runs(w, _REPEATED_RUN)) for w in words)
+  repeated = sum(max(n - max(allowed[run], 1), 0) for run, n in runs.items())
   return repeated / runs.total() if runs else 0.0
 
 
-def load() -> None:
-  """Imports the library that scores, which takes seconds."""
-  _scorer()
-
-
 @functools.cache
-def _scorer() -> Any:
+def load() -> Any:
+  """Imports the library that scores, which takes seconds."""
   try:
     from rouge_score import rouge_scorer
   except ImportError as error:
-    raise ImportError(
-      "rule rewards of summaries need rouge-score: pip install "
-      "'saw_jax[summaries]'"
-    ) from error
+    what = "rule rewards of summaries need rouge-score: pip install "
+    raise ImportError(f"{what}'saw_jax[summaries]'") from error
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
@@ -132,6 +117,4 @@ def _words(text: str, most_chars: int) -> list[str]:
 
 
 def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-  return [
-    tuple(words[start : start + size]) for start in range(len(words) - size + 1)
-  ]
+  return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]

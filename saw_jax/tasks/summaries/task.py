@@ -58,16 +58,12 @@ class SummariesConfig:
       self, "num_train", "num_test", "max_source_chars", "cut_source_chars"
     )
     if bool(self.train_path) != bool(self.test_path):
-      raise ValueError(
-        "train_path and test_path go together: only one of them is set."
-      )
+      what = "train_path and test_path go together: only one of them is set."
+      raise ValueError(what)
     known = [field.name for field in dataclasses.fields(JudgeConfig)]
-    for name in self.judge:
-      if name not in known:
-        raise TypeError(
-          f"task 'summaries' has no option judge.{name}: "
-          f"{base.nearest(name, known)}"
-        )
+    for name in set(self.judge) - set(known):
+      nearest = base.nearest(name, known)
+      raise TypeError(f"task 'summaries' has no option judge.{name}: {nearest}")
 
 
 class SummariesTask(base.Splits):
@@ -97,11 +93,9 @@ class SummariesTask(base.Splits):
       rewards.load()
 
   def score(self, example: base.Example, completion: str) -> base.Score:
-    """Returns (quality, conciseness) of a completion; none without a verdict.
+    """Returns (quality, conciseness) of a completion; None without a verdict.
 
-    An empty completion scores 0 twice. Where a judge did not answer in time,
-    the outcome is `TIMED_OUT`; where it failed or its reply has no numbers,
-    `CRASHED`.
+    A judge without an answer in time is `TIMED_OUT`, one that failed `CRASHED`.
     """
     if rewards.is_empty(completion):
       return base.Score((0.0, 0.0), base.Outcome.UNPARSABLE)
@@ -120,15 +114,12 @@ class SummariesTask(base.Splits):
     return base.Score(values, outcome)
 
   def gold_completion(self, example: base.Example) -> str:
-    """Returns the reference."""
     return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
-    """Returns what the reference scores by the rules; it may be long."""
     return rewards.BEST, self._conciseness(example.reference)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    """Yields summaries that must score less by the rules, and their values."""
     repeated = " ".join([example.reference] * 4)
     source = example.meta["source"]
     yield "empty", " ", (0.0, 0.0)
@@ -145,9 +136,7 @@ class SummariesTask(base.Splits):
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with summaries, of which some are good.
 
-    The others are the beginning of the text, up to a random number of `words`:
-    a policy warmed up on them knows what summaries look like, copies, and says
-    too much as often as not.
+    The others are the beginning of the text, up to a random number of `words`.
     """
     answer_task.check_rates(reference_rate)
     low, high = words
@@ -165,10 +154,8 @@ class SummariesTask(base.Splits):
     return pairs
 
   def _conciseness(self, text: str) -> float:
-    config = self.config
-    return rewards.conciseness(
-      text, target_chars=config.target_chars, limit_chars=config.limit_chars
-    )
+    target, limit = self.config.target_chars, self.config.limit_chars
+    return rewards.conciseness(text, target_chars=target, limit_chars=limit)
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
@@ -193,17 +180,16 @@ class SummariesTask(base.Splits):
     template = _TEMPLATES[config.template]
     return [
       base.Example(
-        key=first_key + row.number,
-        messages=answer_task.ask(template.replace("{text}", row.text)),
-        reference=row.summary,
-        meta={**row.meta, "source": row.text},
+        first_key + row.number,
+        answer_task.ask(template.replace("{text}", row.text)),
+        row.summary,
+        {**row.meta, "source": row.text},
       )
       for row in answer_task.subset(rows, size, config.seed)
     ]
 
 
 def _cut(text: str, size: int) -> str:
-  """Ends a text at its last space within a number of characters."""
   if len(text) <= size:
     return text
   return text[: size + 1].rpartition(" ")[0] or text[:size]

@@ -27,11 +27,10 @@ class Answer(NamedTuple):
 
 
 def write_calls(calls: Calls) -> str:
-  """Writes calls as JSON, one a line."""
   return "\n".join(json.dumps(call) for call in calls)
 
 
-def write(answer: Answer, body: str | None = None) -> str:
+def write(answer: Answer | catalogue.Scenario, body: str | None = None) -> str:
   """Writes an answer in the rewarded format, with `body` for its calls."""
   blocks = [f"<think> {answer.thought} </think>"]
   if answer.calls:
@@ -50,18 +49,16 @@ def read(reference: str) -> Answer:
   if rewards.CALL in reference:
     calls = tuple(rewards.read_calls(reference))
   thought = reference.split("<think>", 1)[1].split("</think>", 1)[0]
-  response = None
-  if rewards.RESPONSE in reference:
-    response = reference.split("<response>")[1].split("</response>")[0].strip()
+  said = reference.partition("<response>")[2].partition("</response>")[0]
+  response = said.strip() if rewards.RESPONSE in reference else None
   return Answer(thought.strip(), calls, response)
 
 
 def canonical(text: str) -> str | None:
-  """Returns what an answer does, in one form.
+  """Returns what an answer does, in one form, as JSON.
 
-  It is JSON: `calls`, in their order, and whether a `response` is given, the
-  same for 1 and 1.0, and for any order of parameters. None where calls cannot
-  be read, or there is neither a call nor a response.
+  It is the same for 1 and 1.0, and for any order of parameters. None where
+  calls cannot be read, or there is neither a call nor a response.
 
   >>> canonical("<response> hello </response>")
   '{"calls": [], "response": true}'
@@ -110,12 +107,12 @@ def write_label(label: str, thought: str) -> str:
 
 def _canonical(calls: Calls, has_response: bool) -> str:
   """Raises where a call is none."""
-  plain = []
-  for call in calls:
-    if not isinstance(call["name"], str):
-      raise TypeError("a name is text")
-    parameters = _normal(dict(call["parameters"]))
-    plain.append({"name": call["name"], "parameters": parameters})
+  if not all(isinstance(call["name"], str) for call in calls):
+    raise TypeError("a name is text")
+  plain = [
+    {"name": call["name"], "parameters": _normal(dict(call["parameters"]))}
+    for call in calls
+  ]
   return json.dumps({"calls": plain, "response": has_response}, sort_keys=True)
 
 
@@ -147,7 +144,6 @@ FORMAT_DAMAGES: dict[str, Callable[[str], str]] = {
 
 
 def damage_format(draws: Draws, text: str) -> str:
-  """Breaks the format of an answer in one of the ways that apply to it."""
   while True:
     damaged = FORMAT_DAMAGES[draws.choice(tuple(FORMAT_DAMAGES))](text)
     if damaged != text:
@@ -159,7 +155,6 @@ def damage_format(draws: Draws, text: str) -> str:
 
 
 def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Changes one value: to another of its list, where the tool has one."""
   index, parameters, name = _pick(draws, calls)
   value = parameters[name]
   tool = catalogue.TOOLS.get(calls[index]["name"])
@@ -170,7 +165,6 @@ def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Writes one value as another type, as `"3"` for 3."""
   index, parameters, name = _pick(draws, calls)
   value = parameters[name]
   value = [value] if isinstance(value, str) else json.dumps(value)
@@ -178,21 +172,17 @@ def wrong_type(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Leaves one parameter out."""
   index, parameters, name = _pick(draws, calls)
   left = {key: value for key, value in parameters.items() if key != name}
   return _change(calls, index, left)
 
 
 def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Adds a parameter that is not in the gold call."""
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
+  known = [p for tool in catalogue.CATALOGUE for p in tool.parameters]
   new = [
-    (parameter.name, draws.choice(parameter.values))
-    for tool in catalogue.CATALOGUE
-    for parameter in tool.parameters
-    if parameter.name not in parameters
+    (p.name, draws.choice(p.values)) for p in known if p.name not in parameters
   ]
   name, value = draws.choice(new)
   return _change(calls, index, {**parameters, name: value})
@@ -206,9 +196,8 @@ def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
   name = draws.choice(others or [f"{call['name']}_2"])
   tool = catalogue.TOOLS.get(name)
   parameters = tool.draw_values(draws) if tool else call["parameters"]
-  changed = list(calls)
-  changed[index] = {"name": name, "parameters": parameters}
-  return write_calls(changed)
+  changed = {"name": name, "parameters": parameters}
+  return write_calls([*calls[:index], changed, *calls[index + 1 :]])
 
 
 def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
@@ -222,7 +211,6 @@ def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
 
 
 def broken_json(draws: Draws, calls: Calls, offered: Names) -> str:
-  """Forgets the last brace."""
   return write_calls(calls)[:-1]
 
 
@@ -236,14 +224,12 @@ CALL_DAMAGES = {
   extra_call: 0.05,
   broken_json: 0.1,
 }
-_NEED_PARAMETERS = (wrong_value, wrong_type, missing_parameter)
 
 
 def applies(damage: Callable[..., str], calls: Calls) -> bool:
   """Whether these calls have something for a call damage to damage."""
-  if damage in _NEED_PARAMETERS:
-    return any(call["parameters"] for call in calls)
-  return bool(calls)
+  needs = damage in (wrong_value, wrong_type, missing_parameter)
+  return any(call["parameters"] or not needs for call in calls)
 
 
 def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
@@ -257,15 +243,12 @@ def demonstrate(
   draws: Draws,
   reference: str,
   offered: Names,
-  *,
   format_rate: float,
   call_rate: float,
 ) -> str:
   """Writes an answer whose format and whose calls are each right at a rate.
 
-  The two are drawn independently, and no format mistake hides a call: the mean
-  format reward of many is `format_rate`, and a share `call_rate` of those with
-  a call has the full correctness reward.
+  The two are independent, and no format mistake hides a call.
   """
   answer = read(reference)
   right_format = draws.chance(format_rate)
@@ -281,9 +264,7 @@ def damages(
 ) -> Iterator[Damage]:
   """Yields each way to damage a reference, the text and its two rewards.
 
-  A mistake in the format must cost the format alone, and one in a call the
-  correctness alone: with one gold call as much as `expected_correctness` says,
-  with more by any amount, which is None.
+  A mistake in the format must cost it alone, and one in a call correctness.
   """
   answer = read(reference)
   for what, damage in FORMAT_DAMAGES.items():
@@ -335,13 +316,11 @@ def _pick(draws: Draws, calls: Calls) -> tuple[int, Call, str]:
 
 
 def _change(calls: Calls, index: int, parameters: Call) -> str:
-  changed = list(calls)
-  changed[index] = {**calls[index], "parameters": parameters}
-  return write_calls(changed)
+  changed = {**calls[index], "parameters": parameters}
+  return write_calls([*calls[:index], changed, *calls[index + 1 :]])
 
 
 def _other(value: Any) -> Any:
-  """Returns a value of the same type that is not equal."""
   if isinstance(value, bool):
     return not value
   if isinstance(value, (int, float)):

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from saw_jax.tasks import answer_task, base, row_files
 from saw_jax.tasks.tool_calling import rewards
@@ -41,21 +41,13 @@ _REQUEST = re.compile(r"<user> .* </user>", re.DOTALL)
 _SOURCE = {"simple_java": "Java", "simple_javascript": "JavaScript"}
 
 
-class Frame(NamedTuple):
-  """A prompt of ToolRL's around what differs between two prompts."""
-
-  before_tools: str
-  after_tools: str
-  before_history: str
-  after_history: str
+# A prompt of ToolRL's around what differs between two prompts: what is before
+# and after its tools, and before and after its dialogue.
+Frame = tuple[str, str, str, str]
 
 
 def find_frame(example: base.Example) -> Frame:
-  """Returns what a prompt of ToolRL's has around its tools and its dialogue.
-
-  A policy is asked in the words in which it was trained, whatever they are: all
-  prompts of a file have the same frame.
-  """
+  """Returns the words in which a policy is trained; a file has one frame."""
   contents = {m["role"]: m["content"] for m in example.messages}
   tools = _TOOLS.search(contents.get("system", ""))
   history = _REQUEST.search(contents.get("user", ""))
@@ -65,11 +57,10 @@ def find_frame(example: base.Example) -> Frame:
       "'1. Name: ' to a last 'Parameters: ', and its user message has "
       "'<user> ... </user>'"
     )
-  return Frame(
-    tools.string[: tools.start()],
-    tools.string[tools.end() :],
-    history.string[: history.start()],
-    history.string[history.end() :],
+  return tuple(
+    part
+    for found in (tools, history)
+    for part in (found.string[: found.start()], found.string[found.end() :])
   )
 
 
@@ -78,17 +69,14 @@ def read_category(
 ) -> list[base.Example]:
   """Reads the entries of a category, with their possible answers as JSON.
 
-  The reference is null where the question is only whether there is a call.
-  Without a frame a prompt has the form of generated requests: a line a tool in
-  the system message, and what the user says.
+  Without a frame a prompt has the form of generated requests.
   """
   if category not in CATEGORIES:
     raise ValueError(
       f"no category {category!r} of single turns: "
       f"{base.nearest(category, CATEGORIES)}"
     )
-  folder = find_package() / "data"
-  name = f"{_VERSION}_{category}.json"
+  folder, name = find_package() / "data", f"{_VERSION}_{category}.json"
   entries = _read(folder / name)
   answers: Sequence[Any] = [None] * len(entries)
   if not _asks_whether(category):
@@ -104,47 +92,36 @@ def read_category(
     documented = [_document(function, category) for function in functions]
     write = _write_plain if frame is None else functools.partial(_write, frame)
     meta = {"category": category, "id": entry["id"], "functions": functions}
-    messages = write(documented, turn)
-    reference = json.dumps(answer)
-    examples.append(base.Example(start + number, messages, reference, meta))
+    example = start + number, write(documented, turn), json.dumps(answer), meta
+    examples.append(base.Example(*example))
   return examples
 
 
 def read_split(split: str, *, frame: Frame | None = None) -> list[base.Example]:
-  """Reads one category (`bfcl_` and its name), or all of them (`bfcl`)."""
-  one = (split.removeprefix(_PREFIX),)
-  names = CATEGORIES if split == "bfcl" else one
+  """Reads a category, or all of them."""
+  names = CATEGORIES if split == "bfcl" else [split.removeprefix(_PREFIX)]
   return [row for name in names for row in read_category(name, frame=frame)]
 
 
 def read_calls(completion: str) -> list[dict[str, Any]] | None:
-  """Reads the calls of a completion into the checker's form.
-
-  A dictionary from a name to its parameters for each line of the first
-  `<tool_call>` block; an empty list where there is no block, and None where it
-  is open or cannot be read.
-  """
+  """Reads a completion's calls into the checker's form; None if it cannot."""
   answer = rewards.extract_completion(completion)
   if rewards.CALL not in answer:
     return []
   # As in `rewards.call_score`: whatever a policy writes is one outcome.
   try:
-    if rewards.END_CALL not in answer:
-      return None
     calls = rewards.read_calls(answer)
   except Exception:
     return None
-  if not all(isinstance(call["name"], str) for call in calls):
+  if rewards.END_CALL not in answer or not all(
+    isinstance(call["name"], str) for call in calls
+  ):
     return None
   return [{call["name"]: call["parameters"]} for call in calls]
 
 
 def is_right(example: base.Example, completion: str) -> bool:
-  """Asks the leaderboard's checker; nothing in the completion is executed.
-
-  As there, a completion without a readable call is right where none is wanted,
-  and wrong where one is. A call that makes the checker raise is wrong.
-  """
+  """Asks the leaderboard's checker; nothing in the completion is executed."""
   category = example.meta["category"]
   calls = read_calls(completion)
   if _asks_whether(category):
@@ -164,9 +141,8 @@ def is_right(example: base.Example, completion: str) -> bool:
 def score(example: base.Example, completion: str) -> base.Score:
   """Scores a completion in the components of tool calling.
 
-  3 or -3 for right and wrong calls, and the format reward of the block that the
-  category asks for. The outcome is about the calls alone, so that the share of
-  right ones is the leaderboard's accuracy.
+  The outcome is about the calls alone, so that the share of right ones is the
+  leaderboard's accuracy.
   """
   right = is_right(example, completion)
   is_formatted = rewards.format_reward(
@@ -175,12 +151,10 @@ def score(example: base.Example, completion: str) -> base.Score:
   outcome = base.Outcome.RIGHT if right else base.Outcome.WRONG
   if not right and read_calls(completion) is None:
     outcome = base.Outcome.UNPARSABLE
-  bound = rewards.MAX_CORRECTNESS
-  return base.Score((bound if right else -bound, is_formatted), outcome)
+  return base.Score((3.0 if right else -3.0, is_formatted), outcome)
 
 
 def gold_completion(example: base.Example) -> str:
-  """Writes a right completion: of each argument its first possible value."""
   category = example.meta["category"]
   thought = f"{rewards.THINK} ... {rewards.END_THINK}\n"
   if "irrelevance" in category:
@@ -214,9 +188,8 @@ def averages(
 
   `non_live` is the plain mean of simple (itself that of three languages),
   multiple, parallel, parallel multiple and irrelevance; `live` is the mean over
-  all of its entries. The leaderboard's overall accuracy is the plain mean of
-  these two and of `multi_turn`, which is not evaluated here: `single_turn` is
-  the mean of the two. An average is left out where one of its categories is.
+  all of its entries, and `single_turn` that of the two. An average is left out
+  where one of its categories is.
   """
   found: dict[str, list[float]] = {}
   for category, value in zip(categories, right, strict=True):
@@ -234,7 +207,6 @@ def averages(
 
 
 def find_package() -> pathlib.Path:
-  """Finds the package's folder without importing it."""
   spec = importlib.util.find_spec("bfcl_eval")
   if spec is None or not spec.submodule_search_locations:
     raise ImportError(
@@ -274,7 +246,6 @@ def _checker() -> Callable[[list, list, list, str], bool]:
 
 
 def _asks_whether(category: str) -> bool:
-  """Whether a category asks only whether there is a call."""
   return category.endswith("relevance")
 
 
@@ -283,7 +254,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of one of the package's files: JSON lines in a `.json` file."""
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
@@ -292,7 +262,6 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
-  """A function as a policy reads of it."""
   parameters = dict(function["parameters"]["properties"])
   language = _SOURCE.get(category)
   if language is not None:
@@ -314,38 +283,32 @@ def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
 def _write(
   frame: Frame, functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
 ) -> answer_task.Messages:
-  """The messages of an entry, in the words of ToolRL's rows."""
   tools = "\n".join(
     f"{number}. Name: {function['name']}\n"
     f"Description: {function['description']}\n"
     f"Parameters: {json.dumps(function['parameters'])}"
     for number, function in enumerate(functions, 1)
   )
-  system = frame.before_tools + tools + frame.after_tools
-  said = []
+  before_tools, after_tools, before_history, after_history = frame
+  system, said = before_tools + tools + after_tools, []
   for message in turn:
     if message["role"] == "system":
       system += "\n\n" + message["content"]
     elif message["role"] == "user":
       said.append(f"<user> {message['content']} </user>")
     else:
-      said.append(
-        f"{rewards.RESPONSE} {message['content']} {rewards.END_RESPONSE}"
-      )
-  history = frame.before_history + "\n".join(said) + frame.after_history
+      said.append(f"<response> {message['content']} </response>")
+  history = before_history + "\n".join(said) + after_history
   return ({"role": "system", "content": system}, *answer_task.ask(history))
 
 
 def _write_plain(
   functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
 ) -> answer_task.Messages:
-  """The messages of an entry, in the form of generated requests."""
   lines = []
   for function in functions:
-    inside = ", ".join(
-      f"{name}: {known['type']}"
-      for name, known in function["parameters"].items()
-    )
+    known = function["parameters"].items()
+    inside = ", ".join(f"{name}: {about['type']}" for name, about in known)
     lines.append(f"{function['name']}({inside})")
   lines += [m["content"] for m in turn if m["role"] == "system"]
   said = [m["content"] for m in turn if m["role"] != "system"]
@@ -356,13 +319,12 @@ def _write_plain(
 def _first(values: Sequence[Any]) -> Any:
   """The first possible value; of each key, where it is a dictionary."""
   value = next((v for v in values if v != ""), "")
-  if isinstance(value, list):
-    return [_settle(item) for item in value]
-  return _settle(value)
+  return (
+    list(map(_settle, value)) if isinstance(value, list) else _settle(value)
+  )
 
 
 def _settle(value: Any) -> Any:
-  """One choice for each key that may not be left out."""
   if not isinstance(value, dict):
     return value
   return {key: values[0] for key, values in value.items() if "" not in values}
@@ -371,7 +333,6 @@ def _settle(value: Any) -> Any:
 def _write_value(
   value: Any, known: Mapping[str, Any], language: str | None
 ) -> Any:
-  """An argument's value, as source text where the language is not Python."""
   if language is None:
     return value
   kind = known["type"]

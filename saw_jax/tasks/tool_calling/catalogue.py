@@ -33,7 +33,6 @@ class Parameter:
   said: Mapping[Any, str]
 
   def say(self, value: Any) -> str:
-    """Returns the value as a request words it."""
     return self.said.get(value, str(value))
 
 
@@ -116,25 +115,14 @@ class Scenario(NamedTuple):
   asked: tuple[tuple[str, Mapping[str, Any]], ...]  # served or not
 
 
-def draw_scenario(
-  draws: Draws,
-  split: str,
-  *,
-  call_weights: Sequence[float],
-  no_call_share: float,
-  num_distractors: tuple[int, int],
-  max_tools: int,
-) -> Scenario:
-  """Draws a request with one to three calls, or with none.
+def draw_scenario(draws: Draws, split: str, config: Any) -> Scenario:
+  """Draws a request of a split as a `ToolCallingConfig` says."""
+  low, high = config.num_distractors
+  extra = draws.choice(range(low, high + 1))
+  if draws.chance(config.no_call_share):
+    return _no_call(draws, split, min(extra + 1, config.max_tools))
 
-  What is asked for belongs to the split. At most `max_tools` are offered, if
-  the calls themselves do not need more.
-  """
-  extra = draws.choice(range(num_distractors[0], num_distractors[1] + 1))
-  if draws.chance(no_call_share):
-    return _no_call(draws, split, min(extra + 1, max_tools))
-
-  count = 1 + draws.weighted(call_weights)
+  count = 1 + draws.weighted(config.call_weights)
   asked: list[tuple[str, dict[str, Any]]] = []
   while len(asked) < count:
     again = asked and draws.chance(0.5)
@@ -148,15 +136,15 @@ def draw_scenario(
   requests = [TOOLS[name].request(draws, values) for name, values in asked]
   used = list(dict.fromkeys(name for name, _ in asked))
   others = [tool.name for tool in CATALOGUE if tool.name not in used]
-  extra = max(0, min(extra, max_tools - len(used)))
+  extra = max(0, min(extra, config.max_tools - len(used)))
   offered = used + draws.sample(others, extra)
   return Scenario(
-    offered=tuple(TOOLS[n] for n in draws.sample(offered, len(offered))),
-    request=" and ".join(requests),
-    thought=_THOUGHTS[count],
-    calls=tuple({"name": n, "parameters": values} for n, values in asked),
-    response=None,
-    asked=tuple(asked),
+    tuple(TOOLS[name] for name in draws.sample(offered, len(offered))),
+    " and ".join(requests),
+    _THOUGHTS[count],
+    tuple({"name": name, "parameters": values} for name, values in asked),
+    None,
+    tuple(asked),
   )
 
 
@@ -175,22 +163,14 @@ def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
     if split_of(*asked) == split:
       break
   others = [tool for tool in CATALOGUE if tool.name != asked[0]]
-  return Scenario(
-    offered=tuple(draws.sample(others, num_offered)),
-    request=request,
-    thought=_THOUGHTS[0],
-    calls=(),
-    response=response,
-    asked=(asked,),
-  )
+  offered = tuple(draws.sample(others, num_offered))
+  return Scenario(offered, request, _THOUGHTS[0], (), response, (asked,))
 
 
 def run_calls(completion: str, offered: Sequence[Tool]) -> str:
   """Returns what tools say to the first four calls of an answer, a line each.
 
-  A line has the tool and its values, in the order of its signature, or what is
-  wrong: a call that was not asked for works as well as any other. Empty where
-  nothing is called.
+  A call that was not asked for works as well as any other.
   """
   if rewards.CALL not in completion:
     return ""
@@ -208,10 +188,9 @@ def _run(line: str, tools: dict[str, Tool]) -> str:
   try:
     call = json.loads(line)
     name, values = call["name"], call["parameters"]
-    values = dict(values) if isinstance(values, dict) else None
   except Exception:
     return "no call"
-  if not isinstance(name, str) or values is None:
+  if not isinstance(name, str) or not isinstance(values, dict):
     return "no call"
   tool = tools.get(name)
   if tool is None:
@@ -219,17 +198,15 @@ def _run(line: str, tools: dict[str, Tool]) -> str:
   for parameter in tool.parameters:
     if parameter.name not in values:
       return f"{name} needs {parameter.name}"
-    if not _fits(parameter, values[parameter.name]):
+    value, is_logical = values[parameter.name], parameter.type == "boolean"
+    if isinstance(value, bool) != is_logical or not isinstance(
+      value, _TYPES[parameter.type]
+    ):
       return f"{parameter.name} is {parameter.type}"
   if len(values) > len(tool.parameters):
     return f"{name} has only {' '.join(p.name for p in tool.parameters)}"
   said = (_say(values[p.name]) for p in tool.parameters)
   return " ".join([f"done {name}", *said])
-
-
-def _fits(parameter: Parameter, value: Any) -> bool:
-  is_fair = isinstance(value, bool) == (parameter.type == "boolean")
-  return is_fair and isinstance(value, _TYPES[parameter.type])
 
 
 def _say(value: Any) -> str:

@@ -7,9 +7,6 @@ import collections
 import json
 from typing import Any
 
-MAX_CORRECTNESS = 3.0
-MIN_CORRECTNESS = -3.0
-
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 RESPONSE, END_RESPONSE = "<response>", "</response>"
@@ -84,10 +81,7 @@ def correctness_reward(completion: str, reference: str) -> float:
   """
   if CALL not in reference:
     return 0.0
-  score = call_score(completion, read_calls(reference))
-  if score is None:
-    return MIN_CORRECTNESS
-  return MIN_CORRECTNESS + (MAX_CORRECTNESS - MIN_CORRECTNESS) * score
+  return 6.0 * (call_score(completion, read_calls(reference)) or 0.0) - 3.0
 
 
 def read_calls(reference: str) -> list[dict[str, Any]]:
@@ -99,9 +93,8 @@ def read_calls(reference: str) -> list[dict[str, Any]]:
       if not isinstance(call["parameters"], dict):
         raise TypeError("the parameters are not an object")
   except Exception as error:
-    raise ValueError(f"unreadable tool calls in the reference: {error}") from (
-      error
-    )
+    what = f"unreadable tool calls in the reference: {error}"
+    raise ValueError(what) from error
   return calls
 
 

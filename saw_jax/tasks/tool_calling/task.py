@@ -63,11 +63,9 @@ class ToolCallingTask(base.Splits):
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """Names of the splits; those of BFCL need its package."""
     return ("train", "test", *bfcl.SPLITS)
 
   def score(self, example: base.Example, completion: str) -> base.Score:
-    """Returns (correctness, format) of a completion."""
     if example.key >= bfcl.FIRST_KEY:
       return bfcl.score(example, completion)
     answer = rewards.extract_completion(completion)
@@ -81,20 +79,16 @@ class ToolCallingTask(base.Splits):
     else:
       tags = (rewards.RESPONSE, rewards.END_RESPONSE)
       correctness, right = 0.0, True
-      readable = bool(is_formatted) or all(tag in answer for tag in tags)
+      readable = is_formatted or all(tag in answer for tag in tags)
+    outcome = (
+      base.Outcome.RIGHT if right and is_formatted else base.Outcome.WRONG
+    )
     if not readable:
       outcome = base.Outcome.UNPARSABLE
-    elif right and is_formatted:
-      outcome = base.Outcome.RIGHT
-    else:
-      outcome = base.Outcome.WRONG
     return base.Score((correctness, is_formatted), outcome)
 
   def observe(self, example: base.Example, completion: str) -> str:
-    """Returns what the offered tools say to the calls of a completion.
-
-    A line a call, empty where nothing is called; the reference is not read.
-    """
+    """Returns what the offered tools say to the calls; reads no reference."""
     if "offered" not in example.meta:
       raise ValueError(
         f"example {example.key} comes from a file, and its tools cannot be "
@@ -108,36 +102,28 @@ class ToolCallingTask(base.Splits):
   def answer_key(
     self, completion: str, example: base.Example | None = None
   ) -> str | None:
-    """Returns what a completion votes for: its calls, whatever its format."""
     return answers.canonical(rewards.extract_completion(completion))
 
   def label_form(self, example: base.Example) -> str:
-    """Returns the form of a label."""
     return "calls"
 
   def with_label(self, example: base.Example, label: str) -> base.Example:
-    """Returns the example with a label as its reference.
-
-    The label is a reference of the task, or calls as `answer_key` has them.
-    """
+    """Takes a reference of the task, or calls as `answer_key` has them."""
     if rewards.format_reward(label, label) != 1.0:
       label = answers.write_label(label, _PLACEHOLDER)
     return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
-    """Returns a completion that is right."""
     if example.key >= bfcl.FIRST_KEY:
       return bfcl.gold_completion(example)
     return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
-    """Returns what the right answer scores: correctness is 0 without a call."""
     if example.key >= bfcl.FIRST_KEY:
       return (3.0, 1.0)
     return (3.0 if rewards.CALL in example.reference else 0.0, 1.0)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    """Yields damaged references by name, with what they have to score."""
     best, _ = self.best_values(example)
     offered = example.meta.get("offered", ())
     return answers.damages(example.key, example.reference, offered, best)
@@ -145,10 +131,7 @@ class ToolCallingTask(base.Splits):
   def averages(
     self, examples: Sequence[base.Example], right: Sequence[float]
   ) -> dict[str, float]:
-    """Averages shares of right answers on BFCL as `bfcl.averages` does.
-
-    Examples of other splits do not count.
-    """
+    """Averages right answers on BFCL; examples of other splits do not count."""
     pairs = [
       (example.meta["category"], value)
       for example, value in zip(examples, right, strict=True)
@@ -161,25 +144,19 @@ class ToolCallingTask(base.Splits):
   ) -> list[tuple[base.Example, str]]:
     """Returns training examples with answers that are right at given rates.
 
-    A policy warmed up on them knows each of the two rewards in part; the rates
-    are those of `answers.demonstrate`.
+    They are the rates of `answers.demonstrate`.
     """
     answer_task.check_rates(format_rate, call_rate)
-    return [
-      (
-        example,
-        answers.demonstrate(
-          draws,
-          example.reference,
-          example.meta.get("offered", ()),
-          format_rate=format_rate,
-          call_rate=call_rate,
-        ),
+    pairs = []
+    for example, draws in answer_task.demonstration_draws(
+      self, "demonstration", count, seed
+    ):
+      offered = example.meta.get("offered", ())
+      text = answers.demonstrate(
+        draws, example.reference, offered, format_rate, call_rate
       )
-      for example, draws in answer_task.demonstration_draws(
-        self, "demonstration", count, seed
-      )
-    ]
+      pairs.append((example, text))
+    return pairs
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
@@ -205,25 +182,15 @@ def _first_key(split: str) -> int:
 def _generate(
   config: ToolCallingConfig, split: str, index: int
 ) -> base.Example:
-  scenario = catalogue.draw_scenario(
-    Draws("tool_calling", config.seed, split, index),
-    split,
-    call_weights=config.call_weights,
-    no_call_share=config.no_call_share,
-    num_distractors=config.num_distractors,
-    max_tools=config.max_tools,
-  )
-  answer = answers.Answer(scenario.thought, scenario.calls, scenario.response)
+  draws = Draws("tool_calling", config.seed, split, index)
+  scenario = catalogue.draw_scenario(draws, split, config)
+  signatures = "\n".join(tool.signature for tool in scenario.offered)
+  offered = tuple(tool.name for tool in scenario.offered)
   return base.Example(
-    key=_first_key(split) + index,
-    messages=_messages(
-      "\n".join(tool.signature for tool in scenario.offered), scenario.request
-    ),
-    reference=answers.write(answer),
-    meta={
-      "offered": tuple(tool.name for tool in scenario.offered),
-      "asked": scenario.asked,
-    },
+    _first_key(split) + index,
+    _messages(signatures, scenario.request),
+    answers.write(scenario),
+    {"offered": offered, "asked": scenario.asked},
   )
 
 
@@ -237,14 +204,12 @@ def read_examples(
   """Reads a file of ToolRL, counting keys by row.
 
   It is a `.parquet` file in verl's schema (prompt, reward_model), or a `.json`
-  or `.jsonl` file with instruction, input and output. The thought of such an
-  output becomes ToolRL's placeholder in the reference, since a thought may name
-  the tags; `meta["output"]` keeps it.
+  or `.jsonl` file with instruction, input and output. A thought may name the
+  tags: that of an output becomes a placeholder; `meta["output"]` keeps it.
   """
   is_verl = pathlib.Path(path).suffix == ".parquet"
-  rows = row_files.parse_rows(
-    path, _from_verl if is_verl else _from_instruction
-  )
+  parse = _from_verl if is_verl else _from_instruction
+  rows = row_files.parse_rows(path, parse)
   return [base.Example(first_key + n, *row) for n, row in enumerate(rows)]
 
 

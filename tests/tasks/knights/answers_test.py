@@ -4,9 +4,7 @@ import json
 import pathlib
 import time
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from saw_jax.tasks.knights import answers
 from tests.tasks.answer_task_test import write
@@ -15,10 +13,6 @@ GOLDEN = json.loads(
   (pathlib.Path(__file__).parents[2] / "golden" / "rlavr_care.json").read_text()
 )["kk_reward"]
 TRUTH = GOLDEN["ground_truth"]["solution_text_format"]
-PARTS = st.sampled_from(
-  ["<answer>", "</answer>", "<ANSWER>", "ann", "Bob", "=", "|", "knight"]
-  + ["knave", " is a ", " are ", " not ", "\n", "\x00", "é", "İ", "<"]
-)
 
 
 class TestGolden:
@@ -83,10 +77,6 @@ class TestRead:
     expected = dict(zip(("ann", "bob"), roles.split(), strict=False))
     assert answers.read_roles(text) == expected
 
-  def test_names_with_marks(self):
-    roles = answers.read_roles("O'Neil is a knight, Mary-Jane is a knave")
-    assert roles == {"o'neil": "knight", "mary-jane": "knave"}
-
   def test_others_are_ignored(self):
     text = "<answer>ann=knight|eve=knave</answer>"
     assert answers.reward(text, "ann=knight") == answers.RIGHT
@@ -97,15 +87,6 @@ class TestRead:
 
 
 class TestAnyText:
-  @hypothesis.settings(max_examples=300, deadline=None)
-  @hypothesis.given(
-    st.one_of(st.text(), st.lists(PARTS, max_size=30).map("".join)),
-    st.one_of(st.just("ann=knight|bob=knave"), st.just("None"), st.text()),
-  )
-  def test_it_has_one_of_four_rewards(self, text, reference):
-    value = answers.reward(text, reference)
-    assert value in (-3.0, -1.0, -0.5, 3.0)
-
   @pytest.mark.parametrize(
     "text",
     ["<answer>" * 20_000, "a" * 100_000, "a " * 50_000, "ann is a " * 20_000]

@@ -40,12 +40,6 @@ class TestExamples:
       for example in examples[:50]:
         assert puzzles.split_of(example.meta["claims"]) == split
 
-  def test_references_are_the_only_solutions(self):
-    for example in task(people=(2, 3, 4)).examples("test")[:50]:
-      (roles,) = puzzles.solutions(example.meta["claims"])
-      read = knights_answers.read_roles(example.reference)
-      assert [role == "knight" for _, role in sorted(read.items())] == [*roles]
-
   def test_names_can_be_shuffled(self):
     examples = task(shuffle_names=True, people=(3,)).examples("train")[:60]
     roles = [knights_answers.read_roles(e.reference) for e in examples]
@@ -61,12 +55,6 @@ class TestExamples:
     assert "<answer>" in asked
     (message,) = made.verification(made.examples("train")[0], "{no}")
     assert "\nSolution:\n{no}\n" in message["content"]
-
-  def test_prompts_and_answers_are_short(self):
-    pairs = task(people=(3,)).demonstrations(300, seed=0)
-    assert max(len(SHORT.encode_chat(e.messages)) for e, _ in pairs) <= 30
-    assert {len(SHORT.encode(text)) for _, text in pairs} == {10}
-    assert SHORT.vocab_size == 29
 
   def test_the_vocabulary_has_every_piece(self):
     made = task(people=(2, 5, 8), shuffle_names=True, num_train=100)

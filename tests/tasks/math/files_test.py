@@ -48,19 +48,12 @@ SCHEMAS = {
     "type": "Sums",
     "solution": r"We add: \boxed{2+2 = 4}, so \boxed{4}.",
   },
-  "MATH-500": {
-    "problem": "What is 2 + 2?",
-    "solution": r"We add, $\boxed{4}$.",
-    "answer": "4",
-    "unique_id": "a",
-  },
   "AIME 2024": {
     "ID": "x-1",
     "Problem": "What is 2 + 2?",
     "Solution": "We add.",
     "Answer": 4,
   },
-  "AIME 2025": {"problem": "What is 2 + 2?", "answer": "4", "id": 0},
   "AMC 23": {"id": 0, "question": "What is 2 + 2?", "answer": 4.0},
   "Minerva": {
     "question": "What is 2 + 2?",
@@ -112,15 +105,6 @@ class TestSchemas:
     path = write(tmp_path / "rows.jsonl", [VERL, VERL, other, VERL])
     found = math_files.read_examples(path)
     assert [(e.key, e.reference) for e in found] == [(0, "4"), (2, "5")]
-
-  @pytest.mark.parametrize(
-    ("answer", "reference"),
-    [(4, "4"), (4.0, "4"), (0.1, "0.1"), (-2.5, "-2.5"), (" 4 ", "4")],
-  )
-  def test_numbers_become_text(self, tmp_path, answer, reference):
-    path = write(tmp_path / "rows.jsonl", [{"problem": "x", "answer": answer}])
-    (example,) = math_files.read_examples(path)
-    assert example.reference == reference
 
 
 AMC, GSM8K = SCHEMAS["AMC 23"], {"question": "x", "answer": "y #### 1"}

@@ -1,6 +1,5 @@
 """Generated arithmetic, checked by Python itself and by hand."""
 
-import collections
 import re
 
 import pytest
@@ -38,13 +37,6 @@ def test_answers_and_steps_are_right():
     assert len(set(steps)) == len(steps), problem
 
 
-def test_numbers_stay_small():
-  for problem in draw(2000):
-    numbers = re.findall(r"\d+", " ".join([problem.text, *problem.working]))
-    assert all(int(n) <= 999 for n in numbers)
-    assert 0 <= problem.answer <= 999
-
-
 def test_stories_name_the_numbers_of_their_expression():
   stories = [p for p in draw(1000, word_share=1.0) if p.level < 4]
   assert len(stories) > 600
@@ -52,17 +44,6 @@ def test_stories_name_the_numbers_of_their_expression():
     in_text = sorted(re.findall(r"\d+", problem.text))
     assert in_text == sorted(re.findall(r"\d+", problem.expression))
     assert "{" not in problem.text and problem.text.islower()
-
-
-def test_every_story_and_every_level_occurs():
-  problems = draw(4000, word_share=1.0)
-  for stories in math_problems._WORDS["stories"].values():
-    for story in stories:
-      pattern = re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(story))
-      assert any(re.fullmatch(pattern, p.text) for p in problems), story
-  levels = collections.Counter(p.level for p in problems)
-  assert set(levels) == set(LEVELS) and min(levels.values()) > 800
-  assert all(p.text == f"{p.expression}=" for p in problems if p.level == 4)
 
 
 def test_levels_are_what_they_say():
@@ -85,13 +66,6 @@ def test_no_expression_is_in_both_splits_whatever_the_seed():
     assert len(seen[split]) > 500
     assert {split_of(e) for e in seen[split]} == {split}
   assert not seen["train"] & seen["test"]
-
-
-def test_a_fifth_of_all_expressions_is_held_out():
-  sums = [f"{a}+{b}" for a in range(10, 100) for b in range(10, 100)]
-  held_out = sum(split_of(s) == "test" for s in sums)
-  # 5 deviations of a binomial of 8100: 5 * sqrt(0.16 * 8100) = 180.
-  assert abs(held_out - 0.2 * 8100) < 180
 
 
 @pytest.mark.parametrize(

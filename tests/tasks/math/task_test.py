@@ -13,7 +13,6 @@ from saw_jax.tasks import base
 from saw_jax.tasks.draws import split_of
 from saw_jax.tasks.math.problems import LEVELS
 from saw_jax.tasks.math.task import PIECES, MathConfig, MathTask
-from saw_jax.tasks.workers import grading
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
 GSM8K = {s: str(DATA / "gsm8k" / f"{s}.jsonl") for s in ("train", "test")}
@@ -44,20 +43,6 @@ class TestExamples:
       f"{text}\nPlease reason step by step, and put your final answer within "
       "\\boxed{}."
     )
-
-  def test_prompts_and_answers_are_short(self):
-    short, in_bytes = (
-      tokenizer.PieceTokenizer(PIECES),
-      tokenizer.ByteTokenizer(),
-    )
-    made = task(levels=(1, 2, 3), word_share=0.0)
-    pairs = made.demonstrations(2000, seed=0, working_rate=1.0)
-    assert max(len(short.encode_chat(e.messages)) for e, _ in pairs) <= 14
-    assert max(len(short.encode(text)) for _, text in pairs) < 18
-    assert max(len(in_bytes.encode(text)) for _, text in pairs) < 24
-    stories = task(levels=(1, 2, 3), word_share=1.0).examples("train")[:2000]
-    prompts = [len(short.encode_chat(e.messages)) for e in stories]
-    assert max(prompts) <= 32 and statistics.mean(prompts) < 20
 
   def test_the_short_vocabulary_has_every_piece(self):
     short = tokenizer.PieceTokenizer(PIECES)
@@ -98,16 +83,6 @@ class TestExamples:
     assert task(problems="reasoning_gym").label_form(example) == "math"
     assert from_gsm8k().label_form(example) == "math"
 
-  def test_reasoning_gym(self):
-    pytest.importorskip("reasoning_gym")
-    made = task(problems="reasoning_gym", num_train=30, num_test=30)
-    train, test = made.examples("train"), made.examples("test")
-    assert len(train) == len(test) == 30
-    assert not set(texts(train)) & set(texts(test))
-    for example in (*train, *test):
-      score = made.score(example, made.gold_completion(example))
-      assert score.outcome is Outcome.RIGHT
-
   def test_a_missing_reasoning_gym_names_the_extra(self, monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ImportError, match=r"saw_jax\[math\]"):
@@ -137,20 +112,6 @@ class TestScore:
     found = task(grader=grader).score(example, text)
     assert found == base.Score((value,), outcome)
 
-  def test_algebra_needs_the_extra(self):
-    pytest.importorskip("math_verify")
-    example, text = base.Example(0, (), "x+1"), r"\boxed{1+x}"
-    assert task().score(example, text).values == (0.0,)
-    assert task(grader="math_verify").score(example, text).values == (1.0,)
-
-  def test_a_hostile_answer_costs_a_grading_process_nothing(self):
-    pytest.importorskip("math_verify")
-    made = task(grader="math_verify")
-    example = made.examples("test")[0]
-    with grading.Grader(made, num_workers=1, limit_s=30.0) as grader:
-      graded = grader.grade([example] * 2, [r"\boxed{9^{9^9}}", r"\boxed{0.5}"])
-    assert graded.rewards[:, 0].tolist() == [0.0, 0.0] and graded.scored.all()
-
   def test_right_answers_have_one_key_and_empty_boxes_none(self):
     for inside in ("46", "46.0", "$46$", "92/2"):
       assert task().answer_key(f"\\boxed{{{inside}}}") == "46"
@@ -171,13 +132,6 @@ class TestScore:
       found = made.score(base.Example(0, (), "46"), text)
       assert found == base.Score(values, outcome)
     assert base.token_limits(task()) == {}
-
-  @pytest.mark.parametrize("limits", [{"lenght": 5}, {"correct": 0}])
-  def test_wrong_limits_are_errors(self, limits):
-    made = task()
-    made.token_limits = limits
-    with pytest.raises(ValueError, match=next(iter(limits))):
-      base.token_limits(made)
 
   def test_a_verdict_is_asked_about_question_and_answer(self):
     example = task().examples("train")[0]

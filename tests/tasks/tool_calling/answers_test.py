@@ -50,10 +50,6 @@ class TestWriteAndRead:
     assert rewards.format_reward(text, text) == 1.0
     assert answers.read(text) == answer
 
-  def test_a_body_takes_the_place_of_the_calls(self):
-    text = answers.write(ANSWERS["calls"], "anything")
-    assert "<tool_call>\nanything\n</tool_call>" in text
-
   @pytest.mark.parametrize(
     ("text", "word"),
     [(text, "format") for text in ("hello", "", "<think> t", "<tool_call>")]
@@ -76,11 +72,6 @@ class TestDamageFormat:
       damaged, text
     ) == rewards.correctness_reward(text, text)
 
-  def test_each_applies_to_some_answer(self):
-    for name, damage in answers.FORMAT_DAMAGES.items():
-      texts = [answers.write(answer) for answer in ANSWERS.values()]
-      assert any(damage(text) != text for text in texts), name
-
   def test_draws_one_that_applies(self):
     text = answers.write(ANSWERS["response"])
     found = {answers.damage_format(Draws("f", i), text) for i in range(100)}
@@ -91,15 +82,6 @@ class TestDamageFormat:
 
 
 class TestCallDamages:
-  @each_damage
-  @pytest.mark.parametrize("gold", [[WEATHER], [WEATHER, TIMER]])
-  def test_each_costs_correctness(self, damage, gold):
-    before = json.dumps(gold)
-    for i in range(30):
-      body = damage(Draws("c", i), gold, OFFERED)
-      assert correctness(body, gold) < 3.0
-    assert json.dumps(gold) == before
-
   @pytest.mark.parametrize(
     ("what", "num_parameters", "expected"),
     [
@@ -107,7 +89,6 @@ class TestCallDamages:
       ("wrong_value", 2, 3 - 6 / 4),
       ("wrong_type", 2, 3 - 6 / 4),
       ("missing_parameter", 2, 3 - 6 * 1.5 / 4),
-      ("missing_parameter", 1, -1.0),
       ("extra_parameter", 2, 3 - 6 * (1 / 3) / 4),
       ("extra_call", 2, 3 - 6 * 0.5 / 4),
       ("wrong_tool", 2, -3.0),
@@ -141,36 +122,12 @@ class TestCallDamages:
     body = answers.wrong_type(Draws("t"), [text], OFFERED)
     assert json.loads(body)["parameters"]["city"] == ["Oslo"]
 
-  def test_a_wrong_tool_is_one_of_those_offered(self):
-    for i in range(30):
-      body = answers.wrong_tool(Draws("w", i), [WEATHER], OFFERED)
-      call = json.loads(body)
-      assert call["name"] in {"timer", "alarm"}
-      tool = catalogue.TOOLS[call["name"]]
-      assert set(call["parameters"]) == {p.name for p in tool.parameters}
-
   @pytest.mark.parametrize("offered", [(), ("weather",)])
   def test_where_nothing_else_is_offered_a_name_is_made_up(self, offered):
     body = answers.wrong_tool(Draws("w"), [WEATHER], offered)
     assert json.loads(body)["name"] == "weather_2"
     body = answers.extra_call(Draws("w"), [WEATHER], offered)
     assert json.loads(body.split("\n")[1])["name"] == "weather_2"
-
-
-class TestApplies:
-  @each_damage
-  def test_some_need_a_parameter(self, damage):
-    needs = damage.__name__ in (
-      "wrong_value",
-      "wrong_type",
-      "missing_parameter",
-    )
-    assert not answers.applies(damage, [])
-    assert answers.applies(damage, [BARE]) is not needs
-    assert answers.applies(damage, [BARE, TIMER])
-    for gold in ([BARE], [BARE, TIMER]):
-      if answers.applies(damage, gold):
-        assert correctness(damage(Draws("a"), gold, OFFERED), gold) < 3.0
 
 
 class TestDamageCalls:
@@ -186,40 +143,6 @@ class TestDamageCalls:
     )
     for damage, share in named.items():
       assert abs(found[damage()] / 2000 - share) < 0.04
-
-  def test_shares_are_of_all(self):
-    assert sum(answers.CALL_DAMAGES.values()) == pytest.approx(1.0)
-
-
-class TestDemonstrate:
-  def many(self, format_rate, call_rate, answer="calls", count=600):
-    reference = answers.write(ANSWERS[answer])
-    rates = {"format_rate": format_rate, "call_rate": call_rate}
-    texts = [
-      answers.demonstrate(Draws("demo", i), reference, OFFERED, **rates)
-      for i in range(count)
-    ]
-    return [
-      (
-        rewards.format_reward(text, reference) == 1.0,
-        rewards.correctness_reward(text, reference) == 3.0,
-      )
-      for text in texts
-    ]
-
-  @pytest.mark.parametrize(("format_rate", "call_rate"), [(1, 0), (0, 1)])
-  def test_each_can_be_right_alone(self, format_rate, call_rate):
-    found = set(self.many(format_rate, call_rate, count=50))
-    assert found == {(bool(format_rate), bool(call_rate))}
-
-  def test_both_come_at_their_rates_and_independently(self):
-    found = collections.Counter(self.many(0.5, 0.25))
-    # Shares 3/8, 1/8, 3/8, 1/8 of 600, give or take 4 deviations.
-    for (_, right), count in found.items():
-      assert abs(count - (75 if right else 225)) < 48
-
-  def test_an_answer_without_a_call_has_no_call_to_damage(self):
-    assert {form for form, _ in self.many(1, 0, "response", 30)} == {True}
 
 
 class TestCanonical:

@@ -1,28 +1,22 @@
 """Draws, tools and scenarios of the generated task."""
 
 import collections
+import dataclasses
 import json
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue
-
-SHAPE = dict(
-  call_weights=(0.7, 0.2, 0.1),
-  no_call_share=0.2,
-  num_distractors=(1, 2),
-  max_tools=3,
-)
+from saw_jax.tasks.tool_calling.task import ToolCallingConfig
 
 
-def scenarios(count, split="train", **changes):
+def scenarios(count, split="train", **options):
+  config = ToolCallingConfig(no_call_share=0.2)
+  config = dataclasses.replace(config, **options)
   return [
-    catalogue.draw_scenario(Draws("x", i), split, **{**SHAPE, **changes})
-    for i in range(count)
+    catalogue.draw_scenario(Draws("x", i), split, config) for i in range(count)
   ]
 
 
@@ -40,28 +34,6 @@ class TestTool:
     assert len(set(tool.requests)) == len(tool.requests)
 
   @each_tool
-  def test_values_have_the_type_that_is_offered(self, tool):
-    types = {"string": str, "integer": int, "number": float, "boolean": bool}
-    for parameter in tool.parameters:
-      assert {type(v) for v in parameter.values} == {types[parameter.type]}
-      assert len(set(parameter.values)) == len(parameter.values) > 1
-
-  def test_the_signature_is_the_line_that_offers_it(self):
-    assert (
-      catalogue.TOOLS["weather"].signature
-      == "weather(city: string, days: integer)"
-    )
-
-  def test_a_boolean_is_said_in_words(self):
-    tool = catalogue.TOOLS["call"]
-    values = {"name": "Ann", "minutes": 3, "video": False}
-    requests = {tool.request(Draws(i), values) for i in range(30)}
-    assert len(requests) == len(tool.requests)
-    for request in requests:
-      assert "without video" in request
-      assert "Ann" in request and "3" in request
-
-  @each_tool
   def test_no_text_occurs_twice_in_a_call(self, tool):
     for i in range(100):
       values = tool.draw_values(Draws("flight", i)).values()
@@ -76,33 +48,8 @@ class TestSplitOf:
         "alarm", {"day": day, "hour": 7}
       ) == catalogue.split_of("alarm", {"hour": 7, "day": day})
 
-  def test_a_fifth_is_for_the_test(self):
-    count = collections.Counter(
-      catalogue.split_of("t", {"n": n}) for n in range(2000)
-    )
-    assert 340 < count["test"] < 460
-    assert set(count) == {"test", "train"}
-
 
 class TestDrawScenario:
-  def test_the_same_draws_give_the_same_scenario(self):
-    assert scenarios(20) == scenarios(20)
-
-  @pytest.mark.parametrize("split", ["train", "test"])
-  def test_what_is_asked_for_belongs_to_the_split(self, split):
-    for scenario in scenarios(200, split):
-      for name, values in scenario.asked:
-        assert catalogue.split_of(name, values) == split
-
-  def test_a_tool_asked_for_without_a_call_is_not_offered(self):
-    found = scenarios(200, no_call_share=1.0)
-    assert all(not s.calls and s.response for s in found)
-    unserved = [s for s in found if s.asked[0][0] in catalogue.TOOLS]
-    assert 60 < len(unserved) < 140
-    for scenario in unserved:
-      offered = [tool.name for tool in scenario.offered]
-      assert scenario.asked[0][0] not in offered
-
   def test_calls_follow_their_weights_and_differ(self):
     words = ("no call", "one call", "two calls", "three calls")
     found = scenarios(2000, no_call_share=0.0)
@@ -154,7 +101,6 @@ class TestRunCalls:
       (call("wether", city="Oslo", days=3), "no tool wether"),
       (call("weather", days=3), "weather needs city"),
       (call("weather", city="Oslo", days="3"), "days is integer"),
-      (call("weather", city="Oslo", days=3.5), "days is integer"),
       (call("weather", city="Oslo", days=True), "days is integer"),
       (call("call", name="Ann", minutes=2, video=1), "video is boolean"),
       (call("heat", room=["Bath"], degrees=17), "room is string"),
@@ -179,8 +125,3 @@ class TestRunCalls:
   def test_nothing_is_said_where_nothing_is_called(self):
     assert catalogue.run_calls("<response> hello </response>", TOOLS) == ""
     assert catalogue.run_calls("<tool_call>\n{}", TOOLS) == "open call"
-
-  @given(st.text(max_size=60))
-  def test_any_text_has_an_answer(self, text):
-    said = catalogue.run_calls(f"<tool_call>{text}</tool_call>", TOOLS)
-    assert said and all(len(line) < 100 for line in said.split("\n"))

@@ -5,11 +5,9 @@ import json
 import pathlib
 import re
 import statistics
-import time
 
 import pytest
 
-from saw_jax import tokenizer
 from saw_jax.annotate import questions
 from saw_jax.tasks import base
 from saw_jax.tasks.tool_calling import answers, catalogue, rewards
@@ -80,39 +78,8 @@ class TestExamples:
           word = re.escape(parameter.say(value))
           assert re.search(rf"(?<!\w){word}(?!\w)", user), user
 
-  def test_ten_thousand_take_little_time(self):
-    start = time.perf_counter()
-    assert sum(1 for _ in make(num_train=10_000).examples("train")) == 10_000
-    assert time.perf_counter() - start < 10
-
-  def test_prompts_and_answers_are_short(self):
-    pytest.importorskip("tokenizers")
-    bpe = tokenizer.BPETokenizer(tool_calling.VOCABULARY)
-    examples = make().examples("train")[:2000]
-    prompts = [len(bpe.encode_chat(e.messages)) for e in examples]
-    texts = [len(bpe.encode(e.reference)) + 1 for e in examples]
-    assert max(prompts) <= 88 and statistics.mean(prompts) < 52
-    assert max(texts) <= 64 and statistics.mean(texts) < 32
-
-  def test_a_value_is_the_same_tokens_in_request_and_call(self):
-    pytest.importorskip("tokenizers")
-    bpe = tokenizer.BPETokenizer(tool_calling.VOCABULARY)
-    parameters = [p for tool in catalogue.CATALOGUE for p in tool.parameters]
-    values = {v for p in parameters if p.type != "boolean" for v in p.values}
-    for value in values:
-      word = bpe.encode(str(value))
-      assert len(word) <= 5
-      call = json.dumps({"name": "x", "parameters": {"p": value}})
-      for ids in (bpe.encode(call), bpe.encode(f"do {value} for me")):
-        windows = [ids[i : i + len(word)] for i in range(len(ids))]
-        assert word in windows, value
-
 
 class TestScore:
-  def test_components(self):
-    ranges = [(c.name, c.minimum, c.maximum) for c in make().components]
-    assert ranges == [("correctness", -3.0, 3.0), ("format", 0.0, 1.0)]
-
   CALL = '<tool_call>\n{"name": "a", "parameters": {"p": 1}}\n</tool_call>'
   GOLD = f"<think> t </think>\n{CALL}"
   SAID = "<think> t </think>\n<response> r </response>"
@@ -149,7 +116,7 @@ class TestScore:
 
 class TestDemonstrations:
   @pytest.mark.parametrize(
-    "format_rate, call_rate", [(0.0, 1.0), (1.0, 0.0), (0.3, 0.6), (0.9, 0.2)]
+    "format_rate, call_rate", [(0.0, 1.0), (1.0, 0.0), (0.3, 0.6)]
   )
   def test_rates_are_met_and_independent(self, format_rate, call_rate):
     task = make()
@@ -169,13 +136,6 @@ class TestDemonstrations:
     assert right == pytest.approx(call_rate, abs=0.046)
     both = statistics.mean(value == 3.0 and form for value, form in of_calls)
     assert both == pytest.approx(format_rate * call_rate, abs=0.046)
-
-  def test_mistakes_are_of_many_kinds(self):
-    pairs = make().demonstrations(2000, seed=0, format_rate=0, call_rate=0)
-    patterns = ["^<thought>", "^yes", "done$", "^<tool_call>", "}</tool_call>"]
-    patterns += ["</think> <tool_call>", "^<think>(?s:(?!</think>).)*$"]
-    for pattern in patterns:
-      assert any(re.search(pattern, text) for _, text in pairs), pattern
 
 
 class TestReadExamples:
@@ -221,12 +181,6 @@ class TestReadExamples:
     with pytest.raises(ValueError, match=word) as info:
       tool_calling.read_examples(path)
     assert str(info.value).startswith(f"{path}, row 1: ")
-
-  def test_a_broken_parquet_row_is_named(self, tmp_path):
-    rows = [{"prompt": [], "reward_model": {"a": 1}}]
-    path = write(tmp_path / "rows.parquet", rows)
-    with pytest.raises(ValueError, match="rows.parquet, row 0: .*'prompt'"):
-      tool_calling.read_examples(path)
 
 
 class TestLabels:
