@@ -50,13 +50,11 @@ def check_options(known: Sequence[str], given: Mapping, what: str) -> None:
 
 
 def load(path: str) -> Any:
-  """Imports what "package.module:name" stands for."""
   module, _, name = path.partition(":")
   return getattr(importlib.import_module(module), name)
 
 
 def arguments(fn: Callable) -> tuple[str, ...]:
-  """The names of all arguments of a function."""
   return tuple(inspect.signature(fn).parameters)
 
 

@@ -1,11 +1,15 @@
 """The scripts: what they say to a mistake, and that they run."""
 
+import functools
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from absl import flags
+
+from saw_jax.run import command_line, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=configs/saw/tool_calling.py"
@@ -67,55 +71,32 @@ def complaint(name: str, *words: str) -> str:
 # What is wrong, and a word of the one line that answers it.
 TRAIN = f"""
 {CONFIG} --config.optimizer.lerning_rate=1 | 'learning_rate'
-{CONFIG} --config.optimzer.learning_rate=0.5 | 'optimizer'
-{CONFIG} --config.loop.num_steps.x=1 | nothing is below it
-{CONFIG} --config.optimizer.learning_rate=fast | a number, not 'fast'
-{CONFIG}:row=gdpo_swa | 'gdpo_saw'
-{CONFIG}:scael=tiny | 'scale'
---config=saw/tool_caling | 'saw/tool_calling'
---config=configs/saw/no_such.py | no config file 'configs/saw/no_such.py'
 --config configs/no_such.py --config.optimizer.b1=0.5 | configs/no_such.py
---config=saw_jax/run/arguments.py | no function get_config
 {CONFIG} --wrokdir=x | Did you mean: workdir
 {CONFIG} stray | unexpected argument 'stray'
  | --config must have a value
-{CONFIG} --resume_step=-1 | -1 is not a non-negative integer
 {CONFIG} --seeds=1,x | not '1,x'
-{CONFIG} --seeds=1,2,1 | not [1, 2, 1]
-{CONFIG} --seeds= | --seeds must differ
-{CONFIG} --coordinator=host:1 --process_id=0 | needs --num_processes
-{CONFIG} --num_processes=2 | go with --coordinator
-{CONFIG} --coordinator=host --num_processes=2 --process_id=0 | not 'host'
 {CONFIG} --coordinator=h:1 --num_processes=2 --process_id=2 | not below
 """
 OTHERS = """
-train --config=saw/tool_calling | --workdir must have a value
-doctor | give --config=
-export --workdir=docs --output=x | docs is no run directory
 export --workdir=x --output=tests/data/model | there is a model in
 evaluate --workdir=docs | docs is no run directory
-show_episodes --workdir=docs --out=x | docs is no run directory
 generate --prompt=x | --model must have a value
 generate --prompt=x --model=smollm | there is no 'smollm'
 generate --prompt=x --model=. --top_k=-1 | --top_k
 generate --prompt=x --model=. | tokenizer.json: there is no such file
 annotate | and not both
-annotate --run=x --ledger=y | and not both
 annotate --run=no_such_run | there is no run directory no_such_run
 annotate --run=docs | there is no ledger docs/labels.sqlite
 annotate --ledger=README.md | README.md is damaged
 annotate --ledger=x --host=0.0.0.0 | to this machine alone
 annotate --ledger=x --port=70000 | --port=70000
-reproduce --table=saw/tool_caling | 'saw/tool_calling'
-reproduce --table=saw/tool_calling --rows=gdpo,gdop | 'gdpo'
 reproduce --table=saw/tool_calling --scale=tyni | 'tiny'
 reproduce --table=saw/tool_calling --seeds=0 | --seeds=0
 reproduce --table=asympo/math --rows=asympo_lag17 | 'asympo_lag1
-reproduce | give one of --table=NAME, --all and --list
 reproduce --all --list | give one of --table=NAME, --all and --list
 reproduce --all --rows=gdpo | --rows is of one table
 reproduce --table=saw/tool_calling --set=loop.num_stpes=3 | 'num_steps'
-reproduce --table=saw/tool_calling --set=loop.num_steps.x=3 | nothing is below
 reproduce --table=saw/tool_calling --set=loop.num_steps=many | =many:
 reproduce --table=saw/tool_calling --set=loop.num_steps | say KEY=VALUE
 reproduce --all --scale=tyni | 'tiny'
@@ -144,16 +125,6 @@ class TestMistakesInFlags:
       words[-1] = f"--output={tmp_path}"
     assert word in complaint(name, *words)
 
-  @pytest.mark.slow
-  def test_reproduce_names_a_checkpoint_that_is_not_there(self, tmp_path):
-    done = script(
-      *("reproduce", "--table=saw/tool_calling", "--scale=small"),
-      *("--checkpoint=nowhere", f"--runs={tmp_path}"),
-    )
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: --config.checkpoint: there is no 'nowhere'")
-
   def test_a_traceback_is_there_for_who_asks(self):
     done = script(
       "train", "--workdir=x", CONFIG + ":row=x", SAW_JAX_TRACEBACK="1"
@@ -174,42 +145,32 @@ class TestBeforeJax:
       check=False,
     )
     has_jax, status = done.stdout.splitlines()[-1].split()
-    return has_jax == "True", int(status)
+    return has_jax == "True", int(status), done
 
   @pytest.mark.parametrize(
-    ("name", "words"),
+    ("words", "word"),
     [
-      ("train", ["--workdir=x", CONFIG + ":row=gdpo_swa"]),
-      ("train", ["--workdir=x", CONFIG, "--wrokdir=x"]),
-      ("train", ["--workdir=x", "--config=saw/tool_caling"]),
-      ("train", [CONFIG]),
-      ("reproduce", ["--table=saw/tool_calling", "--rows=gdop"]),
-      ("reproduce", ["--table=saw/tool_caling"]),
-      ("doctor", []),
-      ("evaluate", []),
-      ("export", []),
-      ("generate", ["--model=x", "--prompt="]),
+      (f"train --workdir=x {CONFIG}:row=gdpo_swa", "'gdpo_saw'"),
+      ("train --workdir=x --config=saw/tool_caling", "'saw/tool_calling'"),
+      (f"train {CONFIG}", "--workdir must have a value"),
+      ("reproduce --table=saw/tool_calling --rows=gdop", "'gdpo'"),
+      ("reproduce --table=saw/tool_caling", "'saw/tool_calling'"),
+      ("reproduce", "give one of --table=NAME, --all and --list"),
+      ("doctor", "give --config="),
+      ("evaluate", "--workdir"),
+      ("export", "--workdir"),
+      ("generate --model=x --prompt=", "no prompt"),
     ],
   )
-  def test_a_mistake_in_the_flags_is_answered(self, name, words):
-    assert self.loaded(name, *words) == (False, 2)
+  def test_a_mistake_in_the_flags_is_answered(self, words, word):
+    has_jax, status, done = self.loaded(*words.split())
+    assert (has_jax, status) == (False, 2)
+    assert word in done.stderr
 
   @pytest.mark.parametrize("name", SCRIPTS)
-  def test_help_is_given(self, name):
-    assert self.loaded(name, "--help") == (False, 0)
-
-  def test_the_check_sees_jax_where_it_is(self):
-    # An unknown name is found by building, after JAX.
-    assert self.loaded(
-      "train", "--workdir=x", CONFIG, "--config.algorithm.weights=sawe"
-    ) == (True, 2)
-
-
-class TestHelp:
-  @pytest.mark.parametrize("name", SCRIPTS)
-  def test_it_has_the_usage_and_the_flags(self, name):
-    done = script(name, "--help")
-    assert done.returncode == 0
+  def test_help_has_the_usage_and_the_flags(self, name):
+    has_jax, status, done = self.loaded(name, "--help")
+    assert (has_jax, status) == (False, 0)
     assert f"python experiments/{name}.py" in done.stdout
     wanted = {
       "doctor": "--config",
@@ -221,19 +182,56 @@ class TestHelp:
     assert wanted.get(name, "--workdir") in done.stdout
     assert done.stderr == ""
 
+  def test_the_check_sees_jax_where_it_is(self):
+    # An unknown name is found by building, after JAX.
+    words = ["--workdir=x", CONFIG, "--config.algorithm.weights=sawe"]
+    assert self.loaded("train", *words)[:2] == (True, 2)
+
+
+@pytest.mark.parametrize(
+  ("words", "word"),
+  [
+    ("--seeds=1,2,1", r"\[1, 2, 1\]"),
+    ("--seeds=", "--seeds must differ"),
+    ("--coordinator=host:1 --process_id=0", "needs --num_processes"),
+    ("--num_processes=2", "go with --coordinator"),
+    ("--coordinator=h --num_processes=2 --process_id=0", "not 'h'"),
+  ],
+)
+def test_flags_of_train_that_do_not_go_together(words, word, monkeypatch):
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, "FLAGS", values)
+  for name in ("string", "integer", "list"):
+    define = functools.partial(
+      getattr(flags, f"DEFINE_{name}"), flag_values=values
+    )
+    monkeypatch.setattr(flags, f"DEFINE_{name}", define)
+  monkeypatch.setattr(flags, "mark_flag_as_required", lambda name: None)
+  train.define_flags()
+  values(["train", "--workdir=x", *words.split()])
+  with pytest.raises(command_line.UsageError, match=word):
+    train.main()
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("config", "shown"),
   [
     ("saw/tool_calling:row=gdpo_saw", "reward correctness: mean"),
-    ("paw/household:row=grpo", "2 episodes of 1 worlds: return mean 0.000"),
+    (
+      "paw/household:row=grpo --config.task.options.max_steps=3",
+      "2 episodes of 1 worlds: return mean 0.000",
+    ),
   ],
 )
 def test_the_doctor_sees_that_an_untrained_policy_has_nothing(config, shown):
   done = script(
-    *("doctor", f"--config={config}", "--prompts=1", "--examples=5"),
-    *("--config.warm_start.num_steps=0", "--config.loop.group_size=2"),
+    *("doctor", *f"--config={config}".split(), "--prompts=1", "--examples=5"),
+    *(
+      "--config.model.num_layers=1",
+      "--config.warm_start.num_steps=0",
+      "--config.loop.group_size=2",
+    ),
     *("--config.rollout.max_new_tokens=4", "--config.grading.num_workers=0"),
   )
   assert done.returncode == 1, done.stderr

@@ -9,16 +9,12 @@
     trainer = trl.trainer_class(method)(model, reward_funcs=[...], ...)
     trainer.train()
 
-TRL samples, scores and computes log-probs with torch; the matrix of rewards and
-the log-probs `[B, T]` go to JAX, advantages and the loss's gradient come back.
-Nothing is copied where one device serves both. JAX compiles once for each
-length `T`: `GRPOConfig(pad_to_multiple_of=64)` keeps those few.
-
-Weights, advantage, loss, aggregate and the entropy coefficient are the
-method's: TRL's `loss_type`, `epsilon`, `scale_rewards`,
-`multi_objective_aggregation`, `importance_sampling_level` and
-`use_bias_correction_kl` have no effect, and what would act beside the method is
-refused. This is the extra `trl`.
+The matrix of rewards and the log-probs `[B, T]` go to JAX, advantages and the
+loss's gradient come back. JAX compiles once for each length `T`:
+`GRPOConfig(pad_to_multiple_of=64)` keeps those few. TRL's `loss_type`,
+`epsilon`, `scale_rewards`, `multi_objective_aggregation`,
+`importance_sampling_level` and `use_bias_correction_kl` have no effect, and
+what would act beside the method is refused. This is the extra `trl`.
 """
 
 import functools

@@ -11,16 +11,12 @@
     )
     learner.train(data)
 
-`register` puts the method under a name into Tunix's own registries: a reward
-manager that keeps the matrix of rewards, an advantage estimator that weighs it,
-and a policy loss. Tunix's `GRPOLearner` takes them by name where the advantage
-needs no lengths, which Tunix gives no estimator; the subclass of
-`learner_class` takes every method. `loss_agg_mode`, `epsilon` and `loss_algo`
-have no effect.
-
-Two things are Tunix's own. Weights are of what one call of the estimator sees:
+`register` puts a method into Tunix's own registries, from which its
+`GRPOLearner` takes it by name where the advantage needs no lengths; the
+subclass of `learner_class` takes every method. `loss_agg_mode`, `epsilon` and
+`loss_algo` have no effect. Weights are of what one call of the estimator sees:
 the whole batch if `rollout_micro_batch_size` and
-`compute_logps_micro_batch_size` are the batch. And gradients of the parts of a
+`compute_logps_micro_batch_size` are the batch. Gradients of the parts of a
 batch (`train_micro_batch_size`) are averaged, however many tokens each has.
 This is the extra `tunix`.
 """

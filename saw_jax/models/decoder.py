@@ -151,20 +151,16 @@ class Decoder(nn.Module):
     )
 
   def _unrolled(self, x_BSD, layer_caches, rotary, mask_BST, index):
-    keys, values = [], []
+    caches = [None] * self.config.num_layers
+    if layer_caches is not None:
+      caches = list(zip(*layer_caches, strict=True))
     layer_class = self._layer_class()
-    for i in range(self.config.num_layers):
-      cache = None
-      if layer_caches is not None:
-        cache = (layer_caches[0][i], layer_caches[1][i])
+    for i, cache in enumerate(caches):
       near_BST = _near_mask(mask_BST, self.config.windows[i : i + 1], index)
-      x_BSD, cache = layer_class(self.config, name=f"layer_{i}")(
+      x_BSD, caches[i] = layer_class(self.config, name=f"layer_{i}")(
         x_BSD, cache, rotary, near_BST, index
       )
-      if cache is not None:
-        keys.append(cache[0])
-        values.append(cache[1])
-    return x_BSD, (tuple(keys), tuple(values))
+    return x_BSD, layer_caches and tuple(zip(*caches, strict=True))
 
   def _scanned(self, x_BSD, layer_caches, rotary, mask_BST, index):
     layers = nn.scan(

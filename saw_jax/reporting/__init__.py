@@ -1,5 +1,5 @@
 """Reading runs and published numbers, and setting them side by side.
 
-The two never mix: what was measured is an `OwnCell`, what a paper prints is a
+The two never mix: what was measured is a `Summary`, what a paper prints is a
 `PublishedCell`, and no function takes one for the other.
 """

@@ -177,28 +177,19 @@ def published_cells(
 
 
 def _own_cells(found: Found) -> tables.Own:
-  if found.table.swept:
-    (metric,) = found.columns().values()
-    cells = {
-      row: {
-        f"{found.table.swept} {value:g}": (name, metric)
-        for value, name in names.items()
-      }
-      for row, names in found.rows.items()
-    }
-  else:
-    cells = {
-      row: {
-        heading: (name, metric) for heading, metric in found.columns().items()
-      }
+  def cell(name: str, metric: str) -> statistics.Summary:
+    return statistics.summarise([*found.finals[name].by_seed(metric).values()])
+
+  columns, swept = found.columns(), found.table.swept
+  if not swept:
+    return {
+      row: {heading: cell(name, metric) for heading, metric in columns.items()}
       for row, name in found.main.items()
     }
+  (metric,) = columns.values()
   return {
     row: {
-      heading: statistics.summarise(
-        list(found.finals[name].by_seed(m).values())
-      )
-      for heading, (name, m) in chosen.items()
+      f"{swept} {value:g}": cell(name, metric) for value, name in of.items()
     }
-    for row, chosen in cells.items()
+    for row, of in found.rows.items()
   }

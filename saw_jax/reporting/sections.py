@@ -22,6 +22,10 @@ _COLLAPSED = 0.5  # share of the best mean reward, below which a seed has
 _SECONDS = ("generate", "score", "choose", "lay out", "estimate", "update")
 _SECONDS += ("probes", "step")
 _COUNTS = {"bought": "labels", "prompts": "prompts"}
+_LIKELIHOODS = {
+  "S of positives": "nll/positive",
+  "S of negatives": "nll/negative",
+}
 _KIND = "sampled/right_"  # how the success at a kind of task is called
 
 
@@ -157,8 +161,8 @@ def _panels(
   groups: Mapping[str, Mapping[str, str]],
   metrics: Mapping[str, str],
   file: str,
-  *,
   quantity: str = "",
+  *,
   log: bool = False,
 ) -> None:
   """Draws metrics over steps: runs by heading and row, if they logged them."""
@@ -586,9 +590,7 @@ def _last_rewards(found: Found) -> list[str]:
 def _at_the_end(found: Found) -> list[str]:
   """The diagnostics at the end of the runs at the greatest value."""
   table, value = found.table, _values(found)[-1]
-  shown = {
-    "S of positives": "nll/positive",
-    "S of negatives": "nll/negative",
+  shown = _LIKELIHOODS | {
     "entropy": "entropy",
     "length": "length",
     "zero-advantage share": "zero_advantage",
@@ -632,32 +634,17 @@ def _draw_sweep(found: Found) -> list[str]:
       )
   first = next(iter(table.panels.values()))
   main = {row: found.rows[row] for row in first if row in found.rows}
-  values = _values(found)
   by_value = {
     f"{table.swept} {value:g}": {
       row: names[value] for row, names in main.items() if value in names
     }
-    for value in values
+    for value in _values(found)
   }
-  by_row = {
-    f"{row}, {table.swept} {values[-1]:g}": {row: names[values[-1]]}
-    for row, names in main.items()
-    if values[-1] in names
-  }
-  reward = {"training reward": "reward/total"}
-  likelihoods = {
-    "S of positives": "nll/positive",
-    "S of negatives": "nll/negative",
-  }
-  _panels(found, by_value, reward, "curves.png")
-  _panels(
-    found,
-    by_row,
-    likelihoods,
-    "likelihoods.png",
-    quantity="mean token NLL",
-    log=True,
-  )
+  _panels(found, by_value, {"training reward": "reward/total"}, "curves.png")
+  heading, last = list(by_value.items())[-1]
+  by_row = {f"{row}, {heading}": {row: name} for row, name in last.items()}
+  quantity = "mean token NLL"
+  _panels(found, by_row, _LIKELIHOODS, "likelihoods.png", quantity, log=True)
   return []
 
 

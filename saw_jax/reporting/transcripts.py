@@ -6,9 +6,12 @@ text: markup is escaped, and what cannot be seen is named.
 
 import html
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from saw_jax.reporting import pages
+
+if TYPE_CHECKING:
+  from saw_jax.run.agents import Turn
 
 ROLES = ("prompt", "policy", "observation", "glue")
 _STYLE = """
@@ -40,16 +43,6 @@ class Step(NamedTuple):
   note: str = ""  # below it, as its reward
 
 
-class Turn(Protocol):
-  """What `read_turn` reads; `saw_jax.run.agents.Turn` has it."""
-
-  prompt: str
-  reply: str
-  observation: str  # that followed
-  reward: float
-  valid: bool  # the reply parsed
-
-
 class Episode(NamedTuple):
   """A whole episode."""
 
@@ -76,7 +69,7 @@ def to_html(title: str, episodes: Sequence[Episode]) -> str:
   return pages.page(title, _STYLE, parts)
 
 
-def read_turn(turn: Turn) -> Step:
+def read_turn(turn: "Turn") -> Step:
   """A step of an episode as a page shows it, with its reward below."""
   note = f"reward {turn.reward:g}"
   return Step(
@@ -92,7 +85,7 @@ def read_turn(turn: Turn) -> Step:
 
 
 def won_and_lost(
-  turns: Sequence[Sequence[Turn]], won: Sequence[bool]
+  turns: Sequence[Sequence["Turn"]], won: Sequence[bool]
 ) -> list[Episode]:
   """The first episode that was won and the first that was lost, if any."""
   if len(turns) != len(won):

@@ -138,7 +138,19 @@ def make_generate(
         loop, *read(params, token_B1, positions_B1, valid_B1, loop.cache)
       )
 
-    loop = _start(config, lengths_B)
+    names = ["behave_log_probs"]
+    names += ["entropies"] * config.record_entropies
+    names += ["untempered_log_probs"] * config.record_untempered
+    shape = (T, *lengths_B.shape)
+    loop = _Loop(
+      time=jnp.int32(-1),
+      token_B=jnp.zeros_like(lengths_B),
+      lengths_B=jnp.zeros_like(lengths_B),
+      ended_B=jnp.zeros(lengths_B.shape, bool),
+      tokens_TB=jnp.full(shape, config.pad_id, jnp.int32),
+      recorded_TB={name: jnp.zeros(shape, jnp.float32) for name in names},
+      cache=None,
+    )
     if T:
       order_PS = _order(S, lengths_B) - (S - prompts.lengths)[..., None]
       logits_PV, cache = prefill(
@@ -184,22 +196,6 @@ def _draw(config, keys_B, times_B, logits_BV):
       logits_BV, tokens_B
     )
   return tokens_B, drawn_B
-
-
-def _start(config: GenerateConfig, lengths_B: Array) -> _Loop:
-  names = ["behave_log_probs"]
-  names += ["entropies"] * config.record_entropies
-  names += ["untempered_log_probs"] * config.record_untempered
-  shape = (config.max_new_tokens, *lengths_B.shape)
-  return _Loop(
-    time=jnp.int32(-1),
-    token_B=jnp.zeros_like(lengths_B),
-    lengths_B=jnp.zeros_like(lengths_B),
-    ended_B=jnp.zeros(lengths_B.shape, bool),
-    tokens_TB=jnp.full(shape, config.pad_id, jnp.int32),
-    recorded_TB={name: jnp.zeros(shape, jnp.float32) for name in names},
-    cache=None,
-  )
 
 
 def _to_transcript(

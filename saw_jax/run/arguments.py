@@ -15,18 +15,14 @@ def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
     if not sign:
       owners = [k for k, allowed in choices.items() if part in allowed]
       if len(owners) != 1:
-        known = [
-          *choices,
-          *(v for allowed in choices.values() for v in allowed),
-        ]
+        known = sum(choices.values(), tuple(choices))
         raise ValueError(f"unknown argument {part!r}: {nearest(part, known)}")
       key, value = owners[0], part
     if key not in choices:
       raise ValueError(f"unknown argument {key!r}: {nearest(key, [*choices])}")
     if value not in choices[key]:
-      raise ValueError(
-        f"unknown {key} {value!r}: {nearest(value, choices[key])}"
-      )
+      near = nearest(value, choices[key])
+      raise ValueError(f"unknown {key} {value!r}: {near}")
     values[key] = value
   return values
 

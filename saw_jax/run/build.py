@@ -208,7 +208,6 @@ def _make_model(
 
 
 def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
-  """Reads and checks the headers of the pretrained model of a config."""
   try:
     path = registry.find_checkpoint(run.checkpoint)
   except FileNotFoundError as error:
@@ -237,11 +236,7 @@ def make_params(
   experiment: Experiment,
   source: pretrained.Pretrained | None = None,
 ) -> PyTree:
-  """Makes the parameters that every seed starts from.
-
-  A value head is added to a model without one, so that all rows of a table
-  share one start.
-  """
+  """Makes the parameters that every seed starts from."""
   headless = dataclasses.replace(experiment.decoder, value_head=False)
   bare = experiment._replace(decoder=headless)
   warm = run.warm_start
@@ -258,6 +253,7 @@ def make_params(
     )
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
+  # Added later, so that all rows of a table share one start.
   if experiment.decoder.value_head:
     params = decoder.add_value_head(params, experiment.decoder)
   return params

@@ -46,20 +46,16 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class Checkpointer:
-  """Saves in the background; keeps the latest two and the best.
+  """Saves in the background; keeps the best, and two in case one is damaged."""
 
-  The latest two, so that damage to the last one costs one interval and not the
-  run.
-  """
-
-  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory).resolve()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(
           [
-            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(
               get_metric_fn=lambda metrics: metrics["score"],
               n=1,
@@ -75,12 +71,10 @@ class Checkpointer:
 
   @property
   def steps(self) -> list[int]:
-    """Steps that can be restored, in order."""
     return sorted(self._manager.all_steps())
 
   @property
   def best_step(self) -> int | None:
-    """The step with the highest score, of those that have one."""
     return self._manager.best_step() if self.steps else None
 
   def save(
@@ -93,7 +87,7 @@ class Checkpointer:
     score: float | None = None,
   ) -> None:
     """Starts to save; returns when the arrays have been copied."""
-    if step in self._manager.all_steps():
+    if step in self.steps:
       return
     items = {"state": ocp.args.StandardSave(state)}
     document = {"host": host, "fingerprints": fingerprints(state)}
@@ -136,85 +130,74 @@ class Checkpointer:
       raise CheckpointError(f"{error}; {advice}") from error
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then releases the folder."""
-    self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
 
   def _read(self, template: PyTree, step: int) -> Restored:
     folder = self.directory / str(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    try:
-      document = self._manager.restore(
-        step, args=ocp.args.Composite(document=ocp.args.JsonRestore())
-      )["document"]
-      expected = document["fingerprints"]
-    except Exception as error:
-      raise CheckpointError(
-        f"checkpoint {folder / 'document'} is damaged ({_first_line(error)})"
-      ) from error
-    _check_shapes(abstract, expected, folder)
-    state = self._read_item(step, "state", abstract, expected)
+    document = self._get(folder, "document", ocp.args.JsonRestore())
+    _check_shapes(abstract, document["fingerprints"], folder)
+    state = self._check(folder, "state", abstract, document["fingerprints"])
     arrays = {}
     if "arrays" in document:
       shapes = {
         name: np.zeros(shape, dtype)
         for name, (_, dtype, *shape) in document["arrays"].items()
       }
-      arrays = self._read_item(step, "arrays", shapes, document["arrays"])
+      arrays = self._check(folder, "arrays", shapes, document["arrays"])
     arrays = jax.tree.map(np.asarray, arrays)
     return Restored(step, state, document["host"], arrays)
 
-  def _read_item(
-    self, step: int, item: str, template: PyTree, expected: dict[str, list]
-  ) -> PyTree:
-    """Reads the arrays of one item, and compares their checksums."""
-    folder = self.directory / str(step) / item
+  def _get(self, folder: pathlib.Path, item: str, args: Any) -> Any:
     try:
-      tree = self._manager.restore(
-        step,
-        args=ocp.args.Composite(**{item: ocp.args.StandardRestore(template)}),
-      )[item]
+      args = ocp.args.Composite(**{item: args})
+      return self._manager.restore(int(folder.name), args=args)[item]
     except Exception as error:
       # Orbax reads arrays together. Of those that fail after the first one,
       # asyncio logs a traceback, whenever they are collected.
       logging.getLogger("asyncio").addFilter(_is_news)
+      text = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise CheckpointError(
-        f"checkpoint {folder} is damaged ({_first_line(error)})"
+        f"checkpoint {folder / item} is damaged ({text[:200]})"
       ) from error
-    found = fingerprints(tree)
-    wrong = [name for name in expected if found[name] != expected[name]]
-    if wrong:
-      raise CheckpointError(
-        f"checkpoint {folder} is damaged: array {wrong[0]} is not what was "
-        "saved"
-      )
+
+  def _check(
+    self, folder: pathlib.Path, item: str, template: PyTree, expected: dict
+  ) -> PyTree:
+    """Reads the arrays of one item, and compares their checksums."""
+    tree = self._get(folder, item, ocp.args.StandardRestore(template))
+    for name, found in fingerprints(tree).items():
+      if found != expected[name]:
+        raise CheckpointError(
+          f"checkpoint {folder / item} is damaged: array {name} is not what "
+          "was saved"
+        )
     return tree
 
 
-def fingerprints(tree: PyTree) -> dict[str, list]:
-  """Computes a checksum of every array, on the devices that hold it.
-
-  The bits of an array are weighted by odd numbers and added in 32-bit integers:
-  the sum does not depend on its order, so neither on the sharding.
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  sums = hosts.fetch(_checksums([leaf for _, leaf in leaves]))
+def _leaves(tree: PyTree) -> dict[str, Any]:
+  """The arrays of a tree by their names."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): [
-      int(value),
-      str(leaf.dtype),
-      *map(int, leaf.shape),
-    ]
-    for (path, leaf), value in zip(leaves, sums, strict=True)
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def fingerprints(tree: PyTree) -> dict[str, list]:
+  """Computes a checksum of every array, on the devices that hold it."""
+  leaves = _leaves(tree)
+  sums = hosts.fetch(_checksums(list(leaves.values())))
+  return {
+    name: [int(value), str(leaf.dtype), *map(int, leaf.shape)]
+    for (name, leaf), value in zip(leaves.items(), sums, strict=True)
   }
 
 
 def digest(tree: PyTree) -> str:
-  """Names arrays by what is in them."""
   text = json.dumps(fingerprints(tree), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -228,6 +211,7 @@ def _checksums(leaves: list[Array]) -> list[Array]:
     width = jnp.dtype(leaf.dtype).itemsize * 8
     bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}"))
     bits = bits.reshape(-1).astype(jnp.uint32)
+    # A sum of integers does not depend on its order, nor on the sharding.
     odd = 2 * lax.iota(jnp.uint32, bits.size) + 1
     return jnp.sum(bits * odd, dtype=jnp.uint32)
 
@@ -235,12 +219,7 @@ def _checksums(leaves: list[Array]) -> list[Array]:
 
 
 def _ignore_leftovers() -> None:
-  """Silences the reads that a failed read leaves behind.
-
-  Orbax reads all arrays at once. When one fails, the others are thrown away
-  unfinished, at any time until the process ends, each with a traceback on the
-  standard error that has nothing to add to the one error that is raised.
-  """
+  """Silences the tracebacks of reads that Orbax drops when one has failed."""
   before = sys.unraisablehook
   if getattr(before, "ignores_leftovers", False):
     return
@@ -259,10 +238,7 @@ def _ignore_leftovers() -> None:
 def _check_shapes(
   abstract: PyTree, expected: dict[str, Any], folder: pathlib.Path
 ) -> None:
-  wanted = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
-  }
+  wanted = _leaves(abstract)
   for name in sorted(set(wanted) ^ set(expected)):
     where = "checkpoint" if name in expected else "run"
     raise CheckpointError(
@@ -276,8 +252,3 @@ def _check_shapes(
         f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
         f"there and {leaf.dtype}{list(leaf.shape)} here"
       )
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:200]

@@ -27,7 +27,6 @@ _EXPLAINED = {
   "FloatingPointError",
 }
 
-
 # Errors that are about what was given, where input is read.
 _OF_INPUT = (
   ValueError,
@@ -47,7 +46,6 @@ _OVERRIDES: list[tuple[str, str]] = []  # keys of the config, and their text
 
 
 def define_config() -> None:
-  """Defines `--config=saw/tool_calling:arguments`, and its overrides."""
   flags.DEFINE_string(
     "config",
     None,
@@ -76,7 +74,6 @@ def given_config() -> ml_collections.ConfigDict | None:
 
 
 def _take_overrides(argv: Sequence[str]) -> list[str]:
-  """Keeps each `--config.key=value`, and returns the other arguments."""
   rest, words = [], iter(argv)
   for word in words:
     name, equals, text = word.partition("=")
@@ -89,11 +86,7 @@ def _take_overrides(argv: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Parses the flags and runs a script, which returns its exit status.
-
-  A mistake of the caller's ends the script with one sentence and status 2, any
-  other error with its traceback.
-  """
+  """Runs a script; a mistake of the caller's is one sentence and status 2."""
 
   def guarded(argv: Sequence[str]) -> int | None:
     if len(argv) > 1:
@@ -173,9 +166,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _text(error: Exception) -> str:
-  text = str(error.args[0]) if error.args else type(error).__name__
-  if isinstance(error, OSError):
-    text = str(error)
+  text = error.args[0] if error.args else type(error).__name__
+  text = str(error if isinstance(error, OSError) else text)
   return " ".join(text.split())
 
 

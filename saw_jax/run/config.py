@@ -168,7 +168,6 @@ _KINDS = (
 
 
 def _like(default: Any, value: Any, key: str) -> Any:
-  """The value in the type of a default."""
   if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
     return section(default, value, f"{key}.")
   _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
@@ -236,7 +235,6 @@ def module(name: str) -> types.ModuleType:
 
 
 def names() -> list[str]:
-  """The tables that have a config, such as `saw/tool_calling`."""
   return sorted(
     path.relative_to(FOLDER).with_suffix("").as_posix()
     for path in FOLDER.glob("*/*.py")
@@ -245,11 +243,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ml_collections.ConfigDict:
-  """Loads a config: a table's name or a file, a colon, its arguments.
-
-  `saw/tool_calling:row=gdpo_saw,scale=tiny` is a table's;
-  `configs/saw/tool_calling.py:...` a file, which has `get_config(arguments)`.
-  """
+  """Loads `saw/tool_calling:arguments`, or a file with `get_config`."""
   place, _, argument = name.partition(":")
   path = pathlib.Path(place)
   if path.suffix != ".py":

@@ -136,16 +136,10 @@ def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
     print(f"[reference] {chosen[p].reference}")
     for g in range(min(group, 3)):
       row = p * group + g
+      rewards, scored = result.rewards[0, p, g], result.scored[0, p, g]
       values = ", ".join(
-        f"{component.name} {value:.3f}"
-        if is_scored
-        else f"{component.name} unscored"
-        for component, value, is_scored in zip(
-          task.components,
-          result.rewards[0, p, g],
-          result.scored[0, p, g],
-          strict=True,
-        )
+        f"{c.name} {rewards[m]:.3f}" if scored[m] else f"{c.name} unscored"
+        for m, c in enumerate(task.components)
       )
       print("-" * 72)
       print(f"[response {g}: {values}, {result.outcomes[row].value}]")

@@ -1,6 +1,7 @@
 """Turns scored responses into updates of the policies of all seeds."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ from saw_jax.training import (
   update,
 )
 from saw_jax.training.batch import TrainBatch
-from saw_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +84,7 @@ class Learner:
   ) -> tuple[TrainBatch, objective.Observation | None]:
     """Makes a batch, and has the device start on the log-probs it needs.
 
-    Those of the policy before this step's updates, and of the reference: they
-    need no rewards, so they are computed while the graders read the text. The
+    They need no rewards, and are computed while the graders read the text. The
     advantages are 0; with the batch comes what the buying of labels looks at.
     """
     zeros = np.zeros(transcript.starts.shape, np.float32)
@@ -182,7 +181,6 @@ class Learner:
     return rows
 
   def _packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
-    """Packs a batch for a function of so many parts, if the run packs."""
     if not self._loop.pack_length:
       return batch
     lift = self.policy.lift
@@ -237,12 +235,6 @@ def _make_programs(
   parts = loop.num_minibatches * loop.num_microbatches
   over_parts = {"num_microbatches": loop.num_microbatches}
 
-  def log_probs(params: PyTree, batch: TrainBatch):
-    return forward(params, batch).log_probs
-
-  def values(params: PyTree, batch: TrainBatch):
-    return forward(params, batch).values
-
   observe = objective.make_observe(
     policy.decoder,
     group_size=loop.group_size,
@@ -265,24 +257,17 @@ def _make_programs(
     merge=policy.merge,
     **over_parts,
   )
-  devices = {"takes_axis_name": True}
-  table = {  # name: function, inputs, outputs, options
-    "observe": (observe, (STATE, ROWS), (ROWS,), {}),
-    "log_probs": (
-      objective.in_parts(log_probs, parts), (STATE, ROWS), (ROWS,), {}
-    ),
-    "values": (values, (STATE, ROWS), (ROWS,), {}),
-    "weigh": (
-      weigh, (STATE, STATE, ROWS, ROWS, ROWS, STATE), (STATE,), devices
-    ),
-    "estimate": (
-      estimate, (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME), devices
-    ),
-    "update": (
-      step, (STATE, ROWS, STATE), (STATE, SAME), {**devices, "donate": (0,)}
-    ),
-  }  # fmt: skip
+  log_probs = objective.in_parts(lambda *x: forward(*x).log_probs, parts)
+  wrap = policy.lift.wrap
+  total = functools.partial(wrap, takes_axis_name=True)
+  of_rows = (STATE, ROWS), (ROWS,)
+  by_gradients = (STATE, STATE, ROWS, ROWS, ROWS, STATE), (STATE,)
+  of_rewards = (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME)
   return {
-    name: policy.lift.wrap(fn, inputs, outputs, **options)
-    for name, (fn, inputs, outputs, options) in table.items()
+    "observe": wrap(observe, *of_rows),
+    "log_probs": wrap(log_probs, *of_rows),
+    "values": wrap(lambda *x: forward(*x).values, *of_rows),
+    "weigh": total(weigh, *by_gradients),
+    "estimate": total(estimate, *of_rewards),
+    "update": total(step, (STATE, ROWS, STATE), (STATE, SAME), donate=(0,)),
   }

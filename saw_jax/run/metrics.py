@@ -1,12 +1,12 @@
 """Where the numbers of a run go: JSON lines and CSV, and more on request.
 
-`metrics.csv` has one line per step and seed. Both files are appended to as the
-run goes; a resumed run first drops the lines of the steps that it repeats, so
-that the files of a killed run end up those of one that was not.
+A resumed run first drops the lines of the steps that it repeats, so that the
+files of a killed run end up those of one that was not.
 """
 
 import contextlib
 import csv
+import io
 import json
 import logging
 import os
@@ -14,19 +14,9 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 LOG = logging.getLogger(__name__)
-
-
-class Writer(Protocol):
-  """Takes the metrics of one step and seed."""
-
-  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values."""
-
-  def close(self) -> None:
-    """Ends the record."""
 
 
 class FileWriter:
@@ -37,19 +27,14 @@ class FileWriter:
   ):
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    self._json_path = directory / f"{name}.jsonl"
-    self._csv_path = directory / f"{name}.csv"
-    self._rows = [
-      row for row in _read_lines(self._json_path) if row["step"] < first_step
-    ]
-    self._columns: list[str] = []
-    _replace(self._json_path, "".join(_line(row) for row in self._rows))
-    self._json = self._json_path.open("a")
-    self._csv = None
+    path = directory / f"{name}.jsonl"
+    self._csv_path = path.with_suffix(".csv")
+    self._rows = [row for row in _read_lines(path) if row["step"] < first_step]
+    _replace(path, "".join(map(_line, self._rows)))
+    self._json, self._csv = path.open("a"), io.StringIO()
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Appends one line to both files."""
     row = {"step": step, "seed": seed, **values}
     self._rows.append(row)
     self._json.write(_line(row))
@@ -61,23 +46,18 @@ class FileWriter:
       self._rewrite_csv()
 
   def close(self) -> None:
-    """Closes both files."""
     self._json.close()
-    if self._csv is not None:
-      self._csv.close()
+    self._csv.close()
 
   def _rewrite_csv(self) -> None:
-    columns = dict.fromkeys(key for row in self._rows for key in row)
-    self._columns = list(columns)
-    if self._csv is not None:
-      self._csv.close()
-    temporary = self._csv_path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-      if self._columns:
-        writer = csv.DictWriter(file, self._columns)
-        writer.writeheader()
-        writer.writerows(self._rows)
-    temporary.replace(self._csv_path)
+    self._columns = list(dict.fromkeys(k for row in self._rows for k in row))
+    text = io.StringIO(newline="")
+    if self._columns:
+      writer = csv.DictWriter(text, self._columns)
+      writer.writeheader()
+      writer.writerows(self._rows)
+    self._csv.close()
+    _replace(self._csv_path, text.getvalue())
     self._csv = self._csv_path.open("a", newline="")
 
 
@@ -103,14 +83,12 @@ class TensorBoardWriter:
     self._writers = {}
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values under their names, one run a seed."""
     if seed not in self._writers:
       self._writers[seed] = self._make(seed)
     for name, value in values.items():
       self._writers[seed].add_scalar(name, value, step)
 
   def close(self) -> None:
-    """Flushes the event files."""
     for writer in self._writers.values():
       writer.close()
 
@@ -127,12 +105,10 @@ class WandbWriter:
     )
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Records the values, prefixed by their seed."""
     named = {f"seed_{seed}/{name}": value for name, value in values.items()}
     self._run.log(named, step=step)
 
   def close(self) -> None:
-    """Ends the run there."""
     self._run.finish()
 
 
@@ -141,8 +117,7 @@ WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
 
 def make_writers(
   directory: str | os.PathLike, extra: Sequence[str], *, first_step: int
-) -> list[Writer]:
-  """Makes the writers of a run: files always, others by name."""
+) -> list[Any]:
   for name in extra:
     if name not in WRITERS:
       raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
@@ -151,13 +126,8 @@ def make_writers(
 
 
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
-  """Writes a file of a run in one piece: whoever is killed leaves the old one.
-
-  `options` are those of `json.dumps`.
-  """
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(document, indent=2, **options) + "\n")
-  temporary.replace(path)
+  """Writes a file in one piece: whoever is killed leaves the old one."""
+  _replace(path, json.dumps(document, indent=2, **options) + "\n")
 
 
 class Progress:
@@ -187,7 +157,6 @@ class Progress:
       )
 
   def advance(self, **figures: float) -> None:
-    """Counts one step, with figures to show beside the bar."""
     self._done += 1
     text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
     if self._bar is not None:
@@ -212,18 +181,14 @@ def _line(row: Mapping[str, float]) -> str:
 
 def _read_lines(path: pathlib.Path) -> list[dict]:
   """Reads the whole lines of a file; a kill may have cut the last one."""
-  if not path.exists():
-    return []
   rows = []
-  for line in path.read_text().splitlines():
-    try:
+  with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+    for line in path.read_text().splitlines():
       rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
   return rows
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_suffix(".jsonl.tmp")
+  temporary = path.with_suffix(".tmp")
   temporary.write_text(text)
   temporary.replace(path)

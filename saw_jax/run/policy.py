@@ -61,7 +61,6 @@ class Policy:
     return self._merged[0]
 
   def drop_merged(self) -> None:
-    """Frees what `params` made, which is as large as a model."""
     self._merged = (None, None)
 
   def copy_params(self) -> PyTree:

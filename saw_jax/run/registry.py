@@ -94,11 +94,7 @@ def find_checkpoint(name: str) -> pathlib.Path:
 
 
 def make_tokenizer(name: str) -> tokenizer.Tokenizer:
-  """Makes a tokenizer, by name or from a file.
-
-  A path is that of a Hugging Face directory, of a `.gguf` file, or of a
-  `tokenizer.json` with ChatML.
-  """
+  """By name, or from a Hugging Face directory, a .gguf or a tokenizer.json."""
   path = pathlib.Path(name)
   if name not in TOKENIZERS and path.exists():
     if path.is_dir() or path.suffix == ".gguf":

@@ -1,5 +1,6 @@
 """What a run writes down about itself, and whether it may go on there."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -51,10 +52,8 @@ def open_run(
   path = directory / "run.json"
   if path.exists():
     document = read_run(directory)
-    document["resumed"] = [
-      *document.get("resumed", []),
-      {"at": _now(), "commit": commit()},
-    ]
+    again = {"at": _now(), "commit": commit()}
+    document["resumed"] = [*document.get("resumed", []), again]
   else:
     directory.mkdir(parents=True, exist_ok=True)
     document = {
@@ -68,7 +67,6 @@ def open_run(
 
 
 def read_run(directory: str | os.PathLike) -> dict[str, Any]:
-  """Reads `run.json`."""
   path = pathlib.Path(directory) / "run.json"
   try:
     document = json.loads(path.read_text())
@@ -76,9 +74,8 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
     raise RunError(f"{directory} is no run directory: no run.json") from None
   except ValueError as error:  # neither text nor JSON
     raise RunError(f"{path} is damaged: {error}") from None
-  if not isinstance(document, dict) or not isinstance(
-    document.get("config"), dict
-  ):
+  config = document.get("config") if isinstance(document, dict) else None
+  if not isinstance(config, dict):
     raise RunError(f"{path} is damaged: it holds no config")
   return document
 
@@ -93,13 +90,11 @@ def read_config(
 
 
 def commits(document: Mapping[str, Any]) -> list[str]:
-  """Names the commits of the code that a run was made by."""
   later = [entry["commit"] for entry in document.get("resumed", ())]
   return list(dict.fromkeys([document["commit"], *later]))
 
 
 def environment() -> dict[str, Any]:
-  """Describes what a figure was measured with."""
   return {
     "commit": commit(),
     "python": platform.python_version(),
@@ -109,10 +104,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-  """A short hash, with `+` if the library or the configs differ from it.
-
-  `unknown` outside git.
-  """
+  """A hash, with `+` if library or configs differ; `unknown` outside git."""
   if config_lib.IS_INSTALLED:
     return "unknown"
   try:
@@ -124,19 +116,14 @@ def commit() -> str:
 
 def is_same_code(a: str, b: str) -> bool:
   """Whether two commits have the same library and the same configs."""
-  if a == b:
-    return True
-  if not all(name.isalnum() and name != "unknown" for name in (a, b)):
-    return False
-  try:
-    _git("diff", "--quiet", a, b, *_CODE)
-  except (OSError, subprocess.CalledProcessError):
-    return False
-  return True
+  if a != b and a.isalnum() and b.isalnum() and "unknown" not in (a, b):
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+      _git("diff", "--quiet", a, b, *_CODE)
+      return True
+  return a == b
 
 
 def _git(*words: str) -> str:
-  """Asks git about the checkout that this file is in."""
   root = pathlib.Path(__file__).parents[2]
   return subprocess.run(
     ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
@@ -144,7 +131,6 @@ def _git(*words: str) -> str:
 
 
 def machine() -> str:
-  """Describes the machine in a few words."""
   import jax
 
   devices = jax.devices()

@@ -64,7 +64,6 @@ class Clock:
     self.restart()
 
   def restart(self) -> None:
-    """Begins a step."""
     self._start = self._last = time.perf_counter()
     self._laps: dict[str, float] = {}
 
@@ -75,7 +74,6 @@ class Clock:
     self._last = now
 
   def seconds(self) -> dict[str, float]:
-    """The laps, and all of it as `step`."""
     return {**self._laps, "step": time.perf_counter() - self._start}
 
 
@@ -133,12 +131,10 @@ class Session:
     return self
 
   def __exit__(self, *exc) -> None:
-    """Closes everything; what was saved is on disk after this."""
     self._stack.__exit__(*exc)
 
   @property
   def goes_on(self) -> bool:
-    """Whether there is another step to do."""
     return self.step < self._loop.num_steps and not self._interrupted
 
   def begin_step(self) -> int:
@@ -241,7 +237,6 @@ class Session:
 
 @contextlib.contextmanager
 def _count_compilations():
-  """Counts the programs that are compiled while it is open."""
   count = [0]
 
   def listen(event: str, duration: float, **kwargs) -> None:

@@ -11,7 +11,6 @@ flags.disclaim_key_flags()  # They are the script's, in its --help.
 
 
 def define_flags() -> None:
-  """Defines the flags of the command."""
   command_line.define_config()
   flags.mark_flag_as_required("config")
   flags.DEFINE_string(
@@ -84,20 +83,15 @@ def main() -> int:
 def _check_processes(
   coordinator: str | None, count: int | None, index: int | None
 ) -> None:
-  given = count is not None, index is not None
+  both = "--num_processes and --process_id"
   if coordinator in (None, "auto"):
-    if any(given):
-      raise ValueError(
-        "--num_processes and --process_id go with --coordinator=host:port"
-      )
-    return
-  if not all(given):
-    raise ValueError(
-      "--coordinator=host:port needs --num_processes and --process_id"
-    )
-  if ":" not in coordinator:
+    if (count, index) != (None, None):
+      raise ValueError(f"{both} go with --coordinator=host:port")
+  elif None in (count, index):
+    raise ValueError(f"--coordinator=host:port needs {both}")
+  elif ":" not in coordinator:
     raise ValueError(f"--coordinator is host:port or auto, not {coordinator!r}")
-  if index >= count:
+  elif index >= count:
     raise ValueError(
       f"--process_id={index} is not below --num_processes={count}"
     )

@@ -1,11 +1,10 @@
 """A short supervised start, for a policy that begins from nothing.
 
-At scale `tiny` there is no pretrained checkpoint. The warm start stands in for
-it: the decoder imitates demonstrations, some of them wrong on purpose, until it
-can do the task in part. The result is cached under a hash of everything that
-made it.
+The decoder imitates demonstrations, some wrong on purpose, until it can do the
+task in part. The result is cached under a hash of everything that made it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -116,16 +115,13 @@ def warm_start(
   digest = _digest(decoder_config, config, demonstrations)
   folder = pathlib.Path(cache) / digest
   if folder.exists():
-    store = checkpoint.Checkpointer(folder)
     try:
-      params = store.restore(params).state
+      params = _restore(folder, params)
       LOG.info("warm start: from the cache, %s", folder)
       return params
     except checkpoint.CheckpointError as error:
       LOG.warning("warm start: made anew, since %s", error)
       shutil.rmtree(folder)
-    finally:
-      store.close()
 
   optimiser = optimizer_lib.make_optimizer(
     dataclasses.replace(config.optimizer, learning_rate=config.learning_rate),
@@ -163,31 +159,26 @@ def warm_start(
 def _keep(folder: pathlib.Path, params: PyTree, loss: float) -> PyTree:
   """Saves a start, unless another process has made the same one meanwhile.
 
-  Written beside its place and then moved there, so that no two processes write
-  to one folder. All go on from what is kept: the same training differs by
-  rounding between processes.
+  All go on from what is kept: the same training differs by rounding.
   """
   folder.parent.mkdir(parents=True, exist_ok=True)
-  beside = pathlib.Path(
-    tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}_")
-  )
-  try:
-    store = checkpoint.Checkpointer(beside)
-    store.save(0, params, {"loss": loss})
-    store.close()
+  with tempfile.TemporaryDirectory(
+    dir=folder.parent, prefix=f".{folder.name}_", ignore_cleanup_errors=True
+  ) as beside:
+    with contextlib.closing(checkpoint.Checkpointer(beside)) as store:
+      store.save(0, params, {"loss": loss})
     try:
-      beside.rename(folder)
+      pathlib.Path(beside).rename(folder)
       return params
     except OSError:
       if not folder.exists():
         raise
-  finally:
-    shutil.rmtree(beside, ignore_errors=True)
-  store = checkpoint.Checkpointer(folder)
-  try:
+  return _restore(folder, params)
+
+
+def _restore(folder: pathlib.Path, params: PyTree) -> PyTree:
+  with contextlib.closing(checkpoint.Checkpointer(folder)) as store:
     return store.restore(params).state
-  finally:
-    store.close()
 
 
 def _digest(
@@ -195,18 +186,9 @@ def _digest(
   config: WarmStartConfig,
   demonstrations: TrainBatch,
 ) -> str:
-  digest = hashlib.sha256()
-  digest.update(
-    json.dumps(
-      [
-        _VERSION,
-        dataclasses.asdict(decoder_config),
-        dataclasses.asdict(config),
-        jax.__version__,
-      ],
-      sort_keys=True,
-    ).encode()
-  )
+  sections = dataclasses.asdict(decoder_config), dataclasses.asdict(config)
+  made_by = [_VERSION, *sections, jax.__version__]
+  digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
   for leaf in jax.tree.leaves(demonstrations):
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()[:16]

@@ -64,10 +64,7 @@ class TrainBatch:
 def make_batch(
   transcript: transcript_lib.Transcript, advantages: Array
 ) -> TrainBatch:
-  """Joins a transcript of `P * G` rows with an advantage each, `[P, G]`.
-
-  Both may have a leading axis of seeds.
-  """
+  """Joins a transcript of `P * G` rows with an advantage each, `[P, G]`."""
   return TrainBatch(
     tokens=transcript.tokens,
     roles=transcript.roles,
@@ -96,11 +93,8 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
 
 def pack_rows(batch: TrainBatch, layout: packing_lib.Layout) -> TrainBatch:
   """Packs host arrays `[N, B, ...]`, in place of any packing they have."""
-  return batch.replace(
-    packing=packing_lib.pack(
-      batch.tokens, batch.roles, batch.starts, batch.prompt_size, layout
-    )
-  )
+  rows = batch.tokens, batch.roles, batch.starts, batch.prompt_size
+  return batch.replace(packing=packing_lib.pack(*rows, layout))
 
 
 def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:

@@ -1,8 +1,6 @@
-"""What several processes that train one policy must agree on.
+"""What several processes must agree on, which run one program over one mesh.
 
-Every process runs the same program on the same host data, and devices of all of
-them make one mesh. With one process these functions do nothing, or what JAX
-does.
+With one process these functions do nothing, or what JAX does.
 """
 
 import jax
@@ -20,12 +18,7 @@ def is_first() -> bool:
 
 
 def wait_for_all(limit_s: int = 3600) -> None:
-  """Waits until every process is here.
-
-  Collectives of CPU devices wait for half a minute only, and processes that
-  import and load at different speeds are further apart than that. After this
-  they go in step.
-  """
+  """Waits until every process is here: collectives wait for 30 s only."""
   multihost.get_barrier_sync_fn()(
     key="saw_jax_start", timeout_ms=1000 * limit_s
   )
@@ -56,7 +49,6 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def add_up(tree: PyTree) -> PyTree:
-  """Adds up the arrays of all processes."""
   if jax.process_count() == 1:
     return tree
   return jax.tree.map(
@@ -65,7 +57,6 @@ def add_up(tree: PyTree) -> PyTree:
 
 
 def any_of(flag: bool) -> bool:
-  """Whether something happened in any process."""
   return bool(add_up(np.array(flag, np.int32)))
 
 

@@ -68,13 +68,12 @@ def make_forward(
   Log-probs are those of the distribution that was sampled from, at
   `temperature`; the logits of `chunk_size` tokens exist at one time.
   """
-  model = decoder.Decoder(config)
   in_chunks = functools.partial(
     log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
   )
 
   def forward(params: PyTree, batch: TrainBatch) -> Outputs:
-    stream = _read(model, params, batch)
+    stream = _read(config, params, batch)
     head_DV = decoder.head_kernel(params, config)
     taken, entropies = in_chunks(stream.wanted, head_DV, stream.targets)
     values = None
@@ -88,10 +87,7 @@ def make_forward(
 def in_parts(
   fn: Callable[[PyTree, TrainBatch], PyTree], num_parts: int
 ) -> Callable[[PyTree, TrainBatch], PyTree]:
-  """Runs a function of rows on some at a time, whose activations are in memory.
-
-  A packed batch passes as a whole: its rows are few already.
-  """
+  """Runs a function of rows on some at a time; a packed batch is whole."""
 
   def parted(params: PyTree, batch: TrainBatch) -> PyTree:
     if num_parts == 1 or batch.packing is not None:
@@ -118,13 +114,12 @@ def make_observe(
 
   Without `log_probs_too` the head is not applied and there are no logits.
   """
-  model = decoder.Decoder(config)
   in_chunks = functools.partial(
     log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
   )
 
   def observe(params: PyTree, batch: TrainBatch) -> Observation:
-    stream = _read(model, params, batch)
+    stream = _read(config, params, batch)
     hidden = Observation(
       prompt_hidden=stream.prompt_hidden[::group_size].astype(jnp.float32),
       response_hidden=stream.response_hidden.astype(jnp.float32),
@@ -159,10 +154,10 @@ class _Stream(NamedTuple):
   response_hidden: Array  # [B, D], at the last token of each row
 
 
-def _read(model: decoder.Decoder, params: PyTree, batch: TrainBatch) -> _Stream:
-  packing = batch.packing
+def _read(config: DecoderConfig, params: PyTree, batch: TrainBatch) -> _Stream:
+  packing, apply = batch.packing, decoder.Decoder(config).apply
   if packing is None:
-    hidden_BSD, _ = model.apply(
+    hidden_BSD, _ = apply(
       {"params": params}, batch.tokens, batch.positions, batch.valid
     )
     before = batch.prompt_size - 1
@@ -175,7 +170,7 @@ def _read(model: decoder.Decoder, params: PyTree, batch: TrainBatch) -> _Stream:
       prompt_hidden=hidden_BSD[:, before],
       response_hidden=hidden_BSD[last],
     )
-  hidden_RLD, _ = model.apply(
+  hidden_RLD, _ = apply(
     {"params": params},
     packing.tokens,
     packing.positions,
@@ -193,7 +188,6 @@ def _read(model: decoder.Decoder, params: PyTree, batch: TrainBatch) -> _Stream:
 
 
 def _unpack(values: Array, batch: TrainBatch) -> Array:
-  """Puts one number per wanted token to its place in `[B, T]`."""
   if batch.packing is None:
     return values
   size = batch.tokens.shape[1] - batch.prompt_size
@@ -302,7 +296,6 @@ def kl(
 
 
 def entropy(outputs: Outputs, batch: TrainBatch) -> Ratio:
-  """The entropy bonus: minus the mean entropy."""
   return losses.entropy_loss(outputs.entropies, batch.completion_mask)
 
 
@@ -344,12 +337,10 @@ def world(token_loss: world_model.TokenLoss) -> Term:
 
 
 def likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
-  """Negative log-likelihood of a completion's tokens: a warm start's term."""
   return losses.token_mean(-outputs.log_probs, batch.completion_mask)
 
 
 def observation_likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
-  """Negative log-likelihood of an observation's tokens."""
   return losses.token_mean(-outputs.log_probs, batch.observation_mask)
 
 

@@ -56,7 +56,6 @@ def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, num_updates: int
 ) -> optax.GradientTransformation:
-  """Clipping by the global norm, then AdamW."""
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(

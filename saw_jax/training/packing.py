@@ -1,10 +1,7 @@
-# SPDX-License-Identifier: Apache-2.0
 """Short rows side by side in long ones: another way through the model.
 
-Responses differ in length, and a padded batch computes the longest one's length
-for each. Packing lays prompts with their responses one after the other in rows
-of a fixed length, of which each token sees its own response alone. It is a
-choice of the forward pass and of nothing else: the log-probs go back to their
+Prompts with their responses lie one after the other in rows of a fixed length,
+of which each token sees its own response alone. The log-probs go back to their
 places in `[B, T]`, so that no loss, mask or denominator knows of it.
 """
 
@@ -58,7 +55,6 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
   At most 11/9 of the fewest bins possible, and 6/9 of a bin (Dósa 2007). Equal
   lengths keep their order, so that the same batch is packed in the same way.
-
 
   >>> first_fit(np.array([3, 6, 5, 2]), 8)
   [[1, 3], [2, 0]]
@@ -155,7 +151,6 @@ def pack(
 
 
 def take_sources(hidden_RLD: Array, packing: Packing) -> Array:
-  """Takes the stream before each wanted token: `[R, C, D]`."""
   return jnp.take_along_axis(hidden_RLD, packing.sources[..., None], axis=1)
 
 

@@ -144,9 +144,8 @@ def meshed(
 
   def place(state: TrainState):
     state = _one_seed(state)
-    return hosts.spread(
-      state, state_shardings(state, mesh, config, optimizer, lora=lora)
-    )
+    where = state_shardings(state, mesh, config, optimizer, lora=lora)
+    return hosts.spread(state, where)
 
   def place_params(params: PyTree):
     return hosts.spread(_one_seed(params), param_shardings(mesh, config))
@@ -203,12 +202,11 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
     return run
 
   def place(tree: PyTree):
-    return jax.tree.map(
-      lambda x: jax.device_put(
-        np.broadcast_to(np.asarray(x), (num, *x.shape)), sharding
-      ),
-      _one_seed(tree),
-    )
+    def leaf(x):
+      x = np.broadcast_to(np.asarray(x), (num, *x.shape))
+      return jax.device_put(x, sharding)
+
+    return jax.tree.map(leaf, _one_seed(tree))
 
   def fetch(state):
     return jax.tree.map(lambda x: x[:1], jax.device_get(state))
@@ -289,7 +287,6 @@ def state_shardings(
   *,
   lora: lora_lib.LoraConfig | None = None,
 ) -> TrainState:
-  """Where each array of one seed's state, or of its shapes, lives on a mesh."""
   same = NamedSharding(mesh, PartitionSpec())
   if lora is None:
     params = param_shardings(mesh, config)
@@ -309,7 +306,6 @@ def state_shardings(
 
 
 def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
-  """Where each parameter lives on a mesh; see `meshed`."""
   params = jax.eval_shape(
     lambda key: decoder.init_params(config, key), jax.random.key(0)
   )
@@ -345,7 +341,6 @@ def _as_tuple(results, outputs) -> tuple:
 
 
 def _stack_results(results, outputs):
-  """Gives the results the leading axis of one seed; the state has none."""
   stacked = tuple(
     result if kind == STATE else jax.tree.map(lambda x: x[None], result)
     for kind, result in zip(outputs, results, strict=True)

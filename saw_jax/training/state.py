@@ -37,10 +37,8 @@ def create_state(
 
 
 def stack_states(states: list[TrainState]) -> TrainState:
-  """Stacks the states of independent seeds along a new leading axis."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def take_seed(state: PyTree, index: int) -> PyTree:
-  """Takes one seed out of a stacked state."""
   return jax.tree.map(lambda leaf: leaf[index], state)

@@ -103,7 +103,6 @@ def make_step_estimate(
 def make_world_estimate(
   world: WorldModel, max_return: float
 ) -> Callable[..., StepEstimate]:
-  """The part of an estimate that is about the world model; no gradient."""
 
   def weigh(
     record: StepRecord, key: Array, *, axis_name: str | None = None

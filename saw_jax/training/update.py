@@ -2,11 +2,8 @@
 
 Every term of the objective is a numerator and a denominator. Both are added
 over micro-batches and devices before anything is divided, so that one device,
-many devices and many micro-batches give the same step. The natural
-shortcut, a mean of the parts' means, weighs the tokens of a part with few
-tokens more.
-
-What is not finite never reaches the parameters: such an update is skipped.
+many devices and many micro-batches give the same step: a mean of the parts'
+means would weigh the tokens of a part with few tokens more.
 """
 
 import functools
@@ -55,11 +52,11 @@ def make_gradient(
     # Denominators count masks, so that what computes the numerators here is
     # dead code, which the compiler removes. One that reads the policy, as that
     # of `batch_asympo_loss`, is right too, and costs a forward pass.
-    denominators = total(
-      _accumulate(
-        lambda part: _denominators(objective, whole(params), part), parts
-      )
-    )
+    def count(part: TrainBatch):
+      terms, _ = objective(whole(params), part)
+      return {k: jax.lax.stop_gradient(t.denominator) for k, t in terms.items()}
+
+    denominators = total(_accumulate(count, parts))
 
     def part_loss(params: PyTree, part: TrainBatch):
       # Merged again for each part: what adds up over parts is then of the
@@ -136,16 +133,6 @@ def make_update(
     return state, metrics
 
   return update
-
-
-def _denominators(
-  objective: Objective, params: PyTree, part: TrainBatch
-) -> dict[str, Array]:
-  terms, _ = objective(params, part)
-  return {
-    name: jax.lax.stop_gradient(term.denominator)
-    for name, term in terms.items()
-  }
 
 
 def _accumulate(fn: Callable[[TrainBatch], PyTree], parts: TrainBatch):

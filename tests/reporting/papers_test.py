@@ -30,10 +30,8 @@ class TestRead:
     with pytest.raises(ValueError, match="asympo"):
       papers.read("care")
 
-  def test_secondary_numbers_say_so(self):
+  def test_secondary_and_inconsistent_numbers_say_so(self):
     assert {cell.source for cell in papers.read("saw")} == {"secondary"}
-
-  def test_inconsistent_numbers_say_so(self):
     assert sum(cell.is_inconsistent for cell in papers.read("asympo")) == 7
     assert not any(cell.is_inconsistent for cell in papers.read("saw"))
 
@@ -58,10 +56,8 @@ class TestPublishedCell:
     ("paper", "arxiv", "table", "model", "method", "benchmark", "metric"), "x"
   )
 
-  def test_a_source_is_one_of_two(self):
+  def test_a_source_is_one_of_two_and_a_missing_value_has_a_reason(self):
     with pytest.raises(ValueError, match="primary or secondary"):
       papers.PublishedCell(**self.FIELDS, value=1.0, source="blog")
-
-  def test_a_missing_value_has_a_reason(self):
     with pytest.raises(ValueError, match="note"):
       papers.PublishedCell(**self.FIELDS, value=None, source="primary")

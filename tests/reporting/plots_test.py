@@ -62,29 +62,21 @@ class TestRewardCurves:
       line.get_ydata(), run.values["reward/correct"].mean(axis=0)
     )
 
-  def test_a_window_ends_at_its_step(self):
+  @pytest.mark.parametrize(("length", "window"), [(T, 5), (3, 3)])
+  def test_a_window_ends_at_its_step(self, length, window):
+    # A run of fewer steps is averaged whole.
     run = curves()
+    run = run._replace(
+      steps=run.steps[:length],
+      values={name: v[:, :length] for name, v in run.values.items()},
+    )
     figure = plots.reward_curves({"gdpo": run}, ["correct"], window=5)
     (line,) = figure.axes[0].lines
-    assert line.get_xdata()[0] == 4
+    assert line.get_xdata().tolist() == list(range(window - 1, length))
     assert line.get_ydata()[0] == pytest.approx(
-      run.values["reward/correct"][:, :5].mean()
+      run.values["reward/correct"][:, :window].mean()
     )
-    assert "moving average over 5 steps" in caption_of(figure)
-
-  def test_a_run_of_fewer_steps_is_averaged_whole(self):
-    run = curves()
-    short = run._replace(
-      steps=run.steps[:3],
-      values={name: v[:, :3] for name, v in run.values.items()},
-    )
-    figure = plots.reward_curves({"gdpo": short}, ["correct"], window=5)
-    (line,) = figure.axes[0].lines
-    assert line.get_xdata().tolist() == [2]
-    assert line.get_ydata()[0] == pytest.approx(
-      short.values["reward/correct"].mean()
-    )
-    assert "moving average over 3 steps" in caption_of(figure)
+    assert f"moving average over {window} steps" in caption_of(figure)
 
   def test_steps_that_a_seed_lacks_are_not_drawn(self):
     run = curves()
@@ -117,8 +109,7 @@ class TestRewardCurves:
     other = plots.reward_curves({"a": curves(3), "b": curves(1)}, ["correct"])
     assert "means of seeds, 3 of a, 1 of b; bands" in caption_of(other)
 
-  @pytest.mark.parametrize("num_components", [1, 3])
-  @pytest.mark.parametrize("num_rows", [1, 6])
+  @pytest.mark.parametrize(("num_components", "num_rows"), [(1, 6), (3, 1)])
   def test_the_legend_covers_no_data(self, num_components, num_rows):
     names = ["format", "correct", "length"][:num_components]
     rows = {
@@ -133,10 +124,6 @@ class TestRewardCurves:
         {"gdpo": curves(), "saw": curves(components=["other"])}, ["correct"]
       )
 
-  def test_nothing_to_draw_is_refused(self):
-    with pytest.raises(ValueError, match="nothing to draw"):
-      plots.reward_curves({}, ["correct"])
-
   def test_the_file_is_a_picture_of_150_dots_an_inch(self, tmp_path):
     path = tmp_path / "curves.png"
     figure = plots.reward_curves({"gdpo": curves()}, ["correct"], path=path)
@@ -147,25 +134,19 @@ class TestRewardCurves:
 
 
 class TestMetricPanels:
-  def make(self, **options):
-    rows = {"naive": curves(2), "spo": curves(3)}
-    return plots.metric_panels(
-      {"lag 0": rows, "lag 4": rows, "lag 8": rows, "lag 16": rows},
+  def test_each_panel_has_each_row(self):
+    rows, lags = {"naive": curves(2), "spo": curves(3)}, [0, 4, 8, 16]
+    figure = plots.metric_panels(
+      {f"lag {lag}": rows for lag in lags},
       {"reward": "reward/correct"},
       quantity="training reward",
-      **options,
+      window=3,
     )
-
-  def test_each_panel_has_each_row(self):
-    figure = self.make(window=3)
     shown = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in shown] == [
-      "lag 0",
-      "lag 4",
-      "lag 8",
-      "lag 16",
-    ]
+    assert [ax.get_title() for ax in shown] == [f"lag {lag}" for lag in lags]
     assert all(len(ax.lines) == 2 for ax in shown)
+    # Every column has its steps below.
+    assert [ax.get_xlabel() for ax in shown] == ["", "step", "step", "step"]
     line = shown[0].lines[0]
     values = curves(2).values["reward/correct"].mean(axis=0)
     assert line.get_ydata()[0] == pytest.approx(values[:3].mean())
@@ -208,15 +189,6 @@ class TestMetricPanels:
     assert legend_of(figure) == ["a", "b"]
     assert figure.axes[0].get_yscale() == "log"
 
-  def test_nothing_to_draw_is_refused(self):
-    with pytest.raises(ValueError, match="nothing to draw"):
-      plots.metric_panels({}, {"a": "b"}, quantity="q")
-
-  def test_every_column_of_panels_has_its_steps(self):
-    figure = self.make()
-    labelled = [ax for ax in figure.axes if ax.get_xlabel() == "step"]
-    assert [ax.get_title() for ax in labelled] == ["lag 4", "lag 8", "lag 16"]
-
   def test_a_logarithm_shades_from_seed_to_seed(self):
     values = {"reward/correct": np.array([[0.1] * T, [9.0] * T])}
     figure = plots.metric_panels(
@@ -242,11 +214,8 @@ class TestSweep:
     naive, spo = ax.lines
     np.testing.assert_allclose(naive.get_ydata(), [0.5, 0.4, 0.1])
     np.testing.assert_allclose(spo.get_ydata(), [0.5, 0.5])
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == [
-      "0",
-      "4",
-      "16",
-    ]
+    ticks = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert ticks == ["0", "4", "16"]
     # The row without a run at 4 goes from the first place to the last.
     np.testing.assert_allclose(spo.get_xdata().round(), [0, 2])
     assert legend_of(figure) == ["naive", "spo"]
@@ -262,10 +231,6 @@ class TestSweep:
   def test_the_legend_covers_no_data(self):
     figure = plots.sweep(self.ROWS, swept="lag", quantity="score", title="T")
     assert_legend_and_caption_are_clear_of_the_panels(figure)
-
-  def test_nothing_to_draw_is_refused(self):
-    with pytest.raises(ValueError, match="nothing to draw"):
-      plots.sweep({}, swept="lag", quantity="score")
 
 
 class TestHeatMap:
@@ -286,15 +251,11 @@ class TestHeatMap:
       plots.heat_map(np.zeros(3), across="x", down="y", quantity="z")
 
 
-class TestBands:
-  def test_one_deviation(self):
-    # Two seeds at 0 and 2: mean 1, sample deviation sqrt(2).
-    low, high = plots.deviation_band(np.array([[0.0], [2.0]]))
-    np.testing.assert_allclose([low[0], high[0]], [1 - 2**0.5, 1 + 2**0.5])
-
-  def test_one_seed_has_no_width(self):
-    low, high = plots.deviation_band(np.ones((1, 4)))
-    np.testing.assert_array_equal(low, high)
+def test_a_band_is_one_deviation_and_of_one_seed_has_no_width():
+  # Two seeds at 0 and 2: mean 1, sample deviation sqrt(2).
+  low, high = plots.deviation_band(np.array([[0.0], [2.0]]))
+  np.testing.assert_allclose([low[0], high[0]], [1 - 2**0.5, 1 + 2**0.5])
+  np.testing.assert_array_equal(*plots.deviation_band(np.ones((1, 4))))
 
 
 class TestDifferenceForest:
@@ -324,15 +285,25 @@ class TestDifferenceForest:
     assert "95 % intervals" in caption_of(figure)
     assert figure.axes[0].get_xlabel() == "difference in reward"
 
-  @pytest.mark.parametrize("count", [1, 3])
-  def test_the_legend_covers_no_data(self, count):
-    some = dict(list(self.DIFFERENCES.items())[:count])
-    figure = plots.difference_forest(some, quantity="reward", title="A title")
+  def test_the_legend_covers_no_data(self):
+    figure = plots.difference_forest(
+      self.DIFFERENCES, quantity="reward", title="A title"
+    )
     assert_legend_and_caption_are_clear_of_the_panels(figure)
 
-  def test_nothing_to_draw_is_refused(self):
-    with pytest.raises(ValueError, match="nothing to draw"):
-      plots.difference_forest({}, quantity="reward")
+
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda: plots.reward_curves({}, ["correct"]),
+    lambda: plots.metric_panels({}, {"a": "b"}, quantity="q"),
+    lambda: plots.sweep({}, swept="lag", quantity="score"),
+    lambda: plots.difference_forest({}, quantity="reward"),
+  ],
+)
+def test_nothing_to_draw_is_refused(draw):
+  with pytest.raises(ValueError, match="nothing to draw"):
+    draw()
 
 
 def test_pyplot_stays_out():

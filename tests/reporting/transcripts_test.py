@@ -60,13 +60,10 @@ def test_what_a_policy_writes_is_text():
   assert "\0" not in made
 
 
-def test_notes_and_titles_are_there():
+def test_notes_and_titles_are_there_and_an_unknown_role_is_named():
   found = read(page(Segment("prompt", "a"), note="reward 10", title="lost"))
   texts = [text for _, text in found.texts]
   assert "lost" in texts and "step 1 · reward 10" in texts
-
-
-def test_an_unknown_role_is_named():
   with pytest.raises(ValueError, match="no role 'poet'"):
     page(Segment("poet", "a"))
 
@@ -103,18 +100,13 @@ class TestTurns:
   def test_the_first_of_each_kind_is_shown(self):
     turns = [[turn("a")], [turn("b"), turn("c")], [turn("d")], [turn("e")]]
     found = transcripts.won_and_lost(turns, [False, True, False, True])
-    assert [episode.title for episode in found] == [
-      "Won, in 2 steps",
-      "Lost, in 1 steps",
-    ]
+    titles = [episode.title for episode in found]
+    assert titles == ["Won, in 2 steps", "Lost, in 1 steps"]
     first = [episode.steps[0].segments[2].text for episode in found]
     assert first == ["b", "a"]
 
-  def test_a_kind_that_there_is_not_is_left_out(self):
+  def test_a_kind_that_is_missing_is_left_out_and_each_has_an_end(self):
     (only,) = transcripts.won_and_lost([[turn()]], [False])
     assert only.title.startswith("Lost")
-    assert transcripts.won_and_lost([], []) == []
-
-  def test_each_episode_has_an_end(self):
     with pytest.raises(ValueError, match="episodes"):
       transcripts.won_and_lost([[turn()]], [True, False])

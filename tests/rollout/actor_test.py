@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import actor, generate, transcript
+from tests.models.sizes import ODD
 
-CONFIG = DecoderConfig(
-  vocab_size=23,
-  width=16,
-  num_layers=1,
-  num_heads=2,
-  num_kv_heads=1,
-  head_size=8,
-  mlp_size=24,
-)
+CONFIG = dataclasses.replace(ODD, vocab_size=23, num_layers=1)
 SETTINGS = generate.GenerateConfig(max_new_tokens=9, group_size=3, eos_ids=(7,))
 
 

@@ -6,7 +6,6 @@ import shutil
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,18 +13,15 @@ from saw_jax import algorithms
 from saw_jax.models import decoder, lora
 from saw_jax.run import checkpoint, loop
 from saw_jax.run import experiment as experiment_lib
-from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import parallel, update
 from saw_jax.training import state as state_lib
 from tests import helpers
 from tests.helpers import fingerprints
+from tests.training import parallel_test
+from tests.training.parallel_test import OPTIMIZER
 
 LORA = lora.LoraConfig(rank=2, alpha=8.0)
 MERGE = functools.partial(lora.merge, config=LORA)
-STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
-OPTIMIZER = optimizer_lib.make_optimizer(
-  optimizer_lib.OptimizerConfig(learning_rate=1e-2), 10
-)
 
 
 def base(seed=0):
@@ -39,37 +35,26 @@ def start(seed=0):
   return state_lib.create_state(adapters, OPTIMIZER, num_components=2)
 
 
-def make_update(num_microbatches=1):
-  return update.make_update(
-    helpers.full_objective(),
-    OPTIMIZER,
-    num_microbatches=num_microbatches,
-    merge=MERGE,
-  )
+def mesh_lift():
+  mesh = parallel.make_mesh(parallel.ParallelConfig(data=1, fsdp=2, tensor=2))
+  return parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER, lora=LORA)
 
 
 def experiment(**changes):
   return helpers.experiment(lora=dataclasses.asdict(LORA), **changes)
 
 
-@functools.cache
 def reference(seed=0):
-  """Two updates on one device in one piece."""
-  step = jax.jit(make_update())
-  state, _ = step(start(seed), helpers.batch(seed=seed), base(seed))
-  return jax.device_get(step(state, helpers.batch(seed=seed + 10), base(seed)))
+  return parallel_test.reference(seed, start, base, MERGE)
 
 
-def assert_same(found, expected, index=0):
-  state, metrics = found
-  expected_state, expected_metrics = expected
-  for name, value in expected_metrics.items():
-    np.testing.assert_allclose(
-      metrics[name][index], value, rtol=2e-5, atol=1e-6, err_msg=name
-    )
-  chex.assert_trees_all_close(
-    state_lib.take_seed(state, index).params, expected_state.params, atol=2e-5
+def check(lift, *args, seeds=(0,)):
+  """Two updates through a lift are those of one device."""
+  found = parallel_test.lifted(
+    lift, *args, seeds=seeds, start=start, base=base, merge=MERGE
   )
+  for index in seeds:
+    parallel_test.assert_same(found, reference(index), index)
 
 
 @pytest.fixture(scope="module")
@@ -96,46 +81,16 @@ class TestUpdate:
     assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
 
   @pytest.mark.slow
-  @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
-  def test_meshed_is_one_device(self, sizes):
-    data, fsdp, tensor = sizes
-    mesh = parallel.make_mesh(
-      parallel.ParallelConfig(data=data, fsdp=fsdp, tensor=tensor)
-    )
-    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER, lora=LORA)
-    assert_same(self.lifted(lift, 2), reference())
-
-  @pytest.mark.slow
-  def test_pmapped_is_one_device(self):
-    lift = parallel.pmapped(jax.devices()[:4])
-    assert_same(self.lifted(lift), reference())
+  def test_many_devices_are_one(self):
+    check(mesh_lift(), 2)
+    check(parallel.pmapped(jax.devices()[:4]))
 
   @pytest.mark.slow
   def test_seeded_trains_each_seed_on_a_base_of_its_own(self):
-    found = self.lifted(parallel.seeded(), seeds=(0, 1))
-    for index in range(2):
-      assert_same(found, reference(index), index)
-
-  def lifted(self, lift, num_microbatches=1, seeds=(0,)):
-    step = lift.wrap(
-      make_update(num_microbatches),
-      (STATE, ROWS, STATE),
-      (STATE, SAME),
-      takes_axis_name=True,
-      donate=(0,),
-    )
-    state = lift.place(state_lib.stack_states([start(s) for s in seeds]))
-    below = lift.place_params(state_lib.stack_states([base(s) for s in seeds]))
-    for offset in (0, 10):
-      rows = [helpers.batch(seed=seed + offset) for seed in seeds]
-      stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-      state, metrics = step(state, stacked, below)
-    return lift.fetch(state), jax.device_get(metrics)
+    check(parallel.seeded(), seeds=(0, 1))
 
   def test_adapters_lie_on_the_mesh_as_their_kernels_do(self):
-    mesh = parallel.make_mesh(parallel.ParallelConfig(data=1, fsdp=2, tensor=2))
-    lift = parallel.meshed(mesh, helpers.CONFIG, OPTIMIZER, lora=LORA)
-    state = lift.place(state_lib.stack_states([start()]))
+    state = mesh_lift().place(state_lib.stack_states([start()]))
     pair = state.params["layer_0"]["mlp"]["up"]
     spec = jax.sharding.PartitionSpec
     assert pair["a"].sharding.spec == spec("fsdp", None)
@@ -176,7 +131,7 @@ class TestLearner:
         advantage="grpo", weights="gradient"
       ),
       loop={"num_steps": 1},
-      evaluation={"interval": 0},
+      evaluation={"interval": 0, "samples": 0, "num_examples": 1},
     )
     assert loop.train(made, [0], directory=tmp_path).finished
 
@@ -191,14 +146,6 @@ class TestRun:
     shutil.rmtree(again / "checkpoints" / "4")
     loop.train(experiment(), [0, 1], directory=again)
     helpers.assert_same_run(again, whole)
-
-  @pytest.mark.slow
-  def test_the_first_evaluation_is_the_models(self, whole, tmp_path):
-    made = helpers.experiment(loop={"num_steps": 1})
-    loop.train(made, [0, 1], directory=tmp_path)
-    lines = [d / "evals.csv" for d in (whole, tmp_path)]
-    first, second = (path.read_text().splitlines()[:3] for path in lines)
-    assert first == second
 
   def test_a_checkpoint_holds_adapters_alone(self, whole):
     sizes = [

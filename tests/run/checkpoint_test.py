@@ -78,11 +78,9 @@ class TestSaveAndRestore:
 
 
 class TestDamage:
-  def test_an_empty_folder_is_named(self, store, tmp_path):
+  def test_a_step_that_is_not_there_lists_those_that_are(self, store, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path)):
       store.restore(state())
-
-  def test_a_step_that_is_not_there_lists_those_that_are(self, store):
     save(store, 4)
     with pytest.raises(checkpoint.CheckpointError, match=r"there are \[4\]"):
       store.restore(state(), step=5)
@@ -148,23 +146,20 @@ class TestDamage:
       store.restore(state())
 
 
-class TestAnotherShape:
-  def test_a_shape_that_differs_is_said_in_one_sentence(self, store):
-    save(store, 1)
-    other = {**state(), "params": {"kernel": jnp.zeros((20, 31))}}
-    with pytest.raises(
-      checkpoint.CheckpointError,
-      match=r"params/kernel is float32\[20, 30\] there and float32\[20, 31\]",
-    ):
-      store.restore(other)
-
-  def test_an_array_that_is_missing_is_named(self, store):
-    save(store, 1)
-    other = {**state(), "bias": jnp.zeros(3)}
-    with pytest.raises(
-      checkpoint.CheckpointError, match="only the run has an array bias"
-    ):
-      store.restore(other)
+@pytest.mark.parametrize(
+  ("other", "words"),
+  [
+    (
+      {"params": {"kernel": np.zeros((20, 31), np.float32)}},
+      r"kernel is float32\[20, 30\] there and float32\[20, 31\]",
+    ),
+    ({"bias": np.zeros(3)}, "only the run has an array bias"),
+  ],
+)
+def test_another_shape_is_said_in_one_sentence(store, other, words):
+  save(store, 1)
+  with pytest.raises(checkpoint.CheckpointError, match=words):
+    store.restore({**state(), **other})
 
 
 class TestFingerprints:
@@ -177,11 +172,9 @@ class TestFingerprints:
     assert before["params/kernel"] != after["params/kernel"]
     assert before["half"] == after["half"]
 
-  def test_two_swapped_numbers_change_them(self):
-    other = state()
-    kernel = other["params"]["kernel"]
-    other["params"]["kernel"] = kernel.at[0, 1].set(2.0).at[0, 2].set(1.0)
-    assert checkpoint.fingerprints(other) != checkpoint.fingerprints(state())
+    swapped = {"params": {"kernel": state()["params"]["kernel"][:, ::-1]}}
+    found = checkpoint.fingerprints(swapped)
+    assert found["params/kernel"] != before["params/kernel"]
 
   def test_they_do_not_depend_on_the_sharding(self):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))

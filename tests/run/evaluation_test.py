@@ -229,12 +229,12 @@ class TestAverages:
   @pytest.mark.parametrize(
     ("right", "answers", "vote"),
     [
-      ([1, 1, 0, 0], [7, 7, 8, 9], 1),  # the right one has two votes
-      ([1, 0, 0, 0], [7, 8, 8, 9], 0),  # a wrong one has
-      ([1, 0, 1, 0], [7, 8, 7, 8], 1),  # a tie, the right one came first
-      ([0, 1, 0, 1], [8, 7, 8, 7], 0),  # a tie, the wrong one did
+      ([1, 1, 0, 0], [0, 0, 1, 2], 1),  # the right one has two votes
+      ([1, 0, 0, 0], [0, 1, 1, 2], 0),  # a wrong one has
+      ([1, 0, 1, 0], [0, 1, 0, 1], 1),  # a tie, the right one came first
+      ([0, 1, 0, 1], [1, 0, 1, 0], 0),  # a tie, the wrong one did
       ([1, 1, 1, 1], [-1, -1, -1, -1], 0),  # nobody answered
-      ([0, 0, 0, 1], [-1, -1, -1, 7], 1),  # one answered
+      ([0, 0, 0, 1], [-1, -1, -1, 0], 1),  # one answered
     ],
   )
   def test_votes_by_hand(self, right, answers, vote):

@@ -51,13 +51,6 @@ class TestOpenRun:
     assert run_directory.commits(third) == [first["commit"], "other"]
     assert {**third, "resumed": None} == {**first, "resumed": None}
 
-  def test_another_config_is_refused_and_changes_nothing(self, tmp_path):
-    run_directory.open_run(tmp_path, CONFIG)
-    before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(run_directory.RunError):
-      run_directory.open_run(tmp_path, changed(loop={"num_steps": 5}))
-    assert (tmp_path / "run.json").read_bytes() == before
-
 
 class TestCheckRun:
   def test_the_first_key_that_differs_is_named_with_both_values(self, tmp_path):
@@ -65,11 +58,10 @@ class TestCheckRun:
     other = changed(
       loop={"num_steps": 5}, optimizer={"learning_rate": 0.5, "b1": 0.8}
     )
-    with pytest.raises(
-      run_directory.RunError,
-      match=r"a run with loop.num_steps = 4, not 5: choose another --workdir",
-    ):
-      run_directory.check_run(tmp_path, other)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(run_directory.RunError, match=r"loop.num_steps = 4, no"):
+      run_directory.open_run(tmp_path, other)
+    assert (tmp_path / "run.json").read_bytes() == before
 
   @pytest.mark.parametrize(
     ("other", "message"),
@@ -95,13 +87,10 @@ class TestCheckRun:
     run_directory.check_run(tmp_path, changed(loop={"writers": ["wandb"]}))
 
 
-class TestReadRun:
-  def test_a_directory_without_a_run_says_so(self, tmp_path):
-    with pytest.raises(run_directory.RunError, match=r"no run\.json"):
-      run_directory.read_run(tmp_path)
-
-  @pytest.mark.parametrize("text", ["[]", "7", "{}", '{"config": 3}'])
-  def test_json_that_is_no_run_is_damage_too(self, tmp_path, text):
+def test_what_is_no_run_says_so(tmp_path):
+  with pytest.raises(run_directory.RunError, match=r"no run\.json"):
+    run_directory.read_run(tmp_path)
+  for text in ("{", "[]", "{}", '{"config": 3}'):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(run_directory.RunError, match=r"run\.json is damaged"):
       run_directory.read_run(tmp_path)

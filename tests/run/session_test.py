@@ -179,13 +179,3 @@ class TestBenchmarks:
     for name in ("right", "even", "letter"):
       wanted = (final["test/greedy"][name] + final["train/greedy"][name]) / 2
       assert final["benchmarks/greedy"][name] == pytest.approx(wanted)
-
-  def test_without_them_a_run_has_its_held_out_split_alone(self, tmp_path):
-    options = dict(
-      evaluation={"interval": 0, "samples": 0}, loop={"num_steps": 1}
-    )
-    with opened(tmp_path, **options) as (one, workers):
-      end_step(one, workers)
-      (final,) = one.result(workers).final
-    assert set(final) == {"seed", "step", "greedy"}  # nor samples, if 0
-    assert not (tmp_path / "benchmarks.json").exists()

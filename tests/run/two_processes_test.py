@@ -96,10 +96,3 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(pair, tmp_path):
   outputs = finish(start(workdir, 2))
   assert "resumed from step" in outputs[0]
   helpers.assert_same_run(workdir, pair)
-
-
-def test_another_lift_is_refused(tmp_path):
-  processes = start(tmp_path / "run", 2, **{"parallel.lift": "pmapped"})
-  outputs = [p.communicate(timeout=300)[0] for p in processes]
-  words = "several processes cannot do this together: parallel.lift='pmapped'"
-  assert any(words in output for output in outputs), outputs

@@ -70,32 +70,12 @@ class TestTrainBatch:
       by_hand().positions, [[0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
     )
 
-  def test_positions_and_masks_are_those_of_the_transcript(self):
-    batch = helpers.batch()
-    whole = transcript_lib.Transcript(
-      tokens=batch.tokens,
-      roles=batch.roles,
-      starts=batch.starts,
-      ends=batch.starts,
-      behave_log_probs=batch.behave_log_probs,
-      group_ids=batch.starts,
-      policy_versions=batch.starts,
-      prompt_size=batch.prompt_size,
-    )
-    for name in ("positions", "completion_mask", "valid"):
-      np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
-
   def test_require_names_the_field_and_who_needs_it(self):
     with pytest.raises(ValueError, match="the KL term needs ref_log_probs"):
       by_hand().require("ref_log_probs", "the KL term")
 
 
 class TestMakeBatch:
-  def test_each_row_gets_the_advantage_of_its_prompt_and_sample(self):
-    advantages = jnp.arange(6.0).reshape(2, 3)
-    batch = batch_lib.make_batch(transcript((6,)), advantages)
-    np.testing.assert_array_equal(batch.advantages, batch.tokens[:, 0])
-
   def test_seeds_are_a_leading_axis(self):
     advantages = jnp.arange(12.0).reshape(2, 2, 3)
     batch = batch_lib.make_batch(transcript((2, 6)), advantages)
@@ -109,14 +89,6 @@ class TestSplitRows:
     np.testing.assert_array_equal(parts.starts, [[0, 3], [1, 4], [2, 5]])
     np.testing.assert_array_equal(parts.advantages, parts.starts)
     np.testing.assert_array_equal(parts.tokens[..., 0], parts.starts)
-
-  def test_an_axis_over_devices_stays_whole_in_every_part(self):
-    # Rows 0 to 3 are on the first of two devices. Of each part, the first half
-    # has to come from there.
-    batch = batch_lib.make_batch(transcript((8,)), jnp.arange(8.0))
-    parts = batch_lib.split_rows(batch, 2)
-    assert (parts.starts[:, :2] < 4).all()
-    assert (parts.starts[:, 2:] >= 4).all()
 
   def test_rows_that_do_not_divide_are_an_error(self):
     with pytest.raises(ValueError, match="8 rows do not split into 3 equal"):
@@ -139,15 +111,6 @@ class TestTakeRows:
         groups, counts = np.unique(taken.starts[seed], return_counts=True)
         np.testing.assert_array_equal(counts, [3, 3])
         np.testing.assert_array_equal(groups, 4 * seed + 2 * part + np.r_[0, 1])
-
-  def test_the_parts_together_are_the_batch_in_order(self):
-    batch = self.batch()
-    parts = [batch_lib.take_rows(batch, part, 4) for part in range(4)]
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *parts)
-    for found, expected in zip(
-      jax.tree.leaves(joined), jax.tree.leaves(batch), strict=True
-    ):
-      np.testing.assert_array_equal(found, expected)
 
   def test_rows_that_do_not_divide_are_an_error(self):
     with pytest.raises(ValueError, match="12 rows do not split into 5"):

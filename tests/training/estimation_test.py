@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import advantages, losses, names, weighting
+from saw_jax import advantages, losses, weighting
 from saw_jax.training import estimation, objective
-from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
 
 MINIMA = np.array([-3.0, 0.0], np.float32)
@@ -107,22 +106,6 @@ class TestMakeEstimate:
     with pytest.raises(ValueError, match="gdpo"):
       estimate(rewards, scored, lengths, penalties, jnp.ones(2))
 
-  @pytest.mark.slow
-  @pytest.mark.parametrize("advantage", [advantages.gdpo, advantages.grpo])
-  def test_devices_that_share_a_batch_agree_with_one(self, advantage):
-    rewards, scored, lengths = (x[:4] for x in rollout(3))
-    estimate = estimation.make_estimate(advantage, saw, minima=MINIMA)
-    whole, statistics = estimate(rewards, scored, lengths, None, jnp.ones(2))
-    split = lambda x: x.reshape(2, 2, *x.shape[1:])  # noqa: E731
-    parts, shared = jax.vmap(
-      lambda r, s, n: estimate(r, s, n, None, jnp.ones(2), axis_name="devices"),
-      axis_name="devices",
-    )(split(rewards), split(scored), split(lengths))
-    np.testing.assert_allclose(parts.reshape(4, 3), whole, rtol=1e-4, atol=1e-5)
-    for name, value in statistics.items():
-      np.testing.assert_allclose(shared[name][0], value, rtol=1e-5)
-      np.testing.assert_array_equal(shared[name][0], shared[name][1])
-
 
 # --- a policy of one softmax, whose gradients can be worked out --------------
 
@@ -210,11 +193,6 @@ class TestMakeGradientWeights:
     np.testing.assert_array_equal(
       self.weigh(rewards), self.weigh(rewards, batch=other)
     )
-
-  def test_defaults_are_the_optimizers_rate_and_the_papers_temperature(self):
-    rate = optimizer_lib.OptimizerConfig().learning_rate
-    options = names.options(estimation.make_gradient_weights)
-    assert (options["learning_rate"], options["temperature"]) == (rate, 1e-5)
 
 
 class TestKlPenalties:

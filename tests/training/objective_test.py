@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import diagnostics, losses, stale_losses, world_model
+from saw_jax import losses, stale_losses, world_model
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import objective
@@ -78,18 +78,6 @@ class TestMakeForward:
           rtol=1e-4,
         )
 
-  def test_temperature_divides_the_logits(self, params):
-    # At a high one every token is as likely; at a low one the entropy falls.
-    batch = helpers.batch()
-    hot, warm, cold = (
-      jax.jit(objective.make_forward(helpers.CONFIG, temperature=t))(
-        params, batch
-      )
-      for t in (1e6, 1.0, 0.1)
-    )
-    np.testing.assert_allclose(hot.log_probs, -np.log(259), rtol=1e-5)
-    assert (cold.entropies < warm.entropies).all()
-
   def test_what_stands_on_padding_changes_nothing(self, params):
     batch = helpers.batch()
     forward = jax.jit(objective.make_forward(helpers.CONFIG))
@@ -125,17 +113,6 @@ class TestInParts:
     # The rows differ, so that their order is seen.
     assert len({float(row[mask[r]].sum()) for r, row in enumerate(whole)}) == 6
     np.testing.assert_allclose(found[mask], whole[mask], atol=1e-5)
-
-  def test_one_part_is_in_memory_at_a_time(self, params):
-    batch = helpers.batch(rows=6)
-    rows = set()
-
-    def forward(params, part):
-      rows.add(part.tokens.shape[0])
-      return objective.Outputs(*[part.completion_mask.astype(jnp.float32)] * 2)
-
-    objective.in_parts(forward, 3)(params, batch)
-    assert rows == {2}
 
 
 CURRENT = (
@@ -318,9 +295,6 @@ class TestClipShares:
     found = self.shares(own, batch, ratio_to="behave")
     np.testing.assert_allclose(found, [low, high], rtol=1e-6)
 
-  def test_nothing_is_clipped_on_the_first_update(self):
-    assert self.shares(CLIPPED, helpers.batch()) == [0, 0]
-
   def test_there_are_none_without_a_clip(self):
     for loss in (*CURRENT, stale_losses.cispo_loss, stale_losses.topr_loss):
       assert objective.policy(loss).diagnostic is None
@@ -352,22 +326,6 @@ class TestWorld:
       found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6
     )
     np.testing.assert_allclose(found.denominator, 2.0)
-
-  def test_its_gradient_is_on_observations_and_the_policys_is_not(self):
-    batch, observed = self.rows()
-    said = outputs(batch)
-
-    def gradient(term):
-      return np.asarray(
-        jax.grad(lambda x: term.fn(said.replace(log_probs=x), batch).numerator)(
-          said.log_probs
-        )
-      )
-
-    of_world = gradient(objective.world(world_model.cross_entropy))
-    assert (of_world[observed] != 0).all() and not of_world[~observed].any()
-    of_policy = gradient(objective.policy(losses.clipped_surrogate_loss))
-    assert of_policy.any() and not of_policy[observed].any()
 
   def test_its_diagnostics_are_of_the_observations_at_its_own_bound(self):
     batch, observed = self.rows()
@@ -452,14 +410,6 @@ class TestOtherTerms:
   def test_what_was_not_recorded_is_not_logged(self):
     batch = helpers.batch().replace(behave_log_probs=None)
     assert objective.sampler_mismatch(outputs(batch), batch) == {}
-
-  def test_the_balance_is_that_of_the_formula(self):
-    batch = helpers.batch()
-    made = outputs(batch)
-    expected = diagnostics.balance(
-      made.log_probs, batch.advantages, batch.completion_mask
-    )
-    chex.assert_trees_all_equal(objective.balance(made, batch), expected)
 
   @pytest.mark.parametrize(
     ("term", "field"),

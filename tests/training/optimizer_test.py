@@ -76,22 +76,11 @@ class TestMakeOptimizer:
     updates, _ = optimizer.update({"w": jnp.array(gradient)}, state, params)
     return updates["w"]
 
-  def test_the_first_step_of_adam_is_the_sign_times_the_rate(self):
-    # After bias correction m / sqrt(v) is g / |g|.
-    np.testing.assert_allclose(
-      self.first_step([0.3, -0.4]), [-0.1, 0.1], rtol=1e-5
-    )
-
   def test_clips_the_whole_gradient_before_adam(self):
     # eps is large beside the gradient, so that Adam's step is lr g / (|g| +
     # eps) and shows the size of what came through: |g| = 5 becomes 1.
     found = self.first_step([3.0, -4.0], eps=10.0)
     expected = [-0.1 * 0.6 / 10.6, 0.1 * 0.8 / 10.8]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-  def test_an_infinite_norm_clips_nothing(self):
-    found = self.first_step([3.0, -4.0], eps=10.0, clip_norm=math.inf)
-    expected = [-0.1 * 3 / 13, 0.1 * 4 / 14]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
   def test_weight_decay_pulls_towards_zero_without_a_gradient(self):

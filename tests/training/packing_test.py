@@ -40,14 +40,6 @@ class TestFirstFit:
     if len(fills) > 1:
       assert fills[0] + fills[1] > 20
 
-  def test_by_hand(self):
-    # 7 alone, then 5 beside 3, then 4 beside 4.
-    assert packing.first_fit(np.array([4, 7, 3, 4, 5]), 8) == [
-      [1],
-      [4, 2],
-      [0, 3],
-    ]
-
   def test_a_row_that_does_not_fit_names_the_setting(self):
     with pytest.raises(ValueError, match="row 1 has 9 .* loop.pack_length"):
       packing.first_fit(np.array([2, 9]), 8)

@@ -78,28 +78,16 @@ class TestMakeUpdate:
     optimizer = optimizer_lib.make_optimizer(
       optimizer_lib.OptimizerConfig(learning_rate=1e-3, weight_decay=0.0), 10
     )
-    step = jax.jit(update.make_update(helpers.full_objective(), optimizer))
+    made = update.make_update(helpers.full_objective(), optimizer)
+    step = jax.jit(chex.assert_max_traces(made, n=1))
     state = state_lib.create_state(params(), optimizer)
-    before = None
+    found = []
     for _ in range(3):
       state, metrics = step(state, helpers.batch())
-      if before is not None:
-        assert metrics["loss"] < before
-      before = metrics["loss"]
+      found.append(float(metrics["loss"]))
+    assert found[0] > found[1] > found[2]
     assert int(state.step) == 3
-
-  def test_compiles_once_over_changing_data(self):
-    optimizer = optimizer_lib.make_optimizer(
-      optimizer_lib.OptimizerConfig(), 10
-    )
-    step = jax.jit(
-      chex.assert_max_traces(
-        update.make_update(helpers.full_objective(), optimizer), n=1
-      )
-    )
-    state = state_lib.create_state(params(), optimizer)
-    for seed in range(3):
-      state, _ = step(state, helpers.batch(seed=seed))
+    step(state, helpers.batch(seed=1))  # compiled once over changing data
 
 
 def table_forward(params, batch):
@@ -149,7 +137,7 @@ class TestLossesOfWholeResponses:
   )
 
   @pytest.mark.parametrize("loss", LOSSES)
-  @pytest.mark.parametrize("num_microbatches", [2, 4, 8])
+  @pytest.mark.parametrize("num_microbatches", [2, 8])
   def test_micro_batches(self, loss, num_microbatches):
     params, batch = table_batch()
     made = current_policy_objective(loss)
@@ -163,12 +151,11 @@ class TestLossesOfWholeResponses:
 
   @pytest.mark.slow
   @pytest.mark.parametrize("loss", LOSSES)
-  @pytest.mark.parametrize("num_microbatches", [1, 2])
-  def test_devices(self, loss, num_microbatches):
+  def test_devices(self, loss):
     params, batch = table_batch()
     made = current_policy_objective(loss)
     expected = jax.jit(update.make_gradient(made))(params, batch)
-    gradient_of = update.make_gradient(made, num_microbatches=num_microbatches)
+    gradient_of = update.make_gradient(made, num_microbatches=2)
     lifted = jax.pmap(
       functools.partial(gradient_of, axis_name="batch"),
       axis_name="batch",
@@ -251,8 +238,9 @@ class TestSkippedUpdates:
     state = state.replace(params=params)
     return state, *step(state, batch)
 
-  @pytest.mark.parametrize("num_microbatches", [1, 4])
-  @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+  @pytest.mark.parametrize(
+    ("bad", "num_microbatches"), [(np.nan, 4), (np.inf, 1), (-np.inf, 1)]
+  )
   def test_one_bad_log_prob_changes_nothing(self, bad, num_microbatches):
     params, batch = table_batch()
     row, t = 5, 0
@@ -265,22 +253,6 @@ class TestSkippedUpdates:
     chex.assert_trees_all_equal(after.params, before.params)
     chex.assert_trees_all_equal(after.opt_state, before.opt_state)
     assert after.step == before.step + 1
-
-  def test_under_the_mask_it_is_not_seen(self):
-    params, batch = table_batch()
-    dirty = {
-      "log_probs": jnp.where(
-        batch.completion_mask, params["log_probs"], jnp.nan
-      )
-    }
-    _, clean_after, _ = self.step(params, batch)
-    before, after, metrics = self.step(dirty, batch)
-    assert metrics["skipped"] == 0
-    mask = batch.completion_mask
-    np.testing.assert_array_equal(
-      after.params["log_probs"][mask], clean_after.params["log_probs"][mask]
-    )
-    assert (after.params["log_probs"] != before.params["log_probs"])[mask].any()
 
   def test_a_loss_that_is_finite_with_a_gradient_that_is_not(self):
     # sqrt at 0.

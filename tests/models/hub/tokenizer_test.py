@@ -100,12 +100,6 @@ def test_what_ends_an_answer_comes_from_all_files(tmp_path):
   assert len(found.eos_ids) == len(set(found.eos_ids))
 
 
-def test_a_model_without_a_pad_token_pads_with_an_end(tmp_path):
-  path = write(tmp_path / "m", tokenizer_config={"pad_token": None})
-  found = hub_tokenizer.open_tokenizer(path)
-  assert found.pad_id in found.eos_ids
-
-
 @pytest.mark.parametrize("prompt", [True, False])
 def test_chatml_is_ours(tok, bpe, prompt):
   assert tok.encode_chat(MESSAGES, prompt) == bpe.encode_chat(MESSAGES, prompt)
