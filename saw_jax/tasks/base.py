@@ -184,13 +184,11 @@ def token_limits(task: Task) -> dict[int, int]:
 
 
 def check_choice(what: str, value: str, choices: Collection[str]) -> None:
-  """Raises if an option's value is not one of the choices."""
   if value not in choices:
     raise ValueError(f"unknown {what} {value!r}: {nearest(value, choices)}")
 
 
 def check_split(split: str, splits: Collection[str]) -> None:
-  """Raises if a task does not have a split."""
   if split not in splits:
     raise ValueError(f"no split {split!r}: {nearest(split, splits)}")
 

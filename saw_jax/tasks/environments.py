@@ -146,7 +146,6 @@ class Walkthrough:
     self._actions = iter(actions)
 
   def action(self) -> str | None:
-    """Returns the next action."""
     return next(self._actions, None)
 
 
@@ -328,11 +327,9 @@ class FormTask(AgentTask):
 
   @property
   def is_compact(self) -> bool:
-    """Whether prompts and replies are of the compact form."""
     return self.config.form == "compact"
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
-    """Yields prompts with less and less history, the oldest left out first."""
     write = self._compact if self.is_compact else self._english
     for shown in range(min(self.config.shown, len(history)), -1, -1):
       text = write(situation, history, shown)
@@ -340,7 +337,6 @@ class FormTask(AgentTask):
         yield text
 
   def read_reply(self, completion: str) -> Reply:
-    """Finds the action in a completion, whatever it is."""
     if not self.is_compact:
       return super().read_reply(completion)
     action = completion.strip().lower()
@@ -348,7 +344,6 @@ class FormTask(AgentTask):
     return Reply(action if valid else "", valid)
 
   def write_reply(self, action: str) -> str:
-    """Returns a completion that asks for an action."""
     return action if self.is_compact else super().write_reply(action)
 
   def _english(self, situation: Situation, history: History, shown: int) -> str:

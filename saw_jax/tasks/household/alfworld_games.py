@@ -189,7 +189,6 @@ def write_games(
 
 
 def read_game(path: pathlib.Path | str) -> Game:
-  """Reads a `game.tw-pddl`."""
   data = _read_object(pathlib.Path(path))
   for name in _TEXTS:
     if not isinstance(data.get(name), str) or not data[name].strip():

@@ -74,11 +74,9 @@ class Alfworld(BoundedEnvironment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    """What would do something now, sorted."""
     return list(self._state["admissible_commands"])
 
   def close(self) -> None:
-    """Ends the engine; safe to call twice."""
     self.done = True
     self._engine.close()
 
@@ -110,7 +108,6 @@ class AlfworldTask(HouseholdTask):
     return [str(path) for path in found]
 
   def make(self, split: str) -> Alfworld:
-    """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # raises if there is no such split
     if self._paths:
       paths = self._paths[split]
@@ -130,13 +127,11 @@ class AlfworldTask(HouseholdTask):
     )
 
   def category(self, split: str, seed: int) -> str:
-    """Returns the kind of an episode's task."""
     if self._paths:
       return alfworld_games.read_kind(self._paths[split][seed])
     return self._drawn.category(split, seed)
 
   def expert(self, env: Alfworld, draws: Draws) -> Walkthrough:
-    """Returns who follows the walkthrough of a folder's game."""
     del draws
     return Walkthrough(env.game.walkthrough)
 

@@ -101,7 +101,6 @@ class Household(BoundedEnvironment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    """What would do something now, sorted; anything else does nothing."""
     return list(self._actions)
 
   def _find_actions(self) -> list[str]:

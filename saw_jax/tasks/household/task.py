@@ -81,7 +81,6 @@ class HouseholdTask(environments.FormTask):
     super().__init__(config or HouseholdConfig())
 
   def make(self, split: str) -> Household:
-    """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # raises if there is no such split
     config = self.config
 
@@ -97,7 +96,6 @@ class HouseholdTask(environments.FormTask):
     return Household(draw, max_steps=config.max_steps, reward=config.reward)
 
   def category(self, split: str, seed: int) -> str:
-    """Returns the kind of an episode's task."""
     env = self.make(split)
     env.reset(seed)
     return env.world.kind

@@ -106,11 +106,9 @@ class SearchTask(environments.FormTask):
     return type(self), (self.config,)
 
   def category(self, split: str, seed: int) -> str:
-    """Returns the set that a question is from, or its kind."""
     return self._questions[split][seed].source
 
   def make(self, split: str) -> SearchQuestions:
-    """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # raises if there is no such split
     return SearchQuestions(
       self._library,
@@ -121,7 +119,6 @@ class SearchTask(environments.FormTask):
     )
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
-    """Yields prompts with less and less history, the oldest left out first."""
     seen = [text for text, _ in history[1:]]
     if history:
       seen.append(situation.observation)
@@ -139,15 +136,12 @@ class SearchTask(environments.FormTask):
         )
 
   def read_reply(self, completion: str) -> Reply:
-    """Finds the action in a completion, whatever it is."""
     return search_questions.read_reply(completion)
 
   def write_reply(self, action: str) -> str:
-    """Returns a completion that asks for an action."""
     return action if self.is_compact else f"<think></think>{action}"
 
   def expert(self, env: SearchQuestions, draws: Draws) -> Expert:
-    """Returns who searches for each hop, and answers."""
     del draws
     return Expert(env)
 

@@ -153,7 +153,6 @@ class Shop(BoundedEnvironment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    """What would do something now, in a fixed order."""
     if self.page.kind == "start":
       return [SEARCH]
     return [f"click[{button.lower()}]" for button in self.buttons]

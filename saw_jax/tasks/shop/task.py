@@ -67,7 +67,6 @@ class ShopTask(environments.FormTask):
     return type(self), (self.config,)
 
   def make(self, split: str) -> shop.Shop:
-    """Makes an environment, whose `reset` takes a seed of the split."""
     self.num_episodes(split)  # raises if there is no such split
     if self._instructions:
       instruct = self._instructions[split].__getitem__
@@ -78,7 +77,6 @@ class ShopTask(environments.FormTask):
     return shop.Shop(self._catalogue, instruct, self.config)
 
   def expert(self, env: shop.Shop, draws: Draws) -> Expert:
-    """Returns who searches, turns pages, chooses and buys."""
     del draws
     return Expert(env)
 

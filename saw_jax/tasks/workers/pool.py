@@ -84,7 +84,6 @@ class Worker:
     return self._since + (START_LIMIT_S if self._reading else limit_s)
 
   def is_alive(self) -> bool:
-    """Whether the process still runs."""
     return self._process.poll() is None
 
   def stop(self, grace_s: float = 0.0) -> str:
@@ -160,7 +159,6 @@ class Pool:
     self._workers, self._is_closed = [], True
 
   def _is_local(self) -> bool:
-    """Whether the job is done in this process."""
     if self._is_closed:
       raise ValueError(f"the pool of task {self._task_name!r} is closed.")
     return not self._workers

@@ -149,7 +149,6 @@ class Player:
 
 
 def failed(why: str) -> Situation:
-  """Returns the situation of an episode whose environment failed."""
   return Situation("", "", (), 0.0, True, why)
 
 
