@@ -130,6 +130,18 @@ class TestCallDamages:
     assert json.loads(body.split("\n")[1])["name"] == "weather_2"
 
 
+@each_damage
+def test_some_damages_need_a_parameter(damage):
+  needs = damage in (
+    answers.wrong_value,
+    answers.wrong_type,
+    answers.missing_parameter,
+  )
+  golds = [], [BARE], [BARE, TIMER]
+  found = [answers.applies(damage, gold) for gold in golds]
+  assert found == [False, not needs, True]
+
+
 class TestDamageCalls:
   def test_kinds_come_in_their_shares(self, monkeypatch):
     named = {

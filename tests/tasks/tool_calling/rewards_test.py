@@ -241,6 +241,10 @@ class TestCorrectnessReward:
     assert rewards.correctness_reward(text, gold) == -3.0
     assert rewards.call_score(text, rewards.read_calls(gold)) is None
 
+  def test_a_second_opening_tag_ends_the_block(self):
+    text = _text(P1).replace("\n</tool_call>", "<tool_call>\n</tool_call>")
+    assert rewards.correctness_reward(text, _text(P1)) == 3.0
+
   def test_a_call_must_be_closed_somewhere(self):
     gold = _text(_call("a", p=1))
     call = json.dumps(_call("a", p=1))
