@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from saw_jax import names
 from saw_jax.reporting import tables
 
 _STYLE = """
@@ -39,12 +40,8 @@ def to_html(text: str, pictures: Sequence[str] = ()) -> str:
 
   Markup of HTML in it is shown and not obeyed.
   """
-  try:
+  with names.needs_extra("report", "a table's page needs the extra 'report'"):
     import markdown_it
-  except ImportError as error:
-    raise ImportError(
-      "a table's page needs the extra 'report': pip install 'saw_jax[report]'"
-    ) from error
 
   reader = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")
   tokens = reader.parse(text)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saw_jax import names
 from saw_jax.reporting import statistics
 from saw_jax.reporting.runs import Curves
 
@@ -271,13 +272,9 @@ def difference_forest(
 
 
 def _figure(*, width: float, height: float) -> "Figure":
-  try:
+  with names.needs_extra("report", "figures need Matplotlib"):
     from matplotlib.backends import backend_agg
     from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ImportError(
-      "figures need Matplotlib: pip install 'saw_jax[report]'"
-    ) from error
   figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
   backend_agg.FigureCanvasAgg(figure)
   return figure

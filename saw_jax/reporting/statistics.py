@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from saw_jax import names
+
 CONFIDENCE = 0.95
 
 
@@ -56,12 +58,8 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   sample = _sample(values)
   if sample.size == 1:
     return Interval(np.nan, np.nan)
-  try:
+  with names.needs_extra("report", "intervals need SciPy"):
     from scipy import stats
-  except ImportError as error:
-    raise ImportError(
-      "intervals need SciPy: pip install 'saw_jax[report]'"
-    ) from error
   quantile = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1)
   half = float(quantile * np.std(sample, ddof=1) / np.sqrt(sample.size))
   mean = float(np.mean(sample))

@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saw_jax import names
+
 LOG = logging.getLogger(__name__)
 
 
@@ -61,21 +63,12 @@ class FileWriter:
     self._csv = self._csv_path.open("a", newline="")
 
 
-@contextlib.contextmanager
-def _needing(name: str, extra: str):
-  try:
-    yield
-  except ImportError as error:
-    raise ImportError(
-      f"the {name} writer needs the extra: pip install 'saw_jax[{extra}]'"
-    ) from error
-
-
 class TensorBoardWriter:
   """Writes event files (extra `[tensorboard]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    with _needing("TensorBoard", "tensorboard"):
+    need = "the TensorBoard writer needs the extra"
+    with names.needs_extra("tensorboard", need):
       import tensorboardX
     self._make = lambda seed: tensorboardX.SummaryWriter(
       str(pathlib.Path(directory) / "tensorboard" / f"seed_{seed}")
@@ -97,7 +90,8 @@ class WandbWriter:
   """Writes to Weights & Biases (extra `[wandb]`)."""
 
   def __init__(self, directory: str | os.PathLike):
-    with _needing("Weights & Biases", "wandb"):
+    need = "the Weights & Biases writer needs the extra"
+    with names.needs_extra("wandb", need):
       import wandb
     directory = pathlib.Path(directory)
     self._run = wandb.init(

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from saw_jax import names
+
 _T = TypeVar("_T")
 
 
@@ -52,11 +54,8 @@ def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
 
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
-  try:
+  with names.needs_extra("data", "reading a .parquet file needs pyarrow"):
     import pyarrow.parquet
-  except ImportError as error:
-    what = "reading a .parquet file needs pyarrow: pip install 'saw_jax[data]'"
-    raise ImportError(what) from error
   yield from pyarrow.parquet.read_table(path).to_pylist()
 
 

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from saw_jax import names
 from saw_jax.tasks.household import world as world_lib
 from saw_jax.tasks.household.rules import shortest_plan
 from saw_jax.tasks.household.world import World, kind_of
@@ -53,13 +54,9 @@ class Game(NamedTuple):
 
 def read_logic() -> Logic:
   """Reads the rules, the wording and the goals that the package ships."""
-  try:
+  with names.needs_extra("alfworld", "games of ALFWorld need its package"):
     from alfworld import info
     from alfworld.gen import goal_library
-  except ImportError as error:
-    raise ImportError(
-      "games of ALFWorld need its package: pip install 'saw_jax[alfworld]'"
-    ) from error
   return Logic(
     domain=_read(pathlib.Path(info.ALFRED_PDDL_PATH)),
     grammar=_read(pathlib.Path(info.ALFRED_TWL2_PATH)),

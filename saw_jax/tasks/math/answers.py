@@ -8,6 +8,8 @@ import fractions
 import itertools
 import re
 
+from saw_jax import names
+
 # A longer answer is compared as text; no number in a data set is near it.
 MAX_NUMBER_SIZE = 256
 
@@ -120,12 +122,8 @@ def is_equal_by_math_verify(answer: str, reference: str) -> bool:
 
   An answer that could cost it minutes is compared by its normal form alone.
   """
-  try:
+  with names.needs_extra("math", "grader='math_verify' needs math-verify"):
     import math_verify
-  except ImportError as error:
-    raise ImportError(
-      "grader='math_verify' needs math-verify: pip install 'saw_jax[math]'"
-    ) from error
   if is_equal(answer, reference):
     return True
   if not (_is_cheap(answer) and _is_cheap(reference)):

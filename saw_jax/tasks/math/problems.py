@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from saw_jax import names
 from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws, split_of
 
@@ -113,12 +114,10 @@ def draw_gym_problems(
   splits with neighbouring seeds would be the same but for one item: here the
   text decides on the split. https://arxiv.org/abs/2505.24760
   """
-  try:
+  need = "problems='reasoning_gym' needs reasoning-gym"
+  with names.needs_extra("math", need):
     import reasoning_gym
     from reasoning_gym import factory
-  except ImportError as error:
-    what = "problems='reasoning_gym' needs reasoning-gym: "
-    raise ImportError(f"{what}pip install 'saw_jax[math]'") from error
   for name in generators:
     if name not in factory.DATASETS:
       raise ValueError(

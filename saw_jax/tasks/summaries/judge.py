@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib import parse
 
+from saw_jax import names
 from saw_jax.tasks import answer_task
 from saw_jax.tasks.summaries.judge_cache import JudgeCache
 
@@ -311,12 +312,8 @@ def _content(reply: bytes) -> str:
 
 
 def _import_httpx() -> Any:
-  try:
+  with names.needs_extra("judge", "asking a judge needs httpx"):
     import httpx
-  except ImportError as error:
-    raise ImportError(
-      "asking a judge needs httpx: pip install 'saw_jax[judge]'"
-    ) from error
   # It would tell of each request in the log of a run.
   logging.getLogger("httpx").setLevel(logging.WARNING)
   return httpx

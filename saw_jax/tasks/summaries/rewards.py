@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from saw_jax import names
+
 BEST = 10.0
 
 # A run of so many words of the source is copied; shorter ones are its terms.
@@ -104,11 +106,9 @@ def repeated_share(summary: str, reference: str) -> float:
 @functools.cache
 def load() -> Any:
   """Imports the library that scores, which takes seconds."""
-  try:
+  need = "rule rewards of summaries need rouge-score"
+  with names.needs_extra("summaries", need):
     from rouge_score import rouge_scorer
-  except ImportError as error:
-    what = "rule rewards of summaries need rouge-score: pip install "
-    raise ImportError(f"{what}'saw_jax[summaries]'") from error
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
