@@ -149,7 +149,6 @@ class _Record:
       ends=np.full(shape, prompt_size, np.int32),
       behave_log_probs=np.zeros((*shape, width), np.float32),
       group_ids=np.broadcast_to(groups, shape),
-      policy_versions=np.zeros(shape, np.int32),
       prompt_size=prompt_size,
     )
 

@@ -220,7 +220,6 @@ def _to_transcript(
     group_ids=jnp.broadcast_to(
       np.repeat(np.arange(P, dtype=np.int32), G), lengths_B.shape
     ),
-    policy_versions=jnp.zeros_like(lengths_B),
     prompt_size=S,
     **jax.tree.map(lambda x_TB: jnp.moveaxis(x_TB, 0, -1), loop.recorded_TB),
   )
