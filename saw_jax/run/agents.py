@@ -172,7 +172,6 @@ def play(
     rows_per_call=config.rows_per_call,
     max_prompt_tokens=encoder.config.max_prompt_tokens,
     prompt_multiple=encoder.config.prompt_multiple,
-    max_new_tokens=encoder.config.max_new_tokens,
     eos_ids=encoder.tokenizer.eos_ids,
     pad_id=encoder.tokenizer.pad_id,
   )

@@ -443,10 +443,9 @@ class Queue:
       self._config.max_deaths,
     )
     for n, tickets in enumerate(request.tickets):
-      self._ledgers[n] = staleness.lose(self._ledgers[n], tickets)
-      if self._protocol.ordered:
-        # The same groups with the same weights: the lag is as promised.
-        self._ledgers[n] = staleness.restart(self._ledgers[n], tickets)
+      self._ledgers[n] = staleness.lose(
+        self._ledgers[n], tickets, self._protocol
+      )
     if self._protocol.ordered:
       self._pool.submit(request)
 

@@ -172,23 +172,11 @@ def sample(
   back = (back + np.arange(group_size)).reshape(num_seeds, -1)
   joined = jax.tree.map(
     lambda *values: np.concatenate(values, axis=1)[each, back],
-    *(_pad_left(part, size) for part in parts),
+    *(transcript.pad_left(part, size) for part in parts),
   )
   groups = np.repeat(np.arange(num_prompts, dtype=np.int32), group_size)
   joined = joined.replace(group_ids=np.tile(groups, (num_seeds, 1)))
   return trim(encoder.cut(joined), multiple)
-
-
-def _pad_left(sampled: Transcript, prompt_size: int) -> Transcript:
-  more = prompt_size - sampled.prompt_size
-  widths = ((0, 0), (0, 0), (more, 0))
-  return sampled.replace(
-    tokens=np.pad(sampled.tokens, widths),
-    roles=np.pad(sampled.roles, widths, constant_values=transcript.PAD),
-    starts=sampled.starts + more,
-    ends=sampled.ends + more,
-    prompt_size=prompt_size,
-  )
 
 
 def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:

@@ -94,7 +94,6 @@ def play(
     rows_per_call=rows_per_call,
     max_prompt_tokens=5,
     prompt_multiple=2,
-    max_new_tokens=WIDTH,
     eos_ids=(EOS,),
   )
   return played, sampler, script

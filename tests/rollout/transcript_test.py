@@ -131,7 +131,7 @@ def test_glue_belongs_to_neither_mask():
 
 
 def test_there_is_one_observation_a_row():
-  with pytest.raises(ValueError, match="1 observations"):
+  with pytest.raises(ValueError, match="shorter"):
     transcript.append_observations(
       record([[1], [1]], [[2], [2]], 1), [[3]], max_tokens=1
     )
