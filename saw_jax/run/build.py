@@ -26,13 +26,12 @@ from saw_jax.run import (
   config as config_lib,
 )
 from saw_jax.run.experiment import (
-  Experiment,
   check_benchmarks,
   kind_of,
   param_shardings,
 )
 from saw_jax.run.loop import train as train
-from saw_jax.run.sections import RunConfig
+from saw_jax.run.sections import Experiment, RunConfig
 from saw_jax.tasks import environments
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import parallel
