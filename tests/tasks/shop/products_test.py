@@ -205,9 +205,9 @@ class TestDamage:
       (ROW_4 | {"pricing": 3.5}, "'pricing'"),
       (ROW_4 | {"pricing": "$1.2.3"}, "no price"),
       (ROW_4 | {"customization_options": [1]}, "'customization_options'"),
-      (ROW_4 | {"customization_options": {"a": 1}}, "option 'a'"),
+      (ROW_4 | {"customization_options": {"a": 1}}, "field 'a'"),
       (ROW_4 | {"customization_options": {"a": [{}]}}, "'value'"),
-      (ROW_4 | {"small_description": [1]}, "small_description"),
+      (ROW_4 | {"small_description": [1]}, "features"),
     ],
   )
   def test_a_damaged_product_is_numbered(self, folder, row, words):
