@@ -138,7 +138,6 @@ def read_products(
   products: str | pathlib.Path,
   attributes: str | pathlib.Path,
   instructions: str | pathlib.Path,
-  *,
   order: str | pathlib.Path = "",
   num_products: int = 0,
   num_test: int = 500,
