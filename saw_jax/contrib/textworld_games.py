@@ -13,7 +13,7 @@ from typing import Any
 
 from saw_jax import names
 from saw_jax.tasks import base
-from saw_jax.tasks.environments import BoundedEnvironment, EngineLost
+from saw_jax.tasks.environments import EngineLost, Environment
 
 EXPRESS = (
   *("coin", "cookingworld", "twc", "mapreader"),
@@ -37,7 +37,7 @@ CHALLENGES = {
 _END = re.compile(r"\n>[^\n]*\Z|\s*\*\*\* The End \*\*\*.*", re.DOTALL)
 
 
-class _Game(BoundedEnvironment):
+class _Game(Environment):
   """What both kinds share: actions are read, and scores are paid.
 
   With `pays="success"` a won game pays `reward`; with "score" every change of

@@ -14,7 +14,7 @@ from saw_jax.contrib import textworld_games
 from saw_jax.contrib.textworld_games import ExpressGame, StoryGame
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.environments import History, Situation, Walkthrough
+from saw_jax.tasks.environments import History, Situation
 
 _FILES = "textworld"
 _GAMES = (*textworld_games.EXPRESS, _FILES)
@@ -69,6 +69,7 @@ class TextWorldTask(environments.FormTask):
 
   name = "textworld"
   is_compact = False
+  has_walkthroughs = True
   _longest_prompt = 12_000
 
   def __init__(self, config: TextWorldConfig | None = None):
@@ -98,9 +99,9 @@ class TextWorldTask(environments.FormTask):
       return StoryGame(self._paths[split], **options)
     return ExpressGame(config.game, split, config.parameters, **options)
 
-  def expert(self, env: ExpressGame | StoryGame, draws: Draws) -> Walkthrough:
+  def expert(self, env: ExpressGame | StoryGame, draws: Draws) -> Iterator[str]:
     del draws
-    return Walkthrough(env.plan)
+    return iter(env.plan)
 
   def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
     for number in itertools.count(seed):

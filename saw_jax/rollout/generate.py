@@ -212,7 +212,6 @@ def _to_transcript(prompts, lengths_B, loop: _Loop) -> Transcript:
     starts=starts_B,
     ends=ends_B,
     group_ids=jnp.broadcast_to(group_ids, lengths_B.shape),
-    policy_versions=jnp.zeros_like(lengths_B),
     prompt_size=S,
     **jax.tree.map(by_row, loop.recorded_TB),
   )

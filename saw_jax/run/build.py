@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -27,13 +26,12 @@ from saw_jax.run import config as config_lib
 from saw_jax.run.experiment import (
   AnswerRun,
   EpisodeRun,
-  Experiment,
   check_benchmarks,
   kind_of,
   param_shardings,
 )
 from saw_jax.run.loop import train as train
-from saw_jax.run.sections import RunConfig
+from saw_jax.run.sections import Experiment, RunConfig
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import parallel
 from saw_jax.types import PyTree
@@ -191,21 +189,13 @@ def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
     raise FileNotFoundError(f"--config.checkpoint: {error}") from error
   longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
   source = pretrained.open_checkpoint(path, max_length=longest)
-  LOG.info(
-    "%s: %s, %.0f M parameters",
-    path,
-    source.document["architectures"][0],
-    sum(x.size for x in jax.tree.leaves(decoder.param_shapes(source.config)))
-    / 1e6,
-  )
+  shapes = jax.tree.leaves(decoder.param_shapes(source.config))
+  kind, count = source.document["architectures"][0], sum(x.size for x in shapes)
+  LOG.info("%s: %s, %.0f M parameters", path, kind, count / 1e6)
   made_for = source.document.get("max_position_embeddings")
   if made_for and longest > made_for:
-    LOG.warning(
-      "prompts and answers are up to %d tokens; %s was made for %d",
-      longest,
-      source.path,
-      made_for,
-    )
+    said = "prompts and answers are up to %d tokens; %s was made for %d"
+    LOG.warning(said, longest, source.path, made_for)
   return source
 
 
