@@ -211,7 +211,7 @@ class TestKeys:
 
   @pytest.mark.parametrize(
     ("path", "word"),
-    [("loop.num_stpes", "'num_steps'"), ("warm_start.dead", "'dead'")]
+    [("loop.num_stpes", "'num_steps'"), ("warm_start.dead", "warm_start.dead")]
     + [("labels.probe.lenght_scale", "'length_scale'"), ("lop", "'loop'")],
   )
   def test_a_key_that_nothing_reads_is_refused(self, path, word):

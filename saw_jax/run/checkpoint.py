@@ -224,19 +224,17 @@ def _ignore_leftovers() -> None:
 
 
 def _check_shapes(
-  abstract: PyTree, expected: dict[str, Any], folder: pathlib.Path
+  abstract: PyTree, expected: dict[str, list], folder: pathlib.Path
 ) -> None:
-  wanted = _leaves(abstract)
-  for name in sorted(set(wanted) ^ set(expected)):
-    where = "checkpoint" if name in expected else "run"
-    raise CheckpointError(
-      f"checkpoint {folder} is of another model or optimizer: only the "
-      f"{where} has an array {name}"
-    )
-  for name, leaf in wanted.items():
-    _, dtype, *shape = expected[name]
-    if (str(leaf.dtype), list(leaf.shape)) != (dtype, shape):
+  there = {name: rest for name, (_, *rest) in expected.items()}
+  here = {
+    name: [str(leaf.dtype), *leaf.shape]
+    for name, leaf in _leaves(abstract).items()
+  }
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
       raise CheckpointError(
-        f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
-        f"there and {leaf.dtype}{list(leaf.shape)} here"
+        f"checkpoint {folder} is of another model or optimizer: array {name} "
+        f"is {there.get(name, 'absent')} there and {here.get(name, 'absent')} "
+        "here"
       )
