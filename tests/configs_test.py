@@ -158,8 +158,7 @@ class TestParse:
     assert self.parse(argument) == {"row": "gdpo_saw", "scale": "tiny"}
 
   @pytest.mark.parametrize(
-    "argument",
-    ["row=grpo,scale=paper", "scale=paper,row=grpo", "paper, grpo "],
+    "argument", ["row=grpo,scale=paper", "scale=paper,row=grpo", "paper, grpo "]
   )
   def test_pairs_and_bare_words_in_any_order(self, argument):
     assert self.parse(argument) == {"row": "grpo", "scale": "paper"}

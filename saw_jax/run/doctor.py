@@ -58,7 +58,7 @@ def _check_episodes(experiment: Experiment, worlds: int, shown: int):
       num_examples=worlds,
       samples=experiment.loop.group_size,
       temperature=experiment.sampling.temperature,
-    ),
+    )
   )
   policy = experiment_lib.Policy(made, 1)
   played = experiment_lib.kind_of(made).play(policy)
