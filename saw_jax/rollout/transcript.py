@@ -46,7 +46,6 @@ class Transcript:
   ends: Array  # int32 [B], one past the last real token
   behave_log_probs: Array  # float32 [B, T], of the distribution sampled from
   group_ids: Array  # int32 [B], the prompt's place in its batch
-  policy_versions: Array  # int32 [B], optimizer step of the weights
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
   # float32 [B, T], of the distributions sampled from. None: not recorded
   entropies: Array | None = None

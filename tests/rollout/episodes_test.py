@@ -41,7 +41,6 @@ class Sampler:
       ends=np.full((N, C), S + WIDTH, np.int32),
       behave_log_probs=-tokens[..., S:].astype(np.float32),
       group_ids=np.zeros((N, C), np.int32),
-      policy_versions=np.zeros((N, C), np.int32),
       prompt_size=S,
       entropies=0.5 * tokens[..., S:],
     )
