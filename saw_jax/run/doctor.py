@@ -131,7 +131,8 @@ def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
         for m, c in enumerate(task.components)
       )
       print("-" * 72)
-      print(f"[response {g}: {values}, {result.outcomes[row].value}]")
+      outcome = rollouts.OUTCOMES[result.outcomes[0, p, g]].value
+      print(f"[response {g}: {values}, {outcome}]")
       print(result.completions[row])
       print("[mask]", "".join(_MARKS[int(r)] for r in sampled.roles[0, row]))
   print(_LINE)

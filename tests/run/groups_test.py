@@ -4,7 +4,6 @@ import pytest
 from saw_jax.rollout.transcript import PAD, POLICY
 from saw_jax.run import groups
 from saw_jax.run.rollouts import Rollout
-from saw_jax.tasks.base import Outcome
 from tests import helpers
 
 
@@ -31,7 +30,7 @@ def make_rollout(seed=0, *, num_seeds=2, prompts=3, size=2, prompt=4, width=6):
     completions=[],
     rewards=rng.random((*groups, 2)).astype(np.float32),
     scored=rng.random((*groups, 2)) > 0.2,
-    outcomes=list(rng.choice(list(Outcome), num_seeds * prompts * size)),
+    outcomes=rng.integers(0, 4, groups).astype(np.int8),
     lengths=(sampled.ends - prompt).reshape(groups),
     ended=rng.random(groups) > 0.5,
   )
