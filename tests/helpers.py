@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import types
@@ -61,6 +62,12 @@ class Letters:
     return base.Score((letter, small), outcome)
 
 
+@functools.cache
+def start():
+  """Parameters that many tests begin with."""
+  return decoder.init_params(CONFIG, jax.random.key(0))
+
+
 def experiment(**changes) -> sections.Experiment:
   """Makes an experiment on `Letters` that steps in milliseconds."""
   tokenizer = tokenizer_lib.ByteTokenizer()
@@ -73,7 +80,7 @@ def experiment(**changes) -> sections.Experiment:
     task=task,
     tokenizer=tokenizer,
     decoder=CONFIG,
-    params=decoder.init_params(CONFIG, jax.random.key(0)),
+    params=start(),
     method=algorithms.make_method(algorithm, minima),
     loop=sections.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2

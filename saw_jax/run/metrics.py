@@ -14,12 +14,13 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saw_jax import names
 
 LOG = logging.getLogger(__name__)
+LINE_S = 20.0  # between two lines of progress
 Write = Callable[[int, int, Mapping[str, float]], None]  # step, seed, values
 
 
@@ -115,49 +116,39 @@ def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
   _replace(path, json.dumps(document, indent=2, **options) + "\n")
 
 
-class Progress:
-  """A bar with the time left on a terminal, a line now and then elsewhere."""
+@contextlib.contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable]:
+  """A bar with the time left on a terminal, a line now and then elsewhere.
 
-  def __init__(
-    self, title: str, total: int, *, start: int = 0, interval_s: float = 20.0
-  ):
-    self._title, self._total, self._done = title, total, start
-    self._interval_s, self._last = interval_s, time.monotonic()
-    self._bar = None
-    if sys.stderr.isatty():
-      from rich import progress as rich_progress
-      from rich.console import Console
+  Gives what a step calls with its figures by name.
+  """
 
-      self._bar = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[figures]}"),
-        console=Console(stderr=True),
-      )
-      self._bar.start()
-      self._task = self._bar.add_task(
-        title, total=total, completed=start, figures=""
-      )
+  def text(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
-  def advance(self, **figures: float) -> None:
-    self._done += 1
-    text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    if self._bar is not None:
-      self._bar.update(self._task, completed=self._done, figures=text)
-      return
-    now = time.monotonic()
-    if now - self._last >= self._interval_s or self._done == self._total:
-      self._last = now
-      LOG.info("%s %d/%d  %s", self._title, self._done, self._total, text)
+  if sys.stderr.isatty():
+    from rich import progress as bars
+    from rich.console import Console
 
-  def __enter__(self) -> "Progress":
-    return self
+    columns = (
+      *(bars.TextColumn("{task.description}"), bars.BarColumn()),
+      *(bars.MofNCompleteColumn(), bars.TimeRemainingColumn()),
+      bars.TextColumn("{task.fields[figures]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+      task = bar.add_task(title, total=total, completed=done, figures="")
+      yield lambda **found: bar.update(task, advance=1, figures=text(found))
+    return
+  last = time.monotonic()
 
-  def __exit__(self, *exc) -> None:
-    if self._bar is not None:
-      self._bar.stop()
+  def advance(**figures: float) -> None:
+    nonlocal done, last
+    done, now = done + 1, time.monotonic()
+    if now - last >= LINE_S or done == total:
+      last = now
+      LOG.info("%s %d/%d  %s", title, done, total, text(figures))
+
+  yield advance
 
 
 def _line(row: Mapping[str, float]) -> str:

@@ -102,7 +102,7 @@ class Session:
       found = self._policy.restore(store, resume_step)
       self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
-    self._writers, self._evals, self._bar = [], [], None
+    self._writers, self._evals, self._advance = [], [], None
     if hosts.is_first():
       self._writers = metrics.make_writers(
         directory, self._loop.writers, stack, self.step
@@ -112,8 +112,8 @@ class Session:
       self._evals = [
         metrics.FileWriter(directory, "evals", first_step=first).write
       ]
-      self._bar = stack.enter_context(
-        metrics.Progress("train", self._loop.num_steps, start=self.step)
+      self._advance = stack.enter_context(
+        metrics.progress("train", self._loop.num_steps, self.step)
       )
     self.interrupt = stack.enter_context(Interrupt())
     self._interrupted = False
@@ -143,8 +143,8 @@ class Session:
           f"the last checkpoint is of step {(self._store.steps or [None])[-1]}"
         )
     self.step += 1
-    if self._bar is not None:
-      self._bar.advance(
+    if self._advance is not None:
+      self._advance(
         reward=np.mean([row["reward/total"] for row in rows]),
         loss=np.mean([row["loss"] for row in rows]),
         tok_s=shared["tokens_per_second"],
