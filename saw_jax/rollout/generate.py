@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saw_jax.models import cache as cache_lib
-from saw_jax.models import decoder, log_probs
+from saw_jax.models import attention, decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout import transcript
@@ -71,7 +70,7 @@ class _Loop:
   ended_B: Array  # bool
   tokens_TB: Array  # int32; time first: a step writes one line
   recorded_TB: dict[str, Array]  # float32, by field of the transcript
-  cache: cache_lib.KVCache | None
+  cache: attention.KVCache | None
 
 
 def make_generate(
@@ -92,7 +91,7 @@ def make_generate(
     decoder_config, scan_layers=False, remat="none"
   )
   # A cache's index is shared by all lanes.
-  cached = cache_lib.KVCache(keys=0, values=0, valid=0, index=None)
+  cached = attention.KVCache(keys=0, values=0, valid=0, index=None)
   read = functools.partial(_read, unrolled)
   prefill = over_lanes(read, 0, (0, cached))
   read = over_lanes(read, (0, 0, 0, 0, cached), (0, cached))
@@ -156,11 +155,11 @@ def make_generate(
       logits_PV, cache = prefill(
         params, prompts.tokens, jnp.maximum(order_PS, 0), order_PS >= 0
       )
-      cache = cache_lib.repeat_rows(cache, config.group_size)
+      cache = attention.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
     for bound in _stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
-      loop = loop.replace(cache=cache_lib.grow(loop.cache, S + bound))
+      loop = loop.replace(cache=attention.grow(loop.cache, S + bound))
       loop = jax.lax.while_loop(
         lambda loop, bound=bound: (loop.time < bound) & ~loop.ended_B.all(),
         step,
@@ -175,7 +174,7 @@ def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
   """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.
-    cache = cache_lib.init_cache(config, *tokens_BS.shape)
+    cache = attention.init_cache(config, *tokens_BS.shape)
   hidden_BSD, cache = decoder.Decoder(config).apply(
     {"params": params}, tokens_BS, positions_BS, valid_BS, cache
   )

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saw_jax.models import cache as cache_lib
-from saw_jax.models import decoder, log_probs
+from saw_jax.models import attention, decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout import transcript
@@ -38,7 +37,7 @@ def stream(
   config = dataclasses.replace(config, scan_layers=False, remat="none")
   tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
   size = len(tokens_S) + -(-max_new_tokens // multiple) * multiple
-  cache = cache_lib.init_cache(config, 1, size)
+  cache = attention.init_cache(config, 1, size)
   length = len(prompt)
   for time in range(max_new_tokens):
     counts = np.int32([length, time])
