@@ -16,9 +16,9 @@ from saw_jax.tasks import data
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import parallel, step_estimation
+from saw_jax.training import estimation, parallel
 from saw_jax.training.batch import TrainBatch
-from saw_jax.training.step_estimation import StepEstimate, StepRecord
+from saw_jax.training.estimation import StepEstimate, StepRecord
 
 
 class Scored(NamedTuple):
@@ -60,7 +60,7 @@ class Episodes:
       encoder.settings(sampling, 1, record_entropies=has_world),
     )
     self._estimate = lift.wrap(
-      step_estimation.make_step_estimate(
+      estimation.make_step_estimate(
         method.advantage,
         max_return=task.max_return,
         whiten=method.whiten,

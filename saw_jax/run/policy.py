@@ -9,8 +9,7 @@ import optax
 from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
 from saw_jax.run import checkpoint
-from saw_jax.training import parallel
-from saw_jax.training import state as state_lib
+from saw_jax.training import parallel, update
 from saw_jax.types import PyTree
 
 
@@ -45,9 +44,7 @@ class Policy:
       start = lora_lib.init_adapters(params, lora, decoder)
       self.base = lift.place_params(_stack(params, num_seeds))
       self.digest = checkpoint.digest(params)
-    state = state_lib.create_state(
-      start, optimizer, num_components=num_components
-    )
+    state = update.create_state(start, optimizer, num_components=num_components)
     self.state = lift.place(_stack(state, num_seeds))
 
   @property
@@ -85,4 +82,4 @@ class Policy:
 
 
 def _stack(tree: PyTree, num_seeds: int) -> PyTree:
-  return state_lib.stack_states([tree] * num_seeds)
+  return update.stack_states([tree] * num_seeds)

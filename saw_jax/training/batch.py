@@ -93,8 +93,7 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
 
 def pack_rows(batch: TrainBatch, layout: packing_lib.Layout) -> TrainBatch:
   """Packs host arrays `[N, B, ...]`, in place of any packing they have."""
-  rows = batch.tokens, batch.roles, batch.starts, batch.prompt_size
-  return batch.replace(packing=packing_lib.pack(*rows, layout))
+  return batch.replace(packing=packing_lib.pack(batch, layout))
 
 
 def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:

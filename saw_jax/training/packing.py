@@ -7,6 +7,7 @@ places in `[B, T]`, so that no loss, mask or denominator knows of it.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -78,47 +79,38 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
   return bins
 
 
-def pack(
-  tokens: np.ndarray,
-  roles: np.ndarray,
-  starts: np.ndarray,
-  prompt_size: int,
-  layout: Layout,
-) -> Packing:
-  """Packs rows `[N, B, S]` of all seeds, on the host.
+def pack(batch: Any, layout: Layout) -> Packing:
+  """Packs the rows `[N, B, S]` of a `TrainBatch` of all seeds, on the host.
 
-  The real tokens of a row are contiguous; those after `prompt_size` are wanted.
+  The real tokens of a row are contiguous; those after the prompts are wanted.
   Row `j` of part `k` of shard `s` is packed row `(s·R' + j)·K + k` of `[R]`, so
   that the splits that cut `[B]` cut `[R]` alike; `rows` count within a part.
   """
-  tokens, roles, starts = map(np.asarray, (tokens, roles, starts))
-  N, B = starts.shape
-  S, K = layout.num_shards, layout.num_microbatches
+  arrays = batch.tokens, batch.roles, batch.starts
+  tokens, roles, starts = map(np.asarray, arrays)
+  (N, B), S, K = starts.shape, layout.num_shards, layout.num_microbatches
+  first = batch.prompt_size
   if B % (S * K):
     raise ValueError(f"{B} rows do not split into {S} shards of {K} parts")
   real = roles != transcript_lib.PAD
-  lengths, prompts = real.sum(-1), real[..., :prompt_size].sum(-1)
+  lengths = real.sum(-1)
+  prompts = real[..., :first].sum(-1)
   wanted = lengths - prompts
 
-  members = np.arange(B).reshape(S, B // (S * K), K)
-  bins = {
-    (n, s, k): [
-      [int(members[s, i, k]) for i in items]
-      for items in first_fit(lengths[n, members[s, :, k]], layout.length)
-    ]
-    for n in range(N)
-    for s in range(S)
-    for k in range(K)
-  }
+  # Rows of the batch, by seed, shard and part.
+  members = np.arange(B).reshape(S, -1, K)
+  bins = {}
+  for n, s, k in np.ndindex(N, S, K):
+    own = members[s, :, k]
+    found = first_fit(lengths[n, own], layout.length)
+    bins[n, s, k] = [own[items] for items in found]
   # An eighth of the most that a part can need is the step from shape to shape.
   step = math.lcm(max(1, B // (S * K * 8)), layout.row_multiple)
   height = _round_up(max(map(len, bins.values())), step)
   width = max(
-    sum(int(wanted[key[0], b]) for b in items)
-    for key, rows in bins.items()
-    for items in rows
+    wanted[key[0], items].sum() for key, rows in bins.items() for items in rows
   )
-  width = _round_up(max(width, 1), layout.target_multiple)
+  width = _round_up(max(int(width), 1), layout.target_multiple)
 
   R = S * height * K
   sizes = dict.fromkeys(("tokens", "positions", "segments"), layout.length)
@@ -137,21 +129,12 @@ def pack(
         packed["positions"][n, r, here] = np.arange(length)
         packed["segments"][n, r, here] = segment
         packed["sources"][n, r, there] = begin + prompt - 1 + np.arange(count)
-        packed["targets"][n, r, there] = tokens[n, b, prompt_size:][:count]
+        packed["targets"][n, r, there] = tokens[n, b, first:][:count]
         rows[n, b], offsets[n, b] = j, taken
         prompt_ends[n, b] = max(begin + prompt - 1, 0)
         begin, taken = begin + length, taken + count
-  return Packing(
-    **packed,
-    rows=rows,
-    offsets=offsets,
-    prompt_ends=prompt_ends,
-    counts=wanted.astype(np.int32),
-  )
-
-
-def take_sources(hidden_RLD: Array, packing: Packing) -> Array:
-  return jnp.take_along_axis(hidden_RLD, packing.sources[..., None], axis=1)
+  packed |= dict(rows=rows, offsets=offsets, prompt_ends=prompt_ends)
+  return Packing(**packed, counts=wanted.astype(np.int32))
 
 
 def unpack(values_RC: Array, packing: Packing, size: int) -> Array:
