@@ -117,25 +117,25 @@ class Decoder(nn.Module):
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
-    first, index, layer_caches = 0, None, None
+    S, index, layer_caches = tokens_BS.shape[1], None, None
+    queries_S = slots_T = jnp.arange(S)
     if segment_ids is not None:
       seen_BST = segment_ids[:, None, :] > 0
       seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
     elif cache is None:
       seen_BST = valid_BS[:, None, :]
     else:
-      first = index = cache.index
-      layer_caches = cache.keys, cache.values
+      index, layer_caches = cache.index, (cache.keys, cache.values)
+      queries_S, slots_T = index + queries_S, jnp.arange(cache.size)
       valid_BT = jax.lax.dynamic_update_slice(cache.valid, valid_BS, (0, index))
       seen_BST = valid_BT[:, None, :]
-    # How many tokens before a query a key is.
-    S, T = tokens_BS.shape[1], seen_BST.shape[2]
-    ago_ST = first + jnp.arange(S)[:, None] - jnp.arange(T)[None, :]
     # Slots after a last query hold no valid token yet: one alone needs no test.
     if cache is None or S > 1:
-      seen_BST = (ago_ST >= 0)[None] & seen_BST
+      seen_BST = (queries_S[:, None] >= slots_T[None, :])[None] & seen_BST
     masks = [
-      seen_BST & (ago_ST < window)[None] if 0 < window < T else seen_BST
+      seen_BST & (queries_S[:, None] - slots_T[None, :] < window)[None]
+      if 0 < window < len(slots_T)
+      else seen_BST
       for window in c.windows or (0,) * c.num_layers
     ]
     rotary = attention.rotary_tables(positions_BS, c)
