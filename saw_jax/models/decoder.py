@@ -8,9 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models import attention
-from saw_jax.models.attention import KVCache, LayerCache, RMSNorm, declare
+from saw_jax.models.attention import (
+  KVCache,
+  LayerCache,
+  RMSNorm,
+  declare,
+  project,
+)
 from saw_jax.models.config import DecoderConfig
-from saw_jax.models.projection import project
 from saw_jax.types import Array
 
 _policies = jax.checkpoint_policies

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from saw_jax.models.projection import equally_varying
+from saw_jax.models.attention import equally_varying
 from saw_jax.types import Array
 
 # Logits of a band, 8 MB with 1,024 tokens. Between 1,000 and 2,000 the time of

@@ -17,8 +17,7 @@ from saw_jax import diagnostics, losses, names, reductions, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reductions import Maximum, Ratio
-from saw_jax.training import packing as packing_lib
-from saw_jax.training.batch import TrainBatch, split_rows
+from saw_jax.training.batch import TrainBatch, split_rows, unpack
 from saw_jax.types import Array, PyTree
 
 
@@ -183,7 +182,7 @@ def _read(config: DecoderConfig, params: PyTree, batch: TrainBatch) -> _Stream:
     prompt_hidden=hidden_RLD[where.rows, where.prompt_ends],
     response_hidden=hidden_RLD[where.rows, where.prompt_ends + where.counts],
     head_DV=head_DV,
-    unpack=lambda values_RC: packing_lib.unpack(values_RC, where, length),
+    unpack=lambda values_RC: unpack(values_RC, where, length),
   )
 
 

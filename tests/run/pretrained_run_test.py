@@ -132,7 +132,7 @@ class TestBuild:
   ):
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    monkeypatch.setattr(pretrained.hub_weights, "load_params", None)
+    monkeypatch.setattr(pretrained, "load_params", None)
     with pytest.raises(ValueError, match=r"model\.safetensors: truncated"):
       build.build(make_config(copied))
 

@@ -11,7 +11,7 @@ import pytest
 from saw_jax import advantages, weighting
 from saw_jax.models import decoder
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import estimation, packing, parallel, update
+from saw_jax.training import estimation, parallel, update
 from saw_jax.training import optimizer as optimizer_lib
 from tests import helpers
 
@@ -107,7 +107,7 @@ class TestLiftsAgree:
 
   @pytest.mark.slow
   def test_packed_rows_of_seeds_one_after_the_other(self):
-    layout = packing.Layout(24, num_microbatches=4, target_multiple=8)
+    layout = batch_lib.Layout(24, num_microbatches=4, target_multiple=8)
     found = lifted(parallel.seeded(), 4, seeds=(0, 1), layout=layout)
     for index in range(2):
       assert_same(found, reference(index), index)
@@ -115,7 +115,9 @@ class TestLiftsAgree:
   @pytest.mark.parametrize("kind", ["pmapped", "meshed"])
   def test_packed_rows_over_devices_with_micro_batches(self, kind):
     shards = {"num_shards": 2} if kind == "pmapped" else {"row_multiple": 4}
-    layout = packing.Layout(24, num_microbatches=2, target_multiple=8, **shards)
+    layout = batch_lib.Layout(
+      24, num_microbatches=2, target_multiple=8, **shards
+    )
     lift = parallel.pmapped(jax.devices()[:2])
     if kind == "meshed":
       lift = mesh_lift(data=2, fsdp=2)
