@@ -217,12 +217,10 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
 
   `ratio_to` is what a loss is given as `old_log_probs`: "old", those of the
   policy that the update starts from, which the trainer recomputes; or "behave",
-  the sampler's own, which saves that forward pass and lets the clip see
-  staleness. That is a `ValueError` for a loss that has no ratio to the old
-  policy, or one to each of the two.
-
-  A loss that clips has the options `clip_low` and `clip_high`, and
-  `clipped_ratio` unless what it clips is the ratio of a token.
+  the sampler's own, for a loss with no ratio but that to the old policy: it
+  saves that forward pass and lets the clip see staleness. A loss that clips has
+  the options `clip_low` and `clip_high`, and `clipped_ratio` unless what it
+  clips is the ratio of a token.
   """
   user, needs = names.name_of(loss), recorded_log_probs(loss)
   if ratio_to not in ("old", "behave"):
@@ -249,12 +247,9 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
     )
 
   def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
+    old = recorded("old_log_probs", outputs, batch)
     return diagnostics.clip_fractions(
-      outputs.log_probs,
-      recorded("old_log_probs", outputs, batch),
-      batch.advantages,
-      batch.completion_mask,
-      **clip,
+      outputs.log_probs, old, batch.advantages, batch.completion_mask, **clip
     )
 
   clips = ("clip_low", "clip_high", "clipped_ratio")
@@ -275,14 +270,11 @@ def kl(
 ) -> TermFn:
   """The term that keeps the policy near the reference."""
 
+  how = {"estimator": estimator, "aggregate": aggregate}
+
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
-    return losses.kl_loss(
-      outputs.log_probs,
-      batch.require("ref_log_probs", "the KL term"),
-      batch.completion_mask,
-      estimator=estimator,
-      aggregate=aggregate,
-    )
+    ref = batch.require("ref_log_probs", "the KL term")
+    return losses.kl_loss(outputs.log_probs, ref, batch.completion_mask, **how)
 
   return term
 
@@ -311,11 +303,10 @@ def world(token_loss: world_model.TokenLoss) -> Term:
   rho = names.options(token_loss).get("rho", 0.2)
 
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
+    said, mask = outputs.log_probs, batch.observation_mask
+    weights = batch.require("world", "the world model")
     return world_model.world_model_loss(
-      outputs.log_probs,
-      batch.observation_mask,
-      batch.require("world", "the world model"),
-      token_loss=token_loss,
+      said, mask, weights, token_loss=token_loss
     )
 
   def shares(outputs: Outputs, batch: TrainBatch) -> Figures:
@@ -338,9 +329,8 @@ def observation_likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
 
 def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
   """`entropy`, the mean of the policy's tokens, in nats."""
-  return {
-    "entropy": losses.token_mean(outputs.entropies, batch.completion_mask)
-  }
+  mean = losses.token_mean(outputs.entropies, batch.completion_mask)
+  return {"entropy": mean}
 
 
 def balance(outputs: Outputs, batch: TrainBatch) -> Figures:

@@ -64,8 +64,8 @@ class Piece(NamedTuple):
   """Where a leaf comes from: rows of a tensor, their shape, and our axes."""
 
   tensor: str  # its name, with `{}` for the number of the layer
-  tensor_shape: tuple[int, ...]
   rows: slice  # of the first axis
+  columns: tuple[int, ...]  # sizes of its other axes
   shape: tuple[int, ...]  # that the rows are brought into
   axes: tuple[int, ...]  # of it, in the order that the leaf has them
 
@@ -95,17 +95,12 @@ def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
     lengths[name] += rows
     names[path] = Piece(
       tensor=name,
-      tensor_shape=tuple(columns),  # The rows are known when all are there.
       rows=slice(begin, begin + rows),
+      columns=tuple(columns),
       shape=tuple(sizes[letter] for letter in letters),
       axes=tuple(letters.index(letter) for letter in ours),
     )
-  return {
-    path: piece._replace(
-      tensor_shape=(lengths[piece.tensor], *piece.tensor_shape)
-    )
-    for path, piece in names.items()
-  }
+  return names
 
 
 def tensor_shapes(
@@ -113,11 +108,13 @@ def tensor_shapes(
 ) -> dict[str, tuple[int, ...]]:
   """Lists the tensors of a checkpoint, layer by layer, with their shapes."""
   found = []
+  lengths = {piece.tensor: piece.rows.stop for piece in names.values()}
   for path, piece in names.items():
+    shape = (lengths[piece.tensor], *piece.columns)
     places = [0 if path in _EMBEDDING else config.num_layers]
     if path[0] == "layers":
       places = range(config.num_layers)
-    found += [(i, piece.tensor.format(i), piece.tensor_shape) for i in places]
+    found += [(i, piece.tensor.format(i), shape) for i in places]
   found.sort(key=lambda entry: entry[0])
   return {name: shape for _, name, shape in found}
 
@@ -220,7 +217,7 @@ def tensor_values(
     rows = []
     for piece, path, layer in sources[name]:
       back = np.asarray(leaf(path, layer)).transpose(np.argsort(piece.axes))
-      rows.append(back.reshape(-1, *piece.tensor_shape[1:]))
+      rows.append(back.reshape(-1, *piece.columns))
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
   return value
@@ -297,12 +294,10 @@ def save_checkpoint(
   made = dict(hub_config.write_config(config) if document is None else document)
   fused = hub_config.find_family(made, where).fused
 
-  def layout(config: DecoderConfig):
-    names = name_map(config, fused=fused)
-    return names, tensor_shapes(config, names)
-
-  names, shapes = layout(config)
-  _, wanted = layout(hub_config.read_config(made, where=where))
+  theirs = hub_config.read_config(made, where=where)
+  names = name_map(config, fused=fused)
+  shapes = tensor_shapes(config, names)
+  wanted = tensor_shapes(theirs, name_map(theirs, fused=fused))
   for name, shape in wanted.items():
     if shapes.get(name) != shape:
       raise ValueError(
