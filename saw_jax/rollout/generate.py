@@ -146,11 +146,11 @@ def make_generate(
     for bound in _stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
       loop = loop.replace(cache=cache_lib.grow(loop.cache, S + bound))
-      loop = jax.lax.while_loop(
-        lambda loop, bound=bound: (loop.time < bound) & ~loop.ended_B.all(),
-        step,
-        loop,
-      )
+
+      def goes_on(loop, bound=bound):
+        return (loop.time < bound) & ~loop.ended_B.all()
+
+      loop = jax.lax.while_loop(goes_on, step, loop)
     return _to_transcript(prompts, lengths_B, loop)
 
   return generate
@@ -181,18 +181,16 @@ def read(
 
 
 def _draw(config, keys_B, times_B, logits_BV):
-  """Draws a token per row, and takes what can be recorded of it."""
-  sampling = config.sampling
+  """Draws a token per row, and takes what is recorded of it."""
   keys_B = jax.vmap(jax.random.fold_in)(keys_B, times_B)
-  tokens_B, log_probs_B = sampling_lib.sample(keys_B, logits_BV, sampling)
-  drawn_B = {"behave_log_probs": log_probs_B}
+  tokens_B, drawn_B = sampling_lib.sample(keys_B, logits_BV, config.sampling)
+  found = {"behave_log_probs": drawn_B}
   if config.record_entropies:
-    drawn_B["entropies"] = sampling_lib.entropies(logits_BV, sampling)
+    found["entropies"] = sampling_lib.entropies(logits_BV, config.sampling)
   if config.record_untempered:
-    drawn_B["untempered_log_probs"] = sampling_lib.untempered_log_probs(
-      logits_BV, tokens_B
-    )
-  return tokens_B, drawn_B
+    plain_B = sampling_lib.untempered_log_probs(logits_BV, tokens_B)
+    found["untempered_log_probs"] = plain_B
+  return tokens_B, found
 
 
 def _to_transcript(prompts, lengths_B, loop: _Loop) -> Transcript:
