@@ -1,29 +1,38 @@
-"""Search questions as a task: which there are, and how one is asked.
+"""Questions that are answered by searching: passages in, an answer out.
 
 Prompts and replies are in English with a place to think, or compact: the
 question, what was searched for, and what was found.
+
+References:
+  Jin et al., 2025. Search-R1. https://arxiv.org/abs/2503.09516
+  Rajpurkar et al., 2016. SQuAD, whose script defines the exact match.
+  https://arxiv.org/abs/1606.05250
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+import json
+import re
+import string
+from collections.abc import Iterator, Sequence
 
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Reply, Situation, Transition
 from saw_jax.tasks.search import corpus as search_corpus
-from saw_jax.tasks.search import questions as search_questions
-from saw_jax.tasks.search.questions import SearchQuestions
+from saw_jax.tasks.search.corpus import Passage, Question
+from saw_jax.tasks.search_index import SearchIndex
 
+LONGEST_QUERY = 500  # characters of a query or answer that are read
+LONGEST_PASSAGE = 3_000  # characters of a passage that are shown
+_BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NAMES = (
-  *search_corpus.FIRST,
-  *search_corpus.LAST,
-  *search_corpus.JOBS,
-  *search_corpus.CITIES,
-  *search_corpus.COUNTRIES,
-  *search_corpus.ADJECTIVES,
-  *search_corpus.NOUNS,
+  *(*search_corpus.FIRST, *search_corpus.LAST, *search_corpus.JOBS),
+  *(*search_corpus.CITIES, *search_corpus.COUNTRIES),
+  *(*search_corpus.ADJECTIVES, *search_corpus.NOUNS),
 )
 # The pieces of drawn corpora: of questions, of actions, and of passages.
 PIECES = (
@@ -36,6 +45,24 @@ PIECES = (
   *(" is a book by", '<information>{"result": "', '"}</information>'),
   *("Doc 1: ", "Doc 2: ", "Doc 3: ", "\\n", "unknown"),
 )
+
+
+_TASK = """\
+You are an expert agent that answers questions, and can search for what you do \
+not know.
+The question is: {task}
+"""
+_HISTORY = """\
+So far you have taken {steps} step(s), and this is what you searched for and \
+what was found:
+{history}
+"""
+_END = """\
+
+It is your turn to act. First reason step by step about what you know and what \
+is missing, inside <think> </think> tags. Then do exactly one of two things: \
+search, by writing a query as <search> query </search>, or answer, by writing \
+the answer and nothing else as <answer> answer </answer>."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,21 +100,65 @@ class SearchConfig:
       )
 
 
-class Expert:
-  """Answers one question: searches for each hop, then says what was found."""
+class SearchQuestions(environments.Environment):
+  """An `Environment`: the question of a seed's number, until it is answered.
 
-  def __init__(self, env: SearchQuestions):
-    if not env.question.queries:
-      raise ValueError("nobody knows how to answer questions from a file.")
-    self._env = env
+  `<search>a query</search>` is followed by the passages that are found, and
+  `<answer>an answer</answer>`, which pays if it is right, by nothing, as is
+  anything else.
 
-  def action(self) -> str:
-    """Returns what it would do now."""
-    question = self._env.question
-    for query in question.queries:
-      if query not in self._env.searched:
-        return f"<search>{query}</search>"
-    return f"<answer>{question.answers[0]}</answer>"
+  Attributes:
+    question: what is asked.
+    searched: the queries so far.
+  """
+
+  def __init__(
+    self,
+    library: SearchIndex[Passage],
+    questions: Sequence[Question],
+    config: SearchConfig,
+  ):
+    super().__init__(config.max_steps, config.reward)
+    self._library, self._questions = library, questions
+    self._num_passages = config.num_passages
+
+  def _start(self, seed: int) -> str:
+    self.question = self._questions[seed]
+    self.task = self.question.text
+    self.searched: list[str] = []
+    return self.task
+
+  def _act(self, action: str) -> tuple[str, float, bool]:
+    found = _BLOCK.fullmatch(action.strip())
+    if found is None:
+      return "", 0.0, False
+    text = found[2].strip()[:LONGEST_QUERY]
+    if found[1] == "answer":
+      is_right = normalise(text) in map(normalise, self.question.answers)
+      return "", self.max_return * is_right, True
+    self.searched.append(text)
+    passages = self._library.find(text, self._num_passages)
+    told = "".join(
+      f"Doc {number}: {passage.contents[:LONGEST_PASSAGE]}\n"
+      for number, passage in enumerate(passages, 1)
+    )
+    told = json.dumps({"result": told})
+    return f"<information>{told}</information>", 0.0, False
+
+  @property
+  def admissible_actions(self) -> list[str]:
+    """The two kinds of what would do something now."""
+    return [f"<search>{self.task}</search>", "<answer>unknown</answer>"]
+
+
+def normalise(answer: str) -> str:
+  """Returns an answer as it is compared: without case, marks and articles.
+
+  >>> normalise("The  Glass-River!")
+  'glassriver'
+  """
+  text = answer.lower().translate(_PUNCTUATION)
+  return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 class SearchTask(environments.FormTask):
@@ -110,40 +181,44 @@ class SearchTask(environments.FormTask):
 
   def make(self, split: str) -> SearchQuestions:
     self.num_episodes(split)  # raises if there is no such split
-    return SearchQuestions(
-      self._library,
-      self._questions[split],
-      max_steps=self.config.max_steps,
-      max_return=self.config.reward,
-      num_passages=self.config.num_passages,
-    )
+    return SearchQuestions(self._library, self._questions[split], self.config)
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
-    seen = [text for text, _ in history[1:]]
-    if history:
-      seen.append(situation.observation)
-    steps = [
-      (action, found) for (_, action), found in zip(history, seen, strict=True)
-    ]
-    for shown in range(len(steps), -1, -1):
-      last = steps[len(steps) - shown :]
+    seen = [text for text, _ in history[1:]] + [situation.observation]
+    steps = [(a, text) for (_, a), text in zip(history, seen, strict=False)]
+    for first in range(len(steps) + 1):
+      told = list(enumerate(steps, 1))[first:]
       if self.is_compact:
-        told = "|".join(f"{action}{found}" for action, found in last)
-        yield f"{situation.task}|{told}>"
-      else:
-        yield search_questions.make_prompt(
-          situation.task, steps if shown else (), shown=shown
-        )
+        past = "|".join(f"{action}{found}" for _, (action, found) in told)
+        yield f"{situation.task}|{past}>"
+        continue
+      past = "\n".join(f"Step {k}:{action} {f}" for k, (action, f) in told)
+      past = _HISTORY.format(steps=len(steps), history=past) if told else ""
+      yield _TASK.format(task=situation.task) + past + _END
 
   def read_reply(self, completion: str) -> Reply:
-    return search_questions.read_reply(completion)
+    """Returns the last block of a completion; valid if there is just one."""
+    found = _BLOCK.findall(completion)
+    if not found:
+      return Reply("", False)
+    verb, text = found[-1]
+    return Reply(f"<{verb}>{text.strip()}</{verb}>", len(found) == 1)
 
   def write_reply(self, action: str) -> str:
     return action if self.is_compact else f"<think></think>{action}"
 
-  def expert(self, env: SearchQuestions, draws: Draws) -> Expert:
+  def expert(self, env: SearchQuestions, draws: Draws) -> Iterator[str]:
+    """Searches for each hop, then says what was found."""
     del draws
-    return Expert(env)
+    queries = env.question.queries
+    if not queries:
+      raise ValueError("nobody knows how to answer questions from a file.")
+    while True:
+      left = [query for query in queries if query not in env.searched]
+      if left:
+        yield f"<search>{left[0]}</search>"
+      else:
+        yield f"<answer>{env.question.answers[0]}</answer>"
 
   def held_out(self, count: int) -> list[Transition]:
     """Returns an expert's steps for test questions; none if from a file."""
@@ -170,12 +245,11 @@ def _open(config: SearchConfig):
     passages, questions = search_corpus.draw_corpus(
       config.num_people, seed=config.seed, kinds=config.kinds
     )
-    return search_questions.Library(passages), questions
-  passages = search_corpus.read_passages(config.corpus)
-  questions = {
-    split: tuple(
-      itertools.chain.from_iterable(map(search_corpus.read_questions, paths))
-    )
-    for split, paths in (("train", config.train), ("test", config.test))
-  }
-  return search_questions.Library(passages), questions
+  else:
+    passages = search_corpus.read_passages(config.corpus)
+    questions = {
+      split: tuple(itertools.chain(*map(search_corpus.read_questions, paths)))
+      for split, paths in (("train", config.train), ("test", config.test))
+    }
+  texts = [passage.contents for passage in passages]
+  return SearchIndex(passages, texts), questions
