@@ -158,8 +158,7 @@ class TestParse:
     assert self.parse(argument) == {"row": "gdpo_saw", "scale": "tiny"}
 
   @pytest.mark.parametrize(
-    "argument",
-    ["row=grpo,scale=paper", "scale=paper,row=grpo", "paper, grpo "],
+    "argument", ["row=grpo,scale=paper", "scale=paper,row=grpo", "paper, grpo "]
   )
   def test_pairs_and_bare_words_in_any_order(self, argument):
     assert self.parse(argument) == {"row": "grpo", "scale": "paper"}
@@ -211,7 +210,7 @@ class TestKeys:
 
   @pytest.mark.parametrize(
     ("path", "word"),
-    [("loop.num_stpes", "'num_steps'"), ("warm_start.dead", "'dead'")]
+    [("loop.num_stpes", "'num_steps'"), ("warm_start.dead", "warm_start.dead")]
     + [("labels.probe.lenght_scale", "'length_scale'"), ("lop", "'loop'")],
   )
   def test_a_key_that_nothing_reads_is_refused(self, path, word):

@@ -243,8 +243,8 @@ class TestExpress:
 
   def test_games_share_java_until_the_last_is_closed(self):
     one, other = (textworld_games.ExpressGame(n) for n in ("coin", "twc"))
-    pid = one._java._process.pid
-    assert other._java._process.pid == pid
+    pid = one._java.process.pid
+    assert other._java.process.pid == pid
     one.close()
     assert psutil.pid_exists(pid) and other.reset(0)
     other.close()

@@ -23,10 +23,7 @@ PACKAGE = ROOT / "saw_jax"
 PATHS = sorted(PACKAGE.glob("**/*.py"))
 MODULES = [path for path in PATHS if path.name != "__init__.py"]
 # Messages between a run and its own worker processes; never a file.
-MAY_PICKLE = (
-  "tasks/workers/pool.py",
-  "tasks/workers/worker.py",
-)
+MAY_PICKLE = ("tasks/workers/pool.py", "tasks/workers/worker.py")
 # Sums and names need no source; formulas do.
 FORMULAS = [
   *(

@@ -14,7 +14,6 @@ import pytest
 from saw_jax import algorithms, losses
 from saw_jax.training import estimation, objective, update
 from saw_jax.training import optimizer as optimizer_lib
-from saw_jax.training import state as state_lib
 from saw_jax.training.batch import TrainBatch
 
 ARMS, RIGHT, PROMPTS, GROUP, STEPS = 5, 3, 4, 8, 150
@@ -32,7 +31,7 @@ def make_update(terms, steps=STEPS):
   config = optimizer_lib.OptimizerConfig(learning_rate=0.1, weight_decay=0.0)
   optimizer = optimizer_lib.make_optimizer(config, steps)
   loss = objective.make_objective(forward, terms)
-  start = state_lib.create_state(START, optimizer, num_components=2)
+  start = update.create_state(START, optimizer, num_components=2)
   return loss, update.make_update(loss, optimizer), start
 
 
