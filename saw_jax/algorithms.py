@@ -359,7 +359,7 @@ def make_world_model(config: WorldModelConfig) -> WorldModel | None:
   if config.loss == "none":
     return None
   if not 0 < config.alpha <= 1:
-    raise ValueError(f"world_model.alpha is not in (0, 1]: {config.alpha}")
+    raise ValueError(f"world_model.alpha is no share in (0, 1]: {config.alpha}")
   table = {"none": None, **TOKEN_LOSSES}
   alpha, options = {"alpha": config.alpha}, config.coefficient_options
   measure = resolve(config.entropy, {}, MEASURES, "entropy of an action")
