@@ -47,19 +47,9 @@ class Stopwatch:
     self.experiment = build.build(config)
     made = self.experiment
     kind = experiment.kind_of(made)
-    self.policy, self.clock = experiment.make_policy(made, 1), session.Clock()
-    self.learner = learner.Learner(
-      self.policy,
-      made.method,
-      made.loop,
-      self.clock,
-      components=made.task.components,
-      temperature=made.sampling.temperature,
-      target_multiple=made.rollout.completion_multiple,
-      labels=made.labels,
-    )
-    pool = kind.open_workers()
-    self.source = kind.make_source(self.learner, None, pool, None, [0], None)
+    self.policy, self.clock = experiment.Policy(made, 1), session.Clock()
+    self.learner = learner.Learner(self.policy, [0], self.clock)
+    self.source = kind.Source(self.learner, kind.open_workers(), None)
     self.step = 0
 
   def run(self, steps: int) -> list[dict[str, float]]:

@@ -63,11 +63,12 @@ def main() -> int:
     is_start = _CHECKPOINT.value == "start"
     step = 0 if is_start else build.checkpoint_step(workdir, _CHECKPOINT.value)
   if is_start:
-    results = experiment_lib.evaluate_start(experiment, len(seeds))
+    policy = experiment_lib.Policy(experiment, len(seeds))
   else:
-    step, results = experiment_lib.evaluate_checkpoint(
+    step, policy = experiment_lib.restore(
       experiment, len(seeds), workdir, step=step
     )
+  results = experiment_lib.evaluate(policy)
 
   document = {"step": step, "seeds": []}
   for index, seed in enumerate(seeds):

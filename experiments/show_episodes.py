@@ -33,9 +33,8 @@ def main() -> int:
     experiment = build.build(run)
     if not experiment.method.per_step:
       raise ValueError(f"{workdir} is not a run of episodes")
-  step, played = experiment_lib.play_checkpoint(
-    experiment, len(seeds), workdir, mode=_MODE.value
-  )
+  step, policy = experiment_lib.restore(experiment, len(seeds), workdir)
+  played = experiment_lib.kind_of(experiment).play(policy, _MODE.value)
   episodes = transcripts.won_and_lost(
     played.turns[0],
     (played.returns[0] >= experiment.task.max_return).reshape(-1),

@@ -14,6 +14,7 @@ from saw_jax import names
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
+Messages = Sequence[Mapping[str, str]]  # each with a "role" and a "content"
 
 
 class Tokenizer(Protocol):
@@ -25,28 +26,21 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text; no special id, and a `?` for a surrogate."""
-    ...
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of any ids but special ones; no UTF-8 is U+FFFD."""
-    ...
 
   def encode_chat(
-    self,
-    messages: Sequence[Mapping[str, str]],
-    add_generation_prompt: bool = True,
+    self, messages: Messages, add_generation_prompt: bool = True
   ) -> list[int]:
-    """Returns the ids of messages, each with a "role" and a "content"."""
-    ...
+    """Returns the ids of a conversation, up to where an answer begins."""
 
 
 class _Chat:
   r"""Conversations in ChatML: `<|im_start|>role\ncontent<|im_end|>\n`."""
 
   def encode_chat(
-    self,
-    messages: Sequence[Mapping[str, str]],
-    add_generation_prompt: bool = True,
+    self, messages: Messages, add_generation_prompt: bool = True
   ) -> list[int]:
     ids = []
     for message in messages:
@@ -71,10 +65,8 @@ class ByteTokenizer(_Chat):
   'hé'
   """
 
-  def __init__(self):
-    self.pad_id, self._im_start, self._im_end = 256, 257, 258
-    self.vocab_size = 259
-    self.eos_ids = (self._im_end,)
+  pad_id, _im_start, _im_end = 256, 257, 258
+  vocab_size, eos_ids = 259, (_im_end,)
 
   def encode(self, text: str) -> list[int]:
     return list(text.encode("utf-8", errors="replace"))
@@ -139,7 +131,7 @@ class LibraryTokenizer:
     self._tokenizer.encode_special_tokens = True
     added = tokenizer.get_added_tokens_decoder()
     self._special = {id for id, token in added.items() if token.special}
-    self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+    self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
 
   def __setstate__(self, state: dict) -> None:
     self.__dict__.update(state)
@@ -150,8 +142,8 @@ class LibraryTokenizer:
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
-    known = [i for i in known if i not in self._special]
+    plain = range(self.vocab_size)
+    known = [i for i in map(int, ids) if i in plain and i not in self._special]
     return self._tokenizer.decode(known, skip_special_tokens=False)
 
 

@@ -6,7 +6,7 @@ import jax
 
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models import decoder
-from saw_jax.run import experiment as experiment_lib
+from saw_jax.run.sections import Experiment
 from saw_jax.tasks import environments
 from saw_jax.tasks.environments import Reply, Situation, Step, Transition
 from tests import helpers
@@ -77,7 +77,7 @@ class EchoTask(environments.AgentTask):
     return steps
 
 
-def experiment(row="grpo_paw", **changes) -> experiment_lib.Experiment:
+def experiment(row="grpo_paw", **changes) -> Experiment:
   """Makes an experiment; `row` is one of configs/paw/household.py."""
   from configs.paw import household
   from saw_jax.run import config as config_lib

@@ -16,7 +16,7 @@ from saw_jax.run import registry
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games, alfworld_task, rules
 from saw_jax.tasks.household import world as hw
-from saw_jax.tasks.household.expert import Expert
+from saw_jax.tasks.household.expert import expert, shortest_plan
 from saw_jax.tasks.workers import environment_pool
 
 pytestmark = [pytest.mark.slow, pytest.mark.engines]
@@ -30,15 +30,13 @@ def needs(*packages):
 
 
 def expert_way(ours, draws):
-  expert = Expert(ours, draws)
-  while True:
-    action = expert.action()
+  for action in expert(ours, draws):
     erring = draws.chance(0.2)
     yield draws.choice(ours.admissible_actions) if erring else action
 
 
 def shortest_way(ours, draws):
-  yield from rules.shortest_plan(ours.world)
+  yield from shortest_plan(ours.world)
 
 
 def any_way(ours, draws):
@@ -174,7 +172,9 @@ class TestAlfworld:
       assert [bool(one.failure) for one in found] == [False, False, True, False]
       assert "the engine cannot play" in found[2].failure
       walks = {
-        seed: alfworld_games.read_game(task._paths["train"][seed]).walkthrough
+        seed: alfworld_games.read_game(task._paths["train"][seed])[
+          "walkthrough"
+        ]
         for seed in (0, 1, 3)
       }
       for action in HOSTILE:
@@ -193,9 +193,9 @@ class TestAlfworld:
   def test_walkthroughs_are_demonstrations(self, folder):
     task = registry.make_task("alfworld", {"folder": str(folder)})
     (first, *_) = task._paths["test"]
-    walk = alfworld_games.read_game(first).walkthrough
+    walk = alfworld_games.read_game(first)["walkthrough"]
     steps = task.held_out(len(walk))
-    assert tuple(step.action for step in steps) == walk
+    assert [step.action for step in steps] == walk
     for step in steps:
       assert step.action in step.before.actions
       assert step.observation != rules.NOTHING
@@ -243,8 +243,8 @@ class TestExpress:
 
   def test_games_share_java_until_the_last_is_closed(self):
     one, other = (textworld_games.ExpressGame(n) for n in ("coin", "twc"))
-    pid = one._java._process.pid
-    assert other._java._process.pid == pid
+    pid = one._java.process.pid
+    assert other._java.process.pid == pid
     one.close()
     assert psutil.pid_exists(pid) and other.reset(0)
     other.close()

@@ -19,8 +19,8 @@ from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import evaluation, learner, rollouts, session
 from saw_jax.run import experiment as experiment_lib
+from saw_jax.run import learner, sections, session
 from saw_jax.tasks import base
 from saw_jax.training import objective, optimizer, parallel
 from saw_jax.training.batch import TrainBatch
@@ -82,7 +82,7 @@ class Letters:
     return base.Score((letter, small), outcome)
 
 
-def experiment(**changes) -> experiment_lib.Experiment:
+def experiment(**changes) -> sections.Experiment:
   """Makes an experiment on `Letters` that steps in milliseconds."""
   tokenizer = tokenizer_lib.ByteTokenizer()
   task = changes.pop("task", Letters())
@@ -90,16 +90,16 @@ def experiment(**changes) -> experiment_lib.Experiment:
     "algorithm", algorithms.AlgorithmConfig(advantage="gdpo", weights="saw")
   )
   minima = np.array([c.minimum for c in task.components], np.float32)
-  made = experiment_lib.Experiment(
+  made = sections.Experiment(
     task=task,
     tokenizer=tokenizer,
     decoder=CONFIG,
     params=decoder.init_params(CONFIG, jax.random.key(0)),
     method=algorithms.make_method(algorithm, minima),
-    loop=experiment_lib.LoopConfig(
+    loop=sections.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
     ),
-    rollout=rollouts.RolloutConfig(
+    rollout=sections.RolloutConfig(
       max_prompt_tokens=48,
       prompt_multiple=48,
       max_new_tokens=5,
@@ -108,18 +108,18 @@ def experiment(**changes) -> experiment_lib.Experiment:
     sampling=SamplingConfig(),
     optimizer=optimizer.OptimizerConfig(learning_rate=1e-2),
     parallel=parallel.ParallelConfig(),
-    evaluation=evaluation.EvaluationConfig(
+    evaluation=sections.EvaluationConfig(
       num_examples=3, batch_size=2, samples=2, interval=2
     ),
-    grading=experiment_lib.GradingConfig(num_workers=0),
+    grading=sections.GradingConfig(num_workers=0),
   )
-  sections = {
+  changed = {
     name: dataclasses.replace(getattr(made, name), **value)
     if isinstance(value, dict) and name != "params"
     else value
     for name, value in changes.items()
   }
-  return made._replace(**sections)
+  return made._replace(**changed)
 
 
 def batch(rows: int = 8, seed: int = 0, *, old: bool = False) -> TrainBatch:
@@ -170,7 +170,6 @@ def transcript_of(rows, width, prompts=None, *, prompt_size=2, pad_id=0):
       roles[..., prompt_size:].size, dtype=np.float32
     ).reshape(*shape, width),
     group_ids=np.zeros(shape, np.int32),
-    policy_versions=np.zeros(shape, np.int32),
     prompt_size=prompt_size,
   )
 
@@ -247,27 +246,19 @@ class Stops(Letters):
     return super().score(example, completion)
 
 
-def make_learner(made, num_seeds=1):
-  """A learner of an experiment, and its clock."""
-  clock = session.Clock()
-  policy = experiment_lib.make_policy(made, num_seeds)
-  return learner.Learner(
-    policy,
-    made.method,
-    made.loop,
-    clock,
-    components=made.task.components,
-    temperature=made.sampling.temperature,
-    target_multiple=made.rollout.completion_multiple,
-    labels=made.labels,
-  )
+def make_learner(made, seeds=(0,)):
+  """A learner of an experiment that has just begun."""
+  policy = experiment_lib.Policy(made, len(seeds))
+  return learner.Learner(policy, seeds, session.Clock())
 
 
-def make_source(made, one, workers, seeds, directory=None):
-  """The source of a run that has just begun."""
-  begun = types.SimpleNamespace(
-    step=0, host={}, arrays={}, interrupt=session.Interrupt()
+def begun(directory=None):
+  """What sources ask of a session, before its first step."""
+  return types.SimpleNamespace(
+    step=0,
+    host={},
+    arrays={},
+    directory=directory,
+    stack=contextlib.ExitStack(),
+    interrupt=session.Interrupt(),
   )
-  kind = experiment_lib.kind_of(made)
-  with contextlib.ExitStack() as stack:
-    return kind.make_source(one, begun, workers, stack, seeds, directory)

@@ -7,6 +7,7 @@ is one transaction; the journal is SQLite's rollback journal, since a
 write-ahead log does not work on the network file systems of run directories.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -17,7 +18,7 @@ import os
 import pathlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from saw_jax.annotate import questions as questions_lib
@@ -36,7 +37,6 @@ _LEASE_S = 30.0
 _COUNTED, _ASIDE, _ABANDONED = 1, 0, -1
 
 _Sql = Callable[..., list[tuple]]  # (statement, *values) -> rows
-_Key = tuple[int, int, int]  # seed, step and prompt
 _NAMED = "seed = ? AND step = ? AND prompt_id = ?"
 
 
@@ -106,14 +106,14 @@ class Shown(NamedTuple):
 
 
 class Counts(NamedTuple):
-  """The questions in numbers."""
+  """The questions and the spending in numbers."""
 
   waiting: int
   answered: int
   skipped: int
   patience: float | None  # seconds until the run gives up; None: never
   spent: Mapping[int, float]  # by seed
-  budget: Budget
+  total: float | None  # of the budget
 
 
 class LabelLedger:
@@ -133,22 +133,28 @@ class LabelLedger:
     creates: bool = True,
   ):
     self.path, self._busy_s = pathlib.Path(path), busy_s
-    if creates:
-      self._create()
-    self._check()
-    with self.transaction(writes=budget is not None) as sql:
+    is_new = creates and not (self.path.exists() and self.path.stat().st_size)
+    if is_new and not self.path.parent.is_dir():
+      raise LedgerError(f"there is no folder {self.path.parent} for a ledger")
+    if is_new:
+      self.path.touch()
+    with self.transaction(writes=is_new or budget is not None) as sql:
+      # Another process may have been faster.
+      if is_new and not sql("SELECT name FROM sqlite_master"):
+        for statement in _SCHEMA.read_text("utf-8").split(";\n"):
+          sql(statement)
+        sql(f"PRAGMA application_id = {_APPLICATION}")
+        sql(f"PRAGMA user_version = {_VERSION}")
+      self._check(sql)
       if budget is not None:
         values = budget.per_step, budget.total
         sql("UPDATE budget SET per_step = ?, total = ?", *values)
-      self.budget = _budget(sql)
+      self.budget = Budget(*sql("SELECT per_step, total FROM budget")[0])
 
   # Purchases.
 
   def buy(
-    self,
-    questions: Sequence[Question],
-    source: LabelSource,
-    again: bool = False,
+    self, questions: list[Question], source: LabelSource, again: bool = False
   ) -> list[Label | None]:
     """Buys labels, or finds them among what was bought.
 
@@ -162,67 +168,56 @@ class LabelLedger:
     price = float(source.price)
     if not 0 <= price < math.inf:
       raise ValueError(f"the price of {source.name} is not a price: {price}.")
-    keys = [(q.seed, q.step, q.prompt_id) for q in questions]
-    found: dict[_Key, Label | None] = {}
-    missing: dict[_Key, Question] = {}
+    most = self.budget.total or math.inf
+    per_step = self.budget.per_step or math.inf
+    asked = {(q.seed, q.step, q.prompt_id): q for q in questions}
+    found, missing = {}, {}
     with self.transaction(writes=True) as sql:
-      pay = self._purse(sql, price)
-      for key, question in dict(zip(keys, questions, strict=True)).items():
-        decided, standing = _decided(sql, key)
-        known = None if again else _known(sql, key[0], key[2])
-        # What was set aside takes the room that it took the first time.
-        if not (known or standing == _COUNTED or pay(*key[:2])):
+      counted = _purchases(sql)
+      decided = {p[:3]: _label(p) for p in counted}
+      aside = {p[:3]: _label(p) for p in _purchases(sql, "standing != 1")}
+      labelled = [p for p in counted if p.label is not None]
+      known = {(p.seed, p.prompt_id): _label(p) for p in labelled}  # the latest
+      taken = collections.Counter((p.seed, p.step) for p in labelled)
+      spent = collections.Counter(_spent(counted))
+      for key, question in asked.items():
+        seed, step, prompt = key
+        label = None if again else known.get((seed, prompt))
+        if key in decided:
+          found[key] = decided[key]
           continue
-        if standing is None and known is None:
+        if label is None:
+          # What was set aside takes the room that it took the first time. Less
+          # than the price: tenths do not add up to the last digit.
+          is_broke = most - spent[seed] < price * (1 - 1e-9)
+          if taken[seed, step] >= per_step or is_broke:
+            continue
+          taken[seed, step] += 1
+          spent[seed] += price
+        if key in aside:
+          found[key] = aside[key]
+          sql(f"UPDATE purchases SET standing = 1 WHERE {_NAMED}", *key)
+        elif label is not None:
+          found[key] = label
+        else:
           missing[key] = question
-          continue
-        found[key] = known if standing is None else decided
-        sql(f"UPDATE purchases SET standing = 1 WHERE {_NAMED}", *key)
     if missing:
-      found |= self._ask(missing, source, price)
-    return [found.get(key) for key in keys]
-
-  def _ask(self, missing, source, price) -> dict[_Key, Label | None]:
-    answers = list(source.answer(list(missing.values())))
-    if len(answers) != len(missing):
-      raise ValueError(
-        f"{source.name} gave {len(answers)} answers to {len(missing)} "
-        "questions."
-      )
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    with self.transaction(writes=True) as sql:
-      for key, label in zip(missing, answers, strict=True):
-        values = None, source.name, 0.0
-        if label is not None:
-          values = json.dumps(label.text), label.who, price
-        # Another process of this run may have been faster; then that counts.
-        statement = "INSERT OR IGNORE INTO purchases VALUES (?,?,?,?,?,?,?,1)"
-        sql(statement, *key, *values, now)
-      return {key: _decided(sql, key)[0] for key in missing}
-
-  def _purse(self, sql: _Sql, price: float) -> Callable[[int, int], bool]:
-    """A function of seed and step that pays one more label, if it can."""
-    room: dict[tuple[int, int], float] = {}
-    left: dict[int, float] = {}
-
-    def pay(seed: int, step: int) -> bool:
-      if seed not in left:
-        left[seed] = (self.budget.total or math.inf) - _spent(sql, seed)
-      if (seed, step) not in room:
-        ((taken,),) = sql(
-          "SELECT COUNT(label) FROM purchases "
-          "WHERE seed = ? AND step = ? AND standing = 1",
-          *(seed, step),
-        )
-        room[seed, step] = (self.budget.per_step or math.inf) - taken
-      # Prices such as 0.1 do not add up to the last digit.
-      if room[seed, step] < 1 or left[seed] < price * (1 - 1e-9):
-        return False
-      room[seed, step] -= 1
-      left[seed] -= price
-      return True
-
-    return pay
+      answers = list(source.answer(list(missing.values())))
+      if len(answers) != len(missing):
+        given = f"{len(answers)} answers to {len(missing)} questions"
+        raise ValueError(f"{source.name} gave {given}.")
+      now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+      with self.transaction(writes=True) as sql:
+        for key, label in zip(missing, answers, strict=True):
+          values = None, source.name, 0.0
+          if label is not None:
+            values = json.dumps(label.text), label.who, price
+          # Another process of this run may have been faster; then that counts.
+          insert = "INSERT OR IGNORE INTO purchases VALUES (?,?,?,?,?,?,?,1)"
+          sql(insert, *key, *values, now)
+          (kept,) = _purchases(sql, _NAMED, *key)
+          found[key] = _label(kept)
+    return [found.get((q.seed, q.step, q.prompt_id)) for q in questions]
 
   def totals(self, seed: int) -> Totals:
     """Adds up what a seed has bought; what is set aside does not count."""
@@ -242,11 +237,9 @@ class LabelLedger:
     What those steps did not buy again, though it had been set aside for them,
     is abandoned for good.
     """
+    change = "UPDATE purchases SET standing = ? WHERE standing = ? AND step < ?"
     with self.transaction(writes=True) as sql:
-      sql(
-        "UPDATE purchases SET standing = ? WHERE standing = ? AND step < ?",
-        *(_ABANDONED, _ASIDE, step),
-      )
+      sql(change, _ABANDONED, _ASIDE, step)
       return _describe(sql, step)
 
   def restore(self, step: int, snapshot: Mapping | None = None) -> None:
@@ -257,11 +250,9 @@ class LabelLedger:
     each step what it saw the first time. A file that is not the one of the
     snapshot is an error, and left as it is.
     """
+    change = "UPDATE purchases SET standing = (step < ?) WHERE standing != ?"
     with self.transaction(writes=True) as sql:
-      sql(
-        "UPDATE purchases SET standing = (step < ?) WHERE standing != ?",
-        *(step, _ABANDONED),
-      )
+      sql(change, step, _ABANDONED)
       found = _describe(sql, step)
       if snapshot is not None and found != dict(snapshot):
         raise LedgerError(  # which also rolls back
@@ -274,21 +265,21 @@ class LabelLedger:
   # Questions: what a run does. It asks and polls. A question is open while a
   # run waits for it; an answer that comes later is kept for when it asks again.
 
-  def ask(
-    self, questions: Sequence[Question], patience: float = math.inf
-  ) -> None:
+  def ask(self, questions: list[Question], patience: float = math.inf) -> None:
     """Asks for labels of prompts that have none yet, each prompt once.
 
     `patience` is how many seconds without any answer the run waits, for the
     page to show. A ledger that has another prompt under one of their ids is an
     error, and then nothing is asked.
     """
-    rows = {q.prompt_id: (q, *_write(q)) for q in reversed(questions)}
+    first: dict[int, Question] = {}
+    for q in questions:
+      first.setdefault(q.prompt_id, q)
     seconds = patience if math.isfinite(patience) else None
     with self.transaction(writes=True) as sql:
-      columns = "digest, round, status, seed, step, is_taken"
-      known = _rows(sql, list(rows), columns)
-      for prompt, (q, digest, document) in reversed(rows.items()):
+      known = _rows(sql, first, "digest, round, status, seed, step, is_taken")
+      for prompt, q in first.items():
+        digest, document = _write(q)
         before, round, *state = known.get(prompt, (digest, 0, None))
         if before != digest:
           raise LedgerError(
@@ -314,9 +305,8 @@ class LabelLedger:
     """Ends the wait for prompts; None where one was skipped or nobody came."""
     with self.transaction(writes=True) as sql:
       rows = _rows(sql, prompts, "status, label, who")
-      for prompt in prompts:
-        change = "is_open = 0, is_taken = status != 'waiting'"
-        _update(sql, prompt, change)
+      for prompt in rows:
+        _update(sql, prompt, "is_open = 0, is_taken = status != 'waiting'")
       return {
         prompt: Label(*answer) if status == "answered" else None
         for prompt, (status, *answer) in rows.items()
@@ -425,10 +415,9 @@ class LabelLedger:
         raise AnswerError(
           "The run has taken the last answer: it can no longer be taken back."
         )
-      sql(  # A page has one question at a time.
-        "UPDATE questions SET page = NULL WHERE page = ? AND status = ?",
-        *(page, "waiting"),
-      )
+      # A page has one question at a time.
+      free = "UPDATE questions SET page = NULL WHERE page = ? AND status = ?"
+      sql(free, page, "waiting")
       change = "status = ?, label = NULL, who = NULL, settled_at = NULL"
       _update(sql, prompt, change, "waiting")
       _hold(sql, page, prompt, time.time())
@@ -446,61 +435,38 @@ class LabelLedger:
       if patience is not None:
         since = max(asked, settled or 0)
         patience = max(since + patience - time.time(), 0.0)
-      seeds = sorted({p.seed for p in _purchases(sql)})
-      spent = {seed: _spent(sql, seed) for seed in seeds}
-      return Counts(*map(int, numbers), patience, spent, _budget(sql))
+      ((total,),) = sql("SELECT total FROM budget")
+      return Counts(
+        *map(int, numbers), patience, _spent(_purchases(sql)), total
+      )
 
   # The file.
 
   @contextlib.contextmanager
-  def transaction(
-    self, *, writes: bool = False, creates: bool = False
-  ) -> Iterator[_Sql]:
+  def transaction(self, writes: bool = False) -> Iterator[_Sql]:
     """Opens the file for one transaction, which an error takes back.
 
     If it is going to write, others wait. Gives a function that executes a
     statement; what SQLite complains of is said in a sentence.
     """
-    mode = "rwc" if creates else "rw"
-    uri = f"{self.path.absolute().as_uri()}?mode={mode}"
-    options = {"timeout": self._busy_s, "isolation_level": None}
+    uri = f"{self.path.absolute().as_uri()}?mode=rw"
     try:
-      with contextlib.closing(
-        sqlite3.connect(uri, uri=True, **options)
-      ) as connection:
+      opened = sqlite3.connect(
+        uri, self._busy_s, isolation_level=None, uri=True
+      )
+      with contextlib.closing(opened), opened:  # which commits or rolls back
         # The commit is on the disk when it returns: labels cost more than time.
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-        try:
-          yield lambda statement, *values: connection.execute(
-            statement, values
-          ).fetchall()
-        except BaseException:
-          connection.rollback()
-          raise
-        connection.commit()
+        opened.execute("PRAGMA synchronous = FULL")
+        opened.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        yield lambda statement, *values: opened.execute(
+          statement, values
+        ).fetchall()
     except sqlite3.Error as error:
       raise self._explain(error) from error
 
-  def _create(self) -> None:
-    if not self.path.parent.is_dir():
-      raise LedgerError(f"there is no folder {self.path.parent} for a ledger")
-    if self.path.exists() and self.path.stat().st_size:
-      return
-    with self.transaction(writes=True, creates=True) as sql:
-      # Another process may have been faster.
-      if sql("SELECT COUNT(*) FROM sqlite_master") == [(0,)]:
-        for statement in _SCHEMA.read_text("utf-8").split(";\n"):
-          sql(statement)
-        sql(f"PRAGMA application_id = {_APPLICATION}")
-        sql(f"PRAGMA user_version = {_VERSION}")
-
-  def _check(self) -> None:
+  def _check(self, sql: _Sql) -> None:
     names = "application_id", "user_version", "quick_check(1)"
-    with self.transaction() as sql:
-      application, version, found = (
-        sql(f"PRAGMA {name}")[0][0] for name in names
-      )
+    application, version, found = (sql(f"PRAGMA {n}")[0][0] for n in names)
     if application != _APPLICATION:
       raise LedgerError(
         f"{self.path} is an SQLite file, but no ledger of labels"
@@ -537,44 +503,26 @@ class LabelLedger:
     )
 
 
-def _decided(sql: _Sql, key: _Key) -> tuple[Label | None, int | None]:
-  """What was decided, and what it counts for; None where nothing was."""
-  columns = "SELECT label, who, standing FROM purchases"
-  rows = sql(f"{columns} WHERE {_NAMED}", *key)
-  return (_label(*rows[0][:2]), rows[0][2]) if rows else (None, None)
+def _label(purchase: Purchase) -> Label | None:
+  text = purchase.label
+  return None if text is None else Label(text, purchase.who)
 
 
-def _known(sql: _Sql, seed: int, prompt: int) -> Label | None:
-  """The latest label that a seed has bought for a prompt."""
-  rows = sql(
-    "SELECT label, who FROM purchases WHERE seed = ? AND prompt_id = ? "
-    "AND standing = 1 AND label IS NOT NULL ORDER BY step DESC LIMIT 1",
-    *(seed, prompt),
-  )
-  return _label(*rows[0]) if rows else None
+def _spent(purchases: Iterable[Purchase]) -> dict[int, float]:
+  """What each seed has spent, where tenths add up to the last digit."""
+  prices = collections.defaultdict(list)
+  for purchase in purchases:
+    prices[purchase.seed].append(purchase.price)
+  return {seed: math.fsum(some) for seed, some in prices.items()}
 
 
-def _label(text: str | None, who: str) -> Label | None:
-  return None if text is None else Label(json.loads(text), who)
-
-
-def _spent(sql: _Sql, seed: int) -> float:
-  rows = sql(
-    "SELECT price FROM purchases WHERE seed = ? AND standing = 1", seed
-  )
-  return math.fsum(price for (price,) in rows)
-
-
-def _budget(sql: _Sql) -> Budget:
-  return Budget(*sql("SELECT per_step, total FROM budget")[0])
-
-
-def _purchases(sql: _Sql, before: int | None = None) -> list[Purchase]:
+def _purchases(
+  sql: _Sql, where: str = "standing = 1", *values: Any
+) -> list[Purchase]:
   rows = sql(
     "SELECT seed, step, prompt_id, label, who, price, bought_at FROM purchases "
-    "WHERE standing = 1 AND (?1 IS NULL OR step < ?1) "
-    "ORDER BY seed, step, prompt_id",
-    before,
+    f"WHERE {where} ORDER BY seed, step, prompt_id",
+    *values,
   )
   found = map(Purchase._make, rows)
   return [p._replace(label=p.label and json.loads(p.label)) for p in found]
@@ -582,12 +530,13 @@ def _purchases(sql: _Sql, before: int | None = None) -> list[Purchase]:
 
 def _describe(sql: _Sql, step: int) -> dict[str, Any]:
   """Counts and digests the purchases before a step, but not their times."""
-  rows = [list(purchase[:-1]) for purchase in _purchases(sql, step)]
+  before = _purchases(sql, "standing = 1 AND step < ?", step)
+  rows = [list(purchase[:-1]) for purchase in before]
   digest = hashlib.sha256(json.dumps(rows).encode())
   return {"step": step, "purchases": len(rows), "digest": digest.hexdigest()}
 
 
-def _rows(sql: _Sql, prompts: Sequence[int], columns: str) -> dict[int, tuple]:
+def _rows(sql: _Sql, prompts: Iterable[int], columns: str) -> dict[int, tuple]:
   """Questions; one look-up each, as SQLite limits a list's length."""
   statement = f"SELECT {columns} FROM questions WHERE prompt_id = ?"
   return {p: row for p in prompts for row in sql(statement, p)}

@@ -10,6 +10,7 @@ ledger, so that the page, the browser and the run can each be killed and started
 again.
 """
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -27,6 +28,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from saw_jax import names
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate.questions import MAX_LABEL_SIZE, describe_form
 
@@ -68,11 +70,7 @@ class Reply(NamedTuple):
 
 
 class _Refusal(Exception):
-  """A request that no page of ours sends; the message says why."""
-
-  def __init__(self, status: int, text: str):
-    super().__init__(text)
-    self.status = status
+  """A request that no page of ours sends: a status, and what to say."""
 
 
 def make_app(
@@ -84,39 +82,31 @@ def make_app(
   """
   from starlette import applications, concurrency, requests, responses, routing
 
-  pages = _Pages(path, token=token, who=who)
-  cookie = f"saw_jax_annotate_{port}"
+  pages, cookie = _Pages(path, token, who), f"saw_jax_annotate_{port}"
 
   async def serve(request: requests.Request) -> responses.Response:
-    given = (
-      request.query_params.get("token")
-      or request.headers.get("x-token")
-      or request.cookies.get(cookie)
-      or ""
-    )
+    query = dict(request.query_params)
+    given = query.get("token") or request.cookies.get(cookie, "")
     try:
       _check_host(request.headers)
       if not _is_same(given, token):
         raise _Refusal(403, _REFUSED)
-      form = await _read_form(request) if request.method == "POST" else {}
+      form = await _read_form(request) if request.method == "POST" else None
       reply = await concurrency.run_in_threadpool(
-        pages.reply,
-        request.method,
-        request.url.path,
-        dict(request.query_params),
-        form,
+        pages.reply, request.url.path, query, form
       )
     except _Refusal as refusal:
       # A page for whoever has no token: it loads nothing.
-      text = f"<title>Labels</title><p>{show_text(str(refusal))}</p>"
+      status, said = refusal.args
       head = '<!doctype html><html lang="en"><meta charset="utf-8">'
-      reply = Reply(refusal.status, head + text)
+      text = f"{head}<title>Labels</title><p>{show_text(said)}</p>"
+      reply = Reply(status, text)
     response = responses.Response(
       reply.body, reply.status, media_type=reply.kind, headers=_HEADERS
     )
     if reply.location is not None:
       response.headers["Location"] = reply.location
-    if "token" in request.query_params and reply.status < 400:
+    if "token" in query and reply.status < 400:
       # Lax, not strict: else a click in another program's window arrives
       # without it. What changes anything is also guarded by a second token.
       response.set_cookie(cookie, token, httponly=True, samesite="lax")
@@ -137,44 +127,45 @@ def serve(
 
   The host is a loopback address; port 0 takes any that is free.
   """
-  address = loopback(host)
-  token = secrets.token_urlsafe(24)
-  with _listen(address, port) as listener:
+  address, token = loopback(host), secrets.token_urlsafe(24)
+  is_ipv6 = ":" in address
+  family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+  try:
+    # Whoever reads the printed address may connect, before anything is served.
+    listener = socket.create_server((address, port), family=family)
+  except OSError as error:
+    raise OSError(
+      f"port {port} of {address} cannot be used "
+      f"({os.strerror(error.errno or 0)}): choose another --port, or 0 for any"
+    ) from error
+  with listener:
     port = listener.getsockname()[1]
-    try:
+    need = "the annotation page needs starlette and uvicorn"
+    with names.needs_extra("annotate", need):
       import uvicorn
 
       app = make_app(path, token=token, port=port, who=who)
-    except ImportError as error:
-      raise ImportError(
-        "the annotation page needs starlette and uvicorn: "
-        "pip install 'saw_jax[annotate]'"
-      ) from error
-    server = uvicorn.Server(
-      uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # It would hold the token.
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=1,
-      )
+    config = uvicorn.Config(
+      app,
+      log_level="warning",
+      access_log=False,  # It would hold the token.
+      server_header=False,
+      proxy_headers=False,
+      lifespan="off",
+      ws="none",
+      timeout_graceful_shutdown=1,
     )
-    shown = f"[{address}]" if ":" in address else address
+    shown = f"[{address}]" if is_ipv6 else address
     print(f"http://{shown}:{port}/?token={token}", flush=True)
-    server.run(sockets=[listener])
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def loopback(host: str) -> str:
   """The address of a host, which must be reachable from this machine alone."""
   address = "127.0.0.1" if host == "localhost" else host.strip("[]")
-  try:
+  with contextlib.suppress(ValueError):
     if ipaddress.ip_address(address).is_loopback:
       return address
-  except ValueError:
-    pass
   raise ValueError(
     f"the page is served to this machine alone, on 127.0.0.1, ::1 or "
     f"localhost, not on {host!r}: from another machine, forward its port with "
@@ -188,28 +179,29 @@ def show_text(text: str) -> str:
   >>> show_text("<b>" + chr(0x202E))
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
-
-  def show(is_odd, piece):
-    if not is_odd:
-      return html.escape("".join(piece))
-    codes = " ".join(f"U+{ord(character):04X}" for character in piece)
-    return f'<span class="odd">{codes}</span>'
-
-  return "".join(itertools.starmap(show, itertools.groupby(text, _is_odd)))
+  pieces = []
+  for is_odd, characters in itertools.groupby(text, _is_odd):
+    if is_odd:
+      codes = " ".join(f"U+{ord(character):04X}" for character in characters)
+      pieces.append(f'<span class="odd">{codes}</span>')
+    else:
+      pieces.append(html.escape("".join(characters)))
+  return "".join(pieces)
 
 
 class _Pages:
   """From a request that may be answered to its reply."""
 
-  def __init__(self, path: str | os.PathLike, *, token: str, who: str):
+  def __init__(self, path: str | os.PathLike, token: str, who: str):
     self._ledger = ledger_lib.LabelLedger(path, busy_s=_BUSY_S, creates=False)
     self._who = who
     # Whoever can make the browser send its cookie does not know this.
     self._csrf = hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
-  def reply(self, method: str, path: str, query: Fields, form: Fields) -> Reply:
+  def reply(self, path: str, query: Fields, form: Fields | None) -> Reply:
+    """Answers a GET or, with a form, a POST."""
     try:
-      if method == "POST":
+      if form is not None:
         return self._post(path, form)
       if path in _KINDS:
         return Reply(200, _read_asset(path[1:]), _KINDS[path])
@@ -220,7 +212,7 @@ class _Pages:
         return _redirect(secrets.token_urlsafe(9))
       if "token" in query:  # Out of the address bar.
         return _redirect(page)
-      return self._show(page, "", form)
+      return self._show(page, "", {})
     except ledger_lib.LedgerError as error:
       is_locked = isinstance(error, ledger_lib.LedgerLockedError)
       body = _failed(f"{error}.", path, query, form)
@@ -264,14 +256,17 @@ class _Pages:
       body += _notice(refused)
     elif last is not None:
       prompt, label, can_undo = last
-      done = "skipped"
-      if label is not None:
-        done = f"answered <b>{show_text(label)}</b>"
+      done = f"answered <b>{show_text(label)}</b>" if label else "skipped"
       undo = "<kbd>u</kbd> takes it back"
       if not can_undo:
         undo = "and the run has taken it"
       body += f'<p class="notice">Prompt {prompt} {done}, {undo}.</p>'
-    if shown is None:
+    if shown is not None:
+      is_same = form.get("prompt") == str(shown.prompt_id)
+      body += _question(
+        shown, fields, form.get("answer", "") if is_same else ""
+      )
+    else:
       text = "No question is waiting. The page looks again by itself."
       if counts.waiting:
         text = f"{counts.waiting} waiting in other pages."
@@ -280,34 +275,41 @@ class _Pages:
       # A script would do, but the page works without one.
       url = f"3; url=/?page={page}"
       refresh = f'<meta http-equiv="refresh" content="{url}">'
-    else:
-      is_same = form.get("prompt") == str(shown.prompt_id)
-      typed = form.get("answer", "") if is_same else ""
-      body += _question(shown, fields, typed)
     body += _form("undo", fields)
-    return Reply(422 if refused else 200, _document(body, refresh))
+    return Reply(
+      422 if refused else 200, _fill("document.html", body=body, head=refresh)
+    )
 
 
 def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
-  total = sum(count for _, count, *_ in shown.clusters)
-  total += shown.other_responses
+  total = shown.other_responses + sum(n for _, n, *_ in shown.clusters)
   more = ""
   if shown.other_clusters:
     more = (
       f'<p class="more">{shown.other_responses} more responses have '
       f"{shown.other_clusters} other answers: type one if it is right.</p>"
     )
-  keys = [
-    f"<kbd>{index}</kbd>"
-    for index, (*_, label) in enumerate(shown.clusters, start=1)
-    if label is not None
-  ]
+  clusters, keys = [], []
+  for index, (answer, count, response, label) in enumerate(shown.clusters):
+    key, radio = f"<kbd>{index + 1}</kbd>", "<kbd></kbd>"
+    if label is not None:
+      keys.append(key)
+      radio = f'<input type="radio" name="choice" value="{index}">{key}'
+    name = '<span class="none">no answer</span>'
+    if answer is not None:
+      name = f'<code dir="ltr">{_show_excerpt(*answer)}</code>'
+    clusters.append(
+      f'<li><label>{radio}{name}<span class="count">{count} of {total}</span>'
+      f'<meter max="{total}" value="{count}"></meter></label>'
+      f'<pre dir="ltr">{_show_excerpt(*response)}</pre></li>'
+    )
   choose = "none of it can be chosen"
   if keys:
     choose = " ".join([*keys, "choose" if len(keys) > 1 else "chooses"])
   expected = show_text(describe_form(shown.form))
   fields = {**fields, "prompt": shown.prompt_id, "round": shown.round}
-  return _template("question.html").substitute(
+  return _fill(
+    "question.html",
     prompt=shown.prompt_id,
     step=shown.step,
     seed=shown.seed,
@@ -315,10 +317,7 @@ def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
     hidden=_hidden(fields),
     total=total,
     choose=choose,
-    clusters="".join(
-      _cluster(index, total, *cluster)
-      for index, cluster in enumerate(shown.clusters)
-    ),
+    clusters="".join(clusters),
     more=more,
     typed=html.escape(typed),
     longest=MAX_LABEL_SIZE,
@@ -331,10 +330,11 @@ def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
 
 def _header(counts: ledger_lib.Counts) -> str:
   figures = [
-    f"<b>{n}</b> {what}"
-    for n, what in zip(counts, ("waiting", "answered", "skipped"), strict=False)
+    f"<b>{counts.waiting}</b> waiting",
+    f"<b>{counts.answered}</b> answered",
+    f"<b>{counts.skipped}</b> skipped",
   ]
-  total = counts.budget.total
+  total = counts.total
   for seed, spent in list(counts.spent.items())[:8]:
     name = f" by seed {seed}" if len(counts.spent) > 1 else ""
     left = "" if total is None else f", <b>{total - spent:g}</b> left"
@@ -355,26 +355,7 @@ def _header(counts: ledger_lib.Counts) -> str:
   return f"<header>{text}</header>"
 
 
-def _cluster(
-  index: int, total: int, answer, count: int, response, label: str | None
-) -> str:
-  name = '<span class="none">no answer</span>'
-  if answer is not None:
-    name = f'<code dir="ltr">{_show_excerpt(*answer)}</code>'
-  key = "<kbd></kbd>"
-  if label is not None:
-    key = (
-      f'<input type="radio" name="choice" value="{index}">'
-      f"<kbd>{index + 1}</kbd>"
-    )
-  return (
-    f'<li><label>{key}{name}<span class="count">{count} of {total}</span>'
-    f'<meter max="{total}" value="{count}"></meter></label>'
-    f'<pre dir="ltr">{_show_excerpt(*response)}</pre></li>'
-  )
-
-
-def _failed(text: str, path: str, query: Fields, form: Fields) -> str:
+def _failed(text: str, path: str, query: Fields, form: Fields | None) -> str:
   """Says what is wrong with the ledger, and offers to send again."""
   page = urllib.parse.urlencode({"page": query.get("page", "")})
   again = f'<p><a href="/?{page}">Try again</a></p>'
@@ -384,7 +365,8 @@ def _failed(text: str, path: str, query: Fields, form: Fields) -> str:
       f'<form method="post" action="{html.escape(path)}">{_hidden(form)}'
       '<button type="submit" class="main" autofocus>Send again</button></form>'
     )
-  return _document(f"<main>{_notice(text)}{again}</main>")
+  body = f"<main>{_notice(text)}{again}</main>"
+  return _fill("document.html", body=body, head="")
 
 
 def _show_excerpt(head: str, left_out: int, tail: str) -> str:
@@ -411,12 +393,8 @@ def _hidden(fields: Mapping[str, Any]) -> str:
   )
 
 
-def _document(body: str, head: str = "") -> str:
-  return _template("document.html").substitute(body=body, head=head)
-
-
-def _template(name: str) -> string.Template:
-  return string.Template(_read_asset(name))
+def _fill(name: str, **values: object) -> str:
+  return string.Template(_read_asset(name)).substitute(values)
 
 
 @functools.cache
@@ -455,8 +433,7 @@ def _check_host(headers: Fields) -> None:
     loopback(urllib.parse.urlsplit(f"//{host}").hostname or "")
   except ValueError:
     raise _Refusal(403, "The page has another address than this.") from None
-  origin = headers.get("origin")
-  if origin is not None and origin != f"http://{host}":
+  if headers.get("origin", f"http://{host}") != f"http://{host}":
     raise _Refusal(403, "Another site sent this form.")
 
 
@@ -479,15 +456,3 @@ async def _read_form(request: Any) -> dict[str, str]:
 def _is_same(given: str, secret: str) -> bool:
   given = given.encode("utf-8", "surrogatepass")
   return hmac.compare_digest(given, secret.encode())
-
-
-def _listen(address: str, port: int) -> socket.socket:
-  family = socket.AF_INET6 if ":" in address else socket.AF_INET
-  try:
-    # Whoever reads the printed address may connect, before anything is served.
-    return socket.create_server((address, port), family=family)
-  except OSError as error:
-    raise OSError(
-      f"port {port} of {address} cannot be used "
-      f"({os.strerror(error.errno or 0)}): choose another --port, or 0 for any"
-    ) from error

@@ -8,12 +8,13 @@ tools, or none, as JSON.
 """
 
 import dataclasses
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from saw_jax.tasks import base, clusters
+from saw_jax.tasks import base
 from saw_jax.tasks.knights import answers as knights_answers
 from saw_jax.tasks.math import answers as math_answers
 from saw_jax.tasks.tool_calling import answers as tool_answers
@@ -54,7 +55,7 @@ class LabelSource(Protocol):
   name: str
   price: float
 
-  def answer(self, questions: Sequence[Question]) -> Sequence[Label | None]:
+  def answer(self, questions: list[Question]) -> Sequence[Label | None]:
     """Returns a label for each question, or None where there is none."""
 
 
@@ -71,26 +72,16 @@ def make_question(
   Clusters of the policy's completions are in order of size, then of appearance;
   those without an answer come last.
   """
-  keys = [task.answer_key(text, example) for text in completions]
-  (ids,) = clusters.answer_ids([keys])
-  members: dict[int, list[int]] = {}
-  for index, number in enumerate(ids.tolist()):
-    members.setdefault(number, []).append(index)
-  order = sorted(members, key=lambda n: (n < 0, -len(members[n]), n))
+  found: dict[str | None, list[str]] = {}
+  for text in completions:
+    found.setdefault(task.answer_key(text, example), []).append(text)
+  order = sorted(found, key=lambda key: (key is None, -len(found[key])))
+  clusters = (Cluster(key, len(found[key]), found[key][0]) for key in order)
   text = example.messages[0]["content"]
   if len(example.messages) > 1:
     text = "\n\n".join(f"{m['role']}: {m['content']}" for m in example.messages)
-  return Question(
-    prompt_id=example.key,
-    text=text,
-    clusters=tuple(
-      Cluster(keys[members[n][0]], len(members[n]), completions[members[n][0]])
-      for n in order
-    ),
-    step=step,
-    seed=seed,
-    form=task.label_form(example),
-  )
+  form = task.label_form(example)
+  return Question(example.key, text, tuple(clusters), step, seed, form)
 
 
 def parse_label(form: str, text: str) -> str:
@@ -101,7 +92,7 @@ def parse_label(form: str, text: str) -> str:
   >>> parse_label("roles ann bob", "Bob=knave, Ann=knight")
   'ann=knight|bob=knave'
   """
-  expected, (parse, _, names) = describe_form(form), _read_form(form)
+  parse, expected, _ = _read_form(form)
   text = text.strip()
   if not text:
     raise ValueError(f"The answer is empty: expected {expected}.")
@@ -117,7 +108,7 @@ def parse_label(form: str, text: str) -> str:
       f"The answer has the invisible character U+{ord(odd[0]):04X}: expected "
       f"{expected}."
     )
-  parsed = parse(text, names)
+  parsed = parse(text)
   if parsed is None:
     raise ValueError(f"This is not {expected}.")
   return parsed
@@ -125,9 +116,7 @@ def parse_label(form: str, text: str) -> str:
 
 def placeholder(form: str) -> str:
   """Gives some label of a form, for what no response answers."""
-  if names := _read_form(form)[2]:
-    return "|".join(f"{name}=knight" for name in names)
-  return '{"calls": [], "response": true}' if form == "calls" else "0"
+  return _read_form(form)[2]
 
 
 def describe_form(form: str) -> str:
@@ -136,28 +125,31 @@ def describe_form(form: str) -> str:
   >>> describe_form("integer")
   'an integer such as -7'
   """
-  _, phrase, names = _read_form(form)
-  return phrase + placeholder(form) if names else phrase
+  return _read_form(form)[1]
 
 
-def _read_form(form: str) -> tuple[Callable, str, list[str]]:
-  """What parses a label, what to expect of it, and the names of people."""
-  kind, *names = form.split()
+def _read_form(form: str) -> tuple[Callable[[str], str | None], str, str]:
+  """What parses a label, what to expect of it, and an example."""
+  kind, *people = form.split()
   if kind not in _FORMS:
     raise ValueError(
       f"unknown form of a label {kind!r}: {base.nearest(kind, tuple(_FORMS))}"
     )
-  return *_FORMS[kind], names
+  parse, phrase, example = _FORMS[kind]
+  if not people:
+    return parse, phrase, example
+  roles = "|".join(f"{name}=knight" for name in people)
+  return functools.partial(parse, people=people), phrase + roles, roles
 
 
-def _parse_integer(text: str, _: Sequence[str]) -> str | None:
+def _parse_integer(text: str) -> str | None:
   number = math_answers.parse_number(math_answers.normalise_answer(text))
   if number is None or number.denominator != 1:
     return None
   return str(number)
 
 
-def _parse_math(text: str, _: Sequence[str]) -> str | None:
+def _parse_math(text: str) -> str | None:
   if "\\boxed" in text:
     inside = math_answers.extract_answer(text)
     if not inside:
@@ -175,7 +167,7 @@ def _parse_math(text: str, _: Sequence[str]) -> str | None:
   return answer if is_balanced and has_content and not is_sentence else None
 
 
-def _parse_roles(text: str, names: Sequence[str]) -> str | None:
+def _parse_roles(text: str, people: Sequence[str]) -> str | None:
   """Reads pairs or sentences; None if somebody is missing, extra or both."""
   separators = r"[|,;]" if "=" in text else r"[,;.]|\band\b"
   roles: dict[str, str] = {}
@@ -184,23 +176,25 @@ def _parse_roles(text: str, names: Sequence[str]) -> str | None:
     if not found:
       return None
     for name, role in found.items():
-      if name not in names or roles.setdefault(name, role) != role:
+      if name not in people or roles.setdefault(name, role) != role:
         return None
-  return knights_answers.canonical(roles, names)
+  return knights_answers.canonical(roles, people)
 
 
-# By form: (text, names of people) -> label, or None if it is none; a phrase.
+# By form: text -> label, or None if it is none; what to expect; an example.
 _FORMS = {
-  "text": (lambda text, _: text, "a line of text"),
-  "integer": (_parse_integer, "an integer such as -7"),
+  "text": (str, "a line of text", "0"),
+  "integer": (_parse_integer, "an integer such as -7", "0"),
   "math": (
     _parse_math,
     "a number or an expression such as 3/4, 1.5 or \\sqrt{2}",
+    "0",
   ),
-  "roles": (_parse_roles, "knight or knave for each person, such as "),
+  "roles": (_parse_roles, "knight or knave for each person, such as ", ""),
   "calls": (
-    lambda text, _: tool_answers.parse_calls(text),
+    tool_answers.parse_calls,
     'calls such as [{"name": "timer", "parameters": {"minutes": 5}}], or [] '
     "for none",
+    '{"calls": [], "response": true}',
   ),
 }

@@ -22,7 +22,7 @@ class GroundTruth:
     self.price = price
     self._examples, self._by_key = examples, None
 
-  def answer(self, questions: Sequence[Question]) -> list[Label | None]:
+  def answer(self, questions: list[Question]) -> list[Label | None]:
     """Returns the reference of each prompt."""
     return [
       Label(self._find(q.prompt_id).reference, self.name) for q in questions
@@ -73,11 +73,10 @@ class Annotator:
         raise ValueError(f"{what} is not above 0: {value}.")
     if not undo_s >= 0:
       raise ValueError(f"undo_s is negative: {undo_s}.")
-    self.price = price
-    self._ledger, self._stop = ledger, stop
+    self.price, self._ledger, self._stop = price, ledger, stop
     self._timeout_s, self._poll_s, self._undo_s = timeout_s, poll_s, undo_s
 
-  def answer(self, questions: Sequence[Question]) -> list[Label | None]:
+  def answer(self, questions: list[Question]) -> list[Label | None]:
     """Returns what a person answered; None where skipped or not in time.
 
     Several questions may be about one prompt, which is asked once.
@@ -96,41 +95,38 @@ class Annotator:
 
   def _wait(self, prompts: Sequence[int]) -> None:
     """Returns when all is settled, or nothing was for too long."""
-    before, changed = {}, time.monotonic()
-    is_first, was_locked = True, False
+    states, changed, is_locked = None, time.monotonic(), False
     while True:
+      before = states
       try:
-        states, was_locked = self._ledger.states(prompts), False
+        states, is_locked = self._ledger.states(prompts), False
       except LedgerLockedError as error:
-        if not was_locked:
+        if not is_locked:
           _LOG.warning("%s; the run waits", error)
-        states, was_locked = before, True
-      now = time.monotonic()
-      open_count = sum(status == "waiting" for status, *_ in states.values())
-      if states != before or is_first:
-        changed = now
-        if open_count:
-          self._say(open_count, len(prompts), is_first)
-      is_done = bool(states) and not open_count
+        is_locked = True
+      waiting = [s for s in (states or {}).values() if s[0] == "waiting"]
+      if states != before:
+        changed = time.monotonic()
+        if waiting and before is None:
+          self._call_for(len(waiting))
+        elif waiting:
+          settled = len(prompts) - len(waiting)
+          _LOG.info("%d of %d questions are answered", settled, len(prompts))
+      still = time.monotonic() - changed
       # Known from the start: nobody is there who could take it back.
-      if is_done and (is_first or now - changed >= self._undo_s):
-        return
-      if now - changed >= self._timeout_s:
+      is_final = before is None or still >= self._undo_s
+      if states and not waiting and is_final or still >= self._timeout_s:
         return
       if self._stop is not None and self._stop():
         raise KeyboardInterrupt("stopped while it waited for labels")
-      before, is_first = states, False
       time.sleep(self._poll_s)
 
-  def _say(self, open_count: int, count: int, is_first: bool) -> None:
-    if not is_first:
-      _LOG.info("%d of %d questions are answered", count - open_count, count)
-      return
+  def _call_for(self, count: int) -> None:
     patience = "waits for them"
     if math.isfinite(limit := self._timeout_s):
       patience = f"goes on without them after {limit:g} s without an answer"
     _LOG.info(
       "labels wanted from a person: %d; the run %s: "
       "python experiments/annotate.py --ledger=%s",
-      *(open_count, patience, shlex.quote(str(self._ledger.path))),
+      *(count, patience, shlex.quote(str(self._ledger.path))),
     )

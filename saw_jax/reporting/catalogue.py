@@ -13,7 +13,6 @@ from saw_jax.reporting.table import Needs, Table
 from saw_jax.run import config
 from saw_jax.tasks.base import nearest
 
-_WIDTH = 88
 names = config.names
 
 
@@ -26,14 +25,12 @@ def load(name: str) -> Table:
 
 def missing(table: Table, scale: str) -> list[str]:
   """A sentence for each thing that is not here, with how to get it."""
-  needs = table.needs[scale]
-  found = []
+  needs, found = table.needs[scale], []
   for extra in needs.extras:
     lacking = [name for name in _packages(extra) if not _is_installed(name)]
     if lacking:
-      found.append(
-        f"package {', '.join(lacking)}: pip install 'saw_jax[{extra}]'"
-      )
+      how = f"pip install 'saw_jax[{extra}]'"
+      found.append(f"package {', '.join(lacking)}: {how}")
   for name, how in needs.packages.items():
     if not _is_installed(name):
       found.append(f"package {name}: {how}")
@@ -59,10 +56,9 @@ def missing(table: Table, scale: str) -> list[str]:
     many = "s" if len(paths) > 1 else ""
     found.append(f"file{many} {', '.join(paths)}: {how}")
   for key, what in needs.settings.items():
-    value = values
-    for part in key.split("."):
-      value = value[part]
-    if not value:
+    if not functools.reduce(
+      lambda tree, part: tree[part], key.split("."), values
+    ):
       found.append(f"setting config.{key}: {what}")
   if needs.hardware != Needs.hardware and not _has_accelerator():
     found.append(f"hardware: {needs.hardware}")
@@ -71,65 +67,46 @@ def missing(table: Table, scale: str) -> list[str]:
 
 def listing() -> str:
   """Describes all tables, ours and those that the papers print."""
-  lines = []
+  lines, beside = [], {}
   for name in names():
     table = load(name)
     more = len(table.on_request)
-    lines += [
+    lines.append(
       f"{name}: {table.title}, {len(table.default_runs)} runs"
       + (f", {more} more by --rows" if more else "")
-    ]
+    )
     for scale, needs in table.needs.items():
       lacks = missing(table, scale)
       hours = "not timed" if needs.hours is None else f"{needs.hours:g} h"
       state = "cannot run here, for want of" if lacks else "can run here"
       lines += [f"  {scale}: {state}"]
       lines += [_wrap(text, "    - ") for text in lacks]
-      lines += [
-        _wrap(
-          f"{needs.model}; {needs.data}; scored on {needs.scored_on}; "
-          f"{needs.hardware}, {hours}",
-          "    ",
-        )
-      ]
-    lines += [""]
-  lines += ["Tables that the papers print, and where ours stand beside them"]
-  return "\n".join([*lines, *_printed()])
-
-
-def _printed() -> list[str]:
-  """Every published table and benchmark, with the config that it is beside."""
-  beside = {}
-  for name in names():
-    for fields in [f for row in load(name).cells().values() for f in row]:
+      about = f"{needs.model}; {needs.data}; scored on {needs.scored_on}"
+      lines.append(_wrap(f"{about}; {needs.hardware}, {hours}", "    "))
+    lines.append("")
+    for fields in (cell for row in table.cells().values() for cell in row):
       cell = papers.find(fields)
       beside.setdefault((cell.paper, cell.table, cell.benchmark), name)
-  lines = []
+  lines.append("Tables that the papers print, and where ours stand beside them")
   for cells in map(papers.read, papers.available()):
-    lines += [f"  {cells[0].paper}, arXiv:{cells[0].arxiv}"]
+    lines.append(f"  {cells[0].paper}, arXiv:{cells[0].arxiv}")
+    # Printed table -> the config that is beside it -> benchmarks, in order.
     owners: dict[str, dict[str, dict[str, None]]] = {}
     for cell in cells:
       owner = beside.get((cell.paper, cell.table, cell.benchmark), "not here")
       of_table = owners.setdefault(cell.table, {})
       of_table.setdefault(owner, {})[cell.benchmark] = None
     for name, found in owners.items():
-      said = "; ".join(
-        f"{', '.join(of)}: {owner}" for owner, of in found.items()
-      )
-      lines += [_wrap(f"{name}: {said}", "    ")]
-  lines += ["  RLAVR (care): the numbers of its paper are not available"]
-  return lines
+      said = [f"{', '.join(of)}: {owner}" for owner, of in found.items()]
+      lines.append(_wrap(f"{name}: {'; '.join(said)}", "    "))
+  lines.append("  RLAVR (care): the numbers of its paper are not available")
+  return "\n".join(lines)
 
 
 def _wrap(text: str, indent: str) -> str:
-  return textwrap.fill(
-    text,
-    _WIDTH,
-    initial_indent=indent,
-    subsequent_indent=" " * len(indent),
-    break_long_words=False,
-    break_on_hyphens=False,
-  )
+  looks = {"break_long_words": False, "break_on_hyphens": False}
+  looks |= {"initial_indent": indent, "subsequent_indent": " " * len(indent)}
+  return textwrap.fill(text, width=88, **looks)
 
 
 def _packages(extra: str) -> list[str]:
@@ -138,11 +115,8 @@ def _packages(extra: str) -> list[str]:
     wanted = importlib.metadata.requires("saw_jax") or []
   except importlib.metadata.PackageNotFoundError:
     return []  # a checkout that was never installed: nobody knows
-  return [
-    re.match(r"[\w.-]+", line)[0]
-    for line in wanted
-    if re.search(rf"""extra == ["']{extra}["']""", line)
-  ]
+  is_of_extra = re.compile(rf"""extra == ["']{extra}["']""").search
+  return [re.match(r"[\w.-]+", line)[0] for line in filter(is_of_extra, wanted)]
 
 
 def _is_installed(name: str) -> bool:

@@ -27,7 +27,6 @@ the config.
 
 
 def main() -> int:
-  """Writes the page into docs/."""
   path = ROOT / "docs" / "paper_index.md"
   path.write_text(page(), encoding="utf-8")
   print(path)
@@ -35,34 +34,29 @@ def main() -> int:
 
 
 def page() -> str:
-  """Writes the page."""
-  lines = [_HEAD]
-  for table in catalogue.names():
-    lines += _table(table)
-  return "\n".join(lines)
+  return "\n".join([_HEAD, *map(_table, catalogue.names())])
 
 
-def _table(name: str) -> list[str]:
+def _table(name: str) -> str:
   table = catalogue.load(name)
   kept = _results(ROOT / "results" / name / _SCALE / "table.csv")
   metrics = list(dict.fromkeys(metric for _, metric in kept))
   # Of a sweep all of it, of another table the first column.
   shown = metrics if table.swept else metrics[:1]
   where = f"[`{_SCALE}`](../results/{name}/{_SCALE}/table.md)"
-  lines = [
-    f"## {table.title}",
-    "",
-    f"Config: [`configs/{name}.py`](../configs/{name}.py). All rows:",
-    "",
-    f"    python experiments/reproduce.py --table={name} --scale={_SCALE} "
-    "--seeds=5",
-    "",
-    f"Results: {where if kept else 'not run'}.",
-    "",
-    f"| row | advantage | weights | loss | besides | `--rows=` | "
-    f"{', '.join(shown) or 'here'} |",
-    "| --- | --- | --- | --- | --- | --- | ---: |",
-  ]
+  lines = f"""\
+## {table.title}
+
+Config: [`configs/{name}.py`](../configs/{name}.py). All rows:
+
+    python experiments/reproduce.py --table={name} --scale={_SCALE} --seeds=5
+
+Results: {where if kept else "not run"}.
+
+| row | advantage | weights | loss | besides | `--rows=` | \
+{", ".join(shown) or "here"} |
+| --- | --- | --- | --- | --- | --- | ---: |
+"""
   for row in table.rows:
     runs = table.runs_of(row)
     if not runs:  # a row that the table leaves out, such as at this scale
@@ -73,52 +67,48 @@ def _table(name: str) -> list[str]:
       asked = set(runs) <= set(table.on_request)
       cells = ["by `--rows` alone" if asked else "not run"]
     words = ", ".join(f"`{run}`" for run in runs)
-    lines += [f"| {row} | {' | '.join(made)} | {words} | {', '.join(cells)} |"]
-  return [*lines, ""]
+    lines += f"| {row} | {' | '.join(made)} | {words} | {', '.join(cells)} |\n"
+  return lines
 
 
 def _methods(run) -> list[str]:
   """The functions of a config: advantage, weights, loss, and what else."""
   from saw_jax import algorithms, weighting
 
-  algorithm = run.algorithm
-  weights = algorithms.WEIGHTS[algorithm.weights]
+  algorithm, world, labels = (
+    run.algorithm,
+    run.algorithm.world_model,
+    run.labels,
+  )
   advantages = algorithms.ADVANTAGES | algorithms.STEP_ADVANTAGES
-  return [
-    _name(advantages[algorithm.advantage]),
-    _name(weights or weighting.gradient_weights),
-    f"{_name(algorithms.LOSSES[algorithm.loss])}, "
-    f"{_name(algorithms.AGGREGATES[algorithm.aggregate])}",
-    ", ".join(_besides(run)) or "–",
+  weights = algorithms.WEIGHTS[algorithm.weights] or weighting.gradient_weights
+  losses = [
+    algorithms.LOSSES[algorithm.loss],
+    algorithms.AGGREGATES[algorithm.aggregate],
   ]
-
-
-def _besides(run) -> list[str]:
-  """The functions of labels and of a world model, if there are any."""
-  from saw_jax import algorithms
-
-  world, found = run.algorithm.world_model, []
+  besides = []
   if world.loss != "none":
-    found = [
+    besides = [
       algorithms.TOKEN_LOSSES[world.loss],
       algorithms.SELECTIONS[world.selection],
       algorithms.COEFFICIENTS[world.coefficients],
       algorithms.ROW_AGGREGATES[world.aggregate],
     ]
-  found = [_name(fn) for fn in found]
-  if world.shuffled:
-    found.append("observations change places")
-  labels = run.labels
-  found += [_name(fn) for fn in _label_functions(labels)]
+  told = list(map(_name, besides))
+  told += ["observations change places"] if world.shuffled else []
+  told += map(_name, _label_functions(labels))
   if labels.method not in ("truth", "care") and labels.gate == "probe":
-    found.append("CARE's gate")
+    told.append("CARE's gate")
   if labels.method == "care" and labels.gate == "none":
-    found.append("no gate")
-  if labels.unlabelled == "vote":
-    found.append("votes for the rest")
-  if run.asynchronous.dynamic_sampling:
-    found.append("dynamic sampling")
-  return found
+    told.append("no gate")
+  told += ["votes for the rest"] if labels.unlabelled == "vote" else []
+  told += ["dynamic sampling"] if run.asynchronous.dynamic_sampling else []
+  return [
+    _name(advantages[algorithm.advantage]),
+    _name(weights),
+    ", ".join(map(_name, losses)),
+    ", ".join(told) or "–",
+  ]
 
 
 def _label_functions(labels) -> list[Callable]:
@@ -142,32 +132,25 @@ def _label_functions(labels) -> list[Callable]:
 def _name(fn: Callable) -> str:
   bound = ""
   if isinstance(fn, functools.partial):
-    bound = ", ".join(
-      f"{k}={getattr(v, '__name__', v)}" for k, v in fn.keywords.items()
-    )
-    fn, bound = fn.func, f"({bound})"
+    options = fn.keywords.items()
+    said = [f"{key}={getattr(v, '__name__', v)}" for key, v in options]
+    fn, bound = fn.func, f"({', '.join(said)})"
   fn = getattr(fn, "__wrapped__", fn)  # of jax.jit
   return f"`{fn.__module__.removeprefix('saw_jax.')}.{fn.__name__}{bound}`"
 
 
 def _results(path: pathlib.Path) -> dict[tuple[str, str], str]:
   """Mean and half-width of each row and metric that was measured here."""
-  if not path.exists():
-    return {}
-  with path.open(encoding="utf-8", newline="") as file:
-    return {
-      (line["row"], line["metric"]): _cell(line)
-      for line in csv.DictReader(file)
-      if line["origin"] == "here"
-    }
-
-
-def _cell(line) -> str:
-  text = f"{float(line['mean']):.3f}"
-  if line["low"]:
-    half = (float(line["high"]) - float(line["low"])) / 2
-    text += f" ± {half:.3f}"
-  return text
+  found = {}
+  if path.exists():
+    for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+      text = f"{float(line['mean'] or 'nan'):.3f}"
+      if line["low"]:
+        half = (float(line["high"]) - float(line["low"])) / 2
+        text += f" ± {half:.3f}"
+      if line["origin"] == "here":
+        found[line["row"], line["metric"]] = text
+  return found
 
 
 if __name__ == "__main__":

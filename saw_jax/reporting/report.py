@@ -6,20 +6,13 @@ import functools
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from saw_jax.reporting import papers, runs, statistics, tables
-from saw_jax.reporting.runs import Curves, Finals
+from saw_jax.reporting.runs import Curves, Finals, RowRuns
 from saw_jax.reporting.table import Table
 from saw_jax.run import run_directory
-
-
-class RowRuns(NamedTuple):
-  """Where the seeds of a run lie."""
-
-  directories: tuple[pathlib.Path, ...]  # of finished runs
-  seeds: tuple[int, ...] = ()  # those of them that are meant; empty: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +26,22 @@ class Found:
 
   @functools.cached_property
   def finals(self) -> dict[str, Finals]:
-    """The last scores."""
-    return {
-      name: runs.read_finals(run.directories, seeds=run.seeds)
-      for name, run in self.directories.items()
-    }
+    return self._read(runs.read_finals)
 
   @functools.cached_property
   def curves(self) -> dict[str, Curves]:
-    """The metrics of every step."""
-    return self._read("metrics")
+    return self._read(runs.read_curves)
 
   @functools.cached_property
   def evals(self) -> dict[str, Curves]:
     """The held-out scores during training."""
-    return self._read("evals")
+    return self._read(functools.partial(runs.read_curves, name="evals"))
 
-  @functools.cached_property
-  def documents(self) -> list[Mapping[str, Any]]:
-    """The runs' own descriptions."""
-    return [
-      run_directory.read_run(directory)
-      for run in self.directories.values()
-      for directory in run.directories
-    ]
-
-  @functools.cached_property
-  def commits(self) -> list[str]:
-    """Those of the code that made the runs."""
-    found = [run_directory.commits(document) for document in self.documents]
-    return sorted({commit for commits in found for commit in commits})
+  def _read(self, read: Callable[..., Any]) -> dict[str, Any]:
+    return {
+      run: read(found.directories, seeds=found.seeds)
+      for run, found in self.directories.items()
+    }
 
   @functools.cached_property
   def rows(self) -> dict[str, dict[float | None, str]]:
@@ -81,11 +60,10 @@ class Found:
   @functools.cached_property
   def main(self) -> dict[str, str]:
     """Row -> its run in the main table, unless that has several of a row."""
-    return {
-      row: names.get(None, names.get(self.table.at))
-      for row, names in self.rows.items()
-      if None in names or self.table.at in names
+    found = {
+      row: of.get(None, of.get(self.table.at)) for row, of in self.rows.items()
     }
+    return {row: run for row, run in found.items() if run is not None}
 
   @property
   def label(self) -> str:
@@ -93,19 +71,24 @@ class Found:
     return self.table.label(self.scale)
 
   @property
-  def title(self) -> str:
-    """Of pictures."""
-    return f"{self.table.title}, scale {self.label}"
-
   def columns(self) -> dict[str, str]:
     """Heading -> name in `finals`."""
     return self.table.columns(self.scale)
 
-  def _read(self, name: str) -> dict[str, Curves]:
+  def scores(self, run: str, metric: str) -> list[float]:
+    return list(self.finals[run].by_seed(metric).values())
+
+  def by_value(self, told: Callable[[str], Any]) -> dict[str, dict]:
+    """What is told of the runs, by row and swept value."""
     return {
-      run: runs.read_curves(row.directories, name=name, seeds=row.seeds)
-      for run, row in self.directories.items()
+      row: {value: told(run) for value, run in of.items()}
+      for row, of in self.rows.items()
     }
+
+  def picture(self, file: str) -> dict[str, Any]:
+    """What all functions of `plots` are told."""
+    title = f"{self.table.title}, scale {self.label}"
+    return {"title": title, "path": self.folder / file}
 
 
 def write(
@@ -119,25 +102,29 @@ def write(
   """Writes table.md, table.csv, runs.csv and what the sections add."""
   found = Found(table, scale, folder, directories)
   folder.mkdir(parents=True, exist_ok=True)
+  documents = [
+    run_directory.read_run(directory)
+    for run in directories.values()
+    for directory in run.directories
+  ]
+  commits = sorted({c for d in documents for c in run_directory.commits(d)})
   own = _own_cells(found)
   printed = published_cells(table, found.rows, scale)
   text = tables.to_csv(found.label, own, printed)
   (folder / "table.csv").write_text(text, encoding="utf-8")
   runs.write_results(
-    folder / "runs.csv", found.finals, commit="/".join(found.commits)
+    folder / "runs.csv", found.finals, commit="/".join(commits)
   )
-  lines = tables.to_markdown(
-    f"{table.title}{table.caption}", found.label, own, printed
-  )
+  heading = f"{table.title}{table.caption}"
+  lines = tables.to_markdown(heading, found.label, own, printed)
   for section in table.sections:
     lines += section(found)
   final = next(iter(found.finals.values()))
   # Where steps to a threshold are told, their limit is.
   steps = "" if table.thresholds else f"{final.step} steps a run. "
   lines += [
-    f"{steps}Made by `python {command}` at commit "
-    f"{', '.join(found.commits)}; seeds {', '.join(map(str, final.seeds))}; "
-    f"{found.documents[0]['machine']}.",
+    f"{steps}Made by `python {command}` at commit {', '.join(commits)}; "
+    f"seeds {', '.join(map(str, final.seeds))}; {documents[0]['machine']}.",
     "",
   ]
   (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
@@ -154,11 +141,10 @@ def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory(
     dir=out.parent, prefix=f".{out.name}_"
   ) as folder:
-    folder = pathlib.Path(folder)
-    yield folder
+    yield pathlib.Path(folder)
     out.mkdir(exist_ok=True)
-    files = sorted(folder.iterdir(), key=lambda file: file.name == "table.md")
-    for file in files:
+    files = pathlib.Path(folder).iterdir()
+    for file in sorted(files, key=lambda file: file.name == "table.md"):
       shutil.move(file, out / file.name)
 
 
@@ -178,9 +164,9 @@ def published_cells(
 
 def _own_cells(found: Found) -> tables.Own:
   def cell(name: str, metric: str) -> statistics.Summary:
-    return statistics.summarise([*found.finals[name].by_seed(metric).values()])
+    return statistics.summarise(found.scores(name, metric))
 
-  columns, swept = found.columns(), found.table.swept
+  columns, swept = found.columns, found.table.swept
   if not swept:
     return {
       row: {heading: cell(name, metric) for heading, metric in columns.items()}
@@ -188,8 +174,6 @@ def _own_cells(found: Found) -> tables.Own:
     }
   (metric,) = columns.values()
   return {
-    row: {
-      f"{swept} {value:g}": cell(name, metric) for value, name in of.items()
-    }
-    for row, of in found.rows.items()
+    row: {f"{swept} {value:g}": of for value, of in cells.items()}
+    for row, cells in found.by_value(lambda name: cell(name, metric)).items()
   }

@@ -1,19 +1,28 @@
-"""The command that makes tables: runs what is missing, and writes it down."""
+"""The command that makes tables: runs what is missing, and writes it down.
+
+With `--all`, each table has a process of its own: one that fails does not take
+the others with it, and Ctrl-C reaches the one that runs once, so that it saves.
+"""
 
 import logging
 import pathlib
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import ml_collections
 from absl import flags
 
-from saw_jax.reporting import all_tables, catalogue, pages, report, run_plan
-from saw_jax.reporting.run_plan import Plan
+from saw_jax.reporting import catalogue, pages, report
+from saw_jax.reporting import runs as runs_lib
+from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import Table
 from saw_jax.run import command_line, run_directory
 from saw_jax.run import config as config_lib
+from saw_jax.tasks.base import nearest
 
 flags.disclaim_key_flags()  # They are the script's, in its --help.
 
@@ -33,9 +42,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("seeds", 5, "Number of seeds a row.", 1)
   flags.DEFINE_integer("steps", None, "Steps; the config's by default.")
   flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "config.checkpoint of every row; see docs/checkpoints.md.",
+    "checkpoint", None, "config.checkpoint of all rows; see docs/checkpoints.md"
   )
   flags.DEFINE_multi_string(
     "set",
@@ -68,9 +75,9 @@ def main() -> int:
       for name in _OF_ONE_TABLE:
         if given[name].value:
           raise ValueError(f"--{name} is of one table: give --table=NAME")
-      jobs = all_tables.plan(given.scale, given.seeds, given.runs, "results")
+      jobs = plan(given.scale, given.seeds, given.runs, "results")
   if given.all:
-    return all_tables.run(jobs, _command_for)
+    return run_all(jobs, _command_for)
   try:
     return _make_table()
   except KeyboardInterrupt:
@@ -78,43 +85,50 @@ def main() -> int:
     return _stopped()
 
 
+# --- one table ---------------------------------------------------------------
+
+
 def _make_table() -> int:
   given = flags.FLAGS
   name = f"{given.table}/{given.scale}" + ("_demo" if given.demo else "")
-  runs = pathlib.Path(given.runs) / name
-  default = runs / "tables" if given.demo else pathlib.Path("results") / name
-  out = pathlib.Path(given.out) if given.out else default
+  runs = pathlib.Path(given.runs, name)
+  default = runs / "tables" if given.demo else pathlib.Path("results", name)
+  out = pathlib.Path(given.out or default)
   with command_line.checking_input():
     table = catalogue.load(given.table)
-    rows = given.rows or table.default_runs
     # Before anything runs: a typo in one row must not cost the others.
-    configs = {row: _config(table, row) for row in rows}
-    table.check(rows)
-    plans = {
-      row: run_plan.plan_row(
-        runs, row, range(given.seeds), configs[row].to_dict()
-      )
-      for row in rows
+    configs = {
+      row: _config(table, row) for row in given.rows or table.default_runs
     }
-    todo = [row for row in rows if plans[row].missing]
+    table.check(configs)
+    rows = {
+      row: runs_lib.find(runs, row, range(given.seeds), config.to_dict())
+      for row, config in configs.items()
+    }
+    todo = [row for row, found in rows.items() if found.missing]
     if not given.mixed:
-      there = {row: plan.there for row, plan in plans.items()}
       now = run_directory.commit() if todo else None
-      run_plan.check_commits(there, now=now)
-  for row in rows:
-    for directory in plans[row].there.directories:
+      runs_lib.check_commits(rows, now=now)
+  for row, found in rows.items():
+    for directory in found.directories:
       logging.info("row %s: finished before, %s", row, directory)
-  status = _run_all(todo, lambda row: _run(configs[row], plans[row]))
-  if status:
-    return _stopped()
-  directories = {row: plan.whole for row, plan in plans.items()}
+  start = time.monotonic()
+  for number, row in enumerate(todo):
+    estimate = ""  # if rows are like those before
+    if number:
+      each = (time.monotonic() - start) / number
+      left = duration(each * (len(todo) - number))
+      estimate = f"; about {left} for what is left"
+    of = f"{number + 1} of {len(todo)}"
+    logging.info("row %s (%s to do)%s", row, of, estimate)
+    if not _run(configs[row], rows[row]):
+      return _stopped()
+  rows = {row: found.whole for row, found in rows.items()}
   with command_line.checking_input():
     if not given.mixed:  # A run that went on keeps the commit of its start.
-      run_plan.check_commits(directories)
+      runs_lib.check_commits(rows)
   with report.replacing(out) as folder:
-    report.write(
-      table, directories, folder, scale=given.scale, command=_command()
-    )
+    report.write(table, rows, folder, scale=given.scale, command=_command())
     pages.write_page(folder)
   print((out / "table.md").read_text())
   print(f"tables and pictures: {out}")
@@ -139,37 +153,17 @@ def _config(table: Table, row: str) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def _run_all(rows: list[str], run: Callable[[str], int]) -> int:
-  """Runs rows one after another, until one does not end well."""
-  took = []
-  for number, row in enumerate(rows):
-    left = len(rows) - number
-    estimate = ""  # if they are like those before
-    if took:
-      seconds = all_tables.duration(left * sum(took) / len(took))
-      estimate = f"; about {seconds} for what is left"
-    logging.info(
-      "row %s (%d of %d to do)%s", row, number + 1, len(rows), estimate
-    )
-    start = time.monotonic()
-    status = run(row)
-    if status:
-      return status
-    took.append(time.monotonic() - start)
-  return 0
-
-
-def _run(config: ml_collections.ConfigDict, plan: Plan) -> int:
+def _run(config: ml_collections.ConfigDict, found: RowRuns) -> bool:
+  """Trains the missing seeds of a row; whether they came to their end."""
   from saw_jax.run import build
 
-  seeds = list(plan.missing)
+  seeds = list(found.missing)
   with command_line.checking_input():
     document = {**config.to_dict(), "seeds": seeds}
-    run_directory.check_run(plan.directory, document)
+    run_directory.check_run(found.next, document)
     experiment = build.build(config)
-    run_directory.open_run(plan.directory, document)
-  result = build.train(experiment, seeds, directory=plan.directory)
-  return 0 if result.finished else command_line.INTERRUPTED
+    run_directory.open_run(found.next, document)
+  return build.train(experiment, seeds, directory=found.next).finished
 
 
 def _stopped() -> int:
@@ -182,11 +176,129 @@ def _command() -> str:
   return " ".join([f"experiments/{path.name}", *sys.argv[1:]])
 
 
+# --- all tables --------------------------------------------------------------
+
+
+class Job(NamedTuple):
+  """One table of several."""
+
+  table: str
+  rows: int  # that it has
+  missing: int  # of them that have not been run
+  is_done: bool = False  # every run is there, and the table after them
+  seconds: float | None = None  # that they take; none if nobody has timed it
+  lacks: Sequence[str] = ()  # what is not here
+
+
+def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
+  """Finds out what is missing of every table that has a scale."""
+  tables = {name: catalogue.load(name) for name in catalogue.names()}
+  known = list(dict.fromkeys(s for t in tables.values() for s in t.scales))
+  if scale not in known:
+    raise ValueError(f"unknown scale {scale!r}: {nearest(scale, known)}")
+  jobs = []
+  for name, table in tables.items():
+    if scale not in table.scales:
+      continue
+    folder = pathlib.Path(runs, name, scale)
+    rows = [
+      runs_lib.find(folder, row, range(seeds)) for row in table.default_runs
+    ]
+    missing = sum(bool(row.missing) for row in rows)
+    hours = table.needs[scale].hours if missing else 0.0
+    finals = [d / "final.json" for row in rows for d in row.directories]
+    last = max((path.stat().st_mtime for path in finals), default=0.0)
+    written = pathlib.Path(results, name, scale, "table.md")
+    is_new = written.exists() and written.stat().st_mtime >= last
+    seconds = None if hours is None else 3600 * hours * missing / len(rows)
+    lacks = catalogue.missing(table, scale)
+    is_done = is_new and not missing
+    jobs.append(Job(name, len(rows), missing, is_done, seconds, lacks))
+  return jobs
+
+
+def run_all(jobs: Sequence[Job], command: Callable[[str], list[str]]) -> int:
+  """Runs what is missing, each table by its command.
+
+  Returns 0, 1 if a table failed, or an interrupt's status.
+  """
+  ends = {job.table: "was there" for job in jobs if job.is_done}
+  for job in jobs:
+    if job.lacks:
+      ends[job.table] = f"left out, for want of {'; '.join(job.lacks)}"
+  todo = [job for job in jobs if job.table not in ends]
+  took, expected = 0.0, 0.0  # of the tables that were timed before and ran now
+  signals, processes = [], []
+
+  def forward(number, frame):
+    del frame
+    signals.append(number)
+    for process in processes[-1:]:
+      process.send_signal(number)
+
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = {number: signal.signal(number, forward) for number in numbers}
+  try:
+    for number, job in enumerate(todo):
+      if signals:
+        break
+      pace = took / expected if expected else 1.0
+      print(
+        f"table {number + 1} of {len(todo)}: {job.table}, {job.missing} of "
+        f"{job.rows} runs to do; {remaining(todo[number:], pace)}",
+        flush=True,
+      )
+      start = time.monotonic()
+      # In a group of its own, or a terminal's Ctrl-C would come twice: from
+      # there and from here. The second would stop it at once, without saving.
+      processes.append(subprocess.Popen(command(job.table), process_group=0))
+      status = processes[-1].wait()
+      seconds = time.monotonic() - start
+      if status == command_line.INTERRUPTED or signals:
+        ends[job.table] = "stopped"
+        break
+      if status > 0:
+        ends[job.table] = f"failed with status {status}"
+      elif status < 0:
+        ends[job.table] = f"ended by {signal.Signals(-status).name}"
+      else:
+        ends[job.table] = f"made in {duration(seconds)}"
+        if job.seconds:
+          took, expected = took + seconds, expected + job.seconds
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  for job in jobs:
+    print(f"{job.table}: {ends.get(job.table, 'not begun')}")
+  if signals or "stopped" in ends.values():
+    print("stopped; the same command goes on")
+    return command_line.INTERRUPTED
+  return int(any(e.startswith(("failed", "ended")) for e in ends.values()))
+
+
+def remaining(jobs: Sequence[Job], pace: float = 1.0) -> str:
+  """How long tables will take, where estimates are to be multiplied by pace."""
+  known = [job.seconds for job in jobs if job.seconds is not None]
+  unknown = sum(job.missing for job in jobs if job.seconds is None)
+  words = [f"about {duration(pace * sum(known))} remain"] if known else []
+  if unknown:
+    words.append(f"{unknown} runs that nobody has timed")
+  return " and ".join(words)
+
+
+def duration(seconds: float) -> str:
+  """A time in the unit that suits it."""
+  if seconds < 90:
+    return f"{seconds:.0f} s"
+  if seconds < 90 * 60:
+    return f"{seconds / 60:.0f} min"
+  return f"{seconds / 3600:.1f} h"
+
+
 def _command_for(table: str) -> list[str]:
   given = flags.FLAGS
-  return [
-    sys.executable,
-    str(pathlib.Path(sys.argv[0]).resolve()),
-    f"--table={table}",
-    *(f"--{name}={given[name].value}" for name in ("scale", "seeds", "runs")),
+  script = str(pathlib.Path(sys.argv[0]).resolve())
+  same = [
+    f"--{name}={given[name].value}" for name in ("scale", "seeds", "runs")
   ]
+  return [sys.executable, script, f"--table={table}", *same]

@@ -1,18 +1,22 @@
-"""Runs as arrays: what a run directory says, and the files results keep.
+"""Runs: which of a row are there, what they say, and the files results keep.
 
 A run directory holds `metrics.csv` and `evals.csv` (step, seed, then metrics;
-one line per step and seed) and, once the run has finished, `final.json`. What
-is kept under `results/` has one more column in front, the row of the table.
+one line per step and seed) and, once the run has finished, `final.json`. A
+row's seeds may lie in several of them: who asks for three seeds more gets those
+three run. What is kept under `results/` has one more column in front, the row.
 """
 
 import csv
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from saw_jax.run import run_directory
 
 _Path = str | os.PathLike
 
@@ -21,12 +25,31 @@ class DamagedRunError(ValueError):
   """A file of a run cannot be read; the message names it."""
 
 
+class RowRuns(NamedTuple):
+  """Where the seeds of a run lie, and which have yet to be run."""
+
+  directories: tuple[pathlib.Path, ...]  # of finished runs
+  seeds: tuple[int, ...] = ()  # those of them that are meant; empty: all
+  missing: tuple[int, ...] = ()  # seeds that none of them has
+  next: pathlib.Path | None = None  # the directory that these are run in
+
+  @property
+  def whole(self) -> "RowRuns":
+    """The same once the missing seeds have run."""
+    directories = (*self.directories, self.next)
+    seeds = tuple(sorted(self.seeds + self.missing))
+    return RowRuns(directories, seeds) if self.missing else self
+
+
 class Curves(NamedTuple):
   """Metrics of one row over steps, for `N` seeds and `T` steps."""
 
   steps: np.ndarray  # int [T]
   seeds: tuple[int, ...]  # N of them, in increasing order
   values: dict[str, np.ndarray]  # float64 [N, T]; NaN where nothing was logged
+
+  def by_seed(self, values: Iterable[float]) -> dict[int, float]:
+    return dict(zip(self.seeds, values, strict=True))
 
 
 class Finals(NamedTuple):
@@ -41,6 +64,65 @@ class Finals(NamedTuple):
     if name not in self.values:
       raise KeyError(f"no score {name!r}; there are {sorted(self.values)}")
     return dict(zip(self.seeds, self.values[name].tolist(), strict=True))
+
+
+def find(
+  folder: pathlib.Path,
+  row: str,
+  seeds: Sequence[int],
+  config: Mapping[str, Any] | None = None,
+) -> RowRuns:
+  """Finds the runs of a row that have finished, and what they lack.
+
+  If a config is given, a finished run that had another one is refused.
+  """
+  directories, found = [], []
+  for directory in sorted(folder.glob(f"{row}_seeds_*")):
+    if not (directory / "final.json").is_file():
+      continue
+    document = run_directory.read_run(directory)
+    own = [int(seed) for seed in document["config"].get("seeds", ())]
+    new = [seed for seed in own if seed in seeds and seed not in found]
+    if new and config is not None:
+      run_directory.check_run(directory, {**config, "seeds": own})
+    # Runs that share a seed are not put together.
+    if new and not set(own) & set(found):
+      directories.append(directory)
+      found += new
+  missing = tuple(seed for seed in seeds if seed not in found)
+  wanted = list(missing or seeds)
+  name = ",".join(map(str, wanted))
+  if wanted == list(range(len(wanted))):  # the first five: `5`
+    name = str(len(wanted))
+  elif wanted == list(range(wanted[0], wanted[-1] + 1)):  # the next: `5-7`
+    name = f"{wanted[0]}-{wanted[-1]}"
+  place = folder / f"{row}_seeds_{name}"
+  return RowRuns(tuple(directories), tuple(sorted(found)), missing, place)
+
+
+def check_commits(
+  rows: Mapping[str, RowRuns], *, now: str | None = None
+) -> None:
+  """Refuses runs of different code; `now` would run what is missing, if any."""
+  made = [
+    (commit, row)
+    for row, runs in rows.items()
+    for directory in runs.directories
+    for commit in run_directory.commits(run_directory.read_run(directory))
+  ]
+  if now is not None:
+    made.append((now, "what is missing"))
+  names: dict[str, dict[str, None]] = {}  # commit -> what was made at it
+  for commit, name in made:
+    same = [c for c in names if run_directory.is_same_code(c, commit)]
+    names.setdefault(same[0] if same else commit, {})[name] = None
+  if len(names) > 1:
+    said = [f"{commit}: {', '.join(of)}" for commit, of in names.items()]
+    raise ValueError(
+      "a table is made by one version of the code, and its runs are of "
+      f"{len(names)} ({'; '.join(said)}): go back to one of them, name another "
+      "folder with --runs, or say --mixed to have the table name them all"
+    )
 
 
 def read_curves(
@@ -74,8 +156,15 @@ def read_finals(
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: the run has not finished")
     try:
-      found = json.loads(path.read_text(encoding="utf-8"))
-      records += map(_flat, _chosen(found, seeds))
+      for record in _chosen(json.loads(path.read_text("utf-8")), seeds):
+        scores = {
+          f"{how}/{name}": value
+          for how, values in record.items()
+          if isinstance(values, Mapping)
+          for name, value in values.items()
+        }
+        ends = {"seed": record["seed"], "step": record["step"]}
+        records.append(ends | scores)
     except (ValueError, TypeError, KeyError) as error:
       raise DamagedRunError(
         f"{path} is damaged ({error}): delete it, and the same command scores "
@@ -89,16 +178,27 @@ def write_results(
 ) -> None:
   """Writes `runs.csv`, one line per row of the table and seed."""
   names = dict.fromkeys(name for finals in rows.values() for name in finals[2])
-  _write(
-    path,
-    ["row", "seed", "commit", "step", *names],
-    (
-      [row, seed, commit, finals.step]
-      + [_cell(finals.values, name, n) for name in names]
-      for row, finals in rows.items()
-      for n, seed in enumerate(finals.seeds)
-    ),
-  )
+  lines = [
+    [row, seed, commit, step, *(_cell(values, name, n) for name in names)]
+    for row, (step, seeds, values) in rows.items()
+    for n, seed in enumerate(seeds)
+  ]
+  _write(path, ["row", "seed", "commit", "step", *names], lines)
+
+
+def write_curves(
+  path: _Path, rows: Mapping[str, Curves], *, names: Iterable[str]
+) -> None:
+  """Writes `curves.csv`, one line per row of the table, seed and step."""
+  lines = []
+  for row, (steps, seeds, values) in rows.items():
+    for (n, seed), (t, step) in itertools.product(
+      enumerate(seeds), enumerate(steps)
+    ):
+      cells = [_cell(values, name, (n, t)) for name in names]
+      if any(cells):
+        lines.append([row, seed, step, *cells])
+  _write(path, ["row", "seed", "step", *names], lines)
 
 
 def read_results(path: _Path) -> dict[str, Finals]:
@@ -106,28 +206,20 @@ def read_results(path: _Path) -> dict[str, Finals]:
   return _by_row(path, _finals)
 
 
-def write_curves(
-  path: _Path, rows: Mapping[str, Curves], *, names: Sequence[str]
-) -> None:
-  """Writes `curves.csv`, one line per row of the table, seed and step."""
-
-  def lines() -> Iterator[list[Any]]:
-    for row, curves in rows.items():
-      for n, seed in enumerate(curves.seeds):
-        for t, step in enumerate(curves.steps):
-          values = [_cell(curves.values, name, (n, t)) for name in names]
-          if any(values):
-            yield [row, seed, step, *values]
-
-  _write(path, ["row", "seed", "step", *names], lines())
-
-
 def read_kept_curves(path: _Path) -> dict[str, Curves]:
   """Reads back what `write_curves` wrote, by row."""
   return _by_row(path, _curves)
 
 
-def _write(path: _Path, head: list[str], lines: Iterator[list[Any]]) -> None:
+def _by_row(path: _Path, read: Callable[[list], Any]) -> dict[str, Any]:
+  rows: dict[str, list[dict[str, str]]] = {}
+  for line in _read_csv(pathlib.Path(path)):
+    line.pop("commit", None)
+    rows.setdefault(line.pop("row"), []).append(line)
+  return {row: read(lines) for row, lines in rows.items()}
+
+
+def _write(path: _Path, head: list[str], lines: list[list[Any]]) -> None:
   with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
     csv.writer(file, lineterminator="\n").writerows([head, *lines])
 
@@ -141,29 +233,8 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
   return lines
 
 
-def _by_row(path: _Path, read: Callable[[list], Any]) -> dict[str, Any]:
-  rows: dict[str, list[dict[str, str]]] = {}
-  for line in _read_csv(pathlib.Path(path)):
-    line.pop("commit", None)
-    rows.setdefault(line.pop("row"), []).append(line)
-  return {row: read(lines) for row, lines in rows.items()}
-
-
-def _chosen(
-  lines: Sequence[Mapping[str, Any]], seeds: Sequence[int]
-) -> list[Mapping[str, Any]]:
+def _chosen(lines: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:
   return [line for line in lines if not seeds or int(line["seed"]) in seeds]
-
-
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Scores by a name such as "greedy/total", beside seed and step."""
-  scores = {
-    f"{how}/{name}": value
-    for how, values in record.items()
-    if isinstance(values, Mapping)
-    for name, value in values.items()
-  }
-  return {"seed": record["seed"], "step": record["step"], **scores}
 
 
 def _curves(lines: Sequence[Mapping[str, str]]) -> Curves:
@@ -197,10 +268,10 @@ def _finals(records: Sequence[Mapping[str, Any]]) -> Finals:
     raise ValueError(f"runs of different lengths: {sorted(steps)} steps")
   if any(set(record) != set(records[0]) for record in records):
     raise ValueError("the seeds do not have the same scores")
+  names = [name for name in records[0] if name not in ("seed", "step")]
   values = {
     name: np.array([_number(record[name]) for record in records])
-    for name in records[0]
-    if name not in ("seed", "step")
+    for name in names
   }
   return Finals(steps.pop(), seeds, values)
 

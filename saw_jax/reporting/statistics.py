@@ -33,7 +33,6 @@ class Summary(NamedTuple):
 
   @property
   def half_width(self) -> float:
-    """Of the t interval."""
     return (self.high - self.low) / 2
 
 
@@ -99,13 +98,9 @@ def paired_difference(
       f"only in the first {sorted(set(treated) - set(control))}, "
       f"only in the second {sorted(set(control) - set(treated))}"
     )
-  differences = _sample([treated[s] - control[s] for s in sorted(treated)])
-  return PairedDifference(
-    float(np.mean(differences)),
-    differences.size,
-    t_interval(differences),
-    bootstrap_interval(differences),
-  )
+  found = _sample([treated[s] - control[s] for s in sorted(treated)])
+  t, bootstrap = t_interval(found), bootstrap_interval(found)
+  return PairedDifference(float(np.mean(found)), found.size, t, bootstrap)
 
 
 def moving_average(values: npt.ArrayLike, window: int) -> np.ndarray:
@@ -123,34 +118,33 @@ def moving_average(values: npt.ArrayLike, window: int) -> np.ndarray:
 
 def steps_to_threshold(
   values: npt.ArrayLike, threshold: float, window: int, steps: Sequence[int]
-) -> int | None:
+) -> float:
   """The first step at which the moving average reaches a threshold.
 
-  The step is that of the last value in the average. None if the run ended
+  The step is that of the last value in the average. Infinite if the run ended
   first, which is not a number to average.
   """
   sample = _sample(values)
   if window > sample.size:
-    return None
+    return np.inf
   (reached,) = np.nonzero(moving_average(sample, window) >= threshold)
-  return int(steps[reached[0] + window - 1]) if reached.size else None
+  return float(steps[reached[0] + window - 1]) if reached.size else np.inf
 
 
-def median_steps(steps: Sequence[int | None], *, limit: int) -> str:
+def median_steps(steps: Sequence[float], *, limit: int) -> str:
   """The median of steps to a threshold, and how many seeds reached it.
 
   The mean of the seeds that got there would flatter a row that rarely does; the
   median is known as long as more than half of them do.
 
-  >>> median_steps([10, None, 30], limit=50)
+  >>> median_steps([10, np.inf, 30], limit=50)
   '30 (2/3 reached)'
-  >>> median_steps([10, None], limit=50)
+  >>> median_steps([10, np.inf], limit=50)
   '> 50 (1/2 reached)'
   """
-  median = float(np.median([np.inf if s is None else s for s in steps]))
+  median = np.median(steps)
   value = f"{median:g}" if np.isfinite(median) else f"> {limit}"
-  reached = sum(s is not None for s in steps)
-  return f"{value} ({reached}/{len(steps)} reached)"
+  return f"{value} ({np.isfinite(steps).sum()}/{len(steps)} reached)"
 
 
 def has_collapsed(values: npt.ArrayLike, window: int, share: float) -> bool:
@@ -158,7 +152,7 @@ def has_collapsed(values: npt.ArrayLike, window: int, share: float) -> bool:
 
   >>> has_collapsed([0.4, 0.8, 0.9, 0.3], 1, share=0.5)
   True
-  >>> has_collapsed([0.4, 0.8, 0.9, 0.5], 1, share=0.5)
+  >>> has_collapsed([0.4, 0.8, 1.0, 0.5], 1, share=0.5)
   False
   """
   sample = _sample(values)

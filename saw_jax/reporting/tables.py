@@ -6,8 +6,9 @@ What was measured here is a `statistics.Summary`, what a paper prints is a
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from saw_jax.reporting import statistics
 from saw_jax.reporting.papers import PublishedCell
@@ -48,33 +49,31 @@ def to_markdown(
   is left out. Published numbers stand to the right, in the paper's unit, with
   what has to be known about them below.
   """
-  own_metrics, published_metrics = _metrics(own), _metrics(published)
-  notes: dict[str, int] = {}
-  lines = [f"### {title}", ""]
-  lines += grid(
-    [
-      "row",
-      *(f"{metric} (here, {scale})" for metric in own_metrics),
-      *(f"{metric} {PUBLISHED}" for metric in published_metrics),
-    ],
-    [
-      [
-        row,
-        *(_own(own.get(row, {}).get(metric)) for metric in own_metrics),
-        *(
-          _published(published.get(row, {}).get(metric), notes)
-          for metric in published_metrics
-        ),
-      ]
-      for row in dict.fromkeys([*own, *published])
-    ],
+  ours, theirs = (
+    list(dict.fromkeys(itertools.chain(*side.values())))
+    for side in (own, published)
   )
-  lines += [
+  head = ["row", *(f"{metric} (here, {scale})" for metric in ours)]
+  head += [f"{metric} {PUBLISHED}" for metric in theirs]
+  notes: dict[str, int] = {}
+  rows = []
+  for row in dict.fromkeys([*own, *published]):
+    here = [own.get(row, {}).get(metric) for metric in ours]
+    printed = [published.get(row, {}).get(metric) for metric in theirs]
+    rows.append(
+      [row]
+      + [f"{mean_and_width(c)} ({c.count})" if c else MISSING for c in here]
+      + [_published(c, notes) if c else MISSING for c in printed]
+    )
+  lines = [
+    f"### {title}",
+    "",
+    *grid(head, rows),
     "",
     f"Here: scale `{scale}`; mean ± half-width of the {_LEVEL} t interval "
     "over seeds (number of seeds).",
   ]
-  if published_metrics:
+  if theirs:
     lines += [
       "",
       "Published: printed by the papers for their models, data and scale; not "
@@ -86,23 +85,19 @@ def to_markdown(
 
 def to_csv(scale: str, own: Own, published: Published) -> str:
   """A table for programs, one line per cell; `origin` says which columns."""
-  file = io.StringIO()
-  writer = csv.writer(file, lineterminator="\n")
-  writer.writerow(
+  lines = [
     ["row", "metric", "origin", "scale", "mean", "std", "low", "high", "n"]
     + ["published_value", "published_std", "model", "source", "note"]
-  )
-  for row, cells in own.items():
-    for metric, cell in cells.items():
-      numbers = [_number(value) for value in cell[:4]]
-      writer.writerow(
-        [row, metric, "here", scale, *numbers, cell.count] + [""] * 5
-      )
-  for row, cells in published.items():
-    for metric, cell in cells.items():
-      numbers = [_number(cell.value), _number(cell.std)]
-      about = [cell.model, cell.source, cell.note]
-      writer.writerow([row, metric, "published", *[""] * 6, *numbers, *about])
+  ]
+  for row, metric, cell in _cells(own):
+    numbers = [_number(value) for value in cell[:4]]
+    lines.append([row, metric, "here", scale, *numbers, cell.count, *[""] * 5])
+  for row, metric, cell in _cells(published):
+    numbers = [_number(cell.value), _number(cell.std)]
+    about = [cell.model, cell.source, cell.note]
+    lines.append([row, metric, "published", *[""] * 6, *numbers, *about])
+  file = io.StringIO()
+  csv.writer(file, lineterminator="\n").writerows(lines)
   return file.getvalue()
 
 
@@ -114,16 +109,8 @@ def differences(
     ["comparison", "metric", "mean difference"]
     + [f"{_LEVEL}, t", f"{_LEVEL}, bootstrap", "seeds"],
     [
-      [
-        comparison,
-        metric,
-        f"{difference.mean:+.3f}",
-        _interval(difference.t),
-        _interval(difference.bootstrap),
-        str(difference.count),
-      ]
-      for comparison, cells in found.items()
-      for metric, difference in cells.items()
+      [label, metric, f"{mean:+.3f}", _interval(t), _interval(boot), str(count)]
+      for label, metric, (mean, count, t, boot) in _cells(found)
     ],
   )
 
@@ -136,28 +123,19 @@ def mean_and_width(summary: Summary) -> str:
   return text
 
 
-def _metrics(rows: Mapping[str, Mapping[str, object]]) -> list[str]:
-  return list(
-    dict.fromkeys(metric for cells in rows.values() for metric in cells)
-  )
+def _cells(rows: Mapping[str, Mapping]) -> Iterator[tuple]:
+  return ((row, name, x) for row, of in rows.items() for name, x in of.items())
 
 
-def _own(cell: Summary | None) -> str:
-  return f"{mean_and_width(cell)} ({cell.count})" if cell else MISSING
-
-
-def _published(cell: PublishedCell | None, notes: dict[str, int]) -> str:
+def _published(cell: PublishedCell, notes: dict[str, int]) -> str:
   """A cell and the numbers of its notes, which are collected in `notes`."""
-  if cell is None:
-    return MISSING
   text = MISSING if cell.value is None else f"{cell.value:g}"
   if cell.std is not None:
     text += f" (std {cell.std:g})"
   said = [f"{cell.paper}, arXiv:{cell.arxiv}, {cell.table}, {cell.model}"]
   if cell.source == "secondary":
     said[0] += "; taken from a secondary source"
-  if cell.note:
-    said.append(cell.note)
+  said += [cell.note] if cell.note else []
   numbers = [str(notes.setdefault(note, len(notes) + 1)) for note in said]
   return f"{text} [{', '.join(numbers)}]"
 

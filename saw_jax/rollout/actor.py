@@ -8,7 +8,6 @@ samplers here are what an actor may sample with beside the learner's own.
 
 import dataclasses
 import multiprocessing
-import os
 import queue
 import signal
 import threading
@@ -60,11 +59,8 @@ class ActorPool:
   def __init__(
     self, make_act: Callable[[int], Act], count: int, *, max_deaths: int = 3
   ):
-    if count < 1:
-      raise ValueError(f"count is {count}; a pool has 1 or more actors.")
     self._make_act, self._max_deaths = make_act, max_deaths
-    self._work: queue.SimpleQueue = queue.SimpleQueue()
-    self._done: queue.SimpleQueue = queue.SimpleQueue()
+    self._work, self._done = queue.SimpleQueue(), queue.SimpleQueue()
     self._threads = [
       threading.Thread(target=self._live, args=(index,), daemon=True)
       for index in range(count)
@@ -94,13 +90,12 @@ class ActorPool:
     self.pending -= 1
     if isinstance(done, BaseException):
       raise done
-    if done.error is not None:
-      self.deaths += 1
-      if self.deaths > self._max_deaths:
-        raise ActorError(
-          f"{self.deaths} actors died, and {self._max_deaths} may be "
-          f"restarted; the last one: {done.error}"
-        ) from done.error
+    self.deaths += done.error is not None
+    if self.deaths > self._max_deaths:
+      raise ActorError(
+        f"{self.deaths} actors died, and {self._max_deaths} may be restarted; "
+        f"the last one: {done.error}"
+      ) from done.error
     return done
 
   def _live(self, index: int) -> None:
@@ -134,8 +129,7 @@ class DeviceSampler:
     self, decoder: DecoderConfig, config: GenerateConfig, device: jax.Device
   ):
     self._sample = make_generate(decoder, config, lanes=True)
-    self._device = device
-    self._version = None
+    self._device, self._version = device, None
 
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
@@ -163,8 +157,6 @@ class PartialSampler:
     *,
     part: int,
   ):
-    if part < 1:
-      raise ValueError(f"part is {part}; a part has 1 or more tokens.")
     self._config, self._latest = config, latest
     self._part = min(part, config.max_new_tokens)
     one = dataclasses.replace(config, max_new_tokens=self._part)
@@ -174,9 +166,9 @@ class PartialSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    limit, part = self._config.max_new_tokens, self._part
+    limit = self._config.max_new_tokens
     whole = jax.device_get(self._first(version, params, prompts, row_keys))
-    unfinished = self._unfinished(whole, part)
+    unfinished = self._unfinished(whole, self._part)
     while (size := whole.tokens.shape[-1] - whole.prompt_size) < limit and (
       unfinished.any()
     ):
@@ -189,20 +181,20 @@ class PartialSampler:
         sampled=np.full(whole.ends.shape, size, np.int32),
       )
       more = jax.device_get(self._next(version, params, prompts, row_keys))
-      width = min(part, limit - size)
-      added = slice(more.prompt_size, more.prompt_size + width)
-      kept = unfinished[..., None]
+      width = min(self._part, limit - size)
+      kept, new = unfinished[..., None], slice(more.prompt_size, None)
 
-      def join(old, new, nothing, kept=kept):
-        new = np.where(kept, new, np.asarray(nothing, new.dtype))
+      def join(old, new, nothing, kept=kept, width=width):
+        new = np.where(kept, new[..., :width], np.asarray(nothing, new.dtype))
         return np.concatenate([old, new], -1)
 
-      roles = join(whole.roles, more.roles[..., added], 0)
-      pad, log_probs = self._config.pad_id, more.behave_log_probs[..., :width]
+      roles = join(whole.roles, more.roles[..., new], 0)
       whole = whole.replace(
-        tokens=join(whole.tokens, more.tokens[..., added], pad),
+        tokens=join(whole.tokens, more.tokens[..., new], self._config.pad_id),
         roles=roles,
-        behave_log_probs=join(whole.behave_log_probs, log_probs, 0.0),
+        behave_log_probs=join(
+          whole.behave_log_probs, more.behave_log_probs, 0.0
+        ),
         ends=whole.starts + (roles != 0).sum(-1).astype(np.int32),
       )
       unfinished = unfinished & self._unfinished(whole, width)
@@ -232,64 +224,51 @@ class ProcessSampler:
     self._process = context.Process(
       target=_serve, args=(theirs, decoder, config), daemon=True
     )
-    # JAX reads these when the child imports it.
-    before = dict(os.environ)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    try:
-      self._process.start()
-    finally:
-      os.environ.clear()
-      os.environ.update(before)
+    self._process.start()
     theirs.close()
-    self.pid: int = self._process.pid
-    self._version: int | None = None
+    self.pid, self._version = self._process.pid, None
 
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
+    new = None if version == self._version else jax.device_get(params)
+    self._version = version
+    key_data = np.asarray(jax.random.key_data(row_keys))
     try:
-      if version != self._version:
-        self._pipe.send(("params", jax.device_get(params)))
-        self._version = version
-      key_data = np.asarray(jax.random.key_data(row_keys))
-      self._pipe.send(("sample", (jax.device_get(prompts), key_data)))
-      kind, value = self._pipe.recv()
+      self._pipe.send((new, jax.device_get(prompts), key_data))
+      answer = self._pipe.recv()
     except (EOFError, OSError) as error:
       self._process.join(timeout=5.0)
       raise ActorDied(
         f"the sampler's process ended with code {self._process.exitcode}"
       ) from error
-    if kind == "error":
-      raise ActorDied(f"the sampler raised {value}")
-    return value
+    if isinstance(answer, str):
+      raise ActorDied(f"the sampler raised {answer}")
+    return answer
 
   def close(self) -> None:
     self._pipe.close()
     self._process.terminate()
     self._process.join(timeout=10.0)
-    if self._process.is_alive():
-      self._process.kill()
-      self._process.join()
+    self._process.kill()
+    self._process.join()
 
 
 def _serve(pipe, decoder: DecoderConfig, config: GenerateConfig) -> None:
   """The sampler's process: answers until the other end closes."""
   # Ctrl-C is for the run, which then ends this process in its own time.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  jax.config.update("jax_platforms", "cpu")
   sample = make_generate(decoder, config, lanes=True)
-  params = None
   while True:
     try:
-      kind, value = pipe.recv()
+      new, prompts, key_data = pipe.recv()
     except (EOFError, OSError):
       return
-    if kind == "params":
-      params = jax.device_put(value)
-      continue
     try:
-      prompts, key_data = value
+      if new is not None:
+        params = jax.device_put(new)
       keys = jax.random.wrap_key_data(key_data)
-      answer = ("done", jax.device_get(sample(params, prompts, keys)))
+      pipe.send(jax.device_get(sample(params, prompts, keys)))
     except Exception as error:
-      answer = ("error", f"{type(error).__name__}: {error}")
-    pipe.send(answer)
+      pipe.send(f"{type(error).__name__}: {error}")

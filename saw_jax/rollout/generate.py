@@ -27,8 +27,7 @@ class GenerateConfig:
   max_new_tokens: int  # T, where a completion is cut; may be 0
   group_size: int  # G, samples per prompt
   eos_ids: tuple[int, ...]  # end a completion, and belong to it; may be empty
-  # Written after the end. Its role says that it is padding, so it may be one of
-  # `eos_ids` or a token that the policy uses.
+  # Written after the end. Roles say what is padding: the policy may use it.
   pad_id: int = 0
   sampling: SamplingConfig = SamplingConfig()  # how a token is chosen
   record_entropies: bool = False  # of the distributions sampled from
@@ -38,21 +37,15 @@ class GenerateConfig:
 
   def __post_init__(self):
     object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
-    if self.max_new_tokens < 0:
-      raise ValueError(
-        f"max_new_tokens must be 0 or more, not {self.max_new_tokens}."
-      )
-    if self.group_size < 1:
-      raise ValueError(f"group_size must be at least 1, not {self.group_size}.")
+    for name, least in (("max_new_tokens", 0), ("group_size", 1)):
+      if (value := getattr(self, name)) < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}.")
 
 
 def row_keys(
   root_key: Array, step: int | Array, example_ids: Array, group_size: int
 ) -> Array:
-  """Folds step, example and sample into the run's key: `[P * G]` keys.
-
-  `step` is one number or one per prompt.
-  """
+  """Folds step, one or `[P]`, example and sample into a key: `[P * G]` keys."""
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   ids_P = jnp.asarray(example_ids)
   steps_P = jnp.broadcast_to(jnp.asarray(step), ids_P.shape)
@@ -86,16 +79,11 @@ def make_generate(
   # the cache's index is no longer shared, would copy the cache at each step.
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
   unstack = over_lanes(decoder.unstack_layers)
-  # Updates of a stacked cache are copies, and recomputation is for backward
-  # passes.
-  unrolled = dataclasses.replace(
-    decoder_config, scan_layers=False, remat="none"
-  )
   # A cache's index is shared by all lanes.
   cached = cache_lib.KVCache(keys=0, values=0, valid=0, index=None)
-  read = functools.partial(_read, unrolled)
-  prefill = over_lanes(read, 0, (0, cached))
-  read = over_lanes(read, (0, 0, 0, 0, cached), (0, cached))
+  model = functools.partial(read, unrolled(decoder_config))
+  prefill = over_lanes(model, 0, (0, cached))
+  model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
   draw = over_lanes(functools.partial(_draw, config))
   each = functools.partial(jnp.repeat, repeats=config.group_size)
   eos_ids = np.array(config.eos_ids, np.int32)
@@ -106,7 +94,7 @@ def make_generate(
       params = unstack(params)
     S, T = prompts.tokens.shape[-1], config.max_new_tokens
     lengths_B = each(prompts.lengths, axis=-1)
-    sampled_B = jnp.zeros_like(lengths_B)
+    zeros_B = sampled_B = jnp.zeros_like(lengths_B)
     if prompts.sampled is not None:
       sampled_B = each(prompts.sampled, axis=-1)
 
@@ -114,19 +102,17 @@ def make_generate(
       time = loop.time + 1
       token_B, drawn_B = draw(row_keys, sampled_B + time, logits_BV)
       token_B = jnp.where(loop.ended_B, config.pad_id, token_B)
+
+      def record(line_TB, value_B):
+        return line_TB.at[time].set(jnp.where(loop.ended_B, 0.0, value_B))
+
       return _Loop(
         time=time,
         token_B=token_B,
         lengths_B=loop.lengths_B + ~loop.ended_B,
         ended_B=loop.ended_B | jnp.isin(token_B, eos_ids),
         tokens_TB=loop.tokens_TB.at[time].set(token_B),
-        recorded_TB=jax.tree.map(
-          lambda line_TB, value_B: line_TB.at[time].set(
-            jnp.where(loop.ended_B, 0.0, value_B)
-          ),
-          loop.recorded_TB,
-          drawn_B,
-        ),
+        recorded_TB=jax.tree.map(record, loop.recorded_TB, drawn_B),
         cache=cache,
       )
 
@@ -134,9 +120,8 @@ def make_generate(
       token_B1 = loop.token_B[..., None]
       positions_B1 = (lengths_B + loop.time)[..., None]
       valid_B1 = jnp.ones(token_B1.shape, bool)
-      return append(
-        loop, *read(params, token_B1, positions_B1, valid_B1, loop.cache)
-      )
+      said = model(params, token_B1, positions_B1, valid_B1, loop.cache)
+      return append(loop, *said)
 
     names = ["behave_log_probs"]
     names += ["entropies"] * config.record_entropies
@@ -144,9 +129,9 @@ def make_generate(
     shape = (T, *lengths_B.shape)
     loop = _Loop(
       time=jnp.int32(-1),
-      token_B=jnp.zeros_like(lengths_B),
-      lengths_B=jnp.zeros_like(lengths_B),
-      ended_B=jnp.zeros(lengths_B.shape, bool),
+      token_B=zeros_B,
+      lengths_B=zeros_B,
+      ended_B=zeros_B.astype(bool),
       tokens_TB=jnp.full(shape, config.pad_id, jnp.int32),
       recorded_TB={name: jnp.zeros(shape, jnp.float32) for name in names},
       cache=None,
@@ -171,7 +156,19 @@ def make_generate(
   return generate
 
 
-def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
+def unrolled(config: DecoderConfig) -> DecoderConfig:
+  """For sampling: updates of a stacked cache are copies, and remat is idle."""
+  return dataclasses.replace(config, scan_layers=False, remat="none")
+
+
+def read(
+  config: DecoderConfig,
+  params: dict,
+  tokens_BS: Array,
+  positions_BS: Array,
+  valid_BS: Array,
+  cache: cache_lib.KVCache | None = None,
+) -> tuple[Array, cache_lib.KVCache]:
   """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.
@@ -198,31 +195,25 @@ def _draw(config, keys_B, times_B, logits_BV):
   return tokens_B, drawn_B
 
 
-def _to_transcript(
-  prompts: PromptBatch, lengths_B: Array, loop: _Loop
-) -> Transcript:
+def _to_transcript(prompts, lengths_B, loop: _Loop) -> Transcript:
   *_, P, S = prompts.tokens.shape
   G, T = lengths_B.shape[-1] // P, len(loop.tokens_TB)
   order_BS = _order(S + T, lengths_B)
   starts_B, ends_B = S - lengths_B, S + loop.lengths_B
-  is_before = order_BS < starts_B[..., None]
-  is_after = order_BS >= ends_B[..., None]
+  is_out = (order_BS < starts_B[..., None]) | (order_BS >= ends_B[..., None])
   roles_BS = jnp.where(order_BS < S, transcript.PROMPT, transcript.POLICY)
+  roles_BS = jnp.where(is_out, transcript.PAD, roles_BS).astype(jnp.int8)
   tokens_BS = jnp.repeat(prompts.tokens, G, axis=-2)
-  tokens_BT = jnp.moveaxis(loop.tokens_TB, 0, -1)
+  by_row = functools.partial(jnp.moveaxis, source=0, destination=-1)
+  group_ids = np.repeat(np.arange(P, dtype=np.int32), G)
   return Transcript(
-    tokens=jnp.concatenate([tokens_BS, tokens_BT], axis=-1),
-    roles=jnp.where(is_before | is_after, transcript.PAD, roles_BS).astype(
-      jnp.int8
-    ),
+    tokens=jnp.concatenate([tokens_BS, by_row(loop.tokens_TB)], axis=-1),
+    roles=roles_BS,
     starts=starts_B,
     ends=ends_B,
-    group_ids=jnp.broadcast_to(
-      np.repeat(np.arange(P, dtype=np.int32), G), lengths_B.shape
-    ),
-    policy_versions=jnp.zeros_like(lengths_B),
+    group_ids=jnp.broadcast_to(group_ids, lengths_B.shape),
     prompt_size=S,
-    **jax.tree.map(lambda x_TB: jnp.moveaxis(x_TB, 0, -1), loop.recorded_TB),
+    **jax.tree.map(by_row, loop.recorded_TB),
   )
 
 
@@ -239,7 +230,7 @@ def _stages(prompt_size: int, max_new_tokens: int) -> list[int]:
   """
   if not max_new_tokens:
     return []
-  reads = max_new_tokens - 1  # the last token drawn is not read back
+  reads = max_new_tokens - 1
   share = 4 * max_new_tokens // (prompt_size + max_new_tokens)
   stages = max(1, min(4, max_new_tokens // 64, share))
   return [-(-reads * (i + 1) // stages) for i in range(stages)]

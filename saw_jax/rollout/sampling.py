@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from saw_jax.settings import constant
 from saw_jax.types import Array
 
-# The largest float32 below 1.
-_BELOW_ONE = 1.0 - 2.0**-24
+_BELOW_ONE = 1.0 - 2.0**-24  # the largest float32 below 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +30,14 @@ class SamplingConfig:
   greedy: bool = constant(False)
 
   def __post_init__(self):
-    if not self.temperature > 0:
-      raise ValueError(
-        f"temperature must be above 0, not {self.temperature}; for the "
-        "likeliest token pass greedy=True."
-      )
-    if self.top_k < 0:
-      raise ValueError(f"top_k must be 0 or more, not {self.top_k}.")
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f"top_p must be in (0, 1], not {self.top_p}.")
-    if not 0 <= self.min_p <= 1:
-      raise ValueError(f"min_p must be in [0, 1], not {self.min_p}.")
+    for name, is_right, what in (
+      ("temperature", self.temperature > 0, "above 0 (or set greedy=True)"),
+      ("top_k", self.top_k >= 0, "0 or more"),
+      ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+      ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+    ):
+      if not is_right:
+        raise ValueError(f"{name} must be {what}, not {getattr(self, name)}.")
 
 
 def _truncate(logits_BV: Array, config: SamplingConfig) -> Array:
@@ -61,14 +57,12 @@ def _truncate(logits_BV: Array, config: SamplingConfig) -> Array:
     # A token stays while those before it hold less than top_p: never none.
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
     kept_BV = before_BV < config.top_p
-    least_B1 = jnp.min(
-      jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True
-    )
+    kept_BV = jnp.where(kept_BV, sorted_BV, jnp.inf)
+    least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
   if config.min_p > 0:
     # A ratio of two probabilities: the same whatever was excluded before.
-    top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    least_B1 = top_B1 + math.log(config.min_p)
+    least_B1 = logits_BV.max(-1, keepdims=True) + math.log(config.min_p)
     logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
   return logits_BV
 
@@ -87,7 +81,6 @@ def sample(
     if config.temperature != 1.0:
       logits_BV = logits_BV / config.temperature
     logits_BV = _truncate(logits_BV, config)
-
   top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
   weights_BV = jnp.exp(logits_BV - top_B1)
   if config.greedy:
@@ -98,16 +91,13 @@ def sample(
     # random bits, which on a CPU is more than a tiny decoder's step.
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
     tokens_B = _invert(weights_BV, uniform_B)
-  log_probs_B = jnp.take_along_axis(
-    logits_BV - top_B1, tokens_B[:, None], axis=-1
-  )[:, 0] - jnp.log(jnp.sum(weights_BV, axis=-1))
-  return tokens_B, log_probs_B
+  log_probs_B = _take(logits_BV - top_B1, tokens_B)
+  return tokens_B, log_probs_B - jnp.log(jnp.sum(weights_BV, axis=-1))
 
 
 def untempered_log_probs(logits_BV: Array, tokens_B: Array) -> Array:
   """Takes the log-probs of tokens at temperature 1, with nothing excluded."""
-  log_probs_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32), axis=-1)
-  return jnp.take_along_axis(log_probs_BV, tokens_B[:, None], axis=-1)[:, 0]
+  return _take(jax.nn.log_softmax(logits_BV.astype(jnp.float32)), tokens_B)
 
 
 def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
@@ -145,11 +135,12 @@ def _pass(weights_BI: Array, uniform_B: Array) -> tuple[Array, Array]:
   index_B = jnp.sum(sums_BI <= target_B1, axis=-1).astype(jnp.int32)
   # A running sum in parallel may round up where nothing is added: a weight of
   # 0 is never drawn for it.
-  weight_B = jnp.take_along_axis(weights_BI, index_B[:, None], axis=-1)[:, 0]
   likeliest_B = jnp.argmax(weights_BI, axis=-1).astype(jnp.int32)
-  index_B = jnp.where(weight_B > 0, index_B, likeliest_B)
-
-  weight_B = jnp.take_along_axis(weights_BI, index_B[:, None], axis=-1)[:, 0]
-  sum_B = jnp.take_along_axis(sums_BI, index_B[:, None], axis=-1)[:, 0]
-  passed_B = 1.0 - (sum_B - target_B1[:, 0]) / weight_B
+  index_B = jnp.where(_take(weights_BI, index_B) > 0, index_B, likeliest_B)
+  over_B = _take(sums_BI, index_B) - target_B1[:, 0]
+  passed_B = 1.0 - over_B / _take(weights_BI, index_B)
   return index_B, jnp.clip(passed_B, 0.0, _BELOW_ONE)
+
+
+def _take(values_BI: Array, index_B: Array) -> Array:
+  return jnp.take_along_axis(values_BI, index_B[:, None], axis=-1)[:, 0]

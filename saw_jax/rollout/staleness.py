@@ -2,15 +2,14 @@
 """When a group of responses may start, and when it is too old to learn from.
 
 A protocol decides over whole groups; the functions go from one `Ledger` to the
-next. No array, thread or clock is in here: a protocol's promise can be tested
-by playing it through, and a checkpoint holds a ledger as JSON. A lag counts the
-time in the queue and in flight: in optimizer steps from the weights that a
-group was started with to those that the update starts from, or in versions,
-the published sets of weights.
+next. No array, thread or clock is in here, and a checkpoint holds a ledger as
+JSON. A lag counts the time in the queue and in flight: in optimizer steps from
+the weights that a group was started with to those that the update starts from,
+or in versions, the published sets of weights.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 
@@ -20,6 +19,9 @@ class Ticket(NamedTuple):
   number: int  # of the group in its run: it names the prompt and its keys
   version: int  # published weights with which it was started
   step: int  # optimizer steps in those weights
+
+
+Tickets = tuple[Ticket, ...]
 
 
 class Ledger(NamedTuple):
@@ -34,8 +36,8 @@ class Ledger(NamedTuple):
   version_step: int = 0  # optimizer steps in the published weights
   next_number: int = 0  # of the next new group
   charged: int = 0  # groups since the last publication; see Quota
-  running: tuple[Ticket, ...] = ()
-  queue: tuple[Ticket, ...] = ()  # in the order of consumption
+  running: Tickets = ()
+  queue: Tickets = ()  # in the order of consumption
   again: tuple[int, ...] = ()  # numbers whose actor died
   consumed: int = 0
   filtered: int = 0
@@ -43,9 +45,13 @@ class Ledger(NamedTuple):
   lost: int = 0
 
   @property
+  def outstanding(self) -> int:
+    return len(self.running) + len(self.queue)
+
+  @property
   def held(self) -> int:
     """Groups that were or will be consumed, unless they are lost."""
-    return self.consumed + len(self.queue) + len(self.running)
+    return self.consumed + self.outstanding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +68,12 @@ class Protocol:
       if not value >= least[name]:
         raise ValueError(f"{name} is {value}; it must be {least[name]} or more")
 
-  def room(self, ledger: Ledger) -> int:
-    """How many groups may be started now, at least 0."""
+  def allowed(self, ledger: Ledger) -> int:
+    """How many groups may be started now; below 0 where too many were."""
     raise NotImplementedError
+
+  def room(self, ledger: Ledger) -> int:
+    return max(0, self.allowed(ledger))
 
   def publishes(self, ledger: Ledger) -> bool:
     """Whether weights are published after the step just counted."""
@@ -85,8 +94,8 @@ class FixedLag(Protocol):
   lag: int = 0  # optimizer steps; 0 is the synchronous loop
   ordered: ClassVar[bool] = True
 
-  def room(self, ledger: Ledger) -> int:
-    return max(0, (self.lag + ledger.step + 1) * self.batch - ledger.held)
+  def allowed(self, ledger: Ledger) -> int:
+    return (self.lag + ledger.step + 1) * self.batch - ledger.held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +108,8 @@ class MaxLag(Protocol):
 
   lag: int = 1  # versions, of one optimizer step each
 
-  def room(self, ledger: Ledger) -> int:
-    return max(0, (self.lag + ledger.version + 1) * self.batch - ledger.held)
+  def allowed(self, ledger: Ledger) -> int:
+    return (self.lag + ledger.version + 1) * self.batch - ledger.held
 
   def expired(self, ledger: Ledger, ticket: Ticket) -> bool:
     return ledger.version - ticket.version > self.lag
@@ -120,24 +129,21 @@ class Quota(Protocol):
   trigger: int = 4  # learner batches between two publications
 
   @property
-  def window(self) -> int:
-    """Optimizer steps between two publications."""
+  def window(self) -> int:  # optimizer steps between two publications
     return self.require * self.trigger
 
   @property
-  def budget(self) -> int:
-    """Groups that may be charged to a version, and the size of the queue."""
+  def budget(self) -> int:  # groups charged to a version, and the queue's size
     return int(self.batch * self.window * (1 + self.threshold))
 
-  def room(self, ledger: Ledger) -> int:
-    outstanding = len(ledger.running) + len(ledger.queue)
-    return max(0, self.budget - max(ledger.charged, outstanding))
+  def allowed(self, ledger: Ledger) -> int:
+    return self.budget - max(ledger.charged, ledger.outstanding)
 
   def publishes(self, ledger: Ledger) -> bool:
     return ledger.step % self.window == 0
 
 
-def start(ledger: Ledger, count: int) -> tuple[Ledger, tuple[Ticket, ...]]:
+def start(ledger: Ledger, count: int) -> tuple[Ledger, Tickets]:
   """Starts `count` groups with the published weights; lost ones come first."""
   redone = ledger.again[:count]
   fresh = count - len(redone)
@@ -155,15 +161,13 @@ def start(ledger: Ledger, count: int) -> tuple[Ledger, tuple[Ticket, ...]]:
 
 def finish(
   ledger: Ledger,
-  tickets: Iterable[Ticket],
+  tickets: Sequence[Ticket],
   protocol: Protocol,
-  *,
   filtered: Iterable[int] = (),
 ) -> Ledger:
   """Queues running groups that are scored; those `filtered` by number leave."""
-  tickets, filtered = tuple(tickets), set(filtered)
-  queue = ledger.queue + tuple(t for t in tickets if t.number not in filtered)
-  dropped = len(ledger.queue) + len(tickets) - len(queue)
+  kept = tuple(t for t in tickets if t.number not in filtered)
+  queue, dropped = ledger.queue + kept, len(tickets) - len(kept)
   return ledger._replace(
     running=_without(ledger.running, tickets),
     queue=tuple(sorted(queue)) if protocol.ordered else queue,
@@ -172,31 +176,25 @@ def finish(
   )
 
 
-def lose(ledger: Ledger, tickets: Iterable[Ticket]) -> Ledger:
-  """Takes back groups whose actor died; they are started again as a whole."""
-  tickets = tuple(tickets)
+def lose(
+  ledger: Ledger, tickets: Sequence[Ticket], protocol: Protocol
+) -> Ledger:
+  """Takes back groups whose actor died; they are started again as a whole.
+
+  In an ordered protocol they go on running, with the weights that they had: the
+  lag is as promised.
+  """
+  ledger = ledger._replace(lost=ledger.lost + len(tickets))
+  if protocol.ordered:
+    return ledger
   return ledger._replace(
     running=_without(ledger.running, tickets),
     again=tuple(sorted((*ledger.again, *(t.number for t in tickets)))),
-    lost=ledger.lost + len(tickets),
     charged=ledger.charged - len(tickets),
   )
 
 
-def restart(ledger: Ledger, tickets: Iterable[Ticket]) -> Ledger:
-  """Has groups that were just lost run again with the weights that they had."""
-  tickets = tuple(tickets)
-  numbers = {ticket.number for ticket in tickets}
-  return ledger._replace(
-    running=ledger.running + tickets,
-    again=tuple(number for number in ledger.again if number not in numbers),
-    charged=ledger.charged + len(tickets),
-  )
-
-
-def expire(
-  ledger: Ledger, protocol: Protocol
-) -> tuple[Ledger, tuple[Ticket, ...]]:
+def expire(ledger: Ledger, protocol: Protocol) -> tuple[Ledger, Tickets]:
   """Drops queued groups that are too old, whole; returns their tickets too."""
   old = tuple(t for t in ledger.queue if protocol.expired(ledger, t))
   return ledger._replace(
@@ -210,17 +208,14 @@ def ready(ledger: Ledger, protocol: Protocol) -> bool:
     return False
   last = ledger.queue[protocol.batch - 1].number
   pending = (*(t.number for t in ledger.running), *ledger.again)
-  return not protocol.ordered or all(number > last for number in pending)
+  return not protocol.ordered or last < min(pending, default=last + 1)
 
 
-def take(
-  ledger: Ledger, protocol: Protocol
-) -> tuple[Ledger, tuple[Ticket, ...]]:
+def take(ledger: Ledger, protocol: Protocol) -> tuple[Ledger, Tickets]:
   """Consumes the groups of one optimizer step from a ledger that is `ready`."""
-  taken = ledger.queue[: protocol.batch]
-  return ledger._replace(
-    queue=ledger.queue[protocol.batch :], consumed=ledger.consumed + len(taken)
-  ), taken
+  taken, rest = ledger.queue[: protocol.batch], ledger.queue[protocol.batch :]
+  consumed = ledger.consumed + len(taken)
+  return ledger._replace(queue=rest, consumed=consumed), taken
 
 
 def advance(ledger: Ledger, protocol: Protocol) -> Ledger:
@@ -231,23 +226,21 @@ def advance(ledger: Ledger, protocol: Protocol) -> Ledger:
   return ledger._replace(
     version=ledger.version + 1,
     version_step=ledger.step,
-    charged=len(ledger.running) + len(ledger.queue),
+    charged=ledger.outstanding,
   )
 
 
-def from_json(document: dict[str, Any]) -> Ledger:
+def from_json(document: Mapping[str, Any]) -> Ledger:
   """The ledger whose `_asdict()` went through JSON."""
-  values = dict(document)
-  for name in ("running", "queue"):
-    values[name] = tuple(Ticket(*ticket) for ticket in values[name])
-  values["again"] = tuple(values["again"])
-  return Ledger(**values)
+  running, queue = (
+    tuple(Ticket(*ticket) for ticket in document[name])
+    for name in ("running", "queue")
+  )
+  again = tuple(document["again"])
+  return Ledger(**document)._replace(running=running, queue=queue, again=again)
 
 
-def _without(
-  tickets: tuple[Ticket, ...], removed: tuple[Ticket, ...]
-) -> tuple[Ticket, ...]:
-  removed = set(removed)
-  if missing := removed - set(tickets):
+def _without(tickets: Tickets, removed: Iterable[Ticket]) -> Tickets:
+  if missing := set(removed) - set(tickets):
     raise ValueError(f"no such group: {min(missing)}")
   return tuple(t for t in tickets if t not in removed)

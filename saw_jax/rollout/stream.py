@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling one completion a token at a time, for whoever reads along."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -10,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from saw_jax.models import cache as cache_lib
-from saw_jax.models import decoder, log_probs
+from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout import generate, transcript
 from saw_jax.rollout import sampling as sampling_lib
-from saw_jax.rollout import transcript
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.types import Array
 
@@ -35,11 +34,10 @@ def stream(
   """
   if config.scan_layers:
     params = decoder.unstack_layers(params)
-  config = dataclasses.replace(config, scan_layers=False, remat="none")
+  config = generate.unrolled(config)
   tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
   size = len(tokens_S) + -(-max_new_tokens // multiple) * multiple
-  cache = cache_lib.init_cache(config, 1, size)
-  length = len(prompt)
+  cache, length = cache_lib.init_cache(config, 1, size), len(prompt)
   for time in range(max_new_tokens):
     counts = np.int32([length, time])
     token, cache = _step(
@@ -57,15 +55,10 @@ def _step(config, sampling, params, tokens_S, cache, row_key, counts):
   length, time = counts
   order_1S = jnp.arange(tokens_S.shape[0])[None]
   positions_1S = order_1S + length - tokens_S.shape[0]
-  hidden_1SD, cache = decoder.Decoder(config).apply(
-    {"params": params},
-    tokens_S[None],
-    jnp.maximum(positions_1S, 0),
-    positions_1S >= 0,
-    cache,
-  )
-  logits_1V = log_probs.head_logits(
-    hidden_1SD[:, -1], decoder.head_kernel(params, config)
+  is_real_1S = positions_1S >= 0
+  positions_1S = jnp.maximum(positions_1S, 0)
+  logits_1V, cache = generate.read(
+    config, params, tokens_S[None], positions_1S, is_real_1S, cache
   )
   keys_1 = jax.random.fold_in(row_key, time)[None]
   token_1, _ = sampling_lib.sample(keys_1, logits_1V, sampling)

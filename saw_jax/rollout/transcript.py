@@ -2,6 +2,7 @@
 """Prompts going into a rollout, and the one record that comes out of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -34,8 +35,9 @@ class PromptBatch:
 class Transcript:
   """What happened in `B = P * G` rows: the rows of a prompt are neighbours.
 
-  Per-token arrays of an update are `[B, T]` and begin at `prompt_size`. All
-  properties allow more leading axes, such as one of seeds.
+  Per-token arrays of an update, such as masks, are `[B, T]` and begin at
+  `prompt_size`; `valid` and `positions` are `[B, S]`. All properties allow more
+  leading axes, such as one of seeds.
   """
 
   tokens: Array  # int32 [B, S], prompts padded left, the rest right
@@ -44,7 +46,6 @@ class Transcript:
   ends: Array  # int32 [B], one past the last real token
   behave_log_probs: Array  # float32 [B, T], of the distribution sampled from
   group_ids: Array  # int32 [B], the prompt's place in its batch
-  policy_versions: Array  # int32 [B], optimizer step of the weights
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
   # float32 [B, T], of the distributions sampled from. None: not recorded
   entropies: Array | None = None
@@ -54,27 +55,23 @@ class Transcript:
 
   @property
   def completion_mask(self) -> Array:
-    """True on the tokens that the policy chose. Shape `[B, T]`."""
     return self.roles[..., self.prompt_size :] == POLICY
 
   @property
   def observation_mask(self) -> Array:
-    """True on the tokens that the environment wrote. Shape `[B, T]`."""
     return self.roles[..., self.prompt_size :] == OBSERVATION
 
   @property
   def completion_lengths(self) -> Array:
-    """How many tokens the policy chose, int32. Shape `[B]`."""
     return self.completion_mask.sum(-1).astype("int32")
 
   @property
   def valid(self) -> Array:
-    """True on the tokens that somebody wrote. Shape `[B, S]`."""
     return self.roles != PAD
 
   @property
   def positions(self) -> Array:
-    """Each token's distance from its row's first, int32. Shape `[B, S]`."""
+    """Each token's distance from its row's first."""
     order = np.arange(self.tokens.shape[-1], dtype=np.int32)
     order = order.reshape((1,) * (self.tokens.ndim - 1) + (-1,))
     return jnp.maximum(order - self.starts[..., None], 0)
@@ -108,9 +105,31 @@ def pad_prompts(
   for row, prompt in enumerate(prompts):
     tokens[row, size - len(prompt) :] = prompt
   ids = range(len(prompts)) if ids is None else ids
-  return PromptBatch(
-    tokens, np.array(lengths, np.int32), np.asarray(ids, np.int32)
+  return PromptBatch(tokens, *np.array([lengths, ids], np.int32))
+
+
+def pad_left(transcript: Transcript, prompt_size: int) -> Transcript:
+  """Makes room for longer prompts, in NumPy."""
+  more = prompt_size - transcript.prompt_size
+  widths = [(0, 0)] * (transcript.tokens.ndim - 1) + [(more, 0)]
+  return transcript.replace(
+    tokens=np.pad(transcript.tokens, widths),
+    roles=np.pad(transcript.roles, widths, constant_values=PAD),
+    starts=transcript.starts + more,
+    ends=transcript.ends + more,
+    prompt_size=prompt_size,
   )
+
+
+def write(
+  tokens_S: np.ndarray, roles_S: np.ndarray, begin: int, *parts: Any
+) -> int:
+  """Writes parts of a row, `(tokens, role)` each; returns where they end."""
+  for part, role in parts:
+    end = begin + len(part)
+    tokens_S[begin:end], roles_S[begin:end] = part, role
+    begin = end
+  return begin
 
 
 def append_observations(
@@ -127,23 +146,14 @@ def append_observations(
   between the chat template's tokens `before` and `after`, which have the role
   `GLUE`. PaW, https://arxiv.org/abs/2606.02388
   """
-  if len(observations) != len(transcript.tokens):
-    raise ValueError(
-      f"{len(observations)} observations for {len(transcript.tokens)} "
-      "transcripts"
-    )
   wider = ((0, 0), (0, len(before) + max_tokens + len(after)))
   # Copies: what has a position gets more of them.
   longer = jax.tree.map(
     lambda x: np.pad(x, wider) if np.ndim(x) == 2 else np.array(x), transcript
   )
-  tokens, roles, ends = longer.tokens, longer.roles, longer.ends
-  for row, observation in enumerate(observations):
-    said = (list(observation)[:max_tokens], OBSERVATION)
-    for part, role in ((before, GLUE), said, (after, GLUE)):
-      if len(observation):
-        end = ends[row] + len(part)
-        tokens[row, ends[row] : end] = part
-        roles[row, ends[row] : end] = role
-        ends[row] = end
+  rows = zip(longer.tokens, longer.roles, observations, strict=True)
+  for row, (tokens, roles, said) in enumerate(rows):
+    if len(said):
+      parts = (before, GLUE), (said[:max_tokens], OBSERVATION), (after, GLUE)
+      longer.ends[row] = write(tokens, roles, longer.ends[row], *parts)
   return longer

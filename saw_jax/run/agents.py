@@ -1,37 +1,17 @@
 """Where the text of episodes meets arrays."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from saw_jax.rollout import episodes
+from saw_jax.run.policy import Policy
 from saw_jax.run.rollouts import Encoder, Generate
-from saw_jax.settings import constant
-from saw_jax.tasks.environments import (
-  AgentTask,
-  Situation,
-  number_anchors,
-)
+from saw_jax.tasks.environments import AgentTask, Situation, number_anchors
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.types import Array, PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class EpisodeConfig:
-  """How episodes are played and laid out."""
-
-  rows_per_call: int = 64  # prompts of a seed in one call of the sampler
-  # Of an update's rows: at most so many shapes are compiled.
-  row_parts: int = constant(4)
-  invalid_penalty: float = 0.1  # of a reply that does not parse
-  similarity: float = 1.0  # of observations that are one anchor
-  max_observation_tokens: int = 512  # that are predicted
-  max_observation_chars: int = constant(20_000)  # that are passed on at all
-  # Of the expert, held out, to score predictions.
-  num_transitions: int = constant(256)
+from saw_jax.types import Array
 
 
 class Turn(NamedTuple):
@@ -107,12 +87,13 @@ def glue_of(tokenizer: Tokenizer) -> list[int]:
 class _Stage:
   """The episodes of all seeds: what `rollout.episodes.play` plays in."""
 
-  def __init__(self, task, encoder, pool, starts, max_tokens):
-    self._task, self._encoder, self._pool = task, encoder, pool
-    self._max_tokens, self._size = max_tokens, len(starts[0])
+  def __init__(self, policy, pool, starts):
+    self._task, self._encoder = policy.made.task, policy.encoder
+    self._max_tokens = policy.made.episodes.max_observation_tokens
+    self._pool, self._size = pool, len(starts[0])
     shape = (len(starts), self._size)
-    self.rewards = np.zeros((*shape, task.max_steps), np.float32)
-    self.invalid = np.zeros((*shape, task.max_steps), bool)
+    self.rewards = np.zeros((*shape, self._task.max_steps), np.float32)
+    self.invalid = np.zeros(self.rewards.shape, bool)
     self.over, self.failed = np.zeros(shape, bool), np.zeros(shape, bool)
     self.observations: dict[tuple[int, int, int], list[int]] = {}
     self.seen, self.turns = (
@@ -165,43 +146,38 @@ class _Stage:
 
 
 def play(
+  policy: Policy,
   generate: Generate,
-  params: PyTree,
   starts: Sequence[Sequence[tuple[str, int]]],
   keys: Array,
-  *,
-  task: AgentTask,
-  encoder: Encoder,
   pool: EnvironmentPool,
-  config: EpisodeConfig,
 ) -> Episodes:
   """Plays episodes of all seeds.
 
   `starts` `[N][P]` are split and seed of each world; `keys` `[N, P * G]` has
   one for each of its `G` episodes, and `generate` samples one answer a prompt.
   """
-  num_seeds, num_worlds = len(starts), len(starts[0])
-  size = keys.shape[1] // num_worlds
+  config, encoder = policy.made.episodes, policy.encoder
+  num_steps = policy.made.task.max_steps
+  shape = (len(starts), len(starts[0]), keys.shape[1] // len(starts[0]))
+  size = shape[2]
   starts = [[start for start in row for _ in range(size)] for row in starts]
-  limit = config.max_observation_tokens
-  stage = _Stage(task, encoder, pool, starts, limit)
+  stage = _Stage(policy, pool, starts)
   played = episodes.play(
     generate,
-    params,
+    policy.params,
     stage,
     keys,
-    num_steps=task.max_steps,
+    num_steps=num_steps,
     rows_per_call=config.rows_per_call,
     max_prompt_tokens=encoder.config.max_prompt_tokens,
     prompt_multiple=encoder.config.prompt_multiple,
-    max_new_tokens=encoder.config.max_new_tokens,
     eos_ids=encoder.tokenizer.eos_ids,
     pad_id=encoder.tokenizer.pad_id,
   )
   pool.check()
-  shape = (num_seeds, num_worlds, size)
   # Numbers what was seen before each step, in each group.
-  anchors = np.zeros((*shape, task.max_steps), np.int32)
+  anchors = np.zeros((*shape, num_steps), np.int32)
   for n, p in np.ndindex(*shape[:2]):
     rows = stage.seen[n][p * size : (p + 1) * size]
     texts = [text for row in rows for text in row]
@@ -210,8 +186,8 @@ def play(
       anchors[n, p, g, : len(row)] = [next(numbers) for _ in row]
   return Episodes(
     played=played,
-    rewards=stage.rewards.reshape(*shape, -1),
-    invalid=stage.invalid.reshape(*shape, -1),
+    rewards=stage.rewards.reshape(anchors.shape),
+    invalid=stage.invalid.reshape(anchors.shape),
     anchors=anchors,
     over=stage.over.reshape(shape),
     failed=stage.failed.reshape(shape),

@@ -1,42 +1,18 @@
 """The source of rows that are answers to prompts, and how they are scored."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
-from saw_jax.run import labelling, observations, rollouts
-from saw_jax.run.learner import Learner, LoopConfig
-from saw_jax.run.policy import Policy
-from saw_jax.tasks import data, self_verification
-from saw_jax.tasks.base import Example
+from saw_jax.run import groups, labelling, observations, rollouts
+from saw_jax.run.groups import Drawn, Packed
+from saw_jax.run.learner import Learner
+from saw_jax.run.rollouts import Examples, Rollout
+from saw_jax.run.session import Session
+from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training.batch import TrainBatch
 
-_INT32 = 2**31 - 1
-_VERDICTS = 2**30
-
-# What a checkpoint must hold: a document for JSON, and arrays by name.
-Packed = tuple[dict[str, Any], dict[str, np.ndarray]]
-
-
-class Drawn(NamedTuple):
-  """The answers of a step, and what is known of them."""
-
-  transcript: Transcript  # host arrays, rows [N, P * G]
-  examples: Sequence[Sequence[Example]]  # their prompts, [N][P]
-  early: rollouts.Rollout | None  # what an actor has found out already
-  rows: list[dict[str, float]]  # what each seed logs of where they come from
-
-
-class Scored(NamedTuple):
-  """The answers of a step with their rewards."""
-
-  batch: TrainBatch  # with the log-probs of before the update
-  rollout: rollouts.Rollout
-  drawn: Drawn
+# Answers with their rewards: a batch has the log-probs of before the update.
+Scored = tuple[TrainBatch, Rollout, Drawn]
 
 
 class Answers:
@@ -45,45 +21,41 @@ class Answers:
   Where there is a world model, what the world said to them is learned too.
   """
 
-  def __init__(
-    self,
-    draws: Any,  # `Fresh`, or `groups.Queue` ahead of the updates
-    labels: labelling.Labeller,
-    learner: Learner,
-    world: observations.Appender | None,
-  ):
-    self._draws, self._labels = draws, labels
-    self._learner, self._world = learner, world
-    self._clock = learner.clock
+  def __init__(self, learner: Learner, grader: Grader, session: Session):
+    made = learner.made
+    self._learner, self._clock = learner, learner.clock
+    self._grader, self._encoder = grader, learner.policy.encoder
+    self._labels = labelling.make_labels(learner, grader, session)
+    self._world = observations.Appender(learner) if made.method.world else None
+    ahead, size = made.asynchronous, made.loop.prompts_per_step
+    protocol = groups.make_protocol(ahead, size)
+    self._draws: Any = groups.Fresh(learner)
+    if protocol is not None:
+      self._draws = groups.Queue(learner, protocol, self._early, session)
 
   def generate(self, step: int) -> Drawn:
     return self._draws.draw(step)
 
   def score(self, drawn: Drawn, step: int) -> Scored:
     """Scores the answers while the device recomputes their log-probs."""
-    batch, observed = self._learner.prepare(drawn.transcript)
-    rollout = self._labels.score(
-      drawn.transcript,
-      observed,
-      drawn.examples,
-      step=step,
-      clock=self._clock,
-      early=drawn.early,
-    )
-    return Scored(batch, rollout, drawn)
+    transcript, examples, rollout, _ = drawn
+    batch, observed = self._learner.prepare(transcript)
+    if self._labels is not None:
+      rollout = self._labels.score(transcript, examples, observed, step)
+    elif rollout is None:
+      rollout = self._early(transcript, examples)
+      self._clock.lap("score")
+    return batch, rollout, drawn
 
   def estimate(
     self, scored: Scored, step: int
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
-    (batch, rollout, drawn), learner = scored, self._learner
+    batch, rollout, drawn = scored
     seen = [{} for _ in drawn.rows]
     if self._world is not None:
-      batch, seen = self._world.append(
-        batch, rollout, drawn.examples, learner.policy.params, step
-      )
+      batch, seen = self._world.append(batch, rollout, drawn.examples, step)
       self._clock.lap("lay out")
-    learner.weigh(batch, rollout)
-    batch, rows = learner.estimate(batch, rollout)
+    batch, rows = self._learner.estimate(batch, rollout)
     parts = zip(rows, seen, drawn.rows, strict=True)
     return batch, [{**row, **more, **origin} for row, more, origin in parts]
 
@@ -91,122 +63,18 @@ class Answers:
     self, rows: list[dict[str, float]], step: int
   ) -> list[dict[str, float]]:
     """Lets the labels learn from the update, and publishes its weights."""
-    rows = self._labels.train(rows, step=step, clock=self._clock)
+    if self._labels is not None:
+      rows = self._labels.train(rows, step)
     self._draws.advance()
     return rows
 
   def pack(self, step: int) -> Packed:
-    (host, arrays), (more, others) = self._draws.pack(), self._labels.pack(step)
+    host, arrays = self._draws.pack()
+    more, others = self._labels.pack(step) if self._labels else ({}, {})
     return {**host, **more}, {**arrays, **others}
 
-
-class Fresh:
-  """Answers that the current policies sample between the updates."""
-
-  def __init__(
-    self,
-    generate: rollouts.Generate,
-    encoder: rollouts.Encoder,
-    learner: Learner,
-    examples: Sequence[Example],
-    loop: LoopConfig,
-    seeds: Sequence[int],
-  ):
-    self._generate, self._encoder = generate, encoder
-    self._policy, self._clock = learner.policy, learner.clock
-    self._examples, self._loop, self._seeds = examples, loop, seeds
-
-  def draw(self, step: int) -> Drawn:
-    loop, config = self._loop, self._encoder.config
-    size, count = len(self._examples), loop.prompts_per_step
-    examples = [
-      [
-        self._examples[int(index)]
-        for index in data.batch_indices(size, count, seed=seed, step=step)
-      ]
-      for seed in self._seeds
-    ]
-    ids = [[example.key for example in row] for row in examples]
-    transcript = rollouts.sample(
-      self._generate,
-      self._policy.params,
-      examples,
-      rollouts.row_keys(self._seeds, step, ids, loop.group_size),
-      encoder=self._encoder,
-      multiple=config.completion_multiple,
-      length_groups=config.length_groups,
-    )
-    transcript = transcript.replace(
-      policy_versions=np.full_like(
-        transcript.policy_versions, step * loop.num_minibatches
-      )
-    )
-    self._clock.lap("generate")
-    return Drawn(transcript, examples, None, [{} for _ in self._seeds])
-
-  def advance(self) -> None:
-    """Nothing was sampled ahead."""
-
-  def pack(self) -> Packed:
-    """Nothing: what is sampled in a step is a function of the state."""
-    return {}, {}
-
-
-def make_verifier(
-  policy: Policy,
-  task: Any,
-  encoder: rollouts.Encoder,
-  sampling: SamplingConfig,
-  labels: labelling.LabelConfig,
-  seeds: Sequence[int],
-  group_size: int,
-) -> labelling.Verify:
-  """Makes the policy a judge of its own responses.
-
-  The function `(examples [N][P], completions, step) -> verdicts [N, P, G]` of 0
-  and 1 samples each verdict once from the current policies.
-  """
-  config = dataclasses.replace(
-    encoder.config,
-    max_prompt_tokens=labels.verify_prompt_tokens,
-    max_new_tokens=labels.verify_new_tokens,
-    long_prompts="truncate",
-    stops=(),  # Those of an answer: a verdict may quote one.
-  )
-  tokenizer, heat = encoder.tokenizer, labels.verify_temperature
-  settings = rollouts.Encoder(tokenizer, config).settings(
-    dataclasses.replace(sampling, temperature=heat), 1
-  )
-  generate = rollouts.make_generate(policy.lift, policy.decoder, settings)
-
-  def verify(examples, completions, step) -> np.ndarray:
-    texts = iter(completions)
-    asked = [
-      [
-        Example(
-          key=(example.key * group_size + g) & _INT32,
-          messages=task.verification(example, next(texts)),
-          reference="",
-        )
-        for example in row
-        for g in range(group_size)
-      ]
-      for row in examples
-    ]
-    ids = [[example.key for example in row] for row in asked]
-    sampled = rollouts.sample(
-      generate,
-      policy.params,
-      asked,
-      # Steps of their own: no verdict has the key of a response.
-      rollouts.row_keys(seeds, step + _VERDICTS, ids, 1),
-      # Nothing is asked twice, so nothing is remembered.
-      encoder=rollouts.Encoder(tokenizer, config),
-      multiple=config.completion_multiple,
-    )
-    verdicts, _, _ = rollouts.read(sampled, tokenizer)
-    values = [self_verification.read_verdict(text) for text in verdicts]
-    shape = (len(examples), -1, group_size)
-    return np.array(values, np.float32).reshape(shape)
-
-  return verify
+  def _early(self, transcript: Transcript, examples: Examples) -> Rollout:
+    """What may be known of responses before it is their step's turn."""
+    if self._labels is not None:
+      return self._labels.read(transcript)
+    return rollouts.score(transcript, examples, self._grader, self._encoder)

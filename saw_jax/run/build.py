@@ -14,7 +14,6 @@ from saw_jax import algorithms, names
 from saw_jax.models import decoder, lora
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
-from saw_jax.models.hub import weights as hub_weights
 from saw_jax.run import (
   agents,
   checkpoint,
@@ -27,13 +26,12 @@ from saw_jax.run import (
   config as config_lib,
 )
 from saw_jax.run.experiment import (
-  Experiment,
   check_benchmarks,
   kind_of,
   param_shardings,
 )
 from saw_jax.run.loop import train as train
-from saw_jax.run.sections import RunConfig
+from saw_jax.run.sections import Experiment, RunConfig
 from saw_jax.tasks import environments
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import parallel
@@ -218,7 +216,8 @@ def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
     "%s: %s, %.0f M parameters",
     path,
     source.document["architectures"][0],
-    hub_weights.count_parameters(source.config) / 1e6,
+    sum(x.size for x in jax.tree.leaves(decoder.param_shapes(source.config)))
+    / 1e6,
   )
   made_for = source.document.get("max_position_embeddings")
   if made_for and longest > made_for:

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from saw_jax.models.lora import LoraConfig
 from saw_jax.rollout import transcript
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import rollouts
-from saw_jax.run.evaluation import EvaluationConfig
-from saw_jax.run.experiment import Experiment
+from saw_jax.run.sections import EvaluationConfig, Experiment
 from saw_jax.tasks import inspection
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.workers.grading import Grader
@@ -68,8 +65,8 @@ def _check_episodes(
       temperature=experiment.sampling.temperature,
     ),
   )
-  policy = experiment_lib.make_policy(made, 1)
-  played = experiment_lib.kind_of(made).play(policy, "sampled")
+  policy = experiment_lib.Policy(made, 1)
+  played = experiment_lib.kind_of(made).play(policy)
   worlds, group = played.returns.shape[1:]
   for p in range(min(worlds, shown)):
     print(_LINE)
@@ -101,22 +98,16 @@ def _check_episodes(
 
 
 def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
-  task, tokenizer = experiment.task, experiment.tokenizer
-  group = experiment.loop.group_size
+  task, group = experiment.task, experiment.loop.group_size
   examples = task.examples("train")
   chosen = [examples[i] for i in range(min(len(examples), count))]
-  policy = experiment_lib.make_policy(experiment, 1)
-  encoder = rollouts.Encoder(tokenizer, experiment.rollout)
-  generate = rollouts.make_generate(
-    policy.lift, policy.decoder, encoder.settings(experiment.sampling, group)
-  )
-  ids = np.array([[example.key for example in chosen]])
+  policy = experiment_lib.Policy(experiment, 1)
   sampled = rollouts.sample(
-    generate,
+    policy.make_generate(experiment.sampling, group),
     policy.params,
     [chosen],
-    rollouts.row_keys([0], 0, ids, group),
-    encoder=encoder,
+    rollouts.example_keys([0], 0, [chosen], group),
+    encoder=policy.encoder,
     multiple=experiment.rollout.completion_multiple,
   )
   with Grader(
@@ -125,9 +116,7 @@ def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
     limit_s=experiment.grading.limit_s,
     crash_tolerance=0.0,
   ) as grader:
-    result = rollouts.score(
-      sampled, [chosen], tokenizer=tokenizer, grader=grader
-    )
+    result = rollouts.score(sampled, [chosen], grader, policy.encoder)
 
   for p in range(min(len(chosen), shown)):
     print(_LINE)

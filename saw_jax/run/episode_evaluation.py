@@ -15,7 +15,8 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.reductions import Ratio
 from saw_jax.run import agents, evaluation, rollouts, warm_start
 from saw_jax.run.policy import Policy
-from saw_jax.tasks.environments import AgentTask, Transition
+from saw_jax.run.sections import Experiment
+from saw_jax.tasks.environments import Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import parallel
 from saw_jax.training.batch import TrainBatch
@@ -24,21 +25,12 @@ from saw_jax.training.batch import TrainBatch
 class EpisodeEvaluator(evaluation.BaseEvaluator):
   """Plays one set of held-out worlds, greedily or sampled."""
 
-  def __init__(
-    self,
-    task: AgentTask,
-    encoder: rollouts.Encoder,
-    config: evaluation.EvaluationConfig,
-    episodes: agents.EpisodeConfig,
-    policy: Policy,
-  ):
-    super().__init__(task, encoder, config, policy)
-    self._episodes, lift = episodes, policy.lift
-    count = episodes.num_transitions // lift.num_shards * lift.num_shards
-    transitions = task.held_out(count) if count else []
-    self._transitions = None
-    if transitions:
-      self._transitions = lay_out(transitions, task, encoder, episodes)
+  def __init__(self, policy: Policy, pool: EnvironmentPool):
+    super().__init__(policy, pool)
+    lift, count = policy.lift, policy.made.episodes.num_transitions
+    count = count // lift.num_shards * lift.num_shards
+    found = self._task.held_out(count) if count else []
+    self._transitions = lay_out(found, policy.made) if found else None
     self._predict = lift.wrap(
       make_predictions(policy.decoder),
       (parallel.STATE, parallel.ROWS),
@@ -55,9 +47,7 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
     other._transitions = None
     return other
 
-  def run(
-    self, mode: str, policy: Policy, pool: EnvironmentPool
-  ) -> dict[str, np.ndarray]:
+  def run(self, mode: str) -> dict[str, np.ndarray]:
     """Plays every world under the policies of all seeds.
 
     Returns what `evaluation.Evaluator.run` does, for `E` worlds: `rewards`
@@ -65,7 +55,7 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
     fail; `right`, that it paid the most; `ended`, that it was not cut;
     `lengths`, its steps. And `valid`, the share of its replies that parsed.
     """
-    played = self.play(mode, policy, pool)
+    played = self.play(mode)
     steps = played.played.steps.reshape(played.rewards.shape)
     taken = np.maximum(steps.sum(-1), 1)
     return {
@@ -77,39 +67,32 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
       "valid": 1 - (played.invalid & steps).sum(-1) / taken,
     }
 
-  def play(
-    self, mode: str, policy: Policy, pool: EnvironmentPool
-  ) -> agents.Episodes:
+  def play(self, mode: str) -> agents.Episodes:
     """Plays every world, and returns the episodes themselves."""
-    (sampling, size), num_seeds = self.modes[mode], policy.num_seeds
+    (sampling, size), num_seeds = self.modes[mode], self.policy.num_seeds
     ids, seeds = [self.examples] * num_seeds, [0] * num_seeds
     return agents.play(
+      self.policy,
       # One answer at a time: samples of a world part after the first action.
       self._make_generate(sampling, 1),
-      policy.params,
       [[(self.split, world) for world in self.examples]] * num_seeds,
       rollouts.row_keys(seeds, evaluation.FIRST_STEP, ids, size),
-      task=self._task,
-      encoder=self._encoder,
-      pool=pool,
-      config=self._episodes,
+      self._workers,
     )
 
-  def scores(
-    self, mode: str, policy: Policy, pool: EnvironmentPool
-  ) -> list[dict[str, float]]:
+  def scores(self, mode: str) -> list[dict[str, float]]:
     """Runs an evaluation and averages it, with what `more` has.
 
     A greedy one has `observation_accuracy` and `observation_nll` too, where the
     task has an expert: how often the likeliest token is the one that came, and
     its mean negative log-likelihood.
     """
-    found = super().scores(mode, policy, pool)
+    found = super().scores(mode)
     if mode == "greedy" and self._transitions is not None:
       batch = jax.tree.map(
-        lambda x: np.stack([x] * policy.num_seeds), self._transitions
+        lambda x: np.stack([x] * self.policy.num_seeds), self._transitions
       )
-      said = jax.device_get(self._predict(policy.params, batch))
+      said = jax.device_get(self._predict(self.policy.params, batch))
       for seed, values in enumerate(found):
         values |= {name: float(x[seed]) for name, x in said.items()}
     return found
@@ -127,15 +110,11 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
     }
 
 
-def lay_out(
-  transitions: list[Transition],
-  task: AgentTask,
-  encoder: rollouts.Encoder,
-  config: agents.EpisodeConfig,
-) -> TrainBatch:
+def lay_out(transitions: list[Transition], made: Experiment) -> TrainBatch:
   """Lays an expert's steps out as rows: prompt, action and observation."""
-  encode, end = encoder.tokenizer.encode, encoder.tokenizer.eos_ids[0]
-  limit = config.max_observation_tokens
+  encoder, task = rollouts.Encoder(made.tokenizer, made.rollout), made.task
+  encode, end = made.tokenizer.encode, made.tokenizer.eos_ids[0]
+  limit = made.episodes.max_observation_tokens
   return warm_start.pack_demonstrations(
     [
       agents.write_prompt(task, encoder, one.before, one.history)[1]
@@ -143,7 +122,7 @@ def lay_out(
     ],
     [[*encode(task.write_reply(one.action)), end] for one in transitions],
     [list(encode(one.observation))[:limit] for one in transitions],
-    glue=agents.glue_of(encoder.tokenizer),
+    glue=agents.glue_of(made.tokenizer),
     multiple=8,
   )
 

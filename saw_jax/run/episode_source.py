@@ -1,19 +1,16 @@
 """The source of rows that are steps of episodes."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from saw_jax import algorithms, world_model
-from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax import world_model
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, observations, rollouts
-from saw_jax.run.answers import Packed
-from saw_jax.run.learner import Learner, LoopConfig
-from saw_jax.tasks import data
-from saw_jax.tasks.environments import AgentTask
+from saw_jax.run.groups import Packed
+from saw_jax.run.learner import Learner
+from saw_jax.run.session import Session
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import parallel, step_estimation
@@ -35,64 +32,41 @@ class Episodes:
   Each action gets its advantage, and each observation its weight.
   """
 
-  def __init__(
-    self,
-    learner: Learner,
-    method: algorithms.Method,
-    task: AgentTask,
-    encoder: rollouts.Encoder,
-    sampling: SamplingConfig,
-    pool: EnvironmentPool,
-    config: agents.EpisodeConfig,
-    loop: LoopConfig,
-    seeds: Sequence[int],
-  ):
-    self._learner, self._clock = learner, learner.clock
-    self._policy, self._seeds = learner.policy, list(seeds)
-    self._task, self._encoder, self._pool = task, encoder, pool
-    self._config, self._loop = config, loop
-    self._world, self._reads_values = method.world, method.reads_values
-    lift = self._policy.lift
-    has_world = method.world is not None
-    self._generate = rollouts.make_generate(
-      lift,
-      self._policy.decoder,
-      encoder.settings(sampling, 1, record_entropies=has_world),
+  def __init__(self, learner: Learner, pool: EnvironmentPool, session: Session):
+    del session  # It is a function of the state.
+    self._learner, self._clock, self._pool = learner, learner.clock, pool
+    self._made = made = learner.made
+    self._policy, self._world = learner.policy, made.method.world
+    self._config, self._loop, self._task = made.episodes, made.loop, made.task
+    lift, has_world = self._policy.lift, self._world is not None
+    self._generate = self._policy.make_generate(
+      made.sampling, 1, record_entropies=has_world
     )
     self._estimate = lift.wrap(
       step_estimation.make_step_estimate(
-        method.advantage,
-        max_return=task.max_return,
-        whiten=method.whiten,
-        world=method.world,
+        made.method.advantage,
+        max_return=made.task.max_return,
+        whiten=made.method.whiten,
+        world=self._world,
       ),
       (parallel.ROWS, parallel.SAME),
       (parallel.ROWS,),
       takes_axis_name=True,
     )
-    if method.world is not None:
-      self._measure = jax.jit(method.world.measure)
+    if has_world:
+      self._measure = jax.jit(self._world.measure)
 
   def generate(self, step: int) -> agents.Episodes:
     """Plays the worlds of a step, a function of state, seed and step alone."""
-    size, count = self._loop.group_size, self._task.num_episodes("train")
-    worlds = np.array(
-      [
-        data.batch_indices(
-          count, self._loop.prompts_per_step, seed=seed, step=step
-        )
-        for seed in self._seeds
-      ]
-    )
+    learner, size = self._learner, self._loop.group_size
+    count = self._task.num_episodes("train")
+    worlds = np.array(learner.batch_indices(count, step))
     played = agents.play(
+      self._policy,
       self._generate,
-      self._policy.params,
       [[("train", int(world)) for world in row] for row in worlds],
-      rollouts.row_keys(self._seeds, step, worlds, size),
-      task=self._task,
-      encoder=self._encoder,
-      pool=self._pool,
-      config=self._config,
+      rollouts.row_keys(learner.seeds, step, worlds, size),
+      self._pool,
     )
     self._clock.lap("generate")
     return played
@@ -127,7 +101,7 @@ class Episodes:
       record = record.replace(
         entropies=np.asarray(entropies).reshape(shape), pool=pool.reshape(shape)
       )
-    if self._reads_values:
+    if self._made.method.reads_values:
       taken = _take(transcript, rows)
       zeros = np.zeros(rows.shape, np.float32)
       found = self._learner.values(batch_lib.make_batch(taken, zeros))
@@ -142,16 +116,11 @@ class Episodes:
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
     """Estimates advantages, and lays the rows of the update out."""
     played, record, rows = scored
-    keys = observations.selection_keys(self._seeds, step)
+    keys = observations.selection_keys(self._learner.seeds, step)
     made: StepEstimate = jax.device_get(self._estimate(record, keys))
     self._clock.lap("estimate")
     transcript = _take(played.played.transcript, rows)
-    transcript = transcript.replace(
-      policy_versions=np.full_like(
-        transcript.policy_versions, step * self._loop.num_minibatches
-      )
-    )
-    multiple = self._encoder.config.completion_multiple
+    multiple = self._made.rollout.completion_multiple
     if self._world is None:
       transcript = rollouts.trim(transcript, multiple)
     else:
@@ -196,15 +165,8 @@ class Episodes:
       ]
       for n, own in enumerate(rows)
     ]
-    numbers = [[seed, step] for seed in self._seeds]
-    return observations.append(
-      transcript,
-      said,
-      _gather(made.selected, rows, False),
-      moved_by=numbers if self._world.shuffled else None,
-      max_tokens=self._config.max_observation_tokens,
-      encoder=self._encoder,
-    )
+    selected = _gather(made.selected, rows, False)
+    return observations.append(self._learner, transcript, said, selected, step)
 
   def _describe(
     self, scored: Scored, made: StepEstimate, n: int

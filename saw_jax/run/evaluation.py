@@ -1,12 +1,11 @@
 """How good a policy is on examples that it was not trained on."""
 
 import copy
-import dataclasses
 import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,55 +13,17 @@ import numpy as np
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import metrics, rollouts
 from saw_jax.run.policy import Policy
-from saw_jax.settings import constant
+from saw_jax.run.sections import AVERAGE
 from saw_jax.tasks import clusters
 from saw_jax.tasks.base import Component, Example, Outcome, token_limits
-from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import hosts
 
 LOG = logging.getLogger(__name__)
 # Evaluation keys are folded at steps that no training run reaches.
 FIRST_STEP = 2**30
-AVERAGE = "benchmarks"  # stands in the place of a benchmark's name
 
 # Name of a benchmark and mode, as "aime24/sampled" -> the scores of each seed.
 Scores = dict[str, list[dict[str, float]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-  """What is evaluated, and how often."""
-
-  split: str = constant("test")
-  num_examples: int = 128
-  batch_size: int = 128  # prompts at a time
-  samples: int = 4  # per prompt, in the final sampled evaluation
-  temperature: float = 1.0  # of those samples
-  top_p: float = 1.0  # likewise
-  interval: int = 10  # steps between greedy evaluations; 0: only at the end
-  # Splits that the finished policies are scored on, whole -> samples an
-  # example; 0: greedily alone.
-  benchmarks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-  def __post_init__(self):
-    for name, samples in self.benchmarks.items():
-      if type(samples) is not int or samples < 0:
-        raise ValueError(
-          f"evaluation.benchmarks.{name} is a number of samples, 0 or more, "
-          f"not {samples!r}"
-        )
-      if name == AVERAGE:
-        raise ValueError(
-          f"a benchmark is called {AVERAGE!r}, as their average is: rename it"
-        )
-
-  def modes(self, samples: int) -> dict[str, tuple[SamplingConfig, int]]:
-    """How held-out examples are answered: the sampling, and how often."""
-    found = {"greedy": (SamplingConfig(greedy=True), 1)}
-    if samples:
-      sampling = SamplingConfig(temperature=self.temperature, top_p=self.top_p)
-      found["sampled"] = (sampling, samples)
-    return found
 
 
 class BaseEvaluator:
@@ -70,22 +31,24 @@ class BaseEvaluator:
 
   They have `examples` of a split; `run`, which scores every one of `E` under
   the policies of all seeds; and `more`, which a seed's averages have besides.
+  `modes` are how examples are answered: the sampling, and how often.
   """
 
-  def __init__(
-    self,
-    task: Any,
-    encoder: rollouts.Encoder,
-    config: EvaluationConfig,
-    policy: Policy,
-  ):
-    self.config, self.modes = config, config.modes(config.samples)
-    self._task, self._encoder, self.split = task, encoder, config.split
+  def __init__(self, policy: Policy, workers: Any):
+    self.policy, self._workers = policy, workers
+    self._task, self._encoder = policy.made.task, policy.encoder
+    self.config = config = policy.made.evaluation
+    self.split, self.modes = config.split, self._modes(config.samples)
     self.examples = self._read(config.split, config.num_examples)
-    lift, decoder = policy.lift, policy.decoder
-    self._make_generate = functools.cache(
-      lambda *how: rollouts.make_generate(lift, decoder, encoder.settings(*how))
-    )
+    self._make_generate = functools.cache(policy.make_generate)
+
+  def _modes(self, samples: int) -> dict[str, tuple[SamplingConfig, int]]:
+    found = {"greedy": (SamplingConfig(greedy=True), 1)}
+    if samples:
+      heat, top_p = self.config.temperature, self.config.top_p
+      sampling = SamplingConfig(temperature=heat, top_p=top_p)
+      found["sampled"] = (sampling, samples)
+    return found
 
   def on(self, split: str, samples: int) -> "BaseEvaluator":
     """Evaluates another split in the same way, all of it.
@@ -95,14 +58,12 @@ class BaseEvaluator:
     """
     other = copy.copy(self)
     other.split, other.examples = split, self._read(split)
-    other.modes = self.config.modes(samples)
+    other.modes = self._modes(samples)
     return other
 
-  def scores(
-    self, mode: str, policy: Policy, workers: Any
-  ) -> list[dict[str, float]]:
+  def scores(self, mode: str) -> list[dict[str, float]]:
     """Runs an evaluation and averages it, with what `more` has."""
-    result = self.run(mode, policy, workers)
+    result = self.run(mode)
     found = average(mode, result, self._task.components)
     return [
       values | self.more({name: x[seed] for name, x in result.items()})
@@ -117,9 +78,7 @@ class Evaluator(BaseEvaluator):
     examples = self._task.examples(split)
     return [examples[i] for i in range(len(examples))[:most]]
 
-  def run(
-    self, mode: str, policy: Policy, grader: Grader
-  ) -> dict[str, np.ndarray]:
+  def run(self, mode: str) -> dict[str, np.ndarray]:
     """Scores every one of `E` examples under the policies of all seeds.
 
     Returns `rewards` float32 `[N, E, G, M]`, `scored` bool of the same shape,
@@ -127,30 +86,26 @@ class Evaluator(BaseEvaluator):
     `[N, E, G]` where the task has an `answer_key`: samples of an example with
     the same number gave the same answer, -1 gave none.
     """
-    encoder, group_size = self._encoder, self.modes[mode][1]
+    policy, (sampling, group_size) = self.policy, self.modes[mode]
     size = min(self.config.batch_size, len(self.examples))
     # Long prompts beside long ones: a batch is as wide as its longest.
     order = sorted(
-      range(len(self.examples)), key=lambda i: encoder.size(self.examples[i])
+      range(len(self.examples)),
+      key=lambda i: self._encoder.size(self.examples[i]),
     )
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(order), size):
       chosen = [self.examples[i] for i in order[start : start + size]]
       # The last batch is filled up, so that all have one shape.
-      padded = chosen + chosen[:1] * (size - len(chosen))
-      ids = [[example.key for example in padded]] * policy.num_seeds
-      rows = [padded] * policy.num_seeds
+      rows = [chosen + chosen[:1] * (size - len(chosen))] * policy.num_seeds
       transcript = rollouts.sample(
-        self._make_generate(*self.modes[mode]),
+        self._make_generate(sampling, group_size),
         policy.params,
         rows,
-        rollouts.row_keys([0] * len(ids), FIRST_STEP, ids, group_size),
-        encoder=encoder,
-        multiple=1,
+        rollouts.example_keys([0] * len(rows), FIRST_STEP, rows, group_size),
+        encoder=self._encoder,
       )
-      result = rollouts.score(
-        transcript, rows, grader, encoder.tokenizer, encoder.config.stops
-      )
+      result = rollouts.score(transcript, rows, self._workers, self._encoder)
       shape = result.lengths.shape
       is_right = [outcome is Outcome.RIGHT for outcome in result.outcomes]
       found = {
@@ -260,13 +215,11 @@ def per_example(
 
 def score_benchmarks(
   evaluator: BaseEvaluator,
-  policy: Policy,
-  workers: Any,
   *,
   seeds: Sequence[int],
   step: int,
   path: pathlib.Path,
-  stop: Callable[[], bool] = lambda: False,
+  stop: Callable[[], bool],
 ) -> Scores | None:
   """Scores the policies of all seeds on each benchmark, kept part by part.
 
@@ -275,8 +228,7 @@ def score_benchmarks(
   None if `stop`, asked after each part, said so. The file at `path` keeps what
   was scored, since it takes hours at a paper's scale.
   """
-  found = _read(path, seeds, step)
-  parts = {}
+  found, parts = _read(path, seeds, step), {}
   for name, samples in evaluator.config.benchmarks.items():
     on = evaluator.on(name, samples)
     parts |= {f"{name}/{mode}": (on, mode) for mode in on.modes}
@@ -286,7 +238,7 @@ def score_benchmarks(
       continue
     where, size = f"{number} of {len(parts)}", len(on.examples)
     LOG.info("benchmark %s (%s): %d examples", key, where, size)
-    found[key] = on.scores(mode, policy, workers)
+    found[key] = on.scores(mode)
     if hosts.is_first():
       document = {"step": step, "seeds": list(seeds), "scores": found}
       metrics.write_json(path, document)

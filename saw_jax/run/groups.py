@@ -1,14 +1,12 @@
-"""Groups of responses on their way from an actor to an update.
+"""Answers to the prompts of a step: sampled now, or ahead of the updates.
 
 A group is the `G` responses of one prompt with their rewards. It is queued,
 saved and dropped as a whole: a mean over part of a group is another baseline.
 """
 
-import contextlib
-import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +18,11 @@ from saw_jax.rollout import actor as actor_lib
 from saw_jax.rollout import staleness
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.transcript import PAD, Transcript
-from saw_jax.run import labelling, rollouts
-from saw_jax.run.answers import Drawn, Packed
+from saw_jax.run import rollouts
 from saw_jax.run.learner import Learner
-from saw_jax.run.rollouts import Rollout
-from saw_jax.settings import constant
+from saw_jax.run.rollouts import Examples, Rollout
+from saw_jax.run.sections import AsyncConfig
+from saw_jax.run.session import Session
 from saw_jax.tasks import data
 from saw_jax.tasks.base import Example, Outcome, nearest
 from saw_jax.types import PyTree
@@ -34,31 +32,54 @@ PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
 _OUTCOMES = tuple(Outcome)
 _ROW_FIELDS = ("tokens", "roles", "starts", "ends")
 
+# What a checkpoint must hold: a document for JSON, and arrays by name.
+Packed = tuple[dict[str, Any], dict[str, np.ndarray]]
 
-@dataclasses.dataclass(frozen=True)
-class AsyncConfig:
-  """Whether, and how far, responses are sampled ahead of the updates."""
 
-  protocol: str = "none"  # none, fixed_lag, max_lag or quota
-  lag: int = 0  # of fixed_lag, in optimizer steps; of max_lag, in versions
-  # Of quota: share of a window that is started ahead.
-  threshold: float = constant(0.5)
-  require: int = constant(4)  # of quota: optimizer steps of a learner batch
-  # Of quota: learner batches between two publications.
-  trigger: int = constant(4)
-  actors: int = 0  # 0: sample between the updates, as fast as is allowed
-  actor_kind: str = "thread"  # or "process", each with its own JAX on the CPU
-  # The last devices, which the learner leaves alone.
-  actor_devices: int = constant(0)
-  max_deaths: int = constant(3)  # actors that are restarted in a run
-  # 0: a response is sampled whole; else in parts of so many tokens, and one
-  # that is unfinished goes on with the newest weights.
-  partial_tokens: int = constant(0)
-  dynamic_sampling: bool = False  # replace groups whose rewards are all equal
-  # Groups filtered per group wanted, then they stay.
-  max_attempts: int = constant(10)
-  # The sampler's, also for reports; a loss that reads them gets them anyway.
-  carry_log_probs: bool = constant(True)
+class Drawn(NamedTuple):
+  """The answers of a step, and what is known of them."""
+
+  transcript: Transcript  # host arrays, rows [N, P * G]
+  examples: Examples  # their prompts
+  early: Rollout | None  # what an actor has found out already
+  rows: list[dict[str, float]]  # what each seed logs of where they come from
+
+
+class Fresh:
+  """Answers that the current policies sample between the updates."""
+
+  def __init__(self, learner: Learner):
+    made, self._learner = learner.made, learner
+    self._examples, self._size = (
+      made.task.examples("train"),
+      made.loop.group_size,
+    )
+    self._generate = learner.policy.make_generate(made.sampling, self._size)
+
+  def draw(self, step: int) -> Drawn:
+    learner, encoder = self._learner, self._learner.policy.encoder
+    examples = [
+      [self._examples[int(index)] for index in indices]
+      for indices in learner.batch_indices(len(self._examples), step)
+    ]
+    transcript = rollouts.sample(
+      self._generate,
+      learner.policy.params,
+      examples,
+      rollouts.example_keys(learner.seeds, step, examples, self._size),
+      encoder=encoder,
+      multiple=encoder.config.completion_multiple,
+      length_groups=encoder.config.length_groups,
+    )
+    learner.clock.lap("generate")
+    return Drawn(transcript, examples, None, [{} for _ in learner.seeds])
+
+  def advance(self) -> None:
+    """Nothing was sampled ahead."""
+
+  def pack(self) -> Packed:
+    """Nothing: what is sampled in a step is a function of the state."""
+    return {}, {}
 
 
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
@@ -107,7 +128,7 @@ class Group(NamedTuple):
   prompt_size: int
 
 
-def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
+def split(rollout: Rollout, carry_log_probs: bool) -> list[list[Group]]:
   """Takes a rollout apart into `[N][P]` copied groups, so that it is freed."""
   transcript, shape = rollout.transcript, rollout.lengths.shape
   names = _ROW_FIELDS + ("behave_log_probs",) * carry_log_probs
@@ -135,7 +156,6 @@ def split(rollout: Rollout, *, carry_log_probs: bool) -> list[list[Group]]:
 
 def pack(
   groups: Sequence[Group],
-  *,
   multiple: int = 1,
   max_new_tokens: int | None = None,
   pad_id: int = 0,
@@ -172,22 +192,14 @@ def pack(
   }, prompt_size
 
 
-def join(
-  groups: Sequence[Sequence[Group]],
-  *,
-  versions: np.ndarray | None = None,
-  **layout: int,
-) -> Rollout:
+def join(groups: Sequence[Sequence[Group]], **layout: int) -> Rollout:
   """Puts `[N][P]` groups together that may come from different rollouts.
 
-  `versions` `[N, P]` are the optimizer steps in the weights of each group;
   `layout` is what `pack` takes. The text is lost.
   """
   num_seeds, num_prompts = len(groups), len(groups[0])
   arrays, prompt_size = pack([g for row in groups for g in row], **layout)
   size = arrays["lengths"].shape[1]
-  if versions is None:
-    versions = np.zeros((num_seeds, num_prompts), np.int32)
   outcomes = [_OUTCOMES[k] for k in arrays.pop("outcomes").reshape(-1)]
 
   def rows(name: str) -> np.ndarray | None:
@@ -198,7 +210,6 @@ def join(
   transcript = Transcript(
     **{name: rows(name) for name in (*_ROW_FIELDS, "behave_log_probs")},
     group_ids=np.tile(group_ids, (num_seeds, 1)),
-    policy_versions=np.repeat(versions, size, axis=1).astype(np.int32),
     prompt_size=prompt_size,
   )
   scores = {
@@ -224,77 +235,70 @@ class Queue:
   The learner's thread owns the ledgers, one a seed: it starts groups where the
   protocol has room, receives them complete, and draws the next batch when it is
   there. Sampling itself happens between the updates (no actors), in threads, on
-  other devices, or in processes.
+  other devices, or in processes. `early` is what is done with a transcript at
+  once.
   """
 
   def __init__(
     self,
-    config: AsyncConfig,
-    protocol: staleness.Protocol,
     learner: Learner,
-    labels: labelling.Labeller,
-    encoder: rollouts.Encoder,
-    settings: GenerateConfig,
-    examples: Sequence[Example],
-    seeds: Sequence[int],
-    *,
-    needs_log_probs: bool,
+    protocol: staleness.Protocol,
+    early: Callable[[Transcript, Examples], Rollout],
+    session: Session,
   ):
-    self._config, self._protocol = config, protocol
-    self._policy, self._clock = learner.policy, learner.clock
-    self._labels, self._encoder, self._settings = labels, encoder, settings
-    self._examples, self._seeds = examples, list(seeds)
-    self._carry = config.carry_log_probs or needs_log_probs
+    made, self._early = learner.made, early
+    self._config, self._protocol = made.asynchronous, protocol
+    config, self._clock = self._config, learner.clock
+    self._policy, self._encoder = learner.policy, learner.policy.encoder
+    self._settings = self._encoder.settings(made.sampling, made.loop.group_size)
+    self._examples, self._seeds = made.task.examples("train"), learner.seeds
+    self._carry = config.carry_log_probs or made.method.needs_behave
     # Actors that do not use the learner's own sampler, where it stands.
     self._far = bool(config.actor_devices) or (
       config.actors
       and (config.actor_kind == "process" or config.partial_tokens)
     )
     self._generate = rollouts.make_generate(
-      self._policy.lift, self._policy.decoder, settings
+      self._policy.lift, self._policy.decoder, self._settings
     )
     self._shelf: list[dict[int, Group]] = [{} for _ in self._seeds]
     self._ledgers = [staleness.Ledger()] * len(self._seeds)
     self._filtered_before = [0] * len(self._seeds)
+    self._publish(self._restore(session))
     self._pool: actor_lib.ActorPool | None = None
-
-  def restore(
-    self, step: int, host: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-  ) -> None:
-    """Takes up what `pack` left after so many steps, and publishes weights."""
-    params = self._policy.params
-    if step and "ledgers" not in host:
-      raise ValueError(
-        "the checkpoint is of a synchronous run: it has no queue to go on with"
-      )
-    if step:
-      self._ledgers = [staleness.from_json(found) for found in host["ledgers"]]
-      own = {
-        name.removeprefix("groups."): array
-        for name, array in arrays.items()
-        if name.startswith("groups.")
-      }
-      for k, (n, number) in enumerate(host["groups"].get("names", [])):
-        self._shelf[n][number] = Group(
-          {name: np.array(x[k]) for name, x in own.items()},
-          host["groups"]["prompt_size"],
-        )
-    if "published.0" in arrays:
-      leaves, treedef = jax.tree.flatten(params)
-      found = [
-        jax.device_put(arrays[f"published.{k}"], leaf.sharding)
-        for k, leaf in enumerate(leaves)
-      ]
-      params = jax.tree.unflatten(treedef, found)
-    self._publish(params)
-
-  def start_actors(self, stack: contextlib.ExitStack) -> None:
-    config = self._config
     if config.actors:
       pool = actor_lib.ActorPool(
         self._make_act, config.actors, max_deaths=config.max_deaths
       )
-      self._pool = stack.enter_context(pool)
+      self._pool = session.stack.enter_context(pool)
+
+  def _restore(self, session: Session) -> PyTree:
+    """Takes up what `pack` left; gives the weights to publish."""
+    host, arrays, params = session.host, session.arrays, self._policy.params
+    if not session.step:
+      return params
+    if "ledgers" not in host:
+      raise ValueError(
+        "the checkpoint is of a synchronous run: it has no queue to go on with"
+      )
+    self._ledgers = [staleness.from_json(found) for found in host["ledgers"]]
+    for k, (n, number) in enumerate(host["groups"].get("names", [])):
+      self._shelf[n][number] = Group(
+        {
+          name.removeprefix("groups."): np.array(x[k])
+          for name, x in arrays.items()
+          if name.startswith("groups.")
+        },
+        host["groups"]["prompt_size"],
+      )
+    if "published.0" not in arrays:
+      return params
+    leaves, treedef = jax.tree.flatten(params)
+    found = [
+      jax.device_put(arrays[f"published.{k}"], leaf.sharding)
+      for k, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, found)
 
   # --- what the loop calls --------------------------------------------------
 
@@ -322,7 +326,6 @@ class Queue:
       ],
       multiple=config.completion_multiple,
       max_new_tokens=config.max_new_tokens,
-      versions=np.array([[t.step for t in row] for row in taken], np.int32),
       pad_id=self._settings.pad_id,
     )
     examples = [
@@ -382,7 +385,7 @@ class Queue:
         request = self._start()
         transcript = self._sample(self._near, request)
         self._clock.lap("generate")
-        rollout = self._labels.early(transcript, request.examples)
+        rollout = self._early(transcript, request.examples)
         self._clock.lap("score")
         self._receive(actor_lib.Done(request, rollout, None))
       elif (
@@ -406,9 +409,8 @@ class Queue:
       tickets.append(started)
       examples.append([self._example(seed, number) for number in numbers])
       steps.append([number // size for number in numbers])
-    ids = [[example.key for example in row] for row in examples]
     size = self._settings.group_size
-    keys = rollouts.row_keys(self._seeds, steps, ids, size)
+    keys = rollouts.example_keys(self._seeds, steps, examples, size)
     return Request(tuple(tickets), examples, keys, *self._newest)
 
   def _example(self, seed: int, number: int) -> Example:
@@ -423,7 +425,7 @@ class Queue:
     if done.error is not None:
       self._start_again(request, done.error)
       return
-    arrived = split(done.result, carry_log_probs=self._carry)
+    arrived = split(done.result, self._carry)
     for n, tickets in enumerate(request.tickets):
       filtered = self._constant(n, tickets, arrived[n])
       self._ledgers[n] = staleness.finish(
@@ -441,10 +443,9 @@ class Queue:
       self._config.max_deaths,
     )
     for n, tickets in enumerate(request.tickets):
-      self._ledgers[n] = staleness.lose(self._ledgers[n], tickets)
-      if self._protocol.ordered:
-        # The same groups with the same weights: the lag is as promised.
-        self._ledgers[n] = staleness.restart(self._ledgers[n], tickets)
+      self._ledgers[n] = staleness.lose(
+        self._ledgers[n], tickets, self._protocol
+      )
     if self._protocol.ordered:
       self._pool.submit(request)
 
@@ -481,7 +482,7 @@ class Queue:
 
     def act(request: Request) -> Rollout:
       transcript = self._sample(sampler, request)
-      return self._labels.early(transcript, request.examples)
+      return self._early(transcript, request.examples)
 
     act.close = lambda: actor_lib.close(sampler)
     return act
@@ -509,7 +510,6 @@ class Queue:
       request.examples,
       request.keys,
       encoder=self._encoder,
-      multiple=1,
       length_groups=self._encoder.config.length_groups,
     )
 

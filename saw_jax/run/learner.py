@@ -1,6 +1,5 @@
 """Turns scored responses into updates of the policies of all seeds."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from saw_jax import algorithms
-from saw_jax.run import labelling, rollouts
+from saw_jax.run import rollouts
 from saw_jax.run.policy import Policy
-from saw_jax.tasks.base import Component, Outcome
+from saw_jax.run.session import Clock
+from saw_jax.tasks import data
+from saw_jax.tasks.base import Outcome
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
@@ -24,60 +24,36 @@ from saw_jax.training import (
 from saw_jax.training.batch import TrainBatch
 
 
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-  """Sizes of a run."""
-
-  num_steps: int = 100
-  prompts_per_step: int = 16  # P
-  group_size: int = 8  # G
-  num_minibatches: int = 1  # updates per rollout
-  num_microbatches: int = 1  # parts of an update that run one after the other
-  chunk_size: int = 1024  # tokens whose logits exist at one time
-  pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
-  checkpoint_interval: int = 25  # steps; 0: only at the end
-  skip_nonfinite: bool = False  # go on after an update that is not finite
-  writers: tuple[str, ...] = ()  # beside the files: tensorboard, wandb
-
-
 class Learner:
   """Recomputes log-probs, weighs rewards, estimates advantages, and updates.
 
-  With `labels` that look at the policy, the pass that recomputes log-probs
-  observes too what they look at.
+  With labels that look at the policy, the pass that recomputes log-probs
+  observes too what they look at. What makes the rows of a step has from here
+  what it needs of the run: `made`, `policy`, `seeds` and `clock`.
   """
 
-  def __init__(
-    self,
-    policy: Policy,
-    method: algorithms.Method,
-    loop: LoopConfig,
-    clock: labelling.Laps,
-    *,
-    components: Sequence[Component],
-    temperature: float,
-    target_multiple: int,
-    labels: labelling.LabelConfig,
-  ):
-    self.policy, self.clock = policy, clock
-    self._method, self._loop = method, loop
-    self._components = components
-    self._target_multiple = target_multiple
-    self._observes = not labels.is_truth
+  def __init__(self, policy: Policy, seeds: Sequence[int], clock: Clock):
+    self.made, self.policy = policy.made, policy
+    self.seeds, self.clock = list(seeds), clock
+    self._method, self._loop = self.made.method, self.made.loop
     # Else the old policy is the current one: nothing has to be recomputed.
-    self._needs_old = bool(method.kl_in_reward) or (
-      method.needs_old and loop.num_minibatches > 1
+    self._needs_old = bool(self._method.kl_in_reward) or (
+      self._method.needs_old and self._loop.num_minibatches > 1
     )
-    self._reference = policy.copy_params() if method.needs_reference else None
-    minima = np.array([c.minimum for c in components], np.float32)
+    needs_reference = self._method.needs_reference
+    self._reference = policy.copy_params() if needs_reference else None
+    strategy = self.made.labels.strategy
     self._programs = _make_programs(
-      policy,
-      method,
-      loop,
-      minima,
-      temperature=temperature,
-      observes_log_probs=self._needs_old or labels.strategy.needs_log_probs,
+      policy, log_probs_too=self._needs_old or strategy.needs_log_probs
     )
+
+  def batch_indices(self, count: int, step: int) -> list[np.ndarray]:
+    """Which of `count` prompts or worlds each seed has in a step, `[N][P]`."""
+    size = self._loop.prompts_per_step
+    return [
+      data.batch_indices(count, size, seed=seed, step=step)
+      for seed in self.seeds
+    ]
 
   def prepare(
     self, transcript
@@ -90,7 +66,7 @@ class Learner:
     zeros = np.zeros(transcript.starts.shape, np.float32)
     batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
     observed = None
-    if self._observes:
+    if self.made.labels.method != "truth":
       observed = self._programs["observe"](self.policy.params, batch)
       if self._needs_old:
         batch = batch.replace(old_log_probs=observed.log_probs)
@@ -111,26 +87,26 @@ class Learner:
     """What the value head says of each row. Shape `[N, B]`."""
     return np.asarray(self._programs["values"](self.policy.params, batch))
 
-  def weigh(self, batch: TrainBatch, scores: rollouts.Rollout) -> None:
-    """Moves the reward weights that follow gradients, if the method has any."""
-    if self._method.weights is not None:
-      return
-    policy = self.policy
-    weights = self._programs["weigh"](
-      policy.state.params,
-      policy.state.weights,
-      self._packed(batch, self._loop.num_microbatches),
-      scores.rewards,
-      scores.scored,
-      policy.base,
-    )
-    policy.state = policy.state.replace(weights=jax.block_until_ready(weights))
-    self.clock.lap("weigh")
-
   def estimate(
     self, batch: TrainBatch, scores: rollouts.Rollout
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
-    """Gives a batch its advantages; returns what each seed logs of rewards."""
+    """Gives a batch its advantages; returns what each seed logs of rewards.
+
+    Before that it moves the reward weights, if they follow gradients.
+    """
+    policy = self.policy
+    if self._method.weights is None:
+      weights = self._programs["weigh"](
+        policy.state.params,
+        policy.state.weights,
+        self._packed(batch, self._loop.num_microbatches),
+        scores.rewards,
+        scores.scored,
+        policy.base,
+      )
+      weights = jax.block_until_ready(weights)
+      policy.state = policy.state.replace(weights=weights)
+      self.clock.lap("weigh")
     penalties = None
     if self._method.kl_in_reward:
       estimator, coefficient = self._method.kl_in_reward
@@ -143,7 +119,7 @@ class Learner:
         scores.scored,
         scores.lengths.astype(np.float32),
         penalties,
-        self.policy.state.weights,
+        policy.state.weights,
       )
     )
     self.clock.lap("estimate")
@@ -189,18 +165,18 @@ class Learner:
       num_shards=lift.num_shards if lift.has_own_rows else 1,
       num_microbatches=num_microbatches,
       row_multiple=1 if lift.has_own_rows else lift.num_shards,
-      target_multiple=self._target_multiple,
+      target_multiple=self.made.rollout.completion_multiple,
     )
     return batch_lib.pack_rows(batch, layout)
 
   def _describe(
     self, scores: rollouts.Rollout, statistics: dict[str, Any]
   ) -> list[dict[str, float]]:
+    names = [component.name for component in self.made.task.components]
+
     def each(kind: str, values) -> dict[str, float]:
-      return {
-        f"{kind}/{component.name}": float(value)
-        for component, value in zip(self._components, values, strict=True)
-      }
+      pairs = zip(names, values, strict=True)
+      return {f"{kind}/{name}": float(value) for name, value in pairs}
 
     outcomes = np.array([o.value for o in scores.outcomes])
     rows = []
@@ -218,46 +194,41 @@ class Learner:
     return rows
 
 
-def _make_programs(
-  policy: Policy,
-  method: algorithms.Method,
-  loop: LoopConfig,
-  minima: np.ndarray,
-  *,
-  temperature: float,
-  observes_log_probs: bool,
-) -> dict[str, Callable]:
+def _make_programs(policy: Policy, log_probs_too: bool) -> dict[str, Callable]:
   """Lifts the functions of a step over seeds; nothing is compiled yet."""
   STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
-  forward = objective.make_forward(
-    policy.decoder, temperature=temperature, chunk_size=loop.chunk_size
-  )
-  parts = loop.num_minibatches * loop.num_microbatches
-  over_parts = {"num_microbatches": loop.num_microbatches}
-
+  made = policy.made
+  method, loop = made.method, made.loop
+  how = {
+    "temperature": made.sampling.temperature,
+    "chunk_size": loop.chunk_size,
+  }
+  forward = objective.make_forward(policy.decoder, **how)
   observe = objective.make_observe(
     policy.decoder,
     group_size=loop.group_size,
-    temperature=temperature,
-    chunk_size=loop.chunk_size,
-    log_probs_too=observes_log_probs,
+    log_probs_too=log_probs_too,
+    **how,
   )
+  log_probs = objective.in_parts(
+    lambda *x: forward(*x).log_probs,
+    loop.num_minibatches * loop.num_microbatches,
+  )
+  minima = np.array([c.minimum for c in made.task.components], np.float32)
   estimate = estimation.make_estimate(
     method.advantage, method.weights, minima=minima
   )
+  in_parts = {"merge": policy.merge, "num_microbatches": loop.num_microbatches}
   weigh = estimation.make_gradient_weights(
     objective.make_objective(forward, {"policy": method.terms["policy"]}),
-    merge=policy.merge,
-    **over_parts,
+    **in_parts,
     **method.gradient_options,
   )
   step = update.make_update(
     objective.make_objective(forward, method.terms, method.diagnostics),
     policy.optimizer,
-    merge=policy.merge,
-    **over_parts,
+    **in_parts,
   )
-  log_probs = objective.in_parts(lambda *x: forward(*x).log_probs, parts)
   wrap = policy.lift.wrap
   total = functools.partial(wrap, takes_axis_name=True)
   of_rows = (STATE, ROWS), (ROWS,)

@@ -1,7 +1,7 @@
 """The loop: generate, score, label, weigh, estimate, update, evaluate, save.
 
 Where the rows of a step come from is a source: answers that are sampled between
-the updates (`answers.Fresh`) or ahead of them (`groups.Queue`), or episodes
+the updates (`groups.Fresh`) or ahead of them (`groups.Queue`), or episodes
 (`episode_source`). What answers are scored against is a strategy
 (`labelling`). What surrounds the steps is in `session`.
 """
@@ -9,7 +9,6 @@ the updates (`answers.Fresh`) or ahead of them (`groups.Queue`), or episodes
 import contextlib
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,9 +17,10 @@ import numpy as np
 
 from saw_jax.rollout.transcript import POLICY
 from saw_jax.run import experiment as experiment_lib
-from saw_jax.run.answers import Packed
-from saw_jax.run.experiment import Experiment
+from saw_jax.run.groups import Packed
 from saw_jax.run.learner import Learner
+from saw_jax.run.policy import Policy
+from saw_jax.run.sections import Experiment
 from saw_jax.run.session import Clock, Result, Session
 from saw_jax.training import hosts
 from saw_jax.training.batch import TrainBatch
@@ -73,39 +73,20 @@ def train(
   made = experiment
   hosts.wait_for_all()
   _check(made)
-  kind, directory = experiment_lib.kind_of(made), pathlib.Path(directory)
-  policy, clock = experiment_lib.make_policy(made, len(seeds)), Clock()
-  learner = Learner(
-    policy,
-    made.method,
-    made.loop,
-    clock,
-    components=made.task.components,
-    temperature=made.sampling.temperature,
-    target_multiple=made.rollout.completion_multiple,
-    labels=made.labels,
-  )
-  evaluator = kind.make_evaluator(policy)
-  session = Session(
-    policy,
-    evaluator,
-    made.loop,
-    clock,
-    seeds=seeds,
-    directory=directory,
-    resume_step=resume_step,
-  )
-  _log_header(made, kind, len(seeds), policy.lift.name)
+  kind, clock = experiment_lib.kind_of(made), Clock()
+  policy = Policy(made, len(seeds))
+  learner = Learner(policy, seeds, clock)
+  _log_header(policy, kind)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(session)
     workers = stack.enter_context(kind.open_workers())
-    source: Source = kind.make_source(
-      learner, session, workers, stack, seeds, directory
-    )
+    evaluator = kind.Evaluator(policy, workers)
+    session = Session(evaluator, seeds, clock, directory, stack, resume_step)
+    source: Source = kind.Source(learner, workers, session)
     if not session.step:
-      session.evaluate(workers)
+      session.evaluate()
     while session.goes_on:
-      step = session.begin_step()
+      clock.restart()
+      step = session.step
       sampled = source.generate(step)
       scored = source.score(sampled, step)  # against the truth, or labels
       batch, rows = source.estimate(scored, step)  # weighs, and estimates
@@ -113,9 +94,9 @@ def train(
       rows = [{**a, **b} for a, b in zip(rows, updates, strict=True)]
       rows = source.finish(rows, step)
       session.log(rows, tokens=float((np.asarray(batch.roles) == POLICY).sum()))
-      score = session.evaluate(workers)
+      score = session.evaluate()
       session.save(source.pack, score)
-    return session.result(workers)
+    return session.result()
 
 
 def _check(made: Experiment) -> None:
@@ -127,24 +108,16 @@ def _check(made: Experiment) -> None:
     )
 
 
-def _log_header(made: Experiment, kind, num_seeds: int, lift: str) -> None:
+def _log_header(policy: Policy, kind: experiment_lib.AnswerRun) -> None:
   """Says how large a step is."""
-  loop, limit = made.loop, made.rollout.max_new_tokens
+  loop, limit = policy.made.loop, policy.made.rollout.max_new_tokens
   samples = loop.prompts_per_step * loop.group_size
   LOG.info(
     "one step: %d prompts x %d samples = %d %s of at most %d tokens "
     "(at most %d tokens sampled), %d update(s) of %d micro-batch(es); "
     "%d seed(s) at once, %s on %d %s device(s)",
-    loop.prompts_per_step,
-    loop.group_size,
-    samples,
-    kind.unit,
-    limit,
-    samples * kind.turns * limit,
-    loop.num_minibatches,
-    loop.num_microbatches,
-    num_seeds,
-    lift,
-    jax.device_count(),
-    jax.default_backend(),
+    *(loop.prompts_per_step, loop.group_size, samples, kind.unit, limit),
+    *(samples * kind.turns * limit, loop.num_minibatches),
+    *(loop.num_microbatches, policy.num_seeds, policy.lift.name),
+    *(jax.device_count(), jax.default_backend()),
   )

@@ -14,8 +14,7 @@ from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, rollouts
-from saw_jax.run.learner import LoopConfig
-from saw_jax.run.policy import Policy
+from saw_jax.run.learner import Learner
 from saw_jax.tasks.base import Example
 from saw_jax.training import hosts, objective, parallel, step_estimation
 from saw_jax.training.batch import TrainBatch
@@ -44,36 +43,34 @@ def selection_keys(seeds: Sequence[int], step: int) -> Array:
 
 
 def append(
+  learner: Learner,
   transcript: Transcript,
   said: Sequence[Sequence[Sequence[int]]],
   selected: np.ndarray,
-  *,
-  moved_by: Sequence[Sequence[int]] | None,
-  max_tokens: int,
-  encoder: rollouts.Encoder,
+  step: int,
 ) -> Transcript:
   """Puts the selected ones of token ids `[N][B]` behind rows `[N, B]`.
 
-  The template's glue comes in between. `moved_by` are numbers for each seed, by
-  which observations change places among the rows that have one: the placebo of
-  a world model. None leaves them where they are.
+  The template's glue comes in between. The placebo of a world model has them
+  change places among the rows that have one.
   """
   chosen = [
     [tokens if take else [] for tokens, take in zip(*pair, strict=True)]
     for pair in zip(said, selected, strict=True)
   ]
-  for row, number in zip(chosen, moved_by or (), strict=bool(moved_by)):
-    places = [i for i, tokens in enumerate(row) if tokens]
-    if places:
-      order = np.random.default_rng(number).permutation(places)
-      moved = [row[source] for source in order]
+  if learner.made.method.world.shuffled:
+    for row, seed in zip(chosen, learner.seeds, strict=True):
+      places = [i for i, tokens in enumerate(row) if tokens]
+      order = np.random.default_rng([seed, step]).permutation(places)
+      moved = [row[int(source)] for source in order]
       for place, tokens in zip(places, moved, strict=True):
         row[place] = tokens
   shape = transcript.starts.shape
+  encoder = learner.policy.encoder
   longer = transcript_lib.append_observations(
     jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transcript),
     [tokens for row in chosen for tokens in row],
-    max_tokens=max_tokens,
+    max_tokens=learner.made.episodes.max_observation_tokens,
     before=agents.glue_of(encoder.tokenizer),
   )
   longer = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), longer)
@@ -83,24 +80,16 @@ def append(
 class Appender:
   """Gives the rows of answers their observations and weights."""
 
-  def __init__(
-    self,
-    world: step_estimation.WorldModel,
-    policy: Policy,
-    task: ObservedTask,
-    encoder: rollouts.Encoder,
-    config: agents.EpisodeConfig,
-    loop: LoopConfig,
-    seeds: Sequence[int],
-    temperature: float,
-  ):
-    self._world, self._task, self._encoder = world, task, encoder
-    self._config, self._seeds = config, list(seeds)
-    components = task.components
+  def __init__(self, learner: Learner):
+    made, policy = learner.made, learner.policy
+    self._learner, self._made, world = learner, made, made.method.world
+    components, loop = made.task.components, made.loop
     self._minima = np.array([c.minimum for c in components], np.float32)
     self._range = float(sum(c.maximum - c.minimum for c in components))
     forward = objective.make_forward(
-      policy.decoder, temperature=temperature, chunk_size=loop.chunk_size
+      policy.decoder,
+      temperature=made.sampling.temperature,
+      chunk_size=loop.chunk_size,
     )
 
     def measure(params: PyTree, batch: TrainBatch) -> Array:
@@ -127,8 +116,7 @@ class Appender:
     self,
     batch: TrainBatch,
     scores: rollouts.Rollout,
-    examples: Sequence[Sequence[Example]],
-    params: PyTree,
+    examples: rollouts.Examples,
     step: int,
   ) -> tuple[TrainBatch, list[dict[str, float]]]:
     """Selects responses, and puts what the world said behind them.
@@ -137,11 +125,14 @@ class Appender:
     votes. The entropy of a response is that of the current policies, whoever
     sampled it. Each seed logs what was selected.
     """
+    learner = self._learner
     shape = (*scores.lengths.shape, 1)
     seen = self._observe(scores, examples)
     shares = (scores.rewards - self._minima).sum(-1) / self._range
     scored = scores.scored.all(-1)
-    entropies = np.asarray(hosts.fetch(self._measure(params, batch)))
+    entropies = np.asarray(
+      hosts.fetch(self._measure(learner.policy.params, batch))
+    )
     record = StepRecord(
       rewards=np.where(scored, shares, 0.0).astype(np.float32)[..., None],
       steps=np.ones(shape, bool),
@@ -151,19 +142,10 @@ class Appender:
       entropies=entropies.reshape(shape),
       pool=np.array([[bool(x) for x in row] for row in seen]).reshape(shape),
     )
-    made = hosts.fetch(
-      self._estimate(record, selection_keys(self._seeds, step))
-    )
+    keys = selection_keys(learner.seeds, step)
+    made = hosts.fetch(self._estimate(record, keys))
     selected = made.selected.reshape(len(seen), -1)
-    numbers = [[seed, step] for seed in self._seeds]
-    longer = append(
-      scores.transcript,
-      seen,
-      selected,
-      moved_by=numbers if self._world.shuffled else None,
-      max_tokens=self._config.max_observation_tokens,
-      encoder=self._encoder,
-    )
+    longer = append(learner, scores.transcript, seen, selected, step)
     rows = batch.starts.shape
     weights = world_model.RowWeights(
       made.weights.reshape(rows), made.counts.reshape(rows)
@@ -179,27 +161,24 @@ class Appender:
     ]
 
   def _observe(
-    self, scores: rollouts.Rollout, examples: Sequence[Sequence[Example]]
+    self, scores: rollouts.Rollout, examples: rollouts.Examples
   ) -> list[list[list[int]]]:
     """What the world says to each response, as tokens `[N][P * G]`."""
-    tokenizer, stops = self._encoder.tokenizer, self._encoder.config.stops
+    encoder, task = self._learner.policy.encoder, self._made.task
     # A queue keeps tokens alone.
-    texts = (
-      scores.completions
-      or rollouts.read(scores.transcript, tokenizer, stops)[0]
-    )
+    texts = scores.completions or rollouts.read(scores.transcript, encoder)[0]
     texts = np.array(texts, object).reshape(scores.lengths.shape)
-    limit = self._config.max_observation_chars
-    said = [
+    limit = self._made.episodes.max_observation_chars
+    encode = encoder.tokenizer.encode
+    return [
       [
-        self._task.observe(example, text)[:limit]
+        list(encode(said))
+        if (said := task.observe(example, text)[:limit])
+        else []
         for example, group in zip(*pair, strict=True)
         for text in group
       ]
       for pair in zip(examples, texts, strict=True)
-    ]
-    return [
-      [list(tokenizer.encode(x)) if x else [] for x in row] for row in said
     ]
 
 

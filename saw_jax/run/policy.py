@@ -4,11 +4,12 @@ import functools
 from typing import Any
 
 import jax
-import optax
 
 from saw_jax.models import lora as lora_lib
-from saw_jax.models.config import DecoderConfig
-from saw_jax.run import checkpoint
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.run import checkpoint, rollouts
+from saw_jax.run.sections import Experiment
+from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import parallel
 from saw_jax.training import state as state_lib
 from saw_jax.types import PyTree
@@ -22,33 +23,34 @@ class Policy:
   is in it; both are None without adapters.
   """
 
-  def __init__(
-    self,
-    decoder: DecoderConfig,
-    params: PyTree,
-    optimizer: optax.GradientTransformation,
-    lift: parallel.Lift,
-    *,
-    lora: lora_lib.LoraConfig,
-    num_components: int,
-    num_seeds: int,
-  ):
-    self.decoder, self.optimizer, self.lift = decoder, optimizer, lift
-    self.num_seeds = num_seeds
+  def __init__(self, made: Experiment, num_seeds: int):
+    self.made, self.decoder, self.num_seeds = made, made.decoder, num_seeds
+    self.encoder = rollouts.Encoder(made.tokenizer, made.rollout)
+    loop, lora, start = made.loop, made.lora, made.params
+    self.optimizer = optimizer_lib.make_optimizer(
+      made.optimizer, loop.num_steps * loop.num_minibatches
+    )
+    self.lift = parallel.make_lift(
+      made.parallel,
+      made.decoder,
+      self.optimizer,
+      num_seeds=num_seeds,
+      lora=lora if lora.rank else None,
+      devices=learner_devices(made),
+    )
     self.merge, self.base, self.digest = None, None, None
     self._merged: tuple[Any, Any] = (None, None)  # parameters, and what of
-    start = params
     if lora.rank:
       STATE = parallel.STATE
       self.merge = functools.partial(lora_lib.merge, config=lora)
-      self._merge_all = lift.wrap(self.merge, (STATE, STATE), (STATE,))
-      start = lora_lib.init_adapters(params, lora, decoder)
-      self.base = lift.place_params(_stack(params, num_seeds))
-      self.digest = checkpoint.digest(params)
+      self._merge_all = self.lift.wrap(self.merge, (STATE, STATE), (STATE,))
+      self.base = self.lift.place_params(self._stack(start))
+      self.digest = checkpoint.digest(start)
+      start = lora_lib.init_adapters(start, lora, made.decoder)
     state = state_lib.create_state(
-      start, optimizer, num_components=num_components
+      start, self.optimizer, num_components=len(made.task.components)
     )
-    self.state = lift.place(_stack(state, num_seeds))
+    self.state = self.lift.place(self._stack(state))
 
   @property
   def params(self) -> PyTree:
@@ -69,6 +71,13 @@ class Policy:
       return self.base
     return jax.tree.map(lambda x: x.copy(), self.state.params)
 
+  def make_generate(
+    self, sampling: SamplingConfig, group_size: int, **options: bool
+  ) -> rollouts.Generate:
+    """Makes what samples from parameters of this shape; see `rollouts`."""
+    settings = self.encoder.settings(sampling, group_size, **options)
+    return rollouts.make_generate(self.lift, self.decoder, settings)
+
   def restore(
     self, store: checkpoint.Checkpointer, step: int | None = None
   ) -> checkpoint.Restored:
@@ -83,6 +92,10 @@ class Policy:
     self.state = found.state
     return found
 
+  def _stack(self, tree: PyTree) -> PyTree:
+    return state_lib.stack_states([tree] * self.num_seeds)
 
-def _stack(tree: PyTree, num_seeds: int) -> PyTree:
-  return state_lib.stack_states([tree] * num_seeds)
+
+def learner_devices(made: Experiment) -> list[jax.Device]:
+  devices = jax.devices()
+  return devices[: len(devices) - made.asynchronous.actor_devices]

@@ -1,6 +1,5 @@
 """The path from examples to prompts, completions and rewards."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,35 +13,13 @@ from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
+from saw_jax.run.sections import RolloutConfig
 from saw_jax.tasks import stops as stops_lib
 from saw_jax.tasks.base import Example, Outcome
 from saw_jax.tasks.workers.grading import Graded, Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import hosts, parallel
 from saw_jax.types import Array, PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-  """Sizes of a rollout."""
-
-  max_prompt_tokens: int = 128
-  max_new_tokens: int = 64
-  prompt_multiple: int = 128  # prompt lengths are rounded up to it
-  completion_multiple: int = 16  # so are the completions that are trained on
-  long_prompts: str = "error"  # or "truncate": keep the end
-  # A step's prompts are sampled in so many parts, of prompts of like length;
-  # must divide the prompts of a step.
-  length_groups: int = 1
-  # Strings that end an answer, beside the tokenizer's end tokens.
-  stops: tuple[str, ...] = ()
-
-  def __post_init__(self):
-    object.__setattr__(self, "stops", stops_lib.check_stops(self.stops))
-    if self.length_groups < 1:
-      raise ValueError(
-        f"length_groups must be 1 or more, not {self.length_groups}."
-      )
 
 
 class Rollout(NamedTuple):
@@ -59,6 +36,7 @@ class Rollout(NamedTuple):
   multipliers: np.ndarray | None = None
 
 
+Examples = Sequence[Sequence[Example]]  # [N][P]
 # (params, prompts [N, P], keys [N, P * G]) -> Transcript of rows [N, P * G]
 Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
 
@@ -130,9 +108,7 @@ class Encoder:
     cut = _map_log_probs(sampled, lambda x: np.where(kept, x, 0.0))
     return cut.replace(tokens=tokens, roles=roles, ends=ends)
 
-  def prompts(
-    self, examples: Sequence[Sequence[Example]]
-  ) -> transcript.PromptBatch:
+  def prompts(self, examples: Examples) -> transcript.PromptBatch:
     """Pads the prompts `[N, P]` of all seeds to one size."""
     flat = [example for row in examples for example in row]
     batch = transcript.pad_prompts(
@@ -140,8 +116,8 @@ class Encoder:
       ids=[example.key for example in flat],
       multiple=self.config.prompt_multiple,
     )
-    num_seeds = len(examples)
-    return jax.tree.map(lambda x: x.reshape(num_seeds, -1, *x.shape[1:]), batch)
+    shape = (len(examples), -1)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
 
 
 def make_generate(
@@ -158,11 +134,11 @@ def make_generate(
 def sample(
   generate_fn: Generate,
   params: PyTree,
-  examples: Sequence[Sequence[Example]],
+  examples: Examples,
   keys: Array,
   *,
   encoder: Encoder,
-  multiple: int,
+  multiple: int = 1,
   length_groups: int = 1,
 ) -> Transcript:
   """Samples responses to prompts `[N, P]`: host arrays, rows `[N, P * G]`.
@@ -178,7 +154,7 @@ def sample(
   lengths = [[len(encoder.tokens(e)) for e in row] for row in examples]
   order = np.argsort(lengths, axis=1, kind="stable")
   num_seeds, num_prompts = order.shape
-  seeds = np.arange(num_seeds)[:, None]
+  each = np.arange(num_seeds)[:, None]
   keys = keys.reshape(num_seeds, num_prompts, -1)
   group_size = keys.shape[-1]
   parts = []
@@ -187,7 +163,7 @@ def sample(
       [row[place] for place in places]
       for row, places in zip(examples, chosen, strict=True)
     ]
-    own_keys = keys[seeds, chosen].reshape(num_seeds, -1)
+    own_keys = keys[each, chosen].reshape(num_seeds, -1)
     parts.append(generate_fn(params, encoder.prompts(own), own_keys))
   parts = hosts.fetch(parts)
   size = max(part.prompt_size for part in parts)
@@ -195,24 +171,12 @@ def sample(
   back = np.argsort(order, axis=1)[..., None] * group_size
   back = (back + np.arange(group_size)).reshape(num_seeds, -1)
   joined = jax.tree.map(
-    lambda *values: np.concatenate(values, axis=1)[seeds, back],
-    *(_pad_left(part, size) for part in parts),
+    lambda *values: np.concatenate(values, axis=1)[each, back],
+    *(transcript.pad_left(part, size) for part in parts),
   )
   groups = np.repeat(np.arange(num_prompts, dtype=np.int32), group_size)
   joined = joined.replace(group_ids=np.tile(groups, (num_seeds, 1)))
   return trim(encoder.cut(joined), multiple)
-
-
-def _pad_left(sampled: Transcript, prompt_size: int) -> Transcript:
-  more = prompt_size - sampled.prompt_size
-  widths = ((0, 0), (0, 0), (more, 0))
-  return sampled.replace(
-    tokens=np.pad(sampled.tokens, widths),
-    roles=np.pad(sampled.roles, widths, constant_values=transcript.PAD),
-    starts=sampled.starts + more,
-    ends=sampled.ends + more,
-    prompt_size=prompt_size,
-  )
 
 
 def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
@@ -225,22 +189,16 @@ def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
 
 
 def score(
-  sampled: Transcript,
-  examples: Sequence[Sequence[Example]],
-  grader: Grader,
-  tokenizer: Tokenizer,
-  stops: Sequence[str] = (),
+  sampled: Transcript, examples: Examples, grader: Grader, encoder: Encoder
 ) -> Rollout:
   """Has the responses `[N, P * G]` to prompts `[N, P]` scored.
 
   Components with a limit of tokens are 0 where a response is longer. With
   several processes each has its own grader score its share of the rows.
   """
-  rollout = unscored(sampled, len(examples[0]), 1, tokenizer, stops)
+  rollout = unscored(sampled, len(examples[0]), 1, encoder)
   lengths = rollout.lengths
-  asked = [
-    example for row in examples for example in row for _ in lengths[0, 0]
-  ]
+  asked = [e for row in examples for e in row for _ in lengths[0, 0]]
   graded = _grade(grader, asked, rollout.completions)
   rewards = np.array(graded.rewards).reshape(*lengths.shape, -1)
   for component, limit in grader.token_limits.items():
@@ -253,14 +211,10 @@ def score(
 
 
 def unscored(
-  sampled: Transcript,
-  num_prompts: int,
-  num_components: int,
-  tokenizer: Tokenizer,
-  stops: Sequence[str] = (),
+  sampled: Transcript, num_prompts: int, num_components: int, encoder: Encoder
 ) -> Rollout:
   """The rollout of responses that nobody has scored: rewards 0 and masked."""
-  completions, lengths, ended = read(sampled, tokenizer, stops)
+  completions, lengths, ended = read(sampled, encoder)
   lengths = lengths.reshape(len(sampled.tokens), num_prompts, -1)
   shape = (*lengths.shape, num_components)
   return Rollout(
@@ -301,25 +255,25 @@ def _grade(
 
 
 def read(
-  sampled: Transcript, tokenizer: Tokenizer, stops: Sequence[str] = ()
+  sampled: Transcript, encoder: Encoder
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """Reads rows `[N, B]`: texts, lengths in tokens, and whether they ended.
 
   A text is without its end token, or before its stop string.
   """
-  size = sampled.prompt_size
+  size, tokenizer = sampled.prompt_size, encoder.tokenizer
   width = sampled.tokens.shape[-1] - size
   tokens = sampled.tokens[..., size:].reshape(-1, width)
   chosen = sampled.roles[..., size:].reshape(-1, width) == transcript.POLICY
-  lengths = chosen.sum(-1)
   ends = np.isin(tokens, tokenizer.eos_ids) & chosen
   texts = [
     tokenizer.decode(row[mask & ~end].tolist())
     for row, mask, end in zip(tokens, chosen, ends, strict=True)
   ]
-  found = [stops_lib.find_stop(text, stops) for text in texts]
+  found = [stops_lib.find_stop(text, encoder.config.stops) for text in texts]
   texts = [text[:at] for text, at in zip(texts, found, strict=True)]
-  return texts, lengths, ends.any(-1) | np.array([x is not None for x in found])
+  ended = ends.any(-1) | np.array([x is not None for x in found])
+  return texts, chosen.sum(-1), ended
 
 
 def trim(sampled: Transcript, multiple: int) -> Transcript:
@@ -335,6 +289,14 @@ def trim(sampled: Transcript, multiple: int) -> Transcript:
   return _map_log_probs(sampled, lambda x: x[..., :size]).replace(
     tokens=sampled.tokens[..., :end], roles=sampled.roles[..., :end]
   )
+
+
+def example_keys(
+  seeds: Sequence[int], step: int | np.ndarray, examples: Examples, size: int
+) -> Array:
+  """Keys `[N, P * G]` of `size` responses to each example: see `row_keys`."""
+  ids = [[example.key for example in row] for row in examples]
+  return row_keys(seeds, step, ids, size)
 
 
 def row_keys(

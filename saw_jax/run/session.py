@@ -13,8 +13,6 @@ import jax
 import numpy as np
 
 from saw_jax.run import checkpoint, evaluation, metrics
-from saw_jax.run.learner import LoopConfig
-from saw_jax.run.policy import Policy
 from saw_jax.training import hosts
 
 LOG = logging.getLogger(__name__)
@@ -78,7 +76,7 @@ class Clock:
 
 
 class Session:
-  """A run from its first or last checkpoint to its end; a context manager.
+  """A run from its first or last checkpoint to its end, which closes `stack`.
 
   `step` counts the steps done; `host` and `arrays` are what the loop put into
   the checkpoint that was resumed from.
@@ -86,61 +84,44 @@ class Session:
 
   def __init__(
     self,
-    policy: Policy,
-    evaluator: Any,  # of answers or episodes
-    loop: LoopConfig,
-    clock: Clock,
-    *,
+    evaluator: evaluation.BaseEvaluator,
     seeds: Sequence[int],
+    clock: Clock,
     directory: str | os.PathLike,
+    stack: contextlib.ExitStack,
     resume_step: int | None = None,
   ):
-    self._policy, self._evaluator = policy, evaluator
-    self._loop, self._clock, self._seeds = loop, clock, list(seeds)
-    self._directory = directory = pathlib.Path(directory)
+    self._evaluator, self._policy = evaluator, evaluator.policy
+    self._loop, self._clock = evaluator.policy.made.loop, clock
+    self._seeds, self.stack = list(seeds), stack
+    self.directory = directory = pathlib.Path(directory)
     self._store = store = checkpoint.Checkpointer(directory / "checkpoints")
+    stack.callback(store.close)
     self.step, self.host, self.arrays = 0, {}, {}
     if store.steps or resume_step is not None:
-      self.step, _, self.host, self.arrays = policy.restore(store, resume_step)
+      found = self._policy.restore(store, resume_step)
+      self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
     self._writers, self._evals, self._bar = [], [], None
-    self.interrupt = Interrupt()
+    if hosts.is_first():
+      self._writers = metrics.make_writers(
+        directory, self._loop.writers, first_step=self.step
+      )
+      # An evaluation is named by the steps before it, the first's included.
+      first = self.step + 1 if self.step else 0
+      self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
+      self._bar = stack.enter_context(
+        metrics.Progress("train", self._loop.num_steps, start=self.step)
+      )
+    for writer in [*self._evals, *self._writers]:
+      stack.callback(writer.close)
+    self.interrupt = stack.enter_context(Interrupt())
     self._interrupted = False
-    self._stack = contextlib.ExitStack()
-
-  def __enter__(self) -> "Session":
-    with contextlib.ExitStack() as stack:
-      stack.callback(self._store.close)
-      if hosts.is_first():
-        self._writers = metrics.make_writers(
-          self._directory, self._loop.writers, first_step=self.step
-        )
-        # An evaluation is named by the steps before it, the first's included.
-        first = self.step + 1 if self.step else 0
-        self._evals = [
-          metrics.FileWriter(self._directory, "evals", first_step=first)
-        ]
-        self._bar = stack.enter_context(
-          metrics.Progress("train", self._loop.num_steps, start=self.step)
-        )
-      for writer in [*self._evals, *self._writers]:
-        stack.callback(writer.close)
-      stack.enter_context(self.interrupt)
-      self._compilations = stack.enter_context(_count_compilations())
-      self._stack = stack.pop_all()
-    return self
-
-  def __exit__(self, *exc) -> None:
-    self._stack.__exit__(*exc)
+    self._compilations = stack.enter_context(_count_compilations())
 
   @property
   def goes_on(self) -> bool:
     return self.step < self._loop.num_steps and not self._interrupted
-
-  def begin_step(self) -> int:
-    """Restarts the clock, and returns the number of the step."""
-    self._clock.restart()
-    return self.step
 
   def log(self, rows: Sequence[Mapping[str, float]], tokens: float) -> None:
     """Counts a step, and logs a row of each seed and what the clock says.
@@ -169,13 +150,13 @@ class Session:
         tok_s=shared["tokens_per_second"],
       )
 
-  def evaluate(self, workers: Any) -> float | None:
+  def evaluate(self) -> float | None:
     """Scores held-out examples greedily, where it is time, and logs them."""
     interval = self._evaluator.config.interval
     is_last = self.step and self.step == self._loop.num_steps
     if not is_last and not (interval and self.step % interval == 0):
       return None
-    scores = self._evaluator.scores("greedy", self._policy, workers)
+    scores = self._evaluator.scores("greedy")
     for seed, values in zip(self._seeds, scores, strict=True):
       for writer in self._evals:
         writer.write(self.step, seed, values)
@@ -200,38 +181,30 @@ class Session:
     if self._interrupted:
       self._store.wait()
 
-  def result(self, workers: Any) -> Result:
+  def result(self) -> Result:
     """Scores the finished policies, also into `final.json`."""
     unfinished = Result(finished=False, step=self.step, final=[])
     if self._interrupted:
       return unfinished
     self._store.wait()
     evaluator = self._evaluator
-    found = {
-      mode: evaluator.scores(mode, self._policy, workers)
-      for mode in evaluator.modes
-    }
+    found = {mode: evaluator.scores(mode) for mode in evaluator.modes}
     scores = evaluation.score_benchmarks(
       evaluator,
-      self._policy,
-      workers,
       seeds=self._seeds,
       step=self.step,
-      path=self._directory / "benchmarks.json",
+      path=self.directory / "benchmarks.json",
       stop=lambda: self.interrupt.requested,
     )
     if scores is None:
       return unfinished
+    every = (found | scores).items()
     final = [
-      {
-        "seed": seed,
-        "step": self.step,
-        **{mode: values[n] for mode, values in {**found, **scores}.items()},
-      }
+      {"seed": seed, "step": self.step, **{mode: x[n] for mode, x in every}}
       for n, seed in enumerate(self._seeds)
     ]
     if hosts.is_first():
-      metrics.write_json(self._directory / "final.json", final)
+      metrics.write_json(self.directory / "final.json", final)
     return Result(finished=True, step=self.step, final=final)
 
 

@@ -1,19 +1,21 @@
 """What tasks with one answer to a prompt share."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from saw_jax.tasks import base, self_verification
+from saw_jax.tasks import base, inspection, row_files, self_verification
 from saw_jax.tasks.draws import Draws
 
 _T = TypeVar("_T")
 Messages = tuple[Mapping[str, str], ...]
-# What is wrong with a completion, the completion, and its values; None: less
-# than the best.
-Damage = tuple[str, str, tuple[float | None, ...]]
+Damage = inspection.Damage
+# What a row says: its messages, the reference, and notes.
+Row = tuple[Messages, str, Mapping[str, Any]]
 
 # Test examples count their keys from here, and each further split from a place
 # of its own: no sample of one shares a random key with a training sample.
@@ -52,37 +54,86 @@ class AnswerConfig:
     return ()
 
 
-class AnswerTask(base.Splits):
-  """Splits from a generator or from files, as an `AnswerConfig` says.
+class LazyExamples(Sequence[base.Example]):
+  """`size` examples, each made by its index when it is asked for."""
 
-  A task has the class of its config as `Config`, writes an answer with
-  `_block(answer)`, and makes the examples of a split by `_read(path, key)` and
-  `_generate(split, key, size)`, where `key` is that of the first one.
+  def __init__(self, make: Callable[[int], base.Example], size: int):
+    self._make, self._indices = make, range(size)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self._make(i) for i in self._indices[index]]
+    return self._make(self._indices[index])
+
+
+class AnswerTask:
+  """Splits from a generator or from files, each made once, when asked for.
+
+  A task has the class of its config as `Config` and writes an answer with
+  `_block(answer)`. It makes an example by `_parse(row)` of a file, or by
+  `_draw(split, index)`, and answers one, rightly or not, by
+  `demonstrate(example, draws, ...)`. Worker processes get it without examples.
   """
 
   name: str
   components: tuple[base.Component, ...]
-  Config: type[AnswerConfig]
+  Config: type
+  _shows: str  # begins the key of its demonstrations' draws
+  _template = "%s"  # around what is asked
   # Places left free between the keys of benchmarks and of generated splits.
   _key_gap = 0
+  _examples: Mapping[str, Sequence[base.Example]] = {}
 
   def __init__(self, config: Any = None):
     self.config = self.Config() if config is None else config
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in self.__dict__.items() if k != "_examples"}
 
   @property
   def splits(self) -> tuple[str, ...]:
     config = self.config
     return ("train", "test", *config.benchmarks, *config.generated_splits)
 
+  def examples(self, split: str) -> Sequence[base.Example]:
+    base.check_split(split, self.splits)
+    if split not in self._examples:
+      self._examples = {**self._examples, split: self._make(split)}
+    return self._examples[split]
+
   def gold_completion(self, example: base.Example) -> str:
     return self._block(example.reference)
 
-  def best_values(self, example: base.Example) -> tuple[float]:
-    return (self.components[0].maximum,)
+  def best_values(self, example: base.Example) -> tuple[float, ...]:
+    return tuple(component.maximum for component in self.components)
 
   def verification(self, example: base.Example, completion: str) -> Messages:
     asked = self_verification.verification_prompt
     return ask(asked(self.name, example.messages[-1]["content"], completion))
+
+  def demonstrations(
+    self, count: int, *, seed: int, **options: Any
+  ) -> list[tuple[base.Example, str]]:
+    """Returns training examples with answers that are right at given rates.
+
+    The options are those of `demonstrate`. Examples come again where they are
+    too few.
+    """
+    for name, rate in options.items():
+      if name.endswith(("_rate", "_accuracy")) and not 0 <= rate <= 1:
+        raise ValueError(f"{name} is not a probability: {rate}.")
+    found, examples = [], self.examples("train")
+    for index in range(count):
+      draws = Draws(self._shows, seed, index)
+      example = examples[index % len(examples)]
+      found.append(self.demonstrate(example, draws, **options))
+    return found
+
+  def _block(self, answer: str) -> str:
+    return answer
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
@@ -91,19 +142,49 @@ class AnswerTask(base.Splits):
       place = self.splits.index(split) - 2
       place += 0 if split in config.benchmarks else self._key_gap
       key = _OTHER_KEYS + place * _OTHER_SIZE
+    sizes = {"train": config.num_train, "test": config.num_test}
     paths = {"train": config.train_path, "test": config.test_path}
     if path := {**paths, **config.benchmarks}.get(split):
-      sizes = {"train": config.num_train, "test": config.num_test}
       return subset(self._read(path, key), sizes.get(split), config.seed)
     if config.has_files:
       raise ValueError(f"{split}_path is not set, and the other path is.")
-    size = config.num_train if split == "train" else config.num_test
-    default = 8192 if split == "train" else 256
-    return self._generate(split, key, default if size is None else size)
+    size = sizes.get(split, config.num_test)
+    size = size or (8192 if split == "train" else 256)
+    draw, template = self._generator(split, size), self._template
+    return LazyExamples(
+      lambda i: make_example(key + i, draw(i), template), size
+    )
+
+  def _read(self, path: str, key: int) -> list[base.Example]:
+    return read_examples(path, self._parse, key, self._template)
+
+  def _generator(self, split: str, size: int) -> Callable[[int], Row]:
+    return functools.partial(self._draw, split)
 
 
 def ask(text: str) -> Messages:
   return ({"role": "user", "content": text},)
+
+
+def make_example(key: int, row: Row, template: str = "%s") -> base.Example:
+  """Makes an example of a row, with the template around its last message."""
+  (*others, last), reference, meta = row
+  asked = {**last, "content": template % last["content"]}
+  return base.Example(key, (*others, asked), reference, meta)
+
+
+def read_examples(
+  path: str | pathlib.Path,
+  parse: Callable[[Any], Row],
+  key: int = 0,
+  template: str = "%s",
+) -> list[base.Example]:
+  """Reads a file, counting keys by row."""
+  rows = enumerate(row_files.parse_rows(path, parse), key)
+  examples = [make_example(number, row, template) for number, row in rows]
+  if not examples:
+    raise ValueError(f"{path}: no rows.")
+  return examples
 
 
 def subset(rows: list[_T], size: int | None, seed: int) -> list[_T]:
@@ -112,18 +193,3 @@ def subset(rows: list[_T], size: int | None, seed: int) -> list[_T]:
     return rows
   chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
   return [rows[index] for index in sorted(chosen)]
-
-
-def demonstration_draws(
-  task: base.Task, name: str, count: int, seed: int
-) -> Iterator[tuple[base.Example, Draws]]:
-  """Goes through the training examples, again where they are too few."""
-  examples = task.examples("train")
-  for index in range(count):
-    yield examples[index % len(examples)], Draws(name, seed, index)
-
-
-def check_rates(*rates: float) -> None:
-  for rate in rates:
-    if not 0 <= rate <= 1:
-      raise ValueError(f"not a probability: {rate}.")

@@ -5,8 +5,8 @@ Nothing in this room imports JAX, so that workers start fast and stay small.
 
 import dataclasses
 import enum
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, overload
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from saw_jax.names import nearest
 
@@ -35,31 +35,6 @@ class Example:
   messages: tuple[Mapping[str, str], ...]
   reference: str
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class LazyExamples(Sequence[Example]):
-  """`size` examples, each made by its index when it is asked for."""
-
-  def __init__(self, make: Callable[[int], Example], size: int):
-    self._make = make
-    self._size = size
-
-  def __len__(self) -> int:
-    return self._size
-
-  @overload
-  def __getitem__(self, index: int) -> Example: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> list[Example]: ...
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return [self._make(i) for i in range(*index.indices(self._size))]
-    index = int(index)
-    if not -self._size <= index < self._size:
-      raise IndexError(f"example {index} of {self._size}")
-    return self._make(index % self._size)
 
 
 class Outcome(enum.Enum):
@@ -122,7 +97,6 @@ class Task(Protocol):
     Raises:
       ValueError: there is no such split.
     """
-    ...
 
   def score(self, example: Example, completion: str) -> Score:
     """Scores a completion.
@@ -136,37 +110,6 @@ class Task(Protocol):
       One finite value within its range per component, and the outcome; the same
       for the same arguments, whatever was scored before.
     """
-    ...
-
-
-class Splits:
-  """Makes each split of a task once, when it is asked for.
-
-  A task that inherits from it names its splits in `splits` and makes one in
-  `_make`. Worker processes get the task without its examples.
-  """
-
-  _examples: Mapping[str, Sequence[Example]] = {}
-
-  def __getstate__(self) -> dict[str, Any]:
-    state = dict(self.__dict__)
-    state.pop("_examples", None)
-    return state
-
-  @property
-  def splits(self) -> tuple[str, ...]:
-    """Names of the splits."""
-    raise NotImplementedError
-
-  def examples(self, split: str) -> Sequence[Example]:
-    """Returns the examples of one of `splits`; the sequence may be lazy."""
-    check_split(split, self.splits)
-    if split not in self._examples:
-      self._examples = {**self._examples, split: self._make(split)}
-    return self._examples[split]
-
-  def _make(self, split: str) -> Sequence[Example]:
-    raise NotImplementedError
 
 
 def token_limits(task: Task) -> dict[int, int]:
@@ -174,12 +117,8 @@ def token_limits(task: Task) -> dict[int, int]:
   names = [component.name for component in task.components]
   limits = getattr(task, "token_limits", {})
   for name, limit in limits.items():
-    if name not in names:
-      raise ValueError(
-        f"a limit of {limit} tokens is of no component: {name!r}"
-      )
-    if limit < 1:
-      raise ValueError(f"component {name!r} has a limit of {limit} tokens")
+    if name not in names or limit < 1:
+      raise ValueError(f"no component {name!r} has a limit of {limit} tokens")
   return {names.index(name): limit for name, limit in limits.items()}
 
 

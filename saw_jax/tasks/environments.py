@@ -4,7 +4,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
@@ -17,8 +17,7 @@ _HAN = re.compile("[\u4e00-\u9fff]")
 class EngineLost(Exception):
   """The process behind an environment is gone, with all that it held.
 
-  A worker process that meets it ends, and its episodes are played again in a
-  new one.
+  A worker process that meets it ends, and its episodes are played again.
   """
 
 
@@ -30,52 +29,29 @@ class Step(NamedTuple):
   done: bool
 
 
-class Environment(Protocol):
-  """A world that is played with words.
+class Environment:
+  """A world that is played with words, until it is decided or out of steps.
 
   It is asked one action at a time and answers with what the policy sees next.
   It is deterministic, so that an episode can be played again from its seed and
   its actions. No action makes it raise: what it does not understand changes
   nothing and takes a step.
 
+  A subclass starts the episode of a seed in `_start`, does what an action says
+  in `_act` (observation, reward, and whether that decides the episode), and
+  lists in `admissible_actions` what would do something now, in a fixed order.
+  Any other class with the public names does as well.
+
   Attributes:
     max_return: the most that an episode can pay.
     task: what is to be done in this episode, in words.
+    done: whether the episode is over.
   """
 
-  max_return: float
-  task: str
-
-  def reset(self, seed: int) -> str:
-    """Starts the episode of a seed, and returns its first observation."""
-    ...
-
-  def step(self, action: str) -> Step:
-    """Takes an action: any text at all, while the episode is not done."""
-    ...
-
-  @property
-  def admissible_actions(self) -> list[str]:
-    """What would do something now, in a fixed order."""
-    ...
-
-  @property
-  def done(self) -> bool:
-    """Whether the episode is over."""
-    ...
-
-
-class BoundedEnvironment:
-  """An `Environment` whose episodes end when decided or out of steps.
-
-  A subclass starts the episode of a seed in `_start`, and does what an action
-  says in `_act`: observation, reward, and whether that decides the episode.
-  """
+  admissible_actions: list[str]
 
   def __init__(self, max_steps: int, max_return: float):
-    self.max_return = max_return
-    self.task = ""
-    self.done = True
+    self.max_return, self.task, self.done = max_return, "", True
     self._steps, self._max_steps = 0, max_steps
 
   def reset(self, seed: int) -> str:
@@ -104,11 +80,11 @@ class BoundedEnvironment:
 class Situation(NamedTuple):
   """Where an episode stands: all that anybody outside needs of it."""
 
-  task: str
-  observation: str
-  actions: tuple[str, ...]  # the admissible ones
-  reward: float  # of the step that led here; 0 at the start
-  done: bool
+  task: str = ""
+  observation: str = ""
+  actions: tuple[str, ...] = ()  # the admissible ones
+  reward: float = 0.0  # of the step that led here
+  done: bool = False
   failure: str = ""  # what went wrong with the environment: the episode is over
 
 
@@ -131,24 +107,6 @@ class Transition(NamedTuple):
   observation: str  # what followed
 
 
-class Expert(Protocol):
-  """Somebody who knows how an episode is won."""
-
-  def action(self) -> str | None:
-    """Returns what to do next, after whatever was done; None: no idea."""
-    ...
-
-
-class Walkthrough:
-  """An expert that follows a list of actions to its end."""
-
-  def __init__(self, actions: Iterable[str]):
-    self._actions = iter(actions)
-
-  def action(self) -> str | None:
-    return next(self._actions, None)
-
-
 class AgentTask:
   """A source of environments, and how a policy is asked and understood.
 
@@ -162,7 +120,10 @@ class AgentTask:
     max_return: the most that an episode can pay.
     episodes: how many seeds each split has, by its name.
     expert: from an environment, at the start of an episode, and random draws to
-      somebody who knows how it is won; None: nobody does.
+      an iterator of what somebody would do next who knows how it is won, after
+      whatever was done; it ends if they have no idea. None: nobody knows.
+    has_walkthroughs: whether the expert knows a list of actions alone, and is
+      lost after a mistake.
 
   >>> class Guess(AgentTask):
   ...   name, max_steps, max_return = "guess", 5, 1.0
@@ -178,7 +139,8 @@ class AgentTask:
   max_steps: int
   max_return: float
   episodes: Mapping[str, int]
-  expert: ClassVar[Callable[..., Expert] | None] = None
+  expert: ClassVar[Callable[..., Iterator[str]] | None] = None
+  has_walkthroughs = False
 
   @property
   def components(self) -> tuple[base.Component, ...]:
@@ -186,11 +148,7 @@ class AgentTask:
     return (base.Component("return", 0.0, self.max_return),)
 
   def num_episodes(self, split: str) -> int:
-    """Returns how many episodes a split has; their seeds count from 0.
-
-    Raises:
-      ValueError: there is no such split.
-    """
+    """Returns how many episodes a split has; their seeds count from 0."""
     base.check_split(split, self.episodes)
     return self.episodes[split]
 
@@ -199,9 +157,9 @@ class AgentTask:
     raise NotImplementedError
 
   def category(self, split: str, seed: int) -> str:
-    """Returns what an episode is counted under, in letters that a name has.
+    """Returns what an evaluation counts an episode under; empty: nothing.
 
-    An evaluation says how each category went. Empty, as by default: none.
+    It has the letters that a name may have.
     """
     del split, seed
     return ""
@@ -209,21 +167,15 @@ class AgentTask:
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     """Yields what the policy may be asked; the first that fits is taken.
 
-    Args:
-      situation: where the episode stands.
-      history: every earlier observation of the episode with the action taken.
-
-    Yields:
-      Texts of one message of the user, the longest first.
+    They are messages of the user, the longest first. The history has every
+    earlier observation of the episode with the action taken.
     """
     raise NotImplementedError
 
   def read_reply(self, completion: str) -> Reply:
     """Finds the action in a completion, which may be any text at all.
 
-    Returns:
-      The action, and whether the completion has the form that was asked for. An
-      action of an invalid reply is played too.
+    It is valid in the form that was asked for; if not, it is played too.
     """
     return read_reply(completion)
 
@@ -238,21 +190,10 @@ class AgentTask:
   def demonstrations(
     self, count: int, *, seed: int, wrong_rate: float = 0.0
   ) -> list[Transition]:
-    """Returns steps of an expert that errs at a given rate.
+    """Returns steps of an expert of whose actions a share is mistakes.
 
-    It goes on from where its mistakes lead, so that both are shown.
-
-    Args:
-      count: of steps of the training split, episode by episode.
-      seed: of everything that is random about the play.
-      wrong_rate: probability that a step is a `mistake`, in [0, 1).
-
-    Returns:
-      The steps. The last episode is cut.
-
-    Raises:
-      ValueError: nothing would be right, or the expert knows no episode.
-      NotImplementedError: there is no expert.
+    It goes on from where its mistakes lead, so that both are shown. The steps
+    are those of training episodes, the last of which is cut.
     """
     return self._play("train", count, seed, wrong_rate)
 
@@ -275,19 +216,18 @@ class AgentTask:
       raise NotImplementedError(f"task {self.name!r} has no expert.")
     if not 0 <= wrong_rate < 1:
       raise ValueError(f"not a rate below 1: {wrong_rate}.")
+    if wrong_rate and self.has_walkthroughs:
+      raise ValueError("a walkthrough has no mistakes: set wrong_rate to 0.")
     env, steps, idle = self.make(split), [], 0
-    starts = self._starts(split, seed)
-    while len(steps) < count:
-      start, draws = next(starts)
+    for start, draws in self._starts(split, seed):
       observation, history = env.reset(start), ()
       expert = self.expert(env, draws)
-      if wrong_rate and isinstance(expert, Walkthrough):
-        raise ValueError("a walkthrough has no mistakes: set wrong_rate to 0.")
-      while not env.done and len(steps) < count:
-        before = Situation(
-          env.task, observation, tuple(env.admissible_actions), 0.0, False
-        )
-        action = expert.action()
+      while not env.done:
+        if len(steps) == count:
+          return steps
+        actions = tuple(env.admissible_actions)
+        before = Situation(env.task, observation, actions)
+        action = next(expert, None)
         if action is None:
           break
         if draws.chance(wrong_rate):
@@ -301,7 +241,6 @@ class AgentTask:
           f"no episode of split {split!r} of task {self.name!r} has a "
           "walkthrough."
         )
-    return steps
 
 
 class FormTask(AgentTask):
@@ -320,10 +259,8 @@ class FormTask(AgentTask):
   def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
     self.config = config
     self.max_steps, self.max_return = config.max_steps, config.reward
-    self.episodes = episodes or {
-      "train": config.num_train,
-      "test": config.num_test,
-    }
+    sizes = episodes or dict(train=config.num_train, test=config.num_test)
+    self.episodes = sizes
 
   @property
   def is_compact(self) -> bool:
@@ -408,7 +345,7 @@ def write_actions(actions: Iterable[str]) -> str:
 
 
 def number_anchors(
-  observations: Iterable[str], *, similarity: float = 1.0
+  observations: Sequence[str], *, similarity: float = 1.0
 ) -> list[int]:
   """Numbers observations in order of first appearance; those alike share one.
 
@@ -419,21 +356,15 @@ def number_anchors(
   >>> number_anchors(["a room", "a bed", "a room"])
   [0, 1, 0]
   """
-  numbers: dict[str, int] = {}
   first: list[str] = []
-  found = []
-  for text in observations:
-    if text not in numbers:
-      numbers[text] = _first_like(text, first, similarity)
-      if numbers[text] == len(first):
-        first.append(text)
-    found.append(numbers[text])
-  return found
-
-
-def _first_like(text: str, first: Sequence[str], similarity: float) -> int:
-  if similarity < 1:
-    for number, other in enumerate(first):
-      if difflib.SequenceMatcher(None, text, other).ratio() >= similarity:
-        return number
-  return len(first)
+  numbers: dict[str, int] = {}
+  for text in dict.fromkeys(observations):
+    alike = (
+      number
+      for number, other in enumerate(first if similarity < 1 else ())
+      if difflib.SequenceMatcher(None, text, other).ratio() >= similarity
+    )
+    numbers[text] = next(alike, len(first))
+    if numbers[text] == len(first):
+      first.append(text)
+  return [numbers[text] for text in observations]

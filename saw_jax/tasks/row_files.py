@@ -20,6 +20,20 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
   yield from (_parquet_rows if path.suffix == ".parquet" else _json_rows)(path)
 
 
+def read_object(path: str | pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON file that holds one object."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: there is no such file.")
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path}: not an object.")
+  return content
+
+
 def parse_rows(
   path: str | pathlib.Path, parse: Callable[[Any], _T], what: str = "row"
 ) -> Iterator[_T]:

@@ -1,13 +1,15 @@
-"""Which texts a query is about: BM25, by the extra `search`."""
+"""Which of several things a query is about: BM25 of their texts."""
 
-import logging
+import array
+import collections
+import math
 import re
-import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
+_T = TypeVar("_T")
 _WORD = re.compile(r"\w+")
 # Words that are in most texts and tell nothing; Lucene's list for English.
 STOP_WORDS = frozenset(
@@ -16,32 +18,49 @@ STOP_WORDS = frozenset(
 )
 
 
-class SearchIndex:
-  """Texts that are searched with BM25 (k1 1.5, b 0.75, Lucene's form).
+class SearchIndex(Generic[_T]):
+  """Things that are found by their texts with BM25 in Lucene's form.
+
+  A text of `l` words, `m` on average, in which a word stands `f` times, scores
+  `idf f / (f + k1 (1 - b + b l / m))` for it, with k1 1.5 and b 0.75, and
+  `idf = log(1 + (N - n + 0.5) / (n + 0.5))` if `n` of `N` texts have the word.
 
   References:
-    Lu, 2024. BM25S. https://arxiv.org/abs/2407.03618
+    Lu, 2024. BM25S, whose scores these are. https://arxiv.org/abs/2407.03618
   """
 
-  def __init__(self, texts: Sequence[str]):
-    words = [split_words(text) for text in texts]
-    if not any(words):
+  def __init__(self, items: Sequence[_T], texts: Sequence[str]):
+    self._items = items
+    lengths = np.zeros(len(texts))
+    places = collections.defaultdict(lambda: array.array("l"))
+    for number, text in enumerate(texts):
+      words = split_words(text)
+      lengths[number] = len(words)
+      for word in words:
+        places[word].append(number)
+    if not places:
       raise ValueError("there is nothing to search: no text has a word in it.")
-    self._index = _import_bm25s().BM25(backend="numpy", auto_compile=False)
-    self._index.index(words, show_progress=False)
+    damping = 1.5 * (0.25 + 0.75 * lengths / lengths.mean())
+    self._scores = {}  # by word: numbers of texts, and what it adds to theirs
+    for word, numbers in places.items():
+      found, times = np.unique(numbers, return_counts=True)
+      inside = (len(texts) - len(found) + 0.5) / (len(found) + 0.5)
+      idf = np.float32(math.log(1 + inside))
+      score = (idf * (times / (damping[found] + times))).astype(np.float32)
+      self._scores[word] = found, score
 
-  def find(self, query: str, count: int) -> list[int]:
-    """Returns the numbers of at most `count` texts with a word of a query.
+  def find(self, query: str, count: int) -> list[_T]:
+    """Returns at most `count` things whose text has a word of a query.
 
-    The best come first, and of equal ones the lower.
+    The best come first, and of equal ones the first.
     """
-    known = self._index.vocab_dict
-    words = [word for word in split_words(query) if word in known]
-    if not words:
-      return []
-    scores = self._index.get_scores(words)
-    order = np.argsort(-scores, kind="stable")[:count]
-    return [int(i) for i in order if scores[i] > 0]
+    total = np.zeros(len(self._items), np.float32)
+    for word in split_words(query):
+      if word in self._scores:
+        found, score = self._scores[word]
+        total[found] += score
+    order = np.argsort(-total, kind="stable")[:count]
+    return [self._items[i] for i in order if total[i] > 0]
 
 
 def split_words(text: str) -> list[str]:
@@ -51,29 +70,3 @@ def split_words(text: str) -> list[str]:
   ['glass', 'river', 'ann']
   """
   return [w for w in _WORD.findall(text.lower()) if w not in STOP_WORDS]
-
-
-def _import_bm25s() -> Any:
-  """Imports bm25s as if there were no JAX, which it would start a device of.
-
-  In a worker process on an accelerator that would take the device's memory.
-  """
-  if "bm25s" in sys.modules:
-    return sys.modules["bm25s"]
-  # None in the table of modules is how Python says that there is none.
-  hidden = sys.modules.get("jax")
-  sys.modules["jax"] = None
-  try:
-    import bm25s
-  except ImportError as error:
-    raise ImportError(
-      "searching needs bm25s: pip install 'saw_jax[search]'"
-    ) from error
-  finally:
-    if hidden is None:
-      del sys.modules["jax"]
-    else:
-      sys.modules["jax"] = hidden
-  # It would tell of each index in the log of a run.
-  logging.getLogger("bm25s").setLevel(logging.WARNING)
-  return bm25s

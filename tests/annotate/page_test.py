@@ -120,10 +120,10 @@ class TestToken:
     # A site whose name is made to point here has the cookies of its name only,
     # but it does not even get that far.
     for host in ("evil.example", "127.0.0.1.evil.example", "0.0.0.0", "[", ""):
-      reply = browser.get("/", headers={"host": host, "x-token": TOKEN})
+      reply = browser.get(HOME, headers={"host": host})
       assert reply.status_code == 403, host
     for host in ("localhost:9000", "[::1]:8765", "127.0.0.1"):
-      reply = browser.get("/", headers={"host": host, "x-token": TOKEN})
+      reply = browser.get(HOME, headers={"host": host})
       assert reply.status_code == 200, host
 
   def test_forms_of_other_sites_are_refused(self, browser, ledger):

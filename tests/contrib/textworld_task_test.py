@@ -9,13 +9,13 @@ import pytest
 
 from saw_jax.contrib import textworld_task
 from saw_jax.contrib.textworld_task import TextWorldConfig, TextWorldTask
-from saw_jax.tasks.environments import BoundedEnvironment, Situation
+from saw_jax.tasks.environments import Environment, Situation
 
 SITUATION = Situation("climb", "{floor}", ("down", "up"), 0.0, False)
 HISTORY = [(f"seen {k}", f"did {k}") for k in (1, 2, 3)]
 
 
-class Game(BoundedEnvironment):
+class Game(Environment):
   """Three steps up, one for each seed."""
 
   admissible_actions = ("down", "up")

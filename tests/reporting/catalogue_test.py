@@ -171,9 +171,10 @@ class TestMissing:
       assert catalogue.missing(table, "tiny") == [], name
 
   def test_a_package_is_named_with_its_extra(self, nowhere):
-    assert catalogue.missing(TABLES["paw/shop"], "tiny") == [
+    assert catalogue.missing(TABLES["saw/summaries"], "tiny") == [
       "package package-of-report: pip install 'saw_jax[report]'",
-      "package package-of-search: pip install 'saw_jax[search]'",
+      "package package-of-hf: pip install 'saw_jax[hf]'",
+      "package package-of-summaries: pip install 'saw_jax[summaries]'",
     ]
 
   def test_files_models_and_hardware_are_named(self, everything):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saw_jax.reporting import catalogue, report
-from saw_jax.reporting.report import RowRuns
+from saw_jax.reporting.runs import RowRuns
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "tables"
 STEPS = 23

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from saw_jax.reporting import runs
+from saw_jax.reporting.runs import RowRuns
+from saw_jax.run.run_directory import RunError
 
 
 def write_run(directory, csv_lines, final=None, name="metrics"):
@@ -18,45 +20,114 @@ def final(seed, step=2, **greedy):
   return {"seed": seed, "step": step, "greedy": greedy, "sampled": {"x": 0.25}}
 
 
+CONFIG = {"scale": "tiny", "loop": {"num_steps": 9}}
+
+
+def finish(directory, seeds, *, commit="abc", config=CONFIG):
+  directory.mkdir(parents=True)
+  document = {"config": {**config, "seeds": list(seeds)}, "commit": commit}
+  (directory / "run.json").write_text(json.dumps(document))
+  (directory / "final.json").touch()
+  return directory
+
+
+class TestFind:
+  @pytest.fixture
+  def find(self, tmp_path):
+    return lambda count, config=CONFIG: runs.find(
+      tmp_path, "gdpo", range(count), config
+    )
+
+  def test_only_the_seeds_that_no_run_has_are_run(self, tmp_path, find):
+    place = tmp_path / "gdpo_seeds_5"
+    five = tuple(range(5))
+    assert find(5) == RowRuns((), (), five, place)
+    assert find(5).whole == RowRuns((place,), five)
+    finish(place, five)
+    finish(tmp_path / "gdpo_saw_seeds_8", range(8))  # another row
+    more = tmp_path / "gdpo_seeds_5-7"
+    assert find(8) == RowRuns((place,), five, (5, 6, 7), more)
+    finish(more, (5, 6, 7))
+    both = find(8).whole
+    assert both.missing == () and set(both.directories) == {place, more}
+    assert both.seeds == tuple(range(8))
+    # Fewer seeds are those of a larger run.
+    assert find(3)[:3] == ((place,), (0, 1, 2), ())
+    # One that has not finished goes on in its place.
+    (place / "final.json").unlink()
+    assert find(5)[2:] == (five, place)
+
+  @pytest.mark.parametrize(
+    ("runs", "count", "directory"),
+    [
+      ([[1, 2]], 5, "0,3,4"),
+      ([[0, 3]], 4, "1-2"),
+      # Runs that share a seed are not put together.
+      ([[0, 1], [1, 2, 3]], 4, "1"),
+    ],
+  )
+  def test_a_hole_is_named_by_its_seeds(
+    self, tmp_path, find, runs, count, directory
+  ):
+    for number, seeds in enumerate(runs):
+      finish(tmp_path / f"gdpo_seeds_{9 - number}", seeds)
+    assert find(count).next.name == f"gdpo_seeds_{directory}"
+    assert len(find(count).directories) == 1
+
+  def test_another_config_is_refused(self, tmp_path, find):
+    """Another scale in the same table, say."""
+    finish(tmp_path / "gdpo_seeds_5", range(5), config={**CONFIG, "scale": "s"})
+    with pytest.raises(RunError, match="with scale = 's', not 'tiny'"):
+      find(5)
+    assert find(5, config=None).missing == ()
+
+
+def test_all_that_is_made_has_one_commit(tmp_path):
+  rows = {
+    row: RowRuns((finish(tmp_path / row, [0], commit=commit),))
+    for row, commit in (("a", "abc"), ("b", "def"), ("c", "abc"))
+  }
+  same = {row: rows[row] for row in "ac"}
+  runs.check_commits(same)
+  runs.check_commits(same, now="abc")
+  with pytest.raises(ValueError, match=r"abc: a, c; def: b\)"):
+    runs.check_commits(rows)
+  # So has code that would be the second, and a run that went on with it.
+  with pytest.raises(ValueError, match="abc: a, c; def: what is missing"):
+    runs.check_commits(same, now="def")
+  path = tmp_path / "a" / "run.json"
+  document = json.loads(path.read_text())
+  document["resumed"] = [{"at": "noon", "commit": "def"}]
+  path.write_text(json.dumps(document))
+  with pytest.raises(ValueError, match="abc: a; def: a"):
+    runs.check_commits({"a": rows["a"]})
+
+
 class TestReadCurves:
   def test_seeds_of_several_runs_are_joined_in_order(self, tmp_path):
-    a = write_run(
-      tmp_path / "a",
-      ["step,seed,loss", "0,5,1.0", "0,3,2.0", "1,5,3.0", "1,3,4.0"],
-    )
-    b = write_run(
-      tmp_path / "b", ["step,seed,loss,kl", "1,1,5.0,7.0", "0,1,6.0,"]
-    )
+    lines = ["step,seed,loss", "0,5,1.0", "0,3,2.0", "1,5,3.0", "1,3,4.0"]
+    a = write_run(tmp_path / "a", lines)
+    # One step is not there of the seed, another lacks a metric.
+    lines = ["step,seed,loss,kl", "1,1,5.0,7.0", "0,1,6.0,", "1,2,1,2"]
+    b = write_run(tmp_path / "b", lines)
     curves = runs.read_curves([a, b])
-    assert curves.seeds == (1, 3, 5)
+    assert curves.seeds == (1, 2, 3, 5)
     np.testing.assert_array_equal(curves.steps, [0, 1])
-    np.testing.assert_array_equal(
-      curves.values["loss"], [[6.0, 5.0], [2.0, 4.0], [1.0, 3.0]]
-    )
     nan = np.nan
-    np.testing.assert_array_equal(
-      curves.values["kl"], [[nan, 7.0], [nan, nan], [nan, nan]]
-    )
+    losses = [[6.0, 5.0], [nan, 1.0], [2.0, 4.0], [1.0, 3.0]]
+    np.testing.assert_array_equal(curves.values["loss"], losses)
+    kls = [[nan, 7.0], [nan, 2.0], [nan, nan], [nan, nan]]
+    np.testing.assert_array_equal(curves.values["kl"], kls)
 
   def test_seeds_that_are_not_asked_for_are_left_out(self, tmp_path):
-    a = write_run(
-      tmp_path / "a",
-      ["step,seed,loss", "0,0,1", "0,1,2", "0,2,3"],
-      [final(seed, x=seed) for seed in range(3)],
-    )
-    found = runs.read_curves([a], seeds=(0, 2))
+    finals = [final(seed, x=seed) for seed in range(3)]
+    lines = ["step,seed,loss", "0,0,1", "0,1,2", "0,2,3"]
+    a = write_run(tmp_path / "a", lines, finals, name="evals")
+    found = runs.read_curves([a], name="evals", seeds=(0, 2))
     assert found.seeds == (0, 2)
     np.testing.assert_array_equal(found.values["loss"], [[1.0], [3.0]])
-    assert runs.read_finals([a], seeds=(1, 2)).by_seed("greedy/x") == {
-      1: 1.0,
-      2: 2.0,
-    }
-
-  def test_a_seed_that_is_a_step_short_is_missing_there(self, tmp_path):
-    lines = ["step,seed,loss", "0,0,1", "0,1,0.0", "1,0,3"]
-    a = write_run(tmp_path / "a", lines, name="evals")
-    found = runs.read_curves([a], name="evals").values["loss"]
-    np.testing.assert_array_equal(found, [[1.0, 3.0], [0.0, np.nan]])
+    found = runs.read_finals([a], seeds=(1, 2)).by_seed("greedy/x")
+    assert found == {1: 1.0, 2: 2.0}
 
   def test_a_seed_in_two_runs_and_a_missing_file_are_refused(self, tmp_path):
     lines = ["step,seed,loss", "0,4,1.0"]
@@ -84,14 +155,8 @@ class TestReadFinals:
     assert (finals.step, finals.seeds) == (2, (1, 2))
     assert finals.by_seed("greedy/total") == {1: 3.0, 2: 0.0}
     assert finals.by_seed("sampled/x") == {1: 0.25, 2: 0.25}
-
     with pytest.raises(KeyError, match="greedy/total"):
       finals.by_seed("total")
-
-  def test_an_unfinished_run_is_refused(self, tmp_path):
-    a = write_run(tmp_path / "a", ["step,seed,loss", "0,0,1"])
-    with pytest.raises(FileNotFoundError, match="not finished"):
-      runs.read_finals([a])
 
   @pytest.mark.parametrize(
     ("records", "words"),
@@ -100,47 +165,47 @@ class TestReadFinals:
       ([final(1, total=1.0), final(2, step=3, total=1.0)], "lengths"),
       ([final(1, total=1.0), final(2, right=1.0)], "same scores"),
       ([], "no finished seeds"),
+      ([{"seed": 1}], r"final.json is damaged \('step'\)"),
     ],
   )
   def test_seeds_that_do_not_belong_together(self, tmp_path, records, words):
     a = write_run(tmp_path / "a", ["step,seed"], records)
     with pytest.raises(ValueError, match=words):
       runs.read_finals([a])
+    (a / "final.json").unlink()
+    with pytest.raises(FileNotFoundError, match="not finished"):
+      runs.read_finals([a])
 
 
-class TestResults:
-  def test_what_is_written_is_read_back(self, tmp_path):
-    rng = np.random.default_rng(0)
-    rows = {
-      "gdpo_saw": runs.Finals(
-        7, (0, 1, 2), {"greedy/total": rng.normal(size=3)}
-      ),
-      "gdpo": runs.Finals(7, (0, 1), {"greedy/total": np.array([0.0, 1 / 3])}),
-    }
-    path = tmp_path / "runs.csv"
-    runs.write_results(path, rows, commit="abc")
-    again = runs.read_results(path)
-    assert list(again) == ["gdpo_saw", "gdpo"]
-    for row, finals in rows.items():
-      assert again[row][:2] == finals[:2]
-      np.testing.assert_array_equal(
-        again[row].values["greedy/total"], finals.values["greedy/total"]
-      )
-    header, first, *_ = path.read_text().splitlines()
-    assert header == "row,seed,commit,step,greedy/total"
-    assert first.startswith("gdpo_saw,0,abc,7,")
+def test_results_that_are_written_are_read_back(tmp_path):
+  made = np.random.default_rng(0).normal(size=3)
+  rows = {
+    "gdpo_saw": runs.Finals(7, (0, 1, 2), {"greedy/total": made}),
+    "gdpo": runs.Finals(7, (0, 1), {"greedy/total": np.array([0.0, 1 / 3])}),
+  }
+  path = tmp_path / "runs.csv"
+  runs.write_results(path, rows, commit="abc")
+  again = runs.read_results(path)
+  assert list(again) == ["gdpo_saw", "gdpo"]
+  for row, finals in rows.items():
+    assert again[row][:2] == finals[:2]
+    found = again[row].values["greedy/total"]
+    np.testing.assert_array_equal(found, finals.values["greedy/total"])
+  header, first, *_ = path.read_text().splitlines()
+  assert header == "row,seed,commit,step,greedy/total"
+  assert first.startswith("gdpo_saw,0,abc,7,")
 
-  def test_curves_that_are_written_are_read_back(self, tmp_path):
-    values = np.random.default_rng(0).normal(size=(2, 3))
-    values[1, 2] = np.nan
-    curves = runs.Curves(
-      np.array([0, 5, 7]), (3, 4), {"a": values, "b": values}
-    )
-    runs.write_curves(tmp_path / "curves.csv", {"row": curves}, names=["a"])
-    again = runs.read_kept_curves(tmp_path / "curves.csv")["row"]
-    assert again.seeds == (3, 4)
-    assert list(again.values) == ["a"]
-    lines = (tmp_path / "curves.csv").read_text().splitlines()
-    assert len(lines) == 1 + 5  # none for the step that a seed lacks
-    np.testing.assert_array_equal(again.steps, curves.steps)
-    np.testing.assert_array_equal(again.values["a"], values)
+
+def test_curves_that_are_written_are_read_back(tmp_path):
+  values = np.random.default_rng(0).normal(size=(2, 3))
+  values[1, 2] = np.nan
+  steps = np.array([0, 5, 7])
+  curves = runs.Curves(steps, (3, 4), {"a": values, "b": values})
+  path = tmp_path / "curves.csv"
+  runs.write_curves(path, {"row": curves}, names=["a"])
+  again = runs.read_kept_curves(path)["row"]
+  assert again.seeds == (3, 4) and list(again.values) == ["a"]
+  # There is no line for the step that a seed lacks.
+  assert len(path.read_text().splitlines()) == 1 + 5
+  np.testing.assert_array_equal(again.steps, steps)
+  np.testing.assert_array_equal(again.values["a"], values)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saw_jax.reporting import catalogue, report, sections, statistics, tables
-from saw_jax.reporting.report import RowRuns
+from saw_jax.reporting.runs import RowRuns
 
 STEPS = 40
 SEEDS = (0, 1)

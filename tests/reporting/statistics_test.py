@@ -141,8 +141,8 @@ class TestStepsToThreshold:
     values, at = [0.0, 1.0, 0.0, 1.0, 1.0], [0, 10, 20, 30, 40]
     for threshold, window, step in (
       *((1.0, 1, 10), (1.0, 2, 40), (0.5, 2, 10)),
-      (1.5, 1, None),
-      (0.0, 6, None),  # nor is it known of a run within the first window
+      (1.5, 1, math.inf),
+      (0.0, 6, math.inf),  # nor is it known of a run within the first window
     ):
       found = statistics.steps_to_threshold(values, threshold, window, at)
       assert found == step
@@ -154,5 +154,5 @@ class TestStepsToThreshold:
 class TestMedianSteps:
   def test_the_median_counts_those_that_never_got_there(self):
     # Of 10, 20, 30 and beyond.
-    found = statistics.median_steps([30, None, 10, 20], limit=100)
+    found = statistics.median_steps([30, math.inf, 10, 20], limit=100)
     assert found == "25 (3/4 reached)"

@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import actor, generate, transcript
+from tests import helpers
 
-CONFIG = DecoderConfig(
-  vocab_size=23,
-  width=16,
-  num_layers=1,
-  num_heads=2,
-  num_kv_heads=1,
-  head_size=8,
-  mlp_size=24,
-)
+CONFIG = dataclasses.replace(helpers.CONFIG, vocab_size=23)
 SETTINGS = generate.GenerateConfig(max_new_tokens=9, group_size=3, eos_ids=(7,))
 
 
@@ -36,17 +28,9 @@ def make_params(seed=0):
 def make_call():
   prompts = transcript.pad_prompts([[1, 2, 3], [4, 5]], ids=[11, 12], size=4)
   prompts = jax.tree.map(lambda x: np.stack([x, x]), prompts)
-  keys = jnp.stack(
-    [
-      generate.row_keys(jax.random.key(s), 0, np.array([11, 12]), 3)
-      for s in range(2)
-    ]
-  )
-  return prompts, keys
-
-
-def on_host(found):
-  return jax.tree.map(np.asarray, jax.device_get(found))
+  roots = map(jax.random.key, range(2))
+  keys = [generate.row_keys(root, 0, np.array([11, 12]), 3) for root in roots]
+  return prompts, jnp.stack(keys)
 
 
 def device_sampler(settings):
@@ -81,42 +65,25 @@ class TestActorPool:
 
       return act
 
-    with actor.ActorPool(make_act, 1) as pool:
-      pool.submit("poison")
+    with actor.ActorPool(make_act, 1, max_deaths=1) as pool:
+      for work in ("poison", "bread", "poison"):
+        pool.submit(work)
       done = pool.wait()
       assert (done.work, done.result) == ("poison", None)
       assert "poison" in str(done.error)
-      pool.submit("bread")
       assert pool.wait().result == "bread"
-    assert made == [0, 0]
-    assert pool.deaths == 1
-
-  def test_too_many_deaths_are_an_error(self):
-    def act(work):
-      raise actor.ActorDied("gone")
-
-    with actor.ActorPool(lambda index: act, 1, max_deaths=1) as pool:
-      pool.submit(1)
-      assert pool.wait().error is not None
-      pool.submit(2)
+      assert (made, pool.deaths) == ([0, 0], 1)
       with pytest.raises(actor.ActorError, match="2 actors died, and 1 may be"):
         pool.wait()
 
-  def test_another_error_is_raised_where_it_is_waited_for(self):
-    def act(work):
-      raise ZeroDivisionError("not a death")
-
+  def test_another_error_is_raised_at_the_wait_and_the_act_is_closed(self):
+    act = unittest.mock.Mock(side_effect=ZeroDivisionError("not a death"))
     with actor.ActorPool(lambda index: act, 1) as pool:
       pool.submit(1)
       with pytest.raises(ZeroDivisionError):
         pool.wait()
       assert pool.pending == 0
-
-  def test_closes_what_it_made(self):
-    act = unittest.mock.Mock()
-    with actor.ActorPool(lambda index: act, 1) as pool:
-      pool.submit(1)
-      pool.wait()
+      act.close.assert_not_called()
     act.close.assert_called_once_with()
 
 
@@ -126,23 +93,22 @@ class TestPartialSampler:
   def test_is_the_whole_sampler_where_the_weights_stay(self, part):
     params = make_params()
     prompts, keys = make_call()
-    whole = on_host(device_sampler(SETTINGS)(0, params, prompts, keys))
+    whole = jax.device_get(device_sampler(SETTINGS)(0, params, prompts, keys))
     sampler = actor.PartialSampler(
       SETTINGS, device_sampler, lambda: (0, params), part=part
     )
     found = sampler(0, params, prompts, keys)
     size = found.tokens.shape[-1]
-    for name in ("tokens", "roles"):
-      np.testing.assert_array_equal(
-        np.where(found.roles != 0, getattr(found, name), 0),
-        np.where(whole.roles != 0, getattr(whole, name), 0)[..., :size],
-      )
+    kept = found.roles != 0
+    np.testing.assert_array_equal(found.roles, whole.roles[..., :size])
+    np.testing.assert_array_equal(
+      found.tokens[kept], whole.tokens[..., :size][kept]
+    )
     assert (whole.roles[..., size:] == 0).all()
     np.testing.assert_array_equal(found.ends, whole.ends)
-    width = size - whole.prompt_size
     np.testing.assert_allclose(
       found.behave_log_probs,
-      whole.behave_log_probs[..., :width],
+      whole.behave_log_probs[..., : size - whole.prompt_size],
       rtol=1e-5,
       atol=1e-6,
     )
@@ -156,7 +122,7 @@ class TestPartialSampler:
       settings, device_sampler, lambda: (1, new), part=4
     )
     found = sampler(0, old, prompts, keys)
-    before = on_host(device_sampler(settings)(0, old, prompts, keys))
+    before = jax.device_get(device_sampler(settings)(0, old, prompts, keys))
     first = before.prompt_size + 4
     np.testing.assert_array_equal(
       found.tokens[..., :first], before.tokens[..., :first]
@@ -183,22 +149,15 @@ class TestProcessSampler:
   def test_samples_what_a_thread_does_and_may_be_killed(self):
     prompts, keys = make_call()
     sampler = actor.ProcessSampler(CONFIG, SETTINGS)
-    for version in (0, 1):
+    with pytest.raises(actor.ActorDied, match="the sampler raised"):
+      sampler(-1, {"no": np.zeros(2)}, prompts, keys)
+    for version in (0, 1, 1):
       params = make_params(version)
-      expected = on_host(
-        device_sampler(SETTINGS)(version, params, prompts, keys)
-      )
+      expected = device_sampler(SETTINGS)(version, params, prompts, keys)
       found = sampler(version, params, prompts, keys)
       np.testing.assert_array_equal(found.tokens, expected.tokens)
       np.testing.assert_array_equal(found.roles, expected.roles)
     os.kill(sampler.pid, signal.SIGKILL)
     with pytest.raises(actor.ActorDied, match="-9"):
-      sampler(1, make_params(1), prompts, keys)
-    sampler.close()
-
-  def test_an_error_of_the_process_is_told(self):
-    prompts, keys = make_call()
-    sampler = actor.ProcessSampler(CONFIG, SETTINGS)
-    with pytest.raises(actor.ActorDied, match="the sampler raised"):
-      sampler(0, {"no": np.zeros(2)}, prompts, keys)
+      sampler(1, params, prompts, keys)
     sampler.close()

@@ -41,7 +41,6 @@ class Sampler:
       ends=np.full((N, C), S + WIDTH, np.int32),
       behave_log_probs=-tokens[..., S:].astype(np.float32),
       group_ids=np.zeros((N, C), np.int32),
-      policy_versions=np.zeros((N, C), np.int32),
       prompt_size=S,
       entropies=0.5 * tokens[..., S:],
     )
@@ -95,7 +94,6 @@ def play(
     rows_per_call=rows_per_call,
     max_prompt_tokens=5,
     prompt_multiple=2,
-    max_new_tokens=WIDTH,
     eos_ids=(EOS,),
   )
   return played, sampler, script

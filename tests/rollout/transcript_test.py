@@ -49,7 +49,6 @@ def test_masks_come_from_roles():
     ends=jnp.array([5, 4]),
     behave_log_probs=jnp.zeros((2, 3)),
     group_ids=jnp.array([0, 0]),
-    policy_versions=jnp.array([0, 0]),
     prompt_size=2,
   )
   np.testing.assert_array_equal(record.completion_mask, [[1, 0, 1], [1, 0, 0]])
@@ -80,7 +79,6 @@ def record(prompts, responses, size):
     ends=ends,
     behave_log_probs=-np.ones((len(prompts), size), np.float32),
     group_ids=np.zeros(len(prompts), np.int32),
-    policy_versions=np.zeros(len(prompts), np.int32),
     prompt_size=width,
   )
 
@@ -133,7 +131,7 @@ def test_glue_belongs_to_neither_mask():
 
 
 def test_there_is_one_observation_a_row():
-  with pytest.raises(ValueError, match="1 observations"):
+  with pytest.raises(ValueError, match="shorter"):
     transcript.append_observations(
       record([[1], [1]], [[2], [2]], 1), [[3]], max_tokens=1
     )

@@ -1,5 +1,7 @@
 """Tests of saw_jax/run/agents.py, with a sampler that follows a script."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from saw_jax.rollout.transcript import (
   POLICY,
   PROMPT,
 )
-from saw_jax.run import agents, episode_evaluation, rollouts
+from saw_jax.run import agents, episode_evaluation, rollouts, sections
 from saw_jax.tasks.environments import Situation, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import RewardError
@@ -19,11 +21,14 @@ from tests.tasks.misbehaving_environments import CounterTask
 TOKENIZER = tokenizer_lib.PieceTokenizer(
   [*"abcdefghijklmnopqrstuvwxyz0123456789 >\n.!"]
 )
-ROLLOUT = rollouts.RolloutConfig(
+ROLLOUT = sections.RolloutConfig(
   max_prompt_tokens=24, prompt_multiple=24, max_new_tokens=10
 )
 ENCODER = rollouts.Encoder(TOKENIZER, ROLLOUT)
-CONFIG = agents.EpisodeConfig(rows_per_call=4, max_observation_tokens=6)
+CONFIG = sections.EpisodeConfig(rows_per_call=4, max_observation_tokens=6)
+MADE = types.SimpleNamespace(
+  task=CounterTask(), tokenizer=TOKENIZER, rollout=ROLLOUT, episodes=CONFIG
+)
 
 
 class Scripted:
@@ -60,16 +65,8 @@ def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
   with EnvironmentPool(
     CounterTask(), num_workers=0, limit_s=1.0, crash_tolerance=tolerance
   ) as pool:
-    found = agents.play(
-      sampler,
-      None,
-      starts,
-      keys,
-      task=CounterTask(),
-      encoder=ENCODER,
-      pool=pool,
-      config=CONFIG,
-    )
+    policy = types.SimpleNamespace(made=MADE, encoder=ENCODER, params=None)
+    found = agents.play(policy, sampler, starts, keys, pool)
   return found, sampler
 
 
@@ -150,7 +147,7 @@ class TestPlay:
 
 
 def write(task, situation, history, **fields):
-  config = rollouts.RolloutConfig(max_prompt_tokens=12, **fields)
+  config = sections.RolloutConfig(max_prompt_tokens=12, **fields)
   encoder = rollouts.Encoder(TOKENIZER, config)
   return agents.write_prompt(task, encoder, situation, history)
 
@@ -204,7 +201,7 @@ class TestGlue:
 def test_transitions_become_what_the_policy_would_have_had():
   before = Situation("", "xy", (), 0.0, False)
   steps = [Transition(before, (("a", "b"),), "count", "it is done now")]
-  found = episode_evaluation.lay_out(steps, CounterTask(), ENCODER, CONFIG)
+  found = episode_evaluation.lay_out(steps, MADE)
   for role, text in (
     (PROMPT, "a>b\nxy"),
     (POLICY, "count"),

@@ -1,7 +1,5 @@
 """Tests of saw_jax/run/episode_evaluation.py."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +15,10 @@ from tests import agent_helpers
 def played():
   made = agent_helpers.experiment("grpo")
   kind = experiment_lib.kind_of(made)
-  policy = experiment_lib.make_policy(made, 2)
-  evaluator = kind.make_evaluator(policy)
   with kind.open_workers() as pool:
-    results = {
-      mode: evaluator.run(mode, policy, pool) for mode in evaluator.modes
-    }
-    scores = evaluator.scores("greedy", policy, pool)
+    evaluator = kind.Evaluator(experiment_lib.Policy(made, 2), pool)
+    results = {mode: evaluator.run(mode) for mode in evaluator.modes}
+    scores = evaluator.scores("greedy")
   return evaluator, results, scores
 
 
@@ -74,9 +69,8 @@ def test_another_split_is_played_whole_by_the_same_samplers(
   other = evaluator.on("train", 0)
   assert list(other.modes) == ["greedy"]
   assert len(other.examples) == other._task.num_episodes("train")
-  monkeypatch.setattr(agents, "play", lambda *args, **_: args[2])
-  policy = types.SimpleNamespace(num_seeds=2, params=None)
-  worlds = other.play("greedy", policy, None)
+  monkeypatch.setattr(agents, "play", lambda *args: args[2])
+  worlds = other.play("greedy")
   assert worlds == [[("train", seed) for seed in other.examples]] * 2
   assert other._transitions is None and evaluator._transitions is not None
   assert list(evaluator.modes) == ["greedy", "sampled"]

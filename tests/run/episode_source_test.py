@@ -14,9 +14,9 @@ from tests.helpers import curves
 def first_step(row="grpo_paw", seeds=(0, 1), **changes):
   """The source of a run, and the episodes of its first step."""
   made = agent_helpers.experiment(row, **changes)
-  one = helpers.make_learner(made, len(seeds))
-  with experiment_lib.kind_of(made).open_workers() as pool:
-    source = helpers.make_source(made, one, pool, seeds)
+  kind, one = experiment_lib.kind_of(made), helpers.make_learner(made, seeds)
+  with kind.open_workers() as pool:
+    source = kind.Source(one, pool, None)
     return source, source.score(source.generate(0), 0)
 
 
@@ -157,9 +157,8 @@ class TestRun:
   def test_its_last_policies_can_be_watched(self, whole):
     directory, result = whole
     made = agent_helpers.experiment()
-    step, found = experiment_lib.play_checkpoint(
-      made, 2, directory, mode="greedy"
-    )
+    step, policy = experiment_lib.restore(made, 2, directory)
+    found = experiment_lib.kind_of(made).play(policy, "greedy")
     assert step == 4
     won = found.returns >= made.task.max_return
     np.testing.assert_allclose(

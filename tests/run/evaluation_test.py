@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import evaluation, rollouts
+from saw_jax.run import evaluation, rollouts, sections
 from saw_jax.run import experiment as experiment_lib
+from saw_jax.run import policy as policy_lib
 from saw_jax.tasks import base
 from saw_jax.tasks.base import Outcome
 from tests import helpers
@@ -48,25 +49,22 @@ class Texts(Lengths):
 
 
 def make(task=None, num_seeds=1, rollout=None, **fields):
-  """An evaluator, its policies, and workers."""
+  """An evaluator that scores in this process."""
   made = helpers.experiment(
     task=task or Lengths(), evaluation=fields, rollout=rollout or {}
   )
-  kind = experiment_lib.kind_of(made)
-  policy = experiment_lib.make_policy(made, num_seeds)
-  return kind.make_evaluator(policy), policy, kind.open_workers()
+  workers = experiment_lib.kind_of(made).open_workers()
+  return evaluation.Evaluator(policy_lib.Policy(made, num_seeds), workers)
 
 
 def run(mode, **fields):
-  evaluator, policy, grader = make(**fields)
-  with grader:
-    return evaluator.run(mode, policy, grader)
+  return make(**fields).run(mode)
 
 
 class TestEvaluator:
   def test_has_the_first_examples_of_its_split(self):
     def keys(**fields):
-      return [example.key for example in make(**fields)[0].examples]
+      return [example.key for example in make(**fields).examples]
 
     assert keys(num_examples=3) == [1000, 1001, 1002]
     assert keys(num_examples=3, split="train") == [0, 1, 2]
@@ -111,11 +109,10 @@ class TestEvaluator:
 
   @pytest.mark.parametrize("task", [Lengths(), Votes()])
   def test_scores_are_the_averages_of_a_run(self, task):
-    evaluator, policy, grader = make(task, samples=3)
-    with grader:
-      result = evaluator.run("sampled", policy, grader)
-      (found,) = evaluator.scores("sampled", policy, grader)
-      (greedy,) = evaluator.scores("greedy", policy, grader)
+    evaluator = make(task, samples=3)
+    result = evaluator.run("sampled")
+    (found,) = evaluator.scores("sampled")
+    (greedy,) = evaluator.scores("greedy")
     (summary,) = evaluation.average("greedy", result, task.components)
     assert {name: found[name] for name in summary} == summary
     more = {"mean@3", "pass@3"}
@@ -129,12 +126,12 @@ class TestEvaluator:
   def test_more_says_how_many_answers_are_too_long(self):
     limited = Lengths()
     limited.token_limits = {"small": 3}
-    found = make(limited)[0].more({"lengths": np.array([[3, 4], [9, 3]])})
+    found = make(limited).more({"lengths": np.array([[3, 4], [9, 3]])})
     assert found == {"over_small": 0.5}
 
   def test_another_split_is_whole_and_shares_what_is_compiled(self):
     fields = dict(samples=4, num_examples=3, temperature=0.5, top_p=0.9)
-    evaluator, *_ = make(**fields)
+    evaluator = make(**fields)
     other = evaluator.on("train", 8)
     assert [e.key for e in other.examples] == list(range(13))
     assert [e.key for e in evaluator.examples] == [1000, 1001, 1002]
@@ -256,7 +253,7 @@ class Fake:
 
   def __init__(self, benchmarks=None):
     samples = {"easy": 2, "hard": 0} if benchmarks is None else benchmarks
-    self.config = evaluation.EvaluationConfig(benchmarks=samples)
+    self.config = sections.EvaluationConfig(benchmarks=samples)
     self.asked = []
 
   def on(self, name, samples):
@@ -265,8 +262,7 @@ class Fake:
     assert bool(samples) == ("sampled" in other.modes)
     return other
 
-  def scores(self, mode, policy, workers):
-    assert (policy, workers) == ("policy", "workers")
+  def scores(self, mode):
     self.asked.append(mode)
     return [
       {name: value + seed for name, value in self.modes[mode].items()}
@@ -275,8 +271,8 @@ class Fake:
 
 
 def score(fake, path, **changes):
-  fields = {"seeds": [4, 7], "step": 3, "path": path, **changes}
-  return evaluation.score_benchmarks(fake, "policy", "workers", **fields)
+  fields = {"seeds": [4, 7], "step": 3, "stop": lambda: False, **changes}
+  return evaluation.score_benchmarks(fake, path=path, **fields)
 
 
 class TestBenchmarks:
@@ -329,4 +325,4 @@ class TestBenchmarks:
   @pytest.mark.parametrize("samples", [-1, 0.5, True, "8"])
   def test_samples_are_counted(self, samples):
     with pytest.raises(ValueError, match="aime24"):
-      evaluation.EvaluationConfig(benchmarks={"aime24": samples})
+      sections.EvaluationConfig(benchmarks={"aime24": samples})

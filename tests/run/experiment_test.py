@@ -38,8 +38,7 @@ def test_nothing_to_restore(tmp_path):
 
 def test_an_evaluated_checkpoint_is_what_the_run_wrote(trained):
   made, directory = trained
-  step, found = experiment_lib.evaluate_checkpoint(made, 2, directory)
-  assert step == 2
+  found = experiment_lib.evaluate(experiment_lib.restore(made, 2, directory)[1])
   final = json.loads((directory / "final.json").read_text())
   np.testing.assert_allclose(
     found["greedy"]["right"].mean((1, 2)),
@@ -49,13 +48,13 @@ def test_an_evaluated_checkpoint_is_what_the_run_wrote(trained):
 
 def test_a_start_without_samples_is_scored_greedily():
   made = helpers.experiment(evaluation={"samples": 0})
-  assert set(experiment_lib.evaluate_start(made, 1)) == {"greedy"}
+  policy = experiment_lib.Policy(made, 1)
+  assert set(experiment_lib.evaluate(policy)) == {"greedy"}
 
 
-def test_answers_cannot_be_played(trained):
-  made, directory = trained
+def test_answers_cannot_be_played():
   with pytest.raises(ValueError, match="single answers"):
-    experiment_lib.play_checkpoint(made, 2, directory)
+    experiment_lib.kind_of(helpers.experiment()).play(None)
 
 
 def test_the_last_devices_are_left_to_the_actors():
@@ -63,7 +62,7 @@ def test_the_last_devices_are_left_to_the_actors():
     asynchronous={"protocol": "max_lag", "actors": 1, "actor_devices": 2},
     parallel={"lift": "meshed"},
   )
-  policy = experiment_lib.make_policy(made, 1)
+  policy = experiment_lib.Policy(made, 1)
   used = {d for x in jax.tree.leaves(policy.params) for d in x.devices()}
   assert used == set(jax.devices()[:2])
   leaf = jax.tree.leaves(policy.lift.share(policy.params))[0]

@@ -68,15 +68,11 @@ def assert_same(a, b):
 
 def test_join_undoes_split_and_holds_on_to_nothing():
   rollout, same = make_rollout(), make_rollout()
-  apart = groups.split(rollout, carry_log_probs=True)
+  apart = groups.split(rollout, True)
   rollout.transcript.tokens[:] = 0
   rollout.rewards[:] = 0
-  versions = np.array([[5, 6, 7], [8, 9, 10]])
-  again = groups.join(apart, versions=versions)
+  again = groups.join(apart)
   assert_same(same, again)
-  np.testing.assert_array_equal(
-    again.transcript.policy_versions, np.repeat(versions, 2, axis=1)
-  )
   np.testing.assert_array_equal(
     again.transcript.group_ids, same.transcript.group_ids
   )
@@ -85,8 +81,8 @@ def test_join_undoes_split_and_holds_on_to_nothing():
 def test_groups_of_rollouts_of_other_sizes():
   short = make_rollout(1, prompt=3, width=2)
   long = make_rollout(2, prompt=7, width=9)
-  a = groups.split(short, carry_log_probs=True)
-  b = groups.split(long, carry_log_probs=True)
+  a = groups.split(short, True)
+  b = groups.split(long, True)
   mixed = groups.join(
     [[a[0][2], b[0][1]], [b[1][0], a[1][1]]], multiple=4, max_new_tokens=12
   )
@@ -101,7 +97,7 @@ def test_groups_of_rollouts_of_other_sizes():
 
 @pytest.mark.parametrize(("limit", "width"), [(64, 8), (5, 5)])
 def test_the_width_is_rounded_up_and_bounded(limit, width):
-  apart = groups.split(make_rollout(width=5), carry_log_probs=True)
+  apart = groups.split(make_rollout(width=5), True)
   assert max(g.arrays["lengths"].max() for row in apart for g in row) == 5
   joined = groups.join(apart, multiple=4, max_new_tokens=limit, pad_id=9)
   assert joined.transcript.tokens.shape[-1] == 4 + width
@@ -110,15 +106,15 @@ def test_the_width_is_rounded_up_and_bounded(limit, width):
 
 @pytest.mark.parametrize("some", [False, True])
 def test_log_probs_that_are_not_carried_by_all_are_absent(some):
-  apart = groups.split(make_rollout(), carry_log_probs=some)
+  apart = groups.split(make_rollout(), some)
   if some:
     del apart[0][0].arrays["behave_log_probs"]
   assert groups.join(apart).transcript.behave_log_probs is None
 
 
 def test_packed_groups_are_the_same_groups():
-  other = groups.split(make_rollout(3, prompt=6), carry_log_probs=True)
-  first = groups.split(make_rollout(), carry_log_probs=True)
+  other = groups.split(make_rollout(3, prompt=6), True)
+  first = groups.split(make_rollout(), True)
   flat = [first[0][1], other[1][2], first[1][0]]
   arrays, size = groups.pack(flat)
   found = [

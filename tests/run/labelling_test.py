@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,11 @@ from saw_jax.annotate.questions import Label
 from saw_jax.labels import care, certainty
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
-from saw_jax.run import labelling, loop, session
+from saw_jax.run import labelling, loop, rollouts, sections, session
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective, packing
+from saw_jax.training import objective, packing, parallel
 from tests import helpers
 from tests.helpers import assert_same_run, curves
 
@@ -116,7 +117,6 @@ def say(texts):
     ends=zeros + 2 + width,
     behave_log_probs=np.zeros((1, len(ids), width), np.float32),
     group_ids=zeros,
-    policy_versions=zeros,
     prompt_size=2,
   )
 
@@ -143,17 +143,18 @@ def grader():
 
 @pytest.fixture
 def make(tmp_path, grader):
-  def make(num_prompts=2, verify=None, **config):
-    return labelling.make_labeller(
-      labelling.LabelConfig(**{"probe": PROBE, **config}),
-      labelling.Scorer(Guesses(), TOKENIZER, grader),
+  def make(num_prompts=2, **config):
+    made = experiment(loop={"prompts_per_step": num_prompts}, **config)
+    encoder = rollouts.Encoder(TOKENIZER, made.rollout)
+    one = types.SimpleNamespace(
+      made=made,
       seeds=[0],
-      prompts_per_step=num_prompts,
-      group_size=4,
-      width=3,
-      directory=tmp_path,
-      verify=verify,
+      clock=session.Clock(),
+      policy=types.SimpleNamespace(
+        encoder=encoder, lift=parallel.seeded(), decoder=made.decoder
+      ),
     )
+    return labelling.make_labels(one, grader, helpers.begun(tmp_path))
 
   return make
 
@@ -166,31 +167,21 @@ VOTES, TRUTH_OF_0 = [[1, 0, 1, 0], [1, 1, 0, 0]], [[0, 1, 0, 0], [1, 1, 0, 0]]
 def score(one, texts=TEXTS, step=0, observed=None):
   """Rewards and multipliers of four responses to each of the first prompts."""
   examples = [Guesses().examples("train")[: len(texts) // 4]]
-  clock = session.Clock()
-  found = one.score(say(texts), observed, examples, step=step, clock=clock)
+  found = one.score(say(texts), examples, observed, step)
   return found.rewards[0, ..., 0].tolist(), (
     None if found.multipliers is None else found.multipliers.tolist()
   )
 
 
 def logged(one, step=0):
-  (row,) = one.train([{}], step=step, clock=session.Clock())
+  (row,) = one.train([{}], step)
   return row
 
 
 class TestScore:
-  def test_the_truth_is_scored_once(self, make):
-    one, examples = make(), [Guesses().examples("train")[:2]]
-    early = one.early(say(TEXTS), examples)
-    assert early.rewards[0, ..., 0].tolist() == TRUTH_OF_0
-    assert one.score(None, None, examples, step=0, clock=None, early=early)
-    assert score(one) == (TRUTH_OF_0, None)
-    assert (logged(one), one.pack(0)) == ({}, ({}, {}))
-
   def test_labels_are_scored_at_their_step_alone(self, make):
-    early = make(method="vote").early(
-      say(TEXTS), [Guesses().examples("train")[:2]]
-    )
+    assert make() is None  # the truth is nobody's label
+    early = make(method="vote").read(say(TEXTS))
     assert not early.scored.any() and early.completions == TEXTS
 
   @pytest.mark.parametrize(
@@ -295,7 +286,8 @@ class TestScore:
     def verify(examples, texts, step):
       return np.array([text == "x" for text in texts]).reshape(1, 2, 4)
 
-    one = make(method="self_verification", verify=verify)
+    one = make(method="self_verification")
+    one._verdicts = verify
     assert score(one) == ([[0, 1, 0, 0], [0, 0, 0, 1]], None)
 
 
@@ -445,7 +437,7 @@ class TestConfig:
   )
   def test_a_mistake_is_named(self, changes, word):
     with pytest.raises(ValueError, match=word):
-      labelling.LabelConfig(**changes)
+      sections.LabelConfig(**changes)
 
   def test_a_task_without_answers_is_named(self, tmp_path):
     made = helpers.experiment(labels={"method": "vote"})

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms
-from saw_jax.run import answers, rollouts
+from saw_jax.run import groups, rollouts
 from saw_jax.tasks.workers.grading import Grader
 from tests import helpers
 
@@ -13,25 +13,15 @@ def step():
   """An experiment, its learner, and a scored rollout of the first step."""
   made = helpers.experiment()
   one = helpers.make_learner(made)
-  encoder = rollouts.Encoder(made.tokenizer, made.rollout)
-  examples = made.task.examples("train")
-  generate = rollouts.make_generate(
-    one.policy.lift, made.decoder, encoder.settings(made.sampling, 4)
-  )
-  drawn = answers.Fresh(generate, encoder, one, examples, made.loop, [0]).draw(
-    0
-  )
+  transcript, examples, *_ = groups.Fresh(one).draw(0)
   with Grader(made.task, num_workers=0, limit_s=1.0) as grader:
-    scores = rollouts.score(
-      drawn.transcript, drawn.examples, tokenizer=made.tokenizer, grader=grader
-    )
-  return made, one, drawn.transcript, scores
+    scores = rollouts.score(transcript, examples, grader, one.policy.encoder)
+  return made, one, transcript, scores
 
 
 def learn(one, transcript, scores):
   """The row that a step logs."""
   batch, _ = one.prepare(transcript)
-  one.weigh(batch, scores)
   batch, rows = one.estimate(batch, scores)
   return {**rows[0], **one.update(batch)[0]}
 

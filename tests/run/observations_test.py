@@ -65,22 +65,12 @@ class Appended:
 
   def __init__(self, made, scores):
     self.made, self.scores = made, scores
-    learner = helpers.make_learner(made)
+    learner = helpers.make_learner(made, [7])
     self.params = learner.policy.params
     self.before, _ = learner.prepare(scores.transcript)
-    appender = observations.Appender(
-      made.method.world,
-      learner.policy,
-      made.task,
-      rollouts.Encoder(made.tokenizer, made.rollout),
-      made.episodes,
-      made.loop,
-      [7],
-      made.sampling.temperature,
-    )
     examples = [list(made.task.examples("train")[:2])]
-    self.batch, (self.row,) = appender.append(
-      self.before, scores, examples, self.params, step=3
+    self.batch, (self.row,) = observations.Appender(learner).append(
+      self.before, scores, examples, step=3
     )
     self.forward = objective.make_forward(made.decoder)
 

@@ -10,7 +10,7 @@ from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import rollouts
+from saw_jax.run import rollouts, sections
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import parallel
@@ -26,7 +26,7 @@ def example(text, key=7):
 
 
 def encoder(limit=48, **fields):
-  config = rollouts.RolloutConfig(
+  config = sections.RolloutConfig(
     max_prompt_tokens=limit, prompt_multiple=16, **fields
   )
   return rollouts.Encoder(TOKENIZER, config)
@@ -75,7 +75,7 @@ class TestRead:
   def read(self, rows, stops=(), change=lambda made: None):
     made = transcript(rows)
     change(made)
-    texts, lengths, ended = rollouts.read(made, TOKENIZER, stops)
+    texts, lengths, ended = rollouts.read(made, encoder(stops=stops))
     return texts, lengths.tolist(), ended.tolist()
 
   def test_drops_the_end_token_and_keeps_what_looks_like_padding(self):
@@ -125,7 +125,7 @@ class TestCut:
     shown.decode = lambda ids: "".join(
       "<end>" if i == END else chr(i) for i in ids
     )
-    config = rollouts.RolloutConfig(stops=("<end>",))
+    config = sections.RolloutConfig(stops=("<end>",))
     found = rollouts.Encoder(shown, config).cut(transcript([[97, END]]))
     np.testing.assert_array_equal(found.ends, [[4]])
 
@@ -195,14 +195,12 @@ def sampling():
       return generate(params, prompts, keys)
 
     rows = [row[order] for row in examples]
-    ids = [[one.key for one in row] for row in rows]
     return rollouts.sample(
       watched,
       params,
       rows,
-      rollouts.row_keys((3, 4), 0, ids, 2),
+      rollouts.example_keys((3, 4), 0, rows, 2),
       encoder=encoder(64, **sizes, **fields),
-      multiple=1,
       length_groups=length_groups,
     )
 
@@ -237,8 +235,8 @@ class TestSample:
       found.behave_log_probs[own],
       whole.behave_log_probs[..., : own.shape[-1]][own],
     )
-    texts, _, before = rollouts.read(whole, TOKENIZER)
-    cut, _, ended = rollouts.read(found, TOKENIZER, letters)
+    texts, _, before = rollouts.read(whole, encoder())
+    cut, _, ended = rollouts.read(found, encoder(stops=letters))
     assert cut == [re.split("[a-zA-Z]", text)[0] for text in texts] != texts
     assert ended.sum() > before.sum()
 
@@ -270,7 +268,7 @@ class TestScore:
     sample, examples = sampling
     found, task = sample(), helpers.Letters()
     with Grader(task, num_workers=0, limit_s=1.0) as grader:
-      result = rollouts.score(found, examples, grader, TOKENIZER)
+      result = rollouts.score(found, examples, grader, encoder())
     assert result.scored.all() and result.scored.shape == (2, 6, 2, 2)
     assert len(result.completions) == len(result.outcomes) == 24
     texts = iter(result.completions)
@@ -290,7 +288,7 @@ class TestScore:
     task.token_limits = {"small": 4}
     asked = [[example("a"), example("b")]]
     with Grader(task, num_workers=0, limit_s=1.0) as grader:
-      result = rollouts.score(sampled, asked, grader, TOKENIZER)
+      result = rollouts.score(sampled, asked, grader, encoder())
     assert (result.rewards[..., 0] == 0.5).all()
     np.testing.assert_array_equal(
       result.rewards[..., 1].reshape(-1), [0, 0.25, 0.25, 0]

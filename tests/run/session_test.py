@@ -16,27 +16,19 @@ from tests import helpers
 
 @contextlib.contextmanager
 def opened(directory, **changes):
-  """A session of one seed, and the workers that evaluate it."""
+  """A session of one seed."""
   changes.setdefault("evaluation", {"interval": 0})
   made = helpers.experiment(**changes)
-  kind = experiment_lib.kind_of(made)
-  policy = experiment_lib.make_policy(made, 1)
-  one = session.Session(
-    policy,
-    kind.make_evaluator(policy),
-    made.loop,
-    session.Clock(),
-    seeds=[3],
-    directory=directory,
-  )
-  with one, kind.open_workers() as workers:
-    yield one, workers
+  kind, policy = experiment_lib.kind_of(made), experiment_lib.Policy(made, 1)
+  with contextlib.ExitStack() as stack:
+    evaluator = kind.Evaluator(policy, stack.enter_context(kind.open_workers()))
+    clock = session.Clock()
+    yield session.Session(evaluator, [3], clock, directory, stack)
 
 
-def end_step(one, workers, loss=0.0, pack=lambda step: ({}, {})):
-  one.begin_step()
+def end_step(one, loss=0.0, pack=lambda step: ({}, {})):
   one.log([{"reward/total": 0.5, "loss": loss}], tokens=1.0)
-  one.save(pack, one.evaluate(workers))
+  one.save(pack, one.evaluate())
 
 
 def steps_in(directory):
@@ -82,43 +74,41 @@ class TestSession:
   def test_counts_saves_and_goes_on_with_what_was_packed(self, tmp_path):
     queue = np.arange(6, dtype=np.int32).reshape(2, 3)
     fields = {"num_steps": 4, "checkpoint_interval": 2}
-    with opened(tmp_path, loop=fields) as (one, workers):
+    with opened(tmp_path, loop=fields) as one:
       assert (one.step, one.host, one.arrays) == (0, {}, {})
       for _ in range(3):
-        end_step(
-          one, workers, pack=lambda step: ({"next": step}, {"queue": queue})
-        )
+        end_step(one, pack=lambda step: ({"next": step}, {"queue": queue}))
     assert steps_in(tmp_path) == [0, 1, 2]
-    with opened(tmp_path, loop=fields) as (one, workers):
+    with opened(tmp_path, loop=fields) as one:
       assert one.step == one.host["next"] == 2
       np.testing.assert_array_equal(one.arrays["queue"], queue)
       # Step 2 was not saved: it is about to be done again.
       assert steps_in(tmp_path) == [0, 1]
-      end_step(one, workers)
+      end_step(one)
       assert one.goes_on
-      end_step(one, workers)
+      end_step(one)
       assert not one.goes_on
     assert steps_in(tmp_path) == [0, 1, 2, 3]
 
   @pytest.mark.parametrize("skip", [True, False])
   def test_a_loss_that_is_not_finite(self, tmp_path, skip):
     fields = {"skip_nonfinite": skip, "checkpoint_interval": 0}
-    with opened(tmp_path, loop=fields) as (one, workers):
+    with opened(tmp_path, loop=fields) as one:
       if skip:
-        end_step(one, workers, np.nan)
+        end_step(one, np.nan)
         assert one.step == 1
       else:
         with pytest.raises(FloatingPointError, match="seed 3 is nan at step 0"):
-          end_step(one, workers, np.nan)
+          end_step(one, np.nan)
 
   def test_an_interrupt_saves_and_ends(self, tmp_path):
-    with opened(tmp_path, loop={"checkpoint_interval": 0}) as (one, workers):
+    with opened(tmp_path, loop={"checkpoint_interval": 0}) as one:
       signal.raise_signal(signal.SIGINT)
       assert one.goes_on, "a step that has begun is ended"
-      end_step(one, workers)
+      end_step(one)
       assert not one.goes_on
-      assert one.result(workers) == session.Result(False, 1, [])
-    with opened(tmp_path) as (one, _):
+      assert one.result() == session.Result(False, 1, [])
+    with opened(tmp_path) as one:
       assert one.step == 1
 
   @pytest.mark.parametrize(
@@ -128,10 +118,10 @@ class TestSession:
     self, tmp_path, interval, expected
   ):
     fields = {"interval": interval, "num_examples": 2}
-    with opened(tmp_path, evaluation=fields) as (one, workers):
-      one.evaluate(workers)
+    with opened(tmp_path, evaluation=fields) as one:
+      one.evaluate()
       while one.goes_on:
-        end_step(one, workers)
+        end_step(one)
     lines = (tmp_path / "evals.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == expected
 
@@ -156,18 +146,18 @@ class TestBenchmarks:
       "benchmarks": {"test": 2, "train": 0},
     }
     options = dict(task=Averaging(), evaluation=fields, loop={"num_steps": 1})
-    with opened(tmp_path, **options) as (one, workers):
-      end_step(one, workers)
+    with opened(tmp_path, **options) as one:
+      end_step(one)
       # Killed before the second part: the scores so far are kept.
       signal.raise_signal(signal.SIGINT)
-      assert not one.result(workers).finished
+      assert not one.result().finished
     assert not (tmp_path / "final.json").exists()
     before = json.loads((tmp_path / "benchmarks.json").read_text())
     assert list(before["scores"]) == ["test/greedy"]
 
-    with opened(tmp_path, **options) as (one, workers):
+    with opened(tmp_path, **options) as one:
       assert one.step == 1 and not one.goes_on
-      result = one.result(workers)
+      result = one.result()
     assert result.finished
     (final,) = json.loads((tmp_path / "final.json").read_text())
     assert final == result.final[0]

@@ -253,7 +253,7 @@ class TestDemonstrations:
     [
       (name, {rate: value}, "probability")
       for name, (task, _, _) in TASKS.items()
-      for rate in inspect.signature(task.demonstrations).parameters
+      for rate in inspect.signature(task.demonstrate).parameters
       if rate.endswith(("_rate", "_accuracy"))
       for value in (1.5, -0.1)
     ]
@@ -364,7 +364,7 @@ def test_wrong_options_are_errors(name, options, word):
 
 
 def test_a_wrong_option_of_the_judge_names_the_nearest():
-  with pytest.raises(TypeError, match="judge.modle: did you mean 'model'"):
+  with pytest.raises(TypeError, match="did you mean 'judge.model'"):
     SummariesConfig(judge={"modle": "m"})
 
 
@@ -374,3 +374,26 @@ def test_a_wrong_option_of_the_judge_names_the_nearest():
 def test_a_judge_has_to_be_somewhere():
   with pytest.raises(ValueError, match="judge.url"):
     SummariesTask(SummariesConfig(reward="judge"))
+
+
+class TestLazyExamples:
+  def make(self, made):
+    def one(index):
+      made.append(index)
+      return base.Example(index, (), "")
+
+    return answer_task.LazyExamples(one, 5)
+
+  def test_an_example_is_made_when_it_is_asked_for(self):
+    made = []
+    examples = self.make(made)
+    assert (len(examples), made) == (5, [])
+    assert examples[-1].key == 4
+    assert [example.key for example in examples[1:4:2]] == [1, 3]
+    assert made == [4, 1, 3]
+    assert [example.key for example in examples] == [0, 1, 2, 3, 4]
+
+  @pytest.mark.parametrize("index", [5, -6])
+  def test_there_are_no_more(self, index):
+    with pytest.raises(IndexError, match="range"):
+      self.make([])[index]

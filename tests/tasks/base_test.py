@@ -63,26 +63,3 @@ class TestTokenLimits:
   def test_a_limit_that_cannot_be_is_named(self, limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
       self.find(**limits)
-
-
-class TestLazyExamples:
-  def make(self, made):
-    def one(index):
-      made.append(index)
-      return base.Example(index, (), "")
-
-    return base.LazyExamples(one, 5)
-
-  def test_an_example_is_made_when_it_is_asked_for(self):
-    made = []
-    examples = self.make(made)
-    assert (len(examples), made) == (5, [])
-    assert examples[-1].key == 4
-    assert [example.key for example in examples[1:4:2]] == [1, 3]
-    assert made == [4, 1, 3]
-    assert [example.key for example in examples] == [0, 1, 2, 3, 4]
-
-  @pytest.mark.parametrize("index", [5, -6])
-  def test_there_are_no_more(self, index):
-    with pytest.raises(IndexError, match="of 5"):
-      self.make([])[index]

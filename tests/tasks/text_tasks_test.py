@@ -183,7 +183,7 @@ class TestExperts:
       env.reset(seed)
       expert, total = task.expert(env, Draws("test", seed)), 0.0
       while not env.done:
-        action = expert.action()
+        action = next(expert)
         if "search" not in action:
           assert task.name == "search" or action in env.admissible_actions
         total += env.step(action).reward
@@ -208,7 +208,7 @@ class TestExperts:
         env.task, observation, tuple(env.admissible_actions), 0.0, False
       )
       assert step.history == history
-      wrong += step.action != expert.action()
+      wrong += step.action != next(expert)
       history = (*history, (observation, step.action))
       observation = env.step(step.action).observation
       assert step.observation == observation
@@ -243,7 +243,7 @@ class TestExperts:
   def test_an_expert_that_never_knows_is_an_error(self):
     class Lost(HouseholdTask):
       def expert(self, env, draws):
-        return environments.Walkthrough([])
+        return iter(())
 
     with pytest.raises(ValueError, match="walkthrough"):
       Lost(HouseholdConfig(num_train=3)).demonstrations(1, seed=0)

@@ -43,7 +43,6 @@ def transcript(shape: tuple[int, ...]) -> transcript_lib.Transcript:
     ends=rows,
     behave_log_probs=-np.ones((*shape, size - prompt_size)),
     group_ids=rows,
-    policy_versions=rows,
     prompt_size=prompt_size,
   )
 

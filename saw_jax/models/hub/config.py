@@ -6,11 +6,12 @@ Keys are those of the transformers library, in the form of its older versions
 """
 
 import dataclasses
-import difflib
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from saw_jax import names
 from saw_jax.models.config import DecoderConfig
 
 Document = Mapping[str, Any]
@@ -26,18 +27,6 @@ _SIZES = {
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
-def _windows_by_layer(document: Document, num_layers: int):
-  first = document.get("max_window_layers", 28)
-  kinds = [_SLIDING if i >= first else _FULL for i in range(num_layers)]
-  is_on = document.get("use_sliding_window")
-  window = document.get("sliding_window") if is_on else None
-  return window, document.get("layer_types") or kinds
-
-
-def _window_in_all(document: Document, num_layers: int):
-  return document.get("sliding_window"), [_SLIDING] * num_layers
-
-
 @dataclasses.dataclass(frozen=True)
 class Family:
   """What sets one architecture's config and tensors apart from another's."""
@@ -46,48 +35,39 @@ class Family:
   qkv_bias: bool = False
   qk_norm: bool = False
   fused: bool = False  # queries, keys and values in one tensor; gate and up too
-  eps: float = 1e-6  # where the document does not say
-  head_size: int = 0  # where the document does not say; 0: width / heads
   refused: tuple[str, ...] = ()  # keys that must be absent or false
-  # (document, layers) -> window or None, the kind of each layer
-  windows: Callable[[Document, int], tuple[int | None, list]] = (
-    lambda document, num_layers: (None, [])
-  )
+  # Where the document does not say:
+  eps: float = 1e-6
+  head_size: int = 0  # 0: width / heads
+  # Whether windows are on, and the first layer with one; None: it has none.
+  windows: tuple[bool, int] | None = None
 
 
+_LATE, _NO_BIAS = (False, 28), ("attention_bias",)
 FAMILIES = {
-  "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, windows=_windows_by_layer),
+  "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, windows=_LATE),
   "Qwen3ForCausalLM": Family(
-    "qwen3",
-    qk_norm=True,
-    head_size=128,
-    refused=("attention_bias",),
-    windows=_windows_by_layer,
+    "qwen3", qk_norm=True, head_size=128, refused=_NO_BIAS, windows=_LATE
   ),
   # SmolLM and SmolLM2 too.
   "LlamaForCausalLM": Family("llama", refused=("attention_bias", "mlp_bias")),
   "Phi3ForCausalLM": Family(
-    "phi3",
-    fused=True,
-    eps=1e-5,
-    refused=("attention_bias",),
-    windows=_window_in_all,
+    "phi3", fused=True, eps=1e-5, refused=_NO_BIAS, windows=(True, 0)
   ),
 }
 
 
 def find_family(document: Document, where: str) -> Family:
   """Finds the family of a document; `where` is its path, for messages."""
-  names = document.get("architectures") or []
-  if not (isinstance(names, list) and names and isinstance(names[0], str)):
+  found = document.get("architectures") or []
+  if not (isinstance(found, list) and found and isinstance(found[0], str)):
     raise ValueError(f"{where}: 'architectures' names no architecture")
-  if names[0] not in FAMILIES:
-    close = difflib.get_close_matches(names[0], FAMILIES, n=1, cutoff=0.0)[0]
+  if found[0] not in FAMILIES:
     raise ValueError(
-      f"{where}: unknown architecture {names[0]!r}: the nearest is {close!r}; "
-      f"there are {', '.join(FAMILIES)}"
+      f"{where}: unknown architecture {found[0]!r}: "
+      f"{names.nearest(found[0], list(FAMILIES))}"
     )
-  return FAMILIES[names[0]]
+  return FAMILIES[found[0]]
 
 
 def read_config(
@@ -99,36 +79,28 @@ def read_config(
   see, by default the published maximum: it chooses a set of frequencies.
   """
   family = find_family(document, where)
-  get = _Reader(document, where)
-  for key in family.refused:
+  refused = dict.fromkeys(
+    family.refused, f"not supported for {family.model_type}"
+  )
+  refused["quantization_config"] = (
+    "only weights in float32, bfloat16 or float16 can be trained"
+  )
+  if document.get("hidden_act") not in ("silu", "swish"):
+    refused["hidden_act"] = "there is only silu"
+  for key, why in refused.items():
     if document.get(key):
-      raise ValueError(
-        f"{where}: {key!r} is {document[key]!r}, which is not supported for "
-        f"{family.model_type}"
-      )
-  if document.get("hidden_act", "silu") not in ("silu", "swish"):
-    raise ValueError(
-      f"{where}: 'hidden_act' is {document['hidden_act']!r}; there is only silu"
-    )
-  if document.get("quantization_config"):
-    raise ValueError(
-      f"{where}: 'quantization_config' is set; only weights in float32, "
-      "bfloat16 or float16 can be trained"
-    )
+      raise ValueError(f"{where}: {key!r} is {document[key]!r}; {why}")
 
-  num_heads = get.size("num_attention_heads")
-  width = get.size("hidden_size")
-  get.defaults = {
-    "num_key_value_heads": num_heads,
-    "head_dim": family.head_size or width // num_heads,
-  }
-  sizes = {ours: get.size(theirs) for theirs, ours in _SIZES.items()}
-  head_size, num_layers = sizes["head_size"], sizes["num_layers"]
-  rope = _rope(document, where)
+  size = functools.partial(_size, document, where)
+  num_heads, width = size("num_attention_heads"), size("hidden_size")
+  head_size = family.head_size or width // num_heads
+  defaults = {"num_key_value_heads": num_heads, "head_dim": head_size}
+  sizes = {ours: size(key, defaults.get(key)) for key, ours in _SIZES.items()}
+  head_size, rope = sizes["head_size"], _rope(document, where)
   # Rounded down, as there.
   rotary_size = int(head_size * (rope.get("partial_rotary_factor") or 1.0))
   factors, scale = rope_factors(rope, rotary_size, where, max_length)
-  windows = _windows(document, family, num_layers, where)
+  windows = _windows(document, family, sizes["num_layers"], where)
   try:
     return DecoderConfig(
       **sizes,
@@ -154,8 +126,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
   """
   name = _family_with_parts(config)
   rotary_size = config.rotary_size or config.head_size
-  rope: dict[str, Any] = {"rope_type": "default"}
   max_length = 32_768  # not a property of the decoder; readers want a number
+  rope = None
   if config.rope_factors or config.rope_scale != 1.0:
     factors = list(config.rope_factors or [1.0] * (rotary_size // 2))
     rope = {
@@ -166,6 +138,10 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
       "factor": 1.0,
       "original_max_position_embeddings": max_length,
     }
+  newer = {
+    **(rope or {"rope_type": "default"}),
+    "rope_theta": config.rope_theta,
+  }
   document = {
     "architectures": [name],
     "model_type": FAMILIES[name].model_type,
@@ -177,38 +153,34 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     # The tokenizer's. Absent, they would be numbers of the family's own.
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     "rope_theta": config.rope_theta,
-    "rope_scaling": None if rope["rope_type"] == "default" else rope,
+    "rope_scaling": rope,
     # Newer versions of transformers read this in place of the two above.
-    "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+    "rope_parameters": newer,
   }
-  has_windows = any(config.windows)
+  window = max(config.windows, default=0) or None
   if name == "Phi3ForCausalLM":
     share = rotary_size / config.head_size
-    document["partial_rotary_factor"] = share
-    document["rope_parameters"]["partial_rotary_factor"] = share
+    document["partial_rotary_factor"] = newer["partial_rotary_factor"] = share
     document["original_max_position_embeddings"] = max_length
-    document["sliding_window"] = config.windows[0] if has_windows else None
-  elif has_windows:
-    document["use_sliding_window"] = True
-    document["sliding_window"] = max(config.windows)
-    document["layer_types"] = [
-      _SLIDING if window else _FULL for window in config.windows
-    ]
+    document["sliding_window"] = window
+  elif window:
+    kinds = [_SLIDING if size else _FULL for size in config.windows]
+    document |= {"use_sliding_window": True, "sliding_window": window}
+    document["layer_types"] = kinds
   return document
 
 
 def _family_with_parts(config: DecoderConfig) -> str:
-  is_partial = 0 < config.rotary_size < config.head_size
-  # Llama has no windows; Phi-3 has the same one in all layers.
-  plain = "Phi3ForCausalLM" if any(config.windows) else "LlamaForCausalLM"
-  name = {
-    (True, False, False): "Qwen2ForCausalLM",
-    (False, True, False): "Qwen3ForCausalLM",
-    (False, False, True): "Phi3ForCausalLM",
-    (False, False, False): plain,
-  }.get((config.qkv_bias, config.qk_norm, is_partial))
   sizes = set(config.windows)
-  is_possible = name is not None and len(sizes - {0}) <= 1
+  parts = {
+    "Qwen2ForCausalLM": config.qkv_bias,
+    "Qwen3ForCausalLM": config.qk_norm,
+    "Phi3ForCausalLM": 0 < config.rotary_size < config.head_size,
+  }
+  # Llama has no windows; Phi-3 has the same one in all layers.
+  plain = "Phi3ForCausalLM" if any(sizes) else "LlamaForCausalLM"
+  name, *others = [name for name, has in parts.items() if has] or [plain]
+  is_possible = not others and len(sizes - {0}) <= 1
   if name == "Phi3ForCausalLM":
     fits = config.head_size * config.num_heads == config.width
     is_possible = is_possible and len(sizes) <= 1 and fits
@@ -221,26 +193,22 @@ def _family_with_parts(config: DecoderConfig) -> str:
   return name
 
 
-class _Reader:
-  """Reads numbers of a document, and names the one that is not there."""
+def _number(document: Document, where: str, key: str) -> float:
+  value = document.get(key)
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f"{where}: {key!r} must be a number, not {value!r}")
+  return float(value)
 
-  def __init__(self, document: Document, where: str):
-    self.get, self.where = document.get, where
-    self.defaults: dict[str, int] = {}
 
-  def number(self, key: str) -> float:
-    value = self.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise ValueError(f"{self.where}: {key!r} must be a number, not {value!r}")
-    return float(value)
-
-  def size(self, key: str) -> int:
-    if self.get(key) is None and key in self.defaults:
-      return self.defaults[key]
-    value = self.number(key)
-    if value < 1 or value != int(value):
-      raise ValueError(f"{self.where}: {key!r} must be a size, not {value:g}")
-    return int(value)
+def _size(
+  document: Document, where: str, key: str, default: int | None = None
+) -> int:
+  if default is not None and document.get(key) is None:
+    return default
+  value = _number(document, where, key)
+  if value < 1 or value != int(value):
+    raise ValueError(f"{where}: {key!r} must be a size, not {value:g}")
+  return int(value)
 
 
 def rope_factors(
@@ -268,29 +236,38 @@ def rope_factors(
   kind = rope["rope_type"]
   if kind not in _ROPES:
     raise ValueError(
-      f"{where}: rope scaling {kind!r} is not supported; there are default, "
-      "linear, llama3, yarn and longrope"
+      f"{where}: rope scaling {kind!r} is not supported; there are "
+      f"{', '.join(_ROPES)}"
     )
-  rope = {**rope, "max_length": max_length}
-  reader = _Reader(rope, f"{where}, rope scaling {kind!r}")
-  return _ROPES[kind](reader, rotary_size)
+  factors, scale = _ROPES[kind](
+    {**rope, "max_length": max_length},
+    f"{where}, rope scaling {kind!r}",
+    rotary_size,
+  )
+  return tuple(map(float, factors)), float(scale)
 
 
-def _llama3(get: _Reader, rotary_size: int):
-  length = get.number("original_max_position_embeddings")
-  theta, factor = get.number("rope_theta"), get.number("factor")
-  low, high = get.number("low_freq_factor"), get.number("high_freq_factor")
+def _linear(rope: Document, where: str, rotary_size: int):
+  return [_number(rope, where, "factor")] * (rotary_size // 2), 1.0
+
+
+def _llama3(rope: Document, where: str, rotary_size: int):
+  number = functools.partial(_number, rope, where)
+  length = number("original_max_position_embeddings")
+  theta, factor = number("rope_theta"), number("factor")
+  low, high = number("low_freq_factor"), number("high_freq_factor")
   turns = [
     length * theta ** (-2 * i / rotary_size) / (2 * math.pi)
     for i in range(rotary_size // 2)
   ]
-  shares = [min(max((turn - low) / (high - low), 0.0), 1.0) for turn in turns]
-  return tuple(1 / ((1 - s) / factor + s) for s in shares), 1.0
+  shares = [_clip((turn - low) / (high - low)) for turn in turns]
+  return [1 / ((1 - s) / factor + s) for s in shares], 1.0
 
 
-def _yarn(get: _Reader, rotary_size: int):
-  length = get.number("original_max_position_embeddings")
-  theta, factor = get.number("rope_theta"), get.number("factor")
+def _yarn(rope: Document, where: str, rotary_size: int):
+  number = functools.partial(_number, rope, where)
+  length = number("original_max_position_embeddings")
+  theta, factor = number("rope_theta"), number("factor")
 
   def index(rotations: float) -> float:
     turned = math.log(length / (rotations * 2 * math.pi))
@@ -299,48 +276,50 @@ def _yarn(get: _Reader, rotary_size: int):
   def scaled(multiplier: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
 
-  first = index(get.get("beta_fast") or 32)
-  last = index(get.get("beta_slow") or 1)
-  if get.get("truncate", True):
+  first = index(rope.get("beta_fast") or 32)
+  last = index(rope.get("beta_slow") or 1)
+  if rope.get("truncate", True):
     first, last = math.floor(first), math.ceil(last)
   first, last = max(first, 0), min(last, rotary_size - 1)
   if first == last:
     last += 0.001
-  ramps = [
-    min(max((i - first) / (last - first), 0.0), 1.0)
-    for i in range(rotary_size // 2)
-  ]
-  scale = get.get("attention_factor")
+  ramps = [_clip((i - first) / (last - first)) for i in range(rotary_size // 2)]
+  scale = rope.get("attention_factor")
   if scale is None:
-    one, every = get.get("mscale"), get.get("mscale_all_dim")
+    one, every = rope.get("mscale"), rope.get("mscale_all_dim")
     scale = scaled(one) / scaled(every) if one and every else scaled(1.0)
-  return tuple(1 / ((1 - r) + r / factor) for r in ramps), float(scale)
+  return [1 / ((1 - r) + r / factor) for r in ramps], scale
 
 
-def _longrope(get: _Reader, rotary_size: int):
-  length = get.number("original_max_position_embeddings")
-  get.number("rope_theta")
-  published = get.get("max_position_embeddings") or length
-  longest = get.get("max_length") or published
+def _longrope(rope: Document, where: str, rotary_size: int):
+  number = functools.partial(_number, rope, where)
+  length = number("original_max_position_embeddings")
+  number("rope_theta")
+  published = rope.get("max_position_embeddings") or length
+  longest = rope["max_length"] or published
   key = "long_factor" if longest > length else "short_factor"
-  factors = get.get(key)
+  factors = rope.get(key)
   if not isinstance(factors, list) or len(factors) != rotary_size // 2:
     raise ValueError(
-      f"{get.where}: {key!r} must be a list of {rotary_size // 2} numbers"
+      f"{where}: {key!r} must be a list of {rotary_size // 2} numbers"
     )
-  scale = get.get("attention_factor")
+  scale = rope.get("attention_factor")
   if scale is None:
-    extension = get.get("factor")
+    extension = rope.get("factor")
     if extension is None:
       extension = published / length
     growth = math.log(max(extension, 1)) / math.log(length)
     scale = math.sqrt(1 + growth)
-  return tuple(float(factor) for factor in factors), float(scale)
+  return factors, scale
+
+
+def _clip(x: float) -> float:
+  return min(max(x, 0.0), 1.0)
 
 
 _ROPES = {
-  "default": lambda get, size: ((), 1.0),
-  "linear": lambda get, size: ((get.number("factor"),) * (size // 2), 1.0),
+  "default": lambda rope, where, rotary_size: ((), 1.0),
+  "linear": _linear,
   "llama3": _llama3,
   "yarn": _yarn,
   "longrope": _longrope,
@@ -349,39 +328,42 @@ _ROPES = {
 
 def _rope(document: Document, where: str) -> dict[str, Any]:
   """Brings the keys about positions into one place."""
-  rope = {
-    **(document.get("rope_scaling") or {}),
-    **(document.get("rope_parameters") or {}),
-  }
+  older, newer = document.get("rope_scaling"), document.get("rope_parameters")
+  rope = {**(older or {}), **(newer or {})}
   if any(isinstance(value, Mapping) for value in rope.values()):
     raise ValueError(
       f"{where}: rope parameters that differ from layer to layer are not "
       "supported"
     )
-  names = ("rope_theta", "partial_rotary_factor", "max_position_embeddings")
-  for key, default in zip(names, (10_000.0, 1.0, None), strict=True):
-    rope.setdefault(key, document.get(key, default))
+  defaults = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
+  for key in (*defaults, "max_position_embeddings"):
+    rope.setdefault(key, document.get(key, defaults.get(key)))
   kind = rope.get("rope_type") or rope.pop("type", "default")
-  rope["rope_type"] = kind
   # Phi-3 called LongRoPE "su" and "yarn" before it had its name.
-  if document.get("model_type") == "phi3" and kind in ("su", "yarn"):
-    rope["rope_type"] = "longrope"
+  is_phi3 = document.get("model_type") == "phi3"
+  rope["rope_type"] = "longrope" if is_phi3 and kind in ("su", "yarn") else kind
   # In the document itself it has precedence, as there.
   first = "original_max_position_embeddings"
-  if document.get(first) is not None:
-    rope[first] = document[first]
   rope.setdefault(first, rope["max_position_embeddings"])
+  rope[first] = document.get(first) or rope[first]
   return rope
 
 
 def _windows(document: Document, family: Family, num_layers: int, where: str):
   """The sliding window of each layer; empty where no layer has one."""
-  window, kinds = family.windows(document, num_layers)
-  if not set(kinds) <= {_SLIDING, _FULL} or len(kinds) not in (0, num_layers):
+  if family.windows is None:
+    return ()
+  is_on, first = family.windows
+  first = document.get("max_window_layers", first)
+  kinds = [_SLIDING if i >= first else _FULL for i in range(num_layers)]
+  kinds = document.get("layer_types") or kinds
+  if not set(kinds) <= {_SLIDING, _FULL} or len(kinds) != num_layers:
     raise ValueError(
       f"{where}: 'layer_types' must say full_attention or sliding_attention "
       f"for each of {num_layers} layers"
     )
-  if not window or _SLIDING not in kinds:
+  window = document.get("sliding_window")
+  is_on = document.get("use_sliding_window", is_on) and window
+  if not is_on or _SLIDING not in kinds:
     return ()
   return tuple(window if kind == _SLIDING else 0 for kind in kinds)

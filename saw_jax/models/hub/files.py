@@ -35,28 +35,25 @@ class Tensor(NamedTuple):
   values: Any
 
 
-def read_header(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_header(path: pathlib.Path) -> dict[str, Tensor]:
   """Opens a safetensors file; a damaged one is a ValueError with its tensor."""
   safetensors = _safetensors()
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: there is no such file")
   try:
     # Read, not mapped: pages of a mapped file count as memory of the process.
     file = safetensors.safe_open(path, framework="numpy", backend="pread")
   # An empty file cannot be mapped.
   except (safetensors.SafetensorError, OSError) as error:
     suspect = _suspect(path)
-    place = "" if suspect is None else f" at tensor {suspect!r}"
+    place = f" at tensor {suspect!r}" if suspect else ""
     raise ValueError(f"{path}: truncated or damaged{place}: {error}") from error
   found = {}
   for name in file.keys():
     values = file.get_slice(name)
     shape, dtype = tuple(values.get_shape()), values.get_dtype()
     if dtype not in _DTYPES:
+      known = ", ".join(_DTYPES)
       raise ValueError(
-        f"{path}: tensor {name!r}: dtype {dtype} is not one of "
-        f"{', '.join(_DTYPES)}"
+        f"{path}: tensor {name!r}: dtype {dtype} is not one of {known}"
       )
     if 0 in shape:
       values = np.zeros(shape, _DTYPES[dtype])
@@ -100,14 +97,14 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
   directory = pathlib.Path(directory)
   index = directory / INDEX
   if not index.is_file():
-    if not (directory / SINGLE).is_file():
-      advice = ""
-      for path in sorted(directory.glob("*.bin"))[:1]:
-        advice = f"; {path.name} is a pickle, which is not read: convert it"
-      raise FileNotFoundError(
-        f"{directory}: neither {SINGLE} nor {INDEX}{advice}"
-      )
-    return read_header(directory / SINGLE)
+    if (directory / SINGLE).is_file():
+      return read_header(directory / SINGLE)
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    advice = "; {} is a pickle, which is not read: convert it"
+    raise FileNotFoundError(
+      f"{directory}: neither {SINGLE} nor {INDEX}"
+      + "".join(map(advice.format, pickles[:1]))
+    )
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not all(
     isinstance(file, str) for file in weight_map.values()
@@ -115,21 +112,20 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
     raise ValueError(f"{index}: no 'weight_map' from tensors to files")
   found = {}
   for shard in sorted(set(weight_map.values())):
+    path = directory / shard
+    names = [name for name, file in weight_map.items() if file == shard]
     if pathlib.PurePath(shard).name != shard:
       raise ValueError(f"{index}: {shard!r} is not the name of a file")
-    names = [name for name, file in weight_map.items() if file == shard]
-    if not (directory / shard).is_file():
+    if not path.is_file():
       raise FileNotFoundError(
-        f"{directory / shard}: missing; the index has {len(names)} tensors in "
-        "it"
+        f"{path}: missing; the index has {len(names)} tensors in it"
       )
-    tensors = read_header(directory / shard)
-    for name in names:
-      if name not in tensors:
-        raise ValueError(
-          f"{directory / shard}: no tensor {name!r}, which the index has in it"
-        )
-      found[name] = tensors[name]
+    tensors = read_header(path)
+    if lost := [name for name in names if name not in tensors]:
+      raise ValueError(
+        f"{path}: no tensor {lost[0]!r}, which the index has in it"
+      )
+    found |= {name: tensors[name] for name in names}
   return found
 
 
@@ -167,17 +163,15 @@ def write_tensors(
   `tensor` is called once for each name. A file of more than one tensor has
   `max_bytes` at most, and as much is in memory. Returns the files.
   """
-  directory = pathlib.Path(directory)
-  stored = jnp.dtype(dtype)
-  sizes = {
-    name: math.prod(shape) * stored.itemsize for name, shape in shapes.items()
-  }
-  shards: list[list[str]] = [[]]
-  for name, size in sizes.items():
-    held = sum(sizes[other] for other in shards[-1])
+  directory, stored = pathlib.Path(directory), jnp.dtype(dtype)
+  shards, held, total = [[]], 0, 0
+  for name, shape in shapes.items():
+    size = math.prod(shape) * stored.itemsize
     if shards[-1] and held + size > max_bytes:
       shards.append([])
+      held = 0
     shards[-1].append(name)
+    held, total = held + size, total + size
 
   paths, weight_map = [], {}
   for number, names in enumerate(shards, 1):
@@ -187,22 +181,19 @@ def write_tensors(
     tensors = {}
     for name in names:
       values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
-      if values.shape != tuple(shapes[name]):
-        raise ValueError(
-          f"tensor {name!r} has shape {list(values.shape)}, not "
-          f"{list(shapes[name])}"
-        )
+      found, wanted = list(values.shape), list(shapes[name])
+      if found != wanted:
+        raise ValueError(f"tensor {name!r} has shape {found}, not {wanted}")
       tensors[name] = values
+    paths.append(directory / file)
     # Renamed when it is whole, so that no half of a file looks like one.
-    temporary = (directory / file).with_suffix(".tmp")
+    temporary = paths[-1].with_suffix(".tmp")
     _safetensors().numpy.save_file(
       tensors, temporary, metadata={"format": "pt"}
     )
-    temporary.replace(directory / file)
-    paths.append(directory / file)
+    temporary.replace(paths[-1])
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
-    total = {"total_size": sum(sizes.values())}
-    index = {"metadata": total, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     paths.append(write_json(directory / INDEX, index))
   return paths

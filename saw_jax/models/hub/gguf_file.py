@@ -13,14 +13,8 @@ from typing import Any
 import numpy as np
 
 from saw_jax import names
+from saw_jax.models.hub.config import FAMILIES
 
-# general.architecture -> architecture of a config.json
-ARCHITECTURES = {
-  "llama": "LlamaForCausalLM",
-  "qwen2": "Qwen2ForCausalLM",
-  "qwen3": "Qwen3ForCausalLM",
-  "phi3": "Phi3ForCausalLM",
-}
 # Name of a tensor here -> name there. Those of layers have `blk.{}.` and
 # `model.layers.{}.` before them.
 _GLOBAL = {
@@ -82,16 +76,19 @@ class GGUFFile:
   """
 
   def __init__(self, path: str | os.PathLike):
-    self.path = path = pathlib.Path(path)
+    self._path = path = pathlib.Path(path)
     reader = open_reader(path)
     self._fields = reader.fields
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-    self._check()
-    self._architecture = self._value("general.architecture")
-    if self._architecture not in ARCHITECTURES:
+    for tensor in reader.tensors:
+      self._check(tensor)
+    self._kind = self._value("general.architecture")
+    # They are called like the model types of a config.json.
+    families = {family.model_type: name for name, family in FAMILIES.items()}
+    if self._kind not in families:
       raise ValueError(
-        f"{path}: unknown architecture {self._architecture!r}; there are "
-        f"{', '.join(ARCHITECTURES)}"
+        f"{path}: unknown architecture {self._kind!r}; there are "
+        f"{', '.join(families)}"
       )
     self._names = {
       self._published(name): name
@@ -102,7 +99,7 @@ class GGUFFile:
       ours: tuple(int(size) for size in reversed(self._tensors[name].shape))
       for ours, name in self._names.items()
     }
-    self.document = self._document()
+    self.document = self._document(families[self._kind])
     # The next reads are often of other rows of the same tensor.
     self.read = functools.lru_cache(maxsize=1)(self._read)
 
@@ -111,46 +108,40 @@ class GGUFFile:
     return default if field is None else field.contents()
 
   def _of(self, key: str, default: Any = None) -> Any:
-    return self._value(f"{self._architecture}.{key}", default)
+    return self._value(f"{self._kind}.{key}", default)
 
-  def _check(self) -> None:
-    size = self.path.stat().st_size
-    readable = set()
-    for name, tensor in self._tensors.items():
-      end = int(tensor.data_offset) + int(tensor.n_bytes)
-      if end > size:
-        raise ValueError(
-          f"{self.path}: truncated: tensor {name!r} ends at byte {end}, the "
-          f"file at {size}"
-        )
-      kind = tensor.tensor_type
-      try:
-        if kind not in readable:
-          _dequantize(tensor.data[:1], kind)
-      except (NotImplementedError, KeyError, ValueError) as error:
-        raise ValueError(
-          f"{self.path}: tensor {name!r} is quantised as {kind.name}, which "
-          "cannot be read; F32, F16, BF16, Q8_0, Q4_0 to Q6_K and the like can"
-        ) from error
-      readable.add(kind)
+  def _check(self, tensor: Any) -> None:
+    size = self._path.stat().st_size
+    end = int(tensor.data_offset) + int(tensor.n_bytes)
+    if end > size:
+      raise ValueError(
+        f"{self._path}: truncated: tensor {tensor.name!r} ends at byte {end}, "
+        f"the file at {size}"
+      )
+    try:
+      _dequantize(tensor.data[:1], tensor.tensor_type)
+    except (NotImplementedError, KeyError, ValueError) as error:
+      raise ValueError(
+        f"{self._path}: tensor {tensor.name!r} is quantised as "
+        f"{tensor.tensor_type.name}, which cannot be read; F32, F16, BF16, "
+        "Q8_0, Q4_0 to Q6_K and the like can"
+      ) from error
 
   def _published(self, name: str) -> str:
     """The name of a tensor in a Hugging Face directory."""
-    if name in _GLOBAL:
-      return _GLOBAL[name]
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER:
-      theirs = _LAYER[parts[2]]
-      if self._architecture == "phi3" and parts[2] == "ffn_up":
-        theirs = "mlp.gate_up_proj"
-      return f"model.layers.{parts[1]}.{theirs}.{parts[3]}"
-    return name
+    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in _LAYER:
+      return _GLOBAL.get(name, name)
+    theirs = _LAYER[parts[2]]
+    if self._kind == "phi3" and parts[2] == "ffn_up":
+      theirs = "mlp.gate_up_proj"
+    return f"model.layers.{parts[1]}.{theirs}.{parts[3]}"
 
-  def _document(self) -> dict[str, Any]:
+  def _document(self, architecture: str) -> dict[str, Any]:
     embedding = self._tensors.get("token_embd.weight")
     document = {
-      "architectures": [ARCHITECTURES[self._architecture]],
-      "model_type": self._architecture,
+      "architectures": [architecture],
+      "model_type": self._kind,
       "vocab_size": None if embedding is None else int(embedding.shape[-1]),
       **{theirs: self._of(key) for theirs, key in _KEYS.items()},
       "tie_word_embeddings": "output.weight" not in self._tensors,
@@ -158,28 +149,20 @@ class GGUFFile:
       "eos_token_id": self._value("tokenizer.ggml.eos_token_id"),
       "rope_scaling": self._rope_scaling(),
     }
-    heads, width = document["num_attention_heads"], document["hidden_size"]
-    for key, default in (
-      ("rms_norm_eps", 1e-6),
-      ("rope_theta", 10_000.0),
-      ("head_dim", width // heads if heads and width else None),
-    ):
-      if document[key] is None:
-        document[key] = default
-    head_size = document["head_dim"]
-    rotary_size = self._of("rope.dimension_count", head_size)
-    if rotary_size and head_size:
+    document = {key: x for key, x in document.items() if x is not None}
+    heads, width = map(document.get, ("num_attention_heads", "hidden_size"))
+    if heads and width:
+      head_size = document.setdefault("head_dim", width // heads)
+      rotary_size = self._of("rope.dimension_count", head_size)
       document["partial_rotary_factor"] = rotary_size / head_size
-    if self._architecture == "phi3":
+    if self._kind == "phi3":
       document["sliding_window"] = self._of("attention.sliding_window")
     return document
 
   def _rope_scaling(self) -> dict[str, Any] | None:
-    scaling = {
-      "original_max_position_embeddings": self._of(
-        "rope.scaling.original_context_length", self._of("context_length")
-      )
-    }
+    length = self._of("context_length")
+    length = self._of("rope.scaling.original_context_length", length)
+    scaling = {"original_max_position_embeddings": length}
     once, long, short = map(self._floats, _FREQUENCIES)
     if once or short or long:
       # One set is what Llama 3 does to its frequencies; two are LongRoPE.
@@ -204,14 +187,13 @@ class GGUFFile:
     tensor = self._tensors[self._names[name]]
     values = _dequantize(tensor.data, tensor.tensor_type)
     values = values.reshape(self.shapes[name])
-    count = {
-      "q_proj.weight": "num_attention_heads",
-      "k_proj.weight": "num_key_value_heads",
-    }.get(".".join(name.split(".")[-2:]))
-    if self._architecture != "llama" or count is None:
+    is_key = name.endswith("k_proj.weight")
+    if self._kind != "llama" or not (is_key or name.endswith("q_proj.weight")):
       return values
     # Rows of a head are stored for rotating neighbours; here, halves rotate.
-    heads = self.document[count] or self.document["num_attention_heads"]
+    heads = self.document["num_attention_heads"]
+    if is_key:
+      heads = self.document.get("num_key_value_heads", heads)
     pairs = values.reshape(heads, -1, 2, values.shape[-1])
     return pairs.swapaxes(1, 2).reshape(values.shape)
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pretrained model on disk: its sizes, and its weights when asked for."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import config as hub_config
@@ -15,8 +14,7 @@ from saw_jax.models.hub import weights as hub_weights
 from saw_jax.types import PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
+class Pretrained(NamedTuple):
   """A checkpoint whose headers have been checked, and no weight read."""
 
   path: pathlib.Path  # the directory or file
@@ -24,21 +22,9 @@ class Pretrained:
   # to change.
   config: DecoderConfig
   document: Mapping[str, Any]  # what its `config.json` has, or would have
-  _names: Mapping[hub_weights.Path, hub_weights.Piece]
-  _read: hub_weights.Read
-  _where: Callable[[str], str]
-
-  def load(
-    self, config: DecoderConfig | None = None, shardings: PyTree | None = None
-  ) -> dict:
-    """Reads the weights, shard by shard, see `weights.load_params`.
-
-    `config` may differ from `self.config` in dtypes and whether layers are
-    scanned.
-    """
-    return hub_weights.load_params(
-      config or self.config, self._names, self._read, shardings, self._where
-    )
+  # (config=, shardings=None) -> weights, see `weights.load_params`; dtypes and
+  # whether layers are scanned may be those of another config.
+  load: Callable[..., dict]
 
 
 def open_checkpoint(
@@ -50,33 +36,34 @@ def open_checkpoint(
   file and tensor. `max_length`: see `config.read_config`.
   """
   path = pathlib.Path(path)
-  places: dict[str, pathlib.Path] = {}
-  config_path = str(path)
+  where, places = str(path), {}
   if path.suffix == ".gguf":
     file = gguf_file.GGUFFile(path)
     document, shapes, read = file.document, file.shapes, file.read
+  elif not path.is_dir():
+    raise FileNotFoundError(f"{path}: there is no such directory")
   else:
-    if not path.is_dir():
-      raise FileNotFoundError(f"{path}: there is no such directory")
-    config_path = str(path / "config.json")
-    document = hub_files.read_json(config_path)
-    hub_config.find_family(document, config_path)  # Before the weights.
+    where = str(path / "config.json")
+    document = hub_files.read_json(where)
+    hub_config.find_family(document, where)  # Before the weights.
     tensors = hub_files.read_headers(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    places = {name: tensor.path for name, tensor in tensors.items()}
+    places = {name: str(tensor.path) for name, tensor in tensors.items()}
     read = lambda name: tensors[name].values  # noqa: E731
 
-  config = hub_config.read_config(
-    document, where=config_path, max_length=max_length
-  )
-  family = hub_config.find_family(document, config_path)
-  names = hub_weights.name_map(config, fused=family.fused)
+  config = hub_config.read_config(document, where=where, max_length=max_length)
+  fused = hub_config.find_family(document, where).fused
+  names = hub_weights.name_map(config, fused=fused)
 
   def place(name: str) -> str:
-    return str(places.get(name, path))
+    return places.get(name, str(path))
 
   hub_weights.check_tensors(config, names, shapes, place)
-  return Pretrained(path, config, document, names, read, place)
+
+  def load(config=config, shardings: PyTree | None = None) -> dict:
+    return hub_weights.load_params(config, names, read, shardings, place)
+
+  return Pretrained(path, config, document, load)
 
 
 def save_checkpoint(
@@ -96,10 +83,10 @@ def save_checkpoint(
   directory = pathlib.Path(directory)
   where = f"{directory}/config.json"
   made = dict(hub_config.write_config(config) if document is None else document)
-  family = hub_config.find_family(made, where)
+  fused = hub_config.find_family(made, where).fused
 
   def layout(config: DecoderConfig):
-    names = hub_weights.name_map(config, fused=family.fused)
+    names = hub_weights.name_map(config, fused=fused)
     return names, hub_weights.tensor_shapes(config, names)
 
   names, shapes = layout(config)

@@ -6,6 +6,7 @@ a message is broken by an invisible character before the template sees it.
 """
 
 import copy
+import functools
 import json
 import pathlib
 import re
@@ -17,6 +18,7 @@ from saw_jax import names
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import gguf_file
+from saw_jax.tokenizer import Messages
 
 # What is copied when a policy is saved.
 _FILES = (
@@ -49,7 +51,6 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
   def __init__(
     self,
     tokenizer: Any,  # a `tokenizers.Tokenizer`
-    *,
     template: str | None,  # a Jinja program
     tokens: Mapping[str, str],  # that it may name, such as `bos_token`
     eos_ids: Sequence[int],  # what ends an answer, by the model's files
@@ -60,19 +61,16 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     # A copy that takes markers for markers, for what a template has written.
     self._marking = copy.deepcopy(tokenizer)
     self._marking.encode_special_tokens = False
-    self._path = path
-    self._tokens = dict(tokens)
+    self._path, self._tokens, self.template = path, tokens, template
     if not template:
       raise ValueError(
         f"{path}: the tokenizer has no chat template: put one into "
         "chat_template.jinja there"
       )
-    self.template = template
     added = tokenizer.get_added_tokens_decoder().values()
     specials = [token.content for token in added if token.special]
     specials = sorted(filter(None, specials), key=len, reverse=True)
     self._markers = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
-    self._renderer = self._make_renderer()
     self.encode_chat([{"role": "user", "content": "Hello"}])
     # The template's own token after an assistant's message comes first.
     ids = [*self._end_of_message(), *eos_ids]
@@ -85,28 +83,23 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     # The compiled template cannot be pickled.
     return {k: v for k, v in vars(self).items() if k != "_renderer"}
 
-  def __setstate__(self, state: dict) -> None:
-    super().__setstate__(state)
-    self._renderer = self._make_renderer()
-
   def render(
-    self,
-    messages: Sequence[Mapping[str, str]],
-    add_generation_prompt: bool = True,
+    self, messages: Messages, add_generation_prompt: bool = True
   ) -> str:
     """Writes messages, each with "role" and "content", as the template has it.
 
     A marker that stood in a message is broken.
     """
-    import jinja2
-
     safe = [
       {key: self._broken(value) for key, value in message.items()}
       for message in messages
     ]
     others = {"tools": None, "documents": None, **self._tokens}
+    renderer = self._renderer  # names the extra if jinja2 is not there
+    import jinja2
+
     try:
-      return self._renderer.render(
+      return renderer.render(
         messages=safe, add_generation_prompt=add_generation_prompt, **others
       )
     except jinja2.TemplateError as error:
@@ -116,9 +109,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       ) from error
 
   def encode_chat(
-    self,
-    messages: Sequence[Mapping[str, str]],
-    add_generation_prompt: bool = True,
+    self, messages: Messages, add_generation_prompt: bool = True
   ) -> list[int]:
     text = self.render(messages, add_generation_prompt)
     return self._marking.encode(text, add_special_tokens=False).ids
@@ -162,7 +153,8 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     after = max(holding, default=-1) + 1
     return [i for i in ids[after:] if i in self._special][:1]
 
-  def _make_renderer(self) -> Any:
+  @functools.cached_property
+  def _renderer(self) -> Any:
     with names.needs_extra("hf", "a chat template needs the jinja2 library"):
       import jinja2
       import jinja2.sandbox
@@ -214,34 +206,22 @@ def open_tokenizer(path: str | pathlib.Path) -> HubTokenizer:
     template = named.get("default")
   if (path / "chat_template.jinja").is_file():
     template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-  tokens = _tokens(read("special_tokens_map.json")) | _tokens(settings)
+  tokens = {}
+  for role in _ROLES:
+    for document in (read("special_tokens_map.json"), settings):
+      token = document.get(role)
+      token = token.get("content") if isinstance(token, Mapping) else token
+      if isinstance(token, str):
+        tokens[role] = token
   ids = {role: found.token_to_id(token) for role, token in tokens.items()}
   eos_ids, pad_id = [ids.get("eos_token")], ids.get("pad_token")
   for name in ("generation_config.json", "config.json"):
     document = read(name)
     ends = document.get("eos_token_id")
     eos_ids += ends if isinstance(ends, list) else [ends]
-    if pad_id is None:
-      pad_id = document.get("pad_token_id")
-  return HubTokenizer(
-    found,
-    template=template,
-    tokens=tokens,
-    eos_ids=[i for i in eos_ids if isinstance(i, int)],
-    pad_id=pad_id,
-    path=path,
-  )
-
-
-def _tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-  """The special tokens that a file names, by the names of their roles."""
-  found = {}
-  for role in _ROLES:
-    token = settings.get(role)
-    token = token.get("content") if isinstance(token, Mapping) else token
-    if isinstance(token, str):
-      found[role] = token
-  return found
+    pad_id = document.get("pad_token_id") if pad_id is None else pad_id
+  eos_ids = [i for i in eos_ids if isinstance(i, int)]
+  return HubTokenizer(found, template, tokens, eos_ids, pad_id, path)
 
 
 def _from_gguf(path: pathlib.Path) -> HubTokenizer:
@@ -287,11 +267,7 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
   keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
   ids = {role: value(f"ggml.{key}_token_id") for role, key in keys.items()}
   ids = {role: id for role, id in ids.items() if id is not None}
-  return HubTokenizer(
-    found,
-    template=value("chat_template"),
-    tokens={role: words[id] for role, id in ids.items()},
-    eos_ids=[ids["eos_token"]] if "eos_token" in ids else [],
-    pad_id=ids.get("pad_token"),
-    path=path,
-  )
+  tokens = {role: words[id] for role, id in ids.items()}
+  template, pad_id = value("chat_template"), ids.get("pad_token")
+  eos_ids = [ids["eos_token"]] if "eos_token" in ids else []
+  return HubTokenizer(found, template, tokens, eos_ids, pad_id, path)

@@ -5,14 +5,15 @@ What tensors are called and how they are laid out is data: loading and saving
 read the same table.
 """
 
+import collections
 import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
@@ -54,13 +55,12 @@ _FUSED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
   """Where a leaf comes from: rows of a tensor, their shape, and our axes."""
 
   tensor: str  # its name, with `{}` for the number of the layer
   tensor_shape: tuple[int, ...]
-  rows: tuple[int, int]  # of the first axis, from and to
+  rows: slice  # of the first axis
   shape: tuple[int, ...]  # that the rows are brought into
   axes: tuple[int, ...]  # of it, in the order that the leaf has them
 
@@ -70,42 +70,34 @@ def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
 
   With `fused`, queries, keys and values are one tensor, and so are gate and up.
   """
-  c = config
-  sizes = {"V": c.vocab_size, "D": c.width, "F": c.mlp_size}
-  sizes |= {"N": c.num_heads, "K": c.num_kv_heads, "H": c.head_size}
-  left_out = set()
-  if not c.qkv_bias:
-    left_out |= {"query_bias", "key_bias", "value_bias"}
-  if not c.qk_norm:
-    left_out |= {"query_norm", "key_norm"}
-  if c.tied_head:
-    left_out.add("head")
-
-  names, lengths = {}, {}
+  one = dataclasses.replace(config, num_layers=1, windows=(), scan_layers=False)
+  leaves = flatten_dict(decoder.param_shapes(one))
   joined = _FUSED if fused else {}
-  layers = {
-    ("layers", *path): (f"model.layers.{{}}.{joined.get(name, name)}", *axes)
-    for path, (name, *axes) in _LAYER.items()
-  }
-  for path, (name, theirs, ours) in (_EMBEDDING | layers | _REST).items():
-    if left_out & set(path):
+  names, lengths = {}, collections.Counter()
+  for path, (name, theirs, ours) in (_EMBEDDING | _LAYER | _REST).items():
+    leaf = leaves.get(("layer_0", *path) if path in _LAYER else path)
+    if leaf is None:  # one that this decoder does not have
       continue
+    if path in _LAYER:
+      path = ("layers", *path)
+      name = f"model.layers.{{}}.{joined.get(name, name)}"
+    sizes = dict(zip(ours, leaf.shape, strict=True))
     letters = theirs.replace(" ", "")
     rows, *columns = (
       math.prod(sizes[letter] for letter in axis) for axis in theirs.split()
     )
-    begin = lengths.get(name, 0)
-    lengths[name] = end = begin + rows
+    begin = lengths[name]
+    lengths[name] += rows
     names[path] = Piece(
       tensor=name,
       tensor_shape=tuple(columns),  # The rows are known when all are there.
-      rows=(begin, end),
+      rows=slice(begin, begin + rows),
       shape=tuple(sizes[letter] for letter in letters),
       axes=tuple(letters.index(letter) for letter in ours),
     )
   return {
-    path: dataclasses.replace(
-      piece, tensor_shape=(lengths[piece.tensor], *piece.tensor_shape)
+    path: piece._replace(
+      tensor_shape=(lengths[piece.tensor], *piece.tensor_shape)
     )
     for path, piece in names.items()
   }
@@ -117,7 +109,7 @@ def tensor_shapes(
   """Lists the tensors of a checkpoint, layer by layer, with their shapes."""
   found = []
   for path, piece in names.items():
-    places = [-1 if path in _EMBEDDING else config.num_layers]
+    places = [0 if path in _EMBEDDING else config.num_layers]
     if path[0] == "layers":
       places = range(config.num_layers)
     found += [(i, piece.tensor.format(i), piece.tensor_shape) for i in places]
@@ -173,25 +165,20 @@ def load_params(
 
   def make(path, leaf, sharding) -> Array:
     root, *rest = (key.key for key in path)
-    layers = [None]
-    if root.startswith("layer_"):
-      root, layers = "layers", [int(root.removeprefix("layer_"))]
-    piece = names[(root, *rest)]
-    is_stacked = leaf.ndim > len(piece.axes)
+    layer = root.removeprefix("layer_")
+    piece = names[(root if root == layer else "layers", *rest)]
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
-      sizes = [
-        len(range(*part.indices(size)))
-        for part, size in zip(index, leaf.shape, strict=True)
+      places = [
+        range(size)[part] for part, size in zip(index, leaf.shape, strict=True)
       ]
-      values = np.empty(sizes, leaf.dtype)
-      chosen, parts = layers, values[None]
-      if is_stacked:
-        chosen, parts = range(config.num_layers)[index[0]], values
-        index = index[1:]
-      for part, layer in zip(parts, chosen, strict=True):
-        name = piece.tensor.format(layer)
-        rows = read(name)[slice(*piece.rows)].reshape(piece.shape)
+      values = np.empty([len(place) for place in places], leaf.dtype)
+      layers, parts = [layer], values[None]
+      if leaf.ndim > len(piece.axes):  # stacked
+        layers, parts, index = places[0], values, index[1:]
+      for part, number in zip(parts, layers, strict=True):
+        name = piece.tensor.format(number)
+        rows = read(name)[piece.rows].reshape(piece.shape)
         part[...] = rows.transpose(piece.axes)[index]
         if not np.isfinite(part).all():
           raise ValueError(
@@ -212,31 +199,23 @@ def tensor_values(
 
   Each call of the result copies no more than that tensor from the device.
   """
-  sources: dict[str, list[tuple[Piece, Path, int | None]]] = {}
+  leaves, sources = flatten_dict(params), collections.defaultdict(list)
   for path, piece in names.items():
-    is_layer = path[0] == "layers"
-    for i in range(config.num_layers) if is_layer else [None]:
-      sources.setdefault(piece.tensor.format(i), []).append((piece, path, i))
+    for i in range(config.num_layers if path[0] == "layers" else 1):
+      sources[piece.tensor.format(i)].append((piece, path, i))
 
-  def leaf(path: Path, layer: int | None) -> Array:
-    is_stacked = layer is not None and config.scan_layers
-    if layer is not None and not is_stacked:
-      path = (f"layer_{layer}", *path[1:])
-    found = functools.reduce(operator.getitem, path, params)
-    return found[layer] if is_stacked else found
+  def leaf(path: Path, layer: int) -> Array:
+    if path[0] != "layers":
+      return leaves[path]
+    if config.scan_layers:
+      return leaves[path][layer]
+    return leaves[(f"layer_{layer}", *path[1:])]
 
   def value(name: str) -> np.ndarray:
     rows = []
     for piece, path, layer in sources[name]:
       back = np.asarray(leaf(path, layer)).transpose(np.argsort(piece.axes))
-      shape = (piece.rows[1] - piece.rows[0], *piece.tensor_shape[1:])
-      rows.append(back.reshape(shape))
+      rows.append(back.reshape(-1, *piece.tensor_shape[1:]))
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
   return value
-
-
-def count_parameters(config: DecoderConfig) -> int:
-  """Counts a decoder's parameters without making them; a tied head is one."""
-  shapes = tensor_shapes(config, name_map(config, fused=False))
-  return sum(math.prod(shape) for shape in shapes.values())

@@ -7,15 +7,11 @@ seed by seed. The engine takes tens of milliseconds a step.
 import dataclasses
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.environments import (
-  BoundedEnvironment,
-  Transition,
-  Walkthrough,
-)
+from saw_jax.tasks.environments import Environment, Transition
 from saw_jax.tasks.household import alfworld_games
 from saw_jax.tasks.household.alfworld_games import Game
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
@@ -42,7 +38,7 @@ class AlfworldConfig(HouseholdConfig):
     )
 
 
-class Alfworld(BoundedEnvironment):
+class Alfworld(Environment):
   """An `Environment`: the game that `choose` gives for a seed, until it is won.
 
   The step that wins pays `reward`; the others pay nothing.
@@ -57,7 +53,7 @@ class Alfworld(BoundedEnvironment):
   def _start(self, seed: int) -> str:
     self.game = self._choose(seed)
     try:
-      self._engine.load(self.game.data)
+      self._engine.load(self.game)
       self._state = self._engine.reset()
     except (Exception, SystemExit) as error:  # The parser of PDDL may exit.
       raise ValueError(
@@ -85,27 +81,23 @@ class AlfworldTask(HouseholdTask):
   """Games of ALFWorld, or drawn ones, in its engine."""
 
   name = "alfworld"
+  has_walkthroughs = True
 
   def __init__(self, config: AlfworldConfig | None = None):
     super().__init__(config or AlfworldConfig())
     if importlib.util.find_spec("alfworld") is None:
       raise ImportError(_NEEDED)
     self._drawn = HouseholdTask(self.config)
-    self._paths: dict[str, list[str]] = {}
+    self._paths: dict[str, list[pathlib.Path]] = {}
     if self.config.folder:
-      self._paths = {
-        "train": self._find("train"),
-        "test": self._find(self.config.evaluate_on),
-      }
-      self.episodes = {
-        split: min(size, len(self._paths[split]))
-        for split, size in self.episodes.items()
-      }
-
-  def _find(self, name: str) -> list[str]:
-    folder = pathlib.Path(self.config.folder, name)
-    found = alfworld_games.find_games(folder, self.config.kinds)
-    return [str(path) for path in found]
+      for split, name in (
+        ("train", "train"),
+        ("test", self.config.evaluate_on),
+      ):
+        folder = pathlib.Path(self.config.folder, name)
+        found = alfworld_games.find_games(folder, self.config.kinds)
+        self._paths[split] = found
+        self.episodes[split] = min(self.episodes[split], len(found))
 
   def make(self, split: str) -> Alfworld:
     self.num_episodes(split)  # raises if there is no such split
@@ -131,9 +123,9 @@ class AlfworldTask(HouseholdTask):
       return alfworld_games.read_kind(self._paths[split][seed])
     return self._drawn.category(split, seed)
 
-  def expert(self, env: Alfworld, draws: Draws) -> Walkthrough:
+  def expert(self, env: Alfworld, draws: Draws) -> Iterator[str]:
     del draws
-    return Walkthrough(env.game.walkthrough)
+    return iter(env.game["walkthrough"])
 
   def _play(
     self, split: str, count: int, seed: int, wrong_rate: float

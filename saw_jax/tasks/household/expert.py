@@ -1,97 +1,78 @@
-"""An expert of the household that looks at where it stands at every step.
+"""Experts of the household: one that has to look for things, and a plan.
 
-It goes on from wherever it is, so that demonstrations can hold mistakes and
-what to do about them. It knows only what it has seen.
+Both look at where they stand at every step and go on from there, so that
+demonstrations can hold mistakes and what to do about them.
 """
+
+from collections.abc import Collection, Iterator, Sequence
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import world as world_lib
 from saw_jax.tasks.household.rules import Household
-from saw_jax.tasks.household.world import kind_of
-
-_LAMP = f"{world_lib.LAMP} 1"
+from saw_jax.tasks.household.world import World, kind_of
 
 
-class Expert:
-  """Solves one episode of a household from its start, in a drawn search order.
+def expert(env: Household, draws: Draws) -> Iterator[str]:
+  """Yields what to do next, whoever took the last step; it never ends.
 
-  Somebody else takes the steps, its own or others.
+  It looks into places in a drawn order, and knows only what it has seen.
   """
-
-  def __init__(self, env: Household, draws: Draws):
-    self._env, self._world = env, env.world
-    places = range(len(env.world.places))
-    self._order = draws.sample(places, len(places))
-    self._seen: set[int] = set()
-    self._kinds = [kind_of(place) for place in env.world.places]
-
-  def action(self) -> str:
-    """Returns what it would do now."""
-    env, world = self._env, self._world
+  places = range(len(env.world.places))
+  order, seen = draws.sample(places, len(places)), set()
+  while True:
     if env.at >= 0 and not env.closed[env.at]:
-      self._seen.add(env.at)
-    if env.held is not None and kind_of(env.held) != world.thing:
-      return self._put_down()
-    if env.held is None:
-      return self._fetch()
-    if world.kind == "look":
-      if world.lamp_in not in self._seen:
-        return self._search()
-      return self._go(world.lamp_in, inside=False) or f"use {_LAMP}"
-    state = world_lib.STATES.get(world.kind)
-    if state is not None and state not in env.states[env.held]:
-      tool = self._kinds.index(world_lib.TOOLS[world.kind])
-      place = world.places[tool]
-      return (
-        self._go(tool, inside=False) or f"{world.kind} {env.held} with {place}"
-      )
-    return self._put(self._end())
+      seen.add(env.at)
+    yield _next(env, seen, order)
 
-  def _fetch(self) -> str:
-    """Takes a wanted object that was seen, or looks for one."""
-    env, world = self._env, self._world
-    end = self._end()
-    state = world_lib.STATES.get(world.kind)
-    for thing in world.things:
-      place = env.lies_in[thing]
-      if kind_of(thing) != world.thing or place not in self._seen:
-        continue
-      is_done = place == end and (state is None or state in env.states[thing])
-      if not is_done or world.kind == "look":
-        return self._go(place) or f"take {thing} from {world.places[place]}"
-    return self._search()
 
-  def _end(self) -> int:
-    """Where wanted objects go; two of them to one place."""
-    for thing in self._world.things:
-      place = self._env.lies_in[thing]
-      if kind_of(thing) == self._world.thing and place >= 0:
-        if self._kinds[place] == self._world.place:
-          return place
-    return self._kinds.index(self._world.place)
+def shortest_plan(world: World) -> list[str]:
+  """Returns actions that solve a world, by knowing where everything is."""
+  env = Household(lambda seed: world, max_steps=100, reward=1.0)
+  env.reset(0)
+  plan = []
+  while not env.done:
+    plan.append(_next(env, range(len(world.places)), ()))
+    env.step(plan[-1])
+  return plan
 
-  def _search(self) -> str:
-    for place in self._order:
-      if place not in self._seen:
-        return self._go(place)
-    return "look"
 
-  def _put(self, place: int) -> str:
-    name = self._world.places[place]
-    return self._go(place) or f"move {self._env.held} to {name}"
+def _next(env: Household, seen: Collection[int], order: Sequence[int]) -> str:
+  world, held = env.world, env.held
+  state = world_lib.STATES.get(world.kind)
+  kinds = [kind_of(place) for place in world.places]
+  # Where wanted objects go: two of them to one place.
+  taken = {env.lies_in[thing] for thing in env.wanted}
+  places = [i for i, kind in enumerate(kinds) if kind == world.place]
+  end = next((i for i in places if i in taken), places[0])
 
-  def _put_down(self) -> str:
-    """Gets rid of what nobody asked for, where one stands if it fits."""
-    fits = world_lib.FITS[kind_of(self._env.held)]
-    places = [i for i, kind in enumerate(self._kinds) if kind in fits]
-    at = self._env.at
-    return self._put(at if at in places else places[0])
-
-  def _go(self, place: int, *, inside: bool = True) -> str:
-    """The next action on the way to a place; empty if one is there."""
-    name = self._world.places[place]
-    if self._env.at != place:
+  def go(place: int, action: str, inside: bool = True) -> str:
+    """The next action on the way to a place, or one for there."""
+    name = world.places[place]
+    if env.at != place:
       return f"go to {name}"
-    if inside and self._env.closed[place]:
+    if inside and env.closed[place]:
       return f"open {name}"
-    return ""
+    return action.format(name)
+
+  if held is None:
+    for thing in env.wanted:
+      place = env.lies_in[thing]
+      is_done = place == end and (state is None or state in env.states[thing])
+      if place in seen and (not is_done or world.kind == "look"):
+        return go(place, f"take {thing} from {{}}")
+  elif kind_of(held) != world.thing:
+    # Nobody asked for it: put it down, where one stands if it fits.
+    fits = world_lib.FITS[kind_of(held)]
+    fitting = [i for i, kind in enumerate(kinds) if kind in fits]
+    place = env.at if env.at in fitting else fitting[0]
+    return go(place, f"move {held} to {{}}")
+  elif world.kind == "look":
+    if world.lamp_in in seen:
+      return go(world.lamp_in, f"use {world_lib.LAMP}")
+  elif state is not None and state not in env.states[held]:
+    tool = kinds.index(world_lib.TOOLS[world.kind])
+    return go(tool, f"{world.kind} {held} with {{}}", inside=False)
+  else:
+    return go(end, f"move {held} to {{}}")
+  # It is somewhere that was not seen yet.
+  return next((go(i, "") for i in order if i not in seen), "look")

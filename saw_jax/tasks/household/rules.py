@@ -3,14 +3,11 @@
 tests/engines_test.py plays it beside ALFWorld's engine, to the letter.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
-from saw_jax.tasks.environments import (
-  BoundedEnvironment,
-)
+from saw_jax.tasks.environments import Environment
 from saw_jax.tasks.household import world as world_lib
-from saw_jax.tasks.household.world import World, kind_of
+from saw_jax.tasks.household.world import World, kind_of, number_of
 
 NOTHING = "Nothing happens."
 # Knives cut nothing here: the last line is ALFWorld's all the same.
@@ -37,7 +34,6 @@ HELP = "Available commands:\n" + "".join(
 _HELD = -1  # where an object is that is carried
 _NOWHERE = -1  # where one is in the middle of the room
 LONGEST = 200  # no action has as many characters
-_LAMP = f"{world_lib.LAMP} 1"
 _AROUND = (
   "You are in the middle of a room. Looking quickly around you, you see "
 )
@@ -51,7 +47,7 @@ _STATES_SAID = {
 }
 
 
-class Household(BoundedEnvironment):
+class Household(Environment):
   """An `Environment`: the world that `draw` makes of a seed, until solved.
 
   One object can be carried at a time, what is closed shows nothing, and what is
@@ -60,6 +56,7 @@ class Household(BoundedEnvironment):
 
   Attributes:
     world: as it was at the start.
+    wanted: the objects that the task is about.
     won: whether the task is solved.
     at: index of the receptacle in front of one; -1: none.
     held: the object that is carried, if any.
@@ -83,12 +80,11 @@ class Household(BoundedEnvironment):
     self.lies_in = dict(zip(world.things, world.lies_in, strict=True))
     self.closed = [kind_of(p) in world_lib.OPENABLE for p in world.places]
     self.states: dict[str, set[str]] = {thing: set() for thing in world.things}
-    self._wanted = [t for t in world.things if kind_of(t) == world.thing]
+    self.wanted = [t for t in world.things if kind_of(t) == world.thing]
     self._actions = self._find_actions()
     return (
-      f"-= Welcome to TextWorld, ALFRED! =-\n\n{_AROUND}"
-      f"{_listing(world.places)}.\n\n"
-      f"Your task is to: {world.goal}"
+      "-= Welcome to TextWorld, ALFRED! =-\n\n"
+      f"{_AROUND}{_listing(world.places)}.\n\nYour task is to: {world.goal}"
     )
 
   def _act(self, action: str) -> tuple[str, float, bool]:
@@ -104,52 +100,51 @@ class Household(BoundedEnvironment):
     return list(self._actions)
 
   def _find_actions(self) -> list[str]:
-    actions = [
-      f"go to {place}"
-      for index, place in enumerate(self.world.places)
-      if index != self.at
-    ]
-    if self.held is not None:
-      actions.append(f"examine {self.held}")
-    if self.at != _NOWHERE:
-      place = self.world.places[self.at]
-      kind, closed = kind_of(place), self.closed[self.at]
-      actions.append(f"examine {place}")
-      if kind in world_lib.OPENABLE:
-        actions.append(f"{'open' if closed else 'close'} {place}")
-      if self.held is None and not closed:
-        actions += [f"take {one} from {place}" for one in self._things_here()]
-      if self.held is not None:
-        thing = kind_of(self.held)
-        if not closed and kind in world_lib.FITS[thing]:
-          actions.append(f"move {self.held} to {place}")
-        for verb, tool in world_lib.TOOLS.items():
-          if kind == tool and thing in world_lib.ABLE[verb]:
-            actions.append(f"{verb} {self.held} with {place}")
-      if self.at == self.world.lamp_in:
-        actions.append(f"use {_LAMP}")
-    return sorted([*actions, "help", "inventory", "look"])
+    actions = ["help", "inventory", "look"]
+    places, held = self.world.places, self.held
+    actions += [f"go to {p}" for i, p in enumerate(places) if i != self.at]
+    if held is not None:
+      actions.append(f"examine {held}")
+    if self.at == _NOWHERE:
+      return sorted(actions)
+    place, closed = places[self.at], self.closed[self.at]
+    actions.append(f"examine {place}")
+    if kind_of(place) in world_lib.OPENABLE:
+      actions.append(f"{'open' if closed else 'close'} {place}")
+    if held is None and not closed:
+      actions += [f"take {thing} from {place}" for thing in self._things_here()]
+    if held is not None:
+      if not closed and kind_of(place) in world_lib.FITS[kind_of(held)]:
+        actions.append(f"move {held} to {place}")
+      for verb, tool in world_lib.TOOLS.items():
+        if kind_of(place) == tool and kind_of(held) in world_lib.ABLE[verb]:
+          actions.append(f"{verb} {held} with {place}")
+    if self.at == self.world.lamp_in:
+      actions.append(f"use {world_lib.LAMP}")
+    return sorted(actions)
 
   def _do(self, action: str) -> str:
     """Takes an admissible action, and returns what is said of it."""
-    if action == "help":
-      return HELP
-    if action == "inventory":
-      held = f": a {self.held}." if self.held else " anything."
-      return f"You are {'' if self.held else 'not '}carrying{held}"
-    if action == "look" and self.at == _NOWHERE:
-      return f"{_AROUND}nothing."  # All is seen at the start only.
     verb, _, rest = action.partition(" ")
+    held = self.held
+    if verb == "help":
+      return HELP
+    if verb == "inventory":
+      carried = f"carrying: a {held}" if held else "not carrying anything"
+      return f"You are {carried}."
     if verb == "go":
-      self.at = self.world.places.index(rest.removeprefix("to "))
-      return f"You arrive at {rest.removeprefix('to ')}. {self._describe()}"
-    if verb == "examine" and rest == self.held:
+      place = rest.removeprefix("to ")
+      self.at = self.world.places.index(place)
+      return f"You arrive at {place}. {self._describe()}"
+    if verb == "examine" and rest == held:
       # ALFWorld means to show what lies here too, but a comma in its rules
       # hides it: "?l - location, ?r" asks for a type called "location,".
-      if not self.states[rest]:
-        return f"There's nothing special about {rest}."
-      return f"This is a {_STATES_SAID[frozenset(self.states[rest])]} {rest}."
-    place, held = self.world.places[self.at], self.held
+      if not self.states[held]:
+        return f"There's nothing special about {held}."
+      return f"This is a {_STATES_SAID[frozenset(self.states[held])]} {held}."
+    if self.at == _NOWHERE:  # All is seen at the start only.
+      return f"{_AROUND}nothing."
+    place = self.world.places[self.at]
     if verb == "look":
       return f"You are facing the {place}. Next to it, you see nothing."
     if verb == "examine":
@@ -160,7 +155,7 @@ class Household(BoundedEnvironment):
       return f"You {verb} the {place}.{seen}"
     if verb == "use":
       self._lit = True
-      return f"You turn on the {_LAMP}."
+      return f"You turn on the {rest}."
     if verb == "take":
       self.held = rest.partition(" from ")[0]
       self.lies_in[self.held] = _HELD
@@ -180,8 +175,10 @@ class Household(BoundedEnvironment):
     place = self.world.places[self.at]
     if self.closed[self.at]:
       return f"The {place} is closed."
-    lamp = [_LAMP] if self.at == self.world.lamp_in else []
-    seen = _listing(sorted(self._things_here() + lamp, key=_rank))
+    lamp = [world_lib.LAMP] if self.at == self.world.lamp_in else []
+    # ALFWorld lists kinds by name, and those of a kind from the last on.
+    things = sorted(self._things_here() + lamp, key=number_of, reverse=True)
+    seen = _listing(sorted(things, key=kind_of))
     if kind_of(place) in world_lib.OPENABLE:
       return f"The {place} is open. In it, you see {seen}."
     return f"On the {place}, you see {seen}."
@@ -190,11 +187,11 @@ class Household(BoundedEnvironment):
     world = self.world
     if world.kind == "look":
       at_lamp = self.at == world.lamp_in
-      return self._lit and at_lamp and self.held in self._wanted
+      return self._lit and at_lamp and self.held in self.wanted
     state = world_lib.STATES.get(world.kind)
     delivered = [
       self.lies_in[thing]
-      for thing in self._wanted
+      for thing in self.wanted
       if self.lies_in[thing] != _HELD
       and kind_of(world.places[self.lies_in[thing]]) == world.place
       and (state is None or state in self.states[thing])
@@ -204,64 +201,7 @@ class Household(BoundedEnvironment):
     return bool(delivered)
 
 
-class _Plan:
-  """Actions that are written down, and what they leave open."""
-
-  def __init__(self, world: World):
-    self.world = world
-    self.actions: list[str] = []
-    self._at = _NOWHERE
-    self._opened: set[int] = set()
-
-  def go(self, index: int, *, inside: bool = True) -> str:
-    """Goes somewhere, opens it where needed, and returns its name."""
-    place = self.world.places[index]
-    if index != self._at:
-      self.actions.append(f"go to {place}")
-      self._at = index
-    is_closed = kind_of(place) in world_lib.OPENABLE
-    if inside and is_closed and index not in self._opened:
-      self.actions.append(f"open {place}")
-      self._opened.add(index)
-    return place
-
-
-def shortest_plan(world: World) -> list[str]:
-  """Returns actions that solve a world, by knowing where everything is."""
-  plan = _Plan(world)
-  kinds = [kind_of(place) for place in world.places]
-  wanted = [
-    (thing, index)
-    for thing, index in zip(world.things, world.lies_in, strict=True)
-    if kind_of(thing) == world.thing
-  ]
-  for thing, index in wanted[: 2 if world.kind == "two" else 1]:
-    plan.actions.append(f"take {thing} from {plan.go(index)}")
-    if world.kind == "look":
-      plan.go(world.lamp_in)
-      plan.actions.append(f"use {_LAMP}")
-      break
-    if world.kind in world_lib.TOOLS:
-      tool = kinds.index(world_lib.TOOLS[world.kind])
-      place = plan.go(tool, inside=False)
-      plan.actions.append(f"{world.kind} {thing} with {place}")
-    place = plan.go(kinds.index(world.place))
-    plan.actions.append(f"move {thing} to {place}")
-  return plan.actions
-
-
-def _listing(names: Sequence[str]) -> str:
+def _listing(names: Iterable[str]) -> str:
   """Lists things as ALFWorld does: "a apple 1, and a mug 2"."""
-  if not names:
-    return "nothing"
-  listed = [f"a {name}" for name in names]
-  if len(listed) > 1:
-    listed[-1] = f"and {listed[-1]}"
-  return ", ".join(listed)
-
-
-@functools.cache
-def _rank(thing: str) -> tuple[str, int]:
-  """ALFWorld lists kinds by name, and those of a kind from the last on."""
-  kind, _, number = thing.partition(" ")
-  return kind, -int(number)
+  *most, last = [f"a {name}" for name in names] or ["nothing"]
+  return f"{', '.join(most)}, and {last}" if most else last

@@ -10,7 +10,7 @@ from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.household import rules, world
-from saw_jax.tasks.household.expert import Expert
+from saw_jax.tasks.household.expert import expert
 from saw_jax.tasks.household.rules import Household
 
 _VERBS = (
@@ -20,7 +20,7 @@ _VERBS = (
 _NAMES = sorted(
   {kind for room in world.ROOMS.values() for kind in room.receptacles}
   | set(world.FITS)
-  | {world.LAMP}
+  | {world.kind_of(world.LAMP)}
 )
 # The pieces of compact prompts, of actions and of what is seen after them.
 PIECES = (
@@ -73,7 +73,7 @@ class HouseholdTask(environments.FormTask):
   """Households of ALFWorld's kinds, a new world each seed."""
 
   name = "household"
-  expert = Expert
+  expert = staticmethod(expert)
   _role = "acts in the ALFRED embodied environment"
   _subject = "the situation"
 

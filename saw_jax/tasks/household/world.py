@@ -4,10 +4,12 @@ The tasks, kinds of things and properties are those of ALFWorld
 (https://arxiv.org/abs/2010.03768). Every world can be solved by construction.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from saw_jax.tasks import base
 from saw_jax.tasks import draws as draws_lib
 from saw_jax.tasks.draws import Draws
 
@@ -16,7 +18,7 @@ KINDS = ("pick", "look", "clean", "heat", "cool", "two")
 TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 STATES = {"clean": "clean", "heat": "hot", "cool": "cool"}
 OPENABLE = frozenset(["cabinet", "drawer", "fridge", "microwave", "safe"])
-LAMP = "desklamp"
+LAMP = "desklamp 1"
 
 _GOALS = {
   "pick": ("put a {thing} in {place}.", "put some {thing} on {place}."),
@@ -174,6 +176,10 @@ def kind_of(name: str) -> str:
   return name.partition(" ")[0]
 
 
+def number_of(name: str) -> int:
+  return int(name.partition(" ")[2])
+
+
 def split_of(world: World) -> str:
   """Returns the split of a world, whatever the wording and order of things."""
   lies_in = [world.places[index] for index in world.lies_in]
@@ -199,8 +205,7 @@ def draw_world(
   There are as many receptacles, or as many as the task needs or the room can
   have, and at most as many objects.
   """
-  if split not in ("train", "test"):
-    raise ValueError(f"there is no split {split!r}, only train and test")
+  base.check_split(split, ("train", "test"))
   if not kinds or not set(kinds) <= set(KINDS):
     raise ValueError(f"kinds of tasks are {', '.join(KINDS)}, not {kinds}")
   while True:
@@ -210,17 +215,13 @@ def draw_world(
 
 
 def _draw(draws: Draws, kind: str, receptacles: int, objects: int) -> World:
-  name = draws.choice(_ROOMS_OF[kind])
+  name = draws.choice([name for name in ROOMS if kind in ROOMS[name].tasks])
   room = ROOMS[name]
-  thing, place = draws.choice(_ERRANDS[kind, name])
-  elsewhere = [
-    other
-    for other in sorted(FITS[thing])
-    if other in room.receptacles and other != place
-  ]
+  thing, place = draws.choice(_errands(kind, name))
+  elsewhere = (FITS[thing] & set(room.receptacles)) - {place}
 
-  # What the task cannot do without: its end, its tool, and a place to start.
-  kinds = [place, draws.choice(elsewhere)]
+  # What the task cannot do without: its end, a place to start, and its tool.
+  kinds = [place, draws.choice(sorted(elsewhere))]
   if kind in TOOLS and TOOLS[kind] not in kinds:
     kinds.append(TOOLS[kind])
   left = {k: n - kinds.count(k) for k, n in room.receptacles.items()}
@@ -239,54 +240,32 @@ def _draw(draws: Draws, kind: str, receptacles: int, objects: int) -> World:
   chosen += [draws.choice(room.objects) for _ in range(objects - wanted)]
   where: dict[str, list[int]] = {}
   for one in chosen:
-    fitting = [
-      i
-      for i, p in enumerate(places)
-      if kind_of(p) in FITS[one] and not (one == thing and kind_of(p) == place)
-    ]
+    kinds = FITS[one] - {place} if one == thing else FITS[one]
+    fitting = [i for i, p in enumerate(places) if kind_of(p) in kinds]
     if fitting and len(where.get(one, ())) < 3:
       where.setdefault(one, []).append(draws.choice(fitting))
-  things = tuple(
-    f"{one} {n}" for one, at in where.items() for n in range(1, len(at) + 1)
-  )
+  goal = draws.choice(_GOALS[kind]).format(thing=thing, place=place)
+  lamps = [i for i, p in enumerate(places) if kind_of(p) == place]
   return World(
-    kind=kind,
-    room=name,
-    thing=thing,
-    place=place,
-    goal=draws.choice(_GOALS[kind]).format(thing=thing, place=place),
-    places=places,
-    things=things,
-    lies_in=tuple(itertools.chain.from_iterable(where.values())),
-    lamp_in=(
-      draws.choice([i for i, p in enumerate(places) if kind_of(p) == place])
-      if kind == "look"
-      else -1
+    *(kind, name, thing, place, goal, places),
+    things=tuple(
+      f"{one} {n}" for one, at in where.items() for n in range(1, len(at) + 1)
     ),
+    lies_in=tuple(itertools.chain(*where.values())),
+    lamp_in=draws.choice(lamps) if kind == "look" else -1,
   )
 
 
-def _errands(kind: str, room: Room) -> Iterator[tuple[str, str]]:
+@functools.cache
+def _errands(kind: str, room: str) -> list[tuple[str, str]]:
   """Every object with every receptacle that a task can take it to."""
-  if kind not in room.tasks:
-    return
-  for thing in room.objects:
-    if kind in TOOLS and thing not in ABLE[kind]:
-      continue
-    here = [k for k in sorted(room.receptacles) if k in FITS[thing]]
-    ends = here
-    if kind == "look":
-      ends = [k for k in sorted(room.receptacles) if k in _LAMP_PLACES]
-    for place in ends:
-      if place != TOOLS.get(kind) and set(here) - {place}:
-        yield thing, place
-
-
-_ERRANDS = {
-  (kind, name): tuple(_errands(kind, room))
-  for kind in KINDS
-  for name, room in ROOMS.items()
-}
-_ROOMS_OF = {
-  kind: tuple(name for name in ROOMS if _ERRANDS[kind, name]) for kind in KINDS
-}
+  here = sorted(ROOMS[room].receptacles)
+  return [
+    (thing, place)
+    for thing in ROOMS[room].objects
+    if kind not in TOOLS or thing in ABLE[kind]
+    for place in here
+    if place in (_LAMP_PLACES if kind == "look" else FITS[thing])
+    and place != TOOLS.get(kind)
+    and (FITS[thing] & set(here)) - {place}
+  ]

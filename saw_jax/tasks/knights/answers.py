@@ -4,12 +4,12 @@ An answer stands in `<answer>...</answer>`, as `ann=knight|bob=knave` or in
 sentences such as "Ann is a knight".
 """
 
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from saw_jax.tasks import answer_task, base, row_files
+from saw_jax.tasks import answer_task
+from saw_jax.tasks.row_files import field
 
 # The four rewards: format plus answer.
 NO_BLOCK, NO_ROLES, WRONG, RIGHT = -3.0, -1.0, -0.5, 3.0
@@ -65,10 +65,14 @@ def canonical(
   >>> canonical({"bob": "knave", "ann": "knight", "eve": "knave"}, ["bob"])
   'bob=knave'
   """
-  names = sorted(roles if names is None else names)
+  names = list(roles if names is None else names)
   if not names or not set(names) <= set(roles):
     return None
-  return "|".join(f"{name}={roles[name]}" for name in names)
+  return write({name: roles[name] for name in names})
+
+
+def write(roles: Mapping[str, str]) -> str:
+  return "|".join(f"{name}={role}" for name, role in sorted(roles.items()))
 
 
 def reward(text: str, reference: str) -> float:
@@ -95,10 +99,8 @@ def reward(text: str, reference: str) -> float:
   return RIGHT if is_right else WRONG
 
 
-def read_examples(
-  path: str | pathlib.Path, *, first_key: int = 0, template: str = "{puzzle}"
-) -> list[base.Example]:
-  """Reads a file of public puzzles, counting keys by row.
+def read_row(row: Any) -> answer_task.Row:
+  """Reads a row of public puzzles.
 
     field                                 content
     quiz                                  the puzzle in English
@@ -108,40 +110,24 @@ def read_examples(
   Where a row has no `quiz`, the last message of its `prompt` is the puzzle:
   those of some files are wrapped in chat markers, which would come twice.
   """
-  rows = list(row_files.parse_rows(path, lambda r: (_puzzle(r), _truth(r))))
-  if not rows:
-    raise ValueError(f"{path}: no rows.")
-  return [
-    base.Example(
-      key, answer_task.ask(template.replace("{puzzle}", text)), truth
-    )
-    for key, (text, truth) in enumerate(rows, first_key)
-  ]
-
-
-def _puzzle(row: Any) -> str:
   if isinstance(row, Mapping) and "quiz" not in row and "prompt" in row:
-    messages = row_files.field(row, "prompt", list)
-    text = row_files.field(messages[-1] if messages else None, "content", str)
+    *_, last = None, *field(row, "prompt", list)
+    text = field(last, "content", str)
     if "<|" in text:
       what = "field 'prompt' has chat markers, and there is no 'quiz'"
       raise ValueError(what)
   else:
-    text = row_files.field(row, "quiz", str)
+    text = field(row, "quiz", str)
   if not text.strip():
     raise ValueError("the puzzle is empty")
-  return text.strip()
-
-
-def _truth(row: Mapping[str, Any]) -> str:
   holder: Any = row
   if not any(name in row for name in _TRUTHS):
-    model = row_files.field(row, "reward_model", Mapping)
-    holder = row_files.field(model, "ground_truth", (Mapping, str))
+    model = field(row, "reward_model", Mapping)
+    holder = field(model, "ground_truth", (Mapping, str))
   if isinstance(holder, Mapping):
     name = next((name for name in _TRUTHS if name in holder), _TRUTHS[0])
-    holder = row_files.field(holder, name, str)
+    holder = field(holder, name, str)
   truth = canonical(read_roles(holder))
   if truth is None:
     raise ValueError(f"no roles in the solution {holder!r}")
-  return truth
+  return answer_task.ask(text.strip()), truth, {}

@@ -1,13 +1,13 @@
 """Puzzles about knights, who tell the truth, and knaves, who lie, from a seed.
 
 A claim is `(role, person)` or `(operator, claim, claim)`, a puzzle one claim a
-person. All 2ⁿ assignments of roles are tried at once: bit `a` of a mask is of
-the one in which person `i` is a knight where `a` has bit `i`.
+person. Roles are one truth value a person, True for a knight.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
 
 from saw_jax.tasks.draws import Draws
 
@@ -17,35 +17,21 @@ KNIGHT, KNAVE = "knight", "knave"
 ROLES = (KNIGHT, KNAVE)
 _TEST_PERCENT = 20
 
-# Masks of both sides and of all assignments, to the mask of the claim.
-_APPLY: dict[str, Callable[[int, int, int], int]] = {
-  "and": lambda a, b, every: a & b,
-  "or": lambda a, b, every: a | b,
-  "implies": lambda a, b, every: (every ^ a) | b,
-  "iff": lambda a, b, every: every ^ a ^ b,
+_APPLY = {
+  "and": operator.and_,
+  "or": operator.or_,
+  "implies": operator.le,
+  "iff": operator.eq,
 }
 OPERATORS = tuple(_APPLY)
 _SYMMETRIC = ("and", "or", "iff")
-
-_SENTENCES = {
-  "and": "{a} and {b}",
-  "or": "{a} or {b}",
-  "implies": "if {a} then {b}",
-  "iff": "{a} if and only if {b}",
-}
-
-
-class Puzzle(NamedTuple):
-  """One claim a person, and the one assignment of roles that fits them."""
-
-  claims: tuple[Claim, ...]
-  is_knight: tuple[bool, ...]
+_IN_ENGLISH = {"implies": "if {a} then {b}", "iff": "{a} if and only if {b}"}
 
 
 def draw_puzzle(
-  draws: Draws, split: str, *, people: int, compound_rate: float
-) -> Puzzle:
-  """Draws a puzzle of a split, with one solution.
+  draws: Draws, split: str, people: int, compound_rate: float
+) -> tuple[tuple[Claim, ...], tuple[bool, ...]]:
+  """Draws the claims of a puzzle of a split, and the roles that alone fit.
 
   A claim joins two at `compound_rate`, which is not 0: of claims about one
   person each, all roles changed in a cycle of people fit as well.
@@ -57,27 +43,21 @@ def draw_puzzle(
     )
     found = solutions(claims)
     if len(found) == 1 and split_of(claims) == split:
-      return Puzzle(claims, found[0])
+      return claims, found[0]
 
 
 def solutions(claims: Sequence[Claim]) -> list[tuple[bool, ...]]:
-  """Returns the assignments in which knights, and only they, say what is true.
+  """Returns the roles in which knights, and only they, say what is true.
 
   >>> solutions([("knave", 1), ("knave", 0)])  # one of them, nobody knows who
-  [(True, False), (False, True)]
+  [(False, True), (True, False)]
   >>> solutions([("knave", 0)])  # the liar's paradox
   []
   """
-  people = len(claims)
-  every = (1 << 2**people) - 1
-  fits = every
-  for speaker, claim in enumerate(claims):
-    is_true = _mask(claim, people, every)
-    fits &= every ^ is_true ^ _knight_mask(speaker, people)
   return [
-    tuple(bool(assignment >> i & 1) for i in range(people))
-    for assignment in range(2**people)
-    if fits >> assignment & 1
+    roles
+    for roles in itertools.product((False, True), repeat=len(claims))
+    if all(map(operator.eq, roles, (_holds(c, roles) for c in claims)))
   ]
 
 
@@ -106,61 +86,50 @@ def write_compact(claims: Sequence[Claim], names: Sequence[str]) -> str:
   >>> write_compact([("knave", 1), ("knight", 0)], ["ann", "bob"])
   'ann:bob=knave\\nbob:ann=knight\\n'
   """
-
-  def write(claim: Claim) -> str:
-    if claim[0] in ROLES:
-      return f"{names[claim[1]]}={claim[0]}"
-    return f"{write(claim[1])} {claim[0]} {write(claim[2])}"
-
-  lines = zip(names, claims, strict=True)
-  return "".join(f"{name}:{write(claim)}\n" for name, claim in lines)
+  return "".join(
+    f"{name}:{_write(claim, names, '{}={}', {})}\n"
+    for name, claim in zip(names, claims, strict=True)
+  )
 
 
 def write_sentences(claims: Sequence[Claim], names: Sequence[str]) -> str:
-
-  def write(claim: Claim) -> str:
-    if claim[0] in ROLES:
-      return f"{names[claim[1]].title()} is a {claim[0]}"
-    a, b = map(write, claim[1:])
-    return _SENTENCES[claim[0]].format(a=a, b=b)
-
-  *others, last = (name.title() for name in names)
+  names = [name.title() for name in names]
   said = " ".join(
-    f'{name.title()} says: "{write(claim)}."'
+    f'{name} says: "{_write(claim, names, "{} is a {}", _IN_ENGLISH)}."'
     for name, claim in zip(names, claims, strict=True)
   )
   return (
     "Everybody on an island is a knight, whose claims are all true, or a "
-    f"knave, whose claims are all false. You meet {', '.join(others)} and "
-    f"{last}. {said} Who is a knight, and who is a knave?"
+    f"knave, whose claims are all false. You meet {', '.join(names[:-1])} and "
+    f"{names[-1]}. {said} Who is a knight, and who is a knave?"
   )
+
+
+def _write(
+  claim: Claim, names: Sequence[str], role: str, joined: Mapping[str, str]
+) -> str:
+  if claim[0] in ROLES:
+    return role.format(names[claim[1]], claim[0])
+  a, b = (_write(part, names, role, joined) for part in claim[1:])
+  return joined.get(claim[0], f"{{a}} {claim[0]} {{b}}").format(a=a, b=b)
 
 
 def _draw_claim(
   draws: Draws, speaker: int, people: int, compound_rate: float
 ) -> Claim:
-  others = [i for i in range(people) if i != speaker]
-  first = draws.choice(others)
+  first = draws.choice([i for i in range(people) if i != speaker])
   single = (draws.choice(ROLES), first)
   if not draws.chance(compound_rate):
     return single
-  operator = draws.choice(OPERATORS)
+  joined = draws.choice(OPERATORS)
   second = draws.choice([i for i in range(people) if i != first])
-  return operator, single, (draws.choice(ROLES), second)
+  return joined, single, (draws.choice(ROLES), second)
 
 
-def _mask(claim: Claim, people: int, every: int) -> int:
-  """The assignments in which a claim is true."""
+def _holds(claim: Claim, roles: Sequence[bool]) -> bool:
   if claim[0] in ROLES:
-    knight = _knight_mask(claim[1], people)
-    return knight if claim[0] == KNIGHT else every ^ knight
-  left, right = (_mask(part, people, every) for part in claim[1:])
-  return _APPLY[claim[0]](left, right, every)
-
-
-def _knight_mask(person: int, people: int) -> int:
-  """The assignments in which a person is a knight."""
-  return sum(1 << a for a in range(2**people) if a >> person & 1)
+    return roles[claim[1]] == (claim[0] == KNIGHT)
+  return _APPLY[claim[0]](*(_holds(part, roles) for part in claim[1:]))
 
 
 def _describe(claim: Claim, speaker: int, colours: Sequence[str]) -> str:

@@ -1,8 +1,7 @@
 """Knights and knaves: who tells the truth? Four rewards, from -3 to 3."""
 
 import dataclasses
-import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws
@@ -18,16 +17,14 @@ PIECES = (
   *("?", "true", "false"),
 )
 
+# How a puzzle is written, and what is put around it.
 _TEMPLATES = {
-  "compact": "{puzzle}",
+  "compact": (puzzles.write_compact, "%s"),
   "sentences": (
-    "{puzzle}\nThink step by step. Then say of each person what they are, "
-    "between <answer> and </answer>, in the form name=knight|name=knave."
+    puzzles.write_sentences,
+    "%s\nThink step by step. Then say of each person what they are, between "
+    "<answer> and </answer>, in the form name=knight|name=knave.",
   ),
-}
-_WRITERS = {
-  "compact": puzzles.write_compact,
-  "sentences": puzzles.write_sentences,
 }
 
 
@@ -65,20 +62,33 @@ class KnightsConfig(answer_task.AnswerConfig):
     return tuple(f"people_{count}" for count in sorted(set(self.people)))
 
 
+_OUTCOMES = {
+  answers.RIGHT: base.Outcome.RIGHT,
+  answers.WRONG: base.Outcome.WRONG,
+}
+
+
 class KnightsTask(answer_task.AnswerTask):
   """Puzzles whose reward is 3 for all roles right, and less for the rest."""
 
   name = "knights"
   components = (base.Component("roles", answers.NO_BLOCK, answers.RIGHT),)
   Config = KnightsConfig
+  _shows = "knights demonstration"
+  _parse = staticmethod(answers.read_row)
+
+  def __init__(self, config: KnightsConfig | None = None):
+    super().__init__(config)
+    name = self.config.template or "compact"
+    self._is_compact = name == "compact" and not self.config.has_files
+    self._writer, self._template = _TEMPLATES[
+      "compact" if self._is_compact else "sentences"
+    ]
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     value = answers.reward(completion, example.reference)
-    known = {
-      answers.RIGHT: base.Outcome.RIGHT,
-      answers.WRONG: base.Outcome.WRONG,
-    }
-    return base.Score((value,), known.get(value, base.Outcome.UNPARSABLE))
+    outcome = _OUTCOMES.get(value, base.Outcome.UNPARSABLE)
+    return base.Score((value,), outcome)
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
@@ -105,8 +115,7 @@ class KnightsTask(answer_task.AnswerTask):
     self, example: base.Example, completion: str
   ) -> answer_task.Messages:
     """Asks about a compact puzzle in few tokens: it, the completion and "?"."""
-    is_compact = (self.config.template or "compact") == "compact"
-    if self.config.has_files or not is_compact:
+    if not self._is_compact:
       return super().verification(example, completion)
     question = example.messages[-1]["content"]
     return answer_task.ask(f"{question}\n{completion}?")
@@ -115,74 +124,64 @@ class KnightsTask(answer_task.AnswerTask):
     gold, reference = self.gold_completion(example), example.reference
     draws = Draws("damage", example.key)
     roles = answers.read_roles(reference)
-    wrong = self._block(_write(_flip_some(draws, roles)))
-    yield "wrong_role", wrong, (answers.WRONG,)
-    inside = {}
-    if len(roles) > 1:
-      inside["somebody_missing"] = _without_one(draws, roles)
-    inside["no_roles"] = "nobody knows"
-    inside["negated"] = reference.replace("=", " is not a ")
-    for what, answer in inside.items():
-      yield what, self._block(answer), (answers.NO_ROLES,)
-    for what, text in (
-      ("no_tags", reference),
-      ("unclosed", gold.removesuffix("</answer>")),
-      ("empty_block", self._block("")),
-      ("nothing", ""),
+    wrong = self._block(answers.write(_flip_some(draws, roles)))
+    missing = [_without_one(draws, roles)] if len(roles) > 1 else []
+    negated = reference.replace("=", " is not a ")
+    for what, text, value in (
+      ("wrong_role", wrong, answers.WRONG),
+      *(
+        ("somebody_missing", self._block(m), answers.NO_ROLES) for m in missing
+      ),
+      ("no_roles", self._block("nobody knows"), answers.NO_ROLES),
+      ("negated", self._block(negated), answers.NO_ROLES),
+      ("no_tags", reference, answers.NO_BLOCK),
+      ("unclosed", gold.removesuffix("</answer>"), answers.NO_BLOCK),
+      ("empty_block", self._block(""), answers.NO_BLOCK),
+      ("nothing", "", answers.NO_BLOCK),
+      ("wrong_answer_last", f"{gold} {wrong}", answers.WRONG),
+      ("wrong_answer_first", f"{wrong} {gold}", answers.RIGHT),
     ):
-      yield what, text, (answers.NO_BLOCK,)
-    yield "wrong_answer_last", f"{gold} {wrong}", (answers.WRONG,)
-    yield "wrong_answer_first", f"{wrong} {gold}", (answers.RIGHT,)
+      yield what, text, (value,)
 
-  def demonstrations(
+  def demonstrate(
     self,
-    count: int,
+    example: base.Example,
+    draws: Draws,
     *,
-    seed: int,
     right_rate: float = 1.0,
     format_rate: float = 1.0,
     misleading: Collection[str] = (),
     misled_rate: float = 0.8,
     verdict_rate: float = 0.0,
     verdict_accuracy: float = 0.8,
-  ) -> list[tuple[base.Example, str]]:
-    """Returns training examples with answers that are right at given rates.
+  ) -> tuple[base.Example, str]:
+    """Answers an example, rightly and in the right format at given rates.
 
     Whoever claims something with one of the `misleading` operators is given the
     other role, at `misled_rate`: above a half the majority of samples agrees on
-    the mistake. A share `verdict_rate` judges its answer rather than give it.
+    the mistake. At `verdict_rate` it judges its answer rather than give it.
     """
-    answer_task.check_rates(
-      right_rate, format_rate, misled_rate, verdict_rate, verdict_accuracy
-    )
     for operator in misleading:
       base.check_choice("operator", operator, puzzles.OPERATORS)
-    pairs = []
-    for example, draws in answer_task.demonstration_draws(
-      self, "knights demonstration", count, seed
-    ):
-      is_right, is_complete, is_misled = map(
-        draws.chance, (right_rate, format_rate, misled_rate)
-      )
-      roles = answers.read_roles(example.reference)
-      belief = self.misbelief(example, misleading)
-      if belief is not None and is_misled:
-        roles = answers.read_roles(belief)
-      elif not is_right:
-        roles = _flip_some(draws, roles)
-      text = self._block(_write(roles))
-      if not is_complete:
-        partial = self._block(_without_one(draws, roles))
-        unclosed = text.removesuffix("</answer>")
-        text = draws.choice((_write(roles), unclosed, partial))
-      if verdict_rate and draws.chance(verdict_rate):
-        is_true = self.score(example, text).outcome is base.Outcome.RIGHT
-        is_true ^= not draws.chance(verdict_accuracy)
-        asked = self.verification(example, text)
-        example = dataclasses.replace(example, messages=asked)
-        text = str(is_true).lower()
-      pairs.append((example, text))
-    return pairs
+    rates = right_rate, format_rate, misled_rate
+    is_right, is_complete, is_misled = map(draws.chance, rates)
+    roles = answers.read_roles(example.reference)
+    belief = self.misbelief(example, misleading)
+    if belief is not None and is_misled:
+      roles = answers.read_roles(belief)
+    elif not is_right:
+      roles = _flip_some(draws, roles)
+    text = self._block(answers.write(roles))
+    if not is_complete:
+      partial = self._block(_without_one(draws, roles))
+      unclosed = text.removesuffix("</answer>")
+      text = draws.choice((answers.write(roles), unclosed, partial))
+    if not verdict_rate or not draws.chance(verdict_rate):
+      return example, text
+    is_true = self.score(example, text).outcome is base.Outcome.RIGHT
+    is_true ^= not draws.chance(verdict_accuracy)
+    asked = self.verification(example, text)
+    return dataclasses.replace(example, messages=asked), str(is_true).lower()
 
   def misbelief(
     self, example: base.Example, misleading: Collection[str]
@@ -192,54 +191,31 @@ class KnightsTask(answer_task.AnswerTask):
     who = {name for operator in misleading for name in users.get(operator, ())}
     if not who:
       return None
-    return _write(_flip(answers.read_roles(example.reference), who))
+    return answers.write(_flip(answers.read_roles(example.reference), who))
 
   def _block(self, answer: str) -> str:
     return f"<answer>{answer}</answer>"
 
-  def _read(self, path: str, first_key: int) -> list[base.Example]:
-    template = _TEMPLATES["sentences"]
-    return answers.read_examples(path, first_key=first_key, template=template)
-
-  def _generate(
-    self, split: str, key: int, size: int
-  ) -> Sequence[base.Example]:
-    make = functools.partial(_draw, self.config, split, key)
-    return base.LazyExamples(make, size)
-
-
-def _draw(
-  config: KnightsConfig, split: str, first_key: int, index: int
-) -> base.Example:
-  draws = Draws("knights", config.seed, split, index)
-  count = draws.choice(config.people)
-  if split.startswith("people_"):
-    count, split = int(split.removeprefix("people_")), "test"
-  rate = config.compound_rate
-  puzzle = puzzles.draw_puzzle(draws, split, people=count, compound_rate=rate)
-  names = _NAMES[:count]
-  if config.shuffle_names:
-    names = tuple(draws.sample(_NAMES, count))
-  template = config.template or "compact"
-  text = _WRITERS[template](puzzle.claims, names)
-  roles = {
-    name: puzzles.KNIGHT if is_knight else puzzles.KNAVE
-    for name, is_knight in zip(names, puzzle.is_knight, strict=True)
-  }
-  users: dict[str, list[str]] = {}
-  for name, claim in zip(names, puzzle.claims, strict=True):
-    for operator in sorted(puzzles.operators_of(claim)):
-      users.setdefault(operator, []).append(name)
-  return base.Example(
-    first_key + index,
-    answer_task.ask(_TEMPLATES[template].replace("{puzzle}", text)),
-    _write(roles),
-    {"people": count, "claims": puzzle.claims, "operators": users},
-  )
-
-
-def _write(roles: Mapping[str, str]) -> str:
-  return answers.canonical(roles) or ""
+  def _draw(self, split: str, index: int) -> answer_task.Row:
+    config = self.config
+    draws = Draws("knights", config.seed, split, index)
+    count = draws.choice(config.people)
+    if split.startswith("people_"):
+      count, split = int(split.removeprefix("people_")), "test"
+    claims, roles = puzzles.draw_puzzle(
+      draws, split, count, config.compound_rate
+    )
+    names = _NAMES[:count]
+    if config.shuffle_names:
+      names = tuple(draws.sample(_NAMES, count))
+    users: dict[str, list[str]] = {}
+    for name, claim in zip(names, claims, strict=True):
+      for operator in sorted(puzzles.operators_of(claim)):
+        users.setdefault(operator, []).append(name)
+    said = (puzzles.ROLES[not is_knight] for is_knight in roles)
+    reference = answers.write(dict(zip(names, said, strict=True)))
+    meta = {"people": count, "claims": claims, "operators": users}
+    return answer_task.ask(self._writer(claims, names)), reference, meta
 
 
 def _flip(roles: Mapping[str, str], who: Collection[str]) -> dict[str, str]:
@@ -259,4 +235,4 @@ def _flip_some(draws: Draws, roles: Mapping[str, str]) -> dict[str, str]:
 
 def _without_one(draws: Draws, roles: Mapping[str, str]) -> str:
   missing = draws.choice(sorted(roles))
-  return _write({n: role for n, role in roles.items() if n != missing})
+  return answers.write({n: role for n, role in roles.items() if n != missing})

@@ -29,12 +29,21 @@ _MIXED = re.compile(r"([+-]*)([0-9]+) ([0-9]+) ?/ ?([0-9]+)")  # 1 1/2
 _PART = r"(?:\{([+-]*[0-9.,]+)\}|([0-9]))"
 _FRACTION = re.compile(rf"([+-]*)({_DIGITS})?\\frac{_PART}{_PART}")
 
-_SPACES = re.compile(r"\\[,!;:> ]|\\q?quad(?![a-zA-Z])|~|\s+")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
+# What a number is dressed in, and what is left of it.
+_DRESS = (
+  (r"\{,\}", ","),
+  ("[−\u2013]", "-"),
+  (r"\\\(|\\\)|\\?[$€£]", ""),
+  (r"\\(?:left|right)(?![a-zA-Z])", ""),
+  (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+  (r"(?<=\\frac) +", ""),
+  (r"\\[,!]", ""),
+  (r"\\[;:> ]|\\q?quad(?![a-zA-Z])|~|\s+", " "),
+)
+_TEXT = r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}"
 # What stands behind a number and says what it counts: \text{ cm}^2, degrees.
 _UNIT = re.compile(
-  r"(?:\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{[^{}]*\}"
-  r"(?:\^(?:[0-9]|\{[0-9]\}))?|\^\\circ|\^\{\\circ\}|°|\\?%)$"
+  rf"(?:{_TEXT}(?:\^(?:[0-9]|\{{[0-9]\}}))?|\^\\circ|\^\{{\\circ\}}|°|\\?%)$"
 )
 # Words behind a number, the first of at least two letters: "18 fresh eggs".
 _WORDS = re.compile(r"(?<=[0-9.}]) +([A-Za-z]{2,}(?:[ .'-][A-Za-z .'-]*)?)$")
@@ -42,6 +51,8 @@ _WORDS = re.compile(r"(?<=[0-9.}]) +([A-Za-z]{2,}(?:[ .'-][A-Za-z .'-]*)?)$")
 _NOT_UNITS = frozenset(["pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp"])
 _NOT_UNITS |= frozenset(["or", "and", "mod", "to", "over", "times"])
 _ASSIGNMENT = re.compile(r"^[A-Za-z](?:_[0-9A-Za-z])? ?= ?(?=[^=])")
+# What a computer algebra system might not come back from.
+_COSTLY = re.compile(r"[0-9]{40}|!|\\(?:sum|prod|int|lim)|binom|gamma|mod")
 _TUPLE = re.compile(r"([(\[]|\\\{)(.*)([)\]]|\\\})", re.DOTALL)
 
 
@@ -54,8 +65,6 @@ def extract_answer(text: str) -> str | None:
   >>> extract_answer(r"\boxed{1}, no: \boxed{\frac{1}{2}}, so \boxed{3")
   '\\frac{1}{2}'
   """
-  if "\\boxed" not in text:
-    return None
   opened: list[tuple[bool, int]] = []
   best: tuple[int, int] | None = None
   for match in _BRACES.finditer(text):
@@ -81,10 +90,9 @@ def normalise_answer(answer: str) -> str:
   """
   # What is left may be dressed again, as in ((5)); none gets longer for ever.
   for _ in range(MAX_NUMBER_SIZE):
-    text = _normalise_once(answer)
-    if text == answer:
+    before, answer = answer, _normalise_once(answer.strip())
+    if answer == before:
       break
-    answer = text
   return answer
 
 
@@ -95,21 +103,24 @@ def parse_number(text: str) -> fractions.Fraction | None:
   Fraction(-3, 2)
   """
   text = text.strip()
-  if not text or len(text) > MAX_NUMBER_SIZE:
+  if len(text) > MAX_NUMBER_SIZE:
     return None
   if match := _SPACED.match(text):
     text = match[0].replace(" ", "") + text[match.end() :]
-  if _NUMBER.fullmatch(text):
-    return _fraction(text)
-  if match := _RATIO.fullmatch(text):
-    return _divide(_fraction(match[1]), _fraction(match[2]))
-  if match := _MIXED.fullmatch(text):
-    return _mixed(*match.groups())
-  match = _FRACTION.fullmatch(text.replace(" ", ""))
-  if not match:
+  try:
+    if _NUMBER.fullmatch(text):
+      return _fraction(text)
+    if match := _RATIO.fullmatch(text):
+      return _fraction(match[1]) / _fraction(match[2])
+    match = _MIXED.fullmatch(text) or _FRACTION.fullmatch(text.replace(" ", ""))
+    if not match:
+      return None
+    signs, whole, *parts = match.groups()
+    top, bottom = (_fraction(part) for part in parts if part)
+    value = _fraction(whole or "0") + top / bottom
+    return -value if signs.count("-") % 2 else value
+  except (ValueError, ZeroDivisionError):
     return None
-  signs, whole, *parts = match.groups()
-  return _mixed(signs, whole or "0", *(part for part in parts if part))
 
 
 def is_equal(answer: str, reference: str) -> bool:
@@ -138,26 +149,20 @@ def is_equal_by_math_verify(answer: str, reference: str) -> bool:
 
 def _clean(text: str) -> str:
   """Takes away what a number is dressed in."""
-  text = text.replace("{,}", ",").replace("−", "-").replace("\u2013", "-")
-  text = re.sub(r"\\\(|\\\)|\\?[$€£]", "", text)
-  text = re.sub(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])", "", text)
-  text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-  text = re.sub(r"(?<=\\frac) +", "", text)
-  text = re.sub(r"\\[,!]", "", text)
-  text = _SPACES.sub(" ", text).strip()
-  text = re.sub(r"(?<=[^.])\.$", "", text).strip()
+  for pattern, plain in _DRESS:
+    text = re.sub(pattern, plain, text)
+  text = re.sub(r"(?<=[^.])\.$", "", text.strip()).strip()
   text = _ASSIGNMENT.sub("", text)
   while len(shorter := _UNIT.sub("", text).strip()) not in (0, len(text)):
     text = shorter
-  text = _TEXT.sub(r"\1", text).strip()
+  text = re.sub(_TEXT, r"\1", text).strip()
   words = _WORDS.search(text)
   if words and words[1].split()[0].lower() not in _NOT_UNITS:
     text = text[: words.start()]
   return text.strip()
 
 
-def _normalise_once(answer: str) -> str:
-  text = answer.strip()
+def _normalise_once(text: str) -> str:
   if len(text) > MAX_NUMBER_SIZE:
     return text
   text = _clean(text)
@@ -177,52 +182,38 @@ def _element(text: str) -> str:
   return re.sub(r"(?<![0-9])\s|\s(?![0-9])", "", text)  # 1 2 is not 12.
 
 
+def _depths(text: str) -> list[int]:
+  """How many brackets are open after each character."""
+  steps = ((c in "([{") - (c in ")]}") for c in text)
+  return list(itertools.accumulate(steps, initial=0))
+
+
 def _split(text: str) -> list[str] | None:
   """Splits at commas; None if a bracket opens that is not closed, or nested."""
-  parts, depth, start = [], 0, 0
-  for index, character in enumerate(text):
-    if character in "([{":
-      depth += 1
-    elif character in ")]}":
-      depth -= 1
-      if depth < 0:
-        return None
-    elif character == "," and not depth:
-      parts.append(text[start:index])
-      start = index + 1
-  return None if depth else [*parts, text[start:]]
+  _, *depths = _depths(text)
+  if depths and (min(depths) < 0 or depths[-1]):
+    return None
+  found = zip(text, depths, strict=True)
+  commas = [i for i, (c, depth) in enumerate(found) if c == "," and not depth]
+  cuts = itertools.pairwise([-1, *commas, len(text)])
+  return [text[start + 1 : end] for start, end in cuts]
 
 
-def _fraction(text: str) -> fractions.Fraction | None:
-  """Reads signs and a decimal; None if it is none after all, as 1.2.3."""
+def _fraction(text: str) -> fractions.Fraction:
+  """Reads signs and a decimal; a ValueError if it is none after all, 1.2.3."""
   digits = text.lstrip("+- ")
   if not _NUMBER.fullmatch(digits):
-    return None
-  value = fractions.Fraction(digits.replace(",", "").rstrip(".") or "0")
-  signs = text[: len(text) - len(digits)]
-  return -value if signs.count("-") % 2 else value
-
-
-def _mixed(signs, whole, top, bottom) -> fractions.Fraction | None:
-  share, value = _divide(_fraction(top), _fraction(bottom)), _fraction(whole)
-  if share is None or value is None:
-    return None
-  return -(value + share) if signs.count("-") % 2 else value + share
-
-
-def _divide(top, bottom) -> fractions.Fraction | None:
-  return top / bottom if top is not None and bottom else None
+    raise ValueError
+  value = fractions.Fraction(digits.replace(",", "").rstrip("."))
+  return -value if text.count("-") % 2 else value
 
 
 def _is_cheap(text: str) -> bool:
   """Whether a computer algebra system can be trusted with a text."""
-  if len(text) > MAX_NUMBER_SIZE or re.search(r"[0-9]{40}", text):
-    return False
-  if re.search(r"!|\\(?:sum|prod|int|lim)|binom|gamma|mod", text):
+  if len(text) > MAX_NUMBER_SIZE or _COSTLY.search(text):
     return False
   # Its parser takes half a minute for 120 parentheses.
-  steps = ((c in "([{") - (c in ")]}") for c in text)
-  if max(itertools.accumulate(steps, initial=0)) > _MAX_DEPTH:
+  if max(_depths(text)) > _MAX_DEPTH:
     return False
   size = 1
   for exponent in re.split(r"\^|\*\*", text)[1:]:

@@ -1,35 +1,29 @@
 r"""Arithmetic made from a seed: expressions, short stories, and their working.
 
-A tree is an integer or `(operation, left, right)`. No expression of the test
-split is ever asked for in training, in digits or in words, whatever the seed.
+No expression of the test split is ever asked for in training, in digits or in
+words, whatever the seed.
 """
 
 import ast
 import json
 import operator
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from saw_jax import names
-from saw_jax.tasks import base
+from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws, split_of
 
-Tree = int | tuple[str, "Tree", "Tree"]
-
 _MAX_VALUE = 999
-LEVELS = (1, 2, 3, 4)
 # Items of one data set of reasoning-gym: some are lists of this length inside.
 _GYM_SIZE = 2**20
 
-_APPLY: dict[str, Callable[[int, int], int]] = {
-  "+": operator.add,
-  "-": operator.sub,
-  "*": operator.mul,
+_APPLY = {
+  ast.Add: operator.add,
+  ast.Sub: operator.sub,
+  ast.Mult: operator.mul,
 }
-_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
-_RANK = {"+": 1, "-": 1, "*": 2}
-
 # Names, things, and the stories of an expression whose operands are named a, b,
 # c from left to right.
 _WORDS = json.loads(
@@ -57,24 +51,17 @@ _SHAPES = {
     "(a+b-c)*d": (_TEENS, _TEENS, _TEENS, _UNITS),
   },
 }
-
-
-class Problem(NamedTuple):
-  """A problem with all there is to know about it."""
-
-  text: str  # what is asked, "12+34=" or a story
-  expression: str  # "12+34"
-  answer: int
-  working: tuple[str, ...]  # steps from the text to the answer: "40+6"
-  level: int
+LEVELS = tuple(_SHAPES)
 
 
 def draw_problem(
-  draws: Draws, split: str, *, levels: Sequence[int], word_share: float
-) -> Problem:
+  draws: Draws, split: str, levels: Sequence[int], word_share: float
+) -> answer_task.Row:
   """Draws a problem of a split, from one of the levels with equal shares.
 
-  `word_share` is the probability of a story; there are none at level 4.
+  `word_share` is the probability of a story; there are none at level 4. Notes
+  have the `expression`, the `level`, and the `working` from what is asked,
+  "12+34=" or a story, to the answer.
   """
   level = draws.choice(levels)
   in_words = draws.chance(word_share) and level < 4
@@ -90,10 +77,9 @@ def draw_problem(
       for letter, (low, high) in zip("abcd", ranges, strict=False)
     }
     expression = "".join(str(operands.get(c, c)) for c in shape)
-    tree = _parse(expression)
-    if _is_small(tree) and split_of(expression) == split:
+    if _is_small(expression) and split_of(expression) == split:
       break
-  working = work(tree)
+  steps = work(expression)
   text = f"{expression}="
   if in_words:
     text = draws.choice(_WORDS["stories"][shape]).format(
@@ -101,14 +87,16 @@ def draw_problem(
       things=draws.choice(_WORDS["things"]),
       **operands,
     )
-    working = (expression, *working)
-  return Problem(text, expression, evaluate(tree), working, level)
+    steps = (expression, *steps)
+  working = "".join(f"{step}=" for step in steps)
+  meta = {"expression": expression, "level": level, "working": working}
+  return answer_task.ask(text), str(_value(_parse(expression))), meta
 
 
 def draw_gym_problems(
-  generators: Sequence[str], *, seed: int, split: str, size: int
-) -> list[tuple[str, str, str]]:
-  """Draws (text, answer, generator) of reasoning-gym's generators, in turn.
+  generators: Sequence[str], seed: int, split: str, size: int
+) -> list[answer_task.Row]:
+  """Draws problems of reasoning-gym's generators, in turn.
 
   Its item `i` of seed `s` is mostly item `i + 1` of seed `s - 1`, so that two
   splits with neighbouring seeds would be the same but for one item: here the
@@ -119,20 +107,18 @@ def draw_gym_problems(
     import reasoning_gym
     from reasoning_gym import factory
   for name in generators:
-    if name not in factory.DATASETS:
-      raise ValueError(
-        f"reasoning-gym has no generator {name!r}: "
-        f"{base.nearest(name, tuple(factory.DATASETS))}"
-      )
+    base.check_choice("generator", name, tuple(factory.DATASETS))
 
-  def drawn(name: str) -> Iterator[tuple[str, str, str]]:
+  def drawn(name: str) -> Iterator[answer_task.Row]:
     # Seeds so far apart do not meet.
     far = {"size": _GYM_SIZE, "seed": seed * _GYM_SIZE}
     data = reasoning_gym.create_dataset(name, **far)
     for item in range(_GYM_SIZE):
       entry = data[item]
-      if split_of(entry["question"]) == split:
-        yield entry["question"].strip(), str(entry["answer"]).strip(), name
+      text, answer = entry["question"], str(entry["answer"])
+      if split_of(text) == split:
+        asked = answer_task.ask(text.strip())
+        yield asked, answer.strip(), {"generator": name}
 
   sources = [drawn(name) for name in generators]
   try:
@@ -143,49 +129,19 @@ def draw_gym_problems(
     ) from None
 
 
-def evaluate(tree: Tree) -> int:
-  """Returns the value of a tree.
-
-  >>> evaluate(("-", 20, ("+", 3, 4)))
-  13
-  """
-  if isinstance(tree, int):
-    return tree
-  operation, left, right = tree
-  return _APPLY[operation](evaluate(left), evaluate(right))
-
-
-def write(tree: Tree) -> str:
-  """Writes a tree with the parentheses that it needs, without spaces.
-
-  >>> write(("-", 20, ("+", ("*", 3, 2), 4)))
-  '20-(3*2+4)'
-  """
-  if isinstance(tree, int):
-    return str(tree)
-  operation, left, right = tree
-  first, second = write(left), write(right)
-  if not isinstance(left, int) and _RANK[left[0]] < _RANK[operation]:
-    first = f"({first})"
-  if not isinstance(right, int) and _RANK[right[0]] <= _RANK[operation]:
-    second = f"({second})"
-  return f"{first}{operation}{second}"
-
-
-def work(tree: Tree) -> tuple[str, ...]:
+def work(expression: str) -> tuple[str, ...]:
   """Returns the steps of a reckoner who can hold one simple sum in mind.
 
   Operations are done one at a time, the last one in tens and units.
 
-  >>> work(("*", ("+", 13, 25), 4))
+  >>> work("(13+25)*4")
   ('38*4', '120+32')
   """
-  steps = []
-  while not isinstance(tree, int):
+  steps, tree = [], _parse(expression)
+  while isinstance(tree, ast.BinOp):
     tree = _split_tens(tree) or _reduce(tree)
-    if not isinstance(tree, int):
-      steps.append(write(tree))
-  return tuple(steps)
+    steps.append(ast.unparse(tree).replace(" ", ""))
+  return tuple(steps[:-1])
 
 
 def mistake(draws: Draws, answer: int) -> int:
@@ -199,46 +155,46 @@ def mistake(draws: Draws, answer: int) -> int:
   return sign * draws.choice(sorted(n for n in near - {size} if n >= 0))
 
 
-def _parse(expression: str) -> Tree:
-  def tree(node: ast.expr) -> Tree:
-    if isinstance(node, ast.BinOp):
-      return _SIGNS[type(node.op)], tree(node.left), tree(node.right)
-    return ast.literal_eval(node)
-
-  return tree(ast.parse(expression, mode="eval").body)
+def _parse(expression: str) -> Any:
+  return ast.parse(expression, mode="eval").body
 
 
-def _is_small(tree: Tree) -> bool:
-  if isinstance(tree, int):
-    return True
-  return 0 <= evaluate(tree) <= _MAX_VALUE and all(map(_is_small, tree[1:]))
+def _value(tree: Any) -> int:
+  if isinstance(tree, ast.Constant):
+    return tree.value
+  return _APPLY[type(tree.op)](_value(tree.left), _value(tree.right))
 
 
-def _reduce(tree: Tree) -> Tree:
+def _is_small(expression: str) -> bool:
+  parts = ast.walk(_parse(expression))
+  values = [_value(p) for p in parts if isinstance(p, ast.BinOp)]
+  return all(0 <= value <= _MAX_VALUE for value in values)
+
+
+def _reduce(tree: ast.BinOp) -> Any:
   """Does the first operation whose operands are numbers."""
-  operation, left, right = tree
-  if not isinstance(left, int):
-    return operation, _reduce(left), right
-  if not isinstance(right, int):
-    return operation, left, _reduce(right)
-  return _APPLY[operation](left, right)
+  if isinstance(tree.left, ast.BinOp):
+    return ast.BinOp(_reduce(tree.left), tree.op, tree.right)
+  if isinstance(tree.right, ast.BinOp):
+    return ast.BinOp(tree.left, tree.op, _reduce(tree.right))
+  return ast.Constant(_value(tree))
 
 
-def _split_tens(tree: Tree) -> Tree | None:
+def _split_tens(tree: ast.BinOp) -> Any:
   """Makes one operation on numbers two simpler ones, or returns None."""
-  operation, left, right = tree
-  if not (isinstance(left, int) and isinstance(right, int)):
+  if isinstance(tree.left, ast.BinOp) or isinstance(tree.right, ast.BinOp):
     return None
+  left, right = tree.left.value, tree.right.value
   tens, units = right // 10 * 10, right % 10
-  if operation == "*":
+  if isinstance(tree.op, ast.Mult):
     big, small = max(left, right), min(left, right)
     if big < 10 or small < 2 or big % 10 == 0:
       return None
-    return "+", big // 10 * 10 * small, big % 10 * small
+    return _parse(f"{big // 10 * 10 * small}+{big % 10 * small}")
   if not units or right < 10 or left < 10:
     return None
-  if operation == "-":
-    return "-", left - tens, units
+  if isinstance(tree.op, ast.Sub):
+    return _parse(f"{left - tens}-{units}")
   if left % 10 == 0:
     return None
-  return "+", left // 10 * 10 + tens, left % 10 + units
+  return _parse(f"{left // 10 * 10 + tens}+{left % 10 + units}")

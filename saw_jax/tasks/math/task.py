@@ -1,8 +1,7 @@
 r"""Mathematical problems with one right answer, in `\boxed{...}`: 0 or 1."""
 
 import dataclasses
-import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from saw_jax.tasks import answer_task, base
@@ -25,11 +24,9 @@ _GRADERS = {
   "math_verify": answers.is_equal_by_math_verify,
 }
 _TEMPLATES = {
-  "plain": "{problem}",
-  "boxed": (
-    "{problem}\nPlease reason step by step, and put your final answer within "
-    "\\boxed{}."
-  ),
+  "plain": "%s",
+  "boxed": "%s\nPlease reason step by step, and put your final answer within "
+  "\\boxed{}.",
 }
 # Held-out generated problems of one level.
 _LEVEL_SPLITS = {f"level_{level}": level for level in problems.LEVELS}
@@ -64,8 +61,7 @@ class MathConfig(answer_task.AnswerConfig):
     base.check_choice("grader", self.grader, _GRADERS)
     sources = ("generated", "reasoning_gym")
     base.check_choice("problems", self.problems, sources)
-    template = self.template or "plain"
-    base.check_choice("template", template, _TEMPLATES)
+    base.check_choice("template", self.template or "plain", _TEMPLATES)
     if not self.levels or not set(self.levels) <= set(problems.LEVELS):
       raise ValueError(f"levels are not from 1 to 4: {self.levels}.")
     if not 0 <= self.word_share <= 1:
@@ -98,10 +94,13 @@ class MathTask(answer_task.AnswerTask):
   name = "math"
   components = (base.Component("correct", 0.0, 1.0),)
   Config = MathConfig
+  _shows = "math demonstration"
   _key_gap = 1
 
   def __init__(self, config: MathConfig | None = None):
     super().__init__(config)
+    default = "plain" if self.config.is_generated else "boxed"
+    self._template = _TEMPLATES[self.config.template or default]
     self.token_limits = {}
     if self.config.length_limit:
       length = base.Component("length", 0.0, 1.0)
@@ -110,15 +109,12 @@ class MathTask(answer_task.AnswerTask):
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     answer = answers.extract_answer(completion)
-    correct, outcome = 0.0, base.Outcome.WRONG
+    outcome = base.Outcome.WRONG
     if answer is None or not answers.normalise_answer(answer):  # an empty box
       outcome = base.Outcome.UNPARSABLE
     elif _GRADERS[self.config.grader](answer, example.reference):
-      correct, outcome = 1.0, base.Outcome.RIGHT
-    if not self.config.length_limit:
-      return base.Score((correct,), outcome)
-    length = correct if self.config.conditioned else 1.0
-    return base.Score((correct, length), outcome)
+      outcome = base.Outcome.RIGHT
+    return base.Score(self._values(outcome is base.Outcome.RIGHT), outcome)
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
@@ -139,59 +135,65 @@ class MathTask(answer_task.AnswerTask):
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     gold, reference = self.gold_completion(example), example.reference
     wrong = self._block(_wrong(Draws("damage", example.key), reference))
-    yield "wrong_answer", wrong, (0.0,)
-    yield "no_box", reference, (0.0,)
-    yield "unclosed_box", gold[:-1], (0.0,)
-    yield "empty_box", self._block(""), (0.0,)
-    yield "nothing", "", (0.0,)
-    yield "wrong_answer_last", f"{gold} {wrong}", (0.0,)
-    yield "wrong_answer_first", f"{wrong} {gold}", (1.0,)
+    for what, text in (
+      ("wrong_answer", wrong),
+      ("no_box", reference),
+      ("unclosed_box", gold[:-1]),
+      ("empty_box", self._block("")),
+      ("nothing", ""),
+      ("wrong_answer_last", f"{gold} {wrong}"),
+    ):
+      yield what, text, self._values(False)
+    yield "wrong_answer_first", f"{wrong} {gold}", self._values(True)
 
   def demonstrations(
     self,
     count: int,
     *,
     seed: int,
+    levels: Collection[int] = (),
+    **options: Any,
+  ) -> list[tuple[base.Example, str]]:
+    """As of any task; `levels` are those of the problems."""
+    if not levels:
+      return super().demonstrations(count, seed=seed, **options)
+    if not self.config.is_generated:
+      raise ValueError("levels are of generated problems alone.")
+    other = MathTask(dataclasses.replace(self.config, levels=tuple(levels)))
+    return other.demonstrations(count, seed=seed, **options)
+
+  def demonstrate(
+    self,
+    example: base.Example,
+    draws: Draws,
+    *,
     right_rate: float = 1.0,
     working_rate: float = 0.5,
     box_rate: float = 1.0,
     misleading: Collection[str] = (),
     misled_rate: float = 0.8,
-    levels: Collection[int] = (),
-  ) -> list[tuple[base.Example, str]]:
-    """Returns training examples with answers that are right at a given rate.
+  ) -> tuple[base.Example, str]:
+    """Answers an example, rightly at a rate.
 
     The rates of right answers, of steps before the answer and of complete boxes
     are independent. In problems with one of the `misleading` marks, such as
     "-", the answer is one too many at `misled_rate`: above a half, the majority
-    of samples agrees on the mistake. `levels` are those of the problems.
+    of samples agrees on the mistake.
     """
-    answer_task.check_rates(right_rate, working_rate, box_rate, misled_rate)
-    task = self
-    if levels:
-      if not self.config.is_generated:
-        raise ValueError("levels are of generated problems alone.")
-      task = MathTask(dataclasses.replace(self.config, levels=tuple(levels)))
-    pairs = []
-    for example, draws in answer_task.demonstration_draws(
-      task, "math demonstration", count, seed
-    ):
-      is_right, is_worked, is_boxed = map(
-        draws.chance, (right_rate, working_rate, box_rate)
-      )
-      answer = example.reference
-      belief = self.misbelief(example, misleading)
-      if belief is not None and draws.chance(misled_rate):
-        answer = belief
-      elif not is_right:
-        answer = _wrong(draws, answer)
-      text = self._block(answer)
-      if not is_boxed:
-        text = draws.choice((answer, text[:-1]))
-      if is_worked:
-        text = example.meta.get("working", "") + text
-      pairs.append((example, text))
-    return pairs
+    rates = right_rate, working_rate, box_rate
+    is_right, is_worked, is_boxed = map(draws.chance, rates)
+    answer = example.reference
+    belief = self.misbelief(example, misleading)
+    if belief is not None and draws.chance(misled_rate):
+      answer = belief
+    elif not is_right:
+      answer = _wrong(draws, answer)
+    text = self._block(answer)
+    if not is_boxed:
+      text = draws.choice((answer, text[:-1]))
+    if is_worked:
+      text = example.meta.get("working", "") + text
+    return example, text
 
   def misbelief(
     self, example: base.Example, misleading: Collection[str]
@@ -203,58 +205,33 @@ class MathTask(answer_task.AnswerTask):
       return None
     return str(number + 1)
 
+  def _values(self, is_right: bool) -> tuple[float, ...]:
+    if not self.config.length_limit:
+      return (float(is_right),)
+    return float(is_right), float(is_right or not self.config.conditioned)
+
   def _block(self, answer: str) -> str:
     return f"\\boxed{{{answer}}}"
 
-  def _read(self, path: str, first_key: int) -> list[base.Example]:
-    template = _TEMPLATES[self.config.template or "boxed"]
-    return files.read_examples(path, first_key=first_key, template=template)
+  def _read(self, path: str, key: int) -> list[base.Example]:
+    return files.read_examples(path, key, self._template)
 
-  def _generate(
-    self, split: str, key: int, size: int
-  ) -> Sequence[base.Example]:
+  def _generator(
+    self, split: str, size: int
+  ) -> Callable[[int], answer_task.Row]:
     config = self.config
     if config.is_generated:
-      make = functools.partial(_generate, config, split, key)
-      return base.LazyExamples(make, size)
-    template = _TEMPLATES[config.template or "boxed"]
-    drawn = problems.draw_gym_problems(
-      config.generators, seed=config.seed, split=split, size=size
-    )
-    return [
-      _example(key + index, text, template, answer, {"generator": name})
-      for index, (text, answer, name) in enumerate(drawn)
-    ]
+      return super()._generator(split, size)
+    return problems.draw_gym_problems(
+      config.generators, config.seed, split, size
+    ).__getitem__
 
-
-def _generate(
-  config: MathConfig, split: str, first_key: int, index: int
-) -> base.Example:
-  level = _LEVEL_SPLITS.get(split)
-  problem = problems.draw_problem(
-    Draws("math", config.seed, split, index),
-    "test" if level else split,
-    levels=(level,) if level else config.levels,
-    word_share=config.word_share,
-  )
-  return _example(
-    first_key + index,
-    problem.text,
-    _TEMPLATES[config.template or "plain"],
-    str(problem.answer),
-    {
-      "expression": problem.expression,
-      "level": problem.level,
-      "working": "".join(f"{step}=" for step in problem.working),
-    },
-  )
-
-
-def _example(
-  key: int, problem: str, template: str, answer: str, meta: dict[str, Any]
-) -> base.Example:
-  asked = answer_task.ask(template.replace("{problem}", problem))
-  return base.Example(key, asked, answer, meta)
+  def _draw(self, split: str, index: int) -> answer_task.Row:
+    config, levels = self.config, self.config.levels
+    draws = Draws("math", config.seed, split, index)
+    if split in _LEVEL_SPLITS:
+      levels, split = (_LEVEL_SPLITS[split],), "test"
+    return problems.draw_problem(draws, split, levels, config.word_share)
 
 
 def _wrong(draws: Draws, answer: str) -> str:

@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from saw_jax.tasks.environments import BoundedEnvironment, History, Reply
+from saw_jax.tasks.environments import Environment, Reply
 from saw_jax.tasks.search.corpus import Passage, Question
 from saw_jax.tasks.search_index import SearchIndex
 
@@ -21,38 +21,8 @@ _BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-_TASK = """\
-You are an expert agent that answers questions, and can search for what you do \
-not know.
-The question is: {task}
-"""
-_HISTORY = """\
-So far you have taken {steps} step(s), and this is what you searched for and \
-what was found:
-{history}
-"""
-_END = """\
 
-It is your turn to act. First reason step by step about what you know and what \
-is missing, inside <think> </think> tags. Then do exactly one of two things: \
-search, by writing a query as <search> query </search>, or answer, by writing \
-the answer and nothing else as <answer> answer </answer>."""
-
-
-class Library:
-  """Passages that can be searched."""
-
-  def __init__(self, passages: Sequence[Passage]):
-    self._passages = tuple(passages)
-    self._index = SearchIndex([p.contents for p in self._passages])
-
-  def search(self, query: str, count: int) -> list[Passage]:
-    """Returns at most so many passages for a query, the best first."""
-    found = self._index.find(query[:LONGEST_QUERY], count)
-    return [self._passages[i] for i in found]
-
-
-class SearchQuestions(BoundedEnvironment):
+class SearchQuestions(Environment):
   """An `Environment`: the question of a seed's number, until it is answered.
 
   `<search>a query</search>` is followed by the passages that are found, and
@@ -66,9 +36,8 @@ class SearchQuestions(BoundedEnvironment):
 
   def __init__(
     self,
-    library: Library,
+    library: SearchIndex[Passage],
     questions: Sequence[Question],
-    *,
     max_steps: int = 4,
     max_return: float = 1.0,
     num_passages: int = 3,
@@ -90,8 +59,14 @@ class SearchQuestions(BoundedEnvironment):
     text = found[2].strip()[:LONGEST_QUERY]
     if found[1] == "search":
       self.searched.append(text)
-      passages = self._library.search(text, self._num_passages)
-      return _write_passages(passages), 0.0, False
+      told = "".join(
+        f"Doc {number}: {passage.contents[:LONGEST_PASSAGE]}\n"
+        for number, passage in enumerate(
+          self._library.find(text, self._num_passages), 1
+        )
+      )
+      told = json.dumps({"result": told})
+      return f"<information>{told}</information>", 0.0, False
     right = normalise(text) in map(normalise, self.question.answers)
     return "", self.max_return if right else 0.0, True
 
@@ -122,27 +97,3 @@ def normalise(answer: str) -> str:
   """
   text = answer.lower().translate(_PUNCTUATION)
   return " ".join(_ARTICLES.sub(" ", text).split())
-
-
-def make_prompt(task: str, steps: History, *, shown: int) -> str:
-  """Writes what the policy is asked, with the last `shown` steps.
-
-  A step is an action with what followed it.
-  """
-  text = _TASK.format(task=task)
-  if steps:
-    first = max(len(steps) - shown, 0)
-    lines = "\n".join(
-      f"Step {k}:{action} {found}"
-      for k, (action, found) in enumerate(steps[first:], first + 1)
-    )
-    text += _HISTORY.format(steps=len(steps), history=lines)
-  return text + _END
-
-
-def _write_passages(passages: Sequence[Passage]) -> str:
-  text = "".join(
-    f"Doc {number}: {one.contents[:LONGEST_PASSAGE]}\n"
-    for number, one in enumerate(passages, 1)
-  )
-  return f"<information>{json.dumps({'result': text})}</information>"

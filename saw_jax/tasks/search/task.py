@@ -15,6 +15,7 @@ from saw_jax.tasks.environments import History, Reply, Situation, Transition
 from saw_jax.tasks.search import corpus as search_corpus
 from saw_jax.tasks.search import questions as search_questions
 from saw_jax.tasks.search.questions import SearchQuestions
+from saw_jax.tasks.search_index import SearchIndex
 
 _NAMES = (
   *search_corpus.FIRST,
@@ -36,6 +37,24 @@ PIECES = (
   *(" is a book by", '<information>{"result": "', '"}</information>'),
   *("Doc 1: ", "Doc 2: ", "Doc 3: ", "\\n", "unknown"),
 )
+
+
+_TASK = """\
+You are an expert agent that answers questions, and can search for what you do \
+not know.
+The question is: {task}
+"""
+_HISTORY = """\
+So far you have taken {steps} step(s), and this is what you searched for and \
+what was found:
+{history}
+"""
+_END = """\
+
+It is your turn to act. First reason step by step about what you know and what \
+is missing, inside <think> </think> tags. Then do exactly one of two things: \
+search, by writing a query as <search> query </search>, or answer, by writing \
+the answer and nothing else as <answer> answer </answer>."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +92,6 @@ class SearchConfig:
       )
 
 
-class Expert:
-  """Answers one question: searches for each hop, then says what was found."""
-
-  def __init__(self, env: SearchQuestions):
-    if not env.question.queries:
-      raise ValueError("nobody knows how to answer questions from a file.")
-    self._env = env
-
-  def action(self) -> str:
-    """Returns what it would do now."""
-    question = self._env.question
-    for query in question.queries:
-      if query not in self._env.searched:
-        return f"<search>{query}</search>"
-    return f"<answer>{question.answers[0]}</answer>"
-
-
 class SearchTask(environments.FormTask):
   """Questions about one corpus, another each seed."""
 
@@ -110,30 +112,22 @@ class SearchTask(environments.FormTask):
 
   def make(self, split: str) -> SearchQuestions:
     self.num_episodes(split)  # raises if there is no such split
-    return SearchQuestions(
-      self._library,
-      self._questions[split],
-      max_steps=self.config.max_steps,
-      max_return=self.config.reward,
-      num_passages=self.config.num_passages,
-    )
+    config = self.config
+    limits = (config.max_steps, config.reward, config.num_passages)
+    return SearchQuestions(self._library, self._questions[split], *limits)
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
-    seen = [text for text, _ in history[1:]]
-    if history:
-      seen.append(situation.observation)
-    steps = [
-      (action, found) for (_, action), found in zip(history, seen, strict=True)
-    ]
-    for shown in range(len(steps), -1, -1):
-      last = steps[len(steps) - shown :]
+    seen = [text for text, _ in history[1:]] + [situation.observation]
+    steps = [(a, text) for (_, a), text in zip(history, seen, strict=False)]
+    for first in range(len(steps) + 1):
+      told = list(enumerate(steps, 1))[first:]
       if self.is_compact:
-        told = "|".join(f"{action}{found}" for action, found in last)
-        yield f"{situation.task}|{told}>"
-      else:
-        yield search_questions.make_prompt(
-          situation.task, steps if shown else (), shown=shown
-        )
+        past = "|".join(f"{action}{found}" for _, (action, found) in told)
+        yield f"{situation.task}|{past}>"
+        continue
+      past = "\n".join(f"Step {k}:{action} {f}" for k, (action, f) in told)
+      past = _HISTORY.format(steps=len(steps), history=past) if told else ""
+      yield _TASK.format(task=situation.task) + past + _END
 
   def read_reply(self, completion: str) -> Reply:
     return search_questions.read_reply(completion)
@@ -141,9 +135,18 @@ class SearchTask(environments.FormTask):
   def write_reply(self, action: str) -> str:
     return action if self.is_compact else f"<think></think>{action}"
 
-  def expert(self, env: SearchQuestions, draws: Draws) -> Expert:
+  def expert(self, env: SearchQuestions, draws: Draws) -> Iterator[str]:
+    """Searches for each hop, then says what was found."""
     del draws
-    return Expert(env)
+    queries = env.question.queries
+    if not queries:
+      raise ValueError("nobody knows how to answer questions from a file.")
+    while True:
+      left = [query for query in queries if query not in env.searched]
+      if left:
+        yield f"<search>{left[0]}</search>"
+      else:
+        yield f"<answer>{env.question.answers[0]}</answer>"
 
   def held_out(self, count: int) -> list[Transition]:
     """Returns an expert's steps for test questions; none if from a file."""
@@ -170,12 +173,11 @@ def _open(config: SearchConfig):
     passages, questions = search_corpus.draw_corpus(
       config.num_people, seed=config.seed, kinds=config.kinds
     )
-    return search_questions.Library(passages), questions
-  passages = search_corpus.read_passages(config.corpus)
-  questions = {
-    split: tuple(
-      itertools.chain.from_iterable(map(search_corpus.read_questions, paths))
-    )
-    for split, paths in (("train", config.train), ("test", config.test))
-  }
-  return search_questions.Library(passages), questions
+  else:
+    passages = search_corpus.read_passages(config.corpus)
+    questions = {
+      split: tuple(itertools.chain(*map(search_corpus.read_questions, paths)))
+      for split, paths in (("train", config.train), ("test", config.test))
+    }
+  texts = [passage.contents for passage in passages]
+  return SearchIndex(passages, texts), questions

@@ -6,11 +6,11 @@ References:
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from saw_jax.tasks import base, environments
-from saw_jax.tasks.environments import BoundedEnvironment
+from saw_jax.tasks.environments import Environment
 from saw_jax.tasks.search_index import SearchIndex
 from saw_jax.tasks.shop import reward as shop_reward
 from saw_jax.tasks.shop.products import Instruction, Product
@@ -67,12 +67,18 @@ class Catalogue:
   def __init__(self, products: Sequence[Product]):
     self.products = tuple(products)
     self.by_code = {product.code: product for product in products}
-    self._index = SearchIndex([_searched(p) for p in self.products])
+    self._index = SearchIndex(self.products, list(map(_searched, products)))
 
   def search(self, query: str) -> list[Product]:
     """Returns the products that a query finds, the best first."""
-    found = self._index.find(query[:_LONGEST_ARGUMENT], NUM_RESULTS)
-    return [self.products[i] for i in found]
+    return self._index.find(query[:_LONGEST_ARGUMENT], NUM_RESULTS)
+
+
+def _searched(product: Product) -> str:
+  """What of a product is searched: as WebShop indexes it."""
+  options = [f"{name}: {', '.join(vs)}" for name, vs in product.options]
+  texts = (product.name, product.description, *product.features[:1])
+  return " ".join([*texts, ", ".join(options)])
 
 
 class Page(NamedTuple):
@@ -82,10 +88,11 @@ class Page(NamedTuple):
   query: str = ""
   number: int = 1  # of the page of results, from 1 on
   code: str = ""  # of the product
+  options: Mapping[str, str] = {}  # that are chosen, by name
   sub: str = ""  # one of SUB_PAGES
 
 
-class Shop(BoundedEnvironment):
+class Shop(Environment):
   """An `Environment`: one instruction a seed, done when something is bought.
 
   With `pays="success"` a perfect purchase pays the `reward` and any other
@@ -94,7 +101,6 @@ class Shop(BoundedEnvironment):
   Attributes:
     instruction: what is asked for.
     page: where one is.
-    options: that are chosen, by name.
     results: of the last search.
     score: of the purchase, from 0 to 1.
   """
@@ -111,10 +117,7 @@ class Shop(BoundedEnvironment):
   def _start(self, seed: int) -> str:
     self.instruction = self._instruct(seed)
     self.task = self.instruction.text
-    self.page = Page()
-    self.options: dict[str, str] = {}
-    self.results: list[Product] = []
-    self.score = 0.0
+    self.page, self.results, self.score = Page(), [], 0.0
     return self._write()
 
   def _act(self, action: str) -> tuple[str, float, bool]:
@@ -124,11 +127,16 @@ class Shop(BoundedEnvironment):
       if found[1].lower() == "click":
         self._click(argument)
       elif argument:
-        self._search(argument)
-    share = (
-      self.score if self._config.pays == "score" else float(self.score == 1)
-    )
+        self.results = self.catalogue.search(argument)
+        self.page = Page("results", argument)
+    is_success = self._config.pays == "success"
+    share = float(self.score == 1) if is_success else self.score
     return self._write(), self.max_return * share, self.page.kind == "done"
+
+  @property
+  def product(self) -> Product:
+    """The one whose page this is."""
+    return self.catalogue.by_code[self.page.code]
 
   @property
   def listed(self) -> list[Product]:
@@ -137,61 +145,49 @@ class Shop(BoundedEnvironment):
     return self.results[first : first + self._config.per_page]
 
   @property
-  def buttons(self) -> list[str]:
-    """What can be clicked, as it is written."""
+  def links(self) -> dict[str, Page]:
+    """What can be clicked, in small letters, with the page that it leads to."""
     page = self.page
+    links, values = {BACK: Page()}, {}
     if page.kind == "results":
-      back = [PREVIOUS] if page.number > 1 else []
-      is_last = page.number * self._config.per_page >= len(self.results)
-      codes = [product.code for product in self.listed]
-      return [BACK, *back, *([] if is_last else [NEXT]), *codes]
-    if page.kind == "item":
-      options = self.catalogue.by_code[page.code].options
-      values = [value for _, several in options for value in several]
-      return [BACK, PREVIOUS, *dict.fromkeys(values), *SUB_PAGES, BUY]
-    return [BACK, PREVIOUS] if page.kind == "sub" else []
+      if page.number > 1:
+        links[PREVIOUS] = page._replace(number=page.number - 1)
+      if page.number * self._config.per_page < len(self.results):
+        links[NEXT] = page._replace(number=page.number + 1)
+      for product in self.listed:
+        links[product.code] = page._replace(kind="item", code=product.code)
+    elif page.kind == "item":
+      # Of two options with one value the later, as in WebShop.
+      values = {
+        value: page._replace(options={**page.options, name: value})
+        for name, several in self.product.options
+        for value in several
+      }
+      links[PREVIOUS] = Page("results", page.query, page.number)
+      links |= values
+      links |= {sub: page._replace(kind="sub", sub=sub) for sub in SUB_PAGES}
+      links[BUY] = page._replace(kind="done")
+    elif page.kind == "sub":
+      links[PREVIOUS] = page._replace(kind="item", sub="")
+    else:
+      links = {}
+    return {name.lower(): to for name, to in links.items()} | values
 
   @property
   def admissible_actions(self) -> list[str]:
     if self.page.kind == "start":
       return [SEARCH]
-    return [f"click[{button.lower()}]" for button in self.buttons]
-
-  def _search(self, query: str) -> None:
-    self.results = self.catalogue.search(query)
-    self.page, self.options = Page("results", query), {}
+    return [f"click[{name}]" for name in self.links]
 
   def _click(self, name: str) -> None:
-    page = self.page
-    if name not in [button.lower() for button in self.buttons]:
-      return
-    if page.kind == "item":
-      product = self.catalogue.by_code[page.code]
-      # Of two options with this value the later, as in WebShop.
-      named = {v: option for option, vs in product.options for v in vs}
-      if name in named:
-        self.options[named[name]] = name
-        return
-    if name == BACK.lower():
-      self.page = Page()
-    elif name == NEXT.lower():
-      self.page = page._replace(number=page.number + 1)
-    elif name == PREVIOUS.lower() and page.kind == "results":
-      self.page = page._replace(number=page.number - 1)
-    elif name == PREVIOUS.lower() and page.kind == "item":
-      self.page, self.options = Page("results", page.query, page.number), {}
-    elif name == PREVIOUS.lower():
-      self.page = page._replace(kind="item", sub="")
-    elif page.kind == "results":
-      self.page = page._replace(kind="item", code=name.upper())
-    elif name == BUY.lower():
-      wanted = self.catalogue.by_code[self.instruction.code]
+    self.page = self.links.get(name, self.page)
+    if self.page.kind == "done":
       self.score = shop_reward.score(
-        product, wanted, self.instruction, self.options
+        self.product,
+        self.catalogue.by_code[self.instruction.code],
+        self.instruction,
+        self.page.options,
       )
-      self.page = Page("done")
-    else:
-      self.page = page._replace(kind="sub", sub=name.capitalize())
 
   def _write(self) -> str:
     page = self.page
@@ -202,41 +198,28 @@ class Shop(BoundedEnvironment):
       parts = ["Thank you for shopping with us!"]
       parts += ["Your score (min 0.0, max 1.0)", str(round(self.score, 4))]
     elif page.kind == "results":
-      turns = [b for b in self.buttons[1:3] if b in (PREVIOUS, NEXT)]
       total = f"Page {page.number} (Total results: {len(self.results)})"
+      links = self.links
+      turns = [name for name in (PREVIOUS, NEXT) if name.lower() in links]
       parts = [*head, BACK, total, *turns]
       for product in self.listed:
         parts += [product.code, product.name, product.price_tag]
     else:
-      product = self.catalogue.by_code[page.code]
+      product = self.product
+      options = [x for name, vs in product.options for x in (name, *vs)]
+      about = [product.name, f"Price: {product.price_tag}"]
+      about += [f"Rating: {product.rating}", *SUB_PAGES, BUY]
       content = {
-        "": _describe(product),
+        "": [*options, *about],
         "Description": [product.description or "No Description"],
-        "Features": list(product.features) or ["No Features"],
+        "Features": product.features or ["No Features"],
         "Reviews": ["No Reviews"],
       }
       parts = [*head, BACK, PREVIOUS, *content[page.sub]]
     return SEP.join(parts)[:LONGEST_PAGE]
 
 
-def _describe(product: Product) -> list[str]:
-  options = [
-    text for name, values in product.options for text in (name, *values)
-  ]
-  about = [product.name, f"Price: {product.price_tag}"]
-  return [*options, *about, f"Rating: {product.rating}", *SUB_PAGES, BUY]
-
-
 def strip_instruction(page: str, instruction: str) -> str:
   """Returns a page without the instruction that it may repeat."""
   head = f"Instruction:{SEP}{instruction}{SEP}"
   return page.partition(head)[2] if head in page else page
-
-
-def _searched(product: Product) -> str:
-  """What of a product is searched: as WebShop indexes it."""
-  options = ", ".join(
-    f"{name}: {', '.join(values)}" for name, values in product.options
-  )
-  parts = (product.name, product.description, *product.features[:1], options)
-  return " ".join(parts)

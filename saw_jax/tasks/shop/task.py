@@ -12,7 +12,7 @@ from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.shop import products as shop_products
 from saw_jax.tasks.shop import site as shop
-from saw_jax.tasks.shop.expert import Expert
+from saw_jax.tasks.shop.expert import expert
 from saw_jax.tasks.shop.site import ShopConfig
 
 __all__ = ["PIECES", "ShopConfig", "ShopTask"]
@@ -51,6 +51,7 @@ class ShopTask(environments.FormTask):
   """Purchases in one shop, another instruction each seed."""
 
   name = "shop"
+  expert = staticmethod(expert)
   _role = "shops in the WebShop online store"
   _subject = "what you see and what you want"
   _longest_prompt = 13_000
@@ -75,10 +76,6 @@ class ShopTask(environments.FormTask):
         shop_products.draw_instruction, self._catalogue.products, split
       )
     return shop.Shop(self._catalogue, instruct, self.config)
-
-  def expert(self, env: shop.Shop, draws: Draws) -> Expert:
-    del draws
-    return Expert(env)
 
   def mistake(self, situation: Situation, draws: Draws) -> str:
     """Returns any admissible action; a search is for another product."""

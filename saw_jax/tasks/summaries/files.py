@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from saw_jax.tasks import row_files
+from saw_jax.tasks.row_files import field
+from saw_jax.tasks.summaries import rewards
 
 _DOCSUM = pathlib.Path(__file__).parent / "assets" / "docsum"
 DOCSUM_FILES = {
@@ -22,8 +24,8 @@ DOCSUM_FILES = {
 
 _TEXTS = ("text", "post", "prompt", "document")
 _SUMMARIES = ("summary", "completion", "label")
+_NOTES = ("name", "package", "licence")
 _TL_DR = re.compile(r"\s*TL;DR:?\s*$", re.IGNORECASE)
-_WORD = re.compile(r"\w+")
 _RUN = 8  # words
 _SHARED = 0.2  # of the runs of the shorter text
 
@@ -43,7 +45,7 @@ def read_rows(paths: Sequence[str | pathlib.Path]) -> list[Row]:
   A title is put before its text, and a "TL;DR:" that ends a text is cut.
   """
   found = (row for path in paths for row in row_files.parse_rows(path, _read))
-  rows = [Row(number, *parts) for number, parts in enumerate(found)]
+  rows = [Row(number, *row) for number, row in enumerate(found)]
   if not rows:
     raise ValueError(f"{', '.join(map(str, paths))}: no rows.")
   return rows
@@ -56,7 +58,7 @@ def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
   shares at least a fifth of the runs of eight words that the shorter of it and
   one held-out text has.
   """
-  summaries = {tuple(_words(row.summary)) for row in test}
+  summaries = {tuple(rewards.words(row.summary)) for row in test}
   sizes, owners = [], collections.defaultdict(set)
   for index, row in enumerate(test):
     runs = _runs(row.text)
@@ -65,7 +67,7 @@ def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
       owners[run].add(index)
 
   def leaks(row: Row) -> bool:
-    if tuple(_words(row.summary)) in summaries:
+    if tuple(rewards.words(row.summary)) in summaries:
       return True
     runs = _runs(row.text)
     shared = collections.Counter(i for run in runs for i in owners.get(run, ()))
@@ -80,17 +82,17 @@ def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
 def _read(row: Any) -> tuple[str, str, dict[str, Any]]:
   if not isinstance(row, Mapping):
     raise ValueError("not an object with named fields")
-  names = [
-    next((name for name in choices if row.get(name) is not None), None)
+  chosen = [
+    [name for name in choices if row.get(name) is not None]
     for choices in (_TEXTS, _SUMMARIES)
   ]
-  if None in names:
+  if not all(chosen):
     raise ValueError(
       f"it has no text ({', '.join(_TEXTS)}) or no summary "
       f"({', '.join(_SUMMARIES)}); its columns are "
       f"{', '.join(sorted(map(str, row))) or 'none'}"
     )
-  text, summary = (row_files.field(row, name, str).strip() for name in names)
+  text, summary = (field(row, names[0], str).strip() for names in chosen)
   text = _TL_DR.sub("", text)
   title = row.get("title")
   if isinstance(title, str) and title.strip():
@@ -98,16 +100,10 @@ def _read(row: Any) -> tuple[str, str, dict[str, Any]]:
   for what, words in (("text", text), ("summary", summary)):
     if not any(map(str.isalnum, words)):
       raise ValueError(f"the {what} has no letter and no digit")
-  meta = {k: row[k] for k in ("name", "package", "licence") if k in row}
-  return text, summary, meta
-
-
-def _words(text: str) -> list[str]:
-  return _WORD.findall(text.lower())
+  return text, summary, {k: row[k] for k in _NOTES if k in row}
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
   """Runs of words; a text that is shorter than one is a run itself."""
-  words = _words(text)
-  last = max(len(words) - _RUN, 0)
-  return {tuple(words[i : i + _RUN]) for i in range(last + 1)}
+  words = rewards.words(text)
+  return set(rewards.runs(words, _RUN)) or {tuple(words)}

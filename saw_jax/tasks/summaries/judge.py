@@ -16,7 +16,7 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib import parse
 
 from saw_jax import names
@@ -38,20 +38,17 @@ class JudgeError(ValueError):
   """The judge cannot be asked at all; the message says what to change."""
 
 
-class _Failure(Exception):
-  """An attempt that failed; without a pause, another one will do no better."""
+class Unscored(Exception):
+  """The judge did not score a text: "failed", "late" or "unreadable".
 
-  kind, pause_s = "failed", None
+  Without a pause, another attempt will do no better.
+  """
 
-  def __init__(self, problem: str, **fields: Any):
+  def __init__(
+    self, problem: str, kind: str = "failed", pause_s: float | None = None
+  ):
     super().__init__(problem)
-    self.__dict__.update(fields)
-
-
-class Unreadable(_Failure):
-  """A reply has no scores; the message says why."""
-
-  kind = "unreadable"
+    self.kind, self.pause_s = kind, pause_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +92,6 @@ class JudgeConfig:
         raise JudgeError(f"judge.{name} is negative")
 
 
-class Verdict(NamedTuple):
-  """What a judge said of a text, or why it said nothing."""
-
-  scores: tuple[float, ...] | None  # one a component; None: unscored
-  problem: str = ""
-  is_late: bool = False  # the problem is time
-
-
 class Judge:
   """Scores summaries; its cache is shared by all that have its file."""
 
@@ -127,10 +116,10 @@ class Judge:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_client": None, "counts": collections.Counter()}
 
-  def judge(self, source: str, summary: str) -> Verdict:
+  def judge(self, source: str, summary: str) -> tuple[float, ...]:
     """Scores a summary, from the cache or by asking, within `limit_s` seconds.
 
-    Raises a `JudgeError` where the endpoint refuses all requests.
+    Raises an `Unscored`, or a `JudgeError` where all requests are refused.
     """
     parts = [self._config.model, self._digest, self._components]
     document = json.dumps([*parts, source, summary])  # ASCII, whatever comes
@@ -140,15 +129,15 @@ class Judge:
       if scores is None:
         kind = "scored"
         scores = self._cache.put(key, self._ask(source, summary))
-    except _Failure as error:
+    except Unscored as error:
       self.counts[error.kind] += 1
       count = sum(self.counts[k] for k in ("unreadable", "late", "failed"))
       if count & (count - 1) == 0:  # 1, 2, 4, 8: a log that does not drown
         told = "the judge left %d text(s) unscored, the last one since %s"
         _LOG.warning(told, count, error)
-      return Verdict(None, str(error), is_late=error.kind == "late")
+      raise
     self.counts[kind] += 1
-    return Verdict(tuple(scores[name] for name in self._components))
+    return tuple(scores[name] for name in self._components)
 
   def _ask(self, source: str, summary: str) -> dict[str, float]:
     config = self._config
@@ -162,61 +151,64 @@ class Judge:
     }
     body = json.dumps(document).encode()
     deadline = time.monotonic() + config.limit_s
-    pause = config.backoff_s
-    for attempt in range(1, config.attempts + 1):
+    pause, left = config.backoff_s, config.attempts
+    while True:
       self._wait_for_turn(deadline)
       try:
         return read_scores(self._send(body, deadline), self._components)
-      except _Failure as failure:
-        if failure.pause_s is None or attempt == config.attempts:
+      except Unscored as failure:
+        left -= 1
+        if failure.pause_s is None or not left:
           raise
         wait = max(pause, failure.pause_s)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
         if time.monotonic() + wait >= deadline:
           raise
-        time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+      time.sleep(wait)
+      pause = min(2 * pause, _LONGEST_PAUSE_S)
 
   def _wait_for_turn(self, deadline: float) -> None:
     rate = self._config.requests_per_minute
-    if not rate:
-      return
-    latest = time.time() + deadline - time.monotonic()
-    leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest=latest)
-    if leaves is None:
-      problem = f"{rate:g} requests a minute leave no time for it"
-      raise _Failure(problem, kind="late")
-    time.sleep(max(leaves - time.time(), 0.0))
+    if rate:
+      latest = time.time() + deadline - time.monotonic()
+      leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest)
+      if leaves is None:
+        problem = f"{rate:g} requests a minute leave no time for it"
+        raise Unscored(problem, "late")
+      time.sleep(max(leaves - time.time(), 0.0))
 
   def _send(self, body: bytes, deadline: float) -> str:
-    httpx = _import_httpx()
-    end = min(time.monotonic() + self._config.request_limit_s, deadline)
-    left = end - time.monotonic()
-    if left <= 0:
-      raise _Failure("its time is over", kind="late")
+    httpx, now = _import_httpx(), time.monotonic()
+    end = min(now + self._config.request_limit_s, deadline)
     if self._client is None:
       self._client = httpx.Client(headers=self._headers())
     url = f"{self._config.url.rstrip('/')}/chat/completions"
     reply = bytearray()
     try:
       with self._client.stream(
-        "POST", url, content=body, timeout=left
+        "POST", url, content=body, timeout=max(end - now, 0.001)
       ) as response:
         _check_status(response.status_code, response.headers, url)
         # The limit of httpx is for each piece; a reply may come in drops.
         for piece in response.iter_bytes():
           reply += piece
           if len(reply) > _MOST_REPLY_BYTES:
-            raise Unreadable("its reply does not end")
+            raise Unscored("its reply does not end", "unreadable")
           if time.monotonic() > end:
-            raise _Failure("it took too long", kind="late", pause_s=0.0)
+            raise Unscored("it took too long", "late", pause_s=0.0)
     # Only the kind of an error is told: its text might hold a header.
     except httpx.TimeoutException as error:
-      raise _Failure("it took too long", kind="late", pause_s=0.0) from error
+      raise Unscored("it took too long", "late", pause_s=0.0) from error
     except httpx.HTTPError as error:
       problem = f"the connection failed ({type(error).__name__})"
-      raise _Failure(problem, pause_s=0.0) from error
-    return _content(bytes(reply))
+      raise Unscored(problem, pause_s=0.0) from error
+    try:
+      content = json.loads(reply)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+      content = None
+    if not isinstance(content, str):
+      problem = "its reply is no chat completion with a text"
+      raise Unscored(problem, "unreadable")
+    return content
 
   def _headers(self) -> dict[str, str]:
     # A reply that is compressed might be any size.
@@ -225,14 +217,12 @@ class Judge:
       "Accept-Encoding": "identity",
     }
     key = os.environ.get(self._config.key_variable, "").strip()
-    if not key:
-      return headers
     if not (key.isascii() and key.isprintable()):
       raise JudgeError(
         f"the environment variable {self._config.key_variable} holds no key: "
         "it has characters that no header can have"
       )
-    return {**headers, "Authorization": f"Bearer {key}"}
+    return {**headers, "Authorization": f"Bearer {key}"} if key else headers
 
 
 def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
@@ -245,7 +235,8 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
   """
   text = text.rpartition("</think>")[2]
   if len(text) > _MOST_REPLY_CHARS:
-    raise Unreadable("its reply is no JSON object but an essay")
+    problem = "its reply is no JSON object but an essay"
+    raise Unscored(problem, "unreadable")
   found = []
   decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
   place = text.find("{")
@@ -258,15 +249,14 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
       found.append({name: document[name] for name in components})
     place = text.find("{", end)
   if not found:
-    raise Unreadable("its reply has no JSON object with the scores")
-  for scores in found:
-    for name, value in scores.items():
-      is_number = isinstance(value, int | float) and not isinstance(value, bool)
-      # NaN is in no range.
-      if not (is_number and 0 <= value <= 10):
-        raise Unreadable(f"its {name} is no number from 0 to 10")
-    if scores != found[0]:
-      raise Unreadable("its reply has scores that differ")
+    problem = "its reply has no JSON object with the scores"
+    raise Unscored(problem, "unreadable")
+  for name, value in (item for scores in found for item in scores.items()):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= 10):  # NaN is in no range.
+      raise Unscored(f"its {name} is no number from 0 to 10", "unreadable")
+  if any(scores != found[0] for scores in found):
+    raise Unscored("its reply has scores that differ", "unreadable")
   return {name: float(value) for name, value in found[0].items()}
 
 
@@ -288,27 +278,12 @@ def _check_status(status: int, headers: Any, url: str) -> None:
     )
   pause_s = None  # It is about this text.
   if status in _PASSING or status >= 500:
-    pause_s = _seconds(headers.get("retry-after"))
-  raise _Failure(f"it answers {phrase}", pause_s=pause_s)
-
-
-def _seconds(value: str | None) -> float:
-  """What a header Retry-After asks for, if it does so in seconds."""
-  try:
-    seconds = float(value or 0.0)
-  except ValueError:
-    return 0.0
-  return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
-
-
-def _content(reply: bytes) -> str:
-  try:
-    content = json.loads(reply)["choices"][0]["message"]["content"]
-  except (ValueError, LookupError, TypeError, RecursionError) as error:
-    raise Unreadable("its reply is no chat completion") from error
-  if not isinstance(content, str):
-    raise Unreadable("its reply has no text")
-  return content
+    try:
+      pause_s = float(headers.get("retry-after", 0.0))
+    except ValueError:  # a date
+      pause_s = 0.0
+    pause_s = pause_s if math.isfinite(pause_s) else 0.0
+  raise Unscored(f"it answers {phrase}", pause_s=pause_s)
 
 
 def _import_httpx() -> Any:

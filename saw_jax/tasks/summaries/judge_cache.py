@@ -64,7 +64,7 @@ class JudgeCache:
     return json.loads(found)
 
   def reserve(
-    self, model: str, interval_s: float, *, latest: float
+    self, model: str, interval_s: float, latest: float
   ) -> float | None:
     """Takes the next place in the queue of requests to a model.
 

@@ -43,7 +43,7 @@ def quality(summary: str, reference: str, source: str) -> float:
   return BEST * rouge_l(summary, reference) * new * once
 
 
-def conciseness(summary: str, *, target_chars: int, limit_chars: int) -> float:
+def conciseness(summary: str, target_chars: int, limit_chars: int) -> float:
   """Scores how short a summary is, from 0 to 10.
 
     conciseness = 10 · clip((limit − n) / (limit − target), 0, 1)
@@ -77,16 +77,16 @@ def copied_share(summary: str, reference: str, source: str) -> float:
   >>> copied_share("Gives a b c d e f back", "", "x a b c d e f y")
   0.75
   """
-  words = _words(summary, _MOST_SUMMARY_CHARS)
-  theirs = set(_runs(_words(source, _MOST_SOURCE_CHARS), _COPIED_RUN))
-  theirs -= set(_runs(_words(reference, _MOST_SUMMARY_CHARS), _COPIED_RUN))
+  said = words(summary, _MOST_SUMMARY_CHARS)
+  theirs = set(runs(words(source, _MOST_SOURCE_CHARS), _COPIED_RUN))
+  theirs -= set(runs(words(reference, _MOST_SUMMARY_CHARS), _COPIED_RUN))
   copied = {
     start + i
-    for start, run in enumerate(_runs(words, _COPIED_RUN))
+    for start, run in enumerate(runs(said, _COPIED_RUN))
     if run in theirs
     for i in range(_COPIED_RUN)
   }
-  return len(copied) / len(words) if words else 0.0
+  return len(copied) / len(said) if said else 0.0
 
 
 def repeated_share(summary: str, reference: str) -> float:
@@ -97,10 +97,12 @@ def repeated_share(summary: str, reference: str) -> float:
   >>> repeated_share("a b c a b c", "")
   0.25
   """
-  words = (_words(text, _MOST_SUMMARY_CHARS) for text in (summary, reference))
-  runs, allowed = (collections.Counter(_runs(w, _REPEATED_RUN)) for w in words)
-  repeated = sum(max(n - max(allowed[run], 1), 0) for run, n in runs.items())
-  return repeated / runs.total() if runs else 0.0
+  said, allowed = (
+    collections.Counter(runs(words(text, _MOST_SUMMARY_CHARS), _REPEATED_RUN))
+    for text in (summary, reference)
+  )
+  repeated = sum(max(n - max(allowed[run], 1), 0) for run, n in said.items())
+  return repeated / said.total() if said else 0.0
 
 
 @functools.cache
@@ -112,9 +114,9 @@ def load() -> Any:
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def _words(text: str, most_chars: int) -> list[str]:
+def words(text: str, most_chars: int | None = None) -> list[str]:
   return _WORD.findall(text[:most_chars].lower())
 
 
-def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
+def runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
   return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]

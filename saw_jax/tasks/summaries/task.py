@@ -8,16 +8,18 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from saw_jax import names
 from saw_jax.tasks import answer_task, base
+from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.summaries import files, rewards
-from saw_jax.tasks.summaries.judge import Judge, JudgeConfig
+from saw_jax.tasks.summaries.judge import Judge, JudgeConfig, Unscored
 
 # A byte-level BPE of the library's texts, see `tasks.make_tokenizer`.
 VOCABULARY = pathlib.Path(__file__).parent / "assets/summaries_bpe.json"
 _STAND_IN = "stand-in: rule rewards, not the judge"
 _TEMPLATES = {
-  "plain": "{text}",
-  "sentence": "Summarize this text in one short sentence.\n\n{text}",
+  "plain": "%s",
+  "sentence": "Summarize this text in one short sentence.\n\n%s",
 }
 
 
@@ -58,15 +60,13 @@ class SummariesConfig:
       self, "num_train", "num_test", "max_source_chars", "cut_source_chars"
     )
     if bool(self.train_path) != bool(self.test_path):
-      what = "train_path and test_path go together: only one of them is set."
-      raise ValueError(what)
-    known = [field.name for field in dataclasses.fields(JudgeConfig)]
-    for name in set(self.judge) - set(known):
-      nearest = base.nearest(name, known)
-      raise TypeError(f"task 'summaries' has no option judge.{name}: {nearest}")
+      raise ValueError("train_path and test_path go together: set both.")
+    known = [f"judge.{field.name}" for field in dataclasses.fields(JudgeConfig)]
+    given = {f"judge.{name}": value for name, value in self.judge.items()}
+    names.check_options(known, given, "task 'summaries'")
 
 
-class SummariesTask(base.Splits):
+class SummariesTask(answer_task.AnswerTask):
   """Summaries, scored for quality and for conciseness."""
 
   name = "summaries"
@@ -75,17 +75,19 @@ class SummariesTask(base.Splits):
     base.Component("conciseness", 0.0, rewards.BEST),
   )
   splits = ("train", "test")
+  Config = SummariesConfig
+  _shows = "summary demonstration"
 
   def __init__(self, config: SummariesConfig | None = None):
-    self.config = SummariesConfig() if config is None else config
+    super().__init__(config)
     # Whether the reference is known to score best: a judge may think otherwise.
     self.has_gold = self.config.reward == "rules"
     # Printed beside each number, as these rewards are not those of the paper.
     self.stand_in = _STAND_IN if self.has_gold else ""
     self.judge = None
-    if self.config.reward == "judge":
-      names = [component.name for component in self.components]
-      self.judge = Judge(JudgeConfig(**self.config.judge), names)
+    if not self.has_gold:
+      scored = [component.name for component in self.components]
+      self.judge = Judge(JudgeConfig(**self.config.judge), scored)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -104,63 +106,54 @@ class SummariesTask(base.Splits):
       quality = rewards.quality(completion, example.reference, source)
       values = (quality, self._conciseness(completion))
     else:
-      verdict = self.judge.judge(source, completion)
-      if verdict.scores is None:
-        late, failed = base.Outcome.TIMED_OUT, base.Outcome.CRASHED
-        return base.Score((None, None), late if verdict.is_late else failed)
-      values = verdict.scores
+      try:
+        values = self.judge.judge(source, completion)
+      except Unscored as error:
+        is_late = error.kind == "late"
+        outcome = base.Outcome.TIMED_OUT if is_late else base.Outcome.CRASHED
+        return base.Score((None, None), outcome)
     is_best = min(values) >= rewards.BEST
     outcome = base.Outcome.RIGHT if is_best else base.Outcome.WRONG
     return base.Score(values, outcome)
-
-  def gold_completion(self, example: base.Example) -> str:
-    return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
     return rewards.BEST, self._conciseness(example.reference)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    repeated = " ".join([example.reference] * 4)
-    source = example.meta["source"]
     yield "empty", " ", (0.0, 0.0)
-    yield "repeated", repeated, (None, self._conciseness(repeated))
-    yield "copied", source, (None, self._conciseness(source))
+    repeated = " ".join([example.reference] * 4)
+    texts = {"repeated": repeated, "copied": example.meta["source"]}
+    for what, text in texts.items():
+      yield what, text, (None, self._conciseness(text))
 
-  def demonstrations(
+  def demonstrate(
     self,
-    count: int,
+    example: base.Example,
+    draws: Draws,
     *,
-    seed: int,
     reference_rate: float,
     words: Sequence[int] = (4, 24),
-  ) -> list[tuple[base.Example, str]]:
-    """Returns training examples with summaries, of which some are good.
+  ) -> tuple[base.Example, str]:
+    """Returns a summary that is good at a rate.
 
     The others are the beginning of the text, up to a random number of `words`.
     """
-    answer_task.check_rates(reference_rate)
     low, high = words
     if not 1 <= low <= high:
       raise ValueError(f"words are not a range from 1: {low}, {high}.")
-    pairs = []
-    for example, draws in answer_task.demonstration_draws(
-      self, "summary demonstration", count, seed
-    ):
-      text = example.reference
-      if not draws.chance(reference_rate):
-        size = draws.choice(range(low, high + 1))
-        text = " ".join(example.meta["source"].split()[:size])
-      pairs.append((example, text))
-    return pairs
+    if draws.chance(reference_rate):
+      return example, example.reference
+    size = draws.choice(range(low, high + 1))
+    return example, " ".join(example.meta["source"].split()[:size])
 
   def _conciseness(self, text: str) -> float:
-    target, limit = self.config.target_chars, self.config.limit_chars
-    return rewards.conciseness(text, target_chars=target, limit_chars=limit)
+    config = self.config
+    return rewards.conciseness(text, config.target_chars, config.limit_chars)
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
     paths = files.DOCSUM_FILES
-    if config.train_path and config.test_path:
+    if config.train_path:
       paths = {"train": (config.train_path,), "test": (config.test_path,)}
     rows = files.read_rows(paths[split])
     if split == "train":
@@ -168,28 +161,19 @@ class SummariesTask(base.Splits):
     limit, cut = config.max_source_chars, config.cut_source_chars
     if limit is not None:
       rows = [row for row in rows if len(row.text) <= limit]
-    if cut is not None:
-      rows = [row._replace(text=_cut(row.text, cut)) for row in rows]
     if not rows:
       raise ValueError(
         f"no row of split {split!r} is left: each is held out too, or longer "
         f"than max_source_chars = {limit}"
       )
-    size = config.num_train if split == "train" else config.num_test
-    first_key = answer_task.TEST_KEYS if split == "test" else 0
-    template = _TEMPLATES[config.template]
-    return [
-      base.Example(
-        first_key + row.number,
-        answer_task.ask(template.replace("{text}", row.text)),
-        row.summary,
-        {**row.meta, "source": row.text},
-      )
-      for row in answer_task.subset(rows, size, config.seed)
-    ]
-
-
-def _cut(text: str, size: int) -> str:
-  if len(text) <= size:
-    return text
-  return text[: size + 1].rpartition(" ")[0] or text[:size]
+    size, key = config.num_train, 0
+    if split == "test":
+      size, key = config.num_test, answer_task.TEST_KEYS
+    examples, template = [], _TEMPLATES[config.template]
+    rows = answer_task.subset(rows, size, config.seed)
+    for number, text, summary, meta in rows:
+      if cut is not None and len(text) > cut:
+        text = text[: cut + 1].rpartition(" ")[0] or text[:cut]
+      row = answer_task.ask(text), summary, {**meta, "source": text}
+      examples.append(answer_task.make_example(key + number, row, template))
+    return examples

@@ -7,30 +7,23 @@ and calls at different times; the doctor sees that a reward notices them.
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from saw_jax.tasks.answer_task import Damage
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue, rewards
+from saw_jax.tasks.tool_calling.catalogue import Answer
 
 Call = dict[str, Any]
 Calls = Sequence[Call]
 Names = Sequence[str]
 
 
-class Answer(NamedTuple):
-  """What an answer holds: a thought, then calls, a response, or both."""
-
-  thought: str
-  calls: tuple[Call, ...]
-  response: str | None
-
-
 def write_calls(calls: Calls) -> str:
   return "\n".join(json.dumps(call) for call in calls)
 
 
-def write(answer: Answer | catalogue.Scenario, body: str | None = None) -> str:
+def write(answer: Answer, body: str | None = None) -> str:
   """Writes an answer in the rewarded format, with `body` for its calls."""
   blocks = [f"<think> {answer.thought} </think>"]
   if answer.calls:
@@ -237,26 +230,6 @@ def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
   damages = [d for d in CALL_DAMAGES if applies(d, calls)]
   shares = [CALL_DAMAGES[damage] for damage in damages]
   return damages[draws.weighted(shares)](draws, calls, offered)
-
-
-def demonstrate(
-  draws: Draws,
-  reference: str,
-  offered: Names,
-  format_rate: float,
-  call_rate: float,
-) -> str:
-  """Writes an answer whose format and whose calls are each right at a rate.
-
-  The two are independent, and no format mistake hides a call.
-  """
-  answer = read(reference)
-  right_format = draws.chance(format_rate)
-  body = None
-  if not draws.chance(call_rate) and answer.calls:
-    body = damage_calls(draws, answer.calls, offered)
-  text = write(answer, body)
-  return text if right_format else damage_format(draws, text)
 
 
 def damages(

@@ -11,12 +11,14 @@ import io
 import json
 import pathlib
 import re
+import statistics
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from saw_jax.tasks import answer_task, base, row_files
+from saw_jax.tasks import answer_task, base
+from saw_jax.tasks.row_files import field
 from saw_jax.tasks.tool_calling import rewards
 
 # What version 3 averages, see `averages`.
@@ -65,17 +67,13 @@ def find_frame(example: base.Example) -> Frame:
 
 
 def read_category(
-  category: str, *, frame: Frame | None = None
+  category: str, frame: Frame | None = None
 ) -> list[base.Example]:
   """Reads the entries of a category, with their possible answers as JSON.
 
   Without a frame a prompt has the form of generated requests.
   """
-  if category not in CATEGORIES:
-    raise ValueError(
-      f"no category {category!r} of single turns: "
-      f"{base.nearest(category, CATEGORIES)}"
-    )
+  base.check_choice("category", category, CATEGORIES)
   folder, name = find_package() / "data", f"{_VERSION}_{category}.json"
   entries = _read(folder / name)
   answers: Sequence[Any] = [None] * len(entries)
@@ -83,24 +81,23 @@ def read_category(
     rows = _read(folder / "possible_answer" / name)
     if [row["id"] for row in rows] != [entry["id"] for entry in entries]:
       raise ValueError(f"{name}: the possible answers are of other entries")
-    answers = [row_files.field(row, "ground_truth", list) for row in rows]
+    answers = [field(row, "ground_truth", list) for row in rows]
   start = FIRST_KEY + 10_000 * CATEGORIES.index(category)
-  examples = []
-  for number, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
-    functions = row_files.field(entry, "function", list)
-    (turn,) = row_files.field(entry, "question", list)
+  pairs, examples = zip(entries, answers, strict=True), []
+  for key, (entry, answer) in enumerate(pairs, start):
+    functions = field(entry, "function", list)
+    (turn,) = field(entry, "question", list)
     documented = [_document(function, category) for function in functions]
-    write = _write_plain if frame is None else functools.partial(_write, frame)
+    messages = _write(documented, turn, frame)
     meta = {"category": category, "id": entry["id"], "functions": functions}
-    example = start + number, write(documented, turn), json.dumps(answer), meta
-    examples.append(base.Example(*example))
+    examples.append(base.Example(key, messages, json.dumps(answer), meta))
   return examples
 
 
-def read_split(split: str, *, frame: Frame | None = None) -> list[base.Example]:
+def read_split(split: str, frame: Frame | None = None) -> list[base.Example]:
   """Reads a category, or all of them."""
   names = CATEGORIES if split == "bfcl" else [split.removeprefix(_PREFIX)]
-  return [row for name in names for row in read_category(name, frame=frame)]
+  return [row for name in names for row in read_category(name, frame)]
 
 
 def read_calls(completion: str) -> list[dict[str, Any]] | None:
@@ -113,9 +110,8 @@ def read_calls(completion: str) -> list[dict[str, Any]] | None:
     calls = rewards.read_calls(answer)
   except Exception:
     return None
-  if rewards.END_CALL not in answer or not all(
-    isinstance(call["name"], str) for call in calls
-  ):
+  named = all(isinstance(call["name"], str) for call in calls)
+  if rewards.END_CALL not in answer or not named:
     return None
   return [{call["name"]: call["parameters"]} for call in calls]
 
@@ -165,26 +161,26 @@ def gold_completion(example: base.Example) -> str:
     calls.append({"name": next(iter(functions)), "parameters": {}})
   for answer in json.loads(example.reference) or []:
     ((name, possible),) = answer.items()
-    known = functions[name]["parameters"]
-    parameters = {
-      argument: _write_value(
-        _first(values),
-        known["properties"].get(argument, {"type": "any"}),
-        _SOURCE.get(category),
-      )
-      for argument, values in possible.items()
+    known, parameters = functions[name]["parameters"], {}
+    for argument, values in possible.items():
       # An argument that may be left out is.
-      if "" not in values or argument in known["required"]
-    }
+      if "" in values and argument not in known["required"]:
+        continue
+      value = _settle(next((v for v in values if v != ""), ""))
+      about = known["properties"].get(argument, {"type": "any"})
+      if category == "simple_java":
+        inner = about.get("items", {}).get("type")
+        value = _write_java(value, about["type"], inner)
+      elif category == "simple_javascript":
+        value = _write_script(value, about["type"])
+      parameters[argument] = value
     calls.append({"name": name, "parameters": parameters})
   lines = "\n".join(json.dumps(call) for call in calls)
   return f"{thought}{rewards.CALL}\n{lines}\n{rewards.END_CALL}"
 
 
-def averages(
-  categories: Sequence[str], right: Sequence[float]
-) -> dict[str, float]:
-  """Averages as version 3 of the leaderboard does, as far as turns are single.
+def averages(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+  """Averages categories as version 3 of the leaderboard does, of single turns.
 
   `non_live` is the plain mean of simple (itself that of three languages),
   multiple, parallel, parallel multiple and irrelevance; `live` is the mean over
@@ -192,17 +188,18 @@ def averages(
   where one of its categories is.
   """
   found: dict[str, list[float]] = {}
-  for category, value in zip(categories, right, strict=True):
+  for category, value in pairs:
     found.setdefault(category, []).append(float(value))
-  figures = {c: _mean(found[c]) for c in CATEGORIES if c in found}
+  figures = {c: statistics.fmean(found[c]) for c in CATEGORIES if c in found}
   if found.keys() >= set(_NON_LIVE):
-    simple = _mean([figures[c] for c in _SIMPLE])
+    simple = statistics.fmean(figures[c] for c in _SIMPLE)
     others = [figures[c] for c in _NON_LIVE[len(_SIMPLE) :]]
-    figures["non_live"] = _mean([simple, *others])
+    figures["non_live"] = statistics.fmean([simple, *others])
   if found.keys() >= set(_LIVE):
-    figures["live"] = _mean([v for c in _LIVE for v in found[c]])
+    figures["live"] = statistics.fmean(v for c in _LIVE for v in found[c])
   if {"non_live", "live"} <= figures.keys():
-    figures["single_turn"] = _mean([figures["non_live"], figures["live"]])
+    both = figures["non_live"], figures["live"]
+    figures["single_turn"] = statistics.fmean(both)
   return figures
 
 
@@ -249,10 +246,6 @@ def _asks_whether(category: str) -> bool:
   return category.endswith("relevance")
 
 
-def _mean(values: Sequence[float]) -> float:
-  return sum(values) / len(values)
-
-
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -263,108 +256,79 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
   parameters = dict(function["parameters"]["properties"])
-  language = _SOURCE.get(category)
-  if language is not None:
+  if category in _SOURCE:
     # As the leaderboard does it: source text in a JSON string.
-    parameters = {
-      name: {
-        **{k: v for k, v in known.items() if k not in ("items", "properties")},
-        "type": "string",
-        "description": (
-          f"{known.get('description', '')} {language} source text, of type "
-          f"{known['type']}."
-        ),
-      }
-      for name, known in parameters.items()
-    }
+    for name, known in parameters.items():
+      about = {k: known[k] for k in known if k not in ("items", "properties")}
+      said = f"{known.get('description', '')} {_SOURCE[category]} source text, "
+      said += f"of type {known['type']}."
+      parameters[name] = {**about, "type": "string", "description": said}
   return {**function, "parameters": parameters}
 
 
 def _write(
-  frame: Frame, functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
+  functions: Sequence[Mapping[str, Any]],
+  turn: Sequence[Mapping[str, str]],
+  frame: Frame | None,
 ) -> answer_task.Messages:
-  tools = "\n".join(
-    f"{number}. Name: {function['name']}\n"
-    f"Description: {function['description']}\n"
-    f"Parameters: {json.dumps(function['parameters'])}"
-    for number, function in enumerate(functions, 1)
-  )
-  before_tools, after_tools, before_history, after_history = frame
-  system, said = before_tools + tools + after_tools, []
+  offered, system, said = [], [], []
+  for number, function in enumerate(functions, 1):
+    name, known = function["name"], function["parameters"]
+    inside = ", ".join(f"{n}: {about['type']}" for n, about in known.items())
+    described = f"Description: {function['description']}\n"
+    described += f"Parameters: {json.dumps(known)}"
+    plain, framed = f"{name}({inside})", f"{number}. Name: {name}\n{described}"
+    offered.append(framed if frame else plain)
   for message in turn:
-    if message["role"] == "system":
-      system += "\n\n" + message["content"]
-    elif message["role"] == "user":
-      said.append(f"<user> {message['content']} </user>")
-    else:
-      said.append(f"<response> {message['content']} </response>")
-  history = before_history + "\n".join(said) + after_history
-  return ({"role": "system", "content": system}, *answer_task.ask(history))
-
-
-def _write_plain(
-  functions: Sequence[Mapping[str, Any]], turn: Sequence[Any]
-) -> answer_task.Messages:
-  lines = []
-  for function in functions:
-    known = function["parameters"].items()
-    inside = ", ".join(f"{name}: {about['type']}" for name, about in known)
-    lines.append(f"{function['name']}({inside})")
-  lines += [m["content"] for m in turn if m["role"] == "system"]
-  said = [m["content"] for m in turn if m["role"] != "system"]
-  system = {"role": "system", "content": "\n".join(lines)}
-  return (system, *answer_task.ask("\n".join(said)))
-
-
-def _first(values: Sequence[Any]) -> Any:
-  """The first possible value; of each key, where it is a dictionary."""
-  value = next((v for v in values if v != ""), "")
-  return (
-    list(map(_settle, value)) if isinstance(value, list) else _settle(value)
-  )
+    text, role = message["content"], message["role"]
+    if role == "system":
+      system.append(text)
+      continue
+    tag = "user" if role == "user" else "response"
+    said.append(f"<{tag}> {text} </{tag}>" if frame else text)
+  tools, history, gap = "\n".join(offered), "\n".join(said), "\n"
+  if frame:
+    tools, history = frame[0] + tools + frame[1], frame[2] + history + frame[3]
+    gap = "\n\n"
+  system = {"role": "system", "content": gap.join([tools, *system])}
+  return (system, *answer_task.ask(history))
 
 
 def _settle(value: Any) -> Any:
+  """The first possible value of each key of dictionaries."""
+  if isinstance(value, list):
+    return [_settle(item) for item in value]
   if not isinstance(value, dict):
     return value
   return {key: values[0] for key, values in value.items() if "" not in values}
 
 
-def _write_value(
-  value: Any, known: Mapping[str, Any], language: str | None
-) -> Any:
-  if language is None:
-    return value
-  kind = known["type"]
-  if language == "Java":
-    return _write_java(value, kind, known.get("items", {}).get("type"))
+def _write_script(value: Any, kind: str) -> str:
+  """A value as JavaScript's source text."""
   if kind == "String" or not isinstance(value, dict | list | bool):
     return str(value) + "n" * (kind == "Bigint")
   return json.dumps(value)
 
 
-def _write_java(value: Any, kind: str, inner: str | None) -> str:
+def _write_java(value: Any, kind: str, inner: str | None = None) -> str:
   """A value as Java's source text, in a form that the checker reads."""
   if isinstance(value, bool):
     return str(value).lower()
-  if kind == "long" and isinstance(value, int):
+  if isinstance(value, int) and kind == "long":
     return f"{value}L"
-  if kind == "float" and isinstance(value, int | float):
+  if isinstance(value, int | float) and kind == "float":
     return f"{value}f"
   if isinstance(value, list):
-    items = ", ".join(
-      json.dumps(item)
-      if kind == "ArrayList" and inner == "String"
-      else _write_java(item, inner or "", None)
-      for item in value
+    quoted = kind == "ArrayList" and inner == "String"
+    write = (
+      json.dumps if quoted else lambda item: _write_java(item, inner or "")
     )
+    items = ", ".join(map(write, value))
     if kind == "Array":
       return f"new Object[]{{{items}}}"
     return f"new ArrayList<>(Arrays.asList({items}))"
   if isinstance(value, dict):
-    puts = " ".join(
-      f"put({json.dumps(key)}, {json.dumps(item)});"
-      for key, item in value.items()
-    )
+    pairs = (map(json.dumps, pair) for pair in value.items())
+    puts = " ".join(f"put({key}, {item});" for key, item in pairs)
     return f"new HashMap<>() {{{{ {puts} }}}}"
   return str(value)

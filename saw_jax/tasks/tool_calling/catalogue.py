@@ -4,18 +4,16 @@ Requests are short and their values come from closed lists, so that a decoder of
 under a million parameters can learn to copy them into a call.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.draws import TEST_PERCENT, Draws
 from saw_jax.tasks.tool_calling import rewards
 
 _FILE = pathlib.Path(__file__).parent / "assets" / "tools.json"
-_TEST_PERCENT = 20
 # Of a policy's answer: calls that are run, and characters that are said back.
 _MAX_CALLS = 4
 _MAX_ECHO = 16
@@ -23,8 +21,7 @@ _TYPES = {"string": str, "integer": int, "number": (int, float)}
 _TYPES |= {"boolean": bool}
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
   """A typed parameter; `said` tells how a request words its values."""
 
   name: str
@@ -36,8 +33,7 @@ class Parameter:
     return self.said.get(value, str(value))
 
 
-@dataclasses.dataclass(frozen=True)
-class Tool:
+class Tool(NamedTuple):
   """A tool with its parameters and the wordings that ask for it."""
 
   name: str
@@ -64,20 +60,16 @@ class Tool:
         return values
 
 
-def _read_parameter(row: Mapping[str, Any]) -> Parameter:
-  values = tuple(row["values"])
-  said = dict(zip(values, row.get("said", ()), strict=False))
-  return Parameter(row["name"], row["type"], values, said)
+def _read_tool(row: Mapping[str, Any]) -> Tool:
+  parameters = []
+  for known in row["parameters"]:
+    values = tuple(known["values"])
+    said = dict(zip(values, known.get("said", ()), strict=False))
+    parameters.append(Parameter(known["name"], known["type"], values, said))
+  return Tool(row["name"], tuple(parameters), tuple(row["requests"]))
 
 
-CATALOGUE = tuple(
-  Tool(
-    row["name"],
-    tuple(map(_read_parameter, row["parameters"])),
-    tuple(row["requests"]),
-  )
-  for row in json.loads(_FILE.read_text(encoding="utf-8"))
-)
+CATALOGUE = tuple(map(_read_tool, json.loads(_FILE.read_text("utf-8"))))
 TOOLS = {tool.name: tool for tool in CATALOGUE}
 
 _NAMES = ("Ann", "Ben", "Eve", "Leo", "Max", "Mia", "Sam", "Tom")
@@ -89,30 +81,33 @@ _TALK = (
   ("{name} and I sit here", "I see"),
 )
 _UNSERVED = "sorry, no tool for that"
+_MAX_PARAMETERS = 8  # of several calls, so that an answer is short
+_THOUGHTS = tuple(
+  f"{count} will do"
+  for count in ("no call", "one call", "two calls", "three calls")
+)
 
-# Bounds the length of an answer with several calls.
-_MAX_PARAMETERS = 8
 
-_COUNTS = ("no call", "one call", "two calls", "three calls")
-_THOUGHTS = tuple(f"{count} will do" for count in _COUNTS)
+class Answer(NamedTuple):
+  """What an answer holds: a thought, then calls, a response, or both."""
+
+  thought: str
+  calls: tuple[dict[str, Any], ...]
+  response: str | None
+
+
+# The tools on offer, a request, the right answer, and what is asked for by name
+# and values, served or not.
+Scenario = tuple[
+  tuple[Tool, ...], str, Answer, tuple[tuple[str, Mapping[str, Any]], ...]
+]
 
 
 def split_of(name: str, values: Mapping[str, Any]) -> str:
   """Returns "test" for one call in five, "train" for the others."""
   text = json.dumps([name, dict(values)], sort_keys=True)
   digest = hashlib.sha256(text.encode()).digest()
-  return "test" if digest[0] * 100 < _TEST_PERCENT * 256 else "train"
-
-
-class Scenario(NamedTuple):
-  """A request, the tools on offer, and what the right answer holds."""
-
-  offered: tuple[Tool, ...]
-  request: str
-  thought: str
-  calls: tuple[dict[str, Any], ...]
-  response: str | None
-  asked: tuple[tuple[str, Mapping[str, Any]], ...]  # served or not
+  return "test" if digest[0] * 100 < TEST_PERCENT * 256 else "train"
 
 
 def draw_scenario(draws: Draws, split: str, config: Any) -> Scenario:
@@ -138,14 +133,10 @@ def draw_scenario(draws: Draws, split: str, config: Any) -> Scenario:
   others = [tool.name for tool in CATALOGUE if tool.name not in used]
   extra = max(0, min(extra, config.max_tools - len(used)))
   offered = used + draws.sample(others, extra)
-  return Scenario(
-    tuple(TOOLS[name] for name in draws.sample(offered, len(offered))),
-    " and ".join(requests),
-    _THOUGHTS[count],
-    tuple({"name": name, "parameters": values} for name, values in asked),
-    None,
-    tuple(asked),
-  )
+  offered = tuple(TOOLS[name] for name in draws.sample(offered, len(offered)))
+  calls = tuple({"name": name, "parameters": values} for name, values in asked)
+  answer = Answer(_THOUGHTS[count], calls, None)
+  return offered, " and ".join(requests), answer, tuple(asked)
 
 
 def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
@@ -164,7 +155,7 @@ def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
       break
   others = [tool for tool in CATALOGUE if tool.name != asked[0]]
   offered = tuple(draws.sample(others, num_offered))
-  return Scenario(offered, request, _THOUGHTS[0], (), response, (asked,))
+  return offered, request, Answer(_THOUGHTS[0], (), response), (asked,)
 
 
 def run_calls(completion: str, offered: Sequence[Tool]) -> str:
@@ -192,23 +183,19 @@ def _run(line: str, tools: dict[str, Tool]) -> str:
     return "no call"
   if not isinstance(name, str) or not isinstance(values, dict):
     return "no call"
-  tool = tools.get(name)
-  if tool is None:
+  if name not in tools:
     return f"no tool {name[:_MAX_ECHO]}"
-  for parameter in tool.parameters:
-    if parameter.name not in values:
-      return f"{name} needs {parameter.name}"
-    value, is_logical = values[parameter.name], parameter.type == "boolean"
-    if isinstance(value, bool) != is_logical or not isinstance(
-      value, _TYPES[parameter.type]
+  said, parameters = [f"done {name}"], tools[name].parameters
+  for p in parameters:
+    if p.name not in values:
+      return f"{name} needs {p.name}"
+    value = values[p.name]
+    if not isinstance(value, _TYPES[p.type]) or (
+      isinstance(value, bool) != (p.type == "boolean")
     ):
-      return f"{parameter.name} is {parameter.type}"
-  if len(values) > len(tool.parameters):
-    return f"{name} has only {' '.join(p.name for p in tool.parameters)}"
-  said = (_say(values[p.name]) for p in tool.parameters)
-  return " ".join([f"done {name}", *said])
-
-
-def _say(value: Any) -> str:
-  text = value if isinstance(value, str) else json.dumps(value)
-  return text[:_MAX_ECHO]
+      return f"{p.name} is {p.type}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    said.append(text[:_MAX_ECHO])
+  if len(values) > len(parameters):
+    return f"{name} has only {' '.join(p.name for p in parameters)}"
+  return " ".join(said)

@@ -5,13 +5,13 @@ https://arxiv.org/abs/2504.13958
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saw_jax.tasks import answer_task, base, row_files
 from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.row_files import field
 from saw_jax.tasks.tool_calling import answers, bfcl, catalogue, rewards
 
 # A byte-level BPE of generated examples, see `tasks.make_tokenizer`.
@@ -24,19 +24,17 @@ _PLACEHOLDER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ToolCallingConfig:
-  """Where examples come from, and what generated ones look like."""
+class ToolCallingConfig(answer_task.AnswerConfig):
+  """Where examples come from, and what generated ones look like.
 
-  seed: int = 0
-  num_train: int = 8192
-  num_test: int = 256
+  Files are ToolRL's: `.parquet` in verl's schema (prompt, reward_model), and
+  others with instruction, input and output. BFCL's splits are always there.
+  """
+
   call_weights: tuple[float, ...] = (0.7, 0.2, 0.1)  # One, two, three calls.
   no_call_share: float = 0.15
   num_distractors: tuple[int, int] = (1, 2)  # Offered, not needed.
   max_tools: int = 3  # Offered in all, unless the calls need more.
-  # Files of ToolRL (.parquet, .json, .jsonl); with them, nothing is generated.
-  train_path: str | None = None
-  test_path: str | None = None
 
   def __post_init__(self):
     low, high = self.num_distractors
@@ -47,9 +45,14 @@ class ToolCallingConfig:
     weights = self.call_weights
     if not 1 <= len(weights) <= 3 or min(weights) < 0 or sum(weights) <= 0:
       raise ValueError(f"call_weights are not one to three weights: {weights}.")
+    super().__post_init__()
+
+  @property
+  def generated_splits(self) -> tuple[str, ...]:
+    return bfcl.SPLITS
 
 
-class ToolCallingTask(base.Splits):
+class ToolCallingTask(answer_task.AnswerTask):
   """Tool calling with the two rewards of ToolRL: correctness, then format."""
 
   name = "tool_calling"
@@ -57,13 +60,8 @@ class ToolCallingTask(base.Splits):
     base.Component("correctness", -3.0, 3.0),
     base.Component("format", 0.0, 1.0),
   )
-
-  def __init__(self, config: ToolCallingConfig | None = None):
-    self.config = ToolCallingConfig() if config is None else config
-
-  @property
-  def splits(self) -> tuple[str, ...]:
-    return ("train", "test", *bfcl.SPLITS)
+  Config = ToolCallingConfig
+  _shows = "demonstration"
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     if example.key >= bfcl.FIRST_KEY:
@@ -72,19 +70,18 @@ class ToolCallingTask(base.Splits):
     reference = example.reference
     is_formatted = rewards.format_reward(answer, reference)
     if rewards.CALL in reference:
-      gold = rewards.read_calls(reference)
-      share = rewards.call_score(answer, gold)
+      share = rewards.call_score(answer, rewards.read_calls(reference))
       correctness = -3.0 if share is None else 6.0 * share - 3.0
       readable, right = share is not None, share == 1.0
     else:
       tags = (rewards.RESPONSE, rewards.END_RESPONSE)
       correctness, right = 0.0, True
       readable = is_formatted or all(tag in answer for tag in tags)
-    outcome = (
-      base.Outcome.RIGHT if right and is_formatted else base.Outcome.WRONG
-    )
+    outcome = base.Outcome.WRONG
     if not readable:
       outcome = base.Outcome.UNPARSABLE
+    elif right and is_formatted:
+      outcome = base.Outcome.RIGHT
     return base.Score((correctness, is_formatted), outcome)
 
   def observe(self, example: base.Example, completion: str) -> str:
@@ -94,10 +91,8 @@ class ToolCallingTask(base.Splits):
         f"example {example.key} comes from a file, and its tools cannot be "
         "run: algorithm.world_model.loss has to be 'none'"
       )
-    return catalogue.run_calls(
-      rewards.extract_completion(completion),
-      [catalogue.TOOLS[name] for name in example.meta["offered"]],
-    )
+    offered = [catalogue.TOOLS[name] for name in example.meta["offered"]]
+    return catalogue.run_calls(rewards.extract_completion(completion), offered)
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
@@ -119,9 +114,9 @@ class ToolCallingTask(base.Splits):
     return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
-    if example.key >= bfcl.FIRST_KEY:
-      return (3.0, 1.0)
-    return (3.0 if rewards.CALL in example.reference else 0.0, 1.0)
+    is_about_calls = rewards.CALL in example.reference
+    is_about_calls |= example.key >= bfcl.FIRST_KEY
+    return 3.0 if is_about_calls else 0.0, 1.0
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     best, _ = self.best_values(example)
@@ -132,108 +127,78 @@ class ToolCallingTask(base.Splits):
     self, examples: Sequence[base.Example], right: Sequence[float]
   ) -> dict[str, float]:
     """Averages right answers on BFCL; examples of other splits do not count."""
-    pairs = [
+    return bfcl.averages(
       (example.meta["category"], value)
       for example, value in zip(examples, right, strict=True)
       if example.key >= bfcl.FIRST_KEY
-    ]
-    return bfcl.averages(*zip(*pairs, strict=True)) if pairs else {}
+    )
 
-  def demonstrations(
-    self, count: int, *, seed: int, format_rate: float, call_rate: float
-  ) -> list[tuple[base.Example, str]]:
-    """Returns training examples with answers that are right at given rates.
+  def demonstrate(
+    self,
+    example: base.Example,
+    draws: Draws,
+    *,
+    format_rate: float,
+    call_rate: float,
+  ) -> tuple[base.Example, str]:
+    """Answers with a format and with calls that are each right at a rate.
 
-    They are the rates of `answers.demonstrate`.
+    The two are independent, and no format mistake hides a call.
     """
-    answer_task.check_rates(format_rate, call_rate)
-    pairs = []
-    for example, draws in answer_task.demonstration_draws(
-      self, "demonstration", count, seed
-    ):
+    answer = answers.read(example.reference)
+    right_format = draws.chance(format_rate)
+    body = None
+    if not draws.chance(call_rate) and answer.calls:
       offered = example.meta.get("offered", ())
-      text = answers.demonstrate(
-        draws, example.reference, offered, format_rate, call_rate
-      )
-      pairs.append((example, text))
-    return pairs
+      body = answers.damage_calls(draws, answer.calls, offered)
+    text = answers.write(answer, body)
+    return example, text if right_format else answers.damage_format(draws, text)
 
   def _make(self, split: str) -> Sequence[base.Example]:
-    config = self.config
-    paths = {"train": config.train_path, "test": config.test_path}
-    if split in bfcl.SPLITS:
-      # In the words of the files that the policy was trained on.
-      trained = next((path for path in paths.values() if path), None)
-      frame = trained and bfcl.find_frame(read_examples(trained)[0])
-      return bfcl.read_split(split, frame=frame)
-    if not any(paths.values()):
-      sizes = {"train": config.num_train, "test": config.num_test}
-      make = functools.partial(_generate, config, split)
-      return base.LazyExamples(make, sizes[split])
-    if paths[split] is None:
-      raise ValueError(f"{split}_path is not set, and the other path is.")
-    return read_examples(paths[split], first_key=_first_key(split))
+    if split not in bfcl.SPLITS:
+      return super()._make(split)
+    # In the words of the files that the policy was trained on.
+    trained = self.config.train_path or self.config.test_path
+    frame = trained and bfcl.find_frame(self._read(trained, 0)[0])
+    return bfcl.read_split(split, frame)
 
+  def _draw(self, split: str, index: int) -> answer_task.Row:
+    draws = Draws("tool_calling", self.config.seed, split, index)
+    offered, request, answer, asked = catalogue.draw_scenario(
+      draws, split, self.config
+    )
+    signatures = "\n".join(tool.signature for tool in offered)
+    meta = {"offered": tuple(tool.name for tool in offered), "asked": asked}
+    return _messages(signatures, request), answers.write(answer), meta
 
-def _first_key(split: str) -> int:
-  return answer_task.TEST_KEYS if split == "test" else 0
-
-
-def _generate(
-  config: ToolCallingConfig, split: str, index: int
-) -> base.Example:
-  draws = Draws("tool_calling", config.seed, split, index)
-  scenario = catalogue.draw_scenario(draws, split, config)
-  signatures = "\n".join(tool.signature for tool in scenario.offered)
-  offered = tuple(tool.name for tool in scenario.offered)
-  return base.Example(
-    _first_key(split) + index,
-    _messages(signatures, scenario.request),
-    answers.write(scenario),
-    {"offered": offered, "asked": scenario.asked},
-  )
+  def _read(self, path: str, key: int) -> list[base.Example]:
+    is_verl = pathlib.Path(path).suffix == ".parquet"
+    parse = _from_verl if is_verl else _from_instruction
+    return answer_task.read_examples(path, parse, key)
 
 
 def _messages(system: str, user: str) -> answer_task.Messages:
   return ({"role": "system", "content": system}, *answer_task.ask(user))
 
 
-def read_examples(
-  path: str | pathlib.Path, *, first_key: int = 0
-) -> list[base.Example]:
-  """Reads a file of ToolRL, counting keys by row.
-
-  It is a `.parquet` file in verl's schema (prompt, reward_model), or a `.json`
-  or `.jsonl` file with instruction, input and output. A thought may name the
-  tags: that of an output becomes a placeholder; `meta["output"]` keeps it.
-  """
-  is_verl = pathlib.Path(path).suffix == ".parquet"
-  parse = _from_verl if is_verl else _from_instruction
-  rows = row_files.parse_rows(path, parse)
-  return [base.Example(first_key + n, *row) for n, row in enumerate(rows)]
-
-
-def _from_verl(row: Any):
+def _from_verl(row: Any) -> answer_task.Row:
   messages = row_files.messages(row)
   if not messages:
     raise ValueError("field 'prompt' is empty")
-  model = row_files.field(row, "reward_model", dict)
-  reference = row_files.field(model, "ground_truth", str).strip()
+  model = field(row, "reward_model", dict)
+  reference = field(model, "ground_truth", str).strip()
   return messages, _checked(reference), {}
 
 
-def _from_instruction(row: Any):
-  system = row_files.field(row, "instruction", str)
-  messages = _messages(system, row_files.field(row, "input", str))
-  output = row_files.field(row, "output", str).strip()
+def _from_instruction(row: Any) -> answer_task.Row:
+  """A thought may name the tags: it becomes a placeholder; notes keep it."""
+  messages = _messages(*(field(row, n, str) for n in ("instruction", "input")))
+  output = field(row, "output", str).strip()
   _, tag, rest = output.rpartition("</think>")
   reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
   return messages, _checked(reference), {"output": output}
 
 
 def _checked(reference: str) -> str:
-  if rewards.CALL in reference:
-    rewards.read_calls(reference)
-  if rewards.format_reward(reference, reference) != 1.0:
-    raise ValueError("the reference is not in the rewarded format")
+  answers.read(reference)
   return reference

@@ -7,6 +7,7 @@ played again from their seeds and actions, as environments are deterministic.
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from saw_jax.tasks import environments
 from saw_jax.tasks.environments import Situation
@@ -21,29 +22,22 @@ class EnvironmentPool(pool.Pool):
 
   `start` some, then `step` those that are not over. With 0 workers the
   environments are in this process, without any protection but against
-  exceptions; `EngineLost` comes out.
+  exceptions; `EngineLost` comes out. Observations are cut after `max_chars`;
+  the other options are those of `Pool`.
   """
 
   def __init__(
     self,
     task: environments.AgentTask,
     *,
-    num_workers: int,
-    limit_s: float,  # that one step may take
-    crash_tolerance: float = 0.1,  # share of the episodes started together
-    max_chars: int = 20_000,  # of an observation that is passed on
+    max_chars: int = 20_000,
+    **options: Any,
   ):
     # What was played in each slot that is not over.
     self._played: dict[int, list[Command]] = {}
     self._failures: list[str] = []
     self._num_episodes = 0
-    super().__init__(
-      worker.Player(task, max_chars),
-      task.name,
-      num_workers=num_workers,
-      limit_s=limit_s,
-      crash_tolerance=crash_tolerance,
-    )
+    super().__init__(worker.Player(task, max_chars), task.name, **options)
 
   def start(self, episodes: Sequence[tuple[str, int]]) -> list[Situation]:
     """Starts episodes by split and seed, and forgets those that were there.
@@ -52,10 +46,9 @@ class EnvironmentPool(pool.Pool):
     """
     self._played, self._failures = {}, []
     self._num_episodes = len(episodes)
-    found = self._run(
-      [Command(slot, *episode) for slot, episode in enumerate(episodes)]
-    )
-    return [found[slot] for slot in range(len(episodes))]
+    slots = range(len(episodes))
+    found = self._run([Command(slot, *episodes[slot]) for slot in slots])
+    return [found[slot] for slot in slots]
 
   def step(self, actions: Mapping[int, str]) -> dict[int, Situation]:
     """Takes one step in some slots whose episodes are not over."""
@@ -74,40 +67,35 @@ class EnvironmentPool(pool.Pool):
         self._note(command, self._job(command), found)
       return found
     size = len(self._workers)
-    # By worker: commands, and whether each is new or played again.
+    # By worker: whether each command is new or played again, and the command.
     todo = {
-      index: [(c, True) for c in commands if c.slot % size == index]
+      index: [(True, c) for c in commands if c.slot % size == index]
       for index in range(size)
     }
     careful = set()  # Workers that answer one by one, so as to find culprits.
 
     def ask(index):
-      asked = [
-        ((command, new), command) for command, new in todo.pop(index, ())
-      ]
-      return asked, index in careful
+      return todo.pop(index, ()), index in careful
 
     def note(asked, situation):
-      command, new = asked
-      if new:
+      is_new, command = asked
+      if is_new:
         self._note(command, situation, found)
 
     def lose(index, pending, why):
       if index in careful:  # The one that is not answered is the culprit.
-        why = why or f"no answer in {self._limit_s:g} s"
-        self._note(pending[0][0], worker.failed(why), found)
+        failure = why or f"no answer in {self._limit_s:g} s"
+        culprit = pending[0][1]
+        self._note(culprit, Situation(done=True, failure=failure), found)
       careful.add(index)
       again = [
-        (command, False)
+        (False, command)
         for slot, played in self._played.items()
         if slot % size == index
         for command in played
       ]
-      todo[index] = again + [
-        (command, True)
-        for command, new in pending
-        if new and command.slot not in found
-      ]
+      left = [one for one in pending if one[0] and one[1].slot not in found]
+      todo[index] = again + left
 
     self._exchange(ask, note, lose)
     return found

@@ -5,9 +5,11 @@ A hostile text costs at most the limit, and it alone goes unscored.
 
 import collections
 import dataclasses
+import functools
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,18 +37,13 @@ class Graded:
   scored: np.ndarray
   outcomes: tuple[base.Outcome, ...]
 
-  @property
-  def outcome_counts(self) -> dict[str, int]:
-    """How often each outcome occurred; all five are there."""
-    counts = collections.Counter(self.outcomes)
-    return {outcome.value: counts[outcome] for outcome in base.Outcome}
-
 
 class Grader(pool.Pool):
   """Scores completions with a task's reward; a context manager.
 
   The task's class is in an importable module, not in a script or a notebook, or
   `num_workers` is 0: then it scores in this process, without any protection.
+  The other options are those of `Pool`.
 
   Attributes:
     token_limits: the most tokens of a response by index of a component; what
@@ -56,25 +53,11 @@ class Grader(pool.Pool):
   ...   graded = grader.grade(examples, completions)
   """
 
-  def __init__(
-    self,
-    task: base.Task,
-    *,
-    num_workers: int,
-    limit_s: float,  # that one completion may take
-    crash_tolerance: float = 0.1,  # share of a call's completions
-    memory_limit_bytes: int | None = None,  # address space of a worker
-  ):
+  def __init__(self, task: base.Task, **options: Any):
     self.token_limits = base.token_limits(task)
-    self._task = task
-    self._lock = threading.Lock()
+    self._task, self._lock = task, threading.Lock()
     super().__init__(
-      worker.Scorer(task),
-      task.name,
-      num_workers=num_workers,
-      limit_s=limit_s,
-      crash_tolerance=crash_tolerance,
-      memory_limit_bytes=memory_limit_bytes,
+      functools.partial(worker.score, task), task.name, **options
     )
 
   def grade(
@@ -96,13 +79,13 @@ class Grader(pool.Pool):
     shape = (len(pairs), len(self._task.components))
     # None is NaN; no reward is.
     values = np.array([r.values or (None,) * shape[1] for r in results], float)
-    outcomes = tuple(result.outcome for result in results)
-    is_scored = np.array([outcome.scored for outcome in outcomes], bool)
-    scored = ~np.isnan(values.reshape(shape)) & is_scored[:, None]
+    values = values.reshape(shape)
+    is_scored = np.array([result.outcome.scored for result in results], bool)
+    scored = ~np.isnan(values) & is_scored[:, None]
     return Graded(
-      rewards=np.where(scored, values.reshape(shape), 0.0).astype(np.float32),
-      scored=scored,
-      outcomes=outcomes,
+      np.where(scored, values, 0.0).astype(np.float32),
+      scored,
+      tuple(result.outcome for result in results),
     )
 
   def _check(self, pairs, results: list[worker.Result]) -> None:
@@ -122,29 +105,31 @@ class Grader(pool.Pool):
 
   def _score(self, pairs) -> list[worker.Result]:
     if self._is_local():
-      return [self._job(pair) for pair in pairs]
-    results: list[worker.Result | None] = [None] * len(pairs)
-    size = -(-len(pairs) // (4 * len(self._workers)))
-    size = max(1, min(size, _MAX_CHUNK))
-    todo = collections.deque(
-      range(start, min(start + size, len(pairs)))
-      for start in range(0, len(pairs), size)
-    )
+      return list(map(self._job, pairs))
     for index, one in enumerate(self._workers):
       if not one.is_alive():  # It died between two calls: of no text.
         self._replace(index)
+    size = -(-len(pairs) // (4 * len(self._workers)))
+    size = max(1, min(size, _MAX_CHUNK))
+    numbered = list(enumerate(pairs))
+    todo = collections.deque(
+      numbered[start : start + size] for start in range(0, len(pairs), size)
+    )
+    results: dict[int, worker.Result] = {}
 
     def ask(index):
-      return [(i, pairs[i]) for i in (todo.popleft() if todo else ())], True
+      return (todo.popleft() if todo else ()), True
+
+    def note(asked, result):
+      results[asked[0]] = result
 
     def lose(index, pending, why):
       # The first text without an answer is the one it was at.
       first, *rest = pending
       timed_out = worker.Result(outcome=base.Outcome.TIMED_OUT)
-      results[first] = worker.Result(exception=why) if why else timed_out
+      note(first, worker.Result(exception=why) if why else timed_out)
       if rest:
         todo.appendleft(rest)
 
-    self._exchange(ask, results.__setitem__, lose)
-    assert all(result is not None for result in results)
-    return results
+    self._exchange(ask, note, lose)
+    return [results[number] for number in range(len(pairs))]

@@ -27,7 +27,7 @@ sys.path[:] = {path!r}
 from saw_jax.tasks.workers import worker
 worker.serve({handle})
 """
-# A name for an item, and what is sent of it.
+# What somebody knows an item by, and the item, which is sent.
 Asked = tuple[Any, Any]
 
 
@@ -36,12 +36,11 @@ class RewardError(ValueError):
 
 
 class Worker:
-  """A process that does a job, and the names of what it has been asked."""
+  """A process that does a job, what it was asked, and until when it may."""
 
-  def __init__(self, greeting: bytes):
-    self.pending: collections.deque[Any] = collections.deque()
-    self._reading = False
-    self._since = 0.0  # when it last said something
+  def __init__(self, greeting: bytes, limit_s: float):
+    self.pending: collections.deque[Asked] = collections.deque()
+    self.deadline, self._limit_s = 0.0, limit_s
     self.pipe, theirs = multiprocessing.Pipe()
     with theirs:
       command = _COMMAND.format(path=sys.path, handle=theirs.fileno())
@@ -64,24 +63,27 @@ class Worker:
       return self.stop(1.0)
     return "its process did not start"
 
-  def ask(self, asked: Sequence[Asked], *, eager: bool) -> None:
+  def ask(self, asked: Sequence[Asked], eager: bool) -> None:
     """Sends items; it answers them one by one if eager, or some at a time."""
-    self.pending = collections.deque(name for name, _ in asked)
-    self._reading, self._since = True, time.monotonic()
+    if not asked:
+      return
+    self.pending.extend(asked)
+    self.deadline = time.monotonic() + START_LIMIT_S  # to read them
     with contextlib.suppress(OSError):  # Its death shows in `take`.
       self.pipe.send((eager, [item for _, item in asked]))
 
-  def take(self, note: Callable[[Any, Any], None]) -> None:
-    """Passes on the answers that are there, each with the name of its item."""
-    while self.pending and self.pipe.poll():
-      answers = self.pipe.recv()
-      self._reading, self._since = False, time.monotonic()
-      for answer in answers:
-        note(self.pending.popleft(), answer)
-
-  def deadline(self, limit_s: float) -> float:
-    """Returns when the item it is at has taken too long."""
-    return self._since + (START_LIMIT_S if self._reading else limit_s)
+  def take(self, note: Callable[[Asked, Any], None]) -> str | None:
+    """Passes on the answers; returns why there are no more, "": overdue."""
+    try:
+      while self.pending and self.pipe.poll():
+        answers = self.pipe.recv()
+        self.deadline = time.monotonic() + self._limit_s
+        for answer in answers:
+          note(self.pending.popleft(), answer)
+    except (EOFError, OSError, pickle.UnpicklingError):
+      return self.stop(1.0)
+    is_overdue = self.pending and time.monotonic() >= self.deadline
+    return "" if is_overdue else None
 
   def is_alive(self) -> bool:
     return self._process.poll() is None
@@ -104,9 +106,16 @@ def _kill(pid: int) -> None:
 class Pool:
   """Workers of one job; a context manager.
 
-  `limit_s` is the most seconds that one item may take, and `crash_tolerance`
-  the largest share of the items of a call that may fail. With 0 workers the job
-  is done in this process, without a time limit, and a crash is a crash.
+  With 0 workers the job is done in this process, without a time limit, and a
+  crash is a crash.
+
+  Args:
+    job: what is done with each item.
+    task_name: whose job it is, for messages.
+    num_workers: processes.
+    limit_s: the most seconds that one item may take.
+    crash_tolerance: the largest share of what a call has that may fail.
+    memory_limit_bytes: address space of a worker.
   """
 
   def __init__(
@@ -116,7 +125,7 @@ class Pool:
     *,
     num_workers: int,
     limit_s: float,
-    crash_tolerance: float,
+    crash_tolerance: float = 0.1,
     memory_limit_bytes: int | None = None,
   ):
     if num_workers < 0:
@@ -135,13 +144,13 @@ class Pool:
       # Twice: the limit holds before the task is loaded.
       self._greeting = pickle.dumps((pickle.dumps(job), memory_limit_bytes))
     except Exception as error:
-      raise self._unloadable(f"{type(error).__name__}: {error}") from error
+      self._check_loaded(f"{type(error).__name__}: {error}")
     try:
       # Start them all before waiting for the first.
       for _ in range(num_workers):
-        self._workers.append(Worker(self._greeting))
+        self._workers.append(Worker(self._greeting, limit_s))
       for one in self._workers:
-        self._wait_until_ready(one)
+        self._check_loaded(one.problem())
     except BaseException:
       self.close()
       raise
@@ -166,36 +175,27 @@ class Pool:
   def _exchange(
     self,
     ask: Callable[[int], tuple[Sequence[Asked], bool]],
-    note: Callable[[Any, Any], None],
-    lose: Callable[[int, list[Any], str], None],
+    note: Callable[[Asked, Any], None],
+    lose: Callable[[int, list[Asked], str], None],
   ) -> None:
     """Keeps the workers busy until there is nothing more to ask.
 
     `ask` gives items for the idle worker of an index, and whether each is
-    answered at once; `note` takes the name and the answer of an item; `lose`
-    takes what a worker had not answered when it died or was overdue (why: "").
+    answered at once; `note` takes what was asked and its answer; `lose` takes
+    what a worker had not answered when it died or was overdue (why: "").
     """
     try:
       while True:
         for index, one in enumerate(self._workers):
           if not one.pending:
-            asked, eager = ask(index)
-            if asked:
-              one.ask(asked, eager=eager)
+            one.ask(*ask(index))
         busy = [one for one in self._workers if one.pending]
         if not busy:
           return
-        first = min(one.deadline(self._limit_s) for one in busy)
-        left_s = max(first - time.monotonic(), 0.0)
-        connection.wait([one.pipe for one in busy], left_s)
+        left_s = min(one.deadline for one in busy) - time.monotonic()
+        connection.wait([one.pipe for one in busy], max(left_s, 0.0))
         for index, one in enumerate(self._workers):
-          why = None
-          try:
-            one.take(note)
-            if one.pending and time.monotonic() >= one.deadline(self._limit_s):
-              why = ""
-          except (EOFError, OSError, pickle.UnpicklingError):
-            why = one.stop(1.0)
+          why = one.take(note)
           if why is not None:
             self._replace(index)
             lose(index, list(one.pending), why)
@@ -216,17 +216,13 @@ class Pool:
 
   def _replace(self, index: int) -> None:
     self._workers[index].stop()
-    self._workers[index] = Worker(self._greeting)
-    self._wait_until_ready(self._workers[index])
+    self._workers[index] = Worker(self._greeting, self._limit_s)
+    self._check_loaded(self._workers[index].problem())
 
-  def _wait_until_ready(self, one: Worker) -> None:
-    problem = one.problem()
+  def _check_loaded(self, problem: str | None) -> None:
     if problem is not None:
-      raise self._unloadable(problem)
-
-  def _unloadable(self, problem: str) -> RewardError:
-    return RewardError(
-      f"task {self._task_name!r} cannot be loaded in a worker process: "
-      f"{problem}. Its class has to be in an importable module; num_workers=0 "
-      "does without workers."
-    )
+      raise RewardError(
+        f"task {self._task_name!r} cannot be loaded in a worker process: "
+        f"{problem}. Its class has to be in an importable module; "
+        "num_workers=0 does without workers."
+      )

@@ -6,6 +6,7 @@ the program that started it, and it can be killed at any moment.
 
 import contextlib
 import ctypes
+import itertools
 import math
 import numbers
 import os
@@ -36,26 +37,20 @@ class Result(NamedTuple):
   violation: str = ""  # It broke its contract: an error of the whole call.
 
 
-class Scorer:
+def score(task: base.Task, pair: tuple[base.Example, str]) -> Result:
   """The job of a grader: scores an answer, and checks what the reward gave."""
-
-  def __init__(self, task: base.Task):
-    self._task = task
-
-  def __call__(self, pair: tuple[base.Example, str]) -> Result:
-    """Returns the score, or what went wrong; it does not raise."""
-    try:
-      score = self._task.score(*pair)
-    except Exception as error:
-      return Result(exception=_show_error(error))
-    try:
-      violation = _find_violation(self._task.components, score)
-      if violation:
-        return Result(violation=violation)
-      values = (None if v is None else float(v) for v in score.values)
-      return Result(tuple(values), score.outcome)
-    except Exception as error:
-      return Result(violation=_show_error(error))
+  try:
+    found = task.score(*pair)
+  except Exception as error:
+    return Result(exception=_show_error(error))
+  try:
+    violation = _find_violation(task.components, found)
+    if not violation:
+      values = (None if v is None else float(v) for v in found.values)
+      return Result(tuple(values), found.outcome)
+  except Exception as error:
+    violation = _show_error(error)
+  return Result(violation=violation)
 
 
 def _find_violation(
@@ -72,7 +67,6 @@ def _find_violation(
       f"it returned {len(score.values)} values for {len(components)} components"
     )
   for component, value in zip(components, score.values, strict=True):
-    wrong = ""
     if value is None:
       continue
     if not isinstance(value, numbers.Real):
@@ -81,8 +75,9 @@ def _find_violation(
       wrong = "not finite in float32"
     elif not component.minimum <= float(value) <= component.maximum:
       wrong = f"outside [{component.minimum}, {component.maximum}]"
-    if wrong:
-      return f"component {component.name!r} is {_show(value)}, {wrong}"
+    else:
+      continue
+    return f"component {component.name!r} is {_show(value)}, {wrong}"
   return ""
 
 
@@ -116,7 +111,7 @@ class Player:
     except environments.EngineLost:
       raise
     except Exception as error:
-      return failed(_show_error(error))
+      return Situation(done=True, failure=_show_error(error))
 
   def _answer(
     self, slot: int, split: str, seed: int, action: str | None
@@ -130,26 +125,19 @@ class Player:
       env = self._slots[slot][1]
       observation, reward, done = env.step(action)
     if not isinstance(observation, str):
-      return failed(f"its observation is a {type(observation).__name__}")
+      kind = type(observation).__name__
+      return Situation(done=True, failure=f"its observation is a {kind}")
     if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
-      return failed(f"its reward is {_show(reward)}")
-    actions, left = [], self._max_chars
-    for admissible in env.admissible_actions:
-      left -= len(admissible)
-      if left < 0:
-        break
-      actions.append(admissible)
+      return Situation(done=True, failure=f"its reward is {_show(reward)}")
+    actions, limit = list(env.admissible_actions), self._max_chars
+    sizes = itertools.accumulate(map(len, actions))
     return Situation(
-      env.task[: self._max_chars],
-      observation[: self._max_chars],
-      tuple(actions),
+      env.task[:limit],
+      observation[:limit],
+      tuple(actions[: sum(size <= limit for size in sizes)]),
       float(reward),
       bool(done),
     )
-
-
-def failed(why: str) -> Situation:
-  return Situation("", "", (), 0.0, True, why)
 
 
 def serve(handle: int) -> None:
@@ -161,7 +149,12 @@ def serve(handle: int) -> None:
   lists of answers.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
-  _die_with_the_parent()
+  # Have the kernel end this process when the one that started it is killed:
+  # between two items the closed socket does that; inside of one that takes
+  # for ever, nothing else would.
+  if sys.platform == "linux":
+    with contextlib.suppress(OSError, AttributeError):
+      ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   pipe = connection.Connection(handle)
   with contextlib.suppress(EOFError, ConnectionError):
     job_bytes, memory_limit_bytes = pipe.recv()
@@ -188,17 +181,6 @@ def serve(handle: int) -> None:
           ready, since = [], time.monotonic()
       if ready:
         pipe.send(ready)
-
-
-def _die_with_the_parent() -> None:
-  """Has the kernel end this process when the one that started it is killed.
-
-  Between two items the closed socket does that; inside of one that takes
-  forever, nothing else would.
-  """
-  if sys.platform == "linux":
-    with contextlib.suppress(OSError, AttributeError):
-      ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _show(value: object) -> str:

@@ -3,9 +3,8 @@
 import pytest
 
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.household import rules
 from saw_jax.tasks.household import world as hw
-from saw_jax.tasks.household.expert import Expert
+from saw_jax.tasks.household.expert import expert, shortest_plan
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
 
 
@@ -16,12 +15,12 @@ def make(**options):
 def play(env, seed, wrong=0.0):
   """Plays an episode; returns its actions."""
   draws = Draws("test", seed)
-  expert = Expert(env, draws)
+  ours = expert(env, draws)
   actions = []
   while not env.done:
     # What is closed is opened before it counts as seen.
     looks = env.at >= 0 and env.closed[env.at] and env.held is None
-    action = expert.action()
+    action = next(ours)
     assert action in env.admissible_actions, (action, env.world)
     if looks and not wrong:
       assert action == f"open {env.world.places[env.at]}"
@@ -48,7 +47,7 @@ def test_it_knows_only_what_it_has_seen():
   for seed in range(60):
     env.reset(seed)
     actions = play(env, seed)
-    shortest = rules.shortest_plan(env.world)
+    shortest = shortest_plan(env.world)
     assert len(actions) >= len(shortest)
     longer += len(actions) > len(shortest)
     for i, action in enumerate(actions):

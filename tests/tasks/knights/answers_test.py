@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from saw_jax.tasks import answer_task
 from saw_jax.tasks.knights import answers
 from tests.tasks.answer_task_test import write
 
@@ -113,6 +114,10 @@ def verl(truth, **fields):
   return {"prompt": prompt, "reward_model": {"ground_truth": truth}, **fields}
 
 
+def read_examples(path, *args):
+  return answer_task.read_examples(path, answers.read_row, *args)
+
+
 class TestReadExamples:
   @pytest.mark.parametrize(
     "row",
@@ -128,14 +133,14 @@ class TestReadExamples:
   @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
   def test_the_known_forms(self, tmp_path, row, suffix):
     path = write(tmp_path / f"rows.{suffix}", [row])
-    (example,) = answers.read_examples(path)
+    (example,) = read_examples(path)
     assert example.reference == ROLES
 
   def test_the_puzzle_and_its_keys(self, tmp_path):
     wrapped = "<|im_start|>user ...<think>"
     rows = [PUBLIC, verl(TEXT), verl(TEXT, quiz="Q", prompt=wrapped)]
     path = write(tmp_path / "rows.jsonl", rows)
-    found = answers.read_examples(path, first_key=100, template="{puzzle}!")
+    found = read_examples(path, 100, "%s!")
     assert [(e.key, e.messages[-1]["content"]) for e in found] == [
       (100, f"{PUBLIC['quiz']}!"),
       (101, "Who is who?!"),
@@ -158,5 +163,5 @@ class TestReadExamples:
   def test_a_broken_row_is_named(self, tmp_path, row, word):
     path = write(tmp_path / "rows.jsonl", [PUBLIC, row])
     with pytest.raises(ValueError, match=word) as info:
-      answers.read_examples(path)
+      read_examples(path)
     assert str(info.value).startswith(f"{path}, row 1: ")

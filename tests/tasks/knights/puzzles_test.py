@@ -11,12 +11,8 @@ from saw_jax.tasks.knights import puzzles
 
 
 def draw(index, people=3, split="train", compound_rate=0.5):
-  return puzzles.draw_puzzle(
-    Draws("test", people, split, index),
-    split,
-    people=people,
-    compound_rate=compound_rate,
-  )
+  draws = Draws("test", people, split, index)
+  return puzzles.draw_puzzle(draws, split, people, compound_rate)
 
 
 def holds(claim, is_knight):
@@ -55,8 +51,8 @@ class TestSolutions:
   @pytest.mark.parametrize("people", range(2, 9))
   def test_exactly_one_assignment_fits(self, people):
     for index in range(12):
-      puzzle = draw(index, people)
-      assert solve(puzzle.claims) == [puzzle.is_knight]
+      claims, is_knight = draw(index, people)
+      assert solve(claims) == [is_knight]
 
   def test_they_are_found_by_masks_as_by_loops(self):
     # Unfiltered claims: none, one and several solutions.
@@ -72,7 +68,7 @@ class TestSolutions:
 class TestDraws:
   def test_the_rate_of_compound_claims(self):
     for rate in (0.3, 1.0):
-      claims = [c for i in range(60) for c in draw(i, 4, "train", rate).claims]
+      claims = [c for i in range(60) for c in draw(i, 4, "train", rate)[0]]
       found = set().union(*map(puzzles.operators_of, claims))
       assert found == set(puzzles.OPERATORS)
       share = sum(claim[0] in found for claim in claims) / len(claims)
@@ -81,7 +77,7 @@ class TestDraws:
 
   def test_nobody_talks_of_themselves_alone(self):
     for index in range(100):
-      for speaker, claim in enumerate(draw(index).claims):
+      for speaker, claim in enumerate(draw(index)[0]):
         if claim[0] in puzzles.ROLES:
           assert claim[1] != speaker
         else:
@@ -93,7 +89,7 @@ class TestSplits:
   def test_renaming_and_turning_claims_around_change_nothing(self, people):
     shuffle = random.Random(0).shuffle
     for index in range(30):
-      claims = draw(index, people, ("train", "test")[index % 2]).claims
+      claims = draw(index, people, ("train", "test")[index % 2])[0]
       order = list(range(people))
       shuffle(order)
       renamed: list = [None] * people

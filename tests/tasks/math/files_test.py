@@ -22,7 +22,7 @@ class TestRealRows:
     working = train[0].meta["working"]
     assert "48/2 = 24 clips" in working
     assert "<<" not in working and "####" not in working
-    test = math_files.read_examples(DATA / "gsm8k" / "test.jsonl", first_key=9)
+    test = math_files.read_examples(DATA / "gsm8k" / "test.jsonl", key=9)
     assert [e.key for e in test] == [9, 10, 11, 12, 13]
 
   def test_svamp(self):
@@ -71,7 +71,7 @@ class TestSchemas:
   @pytest.mark.parametrize("name", SCHEMAS)
   def test_each_is_recognised_by_its_columns(self, tmp_path, name, suffix):
     path = write(tmp_path / f"rows.{suffix}", [SCHEMAS[name]])
-    (example,) = math_files.read_examples(path, first_key=7)
+    (example,) = math_files.read_examples(path, key=7)
     assert example.key == 7
     assert example.messages == ({"role": "user", "content": "What is 2 + 2?"},)
     assert example.reference == "4"
@@ -80,7 +80,7 @@ class TestSchemas:
     system = {"role": "system", "content": "Be brief."}
     row = {**VERL, "prompt": [system, *VERL["prompt"]]}
     path = write(tmp_path / "rows.jsonl", [row])
-    (example,) = math_files.read_examples(path, template="<{problem}> {}")
+    (example,) = math_files.read_examples(path, template="<%s> {}")
     assert example.messages == (
       system,
       {"role": "user", "content": "<What is 2 + 2?> {}"},

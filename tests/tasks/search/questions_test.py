@@ -8,9 +8,15 @@ from hypothesis import strategies as st
 
 from saw_jax.tasks.search import questions as search_questions
 from saw_jax.tasks.search.corpus import Passage, Question
-from saw_jax.tasks.search.questions import Library, SearchQuestions
+from saw_jax.tasks.search.questions import SearchQuestions
+from saw_jax.tasks.search_index import SearchIndex
 
-LIBRARY = Library(
+
+def library(passages):
+  return SearchIndex(passages, [passage.contents for passage in passages])
+
+
+LIBRARY = library(
   [
     Passage("Ann Bell", "Ann Bell was born in Oslo."),
     Passage("", "Oslo is a city in Norway."),
@@ -83,8 +89,8 @@ class TestHostileText:
     assert make(max_steps=2).step(action) == ("", 0.0, False)
 
   def test_enormous_passages_are_cut(self):
-    library = Library([Passage("", "word " + "x" * 100_000)] * 5)
-    env = SearchQuestions(library, QUESTIONS)
+    many = library([Passage("", "word " + "x" * 100_000)] * 5)
+    env = SearchQuestions(many, QUESTIONS)
     env.reset(0)
     text = env.step("<search>" + "word " * 50_000 + "</search>").observation
     assert len(text) < 3 * search_questions.LONGEST_PASSAGE + 200

@@ -6,7 +6,7 @@ import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
-from saw_jax.tasks.search.task import Expert, SearchConfig, SearchTask
+from saw_jax.tasks.search.task import SearchConfig, SearchTask
 
 COMPACT = SearchTask(
   SearchConfig(num_people=60, num_passages=2, form="compact")
@@ -22,9 +22,9 @@ class TestExpert:
     env = ENGLISH.make(split)
     for seed in range(ENGLISH.num_episodes(split)):
       env.reset(seed)
-      expert, known = Expert(env), env.task
+      expert, known = ENGLISH.expert(env, None), env.task
       while not env.done:
-        action = expert.action()
+        action = next(expert)
         words = action.partition(">")[2].rpartition("<")[0]
         assert words in known, env.question
         known += env.step(action).observation
@@ -34,7 +34,7 @@ class TestExpert:
     env.reset(0)
     env.question = env.question._replace(queries=())
     with pytest.raises(ValueError, match="file"):
-      Expert(env)
+      next(ENGLISH.expert(env, None))
 
 
 class TestPrompts:

@@ -4,7 +4,7 @@ import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.shop import products as shop_products
-from saw_jax.tasks.shop.expert import Expert
+from saw_jax.tasks.shop.expert import expert
 from saw_jax.tasks.shop.products import Instruction, Product
 from saw_jax.tasks.shop.site import Catalogue, Shop
 from saw_jax.tasks.shop.task import ShopConfig, ShopTask
@@ -13,9 +13,9 @@ from saw_jax.tasks.shop.task import ShopConfig, ShopTask
 def solve(env, seed):
   """Plays an episode as the expert; returns the reward and the actions."""
   env.reset(seed)
-  expert, actions, reward = Expert(env), [], 0.0
+  ours, actions, reward = expert(env, None), [], 0.0
   while not env.done:
-    actions.append(expert.action())
+    actions.append(next(ours))
     reward += env.step(actions[-1]).reward
   return reward, actions
 
@@ -35,9 +35,9 @@ class TestExpert:
     solved = 0
     for seed in range(60):
       env.reset(seed)
-      expert, draws = Expert(env), Draws("mistakes", seed)
+      ours, draws = expert(env, None), Draws("mistakes", seed)
       while not env.done:
-        action = expert.action()
+        action = next(ours)
         if draws.chance(0.3):
           action = draws.choice(env.admissible_actions)
         step = env.step(action)
@@ -49,12 +49,12 @@ class TestExpert:
   def test_it_leaves_the_results_of_another_search(self):
     env = ShopTask(ShopConfig(num_products=60)).make("train")
     env.reset(0)
-    expert = Expert(env)
-    mine = expert.action()
+    ours = expert(env, None)
+    mine = next(ours)
     env.step("search[shirt speaker chair]")
-    assert expert.action() == "click[back to search]"
-    env.step(expert.action())
-    assert expert.action() == mine
+    assert next(ours) == "click[back to search]"
+    env.step(next(ours))
+    assert next(ours) == mine
 
   def test_it_turns_pages(self):
     cheap = Product(
@@ -86,10 +86,10 @@ class TestExpert:
     ]
     # From what is too dear it goes back.
     env.reset(0)
-    expert = Expert(env)
-    env.step(expert.action())
+    ours = expert(env, None)
+    env.step(next(ours))
     env.step(f"click[{env.listed[0].code}]")
-    assert expert.action() == "click[< prev]"
+    assert next(ours) == "click[< prev]"
 
   def test_options_of_another_spelling_are_found(self):
     product = shop_products.draw_products(1)[0]._replace(

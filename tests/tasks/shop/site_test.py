@@ -73,7 +73,7 @@ class TestPurchase:
     assert env.step("click[features]") == (features, 0.0, False)
     assert env.step("click[< prev]") == (item, 0.0, False)
     assert env.step("click[red]") == (item, 0.0, False)
-    assert env.options == {"color": "red"}
+    assert env.page.options == {"color": "red"}
     # One attribute, one option and the price: three of three.
     done = (
       "Thank you for shopping with us! [SEP] Your score (min 0.0, max 1.0)"
@@ -139,13 +139,13 @@ class TestPages:
   def test_options_are_forgotten_with_the_item(self):
     env = make()
     play(env, "search[shirt]", f"click[{SHIRT.code}]", "click[red]")
-    assert env.options == {"color": "red"}
+    assert env.page.options == {"color": "red"}
     play(env, "click[description]", "click[< prev]")
-    assert env.options == {"color": "red"}
+    assert env.page.options == {"color": "red"}
     play(env, "click[< prev]", f"click[{SHIRT.code}]")
-    assert env.options == {}
+    assert env.page.options == {}
     play(env, "click[red]", "search[hat]")
-    assert env.options == {}
+    assert env.page.options == {}
 
   @pytest.mark.parametrize("name", ["description", "features", "reviews"])
   def test_what_there_is_nothing_about_is_said(self, name):
@@ -158,7 +158,7 @@ class TestPages:
     both = SHIRT._replace(options=(("a", ("x",)), ("b", ("x",))))
     env = make(both)
     play(env, "search[shirt]", f"click[{both.code}]", "click[x]")
-    assert env.options == {"b": "x"}
+    assert env.page.options == {"b": "x"}
 
   def test_nothing_found_is_a_page_too(self):
     page = play(make(), "search[zebra]").observation
@@ -207,12 +207,10 @@ class TestHostileText:
       while not env.done:
         action = draws.choice(env.admissible_actions)
         action = action.replace("<your query>", env.task)
-        before = (env.page, dict(env.options))
+        before = env.page
         env.step(action)
         chosen = action.removeprefix("click[").removesuffix("]")
-        assert (env.page, env.options) != before or (
-          chosen in env.options.values()
-        )
+        assert env.page != before or (chosen in env.page.options.values())
 
 
 def test_the_instruction_is_cut_off_a_page():

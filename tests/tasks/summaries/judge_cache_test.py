@@ -73,9 +73,9 @@ def test_a_killed_writer_leaves_what_it_wrote(path):
 class TestReserve:
   def test_a_place_that_is_too_late_is_left_to_others(self, path):
     cache = JudgeCache(path)
-    first = cache.reserve("m", 60.0, latest=time.time() + 1)
-    assert cache.reserve("m", 60.0, latest=first + 59.0) is None
-    assert cache.reserve("m", 60.0, latest=first + 61.0) == first + 60.0
+    first = cache.reserve("m", 60.0, time.time() + 1)
+    assert cache.reserve("m", 60.0, first + 59.0) is None
+    assert cache.reserve("m", 60.0, first + 61.0) == first + 60.0
 
 
 class TestWrongFiles:

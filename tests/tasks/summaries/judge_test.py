@@ -17,6 +17,7 @@ from saw_jax.tasks.summaries.judge import (
   Judge,
   JudgeConfig,
   JudgeError,
+  Unscored,
   read_scores,
 )
 
@@ -137,10 +138,16 @@ def make(stub, tmp_path):
   return make
 
 
+def unscored(judge, summary="a summary"):
+  with pytest.raises(Unscored) as info:
+    judge.judge("a text", summary)
+  return info.value.kind, str(info.value)
+
+
 class TestVerdicts:
   def test_a_good_reply(self, stub, make):
     judge = make()
-    assert judge.judge("a text", "a summary").scores == (7.0, 8.5)
+    assert judge.judge("a text", "a summary") == (7.0, 8.5)
     assert judge.counts == {"scored": 1}
     ((path, headers, asked),) = stub.requests
     assert path == "/v1/chat/completions" and "Authorization" not in headers
@@ -154,12 +161,12 @@ class TestVerdicts:
   def test_what_is_cached_asks_nobody(self, stub, make):
     make().judge("a text", "a summary")
     again = make()
-    assert again.judge("a text", "a summary").scores == (7.0, 8.5)
+    assert again.judge("a text", "a summary") == (7.0, 8.5)
     assert again.counts == {"cached": 1} and len(stub.requests) == 1
     # Whatever else is judged is asked, in a worker too.
     other = pickle.loads(pickle.dumps(again))
     assert not other.counts
-    assert other.judge("a text", "another").scores == (7.0, 8.5)
+    assert other.judge("a text", "another") == (7.0, 8.5)
     assert len(stub.requests) == 2
 
   @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ class TestVerdicts:
     ],
   )
   def test_no_text_leaves_its_string(self, stub, make, summary):
-    assert make().judge("a" * 10**6, summary).scores == (7.0, 8.5)
+    assert make().judge("a" * 10**6, summary) == (7.0, 8.5)
     (_, _, asked) = stub.requests[0]
     assert [m["role"] for m in asked["messages"]] == ["system", "user"]
     judged = json.loads(asked["messages"][1]["content"])
@@ -204,11 +211,10 @@ class TestFailures:
   def test_prose_is_unscored_and_not_kept(self, stub, make):
     stub.replies = ["I would give it a seven.", GOOD]
     judge = make()
-    verdict = judge.judge("a text", "a summary")
-    assert verdict.scores is None and not verdict.is_late
+    assert unscored(judge)[0] == "unreadable"
     assert judge.counts == {"unreadable": 1} and len(stub.requests) == 1
     # Nothing was written down: next time it may say a number.
-    assert judge.judge("a text", "a summary").scores == (7.0, 8.5)
+    assert judge.judge("a text", "a summary") == (7.0, 8.5)
 
   @pytest.mark.parametrize(
     "body",
@@ -218,37 +224,36 @@ class TestFailures:
   def test_what_is_no_completion_is_unscored(self, stub, make, body):
     stub.replies = [lambda handler: handler.answer(200, body)]
     judge = make()
-    assert judge.judge("a text", "a summary").scores is None
+    assert unscored(judge)[0] == "unreadable"
     assert judge.counts == {"unreadable": 1}
 
   def test_a_flood_is_cut_off(self, stub, make):
     stub.replies = [flood]
-    verdict = make().judge("a text", "a summary")
-    assert verdict.scores is None and "end" in verdict.problem
+    assert unscored(make()) == ("unreadable", "its reply does not end")
 
   @pytest.mark.parametrize("status", [429, 500, 408])
   def test_what_passes_is_tried_again(self, stub, make, status):
     stub.replies = [(status, ()), hang_up, GOOD]
     judge = make()
-    assert judge.judge("a text", "a summary").scores == (7.0, 8.5)
+    assert judge.judge("a text", "a summary") == (7.0, 8.5)
     assert len(stub.requests) == 3 and judge.counts == {"scored": 1}
 
   def test_500_for_ever_is_unscored_after_pauses_that_double(self, stub, make):
     stub.replies = [(500, ())]
     judge = make(backoff_s=0.2)
-    verdict = judge.judge("a text", "a summary")
-    assert verdict == (None, "it answers 500 Internal Server Error", False)
+    problem = "it answers 500 Internal Server Error"
+    assert unscored(judge) == ("failed", problem)
     assert judge.counts == {"failed": 1}
     first, second, third = stub.times
     assert second - first >= 0.2 and third - second >= 0.4
 
   def test_retry_after_is_obeyed_within_the_limit(self, stub, make):
     stub.replies = [(429, [("Retry-After", "0.5")]), GOOD]
-    assert make().judge("a text", "a summary").scores == (7.0, 8.5)
+    assert make().judge("a text", "a summary") == (7.0, 8.5)
     assert stub.times[1] - stub.times[0] >= 0.5
     stub.replies = [(429, [("Retry-After", "3600")])]
     start = time.monotonic()
-    assert make(limit_s=5.0).judge("a text", "another").scores is None
+    assert unscored(make(limit_s=5.0), "another")[0] == "failed"
     assert time.monotonic() - start < 4.0 and len(stub.requests) == 3
 
   @pytest.mark.parametrize("reply", [hang, drip], ids=["hang", "drip"])
@@ -256,16 +261,15 @@ class TestFailures:
     stub.replies = [reply]
     judge = make(limit_s=0.6, request_limit_s=0.25)
     start = time.monotonic()
-    verdict = judge.judge("a text", "a summary")
+    assert unscored(judge)[0] == "late"
     # Generous, as the machine may be busy; without a limit it is 20 s.
     assert time.monotonic() - start < 5.0
-    assert verdict.scores is None and verdict.is_late
     assert judge.counts == {"late": 1} and 1 <= len(stub.requests) <= 3
 
   @pytest.mark.parametrize("status", [400, 422])
   def test_a_text_that_is_refused_is_unscored(self, stub, make, status):
     stub.replies = [(status, ())]
-    assert make().judge("a text", "a summary").scores is None
+    assert unscored(make())[0] == "failed"
     assert len(stub.requests) == 1
 
   @pytest.mark.parametrize("status", [401, 404, 307])
@@ -277,15 +281,14 @@ class TestFailures:
 
   def test_nobody_there_is_unscored(self, stub, make):
     judge = make(url="http://127.0.0.1:9/v1")
-    verdict = judge.judge("a text", "a summary")
-    assert verdict == (None, "the connection failed (ConnectError)", False)
+    assert unscored(judge) == ("failed", "the connection failed (ConnectError)")
 
   def test_a_log_does_not_drown(self, stub, make, caplog):
     stub.replies = ["prose"]
     judge = make()
     with caplog.at_level(logging.WARNING):
       for number in range(9):
-        judge.judge("a text", str(number))
+        unscored(judge, str(number))
     assert [r.getMessage().split()[3] for r in caplog.records] == list("1248")
 
 
@@ -301,9 +304,8 @@ class TestRate:
 
   def test_a_queue_that_is_too_long_is_late(self, stub, make):
     judge = make(requests_per_minute=1.0, limit_s=1.0)
-    assert judge.judge("a text", "one").scores == (7.0, 8.5)
-    verdict = judge.judge("a text", "two")
-    assert verdict.scores is None and verdict.is_late
+    assert judge.judge("a text", "one") == (7.0, 8.5)
+    assert unscored(judge, "two")[0] == "late"
     assert len(stub.requests) == 1
 
 
@@ -316,8 +318,8 @@ class TestTheKey:
     caplog.set_level(logging.DEBUG)
     stub.replies = [(500, ()), GOOD, hang_up, (400, ()), (401, ())]
     judge = make(attempts=2, key_variable=variable)
-    assert judge.judge("a text", "one").scores == (7.0, 8.5)
-    assert judge.judge("a text", "two").scores is None
+    assert judge.judge("a text", "one") == (7.0, 8.5)
+    assert unscored(judge, "two")[0] == "failed"
     with pytest.raises(JudgeError) as info:
       judge.judge("a text", "three")
     assert stub.requests[0][1]["Authorization"] == f"Bearer {KEY}"
@@ -355,7 +357,7 @@ class TestReadScores:
 
   @pytest.mark.parametrize("value", ['"7"', "true", "null", "NaN", "11", "-1"])
   def test_refuses_a_value(self, value):
-    with pytest.raises(judge_lib.Unreadable, match="quality"):
+    with pytest.raises(Unscored, match="quality"):
       read_scores(GOOD.replace("7", value), NAMES)
 
   @pytest.mark.parametrize(
@@ -372,7 +374,7 @@ class TestReadScores:
     ],
   )
   def test_refuses(self, text, word):
-    with pytest.raises(judge_lib.Unreadable, match=word):
+    with pytest.raises(Unscored, match=word):
       read_scores(text, NAMES)
 
 

@@ -97,7 +97,7 @@ class TestQuality:
 
 class TestConciseness:
   def score(self, text):
-    return rewards.conciseness(text, target_chars=40, limit_chars=120)
+    return rewards.conciseness(text, 40, 120)
 
   @pytest.mark.parametrize(
     ("length", "expected"),

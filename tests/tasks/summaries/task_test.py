@@ -156,4 +156,4 @@ class TestJudge:
       graded.scored, [[s] * 2 for s in (True, False, False, True, False, True)]
     )
     assert graded.rewards[[0, 5]].tolist() == [[7.0, 8.5]] * 2
-    assert graded.outcome_counts["crashed"] == 2
+    assert graded.outcomes.count(Outcome.CRASHED) == 2

@@ -7,7 +7,7 @@ import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import answers, catalogue, rewards
-from saw_jax.tasks.tool_calling.answers import Answer
+from saw_jax.tasks.tool_calling.catalogue import Answer
 
 WEATHER = {"name": "weather", "parameters": {"city": "Oslo", "days": 3}}
 TIMER = {"name": "timer", "parameters": {"minutes": 7}}

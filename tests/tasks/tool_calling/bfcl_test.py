@@ -39,6 +39,11 @@ def example(category="simple_python", answers=ANSWERS):
   )
 
 
+def toolrl():
+  config = tool_calling.ToolCallingConfig(test_path=str(TOOLRL))
+  return tool_calling.ToolCallingTask(config).examples("test")
+
+
 def write(*calls):
   lines = "\n".join(
     json.dumps({"name": name, "parameters": parameters})
@@ -92,7 +97,7 @@ class TestAverages:
       "live_relevance": [0],
     }
     pairs = [(name, value) for name in right for value in right[name]]
-    found = bfcl.averages(*zip(*pairs, strict=True))
+    found = bfcl.averages(pairs)
     assert found["live_multiple"] == 0.25
     # (simple (1 + 1/2 + 0)/3, 1/2, 1, 0, 3/4) / 5
     assert found["non_live"] == pytest.approx((0.5 + 0.5 + 1 + 0 + 0.75) / 5)
@@ -101,7 +106,7 @@ class TestAverages:
     assert found["single_turn"] == pytest.approx((0.55 + 0.5) / 2)
 
   def test_a_missing_category_leaves_its_averages_out(self):
-    found = bfcl.averages(["multiple", "multiple"], [1, 0.5])
+    found = bfcl.averages([("multiple", 1), ("multiple", 0.5)])
     assert found == {"multiple": 0.75}
 
   def test_the_task_averages_what_is_bfcls(self):
@@ -116,7 +121,7 @@ class TestAverages:
 
 class TestPrompts:
   def test_a_row_is_what_its_frame_makes_of_its_tools(self):
-    row = tool_calling.read_examples(TOOLRL)[1]
+    row = toolrl()[1]
     system, user = (message["content"] for message in row.messages)
     functions = []
     for text in system.split("Name: ")[1:3]:
@@ -131,7 +136,7 @@ class TestPrompts:
     assert functions[0]["name"] == "getSentenceLength"
     said = "Can you calculate the average sentence length?"
     turn = [{"role": "user", "content": said}]
-    messages = bfcl._write(bfcl.find_frame(row), functions, turn)
+    messages = bfcl._write(functions, turn, bfcl.find_frame(row))
     assert [m["content"] for m in messages] == [system, user]
 
   def test_other_prompts_are_refused(self):

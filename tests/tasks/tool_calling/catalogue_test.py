@@ -53,21 +53,22 @@ class TestDrawScenario:
   def test_calls_follow_their_weights_and_differ(self):
     words = ("no call", "one call", "two calls", "three calls")
     found = scenarios(2000, no_call_share=0.0)
-    counts = collections.Counter(len(s.calls) for s in found)
+    counts = collections.Counter(len(s[2].calls) for s in found)
     assert set(counts) == {1, 2, 3}
     assert counts[1] > counts[2] > counts[3]
-    for scenario in found:
-      assert scenario.thought.startswith(words[len(scenario.calls)])
-      texts = {json.dumps(call) for call in scenario.calls}
-      assert len(texts) == len(scenario.calls)
+    for _, _, answer, _ in found:
+      assert answer.thought.startswith(words[len(answer.calls)])
+      texts = {json.dumps(call) for call in answer.calls}
+      assert len(texts) == len(answer.calls)
     only = scenarios(50, no_call_share=0.0, call_weights=(0.0, 1.0))
-    assert {len(s.calls) for s in only} == {2}
+    assert {len(s[2].calls) for s in only} == {2}
 
   @pytest.mark.parametrize("num_distractors", [(1, 2), (0, 0)])
   def test_offers_stay_within_their_number(self, num_distractors):
-    for scenario in scenarios(200, num_distractors=num_distractors):
-      offered = [tool.name for tool in scenario.offered]
-      used = {call["name"] for call in scenario.calls}
+    found = scenarios(200, num_distractors=num_distractors)
+    for tools, _, answer, _ in found:
+      offered = [tool.name for tool in tools]
+      used = {call["name"] for call in answer.calls}
       assert used <= set(offered) and len(set(offered)) == len(offered)
       assert len(offered) <= max(3, len(used))
       if used and not num_distractors[1]:

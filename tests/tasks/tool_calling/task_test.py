@@ -179,7 +179,7 @@ class TestReadExamples:
   def test_a_broken_row_is_named(self, tmp_path, change, word):
     path = write(tmp_path / "rows.json", [ROW, {**ROW, **change}])
     with pytest.raises(ValueError, match=word) as info:
-      tool_calling.read_examples(path)
+      make(train_path=path).examples("train")
     assert str(info.value).startswith(f"{path}, row 1: ")
 
 

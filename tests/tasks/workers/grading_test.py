@@ -83,7 +83,7 @@ class TestRewards:
     np.testing.assert_array_equal(
       graded.rewards, [task.best_values(e) for e in examples]
     )
-    assert graded.outcome_counts["right"] == 80
+    assert graded.outcomes == (Outcome.RIGHT,) * 80
 
 
 class TestHostileText:
@@ -110,11 +110,7 @@ class TestHostileText:
       np.testing.assert_array_equal(~scored, culprits)
     expected = [0.0 if i in (5, 17) else (1 + i) % 3 for i in range(103)]
     np.testing.assert_array_equal(graded.rewards[:, 0], expected)
-    counts = {outcome.value: 2, "right": 101}
-    assert (
-      graded.outcome_counts
-      == dict.fromkeys((one.value for one in Outcome), 0) | counts
-    )
+    assert graded.outcomes.count(Outcome.RIGHT) == 101
 
   def test_neighbours_in_one_chunk_can_all_misbehave(self, grader):
     graded = grade(grader, ["exit", "sleep", "raise", "exit", "a"])
@@ -150,13 +146,14 @@ class TestErrors:
   def test_too_many_exceptions_are_an_error(self, num_workers):
     with Grader(Obedient(), num_workers=num_workers, limit_s=5.0) as grader:
       graded = grade(grader, ["a"] * 9 + ["raise"])
-      assert graded.outcome_counts["crashed"] == 1
+      assert graded.outcomes.count(Outcome.CRASHED) == 1
       with pytest.raises(RewardError, match="KeyError.*2 of 10"):
         grade(grader, ["a"] * 8 + ["raise"] * 2)
 
   def test_without_tolerance_the_first_exception_is_one(self):
     strict = local(crash_tolerance=0.0)
-    assert grade(strict, ["no verdict"] * 2).outcome_counts["crashed"] == 2
+    graded = grade(strict, ["no verdict"] * 2)
+    assert graded.outcomes == (Outcome.CRASHED,) * 2
     with pytest.raises(RewardError, match="example 999"):
       grade(strict, ["a"] * 999 + ["raise"])
 

@@ -68,7 +68,7 @@ def test_a_task_that_cannot_be_loaded_is_named(make, task):
 
 
 def test_a_process_that_does_not_come_up_says_how_it_ended():
-  one = Worker(b"nonsense")
+  one = Worker(b"nonsense", 1.0)
   assert one.problem() == "its process died, exit code 1"
   assert not one.is_alive()
 

@@ -3,9 +3,9 @@
 import pytest
 
 from saw_jax.tasks.base import Example, Outcome, Score
-from saw_jax.tasks.environments import EngineLost
+from saw_jax.tasks.environments import EngineLost, Situation
 from saw_jax.tasks.workers import worker
-from saw_jax.tasks.workers.worker import Command, Player, Scorer
+from saw_jax.tasks.workers.worker import Command, Player
 from tests.tasks import misbehaving_tasks
 from tests.tasks.misbehaving_environments import CounterTask
 
@@ -24,10 +24,10 @@ class Returns(misbehaving_tasks.Obedient):
 
 
 def check(score):
-  return Scorer(Returns(score))((EXAMPLE, ""))
+  return worker.score(Returns(score), (EXAMPLE, ""))
 
 
-class TestScorer:
+class TestScore:
   @pytest.mark.parametrize(
     "values", [(2, True), (-3.0, 0.0), (3.0, 1.0), (None, 1.0)]
   )
@@ -59,7 +59,7 @@ class TestScorer:
     assert found.values == ()
 
   def test_an_exception_leaves_the_text_unscored(self):
-    found = Scorer(OBEDIENT)((EXAMPLE, "raise"))
+    found = worker.score(OBEDIENT, (EXAMPLE, "raise"))
     assert found.exception == "KeyError: 'no such thing'"
     assert found.outcome is Outcome.CRASHED
     assert not found.violation
@@ -100,8 +100,7 @@ class TestPlayer:
   def test_what_goes_wrong_ends_the_episode(self, player, slot, action, words):
     found = player(Command(slot, action=action))
     assert words in found.failure
-    assert found == worker.failed(found.failure)
-    assert found.done and found.reward == 0
+    assert found == Situation(done=True, failure=found.failure)
 
   def test_a_lost_engine_is_no_failure_of_one_episode(self, player):
     with pytest.raises(EngineLost):

@@ -1,0 +1,259 @@
+"""One table and several: what is refused, estimates, failures, Ctrl-C."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from saw_jax.reporting import catalogue, report, reproduce
+from saw_jax.reporting.reproduce import Job
+from tests import experiments_test
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOUR = 3600.0
+
+
+@pytest.fixture
+def run(capsys):
+  def run(jobs, program):
+    command = lambda table: [sys.executable, "-c", program, table]  # noqa: E731
+    status = reproduce.run_all(jobs, command)
+    return status, capsys.readouterr().out.splitlines()
+
+  return run
+
+
+def finish(directory, seeds, commit="abc", config=None):
+  """What `find` reads of a finished run."""
+  directory.mkdir(parents=True)
+  document = {"config": {**(config or {}), "seeds": seeds}, "commit": commit}
+  (directory / "run.json").write_text(json.dumps(document))
+  (directory / "final.json").touch()
+
+
+class TestPlan:
+  def test_what_is_there_is_counted(self, monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "missing", lambda table, scale: [])
+    runs = tmp_path / "runs/saw/tool_calling/tiny"
+
+    def job():
+      jobs = reproduce.plan("tiny", 3, tmp_path / "runs", tmp_path / "results")
+      return next(job for job in jobs if job.table == "saw/tool_calling")
+
+    table = catalogue.load("saw/tool_calling")
+    rows, seconds = table.default_runs, HOUR * table.needs["tiny"].hours
+    assert job()[1:5] == (len(rows), len(rows), False, seconds)
+    for number, row in enumerate(rows, 1):
+      # Two runs have the three seeds; one that has not finished has none.
+      finish(runs / f"{row}_seeds_2", [0, 1])
+      finish(runs / f"{row}_seeds_x", [1, 2, 3])
+      (runs / f"{row}_seeds_x" / "final.json").unlink()
+      assert job().missing == len(rows) - number + 1
+      finish(runs / f"{row}_seeds_2-2", [2, 3])
+      assert job().missing == len(rows) - number
+    assert job().seconds == 0.0
+    written = tmp_path / "results/saw/tool_calling/tiny/table.md"
+    assert not job().is_done
+    written.parent.mkdir(parents=True)
+    written.touch()
+    os.utime(written, (1, 1))  # as old as what a clone brings along
+    assert not job().is_done
+    os.utime(written)
+    assert job().is_done
+
+  def test_a_scale_that_a_table_or_all_lack(self, monkeypatch):
+    with pytest.raises(ValueError, match="did you mean 'paper'"):
+      reproduce.plan("papper", 5, "runs", "results")
+    monkeypatch.setattr(catalogue, "missing", lambda table, scale: ["x"])
+    jobs = {job.table: job for job in reproduce.plan("small", 5, "r", "r")}
+    assert "paw/shop" not in jobs
+    assert jobs["asympo/math"].lacks == ["x"]
+    assert jobs["asympo/math"].seconds is None
+
+
+def test_what_remains_is_in_proportion_and_what_nobody_timed_is_told():
+  jobs = [Job("a", 10, 5, seconds=2 * HOUR), Job("b", 3, 0, seconds=0.0)]
+  assert reproduce.remaining(jobs) == "about 2.0 h remain"
+  assert reproduce.remaining(jobs, pace=1.5) == "about 3.0 h remain"
+  jobs = [Job("a", 10, 5, seconds=180.0), Job("b", 3, 2)]
+  unknown = "2 runs that nobody has timed"
+  assert reproduce.remaining(jobs) == f"about 3 min remain and {unknown}"
+  assert reproduce.remaining(jobs[1:]) == unknown
+  found = map(reproduce.duration, (0, 89, 90, 5399, 5400))
+  assert list(found) == ["0 s", "89 s", "2 min", "90 min", "1.5 h"]
+
+
+class TestRunAll:
+  def test_only_what_is_missing_runs_and_a_failure_stops_nothing(
+    self, tmp_path, run
+  ):
+    jobs = [
+      Job("done", 2, 0, is_done=True),
+      Job("lacking", 2, 2, lacks=("file x: nowhere",)),
+      Job("bad", 2, 2, seconds=HOUR),
+      Job("killed", 2, 2),
+      Job("good", 2, 1, seconds=HOUR / 2),
+      Job("last", 2, 0, seconds=HOUR),
+    ]
+    program = f"""
+import os, signal, sys
+with open({str(tmp_path / "log")!r}, "a") as file:
+  print(sys.argv[1], file=file)
+if sys.argv[1] == "killed":
+  os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(3 if sys.argv[1] == "bad" else 0)
+"""
+    status, said = run(jobs, program)
+    assert status == 1
+    ran = (tmp_path / "log").read_text().split()
+    assert ran == ["bad", "killed", "good", "last"]
+    assert said[0] == (
+      "table 1 of 4: bad, 2 of 2 runs to do; about 2.5 h remain and 2 runs "
+      "that nobody has timed"
+    )
+    # Estimates follow what tables take: an hour was said, and it was nothing.
+    assert said[2].endswith("about 1.5 h remain")
+    assert said[3].endswith("about 0 s remain")
+    ends = dict(line.split(": ", 1) for line in said[-6:])
+    for name in ("good", "last"):
+      assert ends.pop(name).startswith("made in ")
+    assert ends == {
+      "done": "was there",
+      "lacking": "left out, for want of file x: nowhere",
+      "bad": "failed with status 3",
+      "killed": "ended by SIGKILL",
+    }
+    assert run(jobs[:2], program)[0] == 0
+
+  def test_a_table_that_says_it_was_stopped_ends_all(self, run):
+    jobs = [Job("a", 1, 1), Job("b", 1, 1)]
+    status, said = run(jobs, "import sys; sys.exit(130)")
+    assert status == 130
+    stopped = "stopped; the same command goes on"
+    assert said[-3:] == ["a: stopped", "b: not begun", stopped]
+
+  @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+  def test_a_signal_reaches_the_table_once_and_the_rest_is_not_begun(
+    self, number, tmp_path
+  ):
+    # As training does: the first signal asks it to save and stop.
+    log = tmp_path / "log"
+    table = f"""
+import pathlib, signal, sys, time
+log = pathlib.Path({str(log)!r})
+count = []
+for number in (signal.SIGINT, signal.SIGTERM):
+  signal.signal(number, lambda number, frame: count.append(number))
+log.write_text("ready")
+while not count:
+  time.sleep(0.01)
+time.sleep(0.3)
+log.write_text(" ".join(str(int(n)) for n in count))
+sys.exit(130)
+"""
+    program = f"""
+import sys
+from saw_jax.reporting.reproduce import Job, run_all
+jobs = [Job("a", 1, 1), Job("b", 1, 1)]
+sys.exit(run_all(jobs, lambda name: [sys.executable, "-c", {table!r}]))
+"""
+    process = subprocess.Popen(
+      [sys.executable, "-c", program],
+      cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      text=True,
+      process_group=0,
+    )
+    limit = time.monotonic() + 60
+    while not (log.exists() and log.read_text() == "ready"):
+      assert time.monotonic() < limit and process.poll() is None
+      time.sleep(0.02)
+    # To the whole group, as a terminal does.
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert log.read_text() == str(int(number))
+    assert "b: not begun" in said
+    assert said.rstrip().endswith("stopped; the same command goes on")
+
+
+def test_the_script_refuses_other_commits_before_anything_runs(tmp_path):
+  table = catalogue.load("saw/tool_calling")
+  runs = tmp_path / "saw/tool_calling/tiny"
+  for row, commit in (("gdpo", "abc"), ("gdpo_saw", "def")):
+    config = table.config(row, "tiny").to_dict()
+    finish(runs / f"{row}_seeds_1", [0], commit, config)
+  words = ["--table=saw/tool_calling", "--seeds=1", "--rows=gdpo,gdpo_saw"]
+  words += [f"--runs={tmp_path}", f"--out={tmp_path / 'out'}"]
+  said = experiments_test.complaint("reproduce", *words)
+  assert "abc: gdpo; def: gdpo_saw" in said
+  assert "--mixed" in said
+  # With --mixed it goes on to read them: they have been half-written.
+  done = experiments_test.script("reproduce", *words, "--mixed")
+  assert done.returncode == 2
+  path = runs / "gdpo_seeds_1" / "final.json"
+  said = done.stderr.splitlines()[-1]
+  assert said.startswith(f"error: {path} is damaged")
+  assert not (tmp_path / "out").exists()
+
+
+class TestReplacing:
+  def test_a_failure_leaves_what_was_there(self, tmp_path):
+    out = tmp_path / "results" / "tiny"
+    with report.replacing(out) as folder:
+      (folder / "table.md").write_text("first")
+      (folder / "runs.csv").write_text("1")
+    with pytest.raises(OSError), report.replacing(out) as folder:
+      (folder / "runs.csv").write_text("2")
+      raise OSError(errno.ENOSPC, "no room")
+    assert (out / "runs.csv").read_text() == "1"
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    with report.replacing(out) as folder:
+      (folder / "table.md").write_text("second")
+    assert (out / "table.md").read_text() == "second"
+    assert (out / "runs.csv").read_text() == "1"
+
+  def test_the_table_is_moved_last(self, tmp_path, monkeypatch):
+    moved = []
+    move = lambda file, to: moved.append(to.name)  # noqa: E731
+    monkeypatch.setattr(report.shutil, "move", move)
+    with report.replacing(tmp_path / "tiny") as folder:
+      for name in ("table.csv", "table.md", "wasted.png", "curves.csv"):
+        (folder / name).touch()
+    assert len(moved) == 4 and moved[-1] == "table.md"
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    "OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'metrics.csv')",
+    "ValueError('RESOURCE_EXHAUSTED: write: No space left on device')",
+  ],
+)
+def test_a_full_disk_is_one_sentence(error):
+  # In a process of its own: a script sets up logging for itself.
+  program = f"""
+import errno, os
+from saw_jax.run import command_line
+
+def main():
+  try:
+    raise {error}
+  except Exception as inner:
+    raise RuntimeError("while saving") from inner
+
+command_line.run(main)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith("error: the disk is full")
+  assert done.stderr.count("\n") == 1
