@@ -211,7 +211,7 @@ class SelectionTest(chex.TestCase):
       (world_model.highest_entropy, -1),
       (world_model.lowest_entropy, 1),
     ):
-      order = sorted(rows, key=lambda i: (sign * entropies[i], i))  # noqa: B023
+      order = sorted(rows, key=lambda i: (sign * entropies[i], i))
       found = f(h, jnp.array(pool), alpha=alpha)
       assert_array_equal(found, np.isin(np.arange(6), order[:count]))
 
