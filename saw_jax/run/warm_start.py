@@ -25,7 +25,7 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
 from saw_jax.run import checkpoint, metrics
 from saw_jax.settings import constant
-from saw_jax.training import objective, state, update
+from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
@@ -128,7 +128,7 @@ def warm_start(
     objective.make_objective(forward, terms), optimizer
   )
   step_fn = jax.jit(step_fn, donate_argnums=0)
-  current = state.create_state(params, optimizer)
+  current = update.create_state(params, optimizer)
   rng = np.random.default_rng(config.seed)
   rows = demonstrations.tokens.shape[0]
   with metrics.Progress("warm start", config.num_steps) as bar:
