@@ -24,7 +24,7 @@ from saw_jax import (
 from saw_jax.reductions import Ratio
 from saw_jax.settings import constant
 from saw_jax.training import objective
-from saw_jax.training.step_estimation import WorldModel
+from saw_jax.training.estimation import WorldModel
 
 ADVANTAGES = {
   "grpo": advantages.grpo,

@@ -122,6 +122,14 @@ def experiment(**changes) -> sections.Experiment:
   return made._replace(**changed)
 
 
+def stack_layers(params):
+  """Turns the entries `layer_i` of an unrolled decoder into one, `layers`."""
+  names = [name for name in params if name.startswith("layer_")]
+  layers = [params[f"layer_{i}"] for i in range(len(names))]
+  rest = {name: x for name, x in params.items() if name not in names}
+  return rest | {"layers": jax.tree.map(lambda *xs: jnp.stack(xs), *layers)}
+
+
 def batch(rows: int = 8, seed: int = 0, *, old: bool = False) -> TrainBatch:
   """Makes rows of unequal lengths, padded on both sides."""
   rng = np.random.default_rng(seed)

@@ -13,9 +13,9 @@ from saw_jax.run.learner import Learner
 from saw_jax.run.session import Session
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import parallel, step_estimation
+from saw_jax.training import estimation, parallel
 from saw_jax.training.batch import TrainBatch
-from saw_jax.training.step_estimation import StepEstimate, StepRecord
+from saw_jax.training.estimation import StepEstimate, StepRecord
 
 
 class Scored(NamedTuple):
@@ -43,7 +43,7 @@ class Episodes:
       made.sampling, 1, record_entropies=has_world
     )
     self._estimate = lift.wrap(
-      step_estimation.make_step_estimate(
+      estimation.make_step_estimate(
         made.method.advantage,
         max_return=made.task.max_return,
         whiten=made.method.whiten,

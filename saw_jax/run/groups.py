@@ -495,7 +495,8 @@ class Queue:
     def make(settings: GenerateConfig) -> actor_lib.Sampler:
       if config.actor_kind == "process":
         return actor_lib.ProcessSampler(decoder, settings)
-      return actor_lib.DeviceSampler(decoder, settings, free[index % len(free)])
+      device = free[index % len(free)]
+      return actor_lib.device_sampler(decoder, settings, device)
 
     if not config.partial_tokens:
       return make(self._settings)

@@ -17,7 +17,6 @@ from saw_jax.training import (
   estimation,
   hosts,
   objective,
-  packing,
   parallel,
   update,
 )
@@ -160,7 +159,7 @@ class Learner:
     if not self._loop.pack_length:
       return batch
     lift = self.policy.lift
-    layout = packing.Layout(
+    layout = batch_lib.Layout(
       length=self._loop.pack_length,
       num_shards=lift.num_shards if lift.has_own_rows else 1,
       num_microbatches=num_microbatches,

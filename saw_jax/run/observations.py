@@ -16,9 +16,9 @@ from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, rollouts
 from saw_jax.run.learner import Learner
 from saw_jax.tasks.base import Example
-from saw_jax.training import hosts, objective, parallel, step_estimation
+from saw_jax.training import estimation, hosts, objective, parallel
 from saw_jax.training.batch import TrainBatch
-from saw_jax.training.step_estimation import StepRecord
+from saw_jax.training.estimation import StepRecord
 from saw_jax.types import Array, PyTree
 
 # Of the keys of selections, folded in where no example has a number.
@@ -106,7 +106,7 @@ class Appender:
       objective.in_parts(measure, parts), (STATE, ROWS), (ROWS,)
     )
     self._estimate = policy.lift.wrap(
-      step_estimation.make_world_estimate(world, max_return=1.0),
+      estimation.make_world_estimate(world, max_return=1.0),
       (ROWS, SAME),
       (ROWS,),
       takes_axis_name=True,

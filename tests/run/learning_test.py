@@ -13,7 +13,6 @@ import pytest
 from saw_jax import algorithms, losses
 from saw_jax.training import estimation, objective, update
 from saw_jax.training import optimizer as optimizer_lib
-from saw_jax.training import state as state_lib
 from saw_jax.training.batch import TrainBatch
 
 ARMS, RIGHT, PROMPTS, GROUP = 5, 3, 4, 8
@@ -79,7 +78,7 @@ def probability_after_training(
     )
     return (state,), None
 
-  state = state_lib.create_state(
+  state = update.create_state(
     {"logits": jnp.zeros(ARMS)}, optimizer, num_components=2
   )
   keys = jax.random.split(jax.random.key(0), STEPS)
@@ -141,7 +140,7 @@ def test_a_kl_term_pulls_the_policy_back(estimator):
   step_fn = jax.jit(
     update.make_update(objective.make_objective(forward, terms), optimizer)
   )
-  state = state_lib.create_state({"logits": jnp.zeros(ARMS)}, optimizer)
+  state = update.create_state({"logits": jnp.zeros(ARMS)}, optimizer)
   for key in jax.random.split(jax.random.key(0), 200):
     arms = jax.random.categorical(key, state.params["logits"], shape=(256,))
     batch = make_batch(arms).replace(ref_log_probs=ref[arms][:, None])

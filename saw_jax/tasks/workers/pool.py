@@ -103,30 +103,22 @@ def _kill(pid: int) -> None:
     os.killpg(pid, signal.SIGKILL)
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
   """Workers of one job; a context manager.
 
   With 0 workers the job is done in this process, without a time limit, and a
   crash is a crash.
-
-  Args:
-    job: what is done with each item.
-    task_name: whose job it is, for messages.
-    num_workers: processes.
-    limit_s: the most seconds that one item may take.
-    crash_tolerance: the largest share of what a call has that may fail.
-    memory_limit_bytes: address space of a worker.
   """
 
   def __init__(
     self,
-    job: Callable[[Any], Any],
+    job: Callable[[Any], Any],  # what is done with each item
     task_name: str,
     *,
     num_workers: int,
-    limit_s: float,
-    crash_tolerance: float = 0.1,
-    memory_limit_bytes: int | None = None,
+    limit_s: float,  # that one item may take
+    crash_tolerance: float = 0.1,  # share of what a call has that may fail
+    memory_limit_bytes: int | None = None,  # address space of a worker
   ):
     if num_workers < 0:
       raise ValueError(f"num_workers is negative: {num_workers}.")
@@ -136,8 +128,7 @@ class Pool:
       raise ValueError(f"crash_tolerance is not a share: {crash_tolerance}.")
     self._job, self._task_name = job, task_name
     self._limit_s, self._crash_tolerance = limit_s, crash_tolerance
-    self._workers: list[Worker] = []
-    self._is_closed = False
+    self._workers, self._is_closed = [], False
     if not num_workers:
       return
     try:
@@ -154,9 +145,6 @@ class Pool:
     except BaseException:
       self.close()
       raise
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *exc_info: object) -> None:
     self.close()
