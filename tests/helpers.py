@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import json
+import pathlib
 import signal
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from saw_jax import algorithms
 from saw_jax import tokenizer as tokenizer_lib
@@ -32,6 +34,24 @@ CONFIG = DecoderConfig(
   head_size=8,
   mlp_size=24,
 )
+
+
+def golden(name):
+  """The vectors of another implementation, see tests/golden/README.md."""
+  path = pathlib.Path(__file__).parent / "golden" / f"{name}.json"
+  return json.loads(path.read_text())
+
+
+def over_devices(f, *arrays, joined=True):
+  """Calls `f` with its rows on four devices; gives rows, or what all have."""
+  axes = (jax.sharding.AxisType.Auto,)
+  lifted = jax.shard_map(
+    functools.partial(f, axis_name="data"),
+    mesh=jax.make_mesh((4,), ("data",), axis_types=axes),
+    in_specs=PartitionSpec("data"),
+    out_specs=PartitionSpec("data") if joined else PartitionSpec(),
+  )
+  return jax.jit(lifted)(*arrays)
 
 
 class Letters:

@@ -23,16 +23,7 @@ import optax
 
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate import questions, sources
-from saw_jax.labels import (
-  care,
-  certainty,
-  diagnostics,
-  gap,
-  probes,
-  replay,
-  selection,
-  voting,
-)
+from saw_jax.labels import care, certainty, gap, replay, selection, voting
 from saw_jax.labels import strategies as strategies_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
@@ -290,13 +281,13 @@ class VoteLabels(Labels):
     facts = _facts(answer_ids, truth)
     found, right = _audit_figures(truth, facts), facts["vote_right"]
     if self.config.gate != "none":
-      found |= jax.vmap(diagnostics.gate_figures)(chosen.gated, right)
+      found |= jax.vmap(selection.gate_figures)(chosen.gated, right)
     if counts is not None:
-      found |= jax.vmap(diagnostics.count_figures)(
+      found |= jax.vmap(selection.count_figures)(
         counts, facts["correct_outside"], ~chosen.gated
       )
     if self._desk is not None:
-      found |= jax.vmap(diagnostics.label_figures)(
+      found |= jax.vmap(selection.label_figures)(
         chosen, right, facts["gaps"], truth
       )
     self._log(found)
@@ -393,7 +384,7 @@ class Probes:
       found = [jnp.asarray(saved[f"care/{i}"]) for i in range(len(leaves))]
       self.state = jax.tree.unflatten(tree, found)
     self._features = jax.jit(
-      lift(probes.probe_features, length_scale=settings.length_scale)
+      lift(replay.probe_features, length_scale=settings.length_scale)
     )
     self._train = jax.jit(
       lift(care.train_probes, budget=budget, **common), donate_argnums=0
