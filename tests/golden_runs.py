@@ -6,7 +6,7 @@ writes the files of the cases, of all by default. `golden_runs_test.py` runs the
 same cases and compares.
 """
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,38 +14,29 @@ import math
 import os
 import pathlib
 import platform
+import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "runs"
 # Where the machine or the versions differ from those recorded.
 RTOL, ATOL = 1e-3, 1e-4
 # Figures of the clock or of a process, by how they begin.
-_OF_THE_CLOCK = ("seconds/", "tokens_per_second", "compilations")
+_LEFT_OUT = ("seconds/", "tokens_per_second", "compilations")
 _CPU_FLAGS = ("avx", "amx", "fma", "sse4")
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One run.
-
-  Attributes:
-    config: below configs/, without `.py`.
-    argument: of its `get_config`.
-    overrides: values by dotted keys, set after `SMALL`.
-    seeds: trained in one program.
-    is_slow: takes more than some seconds.
-  """
+class Case(NamedTuple):
+  """One run: a config below configs/, and what is set in it after `SMALL`."""
 
   config: str
   argument: str
-  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  seeds: tuple[int, ...] = (0, 1)
-  is_slow: bool = True
+  overrides: Mapping[str, Any] = {}
+  seeds: tuple[int, ...] = (0, 1)  # trained in one program
 
 
 # What all cases set: a decoder, a start and a loop of seconds. The start is
@@ -72,10 +63,7 @@ SMALL = {
   "evaluation.batch_size": 8,
   "evaluation.samples": 2,
 }
-_TOOLS = {
-  "rollout.max_new_tokens": 24,
-  "rollout.completion_multiple": 24,
-}
+_TOOLS = {"rollout.max_new_tokens": 24, "rollout.completion_multiple": 24}
 _EASY = {"task.options.levels": (1,)}
 _LABELS = {
   "loop.prompts_per_step": 5,
@@ -96,170 +84,122 @@ _EPISODES = {
   "warm_start.num_steps": 250,
   "warm_start.options.wrong_rate": 0.0,
 }
-_ROOM = {
+_ROOM = _EPISODES | {
   "task.options.kinds": ("look",),
   "task.options.receptacles": 2,
   "task.options.objects": 2,
   "task.options.max_steps": 6,
 }
-
+_SHORT = _EPISODES | {"task.options.max_steps": 4}
+_QUARTERS = {"loop.num_minibatches": 2, "loop.num_microbatches": 2}
+_KL = {"algorithm.kl.coefficient": 0.1}
+_MESH = {
+  "parallel.lift": "meshed",
+  "parallel.data": 1,
+  "parallel.fsdp": 2,
+  "parallel.tensor": 2,
+}
+_TOOL_CALLING = functools.partial(Case, "saw/tool_calling")
+_SUMMARIES = functools.partial(Case, "saw/summaries")
+_GDPO = functools.partial(Case, "gdpo/math")
+_ASYMPO = functools.partial(Case, "asympo/math")
+_MATH = functools.partial(Case, "care/math")
+_KNIGHTS = functools.partial(Case, "care/knights")
+_HOUSEHOLD = functools.partial(Case, "paw/household")
 CASES = {
-  # --- saw ------------------------------------------------------------------
-  "saw_tools_gdpo_saw": Case(
-    "saw/tool_calling", "row=gdpo_saw,scale=tiny", _TOOLS, is_slow=False
+  "saw_tools_gdpo_saw": _TOOL_CALLING("row=gdpo_saw,scale=tiny", _TOOLS),
+  "saw_tools_grpo_kl_in_reward": _TOOL_CALLING(
+    "row=grpo,scale=tiny,kl=released", _TOOLS | _KL
   ),
-  "saw_tools_grpo_kl_in_reward": Case(
-    "saw/tool_calling",
-    "row=grpo,scale=tiny,kl=released",
-    {**_TOOLS, "algorithm.kl.coefficient": 0.1},
+  "saw_tools_gdpo_gradient": _TOOL_CALLING(
+    "row=gdpo_gradient,scale=tiny", _TOOLS
   ),
-  "saw_tools_gdpo_gradient": Case(
-    "saw/tool_calling", "row=gdpo_gradient,scale=tiny", _TOOLS
+  "saw_summaries_grpo_saw": _SUMMARIES("row=grpo_saw,scale=tiny"),
+  "saw_summaries_gdpo_static": _SUMMARIES(
+    "row=gdpo_static,scale=tiny", _QUARTERS
   ),
-  "saw_summaries_grpo_saw": Case("saw/summaries", "row=grpo_saw,scale=tiny"),
-  "saw_summaries_gdpo_static": Case(
-    "saw/summaries",
-    "row=gdpo_static,scale=tiny",
-    {"loop.num_minibatches": 2, "loop.num_microbatches": 2},
-  ),
-  # --- gdpo -----------------------------------------------------------------
-  "gdpo_math_conditioned_kl_in_loss": Case(
-    "gdpo/math",
+  "gdpo_math_conditioned_kl_in_loss": _GDPO(
     "row=gdpo_conditioned,scale=tiny",
-    {
-      **_EASY,
-      "grading.num_workers": 2,
-      "algorithm.kl.placement": "loss",
-      "algorithm.kl.coefficient": 0.1,
-    },
+    _EASY | _KL | {"grading.num_workers": 2, "algorithm.kl.placement": "loss"},
   ),
-  "gdpo_math_gdpo_minibatches": Case(
-    "gdpo/math",
-    "row=gdpo,scale=tiny",
-    {**_EASY, "loop.num_minibatches": 2, "loop.num_microbatches": 2},
-    is_slow=False,
-  ),
-  "gdpo_math_grpo_saw_packed": Case(
-    "gdpo/math",
+  "gdpo_math_gdpo_minibatches": _GDPO("row=gdpo,scale=tiny", _EASY | _QUARTERS),
+  "gdpo_math_grpo_saw_packed": _GDPO(
     "row=grpo_saw,scale=tiny",
-    {**_EASY, "loop.pack_length": 64, "rollout.length_groups": 2},
+    _EASY | {"loop.pack_length": 64, "rollout.length_groups": 2},
   ),
-  "gdpo_math_gdpo_saw_adapters": Case(
-    "gdpo/math",
+  "gdpo_math_gdpo_saw_adapters": _GDPO(
     "row=gdpo_saw,scale=tiny",
-    {**_EASY, "lora.rank": 2, "optimizer.learning_rate": 0.02},
+    _EASY | {"lora.rank": 2, "optimizer.learning_rate": 0.02},
   ),
-  "gdpo_math_gdpo_pmapped": Case(
-    "gdpo/math",
-    "row=gdpo,scale=tiny",
-    {**_EASY, "parallel.lift": "pmapped"},
-    seeds=(0,),
+  "gdpo_math_gdpo_pmapped": _GDPO(
+    "row=gdpo,scale=tiny", _EASY | {"parallel.lift": "pmapped"}, (0,)
   ),
-  "gdpo_math_gdpo_saw_meshed": Case(
-    "gdpo/math",
-    "row=gdpo_saw,scale=tiny",
-    {
-      **_EASY,
-      "parallel.lift": "meshed",
-      "parallel.data": 1,
-      "parallel.fsdp": 2,
-      "parallel.tensor": 2,
-    },
-    seeds=(0,),
+  "gdpo_math_gdpo_saw_meshed": _GDPO(
+    "row=gdpo_saw,scale=tiny", _EASY | _MESH, (0,)
   ),
-  # --- asympo ---------------------------------------------------------------
-  "asympo_math_asympo_fixed_lag": Case(
-    "asympo/math",
-    "row=asympo,lag=1,scale=tiny,protocol=fixed_lag",
-    _EASY,
-    is_slow=False,
+  "asympo_math_asympo_fixed_lag": _ASYMPO(
+    "row=asympo,lag=1,scale=tiny,protocol=fixed_lag", _EASY
   ),
-  "asympo_math_asympo_actors": Case(
-    "asympo/math",
+  "asympo_math_asympo_actors": _ASYMPO(
     "row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag",
-    {**_EASY, "asynchronous.actors": 2},
+    _EASY | {"asynchronous.actors": 2},
   ),
-  "asympo_math_spo_max_lag": Case(
-    "asympo/math", "row=spo,lag=2,scale=tiny,protocol=max_lag", _EASY
+  "asympo_math_spo_max_lag": _ASYMPO(
+    "row=spo,lag=2,scale=tiny,protocol=max_lag", _EASY
   ),
-  "asympo_math_gpg_quota": Case(
-    "asympo/math",
+  "asympo_math_gpg_quota": _ASYMPO(
     "row=gpg,lag=0,scale=tiny,protocol=quota",
-    {**_EASY, "asynchronous.require": 1, "asynchronous.trigger": 2},
+    _EASY | {"asynchronous.require": 1, "asynchronous.trigger": 2},
   ),
-  "asympo_math_topr": Case("asympo/math", "row=topr,lag=2,scale=tiny", _EASY),
-  "asympo_math_tis": Case("asympo/math", "row=tis,lag=2,scale=tiny", _EASY),
-  "asympo_math_cispo": Case("asympo/math", "row=cispo,lag=2,scale=tiny", _EASY),
-  "asympo_math_gspo": Case("asympo/math", "row=gspo,lag=2,scale=tiny", _EASY),
-  "asympo_math_dapo": Case(
-    "asympo/math",
-    "row=dapo,lag=1,scale=tiny",
-    {**_EASY, "asynchronous.max_attempts": 3},
+  **{
+    f"asympo_math_{row}": _ASYMPO(f"row={row},lag=2,scale=tiny", _EASY)
+    for row in ("topr", "tis", "cispo", "gspo")
+  },
+  "asympo_math_dapo": _ASYMPO(
+    "row=dapo,lag=1,scale=tiny", _EASY | {"asynchronous.max_attempts": 3}
   ),
   "asympo_benchmarks_asympo_batch": Case(
     "asympo/benchmarks",
     "row=asympo_dapo,scale=tiny",
-    {**_EASY, "asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
+    _EASY | {"asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
   ),
-  # --- care -----------------------------------------------------------------
-  "care_math_care": Case(
-    "care/math",
-    "row=care,fraction=0.4,scale=tiny",
-    {**_EASY, **_LABELS},
-    is_slow=False,
+  **{
+    f"care_math_{row}": _MATH(
+      f"row={row},fraction=0.4,scale=tiny", _EASY | _LABELS
+    )
+    for row in ("care", "vote")
+  },
+  **{
+    f"care_knights_{row}": _KNIGHTS(
+      f"row={row},fraction=0.2,scale=tiny", _LABELS
+    )
+    for row in ("care_votes", "certainty", "self_verification")
+  },
+  "paw_household_gigpo_paw": _HOUSEHOLD("row=gigpo_paw,scale=tiny", _ROOM),
+  "paw_household_ppo_paw": _HOUSEHOLD(
+    "row=ppo_paw,scale=tiny", _ROOM | {"grading.num_workers": 2}
   ),
-  "care_math_vote": Case(
-    "care/math", "row=vote,fraction=0.4,scale=tiny", {**_EASY, **_LABELS}
-  ),
-  "care_knights_care_votes": Case(
-    "care/knights", "row=care_votes,fraction=0.2,scale=tiny", _LABELS
-  ),
-  "care_knights_certainty": Case(
-    "care/knights", "row=certainty,fraction=0.2,scale=tiny", _LABELS
-  ),
-  "care_knights_self_verification": Case(
-    "care/knights", "row=self_verification,fraction=0.2,scale=tiny", _LABELS
-  ),
-  # --- paw ------------------------------------------------------------------
-  "paw_household_gigpo_paw": Case(
-    "paw/household",
-    "row=gigpo_paw,scale=tiny",
-    {**_EPISODES, **_ROOM},
-  ),
-  "paw_household_ppo_paw": Case(
-    "paw/household",
-    "row=ppo_paw,scale=tiny",
-    {**_EPISODES, **_ROOM, "grading.num_workers": 2},
-  ),
-  "paw_shop_grpo_paw": Case(
-    "paw/shop",
-    "row=grpo_paw,scale=tiny",
-    {**_EPISODES, "task.options.max_steps": 4},
-  ),
+  "paw_shop_grpo_paw": Case("paw/shop", "row=grpo_paw,scale=tiny", _SHORT),
   "paw_search_rloo_paw": Case(
     "paw/search",
     "row=rloo_paw,scale=tiny",
-    {**_EPISODES, "task.options.max_steps": 4, "loop.num_minibatches": 2},
+    _SHORT | {"loop.num_minibatches": 2},
   ),
-  # --- composed -------------------------------------------------------------
   "composed_tools_all": Case(
     "composed/tool_calling",
     "row=all,scale=tiny",
-    {**_TOOLS, **_LABELS, "asynchronous.lag": 1},
-    is_slow=False,
+    _TOOLS | _LABELS | {"asynchronous.lag": 1},
   ),
 }
+# The others take more than some seconds.
+QUICK = (
+  *("saw_tools_gdpo_saw", "gdpo_math_gdpo_minibatches", "care_math_care"),
+  *("asympo_math_asympo_fixed_lag", "composed_tools_all"),
+)
 
 
 def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
-  """Trains a case: all that is known here of how a run is made.
-
-  Args:
-    case: the run.
-    directory: where its files go: metrics.jsonl, evals.jsonl, final.json,
-      checkpoints and, where labels are bought, labels.sqlite.
-    starts: where supervised starts are kept for other cases.
-  """
+  """Trains a case: all that is known here of how a run is made."""
   from unittest import mock
 
   from saw_jax.run import build, config
@@ -271,58 +211,42 @@ def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
     build.train(build.build(run), case.seeds, directory=directory)
 
 
+# Of this process: a start that another one made is not tested.
+_STARTS = functools.cache(tempfile.TemporaryDirectory)
+
+
 def run(case: Case) -> dict[str, Any]:
-  """Runs a case.
-
-  Args:
-    case: the run.
-
-  Returns:
-    Its numbers by what they are, as `numbers`, and checksums.
-  """
+  """Runs a case; returns its numbers by what they are, and checksums."""
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder, "run")
-    train(case, directory, _starts())
+    train(case, directory, pathlib.Path(_STARTS().name))
     sums = {"params": _sum_of_params(directory)}
     if (directory / "labels.sqlite").exists():
       sums["labels"] = _sum_of_labels(directory / "labels.sqlite")
     return {"numbers": _numbers(directory), "checksums": sums}
 
 
-@functools.cache
-def _starts() -> pathlib.Path:
-  """Of this process: a start that another one made is not tested."""
-  kept = tempfile.TemporaryDirectory()
-  _KEPT.append(kept)
-  return pathlib.Path(kept.name)
-
-
-_KEPT = []
-
-
 def _numbers(directory: pathlib.Path) -> dict[str, float]:
   """All numbers that the files of a run have, by `file seed step metric`."""
-  found = {}
-  for name in ("metrics", "evals"):
-    for line in (directory / f"{name}.jsonl").read_text().splitlines():
-      _collect(found, name, json.loads(line))
-  for row in json.loads((directory / "final.json").read_text()):
-    _collect(found, "final", row)
-  return found
+  rows = [
+    (name, json.loads(line))
+    for name in ("metrics", "evals")
+    for line in (directory / f"{name}.jsonl").read_text().splitlines()
+  ]
+  final = json.loads((directory / "final.json").read_text())
+  return {
+    f"{name} seed={row['seed']} step={row['step']} {metric}": value
+    for name, row in (*rows, *(("final", row) for row in final))
+    for metric, value in _flat(row)
+    if not metric.startswith(_LEFT_OUT)
+  }
 
 
-def _collect(found: dict[str, float], name: str, row: dict) -> None:
-  seed, step = row.pop("seed"), row.pop("step")
-  for metric, value in _flat(row):
-    if not metric.startswith(_OF_THE_CLOCK):
-      found[f"{name} seed={seed} step={step} {metric}"] = value
-
-
-def _flat(tree: Mapping, prefix: str = ""):
+def _flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
   for key, value in tree.items():
     if isinstance(value, Mapping):
       yield from _flat(value, f"{prefix}{key}/")
-    else:
+    elif prefix + key not in ("seed", "step"):
       yield prefix + key, value
 
 
@@ -333,16 +257,16 @@ def _sum_of_params(directory: pathlib.Path) -> str:
   import orbax.checkpoint as ocp
 
   steps = [p for p in (directory / "checkpoints").iterdir() if p.name.isdigit()]
-  last = max(steps, key=lambda path: int(path.name))
+  last = max(steps, key=lambda path: int(path.name)).absolute() / "state"
   with ocp.StandardCheckpointer() as store:
-    meta = store.metadata((last / "state").absolute()).item_metadata
+    meta = store.metadata(last).item_metadata
     # Wherever they lay, they are read onto one device.
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
       dict(meta.tree if hasattr(meta, "tree") else meta),
     )
-    params = store.restore((last / "state").absolute(), template)["params"]
+    params = store.restore(last, template)["params"]
   digest = hashlib.sha256()
   leaves = {
     jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -356,39 +280,26 @@ def _sum_of_params(directory: pathlib.Path) -> str:
 
 def _sum_of_labels(path: pathlib.Path) -> str:
   """Of all purchases, without the time of day."""
-  import contextlib
-  import sqlite3
-
-  columns = "seed, step, prompt_id, label, who, price, standing"
   with contextlib.closing(sqlite3.connect(path)) as connection:
     rows = connection.execute(
-      f"SELECT {columns} FROM purchases ORDER BY seed, step, prompt_id"
+      "SELECT seed, step, prompt_id, label, who, price, standing "
+      "FROM purchases ORDER BY seed, step, prompt_id"
     ).fetchall()
   return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def fingerprint() -> dict[str, Any]:
-  """Describes what bits depend on beside the code.
-
-  Returns:
-    Processor, cores, versions and flags of the compiler.
-  """
-  about = {}
-  try:
+  """What bits depend on beside the code: processor, versions, XLA's flags."""
+  text = ""
+  with contextlib.suppress(OSError):
     text = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    about = {
-      key.strip(): value.strip()
-      for key, _, value in (line.partition(":") for line in text.splitlines())
-    }
-  except OSError:
-    pass
+  lines = (line.partition(":") for line in text.splitlines())
+  about = {key.strip(): value.strip() for key, _, value in lines}
   flags = about.get("flags", about.get("Features", "")).split()
+  names = ("vendor_id", "cpu family", "model", "cache size")
   return {
     "machine": platform.machine(),
-    "processor": " ".join(
-      about.get(key, "?")
-      for key in ("vendor_id", "cpu family", "model", "cache size")
-    ),
+    "processor": " ".join(about.get(name, "?") for name in names),
     "instructions": " ".join(
       sorted(flag for flag in flags if flag.startswith(_CPU_FLAGS))
     ),
@@ -399,37 +310,16 @@ def fingerprint() -> dict[str, Any]:
 
 
 def describe(case: Case) -> dict[str, Any]:
-  """Says what was run, as a file of it does.
-
-  Args:
-    case: the run.
-
-  Returns:
-    As JSON can hold it.
-  """
-  overrides = {**SMALL, **case.overrides}
-  document = {
-    "config": case.config,
-    "argument": case.argument,
-    "overrides": dict(sorted(overrides.items())),
-    "seeds": case.seeds,
-  }
+  """Says what was run, as a file of it does."""
+  overrides = dict(sorted({**SMALL, **case.overrides}.items()))
+  document = {**case._asdict(), "overrides": overrides}
   return json.loads(json.dumps(document))
 
 
 def differences(
   expected: Mapping[str, Any], found: Mapping[str, Any], *, exact: bool
 ) -> list[str]:
-  """Compares two runs.
-
-  Args:
-    expected: as `run` returns it.
-    found: likewise.
-    exact: bit by bit, and checksums too.
-
-  Returns:
-    A line for each difference.
-  """
+  """Compares two runs, bit by bit or nearly: a line for each difference."""
   lines = []
   before, now = expected["numbers"], found["numbers"]
   for name in sorted(before.keys() | now.keys(), key=_order):
@@ -440,14 +330,8 @@ def differences(
     elif not _agree(before[name], now[name], exact):
       lines.append(f"{name}: expected {before[name]!r}, got {now[name]!r}")
   before, now = expected["checksums"], found["checksums"]
-  if before.keys() != now.keys():
-    lines.append(f"checksums: expected {list(before)}, got {list(now)}")
-  elif exact:
-    lines += [
-      f"checksum of {name}: expected {before[name]}, got {now[name]}"
-      for name in before
-      if before[name] != now[name]
-    ]
+  if before.keys() != now.keys() or (exact and before != now):
+    lines.append(f"checksums: expected {before}, got {now}")
   return lines
 
 
@@ -466,28 +350,9 @@ def _agree(a: Any, b: Any, exact: bool) -> bool:
   return a == b or abs(a - b) <= ATOL + RTOL * abs(a)
 
 
-def path_of(name: str) -> pathlib.Path:
-  """Returns where a case's file lies.
-
-  Args:
-    name: of the case.
-
-  Returns:
-    The path.
-  """
-  return FOLDER / f"{name}.json"
-
-
 def read(name: str) -> dict[str, Any]:
-  """Reads the file of a case.
-
-  Args:
-    name: of the case.
-
-  Returns:
-    The document, its numbers as `run` returns them.
-  """
-  document = json.loads(path_of(name).read_text())
+  """Reads the file of a case, its numbers as `run` returns them."""
+  document = json.loads((FOLDER / f"{name}.json").read_text())
   document["numbers"] = {
     f"{part} seed={seed} step={step} {metric}": value
     for part, metrics in document["numbers"].items()
@@ -499,13 +364,8 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str) -> None:
-  """Runs a case and writes its file.
-
-  Args:
-    name: of the case.
-  """
-  found = run(CASES[name])
-  tree = {}
+  """Runs a case and writes its file."""
+  found, tree = run(CASES[name]), {}
   for key, value in sorted(found["numbers"].items()):
     part, seed, step, metric = key.split(" ", 3)
     seed, step = seed.removeprefix("seed="), step.removeprefix("step=")
@@ -518,7 +378,7 @@ def write(name: str) -> None:
     "numbers": tree,
   }
   FOLDER.mkdir(parents=True, exist_ok=True)
-  path_of(name).write_text(_lay_out(document) + "\n")
+  (FOLDER / f"{name}.json").write_text(_lay_out(document) + "\n")
 
 
 def _lay_out(tree: Any, depth: int = 0, deepest: int = 3) -> str:
@@ -533,15 +393,10 @@ def _lay_out(tree: Any, depth: int = 0, deepest: int = 3) -> str:
   return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"
 
 
-def main(names: list[str]) -> None:
-  # The settings under which the tests run.
-  from tests import conftest  # noqa: F401
+if __name__ == "__main__":
+  from tests import conftest  # noqa: F401  the settings under which tests run
 
-  for name in names or CASES:
+  for name in sys.argv[1:] or CASES:
     start = time.perf_counter()
     write(name)
     print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
-
-
-if __name__ == "__main__":
-  main(sys.argv[1:])

@@ -37,19 +37,15 @@ class TestNotebook:
     # Timings would change with each run.
     assert not any("execution" in cell["metadata"] for cell in found)
 
-  def test_it_is_small_and_knows_no_machine(self, path):
+  def test_it_is_small_clean_and_named_in_the_readme(self, path):
     assert path.stat().st_size < _LARGEST
     text = path.read_text(encoding="utf-8")
-    found = re.search(r"[\"'\s(=](/(work|root|home|tmp|mnt)/\S*)", text)
-    assert found is None, found[1]
-
-  def test_nothing_is_left_lying_about(self, path):
+    machine = re.search(r"[\"'\s(=](/(work|root|home|tmp|mnt)/\S*)", text)
+    assert machine is None, machine[1]
     # Runs go to temporary folders, which are given back.
-    text = source(path)
-    assert "mkdtemp" not in text
-    assert text.count("TemporaryDirectory()") == text.count(".cleanup()")
-
-  def test_the_readme_names_it(self, path):
+    program = source(path)
+    assert "mkdtemp" not in program
+    assert program.count("TemporaryDirectory()") == program.count(".cleanup()")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"(notebooks/{path.name})" in readme
 

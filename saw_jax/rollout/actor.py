@@ -119,26 +119,19 @@ def close(act: Any) -> None:
     act.close()
 
 
-class DeviceSampler:
-  """A sampler on a device of this process.
+def device_sampler(
+  decoder: DecoderConfig, config: GenerateConfig, device: jax.Device
+) -> Sampler:
+  """Samples on a device; weights get there once for each version."""
+  generate, held = make_generate(decoder, config, lanes=True), {}
 
-  Weights get there from the learner's devices, once for each version.
-  """
+  def sample(version, params, prompts, row_keys):
+    if version not in held:
+      held.clear()
+      held[version] = jax.device_put(params, device)
+    return generate(held[version], *jax.device_put((prompts, row_keys), device))
 
-  def __init__(
-    self, decoder: DecoderConfig, config: GenerateConfig, device: jax.Device
-  ):
-    self._sample = make_generate(decoder, config, lanes=True)
-    self._device, self._version = device, None
-
-  def __call__(
-    self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
-  ) -> Transcript:
-    if version != self._version:
-      self._params = jax.device_put(params, self._device)
-      self._version = version
-    prompts, row_keys = jax.device_put((prompts, row_keys), self._device)
-    return self._sample(self._params, prompts, row_keys)
+  return sample
 
 
 class PartialSampler:
@@ -166,12 +159,10 @@ class PartialSampler:
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    limit = self._config.max_new_tokens
+    limit, size = self._config.max_new_tokens, self._part
     whole = jax.device_get(self._first(version, params, prompts, row_keys))
-    unfinished = self._unfinished(whole, self._part)
-    while (size := whole.tokens.shape[-1] - whole.prompt_size) < limit and (
-      unfinished.any()
-    ):
+    unfinished = self._unfinished(whole, size)
+    while size < limit and unfinished.any():
       version, params = self._latest()
       lengths = np.where(unfinished, whole.ends - whole.starts, 1)
       prompts = PromptBatch(
@@ -189,15 +180,17 @@ class PartialSampler:
         return np.concatenate([old, new], -1)
 
       roles = join(whole.roles, more.roles[..., new], 0)
+      log_probs = join(whole.behave_log_probs, more.behave_log_probs, 0.0)
       whole = whole.replace(
         tokens=join(whole.tokens, more.tokens[..., new], self._config.pad_id),
         roles=roles,
-        behave_log_probs=join(
-          whole.behave_log_probs, more.behave_log_probs, 0.0
-        ),
+        behave_log_probs=log_probs,
         ends=whole.starts + (roles != 0).sum(-1).astype(np.int32),
       )
-      unfinished = unfinished & self._unfinished(whole, width)
+      unfinished, size = (
+        self._unfinished(whole, width) & unfinished,
+        size + width,
+      )
     return whole
 
   def close(self) -> None:

@@ -1,6 +1,6 @@
 """The part of `--config=saw/tool_calling:arguments` after the colon."""
 
-from saw_jax.tasks.base import nearest
+from saw_jax.names import nearest
 
 
 def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:

@@ -50,24 +50,19 @@ class Checkpointer:
 
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory).resolve()
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-          [
-            checkpoint_managers.LatestN(2),
-            checkpoint_managers.BestN(
-              get_metric_fn=lambda metrics: metrics["score"],
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
-        best_fn=lambda metrics: metrics["score"],
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-      ),
+    score = lambda metrics: metrics["score"]  # noqa: E731
+    best = checkpoint_managers.BestN(
+      get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
     )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+        [checkpoint_managers.LatestN(2), best]
+      ),
+      best_fn=score,
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   @property
   def steps(self) -> list[int]:
@@ -107,26 +102,20 @@ class Checkpointer:
     _ignore_leftovers()
     self.wait()
     steps = self.steps
-    if not steps:
-      raise CheckpointError(f"there is no checkpoint in {self.directory}")
-    step = steps[-1] if step is None else step
-    if step not in steps:
+    if not steps or step not in (None, *steps):
+      what = "" if step is None else f" of step {step}"
       raise CheckpointError(
-        f"there is no checkpoint of step {step} in {self.directory}; "
-        f"there are {steps}"
+        f"there is no checkpoint{what} in {self.directory}; there are {steps}"
       )
+    step = steps[-1] if step is None else step
     try:
       return self._read(template, step)
     except CheckpointError as error:
       advice = "no earlier step is whole"
-      for earlier in reversed([s for s in steps if s < step]):
+      for earlier in (s for s in steps if s < step):
         with contextlib.suppress(CheckpointError):
           self._read(template, earlier)
-          advice = (
-            f"the last good step is {earlier}: resume from it with "
-            f"--resume_step={earlier}"
-          )
-          break
+          advice = f"the last good step is {earlier}: --resume_step={earlier}"
       raise CheckpointError(f"{error}; {advice}") from error
 
   def wait(self) -> None:
@@ -142,14 +131,13 @@ class Checkpointer:
     document = self._get(folder, "document", ocp.args.JsonRestore())
     _check_shapes(abstract, document["fingerprints"], folder)
     state = self._check(folder, "state", abstract, document["fingerprints"])
-    arrays = {}
-    if "arrays" in document:
-      shapes = {
-        name: np.zeros(shape, dtype)
-        for name, (_, dtype, *shape) in document["arrays"].items()
-      }
-      arrays = self._check(folder, "arrays", shapes, document["arrays"])
-    arrays = jax.tree.map(np.asarray, arrays)
+    arrays = {
+      name: np.zeros(shape, dtype)
+      for name, (_, dtype, *shape) in document.get("arrays", {}).items()
+    }
+    if arrays:
+      arrays = self._check(folder, "arrays", arrays, document["arrays"])
+      arrays = jax.tree.map(np.asarray, arrays)
     return Restored(step, state, document["host"], arrays)
 
   def _get(self, folder: pathlib.Path, item: str, args: Any) -> Any:
@@ -236,19 +224,17 @@ def _ignore_leftovers() -> None:
 
 
 def _check_shapes(
-  abstract: PyTree, expected: dict[str, Any], folder: pathlib.Path
+  abstract: PyTree, expected: dict[str, list], folder: pathlib.Path
 ) -> None:
-  wanted = _leaves(abstract)
-  for name in sorted(set(wanted) ^ set(expected)):
-    where = "checkpoint" if name in expected else "run"
-    raise CheckpointError(
-      f"checkpoint {folder} is of another model or optimizer: only the "
-      f"{where} has an array {name}"
-    )
-  for name, leaf in wanted.items():
-    _, dtype, *shape = expected[name]
-    if (str(leaf.dtype), list(leaf.shape)) != (dtype, shape):
+  there = {name: rest for name, (_, *rest) in expected.items()}
+  here = {
+    name: [str(leaf.dtype), *leaf.shape]
+    for name, leaf in _leaves(abstract).items()
+  }
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
       raise CheckpointError(
-        f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
-        f"there and {leaf.dtype}{list(leaf.shape)} here"
+        f"checkpoint {folder} is of another model or optimizer: array {name} "
+        f"is {there.get(name, 'absent')} there and {here.get(name, 'absent')} "
+        "here"
       )

@@ -34,7 +34,7 @@ def make_call():
 
 
 def device_sampler(settings):
-  return actor.DeviceSampler(CONFIG, settings, jax.devices()[0])
+  return actor.device_sampler(CONFIG, settings, jax.devices()[0])
 
 
 class TestActorPool:

@@ -14,6 +14,7 @@ from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout.sampling import SamplingConfig
+from tests import helpers
 
 CONFIG = config_lib.DecoderConfig(
   vocab_size=19,
@@ -284,7 +285,7 @@ def test_each_lane_equals_its_run_alone(max_new_tokens):
 def test_scanned_lanes_are_unstacked_by_lane():
   scanned = dataclasses.replace(CONFIG, scan_layers=True)
   prompts = prompts_of()
-  lane = (decoder.stack_layers(params_of()), prompts, keys_of(prompts))
+  lane = (helpers.stack_layers(params_of()), prompts, keys_of(prompts))
   record = make(lanes=True, config=scanned)(
     *jax.tree.map(lambda x: jnp.stack([x, x]), lane)
   )
