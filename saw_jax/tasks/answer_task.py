@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from saw_jax.tasks import base, inspection, row_files, self_verification
+from saw_jax.tasks import base, inspection, row_files
 from saw_jax.tasks.draws import Draws
 
 _T = TypeVar("_T")
@@ -109,10 +109,6 @@ class AnswerTask:
 
   def best_values(self, example: base.Example) -> tuple[float, ...]:
     return tuple(component.maximum for component in self.components)
-
-  def verification(self, example: base.Example, completion: str) -> Messages:
-    asked = self_verification.verification_prompt
-    return ask(asked(self.name, example.messages[-1]["content"], completion))
 
   def demonstrations(
     self, count: int, *, seed: int, **options: Any

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
-from saw_jax.tasks import answer_task, base
+from saw_jax.tasks import answer_task, base, self_verification
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.knights import answers, puzzles
 
@@ -115,10 +115,10 @@ class KnightsTask(answer_task.AnswerTask):
     self, example: base.Example, completion: str
   ) -> answer_task.Messages:
     """Asks about a compact puzzle in few tokens: it, the completion and "?"."""
-    if not self._is_compact:
-      return super().verification(example, completion)
     question = example.messages[-1]["content"]
-    return answer_task.ask(f"{question}\n{completion}?")
+    if self._is_compact:
+      return answer_task.ask(f"{question}\n{completion}?")
+    return self_verification.ask(self.name, question, completion)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     gold, reference = self.gold_completion(example), example.reference

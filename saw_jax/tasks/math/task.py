@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from saw_jax.tasks import answer_task, base
+from saw_jax.tasks import answer_task, base, self_verification
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.math import answers, files, problems
 
@@ -131,6 +131,12 @@ class MathTask(answer_task.AnswerTask):
     if not label.strip():
       raise ValueError(f"the label of example {example.key} is empty.")
     return dataclasses.replace(example, reference=label)
+
+  def verification(
+    self, example: base.Example, completion: str
+  ) -> answer_task.Messages:
+    question = example.messages[-1]["content"]
+    return self_verification.ask(self.name, question, completion)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     gold, reference = self.gold_completion(example), example.reference

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from saw_jax.tasks import answer_task
 from saw_jax.tasks.draws import TEST_PERCENT, Draws
 from saw_jax.tasks.tool_calling import rewards
 
@@ -29,9 +30,6 @@ class Parameter(NamedTuple):
   values: tuple[Any, ...]
   said: Mapping[Any, str]
 
-  def say(self, value: Any) -> str:
-    return self.said.get(value, str(value))
-
 
 class Tool(NamedTuple):
   """A tool with its parameters and the wordings that ask for it."""
@@ -48,7 +46,8 @@ class Tool(NamedTuple):
 
   def request(self, draws: Draws, values: Mapping[str, Any]) -> str:
     """Words a request for a call with these values."""
-    said = {p.name: p.say(values[p.name]) for p in self.parameters}
+    chosen = ((p, values[p.name]) for p in self.parameters)
+    said = {p.name: p.said.get(value, value) for p, value in chosen}
     return draws.choice(self.requests).format(**said)
 
   def draw_values(self, draws: Draws) -> dict[str, Any]:
@@ -88,21 +87,6 @@ _THOUGHTS = tuple(
 )
 
 
-class Answer(NamedTuple):
-  """What an answer holds: a thought, then calls, a response, or both."""
-
-  thought: str
-  calls: tuple[dict[str, Any], ...]
-  response: str | None
-
-
-# The tools on offer, a request, the right answer, and what is asked for by name
-# and values, served or not.
-Scenario = tuple[
-  tuple[Tool, ...], str, Answer, tuple[tuple[str, Mapping[str, Any]], ...]
-]
-
-
 def split_of(name: str, values: Mapping[str, Any]) -> str:
   """Returns "test" for one call in five, "train" for the others."""
   text = json.dumps([name, dict(values)], sort_keys=True)
@@ -110,13 +94,25 @@ def split_of(name: str, values: Mapping[str, Any]) -> str:
   return "test" if digest[0] * 100 < TEST_PERCENT * 256 else "train"
 
 
-def draw_scenario(draws: Draws, split: str, config: Any) -> Scenario:
-  """Draws a request of a split as a `ToolCallingConfig` says."""
+def draw_row(draws: Draws, split: str, config: Any) -> answer_task.Row:
+  """Draws a request of a split as a `ToolCallingConfig` says.
+
+  Notes have the tools that are `offered`, and what is `asked` for by name and
+  values, served or not.
+  """
   low, high = config.num_distractors
   extra = draws.choice(range(low, high + 1))
-  if draws.chance(config.no_call_share):
-    return _no_call(draws, split, min(extra + 1, config.max_tools))
+  no_call = draws.chance(config.no_call_share)
+  draw = _draw_talk if no_call else _draw_calls
+  asked, offered, request, answer = draw(draws, split, extra, config)
+  signatures = "\n".join(TOOLS[name].signature for name in offered)
+  system = {"role": "system", "content": signatures}
+  messages = (system, *answer_task.ask(request))
+  meta = {"offered": tuple(offered), "asked": tuple(asked)}
+  return messages, rewards.write(answer), meta
 
+
+def _draw_calls(draws: Draws, split: str, extra: int, config: Any):
   count = 1 + draws.weighted(config.call_weights)
   asked: list[tuple[str, dict[str, Any]]] = []
   while len(asked) < count:
@@ -130,16 +126,17 @@ def draw_scenario(draws: Draws, split: str, config: Any) -> Scenario:
       asked.append(new)
   requests = [TOOLS[name].request(draws, values) for name, values in asked]
   used = list(dict.fromkeys(name for name, _ in asked))
-  others = [tool.name for tool in CATALOGUE if tool.name not in used]
+  others = [name for name in TOOLS if name not in used]
   extra = max(0, min(extra, config.max_tools - len(used)))
   offered = used + draws.sample(others, extra)
-  offered = tuple(TOOLS[name] for name in draws.sample(offered, len(offered)))
+  offered = draws.sample(offered, len(offered))
   calls = tuple({"name": name, "parameters": values} for name, values in asked)
-  answer = Answer(_THOUGHTS[count], calls, None)
-  return offered, " and ".join(requests), answer, tuple(asked)
+  answer = rewards.Answer(_THOUGHTS[count], calls, None)
+  return asked, offered, " and ".join(requests), answer
 
 
-def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
+def _draw_talk(draws: Draws, split: str, extra: int, config: Any):
+  """Draws what no tool on offer is for."""
   unserved = draws.chance(0.5)
   while True:
     if unserved:
@@ -153,9 +150,9 @@ def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
       request, response = talk.format(**said), reply.format(**said)
     if split_of(*asked) == split:
       break
-  others = [tool for tool in CATALOGUE if tool.name != asked[0]]
-  offered = tuple(draws.sample(others, num_offered))
-  return offered, request, Answer(_THOUGHTS[0], (), response), (asked,)
+  others = [name for name in TOOLS if name != asked[0]]
+  offered = draws.sample(others, min(extra + 1, config.max_tools))
+  return [asked], offered, request, rewards.Answer(_THOUGHTS[0], (), response)
 
 
 def run_calls(completion: str, offered: Sequence[Tool]) -> str:

@@ -1,11 +1,12 @@
-"""The two rewards of ToolRL: is the format right, is the call right.
+"""Answers as ToolRL has them, and its two rewards: on format, on calls.
 
 No text of a policy makes them raise, and they take time linear in its length.
 """
 
 import collections
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
@@ -20,6 +21,39 @@ def extract_completion(text: str) -> str:
   The text may be an answer alone, with or without its end marker.
   """
   return text.rpartition(_TURN)[2].partition(_END_TURN)[0].strip()
+
+
+class Answer(NamedTuple):
+  """What an answer holds: a thought, then calls, a response, or both."""
+
+  thought: str
+  calls: tuple[dict[str, Any], ...]
+  response: str | None
+
+
+def write_calls(calls: Sequence[dict[str, Any]]) -> str:
+  return "\n".join(json.dumps(call) for call in calls)
+
+
+def write(answer: Answer, body: str | None = None) -> str:
+  """Writes an answer in the rewarded format, with `body` for its calls."""
+  blocks = [f"<think> {answer.thought} </think>"]
+  if answer.calls:
+    body = write_calls(answer.calls) if body is None else body
+    blocks.append(f"<tool_call>\n{body}\n</tool_call>")
+  if answer.response is not None:
+    blocks.append(f"<response> {answer.response} </response>")
+  return "\n".join(blocks)
+
+
+def read(reference: str) -> Answer:
+  """Reads a ground truth into its parts; `write` makes them a text again."""
+  if format_reward(reference, reference) != 1.0:
+    raise ValueError("the reference is not in the rewarded format")
+  calls = tuple(read_calls(reference)) if CALL in reference else ()
+  thought = reference.partition(THINK)[2].partition(END_THINK)[0].strip()
+  said = reference.partition(RESPONSE)[2].partition(END_RESPONSE)[0].strip()
+  return Answer(thought, calls, said if RESPONSE in reference else None)
 
 
 def format_reward(completion: str, reference: str) -> float:
@@ -92,10 +126,10 @@ def read_calls(reference: str) -> list[dict[str, Any]]:
       hash(call["name"])
       if not isinstance(call["parameters"], dict):
         raise TypeError("the parameters are not an object")
+    return calls
   except Exception as error:
     what = f"unreadable tool calls in the reference: {error}"
     raise ValueError(what) from error
-  return calls
 
 
 def call_score(completion: str, gold: list[dict[str, Any]]) -> float | None:
@@ -122,27 +156,22 @@ def _load_calls(text: str) -> list[Any]:
 
 def _similarity(gold: list[dict[str, Any]], calls: list[Any]) -> float:
   score = _jaccard([c["name"] for c in gold], [c["name"] for c in calls])
-  best_possible = 1.0
-  unused = list(range(len(calls)))
+  unused = list(calls)
   for wanted in gold:
-    parameters = wanted["parameters"]
-    best_possible += 1.0 + len(parameters)
-    best, best_index = 0.0, None
-    for index in unused:
-      if calls[index]["name"] != wanted["name"]:
-        continue
-      answer = calls[index]["parameters"]
-      match = _jaccard(list(parameters.keys()), list(answer.keys()))
-      match += sum(
-        name in answer and answer[name] == value
-        for name, value in parameters.items()
-      )
-      if match > best:
-        best, best_index = match, index
-    if best_index is not None:
-      unused.remove(best_index)
-      score += best
-  return score / best_possible
+    matches = [_match(wanted, call) for call in unused]
+    best = max(matches, default=0.0)
+    if best > 0.0:
+      unused.pop(matches.index(best))
+    score += best
+  return score / (1.0 + sum(1.0 + len(c["parameters"]) for c in gold))
+
+
+def _match(wanted: dict[str, Any], call: dict[str, Any]) -> float:
+  if call["name"] != wanted["name"]:
+    return 0.0
+  gold, answer = wanted["parameters"], call["parameters"]
+  equal = (name in answer and answer[name] == gold[name] for name in gold)
+  return _jaccard(list(gold.keys()), list(answer.keys())) + sum(equal)
 
 
 def _jaccard(a: list[Any], b: list[Any]) -> float:
