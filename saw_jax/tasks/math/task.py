@@ -153,12 +153,7 @@ class MathTask(answer_task.AnswerTask):
     yield "wrong_answer_first", f"{wrong} {gold}", self._values(True)
 
   def demonstrations(
-    self,
-    count: int,
-    *,
-    seed: int,
-    levels: Collection[int] = (),
-    **options: Any,
+    self, count: int, *, seed: int, levels: Collection[int] = (), **options: Any
   ) -> list[tuple[base.Example, str]]:
     """As of any task; `levels` are those of the problems."""
     if not levels:
