@@ -12,7 +12,7 @@ from typing import Any
 from saw_jax.tasks.answer_task import Damage
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue, rewards
-from saw_jax.tasks.tool_calling.rewards import Answer, read, write, write_calls
+from saw_jax.tasks.tool_calling.rewards import read, write, write_calls
 
 Call = dict[str, Any]
 Calls = Sequence[Call]
@@ -58,16 +58,6 @@ def parse_calls(text: str) -> str | None:
     return _canonical(calls, has_response)
   except Exception:
     return None
-
-
-def write_label(label: str, thought: str) -> str:
-  """Writes a ground truth that does what a label in canonical form says."""
-  parsed = parse_calls(label)
-  if parsed is None:
-    raise ValueError(f"these are no calls: {label[:60]!r}")
-  found = json.loads(parsed)
-  response = "ok" if found["response"] else None
-  return write(Answer(thought, tuple(found["calls"]), response))
 
 
 def _canonical(calls: Calls, has_response: bool) -> str:

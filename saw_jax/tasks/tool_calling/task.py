@@ -5,6 +5,7 @@ https://arxiv.org/abs/2504.13958
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -105,7 +106,13 @@ class ToolCallingTask(answer_task.AnswerTask):
   def with_label(self, example: base.Example, label: str) -> base.Example:
     """Takes a reference of the task, or calls as `answer_key` has them."""
     if rewards.format_reward(label, label) != 1.0:
-      label = answers.write_label(label, _PLACEHOLDER)
+      parsed = answers.parse_calls(label)
+      if parsed is None:
+        raise ValueError(f"these are no calls: {label[:60]!r}")
+      found = json.loads(parsed)
+      said = "ok" if found["response"] else None
+      calls = tuple(found["calls"])
+      label = rewards.write(rewards.Answer(_PLACEHOLDER, calls, said))
     return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
