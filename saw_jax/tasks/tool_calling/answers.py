@@ -12,9 +12,8 @@ from typing import Any
 from saw_jax.tasks.answer_task import Damage
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue, rewards
-from saw_jax.tasks.tool_calling.rewards import read, write, write_calls
+from saw_jax.tasks.tool_calling.rewards import Call, read, write, write_calls
 
-Call = dict[str, Any]
 Calls = Sequence[Call]
 Names = Sequence[str]
 
@@ -106,8 +105,9 @@ def damage_format(draws: Draws, text: str) -> str:
 
 def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
   index, parameters, name = _pick(draws, calls)
-  value, tool = parameters[name], catalogue.TOOLS.get(calls[index]["name"])
-  known = {p.name: p.values for p in tool.parameters} if tool else {}
+  tool = catalogue.TOOLS.get(calls[index]["name"], {"parameters": ()})
+  known = {p["name"]: p["values"] for p in tool["parameters"]}
+  value = parameters[name]
   others = [other for other in known.get(name, ()) if other != value]
   new = draws.choice(others or [_other(value)])
   return _change(calls, index, {**parameters, name: new})
@@ -129,9 +129,9 @@ def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
 def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
-  known = [p for tool in catalogue.CATALOGUE for p in tool.parameters]
-  new = [p for p in known if p.name not in parameters]
-  drawn = [(p.name, draws.choice(p.values)) for p in new]
+  known = [p for tool in catalogue.CATALOGUE for p in tool["parameters"]]
+  new = [p for p in known if p["name"] not in parameters]
+  drawn = [(p["name"], draws.choice(p["values"])) for p in new]
   return _change(calls, index, dict([*parameters.items(), draws.choice(drawn)]))
 
 
@@ -240,8 +240,8 @@ def _change(
 
 
 def _values(draws: Draws, name: str, otherwise: Call) -> Call:
-  tool = catalogue.TOOLS.get(name)
-  return tool.draw_values(draws) if tool else otherwise
+  known = name in catalogue.TOOLS
+  return catalogue.draw_values(draws, name) if known else otherwise
 
 
 def _other(value: Any) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from saw_jax.tasks import answer_task
 from saw_jax.tasks.draws import TEST_PERCENT, Draws
@@ -22,54 +22,10 @@ _TYPES = {"string": str, "integer": int, "number": (int, float)}
 _TYPES |= {"boolean": bool}
 
 
-class Parameter(NamedTuple):
-  """A typed parameter; `said` tells how a request words its values."""
-
-  name: str
-  type: str
-  values: tuple[Any, ...]
-  said: Mapping[Any, str]
-
-
-class Tool(NamedTuple):
-  """A tool with its parameters and the wordings that ask for it."""
-
-  name: str
-  parameters: tuple[Parameter, ...]
-  requests: tuple[str, ...]
-
-  @property
-  def signature(self) -> str:
-    """The line of the system message that offers this tool."""
-    inside = ", ".join(f"{p.name}: {p.type}" for p in self.parameters)
-    return f"{self.name}({inside})"
-
-  def request(self, draws: Draws, values: Mapping[str, Any]) -> str:
-    """Words a request for a call with these values."""
-    chosen = ((p, values[p.name]) for p in self.parameters)
-    said = {p.name: p.said.get(value, value) for p, value in chosen}
-    return draws.choice(self.requests).format(**said)
-
-  def draw_values(self, draws: Draws) -> dict[str, Any]:
-    """Draws a value for each parameter; no text occurs twice."""
-    while True:
-      values = {p.name: draws.choice(p.values) for p in self.parameters}
-      texts = [value for value in values.values() if isinstance(value, str)]
-      if len(set(texts)) == len(texts):
-        return values
-
-
-def _read_tool(row: Mapping[str, Any]) -> Tool:
-  parameters = []
-  for known in row["parameters"]:
-    values = tuple(known["values"])
-    said = dict(zip(values, known.get("said", ()), strict=False))
-    parameters.append(Parameter(known["name"], known["type"], values, said))
-  return Tool(row["name"], tuple(parameters), tuple(row["requests"]))
-
-
-CATALOGUE = tuple(map(_read_tool, json.loads(_FILE.read_text("utf-8"))))
-TOOLS = {tool.name: tool for tool in CATALOGUE}
+# A tool has a name, typed parameters with their values and, where these are not
+# said as they are, the words of a request for them, and wordings of a request.
+CATALOGUE: list[dict[str, Any]] = json.loads(_FILE.read_text("utf-8"))
+TOOLS = {tool["name"]: tool for tool in CATALOGUE}
 
 _NAMES = ("Ann", "Ben", "Eve", "Leo", "Max", "Mia", "Sam", "Tom")
 # Talk that asks for nothing, and what to say to it.
@@ -85,6 +41,32 @@ _THOUGHTS = tuple(
   f"{count} will do"
   for count in ("no call", "one call", "two calls", "three calls")
 )
+
+
+def write_signature(name: str) -> str:
+  """Writes the line of the system message that offers a tool."""
+  parameters = TOOLS[name]["parameters"]
+  inside = ", ".join(f"{p['name']}: {p['type']}" for p in parameters)
+  return f"{name}({inside})"
+
+
+def write_request(draws: Draws, name: str, values: Mapping[str, Any]) -> str:
+  """Words a request for a call with these values."""
+  said = dict(values)
+  for p in TOOLS[name]["parameters"]:
+    if "said" in p:
+      said[p["name"]] = p["said"][p["values"].index(values[p["name"]])]
+  return draws.choice(TOOLS[name]["requests"]).format(**said)
+
+
+def draw_values(draws: Draws, name: str) -> dict[str, Any]:
+  """Draws a value for each parameter of a tool; no text occurs twice."""
+  parameters = TOOLS[name]["parameters"]
+  while True:
+    values = {p["name"]: draws.choice(p["values"]) for p in parameters}
+    texts = [value for value in values.values() if isinstance(value, str)]
+    if len(set(texts)) == len(texts):
+      return values
 
 
 def split_of(name: str, values: Mapping[str, Any]) -> str:
@@ -105,7 +87,7 @@ def draw_row(draws: Draws, split: str, config: Any) -> answer_task.Row:
   no_call = draws.chance(config.no_call_share)
   draw = _draw_talk if no_call else _draw_calls
   asked, offered, request, answer = draw(draws, split, extra, config)
-  signatures = "\n".join(TOOLS[name].signature for name in offered)
+  signatures = "\n".join(map(write_signature, offered))
   system = {"role": "system", "content": signatures}
   messages = (system, *answer_task.ask(request))
   meta = {"offered": tuple(offered), "asked": tuple(asked)}
@@ -117,14 +99,14 @@ def _draw_calls(draws: Draws, split: str, extra: int, config: Any):
   asked: list[tuple[str, dict[str, Any]]] = []
   while len(asked) < count:
     again = asked and draws.chance(0.5)
-    tool = TOOLS[asked[-1][0]] if again else draws.choice(CATALOGUE)
-    new = (tool.name, tool.draw_values(draws))
+    name = asked[-1][0] if again else draws.choice(tuple(TOOLS))
+    new = (name, draw_values(draws, name))
     size = sum(len(values) for _, values in [*asked, new])
     if size > _MAX_PARAMETERS or new in asked:
       continue
     if split_of(*new) == split:
       asked.append(new)
-  requests = [TOOLS[name].request(draws, values) for name, values in asked]
+  requests = [write_request(draws, *one) for one in asked]
   used = list(dict.fromkeys(name for name, _ in asked))
   others = [name for name in TOOLS if name not in used]
   extra = max(0, min(extra, config.max_tools - len(used)))
@@ -140,9 +122,9 @@ def _draw_talk(draws: Draws, split: str, extra: int, config: Any):
   unserved = draws.chance(0.5)
   while True:
     if unserved:
-      tool = draws.choice(CATALOGUE)
-      asked = (tool.name, tool.draw_values(draws))
-      request, response = tool.request(draws, asked[1]), _UNSERVED
+      name = draws.choice(tuple(TOOLS))
+      asked = (name, draw_values(draws, name))
+      request, response = write_request(draws, *asked), _UNSERVED
     else:
       talk, reply = draws.choice(_TALK)
       said = {"name": draws.choice(_NAMES)}
@@ -155,7 +137,7 @@ def _draw_talk(draws: Draws, split: str, extra: int, config: Any):
   return [asked], offered, request, rewards.Answer(_THOUGHTS[0], (), response)
 
 
-def run_calls(completion: str, offered: Sequence[Tool]) -> str:
+def run_calls(completion: str, offered: Sequence[str]) -> str:
   """Returns what tools say to the first four calls of an answer, a line each.
 
   A call that was not asked for works as well as any other.
@@ -166,11 +148,10 @@ def run_calls(completion: str, offered: Sequence[Tool]) -> str:
   if rewards.END_CALL not in block:
     return "open call"
   lines = block.split(rewards.END_CALL, 1)[0].strip().split("\n")
-  tools = {tool.name: tool for tool in offered}
-  return "\n".join(_run(line, tools) for line in lines[:_MAX_CALLS])
+  return "\n".join(_run(line, offered) for line in lines[:_MAX_CALLS])
 
 
-def _run(line: str, tools: dict[str, Tool]) -> str:
+def _run(line: str, offered: Sequence[str]) -> str:
   # Nesting past the recursion limit, integers past the digit limit, lists where
   # a name should be: all of it is no call.
   try:
@@ -180,19 +161,19 @@ def _run(line: str, tools: dict[str, Tool]) -> str:
     return "no call"
   if not isinstance(name, str) or not isinstance(values, dict):
     return "no call"
-  if name not in tools:
+  if name not in offered:
     return f"no tool {name[:_MAX_ECHO]}"
-  said, parameters = [f"done {name}"], tools[name].parameters
-  for p in parameters:
-    if p.name not in values:
-      return f"{name} needs {p.name}"
-    value = values[p.name]
-    if not isinstance(value, _TYPES[p.type]) or (
-      isinstance(value, bool) != (p.type == "boolean")
+  said, known = [f"done {name}"], TOOLS[name]["parameters"]
+  for p in known:
+    if p["name"] not in values:
+      return f"{name} needs {p['name']}"
+    value = values[p["name"]]
+    if not isinstance(value, _TYPES[p["type"]]) or (
+      isinstance(value, bool) != (p["type"] == "boolean")
     ):
-      return f"{p.name} is {p.type}"
+      return f"{p['name']} is {p['type']}"
     text = value if isinstance(value, str) else json.dumps(value)
     said.append(text[:_MAX_ECHO])
-  if len(values) > len(parameters):
-    return f"{name} has only {' '.join(p.name for p in parameters)}"
+  if len(values) > len(known):
+    return f"{name} has only {' '.join(p['name'] for p in known)}"
   return " ".join(said)

@@ -12,6 +12,7 @@ THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 RESPONSE, END_RESPONSE = "<response>", "</response>"
 
+Call = dict[str, Any]  # a name and its parameters
 _TURN, _END_TURN = "<|im_start|>assistant", "<|im_end|>"
 
 
@@ -27,11 +28,11 @@ class Answer(NamedTuple):
   """What an answer holds: a thought, then calls, a response, or both."""
 
   thought: str
-  calls: tuple[dict[str, Any], ...]
+  calls: tuple[Call, ...]
   response: str | None
 
 
-def write_calls(calls: Sequence[dict[str, Any]]) -> str:
+def write_calls(calls: Sequence[Call]) -> str:
   return "\n".join(json.dumps(call) for call in calls)
 
 
@@ -96,29 +97,7 @@ def _in_order(text: str, parts: list[str]) -> bool:
   return text.endswith(last) and len(text) - len(last) >= position
 
 
-def correctness_reward(completion: str, reference: str) -> float:
-  """Rewards calls by the names, parameters and values they share with the gold.
-
-  Calls that equal the gold ones, in their order, get 3. Otherwise
-
-    reward = 6 · S / S_max - 3,   S_max = 1 + Σ_gold (1 + #parameters)
-    S = J(names) + Σ_gold max_unused (J(parameter names) + #equal values)
-
-  with J the Jaccard index of multisets, and the maximum over the answer's
-  unused calls of the same name. Values compare with Python's `==` after
-  `json.loads`, so that 1 equals 1.0 and true but not "1". Only what is between
-  the answer's first `<tool_call>` and the `</tool_call>` after it counts; where
-  that cannot be read, the reward is -3, and where the reference has no call, 0.
-
-  Differs from the paper: calls are matched greedily, in the order of the gold
-  ones, and names are multisets, as in the reference code.
-  """
-  if CALL not in reference:
-    return 0.0
-  return 6.0 * (call_score(completion, read_calls(reference)) or 0.0) - 3.0
-
-
-def read_calls(reference: str) -> list[dict[str, Any]]:
+def read_calls(reference: str) -> list[Call]:
   """Reads the calls of a ground truth, one JSON object a line of its block."""
   try:
     calls = _load_calls(reference)
@@ -132,10 +111,23 @@ def read_calls(reference: str) -> list[dict[str, Any]]:
     raise ValueError(what) from error
 
 
-def call_score(completion: str, gold: list[dict[str, Any]]) -> float | None:
-  """Returns S / S_max of `correctness_reward`, from 0 to 1.
+def call_score(completion: str, gold: Sequence[Call]) -> float | None:
+  """Scores calls by the names, parameters and values they share with the gold.
 
-  None if the answer's calls cannot be read.
+  The reward is 6 times this score, from 0 to 1, less 3. Calls that equal the
+  gold ones, in their order, get 1. Otherwise it is S / S_max, with
+
+    S = J(names) + Σ_gold max_unused (J(parameter names) + #equal values)
+    S_max = 1 + Σ_gold (1 + #parameters)
+
+  with J the Jaccard index of multisets, and the maximum over the answer's
+  unused calls of the same name. Values compare with Python's `==` after
+  `json.loads`, so that 1 equals 1.0 and true but not "1". Only what is between
+  the answer's first `<tool_call>` and the `</tool_call>` after it counts; None
+  where that cannot be read.
+
+  Differs from the paper: calls are matched greedily, in the order of the gold
+  ones, and names are multisets, as in the reference code.
   """
   # A policy writes anything: nesting past the recursion limit, integers past
   # the digit limit, lists where a name should be. All of it is one outcome.
@@ -154,7 +146,7 @@ def _load_calls(text: str) -> list[Any]:
   return [json.loads(line) for line in block.strip().split("\n")]
 
 
-def _similarity(gold: list[dict[str, Any]], calls: list[Any]) -> float:
+def _similarity(gold: Sequence[Call], calls: list[Any]) -> float:
   score = _jaccard([c["name"] for c in gold], [c["name"] for c in calls])
   unused = list(calls)
   for wanted in gold:
@@ -166,7 +158,7 @@ def _similarity(gold: list[dict[str, Any]], calls: list[Any]) -> float:
   return score / (1.0 + sum(1.0 + len(c["parameters"]) for c in gold))
 
 
-def _match(wanted: dict[str, Any], call: dict[str, Any]) -> float:
+def _match(wanted: Call, call: Call) -> float:
   if call["name"] != wanted["name"]:
     return 0.0
   gold, answer = wanted["parameters"], call["parameters"]

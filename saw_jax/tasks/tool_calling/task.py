@@ -92,8 +92,8 @@ class ToolCallingTask(answer_task.AnswerTask):
         f"example {example.key} comes from a file, and its tools cannot be "
         "run: algorithm.world_model.loss has to be 'none'"
       )
-    offered = [catalogue.TOOLS[name] for name in example.meta["offered"]]
-    return catalogue.run_calls(rewards.extract_completion(completion), offered)
+    answer = rewards.extract_completion(completion)
+    return catalogue.run_calls(answer, example.meta["offered"])
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
