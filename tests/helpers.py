@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 import types
 
 import jax
@@ -248,4 +250,15 @@ def begun(directory=None):
     directory=directory,
     stack=contextlib.ExitStack(),
     interrupt=session.Interrupt(),
+  )
+
+
+def python(*words, **options) -> subprocess.CompletedProcess:
+  """Runs the interpreter in a process of its own, and keeps what it says."""
+  return subprocess.run(
+    [sys.executable, *map(str, words)],
+    capture_output=True,
+    text=True,
+    check=False,
+    **options,
   )

@@ -49,9 +49,6 @@ class Transcript:
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
   # float32 [B, T], of the distributions sampled from. None: not recorded
   entropies: Array | None = None
-  # float32 [B, T], of the model's own distribution: at temperature 1, with all
-  # tokens. None: not recorded
-  untempered_log_probs: Array | None = None
 
   @property
   def completion_mask(self) -> Array:

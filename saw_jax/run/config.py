@@ -121,18 +121,18 @@ def is_gone(key: str, value: Any) -> bool:
 @functools.cache
 def _fixed() -> dict[str, Any]:
   """What has no key, and its value in every run; None where it follows."""
-  found = dict(_GONE)
+  found = {}
 
   def walk(values, path):
     for field in dataclasses.fields(values):
       value, key = getattr(values, field.name), f"{path}{field.name}"
       if not settings.is_key(field):
-        found.setdefault(key, value)
+        found[key] = value
       elif dataclasses.is_dataclass(value):
         walk(value, f"{key}.")
 
   walk(_defaults(), "")
-  return found
+  return found | _GONE
 
 
 # The type of a default, what its values are called, and their types.

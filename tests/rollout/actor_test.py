@@ -94,8 +94,8 @@ class TestPartialSampler:
     params = make_params()
     prompts, keys = make_call()
     whole = jax.device_get(device_sampler(SETTINGS)(0, params, prompts, keys))
-    sampler = actor.PartialSampler(
-      SETTINGS, device_sampler, lambda: (0, params), part=part
+    sampler = actor.partial_sampler(
+      SETTINGS, device_sampler, lambda: (0, params), part
     )
     found = sampler(0, params, prompts, keys)
     size = found.tokens.shape[-1]
@@ -118,8 +118,8 @@ class TestPartialSampler:
     old, new = make_params(0), make_params(1)
     prompts, keys = make_call()
     settings = dataclasses.replace(SETTINGS, eos_ids=())
-    sampler = actor.PartialSampler(
-      settings, device_sampler, lambda: (1, new), part=4
+    sampler = actor.partial_sampler(
+      settings, device_sampler, lambda: (1, new), 4
     )
     found = sampler(0, old, prompts, keys)
     before = jax.device_get(device_sampler(settings)(0, old, prompts, keys))
