@@ -26,7 +26,9 @@ def make_params(seed=0):
 
 
 def make_call():
-  prompts = transcript.pad_prompts([[1, 2, 3], [4, 5]], ids=[11, 12], size=4)
+  prompts = transcript.pad_prompts(
+    [[1, 2, 3], [4, 5]], ids=[11, 12], multiple=4
+  )
   prompts = jax.tree.map(lambda x: np.stack([x, x]), prompts)
   roots = map(jax.random.key, range(2))
   keys = [generate.row_keys(root, 0, np.array([11, 12]), 3) for root in roots]

@@ -175,7 +175,7 @@ def test_one_key_gives_one_result_to_the_last_bit():
   assert not np.array_equal(record.tokens, run(step=1).tokens)
   completions = np.asarray(record.tokens[:3, 5:]).tolist()
   assert len(set(map(tuple, completions))) == 3  # of one prompt
-  large = run(group_size=5)  # begins with the smaller group
+  large = run(group_multiple=5)  # begins with the smaller group
   np.testing.assert_array_equal(
     large.tokens.reshape(4, 5, -1)[:, :G], record.tokens.reshape(4, G, -1)
   )
@@ -184,8 +184,8 @@ def test_one_key_gives_one_result_to_the_last_bit():
 @pytest.mark.slow
 def test_a_row_depends_on_no_other_row_and_on_no_padding():
   expected = run()
-  for order, size in (((3, 1, 0, 2), None), ((2,), None), ((0, 2), 8)):
-    record = run(prompts_of(order, size=size))
+  for order, size in (((3, 1, 0, 2), 1), ((2,), 1), ((0, 2), 8)):
+    record = run(prompts_of(order, multiple=size))
     for place, i in enumerate(order):
       ours = slice(G * place, G * (place + 1))
       theirs = slice(G * i, G * (i + 1))
@@ -233,7 +233,7 @@ def test_arguments_that_cannot_be_are_refused(change):
 def test_each_lane_equals_its_run_alone(max_new_tokens):
   lanes = []
   for seed, order in enumerate(((0, 1), (2, 3), (1, 3))):
-    prompts = prompts_of(order, size=5)
+    prompts = prompts_of(order, multiple=5)
     lanes.append((params_of(seed), prompts, keys_of(prompts, seed=seed)))
   together = make(lanes=True, max_new_tokens=max_new_tokens)(
     *jax.tree.map(lambda *xs: jnp.stack(xs), *lanes)
@@ -273,6 +273,6 @@ def test_a_size_of_prompts_is_compiled_once():
   for step in range(2):
     for size in (6, 7):
       for order in ((0, 2), (2, 3)):
-        prompts = prompts_of(order, size=size)
+        prompts = prompts_of(order, multiple=size)
         fn(params_of(), prompts, keys_of(prompts, step))
   assert fn._cache_size() == 2
