@@ -196,7 +196,6 @@ def split_of(world: World) -> str:
 def draw_world(
   draws: Draws,
   split: str,
-  *,
   kinds: Sequence[str] = KINDS,
   receptacles: int = 16,
   objects: int = 20,

@@ -160,17 +160,13 @@ class Pool(contextlib.AbstractContextManager):
       raise ValueError(f"the pool of task {self._task_name!r} is closed.")
     return not self._workers
 
-  def _exchange(
-    self,
-    ask: Callable[[int], tuple[Sequence[Asked], bool]],
-    note: Callable[[Asked, Any], None],
-    lose: Callable[[int, list[Asked], str], None],
-  ) -> None:
+  def _exchange(self, ask, note, lose) -> None:
     """Keeps the workers busy until there is nothing more to ask.
 
-    `ask` gives items for the idle worker of an index, and whether each is
-    answered at once; `note` takes what was asked and its answer; `lose` takes
-    what a worker had not answered when it died or was overdue (why: "").
+    `ask(index)` gives what an idle worker is asked, and whether each item is
+    answered at once; `note(asked, answer)` keeps an answer; `lose(index, asked,
+    why)` takes what a worker had not answered when it died, or was overdue
+    (why: "").
     """
     try:
       while True:
