@@ -42,7 +42,7 @@ def main() -> int:
   title = f"{experiment.task.name}, {_MODE.value}, after {step} steps"
   path = pathlib.Path(_OUT.value)
   path.write_text(transcripts.to_html(title, episodes), encoding="utf-8")
-  print(f"written to {path}: {', '.join(e.title.lower() for e in episodes)}")
+  print(f"written to {path}: {', '.join(episodes).lower()}")
   return 0
 
 

@@ -5,33 +5,15 @@ asked for, as `saw_jax.losses` or `from saw_jax import losses`.
 """
 
 import importlib
+import pkgutil
 import types as _types
 
 __version__ = "0.1.0"
 
 __all__ = [
-  "advantages",
-  "algorithms",
-  "annotate",
-  "contrib",
-  "diagnostics",
-  "labels",
-  "losses",
-  "models",
-  "names",
-  "reductions",
-  "reporting",
-  "rollout",
-  "run",
-  "settings",
-  "stale_losses",
-  "step_advantages",
-  "tasks",
-  "tokenizer",
-  "training",
-  "types",
-  "weighting",
-  "world_model",
+  module.name
+  for module in pkgutil.iter_modules(__path__)
+  if module.name != "__main__"
 ]
 
 

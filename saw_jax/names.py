@@ -58,22 +58,19 @@ def arguments(fn: Callable) -> tuple[str, ...]:
   return tuple(inspect.signature(fn).parameters)
 
 
+def _defaults(fn: Callable, kind: int) -> dict[str, Any]:
+  found = inspect.signature(fn).parameters.items()
+  return {name: one.default for name, one in found if one.kind is kind}
+
+
 def positional(fn: Callable) -> tuple[str, ...]:
   """The names of the arguments that a function cannot do without."""
-  return tuple(
-    parameter.name
-    for parameter in inspect.signature(fn).parameters.values()
-    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-  )
+  return tuple(_defaults(fn, inspect.Parameter.POSITIONAL_OR_KEYWORD))
 
 
 def options(fn: Callable) -> dict[str, Any]:
   """The keyword-only arguments of a function, with their defaults."""
-  return {
-    parameter.name: parameter.default
-    for parameter in inspect.signature(fn).parameters.values()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  }
+  return _defaults(fn, inspect.Parameter.KEYWORD_ONLY)
 
 
 def supply(fn: Callable, *given: Any, **values: Any) -> Any:

@@ -6,7 +6,7 @@ writes the files of the cases, of all by default. `golden_runs_test.py` runs the
 same cases and compares.
 """
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,38 +14,30 @@ import math
 import os
 import pathlib
 import platform
+import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "runs"
 # Where the machine or the versions differ from those recorded.
 RTOL, ATOL = 1e-3, 1e-4
 # Figures of the clock or of a process, by how they begin.
-_OF_THE_CLOCK = ("seconds/", "tokens_per_second", "compilations")
+_LEFT_OUT = ("seconds/", "tokens_per_second", "compilations")
 _CPU_FLAGS = ("avx", "amx", "fma", "sse4")
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One run.
-
-  Attributes:
-    config: below configs/, without `.py`.
-    argument: of its `get_config`.
-    overrides: values by dotted keys, set after `SMALL`.
-    seeds: trained in one program.
-    is_slow: takes more than some seconds.
-  """
+class Case(NamedTuple):
+  """One run: a config below configs/, and what is set in it after `SMALL`."""
 
   config: str
   argument: str
-  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  seeds: tuple[int, ...] = (0, 1)
-  is_slow: bool = True
+  overrides: Mapping[str, Any]
+  seeds: tuple[int, ...]  # trained in one program
+  is_slow: bool
 
 
 # What all cases set: a decoder, a start and a loop of seconds. The start is
@@ -72,194 +64,119 @@ SMALL = {
   "evaluation.batch_size": 8,
   "evaluation.samples": 2,
 }
-_TOOLS = {
-  "rollout.max_new_tokens": 24,
-  "rollout.completion_multiple": 24,
+# More of what cases set, by the words of the table below.
+_SETS = {
+  "tools": {"rollout.max_new_tokens": 24, "rollout.completion_multiple": 24},
+  "easy": {"task.options.levels": (1,)},
+  "labels": {
+    "loop.prompts_per_step": 5,
+    "labels.warm_up": 1,
+    "labels.probe.learning_rate": 0.003,
+    "labels.probe.replay_batch": 4,
+    "labels.probe.prompt_width": 16,
+    "labels.probe.joint_width": 16,
+    "labels.probe.response_hidden_width": 16,
+    "labels.probe.response_width": 16,
+  },
+  "episodes": {
+    "loop.prompts_per_step": 2,
+    "loop.chunk_size": 1024,
+    "episodes.rows_per_call": 16,
+    "episodes.row_parts": 1,
+    "episodes.num_transitions": 8,
+    "warm_start.num_steps": 250,
+    "warm_start.options.wrong_rate": 0.0,
+    "task.options.max_steps": 4,
+  },
+  "room": {
+    "task.options.kinds": ("look",),
+    "task.options.receptacles": 2,
+    "task.options.objects": 2,
+    "task.options.max_steps": 6,
+  },
+  "halves": {"loop.num_minibatches": 2},
+  "parts": {"loop.num_microbatches": 2},
+  "kl": {"algorithm.kl.coefficient": 0.1},
+  "in_loss": {"algorithm.kl.placement": "loss"},
+  "workers": {"grading.num_workers": 2},
+  "packed": {"loop.pack_length": 64, "rollout.length_groups": 2},
+  "adapters": {"lora.rank": 2, "optimizer.learning_rate": 0.02},
+  "pmapped": {"parallel.lift": "pmapped"},
+  "meshed": {
+    "parallel.lift": "meshed",
+    "parallel.data": 1,
+    "parallel.fsdp": 2,
+    "parallel.tensor": 2,
+  },
+  "actors": {"asynchronous.actors": 2},
+  "window": {"asynchronous.require": 1, "asynchronous.trigger": 2},
+  "attempts": {"asynchronous.max_attempts": 3},
+  "batch": {"asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
+  "lag": {"asynchronous.lag": 1},
+  "quick": {},  # takes some seconds alone
 }
-_EASY = {"task.options.levels": (1,)}
-_LABELS = {
-  "loop.prompts_per_step": 5,
-  "labels.warm_up": 1,
-  "labels.probe.learning_rate": 0.003,
-  "labels.probe.replay_batch": 4,
-  "labels.probe.prompt_width": 16,
-  "labels.probe.joint_width": 16,
-  "labels.probe.response_hidden_width": 16,
-  "labels.probe.response_width": 16,
-}
-_EPISODES = {
-  "loop.prompts_per_step": 2,
-  "loop.chunk_size": 1024,
-  "episodes.rows_per_call": 16,
-  "episodes.row_parts": 1,
-  "episodes.num_transitions": 8,
-  "warm_start.num_steps": 250,
-  "warm_start.options.wrong_rate": 0.0,
-}
-_ROOM = {
-  "task.options.kinds": ("look",),
-  "task.options.receptacles": 2,
-  "task.options.objects": 2,
-  "task.options.max_steps": 6,
-}
+# Name, config, argument, and words of `_SETS`.
+_TABLE = """
+saw_tools_gdpo_saw saw/tool_calling row=gdpo_saw,scale=tiny tools quick
+saw_tools_grpo_kl_in_reward saw/tool_calling \
+  row=grpo,scale=tiny,kl=released tools kl
+saw_tools_gdpo_gradient saw/tool_calling row=gdpo_gradient,scale=tiny tools
+saw_summaries_grpo_saw saw/summaries row=grpo_saw,scale=tiny
+saw_summaries_gdpo_static saw/summaries row=gdpo_static,scale=tiny halves parts
+gdpo_math_conditioned_kl_in_loss gdpo/math \
+  row=gdpo_conditioned,scale=tiny easy workers in_loss kl
+gdpo_math_gdpo_minibatches gdpo/math \
+  row=gdpo,scale=tiny easy halves parts quick
+gdpo_math_grpo_saw_packed gdpo/math row=grpo_saw,scale=tiny easy packed
+gdpo_math_gdpo_saw_adapters gdpo/math row=gdpo_saw,scale=tiny easy adapters
+gdpo_math_gdpo_pmapped gdpo/math row=gdpo,scale=tiny easy pmapped
+gdpo_math_gdpo_saw_meshed gdpo/math row=gdpo_saw,scale=tiny easy meshed
+asympo_math_asympo_fixed_lag asympo/math \
+  row=asympo,lag=1,scale=tiny,protocol=fixed_lag easy quick
+asympo_math_asympo_actors asympo/math \
+  row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag easy actors
+asympo_math_spo_max_lag asympo/math \
+  row=spo,lag=2,scale=tiny,protocol=max_lag easy
+asympo_math_gpg_quota asympo/math \
+  row=gpg,lag=0,scale=tiny,protocol=quota easy window
+asympo_math_topr asympo/math row=topr,lag=2,scale=tiny easy
+asympo_math_tis asympo/math row=tis,lag=2,scale=tiny easy
+asympo_math_cispo asympo/math row=cispo,lag=2,scale=tiny easy
+asympo_math_gspo asympo/math row=gspo,lag=2,scale=tiny easy
+asympo_math_dapo asympo/math row=dapo,lag=1,scale=tiny easy attempts
+asympo_benchmarks_asympo_batch asympo/benchmarks \
+  row=asympo_dapo,scale=tiny easy batch
+care_math_care care/math row=care,fraction=0.4,scale=tiny easy labels quick
+care_math_vote care/math row=vote,fraction=0.4,scale=tiny easy labels
+care_knights_care_votes care/knights \
+  row=care_votes,fraction=0.2,scale=tiny labels
+care_knights_certainty care/knights row=certainty,fraction=0.2,scale=tiny labels
+care_knights_self_verification care/knights \
+  row=self_verification,fraction=0.2,scale=tiny labels
+paw_household_gigpo_paw paw/household row=gigpo_paw,scale=tiny episodes room
+paw_household_ppo_paw paw/household row=ppo_paw,scale=tiny episodes room workers
+paw_shop_grpo_paw paw/shop row=grpo_paw,scale=tiny episodes
+paw_search_rloo_paw paw/search row=rloo_paw,scale=tiny episodes halves
+composed_tools_all composed/tool_calling \
+  row=all,scale=tiny tools labels lag quick
+"""
+
+
+def _read_case(config: str, argument: str, *words: str) -> Case:
+  overrides = {k: v for word in words for k, v in _SETS[word].items()}
+  is_alone = {"pmapped", "meshed"} & {*words}
+  seeds = (0,) if is_alone else (0, 1)
+  return Case(config, argument, overrides, seeds, "quick" not in words)
+
 
 CASES = {
-  # --- saw ------------------------------------------------------------------
-  "saw_tools_gdpo_saw": Case(
-    "saw/tool_calling", "row=gdpo_saw,scale=tiny", _TOOLS, is_slow=False
-  ),
-  "saw_tools_grpo_kl_in_reward": Case(
-    "saw/tool_calling",
-    "row=grpo,scale=tiny,kl=released",
-    {**_TOOLS, "algorithm.kl.coefficient": 0.1},
-  ),
-  "saw_tools_gdpo_gradient": Case(
-    "saw/tool_calling", "row=gdpo_gradient,scale=tiny", _TOOLS
-  ),
-  "saw_summaries_grpo_saw": Case("saw/summaries", "row=grpo_saw,scale=tiny"),
-  "saw_summaries_gdpo_static": Case(
-    "saw/summaries",
-    "row=gdpo_static,scale=tiny",
-    {"loop.num_minibatches": 2, "loop.num_microbatches": 2},
-  ),
-  # --- gdpo -----------------------------------------------------------------
-  "gdpo_math_conditioned_kl_in_loss": Case(
-    "gdpo/math",
-    "row=gdpo_conditioned,scale=tiny",
-    {
-      **_EASY,
-      "grading.num_workers": 2,
-      "algorithm.kl.placement": "loss",
-      "algorithm.kl.coefficient": 0.1,
-    },
-  ),
-  "gdpo_math_gdpo_minibatches": Case(
-    "gdpo/math",
-    "row=gdpo,scale=tiny",
-    {**_EASY, "loop.num_minibatches": 2, "loop.num_microbatches": 2},
-    is_slow=False,
-  ),
-  "gdpo_math_grpo_saw_packed": Case(
-    "gdpo/math",
-    "row=grpo_saw,scale=tiny",
-    {**_EASY, "loop.pack_length": 64, "rollout.length_groups": 2},
-  ),
-  "gdpo_math_gdpo_saw_adapters": Case(
-    "gdpo/math",
-    "row=gdpo_saw,scale=tiny",
-    {**_EASY, "lora.rank": 2, "optimizer.learning_rate": 0.02},
-  ),
-  "gdpo_math_gdpo_pmapped": Case(
-    "gdpo/math",
-    "row=gdpo,scale=tiny",
-    {**_EASY, "parallel.lift": "pmapped"},
-    seeds=(0,),
-  ),
-  "gdpo_math_gdpo_saw_meshed": Case(
-    "gdpo/math",
-    "row=gdpo_saw,scale=tiny",
-    {
-      **_EASY,
-      "parallel.lift": "meshed",
-      "parallel.data": 1,
-      "parallel.fsdp": 2,
-      "parallel.tensor": 2,
-    },
-    seeds=(0,),
-  ),
-  # --- asympo ---------------------------------------------------------------
-  "asympo_math_asympo_fixed_lag": Case(
-    "asympo/math",
-    "row=asympo,lag=1,scale=tiny,protocol=fixed_lag",
-    _EASY,
-    is_slow=False,
-  ),
-  "asympo_math_asympo_actors": Case(
-    "asympo/math",
-    "row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag",
-    {**_EASY, "asynchronous.actors": 2},
-  ),
-  "asympo_math_spo_max_lag": Case(
-    "asympo/math", "row=spo,lag=2,scale=tiny,protocol=max_lag", _EASY
-  ),
-  "asympo_math_gpg_quota": Case(
-    "asympo/math",
-    "row=gpg,lag=0,scale=tiny,protocol=quota",
-    {**_EASY, "asynchronous.require": 1, "asynchronous.trigger": 2},
-  ),
-  "asympo_math_topr": Case("asympo/math", "row=topr,lag=2,scale=tiny", _EASY),
-  "asympo_math_tis": Case("asympo/math", "row=tis,lag=2,scale=tiny", _EASY),
-  "asympo_math_cispo": Case("asympo/math", "row=cispo,lag=2,scale=tiny", _EASY),
-  "asympo_math_gspo": Case("asympo/math", "row=gspo,lag=2,scale=tiny", _EASY),
-  "asympo_math_dapo": Case(
-    "asympo/math",
-    "row=dapo,lag=1,scale=tiny",
-    {**_EASY, "asynchronous.max_attempts": 3},
-  ),
-  "asympo_benchmarks_asympo_batch": Case(
-    "asympo/benchmarks",
-    "row=asympo_dapo,scale=tiny",
-    {**_EASY, "asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
-  ),
-  # --- care -----------------------------------------------------------------
-  "care_math_care": Case(
-    "care/math",
-    "row=care,fraction=0.4,scale=tiny",
-    {**_EASY, **_LABELS},
-    is_slow=False,
-  ),
-  "care_math_vote": Case(
-    "care/math", "row=vote,fraction=0.4,scale=tiny", {**_EASY, **_LABELS}
-  ),
-  "care_knights_care_votes": Case(
-    "care/knights", "row=care_votes,fraction=0.2,scale=tiny", _LABELS
-  ),
-  "care_knights_certainty": Case(
-    "care/knights", "row=certainty,fraction=0.2,scale=tiny", _LABELS
-  ),
-  "care_knights_self_verification": Case(
-    "care/knights", "row=self_verification,fraction=0.2,scale=tiny", _LABELS
-  ),
-  # --- paw ------------------------------------------------------------------
-  "paw_household_gigpo_paw": Case(
-    "paw/household",
-    "row=gigpo_paw,scale=tiny",
-    {**_EPISODES, **_ROOM},
-  ),
-  "paw_household_ppo_paw": Case(
-    "paw/household",
-    "row=ppo_paw,scale=tiny",
-    {**_EPISODES, **_ROOM, "grading.num_workers": 2},
-  ),
-  "paw_shop_grpo_paw": Case(
-    "paw/shop",
-    "row=grpo_paw,scale=tiny",
-    {**_EPISODES, "task.options.max_steps": 4},
-  ),
-  "paw_search_rloo_paw": Case(
-    "paw/search",
-    "row=rloo_paw,scale=tiny",
-    {**_EPISODES, "task.options.max_steps": 4, "loop.num_minibatches": 2},
-  ),
-  # --- composed -------------------------------------------------------------
-  "composed_tools_all": Case(
-    "composed/tool_calling",
-    "row=all,scale=tiny",
-    {**_TOOLS, **_LABELS, "asynchronous.lag": 1},
-    is_slow=False,
-  ),
+  name: _read_case(*rest)
+  for name, *rest in map(str.split, _TABLE.strip().splitlines())
 }
 
 
 def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
-  """Trains a case: all that is known here of how a run is made.
-
-  Args:
-    case: the run.
-    directory: where its files go: metrics.jsonl, evals.jsonl, final.json,
-      checkpoints and, where labels are bought, labels.sqlite.
-    starts: where supervised starts are kept for other cases.
-  """
+  """Trains a case: all that is known here of how a run is made."""
   from unittest import mock
 
   from saw_jax.run import build, config
@@ -271,58 +188,42 @@ def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
     build.train(build.build(run), case.seeds, directory=directory)
 
 
+# Of this process: a start that another one made is not tested.
+_STARTS = functools.cache(tempfile.TemporaryDirectory)
+
+
 def run(case: Case) -> dict[str, Any]:
-  """Runs a case.
-
-  Args:
-    case: the run.
-
-  Returns:
-    Its numbers by what they are, as `numbers`, and checksums.
-  """
+  """Runs a case; returns its numbers by what they are, and checksums."""
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder, "run")
-    train(case, directory, _starts())
+    train(case, directory, pathlib.Path(_STARTS().name))
     sums = {"params": _sum_of_params(directory)}
     if (directory / "labels.sqlite").exists():
       sums["labels"] = _sum_of_labels(directory / "labels.sqlite")
     return {"numbers": _numbers(directory), "checksums": sums}
 
 
-@functools.cache
-def _starts() -> pathlib.Path:
-  """Of this process: a start that another one made is not tested."""
-  kept = tempfile.TemporaryDirectory()
-  _KEPT.append(kept)
-  return pathlib.Path(kept.name)
-
-
-_KEPT = []
-
-
 def _numbers(directory: pathlib.Path) -> dict[str, float]:
   """All numbers that the files of a run have, by `file seed step metric`."""
-  found = {}
-  for name in ("metrics", "evals"):
-    for line in (directory / f"{name}.jsonl").read_text().splitlines():
-      _collect(found, name, json.loads(line))
-  for row in json.loads((directory / "final.json").read_text()):
-    _collect(found, "final", row)
-  return found
+  rows = [
+    (name, json.loads(line))
+    for name in ("metrics", "evals")
+    for line in (directory / f"{name}.jsonl").read_text().splitlines()
+  ]
+  final = json.loads((directory / "final.json").read_text())
+  return {
+    f"{name} seed={row['seed']} step={row['step']} {metric}": value
+    for name, row in (*rows, *(("final", row) for row in final))
+    for metric, value in _flat(row)
+    if not metric.startswith(_LEFT_OUT)
+  }
 
 
-def _collect(found: dict[str, float], name: str, row: dict) -> None:
-  seed, step = row.pop("seed"), row.pop("step")
-  for metric, value in _flat(row):
-    if not metric.startswith(_OF_THE_CLOCK):
-      found[f"{name} seed={seed} step={step} {metric}"] = value
-
-
-def _flat(tree: Mapping, prefix: str = ""):
+def _flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
   for key, value in tree.items():
     if isinstance(value, Mapping):
       yield from _flat(value, f"{prefix}{key}/")
-    else:
+    elif prefix + key not in ("seed", "step"):
       yield prefix + key, value
 
 
@@ -333,16 +234,16 @@ def _sum_of_params(directory: pathlib.Path) -> str:
   import orbax.checkpoint as ocp
 
   steps = [p for p in (directory / "checkpoints").iterdir() if p.name.isdigit()]
-  last = max(steps, key=lambda path: int(path.name))
+  last = max(steps, key=lambda path: int(path.name)).absolute() / "state"
   with ocp.StandardCheckpointer() as store:
-    meta = store.metadata((last / "state").absolute()).item_metadata
+    meta = store.metadata(last).item_metadata
     # Wherever they lay, they are read onto one device.
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
       dict(meta.tree if hasattr(meta, "tree") else meta),
     )
-    params = store.restore((last / "state").absolute(), template)["params"]
+    params = store.restore(last, template)["params"]
   digest = hashlib.sha256()
   leaves = {
     jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -356,39 +257,26 @@ def _sum_of_params(directory: pathlib.Path) -> str:
 
 def _sum_of_labels(path: pathlib.Path) -> str:
   """Of all purchases, without the time of day."""
-  import contextlib
-  import sqlite3
-
-  columns = "seed, step, prompt_id, label, who, price, standing"
   with contextlib.closing(sqlite3.connect(path)) as connection:
     rows = connection.execute(
-      f"SELECT {columns} FROM purchases ORDER BY seed, step, prompt_id"
+      "SELECT seed, step, prompt_id, label, who, price, standing "
+      "FROM purchases ORDER BY seed, step, prompt_id"
     ).fetchall()
   return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def fingerprint() -> dict[str, Any]:
-  """Describes what bits depend on beside the code.
-
-  Returns:
-    Processor, cores, versions and flags of the compiler.
-  """
-  about = {}
-  try:
+  """What bits depend on beside the code: processor, versions, XLA's flags."""
+  text = ""
+  with contextlib.suppress(OSError):
     text = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    about = {
-      key.strip(): value.strip()
-      for key, _, value in (line.partition(":") for line in text.splitlines())
-    }
-  except OSError:
-    pass
+  lines = (line.partition(":") for line in text.splitlines())
+  about = {key.strip(): value.strip() for key, _, value in lines}
   flags = about.get("flags", about.get("Features", "")).split()
+  names = ("vendor_id", "cpu family", "model", "cache size")
   return {
     "machine": platform.machine(),
-    "processor": " ".join(
-      about.get(key, "?")
-      for key in ("vendor_id", "cpu family", "model", "cache size")
-    ),
+    "processor": " ".join(about.get(name, "?") for name in names),
     "instructions": " ".join(
       sorted(flag for flag in flags if flag.startswith(_CPU_FLAGS))
     ),
@@ -399,37 +287,17 @@ def fingerprint() -> dict[str, Any]:
 
 
 def describe(case: Case) -> dict[str, Any]:
-  """Says what was run, as a file of it does.
-
-  Args:
-    case: the run.
-
-  Returns:
-    As JSON can hold it.
-  """
-  overrides = {**SMALL, **case.overrides}
-  document = {
-    "config": case.config,
-    "argument": case.argument,
-    "overrides": dict(sorted(overrides.items())),
-    "seeds": case.seeds,
-  }
+  """Says what was run, as a file of it does."""
+  overrides = dict(sorted({**SMALL, **case.overrides}.items()))
+  document = {**case._asdict(), "overrides": overrides}
+  del document["is_slow"]
   return json.loads(json.dumps(document))
 
 
 def differences(
   expected: Mapping[str, Any], found: Mapping[str, Any], *, exact: bool
 ) -> list[str]:
-  """Compares two runs.
-
-  Args:
-    expected: as `run` returns it.
-    found: likewise.
-    exact: bit by bit, and checksums too.
-
-  Returns:
-    A line for each difference.
-  """
+  """Compares two runs, bit by bit or nearly: a line for each difference."""
   lines = []
   before, now = expected["numbers"], found["numbers"]
   for name in sorted(before.keys() | now.keys(), key=_order):
@@ -440,14 +308,8 @@ def differences(
     elif not _agree(before[name], now[name], exact):
       lines.append(f"{name}: expected {before[name]!r}, got {now[name]!r}")
   before, now = expected["checksums"], found["checksums"]
-  if before.keys() != now.keys():
-    lines.append(f"checksums: expected {list(before)}, got {list(now)}")
-  elif exact:
-    lines += [
-      f"checksum of {name}: expected {before[name]}, got {now[name]}"
-      for name in before
-      if before[name] != now[name]
-    ]
+  if before.keys() != now.keys() or (exact and before != now):
+    lines.append(f"checksums: expected {before}, got {now}")
   return lines
 
 
@@ -466,28 +328,9 @@ def _agree(a: Any, b: Any, exact: bool) -> bool:
   return a == b or abs(a - b) <= ATOL + RTOL * abs(a)
 
 
-def path_of(name: str) -> pathlib.Path:
-  """Returns where a case's file lies.
-
-  Args:
-    name: of the case.
-
-  Returns:
-    The path.
-  """
-  return FOLDER / f"{name}.json"
-
-
 def read(name: str) -> dict[str, Any]:
-  """Reads the file of a case.
-
-  Args:
-    name: of the case.
-
-  Returns:
-    The document, its numbers as `run` returns them.
-  """
-  document = json.loads(path_of(name).read_text())
+  """Reads the file of a case, its numbers as `run` returns them."""
+  document = json.loads((FOLDER / f"{name}.json").read_text())
   document["numbers"] = {
     f"{part} seed={seed} step={step} {metric}": value
     for part, metrics in document["numbers"].items()
@@ -499,13 +342,8 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str) -> None:
-  """Runs a case and writes its file.
-
-  Args:
-    name: of the case.
-  """
-  found = run(CASES[name])
-  tree = {}
+  """Runs a case and writes its file."""
+  found, tree = run(CASES[name]), {}
   for key, value in sorted(found["numbers"].items()):
     part, seed, step, metric = key.split(" ", 3)
     seed, step = seed.removeprefix("seed="), step.removeprefix("step=")
@@ -518,7 +356,7 @@ def write(name: str) -> None:
     "numbers": tree,
   }
   FOLDER.mkdir(parents=True, exist_ok=True)
-  path_of(name).write_text(_lay_out(document) + "\n")
+  (FOLDER / f"{name}.json").write_text(_lay_out(document) + "\n")
 
 
 def _lay_out(tree: Any, depth: int = 0, deepest: int = 3) -> str:
@@ -533,15 +371,10 @@ def _lay_out(tree: Any, depth: int = 0, deepest: int = 3) -> str:
   return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"
 
 
-def main(names: list[str]) -> None:
-  # The settings under which the tests run.
-  from tests import conftest  # noqa: F401
+if __name__ == "__main__":
+  from tests import conftest  # noqa: F401  the settings under which tests run
 
-  for name in names or CASES:
+  for name in sys.argv[1:] or CASES:
     start = time.perf_counter()
     write(name)
     print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
-
-
-if __name__ == "__main__":
-  main(sys.argv[1:])

@@ -4,10 +4,10 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -37,19 +37,15 @@ class TestNotebook:
     # Timings would change with each run.
     assert not any("execution" in cell["metadata"] for cell in found)
 
-  def test_it_is_small_and_knows_no_machine(self, path):
+  def test_it_is_small_clean_and_named_in_the_readme(self, path):
     assert path.stat().st_size < _LARGEST
     text = path.read_text(encoding="utf-8")
-    found = re.search(r"[\"'\s(=](/(work|root|home|tmp|mnt)/\S*)", text)
-    assert found is None, found[1]
-
-  def test_nothing_is_left_lying_about(self, path):
+    machine = re.search(r"[\"'\s(=](/(work|root|home|tmp|mnt)/\S*)", text)
+    assert machine is None, machine[1]
     # Runs go to temporary folders, which are given back.
-    text = source(path)
-    assert "mkdtemp" not in text
-    assert text.count("TemporaryDirectory()") == text.count(".cleanup()")
-
-  def test_the_readme_names_it(self, path):
+    program = source(path)
+    assert "mkdtemp" not in program
+    assert program.count("TemporaryDirectory()") == program.count(".cleanup()")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"(notebooks/{path.name})" in readme
 
@@ -61,16 +57,13 @@ def test_they_are_numbered_without_a_gap():
 
 @pytest.mark.parametrize("is_slow", [True, False])
 def test_they_are_collected_as_slow_tests(is_slow):
-  done = subprocess.run(
-    [sys.executable, "-m", "pytest", "--nbmake", "--collect-only", "-q"]
-    + ["-m", "slow" if is_slow else "not slow", "-p", "no:cacheprovider"]
+  done = helpers.python(
+    *"-m pytest --nbmake --collect-only -q -p no:cacheprovider -m".split(),
+    "slow" if is_slow else "not slow",
     # With a file of tests/, whose conftest.py marks them.
-    + ["tests/notebooks_test.py", "notebooks"],
+    *("tests/notebooks_test.py", "notebooks"),
     cwd=ROOT,
     env={**os.environ, "PYTEST_ADDOPTS": ""},
-    capture_output=True,
-    text=True,
-    check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
   for path in PATHS:
@@ -88,8 +81,8 @@ def test_what_a_reader_sees_is_written_into_a_notebook(tmp_path):
     metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
   )
   path.write_text(nbformat.writes(notebook))
-  script = [sys.executable, str(ROOT / "experiments" / "run_notebooks.py")]
-  subprocess.run([*script, str(path)], check=True)
+  script = ROOT / "experiments" / "run_notebooks.py"
+  assert helpers.python(script, path).returncode == 0
   (cell,) = cells(path, "code")
   stream, value = cell["outputs"]
   assert "".join(stream["text"]) == "seen\n" and stream["name"] == "stdout"
@@ -100,6 +93,6 @@ def test_what_a_reader_sees_is_written_into_a_notebook(tmp_path):
   notebook.cells[0].source = "1 / 0"
   path.write_text(nbformat.writes(notebook))
   before = path.read_text()
-  done = subprocess.run([*script, str(path)], capture_output=True, check=False)
-  assert done.returncode != 0 and b"ZeroDivisionError" in done.stderr
+  done = helpers.python(script, path)
+  assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
   assert path.read_text() == before

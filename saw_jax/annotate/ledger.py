@@ -32,17 +32,12 @@ _MAX_CLUSTERS = 9  # one for each digit
 _SCHEMA = importlib.resources.files(__package__) / "assets" / "ledger.sql"
 _APPLICATION, _VERSION = 0x53415731, 1  # mark the file as ours
 _LEASE_S = 30.0
-# What a purchase counts for. Set aside: of a step that is to be repeated.
-# Abandoned: the repeated step did not buy it again.
-_COUNTED, _ASIDE, _ABANDONED = 1, 0, -1
+# The standing of a purchase: 1 if it counts. Set aside: of a step that is to be
+# repeated. Abandoned: the repeated step did not buy it again.
+_ASIDE, _ABANDONED = 0, -1
 
 _Sql = Callable[..., list[tuple]]  # (statement, *values) -> rows
 _NAMED = "seed = ? AND step = ? AND prompt_id = ?"
-# The latest label that a seed has for a prompt.
-_KNOWN = (
-  "seed = ? AND prompt_id = ? AND standing = 1 AND label IS NOT NULL "
-  "ORDER BY step DESC LIMIT 1"
-)
 
 
 class LedgerError(ValueError):
@@ -159,10 +154,7 @@ class LabelLedger:
   # Purchases.
 
   def buy(
-    self,
-    questions: Sequence[Question],
-    source: LabelSource,
-    again: bool = False,
+    self, questions: list[Question], source: LabelSource, again: bool = False
   ) -> list[Label | None]:
     """Buys labels, or finds them among what was bought.
 
@@ -182,15 +174,19 @@ class LabelLedger:
     found, missing = {}, {}
     with self.transaction(writes=True) as sql:
       counted = _purchases(sql)
+      decided = {p[:3]: _label(p) for p in counted}
+      aside = {p[:3]: _label(p) for p in _purchases(sql, "standing != 1")}
+      labelled = [p for p in counted if p.label is not None]
+      known = {(p.seed, p.prompt_id): _label(p) for p in labelled}  # the latest
+      taken = collections.Counter((p.seed, p.step) for p in labelled)
       spent = collections.Counter(_spent(counted))
-      taken = collections.Counter(
-        (p.seed, p.step) for p in counted if p.label is not None
-      )
       for key, question in asked.items():
         seed, step, prompt = key
-        ((decided, standing),) = _bought(sql, _NAMED, *key) or [(None, None)]
-        known = [] if again else _bought(sql, _KNOWN, seed, prompt)
-        if not known and standing != _COUNTED:
+        label = None if again else known.get((seed, prompt))
+        if key in decided:
+          found[key] = decided[key]
+          continue
+        if label is None:
           # What was set aside takes the room that it took the first time. Less
           # than the price: tenths do not add up to the last digit.
           is_broke = most - spent[seed] < price * (1 - 1e-9)
@@ -198,20 +194,18 @@ class LabelLedger:
             continue
           taken[seed, step] += 1
           spent[seed] += price
-        if standing is not None:
-          found[key] = decided
+        if key in aside:
+          found[key] = aside[key]
           sql(f"UPDATE purchases SET standing = 1 WHERE {_NAMED}", *key)
-        elif known:
-          found[key] = known[0][0]
+        elif label is not None:
+          found[key] = label
         else:
           missing[key] = question
     if missing:
       answers = list(source.answer(list(missing.values())))
       if len(answers) != len(missing):
-        raise ValueError(
-          f"{source.name} gave {len(answers)} answers to {len(missing)} "
-          "questions."
-        )
+        given = f"{len(answers)} answers to {len(missing)} questions"
+        raise ValueError(f"{source.name} gave {given}.")
       now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
       with self.transaction(writes=True) as sql:
         for key, label in zip(missing, answers, strict=True):
@@ -221,7 +215,8 @@ class LabelLedger:
           # Another process of this run may have been faster; then that counts.
           insert = "INSERT OR IGNORE INTO purchases VALUES (?,?,?,?,?,?,?,1)"
           sql(insert, *key, *values, now)
-          found[key] = _bought(sql, _NAMED, *key)[0][0]
+          (kept,) = _purchases(sql, _NAMED, *key)
+          found[key] = _label(kept)
     return [found.get((q.seed, q.step, q.prompt_id)) for q in questions]
 
   def totals(self, seed: int) -> Totals:
@@ -270,9 +265,7 @@ class LabelLedger:
   # Questions: what a run does. It asks and polls. A question is open while a
   # run waits for it; an answer that comes later is kept for when it asks again.
 
-  def ask(
-    self, questions: Sequence[Question], patience: float = math.inf
-  ) -> None:
+  def ask(self, questions: list[Question], patience: float = math.inf) -> None:
     """Asks for labels of prompts that have none yet, each prompt once.
 
     `patience` is how many seconds without any answer the run waits, for the
@@ -284,8 +277,7 @@ class LabelLedger:
       first.setdefault(q.prompt_id, q)
     seconds = patience if math.isfinite(patience) else None
     with self.transaction(writes=True) as sql:
-      columns = "digest, round, status, seed, step, is_taken"
-      known = _rows(sql, first, columns)
+      known = _rows(sql, first, "digest, round, status, seed, step, is_taken")
       for prompt, q in first.items():
         digest, document = _write(q)
         before, round, *state = known.get(prompt, (digest, 0, None))
@@ -391,12 +383,10 @@ class LabelLedger:
       if status != "waiting":
         if owner == page and label == kept:
           return label  # A second click.
-        what = f" with {kept!r}" if status == "answered" else ""
-        where = "" if owner == page else " in another page"
-        raise AnswerError(
-          f"The question was {status} already{what}{where}: this answer was "
-          "not counted."
-        )
+        how = f" with {kept!r}" if status == "answered" else ""
+        how += "" if owner == page else " in another page"
+        said = f"The question was {status} already{how}"
+        raise AnswerError(f"{said}: this answer was not counted.")
       if label is None and not is_open:
         raise AnswerError("The run no longer waits for it: nothing to skip.")
       status = "skipped" if label is None else "answered"
@@ -476,9 +466,8 @@ class LabelLedger:
     names = "application_id", "user_version", "quick_check(1)"
     application, version, found = (sql(f"PRAGMA {n}")[0][0] for n in names)
     if application != _APPLICATION:
-      raise LedgerError(
-        f"{self.path} is an SQLite file, but no ledger of labels"
-      )
+      other = "an SQLite file, but no ledger of labels"
+      raise LedgerError(f"{self.path} is {other}")
     if version != _VERSION:
       raise LedgerError(
         f"{self.path} is a ledger of version {version}, and this code reads "
@@ -511,12 +500,9 @@ class LabelLedger:
     )
 
 
-def _bought(sql: _Sql, where: str, *values) -> list[tuple[Label | None, int]]:
-  """Labels that were bought, or None, and what each counts for."""
-  rows = sql(
-    f"SELECT label, who, standing FROM purchases WHERE {where}", *values
-  )
-  return [(text and Label(json.loads(text), who), n) for text, who, n in rows]
+def _label(purchase: Purchase) -> Label | None:
+  text = purchase.label
+  return None if text is None else Label(text, purchase.who)
 
 
 def _spent(purchases: Iterable[Purchase]) -> dict[int, float]:
@@ -527,10 +513,13 @@ def _spent(purchases: Iterable[Purchase]) -> dict[int, float]:
   return {seed: math.fsum(some) for seed, some in prices.items()}
 
 
-def _purchases(sql: _Sql) -> list[Purchase]:
+def _purchases(
+  sql: _Sql, where: str = "standing = 1", *values: Any
+) -> list[Purchase]:
   rows = sql(
     "SELECT seed, step, prompt_id, label, who, price, bought_at FROM purchases "
-    "WHERE standing = 1 ORDER BY seed, step, prompt_id"
+    f"WHERE {where} ORDER BY seed, step, prompt_id",
+    *values,
   )
   found = map(Purchase._make, rows)
   return [p._replace(label=p.label and json.loads(p.label)) for p in found]
@@ -538,7 +527,8 @@ def _purchases(sql: _Sql) -> list[Purchase]:
 
 def _describe(sql: _Sql, step: int) -> dict[str, Any]:
   """Counts and digests the purchases before a step, but not their times."""
-  rows = [list(p[:-1]) for p in _purchases(sql) if p.step < step]
+  before = _purchases(sql, "standing = 1 AND step < ?", step)
+  rows = [purchase[:-1] for purchase in before]
   digest = hashlib.sha256(json.dumps(rows).encode())
   return {"step": step, "purchases": len(rows), "digest": digest.hexdigest()}
 

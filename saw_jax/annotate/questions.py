@@ -55,7 +55,7 @@ class LabelSource(Protocol):
   name: str
   price: float
 
-  def answer(self, questions: Sequence[Question]) -> Sequence[Label | None]:
+  def answer(self, questions: list[Question]) -> Sequence[Label | None]:
     """Returns a label for each question, or None where there is none."""
 
 

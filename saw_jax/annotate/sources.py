@@ -22,7 +22,7 @@ class GroundTruth:
     self.price = price
     self._examples, self._by_key = examples, None
 
-  def answer(self, questions: Sequence[Question]) -> list[Label | None]:
+  def answer(self, questions: list[Question]) -> list[Label | None]:
     """Returns the reference of each prompt."""
     return [
       Label(self._find(q.prompt_id).reference, self.name) for q in questions
@@ -76,7 +76,7 @@ class Annotator:
     self.price, self._ledger, self._stop = price, ledger, stop
     self._timeout_s, self._poll_s, self._undo_s = timeout_s, poll_s, undo_s
 
-  def answer(self, questions: Sequence[Question]) -> list[Label | None]:
+  def answer(self, questions: list[Question]) -> list[Label | None]:
     """Returns what a person answered; None where skipped or not in time.
 
     Several questions may be about one prompt, which is asked once.

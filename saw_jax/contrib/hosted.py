@@ -22,12 +22,12 @@ from saw_jax.types import Array
 
 
 class Hosted(NamedTuple):
-  """What a host calls, and what it has to record for it.
+  """What a host calls, see `make_hosted`, and what it has to record for it.
 
   `estimate(rewards, *, group_size, lengths=None)` runs on the host's own arrays
   between two updates; `terms(log_probs, entropies, advantages, completion_mask,
   *, old_log_probs=None, behave_log_probs=None, ref_log_probs=None)` is a pure
-  function that JAX differentiates, see `make_hosted`.
+  function that JAX differentiates.
   """
 
   estimate: Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -94,17 +94,30 @@ def make_hosted(
     rewards: np.ndarray, *, group_size: int, lengths: np.ndarray | None = None
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rewards = np.asarray(rewards, np.float32)
-    _check_rewards(rewards, group_size, minima.size)
+    if rewards.ndim != 2 or rewards.shape[1] != minima.size:
+      raise ValueError(
+        f"rewards have the shape {rewards.shape}, but the method takes a row "
+        f"for each response and {minima.size} components: give as many minima "
+        "as there are reward functions"
+      )
+    if len(rewards) % group_size:
+      raise ValueError(
+        f"{len(rewards)} responses are no whole groups of {group_size}"
+      )
+    if np.isinf(rewards).any():
+      row, component = np.argwhere(np.isinf(rewards))[0]
+      raise ValueError(
+        f"component {component} of response {row} is infinite: a reward is a "
+        "number, or NaN where there is none"
+      )
     rewards = rewards.reshape(-1, group_size, minima.size)
     if lengths is not None:
       lengths = np.asarray(lengths).reshape(rewards.shape[:2])
     scored = ~np.isnan(rewards)
-    estimated, statistics = compute(
-      np.where(scored, rewards, 0), scored, lengths, None, None
-    )
-    return np.asarray(estimated).reshape(-1), jax.tree.map(
-      np.asarray, statistics
-    )
+    rewards = np.where(scored, rewards, 0)
+    found = compute(rewards, scored, lengths, None, None)
+    advantages, statistics = jax.tree.map(np.asarray, found)
+    return advantages.reshape(-1), statistics
 
   def terms(
     log_probs: Array,
@@ -114,17 +127,16 @@ def make_hosted(
     **recorded: Array | None,
   ):
     mask = jnp.asarray(completion_mask, bool)
-    return objective(
-      objective_lib.Outputs(log_probs=log_probs, entropies=entropies),
-      batch_lib.TrainBatch(
-        # The terms of single answers read the mask, never the tokens.
-        tokens=jnp.zeros(mask.shape, jnp.int32),
-        roles=jnp.where(mask, transcript.POLICY, transcript.PAD),
-        starts=jnp.zeros(mask.shape[:1], jnp.int32),
-        advantages=advantages,
-        **recorded,
-      ),
+    batch = batch_lib.TrainBatch(
+      # The terms of single answers read the mask, never the tokens.
+      tokens=jnp.zeros(mask.shape, jnp.int32),
+      roles=jnp.where(mask, transcript.POLICY, transcript.PAD),
+      starts=jnp.zeros(mask.shape[:1], jnp.int32),
+      advantages=advantages,
+      **recorded,
     )
+    outputs = objective_lib.Outputs(log_probs=log_probs, entropies=entropies)
+    return objective(outputs, batch)
 
   kl = method.terms.get("kl")
   whiten = names.options(method.advantage).get("whiten")
@@ -183,25 +195,4 @@ def check_beta(hosted: Hosted, beta: float, host: str) -> None:
       f"GRPOConfig.beta is {beta} and the method's kl.coefficient "
       f"{hosted.kl_coefficient}: {host} has reference log-probs where beta is "
       "not 0, so the two must be equal"
-    )
-
-
-def _check_rewards(
-  rewards: np.ndarray, group_size: int, num_components: int
-) -> None:
-  if rewards.ndim != 2 or rewards.shape[1] != num_components:
-    raise ValueError(
-      f"rewards have the shape {rewards.shape}, but the method was made for a "
-      f"row for each response and {num_components} components: give as many "
-      "minima as there are reward functions"
-    )
-  if rewards.shape[0] % group_size:
-    raise ValueError(
-      f"{rewards.shape[0]} responses are no whole groups of {group_size}"
-    )
-  if np.isinf(rewards).any():
-    row, component = np.argwhere(np.isinf(rewards))[0]
-    raise ValueError(
-      f"component {component} of response {row} is {rewards[row, component]}: "
-      "a reward is finite, or NaN where there is none"
     )

@@ -15,9 +15,9 @@ from saw_jax import names
 from saw_jax.tasks import base
 from saw_jax.tasks.environments import EngineLost, Environment
 
-EXPRESS = (
-  *("coin", "cookingworld", "twc", "mapreader"),
-  *("arithmetic", "sorting", "simonsays", "peckingorder"),
+EXPRESS = tuple(
+  "coin cookingworld twc mapreader arithmetic sorting simonsays "
+  "peckingorder".split()
 )
 # Two games of one seed in one process move each other's things.
 _ALONE = frozenset(["sorting"])
@@ -53,27 +53,20 @@ class _Game(Environment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    return list(self._actions)
-
-  def _begin(self, actions: list[str]) -> None:
-    self._paid, self._actions = 0.0, sorted(set(actions))
+    return sorted(set(self._actions))
 
   def _read(self, action: str) -> str:
     """An action as the game spells it, without what no game can read."""
     readable = (c if " " <= c <= "~" else " " for c in action[:LONGEST])
     text = " ".join("".join(readable).split())
-    spelled = {known.lower(): known for known in self._actions}
+    spelled = {known.lower(): known for known in self.admissible_actions}
     return spelled.get(text.lower(), text)
 
-  def _tell(
-    self, observation: str, actions: list[str], score: float, *, won, lost
-  ) -> tuple[str, float, bool]:
-    """What a step brought about; the score may fall."""
-    self._actions = sorted(set(actions))
+  def _pay(self, score: float, won: bool) -> float:
+    """The reward of a step; the score may fall."""
     share = float(won) if self._pays == "success" else min(max(score, 0.0), 1.0)
-    earned = share * self.max_return
-    reward, self._paid = earned - self._paid, earned
-    return observation, reward, won or lost
+    before, self._paid = self._paid, share * self.max_return
+    return self._paid - before
 
 
 class ExpressGame(_Game):
@@ -100,36 +93,29 @@ class ExpressGame(_Game):
       raise ValueError(
         f"seeds go from 0 to {EXPRESS_SEEDS - 1}, not to {seed}."
       )
-    self._seed = _FIRST_SEED[self._split] + seed
-    state = self._generate(has_plan=False)
+    self._episode = _FIRST_SEED[self._split] + seed, self._split
+    state = json.loads(self._ask("generateNewGameJSON", *self._episode, False))
     self.task = self._ask("getTaskDescription").strip()
-    self._begin(state["validActions"])
+    self._actions, self._paid = state["validActions"], 0.0
     return state["observation"].strip()
 
   def _act(self, action: str) -> tuple[str, float, bool]:
     state = json.loads(self._ask("stepJSON", self._read(action)))
-    return self._tell(
-      state["observation"].strip() or NOTHING,
-      state["validActions"],
-      state["score"],
-      won=state["tasksuccess"],
-      lost=state["taskfailure"],
-    )
+    self._actions, won = state["validActions"], state["tasksuccess"]
+    told = state["observation"].strip() or NOTHING
+    return told, self._pay(state["score"], won), won or state["taskfailure"]
 
   @property
   def plan(self) -> list[str]:
     """Actions that win this episode, which has no step yet."""
     if self._steps:
       raise RuntimeError("there is a plan from the start of an episode only.")
-    self._generate(has_plan=True)  # may take a second
+    # With its plan, which may take a second.
+    self._ask("generateNewGameJSON", *self._episode, True)
     return list(self._ask("getGoldActionSequence"))
 
   def close(self) -> None:
     self.done, self._java, self._game = True, None, None
-
-  def _generate(self, *, has_plan: bool) -> dict[str, Any]:
-    asked = (self._seed, self._split, has_plan)
-    return json.loads(self._ask("generateNewGameJSON", *asked))
 
   def _ask(self, method: str, *arguments: object) -> object:
     if self._java is None:
@@ -166,7 +152,7 @@ class StoryGame(_Game):
       self._verbs = {command.partition(" ")[0] for command in state["verbs"]}
       self._best = max(state["max_score"], 1)
       self.plan = list(state["extra.walkthrough"] or ())
-      self._begin(state["admissible_commands"])
+      self._actions, self._paid = state["admissible_commands"], 0.0
     except (Exception, SystemExit) as error:
       raise ValueError(
         f"{path} cannot be played: {type(error).__name__}: {error}"
@@ -179,26 +165,18 @@ class StoryGame(_Game):
     command = self._read(action)
     # To save, quit and the like are commands to the game's player.
     if command.partition(" ")[0].lower() not in self._verbs:
-      return self._tell(
-        NOTHING, self._actions, self._score(), won=False, lost=False
-      )
-    self._state, _, _ = self._engine.step(command)
-    return self._tell(
-      _told(self._state["feedback"]) or NOTHING,
-      self._state["admissible_commands"],
-      self._score(),
-      won=bool(self._state["won"]),
-      lost=bool(self._state["lost"]),
-    )
+      return NOTHING, 0.0, False
+    state, _, _ = self._engine.step(command)
+    self._actions, won = state["admissible_commands"], bool(state["won"])
+    reward = self._pay(state["score"] / self._best, won)
+    told = _told(state["feedback"]) or NOTHING
+    return told, reward, won or bool(state["lost"])
 
   def close(self) -> None:
-    self.done, self._state = True, None
+    self.done = True
     if self._engine is not None:
       self._engine.close()
       self._engine = None
-
-  def _score(self) -> float:
-    return self._state["score"] / self._best if self._state else 0.0
 
 
 def make_games(
@@ -219,9 +197,8 @@ def make_games(
   paths = []
   for number in range(seed, seed + count):
     options = textworld.GameOptions()
-    options.seeds = number
+    options.seeds, options.force_recompile = number, True
     options.path = str(folder / f"{challenge}-{number}.z8")
-    options.force_recompile = True
     _, make, *_ = challenges.CHALLENGES[challenge]
     game = make(CHALLENGES[challenge] | (settings or {}), options)
     paths.append(pathlib.Path(generator.compile_game(game, options)))
@@ -262,7 +239,7 @@ class _Java:
     # What a broken connection raises, beside errors of the system.
     self._broken = (protocol.Py4JNetworkError, OSError)
     try:
-      port, self._process = java_gateway.launch_gateway(
+      port, self.process = java_gateway.launch_gateway(
         classpath=constants.JAR_PATH,
         cwd=constants.BASEPATH,  # it opens its tables by their names
         die_on_exit=True,  # also when this process is killed
@@ -278,10 +255,7 @@ class _Java:
         auto_field=True, port=port, enable_memory_management=False
       )
     )
-    weakref.finalize(self, _stop, self._gateway, self._process)
-
-  def is_alive(self) -> bool:
-    return self._process.poll() is None
+    weakref.finalize(self, _stop, self._gateway, self.process)
 
   def ask(self, method: str, *arguments: object, of: object = None) -> object:
     """Calls a method, of what there is in the process or of its package."""
@@ -306,6 +280,6 @@ _SHARED: weakref.WeakValueDictionary[str, _Java] = weakref.WeakValueDictionary()
 
 def _shared_java() -> _Java:
   java = _SHARED.get("java")
-  if java is None or not java.is_alive():
+  if java is None or java.process.poll() is not None:
     java = _SHARED["java"] = _Java()
   return java

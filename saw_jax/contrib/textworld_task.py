@@ -10,6 +10,7 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
+from saw_jax import names
 from saw_jax.contrib import textworld_games
 from saw_jax.contrib.textworld_games import ExpressGame, StoryGame
 from saw_jax.tasks import base, environments
@@ -76,28 +77,24 @@ class TextWorldTask(environments.FormTask):
     super().__init__(config or TextWorldConfig())
     is_files = self.config.game == _FILES
     package = "textworld" if is_files else "textworld_express"
-    if importlib.util.find_spec(package) is None:
-      raise ImportError(
-        f"game {self.config.game!r} needs its engine: "
-        "pip install 'saw_jax[textworld]'"
-      )
+    need = f"game {self.config.game!r} needs its engine"
+    with names.needs_extra("textworld", need):
+      if importlib.util.find_spec(package) is None:
+        raise ImportError(package)
     self._paths: dict[str, list[str]] = {}
-    if is_files:
-      for split, size in self.episodes.items():
-        found = textworld_games.find_games(
-          pathlib.Path(self.config.folder, split)
-        )
-        self._paths[split] = [str(path) for path in found]
-        self.episodes[split] = min(size, len(found))
+    for split, size in self.episodes.items() if is_files else ():
+      folder = pathlib.Path(self.config.folder, split)
+      found = textworld_games.find_games(folder)
+      self._paths[split] = [str(path) for path in found]
+      self.episodes[split] = min(size, len(found))
 
   def make(self, split: str) -> ExpressGame | StoryGame:
     self.num_episodes(split)  # raises if there is no such split
-    config = self.config
-    names = ("max_steps", "reward", "pays")
-    options = {name: getattr(config, name) for name in names}
-    if config.game == _FILES:
+    c = self.config
+    options = dict(max_steps=c.max_steps, reward=c.reward, pays=c.pays)
+    if self._paths:
       return StoryGame(self._paths[split], **options)
-    return ExpressGame(config.game, split, config.parameters, **options)
+    return ExpressGame(c.game, split, c.parameters, **options)
 
   def expert(self, env: ExpressGame | StoryGame, draws: Draws) -> Iterator[str]:
     del draws
@@ -108,11 +105,8 @@ class TextWorldTask(environments.FormTask):
       yield number % self.num_episodes(split), Draws(number)
 
   def _english(self, situation: Situation, history: History, shown: int) -> str:
-    past = _PAST.format(
-      steps=len(history),
-      shown=shown,
-      history=environments.write_history(history, shown),
-    )
+    written = environments.write_history(history, shown)
+    past = _PAST.format(steps=len(history), shown=shown, history=written)
     return _PROMPT.format(
       task=situation.task,
       past=past if shown else "",

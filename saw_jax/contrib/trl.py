@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
@@ -185,19 +184,36 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
     def _generate_and_score_completions(self, inputs):
       output = super()._generate_and_score_completions(inputs)
       mask = _loss_mask(output)
-      advantages = _estimate(self, hosted, mask)
+      advantages = self._estimate(self.accelerator.gather(mask.sum(-1)))
       start = self.accelerator.process_index * len(mask)
-      own = torch.from_numpy(advantages[start : start + len(mask)].copy())
-      output["advantages"] = own.to(mask.device)
-      counts = hosted_lib.denominators(
-        hosted, own.numpy(), mask.bool().cpu().numpy()
-      )
+      own = advantages[start : start + len(mask)].copy()
+      output["advantages"] = torch.from_numpy(own).to(mask.device)
+      counts = hosted_lib.denominators(hosted, own, mask.bool().cpu().numpy())
       for name, count in counts.items():
         # Gradients of processes are averaged, so each divides by the mean.
-        output[_COUNT + name] = self.accelerator.reduce(
-          torch.tensor(float(count), device=mask.device), reduction="mean"
-        )
+        own_count = torch.tensor(float(count), device=mask.device)
+        output[_COUNT + name] = self.accelerator.reduce(own_count, "mean")
       return output
+
+    def _estimate(self, lengths):
+      """Advantages of the whole generation batch, logged like weights."""
+      training = self.model.training
+      groups = self.num_generations if training else self.num_generations_eval
+      advantages, statistics = hosted.estimate(
+        self._rewards.cpu().numpy(),
+        group_size=groups,
+        lengths=lengths.cpu().numpy(),
+      )
+      metrics = self._metrics["train" if training else "eval"]
+      weights = statistics["weight"]
+      for name, weight in zip(self.reward_func_names, weights, strict=True):
+        metrics[f"weights/{name}"].append(float(weight))
+      # In the log of completions, too, they take the place of TRL's own.
+      logged = self._logs["advantages"]
+      for _ in range(min(len(advantages), len(logged))):
+        logged.pop()
+      logged.extend(advantages.tolist())
+      return advantages
 
     def _compute_loss(self, model, inputs):
       mask = _loss_mask(inputs)
@@ -210,16 +226,22 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
         compute_aux_loss=self.aux_loss_enabled,
         **{name: inputs.get(name) for name in FORWARD},
       )
-      training = self.model.training
-      parts = self.current_gradient_accumulation_steps if training else 1.0
+      training, parts, counts = self.model.training, 1.0, None
+      if training:
+        # A part of a generation batch divides by its share of the whole.
+        parts = self.current_gradient_accumulation_steps
+        share = parts / self.args.steps_per_generation
+        counts = {
+          name.removeprefix(_COUNT): share * float(count)
+          for name, count in inputs.items()
+          if name.startswith(_COUNT)
+        }
       loss, logged = loss_of(
         log_probs,
         entropies,
         inputs["advantages"],
         mask,
-        counts=_counts(inputs, parts / self.args.steps_per_generation)
-        if training
-        else None,
+        counts=counts,
         **_recorded(inputs, log_probs),
       )
       if self.aux_loss_enabled:
@@ -234,54 +256,16 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
   return HostedGRPOTrainer
 
 
-def _estimate(
-  trainer: Any, hosted: hosted_lib.Hosted, mask: "torch.Tensor"
-) -> np.ndarray:
-  """Advantages of the whole generation batch, which are logged like weights."""
-  training = trainer.model.training
-  lengths = trainer.accelerator.gather(mask.sum(-1))
-  advantages, statistics = hosted.estimate(
-    trainer._rewards.cpu().numpy(),
-    group_size=(
-      trainer.num_generations if training else trainer.num_generations_eval
-    ),
-    lengths=lengths.cpu().numpy(),
-  )
-  metrics = trainer._metrics["train" if training else "eval"]
-  weights = statistics["weight"]
-  for name, weight in zip(trainer.reward_func_names, weights, strict=True):
-    metrics[f"weights/{name}"].append(float(weight))
-  # In the log of completions, too, they take the place of TRL's own.
-  logged = trainer._logs["advantages"]
-  for _ in range(min(len(advantages), len(logged))):
-    logged.pop()
-  logged.extend(advantages.tolist())
-  return advantages
-
-
-def _counts(inputs: Mapping[str, Any], share: float) -> dict[str, float]:
-  """What a part of a generation batch divides by: its share of the whole."""
-  return {
-    name.removeprefix(_COUNT): share * float(count)
-    for name, count in inputs.items()
-    if name.startswith(_COUNT)
-  }
-
-
 def _recorded(
   inputs: Mapping[str, Any], log_probs: "torch.Tensor"
-) -> dict[str, "torch.Tensor"]:
-  """The log-probs that TRL has recorded, by our names."""
-  recorded = {
-    ours: inputs[theirs]
-    for theirs, ours in RECORDED.items()
-    if inputs.get(theirs) is not None
-  }
-  if "behave_log_probs" in recorded:
+) -> dict[str, "torch.Tensor | None"]:
+  """The log-probs that TRL has recorded, or None, by our names."""
+  recorded = {ours: inputs.get(theirs) for theirs, ours in RECORDED.items()}
+  behave, old = recorded["behave_log_probs"], recorded["old_log_probs"]
+  if behave is not None:
     # NaN where vLLM has none: such a token counts as sampled by the policy that
     # the update starts from.
-    behave = recorded["behave_log_probs"]
-    old = recorded.get("old_log_probs", log_probs.detach())
+    old = log_probs.detach() if old is None else old
     recorded["behave_log_probs"] = behave.where(~behave.isnan(), old)
   return recorded
 
@@ -293,7 +277,6 @@ def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":
 
 
 def _torch() -> Any:
-  """Imports torch, or says which extra has it."""
   with names.needs_extra("trl", _MISSING):
     import torch
   return torch

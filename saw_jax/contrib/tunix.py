@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def register(hosted: hosted_lib.Hosted, name: str) -> None:
   It is what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of the
   `GRPOConfig` are to be; an entry of that name is replaced.
   """
-  _tunix()
+  _check_tunix()
   from tunix.rl import function_registry as registry
 
   if hosted.needs_behave:
@@ -75,11 +74,9 @@ def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
   return estimator
 
 
-def policy_loss(
-  hosted: hosted_lib.Hosted,
-) -> Callable[..., tuple[Array, dict[str, Array]]]:
+def policy_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple[Array, dict]]:
   """Makes the method's loss one of Tunix's, which runs the model itself."""
-  _tunix()
+  _check_tunix()
   from flax import nnx
   from tunix.rl import algo_core, common
 
@@ -95,10 +92,8 @@ def policy_loss(
         "method's loss: switch that off"
       )
     hosted_lib.check_beta(hosted, algo_config.beta, "Tunix")
-    graph, state = nnx.split(model)
     log_probs, logits = common.compute_per_token_logps(
-      graph,
-      state,
+      *nnx.split(model),
       prompt_tokens=train_example.prompt_ids,
       completion_tokens=train_example.completion_ids,
       pad_id=pad_id,
@@ -134,14 +129,10 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
   function is logged as `weights/<position>`. The three names in the
   `algo_config` are replaced by the method's.
   """
-  _tunix()
+  _check_tunix()
   from tunix.rl import function_registry as registry
   from tunix.rl import rl_cluster as cluster_lib
   from tunix.rl.grpo import grpo_learner
-
-  def pending(rewards: np.ndarray, num_generations: int) -> np.ndarray:
-    # What `_generate_and_compute_advantage` replaces.
-    return np.zeros(len(rewards), np.float32)
 
   class HostedGRPOLearner(grpo_learner.GRPOLearner):
     """Tunix's learner with the method's advantages and loss."""
@@ -155,26 +146,24 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
       data_shuffle_seed: int | None = None,
     ):
       register(hosted, LEARNER)
-      registry.register_advantage_estimator(_PENDING)(pending)
+      # Until `_generate_and_compute_advantage` knows the lengths.
+      registry.register_advantage_estimator(_PENDING)(
+        lambda rewards, num_generations: np.zeros(len(rewards), np.float32)
+      )
       # Training and evaluation may run in two threads.
       self._seen = threading.local()
       self._metric_fns = metric_fns or []
-      super().__init__(
-        rl_cluster=rl_cluster,
-        algo_config=dataclasses.replace(
-          algo_config,
-          reward_manager=LEARNER,
-          advantage_estimator=_PENDING,
-          policy_loss_fn=LEARNER,
-        ),
-        reward_fns=reward_fns,
-        data_shuffle_seed=data_shuffle_seed,
+      config = dataclasses.replace(
+        algo_config,
+        reward_manager=LEARNER,
+        advantage_estimator=_PENDING,
+        policy_loss_fn=LEARNER,
       )
+      options = {"data_shuffle_seed": data_shuffle_seed}
+      super().__init__(rl_cluster, config, reward_fns, **options)
 
-    def _compute_rewards(self, prompts, completions, *arguments, **options):
-      rewards = super()._compute_rewards(
-        prompts, completions, *arguments, **options
-      )
+    def _compute_rewards(self, prompts, completions, *more, **options):
+      rewards = super()._compute_rewards(prompts, completions, *more, **options)
       self._seen.completions, self._seen.rewards = completions, rewards
       return rewards
 
@@ -188,21 +177,15 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
         group_size=self.algo_config.num_generations,
         lengths=np.asarray(example.completion_mask).sum(-1),
       )
-      self.rl_cluster.buffer_metrics(
-        {
-          f"weights/{index}": (weight, np.mean)
-          for index, weight in enumerate(statistics["weight"])
-        },
-        mode=mode,
-      )
-      columns = {k: v for k, v in training_input.items() if k != "prompts"}
+      weights = enumerate(statistics["weight"])
+      metrics = {f"weights/{index}": (one, np.mean) for index, one in weights}
+      self.rl_cluster.buffer_metrics(metrics, mode=mode)
       for metric_fn in self._metric_fns:
         metrics = metric_fn(
-          prompts=training_input["prompts"],
           completions=self._seen.completions,
           advantages=advantages,
           rewards=rewards,
-          **columns,
+          **training_input,
         )
         self.rl_cluster.buffer_metrics(metrics, mode=mode)
       return example.replace(advantages=jax.device_put(advantages))
@@ -229,8 +212,6 @@ def _reward_manager() -> type:
   return MatrixRewardManager
 
 
-def _tunix() -> Any:
-  """Imports Tunix, or says which extra has it."""
+def _check_tunix() -> None:
   with names.needs_extra("tunix", "Tunix is missing"):
-    import tunix
-  return tunix
+    import tunix  # noqa: F401

@@ -58,14 +58,14 @@ def to_html(text: str, pictures: Sequence[str] = ()) -> str:
 
 def page(title: str, style: str, parts: Sequence[str]) -> str:
   """A whole document around parts that are HTML already."""
+  head = f"<title>{html.escape(title)}</title><style>{style}</style>"
   return "\n".join(
     [
       "<!DOCTYPE html>",
       '<html lang="en"><head><meta charset="utf-8">',
-      f"<title>{html.escape(title)}</title><style>{style}</style></head><body>",
+      f"{head}</head><body>",
       *parts,
-      "</body></html>",
-      "",
+      "</body></html>\n",
     ]
   )
 
@@ -81,8 +81,8 @@ def _mark(tokens) -> str:
     elif token.type == "tr_open":
       column = 0
     elif token.type in ("th_open", "td_open"):
-      is_head = token.type == "th_open"
-      if is_head and following.content.endswith(tables.PUBLISHED):
+      ends = following.content.endswith(tables.PUBLISHED)
+      if token.type == "th_open" and ends:
         published.add(column)
       if column in published:
         token.attrJoin("class", "published")

@@ -35,11 +35,6 @@ class PublishedCell:
     if self.value is None and not self.note:
       raise ValueError("a cell without a value needs a note that says why")
 
-  @property
-  def is_inconsistent(self) -> bool:
-    """Whether other numbers of the paper contradict it: not one to aim at."""
-    return self.note.startswith("inconsistent")
-
 
 def available() -> list[str]:
   """The papers that have a file.

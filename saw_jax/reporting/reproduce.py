@@ -193,12 +193,12 @@ class Job(NamedTuple):
 def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
   """Finds out what is missing of every table that has a scale."""
   tables = {name: catalogue.load(name) for name in catalogue.names()}
-  known = list(dict.fromkeys(s for t in tables.values() for s in t.scales))
+  known = list(dict.fromkeys(s for t in tables.values() for s in t.needs))
   if scale not in known:
     raise ValueError(f"unknown scale {scale!r}: {nearest(scale, known)}")
   jobs = []
   for name, table in tables.items():
-    if scale not in table.scales:
+    if scale not in table.needs:
       continue
     folder = pathlib.Path(runs, name, scale)
     rows = [

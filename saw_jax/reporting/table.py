@@ -16,6 +16,10 @@ ACCELERATORS = "GPUs or a TPU slice (not run here; the paper does not say)"
 Cells = Mapping[str, tuple[Mapping[str, str], ...]]
 
 
+def _none() -> Any:
+  return dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class Needs:
   """What a table needs at one scale, beside its config's checkpoint."""
@@ -27,11 +31,11 @@ class Needs:
   hours: float | None = None  # all rows, five seeds; None: nobody has timed it
   extras: tuple[str, ...] = ("report",)
   # A package that no extra can have -> how to install it.
-  packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  packages: Mapping[str, str] = _none()
   # Path in the config -> how to get it.
-  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  files: Mapping[str, str] = _none()
   # Key of the config that has to be set -> what it is.
-  settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, str] = _none()
 
 
 class Run(NamedTuple):
@@ -55,53 +59,39 @@ class Table:
   sections: Sequence[Callable[[Any], list[str]]]
   caption: str = ", held out"  # follows the title
   # Column -> name in a run's final scores; and those of one scale alone.
-  metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  metrics_at: Mapping[str, Mapping[str, str]] = dataclasses.field(
-    default_factory=dict
-  )
+  metrics: Mapping[str, str] = _none()
+  metrics_at: Mapping[str, Mapping[str, str]] = _none()
   # Scale -> what finished policies are scored on -> samples an entry.
-  benchmarks: Mapping[str, Mapping[str, int]] = dataclasses.field(
-    default_factory=dict
-  )
+  benchmarks: Mapping[str, Mapping[str, int]] = _none()
   # Scale -> what is printed beside its numbers: they are not the paper's.
-  stand_ins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  stand_ins: Mapping[str, str] = _none()
   # The papers' cells that belong beside rows; and those of one scale alone.
   published: Sequence[Cells] = ()
-  published_at: Mapping[str, Sequence[Cells]] = dataclasses.field(
-    default_factory=dict
-  )
+  published_at: Mapping[str, Sequence[Cells]] = _none()
   # What is compared with what, seed by seed.
   comparisons: Sequence[tuple[str, str]] = ()
   # Metric of a step -> what it is called where its means are compared.
-  compared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  compared: Mapping[str, str] = _none()
   # Rewards whose arrival is timed, as means over a window of steps.
-  thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  thresholds: Mapping[str, float] = _none()
   window: int = 5  # steps of a moving average
   components: tuple[str, ...] = ()  # rewards that are told one by one
   # Metric of a step -> what it is called; told at both ends, and drawn.
-  curves: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  curves: Mapping[str, str] = _none()
   # Heading -> rows that are drawn together.
-  panels: Mapping[str, tuple[str, ...]] = dataclasses.field(
-    default_factory=dict
-  )
+  panels: Mapping[str, tuple[str, ...]] = _none()
   note: str = ""  # printed below the main table
   # Name of a run -> what it is, where rows have several runs.
-  several: Mapping[str, Run] = dataclasses.field(default_factory=dict)
+  several: Mapping[str, Run] = _none()
   on_request: tuple[str, ...] = ()  # runs that only `--rows` adds
   swept: str = ""  # what the columns are values of; empty: `metrics` are
   at: float | None = None  # the value that the main table has, if only one
 
   @property
-  def scales(self) -> list[str]:
-    """Those that it can be made at."""
-    return list(self.needs)
-
-  @property
   def runs(self) -> Mapping[str, Run]:
     """All runs by name: the rows themselves, unless they have several."""
-    return self.several or {
-      row: Run(row, None, f"row={row}") for row in self.rows
-    }
+    rows = {row: Run(row, None, f"row={row}") for row in self.rows}
+    return self.several or rows
 
   @property
   def default_runs(self) -> list[str]:
@@ -109,7 +99,6 @@ class Table:
     return [name for name in self.runs if name not in self.on_request]
 
   def runs_of(self, row: str) -> list[str]:
-    """Names the runs of a row."""
     return [name for name, run in self.runs.items() if run.row == row]
 
   def config(self, name: str, scale: str) -> ml_collections.ConfigDict:
@@ -118,9 +107,8 @@ class Table:
       raise ValueError(f"no run {name!r}: {nearest(name, list(self.several))}")
     run = self.runs.get(name) or Run(name, None, f"row={name}")
     config = self.get_config(f"{run.argument},scale={scale}")
-    config.evaluation.benchmarks = ml_collections.ConfigDict(
-      self.benchmarks.get(scale, {})
-    )
+    benchmarks = self.benchmarks.get(scale, {})
+    config.evaluation.benchmarks = ml_collections.ConfigDict(benchmarks)
     return config
 
   def check(self, names: Iterable[str]) -> None:
@@ -138,19 +126,18 @@ class Table:
 
   def label(self, scale: str) -> str:
     """Names a scale as the numbers that were measured at it have to."""
-    stand_in = self.stand_ins.get(scale)
-    return f"{scale}, {stand_in}" if stand_in else scale
+    return ", ".join(filter(None, (scale, self.stand_ins.get(scale))))
 
   def cells(self, scale: str | None = None) -> Cells:
     """The published cells of a scale, or of all."""
-    found: dict[str, tuple[Mapping[str, str], ...]] = {}
     scales = self.published_at if scale is None else [scale]
     later = (self.published_at.get(name, ()) for name in scales)
+    found: dict[str, list[Mapping[str, str]]] = {}
     for cells in itertools.chain(self.published, *later):
       for row, new in cells.items():
-        before = found.get(row, ())
-        found[row] = before + tuple(cell for cell in new if cell not in before)
-    return found
+        of_row = found.setdefault(row, [])
+        of_row += [cell for cell in new if cell not in of_row]
+    return {row: tuple(of_row) for row, of_row in found.items()}
 
 
 def published(
@@ -163,10 +150,8 @@ def published(
   ['a', 'b']
   """
   values = [(v,) if isinstance(v, str) else v for v in fields.values()]
-  cells = [
-    dict(zip(fields, chosen, strict=True))
-    for chosen in itertools.product(*values)
-  ]
+  chosen = itertools.product(*values)
+  cells = [dict(zip(fields, value, strict=True)) for value in chosen]
   return {
     row: tuple({**cell, "method": method} for cell in cells)
     for row, method in methods.items()

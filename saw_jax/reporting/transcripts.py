@@ -5,8 +5,8 @@ text: markup is escaped, and what cannot be seen is named.
 """
 
 import html
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from saw_jax.reporting import pages
 
@@ -29,82 +29,44 @@ body { font: 14px/1.5 system-ui, sans-serif; max-width: 60rem;
 """
 
 
-class Segment(NamedTuple):
-  """A stretch of a transcript that one role wrote."""
-
-  role: str  # one of ROLES
-  text: str
-
-
-class Step(NamedTuple):
-  """One step of an episode: what it was asked, what it did, what followed."""
-
-  segments: Sequence[Segment]
-  note: str = ""  # below it, as its reward
-
-
-class Episode(NamedTuple):
-  """A whole episode."""
-
-  title: str
-  steps: Sequence[Step]
-
-
-def to_html(title: str, episodes: Sequence[Episode]) -> str:
-  """Writes episodes as a page."""
+def to_html(title: str, episodes: Mapping[str, Sequence["Turn"]]) -> str:
+  """Writes the turns of episodes, by what each is called, as a page."""
   legend = " ".join(f'<span class="{role}">{role}</span>' for role in ROLES)
   parts = [
     f"<h1>{html.escape(title)}</h1>",
     f'<p class="meta">Who wrote what: {legend}</p>',
   ]
-  for episode in episodes:
-    parts.append(f"<h2>{html.escape(episode.title)}</h2>")
-    for number, step in enumerate(episode.steps, 1):
-      spans = "".join(_span(segment) for segment in step.segments)
-      note = f" · {html.escape(step.note)}" if step.note else ""
+  for name, turns in episodes.items():
+    parts.append(f"<h2>{html.escape(name)}</h2>")
+    for number, turn in enumerate(turns, 1):
+      glue = _span("glue", "\n")
+      said = _span("prompt", turn.prompt), _span("policy", turn.reply or " ")
+      spans = glue.join([*said, _span("observation", turn.observation)])
+      parsed = "" if turn.valid else ", the reply did not parse"
       parts.append(
-        f'<div class="step">{spans}<div class="meta">step {number}{note}'
-        "</div></div>"
+        f'<div class="step">{spans}<div class="meta">step {number} · reward '
+        f"{turn.reward:g}{parsed}</div></div>"
       )
   return pages.page(title, _STYLE, parts)
 
 
-def read_turn(turn: "Turn") -> Step:
-  """A step of an episode as a page shows it, with its reward below."""
-  note = f"reward {turn.reward:g}"
-  return Step(
-    [
-      Segment("prompt", turn.prompt),
-      Segment("glue", "\n"),
-      Segment("policy", turn.reply or " "),
-      Segment("glue", "\n"),
-      Segment("observation", turn.observation),
-    ],
-    note if turn.valid else f"{note}, the reply did not parse",
-  )
-
-
 def won_and_lost(
   turns: Sequence[Sequence["Turn"]], won: Sequence[bool]
-) -> list[Episode]:
+) -> dict[str, Sequence["Turn"]]:
   """The first episode that was won and the first that was lost, if any."""
   if len(turns) != len(won):
     raise ValueError(f"{len(turns)} episodes, and {len(won)} ends of them")
-  found = []
+  found = {}
   for name, wanted in (("Won", True), ("Lost", False)):
-    for played, is_won in zip(turns, won, strict=True):
-      if bool(is_won) == wanted:
-        steps = [read_turn(turn) for turn in played]
-        found.append(Episode(f"{name}, in {len(steps)} steps", steps))
-        break
+    ends = [
+      played for played, end in zip(turns, won, strict=True) if end == wanted
+    ]
+    found |= {f"{name}, in {len(first)} steps": first for first in ends[:1]}
   return found
 
 
-def _span(segment: Segment) -> str:
-  if segment.role not in ROLES:
-    raise ValueError(f"no role {segment.role!r}, only {', '.join(ROLES)}")
-  text = "".join(
-    c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}"
-    for c in segment.text
-  )
-  return f'<span class="{segment.role}">{html.escape(text)}</span>'
+def _span(role: str, text: str) -> str:
+  seen = [
+    c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text
+  ]
+  return f'<span class="{role}">{html.escape("".join(seen))}</span>'

@@ -68,12 +68,9 @@ class Protocol:
       if not value >= least[name]:
         raise ValueError(f"{name} is {value}; it must be {least[name]} or more")
 
-  def allowed(self, ledger: Ledger) -> int:
-    """How many groups may be started now; below 0 where too many were."""
-    raise NotImplementedError
-
   def room(self, ledger: Ledger) -> int:
-    return max(0, self.allowed(ledger))
+    """How many groups may be started now, at least 0."""
+    raise NotImplementedError
 
   def publishes(self, ledger: Ledger) -> bool:
     """Whether weights are published after the step just counted."""
@@ -82,20 +79,6 @@ class Protocol:
   def expired(self, ledger: Ledger, ticket: Ticket) -> bool:
     """Whether a queued group is too old to be consumed."""
     return False
-
-
-@dataclasses.dataclass(frozen=True)
-class FixedLag(Protocol):
-  """Step t learns from what the weights of step max(0, t - lag) sampled.
-
-  Deterministic: a rerun is bitwise equal, with or without actors.
-  """
-
-  lag: int = 0  # optimizer steps; 0 is the synchronous loop
-  ordered: ClassVar[bool] = True
-
-  def allowed(self, ledger: Ledger) -> int:
-    return (self.lag + ledger.step + 1) * self.batch - ledger.held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +91,23 @@ class MaxLag(Protocol):
 
   lag: int = 1  # versions, of one optimizer step each
 
-  def allowed(self, ledger: Ledger) -> int:
-    return (self.lag + ledger.version + 1) * self.batch - ledger.held
+  def room(self, ledger: Ledger) -> int:
+    return max(0, (self.lag + ledger.version + 1) * self.batch - ledger.held)
 
   def expired(self, ledger: Ledger, ticket: Ticket) -> bool:
     return ledger.version - ticket.version > self.lag
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedLag(MaxLag):
+  """Step t learns from what the weights of step max(0, t - lag) sampled.
+
+  Deterministic: a rerun is bitwise equal, with or without actors. In order,
+  none is ever late.
+  """
+
+  lag: int = 0  # 0 is the synchronous loop
+  ordered: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +131,8 @@ class Quota(Protocol):
   def budget(self) -> int:  # groups charged to a version, and the queue's size
     return int(self.batch * self.window * (1 + self.threshold))
 
-  def allowed(self, ledger: Ledger) -> int:
-    return self.budget - max(ledger.charged, ledger.outstanding)
+  def room(self, ledger: Ledger) -> int:
+    return max(0, self.budget - max(ledger.charged, ledger.outstanding))
 
   def publishes(self, ledger: Ledger) -> bool:
     return ledger.step % self.window == 0
@@ -148,9 +143,8 @@ def start(ledger: Ledger, count: int) -> tuple[Ledger, Tickets]:
   redone = ledger.again[:count]
   fresh = count - len(redone)
   numbers = (*redone, *range(ledger.next_number, ledger.next_number + fresh))
-  tickets = tuple(
-    Ticket(number, ledger.version, ledger.version_step) for number in numbers
-  )
+  weights = ledger.version, ledger.version_step
+  tickets = tuple(Ticket(number, *weights) for number in numbers)
   return ledger._replace(
     running=ledger.running + tickets,
     again=ledger.again[count:],
@@ -197,13 +191,12 @@ def lose(
 def expire(ledger: Ledger, protocol: Protocol) -> tuple[Ledger, Tickets]:
   """Drops queued groups that are too old, whole; returns their tickets too."""
   old = tuple(t for t in ledger.queue if protocol.expired(ledger, t))
-  return ledger._replace(
-    queue=_without(ledger.queue, old), expired=ledger.expired + len(old)
-  ), old
+  queue, expired = _without(ledger.queue, old), ledger.expired + len(old)
+  return ledger._replace(queue=queue, expired=expired), old
 
 
 def ready(ledger: Ledger, protocol: Protocol) -> bool:
-  """Whether the next optimizer step has its groups, so that it may `take`."""
+  """Whether the next optimizer step has its groups."""
   if len(ledger.queue) < protocol.batch:
     return False
   last = ledger.queue[protocol.batch - 1].number

@@ -1,10 +1,10 @@
 """The border: a config comes in, an experiment goes out."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -22,17 +22,16 @@ from saw_jax.run import (
   registry,
   warm_start,
 )
-from saw_jax.run import (
-  config as config_lib,
-)
+from saw_jax.run import config as config_lib
 from saw_jax.run.experiment import (
+  AnswerRun,
+  EpisodeRun,
   check_benchmarks,
   kind_of,
   param_shardings,
 )
 from saw_jax.run.loop import train as train
 from saw_jax.run.sections import Experiment, RunConfig
-from saw_jax.tasks import environments
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import parallel
 from saw_jax.types import PyTree
@@ -57,26 +56,17 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)
   source, tokenizer, model = _make_model(run)
-  experiment = Experiment(
-    task=task,
-    tokenizer=tokenizer,
-    decoder=dataclasses.replace(model, value_head=method.reads_values),
-    params=None,
-    method=method,
-    loop=run.loop,
-    rollout=run.rollout,
-    sampling=run.sampling,
-    optimizer=run.optimizer,
-    parallel=run.parallel,
-    evaluation=run.evaluation,
-    grading=run.grading,
-    asynchronous=run.asynchronous,
-    episodes=run.episodes,
-    labels=run.labels,
-    lora=run.lora,
-  )
-  for is_wrong, message in _conflicts(experiment, run):
-    if is_wrong:
+  made = {
+    "task": task,
+    "tokenizer": tokenizer,
+    "decoder": dataclasses.replace(model, value_head=method.reads_values),
+    "params": None,
+    "method": method,
+  }
+  shared = {k: v for k, v in vars(run).items() if k in Experiment._fields}
+  experiment = Experiment(**(shared | made))
+  for message, is_so in _conflicts(experiment, run).items():
+    if is_so:
       raise ValueError(message)
   lora.check_config(run.lora, experiment.decoder)
   groups.make_protocol(run.asynchronous, run.loop.prompts_per_step)
@@ -84,106 +74,93 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   return experiment._replace(params=make_params(run, experiment, source))
 
 
-def _conflicts(
-  experiment: Experiment, run: RunConfig
-) -> Iterator[tuple[bool, str]]:
-  """What does not go together: whether it is so, and the sentence."""
-  task, method, loop = experiment.task, experiment.method, run.loop
-  rollout, labels, ahead = run.rollout, run.labels, run.asynchronous
-  is_agent = isinstance(task, environments.AgentTask)
+def _conflicts(made: Experiment, run: RunConfig) -> dict[str, bool]:
+  """What does not go together: a sentence each, and whether it is so."""
+  rollout, loop = made.rollout, made.loop
+  found = CONFLICTS[type(kind_of(made))](made)
   longest = rollout.max_prompt_tokens + rollout.max_new_tokens
-  too_short = f"loop.pack_length is {loop.pack_length}, but"
-  yield (
-    0 < loop.pack_length < longest,
-    f"{too_short} a prompt and its response may have {longest} tokens "
-    "(rollout.max_prompt_tokens and rollout.max_new_tokens together): say at "
-    "least that, or 0 to not pack",
-  )
-  table = algorithms.STEP_ADVANTAGES if is_agent else algorithms.ADVANTAGES
-  kind = "episodes" if is_agent else "single answers"
-  yield (
-    is_agent != method.per_step,
-    f"task {task.name!r} has {kind}, and the advantage is not one of those: "
-    f"{', '.join(sorted(table))}",
-  )
-  has_episodes = f"task {task.name!r} has episodes"
-  count = rollout.length_groups
-  yield (
-    is_agent and rollout.stops,
-    f"{has_episodes}, and rollout.stops ends single answers: an action ends "
-    "with the tokenizer's end token",
-  )
-  yield (
-    is_agent and count > 1,
-    f"rollout.length_groups is {count}, and {has_episodes}, whose prompts are "
-    "sorted by length anyway: it must be 1",
-  )
-  yield (
-    loop.prompts_per_step % count != 0,
-    f"rollout.length_groups is {count}, and does not divide the "
-    f"{loop.prompts_per_step} prompts of a step (loop.prompts_per_step)",
-  )
-  by_label = f"labels.method is {labels.method!r}, and"
-  yield (
-    is_agent and labels.method != "truth",
-    f"{by_label} {has_episodes}: labels are bought for single answers",
-  )
-  yield (
-    labels.method != "truth" and ahead.dynamic_sampling,
-    f"{by_label} asynchronous.dynamic_sampling drops groups by their rewards: "
-    "those are known when a group is learned from, so one of the two has to go",
-  )
-  if method.world is not None and not is_agent:
-    yield (
-      not isinstance(task, observations.ObservedTask),
-      f"task {task.name!r} does not say what the world answers to a response, "
-      "so there is nothing for algorithm.world_model.loss to predict: it has "
-      "to be 'none'",
-    )
-    longest += len(agents.glue_of(experiment.tokenizer))
-    longest += run.episodes.max_observation_tokens
-    yield (
-      0 < loop.pack_length < longest,
-      f"{too_short} a prompt, its response and what is observed may have "
-      f"{longest} tokens: say at least that, or 0 to not pack",
-    )
-  yield (
-    is_agent and ahead.protocol != "none",
-    "episodes are played between the updates: asynchronous.protocol is "
-    f"{ahead.protocol!r} and must be 'none'",
-  )
-  if jax.process_count() == 1:
-    return
-  for is_there, what in (
-    (
-      run.parallel.lift != "meshed",
-      f"parallel.lift={run.parallel.lift!r}, which is not 'meshed'",
+  parts = "a prompt and its response"
+  if made.method.world is not None and not made.method.per_step:
+    longest += len(agents.glue_of(made.tokenizer))
+    longest += made.episodes.max_observation_tokens
+    parts = "a prompt, its response and what is observed"
+  found |= {
+    f"rollout.length_groups is {rollout.length_groups}, and does not divide "
+    f"the {loop.prompts_per_step} prompts of a step (loop.prompts_per_step)": (
+      loop.prompts_per_step % rollout.length_groups > 0
     ),
-    (labels.method != "truth", "labels.method other than 'truth'"),
-    (ahead.protocol != "none", "asynchronous.protocol"),
-    (method.per_step, "episodes"),
-    (method.world is not None, "algorithm.world_model"),
-    (
-      bool(run.warm_start.num_steps),
+    f"loop.pack_length is {loop.pack_length}, but {parts} may have {longest} "
+    "tokens: say at least that, or 0 to not pack": (
+      0 < loop.pack_length < longest
+    ),
+  }
+  if jax.process_count() > 1:
+    for what, is_so in {
+      "parallel.lift other than 'meshed'": made.parallel.lift != "meshed",
+      "labels.method other than 'truth'": made.labels.method != "truth",
+      "asynchronous.protocol": made.asynchronous.protocol != "none",
+      "episodes": made.method.per_step,
+      "algorithm.world_model": made.method.world is not None,
       "warm_start: train it in one process, export it, and name it with "
-      "config.checkpoint (and warm_start.num_steps=0)",
+      "config.checkpoint (and warm_start.num_steps=0)": (
+        run.warm_start.num_steps > 0
+      ),
+    }.items():
+      found[f"several processes cannot do this together: {what}"] = is_so
+  return found
+
+
+def _conflicts_of_answers(made: Experiment) -> dict[str, bool]:
+  task, method = f"task {made.task.name!r}", made.labels.method
+  is_observed = isinstance(made.task, observations.ObservedTask)
+  return {
+    f"{task} has single answers, and the advantage is not one of those: "
+    f"{', '.join(sorted(algorithms.ADVANTAGES))}": made.method.per_step,
+    f"labels.method is {method!r}, and asynchronous.dynamic_sampling drops "
+    "groups by their rewards, which are known when a group is learned from: "
+    "one of the two has to go": (
+      method != "truth" and made.asynchronous.dynamic_sampling
     ),
-  ):
-    yield is_there, f"several processes cannot do this together: {what}"
+    f"{task} does not say what the world answers to a response: "
+    "algorithm.world_model.loss has to be 'none'": (
+      made.method.world is not None and not is_observed
+    ),
+  }
+
+
+def _conflicts_of_episodes(made: Experiment) -> dict[str, bool]:
+  task = f"task {made.task.name!r} has episodes, and"
+  count, protocol = made.rollout.length_groups, made.asynchronous.protocol
+  return {
+    f"{task} the advantage is not one of those: "
+    f"{', '.join(sorted(algorithms.STEP_ADVANTAGES))}": (
+      not made.method.per_step
+    ),
+    f"{task} rollout.stops ends single answers": bool(made.rollout.stops),
+    f"{task} their prompts are sorted by length anyway: rollout.length_groups "
+    f"is {count} and must be 1": count > 1,
+    f"{task} labels are bought for single answers: labels.method is "
+    f"{made.labels.method!r}": made.labels.method != "truth",
+    f"{task} they are played between the updates: asynchronous.protocol is "
+    f"{protocol!r} and must be 'none'": protocol != "none",
+  }
+
+
+CONFLICTS = {
+  AnswerRun: _conflicts_of_answers,
+  EpisodeRun: _conflicts_of_episodes,
+}
 
 
 def _make_model(
   run: RunConfig,
 ) -> tuple[pretrained.Pretrained | None, Tokenizer, DecoderConfig]:
   """The checkpoint without its weights, if there is one, and what it says."""
-  name = run.tokenizer.name
+  name, model = run.tokenizer.name, run.model
   if not run.checkpoint:
     tokenizer = registry.make_tokenizer(name)
-    return (
-      None,
-      tokenizer,
-      dataclasses.replace(run.model, vocab_size=tokenizer.vocab_size),
-    )
+    size = tokenizer.vocab_size
+    return None, tokenizer, dataclasses.replace(model, vocab_size=size)
   source = open_checkpoint(run)
   # A name of one of our own short vocabularies stands for the model's.
   name = str(source.path) if name in registry.TOKENIZERS else name
@@ -195,13 +172,13 @@ def _make_model(
     )
   defaults = RunConfig().model
   for key in config_lib.to_config(defaults):
-    value, theirs = getattr(run.model, key), getattr(source.config, key)
+    value, theirs = getattr(model, key), getattr(source.config, key)
     if key not in COMPUTED and value not in (getattr(defaults, key), theirs):
       raise ValueError(
         f"config.model.{key} = {value!r}, and {source.path} has {theirs!r}: "
         "leave it out, sizes come with the checkpoint"
       )
-  how = {key: getattr(run.model, key) for key in COMPUTED}
+  how = {key: getattr(model, key) for key in COMPUTED}
   return source, tokenizer, dataclasses.replace(source.config, **how)
 
 
@@ -212,21 +189,13 @@ def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
     raise FileNotFoundError(f"--config.checkpoint: {error}") from error
   longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
   source = pretrained.open_checkpoint(path, max_length=longest)
-  LOG.info(
-    "%s: %s, %.0f M parameters",
-    path,
-    source.document["architectures"][0],
-    sum(x.size for x in jax.tree.leaves(decoder.param_shapes(source.config)))
-    / 1e6,
-  )
+  shapes = jax.tree.leaves(decoder.param_shapes(source.config))
+  kind, count = source.document["architectures"][0], sum(x.size for x in shapes)
+  LOG.info("%s: %s, %.0f M parameters", path, kind, count / 1e6)
   made_for = source.document.get("max_position_embeddings")
   if made_for and longest > made_for:
-    LOG.warning(
-      "prompts and answers are up to %d tokens; %s was made for %d",
-      longest,
-      source.path,
-      made_for,
-    )
+    said = "prompts and answers are up to %d tokens; %s was made for %d"
+    LOG.warning(said, longest, source.path, made_for)
   return source
 
 
@@ -237,19 +206,15 @@ def make_params(
 ) -> PyTree:
   """Makes the parameters that every seed starts from."""
   headless = dataclasses.replace(experiment.decoder, value_head=False)
-  bare = experiment._replace(decoder=headless)
-  warm = run.warm_start
+  bare, warm = experiment._replace(decoder=headless), run.warm_start
   if source is not None:
     params = source.load(headless, param_shardings(bare))
   elif warm.num_steps:
-    params = warm_start.warm_start(
-      headless,
-      warm,
-      kind_of(bare).demonstrations(
-        warm.num_demonstrations, warm.seed, warm.options
-      ),
-      cache=cache_folder() / "warm_start",
+    shown = kind_of(bare).demonstrations(
+      warm.num_demonstrations, warm.seed, warm.options
     )
+    cache = cache_folder() / "warm_start"
+    params = warm_start.warm_start(headless, warm, shown, cache=cache)
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
   # Added later, so that all rows of a table share one start.
@@ -272,9 +237,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
     return None
   if word == "best":
     store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
-    step = store.best_step
-    store.close()
-    return step
+    with contextlib.closing(store):
+      return store.best_step
   if word.isdigit():
     return int(word)
   raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")

@@ -6,6 +6,7 @@ checkpoint whole; the fingerprints find damage that happens later.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -39,35 +40,24 @@ class Restored(NamedTuple):
   arrays: dict[str, np.ndarray]
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-  """Is not the error of one more array, after the first was raised."""
-  text = record.getMessage()
-  return not ("exception was never retrieved" in text and "orbax" in text)
-
-
 class Checkpointer:
   """Saves in the background; keeps the best, and two in case one is damaged."""
 
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory).resolve()
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-          [
-            checkpoint_managers.LatestN(2),
-            checkpoint_managers.BestN(
-              get_metric_fn=lambda metrics: metrics["score"],
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
-        best_fn=lambda metrics: metrics["score"],
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-      ),
+    score = lambda metrics: metrics["score"]  # noqa: E731
+    best = checkpoint_managers.BestN(
+      get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
     )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+        [checkpoint_managers.LatestN(2), best]
+      ),
+      best_fn=score,
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   @property
   def steps(self) -> list[int]:
@@ -104,29 +94,23 @@ class Checkpointer:
 
   def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
     """Restores a checkpoint, checking every array."""
-    _ignore_leftovers()
+    _silence_leftovers()
     self.wait()
     steps = self.steps
-    if not steps:
-      raise CheckpointError(f"there is no checkpoint in {self.directory}")
-    step = steps[-1] if step is None else step
-    if step not in steps:
+    if not steps or step not in (None, *steps):
+      what = "" if step is None else f" of step {step}"
       raise CheckpointError(
-        f"there is no checkpoint of step {step} in {self.directory}; "
-        f"there are {steps}"
+        f"there is no checkpoint{what} in {self.directory}; there are {steps}"
       )
+    step = steps[-1] if step is None else step
     try:
       return self._read(template, step)
     except CheckpointError as error:
       advice = "no earlier step is whole"
-      for earlier in reversed([s for s in steps if s < step]):
+      for earlier in (s for s in steps if s < step):
         with contextlib.suppress(CheckpointError):
           self._read(template, earlier)
-          advice = (
-            f"the last good step is {earlier}: resume from it with "
-            f"--resume_step={earlier}"
-          )
-          break
+          advice = f"the last good step is {earlier}: --resume_step={earlier}"
       raise CheckpointError(f"{error}; {advice}") from error
 
   def wait(self) -> None:
@@ -141,42 +125,35 @@ class Checkpointer:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     document = self._get(folder, "document", ocp.args.JsonRestore())
     _check_shapes(abstract, document["fingerprints"], folder)
-    state = self._check(folder, "state", abstract, document["fingerprints"])
+    restore, saved = ocp.args.StandardRestore, document.get("arrays")
+    state = self._get(
+      folder, "state", restore(abstract), document["fingerprints"]
+    )
     arrays = {}
-    if "arrays" in document:
+    if saved:
       shapes = {
         name: np.zeros(shape, dtype)
-        for name, (_, dtype, *shape) in document["arrays"].items()
+        for name, (_, dtype, *shape) in saved.items()
       }
-      arrays = self._check(folder, "arrays", shapes, document["arrays"])
+      arrays = self._get(folder, "arrays", restore(shapes), saved)
     arrays = jax.tree.map(np.asarray, arrays)
     return Restored(step, state, document["host"], arrays)
 
-  def _get(self, folder: pathlib.Path, item: str, args: Any) -> Any:
+  def _get(
+    self, folder: pathlib.Path, item: str, args: Any, expected: Any = None
+  ) -> Any:
+    """Reads an item, and compares the checksums of its arrays."""
+    what = f"checkpoint {folder / item} is damaged"
     try:
       args = ocp.args.Composite(**{item: args})
-      return self._manager.restore(int(folder.name), args=args)[item]
+      found = self._manager.restore(int(folder.name), args=args)[item]
     except Exception as error:
-      # Orbax reads arrays together. Of those that fail after the first one,
-      # asyncio logs a traceback, whenever they are collected.
-      logging.getLogger("asyncio").addFilter(_is_news)
       text = (str(error).strip() or type(error).__name__).splitlines()[0]
-      raise CheckpointError(
-        f"checkpoint {folder / item} is damaged ({text[:200]})"
-      ) from error
-
-  def _check(
-    self, folder: pathlib.Path, item: str, template: PyTree, expected: dict
-  ) -> PyTree:
-    """Reads the arrays of one item, and compares their checksums."""
-    tree = self._get(folder, item, ocp.args.StandardRestore(template))
-    for name, found in fingerprints(tree).items():
-      if found != expected[name]:
-        raise CheckpointError(
-          f"checkpoint {folder / item} is damaged: array {name} is not what "
-          "was saved"
-        )
-    return tree
+      raise CheckpointError(f"{what} ({text[:200]})") from error
+    for name, one in fingerprints(found).items() if expected else ():
+      if one != expected[name]:
+        raise CheckpointError(f"{what}: array {name} is not what was saved")
+    return found
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
@@ -218,11 +195,20 @@ def _checksums(leaves: list[Array]) -> list[Array]:
   return [checksum(leaf) for leaf in leaves]
 
 
-def _ignore_leftovers() -> None:
-  """Silences the tracebacks of reads that Orbax drops when one has failed."""
+def _is_news(record: logging.LogRecord) -> bool:
+  text = record.getMessage()
+  return not ("exception was never retrieved" in text and "orbax" in text)
+
+
+@functools.cache
+def _silence_leftovers() -> None:
+  """Orbax reads arrays together, and drops what fails after the first error.
+
+  Of those, asyncio and the interpreter print tracebacks, whenever they are
+  collected.
+  """
+  logging.getLogger("asyncio").addFilter(_is_news)
   before = sys.unraisablehook
-  if getattr(before, "ignores_leftovers", False):
-    return
 
   def hook(unraisable) -> None:
     code = getattr(unraisable.object, "cr_code", None)
@@ -231,24 +217,21 @@ def _ignore_leftovers() -> None:
     if "orbax" not in path and not closed:
       before(unraisable)
 
-  hook.ignores_leftovers = True
   sys.unraisablehook = hook
 
 
 def _check_shapes(
-  abstract: PyTree, expected: dict[str, Any], folder: pathlib.Path
+  abstract: PyTree, expected: dict[str, list], folder: pathlib.Path
 ) -> None:
-  wanted = _leaves(abstract)
-  for name in sorted(set(wanted) ^ set(expected)):
-    where = "checkpoint" if name in expected else "run"
-    raise CheckpointError(
-      f"checkpoint {folder} is of another model or optimizer: only the "
-      f"{where} has an array {name}"
-    )
-  for name, leaf in wanted.items():
-    _, dtype, *shape = expected[name]
-    if (str(leaf.dtype), list(leaf.shape)) != (dtype, shape):
+  there = {name: rest for name, (_, *rest) in expected.items()}
+  here = {
+    name: [str(leaf.dtype), *leaf.shape]
+    for name, leaf in _leaves(abstract).items()
+  }
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
       raise CheckpointError(
-        f"checkpoint {folder} does not fit: array {name} is {dtype}{shape} "
-        f"there and {leaf.dtype}{list(leaf.shape)} here"
+        f"checkpoint {folder} is of another model or optimizer: array {name} "
+        f"is {there.get(name, 'absent')} there and {here.get(name, 'absent')} "
+        "here"
       )

@@ -11,31 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 import ml_collections
 from absl import app, flags
 
+from saw_jax.run import config as config_lib
+
 flags.disclaim_key_flags()  # A flag is the script's, in its --help.
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 # Errors that say all there is to say: no traceback. Set SAW_JAX_TRACEBACK=1 to
 # see where an input was refused.
-_EXPLAINED = {
-  "UsageError",
-  "RewardError",
-  "CheckpointError",
-  "RunError",
-  "DamagedRunError",
-  "LedgerError",
-  "FloatingPointError",
-}
-
-# Errors that are about what was given, where input is read.
-_OF_INPUT = (
-  ValueError,
-  KeyError,
-  TypeError,
-  AttributeError,
-  OSError,
-  ImportError,
+_EXPLAINED = set(
+  "UsageError RewardError CheckpointError RunError DamagedRunError LedgerError "
+  "FloatingPointError".split()
 )
+# Errors that are about what was given, where input is read.
+_OF_INPUT = (ValueError, KeyError, TypeError, AttributeError)
+_OF_INPUT += (OSError, ImportError)
 
 
 class UsageError(Exception):
@@ -58,8 +48,6 @@ def define_config() -> None:
 @functools.cache
 def given_config() -> ml_collections.ConfigDict | None:
   """The locked config of `--config` with its overrides, if it is given."""
-  from saw_jax.run import config as config_lib
-
   if flags.FLAGS.config is None:
     for key, _ in _OVERRIDES:
       raise ValueError(f"--config.{key} changes a config: give --config, too")
@@ -71,18 +59,6 @@ def given_config() -> ml_collections.ConfigDict | None:
     except (TypeError, ValueError) as error:
       raise ValueError(f"--config.{key}={text}: {error}") from error
   return config.lock()
-
-
-def _take_overrides(argv: Sequence[str]) -> list[str]:
-  rest, words = [], iter(argv)
-  for word in words:
-    name, equals, text = word.partition("=")
-    if name.startswith("--config."):
-      key = name.removeprefix("--config.")
-      _OVERRIDES.append((key, text if equals else next(words, "")))
-    else:
-      rest.append(word)
-  return rest
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -106,20 +82,19 @@ def run(main: Callable[[], int | None]) -> None:
       return main()
     except Exception as error:
       # By name, so that a mistake in the flags is answered without JAX.
-      names = {cls.__name__ for cls in type(error).__mro__}
-      is_full = _is_full(error)
-      if not is_full and not names & _EXPLAINED:
+      names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
+      if _is_full(error):
+        text = (
+          f"the disk is full ({text[:200]}): what was saved before is whole; "
+          "make room, and the same command goes on from there"
+        )
+      elif not names & _EXPLAINED:
         raise
       # The other reads or writes of a checkpoint of which one failed are thrown
       # away as the process ends, each with its own words on that.
       sys.unraisablehook = lambda _: None
       logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-      if is_full:
-        return _complain(
-          f"the disk is full ({_text(error)[:200]}): what was saved before is "
-          "whole; make room, and the same command goes on from there"
-        )
-      return _complain(_text(error))
+      return _complain(text)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -137,22 +112,27 @@ def checking_input() -> Iterator[None]:
 
 def _is_full(error: BaseException | None) -> bool:
   """Whether a write failed for want of room, whoever says so."""
-  while error is not None:
-    if isinstance(error, OSError):
-      if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # A checkpoint's writer is not Python: it has words alone.
-    elif os.strerror(errno.ENOSPC) in str(error):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
+  if error is None:
+    return False
+  if isinstance(error, OSError):
+    found = error.errno in (errno.ENOSPC, errno.EDQUOT)
+  else:  # A checkpoint's writer is not Python: it has words alone.
+    found = os.strerror(errno.ENOSPC) in str(error)
+  return found or _is_full(error.__cause__ or error.__context__)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Reads the flags and the config, or ends the script with a sentence."""
+  has_config, rest, words = "config" in flags.FLAGS, [], iter(argv)
+  for word in words:
+    name, equals, text = word.partition("=")
+    if has_config and name.startswith("--config."):
+      text = text if equals else next(words, "")
+      _OVERRIDES.append((name.removeprefix("--config."), text))
+    else:
+      rest.append(word)
   try:
-    has_config = "config" in flags.FLAGS
-    rest = flags.FLAGS(_take_overrides(argv) if has_config else argv)
+    rest = flags.FLAGS(rest)
     if has_config:
       given_config()
     return rest

@@ -6,11 +6,13 @@ hold arguments of the function or task named above them, which checks them.
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import pathlib
+import runpy
 import sys
 import types
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from saw_jax import settings
-from saw_jax.tasks.base import nearest
+from saw_jax.names import nearest
 
 if TYPE_CHECKING:
   from saw_jax.run import sections
@@ -76,13 +78,12 @@ def set_lengths(
 
   A single number is both: all prompts, or responses, have one shape.
   """
-  rollout = config.rollout
-  rollout.max_prompt_tokens, rollout.prompt_multiple = _twice(prompt)
-  rollout.max_new_tokens, rollout.completion_multiple = _twice(response)
-
-
-def _twice(number: int | tuple[int, int]) -> tuple[int, int]:
-  return number if isinstance(number, tuple) else (number, number)
+  for size, multiple, given in (
+    ("max_prompt_tokens", "prompt_multiple", prompt),
+    ("max_new_tokens", "completion_multiple", response),
+  ):
+    pair = given if isinstance(given, tuple) else (given, given)
+    config.rollout[size], config.rollout[multiple] = pair
 
 
 def to_config(values: Any) -> ml_collections.ConfigDict:
@@ -108,29 +109,7 @@ def typed(
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  return section(_defaults(), config)
-
-
-def section(default: Any, values: Mapping[str, Any], path: str = "") -> Any:
-  """Replaces the fields of a dataclass that are keys, nested ones likewise."""
-  fields = dataclasses.fields(default)
-  keys = [field.name for field in fields if settings.is_key(field)]
-  changes = {}
-  for name, value in values.items():
-    key = f"{path}{name}"
-    if name in keys:
-      changes[name] = _like(getattr(default, name), value, key)
-    elif key not in _fixed():
-      raise TypeError(
-        f"{type(default).__name__} has no field {name!r}: config.{key} does "
-        f"not exist; {nearest(name, keys)}"
-      )
-    elif not is_gone(key, value):
-      raise ValueError(
-        f"config.{key} = {value!r}: there is no such key any more, and every "
-        f"run has {_fixed()[key]!r}"
-      )
-  return dataclasses.replace(default, **changes)
+  return _like(_defaults(), config, "")
 
 
 def is_gone(key: str, value: Any) -> bool:
@@ -142,18 +121,18 @@ def is_gone(key: str, value: Any) -> bool:
 @functools.cache
 def _fixed() -> dict[str, Any]:
   """What has no key, and its value in every run; None where it follows."""
-  found = dict(_GONE)
+  found = {}
 
   def walk(values, path):
     for field in dataclasses.fields(values):
       value, key = getattr(values, field.name), f"{path}{field.name}"
       if not settings.is_key(field):
-        found.setdefault(key, value)
+        found[key] = value
       elif dataclasses.is_dataclass(value):
         walk(value, f"{key}.")
 
   walk(_defaults(), "")
-  return found
+  return found | _GONE
 
 
 # The type of a default, what its values are called, and their types.
@@ -168,15 +147,31 @@ _KINDS = (
 
 
 def _like(default: Any, value: Any, key: str) -> Any:
+  """A value as a field with this default takes it, sections key by key."""
   if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
-    return section(default, value, f"{key}.")
+    return _replace_keys(default, value, f"{key}." if key else "")
   _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
   is_flag = isinstance(value, bool) and not isinstance(default, bool)
   if not isinstance(value, allowed) or is_flag:
     raise TypeError(f"config.{key} is {called}, not {value!r}")
-  if isinstance(default, tuple | float):
-    return type(default)(value)
-  return value
+  return type(default)(value) if isinstance(default, tuple | float) else value
+
+
+def _replace_keys(section: Any, values: Mapping[str, Any], path: str) -> Any:
+  fields = filter(settings.is_key, dataclasses.fields(section))
+  keys, changes = [field.name for field in fields], {}
+  for name, value in values.items():
+    key = f"{path}{name}"
+    if name in keys:
+      changes[name] = _like(getattr(section, name), value, key)
+    elif key not in _fixed():
+      raise TypeError(f"there is no config.{key}: {nearest(name, keys)}")
+    elif not is_gone(key, value):
+      raise ValueError(
+        f"config.{key} = {value!r}: there is no such key any more, and every "
+        f"run has {_fixed()[key]!r}"
+      )
+  return dataclasses.replace(section, **changes)
 
 
 def replace(values: Any, key: str, value: Any) -> Any:
@@ -191,24 +186,19 @@ def replace(values: Any, key: str, value: Any) -> Any:
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
   """Sets `section.key` to what a flag says; free sections get new keys, too."""
-  *path, last = key.split(".")
   place, default = config, _defaults()
-  for depth, name in enumerate([*path, last]):
+  for name in key.split("."):
     if not isinstance(place, ml_collections.ConfigDict):
       raise ValueError(f"no key {name!r}: nothing is below it")
-    is_free = isinstance(default, Mapping)
-    if name not in place and not (is_free and depth == len(path)):
+    if name not in place and not isinstance(default, Mapping):
       raise ValueError(f"no key {name!r}: {nearest(name, list(place))}")
-    section, place = place, place.get(name)
-    default = _at(default, name)
+    section, place, default = place, place.get(name), _at(default, name)
   if not isinstance(place, str):
-    try:
-      value = ast.literal_eval(text.title() if text in _FLAGS else text)
-    except (ValueError, SyntaxError):
-      value = text
-    text = value if place is None else _like(place, value, key)
+    with contextlib.suppress(ValueError, SyntaxError):
+      text = ast.literal_eval(text.title() if text in _FLAGS else text)
+    text = text if place is None else _like(place, text, key)
   with config.unlocked(), section.ignore_type():
-    section[last] = text
+    section[name] = text
 
 
 def _at(values: Any, name: str) -> Any:
@@ -217,15 +207,44 @@ def _at(values: Any, name: str) -> Any:
   return getattr(values, name)
 
 
+def arguments(
+  argument: str | None, **choices: tuple[str, ...]
+) -> dict[str, str]:
+  """Reads `row=gdpo_saw,scale=tiny`; the first choice of a key is its default.
+
+  A bare word stands for the one key that has it among its choices. What is
+  unknown is a ValueError that names the nearest.
+  """
+  values = {key: allowed[0] for key, allowed in choices.items()}
+  for part in filter(None, (p.strip() for p in (argument or "").split(","))):
+    key, sign, value = part.partition("=")
+    if not sign:
+      owners = [k for k, allowed in choices.items() if part in allowed]
+      if len(owners) != 1:
+        known = sum(choices.values(), tuple(choices))
+        raise ValueError(f"unknown argument {part!r}: {nearest(part, known)}")
+      key, value = owners[0], part
+    if key not in choices:
+      raise ValueError(f"unknown argument {key!r}: {nearest(key, [*choices])}")
+    if value not in choices[key]:
+      near = nearest(value, choices[key])
+      raise ValueError(f"unknown {key} {value!r}: {near}")
+    values[key] = value
+  return values
+
+
+def first(default: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+  """The same choices, in front of them the one that is the default."""
+  return (default, *(choice for choice in choices if choice != default))
+
+
 def module(name: str) -> types.ModuleType:
   """The module of a table's config, such as `saw/tool_calling`."""
   package = "saw_jax.configs" if IS_INSTALLED else "configs"
   if package not in sys.modules:
     # By its place, as any folder on the path may be called "configs".
     spec = importlib.util.spec_from_file_location(
-      package,
-      FOLDER / "__init__.py",
-      submodule_search_locations=[str(FOLDER)],
+      package, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
     )
     sys.modules[package] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[package])
@@ -245,18 +264,16 @@ def names() -> list[str]:
 def load(name: str) -> ml_collections.ConfigDict:
   """Loads `saw/tool_calling:arguments`, or a file with `get_config`."""
   place, _, argument = name.partition(":")
-  path = pathlib.Path(place)
+  path, folder = pathlib.Path(place).resolve(), FOLDER.resolve()
   if path.suffix != ".py":
-    found = module(place)
+    found = vars(module(place))
   elif not path.is_file():
     raise FileNotFoundError(f"there is no config file {place!r}; see --help")
-  elif path.resolve().is_relative_to(FOLDER.resolve()):
-    inside = path.resolve().relative_to(FOLDER.resolve())
-    found = module(inside.with_suffix("").as_posix())
+  elif path.is_relative_to(folder):
+    inside = path.relative_to(folder).with_suffix("")
+    found = vars(module(inside.as_posix()))
   else:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-  if not hasattr(found, "get_config"):
+    found = runpy.run_path(place)
+  if "get_config" not in found:
     raise AttributeError(f"{place} has no function get_config")
-  return found.get_config(argument)
+  return found["get_config"](argument)

@@ -1,9 +1,11 @@
 """A dry run of an experiment: prints what it sees, and returns the problems."""
 
+import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from saw_jax.models.lora import LoraConfig
-from saw_jax.rollout import transcript
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import rollouts
 from saw_jax.run.sections import EvaluationConfig, Experiment
@@ -13,13 +15,8 @@ from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training.parallel import ParallelConfig
 
 _LINE = "=" * 72
-_MARKS = {
-  transcript.PAD: "-",
-  transcript.PROMPT: "p",
-  transcript.POLICY: "X",
-  transcript.OBSERVATION: "o",
-  transcript.GLUE: "g",
-}
+_NOTHING = "there is nothing to learn from it"
+_MARKS = "-pXog"  # of roles: PAD, PROMPT, POLICY, OBSERVATION, GLUE
 
 
 def check_sampling(
@@ -29,7 +26,7 @@ def check_sampling(
   # Adapters change nothing at the start.
   bare = experiment._replace(parallel=ParallelConfig(), lora=LoraConfig())
   check = _check_episodes if experiment.method.per_step else _check_answers
-  return check(bare, prompts, shown)
+  return list(check(bare, prompts, shown))
 
 
 def check_task(task: Task, splits: Sequence[str], limit: int) -> list[str]:
@@ -54,29 +51,27 @@ def check_task(task: Task, splits: Sequence[str], limit: int) -> list[str]:
   return problems
 
 
-def _check_episodes(
-  experiment: Experiment, worlds: int, shown: int
-) -> list[str]:
+def _check_episodes(experiment: Experiment, worlds: int, shown: int):
   made = experiment._replace(
     evaluation=EvaluationConfig(
       split="train",
       num_examples=worlds,
       samples=experiment.loop.group_size,
       temperature=experiment.sampling.temperature,
-    ),
+    )
   )
   policy = experiment_lib.Policy(made, 1)
   played = experiment_lib.kind_of(made).play(policy)
-  worlds, group = played.returns.shape[1:]
+  returns, steps = played.returns[0], played.steps[0]
+  worlds, group = returns.shape
   for p in range(min(worlds, shown)):
     print(_LINE)
     for number, turn in enumerate(played.turns[0][p * group], 1):
-      print(f"[step {number}, prompt] {turn.prompt}")
       mark = "" if turn.valid else ", does not parse"
+      print(f"[step {number}, prompt] {turn.prompt}")
       print(f"[policy{mark}] {turn.reply}")
       print(f"[observation, reward {turn.reward:g}] {turn.observation}")
   print(_LINE)
-  returns, steps = played.returns[0], played.steps[0]
   invalid = played.invalid[0][steps]
   varied = (returns.max(-1) > returns.min(-1)).mean()
   print(
@@ -86,18 +81,13 @@ def _check_episodes(
     f"parse {100 * invalid.mean() if invalid.size else 0:.1f} %; groups whose "
     f"returns differ {100 * varied:.0f} %"
   )
-  problems = []
   if played.failed.any():
-    problems.append(f"{played.failed.sum()} environments failed")
-  if returns.min() == returns.max():
-    problems.append(
-      f"each of {returns.size} episodes pays {returns.flat[0]:g}: there is "
-      "nothing to learn from it"
-    )
-  return problems
+    yield f"{played.failed.sum()} environments failed"
+  if not np.ptp(returns):
+    yield f"each episode pays {returns[0, 0]:g}: {_NOTHING}"
 
 
-def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
+def _check_answers(experiment: Experiment, count: int, shown: int):
   task, group = experiment.task, experiment.loop.group_size
   examples = task.examples("train")
   chosen = [examples[i] for i in range(min(len(examples), count))]
@@ -110,53 +100,42 @@ def _check_answers(experiment: Experiment, count: int, shown: int) -> list[str]:
     encoder=policy.encoder,
     multiple=experiment.rollout.completion_multiple,
   )
-  with Grader(
-    task,
-    num_workers=experiment.grading.num_workers,
-    limit_s=experiment.grading.limit_s,
-    crash_tolerance=0.0,
-  ) as grader:
+  grading = dataclasses.replace(experiment.grading, crash_tolerance=0.0)
+  with Grader(task, **dataclasses.asdict(grading)) as grader:
     result = rollouts.score(sampled, [chosen], grader, policy.encoder)
-
-  for p in range(min(len(chosen), shown)):
+  rewards, scored = result.rewards[0], result.scored[0]
+  for p, example in enumerate(chosen[:shown]):
     print(_LINE)
-    for message in chosen[p].messages:
+    for message in example.messages:
       print(f"[{message['role']}] {message['content']}")
-    print(f"[reference] {chosen[p].reference}")
+    print(f"[reference] {example.reference}")
     for g in range(min(group, 3)):
       row = p * group + g
-      rewards, scored = result.rewards[0, p, g], result.scored[0, p, g]
       values = ", ".join(
-        f"{c.name} {rewards[m]:.3f}" if scored[m] else f"{c.name} unscored"
-        for m, c in enumerate(task.components)
+        f"{c.name} {value:.3f}" if is_scored else f"{c.name} unscored"
+        for c, value, is_scored in zip(
+          task.components, rewards[p, g], scored[p, g], strict=True
+        )
       )
-      print("-" * 72)
-      print(f"[response {g}: {values}, {result.outcomes[row].value}]")
+      outcome = rollouts.OUTCOMES[result.outcomes[0, p, g]].value
+      print(f"{'-' * 72}\n[response {g}: {values}, {outcome}]")
       print(result.completions[row])
-      print("[mask]", "".join(_MARKS[int(r)] for r in sampled.roles[0, row]))
+      print("[mask]", "".join(_MARKS[role] for role in sampled.roles[0, row]))
   print(_LINE)
   print("mask: p prompt, X policy (in the loss), o observation, g glue, - pad")
-
-  problems = []
   for m, component in enumerate(task.components):
-    is_scored = result.scored[..., m]
-    values = result.rewards[..., m][is_scored]
-    if values.size == 0:
-      problems.append(f"reward {component.name} scored no response")
+    name, values = component.name, rewards[..., m][scored[..., m]]
+    if not values.size:
+      yield f"reward {name} scored no response"
       continue
     print(
-      f"reward {component.name}: mean {values.mean():.3f}, std "
-      f"{values.std():.3f}, range [{values.min():.3f}, {values.max():.3f}] of "
-      f"[{component.minimum:g}, {component.maximum:g}], "
-      f"{(~is_scored).sum()} unscored"
+      f"reward {name}: mean {values.mean():.3f}, std {values.std():.3f}, range "
+      f"[{values.min():.3f}, {values.max():.3f}] of [{component.minimum:g}, "
+      f"{component.maximum:g}], {(~scored[..., m]).sum()} unscored"
     )
-    if values.min() == values.max():
-      problems.append(
-        f"reward {component.name} is {values[0]:g} for each of "
-        f"{values.size} responses: there is nothing to learn from it"
-      )
+    if not np.ptp(values):
+      yield f"reward {name} is {values[0]:g} for each response: {_NOTHING}"
   print(
     f"length: mean {result.lengths.mean():.1f} tokens, "
     f"{100 * result.ended.mean():.0f} % ended by themselves"
   )
-  return problems

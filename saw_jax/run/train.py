@@ -18,10 +18,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
   flags.DEFINE_integer(
-    "resume_step",
-    None,
-    "Go on from this checkpoint rather than the latest one.",
-    lower_bound=0,
+    "resume_step", None, "Go on from this checkpoint, not the latest one.", 0
   )
   flags.DEFINE_string(
     "coordinator",
@@ -29,12 +26,8 @@ def define_flags() -> None:
     "host:port of the first of several processes that train one policy, or "
     "auto where the cluster says it (Slurm, MPI, TPU pods).",
   )
-  flags.DEFINE_integer(
-    "num_processes", None, "How many there are.", lower_bound=1
-  )
-  flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0.", lower_bound=0
-  )
+  flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
+  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
 
 def main() -> int:
@@ -42,17 +35,13 @@ def main() -> int:
   given = flags.FLAGS
   with command_line.checking_input():
     seeds = _parse_seeds(given.seeds)
-    _check_processes(given.coordinator, given.num_processes, given.process_id)
+    processes = _check_processes()
 
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
 
-  if given.coordinator == "auto":
-    jax.distributed.initialize()
-  elif given.coordinator:
-    jax.distributed.initialize(
-      given.coordinator, given.num_processes, given.process_id
-    )
+  if given.coordinator:
+    jax.distributed.initialize(*processes)
   from saw_jax.run import build, config, run_directory
   from saw_jax.training import hosts
 
@@ -73,37 +62,37 @@ def main() -> int:
     )
     return command_line.INTERRUPTED
   for seed in result.final:
-    scores = ", ".join(
-      f"{name} {value:.3f}" for name, value in seed["greedy"].items()
-    )
-    logging.info("seed %d, held out, greedy: %s", seed["seed"], scores)
+    scores = [f"{name} {value:.3f}" for name, value in seed["greedy"].items()]
+    said = ", ".join(scores)
+    logging.info("seed %d, held out, greedy: %s", seed["seed"], said)
   return 0
 
 
-def _check_processes(
-  coordinator: str | None, count: int | None, index: int | None
-) -> None:
-  both = "--num_processes and --process_id"
-  if coordinator in (None, "auto"):
+def _check_processes() -> tuple:
+  """What JAX is told of the processes; nothing where the cluster says it."""
+  given, both = flags.FLAGS, "--num_processes and --process_id"
+  place, count, index = given.coordinator, given.num_processes, given.process_id
+  if place in (None, "auto"):
     if (count, index) != (None, None):
       raise ValueError(f"{both} go with --coordinator=host:port")
-  elif None in (count, index):
+    return ()
+  if None in (count, index):
     raise ValueError(f"--coordinator=host:port needs {both}")
-  elif ":" not in coordinator:
-    raise ValueError(f"--coordinator is host:port or auto, not {coordinator!r}")
-  elif index >= count:
+  if ":" not in place:
+    raise ValueError(f"--coordinator is host:port or auto, not {place!r}")
+  if index >= count:
     raise ValueError(
       f"--process_id={index} is not below --num_processes={count}"
     )
+  return place, count, index
 
 
 def _parse_seeds(words: list[str]) -> list[int]:
+  said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
   try:
     seeds = [int(word) for word in words]
   except ValueError:
-    raise ValueError(
-      f"--seeds is a list of integers, not {','.join(words)!r}"
-    ) from None
+    raise ValueError(said) from None
   if len(set(seeds)) != len(seeds) or not seeds:
-    raise ValueError(f"--seeds must differ from each other, not {seeds}")
+    raise ValueError(said)
   return seeds

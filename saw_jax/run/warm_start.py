@@ -22,10 +22,10 @@ import numpy as np
 
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.rollout import transcript
 from saw_jax.run import checkpoint, metrics
 from saw_jax.settings import constant
-from saw_jax.training import objective, state, update
+from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
@@ -64,39 +64,31 @@ def pack_demonstrations(
   multiple: int = 16,
 ) -> TrainBatch:
   """Lays demonstrations out as transcripts."""
-  rows = len(prompts)
-  glue = glue if observations is not None else ()
-  follows = [[] for _ in prompts] if observations is None else observations
-  prompt_size = _round_up(max(map(len, prompts)), multiple)
-  completion_size = _round_up(
-    max(
-      len(completion) + len(glue) + len(follow)
-      for completion, follow in zip(completions, follows, strict=True)
-    ),
-    multiple,
-  )
-  shape = (rows, prompt_size + completion_size)
-  tokens = np.zeros(shape, np.int32)
-  roles = np.full(shape, transcript_lib.PAD, np.int8)
-  for row, (prompt, completion, follow) in enumerate(
-    zip(prompts, completions, follows, strict=True)
-  ):
-    begin = prompt_size - len(prompt)
-    for part, role in (
-      (prompt, transcript_lib.PROMPT),
-      (completion, transcript_lib.POLICY),
-      (glue if len(follow) else (), transcript_lib.GLUE),
-      (follow, transcript_lib.OBSERVATION),
-    ):
-      tokens[row, begin : begin + len(part)] = part
-      roles[row, begin : begin + len(part)] = role
-      begin += len(part)
+  follows = [()] * len(prompts) if observations is None else observations
+  glue = () if observations is None else glue
+  parts = list(zip(prompts, completions, follows, strict=True))
+  longest = max(len(said) + len(glue) + len(seen) for _, said, seen in parts)
+  batch = transcript.pad_prompts(prompts, multiple=multiple)
+  more = -(-longest // multiple) * multiple
+  tokens = np.pad(batch.tokens, ((0, 0), (0, more)))
+  roles = np.full(tokens.shape, transcript.PAD, np.int8)
+  starts = batch.tokens.shape[1] - batch.lengths
+  for row, (prompt, said, seen) in enumerate(parts):
+    transcript.write(
+      tokens[row],
+      roles[row],
+      starts[row],
+      (prompt, transcript.PROMPT),
+      (said, transcript.POLICY),
+      (glue if len(seen) else (), transcript.GLUE),
+      (seen, transcript.OBSERVATION),
+    )
   return TrainBatch(
     tokens=tokens,
     roles=roles,
-    starts=np.array([prompt_size - len(p) for p in prompts], np.int32),
-    advantages=np.ones(rows, np.float32),
-    prompt_size=prompt_size,
+    starts=starts,
+    advantages=np.ones(len(parts), np.float32),
+    prompt_size=batch.tokens.shape[1],
   )
 
 
@@ -112,8 +104,8 @@ def warm_start(
   params = decoder.init_params(decoder_config, key)
   if not config.num_steps:
     return params
-  digest = _digest(decoder_config, config, demonstrations)
-  folder = pathlib.Path(cache) / digest
+  folder = pathlib.Path(cache)
+  folder /= _digest(decoder_config, config, demonstrations)
   if folder.exists():
     try:
       params = _restore(folder, params)
@@ -122,27 +114,24 @@ def warm_start(
     except checkpoint.CheckpointError as error:
       LOG.warning("warm start: made anew, since %s", error)
       shutil.rmtree(folder)
-
-  optimiser = optimizer_lib.make_optimizer(
-    dataclasses.replace(config.optimizer, learning_rate=config.learning_rate),
-    config.num_steps,
+  settings = dataclasses.replace(
+    config.optimizer, learning_rate=config.learning_rate
   )
+  optimizer = optimizer_lib.make_optimizer(settings, config.num_steps)
   terms = {"likelihood": objective.Term(objective.likelihood)}
   if config.observation_coefficient:
     terms["observations"] = objective.Term(
       objective.observation_likelihood, config.observation_coefficient
     )
-  step_fn = jax.jit(
-    update.make_update(
-      objective.make_objective(objective.make_forward(decoder_config), terms),
-      optimiser,
-    ),
-    donate_argnums=0,
+  forward = objective.make_forward(decoder_config)
+  step_fn = update.make_update(
+    objective.make_objective(forward, terms), optimizer
   )
-  current = state.create_state(params, optimiser)
+  step_fn = jax.jit(step_fn, donate_argnums=0)
+  current = update.create_state(params, optimizer)
   rng = np.random.default_rng(config.seed)
   rows = demonstrations.tokens.shape[0]
-  with metrics.Progress("warm start", config.num_steps) as bar:
+  with metrics.progress("warm start", config.num_steps) as advance:
     for step in range(config.num_steps):
       chosen = rng.integers(0, rows, config.batch_size)
       batch = jax.tree.map(
@@ -151,8 +140,7 @@ def warm_start(
       current, values = step_fn(current, batch)
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
-      bar.advance(loss=loss)
-
+      advance(loss=loss)
   return _keep(folder, current.params, loss)
 
 
@@ -181,18 +169,10 @@ def _restore(folder: pathlib.Path, params: PyTree) -> PyTree:
     return store.restore(params).state
 
 
-def _digest(
-  decoder_config: DecoderConfig,
-  config: WarmStartConfig,
-  demonstrations: TrainBatch,
-) -> str:
+def _digest(decoder_config, config, demonstrations: TrainBatch) -> str:
   sections = dataclasses.asdict(decoder_config), dataclasses.asdict(config)
   made_by = [_VERSION, *sections, jax.__version__]
   digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
   for leaf in jax.tree.leaves(demonstrations):
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()[:16]
-
-
-def _round_up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple

@@ -70,6 +70,15 @@ def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
   return row[name]
 
 
+def texts(row: Any, name: str) -> tuple[str, ...]:
+  """Returns a field of a row that is a text, or a list of texts."""
+  found = field(row, name, (list, str))
+  several = [found] if isinstance(found, str) else found
+  if not all(isinstance(text, str) for text in several):
+    raise ValueError(f"field {name!r} is not a list of texts")
+  return tuple(several)
+
+
 def _read_json(path: pathlib.Path, kind: type, what: str) -> Any:
   _check_file(path)
   try:

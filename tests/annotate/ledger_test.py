@@ -1,8 +1,8 @@
 """The ledger of labels: nothing is lost, charged twice, or hushed up."""
 
+import contextlib
 import itertools
 import math
-import os
 import pathlib
 import random
 import signal
@@ -25,35 +25,22 @@ from saw_jax.annotate.ledger import (
 from saw_jax.annotate.questions import Label, Question
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Of the files of a state machine. Its random numbers would come back.
-NUMBERS = itertools.count()
 
 
 class Source:
-  """Answers with a function of the prompt, and counts what it was asked."""
+  """Answers with a function of the question, and notes what it was asked."""
 
   name = "source"
 
-  def __init__(self, price=1.0, silent=()):
+  def __init__(self, price=1.0, silent=(), says=None):
     self.price, self.silent, self.asked = price, silent, []
+    self.says = says or (lambda q: f"label {q.prompt_id}")
 
   def answer(self, questions):
     self.asked += [(q.seed, q.step, q.prompt_id) for q in questions]
-    return [
-      None if q.prompt_id in self.silent else label(q.prompt_id)
-      for q in questions
-    ]
-
-
-class Says(Source):
-  """Answers with what a function says of a question."""
-
-  def __init__(self, fn):
-    super().__init__()
-    self.fn = fn
-
-  def answer(self, questions):
-    return [Label(self.fn(q), "x") for q in questions]
+    said = [Label(self.says(q), "source") for q in questions]
+    pairs = zip(questions, said, strict=True)
+    return [None if q.prompt_id in self.silent else x for q, x in pairs]
 
 
 def label(prompt):
@@ -71,7 +58,7 @@ def prompts_of(ledger):
 class TestBuy:
   def test_by_hand(self, ledger):
     source = Source(price=2.5)
-    assert ledger.buy(ask(3, 1), source) == [label(3), label(1)]
+    assert ledger.buy(ask(3, 1, 3), source) == [label(3), label(1), label(3)]
     assert ledger.buy(ask(1, 7, step=4), source) == [label(1), label(7)]
     assert source.asked == [(0, 0, 3), (0, 0, 1), (0, 4, 7)]
     assert ledger.totals(0) == (3, 3, 0, 7.5)
@@ -80,27 +67,20 @@ class TestBuy:
     assert [p[:3] for p in rest] == [(0, 0, 3), (0, 4, 7)]
     assert time.strptime(first.time, "%Y-%m-%dT%H:%M:%SZ").tm_year > 2020
 
-  def test_the_same_step_is_not_charged_twice(self, path):
-    source = Source()
-    for _ in range(3):  # as a run does that goes on from an older checkpoint
-      ledger = LabelLedger(path)
-      assert ledger.buy(ask(3, 1, 3), source) == [label(3), label(1), label(3)]
-      assert ledger.buy(ask(3, 1), source, again=True) == [label(3), label(1)]
-    assert len(source.asked) == 2
-    assert ledger.totals(0).spent == 2.0
-
   def test_of_several_labels_the_latest_is_known(self, ledger):
-    fickle = Says(lambda q: f"at {q.step}")
+    fickle = Source(says=lambda q: f"at {q.step}")
     for step in (0, 1):
       ledger.buy(ask(5, step=step), fickle, again=True)
-    assert ledger.buy(ask(5, step=2), fickle) == [Label("at 1", "x")]
+    assert ledger.buy(ask(5, step=2), fickle)[0].text == "at 1"
+    assert ledger.buy(ask(5), fickle, again=True)[0].text == "at 0"
+    assert ledger.totals(0) == (2, 1, 0, 2.0)
 
   def test_what_another_process_bought_meanwhile_counts(self, path, ledger):
     def late(question):
       LabelLedger(path).buy([question], Source(price=3.0))
       return "late"
 
-    assert ledger.buy(ask(5), Says(late)) == [label(5)]
+    assert ledger.buy(ask(5), Source(says=late)) == [label(5)]
     assert ledger.totals(0).spent == 3.0
 
   def test_no_label_costs_nothing_and_is_decided(self, ledger):
@@ -111,12 +91,12 @@ class TestBuy:
     assert ledger.buy(ask(2, step=1), Source()) == [label(2)]
 
   def test_any_text_is_a_label(self, path, ledger):
-    for step, text in enumerate(['"', "\x00", "\ud800", "'; DROP", "é\u202e"]):
-      questions = ask(step, step=step)
-      for _ in range(2):
-        (found,) = ledger.buy(questions, Says(lambda q, text=text: text))
-        assert found.text == text
-      assert LabelLedger(path).purchases()[-1].label == text
+    texts = ['"', "\x00", "\ud800", "'; DROP", "é\u202e", ""]
+    source = Source(says=lambda q: texts[q.prompt_id])
+    for _ in range(2):
+      found = ledger.buy(ask(*range(6)), source)
+      assert [x.text for x in found] == texts
+    assert [p.label for p in LabelLedger(path).purchases()] == texts
 
   def test_a_source_that_breaks_its_contract(self, ledger):
     source = Source()
@@ -126,16 +106,14 @@ class TestBuy:
     for price in (-1.0, math.nan, math.inf):
       with pytest.raises(ValueError, match="price"):
         ledger.buy(ask(1), Source(price=price))
-    source.answer = lambda questions: 1 / 0
     with pytest.raises(ZeroDivisionError):
-      ledger.buy(ask(1, 2), source)
+      ledger.buy(ask(1, 2), Source(says=lambda q: 1 / 0))
     assert ledger.purchases() == []
 
 
 class TestBudget:
   @pytest.mark.parametrize(
-    "options",
-    [{"per_step": 0}, {"per_step": -3}, {"total": 0.0}, {"total": math.nan}],
+    "options", [{"per_step": 0}, {"total": -3.0}, {"total": math.nan}]
   )
   def test_one_that_buys_nothing(self, options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -153,10 +131,15 @@ class TestBudget:
       (Budget(), 1e9, 5),
     ],
   )
-  def test_the_first_questions_are_bought(self, path, budget, price, bought):
+  @pytest.mark.parametrize("calls", [1, 5])
+  def test_the_first_are_bought(self, path, budget, price, bought, calls):
     ledger, source = LabelLedger(path, budget=budget), Source(price=price)
     want = [label(p) if p < bought else None for p in range(5)]
-    assert ledger.buy(ask(*range(5)), source) == want
+    size = 5 // calls
+    found = [
+      ledger.buy(ask(*range(n, n + size)), source) for n in range(0, 5, size)
+    ]
+    assert sum(found, []) == want
     assert prompts_of(ledger) == list(range(bought))
     # What was not asked is not decided.
     rich = LabelLedger(path, budget=Budget())
@@ -172,22 +155,12 @@ class TestBudget:
     assert [bool(x) for x in found] == [True, True, False, True, False, True]
     assert ledger.buy(ask(6, step=2), Source()) == [None]
 
-  def test_tenths_add_up(self, path):
-    ledger = LabelLedger(path, budget=Budget(total=0.3))
-    for step in range(4):
-      (found,) = ledger.buy(ask(step, step=step), Source(price=0.1))
-      assert (found is None) == (step == 3)
-
-  def test_what_is_known_needs_no_room(self, path):
+  def test_what_is_known_or_missing_takes_no_room(self, path):
     ledger = LabelLedger(path, budget=Budget(per_step=1, total=1.0))
+    assert ledger.buy(ask(3, 2), Source(silent=[3])) == [None, None]
     ledger.buy(ask(1), Source())
     assert ledger.buy(ask(1, 2, step=1), Source()) == [label(1), None]
     assert ledger.buy(ask(1), Source()) == [label(1)]
-
-  def test_no_label_takes_no_room_of_another_call(self, path):
-    ledger = LabelLedger(path, budget=Budget(per_step=1, total=1.0))
-    assert ledger.buy(ask(1, 2), Source(silent=[1])) == [None, None]
-    assert ledger.buy(ask(3), Source()) == [label(3)]
 
 
 class TestRestore:
@@ -217,53 +190,46 @@ class TestRestore:
       assert found == [None, label(2), None]
       ledger.restore(0)
 
-  def test_a_later_checkpoint_counts_again(self, ledger):
-    for step in range(4):
-      ledger.buy(ask(step, step=step), Source())
-    snapshot = ledger.snapshot(4)
-    ledger.restore(1)
-    ledger.restore(4, snapshot)
-    assert ledger.totals(0).labels == 4
-
   def test_what_the_repeated_step_did_not_buy_is_abandoned(self, path):
     self.run(path, range(4), choose=lambda step: (step, step + 1))
     ledger = LabelLedger(path)
+    before, snapshot = ledger.purchases(), ledger.snapshot(4)
+    ledger.restore(1)
+    ledger.restore(4, snapshot)  # nothing is lost yet
+    assert ledger.purchases() == before
     ledger.restore(1)
     self.run(path, range(1, 4), choose=lambda step: (50 + step,))
-    assert prompts_of(ledger) == [0, 1, 51, 52, 53]
     snapshot = ledger.snapshot(4)
     ledger.restore(2)
     ledger.restore(4, snapshot)
     assert prompts_of(ledger) == [0, 1, 51, 52, 53]
 
   def test_another_file_is_not_the_checkpoints(self, tmp_path, ledger):
-    ledger.buy(ask(1, 2), Source())
+    ledger.buy(ask(1, 2) + ask(3, step=1), Source())
     snapshot = ledger.snapshot(1)
-    other = LabelLedger(tmp_path / "other.sqlite")
-    other.buy(ask(1, 2, step=1), Source())
-    with pytest.raises(LedgerError, match="0 purchases .* the checkpoint 2"):
-      other.restore(1, snapshot)
-    assert other.totals(0).labels == 2  # left as it was
-    # As many, but others.
-    third = LabelLedger(tmp_path / "third.sqlite")
-    third.buy(ask(1, 3), Source())
-    with pytest.raises(LedgerError, match="not the ledger of the checkpoint"):
-      third.restore(1, snapshot)
+    ledger.restore(1, snapshot)  # step 1 is no part of it
+    for name, asked, complaint in (
+      ("fewer", ask(1, 2, step=1), "0 purchases .* the checkpoint 2"),
+      ("others", ask(1, 3), "not the ledger of the checkpoint"),
+    ):
+      other = LabelLedger(tmp_path / name)
+      other.buy(asked, Source())
+      with pytest.raises(LedgerError, match=complaint):
+        other.restore(1, snapshot)
+      assert other.totals(0).labels == 2  # left as it was
 
 
 class Machine(stateful.RuleBasedStateMachine):
   """The ledger against a dictionary, over runs that are killed and resumed."""
 
+  paths = ()  # of a file for each example
+
   def __init__(self):
     super().__init__()
-    self.path = pathlib.Path(os.environ["LEDGER_FOLDER"]) / (
-      f"{next(NUMBERS)}.sqlite"
-    )
-    self.ledger = LabelLedger(self.path)
-    self.step = 0
+    self.path = next(self.paths)
+    self.ledger, self.step = LabelLedger(self.path), 0
     self.decided = {}  # (seed, step, prompt) -> label or None, for ever
-    self.counted = set()
-    self.asked = []
+    self.counted, self.asked = set(), []
 
   @stateful.rule(
     seed=st.integers(0, 1),
@@ -273,19 +239,18 @@ class Machine(stateful.RuleBasedStateMachine):
   )
   def buy(self, seed, prompts, silent, again):
     source = Source(silent=silent)
-    found = self.ledger.buy(
-      ask(*prompts, step=self.step, seed=seed), source, again=again
-    )
+    asked = ask(*prompts, step=self.step, seed=seed)
+    found = self.ledger.buy(asked, source, again=again)
     for prompt, got in zip(prompts, found, strict=True):
       key = (seed, self.step, prompt)
       if key in self.decided:
         assert got == self.decided[key] and key not in source.asked
       elif key in source.asked:
         assert got == (None if prompt in silent else label(prompt))
-        assert again or not self.known(seed, prompt)
+        assert again or prompt not in self.labels(seed)
         self.decided[key] = got
       else:
-        assert got == label(prompt) and self.known(seed, prompt)
+        assert got == label(prompt) and prompt in self.labels(seed)
         continue
       self.counted.add(key)
     self.asked += source.asked
@@ -308,30 +273,26 @@ class Machine(stateful.RuleBasedStateMachine):
   def the_totals_are_those_of_the_dictionary(self):
     assert {p[:3] for p in self.ledger.purchases()} == self.counted
     for seed in (0, 1):
-      labels = [
-        key[2]
-        for key in self.counted
-        if key[0] == seed and self.decided[key] is not None
-      ]
-      totals = self.ledger.totals(seed)
+      labels, totals = self.labels(seed), self.ledger.totals(seed)
       assert (totals.labels, totals.prompts) == (len(labels), len(set(labels)))
       assert totals.spent == len(labels)
 
-  def known(self, seed, prompt):
-    return any(
-      key[0] == seed and key[2] == prompt and self.decided[key] is not None
+  def labels(self, seed):
+    """The prompts of the labels that count."""
+    return [
+      key[2]
       for key in self.counted
-    )
+      if key[0] == seed and self.decided[key] is not None
+    ]
 
 
 def test_any_history_agrees_with_a_dictionary(tmp_path, monkeypatch):
-  monkeypatch.setenv("LEDGER_FOLDER", str(tmp_path))
-  stateful.run_state_machine_as_test(
-    Machine,
-    settings=hypothesis.settings(
-      max_examples=25, stateful_step_count=15, deadline=None
-    ),
+  paths = (tmp_path / f"{n}.sqlite" for n in itertools.count())
+  monkeypatch.setattr(Machine, "paths", paths)
+  settings = hypothesis.settings(
+    max_examples=25, stateful_step_count=15, deadline=None
   )
+  stateful.run_state_machine_as_test(Machine, settings=settings)
 
 
 _BUYER = """
@@ -344,12 +305,25 @@ class Source:
   def answer(self, questions):
     return [Label("x" * 2000, "source") for q in questions]
 
-path, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-ledger = LabelLedger(path)
+seed, count = map(int, sys.argv[2:])
+ledger = LabelLedger(sys.argv[1])
 for step in range(count):
   questions = [Question(p, "", (), step, seed) for p in range(5)]
   ledger.buy(questions, Source(), again=True)
   print(step, flush=True)
+"""
+
+
+_HALF_A_WRITE = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 2")
+connection.execute("BEGIN IMMEDIATE")
+insert = "INSERT INTO purchases VALUES (9, 9, ?, ?, 'x', 1, 'x', 1)"
+connection.executemany(insert, [(n, "x" * 1000) for n in range(500)])
+connection.execute("DELETE FROM purchases WHERE seed = 0")
+print("now", flush=True)
+sys.stdin.read()
 """
 
 
@@ -366,13 +340,6 @@ def start(program, *arguments):
 def steps_of(path, seed):
   found = [p.step for p in LabelLedger(path).purchases() if p.seed == seed]
   return {step: found.count(step) for step in found}
-
-
-def hold(path):
-  """Locks the file as another process would."""
-  holder = sqlite3.connect(path, isolation_level=None)
-  holder.execute("BEGIN EXCLUSIVE")
-  return holder
 
 
 class TestProcesses:
@@ -392,22 +359,8 @@ class TestProcesses:
     # A process that stops between its writes and its commit, with more changed
     # than SQLite keeps in memory: the file on disk is half written.
     ledger.buy(ask(1, 2), Source())
-    program = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("PRAGMA cache_size = 2")
-connection.execute("BEGIN IMMEDIATE")
-connection.execute("DELETE FROM purchases")
-for number in range(500):
-  connection.execute(
-    "INSERT INTO purchases VALUES (9, 9, ?, ?, 'x', 1, 'x', 1)",
-    (number, "x" * 1000),
-  )
-print("now", flush=True)
-sys.stdin.read()
-"""
     before = path.read_bytes()
-    process = start(program, path)
+    process = start(_HALF_A_WRITE, path)
     assert process.stdout.readline() == "now\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -426,15 +379,12 @@ sys.stdin.read()
   def test_locked(self, path):
     ledger = LabelLedger(path, busy_s=0.1)
     ledger.buy(ask(1), Source())
-    holder = hold(path)
-    for call in (
-      lambda: ledger.buy(ask(2), Source()),
-      lambda: ledger.totals(0),
-      lambda: LabelLedger(path, busy_s=0.1),
-    ):
+    with contextlib.closing(sqlite3.connect(path)) as holder:
+      holder.execute("BEGIN EXCLUSIVE")  # as another process would
       with pytest.raises(LedgerLockedError, match="0.1 s"):
-        call()
-    holder.close()
+        ledger.buy(ask(2), Source())
+      with pytest.raises(LedgerLockedError):
+        LabelLedger(path, busy_s=0.1)
     assert ledger.buy(ask(1, 2), Source()) == [label(1), label(2)]
     assert ledger.totals(0).spent == 2.0
 
@@ -478,25 +428,21 @@ class TestDamage:
 
   def test_damage_while_it_is_open(self, full, ledger):
     full.write_bytes(b"x" * 9000)
-    for call in (
-      lambda: ledger.buy(ask(1), Source()),
-      lambda: ledger.totals(0),
-    ):
-      with pytest.raises(LedgerError, match="damaged"):
-        call()
+    with pytest.raises(LedgerError, match="damaged"):
+      ledger.buy(ask(1), Source())
     assert full.read_bytes() == b"x" * 9000
 
-  def test_another_programs_database(self, path):
-    with sqlite3.connect(path) as other:
-      other.execute("CREATE TABLE cats (name)")
-    other.close()
-    assert "no ledger of labels" in self.complaint(path)
-
-  def test_a_newer_version(self, full):
-    with sqlite3.connect(full) as other:
-      other.execute("PRAGMA user_version = 2")
-    other.close()
-    assert "version 2, and this code reads version 1" in self.complaint(full)
+  @pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+      ("PRAGMA user_version = 2", "version 2, and this code reads version 1"),
+      ("PRAGMA application_id = 5", "no ledger of labels"),
+    ],
+  )
+  def test_the_database_of_another_program(self, full, statement, complaint):
+    with contextlib.closing(sqlite3.connect(full)) as other, other:
+      other.execute(statement)
+    assert complaint in self.complaint(full)
 
   def test_no_folder_and_a_folder(self, tmp_path):
     with pytest.raises(LedgerError, match="no folder .*nowhere"):
@@ -506,24 +452,20 @@ class TestDamage:
 
   def test_a_file_that_is_not_there_is_not_made(self, full, ledger):
     full.unlink()
-    for call in (
-      lambda: ledger.buy(ask(1), Source()),
-      lambda: LabelLedger(full, creates=False),
-    ):
-      with pytest.raises(LedgerError, match="there is no ledger"):
-        call()
+    with pytest.raises(LedgerError, match="there is no ledger"):
+      ledger.buy(ask(1), Source())
+    with pytest.raises(LedgerError, match="there is no ledger"):
+      LabelLedger(full, creates=False)
     assert not full.exists()
 
   def test_a_full_disk_loses_nothing(self, ledger, full):
     # As SQLite sees it: no more pages than there are.
+    insert = "INSERT INTO purchases VALUES (7, 7, ?, ?, 'x', 1, 'x', 1)"
     with pytest.raises(LedgerError, match="full"):
       with ledger.transaction(writes=True) as sql:
         sql("PRAGMA max_page_count = 1")
         for number in range(100):
-          sql(
-            "INSERT INTO purchases VALUES (7, 7, ?, ?, 'x', 1, 'x', 1)",
-            *(number, "x" * 1000),
-          )
+          sql(insert, number, "x" * 1000)
     assert ledger.totals(0).labels == 200 and ledger.totals(7).labels == 0
 
   def test_an_empty_file_is_an_empty_ledger(self, path):

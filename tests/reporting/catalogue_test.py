@@ -14,7 +14,7 @@ from saw_jax.run import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLES = {name: catalogue.load(name) for name in catalogue.names()}
-AT = [(name, scale) for name, table in TABLES.items() for scale in table.scales]
+AT = [(name, scale) for name, table in TABLES.items() for scale in table.needs]
 
 
 def strings(tree: Any) -> Iterator[str]:
@@ -74,7 +74,7 @@ class TestTable:
   @pytest.mark.parametrize("name", TABLES)
   def test_its_parts_are_of_its_own_rows_and_scales(self, name):
     table = TABLES[name]
-    scales = set(table.scales)
+    scales = set(table.needs)
     assert scales == set(config_lib.module(name).SCALES)
     for at in (table.metrics_at, table.benchmarks, table.stand_ins):
       assert set(at) <= scales
@@ -90,7 +90,7 @@ class TestTable:
     always, asked = table.default_runs, list(table.on_request)
     assert sorted(always + asked) == sorted(table.runs) and always
     for run in asked:
-      table.config(run, table.scales[0])
+      table.config(run, next(iter(table.needs)))
     # What the paper printed is in the table.
     assert set(table.cells()) <= {table.runs[run].row for run in always}
 
@@ -139,7 +139,7 @@ class TestTable:
 
   def test_numbers_of_rules_are_labelled(self):
     table = TABLES["saw/summaries"]
-    for scale in table.scales:
+    for scale in table.needs:
       options = table.config("gdpo", scale).task.options
       by_rules = options.reward == "rules"
       assert (scale in table.stand_ins) == by_rules
@@ -275,7 +275,7 @@ class TestListing:
     for name, table in TABLES.items():
       head = f"{name}: {table.title}, {len(table.default_runs)} runs"
       part = text.partition(head)[2].partition("\n\n")[0]
-      for scale in table.scales:
+      for scale in table.needs:
         assert f"\n  {scale}: " in part, (name, scale)
     assert text.count("  tiny: can run here") == len(TABLES)
     assert "  paper: cannot run here, for want of\n    - model " in text

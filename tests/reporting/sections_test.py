@@ -385,6 +385,6 @@ def test_one_seed_has_no_interval_and_no_differences(tmp_path):
 def test_published_cells_are_found_for_any_table(name):
   # Nothing for one of no paper, or of a paper without numbers.
   table = catalogue.load(name)
-  for scale in table.scales:
+  for scale in table.needs:
     found = report.published_cells(table, table.rows, scale)
     assert set(found) == set(table.cells(scale))

@@ -1,20 +1,19 @@
-"""Tests of saw_jax/reporting/transcripts.py."""
-
 import html.parser
 from typing import NamedTuple
 
 import pytest
 
 from saw_jax.reporting import transcripts
-from saw_jax.reporting.transcripts import Episode, Segment, Step
 
 
 class Reader(html.parser.HTMLParser):
   """Collects the text of each class, and which tags there are."""
 
-  def __init__(self):
+  def __init__(self, page):
     super().__init__()
     self.open, self.texts, self.tags = [], [], set()
+    self.feed(page)
+    assert not self.open
 
   def handle_starttag(self, tag, attrs):
     self.tags.add(tag)
@@ -29,84 +28,54 @@ class Reader(html.parser.HTMLParser):
       self.texts.append((self.open[-1][1], data))
 
 
-def read(page):
-  reader = Reader()
-  reader.feed(page)
-  assert not reader.open
-  return reader
+class Turn(NamedTuple):
+  reply: str = "go"
+  prompt: str = "You are here."
+  observation: str = "A door."
+  reward: float = 0.0
+  valid: bool = True
 
 
-def page(*segments, note="", title="won"):
-  return transcripts.to_html(
-    "Two episodes", [Episode(title, [Step(segments, note)])]
-  )
-
-
-def test_every_role_has_its_class():
-  found = read(
-    page(*(Segment(role, f"by {role}") for role in transcripts.ROLES))
-  )
+def test_a_turn_says_who_wrote_what_and_what_it_paid():
+  turns = [Turn(reward=10.0), Turn("", reward=-0.5, valid=False)]
+  found = Reader(transcripts.to_html("Two", {"won": turns})).texts
   for role in transcripts.ROLES:
-    assert (role, f"by {role}") in found.texts
+    assert (role, role) in found  # the legend
+  start = found.index((None, "won"))
+  assert [text for text in found[start + 1 :] if text != (None, "\n")] == [
+    ("prompt", "You are here."),
+    *(("glue", "\n"), ("policy", "go"), ("glue", "\n")),
+    *(("observation", "A door."), ("meta", "step 1 · reward 10")),
+    ("prompt", "You are here."),
+    # An empty reply still shows where it would have been.
+    *(("glue", "\n"), ("policy", " "), ("glue", "\n")),
+    ("observation", "A door."),
+    ("meta", "step 2 · reward -0.5, the reply did not parse"),
+  ]
 
 
 def test_what_a_policy_writes_is_text():
   hostile = "<script>alert(1)</script>&amp;\0\x1b[2J"
-  made = page(Segment("policy", hostile), note="<b>", title="<i>")
-  found = read(made)
+  turn = Turn(hostile, hostile, hostile)
+  made = transcripts.to_html("<b>", {"<i>": [turn]})
+  found = Reader(made)
   assert not found.tags & {"script", "b", "i"}
-  said = "".join(text for kind, text in found.texts if kind == "policy")
-  assert "<script>alert(1)</script>&amp;\\x00\\x1b[2J" in said
+  for role in transcripts.ROLES[:3]:
+    said = "".join(text for kind, text in found.texts if kind == role)
+    assert "<script>alert(1)</script>&amp;\\x00\\x1b[2J" in said
   assert "\0" not in made
 
 
-def test_notes_and_titles_are_there_and_an_unknown_role_is_named():
-  found = read(page(Segment("prompt", "a"), note="reward 10", title="lost"))
-  texts = [text for _, text in found.texts]
-  assert "lost" in texts and "step 1 · reward 10" in texts
-  with pytest.raises(ValueError, match="no role 'poet'"):
-    page(Segment("poet", "a"))
-
-
-class Turn(NamedTuple):
-  prompt: str
-  reply: str
-  observation: str
-  reward: float
-  valid: bool
-
-
-def turn(reply="go", observation="A door.", reward=0.0, valid=True):
-  return Turn("You are here.", reply, observation, reward, valid)
-
-
-class TestTurns:
-  def test_a_turn_says_who_wrote_what_and_what_it_paid(self):
-    step = transcripts.read_turn(turn(reward=10.0))
-    said = {s.role: s.text for s in step.segments if s.role != "glue"}
-    assert said == {
-      "prompt": "You are here.",
-      "policy": "go",
-      "observation": "A door.",
-    }
-    assert step.note == "reward 10"
-
-  def test_a_reply_that_did_not_parse_is_told(self):
-    step = transcripts.read_turn(turn(reply="", reward=-0.5, valid=False))
-    assert step.note == "reward -0.5, the reply did not parse"
-    # An empty reply still shows where it would have been.
-    assert Segment("policy", " ") in step.segments
-
-  def test_the_first_of_each_kind_is_shown(self):
-    turns = [[turn("a")], [turn("b"), turn("c")], [turn("d")], [turn("e")]]
-    found = transcripts.won_and_lost(turns, [False, True, False, True])
-    titles = [episode.title for episode in found]
-    assert titles == ["Won, in 2 steps", "Lost, in 1 steps"]
-    first = [episode.steps[0].segments[2].text for episode in found]
-    assert first == ["b", "a"]
-
-  def test_a_kind_that_is_missing_is_left_out_and_each_has_an_end(self):
-    (only,) = transcripts.won_and_lost([[turn()]], [False])
-    assert only.title.startswith("Lost")
-    with pytest.raises(ValueError, match="episodes"):
-      transcripts.won_and_lost([[turn()]], [True, False])
+def test_the_first_that_was_won_and_the_first_that_was_lost_are_shown():
+  turns = [[Turn("a")], [Turn("b"), Turn("c")], [Turn("d")], [Turn("e")]]
+  found = transcripts.won_and_lost(turns, [False, True, False, True])
+  assert list(found.items()) == [
+    ("Won, in 2 steps", turns[1]),
+    ("Lost, in 1 steps", turns[0]),
+  ]
+  # Of a kind that is missing there is none.
+  assert list(transcripts.won_and_lost(turns[:1], [False])) == [
+    "Lost, in 1 steps"
+  ]
+  with pytest.raises(ValueError, match="episodes"):
+    transcripts.won_and_lost(turns[:1], [True, False])

@@ -233,10 +233,10 @@ class TestDeaths:
     np.testing.assert_allclose(a["reward/total"], b["reward/total"], atol=1e-6)
 
   def test_too_many_deaths_end_the_run(self, tmp_path, monkeypatch):
-    def dies(self, *args):
+    def dies(*args):
       raise actor.ActorDied("the sampler's process ended with code -9")
 
-    monkeypatch.setattr(actor.DeviceSampler, "__call__", dies)
+    monkeypatch.setattr(actor, "device_sampler", lambda *_: dies)
     with pytest.raises(actor.ActorError, match="3 actors died"):
       run(tmp_path, [0], actors=1, actor_devices=1, max_deaths=2)
 

@@ -1,5 +1,6 @@
 """What a run says of itself, and who may go on in its directory."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -17,13 +18,12 @@ CONFIG = {
 }
 
 
-def changed(**sections):
-  return {
-    name: {**value, **sections[name]}
-    if isinstance(sections.get(name), dict)
-    else sections.get(name, value)
-    for name, value in CONFIG.items()
-  }
+def changed(path, value):
+  """The config with another value, or without it where that is None."""
+  other, (*inside, last) = json.loads(json.dumps(CONFIG)), path.split(".")
+  section = functools.reduce(dict.get, inside, other)
+  section[last] = value
+  return {name: found for name, found in other.items() if found is not None}
 
 
 class TestOpenRun:
@@ -53,38 +53,28 @@ class TestOpenRun:
 
 
 class TestCheckRun:
-  def test_the_first_key_that_differs_is_named_with_both_values(self, tmp_path):
-    run_directory.open_run(tmp_path, CONFIG)
-    other = changed(
-      loop={"num_steps": 5}, optimizer={"learning_rate": 0.5, "b1": 0.8}
-    )
-    before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(run_directory.RunError, match=r"loop.num_steps = 4, no"):
-      run_directory.open_run(tmp_path, other)
-    assert (tmp_path / "run.json").read_bytes() == before
-
   @pytest.mark.parametrize(
-    ("other", "message"),
+    ("path", "value", "message"),
     [
-      (changed(seeds=[0, 2]), r"seeds = \[0, 1\], not \[0, 2\]"),
-      (changed(optimizer={"b2": 0.9}), "optimizer.b2 = None, not 0.9"),
-      (changed(task={"options": {"seed": 1}}), "task.options"),
-      (
-        {k: v for k, v in CONFIG.items() if k != "checkpoint"},
-        "checkpoint = '', not None",
-      ),
+      ("loop.num_steps", 5, "loop.num_steps = 4, not 5"),
+      ("seeds", [0, 2], r"seeds = \[0, 1\], not \[0, 2\]"),
+      ("optimizer.b2", 0.9, "optimizer.b2 = None, not 0.9"),
+      ("task.options.seed", 1, "task.options"),
+      ("checkpoint", None, "checkpoint = '', not None"),
     ],
   )
-  def test_new_and_missing_keys_and_lists_are_seen(
-    self, tmp_path, other, message
+  def test_a_key_that_differs_is_named_with_both_values(
+    self, tmp_path, path, value, message
   ):
     run_directory.open_run(tmp_path, CONFIG)
+    before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(run_directory.RunError, match=message):
-      run_directory.check_run(tmp_path, other)
+      run_directory.open_run(tmp_path, changed(path, value))
+    assert (tmp_path / "run.json").read_bytes() == before
 
   def test_a_tuple_is_the_list_that_json_made_of_it(self, tmp_path):
     run_directory.open_run(tmp_path, CONFIG)
-    run_directory.check_run(tmp_path, changed(loop={"writers": ["wandb"]}))
+    run_directory.check_run(tmp_path, changed("loop.writers", ["wandb"]))
 
 
 def test_what_is_no_run_says_so(tmp_path):
@@ -129,42 +119,30 @@ def commit_all(folder):
   return git(folder, "rev-parse", "HEAD")[:10]
 
 
-class TestCommit:
-  def test_outside_git_it_is_unknown(self, checkout):
-    assert run_directory.commit() == "unknown"
-
-  @pytest.mark.parametrize(
-    "code", ["saw_jax/training/module.py", "configs/a.py"]
-  )
-  def test_a_changed_file_is_marked(self, checkout, code):
-    name = commit_all(checkout)
-    assert run_directory.commit() == name
-    (checkout / "saw_jax" / "notes.txt").write_text("not part of the code")
-    (checkout / "docs" / "a.md").write_text("nor is this")
-    assert run_directory.commit() == name
-    (checkout / code).write_text("x = 2\n")
-    assert run_directory.commit() == name + "+"
+CODE = ("saw_jax/training/module.py", "configs/a.py")
 
 
-class TestIsSameCode:
-  @pytest.mark.parametrize(
-    ("path", "is_same"),
-    [
-      ("docs/a.md", True),
-      ("saw_jax/training/module.py", False),
-      ("configs/a.py", False),
-    ],
-  )
-  def test_the_library_and_the_configs_count(self, checkout, path, is_same):
-    first = commit_all(checkout)
+def test_a_commit_is_marked_where_its_code_was_changed(checkout):
+  assert run_directory.commit() == "unknown"  # outside git
+  name = commit_all(checkout)
+  (checkout / "saw_jax" / "notes.txt").write_text("not part of the code")
+  (checkout / "docs" / "a.md").write_text("nor is this")
+  assert run_directory.commit() == name
+  for path in CODE:
     (checkout / path).write_text("x = 2\n")
-    second = commit_all(checkout)
-    assert first != second
-    assert run_directory.is_same_code(first, second) == is_same
-    assert run_directory.is_same_code(second, first) == is_same
+    assert run_directory.commit() == name + "+"
+    (checkout / path).write_text("x = 1\n")
 
-  @pytest.mark.parametrize("name", ["unknown", "0123456789", "abc+", "--quiet"])
-  def test_what_git_does_not_know_is_only_itself(self, checkout, name):
-    known = commit_all(checkout)
+
+@pytest.mark.parametrize("path", ["docs/a.md", *CODE])
+def test_the_same_code_is_that_of_the_library_and_the_configs(checkout, path):
+  first = commit_all(checkout)
+  (checkout / path).write_text("x = 2\n")
+  second = commit_all(checkout)
+  assert first != second
+  for one, other in ((first, second), (second, first)):
+    assert run_directory.is_same_code(one, other) == (path not in CODE)
+  # What git does not know is only itself.
+  for name in ("unknown", "0123456789", "abc+", "--quiet"):
     assert run_directory.is_same_code(name, name)
-    assert not run_directory.is_same_code(name, known)
+    assert not run_directory.is_same_code(name, first)

@@ -103,31 +103,25 @@ def make_problem(world: World, goal: str) -> str:
     for place in dict.fromkeys(map(kind_of, places))
     if place in world_lib.FITS[thing]
   ]
-  goal = goal.format(
-    obj=world.thing.capitalize(),
-    recep=world.place.capitalize(),
-    toggle=kind_of(LAMP).capitalize(),
+  obj, recep, toggle = (
+    kind_of(name).capitalize() for name in (world.thing, world.place, LAMP)
   )
+  goal = goal.format(obj=obj, recep=recep, toggle=toggle)
   goal = goal.replace("#", "-").strip()
   # What follows the first expression is of no use.
   steps = ((letter == "(") - (letter == ")") for letter in goal)
   depths = list(itertools.accumulate(steps))
   if 0 not in depths:
     raise ValueError("the goal has a bracket that is not closed.")
-  return "\n".join(
-    [
-      "(define (problem household)\n(:domain alfred)\n(:objects",
-      *(
-        f"{one} - {what}"
-        for what, several in objects.items()
-        for one in several
-      ),
-      ")\n(:init",
-      *(f"({fact})" for fact in init),
-      ")",
-      goal[: depths.index(0) + 1],
-      "(:metric minimize (total-cost))\n)",
-    ]
+  goal = goal[: depths.index(0) + 1]
+  facts = "\n".join(f"({fact})" for fact in init)
+  listed = "\n".join(
+    f"{name} - {what}" for what, several in objects.items() for name in several
+  )
+  return (
+    "(define (problem household)\n(:domain alfred)\n"
+    f"(:objects\n{listed}\n)\n(:init\n{facts}\n)\n{goal}\n"
+    "(:metric minimize (total-cost))\n)"
   )
 
 

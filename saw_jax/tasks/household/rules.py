@@ -11,40 +11,28 @@ from saw_jax.tasks.household.world import World, kind_of, number_of
 
 NOTHING = "Nothing happens."
 # Knives cut nothing here: the last line is ALFWorld's all the same.
-_COMMANDS = {
-  "look": "look around your current location",
-  "inventory": "check your current inventory",
-  "go to (receptacle)": "move to a receptacle",
-  "open (receptacle)": "open a receptacle",
-  "close (receptacle)": "close a receptacle",
-  "take (object) from (receptacle)": "take an object from a receptacle",
-  "move (object) to (receptacle)": "place an object in or on a receptacle",
-  "examine (something)": "examine a receptacle or an object",
-  "use (object)": "use an object",
-  "heat (object) with (receptacle)": "heat an object using a receptacle",
-  "clean (object) with (receptacle)": "clean an object using a receptacle",
-  "cool (object) with (receptacle)": "cool an object using a receptacle",
-  "slice (object) with (object)": "slice an object using a sharp object",
-}
-HELP = "Available commands:\n" + "".join(
-  # One line is two columns short.
-  f"  {command + ':':{32 if command.startswith('move') else 34}}{what}\n"
-  for command, what in _COMMANDS.items()
-)
+HELP = """\
+Available commands:
+  look:                             look around your current location
+  inventory:                        check your current inventory
+  go to (receptacle):               move to a receptacle
+  open (receptacle):                open a receptacle
+  close (receptacle):               close a receptacle
+  take (object) from (receptacle):  take an object from a receptacle
+  move (object) to (receptacle):  place an object in or on a receptacle
+  examine (something):              examine a receptacle or an object
+  use (object):                     use an object
+  heat (object) with (receptacle):  heat an object using a receptacle
+  clean (object) with (receptacle): clean an object using a receptacle
+  cool (object) with (receptacle):  cool an object using a receptacle
+  slice (object) with (object):     slice an object using a sharp object
+"""
 _HELD = -1  # where an object is that is carried
 _NOWHERE = -1  # where one is in the middle of the room
 LONGEST = 200  # no action has as many characters
 _AROUND = (
   "You are in the middle of a room. Looking quickly around you, you see "
 )
-# What is said of an object's state.
-_STATES_SAID = {
-  frozenset(["hot"]): "hot",
-  frozenset(["cool"]): "cold",
-  frozenset(["clean"]): "clean",
-  frozenset(["hot", "clean"]): "hot and clean",
-  frozenset(["cool", "clean"]): "cool and clean",
-}
 
 
 class Household(Environment):
@@ -66,7 +54,7 @@ class Household(Environment):
   """
 
   def __init__(
-    self, draw: Callable[[int], World], *, max_steps: int, reward: float
+    self, draw: Callable[[int], World], max_steps: int, reward: float
   ):
     super().__init__(max_steps, reward)
     self._draw = draw
@@ -139,9 +127,11 @@ class Household(Environment):
     if verb == "examine" and rest == held:
       # ALFWorld means to show what lies here too, but a comma in its rules
       # hides it: "?l - location, ?r" asks for a type called "location,".
-      if not self.states[held]:
+      states = sorted(self.states[held], reverse=True)
+      if not states:
         return f"There's nothing special about {held}."
-      return f"This is a {_STATES_SAID[frozenset(self.states[held])]} {held}."
+      said = "cold" if states == ["cool"] else " and ".join(states)
+      return f"This is a {said} {held}."
     if self.at == _NOWHERE:  # All is seen at the start only.
       return f"{_AROUND}nothing."
     place = self.world.places[self.at]
@@ -177,8 +167,8 @@ class Household(Environment):
       return f"The {place} is closed."
     lamp = [world_lib.LAMP] if self.at == self.world.lamp_in else []
     # ALFWorld lists kinds by name, and those of a kind from the last on.
-    things = sorted(self._things_here() + lamp, key=number_of, reverse=True)
-    seen = _listing(sorted(things, key=kind_of))
+    here = self._things_here() + lamp
+    seen = _listing(sorted(here, key=lambda x: (kind_of(x), -number_of(x))))
     if kind_of(place) in world_lib.OPENABLE:
       return f"The {place} is open. In it, you see {seen}."
     return f"On the {place}, you see {seen}."

@@ -171,6 +171,7 @@ class World(NamedTuple):
   lamp_in: int  # index of its receptacle; -1: there is none
 
 
+@functools.cache
 def kind_of(name: str) -> str:
   """Returns the kind of a numbered thing: "apple" of "apple 1"."""
   return name.partition(" ")[0]
@@ -195,7 +196,6 @@ def split_of(world: World) -> str:
 def draw_world(
   draws: Draws,
   split: str,
-  *,
   kinds: Sequence[str] = KINDS,
   receptacles: int = 16,
   objects: int = 20,

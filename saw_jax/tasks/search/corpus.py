@@ -7,7 +7,7 @@ searched for.
 
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from saw_jax.tasks import row_files
@@ -54,14 +54,12 @@ class Question(NamedTuple):
   source: str = ""  # the set that it is from, or its kind
 
 
-# Passages, and the questions of each split.
-Corpus = tuple[tuple[Passage, ...], Mapping[str, tuple[Question, ...]]]
 MOST_PEOPLE = len(FIRST) * len(LAST)
 
 
 def draw_corpus(
   num_people: int, *, seed: int = 0, kinds: tuple[str, ...] = KINDS
-) -> Corpus:
+) -> tuple[tuple[Passage, ...], Mapping[str, tuple[Question, ...]]]:
   """Draws people with a birthplace and a job, places, and works of some people.
 
   Two in three people wrote a work, while there are titles. There is every
@@ -89,9 +87,23 @@ def draw_corpus(
   ]
   passages += [Passage("", f"the {w} is a book by {author[w]}.") for w in works]
   questions: dict[str, list[Question]] = {"train": [], "test": []}
-  for kind, subject, question in _questions(country, city, job, author):
+
+  def ask(about: str, kind: str, text: str, answer: str, *queries: str):
     if kind in kinds:
-      questions[split_of(subject)].append(question._replace(source=kind))
+      question = Question(text, (answer,), queries, kind)
+      questions[split_of(about)].append(question)
+
+  for place, land in country.items():
+    ask(place, "country", f"in which country is {place}?", land, place)
+  for person, place in city.items():
+    ask(person, "birthplace", f"where was {person} born?", place, person)
+    ask(person, "job", f"what did {person} become?", job[person], person)
+    text = f"in which country was {person} born?"
+    ask(person, "person_country", text, country[place], person, place)
+  for work, person in author.items():
+    ask(person, "author", f"who wrote the {work}?", person, work)
+    text = f"where was the author of the {work} born?"
+    ask(person, "author_birthplace", text, city[person], work, person)
   for split, several in questions.items():
     if not several:
       raise ValueError(
@@ -110,10 +122,7 @@ def read_passages(path: str | pathlib.Path) -> tuple[Passage, ...]:
 
   With `text` there may be a `title`.
   """
-  passages = tuple(row_files.parse_rows(path, _passage))
-  if not passages:
-    raise ValueError(f"{path}: there is no passage in it.")
-  return passages
+  return _some(path, _passage, "passage")
 
 
 def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
@@ -127,12 +136,14 @@ def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
   file = pathlib.Path(path).absolute()
   is_split = file.stem in ("train", "dev", "test")
   named = file.parent.name if is_split else file.stem
-  questions = tuple(
-    row_files.parse_rows(path, lambda row: _question(row, named))
-  )
-  if not questions:
-    raise ValueError(f"{path}: there is no question in it.")
-  return questions
+  return _some(path, lambda row: _question(row, named), "question")
+
+
+def _some(path, parse, what: str) -> tuple:
+  found = tuple(row_files.parse_rows(path, parse))
+  if not found:
+    raise ValueError(f"{path}: there is no {what} in it.")
+  return found
 
 
 def _passage(row: Any) -> Passage:
@@ -140,54 +151,18 @@ def _passage(row: Any) -> Passage:
     title, _, text = row_files.field(row, "contents", str).partition("\n")
     return Passage(title, text) if text else Passage("", title)
   text = row_files.field(row, "text", str)
-  title = row_files.field({"title": row.get("title") or ""}, "title", str)
-  return Passage(title, text)
+  title = {"title": row.get("title") or ""}
+  return Passage(row_files.field(title, "title", str), text)
 
 
 def _question(row: Any, named: str) -> Question:
   text = row_files.field(row, "question", str).strip()
-  answers = _answers(row)
-  if not text:
-    raise ValueError("field 'question' is empty")
-  source = {"data_source": row.get("data_source") or named}
-  return Question(
-    text, answers, source=row_files.field(source, "data_source", str)
-  )
-
-
-def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
   names = ("golden_answers", "answers", "answer")
   name = next((name for name in names if name in row), names[0])
-  answers = row_files.field(row, name, (list, str))
-  several = [answers] if isinstance(answers, str) else answers
-  if not several or not all(
-    isinstance(one, str) and one.strip() for one in several
-  ):
-    raise ValueError(f"field {name!r} is no text and no list of texts")
-  return tuple(several)
-
-
-def _questions(
-  country: Mapping[str, str],
-  city: Mapping[str, str],
-  job: Mapping[str, str],
-  author: Mapping[str, str],
-) -> Iterator[tuple[str, str, Question]]:
-  """Kind, subject and question of all that can be asked."""
-  for place, land in country.items():
-    text = f"in which country is {place}?"
-    yield "country", place, Question(text, (land,), (place,))
-  for person, place in city.items():
-    text = f"where was {person} born?"
-    yield "birthplace", person, Question(text, (place,), (person,))
-    text = f"what did {person} become?"
-    yield "job", person, Question(text, (job[person],), (person,))
-    text = f"in which country was {person} born?"
-    hops = (person, place)
-    yield "person_country", person, Question(text, (country[place],), hops)
-  for work, person in author.items():
-    text = f"who wrote the {work}?"
-    yield "author", person, Question(text, (person,), (work,))
-    text = f"where was the author of the {work} born?"
-    hops = (work, person)
-    yield "author_birthplace", person, Question(text, (city[person],), hops)
+  answers = row_files.texts(row, name)
+  for what, texts in (("question", [text]), (name, answers)):
+    if not texts or not all(map(str.strip, texts)):
+      raise ValueError(f"field {what!r} is empty")
+  source = {"data_source": row.get("data_source") or named}
+  source = row_files.field(source, "data_source", str)
+  return Question(text, answers, source=source)

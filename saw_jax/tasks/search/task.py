@@ -1,30 +1,38 @@
-"""Search questions as a task: which there are, and how one is asked.
+"""Questions that are answered by searching: passages in, an answer out.
 
 Prompts and replies are in English with a place to think, or compact: the
 question, what was searched for, and what was found.
+
+References:
+  Jin et al., 2025. Search-R1. https://arxiv.org/abs/2503.09516
+  Rajpurkar et al., 2016. SQuAD, whose script defines the exact match.
+  https://arxiv.org/abs/1606.05250
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+import json
+import re
+import string
+from collections.abc import Iterator, Sequence
 
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Reply, Situation, Transition
 from saw_jax.tasks.search import corpus as search_corpus
-from saw_jax.tasks.search import questions as search_questions
-from saw_jax.tasks.search.questions import SearchQuestions
+from saw_jax.tasks.search.corpus import Passage, Question
 from saw_jax.tasks.search_index import SearchIndex
 
+LONGEST_QUERY = 500  # characters of a query or answer that are read
+LONGEST_PASSAGE = 3_000  # characters of a passage that are shown
+_BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NAMES = (
-  *search_corpus.FIRST,
-  *search_corpus.LAST,
-  *search_corpus.JOBS,
-  *search_corpus.CITIES,
-  *search_corpus.COUNTRIES,
-  *search_corpus.ADJECTIVES,
-  *search_corpus.NOUNS,
+  *(*search_corpus.FIRST, *search_corpus.LAST, *search_corpus.JOBS),
+  *(*search_corpus.CITIES, *search_corpus.COUNTRIES),
+  *(*search_corpus.ADJECTIVES, *search_corpus.NOUNS),
 )
 # The pieces of drawn corpora: of questions, of actions, and of passages.
 PIECES = (
@@ -84,12 +92,68 @@ class SearchConfig:
     # A config's lists become tuples, so that this can be a key.
     for name in ("kinds", "train", "test"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
-    files = [self.corpus, self.train, self.test]
-    if any(files) and not all(files):
-      raise ValueError(
-        "local files are read together: give corpus, train and test, or none "
-        "of them."
-      )
+    environments.check_together(self, "corpus", "train", "test")
+
+
+class SearchQuestions(environments.Environment):
+  """An `Environment`: the question of a seed's number, until it is answered.
+
+  `<search>a query</search>` is followed by the passages that are found, and
+  `<answer>an answer</answer>`, which pays if it is right, by nothing, as is
+  anything else.
+
+  Attributes:
+    question: what is asked.
+    searched: the queries so far.
+  """
+
+  def __init__(
+    self,
+    library: SearchIndex[Passage],
+    questions: Sequence[Question],
+    config: SearchConfig,
+  ):
+    super().__init__(config.max_steps, config.reward)
+    self._library, self._questions = library, questions
+    self._num_passages = config.num_passages
+
+  def _start(self, seed: int) -> str:
+    self.question = self._questions[seed]
+    self.task = self.question.text
+    self.searched: list[str] = []
+    return self.task
+
+  def _act(self, action: str) -> tuple[str, float, bool]:
+    found = _BLOCK.fullmatch(action.strip())
+    if found is None:
+      return "", 0.0, False
+    text = found[2].strip()[:LONGEST_QUERY]
+    if found[1] == "answer":
+      is_right = normalise(text) in map(normalise, self.question.answers)
+      return "", self.max_return * is_right, True
+    self.searched.append(text)
+    passages = self._library.find(text, self._num_passages)
+    told = "".join(
+      f"Doc {number}: {passage.contents[:LONGEST_PASSAGE]}\n"
+      for number, passage in enumerate(passages, 1)
+    )
+    told = json.dumps({"result": told})
+    return f"<information>{told}</information>", 0.0, False
+
+  @property
+  def admissible_actions(self) -> list[str]:
+    """The two kinds of what would do something now."""
+    return [f"<search>{self.task}</search>", "<answer>unknown</answer>"]
+
+
+def normalise(answer: str) -> str:
+  """Returns an answer as it is compared: without case, marks and articles.
+
+  >>> normalise("The  Glass-River!")
+  'glassriver'
+  """
+  text = answer.lower().translate(_PUNCTUATION)
+  return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 class SearchTask(environments.FormTask):
@@ -112,9 +176,7 @@ class SearchTask(environments.FormTask):
 
   def make(self, split: str) -> SearchQuestions:
     self.num_episodes(split)  # raises if there is no such split
-    config = self.config
-    limits = (config.max_steps, config.reward, config.num_passages)
-    return SearchQuestions(self._library, self._questions[split], *limits)
+    return SearchQuestions(self._library, self._questions[split], self.config)
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     seen = [text for text, _ in history[1:]] + [situation.observation]
@@ -130,7 +192,12 @@ class SearchTask(environments.FormTask):
       yield _TASK.format(task=situation.task) + past + _END
 
   def read_reply(self, completion: str) -> Reply:
-    return search_questions.read_reply(completion)
+    """Returns the last block of a completion; valid if there is just one."""
+    found = _BLOCK.findall(completion)
+    if not found:
+      return Reply("", False)
+    verb, text = found[-1]
+    return Reply(f"<{verb}>{text.strip()}</{verb}>", len(found) == 1)
 
   def write_reply(self, action: str) -> str:
     return action if self.is_compact else f"<think></think>{action}"

@@ -5,15 +5,15 @@ options. The files are those of WebShop (https://arxiv.org/abs/2207.01206).
 """
 
 import itertools
-import json
 import pathlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from saw_jax.tasks import base, row_files
 from saw_jax.tasks import draws as draws_lib
-from saw_jax.tasks import row_files
 from saw_jax.tasks.draws import Draws
 
 NO_LIMIT = 1_000_000.0  # dollars: of an instruction without a price
@@ -82,38 +82,62 @@ def draw_products(count: int, *, seed: int = 0) -> tuple[Product, ...]:
   draws = Draws("shop", seed)
   chosen = draws.sample(_NAMES, count)
   codes = draws.sample(range(10_000), count)
-  return tuple(
-    _draw_product(draws, *name, code)
-    for name, code in zip(chosen, codes, strict=True)
-  )
+  products = []
+  for (kind, attributes), code in zip(chosen, codes, strict=True):
+    category, options, _ = KINDS[kind]
+    price = 10.0 + 10.0 * draws.chance(0.5) + draws.choice(range(70))
+    name = f"{' '.join(attributes)} {kind}"
+    products.append(
+      Product(
+        *(f"B00000{code:04d}", name, kind, (category, f"{kind}s", kind)),
+        *(price, f"${price:.1f}", f"a {name}", attributes, attributes),
+        options=tuple(
+          (option, tuple(draws.sample(values, 3)))
+          for option, values in options.items()
+        ),
+      )
+    )
+  return tuple(products)
 
 
 def draw_instruction(
   products: Sequence[Product], split: str, seed: int
 ) -> Instruction:
   """Draws what is asked for in one episode of "train" or "test"."""
-  if split not in ("train", "test"):
-    raise ValueError(f"there is no split {split!r}, only train and test")
+  base.check_split(split, ("train", "test"))
   draws = Draws("instruction", split, seed)
   while True:
     product = draws.choice(products)
     options = tuple(draws.choice(values) for _, values in product.options)
     if draws_lib.split_of(repr((product.name, options))) == split:
       break
-  limit = _limit(product.price, draws)
-  chosen = "".join(
-    f", {name}: {value}"
-    for (name, _), value in zip(product.options, options, strict=True)
-  )
-  text = f"i need a {product.name}{chosen}{_price_text(limit)}"
-  return Instruction(text, product.code, product.attributes, options, limit)
+  named = zip(product.options, options, strict=True)
+  chosen = "".join(f", {name}: {value}" for (name, _), value in named)
+  text = f"i need a {product.name}{chosen}"
+  return _instruction(text, product, product.attributes, options, draws)
+
+
+def _instruction(
+  text: str,
+  product: Product,
+  attributes: tuple[str, ...],
+  options: tuple[str, ...],
+  draws: Draws,
+) -> Instruction:
+  """Adds the price: the higher of two of the next four multiples of 10."""
+  limits = [10.0 * i for i in range(1, 100)]  # 10, 20, ... 990 dollars
+  above = [limit for limit in limits if limit > product.price][:4]
+  limit = NO_LIMIT
+  if len(above) >= 2:
+    limit = max(draws.sample(above, 2))
+    text += f", and price lower than {limit:.2f} dollars"
+  return Instruction(text, product.code, attributes, options, limit)
 
 
 def read_products(
   products: str | pathlib.Path,
   attributes: str | pathlib.Path,
   instructions: str | pathlib.Path,
-  *,
   order: str | pathlib.Path = "",
   num_products: int = 0,
   num_test: int = 500,
@@ -133,8 +157,8 @@ def read_products(
     num_products: how many are read; 0: all.
     num_test: how many instructions are the test split.
   """
-  known = _read_object(attributes)
-  asked = _read_object(instructions)
+  known = row_files.read_object(attributes)
+  asked = row_files.read_object(instructions)
   goods: dict[str, Product] = {}
   found: list[Instruction] = []
   rows = row_files.parse_rows(
@@ -153,11 +177,11 @@ def read_products(
   if not goods:
     raise ValueError(f"{products}: there is no product in it.")
   if order:
-    tests = _first_texts(order, num_test)
-    parts = {
-      "test": [one for one in found if _plain(one.text) in tests],
-      "train": [one for one in found if _plain(one.text) not in tests],
-    }
+    first = list(itertools.islice(row_files.read_rows(order), num_test))
+    tests = set(map(_plain, row_files.texts({str(order): first}, str(order))))
+    parts = {"test": [], "train": []}
+    for one in found:
+      parts["test" if _plain(one.text) in tests else "train"].append(one)
   else:
     random.Random(_SHUFFLE_SEED).shuffle(found)
     parts = {"test": found[:num_test], "train": found[num_test:]}
@@ -170,67 +194,18 @@ def read_products(
   return tuple(goods.values()), parts
 
 
-def _draw_product(
-  draws: Draws, kind: str, attributes: tuple[str, ...], code: int
-) -> Product:
-  category, options, _ = KINDS[kind]
-  price = 10.0 + 10.0 * draws.chance(0.5) + draws.choice(range(70))
-  name = f"{' '.join(attributes)} {kind}"
-  return Product(
-    code=f"B00000{code:04d}",
-    name=name,
-    query=kind,
-    categories=(category, f"{kind}s", kind),
-    price=price,
-    price_tag=f"${price:.1f}",
-    description=f"a {name}",
-    features=tuple(attributes),
-    attributes=attributes,
-    options=tuple(
-      (option, tuple(draws.sample(values, 3)))
-      for option, values in options.items()
-    ),
-  )
-
-
-def _limit(price: float, draws: Draws) -> float:
-  """The higher of two of the next four multiples of 10 dollars, as WebShop."""
-  limits = [10.0 * i for i in range(1, 100)]  # 10, 20, ... 990 dollars
-  above = [limit for limit in limits if limit > price][:4]
-  return max(draws.sample(above, 2)) if len(above) >= 2 else NO_LIMIT
-
-
-def _price_text(limit: float) -> str:
-  price = f", and price lower than {limit:.2f} dollars"
-  return price if limit < NO_LIMIT else ""
-
-
-def _read_object(path: str | pathlib.Path) -> Mapping[str, Any]:
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: there is no such file.")
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path}: not JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path}: not an object with a field for each product.")
-  return content
-
-
 def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
   """One product; None if WebShop leaves it out."""
   field = row_files.field
   code = field(row, "asin", str)
   if code == "nan" or len(code) > _LONGEST_CODE or not code:
     return None
-  features = field(row, "small_description", (list, str, type(None))) or []
-  if isinstance(features, str):
-    features = [features]
+  kinds = (list, str, type(None))
+  features = {"features": field(row, "small_description", kinds) or []}
   entry = known.get(code, {})
   if not isinstance(entry, dict):
     raise ValueError(f"the attributes of {code} are not an object")
-  attributes = entry.get("attributes", ["DUMMY_ATTR"])
+  entry = {"attributes": ["DUMMY_ATTR"], **entry}
   price, tag = _read_price(row.get("pricing"))
   categories = field(row, "product_category", str).split("\u203a")
   return Product(
@@ -241,9 +216,9 @@ def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
     price=price,
     price_tag=tag,
     description=field(row, "full_description", (str, type(None))) or "",
-    features=_texts(features, "small_description"),
-    attributes=_texts(attributes, f"attributes of {code}"),
-    options=_read_options(row.get("customization_options")),
+    features=row_files.texts(features, "features"),
+    attributes=row_files.texts(entry, "attributes"),
+    options=tuple(_read_options(row)),
     rating=str(row.get("average_rating") or "N.A."),
   )
 
@@ -252,33 +227,24 @@ def _read_price(pricing: Any) -> tuple[float, str]:
   """Price and tag of "$5.00" or "$5.00$9.00"; without any, WebShop says 100."""
   if not pricing:
     return 100.0, "$100.0"
-  if not isinstance(pricing, str):
-    raise ValueError("field 'pricing' is not a str")
   try:
     prices = [float(re.sub(r"[^\d.]", "", p)) for p in pricing.split("$")[1:3]]
-  except ValueError:
-    prices = []
-  if not prices:
-    raise ValueError(f"field 'pricing' is {pricing[:40]!r}, which is no price")
-  tag = " to ".join(f"${price}" for price in prices)
-  return sum(prices) / len(prices), tag
+    return statistics.fmean(prices), " to ".join(f"${p}" for p in prices)
+  except (ValueError, AttributeError) as error:  # no number, or no text
+    raise ValueError(
+      f"field 'pricing' is {str(pricing)[:40]!r}, which is no price"
+    ) from error
 
 
-def _read_options(content: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-  if not content:
-    return ()
-  if not isinstance(content, dict):
-    raise ValueError("field 'customization_options' is not an object")
-  options = []
-  for name, values in content.items():
-    if values is None:
-      continue
-    if not isinstance(values, list):
-      raise ValueError(f"option {name!r} is not a list")
-    texts = [row_files.field(value, "value", str) for value in values]
-    texts = [t.strip().replace("/", " | ").lower() for t in texts]
-    options.append((name.lower(), tuple(t for t in texts if t)))
-  return tuple(options)
+def _read_options(row: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+  options = {"customization_options": row.get("customization_options") or {}}
+  options = row_files.field(options, "customization_options", dict)
+  for name, values in options.items():
+    if values is not None:
+      values = row_files.field(options, name, list)
+      texts = [row_files.field(value, "value", str) for value in values]
+      texts = [t.strip().replace("/", " | ").lower() for t in texts]
+      yield name.lower(), tuple(filter(None, texts))
 
 
 def _read_instructions(product: Product, rows: Any) -> list[Instruction]:
@@ -287,37 +253,17 @@ def _read_instructions(product: Product, rows: Any) -> list[Instruction]:
   found = []
   for number, row in enumerate(rows):
     text = row_files.field(row, "instruction", str).strip().strip(".")
-    attributes = row_files.field(row, "instruction_attributes", list)
-    attributes = _texts(attributes, "instruction_attributes")
+    attributes = row_files.texts(row, "instruction_attributes")
     options = row_files.field(row, "instruction_options", (list, dict))
     if isinstance(options, dict):
       options = list(options.values())
-    if not attributes:  # WebShop leaves it out: nothing to be right about.
-      continue
-    limit = _limit(product.price, Draws("limit", product.code, number))
-    found.append(
-      Instruction(
-        text + _price_text(limit),
-        product.code,
-        attributes,
-        _texts(options, "instruction_options"),
-        limit,
-      )
+    options = row_files.texts(
+      {"instruction_options": options}, "instruction_options"
     )
+    if attributes:  # WebShop leaves others out: nothing to be right about.
+      draws = Draws("limit", product.code, number)
+      found.append(_instruction(text, product, attributes, options, draws))
   return found
-
-
-def _texts(values: Any, what: str) -> tuple[str, ...]:
-  if not isinstance(values, list) or not all(
-    isinstance(value, str) for value in values
-  ):
-    raise ValueError(f"{what} is not a list of texts")
-  return tuple(values)
-
-
-def _first_texts(path: str | pathlib.Path, count: int) -> set[str]:
-  texts = list(itertools.islice(row_files.read_rows(path), count))
-  return {_plain(text) for text in _texts(texts, f"{path}: what it holds")}
 
 
 def _plain(text: str) -> str:

@@ -24,7 +24,7 @@ def score(
   instruction: Instruction,
   options: Mapping[str, str],
 ) -> float:
-  """Scores a purchase.
+  """Scores the purchase of a product with options by name; 1 is success.
 
   With the attributes `A` and the options `O` that are asked for,
 
@@ -40,15 +40,6 @@ def score(
   Differs from WebShop's code: the words of a name are all that are no stop
   words, where spaCy finds the nouns there; plain colours are a list of our own;
   and more options than were asked for do not lift the score above 1.
-
-  Args:
-    product: what is bought.
-    wanted: what the instruction is about.
-    instruction: what is asked for.
-    options: what was chosen, by name.
-
-  Returns:
-    The score in [0, 1]; 1 is success.
   """
   about = " ".join((product.name, *product.features, product.description))
   about = about.lower()
@@ -59,7 +50,13 @@ def score(
   )
   asked = [_plain_color(value) for value in instruction.options]
   for name, value in options.items():
-    right += _is_asked_for(name, _plain_color(value), asked, about)
+    value = _plain_color(value)
+    if name.lower() == "size":
+      is_right = value in asked
+    else:
+      is_right = any(likeness(one, value) > _ALIKE for one in asked)
+    # WebShop counts what stands in the product's text too.
+    right += is_right or value in about
   right += product.price <= instruction.price_limit
   number = len(instruction.attributes) + len(instruction.options) + 1
   return min(right / number, 1.0) * type_score(product, wanted)
@@ -93,17 +90,15 @@ def likeness(one: str, other: str) -> int:
   )
   if not first or not second:
     return 0
-  common = " ".join(sorted(first & second))
-  if common and (first <= second or second <= first):
+  shared = sorted(first & second)
+  if shared and (first <= second or second <= first):
     return 100
   left, right = (
-    " ".join([*filter(None, [common]), *sorted(words - (first & second))])
-    for words in (first, second)
+    " ".join(shared + sorted(words - set(shared))) for words in (first, second)
   )
-  pairs = [(left, right)]
-  if common:
-    pairs += [(common, left), (common, right)]
-  return max(_ratio(*pair) for pair in pairs)
+  common = " ".join(shared)
+  pairs = [(left, right), (common, left), (common, right)]
+  return max(_ratio(*pair) for pair in pairs[: 3 if shared else 1])
 
 
 def _ratio(one: str, other: str) -> int:
@@ -118,20 +113,8 @@ def _ratio(one: str, other: str) -> int:
   return round(200 * row[-1] / (len(one) + len(other)))
 
 
-def _is_asked_for(name: str, value: str, asked: list[str], about: str) -> bool:
-  if name.lower() == "size":
-    found = value in asked
-  else:
-    found = any(likeness(one, value) > _ALIKE for one in asked)
-  # WebShop counts what stands in the product's text too.
-  return found or value in about
-
-
 def _plain_color(value: str) -> str:
-  for color in _PLAIN_COLORS:
-    if color in value:
-      return color
-  return value
+  return next((color for color in _PLAIN_COLORS if color in value), value)
 
 
 def _words(name: str) -> set[str]:

@@ -53,12 +53,7 @@ class ShopConfig:
     base.check_choice("form", self.form, environments.FORMS)
     base.check_choice("pays", self.pays, ("success", "score"))
     base.check_positive(self, "num_train", "num_test", "max_steps", "per_page")
-    files = [self.products, self.attributes, self.instructions]
-    if any(files) and not all(files):
-      raise ValueError(
-        "WebShop's files are read together: give products, attributes and "
-        "instructions, or none of them."
-      )
+    environments.check_together(self, "products", "attributes", "instructions")
 
 
 class Catalogue:
@@ -101,6 +96,7 @@ class Shop(Environment):
   Attributes:
     instruction: what is asked for.
     page: where one is.
+    links: what can be clicked, in small letters, and the page it leads to.
     results: of the last search.
     score: of the purchase, from 0 to 1.
   """
@@ -117,21 +113,28 @@ class Shop(Environment):
   def _start(self, seed: int) -> str:
     self.instruction = self._instruct(seed)
     self.task = self.instruction.text
-    self.page, self.results, self.score = Page(), [], 0.0
-    return self._write()
+    self.results, self.score = [], 0.0
+    return self._show(Page())
 
   def _act(self, action: str) -> tuple[str, float, bool]:
-    found = _ACTION.fullmatch(action)
+    found, page = _ACTION.fullmatch(action), self.page
     if found:
       argument = found[2].strip().lower()[:_LONGEST_ARGUMENT]
       if found[1].lower() == "click":
-        self._click(argument)
+        page = self.links.get(argument, page)
       elif argument:
         self.results = self.catalogue.search(argument)
-        self.page = Page("results", argument)
+        page = Page("results", argument)
+    observation = self._show(page)
     is_success = self._config.pays == "success"
     share = float(self.score == 1) if is_success else self.score
-    return self._write(), self.max_return * share, self.page.kind == "done"
+    return observation, self.max_return * share, page.kind == "done"
+
+  @property
+  def admissible_actions(self) -> list[str]:
+    if self.page.kind == "start":
+      return [SEARCH]
+    return [f"click[{name}]" for name in self.links]
 
   @property
   def product(self) -> Product:
@@ -144,18 +147,15 @@ class Shop(Environment):
     first = (self.page.number - 1) * self._config.per_page
     return self.results[first : first + self._config.per_page]
 
-  @property
-  def links(self) -> dict[str, Page]:
-    """What can be clicked, in small letters, with the page that it leads to."""
-    page = self.page
-    links, values = {BACK: Page()}, {}
+  def _find_links(self) -> dict[str, Page]:
+    page, links, values = self.page, {BACK: Page()}, {}
     if page.kind == "results":
       if page.number > 1:
         links[PREVIOUS] = page._replace(number=page.number - 1)
       if page.number * self._config.per_page < len(self.results):
         links[NEXT] = page._replace(number=page.number + 1)
       for product in self.listed:
-        links[product.code] = page._replace(kind="item", code=product.code)
+        links[product.code] = Page("item", *page[1:3], product.code)
     elif page.kind == "item":
       # Of two options with one value the later, as in WebShop.
       values = {
@@ -163,44 +163,33 @@ class Shop(Environment):
         for name, several in self.product.options
         for value in several
       }
-      links[PREVIOUS] = Page("results", page.query, page.number)
+      links[PREVIOUS] = Page("results", *page[1:3])
       links |= values
       links |= {sub: page._replace(kind="sub", sub=sub) for sub in SUB_PAGES}
       links[BUY] = page._replace(kind="done")
     elif page.kind == "sub":
       links[PREVIOUS] = page._replace(kind="item", sub="")
     else:
-      links = {}
+      return {}
     return {name.lower(): to for name, to in links.items()} | values
 
-  @property
-  def admissible_actions(self) -> list[str]:
-    if self.page.kind == "start":
-      return [SEARCH]
-    return [f"click[{name}]" for name in self.links]
-
-  def _click(self, name: str) -> None:
-    self.page = self.links.get(name, self.page)
-    if self.page.kind == "done":
-      self.score = shop_reward.score(
-        self.product,
-        self.catalogue.by_code[self.instruction.code],
-        self.instruction,
-        self.page.options,
-      )
-
-  def _write(self) -> str:
-    page = self.page
+  def _show(self, page: Page) -> str:
+    """Goes to a page, and returns what it says."""
+    self.page = page
+    self.links = self._find_links()
     head = ["Instruction:", self.task] if self._config.shows_instruction else []
     if page.kind == "start":
       parts = ["WebShop", *head, "Search"] if head else ["Search"]
     elif page.kind == "done":
+      wanted = self.catalogue.by_code[self.instruction.code]
+      self.score = shop_reward.score(
+        self.product, wanted, self.instruction, page.options
+      )
       parts = ["Thank you for shopping with us!"]
       parts += ["Your score (min 0.0, max 1.0)", str(round(self.score, 4))]
     elif page.kind == "results":
       total = f"Page {page.number} (Total results: {len(self.results)})"
-      links = self.links
-      turns = [name for name in (PREVIOUS, NEXT) if name.lower() in links]
+      turns = [b for b in (PREVIOUS, NEXT) if b.lower() in self.links]
       parts = [*head, BACK, total, *turns]
       for product in self.listed:
         parts += [product.code, product.name, product.price_tag]
@@ -217,9 +206,3 @@ class Shop(Environment):
       }
       parts = [*head, BACK, PREVIOUS, *content[page.sub]]
     return SEP.join(parts)[:LONGEST_PAGE]
-
-
-def strip_instruction(page: str, instruction: str) -> str:
-  """Returns a page without the instruction that it may repeat."""
-  head = f"Instruction:{SEP}{instruction}{SEP}"
-  return page.partition(head)[2] if head in page else page

@@ -5,19 +5,22 @@ instruction, the last actions, and the page.
 """
 
 import functools
+import itertools
 import re
+from collections.abc import Iterator
 
 from saw_jax.tasks import environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.shop import products as shop_products
+from saw_jax.tasks.shop import reward as shop_reward
 from saw_jax.tasks.shop import site as shop
-from saw_jax.tasks.shop.expert import expert
 from saw_jax.tasks.shop.site import ShopConfig
 
 __all__ = ["PIECES", "ShopConfig", "ShopTask"]
 
 _LONGEST_ACTION = 300
+_MOST_CHOICES = 20_000  # combinations of options that the expert tries
 _ACTION = re.compile(r"(search|click)\[[^\[\]]+\]")
 _SHARED_BY_ALL = " [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
 _WORDS = sorted(
@@ -47,11 +50,74 @@ PIECES = (
 )
 
 
+def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
+  """Yields what to do next, whoever took the last step; it never ends.
+
+  It searches for the words of what is asked for, turns pages until a product is
+  listed with which the purchase can score 1, chooses its options, and buys.
+  """
+  del draws
+  choose = functools.cache(functools.partial(_choose, env))
+  query = _find_query(env, choose)
+  while True:
+    page = env.page
+    if page.kind == "start":
+      yield f"search[{query}]"
+      continue
+    choice = choose(env.product) if page.code else None
+    if page.query != query:
+      name = shop.BACK
+    elif page.kind == "results":
+      good = [one.code for one in env.listed if choose(one) is not None]
+      names = [*good, shop.NEXT, shop.PREVIOUS, shop.BACK]
+      name = next(name for name in names if name.lower() in env.links)
+    elif page.kind == "sub" or choice is None:
+      name = shop.PREVIOUS
+    else:
+      # What else was chosen does no harm.
+      left = [value for key, value in choice if page.options.get(key) != value]
+      name = [*left, shop.BUY][0]
+    yield f"click[{name.lower()}]"
+
+
+def _find_query(env: shop.Shop, choose) -> str:
+  """The shortest of some queries that finds something to buy."""
+  wanted = env.catalogue.by_code[env.instruction.code]
+  short = " ".join((*env.instruction.attributes, wanted.query))
+  for query in (short, wanted.name, env.instruction.text):
+    query = query.lower().strip()[:200].strip()
+    found = env.catalogue.search(query)
+    if query and any(choose(product) is not None for product in found):
+      return query
+  return wanted.name.lower()[:200].strip()
+
+
+def _choose(
+  env: shop.Shop, product: shop_products.Product
+) -> tuple[tuple[str, str], ...] | None:
+  """The fewest options with which buying it scores 1; none: it cannot."""
+  wanted = env.catalogue.by_code[env.instruction.code]
+  if product.price > env.instruction.price_limit:
+    return None
+  several = []
+  for name, values in product.options:
+    # Those that are asked for, or all if none is word for word.
+    asked = [value for value in values if value in env.instruction.options]
+    several.append([None, *((name, value) for value in asked or values)])
+  tried = itertools.islice(itertools.product(*several), _MOST_CHOICES)
+  choices = [tuple(filter(None, choice)) for choice in tried]
+  for choice in sorted(choices, key=len):
+    options = dict(choice)
+    if shop_reward.score(product, wanted, env.instruction, options) == 1:
+      return choice
+  return None
+
+
 class ShopTask(environments.FormTask):
   """Purchases in one shop, another instruction each seed."""
 
   name = "shop"
-  expert = staticmethod(expert)
+  expert = staticmethod(_expert)
   _role = "shops in the WebShop online store"
   _subject = "what you see and what you want"
   _longest_prompt = 13_000
@@ -85,21 +151,24 @@ class ShopTask(environments.FormTask):
     query = draws.choice(self._catalogue.products).name.lower()
     return f"search[{query[:200]}]"
 
+  def prompts(self, situation: Situation, history: History) -> Iterator[str]:
+    # Pages are told without the instruction that they may repeat.
+    head = f"Instruction:{shop.SEP}{situation.task}{shop.SEP}"
+
+    def strip(page: str) -> str:
+      return page.partition(head)[2] if head in page else page
+
+    page = strip(situation.observation)
+    seen = [(strip(page), action) for page, action in history]
+    return super().prompts(situation._replace(observation=page), seen)
+
   def _english(self, situation: Situation, history: History, shown: int) -> str:
-    page = shop.strip_instruction(situation.observation, situation.task)
-    seen = [
-      (shop.strip_instruction(text, situation.task), action)
-      for text, action in history
-    ]
     # The shortest form does not tell that there were steps.
-    return super()._english(
-      situation._replace(observation=page), seen if shown else (), shown
-    )
+    return super()._english(situation, history if shown else (), shown)
 
   def _compact(self, situation: Situation, history: History, shown: int) -> str:
-    page = shop.strip_instruction(situation.observation, situation.task)
     actions = ";".join(action for _, action in history[len(history) - shown :])
-    return f"{situation.task}|{actions}|{page}>"
+    return f"{situation.task}|{actions}|{situation.observation}>"
 
   def _is_action(self, text: str) -> bool:
     return len(text) <= _LONGEST_ACTION and bool(_ACTION.fullmatch(text))
@@ -113,12 +182,9 @@ def _open(config: ShopConfig):
       config.num_products, seed=config.seed
     )
     return shop.Catalogue(products), {}
+  files = (config.products, config.attributes, config.instructions)
+  sizes = (config.num_products, config.num_test)
   products, instructions = shop_products.read_products(
-    config.products,
-    config.attributes,
-    config.instructions,
-    order=config.order,
-    num_products=config.num_products,
-    num_test=config.num_test,
+    *files, config.order, *sizes
   )
   return shop.Catalogue(products), instructions

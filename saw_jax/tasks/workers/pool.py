@@ -103,30 +103,22 @@ def _kill(pid: int) -> None:
     os.killpg(pid, signal.SIGKILL)
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
   """Workers of one job; a context manager.
 
   With 0 workers the job is done in this process, without a time limit, and a
   crash is a crash.
-
-  Args:
-    job: what is done with each item.
-    task_name: whose job it is, for messages.
-    num_workers: processes.
-    limit_s: the most seconds that one item may take.
-    crash_tolerance: the largest share of what a call has that may fail.
-    memory_limit_bytes: address space of a worker.
   """
 
   def __init__(
     self,
-    job: Callable[[Any], Any],
+    job: Callable[[Any], Any],  # what is done with each item
     task_name: str,
     *,
     num_workers: int,
-    limit_s: float,
-    crash_tolerance: float = 0.1,
-    memory_limit_bytes: int | None = None,
+    limit_s: float,  # that one item may take
+    crash_tolerance: float = 0.1,  # share of what a call has that may fail
+    memory_limit_bytes: int | None = None,  # address space of a worker
   ):
     if num_workers < 0:
       raise ValueError(f"num_workers is negative: {num_workers}.")
@@ -136,8 +128,7 @@ class Pool:
       raise ValueError(f"crash_tolerance is not a share: {crash_tolerance}.")
     self._job, self._task_name = job, task_name
     self._limit_s, self._crash_tolerance = limit_s, crash_tolerance
-    self._workers: list[Worker] = []
-    self._is_closed = False
+    self._workers, self._is_closed = [], False
     if not num_workers:
       return
     try:
@@ -155,9 +146,6 @@ class Pool:
       self.close()
       raise
 
-  def __enter__(self):
-    return self
-
   def __exit__(self, *exc_info: object) -> None:
     self.close()
 
@@ -172,17 +160,13 @@ class Pool:
       raise ValueError(f"the pool of task {self._task_name!r} is closed.")
     return not self._workers
 
-  def _exchange(
-    self,
-    ask: Callable[[int], tuple[Sequence[Asked], bool]],
-    note: Callable[[Asked, Any], None],
-    lose: Callable[[int, list[Asked], str], None],
-  ) -> None:
+  def _exchange(self, ask, note, lose) -> None:
     """Keeps the workers busy until there is nothing more to ask.
 
-    `ask` gives items for the idle worker of an index, and whether each is
-    answered at once; `note` takes what was asked and its answer; `lose` takes
-    what a worker had not answered when it died or was overdue (why: "").
+    `ask(index)` gives what an idle worker is asked, and whether each item is
+    answered at once; `note(asked, answer)` keeps an answer; `lose(index, asked,
+    why)` takes what a worker had not answered when it died, or was overdue
+    (why: "").
     """
     try:
       while True:

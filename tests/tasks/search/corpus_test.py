@@ -8,11 +8,6 @@ from saw_jax.tasks.search import corpus as search_corpus
 from saw_jax.tasks.search.corpus import Passage, Question
 
 
-def write(path, rows):
-  path.write_text("\n".join(json.dumps(row) for row in rows))
-  return path
-
-
 class TestDraw:
   def test_a_corpus_is_a_function_of_its_seed(self):
     one, same, other = (
@@ -41,40 +36,49 @@ class TestDraw:
 
   def test_nobody_is_asked_about_in_both_splits(self):
     _, questions = search_corpus.draw_corpus(100)
-    asked = {
-      split: {
+    train, test = (
+      {
         name
-        for q in several
+        for q in questions[split]
         for name in (*q.queries, *q.answers)
         if name.partition(" ")[0] in search_corpus.FIRST
       }
-      for split, several in questions.items()
-    }
-    assert asked["train"] and asked["test"]
-    assert not asked["train"] & asked["test"]
-
-  @pytest.mark.parametrize("count", [0, 1000])
-  def test_there_are_not_as_many_people(self, count):
-    with pytest.raises(ValueError, match=f"not {count}"):
-      search_corpus.draw_corpus(count)
-
-  def test_a_split_without_questions_is_said(self):
-    with pytest.raises(ValueError, match="no question for the split"):
-      search_corpus.draw_corpus(1, kinds=("author",))
-
-
-class TestReadPassages:
-  def test_both_forms_of_rows(self, tmp_path):
-    path = write(
-      tmp_path / "corpus.jsonl",
-      [
-        {"id": "0", "contents": '"Ann Bell"\nShe was born.\nTwice.'},
-        {"contents": "no title"},
-        {"title": "Oslo", "text": "A city."},
-        {"text": "alone"},
-      ],
+      for split in ("train", "test")
     )
-    assert search_corpus.read_passages(path) == (
+    assert train and test and not train & test
+
+  @pytest.mark.parametrize(
+    ("count", "kinds", "words"),
+    [
+      (0, search_corpus.KINDS, "not 0"),
+      (1000, search_corpus.KINDS, "not 1000"),
+      (1, ("author",), "no question for the split"),
+    ],
+  )
+  def test_what_cannot_be_drawn_is_said(self, count, kinds, words):
+    with pytest.raises(ValueError, match=words):
+      search_corpus.draw_corpus(count, kinds=kinds)
+
+
+class TestRead:
+  @pytest.fixture
+  def read(self, tmp_path):
+    def read(kind, rows, name="nq.jsonl"):
+      path = tmp_path / name
+      path.parent.mkdir(exist_ok=True)
+      path.write_text("\n".join(json.dumps(row) for row in rows))
+      return getattr(search_corpus, f"read_{kind}s")(path)
+
+    return read
+
+  def test_both_forms_of_passages(self, read):
+    rows = [
+      {"id": "0", "contents": '"Ann Bell"\nShe was born.\nTwice.'},
+      {"contents": "no title"},
+      {"title": "Oslo", "text": "A city."},
+      {"text": "alone"},
+    ]
+    assert read("passage", rows) == (
       Passage('"Ann Bell"', "She was born.\nTwice."),
       Passage("", "no title"),
       Passage("Oslo", "A city."),
@@ -83,89 +87,52 @@ class TestReadPassages:
     assert Passage("Oslo", "A city.").contents == "Oslo\nA city."
     assert Passage("", "alone").contents == "alone"
 
-  @pytest.mark.parametrize(
-    ("row", "words"),
-    [
-      (7, "row 1: not an object"),
-      ({}, "row 1: no field 'text'"),
-      ({"contents": 7}, "row 1: field 'contents' is not a str"),
-      ({"text": "x", "title": 7}, "row 1: field 'title' is not a str"),
-    ],
-  )
-  def test_a_damaged_row_is_numbered(self, tmp_path, row, words):
-    path = write(tmp_path / "corpus.jsonl", [{"text": "x"}, row])
-    with pytest.raises(ValueError, match=words):
-      search_corpus.read_passages(path)
-
-  def test_a_cut_line_is_named(self, tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    path.write_text('{"text": "x"}\n{"text": "y')
-    with pytest.raises(ValueError, match=r"corpus.jsonl, line 1: ") as error:
-      search_corpus.read_passages(path)
-    assert "\n" not in str(error.value)
-
-  def test_nothing_is_said(self, tmp_path):
-    path = write(tmp_path / "corpus.jsonl", [])
-    with pytest.raises(ValueError, match="there is no passage in it"):
-      search_corpus.read_passages(path)
-    with pytest.raises(FileNotFoundError, match=r"none.jsonl"):
-      search_corpus.read_passages(tmp_path / "none.jsonl")
-
-
-class TestReadQuestions:
-  def test_the_fields_of_public_sets(self, tmp_path):
-    path = write(
-      tmp_path / "nq.jsonl",
-      [
-        {"id": "1", "question": " who? ", "golden_answers": ["Ann", "Bell"]},
-        {"question": "where?", "answer": "Oslo"},
-        {"question": "when?", "answers": ["1900"]},
-      ],
-    )
-    assert search_corpus.read_questions(path) == (
+  def test_questions_of_public_sets(self, read):
+    rows = [
+      {"id": "1", "question": " who? ", "golden_answers": ["Ann", "Bell"]},
+      {"question": "where?", "answer": "Oslo"},
+      {"question": "when?", "answers": ["1900"]},
+    ]
+    assert read("question", rows) == (
       Question("who?", ("Ann", "Bell"), source="nq"),
       Question("where?", ("Oslo",), source="nq"),
       Question("when?", ("1900",), source="nq"),
     )
-    other = tmp_path / "nq.json"
-    other.write_text(json.dumps([{"question": "who?", "answer": "x"}]))
-    (question,) = search_corpus.read_questions(other)
-    assert question == Question("who?", ("x",), source="nq")
 
-  def test_a_row_or_a_folder_names_the_set(self, tmp_path):
-    folder = tmp_path / "musique"
-    folder.mkdir()
-    rows = [
-      {"question": "who?", "answer": "x"},
-      {"question": "who?", "answer": "x", "data_source": "nq"},
-    ]
-    path = write(folder / "dev.jsonl", rows)
-    sources = [q.source for q in search_corpus.read_questions(path)]
-    assert sources == ["musique", "nq"]
-    path = write(folder / "test.jsonl", [{**rows[0], "data_source": 7}])
-    with pytest.raises(ValueError, match="row 0: field 'data_source'"):
-      search_corpus.read_questions(path)
+  def test_a_row_or_a_folder_names_the_set(self, read):
+    row = {"question": "who?", "answer": "x"}
+    rows = [row, row | {"data_source": "nq"}]
+    for name in ("musique/dev.jsonl", "musique/test.jsonl"):
+      found = read("question", rows, name)
+      assert [q.source for q in found] == ["musique", "nq"]
 
   @pytest.mark.parametrize(
-    ("row", "words"),
+    ("kind", "row", "words"),
     [
-      (None, "row 0: not an object"),
-      ({"golden_answers": ["x"]}, "row 0: no field 'question'"),
-      ({"question": " ", "answer": "x"}, "row 0: field 'question' is empty"),
-      ({"question": "x"}, "row 0: no field 'golden_answers'"),
-      ({"question": "x", "answer": 7}, "row 0: field 'answer' is not a list"),
-      ({"question": "x", "answer": []}, "row 0: field 'answer' is no text"),
-      ({"question": "x", "answer": [7]}, "row 0: field 'answer' is no text"),
-      ({"question": "x", "answer": " "}, "row 0: field 'answer' is no text"),
+      ("passage", 7, "row 0: not an object"),
+      ("passage", {}, "row 0: no field 'text'"),
+      ("passage", {"contents": 7}, "row 0: field 'contents' is not a str"),
+      ("passage", {"text": "x", "title": 7}, "field 'title' is not a str"),
+      ("question", None, "row 0: not an object"),
+      ("question", {"answer": "x"}, "row 0: no field 'question'"),
+      ("question", {"question": " ", "answer": "x"}, "'question' is empty"),
+      ("question", {"question": "x"}, "row 0: no field 'golden_answers'"),
+      ("question", {"question": "x", "answer": 7}, "'answer' is not a list"),
+      ("question", {"question": "x", "answer": [7]}, "'answer' is not a list"),
+      ("question", {"question": "x", "answer": []}, "'answer' is empty"),
+      ("question", {"question": "x", "answer": " "}, "'answer' is empty"),
+      (
+        "question",
+        {"question": "x", "answer": "y", "data_source": 7},
+        "row 0: field 'data_source'",
+      ),
     ],
   )
-  def test_a_damaged_row_is_numbered(self, tmp_path, row, words):
-    path = write(tmp_path / "nq.jsonl", [row])
+  def test_a_damaged_row_is_numbered(self, read, kind, row, words):
     with pytest.raises(ValueError, match=words):
-      search_corpus.read_questions(path)
+      read(kind, [row])
 
-  def test_nothing_is_said(self, tmp_path):
-    path = tmp_path / "nq.json"
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="there is no question in it"):
-      search_corpus.read_questions(path)
+  @pytest.mark.parametrize("kind", ["passage", "question"])
+  def test_nothing_is_said(self, read, kind):
+    with pytest.raises(ValueError, match=f"there is no {kind} in it"):
+      read(kind, [])

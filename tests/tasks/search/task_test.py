@@ -2,18 +2,131 @@
 
 import json
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
-from saw_jax.tasks.search.task import SearchConfig, SearchTask
+from saw_jax.tasks.search import task as search_task
+from saw_jax.tasks.search.corpus import Passage, Question
+from saw_jax.tasks.search.task import SearchConfig, SearchQuestions, SearchTask
+from saw_jax.tasks.search_index import SearchIndex
 
+PASSAGES = (
+  Passage("Ann Bell", "Ann Bell was born in Oslo."),
+  Passage("", "Oslo is a city in Norway."),
+  Passage("Zürich", 'It is "big".'),
+)
+QUESTIONS = (
+  Question("where was ann bell born?", ("Oslo", "Kristiania")),
+  Question("who?", ("The Beatles",)),
+)
 COMPACT = SearchTask(
   SearchConfig(num_people=60, num_passages=2, form="compact")
 )
 ENGLISH = SearchTask()
-SITUATION = Situation("who?", "found 2", (), 0.0, False)
+SITUATION = Situation("who?", "found 2")
 HISTORY = [("who?", "<search>1</search>"), ("found 1", "<search>2</search>")]
+
+
+def make(seed=0, passages=PASSAGES, **options):
+  library = SearchIndex(passages, [passage.contents for passage in passages])
+  env = SearchQuestions(library, QUESTIONS, SearchConfig(**options))
+  assert env.reset(seed) == env.task == QUESTIONS[seed].text
+  return env
+
+
+class TestEpisode:
+  def test_by_hand(self):
+    env = make()
+    found = (
+      '<information>{"result": "Doc 1: Ann Bell\\nAnn Bell was born in Oslo.'
+      '\\nDoc 2: Oslo is a city in Norway.\\n"}</information>'
+    )
+    # The first has all three words, the second one of them.
+    step = env.step("<search>ann bell oslo</search>")
+    assert step == (found, 0.0, False)
+    assert env.step("<answer> The Oslo. </answer>") == ("", 1.0, True)
+    assert env.searched == ["ann bell oslo"]
+
+  @pytest.mark.parametrize(
+    ("seed", "answer", "reward"),
+    [
+      (0, "oslo", 2.0),
+      (0, "KRISTIANIA!", 2.0),
+      (0, "in oslo", 0.0),
+      (0, "", 0.0),
+      (1, "a beatles", 2.0),  # articles do not count
+    ],
+  )
+  def test_any_right_answer_pays_and_each_ends_it(self, seed, answer, reward):
+    step = make(seed, reward=2.0).step(f"<answer>{answer}</answer>")
+    assert step == ("", reward, True)
+
+  @pytest.mark.parametrize(
+    ("query", "result"),
+    [
+      ("city", "Doc 1: Oslo is a city in Norway.\n"),
+      ("zürich", 'Doc 1: Zürich\nIt is "big".\n'),  # escaped
+      ("oslo", "Doc 1: Oslo is a city in Norway.\n"),  # as many as asked for
+      ("xyzzy", ""),
+    ],
+  )
+  def test_what_is_found_is_json(self, query, result):
+    text = make(num_passages=1).step(f"<search>{query}</search>").observation
+    inside = text.removeprefix("<information>").removesuffix("</information>")
+    assert json.loads(inside) == {"result": result}
+    assert text.isascii()
+
+  @pytest.mark.parametrize(
+    "action",
+    [
+      "",
+      "oslo",
+      "<answer>oslo",
+      "<search></answer>",
+      "x <answer>oslo</answer>",
+    ],
+  )
+  def test_what_is_neither_takes_a_step(self, action):
+    assert make(max_steps=2).step(action) == ("", 0.0, False)
+
+  def test_enormous_texts_are_cut(self):
+    env = make(passages=[Passage("", "word " + "x" * 100_000)] * 5)
+    text = env.step("<search>" + "word " * 50_000 + "</search>").observation
+    assert len(text) < 3 * search_task.LONGEST_PASSAGE + 200
+    assert len(env.searched[0]) == search_task.LONGEST_QUERY
+
+  @hypothesis.given(st.text())
+  def test_normalising_twice_changes_nothing(self, text):
+    once = search_task.normalise(text)
+    assert search_task.normalise(once) == once
+
+
+class TestReplies:
+  @pytest.mark.parametrize(
+    ("text", "action", "valid"),
+    [
+      ("<think>hm</think> <search> a </search>", "<search>a</search>", True),
+      ("x <answer> B </answer> y", "<answer>B</answer>", True),
+      # The last one is taken, and more than one is invalid.
+      ("<answer>a</answer><answer>b</answer>", "<answer>b</answer>", False),
+      ("<search>a</search><answer>b</answer>", "<answer>b</answer>", False),
+      ("<search>a</answer>", "", False),
+      ("", "", False),
+    ],
+  )
+  def test_by_hand(self, text, action, valid):
+    assert ENGLISH.read_reply(text) == COMPACT.read_reply(text)
+    assert ENGLISH.read_reply(text) == (action, valid)
+
+  @hypothesis.given(st.text())
+  def test_what_is_read_is_an_action_or_none(self, text):
+    for completion in (text, f"<answer>{text}</answer>"):
+      action = ENGLISH.read_reply(completion).action
+      if action:
+        assert make().step(action).observation or "<answer>" in action
 
 
 class TestExpert:
@@ -29,12 +142,11 @@ class TestExpert:
         assert words in known, env.question
         known += env.step(action).observation
 
-  def test_nobody_knows_how_a_question_of_a_file_is_answered(self):
-    env = COMPACT.make("train")
-    env.reset(0)
-    env.question = env.question._replace(queries=())
-    with pytest.raises(ValueError, match="file"):
-      next(ENGLISH.expert(env, None))
+  def test_mistakes_are_other_searches_and_answers(self):
+    draws = Draws("mistakes")
+    found = {COMPACT.mistake(SITUATION, draws) for _ in range(40)}
+    verbs = {action.partition(">")[0] for action in found}
+    assert len(found) > 20 and verbs == {"<search", "<answer"}
 
 
 class TestPrompts:
@@ -74,23 +186,18 @@ def test_the_first_test_questions_are_of_all_kinds():
   assert starts == {"in", "what", "where", "who"}
 
 
-def test_mistakes_are_other_searches_and_answers():
-  draws = Draws("mistakes")
-  found = {COMPACT.mistake(SITUATION, draws) for _ in range(40)}
-  verbs = {action.partition(">")[0] for action in found}
-  assert len(found) > 20 and verbs == {"<search", "<answer"}
-
-
 def test_local_files_are_another_corpus(tmp_path):
-  corpus, train, test = (
-    tmp_path / f"{name}.jsonl" for name in ("corpus", "train", "test")
-  )
-  corpus.write_text(json.dumps({"contents": "Oslo\nIt is in Norway."}))
-  train.write_text(json.dumps({"question": "a?", "golden_answers": ["b"]}))
-  test.write_text(json.dumps({"question": "c?", "answer": "d"}))
+  rows = {
+    "corpus": {"contents": "Oslo\nIt is in Norway."},
+    "train": {"question": "a?", "golden_answers": ["b"]},
+    "test": {"question": "c?", "answer": "d"},
+  }
+  paths = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
+  for name, row in rows.items():
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
   task = SearchTask(
     SearchConfig(
-      corpus=str(corpus), train=[str(train), str(train)], test=[str(test)]
+      corpus=paths["corpus"], train=[paths["train"]] * 2, test=[paths["test"]]
     )
   )
   assert task.num_episodes("train") == 2 and task.num_episodes("test") == 1
@@ -99,5 +206,5 @@ def test_local_files_are_another_corpus(tmp_path):
   assert "Norway" in env.step("<search>oslo</search>").observation
   assert env.step("<answer>D</answer>").reward == 1.0
   assert task.held_out(5) == []
-  with pytest.raises(ValueError, match="file"):
+  with pytest.raises(ValueError, match="from a file"):
     task.demonstrations(1, seed=0)

@@ -1,6 +1,7 @@
 """Tests of saw_jax/tasks/shop/products.py."""
 
 import json
+import random
 
 import pytest
 
@@ -30,34 +31,30 @@ ASKED = {
 
 
 @pytest.fixture
-def folder(tmp_path):
-  """WebShop's files with three products, and five things to ask for."""
+def read(tmp_path):
+  """Reads WebShop's files with three products, and five things to ask for."""
 
-  class Folder:
-    products = tmp_path / "items_shuffle.json"
-    attributes = tmp_path / "items_ins_v2.json"
-    instructions = tmp_path / "items_human_ins.json"
-    order = tmp_path / "human_goals.json"
+  def read(rows=(), attributes=None, asked=None, order=None, **options):
+    five = [{**ASKED, "instruction": f"Number {i}."} for i in range(4)]
+    contents = {
+      "items_shuffle": [
+        ROW,
+        *({**ROW, "asin": a} for a in ("B2", "B3")),
+        *rows,
+      ],
+      "items_ins_v2": {ROW["asin"]: {"attributes": ["soft"]}}
+      | (attributes or {}),
+      "items_human_ins": {ROW["asin"]: [ASKED], "B2": five} | (asked or {}),
+      "human_goals": order,
+    }
+    paths = [tmp_path / f"{name}.json" for name in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+      if not path.exists():
+        path.write_text(json.dumps(content))
+    paths[3] = paths[3] if order else ""
+    return shop_products.read_products(*paths, **{"num_test": 2, **options})
 
-    def write(self, rows=None, attributes=None, asked=None):
-      rows = [ROW, {**ROW, "asin": "B2"}, {**ROW, "asin": "B3"}] + (rows or [])
-      self.products.write_text(json.dumps(rows))
-      attributes = {ROW["asin"]: {"attributes": ["soft"]}} | (attributes or {})
-      self.attributes.write_text(json.dumps(attributes))
-      five = [{**ASKED, "instruction": f"Number {i}."} for i in range(4)]
-      asked = {ROW["asin"]: [ASKED], "B2": five} | (asked or {})
-      self.instructions.write_text(json.dumps(asked))
-      return self
-
-    def read(self, **options):
-      return shop_products.read_products(
-        self.products,
-        self.attributes,
-        self.instructions,
-        **{"num_test": 2, **options},
-      )
-
-  return Folder()
+  return read
 
 
 class TestDraw:
@@ -72,41 +69,29 @@ class TestDraw:
     with pytest.raises(ValueError, match=f"not {count}"):
       shop_products.draw_products(count)
 
-  def test_splits_have_no_instruction_in_common(self):
-    products = shop_products.draw_products(40)
-    parts = {
-      split: {
-        (one.code, one.options)
-        for seed in range(300)
-        for one in [shop_products.draw_instruction(products, split, seed)]
-      }
-      for split in ("train", "test")
-    }
-    assert not parts["train"] & parts["test"]
-    assert len(parts["test"]) > 10
-
-  def test_an_instruction_says_what_counts(self):
+  def test_an_instruction_says_what_counts_and_is_of_one_split(self):
     products = shop_products.draw_products(40)
     by_code = {p.code: p for p in products}
-    for seed in range(50):
-      one = shop_products.draw_instruction(products, "train", seed)
-      product = by_code[one.code]
-      assert product.name in one.text
-      assert all(value in one.text for value in one.options)
-      assert f"{one.price_limit:.2f} dollars" in one.text
-      # One of the second to the fourth multiple of 10 above the price.
-      assert 10 < one.price_limit - product.price <= 40
-      assert one.price_limit % 10 == 0
-
-  def test_another_split_is_refused(self):
+    asked = {"train": set(), "test": set()}
+    for split, several in asked.items():
+      for seed in range(300):
+        one = shop_products.draw_instruction(products, split, seed)
+        several.add((one.code, one.options))
+        product = by_code[one.code]
+        assert product.name in one.text
+        assert all(value in one.text for value in one.options)
+        assert f"{one.price_limit:.2f} dollars" in one.text
+        # One of the second to the fourth multiple of 10 above the price.
+        assert 10 < one.price_limit - product.price <= 40
+        assert one.price_limit % 10 == 0
+    assert not asked["train"] & asked["test"] and len(asked["test"]) > 10
     with pytest.raises(ValueError, match="'dev'"):
-      shop_products.draw_instruction(shop_products.draw_products(3), "dev", 0)
+      shop_products.draw_instruction(products, "dev", 0)
 
 
 class TestRead:
-  def test_a_product_by_hand(self, folder):
-    product = folder.write().read()[0][0]
-    assert product == shop_products.Product(
+  def test_a_product_by_hand(self, read):
+    assert read()[0][0] == shop_products.Product(
       code="B09ABC1234",
       name="Soft Shirt",
       query="men shirts",
@@ -119,100 +104,88 @@ class TestRead:
       options=(("color", ("navy | blue", "red")),),
     )
 
-  def test_what_is_missing_is_what_webshop_makes_of_it(self, folder):
+  def test_what_is_missing_is_what_webshop_makes_of_it(self, read):
     row = {**ROW, "asin": "B4", "pricing": None, "customization_options": None}
     row |= {"small_description": "one text", "full_description": None}
-    product = folder.write([row]).read()[0][-1]
+    product = read([row])[0][-1]
     assert (product.price, product.price_tag) == (100.0, "$100.0")
     assert product.options == () and product.features == ("one text",)
     assert product.attributes == ("DUMMY_ATTR",)
 
-  def test_products_without_a_code_and_repeated_ones_are_left_out(self, folder):
+  def test_what_is_left_out(self, read):
     rows = [{**ROW, "asin": code} for code in ("nan", "B2", "B2345678901")]
-    assert len(folder.write(rows).read()[0]) == 3
+    asked = {"B3": [{**ASKED, "instruction_attributes": []}]}
+    products, asked = read(rows, asked=asked)
+    assert len(products) == 3 and sum(map(len, asked.values())) == 5
+    assert len(read(num_products=2)[0]) == 2
 
-  def test_each_instruction_is_in_one_split(self, folder):
-    _, asked = folder.write().read()
-    train, test = (asked[name] for name in ("train", "test"))
-    assert (len(train), len(test)) == (3, 2)
-    assert len({one.text for one in (*train, *test)}) == 5
-    one = next(o for o in (*train, *test) if o.code == "B09ABC1234")
+  def test_the_shuffle_is_that_of_webshop(self, read):
+    order = list(range(5))
+    random.Random(233).shuffle(order)
+    assert order == [2, 0, 3, 4, 1]
+    _, asked = read()
+    assert len(asked["test"]) == 2
+    texts = ["I need a soft", *(f"Number {i}" for i in range(4))]
+    found = [*asked["test"], *asked["train"]]
+    for one, i in zip(found, order, strict=True):
+      assert one.text.startswith(texts[i])
+    one = found[order.index(0)]
     assert one.text.startswith("I need a soft men's shirt, and price lower")
     assert one.price_limit > 515.25 and one.options == ("navy | blue",)
 
-  def test_the_shuffle_is_that_of_webshop(self, folder):
-    # random.Random(233).shuffle on five: 2, 0, 4, 3, 1 with Python 3.11.
-    import random
-
-    order = list(range(5))
-    random.Random(233).shuffle(order)
-    _, asked = folder.write().read()
-    texts = ["I need a soft", *(f"Number {i}" for i in range(4))]
-    found = [*asked["test"], *asked["train"]]
-    assert all(
-      one.text.startswith(texts[i]) for one, i in zip(found, order, strict=True)
-    )
-
-  def test_a_list_of_texts_may_decide_on_the_split(self, folder):
-    folder.write()
+  def test_a_list_of_texts_may_decide_on_the_split(self, read):
     texts = ["i need a soft mens shirt", "number 3", "number 0"]
-    folder.order.write_text(json.dumps(texts))
-    _, asked = folder.read(order=folder.order)
+    _, asked = read(order=texts)
     test = {one.text.partition(",")[0] for one in asked["test"]}
     assert test == {"I need a soft men's shirt", "Number 3"}
     assert len(asked["train"]) == 3
 
-  def test_an_instruction_without_attributes_is_left_out(self, folder):
-    asked = {"B3": [{**ASKED, "instruction_attributes": []}]}
-    _, asked = folder.write(asked=asked).read()
-    assert sum(map(len, asked.values())) == 5
-
-  def test_no_limit_above_what_prices_there_are(self, folder):
+  def test_no_limit_above_what_prices_there_are(self, read):
     rows = [{**ROW, "asin": "B9", "pricing": "$985.00"}]
-    _, asked = folder.write(rows, asked={"B9": [ASKED]}).read(num_test=1)
+    _, asked = read(rows, asked={"B9": [ASKED]}, num_test=1)
     every = [one for several in asked.values() for one in several]
     (one,) = (one for one in every if one.code == "B9")
     assert one.price_limit == NO_LIMIT and "dollars" not in one.text
 
-  def test_only_the_first_products_are_read(self, folder):
-    folder.write()
-    assert len(folder.read(num_products=2)[0]) == 2
-
-
-ROW_4 = {**ROW, "asin": "B4"}
-
 
 class TestDamage:
-  @pytest.mark.parametrize("name", ["products", "attributes", "instructions"])
+  @pytest.mark.parametrize(
+    "name", ["items_shuffle", "items_ins_v2", "items_human_ins"]
+  )
   @pytest.mark.parametrize("content", ["", "{", '[1, 2, "', "3", None])
-  def test_a_damaged_or_missing_file_is_named(self, folder, name, content):
-    path = getattr(folder.write(), name)
+  def test_a_damaged_or_missing_file_is_named(
+    self, read, tmp_path, name, content
+  ):
+    read()
+    path = tmp_path / f"{name}.json"
     path.unlink()
-    if content is not None:
+    what = ValueError
+    if content is None:
+      path.mkdir()  # no file
+      what = FileNotFoundError
+    else:
       path.write_text(content)
-    what = FileNotFoundError if content is None else ValueError
     with pytest.raises(what, match=path.name) as error:
-      folder.read()
+      read()
     assert "\n" not in str(error.value)
 
   @pytest.mark.parametrize(
-    ("row", "words"),
+    ("change", "words"),
     [
-      (7, "product 3: not an object"),
-      (ROW_4 | {"asin": 7}, "product 3: field 'asin'"),
-      (ROW_4 | {"name": None}, "product 3: field 'name'"),
-      (ROW_4 | {"pricing": "free"}, "'free'"),
-      (ROW_4 | {"pricing": 3.5}, "'pricing'"),
-      (ROW_4 | {"pricing": "$1.2.3"}, "no price"),
-      (ROW_4 | {"customization_options": [1]}, "'customization_options'"),
-      (ROW_4 | {"customization_options": {"a": 1}}, "option 'a'"),
-      (ROW_4 | {"customization_options": {"a": [{}]}}, "'value'"),
-      (ROW_4 | {"small_description": [1]}, "small_description"),
+      ({"asin": 7}, "product 3: field 'asin'"),
+      ({"name": None}, "product 3: field 'name'"),
+      ({"pricing": "free"}, "'free'"),
+      ({"pricing": 3.5}, "'pricing'"),
+      ({"pricing": "$1.2.3"}, "no price"),
+      ({"customization_options": [1]}, "'customization_options'"),
+      ({"customization_options": {"a": 1}}, "field 'a'"),
+      ({"customization_options": {"a": [{}]}}, "'value'"),
+      ({"small_description": [1]}, "features"),
     ],
   )
-  def test_a_damaged_product_is_numbered(self, folder, row, words):
+  def test_a_damaged_product_is_numbered(self, read, change, words):
     with pytest.raises(ValueError, match=words):
-      folder.write([row]).read()
+      read([ROW | {"asin": "B4"} | change])
 
   @pytest.mark.parametrize(
     ("asked", "words"),
@@ -223,19 +196,25 @@ class TestDamage:
       ([{**ASKED, "instruction_options": "x"}], "instruction_options"),
     ],
   )
-  def test_a_damaged_instruction_names_its_product(self, folder, asked, words):
+  def test_a_damaged_instruction_names_its_product(self, read, asked, words):
     with pytest.raises(ValueError, match=words):
-      folder.write(asked={"B3": asked}).read()
+      read(asked={"B3": asked})
 
-  def test_other_damages_are_said(self, folder):
-    with pytest.raises(ValueError, match="attributes of B2"):
-      folder.write(attributes={"B2": 7}).read()
-    folder.write().order.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="list of texts"):
-      folder.read(order=folder.order)
-    for number, split in ((0, "test"), (5, "train")):
-      with pytest.raises(ValueError, match=f"'{split}'"):
-        folder.read(num_test=number)
-    folder.products.write_text("[]")
+  @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+      ({"rows": [7]}, "product 3: not an object"),
+      ({"attributes": {"B2": 7}}, "attributes of B2"),
+      ({"order": [1, 2]}, "list of texts"),
+      ({"num_test": 0}, "'test'"),
+      ({"num_test": 5}, "'train'"),
+    ],
+  )
+  def test_other_damages_are_said(self, read, options, words):
+    with pytest.raises(ValueError, match=words):
+      read(**options)
+
+  def test_no_product_is_said(self, read, tmp_path):
+    (tmp_path / "items_shuffle.json").write_text("[]")
     with pytest.raises(ValueError, match="no product"):
-      folder.read()
+      read()

@@ -27,11 +27,11 @@ ASKED = Instruction(
   price_limit=30.0,
 )
 
+FIVE = "one two three four five"
 
-def score(product=WANTED, options=(), **asked):
-  return shop_reward.score(
-    product, WANTED, ASKED._replace(**asked), dict(options)
-  )
+
+def score(product=WANTED, **options):
+  return shop_reward.score(product, WANTED, ASKED, options)
 
 
 class TestScore:
@@ -46,34 +46,39 @@ class TestScore:
       # "navy blue" and "blue" are both plain "blue".
       ({"color": "navy blue", "size": "large"}, 5),
       ({"color": "red", "size": "large"}, 4),
+      # "x large" has all words of "large": alike, but no size that was asked
+      # for.
+      ({"size": "x large"}, 3),
+      ({"fit": "x large"}, 4),
+      # More than were asked for are no more than right.
+      ({"fit": "large", "cut": "large"}, 5),
+      ({"fit": "large", "cut": "large", "size": "large", "hem": "large"}, 5),
     ],
   )
   def test_options_count_by_hand(self, options, right):
-    assert score(options=options.items()) == right / 5
+    assert score(**options) == right / 5
 
-  def test_a_price_above_the_limit_costs_its_share(self):
-    options = {"color": "navy blue", "size": "large"}.items()
-    assert score(WANTED._replace(price=30.0), options) == 1.0
-    assert score(WANTED._replace(price=30.01), options) == 4 / 5
-
-  def test_an_attribute_may_stand_in_the_text_alone(self):
+  @pytest.mark.parametrize(
+    ("changes", "right"),
+    [
+      ({"price": 30.0}, 3),
+      ({"price": 30.01}, 2),  # above the limit
+      # An attribute may stand in the text alone.
+      ({"features": ()}, 2),
+      ({"features": (), "attributes": ()}, 1),
+      (
+        {
+          "features": (),
+          "attributes": (),
+          "description": "Long sleeve, machine washable.",
+        },
+        3,
+      ),
+    ],
+  )
+  def test_price_and_attributes_count_by_hand(self, changes, right):
     assert "machine washable" not in WANTED.attributes
-    assert score() == 3 / 5
-    assert score(WANTED._replace(features=())) == 2 / 5
-    bare = WANTED._replace(features=(), attributes=())
-    assert score(bare) == 1 / 5
-    named = bare._replace(description="Long sleeve, machine washable.")
-    assert score(named) == 3 / 5
-
-  def test_sizes_are_equal_or_wrong(self):
-    # "x large" has all words of "large": alike, but no size that was asked for.
-    assert score(options={"size": "x large"}.items()) == 3 / 5
-    assert score(options={"fit": "x large"}.items()) == 4 / 5
-
-  def test_more_options_than_asked_for_are_no_more_than_right(self):
-    assert score(options={"fit": "large", "cut": "large"}.items()) == 1.0
-    many = {"fit": "large", "cut": "large", "size": "large", "hem": "large"}
-    assert score(options=many.items()) == 1.0
+    assert score(WANTED._replace(**changes)) == right / 5
 
   @hypothesis.given(
     st.text(max_size=20),
@@ -82,35 +87,31 @@ class TestScore:
   )
   def test_it_is_a_share(self, name, options, price):
     product = WANTED._replace(name=name, price=price)
-    assert 0 <= score(product, options.items()) <= 1
+    found = shop_reward.score(product, WANTED, ASKED, options)
+    assert 0 <= found <= 1
 
 
-class TestType:
-  OTHER = WANTED._replace(query="x", categories=("Clothing",))
-
-  def names(self, name, wanted, **fields):
-    return shop_reward.type_score(
-      self.OTHER._replace(name=name, **fields), WANTED._replace(name=wanted)
-    )
-
-  def test_no_common_word_is_nothing_whatever_the_query(self):
-    assert self.names("table", "shirt", query=WANTED.query) == 0.0
-
-  def test_a_fifth_of_the_words_is_half(self):
-    assert self.names("a one", "one two three four five") == 0.5
-    # A stop word is no word.
-    assert self.names("for the", "shirt for the man") == 0.0
-
-  def test_more_than_a_fifth_the_query_or_two_categories_are_enough(self):
-    assert self.names("one two", "one two three four five") == 1.0
-    long = "one two three four five"
-    assert self.names("one", long, query=WANTED.query) == 1.0
-    assert self.names("one", long, categories=("Men", "Shirts")) == 1.0
-    assert self.names("one", long, categories=("Men", "Hats")) == 0.5
-
-  def test_below_a_tenth(self):
-    words = "one two three four five six seven eight nine ten eleven"
-    assert self.names("one", words) == 0.1
+@pytest.mark.parametrize(
+  ("name", "wanted", "changes", "expected"),
+  [
+    # No common word is nothing whatever the query; a stop word is no word.
+    ("table", "shirt", {"query": WANTED.query}, 0.0),
+    ("for the", "shirt for the man", {}, 0.0),
+    ("one", f"{FIVE} six seven eight nine ten eleven", {}, 0.1),
+    # More than a fifth of the words, the query or two categories are enough.
+    ("a one", FIVE, {}, 0.5),
+    ("one two", FIVE, {}, 1.0),
+    ("one", FIVE, {"query": WANTED.query}, 1.0),
+    ("one", FIVE, {"categories": ("Men", "Shirts")}, 1.0),
+    ("one", FIVE, {"categories": ("Men", "Hats")}, 0.5),
+  ],
+)
+def test_the_type_by_hand(name, wanted, changes, expected):
+  other = {"query": "x", "categories": ("Clothing",), "name": name} | changes
+  found = shop_reward.type_score(
+    WANTED._replace(**other), WANTED._replace(name=wanted)
+  )
+  assert found == expected
 
 
 class TestLikeness:

@@ -5,15 +5,26 @@ import pickle
 
 import pytest
 
+from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
+from saw_jax.tasks.shop import products as shop_products
 from saw_jax.tasks.shop import task as shop_task
+from saw_jax.tasks.shop.products import Instruction
+from saw_jax.tasks.shop.site import Catalogue, Shop
 from saw_jax.tasks.shop.task import ShopConfig, ShopTask
 
 COMPACT = ShopTask(ShopConfig(form="compact", shown=4))
 ENGLISH = ShopTask()
 HEAD = "Instruction: [SEP] a hat [SEP] "
-SITUATION = Situation("a hat", f"{HEAD}page 4", ("click[x]",), 0.0, False)
+SITUATION = Situation("a hat", f"{HEAD}page 4", ("click[x]",))
 HISTORY = [(f"{HEAD}page {i}", f"click[{i}]") for i in range(1, 4)]
+HAT = shop_products.Product(
+  *("B000000099", "hat", "hat", ("hats",), 5.0, "$5.0"),
+  description="",
+  features=(),
+  attributes=("soft",),
+  options=(),
+)
 
 
 class TestPrompts:
@@ -39,6 +50,8 @@ class TestPrompts:
   def test_compact_ones_have_instruction_actions_and_page(self):
     text = next(COMPACT.prompts(SITUATION, HISTORY))
     assert text == "a hat|click[1];click[2];click[3]|page 4>"
+    start = SITUATION._replace(observation=f"WebShop [SEP] {HEAD}Search")
+    assert next(COMPACT.prompts(start, ())) == "a hat||Search>"
 
   def test_a_prompt_above_13000_characters_goes_without_history(self):
     history = [("word " * 2000, "click[a]"), ("word " * 2000, "click[b]")]
@@ -55,13 +68,84 @@ def test_what_is_no_action_is_invalid(text):
   assert COMPACT.read_reply(text) == ("", False)
 
 
-def test_mistakes_are_sometimes_other_searches():
-  steps = COMPACT.demonstrations(200, seed=0, wrong_rate=0.5)
-  first = [s for s in steps if s.before.actions == ("search[<your query>]",)]
-  assert not all(
-    s.action.removeprefix("search[").split()[0] in s.before.task for s in first
-  )
-  assert "search[<your query>]" not in {s.action for s in first}
+class TestExpert:
+  """That it wins is in text_tasks_test.py."""
+
+  def play(self, env, seed, wrong=0.0):
+    """Plays an episode; returns the last step and the expert's actions."""
+    env.reset(seed)
+    expert, draws = ENGLISH.expert(env, None), Draws("mistakes", seed)
+    actions = []
+    while not env.done:
+      actions.append(next(expert))
+      is_wrong = draws.chance(wrong)
+      action = draws.choice(env.admissible_actions) if is_wrong else actions[-1]
+      step = env.step(action)
+    return step, actions
+
+  def test_its_way_is_short(self):
+    env = ShopTask(ShopConfig(num_products=60, per_page=4)).make("train")
+    for seed in range(100):
+      _, actions = self.play(env, seed)
+      # A search, a product, as many clicks as options, and the purchase, with
+      # a page turned now and then.
+      assert len(actions) <= 3 + len(env.instruction.options) + 3
+
+  def test_it_finds_back_from_mistakes(self):
+    env = ShopTask(ShopConfig(num_products=60, max_steps=60)).make("train")
+    solved = 0
+    for seed in range(60):
+      step, _ = self.play(env, seed, wrong=0.3)
+      # What it can do nothing about: a purchase by mistake.
+      solved += step.reward > 0
+      assert step.reward or env.page.kind == "done"
+    assert solved > 40
+
+  def test_it_leaves_the_results_of_another_search(self):
+    env = ShopTask(ShopConfig(num_products=60)).make("train")
+    env.reset(0)
+    expert = ENGLISH.expert(env, None)
+    mine = next(expert)
+    env.step("search[shirt speaker chair]")
+    assert next(expert) == "click[back to search]"
+    env.step(next(expert))
+    assert next(expert) == mine
+
+  def test_it_turns_pages_and_goes_back_from_what_is_too_dear(self):
+    dear = [HAT._replace(code=f"B00000{i:04d}", price=500.0) for i in range(12)]
+    asked = Instruction("a hat", HAT.code, ("soft",), (), 10.0)
+    env = Shop(
+      Catalogue([*dear, HAT]), lambda seed: asked, ShopConfig(per_page=5)
+    )
+    step, actions = self.play(env, 0)
+    assert step.reward == 10.0
+    assert actions == [
+      *("search[soft hat]", "click[next >]", "click[next >]"),
+      *("click[b000000099]", "click[buy now]"),
+    ]
+    env.reset(0)
+    expert = ENGLISH.expert(env, None)
+    env.step(next(expert))
+    env.step(f"click[{env.listed[0].code}]")
+    assert next(expert) == "click[< prev]"
+
+  def test_options_of_another_spelling_are_found(self):
+    product = HAT._replace(
+      options=(("color", ("dark navy", "light grey")), ("fit", ("any",)))
+    )
+    asked = Instruction("x", HAT.code, ("soft",), ("grey",), 5.0)
+    env = Shop(Catalogue([product]), lambda seed: asked, ShopConfig())
+    step, actions = self.play(env, 0)
+    assert step.reward == 10.0 and actions[2] == "click[light grey]"
+
+  def test_mistakes_are_sometimes_other_searches(self):
+    steps = COMPACT.demonstrations(200, seed=0, wrong_rate=0.5)
+    first = [s for s in steps if s.before.actions == ("search[<your query>]",)]
+    words = [s.action.removeprefix("search[").split()[0] for s in first]
+    assert not all(
+      w in s.before.task for w, s in zip(words, first, strict=True)
+    )
+    assert "search[<your query>]" not in {s.action for s in first}
 
 
 def test_another_process_draws_the_same_shop():
@@ -87,27 +171,21 @@ def test_webshops_files_are_another_shop(tmp_path):
     }
     for i, word in enumerate(["one", "two", "three"])
   ]
-  asked = {
-    "B1": [
-      {
-        "instruction": text,
-        "instruction_attributes": ["number two"],
-        "instruction_options": ["l"],
-      }
-      for text in ("give me two", "two it is")
-    ]
-  }
-  contents = {"products": rows, "attributes": {}, "instructions": asked}
+  asked = [
+    {
+      "instruction": text,
+      "instruction_attributes": ["number two"],
+      "instruction_options": ["l"],
+    }
+    for text in ("give me two", "two it is")
+  ]
+  contents = dict(products=rows, attributes={}, instructions={"B1": asked})
   paths = {name: str(tmp_path / f"{name}.json") for name in contents}
   for name, content in contents.items():
-    with open(paths[name], "w") as file:
-      json.dump(content, file)
+    (tmp_path / f"{name}.json").write_text(json.dumps(content))
   task = ShopTask(ShopConfig(num_products=0, num_test=1, **paths))
   assert task.num_episodes("train") == task.num_episodes("test") == 1
   held = task.held_out(4)
-  assert [s.action for s in held[1:]] == [
-    "click[b1]",
-    "click[l]",
-    "click[buy now]",
-  ]
+  clicks = ["click[b1]", "click[l]", "click[buy now]"]
+  assert [s.action for s in held[1:]] == clicks
   assert held[-1].observation.endswith(" 1.0")
