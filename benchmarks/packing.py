@@ -32,7 +32,7 @@ def main() -> None:
   from saw_jax.rollout import transcript
   from saw_jax.run import run_directory
   from saw_jax.training import batch as batch_lib
-  from saw_jax.training import objective, packing, state, update
+  from saw_jax.training import objective, update
   from saw_jax.training import optimizer as optimizer_lib
 
   config = DecoderConfig(
@@ -46,7 +46,7 @@ def main() -> None:
     [objective.mean_entropy],
   )
   step = jax.jit(update.make_update(made, optimizer))
-  start = state.create_state(
+  start = update.create_state(
     decoder.init_params(config, jax.random.key(0)), optimizer
   )
 
@@ -85,7 +85,7 @@ def main() -> None:
     packed = jax.tree.map(
       lambda x: jnp.asarray(x[0]),
       batch_lib.pack_rows(
-        jax.tree.map(lambda x: x[None], padded), packing.Layout(LENGTH)
+        jax.tree.map(lambda x: x[None], padded), batch_lib.Layout(LENGTH)
       ),
     )
     host = time.perf_counter() - begin

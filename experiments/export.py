@@ -41,7 +41,7 @@ def main() -> int:
   from saw_jax.models.hub import tokenizer as hub_tokenizer
   from saw_jax.run import build, run_directory
   from saw_jax.run import experiment as experiment_lib
-  from saw_jax.training import state as state_lib
+  from saw_jax.training import update
 
   with command_line.checking_input():
     run, seeds = run_directory.read_config(workdir)
@@ -56,9 +56,7 @@ def main() -> int:
   step, policy = experiment_lib.restore(
     experiment, len(seeds), workdir, step=step
   )
-  params = state_lib.take_seed(
-    policy.lift.fetch(policy.params), seeds.index(seed)
-  )
+  params = update.take_seed(policy.lift.fetch(policy.params), seeds.index(seed))
   with command_line.checking_input():
     files = pretrained.save_checkpoint(
       output,

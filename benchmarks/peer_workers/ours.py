@@ -15,7 +15,7 @@ from saw_jax.models import decoder, log_probs
 from saw_jax.models.hub import pretrained
 from saw_jax.rollout import generate, transcript
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective, optimizer, state, update
+from saw_jax.training import objective, optimizer, update
 
 
 class Ours(protocol.Worker):
@@ -92,7 +92,7 @@ class Ours(protocol.Worker):
     if self._state is None:
       # Placed, as a lift does it: else the second step is compiled again.
       self._state = jax.device_put(
-        state.create_state(self._params, self._optimizer), jax.devices()[0]
+        update.create_state(self._params, self._optimizer), jax.devices()[0]
       )
       self._params = None
     batch = make_batch(self.shape, self.data)

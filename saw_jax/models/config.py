@@ -66,42 +66,33 @@ class DecoderConfig:
         f"rotary_size must be even and at most head_size ({self.head_size}), "
         f"not {self.rotary_size}."
       )
-    # A config file holds lists; a config must be hashable.
-    for name, size in (
-      ("rope_factors", (self.rotary_size or self.head_size) // 2),
-      ("windows", self.num_layers),
-    ):
+    num_factors = (self.rotary_size or self.head_size) // 2
+    sizes = {"rope_factors": num_factors, "windows": self.num_layers}
+    for name, size in sizes.items():
       values = tuple(getattr(self, name))
+      # A config file holds lists; a config must be hashable.
       object.__setattr__(self, name, values)
       if values and len(values) != size:
         raise ValueError(f"{name} must have {size} entries, not {len(values)}.")
-    if any(factor <= 0 for factor in self.rope_factors):
+    if min(self.rope_factors, default=1) <= 0:
       raise ValueError("rope_factors must be above 0.")
-    if any(window < 0 for window in self.windows):
+    if min(self.windows, default=0) < 0:
       raise ValueError("windows must not be below 0.")
     if self.scan_layers and len(set(self.windows)) > 1:
       raise ValueError(
         "Layers with windows of different sizes cannot be scanned over: set "
         "scan_layers=False."
       )
-    for name, names in (
-      ("remat", REMAT_POLICIES),
-      ("dtype", _DTYPES),
-      ("param_dtype", _DTYPES),
-    ):
-      if (value := getattr(self, name)) not in names:
-        raise ValueError(
-          f"{name} must be one of {', '.join(names)}, not {value!r}."
-        )
+    choices = {
+      "remat": REMAT_POLICIES,
+      "dtype": _DTYPES,
+      "param_dtype": _DTYPES,
+    }
+    for name, known in choices.items():
+      if (value := getattr(self, name)) not in known:
+        known = ", ".join(known)
+        raise ValueError(f"{name} must be one of {known}, not {value!r}.")
 
 
 # 0.13 M parameters: thousands of updates an hour on two cores.
-TINY = DecoderConfig(
-  vocab_size=512,
-  width=64,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_size=16,
-  mlp_size=192,
-)
+TINY = DecoderConfig(512, 64, 2, 4, 2, 16, 192)

@@ -7,16 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from saw_jax.models import attention
 from saw_jax.models.attention import (
-  Attention,
+  KVCache,
   LayerCache,
   RMSNorm,
   declare,
-  rotary_tables,
+  project,
 )
-from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
-from saw_jax.models.projection import project
 from saw_jax.types import Array
 
 _policies = jax.checkpoint_policies
@@ -71,7 +70,7 @@ class Layer(nn.Module):
   ) -> tuple[Array, LayerCache | None]:
     c = self.config
     with jax.named_scope("attention"):
-      out_BSD, cache = Attention(c, name="attention")(
+      out_BSD, cache = attention.Attention(c, name="attention")(
         RMSNorm(c, name="attention_norm")(x_BSD), rotary, mask_BST, cache, index
       )
       x_BSD = x_BSD + out_BSD
@@ -123,90 +122,61 @@ class Decoder(nn.Module):
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
-    rotary = rotary_tables(positions_BS, c)
-    if cache is None:
-      index, layer_caches = None, None
-      mask_BST = _causal_mask(valid_BS, segment_ids)
+    S, index, layer_caches = tokens_BS.shape[1], None, None
+    queries_S = slots_T = jnp.arange(S)
+    if segment_ids is not None:
+      seen_BST = segment_ids[:, None, :] > 0
+      seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
+    elif cache is None:
+      seen_BST = valid_BS[:, None, :]
     else:
       index, layer_caches = cache.index, (cache.keys, cache.values)
+      queries_S, slots_T = index + queries_S, jnp.arange(cache.size)
       valid_BT = jax.lax.dynamic_update_slice(cache.valid, valid_BS, (0, index))
-      mask_BST = _cached_mask(valid_BT, index, tokens_BS.shape[1])
-
-    stack = self._scanned if c.scan_layers else self._unrolled
-    x_BSD, layer_caches = stack(x_BSD, layer_caches, rotary, mask_BST, index)
-
+      seen_BST = valid_BT[:, None, :]
+    # Slots after a last query hold no valid token yet: one alone needs no test.
+    if cache is None or S > 1:
+      seen_BST = (queries_S[:, None] >= slots_T[None, :])[None] & seen_BST
+    masks = [
+      seen_BST & (queries_S[:, None] - slots_T[None, :] < window)[None]
+      if 0 < window < len(slots_T)
+      else seen_BST
+      for window in c.windows or (0,) * c.num_layers
+    ]
+    rotary = attention.rotary_tables(positions_BS, c)
+    x_BSD, layer_caches = self._layers(
+      x_BSD, layer_caches, rotary, masks, index
+    )
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
     if cache is not None:
-      cache = KVCache(*layer_caches, valid_BT, index + tokens_BS.shape[1])
+      cache = KVCache(*layer_caches, valid_BT, index + S)
     return x_BSD, cache
 
-  def _layer_class(self) -> type[nn.Module]:
-    if self.config.remat == "none":
-      return Layer
-    return nn.remat(
-      Layer,
-      policy=_REMAT[self.config.remat],
+  def _layers(self, x_BSD, layer_caches, rotary, masks, index):
+    c, layer = self.config, Layer
+    if c.remat != "none":
       # A scan keeps the recomputation apart by itself.
-      prevent_cse=not self.config.scan_layers,
-    )
-
-  def _unrolled(self, x_BSD, layer_caches, rotary, mask_BST, index):
-    caches = [None] * self.config.num_layers
+      layer = nn.remat(
+        Layer, policy=_REMAT[c.remat], prevent_cse=not c.scan_layers
+      )
+    if c.scan_layers:
+      layers = nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=c.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )(c, name="layers")
+      return layers(x_BSD, layer_caches, rotary, masks[0], index)
+    caches = [None] * c.num_layers
     if layer_caches is not None:
       caches = list(zip(*layer_caches, strict=True))
-    layer_class = self._layer_class()
-    for i, cache in enumerate(caches):
-      near_BST = _near_mask(mask_BST, self.config.windows[i : i + 1], index)
-      x_BSD, caches[i] = layer_class(self.config, name=f"layer_{i}")(
-        x_BSD, cache, rotary, near_BST, index
+    for i, mask_BST in enumerate(masks):
+      x_BSD, caches[i] = layer(c, name=f"layer_{i}")(
+        x_BSD, caches[i], rotary, mask_BST, index
       )
     return x_BSD, layer_caches and tuple(zip(*caches, strict=True))
-
-  def _scanned(self, x_BSD, layer_caches, rotary, mask_BST, index):
-    layers = nn.scan(
-      self._layer_class(),
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-      out_axes=0,
-      length=self.config.num_layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )(self.config, name="layers")
-    mask_BST = _near_mask(mask_BST, self.config.windows[:1], index)
-    return layers(x_BSD, layer_caches, rotary, mask_BST, index)
-
-
-def _causal_mask(valid_BS: Array | None, segment_ids: Array | None) -> Array:
-  """Each token sees real tokens of its own segment up to itself."""
-  if segment_ids is None:
-    seen_BST = valid_BS[:, None, :]
-  else:
-    seen_BST = segment_ids[:, None, :] > 0
-    seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
-  order = jnp.arange(seen_BST.shape[-1])
-  causal_ST = order[:, None] >= order[None, :]
-  return causal_ST[None] & seen_BST
-
-
-def _cached_mask(valid_BT: Array, index: Array, num_queries: int) -> Array:
-  """Slots after the last query hold no valid token yet: they need no test."""
-  if num_queries == 1:
-    return valid_BT[:, None, :]
-  slots = jnp.arange(valid_BT.shape[1])
-  queries = index + jnp.arange(num_queries)
-  return (queries[:, None] >= slots[None, :])[None] & valid_BT[:, None, :]
-
-
-def _near_mask(
-  mask_BST: Array, window: tuple[int, ...], index: Array | None
-) -> Array:
-  """Hides tokens further back than the window of a layer, if it has one."""
-  _, S, T = mask_BST.shape
-  if not window or not 0 < window[0] < T:
-    return mask_BST
-  queries = jnp.arange(S) + (0 if index is None else index)
-  near_ST = queries[:, None] - jnp.arange(T)[None, :] < window[0]
-  return mask_BST & near_ST[None]
 
 
 def init_params(config: DecoderConfig, key: Array) -> dict:
@@ -217,9 +187,8 @@ def init_params(config: DecoderConfig, key: Array) -> dict:
 @functools.partial(jax.jit, static_argnums=0)
 def _init(config: DecoderConfig, key: Array) -> dict:
   tokens_BS = jnp.zeros((1, 1), jnp.int32)
-  return Decoder(config).init(key, tokens_BS, tokens_BS, tokens_BS == 0)[
-    "params"
-  ]
+  made = Decoder(config).init(key, tokens_BS, tokens_BS, tokens_BS == 0)
+  return made["params"]
 
 
 def param_shapes(config: DecoderConfig) -> dict:
@@ -262,20 +231,12 @@ def add_value_head(params: dict, config: DecoderConfig) -> dict:
   }
 
 
-def stack_layers(params: dict) -> dict:
-  """Turns the entries `layer_i` of an unrolled decoder into one, `layers`."""
-  names = [name for name in params if name.startswith("layer_")]
-  layers = [params[f"layer_{i}"] for i in range(len(names))]
-  rest = {name: x for name, x in params.items() if name not in names}
-  return rest | {"layers": jax.tree.map(lambda *xs: jnp.stack(xs), *layers)}
-
-
 def unstack_layers(params: dict) -> dict:
   """Turns the entry `layers` of a scanned decoder into one for each layer."""
-  stacked = params["layers"]
-  num_layers = jax.tree.leaves(stacked)[0].shape[0]
+  rest = dict(params)
+  stacked = rest.pop("layers")
   layers = {
     f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], stacked)
-    for i in range(num_layers)
+    for i in range(len(jax.tree.leaves(stacked)[0]))
   }
-  return {name: x for name, x in params.items() if name != "layers"} | layers
+  return rest | layers

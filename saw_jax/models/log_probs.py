@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from saw_jax.models.projection import equally_varying
+from saw_jax.models.attention import equally_varying
 from saw_jax.types import Array
 
 # Logits of a band, 8 MB with 1,024 tokens. Between 1,000 and 2,000 the time of
@@ -81,8 +81,7 @@ def chunked_log_probs(
     raise ValueError(f"{V} logits do not split into {num_bands} equal bands.")
   B, T, D = hidden_BTD.shape
   if B * T == 0:
-    empty_BT = jnp.zeros((B, T), jnp.float32)
-    return empty_BT, empty_BT
+    return jnp.zeros((B, T), jnp.float32), jnp.zeros((B, T), jnp.float32)
   # R rows by W steps make a chunk; there are I parts of rows, J parts of steps.
   I = -(-B // chunk_size)  # noqa: E741
   R = -(-B // I)
@@ -129,20 +128,15 @@ def _choose_bands(vocab_size: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _chunked(hidden_CND, head_VD, targets_CN, temperature, num_bands):
-  return _compute(
-    hidden_CND, head_VD, targets_CN, temperature, num_bands, is_kept=False
-  )[0]
+  return _compute(hidden_CND, head_VD, targets_CN, temperature, num_bands)[0]
 
 
-def _chunked_forward(hidden_CND, head_VD, targets_CN, temperature, num_bands):
-  is_kept = hidden_CND.shape[0] == 1
-  return _compute(
-    hidden_CND, head_VD, targets_CN, temperature, num_bands, is_kept=is_kept
-  )
+def _chunked_forward(hidden_CND, *others):
+  return _compute(hidden_CND, *others, is_kept=hidden_CND.shape[0] == 1)
 
 
 def _compute(
-  hidden_CND, head_VD, targets_CN, temperature, num_bands, *, is_kept
+  hidden_CND, head_VD, targets_CN, temperature, num_bands, is_kept=False
 ):
   U = head_VD.shape[0] // num_bands
   starts_K = jnp.arange(num_bands) * U
@@ -172,9 +166,7 @@ def _compute(
         jnp.where((place_N >= 0) & (place_N < U), found_N, taken_N),
       ), logits_NU if is_kept else None
 
-    zeros_N, _, _ = equally_varying(
-      jnp.zeros(targets_N.shape, jnp.float32), hidden_ND, head_VD
-    )
+    zeros_N = _zeros(targets_N.shape, hidden_ND, head_VD)
     (top_N, total_N, weighted_N, taken_N), logits_KNU = _scan(
       band, (zeros_N + _LOWEST, zeros_N, zeros_N, zeros_N), starts_K
     )
@@ -200,8 +192,8 @@ def _chunked_backward(temperature, num_bands, residuals, cotangents):
   starts_K = jnp.arange(num_bands) * U
 
   def chunk(head_grad_VD, inputs):
-    hidden_ND, targets_N, entropies_N, normalizers_N, *others = inputs
-    logits_KNU, dlog_probs_N, dent_N = others
+    hidden_ND, targets_N, entropies_N, normalizers_N = inputs[:4]
+    logits_KNU, dlog_probs_N, dent_N = inputs[4:]
 
     def band(sums, inputs):
       head_grad_VD, hidden_grad_ND = sums
@@ -237,24 +229,25 @@ def _chunked_backward(temperature, num_bands, residuals, cotangents):
       )
       return (head_grad_VD, hidden_grad_ND), None
 
-    zeros_ND, _ = equally_varying(
-      jnp.zeros(hidden_ND.shape, jnp.float32), head_grad_VD
-    )
+    sums = head_grad_VD, _zeros(hidden_ND.shape, head_grad_VD)
     (head_grad_VD, hidden_grad_ND), _ = _scan(
-      band, (head_grad_VD, zeros_ND), (starts_K, logits_KNU)
+      band, sums, (starts_K, logits_KNU)
     )
     return head_grad_VD, hidden_grad_ND.astype(hidden_ND.dtype)
 
-  zeros_VD, _ = equally_varying(
-    jnp.zeros(head_VD.shape, jnp.float32), hidden_CND
-  )
   head_grad_VD, hidden_grad_CND = _scan(
-    chunk, zeros_VD, (hidden_CND, *of_chunks, *cotangents)
+    chunk,
+    _zeros(head_VD.shape, hidden_CND),
+    (hidden_CND, *of_chunks, *cotangents),
   )
   return hidden_grad_CND, head_grad_VD.astype(head_VD.dtype), None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _zeros(shape, *like):
+  return equally_varying(jnp.zeros(shape, jnp.float32), *like)[0]
 
 
 def _scan(body, init, xs):

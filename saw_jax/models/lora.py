@@ -13,7 +13,6 @@ References:
 """
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import math
@@ -22,10 +21,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from saw_jax import names
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.settings import constant
-from saw_jax.types import Array, PyTree
+from saw_jax.types import PyTree
 
 # The kernels of a layer, and how many of their axes are summed over.
 _NAMES = ("query", "key", "value", "out", "gate", "up", "down")
@@ -55,27 +55,18 @@ class LoraConfig:
     object.__setattr__(self, "targets", tuple(self.targets))
     for name in self.targets:
       if name not in TARGETS:
-        (close,) = difflib.get_close_matches(
-          str(name), TARGETS, n=1, cutoff=0.0
-        )
         raise ValueError(
-          f"unknown kernel {name!r} in lora.targets: did you mean {close!r}? "
-          f"There are {', '.join(TARGETS)}."
+          f"unknown kernel {name!r} in lora.targets: "
+          f"{names.nearest(str(name), list(TARGETS))}"
         )
     if self.rank and not self.targets:
-      raise ValueError(
-        "lora.targets is empty: name a kernel, or set lora.rank=0."
-      )
-
-  @property
-  def scale(self) -> float:
-    return self.alpha / self.rank
+      raise ValueError("lora.targets is empty: name one, or set lora.rank=0.")
 
 
 def check_config(config: LoraConfig, decoder_config: DecoderConfig) -> None:
   """Refuses adapters that would be larger than what they adapt."""
 
-  def check(_, name, lead, inputs, outputs):
+  def check(name, lead, inputs, outputs):
     sizes = math.prod(inputs), math.prod(outputs)
     if config.rank > min(sizes):
       raise ValueError(
@@ -98,10 +89,10 @@ def init_adapters(
   model is in: updates of 1e-5 vanish in bfloat16.
   """
   check_config(config, decoder_config)
-  root = jax.random.key(config.seed)
+  root, numbers = jax.random.key(config.seed), itertools.count()
 
-  def draw(number, _, lead, inputs, outputs):
-    key = jax.random.fold_in(root, number)
+  def draw(name, lead, inputs, outputs):
+    key = jax.random.fold_in(root, next(numbers))
     noise = jax.random.normal(key, (*lead, *inputs, config.rank))
     return {
       "a": noise / math.sqrt(math.prod(inputs)),
@@ -119,7 +110,7 @@ def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
   """Names the axes of each adapter: the kernel's, and None for the rank."""
   named = decoder.logical_axes(decoder_config)
 
-  def pair(_, name, lead, inputs, outputs):
+  def pair(name, lead, inputs, outputs):
     return {"a": (*lead, *inputs, None), "b": (*lead, None, *outputs)}
 
   axes = _for_kernels(named, config, pair)
@@ -131,47 +122,40 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
 
   The sum is taken in float32, the result is in the model's dtypes.
   """
+  product = functools.partial(jnp.tensordot, axes=1, precision="highest")
   merged = dict(params)
   for name, adapter in adapters.items():
+    kernel = params[name]
     if name in _VALUE_HEAD:
-      merged[name] = adapter.astype(params[name].dtype)
-    elif name in TARGETS:
-      merged[name] = _add(params[name], adapter, config.scale)
+      merged[name] = adapter.astype(kernel.dtype)
+    elif name not in TARGETS:
+      merged[name] = merge(kernel, adapter, config)
     else:
-      merged[name] = merge(params[name], adapter, config)
+      a, b = adapter["a"], adapter["b"]
+      # All axes but the two of the rank: that of the layers is there twice.
+      is_stacked = a.ndim + b.ndim - 2 > kernel.ndim
+      change = (jax.vmap(product) if is_stacked else product)(a, b)
+      change = config.alpha / config.rank * change
+      merged[name] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
   return merged
-
-
-def _add(kernel: Array, adapter: dict, scale: float) -> Array:
-  product = functools.partial(jnp.tensordot, axes=1, precision="highest")
-  # All axes but the two of the rank: that of the layers is there twice.
-  if adapter["a"].ndim + adapter["b"].ndim - 2 > kernel.ndim:
-    product = jax.vmap(product)
-  change = scale * product(adapter["a"], adapter["b"])
-  return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 
 
 def _for_kernels(tree: PyTree, config: LoraConfig, make: Callable) -> dict:
   """Makes something of each chosen kernel, in a tree like that of a model.
 
-  `make(number, name, layers, inputs, outputs)` gets the sizes of a kernel's
-  axes, or their names, as the leaves of the tree have them.
+  `make(name, layers, inputs, outputs)` gets the sizes of a kernel's axes, or
+  their names, as the leaves of the tree have them.
   """
-  numbers = itertools.count()
 
-  def walk(node: dict, is_stacked: bool) -> dict:
+  def walk(node: dict, lead: int) -> dict:
     made = {}
     for name, leaf in sorted(node.items()):
       if name in config.targets:
         axes = leaf if isinstance(leaf, tuple) else leaf.shape
-        lead = int(is_stacked)
         middle = lead + TARGETS[name]
-        parts = axes[:lead], axes[lead:middle], axes[middle:]
-        made[name] = make(next(numbers), name, *parts)
+        made[name] = make(name, axes[:lead], axes[lead:middle], axes[middle:])
       elif isinstance(leaf, dict):
-        inside = walk(leaf, is_stacked or name == "layers")
-        if inside:
-          made[name] = inside
-    return made
+        made[name] = walk(leaf, lead or int(name == "layers"))
+    return {name: x for name, x in made.items() if x != {}}
 
-  return walk(tree, False)
+  return walk(tree, 0)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saw_jax.models import cache as cache_lib
-from saw_jax.models import decoder, log_probs
+from saw_jax.models import attention, decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout import transcript
@@ -31,9 +30,6 @@ class GenerateConfig:
   pad_id: int = 0
   sampling: SamplingConfig = SamplingConfig()  # how a token is chosen
   record_entropies: bool = False  # of the distributions sampled from
-  # Log-probs at temperature 1 and without truncation, beside those of the
-  # distributions sampled from.
-  record_untempered: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
@@ -64,7 +60,7 @@ class _Loop:
   ended_B: Array  # bool
   tokens_TB: Array  # int32; time first: a step writes one line
   recorded_TB: dict[str, Array]  # float32, by field of the transcript
-  cache: cache_lib.KVCache | None
+  cache: attention.KVCache | None
 
 
 def make_generate(
@@ -80,7 +76,7 @@ def make_generate(
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
   unstack = over_lanes(decoder.unstack_layers)
   # A cache's index is shared by all lanes.
-  cached = cache_lib.KVCache(keys=0, values=0, valid=0, index=None)
+  cached = attention.KVCache(keys=0, values=0, valid=0, index=None)
   model = functools.partial(read, unrolled(decoder_config))
   prefill = over_lanes(model, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
@@ -123,9 +119,7 @@ def make_generate(
       said = model(params, token_B1, positions_B1, valid_B1, loop.cache)
       return append(loop, *said)
 
-    names = ["behave_log_probs"]
-    names += ["entropies"] * config.record_entropies
-    names += ["untempered_log_probs"] * config.record_untempered
+    names = ["behave_log_probs"] + ["entropies"] * config.record_entropies
     shape = (T, *lengths_B.shape)
     loop = _Loop(
       time=jnp.int32(-1),
@@ -141,11 +135,11 @@ def make_generate(
       logits_PV, cache = prefill(
         params, prompts.tokens, jnp.maximum(order_PS, 0), order_PS >= 0
       )
-      cache = cache_lib.repeat_rows(cache, config.group_size)
+      cache = attention.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
     for bound in _stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
-      loop = loop.replace(cache=cache_lib.grow(loop.cache, S + bound))
+      loop = loop.replace(cache=attention.grow(loop.cache, S + bound))
 
       def goes_on(loop, bound=bound):
         return (loop.time < bound) & ~loop.ended_B.all()
@@ -167,12 +161,12 @@ def read(
   tokens_BS: Array,
   positions_BS: Array,
   valid_BS: Array,
-  cache: cache_lib.KVCache | None = None,
-) -> tuple[Array, cache_lib.KVCache]:
+  cache: attention.KVCache | None = None,
+) -> tuple[Array, attention.KVCache]:
   """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.
-    cache = cache_lib.init_cache(config, *tokens_BS.shape)
+    cache = attention.init_cache(config, *tokens_BS.shape)
   hidden_BSD, cache = decoder.Decoder(config).apply(
     {"params": params}, tokens_BS, positions_BS, valid_BS, cache
   )
@@ -187,9 +181,6 @@ def _draw(config, keys_B, times_B, logits_BV):
   found = {"behave_log_probs": drawn_B}
   if config.record_entropies:
     found["entropies"] = sampling_lib.entropies(logits_BV, config.sampling)
-  if config.record_untempered:
-    plain_B = sampling_lib.untempered_log_probs(logits_BV, tokens_B)
-    found["untempered_log_probs"] = plain_B
   return tokens_B, found
 
 

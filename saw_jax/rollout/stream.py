@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saw_jax.models import cache as cache_lib
-from saw_jax.models import decoder
+from saw_jax.models import attention, decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout import sampling as sampling_lib
@@ -37,7 +36,7 @@ def stream(
   config = generate.unrolled(config)
   tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
   size = len(tokens_S) + -(-max_new_tokens // multiple) * multiple
-  cache, length = cache_lib.init_cache(config, 1, size), len(prompt)
+  cache, length = attention.init_cache(config, 1, size), len(prompt)
   for time in range(max_new_tokens):
     counts = np.int32([length, time])
     token, cache = _step(

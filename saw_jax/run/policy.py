@@ -10,8 +10,7 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import checkpoint, rollouts
 from saw_jax.run.sections import Experiment
 from saw_jax.training import optimizer as optimizer_lib
-from saw_jax.training import parallel
-from saw_jax.training import state as state_lib
+from saw_jax.training import parallel, update
 from saw_jax.types import PyTree
 
 
@@ -47,7 +46,7 @@ class Policy:
       self.base = self.lift.place_params(self._stack(start))
       self.digest = checkpoint.digest(start)
       start = lora_lib.init_adapters(start, lora, made.decoder)
-    state = state_lib.create_state(
+    state = update.create_state(
       start, self.optimizer, num_components=len(made.task.components)
     )
     self.state = self.lift.place(self._stack(state))
@@ -93,7 +92,7 @@ class Policy:
     return found
 
   def _stack(self, tree: PyTree) -> PyTree:
-    return state_lib.stack_states([tree] * self.num_seeds)
+    return update.stack_states([tree] * self.num_seeds)
 
 
 def learner_devices(made: Experiment) -> list[jax.Device]:

@@ -25,7 +25,7 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
 from saw_jax.run import checkpoint, metrics
 from saw_jax.settings import constant
-from saw_jax.training import objective, state, update
+from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
@@ -128,10 +128,10 @@ def warm_start(
     objective.make_objective(forward, terms), optimizer
   )
   step_fn = jax.jit(step_fn, donate_argnums=0)
-  current = state.create_state(params, optimizer)
+  current = update.create_state(params, optimizer)
   rng = np.random.default_rng(config.seed)
   rows = demonstrations.tokens.shape[0]
-  with metrics.Progress("warm start", config.num_steps) as bar:
+  with metrics.progress("warm start", config.num_steps) as advance:
     for step in range(config.num_steps):
       chosen = rng.integers(0, rows, config.batch_size)
       batch = jax.tree.map(
@@ -140,7 +140,7 @@ def warm_start(
       current, values = step_fn(current, batch)
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
-      bar.advance(loss=loss)
+      advance(loss=loss)
   return _keep(folder, current.params, loss)
 
 

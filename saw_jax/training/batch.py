@@ -1,13 +1,55 @@
-"""The batch that an update learns from."""
+"""The batch that an update learns from, as it is or packed.
+
+Packed, prompts with their responses lie one after the other in rows of a fixed
+length, of which each token sees its own response alone. The log-probs go back
+to their places in `[B, T]`, so that no loss, mask or denominator knows of it.
+"""
+
+import dataclasses
+import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
-from saw_jax.training import packing as packing_lib
 from saw_jax.types import Array
+
+
+@flax.struct.dataclass
+class Packing:
+  """Where `B` rows lie in `R` packed rows of `L` tokens.
+
+  The tokens whose log-probs are wanted, those after the prompts, come first in
+  `sources` and `targets`: at most `C` of a packed row.
+  """
+
+  tokens: Array  # int32 [R, L]
+  positions: Array  # int32 [R, L], in the token's own row
+  segments: Array  # int32 [R, L], from 1 in each packed row; 0 is padding
+  sources: Array  # int32 [R, C], place before each wanted token
+  targets: Array  # int32 [R, C], the wanted tokens
+  rows: Array  # int32 [B], the packed row of each row
+  offsets: Array  # int32 [B], in `targets`, of its first wanted token
+  prompt_ends: Array  # int32 [B], place of its last prompt token
+  counts: Array  # int32 [B], of its wanted tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How the rows of a batch are cut before the model sees them.
+
+  A packed row never mixes what is computed apart: the micro-batches of an
+  update, and devices that see their own rows alone.
+  """
+
+  length: int  # tokens of a packed row, `L`
+  num_shards: int = 1  # devices with rows of their own: those of `pmapped`
+  num_microbatches: int = 1  # parts of an update, by stride, as `split_rows`
+  row_multiple: int = 1  # of the packed rows of a part: the shards of a mesh
+  target_multiple: int = 64  # of `C`, to bound the number of compiled shapes
 
 
 @flax.struct.dataclass
@@ -29,7 +71,7 @@ class TrainBatch:
   value_targets: Array | None = None  # float32 [B], what the value head learns
   # [B] each: how rows add up to the world model's loss
   world: world_model.RowWeights | None = None
-  packing: packing_lib.Packing | None = None  # None: rows as they are
+  packing: Packing | None = None  # None: rows as they are
   prompt_size: int = flax.struct.field(pytree_node=False, default=0)
 
   @property
@@ -91,12 +133,6 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
   )
 
 
-def pack_rows(batch: TrainBatch, layout: packing_lib.Layout) -> TrainBatch:
-  """Packs host arrays `[N, B, ...]`, in place of any packing they have."""
-  rows = batch.tokens, batch.roles, batch.starts, batch.prompt_size
-  return batch.replace(packing=packing_lib.pack(*rows, layout))
-
-
 def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
   """Takes the rows of mini-batch `part`, of arrays `[N, B, ...]`, unpacked.
 
@@ -109,3 +145,105 @@ def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
   return jax.tree.map(
     lambda x: x[:, part * size : (part + 1) * size], batch.replace(packing=None)
   )
+
+
+def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+  """Packs items into bins, the longest first, each where it first fits.
+
+  At most 11/9 of the fewest bins possible, and 6/9 of a bin (Dósa 2007). Equal
+  lengths keep their order, so that the same batch is packed in the same way.
+
+  >>> first_fit(np.array([3, 6, 5, 2]), 8)
+  [[1, 3], [2, 0]]
+  """
+  bins: list[list[int]] = []
+  free: list[int] = []
+  for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+    length = int(lengths[item])
+    if length > capacity:
+      raise ValueError(
+        f"row {item} has {length} tokens, more than the {capacity} of a packed "
+        "row: set loop.pack_length to at least the longest prompt and response"
+      )
+    place = next((k for k, room in enumerate(free) if room >= length), None)
+    if place is None:
+      bins.append([])
+      free.append(capacity)
+      place = len(bins) - 1
+    bins[place].append(item)
+    free[place] -= length
+  return bins
+
+
+def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
+  """Packs host arrays `[N, B, S]`, in place of any packing they have.
+
+  The real tokens of a row are contiguous; those after the prompts are wanted.
+  Row `j` of part `k` of shard `s` is packed row `(s·R' + j)·K + k` of `[R]`, so
+  that the splits that cut `[B]` cut `[R]` alike; `rows` count within a part.
+  """
+  arrays = batch.tokens, batch.roles, batch.starts
+  tokens, roles, starts = map(np.asarray, arrays)
+  (N, B), S, K = starts.shape, layout.num_shards, layout.num_microbatches
+  first = batch.prompt_size
+  if B % (S * K):
+    raise ValueError(f"{B} rows do not split into {S} shards of {K} parts")
+  real = roles != transcript_lib.PAD
+  lengths = real.sum(-1)
+  prompts = real[..., :first].sum(-1)
+  wanted = lengths - prompts
+
+  # Rows of the batch, by seed, shard and part.
+  members = np.arange(B).reshape(S, -1, K)
+  bins = {}
+  for n, s, k in np.ndindex(N, S, K):
+    own = members[s, :, k]
+    found = first_fit(lengths[n, own], layout.length)
+    bins[n, s, k] = [own[items] for items in found]
+  # An eighth of the most that a part can need is the step from shape to shape.
+  step = math.lcm(max(1, B // (S * K * 8)), layout.row_multiple)
+  height = _round_up(max(map(len, bins.values())), step)
+  width = max(
+    wanted[key[0], items].sum() for key, rows in bins.items() for items in rows
+  )
+  width = _round_up(max(int(width), 1), layout.target_multiple)
+
+  R = S * height * K
+  sizes = dict.fromkeys(("tokens", "positions", "segments"), layout.length)
+  sizes |= dict.fromkeys(("sources", "targets"), width)
+  packed = {
+    name: np.zeros((N, R, size), np.int32) for name, size in sizes.items()
+  }
+  rows, offsets, prompt_ends = np.zeros((3, N, B), np.int32)
+  for (n, s, k), filled in bins.items():
+    for j, items in enumerate(filled):
+      r, begin, taken = (s * height + j) * K + k, 0, 0
+      for segment, b in enumerate(items, start=1):
+        length, prompt, count = lengths[n, b], prompts[n, b], wanted[n, b]
+        here, there = slice(begin, begin + length), slice(taken, taken + count)
+        packed["tokens"][n, r, here] = tokens[n, b, starts[n, b] :][:length]
+        packed["positions"][n, r, here] = np.arange(length)
+        packed["segments"][n, r, here] = segment
+        packed["sources"][n, r, there] = begin + prompt - 1 + np.arange(count)
+        packed["targets"][n, r, there] = tokens[n, b, first:][:count]
+        rows[n, b], offsets[n, b] = j, taken
+        prompt_ends[n, b] = max(begin + prompt - 1, 0)
+        begin, taken = begin + length, taken + count
+  packed |= dict(rows=rows, offsets=offsets, prompt_ends=prompt_ends)
+  packed["counts"] = wanted.astype(np.int32)
+  return batch.replace(packing=Packing(**packed))
+
+
+def unpack(values_RC: Array, packing: Packing, size: int) -> Array:
+  """Puts numbers `[R, C]` of the wanted tokens back into rows `[B, size]`.
+
+  They are 0 beyond a row's last. Gradients flow.
+  """
+  steps = jnp.arange(size)
+  there = steps[None] < packing.counts[:, None]
+  columns = jnp.where(there, packing.offsets[:, None] + steps[None], 0)
+  return jnp.where(there, values_RC[packing.rows[:, None], columns], 0.0)
+
+
+def _round_up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple

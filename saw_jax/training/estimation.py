@@ -1,16 +1,27 @@
-"""From rewards to advantages: weights, then advantages, then what to log."""
+"""From what was earned to advantages: what an update is told of its batch.
+
+All that refers to groups is decided here, once per update: of answers on
+`[P, G, M]`; of an episode's steps on `[P, G, E]` with a mask of those taken.
+After it, rows can be dropped, padded, shuffled and split.
+"""
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from saw_jax import advantages, diagnostics, losses, names, weighting
+from saw_jax.reductions import all_sum
 from saw_jax.training import update as update_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.objective import Objective
 from saw_jax.types import Array, PyTree
+
+# What an advantage of steps may read, as its arguments are called.
+READABLE = ("rewards", "values", "anchors", "steps", "penalties")
 
 
 def make_estimate(
@@ -41,11 +52,11 @@ def make_estimate(
     if penalties is not None and "penalties" not in names.arguments(advantage):
       user = names.name_of(advantage)
       raise ValueError(f"{user} takes no penalties: put the KL in the loss")
-    advantage_PG = names.supply(
+    found = names.supply(
       advantage, rewards, weight, lengths=lengths, penalties=penalties, **batch
     )
     statistics = diagnostics.reward_statistics(rewards, minima=minima, **batch)
-    return jax.lax.stop_gradient(advantage_PG), {"weight": weight, **statistics}
+    return jax.lax.stop_gradient(found), {"weight": weight, **statistics}
 
   return estimate
 
@@ -78,10 +89,8 @@ def make_gradient_weights(
     axis_name: str | None = None,
   ) -> Array:
     def component_gradient(component: Array) -> PyTree:
-      one = advantages.normalize_groups(
-        jnp.take(rewards, component, axis=-1),
-        scored=jnp.take(scored, component, axis=-1),
-      )
+      take = functools.partial(jnp.take, indices=component, axis=-1)
+      one = advantages.normalize_groups(take(rewards), scored=take(scored))
       batch_of_one = batch.replace(advantages=one.reshape(-1))
       return gradient_of(params, batch_of_one, base, axis_name=axis_name)[0]
 
@@ -111,3 +120,123 @@ def kl_penalties(
   )
   found = jax.vmap(penalty)(old, ref, batch.completion_mask)
   return found.reshape(found.shape[0], -1, group_size)
+
+
+@flax.struct.dataclass
+class StepRecord:
+  """What is known of the steps of all episodes of one seed."""
+
+  rewards: Array  # float32 [P, G, E], of the environment
+  steps: Array  # bool [P, G, E], taken, in episodes that count
+  scored: Array  # bool [P, G], episodes that count
+  anchors: Array  # int32 [P, G, E], equal where what was seen before is
+  penalties: Array  # float32 [P, G, E], for replies that do not parse
+  values: Array | None = None  # float32 [P, G, E], in units of max_return
+  entropies: Array | None = None  # float32 [P, G, E], of each action
+  pool: Array | None = None  # bool [P, G, E], steps with an observation after
+
+
+@flax.struct.dataclass
+class StepEstimate:
+  """What the rows of an update get: all of it, or the world model's part."""
+
+  coefficients: Array  # float32 [P], λ of the world model; 0 without it
+  advantages: Array | None = None  # float32 [P, G, E]
+  value_targets: Array | None = None  # [P, G, E], in units of max_return
+  selected: Array | None = None  # bool [P, G, E]
+  weights: Array | None = None  # [P, G, E], of RowWeights
+  counts: Array | None = None  # [P, G, E], of RowWeights
+
+
+class WorldModel(NamedTuple):
+  """The functions that make a world model, with their options bound.
+
+  Each is given those of the values on the right that its arguments name.
+  """
+
+  token_loss: Callable  # of the objective; not read here
+  measure: Callable  # entropies=, log_probs=, completion_mask= [B, T] -> [B]
+  select: Callable  # key, entropies, pool [B], axis_name -> [B]
+  coefficients: Callable  # returns, scored [P, G], max_return -> [P]
+  aggregate: Callable  # selected, coefficients, groups, rows, axis_name
+  shuffled: bool = False  # observations change places: the placebo
+
+
+def make_step_estimate(
+  advantage: Callable[..., Array],
+  *,
+  max_return: float,
+  whiten: advantages.Whitening | None = None,
+  world: WorldModel | None = None,
+) -> Callable[..., StepEstimate]:
+  """Composes an advantage of steps with a world model's weights; no gradient.
+
+  The advantage is given those of `READABLE` that its arguments name; if it
+  reads values, rewards and penalties are divided by `max_return`, the most that
+  an episode can pay. `whiten` goes over all steps of the batch, as PPO has it.
+  """
+  reads = names.positional(advantage)
+  for name in reads:
+    if name not in READABLE:
+      raise TypeError(f"an advantage of steps cannot read {name!r}: {READABLE}")
+  reads_values = "values" in reads
+  weigh = world and make_world_estimate(world, max_return)
+
+  def estimate(
+    record: StepRecord, key: Array, *, axis_name: str | None = None
+  ) -> StepEstimate:
+    scale = max_return if reads_values else 1.0
+    given = {name: getattr(record, name) for name in READABLE}
+    for name in ("rewards", "penalties"):
+      given[name] = given[name] / scale
+    found = names.supply(advantage, **given)
+    targets = found + record.values if reads_values else None
+    if whiten is not None:
+      found = whiten(found, scored=record.steps, axis_name=axis_name)
+    made = StepEstimate(jnp.zeros(found.shape[:1], found.dtype))
+    if weigh is not None:
+      made = weigh(record, key, axis_name=axis_name)
+    made = made.replace(advantages=found, value_targets=targets)
+    return jax.lax.stop_gradient(made)
+
+  return estimate
+
+
+def make_world_estimate(
+  world: WorldModel, max_return: float
+) -> Callable[..., StepEstimate]:
+
+  def weigh(
+    record: StepRecord, key: Array, *, axis_name: str | None = None
+  ) -> StepEstimate:
+    shape, rows = record.steps.shape, record.steps.reshape(-1)
+    selected = names.supply(
+      world.select,
+      key=key,
+      entropies=record.entropies.reshape(-1),
+      pool=rows & record.pool.reshape(-1),
+      axis_name=axis_name,
+    )
+    coefficients = names.supply(
+      world.coefficients,
+      returns=all_sum(record.rewards, axis=-1, where=record.steps),
+      scored=record.scored,
+      max_return=max_return,
+    )
+    weights, counts = names.supply(
+      world.aggregate,
+      selected=selected,
+      coefficients=coefficients,
+      groups=jnp.repeat(jnp.arange(shape[0]), shape[1] * shape[2]),
+      rows=rows,
+      axis_name=axis_name,
+    )
+    made = StepEstimate(
+      coefficients,
+      selected=selected.reshape(shape),
+      weights=weights.reshape(shape),
+      counts=counts.reshape(shape),
+    )
+    return jax.lax.stop_gradient(made)
+
+  return weigh

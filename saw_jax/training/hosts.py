@@ -19,9 +19,8 @@ def is_first() -> bool:
 
 def wait_for_all(limit_s: int = 3600) -> None:
   """Waits until every process is here: collectives wait for 30 s only."""
-  multihost.get_barrier_sync_fn()(
-    key="saw_jax_start", timeout_ms=1000 * limit_s
-  )
+  wait = multihost.get_barrier_sync_fn()
+  wait(key="saw_jax_start", timeout_ms=1000 * limit_s)
 
 
 def spread(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
@@ -32,7 +31,7 @@ def spread(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
   copies its own part and none is sent.
   """
   if isinstance(sharding, NamedSharding):
-    return jax.tree.map(lambda x: _spread(x, sharding), tree)
+    sharding = jax.tree.map(lambda _: sharding, tree)
   return jax.tree.map(_spread, tree, sharding)
 
 

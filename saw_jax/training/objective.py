@@ -17,8 +17,7 @@ from saw_jax import diagnostics, losses, names, reductions, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reductions import Maximum, Ratio
-from saw_jax.training import packing as packing_lib
-from saw_jax.training.batch import TrainBatch, split_rows
+from saw_jax.training.batch import TrainBatch, split_rows, unpack
 from saw_jax.types import Array, PyTree
 
 
@@ -68,18 +67,14 @@ def make_forward(
   Log-probs are those of the distribution that was sampled from, at
   `temperature`; the logits of `chunk_size` tokens exist at one time.
   """
-  in_chunks = functools.partial(
-    log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
-  )
 
   def forward(params: PyTree, batch: TrainBatch) -> Outputs:
     stream = _read(config, params, batch)
-    head_DV = decoder.head_kernel(params, config)
-    taken, entropies = in_chunks(stream.wanted, head_DV, stream.targets)
+    taken, entropies = stream.log_probs(temperature, chunk_size)
     values = None
     if config.value_head:
       values = decoder.values(params, stream.prompt_hidden)
-    return Outputs(_unpack(taken, batch), _unpack(entropies, batch), values)
+    return Outputs(stream.unpack(taken), stream.unpack(entropies), values)
 
   return forward
 
@@ -114,9 +109,6 @@ def make_observe(
 
   Without `log_probs_too` the head is not applied and there are no logits.
   """
-  in_chunks = functools.partial(
-    log_probs.chunked_log_probs, temperature=temperature, chunk_size=chunk_size
-  )
 
   def observe(params: PyTree, batch: TrainBatch) -> Observation:
     stream = _read(config, params, batch)
@@ -126,20 +118,18 @@ def make_observe(
     )
     if not log_probs_too:
       return hidden
-    head_DV = decoder.head_kernel(params, config)
-    taken, entropies = in_chunks(stream.wanted, head_DV, stream.targets)
+    taken, entropies = stream.log_probs(temperature, chunk_size)
     # log Σ exp z - mean z, of which the first part is z(y) - log π(y), and the
     # mean of the logits is the logit of the mean column.
-    columns = jnp.take(head_DV.T, stream.targets, axis=0)
-    columns -= jnp.mean(head_DV.astype(jnp.float32), axis=-1)[None, None]
+    columns = jnp.take(stream.head_DV.T, stream.targets, axis=0)
+    columns -= jnp.mean(stream.head_DV.astype(jnp.float32), axis=-1)[None, None]
     over_mean = jnp.einsum(
       "btd,btd->bt", stream.wanted, columns, preferred_element_type=jnp.float32
     )
-    certainties = over_mean / temperature - taken
     return hidden.replace(
-      log_probs=_unpack(taken, batch),
-      entropies=_unpack(entropies, batch),
-      certainties=_unpack(certainties, batch),
+      log_probs=stream.unpack(taken),
+      entropies=stream.unpack(entropies),
+      certainties=stream.unpack(over_mean / temperature - taken),
     )
 
   return observe
@@ -152,46 +142,48 @@ class _Stream(NamedTuple):
   targets: Array  # int32 [X, C], these tokens
   prompt_hidden: Array  # [B, D], at the last token of each prompt
   response_hidden: Array  # [B, D], at the last token of each row
+  head_DV: Array
+  unpack: Callable[[Array], Array]  # from [X, C] to [B, T]
+
+  def log_probs(self, temperature: float, chunk_size: int):
+    return log_probs.chunked_log_probs(
+      self.wanted,
+      self.head_DV,
+      self.targets,
+      temperature=temperature,
+      chunk_size=chunk_size,
+    )
 
 
 def _read(config: DecoderConfig, params: PyTree, batch: TrainBatch) -> _Stream:
-  packing, apply = batch.packing, decoder.Decoder(config).apply
-  if packing is None:
-    hidden_BSD, _ = apply(
-      {"params": params}, batch.tokens, batch.positions, batch.valid
-    )
-    before = batch.prompt_size - 1
-    counts = jnp.sum(batch.valid[:, batch.prompt_size :], axis=1)
-    last = jnp.arange(counts.shape[0]), before + counts
+  apply = functools.partial(decoder.Decoder(config).apply, {"params": params})
+  head_DV = decoder.head_kernel(params, config)
+  where, size = batch.packing, batch.prompt_size
+  if where is None:
+    hidden_BSD, _ = apply(batch.tokens, batch.positions, batch.valid)
+    counts = jnp.sum(batch.valid[:, size:], axis=1)
+    last = jnp.arange(counts.shape[0]), size - 1 + counts
     return _Stream(
       # The token at position s is predicted at position s - 1.
-      wanted=hidden_BSD[:, before:-1],
-      targets=batch.tokens[:, batch.prompt_size :],
-      prompt_hidden=hidden_BSD[:, before],
+      wanted=hidden_BSD[:, size - 1 : -1],
+      targets=batch.tokens[:, size:],
+      prompt_hidden=hidden_BSD[:, size - 1],
       response_hidden=hidden_BSD[last],
+      head_DV=head_DV,
+      unpack=lambda values_BT: values_BT,
     )
   hidden_RLD, _ = apply(
-    {"params": params},
-    packing.tokens,
-    packing.positions,
-    None,
-    segment_ids=packing.segments,
+    where.tokens, where.positions, None, segment_ids=where.segments
   )
+  length = batch.tokens.shape[1] - size
   return _Stream(
-    wanted=packing_lib.take_sources(hidden_RLD, packing),
-    targets=packing.targets,
-    prompt_hidden=hidden_RLD[packing.rows, packing.prompt_ends],
-    response_hidden=hidden_RLD[
-      packing.rows, packing.prompt_ends + packing.counts
-    ],
+    wanted=jnp.take_along_axis(hidden_RLD, where.sources[..., None], axis=1),
+    targets=where.targets,
+    prompt_hidden=hidden_RLD[where.rows, where.prompt_ends],
+    response_hidden=hidden_RLD[where.rows, where.prompt_ends + where.counts],
+    head_DV=head_DV,
+    unpack=lambda values_RC: unpack(values_RC, where, length),
   )
-
-
-def _unpack(values: Array, batch: TrainBatch) -> Array:
-  if batch.packing is None:
-    return values
-  size = batch.tokens.shape[1] - batch.prompt_size
-  return packing_lib.unpack(values, batch.packing, size)
 
 
 def make_objective(
@@ -225,12 +217,10 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
 
   `ratio_to` is what a loss is given as `old_log_probs`: "old", those of the
   policy that the update starts from, which the trainer recomputes; or "behave",
-  the sampler's own, which saves that forward pass and lets the clip see
-  staleness. That is a `ValueError` for a loss that has no ratio to the old
-  policy, or one to each of the two.
-
-  A loss that clips has the options `clip_low` and `clip_high`, and
-  `clipped_ratio` unless what it clips is the ratio of a token.
+  the sampler's own, for a loss with no ratio but that to the old policy: it
+  saves that forward pass and lets the clip see staleness. A loss that clips has
+  the options `clip_low` and `clip_high`, and `clipped_ratio` unless what it
+  clips is the ratio of a token.
   """
   user, needs = names.name_of(loss), recorded_log_probs(loss)
   if ratio_to not in ("old", "behave"):
@@ -257,12 +247,9 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
     )
 
   def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
+    old = recorded("old_log_probs", outputs, batch)
     return diagnostics.clip_fractions(
-      outputs.log_probs,
-      recorded("old_log_probs", outputs, batch),
-      batch.advantages,
-      batch.completion_mask,
-      **clip,
+      outputs.log_probs, old, batch.advantages, batch.completion_mask, **clip
     )
 
   clips = ("clip_low", "clip_high", "clipped_ratio")
@@ -283,14 +270,11 @@ def kl(
 ) -> TermFn:
   """The term that keeps the policy near the reference."""
 
+  how = {"estimator": estimator, "aggregate": aggregate}
+
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
-    return losses.kl_loss(
-      outputs.log_probs,
-      batch.require("ref_log_probs", "the KL term"),
-      batch.completion_mask,
-      estimator=estimator,
-      aggregate=aggregate,
-    )
+    ref = batch.require("ref_log_probs", "the KL term")
+    return losses.kl_loss(outputs.log_probs, ref, batch.completion_mask, **how)
 
   return term
 
@@ -319,11 +303,10 @@ def world(token_loss: world_model.TokenLoss) -> Term:
   rho = names.options(token_loss).get("rho", 0.2)
 
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
+    said, mask = outputs.log_probs, batch.observation_mask
+    weights = batch.require("world", "the world model")
     return world_model.world_model_loss(
-      outputs.log_probs,
-      batch.observation_mask,
-      batch.require("world", "the world model"),
-      token_loss=token_loss,
+      said, mask, weights, token_loss=token_loss
     )
 
   def shares(outputs: Outputs, batch: TrainBatch) -> Figures:
@@ -346,9 +329,8 @@ def observation_likelihood(outputs: Outputs, batch: TrainBatch) -> Ratio:
 
 def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
   """`entropy`, the mean of the policy's tokens, in nats."""
-  return {
-    "entropy": losses.token_mean(outputs.entropies, batch.completion_mask)
-  }
+  mean = losses.token_mean(outputs.entropies, batch.completion_mask)
+  return {"entropy": mean}
 
 
 def balance(outputs: Outputs, batch: TrainBatch) -> Figures:

@@ -40,12 +40,11 @@ def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
   """The learning rate as a function of the update, of `num_updates` in all."""
   peak, warmup = config.learning_rate, config.warmup_steps
   rest = max((config.decay_steps or num_updates) - warmup, 1)
-  if config.schedule == "linear":
-    after = optax.linear_schedule(peak, 0.0, rest)
-  elif config.schedule == "cosine":
-    after = optax.cosine_decay_schedule(peak, rest)
-  else:
-    after = optax.constant_schedule(peak)
+  after = {
+    "constant": optax.constant_schedule(peak),
+    "linear": optax.linear_schedule(peak, 0.0, rest),
+    "cosine": optax.cosine_decay_schedule(peak, rest),
+  }[config.schedule]
   if not warmup:
     return after
   return optax.join_schedules(
@@ -56,13 +55,9 @@ def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, num_updates: int
 ) -> optax.GradientTransformation:
+  c = config
+  rate = make_schedule(c, num_updates)
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      make_schedule(config, num_updates),
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
-      weight_decay=config.weight_decay,
-    ),
+    optax.clip_by_global_norm(c.clip_norm),
+    optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay),
   )

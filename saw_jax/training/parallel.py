@@ -13,6 +13,7 @@ independent seeds. `seeded` maps that axis; `meshed` and `pmapped` run one seed
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from saw_jax.models import lora as lora_lib
 from saw_jax.models.config import DecoderConfig
 from saw_jax.settings import constant
 from saw_jax.training import hosts
-from saw_jax.training.state import TrainState
+from saw_jax.training.update import TrainState
 from saw_jax.types import PyTree
 
 LIFTS = ("seeded", "meshed", "pmapped")
@@ -80,14 +81,8 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
   sharding = _one_each(devices, "seed")
 
   def put(tree):
-    def leaf(x):
-      if x.shape[0] % len(devices):
-        raise ValueError(
-          f"{x.shape[0]} seeds do not split over {len(devices)} devices"
-        )
-      return jax.device_put(x, sharding)
-
-    return jax.tree.map(leaf, tree)
+    _check_splits(tree, len(devices), "seeds")
+    return jax.device_put(tree, sharding)
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     del inputs, outputs, takes_axis_name  # one device holds a whole seed
@@ -99,7 +94,7 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
 
       return jax.jit(each, donate_argnums=donate)
     mapped = jax.jit(jax.vmap(fn), donate_argnums=donate)
-    return lambda *args: mapped(*[put(arg) for arg in args])
+    return lambda *args: mapped(*map(put, args))
 
   def share(tree):
     return jax.device_put(tree, devices[0])
@@ -120,42 +115,46 @@ def meshed(
   divide evenly is kept whole. `lora` is of a state of adapters.
   """
   num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  same = NamedSharding(mesh, PartitionSpec())
+  rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
   def put(kind, tree):
-    if kind == STATE:
-      return tree  # already placed
-    tree, spec = _one_seed(tree), PartitionSpec()
     if kind == ROWS:
-      jax.tree.map(lambda x: _check_rows(x.shape[0], num_shards), tree)
-      spec = PartitionSpec(("data", "fsdp"))
-    return hosts.spread(tree, NamedSharding(mesh, spec))
+      _check_splits(tree, num_shards, "rows")
+    return hosts.spread(tree, rows if kind == ROWS else same)
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     del takes_axis_name  # statistics of a sharded array are global
     jitted = jax.jit(fn, donate_argnums=donate)
 
-    def run(*args):
-      placed = [put(*pair) for pair in zip(inputs, args, strict=True)]
+    def call(*args):
       with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        results = _as_tuple(jitted(*placed), outputs)
-      return _stack_results(results, outputs)
+        return jitted(*args)
 
-    return run
+    return _over_one_seed(call, inputs, outputs, put, lambda kind, tree: tree)
 
   def place(state: TrainState):
-    state = _one_seed(state)
-    where = state_shardings(state, mesh, config, optimizer, lora=lora)
-    return hosts.spread(state, where)
+    state, params = _one_seed(state), param_shardings(mesh, config)
+    if lora is not None:
+      axes = lora_lib.adapter_axes(lora, config)
+      params = _shardings(mesh, state.params, axes)
+    opt_state = optax.tree_map_params(
+      optimizer,
+      lambda _, sharding: sharding,
+      state.opt_state,
+      params,
+      transform_non_params=lambda _: same,
+    )
+    return hosts.spread(state, TrainState(params, opt_state, same, same))
 
   def place_params(params: PyTree):
     return hosts.spread(_one_seed(params), param_shardings(mesh, config))
 
   def fetch(state):
-    return jax.tree.map(lambda x: x[None], hosts.fetch(state))
+    return _with_seeds(hosts.fetch(state))
 
   def share(tree):
-    first = mesh.devices.flat[0]
-    return jax.tree.map(lambda x: jax.device_put(x, first)[None], tree)
+    return _with_seeds(jax.device_put(tree, mesh.devices.flat[0]))
 
   return Lift("meshed", wrap, place, place_params, fetch, share, num_shards)
 
@@ -168,22 +167,18 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
   devices = list(devices or jax.devices())
   num, sharding = len(devices), _one_each(devices, AXIS)
 
-  def split(x):
-    _check_rows(x.shape[0], num)
-    # Part of a result of an earlier step may lie on the devices in another way.
-    return jax.device_put(
-      x.reshape(num, x.shape[0] // num, *x.shape[1:]), sharding
-    )
-
   def put(kind, tree):
-    if kind == STATE:
+    if kind == SAME:
       return tree
-    return jax.tree.map(split if kind == ROWS else lambda x: x, _one_seed(tree))
+    _check_splits(tree, num, "rows")
+    # Part of a result of an earlier step may lie on the devices in another way.
+    split = jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), tree)
+    return jax.device_put(split, sharding)
 
-  def join(kind, tree):
-    if kind == ROWS:
-      return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-    return tree if kind == STATE else _one_seed(tree)
+  def take(kind, tree):
+    if kind == SAME:
+      return _one_seed(tree)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
   def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
     mapped = jax.pmap(
@@ -193,20 +188,13 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
       in_axes=tuple(None if kind == SAME else 0 for kind in inputs),
       donate_argnums=donate,
     )
-
-    def run(*args):
-      placed = [put(*pair) for pair in zip(inputs, args, strict=True)]
-      results = _as_tuple(mapped(*placed), outputs)
-      return _stack_results(map(join, outputs, results), outputs)
-
-    return run
+    return _over_one_seed(mapped, inputs, outputs, put, take)
 
   def place(tree: PyTree):
-    def leaf(x):
-      x = np.broadcast_to(np.asarray(x), (num, *x.shape))
-      return jax.device_put(x, sharding)
-
-    return jax.tree.map(leaf, _one_seed(tree))
+    copies = jax.tree.map(
+      lambda x: np.broadcast_to(np.asarray(x), (num, *x.shape)), _one_seed(tree)
+    )
+    return jax.device_put(copies, sharding)
 
   def fetch(state):
     return jax.tree.map(lambda x: x[:1], jax.device_get(state))
@@ -215,6 +203,28 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
     return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
 
   return Lift("pmapped", wrap, place, place, fetch, share, num, True)
+
+
+def _over_one_seed(call, inputs, outputs, put, take) -> Callable:
+  """Calls a function without the axis of seeds, of which there is one.
+
+  STATE is passed on; `put` and `take` bring all else to the devices and back.
+  """
+
+  def run(*args):
+    placed = [
+      arg if kind == STATE else put(kind, _one_seed(arg))
+      for kind, arg in zip(inputs, args, strict=True)
+    ]
+    results = call(*placed)
+    results = results if len(outputs) > 1 else (results,)
+    found = tuple(
+      result if kind == STATE else _with_seeds(take(kind, result))
+      for kind, result in zip(outputs, results, strict=True)
+    )
+    return found if len(outputs) > 1 else found[0]
+
+  return run
 
 
 def make_lift(
@@ -234,7 +244,7 @@ def make_lift(
       f"{jax.process_count()}: set config.parallel.lift='meshed'"
     )
   if config.lift == "seeded":
-    return seeded(devices[: int(np.gcd(num_seeds, len(devices)))])
+    return seeded(devices[: math.gcd(num_seeds, len(devices))])
   if num_seeds != 1:
     raise ValueError(
       f"lift {config.lift!r} runs one seed, not {num_seeds}; use 'seeded' to "
@@ -258,18 +268,17 @@ def make_mesh(
   The axes are automatic: Flax Linen's `Embed` cannot run on explicit ones.
   """
   devices = list(devices or jax.devices())
-  count = len(devices)
   sizes = [config.data, config.fsdp, config.tensor]
   if sizes[0] == -1 and -1 in sizes[1:]:
     sizes[0] = 1
   if sizes.count(-1) > 1:
     raise ValueError(f"only one mesh axis may be -1, got {sizes}")
   if -1 in sizes:
-    sizes[sizes.index(-1)] = count // -int(np.prod(sizes))
-  if int(np.prod(sizes)) != count:
+    sizes[sizes.index(-1)] = len(devices) // -math.prod(sizes)
+  if math.prod(sizes) != len(devices):
     raise ValueError(
-      f"a mesh of data x fsdp x tensor = {sizes} needs "
-      f"{int(np.prod(sizes))} devices; there are {count}"
+      f"a mesh of data x fsdp x tensor = {sizes} needs {math.prod(sizes)} "
+      f"devices; there are {len(devices)}"
     )
   return jax.make_mesh(
     tuple(sizes),
@@ -279,37 +288,9 @@ def make_mesh(
   )
 
 
-def state_shardings(
-  state: TrainState,
-  mesh: Mesh,
-  config: DecoderConfig,
-  optimizer: optax.GradientTransformation,
-  *,
-  lora: lora_lib.LoraConfig | None = None,
-) -> TrainState:
-  same = NamedSharding(mesh, PartitionSpec())
-  if lora is None:
-    params = param_shardings(mesh, config)
-  else:
-    axes = lora_lib.adapter_axes(lora, config)
-    params = _shardings(mesh, state.params, axes)
-  opt_state = optax.tree_map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    state.opt_state,
-    params,
-    transform_non_params=lambda _: same,
-  )
-  return state.replace(
-    params=params, opt_state=opt_state, step=same, weights=same
-  )
-
-
 def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
-  params = jax.eval_shape(
-    lambda key: decoder.init_params(config, key), jax.random.key(0)
-  )
-  return _shardings(mesh, params, decoder.logical_axes(config))
+  axes = decoder.logical_axes(config)
+  return _shardings(mesh, decoder.param_shapes(config), axes)
 
 
 def _shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
@@ -327,25 +308,20 @@ def _shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
   return jax.tree.map(sharding, tree, axes)
 
 
-def _check_rows(rows: int, shards: int) -> None:
-  if rows % shards:
-    raise ValueError(f"{rows} rows do not split over {shards} devices")
+def _check_splits(tree: PyTree, num_devices: int, what: str) -> None:
+  for x in jax.tree.leaves(tree):
+    if x.shape[0] % num_devices:
+      raise ValueError(
+        f"{x.shape[0]} {what} do not split over {num_devices} devices"
+      )
 
 
 def _one_seed(tree: PyTree) -> PyTree:
   return jax.tree.map(lambda x: x[0], tree)
 
 
-def _as_tuple(results, outputs) -> tuple:
-  return (results,) if len(outputs) == 1 else results
-
-
-def _stack_results(results, outputs):
-  stacked = tuple(
-    result if kind == STATE else jax.tree.map(lambda x: x[None], result)
-    for kind, result in zip(outputs, results, strict=True)
-  )
-  return stacked[0] if len(outputs) == 1 else stacked
+def _with_seeds(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x[None], tree)
 
 
 def _one_each(devices: Sequence[jax.Device], axis: str) -> NamedSharding:

@@ -9,6 +9,7 @@ means would weigh the tokens of a part with few tokens more.
 import functools
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,8 +17,44 @@ import optax
 from saw_jax import reductions
 from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.training.objective import Objective
-from saw_jax.training.state import TrainState
 from saw_jax.types import Array, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes; keys are functions of seed and step.
+
+  With the `seeded` lift each array has a leading axis of `N` seeds.
+  """
+
+  params: PyTree
+  opt_state: PyTree
+  step: Array  # int32 [], updates done, skipped ones included
+  weights: Array  # float32 [M], persistent reward weights, summing to 1
+
+
+def create_state(
+  params: PyTree,
+  optimizer: optax.GradientTransformation,
+  *,
+  num_components: int = 1,
+) -> TrainState:
+  """Makes the state before the first step, with equal reward weights."""
+  return TrainState(
+    params=params,
+    opt_state=optimizer.init(params),
+    step=jnp.zeros((), jnp.int32),
+    weights=jnp.full((num_components,), 1 / num_components, jnp.float32),
+  )
+
+
+def stack_states(states: list[TrainState]) -> TrainState:
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def take_seed(state: PyTree, index: int) -> PyTree:
+  return jax.tree.map(lambda leaf: leaf[index], state)
+
 
 # (state, batch, base, *, axis_name) -> (state, metrics)
 Update = Callable[..., tuple[TrainState, dict[str, Array]]]
@@ -43,11 +80,11 @@ def make_gradient(
     *,
     axis_name: str | None = None,
   ) -> tuple[PyTree, dict[str, Array]]:
-    def whole(params: PyTree) -> PyTree:
-      return params if merge is None else merge(base, params)
-
+    whole = functools.partial(merge, base) if merge else lambda params: params
     parts = split_rows(batch, num_microbatches)
-    total = functools.partial(_over_devices, axis_name=axis_name)
+
+    def total(fn: Callable[[TrainBatch], PyTree]):
+      return _over_devices(_accumulate(fn, parts), axis_name)
 
     # Denominators count masks, so that what computes the numerators here is
     # dead code, which the compiler removes. One that reads the policy, as that
@@ -56,7 +93,7 @@ def make_gradient(
       terms, _ = objective(whole(params), part)
       return {k: jax.lax.stop_gradient(t.denominator) for k, t in terms.items()}
 
-    denominators = total(_accumulate(count, parts))
+    denominators = total(count)
 
     def part_loss(params: PyTree, part: TrainBatch):
       # Merged again for each part: what adds up over parts is then of the
@@ -69,16 +106,12 @@ def make_gradient(
       return sum(values.values()), (values, diagnostics)
 
     def part_gradient(part: TrainBatch):
-      (_, (values, diagnostics)), gradient = jax.value_and_grad(
-        part_loss, has_aux=True
-      )(params, part)
-      return gradient, values, diagnostics
+      return jax.grad(part_loss, has_aux=True)(params, part)
 
-    gradient, values, diagnostics = total(_accumulate(part_gradient, parts))
+    gradient, (values, diagnostics) = total(part_gradient)
     metrics = {f"loss/{name}": value for name, value in values.items()}
-    metrics["loss"] = sum(values.values())
-    for name, diagnostic in diagnostics.items():
-      metrics[name] = diagnostic.value()
+    logged = {name: found.value() for name, found in diagnostics.items()}
+    metrics |= {"loss": sum(values.values()), **logged}
     return gradient, metrics
 
   return gradient
@@ -112,20 +145,16 @@ def make_update(
     gradient, metrics = gradient_of(
       state.params, batch, base, axis_name=axis_name
     )
-    metrics["gradient_norm"] = optax.tree.norm(gradient)
+    norm = optax.tree.norm(gradient)
     # The norm of all devices' gradient: they skip together or not at all.
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(
-      metrics["gradient_norm"]
-    )
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    metrics["gradient_norm"] = norm
     metrics["skipped"] = 1 - finite.astype(jnp.float32)
-    updates, opt_state = optimizer.update(
-      gradient, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    old = state.params, state.opt_state
+    updates, opt_state = optimizer.update(gradient, *old[::-1])
+    new = optax.apply_updates(state.params, updates), opt_state
     params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state),
-      (state.params, state.opt_state),
+      lambda new, old: jnp.where(finite, new, old), new, old
     )
     state = state.replace(
       params=params, opt_state=opt_state, step=state.step + 1
@@ -147,15 +176,13 @@ def _accumulate(fn: Callable[[TrainBatch], PyTree], parts: TrainBatch):
   )
 
   def add(total, part):
-    merged = _map_merged(
-      lambda x, y: x.merge(y), lambda x, y: x + y, total, fn(part)
-    )
-    return merged, None
+    merge = lambda x, y: x.merge(y)  # noqa: E731
+    return _map_merged(merge, jnp.add, total, fn(part)), None
 
   return jax.lax.scan(add, nothing, parts)[0]
 
 
-def _over_devices(tree: PyTree, *, axis_name: str | None) -> PyTree:
+def _over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
   if axis_name is None:
     return tree
   return _map_merged(
@@ -168,10 +195,10 @@ def _over_devices(tree: PyTree, *, axis_name: str | None) -> PyTree:
 def _map_merged(of_maximum: Callable, of_sum: Callable, *trees: PyTree):
   """Maps over what adds up, and in another way over each `Maximum`."""
 
-  def each(x, *rest):
-    fn = of_maximum if isinstance(x, reductions.Maximum) else of_sum
-    return fn(x, *rest)
+  def is_maximum(x):
+    return isinstance(x, reductions.Maximum)
 
-  return jax.tree.map(
-    each, *trees, is_leaf=lambda x: isinstance(x, reductions.Maximum)
-  )
+  def each(x, *rest):
+    return (of_maximum if is_maximum(x) else of_sum)(x, *rest)
+
+  return jax.tree.map(each, *trees, is_leaf=is_maximum)

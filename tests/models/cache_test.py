@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.models import cache as cache_lib
+from saw_jax.models import attention
 from saw_jax.models import config as config_lib
 from tests.models.sizes import ODD as CONFIG
 
@@ -17,9 +17,9 @@ B, S = 4, 7
 both = pytest.mark.parametrize("config", [CONFIG, SCANNED])
 
 
-def filled_cache(config: config_lib.DecoderConfig) -> cache_lib.KVCache:
+def filled_cache(config: config_lib.DecoderConfig) -> attention.KVCache:
   """A cache in which no two numbers are alike."""
-  cache = cache_lib.init_cache(config, B, S)
+  cache = attention.init_cache(config, B, S)
   rng = np.random.default_rng(0)
 
   def draw(x):
@@ -35,7 +35,7 @@ def filled_cache(config: config_lib.DecoderConfig) -> cache_lib.KVCache:
 
 def test_the_dtype_is_the_decoders():
   half = dataclasses.replace(CONFIG, dtype="bfloat16")
-  kept = cache_lib.init_cache(half, B, S)
+  kept = attention.init_cache(half, B, S)
   chex.assert_type([*kept.keys, *kept.values], jnp.bfloat16)
   assert not kept.valid.any()
 
@@ -43,7 +43,7 @@ def test_the_dtype_is_the_decoders():
 @both
 def test_copies_of_a_row_are_neighbours(config):
   cache = filled_cache(config)
-  repeated = cache_lib.repeat_rows(cache, 3)
+  repeated = attention.repeat_rows(cache, 3)
   rows = np.repeat(np.arange(B), 3)
   for old, new in (
     (cache.keys, repeated.keys),
@@ -53,13 +53,13 @@ def test_copies_of_a_row_are_neighbours(config):
       np.testing.assert_array_equal(after, np.asarray(before)[rows])
   np.testing.assert_array_equal(repeated.valid, np.asarray(cache.valid)[rows])
   assert (repeated.size, repeated.index) == (S, 5)
-  chex.assert_trees_all_equal(cache_lib.repeat_rows(cache, 1), cache)
+  chex.assert_trees_all_equal(attention.repeat_rows(cache, 1), cache)
 
 
 @both
 def test_growing_keeps_the_content_and_adds_slots_that_are_not_valid(config):
   cache = filled_cache(config)
-  grown = cache_lib.grow(cache, S + 4)
+  grown = attention.grow(cache, S + 4)
   assert (grown.size, grown.index) == (S + 4, 5)
   for old, new in zip(cache.keys, grown.keys, strict=True):
     np.testing.assert_array_equal(new, np.pad(old, [(0, 0)] * 3 + [(0, 4)]))
@@ -68,4 +68,4 @@ def test_growing_keeps_the_content_and_adds_slots_that_are_not_valid(config):
     np.testing.assert_array_equal(new, np.pad(old, wider))
   valid = np.pad(cache.valid, [(0, 0), (0, 4)])
   np.testing.assert_array_equal(grown.valid, valid)
-  chex.assert_trees_all_equal(cache_lib.grow(cache, S), cache)
+  chex.assert_trees_all_equal(attention.grow(cache, S), cache)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.models import cache as cache_lib
+from saw_jax.models import attention, decoder
 from saw_jax.models import config as config_lib
-from saw_jax.models import decoder
+from tests import helpers
 from tests.models.sizes import ODD
 
 CONFIG = dataclasses.replace(ODD, rope_theta=1_234.0)
@@ -143,7 +143,7 @@ def test_logits_agree_with_numpy_loops(name):
   np.testing.assert_allclose(logits, expected, atol=2e-5)
   if len(set(config.windows)) < 2:
     scanned = dataclasses.replace(config, scan_layers=True)
-    again, _ = apply(scanned, decoder.stack_layers(params), *batch)
+    again, _ = apply(scanned, helpers.stack_layers(params), *batch)
     np.testing.assert_allclose(again, hidden, atol=1e-5)
 
 
@@ -187,11 +187,11 @@ def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
   config = dataclasses.replace(CONFIG, scan_layers=scan_layers, windows=windows)
   params = random_params(CONFIG)
   if scan_layers:
-    params = decoder.stack_layers(params)
+    params = helpers.stack_layers(params)
   tokens, positions, valid = left_padded((3, 11, 8), 11)
   full, none = apply(config, params, tokens, positions, valid)
   assert none is None
-  cache = cache_lib.init_cache(config, 3, 13)
+  cache = attention.init_cache(config, 3, 13)
   step = jax.jit(lambda cache, *args: apply(config, params, *args, cache=cache))
   # A prompt, then two tokens at once, then one by one.
   for begin, end in ((0, 6), (6, 8), (8, 9), (9, 10), (10, 11)):
@@ -253,7 +253,7 @@ def test_scanning_and_recomputing_change_no_value_and_no_gradient(
   gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)
   config = dataclasses.replace(CONFIG, scan_layers=scan_layers, remat=remat)
   value, actual = gradient(
-    decoder.stack_layers(params) if scan_layers else params, config
+    helpers.stack_layers(params) if scan_layers else params, config
   )
   if scan_layers:
     actual = decoder.unstack_layers(actual)

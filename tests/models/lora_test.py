@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from saw_jax.models import decoder, lora
+from tests import helpers
 from tests.models.sizes import ODD as CONFIG
 
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
@@ -178,10 +179,10 @@ def test_scanned_and_unrolled_layers_merge_alike():
   adapters = moved(start())
   unrolled = lora.merge(base(), adapters, LORA)
   scanned = lora.merge(
-    decoder.stack_layers(base()), decoder.stack_layers(adapters), LORA
+    helpers.stack_layers(base()), helpers.stack_layers(adapters), LORA
   )
   chex.assert_trees_all_close(
-    scanned, decoder.stack_layers(unrolled), atol=1e-6
+    scanned, helpers.stack_layers(unrolled), atol=1e-6
   )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from saw_jax.models.projection import project
+from saw_jax.models.attention import project
 
 
 def draw(*shape, dtype=jnp.float32):

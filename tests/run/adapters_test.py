@@ -14,7 +14,6 @@ from saw_jax.models import decoder, lora
 from saw_jax.run import checkpoint, loop
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.training import parallel, update
-from saw_jax.training import state as state_lib
 from tests import helpers
 from tests.helpers import fingerprints
 from tests.training import parallel_test
@@ -32,7 +31,7 @@ def start(seed=0):
   adapters = lora.init_adapters(
     base(seed), dataclasses.replace(LORA, seed=seed), helpers.CONFIG
   )
-  return state_lib.create_state(adapters, OPTIMIZER, num_components=2)
+  return update.create_state(adapters, OPTIMIZER, num_components=2)
 
 
 def mesh_lift():
@@ -90,7 +89,7 @@ class TestUpdate:
     check(parallel.seeded(), seeds=(0, 1))
 
   def test_adapters_lie_on_the_mesh_as_their_kernels_do(self):
-    state = mesh_lift().place(state_lib.stack_states([start()]))
+    state = mesh_lift().place(update.stack_states([start()]))
     pair = state.params["layer_0"]["mlp"]["up"]
     spec = jax.sharding.PartitionSpec
     assert pair["a"].sharding.spec == spec("fsdp", None)
@@ -113,12 +112,12 @@ class TestLearner:
     batch = jax.tree.map(lambda x: np.asarray(x)[None], helpers.batch())
     before = learner.recompute(batch)
     at_start = policy.lift.share(policy.params)
-    chex.assert_trees_all_equal(state_lib.take_seed(at_start, 0), made.params)
+    chex.assert_trees_all_equal(update.take_seed(at_start, 0), made.params)
     learner.update(before)
     after = learner.recompute(batch)
     np.testing.assert_array_equal(after.ref_log_probs, before.ref_log_probs)
     below = policy.lift.share(policy.base)
-    chex.assert_trees_all_equal(state_lib.take_seed(below, 0), made.params)
+    chex.assert_trees_all_equal(update.take_seed(below, 0), made.params)
     moved = policy.lift.share(policy.params)
     up = [x["layer_0"]["mlp"]["up"] for x in (moved, at_start)]
     assert np.abs(np.asarray(up[0]) - np.asarray(up[1])).max() > 1e-3
@@ -155,7 +154,7 @@ class TestRun:
 
   def test_restore_gives_policies_in_the_decoders_form(self, whole):
     _, found = experiment_lib.restore(experiment(), 2, whole)
-    policy = state_lib.take_seed(found.lift.fetch(found.params), 1)
+    policy = update.take_seed(found.lift.fetch(found.params), 1)
     chex.assert_trees_all_equal_shapes(policy, base())
     np.testing.assert_array_equal(policy["embedding"], base()["embedding"])
     change = policy["layer_0"]["mlp"]["up"] - base()["layer_0"]["mlp"]["up"]

@@ -20,7 +20,7 @@ from saw_jax.run import labelling, loop, rollouts, sections, session
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective, packing, parallel
+from saw_jax.training import objective, parallel
 from tests import helpers
 from tests.helpers import assert_same_run, curves
 
@@ -331,7 +331,7 @@ class TestObserve:
     expected = observe(params, empty)
     packed = batch_lib.pack_rows(
       jax.tree.map(lambda x: np.asarray(x)[None], empty),
-      packing.Layout(24, target_multiple=8),
+      batch_lib.Layout(24, target_multiple=8),
     )
     found = observe(params, jax.tree.map(lambda x: jnp.asarray(x[0]), packed))
     for name in ("prompt_hidden", "response_hidden"):

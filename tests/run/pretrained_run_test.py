@@ -18,6 +18,7 @@ from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.run import build, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.tasks.tool_calling import task as tool_calling_task
+from tests import helpers
 from tests.experiments_test import script
 
 pytest.importorskip("tokenizers")
@@ -87,7 +88,7 @@ class TestBuild:
     found = build.build(make_config(folder, changes=changes))
     assert found.decoder == dataclasses.replace(CONFIG, **how)
     assert isinstance(found.tokenizer, hub_tokenizer.HubTokenizer)
-    stacked = decoder.stack_layers(model_params())
+    stacked = helpers.stack_layers(model_params())
     chex.assert_trees_all_equal(found.params, stacked)
 
   @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
@@ -131,7 +132,7 @@ class TestBuild:
   ):
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    monkeypatch.setattr(pretrained.hub_weights, "load_params", None)
+    monkeypatch.setattr(pretrained, "load_params", None)
     with pytest.raises(ValueError, match=r"model\.safetensors: truncated"):
       build.build(make_config(copied))
 

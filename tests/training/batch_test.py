@@ -8,7 +8,7 @@ import pytest
 
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import state as state_lib
+from saw_jax.training import update
 from tests import helpers
 
 PAD, PROMPT, POLICY = 0, 1, 2
@@ -119,16 +119,16 @@ class TestTakeRows:
 class TestStates:
   def state(self, seed):
     params = {"a": jnp.full((2, 5), seed), "b": {"c": jnp.array([seed, 7.0])}}
-    made = state_lib.create_state(params, optax.adam(1e-3), num_components=4)
+    made = update.create_state(params, optax.adam(1e-3), num_components=4)
     assert made.step == 0 and made.step.dtype == jnp.int32
     np.testing.assert_array_equal(made.weights, [0.25] * 4)
     return made.replace(step=jnp.int32(10 * seed))
 
   def test_a_seed_is_taken_out_as_it_was_stacked(self):
     states = [self.state(float(seed)) for seed in (1, 2, 3)]
-    stacked = state_lib.stack_states(states)
+    stacked = update.stack_states(states)
     np.testing.assert_array_equal(stacked.step, [10, 20, 30])
     assert stacked.weights.shape == (3, 4)
     for index, expected in enumerate(states):
-      found = state_lib.take_seed(stacked, index)
+      found = update.take_seed(stacked, index)
       jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -13,10 +13,10 @@ from saw_jax import losses, stale_losses
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective, packing, update
+from saw_jax.training import objective, update
 from tests import helpers
 
-LAYOUT = packing.Layout(24, target_multiple=8)
+LAYOUT = batch_lib.Layout(24, target_multiple=8)
 
 
 def stacked(batch):
@@ -33,7 +33,7 @@ class TestFirstFit:
   @hypothesis.given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
   def test_each_item_once_and_no_two_bins_fit_in_one(self, lengths):
     lengths = np.array(lengths)
-    bins = packing.first_fit(lengths, 20)
+    bins = batch_lib.first_fit(lengths, 20)
     assert sorted(sum(bins, [])) == list(range(len(lengths)))
     fills = sorted(int(lengths[items].sum()) for items in bins)
     assert fills[-1] <= 20
@@ -42,7 +42,7 @@ class TestFirstFit:
 
   def test_a_row_that_does_not_fit_names_the_setting(self):
     with pytest.raises(ValueError, match="row 1 has 9 .* loop.pack_length"):
-      packing.first_fit(np.array([2, 9]), 8)
+      batch_lib.first_fit(np.array([2, 9]), 8)
 
 
 class TestPack:
@@ -56,7 +56,7 @@ class TestPack:
   def test_every_row_lies_whole_in_a_packed_row_of_its_own_part(
     self, seed, shards, parts, multiple
   ):
-    layout = packing.Layout(
+    layout = batch_lib.Layout(
       14,
       num_shards=shards,
       num_microbatches=parts,
@@ -100,19 +100,19 @@ class TestPack:
   def test_rows_are_split_as_the_batch_is(self):
     # What the micro-batches of an update see of both is the same rows.
     batch = packed(
-      helpers.batch(rows=8), packing.Layout(24, num_microbatches=2)
+      helpers.batch(rows=8), batch_lib.Layout(24, num_microbatches=2)
     )
     parts = batch_lib.split_rows(batch, 2)
     for k in range(2):
       made = jax.tree.map(lambda x, k=k: x[k], parts)
       values = made.packing.targets.astype(jnp.float32)
-      found = packing.unpack(values, made.packing, 7)
+      found = batch_lib.unpack(values, made.packing, 7)
       mask = made.completion_mask
       np.testing.assert_array_equal(found[mask], made.tokens[:, 5:][mask])
 
   def test_rows_that_do_not_split_are_counted(self):
     with pytest.raises(ValueError, match="8 rows do not split into 1 shards"):
-      packed(helpers.batch(), packing.Layout(24, num_microbatches=3))
+      packed(helpers.batch(), batch_lib.Layout(24, num_microbatches=3))
 
 
 class TestForward:
@@ -175,7 +175,7 @@ class TestForward:
       [objective.balance],
     )
     whole, expected = update.make_gradient(made)(self.params, batch)
-    layout = packing.Layout(24, num_microbatches=2, target_multiple=8)
+    layout = batch_lib.Layout(24, num_microbatches=2, target_multiple=8)
     gradient, found = update.make_gradient(made, num_microbatches=2)(
       self.params, packed(batch, layout)
     )

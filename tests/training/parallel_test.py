@@ -11,9 +11,8 @@ import pytest
 from saw_jax import advantages, weighting
 from saw_jax.models import decoder
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import estimation, packing, parallel, update
+from saw_jax.training import estimation, parallel, update
 from saw_jax.training import optimizer as optimizer_lib
-from saw_jax.training import state as state_lib
 from tests import helpers
 
 STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
@@ -26,7 +25,7 @@ OPTIMIZER = optimizer_lib.make_optimizer(
 
 def start(seed=0):
   params = decoder.init_params(helpers.CONFIG, jax.random.key(seed))
-  return state_lib.create_state(params, OPTIMIZER, num_components=2)
+  return update.create_state(params, OPTIMIZER, num_components=2)
 
 
 @functools.cache
@@ -51,7 +50,7 @@ def lifted(
   """The same two updates through a lift, packed if there is a layout."""
   below = []
   if base is not None:
-    below = [lift.place_params(state_lib.stack_states([*map(base, seeds)]))]
+    below = [lift.place_params(update.stack_states([*map(base, seeds)]))]
   step = lift.wrap(
     update.make_update(
       helpers.full_objective(),
@@ -64,7 +63,7 @@ def lifted(
     takes_axis_name=True,
     donate=(0,),
   )
-  state = lift.place(state_lib.stack_states([start(seed) for seed in seeds]))
+  state = lift.place(update.stack_states([start(seed) for seed in seeds]))
   for offset in (0, 10):
     rows = [helpers.batch(seed=seed + offset) for seed in seeds]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
@@ -84,7 +83,7 @@ def assert_same(found, expected, index=0):
     )
   # A small part of a step.
   chex.assert_trees_all_close(
-    state_lib.take_seed(state, index).params, expected_state.params, atol=2e-5
+    update.take_seed(state, index).params, expected_state.params, atol=2e-5
   )
 
 
@@ -108,7 +107,7 @@ class TestLiftsAgree:
 
   @pytest.mark.slow
   def test_packed_rows_of_seeds_one_after_the_other(self):
-    layout = packing.Layout(24, num_microbatches=4, target_multiple=8)
+    layout = batch_lib.Layout(24, num_microbatches=4, target_multiple=8)
     found = lifted(parallel.seeded(), 4, seeds=(0, 1), layout=layout)
     for index in range(2):
       assert_same(found, reference(index), index)
@@ -116,7 +115,9 @@ class TestLiftsAgree:
   @pytest.mark.parametrize("kind", ["pmapped", "meshed"])
   def test_packed_rows_over_devices_with_micro_batches(self, kind):
     shards = {"num_shards": 2} if kind == "pmapped" else {"row_multiple": 4}
-    layout = packing.Layout(24, num_microbatches=2, target_multiple=8, **shards)
+    layout = batch_lib.Layout(
+      24, num_microbatches=2, target_multiple=8, **shards
+    )
     lift = parallel.pmapped(jax.devices()[:2])
     if kind == "meshed":
       lift = mesh_lift(data=2, fsdp=2)
@@ -134,18 +135,15 @@ class TestLiftsAgree:
 
 class TestMeshedState:
   def test_parameters_are_split_as_the_rules_say(self):
-    mesh = parallel.make_mesh(parallel.ParallelConfig(data=1, fsdp=2, tensor=2))
-    shardings = parallel.state_shardings(
-      start(), mesh, helpers.CONFIG, OPTIMIZER
-    )
+    lift = mesh_lift(data=1, fsdp=2, tensor=2)
+    placed = lift.place(update.stack_states([start()]))
     axes = {
       name
-      for sharding in jax.tree.leaves(shardings.params)
-      for name in sharding.spec
+      for leaf in jax.tree.leaves(placed.params)
+      for name in leaf.sharding.spec
     }
     assert {"fsdp", "tensor"} <= axes
     # Adam's moments lie with their parameters.
-    placed = jax.device_put(start(), shardings)
     moments = [
       leaf
       for leaf in jax.tree.leaves(placed.opt_state)
@@ -180,7 +178,7 @@ class TestEstimateUnderLifts:
     estimate = lift.wrap(
       fn, (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME), takes_axis_name=True
     )
-    state = lift.place(state_lib.stack_states([start()]))
+    state = lift.place(update.stack_states([start()]))
     found, found_statistics = estimate(
       rewards[None], scored[None], lengths[None], None, state.weights
     )

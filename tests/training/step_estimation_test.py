@@ -1,4 +1,4 @@
-"""Tests of saw_jax/training/step_estimation.py."""
+"""Tests of saw_jax/training/estimation.py."""
 
 import functools
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from saw_jax import advantages, algorithms, step_advantages, world_model
-from saw_jax.training import parallel, step_estimation
-from saw_jax.training.step_estimation import StepRecord
+from saw_jax.training import estimation, parallel
+from saw_jax.training.estimation import StepRecord
 
 P, G, E = 4, 3, 5
 
@@ -39,7 +39,7 @@ def world(**changes):
 
 
 def estimate(made, *, advantage=step_advantages.step_grpo, key=0, **options):
-  fn = step_estimation.make_step_estimate(advantage, max_return=10.0, **options)
+  fn = estimation.make_step_estimate(advantage, max_return=10.0, **options)
   return fn(made, jax.random.key(key))
 
 
@@ -78,7 +78,7 @@ class TestAdvantages:
 
   def test_an_advantage_of_answers_is_refused(self):
     with pytest.raises(TypeError, match="cannot read 'weights'"):
-      step_estimation.make_step_estimate(advantages.grpo, max_return=1.0)
+      estimation.make_step_estimate(advantages.grpo, max_return=1.0)
 
 
 class TestWorldModel:
@@ -159,7 +159,7 @@ class TestWorldModel:
 
   def test_devices_agree_with_one(self):
     made = record()
-    fn = step_estimation.make_step_estimate(
+    fn = estimation.make_step_estimate(
       step_advantages.gae,
       max_return=10.0,
       whiten=advantages.sequence_whiten,

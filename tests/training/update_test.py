@@ -12,7 +12,6 @@ from saw_jax import losses, reductions, stale_losses
 from saw_jax.models import decoder
 from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
-from saw_jax.training import state as state_lib
 from tests import helpers
 
 
@@ -80,7 +79,7 @@ class TestMakeUpdate:
     )
     made = update.make_update(helpers.full_objective(), optimizer)
     step = jax.jit(chex.assert_max_traces(made, n=1))
-    state = state_lib.create_state(params(), optimizer)
+    state = update.create_state(params(), optimizer)
     found = []
     for _ in range(3):
       state, metrics = step(state, helpers.batch())
@@ -230,7 +229,7 @@ class TestSkippedUpdates:
         current_policy_objective(stale_losses.asympo_loss), optimizer, **options
       )
     )
-    before = state_lib.create_state(params, optimizer)
+    before = update.create_state(params, optimizer)
     # An update before, so that the optimizer has something to lose.
     clean, _ = table_batch()
     state, metrics = step(before.replace(params=clean), batch)
@@ -271,7 +270,7 @@ class TestSkippedUpdates:
     )
     _, batch = table_batch()
     params = {"log_probs": jnp.zeros(batch.completion_mask.shape)}
-    state = state_lib.create_state(params, optimizer)
+    state = update.create_state(params, optimizer)
     after, metrics = update.make_update(made, optimizer)(state, batch)
     assert metrics["loss"] == 0 and metrics["skipped"] == 1
     chex.assert_trees_all_equal(after.params, params)
@@ -285,7 +284,7 @@ class TestSkippedUpdates:
     step = update.make_update(
       current_policy_objective(stale_losses.asympo_loss), optimizer
     )
-    state = state_lib.create_state(params, optimizer)
+    state = update.create_state(params, optimizer)
     after, metrics = jax.pmap(
       functools.partial(step, axis_name="batch"),
       axis_name="batch",

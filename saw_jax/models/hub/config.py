@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from saw_jax import names
 from saw_jax.models.config import DecoderConfig
 
@@ -82,9 +84,7 @@ def read_config(
   refused = dict.fromkeys(
     family.refused, f"not supported for {family.model_type}"
   )
-  refused["quantization_config"] = (
-    "only weights in float32, bfloat16 or float16 can be trained"
-  )
+  refused["quantization_config"] = "weights must be float32 or of 16 bits"
   if document.get("hidden_act") not in ("silu", "swish"):
     refused["hidden_act"] = "there is only silu"
   for key, why in refused.items():
@@ -138,10 +138,7 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
       "factor": 1.0,
       "original_max_position_embeddings": max_length,
     }
-  newer = {
-    **(rope or {"rope_type": "default"}),
-    "rope_theta": config.rope_theta,
-  }
+  newer = dict(rope or {"rope_type": "default"}, rope_theta=config.rope_theta)
   document = {
     "architectures": [name],
     "model_type": FAMILIES[name].model_type,
@@ -228,10 +225,7 @@ def rope_factors(
 
   Returns R / 2 factors or none, and what multiplies sines and cosines.
 
-  References:
-    YaRN, https://arxiv.org/abs/2309.00071
-    LongRoPE, https://arxiv.org/abs/2402.13753
-    Llama 3, https://arxiv.org/abs/2407.21783
+  arXiv 2407.21783 (Llama 3), 2309.00071 (YaRN), 2402.13753 (LongRoPE).
   """
   kind = rope["rope_type"]
   if kind not in _ROPES:
@@ -260,7 +254,7 @@ def _llama3(rope: Document, where: str, rotary_size: int):
     length * theta ** (-2 * i / rotary_size) / (2 * math.pi)
     for i in range(rotary_size // 2)
   ]
-  shares = [_clip((turn - low) / (high - low)) for turn in turns]
+  shares = np.clip([(turn - low) / (high - low) for turn in turns], 0.0, 1.0)
   return [1 / ((1 - s) / factor + s) for s in shares], 1.0
 
 
@@ -283,11 +277,12 @@ def _yarn(rope: Document, where: str, rotary_size: int):
   first, last = max(first, 0), min(last, rotary_size - 1)
   if first == last:
     last += 0.001
-  ramps = [_clip((i - first) / (last - first)) for i in range(rotary_size // 2)]
+  ramps = [(i - first) / (last - first) for i in range(rotary_size // 2)]
   scale = rope.get("attention_factor")
   if scale is None:
     one, every = rope.get("mscale"), rope.get("mscale_all_dim")
     scale = scaled(one) / scaled(every) if one and every else scaled(1.0)
+  ramps = np.clip(ramps, 0.0, 1.0)
   return [1 / ((1 - r) + r / factor) for r in ramps], scale
 
 
@@ -311,10 +306,6 @@ def _longrope(rope: Document, where: str, rotary_size: int):
     growth = math.log(max(extension, 1)) / math.log(length)
     scale = math.sqrt(1 + growth)
   return factors, scale
-
-
-def _clip(x: float) -> float:
-  return min(max(x, 0.0), 1.0)
 
 
 _ROPES = {

@@ -1,17 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pretrained model on disk: its sizes, and its weights when asked for."""
+"""Published checkpoints as a decoder's parameters, and back.
 
+What tensors are called and how they are laid out is data: loading and saving
+read the same table.
+"""
+
+import collections
+import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import config as hub_config
 from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import gguf_file
-from saw_jax.models.hub import weights as hub_weights
-from saw_jax.types import PyTree
+from saw_jax.types import Array, PyTree
+
+# Of a leaf inside a layer: `layers` stands for `layer_0`, `layer_1`, ...
+Path = tuple[str, ...]
+# From the name of a tensor to its values.
+Read = Callable[[str], np.ndarray]
+
+# Leaf -> tensor, the tensor's axes, the leaf's. Letters together are one axis
+# of the tensor; of a layer, names follow `model.layers.{}.`.
+_EMBEDDING = {("embedding",): ("model.embed_tokens.weight", "V D", "VD")}
+_LAYER = {
+  ("attention_norm", "scale"): ("input_layernorm.weight", "D", "D"),
+  ("attention", "query"): ("self_attn.q_proj.weight", "NH D", "DNH"),
+  ("attention", "query_bias"): ("self_attn.q_proj.bias", "NH", "NH"),
+  ("attention", "key"): ("self_attn.k_proj.weight", "KH D", "DKH"),
+  ("attention", "key_bias"): ("self_attn.k_proj.bias", "KH", "KH"),
+  ("attention", "value"): ("self_attn.v_proj.weight", "KH D", "DKH"),
+  ("attention", "value_bias"): ("self_attn.v_proj.bias", "KH", "KH"),
+  ("attention", "query_norm", "scale"): ("self_attn.q_norm.weight", "H", "H"),
+  ("attention", "key_norm", "scale"): ("self_attn.k_norm.weight", "H", "H"),
+  ("attention", "out"): ("self_attn.o_proj.weight", "D NH", "NHD"),
+  ("mlp_norm", "scale"): ("post_attention_layernorm.weight", "D", "D"),
+  ("mlp", "gate"): ("mlp.gate_proj.weight", "F D", "DF"),
+  ("mlp", "up"): ("mlp.up_proj.weight", "F D", "DF"),
+  ("mlp", "down"): ("mlp.down_proj.weight", "D F", "FD"),
+}
+_REST = {
+  ("final_norm", "scale"): ("model.norm.weight", "D", "D"),
+  ("head",): ("lm_head.weight", "V D", "DV"),
+}
+# Tensors that are one in Phi-3, one after the other.
+_FUSED = {
+  **{f"self_attn.{x}_proj.weight": "self_attn.qkv_proj.weight" for x in "qkv"},
+  "mlp.gate_proj.weight": "mlp.gate_up_proj.weight",
+  "mlp.up_proj.weight": "mlp.gate_up_proj.weight",
+}
+
+
+class Piece(NamedTuple):
+  """Where a leaf comes from: rows of a tensor, their shape, and our axes."""
+
+  tensor: str  # its name, with `{}` for the number of the layer
+  rows: slice  # of the first axis
+  columns: tuple[int, ...]  # sizes of its other axes
+  shape: tuple[int, ...]  # that the rows are brought into
+  axes: tuple[int, ...]  # of it, in the order that the leaf has them
+
+
+def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
+  """Tells where each leaf of a decoder is; those of layers are in `layers`.
+
+  With `fused`, queries, keys and values are one tensor, and so are gate and up.
+  """
+  one = dataclasses.replace(config, num_layers=1, windows=(), scan_layers=False)
+  leaves = flatten_dict(decoder.param_shapes(one))
+  joined = _FUSED if fused else {}
+  names, lengths = {}, collections.Counter()
+  for path, (name, theirs, ours) in (_EMBEDDING | _LAYER | _REST).items():
+    leaf = leaves.get(("layer_0", *path) if path in _LAYER else path)
+    if leaf is None:  # one that this decoder does not have
+      continue
+    if path in _LAYER:
+      path = ("layers", *path)
+      name = f"model.layers.{{}}.{joined.get(name, name)}"
+    sizes = dict(zip(ours, leaf.shape, strict=True))
+    letters = theirs.replace(" ", "")
+    rows, *columns = (
+      math.prod(sizes[letter] for letter in axis) for axis in theirs.split()
+    )
+    begin = lengths[name]
+    lengths[name] += rows
+    names[path] = Piece(
+      tensor=name,
+      rows=slice(begin, begin + rows),
+      columns=tuple(columns),
+      shape=tuple(sizes[letter] for letter in letters),
+      axes=tuple(letters.index(letter) for letter in ours),
+    )
+  return names
+
+
+def tensor_shapes(
+  config: DecoderConfig, names: Mapping[Path, Piece]
+) -> dict[str, tuple[int, ...]]:
+  """Lists the tensors of a checkpoint, layer by layer, with their shapes."""
+  found = []
+  lengths = {piece.tensor: piece.rows.stop for piece in names.values()}
+  for path, piece in names.items():
+    shape = (lengths[piece.tensor], *piece.columns)
+    places = [0 if path in _EMBEDDING else config.num_layers]
+    if path[0] == "layers":
+      places = range(config.num_layers)
+    found += [(i, piece.tensor.format(i), shape) for i in places]
+  found.sort(key=lambda entry: entry[0])
+  return {name: shape for _, name, shape in found}
+
+
+def check_tensors(
+  config: DecoderConfig,
+  names: Mapping[Path, Piece],
+  found: Mapping[str, tuple[int, ...]],
+  where: Callable[[str], str],
+) -> None:
+  """Refuses tensors that are missing, of another shape, or of no use.
+
+  `where` gives the file of a tensor, or the checkpoint if it is not there.
+  """
+  wanted = tensor_shapes(config, names)
+  for name, shape in wanted.items():
+    if name not in found:
+      raise ValueError(f"{where(name)}: no tensor {name!r}")
+    if tuple(found[name]) != shape:
+      raise ValueError(
+        f"{where(name)}: tensor {name!r} has shape {list(found[name])}; the "
+        f"config wants {list(shape)}"
+      )
+  for name in found:
+    # A tied head is stored by some; the frequencies were, once.
+    is_known = name in wanted or name.endswith("rotary_emb.inv_freq")
+    if not is_known and not (config.tied_head and name == "lm_head.weight"):
+      raise ValueError(
+        f"{where(name)}: tensor {name!r} has no place in this architecture"
+      )
+
+
+def load_params(
+  config: DecoderConfig,
+  names: Mapping[Path, Piece],
+  read: Read,
+  shardings: PyTree | None = None,
+  where: Callable[[str], str] = str,
+) -> dict:
+  """Makes a decoder's parameters, shard by shard.
+
+  Beyond the result, memory holds one shard of one leaf, and what `read` returns
+  for one tensor. `shardings` tell where each leaf goes, by default to the
+  default device. A value that is not finite is a ValueError.
+  """
+  shapes = decoder.param_shapes(config)
+  if shardings is None:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: device, shapes)
+
+  def make(path, leaf, sharding) -> Array:
+    root, *rest = (key.key for key in path)
+    layer = root.removeprefix("layer_")
+    piece = names[(root if root == layer else "layers", *rest)]
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      places = [
+        range(size)[part] for part, size in zip(index, leaf.shape, strict=True)
+      ]
+      values = np.empty([len(place) for place in places], leaf.dtype)
+      layers, parts = [layer], values[None]
+      if leaf.ndim > len(piece.axes):  # stacked
+        layers, parts, index = places[0], values, index[1:]
+      for part, number in zip(parts, layers, strict=True):
+        name = piece.tensor.format(number)
+        rows = read(name)[piece.rows].reshape(piece.shape)
+        part[...] = rows.transpose(piece.axes)[index]
+        if not np.isfinite(part).all():
+          raise ValueError(
+            f"{where(name)}: damaged: tensor {name!r} has values that are not "
+            "finite"
+          )
+      return values
+
+    return jax.make_array_from_callback(leaf.shape, sharding, shard)
+
+  return jax.tree_util.tree_map_with_path(make, shapes, shardings)
+
+
+def tensor_values(
+  config: DecoderConfig, names: Mapping[Path, Piece], params: dict
+) -> Read:
+  """Gives a decoder's parameters under their published names.
+
+  Each call of the result copies no more than that tensor from the device.
+  """
+  leaves, sources = flatten_dict(params), collections.defaultdict(list)
+  for path, piece in names.items():
+    for i in range(config.num_layers if path[0] == "layers" else 1):
+      sources[piece.tensor.format(i)].append((piece, path, i))
+
+  def leaf(path: Path, layer: int) -> Array:
+    if path[0] != "layers":
+      return leaves[path]
+    if config.scan_layers:
+      return leaves[path][layer]
+    return leaves[(f"layer_{layer}", *path[1:])]
+
+  def value(name: str) -> np.ndarray:
+    rows = []
+    for piece, path, layer in sources[name]:
+      back = np.asarray(leaf(path, layer)).transpose(np.argsort(piece.axes))
+      rows.append(back.reshape(-1, *piece.columns))
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+  return value
 
 
 class Pretrained(NamedTuple):
@@ -53,15 +262,15 @@ def open_checkpoint(
 
   config = hub_config.read_config(document, where=where, max_length=max_length)
   fused = hub_config.find_family(document, where).fused
-  names = hub_weights.name_map(config, fused=fused)
+  names = name_map(config, fused=fused)
 
   def place(name: str) -> str:
     return places.get(name, str(path))
 
-  hub_weights.check_tensors(config, names, shapes, place)
+  check_tensors(config, names, shapes, place)
 
   def load(config=config, shardings: PyTree | None = None) -> dict:
-    return hub_weights.load_params(config, names, read, shardings, place)
+    return load_params(config, names, read, shardings, place)
 
   return Pretrained(path, config, document, load)
 
@@ -85,12 +294,10 @@ def save_checkpoint(
   made = dict(hub_config.write_config(config) if document is None else document)
   fused = hub_config.find_family(made, where).fused
 
-  def layout(config: DecoderConfig):
-    names = hub_weights.name_map(config, fused=fused)
-    return names, hub_weights.tensor_shapes(config, names)
-
-  names, shapes = layout(config)
-  _, wanted = layout(hub_config.read_config(made, where=where))
+  theirs = hub_config.read_config(made, where=where)
+  names = name_map(config, fused=fused)
+  shapes = tensor_shapes(config, names)
+  wanted = tensor_shapes(theirs, name_map(theirs, fused=fused))
   for name, shape in wanted.items():
     if shapes.get(name) != shape:
       raise ValueError(
@@ -99,7 +306,7 @@ def save_checkpoint(
       )
   made["torch_dtype"] = made["dtype"] = dtype
   directory.mkdir(parents=True, exist_ok=True)
-  values = hub_weights.tensor_values(config, names, params)
+  values = tensor_values(config, names, params)
   written = hub_files.write_tensors(
     directory, shapes, values, dtype=dtype, max_bytes=max_bytes
   )

@@ -10,7 +10,6 @@ import pytest
 
 from saw_jax.models import config as config_lib
 from saw_jax.models.hub import gguf_file, pretrained
-from saw_jax.models.hub import weights as hub_weights
 
 gguf = pytest.importorskip("gguf")
 
@@ -56,11 +55,11 @@ NAMES = (
 def write(path, architecture, *, kind="F32", extra=(), scaling=None):
   """A file with random tensors; returns them under their Hugging Face names."""
   config = ARCHITECTURES[architecture]
-  names = hub_weights.name_map(config, fused=architecture == "phi3")
+  names = pretrained.name_map(config, fused=architecture == "phi3")
   rng = np.random.default_rng(0)
   tensors = {
     name: rng.normal(size=shape).astype(np.float32)
-    for name, shape in hub_weights.tensor_shapes(config, names).items()
+    for name, shape in pretrained.tensor_shapes(config, names).items()
   }
   writer = gguf.GGUFWriter(str(path), architecture)
   writer.add_block_count(config.num_layers)
@@ -118,9 +117,9 @@ def test_a_file_is_the_tensors_that_it_was_made_of(architecture, tmp_path):
   config = ARCHITECTURES[architecture]
   assert found.config.norm_eps == pytest.approx(config.norm_eps, rel=1e-6)
   assert dataclasses.replace(found.config, norm_eps=config.norm_eps) == config
-  names = hub_weights.name_map(config, fused=architecture == "phi3")
+  names = pretrained.name_map(config, fused=architecture == "phi3")
   chex.assert_trees_all_equal(
-    found.load(), hub_weights.load_params(config, names, tensors.__getitem__)
+    found.load(), pretrained.load_params(config, names, tensors.__getitem__)
   )
 
 

@@ -11,6 +11,7 @@ import pytest
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder
 from saw_jax.models.hub import pretrained
+from tests import helpers
 
 CONFIG = dataclasses.replace(config_lib.TINY, vocab_size=60, qkv_bias=True)
 
@@ -44,7 +45,7 @@ def test_parameters_come_back(folder, params):
 @pytest.mark.parametrize("scan", [False, True])
 def test_layers_are_scanned_or_not_on_either_side(scan, params, tmp_path):
   scanned = dataclasses.replace(CONFIG, scan_layers=True)
-  stacked = decoder.stack_layers(params)
+  stacked = helpers.stack_layers(params)
   if scan:
     pretrained.save_checkpoint(tmp_path, stacked, scanned, dtype="float32")
   else:

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from saw_jax.models import decoder
-from saw_jax.models.hub import weights as hub_weights
+from saw_jax.models.hub import pretrained
 from tests.models.sizes import ODD
 
 PLAIN = dataclasses.replace(ODD, mlp_size=32)
@@ -27,11 +27,11 @@ CONFIGS = {
 
 def published(config, fused, seed=0):
   """Random tensors under their published names."""
-  names = hub_weights.name_map(config, fused=fused)
+  names = pretrained.name_map(config, fused=fused)
   rng = np.random.default_rng(seed)
   return names, {
     name: rng.normal(size=shape).astype(np.float32)
-    for name, shape in hub_weights.tensor_shapes(config, names).items()
+    for name, shape in pretrained.tensor_shapes(config, names).items()
   }
 
 
@@ -39,10 +39,10 @@ def published(config, fused, seed=0):
 def test_every_leaf_is_there_and_saving_is_loading_backwards(case):
   config, fused = CONFIGS[case]
   names, tensors = published(config, fused)
-  params = hub_weights.load_params(config, names, tensors.__getitem__)
+  params = pretrained.load_params(config, names, tensors.__getitem__)
   expected = decoder.param_shapes(config)
   chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
-  value = hub_weights.tensor_values(config, names, params)
+  value = pretrained.tensor_values(config, names, params)
   for name, expected in tensors.items():
     np.testing.assert_array_equal(value(name), expected, err_msg=name)
 
@@ -50,7 +50,7 @@ def test_every_leaf_is_there_and_saving_is_loading_backwards(case):
 def test_the_layout_of_each_kind_by_hand():
   config = dataclasses.replace(PLAIN, qkv_bias=True, tied_head=False)
   names, t = published(config, False)
-  params = hub_weights.load_params(config, names, t.__getitem__)
+  params = pretrained.load_params(config, names, t.__getitem__)
   D, N, K, H = 22, 6, 2, 10
   layer, prefix = params["layer_1"], "model.layers.1."
   x_D = np.arange(D, dtype=np.float32)
@@ -78,7 +78,7 @@ def test_the_layout_of_each_kind_by_hand():
 
 def test_a_fused_tensor_is_its_parts_one_after_the_other():
   names, apart = published(PLAIN, False)
-  fused_names = hub_weights.name_map(PLAIN, fused=True)
+  fused_names = pretrained.name_map(PLAIN, fused=True)
   layer = "model.layers.{}."
   joined = dict(apart)
   for i in range(PLAIN.num_layers):
@@ -91,14 +91,14 @@ def test_a_fused_tensor_is_its_parts_one_after_the_other():
     )
   jax.tree.map(
     np.testing.assert_array_equal,
-    hub_weights.load_params(PLAIN, fused_names, joined.__getitem__),
-    hub_weights.load_params(PLAIN, names, apart.__getitem__),
+    pretrained.load_params(PLAIN, fused_names, joined.__getitem__),
+    pretrained.load_params(PLAIN, names, apart.__getitem__),
   )
 
 
 def check(found, config=PLAIN):
-  names = hub_weights.name_map(config, fused=False)
-  hub_weights.check_tensors(config, names, found, lambda name: "FILE")
+  names = pretrained.name_map(config, fused=False)
+  pretrained.check_tensors(config, names, found, lambda name: "FILE")
 
 
 def shapes():
@@ -140,7 +140,7 @@ def test_a_value_that_is_not_finite_is_named():
   name = "model.layers.2.mlp.down_proj.weight"
   tensors[name][3, 4] = np.inf
   with pytest.raises(ValueError, match=f"FILE: damaged: tensor '{name}' has"):
-    hub_weights.load_params(
+    pretrained.load_params(
       PLAIN, names, tensors.__getitem__, where=lambda name: "FILE"
     )
 
@@ -160,10 +160,10 @@ def test_shards_hold_their_own_part_alone(scan):
     decoder.logical_axes(config),
     is_leaf=lambda x: isinstance(x, tuple),
   )
-  params = hub_weights.load_params(
+  params = pretrained.load_params(
     config, names, tensors.__getitem__, shardings=shardings
   )
-  whole = hub_weights.load_params(config, names, tensors.__getitem__)
+  whole = pretrained.load_params(config, names, tensors.__getitem__)
   jax.tree.map(np.testing.assert_array_equal, params, whole)
   tree = params["layers"] if scan else params["layer_0"]
   up = tree["mlp"]["up"]
@@ -176,7 +176,7 @@ def test_shards_hold_their_own_part_alone(scan):
 def test_the_parameters_do_not_share_memory_with_what_was_read():
   # A mapped file may change under them.
   names, tensors = published(PLAIN, False)
-  params = hub_weights.load_params(PLAIN, names, tensors.__getitem__)
+  params = pretrained.load_params(PLAIN, names, tensors.__getitem__)
   before = np.array(params["embedding"])
   tensors["model.embed_tokens.weight"][:] = 0
   np.testing.assert_array_equal(params["embedding"], before)
@@ -200,5 +200,5 @@ def test_no_more_than_one_tensor_is_asked_for_at_a_time():
     weakref.finalize(value, drop)
     return value
 
-  hub_weights.load_params(PLAIN, names, read)
+  pretrained.load_params(PLAIN, names, read)
   assert most <= 2  # the one that is copied, and the next as it is made
