@@ -71,8 +71,8 @@ def engine(monkeypatch):
   )
 
 
-def start(choose=lambda seed: GAME, max_steps=50):
-  return alfworld_task.Alfworld(choose, max_steps, 7.0)
+def start(choose=lambda seed: GAME):
+  return alfworld_task.Alfworld(choose, 50, 7.0)
 
 
 class TestAlfworld:
@@ -86,12 +86,6 @@ class TestAlfworld:
       ("Nothing happens.", 0, False),
       ("Done: two.", 7.0, True),
     ]
-
-  def test_an_episode_over_the_limit_pays_nothing(self):
-    env = start(max_steps=2)
-    env.reset(0)
-    steps = [env.step(action)[1:] for action in ("one", "look")]
-    assert steps == [(0, False), (0, True)]
 
   def test_there_is_no_step_before_a_reset_or_after_a_close(self):
     env = start()

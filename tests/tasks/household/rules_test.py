@@ -226,12 +226,6 @@ class TestRules:
       actions += [f"go to {place}", f"open {place}", f"move {thing} to {place}"]
     assert play(actions, world)[1].won == (second == "cabinet 1")
 
-  def test_an_episode_out_of_steps_pays_nothing(self):
-    env = Household(lambda seed: KITCHEN, 3, 10.0)
-    env.reset(0)
-    steps = [env.step("sing") for _ in range(3)]
-    assert steps[-1] == (NOTHING, 0.0, True)
-
 
 def test_all_that_does_something_is_admissible():
   """And the other way round: of every command with every name."""
