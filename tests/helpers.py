@@ -6,6 +6,8 @@ import functools
 import json
 import pathlib
 import signal
+import subprocess
+import sys
 import types
 
 import jax
@@ -275,4 +277,15 @@ def begun(directory=None):
     directory=directory,
     stack=contextlib.ExitStack(),
     interrupt=session.Interrupt(),
+  )
+
+
+def python(*words, **options) -> subprocess.CompletedProcess:
+  """Runs the interpreter in a process of its own, and keeps what it says."""
+  return subprocess.run(
+    [sys.executable, *map(str, words)],
+    capture_output=True,
+    text=True,
+    check=False,
+    **options,
   )

@@ -465,8 +465,8 @@ class Queue:
 
     if not config.partial_tokens:
       return make(self._settings)
-    return actor_lib.PartialSampler(
-      self._settings, make, lambda: self._newest, part=config.partial_tokens
+    return actor_lib.partial_sampler(
+      self._settings, make, lambda: self._newest, config.partial_tokens
     )
 
   def _sample(self, sampler: actor_lib.Sampler, request: Request) -> Transcript:

@@ -182,7 +182,7 @@ def sample(
 
 def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
   """Changes what was recorded of each position after the prompts."""
-  names = ("behave_log_probs", "entropies", "untempered_log_probs")
+  names = ("behave_log_probs", "entropies")
   values = {name: getattr(sampled, name) for name in names}
   return sampled.replace(
     **{name: None if x is None else fn(x) for name, x in values.items()}
