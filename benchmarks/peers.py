@@ -238,11 +238,11 @@ def disagreement(
   ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
 ) -> float:
   """The largest difference of logits and log-probs; inf where shapes differ."""
-  return max(
-    float(np.abs(ours[name] - theirs[name]).max())
-    if ours[name].shape == theirs[name].shape
-    else float("inf")
-    for name in ours
+  if any(ours[name].shape != theirs[name].shape for name in ours):
+    return float("inf")
+  # NumPy's: one NaN is a NaN, wherever it stands.
+  return float(
+    np.max([np.abs(ours[name] - theirs[name]).max() for name in ours])
   )
 
 

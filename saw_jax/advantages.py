@@ -39,10 +39,11 @@ def combine(
   rewards: Array, weights: Array, scored: Mask = None, penalties: Mask = None
 ) -> tuple[Array, Mask]:
   """One score a response, `sⱼ = Σₘ wₘ rₘⱼ − penaltyⱼ`, and which are whole."""
-  _check(rewards, weights, scored, penalties)
+  chex.assert_rank(rewards, 3)
   rewards = reductions.select(jax.lax.stop_gradient(rewards), scored)
   scores = _weighted_sum(rewards, weights)
   if penalties is not None:
+    chex.assert_equal_shape([scores, penalties])
     scores -= jax.lax.stop_gradient(penalties).astype(scores.dtype)
   return scores, None if scored is None else jnp.all(scored, axis=-1)
 
@@ -55,10 +56,6 @@ def normalize_groups(
   `ddof` is 1 for the sample's deviation (`torch.std`), 0 for the population's.
   A group of equal scores has exactly 0, and a group of one s / (1 + eps).
   GDPO, eq. (2) and (4). https://arxiv.org/abs/2601.05242
-
-  >>> a = normalize_groups(jnp.array([[0.0, 1.0, 2.0]]))
-  >>> print(jnp.array_str(a, precision=3))
-  [[-1.  0.  1.]]
   """
   scores = reductions.select(jax.lax.stop_gradient(scores), scored)
   if scores.shape[-1] == 1:
@@ -181,17 +178,16 @@ def rloo(
   scored: Mask = None,
   penalties: Array | None = None,
 ) -> Array:
-  """Subtracts the others' mean reward. RLOO, https://arxiv.org/abs/2402.14740"""
+  """Subtracts the others' mean reward. RLOO, 2402.14740"""
   scores, whole = combine(rewards, weights, scored, penalties)
   return leave_one_out(scores, scored=whole)
 
 
 def varied(scores: Array, scored: Mask = None) -> tuple[Array, Mask]:
   """Which groups have two scored responses that differ, among which. `[P]`."""
-  group = dict(axis=-1, where=scored)
   # Compared, not subtracted: a deviation of rounding errors is not 0.
-  greatest = reductions.all_max(scores, **group)
-  differs = greatest > reductions.all_min(scores, **group)
+  least = reductions.all_min(scores, axis=-1, where=scored)
+  differs = reductions.all_max(scores, axis=-1, where=scored) > least
   return differs, None if scored is None else jnp.any(scored, axis=-1)
 
 
@@ -221,9 +217,10 @@ def gpg(
   """
   scores, whole = combine(rewards, weights, scored, penalties)
   ones, among = counted(scores, whole)
-  batch = dict(where=among, axis_name=axis_name)
-  count = reductions.all_sum(ones, **batch)
-  total = reductions.all_sum(jnp.ones_like(ones), **batch)
+  count, total = (
+    reductions.all_sum(x, where=among, axis_name=axis_name)
+    for x in (ones, jnp.ones_like(ones))
+  )
   alpha = jnp.where(count > 0, reductions.divide(total, count), 1.0)
   return alpha * center_groups(scores, scored=whole) / f_norm
 
@@ -248,21 +245,15 @@ def gdpo(
   TRL's form is `eps=1e-4, whiten=sequence_whiten`. A component that is not
   scored adds 0; a response counts if any is scored. A penalty has no place here
   (the reference code drops it): put a KL in the loss. arXiv 2601.05242
-
-  >>> r = jnp.array([[[0.0, 9.0], [1.0, 9.0], [2.0, 9.0]]])
-  >>> print(jnp.array_str(gdpo(r, jnp.ones(2), whiten=None), precision=3))
-  [[-1.  0.  1.]]
   """
-  _check(rewards, weights, scored, lengths)
-  components = normalize_groups(
-    jnp.moveaxis(jnp.asarray(rewards), -1, 0),
-    scored=None if scored is None else jnp.moveaxis(scored, -1, 0),
-    eps=eps,
-  )
+  chex.assert_rank(rewards, 3)
+  components, some = jnp.moveaxis(jnp.asarray(rewards), -1, 0), None
+  if scored is not None:
+    some, scored = jnp.any(scored, axis=-1), jnp.moveaxis(scored, -1, 0)
+  components = normalize_groups(components, scored=scored, eps=eps)
   total = _weighted_sum(jnp.moveaxis(components, 0, -1), weights)
   if whiten is None:
     return total
-  some = None if scored is None else jnp.any(scored, axis=-1)
   return whiten(total, scored=some, lengths=lengths, axis_name=axis_name)
 
 
@@ -273,18 +264,8 @@ def varied_groups(
   return varied(*combine(rewards, weights, scored))[0]
 
 
-def _check(
-  rewards: Array, weights: Array, scored: Mask, per_response: Mask
-) -> None:
-  chex.assert_rank([rewards, weights], [3, 1])
-  chex.assert_shape(weights, rewards.shape[-1:])
-  if scored is not None:
-    chex.assert_equal_shape([rewards, scored])
-  if per_response is not None:
-    chex.assert_shape(per_response, rewards.shape[:-1])
-
-
 def _weighted_sum(x: Array, weights: Array) -> Array:
   """Σₘ wₘ xₘ, not as a matrix product, which is bfloat16 on some devices."""
+  chex.assert_shape(weights, x.shape[-1:])
   weights = jax.lax.stop_gradient(weights).astype(x.dtype)
   return jnp.sum(x * weights[None, None], axis=-1)

@@ -91,11 +91,7 @@ LOSSES = {
   "dppo_kl": stale_losses.dppo_kl_loss,
 }
 
-KL_ESTIMATORS = {
-  "k1": losses.kl_k1,
-  "k2": losses.kl_k2,
-  "k3": losses.kl_k3,
-}
+KL_ESTIMATORS = {"k1": losses.kl_k1, "k2": losses.kl_k2, "k3": losses.kl_k3}
 
 # What makes a world model: the loss of a token, ...
 TOKEN_LOSSES = {
@@ -209,8 +205,10 @@ class Method(NamedTuple):
   terms: dict[str, objective.Term]
   kl_in_reward: tuple[Callable, float] | None
   needs_reference: bool
-  needs_old: bool  # by the policy's loss, after the first update on a rollout
-  needs_behave: bool  # by the policy's loss
+  needs_old: bool = (
+    False  # by the policy's loss, after a rollout's first update
+  )
+  needs_behave: bool = False  # by the policy's loss
   per_step: bool = False  # the advantage is of steps
   reads_values: bool = False  # the advantage is against a value head
   whiten: Callable | None = None  # of steps, over the batch
@@ -227,16 +225,20 @@ def resolve(
   options: Mapping[str, Any],
   table: Mapping[str, Callable | None],
   what: str,
+  **defaults: Any,
 ) -> Callable:
   """The function that a name stands for, with its options bound.
 
-  A function passes through. A `KeyError` is an unknown name, a `TypeError` an
-  unknown option; each has the nearest one.
+  A function passes through; `defaults` are options that it may not have. A
+  `KeyError` is an unknown name, a `TypeError` an unknown option; each has the
+  nearest one.
   """
   fn, label = choice, what
   if not callable(choice):
     fn, label = names.lookup(table, choice, what), f"{what} {choice!r}"
-  names.check_options(list(names.options(fn)), options, label)
+  known = list(names.options(fn))
+  names.check_options(known, options, label)
+  options = {k: x for k, x in defaults.items() if k in known} | dict(options)
   if not options:
     return fn
   return functools.partial(fn, **{k: _value(k, x) for k, x in options.items()})
@@ -261,84 +263,74 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   """
   table = ADVANTAGES | STEP_ADVANTAGES
   options, whiten = dict(config.advantage_options), None
-  per_step = "steps" in _arguments(config.advantage, table, "advantage")
+  plain = resolve(config.advantage, {}, table, "advantage")
+  per_step = "steps" in names.arguments(plain)
   if per_step:  # No advantage of steps whitens by itself.
     whiten = _value("whiten", options.pop("whiten", None))
   advantage = resolve(config.advantage, options, table, "advantage")
+  reads = names.arguments(advantage)
 
-  options, gradient_options = dict(config.weights_options), {}
-  if config.weights == "gradient":
-    weights, gradient_options = None, options
-  else:
-    if "minima" in _arguments(config.weights, WEIGHTS, "weighting"):
-      options.setdefault("minima", tuple(float(m) for m in minima))
-    weights = resolve(config.weights, options, WEIGHTS, "weighting")
-
-  aggregate = resolve(
-    config.aggregate, config.aggregate_options, AGGREGATES, "aggregate"
-  )
+  weights, gradient_options = None, config.weights_options
+  if config.weights != "gradient":
+    options, gradient_options = gradient_options, {}
+    least = {"minima": np.asarray(minima, np.float32)}
+    weights = resolve(config.weights, options, WEIGHTS, "weighting", **least)
+  options = config.aggregate_options
+  aggregate = resolve(config.aggregate, options, AGGREGATES, "aggregate")
   if "aggregate" in config.loss_options:
     raise TypeError("the aggregate is a field of its own, not a loss_option")
   loss = resolve(config.loss, config.loss_options, LOSSES, "loss")
   loss = functools.partial(loss, aggregate=aggregate)
+
+  kl, in_reward, term = config.kl, None, objective.Term
+  terms = {"policy": objective.policy(loss, ratio_to=config.ratio_to)}
+  if config.entropy_coefficient:
+    terms["entropy"] = term(objective.entropy, config.entropy_coefficient)
+  if "values" in reads:
+    terms["value"] = term(objective.value, config.value_coefficient)
+  world = make_world_model(config.world_model)
+  if world is not None:
+    terms["world_model"] = objective.world(world.token_loss)
+  if kl.placement != "none":
+    estimator = _kl_estimator(kl)
+    if kl.placement == "loss":
+      fn = objective.kl(estimator, aggregate=aggregate)
+      terms["kl"] = term(fn, kl.coefficient)
+    elif per_step or "penalties" not in reads:
+      raise ValueError(
+        f"KL in the reward has no place in {names.name_of(advantage)}, which "
+        "compares steps or normalises each component on its own: use "
+        "kl.placement='loss'"
+      )
+    else:
+      in_reward = estimator, kl.coefficient
   method = Method(
     advantage=advantage,
     weights=weights,
     gradient_options=gradient_options,
-    terms={},
-    kl_in_reward=None,
-    needs_reference=config.kl.placement != "none",
-    needs_old=False,
-    needs_behave=False,
+    terms=terms,
+    kl_in_reward=in_reward,
+    needs_reference=kl.placement != "none",
     per_step=per_step,
-    reads_values="values" in names.arguments(advantage),
+    reads_values="values" in reads,
     whiten=whiten,
-    world=make_world_model(config.world_model),
+    world=world,
   )
-  method = with_loss(method, loss, ratio_to=config.ratio_to)
-  terms = method.terms
-  if config.entropy_coefficient:
-    terms["entropy"] = objective.Term(
-      objective.entropy, config.entropy_coefficient
-    )
-  if method.reads_values:
-    terms["value"] = objective.Term(objective.value, config.value_coefficient)
-  if method.world is not None:
-    terms["world_model"] = objective.world(method.world.token_loss)
-  if config.kl.placement == "none":
-    return method
-  return _with_kl(method, config.kl, aggregate)
+  return with_loss(method, loss, ratio_to=config.ratio_to)
 
 
-def _arguments(
-  choice: str | Callable, table: Mapping, what: str
-) -> tuple[str, ...]:
-  return names.arguments(resolve(choice, {}, table, what))
-
-
-def _with_kl(method: Method, kl: KLConfig, aggregate: Callable) -> Method:
-  """Puts a KL where its gradient does something: in the loss or the reward."""
+def _kl_estimator(kl: KLConfig) -> losses.KLEstimator:
+  """A KL stands where its gradient does something."""
   estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
   if kl.placement not in ("loss", "reward"):
     raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
-  if kl.placement == "loss":
-    if estimator is losses.kl_k1 and not kl.force:
-      raise ValueError(
-        "k1 in the loss: the gradient of log π − log π_ref is that of log π, "
-        "whose mean under the policy is 0, so the term adds noise and holds "
-        "nothing near the reference. Put k1 in the reward, take k2 or k3 in "
-        "the loss, or force it."
-      )
-    fn = objective.kl(estimator, aggregate=aggregate)
-    term = objective.Term(fn, kl.coefficient)
-    return method._replace(terms={**method.terms, "kl": term})
-  name = names.name_of(method.advantage)
-  if method.per_step or "penalties" not in names.arguments(method.advantage):
+  if kl.placement == "loss" and estimator is losses.kl_k1 and not kl.force:
     raise ValueError(
-      f"KL in the reward has no place in {name}, which compares steps or "
-      "normalises each component on its own: use kl.placement='loss'"
+      "k1 in the loss has the gradient of log π, whose mean is 0: noise that "
+      "holds nothing near the reference. Put k1 in the reward, take k2 or k3 "
+      "in the loss, or force it."
     )
-  return method._replace(kl_in_reward=(estimator, kl.coefficient))
+  return estimator
 
 
 def with_loss(
@@ -367,9 +359,7 @@ def make_world_model(config: WorldModelConfig) -> WorldModel | None:
   if config.loss == "none":
     return None
   if not 0 < config.alpha <= 1:
-    raise ValueError(
-      f"world_model.alpha is a share in (0, 1], not {config.alpha}"
-    )
+    raise ValueError(f"world_model.alpha is no share in (0, 1]: {config.alpha}")
   table = {"none": None, **TOKEN_LOSSES}
   alpha, options = {"alpha": config.alpha}, config.coefficient_options
   measure = resolve(config.entropy, {}, MEASURES, "entropy of an action")

@@ -31,18 +31,16 @@ def reward_statistics(
   cv = weighting.coefficient_of_variation(
     rewards, scored=scored, minima=minima, axis_name=axis_name
   )
-  rewards = reductions.at_least_float32(jax.lax.stop_gradient(rewards))
-  groups = dict(axis=1, where=scored)
-  greatest = reductions.all_max(rewards, **groups)
-  constant = greatest <= reductions.all_min(rewards, **groups)
+  rewards = jax.lax.stop_gradient(rewards)
+  least = reductions.all_min(rewards, axis=1, where=scored)
+  constant = reductions.all_max(rewards, axis=1, where=scored) <= least
+  constant = reductions.all_mean(constant, axis=0, axis_name=axis_name)
   batch = dict(axis=(0, 1), where=scored, axis_name=axis_name)
   return {
     "mean": reductions.all_mean(rewards, **batch),
     "std": reductions.all_std(rewards, ddof=1, **batch),
     "cv": cv,
-    "constant_groups": reductions.all_mean(
-      constant, axis=0, axis_name=axis_name
-    ),
+    "constant_groups": constant,
   }
 
 
@@ -85,9 +83,8 @@ def balance(
   ASymPO multiplies by.
   """
   chex.assert_shape(advantages, completion_mask.shape[:1])
-  nll = stale_losses.sequence_nll(
-    jax.lax.stop_gradient(log_probs), completion_mask
-  )
+  log_probs = jax.lax.stop_gradient(log_probs)
+  nll = stale_losses.sequence_nll(log_probs, completion_mask)
   rows = jnp.any(jnp.asarray(completion_mask, bool), axis=-1)
   advantages = reductions.select(jax.lax.stop_gradient(advantages), rows)
   advantages = advantages.astype(nll.dtype)
@@ -113,7 +110,6 @@ def clipped_token_share(
   log_probs: Array, observation_mask: Array, *, rho: float = 0.2
 ) -> Ratio:
   """The share of observation tokens that the clip takes out of the loss."""
-  learned = ~world_model.is_hard(
-    reductions.select(log_probs, observation_mask), rho
-  )
+  log_probs = reductions.select(log_probs, observation_mask)
+  learned = ~world_model.is_hard(log_probs, rho)
   return losses.token_mean(learned.astype(jnp.float32), observation_mask)

@@ -42,26 +42,17 @@ _MAX_LOG_RATIO = 20.0
 
 
 def token_mean(token_losses: Array, completion_mask: Array) -> Ratio:
-  """Averages over the batch's tokens: `Σ m x / Σ m`. DAPO, 2503.14476.
-
-  >>> x = jnp.array([[1.0, 2.0], [6.0, 9.0]])
-  >>> print(token_mean(x, jnp.array([[True, True], [True, False]])).value())
-  3.0
-  """
-  _check(token_losses, completion_mask)
+  """Averages over the batch's tokens: `Σ m x / Σ m`. DAPO, 2503.14476."""
+  total = reductions.all_sum(token_losses, where=completion_mask)
   # Counted at least in float32: bfloat16 counts to 256.
-  ones = jnp.ones_like(reductions.at_least_float32(token_losses))
-  return Ratio(
-    reductions.all_sum(token_losses, where=completion_mask),
-    reductions.all_sum(ones, where=completion_mask),
-  )
+  ones = jnp.ones_like(token_losses, total.dtype)
+  return Ratio(total, reductions.all_sum(ones, where=completion_mask))
 
 
 def sequence_mean_token_mean(
   token_losses: Array, completion_mask: Array
 ) -> Ratio:
   """Averages over a response's tokens, then over rows. GRPO, 2402.03300."""
-  _check(token_losses, completion_mask)
   means = reductions.all_mean(token_losses, axis=-1, where=completion_mask)
   return Ratio(jnp.sum(means), _rows(means, completion_mask))
 
@@ -70,7 +61,6 @@ def sequence_mean_token_sum(
   token_losses: Array, completion_mask: Array
 ) -> Ratio:
   """Adds up a response's tokens, averages over rows. Dr. GRPO, 2503.20783."""
-  _check(token_losses, completion_mask)
   total = reductions.all_sum(token_losses, where=completion_mask)
   return Ratio(total, _rows(total, completion_mask))
 
@@ -90,8 +80,8 @@ def sequence_mean_token_sum_const(
 def token_ratio(
   log_probs: Array, old_log_probs: Array, completion_mask: Array
 ) -> Array:
-  """Each token's own, `ρ_bt = π / π_old`, 1 where the mask is off. PPO."""
-  log_ratio = _masked(_log_ratio, log_probs, old_log_probs, completion_mask)
+  """Each token's own: `ρ_bt = π / π_old`, 1 where the mask is off. PPO."""
+  log_ratio = _masked(kl_k1, log_probs, old_log_probs, completion_mask)
   return jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
 
 
@@ -99,7 +89,7 @@ def sequence_ratio(
   log_probs: Array, old_log_probs: Array, completion_mask: Array
 ) -> Array:
   """The response's, for all of its tokens: `ρ_b = Πₜ π / π_old`. TOPR."""
-  log_ratio = _masked(_log_ratio, log_probs, old_log_probs, completion_mask)
+  log_ratio = _masked(kl_k1, log_probs, old_log_probs, completion_mask)
   total = jnp.sum(log_ratio, axis=-1, keepdims=True)
   # No bound below: hundreds of tokens reach e⁻²⁰ together, and 0 is right.
   ratio = jnp.exp(jnp.minimum(total, _MAX_LOG_RATIO))
@@ -110,7 +100,7 @@ def geometric_ratio(
   log_probs: Array, old_log_probs: Array, completion_mask: Array
 ) -> Array:
   """The geometric mean of a response's ratios: `s_b = ρ_b^(1/n_b)`. GSPO."""
-  log_ratio = _masked(_log_ratio, log_probs, old_log_probs, completion_mask)
+  log_ratio = _masked(kl_k1, log_probs, old_log_probs, completion_mask)
   mean = reductions.all_mean(
     log_ratio, axis=-1, where=completion_mask, keepdims=True
   )
@@ -137,39 +127,16 @@ def clipped_surrogate_loss(
 
   From a ratio of c on, a bad token is not pushed further down. DAPO is
   `clip_high=0.28`; Dr. GRPO changes `aggregate` and the advantages.
-  PPO, https://arxiv.org/abs/1707.06347
-  Dual clip, https://arxiv.org/abs/1912.09729
-
-  >>> l, old = jnp.log(jnp.array([[0.6]])), jnp.log(jnp.array([[0.4]]))
-  >>> mask = jnp.array([[True]])
-  >>> loss = clipped_surrogate_loss(l, old, jnp.array([1.0]), mask)
-  >>> print(f"{loss.value():.3f}")  # the ratio 1.5 counts as 1.2
-  -1.200
+  PPO, 1707.06347; the dual clip, 1912.09729
   """
   ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
-  token_losses = clipped(
-    ratio, advantages, completion_mask, clip_low, clip_high, dual_clip
-  )
-  return aggregate(token_losses, completion_mask)
-
-
-def clipped(
-  ratio: Array,
-  advantages: Array,
-  completion_mask: Array,
-  clip_low: float,
-  clip_high: float,
-  dual_clip: float | None = None,
-) -> Array:
-  """The token losses of `clipped_surrogate_loss`, from ratios `[B, T]`."""
-  advantages = token_advantages(advantages, completion_mask)
-  advantages = advantages.astype(ratio.dtype)
+  cost = -token_advantages(advantages, completion_mask).astype(ratio.dtype)
   held = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-  token_losses = jnp.maximum(-advantages * ratio, -advantages * held)
-  if dual_clip is None:
-    return token_losses
-  bounded = jnp.minimum(token_losses, -advantages * dual_clip)
-  return jnp.where(advantages < 0, bounded, token_losses)
+  token_losses = jnp.maximum(cost * ratio, cost * held)
+  if dual_clip is not None:
+    bounded = jnp.minimum(token_losses, cost * dual_clip)
+    token_losses = jnp.where(cost > 0, bounded, token_losses)
+  return aggregate(token_losses, completion_mask)
 
 
 def policy_gradient_loss(
@@ -180,21 +147,15 @@ def policy_gradient_loss(
   aggregate: Aggregate = token_mean,
 ) -> Ratio:
   """REINFORCE, whoever sampled: `x = −A log π`. doi.org/10.1007/BF00992696"""
-  _check(log_probs, completion_mask)
   log_probs = reductions.select(log_probs, completion_mask)
-  advantages = token_advantages(advantages, completion_mask)
-  advantages = advantages.astype(log_probs.dtype)
-  return aggregate(-advantages * log_probs, completion_mask)
+  cost = -token_advantages(advantages, completion_mask).astype(log_probs.dtype)
+  return aggregate(cost * log_probs, completion_mask)
 
 
 def entropy_loss(
-  entropies: Array,
-  completion_mask: Array,
-  *,
-  aggregate: Aggregate = token_mean,
+  entropies: Array, completion_mask: Array, *, aggregate: Aggregate = token_mean
 ) -> Ratio:
   """Rewards an undecided policy: `x = −H(π)`, in nats. A3C, 1602.01783."""
-  _check(entropies, completion_mask)
   entropies = reductions.select(entropies, completion_mask)
   return aggregate(-entropies, completion_mask)
 
@@ -205,7 +166,11 @@ def kl_k1(log_probs: Array, ref_log_probs: Array) -> Array:
   Unbiased, of high variance, often negative. Its *gradient* has mean 0 under
   the policy, so it belongs in the reward.
   """
-  return _log_ratio(log_probs, ref_log_probs)
+  chex.assert_equal_shape([log_probs, ref_log_probs])
+  ref_log_probs = jax.lax.stop_gradient(ref_log_probs)
+  return reductions.at_least_float32(log_probs) - reductions.at_least_float32(
+    ref_log_probs
+  )
 
 
 def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
@@ -213,7 +178,7 @@ def kl_k2(log_probs: Array, ref_log_probs: Array) -> Array:
 
   Biased, of low variance. Its gradient is, on average, that of the divergence.
   """
-  return 0.5 * jnp.square(_log_ratio(log_probs, ref_log_probs))
+  return 0.5 * jnp.square(kl_k1(log_probs, ref_log_probs))
 
 
 def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
@@ -221,7 +186,7 @@ def kl_k3(log_probs: Array, ref_log_probs: Array) -> Array:
 
   Unbiased, never negative. Its gradient is, on average, that of KL(π_ref, π).
   """
-  log_ratio = -_log_ratio(log_probs, ref_log_probs)
+  log_ratio = -kl_k1(log_probs, ref_log_probs)
   # exp(d) - 1 would lose all digits at the small d of early training.
   return jnp.expm1(log_ratio) - log_ratio
 
@@ -249,7 +214,7 @@ def kl_penalty(
 ) -> Array:
   """Adds up a response's KL estimate, `β Σ_t m k`, for the reward. `[B]`.
 
-  No gradient flows. RLHF, https://arxiv.org/abs/2203.02155
+  No gradient flows. RLHF, 2203.02155
   """
   estimates = _masked(estimator, log_probs, ref_log_probs, completion_mask)
   total = reductions.all_sum(estimates, axis=-1, where=completion_mask)
@@ -265,31 +230,16 @@ def token_advantages(advantages: Array, completion_mask: Array) -> Array:
   return reductions.select(advantages, completion_mask)
 
 
-def _check(per_token: Array, completion_mask: Array) -> None:
-  chex.assert_rank([per_token, completion_mask], 2)
-  chex.assert_equal_shape([per_token, completion_mask])
-
-
 def _rows(like: Array, completion_mask: Array) -> Array:
   """The number of responses that have a token."""
   rows = jnp.any(jnp.asarray(completion_mask, bool), axis=-1)
   return jnp.sum(rows, dtype=like.dtype)
 
 
-def _log_ratio(log_probs: Array, ref_log_probs: Array) -> Array:
-  """log π − log π_ref, with a gradient to the policy only."""
-  chex.assert_equal_shape([log_probs, ref_log_probs])
-  ref_log_probs = jax.lax.stop_gradient(ref_log_probs)
-  return reductions.at_least_float32(log_probs) - reductions.at_least_float32(
-    ref_log_probs
-  )
-
-
 def _masked(
   estimator: KLEstimator, log_probs: Array, others: Array, mask: Array
 ) -> Array:
   """An estimate of each token, that of two zeros where the mask is off."""
-  _check(log_probs, mask)
-  return estimator(
-    reductions.select(log_probs, mask), reductions.select(others, mask)
-  )
+  chex.assert_rank([log_probs, mask], 2)
+  log_probs, others = (reductions.select(x, mask) for x in (log_probs, others))
+  return estimator(log_probs, others)

@@ -27,10 +27,6 @@ class Ratio(NamedTuple):
 
   Losses and metrics are ratios, so that those of micro-batches, devices and
   hosts add up, and one place divides.
-
-  >>> half, third = Ratio(1.0, 2.0), Ratio(1.0, 3.0)
-  >>> print(half.merge(third).value())
-  0.4
   """
 
   numerator: Array
@@ -38,9 +34,7 @@ class Ratio(NamedTuple):
 
   def merge(self, other: "Ratio") -> "Ratio":
     """The ratio of both parts together (`+` would concatenate tuples)."""
-    return Ratio(
-      self.numerator + other.numerator, self.denominator + other.denominator
-    )
+    return Ratio(*(a + b for a, b in zip(self, other, strict=True)))
 
   def value(self) -> Array:
     """The quotient; 0 where nothing was counted. Gradient flows."""
@@ -58,30 +52,22 @@ class Maximum(NamedTuple):
 
   def value(self) -> Array:
     """The greatest value; 0 where nothing was counted."""
-    empty = jnp.isneginf(self.greatest)
-    return jnp.where(empty, jnp.zeros_like(self.greatest), self.greatest)
+    return jnp.where(jnp.isneginf(self.greatest), 0.0, self.greatest)
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
-  """Divides, with value and gradient 0 in place of a division by 0.
-
-  >>> print(divide(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])))
-  [0.5 0. ]
-  """
+  """Divides, with value and gradient 0 in place of a division by 0."""
   empty = jnp.equal(denominator, 0)
   # The input of the division is selected too: the gradient of an unselected
   # quotient by 0 is NaN.
-  quotient = numerator / jnp.where(
-    empty, jnp.ones_like(denominator), denominator
-  )
-  return jnp.where(empty, jnp.zeros_like(quotient), quotient)
+  quotient = numerator / jnp.where(empty, 1, denominator)
+  return jnp.where(empty, 0, quotient)
 
 
 def square_root(x: Array) -> Array:
   """The square root, with gradient 0 and not infinity at 0."""
   zero = jnp.equal(x, 0)
-  root = jnp.sqrt(jnp.where(zero, jnp.ones_like(x), x))
-  return jnp.where(zero, jnp.zeros_like(root), root)
+  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
 def at_least_float32(x: Array) -> Array:
@@ -91,16 +77,12 @@ def at_least_float32(x: Array) -> Array:
 
 
 def select(x: Array, where: Mask) -> Array:
-  """Puts 0 where the mask is off, in value and in gradient.
-
-  >>> print(select(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
-  [1. 0.]
-  """
+  """Puts 0 where the mask is off, in value and in gradient."""
   x = at_least_float32(x)
   if where is None:
     return x
   chex.assert_equal_shape([x, where])
-  return jnp.where(jnp.asarray(where, bool), x, jnp.zeros_like(x))
+  return jnp.where(jnp.asarray(where, bool), x, 0)
 
 
 def all_sum(
@@ -149,9 +131,6 @@ def all_deviations(
     dⱼ = xⱼ − x̄,   0 where max x = min x
 
   Entries that count 0 times have a deviation, but no say in what is constant.
-
-  >>> print(all_deviations(jnp.array([1.0, 2.0, 6.0])))
-  [-2. -1.  3.]
   """
   x = select(x, where)
   count = _counts(x, where, weights)
@@ -161,8 +140,7 @@ def all_deviations(
   counted = dict(where=count > 0, keepdims=True, **axes)
   # True too where nothing counts (-∞ ≤ ∞), false for a NaN, which stays one.
   alike = all_max(x, **counted) <= all_min(x, **counted)
-  deviations = x - divide(total, number)
-  return select(jnp.where(alike, jnp.zeros_like(x), deviations), where)
+  return select(jnp.where(alike, 0, x - divide(total, number)), where)
 
 
 def all_var(

@@ -12,6 +12,8 @@ the weight w; TIS and decoupled PPO are PPO's clipped loss times a weight.
 ASymPO and SPO: https://arxiv.org/abs/2606.03070
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,15 +56,9 @@ def asympo_loss(
 
   A response without tokens counts neither above nor below the bar, where the
   paper divides by all P · G.
-
-  >>> l, mask = jnp.array([[-1.0, -3.0], [-4.0, -4.0]]), jnp.ones((2, 2), bool)
-  >>> loss = asympo_loss(l, jnp.array([0.5, -0.5]), mask)
-  >>> print(loss.value())
-  0.0
   """
   log_probs = reductions.select(log_probs, completion_mask)
   advantages = losses.token_advantages(advantages, completion_mask)
-  advantages = advantages.astype(log_probs.dtype)
   good = advantages >= 0
   if p_high is not None:
     # Where the mask is off, 0 becomes log p_high: `aggregate` and S skip it.
@@ -71,11 +67,11 @@ def asympo_loss(
   if p_low is not None:
     held = log_probs < jnp.log(p_low)
     log_probs = jnp.where(~good & held, jnp.log(p_low), log_probs)
-  nll = jax.lax.stop_gradient(sequence_nll(log_probs, completion_mask))
-  divisor = jnp.maximum(nll, floor)[:, None]
+  divisor = _least_nll(log_probs, completion_mask, floor)
   scaled = jnp.where(good, scale_positives, scale_negatives)
-  divisor = jnp.where(scaled, divisor, jnp.ones_like(divisor))
-  return aggregate(-advantages * log_probs / divisor, completion_mask)
+  divisor = jnp.where(scaled, divisor, 1.0)
+  cost = -advantages.astype(log_probs.dtype)
+  return aggregate(cost * log_probs / divisor, completion_mask)
 
 
 def batch_asympo_loss(
@@ -96,29 +92,19 @@ def batch_asympo_loss(
   plain = losses.policy_gradient_loss(
     log_probs, advantages, completion_mask, aggregate=aggregate
   )
-  nll = jax.lax.stop_gradient(sequence_nll(log_probs, completion_mask))
-  nll = jnp.maximum(nll, floor)[:, None]
+  nll = _least_nll(log_probs, completion_mask, floor)
   nll = jnp.broadcast_to(nll, completion_mask.shape)
   return Ratio(plain.numerator, aggregate(nll, completion_mask).numerator)
 
 
-def gspo_loss(
-  log_probs: Array,
-  old_log_probs: Array,
-  advantages: Array,
-  completion_mask: Array,
-  *,
-  clip_low: float = 3e-4,
-  clip_high: float = 4e-4,
-  clipped_ratio: losses.RatioOf = losses.geometric_ratio,
-  aggregate: losses.Aggregate = losses.sequence_mean_token_mean,
-) -> Ratio:
-  """PPO's loss with one ratio for the whole response. GSPO, 2507.18071"""
-  ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
-  token_losses = losses.clipped(
-    ratio, advantages, completion_mask, clip_low, clip_high
-  )
-  return aggregate(token_losses, completion_mask)
+# PPO's loss with one ratio for the whole response. GSPO, 2507.18071
+gspo_loss = functools.partial(
+  losses.clipped_surrogate_loss,
+  clip_low=3e-4,
+  clip_high=4e-4,
+  clipped_ratio=losses.geometric_ratio,
+  aggregate=losses.sequence_mean_token_mean,
+)
 
 
 def spo_loss(
@@ -210,12 +196,12 @@ def tis_loss(
   secretly brings you off-policy RL training", fengyao.notion.site/off-policy-rl
   """
   weights = ratio_of(old_log_probs, behave_log_probs, completion_mask)
-  weights = jax.lax.stop_gradient(jnp.minimum(weights, cap))
-  ratio = losses.token_ratio(log_probs, old_log_probs, completion_mask)
-  token_losses = losses.clipped(
-    ratio, advantages, completion_mask, clip_low, clip_high, dual_clip
+  weights = jnp.minimum(weights, cap)
+  return losses.clipped_surrogate_loss(
+    *(log_probs, old_log_probs, advantages, completion_mask),
+    **dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip),
+    aggregate=_weighed(weights, aggregate),
   )
-  return aggregate(weights * token_losses, completion_mask)
 
 
 def decoupled_ppo_loss(
@@ -239,14 +225,13 @@ def decoupled_ppo_loss(
   AReaL, for the cap. https://arxiv.org/abs/2505.24298
   """
   weights = losses.token_ratio(old_log_probs, behave_log_probs, completion_mask)
-  weights = jax.lax.stop_gradient(weights)
   if cap is not None:
-    weights = jnp.where(weights > cap, jnp.zeros_like(weights), weights)
-  ratio = losses.token_ratio(log_probs, old_log_probs, completion_mask)
-  token_losses = losses.clipped(
-    ratio, advantages, completion_mask, clip_low, clip_high, dual_clip
+    weights = jnp.where(weights > cap, 0.0, weights)
+  return losses.clipped_surrogate_loss(
+    *(log_probs, old_log_probs, advantages, completion_mask),
+    **dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip),
+    aggregate=_weighed(weights, aggregate),
   )
-  return aggregate(weights * token_losses, completion_mask)
 
 
 def dppo_kl_loss(
@@ -269,11 +254,11 @@ def dppo_kl_loss(
   ratio = losses.token_ratio(log_probs, behave_log_probs, completion_mask)
   advantages = losses.token_advantages(advantages, completion_mask)
   log_probs = reductions.select(log_probs, completion_mask)
-  behave = jax.lax.stop_gradient(behave_log_probs)
-  behave = reductions.select(behave, completion_mask)
-  moved = jnp.exp(jax.lax.stop_gradient(log_probs)) - jnp.exp(behave)
+  behave = reductions.select(behave_log_probs, completion_mask)
+  now, behave = map(jax.lax.stop_gradient, (log_probs, behave))
+  moved = jnp.exp(now) - jnp.exp(behave)
   far = jnp.where(advantages > 0, moved > bound, moved < -bound)
-  gain = jnp.where(far, jnp.zeros_like(ratio), advantages * ratio)
+  gain = jnp.where(far, 0.0, advantages * ratio)
   penalty = jnp.square(log_probs - behave)
   return aggregate(coefficient * penalty - gain, completion_mask)
 
@@ -287,7 +272,18 @@ def _weighted(
 ) -> Ratio:
   """The policy gradient of weighted tokens: `x = −sg(w) A log π`."""
   advantages = losses.token_advantages(advantages, completion_mask)
-  advantages = jax.lax.stop_gradient(weights) * advantages
   return losses.policy_gradient_loss(
-    log_probs, advantages, completion_mask, aggregate=aggregate
+    log_probs, weights * advantages, completion_mask, aggregate=aggregate
   )
+
+
+def _weighed(weights: Array, aggregate: losses.Aggregate) -> losses.Aggregate:
+  """Multiplies the losses of tokens before they are averaged."""
+  weights = jax.lax.stop_gradient(weights)
+  return lambda x, completion_mask: aggregate(weights * x, completion_mask)
+
+
+def _least_nll(log_probs: Array, completion_mask: Array, floor: float) -> Array:
+  """max(S, floor), without gradient. `[B, 1]`."""
+  nll = jax.lax.stop_gradient(sequence_nll(log_probs, completion_mask))
+  return jnp.maximum(nll, floor)[:, None]

@@ -38,12 +38,6 @@ def step_grpo(
   A long episode has more steps and weighs more. In a group that always fails,
   penalties are the only difference there is, and get an advantage of order 1.
   As in verl-agent's agent loop; GRPO is https://arxiv.org/abs/2402.03300
-
-  >>> from saw_jax.advantages import center_groups
-  >>> r = jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
-  >>> print(step_grpo(r, jnp.ones_like(r), normalize=center_groups))
-  [[[ 0.5  0.5]
-    [-0.5 -0.5]]]
   """
   scores = _scores(rewards, steps, penalties)
   flat = (scores.shape[0], -1)
@@ -97,12 +91,8 @@ def step_returns(rewards: Array, steps: Array, *, gamma: float = 0.95) -> Array:
     total = reward + gamma * later
     return total, total
 
-  _, returns = jax.lax.scan(
-    add,
-    jnp.zeros_like(rewards[..., 0]),
-    jnp.moveaxis(rewards, -1, 0),
-    reverse=True,
-  )
+  zeros, rewards = jnp.zeros_like(rewards[..., 0]), jnp.moveaxis(rewards, -1, 0)
+  _, returns = jax.lax.scan(add, zeros, rewards, reverse=True)
   return reductions.select(jnp.moveaxis(returns, 0, -1), steps)
 
 
@@ -119,7 +109,6 @@ def anchor_advantages(
 
   0 for a step that nothing can be compared with. Memory is quadratic in `G E`.
   """
-  chex.assert_rank([returns, anchors, steps], 3)
   chex.assert_equal_shape([returns, anchors, steps])
   flat = (returns.shape[0], -1)
   taken = jnp.asarray(steps, bool).reshape(flat)
@@ -127,9 +116,8 @@ def anchor_advantages(
   same = anchors[:, :, None] == anchors[:, None, :]
   same &= taken[:, :, None] & taken[:, None, :]
   # A row per step: the returns of the steps that it is compared with.
-  others = jnp.broadcast_to(
-    reductions.select(returns.reshape(flat), taken)[:, None, :], same.shape
-  )
+  others = reductions.select(returns.reshape(flat), taken)
+  others = jnp.broadcast_to(others[:, None], same.shape)
   advantages = jnp.diagonal(normalize(others, scored=same), axis1=-2, axis2=-1)
   comparable = jnp.sum(same, axis=-1) > 1
   return reductions.select(advantages, comparable).reshape(returns.shape)
@@ -178,10 +166,6 @@ def gae(
   after the last the value is 0. λ = 1 is the return less the value, λ = 0 the
   error of one step. A value function learns A + V. Shapes `[..., T]`.
   Schulman et al. (2015). https://arxiv.org/abs/1506.02438
-
-  >>> r, v = jnp.array([[0.0, 1.0]]), jnp.array([[0.25, 0.5]])
-  >>> print(gae(r, v, jnp.ones_like(r)))
-  [[0.75 0.5 ]]
   """
   chex.assert_equal_shape([rewards, values, steps])
   if penalties is not None:
@@ -195,11 +179,9 @@ def gae(
     reward, value, on = now
     error = reward + gamma * next_value - value
     advantage = error + gamma * lambda_ * next_advantage
-    later = (
-      jnp.where(on, value, next_value),
-      jnp.where(on, advantage, next_advantage),
-    )
-    return later, jnp.where(on, advantage, jnp.zeros_like(advantage))
+    next_value = jnp.where(on, value, next_value)
+    next_advantage = jnp.where(on, advantage, next_advantage)
+    return (next_value, next_advantage), jnp.where(on, advantage, 0.0)
 
   zeros = jnp.zeros(rewards.shape[:-1], dtype)
   now = rewards.astype(dtype), values.astype(dtype), jnp.asarray(steps, bool)
@@ -210,8 +192,7 @@ def gae(
 
 def _scores(rewards: Array, steps: Array, penalties: Array | None) -> Array:
   """The return of its episode for each step, less the step's own penalty."""
-  chex.assert_rank([rewards, steps], 3)
-  chex.assert_equal_shape([rewards, steps])
+  chex.assert_rank(rewards, 3)
   rewards = reductions.select(jax.lax.stop_gradient(rewards), steps)
   total = jnp.sum(rewards, axis=-1, keepdims=True)
   scores = jnp.broadcast_to(total, rewards.shape)

@@ -72,7 +72,7 @@ def group_coefficient(
     scored = jnp.ones(rewards.shape, bool)
   cv_PM = jax.vmap(
     lambda r, s: coefficient_of_variation(r, scored=s, **measured)
-  )(jnp.asarray(rewards), jnp.asarray(scored))
+  )(rewards, scored)
   return reductions.all_mean(cv_PM, axis=0, axis_name=axis_name)
 
 
@@ -118,19 +118,10 @@ def saw_weights(
   the minima (-3, 0): it shifts without δ, bounds the sum, and gives components
   that are all flat no weight. A control measures another `statistic`.
   SAW, Algorithm 1. https://arxiv.org/abs/2606.07705
-
-  >>> r = jnp.array([[0.0, 1.0], [2.0, 1.0]])  # the second component is flat
-  >>> print(jnp.array_str(saw_weights(r), precision=3))
-  [2. 0.]
   """
-  measured = statistic(
-    rewards,
-    scored=scored,
-    minima=minima,
-    delta=delta,
-    mean_eps=mean_eps,
-    axis_name=axis_name,
-  )
+  options = dict(minima=minima, delta=delta, mean_eps=mean_eps)
+  batch = dict(scored=scored, axis_name=axis_name)
+  measured = statistic(rewards, **options, **batch)
   sum_ = jnp.sum(measured)
   total = measured.shape[-1] if total is None else total
   weights = total * reductions.divide(measured, sum_ + sum_eps)

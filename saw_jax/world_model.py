@@ -18,6 +18,7 @@ its entry of the coefficients. No selection, weight or mask carries a gradient.
 PaW: https://arxiv.org/abs/2606.02388
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -83,15 +84,23 @@ def highest_entropy(
 
   `pool [B]` are real rows with an observation. Ties go to the lower index over
   all devices. `alpha` is a number in (0, 1], else a `ValueError`.
-
-  >>> h, pool = jnp.array([3.0, 1.0, 2.0, 9.0]), jnp.array([1, 1, 1, 0], bool)
-  >>> print(highest_entropy(h, pool, alpha=0.5))
-  [ True False  True False]
   """
   chex.assert_equal_shape([entropies, pool])
+  if not 0 < alpha <= 1:
+    raise ValueError(f"alpha is a share in (0, 1], not {alpha}")
   scores = reductions.select(jax.lax.stop_gradient(entropies), pool)
-  scores = _gather(scores, axis_name)
-  return _select_top(scores, pool, alpha, rounding, axis_name)
+  rows, pool = pool.shape[0], jnp.asarray(pool, bool)
+  if axis_name is not None:
+    gather = functools.partial(jax.lax.all_gather, tiled=True)
+    scores, pool = gather(scores, axis_name), gather(pool, axis_name)
+  # Exact, for each size that the pool can have.
+  parts = round(alpha * _PARTS)
+  sizes = [max(1, rounding(n * parts / _PARTS)) for n in range(len(pool) + 1)]
+  # The last key is the first to be compared; the sort is stable.
+  order = jnp.lexsort((-scores, ~pool))
+  rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(pool)))
+  selected = pool & (rank < jnp.array(sizes)[jnp.sum(pool)])
+  return _own_rows(selected, rows, axis_name)
 
 
 def lowest_entropy(
@@ -99,27 +108,21 @@ def lowest_entropy(
   pool: Array,
   *,
   alpha: float = 0.75,
-  rounding: Rounding = math.ceil,
   axis_name: str | None = None,
 ) -> Array:
   """Selects the actions that were the most certain: a control."""
   entropies = -reductions.at_least_float32(entropies)
-  return highest_entropy(
-    entropies, pool, alpha=alpha, rounding=rounding, axis_name=axis_name
-  )
+  return highest_entropy(entropies, pool, alpha=alpha, axis_name=axis_name)
 
 
 def random_transitions(
-  key: Array,
-  pool: Array,
-  *,
-  alpha: float = 0.75,
-  rounding: Rounding = math.ceil,
-  axis_name: str | None = None,
+  key: Array, pool: Array, *, alpha: float = 0.75, axis_name: str | None = None
 ) -> Array:
   """Selects as many at random: a control. The key is one on all devices."""
-  scores = jax.random.uniform(key, (pool.shape[0] * _axis_size(axis_name),))
-  return _select_top(scores, pool, alpha, rounding, axis_name)
+  rows = pool.shape[0]
+  scores = jax.random.uniform(key, (rows * _axis_size(axis_name),))
+  scores = _own_rows(scores, rows, axis_name)
+  return highest_entropy(scores, pool, alpha=alpha, axis_name=axis_name)
 
 
 def absolute_error(log_probs: Array) -> Array:
@@ -130,19 +133,19 @@ def absolute_error(log_probs: Array) -> Array:
 def clipped_absolute_error(log_probs: Array, *, rho: float = 0.2) -> Array:
   """The absolute error where p ≤ ρ, of tokens not learned yet (7)."""
   error = absolute_error(log_probs)
-  return jnp.where(is_hard(log_probs, rho), error, jnp.zeros_like(error))
+  return jnp.where(is_hard(log_probs, rho), error, 0.0)
 
 
 def reversed_absolute_error(log_probs: Array, *, rho: float = 0.2) -> Array:
   """The absolute error above ρ, as one sentence of the paper may be read."""
   error = absolute_error(log_probs)
-  return jnp.where(is_hard(log_probs, rho), jnp.zeros_like(error), error)
+  return jnp.where(is_hard(log_probs, rho), 0.0, error)
 
 
 def hinge(log_probs: Array, *, rho: float = 0.2) -> Array:
   """The appendix's margin, `max(0, ρ − p)`: the clipped error's gradient."""
   margin = rho - jnp.exp(reductions.at_least_float32(log_probs))
-  return jnp.where(is_hard(log_probs, rho), margin, jnp.zeros_like(margin))
+  return jnp.where(is_hard(log_probs, rho), margin, 0.0)
 
 
 def cross_entropy(log_probs: Array) -> Array:
@@ -195,9 +198,8 @@ def group_mean(
   every = jnp.asarray(every, bool).astype(selected.dtype)
   count = reductions.all_sum(every, axis_name=axis_name)
   num_groups = coefficients.shape[0] * _axis_size(axis_name)
-  return RowWeights(
-    selected * share[groups], every * reductions.divide(num_groups, count)
-  )
+  every *= reductions.divide(num_groups, count)
+  return RowWeights(selected * share[groups], every)
 
 
 def flat_selected(
@@ -245,7 +247,7 @@ def world_model_loss(
     log_probs, observation_mask, token_loss=token_loss
   )
   chex.assert_equal_shape([per_row, *weights])
-  scale, counts = (jax.lax.stop_gradient(x) for x in weights)
+  scale, counts = map(jax.lax.stop_gradient, weights)
   # Selected, not multiplied by 0: a row that is left out may hold infinity.
   kept = reductions.select(per_row, scale != 0)
   return Ratio(jnp.sum(scale * kept), jnp.sum(counts))
@@ -267,32 +269,7 @@ def _axis_size(axis_name: str | None) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def _gather(x: Array, axis_name: str | None) -> Array:
-  """The rows of all devices, in their order."""
-  over = axis_name is not None
-  return jax.lax.all_gather(x, axis_name, tiled=True) if over else x
-
-
-def _select_top(
-  scores: Array,
-  pool: Array,
-  alpha: float,
-  rounding: Rounding,
-  axis_name: str | None,
-) -> Array:
-  """Marks this device's rows among the best `scores` of all devices."""
-  if not 0 < alpha <= 1:
-    raise ValueError(f"alpha is a share in (0, 1], not {alpha}")
-  rows = pool.shape[0]
-  pool = _gather(jnp.asarray(pool, bool), axis_name)
-  # Exact, for each size that the pool can have.
-  parts = round(alpha * _PARTS)
-  sizes = jnp.array(
-    [max(1, rounding(n * parts / _PARTS)) for n in range(pool.shape[0] + 1)]
-  )
-  # The last key is the first to be compared; the sort is stable.
-  order = jnp.lexsort((-scores, ~pool))
-  rank = jnp.zeros_like(order).at[order].set(jnp.arange(pool.shape[0]))
-  selected = pool & (rank < sizes[jnp.sum(pool)])
+def _own_rows(x: Array, rows: int, axis_name: str | None) -> Array:
+  """This device's part of the rows of all devices."""
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-  return jax.lax.dynamic_slice_in_dim(selected, first, rows)
+  return jax.lax.dynamic_slice_in_dim(x, first, rows)

@@ -1,8 +1,6 @@
 """Every advantage of responses: vectors, properties, by hand."""
 
 import functools
-import json
-import pathlib
 
 import chex
 import jax
@@ -10,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import advantages, algorithms, losses, names, weighting
+from tests import helpers
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
-SAW = json.loads((GOLDEN / "saw_gdpo.json").read_text())
-POLICY = json.loads((GOLDEN / "policy_losses.json").read_text())
-released = functools.partial(
+SAW, POLICY = helpers.golden("saw_gdpo"), helpers.golden("policy_losses")
+EXTRAS = {case["id"]: case for case in SAW["extras"]}
+partial = functools.partial
+released = partial(
   weighting.saw_weights,
   minima=np.array([-3.0, 0.0]),
   delta=0.0,
@@ -31,12 +29,13 @@ GPG, GPG_NONZERO = (
 )
 ESTIMATORS = {
   **algorithms.ADVANTAGES,
-  "gdpo_by_sequence": functools.partial(
+  "gdpo_by_sequence": partial(
     advantages.gdpo, whiten=advantages.sequence_whiten
   ),
-  "gdpo_unwhitened": functools.partial(advantages.gdpo, whiten=None),
+  "gdpo_unwhitened": partial(advantages.gdpo, whiten=None),
 }
 WEIGHTS = np.array([0.5, 1.5], np.float32)
+ONE = np.ones(1, np.float32)
 
 
 def estimate(name, rewards, weights=WEIGHTS, **values):
@@ -51,25 +50,12 @@ def sample(shape=(3, 5, 2), seed=0):
   return rewards, lengths
 
 
-def over_devices(f, *arrays):
-  mesh = jax.make_mesh(
-    (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  lifted = jax.shard_map(
-    functools.partial(f, axis_name="data"),
-    mesh=mesh,
-    in_specs=P("data"),
-    out_specs=P("data"),
-  )
-  return jax.jit(lifted)(*arrays)
-
-
-def of_prompts(uid, f, *arrays):
-  """Calls `f` on each prompt's rows, [1, n, ...], in any order."""
+def of_prompts(uid, f, rewards):
+  """Calls `f` on each prompt's rows, [1, n, M], in any order."""
   result = np.zeros(len(uid))
   for name in set(uid):
     rows = [j for j, other in enumerate(uid) if other == name]
-    result[rows] = f(*(a[rows][None] for a in arrays))[0]
+    result[rows] = f(rewards[rows][None])[0]
   return result
 
 
@@ -80,7 +66,7 @@ class GoldenTest(chex.TestCase):
     inputs, expected = case["inputs"], case["expected"]
     uid, lengths = inputs["uid"], np.array(inputs["response_lengths"])
     for dtype, atol in PRECISIONS:
-      close = functools.partial(assert_allclose, atol=atol)
+      close = partial(assert_allclose, atol=atol)
       with jax.enable_x64(dtype is np.float64):
         rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
         rewards = rewards.astype(dtype)
@@ -88,6 +74,7 @@ class GoldenTest(chex.TestCase):
           (np.ones(2, dtype), "grpo", "gdpo"),
           (released(rewards), "saw_grpo", "saw_gdpo"),
         ):
+          want = expected[gdpo]["advantage"]
           # The prompts of one case differ in size, so only whole rectangles
           # go through gdpo at once.
           of_grpo, total = (
@@ -98,54 +85,41 @@ class GoldenTest(chex.TestCase):
           )
           close(of_grpo, expected[grpo]["advantage"])
           close(total, expected[gdpo]["pre_whiten"])
-          close(
-            jax.jit(advantages.token_whiten)(
-              total.astype(dtype), lengths=lengths
-            ),
-            expected[gdpo]["advantage"],
-          )
+          whiten = jax.jit(advantages.token_whiten)
+          close(whiten(total.astype(dtype), lengths=lengths), want)
           if len(set(map(uid.count, uid))) == 1:
             shape = (len(set(uid)), uid.count(uid[0]))
             assert uid == sorted(uid)
             found = jax.jit(advantages.gdpo)(
               rewards.reshape(*shape, 2), w, lengths=lengths.reshape(shape)
             )
-            close(found.reshape(-1), expected[gdpo]["advantage"])
+            close(found.reshape(-1), want)
 
-  def test_kl_in_the_reward(self):
-    case = next(e for e in SAW["extras"] if e["id"] == "E1a")
-    inputs = case["inputs"]
+  def test_kl_in_the_reward_and_trls_form_with_three_components(self):
+    kl, trl = EXTRAS["E1a"], EXTRAS["E2a"]
+    inputs = kl["inputs"]
     for dtype, atol in PRECISIONS:
       with jax.enable_x64(dtype is np.float64):
         rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
         gap = np.array(inputs["per_token_logp_minus_ref"], dtype)
         penalties = losses.kl_penalty(
-          gap,
-          np.zeros_like(gap),
-          np.ones(gap.shape, bool),
-          coefficient=inputs["kl_coef"],
+          gap, 0 * gap, gap == gap, coefficient=inputs["kl_coef"]
         )
-        result = advantages.grpo(
+        found = advantages.grpo(
           rewards.astype(dtype).reshape(2, 4, 2),
           np.ones(2, dtype),
           penalties=penalties.reshape(2, 4),
         )
-      assert_allclose(
-        result.reshape(-1), case["expected"]["grpo_advantage"], atol=atol
-      )
-
-  def test_trls_form_with_three_components(self):
-    case = next(e for e in SAW["extras"] if e["id"] == "E2a")
-    for dtype, atol in PRECISIONS:
-      with jax.enable_x64(dtype is np.float64):
-        rewards = np.array(case["inputs"]["rewards"], dtype).reshape(2, 4, 3)
+        want = kl["expected"]["grpo_advantage"]
+        assert_allclose(found.reshape(-1), want, atol=atol)
+        rewards = np.array(trl["inputs"]["rewards"], dtype).reshape(2, 4, 3)
         for name, key in (
           ("gdpo_unwhitened", "pre_bn"),
           ("gdpo_by_sequence", "advantage"),
           ("grpo", "grpo_trl_advantage"),
         ):
           found = estimate(name, rewards, np.ones(3, dtype), eps=1e-4)
-          assert_allclose(found.reshape(-1), case["expected"][key], atol=atol)
+          assert_allclose(found.reshape(-1), trl["expected"][key], atol=atol)
 
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters(
@@ -172,50 +146,47 @@ class GoldenTest(chex.TestCase):
     # Groups of unequal size: the places that are left are not scored.
     rewards, group = np.array(case["rewards"]), np.array(case["group"])
     rows = [np.flatnonzero(group == name) for name in sorted(set(group))]
-    shape = (len(rows), max(map(len, rows)), 1)
-    padded, scored = np.full(shape, np.nan), np.zeros(shape, bool)
+    padded = np.full((len(rows), max(map(len, rows)), 1), np.nan)
     for p, chosen in enumerate(rows):
       padded[p, : len(chosen), 0] = rewards[chosen]
-      scored[p, : len(chosen)] = True
     for dtype in (np.float64, np.float32):
       with jax.enable_x64(dtype is np.float64):
         result = self.variant(lambda r, w, s: f(r, w, scored=s, **options))(
-          padded.astype(dtype), np.ones(1, dtype), scored
+          padded.astype(dtype), np.ones(1, dtype), np.isfinite(padded)
         )
       assert result.dtype == dtype
       found = np.zeros(len(rewards))
       for p, chosen in enumerate(rows):
         found[chosen] = result[p, : len(chosen)]
-      assert_allclose(
-        found, case["expected"], **POLICY["tolerance"][np.dtype(dtype).name]
-      )
+      tolerance = POLICY["tolerance"][np.dtype(dtype).name]
+      assert_allclose(found, case["expected"], **tolerance)
 
   def test_the_worked_example(self):
     c = [3, -3, 1.5, -3, -3, 0.6]
     rewards = np.array([c, [1, 0, 0, 0, 0, 0]]).T.reshape(2, 3, 2)
     lengths = np.array([[10, 20, 5], [15, 8, 12]])
-    equal, saw = np.ones(2), np.array([0.6363320, 1.3636680])
     second = [-0.577350, -0.577350, 1.154700]
-    for name, w, want in (
-      ("grpo", equal, [0.892698, -1.080634, 0.187936, *second]),
-      ("grpo", saw, [0.963143, -1.033175, 0.070032, *second]),
-      (
-        "gdpo",
-        equal,
-        [1.670002, -1.140019, -0.031609, -0.277923, -0.277923, 1.054220],
+    # Of equal weights, and of SAW's.
+    want = {
+      "grpo": (
+        [0.892698, -1.080634, 0.187936, *second],
+        [0.963143, -1.033175, 0.070032, *second],
       ),
-      (
-        "gdpo",
-        saw,
+      "gdpo": (
+        [1.670002, -1.140019, -0.031609, -0.277923, -0.277923, 1.054220],
         [1.891262, -1.119816, -0.349506, -0.167953, -0.167953, 0.757845],
       ),
-    ):
-      for dtype, atol in ((np.float64, 2e-6), (np.float32, 1e-5)):
-        with jax.enable_x64(dtype is np.float64):
-          result = estimate(
-            name, rewards.astype(dtype), w.astype(dtype), lengths=lengths
-          )
-        assert_allclose(result.reshape(-1), want, atol=atol)
+    }
+    for dtype, atol in ((np.float64, 2e-6), (np.float32, 1e-5)):
+      for name, expected in want.items():
+        for w, one in zip(
+          ([1, 1], [0.636332, 1.363668]), expected, strict=True
+        ):
+          with jax.enable_x64(dtype is np.float64):
+            found = estimate(
+              name, rewards.astype(dtype), np.array(w, dtype), lengths=lengths
+            )
+          assert_allclose(found.reshape(-1), one, atol=atol)
 
 
 class EveryAdvantageTest(chex.TestCase):
@@ -227,11 +198,10 @@ class EveryAdvantageTest(chex.TestCase):
     found = f(rewards, lengths)
     # A permuted group has permuted advantages.
     order = np.array([3, 1, 4, 0, 2])
-    assert_allclose(
-      found[:, order], f(rewards[:, order], lengths[:, order]), atol=1e-5
-    )
+    permuted = f(rewards[:, order], lengths[:, order])
+    assert_allclose(found[:, order], permuted, atol=1e-5)
     assert_allclose(f(rewards + 4, lengths), found, atol=1e-4)
-    split = over_devices(
+    split = helpers.over_devices(
       lambda r, n, axis_name: estimate(name, r, lengths=n, axis_name=axis_name),
       rewards,
       lengths,
@@ -252,25 +222,19 @@ class EveryAdvantageTest(chex.TestCase):
   @parameterized.parameters(*ESTIMATORS)
   def test_what_is_not_scored_is_as_if_absent(self, name):
     rewards, lengths = sample()
-    scored = np.ones(rewards.shape, bool)
-    scored[:, 3:] = False
-    dirty = np.where(scored, rewards, np.nan)
-    result = estimate(name, dirty, scored=scored, lengths=lengths)
-    assert_array_equal(result[:, 3:], 0)
-    assert_allclose(
-      result[:, :3],
-      estimate(name, rewards[:, :3], lengths=lengths[:, :3]),
-      rtol=1e-5,
-    )
+
+    def found(which):
+      scored = np.broadcast_to(which[..., None], rewards.shape)
+      dirty = np.where(scored, rewards, np.nan)
+      return estimate(name, dirty, scored=scored, lengths=lengths)
+
+    first = np.arange(5)[None] < np.full((3, 1), 3)
+    assert_array_equal(found(first)[:, 3:], 0)
+    want = estimate(name, rewards[:, :3], lengths=lengths[:, :3])
+    assert_allclose(found(first)[:, :3], want, rtol=1e-5)
     # Nothing, and one response of a group, have nothing to compare.
-    for some in (
-      np.zeros_like(scored),
-      np.eye(5, dtype=bool)[None, 2, :, None],
-    ):
-      some = np.broadcast_to(some, scored.shape)
-      dirty = np.where(some, rewards, np.nan)
-      found = estimate(name, dirty, scored=some, lengths=lengths)
-      assert_array_equal(found, 0)
+    assert_array_equal(found(first & False), 0)
+    assert_array_equal(found(first & (np.arange(5) == 2)[None]), 0)
 
   @parameterized.parameters(*ESTIMATORS)
   def test_no_gradient_and_float32_inside(self, name):
@@ -281,43 +245,38 @@ class EveryAdvantageTest(chex.TestCase):
     for gradient in gradients:
       assert_array_equal(gradient, 0)
     low = jnp.asarray(rewards, jnp.bfloat16)
-    result = estimate(name, low, lengths=lengths)
-    assert result.dtype == jnp.float32
-    assert_array_equal(
-      result, estimate(name, low.astype(jnp.float32), lengths=lengths)
+    found, want = (
+      estimate(name, x, lengths=lengths) for x in (low, low.astype(float))
     )
+    assert found.dtype == jnp.float32
+    assert_array_equal(found, want)
 
   @parameterized.parameters("grpo", "rloo", "dr_grpo", "gpg")
-  def test_penalties_are_another_component(self, name):
+  def test_penalties_are_another_component_and_a_group_of_one(self, name):
     rewards, _ = sample()
     penalties = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
     joined = np.concatenate([rewards, penalties[..., None]], -1)
-    assert_allclose(
-      estimate(name, rewards, penalties=penalties),
-      estimate(name, joined, jnp.array([0.5, 1.5, -1.0])),
-      atol=1e-5,
-    )
+    found = estimate(name, rewards, penalties=penalties)
+    want = estimate(name, joined, jnp.array([0.5, 1.5, -1.0]))
+    assert_allclose(found, want, atol=1e-5)
+    alone = np.array([[[3.0]], [[-1.0]]])
+    eps = 1e-6 if name == "grpo" else 0
+    want = alone[..., 0] / (1 + eps)
+    assert_allclose(estimate(name, alone, ONE), want, rtol=1e-7)
 
   @parameterized.parameters(*ESTIMATORS)
-  def test_a_group_of_one(self, name):
+  def test_a_group_of_one_is_finite(self, name):
     rewards = np.array([[[3.0]], [[-1.0]]])
-    found = estimate(name, rewards, np.ones(1), lengths=np.ones((2, 1)))
+    found = estimate(name, rewards, ONE, lengths=np.ones((2, 1)))
     assert np.isfinite(found).all()
-    if name in ("grpo", "rloo", "dr_grpo", "gpg"):
-      eps = 1e-6 if name == "grpo" else 0
-      assert_allclose(found, rewards[..., 0] / (1 + eps), rtol=1e-7)
 
 
 class ByHandTest(chex.TestCase):
-  REWARDS = np.array([[[0.0], [1.0], [5.0]]])
-
   def test_of_three(self):
+    rewards = np.array([[[0.0], [1.0], [5.0]]])
     # RLOO: the others' means are (1 + 5) / 2, (0 + 5) / 2, (0 + 1) / 2.
-    for f, w, want in (
-      (advantages.rloo, 1.0, [[-3, -1.5, 4.5]]),
-      (advantages.dr_grpo, 2.0, [[-4, -2, 6]]),
-    ):
-      assert_allclose(f(self.REWARDS, np.full(1, w)), want)
+    assert_allclose(advantages.rloo(rewards, ONE), [[-3, -1.5, 4.5]])
+    assert_allclose(advantages.dr_grpo(rewards, 2 * ONE), [[-4, -2, 6]])
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(3, 5)).astype(np.float32)
     scored = np.array([[1] * 5, [1, 0, 1, 1, 0], [0, 0, 1, 0, 0]], bool)
@@ -331,14 +290,10 @@ class ByHandTest(chex.TestCase):
     rewards, lengths = sample()
     centered = rewards @ WEIGHTS - (rewards @ WEIGHTS).mean(1, keepdims=True)
     tokens = np.repeat(centered.ravel(), lengths.ravel())
-    assert_allclose(
-      estimate("reinforce_plus_plus_baseline", rewards, lengths=lengths),
-      (centered - tokens.mean()) / tokens.std(ddof=1),
-      rtol=1e-4,
-    )
+    found = estimate("reinforce_plus_plus_baseline", rewards, lengths=lengths)
+    want = (centered - tokens.mean()) / tokens.std(ddof=1)
+    assert_allclose(found, want, rtol=1e-4)
 
-
-class GdpoTest(chex.TestCase):
   def test_a_partly_scored_response_counts_as_far_as_it_is_scored(self):
     rewards, _ = sample((1, 4, 2))
     scored = np.ones(rewards.shape, bool)
@@ -352,11 +307,10 @@ class GdpoTest(chex.TestCase):
     # In GRPO it is left out.
     result = advantages.grpo(rewards, ones, scored=scored)
     assert result[0, 3] == 0
-    assert_allclose(
-      result[:, :3], advantages.grpo(rewards[:, :3], ones), rtol=1e-6
-    )
+    want = advantages.grpo(rewards[:, :3], ones)
+    assert_allclose(result[:, :3], want, rtol=1e-6)
 
-  def test_says_that_lengths_are_missing(self):
+  def test_gdpo_says_that_lengths_are_missing(self):
     with self.assertRaisesRegex(ValueError, "lengths"):
       advantages.gdpo(sample()[0], jnp.ones(2))
 
@@ -365,42 +319,33 @@ class GpgTest(chex.TestCase):
   # Groups: constant, varied, constant at 0, varied with one unscored response.
   REWARDS = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 5]], np.float32)
   REWARDS = REWARDS[..., None]
-  SCORED = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
-  SCORED = SCORED[..., None]
+  SCORED = REWARDS != 5
 
   @parameterized.parameters((GPG, 4 / 2), (GPG_NONZERO, 11 / 6))
   def test_factors_by_hand(self, f, factor):
-    plain = advantages.dr_grpo(self.REWARDS, jnp.ones(1), scored=self.SCORED)
-    found = f(self.REWARDS, jnp.ones(1), scored=self.SCORED, f_norm=2.0)
+    plain = advantages.dr_grpo(self.REWARDS, ONE, scored=self.SCORED)
+
+    def gpg(rewards, scored, **axis):
+      return f(rewards, ONE, scored=scored, f_norm=2.0, **axis)
+
+    found = gpg(self.REWARDS, self.SCORED)
     assert_allclose(found, factor / 2 * plain, rtol=1e-6)
     # Two of the four devices hold no group that varies.
-    split = over_devices(
-      lambda r, s, axis_name: f(
-        r, jnp.ones(1), scored=s, axis_name=axis_name, f_norm=2.0
-      ),
-      self.REWARDS,
-      self.SCORED,
-    )
+    split = helpers.over_devices(gpg, self.REWARDS, self.SCORED)
     assert_allclose(split, found, rtol=1e-6)
-    zeros = f(np.zeros((2, 3, 1)), jnp.ones(1))
-    assert_array_equal(zeros, 0)
+    assert_array_equal(f(np.zeros((2, 3, 1)), ONE), 0)
 
   def test_a_group_without_any_score_is_not_counted(self):
     scored = self.SCORED.copy()
     scored[0] = False
-    found = GPG(self.REWARDS, jnp.ones(1), scored=scored)
-    assert_allclose(
-      found[1:],
-      GPG(self.REWARDS[1:], jnp.ones(1), scored=scored[1:]),
-      rtol=1e-6,
-    )
+    found = GPG(self.REWARDS, ONE, scored=scored)
+    want = GPG(self.REWARDS[1:], ONE, scored=scored[1:])
+    assert_allclose(found[1:], want, rtol=1e-6)
     assert_allclose(found[3, :2], [0.75, -0.75], rtol=1e-6)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_varied_groups(self):
-    f = self.variant(
-      lambda r, s: advantages.varied_groups(r, jnp.ones(1), scored=s)
-    )
+    f = self.variant(lambda r, s: advantages.varied_groups(r, ONE, scored=s))
     found = f(self.REWARDS, self.SCORED)
     assert_array_equal(found, [False, True, False, True])
     scored = self.SCORED.copy()
@@ -420,10 +365,11 @@ class GpgTest(chex.TestCase):
 
 
 class WhiteningTest(chex.TestCase):
-  def test_what_does_not_differ_is_zero(self):
-    for whiten in (advantages.token_whiten, advantages.sequence_whiten):
-      for a in (np.zeros((2, 3)), np.full((2, 3), 0.9999), np.ones((1, 1))):
-        for eps in (0.0, 1e-8):
-          n = np.full(a.shape, 7)
-          assert_array_equal(whiten(a, lengths=n, eps=eps), 0)
-          assert_array_equal(whiten(a, lengths=0 * n, eps=eps), 0)
+  @parameterized.product(
+    whiten=(advantages.token_whiten, advantages.sequence_whiten),
+    eps=(0.0, 1e-8),
+  )
+  def test_what_does_not_differ_is_zero(self, whiten, eps):
+    for a in (np.zeros((2, 3)), np.full((2, 3), 0.9999), np.ones((1, 1))):
+      for lengths in (np.full(a.shape, 7), np.zeros(a.shape)):
+        assert_array_equal(whiten(a, lengths=lengths, eps=eps), 0)

@@ -56,22 +56,16 @@ def policy_outputs(batch):
 
 class TestRefusals:
   @pytest.mark.parametrize(
-    ("fields", "word"),
+    ("word", "fields"),
     [
-      ({"advantage": "gdop"}, "gdpo"),
-      ({"weights": "sawe"}, "saw"),
-      ({"loss": "asmypo"}, "asympo"),
-      ({"loss": "topr", "loss_options": {"ratio_of": "tokne"}}, "token"),
-      ({"aggregate": "token_maen"}, "token_mean"),
-      (
-        {"advantage": "gdpo", "advantage_options": {"whiten": "tokens"}},
-        "token",
-      ),
-      (
-        {"advantage": "gigpo", "advantage_options": {"normalize": "maen"}},
-        "mean",
-      ),
-      ({"kl": KLConfig(placement="loss", estimator="k4")}, "k"),
+      ("gdpo", dict(advantage="gdop")),
+      ("saw", dict(weights="sawe")),
+      ("asympo", dict(loss="asmypo")),
+      ("token", dict(loss="topr", loss_options={"ratio_of": "tokne"})),
+      ("token_mean", dict(aggregate="token_maen")),
+      ("token", dict(advantage="gdpo", advantage_options={"whiten": "tokens"})),
+      ("mean", dict(advantage="gigpo", advantage_options={"normalize": "men"})),
+      ("k", dict(kl=KLConfig(placement="loss", estimator="k4"))),
     ],
   )
   def test_an_unknown_name_is_answered_with_the_nearest(self, fields, word):
@@ -79,15 +73,15 @@ class TestRefusals:
       make(**fields)
 
   @pytest.mark.parametrize(
-    ("fields", "word"),
+    ("word", "fields"),
     [
-      ({"advantage": "grpo", "advantage_options": {"epss": 1.0}}, "eps"),
-      ({"weights": "saw", "weights_options": {"detla": 1.0}}, "delta"),
-      ({"loss_options": {"clip_hihg": 0.28}}, "clip_high"),
-      ({"loss": "asympo", "loss_options": {"clip_low": 0.2}}, "clip_low"),
-      ({"loss_options": {"aggregate": "token_mean"}}, "aggregate"),
-      ({"aggregate_options": {"length": 7}}, "length"),
-      ({"advantage": "grpo", "advantage_options": {"rewards": 1}}, "rewards"),
+      ("eps", dict(advantage="grpo", advantage_options={"epss": 1.0})),
+      ("delta", dict(weights="saw", weights_options={"detla": 1.0})),
+      ("clip_high", dict(loss_options={"clip_hihg": 0.28})),
+      ("clip_low", dict(loss="asympo", loss_options={"clip_low": 0.2})),
+      ("aggregate", dict(loss_options={"aggregate": "token_mean"})),
+      ("length", dict(aggregate_options={"length": 7})),
+      ("rewards", dict(advantage="grpo", advantage_options={"rewards": 1})),
     ],
   )
   def test_an_unknown_option_is_answered_with_the_nearest(self, fields, word):
@@ -95,15 +89,15 @@ class TestRefusals:
       make(**fields)
 
   @pytest.mark.parametrize(
-    ("fields", "error", "word"),
+    ("error", "word", "fields"),
     [
-      ({"loss": "huber"}, KeyError, "did you mean"),
-      ({"entropy": "entorpy"}, KeyError, "entropy"),
-      ({"selection": "rnadom"}, KeyError, "random"),
-      ({"coefficients": "adaptve"}, KeyError, "adaptive"),
-      ({"aggregate": "group_maen"}, KeyError, "group_mean"),
-      ({"loss_options": {"roh": 0.2}}, TypeError, "rho"),
-      ({"alpha": 0.0}, ValueError, "alpha"),
+      (KeyError, "did you mean", dict(loss="huber")),
+      (KeyError, "entropy", dict(entropy="entorpy")),
+      (KeyError, "random", dict(selection="rnadom")),
+      (KeyError, "adaptive", dict(coefficients="adaptve")),
+      (KeyError, "group_mean", dict(aggregate="group_maen")),
+      (TypeError, "rho", dict(loss_options={"roh": 0.2})),
+      (ValueError, "alpha", dict(alpha=0.0)),
     ],
   )
   def test_of_a_world_model(self, fields, error, word):
@@ -111,13 +105,13 @@ class TestRefusals:
       make_world(**fields)
 
   @pytest.mark.parametrize(
-    ("fields", "word"),
+    ("word", "fields"),
     [
-      ({"loss": "asympo", "ratio_to": "behave"}, "asympo_loss"),
-      ({"kl": KLConfig("loss", "k1", 0.1)}, "k1 in the loss"),
-      ({"kl": KLConfig("rewrad", "k1", 0.1)}, "'rewrad'"),
-      ({"advantage": "gdpo", "kl": KLConfig("reward", "k1", 0.1)}, "gdpo"),
-      ({"advantage": "gigpo", "kl": KLConfig("reward", "k1", 0.1)}, "gigpo"),
+      ("asympo_loss", dict(loss="asympo", ratio_to="behave")),
+      ("k1 in the loss", dict(kl=KLConfig("loss", "k1", 0.1))),
+      ("'rewrad'", dict(kl=KLConfig("rewrad", "k1", 0.1))),
+      ("gdpo", dict(advantage="gdpo", kl=KLConfig("reward", "k1", 0.1))),
+      ("gigpo", dict(advantage="gigpo", kl=KLConfig("reward", "k1", 0.1))),
     ],
   )
   def test_what_does_not_go_together(self, fields, word):
@@ -152,25 +146,32 @@ class TestTables:
     assert np.isfinite(found).all() and np.abs(found).max() > 0.1
     assert found[1, 2] == 0  # not scored
 
-  @pytest.mark.parametrize("name", algorithms.WHITENINGS)
-  def test_every_whitening_can_be_named(self, name):
-    options = {"whiten": name}
-    method = make(advantage="gdpo", advantage_options=options)
-    rewards, scored, lengths = rollout()
-    recorded = dict(scored=scored, lengths=lengths)
-    found = method.advantage(rewards, jnp.ones(2), **recorded)
-    whiten = algorithms.WHITENINGS[name]
-    expected = advantages.gdpo(rewards, jnp.ones(2), whiten=whiten, **recorded)
-    assert_array_equal(found, expected)
-    # No advantage of steps whitens by itself.
-    of_steps = make(advantage="step_gae", advantage_options=options)
-    assert of_steps.whiten is whiten and of_steps.reads_values
-
-  @pytest.mark.parametrize("name", algorithms.NORMALIZATIONS)
-  def test_every_normalization_can_be_named(self, name):
-    method = make(advantage="gigpo", advantage_options={"normalize": name})
-    kept = method.advantage.keywords["normalize"]
-    assert kept is algorithms.NORMALIZATIONS[name]
+  def test_every_option_that_is_a_name(self):
+    for name, normalize in algorithms.NORMALIZATIONS.items():
+      method = make(advantage="gigpo", advantage_options={"normalize": name})
+      assert method.advantage.keywords == {"normalize": normalize}
+    for name, whiten in algorithms.WHITENINGS.items():
+      options = {"whiten": name}
+      method = make(advantage="gdpo", advantage_options=options)
+      assert method.advantage.keywords == {"whiten": whiten}
+      # No advantage of steps whitens by itself.
+      of_steps = make(advantage="step_gae", advantage_options=options)
+      assert of_steps.whiten is whiten and of_steps.reads_values
+    for name, ratio in algorithms.RATIOS.items():
+      for loss, option in (
+        ("tis_reinforce", "ratio_of"),
+        ("gspo", "clipped_ratio"),
+      ):
+        method = make(loss=loss, loss_options={option: name})
+        expected = functools.partial(
+          algorithms.LOSSES[loss],
+          aggregate=losses.token_mean,
+          **{option: ratio},
+        )
+        batch = helpers.batch(old=True)
+        outputs = policy_outputs(batch)
+        wanted = objective.policy(expected).fn(outputs, batch)
+        assert_array_equal(method.terms["policy"].fn(outputs, batch), wanted)
 
   @pytest.mark.parametrize("name", algorithms.STEP_ADVANTAGES)
   def test_advantages_of_steps_are_known_as_such(self, name):
@@ -230,27 +231,6 @@ class TestTables:
     for name in ("tis", "decoupled_ppo"):
       assert needs(loss=name) == (True, True), name
 
-  @pytest.mark.parametrize("name", algorithms.RATIOS)
-  def test_every_ratio_can_be_named(self, name):
-    for loss, option in (
-      ("tis_reinforce", "ratio_of"),
-      ("gspo", "clipped_ratio"),
-    ):
-      method = make(loss=loss, loss_options={option: name})
-      batch = helpers.batch(old=True)
-      outputs = policy_outputs(batch)
-      other = batch.behave_log_probs if loss != "gspo" else batch.old_log_probs
-      expected = algorithms.LOSSES[loss](
-        outputs.log_probs,
-        other,
-        batch.advantages,
-        batch.completion_mask,
-        aggregate=losses.token_mean,
-        **{option: algorithms.RATIOS[name]},
-      )
-      found = method.terms["policy"].fn(outputs, batch)
-      assert_array_equal(found, expected)
-
   @pytest.mark.parametrize("name", algorithms.MEASURES)
   def test_every_measure_is_given_what_it_reads(self, name):
     mask = jnp.array([[True, True]])
@@ -294,15 +274,13 @@ class TestMakeMethod:
   @pytest.mark.parametrize("name", ["saw", "group_saw", "inverse_saw"])
   def test_minima_go_wherever_they_are_taken(self, name):
     rewards, scored, _ = rollout()
-    saw = algorithms.WEIGHTS[name]
+    saw = functools.partial(algorithms.WEIGHTS[name], rewards, scored=scored)
     found = make(weights=name).weights(rewards, scored=scored)
-    expected = saw(rewards, scored=scored, minima=jnp.asarray(MINIMA))
-    assert_array_equal(found, expected)
-    zero = saw(rewards, scored=scored)
-    assert np.abs(found - zero).max() > 0.1  # so that it matters here
+    assert_array_equal(found, saw(minima=MINIMA))
+    assert np.abs(found - saw()).max() > 0.1  # so that it matters here
     options = {"minima": [-4.0, -1.0]}
     own = make(weights=name, weights_options=options).weights
-    expected = saw(rewards, scored=scored, minima=jnp.array([-4.0, -1.0]))
+    expected = saw(minima=np.array(options["minima"], np.float32))
     assert_array_equal(own(rewards, scored=scored), expected)
     assert options == {"minima": [-4.0, -1.0]}
 
@@ -318,54 +296,44 @@ class TestMakeMethod:
     assert method.weights is None
     assert method.gradient_options == options
 
-  def test_the_policy_alone_is_the_default(self):
-    method = make()
-    assert set(method.terms) == {"policy"}
-    assert method.terms["policy"].coefficient == 1.0
-    assert method.kl_in_reward is None and not method.needs_reference
-
   def test_terms_have_their_coefficients(self):
-    kl = KLConfig(placement="loss", estimator="k2", coefficient=0.05)
-    world = algorithms.WorldModelConfig(loss="hinge")
+    def coefficients(method):
+      return [(name, term.coefficient) for name, term in method.terms.items()]
+
+    assert coefficients(make()) == [("policy", 1.0)]
+    assert make().kl_in_reward is None and not make().needs_reference
     method = make(
       advantage="step_gae",
       entropy_coefficient=0.01,
-      kl=kl,
-      world_model=world,
+      kl=KLConfig(placement="loss", estimator="k2", coefficient=0.05),
+      world_model=algorithms.WorldModelConfig(loss="hinge"),
       value_coefficient=0.25,
     )
-    found = {name: term.coefficient for name, term in method.terms.items()}
-    assert found == {
-      "policy": 1.0, "entropy": 0.01, "value": 0.25, "world_model": 1.0,
-      "kl": 0.05,
-    }  # fmt: skip
+    # In the order in which they add up.
+    found = coefficients(method)
+    assert found[:2] == [("policy", 1.0), ("entropy", 0.01)]
+    assert found[2:4] == [("value", 0.25), ("world_model", 1.0)]
+    assert found[4:] == [("kl", 0.05)]
     assert method.needs_reference and method.kl_in_reward is None
     batch = helpers.batch()
     outputs = policy_outputs(batch)
+    both = outputs.log_probs, batch.ref_log_probs
     expected = losses.kl_loss(
-      outputs.log_probs,
-      batch.ref_log_probs,
-      batch.completion_mask,
-      estimator=losses.kl_k2,
+      *both, batch.completion_mask, estimator=losses.kl_k2
     )
     assert_array_equal(method.terms["kl"].fn(outputs, batch), expected)
-
-  def test_kl_in_the_reward_is_no_term(self):
+    # A KL in the reward is no term.
     kl = KLConfig(placement="reward", estimator="k1", coefficient=0.001)
     method = make(advantage="grpo", kl=kl)
-    assert set(method.terms) == {"policy"}
+    assert coefficients(method) == [("policy", 1.0)]
     assert method.kl_in_reward == (losses.kl_k1, 0.001)
     assert method.needs_reference
 
   def test_options_reach_the_loss_and_the_shares_of_its_clip(self):
     batch = helpers.batch(old=True)
     outputs = policy_outputs(batch)
-    arguments = (
-      outputs.log_probs,
-      batch.old_log_probs,
-      batch.advantages,
-      batch.completion_mask,
-    )
+    arguments = outputs.log_probs, batch.old_log_probs, batch.advantages
+    arguments += (batch.completion_mask,)
     clips = {"clip_low": 0.1, "clip_high": 0.3}
     term = make(loss_options={"dual_clip": 1.01, **clips}).terms["policy"]
     assert_array_equal(
@@ -383,13 +351,8 @@ class TestWithLoss:
 
   @pytest.mark.parametrize(
     ("name", "ratio_to"),
-    [
-      ("asympo", "old"),
-      ("clipped_surrogate", "behave"),
-      ("gspo", "old"),
-      ("topr", "old"),
-      ("decoupled_ppo", "old"),
-    ],
+    [("asympo", "old"), ("clipped_surrogate", "behave"), ("gspo", "old")]
+    + [("topr", "old"), ("decoupled_ppo", "old")],
   )
   def test_it_makes_the_method_that_the_table_makes(self, name, ratio_to):
     fields = dict(

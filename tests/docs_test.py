@@ -1,11 +1,14 @@
 """The pages: their links, their code, and what is written by a script."""
 
-import copy
+import collections
+import contextlib
 import importlib.util
 import inspect
+import json
 import pathlib
 import re
 import subprocess
+import unittest.mock
 
 import pytest
 
@@ -26,34 +29,30 @@ def _name(path: pathlib.Path) -> str:
   return path.relative_to(ROOT).as_posix()
 
 
+def _without_code(text: str) -> str:
+  return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def prose(path: pathlib.Path) -> str:
   """The text of a page, without its code."""
   text = path.read_text(encoding="utf-8")
   if path.suffix == ".ipynb":
-    import json
-
     text = "\n\n".join(
       "".join(cell["source"])
       for cell in json.loads(text)["cells"]
       if cell["cell_type"] == "markdown"
     )
-  text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-  return re.sub(r"`[^`\n]*`", lambda found: "x" * len(found[0]), text)
+  return re.sub(r"`[^`\n]*`", lambda x: "x" * len(x[0]), _without_code(text))
 
 
 def anchors(path: pathlib.Path) -> set[str]:
   """The anchors of a page's headings, as the places that show it make them."""
-  text = re.sub(
-    r"^```.*?^```$",
-    "",
-    path.read_text(encoding="utf-8"),
-    flags=re.MULTILINE | re.DOTALL,
-  )
-  found, counts = set(), {}
+  text = _without_code(path.read_text(encoding="utf-8"))
+  found, counts = set(), collections.Counter()
   for heading in re.findall(r"^#{1,6} +(.*?)\s*$", text, re.MULTILINE):
     slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-    number = counts[slug] = counts.get(slug, -1) + 1
-    found.add(f"{slug}-{number}" if number else slug)
+    found.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+    counts[slug] += 1
   return found
 
 
@@ -107,15 +106,13 @@ class TestPaperIndex:
       "docs/paper_index.md is old: run python saw_jax/reporting/paper_index.py"
     )
 
-  def test_a_result_stands_beside_its_row(self):
+  def test_a_result_stands_beside_its_row_or_was_not_run(
+    self, monkeypatch, tmp_path
+  ):
     part = paper_index.page().partition("## SAW on tool calling")[2]
-    line = next(
-      line for line in part.splitlines() if line.startswith("| gdpo_saw |")
-    )
+    (line, *_) = (x for x in part.splitlines() if x.startswith("| gdpo_saw |"))
     assert "`advantages.gdpo` | `weighting.saw_weights` |" in line
     assert re.search(r"\| 0\.\d{3} ± 0\.\d{3} \|$", line)
-
-  def test_a_table_that_was_not_run_says_so(self, monkeypatch, tmp_path):
     monkeypatch.setattr(paper_index, "ROOT", tmp_path)
     page = paper_index.page()
     assert page.count("Results: not run.") == page.count("\n## ")
@@ -134,17 +131,11 @@ def snippets(path: pathlib.Path) -> list[tuple[int, str]]:
 @pytest.fixture
 def tables():
   """Gives tables back as they were, whatever a page puts into them."""
-  changed = [
-    algorithms.LOSSES,
-    algorithms.WEIGHTS,
-    registry.TASKS,
-    hub_config.FAMILIES,
-  ]
-  kept = [copy.copy(table) for table in changed]
-  yield
-  for table, old in zip(changed, kept, strict=True):
-    table.clear()
-    table.update(old)
+  with contextlib.ExitStack() as stack:
+    changed = (algorithms.LOSSES, algorithms.WEIGHTS, registry.TASKS)
+    for table in (*changed, hub_config.FAMILIES):
+      stack.enter_context(unittest.mock.patch.dict(table))
+    yield
 
 
 @pytest.mark.slow

@@ -2,13 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
+import pathlib
 import signal
+import subprocess
+import sys
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from saw_jax import algorithms
 from saw_jax import tokenizer as tokenizer_lib
@@ -31,6 +36,24 @@ CONFIG = DecoderConfig(
   head_size=8,
   mlp_size=24,
 )
+
+
+def golden(name):
+  """The vectors of another implementation, see tests/golden/README.md."""
+  path = pathlib.Path(__file__).parent / "golden" / f"{name}.json"
+  return json.loads(path.read_text())
+
+
+def over_devices(f, *arrays, joined=True):
+  """Calls `f` with its rows on four devices; gives rows, or what all have."""
+  axes = (jax.sharding.AxisType.Auto,)
+  lifted = jax.shard_map(
+    functools.partial(f, axis_name="data"),
+    mesh=jax.make_mesh((4,), ("data",), axis_types=axes),
+    in_specs=PartitionSpec("data"),
+    out_specs=PartitionSpec("data") if joined else PartitionSpec(),
+  )
+  return jax.jit(lifted)(*arrays)
 
 
 class Letters:
@@ -61,6 +84,12 @@ class Letters:
     return base.Score((letter, small), outcome)
 
 
+@functools.cache
+def start():
+  """Parameters that many tests begin with."""
+  return decoder.init_params(CONFIG, jax.random.key(0))
+
+
 def experiment(**changes) -> sections.Experiment:
   """Makes an experiment on `Letters` that steps in milliseconds."""
   tokenizer = tokenizer_lib.ByteTokenizer()
@@ -73,7 +102,7 @@ def experiment(**changes) -> sections.Experiment:
     task=task,
     tokenizer=tokenizer,
     decoder=CONFIG,
-    params=decoder.init_params(CONFIG, jax.random.key(0)),
+    params=start(),
     method=algorithms.make_method(algorithm, minima),
     loop=sections.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
@@ -248,4 +277,15 @@ def begun(directory=None):
     directory=directory,
     stack=contextlib.ExitStack(),
     interrupt=session.Interrupt(),
+  )
+
+
+def python(*words, **options) -> subprocess.CompletedProcess:
+  """Runs the interpreter in a process of its own, and keeps what it says."""
+  return subprocess.run(
+    [sys.executable, *map(str, words)],
+    capture_output=True,
+    text=True,
+    check=False,
+    **options,
   )

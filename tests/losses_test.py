@@ -1,8 +1,6 @@
 """Every policy loss, KL estimator and aggregate: vectors and properties."""
 
 import functools
-import json
-import pathlib
 
 import chex
 import jax
@@ -13,10 +11,9 @@ from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import algorithms, diagnostics, losses, names, stale_losses
+from tests import helpers
 
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parent / "golden" / "policy_losses.json").read_text()
-)
+GOLDEN = helpers.golden("policy_losses")
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
 AGGREGATES = {
   "token-mean": losses.token_mean,
@@ -26,9 +23,8 @@ AGGREGATES = {
     losses.sequence_mean_token_sum_const, length=9
   ),
 }
-RATIOS = {"token": losses.token_ratio, "sequence": losses.sequence_ratio}
-ESTIMATORS = (losses.kl_k1, losses.kl_k2, losses.kl_k3)
-ESTIMATOR_NAMES = tuple(f.__name__ for f in ESTIMATORS)
+RATIOS = algorithms.RATIOS
+ESTIMATORS = {f"kl_{k}": f for k, f in algorithms.KL_ESTIMATORS.items()}
 DTYPES = (np.float64, np.float32)
 partial = functools.partial
 
@@ -52,14 +48,13 @@ LOSSES = {
   ),
   "decoupled_ppo_capped": partial(stale_losses.decoupled_ppo_loss, cap=1.2),
   "entropy": entropy_of,
-  **{f.__name__: partial(losses.kl_loss, estimator=f) for f in ESTIMATORS},
+  **{k: partial(losses.kl_loss, estimator=f) for k, f in ESTIMATORS.items()},
 }
 # Those that stop no gradient of the current policy.
 SMOOTH = ("clipped_surrogate", "dual_clip", "policy_gradient", "gspo", "tis")
-SMOOTH += ("tis_sequence", "decoupled_ppo", "dppo_kl", "entropy")
-SMOOTH += ESTIMATOR_NAMES
+SMOOTH += ("tis_sequence", "decoupled_ppo", "dppo_kl", "entropy", *ESTIMATORS)
 # Those in which advantages are not all there is.
-REGULARIZED = ("dppo_kl", "entropy", *ESTIMATOR_NAMES)
+REGULARIZED = ("dppo_kl", "entropy", *ESTIMATORS)
 
 
 def sample(shape=(4, 5), seed=0):
@@ -136,34 +131,33 @@ def golden_loss(case, dtype):
   return loss
 
 
+def tolerance(dtype):
+  return GOLDEN["tolerance"][np.dtype(dtype).name]
+
+
 class GoldenTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(
-    *(dict(testcase_name=name, case=case) for name, case in CASES.items())
-  )
+  @parameterized.named_parameters(*CASES.items())
   def test_losses_and_gradients(self, case):
-    want = case["expected"]
+    inputs, want = case["inputs"], case["expected"]
     for dtype in DTYPES:
-      tolerance = GOLDEN["tolerance"][np.dtype(dtype).name]
       with jax.enable_x64(dtype is np.float64):
-        found, gradient = self.variant(
-          jax.value_and_grad(golden_loss(case, dtype))
-        )(np.array(case["inputs"]["logp"], dtype))
-        assert gradient.dtype == dtype
-        assert_allclose(found, want["loss"], **tolerance)
-        assert_allclose(gradient, want["grad_logp"], **tolerance)
-        # Exactly 0, and not a small number, where the mask is off.
-        assert not gradient[np.array(case["inputs"]["mask"]) == 0].any()
+        f = self.variant(jax.value_and_grad(golden_loss(case, dtype)))
+        found, gradient = f(np.array(inputs["logp"], dtype))
+      assert gradient.dtype == dtype
+      assert_allclose(found, want["loss"], **tolerance(dtype))
+      assert_allclose(gradient, want["grad_logp"], **tolerance(dtype))
+      # Exactly 0, and not a small number, where the mask is off.
+      assert not gradient[np.array(inputs["mask"]) == 0].any()
 
   @parameterized.named_parameters(
-    *(
-      dict(testcase_name=name, case=case)
-      for name, case in CASES.items()
-      if {"S", "clipped"} & set(case["expected"]["aux"])
-    )
+    (name, case)
+    for name, case in CASES.items()
+    if {"S", "clipped"} & set(case["expected"]["aux"])
   )
   def test_likelihoods_balance_and_clips(self, case):
     inputs, aux = case["inputs"], case["expected"]["aux"]
+    params = case["params"]
     with jax.enable_x64(True):
       log_probs, mask = np.array(inputs["logp"]), np.array(inputs["mask"])
       advantages = np.array(case["expected"]["advantages"])
@@ -171,48 +165,38 @@ class GoldenTest(chex.TestCase):
         nll = stale_losses.sequence_nll(log_probs, mask)
         assert_allclose(nll, aux["S"], rtol=1e-12)
         found = diagnostics.balance(log_probs, advantages, mask)["balance"]
-        assert_allclose(
-          found.numerator, aux["delta_theta"], rtol=1e-10, atol=1e-12
-        )
+        delta = aux["delta_theta"]
+        assert_allclose(found.numerator, delta, rtol=1e-10, atol=1e-12)
       if "clipped" in aux and case["loss"] == "ppo_clip":
+        old = np.array(inputs.get("old_logp", inputs["logp"]))
+        bounds = dict(clip_low=params["eps_low"], clip_high=params["eps_high"])
         found = diagnostics.clip_fractions(
-          log_probs,
-          np.array(inputs.get("old_logp", inputs["logp"])),
-          advantages,
-          mask,
-          clip_low=case["params"]["eps_low"],
-          clip_high=case["params"]["eps_high"],
+          log_probs, old, advantages, mask, **bounds
         )
+        share = sum(one.value() for one in found.values())
         clipped = (np.array(aux["clipped"]) * mask).sum() / mask.sum()
-        assert_allclose(
-          sum(one.value() for one in found.values()), clipped, rtol=1e-6
-        )
+        assert_allclose(share, clipped, rtol=1e-6)
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_gradients_of_logits(self):
     (case,) = GOLDEN["logit_cases"]
     inputs, want = case["inputs"], case["expected"]
-    rewards = np.array(inputs["rewards"], float)
+    rewards, mask = np.array(inputs["rewards"], float), np.array(inputs["mask"])
+    tokens = np.array(inputs["tokens"])[..., None]
 
     def loss(logits, a):
-      taken = jnp.take_along_axis(
-        jax.nn.log_softmax(logits), np.array(inputs["tokens"])[..., None], -1
-      )[..., 0]
-      mask = np.array(inputs["mask"])
+      every = jax.nn.log_softmax(logits)
+      taken = jnp.take_along_axis(every, tokens, -1)[..., 0]
       return stale_losses.asympo_loss(taken, a, mask).value(), taken
 
     for dtype in DTYPES:
-      tolerance = GOLDEN["tolerance"][np.dtype(dtype).name]
       with jax.enable_x64(dtype is np.float64):
-        (found, taken), gradient = self.variant(
-          jax.value_and_grad(loss, has_aux=True)
-        )(
-          np.array(inputs["logits"], dtype),
-          (rewards - rewards.mean()).astype(dtype),
-        )
-      assert_allclose(taken, want["logp"], **tolerance)
-      assert_allclose(found, want["loss"], **tolerance)
-      assert_allclose(gradient, want["grad_logits"], **tolerance)
+        a = (rewards - rewards.mean()).astype(dtype)
+        f = self.variant(jax.value_and_grad(loss, has_aux=True))
+        (found, taken), gradient = f(np.array(inputs["logits"], dtype), a)
+      assert_allclose(taken, want["logp"], **tolerance(dtype))
+      assert_allclose(found, want["loss"], **tolerance(dtype))
+      assert_allclose(gradient, want["grad_logits"], **tolerance(dtype))
 
 
 class AggregatesTest(chex.TestCase):
@@ -237,10 +221,8 @@ class AggregatesTest(chex.TestCase):
     f = AGGREGATES[name]
     pad = partial(np.pad, pad_width=((0, 2), (0, 3)))
     chex.assert_trees_all_close(f(pad(x), pad(mask)), f(x, mask), rtol=1e-6)
-    assert tuple(f(jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool))) == (
-      0,
-      0,
-    )
+    nothing = f(x * np.nan, mask & False)
+    assert nothing.numerator == nothing.denominator == 0
 
   def test_tokens_are_counted_in_float32(self):
     ones = jnp.ones((5, 205), jnp.bfloat16)
@@ -263,10 +245,9 @@ class EveryLossTest(chex.TestCase):
 
     @jax.jit
     def run(recorded):
-      log_probs = recorded["log_probs"]
       return jax.value_and_grad(
         lambda x: f(name, {**arrays, **recorded, "log_probs": x}).value()
-      )(log_probs)
+      )(recorded["log_probs"])
 
     recorded = {k: x for k, x in arrays.items() if k.endswith("log_probs")}
     clean = run(recorded)
@@ -332,29 +313,22 @@ class EveryLossTest(chex.TestCase):
     rest = dict(
       advantages=np.array([1.0, -1.0]), completion_mask=np.ones((2, 3), bool)
     )
-    for name in set(LOSSES) - set(ESTIMATOR_NAMES):
+    for name in set(LOSSES) - set(ESTIMATORS):
       for one, other in ((near, far), (far, near)):
-        recorded = dict.fromkeys(("old_log_probs", "behave_log_probs"), other)
+        arrays = {**rest, "old_log_probs": other, "behave_log_probs": other}
         found, gradient = jax.value_and_grad(
-          lambda x, name=name, recorded=recorded: value(
-            name, x, {**recorded, **rest}
-          )
+          lambda x, name=name, arrays=arrays: value(name, x, arrays)
         )(one)
         assert np.isfinite(found) and np.isfinite(gradient).all(), name
 
 
 class ClippedSurrogateLossTest(chex.TestCase):
   def loss(self, ratio, advantage, **clips):
-    def f(log_prob):
-      return losses.clipped_surrogate_loss(
-        log_prob[None, None],
-        jnp.zeros((1, 1)),
-        jnp.array([advantage]),
-        jnp.ones((1, 1), bool),
-        **clips,
-      ).value()
-
-    return jax.value_and_grad(f)(jnp.log(ratio))
+    rest = jnp.zeros((1, 1)), jnp.array([advantage]), jnp.ones((1, 1), bool)
+    f = partial(losses.clipped_surrogate_loss, **clips)
+    return jax.value_and_grad(lambda x: f(x[None, None], *rest).value())(
+      jnp.log(ratio)
+    )
 
   def test_the_gradient_stops_where_the_policy_has_moved_enough(self):
     clips = dict(clip_low=0.1, clip_high=0.3)
@@ -387,20 +361,16 @@ class ClippedSurrogateLossTest(chex.TestCase):
 class KLTest(chex.TestCase):
   def test_values_by_hand(self):
     # π / π_ref = 2: k1 = log 2, k2 = (log 2)² / 2, k3 = 1/2 + log 2 − 1.
-    for f, want in zip(ESTIMATORS, (0.693147, 0.240227, 0.193147), strict=True):
-      assert_allclose(f(jnp.log(0.5), jnp.log(0.25)), want, rtol=1e-5)
-
-  def test_k3_keeps_its_digits_when_the_policies_are_close(self):
+    found = [f(jnp.log(0.5), jnp.log(0.25)) for f in ESTIMATORS.values()]
+    assert_allclose(found, (0.693147, 0.240227, 0.193147), rtol=1e-5)
+    # k3 keeps its digits when the policies are close.
     d = np.float32(2**-12)
-    assert_allclose(
-      losses.kl_k3(d, np.float32(0)), float(d) ** 2 / 2, rtol=2e-3
-    )
+    assert_allclose(losses.kl_k3(d, np.float32(0)), d**2 / 2, rtol=2e-3)
 
   def test_the_penalty_adds_up_a_response_and_has_no_gradient(self):
     arrays = sample()
-    x, ref, mask = (
-      arrays[k] for k in ("log_probs", "ref_log_probs", "completion_mask")
-    )
+    x, mask = arrays["log_probs"], arrays["completion_mask"]
+    ref = arrays["ref_log_probs"]
     want = 0.5 * np.where(mask, x - ref, 0).sum(1)
     penalty = partial(losses.kl_penalty, coefficient=0.5)
     dirty = np.where(mask, x, -np.inf)

@@ -1,5 +1,8 @@
 """Losses from stale responses: by loops and by hand."""
 
+import functools
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -122,35 +125,24 @@ class ByLoopTest(chex.TestCase):
 
   def test_the_batchs_likelihood_in_place_of_the_responses(self):
     # S = 1 and 3: (0.5 · 1 − 0.5 · 3) / (1 + 3).
-    found = stale_losses.batch_asympo_loss(
-      jnp.array([[-1.0], [-3.0]]),
-      jnp.array([0.5, -0.5]),
-      jnp.ones((2, 1), bool),
-    )
-    assert_allclose(found.value(), -0.25)
+    batch = np.array([[-1.0], [-3.0]]), np.array([0.5, -0.5]), np.ones((2, 1))
+    assert_allclose(stale_losses.batch_asympo_loss(*batch).value(), -0.25)
 
   def test_the_dual_clip_reaches_both(self):
     # A = −1, ρ = 5 and c = 3: the loss is held at 3 times the weight, 2.
-    zero, mask = np.zeros((1, 1)), np.ones((1, 1), bool)
+    one = np.ones((1, 1))
+    batch = one * np.log(5), 0 * one, -one * np.log(2), -one[0], one
     for f in (stale_losses.tis_loss, stale_losses.decoupled_ppo_loss):
-      loss = f(
-        np.full((1, 1), np.log(5)),
-        zero,
-        np.full((1, 1), -np.log(2)),
-        np.array([-1.0]),
-        mask,
-        dual_clip=3.0,
-      )
-      assert_allclose(loss.value(), 6, rtol=1e-5)
+      assert_allclose(f(*batch, dual_clip=3.0).value(), 6, rtol=1e-5)
 
-
-class SPOLossTest(chex.TestCase):
-  def test_bad_responses_alone_are_scaled_by_a_fifth_by_default(self):
+  def test_spo_scales_bad_responses_alone_by_a_fifth_by_default(self):
     x, a, mask = group()
     plain = jax.grad(lambda x: naive(x, a, mask).value())(x)
-    for options, scale in (
-      ({}, 0.2), ({"negative_weight": 1.0}, 1), ({"negative_weight": 0.0}, 0)
-    ):  # fmt: skip
+    for scale, options in (
+      (0.2, {}),
+      (1.0, {"negative_weight": 1.0}),
+      (0.0, {"negative_weight": 0.0}),
+    ):
       found = jax.grad(
         lambda x, o=options: stale_losses.spo_loss(x, a, mask, **o).value()
       )(x)
@@ -162,14 +154,10 @@ class ASymPOLossTest(chex.TestCase):
   """By hand."""
 
   def loss_and_gradient(self, log_probs, a, mask=None, **options):
-    log_probs = np.asarray(log_probs)
-    if mask is None:
-      mask = np.ones(log_probs.shape, bool)
-    return jax.value_and_grad(
-      lambda x: stale_losses.asympo_loss(
-        x, np.asarray(a), mask, **options
-      ).value()
-    )(log_probs)
+    log_probs, a = np.asarray(log_probs), np.asarray(a)
+    mask = np.ones(log_probs.shape, bool) if mask is None else mask
+    loss = functools.partial(stale_losses.asympo_loss, **options)
+    return jax.value_and_grad(lambda x: loss(x, a, mask).value())(log_probs)
 
   def test_the_papers_family_by_hand(self):
     # S = 0.3 and 4.
@@ -233,13 +221,12 @@ class ASymPOLossTest(chex.TestCase):
     x, a, mask = group()
     plain = jax.grad(lambda x: naive(x, a, mask).value())(x)
     _, scaled = self.loss_and_gradient(x, a, mask)
-    for positives in (True, False):
-      for negatives in (True, False):
-        _, found = self.loss_and_gradient(
-          x, a, mask, scale_positives=positives, scale_negatives=negatives
-        )
-        is_scaled = np.where(a >= 0, positives, negatives)[:, None]
-        assert_allclose(found, np.where(is_scaled, scaled, plain), rtol=1e-6)
+    for good, bad in itertools.product((True, False), repeat=2):
+      _, found = self.loss_and_gradient(
+        x, a, mask, scale_positives=good, scale_negatives=bad
+      )
+      is_scaled = np.where(a >= 0, good, bad)[:, None]
+      assert_allclose(found, np.where(is_scaled, scaled, plain), rtol=1e-6)
 
   def test_a_group_that_lost_a_response_is_not_balanced(self):
     x, a, mask = group()
@@ -263,23 +250,16 @@ class BalanceTest(chex.TestCase):
     assert tuple(found["zero_advantage"]) == (1, 4)
     assert found["largest_inverse_nll"].value() == 1
 
-  def test_the_floor_bounds_the_largest_inverse(self):
-    found = diagnostics.balance(
-      jnp.zeros((2, 3)), jnp.ones(2), jnp.ones((2, 3), bool)
-    )
+  def test_the_floor_nothing_counted_and_no_gradient(self):
+    on = jnp.ones((2, 3), bool)
+    found = diagnostics.balance(jnp.zeros((2, 3)), jnp.ones(2), on)
     assert_allclose(found["largest_inverse_nll"].value(), 1e6, rtol=1e-6)
-
-  def test_nothing_counted_is_zero_throughout(self):
-    found = diagnostics.balance(
-      jnp.full((2, 3), jnp.nan), jnp.ones(2), jnp.zeros((2, 3), bool)
-    )
+    found = diagnostics.balance(jnp.full((2, 3), jnp.nan), jnp.ones(2), ~on)
     assert all(one.value() == 0 for one in found.values())
-
-  def test_no_gradient_flows(self):
     x, a, mask = group()
-    gradient = jax.grad(
-      lambda x: sum(
-        one.value() for one in diagnostics.balance(x, a, mask).values()
-      )
-    )(x)
-    assert_array_equal(gradient, 0)
+
+    def total(x):
+      found = diagnostics.balance(x, a, mask)
+      return sum(one.value() for one in found.values())
+
+    assert_array_equal(jax.grad(total)(x), 0)

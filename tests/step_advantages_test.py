@@ -1,8 +1,6 @@
 """Every advantage of steps: vectors, loops, properties."""
 
 import functools
-import json
-import pathlib
 
 import chex
 import jax
@@ -14,10 +12,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import advantages, algorithms, names
 from saw_jax import step_advantages as steps_lib
+from tests import helpers
 
-PAW = json.loads(
-  (pathlib.Path(__file__).parent / "golden" / "paw_gigpo.json").read_text()
-)
+PAW = helpers.golden("paw_gigpo")
+(GOLDEN,) = (case for case in PAW["cases"] if case["kind"] == "advantage")
 ESTIMATORS = algorithms.STEP_ADVANTAGES
 
 
@@ -26,23 +24,25 @@ def golden_steps(dtype):
 
   Also, for each array of the file, where its entries are in that shape.
   """
-  (case,) = (c for c in PAW["cases"] if c["kind"] == "advantage")
-  inputs = case["inputs"]
-  anchors = {name: i for i, name in enumerate(sorted(set(inputs["anchor"])))}
-  first = {0: 0, 1: 3}  # of each group, its first trajectory
-  shape = (2, 3, 4)
-  rewards, penalties = np.zeros(shape, dtype), np.zeros(shape, dtype)
-  at, mask, places = np.full(shape, -1), np.zeros(shape, bool), []
-  for i, (group, traj) in enumerate(
-    zip(inputs["group"], inputs["traj"], strict=True)
+  inputs, shape = GOLDEN["inputs"], (2, 3, 4)
+  group, traj = np.array(inputs["group"]), np.array(inputs["traj"])
+  first = np.array([0, 3])  # of each group, its first trajectory
+  step = [(traj[:i] == one).sum() for i, one in enumerate(traj)]
+  rows = group, traj - first[group], np.array(step)
+  _, anchors = np.unique(inputs["anchor"], return_inverse=True)
+  arrays = []
+  for values, one in (
+    (inputs["reward"], np.zeros(shape, dtype)),
+    (anchors, np.full(shape, -1)),
+    (
+      inputs["penalty_coef"] * np.array(inputs["invalid"]),
+      np.zeros(shape, dtype),
+    ),
+    (True, np.zeros(shape, bool)),
   ):
-    step = inputs["traj"][:i].count(traj)
-    place = (group, traj - first[group], step)
-    places.append(place)
-    rewards[place], mask[place] = inputs["reward"][i], True
-    penalties[place] = inputs["penalty_coef"] * inputs["invalid"][i]
-    at[place] = anchors[inputs["anchor"][i]]
-  return case, rewards, at, penalties, mask, tuple(np.array(places).T)
+    one[rows] = values
+    arrays.append(one)
+  return *arrays, rows
 
 
 def sample(seed=0, shape=(2, 3, 5)):
@@ -73,8 +73,8 @@ class GoldenTest(chex.TestCase):
   def check(self, *dtypes):
     for dtype in dtypes:
       with jax.enable_x64(dtype is np.float64):
-        case, rewards, at, penalties, mask, rows = golden_steps(dtype)
-        inputs, want = case["inputs"], case["expected"]
+        rewards, at, penalties, mask, rows = golden_steps(dtype)
+        inputs, want = GOLDEN["inputs"], GOLDEN["expected"]
         options = {k: inputs[k] for k in ("gamma", "omega")}
         std = functools.partial(advantages.normalize_groups, eps=inputs["eps"])
 
@@ -100,14 +100,10 @@ class GoldenTest(chex.TestCase):
 
         found = self.variant(every)(rewards, penalties)
         assert set(found) == set(want) - {"step_score", "anchor_group"}
+        tolerance = PAW["tolerance"][np.dtype(dtype).name]
         for name, values in found.items():
           assert values.dtype == dtype
-          assert_allclose(
-            values[rows],
-            want[name],
-            **PAW["tolerance"][np.dtype(dtype).name],
-            err_msg=name,
-          )
+          assert_allclose(values[rows], want[name], **tolerance, err_msg=name)
           if name != "step_return":
             assert not values[~mask].any(), name
 
@@ -124,10 +120,8 @@ class EveryAdvantageTest(chex.TestCase):
     }
     assert_allclose(call(name, dirty), found, rtol=1e-5, atol=1e-6)
     assert not found[~taken].any() and np.abs(found).max() > 0.1
-    gradient = jax.grad(lambda r: call(name, record, rewards=r).sum())(
-      record["rewards"]
-    )
-    assert not gradient.any()
+    gradient = jax.grad(lambda r: call(name, record, rewards=r).sum())
+    assert not gradient(record["rewards"]).any()
 
   @parameterized.product(
     name=sorted(set(ESTIMATORS) - {"step_gae"}), paid=(0.1, 1.8, 10.0)
@@ -161,21 +155,17 @@ class EveryAdvantageTest(chex.TestCase):
 class StepsTest(chex.TestCase):
   def test_gigpo_adds_discounted_steps_times_omega(self):
     record = sample()
-    later = steps_lib.step_returns(
-      record["rewards"], record["steps"], gamma=0.9
-    )
-    later -= np.where(record["steps"], record["penalties"], 0)
-    by_step = steps_lib.anchor_advantages(
-      later, record["anchors"], record["steps"]
-    )
+    steps = record["steps"]
+    later = steps_lib.step_returns(record["rewards"], steps, gamma=0.9)
+    later -= np.where(steps, record["penalties"], 0)
+    by_step = steps_lib.anchor_advantages(later, record["anchors"], steps)
     found = call("gigpo", record, gamma=0.9, omega=0.5)
     want = call("step_grpo", record) + 0.5 * by_step
     assert_allclose(found, want, rtol=1e-5, atol=1e-6)
     ones = jnp.ones((1, 1, 3))
     returns = steps_lib.step_returns(ones, ones, gamma=0.5)
     assert_allclose(returns[0, 0], [1.75, 1.5, 1])
-
-  def test_a_single_step_has_nothing_to_be_compared_with(self):
+    # A single step has nothing to be compared with.
     one = jnp.ones((1, 1, 1))
     assert steps_lib.anchor_advantages(one, one.astype(int), one) == 0
 

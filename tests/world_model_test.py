@@ -1,9 +1,7 @@
-"""Tests of saw_jax/world_model.py."""
+"""PaW's formulas: vectors, the literal equations, masks and devices."""
 
 import functools
-import json
 import math
-import pathlib
 
 import chex
 import hypothesis
@@ -13,30 +11,41 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import diagnostics, losses, names, stale_losses, world_model
+from tests import helpers
 
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parent / "golden" / "paw_gigpo.json").read_text()
-)
-CASES = {case["id"]: case for case in GOLDEN["cases"]}
+GOLDEN = helpers.golden("paw_gigpo")
 DTYPES = (np.float64, np.float32)
 ROUNDINGS = {"ceil": math.ceil, "floor": math.floor, "round": round}
+TOKEN_LOSSES = {
+  "cmae": world_model.clipped_absolute_error,
+  "mae": world_model.absolute_error,
+  "hinge": world_model.hinge,
+  "reversed": world_model.reversed_absolute_error,
+  "ce": world_model.cross_entropy,
+}
+CLIPPED = ("cmae", "hinge", "reversed")
+AGGREGATES = {
+  "group_mean": world_model.group_mean,
+  "flat_selected": world_model.flat_selected,
+}
+MEASURES = (world_model.action_entropy, world_model.printed_action_entropy)
+partial, world_model_loss = functools.partial, world_model.world_model_loss
 
 
-def of_kind(kind):
-  return [
-    dict(testcase_name=name, case=case)
-    for name, case in CASES.items()
-    if case["kind"] == kind
-  ]
+def of_kind(*kinds):
+  return parameterized.named_parameters(
+    dict(testcase_name=case["id"], case=case)
+    for case in GOLDEN["cases"]
+    if case["kind"] in kinds
+  )
 
 
-def tolerance(dtype):
-  return GOLDEN["tolerance"][np.dtype(dtype).name]
+def close_to(dtype):
+  return partial(assert_allclose, **GOLDEN["tolerance"][np.dtype(dtype).name])
 
 
 def taken(logits, tokens):
@@ -60,145 +69,93 @@ def readings(logits, tokens, mask):
 
 
 def sample(shape=(7, 5), seed=0):
-  """Log-probs, a mask with one empty row, selection, lambdas and groups."""
+  """Log-probs and a mask with one empty row; selection, lambdas and groups."""
   rng = np.random.default_rng(seed)
   log_probs = -rng.uniform(0.01, 4, shape).astype(np.float32)
   mask = rng.random(shape) < 0.6
   mask[:, 0] = True
   mask[2] = False
-  groups = np.arange(shape[0]) % 3
   selected = rng.random(shape[0]) < 0.7
   coefficients = rng.uniform(0, 1, 3).astype(np.float32)
-  return log_probs, mask, selected, coefficients, groups
-
-
-def on_mesh(f, *arrays):
-  mesh = jax.make_mesh(
-    (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  return jax.jit(
-    jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-  )(*arrays)
-
-
-TOKEN_LOSSES = {
-  "cmae": world_model.clipped_absolute_error,
-  "mae": world_model.absolute_error,
-  "hinge": world_model.hinge,
-  "reversed": world_model.reversed_absolute_error,
-  "ce": world_model.cross_entropy,
-}
-CLIPPED = ("cmae", "hinge", "reversed")
-AGGREGATES = {
-  "group_mean": world_model.group_mean,
-  "flat_selected": world_model.flat_selected,
-}
+  groups = np.arange(shape[0]) % 3
+  return (log_probs, mask), (selected, coefficients, groups)
 
 
 class TokenLossTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*of_kind("wm_token_loss"))
-  def test_golden_losses_and_gradients(self, case):
+  @of_kind("wm_token_loss")
+  def test_golden_losses_gradients_and_shares(self, case):
     inputs, want = case["inputs"], case["expected"]
-    mask = np.array(inputs["obs_mask"], bool)[None]
+    mask, rho = np.array(inputs["obs_mask"], bool)[None], inputs["rho"]
+
+    def every(logits):
+      log_probs = taken(logits, inputs["obs_tokens"])[None]
+      found = {}
+      for name, f in TOKEN_LOSSES.items():
+        f = partial(f, rho=rho) if name in CLIPPED else f
+        found[name] = world_model.transition_losses(
+          log_probs, mask, token_loss=f
+        )[0]
+      share = diagnostics.clipped_token_share(log_probs, mask, rho=rho)
+      return found, share.value()
+
     for dtype in DTYPES:
       with jax.enable_x64(dtype is np.float64):
-        for name, token_loss in TOKEN_LOSSES.items():
-          if name in CLIPPED:
-            token_loss = functools.partial(token_loss, rho=inputs["rho"])
-
-          def loss(logits, token_loss=token_loss):
-            return world_model.transition_losses(
-              taken(logits, inputs["obs_tokens"])[None],
-              mask,
-              token_loss=token_loss,
-            )[0]
-
-          value, gradient = self.variant(jax.value_and_grad(loss))(
-            np.array(inputs["obs_logits"], dtype)
-          )
-          assert gradient.dtype == dtype
-          assert_allclose(
-            value, want[f"{name}_loss"], **tolerance(dtype), err_msg=name
-          )
-          # The hinge has the gradient of the clipped error.
-          key = "cmae" if name == "hinge" else name
-          assert_allclose(
-            gradient,
-            want[f"{key}_grad_logits"],
-            **tolerance(dtype),
-            err_msg=name,
-          )
-          assert not gradient[~mask[0]].any()
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*of_kind("wm_token_loss"))
-  def test_golden_share_of_clipped_tokens(self, case):
-    inputs, want = case["inputs"], case["expected"]
-    share = self.variant(
-      lambda x: diagnostics.clipped_token_share(
-        taken(x, inputs["obs_tokens"])[None],
-        np.array(inputs["obs_mask"])[None],
-        rho=inputs["rho"],
-      ).value()
-    )(np.array(inputs["obs_logits"], np.float32))
-    assert_allclose(share, want["clipped_token_ratio"], rtol=1e-6)
+        logits = np.array(inputs["obs_logits"], dtype)
+        found, share = self.variant(every)(logits)
+        gradients = self.variant(jax.jacrev(lambda x: every(x)[0]))(logits)
+        close = close_to(dtype)
+      assert_allclose(share, want["clipped_token_ratio"], rtol=1e-6)
+      for name, gradient in gradients.items():
+        close(found[name], want[f"{name}_loss"], err_msg=name)
+        # The hinge has the gradient of the clipped error.
+        key = "cmae" if name == "hinge" else name
+        close(gradient, want[f"{key}_grad_logits"], err_msg=name)
+        assert gradient.dtype == dtype and not gradient[~mask[0]].any()
 
   @pytest.mark.slow
   def test_finite_differences(self):
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 4, 5))
-    tokens = rng.integers(0, 5, (3, 4))
+    logits, tokens = rng.normal(size=(3, 4, 5)), rng.integers(0, 5, (3, 4))
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
     weights = world_model.RowWeights(np.array([0.5, 0.25, 1.0]), np.ones(3))
     with jax.enable_x64(True):
       p = np.exp(taken(logits, tokens))
       assert (np.abs(p - 0.2) > 1e-3).all()  # away from the kink
       for token_loss in TOKEN_LOSSES.values():
-
-        def loss(x, token_loss=token_loss):
-          return world_model.world_model_loss(
-            taken(x, tokens), mask, weights, token_loss=token_loss
-          ).value()
-
+        loss = partial(world_model_loss, token_loss=token_loss)
         # Steps are so small that no p crosses the clip.
-        check_grads(loss, (logits,), 1, modes=["rev"], rtol=1e-6, eps=1e-5)
+        check_grads(
+          lambda x, f=loss: f(taken(x, tokens), mask, weights).value(),
+          (logits,),
+          1,
+          modes=["rev"],
+          rtol=1e-6,
+          eps=1e-5,
+        )
 
-  @parameterized.parameters(-1e4, -90.0, -1e-7, 0.0)
-  def test_extreme_log_probs_stay_finite(self, log_prob):
-    x = jnp.full((1, 2), log_prob)
-    mask = jnp.ones((1, 2), bool)
-    for token_loss in TOKEN_LOSSES.values():
-
-      def loss(x, token_loss=token_loss):
-        return world_model.transition_losses(x, mask, token_loss=token_loss)[0]
-
-      value, gradient = jax.value_and_grad(loss)(x)
-      assert np.isfinite(value) and np.isfinite(gradient).all()
-
-  def test_a_small_error_is_not_rounded_away(self):
-    (error,) = world_model.absolute_error(jnp.array([-1e-9]))
-    assert_allclose(error, 1e-9, rtol=1e-6)
-
-  def test_padding_changes_nothing(self):
-    log_probs, mask, *_ = sample()
+  def test_extreme_log_probs_padding_and_small_errors(self):
+    (log_probs, mask), _ = sample()
     garbage = np.where(mask, log_probs, np.nan)
     padded = np.pad(garbage, ((0, 0), (0, 3)), constant_values=np.inf)
     wide = np.pad(mask, ((0, 0), (0, 3)))
-    for token_loss in TOKEN_LOSSES.values():
-      f = functools.partial(
-        world_model.transition_losses, token_loss=token_loss
-      )
+    x = jnp.array([[-1e4, -90.0, -1e-7, 0.0]])
+    for f in TOKEN_LOSSES.values():
+      f = partial(world_model.transition_losses, token_loss=f)
+      value, gradient = jax.value_and_grad(
+        lambda x, f=f: f(x, jnp.ones((1, 4), bool))[0]
+      )(x)
+      assert np.isfinite(value) and np.isfinite(gradient).all()
       assert_allclose(f(log_probs, mask), f(padded, wide), rtol=1e-6)
+    (error,) = world_model.absolute_error(jnp.array([-1e-9]))
+    assert_allclose(error, 1e-9, rtol=1e-6)
 
 
 class EntropyTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(
-    *of_kind("entropy_selection"), *of_kind("total")
-  )
+  @of_kind("entropy_selection", "total")
   def test_golden(self, case):
-    inputs, want = case["inputs"], case["expected"]
+    inputs, want = case["inputs"], case["expected"]["entropy"]
     for dtype in DTYPES:
       with jax.enable_x64(dtype is np.float64):
         found = self.variant(readings)(
@@ -206,61 +163,39 @@ class EntropyTest(chex.TestCase):
           np.array(inputs["action_tokens"]),
           np.array(inputs["action_mask"]),
         )
-        for name, values in found.items():
-          assert values.dtype == dtype
-          assert_allclose(
-            values, [row[name] for row in want["entropy"]], **tolerance(dtype)
-          )
+      for name, values in found.items():
+        assert values.dtype == dtype
+        close_to(dtype)(values, [row[name] for row in want])
 
-  def test_no_gradient(self):
-    x, mask = -jnp.ones((2, 3)), jnp.ones((2, 3), bool)
-    for f in (world_model.action_entropy, world_model.printed_action_entropy):
+  def test_no_gradient_no_tokens_and_impossible_ones(self):
+    x, mask = -jnp.ones((1, 3)), jnp.ones((1, 3), bool)
+    for f in MEASURES:
       assert not jax.grad(lambda x, f=f: f(x, mask).sum())(x).any()
-
-  def test_the_printed_form_of_an_impossible_token_is_zero(self):
-    x = jnp.array([[-jnp.inf, -jnp.inf]])
-    assert world_model.printed_action_entropy(x, jnp.ones((1, 2)))[0] == 0
-    x, mask = jnp.full((1, 2), jnp.nan), jnp.zeros((1, 2), bool)
-    for f in (world_model.action_entropy, world_model.printed_action_entropy):
-      assert f(x, mask)[0] == 0  # an action without tokens
+      assert f(x * jnp.nan, ~mask)[0] == 0
+    assert world_model.printed_action_entropy(x * jnp.inf, mask)[0] == 0
 
 
 class SelectionTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*of_kind("entropy_selection"))
-  def test_golden_readings(self, case):
-    rows = case["expected"]["entropy"]
+  @of_kind("entropy_selection", "selection")
+  def test_golden_readings_rounding_and_ties(self, case):
+    rows = case["expected"].get("entropy")
     for key, want in case["expected"].items():
-      if not key.startswith("selected"):
+      if rows is None:
+        alpha, h = case["inputs"]["alpha"], case["inputs"]["entropy"]
+        rounding = key
+      elif key.startswith("selected"):
+        _, reading, alpha, rounding = key.split("/")
+        alpha = float(alpha.removeprefix("alpha="))
+        h = [row[reading] for row in rows]
+      else:
         continue
-      _, reading, alpha, rounding = key.split("/")
+      options = dict(alpha=alpha, rounding=ROUNDINGS[rounding])
+      f = self.variant(partial(world_model.highest_entropy, **options))
       for dtype in DTYPES:
         with jax.enable_x64(dtype is np.float64):
-          found = self.variant(
-            functools.partial(
-              world_model.highest_entropy,
-              alpha=float(alpha.removeprefix("alpha=")),
-              rounding=ROUNDINGS[rounding],
-            )
-          )(
-            np.array([row[reading] for row in rows], dtype),
-            np.ones(len(rows), bool),
-          )
-          assert_array_equal(found, want, err_msg=key)
-
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*of_kind("selection"))
-  def test_golden_rounding_and_ties(self, case):
-    entropies = np.array(case["inputs"]["entropy"], np.float32)
-    for name, want in case["expected"].items():
-      found = self.variant(
-        functools.partial(
-          world_model.highest_entropy,
-          alpha=case["inputs"]["alpha"],
-          rounding=ROUNDINGS[name],
-        )
-      )(entropies, np.ones(entropies.shape, bool))
-      assert_array_equal(found, want, err_msg=name)
+          found = f(np.array(h, dtype), np.ones(len(h), bool))
+        assert_array_equal(found, want, err_msg=key)
 
   @hypothesis.given(
     entropies=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=6).map(
@@ -271,43 +206,34 @@ class SelectionTest(chex.TestCase):
   )
   def test_agrees_with_sorting(self, entropies, pool, alpha):
     count = max(1, math.ceil(round(alpha * sum(pool), 6)))
+    h, rows = jnp.array(entropies), [i for i in range(6) if pool[i]]
     for f, sign in (
       (world_model.highest_entropy, -1),
       (world_model.lowest_entropy, 1),
     ):
-      order = sorted(
-        (i for i in range(6) if pool[i]), key=lambda i: (sign * entropies[i], i)
-      )
-      want = np.isin(np.arange(6), order[:count])
-      found = f(jnp.array(entropies), jnp.array(pool), alpha=alpha)
-      assert_array_equal(found, want)
+      order = sorted(rows, key=lambda i: (sign * entropies[i], i))
+      found = f(h, jnp.array(pool), alpha=alpha)
+      assert_array_equal(found, np.isin(np.arange(6), order[:count]))
 
   def test_a_product_that_is_an_integer_is_not_rounded_up(self):
     # In binary 0.3 · 10 and 0.1 · 30 lie above 3, in one precision or another.
     for alpha, rows in ((0.3, 10), (0.1, 30), (0.7, 10)):
-      found = world_model.highest_entropy(
-        jnp.ones(rows), jnp.ones(rows, bool), alpha=alpha
-      )
+      h, pool = jnp.ones(rows), jnp.ones(rows, bool)
+      found = world_model.highest_entropy(h, pool, alpha=alpha)
       assert found.sum() == round(alpha * rows)
 
   def test_random_ones_are_as_many_within_the_pool_and_differ(self):
-    pool = jnp.arange(40) < 32
+    pool, f = jnp.arange(40) < 32, world_model.random_transitions
     for where, alpha in ((pool, 1.0), (pool & False, 0.5)):
-      assert_array_equal(
-        world_model.random_transitions(jax.random.key(0), where, alpha=alpha),
-        where,
-      )
-    found = [
-      world_model.random_transitions(jax.random.key(seed), pool, alpha=0.5)
-      for seed in range(2)
-    ]
+      assert_array_equal(f(jax.random.key(0), where, alpha=alpha), where)
+    found = [f(jax.random.key(seed), pool, alpha=0.5) for seed in range(2)]
     for one in found:
       assert one.sum() == 16 and not one[32:].any()
     assert (found[0] != found[1]).any()
 
   @parameterized.parameters(0.0, -0.1, 1.1)
   def test_alpha_is_a_share(self, alpha):
-    with self.assertRaises(ValueError):
+    with self.assertRaisesRegex(ValueError, "alpha"):
       world_model.highest_entropy(jnp.ones(2), jnp.ones(2, bool), alpha=alpha)
 
   def test_a_batch_split_over_devices_selects_the_same(self):
@@ -321,34 +247,28 @@ class SelectionTest(chex.TestCase):
         jax.random.key(3), pool, **rest
       ),
     ):
-      want = f(h, pool, alpha=0.4)
-      split = functools.partial(f, alpha=0.4, axis_name="data")
-      assert_array_equal(on_mesh(split, h, pool), want)
-      mapped = jax.pmap(split, axis_name="data")
+      f = partial(f, alpha=0.4)
+      want = f(h, pool)
+      assert_array_equal(helpers.over_devices(f, h, pool), want)
+      mapped = jax.pmap(partial(f, axis_name="data"), axis_name="data")
       found = mapped(h.reshape(4, 6), pool.reshape(4, 6)).reshape(-1)
       assert_array_equal(found, want)
 
 
 class CoefficientsTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*of_kind("lambda"))
+  @of_kind("lambda")
   def test_golden(self, case):
     inputs, want = case["inputs"], case["expected"]
+    f = partial(world_model.adaptive_coefficients, max_return=inputs["R_max"])
     for dtype in DTYPES:
       with jax.enable_x64(dtype is np.float64):
-        found = self.variant(
-          functools.partial(
-            world_model.adaptive_coefficients, max_return=inputs["R_max"]
-          )
-        )(np.array(inputs["returns"], dtype).reshape(4, 4))
-        assert_allclose(
-          found, list(want["lambda_g"].values()), **tolerance(dtype)
-        )
-        assert_allclose(
-          jnp.clip(found, 0, 1),
-          list(want["lambda_g_clipped01"].values()),
-          **tolerance(dtype),
-        )
+        returns = np.array(inputs["returns"], dtype).reshape(4, 4)
+        found = self.variant(f)(returns)
+      close = close_to(dtype)
+      close(found, list(want["lambda_g"].values()))
+      clipped = list(want["lambda_g_clipped01"].values())
+      close(np.clip(found, 0, 1), clipped)
 
   @parameterized.parameters(0.1, 1.0, 1.8, 10.0)
   def test_solved_is_exactly_zero_and_failed_exactly_one(self, most):
@@ -356,60 +276,51 @@ class CoefficientsTest(chex.TestCase):
     found = world_model.adaptive_coefficients(returns, max_return=most)
     assert_array_equal(found, [0, 1])
 
-  def test_returns_that_do_not_exist_do_not_count(self):
+  def test_returns_that_do_not_exist_do_not_count_and_a_constant(self):
     returns = jnp.array([[1.0, jnp.nan], [jnp.nan, jnp.nan]])
-    scored = jnp.array([[True, False], [False, False]])
     found = world_model.adaptive_coefficients(
-      returns, max_return=2.0, scored=scored
+      returns, max_return=2.0, scored=jnp.isfinite(returns)
     )
     assert_array_equal(found, [0.5, 0])
-
-  def test_a_constant(self):
     found = world_model.constant_coefficients(np.zeros((2, 3)), value=0.5)
     assert_array_equal(found, [0.5, 0.5])
 
 
 class WeightsTest(chex.TestCase):
   def test_group_mean_is_the_literal_equation(self):
-    log_probs, mask, selected, coefficients, groups = sample()
+    batch, (selected, coefficients, groups) = sample()
     selected[groups == 1] = False  # a group without any still counts
-    per_row = world_model.transition_losses(log_probs, mask)
+    per_row = world_model.transition_losses(*batch)
     terms = [
       coefficients[g] * np.mean(per_row[selected & (groups == g)])
       for g in range(3)
       if (selected & (groups == g)).any()
     ]
     weights = world_model.group_mean(selected, coefficients, groups)
-    found = world_model.world_model_loss(log_probs, mask, weights).value()
+    found = world_model_loss(*batch, weights).value()
     assert_allclose(found, sum(terms) / 3, rtol=1e-6)
 
   def test_mini_batches_of_equal_size_average_to_the_equation(self):
-    log_probs, mask, selected, coefficients, groups = sample((6, 5))
-    weights = world_model.group_mean(selected, coefficients, groups)
-    whole = world_model.world_model_loss(log_probs, mask, weights)
-    parts = [
-      world_model.world_model_loss(
-        log_probs[i::2],
-        mask[i::2],
-        world_model.RowWeights(*(x[i::2] for x in weights)),
-      )
-      for i in range(2)
-    ]
-    assert_allclose(
-      np.mean([part.value() for part in parts]), whole.value(), rtol=1e-6
+    batch, chosen = sample((6, 5))
+    weights = world_model.group_mean(*chosen)
+    whole = world_model_loss(*batch, weights).value()
+    halves = (
+      jax.tree.map(lambda x, i=i: x[i::2], (*batch, weights)) for i in range(2)
     )
-    merged = parts[0].merge(parts[1])
-    assert_allclose(merged.value(), whole.value(), rtol=1e-6)
+    one, other = (world_model_loss(*half) for half in halves)
+    assert_allclose((one.value() + other.value()) / 2, whole, rtol=1e-6)
+    merged = one.merge(other)
+    assert_allclose(merged.value(), whole, rtol=1e-6)
     assert_allclose(merged.denominator, 3, rtol=1e-6)
 
-  @parameterized.named_parameters(
-    *(dict(testcase_name=name, f=f) for name, f in AGGREGATES.items())
-  )
-  def test_padded_rows_change_nothing(self, f):
-    log_probs, mask, selected, coefficients, groups = sample()
-    want = world_model.world_model_loss(
+  @parameterized.parameters(*AGGREGATES)
+  def test_padded_rows_and_groups_of_no_weight(self, name):
+    f = AGGREGATES[name]
+    (log_probs, mask), (selected, coefficients, groups) = sample()
+    want = world_model_loss(
       log_probs, mask, f(selected, coefficients, groups)
-    )
+    ).value()
+    pad = partial(np.pad, pad_width=((0, 4), (0, 0)))
     padded = names.supply(
       f,
       np.pad(selected, (0, 4)),
@@ -417,57 +328,47 @@ class WeightsTest(chex.TestCase):
       np.pad(groups, (0, 4)),
       rows=np.arange(11) < 7,
     )
-    found = world_model.world_model_loss(
-      np.pad(log_probs, ((0, 4), (0, 0)), constant_values=-np.inf),
-      np.pad(mask, ((0, 4), (0, 0)), constant_values=True),
+    found = world_model_loss(
+      pad(log_probs, constant_values=-np.inf),
+      pad(mask, constant_values=True),
       padded,
-      token_loss=world_model.clipped_absolute_error,
     )
-    assert_allclose(found.value(), want.value(), rtol=1e-6)
-
-  @parameterized.named_parameters(
-    *(dict(testcase_name=name, f=f) for name, f in AGGREGATES.items())
-  )
-  def test_no_group_to_learn_from_has_no_gradient_at_all(self, f):
-    log_probs, mask, selected, coefficients, groups = sample()
+    assert_allclose(found.value(), want, rtol=1e-6)
     for chosen, lambdas in (
       (selected, np.zeros_like(coefficients)),
       (np.zeros_like(selected), coefficients),
     ):
       weights = f(chosen, lambdas, groups)
       value, gradient = jax.value_and_grad(
-        lambda x, w=weights: world_model.world_model_loss(x, mask, w).value()
+        lambda x, w=weights: world_model_loss(x, mask, w).value()
       )(log_probs)
       assert value == 0 and not gradient.any()
 
   @pytest.mark.slow
   def test_a_group_split_off_to_a_device_weighs_the_same(self):
-    log_probs, mask, selected, *_ = sample((12, 5))
+    _, (selected, *_) = sample((12, 5))
     coefficients = np.array([0.1, 0.2, 0.7, 1.0], np.float32)
     groups = np.repeat(np.arange(4), 3)
     for f in AGGREGATES.values():
-      want = f(selected, coefficients, groups)
-      found = on_mesh(
-        functools.partial(names.supply, f, axis_name="data"),
-        selected,
-        coefficients,
-        groups * 0,
+      found = helpers.over_devices(
+        partial(names.supply, f), selected, coefficients, groups * 0
       )
+      want = f(selected, coefficients, groups)
       chex.assert_trees_all_close(found, want, rtol=1e-6)
 
   def test_weights_get_no_gradient(self):
-    log_probs, mask, selected, coefficients, groups = sample()
+    batch, (selected, coefficients, groups) = sample()
 
     def loss(c):
       weights = world_model.group_mean(selected, c, groups)
-      return world_model.world_model_loss(log_probs, mask, weights).value()
+      return world_model_loss(*batch, weights).value()
 
     assert not jax.grad(loss)(coefficients).any()
 
 
 class TotalTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.named_parameters(*of_kind("total"))
+  @of_kind("total")
   def test_golden(self, case):
     inputs, want = case["inputs"], case["expected"]
     groups, trajs = np.array(inputs["group"]), np.array(inputs["traj"])
@@ -477,6 +378,7 @@ class TotalTest(chex.TestCase):
     action_mask = np.array(inputs["action_mask"], bool)
     obs_mask = np.array(inputs["obs_mask"], bool)
     weigh = AGGREGATES[inputs["readings"]["wm_aggregation"]]
+    token_loss = partial(TOKEN_LOSSES["cmae"], rho=inputs["rho"])
 
     def policy_loss(log_probs, dtype):
       a = np.array(inputs["advantages"], dtype)
@@ -485,21 +387,14 @@ class TotalTest(chex.TestCase):
         sums = jnp.sum(jnp.where(action_mask, log_probs, 0), axis=1)
         return jnp.sum(-a * sums) / (2 * 2)
       ppo = inputs["ppo"]
+      old, ref = (np.array(inputs[f"{k}_logp"], dtype) for k in ("old", "ref"))
+      clips = dict(
+        clip_low=ppo["eps"], clip_high=ppo["eps"], dual_clip=ppo["c"]
+      )
       surrogate = losses.clipped_surrogate_loss(
-        log_probs,
-        np.array(inputs["old_logp"], dtype),
-        a,
-        action_mask,
-        clip_low=ppo["eps"],
-        clip_high=ppo["eps"],
-        dual_clip=ppo["c"],
+        log_probs, old, a, action_mask, **clips
       )
-      kl = losses.kl_loss(
-        log_probs,
-        np.array(inputs["ref_logp"], dtype),
-        action_mask,
-        estimator=losses.kl_k3,
-      )
+      kl = losses.kl_loss(log_probs, ref, action_mask, estimator=losses.kl_k3)
       return surrogate.value() + ppo["kl_coef"] * kl.value()
 
     def total(action_logits, obs_logits):
@@ -514,44 +409,34 @@ class TotalTest(chex.TestCase):
         returns.astype(dtype), max_return=inputs["R_max"]
       )
       weights = weigh(selected, coefficients, groups)
-      log_probs = taken(obs_logits, np.array(inputs["obs_tokens"]))
-      token_loss = functools.partial(
-        world_model.clipped_absolute_error, rho=inputs["rho"]
-      )
-      world = world_model.world_model_loss(
-        log_probs, obs_mask, weights, token_loss=token_loss
-      )
-      policy = policy_loss(
-        taken(action_logits, np.array(inputs["action_tokens"])), dtype
-      )
-      aux = dict(
-        selected=selected,
-        coefficients=coefficients,
-        per_row=world_model.transition_losses(
-          log_probs, obs_mask, token_loss=token_loss
+      batch = taken(obs_logits, np.array(inputs["obs_tokens"])), obs_mask
+      world = world_model_loss(*batch, weights, token_loss=token_loss).value()
+      log_probs = taken(action_logits, np.array(inputs["action_tokens"]))
+      policy = policy_loss(log_probs, dtype)
+      return policy + world, {
+        "lambda_g": coefficients,
+        "wm_loss_per_transition": world_model.transition_losses(
+          *batch, token_loss=token_loss
         ),
-        weights=weights.weights / weights.counts.sum(),
-        policy=policy,
-        world=world.value(),
-      )
-      return policy + world.value(), aux
+        "wm_weight_per_transition": weights.weights / weights.counts.sum(),
+        "L_RL": policy,
+        "lambda_L_WM": world,
+        "selected": selected,
+      }
 
+    lambdas = {"lambda_g": list(want["lambda_g"].values())}
     for dtype in DTYPES:
       with jax.enable_x64(dtype is np.float64):
-        (value, aux), gradients = self.variant(
+        (value, found), gradients = self.variant(
           jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
         )(
           np.array(inputs["action_logits"], dtype),
           np.array(inputs["obs_logits"], dtype),
         )
-        assert all(gradient.dtype == dtype for gradient in gradients)
-        close = functools.partial(assert_allclose, **tolerance(dtype))
-        assert_array_equal(aux["selected"], want["selected"])
-        close(aux["coefficients"], list(want["lambda_g"].values()))
-        close(aux["per_row"], want["wm_loss_per_transition"])
-        close(aux["weights"], want["wm_weight_per_transition"])
-        close(aux["policy"], want["L_RL"])
-        close(aux["world"], want["lambda_L_WM"])
-        close(value, want["L_total"])
-        close(gradients[0], want["grad_action_logits"])
-        close(gradients[1], want["grad_obs_logits"])
+      close = close_to(dtype)
+      close(value, want["L_total"])
+      for name, x in found.items():
+        close(x, {**want, **lambdas}[name], err_msg=name)
+      for name, gradient in zip(("action", "obs"), gradients, strict=True):
+        assert gradient.dtype == dtype
+        close(gradient, want[f"grad_{name}_logits"])

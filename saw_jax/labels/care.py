@@ -3,7 +3,7 @@
 
 In every step of a policy's training, for `P` prompts with `G` responses each:
 
-  1. `probes.probe_features` of the current policy, before its update
+  1. `replay.probe_features` of the current policy, before its update
   2. `care_probabilities`; then `gap.expected_gap` of the counts is what prompts
      are ranked by, and `selection.care_selection` spends the budget
   3. the policy's update, where labels were bought on true rewards
@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.labels import probe_losses, probes, replay
-from saw_jax.labels.probes import ProbeFeatures
-from saw_jax.labels.replay import ProbeLabels, Replay, Samples
+from saw_jax.labels import probes, replay
+from saw_jax.labels.replay import ProbeFeatures, ProbeLabels, Replay
 from saw_jax.settings import constant
 from saw_jax.types import Array, Key, PyTree
 
@@ -43,7 +42,7 @@ _CLIP_EPS = 1e-6
 class CareSettings:
   """CARE's probes, as the released scripts set them."""
 
-  length_scale: float = probes.LENGTH_SCALE  # tokens
+  length_scale: float = replay.LENGTH_SCALE  # tokens
   prompt_width: int = constant(128)
   joint_width: int = constant(256)
   response_hidden_width: int = constant(64)
@@ -56,14 +55,13 @@ class CareSettings:
   replay_batch: int = constant(16)  # prompts of an update; 0: no replay
 
   def __post_init__(self):
-    for name in ("train_steps", "replay_batch"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name} is {getattr(self, name)}, below 0")
-    if self.replay_size < 1:
-      raise ValueError(
-        f"replay_size is {self.replay_size}; without replay, set replay_batch "
-        "to 0"
-      )
+    least = {"train_steps": 0, "replay_batch": 0, "replay_size": 1}
+    for name, minimum in least.items():
+      if getattr(self, name) < minimum:
+        raise ValueError(
+          f"{name} is {getattr(self, name)}, below {minimum}; without replay, "
+          "set replay_batch to 0"
+        )
     for name in ("length_scale", "clip_norm"):
       if not getattr(self, name) > 0:
         raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -101,16 +99,14 @@ def create_state(
   optimizer: Any,
 ) -> CareState:
   """Makes untrained probes and an empty store; consumes the key."""
-  features = probes.zero_features(_LEAST_BATCH, group_size, hidden_size)
+  features, _ = replay.zeros(_LEAST_BATCH, group_size, hidden_size)
+
+  def make(probe, key):
+    made = probe.init(key, features)
+    return ProbeState(**made, opt_state=optimizer.init(made["params"]))
+
+  states = map(make, make_probes(settings), jax.random.split(key))
   store = replay.make_replay(settings.replay_size, group_size, hidden_size)
-  states = []
-  for probe, one in zip(
-    make_probes(settings), jax.random.split(key), strict=True
-  ):
-    variables = probe.init(one, features)
-    params = variables["params"]
-    opt_state = optimizer.init(params)
-    states.append(ProbeState(params, variables["batch_stats"], opt_state))
   return CareState(*states, store, updates=jnp.zeros((), jnp.int32))
 
 
@@ -134,7 +130,7 @@ def care_probabilities(
   vote, count = make_probes(settings)
   logits, _ = vote.apply(state.vote.variables, features)
   count_logits = count.apply(state.count.variables, features)
-  p = probe_losses.class_probabilities
+  p = probes.class_probabilities
   return p(logits)[:, 1], p(count_logits, features.possible)
 
 
@@ -161,35 +157,59 @@ def train_probes(
   other rows reach nothing. The metrics are averages over the updates (0 where
   there was none), and how many prompts were learnt from, replayed and stored.
   """
-  samples, where = _gather_bought(Samples(features, labels), bought, budget)
-  num_bought = jnp.sum(where)
-  num_replayed = jnp.minimum(
-    min(settings.replay_batch, settings.replay_size), state.replay.pushed
-  )
-  active = (num_bought > 0) & (num_bought + num_replayed >= _LEAST_BATCH)
-  vote, count = make_probes(settings)
+  chex.assert_tree_shape_prefix((features, labels), bought.shape)
+  for leaf in jax.tree.leaves(features):
+    bought &= jnp.all(jnp.isfinite(leaf.reshape(bought.size, -1)), axis=-1)
+  # As many rows as a step may buy; all about others is 0 from here on.
+  rows = jnp.argsort(~bought, stable=True)[:budget]
+  where = bought[rows]
+  samples = jax.tree.map(lambda x: jnp.asarray(x)[rows], (features, labels))
+  samples = replay.take_present(samples, where)
   store, draws = state.replay, settings.replay_batch
+  num_bought = jnp.sum(where)
+  num_replayed = jnp.minimum(min(draws, settings.replay_size), store.pushed)
+  active = (num_bought > 0) & (num_bought + num_replayed >= _LEAST_BATCH)
   classes = labels.correct.shape[-1] + 1
 
-  def descend(name, probe, loss, places, there):
-    both = jax.tree.map(
+  def descend(name, probe, old, loss, drawn):
+    """One update of one probe, on the samples of the step and those drawn."""
+    places, there = drawn
+    batch = jax.tree.map(
       lambda a, b: jnp.concatenate([a.astype(b.dtype), b[places]]),
       samples,
       store.samples,
     )
-    loss = functools.partial(loss, both, jnp.concatenate([where, there]))
-    probe, figures = _descend(probe, loss, optimizer, settings.clip_norm)
-    return probe, {f"{name}/{key}": x for key, x in figures.items()}
+    present = jnp.concatenate([where, there])
+
+    def of_params(params):
+      found, changed = probe.apply(
+        old.variables | {"params": params},
+        batch[0],
+        present,
+        mutable="batch_stats",
+      )
+      value, figures = loss(found, *batch, present)
+      return value, (changed["batch_stats"], figures)
+
+    descent = jax.value_and_grad(of_params, has_aux=True)
+    (value, (batch_stats, figures)), gradient = descent(old.params)
+    gradient, norm = clip_gradient(gradient, settings.clip_norm)
+    updates, opt_state = optimizer.update(gradient, old.opt_state, old.params)
+    params = jax.tree.map(jnp.add, old.params, updates)
+    figures = {"loss": value, "grad_norm": norm} | figures
+    figures = {f"{name}/{key}": x for key, x in figures.items()}
+    return ProbeState(params, batch_stats, opt_state), figures
+
+  vote, count = make_probes(settings)
+  vote_loss = functools.partial(_vote_loss, settings.response_weight)
 
   def update(both, index):
     vote_key, count_key = jax.random.split(jax.random.fold_in(key, index))
-    loss = functools.partial(_vote_loss, vote, settings.response_weight)
     drawn = replay.draw_uniform(store, vote_key, draws)
-    vote_state, figures = descend("vote", both[0], loss, *drawn)
-    loss = functools.partial(_count_loss, count)
+    of_vote, figures = descend("vote", vote, both[0], vote_loss, drawn)
     drawn = replay.draw_stratified(store, count_key, draws, classes)
-    count_state, more = descend("count", both[1], loss, *drawn)
-    return (vote_state, count_state), figures | more
+    of_count, more = descend("count", count, both[1], _count_loss, drawn)
+    return (of_vote, of_count), figures | more
 
   both = state.vote, state.count
   new, metrics = jax.lax.scan(update, both, jnp.arange(settings.train_steps))
@@ -219,71 +239,29 @@ def clip_gradient(gradient: PyTree, maximum: float) -> tuple[PyTree, Array]:
   return jax.tree.map(lambda leaf: leaf * factor, gradient), norm
 
 
-def _gather_bought(
-  samples: Samples, bought: Array, budget: int
-) -> tuple[Samples, Array]:
-  """As many rows as a step may buy, and which of them were bought.
-
-  Everything about other prompts is zero before anything is computed.
-  """
-  chex.assert_tree_shape_prefix(samples, bought.shape)
-  for leaf in jax.tree.leaves(samples.features):
-    bought &= jnp.all(jnp.isfinite(leaf.reshape(bought.size, -1)), axis=-1)
-  rows = jnp.argsort(~bought, stable=True)[:budget]
-  where = bought[rows]
-  samples = jax.tree.map(lambda x: jnp.asarray(x)[rows], samples)
-  return probes.take_present(samples, where), where
-
-
-def _vote_loss(probe, response_weight, samples, where, variables):
-  """Loss, running statistics and figures of the first probe."""
-  (logits, response_logits), changed = probe.apply(
-    variables, samples.features, where, mutable="batch_stats"
-  )
-  labels = samples.labels
-  of_votes = probe_losses.vote_loss(logits, labels.vote_right, where)
-  of_responses = probe_losses.response_loss(
-    response_logits, labels.correct, where
-  )
-  responses = jnp.argmax(response_logits, axis=-1) == labels.correct
-  rows = jnp.broadcast_to(where[:, None], responses.shape)
+def _vote_loss(response_weight, found, features, labels, where):
+  """Loss and figures of the first probe."""
+  logits, response_logits = found
+  rows = jnp.broadcast_to(where[:, None], labels.correct.shape)
   figures = {
-    "main_loss": of_votes,
-    "response_loss": of_responses,
+    "main_loss": probes.vote_loss(logits, labels.vote_right, where),
+    "response_loss": probes.response_loss(
+      response_logits, labels.correct, where
+    ),
     "accuracy": _accuracy(logits, labels.vote_right, where),
-    "response_accuracy": reductions.all_mean(responses, where=rows),
+    "response_accuracy": _accuracy(response_logits, labels.correct, rows),
   }
-  value = of_votes + response_weight * of_responses
-  return value, (changed["batch_stats"], figures)
+  of_responses = response_weight * figures["response_loss"]
+  return figures["main_loss"] + of_responses, figures
 
 
-def _count_loss(probe, samples, where, variables):
-  """Loss, running statistics and figures of the second probe."""
-  logits, changed = probe.apply(
-    variables, samples.features, where, mutable="batch_stats"
-  )
-  counts, possible = samples.labels.correct_outside, samples.features.possible
-  value = probe_losses.count_loss(logits, counts, possible, where)
-  p = probe_losses.class_probabilities(logits, possible)
-  figures = {"accuracy": _accuracy(p, counts, where)}
-  return value, (changed["batch_stats"], figures)
+def _count_loss(logits, features, labels, where):
+  """Loss and figures of the second probe."""
+  counts, possible = labels.correct_outside, features.possible
+  p = probes.class_probabilities(logits, possible)
+  value = probes.count_loss(logits, counts, possible, where)
+  return value, {"accuracy": _accuracy(p, counts, where)}
 
 
 def _accuracy(scores: Array, classes: Array, where: Array) -> Array:
   return reductions.all_mean(jnp.argmax(scores, -1) == classes, where=where)
-
-
-def _descend(probe, loss, optimizer, clip_norm):
-  """One update of one probe, with its figures."""
-
-  def of_params(params):
-    return loss(probe.variables | {"params": params})
-
-  (value, (batch_stats, figures)), gradient = jax.value_and_grad(
-    of_params, has_aux=True
-  )(probe.params)
-  gradient, norm = clip_gradient(gradient, clip_norm)
-  updates, opt_state = optimizer.update(gradient, probe.opt_state, probe.params)
-  params = jax.tree.map(jnp.add, probe.params, updates)
-  figures = {"loss": value, "grad_norm": norm} | figures
-  return ProbeState(params, batch_stats, opt_state), figures

@@ -24,14 +24,10 @@ _EPS = 1e-8
 def token_self_certainty(logits: Array) -> Array:
   """How far a next-token distribution, of logits `[..., V]`, is from uniform.
 
-    u = log Σ exp z − mean z  =  KL(uniform ‖ p) + log V
-
-  >>> print(f"{token_self_certainty(jnp.zeros(4)):.4f}")  # log 4
-  1.3863
+  u = log Σ exp z − mean z  =  KL(uniform ‖ p) + log V
   """
   logits = reductions.at_least_float32(logits)
-  normaliser = jax.nn.logsumexp(logits, axis=-1)
-  return normaliser - jnp.mean(logits, axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
 
 
 def self_certainty(certainties: Array, completion_mask: Array) -> Array:

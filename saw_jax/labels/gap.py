@@ -35,7 +35,7 @@ def gap_advantages(rewards: Array) -> Array:
   where rewards differ.
   """
   std = reductions.all_std(rewards, axis=-1, keepdims=True)
-  std = jnp.where(std < _LEAST_STD, jnp.zeros_like(std), std)
+  std = jnp.where(std < _LEAST_STD, 0, std)
   return reductions.divide(reductions.all_deviations(rewards, axis=-1), std)
 
 
@@ -48,16 +48,12 @@ def corrective_advantage_gap(
 
   If both rewards vary in the group it is √(2G(1 − ρ)) with ρ their correlation;
   if one does, √G; if none does, 0. Rewards are `[..., G]`.
-
-  >>> wrong_vote = jnp.array([1.0, 1.0, 1.0, 0.0])
-  >>> print(corrective_advantage_gap(wrong_vote, 1 - wrong_vote))
-  4.0
   """
   difference = gap_advantages(true_rewards) - gap_advantages(pseudo_rewards)
   gap = reductions.square_root(jnp.sum(jnp.square(difference), axis=-1))
   # Equal rewards may be standardised by two programs that round differently.
-  same = pseudo_rewards == true_rewards
-  return jnp.where(jnp.all(same, axis=-1), jnp.zeros_like(gap), gap)
+  same = jnp.all(pseudo_rewards == true_rewards, axis=-1)
+  return jnp.where(same, 0, gap)
 
 
 def is_possible(voted: Array, correct: Array, group_size: int) -> Array:
@@ -78,23 +74,17 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
     0                                   where none does, or counts cannot occur
 
   x and y are those of `is_possible`: the vote is wrong, or y is 0.
-
-  >>> x, y = jnp.array([8, 5, 5, 7]), jnp.array([0, 0, 1, 1])
-  >>> print(jnp.array_str(gap_from_counts(x, y, 8), precision=3))
-  [0.    2.828 4.879 5.657]
   """
-  possible = is_possible(voted, correct, group_size)
+  possible, size = is_possible(voted, correct, group_size), group_size
   x, y = (
     jnp.where(possible, n, 0).astype(jnp.result_type(float))
     for n in (voted, correct)
   )
-  varies_x = (x > 0) & (x < group_size)
-  varies_y = (y > 0) & (y < group_size)
-  odds = reductions.divide(x * y, (group_size - x) * (group_size - y))
-  both = jnp.sqrt(2 * group_size * (1 + reductions.square_root(odds)))
-  one = jnp.full_like(x, group_size**0.5)
-  gap = jnp.where(varies_x & varies_y, both, one)
-  return jnp.where(varies_x | varies_y, gap, jnp.zeros_like(x))
+  varies_x, varies_y = (x > 0) & (x < size), (y > 0) & (y < size)
+  odds = reductions.divide(x * y, (size - x) * (size - y))
+  both = jnp.sqrt(2 * size * (1 + reductions.square_root(odds)))
+  gap = jnp.where(varies_x & varies_y, both, size**0.5)
+  return jnp.where(varies_x | varies_y, gap, 0)
 
 
 def gap_table(group_size: int) -> Array:
@@ -112,10 +102,6 @@ def expected_gap(probabilities: Array, voted: Array) -> Array:
   gate is what removes it. `probabilities [P, G + 1]` are those of y, `voted
   [P]` is x. 0 where x is 0 or G, else from √G to 2√G. Gradient flows to
   `probabilities`.
-
-  >>> p = jnp.array([[0.5, 0.5, 0.0, 0.0, 0.0]])
-  >>> print(expected_gap(p, jnp.array([3])))  # (√4 + 2 √4) / 2
-  [3.]
   """
   probabilities = reductions.at_least_float32(probabilities)
   table = gap_table(probabilities.shape[-1] - 1).astype(probabilities.dtype)

@@ -13,89 +13,30 @@ prompt and R for a response, each normalised over the batch where N stands:
   response logits = Linear(ReLU(Linear₂₅₆(N([u, R]))))          the first alone
 
 with m for the responses outside the vote, over which alone the second probe
-averages.
+averages. They learn by cross-entropies, where rare classes weigh more: by the
+counts of the current batch.
 
 In training, `where [P]` marks the prompts that are there, since a batch may be
 padded. What stands beside them is replaced by zeros before anything is
-computed, and is left out of the statistics. Without `where` a probe scores each
-prompt by itself, with its running statistics.
+computed, and is left out of statistics and losses. Without `where` a probe
+scores each prompt by itself, with its running statistics.
 
 CARE, https://arxiv.org/abs/2605.25864, as its released code has it.
 """
 
+import functools
+
 import chex
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.labels import voting
+from saw_jax.labels.replay import ProbeFeatures, take_present
 from saw_jax.types import Array
 
-LENGTH_SCALE = 4000.0  # tokens; the longest response of the released scripts
 # As PyTorch's batch norm has them; momentum is the weight of the new value.
 _MOMENTUM, _EPS = 0.1, 1e-5
-
-
-@flax.struct.dataclass
-class ProbeFeatures:
-  """What the probes see of `P` prompts: nothing of it needs a label."""
-
-  prompt_hidden: Array  # [P, D], after the last prompt token
-  response_hidden: Array  # [P, G, D], after the last token of each response
-  vote_features: Array  # [P, 1 + G], `voting.vote_features`
-  lengths: Array  # [P, G], of the responses, from 0 to 1
-  outside: Array  # bool [P, G]: has an answer, and not the voted one
-  possible: Array  # bool [P, G + 1], `voting.possible_counts`
-  voted_count: Array  # int32 [P]: x, responses that gave the voted answer
-
-
-def probe_features(
-  prompt_hidden: Array,
-  response_hidden: Array,
-  answer_ids: Array,
-  lengths: Array,
-  *,
-  length_scale: float = LENGTH_SCALE,
-) -> ProbeFeatures:
-  """Collects what the probes see, at least in float32, without gradient.
-
-  `prompt_hidden [P, D]` is the policy's last hidden state, after its last norm,
-  at the last token of each prompt; `response_hidden [P, G, D]` the same at the
-  last token of each response, which is its end-of-sequence token if it has one.
-  `lengths [P, G]` are tokens, of which `length_scale` or more count as 1.
-
-  >>> x = probe_features(jnp.ones((1, 5)), jnp.ones((1, 3, 5)),
-  ...     jnp.array([[7, -1, 7]]), jnp.array([[1000, 4000, 9000]]))
-  >>> print(x.lengths, x.voted_count)
-  [[0.25 1.   1.  ]] [2]
-  """
-  P, G = jnp.shape(answer_ids)
-  chex.assert_shape(prompt_hidden, (P, None))
-  chex.assert_shape(response_hidden, (P, G, prompt_hidden.shape[-1]))
-  chex.assert_shape(lengths, (P, G))
-  prompt_hidden, response_hidden, lengths = (
-    reductions.at_least_float32(jax.lax.stop_gradient(x))
-    for x in (prompt_hidden, response_hidden, lengths)
-  )
-  votes = voting.majority_vote(answer_ids)
-  return ProbeFeatures(
-    prompt_hidden=prompt_hidden,
-    response_hidden=response_hidden,
-    vote_features=voting.vote_features(votes),
-    lengths=jnp.clip(lengths / length_scale, 0, 1),
-    outside=votes.for_other,
-    possible=voting.possible_counts(answer_ids),
-    voted_count=votes.size,
-  )
-
-
-def zero_features(P: int, G: int, D: int) -> ProbeFeatures:
-  """Features that are all 0, for initial values and empty stores."""
-  hidden, ids = jnp.zeros((P, G, D)), jnp.zeros((P, G), int)
-  features = probe_features(hidden[:, 0], hidden, ids, hidden[..., 0])
-  return jax.tree.map(jnp.zeros_like, features)
 
 
 class BatchNorm(nn.Module):
@@ -111,16 +52,15 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array, where: Array | None = None) -> Array:
     """Normalises `[..., F]`, in training over the rows of `where [...]`."""
-    size, shape = x.shape[-1], x.shape
+    (*shape, size), dtype = x.shape, jnp.result_type(float)
     x = x.reshape(-1, size)
-    dtype = jnp.result_type(float)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, size, dtype)
     running_var = self.variable("batch_stats", "var", jnp.ones, size, dtype)
     scale = self.param("scale", nn.initializers.ones, (size,), dtype)
     bias = self.param("bias", nn.initializers.zeros, (size,), dtype)
     mean, var = running_mean.value, running_var.value
     if where is not None:
-      chex.assert_shape(where, shape[:-1])
+      chex.assert_shape(where, shape)
       rows = jnp.broadcast_to(where.reshape(-1, 1), x.shape)
       mean = reductions.all_mean(x, axis=0, where=rows)
       squares = jnp.square(x - mean[None])
@@ -130,7 +70,7 @@ class BatchNorm(nn.Module):
       for running, new in ((running_mean, mean), (running_var, sample_var)):
         running.value += _MOMENTUM * (new - running.value)
     x = (x - mean[None]) * jax.lax.rsqrt(var + _EPS)[None]
-    return (x * scale[None] + bias[None]).reshape(shape)
+    return (x * scale[None] + bias[None]).reshape(*shape, size)
 
 
 class _NormalisedMLP(nn.Module):
@@ -144,16 +84,18 @@ class _NormalisedMLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, where: Array | None) -> Array:
-    x = BatchNorm(name="norm")(x, where)
+    x, dtype = BatchNorm(name="norm")(x, where), jnp.result_type(float)
     for index, width in enumerate(self.widths):
-      init = _uniform(x.shape[-1] ** -0.5)
-      name, dtype = f"linear_{index}", jnp.result_type(float)
-      x = nn.Dense(
-        width, name=name, kernel_init=init, bias_init=init, param_dtype=dtype
-      )(x)
+      init = functools.partial(_uniform, x.shape[-1] ** -0.5)
+      inits = dict(kernel_init=init, bias_init=init, param_dtype=dtype)
+      x = nn.Dense(width, name=f"linear_{index}", **inits)(x)
       if index + 1 < len(self.widths) or self.activate_last:
         x = jax.nn.relu(x)
     return x
+
+
+def _uniform(bound, key, shape, dtype):
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class _Probe(nn.Module):
@@ -166,9 +108,7 @@ class _Probe(nn.Module):
 
   def encode(self, features, responses, where):
     """u `[P, 128]`, R `[P, G, 512]`, and the mask of responses."""
-    prompt = jnp.concatenate(
-      [features.prompt_hidden, features.vote_features], axis=-1
-    )
+    prompt = _join(features.prompt_hidden, features.vote_features)
     u = _NormalisedMLP((self.prompt_width,), True, name="prompt")(prompt, where)
     rows = where
     if where is not None:
@@ -176,6 +116,16 @@ class _Probe(nn.Module):
     widths = (self.response_hidden_width, self.response_width)
     r = _NormalisedMLP(widths, True, name="response")(responses, rows)
     return u, r, rows
+
+  def head(self, name, classes, u, r, where):
+    """Logits from u and R, or from its mean."""
+    return _NormalisedMLP((self.joint_width, classes), name=name)(
+      _join(u, r), where
+    )
+
+
+def _join(*parts: Array) -> Array:
+  return jnp.concatenate(parts, axis=-1)
 
 
 class VoteProbe(_Probe):
@@ -187,19 +137,11 @@ class VoteProbe(_Probe):
   ) -> tuple[Array, Array]:
     """Gives logits `[P, 2]` of the votes and `[P, G, 2]` of the responses."""
     features = take_present(features, where)
-    responses = jnp.concatenate(
-      [features.response_hidden, features.lengths[..., None]], axis=-1
-    )
+    responses = _join(features.response_hidden, features.lengths[..., None])
     u, r, rows = self.encode(features, responses, where)
-    widths = (self.joint_width, 2)
-    logits = _NormalisedMLP(widths, name="vote_head")(
-      jnp.concatenate([u, jnp.mean(r, axis=1)], axis=-1), where
-    )
-    repeated = jnp.broadcast_to(u[:, None], (*r.shape[:2], u.shape[-1]))
-    response_logits = _NormalisedMLP(widths, name="response_head")(
-      jnp.concatenate([repeated, r], axis=-1), rows
-    )
-    return logits, response_logits
+    logits = self.head("vote_head", 2, u, jnp.mean(r, axis=1), where)
+    u = jnp.broadcast_to(u[:, None], (*r.shape[:2], u.shape[-1]))
+    return logits, self.head("response_head", 2, u, r, rows)
 
 
 class CountProbe(_Probe):
@@ -220,25 +162,120 @@ class CountProbe(_Probe):
     u, r, _ = self.encode(features, responses, where)
     count = jnp.maximum(jnp.sum(outside, axis=1), 1)
     mean = jnp.sum(jnp.where(outside, r, 0), axis=1) / count
-    widths = (self.joint_width, features.possible.shape[-1])
-    return _NormalisedMLP(widths, name="count_head")(
-      jnp.concatenate([u, mean], axis=-1), where
-    )
+    classes = features.possible.shape[-1]
+    return self.head("count_head", classes, u, mean, where)
 
 
-def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
-  """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
-  if where is None:
-    return rows
-  return jax.tree.map(
-    lambda x: jnp.where(
-      where.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)
-    ),
-    rows,
-  )
+def class_counts(
+  labels: Array, num_classes: int, *, where: Array | None = None
+) -> Array:
+  """Counts the labels, integers `[N]`, of each class. Float `[C]`."""
+  is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None]
+  if where is not None:
+    is_class &= where[:, None]
+  return jnp.sum(is_class, axis=0, dtype=jnp.result_type(float))
 
 
-def _uniform(bound: float) -> nn.initializers.Initializer:
-  return lambda key, shape, dtype: jax.random.uniform(
-    key, shape, dtype, -bound, bound
-  )
+def class_weights(
+  counts: Array, power: float = 0.5, low: float = 0.25, high: float = 4.0
+) -> Array:
+  """Weighs classes against how frequent they are, from counts n `[C]`.
+
+    w_c = clip(n_c^(−power) / mean_present n^(−power), low, high)
+
+  0 for absent classes; not scaled again after they were cut: 0.5, 1.5 and 0 for
+  counts of 9, 1 and 0.
+  """
+  counts = reductions.at_least_float32(counts)
+  present = counts > 0
+  raw = jnp.where(present, counts, 1) ** -power
+  mean = reductions.all_mean(raw, where=present)
+  weights = jnp.clip(reductions.divide(raw, mean), low, high)
+  return reductions.select(weights, present)
+
+
+def class_probabilities(
+  logits: Array, class_mask: Array | None = None
+) -> Array:
+  """A softmax over the last axis, exactly 0 outside `class_mask`."""
+  log_probs = _class_log_probs(logits, class_mask)
+  return reductions.select(jnp.exp(log_probs), class_mask)
+
+
+def weighted_cross_entropy(
+  logits: Array,
+  labels: Array,
+  weights: Array,
+  *,
+  class_mask: Array | None = None,
+  where: Array | None = None,
+) -> Array:
+  """Averages cross-entropies, each by the weight of its class.
+
+    loss = Σᵢ w_{tᵢ} (−log p_{tᵢ}) / Σᵢ w_{tᵢ},   0 without samples
+
+  `logits [N, C]`, to which alone gradient flows; labels t `[N]`; weights w
+  `[C]`; `class_mask [N, C]`, the classes that can occur; `where [N]`.
+  """
+  chex.assert_rank(logits, 2)
+  # What stands beside the batch may be any number.
+  logits, labels = take_present((logits, jnp.asarray(labels)), where)
+  log_probs = _class_log_probs(logits, class_mask)
+  nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  w = jax.lax.stop_gradient(jnp.asarray(weights, nll.dtype)[labels])
+  w = reductions.select(w, where)
+  # Left out before the product, as the loss of an impossible class is huge.
+  nll = reductions.select(nll, w > 0)
+  return reductions.divide(jnp.sum(w * nll), jnp.sum(w))
+
+
+def vote_loss(
+  logits: Array, vote_right: Array, where: Array | None = None
+) -> Array:
+  """Trains the first probe on votes: balanced cross-entropy of `[P, 2]`."""
+  return _balanced(logits, jnp.asarray(vote_right).astype(jnp.int32), where)
+
+
+def response_loss(
+  response_logits: Array, correct: Array, where: Array | None = None
+) -> Array:
+  """Trains the first probe on responses, which all weigh the same: `[P, G, 2]`.
+
+  A response without an answer is not correct, and counts.
+  """
+  chex.assert_shape(response_logits, (*correct.shape, 2))
+  if where is not None:
+    where = jnp.repeat(where, correct.shape[-1])
+  logits, labels = response_logits.reshape(-1, 2), jnp.ravel(correct)
+  labels = labels.astype(jnp.int32)
+  return weighted_cross_entropy(logits, labels, jnp.ones(2), where=where)
+
+
+def count_loss(
+  logits: Array, counts: Array, class_mask: Array, where: Array | None = None
+) -> Array:
+  """Trains the second probe: balanced cross-entropy of y from 0 to G.
+
+  From logits `[P, G + 1]`, `voting.correct_outside [P]` and
+  `voting.possible_counts [P, G + 1]`. The right count is among the classes of
+  its sample even where it is the size of two clusters together, which the mask
+  does not foresee.
+  """
+  chex.assert_equal_shape([logits, class_mask])
+  is_true = jnp.asarray(counts)[:, None] == jnp.arange(logits.shape[-1])[None]
+  return _balanced(logits, counts, where, class_mask | is_true)
+
+
+def _balanced(logits, labels, where, class_mask=None) -> Array:
+  weights = class_weights(class_counts(labels, logits.shape[-1], where=where))
+  masks = dict(class_mask=class_mask, where=where)
+  return weighted_cross_entropy(logits, labels, weights, **masks)
+
+
+def _class_log_probs(logits: Array, class_mask: Array | None) -> Array:
+  """Log-softmax over the classes in the mask; −10⁹ or so outside it."""
+  logits = reductions.at_least_float32(logits)
+  if class_mask is not None:
+    # Finite, so that a row without any class has a gradient that is no NaN.
+    logits = jnp.where(class_mask, logits, -1e9)
+  return jax.nn.log_softmax(logits, axis=-1)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bought labels and the features that they were bought with, kept for later.
+"""What the probes see and learn, and the ring in which it is kept for later.
 
-A ring of fixed size: the oldest samples make room for new ones. Features stay
-as they were when the label was bought, although the policy has moved on. Both
-probes draw from the one ring, each with its own rule, without replacement. All
-shapes are static: a draw has as many rows as were asked for, and a mask of
-those that are there, since a young ring holds fewer.
+A sample is a prompt whose label was bought: `ProbeFeatures`, which need no
+label, and `ProbeLabels`. Of a ring of fixed size the oldest samples make room
+for new ones. Features stay as they were when the label was bought, although the
+policy has moved on. Both probes draw from the one ring, each with its own rule,
+without replacement. All shapes are static: a draw has as many rows as were
+asked for, and a mask of those that are there, since a young ring holds fewer.
 
 CARE, https://arxiv.org/abs/2605.25864.
 """
@@ -15,8 +16,24 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax.labels import probes, voting
+from saw_jax import reductions
+from saw_jax.labels import voting
 from saw_jax.types import Array, Key
+
+LENGTH_SCALE = 4000.0  # tokens; the longest response of the released scripts
+
+
+@flax.struct.dataclass
+class ProbeFeatures:
+  """What the probes see of `P` prompts: nothing of it needs a label."""
+
+  prompt_hidden: Array  # [P, D], after the last prompt token
+  response_hidden: Array  # [P, G, D], after the last token of each response
+  vote_features: Array  # [P, 1 + G], `voting.vote_features`
+  lengths: Array  # [P, G], of the responses, from 0 to 1
+  outside: Array  # bool [P, G]: has an answer, and not the voted one
+  possible: Array  # bool [P, G + 1], `voting.possible_counts`
+  voted_count: Array  # int32 [P]: x, responses that gave the voted answer
 
 
 @flax.struct.dataclass
@@ -28,12 +45,7 @@ class ProbeLabels:
   correct: Array  # bool [P, G]; false for a response without an answer
 
 
-@flax.struct.dataclass
-class Samples:
-  """Prompts with a label; every array has a leading axis of `N` of them."""
-
-  features: probes.ProbeFeatures
-  labels: ProbeLabels
+Samples = tuple[ProbeFeatures, ProbeLabels]  # of `N` prompts
 
 
 @flax.struct.dataclass
@@ -45,7 +57,7 @@ class Replay:
 
   @property
   def capacity(self) -> int:
-    return self.samples.labels.vote_right.shape[0]
+    return self.samples[1].vote_right.shape[0]
 
   @property
   def filled(self) -> Array:
@@ -53,14 +65,68 @@ class Replay:
     return jnp.arange(self.capacity) < self.pushed
 
 
+def probe_features(
+  prompt_hidden: Array,
+  response_hidden: Array,
+  answer_ids: Array,
+  lengths: Array,
+  *,
+  length_scale: float = LENGTH_SCALE,
+) -> ProbeFeatures:
+  """Collects what the probes see, at least in float32, without gradient.
+
+  `prompt_hidden [P, D]` is the policy's last hidden state, after its last norm,
+  at the last token of each prompt; `response_hidden [P, G, D]` the same at the
+  last token of each response, which is its end-of-sequence token if it has one.
+  `lengths [P, G]` are tokens, of which `length_scale` or more count as 1.
+  """
+  P, G = jnp.shape(answer_ids)
+  chex.assert_shape(prompt_hidden, (P, None))
+  chex.assert_shape(response_hidden, (P, G, prompt_hidden.shape[-1]))
+  chex.assert_shape(lengths, (P, G))
+  prompt_hidden, response_hidden, lengths = (
+    reductions.at_least_float32(jax.lax.stop_gradient(x))
+    for x in (prompt_hidden, response_hidden, lengths)
+  )
+  votes = voting.majority_vote(answer_ids)
+  return ProbeFeatures(
+    prompt_hidden=prompt_hidden,
+    response_hidden=response_hidden,
+    vote_features=voting.vote_features(votes),
+    lengths=jnp.clip(lengths / length_scale, 0, 1),
+    outside=votes.for_other,
+    possible=voting.possible_counts(answer_ids),
+    voted_count=votes.size,
+  )
+
+
 def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
   """What the probes learn from ground truth, row by row."""
-  answered = jnp.asarray(answer_ids) >= 0
   return ProbeLabels(
     vote_right=voting.is_vote_right(answer_ids, correct),
     correct_outside=voting.correct_outside(answer_ids, correct),
-    correct=jnp.asarray(correct, bool) & answered,
+    correct=jnp.asarray(correct, bool) & (jnp.asarray(answer_ids) >= 0),
   )
+
+
+def zeros(size: int, group_size: int, hidden_size: int) -> Samples:
+  """Samples that are all 0, for initial values and empty rings."""
+  ids = jnp.zeros((size, group_size), int)
+  hidden = jnp.zeros((size, group_size, hidden_size))
+  features = probe_features(hidden[:, 0], hidden, ids, hidden[..., 0])
+  return jax.tree.map(jnp.zeros_like, (features, probe_labels(ids, ids)))
+
+
+def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
+  """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
+  if where is None:
+    return rows
+
+  def take(x):
+    there = where.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(there, x, jnp.zeros_like(x))
+
+  return jax.tree.map(take, rows)
 
 
 def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
@@ -68,10 +134,8 @@ def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
 
   A sample of `G = 8` and `D = 2048` takes 74 kB.
   """
-  ids = jnp.zeros((size, group_size), int)
-  labels = jax.tree.map(jnp.zeros_like, probe_labels(ids, ids))
-  features = probes.zero_features(size, group_size, hidden_size)
-  return Replay(Samples(features, labels), jnp.zeros((), jnp.int32))
+  samples = zeros(size, group_size, hidden_size)
+  return Replay(samples, jnp.zeros((), jnp.int32))
 
 
 def push(replay: Replay, samples: Samples, where: Array) -> Replay:
@@ -80,7 +144,7 @@ def push(replay: Replay, samples: Samples, where: Array) -> Replay:
   If they are more than the ring holds, the last ones stay.
   """
   capacity = replay.capacity
-  chex.assert_shape(where, samples.labels.vote_right.shape)
+  chex.assert_tree_shape_prefix(samples, where.shape)
   rank = jnp.cumsum(where, dtype=jnp.int32) - 1
   total = jnp.sum(where, dtype=jnp.int32)
   kept = where & (rank >= total - capacity)
@@ -109,22 +173,16 @@ def draw_uniform(replay: Replay, key: Key, count: int) -> tuple[Array, Array]:
 def draw_stratified(
   replay: Replay, key: Key, count: int, num_classes: int
 ) -> tuple[Array, Array]:
-  """Draws samples of every class, `labels.correct_outside` from 0 to C − 1.
+  """Draws samples of every class, of `correct_outside` from 0 to C − 1.
 
   From each class that is there, in increasing order, max(1, ⌊count / classes
   there⌋) samples, or all that it has; then any of the rest, each as likely as
   any other. With more classes than `count` the first ones are drawn from.
-
-  >>> ring = make_replay(4, 1, 1).replace(pushed=jnp.array(3))
-  >>> _, there = draw_stratified(ring, jax.random.key(0), 4, num_classes=2)
-  >>> print(there)
-  [ True  True  True False]
   """
   size, filled = replay.capacity, replay.filled
   shuffle_key, fill_key = jax.random.split(key)
-  classes = replay.samples.labels.correct_outside
   # A place without a sample is of a class behind the last.
-  classes = jnp.where(filled, classes, num_classes)
+  classes = jnp.where(filled, replay.samples[1].correct_outside, num_classes)
   counts = jnp.zeros(num_classes + 1, jnp.int32).at[classes].add(1)
   present = jnp.sum(counts[:num_classes] > 0)
   share = jnp.maximum(count // jnp.maximum(present, 1), 1)
@@ -136,11 +194,9 @@ def draw_stratified(
   within = jnp.zeros_like(order).at[order].set(numbers)
   # The rest is shuffled anew: who is left over of a class came late in it.
   rest = jax.random.permutation(fill_key, size)
-  rank = jnp.where(
-    filled & (within < share),
-    classes * size + within,
-    rest + jnp.where(filled, num_classes, num_classes + 1) * size,
-  )
+  rest += jnp.where(filled, num_classes, num_classes + 1) * size
+  first = filled & (within < share)
+  rank = jnp.where(first, classes * size + within, rest)
   return _lowest(replay, rank, count)
 
 

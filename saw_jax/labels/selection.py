@@ -10,6 +10,10 @@ A label turns a prompt's rewards into true ones. A gated prompt keeps the
 rewards of its vote. All others have advantage 0: they are dropped, but stay in
 the batch and its denominators.
 
+How well a selection did is seen with the truth about all prompts, for the log
+alone: in a run, labels that were not bought are unknown. Masks are `[P]`, and
+shares of nothing are 0.
+
 CARE, https://arxiv.org/abs/2605.25864.
 """
 
@@ -80,22 +84,17 @@ def care_selection(
 
   `scores [P]` are expected gaps, not negative; `vote_probabilities [P]` that
   the vote is right; `step`, which may be traced, counts from 1.
-
-  >>> scores, p = jnp.array([5.0, 4.0, 3.0]), jnp.array([0.9, 0.1, 0.2])
-  >>> later = care_selection(scores, p, 21, label_fraction=0.3)
-  >>> print(later.labelled, later.gated)
-  [False  True False] [ True False False]
   """
   chex.assert_equal_shape([scores, vote_probabilities])
   (size,) = scores.shape
   trusted = first(_order(vote_probabilities), budget(size, gate_fraction))
   gated = trusted & (step > warm_up)
-  order = _order(jnp.where(gated, -jnp.ones_like(scores), scores))
+  order = _order(jnp.where(gated, -1, scores))
   return Selection(first(order, budget(size, label_fraction)), gated, order)
 
 
 def advantage_multipliers(
-  selection: Selection, scores: Array, *, soft_adv: float = 1.0
+  selection: Selection, scores: Array, soft_adv: float = 1.0
 ) -> Array:
   """How much each prompt counts in the update: factors of advantages, `[P]`.
 
@@ -108,10 +107,6 @@ def advantage_multipliers(
   with soft_adv = 1 every gated prompt that matters counts 1. With soft_adv ≤ 0
   every prompt counts 1, and those without a label are trained on their vote. No
   gradient flows.
-
-  >>> s = Selection(*jnp.array([[1, 0, 0], [0, 1, 0]], bool), jnp.arange(3))
-  >>> print(advantage_multipliers(s, jnp.array([4.0, 0.4, 3.0])))
-  [1.  0.4 0. ]
   """
   scores = jax.lax.stop_gradient(scores)
   scores = reductions.select(scores, selection.pseudo_labelled)
@@ -150,6 +145,78 @@ def oracle_scores(pseudo_rewards: Array, true_rewards: Array) -> Array:
   return jnp.round(gaps, 9 if gaps.dtype == jnp.float64 else 5)
 
 
+def gate_figures(gated: Array, vote_right: Array) -> dict[str, Array]:
+  """The gate as a classifier of votes: precision, recall, F1, accuracy."""
+  chex.assert_equal_shape([gated, vote_right])
+  hits, trusted, right = map(_count, (gated & vote_right, gated, vote_right))
+  return {
+    "gate/precision": reductions.divide(hits, trusted),
+    "gate/recall": reductions.divide(hits, right),
+    "gate/f1": reductions.divide(2 * hits, trusted + right),
+    "gate/accuracy": reductions.all_mean(gated == vote_right),
+  }
+
+
+def count_figures(
+  count_probabilities: Array, correct_outside: Array, where: Array
+) -> dict[str, Array]:
+  """Macro recalls of the second probe: of all counts, and of those above 0.
+
+  From `care.care_probabilities [P, G + 1]` and `voting.correct_outside [P]`,
+  over the prompts of `where`, those that are not gated: recall averaged over
+  the counts that occur.
+  """
+  predicted = jnp.argmax(count_probabilities, axis=-1)
+  classes = jnp.arange(count_probabilities.shape[-1])[None]
+  is_class = (correct_outside[:, None] == classes) & where[:, None]
+  hits = is_class & (predicted == correct_outside)[:, None]
+  counts = _count(is_class, axis=0)
+  recalls = reductions.divide(_count(hits, axis=0), counts)
+  mean, there = reductions.all_mean, counts > 0
+  return {
+    "count/recall": mean(recalls, where=there),
+    "count/recall_above_0": mean(recalls, where=there & (classes[0] > 0)),
+  }
+
+
+def label_figures(
+  selection: Selection, vote_right: Array, gaps: Array, correct: Array
+) -> dict[str, Array]:
+  """What the budget was spent on.
+
+  The share of prompts trained on ground truth; of these, the shares whose vote
+  was right ("wasted") and without a correct response ("hopeless"); and the
+  `overlap` of the bought prompts, and of the first 5 % and 10 % of the ranking.
+  `correct` is `[P, G]`.
+  """
+  bought, order = selection.labelled, jnp.asarray(selection.order)
+  chex.assert_equal_shape([bought, vote_right, gaps])
+  hopeless = ~jnp.any(correct, axis=-1)
+  first_5, first_10 = (budget(gaps.size, share) for share in (0.05, 0.1))
+  return {
+    "labels/labelled": reductions.all_mean(bought),
+    "labels/wasted": reductions.all_mean(vote_right, where=bought),
+    "labels/hopeless": reductions.all_mean(hopeless, where=bought),
+    "overlap/labelled": overlap(bought, gaps),
+    "overlap/5": overlap(first(order, first_5), gaps),
+    "overlap/10": overlap(first(order, first_10), gaps),
+  }
+
+
+def overlap(chosen: Array, gaps: Array) -> Array:
+  """The share of the chosen prompts that are among the best: CARE's overlap@r.
+
+    |chosen ∩ best| / |chosen|
+
+  Best are all prompts whose gap is that of the |chosen|-th largest or more:
+  with ties they may be more than the chosen, and even all of them. `gaps [P]`
+  are the true ones, `oracle_scores`.
+  """
+  descending = jnp.sort(gaps)[::-1]
+  least = descending[jnp.maximum(jnp.sum(chosen) - 1, 0)]
+  return reductions.all_mean(gaps >= least, where=chosen)
+
+
 def first(order: Array, count: int) -> Array:
   """Marks the first `count` prompts of an order. Boolean `[P]`."""
   return jnp.zeros(order.shape, bool).at[order[:count]].set(True)
@@ -158,3 +225,7 @@ def first(order: Array, count: int) -> Array:
 def _order(scores: Array) -> Array:
   """Prompts from the highest score to the lowest, ties by index."""
   return jnp.argsort(-jnp.asarray(scores), stable=True).astype(jnp.int32)
+
+
+def _count(mask: Array, axis: int | None = None) -> Array:
+  return jnp.sum(mask, axis=axis, dtype=jnp.result_type(float))

@@ -7,6 +7,7 @@ of CARE, https://arxiv.org/abs/2605.25864.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,10 +41,6 @@ def trusted_votes(chosen: Selection, scores: Array, soft_adv: float) -> Array:
   return selection.advantage_multipliers(chosen, jnp.ones_like(scores))
 
 
-def _softened(chosen: Selection, gaps: Array, soft_adv: float) -> Array:
-  return selection.advantage_multipliers(chosen, gaps, soft_adv=soft_adv)
-
-
 @dataclasses.dataclass(frozen=True)
 class Strategy:
   """What a method looks at, and what it does with it."""
@@ -58,8 +55,12 @@ class Strategy:
   needs_verdicts: bool = False
 
 
-def _buy_by(rank: Callable[[Groups, Key], Array], **options) -> Strategy:
-  return Strategy(rank, buys=True, **options)
+_buying = functools.partial(Strategy, buys=True)
+
+
+def _right_votes(groups: Groups, key: Key) -> Array:
+  right = voting.is_vote_right(groups.answer_ids, groups.correct)
+  return right.astype(jnp.float32)
 
 
 def _oracle(groups: Groups, key: Key) -> Array:
@@ -72,23 +73,21 @@ STRATEGIES = {
   "vote": Strategy(lambda g, _: jnp.zeros(g.answer_ids.shape[0]), every_vote),
   # As TTRL's released script for knights and knaves: no vote that is wrong.
   "filtered_vote": Strategy(
-    lambda g, _: voting.is_vote_right(g.answer_ids, g.correct).astype(
-      jnp.float32
-    ),
-    lambda chosen, scores, soft_adv: scores,
-    sees_truth=True,
+    _right_votes, lambda chosen, scores, soft_adv: scores, sees_truth=True
   ),
-  "random": _buy_by(
+  "random": _buying(
     lambda g, key: selection.random_scores(key, g.answer_ids.shape[0])
   ),
-  "entropy": _buy_by(lambda g, _: selection.entropy_scores(g.answer_ids)),
-  "mean_probability": _buy_by(
+  "entropy": _buying(lambda g, _: selection.entropy_scores(g.answer_ids)),
+  "mean_probability": _buying(
     # From 0 up, as a gated prompt ranks below 0.
     lambda g, _: 1 + selection.unlikeliness_scores(g.mean_probabilities),
     needs_log_probs=True,
   ),
-  "oracle": _buy_by(_oracle, sees_truth=True),
-  "care": _buy_by(lambda g, _: g.gaps, weigh=_softened, has_probes=True),
+  "oracle": _buying(_oracle, sees_truth=True),
+  "care": _buying(
+    lambda g, _: g.gaps, selection.advantage_multipliers, has_probes=True
+  ),
   "certainty": Strategy(needs_log_probs=True),
   "self_verification": Strategy(needs_verdicts=True),
 }

@@ -33,15 +33,8 @@ class Votes(NamedTuple):
 
 
 def majority_vote(answer_ids: Array) -> Votes:
-  """Counts votes.
-
-  >>> votes = majority_vote(jnp.array([[-1, 9, 8, 8, 9]]))  # a tie: 9 was first
-  >>> print(votes.winner, votes.size, votes.sizes)
-  [9] [2] [[2 2 0 0 0]]
-  """
-  answer_ids = _ids(answer_ids)
-  same = _same_answer(answer_ids)
-  answered = answer_ids >= 0
+  """Counts votes: of answers -1, 9, 8, 8 and 9 it is 9, of sizes 2 and 2."""
+  same, answered = _same_answer(answer_ids), answer_ids >= 0
   # Size of the own cluster; the first of the largest is the vote.
   sizes = jnp.sum(same, axis=-1, dtype=jnp.int32)
   voter = jnp.argmax(sizes, axis=-1, keepdims=True)
@@ -71,11 +64,10 @@ def vote_entropy(votes: Votes) -> Array:
   H = −Σ_c p_c log p_c,   p_c = size of cluster c / responses with an answer
   """
   sizes = votes.sizes.astype(float)
-  answered = votes.answered[:, None].astype(float)
-  p = reductions.divide(sizes, jnp.broadcast_to(answered, sizes.shape))
-  log_p = jnp.log(jnp.where(p > 0, p, 1))
+  answered = jnp.broadcast_to(votes.answered[:, None], sizes.shape)
+  p = reductions.divide(sizes, answered.astype(float))
   # 0 and not -0 where there is one answer.
-  return jnp.abs(jnp.sum(p * log_p, axis=-1))
+  return jnp.abs(jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1))
 
 
 def vote_features(votes: Votes) -> Array:
@@ -94,7 +86,7 @@ def possible_counts(answer_ids: Array) -> Array:
   none: true for 0, and for the size of each cluster but the voted one.
   """
   votes = majority_vote(answer_ids)
-  sizes = jnp.sum(_same_answer(_ids(answer_ids)), axis=-1)
+  sizes = jnp.sum(_same_answer(answer_ids), axis=-1)
   others = jnp.where(votes.for_other, sizes, 0)
   counts = jnp.arange(others.shape[-1] + 1)
   found = others[:, :, None] == counts[None, None, :]
@@ -115,26 +107,17 @@ def correct_outside(answer_ids: Array, correct: Array) -> Array:
 
   0 where the vote is right, else the size of all other clusters of which a
   member is correct: 0 means that the vote is right or nobody is. Integer `[P]`.
-
-  >>> correct = jnp.array([[0, 0, 1], [1, 1, 0]])
-  >>> print(correct_outside(jnp.array([[1, 1, 2], [1, 1, 2]]), correct))
-  [1 0]
   """
-  same = _same_answer(_ids(answer_ids))
-  confirmed = jnp.any(same & jnp.asarray(correct, bool)[:, None, :], axis=-1)
+  same, correct = _same_answer(answer_ids), jnp.asarray(correct, bool)
+  confirmed = jnp.any(same & correct[:, None, :], axis=-1)
   outside = majority_vote(answer_ids).for_other & confirmed
   count = jnp.sum(outside, axis=-1, dtype=jnp.int32)
   return jnp.where(is_vote_right(answer_ids, correct), 0, count)
 
 
-def _ids(answer_ids: Array) -> Array:
-  answer_ids = jnp.asarray(answer_ids)
-  chex.assert_rank(answer_ids, 2)
-  chex.assert_type(answer_ids, int)
-  return answer_ids
-
-
 def _same_answer(answer_ids: Array) -> Array:
   """Whether two responses gave the same answer: `[P, G, G]`."""
+  chex.assert_rank(answer_ids, 2)
+  chex.assert_type(answer_ids, int)
   same = answer_ids[:, :, None] == answer_ids[:, None, :]
   return same & (answer_ids >= 0)[:, :, None]

@@ -23,37 +23,28 @@ import optax
 
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate import questions, sources
-from saw_jax.labels import (
-  care,
-  certainty,
-  diagnostics,
-  gap,
-  probes,
-  replay,
-  selection,
-  voting,
-)
+from saw_jax.labels import care, certainty, gap, replay, selection, voting
 from saw_jax.labels import strategies as strategies_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.sections import CERTAINTIES, LabelConfig
 from saw_jax.run.session import Session
 from saw_jax.tasks import clusters, self_verification
-from saw_jax.tasks.base import Example, Outcome
+from saw_jax.tasks.base import Example
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training.objective import Observation
 
-Rows = list[dict[str, float]]  # what each seed logs
 _INT32, _VERDICTS = 2**31 - 1, 2**30
 
 
 class Labels:
   """What all of them share.
 
-  `read` may be called by actors, `score` and `train` before and after an
-  update, and `pack` for a checkpoint.
+  `read` may be called by actors. `score(sampled, examples, observed, step)` is
+  for host rows `[N, P * G]`, sampled by the policy that `observed`, before an
+  update; `train` follows it, and `pack` is for a checkpoint.
   """
 
   def __init__(self, learner: Learner, grader: Grader):
@@ -69,16 +60,6 @@ class Labels:
     return rollouts.unscored(
       sampled, loop.prompts_per_step, components, self._encoder
     )
-
-  def score(
-    self,
-    sampled: Transcript,
-    examples: Examples,
-    observed: Observation,
-    step: int,
-  ) -> Rollout:
-    """Scores host rows `[N, P * G]`, sampled by the policy that `observed`."""
-    raise NotImplementedError
 
   def train(self, rows: Rows, step: int) -> Rows:
     """Learns from the labels of a step; adds to what each seed logs."""
@@ -162,7 +143,7 @@ class OwnRewards(Labels):
     self._log(_audit_figures(truth, _facts(answer_ids, truth)))
     self._clock.lap("audit")
     return rollout._replace(
-      outcomes=[Outcome.RIGHT if x else Outcome.WRONG for x in truth.flat]
+      outcomes=np.where(truth, rollouts.RIGHT, rollouts.WRONG)
     )
 
   def _verdicts(self, examples, completions, step) -> np.ndarray:
@@ -244,8 +225,7 @@ class VoteLabels(Labels):
     judged = _each(self._relabel, examples, labels, winners, answer_ids, keys)
     rollout = rollouts.score(sampled, judged, self._grader, self._encoder)
     if self._probes is not None:
-      right = [outcome is Outcome.RIGHT for outcome in rollout.outcomes]
-      correct = np.reshape(right, shape) & bought[..., None]
+      correct = (rollout.outcomes == rollouts.RIGHT) & bought[..., None]
       learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
       self._learn = features, learned, bought
     self._clock.lap("score")
@@ -292,13 +272,13 @@ class VoteLabels(Labels):
     facts = _facts(answer_ids, truth)
     found, right = _audit_figures(truth, facts), facts["vote_right"]
     if self.config.gate != "none":
-      found |= jax.vmap(diagnostics.gate_figures)(chosen.gated, right)
+      found |= jax.vmap(selection.gate_figures)(chosen.gated, right)
     if counts is not None:
-      found |= jax.vmap(diagnostics.count_figures)(
+      found |= jax.vmap(selection.count_figures)(
         counts, facts["correct_outside"], ~chosen.gated
       )
     if self._desk is not None:
-      found |= jax.vmap(diagnostics.label_figures)(
+      found |= jax.vmap(selection.label_figures)(
         chosen, right, facts["gaps"], truth
       )
     self._log(found)
@@ -395,7 +375,7 @@ class Probes:
       found = [jnp.asarray(saved[f"care/{i}"]) for i in range(len(leaves))]
       self.state = jax.tree.unflatten(tree, found)
     self._features = jax.jit(
-      lift(probes.probe_features, length_scale=settings.length_scale)
+      lift(replay.probe_features, length_scale=settings.length_scale)
     )
     self._train = jax.jit(
       lift(care.train_probes, budget=budget, **common), donate_argnums=0

@@ -10,11 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from saw_jax.labels import (
-  care,
-  probes,
-  replay,
-)
+from saw_jax.labels import care, replay
 from tests.labels.golden_test import PROBES
 from tests.labels.probes_test import read_features, read_variables
 
@@ -34,38 +30,16 @@ OPTIMIZER = optax.adamw(1e-2, weight_decay=0.0)
 BOUGHT = jnp.array([0, 1, 0, 0, 1, 1, 0], bool)
 
 
-@functools.partial(jax.jit, static_argnames=("budget", "settings", "optimizer"))
-def train(
-  state,
-  key,
-  features,
-  labels,
-  bought,
-  budget=BUDGET,
-  settings=SETTINGS,
-  optimizer=OPTIMIZER,
-):
-  options = dict(budget=budget, settings=settings, optimizer=optimizer)
-  return care.train_probes(state, key, features, labels, bought, **options)
-
-
-create = jax.jit(
-  functools.partial(
-    care.create_state,
-    group_size=G,
-    hidden_size=D,
-    settings=SETTINGS,
-    optimizer=OPTIMIZER,
-  )
+MADE = dict(settings=SETTINGS, optimizer=OPTIMIZER)
+train = jax.jit(functools.partial(care.train_probes, budget=BUDGET, **MADE))
+create = functools.partial(
+  care.create_state, group_size=G, hidden_size=D, **MADE
 )
-
-
-score = jax.jit(functools.partial(care.care_probabilities, settings=SETTINGS))
 
 
 @jax.jit
 def _prompts(hidden, responses, ids, correct, lengths):
-  features = probes.probe_features(
+  features = replay.probe_features(
     hidden, responses, ids, lengths, length_scale=SETTINGS.length_scale
   )
   return features, replay.probe_labels(ids, correct)
@@ -83,26 +57,32 @@ def prompts(seed):
   )
 
 
+def step(state, seed, *batch):
+  """A step on these prompts, or on those of the seed, and what was bought."""
+  batch = batch or (*prompts(seed), BOUGHT)
+  return train(state, jax.random.key(seed), *batch)
+
+
+def same(one, other):
+  equal = jax.tree.map(lambda a, b: (a == b).all(), one.params, other.params)
+  return all(jax.tree.leaves(equal))
+
+
 @pytest.fixture(scope="module")
 def fresh():
   """A state before the first step."""
-  return create(jax.random.key(0))
+  return jax.jit(create)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def trained(fresh):
   """A state after two steps, with 6 of 8 places of the store filled."""
-  state = fresh
-  for step in range(2):
-    state, _ = train(state, jax.random.key(step), *prompts(step), BOUGHT)
-  return state
+  return step(step(fresh, 0)[0], 1)[0]
 
 
 class TestGolden:
-  """Three training steps of a tiny probe, as PyTorch did them in float64."""
-
   @pytest.mark.slow
-  def test_three_steps(self):
+  def test_three_steps_of_pytorch_in_float64(self):
     inputs, adamw = PROBES["inputs"], PROBES["optimizer"]["AdamW"]
     settings = dataclasses.replace(
       SETTINGS,
@@ -140,23 +120,17 @@ class TestGolden:
       )(state, jax.random.key(0), features, labels, jnp.ones(6, bool))
       for stage, found in (("stage1", state.vote), ("stage2", state.count)):
         want = read_variables(stage, "state_after_3_steps", np.float64)
-        close = functools.partial(
-          chex.assert_trees_all_close, rtol=1e-9, atol=1e-12
+        chex.assert_trees_all_close(
+          found.variables, want, rtol=1e-9, atol=1e-12
         )
-        close(dict(found.params), want["params"])
-        close(dict(found.batch_stats), want["batch_stats"])
-      right, counts = care.care_probabilities(
-        state, features, settings=settings
-      )
-      logits = [
-        np.array(PROBES[stage]["eval_logits_after_3_steps"])
-        for stage in ("stage1", "stage2")
-      ]
-      odds = np.exp(logits[0])
-      np.testing.assert_allclose(right, odds[:, 1] / odds.sum(1), rtol=1e-9)
-      odds = np.exp(logits[1]) * np.array(inputs["stage2_class_valid_mask"])
-      want = odds / odds.sum(1, keepdims=True)
-      np.testing.assert_allclose(counts, want, rtol=1e-9)
+      right, counts = care.care_probabilities(state, features, settings)
+      for found, stage, mask in (
+        (np.stack([1 - right, right], 1), "stage1", 1),
+        (counts, "stage2", np.array(inputs["stage2_class_valid_mask"])),
+      ):
+        odds = np.exp(PROBES[stage]["eval_logits_after_3_steps"]) * mask
+        want = odds / odds.sum(1, keepdims=True)
+        np.testing.assert_allclose(found, want, rtol=1e-9)
     assert state.updates == 3 and state.replay.pushed == 6
     for name, stage, key in (
       ("vote/loss", "stage1", "loss"),
@@ -170,25 +144,20 @@ class TestGolden:
       np.testing.assert_allclose(metrics[name], want, rtol=1e-9, err_msg=name)
 
 
-class TestSettings:
-  @pytest.mark.parametrize(
-    "change",
-    [
-      {"train_steps": -1},
-      {"replay_batch": -1},
-      {"replay_size": 0},
-      {"clip_norm": 0.0},
-      {"length_scale": float("nan")},
-    ],
-  )
-  def test_what_cannot_be_is_refused(self, change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-      care.CareSettings(**change)
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [("train_steps", -1), ("replay_batch", -1), ("replay_size", 0)]
+  + [("clip_norm", 0.0), ("length_scale", float("nan"))],
+)
+def test_settings_that_cannot_be_are_refused(name, value):
+  with pytest.raises(ValueError, match=f"^{name}"):
+    care.CareSettings(**{name: value})
 
 
 def test_an_impossible_count_has_no_probability(trained):
   features, _ = prompts(3)
-  right, counts = score(trained, features)
+  score = jax.jit(care.care_probabilities, static_argnums=2)
+  right, counts = score(trained, features, SETTINGS)
   assert ((right > 0) & (right < 1)).all()
   assert not counts[~features.possible].any()
   np.testing.assert_allclose(counts.sum(axis=1), 1, rtol=1e-5)
@@ -213,76 +182,57 @@ class TestTruth:
       lengths=jnp.where(rows[:, None], 1e30, features.lengths),
     )
     chex.assert_trees_all_equal(
-      train(trained, jax.random.key(1), features, labels, self.bought),
-      train(trained, jax.random.key(1), broken, poisoned, self.bought),
+      step(trained, 1, features, labels, self.bought),
+      step(trained, 1, broken, poisoned, self.bought),
     )
 
   def test_labels_that_were_bought_do_count(self, trained):
     features, labels = prompts(5)
-    one, _ = train(trained, jax.random.key(1), features, labels, self.bought)
+    one, _ = step(trained, 1, features, labels, self.bought)
     turned = labels.replace(vote_right=labels.vote_right ^ self.bought)
-    other, _ = train(trained, jax.random.key(1), features, turned, self.bought)
-    with pytest.raises(AssertionError):
-      chex.assert_trees_all_equal(one.vote.params, other.vote.params)
+    other, _ = step(trained, 1, features, turned, self.bought)
     # The vote is the first probe's business.
-    chex.assert_trees_all_equal(one.count.params, other.count.params)
+    assert not same(one.vote, other.vote) and same(one.count, other.count)
 
 
 class TestTraining:
   def test_a_step_without_labels_changes_nothing(self, fresh, trained):
-    features, labels = prompts(5)
     for state in (fresh, trained):
-      after, metrics = train(
-        state, jax.random.key(1), features, labels, jnp.zeros(P, bool)
-      )
+      after, metrics = step(state, 1, *prompts(5), jnp.zeros(P, bool))
       chex.assert_trees_all_equal(after, state)
       chex.assert_tree_all_finite(metrics)
       assert metrics["num_bought"] == 0 and metrics["vote/loss"] == 0
 
   def test_a_single_prompt_is_stored_and_learnt_from_later(self, fresh):
-    one = jnp.arange(P) == 2
-    features, labels = prompts(5)
-    state, metrics = train(fresh, jax.random.key(1), features, labels, one)
+    batch = *prompts(5), jnp.arange(P) == 2
+    state, metrics = step(fresh, 1, *batch)
     chex.assert_trees_all_equal(state.vote, fresh.vote)
     chex.assert_trees_all_equal(state.count, fresh.count)
     assert state.updates == 0 and metrics["num_stored"] == 1
-    state, metrics = train(state, jax.random.key(2), features, labels, one)
+    state, metrics = step(state, 2, *batch)
     assert state.updates == 3 and metrics["num_replayed"] == 1
     chex.assert_tree_all_finite((state, metrics))
 
   def test_of_more_than_the_budget_the_first_count(self, trained):
-    batch = jax.random.key(1), *prompts(5)
     chex.assert_trees_all_equal(
-      train(trained, *batch, jnp.ones(P, bool)),
-      train(trained, *batch, jnp.arange(P) < 3),
+      step(trained, 1, *prompts(5), jnp.ones(P, bool)),
+      step(trained, 1, *prompts(5), jnp.arange(P) < 3),
     )
 
   def test_each_probe_draws_by_its_own_rule_and_anew(self, trained):
     # Of eight stored samples one is of class 1: the second probe always has it
     # among its four, the first not more often than any other.
-    store = trained.replay
+    features, labels = trained.replay.samples
     rare = jnp.arange(8) == 6
-    classes = rare.astype(jnp.int32)
+    classes, batch = rare.astype(jnp.int32), (*prompts(6), BOUGHT)
 
     def run(seed, flipped, classes=classes):
-      right = jnp.arange(8) % 3 == 0
-      labels = store.samples.labels.replace(
-        correct_outside=classes, vote_right=right ^ flipped
-      )
-      samples = store.samples.replace(labels=labels)
-      state = trained.replace(
-        replay=store.replace(samples=samples, pushed=jnp.array(8, jnp.int32))
-      )
-      return train(state, jax.random.key(seed), *prompts(6), BOUGHT)[0]
+      right = (jnp.arange(8) % 3 == 0) ^ flipped
+      there = labels.replace(correct_outside=classes, vote_right=right)
+      store = replay.Replay((features, there), jnp.int32(8))
+      return step(trained.replace(replay=store), seed, *batch)[0]
 
-    def same(one, other):
-      equal = jax.tree.map(
-        lambda a, b: (a == b).all(), one.params, other.params
-      )
-      return all(jax.tree.leaves(equal))
-
-    nothing = jnp.zeros(8, bool)
-    missed = 0
+    nothing, missed = jnp.zeros(8, bool), 0
     for seed in range(30):
       plain = run(seed, nothing)
       assert not same(plain.count, run(seed, nothing, 2 * classes).count)
@@ -297,9 +247,9 @@ class TestTraining:
     assert sum(heard) > 4
 
   def test_counts(self, fresh, trained):
-    _, metrics = train(fresh, jax.random.key(1), *prompts(5), BOUGHT)
+    _, metrics = step(fresh, 5)
     assert metrics["num_replayed"] == 0 and metrics["num_stored"] == 3
-    state, metrics = train(trained, jax.random.key(3), *prompts(6), BOUGHT)
+    state, metrics = step(trained, 6)
     assert state.updates == 9
     assert metrics["num_replayed"] == 4  # of 6 that there are
     assert metrics["num_stored"] == 8  # and a ninth has made room
@@ -311,8 +261,8 @@ class TestTraining:
     broken = features.replace(
       response_hidden=features.response_hidden.at[4, 1, 0].set(jnp.inf)
     )
-    one = train(trained, jax.random.key(1), features, labels, without)
-    other = train(trained, jax.random.key(1), broken, labels, BOUGHT)
+    one = step(trained, 1, features, labels, without)
+    other = step(trained, 1, broken, labels, BOUGHT)
     chex.assert_trees_all_equal(one, other)
     assert one[1]["num_bought"] == 2
 

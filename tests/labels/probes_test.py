@@ -1,4 +1,4 @@
-"""Tests of saw_jax/labels/probes.py."""
+"""The networks of the probes, and what they are trained on."""
 
 import functools
 
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from saw_jax.labels import probes
+from saw_jax.labels import probes, replay
 from tests.labels.golden_test import PROBES as GOLDEN
 
 DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
@@ -52,7 +53,7 @@ def read_features(dtype):
   """The golden inputs: 6 prompts of 3 responses."""
   inputs = GOLDEN["inputs"]
   feat = jnp.array(inputs["feat"], dtype)
-  return probes.ProbeFeatures(
+  return replay.ProbeFeatures(
     prompt_hidden=jnp.array(inputs["hidden"], dtype),
     response_hidden=jnp.array(inputs["resp"], dtype),
     vote_features=feat[:, :4],
@@ -63,12 +64,12 @@ def read_features(dtype):
   )
 
 
-def pad(tree, rows, junk=np.nan):
+def pad(tree, rows):
   """Adds rows of junk at the end."""
 
   def leaf(x):
-    value = junk if jnp.issubdtype(x.dtype, jnp.floating) else 1
-    return jnp.concatenate([x, jnp.full((rows, *x.shape[1:]), value, x.dtype)])
+    junk = np.nan if jnp.issubdtype(x.dtype, jnp.floating) else 1
+    return jnp.concatenate([x, jnp.full((rows, *x.shape[1:]), junk, x.dtype)])
 
   return jax.tree.map(leaf, tree)
 
@@ -76,30 +77,28 @@ def pad(tree, rows, junk=np.nan):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_golden_logits(stage):
-  golden, probe = GOLDEN[stage], PROBES[stage]
-  first = golden["steps"][0]
+  golden, apply = GOLDEN[stage], PROBES[stage].apply
   for dtype, rtol in DTYPES:
-    close = functools.partial(np.testing.assert_allclose, rtol=rtol)
     with jax.enable_x64(dtype is np.float64):
       features = read_features(dtype)
       for state, logits in (
-        ("initial_state", "eval_logits_at_init"),
-        ("state_after_3_steps", "eval_logits_after_3_steps"),
+        ("initial_state", golden["eval_logits_at_init"]),
+        ("state_after_3_steps", golden["eval_logits_after_3_steps"]),
       ):
-        found = probe.apply(read_variables(stage, state, dtype), features)
+        found = apply(read_variables(stage, state, dtype), features)
         found = found[0] if stage == "stage1" else found
         assert found.dtype == dtype
-        close(found, golden[logits])
-      found, _ = probe.apply(
+        np.testing.assert_allclose(found, logits, rtol=rtol)
+      found, _ = apply(
         read_variables(stage, "initial_state", dtype),
         features,
         jnp.ones(6, bool),
         mutable="batch_stats",
       )
-      if stage == "stage1":
-        found, responses = found
-        close(responses, first["train_aux_logits"])
-      close(found, first["train_logits"])
+      found = found if stage == "stage1" else (found,)
+      for name, value in zip(("logits", "aux_logits"), found, strict=False):
+        want = golden["steps"][0][f"train_{name}"]
+        np.testing.assert_allclose(value, want, rtol=rtol)
 
 
 class TestSizes:
@@ -108,18 +107,15 @@ class TestSizes:
     [(2048, 767_896, 603_739), (4096, 1_169_304, 1_005_147)],
   )
   def test_numbers_of_parameters(self, hidden_size, vote, count):
-    for probe, want in (
-      (probes.VoteProbe(), vote),
-      (probes.CountProbe(), count),
-    ):
-      features = probes.zero_features(2, 8, hidden_size)
-      variables = jax.eval_shape(probe.init, jax.random.key(0), features)
+    features, _ = replay.zeros(2, 8, hidden_size)
+    for kind, want in ((probes.VoteProbe, vote), (probes.CountProbe, count)):
+      variables = jax.eval_shape(kind().init, jax.random.key(0), features)
       leaves = jax.tree.leaves(variables["params"])
       assert sum(leaf.size for leaf in leaves) == want
 
   @pytest.mark.slow
   def test_initial_values(self):
-    features = probes.zero_features(2, 3, 5)
+    features, _ = replay.zeros(2, 3, 5)
     variables = probes.VoteProbe().init(jax.random.key(0), features)
     layer = variables["params"]["response"]["linear_1"]  # 64 inputs
     for leaf in (layer["kernel"], layer["bias"]):
@@ -127,24 +123,22 @@ class TestSizes:
       assert abs(float(leaf.mean())) < 0.02
 
 
-class TestBatchNorm:
-  def apply(self, x, where=None):
-    norm, x = probes.BatchNorm(), jnp.asarray(x)
-    variables = norm.init(jax.random.key(0), x)
-    y, changed = norm.apply(variables, x, where, mutable="batch_stats")
-    return y, changed["batch_stats"]
-
-  def test_by_hand(self):
-    # Mean 2, variance 1 to divide by and 2 to remember.
-    y, stats = self.apply(np.array([[1.0], [3.0]]), jnp.ones(2, bool))
-    np.testing.assert_allclose(y, [[-1], [1]], rtol=1e-4)
-    np.testing.assert_allclose(stats["mean"], [0.2], rtol=1e-6)
-    np.testing.assert_allclose(stats["var"], [1.1], rtol=1e-6)
-
-  def test_a_single_row_leaves_no_nan(self):
-    y, stats = self.apply(np.array([[5.0, 7.0]]), jnp.ones(1, bool))
-    assert y.tolist() == [[0, 0]]
-    chex.assert_tree_all_finite(stats)
+@pytest.mark.parametrize(
+  ("x", "want", "stats"),
+  [
+    # Mean 2, variance 1 to divide by and 2 to remember; then a single row.
+    ([[1.0], [3.0]], [[-1], [1]], {"mean": [0.2], "var": [1.1]}),
+    ([[5.0, 7.0]], [[0, 0]], {"mean": [0.5, 0.7], "var": [0.9, 0.9]}),
+  ],
+)
+def test_batch_norm_by_hand(x, want, stats):
+  norm, x = probes.BatchNorm(), jnp.array(x)
+  variables = norm.init(jax.random.key(0), x)
+  where = jnp.ones(len(x), bool)
+  found, changed = norm.apply(variables, x, where, mutable="batch_stats")
+  np.testing.assert_allclose(found, want, rtol=1e-4)
+  for name, value in stats.items():
+    np.testing.assert_allclose(changed["batch_stats"][name], value, rtol=1e-6)
 
 
 @functools.partial(jax.jit, static_argnames="stage")
@@ -156,54 +150,89 @@ def gradient(stage, variables, features, where):
       variables | {"params": params}, features, where, mutable="batch_stats"
     )
     # Squares, so that every row matters by how large it is.
-    rows = jax.tree.map(jnp.square, probes.take_present(found, where))
+    rows = jax.tree.map(jnp.square, replay.take_present(found, where))
     return sum(map(jnp.sum, jax.tree.leaves(rows))), (found, changed)
 
   return jax.value_and_grad(value, has_aux=True)(variables["params"])
 
 
-class TestProbes:
-  @pytest.mark.slow
-  @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-  def test_padding_changes_nothing(self, stage):
-    variables = read_variables(stage, "initial_state", np.float32)
-    features = read_features(np.float32)
-    want = gradient(stage, variables, features, jnp.ones(6, bool))
-    (value, (found, stats)), grads = gradient(
-      stage, variables, pad(features, 5), jnp.arange(11) < 6
-    )
-    found = jax.tree.map(lambda x: x[:6], found)
-    chex.assert_trees_all_close(
-      ((value, (found, stats)), grads), want, rtol=1e-4, atol=1e-5
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_padding_changes_nothing_of_a_probe(stage):
+  variables = read_variables(stage, "initial_state", np.float32)
+  features = read_features(np.float32)
+  want = gradient(stage, variables, features, jnp.ones(6, bool))
+  (value, (found, stats)), grads = gradient(
+    stage, variables, pad(features, 5), jnp.arange(11) < 6
+  )
+  found = jax.tree.map(lambda x: x[:6], found)
+  chex.assert_trees_all_close(
+    ((value, (found, stats)), grads), want, rtol=1e-4, atol=1e-5
+  )
 
 
-class TestFeatures:
-  def test_by_hand(self):
-    ids = jnp.array([[5, 3, 5, -1], [-1, -1, -1, -1]])
-    prompt = jnp.arange(10.0).reshape(2, 5)
-    responses = jnp.arange(40.0).reshape(2, 4, 5)
-    lengths = jnp.array([[0, 10, 20, 50], [1, 2, 3, 4]])
-    found = probes.probe_features(
-      prompt, responses, ids, lengths, length_scale=20.0
-    )
-    assert found.prompt_hidden.tolist() == prompt.tolist()
-    assert found.response_hidden.tolist() == responses.tolist()
-    assert found.vote_features.tolist() == [[0.75, 0.5, 0.25, 0, 0], [0] * 5]
-    assert found.lengths[0].tolist() == [0, 0.5, 1, 1]
-    assert found.outside.tolist() == [[False, True, False, False], [False] * 4]
-    assert (
-      found.possible == np.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
-    ).all()
-    assert found.voted_count.tolist() == [2, 0]
+class TestClasses:
+  def test_weights_by_hand(self):
+    for counts, want in (([100, 1], [0.25, 20 / 11]), ([0] * 3, [0] * 3)):
+      found = probes.class_weights(np.array(counts))
+      np.testing.assert_allclose(found, want, rtol=1e-6)
 
-  def test_half_precision_becomes_single_and_no_gradient_reaches_it(self):
-    def total(hidden):
-      found = probes.probe_features(
-        hidden[:, 0], hidden, jnp.zeros((1, 3), int), jnp.ones((1, 3), int)
+  def test_labels_that_are_masked_or_of_no_class(self):
+    labels, where = np.array([0, 1, 1, -1, 9]), np.arange(5) != 2
+    assert probes.class_counts(labels, 2, where=where).tolist() == [1, 1]
+
+  def test_what_is_impossible_may_be_any_number(self):
+    logits = np.array([[0.0, np.nan, 0.0, np.inf]])
+    found = probes.class_probabilities(logits, np.isfinite(logits))
+    np.testing.assert_allclose(found, [[0.5, 0, 0.5, 0]], rtol=1e-6)
+
+
+class TestLosses:
+  def test_gradients(self):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(4, 3)), np.array([0, 2, 1, 1])
+    mask = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
+    weights = np.array([1.0, 2.0, 0.5])
+    loss = functools.partial(probes.weighted_cross_entropy, class_mask=mask)
+    with jax.enable_x64(True):
+      check_grads(
+        lambda x: loss(x, labels, weights), (logits,), order=1, modes=["rev"]
       )
-      assert found.prompt_hidden.dtype == found.lengths.dtype == np.float32
-      assert found.response_hidden.dtype == np.float32
-      return jnp.sum(found.prompt_hidden) + jnp.sum(found.response_hidden)
 
-    assert not jax.grad(total)(jnp.ones((1, 3, 2), jnp.bfloat16)).any()
+  def test_no_samples(self):
+    loss = functools.partial(
+      probes.weighted_cross_entropy,
+      labels=np.array([0, -5]),
+      weights=np.ones(3),
+      class_mask=np.zeros((2, 3), bool),
+      where=np.zeros(2, bool),
+    )
+    value, gradient = jax.value_and_grad(loss)(
+      np.full((2, 3), np.nan, np.float32)
+    )
+    assert value == 0 and not gradient.any()
+
+  @pytest.mark.slow
+  def test_padding_changes_nothing(self):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 4)).astype(np.float32)
+    answers = rng.normal(size=(5, 3, 2)).astype(np.float32)
+    possible = np.arange(4) < np.full((5, 1), 3)
+    for fn, arrays in (
+      (probes.vote_loss, (logits[:, :2], rng.integers(0, 2, 5))),
+      (probes.response_loss, (answers, rng.integers(0, 2, (5, 3)))),
+      (probes.count_loss, (logits, rng.integers(0, 3, 5), possible)),
+    ):
+      loss, gradient = jax.value_and_grad(fn)(*arrays)
+      value, padded = jax.value_and_grad(fn)(
+        *pad(arrays, 3), where=np.arange(8) < 5
+      )
+      np.testing.assert_allclose(value, loss, rtol=1e-6)
+      np.testing.assert_allclose(padded[:5], gradient, rtol=1e-5)
+      assert not padded[5:].any()
+
+  def test_the_true_count_is_always_a_class(self):
+    # Two clusters of one are both right: 2 is the size of neither.
+    mask = np.array([[True, True, False, False]])
+    loss = probes.count_loss(np.zeros((1, 4)), np.array([2]), mask)
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)

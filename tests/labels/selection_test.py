@@ -1,9 +1,10 @@
-"""Tests of saw_jax/labels/selection.py."""
+"""Who gets a label, and how well that was chosen."""
 
 import math
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -70,6 +71,9 @@ class TestCare:
     assert where(found.gated) == [2] and where(found.labelled) == [1, 2]
 
 
+multipliers = selection.advantage_multipliers
+
+
 class TestMultipliers:
   FOUND = selection.Selection(
     np.array([1, 0, 0, 1], bool), np.array([0, 1, 0, 1], bool), np.arange(4)
@@ -81,27 +85,17 @@ class TestMultipliers:
     + [(1.0, [1, 0.25, 0, 1]), (100.0, [1, 1, 0, 1]), (2.0, [1, 0.5, 0, 1])],
   )
   def test_the_table(self, soft_adv, want):
-    scores = np.array([0.0, 0.25, 5.0, 0.1], np.float32)
-    fn = jax.jit(selection.advantage_multipliers)
-    for value in (
-      fn(self.FOUND, scores, soft_adv=soft_adv),
-      selection.advantage_multipliers(self.FOUND, scores, soft_adv=soft_adv),
-    ):
-      assert value.tolist() == want
-
-  def test_scores_of_others_do_not_matter(self):
-    scores = np.array([np.nan, 0.25, np.inf, np.nan], np.float32)
-    value = selection.advantage_multipliers(self.FOUND, scores)
-    assert value.tolist() == [1, 0.25, 0, 1]
+    # Scores of others than the gated prompt do not matter.
+    for others in ([0.0, 5.0, 0.1], [np.nan, np.inf, np.nan]):
+      scores = np.insert(np.float32(others), 1, 0.25)
+      for fn in (jax.jit(multipliers), multipliers):
+        assert fn(self.FOUND, scores, soft_adv).tolist() == want
 
 
 class TestScores:
   def test_random_scores_are_a_fair_draw(self):
-    def draw(key):
-      scores = selection.random_scores(key, 10)
-      return top(scores).labelled
-
-    bought = jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000))
+    draw = jax.vmap(lambda key: top(selection.random_scores(key, 10)).labelled)
+    bought = draw(jax.random.split(jax.random.key(0), 2000))
     assert (bought.sum(axis=1) == 2).all()
     # 2000 draws of probability 0.2: three deviations are 0.027.
     np.testing.assert_allclose(bought.mean(axis=0), 0.2, atol=0.03)
@@ -117,9 +111,87 @@ class TestScores:
     true = 1 - pseudo
     for dtype in (np.float32, np.float64):
       with jax.enable_x64(dtype is np.float64):
-        scores = selection.oracle_scores(
-          pseudo.astype(dtype), true.astype(dtype)
-        )
+        scores = selection.oracle_scores(*np.array([pseudo, true], dtype))
         assert len(set(scores.tolist())) == 1
-        found = top(scores, label_fraction=0.5)
-        assert found.order.tolist() == [0, 1, 2, 3]
+        assert top(scores, 0.5).order.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+  ("gated", "right", "want"),
+  [
+    ([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [2 / 3, 2 / 3, 2 / 3, 3 / 5]),
+    ([1, 1, 0, 0, 0], [1, 0, 1, 1, 1], [1 / 2, 1 / 4, 1 / 3, 1 / 5]),
+    ([0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1 / 4]),
+    ([1, 1], [0, 0], [0, 0, 0, 0]),
+  ],
+  ids=["by hand", "harmonic mean", "a closed gate", "no vote is right"],
+)
+def test_the_gate_as_a_classifier(gated, right, want):
+  figures = selection.gate_figures(np.array(gated, bool), np.array(right, bool))
+  names = [f"gate/{x}" for x in ("precision", "recall", "f1", "accuracy")]
+  found = [figures[name] for name in names]
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("chosen", "gaps", "want"),
+  [
+    # Chosen {2, 1}, best {0, 2}; then {2, 1, 0} and {0, 2, 3}.
+    ([0, 1, 1, 0, 0], [5.0, 0.0, 4.0, 3.0, 0.0], 1 / 2),
+    ([1, 1, 1, 0, 0], [5.0, 0.0, 4.0, 3.0, 0.0], 2 / 3),
+    # Ties are all among the best.
+    ([0, 0, 1, 0], [4.0, 4.0, 4.0, 0.0], 1),
+    ([0, 0, 0, 1], [4.0, 4.0, 4.0, 0.0], 0),
+    ([0, 0], [1.0, 1.0], 0),
+  ],
+)
+def test_overlap(chosen, gaps, want):
+  found = selection.overlap(np.array(chosen, bool), np.array(gaps))
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("predicted", "true", "where", "want"),
+  [
+    # Recalls 1, 1/3 and 1; class 3 does not occur.
+    ([0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 1, 2], [1] * 6, (7 / 9, 2 / 3)),
+    ([0, 2, 3, 1], [0, 2, 1, 3], [1, 1, 0, 1], (2 / 3, 1 / 2)),
+    ([0], [0], [1], (1, 0)),
+    ([0], [0], [0], (0, 0)),
+  ],
+  ids=["by hand", "a gated prompt", "none above 0", "nothing there"],
+)
+def test_recalls(predicted, true, where, want):
+  found = selection.count_figures(
+    np.eye(4)[predicted], np.array(true), np.array(where, bool)
+  )
+  np.testing.assert_allclose(
+    [found["count/recall"], found["count/recall_above_0"]], want, rtol=1e-6
+  )
+
+
+def test_where_the_labels_went():
+  bought = selection.Selection(
+    jnp.array([1, 1, 1, 0], bool), jnp.zeros(4, bool), jnp.arange(4)[::-1]
+  )
+  figures = selection.label_figures(
+    bought,
+    np.array([1, 0, 0, 1], bool),
+    np.array([0.0, 1.4, 2.0, 1.0]),
+    np.array([[1, 0], [0, 0], [0, 1], [0, 0]]),
+  )
+  names = ["labels/labelled", "labels/wasted", "labels/hopeless"]
+  names += ["overlap/labelled", "overlap/5", "overlap/10"]
+  assert set(figures) == set(names)
+  found = [figures[name] for name in names]
+  # The first of the order is prompt 3, and prompt 2 is the best.
+  want = [3 / 4, 1 / 3, 1 / 3, 2 / 3, 0, 0]
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+  # Of a ranking of 20 the first one is the best, and one of the first two.
+  gaps, order = np.arange(20.0), np.r_[19, 0, 18, 1:18]
+  chosen = selection.Selection(gaps < 0, gaps < 0, order)
+  figures = jax.jit(selection.label_figures)(
+    chosen, gaps < 0, gaps, np.zeros((20, 3))
+  )
+  found = [figures[name] for name in names]
+  np.testing.assert_allclose(found, [0, 0, 0, 0, 1, 0.5])

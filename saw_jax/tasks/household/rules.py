@@ -54,7 +54,7 @@ class Household(Environment):
   """
 
   def __init__(
-    self, draw: Callable[[int], World], *, max_steps: int, reward: float
+    self, draw: Callable[[int], World], max_steps: int, reward: float
   ):
     super().__init__(max_steps, reward)
     self._draw = draw
@@ -180,10 +180,10 @@ class Household(Environment):
       return self._lit and at_lamp and self.held in self.wanted
     state = world_lib.STATES.get(world.kind)
     delivered = [
-      self.lies_in[thing]
+      place
       for thing in self.wanted
-      if self.lies_in[thing] != _HELD
-      and kind_of(world.places[self.lies_in[thing]]) == world.place
+      if (place := self.lies_in[thing]) != _HELD
+      and kind_of(world.places[place]) == world.place
       and (state is None or state in self.states[thing])
     ]
     if world.kind == "two":  # both in the same one

@@ -53,25 +53,19 @@ class ShopConfig:
     base.check_choice("form", self.form, environments.FORMS)
     base.check_choice("pays", self.pays, ("success", "score"))
     base.check_positive(self, "num_train", "num_test", "max_steps", "per_page")
-    files = [self.products, self.attributes, self.instructions]
-    if any(files) and not all(files):
-      raise ValueError(
-        "WebShop's files are read together: give products, attributes and "
-        "instructions, or none of them."
-      )
+    environments.check_together(self, "products", "attributes", "instructions")
 
 
-class Catalogue:
+class Catalogue(SearchIndex[Product]):
   """What a shop sells, and how it is found."""
 
   def __init__(self, products: Sequence[Product]):
     self.products = tuple(products)
     self.by_code = {product.code: product for product in products}
-    self._index = SearchIndex(self.products, list(map(_searched, products)))
+    super().__init__(self.products, list(map(_searched, products)))
 
   def search(self, query: str) -> list[Product]:
-    """Returns the products that a query finds, the best first."""
-    return self._index.find(query[:_LONGEST_ARGUMENT], NUM_RESULTS)
+    return self.find(query, NUM_RESULTS)
 
 
 def _searched(product: Product) -> str:
