@@ -175,7 +175,7 @@ def test_one_key_gives_one_result_to_the_last_bit():
   assert not np.array_equal(record.tokens, run(step=1).tokens)
   completions = np.asarray(record.tokens[:3, 5:]).tolist()
   assert len(set(map(tuple, completions))) == 3  # of one prompt
-  large = run(group_multiple=5)  # begins with the smaller group
+  large = run(group_size=5)  # begins with the smaller group
   np.testing.assert_array_equal(
     large.tokens.reshape(4, 5, -1)[:, :G], record.tokens.reshape(4, G, -1)
   )
