@@ -137,14 +137,14 @@ def make_generate(
       )
       cache = attention.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
+
+    def goes_on(bound, loop):
+      return (loop.time < bound) & ~loop.ended_B.all()
+
     for bound in _stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
       loop = loop.replace(cache=attention.grow(loop.cache, S + bound))
-
-      def goes_on(loop, bound=bound):
-        return (loop.time < bound) & ~loop.ended_B.all()
-
-      loop = jax.lax.while_loop(goes_on, step, loop)
+      loop = jax.lax.while_loop(functools.partial(goes_on, bound), step, loop)
     return _to_transcript(prompts, lengths_B, loop)
 
   return generate
@@ -185,13 +185,9 @@ def _go_on(decoder_config, config, params, tokens_S, cache, row_key, counts):
   """Reads tokens, of which the last is number `length`, and draws the next."""
   length, time = counts
   order_1S = jnp.arange(tokens_S.size)[None] + length - tokens_S.size
+  where = jnp.maximum(order_1S, 0), order_1S >= 0
   logits_1V, cache = _read(
-    decoder_config,
-    params,
-    tokens_S[None],
-    jnp.maximum(order_1S, 0),
-    order_1S >= 0,
-    cache,
+    decoder_config, params, tokens_S[None], *where, cache
   )
   token_1, _ = _draw(config, row_key[None], time[None], logits_1V)
   return token_1[0], cache
