@@ -5,6 +5,7 @@ what it gets are advantages and a loss. All three are computed by the functions
 that our own loops use, made by `algorithms.make_method` of the same names.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from saw_jax.training import batch as batch_lib
 from saw_jax.training import estimation
 from saw_jax.training import objective as objective_lib
 from saw_jax.types import Array
+
+Terms = Mapping[str, reductions.Ratio]
 
 
 class Hosted(NamedTuple):
@@ -100,10 +103,8 @@ def make_hosted(
         f"for each response and {minima.size} components: give as many minima "
         "as there are reward functions"
       )
-    if len(rewards) % group_size:
-      raise ValueError(
-        f"{len(rewards)} responses are no whole groups of {group_size}"
-      )
+    if (count := len(rewards)) % group_size:
+      raise ValueError(f"{count} responses are no whole groups of {group_size}")
     if np.isinf(rewards).any():
       row, component = np.argwhere(np.isinf(rewards))[0]
       raise ValueError(
@@ -162,10 +163,7 @@ def denominators(
   return {name: term.denominator for name, term in terms.items()}
 
 
-def total_loss(
-  terms: Mapping[str, reductions.Ratio],
-  counts: Mapping[str, Array] | None = None,
-) -> Array:
+def total_loss(terms: Terms, counts: Mapping | None = None) -> Array:
   """Divides the terms of a batch and adds them up.
 
   With `counts` of the whole batch, see `denominators`, the losses of its parts
@@ -173,16 +171,11 @@ def total_loss(
   """
   if counts is None:
     counts = {name: term.denominator for name, term in terms.items()}
-  return sum(
-    reductions.divide(term.numerator, counts[name])
-    for name, term in terms.items()
-  )
+  pairs = ((terms[name].numerator, counts[name]) for name in terms)
+  return sum(itertools.starmap(reductions.divide, pairs))
 
 
-def logged_values(
-  terms: Mapping[str, reductions.Ratio],
-  logged: Mapping[str, reductions.Ratio | reductions.Maximum],
-) -> dict[str, Array]:
+def logged_values(terms: Terms, logged: Mapping) -> dict[str, Array]:
   """Divides everything that `Hosted.terms` gives, for a host's log."""
   named = {f"loss/{name}": term for name, term in terms.items()} | {**logged}
   return {name: value.value() for name, value in named.items()}

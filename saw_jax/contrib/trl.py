@@ -89,8 +89,6 @@ def torch_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple]:
     return hosted_lib.total_loss(terms, counts), values
 
   class JaxLoss(torch.autograd.Function):
-    """The loss of JAX as a node of torch's graph."""
-
     @staticmethod
     def forward(ctx, log_probs, entropies, recorded, counts):
       learned = {"log_probs": to_jax(log_probs), "entropies": to_jax(entropies)}

@@ -194,12 +194,10 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
 
 
 def _reward_manager() -> type:
-  """A reward manager that gives the matrix in place of its sum."""
+  """A reward manager that gives the matrix `[P * G, M]`, not its sum."""
   from tunix.rl import reward_manager
 
   class MatrixRewardManager(reward_manager.SequenceRewardManager):
-    """Keeps the rewards of each function: `[P * G, M]`."""
-
     def _prepare_log_metrics(self, prompts, completions, rewards):
       metrics = super()._prepare_log_metrics(prompts, completions, rewards)
       return {**metrics, _MATRIX: rewards}
