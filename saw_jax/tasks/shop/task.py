@@ -56,18 +56,35 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
   It searches for the words of what is asked for, turns pages until a product is
   listed with which the purchase can score 1, chooses its options, and buys.
   """
-  choose = functools.cache(functools.partial(_choose, env))
-  # The shortest of some queries that finds something to buy.
-  wanted = env.catalogue.by_code[env.instruction.code]
-  short = " ".join((*env.instruction.attributes, wanted.query))
-  queries = [
-    text.lower().strip()[:200].strip()
-    for text in (short, wanted.name, env.instruction.text)
-  ]
+  asked = env.instruction
+  wanted = env.catalogue.by_code[asked.code]
+
+  @functools.cache
+  def choose(product: shop_products.Product) -> tuple | None:
+    """The fewest options with which buying it scores 1; none: it cannot."""
+    if product.price > asked.price_limit:
+      return None
+    several = []
+    for name, values in product.options:
+      # Those that are asked for, or all if none is word for word.
+      likely = [value for value in values if value in asked.options] or values
+      several.append([None, *((name, value) for value in likely)])
+    tried = itertools.islice(itertools.product(*several), _MOST_CHOICES)
+    choices = [tuple(filter(None, choice)) for choice in tried]
+    for choice in sorted(choices, key=len):
+      if shop_reward.score(product, wanted, asked, dict(choice)) == 1:
+        return choice
+    return None
 
   def can_buy(product: shop_products.Product) -> bool:
     return choose(product) is not None
 
+  # The shortest of some queries that finds something to buy.
+  short = " ".join((*asked.attributes, wanted.query))
+  queries = [
+    text.lower().strip()[:200].strip()
+    for text in (short, wanted.name, asked.text)
+  ]
   good = (
     q for q in queries if q and any(map(can_buy, env.catalogue.search(q)))
   )
@@ -91,27 +108,6 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
       left = [value for key, value in choice if page.options.get(key) != value]
       name = [*left, shop.BUY][0]
     yield f"click[{name.lower()}]"
-
-
-def _choose(
-  env: shop.Shop, product: shop_products.Product
-) -> tuple[tuple[str, str], ...] | None:
-  """The fewest options with which buying it scores 1; none: it cannot."""
-  wanted = env.catalogue.by_code[env.instruction.code]
-  if product.price > env.instruction.price_limit:
-    return None
-  several = []
-  for name, values in product.options:
-    # Those that are asked for, or all if none is word for word.
-    asked = [value for value in values if value in env.instruction.options]
-    several.append([None, *((name, value) for value in asked or values)])
-  tried = itertools.islice(itertools.product(*several), _MOST_CHOICES)
-  choices = [tuple(filter(None, choice)) for choice in tried]
-  for choice in sorted(choices, key=len):
-    options = dict(choice)
-    if shop_reward.score(product, wanted, env.instruction, options) == 1:
-      return choice
-  return None
 
 
 class ShopTask(environments.FormTask):

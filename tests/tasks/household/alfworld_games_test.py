@@ -10,7 +10,7 @@ import pytest
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games as games
 from saw_jax.tasks.household import world as hw
-from saw_jax.tasks.household.expert import shortest_plan
+from saw_jax.tasks.household.rules import shortest_plan
 
 # In the form of the package's, with nothing of its content.
 LOGIC = games.Logic(
@@ -70,6 +70,7 @@ class TestMakeProblem:
       f"(inReceptacle {apple} Microwave{ZERO})",
       f"(receptacleType {sink} SinkbasinType)",
       f"(openable {cabinet})",
+      f"(receptacleAtLocation {cabinet} loc_bar_0_bar_1_bar_0_bar_30)",
       f"(heatable {mug})",
       f"(pickupable {apple})",
       "(canContain CabinetType MugType)",

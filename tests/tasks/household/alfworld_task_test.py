@@ -16,7 +16,7 @@ from saw_jax.tasks.household import alfworld_games, alfworld_task
 from saw_jax.tasks.household import world as hw
 from saw_jax.tasks.household.alfworld_games import Logic
 from saw_jax.tasks.household.alfworld_task import AlfworldConfig, AlfworldTask
-from saw_jax.tasks.household.expert import shortest_plan
+from saw_jax.tasks.household.rules import shortest_plan
 from saw_jax.tasks.household.task import HouseholdTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 

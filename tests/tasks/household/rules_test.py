@@ -8,8 +8,12 @@ import pytest
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import rules
 from saw_jax.tasks.household import world as hw
-from saw_jax.tasks.household.expert import expert, shortest_plan
-from saw_jax.tasks.household.rules import NOTHING, Household
+from saw_jax.tasks.household.rules import (
+  NOTHING,
+  Household,
+  expert,
+  shortest_plan,
+)
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
 
 KITCHEN = hw.World(
