@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.types import Array, Mask
+from saw_jax.types import Array, Axis, Mask
 
 Estimator = Callable[..., Array]  # (scores [..., G], *, scored) -> [..., G]
 Whitening = Callable[..., Array]  # (advantages, *, scored, lengths, axis_name)
@@ -94,7 +94,7 @@ def token_whiten(
   *,
   scored: Mask = None,
   lengths: Array | None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   eps: float = 1e-8,
 ) -> Array:
   """Standardises advantages over the completion tokens of the batch.
@@ -106,10 +106,7 @@ def token_whiten(
   paper. 0 if the responses do not differ; a `ValueError` without lengths L.
   """
   if lengths is None:
-    raise ValueError(
-      "token_whiten counts completion tokens: give lengths, or whiten with "
-      "sequence_whiten"
-    )
+    raise ValueError("token_whiten needs lengths; sequence_whiten does not")
   batch = dict(where=scored, weights=lengths, axis_name=axis_name)
   advantages = jax.lax.stop_gradient(advantages)
   var = reductions.all_var(advantages, ddof=1, **batch)
@@ -122,11 +119,10 @@ def sequence_whiten(
   *,
   scored: Mask = None,
   lengths: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   eps: float = 1e-4,
 ) -> Array:
   """`(Aⱼ − mean) / (std + eps)` over responses: GDPO, eq. (6), and TRL."""
-  del lengths
   batch = dict(where=scored, axis_name=axis_name)
   advantages = jax.lax.stop_gradient(advantages)
   std = reductions.all_std(advantages, ddof=1, **batch)
@@ -155,7 +151,7 @@ def dr_grpo(
   scored: Mask = None,
   lengths: Array | None = None,
   penalties: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   whiten: Whitening | None = None,
 ) -> Array:
   """Subtracts the group's mean and leaves its deviation alone.
@@ -172,11 +168,7 @@ def dr_grpo(
 
 
 def rloo(
-  rewards: Array,
-  weights: Array,
-  *,
-  scored: Mask = None,
-  penalties: Array | None = None,
+  rewards: Array, weights: Array, *, scored: Mask = None, penalties: Mask = None
 ) -> Array:
   """Subtracts the others' mean reward. RLOO, 2402.14740"""
   scores, whole = combine(rewards, weights, scored, penalties)
@@ -202,7 +194,7 @@ def gpg(
   *,
   scored: Mask = None,
   penalties: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   f_norm: float = 1.0,  # F
   counted: Counted = varied,
 ) -> Array:
@@ -231,7 +223,7 @@ def gdpo(
   *,
   scored: Mask = None,
   lengths: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   eps: float = 1e-6,
   whiten: Whitening | None = token_whiten,
 ) -> Array:

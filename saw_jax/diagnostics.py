@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from saw_jax import losses, reductions, stale_losses, weighting, world_model
 from saw_jax.reductions import Maximum, Ratio
-from saw_jax.types import Array, Mask, Numeric
+from saw_jax.types import Array, Axis, Mask, Numeric
 
 
 def reward_statistics(
@@ -20,7 +20,7 @@ def reward_statistics(
   *,
   scored: Mask = None,
   minima: Numeric = 0.0,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
 ) -> dict[str, Array]:
   """Summarises each component of `rewards [P, G, M]`.
 
@@ -60,10 +60,11 @@ def clip_fractions(
   advantages = losses.token_advantages(advantages, completion_mask)
   low = (advantages < 0) & (ratio < 1 - clip_low)
   high = (advantages > 0) & (ratio > 1 + clip_high)
-  return {
-    f"clipped_{side}": losses.token_mean(x.astype(ratio.dtype), completion_mask)
-    for side, x in (("low", low), ("high", high))
-  }
+  low, high = (
+    losses.token_mean(x.astype(ratio.dtype), completion_mask)
+    for x in (low, high)
+  )
+  return {"clipped_low": low, "clipped_high": high}
 
 
 def balance(

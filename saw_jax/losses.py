@@ -236,9 +236,7 @@ def _rows(like: Array, completion_mask: Array) -> Array:
   return jnp.sum(rows, dtype=like.dtype)
 
 
-def _masked(
-  estimator: KLEstimator, log_probs: Array, others: Array, mask: Array
-) -> Array:
+def _masked(estimator: KLEstimator, log_probs, others, mask) -> Array:
   """An estimate of each token, that of two zeros where the mask is off."""
   chex.assert_rank([log_probs, mask], 2)
   log_probs, others = (reductions.select(x, mask) for x in (log_probs, others))

@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from saw_jax.types import Array, Mask
+from saw_jax.types import Array, Axis, Mask
 
 
 class Ratio(NamedTuple):
@@ -86,7 +86,7 @@ def select(x: Array, where: Mask) -> Array:
 
 
 def all_sum(
-  x: Array, *, where: Mask = None, axis_name: str | None = None, **axes: Any
+  x: Array, *, where: Mask = None, axis_name: Axis = None, **axes: Any
 ) -> Array:
   """The sum."""
   total = jnp.sum(select(x, where), **axes)
@@ -103,7 +103,7 @@ def all_mean(
 
 
 def all_max(
-  x: Array, *, where: Mask = None, axis_name: str | None = None, **axes: Any
+  x: Array, *, where: Mask = None, axis_name: Axis = None, **axes: Any
 ) -> Array:
   """The maximum, without gradient; minus infinity if nothing is selected."""
   x = jax.lax.stop_gradient(at_least_float32(x))

@@ -86,8 +86,7 @@ def batch_asympo_loss(
 
     loss = Σ_b A S / sg(Σ_b max(S, floor))
 
-  Its denominator depends on the parameters: the update needs a second forward
-  pass.
+  Its denominator depends on the parameters: an update needs a second pass.
   """
   plain = losses.policy_gradient_loss(
     log_probs, advantages, completion_mask, aggregate=aggregate
@@ -171,7 +170,7 @@ def topr_loss(
   """
   ratio = ratio_of(log_probs, behave_log_probs, completion_mask)
   bad = losses.token_advantages(advantages, completion_mask) < 0
-  weights = jnp.where(bad, jnp.minimum(ratio, 1.0), jnp.ones_like(ratio))
+  weights = jnp.where(bad, jnp.minimum(ratio, 1.0), 1.0)
   return _weighted(weights, log_probs, advantages, completion_mask, aggregate)
 
 
@@ -263,18 +262,10 @@ def dppo_kl_loss(
   return aggregate(coefficient * penalty - gain, completion_mask)
 
 
-def _weighted(
-  weights: Array,
-  log_probs: Array,
-  advantages: Array,
-  completion_mask: Array,
-  aggregate: losses.Aggregate,
-) -> Ratio:
+def _weighted(weights, log_probs, advantages, mask, aggregate) -> Ratio:
   """The policy gradient of weighted tokens: `x = −sg(w) A log π`."""
-  advantages = losses.token_advantages(advantages, completion_mask)
-  return losses.policy_gradient_loss(
-    log_probs, weights * advantages, completion_mask, aggregate=aggregate
-  )
+  a = weights * losses.token_advantages(advantages, mask)
+  return losses.policy_gradient_loss(log_probs, a, mask, aggregate=aggregate)
 
 
 def _weighed(weights: Array, aggregate: losses.Aggregate) -> losses.Aggregate:

@@ -111,7 +111,7 @@ def selection_care(case, a):
   yield found.order[: len(bought)], bought
   yield found.labelled, among(size, bought)
   yield found.pseudo_labelled, among(size, case["gated_pseudo"])
-  yield found.dropped, among(size, case["masked_out"])
+  yield ~(found.labelled | found.gated), among(size, case["masked_out"])
   multipliers = selection.advantage_multipliers
   yield multipliers(found, scores, case["soft_adv"]), case["advantage_coef"]
 
@@ -169,10 +169,14 @@ def avg_prob_response(case, a):
 def class_weights(case, a):
   counts = np.array(case["labels_counts"])
   labels = np.repeat(np.arange(len(counts)), counts)
-  found = probes.class_counts(labels, case["num_classes"])
-  yield found, counts
-  bounds = case["power"], case["min"], case["max"]
-  yield probes.class_weights(found, *bounds), case["weights"]
+  found = probes.class_weights(
+    labels,
+    case["num_classes"],
+    power=case["power"],
+    low=case["min"],
+    high=case["max"],
+  )
+  yield found, case["weights"]
 
 
 def losses(case, a):
@@ -191,13 +195,13 @@ def probe_steps(case, a):
   inputs = {name: np.array(x) for name, x in PROBES["inputs"].items()}
   counts, mask = inputs["stage2_label"], inputs["stage2_class_valid_mask"]
   right, correct = inputs["stage1_label"], inputs["resp_correct"]
-  yield probes.vote_loss(a(first["train_logits"]), right), first["main_loss"]
+  found = probes.balanced_loss(a(first["train_logits"]), right)
+  yield found, first["main_loss"]
   found = probes.response_loss(a(first["train_aux_logits"]), correct)
   yield found, first["aux_loss"]
   logits = a(second["train_logits"])
   yield probes.count_loss(logits, counts, mask.astype(bool)), second["loss"]
-  weights = probes.class_weights(probes.class_counts(counts, 4))
-  yield weights, second["class_weight"]
+  yield probes.class_weights(counts, 4), second["class_weight"]
 
 
 def grad_clip(case, a):

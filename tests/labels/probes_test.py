@@ -13,12 +13,10 @@ from saw_jax.labels import probes, replay
 from tests.labels.golden_test import PROBES as GOLDEN
 
 DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
-SIZES = dict(
-  prompt_width=3, joint_width=4, response_hidden_width=2, response_width=3
-)
+WIDTHS = (3, 4, 2, 3)
 PROBES = {
-  "stage1": probes.VoteProbe(**SIZES),
-  "stage2": probes.CountProbe(**SIZES),
+  "stage1": probes.VoteProbe(WIDTHS),
+  "stage2": probes.CountProbe(WIDTHS),
 }
 # Our name of each part, by PyTorch's.
 PARTS = {
@@ -107,7 +105,7 @@ class TestSizes:
     [(2048, 767_896, 603_739), (4096, 1_169_304, 1_005_147)],
   )
   def test_numbers_of_parameters(self, hidden_size, vote, count):
-    features, _ = replay.zeros(2, 8, hidden_size)
+    features, _ = replay.make_replay(2, 8, hidden_size).samples
     for kind, want in ((probes.VoteProbe, vote), (probes.CountProbe, count)):
       variables = jax.eval_shape(kind().init, jax.random.key(0), features)
       leaves = jax.tree.leaves(variables["params"])
@@ -115,7 +113,7 @@ class TestSizes:
 
   @pytest.mark.slow
   def test_initial_values(self):
-    features, _ = replay.zeros(2, 3, 5)
+    features, _ = replay.make_replay(2, 3, 5).samples
     variables = probes.VoteProbe().init(jax.random.key(0), features)
     layer = variables["params"]["response"]["linear_1"]  # 64 inputs
     for leaf in (layer["kernel"], layer["bias"]):
@@ -173,13 +171,10 @@ def test_padding_changes_nothing_of_a_probe(stage):
 
 class TestClasses:
   def test_weights_by_hand(self):
-    for counts, want in (([100, 1], [0.25, 20 / 11]), ([0] * 3, [0] * 3)):
-      found = probes.class_weights(np.array(counts))
+    labels = np.array([0] * 100 + [1, -1, 9, 1])  # two of no class
+    for there, want in ((103, [0.25, 20 / 11]), (0, [0, 0])):
+      found = probes.class_weights(labels, 2, np.arange(104) < there)
       np.testing.assert_allclose(found, want, rtol=1e-6)
-
-  def test_labels_that_are_masked_or_of_no_class(self):
-    labels, where = np.array([0, 1, 1, -1, 9]), np.arange(5) != 2
-    assert probes.class_counts(labels, 2, where=where).tolist() == [1, 1]
 
   def test_what_is_impossible_may_be_any_number(self):
     logits = np.array([[0.0, np.nan, 0.0, np.inf]])
@@ -219,7 +214,7 @@ class TestLosses:
     answers = rng.normal(size=(5, 3, 2)).astype(np.float32)
     possible = np.arange(4) < np.full((5, 1), 3)
     for fn, arrays in (
-      (probes.vote_loss, (logits[:, :2], rng.integers(0, 2, 5))),
+      (probes.balanced_loss, (logits[:, :2], rng.integers(0, 2, 5))),
       (probes.response_loss, (answers, rng.integers(0, 2, (5, 3)))),
       (probes.count_loss, (logits, rng.integers(0, 3, 5), possible)),
     ):

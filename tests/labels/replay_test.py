@@ -22,7 +22,7 @@ draw_stratified = jax.jit(
 def samples(numbers, classes=0):
   """Samples that are told apart by their hidden state."""
   numbers = jnp.asarray(numbers)
-  features, labels = replay.zeros(len(numbers), 1, 1)
+  features, labels = replay.make_replay(len(numbers), 1, 1).samples
   return (
     features.replace(prompt_hidden=numbers[:, None].astype(jnp.float32)),
     labels.replace(
