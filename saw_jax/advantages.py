@@ -14,10 +14,9 @@ from the weighted sum (a KL, say), `lengths [P, G]` are completion tokens, and
 that it reads, and is given these.
 
 A response to a prompt with `G = 1` has nothing to be compared with, and keeps
-its reward, as in the reference code. In a larger group of which one response
-is scored the comparison is missing by accident, so the group is like one whose
-rewards are all alike: advantage 0. What is not scored has advantage 0, and no
-part in any statistic. No gradient flows. Papers are arXiv numbers or addresses.
+its reward, as in the reference code; where one of a larger group is scored its
+advantage is 0. What is not scored has advantage 0, and no part in any
+statistic. No gradient flows. Papers are arXiv numbers or addresses.
 """
 
 from collections.abc import Callable
@@ -157,8 +156,7 @@ def dr_grpo(
   """Subtracts the group's mean and leaves its deviation alone.
 
   Dividing favours prompts that are nearly always, or nearly never, solved.
-  Dr. GRPO, https://arxiv.org/abs/2503.20783. With `whiten=token_whiten` it is
-  REINFORCE++ with a baseline, https://arxiv.org/abs/2501.03262
+  Dr. GRPO, 2503.20783; REINFORCE++ with a baseline, 2501.03262, whitens tokens.
   """
   scores, whole = combine(rewards, weights, scored, penalties)
   centered = center_groups(scores, scored=whole)

@@ -288,16 +288,26 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   world = make_world_model(config.world_model)
   if world is not None:
     terms["world_model"] = objective.world(world.token_loss)
+  # A KL stands where its gradient does something.
+  estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
   if kl.placement == "loss":
-    fn = objective.kl(_kl_estimator(kl), aggregate=aggregate)
+    if estimator is losses.kl_k1 and not kl.force:
+      raise ValueError(
+        "k1 in the loss has the gradient of log π, whose mean is 0: noise that "
+        "holds nothing near the reference. Put k1 in the reward, take k2 or k3 "
+        "in the loss, or force it."
+      )
+    fn = objective.kl(estimator, aggregate=aggregate)
     terms["kl"] = term(fn, kl.coefficient)
-  elif kl.placement != "none":
-    in_reward = _kl_estimator(kl), kl.coefficient
+  elif kl.placement == "reward":
+    in_reward = estimator, kl.coefficient
     if per_step or "penalties" not in reads:
       raise ValueError(
         f"KL in the reward has no place in {names.name_of(advantage)}, which "
         "compares steps or normalises each component: set kl.placement='loss'"
       )
+  elif kl.placement != "none":
+    raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
   method = Method(
     advantage,
     weights,
@@ -313,29 +323,14 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   return with_loss(method, loss, ratio_to=config.ratio_to)
 
 
-def _kl_estimator(kl: KLConfig) -> losses.KLEstimator:
-  """A KL stands where its gradient does something."""
-  estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
-  if kl.placement not in ("loss", "reward"):
-    raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
-  if kl.placement == "loss" and estimator is losses.kl_k1 and not kl.force:
-    raise ValueError(
-      "k1 in the loss has the gradient of log π, whose mean is 0: noise that "
-      "holds nothing near the reference. Put k1 in the reward, take k2 or k3 "
-      "in the loss, or force it."
-    )
-  return estimator
-
-
 def with_loss(
   method: Method, loss: Callable[..., Ratio], *, ratio_to: str = "old"
 ) -> Method:
   """Puts another policy loss into a method: one of your own, in no table.
 
   What the loss reads beside the current policy's log-probs, the names of its
-  arguments say (`objective.policy`, also for `ratio_to`), and it is recorded
-  for it; its options and its aggregate are bound or at their defaults. All else
-  of the method stays: advantages, weights, and the other terms.
+  arguments say (`objective.policy`, also for `ratio_to`), and it is recorded.
+  All else of the method stays: advantages, weights, and the other terms.
   """
   term = objective.policy(loss, ratio_to=ratio_to)
   needs = objective.recorded_log_probs(loss)

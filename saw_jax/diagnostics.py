@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is logged beside the losses, without gradient.
 
-Arguments are those of the formulas that the figures belong to: `weighting`,
-`losses`, `stale_losses` (ASymPO, https://arxiv.org/abs/2606.03070) and
-`world_model`.
+Arguments are those of `weighting`, `losses`, `stale_losses` and `world_model`.
+ASymPO, https://arxiv.org/abs/2606.03070
 """
 
 import chex
@@ -28,9 +27,8 @@ def reward_statistics(
   in which no two scored responses differ. Each of shape `[M]`.
   """
   chex.assert_rank(rewards, 3)
-  cv = weighting.coefficient_of_variation(
-    rewards, scored=scored, minima=minima, axis_name=axis_name
-  )
+  options = dict(scored=scored, axis_name=axis_name, minima=minima)
+  cv = weighting.coefficient_of_variation(rewards, **options)
   rewards = jax.lax.stop_gradient(rewards)
   least = reductions.all_min(rewards, axis=1, where=scored)
   constant = reductions.all_max(rewards, axis=1, where=scored) <= least

@@ -15,8 +15,7 @@ Losses are minimised. Here and in `stale_losses` they read
   selected away first: garbage there reaches neither value nor gradient.
 - `aggregate`: how tokens are averaged, and rows, the responses with a token.
 
-Papers are arXiv numbers; KL estimators: Schulman,
-http://joschu.net/blog/kl-approx.html
+Papers are arXiv numbers; KL estimators: http://joschu.net/blog/kl-approx.html
 """
 
 from collections.abc import Callable

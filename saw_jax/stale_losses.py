@@ -54,8 +54,7 @@ def asympo_loss(
     log π ← min(log π, log p_high)   where A ≥ 0
     log π ← max(log π, log p_low)    where A < 0
 
-  A response without tokens counts neither above nor below the bar, where the
-  paper divides by all P · G.
+  A response without tokens does not count, where the paper divides by P · G.
   """
   log_probs = reductions.select(log_probs, completion_mask)
   advantages = losses.token_advantages(advantages, completion_mask)
@@ -190,9 +189,8 @@ def tis_loss(
 ) -> Ratio:
   """Weighs `losses.clipped_surrogate_loss` by `min(π_old / μ, cap)`.
 
-  The weight answers staleness, and an inference engine that computes other
-  log-probs than the trainer. Yao et al. (2025), "Your efficient RL framework
-  secretly brings you off-policy RL training", fengyao.notion.site/off-policy-rl
+  For staleness, and inference engines with other log-probs than the trainer's.
+  Yao et al. (2025), fengyao.notion.site/off-policy-rl
   """
   weights = ratio_of(old_log_probs, behave_log_probs, completion_mask)
   weights = jnp.minimum(weights, cap)
@@ -219,9 +217,8 @@ def decoupled_ppo_loss(
   """Clips around a recent policy, and corrects from the one that sampled.
 
   PPO's loss times π_old / μ: a stale sampler does not hold the update back.
-  Tokens with a weight above `cap` add nothing to the numerator, but count in
-  the denominator. Hilton et al. (2021), https://arxiv.org/abs/2110.00641
-  AReaL, for the cap. https://arxiv.org/abs/2505.24298
+  Tokens with a weight above `cap` add 0, but are counted. Hilton et al. (2021),
+  2110.00641; AReaL, for the cap, 2505.24298
   """
   weights = losses.token_ratio(old_log_probs, behave_log_probs, completion_mask)
   if cap is not None:

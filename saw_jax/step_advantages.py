@@ -35,9 +35,8 @@ def step_grpo(
 
     sₜ = Σₖ rₖ − penaltyₜ,   A = (s − mean_steps) / (std_steps + ε)
 
-  A long episode has more steps and weighs more. In a group that always fails,
-  penalties are the only difference there is, and get an advantage of order 1.
-  As in verl-agent's agent loop; GRPO is https://arxiv.org/abs/2402.03300
+  A long episode weighs more. In a group that always fails, penalties are the
+  only difference, and get an advantage of order 1. As verl-agent's agent loop.
   """
   scores = _scores(rewards, steps, penalties)
   flat = (scores.shape[0], -1)
@@ -162,8 +161,7 @@ def gae(
 
   Time runs over what the mask selects: t + 1 is the next selected place, and
   after the last the value is 0. λ = 1 is the return less the value, λ = 0 the
-  error of one step. A value function learns A + V. Shapes `[..., T]`.
-  Schulman et al. (2015). https://arxiv.org/abs/1506.02438
+  error of one step. A value function learns A + V. `[..., T]`. 1506.02438
   """
   chex.assert_equal_shape([rewards, values, steps])
   if penalties is not None:

@@ -145,8 +145,7 @@ def gradient_weights(
 ) -> Array:
   """Moves weight to components whose gradient agrees with the others'.
 
-  Its weights `[M]` persist over steps and sum to 1; the caller multiplies by M.
-  `gram` is of `gram_of_clipped`.
+  Weights `[M]` persist over steps and sum to 1; `gram` is of `gram_of_clipped`.
 
     w ← softmax(log w + s),   sₘ = η Σₗ ⟨gₘ, gₗ⟩ / τ
 

@@ -80,7 +80,7 @@ def highest_entropy(
     S = the max(1, ⌈α |pool|⌉) of highest H in the whole update             (4)
 
   `pool [B]` are real rows with an observation. Ties go to the lower index over
-  all devices. `alpha` is a number in (0, 1], else a `ValueError`.
+  all devices.
   """
   chex.assert_equal_shape([entropies, pool])
   if not 0 < alpha <= 1:
@@ -233,8 +233,8 @@ def world_model_loss(
 
     L_WM = Σᵢ wᵢ ℓᵢ / Σᵢ cᵢ                                            (9)(11)
 
-  `log_probs [B, T]` are the current policy's of all tokens; the weights hold λ.
-  Gradient flows to observation tokens of rows whose weight is not 0.
+  `log_probs [B, T]` are of all tokens, the weights hold λ. Gradient flows to
+  observation tokens of rows whose weight is not 0.
   """
   per_row = transition_losses(
     log_probs, observation_mask, token_loss=token_loss

@@ -11,9 +11,7 @@ In every step of a policy's training, for `P` prompts with `G` responses each:
 
 Functions are pure, for one seed, and have static shapes: they may be compiled
 and mapped over seeds. The probes start untrained and choose from the first step
-on; ground truth reaches them through bought labels only. Optimizers are
-optax's, by their `init` and `update`.
-
+on; ground truth reaches them by bought labels only. Optimizers are optax's.
 https://arxiv.org/abs/2605.25864, as its released code has it.
 """
 

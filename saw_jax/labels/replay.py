@@ -109,14 +109,12 @@ def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
 
 def take_present(rows: chex.ArrayTree, where: Mask) -> chex.ArrayTree:
   """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
-  if where is None:
-    return rows
 
   def take(x):
     there = where.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(there, x, jnp.zeros_like(x))
 
-  return jax.tree.map(take, rows)
+  return rows if where is None else jax.tree.map(take, rows)
 
 
 def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
@@ -129,10 +127,7 @@ def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
 
 
 def push(replay: Replay, samples: Samples, where: Array) -> Replay:
-  """Stores the samples of `where [N]` in place of the oldest.
-
-  If they are more than the ring holds, the last ones stay.
-  """
+  """Stores the samples of `where [N]` in place of the oldest; the last stay."""
   capacity = replay.capacity
   chex.assert_tree_shape_prefix(samples, where.shape)
   rank = jnp.cumsum(where, dtype=jnp.int32) - 1

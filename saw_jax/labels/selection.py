@@ -12,8 +12,7 @@ rewards of its vote. All others have advantage 0: they are dropped, but stay in
 the batch and its denominators.
 
 How well a selection did is seen with the truth about all prompts, for the log
-alone: in a run, labels that were not bought are unknown. Masks are `[P]`, and
-shares of nothing are 0.
+alone. Masks are `[P]`, and shares of nothing are 0.
 
 CARE, https://arxiv.org/abs/2605.25864.
 """
@@ -173,11 +172,6 @@ class Strategy:
 _buying = functools.partial(Strategy, buys=True)
 
 
-def _right_votes(groups: Groups, key: Key) -> Array:
-  right = voting.is_vote_right(groups.answer_ids, groups.correct)
-  return right.astype(jnp.float32)
-
-
 def _oracle(groups: Groups, key: Key) -> Array:
   votes = voting.majority_vote(groups.answer_ids)
   return oracle_scores(votes.for_winner, groups.correct)
@@ -190,7 +184,9 @@ STRATEGIES = {
   "vote": Strategy(lambda g, _: jnp.zeros(g.answer_ids.shape[0]), every_vote),
   # As TTRL's released script for knights and knaves: no vote that is wrong.
   "filtered_vote": Strategy(
-    _right_votes, lambda chosen, scores, soft_adv: scores, sees_truth=True
+    lambda g, _: 1.0 * voting.is_vote_right(g.answer_ids, g.correct),
+    lambda chosen, scores, soft_adv: scores,
+    sees_truth=True,
   ),
   "random": _buying(lambda g, key: random_scores(key, g.answer_ids.shape[0])),
   "entropy": _buying(lambda g, _: entropy_scores(g.answer_ids)),

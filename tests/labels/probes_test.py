@@ -10,6 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from saw_jax.labels import probes, replay
+from tests.labels.golden_test import INPUTS
 from tests.labels.golden_test import PROBES as GOLDEN
 
 DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
@@ -49,17 +50,15 @@ def read_variables(stage, name, dtype):
 
 def read_features(dtype):
   """The golden inputs: 6 prompts of 3 responses."""
-  inputs = GOLDEN["inputs"]
-  feat = jnp.array(inputs["feat"], dtype)
-  return replay.ProbeFeatures(
-    prompt_hidden=jnp.array(inputs["hidden"], dtype),
-    response_hidden=jnp.array(inputs["resp"], dtype),
-    vote_features=feat[:, :4],
-    lengths=feat[:, 4:],
-    outside=jnp.array(inputs["stage2_resp_valid_mask"], bool),
-    possible=jnp.array(inputs["stage2_class_valid_mask"], bool),
-    voted_count=jnp.ones(6, jnp.int32),
+  prompt, response, feat = (
+    jnp.array(INPUTS[name], dtype) for name in ("hidden", "resp", "feat")
   )
+  outside, possible = (
+    jnp.array(INPUTS[f"stage2_{name}_valid_mask"], bool)
+    for name in ("resp", "class")
+  )
+  rest = feat[:, :4], feat[:, 4:], outside, possible, jnp.ones(6, jnp.int32)
+  return replay.ProbeFeatures(prompt, response, *rest)
 
 
 def pad(tree, rows):
