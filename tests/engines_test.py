@@ -17,7 +17,7 @@ from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games, alfworld_task, rules
 from saw_jax.tasks.household import world as hw
 from saw_jax.tasks.household.expert import expert, shortest_plan
-from saw_jax.tasks.workers import environment_pool
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 
 pytestmark = [pytest.mark.slow, pytest.mark.engines]
 HOSTILE = ("", "\ud800", "x" * 10**5, "look\nquit", "İ", "../", "LOOK", "quit")
@@ -50,49 +50,48 @@ def any_way(ours, draws):
 
 
 @pytest.fixture(scope="module")
-def engine():
+def meet():
+  """Makes both play a world; gives ours, and a function that plays a step."""
   needs("alfworld", "textworld")
   logic = alfworld_games.read_logic()
-  return alfworld_task.Alfworld(
-    lambda world: alfworld_games.make_game(world, logic),
-    max_steps=10**6,
-    reward=10.0,
+  options = dict(max_steps=10**6, reward=10.0)
+  engine = alfworld_task.Alfworld(
+    lambda world: alfworld_games.make_game(world, logic), **options
   )
+
+  def start(world):
+    ours = rules.Household(lambda seed: world, **options)
+    assert engine.reset(world) == ours.reset(0)
+    assert engine.task == ours.task
+
+    def both(action):
+      assert engine.admissible_actions == ours.admissible_actions
+      theirs, here = engine.step(action), ours.step(action)
+      assert theirs == here, (action, world)
+      return here.done
+
+    return ours, both
+
+  return start
 
 
 class TestHouseholdIsAlfworld:
   """Every text, every list of actions and every win, in the same worlds."""
 
-  def meet(self, engine, world):
-    """Both at the start of a world, compared."""
-    ours = rules.Household(lambda seed: world, max_steps=10**6, reward=10.0)
-    assert engine.reset(world) == ours.reset(0)
-    assert engine.task == ours.task
-    return ours
-
-  def both(self, engine, ours, action):
-    """One step of both, compared; whether it was the last."""
-    assert engine.admissible_actions == ours.admissible_actions
-    theirs, here = engine.step(action), ours.step(action)
-    assert theirs == here, (action, ours.world)
-    return here.done
-
   @pytest.mark.parametrize("way", [expert_way, shortest_way, any_way])
   @pytest.mark.parametrize("seed", range(SEEDS))
   @pytest.mark.parametrize("kind", hw.KINDS)
-  def test_each_way_is_the_same_in_both(self, engine, kind, seed, way):
+  def test_each_way_is_the_same_in_both(self, meet, kind, seed, way):
     size, split = (5, 7, 9, 12)[seed % 4], ("train", "test")[seed % 2]
     draws = Draws("engines", kind, seed)
     world = hw.draw_world(
       draws, split, kinds=[kind], receptacles=size, objects=size + 3
     )
-    ours = self.meet(engine, world)
-    for action in way(ours, draws):
-      if self.both(engine, ours, action):
-        break
-    assert ours.won == engine.done and (ours.won or way is any_way)
+    ours, both = meet(world)
+    done = any(map(both, way(ours, draws)))
+    assert ours.won == done and (done or way is any_way)
 
-  def test_a_tour_of_all_that_can_be_done(self, engine):
+  def test_a_tour_of_all_that_can_be_done(self, meet):
     world = hw.World(
       *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
       places=("cabinet 1", "fridge 1", "microwave 1", "shelf 1", "sinkbasin 1"),
@@ -100,7 +99,7 @@ class TestHouseholdIsAlfworld:
       lies_in=(1, 3, 3),
       lamp_in=-1,
     )
-    ours = self.meet(engine, world)
+    _, both = meet(world)
     fridge, heat = "fridge 1", "heat apple 1 with microwave 1"
     for action in (
       *("look", "help", "inventory", "examine cabinet 1", f"go to {fridge}"),
@@ -116,8 +115,8 @@ class TestHouseholdIsAlfworld:
       *("go to cabinet 1", "open cabinet 1", " look ", "go  to shelf 1"),
       *HOSTILE[:-1],
     ):
-      assert not self.both(engine, ours, action)
-    assert self.both(engine, ours, "move mug 1 to cabinet 1")
+      assert not both(action)
+    assert both("move mug 1 to cabinet 1")
 
 
 class TestAlfworld:
@@ -126,10 +125,9 @@ class TestAlfworld:
     needs("alfworld", "textworld")
     logic = alfworld_games.read_logic()
     for name in ("train", "valid_seen"):
+      size = dict(receptacles=5, objects=5)
       worlds = [
-        hw.draw_world(
-          Draws(name, kind), "train", kinds=[kind], receptacles=5, objects=5
-        )
+        hw.draw_world(Draws(name, kind), "train", kinds=[kind], **size)
         for kind in hw.KINDS
       ]
       alfworld_games.write_games(tmp_path / name, worlds, logic)
@@ -139,15 +137,9 @@ class TestAlfworld:
     import textworld
     from alfworld.agents.environment import alfred_tw_env
 
-    env = alfred_tw_env.AlfredTWEnv(
-      {
-        "env": {
-          "goal_desc_human_anns_prob": 0,
-          "task_types": [1, 2, 3, 4, 5, 6],
-        },
-        "dataset": {"data_path": str(folder / "train"), "num_train_games": 0},
-      }
-    )
+    data = {"data_path": str(folder / "train"), "num_train_games": 0}
+    plain = {"goal_desc_human_anns_prob": 0, "task_types": [1, 2, 3, 4, 5, 6]}
+    env = alfred_tw_env.AlfredTWEnv({"env": plain, "dataset": data})
     ours = map(str, alfworld_games.find_games(folder / "train"))
     assert sorted(env.game_files) == list(ours)
     # Its own planner solves them too.
@@ -164,9 +156,8 @@ class TestAlfworld:
     task = registry.make_task("alfworld", {"folder": str(folder)})
     broken = pathlib.Path(task._paths["train"][2])
     text = broken.read_text().replace("(:init", "(:inti")
-    with environment_pool.EnvironmentPool(
-      task, num_workers=1, limit_s=60.0, crash_tolerance=0.5
-    ) as pool:
+    limits = dict(limit_s=60.0, crash_tolerance=0.5)
+    with EnvironmentPool(task, num_workers=1, **limits) as pool:
       broken.write_text(text)
       found = pool.start([("train", seed) for seed in range(4)])
       assert [bool(one.failure) for one in found] == [False, False, True, False]
@@ -211,9 +202,8 @@ class TestExpress:
   def test_plans_win_and_seeds_are_games(self, game):
     # Two of one seed at once, as the episodes of a group are.
     options = dict(max_steps=200, pays="score")
-    env, again = (
-      textworld_games.ExpressGame(game, "test", **options) for _ in range(2)
-    )
+    env = textworld_games.ExpressGame(game, "test", **options)
+    again = textworld_games.ExpressGame(game, "test", **options)
     starts = []
     for seed in (0, 1):
       starts.append((env.reset(seed), env.task))
@@ -253,16 +243,14 @@ class TestExpress:
   @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
   def test_a_java_that_dies_or_hangs_is_replaced(self, what):
     task = registry.make_task("textworld", {"game": "coin", "num_train": 9})
-    with environment_pool.EnvironmentPool(
-      task, num_workers=1, limit_s=8.0
-    ) as pool:
+    with EnvironmentPool(task, num_workers=1, limit_s=8.0) as pool:
       start = pool.start([("train", seed) for seed in range(3)])
       (java,) = psutil.Process(pool._workers[0]._process.pid).children()
       actions = {slot: one.actions[0] for slot, one in enumerate(start)}
       java.send_signal(what)
       first = pool.step(actions)
       pool.check()
-      again = environment_pool.EnvironmentPool(task, num_workers=0, limit_s=8.0)
+      again = EnvironmentPool(task, num_workers=0, limit_s=8.0)
       assert again.start([("train", seed) for seed in range(3)]) == start
       assert again.step(actions) == first
       assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE
@@ -284,15 +272,16 @@ class TestStories:
     needs("textworld")
     folder = tmp_path_factory.mktemp("stories")
     for split, seed in (("train", 1), ("test", 2)):
-      textworld_games.make_games(
-        folder / split, 1, challenge="tw-treasure_hunter", seed=seed
-      )
+      options = dict(challenge="tw-treasure_hunter", seed=seed)
+      textworld_games.make_games(folder / split, 1, **options)
     return folder
 
+  def task(self, folder):
+    options = {"game": "textworld", "folder": str(folder)}
+    return registry.make_task("textworld", options)
+
   def test_the_walkthrough_wins(self, folder):
-    task = registry.make_task(
-      "textworld", {"game": "textworld", "folder": str(folder)}
-    )
+    task = self.task(folder)
     assert task.num_episodes("train") == task.num_episodes("test") == 1
     env, played = task.make("test"), []
     for _ in range(2):
@@ -313,18 +302,13 @@ class TestStories:
     (whole,) = textworld_games.find_games(folder / "train")
     for split in ("train", "test"):
       (tmp_path / split).mkdir()
-      for name in ("a", "b", "c"):
-        for suffix in (".z8", ".json"):
-          content = whole.with_suffix(suffix).read_bytes()
-          (tmp_path / split / f"{name}{suffix}").write_bytes(content)
+      for name in ("a.z8", "b.z8", "c.z8", "a.json", "b.json", "c.json"):
+        content = whole.with_suffix(name[1:]).read_bytes()
+        (tmp_path / split / name).write_bytes(content)
     (tmp_path / "train" / "a.z8").write_bytes(b"\x08" + b"\xff" * 999)
     (tmp_path / "train" / "b.json").write_text("{")
-    task = registry.make_task(
-      "textworld", {"game": "textworld", "folder": str(tmp_path)}
-    )
-    with environment_pool.EnvironmentPool(
-      task, num_workers=1, limit_s=20.0, crash_tolerance=0.9
-    ) as pool:
+    task, limits = self.task(tmp_path), dict(limit_s=20.0, crash_tolerance=0.9)
+    with EnvironmentPool(task, num_workers=1, **limits) as pool:
       found = pool.start([("train", seed) for seed in range(3)])
       assert [bool(one.failure) for one in found] == [True, True, False]
       assert pool.step({2: "look"})[2].observation

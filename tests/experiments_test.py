@@ -2,14 +2,13 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import types
 
 import pytest
 from absl import flags
 
 from saw_jax.run import command_line, train
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=configs/saw/tool_calling.py"
@@ -39,14 +38,11 @@ finally:
 def script(name: str, *words: str, **environment: str):
   """Runs a script; returns its process, whose last line says if JAX came."""
   path = ROOT / "experiments" / f"{name}.py"
-  return subprocess.run(
-    [sys.executable, "-c", _RUN.format(root=str(ROOT)), str(path), *words],
+  return helpers.python(
+    *("-c", _RUN.format(root=str(ROOT)), path, *words),
     cwd=ROOT,
     env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     | {"COLUMNS": "80", **environment},
-    capture_output=True,
-    text=True,
-    check=False,
   )
 
 

@@ -35,8 +35,9 @@ class Case(NamedTuple):
 
   config: str
   argument: str
-  overrides: Mapping[str, Any] = {}
-  seeds: tuple[int, ...] = (0, 1)  # trained in one program
+  overrides: Mapping[str, Any]
+  seeds: tuple[int, ...]  # trained in one program
+  is_slow: bool
 
 
 # What all cases set: a decoder, a start and a loop of seconds. The start is
@@ -63,139 +64,115 @@ SMALL = {
   "evaluation.batch_size": 8,
   "evaluation.samples": 2,
 }
-_TOOLS = {"rollout.max_new_tokens": 24, "rollout.completion_multiple": 24}
-_EASY = {"task.options.levels": (1,)}
-_LABELS = {
-  "loop.prompts_per_step": 5,
-  "labels.warm_up": 1,
-  "labels.probe.learning_rate": 0.003,
-  "labels.probe.replay_batch": 4,
-  "labels.probe.prompt_width": 16,
-  "labels.probe.joint_width": 16,
-  "labels.probe.response_hidden_width": 16,
-  "labels.probe.response_width": 16,
+# More of what cases set, by the words of the table below.
+_SETS = {
+  "tools": {"rollout.max_new_tokens": 24, "rollout.completion_multiple": 24},
+  "easy": {"task.options.levels": (1,)},
+  "labels": {
+    "loop.prompts_per_step": 5,
+    "labels.warm_up": 1,
+    "labels.probe.learning_rate": 0.003,
+    "labels.probe.replay_batch": 4,
+    "labels.probe.prompt_width": 16,
+    "labels.probe.joint_width": 16,
+    "labels.probe.response_hidden_width": 16,
+    "labels.probe.response_width": 16,
+  },
+  "episodes": {
+    "loop.prompts_per_step": 2,
+    "loop.chunk_size": 1024,
+    "episodes.rows_per_call": 16,
+    "episodes.row_parts": 1,
+    "episodes.num_transitions": 8,
+    "warm_start.num_steps": 250,
+    "warm_start.options.wrong_rate": 0.0,
+    "task.options.max_steps": 4,
+  },
+  "room": {
+    "task.options.kinds": ("look",),
+    "task.options.receptacles": 2,
+    "task.options.objects": 2,
+    "task.options.max_steps": 6,
+  },
+  "halves": {"loop.num_minibatches": 2},
+  "parts": {"loop.num_microbatches": 2},
+  "kl": {"algorithm.kl.coefficient": 0.1},
+  "in_loss": {"algorithm.kl.placement": "loss"},
+  "workers": {"grading.num_workers": 2},
+  "packed": {"loop.pack_length": 64, "rollout.length_groups": 2},
+  "adapters": {"lora.rank": 2, "optimizer.learning_rate": 0.02},
+  "pmapped": {"parallel.lift": "pmapped"},
+  "meshed": {
+    "parallel.lift": "meshed",
+    "parallel.data": 1,
+    "parallel.fsdp": 2,
+    "parallel.tensor": 2,
+  },
+  "actors": {"asynchronous.actors": 2},
+  "window": {"asynchronous.require": 1, "asynchronous.trigger": 2},
+  "attempts": {"asynchronous.max_attempts": 3},
+  "batch": {"asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
+  "lag": {"asynchronous.lag": 1},
+  "quick": {},  # takes some seconds alone
 }
-_EPISODES = {
-  "loop.prompts_per_step": 2,
-  "loop.chunk_size": 1024,
-  "episodes.rows_per_call": 16,
-  "episodes.row_parts": 1,
-  "episodes.num_transitions": 8,
-  "warm_start.num_steps": 250,
-  "warm_start.options.wrong_rate": 0.0,
-}
-_ROOM = _EPISODES | {
-  "task.options.kinds": ("look",),
-  "task.options.receptacles": 2,
-  "task.options.objects": 2,
-  "task.options.max_steps": 6,
-}
-_SHORT = _EPISODES | {"task.options.max_steps": 4}
-_QUARTERS = {"loop.num_minibatches": 2, "loop.num_microbatches": 2}
-_KL = {"algorithm.kl.coefficient": 0.1}
-_MESH = {
-  "parallel.lift": "meshed",
-  "parallel.data": 1,
-  "parallel.fsdp": 2,
-  "parallel.tensor": 2,
-}
-_TOOL_CALLING = functools.partial(Case, "saw/tool_calling")
-_SUMMARIES = functools.partial(Case, "saw/summaries")
-_GDPO = functools.partial(Case, "gdpo/math")
-_ASYMPO = functools.partial(Case, "asympo/math")
-_MATH = functools.partial(Case, "care/math")
-_KNIGHTS = functools.partial(Case, "care/knights")
-_HOUSEHOLD = functools.partial(Case, "paw/household")
+# Name, config, argument, and words of `_SETS`.
+_TABLE = """
+saw_tools_gdpo_saw saw/tool_calling row=gdpo_saw,scale=tiny tools quick
+saw_tools_grpo_kl_in_reward saw/tool_calling \
+  row=grpo,scale=tiny,kl=released tools kl
+saw_tools_gdpo_gradient saw/tool_calling row=gdpo_gradient,scale=tiny tools
+saw_summaries_grpo_saw saw/summaries row=grpo_saw,scale=tiny
+saw_summaries_gdpo_static saw/summaries row=gdpo_static,scale=tiny halves parts
+gdpo_math_conditioned_kl_in_loss gdpo/math \
+  row=gdpo_conditioned,scale=tiny easy workers in_loss kl
+gdpo_math_gdpo_minibatches gdpo/math \
+  row=gdpo,scale=tiny easy halves parts quick
+gdpo_math_grpo_saw_packed gdpo/math row=grpo_saw,scale=tiny easy packed
+gdpo_math_gdpo_saw_adapters gdpo/math row=gdpo_saw,scale=tiny easy adapters
+gdpo_math_gdpo_pmapped gdpo/math row=gdpo,scale=tiny easy pmapped
+gdpo_math_gdpo_saw_meshed gdpo/math row=gdpo_saw,scale=tiny easy meshed
+asympo_math_asympo_fixed_lag asympo/math \
+  row=asympo,lag=1,scale=tiny,protocol=fixed_lag easy quick
+asympo_math_asympo_actors asympo/math \
+  row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag easy actors
+asympo_math_spo_max_lag asympo/math \
+  row=spo,lag=2,scale=tiny,protocol=max_lag easy
+asympo_math_gpg_quota asympo/math \
+  row=gpg,lag=0,scale=tiny,protocol=quota easy window
+asympo_math_topr asympo/math row=topr,lag=2,scale=tiny easy
+asympo_math_tis asympo/math row=tis,lag=2,scale=tiny easy
+asympo_math_cispo asympo/math row=cispo,lag=2,scale=tiny easy
+asympo_math_gspo asympo/math row=gspo,lag=2,scale=tiny easy
+asympo_math_dapo asympo/math row=dapo,lag=1,scale=tiny easy attempts
+asympo_benchmarks_asympo_batch asympo/benchmarks \
+  row=asympo_dapo,scale=tiny easy batch
+care_math_care care/math row=care,fraction=0.4,scale=tiny easy labels quick
+care_math_vote care/math row=vote,fraction=0.4,scale=tiny easy labels
+care_knights_care_votes care/knights \
+  row=care_votes,fraction=0.2,scale=tiny labels
+care_knights_certainty care/knights row=certainty,fraction=0.2,scale=tiny labels
+care_knights_self_verification care/knights \
+  row=self_verification,fraction=0.2,scale=tiny labels
+paw_household_gigpo_paw paw/household row=gigpo_paw,scale=tiny episodes room
+paw_household_ppo_paw paw/household row=ppo_paw,scale=tiny episodes room workers
+paw_shop_grpo_paw paw/shop row=grpo_paw,scale=tiny episodes
+paw_search_rloo_paw paw/search row=rloo_paw,scale=tiny episodes halves
+composed_tools_all composed/tool_calling \
+  row=all,scale=tiny tools labels lag quick
+"""
+
+
+def _read_case(config: str, argument: str, *words: str) -> Case:
+  overrides = {k: v for word in words for k, v in _SETS[word].items()}
+  is_alone = {"pmapped", "meshed"} & {*words}
+  seeds = (0,) if is_alone else (0, 1)
+  return Case(config, argument, overrides, seeds, "quick" not in words)
+
+
 CASES = {
-  "saw_tools_gdpo_saw": _TOOL_CALLING("row=gdpo_saw,scale=tiny", _TOOLS),
-  "saw_tools_grpo_kl_in_reward": _TOOL_CALLING(
-    "row=grpo,scale=tiny,kl=released", _TOOLS | _KL
-  ),
-  "saw_tools_gdpo_gradient": _TOOL_CALLING(
-    "row=gdpo_gradient,scale=tiny", _TOOLS
-  ),
-  "saw_summaries_grpo_saw": _SUMMARIES("row=grpo_saw,scale=tiny"),
-  "saw_summaries_gdpo_static": _SUMMARIES(
-    "row=gdpo_static,scale=tiny", _QUARTERS
-  ),
-  "gdpo_math_conditioned_kl_in_loss": _GDPO(
-    "row=gdpo_conditioned,scale=tiny",
-    _EASY | _KL | {"grading.num_workers": 2, "algorithm.kl.placement": "loss"},
-  ),
-  "gdpo_math_gdpo_minibatches": _GDPO("row=gdpo,scale=tiny", _EASY | _QUARTERS),
-  "gdpo_math_grpo_saw_packed": _GDPO(
-    "row=grpo_saw,scale=tiny",
-    _EASY | {"loop.pack_length": 64, "rollout.length_groups": 2},
-  ),
-  "gdpo_math_gdpo_saw_adapters": _GDPO(
-    "row=gdpo_saw,scale=tiny",
-    _EASY | {"lora.rank": 2, "optimizer.learning_rate": 0.02},
-  ),
-  "gdpo_math_gdpo_pmapped": _GDPO(
-    "row=gdpo,scale=tiny", _EASY | {"parallel.lift": "pmapped"}, (0,)
-  ),
-  "gdpo_math_gdpo_saw_meshed": _GDPO(
-    "row=gdpo_saw,scale=tiny", _EASY | _MESH, (0,)
-  ),
-  "asympo_math_asympo_fixed_lag": _ASYMPO(
-    "row=asympo,lag=1,scale=tiny,protocol=fixed_lag", _EASY
-  ),
-  "asympo_math_asympo_actors": _ASYMPO(
-    "row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag",
-    _EASY | {"asynchronous.actors": 2},
-  ),
-  "asympo_math_spo_max_lag": _ASYMPO(
-    "row=spo,lag=2,scale=tiny,protocol=max_lag", _EASY
-  ),
-  "asympo_math_gpg_quota": _ASYMPO(
-    "row=gpg,lag=0,scale=tiny,protocol=quota",
-    _EASY | {"asynchronous.require": 1, "asynchronous.trigger": 2},
-  ),
-  **{
-    f"asympo_math_{row}": _ASYMPO(f"row={row},lag=2,scale=tiny", _EASY)
-    for row in ("topr", "tis", "cispo", "gspo")
-  },
-  "asympo_math_dapo": _ASYMPO(
-    "row=dapo,lag=1,scale=tiny", _EASY | {"asynchronous.max_attempts": 3}
-  ),
-  "asympo_benchmarks_asympo_batch": Case(
-    "asympo/benchmarks",
-    "row=asympo_dapo,scale=tiny",
-    _EASY | {"asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
-  ),
-  **{
-    f"care_math_{row}": _MATH(
-      f"row={row},fraction=0.4,scale=tiny", _EASY | _LABELS
-    )
-    for row in ("care", "vote")
-  },
-  **{
-    f"care_knights_{row}": _KNIGHTS(
-      f"row={row},fraction=0.2,scale=tiny", _LABELS
-    )
-    for row in ("care_votes", "certainty", "self_verification")
-  },
-  "paw_household_gigpo_paw": _HOUSEHOLD("row=gigpo_paw,scale=tiny", _ROOM),
-  "paw_household_ppo_paw": _HOUSEHOLD(
-    "row=ppo_paw,scale=tiny", _ROOM | {"grading.num_workers": 2}
-  ),
-  "paw_shop_grpo_paw": Case("paw/shop", "row=grpo_paw,scale=tiny", _SHORT),
-  "paw_search_rloo_paw": Case(
-    "paw/search",
-    "row=rloo_paw,scale=tiny",
-    _SHORT | {"loop.num_minibatches": 2},
-  ),
-  "composed_tools_all": Case(
-    "composed/tool_calling",
-    "row=all,scale=tiny",
-    _TOOLS | _LABELS | {"asynchronous.lag": 1},
-  ),
+  name: _read_case(*rest)
+  for name, *rest in map(str.split, _TABLE.strip().splitlines())
 }
-# The others take more than some seconds.
-QUICK = (
-  *("saw_tools_gdpo_saw", "gdpo_math_gdpo_minibatches", "care_math_care"),
-  *("asympo_math_asympo_fixed_lag", "composed_tools_all"),
-)
 
 
 def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
@@ -313,6 +290,7 @@ def describe(case: Case) -> dict[str, Any]:
   """Says what was run, as a file of it does."""
   overrides = dict(sorted({**SMALL, **case.overrides}.items()))
   document = {**case._asdict(), "overrides": overrides}
+  del document["is_slow"]
   return json.loads(json.dumps(document))
 
 

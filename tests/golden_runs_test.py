@@ -10,10 +10,8 @@ _SHOWN = 12  # differences
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(
-      name, marks=[] if name in golden_runs.QUICK else [pytest.mark.slow]
-    )
-    for name in golden_runs.CASES
+    pytest.param(name, marks=[pytest.mark.slow] if case.is_slow else [])
+    for name, case in golden_runs.CASES.items()
   ],
 )
 def test_a_run_computes_what_it_did(name):

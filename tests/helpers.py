@@ -6,6 +6,8 @@ import functools
 import json
 import pathlib
 import signal
+import subprocess
+import sys
 import types
 
 import jax
@@ -82,6 +84,12 @@ class Letters:
     return base.Score((letter, small), outcome)
 
 
+@functools.cache
+def start():
+  """Parameters that many tests begin with."""
+  return decoder.init_params(CONFIG, jax.random.key(0))
+
+
 def experiment(**changes) -> sections.Experiment:
   """Makes an experiment on `Letters` that steps in milliseconds."""
   tokenizer = tokenizer_lib.ByteTokenizer()
@@ -94,7 +102,7 @@ def experiment(**changes) -> sections.Experiment:
     task=task,
     tokenizer=tokenizer,
     decoder=CONFIG,
-    params=decoder.init_params(CONFIG, jax.random.key(0)),
+    params=start(),
     method=algorithms.make_method(algorithm, minima),
     loop=sections.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
@@ -269,4 +277,15 @@ def begun(directory=None):
     directory=directory,
     stack=contextlib.ExitStack(),
     interrupt=session.Interrupt(),
+  )
+
+
+def python(*words, **options) -> subprocess.CompletedProcess:
+  """Runs the interpreter in a process of its own, and keeps what it says."""
+  return subprocess.run(
+    [sys.executable, *map(str, words)],
+    capture_output=True,
+    text=True,
+    check=False,
+    **options,
   )

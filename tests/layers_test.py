@@ -2,11 +2,12 @@
 
 import ast
 import pathlib
-import subprocess
 import sys
 from typing import NamedTuple
 
 import pytest
+
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
 STDLIB = frozenset(sys.stdlib_module_names)
@@ -230,13 +231,7 @@ class TestRooms:
     modules = [name for name in INSIDE if room_of(name) == room]
     program = "\n".join(f"import {name}" for name in ["sys", *modules])
     program += "\nprint([m for m in ('jax', 'jaxlib') if m in sys.modules])"
-    done = subprocess.run(
-      [sys.executable, "-c", program],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    done = helpers.python("-c", program, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 

@@ -4,10 +4,10 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -57,16 +57,13 @@ def test_they_are_numbered_without_a_gap():
 
 @pytest.mark.parametrize("is_slow", [True, False])
 def test_they_are_collected_as_slow_tests(is_slow):
-  done = subprocess.run(
-    [sys.executable, "-m", "pytest", "--nbmake", "--collect-only", "-q"]
-    + ["-m", "slow" if is_slow else "not slow", "-p", "no:cacheprovider"]
+  done = helpers.python(
+    *"-m pytest --nbmake --collect-only -q -p no:cacheprovider -m".split(),
+    "slow" if is_slow else "not slow",
     # With a file of tests/, whose conftest.py marks them.
-    + ["tests/notebooks_test.py", "notebooks"],
+    *("tests/notebooks_test.py", "notebooks"),
     cwd=ROOT,
     env={**os.environ, "PYTEST_ADDOPTS": ""},
-    capture_output=True,
-    text=True,
-    check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
   for path in PATHS:
@@ -84,8 +81,8 @@ def test_what_a_reader_sees_is_written_into_a_notebook(tmp_path):
     metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
   )
   path.write_text(nbformat.writes(notebook))
-  script = [sys.executable, str(ROOT / "experiments" / "run_notebooks.py")]
-  subprocess.run([*script, str(path)], check=True)
+  script = ROOT / "experiments" / "run_notebooks.py"
+  assert helpers.python(script, path).returncode == 0
   (cell,) = cells(path, "code")
   stream, value = cell["outputs"]
   assert "".join(stream["text"]) == "seen\n" and stream["name"] == "stdout"
@@ -96,6 +93,6 @@ def test_what_a_reader_sees_is_written_into_a_notebook(tmp_path):
   notebook.cells[0].source = "1 / 0"
   path.write_text(nbformat.writes(notebook))
   before = path.read_text()
-  done = subprocess.run([*script, str(path)], capture_output=True, check=False)
-  assert done.returncode != 0 and b"ZeroDivisionError" in done.stderr
+  done = helpers.python(script, path)
+  assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
   assert path.read_text() == before

@@ -17,7 +17,7 @@ import pytest
 
 import saw_jax
 from saw_jax import names
-from tests import layers_test
+from tests import helpers, layers_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "saw_jax"
@@ -67,14 +67,7 @@ def _run(program: str, cwd: pathlib.Path) -> str:
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   environment.pop("PYTHONDONTWRITEBYTECODE", None)
   environment["PYTHONPYCACHEPREFIX"] = str(cwd.with_name("pycache"))
-  done = subprocess.run(
-    [sys.executable, "-c", program],
-    cwd=cwd,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = helpers.python("-c", program, cwd=cwd, env=environment)
   assert (done.returncode, done.stderr) == (0, "")
   return done.stdout.strip()
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.peer_workers import protocol
+from tests import helpers
 
 MODEL = dict(vocab_size=10, width=3, num_layers=2, num_heads=2, num_kv_heads=1)
 BATCH = dict(num_prompts=2, group_size=1, prompt_size=2, new_tokens=3)
@@ -150,105 +150,100 @@ def test_parts_that_are_given_or_not_measured_are_not_tried():
   assert found == {"forward": 1, "train": 1}
 
 
-class TestTable:
-  def document(self):
-    measured = {
-      "failed": {},
-      "valid": [repetition(1.0, 1.5), repetition(2.0, 3.2)],
-      "void": [],
-    }
-    cell = {"loaded": 300e6, "peak": 500e6, "steady": 400e6}
-    return {
-      "name": "S",
-      "shape": dataclasses.asdict(protocol.SHAPES["S"]),
-      "peers": ["ours", "tunix"],
-      "repetitions": 2,
-      "parts": {
-        "ours": {"forward": 2, "train": 8},
-        "tunix": {"forward": 1, "train": 1},
-      },
-      "given": ["tunix"],
-      "void": 0,
-      "jobs": {"train": measured},
-      "summary": {"train": peers.summarise(measured, 3000)},
-      "bound": {"flops": 1e9, "gflops": 200.0, "share": 0.4},
-      "memory": {
-        "train": {"ours": cell | {"temporary": 5e6}, "tunix": cell},
-        peers.AT_ONCE: {"ours": cell | {"temporary": 7e6}},
-      },
-      "compile": {"saw_jax, layers scanned": {"6": 2.04, "28": 2.1}},
-      "missing": {"trl": "no such package"},
-      "differences": {"tunix": 2e-6},
-      "versions": {"ours": {"jax": "0.10.2"}, "tunix": {"jax": "0.10.2"}},
-      "machine": "two cores",
-      "commit": "abc",
-    }
+@pytest.fixture
+def document():
+  measured = {
+    "failed": {},
+    "valid": [repetition(1.0, 1.5), repetition(2.0, 3.2)],
+    "void": [],
+  }
+  cell = {"loaded": 300e6, "peak": 500e6, "steady": 400e6}
+  memory = {
+    "train": {"ours": cell | {"temporary": 5e6}, "tunix": cell},
+    peers.AT_ONCE: {"ours": cell | {"temporary": 7e6}},
+  }
+  return {
+    "name": "S",
+    "shape": dataclasses.asdict(protocol.SHAPES["S"]),
+    "peers": ["ours", "tunix"],
+    "parts": {"ours": {"forward": 2, "train": 8}}
+    | {"tunix": {"forward": 1, "train": 1}},
+    "jobs": {"train": measured},
+    "summary": {"train": peers.summarise(measured, 3000)},
+    "bound": {"flops": 1e9, "gflops": 200.0, "share": 0.4},
+    "memory": memory,
+    "compile": {"saw_jax, layers scanned": {"6": 2.04, "28": 2.1}},
+    "versions": {"ours": {"jax": "0.10.2"}, "tunix": {"jax": "0.10.2"}},
+    **{"machine": "two cores", "commit": "abc", "repetitions": 2, "void": 0},
+    **{"missing": {"trl": "no such package"}, "differences": {"tunix": 2e-6}},
+    "given": ["tunix"],
+  }
 
-  def test_it_says_what_was_measured_and_what_is_missing(self):
-    text = peers.table(self.document())
-    row = "| train step | 1.500 | 2,000 | 2.350 | 1.55 | 1.50 to 1.60 |"
-    assert row in text
-    assert "TRL is missing: no such package." in text
-    assert "at 40 % of its matmul bound" in text
-    assert "| train step | 500 (200) | 500 (200) |" in text
-    assert "| train step, all rows at once | 500 (200) | - |" in text
+
+def test_a_table_says_what_was_measured_and_what_is_missing(document):
+  text = peers.table(document)
+  for said in (
+    "| train step | 1.500 | 2,000 | 2.350 | 1.55 | 1.50 to 1.60 |",
+    "TRL is missing: no such package.",
+    "at 40 % of its matmul bound",
+    "| train step | 500 (200) | 500 (200) |",
+    "| train step, all rows at once | 500 (200) | - |",
     # 4 x 2 rows of 16 tokens, 512 entries of 4 bytes.
-    assert "needs 7 MB" in text and "would be 0 MB" in text
-    assert "| saw_jax, layers scanned | 2.0 | 2.1 |" in text
-    assert "Tunix 2.0e-06" in text
-    assert "a train step: saw_jax 2 and 8, Tunix 1 and 1; Tunix's as" in text
-
-  def test_what_is_not_quiet_or_failed_is_said(self):
-    document = self.document()
-    measured = document["jobs"]["train"]
-    measured["void"], measured["valid"] = measured["valid"], []
-    document["summary"]["train"] = peers.summarise(measured, 3000)
-    assert "train step (no quiet repetition)" in peers.table(document)
-    for found in measured["void"]:
-      del found["tunix"]
-    measured["valid"], measured["failed"] = measured["void"], {"tunix": "ended"}
-    document["summary"]["train"] = peers.summarise(measured, 3000)
-    text = peers.table(document)
-    assert "| train step | 1.500 | 2,000 | - | - | - |" in text
-    assert "train step: ended." in text
+    *("needs 7 MB", "would be 0 MB"),
+    "| saw_jax, layers scanned | 2.0 | 2.1 |",
+    "Tunix 2.0e-06",
+    "a train step: saw_jax 2 and 8, Tunix 1 and 1; Tunix's as",
+  ):
+    assert said in text, said
 
 
-class TestWorker:
-  @pytest.mark.slow
-  def test_ours_answers_each_job(self, tmp_path):
-    opening = {
-      "directory": str(tmp_path / "model"),
-      "data": str(tmp_path / "batch.npz"),
-      "shape": "S",
-    }
-    shape = protocol.SHAPES["S"]
-    # What a test of before has compiled is read here.
-    kept = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
-    with peers.Peer("ours", sys.executable, **kept) as peer:
-      peer.ask("export", **opening)
-      parts = {"forward": 2, "train": 4}
-      peer.ask("open", parts=parts, **opening)
-      peer.ask("check", rows=2, path=str(tmp_path / "check.npz"))
-      found = np.load(tmp_path / "check.npz")
-      assert found["logits"].shape == (2, shape.length, shape.vocab_size)
-      assert found["log_probs"].shape == (shape.rows, shape.new_tokens)
-      answers = {job: peer.ask("run", job=job) for job in protocol.JOBS}
-      assert all(answer["seconds"] > 0 for answer in answers.values())
-      forward = answers["forward"]["values"]["log_prob"]
-      assert forward == pytest.approx(found["log_probs"].mean(), abs=1e-6)
-      # New parameters guess nearly evenly: the entropy is near that of all.
-      assert 0 < answers["train"]["values"]["entropy"] < np.log(512)
-      assert answers["train"]["values"]["gradient_norm"] > 0
-      sampled = answers["generate"]["values"]["tokens"]
-      assert 0 < sampled <= shape.rows * shape.new_tokens
-      assert peer.ask("memory")["peak"] > 1e7
-      with pytest.raises(peers.PeerError, match="ours failed at 'run'"):
-        peer.ask("run", job="sleep")
+def test_a_table_says_what_is_not_quiet_or_failed(document):
+  measured = document["jobs"]["train"]
+  measured["void"], measured["valid"] = measured["valid"], []
+  document["summary"]["train"] = peers.summarise(measured, 3000)
+  assert "train step (no quiet repetition)" in peers.table(document)
+  for found in measured["void"]:
+    del found["tunix"]
+  measured["valid"], measured["failed"] = measured["void"], {"tunix": "ended"}
+  document["summary"]["train"] = peers.summarise(measured, 3000)
+  text = peers.table(document)
+  assert "| train step | 1.500 | 2,000 | - | - | - |" in text
+  assert "train step: ended." in text
 
-  def test_a_worker_that_is_gone_says_its_last_words(self):
-    with peers.Peer("nobody", sys.executable) as peer:
-      with pytest.raises(peers.PeerError, match="nobody"):
-        peer.ask("open")
+
+@pytest.mark.slow
+def test_ours_answers_each_job(tmp_path):
+  paths = {"directory": tmp_path / "model", "data": tmp_path / "batch.npz"}
+  opening = {name: str(path) for name, path in paths.items()} | {"shape": "S"}
+  shape, check = protocol.SHAPES["S"], tmp_path / "check.npz"
+  # What a test of before has compiled is read here.
+  kept = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
+  with peers.Peer("ours", sys.executable, **kept) as peer:
+    peer.ask("export", **opening)
+    peer.ask("open", parts={"forward": 2, "train": 4}, **opening)
+    peer.ask("check", rows=2, path=str(check))
+    found = np.load(check)
+    assert found["logits"].shape == (2, shape.length, shape.vocab_size)
+    assert found["log_probs"].shape == (shape.rows, shape.new_tokens)
+    answers = {job: peer.ask("run", job=job) for job in protocol.JOBS}
+    assert all(answer["seconds"] > 0 for answer in answers.values())
+    values = {job: answer["values"] for job, answer in answers.items()}
+    mean = pytest.approx(found["log_probs"].mean(), abs=1e-6)
+    assert values["forward"]["log_prob"] == mean
+    # New parameters guess nearly evenly: the entropy is near that of all.
+    assert 0 < values["train"]["entropy"] < np.log(512)
+    assert values["train"]["gradient_norm"] > 0
+    most = shape.rows * shape.new_tokens
+    assert 0 < values["generate"]["tokens"] <= most
+    assert peer.ask("memory")["peak"] > 1e7
+    with pytest.raises(peers.PeerError, match="ours failed at 'run'"):
+      peer.ask("run", job="sleep")
+
+
+def test_a_worker_that_is_gone_says_its_last_words():
+  with peers.Peer("nobody", sys.executable) as peer:
+    with pytest.raises(peers.PeerError, match="nobody"):
+      peer.ask("open")
 
 
 ECHO = """
@@ -265,14 +260,8 @@ protocol.serve(Echo())
 
 def test_an_error_is_an_answer_and_the_next_request_is_read():
   requests = [{"op": "echo"}, {"op": "echo", "word": "a"}]
-  done = subprocess.run(
-    [sys.executable, "-c", ECHO],
-    cwd=peers.ROOT,
-    input="".join(json.dumps(x) + "\n" for x in requests),
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  text = "".join(json.dumps(request) + "\n" for request in requests)
+  done = helpers.python("-c", ECHO, cwd=peers.ROOT, input=text)
   answers = [json.loads(line) for line in done.stdout.splitlines()]
   assert "TypeError" in answers[0]["error"]
   assert answers[1] == {"word": "a"}

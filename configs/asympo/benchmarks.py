@@ -25,7 +25,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 from . import math
@@ -48,9 +47,9 @@ _FILES["gsm8k"] = "data/gsm8k/test.jsonl"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=asympo_dapo,scale=tiny`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("asympo", ROWS),
+    row=base.first("asympo", ROWS),
     scale=SCALES,
   )
   config = base.get_config()

@@ -33,7 +33,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Run, Table, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 ROWS = ("naive", "spo", "asympo", "grpo", "gpg", "gpg_nonzero", "dr_grpo")
@@ -47,9 +46,9 @@ LAGS = tuple(str(lag) for lag in (0, 1, 2, 4, 8, 16, 32, 64))
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=asympo,lag=16,protocol=fixed_lag`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("asympo", ROWS),
+    row=base.first("asympo", ROWS),
     scale=SCALES,
     lag=LAGS,
     protocol=PROTOCOLS,

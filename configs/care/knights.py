@@ -37,7 +37,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Run, Table
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 _CONTROLS = ("random_gate", "entropy_gate", "oracle_gate", "care_no_gate")
@@ -51,11 +50,11 @@ FRACTIONS = ("0.05", "0.1", "0.2", "0.4", "0.8")
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=care,fraction=0.2,scale=tiny`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("care", ROWS),
+    row=base.first("care", ROWS),
     scale=SCALES,
-    fraction=arguments.first("0.2", FRACTIONS),
+    fraction=base.first("0.2", FRACTIONS),
   )
   config = base.get_config()
   config.task.name = "knights"

@@ -23,7 +23,6 @@ import dataclasses
 import ml_collections
 
 from saw_jax.reporting.table import A_GPU, Needs
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 from ..asympo import math
@@ -43,11 +42,11 @@ _FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=care,fraction=0.2,scale=tiny`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("care", ROWS),
+    row=base.first("care", ROWS),
     scale=SCALES,
-    fraction=arguments.first("0.2", FRACTIONS),
+    fraction=base.first("0.2", FRACTIONS),
   )
   if chosen["row"] == "self_verification" and chosen["scale"] == "tiny":
     raise ValueError(

@@ -29,7 +29,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import Needs, Table
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 from ..saw import tool_calling
@@ -46,7 +45,7 @@ SCALES = ("tiny",)
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=without_paw,scale=tiny`, say."""
-  chosen = arguments.parse(argument, row=ROWS, scale=SCALES)
+  chosen = base.arguments(argument, row=ROWS, scale=SCALES)
   config = base.get_config()
   config.task.name = "tool_calling"
   tool_calling.set_tiny(config)

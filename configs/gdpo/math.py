@@ -22,7 +22,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 from ..asympo import math
@@ -42,9 +41,9 @@ _FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("gdpo", ROWS),
+    row=base.first("gdpo", ROWS),
     scale=SCALES,
   )
   config = base.get_config()

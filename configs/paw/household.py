@@ -40,7 +40,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Table, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 BASES = ("grpo", "gigpo", "rloo", "ppo")
@@ -84,9 +83,9 @@ ALFWORLD_FOLDER = "data/alfworld/json_2.1.1"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("grpo_paw", ROWS),
+    row=base.first("grpo_paw", ROWS),
     scale=SCALES,
     engine=ENGINES,
   )

@@ -26,7 +26,6 @@ import dataclasses
 import ml_collections
 
 from saw_jax.reporting.table import ACCELERATORS, Needs, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 from . import household
@@ -37,9 +36,9 @@ SCALES = ("tiny", "paper")
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument,
-    row=arguments.first("grpo_paw", ROWS),
+    row=base.first("grpo_paw", ROWS),
     scale=SCALES,
   )
   config = base.get_config()

@@ -31,7 +31,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 from . import tool_calling
@@ -43,7 +42,7 @@ SCALES = ("tiny", "small", "paper")
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
-  chosen = arguments.parse(argument, row=ROWS, scale=SCALES)
+  chosen = base.arguments(argument, row=ROWS, scale=SCALES)
   config = base.get_config()
   config.task.name = "summaries"
   config.task.options.seed = 0

@@ -27,7 +27,6 @@ import ml_collections
 
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Table, published
-from saw_jax.run import arguments
 from saw_jax.run import config as base
 
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo")
@@ -37,7 +36,7 @@ SCALES = ("tiny", "small", "paper")
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny,kl=none`, say."""
-  chosen = arguments.parse(
+  chosen = base.arguments(
     argument, row=ROWS, scale=SCALES, kl=("none", "released")
   )
   config = base.get_config()

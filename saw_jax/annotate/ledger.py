@@ -32,9 +32,9 @@ _MAX_CLUSTERS = 9  # one for each digit
 _SCHEMA = importlib.resources.files(__package__) / "assets" / "ledger.sql"
 _APPLICATION, _VERSION = 0x53415731, 1  # mark the file as ours
 _LEASE_S = 30.0
-# What a purchase counts for. Set aside: of a step that is to be repeated.
-# Abandoned: the repeated step did not buy it again.
-_COUNTED, _ASIDE, _ABANDONED = 1, 0, -1
+# The standing of a purchase: 1 if it counts. Set aside: of a step that is to be
+# repeated. Abandoned: the repeated step did not buy it again.
+_ASIDE, _ABANDONED = 0, -1
 
 _Sql = Callable[..., list[tuple]]  # (statement, *values) -> rows
 _NAMED = "seed = ? AND step = ? AND prompt_id = ?"
@@ -383,12 +383,10 @@ class LabelLedger:
       if status != "waiting":
         if owner == page and label == kept:
           return label  # A second click.
-        what = f" with {kept!r}" if status == "answered" else ""
-        where = "" if owner == page else " in another page"
-        raise AnswerError(
-          f"The question was {status} already{what}{where}: this answer was "
-          "not counted."
-        )
+        how = f" with {kept!r}" if status == "answered" else ""
+        how += "" if owner == page else " in another page"
+        said = f"The question was {status} already{how}"
+        raise AnswerError(f"{said}: this answer was not counted.")
       if label is None and not is_open:
         raise AnswerError("The run no longer waits for it: nothing to skip.")
       status = "skipped" if label is None else "answered"
@@ -468,9 +466,8 @@ class LabelLedger:
     names = "application_id", "user_version", "quick_check(1)"
     application, version, found = (sql(f"PRAGMA {n}")[0][0] for n in names)
     if application != _APPLICATION:
-      raise LedgerError(
-        f"{self.path} is an SQLite file, but no ledger of labels"
-      )
+      other = "an SQLite file, but no ledger of labels"
+      raise LedgerError(f"{self.path} is {other}")
     if version != _VERSION:
       raise LedgerError(
         f"{self.path} is a ledger of version {version}, and this code reads "
@@ -531,7 +528,7 @@ def _purchases(
 def _describe(sql: _Sql, step: int) -> dict[str, Any]:
   """Counts and digests the purchases before a step, but not their times."""
   before = _purchases(sql, "standing = 1 AND step < ?", step)
-  rows = [list(purchase[:-1]) for purchase in before]
+  rows = [purchase[:-1] for purchase in before]
   digest = hashlib.sha256(json.dumps(rows).encode())
   return {"step": step, "purchases": len(rows), "digest": digest.hexdigest()}
 

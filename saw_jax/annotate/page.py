@@ -99,8 +99,8 @@ def make_app(
       # A page for whoever has no token: it loads nothing.
       status, said = refusal.args
       head = '<!doctype html><html lang="en"><meta charset="utf-8">'
-      text = f"{head}<title>Labels</title><p>{show_text(said)}</p>"
-      reply = Reply(status, text)
+      body = f"{head}<title>Labels</title><p>{show_text(said)}</p>"
+      reply = Reply(status, body)
     response = responses.Response(
       reply.body, reply.status, media_type=reply.kind, headers=_HEADERS
     )
@@ -445,14 +445,11 @@ async def _read_form(request: Any) -> dict[str, str]:
     if len(body) > _MAX_BODY:
       raise _Refusal(413, "The answer is too long: nothing was kept.")
   try:
-    fields = urllib.parse.parse_qsl(
-      body.decode(), keep_blank_values=True, max_num_fields=20
-    )
+    text, options = body.decode(), {"max_num_fields": 20}
+    return dict(urllib.parse.parse_qsl(text, keep_blank_values=True, **options))
   except ValueError:
     raise _Refusal(400, "The form cannot be read: reload the page.") from None
-  return dict(fields)
 
 
 def _is_same(given: str, secret: str) -> bool:
-  given = given.encode("utf-8", "surrogatepass")
-  return hmac.compare_digest(given, secret.encode())
+  return hmac.compare_digest(given.encode(), secret.encode())

@@ -134,36 +134,36 @@ def device_sampler(
   return sample
 
 
-class PartialSampler:
+def partial_sampler(
+  config: GenerateConfig,
+  make: Callable[[GenerateConfig], Sampler],
+  latest: Callable[[], tuple[int, PyTree]],
+  part: int,
+) -> Sampler:
   """Samples in parts, and goes on with the newest weights after each.
 
   What was sampled is read again by the new weights: no cache outlives its
   version. A response may span versions; its group's is that of its first token.
   `latest` returns the newest version and its weights.
   """
+  limit, part = config.max_new_tokens, min(part, config.max_new_tokens)
+  one = dataclasses.replace(config, max_new_tokens=part)
+  first, later = make(one), make(dataclasses.replace(one, group_size=1))
 
-  def __init__(
-    self,
-    config: GenerateConfig,
-    make: Callable[[GenerateConfig], Sampler],
-    latest: Callable[[], tuple[int, PyTree]],
-    *,
-    part: int,
-  ):
-    self._config, self._latest = config, latest
-    self._part = min(part, config.max_new_tokens)
-    one = dataclasses.replace(config, max_new_tokens=self._part)
-    self._first = make(one)
-    self._next = make(dataclasses.replace(one, group_size=1))
+  def is_unfinished(whole, part):
+    """Rows that wrote all of the last part, and no end token in it."""
+    wrote = whole.roles[..., -part:] != 0
+    is_end = np.isin(whole.tokens[..., -part:], config.eos_ids)
+    return wrote[..., -1] & ~(is_end & wrote).any(-1)
 
-  def __call__(
-    self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
-  ) -> Transcript:
-    limit, size = self._config.max_new_tokens, self._part
-    whole = jax.device_get(self._first(version, params, prompts, row_keys))
-    unfinished = self._unfinished(whole, size)
+  def sample(version, params, prompts, row_keys):
+    whole, size = (
+      jax.device_get(first(version, params, prompts, row_keys)),
+      part,
+    )
+    unfinished = is_unfinished(whole, part)
     while size < limit and unfinished.any():
-      version, params = self._latest()
+      version, params = latest()
       lengths = np.where(unfinished, whole.ends - whole.starts, 1)
       prompts = PromptBatch(
         tokens=whole.tokens,
@@ -171,8 +171,8 @@ class PartialSampler:
         ids=whole.group_ids,
         sampled=np.full(whole.ends.shape, size, np.int32),
       )
-      more = jax.device_get(self._next(version, params, prompts, row_keys))
-      width = min(self._part, limit - size)
+      more = jax.device_get(later(version, params, prompts, row_keys))
+      width = min(part, limit - size)
       kept, new = unfinished[..., None], slice(more.prompt_size, None)
 
       def join(old, new, nothing, kept=kept, width=width):
@@ -182,26 +182,16 @@ class PartialSampler:
       roles = join(whole.roles, more.roles[..., new], 0)
       log_probs = join(whole.behave_log_probs, more.behave_log_probs, 0.0)
       whole = whole.replace(
-        tokens=join(whole.tokens, more.tokens[..., new], self._config.pad_id),
+        tokens=join(whole.tokens, more.tokens[..., new], config.pad_id),
         roles=roles,
         behave_log_probs=log_probs,
         ends=whole.starts + (roles != 0).sum(-1).astype(np.int32),
       )
-      unfinished, size = (
-        self._unfinished(whole, width) & unfinished,
-        size + width,
-      )
+      unfinished, size = unfinished & is_unfinished(whole, width), size + width
     return whole
 
-  def close(self) -> None:
-    close(self._first)
-    close(self._next)
-
-  def _unfinished(self, whole: Transcript, part: int) -> np.ndarray:
-    """Rows that wrote all of the last part, and no end token in it."""
-    wrote = whole.roles[..., -part:] != 0
-    is_end = np.isin(whole.tokens[..., -part:], self._config.eos_ids)
-    return wrote[..., -1] & ~(is_end & wrote).any(-1)
+  sample.close = lambda: (close(first), close(later))
+  return sample
 
 
 class ProcessSampler:

@@ -30,9 +30,6 @@ class GenerateConfig:
   pad_id: int = 0
   sampling: SamplingConfig = SamplingConfig()  # how a token is chosen
   record_entropies: bool = False  # of the distributions sampled from
-  # Log-probs at temperature 1 and without truncation, beside those of the
-  # distributions sampled from.
-  record_untempered: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
@@ -122,9 +119,7 @@ def make_generate(
       said = model(params, token_B1, positions_B1, valid_B1, loop.cache)
       return append(loop, *said)
 
-    names = ["behave_log_probs"]
-    names += ["entropies"] * config.record_entropies
-    names += ["untempered_log_probs"] * config.record_untempered
+    names = ["behave_log_probs"] + ["entropies"] * config.record_entropies
     shape = (T, *lengths_B.shape)
     loop = _Loop(
       time=jnp.int32(-1),
@@ -186,9 +181,6 @@ def _draw(config, keys_B, times_B, logits_BV):
   found = {"behave_log_probs": drawn_B}
   if config.record_entropies:
     found["entropies"] = sampling_lib.entropies(logits_BV, config.sampling)
-  if config.record_untempered:
-    plain_B = sampling_lib.untempered_log_probs(logits_BV, tokens_B)
-    found["untempered_log_probs"] = plain_B
   return tokens_B, found
 
 

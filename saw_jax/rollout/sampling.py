@@ -95,11 +95,6 @@ def sample(
   return tokens_B, log_probs_B - jnp.log(jnp.sum(weights_BV, axis=-1))
 
 
-def untempered_log_probs(logits_BV: Array, tokens_B: Array) -> Array:
-  """Takes the log-probs of tokens at temperature 1, with nothing excluded."""
-  return _take(jax.nn.log_softmax(logits_BV.astype(jnp.float32)), tokens_B)
-
-
 def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
   """Takes the entropy of what is drawn from; if greedy, at temperature 1."""
   logits_BV = logits_BV.astype(jnp.float32)

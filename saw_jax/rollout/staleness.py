@@ -68,12 +68,9 @@ class Protocol:
       if not value >= least[name]:
         raise ValueError(f"{name} is {value}; it must be {least[name]} or more")
 
-  def allowed(self, ledger: Ledger) -> int:
-    """How many groups may be started now; below 0 where too many were."""
-    raise NotImplementedError
-
   def room(self, ledger: Ledger) -> int:
-    return max(0, self.allowed(ledger))
+    """How many groups may be started now, at least 0."""
+    raise NotImplementedError
 
   def publishes(self, ledger: Ledger) -> bool:
     """Whether weights are published after the step just counted."""
@@ -94,8 +91,8 @@ class MaxLag(Protocol):
 
   lag: int = 1  # versions, of one optimizer step each
 
-  def allowed(self, ledger: Ledger) -> int:
-    return (self.lag + ledger.version + 1) * self.batch - ledger.held
+  def room(self, ledger: Ledger) -> int:
+    return max(0, (self.lag + ledger.version + 1) * self.batch - ledger.held)
 
   def expired(self, ledger: Ledger, ticket: Ticket) -> bool:
     return ledger.version - ticket.version > self.lag
@@ -134,8 +131,8 @@ class Quota(Protocol):
   def budget(self) -> int:  # groups charged to a version, and the queue's size
     return int(self.batch * self.window * (1 + self.threshold))
 
-  def allowed(self, ledger: Ledger) -> int:
-    return self.budget - max(ledger.charged, ledger.outstanding)
+  def room(self, ledger: Ledger) -> int:
+    return max(0, self.budget - max(ledger.charged, ledger.outstanding))
 
   def publishes(self, ledger: Ledger) -> bool:
     return ledger.step % self.window == 0

@@ -49,9 +49,6 @@ class Transcript:
   prompt_size: int = flax.struct.field(pytree_node=False)  # S - T
   # float32 [B, T], of the distributions sampled from. None: not recorded
   entropies: Array | None = None
-  # float32 [B, T], of the model's own distribution: at temperature 1, with all
-  # tokens. None: not recorded
-  untempered_log_probs: Array | None = None
 
   @property
   def completion_mask(self) -> Array:
@@ -81,26 +78,17 @@ def pad_prompts(
   prompts: Sequence[Sequence[int]],
   *,
   ids: Sequence[int] | None = None,
-  size: int | None = None,
   multiple: int = 1,
 ) -> PromptBatch:
   """Lays prompts of token ids out in one array, in NumPy.
 
-  `ids` number the examples, by default by their places. The default `size` is
-  that of the longest, rounded up to a `multiple`, so that few are compiled.
+  `ids` number the examples, by default by their places. The size is that of the
+  longest, rounded up to a `multiple`, so that few are compiled.
   """
-  if not prompts:
-    raise ValueError("There is no prompt to pad.")
   lengths = [len(prompt) for prompt in prompts]
-  if min(lengths) == 0:
-    raise ValueError(f"Prompt {lengths.index(0)} is empty.")
-  if size is None:
-    size = -(-max(lengths) // multiple) * multiple
-  elif max(lengths) > size:
-    raise ValueError(
-      f"Prompt {lengths.index(max(lengths))} has {max(lengths)} tokens and "
-      f"there is room for {size}."
-    )
+  if not lengths or not min(lengths):
+    raise ValueError(f"there is an empty prompt, or none: lengths {lengths}")
+  size = -(-max(lengths) // multiple) * multiple
   tokens = np.zeros((len(prompts), size), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, size - len(prompt) :] = prompt

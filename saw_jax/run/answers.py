@@ -5,7 +5,7 @@ from typing import Any
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import groups, labelling, observations, rollouts
 from saw_jax.run.groups import Drawn, Packed
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.session import Session
 from saw_jax.tasks.workers.grading import Grader
@@ -47,9 +47,7 @@ class Answers:
       self._clock.lap("score")
     return batch, rollout, drawn
 
-  def estimate(
-    self, scored: Scored, step: int
-  ) -> tuple[TrainBatch, list[dict[str, float]]]:
+  def estimate(self, scored: Scored, step: int) -> tuple[TrainBatch, Rows]:
     batch, rollout, drawn = scored
     seen = [{} for _ in drawn.rows]
     if self._world is not None:
@@ -59,9 +57,7 @@ class Answers:
     parts = zip(rows, seen, drawn.rows, strict=True)
     return batch, [{**row, **more, **origin} for row, more, origin in parts]
 
-  def finish(
-    self, rows: list[dict[str, float]], step: int
-  ) -> list[dict[str, float]]:
+  def finish(self, rows: Rows, step: int) -> Rows:
     """Lets the labels learn from the update, and publishes its weights."""
     if self._labels is not None:
       rows = self._labels.train(rows, step)

@@ -6,6 +6,7 @@ checkpoint whole; the fingerprints find damage that happens later.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -37,12 +38,6 @@ class Restored(NamedTuple):
   state: PyTree
   host: dict[str, Any]
   arrays: dict[str, np.ndarray]
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """Is not the error of one more array, after the first was raised."""
-  text = record.getMessage()
-  return not ("exception was never retrieved" in text and "orbax" in text)
 
 
 class Checkpointer:
@@ -99,7 +94,7 @@ class Checkpointer:
 
   def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
     """Restores a checkpoint, checking every array."""
-    _ignore_leftovers()
+    _silence_leftovers()
     self.wait()
     steps = self.steps
     if not steps or step not in (None, *steps):
@@ -130,41 +125,35 @@ class Checkpointer:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     document = self._get(folder, "document", ocp.args.JsonRestore())
     _check_shapes(abstract, document["fingerprints"], folder)
-    state = self._check(folder, "state", abstract, document["fingerprints"])
-    arrays = {
-      name: np.zeros(shape, dtype)
-      for name, (_, dtype, *shape) in document.get("arrays", {}).items()
-    }
-    if arrays:
-      arrays = self._check(folder, "arrays", arrays, document["arrays"])
-      arrays = jax.tree.map(np.asarray, arrays)
+    restore, saved = ocp.args.StandardRestore, document.get("arrays")
+    state = self._get(
+      folder, "state", restore(abstract), document["fingerprints"]
+    )
+    arrays = {}
+    if saved:
+      shapes = {
+        name: np.zeros(shape, dtype)
+        for name, (_, dtype, *shape) in saved.items()
+      }
+      arrays = self._get(folder, "arrays", restore(shapes), saved)
+    arrays = jax.tree.map(np.asarray, arrays)
     return Restored(step, state, document["host"], arrays)
 
-  def _get(self, folder: pathlib.Path, item: str, args: Any) -> Any:
+  def _get(
+    self, folder: pathlib.Path, item: str, args: Any, expected: Any = None
+  ) -> Any:
+    """Reads an item, and compares the checksums of its arrays."""
+    what = f"checkpoint {folder / item} is damaged"
     try:
       args = ocp.args.Composite(**{item: args})
-      return self._manager.restore(int(folder.name), args=args)[item]
+      found = self._manager.restore(int(folder.name), args=args)[item]
     except Exception as error:
-      # Orbax reads arrays together. Of those that fail after the first one,
-      # asyncio logs a traceback, whenever they are collected.
-      logging.getLogger("asyncio").addFilter(_is_news)
       text = (str(error).strip() or type(error).__name__).splitlines()[0]
-      raise CheckpointError(
-        f"checkpoint {folder / item} is damaged ({text[:200]})"
-      ) from error
-
-  def _check(
-    self, folder: pathlib.Path, item: str, template: PyTree, expected: dict
-  ) -> PyTree:
-    """Reads the arrays of one item, and compares their checksums."""
-    tree = self._get(folder, item, ocp.args.StandardRestore(template))
-    for name, found in fingerprints(tree).items():
-      if found != expected[name]:
-        raise CheckpointError(
-          f"checkpoint {folder / item} is damaged: array {name} is not what "
-          "was saved"
-        )
-    return tree
+      raise CheckpointError(f"{what} ({text[:200]})") from error
+    for name, one in fingerprints(found).items() if expected else ():
+      if one != expected[name]:
+        raise CheckpointError(f"{what}: array {name} is not what was saved")
+    return found
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
@@ -206,11 +195,20 @@ def _checksums(leaves: list[Array]) -> list[Array]:
   return [checksum(leaf) for leaf in leaves]
 
 
-def _ignore_leftovers() -> None:
-  """Silences the tracebacks of reads that Orbax drops when one has failed."""
+def _is_news(record: logging.LogRecord) -> bool:
+  text = record.getMessage()
+  return not ("exception was never retrieved" in text and "orbax" in text)
+
+
+@functools.cache
+def _silence_leftovers() -> None:
+  """Orbax reads arrays together, and drops what fails after the first error.
+
+  Of those, asyncio and the interpreter print tracebacks, whenever they are
+  collected.
+  """
+  logging.getLogger("asyncio").addFilter(_is_news)
   before = sys.unraisablehook
-  if getattr(before, "ignores_leftovers", False):
-    return
 
   def hook(unraisable) -> None:
     code = getattr(unraisable.object, "cr_code", None)
@@ -219,7 +217,6 @@ def _ignore_leftovers() -> None:
     if "orbax" not in path and not closed:
       before(unraisable)
 
-  hook.ignores_leftovers = True
   sys.unraisablehook = hook
 
 

@@ -121,18 +121,18 @@ def is_gone(key: str, value: Any) -> bool:
 @functools.cache
 def _fixed() -> dict[str, Any]:
   """What has no key, and its value in every run; None where it follows."""
-  found = dict(_GONE)
+  found = {}
 
   def walk(values, path):
     for field in dataclasses.fields(values):
       value, key = getattr(values, field.name), f"{path}{field.name}"
       if not settings.is_key(field):
-        found.setdefault(key, value)
+        found[key] = value
       elif dataclasses.is_dataclass(value):
         walk(value, f"{key}.")
 
   walk(_defaults(), "")
-  return found
+  return found | _GONE
 
 
 # The type of a default, what its values are called, and their types.
@@ -205,6 +205,37 @@ def _at(values: Any, name: str) -> Any:
   if isinstance(values, Mapping):
     return values.get(name, {})
   return getattr(values, name)
+
+
+def arguments(
+  argument: str | None, **choices: tuple[str, ...]
+) -> dict[str, str]:
+  """Reads `row=gdpo_saw,scale=tiny`; the first choice of a key is its default.
+
+  A bare word stands for the one key that has it among its choices. What is
+  unknown is a ValueError that names the nearest.
+  """
+  values = {key: allowed[0] for key, allowed in choices.items()}
+  for part in filter(None, (p.strip() for p in (argument or "").split(","))):
+    key, sign, value = part.partition("=")
+    if not sign:
+      owners = [k for k, allowed in choices.items() if part in allowed]
+      if len(owners) != 1:
+        known = sum(choices.values(), tuple(choices))
+        raise ValueError(f"unknown argument {part!r}: {nearest(part, known)}")
+      key, value = owners[0], part
+    if key not in choices:
+      raise ValueError(f"unknown argument {key!r}: {nearest(key, [*choices])}")
+    if value not in choices[key]:
+      near = nearest(value, choices[key])
+      raise ValueError(f"unknown {key} {value!r}: {near}")
+    values[key] = value
+  return values
+
+
+def first(default: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+  """The same choices, in front of them the one that is the default."""
+  return (default, *(choice for choice in choices if choice != default))
 
 
 def module(name: str) -> types.ModuleType:

@@ -117,9 +117,8 @@ def _check_answers(experiment: Experiment, count: int, shown: int):
           task.components, rewards[p, g], scored[p, g], strict=True
         )
       )
-      print(
-        f"{'-' * 72}\n[response {g}: {values}, {result.outcomes[row].value}]"
-      )
+      outcome = rollouts.OUTCOMES[result.outcomes[0, p, g]].value
+      print(f"{'-' * 72}\n[response {g}: {values}, {outcome}]")
       print(result.completions[row])
       print("[mask]", "".join(_MARKS[role] for role in sampled.roles[0, row]))
   print(_LINE)

@@ -9,7 +9,7 @@ from saw_jax import world_model
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, observations, rollouts
 from saw_jax.run.groups import Packed
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.session import Session
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import batch as batch_lib
@@ -55,6 +55,11 @@ class Episodes:
     )
     if has_world:
       self._measure = jax.jit(self._world.measure)
+    # Rows of an update are a multiple of this: few shapes, equal parts.
+    loop = made.loop
+    most = loop.prompts_per_step * loop.group_size * made.task.max_steps
+    parts = loop.num_minibatches * loop.num_microbatches * lift.num_shards
+    self._unit = -(-most // (made.episodes.row_parts * parts)) * parts
 
   def generate(self, step: int) -> agents.Episodes:
     """Plays the worlds of a step, a function of state, seed and step alone."""
@@ -72,8 +77,7 @@ class Episodes:
     return played
 
   def score(self, played: agents.Episodes, step: int) -> Scored:
-    del step
-    rows = _rows_of(played, self._row_unit())
+    rows = _rows_of(played, self._unit)
     record = StepRecord(
       rewards=played.rewards,
       steps=played.steps,
@@ -84,16 +88,10 @@ class Episodes:
     transcript, shape = played.played.transcript, played.steps.shape
     if self._world is not None:
       width = transcript.behave_log_probs.shape[-1]
-      entropies, log_probs, mask = (
-        np.asarray(x).reshape(-1, width)
-        for x in (
-          transcript.entropies,
-          transcript.behave_log_probs,
-          transcript.completion_mask,
-        )
-      )
       entropies = self._measure(
-        entropies=entropies, log_probs=log_probs, completion_mask=mask
+        entropies=transcript.entropies.reshape(-1, width),
+        log_probs=transcript.behave_log_probs.reshape(-1, width),
+        completion_mask=transcript.completion_mask.reshape(-1, width),
       )
       pool = np.zeros((len(rows), shape[1] * shape[2], shape[3]), bool)
       for place in played.observations:  # What followed a step.
@@ -111,20 +109,32 @@ class Episodes:
       record = record.replace(values=values.reshape(shape))
     return Scored(played, record, rows)
 
-  def estimate(
-    self, scored: Scored, step: int
-  ) -> tuple[TrainBatch, list[dict[str, float]]]:
-    """Estimates advantages, and lays the rows of the update out."""
-    played, record, rows = scored
-    keys = observations.selection_keys(self._learner.seeds, step)
+  def estimate(self, scored: Scored, step: int) -> tuple[TrainBatch, Rows]:
+    """Estimates advantages, and lays the rows of the update out.
+
+    Selected observations stand behind their actions, and no others.
+    """
+    (played, record, rows), learner = scored, self._learner
+    keys = observations.selection_keys(learner.seeds, step)
     made: StepEstimate = jax.device_get(self._estimate(record, keys))
     self._clock.lap("estimate")
     transcript = _take(played.played.transcript, rows)
-    multiple = self._made.rollout.completion_multiple
     if self._world is None:
+      multiple = self._made.rollout.completion_multiple
       transcript = rollouts.trim(transcript, multiple)
     else:
-      transcript = self._append(transcript, scored, made, step)
+      size = self._task.max_steps
+      said = [
+        [
+          played.observations.get((n, *divmod(int(row), size)), [])
+          for row in own
+        ]
+        for n, own in enumerate(rows)
+      ]
+      selected = _gather(made.selected, rows, False)
+      transcript = observations.append(
+        learner, transcript, said, selected, step
+      )
     batch = _make_batch(transcript, made, rows)
     if self._loop.num_minibatches > 1:  # Each update takes a part of them.
       size = rows.shape[1]
@@ -132,41 +142,13 @@ class Episodes:
       batch = jax.tree.map(lambda x: x[:, order], batch)
     self._clock.lap("lay out")
     described = [self._describe(scored, made, n) for n in range(len(rows))]
-    return self._learner.recompute(batch), described
+    return learner.recompute(batch), described
 
-  def finish(
-    self, rows: list[dict[str, float]], step: int
-  ) -> list[dict[str, float]]:
-    del step
+  def finish(self, rows: Rows, step: int) -> Rows:
     return rows
 
   def pack(self, step: int) -> Packed:
-    del step  # Episodes are functions of the state.
-    return {}, {}
-
-  def _row_unit(self) -> int:
-    """Rows of an update are a multiple of this: few shapes, equal parts."""
-    loop, shards = self._loop, self._policy.lift.num_shards
-    most = loop.prompts_per_step * loop.group_size * self._task.max_steps
-    parts = loop.num_minibatches * loop.num_microbatches * shards
-    unit = -(-most // self._config.row_parts)
-    return -(-unit // parts) * parts
-
-  def _append(
-    self, transcript: Transcript, scored: Scored, made: StepEstimate, step: int
-  ) -> Transcript:
-    """Puts the selected observations behind their actions, and no others."""
-    played, _, rows = scored
-    num_steps = played.rewards.shape[-1]
-    said = [
-      [
-        played.observations.get((n, *divmod(int(row), num_steps)), [])
-        for row in own
-      ]
-      for n, own in enumerate(rows)
-    ]
-    selected = _gather(made.selected, rows, False)
-    return observations.append(self._learner, transcript, said, selected, step)
+    return {}, {}  # Episodes are functions of the state.
 
   def _describe(
     self, scored: Scored, made: StepEstimate, n: int
@@ -217,8 +199,10 @@ def _rows_of(played: agents.Episodes, unit: int) -> np.ndarray:
   return rows
 
 
-def _gather(x: np.ndarray, rows: np.ndarray, filler=0) -> np.ndarray:
+def _gather(x: np.ndarray | None, rows: np.ndarray, filler=0):
   """Takes rows `[N, B]` of `[N, R]`, and a filler where they are -1."""
+  if x is None:
+    return None
   taken = x.reshape(len(rows), -1)[np.arange(len(rows))[:, None], rows]
   return np.where(rows < 0, filler, taken)
 
@@ -238,13 +222,10 @@ def _take(transcript: Transcript, rows: np.ndarray) -> Transcript:
 def _make_batch(
   transcript: Transcript, made: StepEstimate, rows: np.ndarray
 ) -> TrainBatch:
-  world, targets = None, made.value_targets
-  if made.weights is not None:
-    weights, counts = (_gather(x, rows) for x in (made.weights, made.counts))
-    world = world_model.RowWeights(weights, counts)
+  weights, counts = _gather(made.weights, rows), _gather(made.counts, rows)
   return batch_lib.make_batch(
     transcript, _gather(made.advantages, rows)
   ).replace(
-    value_targets=None if targets is None else _gather(targets, rows),
-    world=world,
+    value_targets=_gather(made.value_targets, rows),
+    world=None if weights is None else world_model.RowWeights(weights, counts),
   )

@@ -15,7 +15,7 @@ from saw_jax.run import metrics, rollouts
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import AVERAGE
 from saw_jax.tasks import clusters
-from saw_jax.tasks.base import Component, Example, Outcome, token_limits
+from saw_jax.tasks.base import Component, Example, token_limits
 from saw_jax.training import hosts
 
 LOG = logging.getLogger(__name__)
@@ -106,12 +106,10 @@ class Evaluator(BaseEvaluator):
         encoder=self._encoder,
       )
       result = rollouts.score(transcript, rows, self._workers, self._encoder)
-      shape = result.lengths.shape
-      is_right = [outcome is Outcome.RIGHT for outcome in result.outcomes]
       found = {
         "rewards": result.rewards,
         "scored": result.scored,
-        "right": np.array(is_right).reshape(shape),
+        "right": result.outcomes == rollouts.RIGHT,
         "ended": result.ended,
         "lengths": result.lengths,
       }
@@ -119,7 +117,8 @@ class Evaluator(BaseEvaluator):
       if hasattr(self._task, "answer_key"):
         keys = [self._task.answer_key(text) for text in result.completions]
         keys = np.array(keys, object).reshape(-1, group_size).tolist()
-        found["answers"] = clusters.answer_ids(keys).reshape(shape)
+        answers = clusters.answer_ids(keys)
+        found["answers"] = answers.reshape(result.lengths.shape)
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
     back = np.argsort(order)

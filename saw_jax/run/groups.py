@@ -19,18 +19,19 @@ from saw_jax.rollout import staleness
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.transcript import PAD, Transcript
 from saw_jax.run import rollouts
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.sections import AsyncConfig
 from saw_jax.run.session import Session
 from saw_jax.tasks import data
-from saw_jax.tasks.base import Example, Outcome, nearest
+from saw_jax.tasks.base import Example, nearest
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
-PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
-_OUTCOMES = tuple(Outcome)
-_ROW_FIELDS = ("tokens", "roles", "starts", "ends")
+_PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
+# What a group keeps of its transcript, and of what is known of its responses.
+_ROWS = ("tokens", "roles", "starts", "ends", "behave_log_probs")
+_SCORES = ("rewards", "scored", "outcomes", "lengths", "ended")
 
 # What a checkpoint must hold: a document for JSON, and arrays by name.
 Packed = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -42,7 +43,7 @@ class Drawn(NamedTuple):
   transcript: Transcript  # host arrays, rows [N, P * G]
   examples: Examples  # their prompts
   early: Rollout | None  # what an actor has found out already
-  rows: list[dict[str, float]]  # what each seed logs of where they come from
+  rows: Rows  # what each seed logs of where they come from
 
 
 class Fresh:
@@ -50,14 +51,14 @@ class Fresh:
 
   def __init__(self, learner: Learner):
     made, self._learner = learner.made, learner
-    self._examples, self._size = (
-      made.task.examples("train"),
-      made.loop.group_size,
+    self._examples = made.task.examples("train")
+    self._generate = learner.policy.make_generate(
+      made.sampling, made.loop.group_size
     )
-    self._generate = learner.policy.make_generate(made.sampling, self._size)
 
   def draw(self, step: int) -> Drawn:
     learner, encoder = self._learner, self._learner.policy.encoder
+    size = learner.made.loop.group_size
     examples = [
       [self._examples[int(index)] for index in indices]
       for indices in learner.batch_indices(len(self._examples), step)
@@ -66,7 +67,7 @@ class Fresh:
       self._generate,
       learner.policy.params,
       examples,
-      rollouts.example_keys(learner.seeds, step, examples, self._size),
+      rollouts.example_keys(learner.seeds, step, examples, size),
       encoder=encoder,
       multiple=encoder.config.completion_multiple,
       length_groups=encoder.config.length_groups,
@@ -88,7 +89,7 @@ def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
   None is the synchronous loop.
   """
   for name, value, known in (
-    ("protocol", config.protocol, PROTOCOLS),
+    ("protocol", config.protocol, _PROTOCOLS),
     ("actor_kind", config.actor_kind, ("thread", "process")),
   ):
     if value not in known:
@@ -131,27 +132,16 @@ class Group(NamedTuple):
 def split(rollout: Rollout, carry_log_probs: bool) -> list[list[Group]]:
   """Takes a rollout apart into `[N][P]` copied groups, so that it is freed."""
   transcript, shape = rollout.transcript, rollout.lengths.shape
-  names = _ROW_FIELDS + ("behave_log_probs",) * carry_log_probs
+  names = _ROWS if carry_log_probs else _ROWS[:-1]
   arrays = {name: np.asarray(getattr(transcript, name)) for name in names}
   arrays = {name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}
-  outcomes = [_OUTCOMES.index(outcome) for outcome in rollout.outcomes]
-  arrays |= {
-    "rewards": rollout.rewards,
-    "scored": rollout.scored,
-    "outcomes": np.array(outcomes, np.int8).reshape(shape),
-    "lengths": rollout.lengths.astype(np.int32),
-    "ended": rollout.ended,
-  }
-  return [
-    [
-      Group(
-        {name: np.array(x[n, p]) for name, x in arrays.items()},
-        transcript.prompt_size,
-      )
-      for p in range(shape[1])
-    ]
-    for n in range(shape[0])
-  ]
+  arrays |= {name: getattr(rollout, name) for name in _SCORES}
+
+  def group(n: int, p: int) -> Group:
+    own = {name: np.array(x[n, p]) for name, x in arrays.items()}
+    return Group(own, transcript.prompt_size)
+
+  return [[group(n, p) for p in range(shape[1])] for n in range(shape[0])]
 
 
 def pack(
@@ -166,29 +156,28 @@ def pack(
   Log-probs are there if every group carries its own.
   """
   prompt_size = max(group.prompt_size for group in groups)
-  longest = max(
-    (group.arrays["roles"][:, group.prompt_size :] != PAD).sum(-1).max()
-    for group in groups
-  )
-  width = -(-max(1, int(longest)) // multiple) * multiple
+  longest = max(1, *(int(group.arrays["lengths"].max()) for group in groups))
+  width = -(-longest // multiple) * multiple
   width = min(width, max_new_tokens or width)
 
-  def fit(x: np.ndarray, before: int, size: int, filler: int) -> np.ndarray:
-    widths = ((0, 0), (before, max(0, size - before - x.shape[1])))
-    return np.pad(x, widths, constant_values=filler)[:, :size]
+  def lay_out(group: Group) -> dict[str, np.ndarray]:
+    x, more = dict(group.arrays), prompt_size - group.prompt_size
+    x["starts"], x["ends"] = x["starts"] + more, x["ends"] + more
+    for name, before, size, filler in (
+      ("tokens", more, prompt_size + width, pad_id),
+      ("roles", more, prompt_size + width, PAD),
+      ("behave_log_probs", 0, width, 0),
+    ):
+      if name in x:
+        after = max(0, size - before - x[name].shape[1])
+        widths = ((0, 0), (before, after))
+        x[name] = np.pad(x[name], widths, constant_values=filler)[:, :size]
+    return x
 
-  def lay_out(name: str, group: Group) -> np.ndarray:
-    x, more = group.arrays[name], prompt_size - group.prompt_size
-    if name in ("tokens", "roles"):
-      filler = PAD if name == "roles" else pad_id
-      return fit(x, more, prompt_size + width, filler)
-    if name == "behave_log_probs":
-      return fit(x, 0, width, 0)
-    return x + more if name in ("starts", "ends") else x
-
-  names = [n for n in groups[0].arrays if all(n in g.arrays for g in groups)]
+  found = [lay_out(group) for group in groups]
+  names = [name for name in found[0] if all(name in x for x in found)]
   return {
-    name: np.stack([lay_out(name, group) for group in groups]) for name in names
+    name: np.stack([x[name] for x in found]) for name in names
   }, prompt_size
 
 
@@ -197,26 +186,17 @@ def join(groups: Sequence[Sequence[Group]], **layout: int) -> Rollout:
 
   `layout` is what `pack` takes. The text is lost.
   """
-  num_seeds, num_prompts = len(groups), len(groups[0])
+  shape = (len(groups), len(groups[0]))
   arrays, prompt_size = pack([g for row in groups for g in row], **layout)
-  size = arrays["lengths"].shape[1]
-  outcomes = [_OUTCOMES[k] for k in arrays.pop("outcomes").reshape(-1)]
-
-  def rows(name: str) -> np.ndarray | None:
-    x = arrays.pop(name, None)
-    return None if x is None else x.reshape(num_seeds, -1, *x.shape[2:])
-
-  group_ids = np.repeat(np.arange(num_prompts, dtype=np.int32), size)
+  arrays = {name: x.reshape(*shape, *x.shape[1:]) for name, x in arrays.items()}
+  rows = {name: arrays.get(name) for name in _ROWS}
+  group_ids = np.arange(shape[1], dtype=np.int32)[:, None]
+  rows["group_ids"] = np.broadcast_to(group_ids, arrays["lengths"].shape).copy()
   transcript = Transcript(
-    **{name: rows(name) for name in (*_ROW_FIELDS, "behave_log_probs")},
-    group_ids=np.tile(group_ids, (num_seeds, 1)),
+    **jax.tree.map(lambda x: x.reshape(shape[0], -1, *x.shape[3:]), rows),
     prompt_size=prompt_size,
   )
-  scores = {
-    name: x.reshape(num_seeds, num_prompts, *x.shape[1:])
-    for name, x in arrays.items()
-  }
-  return Rollout(transcript, completions=[], outcomes=outcomes, **scores)
+  return Rollout(transcript, [], **{name: arrays[name] for name in _SCORES})
 
 
 class Request(NamedTuple):
@@ -247,19 +227,18 @@ class Queue:
     session: Session,
   ):
     made, self._early = learner.made, early
-    self._config, self._protocol = made.asynchronous, protocol
-    config, self._clock = self._config, learner.clock
+    self._config = config = made.asynchronous
+    self._protocol, self._clock = protocol, learner.clock
     self._policy, self._encoder = learner.policy, learner.policy.encoder
-    self._settings = self._encoder.settings(made.sampling, made.loop.group_size)
+    how = made.sampling, made.loop.group_size
+    self._settings = self._encoder.settings(*how)
+    self._generate = self._policy.make_generate(*how)
     self._examples, self._seeds = made.task.examples("train"), learner.seeds
     self._carry = config.carry_log_probs or made.method.needs_behave
     # Actors that do not use the learner's own sampler, where it stands.
     self._far = bool(config.actor_devices) or (
       config.actors
       and (config.actor_kind == "process" or config.partial_tokens)
-    )
-    self._generate = rollouts.make_generate(
-      self._policy.lift, self._policy.decoder, self._settings
     )
     self._shelf: list[dict[int, Group]] = [{} for _ in self._seeds]
     self._ledgers = [staleness.Ledger()] * len(self._seeds)
@@ -299,8 +278,6 @@ class Queue:
       for k, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, found)
-
-  # --- what the loop calls --------------------------------------------------
 
   def draw(self, step: int) -> Drawn:
     del step
@@ -351,25 +328,19 @@ class Queue:
     while self._pool is not None and self._pool.pending:
       self._receive(self._pool.wait())
     groups = [
-      (n, number, group)
+      ((n, number), group)
       for n, shelf in enumerate(self._shelf)
       for number, group in shelf.items()
     ]
-    host = {
-      "ledgers": [ledger._asdict() for ledger in self._ledgers],
-      "groups": {"names": [(n, number) for n, number, _ in groups]},
-    }
-    arrays = {}
+    names, arrays = {"names": [where for where, _ in groups]}, {}
     if groups:
-      packed, size = pack([group for *_, group in groups])
-      host["groups"]["prompt_size"] = size
+      packed, names["prompt_size"] = pack([group for _, group in groups])
       arrays = {f"groups.{name}": array for name, array in packed.items()}
     if self._ledgers[0].version_step != self._ledgers[0].step:
       leaves = jax.tree.leaves(jax.device_get(self._newest[1]))
       arrays |= {f"published.{k}": leaf for k, leaf in enumerate(leaves)}
-    return host, arrays
-
-  # --- the ledgers ----------------------------------------------------------
+    ledgers = [ledger._asdict() for ledger in self._ledgers]
+    return {"ledgers": ledgers, "groups": names}, arrays
 
   def _ready(self) -> bool:
     for n, ledger in enumerate(self._ledgers):
@@ -423,8 +394,7 @@ class Queue:
   def _receive(self, done: actor_lib.Done) -> None:
     request = done.work
     if done.error is not None:
-      self._start_again(request, done.error)
-      return
+      return self._start_again(request, done.error)
     arrived = split(done.result, self._carry)
     for n, tickets in enumerate(request.tickets):
       filtered = self._constant(n, tickets, arrived[n])
@@ -436,12 +406,9 @@ class Queue:
           self._shelf[n][ticket.number] = group
 
   def _start_again(self, request: Request, error: Exception) -> None:
-    LOG.warning(
-      "%s; its groups are started again (death %d, %d may be restarted)",
-      error,
-      self._pool.deaths,
-      self._config.max_deaths,
-    )
+    deaths, most = self._pool.deaths, self._config.max_deaths
+    what = "its groups are started again (death %d, %d may be restarted)"
+    LOG.warning(f"%s; {what}", error, deaths, most)
     for n, tickets in enumerate(request.tickets):
       self._ledgers[n] = staleness.lose(
         self._ledgers[n], tickets, self._protocol
@@ -464,8 +431,6 @@ class Queue:
     varied = advantages.varied_groups(rewards, ones, scored=scored)
     pairs = zip(tickets, np.asarray(varied), strict=True)
     return [ticket.number for ticket, varies in pairs if not varies]
-
-  # --- who samples ----------------------------------------------------------
 
   def _publish(self, params: PyTree) -> None:
     """Copies the weights: the learner gives its own away to the next update."""
@@ -500,8 +465,8 @@ class Queue:
 
     if not config.partial_tokens:
       return make(self._settings)
-    return actor_lib.PartialSampler(
-      self._settings, make, lambda: self._newest, part=config.partial_tokens
+    return actor_lib.partial_sampler(
+      self._settings, make, lambda: self._newest, config.partial_tokens
     )
 
   def _sample(self, sampler: actor_lib.Sampler, request: Request) -> Transcript:

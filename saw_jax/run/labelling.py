@@ -26,16 +26,15 @@ from saw_jax.annotate import questions, sources
 from saw_jax.labels import care, certainty, gap, replay, selection, voting
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.sections import CERTAINTIES, LabelConfig
 from saw_jax.run.session import Session
 from saw_jax.tasks import clusters, self_verification
-from saw_jax.tasks.base import Example, Outcome
+from saw_jax.tasks.base import Example
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training.objective import Observation
 
-Rows = list[dict[str, float]]  # what each seed logs
 _INT32, _VERDICTS = 2**31 - 1, 2**30
 
 
@@ -152,7 +151,7 @@ class OwnRewards(Labels):
     self._log(_audit_figures(truth, _facts(answer_ids, truth)))
     self._clock.lap("audit")
     return rollout._replace(
-      outcomes=[Outcome.RIGHT if x else Outcome.WRONG for x in truth.flat]
+      outcomes=np.where(truth, rollouts.RIGHT, rollouts.WRONG)
     )
 
   def _verdicts(self, examples, completions, step) -> np.ndarray:
@@ -234,8 +233,7 @@ class VoteLabels(Labels):
     judged = _each(self._relabel, examples, labels, winners, answer_ids, keys)
     rollout = rollouts.score(sampled, judged, self._grader, self._encoder)
     if self._probes is not None:
-      right = [outcome is Outcome.RIGHT for outcome in rollout.outcomes]
-      correct = np.reshape(right, shape) & bought[..., None]
+      correct = (rollout.outcomes == rollouts.RIGHT) & bought[..., None]
       learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
       self._learn = features, learned, bought
     self._clock.lap("score")

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from saw_jax.run import rollouts
 from saw_jax.run.policy import Policy
+from saw_jax.run.rollouts import OUTCOMES, Rollout
 from saw_jax.run.session import Clock
 from saw_jax.tasks import data
-from saw_jax.tasks.base import Outcome
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import (
   estimation,
@@ -21,6 +20,8 @@ from saw_jax.training import (
   update,
 )
 from saw_jax.training.batch import TrainBatch
+
+Rows = list[dict[str, float]]  # what each seed logs
 
 
 class Learner:
@@ -41,10 +42,12 @@ class Learner:
     )
     needs_reference = self._method.needs_reference
     self._reference = policy.copy_params() if needs_reference else None
-    strategy = self.made.labels.strategy
-    self._programs = _make_programs(
-      policy, log_probs_too=self._needs_old or strategy.needs_log_probs
-    )
+    self._how = {
+      "temperature": self.made.sampling.temperature,
+      "chunk_size": self._loop.chunk_size,
+    }
+    self.forward = objective.make_forward(policy.decoder, **self._how)
+    self._programs = self._make_programs()
 
   def batch_indices(self, count: int, step: int) -> list[np.ndarray]:
     """Which of `count` prompts or worlds each seed has in a step, `[N][P]`."""
@@ -87,8 +90,8 @@ class Learner:
     return np.asarray(self._programs["values"](self.policy.params, batch))
 
   def estimate(
-    self, batch: TrainBatch, scores: rollouts.Rollout
-  ) -> tuple[TrainBatch, list[dict[str, float]]]:
+    self, batch: TrainBatch, scores: Rollout
+  ) -> tuple[TrainBatch, Rows]:
     """Gives a batch its advantages; returns what each seed logs of rewards.
 
     Before that it moves the reward weights, if they follow gradients.
@@ -127,7 +130,7 @@ class Learner:
     batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
     return batch, self._describe(scores, hosts.fetch(statistics))
 
-  def update(self, batch: TrainBatch) -> list[dict[str, float]]:
+  def update(self, batch: TrainBatch) -> Rows:
     """Updates the policies on rows `[N, B]`; returns what each seed logs.
 
     What an update says of its mini-batch is averaged over the step's.
@@ -168,76 +171,68 @@ class Learner:
     )
     return batch_lib.pack_rows(batch, layout)
 
-  def _describe(
-    self, scores: rollouts.Rollout, statistics: dict[str, Any]
-  ) -> list[dict[str, float]]:
+  def _describe(self, scores: Rollout, statistics: dict[str, Any]) -> Rows:
     names = [component.name for component in self.made.task.components]
 
     def each(kind: str, values) -> dict[str, float]:
       pairs = zip(names, values, strict=True)
       return {f"{kind}/{name}": float(value) for name, value in pairs}
 
-    outcomes = np.array([o.value for o in scores.outcomes])
     rows = []
-    for n, own in enumerate(outcomes.reshape(len(scores.lengths), -1)):
+    for n, own in enumerate(scores.outcomes):
       row = each("reward", statistics["mean"][n])
       row["reward/total"] = float(sum(statistics["mean"][n]))
       for name in ("weight", "cv", "std", "constant_groups"):
         row |= each(name, statistics[name][n])
-      for outcome in Outcome:
-        row[f"outcome/{outcome.value}"] = float((own == outcome.value).mean())
+      for k, outcome in enumerate(OUTCOMES):
+        row[f"outcome/{outcome.value}"] = float((own == k).mean())
       row["unscored"] = float(1 - scores.scored[n].mean())
       row["length"] = float(scores.lengths[n].mean())
       row["ended"] = float(scores.ended[n].mean())
       rows.append(row)
     return rows
 
-
-def _make_programs(policy: Policy, log_probs_too: bool) -> dict[str, Callable]:
-  """Lifts the functions of a step over seeds; nothing is compiled yet."""
-  STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
-  made = policy.made
-  method, loop = made.method, made.loop
-  how = {
-    "temperature": made.sampling.temperature,
-    "chunk_size": loop.chunk_size,
-  }
-  forward = objective.make_forward(policy.decoder, **how)
-  observe = objective.make_observe(
-    policy.decoder,
-    group_size=loop.group_size,
-    log_probs_too=log_probs_too,
-    **how,
-  )
-  log_probs = objective.in_parts(
-    lambda *x: forward(*x).log_probs,
-    loop.num_minibatches * loop.num_microbatches,
-  )
-  minima = np.array([c.minimum for c in made.task.components], np.float32)
-  estimate = estimation.make_estimate(
-    method.advantage, method.weights, minima=minima
-  )
-  in_parts = {"merge": policy.merge, "num_microbatches": loop.num_microbatches}
-  weigh = estimation.make_gradient_weights(
-    objective.make_objective(forward, {"policy": method.terms["policy"]}),
-    **in_parts,
-    **method.gradient_options,
-  )
-  step = update.make_update(
-    objective.make_objective(forward, method.terms, method.diagnostics),
-    policy.optimizer,
-    **in_parts,
-  )
-  wrap = policy.lift.wrap
-  total = functools.partial(wrap, takes_axis_name=True)
-  of_rows = (STATE, ROWS), (ROWS,)
-  by_gradients = (STATE, STATE, ROWS, ROWS, ROWS, STATE), (STATE,)
-  of_rewards = (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME)
-  return {
-    "observe": wrap(observe, *of_rows),
-    "log_probs": wrap(log_probs, *of_rows),
-    "values": wrap(lambda *x: forward(*x).values, *of_rows),
-    "weigh": total(weigh, *by_gradients),
-    "estimate": total(estimate, *of_rewards),
-    "update": total(step, (STATE, ROWS, STATE), (STATE, SAME), donate=(0,)),
-  }
+  def _make_programs(self) -> dict[str, Callable]:
+    """Lifts the functions of a step over seeds; nothing is compiled yet."""
+    STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
+    policy, method, loop = self.policy, self._method, self._loop
+    parts, forward = loop.num_microbatches, self.forward
+    needs_log_probs = self.made.labels.strategy.needs_log_probs
+    observe = objective.make_observe(
+      policy.decoder,
+      group_size=loop.group_size,
+      log_probs_too=self._needs_old or needs_log_probs,
+      **self._how,
+    )
+    log_probs = objective.in_parts(
+      lambda *x: forward(*x).log_probs, loop.num_minibatches * parts
+    )
+    minima = [component.minimum for component in self.made.task.components]
+    estimate = estimation.make_estimate(
+      method.advantage, method.weights, minima=np.array(minima, np.float32)
+    )
+    weigh = estimation.make_gradient_weights(
+      objective.make_objective(forward, {"policy": method.terms["policy"]}),
+      merge=policy.merge,
+      num_microbatches=parts,
+      **method.gradient_options,
+    )
+    step = update.make_update(
+      objective.make_objective(forward, method.terms, method.diagnostics),
+      policy.optimizer,
+      merge=policy.merge,
+      num_microbatches=parts,
+    )
+    wrap = policy.lift.wrap
+    total = functools.partial(wrap, takes_axis_name=True)
+    of_rows = (STATE, ROWS), (ROWS,)
+    by_gradients = (STATE, STATE, ROWS, ROWS, ROWS, STATE), (STATE,)
+    of_rewards = (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME)
+    return {
+      "observe": wrap(observe, *of_rows),
+      "log_probs": wrap(log_probs, *of_rows),
+      "values": wrap(lambda *x: forward(*x).values, *of_rows),
+      "weigh": total(weigh, *by_gradients),
+      "estimate": total(estimate, *of_rewards),
+      "update": total(step, (STATE, ROWS, STATE), (STATE, SAME), donate=(0,)),
+    }

@@ -18,7 +18,7 @@ import numpy as np
 from saw_jax.rollout.transcript import POLICY
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run.groups import Packed
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import Experiment
 from saw_jax.run.session import Clock, Result, Session
@@ -26,7 +26,6 @@ from saw_jax.training import hosts
 from saw_jax.training.batch import TrainBatch
 
 LOG = logging.getLogger(__name__)
-Rows = list[dict[str, float]]  # what each seed logs
 
 
 class Source(Protocol):

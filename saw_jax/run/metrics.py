@@ -6,6 +6,7 @@ files of a killed run end up those of one that was not.
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import logging
@@ -13,12 +14,14 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saw_jax import names
 
 LOG = logging.getLogger(__name__)
+LINE_S = 20.0  # between two lines of progress
+Write = Callable[[int, int, Mapping[str, float]], None]  # step, seed, values
 
 
 class FileWriter:
@@ -27,29 +30,23 @@ class FileWriter:
   def __init__(
     self, directory: str | os.PathLike, name: str, *, first_step: int = 0
   ):
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.jsonl"
-    self._csv_path = path.with_suffix(".csv")
-    self._rows = [row for row in _read_lines(path) if row["step"] < first_step]
-    _replace(path, "".join(map(_line, self._rows)))
-    self._json, self._csv = path.open("a"), io.StringIO()
+    self._json = pathlib.Path(directory) / f"{name}.jsonl"
+    self._csv = self._json.with_suffix(".csv")
+    self._json.parent.mkdir(parents=True, exist_ok=True)
+    rows = _read_lines(self._json)
+    self._rows = [row for row in rows if row["step"] < first_step]
+    _replace(self._json, "".join(map(_line, self._rows)))
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     row = {"step": step, "seed": seed, **values}
     self._rows.append(row)
-    self._json.write(_line(row))
-    self._json.flush()
-    if set(row) <= set(self._columns):
-      csv.DictWriter(self._csv, self._columns).writerow(row)
-      self._csv.flush()
-    else:  # a metric that the header lacks: once or twice a run
-      self._rewrite_csv()
-
-  def close(self) -> None:
-    self._json.close()
-    self._csv.close()
+    with self._json.open("a") as file:
+      file.write(_line(row))
+    if not set(row) <= set(self._columns):
+      return self._rewrite_csv()  # once or twice a run
+    with self._csv.open("a", newline="") as file:
+      csv.DictWriter(file, self._columns).writerow(row)
 
   def _rewrite_csv(self) -> None:
     self._columns = list(dict.fromkeys(k for row in self._rows for k in row))
@@ -58,65 +55,60 @@ class FileWriter:
       writer = csv.DictWriter(text, self._columns)
       writer.writeheader()
       writer.writerows(self._rows)
-    self._csv.close()
-    _replace(self._csv_path, text.getvalue())
-    self._csv = self._csv_path.open("a", newline="")
+    _replace(self._csv, text.getvalue())
 
 
-class TensorBoardWriter:
+def tensorboard_writer(
+  directory: pathlib.Path, stack: contextlib.ExitStack
+) -> Write:
   """Writes event files (extra `[tensorboard]`)."""
+  need = "the TensorBoard writer needs the extra"
+  with names.needs_extra("tensorboard", need):
+    import tensorboardX
 
-  def __init__(self, directory: str | os.PathLike):
-    need = "the TensorBoard writer needs the extra"
-    with names.needs_extra("tensorboard", need):
-      import tensorboardX
-    self._make = lambda seed: tensorboardX.SummaryWriter(
-      str(pathlib.Path(directory) / "tensorboard" / f"seed_{seed}")
-    )
-    self._writers = {}
+  @functools.cache
+  def of_seed(seed: int):
+    folder = directory / "tensorboard" / f"seed_{seed}"
+    writer = tensorboardX.SummaryWriter(str(folder))
+    stack.callback(writer.close)
+    return writer
 
-  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    if seed not in self._writers:
-      self._writers[seed] = self._make(seed)
+  def write(step: int, seed: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
-      self._writers[seed].add_scalar(name, value, step)
+      of_seed(seed).add_scalar(name, value, step)
 
-  def close(self) -> None:
-    for writer in self._writers.values():
-      writer.close()
+  return write
 
 
-class WandbWriter:
+def wandb_writer(directory: pathlib.Path, stack: contextlib.ExitStack) -> Write:
   """Writes to Weights & Biases (extra `[wandb]`)."""
+  need = "the Weights & Biases writer needs the extra"
+  with names.needs_extra("wandb", need):
+    import wandb
+  run = wandb.init(name=directory.name, dir=str(directory), resume="allow")
+  stack.callback(run.finish)
 
-  def __init__(self, directory: str | os.PathLike):
-    need = "the Weights & Biases writer needs the extra"
-    with names.needs_extra("wandb", need):
-      import wandb
-    directory = pathlib.Path(directory)
-    self._run = wandb.init(
-      name=directory.name, dir=str(directory), resume="allow"
-    )
-
-  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
+  def write(step: int, seed: int, values: Mapping[str, float]) -> None:
     named = {f"seed_{seed}/{name}": value for name, value in values.items()}
-    self._run.log(named, step=step)
+    run.log(named, step=step)
 
-  def close(self) -> None:
-    self._run.finish()
+  return write
 
 
-WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
+WRITERS = {"tensorboard": tensorboard_writer, "wandb": wandb_writer}
 
 
 def make_writers(
-  directory: str | os.PathLike, extra: Sequence[str], *, first_step: int
-) -> list[Any]:
+  directory: pathlib.Path,
+  extra: Sequence[str],
+  stack: contextlib.ExitStack,
+  first_step: int,
+) -> list[Write]:
   for name in extra:
     if name not in WRITERS:
       raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
   files = FileWriter(directory, "metrics", first_step=first_step)
-  return [files, *(WRITERS[name](directory) for name in extra)]
+  return [files.write, *(WRITERS[name](directory, stack) for name in extra)]
 
 
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
@@ -124,49 +116,39 @@ def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
   _replace(path, json.dumps(document, indent=2, **options) + "\n")
 
 
-class Progress:
-  """A bar with the time left on a terminal, a line now and then elsewhere."""
+@contextlib.contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable]:
+  """A bar with the time left on a terminal, a line now and then elsewhere.
 
-  def __init__(
-    self, title: str, total: int, *, start: int = 0, interval_s: float = 20.0
-  ):
-    self._title, self._total, self._done = title, total, start
-    self._interval_s, self._last = interval_s, time.monotonic()
-    self._bar = None
-    if sys.stderr.isatty():
-      from rich import progress as rich_progress
-      from rich.console import Console
+  Gives what a step calls with its figures by name.
+  """
 
-      self._bar = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[figures]}"),
-        console=Console(stderr=True),
-      )
-      self._bar.start()
-      self._task = self._bar.add_task(
-        title, total=total, completed=start, figures=""
-      )
+  def text(figures: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
-  def advance(self, **figures: float) -> None:
-    self._done += 1
-    text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    if self._bar is not None:
-      self._bar.update(self._task, completed=self._done, figures=text)
-      return
-    now = time.monotonic()
-    if now - self._last >= self._interval_s or self._done == self._total:
-      self._last = now
-      LOG.info("%s %d/%d  %s", self._title, self._done, self._total, text)
+  if sys.stderr.isatty():
+    from rich import progress as bars
+    from rich.console import Console
 
-  def __enter__(self) -> "Progress":
-    return self
+    columns = (
+      *(bars.TextColumn("{task.description}"), bars.BarColumn()),
+      *(bars.MofNCompleteColumn(), bars.TimeRemainingColumn()),
+      bars.TextColumn("{task.fields[figures]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+      task = bar.add_task(title, total=total, completed=done, figures="")
+      yield lambda **found: bar.update(task, advance=1, figures=text(found))
+    return
+  last = time.monotonic()
 
-  def __exit__(self, *exc) -> None:
-    if self._bar is not None:
-      self._bar.stop()
+  def advance(**figures: float) -> None:
+    nonlocal done, last
+    done, now = done + 1, time.monotonic()
+    if now - last >= LINE_S or done == total:
+      last = now
+      LOG.info("%s %d/%d  %s", title, done, total, text(figures))
+
+  yield advance
 
 
 def _line(row: Mapping[str, float]) -> str:

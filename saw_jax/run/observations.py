@@ -14,7 +14,7 @@ from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, rollouts
-from saw_jax.run.learner import Learner
+from saw_jax.run.learner import Learner, Rows
 from saw_jax.tasks.base import Example
 from saw_jax.training import estimation, hosts, objective, parallel
 from saw_jax.training.batch import TrainBatch
@@ -86,14 +86,9 @@ class Appender:
     components, loop = made.task.components, made.loop
     self._minima = np.array([c.minimum for c in components], np.float32)
     self._range = float(sum(c.maximum - c.minimum for c in components))
-    forward = objective.make_forward(
-      policy.decoder,
-      temperature=made.sampling.temperature,
-      chunk_size=loop.chunk_size,
-    )
 
     def measure(params: PyTree, batch: TrainBatch) -> Array:
-      outputs = forward(params, batch)
+      outputs = learner.forward(params, batch)
       return world.measure(
         entropies=outputs.entropies,
         log_probs=outputs.log_probs,
@@ -118,7 +113,7 @@ class Appender:
     scores: rollouts.Rollout,
     examples: rollouts.Examples,
     step: int,
-  ) -> tuple[TrainBatch, list[dict[str, float]]]:
+  ) -> tuple[TrainBatch, Rows]:
     """Selects responses, and puts what the world said behind them.
 
     A prompt's λ reads the rewards that the update has, be they of labels or of

@@ -16,10 +16,13 @@ from saw_jax.rollout.transcript import Transcript
 from saw_jax.run.sections import RolloutConfig
 from saw_jax.tasks import stops as stops_lib
 from saw_jax.tasks.base import Example, Outcome
-from saw_jax.tasks.workers.grading import Graded, Grader
+from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import hosts, parallel
 from saw_jax.types import Array, PyTree
+
+OUTCOMES = tuple(Outcome)
+RIGHT, WRONG = map(OUTCOMES.index, (Outcome.RIGHT, Outcome.WRONG))
 
 
 class Rollout(NamedTuple):
@@ -29,8 +32,8 @@ class Rollout(NamedTuple):
   completions: list[str]  # N * P * G, in order
   rewards: np.ndarray  # float32 [N, P, G, M]
   scored: np.ndarray  # bool [N, P, G, M]
-  outcomes: list  # N * P * G
-  lengths: np.ndarray  # int [N, P, G], tokens that the policy chose
+  outcomes: np.ndarray  # int8 [N, P, G], places in OUTCOMES
+  lengths: np.ndarray  # int32 [N, P, G], tokens that the policy chose
   ended: np.ndarray  # bool [N, P, G], an end was sampled
   # float32 [N, P], how much a prompt counts; None: all count 1
   multipliers: np.ndarray | None = None
@@ -181,7 +184,7 @@ def sample(
 
 def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
   """Changes what was recorded of each position after the prompts."""
-  names = ("behave_log_probs", "entropies", "untempered_log_probs")
+  names = ("behave_log_probs", "entropies")
   values = {name: getattr(sampled, name) for name in names}
   return sampled.replace(
     **{name: None if x is None else fn(x) for name, x in values.items()}
@@ -197,16 +200,27 @@ def score(
   several processes each has its own grader score its share of the rows.
   """
   rollout = unscored(sampled, len(examples[0]), 1, encoder)
-  lengths = rollout.lengths
+  texts, lengths = rollout.completions, rollout.lengths
   asked = [e for row in examples for e in row for _ in lengths[0, 0]]
-  graded = _grade(grader, asked, rollout.completions)
-  rewards = np.array(graded.rewards).reshape(*lengths.shape, -1)
+  mine = slice(jax.process_index(), None, jax.process_count())
+  graded = grader.grade(asked[mine], texts[mine])
+  outcomes = np.array(list(map(OUTCOMES.index, graded.outcomes)), np.int8)
+
+  def whole(values):
+    """Zeros where another process has scored."""
+    rows = np.zeros((len(texts), *values.shape[1:]), values.dtype)
+    rows[mine] = values
+    return rows
+
+  shares = (graded.rewards, graded.scored.astype(np.int8), outcomes)
+  rewards, scored, outcomes = (
+    x.reshape(*lengths.shape, *x.shape[1:])
+    for x in hosts.add_up(tuple(map(whole, shares)))
+  )
   for component, limit in grader.token_limits.items():
     rewards[lengths > limit, component] = 0.0
   return rollout._replace(
-    rewards=rewards,
-    scored=graded.scored.reshape(rewards.shape),
-    outcomes=list(graded.outcomes),
+    rewards=rewards, scored=scored.astype(bool), outcomes=outcomes
   )
 
 
@@ -222,35 +236,9 @@ def unscored(
     completions=completions,
     rewards=np.zeros(shape, np.float32),
     scored=np.zeros(shape, bool),
-    outcomes=[Outcome.WRONG] * len(completions),
+    outcomes=np.full(lengths.shape, WRONG, np.int8),
     lengths=lengths,
     ended=ended.reshape(lengths.shape),
-  )
-
-
-def _grade(
-  grader: Grader, examples: Sequence[Example], completions: Sequence[str]
-) -> Graded:
-  """Scores this process's share of the rows, and learns of the others'."""
-  count = jax.process_count()
-  if count == 1:
-    return grader.grade(examples, completions)
-  mine = slice(jax.process_index(), None, count)
-  graded = grader.grade(examples[mine], completions[mine])
-  names = list(Outcome)
-  outcomes = [names.index(outcome) for outcome in graded.outcomes]
-
-  def whole(values):
-    """Zeros where another process has scored."""
-    values = np.asarray(values)
-    rows = np.zeros((len(completions), *values.shape[1:]), values.dtype)
-    rows[mine] = values
-    return rows
-
-  shares = (graded.rewards, graded.scored.astype(np.int32), outcomes)
-  rewards, scored, outcomes = hosts.add_up(tuple(map(whole, shares)))
-  return Graded(
-    rewards, scored.astype(bool), tuple(names[int(i)] for i in outcomes)
   )
 
 
@@ -273,7 +261,7 @@ def read(
   found = [stops_lib.find_stop(text, encoder.config.stops) for text in texts]
   texts = [text[:at] for text, at in zip(texts, found, strict=True)]
   ended = ends.any(-1) | np.array([x is not None for x in found])
-  return texts, chosen.sum(-1), ended
+  return texts, chosen.sum(-1, dtype=np.int32), ended
 
 
 def trim(sampled: Transcript, multiple: int) -> Transcript:

@@ -102,19 +102,19 @@ class Session:
       found = self._policy.restore(store, resume_step)
       self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
-    self._writers, self._evals, self._bar = [], [], None
+    self._writers, self._evals, self._advance = [], [], None
     if hosts.is_first():
       self._writers = metrics.make_writers(
-        directory, self._loop.writers, first_step=self.step
+        directory, self._loop.writers, stack, self.step
       )
       # An evaluation is named by the steps before it, the first's included.
       first = self.step + 1 if self.step else 0
-      self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
-      self._bar = stack.enter_context(
-        metrics.Progress("train", self._loop.num_steps, start=self.step)
+      self._evals = [
+        metrics.FileWriter(directory, "evals", first_step=first).write
+      ]
+      self._advance = stack.enter_context(
+        metrics.progress("train", self._loop.num_steps, self.step)
       )
-    for writer in [*self._evals, *self._writers]:
-      stack.callback(writer.close)
     self.interrupt = stack.enter_context(Interrupt())
     self._interrupted = False
     self._compilations = stack.enter_context(_count_compilations())
@@ -135,16 +135,16 @@ class Session:
       "compilations": self._compilations[0],
     }
     for seed, row in zip(self._seeds, rows, strict=True):
-      for writer in self._writers:
-        writer.write(self.step, seed, {**row, **shared})
+      for write in self._writers:
+        write(self.step, seed, {**row, **shared})
       if not np.isfinite(row["loss"]) and not self._loop.skip_nonfinite:
         raise FloatingPointError(
           f"the loss of seed {seed} is {row['loss']} at step {self.step}; "
           f"the last checkpoint is of step {(self._store.steps or [None])[-1]}"
         )
     self.step += 1
-    if self._bar is not None:
-      self._bar.advance(
+    if self._advance is not None:
+      self._advance(
         reward=np.mean([row["reward/total"] for row in rows]),
         loss=np.mean([row["loss"] for row in rows]),
         tok_s=shared["tokens_per_second"],
@@ -158,8 +158,8 @@ class Session:
       return None
     scores = self._evaluator.scores("greedy")
     for seed, values in zip(self._seeds, scores, strict=True):
-      for writer in self._evals:
-        writer.write(self.step, seed, values)
+      for write in self._evals:
+        write(self.step, seed, values)
     return float(np.mean([values["total"] for values in scores]))
 
   def save(

@@ -131,7 +131,7 @@ def warm_start(
   current = update.create_state(params, optimizer)
   rng = np.random.default_rng(config.seed)
   rows = demonstrations.tokens.shape[0]
-  with metrics.Progress("warm start", config.num_steps) as bar:
+  with metrics.progress("warm start", config.num_steps) as advance:
     for step in range(config.num_steps):
       chosen = rng.integers(0, rows, config.batch_size)
       batch = jax.tree.map(
@@ -140,7 +140,7 @@ def warm_start(
       current, values = step_fn(current, batch)
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
-      bar.advance(loss=loss)
+      advance(loss=loss)
   return _keep(folder, current.params, loss)
 
 

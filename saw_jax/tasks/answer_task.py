@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from saw_jax.tasks import base, inspection, row_files, self_verification
+from saw_jax.tasks import base, inspection, row_files
 from saw_jax.tasks.draws import Draws
 
 _T = TypeVar("_T")
@@ -72,8 +72,8 @@ class LazyExamples(Sequence[base.Example]):
 class AnswerTask:
   """Splits from a generator or from files, each made once, when asked for.
 
-  A task has the class of its config as `Config` and writes an answer with
-  `_block(answer)`. It makes an example by `_parse(row)` of a file, or by
+  A task has the class of its config as `Config` and writes an answer between
+  its `_tags`. It makes an example by `_parse(row)` of a file, or by
   `_draw(split, index)`, and answers one, rightly or not, by
   `demonstrate(example, draws, ...)`. Worker processes get it without examples.
   """
@@ -83,6 +83,9 @@ class AnswerTask:
   Config: type
   _shows: str  # begins the key of its demonstrations' draws
   _template = "%s"  # around what is asked
+  _tags = ("", "")
+  # What a right answer, a wrong one and none are worth.
+  _scores: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
   # Places left free between the keys of benchmarks and of generated splits.
   _key_gap = 0
   _examples: Mapping[str, Sequence[base.Example]] = {}
@@ -110,9 +113,18 @@ class AnswerTask:
   def best_values(self, example: base.Example) -> tuple[float, ...]:
     return tuple(component.maximum for component in self.components)
 
-  def verification(self, example: base.Example, completion: str) -> Messages:
-    asked = self_verification.verification_prompt
-    return ask(asked(self.name, example.messages[-1]["content"], completion))
+  def damages(self, example: base.Example) -> Iterator[Damage]:
+    """Yields answers with a mistake, and what they score."""
+    gold, reference = self.gold_completion(example), example.reference
+    wrong = self._block(self._wrong(Draws("damage", example.key), reference))
+    right, false, none = self._scores
+    yield "wrong_answer", wrong, false
+    yield "no_tags", reference, none
+    yield "unclosed", gold.removesuffix(self._tags[1]), none
+    yield "empty", self._block(""), none
+    yield "nothing", "", none
+    yield "wrong_answer_last", f"{gold} {wrong}", false
+    yield "wrong_answer_first", f"{wrong} {gold}", right
 
   def demonstrations(
     self, count: int, *, seed: int, **options: Any
@@ -133,7 +145,7 @@ class AnswerTask:
     return found
 
   def _block(self, answer: str) -> str:
-    return answer
+    return answer.join(self._tags)
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config

@@ -157,10 +157,7 @@ class AgentTask:
     raise NotImplementedError
 
   def category(self, split: str, seed: int) -> str:
-    """Returns what an evaluation counts an episode under; empty: nothing.
-
-    It has the letters that a name may have.
-    """
+    """Returns what an evaluation counts an episode under, a name or nothing."""
     del split, seed
     return ""
 
@@ -175,9 +172,15 @@ class AgentTask:
   def read_reply(self, completion: str) -> Reply:
     """Finds the action in a completion, which may be any text at all.
 
-    It is valid in the form that was asked for; if not, it is played too.
+    It is the first `<action>`, in small letters. The reply is valid if those
+    tags are closed, a `<think>` block is there too, and no Chinese character
+    is: the checks of GiGPO's agent loop, https://arxiv.org/abs/2505.10978. An
+    action of an invalid reply is played too.
     """
-    return read_reply(completion)
+    found = _ACTION.search(completion)
+    thinks = "<think>" in completion and "</think>" in completion
+    valid = bool(found and thinks and not _HAN.search(completion))
+    return Reply(found[1].strip().lower() if found else "", valid)
 
   def write_reply(self, action: str) -> str:
     """Returns a completion that asks for an action, for demonstrations."""
@@ -220,11 +223,11 @@ class AgentTask:
       raise ValueError("a walkthrough has no mistakes: set wrong_rate to 0.")
     env, steps, idle = self.make(split), [], 0
     for start, draws in self._starts(split, seed):
+      if len(steps) == count:
+        break
       observation, history = env.reset(start), ()
       expert = self.expert(env, draws)
-      while not env.done:
-        if len(steps) == count:
-          return steps
+      while not env.done and len(steps) < count:
         actions = tuple(env.admissible_actions)
         before = Situation(env.task, observation, actions)
         action = next(expert, None)
@@ -241,6 +244,7 @@ class AgentTask:
           f"no episode of split {split!r} of task {self.name!r} has a "
           "walkthrough."
         )
+    return steps
 
 
 class FormTask(AgentTask):
@@ -248,8 +252,8 @@ class FormTask(AgentTask):
 
   The compact form is for policies that start from nothing: each task has a
   tokenizer for it, and a reply is the action and nothing else. A subclass
-  writes compact prompts in `_compact`, with the last `shown` steps of a
-  history, and knows in `_is_action` what a compact reply may be.
+  writes compact prompts in `_compact(situation, history, shown)`, with the last
+  `shown` steps, and knows in `_is_action(text)` what a compact reply may be.
   """
 
   _role = ""  # what the agent of the English prompts does, ...
@@ -259,8 +263,9 @@ class FormTask(AgentTask):
   def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
     self.config = config
     self.max_steps, self.max_return = config.max_steps, config.reward
-    sizes = episodes or dict(train=config.num_train, test=config.num_test)
-    self.episodes = sizes
+    self.episodes = episodes or dict(
+      train=config.num_train, test=config.num_test
+    )
 
   @property
   def is_compact(self) -> bool:
@@ -303,28 +308,6 @@ class FormTask(AgentTask):
       "admissible action and write it inside <action> </action> tags."
     )
 
-  def _compact(self, situation: Situation, history: History, shown: int) -> str:
-    raise NotImplementedError
-
-  def _is_action(self, text: str) -> bool:
-    raise NotImplementedError
-
-
-def read_reply(completion: str) -> Reply:
-  """Returns the first `<action>` of a completion, in lower case.
-
-  The reply is valid if the action's tags are closed, a `<think>` block is there
-  too, and no Chinese character is: the checks of GiGPO's agent loop,
-  https://arxiv.org/abs/2505.10978.
-
-  >>> read_reply("<think>hm</think><action>go to bed 1</action>")
-  Reply(action='go to bed 1', valid=True)
-  """
-  found = _ACTION.search(completion)
-  thinks = "<think>" in completion and "</think>" in completion
-  valid = bool(found and thinks and not _HAN.search(completion))
-  return Reply(found[1].strip().lower() if found else "", valid)
-
 
 def write_history(history: History, shown: int) -> str:
   """Lists the last observations and actions of a history, numbered from 1.
@@ -342,6 +325,15 @@ def write_history(history: History, shown: int) -> str:
 def write_actions(actions: Iterable[str]) -> str:
   """Lists actions, each in quotes."""
   return ", ".join(f"'{action}'" for action in actions)
+
+
+def check_together(config: Any, *names: str) -> None:
+  """Raises if some of a config's files are given and others are not."""
+  given = [name for name in names if getattr(config, name)]
+  if given and len(given) < len(names):
+    raise ValueError(
+      f"{', '.join(names)} are read together: give all of them, or none."
+    )
 
 
 def number_anchors(

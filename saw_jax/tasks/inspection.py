@@ -17,15 +17,12 @@ class Inspectable(base.Task, Protocol):
 
   def gold_completion(self, example: base.Example) -> str:
     """Returns a completion that is right."""
-    ...
 
   def best_values(self, example: base.Example) -> tuple[float, ...]:
     """Returns what that completion scores."""
-    ...
 
   def damages(self, example: base.Example) -> Iterable[Damage]:
     """Yields wrong completions."""
-    ...
 
 
 class Failure(NamedTuple):
@@ -42,38 +39,27 @@ def gold_failures(
   task: Inspectable, examples: Iterable[base.Example]
 ) -> list[Failure]:
   """Finds the examples whose own right answer does not score the most."""
-  return [
-    failure
-    for one in examples
-    for failure in _compare(
-      task, one, "gold", task.gold_completion(one), task.best_values(one)
-    )
-  ]
+  gold, best = task.gold_completion, task.best_values
+  return _failures(task, ((e, ("gold", gold(e), best(e))) for e in examples))
 
 
 def damage_failures(
   task: Inspectable, examples: Iterable[base.Example]
 ) -> list[Failure]:
   """Damages right answers in every way, and finds what scored otherwise."""
-  return [
-    failure
-    for one in examples
-    for damage in task.damages(one)
-    for failure in _compare(task, one, *damage)
-  ]
+  cases = ((one, damage) for one in examples for damage in task.damages(one))
+  return _failures(task, cases)
 
 
-def _compare(
-  task: Inspectable,
-  example: base.Example,
-  what: str,
-  text: str,
-  expected: tuple[float | None, ...],
+def _failures(
+  task: Inspectable, cases: Iterable[tuple[base.Example, Damage]]
 ) -> list[Failure]:
-  values = task.score(example, text).values
-  for got, want, best in zip(
-    values, expected, task.best_values(example), strict=True
-  ):
-    if got is None or (got >= best if want is None else abs(got - want) > 1e-9):
-      return [Failure(example.key, what, expected, values, text)]
-  return []
+  found = []
+  for example, (what, text, expected) in cases:
+    values, best = task.score(example, text).values, task.best_values(example)
+    if any(
+      got is None or (got >= most if want is None else abs(got - want) > 1e-9)
+      for got, want, most in zip(values, expected, best, strict=True)
+    ):
+      found.append(Failure(example.key, what, expected, values, text))
+  return found

@@ -15,23 +15,26 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
   path = pathlib.Path(path)
   if path.suffix not in (".parquet", ".json", ".jsonl"):
     raise ValueError(f"{path}: not a .parquet, .json or .jsonl file.")
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: there is no such file.")
-  yield from (_parquet_rows if path.suffix == ".parquet" else _json_rows)(path)
+  if path.suffix == ".json":
+    yield from _read_json(path, list, "a list of rows")
+    return
+  _check_file(path)
+  if path.suffix == ".parquet":
+    with names.needs_extra("data", "reading a .parquet file needs pyarrow"):
+      import pyarrow.parquet
+    yield from pyarrow.parquet.read_table(path).to_pylist()
+    return
+  for number, line in enumerate(path.read_text("utf-8").split("\n")):
+    if line.strip():
+      try:
+        yield json.loads(line)
+      except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def read_object(path: str | pathlib.Path) -> dict[str, Any]:
   """Reads a JSON file that holds one object."""
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: there is no such file.")
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path}: not an object.")
-  return content
+  return _read_json(pathlib.Path(path), dict, "an object")
 
 
 def parse_rows(
@@ -62,8 +65,8 @@ def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     raise ValueError(f"no field {name!r}")
   if not isinstance(row[name], kind):
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    names = " or ".join(one.__name__ for one in kinds)
-    raise ValueError(f"field {name!r} is not a {names}")
+    wanted = " or ".join(one.__name__ for one in kinds)
+    raise ValueError(f"field {name!r} is not a {wanted}")
   return row[name]
 
 
@@ -76,26 +79,17 @@ def texts(row: Any, name: str) -> tuple[str, ...]:
   return tuple(several)
 
 
-def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
-  with names.needs_extra("data", "reading a .parquet file needs pyarrow"):
-    import pyarrow.parquet
-  yield from pyarrow.parquet.read_table(path).to_pylist()
+def _read_json(path: pathlib.Path, kind: type, what: str) -> Any:
+  _check_file(path)
+  try:
+    content = json.loads(path.read_text("utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not JSON: {error}") from error
+  if not isinstance(content, kind):
+    raise ValueError(f"{path}: not {what}.")
+  return content
 
 
-def _json_rows(path: pathlib.Path) -> Iterator[Any]:
-  text = path.read_text(encoding="utf-8")
-  if path.suffix == ".json":
-    try:
-      rows = json.loads(text)
-    except ValueError as error:
-      raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(rows, list):
-      raise ValueError(f"{path}: not a list of rows.")
-    yield from rows
-    return
-  for number, line in enumerate(text.split("\n")):
-    if line.strip():
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
+def _check_file(path: pathlib.Path) -> None:
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: there is no such file.")

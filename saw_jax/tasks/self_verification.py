@@ -5,7 +5,7 @@ is the reward. The released code of CARE asks whether a Countdown expression is
 valid, whatever the task is; the wording here is our own, for each task.
 """
 
-from saw_jax.tasks import base
+from saw_jax.tasks import answer_task, base
 
 TEMPERATURE = 0.5  # of the verdict, which is sampled once
 MAX_NEW_TOKENS = 4096
@@ -28,32 +28,30 @@ _CHECKS = {
   ),
 }
 TASKS = tuple(_CHECKS)
+_QUESTION = (
+  "You are given a question and a proposed solution. Is the solution correct?"
+)
+_VERDICT = (
+  r"Explain in short, and end with \boxed{True} if the solution is correct "
+  r"or \boxed{False} if it is not."
+)
 
 
-def verification_prompt(task: str, question: str, solution: str) -> str:
+def ask(task: str, question: str, solution: str) -> answer_task.Messages:
   """Asks, as a user, whether a solution to a question is right.
 
   Question and solution, its reasoning included, are in it as they are.
   """
-  if task not in _CHECKS:
-    raise ValueError(
-      f"no wording for the task {task!r}: {base.nearest(task, TASKS)}"
-    )
-  steps = [
-    *_CHECKS[task],
-    r"Explain in short, and end with \boxed{True} if the solution is correct "
-    r"or \boxed{False} if it is not.",
+  base.check_choice("wording for the task", task, TASKS)
+  steps = enumerate((*_CHECKS[task], _VERDICT), start=1)
+  lines = [
+    _QUESTION,
+    *(f"{number}. {step}" for number, step in steps),
+    f"\nQuestion:\n{question}",
+    f"\nSolution:\n{solution}",
+    "\nResult:",
   ]
-  return "\n".join(
-    [
-      "You are given a question and a proposed solution. Is the solution "
-      "correct?",
-      *(f"{number}. {step}" for number, step in enumerate(steps, start=1)),
-      f"\nQuestion:\n{question}",
-      f"\nSolution:\n{solution}",
-      "\nResult:",
-    ]
-  )
+  return answer_task.ask("\n".join(lines))
 
 
 def read_verdict(text: str) -> float:

@@ -205,8 +205,9 @@ class TestRestore:
     assert prompts_of(ledger) == [0, 1, 51, 52, 53]
 
   def test_another_file_is_not_the_checkpoints(self, tmp_path, ledger):
-    ledger.buy(ask(1, 2), Source())
+    ledger.buy(ask(1, 2) + ask(3, step=1), Source())
     snapshot = ledger.snapshot(1)
+    ledger.restore(1, snapshot)  # step 1 is no part of it
     for name, asked, complaint in (
       ("fewer", ask(1, 2, step=1), "0 purchases .* the checkpoint 2"),
       ("others", ask(1, 3), "not the ledger of the checkpoint"),
@@ -378,15 +379,12 @@ class TestProcesses:
   def test_locked(self, path):
     ledger = LabelLedger(path, busy_s=0.1)
     ledger.buy(ask(1), Source())
-    holder = sqlite3.connect(path, isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")  # as another process would
-    for call in (
-      lambda: ledger.buy(ask(2), Source()),
-      lambda: LabelLedger(path, busy_s=0.1),
-    ):
+    with contextlib.closing(sqlite3.connect(path)) as holder:
+      holder.execute("BEGIN EXCLUSIVE")  # as another process would
       with pytest.raises(LedgerLockedError, match="0.1 s"):
-        call()
-    holder.close()
+        ledger.buy(ask(2), Source())
+      with pytest.raises(LedgerLockedError):
+        LabelLedger(path, busy_s=0.1)
     assert ledger.buy(ask(1, 2), Source()) == [label(1), label(2)]
     assert ledger.totals(0).spent == 2.0
 

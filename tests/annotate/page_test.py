@@ -1,5 +1,6 @@
 """The page for people: hostile text, wrong tokens, two pages, a lock."""
 
+import contextlib
 import html
 import html.parser
 import os
@@ -10,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,6 +24,7 @@ from starlette import testclient
 from saw_jax.annotate import page as annotation_page
 from saw_jax.annotate.ledger import Budget, LabelLedger
 from saw_jax.annotate.questions import Cluster, Label, Question
+from saw_jax.annotate.sources import GroundTruth
 
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = "http://127.0.0.1:8765"
@@ -29,14 +32,15 @@ TOKEN = "a-token-for-tests"
 HOME = "/?page=page-for-tests"  # at / alone, each request is another page
 
 
-def ask(*prompts, form="integer", text="", response="", step=0):
+def ask(*prompts, text="", response="", step=0):
   clusters = (
     Cluster("7", 3, f"it is 7{response}"),
     Cluster("8", 1, f"it is 8{response}"),
     Cluster(None, 1, "it is"),
   )
   return [
-    Question(p, f"{text}prompt {p}", clusters, step, 0, form) for p in prompts
+    Question(p, f"{text}prompt {p}", clusters, step, 0, "integer")
+    for p in prompts
   ]
 
 
@@ -83,10 +87,10 @@ def read(response):
   return Form(response.text)
 
 
-def submit(client, action, page=None, **fields):
+def submit(client, action, shown=None, **fields):
   """Fills in a form of the page, and sends it."""
-  page = client.get(HOME) if page is None else page
-  hidden = read(page).fields[action]
+  forms = read(client.get(HOME) if shown is None else shown).fields
+  hidden = forms.get(action, forms.get("/answer"))
   return client.post(action, data={**hidden, **fields})
 
 
@@ -95,14 +99,13 @@ class TestToken:
   def test_without_it_nothing_is_served(self, app, ledger, given):
     ledger.ask(ask(1, text="secret "))
     client = stranger(app)
-    for target in ("/", "/annotate.js", "/nowhere"):
-      reply = client.get(target + given)
-      assert reply.status_code == 403
+    replies = [client.get(t + given) for t in ("/", "/annotate.js", "/nowhere")]
+    for action in ("/answer", "/skip", "/undo", "/renew"):
+      replies.append(client.post(action + given, data={"x": "y"}))
+    for reply in replies:
+      assert reply.status_code == 403 and not reply.cookies
       assert "open the whole address, with ?token=" in reply.text
       assert "secret" not in reply.text
-      assert not reply.cookies
-    for action in ("/answer", "/skip", "/undo", "/renew"):
-      assert client.post(action + given, data={"x": "y"}).status_code == 403
     assert ledger.counts().waiting == 1
 
   def test_it_leaves_the_address_bar(self, app):
@@ -110,37 +113,33 @@ class TestToken:
     reply = client.get(f"/?token={TOKEN}", follow_redirects=False)
     assert reply.status_code == 303
     assert re.fullmatch(r"/\?page=[\w-]+", reply.headers["location"])
-    cookie = reply.headers["set-cookie"]
+    cookie = reply.headers["set-cookie"].lower()
     assert cookie.startswith(f"saw_jax_annotate_8765={TOKEN};")
-    assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower()
-    assert TOKEN not in client.get("/").text
-    assert client.get("/").status_code == 200
+    assert "httponly" in cookie and "samesite=lax" in cookie
+    reply = client.get("/")
+    assert reply.status_code == 200 and TOKEN not in reply.text
 
   def test_another_name_for_this_machine_is_refused(self, browser):
     # A site whose name is made to point here has the cookies of its name only,
     # but it does not even get that far.
-    for host in ("evil.example", "127.0.0.1.evil.example", "0.0.0.0", "[", ""):
+    evil = ("evil.example", "127.0.0.1.evil.example", "0.0.0.0", "[", "")
+    for host in (*evil, "localhost:9000", "[::1]:8765", "127.0.0.1"):
       reply = browser.get(HOME, headers={"host": host})
-      assert reply.status_code == 403, host
-    for host in ("localhost:9000", "[::1]:8765", "127.0.0.1"):
-      reply = browser.get(HOME, headers={"host": host})
-      assert reply.status_code == 200, host
+      assert reply.status_code == (403 if host in evil else 200), host
 
   def test_forms_of_other_sites_are_refused(self, browser, ledger):
     ledger.ask(ask(1))
-    page = browser.get("/")
-    fields = {**read(page).fields["/answer"], "answer": "7"}
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
-      reply = browser.post("/answer", data=fields, headers={"origin": origin})
-      assert (reply.status_code, "Another site" in reply.text) == (403, True)
-    for wrong in ({"csrf": ""}, {"csrf": "0" * 64}, {"csrf": TOKEN}):
-      assert (
-        browser.post("/answer", data={**fields, **wrong}).status_code == 403
-      )
+    fields = {**read(browser.get("/")).fields["/answer"], "answer": "7"}
+    evil = ("http://evil.example", "null", "http://127.0.0.1:9999")
+    wrong = [(fields, origin) for origin in evil]
+    wrong += [({**fields, "csrf": x}, BASE) for x in ("", "0" * 64, TOKEN)]
+    for data, origin in wrong:
+      reply = browser.post("/answer", data=data, headers={"origin": origin})
+      assert reply.status_code == 403
+      assert ("Another site" in reply.text) == (origin != BASE)
     assert ledger.counts().waiting == 1
     reply = browser.post("/answer", data=fields, headers={"origin": BASE})
-    assert reply.status_code == 200
-    assert ledger.counts().answered == 1
+    assert reply.status_code == 200 and ledger.counts().answered == 1
 
 
 class TestHeaders:
@@ -165,52 +164,46 @@ class TestHeaders:
     for path in ("/", "/annotate.js", "/annotate.css"):
       page = browser.get(path).text
       assert not re.search(r"https?:|url\(|@import|innerHTML|eval", page)
-    for tag, values in read(browser.get("/")).tags:
-      assert not any(name.startswith("on") for name in values), tag
-      assert "style" not in values
+      assert not re.search(r"<[^>]* (on\w+|style)=", page)
+    for _, values in read(browser.get("/")).tags:
       for name in ("src", "href", "action"):
         assert values.get(name, "/").startswith("/")
 
 
 HOSTILE = [
-  "<script>alert(1)</script>",
   "</pre></main><script src=//evil.example></script>",
-  '"><img src=x onerror=alert(1)>',
-  "<!--",
   "]]></textarea></style><svg onload=alert(1)>",
+  '"><img src=x onerror=alert(1)><!--',
   "&lt;b&gt; &#x202e;",
-  "\u202eevank\u202c",
-  "\u2066\u200b\ufeff\U000e0041",
-  "\x00\x1b[31m\x7f\x85\u2028",
-  "\ud800",
+  "\u202eevank\u202c-\u2066\u200b\ufeff\U000e0041",
+  "\x00\x1b[31m\x7f\x85\u2028-\ud800",
 ]
+
+
+def is_odd(character):
+  return annotation_page.show_text(character).startswith("<span")
 
 
 class TestHostileText:
   @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
   def test_it_is_shown_and_does_nothing(self, browser, ledger, text):
-    def tags():
+    def show(prompt, text):
+      clusters = (Cluster(text, 1, text),)
+      ledger.ask([Question(prompt, text, clusters, 0, 0, "text")])
       # But for the spans around what cannot be seen, and the key of an answer
       # that is none.
       found = [tag for tag, _ in read(browser.get(HOME)).tags]
       return [tag for tag in found if tag not in ("span", "input", "kbd")]
 
-    def show(prompt, text):
-      clusters = (Cluster(text, 1, text),)
-      ledger.ask([Question(prompt, text, clusters, 0, 0, "text")])
-
-    show(1, "plain")
-    usual = tags()
+    usual = show(1, "plain")
     ledger.take([1])
-    show(2, text)
-    assert tags() == usual
+    assert show(2, text) == usual
     page = browser.get(HOME)
-    for character in text:
-      if annotation_page._is_odd(character):
-        assert character not in page.text
-        assert f"U+{ord(character):04X}" in page.text
+    for character in filter(is_odd, text):
+      assert character not in page.text
+      assert f"U+{ord(character):04X}" in page.text
     shown = re.sub(r"U\+[0-9A-F]+ ?", "", read(page).text)
-    rest = "".join(c for c in text if not annotation_page._is_odd(c))
+    rest = "".join(c for c in text if not is_odd(c))
     assert shown.count(rest) >= 3
 
   def test_a_typed_answer_comes_back_escaped(self, browser, ledger):
@@ -218,10 +211,8 @@ class TestHostileText:
     page = submit(browser, "/answer", answer='"><script>alert(1)</script>')
     assert page.status_code == 422
     assert "<script>alert" not in page.text
-    (value,) = (
-      v["value"] for t, v in read(page).tags if v.get("id") == "typed"
-    )
-    assert value == '"><script>alert(1)</script>'
+    (typed,) = (v for _, v in read(page).tags if v.get("id") == "typed")
+    assert typed["value"] == '"><script>alert(1)</script>'
 
   def test_megabytes_are_cut(self, browser, ledger):
     ledger.ask(ask(1, response="y" * 5_000_000, text="x" * 3_000_000))
@@ -237,7 +228,7 @@ class TestHostileText:
     shown.encode()
     parsed = Form(shown)
     assert {tag for tag, _ in parsed.tags} <= {"span"}
-    plain = "".join(c for c in text if not annotation_page._is_odd(c))
+    plain = "".join(c for c in text if not is_odd(c))
     kept = re.sub(r'<span class="odd">[^<]*</span>', "", shown)
     assert html.unescape(kept) == plain
 
@@ -252,51 +243,35 @@ class TestAnswering:
     page = submit(browser, "/skip")
     assert "No question is waiting" in page.text
     assert "Prompt 3 skipped" in page.text
-    assert ledger.take([1, 2, 3]) == {
-      1: Label("8", "annotator"),
-      2: Label("12", "annotator"),
-      3: None,
-    }
+    labels = [Label("8", "annotator"), Label("12", "annotator"), None]
+    assert list(ledger.take([1, 2, 3]).values()) == labels
     assert "the run has taken it" in browser.get(page.url).text
 
   @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("action", "fields", "status", "message"),
     [
-      ({"answer": ""}, "Choose an answer or type one; or skip"),
-      ({"answer": "7", "choice": "0"}, "not both"),
-      ({"answer": "7\u202e"}, "invisible character U+202E"),
+      ("/answer", {"answer": ""}, 422, "Choose an answer or type one; or skip"),
+      ("/answer", {"choice": "0"}, 422, "not both"),
+      ("/answer", {"answer": "7\u202e"}, 422, "invisible character U+202E"),
+      ("/answer", {"prompt": "5"}, 422, "no question 5"),
+      # What the page itself never sends.
+      ("/answer", {"prompt": "x"}, 400, "no prompt"),
+      ("/answer", {"round": ""}, 400, "no round"),
+      ("/answer", {"choice": "9" * 30}, 400, "no choice"),
+      ("/answer", {"page": "../../x"}, 400, "names no page"),
+      ("/answer", {"answer": "7" * 100_000}, 413, "too long"),
+      ("/answer", {f"x{n}": "" for n in range(30)}, 400, "cannot be read"),
+      ("/elsewhere", {}, 404, "no such form"),
     ],
   )
   def test_nonsense_is_refused_with_a_sentence(
-    self, browser, ledger, fields, message
+    self, browser, ledger, action, fields, status, message
   ):
     ledger.ask(ask(1))
-    page = submit(browser, "/answer", **fields)
-    assert page.status_code == 422
-    assert message in read(page).text
-    assert "prompt 1" in page.text
-    assert ledger.counts().waiting == 1
-
-  @pytest.mark.parametrize(
-    ("action", "fields", "status"),
-    [
-      ("/answer", {"prompt": "x"}, 400),
-      ("/answer", {"round": ""}, 400),
-      ("/answer", {"choice": "9" * 30}, 400),
-      ("/answer", {"page": "../../x"}, 400),
-      ("/answer", {"answer": "7" * 100_000}, 413),
-      ("/answer", {f"x{n}": "" for n in range(30)}, 400),
-      ("/answer", {"prompt": "5"}, 422),
-      ("/elsewhere", {}, 404),
-    ],
-  )
-  def test_forms_that_the_page_never_sends(
-    self, browser, ledger, action, fields, status
-  ):
-    ledger.ask(ask(1))
-    hidden = read(browser.get("/")).fields["/answer"]
-    reply = browser.post(action, data={**hidden, "answer": "7", **fields})
+    reply = submit(browser, action, **{"answer": "7", **fields})
     assert reply.status_code == status
+    assert message in read(reply).text
+    assert ("prompt 1" in reply.text) == (status == 422)
     assert ledger.counts().waiting == 1
 
   def test_a_body_that_is_no_form(self, browser):
@@ -305,55 +280,42 @@ class TestAnswering:
 
   def test_undo(self, browser, ledger):
     ledger.ask(ask(1, 2))
-    page = submit(browser, "/answer", answer="5")
-    page = submit(browser, "/undo", page)
+    submit(browser, "/answer", answer="5")
+    page = submit(browser, "/undo")
     assert "prompt 1" in page.text and ledger.counts().waiting == 2
-    page = submit(browser, "/answer", page, answer="6")
+    submit(browser, "/answer", answer="6")
     ledger.take([1])
-    page = submit(browser, "/undo", page)
+    page = submit(browser, "/undo")
     assert page.status_code == 422 and "The run has taken" in page.text
     assert ledger.take([1]) == {1: Label("6", "annotator")}
 
   def test_two_pages_open_at_once(self, browser, ledger):
     ledger.ask(ask(1, 2))
     one, two = browser.get("/"), browser.get("/")
-    assert ("prompt 1" in one.text, "prompt 2" in two.text) == (True, True)
-    third = browser.get("/")
-    assert "2 waiting in other pages" in third.text
+    assert "prompt 1" in one.text and "prompt 2" in two.text
+    assert "2 waiting in other pages" in browser.get("/").text
     # The same page in two windows: the second answer is refused.
     submit(browser, "/answer", one, answer="5")
     late = submit(browser, "/answer", one, answer="6")
     assert late.status_code == 422
     assert "answered already with '5': this answer was not" in read(late).text
-    # Another page that had it, after its lease had ended.
-    fields = read(one).fields["/answer"] | {"page": "another-page"}
-    other = browser.post("/answer", data={**fields, "answer": "6"})
-    assert "in another page" in other.text and other.status_code == 422
     assert ledger.take([1]) == {1: Label("5", "annotator")}
     assert ledger.counts().answered == 1
 
   def test_the_script_hears_what_became_of_a_question(self, browser, ledger):
     ledger.ask(ask(1))
     page = browser.get("/")
-    reply = browser.post("/renew", data=read(page).fields["/answer"])
-    assert reply.text == "yours"
-    assert reply.headers["content-type"].startswith("text/plain")
-    ledger.take([1])
-    reply = browser.post("/renew", data=read(page).fields["/answer"])
-    assert reply.text == "closed"
+    for said in ("yours", "closed"):
+      reply = browser.post("/renew", data=read(page).fields["/answer"])
+      assert reply.text == said
+      assert reply.headers["content-type"].startswith("text/plain")
+      ledger.take([1])
 
   def test_the_figures(self, path, browser, ledger):
-    budget = Budget(total=9.0)
-    ledger = LabelLedger(path, budget=budget)
+    ledger = LabelLedger(path, budget=Budget(total=9.0))
     assert "9 left to spend" in read(browser.get("/")).text
-
-    class Free:
-      name, price = "x", 2.5
-
-      def answer(self, questions):
-        return [Label("1", "x") for _ in questions]
-
-    ledger.buy(ask(8), Free())
+    example = types.SimpleNamespace(key=8, reference="1")
+    ledger.buy(ask(8), GroundTruth([example], price=2.5))
     ledger.ask(ask(1, 2), patience=300.0)
     text = read(browser.get("/")).text
     parts = "2 waiting", "0 answered", "2.5 spent, 6.5 left", "5 min more"
@@ -363,30 +325,28 @@ class TestAnswering:
 
   def test_the_page_works_without_its_script(self, browser, ledger):
     ledger.ask(ask(1))
-    page = read(browser.get(HOME))
-    buttons = {v.get("form", "answer") for t, v in page.tags if t == "button"}
+    tags = read(browser.get(HOME)).tags
+    buttons = {v.get("form", "answer") for t, v in tags if t == "button"}
     assert buttons == {"answer", "skip", "undo"}
-    radios = [v["value"] for t, v in page.tags if v.get("type") == "radio"]
+    radios = [v["value"] for _, v in tags if v.get("type") == "radio"]
     assert radios == ["0", "1"]
-    assert not any(v.get("http-equiv") for _, v in page.tags)
-    submit(browser, "/skip")
-    idle = read(browser.get(HOME))
-    refresh = {"http-equiv": "refresh", "content": f"3; url={HOME}"}
-    assert ("meta", refresh) in idle.tags
+    refresh = ("meta", {"http-equiv": "refresh", "content": f"3; url={HOME}"})
+    assert refresh not in tags
     # Also where a form was refused, whose address cannot be asked for again.
-    refused = read(submit(browser, "/undo", browser.get("/")))
-    assert any(v.get("http-equiv") == "refresh" for _, v in refused.tags)
+    for action, status in (("/skip", 200), ("/undo", 422)):
+      page = submit(browser, action)
+      assert page.status_code == status and refresh in read(page).tags
+      ledger.take([1])
 
 
 class TestLedgerTrouble:
   def test_locked(self, path, browser, ledger):
     ledger.ask(ask(1))
     page = browser.get("/")
-    holder = sqlite3.connect(path, isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")
-    reply = browser.get(HOME)
-    sent = submit(browser, "/answer", page, answer="5")
-    holder.close()
+    with contextlib.closing(sqlite3.connect(path)) as holder:
+      holder.execute("BEGIN EXCLUSIVE")
+      reply = browser.get(HOME)
+      sent = submit(browser, "/answer", page, answer="5")
     assert reply.status_code == sent.status_code == 503
     assert "is locked by another process" in reply.text
     assert f'href="{HOME}"' in reply.text
@@ -404,20 +364,15 @@ class TestLedgerTrouble:
 
 class TestServe:
   def test_on_this_machine_alone(self, path):
-    for host, address in {
-      "127.3.2.1": "127.3.2.1",
-      "localhost": "127.0.0.1",
-      "[::1]": "::1",
-    }.items():
+    hosts = {"127.3.2.1": "127.3.2.1", "localhost": "127.0.0.1", "[::1]": "::1"}
+    for host, address in hosts.items():
       assert annotation_page.loopback(host) == address
     for host in ("0.0.0.0", "::", "", "example.org", "127.0.0.1.nip.io"):
       with pytest.raises(ValueError, match="to this machine alone"):
         annotation_page.serve(path, host=host)
 
   def test_a_port_that_is_taken(self, path):
-    with socket.socket() as taken:
-      taken.bind(("127.0.0.1", 0))
-      taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
       port = taken.getsockname()[1]
       with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be"):
         annotation_page.serve(path, port=port)
@@ -434,9 +389,15 @@ class TestForReal:
 
   @pytest.fixture
   def server(self, path):
+    script = str(ROOT / "experiments" / "annotate.py")
     process = subprocess.Popen(
-      [sys.executable, str(ROOT / "experiments" / "annotate.py")]
-      + [f"--run={path.parent}", "--port=0", "--name=eva"],
+      [
+        sys.executable,
+        script,
+        f"--run={path.parent}",
+        "--port=0",
+        "--name=eva",
+      ],
       env={**os.environ, "PYTHONPATH": str(ROOT)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -453,10 +414,8 @@ class TestForReal:
     assert re.fullmatch(
       r"http://127\.0\.0\.1:[0-9]+/\?token=[\w-]{32}", address
     )
-    for wrong in (base, f"{base}/?token=x"):
-      with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(wrong)
-      assert caught.value.code == 403
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+      urllib.request.urlopen(base)
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     page = Form(browser.open(address).read().decode())
     fields = {**page.fields["/answer"], "choice": "0", "answer": ""}

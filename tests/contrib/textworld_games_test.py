@@ -51,14 +51,10 @@ class Java:
 
   def state(self, text, score=None):
     score = self.count / 3 if score is None else score
+    actions = ["look", "Up", "fall", "look"]
+    said = dict(observation=text, validActions=actions, score=score)
     return json.dumps(
-      {
-        "observation": text,
-        "validActions": ["look", "Up", "fall", "look"],
-        "score": score,
-        "tasksuccess": score >= 1,
-        "taskfailure": score < 0,
-      }
+      said | dict(tasksuccess=score >= 1, taskfailure=score < 0)
     )
 
 
@@ -79,12 +75,11 @@ class TestExpressGame:
     env = games.ExpressGame("coin", reward=6.0)
     assert (env.reset(7), env.task) == ("a start", "count.")
     assert env.admissible_actions == ["Up", "fall", "look"]
-    assert play(env, ["Up", "look", "Up", "Up"]) == [
-      ("<Up>", 0.0, False),
-      ("<look>", 0.0, False),
-      ("<Up>", 0.0, False),
-      ("<Up>", 6.0, True),
+    *before, last = play(env, ["Up", "look", "Up", "Up"])
+    assert before == [
+      (f"<{said}>", 0.0, False) for said in ("Up", "look", "Up")
     ]
+    assert last == ("<Up>", 6.0, True)
 
   def test_the_score_pays_as_it_changes(self, java):
     env = games.ExpressGame("coin", reward=6.0, pays="score")
@@ -118,9 +113,8 @@ class TestExpressGame:
       print(env.plan)
 
   def test_an_action_is_spelled_as_the_game_does(self, java):
-    *_, silence = play(
-      games.ExpressGame("coin"), [" uP ", "b\nquit\x00", "mute"]
-    )
+    env = games.ExpressGame("coin")
+    *_, silence = play(env, [" uP ", "b\nquit\x00", "mute"])
     said = [asked[1] for asked in java.asked if asked[0] == "stepJSON"]
     assert said == ["Up", "b quit", "mute"]
     assert silence.observation == games.NOTHING
@@ -157,24 +151,20 @@ class TestExpressGame:
       env.reset(0)
 
 
-class TestTold:
-  @pytest.mark.parametrize(
-    ("feedback", "told"),
-    [
-      (
-        "\nA room. \n\n\n\nA door.\n\n>      -= Room =-1/2",
-        "A room.\n\nA door.",
-      ),
-      (
-        "You win.\n\n   *** The End ***\n\nYou scored 1.\n\nRESTART?\n>  ",
-        "You win.",
-      ),
-      ("A > sign\n> is no prompt\nhere.", "A > sign\n> is no prompt\nhere."),
-      ("\n>", ""),
-    ],
-  )
-  def test_what_waits_for_a_player_is_cut(self, feedback, told):
-    assert games._told(feedback) == told
+@pytest.mark.parametrize(
+  ("feedback", "told"),
+  [
+    ("\nA room. \n\n\n\nA door.\n\n>      -= Room =-1/2", "A room.\n\nA door."),
+    (
+      "You win.\n\n   *** The End ***\n\nYou scored.\n\nRESTART?\n>  ",
+      "You win.",
+    ),
+    ("A > sign\n> is no prompt\nhere.", "A > sign\n> is no prompt\nhere."),
+    ("\n>", ""),
+  ],
+)
+def test_what_waits_for_a_player_is_cut(feedback, told):
+  assert games._told(feedback) == told
 
 
 def test_games_are_found_at_any_depth(tmp_path):

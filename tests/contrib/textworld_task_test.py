@@ -3,7 +3,6 @@
 import importlib.util
 import pickle
 import re
-import types
 
 import pytest
 
@@ -40,16 +39,16 @@ class Game(Environment):
 def engines(monkeypatch):
   monkeypatch.setattr(textworld_task, "ExpressGame", Game)
   monkeypatch.setattr(textworld_task, "StoryGame", Game)
-  monkeypatch.setattr(
-    importlib.util, "find_spec", lambda name: types.SimpleNamespace()
-  )
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
+
+
+def make(**options):
+  return TextWorldTask(TextWorldConfig(**options))
 
 
 class TestGames:
   def test_one_gets_its_options(self):
-    task = TextWorldTask(
-      TextWorldConfig(game="twc", parameters="numLocations=2", pays="score")
-    )
+    task = make(game="twc", parameters="numLocations=2", pays="score")
     again = pickle.loads(pickle.dumps(task))
     assert again.num_episodes("train") == 1000
     assert again.make("test").made == (
@@ -61,9 +60,7 @@ class TestGames:
     for name in ("train/a.z8", "train/b.z8", "test/c.z8"):
       (tmp_path / name).parent.mkdir(exist_ok=True)
       (tmp_path / name).touch()
-    task = TextWorldTask(
-      TextWorldConfig(game="textworld", folder=str(tmp_path), num_train=9)
-    )
+    task = make(game="textworld", folder=str(tmp_path), num_train=9)
     assert task.num_episodes("train") == 2 and task.num_episodes("test") == 1
     ((paths,), _) = task.make("test").made
     assert paths == [str(tmp_path / "test" / "c.z8")]
@@ -71,7 +68,7 @@ class TestGames:
 
 class TestDemonstrations:
   def test_they_are_plans_until_the_game_is_over(self):
-    task = TextWorldTask(TextWorldConfig(num_train=3))
+    task = make(num_train=3)
     steps = task.demonstrations(8, seed=2)
     # Seeds 2, 0 and, as 1 has no plan, 2 again; three steps each.
     assert [step.before.observation for step in steps] == [
@@ -86,7 +83,7 @@ class TestDemonstrations:
   def test_no_plan_is_an_error(self, monkeypatch):
     monkeypatch.setattr(Game, "plan", [])
     with pytest.raises(ValueError, match="walkthrough"):
-      TextWorldTask(TextWorldConfig(num_train=3)).demonstrations(1, seed=0)
+      make(num_train=3).demonstrations(1, seed=0)
 
 
 def test_prompts_have_less_and_less_history():
@@ -116,7 +113,7 @@ class TestMistakes:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     folder = "somewhere" if game == "textworld" else ""
     with pytest.raises(ImportError, match=re.escape("saw_jax[textworld]")):
-      TextWorldTask(TextWorldConfig(game=game, folder=folder))
+      make(game=game, folder=folder)
 
   @pytest.mark.parametrize(
     ("field", "words"),

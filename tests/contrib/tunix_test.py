@@ -15,7 +15,7 @@ from saw_jax.contrib import hosted, tunix
 
 MINIMA = (0.0, -1.0)
 B, PROMPT, T, VOCABULARY = 8, 3, 6, 22
-MEANS = "sequence_mean_token_mean"
+MEANS, SUM = "sequence_mean_token_mean", "sequence_mean_token_sum"
 
 
 def make(minima=MINIMA, **options):
@@ -67,25 +67,10 @@ def patchy(completions, **_):
   ]
 
 
-@pytest.fixture(scope="module")
-def library():
-  package = pytest.importorskip(
-    "tunix", reason="tunix is not installed: the extra `tunix`"
-  )
-  # Tunix broadcasts ranks, and its threads do not see a context manager.
-  names = ("jax_numpy_rank_promotion", "jax_debug_key_reuse")
-  before = [jax.config.values[name] for name in names]
-  jax.config.update("jax_numpy_rank_promotion", "allow")
-  jax.config.update("jax_debug_key_reuse", False)
-  yield package
-  for name, value in zip(names, before, strict=True):
-    jax.config.update(name, value)
-
-
 class Lab:
   """Models, clusters and learners of one tiny size."""
 
-  def __init__(self, folder):
+  def __init__(self):
     import optax
     from flax import nnx
     from tunix.rl import algo_core, rl_cluster
@@ -93,10 +78,9 @@ class Lab:
     from tunix.rl.rollout import base_rollout
     from tunix.tests import test_common
 
-    self.nnx, self.optax, self.folder = nnx, optax, folder
+    self.nnx, self.optax, self.common = nnx, optax, test_common
     self.algo_core, self.cluster_lib = algo_core, rl_cluster
     self.grpo, self.rollout = grpo_learner, base_rollout
-    self.common = test_common
 
   def model(self):
     return self.common.ToyTransformer(
@@ -104,8 +88,8 @@ class Lab:
       rngs=self.nnx.Rngs(0),
     )
 
-  def example(self, seed=0):
-    rng = np.random.default_rng(seed)
+  def example(self):
+    rng = np.random.default_rng(0)
     lengths = np.array([6, 1, 4, 2, 6, 5, 3, 2])
     mask = np.arange(T)[None] < lengths[:, None]
     ids = rng.integers(3, VOCABULARY, (B, T))
@@ -122,36 +106,31 @@ class Lab:
 
   def config(self, *, high=None, dual=None, **options):
     config = self.grpo.GRPOConfig(**{"beta": 0.0, **options})
-    config.temperature = 1.0
+    config.temperature, config.epsilon_c = 1.0, dual
     if high is not None:
       config.epsilon_high = high
-    config.epsilon_c = dual
     return config
 
-  def gradient(self, loss_fn, config, example=None):
-    model = self.model()
-    example = self.example() if example is None else example
+  def gradient(self, loss_fn, config, **changed):
+    example = self.example().replace(**changed)
 
     def loss(model):
       return loss_fn(model, example, config, pad_id=0, eos_id=2)
 
-    return self.nnx.value_and_grad(loss, has_aux=True)(model)
+    return self.nnx.value_and_grad(loss, has_aux=True)(self.model())
 
   def train(self, kind, config, rewards=(vowels, brevity), **options):
-    """Three updates; the parameters before and after, and the learner."""
-    lib = self.cluster_lib
-    model = self.model()
+    """Three updates; the parameters before and after, and what is logged."""
+    lib, model = self.cluster_lib, self.model()
     one = np.array(jax.devices()[:1]).reshape(1, 1)
     mesh = jax.sharding.Mesh(one, ("fsdp", "tp"))
+    roles = lib.Role.ACTOR, lib.Role.REFERENCE, lib.Role.ROLLOUT
     cluster = lib.RLCluster(
       actor=model,
       reference=self.model(),
       tokenizer=self.common.MockVocab(),
       cluster_config=lib.ClusterConfig(
-        role_to_mesh={
-          role: mesh
-          for role in (lib.Role.ACTOR, lib.Role.REFERENCE, lib.Role.ROLLOUT)
-        },
+        role_to_mesh=dict.fromkeys(roles, mesh),
         training_config=lib.RLTrainingConfig(
           actor_optimizer=self.optax.sgd(0.5),
           eval_every_n_steps=100,
@@ -171,18 +150,12 @@ class Lab:
       lambda buffer: logged.append(dict(buffer.metrics))
     )
     before = self.parameters(model)
-    learner = kind(
-      rl_cluster=cluster,
-      algo_config=config,
-      reward_fns=list(rewards),
-      **options,
-    )
-    data = [
-      {"prompts": np.array(["hello world", "My name is"])},
-      {"prompts": np.array(["Hello there", "input string"])},
-      {"prompts": np.array(["library is", "distributed training"])},
-    ]
-    learner.train(data)
+    made = dict(rl_cluster=cluster, algo_config=config)
+    learner = kind(**made, reward_fns=list(rewards), **options)
+    prompts = ["hello world", "My name is", "Hello there", "input string"]
+    prompts += ["library is", "distributed training"]
+    pairs = np.array(prompts).reshape(3, 2)
+    learner.train([{"prompts": pair} for pair in pairs])
     return before, self.parameters(cluster.actor_trainer.model), logged
 
   def parameters(self, model):
@@ -191,8 +164,17 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(library, tmp_path_factory):
-  return Lab(tmp_path_factory.mktemp("tunix"))
+def lab():
+  reason = "tunix is not installed: the extra `tunix`"
+  pytest.importorskip("tunix", reason=reason)
+  # Tunix broadcasts ranks, and its threads do not see a context manager.
+  changed = {"jax_numpy_rank_promotion": "allow", "jax_debug_key_reuse": False}
+  before = {name: jax.config.values[name] for name in changed}
+  for name, value in changed.items():
+    jax.config.update(name, value)
+  yield Lab()
+  for name, value in before.items():
+    jax.config.update(name, value)
 
 
 def clips(low, high, **others):
@@ -203,15 +185,10 @@ def clips(low, high, **others):
 CASES = {
   "sequences": (dict(), dict(aggregate=MEANS)),
   "tokens": (dict(loss_agg_mode="token-mean"), dict(aggregate="token_mean")),
-  "sums": (
-    dict(loss_agg_mode="seq-mean-token-sum"),
-    dict(aggregate="sequence_mean_token_sum"),
-  ),
+  "sums": (dict(loss_agg_mode="seq-mean-token-sum"), dict(aggregate=SUM)),
   "constant": (
     dict(loss_agg_mode="sequence-mean-token-scale"),
-    dict(
-      aggregate="sequence_mean_token_sum_const", aggregate_options={"length": T}
-    ),
+    dict(aggregate=f"{SUM}_const", aggregate_options={"length": T}),
   ),
   "clips": (
     dict(epsilon=0.1, high=0.3, dual=1.2),
@@ -241,9 +218,8 @@ class TestAgainstTunixsLoss:
     theirs, ours = CASES[name]
     config = lab.config(**theirs)
     (want, aux), slope = lab.gradient(lab.algo_core.grpo_loss_fn, config)
-    (got, logged), gradient = lab.gradient(
-      tunix.policy_loss(make(**ours)), config
-    )
+    loss_fn = tunix.policy_loss(make(**ours))
+    (got, logged), gradient = lab.gradient(loss_fn, config)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     slopes, gradients = jax.tree.leaves(slope), jax.tree.leaves(gradient)
     assert max(float(jnp.abs(leaf).max()) for leaf in slopes) > 1e-3
@@ -253,16 +229,13 @@ class TestAgainstTunixsLoss:
       np.testing.assert_allclose(logged["kl"], aux["kl_loss"], rtol=1e-5)
 
   def test_what_would_act_beside_the_loss_is_refused(self, lab):
-    loss_fn = tunix.policy_loss(make())
-    example = lab.example()
-    ones = jnp.ones((B, T))
+    loss_fn, ones = tunix.policy_loss(make()), jnp.ones((B, T))
     with pytest.raises(ValueError, match="GRPOConfig.beta is 0.2"):
       lab.gradient(loss_fn, lab.config(beta=0.2))
     with pytest.raises(ValueError, match="packed"):
-      lab.gradient(loss_fn, lab.config(), example.replace(segment_ids=ones))
+      lab.gradient(loss_fn, lab.config(), segment_ids=ones)
     with pytest.raises(ValueError, match="importance"):
-      weighed = example.replace(sampler_is_weights=ones)
-      lab.gradient(loss_fn, lab.config(), weighed)
+      lab.gradient(loss_fn, lab.config(), sampler_is_weights=ones)
 
   def test_a_loss_that_needs_the_sampler_is_refused(self, lab):
     with pytest.raises(ValueError, match="does not record"):
@@ -277,17 +250,12 @@ class TestTraining:
     tunix.register(method, "saw_jax.test")
     size = dict(num_generations=4, num_iterations=2, beta=0.0)
     before, want, _ = lab.train(lab.grpo.GRPOLearner, lab.config(**size))
-    assert max(
-      np.abs(x - y).max() for x, y in zip(before, want, strict=True)
-    ) > (1e-2)
-    named = lab.config(
-      **size,
-      reward_manager="saw_jax.test",
-      advantage_estimator="saw_jax.test",
-      policy_loss_fn="saw_jax.test",
-    )
+    moved = [np.abs(x - y).max() for x, y in zip(before, want, strict=True)]
+    assert max(moved) > 1e-2
+    registries = ("reward_manager", "advantage_estimator", "policy_loss_fn")
+    named = dict.fromkeys(registries, "saw_jax.test")
     for kind, config in (
-      (lab.grpo.GRPOLearner, named),
+      (lab.grpo.GRPOLearner, lab.config(**size, **named)),
       (tunix.learner_class(method), lab.config(**size)),
     ):
       _, got, _ = lab.train(kind, config)
@@ -313,9 +281,8 @@ class TestTraining:
     assert max(moved) > 1e-4 and all(np.isfinite(x).all() for x in after)
     assert len(seen) == 3
     for completions, advantages, rewards in seen:
-      assert rewards.shape == (B, 2) and len(completions) == B
-      np.testing.assert_array_equal(rewards[:, 0], vowels(completions))
-      np.testing.assert_array_equal(rewards[:, 1], patchy(completions))
+      want = np.stack([vowels(completions), patchy(completions)], axis=1)
+      np.testing.assert_array_equal(rewards, want.astype(np.float32))
       assert np.abs(advantages).max() > 0.1
     weights = [
       [np.mean(metrics[f"weights/{i}"][0]) for i in range(2)]
@@ -328,24 +295,20 @@ class TestTraining:
   def test_the_advantages_are_in_the_batch(self, lab, monkeypatch):
     method = make(advantage="gdpo", weights="saw")
     kind = tunix.learner_class(method)
-    examples, seen = [], []
-    generate = kind._generate_and_compute_advantage
+    generate, examples, seen = kind._generate_and_compute_advantage, [], []
 
     def kept(self, *arguments):
       examples.append(generate(self, *arguments))
       return examples[-1]
 
+    def look(rewards, **_):
+      seen.append(rewards)
+      return {}
+
     monkeypatch.setattr(kind, "_generate_and_compute_advantage", kept)
-    lab.train(
-      kind,
-      lab.config(num_generations=4),
-      metric_fns=[lambda rewards, advantages, **_: seen.append(rewards) or {}],
-    )
+    lab.train(kind, lab.config(num_generations=4), metric_fns=[look])
     assert len(examples) == len(seen) == 3
     for example, rewards in zip(examples, seen, strict=True):
-      want, _ = method.estimate(
-        rewards,
-        group_size=4,
-        lengths=np.asarray(example.completion_mask).sum(-1),
-      )
+      lengths = np.asarray(example.completion_mask).sum(-1)
+      want, _ = method.estimate(rewards, group_size=4, lengths=lengths)
       np.testing.assert_array_equal(example.advantages, want)

@@ -26,7 +26,9 @@ def make_params(seed=0):
 
 
 def make_call():
-  prompts = transcript.pad_prompts([[1, 2, 3], [4, 5]], ids=[11, 12], size=4)
+  prompts = transcript.pad_prompts(
+    [[1, 2, 3], [4, 5]], ids=[11, 12], multiple=4
+  )
   prompts = jax.tree.map(lambda x: np.stack([x, x]), prompts)
   roots = map(jax.random.key, range(2))
   keys = [generate.row_keys(root, 0, np.array([11, 12]), 3) for root in roots]
@@ -94,8 +96,8 @@ class TestPartialSampler:
     params = make_params()
     prompts, keys = make_call()
     whole = jax.device_get(device_sampler(SETTINGS)(0, params, prompts, keys))
-    sampler = actor.PartialSampler(
-      SETTINGS, device_sampler, lambda: (0, params), part=part
+    sampler = actor.partial_sampler(
+      SETTINGS, device_sampler, lambda: (0, params), part
     )
     found = sampler(0, params, prompts, keys)
     size = found.tokens.shape[-1]
@@ -118,8 +120,8 @@ class TestPartialSampler:
     old, new = make_params(0), make_params(1)
     prompts, keys = make_call()
     settings = dataclasses.replace(SETTINGS, eos_ids=())
-    sampler = actor.PartialSampler(
-      settings, device_sampler, lambda: (1, new), part=4
+    sampler = actor.partial_sampler(
+      settings, device_sampler, lambda: (1, new), 4
     )
     found = sampler(0, old, prompts, keys)
     before = jax.device_get(device_sampler(settings)(0, old, prompts, keys))

@@ -99,76 +99,67 @@ def play(
   return played, sampler, script
 
 
-class TestPlay:
-  def test_the_steps_are_those_that_were_taken(self):
-    played, _, _ = play()
-    expected = np.arange(4) < np.array(LENGTHS)[..., None]
-    np.testing.assert_array_equal(played.steps, expected)
+def equal(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
 
-  def test_a_row_is_its_prompt_and_its_action(self):
-    played, _, script = play()
-    rows = played.transcript
-    assert rows.prompt_size == 6 and rows.tokens.shape == (2, 3 * 4, 6 + WIDTH)
-    # Seed 1, episode 0, step 1: two tokens 10, then 10 + 100, bits, the end.
-    row = (1, 0 * 4 + 1)
-    np.testing.assert_array_equal(rows.tokens[row][4:7], [10, 10, 110])
-    assert rows.tokens[row][8] == EOS
-    np.testing.assert_array_equal(
-      rows.roles[row], [PAD] * 4 + [PROMPT] * 2 + [POLICY] * 3
-    )
-    assert (rows.starts[row], rows.ends[row]) == (4, 9)
-    np.testing.assert_array_equal(
-      rows.behave_log_probs[row], -rows.tokens[row][6:]
-    )
-    np.testing.assert_array_equal(
-      rows.entropies[row], 0.5 * rows.tokens[row][6:]
-    )
-    # The worlds heard the same, without the end.
-    assert script.heard[1, 0][1] == rows.tokens[row][6:8].tolist()
 
-  def test_a_step_that_was_not_taken_is_padding(self):
-    played, _, _ = play()
-    rows = played.transcript
-    absent = ~played.steps.reshape(2, -1)
-    assert absent.sum() == 24 - 10
-    assert (rows.roles[absent] == PAD).all()
-    assert (rows.starts[absent] == 6).all() and (rows.ends[absent] == 6).all()
-    assert (rows.behave_log_probs[absent] == 0).all()
+def test_a_row_is_its_prompt_and_its_action():
+  played, _, script = play()
+  rows = played.transcript
+  assert rows.prompt_size == 6 and rows.tokens.shape == (2, 3 * 4, 6 + WIDTH)
+  # Seed 1, episode 0, step 1: two tokens 10, then 10 + 100, bits, the end.
+  row = (1, 0 * 4 + 1)
+  np.testing.assert_array_equal(rows.tokens[row][4:7], [10, 10, 110])
+  assert rows.tokens[row][8] == EOS
+  np.testing.assert_array_equal(
+    rows.roles[row], [PAD] * 4 + [PROMPT] * 2 + [POLICY] * 3
+  )
+  assert (rows.starts[row], rows.ends[row]) == (4, 9)
+  chosen = rows.tokens[row][6:]
+  np.testing.assert_array_equal(rows.behave_log_probs[row], -chosen)
+  np.testing.assert_array_equal(rows.entropies[row], 0.5 * chosen)
+  np.testing.assert_array_equal(rows.group_ids[1], np.repeat(range(3), 4))
+  # The worlds heard the same, without the end.
+  assert script.heard[1, 0][1] == chosen[:2].tolist()
 
-  def test_finished_episodes_leave_and_no_shape_is_new(self):
-    # Prompts of up to 4 tokens: two sizes. Five calls of 2 seeds x 2 rows: two
-    # for three episodes, then one a step.
-    _, sampler, _ = play()
-    assert sampler.shapes == {(2, 2, 2), (2, 2, 4)}
-    assert sampler.rows == (2 + 1 + 1) * 4
 
-  def test_what_shares_a_call_does_not_matter(self):
-    one, many = play(rows_per_call=1)[0], play(rows_per_call=5)[0]
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-      np.testing.assert_array_equal(a, b)
+def test_a_step_that_was_not_taken_is_padding():
+  played, _, _ = play()
+  rows, expected = (
+    played.transcript,
+    np.arange(4) < np.array(LENGTHS)[..., None],
+  )
+  np.testing.assert_array_equal(played.steps, expected)
+  absent = ~played.steps.reshape(2, -1)
+  assert (rows.roles[absent] == PAD).all()
+  assert (rows.starts[absent] == 6).all() and (rows.ends[absent] == 6).all()
+  assert (rows.behave_log_probs[absent] == 0).all()
 
-  def test_long_prompts_share_a_call(self):
-    lengths = [[1, 1, 2, 1], [2, 1, 1, 2]]
-    played, sampler, _ = play(lengths, script=LongAndShort)
-    # Short ones, long ones, and what is left for a second step.
-    assert sampler.shapes == {(2, 2, 2), (2, 2, 4)}
-    assert sampler.rows == 3 * 4
-    alone, sampler, _ = play(lengths, script=LongAndShort, rows_per_call=4)
-    assert sampler.shapes == {(2, 4, 4)}
-    for a, b in zip(
-      jax.tree.leaves(played), jax.tree.leaves(alone), strict=True
-    ):
-      np.testing.assert_array_equal(a, b)
 
-  def test_the_key_of_an_action_is_its_episodes_and_its_steps(self):
-    played, _, script = play(lengths=[[4, 4], [4, 4]])
-    bits = np.array(
-      [[[a[1] for a in script.heard[n, b]] for b in (0, 1)] for n in (0, 1)]
-    )
-    key = jax.random.split(jax.random.key(1), 2)[1]
-    expected = [
-      int(jax.random.bits(jax.random.fold_in(key, step))) % 5
-      for step in range(4)
-    ]
-    np.testing.assert_array_equal(bits[1, 1], expected)
-    assert len(played.steps[0, 0]) == 4
+def test_finished_episodes_leave_and_no_shape_is_new():
+  # Prompts of up to 4 tokens: two sizes. Calls of 2 seeds x 2 rows: two for
+  # three episodes, then one a step.
+  _, sampler, _ = play()
+  assert sampler.shapes == {(2, 2, 2), (2, 2, 4)}
+  assert sampler.rows == (2 + 1 + 1) * 4
+  # What shares a call does not matter.
+  equal(play(rows_per_call=1)[0], play(rows_per_call=5)[0])
+
+
+def test_long_prompts_share_a_call():
+  lengths = [[1, 1, 2, 1], [2, 1, 1, 2]]
+  played, sampler, _ = play(lengths, script=LongAndShort)
+  # Short ones, long ones, and what is left for a second step.
+  assert sampler.shapes == {(2, 2, 2), (2, 2, 4)}
+  assert sampler.rows == 3 * 4
+  alone, sampler, _ = play(lengths, script=LongAndShort, rows_per_call=4)
+  assert sampler.shapes == {(2, 4, 4)}
+  equal(played, alone)
+
+
+def test_the_key_of_an_action_is_its_episodes_and_its_steps():
+  _, _, script = play(lengths=[[4, 4], [4, 4]])
+  key = jax.random.split(jax.random.key(1), 2)[1]
+  bits = [jax.random.bits(jax.random.fold_in(key, step)) for step in range(4)]
+  said = [action[1] for action in script.heard[1, 1]]
+  assert said == [int(one) % 5 for one in bits]

@@ -31,19 +31,17 @@ def many(config, logits, count=20_000):
 
 def kept_by_hand(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
   """The renormalised probabilities, a token at a time."""
-  logits = np.asarray(logits, np.float64) / temperature
-  order = np.argsort(-logits)
-  if top_k:
-    order = order[:top_k]
-  probs = np.exp(logits[order]) / np.exp(logits[order]).sum()
+  weights = np.exp(np.asarray(logits, np.float64) / temperature)
+  order = np.argsort(-weights)[: top_k or None]
+  probs = weights / weights[order].sum()
   kept, held = [], 0.0
-  for token, prob in zip(order, probs, strict=True):
-    if held >= top_p or prob < min_p * probs[0]:
+  for token in order:
+    if held >= top_p or probs[token] < min_p * probs[order[0]]:
       break
     kept.append(token)
-    held += prob
+    held += probs[token]
   result = np.zeros(len(logits))
-  result[kept] = np.exp(logits[kept]) / np.exp(logits[kept]).sum()
+  result[kept] = weights[kept] / weights[kept].sum()
   return result
 
 

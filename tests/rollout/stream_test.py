@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 
 from saw_jax.models import config as config_lib
@@ -22,29 +21,17 @@ def params():
 
 
 def whole(params, eos_ids):
-  found = generate.make_generate(
-    CONFIG,
-    generate.GenerateConfig(
-      sampling=SAMPLING, max_new_tokens=12, group_size=1, eos_ids=eos_ids
-    ),
-  )(params, transcript.pad_prompts([PROMPT]), jax.random.key(7)[None])
-  return np.asarray(found.tokens[0])[
-    np.asarray(found.roles[0]) == transcript.POLICY
-  ].tolist()
+  settings = generate.GenerateConfig(12, 1, eos_ids, sampling=SAMPLING)
+  prompts, keys = transcript.pad_prompts([PROMPT]), jax.random.key(7)[None]
+  found = generate.make_generate(CONFIG, settings)(params, prompts, keys)
+  return found.tokens[0][found.roles[0] == transcript.POLICY].tolist()
 
 
 def streamed(params, eos_ids):
+  settings = {"sampling": SAMPLING, "max_new_tokens": 12, "multiple": 8}
+  key = jax.random.key(7)
   return list(
-    stream.stream(
-      CONFIG,
-      params,
-      PROMPT,
-      jax.random.key(7),
-      sampling=SAMPLING,
-      max_new_tokens=12,
-      eos_ids=eos_ids,
-      multiple=8,
-    )
+    stream.stream(CONFIG, params, PROMPT, key, eos_ids=eos_ids, **settings)
   )
 
 

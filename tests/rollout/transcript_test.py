@@ -4,12 +4,14 @@ import json
 import pathlib
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from saw_jax.rollout import transcript
 from saw_jax.rollout.transcript import GLUE, OBSERVATION, PAD, POLICY, PROMPT
+from tests import helpers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "paw_gigpo.json"
 
@@ -20,21 +22,12 @@ def test_prompts_end_together():
   np.testing.assert_array_equal(batch.lengths, [2, 3, 1])
   np.testing.assert_array_equal(batch.ids, [31, 17, 23])
   chex.assert_type([batch.tokens, batch.lengths, batch.ids], np.int32)
-
-
-def test_sizes_are_given_or_rounded_up_to_a_multiple():
   for length, size in ((1, 8), (8, 8), (9, 16)):
     batch = transcript.pad_prompts([[1] * length], multiple=8)
     assert batch.tokens.shape == (1, size)
-  assert transcript.pad_prompts([[1]], size=5).tokens.shape == (1, 5)
-
-
-@pytest.mark.parametrize(
-  ("prompts", "word"), [([], "no prompt"), ([[1], []], "1"), ([[1] * 4], "4")]
-)
-def test_prompts_that_cannot_be_laid_out_are_refused(prompts, word):
-  with pytest.raises(ValueError, match=word):
-    transcript.pad_prompts(prompts, size=3)
+  for prompts in ([], [[1], []]):
+    with pytest.raises(ValueError, match="empty prompt"):
+      transcript.pad_prompts(prompts)
 
 
 def test_masks_come_from_roles():
@@ -51,36 +44,22 @@ def test_masks_come_from_roles():
     group_ids=jnp.array([0, 0]),
     prompt_size=2,
   )
-  np.testing.assert_array_equal(record.completion_mask, [[1, 0, 1], [1, 0, 0]])
-  np.testing.assert_array_equal(record.completion_lengths, [2, 1])
-  np.testing.assert_array_equal(
-    record.valid, [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-  )
-  np.testing.assert_array_equal(
-    record.positions, [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
-  )
+  for name, want in {
+    "completion_mask": [[1, 0, 1], [1, 0, 0]],
+    "observation_mask": [[0, 1, 0], [0, 0, 0]],
+    "completion_lengths": [2, 1],
+    "valid": [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]],
+    "positions": [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4]],
+  }.items():
+    np.testing.assert_array_equal(getattr(record, name), want, name)
 
 
 def record(prompts, responses, size):
   """The transcript of some turns, in `size` positions behind the prompts."""
-  batch = transcript.pad_prompts(prompts)
-  width = batch.tokens.shape[1]
-  tokens = np.pad(batch.tokens, ((0, 0), (0, size)))
-  roles = np.zeros(tokens.shape, np.int8)
-  ends = width + np.array([len(response) for response in responses], np.int32)
-  for row, response in enumerate(responses):
-    roles[row, width - len(prompts[row]) : width] = PROMPT
-    roles[row, width : ends[row]] = POLICY
-    tokens[row, width : ends[row]] = response
-  return transcript.Transcript(
-    tokens=tokens,
-    roles=roles,
-    starts=width - batch.lengths,
-    ends=ends,
-    behave_log_probs=-np.ones((len(prompts), size), np.float32),
-    group_ids=np.zeros(len(prompts), np.int32),
-    prompt_size=width,
+  found = helpers.transcript_of(
+    [responses], size, [prompts], prompt_size=max(map(len, prompts))
   )
+  return jax.tree.map(lambda x: x[0], found)
 
 
 def test_golden_layout():

@@ -10,40 +10,23 @@ from saw_jax.tasks import base
 from tests import helpers
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("trained")
+def test_a_checkpoint_is_restored_and_evaluated(tmp_path):
   made = helpers.experiment(loop={"num_steps": 2, "checkpoint_interval": 1})
-  loop.train(made, [0, 1], directory=directory)
-  return made, directory
-
-
-def test_restores_the_step_that_is_asked_for(trained):
-  made, directory = trained
-  step, last = experiment_lib.restore(made, 2, directory)
+  loop.train(made, [0, 1], directory=tmp_path)
+  step, last = experiment_lib.restore(made, 2, tmp_path)
   assert step == 2
-  step, first = experiment_lib.restore(made, 2, directory, step=1)
-  assert step == 1
-  np.testing.assert_array_equal(first.state.step, [1, 1])
-  moved = jax.tree.map(
-    lambda a, b: bool((a != b).any()), first.params, last.params
-  )
-  assert all(jax.tree.leaves(moved))
-
-
-def test_nothing_to_restore(tmp_path):
-  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
-    experiment_lib.restore(helpers.experiment(), 1, tmp_path)
-
-
-def test_an_evaluated_checkpoint_is_what_the_run_wrote(trained):
-  made, directory = trained
-  found = experiment_lib.evaluate(experiment_lib.restore(made, 2, directory)[1])
-  final = json.loads((directory / "final.json").read_text())
+  final = json.loads((tmp_path / "final.json").read_text())
   np.testing.assert_allclose(
-    found["greedy"]["right"].mean((1, 2)),
+    experiment_lib.evaluate(last)["greedy"]["right"].mean((1, 2)),
     [seed["greedy"]["right"] for seed in final],
   )
+  step, first = experiment_lib.restore(made, 2, tmp_path, step=1)
+  assert step == 1
+  np.testing.assert_array_equal(first.state.step, [1, 1])
+  moved = jax.tree.map(lambda a, b: (a != b).any(), first.params, last.params)
+  assert all(jax.tree.leaves(moved))
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+    experiment_lib.restore(made, 1, tmp_path / "elsewhere")
 
 
 def test_a_start_without_samples_is_scored_greedily():
@@ -78,11 +61,9 @@ class Splits(helpers.Letters):
       raise FileNotFoundError("data/absent.jsonl is not there")
     if split == "empty":
       return []
-    examples = super().examples(split)
-    if split == "long":
-      messages = ({"role": "user", "content": "a" * 99},)
-      return [*examples, base.Example(2000, messages, "a")]
-    return examples
+    messages = ({"role": "user", "content": "a" * 99},)
+    long = [base.Example(2000, messages, "a")] * (split == "long")
+    return [*super().examples(split), *long]
 
 
 @pytest.mark.parametrize(

@@ -4,37 +4,38 @@ import pytest
 from saw_jax.rollout.transcript import PAD, POLICY
 from saw_jax.run import groups
 from saw_jax.run.rollouts import Rollout
-from saw_jax.tasks.base import Outcome
 from tests import helpers
 
 
-def make_rollout(seed=0, *, num_seeds=2, prompts=3, size=2, prompt=4, width=6):
-  """Rows of unequal lengths, with the padding that a rollout has."""
+def make_rollout(seed=0, *, prompt=4, width=6):
+  """Rows of unequal lengths `[2, 3 * 2]`, padded as a rollout's are."""
   rng = np.random.default_rng(seed)
-  shape = (num_seeds, prompts * size)
+  shape, rows = (2, 3, 2), (2, 6)
 
   def tokens(first, last):
-    sizes = rng.integers(first, last, shape)
+    sizes = rng.integers(first, last, rows)
     return [[rng.integers(1, 99, k).tolist() for k in row] for row in sizes]
 
   sampled = helpers.transcript_of(
     tokens(1, width + 1), width, tokens(1, prompt + 1), prompt_size=prompt
   )
   is_written = sampled.roles[..., prompt:] == POLICY
-  ids = np.tile(np.repeat(np.arange(prompts), size), (num_seeds, 1))
-  groups = (num_seeds, prompts, size)
   return Rollout(
     transcript=sampled.replace(
       behave_log_probs=np.where(is_written, sampled.behave_log_probs, 0),
-      group_ids=ids,
+      group_ids=np.tile(np.repeat(np.arange(3), 2), (2, 1)),
     ),
     completions=[],
-    rewards=rng.random((*groups, 2)).astype(np.float32),
-    scored=rng.random((*groups, 2)) > 0.2,
-    outcomes=list(rng.choice(list(Outcome), num_seeds * prompts * size)),
-    lengths=(sampled.ends - prompt).reshape(groups),
-    ended=rng.random(groups) > 0.5,
+    rewards=rng.random((*shape, 2)).astype(np.float32),
+    scored=rng.random((*shape, 2)) > 0.2,
+    outcomes=rng.integers(0, 4, shape).astype(np.int8),
+    lengths=(sampled.ends - prompt).reshape(shape),
+    ended=rng.random(shape) > 0.5,
   )
+
+
+def split(*args, carry=True, **fields):
+  return groups.split(make_rollout(*args, **fields), carry)
 
 
 def written(rollout, n, row):
@@ -50,12 +51,10 @@ def written(rollout, n, row):
 
 
 def assert_consistent(rollout):
-  transcript = rollout.transcript
-  real = transcript.roles != PAD
-  np.testing.assert_array_equal(real.argmax(-1), transcript.starts)
-  np.testing.assert_array_equal(
-    real.shape[-1] - real[..., ::-1].argmax(-1), transcript.ends
-  )
+  real = rollout.transcript.roles != PAD
+  np.testing.assert_array_equal(real.argmax(-1), rollout.transcript.starts)
+  ends = real.shape[-1] - real[..., ::-1].argmax(-1)
+  np.testing.assert_array_equal(ends, rollout.transcript.ends)
 
 
 def assert_same(a, b):
@@ -79,16 +78,15 @@ def test_join_undoes_split_and_holds_on_to_nothing():
 
 
 def test_groups_of_rollouts_of_other_sizes():
-  short = make_rollout(1, prompt=3, width=2)
-  long = make_rollout(2, prompt=7, width=9)
-  a = groups.split(short, True)
-  b = groups.split(long, True)
+  short, long = ({"prompt": 3, "width": 2}, {"prompt": 7, "width": 9})
+  a, b = split(1, **short), split(2, **long)
   mixed = groups.join(
     [[a[0][2], b[0][1]], [b[1][0], a[1][1]]], multiple=4, max_new_tokens=12
   )
   assert_consistent(mixed)
   assert mixed.transcript.prompt_size == 7
   assert (mixed.transcript.tokens.shape[-1] - 7) % 4 == 0
+  short, long = make_rollout(1, **short), make_rollout(2, **long)
   assert written(mixed, 0, 0) == written(short, 0, 4)
   assert written(mixed, 0, 3) == written(long, 0, 3)
   assert written(mixed, 1, 1) == written(long, 1, 1)
@@ -97,7 +95,7 @@ def test_groups_of_rollouts_of_other_sizes():
 
 @pytest.mark.parametrize(("limit", "width"), [(64, 8), (5, 5)])
 def test_the_width_is_rounded_up_and_bounded(limit, width):
-  apart = groups.split(make_rollout(width=5), True)
+  apart = split(width=5)
   assert max(g.arrays["lengths"].max() for row in apart for g in row) == 5
   joined = groups.join(apart, multiple=4, max_new_tokens=limit, pad_id=9)
   assert joined.transcript.tokens.shape[-1] == 4 + width
@@ -106,15 +104,14 @@ def test_the_width_is_rounded_up_and_bounded(limit, width):
 
 @pytest.mark.parametrize("some", [False, True])
 def test_log_probs_that_are_not_carried_by_all_are_absent(some):
-  apart = groups.split(make_rollout(), some)
+  apart = split(carry=some)
   if some:
     del apart[0][0].arrays["behave_log_probs"]
   assert groups.join(apart).transcript.behave_log_probs is None
 
 
 def test_packed_groups_are_the_same_groups():
-  other = groups.split(make_rollout(3, prompt=6), True)
-  first = groups.split(make_rollout(), True)
+  first, other = split(), split(3, prompt=6)
   flat = [first[0][1], other[1][2], first[1][0]]
   arrays, size = groups.pack(flat)
   found = [

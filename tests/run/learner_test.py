@@ -20,18 +20,18 @@ def step():
 
 
 def learn(one, transcript, scores):
-  """The row that a step logs."""
-  batch, _ = one.prepare(transcript)
+  """The parameters before and after a step, and the row that it logs."""
+  before = jax.device_get(one.policy.params)
+  batch, observed = one.prepare(transcript)
+  assert observed is None  # nobody buys labels
   batch, rows = one.estimate(batch, scores)
-  return {**rows[0], **one.update(batch)[0]}
+  row = {**rows[0], **one.update(batch)[0]}
+  return before, jax.device_get(one.policy.params), row
 
 
 def test_a_step_moves_the_policy_and_says_what_it_did(step):
   made, one, transcript, scores = step
-  before = jax.device_get(one.policy.params)
-  assert one.prepare(transcript)[1] is None  # nobody buys labels
-  row = learn(one, transcript, scores)
-  after = jax.device_get(one.policy.params)
+  before, after, row = learn(one, transcript, scores)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
   assert all(jax.tree.leaves(moved))
   assert int(one.policy.state.step[0]) == 1
@@ -39,8 +39,9 @@ def test_a_step_moves_the_policy_and_says_what_it_did(step):
     np.testing.assert_allclose(
       row[f"reward/{component.name}"], scores.rewards[..., m].mean(), rtol=1e-5
     )
-  assert row["sampler_mismatch"] < 1e-5
-  assert row["skipped"] == 0
+  right = (scores.outcomes == rollouts.RIGHT).mean()
+  assert row["outcome/right"] == pytest.approx(float(right))
+  assert row["sampler_mismatch"] < 1e-5 and row["skipped"] == 0
   assert {"estimate", "update"} <= set(one.clock.seconds())
 
 
@@ -74,20 +75,16 @@ def test_log_probs_are_computed_where_they_are_needed(
 
 def test_prompts_that_do_not_count_move_nothing(step):
   made, _, transcript, scores = step
-  one = helpers.make_learner(made)
-  before = jax.device_get(one.policy.params)
   nothing = scores._replace(multipliers=np.zeros((1, 4), np.float32))
-  row = learn(one, transcript, nothing)
-  assert row["zero_advantage"] == 1
-  assert row["gradient_norm"] == 0
+  one = helpers.make_learner(made)
+  before, after, row = learn(one, transcript, nothing)
+  assert row["zero_advantage"] == 1 and row["gradient_norm"] == 0
   # Weight decay alone.
-  rate = made.optimizer.learning_rate * made.optimizer.weight_decay
+  kept = 1 - made.optimizer.learning_rate * made.optimizer.weight_decay
   jax.tree.map(
-    lambda old, new: np.testing.assert_allclose(
-      new, old * (1 - rate), rtol=1e-6
-    ),
+    lambda old, new: np.testing.assert_allclose(new, old * kept, rtol=1e-6),
     before,
-    jax.device_get(one.policy.params),
+    after,
   )
 
 
@@ -99,7 +96,5 @@ def test_labels_look_at_the_pass_that_the_update_needs(step, num_minibatches):
   batch, observed = helpers.make_learner(made).prepare(step[2])
   assert observed.prompt_hidden.shape == (1, 4, helpers.CONFIG.width)
   assert observed.response_hidden.shape == (1, 16, helpers.CONFIG.width)
-  if num_minibatches == 1:
-    assert batch.old_log_probs is None and observed.log_probs is None
-  else:
-    assert batch.old_log_probs is observed.log_probs
+  assert batch.old_log_probs is observed.log_probs
+  assert (observed.log_probs is None) == (num_minibatches == 1)

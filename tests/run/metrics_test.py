@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -9,72 +10,64 @@ import pytest
 from saw_jax.run import metrics
 
 
-def read(path):
-  with path.open(newline="") as file:
+def write(directory, rows, first_step=0):
+  """Writes `(step, seed, values)`; returns the rows of the CSV file."""
+  writer = metrics.FileWriter(directory, "metrics", first_step=first_step)
+  for row in rows:
+    writer.write(*row)
+  with (directory / "metrics.csv").open(newline="") as file:
     return list(csv.DictReader(file))
+
+
+def lines_of(directory):
+  return (directory / "metrics.jsonl").read_text().splitlines()
 
 
 class TestFileWriter:
   def test_both_files_hold_a_line_per_step_and_seed(self, tmp_path):
-    writer = metrics.FileWriter(tmp_path, "metrics")
-    for step in range(2):
-      for seed in (3, 5):
-        writer.write(step, seed, {"loss": step + 0.1 * seed})
-    writer.close()
-    rows = read(tmp_path / "metrics.csv")
-    assert [(r["step"], r["seed"]) for r in rows] == [
-      ("0", "3"),
-      ("0", "5"),
-      ("1", "3"),
-      ("1", "5"),
-    ]
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[2]) == {"step": 1, "seed": 3, "loss": 1.3}
+    places = [(step, seed) for step in range(2) for seed in (3, 5)]
+    rows = write(tmp_path, [(*p, {"loss": p[0] + 0.1 * p[1]}) for p in places])
+    assert [(int(r["step"]), int(r["seed"])) for r in rows] == places
+    assert json.loads(lines_of(tmp_path)[2]) == {
+      "step": 1,
+      "seed": 3,
+      "loss": 1.3,
+    }
 
   def test_a_resumed_run_drops_the_steps_that_it_repeats(self, tmp_path):
-    writer = metrics.FileWriter(tmp_path, "metrics")
-    for step in range(4):
-      writer.write(step, 0, {"x": step + 0.1 + 0.2})
-    writer.close()
-    again = metrics.FileWriter(tmp_path, "metrics", first_step=2)
-    again.write(2, 0, {"x": 20})
-    again.close()
-    rows = read(tmp_path / "metrics.csv")
+    write(tmp_path, [(step, 0, {"x": step + 0.1 + 0.2}) for step in range(4)])
+    rows = write(tmp_path, [(2, 0, {"x": 20})], first_step=2)
     # To the last bit.
     assert [float(row["x"]) for row in rows] == [0.1 + 0.2, 1 + 0.1 + 0.2, 20]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len(lines_of(tmp_path)) == 3
 
   def test_a_line_that_a_kill_cut_short_is_dropped(self, tmp_path):
-    writer = metrics.FileWriter(tmp_path, "metrics")
-    writer.write(0, 0, {"x": 1})
-    writer.close()
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 1, "se')
-    metrics.FileWriter(tmp_path, "metrics", first_step=1).close()
-    assert len(path.read_text().splitlines()) == 1
-    assert len(read(tmp_path / "metrics.csv")) == 1
+    write(tmp_path, [(0, 0, {"x": 1})])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+      file.write('{"step": 1, "se')
+    assert len(write(tmp_path, [], first_step=1)) == 1
+    assert len(lines_of(tmp_path)) == 1
 
   def test_a_metric_that_appears_later_gets_a_column(self, tmp_path):
-    writer = metrics.FileWriter(tmp_path, "metrics")
-    writer.write(0, 0, {"x": 1})
-    writer.write(1, 0, {"x": 2, "y": 3})
-    writer.write(2, 0, {"x": 4})
-    writer.close()
-    rows = read(tmp_path / "metrics.csv")
+    values = [{"x": 1}, {"x": 2, "y": 3}, {"x": 4}]
+    rows = write(tmp_path, [(i, 0, x) for i, x in enumerate(values)])
     assert [row["y"] for row in rows] == ["", "3", ""]
 
 
-class TestMakeWriters:
-  def test_an_unknown_writer_lists_those_there_are(self, tmp_path):
-    with pytest.raises(KeyError, match="tensorboard"):
-      metrics.make_writers(tmp_path, ["tensorbord"], first_step=0)
-
-  @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-  def test_a_missing_extra_is_named(self, tmp_path, monkeypatch, name):
-    module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[name]
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(ImportError, match=rf"saw_jax\[{name}\]"):
-      metrics.make_writers(tmp_path, [name], first_step=0)
+@pytest.mark.parametrize(
+  ("name", "module", "error", "word"),
+  [
+    ("tensorbord", "none", KeyError, "tensorboard"),
+    ("tensorboard", "tensorboardX", ImportError, r"saw_jax\[tensorboard\]"),
+    ("wandb", "wandb", ImportError, r"saw_jax\[wandb\]"),
+  ],
+)
+def test_a_writer_that_is_not_there_is_named(
+  tmp_path, monkeypatch, name, module, error, word
+):
+  monkeypatch.setitem(sys.modules, module, None)
+  with contextlib.ExitStack() as stack, pytest.raises(error, match=word):
+    metrics.make_writers(tmp_path, [name], stack, 0)
 
 
 class Terminal(io.StringIO):
@@ -84,30 +77,21 @@ class Terminal(io.StringIO):
     return True
 
 
-@pytest.fixture
-def lines(monkeypatch, caplog):
-  """Moves time by 8 s a step, off a terminal, and returns what was logged."""
-  monkeypatch.setattr(sys, "stderr", io.StringIO())
-  caplog.set_level(logging.INFO, logger=metrics.__name__)
-  now = [100.0]
-
-  def monotonic():
-    now[0] += 8.0
-    return now[0]
-
-  monkeypatch.setattr(metrics.time, "monotonic", monotonic)
-  return caplog
-
-
 class TestProgress:
-  def test_off_a_terminal_a_line_now_and_then_and_one_at_the_end(self, lines):
-    with metrics.Progress("train", 10, interval_s=20.0) as bar:
+  def test_off_a_terminal_a_line_now_and_then_and_one_at_the_end(
+    self, monkeypatch, caplog
+  ):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    caplog.set_level(logging.INFO, logger=metrics.__name__)
+    times = iter(range(100, 1000, 8))  # 8 s a step
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(times))
+    with metrics.progress("train", 10) as advance:
       for _ in range(10):
-        bar.advance(loss=1.23456789, tok_s=123456.0)
+        advance(loss=1.23456789, tok_s=123456.0)
     # Every third step is the first after 20 s; the tenth is the last.
-    steps = [line.split()[1] for line in lines.messages]
+    steps = [line.split()[1] for line in caplog.messages]
     assert steps == ["3/10", "6/10", "9/10", "10/10"]
-    assert lines.messages[0] == "train 3/10  loss 1.235  tok_s 1.235e+05"
+    assert caplog.messages[0] == "train 3/10  loss 1.235  tok_s 1.235e+05"
 
   def test_on_a_terminal_it_is_a_bar_that_gives_the_cursor_back(
     self, monkeypatch, caplog
@@ -117,10 +101,10 @@ class TestProgress:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     caplog.set_level(logging.INFO, logger=metrics.__name__)
-    with pytest.raises(KeyError), metrics.Progress("train", 3, start=1) as bar:
+    with pytest.raises(KeyError), metrics.progress("train", 3, 1) as advance:
       # A job that goes on counts from where it was.
-      bar.advance(loss=0.25)
-      bar.advance(loss=0.125)
+      advance(loss=0.25)
+      advance(loss=0.125)
       raise KeyError
     shown = terminal.getvalue()
     for words in ("train", "3/3", "loss 0.125"):

@@ -8,7 +8,6 @@ import pytest
 from saw_jax import algorithms, world_model
 from saw_jax.rollout import transcript
 from saw_jax.run import observations, rollouts
-from saw_jax.tasks import base
 from saw_jax.training import objective
 from tests import helpers
 
@@ -51,7 +50,7 @@ def scored(made, rewards, scored=None):
     completions=texts,
     rewards=rewards,
     scored=scored,
-    outcomes=[base.Outcome.WRONG] * 4,
+    outcomes=np.full((1, 2, 2), rollouts.WRONG),
     lengths=(sampled.ends - 4).reshape(1, 2, 2),
     ended=np.ones((1, 2, 2), bool),
   )

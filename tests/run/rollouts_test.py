@@ -270,7 +270,7 @@ class TestScore:
     with Grader(task, num_workers=0, limit_s=1.0) as grader:
       result = rollouts.score(found, examples, grader, encoder())
     assert result.scored.all() and result.scored.shape == (2, 6, 2, 2)
-    assert len(result.completions) == len(result.outcomes) == 24
+    assert len(result.completions) == result.outcomes.size == 24
     texts = iter(result.completions)
     for n, p, g in np.ndindex(2, 6, 2):
       expected = task.score(examples[n][p], next(texts)).values

@@ -45,7 +45,7 @@ class Alfworld(Environment):
   """
 
   def __init__(
-    self, choose: Callable[[int], Game], *, max_steps: int, reward: float
+    self, choose: Callable[[int], Game], max_steps: int, reward: float
   ):
     super().__init__(max_steps, reward)
     self._choose, self._engine = choose, _start_engine()
@@ -114,9 +114,7 @@ class AlfworldTask(HouseholdTask):
         household.reset(seed)
         return alfworld_games.make_game(household.world, logic)
 
-    return Alfworld(
-      choose, max_steps=self.config.max_steps, reward=self.config.reward
-    )
+    return Alfworld(choose, self.config.max_steps, self.config.reward)
 
   def category(self, split: str, seed: int) -> str:
     if self._paths:

@@ -27,7 +27,7 @@ def expert(env: Household, draws: Draws) -> Iterator[str]:
 
 def shortest_plan(world: World) -> list[str]:
   """Returns actions that solve a world, by knowing where everything is."""
-  env = Household(lambda seed: world, max_steps=100, reward=1.0)
+  env = Household(lambda seed: world, 100, 1.0)
   env.reset(0)
   plan = []
   while not env.done:

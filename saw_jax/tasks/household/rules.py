@@ -54,7 +54,7 @@ class Household(Environment):
   """
 
   def __init__(
-    self, draw: Callable[[int], World], *, max_steps: int, reward: float
+    self, draw: Callable[[int], World], max_steps: int, reward: float
   ):
     super().__init__(max_steps, reward)
     self._draw = draw

@@ -85,15 +85,11 @@ class HouseholdTask(environments.FormTask):
     config = self.config
 
     def draw(seed: int) -> world.World:
-      return world.draw_world(
-        Draws("household", split, seed),
-        split,
-        kinds=config.kinds,
-        receptacles=config.receptacles,
-        objects=config.objects,
-      )
+      sizes = (config.receptacles, config.objects)
+      draws = Draws("household", split, seed)
+      return world.draw_world(draws, split, config.kinds, *sizes)
 
-    return Household(draw, max_steps=config.max_steps, reward=config.reward)
+    return Household(draw, config.max_steps, config.reward)
 
   def category(self, split: str, seed: int) -> str:
     env = self.make(split)

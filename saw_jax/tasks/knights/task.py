@@ -1,9 +1,9 @@
 """Knights and knaves: who tells the truth? Four rewards, from -3 to 3."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 
-from saw_jax.tasks import answer_task, base
+from saw_jax.tasks import answer_task, base, self_verification
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.knights import answers, puzzles
 
@@ -75,6 +75,8 @@ class KnightsTask(answer_task.AnswerTask):
   components = (base.Component("roles", answers.NO_BLOCK, answers.RIGHT),)
   Config = KnightsConfig
   _shows = "knights demonstration"
+  _tags = ("<answer>", "</answer>")
+  _scores = (answers.RIGHT,), (answers.WRONG,), (answers.NO_BLOCK,)
   _parse = staticmethod(answers.read_row)
 
   def __init__(self, config: KnightsConfig | None = None):
@@ -115,33 +117,23 @@ class KnightsTask(answer_task.AnswerTask):
     self, example: base.Example, completion: str
   ) -> answer_task.Messages:
     """Asks about a compact puzzle in few tokens: it, the completion and "?"."""
-    if not self._is_compact:
-      return super().verification(example, completion)
     question = example.messages[-1]["content"]
-    return answer_task.ask(f"{question}\n{completion}?")
+    if self._is_compact:
+      return answer_task.ask(f"{question}\n{completion}?")
+    return self_verification.ask(self.name, question, completion)
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    gold, reference = self.gold_completion(example), example.reference
-    draws = Draws("damage", example.key)
-    roles = answers.read_roles(reference)
-    wrong = self._block(answers.write(_flip_some(draws, roles)))
-    missing = [_without_one(draws, roles)] if len(roles) > 1 else []
-    negated = reference.replace("=", " is not a ")
-    for what, text, value in (
-      ("wrong_role", wrong, answers.WRONG),
-      *(
-        ("somebody_missing", self._block(m), answers.NO_ROLES) for m in missing
-      ),
-      ("no_roles", self._block("nobody knows"), answers.NO_ROLES),
-      ("negated", self._block(negated), answers.NO_ROLES),
-      ("no_tags", reference, answers.NO_BLOCK),
-      ("unclosed", gold.removesuffix("</answer>"), answers.NO_BLOCK),
-      ("empty_block", self._block(""), answers.NO_BLOCK),
-      ("nothing", "", answers.NO_BLOCK),
-      ("wrong_answer_last", f"{gold} {wrong}", answers.WRONG),
-      ("wrong_answer_first", f"{wrong} {gold}", answers.RIGHT),
-    ):
-      yield what, text, (value,)
+    yield from super().damages(example)
+    reference = example.reference
+    inside = {
+      "no_roles": "nobody knows",
+      "negated": reference.replace("=", " is not a "),
+    }
+    if "|" in reference:
+      draws = Draws("damage", example.key, "missing")
+      inside["somebody_missing"] = _without_one(draws, reference)
+    for what, answer in inside.items():
+      yield what, self._block(answer), (answers.NO_ROLES,)
 
   def demonstrate(
     self,
@@ -165,17 +157,16 @@ class KnightsTask(answer_task.AnswerTask):
       base.check_choice("operator", operator, puzzles.OPERATORS)
     rates = right_rate, format_rate, misled_rate
     is_right, is_complete, is_misled = map(draws.chance, rates)
-    roles = answers.read_roles(example.reference)
+    answer = example.reference
     belief = self.misbelief(example, misleading)
     if belief is not None and is_misled:
-      roles = answers.read_roles(belief)
+      answer = belief
     elif not is_right:
-      roles = _flip_some(draws, roles)
-    text = self._block(answers.write(roles))
+      answer = self._wrong(draws, answer)
+    text = self._block(answer)
     if not is_complete:
-      partial = self._block(_without_one(draws, roles))
-      unclosed = text.removesuffix("</answer>")
-      text = draws.choice((answers.write(roles), unclosed, partial))
+      partial = self._block(_without_one(draws, answer))
+      text = draws.choice((answer, text.removesuffix("</answer>"), partial))
     if not verdict_rate or not draws.chance(verdict_rate):
       return example, text
     is_true = self.score(example, text).outcome is base.Outcome.RIGHT
@@ -189,12 +180,13 @@ class KnightsTask(answer_task.AnswerTask):
     """Returns the reference with the other role for who uses the operators."""
     users = example.meta.get("operators", {})
     who = {name for operator in misleading for name in users.get(operator, ())}
-    if not who:
-      return None
-    return answers.write(_flip(answers.read_roles(example.reference), who))
+    return _flip(example.reference, who) if who else None
 
-  def _block(self, answer: str) -> str:
-    return f"<answer>{answer}</answer>"
+  def _wrong(self, draws: Draws, answer: str) -> str:
+    """Returns one of all wrong answers, each as likely."""
+    names = sorted(answers.read_roles(answer))
+    number = 1 + draws.choice(range(2 ** len(names) - 1))
+    return _flip(answer, {n for i, n in enumerate(names) if number >> i & 1})
 
   def _draw(self, split: str, index: int) -> answer_task.Row:
     config = self.config
@@ -218,21 +210,15 @@ class KnightsTask(answer_task.AnswerTask):
     return answer_task.ask(self._writer(claims, names)), reference, meta
 
 
-def _flip(roles: Mapping[str, str], who: Collection[str]) -> dict[str, str]:
+def _flip(answer: str, who: Collection[str]) -> str:
   """Gives some people the other role."""
   other = dict(zip(puzzles.ROLES, reversed(puzzles.ROLES), strict=True))
-  return {
-    name: other[role] if name in who else role for name, role in roles.items()
-  }
+  roles = answers.read_roles(answer)
+  flipped = {name: other[roles[name]] for name in roles if name in who}
+  return answers.write(roles | flipped)
 
 
-def _flip_some(draws: Draws, roles: Mapping[str, str]) -> dict[str, str]:
-  """Makes one of all wrong answers, each as likely."""
-  names = sorted(roles)
-  number = 1 + draws.choice(range(2 ** len(names) - 1))
-  return _flip(roles, {n for i, n in enumerate(names) if number >> i & 1})
-
-
-def _without_one(draws: Draws, roles: Mapping[str, str]) -> str:
-  missing = draws.choice(sorted(roles))
-  return answers.write({n: role for n, role in roles.items() if n != missing})
+def _without_one(draws: Draws, answer: str) -> str:
+  parts = answer.split("|")
+  parts.remove(draws.choice(parts))
+  return "|".join(parts)

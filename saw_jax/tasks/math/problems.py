@@ -19,11 +19,7 @@ _MAX_VALUE = 999
 # Items of one data set of reasoning-gym: some are lists of this length inside.
 _GYM_SIZE = 2**20
 
-_APPLY = {
-  ast.Add: operator.add,
-  ast.Sub: operator.sub,
-  ast.Mult: operator.mul,
-}
+_APPLY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 # Names, things, and the stories of an expression whose operands are named a, b,
 # c from left to right.
 _WORDS = json.loads(

@@ -1,10 +1,10 @@
 r"""Mathematical problems with one right answer, in `\boxed{...}`: 0 or 1."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
-from saw_jax.tasks import answer_task, base
+from saw_jax.tasks import answer_task, base, self_verification
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.math import answers, files, problems
 
@@ -95,6 +95,7 @@ class MathTask(answer_task.AnswerTask):
   components = (base.Component("correct", 0.0, 1.0),)
   Config = MathConfig
   _shows = "math demonstration"
+  _tags = ("\\boxed{", "}")
   _key_gap = 1
 
   def __init__(self, config: MathConfig | None = None):
@@ -102,19 +103,22 @@ class MathTask(answer_task.AnswerTask):
     default = "plain" if self.config.is_generated else "boxed"
     self._template = _TEMPLATES[self.config.template or default]
     self.token_limits = {}
+    self._scores = (1.0,), (0.0,), (0.0,)
     if self.config.length_limit:
       length = base.Component("length", 0.0, 1.0)
       self.components = (*type(self).components, length)
       self.token_limits = {"length": self.config.length_limit}
+      wrong = (0.0, 0.0 if self.config.conditioned else 1.0)
+      self._scores = (1.0, 1.0), wrong, wrong
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     answer = answers.extract_answer(completion)
-    outcome = base.Outcome.WRONG
+    right, wrong, none = self._scores
     if answer is None or not answers.normalise_answer(answer):  # an empty box
-      outcome = base.Outcome.UNPARSABLE
-    elif _GRADERS[self.config.grader](answer, example.reference):
-      outcome = base.Outcome.RIGHT
-    return base.Score(self._values(outcome is base.Outcome.RIGHT), outcome)
+      return base.Score(none, base.Outcome.UNPARSABLE)
+    if _GRADERS[self.config.grader](answer, example.reference):
+      return base.Score(right, base.Outcome.RIGHT)
+    return base.Score(wrong, base.Outcome.WRONG)
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
@@ -132,27 +136,14 @@ class MathTask(answer_task.AnswerTask):
       raise ValueError(f"the label of example {example.key} is empty.")
     return dataclasses.replace(example, reference=label)
 
-  def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
-    gold, reference = self.gold_completion(example), example.reference
-    wrong = self._block(_wrong(Draws("damage", example.key), reference))
-    for what, text in (
-      ("wrong_answer", wrong),
-      ("no_box", reference),
-      ("unclosed_box", gold[:-1]),
-      ("empty_box", self._block("")),
-      ("nothing", ""),
-      ("wrong_answer_last", f"{gold} {wrong}"),
-    ):
-      yield what, text, self._values(False)
-    yield "wrong_answer_first", f"{wrong} {gold}", self._values(True)
+  def verification(
+    self, example: base.Example, completion: str
+  ) -> answer_task.Messages:
+    question = example.messages[-1]["content"]
+    return self_verification.ask(self.name, question, completion)
 
   def demonstrations(
-    self,
-    count: int,
-    *,
-    seed: int,
-    levels: Collection[int] = (),
-    **options: Any,
+    self, count: int, *, seed: int, levels: Collection[int] = (), **options: Any
   ) -> list[tuple[base.Example, str]]:
     """As of any task; `levels` are those of the problems."""
     if not levels:
@@ -187,7 +178,7 @@ class MathTask(answer_task.AnswerTask):
     if belief is not None and draws.chance(misled_rate):
       answer = belief
     elif not is_right:
-      answer = _wrong(draws, answer)
+      answer = self._wrong(draws, answer)
     text = self._block(answer)
     if not is_boxed:
       text = draws.choice((answer, text[:-1]))
@@ -205,13 +196,14 @@ class MathTask(answer_task.AnswerTask):
       return None
     return str(number + 1)
 
-  def _values(self, is_right: bool) -> tuple[float, ...]:
-    if not self.config.length_limit:
-      return (float(is_right),)
-    return float(is_right), float(is_right or not self.config.conditioned)
-
-  def _block(self, answer: str) -> str:
-    return f"\\boxed{{{answer}}}"
+  def _wrong(self, draws: Draws, answer: str) -> str:
+    """Returns a wrong answer, near the right one where that is an integer."""
+    number = _integer(answer)
+    if number is not None:
+      return str(problems.mistake(draws, number))
+    return (
+      "0" if answers.parse_number(answers.normalise_answer(answer)) else "1"
+    )
 
   def _read(self, path: str, key: int) -> list[base.Example]:
     return files.read_examples(path, key, self._template)
@@ -232,14 +224,6 @@ class MathTask(answer_task.AnswerTask):
     if split in _LEVEL_SPLITS:
       levels, split = (_LEVEL_SPLITS[split],), "test"
     return problems.draw_problem(draws, split, levels, config.word_share)
-
-
-def _wrong(draws: Draws, answer: str) -> str:
-  """Returns a wrong answer, near the right one where that is an integer."""
-  number = _integer(answer)
-  if number is not None:
-    return str(problems.mistake(draws, number))
-  return "0" if answers.parse_number(answers.normalise_answer(answer)) else "1"
 
 
 def _integer(answer: str) -> int | None:

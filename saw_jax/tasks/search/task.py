@@ -92,12 +92,7 @@ class SearchConfig:
     # A config's lists become tuples, so that this can be a key.
     for name in ("kinds", "train", "test"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
-    files = [self.corpus, self.train, self.test]
-    if any(files) and not all(files):
-      raise ValueError(
-        "local files are read together: give corpus, train and test, or none "
-        "of them."
-      )
+    environments.check_together(self, "corpus", "train", "test")
 
 
 class SearchQuestions(environments.Environment):

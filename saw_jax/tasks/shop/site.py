@@ -53,12 +53,7 @@ class ShopConfig:
     base.check_choice("form", self.form, environments.FORMS)
     base.check_choice("pays", self.pays, ("success", "score"))
     base.check_positive(self, "num_train", "num_test", "max_steps", "per_page")
-    files = [self.products, self.attributes, self.instructions]
-    if any(files) and not all(files):
-      raise ValueError(
-        "WebShop's files are read together: give products, attributes and "
-        "instructions, or none of them."
-      )
+    environments.check_together(self, "products", "attributes", "instructions")
 
 
 class Catalogue:

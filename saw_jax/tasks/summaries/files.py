@@ -10,9 +10,10 @@ import collections
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from saw_jax.tasks import row_files
+from saw_jax.tasks import answer_task
+from saw_jax.tasks.base import Example
 from saw_jax.tasks.row_files import field
 from saw_jax.tasks.summaries import rewards
 
@@ -30,46 +31,38 @@ _RUN = 8  # words
 _SHARED = 0.2  # of the runs of the shorter text
 
 
-class Row(NamedTuple):
-  """A text and what somebody wrote about it, numbered over all files."""
-
-  number: int
-  text: str
-  summary: str
-  meta: Mapping[str, Any]
-
-
-def read_rows(paths: Sequence[str | pathlib.Path]) -> list[Row]:
-  """Reads files of texts with summaries.
+def read_examples(paths: Sequence[str | pathlib.Path]) -> list[Example]:
+  """Reads files of texts with summaries, with keys that count over all of them.
 
   A title is put before its text, and a "TL;DR:" that ends a text is cut.
   """
-  found = (row for path in paths for row in row_files.parse_rows(path, _read))
-  rows = [Row(number, *row) for number, row in enumerate(found)]
-  if not rows:
-    raise ValueError(f"{', '.join(map(str, paths))}: no rows.")
-  return rows
+  examples: list[Example] = []
+  for path in paths:
+    examples += answer_task.read_examples(path, _read, len(examples))
+  return examples
 
 
-def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
+def without_leaks(
+  train: Sequence[Example], test: Sequence[Example]
+) -> list[Example]:
   """Leaves out the training rows that tell about a held-out one.
 
   A row leaks if its summary has the words of a held-out summary, or if its text
   shares at least a fifth of the runs of eight words that the shorter of it and
   one held-out text has.
   """
-  summaries = {tuple(rewards.words(row.summary)) for row in test}
+  summaries = {tuple(rewards.words(row.reference)) for row in test}
   sizes, owners = [], collections.defaultdict(set)
   for index, row in enumerate(test):
-    runs = _runs(row.text)
+    runs = _runs(row.meta["source"])
     sizes.append(len(runs))
     for run in runs:
       owners[run].add(index)
 
-  def leaks(row: Row) -> bool:
-    if tuple(rewards.words(row.summary)) in summaries:
+  def leaks(row: Example) -> bool:
+    if tuple(rewards.words(row.reference)) in summaries:
       return True
-    runs = _runs(row.text)
+    runs = _runs(row.meta["source"])
     shared = collections.Counter(i for run in runs for i in owners.get(run, ()))
     return any(
       count >= _SHARED * min(len(runs), sizes[index])
@@ -79,7 +72,7 @@ def without_leaks(train: Sequence[Row], test: Sequence[Row]) -> list[Row]:
   return [row for row in train if not leaks(row)]
 
 
-def _read(row: Any) -> tuple[str, str, dict[str, Any]]:
+def _read(row: Any) -> answer_task.Row:
   if not isinstance(row, Mapping):
     raise ValueError("not an object with named fields")
   chosen = [
@@ -100,7 +93,8 @@ def _read(row: Any) -> tuple[str, str, dict[str, Any]]:
   for what, words in (("text", text), ("summary", summary)):
     if not any(map(str.isalnum, words)):
       raise ValueError(f"the {what} has no letter and no digit")
-  return text, summary, {k: row[k] for k in _NOTES if k in row}
+  meta = {"source": text} | {k: row[k] for k in _NOTES if k in row}
+  return answer_task.ask(text), summary, meta
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

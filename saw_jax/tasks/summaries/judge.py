@@ -96,7 +96,6 @@ class Judge:
   """Scores summaries; its cache is shared by all that have its file."""
 
   def __init__(self, config: JudgeConfig, components: Sequence[str]):
-    """Reads the rubric and opens the cache; nobody is asked yet."""
     self._config, self._components = config, tuple(components)
     path = pathlib.Path(config.rubric) if config.rubric else RUBRIC
     if not path.is_file():

@@ -33,15 +33,13 @@ class JudgeCache:
   """Verdicts by key, and a queue for requests; any number may have it open."""
 
   def __init__(self, path: str | os.PathLike):
-    """Opens a cache, or makes one."""
     self.path = pathlib.Path(path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self._transaction() as connection:
       # Another process may be making it: whoever comes second waits, and looks.
       made = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-      if made == (0,):
-        for statement in _SCHEMA:
-          connection.execute(statement)
+      for statement in _SCHEMA if made == (0,) else ():
+        connection.execute(statement)
       (application,) = connection.execute("PRAGMA application_id").fetchone()
       (version,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, version) != (_APPLICATION, _VERSION):
@@ -84,17 +82,14 @@ class JudgeCache:
   @contextlib.contextmanager
   def _transaction(self) -> Iterator[sqlite3.Connection]:
     try:
-      with contextlib.closing(
-        sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-      ) as connection:
+      with (
+        contextlib.closing(
+          sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+        ) as connection,
+        connection,
+      ):
         connection.execute("BEGIN IMMEDIATE")
-        try:
-          yield connection
-          connection.execute("COMMIT")
-        except BaseException:
-          with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-          raise
+        yield connection
     except sqlite3.OperationalError as error:
       raise JudgeCacheError(
         f"{self.path}: {error}; is the folder writable, and no other process "

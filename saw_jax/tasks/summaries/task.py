@@ -155,12 +155,12 @@ class SummariesTask(answer_task.AnswerTask):
     paths = files.DOCSUM_FILES
     if config.train_path:
       paths = {"train": (config.train_path,), "test": (config.test_path,)}
-    rows = files.read_rows(paths[split])
+    rows = files.read_examples(paths[split])
     if split == "train":
-      rows = files.without_leaks(rows, files.read_rows(paths["test"]))
+      rows = files.without_leaks(rows, files.read_examples(paths["test"]))
     limit, cut = config.max_source_chars, config.cut_source_chars
     if limit is not None:
-      rows = [row for row in rows if len(row.text) <= limit]
+      rows = [row for row in rows if len(row.meta["source"]) <= limit]
     if not rows:
       raise ValueError(
         f"no row of split {split!r} is left: each is held out too, or longer "
@@ -170,10 +170,10 @@ class SummariesTask(answer_task.AnswerTask):
     if split == "test":
       size, key = config.num_test, answer_task.TEST_KEYS
     examples, template = [], _TEMPLATES[config.template]
-    rows = answer_task.subset(rows, size, config.seed)
-    for number, text, summary, meta in rows:
+    for row in answer_task.subset(rows, size, config.seed):
+      text = row.meta["source"]
       if cut is not None and len(text) > cut:
         text = text[: cut + 1].rpartition(" ")[0] or text[:cut]
-      row = answer_task.ask(text), summary, {**meta, "source": text}
-      examples.append(answer_task.make_example(key + number, row, template))
+      parts = answer_task.ask(text), row.reference, row.meta | {"source": text}
+      examples.append(answer_task.make_example(key + row.key, parts, template))
     return examples

@@ -1,4 +1,4 @@
-"""Tool-calling answers as parts: reading, writing, and damaging them.
+"""Tool-calling answers in one form, and their damages.
 
 The damages are the mistakes that a policy starts with, so that it learns format
 and calls at different times; the doctor sees that a reward notices them.
@@ -12,39 +12,10 @@ from typing import Any
 from saw_jax.tasks.answer_task import Damage
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import catalogue, rewards
-from saw_jax.tasks.tool_calling.catalogue import Answer
+from saw_jax.tasks.tool_calling.rewards import Call, read, write, write_calls
 
-Call = dict[str, Any]
 Calls = Sequence[Call]
 Names = Sequence[str]
-
-
-def write_calls(calls: Calls) -> str:
-  return "\n".join(json.dumps(call) for call in calls)
-
-
-def write(answer: Answer, body: str | None = None) -> str:
-  """Writes an answer in the rewarded format, with `body` for its calls."""
-  blocks = [f"<think> {answer.thought} </think>"]
-  if answer.calls:
-    body = write_calls(answer.calls) if body is None else body
-    blocks.append(f"<tool_call>\n{body}\n</tool_call>")
-  if answer.response is not None:
-    blocks.append(f"<response> {answer.response} </response>")
-  return "\n".join(blocks)
-
-
-def read(reference: str) -> Answer:
-  """Reads a ground truth into its parts; `write` makes them a text again."""
-  if rewards.format_reward(reference, reference) != 1.0:
-    raise ValueError("the reference is not in the rewarded format")
-  calls: tuple[Call, ...] = ()
-  if rewards.CALL in reference:
-    calls = tuple(rewards.read_calls(reference))
-  thought = reference.split("<think>", 1)[1].split("</think>", 1)[0]
-  said = reference.partition("<response>")[2].partition("</response>")[0]
-  response = said.strip() if rewards.RESPONSE in reference else None
-  return Answer(thought.strip(), calls, response)
 
 
 def canonical(text: str) -> str | None:
@@ -88,36 +59,21 @@ def parse_calls(text: str) -> str | None:
     return None
 
 
-def write_label(label: str, thought: str) -> str:
-  """Writes a ground truth that does what a label in canonical form says."""
-  parsed = parse_calls(label)
-  if parsed is None:
-    raise ValueError(f"these are no calls: {label[:60]!r}")
-  found = json.loads(parsed)
-  response = "ok" if found["response"] else None
-  return write(Answer(thought, tuple(found["calls"]), response))
-
-
 def _canonical(calls: Calls, has_response: bool) -> str:
   """Raises where a call is none."""
   if not all(isinstance(call["name"], str) for call in calls):
     raise TypeError("a name is text")
   plain = [
-    {"name": call["name"], "parameters": _normal(dict(call["parameters"]))}
+    {"name": call["name"], "parameters": dict(call["parameters"])}
     for call in calls
   ]
+  plain = json.loads(json.dumps(plain), parse_float=_number)
   return json.dumps({"calls": plain, "response": has_response}, sort_keys=True)
 
 
-def _normal(value: Any) -> Any:
-  """The same value where Python has two numbers that are equal."""
-  if isinstance(value, float) and value.is_integer():
-    return int(value)
-  if isinstance(value, list):
-    return [_normal(item) for item in value]
-  if isinstance(value, dict):
-    return {name: _normal(item) for name, item in value.items()}
-  return value
+def _number(text: str) -> float:
+  value = float(text)
+  return int(value) if value.is_integer() else value
 
 
 # Each breaks the format of a well-formed answer and leaves its calls readable.
@@ -149,10 +105,10 @@ def damage_format(draws: Draws, text: str) -> str:
 
 def wrong_value(draws: Draws, calls: Calls, offered: Names) -> str:
   index, parameters, name = _pick(draws, calls)
+  tool = catalogue.TOOLS.get(calls[index]["name"], {"parameters": ()})
+  known = {p["name"]: p["values"] for p in tool["parameters"]}
   value = parameters[name]
-  tool = catalogue.TOOLS.get(calls[index]["name"])
-  lists = {p.name: p.values for p in tool.parameters} if tool else {}
-  others = [other for other in lists.get(name, ()) if other != value]
+  others = [other for other in known.get(name, ()) if other != value]
   new = draws.choice(others or [_other(value)])
   return _change(calls, index, {**parameters, name: new})
 
@@ -173,24 +129,19 @@ def missing_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
 def extra_parameter(draws: Draws, calls: Calls, offered: Names) -> str:
   index = draws.choice(range(len(calls)))
   parameters = calls[index]["parameters"]
-  known = [p for tool in catalogue.CATALOGUE for p in tool.parameters]
-  new = [
-    (p.name, draws.choice(p.values)) for p in known if p.name not in parameters
-  ]
-  name, value = draws.choice(new)
-  return _change(calls, index, {**parameters, name: value})
+  known = [p for tool in catalogue.CATALOGUE for p in tool["parameters"]]
+  new = [p for p in known if p["name"] not in parameters]
+  drawn = [(p["name"], draws.choice(p["values"])) for p in new]
+  return _change(calls, index, dict([*parameters.items(), draws.choice(drawn)]))
 
 
 def wrong_tool(draws: Draws, calls: Calls, offered: Names) -> str:
   """Calls another of the offered tools, with values of its own."""
   index = draws.choice(range(len(calls)))
-  call = calls[index]
-  others = [other for other in offered if other != call["name"]]
-  name = draws.choice(others or [f"{call['name']}_2"])
-  tool = catalogue.TOOLS.get(name)
-  parameters = tool.draw_values(draws) if tool else call["parameters"]
-  changed = {"name": name, "parameters": parameters}
-  return write_calls([*calls[:index], changed, *calls[index + 1 :]])
+  used, parameters = calls[index]["name"], calls[index]["parameters"]
+  others = [other for other in offered if other != used]
+  name = draws.choice(others or [f"{used}_2"])
+  return _change(calls, index, _values(draws, name, parameters), name)
 
 
 def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
@@ -198,24 +149,24 @@ def extra_call(draws: Draws, calls: Calls, offered: Names) -> str:
   used = {call["name"] for call in calls}
   others = [name for name in offered if name not in used]
   name = draws.choice(others) if others else f"{calls[-1]['name']}_2"
-  tool = catalogue.TOOLS.get(name)
-  parameters = tool.draw_values(draws) if tool else {}
-  return write_calls([*calls, {"name": name, "parameters": parameters}])
+  more = {"name": name, "parameters": _values(draws, name, {})}
+  return write_calls([*calls, more])
 
 
 def broken_json(draws: Draws, calls: Calls, offered: Names) -> str:
   return write_calls(calls)[:-1]
 
 
-# With the share of each among the wrong calls of demonstrations.
-CALL_DAMAGES = {
-  wrong_value: 0.4,
-  wrong_tool: 0.15,
-  missing_parameter: 0.15,
-  extra_parameter: 0.1,
-  wrong_type: 0.05,
-  extra_call: 0.05,
-  broken_json: 0.1,
+# With the share of each among the wrong calls of demonstrations, and what it
+# loses, of the S_max = p + 2 of one gold call with p parameters.
+CALL_DAMAGES: dict[Callable[..., str], tuple[float, Callable[[int], float]]] = {
+  wrong_value: (0.4, lambda p: 1.0),
+  wrong_tool: (0.15, lambda p: p + 2.0),
+  missing_parameter: (0.15, lambda p: 1.0 + 1.0 / max(p, 1)),
+  extra_parameter: (0.1, lambda p: 1.0 / (p + 1)),
+  wrong_type: (0.05, lambda p: 1.0),
+  extra_call: (0.05, lambda p: 0.5),
+  broken_json: (0.1, lambda p: p + 2.0),
 }
 
 
@@ -228,7 +179,7 @@ def applies(damage: Callable[..., str], calls: Calls) -> bool:
 def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
   """Writes the calls with one mistake, so that they score less than 3."""
   damages = [d for d in CALL_DAMAGES if applies(d, calls)]
-  shares = [CALL_DAMAGES[damage] for damage in damages]
+  shares = [CALL_DAMAGES[damage][0] for damage in damages]
   return damages[draws.weighted(shares)](draws, calls, offered)
 
 
@@ -252,33 +203,25 @@ def damages(
   yield "swapped_calls", write(answer, swapped), (3.0, 1.0)
   for damage in CALL_DAMAGES:
     if applies(damage, answer.calls):
-      what = damage.__name__
-      body = damage(Draws("inspection", key, what), answer.calls, offered)
-      expected = expected_correctness(what, answer.calls)
-      yield what, write(answer, body), (expected, 1.0)
+      draws = Draws("inspection", key, damage.__name__)
+      text = write(answer, damage(draws, answer.calls, offered))
+      expected = expected_correctness(damage, answer.calls)
+      yield damage.__name__, text, (expected, 1.0)
 
 
-def expected_correctness(what: str, calls: Calls) -> float | None:
-  """Returns the correctness of a gold answer with one named mistake.
+def expected_correctness(
+  damage: Callable[..., str], calls: Calls
+) -> float | None:
+  """Returns the correctness of a gold answer with one mistake.
 
-  With one gold call of p parameters, S_max = p + 2, and a mistake loses that
-  part of S which it touches. None for several calls, where it depends on which
-  one is hit.
+  None for several calls, where it depends on which one is hit.
   """
-  if what == "broken_json":
+  if damage is broken_json:
     return -3.0
   if len(calls) != 1:
     return None
   p = len(calls[0]["parameters"])
-  lost = {
-    "wrong_value": 1.0,
-    "wrong_type": 1.0,
-    "missing_parameter": 1.0 + 1.0 / max(p, 1),
-    "extra_parameter": 1.0 / (p + 1),
-    "extra_call": 0.5,
-    "wrong_tool": p + 2.0,
-  }[what]
-  return 3.0 - 6.0 * lost / (p + 2)
+  return 3.0 - 6.0 * CALL_DAMAGES[damage][1](p) / (p + 2)
 
 
 def _pick(draws: Draws, calls: Calls) -> tuple[int, Call, str]:
@@ -288,9 +231,17 @@ def _pick(draws: Draws, calls: Calls) -> tuple[int, Call, str]:
   return index, parameters, draws.choice(tuple(parameters))
 
 
-def _change(calls: Calls, index: int, parameters: Call) -> str:
-  changed = {**calls[index], "parameters": parameters}
+def _change(
+  calls: Calls, index: int, parameters: Call, name: str | None = None
+) -> str:
+  old = calls[index]
+  changed = {**old, "name": name or old["name"], "parameters": parameters}
   return write_calls([*calls[:index], changed, *calls[index + 1 :]])
+
+
+def _values(draws: Draws, name: str, otherwise: Call) -> Call:
+  known = name in catalogue.TOOLS
+  return catalogue.draw_values(draws, name) if known else otherwise
 
 
 def _other(value: Any) -> Any:

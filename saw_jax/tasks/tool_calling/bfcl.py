@@ -42,28 +42,22 @@ _REQUEST = re.compile(r"<user> .* </user>", re.DOTALL)
 # JSON does not have, as source text.
 _SOURCE = {"simple_java": "Java", "simple_javascript": "JavaScript"}
 
-
-# A prompt of ToolRL's around what differs between two prompts: what is before
-# and after its tools, and before and after its dialogue.
-Frame = tuple[str, str, str, str]
+# The system's and the user's message of a prompt of ToolRL's, around the tools
+# and the dialogue of another.
+Frame = tuple[str, str]
 
 
 def find_frame(example: base.Example) -> Frame:
   """Returns the words in which a policy is trained; a file has one frame."""
   contents = {m["role"]: m["content"] for m in example.messages}
-  tools = _TOOLS.search(contents.get("system", ""))
-  history = _REQUEST.search(contents.get("user", ""))
-  if tools is None or history is None:
+  system, user = contents.get("system", ""), contents.get("user", "")
+  if not (_TOOLS.search(system) and _REQUEST.search(user)):
     raise ValueError(
       "no prompt of ToolRL's: its system message lists tools from "
       "'1. Name: ' to a last 'Parameters: ', and its user message has "
       "'<user> ... </user>'"
     )
-  return tuple(
-    part
-    for found in (tools, history)
-    for part in (found.string[: found.start()], found.string[found.end() :])
-  )
+  return system, user
 
 
 def read_category(
@@ -122,14 +116,17 @@ def is_right(example: base.Example, completion: str) -> bool:
   calls = read_calls(completion)
   if _asks_whether(category):
     return bool(calls) == ("irrelevance" not in category)
-  check = _checker()
+  checker, languages = _checker()
   if calls is None:
     return False
+  language = languages[_SOURCE.get(category, "Python").upper()]
   answers = json.loads(example.reference)
   # Some of its converters print, and standard output is not theirs.
   with contextlib.redirect_stdout(io.StringIO()):
     try:
-      return bool(check(example.meta["functions"], calls, answers, category))
+      functions = example.meta["functions"]
+      found = checker(functions, calls, answers, language, category, _MODEL)
+      return bool(found["valid"])
     except Exception:
       return False
 
@@ -215,8 +212,8 @@ def find_package() -> pathlib.Path:
 
 
 @functools.cache
-def _checker() -> Callable[[list, list, list, str], bool]:
-  """The package's own checker: `(functions, calls, answers, category)`."""
+def _checker() -> tuple[Callable[..., dict[str, Any]], Any]:
+  """The package's own checker, and its languages."""
   find_package()
   # The checker asks one question of a table of all models and their clients,
   # which cannot be imported without them: whether dots in names are kept.
@@ -233,13 +230,7 @@ def _checker() -> Callable[[list, list, list, str], bool]:
       sys.modules[_STUBBED] = before
   from bfcl_eval.constants.enums import Language
 
-  def check(functions, calls, answers, category):
-    source = _SOURCE.get(category, "Python").upper()
-    return ast_checker.ast_checker(
-      functions, calls, answers, Language[source], category, _MODEL
-    )["valid"]
-
-  return check
+  return ast_checker.ast_checker, Language
 
 
 def _asks_whether(category: str) -> bool:
@@ -288,8 +279,10 @@ def _write(
     said.append(f"<{tag}> {text} </{tag}>" if frame else text)
   tools, history, gap = "\n".join(offered), "\n".join(said), "\n"
   if frame:
-    tools, history = frame[0] + tools + frame[1], frame[2] + history + frame[3]
     gap = "\n\n"
+    # Not as templates, whose backslashes would mean something.
+    tools = _TOOLS.sub(lambda _: "\n".join(offered), frame[0], count=1)
+    history = _REQUEST.sub(lambda _: "\n".join(said), frame[1], count=1)
   system = {"role": "system", "content": gap.join([tools, *system])}
   return (system, *answer_task.ask(history))
 

@@ -8,8 +8,9 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from saw_jax.tasks import answer_task
 from saw_jax.tasks.draws import TEST_PERCENT, Draws
 from saw_jax.tasks.tool_calling import rewards
 
@@ -21,56 +22,10 @@ _TYPES = {"string": str, "integer": int, "number": (int, float)}
 _TYPES |= {"boolean": bool}
 
 
-class Parameter(NamedTuple):
-  """A typed parameter; `said` tells how a request words its values."""
-
-  name: str
-  type: str
-  values: tuple[Any, ...]
-  said: Mapping[Any, str]
-
-  def say(self, value: Any) -> str:
-    return self.said.get(value, str(value))
-
-
-class Tool(NamedTuple):
-  """A tool with its parameters and the wordings that ask for it."""
-
-  name: str
-  parameters: tuple[Parameter, ...]
-  requests: tuple[str, ...]
-
-  @property
-  def signature(self) -> str:
-    """The line of the system message that offers this tool."""
-    inside = ", ".join(f"{p.name}: {p.type}" for p in self.parameters)
-    return f"{self.name}({inside})"
-
-  def request(self, draws: Draws, values: Mapping[str, Any]) -> str:
-    """Words a request for a call with these values."""
-    said = {p.name: p.say(values[p.name]) for p in self.parameters}
-    return draws.choice(self.requests).format(**said)
-
-  def draw_values(self, draws: Draws) -> dict[str, Any]:
-    """Draws a value for each parameter; no text occurs twice."""
-    while True:
-      values = {p.name: draws.choice(p.values) for p in self.parameters}
-      texts = [value for value in values.values() if isinstance(value, str)]
-      if len(set(texts)) == len(texts):
-        return values
-
-
-def _read_tool(row: Mapping[str, Any]) -> Tool:
-  parameters = []
-  for known in row["parameters"]:
-    values = tuple(known["values"])
-    said = dict(zip(values, known.get("said", ()), strict=False))
-    parameters.append(Parameter(known["name"], known["type"], values, said))
-  return Tool(row["name"], tuple(parameters), tuple(row["requests"]))
-
-
-CATALOGUE = tuple(map(_read_tool, json.loads(_FILE.read_text("utf-8"))))
-TOOLS = {tool.name: tool for tool in CATALOGUE}
+# A tool has a name, typed parameters with their values and, where these are not
+# said as they are, the words of a request for them, and wordings of a request.
+CATALOGUE: list[dict[str, Any]] = json.loads(_FILE.read_text("utf-8"))
+TOOLS = {tool["name"]: tool for tool in CATALOGUE}
 
 _NAMES = ("Ann", "Ben", "Eve", "Leo", "Max", "Mia", "Sam", "Tom")
 # Talk that asks for nothing, and what to say to it.
@@ -88,19 +43,30 @@ _THOUGHTS = tuple(
 )
 
 
-class Answer(NamedTuple):
-  """What an answer holds: a thought, then calls, a response, or both."""
+def write_signature(name: str) -> str:
+  """Writes the line of the system message that offers a tool."""
+  parameters = TOOLS[name]["parameters"]
+  inside = ", ".join(f"{p['name']}: {p['type']}" for p in parameters)
+  return f"{name}({inside})"
 
-  thought: str
-  calls: tuple[dict[str, Any], ...]
-  response: str | None
+
+def write_request(draws: Draws, name: str, values: Mapping[str, Any]) -> str:
+  """Words a request for a call with these values."""
+  said = dict(values)
+  for p in TOOLS[name]["parameters"]:
+    if "said" in p:
+      said[p["name"]] = p["said"][p["values"].index(values[p["name"]])]
+  return draws.choice(TOOLS[name]["requests"]).format(**said)
 
 
-# The tools on offer, a request, the right answer, and what is asked for by name
-# and values, served or not.
-Scenario = tuple[
-  tuple[Tool, ...], str, Answer, tuple[tuple[str, Mapping[str, Any]], ...]
-]
+def draw_values(draws: Draws, name: str) -> dict[str, Any]:
+  """Draws a value for each parameter of a tool; no text occurs twice."""
+  parameters = TOOLS[name]["parameters"]
+  while True:
+    values = {p["name"]: draws.choice(p["values"]) for p in parameters}
+    texts = [value for value in values.values() if isinstance(value, str)]
+    if len(set(texts)) == len(texts):
+      return values
 
 
 def split_of(name: str, values: Mapping[str, Any]) -> str:
@@ -110,42 +76,55 @@ def split_of(name: str, values: Mapping[str, Any]) -> str:
   return "test" if digest[0] * 100 < TEST_PERCENT * 256 else "train"
 
 
-def draw_scenario(draws: Draws, split: str, config: Any) -> Scenario:
-  """Draws a request of a split as a `ToolCallingConfig` says."""
+def draw_row(draws: Draws, split: str, config: Any) -> answer_task.Row:
+  """Draws a request of a split as a `ToolCallingConfig` says.
+
+  Notes have the tools that are `offered`, and what is `asked` for by name and
+  values, served or not.
+  """
   low, high = config.num_distractors
   extra = draws.choice(range(low, high + 1))
-  if draws.chance(config.no_call_share):
-    return _no_call(draws, split, min(extra + 1, config.max_tools))
+  no_call = draws.chance(config.no_call_share)
+  draw = _draw_talk if no_call else _draw_calls
+  asked, offered, request, answer = draw(draws, split, extra, config)
+  signatures = "\n".join(map(write_signature, offered))
+  system = {"role": "system", "content": signatures}
+  messages = (system, *answer_task.ask(request))
+  meta = {"offered": tuple(offered), "asked": tuple(asked)}
+  return messages, rewards.write(answer), meta
 
+
+def _draw_calls(draws: Draws, split: str, extra: int, config: Any):
   count = 1 + draws.weighted(config.call_weights)
   asked: list[tuple[str, dict[str, Any]]] = []
   while len(asked) < count:
     again = asked and draws.chance(0.5)
-    tool = TOOLS[asked[-1][0]] if again else draws.choice(CATALOGUE)
-    new = (tool.name, tool.draw_values(draws))
+    name = asked[-1][0] if again else draws.choice(tuple(TOOLS))
+    new = (name, draw_values(draws, name))
     size = sum(len(values) for _, values in [*asked, new])
     if size > _MAX_PARAMETERS or new in asked:
       continue
     if split_of(*new) == split:
       asked.append(new)
-  requests = [TOOLS[name].request(draws, values) for name, values in asked]
+  requests = [write_request(draws, *one) for one in asked]
   used = list(dict.fromkeys(name for name, _ in asked))
-  others = [tool.name for tool in CATALOGUE if tool.name not in used]
+  others = [name for name in TOOLS if name not in used]
   extra = max(0, min(extra, config.max_tools - len(used)))
   offered = used + draws.sample(others, extra)
-  offered = tuple(TOOLS[name] for name in draws.sample(offered, len(offered)))
+  offered = draws.sample(offered, len(offered))
   calls = tuple({"name": name, "parameters": values} for name, values in asked)
-  answer = Answer(_THOUGHTS[count], calls, None)
-  return offered, " and ".join(requests), answer, tuple(asked)
+  answer = rewards.Answer(_THOUGHTS[count], calls, None)
+  return asked, offered, " and ".join(requests), answer
 
 
-def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
+def _draw_talk(draws: Draws, split: str, extra: int, config: Any):
+  """Draws what no tool on offer is for."""
   unserved = draws.chance(0.5)
   while True:
     if unserved:
-      tool = draws.choice(CATALOGUE)
-      asked = (tool.name, tool.draw_values(draws))
-      request, response = tool.request(draws, asked[1]), _UNSERVED
+      name = draws.choice(tuple(TOOLS))
+      asked = (name, draw_values(draws, name))
+      request, response = write_request(draws, *asked), _UNSERVED
     else:
       talk, reply = draws.choice(_TALK)
       said = {"name": draws.choice(_NAMES)}
@@ -153,12 +132,12 @@ def _no_call(draws: Draws, split: str, num_offered: int) -> Scenario:
       request, response = talk.format(**said), reply.format(**said)
     if split_of(*asked) == split:
       break
-  others = [tool for tool in CATALOGUE if tool.name != asked[0]]
-  offered = tuple(draws.sample(others, num_offered))
-  return offered, request, Answer(_THOUGHTS[0], (), response), (asked,)
+  others = [name for name in TOOLS if name != asked[0]]
+  offered = draws.sample(others, min(extra + 1, config.max_tools))
+  return [asked], offered, request, rewards.Answer(_THOUGHTS[0], (), response)
 
 
-def run_calls(completion: str, offered: Sequence[Tool]) -> str:
+def run_calls(completion: str, offered: Sequence[str]) -> str:
   """Returns what tools say to the first four calls of an answer, a line each.
 
   A call that was not asked for works as well as any other.
@@ -169,11 +148,10 @@ def run_calls(completion: str, offered: Sequence[Tool]) -> str:
   if rewards.END_CALL not in block:
     return "open call"
   lines = block.split(rewards.END_CALL, 1)[0].strip().split("\n")
-  tools = {tool.name: tool for tool in offered}
-  return "\n".join(_run(line, tools) for line in lines[:_MAX_CALLS])
+  return "\n".join(_run(line, offered) for line in lines[:_MAX_CALLS])
 
 
-def _run(line: str, tools: dict[str, Tool]) -> str:
+def _run(line: str, offered: Sequence[str]) -> str:
   # Nesting past the recursion limit, integers past the digit limit, lists where
   # a name should be: all of it is no call.
   try:
@@ -183,19 +161,19 @@ def _run(line: str, tools: dict[str, Tool]) -> str:
     return "no call"
   if not isinstance(name, str) or not isinstance(values, dict):
     return "no call"
-  if name not in tools:
+  if name not in offered:
     return f"no tool {name[:_MAX_ECHO]}"
-  said, parameters = [f"done {name}"], tools[name].parameters
-  for p in parameters:
-    if p.name not in values:
-      return f"{name} needs {p.name}"
-    value = values[p.name]
-    if not isinstance(value, _TYPES[p.type]) or (
-      isinstance(value, bool) != (p.type == "boolean")
+  said, known = [f"done {name}"], TOOLS[name]["parameters"]
+  for p in known:
+    if p["name"] not in values:
+      return f"{name} needs {p['name']}"
+    value = values[p["name"]]
+    if not isinstance(value, _TYPES[p["type"]]) or (
+      isinstance(value, bool) != (p["type"] == "boolean")
     ):
-      return f"{p.name} is {p.type}"
+      return f"{p['name']} is {p['type']}"
     text = value if isinstance(value, str) else json.dumps(value)
     said.append(text[:_MAX_ECHO])
-  if len(values) > len(parameters):
-    return f"{name} has only {' '.join(p.name for p in parameters)}"
+  if len(values) > len(known):
+    return f"{name} has only {' '.join(p['name'] for p in known)}"
   return " ".join(said)

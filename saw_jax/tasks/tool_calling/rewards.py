@@ -1,16 +1,18 @@
-"""The two rewards of ToolRL: is the format right, is the call right.
+"""Answers as ToolRL has them, and its two rewards: on format, on calls.
 
 No text of a policy makes them raise, and they take time linear in its length.
 """
 
 import collections
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 RESPONSE, END_RESPONSE = "<response>", "</response>"
 
+Call = dict[str, Any]  # a name and its parameters
 _TURN, _END_TURN = "<|im_start|>assistant", "<|im_end|>"
 
 
@@ -20,6 +22,39 @@ def extract_completion(text: str) -> str:
   The text may be an answer alone, with or without its end marker.
   """
   return text.rpartition(_TURN)[2].partition(_END_TURN)[0].strip()
+
+
+class Answer(NamedTuple):
+  """What an answer holds: a thought, then calls, a response, or both."""
+
+  thought: str
+  calls: tuple[Call, ...]
+  response: str | None
+
+
+def write_calls(calls: Sequence[Call]) -> str:
+  return "\n".join(json.dumps(call) for call in calls)
+
+
+def write(answer: Answer, body: str | None = None) -> str:
+  """Writes an answer in the rewarded format, with `body` for its calls."""
+  blocks = [f"<think> {answer.thought} </think>"]
+  if answer.calls:
+    body = write_calls(answer.calls) if body is None else body
+    blocks.append(f"<tool_call>\n{body}\n</tool_call>")
+  if answer.response is not None:
+    blocks.append(f"<response> {answer.response} </response>")
+  return "\n".join(blocks)
+
+
+def read(reference: str) -> Answer:
+  """Reads a ground truth into its parts; `write` makes them a text again."""
+  if format_reward(reference, reference) != 1.0:
+    raise ValueError("the reference is not in the rewarded format")
+  calls = tuple(read_calls(reference)) if CALL in reference else ()
+  thought = reference.partition(THINK)[2].partition(END_THINK)[0].strip()
+  said = reference.partition(RESPONSE)[2].partition(END_RESPONSE)[0].strip()
+  return Answer(thought, calls, said if RESPONSE in reference else None)
 
 
 def format_reward(completion: str, reference: str) -> float:
@@ -62,29 +97,7 @@ def _in_order(text: str, parts: list[str]) -> bool:
   return text.endswith(last) and len(text) - len(last) >= position
 
 
-def correctness_reward(completion: str, reference: str) -> float:
-  """Rewards calls by the names, parameters and values they share with the gold.
-
-  Calls that equal the gold ones, in their order, get 3. Otherwise
-
-    reward = 6 · S / S_max - 3,   S_max = 1 + Σ_gold (1 + #parameters)
-    S = J(names) + Σ_gold max_unused (J(parameter names) + #equal values)
-
-  with J the Jaccard index of multisets, and the maximum over the answer's
-  unused calls of the same name. Values compare with Python's `==` after
-  `json.loads`, so that 1 equals 1.0 and true but not "1". Only what is between
-  the answer's first `<tool_call>` and the `</tool_call>` after it counts; where
-  that cannot be read, the reward is -3, and where the reference has no call, 0.
-
-  Differs from the paper: calls are matched greedily, in the order of the gold
-  ones, and names are multisets, as in the reference code.
-  """
-  if CALL not in reference:
-    return 0.0
-  return 6.0 * (call_score(completion, read_calls(reference)) or 0.0) - 3.0
-
-
-def read_calls(reference: str) -> list[dict[str, Any]]:
+def read_calls(reference: str) -> list[Call]:
   """Reads the calls of a ground truth, one JSON object a line of its block."""
   try:
     calls = _load_calls(reference)
@@ -92,16 +105,29 @@ def read_calls(reference: str) -> list[dict[str, Any]]:
       hash(call["name"])
       if not isinstance(call["parameters"], dict):
         raise TypeError("the parameters are not an object")
+    return calls
   except Exception as error:
     what = f"unreadable tool calls in the reference: {error}"
     raise ValueError(what) from error
-  return calls
 
 
-def call_score(completion: str, gold: list[dict[str, Any]]) -> float | None:
-  """Returns S / S_max of `correctness_reward`, from 0 to 1.
+def call_score(completion: str, gold: Sequence[Call]) -> float | None:
+  """Scores calls by the names, parameters and values they share with the gold.
 
-  None if the answer's calls cannot be read.
+  The reward is 6 times this score, from 0 to 1, less 3. Calls that equal the
+  gold ones, in their order, get 1. Otherwise it is S / S_max, with
+
+    S = J(names) + Σ_gold max_unused (J(parameter names) + #equal values)
+    S_max = 1 + Σ_gold (1 + #parameters)
+
+  with J the Jaccard index of multisets, and the maximum over the answer's
+  unused calls of the same name. Values compare with Python's `==` after
+  `json.loads`, so that 1 equals 1.0 and true but not "1". Only what is between
+  the answer's first `<tool_call>` and the `</tool_call>` after it counts; None
+  where that cannot be read.
+
+  Differs from the paper: calls are matched greedily, in the order of the gold
+  ones, and names are multisets, as in the reference code.
   """
   # A policy writes anything: nesting past the recursion limit, integers past
   # the digit limit, lists where a name should be. All of it is one outcome.
@@ -120,29 +146,24 @@ def _load_calls(text: str) -> list[Any]:
   return [json.loads(line) for line in block.strip().split("\n")]
 
 
-def _similarity(gold: list[dict[str, Any]], calls: list[Any]) -> float:
+def _similarity(gold: Sequence[Call], calls: list[Any]) -> float:
   score = _jaccard([c["name"] for c in gold], [c["name"] for c in calls])
-  best_possible = 1.0
-  unused = list(range(len(calls)))
+  unused = list(calls)
   for wanted in gold:
-    parameters = wanted["parameters"]
-    best_possible += 1.0 + len(parameters)
-    best, best_index = 0.0, None
-    for index in unused:
-      if calls[index]["name"] != wanted["name"]:
-        continue
-      answer = calls[index]["parameters"]
-      match = _jaccard(list(parameters.keys()), list(answer.keys()))
-      match += sum(
-        name in answer and answer[name] == value
-        for name, value in parameters.items()
-      )
-      if match > best:
-        best, best_index = match, index
-    if best_index is not None:
-      unused.remove(best_index)
-      score += best
-  return score / best_possible
+    matches = [_match(wanted, call) for call in unused]
+    best = max(matches, default=0.0)
+    if best > 0.0:
+      unused.pop(matches.index(best))
+    score += best
+  return score / (1.0 + sum(1.0 + len(c["parameters"]) for c in gold))
+
+
+def _match(wanted: Call, call: Call) -> float:
+  if call["name"] != wanted["name"]:
+    return 0.0
+  gold, answer = wanted["parameters"], call["parameters"]
+  equal = (name in answer and answer[name] == gold[name] for name in gold)
+  return _jaccard(list(gold.keys()), list(answer.keys())) + sum(equal)
 
 
 def _jaccard(a: list[Any], b: list[Any]) -> float:

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2504.13958
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -91,8 +92,8 @@ class ToolCallingTask(answer_task.AnswerTask):
         f"example {example.key} comes from a file, and its tools cannot be "
         "run: algorithm.world_model.loss has to be 'none'"
       )
-    offered = [catalogue.TOOLS[name] for name in example.meta["offered"]]
-    return catalogue.run_calls(rewards.extract_completion(completion), offered)
+    answer = rewards.extract_completion(completion)
+    return catalogue.run_calls(answer, example.meta["offered"])
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
@@ -105,7 +106,13 @@ class ToolCallingTask(answer_task.AnswerTask):
   def with_label(self, example: base.Example, label: str) -> base.Example:
     """Takes a reference of the task, or calls as `answer_key` has them."""
     if rewards.format_reward(label, label) != 1.0:
-      label = answers.write_label(label, _PLACEHOLDER)
+      parsed = answers.parse_calls(label)
+      if parsed is None:
+        raise ValueError(f"these are no calls: {label[:60]!r}")
+      found = json.loads(parsed)
+      said = "ok" if found["response"] else None
+      calls = tuple(found["calls"])
+      label = rewards.write(rewards.Answer(_PLACEHOLDER, calls, said))
     return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
@@ -145,13 +152,13 @@ class ToolCallingTask(answer_task.AnswerTask):
 
     The two are independent, and no format mistake hides a call.
     """
-    answer = answers.read(example.reference)
+    answer = rewards.read(example.reference)
     right_format = draws.chance(format_rate)
     body = None
     if not draws.chance(call_rate) and answer.calls:
       offered = example.meta.get("offered", ())
       body = answers.damage_calls(draws, answer.calls, offered)
-    text = answers.write(answer, body)
+    text = rewards.write(answer, body)
     return example, text if right_format else answers.damage_format(draws, text)
 
   def _make(self, split: str) -> Sequence[base.Example]:
@@ -164,21 +171,12 @@ class ToolCallingTask(answer_task.AnswerTask):
 
   def _draw(self, split: str, index: int) -> answer_task.Row:
     draws = Draws("tool_calling", self.config.seed, split, index)
-    offered, request, answer, asked = catalogue.draw_scenario(
-      draws, split, self.config
-    )
-    signatures = "\n".join(tool.signature for tool in offered)
-    meta = {"offered": tuple(tool.name for tool in offered), "asked": asked}
-    return _messages(signatures, request), answers.write(answer), meta
+    return catalogue.draw_row(draws, split, self.config)
 
   def _read(self, path: str, key: int) -> list[base.Example]:
     is_verl = pathlib.Path(path).suffix == ".parquet"
     parse = _from_verl if is_verl else _from_instruction
     return answer_task.read_examples(path, parse, key)
-
-
-def _messages(system: str, user: str) -> answer_task.Messages:
-  return ({"role": "system", "content": system}, *answer_task.ask(user))
 
 
 def _from_verl(row: Any) -> answer_task.Row:
@@ -192,7 +190,8 @@ def _from_verl(row: Any) -> answer_task.Row:
 
 def _from_instruction(row: Any) -> answer_task.Row:
   """A thought may name the tags: it becomes a placeholder; notes keep it."""
-  messages = _messages(*(field(row, n, str) for n in ("instruction", "input")))
+  system = {"role": "system", "content": field(row, "instruction", str)}
+  messages = (system, *answer_task.ask(field(row, "input", str)))
   output = field(row, "output", str).strip()
   _, tag, rest = output.rpartition("</think>")
   reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
@@ -200,5 +199,5 @@ def _from_instruction(row: Any) -> answer_task.Row:
 
 
 def _checked(reference: str) -> str:
-  answers.read(reference)
+  rewards.read(reference)
   return reference

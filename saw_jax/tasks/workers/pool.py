@@ -27,8 +27,6 @@ sys.path[:] = {path!r}
 from saw_jax.tasks.workers import worker
 worker.serve({handle})
 """
-# What somebody knows an item by, and the item, which is sent.
-Asked = tuple[Any, Any]
 
 
 class RewardError(ValueError):
@@ -39,7 +37,7 @@ class Worker:
   """A process that does a job, what it was asked, and until when it may."""
 
   def __init__(self, greeting: bytes, limit_s: float):
-    self.pending: collections.deque[Asked] = collections.deque()
+    self.pending: collections.deque[tuple] = collections.deque()
     self.deadline, self._limit_s = 0.0, limit_s
     self.pipe, theirs = multiprocessing.Pipe()
     with theirs:
@@ -63,8 +61,11 @@ class Worker:
       return self.stop(1.0)
     return "its process did not start"
 
-  def ask(self, asked: Sequence[Asked], eager: bool) -> None:
-    """Sends items; it answers them one by one if eager, or some at a time."""
+  def ask(self, asked: Sequence[tuple[Any, Any]], eager: bool) -> None:
+    """Sends the items of pairs; what else is in a pair tells them apart.
+
+    They are answered one by one if `eager`, or some at a time.
+    """
     if not asked:
       return
     self.pending.extend(asked)
@@ -72,7 +73,7 @@ class Worker:
     with contextlib.suppress(OSError):  # Its death shows in `take`.
       self.pipe.send((eager, [item for _, item in asked]))
 
-  def take(self, note: Callable[[Asked, Any], None]) -> str | None:
+  def take(self, note: Callable) -> str | None:
     """Passes on the answers; returns why there are no more, "": overdue."""
     try:
       while self.pending and self.pipe.poll():
@@ -160,17 +161,13 @@ class Pool(contextlib.AbstractContextManager):
       raise ValueError(f"the pool of task {self._task_name!r} is closed.")
     return not self._workers
 
-  def _exchange(
-    self,
-    ask: Callable[[int], tuple[Sequence[Asked], bool]],
-    note: Callable[[Asked, Any], None],
-    lose: Callable[[int, list[Asked], str], None],
-  ) -> None:
+  def _exchange(self, ask, note, lose) -> None:
     """Keeps the workers busy until there is nothing more to ask.
 
-    `ask` gives items for the idle worker of an index, and whether each is
-    answered at once; `note` takes what was asked and its answer; `lose` takes
-    what a worker had not answered when it died or was overdue (why: "").
+    `ask(index)` gives what an idle worker is asked, and whether each item is
+    answered at once; `note(asked, answer)` keeps an answer; `lose(index, asked,
+    why)` takes what a worker had not answered when it died, or was overdue
+    (why: "").
     """
     try:
       while True:

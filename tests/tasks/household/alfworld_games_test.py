@@ -30,10 +30,12 @@ WORLD = hw.World(
 )
 LOOK = hw.World(
   *("look", "bedroom", "pen", "desk", "look at pen under the desklamp."),
-  places=("desk 1", "shelf 1"),
-  things=("pen 1",),
-  lies_in=(1,),
+  *(("desk 1", "shelf 1"), ("pen 1",), (1,)),
   lamp_in=0,
+)
+# A world's places and things where the engine puts them: it counts down.
+ZERO, ONE = (
+  "_bar_" + "_bar_".join([f"_plus_{n}_dot_00"] * 3) for n in ("00", "01")
 )
 
 
@@ -56,16 +58,9 @@ class TestMakeProblem:
   def test_a_small_world(self):
     goal = LOGIC.goals["pick_heat_then_place_in_recep"]
     objects, init, rest = sections(games.make_problem(WORLD, goal))
-    # The engine counts down: what is first in the order of names has the
-    # highest number.
-    zero = "_plus_00_dot_00"
-    first, last = "_plus_00_dot_00", "_plus_01_dot_00"
-    cabinet_2 = "_bar_".join(["Cabinet"] + [first] * 3)
-    cabinet_1 = "_bar_".join(["Cabinet"] + [last] * 3)
-    microwave = "_bar_".join(["Microwave"] + [zero] * 3)
-    sink = "_bar_".join(["Sink"] + [zero] * 3 + ["Sinkbasin"])
-    mug = "_bar_".join(["Mug"] + [zero] * 3)
-    apple = "_bar_".join(["Apple"] + [zero] * 3)
+    cabinet_2, cabinet_1 = f"Cabinet{ZERO}", f"Cabinet{ONE}"
+    microwave, sink = f"Microwave{ZERO}", f"Sink{ZERO}_bar_Sinkbasin"
+    mug, apple = f"Mug{ZERO}", f"Apple{ZERO}"
     for name in (cabinet_1, cabinet_2, microwave, sink):
       assert f"{name} - receptacle" in objects
     assert {f"{mug} - object", "MugType - otype"} <= set(objects)
@@ -120,16 +115,14 @@ class TestMakeProblem:
       games.make_problem(WORLD, "(:goal (and")
 
 
-class TestMakeGame:
-  def test_it_is_what_the_package_writes(self):
-    game = games.make_game(WORLD, LOGIC)
-    assert set(game) == {
-      *("pddl_domain", "grammar", "pddl_problem", "solvable", "walkthrough")
-    }
-    assert game["pddl_domain"] == LOGIC.domain
-    assert 'to: put a hot mug in cabinet."' in game["grammar"]
-    assert game["walkthrough"] == shortest_plan(WORLD)
-    json.dumps(game)
+def test_a_game_is_what_the_package_writes():
+  game = games.make_game(WORLD, LOGIC)
+  assert set(game) == {
+    *("pddl_domain", "grammar", "pddl_problem", "solvable", "walkthrough")
+  }
+  assert game["pddl_domain"] == LOGIC.domain
+  assert 'to: put a hot mug in cabinet."' in game["grammar"]
+  assert game["walkthrough"] == shortest_plan(WORLD)
 
 
 TEXTS = b'{"pddl_domain": "x", "grammar": "y", "pddl_problem": %s}'
@@ -153,25 +146,17 @@ class TestFolders:
       game = games.read_game(path)
       found.add(game["grammar"].partition("to: ")[2][:-2])
       assert game["walkthrough"]
-      task_type = json.loads((path.parent / games.TASK_FILE).read_text())
-      assert path.parts[-3].startswith(task_type["task_type"])
-      assert games.TASK_TYPES[games.read_kind(path)] == task_type["task_type"]
+      about = json.loads((path.parent / games.TASK_FILE).read_text())
+      kind = games.read_kind(path)
+      assert games.TASK_TYPES[kind] == about["task_type"]
+      assert path.parts[-3].startswith(about["task_type"])
+      params = about["pddl_params"]
+      lamp = "Desklamp" if kind == "look" else ""
+      assert params["toggle_target"] == lamp and not params["object_sliced"]
+      assert (params["parent_target"] == "") == (kind == "look")
     assert found == wanted
-
-  def test_kinds_choose(self, folder):
-    paths = games.find_games(folder, ["heat", "two"])
-    assert len(paths) == 4
-    assert {path.parts[-3].partition("-")[0] for path in paths} == {
-      "pick_heat_then_place_in_recep",
-      "pick_two_obj_and_place",
-    }
-
-  def test_the_lamp_is_told_apart(self, folder):
-    (path, _) = games.find_games(folder, ["look"])
-    about = json.loads((path.parent / games.TASK_FILE).read_text())
-    params = about["pddl_params"]
-    assert params["toggle_target"] == "Desklamp"
-    assert params["parent_target"] == "" and not params["object_sliced"]
+    kinds = map(games.read_kind, games.find_games(folder, ["heat", "two"]))
+    assert sorted(kinds) == ["heat", "heat", "two", "two"]
 
   @pytest.mark.parametrize(
     ("name", "content"),

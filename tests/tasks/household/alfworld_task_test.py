@@ -4,6 +4,7 @@ The engine itself is in tests/engines_test.py.
 """
 
 import importlib.util
+import json
 import pickle
 import re
 import types
@@ -14,20 +15,15 @@ from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games, alfworld_task
 from saw_jax.tasks.household import world as hw
 from saw_jax.tasks.household.alfworld_games import Logic
-from saw_jax.tasks.household.alfworld_task import (
-  Alfworld,
-  AlfworldConfig,
-  AlfworldTask,
-)
+from saw_jax.tasks.household.alfworld_task import AlfworldConfig, AlfworldTask
 from saw_jax.tasks.household.expert import shortest_plan
 from saw_jax.tasks.household.task import HouseholdTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 
-LOGIC = Logic(
-  "domain",
-  "UNKNOWN GOAL",
-  dict.fromkeys(alfworld_games.TASK_TYPES.values(), "(:goal)"),
-)
+GOALS = dict.fromkeys(alfworld_games.TASK_TYPES.values(), "(:goal)")
+LOGIC = Logic("domain", "UNKNOWN GOAL", GOALS)
+SMALL = AlfworldConfig(num_train=20, num_test=5, receptacles=6, objects=6)
+GAME = {"grammar": "win", "pddl_problem": "", "walkthrough": ["one", "two"]}
 
 
 class Engine:
@@ -53,9 +49,8 @@ class Engine:
     class State(dict):
       pass
 
-    state = State(
-      won=not self.left, admissible_commands=["look", *self.left[:1]]
-    )
+    actions = ["look", *self.left[:1]]
+    state = State(won=not self.left, admissible_commands=actions)
     state.feedback = feedback
     return state
 
@@ -68,19 +63,16 @@ def engine(monkeypatch):
   monkeypatch.setattr(alfworld_task, "_start_engine", Engine)
   monkeypatch.setattr(alfworld_games, "read_logic", lambda: LOGIC)
   find = importlib.util.find_spec
+  there = types.SimpleNamespace()
   monkeypatch.setattr(
     importlib.util,
     "find_spec",
-    lambda name: types.SimpleNamespace() if name == "alfworld" else find(name),
+    lambda name: there if name == "alfworld" else find(name),
   )
 
 
-SMALL = AlfworldConfig(num_train=20, num_test=5, receptacles=6, objects=6)
-GAME = {"grammar": "win", "pddl_problem": "", "walkthrough": ["one", "two"]}
-
-
 def start(choose=lambda seed: GAME, max_steps=50):
-  return Alfworld(choose, max_steps=max_steps, reward=7.0)
+  return alfworld_task.Alfworld(choose, max_steps, 7.0)
 
 
 class TestAlfworld:
@@ -113,8 +105,7 @@ class TestAlfworld:
       env.step("look")
 
   def test_a_game_that_the_engine_refuses_is_a_value_error(self):
-    bad = GAME | {"pddl_problem": "damage"}
-    env = start([GAME, bad].__getitem__)
+    env = start([GAME, GAME | {"pddl_problem": "damage"}].__getitem__)
     env.reset(0)
     with pytest.raises(ValueError, match="seed 1: SystemExit: 30"):
       env.reset(1)
@@ -123,32 +114,22 @@ class TestAlfworld:
     assert env.reset(0)
 
 
-class TestDrawnGames:
-  def test_they_are_the_households_worlds(self):
-    task, ours = AlfworldTask(SMALL), HouseholdTask(SMALL)
-    envs = task.make("test"), ours.make("test")
-    assert task.num_episodes("train") == 20
-    for seed in range(task.num_episodes("test")):
-      for env in envs:
-        env.reset(seed)
-      assert envs[0].task == envs[1].task
-      plan = shortest_plan(envs[1].world)
-      assert envs[0].game["walkthrough"] == plan
-      assert task.category("test", seed) == envs[1].world.kind
-
-  def test_demonstrations_and_prompts_are_the_households(self):
-    task, ours = AlfworldTask(SMALL), HouseholdTask(SMALL)
-    steps = task.demonstrations(9, seed=1, wrong_rate=0.3)
-    assert steps == ours.demonstrations(9, seed=1, wrong_rate=0.3)
-    assert task.held_out(4) == ours.held_out(4)
-    for step in steps:
-      prompts = list(task.prompts(step.before, step.history))
-      assert prompts == list(ours.prompts(step.before, step.history))
-
-  def test_it_can_be_sent_to_a_process(self):
-    again = pickle.loads(pickle.dumps(AlfworldTask(SMALL)))
-    env = again.make("train")
-    assert env.reset(3) and env.max_return == again.max_return == 10.0
+def test_drawn_games_are_the_households_worlds():
+  task, ours = AlfworldTask(SMALL), HouseholdTask(SMALL)
+  envs = pickle.loads(pickle.dumps(task)).make("test"), ours.make("test")
+  assert task.num_episodes("train") == 20 and task.max_return == 10.0
+  for seed in range(task.num_episodes("test")):
+    for env in envs:
+      env.reset(seed)
+    assert envs[0].task == envs[1].task
+    assert envs[0].game["walkthrough"] == shortest_plan(envs[1].world)
+    assert task.category("test", seed) == envs[1].world.kind
+  steps = task.demonstrations(9, seed=1, wrong_rate=0.3)
+  assert steps == ours.demonstrations(9, seed=1, wrong_rate=0.3)
+  assert task.held_out(4) == ours.held_out(4)
+  for step in steps:
+    prompts = list(task.prompts(step.before, step.history))
+    assert prompts == list(ours.prompts(step.before, step.history))
 
 
 class TestFolder:
@@ -199,29 +180,26 @@ class TestFolder:
   def test_games_without_a_walkthrough_show_nothing(self, task):
     made = task()
     for path in made._paths["train"]:
-      data = alfworld_games.read_game(path) | {"walkthrough": None}
-      with open(path, "w") as file:
-        alfworld_games.json.dump(data, file)
+      game = alfworld_games.read_game(path) | {"walkthrough": None}
+      path.write_text(json.dumps(game))
     with pytest.raises(ValueError, match="walkthrough"):
       made.demonstrations(1, seed=0)
 
   def test_a_game_damaged_in_between_costs_its_own_episode(self, task):
     made = task()
-    with open(made._paths["train"][1], "w") as file:
-      file.write("{")
+    made._paths["train"][1].write_text("{")
     with EnvironmentPool(made, num_workers=0, limit_s=5.0) as pool:
       found = pool.start([("train", seed) for seed in range(3)])
       assert [one.done for one in found] == [False, True, False]
       assert "ValueError" in found[1].failure
       assert set(pool.step({0: "look", 2: "look"})) == {0, 2}
 
-
-class TestMistakes:
-  def test_without_the_package_its_extra_is_named(self, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=re.escape("saw_jax[alfworld]")):
-      AlfworldTask()
-
-  def test_a_folder_that_is_not_there_is_named(self, tmp_path):
+  def test_one_that_is_not_there_is_named(self, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
       AlfworldTask(AlfworldConfig(folder=str(tmp_path / "no")))
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ImportError, match=re.escape("saw_jax[alfworld]")):
+    AlfworldTask()

@@ -7,7 +7,7 @@ import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.tool_calling import answers, catalogue, rewards
-from saw_jax.tasks.tool_calling.catalogue import Answer
+from saw_jax.tasks.tool_calling.rewards import Answer
 
 WEATHER = {"name": "weather", "parameters": {"city": "Oslo", "days": 3}}
 TIMER = {"name": "timer", "parameters": {"minutes": 7}}
@@ -19,63 +19,46 @@ ANSWERS = {
   "both": Answer("one call will do", (WEATHER,), "here it is"),
   "neither": Answer("hm", (), None),
 }
-
-
-def correctness(body, gold):
-  """The correctness of an answer with this text between its tags."""
-  reference = answers.write(Answer("t", tuple(gold), None))
-  text = answers.write(Answer("t", tuple(gold), None), body)
-  return rewards.correctness_reward(text, reference)
-
-
 each_answer = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-each_damage = pytest.mark.parametrize(
-  "damage", answers.CALL_DAMAGES, ids=lambda damage: damage.__name__
-)
 
 
 class TestWriteAndRead:
   def test_by_hand(self):
-    assert answers.write(ANSWERS["both"]) == (
-      "<think> one call will do </think>\n"
-      "<tool_call>\n"
+    assert rewards.write(ANSWERS["both"]) == (
+      "<think> one call will do </think>\n<tool_call>\n"
       '{"name": "weather", "parameters": {"city": "Oslo", "days": 3}}\n'
-      "</tool_call>\n"
-      "<response> here it is </response>"
+      "</tool_call>\n<response> here it is </response>"
     )
 
   @each_answer
   def test_what_is_written_has_the_format_and_can_be_read(self, answer):
-    text = answers.write(answer)
+    text = rewards.write(answer)
     assert rewards.format_reward(text, text) == 1.0
-    assert answers.read(text) == answer
+    assert rewards.read(text) == answer
 
   @pytest.mark.parametrize(
     ("text", "word"),
     [(text, "format") for text in ("hello", "", "<think> t", "<tool_call>")]
-    + [(answers.write(ANSWERS["calls"], "{"), "unreadable")],
+    + [(rewards.write(ANSWERS["calls"], "{"), "unreadable")],
   )
   def test_other_text_is_an_error(self, text, word):
     with pytest.raises(ValueError, match=word):
-      answers.read(text)
+      rewards.read(text)
 
 
 class TestDamageFormat:
   @each_answer
   @pytest.mark.parametrize("name", answers.FORMAT_DAMAGES)
   def test_each_costs_the_format_and_nothing_else(self, name, answer):
-    text = answers.write(answer)
+    text = rewards.write(answer)
     damaged = answers.FORMAT_DAMAGES[name](text)
-    if damaged != text:
-      assert rewards.format_reward(damaged, text) == 0.0
-    assert rewards.correctness_reward(
-      damaged, text
-    ) == rewards.correctness_reward(text, text)
+    assert rewards.format_reward(damaged, text) == (damaged == text)
+    if answer.calls:
+      assert rewards.call_score(damaged, answer.calls) == 1.0
 
   def test_draws_one_that_applies(self):
-    text = answers.write(ANSWERS["response"])
+    text = rewards.write(ANSWERS["response"])
     found = {answers.damage_format(Draws("f", i), text) for i in range(100)}
-    assert text not in found
     # All but the two that are about calls, which leave this text alone.
     applying = {d(text) for d in answers.FORMAT_DAMAGES.values()} - {text}
     assert found == applying
@@ -83,27 +66,29 @@ class TestDamageFormat:
 
 class TestCallDamages:
   @pytest.mark.parametrize(
-    ("what", "num_parameters", "expected"),
+    ("damage", "loss"),
     [
-      # S_max is 4: names, parameter names, and two values.
-      ("wrong_value", 2, 3 - 6 / 4),
-      ("wrong_type", 2, 3 - 6 / 4),
-      ("missing_parameter", 2, 3 - 6 * 1.5 / 4),
-      ("extra_parameter", 2, 3 - 6 * (1 / 3) / 4),
-      ("extra_call", 2, 3 - 6 * 0.5 / 4),
-      ("wrong_tool", 2, -3.0),
-      ("broken_json", 2, -3.0),
+      # Of S_max = 4: names, parameter names, and two values.
+      (answers.wrong_value, 1),
+      (answers.wrong_type, 1),
+      (answers.missing_parameter, 1.5),
+      (answers.extra_parameter, 1 / 3),
+      (answers.extra_call, 0.5),
+      (answers.wrong_tool, 4),
+      (answers.broken_json, 4),
     ],
   )
-  def test_the_cost_by_hand(self, what, num_parameters, expected):
-    parameters = {str(i): i for i in range(num_parameters)}
-    gold = [{"name": "weather", "parameters": parameters}]
-    assert answers.expected_correctness(what, gold) == pytest.approx(expected)
-    body = getattr(answers, what)(Draws("hand"), gold, OFFERED)
-    assert correctness(body, gold) == pytest.approx(expected)
+  def test_the_cost_by_hand(self, damage, loss):
+    gold = [{"name": "weather", "parameters": {"0": 0, "1": 1}}]
+    expected = pytest.approx(3 - 6 * loss / 4)
+    assert answers.expected_correctness(damage, gold) == expected
+    text = rewards.write(
+      Answer("t", gold, None), damage(Draws("hand"), gold, OFFERED)
+    )
+    assert 6 * (rewards.call_score(text, gold) or 0) - 3 == expected
 
   def test_a_wrong_value_is_another_of_the_tools_own(self):
-    values = catalogue.TOOLS["timer"].parameters[0].values
+    values = catalogue.TOOLS["timer"]["parameters"][0]["values"]
     for i in range(30):
       body = answers.wrong_value(Draws("v", i), [TIMER], OFFERED)
       found = json.loads(body)["parameters"]["minutes"]
@@ -115,12 +100,11 @@ class TestCallDamages:
     body = answers.wrong_value(Draws("v"), [gold], ())
     assert json.loads(body)["parameters"]["p"] != value
 
-  def test_a_wrong_type_looks_alike_and_differs(self):
-    body = answers.wrong_type(Draws("t"), [TIMER], OFFERED)
-    assert json.loads(body)["parameters"]["minutes"] == "7"
-    text = {"name": "f", "parameters": {"city": "Oslo"}}
-    body = answers.wrong_type(Draws("t"), [text], OFFERED)
-    assert json.loads(body)["parameters"]["city"] == ["Oslo"]
+  @pytest.mark.parametrize(("value", "wrong"), [(7, "7"), ("Oslo", ["Oslo"])])
+  def test_a_wrong_type_looks_alike_and_differs(self, value, wrong):
+    gold = {"name": "f", "parameters": {"p": value}}
+    body = answers.wrong_type(Draws("t"), [gold], OFFERED)
+    assert json.loads(body)["parameters"]["p"] == wrong
 
   @pytest.mark.parametrize("offered", [(), ("weather",)])
   def test_where_nothing_else_is_offered_a_name_is_made_up(self, offered):
@@ -129,51 +113,40 @@ class TestCallDamages:
     body = answers.extra_call(Draws("w"), [WEATHER], offered)
     assert json.loads(body.split("\n")[1])["name"] == "weather_2"
 
+  def test_some_need_a_parameter(self):
+    found = [
+      {d.__name__ for d in answers.CALL_DAMAGES if answers.applies(d, gold)}
+      for gold in ([], [BARE], [BARE, TIMER])
+    ]
+    every = {damage.__name__ for damage in answers.CALL_DAMAGES}
+    needing = {"wrong_value", "wrong_type", "missing_parameter"}
+    assert found == [set(), every - needing, every]
 
-@each_damage
-def test_some_damages_need_a_parameter(damage):
-  needs = damage in (
-    answers.wrong_value,
-    answers.wrong_type,
-    answers.missing_parameter,
-  )
-  golds = [], [BARE], [BARE, TIMER]
-  found = [answers.applies(damage, gold) for gold in golds]
-  assert found == [False, not needs, True]
-
-
-class TestDamageCalls:
   def test_kinds_come_in_their_shares(self, monkeypatch):
     named = {
-      (lambda *_, n=damage.__name__: n): share
-      for damage, share in answers.CALL_DAMAGES.items()
+      (lambda *_, n=damage.__name__: n): entry
+      for damage, entry in answers.CALL_DAMAGES.items()
     }
     monkeypatch.setattr(answers, "CALL_DAMAGES", named)
     found = collections.Counter(
       answers.damage_calls(Draws("d", i), [WEATHER], OFFERED)
       for i in range(2000)
     )
-    for damage, share in named.items():
+    for damage, (share, _) in named.items():
       assert abs(found[damage()] / 2000 - share) < 0.04
 
 
 class TestCanonical:
   def test_is_the_same_for_any_order_of_parameters_and_form_of_a_number(self):
-    a = answers.canonical(
+    for text in (
       '<tool_call>\n{"name": "heat", "parameters": {"room": "Bath", '
-      '"degrees": 17.0}}\n</tool_call>'
-    )
-    b = answers.canonical(
+      '"degrees": 17.0}}\n</tool_call>',
       'so <tool_call>{"parameters": {"degrees": 17, "room": "Bath"}, '
-      '"name": "heat"}</tool_call>'
-    )
-    assert a == b is not None
-    assert json.loads(a) == {
-      "calls": [
-        {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
-      ],
-      "response": False,
-    }
+      '"name": "heat"}</tool_call>',
+    ):
+      call = {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
+      expected = json.dumps({"calls": [call], "response": False})
+      assert answers.canonical(text) == expected
 
   @pytest.mark.parametrize(
     "text",
@@ -191,47 +164,35 @@ class TestCanonical:
     assert answers.canonical(text) is None
 
   def test_a_true_value_is_no_number(self):
-    texts = [
-      f'<tool_call>{{"name": "a", "parameters": {{"x": {value}}}}}</tool_call>'
-      for value in ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
+    keys = [
+      answers.canonical(
+        f'<tool_call>{{"name": "a", "parameters": {{"x": {x}}}}}</tool_call>'
+      )
+      for x in ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
     ]
-    keys = [answers.canonical(text) for text in texts]
-    assert len(set(keys)) == 5
-    assert keys[4] == keys[5]
+    assert len(set(keys)) == 5 and keys[4] == keys[5]
 
 
 class TestParseCalls:
-  @pytest.mark.parametrize(
-    "text",
-    [
-      '{"name": "a", "parameters": {"x": 1.0}}',
-      '[{"name": "a", "parameters": {"x": 1}}]',
-      '{"calls": [{"name": "a", "parameters": {"x": 1}}], "response": false}',
-    ],
-  )
-  def test_reads_what_people_may_type(self, text):
-    assert answers.parse_calls(text) == (
-      '{"calls": [{"name": "a", "parameters": {"x": 1}}], "response": false}'
-    )
-
-  def test_no_call_is_a_response(self):
-    expected = '{"calls": [], "response": true}'
-    assert answers.parse_calls("[]") == expected
-    assert answers.parse_calls(expected) == expected
+  CALL = '{"calls": [{"name": "a", "parameters": {"x": 1}}], "response": false}'
+  NONE = '{"calls": [], "response": true}'
 
   @pytest.mark.parametrize(
-    "text",
+    ("text", "expected"),
     [
-      "weather in Oslo",
-      "3",
-      '{"calls": []}',
-      '{"calls": [], "response": false}',
-      '{"calls": [], "response": 1}',
-      '[{"name": "a"}]',
-      "[[]]",
+      ('{"name": "a", "parameters": {"x": 1.0}}', CALL),
+      ('[{"name": "a", "parameters": {"x": 1}}]', CALL),
+      (CALL, CALL),
+      ("[]", NONE),
+      (NONE, NONE),
+      ("weather in Oslo", None),
+      ("3", None),
+      ('{"calls": []}', None),
+      ('{"calls": [], "response": false}', None),
+      ('{"calls": [], "response": 1}', None),
+      ('[{"name": "a"}]', None),
+      ("[[]]", None),
     ],
   )
-  def test_refuses_what_is_no_call(self, text):
-    assert answers.parse_calls(text) is None
-    with pytest.raises(ValueError, match="no calls"):
-      answers.write_label(text, "x")
+  def test_by_hand(self, text, expected):
+    assert answers.parse_calls(text) == expected

@@ -5,6 +5,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import pytest
@@ -200,9 +201,10 @@ class TestData:
     config = tool_calling.ToolCallingConfig(test_path=str(TOOLRL))
     task = tool_calling.ToolCallingTask(config)
     system, user = task.examples("bfcl_simple_python")[0].messages
-    before, after, *_ = bfcl.find_frame(task.examples("test")[0])
-    assert system["content"].startswith(before)
-    assert system["content"].endswith(after)
+    framed, _ = bfcl.find_frame(task.examples("test")[0])
+    around = re.split(r"1\. Name: [\s\S]*\nParameters: .*", framed)
+    assert system["content"].startswith(around[0])
+    assert system["content"].endswith(around[1])
     named = "1. Name: calculate_triangle_area\nDescription: "
     assert named in system["content"]
     assert user["content"].endswith(
@@ -272,7 +274,10 @@ class TestChecker:
     assert bfcl.is_right(asked, write(("f", {"x": [{"a": 1}]})))
     calls = [{"f": {"x": [3]}}]
     with pytest.raises(AttributeError):
-      bfcl._checker()([function], calls, answers, "simple_python")
+      checker, languages = bfcl._checker()
+      checker(
+        [function], calls, answers, languages.PYTHON, "simple_python", "m"
+      )
     assert not bfcl.is_right(asked, write(("f", {"x": [3]})))
 
   def test_the_table_of_models_is_not_loaded(self, by_category):

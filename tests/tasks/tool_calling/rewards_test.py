@@ -9,97 +9,83 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from saw_jax.tasks import base
 from saw_jax.tasks.tool_calling import rewards
+from saw_jax.tasks.tool_calling.task import ToolCallingTask
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "toolrl_rewards.json"
 VECTORS = json.loads(GOLDEN.read_text())
-
+TASK = ToolCallingTask()
 settings = hypothesis.settings(
   max_examples=300, deadline=None, derandomize=True, database=None
 )
 
 
-def _call(name, **parameters):
+def score(text, reference):
+  return TASK.score(base.Example(0, (), reference), text).values
+
+
+def call(name, **parameters):
   return {"name": name, "parameters": parameters}
 
 
-def _text(*calls, response=None):
-  body = "\n".join(json.dumps(call) for call in calls)
-  text = f"<think> t </think>\n<tool_call>\n{body}\n</tool_call>"
-  return text if response is None else f"{text}\n<response> r </response>"
+def wrap(body):
+  return f"<think> t </think>\n<tool_call>\n{body}\n</tool_call>"
 
 
-def _correctness(gold, answer):
-  gold = [gold] if isinstance(gold, dict) else gold
-  answer = [answer] if isinstance(answer, dict) else answer
-  return rewards.correctness_reward(_text(*answer), _text(*gold))
-
-
-# --- The reference, once more, by another road. ------------------------------
-
-
-def _literal_format(text, reference):
-  call, response = "<tool_call>" in reference, "<response>" in reference
-  if call and response:
-    pattern = (
-      r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>\n"
-      r"<response>.*?</response>$"
-    )
-  elif call:
-    pattern = r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>$"
-  elif response:
-    pattern = r"^<think>.*?</think>\n<response>.*?</response>$"
-  else:
-    pattern = r"^<think>.*?</think>$"
-  found = re.search(pattern, text, re.DOTALL) is not None
-  if call:
-    found &= text.count("<tool_call>") == 1 == text.count("</tool_call>")
-  if response:
-    found &= text.count("<response>") == 1 == text.count("</response>")
-  return 1.0 if found else 0.0
-
-
-class TestVectors:
-  @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["id"])
-  def test_agrees_with_the_reference(self, vector):
-    args = vector["response"], vector["ground_truth"]
-    expected = vector["expected"]
-    correctness = rewards.correctness_reward(*args)
-    form = rewards.format_reward(*args)
-    assert correctness == pytest.approx(expected["correctness"], abs=1e-12)
-    assert form == expected["format"]
-    assert correctness + form == pytest.approx(expected["total"], abs=1e-12)
-
-
-class TestExtractCompletion:
-  @pytest.mark.parametrize(
-    "text, expected",
-    [
-      ("", ""),
-      (" a \n", "a"),
-      ("a<|im_end|>\n", "a"),
-      (
-        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>",
-        "a",
-      ),
-      ("<|im_start|>assistant\na<|im_end|><|im_start|>assistant\nb", "b"),
-      ("<|im_start|>assistant\na<|im_end|>b<|im_end|>", "a"),
-      ("<|im_start|>user a", "<|im_start|>user a"),
-    ],
-  )
-  def test_takes_the_last_turn(self, text, expected):
-    assert rewards.extract_completion(text) == expected
+def text_of(*calls):
+  return wrap(rewards.write_calls(calls))
 
 
 CALL = "<think> a </think>\n<tool_call>\n{}\n</tool_call>"
 RESPONSE = "<think> a </think>\n<response> b </response>"
 BOTH = CALL + "\n<response> b </response>"
 NEITHER = "<think> a </think>"
+PATTERNS = {
+  CALL: r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>$",
+  RESPONSE: r"^<think>.*?</think>\n<response>.*?</response>$",
+  BOTH: r"^<think>.*?</think>\n<tool_call>\n.*?\n</tool_call>\n"
+  r"<response>.*?</response>$",
+  NEITHER: r"^<think>.*?</think>$",
+}
+
+
+def literal_format(text, reference):
+  """The reference, once more, by another road."""
+  found = re.search(PATTERNS[reference], text, re.DOTALL) is not None
+  for tag in ("tool_call", "response"):
+    if f"<{tag}>" in reference:
+      found &= text.count(f"<{tag}>") == 1 == text.count(f"</{tag}>")
+  return found
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["id"])
+def test_agrees_with_the_reference(vector):
+  values = score(vector["response"], vector["ground_truth"])
+  expected = vector["expected"]
+  assert values[0] == pytest.approx(expected["correctness"], abs=1e-12)
+  assert values[1] == expected["format"]
+  assert sum(values) == pytest.approx(expected["total"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    (" a \n", "a"),
+    ("a<|im_end|>\n", "a"),
+    ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>", "a"),
+    ("<|im_start|>assistant\na<|im_end|><|im_start|>assistant\nb", "b"),
+    ("<|im_start|>assistant\na<|im_end|>b<|im_end|>", "a"),
+    ("<|im_start|>user a", "<|im_start|>user a"),
+  ],
+)
+def test_the_last_turn_is_the_completion(text, expected):
+  assert rewards.extract_completion(text) == expected
 
 
 class TestFormatReward:
-  @pytest.mark.parametrize("reference", [CALL, RESPONSE, BOTH, NEITHER])
-  @pytest.mark.parametrize("text", [CALL, RESPONSE, BOTH, NEITHER])
+  @pytest.mark.parametrize("reference", PATTERNS)
+  @pytest.mark.parametrize("text", PATTERNS)
   def test_the_blocks_are_those_of_the_reference(self, text, reference):
     # "Neither" asks for `</think>` at the end and counts no tags.
     assert rewards.format_reward(text, reference) == (text == reference)
@@ -111,7 +97,6 @@ class TestFormatReward:
       (CALL, CALL + " ", 0),
       (CALL, CALL.replace("{}", "</tool_call>"), 0),
       (CALL, "<think></think>\n<tool_call>\n</tool_call>", 0),
-      (RESPONSE, "<think></think>\n<response></response", 0),
       (BOTH, RESPONSE + CALL[len("<think> a </think>") :], 0),
       (NEITHER, "<think></think", 0),
       (CALL, CALL.replace(" a ", "</think><think>\n"), 1),
@@ -130,7 +115,7 @@ class TestFormatReward:
 
   @settings
   @hypothesis.given(
-    reference=st.sampled_from([CALL, RESPONSE, BOTH, NEITHER]),
+    reference=st.sampled_from(list(PATTERNS)),
     pieces=st.lists(st.sampled_from(PIECES), max_size=9).map("".join),
     cut=st.integers(0, 80),
     length=st.integers(0, 12),
@@ -141,21 +126,15 @@ class TestFormatReward:
   ):
     near = reference[:cut] + new + reference[cut + length :]
     for text in (pieces, "<think>" + pieces, near):
-      assert rewards.format_reward(text, reference) == (
-        _literal_format(text, reference)
-      )
+      found = rewards.format_reward(text, reference)
+      assert found == literal_format(text, reference)
 
 
-A, B = _call("a"), _call("b")
-P1, P12 = _call("a", p=1), _call("a", p=1, q=2)
+A, B = call("a"), call("b")
+P1, P12 = call("a", p=1), call("a", p=1, q=2)
 
 
-class TestCorrectnessReward:
-  def test_a_reference_without_a_call_gives_zero(self):
-    for text in ("", RESPONSE, _text(_call("a"))):
-      assert rewards.correctness_reward(text, RESPONSE) == 0.0
-      assert rewards.correctness_reward(text, NEITHER) == 0.0
-
+class TestCallScore:
   @pytest.mark.parametrize(
     ("gold", "answer", "share"),
     [
@@ -163,42 +142,43 @@ class TestCorrectnessReward:
       # {p: 1, q: 2} scores 1/2 + 1: it takes the answer's second call, and the
       # other gold call takes the first: {p: 1, q: 2} against {p: 3, q: 2}
       # scores 1 + 1. S = 1 + 2 + 2 of S_max = 1 + 2 + 3.
-      ([P1, _call("a", p=3, q=2)], [P12, P1], 5 / 6),
+      ([P1, call("a", p=3, q=2)], [P12, P1], 5 / 6),
       # Greed can lose. First gold: 2/4 + 2 = 2.5 against 1 + 1 = 2: takes the
       # long call. Second gold is left 2/4 + 1 = 1.5. S = 1 + 4, while the
       # optimum is 1 + 2 + 4.
       (
-        [P12, _call("a", p=1, q=2, r=3, s=4)],
-        [_call("a", p=1, q=2, r=3, s=5), _call("a", p=1, q=9)],
+        [P12, call("a", p=1, q=2, r=3, s=4)],
+        [call("a", p=1, q=2, r=3, s=5), call("a", p=1, q=9)],
         5 / 9,
       ),
       # A tie takes the first call: both answers score 1 + 1 for the first gold
       # call, and the second is left q = 3: 1 + 0.
       (
-        [P12, _call("a", p=5, q=4)],
-        [_call("a", p=1, q=4), _call("a", p=1, q=3)],
+        [P12, call("a", p=5, q=4)],
+        [call("a", p=1, q=4), call("a", p=1, q=3)],
         4 / 7,
       ),
       # The order of calls and of parameters does not matter.
-      ([P1, B, _call("a", p=2)], [_call("a", p=2), B, P1], 1),
-      (P12, _call("a", q=2, p=1), 1),
+      ([P1, B, call("a", p=2)], [call("a", p=2), B, P1], 1),
+      ([P12], [call("a", q=2, p=1)], 1),
       # Names are a multiset: J = 1 / (2 + 1 - 1), and the first gold call finds
       # a match, the second none; J = 1 / (1 + 3 - 1).
       ([A, A], [A], (0.5 + 1) / 3),
       ([A], [A, A, A], (1 / 3 + 1) / 2),
       # Nothing of the first gold call is in the answer: its best is 0, so that
       # the answer's call stays for the second.
-      ([P1, _call("a", q=1)], [_call("a", q=1)], (0.5 + 2) / 5),
-      (A, P1, 1 / 2),
+      ([P1, call("a", q=1)], [call("a", q=1)], (0.5 + 2) / 5),
+      ([A], [P1], 1 / 2),
       # Further fields matter to nothing but exact equality.
-      (P1, {**P1, "id": 7}, 1),
+      ([P1], [{**P1, "id": 7}], 1),
       # Parameters are read of calls with a wanted name alone.
-      (P1, [P1, {"name": "b"}], 5 / 6),
-      (P1, [P1, {"name": "a"}], 0),
+      ([P1], [P1, {"name": "b"}], 5 / 6),
+      ([P1], [P1, {"name": "a"}], None),
     ],
   )
   def test_matching_by_hand(self, gold, answer, share):
-    assert _correctness(gold, answer) == pytest.approx(6 * share - 3)
+    found = rewards.call_score(text_of(*answer), gold)
+    assert found == (None if share is None else pytest.approx(share))
 
   @pytest.mark.parametrize(
     ("gold", "answer", "is_equal"),
@@ -210,11 +190,20 @@ class TestCorrectnessReward:
       (None, 0, False),
       ({"x": 1, "y": 2}, {"y": 2, "x": 1}, True),
       ("a", "A", False),
+      *((1, float(odd), False) for odd in ("nan", "inf", "1e999999")),
     ],
   )
   def test_values_compare_as_python_compares(self, gold, answer, is_equal):
-    found = _correctness(_call("a", p=gold), _call("a", p=answer))
-    assert found == (3.0 if is_equal else 1.0)
+    found = rewards.call_score(
+      text_of(call("a", p=answer)), [call("a", p=gold)]
+    )
+    assert found == (1.0 if is_equal else 2 / 3)
+
+  def test_equality_comes_before_the_values(self):
+    # NaN is not equal to itself, but lists that hold the same NaN are.
+    gold = text_of(call("a", p=float("nan")))
+    assert score(gold, gold)[0] == 3.0
+    assert score(gold.replace('"a"', '"a", "id": 7'), gold)[0] == 1.0
 
   @pytest.mark.parametrize(
     "body",
@@ -236,40 +225,22 @@ class TestCorrectnessReward:
     ],
   )
   def test_unreadable_calls_get_the_least(self, body):
-    gold = _text(_call("a", p=1))
-    text = f"<think> t </think>\n<tool_call>\n{body}\n</tool_call>"
-    assert rewards.correctness_reward(text, gold) == -3.0
-    assert rewards.call_score(text, rewards.read_calls(gold)) is None
+    assert rewards.call_score(wrap(body), [P1]) is None
+    assert score(wrap(body), text_of(P1))[0] == -3.0
 
-  def test_a_second_opening_tag_ends_the_block(self):
-    text = _text(P1).replace("\n</tool_call>", "<tool_call>\n</tool_call>")
-    assert rewards.correctness_reward(text, _text(P1)) == 3.0
-
-  def test_a_call_must_be_closed_somewhere(self):
-    gold = _text(_call("a", p=1))
-    call = json.dumps(_call("a", p=1))
-    unclosed = f"<tool_call>\n{call}"
-    assert rewards.correctness_reward(unclosed, gold) == -3.0
+  def test_tags(self):
+    # A second opening tag ends the block.
+    text = text_of(P1).replace("\n</tool_call>", "<tool_call>\n</tool_call>")
+    assert rewards.call_score(text, [P1]) == 1.0
     # The closing tag is looked for, but not where: as in the reference.
-    early = f"</tool_call>{unclosed}"
-    assert rewards.correctness_reward(early, gold) == 3.0
-
-  @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999999999"])
-  def test_infinities_are_values(self, value):
-    text = _text(P1).replace("1", value)
-    assert rewards.correctness_reward(text, _text(P1)) == 1.0
-    # Equality comes before the values: NaN is not equal to itself, but lists
-    # that hold the same NaN are.
-    gold = _text(_call("a", p=float("nan")))
-    assert rewards.correctness_reward(gold, gold) == 3.0
-    swapped = gold.replace('"a"', '"a", "id": 7')
-    assert rewards.correctness_reward(swapped, gold) == 1.0
+    unclosed = f"<tool_call>\n{json.dumps(P1)}"
+    assert rewards.call_score(unclosed, [P1]) is None
+    assert rewards.call_score(f"</tool_call>{unclosed}", [P1]) == 1.0
 
   def test_a_broken_reference_is_an_error(self):
     for body in ("{", '{"name": "a"}', '{"name": "a", "parameters": []}'):
-      reference = f"<tool_call>\n{body}\n</tool_call>"
       with pytest.raises(ValueError, match="in the reference"):
-        rewards.correctness_reward("", reference)
+        score("", f"<tool_call>\n{body}\n</tool_call>")
 
 
 json_values = st.recursive(
@@ -284,22 +255,15 @@ json_values = st.recursive(
 )
 
 
-class TestAnyText:
-  golds = st.sampled_from(
-    [_text(_call("a", p=1, q="x"), _call("b")), RESPONSE, NEITHER]
-    + [_text(_call("a", p=1), response="r")]
-  )
-
-  def _check(self, text, gold):
-    assert rewards.format_reward(text, gold) in (0.0, 1.0)
-    reward = rewards.correctness_reward(text, gold)
-    assert isinstance(reward, float) and -3.0 <= reward <= 3.0
-
-  @settings
-  @hypothesis.given(st.lists(json_values, max_size=3), golds)
-  def test_json(self, values, gold):
-    body = "\n".join(json.dumps(value) for value in values)
-    self._check(f"<tool_call>\n{body}\n</tool_call>", gold)
+@settings
+@hypothesis.given(
+  st.lists(json_values, max_size=3),
+  st.sampled_from([text_of(call("a", p=1, q="x"), B), RESPONSE, NEITHER]),
+)
+def test_any_json_has_a_score(values, gold):
+  body = "\n".join(json.dumps(value) for value in values)
+  correctness, form = score(f"<tool_call>\n{body}\n</tool_call>", gold)
+  assert form in (0.0, 1.0) and -3.0 <= correctness <= 3.0
 
 
 MANY = 10**6
@@ -323,11 +287,9 @@ MANY = 10**6
   ids=range(11),
 )
 def test_hostile_text_takes_no_time(text):
-  gold = _text(_call("a", p=1), _call("a", q=2), response="r")
+  gold = text_of(P1, call("a", q=2)) + "\n<response> r </response>"
   start = time.perf_counter()
-  for reference in (gold, CALL.replace("{}", json.dumps(_call("a"))), RESPONSE):
-    assert rewards.format_reward(text, reference) == 0.0
-    assert rewards.correctness_reward(text, reference) in (-3.0, 0.0)
-  rewards.extract_completion(text)
+  for reference in (gold, CALL.replace("{}", json.dumps(A)), RESPONSE):
+    assert score(text, reference) in ((-3.0, 0.0), (0.0, 0.0))
   # Linear ones take milliseconds; a quadratic one would take hours.
   assert time.perf_counter() - start < 20

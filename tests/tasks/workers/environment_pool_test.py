@@ -8,6 +8,7 @@ from saw_jax.tasks.workers.grading import RewardError
 from tests.tasks.misbehaving_environments import CounterTask
 
 STARTS = [("train", seed) for seed in range(6)]
+COUNT = dict.fromkeys(range(6), "count")
 
 
 @pytest.fixture(scope="module")
@@ -18,33 +19,37 @@ def pool():
     yield made
 
 
+@pytest.fixture
+def plain():
+  with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as made:
+    yield made
+
+
+def texts(found):
+  """Observations by slot; there is no failure."""
+  found = dict(enumerate(found)) if isinstance(found, list) else found
+  assert not any(one.failure for one in found.values())
+  return {slot: one.observation for slot, one in found.items()}
+
+
 class TestPlaying:
   def test_each_slot_is_its_own_episode(self, pool):
     found = pool.start(STARTS)
-    assert [s.observation for s in found] == [f"world {i}" for i in range(6)]
-    assert not any(s.done or s.failure for s in found)
-    later = pool.step(dict.fromkeys(range(6), "count"))
-    assert [later[i].observation for i in range(6)] == [
-      f"{i} at 1" for i in range(6)
-    ]
+    assert texts(found) == {i: f"world {i}" for i in range(6)}
+    assert not any(one.done for one in found)
+    before = list(pool._workers)
+    assert texts(pool.step(COUNT)) == {i: f"{i} at 1" for i in range(6)}
     last = pool.step({1: "stop", 4: "count"})
     assert (last[1].reward, last[1].done) == (1.0, True)
     assert last[4].observation == "4 at 2" and not last[4].done
     assert set(last) == {1, 4}
     assert last[4].actions == ("count", "stop") and last[4].task == "count"
+    assert pool._workers == before  # processes that answer stay
 
-  def test_processes_that_answer_stay(self, pool):
-    before = list(pool._workers)
-    pool.start(STARTS)
-    pool.step(dict.fromkeys(range(6), "count"))
-    assert pool._workers == before
-
-  def test_no_workers_play_the_same(self, pool):
-    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
-      for made in (pool, plain):
-        made.start(STARTS[:3])
-      actions = {0: "count", 2: "stop"}
-      assert pool.step(actions) == plain.step(actions)
+  def test_no_workers_play_the_same(self, pool, plain):
+    assert pool.start(STARTS[:3]) == plain.start(STARTS[:3])
+    actions = {0: "count", 2: "stop"}
+    assert pool.step(actions) == plain.step(actions)
 
 
 class TestMisbehaviour:
@@ -62,13 +67,12 @@ class TestMisbehaviour:
   )
   def test_it_costs_its_own_episode_alone(self, pool, action, words):
     pool.start(STARTS)
-    pool.step(dict.fromkeys(range(6), "count"))
+    pool.step(COUNT)
     # Slots 0, 2 and 4 share a process; 2 is to blame.
     found = pool.step({0: "count", 2: action, 4: "count", 1: "count"})
     assert words in found[2].failure
-    assert found[2].done and found[2].reward == 0
-    for slot in (0, 1, 4):
-      assert found[slot].observation == f"{slot} at 2", slot
+    assert found[2].done and found.pop(2).reward == 0
+    assert texts(found) == {slot: f"{slot} at 2" for slot in (0, 1, 4)}
     # The neighbours go on from where they were.
     later = pool.step({0: "count", 4: "stop", 1: "count"})
     assert later[0].observation == "0 at 3"
@@ -78,32 +82,26 @@ class TestMisbehaviour:
   def test_two_culprits_in_one_process_are_both_found(self, pool):
     pool.start(STARTS)
     found = pool.step({0: "die", 2: "count", 4: "die", 1: "count"})
-    assert found[0].failure and found[4].failure
-    assert found[2].observation == "2 at 1" and found[1].observation == "1 at 1"
+    assert found.pop(0).failure and found.pop(4).failure
+    assert texts(found) == {1: "1 at 1", 2: "2 at 1"}
 
   def test_a_process_that_died_between_two_calls_is_replaced(self, pool):
     pool.start(STARTS)
-    pool.step(dict.fromkeys(range(6), "count"))
+    pool.step(COUNT)
     for one in pool._workers:
       one._process.kill()
       one._process.wait()
-    found = pool.step(dict.fromkeys(range(6), "count"))
-    assert [found[i].observation for i in range(6)] == [
-      f"{i} at 2" for i in range(6)
-    ]
-    assert not any(s.failure for s in found.values())
+    assert texts(pool.step(COUNT)) == {i: f"{i} at 2" for i in range(6)}
 
   def test_an_enormous_observation_is_cut_and_an_empty_one_is_fine(self, pool):
     pool.start(STARTS[:2])
-    found = pool.step({0: "enormous", 1: "empty"})
-    assert found[0].observation == "x" * 50
-    assert found[1].observation == "" and not found[1].failure
+    assert texts(pool.step({0: "enormous", 1: "empty"})) == {0: "x" * 50, 1: ""}
 
   def test_a_world_that_cannot_be_made_is_a_failed_episode(self, pool):
-    found = pool.start([("train", 1), ("train", 666), ("train", 2)])
-    assert "no such world" in found[1].failure and found[1].done
-    assert found[0].observation == "world 1"
-    assert pool.step({0: "count"})[0].observation == "1 at 1"
+    one, two, three = pool.start([("train", 1), ("train", 666), ("train", 2)])
+    assert "no such world" in two.failure and two.done
+    assert texts([one, three]) == {0: "world 1", 1: "world 2"}
+    assert texts(pool.step({0: "count"})) == {0: "1 at 1"}
 
   def test_too_many_failures_are_an_error_that_tells_of_the_first(self, pool):
     pool.start(STARTS[:4])
@@ -111,14 +109,11 @@ class TestMisbehaviour:
     with pytest.raises(RewardError, match=r"slot 1.*boom.*2 of 4 episodes"):
       pool.check()
 
-  def test_without_workers_an_exception_is_a_failure_too(self):
-    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
-      plain.start(STARTS[:2])
-      found = plain.step({0: "raise", 1: "count"})
-      assert "boom" in found[0].failure and not found[1].failure
-
-  def test_without_workers_a_lost_engine_ends_the_run(self):
-    with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as plain:
-      plain.start(STARTS[:1])
-      with pytest.raises(EngineLost, match="is gone"):
-        plain.step({0: "lose"})
+  def test_without_workers_an_exception_is_a_failure_and_a_lost_engine_the_end(
+    self, plain
+  ):
+    plain.start(STARTS[:2])
+    found = plain.step({0: "raise", 1: "count"})
+    assert "boom" in found[0].failure and not found[1].failure
+    with pytest.raises(EngineLost, match="is gone"):
+      plain.step({1: "lose"})

@@ -34,25 +34,22 @@ def grade(grader, completions):
 
 
 class TestRewards:
-  def test_they_keep_the_order_of_the_completions(self, grader):
+  def test_they_keep_the_order_with_workers_and_without(self, grader):
     completions = ["a" * (i % 7) for i in range(501)]
-    graded = grade(grader, completions)
+    one, other = grade(grader, completions), grade(local(), completions)
     expected = [((i % 7) + i) % 3 for i in range(501)]
-    np.testing.assert_array_equal(graded.rewards[:, 0], expected)
-    assert graded.rewards.dtype == np.float32
-    assert graded.rewards.shape == graded.scored.shape == (501, 2)
-    assert graded.scored.dtype == bool and graded.scored.all()
+    for graded in (one, other):
+      np.testing.assert_array_equal(graded.rewards[:, 0], expected)
+      assert graded.rewards.dtype == np.float32
+      assert graded.rewards.shape == graded.scored.shape == (501, 2)
+      assert graded.scored.dtype == bool and graded.scored.all()
+    np.testing.assert_array_equal(one.rewards, other.rewards)
+    assert one.outcomes == other.outcomes
 
-  def test_workers_and_this_process_give_the_same(self, grader):
-    completions = ["a" * (i % 5) for i in range(67)] + ["half", ""]
-    a, b = grade(grader, completions), grade(local(), completions)
-    np.testing.assert_array_equal(a.rewards, b.rewards)
-    np.testing.assert_array_equal(a.scored, b.scored)
-    assert a.outcomes == b.outcomes
-
-  def test_what_could_not_be_scored_is_masked(self, grader):
+  @pytest.mark.parametrize("make", [lambda grader: grader, lambda _: local()])
+  def test_what_could_not_be_scored_is_masked(self, grader, make):
     # A score that says that it timed out or crashed is somebody else's fault.
-    graded = grade(grader, ["half", "gave up", "no verdict", ""])
+    graded = grade(make(grader), ["half", "gave up", "no verdict", ""])
     expected = [[False, True], [False, False], [False, False], [True, True]]
     np.testing.assert_array_equal(graded.scored, expected)
     np.testing.assert_array_equal(graded.rewards[:3], [[0, 1], [0, 0], [0, 0]])
@@ -105,12 +102,13 @@ class TestHostileText:
     completions[5] = completions[17] = behaviour
     graded = grade(grader, completions)
     culprits = [i in (5, 17) for i in range(103)]
-    assert [o is outcome for o in graded.outcomes] == culprits
+    assert graded.outcomes == tuple(
+      outcome if culprit else Outcome.RIGHT for culprit in culprits
+    )
     for scored in graded.scored.T:
       np.testing.assert_array_equal(~scored, culprits)
     expected = [0.0 if i in (5, 17) else (1 + i) % 3 for i in range(103)]
     np.testing.assert_array_equal(graded.rewards[:, 0], expected)
-    assert graded.outcomes.count(Outcome.RIGHT) == 101
 
   def test_neighbours_in_one_chunk_can_all_misbehave(self, grader):
     graded = grade(grader, ["exit", "sleep", "raise", "exit", "a"])
@@ -127,11 +125,10 @@ class TestHostileText:
 
 
 class TestErrors:
-  @pytest.mark.parametrize("behaviour", ["nan", "text", "low", "three"])
-  def test_a_broken_reward_is_named(self, grader, behaviour):
+  def test_a_broken_reward_is_named(self, grader):
     with pytest.raises(RewardError) as info:
-      grade(grader, ["a", "a", behaviour])
-    for word in ("'obedient'", "example 2", repr(behaviour)):
+      grade(grader, ["a", "a", "nan"])
+    for word in ("'obedient'", "example 2", "'nan'"):
       assert word in str(info.value)
     assert grade(grader, ["a"]).scored.all()  # It goes on working.
 
@@ -142,15 +139,11 @@ class TestErrors:
       assert word in caplog.text
     assert "example 0" not in caplog.text
 
-  @pytest.mark.parametrize("num_workers", [0, 1])
-  def test_too_many_exceptions_are_an_error(self, num_workers):
-    with Grader(Obedient(), num_workers=num_workers, limit_s=5.0) as grader:
-      graded = grade(grader, ["a"] * 9 + ["raise"])
-      assert graded.outcomes.count(Outcome.CRASHED) == 1
-      with pytest.raises(RewardError, match="KeyError.*2 of 10"):
-        grade(grader, ["a"] * 8 + ["raise"] * 2)
-
-  def test_without_tolerance_the_first_exception_is_one(self):
+  def test_too_many_exceptions_are_an_error(self):
+    graded = grade(local(), ["a"] * 9 + ["raise"])
+    assert graded.outcomes.count(Outcome.CRASHED) == 1
+    with pytest.raises(RewardError, match="KeyError.*2 of 10"):
+      grade(local(), ["a"] * 8 + ["raise"] * 2)
     strict = local(crash_tolerance=0.0)
     graded = grade(strict, ["no verdict"] * 2)
     assert graded.outcomes == (Outcome.CRASHED,) * 2
