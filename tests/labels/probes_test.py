@@ -31,21 +31,19 @@ LAYERS = {"0": "norm", "1": "linear_0", "3": "linear_1"}
 
 def read_variables(stage, name, dtype):
   """The golden state of a probe, as Flax has it."""
-  params, stats = {}, {}
+  state = {"params": {}, "batch_stats": {}}
   for key, value in GOLDEN[stage][name].items():
     part, layer, leaf = key.split(".")
     part, layer = PARTS[part], LAYERS[layer]
     part = part[stage] if isinstance(part, dict) else part
-    value = jnp.array(value, dtype)
-    if leaf in ("running_mean", "running_var"):
-      leaf = leaf.removeprefix("running_")
-      stats.setdefault(part, {}).setdefault(layer, {})[leaf] = value
-    elif leaf != "num_batches_tracked":
-      if leaf == "weight":
-        leaf = "scale" if layer == "norm" else "kernel"
-      leaves = params.setdefault(part, {}).setdefault(layer, {})
-      leaves[leaf] = value.T
-  return {"params": params, "batch_stats": stats}
+    if leaf == "num_batches_tracked":
+      continue
+    if leaf == "weight":
+      leaf = "scale" if layer == "norm" else "kernel"
+    kind = "batch_stats" if leaf.startswith("running_") else "params"
+    leaves = state[kind].setdefault(part, {}).setdefault(layer, {})
+    leaves[leaf.removeprefix("running_")] = jnp.array(value, dtype).T
+  return state
 
 
 def read_features(dtype):
@@ -194,15 +192,11 @@ class TestLosses:
       )
 
   def test_no_samples(self):
-    loss = functools.partial(
-      probes.weighted_cross_entropy,
-      labels=np.array([0, -5]),
-      weights=np.ones(3),
-      class_mask=np.zeros((2, 3), bool),
-      where=np.zeros(2, bool),
-    )
+    logits, nothing = np.full((2, 3), np.nan, np.float32), np.zeros(2, bool)
+    options = dict(class_mask=np.zeros((2, 3), bool), where=nothing)
+    loss = functools.partial(probes.weighted_cross_entropy, **options)
     value, gradient = jax.value_and_grad(loss)(
-      np.full((2, 3), np.nan, np.float32)
+      logits, np.array([0, -5]), np.ones(3)
     )
     assert value == 0 and not gradient.any()
 

@@ -75,12 +75,12 @@ class TestPush:
 
 
 class TestUniform:
-  @pytest.mark.parametrize("held", [0, 1, 3, 7])
-  def test_as_many_as_there_are(self, held):
-    for seed in range(5):
-      key = jax.random.key(seed)
-      places = chosen(draw_uniform(ring_of([0] * held, 7), key, count=3))
-      assert len(places) == min(held, 3) and (places < held).all()
+  def test_as_many_as_there_are(self):
+    for held in (0, 1, 3, 7):
+      for seed in range(5):
+        key = jax.random.key(seed)
+        places = chosen(draw_uniform(ring_of([0] * held, 7), key, count=3))
+        assert len(places) == min(held, 3) and (places < held).all()
 
   def test_every_sample_is_as_likely_as_any_other(self):
     ring = ring_of([0] * 5, 8)
