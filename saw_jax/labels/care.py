@@ -41,7 +41,10 @@ class CareSettings:
   """CARE's probes, as the released scripts set them."""
 
   length_scale: float = replay.LENGTH_SCALE  # tokens
-  widths: tuple[int, ...] = constant(probes.WIDTHS)
+  prompt_width: int = constant(128)
+  joint_width: int = constant(256)
+  response_hidden_width: int = constant(64)
+  response_width: int = constant(512)
   learning_rate: float = constant(1e-4)  # of Adam
   clip_norm: float = constant(1.0)  # of each probe's gradient; inf: none
   train_steps: int = constant(3)  # updates of each probe in a step
@@ -60,6 +63,11 @@ class CareSettings:
     for name in ("length_scale", "clip_norm"):
       if not getattr(self, name) > 0:
         raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    hidden = self.response_hidden_width
+    return self.prompt_width, self.joint_width, hidden, self.response_width
 
 
 @flax.struct.dataclass

@@ -17,7 +17,8 @@ from tests.labels.probes_test import read_features, read_variables
 # P prompts, of which 3 are bought, with G responses and D hidden units.
 P, G, D = 7, 3, 5
 SETTINGS = care.CareSettings(
-  widths=(3, 4, 2, 3), length_scale=10.0, replay_size=8, replay_batch=4
+  **dict(prompt_width=3, joint_width=4, response_hidden_width=2),
+  **dict(response_width=3, length_scale=10.0, replay_size=8, replay_batch=4),
 )
 BOUGHT = jnp.array([0, 1, 0, 0, 1, 1, 0], bool)
 MADE = dict(settings=SETTINGS, optimizer=optax.adam(1e-2))
