@@ -84,15 +84,11 @@ class JudgeConfig:
   def __post_init__(self):
     split = parse.urlsplit(self.url)
     if split.scheme not in ("http", "https") or not split.hostname:
-      raise JudgeError(
-        f"judge.url is {self.url!r}: say where the judge is, as "
-        "http://localhost:8000/v1"
-      )
+      where = "say where the judge is, as http://localhost:8000/v1"
+      raise JudgeError(f"judge.url is {self.url!r}: {where}")
     if split.username or split.password or split.query or split.fragment:
-      raise JudgeError(
-        "judge.url holds more than a place: keys belong into the environment "
-        f"variable {self.key_variable}"
-      )
+      what = "judge.url holds more than a place: keys belong into the"
+      raise JudgeError(f"{what} environment variable {self.key_variable}")
     if not self.model:
       raise JudgeError("judge.model is empty: name a model of the endpoint")
     for name in ("attempts", "max_tokens", "request_limit_s", "limit_s"):
@@ -126,10 +122,8 @@ class JudgeCache:
       (application,) = connection.execute("PRAGMA application_id").fetchone()
       (version,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, version) != (_APPLICATION, _VERSION):
-      raise JudgeCacheError(
-        f"{self.path} is an SQLite file, but no judge's cache of version "
-        f"{_VERSION}: name another file"
-      )
+      what = f"no judge's cache of version {_VERSION}: name another file"
+      raise JudgeCacheError(f"{self.path} is an SQLite file, but {what}")
 
   def get(self, key: str) -> dict[str, float] | None:
     with self._transaction() as connection:
@@ -174,15 +168,12 @@ class JudgeCache:
         connection.execute("BEGIN IMMEDIATE")
         yield connection
     except sqlite3.OperationalError as error:
-      raise JudgeCacheError(
-        f"{self.path}: {error}; is the folder writable, and no other process "
-        "stuck in it?"
-      ) from error
+      what = "is the folder writable, and no other process stuck in it?"
+      raise JudgeCacheError(f"{self.path}: {error}; {what}") from error
     except sqlite3.DatabaseError as error:
-      raise JudgeCacheError(
-        f"{self.path} is damaged or no SQLite file ({error}): name another "
-        "file, or remove it, which forgets its verdicts"
-      ) from error
+      what = f"{self.path} is damaged or no SQLite file ({error}): name another"
+      advice = "or remove it, which forgets its verdicts"
+      raise JudgeCacheError(f"{what}, {advice}") from error
 
 
 class Judge:
@@ -310,10 +301,9 @@ class Judge:
     }
     key = os.environ.get(self._config.key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-      raise JudgeError(
-        f"the environment variable {self._config.key_variable} holds no key: "
-        "it has characters that no header can have"
-      )
+      variable = self._config.key_variable
+      what = f"the environment variable {variable} holds no key"
+      raise JudgeError(f"{what}: it has characters that no header can have")
     return {**headers, "Authorization": f"Bearer {key}"} if key else headers
 
 

@@ -68,10 +68,9 @@ class SummariesConfig:
     base.check_choice("template", self.template, _TEMPLATES)
     base.check_choice("reward", self.reward, ("rules", "judge"))
     if not 0 < self.target_chars < self.limit_chars:
-      raise ValueError(
-        "target_chars and limit_chars do not ascend from 0: "
-        f"{self.target_chars}, {self.limit_chars}."
-      )
+      found = f"{self.target_chars}, {self.limit_chars}"
+      what = "target_chars and limit_chars do not ascend from 0"
+      raise ValueError(f"{what}: {found}.")
     base.check_positive(
       self, "num_train", "num_test", "max_source_chars", "cut_source_chars"
     )
@@ -244,11 +243,10 @@ def _read(row: Any) -> answer_task.Row:
     for choices in (_TEXTS, _SUMMARIES)
   ]
   if not all(chosen):
-    raise ValueError(
-      f"it has no text ({', '.join(_TEXTS)}) or no summary "
-      f"({', '.join(_SUMMARIES)}); its columns are "
-      f"{', '.join(sorted(map(str, row))) or 'none'}"
-    )
+    texts, summaries = ", ".join(_TEXTS), ", ".join(_SUMMARIES)
+    what = f"it has no text ({texts}) or no summary ({summaries})"
+    known = ", ".join(sorted(map(str, row))) or "none"
+    raise ValueError(f"{what}; its columns are {known}")
   text, summary = (field(row, names[0], str).strip() for names in chosen)
   text = _TL_DR.sub("", text)
   title = row.get("title")
