@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from saw_jax.tasks import base
+from saw_jax.tasks import base, inspection
 from saw_jax.tasks.draws import split_of
 from saw_jax.tasks.math.problems import LEVELS
 from saw_jax.tasks.math.task import MathConfig, MathTask
@@ -122,6 +122,9 @@ class TestScore:
       found = made.score(base.Example(0, (), "46"), text)
       assert found == base.Score(values, outcome)
     assert base.token_limits(task()) == {}
+    examples = made.examples("train")[:9]
+    assert inspection.gold_failures(made, examples) == []
+    assert inspection.damage_failures(made, examples) == []
 
 
 class TestDemonstrations:
