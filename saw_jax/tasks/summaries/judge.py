@@ -46,7 +46,7 @@ _FIND = "SELECT scores FROM verdicts WHERE key = ?"
 
 
 class JudgeError(ValueError):
-  """The judge cannot be asked at all; the message says what to change."""
+  """The judge cannot be asked, or its cache be used; it says what to change."""
 
 
 class Unscored(Exception):
@@ -99,10 +99,6 @@ class JudgeConfig:
         raise JudgeError(f"judge.{name} is negative")
 
 
-class JudgeCacheError(ValueError):
-  """The file is damaged, locked, or not a judge's cache."""
-
-
 class JudgeCache:
   """Verdicts by key, and a queue for requests: one SQLite file.
 
@@ -123,7 +119,7 @@ class JudgeCache:
       (version,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, version) != (_APPLICATION, _VERSION):
       what = f"no judge's cache of version {_VERSION}: name another file"
-      raise JudgeCacheError(f"{self.path} is an SQLite file, but {what}")
+      raise JudgeError(f"{self.path} is an SQLite file, but {what}")
 
   def get(self, key: str) -> dict[str, float] | None:
     with self._transaction() as connection:
@@ -169,11 +165,11 @@ class JudgeCache:
         yield connection
     except sqlite3.OperationalError as error:
       what = "is the folder writable, and no other process stuck in it?"
-      raise JudgeCacheError(f"{self.path}: {error}; {what}") from error
+      raise JudgeError(f"{self.path}: {error}; {what}") from error
     except sqlite3.DatabaseError as error:
       what = f"{self.path} is damaged or no SQLite file ({error}): name another"
       advice = "or remove it, which forgets its verdicts"
-      raise JudgeCacheError(f"{what}, {advice}") from error
+      raise JudgeError(f"{what}, {advice}") from error
 
 
 class Judge:

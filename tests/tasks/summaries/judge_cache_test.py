@@ -11,7 +11,7 @@ import time
 import pytest
 
 from saw_jax.tasks.summaries import judge as judge_lib
-from saw_jax.tasks.summaries.judge import JudgeCache, JudgeCacheError
+from saw_jax.tasks.summaries.judge import JudgeCache, JudgeError
 
 WRITER = """
 import sys
@@ -85,7 +85,7 @@ def test_another_file_is_named_and_left_alone(path, content, word):
     with sqlite3.connect(path) as connection:
       connection.execute("CREATE TABLE theirs (a)")
   before = path.read_bytes()
-  with pytest.raises(JudgeCacheError, match=word):
+  with pytest.raises(JudgeError, match=word):
     JudgeCache(path)
   assert path.read_bytes() == before
 
@@ -95,7 +95,7 @@ def test_a_lock_is_named(path, monkeypatch):
   cache = JudgeCache(path)
   with sqlite3.connect(path, isolation_level=None) as connection:
     connection.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(JudgeCacheError, match="locked"):
+    with pytest.raises(JudgeError, match="locked"):
       cache.get("a")
     connection.execute("ROLLBACK")
   assert cache.get("a") is None
