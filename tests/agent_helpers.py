@@ -44,15 +44,11 @@ class Echo:
 class EchoTask(environments.AgentTask):
   """`Echo` as a task: a prompt is the last letter that was shown."""
 
-  name = "echo"
-  max_steps = 4
-  max_return = 10.0
+  name, max_steps, max_return = "echo", 4, 10.0
+  episodes = {"train": 24, "test": 6}
 
   def category(self, split, seed):
     return ("even", "odd", "")[seed % 3]
-
-  def num_episodes(self, split):
-    return {"train": 24, "test": 6}[split]
 
   def make(self, split):
     return Echo()
@@ -67,11 +63,9 @@ class EchoTask(environments.AgentTask):
     return action
 
   def held_out(self, count):
-    steps = []
+    env, steps = Echo(), []
     for seed in range(count):
-      env = Echo()
-      seen = env.reset(seed)
-      before = Situation(env.task, seen, (), 0.0, False)
+      before = Situation(env.task, env.reset(seed))
       action = env.letter
       steps.append(Transition(before, (), action, env.step(action).observation))
     return steps
@@ -91,20 +85,12 @@ def experiment(row="grpo_paw", **changes) -> Experiment:
   if value_head:
     params = decoder.add_value_head(params, model)
   sections = {
-    "rollout": {
-      "max_prompt_tokens": 4,
-      "prompt_multiple": 4,
-      "max_new_tokens": 2,
-      "completion_multiple": 8,
-    },
-    "evaluation": {"num_examples": 6},
-    "grading": {"crash_tolerance": 1.0},
-    "episodes": {
-      "rows_per_call": 16,
-      "row_parts": 1,
-      "max_observation_tokens": 4,
-      "num_transitions": 8,
-    },
+    "rollout": dict(max_prompt_tokens=4, prompt_multiple=4)
+    | dict(max_new_tokens=2, completion_multiple=8),
+    "evaluation": dict(num_examples=6),
+    "grading": dict(crash_tolerance=1.0),
+    "episodes": dict(rows_per_call=16, row_parts=1)
+    | dict(max_observation_tokens=4, num_transitions=8),
   }
   task = changes.pop("task", None) or EchoTask()
   for name, value in changes.items():

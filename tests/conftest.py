@@ -6,13 +6,10 @@ import pathlib
 import subprocess
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What was given, before the first of this suite's processes adds to it.
-os.environ.setdefault("TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 # Most of the time of the suite is compiling, and its programs are small: what
 # optimising them takes is more than what it saves.
-os.environ["XLA_FLAGS"] = (
-  os.environ["TESTS_XLA_FLAGS"] + " --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 # Other releases may not know these flags, and stop at them.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   # A program with collectives that is read from the cache below, not compiled,
@@ -62,21 +59,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-class _Notebooks:
-  """Runs notebooks as their readers do: they train, so they are optimised."""
-
-  @pytest.hookimpl(wrapper=True)
-  def pytest_runtest_protocol(self, item):
-    if item.path.suffix != ".ipynb":
-      return (yield)
-    flags = os.environ["XLA_FLAGS"]
-    os.environ["XLA_FLAGS"] = os.environ["TESTS_XLA_FLAGS"]
-    try:
-      return (yield)
-    finally:
-      os.environ["XLA_FLAGS"] = flags
-
-
 def pytest_addoption(parser):
   parser.addoption(
     "--since",
@@ -119,11 +101,6 @@ def _deselect_untouched(config, items) -> None:
   left_out = [item for item in items if item.path.parent in folders]
   config.hook.pytest_deselected(items=left_out)
   items[:] = [item for item in items if item not in set(left_out)]
-
-
-def pytest_configure(config):
-  # Hooks of this file itself are not asked about what lies beside tests/.
-  config.pluginmanager.register(_Notebooks())
 
 
 def pytest_collection_modifyitems(config, items):

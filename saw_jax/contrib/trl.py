@@ -39,12 +39,6 @@ REPLACED = {
   "off_policy_mask_threshold": None,
   "delta": None,
 }
-# What else a model's forward pass may take, by TRL's names.
-FORWARD = (
-  *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
-  *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids"),
-  *("mm_token_type_ids", "image_position_ids"),
-)
 # TRL's names of log-probs, and ours.
 RECORDED = {
   "old_per_token_logps": "old_log_probs",
@@ -78,9 +72,7 @@ def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
   return torch.from_dlpack(array).to(device=like.device, dtype=like.dtype)
 
 
-def torch_loss(
-  hosted: hosted_lib.Hosted,
-) -> Callable[..., tuple["torch.Tensor", dict[str, float]]]:
+def torch_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple]:
   """Makes the method's loss a function that torch differentiates.
 
   It takes what `Hosted.terms` takes, as tensors, and returns the loss and what
@@ -89,29 +81,25 @@ def torch_loss(
   """
   torch = _torch()
 
-  def total(learned, recorded, counts):
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def value_and_grad(learned, recorded, counts):
     terms, logged = hosted.terms(**learned, **recorded)
     values = hosted_lib.logged_values(terms, logged)
     return hosted_lib.total_loss(terms, counts), values
-
-  value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
 
   class JaxLoss(torch.autograd.Function):
     """The loss of JAX as a node of torch's graph."""
 
     @staticmethod
     def forward(ctx, log_probs, entropies, recorded, counts):
+      learned = {"log_probs": to_jax(log_probs), "entropies": to_jax(entropies)}
+      recorded = {name: to_jax(tensor) for name, tensor in recorded.items()}
       (loss, logged), gradient = jax.block_until_ready(
-        value_and_grad(
-          {"log_probs": to_jax(log_probs), "entropies": to_jax(entropies)},
-          {name: to_jax(tensor) for name, tensor in recorded.items()},
-          counts,
-        )
+        value_and_grad(learned, recorded, counts)
       )
-      ctx.save_for_backward(
-        to_torch(gradient["log_probs"], log_probs),
-        to_torch(gradient["entropies"], entropies),
-      )
+      slope = to_torch(gradient["log_probs"], log_probs)
+      ctx.save_for_backward(slope, to_torch(gradient["entropies"], entropies))
       # A copy: torch may add to a loss in place.
       value = torch.tensor(float(loss), device=log_probs.device)
       return value, {name: float(number) for name, number in logged.items()}
@@ -136,11 +124,12 @@ def torch_loss(
 def check_arguments(hosted: hosted_lib.Hosted, args: Any) -> None:
   """Refuses what TRL's trainer would do beside the method, or not do for it."""
   for name, value in REPLACED.items():
-    if getattr(args, name) != value:
+    given = getattr(args, name)
+    if given != value:
       raise ValueError(
-        f"GRPOConfig.{name} is {getattr(args, name)!r} and acts in TRL's own "
-        f"loss or sum of rewards, which the method replaces: leave it at "
-        f"{value!r} and say what you want in the AlgorithmConfig"
+        f"GRPOConfig.{name} is {given!r} and acts in TRL's own loss or sum of "
+        f"rewards, which the method replaces: leave it at {value!r} and say "
+        "what you want in the AlgorithmConfig"
       )
   hosted_lib.check_beta(hosted, args.beta, "TRL")
 
@@ -216,15 +205,19 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
       return advantages
 
     def _compute_loss(self, model, inputs):
-      mask = _loss_mask(inputs)
-      log_probs, entropies, aux_loss = self._get_per_token_logps_and_entropies(
+      mask, forward = (
+        _loss_mask(inputs),
+        self._get_per_token_logps_and_entropies,
+      )
+      log_probs, entropies, aux_loss = forward(
         model,
         torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
         torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
         mask.shape[1],
         compute_entropy=True,
         compute_aux_loss=self.aux_loss_enabled,
-        **{name: inputs.get(name) for name in FORWARD},
+        # Pictures and the like.
+        **{x: inputs[x] for x in names.arguments(forward) if x in inputs},
       )
       training, parts, counts = self.model.training, 1.0, None
       if training:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from saw_jax import names
 from saw_jax.contrib import hosted as hosted_lib
@@ -38,6 +39,7 @@ from saw_jax.types import Array
 LEARNER = "saw_jax.learner"
 _PENDING = "saw_jax.pending"
 _MATRIX = "saw_jax.matrix"
+_MISSING = "Tunix is missing"
 
 
 def register(hosted: hosted_lib.Hosted, name: str) -> None:
@@ -46,9 +48,8 @@ def register(hosted: hosted_lib.Hosted, name: str) -> None:
   It is what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of the
   `GRPOConfig` are to be; an entry of that name is replaced.
   """
-  _check_tunix()
-  from tunix.rl import function_registry as registry
-
+  with names.needs_extra("tunix", _MISSING):
+    from tunix.rl import function_registry as registry
   if hosted.needs_behave:
     raise ValueError(
       "the loss needs the sampler's log-probs, which Tunix's GRPO learner does "
@@ -76,9 +77,8 @@ def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
 
 def policy_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple[Array, dict]]:
   """Makes the method's loss one of Tunix's, which runs the model itself."""
-  _check_tunix()
-  from flax import nnx
-  from tunix.rl import algo_core, common
+  with names.needs_extra("tunix", _MISSING):
+    from tunix.rl import algo_core, common
 
   def loss_fn(model, train_example, algo_config, pad_id, eos_id, **_):
     if train_example.segment_ids is not None:
@@ -129,10 +129,10 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
   function is logged as `weights/<position>`. The three names in the
   `algo_config` are replaced by the method's.
   """
-  _check_tunix()
-  from tunix.rl import function_registry as registry
-  from tunix.rl import rl_cluster as cluster_lib
-  from tunix.rl.grpo import grpo_learner
+  with names.needs_extra("tunix", _MISSING):
+    from tunix.rl import function_registry as registry
+    from tunix.rl import rl_cluster as cluster_lib
+    from tunix.rl.grpo import grpo_learner
 
   class HostedGRPOLearner(grpo_learner.GRPOLearner):
     """Tunix's learner with the method's advantages and loss."""
@@ -210,8 +210,3 @@ def _reward_manager() -> type:
       return {**info, "rewards": matrix}
 
   return MatrixRewardManager
-
-
-def _check_tunix() -> None:
-  with names.needs_extra("tunix", "Tunix is missing"):
-    import tunix  # noqa: F401

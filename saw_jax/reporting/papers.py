@@ -4,17 +4,16 @@ Values are in the unit of the paper. Where a paper prints a word in place of a
 number, or a number that contradicts others in it, the note says so.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 _FOLDER = pathlib.Path(__file__).parent / "published"
 
 
-@dataclasses.dataclass(frozen=True)
-class PublishedCell:
+class PublishedCell(NamedTuple):
   """One number of a paper's table. It was not measured here."""
 
   paper: str
@@ -28,12 +27,6 @@ class PublishedCell:
   source: str  # "primary": from the paper; "secondary": from somebody's notes
   std: float | None = None
   note: str = ""
-
-  def __post_init__(self):
-    if self.source not in ("primary", "secondary"):
-      raise ValueError(f"a source is primary or secondary, not {self.source!r}")
-    if self.value is None and not self.note:
-      raise ValueError("a cell without a value needs a note that says why")
 
 
 def available() -> list[str]:

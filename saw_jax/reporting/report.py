@@ -57,6 +57,10 @@ class Found:
       if row in found
     }
 
+  @property
+  def values(self) -> list[float]:
+    return sorted({value for of in self.rows.values() for value in of})
+
   @functools.cached_property
   def main(self) -> dict[str, str]:
     """Row -> its run in the main table, unless that has several of a row."""

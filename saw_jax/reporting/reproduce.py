@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -77,7 +77,9 @@ def main() -> int:
           raise ValueError(f"--{name} is of one table: give --table=NAME")
       jobs = plan(given.scale, given.seeds, given.runs, "results")
   if given.all:
-    return run_all(jobs, _command_for)
+    same = [f"--{n}={given[n].value}" for n in ("scale", "seeds", "runs")]
+    script = str(pathlib.Path(sys.argv[0]).resolve())
+    return run_all(jobs, [sys.executable, script, *same])
   try:
     return _make_table()
   except KeyboardInterrupt:
@@ -217,8 +219,8 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
   return jobs
 
 
-def run_all(jobs: Sequence[Job], command: Callable[[str], list[str]]) -> int:
-  """Runs what is missing, each table by its command.
+def run_all(jobs: Sequence[Job], command: Sequence[str]) -> int:
+  """Runs what is missing, each table by the command with its `--table`.
 
   Returns 0, 1 if a table failed, or an interrupt's status.
   """
@@ -251,7 +253,8 @@ def run_all(jobs: Sequence[Job], command: Callable[[str], list[str]]) -> int:
       start = time.monotonic()
       # In a group of its own, or a terminal's Ctrl-C would come twice: from
       # there and from here. The second would stop it at once, without saving.
-      processes.append(subprocess.Popen(command(job.table), process_group=0))
+      words = [*command, f"--table={job.table}"]
+      processes.append(subprocess.Popen(words, process_group=0))
       status = processes[-1].wait()
       seconds = time.monotonic() - start
       if status == command_line.INTERRUPTED or signals:
@@ -293,12 +296,3 @@ def duration(seconds: float) -> str:
   if seconds < 90 * 60:
     return f"{seconds / 60:.0f} min"
   return f"{seconds / 3600:.1f} h"
-
-
-def _command_for(table: str) -> list[str]:
-  given = flags.FLAGS
-  script = str(pathlib.Path(sys.argv[0]).resolve())
-  same = [
-    f"--{name}={given[name].value}" for name in ("scale", "seeds", "runs")
-  ]
-  return [sys.executable, script, f"--table={table}", *same]

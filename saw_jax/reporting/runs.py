@@ -6,8 +6,8 @@ row's seeds may lie in several of them: who asks for three seeds more gets those
 three run. What is kept under `results/` has one more column in front, the row.
 """
 
+import collections
 import csv
-import itertools
 import json
 import os
 import pathlib
@@ -192,12 +192,10 @@ def write_curves(
   """Writes `curves.csv`, one line per row of the table, seed and step."""
   lines = []
   for row, (steps, seeds, values) in rows.items():
-    for (n, seed), (t, step) in itertools.product(
-      enumerate(seeds), enumerate(steps)
-    ):
+    for n, t in np.ndindex(len(seeds), len(steps)):
       cells = [_cell(values, name, (n, t)) for name in names]
       if any(cells):
-        lines.append([row, seed, step, *cells])
+        lines.append([row, seeds[n], steps[t], *cells])
   _write(path, ["row", "seed", "step", *names], lines)
 
 
@@ -237,10 +235,11 @@ def _chosen(lines: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:
   return [line for line in lines if not seeds or int(line["seed"]) in seeds]
 
 
-def _curves(lines: Sequence[Mapping[str, str]]) -> Curves:
+def _curves(lines: Sequence[Mapping[str, Any]]) -> Curves:
   places = [(int(line["seed"]), int(line["step"])) for line in lines]
-  if len(set(places)) < len(places):
-    raise ValueError("a step of a seed is there twice")
+  for (seed, step), count in collections.Counter(places).items():
+    if count > 1:
+      raise ValueError(f"step {step} of seed {seed} is there twice")
   seeds = sorted({seed for seed, _ in places})
   steps = sorted({step for _, step in places})
   names = dict.fromkeys(name for line in lines for name in line)
@@ -252,28 +251,21 @@ def _curves(lines: Sequence[Mapping[str, str]]) -> Curves:
   for (seed, step), line in zip(places, lines, strict=True):
     at = seeds.index(seed), steps.index(step)
     for name, array in values.items():
-      array[at] = _number(line.get(name))
+      if line.get(name) not in ("", None):
+        array[at] = float(line[name])
   return Curves(np.array(steps, np.int64), tuple(seeds), values)
 
 
 def _finals(records: Sequence[Mapping[str, Any]]) -> Finals:
   if not records:
     raise ValueError("no finished seeds")
-  records = sorted(records, key=lambda record: int(record["seed"]))
-  seeds = tuple(int(record["seed"]) for record in records)
-  steps = {int(record["step"]) for record in records}
-  if len(set(seeds)) < len(seeds):
-    raise ValueError(f"a seed is there twice: {seeds}")
-  if len(steps) > 1:
-    raise ValueError(f"runs of different lengths: {sorted(steps)} steps")
   if any(set(record) != set(records[0]) for record in records):
     raise ValueError("the seeds do not have the same scores")
-  names = [name for name in records[0] if name not in ("seed", "step")]
-  values = {
-    name: np.array([_number(record[name]) for record in records])
-    for name in names
-  }
-  return Finals(steps.pop(), seeds, values)
+  steps, seeds, values = _curves(records)
+  if len(steps) > 1:
+    raise ValueError(f"runs of different lengths: {steps.tolist()} steps")
+  scores = {name: array[:, 0] for name, array in values.items()}
+  return Finals(int(steps[0]), seeds, scores)
 
 
 def _cell(values: Mapping[str, np.ndarray], name: str, index) -> str:
@@ -281,7 +273,3 @@ def _cell(values: Mapping[str, np.ndarray], name: str, index) -> str:
   if name not in values or np.isnan(values[name][index]):
     return ""
   return repr(float(values[name][index]))
-
-
-def _number(value: object) -> float:
-  return float("nan") if value in ("", None) else float(value)

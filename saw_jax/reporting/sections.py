@@ -6,7 +6,6 @@ most of them by one of the four lists at the end.
 """
 
 import functools
-import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from saw_jax.reporting import plots, runs, statistics, tables
 from saw_jax.reporting.report import Found
 from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.statistics import PairedDifference, Summary
+from saw_jax.reporting.table import Table
 
 Section = Callable[[Found], list[str]]
 
@@ -24,32 +24,22 @@ _COMPILING = 5  # steps at the start whose times are not counted
 _COLLAPSED = 0.5  # share of the best mean reward, below which a seed has
 _SECONDS = ("generate", "score", "choose", "lay out", "estimate", "update")
 _SECONDS += ("probes", "step")
-_LIKELIHOODS = {
-  "S of positives": "nll/positive",
-  "S of negatives": "nll/negative",
-}
+_LIKELIHOODS = {"S of positives": "nll/positive"}
+_LIKELIHOODS |= {"S of negatives": "nll/negative"}
 _KIND = "sampled/right_"  # how the success at a kind of task is called
-
-
-# --- what sections share -----------------------------------------------------
 
 
 def _lay_out(
   heading: str,
-  rows: Iterable[Mapping[str, str]],  # cells by column; the first says whose
-  columns: Iterable[str] = (),  # in this order; all of the rows, if not given
+  rows: Sequence[Mapping[str, str]],  # cells by column, the first being the row
+  columns: Iterable[str] = (),  # beside it; those of the first row by default
   intro: str = "",
   outro: str = "",
   words: int = 1,  # columns at the left that hold words
 ) -> list[str]:
-  head = (
-    ["row", *columns]
-    if columns
-    else list(dict.fromkeys(itertools.chain(*rows)))
-  )
+  head = ["row", *columns] if columns else list(rows[0])
   grid = [[cells.get(column, "-") for column in head] for cells in rows]
-  lines = ["", f"### {heading}", ""]
-  lines += [intro, ""] if intro else []
+  lines = ["", f"### {heading}", "", *([intro, ""] if intro else [])]
   lines += tables.grid(head, grid, words=words)
   return [*lines, "", outro] if outro else lines
 
@@ -69,12 +59,13 @@ def _by_value(
 def _averages(
   curves: Curves, shown: Mapping[str, str], steps=slice(None), form=".3f"
 ) -> dict[str, str]:
-  """Means over seeds and steps by title; `-` where nothing was logged."""
-  found = dict.fromkeys(shown, "-")
+  """Means over seeds and steps, by title, of the metrics that were logged."""
+  found = {}
   for title, metric in shown.items():
-    values = curves.values.get(metric, np.array([[np.nan]]))[:, steps]
-    if not np.isnan(values).all():
-      found[title] = f"{np.nanmean(values):{form}}"
+    if metric in curves.values:
+      values = curves.values[metric][:, steps]
+      empty = np.isnan(values).all()
+      found[title] = "-" if empty else f"{np.nanmean(values):{form}}"
   return found
 
 
@@ -82,9 +73,9 @@ def _mean(values: Sequence[float]) -> str:
   return tables.mean_and_width(statistics.summarise(values))
 
 
-def _ends(found: Found) -> tuple[slice, slice]:
-  """The first and the last steps."""
-  return slice(None, found.table.window), slice(-found.table.window, None)
+def _ends(found: Found) -> dict[str, slice]:
+  window = found.table.window
+  return {"first": slice(None, window), "last": slice(-window, None)}
 
 
 def _stand_in(found: Found) -> str:
@@ -181,7 +172,7 @@ def compare(found: Found) -> dict[str, dict[str, PairedDifference]]:
       ]
     for metric, threshold in table.thresholds.items():
       values[f"steps to {metric} ≥ {threshold:g}"] = [
-        c.by_seed(np.minimum(_steps_to(found, c, metric), _limit(c)))
+        c.by_seed(np.minimum(_steps_to(table, c, metric), c.steps[-1] + 1))
         for c in curves
       ]
     differences[label] = {
@@ -204,19 +195,11 @@ def _pairs(found: Found) -> Iterator[tuple[str, str, str]]:
       yield label, found.main[treated], found.main[control]
 
 
-def _steps_to(found: Found, curves: Curves, metric: str) -> list[float]:
+def _steps_to(table: Table, curves: Curves, metric: str) -> list[float]:
   """Steps to a metric's threshold, of each seed; a step counts from 1."""
-  table = found.table
-  return [
-    statistics.steps_to_threshold(
-      values, table.thresholds[metric], table.window, curves.steps + 1
-    )
-    for values in curves.values[metric]
-  ]
-
-
-def _limit(curves: Curves) -> int:
-  return int(curves.steps[-1]) + 1
+  at = table.thresholds[metric], table.window, curves.steps + 1
+  steps = statistics.steps_to_threshold
+  return [steps(values, *at) for values in curves.values[metric]]
 
 
 def _draw_differences(found: Found, column: str, file: str) -> None:
@@ -286,7 +269,7 @@ def _steps_to_thresholds(found: Found) -> list[str]:
   for run, curves in found.curves.items():
     cells = {
       f"{metric} ≥ {threshold:g}": statistics.median_steps(
-        _steps_to(found, curves, metric), limit=_limit(curves)
+        _steps_to(table, curves, metric), limit=curves.steps[-1] + 1
       )
       for metric, threshold in table.thresholds.items()
     }
@@ -338,11 +321,10 @@ def _first_and_last(found: Found) -> list[str]:
   shown = {heading: metric for metric, heading in found.table.curves.items()}
   rows = []
   for run, curves in found.curves.items():
-    first, last = (_averages(curves, shown, end) for end in _ends(found))
+    ends = (_averages(curves, shown, end) for end in _ends(found).values())
+    both = zip(*(end.items() for end in ends), strict=True)
     cells = {
-      heading: f"{first[heading]} → {last[heading]}"
-      for heading, metric in shown.items()
-      if metric in curves.values
+      heading: f"{first} → {last}" for (heading, first), (_, last) in both
     }
     rows.append({"row": run, **cells})
   window = found.table.window
@@ -352,21 +334,19 @@ def _first_and_last(found: Found) -> list[str]:
 
 def _seconds(found: Found) -> list[str]:
   """Seconds of the parts of a step."""
-  rows, logged = [], set()
+  rows = []
   for run, curves in found.curves.items():
     cells = {"row": run}
     for part in _SECONDS:
-      # Timings are of the program, not of a seed; the first steps compile.
-      values = curves.values.get(f"seconds/{part}")
-      if values is not None:
-        logged.add(part)
-      if values is not None and values.shape[1] > _COMPILING:
-        cells[part] = f"{np.median(values[0, _COMPILING:]):.3f}"
+      if f"seconds/{part}" in curves.values:
+        # Timings are of the program, not of a seed; the first steps compile.
+        values = curves.values[f"seconds/{part}"][0, _COMPILING:]
+        cells[part] = f"{np.median(values):.3f}" if values.size else "-"
     rows.append(cells)
   return _lay_out(
     "Seconds of a step, median",
     rows,
-    [part for part in _SECONDS if part in logged],
+    [part for part in _SECONDS if any(part in cells for cells in rows)],
     outro="A step trains all seeds at once. Rows ran one after another on a "
     "shared machine: for ratios see `benchmarks/world_model_cost.py`.",
   )
@@ -430,21 +410,18 @@ def _training(found: Found) -> list[str]:
     "majority": "audit/majority",
     "entropy": "entropy",
   }
-  rows = []
+  rows, ends = [], _ends(found)
   for row, run in found.main.items():
-    first, last = (
-      _averages(found.curves[run], shown, end) for end in _ends(found)
-    )
-    cells = {
-      f"{title}, {end}": texts[title]
-      for title in shown
-      for end, texts in (("first", first), ("last", last))
-    }
-    del cells["entropy, first"]
-    rows.append({"row": row, **cells})
+    cells = {"row": row}
+    for end, steps in ends.items():
+      averages = _averages(found.curves[run], shown, steps)
+      cells |= {f"{title}, {end}": text for title, text in averages.items()}
+    rows.append(cells)
+  columns = [f"{title}, {end}" for title in shown for end in ends]
+  columns.remove("entropy, first")
   window = found.table.window
   heading = f"Training, mean over seeds; first and last {window} steps"
-  return _lay_out(heading, rows)
+  return _lay_out(heading, rows, columns)
 
 
 def _bought(found: Found) -> list[str]:
@@ -470,8 +447,9 @@ def _bought(found: Found) -> list[str]:
       cells |= _averages(curves, shown)
       cells["choosing, % of a step"] = f"{100 * (choose + probes) / step:.1f}"
       rows.append({"row": row, "budget": f"{100 * budget:g} %", **cells})
+  columns = ["budget", *counts, *shown, "choosing, % of a step"]
   heading = "Labels, mean over the run and seeds"
-  return _lay_out(heading, rows) if rows else [""]
+  return _lay_out(heading, rows, columns) if rows else [""]
 
 
 def draw_choices(*buyers: str) -> Section:
@@ -492,35 +470,33 @@ def draw_choices(*buyers: str) -> Section:
 
 def _rewards(found: Found) -> list[str]:
   """How many seeds fell in training, and where they ended."""
-  table, last = found.table, _ends(found)[1]
-
-  def rewards(run: str) -> np.ndarray:
-    return found.curves[run].values["reward/total"]
+  table, form = found.table, f"{found.table.swept} {{:g}}"
 
   def collapsed(run: str) -> str:
     seeds = [
       statistics.has_collapsed(values, table.window, _COLLAPSED)
-      for values in rewards(run)
+      for values in found.curves[run].values["reward/total"]
     ]
     return f"{sum(seeds)}/{len(seeds)}"
+
+  def last(run: str) -> str:
+    rewards = found.curves[run].values["reward/total"]
+    return _mean(rewards[:, _ends(found)["last"]].mean(-1))
 
   intro = (
     f"A seed has collapsed if the mean reward of its last {table.window} steps "
     f"is below {100 * _COLLAPSED:g} % of the best such mean that it had."
   )
-  form, heading = f"{table.swept} {{:g}}", "Seeds that collapsed"
-  ends = found.by_value(lambda run: _mean(rewards(run)[:, last].mean(-1)))
-  return [
-    *("", table.note),
-    *_by_value(heading, form, found.by_value(collapsed), intro),
-    *_by_value(f"Training reward, last {table.window} steps", form, ends),
-  ]
+  fallen, ends = found.by_value(collapsed), found.by_value(last)
+  lines = ["", table.note]
+  lines += _by_value("Seeds that collapsed", form, fallen, intro)
+  heading = f"Training reward, last {table.window} steps"
+  return lines + _by_value(heading, form, ends)
 
 
 def _at_the_end(found: Found) -> list[str]:
   """The diagnostics at the end of the runs at the greatest value."""
-  table, last = found.table, _ends(found)[1]
-  value = max(value for of in found.rows.values() for value in of)
+  table, value, last = found.table, found.values[-1], _ends(found)["last"]
   shown = _LIKELIHOODS | {
     "entropy": "entropy",
     "length": "length",
@@ -534,34 +510,28 @@ def _at_the_end(found: Found) -> list[str]:
     if value in of
   ]
   at = f"{table.swept} {value:g}, mean over seeds"
-  return _lay_out(f"The last {table.window} steps at {at}", rows)
+  return _lay_out(f"The last {table.window} steps at {at}", rows, shown)
 
 
 def _draw_sweep(found: Found) -> list[str]:
   """Draws scores by value, and the curves of the rows in the first panel."""
   table = found.table
   ((heading, metric),) = found.columns.items()
-  all_scores = found.by_value(lambda run: found.scores(run, metric))
+  of_all = found.by_value(lambda run: found.scores(run, metric))
+  looks = {"swept": f"{table.swept}, optimizer steps", "quantity": heading}
   for kind, rows in table.panels.items():
-    scores = {row: all_scores[row] for row in rows if row in all_scores}
+    scores = {row: of_all[row] for row in rows if row in of_all}
     if scores:
-      plots.sweep(
-        scores,
-        swept=f"{table.swept}, optimizer steps",
-        quantity=heading,
-        **found.picture(f"final_by_{table.swept}_{kind}.png"),
-      )
+      picture = found.picture(f"final_by_{table.swept}_{kind}.png")
+      plots.sweep(scores, **looks, **picture)
+  panels: dict[str, dict[str, str]] = {}
   first = next(iter(table.panels.values()))
   rows = {row: found.rows[row] for row in first if row in found.rows}
-  by_value = {
-    f"{table.swept} {value:g}": {
-      row: of[value] for row, of in rows.items() if value in of
-    }
-    for value in sorted({v for of in found.rows.values() for v in of})
-  }
-  _draw(found, "curves.png", {"training reward": "reward/total"}, by_value)
-  at, last = list(by_value.items())[-1]
-  by_row = {f"{row}, {at}": {row: run} for row, run in last.items()}
+  for value in found.values:
+    at = f"{table.swept} {value:g}"
+    panels[at] = {row: of[value] for row, of in rows.items() if value in of}
+  _draw(found, "curves.png", {"training reward": "reward/total"}, panels)
+  by_row = {f"{row}, {at}": {row: run} for row, run in panels[at].items()}
   looks = {"quantity": "mean token NLL", "log": True}
   _draw(found, "likelihoods.png", _LIKELIHOODS, by_row, **looks)
   return []

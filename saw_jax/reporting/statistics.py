@@ -13,13 +13,7 @@ import numpy.typing as npt
 from saw_jax import names
 
 CONFIDENCE = 0.95
-
-
-class Interval(NamedTuple):
-  """Two ends; both are NaN where one value leaves the spread unknown."""
-
-  low: float
-  high: float
+Interval = tuple[float, float]  # NaN where one value leaves the spread unknown
 
 
 class Summary(NamedTuple):
@@ -56,13 +50,13 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   """Student's interval of the mean, x̄ ± t₍ₙ₋₁₎ · s / √n."""
   sample = _sample(values)
   if sample.size == 1:
-    return Interval(np.nan, np.nan)
+    return np.nan, np.nan
   with names.needs_extra("report", "intervals need SciPy"):
     from scipy import stats
   quantile = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1)
   half = float(quantile * np.std(sample, ddof=1) / np.sqrt(sample.size))
   mean = float(np.mean(sample))
-  return Interval(mean - half, mean + half)
+  return mean - half, mean + half
 
 
 def bootstrap_interval(values: npt.ArrayLike) -> Interval:
@@ -72,16 +66,16 @@ def bootstrap_interval(values: npt.ArrayLike) -> Interval:
   narrow; read it beside the t interval, not in its place.
 
   >>> bootstrap_interval([1.0, 1.0, 1.0])
-  Interval(low=1.0, high=1.0)
+  (1.0, 1.0)
   """
   sample = _sample(values)
   if sample.size == 1:
-    return Interval(np.nan, np.nan)
+    return np.nan, np.nan
   rng = np.random.default_rng(0)
   draws = rng.integers(sample.size, size=(10_000, sample.size))
   tail = (1 - CONFIDENCE) / 2
   low, high = np.quantile(sample[draws].mean(axis=1), [tail, 1 - tail])
-  return Interval(float(low), float(high))
+  return float(low), float(high)
 
 
 def paired_difference(

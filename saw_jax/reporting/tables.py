@@ -141,9 +141,8 @@ def _published(cell: PublishedCell, notes: dict[str, int]) -> str:
 
 
 def _interval(interval: statistics.Interval) -> str:
-  if math.isnan(interval.low):
-    return MISSING
-  return f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+  low, high = interval
+  return MISSING if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
 
 
 def _number(value: float | None) -> str:

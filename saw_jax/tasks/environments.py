@@ -157,11 +157,7 @@ class AgentTask:
     raise NotImplementedError
 
   def category(self, split: str, seed: int) -> str:
-    """Returns what an evaluation counts an episode under; empty: nothing.
-
-    It has the letters that a name may have.
-    """
-    del split, seed
+    """Returns what an evaluation counts an episode under, a name or nothing."""
     return ""
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:

@@ -22,8 +22,7 @@ HOUR = 3600.0
 @pytest.fixture
 def run(capsys):
   def run(jobs, program):
-    command = lambda table: [sys.executable, "-c", program, table]  # noqa: E731
-    status = reproduce.run_all(jobs, command)
+    status = reproduce.run_all(jobs, [sys.executable, "-c", program])
     return status, capsys.readouterr().out.splitlines()
 
   return run
@@ -103,11 +102,12 @@ class TestRunAll:
     ]
     program = f"""
 import os, signal, sys
+table = sys.argv[1].removeprefix("--table=")
 with open({str(tmp_path / "log")!r}, "a") as file:
-  print(sys.argv[1], file=file)
-if sys.argv[1] == "killed":
+  print(table, file=file)
+if table == "killed":
   os.kill(os.getpid(), signal.SIGKILL)
-sys.exit(3 if sys.argv[1] == "bad" else 0)
+sys.exit(3 if table == "bad" else 0)
 """
     status, said = run(jobs, program)
     assert status == 1
@@ -161,7 +161,7 @@ sys.exit(130)
 import sys
 from saw_jax.reporting.reproduce import Job, run_all
 jobs = [Job("a", 1, 1), Job("b", 1, 1)]
-sys.exit(run_all(jobs, lambda name: [sys.executable, "-c", {table!r}]))
+sys.exit(run_all(jobs, [sys.executable, "-c", {table!r}]))
 """
     process = subprocess.Popen(
       [sys.executable, "-c", program],

@@ -12,18 +12,8 @@ OWN = {
 
 
 def printed(**changes):
-  fields = {
-    "paper": "SAW",
-    "arxiv": "2606.07705",
-    "table": "Table 1",
-    "model": "Qwen",
-    "method": "GDPO",
-    "benchmark": "BFCL",
-    "metric": "Acc",
-    "value": 33.82,
-    "source": "primary",
-  }
-  return papers.PublishedCell(**{**fields, **changes})
+  where = ("SAW", "2606.07705", "Table 1", "Qwen", "GDPO", "BFCL", "Acc")
+  return papers.PublishedCell(*where, 33.82, "primary")._replace(**changes)
 
 
 def lines_of(start, **cells):
@@ -105,8 +95,7 @@ def test_a_line_of_csv_is_filled_on_its_own_side():
 
 
 def test_differences_have_a_sign_and_intervals_if_there_are_several():
-  t, bootstrap = statistics.Interval(-0.125, 0.625), statistics.Interval(0, 0.5)
-  two = statistics.PairedDifference(0.25, 5, t, bootstrap)
+  two = statistics.PairedDifference(0.25, 5, (-0.125, 0.625), (0, 0.5))
   one = statistics.paired_difference({0: 1.0}, {0: 0.5})
   assert tables.differences({"saw - gdpo": {"total": two, "x": one}}) == [
     "| comparison | metric | mean difference | 95 %, t | 95 %, bootstrap | "

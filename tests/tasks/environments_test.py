@@ -1,51 +1,46 @@
-"""Tests of saw_jax/tasks/environments.py."""
+"""Tests of saw_jax/tasks/environments.py; tasks are in text_tasks_test.py."""
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax.tasks import environments
+from saw_jax.tasks.environments import AgentTask, number_anchors
 
 
-class TestReadReply:
-  def test_the_action_is_lower_case_and_stripped(self):
-    reply = environments.read_reply(
-      "<think>a</think> <action>\n Go to Bed 1 </action><action>b</action>"
-    )
-    assert reply == ("go to bed 1", True)
-
-  @pytest.mark.parametrize(
-    ("completion", "action"),
-    [
-      ("", ""),
-      ("go to bed 1", ""),
-      ("<think>a</think>", ""),
-      ("<think>a</think><action>look", ""),
-      ("<action>look</action>", "look"),
-      ("<think>a<action>look</action>", "look"),
-      ("<think>看</think><action>look</action>", "look"),
-    ],
-  )
-  def test_what_is_invalid(self, completion, action):
-    assert environments.read_reply(completion) == (action, False)
-
-  @hypothesis.given(st.text())
-  def test_it_never_raises(self, completion):
-    environments.read_reply(completion)
+@pytest.mark.parametrize(
+  ("completion", "reply"),
+  [
+    (
+      "<think>a</think> <action>\n Go to Bed 1 </action><action>b</action>",
+      ("go to bed 1", True),
+    ),
+    ("", ("", False)),
+    ("go to bed 1", ("", False)),
+    ("<think>a</think><action>look", ("", False)),
+    ("<action>look</action>", ("look", False)),
+    ("<think>a<action>look</action>", ("look", False)),
+    ("<think>看</think><action>look</action>", ("look", False)),
+  ],
+)
+def test_the_first_action_is_read_and_the_form_checked(completion, reply):
+  assert AgentTask().read_reply(completion) == reply
 
 
-class TestNumberAnchors:
-  def test_equal_texts_share_a_number(self):
-    found = environments.number_anchors(["b", "a", "b", "c", "a"])
-    assert found == [0, 1, 0, 2, 1]
+@hypothesis.given(st.text())
+def test_any_text_is_a_reply(completion):
+  AgentTask().read_reply(completion)
 
-  def test_similar_texts_join_the_first_that_is_like_them(self):
-    texts = ["aaaaaaaaaa", "aaaaaaaaab", "aaaaaaaabb", "zzzzzzzzzz"]
+
+@pytest.mark.parametrize(
+  ("texts", "similarity", "numbers"),
+  [
+    ([], 1.0, []),
+    ("babca", 1.0, [0, 1, 0, 2, 1]),
     # The third is like the second, and not like the first, which it is
     # compared with.
-    found = environments.number_anchors(texts, similarity=0.9)
-    assert found == [0, 0, 1, 2]
-    assert environments.number_anchors(texts) == [0, 1, 2, 3]
-
-  def test_of_nothing(self):
-    assert environments.number_anchors([]) == []
+    (["a" * 10, "a" * 9 + "b", "a" * 8 + "bb", "z" * 10], 0.9, [0, 0, 1, 2]),
+    (["a" * 10, "a" * 9 + "b", "a" * 8 + "bb", "z" * 10], 1.0, [0, 1, 2, 3]),
+  ],
+)
+def test_texts_that_are_alike_share_a_number(texts, similarity, numbers):
+  assert number_anchors(texts, similarity=similarity) == numbers

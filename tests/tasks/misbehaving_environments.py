@@ -12,9 +12,7 @@ class Counter:
 
   max_return = 1.0
   task = "count"
-
-  def __init__(self):
-    self.admissible_actions = ["count", "stop"]
+  admissible_actions = ("count", "stop")
 
   def reset(self, seed):
     self.seed, self.count = seed, 0
@@ -32,14 +30,10 @@ class Counter:
       raise environments.EngineLost("its engine is gone")
     if action == "die":
       os._exit(3)
-    if action == "nan":
-      return Step("fine", float("nan"), False)
-    if action == "no text":
-      return Step(None, 0.0, False)
-    if action == "empty":
-      return Step("", 0.0, False)
-    if action == "enormous":
-      return Step("x" * 10_000_000, 0.0, False)
+    odd = {"nan": ("fine", float("nan")), "no text": (None, 0.0)}
+    odd |= {"empty": ("", 0.0), "enormous": ("x" * 10_000_000, 0.0)}
+    if action in odd:
+      return Step(*odd[action], False)
     done = action == "stop" or self.count == 4
     return Step(f"{self.seed} at {self.count}", float(action == "stop"), done)
 
@@ -47,12 +41,8 @@ class Counter:
 class CounterTask(environments.AgentTask):
   """Letters as actions: what a completion says, up to the first space."""
 
-  name = "counter"
-  max_steps = 4
-  max_return = 1.0
-
-  def num_episodes(self, split):
-    return {"train": 12, "test": 5}[split]
+  name, max_steps, max_return = "counter", 4, 1.0
+  episodes = {"train": 12, "test": 5}
 
   def make(self, split):
     return Counter()

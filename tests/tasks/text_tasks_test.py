@@ -106,8 +106,8 @@ class TestEpisodes:
     with pytest.raises(RuntimeError, match="reset"):
       env.step("")
     env.reset(0)
-    dones = [env.step("").done for _ in range(task.max_steps)]
-    assert dones == [False] * (task.max_steps - 1) + [True]
+    ends = [env.step("")[1:] for _ in range(task.max_steps)]
+    assert ends == [(0.0, False)] * (task.max_steps - 1) + [(0.0, True)]
     with pytest.raises(RuntimeError, match="reset"):
       env.step("")
     env.reset(1)

@@ -122,7 +122,6 @@ class AlfworldTask(HouseholdTask):
     return self._drawn.category(split, seed)
 
   def expert(self, env: Alfworld, draws: Draws) -> Iterator[str]:
-    del draws
     return iter(env.game["walkthrough"])
 
   def _play(

@@ -51,17 +51,14 @@ ABLE = {
 }
 
 _FOOD = "countertop diningtable fridge garbagecan microwave sinkbasin"
-_RAW = "countertop diningtable fridge garbagecan sinkbasin"
 _DISH = "cabinet countertop diningtable fridge microwave shelf sinkbasin"
 _CUTLERY = "countertop diningtable drawer sinkbasin"
 _COOKWARE = "cabinet countertop diningtable fridge sinkbasin stoveburner"
-_SPICE = "cabinet countertop diningtable drawer shelf"
 _SMALL = (
   "armchair bed coffeetable desk diningtable drawer dresser garbagecan safe"
   " shelf sidetable sofa tvstand"
 )
 _PAPER = "armchair bed coffeetable desk diningtable drawer dresser sidetable"
-_SOFT = "armchair bed sofa"
 _DECOR = (
   "cabinet coffeetable countertop desk diningtable dresser safe shelf"
   " sidetable toilet tvstand"
@@ -72,24 +69,23 @@ FITS: Mapping[str, frozenset[str]] = {
   thing: frozenset(places.split())
   for things, places in (
     ("apple bread egg potato tomato", _FOOD),
-    ("lettuce", _RAW),
+    ("lettuce", "countertop diningtable fridge garbagecan sinkbasin"),
     ("bowl cup plate", _DISH),
     ("mug", f"{_DISH} coffeemachine desk drawer dresser sidetable"),
     ("butterknife fork knife ladle spatula spoon", _CUTLERY),
     ("pan pot", _COOKWARE),
-    ("peppershaker saltshaker", _SPICE),
+    ("peppershaker saltshaker", "cabinet countertop diningtable drawer shelf"),
     ("winebottle", "cabinet countertop diningtable fridge garbagecan"),
     ("dishsponge", "bathtubbasin cabinet cart countertop drawer sinkbasin"),
     ("cellphone creditcard keychain remotecontrol watch", _SMALL),
     ("cd pen pencil", "desk drawer dresser garbagecan safe shelf sidetable"),
     ("book laptop newspaper", f"{_PAPER} sofa tvstand"),
-    ("pillow", _SOFT),
+    ("pillow", "armchair bed sofa"),
     ("alarmclock", "bed desk dresser shelf sidetable"),
     ("statue vase", _DECOR),
     ("candle", f"{_DECOR} bathtubbasin cart drawer"),
     ("tissuebox", f"{_DECOR} bed cart drawer sofa"),
-    ("cloth", f"{_BATH} drawer"),
-    ("soapbar", f"{_BATH} drawer"),
+    ("cloth soapbar", f"{_BATH} drawer"),
     ("soapbottle spraybottle", f"{_BATH} drawer shelf"),
     ("toiletpaper", f"{_BATH} drawer toiletpaperhanger"),
     ("handtowel", "cabinet cart countertop handtowelholder sinkbasin"),
@@ -102,7 +98,7 @@ class Room(NamedTuple):
   """A kind of room: what may stand in it, how often, and what may lie there."""
 
   receptacles: Mapping[str, int]
-  objects: tuple[str, ...]
+  objects: Sequence[str]
   tasks: tuple[str, ...]
 
 
@@ -112,39 +108,31 @@ ROOMS: Mapping[str, Room] = {
     dict(cabinet=6, drawer=5, countertop=3, stoveburner=4, diningtable=1)
     | dict(fridge=1, microwave=1, sinkbasin=1, garbagecan=1, coffeemachine=1)
     | dict(shelf=3),
-    tuple(
-      "apple bread egg potato tomato lettuce bowl cup plate mug butterknife"
-      " fork knife ladle spatula spoon pan pot peppershaker saltshaker"
-      " winebottle dishsponge".split()
-    ),
+    "apple bread egg potato tomato lettuce bowl cup plate mug butterknife"
+    " fork knife ladle spatula spoon pan pot peppershaker saltshaker"
+    " winebottle dishsponge".split(),
     ("pick", "clean", "heat", "cool", "two"),
   ),
   "bathroom": Room(
     dict(cabinet=4, drawer=4, countertop=2, sinkbasin=2, bathtubbasin=1)
     | dict(toilet=1, garbagecan=1, cart=1, toiletpaperhanger=1)
     | dict(handtowelholder=2, shelf=2),
-    tuple(
-      "cloth soapbar soapbottle spraybottle toiletpaper handtowel candle"
-      " tissuebox dishsponge".split()
-    ),
+    "cloth soapbar soapbottle spraybottle toiletpaper handtowel candle"
+    " tissuebox dishsponge".split(),
     ("pick", "clean", "two"),
   ),
   "bedroom": Room(
     dict(bed=1, desk=2, dresser=1, sidetable=2, drawer=8, shelf=5)
     | dict(garbagecan=1, safe=1, armchair=1),
-    tuple(
-      "alarmclock book cd cellphone creditcard keychain laptop mug pen pencil"
-      " pillow statue vase watch".split()
-    ),
+    "alarmclock book cd cellphone creditcard keychain laptop mug pen pencil"
+    " pillow statue vase watch".split(),
     _HOME,
   ),
   "livingroom": Room(
     dict(sofa=1, armchair=2, coffeetable=1, diningtable=1, sidetable=2)
     | dict(tvstand=1, shelf=4, drawer=5, cabinet=4, garbagecan=1, safe=1),
-    tuple(
-      "book cellphone creditcard keychain laptop newspaper pillow"
-      " remotecontrol statue tissuebox vase watch candle".split()
-    ),
+    "book cellphone creditcard keychain laptop newspaper pillow"
+    " remotecontrol statue tissuebox vase watch candle".split(),
     _HOME,
   ),
 }

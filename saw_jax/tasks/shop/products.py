@@ -83,19 +83,15 @@ def draw_products(count: int, *, seed: int = 0) -> tuple[Product, ...]:
   chosen = draws.sample(_NAMES, count)
   codes = draws.sample(range(10_000), count)
   products = []
-  for (kind, attributes), code in zip(chosen, codes, strict=True):
+  for (kind, attributes), number in zip(chosen, codes, strict=True):
     category, options, _ = KINDS[kind]
     price = 10.0 + 10.0 * draws.chance(0.5) + draws.choice(range(70))
+    options = [(o, tuple(draws.sample(vs, 3))) for o, vs in options.items()]
     name = f"{' '.join(attributes)} {kind}"
+    code, categories = f"B00000{number:04d}", (category, f"{kind}s", kind)
+    about = (f"a {name}", attributes, attributes, tuple(options))
     products.append(
-      Product(
-        *(f"B00000{code:04d}", name, kind, (category, f"{kind}s", kind)),
-        *(price, f"${price:.1f}", f"a {name}", attributes, attributes),
-        options=tuple(
-          (option, tuple(draws.sample(values, 3)))
-          for option, values in options.items()
-        ),
-      )
+      Product(code, name, kind, categories, price, f"${price:.1f}", *about)
     )
   return tuple(products)
 
@@ -114,24 +110,18 @@ def draw_instruction(
   named = zip(product.options, options, strict=True)
   chosen = "".join(f", {name}: {value}" for (name, _), value in named)
   text = f"i need a {product.name}{chosen}"
-  return _instruction(text, product, product.attributes, options, draws)
+  text, limit = _priced(text, product.price, draws)
+  return Instruction(text, product.code, product.attributes, options, limit)
 
 
-def _instruction(
-  text: str,
-  product: Product,
-  attributes: tuple[str, ...],
-  options: tuple[str, ...],
-  draws: Draws,
-) -> Instruction:
-  """Adds the price: the higher of two of the next four multiples of 10."""
+def _priced(text: str, price: float, draws: Draws) -> tuple[str, float]:
+  """Allows the higher of two of the next four multiples of 10 dollars."""
   limits = [10.0 * i for i in range(1, 100)]  # 10, 20, ... 990 dollars
-  above = [limit for limit in limits if limit > product.price][:4]
-  limit = NO_LIMIT
-  if len(above) >= 2:
-    limit = max(draws.sample(above, 2))
-    text += f", and price lower than {limit:.2f} dollars"
-  return Instruction(text, product.code, attributes, options, limit)
+  above = [limit for limit in limits if limit > price][:4]
+  if len(above) < 2:
+    return text, NO_LIMIT
+  limit = max(draws.sample(above, 2))
+  return f"{text}, and price lower than {limit:.2f} dollars", limit
 
 
 def read_products(
@@ -142,20 +132,12 @@ def read_products(
   num_products: int = 0,
   num_test: int = 500,
 ) -> tuple[tuple[Product, ...], dict[str, list[Instruction]]]:
-  """Reads WebShop's files.
+  """Reads WebShop's files, which `ShopConfig` tells about.
 
   A price that is a range counts as its middle, and the price that an
   instruction allows is drawn from a seed made of its product; WebShop draws
-  both anew in each process.
-
-  Args:
-    products: `items_shuffle.json`, or the first 1000 of it.
-    attributes: `items_ins_v2.json`: the attributes of each product.
-    instructions: `items_human_ins.json`: what people asked for, by product.
-    order: `human_goals.json`: texts of all instructions, of which the first
-      `num_test` are the test split; empty: WebShop's shuffle decides.
-    num_products: how many are read; 0: all.
-    num_test: how many instructions are the test split.
+  both anew in each process. The test split is the first `num_test` texts of
+  `order`, or, without it, of WebShop's shuffle.
   """
   known = row_files.read_object(attributes)
   asked = row_files.read_object(instructions)
@@ -247,23 +229,20 @@ def _read_options(row: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
       yield name.lower(), tuple(filter(None, texts))
 
 
-def _read_instructions(product: Product, rows: Any) -> list[Instruction]:
+def _read_instructions(product: Product, rows: Any) -> Iterator[Instruction]:
   if not isinstance(rows, list):
     raise ValueError("not a list of instructions")
-  found = []
   for number, row in enumerate(rows):
     text = row_files.field(row, "instruction", str).strip().strip(".")
     attributes = row_files.texts(row, "instruction_attributes")
     options = row_files.field(row, "instruction_options", (list, dict))
     if isinstance(options, dict):
       options = list(options.values())
-    options = row_files.texts(
-      {"instruction_options": options}, "instruction_options"
-    )
+    options = row_files.texts({"options": options}, "options")
     if attributes:  # WebShop leaves others out: nothing to be right about.
       draws = Draws("limit", product.code, number)
-      found.append(_instruction(text, product, attributes, options, draws))
-  return found
+      text, limit = _priced(text, product.price, draws)
+      yield Instruction(text, product.code, attributes, options, limit)
 
 
 def _plain(text: str) -> str:

@@ -27,8 +27,6 @@ sys.path[:] = {path!r}
 from saw_jax.tasks.workers import worker
 worker.serve({handle})
 """
-# What somebody knows an item by, and the item, which is sent.
-Asked = tuple[Any, Any]
 
 
 class RewardError(ValueError):
@@ -39,7 +37,7 @@ class Worker:
   """A process that does a job, what it was asked, and until when it may."""
 
   def __init__(self, greeting: bytes, limit_s: float):
-    self.pending: collections.deque[Asked] = collections.deque()
+    self.pending: collections.deque[tuple] = collections.deque()
     self.deadline, self._limit_s = 0.0, limit_s
     self.pipe, theirs = multiprocessing.Pipe()
     with theirs:
@@ -63,8 +61,11 @@ class Worker:
       return self.stop(1.0)
     return "its process did not start"
 
-  def ask(self, asked: Sequence[Asked], eager: bool) -> None:
-    """Sends items; it answers them one by one if eager, or some at a time."""
+  def ask(self, asked: Sequence[tuple[Any, Any]], eager: bool) -> None:
+    """Sends the items of pairs; what else is in a pair tells them apart.
+
+    They are answered one by one if `eager`, or some at a time.
+    """
     if not asked:
       return
     self.pending.extend(asked)
@@ -72,7 +73,7 @@ class Worker:
     with contextlib.suppress(OSError):  # Its death shows in `take`.
       self.pipe.send((eager, [item for _, item in asked]))
 
-  def take(self, note: Callable[[Asked, Any], None]) -> str | None:
+  def take(self, note: Callable) -> str | None:
     """Passes on the answers; returns why there are no more, "": overdue."""
     try:
       while self.pending and self.pipe.poll():

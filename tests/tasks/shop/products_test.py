@@ -194,6 +194,7 @@ class TestDamage:
       ([{}], "B3: no field 'instruction'"),
       ([{**ASKED, "instruction_attributes": [1]}], "instruction_attributes"),
       ([{**ASKED, "instruction_options": "x"}], "instruction_options"),
+      ([{**ASKED, "instruction_options": [1]}], "'options' is not a list"),
     ],
   )
   def test_a_damaged_instruction_names_its_product(self, read, asked, words):

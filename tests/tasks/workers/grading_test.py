@@ -125,11 +125,10 @@ class TestHostileText:
 
 
 class TestErrors:
-  @pytest.mark.parametrize("behaviour", ["nan", "text", "low", "three"])
-  def test_a_broken_reward_is_named(self, grader, behaviour):
+  def test_a_broken_reward_is_named(self, grader):
     with pytest.raises(RewardError) as info:
-      grade(grader, ["a", "a", behaviour])
-    for word in ("'obedient'", "example 2", repr(behaviour)):
+      grade(grader, ["a", "a", "nan"])
+    for word in ("'obedient'", "example 2", "'nan'"):
       assert word in str(info.value)
     assert grade(grader, ["a"]).scored.all()  # It goes on working.
 
@@ -140,15 +139,11 @@ class TestErrors:
       assert word in caplog.text
     assert "example 0" not in caplog.text
 
-  @pytest.mark.parametrize("num_workers", [0, 1])
-  def test_too_many_exceptions_are_an_error(self, num_workers):
-    with Grader(Obedient(), num_workers=num_workers, limit_s=5.0) as grader:
-      graded = grade(grader, ["a"] * 9 + ["raise"])
-      assert graded.outcomes.count(Outcome.CRASHED) == 1
-      with pytest.raises(RewardError, match="KeyError.*2 of 10"):
-        grade(grader, ["a"] * 8 + ["raise"] * 2)
-
-  def test_without_tolerance_the_first_exception_is_one(self):
+  def test_too_many_exceptions_are_an_error(self):
+    graded = grade(local(), ["a"] * 9 + ["raise"])
+    assert graded.outcomes.count(Outcome.CRASHED) == 1
+    with pytest.raises(RewardError, match="KeyError.*2 of 10"):
+      grade(local(), ["a"] * 8 + ["raise"] * 2)
     strict = local(crash_tolerance=0.0)
     graded = grade(strict, ["no verdict"] * 2)
     assert graded.outcomes == (Outcome.CRASHED,) * 2
@@ -174,10 +169,12 @@ class TestProcesses:
     def interrupt(worker, note):
       raise KeyboardInterrupt
 
+    before = self.find(grader)
     with monkeypatch.context() as patch:
       patch.setattr(pool.Worker, "take", interrupt)
       with pytest.raises(KeyboardInterrupt):
         grade(grader, ["aa"] * 50)
+    assert not set(before) & set(self.find(grader))
     graded = grade(grader, [""] * 50)
     np.testing.assert_array_equal(graded.rewards[:, 0], np.arange(50) % 3)
 

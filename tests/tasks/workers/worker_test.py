@@ -6,25 +6,19 @@ from saw_jax.tasks.base import Example, Outcome, Score
 from saw_jax.tasks.environments import EngineLost, Situation
 from saw_jax.tasks.workers import worker
 from saw_jax.tasks.workers.worker import Command, Player
-from tests.tasks import misbehaving_tasks
 from tests.tasks.misbehaving_environments import CounterTask
-
-EXAMPLE = Example(1, (), "")
-OBEDIENT = misbehaving_tasks.Obedient()
+from tests.tasks.misbehaving_tasks import Obedient
 
 
-class Returns(misbehaving_tasks.Obedient):
-  """Returns whatever it was made with."""
-
-  def __init__(self, score):
-    self.returned = score
+class Returns(Obedient):
+  """Returns whatever it is asked about."""
 
   def score(self, example, completion):
-    return self.returned
+    return completion
 
 
-def check(score):
-  return worker.score(Returns(score), (EXAMPLE, ""))
+def check(score, task=None):
+  return worker.score(task or Returns(), (Example(1, (), ""), score))
 
 
 class TestScore:
@@ -59,10 +53,9 @@ class TestScore:
     assert found.values == ()
 
   def test_an_exception_leaves_the_text_unscored(self):
-    found = worker.score(OBEDIENT, (EXAMPLE, "raise"))
-    assert found.exception == "KeyError: 'no such thing'"
+    found = check("raise", Obedient())
+    assert found == worker.Result(exception="KeyError: 'no such thing'")
     assert found.outcome is Outcome.CRASHED
-    assert not found.violation
 
 
 class TestPlayer:
