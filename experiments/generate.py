@@ -54,7 +54,7 @@ def main() -> int:
   import jax
 
   from saw_jax.models.hub import pretrained
-  from saw_jax.rollout import stream
+  from saw_jax.rollout import generate
   from saw_jax.rollout.sampling import SamplingConfig
   from saw_jax.run import registry
   from saw_jax.tasks import stops
@@ -83,15 +83,11 @@ def main() -> int:
     params = source.load(config)
 
   chosen, shown = [], ""
-  for token in stream.stream(
-    config,
-    params,
-    ids,
-    jax.random.key(_SEED.value),
-    sampling=sampling,
-    max_new_tokens=_MAX_NEW_TOKENS.value,
-    eos_ids=tokenizer.eos_ids,
-  ):
+  settings = generate.GenerateConfig(
+    _MAX_NEW_TOKENS.value, 1, tokenizer.eos_ids, sampling=sampling
+  )
+  key = jax.random.key(_SEED.value)
+  for token in generate.stream(config, settings, params, ids, key):
     chosen.append(token)
     # A character may take several tokens: its first bytes wait for the others.
     text = tokenizer.decode(chosen).rstrip("\ufffd")

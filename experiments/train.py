@@ -14,9 +14,9 @@ Ctrl-C or a crash: the finished run is the one that was never interrupted.
 `python -m saw_jax train` is the same command, without a checkout.
 """
 
-from saw_jax.run import command_line, train
+from saw_jax.run import command_line
 
-train.define_flags()
+command_line.define_train()
 
 if __name__ == "__main__":
-  command_line.run(train.main)
+  command_line.run(command_line.train)

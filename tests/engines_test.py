@@ -16,7 +16,7 @@ from saw_jax.run import registry
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.household import alfworld_games, alfworld_task, rules
 from saw_jax.tasks.household import world as hw
-from saw_jax.tasks.household.expert import expert, shortest_plan
+from saw_jax.tasks.household.rules import expert, shortest_plan
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 
 pytestmark = [pytest.mark.slow, pytest.mark.engines]

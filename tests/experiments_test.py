@@ -7,7 +7,7 @@ import types
 import pytest
 from absl import flags
 
-from saw_jax.run import command_line, train
+from saw_jax.run import command_line
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -155,7 +155,7 @@ def test_flags_of_train_that_do_not_go_together(given, word, monkeypatch):
   values = {"seeds": ["0"]} | dict.fromkeys(names) | given
   monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**values))
   with pytest.raises(command_line.UsageError, match=word):
-    train.main()
+    command_line.train()
 
 
 @pytest.mark.slow

@@ -119,9 +119,9 @@ class Counts(NamedTuple):
 class LabelLedger:
   """Purchases and questions; any number of processes may have the file open.
 
-  An empty ledger is made where there is none, unless `creates` is off. The
-  budget is that of each seed, from now on; by default what the file says, which
-  is no limit at first. `busy_s` is the longest wait for another process.
+  An empty ledger is made where there is none, if it `creates`. The budget is
+  that of each seed, from now on; by default what the file says, at first no
+  limit. `busy_s` is the longest wait for another process.
   """
 
   def __init__(
@@ -160,10 +160,9 @@ class LabelLedger:
 
     A purchase, named by seed, step and prompt, is decided once: with a label,
     or without one, which costs nothing. Else what this seed bought at another
-    step is free, unless it is to be paid `again` as CARE does (though no person
-    is asked again). Else the source is asked, the first questions first, as far
-    as the budget goes, and what it says is written down at once, all or
-    nothing; the file is not locked while it thinks.
+    step is free, unless it is to be paid `again` as CARE does. Else the source
+    is asked, the first questions first, as far as the budget goes; what it says
+    is written at once, and the file is not locked while it thinks.
     """
     price = float(source.price)
     if not 0 <= price < math.inf:
@@ -234,8 +233,7 @@ class LabelLedger:
   def snapshot(self, step: int) -> dict[str, Any]:
     """Describes the purchases of the steps that are done, for a checkpoint.
 
-    What those steps did not buy again, though it had been set aside for them,
-    is abandoned for good.
+    What those steps left set aside is abandoned for good.
     """
     change = "UPDATE purchases SET standing = ? WHERE standing = ? AND step < ?"
     with self.transaction(writes=True) as sql:
@@ -246,9 +244,8 @@ class LabelLedger:
     """Makes the purchases what they were when so many steps were done.
 
     Those of later steps are set aside: neither known nor counted until they are
-    bought again, at no charge and without asking, so that a resumed run sees at
-    each step what it saw the first time. A file that is not the one of the
-    snapshot is an error, and left as it is.
+    bought again, at no charge and without asking. A file that is not the one of
+    the snapshot is an error, and left as it is.
     """
     change = "UPDATE purchases SET standing = (step < ?) WHERE standing != ?"
     with self.transaction(writes=True) as sql:
@@ -268,9 +265,8 @@ class LabelLedger:
   def ask(self, questions: list[Question], patience: float = math.inf) -> None:
     """Asks for labels of prompts that have none yet, each prompt once.
 
-    `patience` is how many seconds without any answer the run waits, for the
-    page to show. A ledger that has another prompt under one of their ids is an
-    error, and then nothing is asked.
+    `patience` is how many seconds without any answer the run waits. Where the
+    ledger has another prompt under one of their ids, nothing is asked.
     """
     first: dict[int, Question] = {}
     for q in questions:
@@ -400,10 +396,7 @@ class LabelLedger:
       return _last(sql, page)
 
   def undo(self, page: str) -> int:
-    """Takes back what a page settled last, unless a run has it.
-
-    The page has the question again. Gives the id of the prompt.
-    """
+    """Gives a page back what it settled last, unless a run has it; its id."""
     with self.transaction(writes=True) as sql:
       last = _last(sql, page)
       if last is None:
@@ -442,10 +435,9 @@ class LabelLedger:
 
   @contextlib.contextmanager
   def transaction(self, writes: bool = False) -> Iterator[_Sql]:
-    """Opens the file for one transaction, which an error takes back.
+    """Gives a function that executes a statement of one transaction.
 
-    If it is going to write, others wait. Gives a function that executes a
-    statement; what SQLite complains of is said in a sentence.
+    An error takes it back; what SQLite complains of is said in a sentence.
     """
     uri = f"{self.path.absolute().as_uri()}?mode=rw"
     try:

@@ -92,9 +92,8 @@ def make_app(
       if not _is_same(given, token):
         raise _Refusal(403, _REFUSED)
       form = await _read_form(request) if request.method == "POST" else None
-      reply = await concurrency.run_in_threadpool(
-        pages.reply, request.url.path, query, form
-      )
+      asked = request.url.path, query, form
+      reply = await concurrency.run_in_threadpool(pages.reply, *asked)
     except _Refusal as refusal:
       # A page for whoever has no token: it loads nothing.
       status, said = refusal.args
@@ -179,14 +178,14 @@ def show_text(text: str) -> str:
   >>> show_text("<b>" + chr(0x202E))
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
-  pieces = []
+  shown = ""
   for is_odd, characters in itertools.groupby(text, _is_odd):
     if is_odd:
       codes = " ".join(f"U+{ord(character):04X}" for character in characters)
-      pieces.append(f'<span class="odd">{codes}</span>')
+      shown += f'<span class="odd">{codes}</span>'
     else:
-      pieces.append(html.escape("".join(characters)))
-  return "".join(pieces)
+      shown += html.escape("".join(characters))
+  return shown
 
 
 class _Pages:
@@ -236,9 +235,8 @@ class _Pages:
         typed = form.get("answer", "").strip() or None
         choice = _number(form, "choice") if form.get("choice") else None
         if typed is None and choice is None:
-          raise ledger_lib.AnswerError(
-            "Choose an answer or type one; or skip the question."
-          )
+          said = "Choose an answer or type one; or skip the question."
+          raise ledger_lib.AnswerError(said)
         how = {"answer": typed, "choice": choice}
       elif path != "/skip":
         raise _Refusal(404, "There is no such form.")
@@ -263,9 +261,8 @@ class _Pages:
       body += f'<p class="notice">Prompt {prompt} {done}, {undo}.</p>'
     if shown is not None:
       is_same = form.get("prompt") == str(shown.prompt_id)
-      body += _question(
-        shown, fields, form.get("answer", "") if is_same else ""
-      )
+      typed = form.get("answer", "") if is_same else ""
+      body += _question(shown, fields, typed)
     else:
       text = "No question is waiting. The page looks again by itself."
       if counts.waiting:
@@ -276,9 +273,8 @@ class _Pages:
       url = f"3; url=/?page={page}"
       refresh = f'<meta http-equiv="refresh" content="{url}">'
     body += _form("undo", fields)
-    return Reply(
-      422 if refused else 200, _fill("document.html", body=body, head=refresh)
-    )
+    body = _fill("document.html", body=body, head=refresh)
+    return Reply(422 if refused else 200, body)
 
 
 def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
@@ -329,12 +325,8 @@ def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
 
 
 def _header(counts: ledger_lib.Counts) -> str:
-  figures = [
-    f"<b>{counts.waiting}</b> waiting",
-    f"<b>{counts.answered}</b> answered",
-    f"<b>{counts.skipped}</b> skipped",
-  ]
-  total = counts.total
+  kinds, total = ("waiting", "answered", "skipped"), counts.total
+  figures = [f"<b>{getattr(counts, kind)}</b> {kind}" for kind in kinds]
   for seed, spent in list(counts.spent.items())[:8]:
     name = f" by seed {seed}" if len(counts.spent) > 1 else ""
     left = "" if total is None else f", <b>{total - spent:g}</b> left"

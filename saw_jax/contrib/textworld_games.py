@@ -27,6 +27,7 @@ _FIRST_SEED = {"train": 0, "test": 20_000}
 EXPRESS_SEEDS = 1000
 NOTHING = "Nothing happens."
 LONGEST = 200  # characters of an action
+_NEED = "games of TextWorld and TextWorld-Express need their packages"
 # Of TextWorld's challenges, with their smallest settings.
 CHALLENGES = {
   "tw-coin_collector": {"level": 5},
@@ -131,8 +132,9 @@ class StoryGame(_Game):
 
   def __init__(self, paths: list[str], **options: Any):
     super().__init__(**options)
-    self._paths, self._engine = paths, None
-    self._textworld = _import_textworld()
+    with names.needs_extra("textworld", _NEED):
+      import textworld
+    self._textworld, self._paths, self._engine = textworld, paths, None
 
   def _start(self, seed: int) -> str:
     self.close()
@@ -189,9 +191,9 @@ def make_games(
 ) -> list[pathlib.Path]:
   """Compiles games of seeds from `seed` on into a folder; some seconds each."""
   base.check_choice("challenge", challenge, CHALLENGES)
-  textworld = _import_textworld()
-  from textworld import challenges, generator
-
+  with names.needs_extra("textworld", _NEED):
+    import textworld
+    from textworld import challenges, generator
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   paths = []
@@ -222,18 +224,11 @@ def _told(feedback: str) -> str:
   return re.sub(r"\n{3,}", "\n\n", "\n".join(map(str.rstrip, lines))).strip()
 
 
-def _import_textworld():
-  with names.needs_extra("textworld", "games of TextWorld need its package"):
-    import textworld
-  return textworld
-
-
 class _Java:
   """A Java process with TextWorld-Express in it."""
 
   def __init__(self):
-    need = "games of TextWorld-Express need its package"
-    with names.needs_extra("textworld", need):
+    with names.needs_extra("textworld", _NEED):
       from py4j import java_gateway, protocol
       from textworld_express import constants
     # What a broken connection raises, beside errors of the system.

@@ -22,6 +22,8 @@ _MOST_BANDS, _LEAST_BAND = 4, 64
 
 # Keys [B, K, H, S] and values [B, K, S, H].
 LayerCache = tuple[Array, Array]
+# Sines and cosines, the mask [B, S, T], and the slot that is written next.
+Place = tuple[tuple[Array, Array], Array, Array | None]
 
 
 @flax.struct.dataclass
@@ -47,11 +49,13 @@ def init_cache(config: DecoderConfig, batch_size: int, size: int) -> KVCache:
   rows = (batch_size, config.num_kv_heads)
 
   def empty(*shape: int) -> tuple[Array, ...] | Array:
-    if config.scan_layers:
-      return jnp.zeros((config.num_layers, *rows, *shape), config.dtype)
-    return tuple(
-      jnp.zeros((*rows, *shape), config.dtype) for _ in range(config.num_layers)
+    zeros, L = (
+      functools.partial(jnp.zeros, dtype=config.dtype),
+      config.num_layers,
     )
+    if config.scan_layers:
+      return zeros((L, *rows, *shape))
+    return tuple(zeros((*rows, *shape)) for _ in range(L))
 
   return KVCache(
     keys=empty(config.head_size, size),
@@ -64,11 +68,11 @@ def init_cache(config: DecoderConfig, batch_size: int, size: int) -> KVCache:
 def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
   """Repeats each row: row b is then at b · repeats to (b + 1) · repeats − 1."""
   repeat = functools.partial(jnp.repeat, repeats=repeats)
-  keys, values = jax.tree.map(
-    lambda x_BK: repeat(x_BK, axis=-4), (cache.keys, cache.values)
+  return cache.replace(
+    keys=jax.tree.map(lambda x_BKHS: repeat(x_BKHS, axis=-4), cache.keys),
+    values=jax.tree.map(lambda x_BKSH: repeat(x_BKSH, axis=-4), cache.values),
+    valid=repeat(cache.valid, axis=-2),
   )
-  valid = repeat(cache.valid, axis=-2)
-  return cache.replace(keys=keys, values=values, valid=valid)
 
 
 def grow(cache: KVCache, size: int) -> KVCache:
@@ -92,8 +96,7 @@ def project(x: Array, kernel_DF: Array) -> Array:
   The tokens of all rows are laid in one axis, and the kernel's gradient is
   taken as `xᵀ g`. Left to differentiation it is the transpose of a sum over two
   axes, for which XLA copies activations on a CPU: the backward pass of an MLP
-  then takes twice as long, that of several seeds in one program up to 1.8 times
-  (jaxlib 0.10, two cores). There is a rule for reverse mode alone.
+  then takes twice as long. There is a rule for reverse mode alone.
   """
   x_ND, kernel_DF = equally_varying(x.reshape(-1, x.shape[-1]), kernel_DF)
   return _matmul(x_ND, kernel_DF).reshape(*x.shape[:-1], kernel_DF.shape[-1])
@@ -182,16 +185,14 @@ def rotary_tables(
   angles = positions_BS.astype(jnp.float32)[..., None] * frequencies
   if angles.shape[1] == 1 or jax.default_backend() != "cpu":
     return scale * jnp.sin(angles), scale * jnp.cos(angles)
+
   # XLA would compute them again in each layer and for each head, in spite of a
   # barrier; what comes out of a loop it has.
-  return tuple(
-    jax.lax.map(
-      lambda is_sin: jnp.where(
-        is_sin, scale * jnp.sin(angles), scale * jnp.cos(angles)
-      ),
-      jnp.array([True, False]),
-    )
-  )
+  def table(is_sin: Array) -> Array:
+    sin, cos = scale * jnp.sin(angles), scale * jnp.cos(angles)
+    return jnp.where(is_sin, sin, cos)
+
+  return tuple(jax.lax.map(table, jnp.array([True, False])))
 
 
 def rotate(x_BSNH: Array, rotary: tuple[Array, Array]) -> Array:
@@ -266,14 +267,9 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x_BSD: Array,
-    rotary: tuple[Array, Array],
-    mask_BST: Array,
-    cache: LayerCache | None,
-    index: Array | None,
+    self, x_BSD: Array, cache: LayerCache | None, place: Place
   ) -> tuple[Array, LayerCache | None]:
-    c = self.config
+    c, (rotary, mask_BST, index) = self.config, place
     q_BSNH = self._project(x_BSD, "query", c.num_heads, "heads")
     k_BSKH = self._project(x_BSD, "key", c.num_kv_heads, "kv_heads")
     v_BSKH = self._project(x_BSD, "value", c.num_kv_heads, "kv_heads")
@@ -300,12 +296,9 @@ class Attention(nn.Module):
     )
     shape = (c.num_heads, c.head_size, c.width)
     axes = ("heads", "head_size", "embed")
-    kernel_NHD = declare(self, "out", init, shape, axes)
-    out_BSD = project(
-      mixed_BSNH.reshape(*mixed_BSNH.shape[:2], -1),
-      kernel_NHD.astype(c.dtype).reshape(-1, c.width),
-    )
-    return out_BSD, cache
+    kernel_NHD = declare(self, "out", init, shape, axes).astype(c.dtype)
+    mixed_BSF = mixed_BSNH.reshape(*mixed_BSNH.shape[:2], -1)
+    return project(mixed_BSF, kernel_NHD.reshape(-1, c.width)), cache
 
   def _project(
     self, x_BSD: Array, name: str, num_heads: int, axis: str
@@ -316,9 +309,8 @@ class Attention(nn.Module):
     )
     shape = (c.width, num_heads, c.head_size)
     kernel_DNH = declare(self, name, init, shape, ("embed", axis, "head_size"))
-    x_BSNH = project(
-      x_BSD, kernel_DNH.astype(c.dtype).reshape(c.width, -1)
-    ).reshape(*x_BSD.shape[:2], num_heads, c.head_size)
+    x_BSF = project(x_BSD, kernel_DNH.astype(c.dtype).reshape(c.width, -1))
+    x_BSNH = x_BSF.reshape(*x_BSD.shape[:2], num_heads, c.head_size)
     if c.qkv_bias:
       zeros, axes = nn.initializers.zeros, (axis, "head_size")
       bias_NH = declare(self, f"{name}_bias", zeros, shape[1:], axes)

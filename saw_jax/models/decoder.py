@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models import attention
-from saw_jax.models.attention import (
-  KVCache,
-  LayerCache,
-  RMSNorm,
-  declare,
-  project,
-)
+from saw_jax.models.attention import KVCache, RMSNorm, declare, project
 from saw_jax.models.config import DecoderConfig
 from saw_jax.types import Array
 
@@ -60,18 +54,11 @@ class Layer(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(
-    self,
-    x_BSD: Array,
-    cache: LayerCache | None,
-    rotary: tuple[Array, Array],
-    mask_BST: Array,
-    index: Array | None,
-  ) -> tuple[Array, LayerCache | None]:
+  def __call__(self, x_BSD, cache, place: attention.Place):
     c = self.config
     with jax.named_scope("attention"):
       out_BSD, cache = attention.Attention(c, name="attention")(
-        RMSNorm(c, name="attention_norm")(x_BSD), rotary, mask_BST, cache, index
+        RMSNorm(c, name="attention_norm")(x_BSD), cache, place
       )
       x_BSD = x_BSD + out_BSD
     with jax.named_scope("mlp"):
@@ -144,15 +131,14 @@ class Decoder(nn.Module):
       for window in c.windows or (0,) * c.num_layers
     ]
     rotary = attention.rotary_tables(positions_BS, c)
-    x_BSD, layer_caches = self._layers(
-      x_BSD, layer_caches, rotary, masks, index
-    )
+    places = [(rotary, mask_BST, index) for mask_BST in masks]
+    x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
     if cache is not None:
       cache = KVCache(*layer_caches, valid_BT, index + S)
     return x_BSD, cache
 
-  def _layers(self, x_BSD, layer_caches, rotary, masks, index):
+  def _layers(self, x_BSD, layer_caches, places: list[attention.Place]):
     c, layer = self.config, Layer
     if c.remat != "none":
       # A scan keeps the recomputation apart by itself.
@@ -164,18 +150,17 @@ class Decoder(nn.Module):
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast),
         length=c.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
       )(c, name="layers")
-      return layers(x_BSD, layer_caches, rotary, masks[0], index)
+      return layers(x_BSD, layer_caches, places[0])
     caches = [None] * c.num_layers
     if layer_caches is not None:
       caches = list(zip(*layer_caches, strict=True))
-    for i, mask_BST in enumerate(masks):
-      x_BSD, caches[i] = layer(c, name=f"layer_{i}")(
-        x_BSD, caches[i], rotary, mask_BST, index
-      )
+    for i, place in enumerate(places):
+      layer_i = layer(c, name=f"layer_{i}")
+      x_BSD, caches[i] = layer_i(x_BSD, caches[i], place)
     return x_BSD, layer_caches and tuple(zip(*caches, strict=True))
 
 
@@ -202,11 +187,9 @@ def _shapes(config: DecoderConfig) -> dict:
 
 def logical_axes(config: DecoderConfig) -> dict:
   """Names the axes of each parameter, in the tree of `init_params`."""
-  return jax.tree.map(
-    lambda box: tuple(box.names),
-    _shapes(config),
-    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
-  )
+  names = lambda box: tuple(box.names)  # noqa: E731
+  is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
+  return jax.tree.map(names, _shapes(config), is_leaf=is_box)
 
 
 def head_kernel(params: dict, config: DecoderConfig) -> Array:
@@ -223,12 +206,9 @@ def values(params: dict, hidden: Array) -> Array:
 
 def add_value_head(params: dict, config: DecoderConfig) -> dict:
   """Gives parameters without a value head one that is 0 everywhere."""
-  dtype = config.param_dtype
-  return {
-    **params,
-    "value_kernel": jnp.zeros((config.width,), dtype),
-    "value_bias": jnp.zeros((1,), dtype),
-  }
+  kernel = jnp.zeros((config.width,), config.param_dtype)
+  bias = jnp.zeros((1,), config.param_dtype)
+  return params | {"value_kernel": kernel, "value_bias": bias}
 
 
 def unstack_layers(params: dict) -> dict:

@@ -2,13 +2,10 @@
 """Log-probabilities and entropies from the stream, a chunk of logits at a time.
 
 With a vocabulary of 150,000 the logits of a batch outweigh the model. Here they
-exist for `chunk_size` tokens at a time, in the forward pass and again, computed
-a second time, in the backward pass. Where there is but one chunk it is kept:
-the backward pass of the head follows its forward pass, so that nothing is saved
-by computing it twice.
-
-On a CPU a chunk is computed in bands of the vocabulary, whose logits its caches
-hold, with sums that are carried from band to band.
+exist for `chunk_size` tokens at a time, and are computed again in the backward
+pass; one chunk alone is kept, as its backward pass follows at once. On a CPU a
+chunk is computed in bands of the vocabulary, whose logits its caches hold, with
+sums that are carried from band to band.
 """
 
 import functools
@@ -92,8 +89,7 @@ def chunked_log_probs(
     widths = [(0, R * I - B), (0, W * J - T)] + [(0, 0)] * (x_BT.ndim - 2)
     tail = x_BT.shape[2:]
     x_RIJW = jnp.pad(x_BT, widths).reshape(R, I, J, W, *tail)
-    x_IJRW = jnp.moveaxis(x_RIJW, 0, 2)
-    return x_IJRW.reshape(I * J, R * W, *tail)
+    return jnp.moveaxis(x_RIJW, 0, 2).reshape(I * J, R * W, *tail)
 
   def join(x_CN: Array) -> Array:
     x_RIJW = jnp.moveaxis(x_CN.reshape(I, J, R, W), 2, 0)

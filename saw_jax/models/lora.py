@@ -7,9 +7,8 @@ other part of the code knows of them.
 
   W' = W + (α / r) · A B,   A [in, r], B [r, out]
 
-References:
-  Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
-  https://arxiv.org/abs/2106.09685
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1,
+https://arxiv.org/abs/2106.09685
 """
 
 import dataclasses
@@ -48,17 +47,13 @@ class LoraConfig:
     if self.rank < 0:
       raise ValueError(f"lora.rank must be 0 or more, not {self.rank}.")
     if not 0 < self.alpha < math.inf:
-      raise ValueError(
-        f"lora.alpha must be above 0 and finite, not {self.alpha}."
-      )
+      raise ValueError(f"lora.alpha must be finite, above 0, not {self.alpha}.")
     # A config file holds lists; a config must be hashable.
     object.__setattr__(self, "targets", tuple(self.targets))
     for name in self.targets:
       if name not in TARGETS:
-        raise ValueError(
-          f"unknown kernel {name!r} in lora.targets: "
-          f"{names.nearest(str(name), list(TARGETS))}"
-        )
+        near = names.nearest(str(name), list(TARGETS))
+        raise ValueError(f"unknown kernel {name!r} in lora.targets: {near}")
     if self.rank and not self.targets:
       raise ValueError("lora.targets is empty: name one, or set lora.rank=0.")
 
@@ -93,11 +88,9 @@ def init_adapters(
 
   def draw(name, lead, inputs, outputs):
     key = jax.random.fold_in(root, next(numbers))
-    noise = jax.random.normal(key, (*lead, *inputs, config.rank))
-    return {
-      "a": noise / math.sqrt(math.prod(inputs)),
-      "b": jnp.zeros((*lead, config.rank, *outputs)),
-    }
+    a = jax.random.normal(key, (*lead, *inputs, config.rank))
+    b = jnp.zeros((*lead, config.rank, *outputs))
+    return {"a": a / math.sqrt(math.prod(inputs)), "b": b}
 
   adapters = _for_kernels(params, config, draw)
   for name in _VALUE_HEAD:

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.struct
 import jax
@@ -77,7 +77,7 @@ def make_generate(
   unstack = over_lanes(decoder.unstack_layers)
   # A cache's index is shared by all lanes.
   cached = attention.KVCache(keys=0, values=0, valid=0, index=None)
-  model = functools.partial(read, unrolled(decoder_config))
+  model = functools.partial(_read, _unrolled(decoder_config))
   prefill = over_lanes(model, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
   draw = over_lanes(functools.partial(_draw, config))
@@ -137,32 +137,68 @@ def make_generate(
       )
       cache = attention.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
+
+    def goes_on(bound, loop):
+      return (loop.time < bound) & ~loop.ended_B.all()
+
     for bound in _stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
       loop = loop.replace(cache=attention.grow(loop.cache, S + bound))
-
-      def goes_on(loop, bound=bound):
-        return (loop.time < bound) & ~loop.ended_B.all()
-
-      loop = jax.lax.while_loop(goes_on, step, loop)
+      loop = jax.lax.while_loop(functools.partial(goes_on, bound), step, loop)
     return _to_transcript(prompts, lengths_B, loop)
 
   return generate
 
 
-def unrolled(config: DecoderConfig) -> DecoderConfig:
+def stream(
+  decoder_config: DecoderConfig,
+  config: GenerateConfig,
+  params: dict,
+  prompt: Sequence[int],
+  row_key: Array,
+  *,
+  multiple: int = 64,
+) -> Iterator[int]:
+  """Yields the tokens of one row as they are drawn, for whoever reads along.
+
+  Sizes are rounded up to `multiple`, so that few are compiled.
+  """
+  if decoder_config.scan_layers:
+    params = decoder.unstack_layers(params)
+  decoder_config = _unrolled(decoder_config)
+  tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
+  most = -(-config.max_new_tokens // multiple) * multiple
+  cache = attention.init_cache(decoder_config, 1, len(tokens_S) + most)
+  for time in range(config.max_new_tokens):
+    counts = np.int32([len(prompt) + time, time])
+    token, cache = _go_on(
+      decoder_config, config, params, tokens_S, cache, row_key, counts
+    )
+    yield int(token)
+    if int(token) in config.eos_ids:
+      return
+    tokens_S = np.array([token], np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _go_on(decoder_config, config, params, tokens_S, cache, row_key, counts):
+  """Reads tokens, of which the last is number `length`, and draws the next."""
+  length, time = counts
+  order_1S = jnp.arange(tokens_S.size)[None] + length - tokens_S.size
+  where = jnp.maximum(order_1S, 0), order_1S >= 0
+  logits_1V, cache = _read(
+    decoder_config, params, tokens_S[None], *where, cache
+  )
+  token_1, _ = _draw(config, row_key[None], time[None], logits_1V)
+  return token_1[0], cache
+
+
+def _unrolled(config: DecoderConfig) -> DecoderConfig:
   """For sampling: updates of a stacked cache are copies, and remat is idle."""
   return dataclasses.replace(config, scan_layers=False, remat="none")
 
 
-def read(
-  config: DecoderConfig,
-  params: dict,
-  tokens_BS: Array,
-  positions_BS: Array,
-  valid_BS: Array,
-  cache: attention.KVCache | None = None,
-) -> tuple[Array, attention.KVCache]:
+def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
   """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.

@@ -56,13 +56,9 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)
   source, tokenizer, model = _make_model(run)
-  made = {
-    "task": task,
-    "tokenizer": tokenizer,
-    "decoder": dataclasses.replace(model, value_head=method.reads_values),
-    "params": None,
-    "method": method,
-  }
+  model = dataclasses.replace(model, value_head=method.reads_values)
+  made = {"task": task, "tokenizer": tokenizer, "method": method}
+  made |= {"decoder": model, "params": None}
   shared = {k: v for k, v in vars(run).items() if k in Experiment._fields}
   experiment = Experiment(**(shared | made))
   for message, is_so in _conflicts(experiment, run).items():

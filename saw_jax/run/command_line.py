@@ -1,4 +1,7 @@
-"""What the scripts share before JAX is imported: flags, logging, errors."""
+"""What scripts share before JAX is imported: flags, logging, errors.
+
+At the end is the command that trains, which an installed package has, too.
+"""
 
 import contextlib
 import errno
@@ -154,3 +157,91 @@ def _text(error: Exception) -> str:
 def _complain(text: str) -> int:
   print(f"error: {text}", file=sys.stderr)
   return 2
+
+
+def define_train() -> None:
+  define_config()
+  flags.mark_flag_as_required("config")
+  flags.DEFINE_string(
+    "workdir", None, "Where metrics and checkpoints go.", required=True
+  )
+  flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
+  flags.DEFINE_integer(
+    "resume_step", None, "Go on from this checkpoint, not the latest one.", 0
+  )
+  flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of the first of several processes that train one policy, or "
+    "auto where the cluster says it (Slurm, MPI, TPU pods).",
+  )
+  flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
+  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+
+
+def train() -> int:
+  """Trains the config of `--config` in `--workdir`, or goes on there."""
+  given = flags.FLAGS
+  with checking_input():
+    seeds = _parse_seeds(given.seeds)
+    processes = _check_processes()
+
+  # JAX is imported here: a mistake in the flags is answered before that.
+  import jax
+
+  if given.coordinator:
+    jax.distributed.initialize(*processes)
+  from saw_jax.run import build, run_directory
+  from saw_jax.training import hosts
+
+  with checking_input():
+    run = config_lib.typed(given_config())
+    document = {**config_lib.to_config(run).to_dict(), "seeds": seeds}
+    run_directory.check_run(given.workdir, document)
+    experiment = build.build(run)
+  if hosts.is_first():
+    run_directory.open_run(given.workdir, document)
+  result = build.train(
+    experiment, seeds, directory=given.workdir, resume_step=given.resume_step
+  )
+  if not result.finished:
+    print(
+      f"stopped after step {result.step}, saved; the same command goes on "
+      f"from there:\n  python {' '.join(sys.argv)}"
+    )
+    return INTERRUPTED
+  for seed in result.final:
+    scores = [f"{name} {value:.3f}" for name, value in seed["greedy"].items()]
+    said = ", ".join(scores)
+    logging.info("seed %d, held out, greedy: %s", seed["seed"], said)
+  return 0
+
+
+def _check_processes() -> tuple:
+  """What JAX is told of the processes; nothing where the cluster says it."""
+  given, both = flags.FLAGS, "--num_processes and --process_id"
+  place, count, index = given.coordinator, given.num_processes, given.process_id
+  if place in (None, "auto"):
+    if (count, index) != (None, None):
+      raise ValueError(f"{both} go with --coordinator=host:port")
+    return ()
+  if None in (count, index):
+    raise ValueError(f"--coordinator=host:port needs {both}")
+  if ":" not in place:
+    raise ValueError(f"--coordinator is host:port or auto, not {place!r}")
+  if index >= count:
+    raise ValueError(
+      f"--process_id={index} is not below --num_processes={count}"
+    )
+  return place, count, index
+
+
+def _parse_seeds(words: list[str]) -> list[int]:
+  said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
+  try:
+    seeds = [int(word) for word in words]
+  except ValueError:
+    raise ValueError(said) from None
+  if len(set(seeds)) != len(seeds) or not seeds:
+    raise ValueError(said)
+  return seeds

@@ -148,30 +148,26 @@ _KINDS = (
 
 def _like(default: Any, value: Any, key: str) -> Any:
   """A value as a field with this default takes it, sections key by key."""
-  if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
-    return _replace_keys(default, value, f"{key}." if key else "")
-  _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
-  is_flag = isinstance(value, bool) and not isinstance(default, bool)
-  if not isinstance(value, allowed) or is_flag:
-    raise TypeError(f"config.{key} is {called}, not {value!r}")
-  return type(default)(value) if isinstance(default, tuple | float) else value
-
-
-def _replace_keys(section: Any, values: Mapping[str, Any], path: str) -> Any:
-  fields = filter(settings.is_key, dataclasses.fields(section))
+  if not (dataclasses.is_dataclass(default) and isinstance(value, Mapping)):
+    _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
+    is_flag = isinstance(value, bool) and not isinstance(default, bool)
+    if not isinstance(value, allowed) or is_flag:
+      raise TypeError(f"config.{key} is {called}, not {value!r}")
+    return type(default)(value) if isinstance(default, tuple | float) else value
+  fields = filter(settings.is_key, dataclasses.fields(default))
   keys, changes = [field.name for field in fields], {}
-  for name, value in values.items():
-    key = f"{path}{name}"
+  for name, one in value.items():
+    path = f"{key}.{name}" if key else name
     if name in keys:
-      changes[name] = _like(getattr(section, name), value, key)
-    elif key not in _fixed():
-      raise TypeError(f"there is no config.{key}: {nearest(name, keys)}")
-    elif not is_gone(key, value):
+      changes[name] = _like(getattr(default, name), one, path)
+    elif path not in _fixed():
+      raise TypeError(f"there is no config.{path}: {nearest(name, keys)}")
+    elif not is_gone(path, one):
       raise ValueError(
-        f"config.{key} = {value!r}: there is no such key any more, and every "
-        f"run has {_fixed()[key]!r}"
+        f"config.{path} = {one!r}: there is no such key any more, and every "
+        f"run has {_fixed()[path]!r}"
       )
-  return dataclasses.replace(section, **changes)
+  return dataclasses.replace(default, **changes)
 
 
 def replace(values: Any, key: str, value: Any) -> Any:

@@ -42,8 +42,9 @@ _INT32, _VERDICTS = 2**31 - 1, 2**30
 class Labels:
   """What all of them share.
 
-  `read` may be called by actors, `score` and `train` before and after an
-  update, and `pack` for a checkpoint.
+  `read` may be called by actors. `score(sampled, examples, observed, step)` is
+  for host rows `[N, P * G]`, sampled by the policy that `observed`, before an
+  update; `train` follows it, and `pack` is for a checkpoint.
   """
 
   def __init__(self, learner: Learner, grader: Grader):
@@ -59,16 +60,6 @@ class Labels:
     return rollouts.unscored(
       sampled, loop.prompts_per_step, components, self._encoder
     )
-
-  def score(
-    self,
-    sampled: Transcript,
-    examples: Examples,
-    observed: Observation,
-    step: int,
-  ) -> Rollout:
-    """Scores host rows `[N, P * G]`, sampled by the policy that `observed`."""
-    raise NotImplementedError
 
   def train(self, rows: Rows, step: int) -> Rows:
     """Learns from the labels of a step; adds to what each seed logs."""

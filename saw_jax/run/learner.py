@@ -40,8 +40,11 @@ class Learner:
     self._needs_old = bool(self._method.kl_in_reward) or (
       self._method.needs_old and self._loop.num_minibatches > 1
     )
-    needs_reference = self._method.needs_reference
-    self._reference = policy.copy_params() if needs_reference else None
+    self._reference = None
+    if self._method.needs_reference:  # the base, or the policy as it is now
+      self._reference = policy.base or jax.tree.map(
+        lambda x: x.copy(), policy.state.params
+      )
     self._how = {
       "temperature": self.made.sampling.temperature,
       "chunk_size": self._loop.chunk_size,

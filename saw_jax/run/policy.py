@@ -64,12 +64,6 @@ class Policy:
   def drop_merged(self) -> None:
     self._merged = (None, None)
 
-  def copy_params(self) -> PyTree:
-    """A reference: the base of adapters, or the parameters as they are now."""
-    if self.base is not None:
-      return self.base
-    return jax.tree.map(lambda x: x.copy(), self.state.params)
-
   def make_generate(
     self, sampling: SamplingConfig, group_size: int, **options: bool
   ) -> rollouts.Generate:

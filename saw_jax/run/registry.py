@@ -16,19 +16,18 @@ from saw_jax.tasks.base import Task
 
 # "module:Task:Config" in a package that need not be imported, or both classes.
 TASKS: dict[str, str | tuple[type, type]] = {
-  "alfworld": (
-    "saw_jax.tasks.household.alfworld_task:AlfworldTask:AlfworldConfig"
-  ),
-  "household": "saw_jax.tasks.household.task:HouseholdTask:HouseholdConfig",
-  "knights": "saw_jax.tasks.knights.task:KnightsTask:KnightsConfig",
-  "math": "saw_jax.tasks.math.task:MathTask:MathConfig",
-  "search": "saw_jax.tasks.search.task:SearchTask:SearchConfig",
-  "shop": "saw_jax.tasks.shop.task:ShopTask:ShopConfig",
-  "summaries": "saw_jax.tasks.summaries.task:SummariesTask:SummariesConfig",
-  "textworld": "saw_jax.contrib.textworld_task:TextWorldTask:TextWorldConfig",
-  "tool_calling": (
-    "saw_jax.tasks.tool_calling.task:ToolCallingTask:ToolCallingConfig"
-  ),
+  name: f"saw_jax.{module}:{stem}Task:{stem}Config"
+  for name, module, stem in (
+    ("alfworld", "tasks.household.alfworld_task", "Alfworld"),
+    ("household", "tasks.household.task", "Household"),
+    ("knights", "tasks.knights.task", "Knights"),
+    ("math", "tasks.math.task", "Math"),
+    ("search", "tasks.search.task", "Search"),
+    ("shop", "tasks.shop.task", "Shop"),
+    ("summaries", "tasks.summaries.task", "Summaries"),
+    ("textworld", "contrib.textworld_task", "TextWorld"),
+    ("tool_calling", "tasks.tool_calling.task", "ToolCalling"),
+  )
 }
 
 # Checkpoints that come as a package; others are paths. The package is not

@@ -154,6 +154,7 @@ def sample(
   if length_groups == 1:
     sampled = hosts.fetch(generate_fn(params, encoder.prompts(examples), keys))
     return trim(encoder.cut(sampled), multiple)
+  examples = np.array(examples, object)
   lengths = [[len(encoder.tokens(e)) for e in row] for row in examples]
   order = np.argsort(lengths, axis=1, kind="stable")
   num_seeds, num_prompts = order.shape
@@ -162,12 +163,9 @@ def sample(
   group_size = keys.shape[-1]
   parts = []
   for chosen in np.split(order, length_groups, axis=1):
-    own = [
-      [row[place] for place in places]
-      for row, places in zip(examples, chosen, strict=True)
-    ]
+    prompts = encoder.prompts(examples[each, chosen])
     own_keys = keys[each, chosen].reshape(num_seeds, -1)
-    parts.append(generate_fn(params, encoder.prompts(own), own_keys))
+    parts.append(generate_fn(params, prompts, own_keys))
   parts = hosts.fetch(parts)
   size = max(part.prompt_size for part in parts)
   # Where the rows of each example are.

@@ -102,7 +102,7 @@ class Session:
       found = self._policy.restore(store, resume_step)
       self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
-    self._writers, self._evals, self._advance = [], [], None
+    self._writers, self._evals, self._advance = [], [], lambda **_: None
     if hosts.is_first():
       self._writers = metrics.make_writers(
         directory, self._loop.writers, stack, self.step
@@ -117,7 +117,13 @@ class Session:
       )
     self.interrupt = stack.enter_context(Interrupt())
     self._interrupted = False
-    self._compilations = stack.enter_context(_count_compilations())
+    self._compilations = 0
+    jax.monitoring.register_event_duration_secs_listener(self._count)
+    unregister = jax.monitoring.unregister_event_duration_listener
+    stack.callback(unregister, self._count)
+
+  def _count(self, event: str, duration: float, **_) -> None:
+    self._compilations += event == _COMPILE_EVENT
 
   @property
   def goes_on(self) -> bool:
@@ -132,7 +138,7 @@ class Session:
     shared = {
       **{f"seconds/{name}": value for name, value in seconds.items()},
       "tokens_per_second": tokens / seconds["step"],
-      "compilations": self._compilations[0],
+      "compilations": self._compilations,
     }
     for seed, row in zip(self._seeds, rows, strict=True):
       for write in self._writers:
@@ -143,12 +149,11 @@ class Session:
           f"the last checkpoint is of step {(self._store.steps or [None])[-1]}"
         )
     self.step += 1
-    if self._advance is not None:
-      self._advance(
-        reward=np.mean([row["reward/total"] for row in rows]),
-        loss=np.mean([row["loss"] for row in rows]),
-        tok_s=shared["tokens_per_second"],
-      )
+    self._advance(
+      reward=np.mean([row["reward/total"] for row in rows]),
+      loss=np.mean([row["loss"] for row in rows]),
+      tok_s=shared["tokens_per_second"],
+    )
 
   def evaluate(self) -> float | None:
     """Scores held-out examples greedily, where it is time, and logs them."""
@@ -162,11 +167,7 @@ class Session:
         write(self.step, seed, values)
     return float(np.mean([values["total"] for values in scores]))
 
-  def save(
-    self,
-    pack: Callable[[int], tuple[dict, dict[str, np.ndarray]]],
-    score: float | None,
-  ) -> None:
+  def save(self, pack: Callable[[int], tuple], score: float | None) -> None:
     """Saves where it is time; `pack` returns what the source must have."""
     done = self.step == self._loop.num_steps
     every = self._loop.checkpoint_interval
@@ -206,19 +207,3 @@ class Session:
     if hosts.is_first():
       metrics.write_json(self.directory / "final.json", final)
     return Result(finished=True, step=self.step, final=final)
-
-
-@contextlib.contextmanager
-def _count_compilations():
-  count = [0]
-
-  def listen(event: str, duration: float, **kwargs) -> None:
-    del duration, kwargs
-    count[0] += event == _COMPILE_EVENT
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield count
-  finally:
-    with contextlib.suppress(AttributeError, ValueError):
-      jax.monitoring.unregister_event_duration_listener(listen)

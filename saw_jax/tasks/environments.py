@@ -158,7 +158,6 @@ class AgentTask:
 
   def category(self, split: str, seed: int) -> str:
     """Returns what an evaluation counts an episode under, a name or nothing."""
-    del split, seed
     return ""
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:

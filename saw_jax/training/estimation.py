@@ -32,18 +32,15 @@ def make_estimate(
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
   """Composes a weighting with an advantage, see `advantages`; no gradient.
 
-  Weights that are `None` persist over steps, and are brought by the caller.
+  Makes `(rewards [P, G, M], scored, lengths [P, G], penalties [P, G],
+  persistent_weights [M], *, axis_name) -> (advantages [P, G], statistics)`;
+  lengths and penalties may be None. Where `weights` is, the persistent ones
+  count, which sum to 1, times M.
   """
 
   def estimate(
-    rewards: Array,  # [P, G, M]
-    scored: Array,
-    lengths: Array | None,  # [P, G]
-    penalties: Array | None,  # [P, G]
-    persistent_weights: Array,  # [M], with sum 1
-    *,
-    axis_name: str | None = None,
-  ) -> tuple[Array, dict[str, Array]]:
+    rewards, scored, lengths, penalties, persistent_weights, *, axis_name=None
+  ):
     batch = dict(scored=scored, axis_name=axis_name)
     if weights is None:
       weight = rewards.shape[-1] * persistent_weights
@@ -71,23 +68,17 @@ def make_gradient_weights(
 ) -> Callable[..., Array]:
   """The gradient-weighting baseline (Lu et al.): one backward a reward.
 
-  `objective` is the policy term alone, under each component's own
-  group-normalised rewards. The weights that come out sum to 1.
+  Makes `(params, weights [M], batch, rewards [P, G, M], scored, base=None, *,
+  axis_name) -> [M]`, weights that sum to 1. `objective` is the policy term
+  alone, under each component's own group-normalised rewards.
   """
   gradient_of = update_lib.make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge
   )
 
   def gradient_weights(
-    params: PyTree,
-    weights: Array,  # [M]
-    batch: TrainBatch,
-    rewards: Array,  # [P, G, M]
-    scored: Array,
-    base: PyTree = None,
-    *,
-    axis_name: str | None = None,
-  ) -> Array:
+    params, weights, batch, rewards, scored, base=None, *, axis_name=None
+  ):
     def component_gradient(component: Array) -> PyTree:
       take = functools.partial(jnp.take, indices=component, axis=-1)
       one = advantages.normalize_groups(take(rewards), scored=take(scored))
@@ -182,9 +173,7 @@ def make_step_estimate(
   reads_values = "values" in reads
   weigh = world and make_world_estimate(world, max_return)
 
-  def estimate(
-    record: StepRecord, key: Array, *, axis_name: str | None = None
-  ) -> StepEstimate:
+  def estimate(record: StepRecord, key: Array, *, axis_name=None):
     scale = max_return if reads_values else 1.0
     given = {name: getattr(record, name) for name in READABLE}
     for name in ("rewards", "penalties"):
@@ -206,9 +195,7 @@ def make_world_estimate(
   world: WorldModel, max_return: float
 ) -> Callable[..., StepEstimate]:
 
-  def weigh(
-    record: StepRecord, key: Array, *, axis_name: str | None = None
-  ) -> StepEstimate:
+  def weigh(record: StepRecord, key: Array, *, axis_name=None):
     shape, rows = record.steps.shape, record.steps.reshape(-1)
     selected = names.supply(
       world.select,

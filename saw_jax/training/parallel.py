@@ -39,10 +39,7 @@ AXIS = "batch"  # the device axis under `pmapped`
 RULES = (
   ("batch", ("data", "fsdp")),
   ("embed", "fsdp"),
-  ("vocab", "tensor"),
-  ("heads", "tensor"),
-  ("kv_heads", "tensor"),
-  ("mlp", "tensor"),
+  *((axis, "tensor") for axis in ("vocab", "heads", "kv_heads", "mlp")),
 )
 
 
@@ -255,9 +252,7 @@ def make_lift(
     return meshed(mesh, decoder_config, optimizer, lora=lora)
   if config.lift == "pmapped":
     return pmapped(devices)
-  raise ValueError(
-    f"unknown lift {config.lift!r}; choose seeded, meshed or pmapped"
-  )
+  raise ValueError(f"unknown lift {config.lift!r}; choose one of {LIFTS}")
 
 
 def make_mesh(
@@ -280,12 +275,8 @@ def make_mesh(
       f"a mesh of data x fsdp x tensor = {sizes} needs {math.prod(sizes)} "
       f"devices; there are {len(devices)}"
     )
-  return jax.make_mesh(
-    tuple(sizes),
-    ("data", "fsdp", "tensor"),
-    axis_types=(AxisType.Auto,) * 3,
-    devices=devices,
-  )
+  axes, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+  return jax.make_mesh(tuple(sizes), axes, kinds, devices=devices)
 
 
 def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
@@ -295,15 +286,14 @@ def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
 
 def _shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
   """Where arrays with named axes live; the names are a tree like the arrays."""
-  rules = dict(RULES)
+
+  def part(size: int, axis: str) -> str | None:
+    name = dict(RULES).get(axis)
+    return name if name and size % mesh.shape[name] == 0 else None
 
   def sharding(array, axes):
-    spec = []
-    for size, axis in zip(array.shape, axes, strict=True):
-      name = rules.get(axis)
-      fits = isinstance(name, str) and size % mesh.shape[name] == 0
-      spec.append(name if fits else None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    spec = PartitionSpec(*map(part, array.shape, axes))
+    return NamedSharding(mesh, spec)
 
   return jax.tree.map(sharding, tree, axes)
 

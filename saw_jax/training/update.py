@@ -36,16 +36,12 @@ class TrainState:
 def create_state(
   params: PyTree,
   optimizer: optax.GradientTransformation,
-  *,
   num_components: int = 1,
 ) -> TrainState:
   """Makes the state before the first step, with equal reward weights."""
-  return TrainState(
-    params=params,
-    opt_state=optimizer.init(params),
-    step=jnp.zeros((), jnp.int32),
-    weights=jnp.full((num_components,), 1 / num_components, jnp.float32),
-  )
+  weights = jnp.full((num_components,), 1 / num_components, jnp.float32)
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(params, optimizer.init(params), step, weights)
 
 
 def stack_states(states: list[TrainState]) -> TrainState:
@@ -73,13 +69,7 @@ def make_gradient(
   they are merged with, and gets none.
   """
 
-  def gradient(
-    params: PyTree,
-    batch: TrainBatch,
-    base: PyTree = None,
-    *,
-    axis_name: str | None = None,
-  ) -> tuple[PyTree, dict[str, Array]]:
+  def gradient(params, batch, base=None, *, axis_name=None):
     whole = functools.partial(merge, base) if merge else lambda params: params
     parts = split_rows(batch, num_microbatches)
 
@@ -135,13 +125,7 @@ def make_update(
     objective, num_microbatches=num_microbatches, merge=merge
   )
 
-  def update(
-    state: TrainState,
-    batch: TrainBatch,
-    base: PyTree = None,
-    *,
-    axis_name: str | None = None,
-  ) -> tuple[TrainState, dict[str, Array]]:
+  def update(state, batch, base=None, *, axis_name=None):
     gradient, metrics = gradient_of(
       state.params, batch, base, axis_name=axis_name
     )

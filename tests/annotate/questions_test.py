@@ -69,7 +69,7 @@ class TestParseLabel:
       ("math", r"2 \sqrt{3}", r"2\sqrt{3}"),
       ("roles ann bob", "ann=knight|bob=knave", "ann=knight|bob=knave"),
       ("roles ann bob", "Bob = knave; Ann = knight", "ann=knight|bob=knave"),
-      ("roles b a", "A is a knave and B is a knight.", "b=knight|a=knave"),
+      ("roles b a", "A is a knave and B is a knight.", "a=knave|b=knight"),
     ],
   )
   def test_by_hand(self, form, text, label):

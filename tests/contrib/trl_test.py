@@ -177,24 +177,19 @@ class Lab:
 
     self.model, self.start = transformers.LlamaForCausalLM, folder / "start"
     torch.manual_seed(0)
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1)
+    ids = dict(bos_token_id=None, pad_token_id=0, eos_token_id=1)
     config = transformers.LlamaConfig(
       vocab_size=len(WORDS),
-      hidden_size=16,
-      intermediate_size=24,
-      num_hidden_layers=1,
-      num_attention_heads=2,
-      num_key_value_heads=1,
       max_position_embeddings=64,
       initializer_range=0.3,
-      bos_token_id=None,
-      pad_token_id=0,
-      eos_token_id=1,
+      **(sizes | heads | ids),
     )
     self.model(config).save_pretrained(self.start)
     vocabulary = {word: i for i, word in enumerate(WORDS)}
-    raw = tokenizers.Tokenizer(
-      tokenizers.models.WordLevel(vocabulary, unk_token="k")
-    )
+    words = tokenizers.models.WordLevel(vocabulary, unk_token="k")
+    raw = tokenizers.Tokenizer(words)
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     self.tokenizer = transformers.PreTrainedTokenizerFast(
       tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>"
@@ -205,17 +200,13 @@ class Lab:
   def trainer(self, kind, rewards=(letters, patchy), **options):
     sgd = dict(optim="sgd", learning_rate=0.5, lr_scheduler_type="constant")
     silent = dict(report_to=[], save_strategy="no", disable_tqdm=True)
+    plain = dict(bf16=False, use_cpu=True, gradient_checkpointing=False)
+    size = dict(num_generations=4, max_completion_length=T, max_steps=3)
     arguments = {
       "output_dir": str(self.folder),
       "per_device_train_batch_size": B,
-      "num_generations": 4,
-      "max_completion_length": T,
-      "max_steps": 3,
       "max_grad_norm": 0.0,
-      "bf16": False,
-      "use_cpu": True,
       "logging_steps": 1,
-      "gradient_checkpointing": False,
       "disable_dropout": True,
       **options,
     }
@@ -223,7 +214,9 @@ class Lab:
       # From a folder, as TRL reads the reference from there.
       self.model.from_pretrained(self.start),
       reward_funcs=list(rewards),
-      args=self.library.GRPOConfig(**sgd, **silent, **arguments),
+      args=self.library.GRPOConfig(
+        **sgd, **silent, **plain, **size, **arguments
+      ),
       train_dataset=self.data,
       processing_class=self.tokenizer,
     )
@@ -258,12 +251,12 @@ def inputs(torch):
 
 
 CLIPS = {"clip_low": 0.1, "clip_high": 0.3}
-DAPO = dict(aggregate="token_mean")
+GRPO, DAPO = dict(loss_type="grpo"), dict(aggregate="token_mean")
 EPSILONS = dict(epsilon=0.1, epsilon_high=0.3)
 SUM = "sequence_mean_token_sum_const"
 # Theirs, ours, in how many parts.
 CASES = {
-  "grpo": (dict(loss_type="grpo"), dict(aggregate=MEANS), 2),
+  "grpo": (GRPO, dict(aggregate=MEANS), 2),
   "bnpo": (dict(loss_type="bnpo"), DAPO, 1),
   "dapo": (dict(loss_type="dapo"), DAPO, 2),
   "clips": (
@@ -278,22 +271,22 @@ CASES = {
   ),
   "cispo": (
     dict(loss_type="cispo", epsilon_high=1.5),
-    dict(**DAPO, loss="cispo", loss_options={"r_max": 1.5}),
+    DAPO | dict(loss="cispo", loss_options={"r_max": 1.5}),
     2,
   ),
   "gspo": (
-    dict(loss_type="grpo", importance_sampling_level="sequence", **EPSILONS),
+    GRPO | EPSILONS | dict(importance_sampling_level="sequence"),
     dict(loss="gspo", loss_options=CLIPS, aggregate=MEANS),
     2,
   ),
   "kl": (
-    dict(loss_type="grpo", beta=0.3, use_bias_correction_kl=False),
+    GRPO | dict(beta=0.3, use_bias_correction_kl=False),
     dict(aggregate=MEANS, kl=KLConfig("loss", coefficient=0.3)),
     2,
   ),
   "entropy": (
     dict(loss_type="bnpo", entropy_coef=0.2),
-    dict(**DAPO, entropy_coefficient=0.2),
+    DAPO | dict(entropy_coefficient=0.2),
     1,
   ),
 }

@@ -17,18 +17,20 @@ from tests.models.sizes import ODD
 
 CONFIG = dataclasses.replace(ODD, rope_theta=1_234.0)
 VARIANTS = {
-  "plain": CONFIG,
-  "untied": dataclasses.replace(CONFIG, tied_head=False),
-  "qkv_bias": dataclasses.replace(CONFIG, qkv_bias=True),
-  "qk_norm": dataclasses.replace(CONFIG, qk_norm=True),
-  "multi_head": dataclasses.replace(CONFIG, num_kv_heads=6),
-  "multi_query": dataclasses.replace(CONFIG, num_kv_heads=1),
-  "windows": dataclasses.replace(CONFIG, windows=(3, 0, 1)),
-  "window": dataclasses.replace(CONFIG, windows=(2, 2, 2)),
-  "rope": dataclasses.replace(
-    CONFIG, rotary_size=6, rope_factors=(1.0, 2.5, 7.0), rope_scale=1.25
-  ),
+  "plain": {},
+  "untied": {"tied_head": False},
+  "qkv_bias": {"qkv_bias": True},
+  "qk_norm": {"qk_norm": True},
+  "multi_head": {"num_kv_heads": 6},
+  "multi_query": {"num_kv_heads": 1},
+  "windows": {"windows": (3, 0, 1)},
+  "window": {"windows": (2, 2, 2)},
+  "rope": dict(rotary_size=6, rope_factors=(1.0, 2.5, 7.0), rope_scale=1.25),
 }
+
+
+def but(**changes):
+  return dataclasses.replace(CONFIG, **changes)
 
 
 @functools.cache
@@ -87,53 +89,48 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
       out[h + size // 2] = a * np.sin(angle) + b * np.cos(angle)
     return out
 
-  def heads(p, x, name, position, rotated):
-    result = []
-    for n in range(p[name].shape[1]):
-      head = x @ p[name][:, n]
-      if c.qkv_bias:
-        head = head + p[f"{name}_bias"][n]
-      if c.qk_norm and rotated:
-        head = norm(head, p[f"{name}_norm"]["scale"])
-      result.append(rope(head, position) if rotated else head)
-    return result
+  def head(p, x, name, n, position):
+    found = x @ p[name][:, n]
+    if c.qkv_bias:
+      found = found + p[f"{name}_bias"][n]
+    if c.qk_norm and name != "value":
+      found = norm(found, p[f"{name}_norm"]["scale"])
+    return found if name == "value" else rope(found, position)
+
+  def heads(p, stream, name):
+    number = range(p[name].shape[1])
+    return [
+      [head(p, x, name, n, t) for n in number] for t, x in enumerate(stream)
+    ]
 
   stream = [params["embedding"][token] for token in tokens]
   for i in range(c.num_layers):
     layer = params[f"layer_{i}"]
     p = layer["attention"]
     normed = [norm(x, layer["attention_norm"]["scale"]) for x in stream]
-    q = [heads(p, x, "query", t, True) for t, x in enumerate(normed)]
-    k = [heads(p, x, "key", t, True) for t, x in enumerate(normed)]
-    v = [heads(p, x, "value", t, False) for t, x in enumerate(normed)]
+    q, k, v = (heads(p, normed, name) for name in ("query", "key", "value"))
     for t in range(len(tokens)):
       for n in range(c.num_heads):
         shared = n // (c.num_heads // c.num_kv_heads)
         window = c.windows[i] if c.windows and c.windows[i] else t + 1
         seen = range(max(0, t + 1 - window), t + 1)
-        scores = np.array(
-          [q[t][n] @ k[s][shared] / c.head_size**0.5 for s in seen]
-        )
-        probs = np.exp(scores - scores.max())
-        probs /= probs.sum()
-        mixed = sum(
-          p_s * v[s][shared] for p_s, s in zip(probs, seen, strict=True)
-        )
+        scores = [q[t][n] @ k[s][shared] / c.head_size**0.5 for s in seen]
+        probs = np.exp(scores) / np.exp(scores).sum()
+        mixed = probs @ [v[s][shared] for s in seen]
         stream[t] = stream[t] + mixed @ p["out"][n]
     for t, x in enumerate(stream):
       x = norm(x, layer["mlp_norm"]["scale"])
-      gate = x @ layer["mlp"]["gate"]
-      up = x @ layer["mlp"]["up"]
+      gate, up = x @ layer["mlp"]["gate"], x @ layer["mlp"]["up"]
       silu = gate / (1 + np.exp(-gate))
       stream[t] = stream[t] + (silu * up) @ layer["mlp"]["down"]
   stream = [norm(x, params["final_norm"]["scale"]) for x in stream]
-  head = params["embedding"].T if c.tied_head else params["head"]
-  return np.stack([x @ head for x in stream])
+  last = params["embedding"].T if c.tied_head else params["head"]
+  return np.stack([x @ last for x in stream])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_agree_with_numpy_loops(name):
-  config = VARIANTS[name]
+  config = but(**VARIANTS[name])
   params = random_params(config)
   assert ("head" in params) == (not config.tied_head)
   batch = left_padded((7,), 7)
@@ -171,11 +168,8 @@ def test_left_padding_changes_no_logit():
   tokens, positions, valid = left_padded((3, 7, 5), 7)
   hidden, _ = apply(CONFIG, params, tokens, positions, valid)
   for row, length in enumerate((3, 7, 5)):
-    alone, _ = apply(
-      CONFIG, params, tokens[row : row + 1, -length:], *(
-        x[row : row + 1, -length:] for x in (positions, valid)
-      )
-    )  # fmt: skip
+    own = (x[row : row + 1, -length:] for x in (tokens, positions, valid))
+    alone, _ = apply(CONFIG, params, *own)
     np.testing.assert_allclose(hidden[row, -length:], alone[0], atol=1e-5)
 
 
@@ -184,7 +178,7 @@ def test_left_padding_changes_no_logit():
   [(False, ()), (True, ()), (False, (4, 0, 2)), (True, (4, 4, 4))],
 )
 def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
-  config = dataclasses.replace(CONFIG, scan_layers=scan_layers, windows=windows)
+  config = but(scan_layers=scan_layers, windows=windows)
   params = random_params(CONFIG)
   if scan_layers:
     params = helpers.stack_layers(params)
@@ -195,14 +189,10 @@ def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
   step = jax.jit(lambda cache, *args: apply(config, params, *args, cache=cache))
   # A prompt, then two tokens at once, then one by one.
   for begin, end in ((0, 6), (6, 8), (8, 9), (9, 10), (10, 11)):
-    hidden, cache = step(
-      cache, *(x[:, begin:end] for x in (tokens, positions, valid))
-    )
-    seen = valid[:, begin:end, None]
+    part = [x[:, begin:end] for x in (tokens, positions, valid)]
+    hidden, cache = step(cache, *part)
     np.testing.assert_allclose(
-      jnp.where(seen, hidden, 0),
-      jnp.where(seen, full[:, begin:end], 0),
-      atol=1e-5,
+      hidden[part[-1]], full[:, begin:end][part[-1]], atol=1e-5
     )
   assert cache.index == 11
   np.testing.assert_array_equal(cache.valid.sum(-1), [3, 11, 8])
@@ -210,31 +200,22 @@ def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
 
 def test_packed_segments_equal_separate_rows():
   params = random_params(CONFIG)
-  tokens, _, _ = left_padded((11,), 11)
+  tokens, _, valid = left_padded((11,), 11)
   segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]])
   positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]])
-  packed, _ = apply(
-    CONFIG, params, tokens, positions, None, segment_ids=segments
-  )
+  run = functools.partial(apply, CONFIG, params)
+  packed, _ = run(tokens, positions, None, segment_ids=segments)
   for begin, end in ((0, 4), (4, 7), (7, 9)):
-    alone, _ = apply(
-      CONFIG,
-      params,
-      tokens[:, begin:end],
-      jnp.arange(end - begin)[None],
-      jnp.ones((1, end - begin), bool),
-    )
-    np.testing.assert_allclose(packed[:, begin:end], alone, atol=1e-5)
+    own = (x[:, begin:end] for x in (tokens, positions, valid))
+    np.testing.assert_allclose(packed[:, begin:end], run(*own)[0], atol=1e-5)
   chex.assert_tree_all_finite(packed)
-
-
-def test_validity_and_segments_exclude_each_other():
-  params = random_params(CONFIG)
-  tokens, positions, valid = left_padded((3,), 3)
   with pytest.raises(ValueError, match="either"):
-    apply(CONFIG, params, tokens, positions, valid, segment_ids=tokens)
+    run(tokens, positions, valid, segment_ids=segments)
   with pytest.raises(ValueError, match="either"):
-    apply(CONFIG, params, tokens, positions, None)
+    run(tokens, positions, None)
+  cache = attention.init_cache(CONFIG, 1, 13)
+  with pytest.raises(ValueError, match="no segment_ids"):
+    run(tokens, positions, None, cache, segment_ids=segments)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -251,77 +232,61 @@ def test_scanning_and_recomputing_change_no_value_and_no_gradient(
     return jnp.sum(jnp.where(batch[2][..., None], jnp.sin(hidden), 0))
 
   gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)
-  config = dataclasses.replace(CONFIG, scan_layers=scan_layers, remat=remat)
-  value, actual = gradient(
-    helpers.stack_layers(params) if scan_layers else params, config
-  )
+  config = but(scan_layers=scan_layers, remat=remat)
+  same = lambda params: params  # noqa: E731
+  stack, unstack = same, same
   if scan_layers:
-    actual = decoder.unstack_layers(actual)
+    stack, unstack = helpers.stack_layers, decoder.unstack_layers
+  value, actual = gradient(stack(params), config)
   expected_value, expected = gradient(params, CONFIG)
   np.testing.assert_allclose(value, expected_value, rtol=1e-5)
-  chex.assert_trees_all_close(actual, expected, atol=2e-4, rtol=1e-4)
+  chex.assert_trees_all_close(unstack(actual), expected, atol=2e-4, rtol=1e-4)
+
+
+def kept(config):
+  """The sizes of what is kept for the backward pass of a row of 7 tokens."""
+  batch = left_padded((7,), 7)
+  run = lambda params: apply(config, params, *batch)[0]  # noqa: E731
+  _, pull = jax.vjp(run, random_params(config))
+  return [x.size for x in jax.tree.leaves(pull)]
 
 
 def test_recomputing_keeps_less_between_the_passes():
-  tokens, positions, valid = left_padded((7,), 7)
-
-  def saved(remat):
-    config = dataclasses.replace(CONFIG, remat=remat)
-
-    def run(params):
-      hidden, _ = apply(config, params, tokens, positions, valid)
-      return jnp.sum(hidden)
-
-    _, pull = jax.vjp(run, random_params(CONFIG))
-    return sum(x.size for x in jax.tree.leaves(pull))
-
-  assert saved("full") < saved("save_weight_products")
-  assert saved("save_weight_products") < saved("none")
+  policies = ("full", "save_weight_products", "none")
+  full, products, everything = (sum(kept(but(remat=x))) for x in policies)
+  assert full < products < everything
 
 
 def test_a_layer_keeps_no_norm_and_no_silu():
-  # By hand, of one row of 7 tokens: gate, up and their product alone are of
-  # the MLP's size; one number a token is the token, and no norm's factor.
-  config = dataclasses.replace(CONFIG, num_layers=1)
-  tokens, positions, valid = left_padded((7,), 7)
-
-  def run(params):
-    return apply(config, params, tokens, positions, valid)[0]
-
-  _, pull = jax.vjp(run, random_params(config))
-  sizes = [x.size for x in jax.tree.leaves(pull)]
-  assert sizes.count(7 * config.mlp_size) == 3
+  # By hand: gate, up and their product alone are of the MLP's size; one number
+  # a token is the token, and no norm's factor.
+  sizes = kept(but(num_layers=1))
+  assert sizes.count(7 * CONFIG.mlp_size) == 3
   assert sizes.count(7) == 1
 
 
 def test_angles_are_computed_once_for_all_layers_and_heads():
   # In the program as it runs: what is written once may be computed often.
-  tokens, positions, valid = left_padded((7, 3), 7)
-  params = random_params(CONFIG)
+  batch = left_padded((7, 3), 7)
 
   def total(params):
-    return jnp.sum(apply(CONFIG, params, tokens, positions, valid)[0] ** 2)
+    return jnp.sum(apply(CONFIG, params, *batch)[0] ** 2)
 
   for fn in (total, jax.grad(total)):
-    program = jax.jit(fn).lower(params).compile().as_text()
-    assert program.count(" cosine(") == 1
-    assert program.count(" sine(") == 1
+    program = jax.jit(fn).lower(random_params(CONFIG)).compile().as_text()
+    assert program.count(" cosine(") == program.count(" sine(") == 1
 
 
 def test_norms_and_angles_stay_float32_under_bfloat16():
-  config = dataclasses.replace(CONFIG, dtype="bfloat16")
-  params = random_params(CONFIG)
   tokens, positions, valid = left_padded((7,), 7)
   far = positions + 257  # bfloat16 has no 257
-  jaxpr = str(
-    jax.make_jaxpr(lambda p: apply(config, p, tokens, far, valid)[0])(params)
-  )
+  run = lambda p, c: apply(c, p, tokens, far, valid)[0]  # noqa: E731
+  params, config = random_params(CONFIG), but(dtype="bfloat16")
+  jaxpr = str(jax.make_jaxpr(run, static_argnums=1)(params, config))
   for line in jaxpr.splitlines():
-    for name in (" rsqrt ", " sin ", " cos ", " exp "):
-      if name in line:
-        assert "bf16" not in line
-  low, _ = apply(config, params, tokens, far, valid)
-  high, _ = apply(CONFIG, params, tokens, far, valid)
+    if any(name in line for name in (" rsqrt ", " sin ", " cos ", " exp ")):
+      assert "bf16" not in line
+  low, high = run(params, config), run(params, CONFIG)
   assert low.dtype == jnp.bfloat16
   assert jnp.abs(low.astype(jnp.float32) - high).max() < 0.15
 
@@ -329,7 +294,7 @@ def test_norms_and_angles_stay_float32_under_bfloat16():
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_axis_of_every_parameter_has_a_name(scan_layers):
   parts = dict(tied_head=False, qkv_bias=True, qk_norm=True)
-  config = dataclasses.replace(CONFIG, scan_layers=scan_layers, **parts)
+  config = but(scan_layers=scan_layers, **parts)
   sizes = dict(vocab=29, embed=22, heads=6, kv_heads=2, head_size=10, mlp=31)
   sizes["layers"] = 3
   params = decoder.init_params(config, jax.random.key(0))
@@ -341,23 +306,18 @@ def test_every_axis_of_every_parameter_has_a_name(scan_layers):
   jax.tree.map(check, params, axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def test_parameters_are_a_function_of_the_key():
+def test_parameters_are_a_function_of_the_key_and_logits_of_unit_scale():
   keys = map(jax.random.key, (0, 0, 1))
-  a, b, c = (decoder.init_params(CONFIG, key) for key in keys)
+  a, b, c = (decoder.init_params(config_lib.TINY, key) for key in keys)
   chex.assert_trees_all_equal(a, b)
   assert (a["embedding"] != c["embedding"]).all()
-
-
-def test_logits_of_new_parameters_are_near_unit_scale():
-  params = decoder.init_params(config_lib.TINY, jax.random.key(0))
-  tokens, positions, valid = left_padded((16,), 16)
-  hidden, _ = apply(config_lib.TINY, params, tokens, positions, valid)
-  logits = hidden @ decoder.head_kernel(params, config_lib.TINY)
+  hidden, _ = apply(config_lib.TINY, a, *left_padded((16,), 16))
+  logits = hidden @ decoder.head_kernel(a, config_lib.TINY)
   assert 0.5 < logits.std() < 2.0
 
 
 def test_a_value_head_adds_a_vector_and_a_bias_that_are_0():
-  critic = dataclasses.replace(CONFIG, value_head=True)
+  critic = but(value_head=True)
   with_head = decoder.init_params(critic, jax.random.key(0))
   without = decoder.init_params(CONFIG, jax.random.key(0))
   assert set(with_head) - set(without) == {"value_kernel", "value_bias"}
@@ -367,9 +327,7 @@ def test_a_value_head_adds_a_vector_and_a_bias_that_are_0():
   np.testing.assert_array_equal(decoder.values(added, hidden), 0)
   axes = decoder.logical_axes(critic)
   assert (axes["value_kernel"], axes["value_bias"]) == (("embed",), (None,))
-
-
-def test_a_value_is_a_product_and_a_bias():
+  # A product and a bias.
   params = {"value_kernel": jnp.arange(3.0), "value_bias": jnp.array([0.5])}
   hidden = jnp.array([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
   np.testing.assert_array_equal(decoder.values(params, hidden), [8.5, 1.5])
@@ -379,14 +337,11 @@ def test_a_mesh_with_rules_changes_no_value():
   params = random_params(CONFIG)
   batch = left_padded((3, 7, 5, 6), 7)
   expected, _ = apply(CONFIG, params, *batch)
-  mesh = jax.make_mesh(
-    (2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
-  )
+  kinds = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=kinds)
   rules = (("batch", "data"), ("kv_heads", "tensor"), ("heads", "tensor"))
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     actual, _ = jax.jit(lambda p: apply(CONFIG, p, *batch))(params)
   assert not actual.sharding.is_fully_replicated
-  valid = batch[2][..., None]
-  np.testing.assert_allclose(
-    jnp.where(valid, actual, 0), jnp.where(valid, expected, 0), atol=1e-5
-  )
+  valid = batch[2]
+  np.testing.assert_allclose(actual[valid], expected[valid], atol=1e-5)

@@ -39,10 +39,8 @@ def start(config=CONFIG, adapter_config=LORA):
   return lora.init_adapters(base(config), adapter_config, config)
 
 
-def kernel_inputs(name, kernel):
-  """A kernel as the matrix that it is, in float64."""
-  inputs = int(np.prod(kernel.shape[: lora.TARGETS[name]]))
-  return np.asarray(kernel, np.float64).reshape(inputs, -1)
+def matrix(x, rows):
+  return np.asarray(x, np.float64).reshape(rows, -1)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +58,10 @@ def test_what_makes_no_sense_is_refused(values, word):
     lora.LoraConfig(**values)
 
 
-def test_a_list_of_a_file_becomes_hashable():
-  hash(lora.LoraConfig(rank=1, targets=["up", "down"]))
-
-
-def test_the_targets_are_the_kernels_of_a_layer():
+def test_the_targets_are_the_kernels_of_a_layer_and_hashable():
   layer = base()["layer_0"]
   assert sorted([*layer["attention"], *layer["mlp"]]) == sorted(lora.TARGETS)
+  hash(lora.LoraConfig(rank=1, targets=["up", "down"]))
 
 
 def test_a_rank_above_that_of_a_chosen_kernel_names_it():
@@ -78,8 +73,11 @@ def test_a_rank_above_that_of_a_chosen_kernel_names_it():
 
 @pytest.mark.parametrize("config", [CONFIG, SCANNED, CRITIC])
 def test_the_start_is_the_base_bit_by_bit(config):
-  merged = lora.merge(base(config), start(config), LORA)
+  adapters = start(config)
+  merged = lora.merge(base(config), adapters, LORA)
   chex.assert_trees_all_equal(merged, base(config))
+  axes = lora.adapter_axes(LORA, config)  # a tree like the adapters
+  jax.tree.map(lambda x, names: chex.assert_rank(x, len(names)), adapters, axes)
 
 
 @pytest.mark.parametrize("config", [CONFIG, SCANNED])
@@ -131,14 +129,6 @@ def test_a_value_head_is_trained_as_it_is():
     np.testing.assert_array_equal(merged[name], after[name])
 
 
-@pytest.mark.parametrize("config", [CONFIG, SCANNED, CRITIC])
-def test_axes_are_a_tree_like_the_adapters(config):
-  axes = lora.adapter_axes(LORA, config)
-  jax.tree.map(
-    lambda x, names: chex.assert_rank(x, len(names)), start(config), axes
-  )
-
-
 def test_axes_are_the_kernels_own():
   attention = lora.adapter_axes(LORA, SCANNED)["layers"]["attention"]
   assert attention["query"] == {
@@ -158,12 +148,11 @@ def test_merging_agrees_with_matrices_in_numpy():
   for layer in ("layer_0", "layer_2"):
     for part in ("attention", "mlp"):
       for name, pair in adapters[layer][part].items():
-        a = np.asarray(pair["a"], np.float64).reshape(-1, 3)
-        b = np.asarray(pair["b"], np.float64).reshape(3, -1)
-        old = kernel_inputs(name, base()[layer][part][name])
-        new = kernel_inputs(name, merged[layer][part][name])
-        # alpha / rank = 2
-        np.testing.assert_allclose(new, old + 2 * a @ b, atol=1e-6)
+        inputs = {"out": 60, "down": 31}.get(name, 22)
+        change = matrix(pair["a"], inputs) @ matrix(pair["b"], 3)
+        old, new = (x[layer][part][name] for x in (base(), merged))
+        expected = matrix(old, inputs) + 2 * change  # alpha / rank = 2
+        np.testing.assert_allclose(matrix(new, inputs), expected, atol=1e-6)
   chex.assert_trees_all_equal(base(), before)
 
 
@@ -178,12 +167,10 @@ def test_what_has_no_adapter_is_passed_on():
 def test_scanned_and_unrolled_layers_merge_alike():
   adapters = moved(start())
   unrolled = lora.merge(base(), adapters, LORA)
-  scanned = lora.merge(
-    helpers.stack_layers(base()), helpers.stack_layers(adapters), LORA
-  )
-  chex.assert_trees_all_close(
-    scanned, helpers.stack_layers(unrolled), atol=1e-6
-  )
+  stacked = map(helpers.stack_layers, (base(), adapters, unrolled))
+  params, adapters, expected = stacked
+  scanned = lora.merge(params, adapters, LORA)
+  chex.assert_trees_all_close(scanned, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])

@@ -175,7 +175,7 @@ def test_one_key_gives_one_result_to_the_last_bit():
   assert not np.array_equal(record.tokens, run(step=1).tokens)
   completions = np.asarray(record.tokens[:3, 5:]).tolist()
   assert len(set(map(tuple, completions))) == 3  # of one prompt
-  large = run(group_multiple=5)  # begins with the smaller group
+  large = run(group_size=5)  # begins with the smaller group
   np.testing.assert_array_equal(
     large.tokens.reshape(4, 5, -1)[:, :G], record.tokens.reshape(4, G, -1)
   )
@@ -276,3 +276,22 @@ def test_a_size_of_prompts_is_compiled_once():
         prompts = prompts_of(order, multiple=size)
         fn(params_of(), prompts, keys_of(prompts, step))
   assert fn._cache_size() == 2
+
+
+def test_a_stream_is_a_row_and_ends_with_its_end():
+  config = dataclasses.replace(CONFIG, scan_layers=True)
+  params = helpers.stack_layers(params_of())
+  key, sampling = jax.random.key(7), SamplingConfig(temperature=1.5)
+
+  def both(eos_ids):
+    settings = generate.GenerateConfig(12, 1, eos_ids, sampling=sampling)
+    sampler = generate.make_generate(config, settings)
+    record = sampler(params, transcript.pad_prompts([PROMPTS[1]]), key[None])
+    whole = record.tokens[0][record.roles[0] == transcript.POLICY].tolist()
+    given = (config, settings, params, PROMPTS[1], key)
+    return list(generate.stream(*given, multiple=8)), whole
+
+  streamed, whole = both(())
+  assert streamed == whole and len(whole) == 12 and len(set(whole)) > 3
+  ended, whole = both((streamed[4],))
+  assert ended == whole == streamed[: streamed.index(streamed[4]) + 1]

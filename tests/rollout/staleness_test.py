@@ -147,54 +147,52 @@ PROTOCOLS = st.one_of(
 )
 
 
-class TestAnyProtocol:
-  @settings(max_examples=200)
-  @given(
-    protocol=PROTOCOLS,
-    moves=st.lists(
-      st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), max_size=60
-    ),
-  )
-  def test_no_group_is_lost_doubled_or_split(self, protocol, moves):
-    ledger, seen, gone = Ledger(), [], 0
-    for action, pick in moves:
-      running = ledger.running
-      chosen = running[pick % len(running) :][:2] if running else ()
-      if action == "start":
-        room = protocol.room(ledger)
-        assert room >= 0
-        ledger, _ = staleness.start(ledger, min(room, 1 + pick % 5))
-      elif action == "finish":
-        ledger = staleness.finish(ledger, chosen, protocol)
-      elif action == "lose":
-        ledger = staleness.lose(ledger, chosen, protocol)
-      elif action == "filter":
-        numbers = [ticket.number for ticket in chosen[:1]]
-        ledger = staleness.finish(ledger, chosen, protocol, filtered=numbers)
-      else:
-        ledger, _ = staleness.expire(ledger, protocol)
-        if staleness.ready(ledger, protocol):
-          ledger, taken = staleness.take(ledger, protocol)
-          steps, versions = lags(ledger, taken)
-          assert min(steps) >= 0
-          if isinstance(protocol, MaxLag):
-            assert max(versions) <= protocol.lag
-          seen += [ticket.number for ticket in taken]
-          ledger = staleness.advance(ledger, protocol)
-      gone = ledger.filtered + ledger.expired
-      held = [t.number for t in ledger.running + ledger.queue]
-      everywhere = [*held, *ledger.again, *seen]
-      assert len(set(everywhere)) == len(everywhere)
-      assert len(everywhere) + gone == ledger.next_number
-      assert len(seen) == ledger.consumed
-      if isinstance(protocol, Quota):
-        assert len(held) <= protocol.budget
-    again = staleness.from_json(json.loads(json.dumps(ledger._asdict())))
-    assert again == ledger
+@settings(max_examples=200)
+@given(
+  protocol=PROTOCOLS,
+  moves=st.lists(
+    st.tuples(st.sampled_from(ACTIONS), st.integers(0, 99)), max_size=60
+  ),
+)
+def test_no_group_is_lost_doubled_or_split(protocol, moves):
+  ledger, seen = Ledger(), []
+  for action, pick in moves:
+    running = ledger.running
+    chosen = running[pick % len(running) :][:2] if running else ()
+    if action == "start":
+      room = protocol.room(ledger)
+      assert room >= 0
+      ledger, _ = staleness.start(ledger, min(room, 1 + pick % 5))
+    elif action == "lose":
+      ledger = staleness.lose(ledger, chosen, protocol)
+    elif action in ("finish", "filter"):
+      filtered = [t.number for t in chosen[:1] if action == "filter"]
+      ledger = staleness.finish(ledger, chosen, protocol, filtered)
+    else:
+      ledger, _ = staleness.expire(ledger, protocol)
+      if staleness.ready(ledger, protocol):
+        ledger, taken = staleness.take(ledger, protocol)
+        steps, versions = lags(ledger, taken)
+        assert min(steps) >= 0
+        if isinstance(protocol, MaxLag):
+          assert max(versions) <= protocol.lag
+        seen += [ticket.number for ticket in taken]
+        ledger = staleness.advance(ledger, protocol)
+    held = [t.number for t in ledger.running + ledger.queue]
+    everywhere = [*held, *ledger.again, *seen]
+    assert len(set(everywhere)) == len(everywhere)
+    gone = ledger.filtered + ledger.expired
+    assert len(everywhere) + gone == ledger.next_number
+    assert len(seen) == ledger.consumed
+    if isinstance(protocol, Quota):
+      assert len(held) <= protocol.budget
+  again = staleness.from_json(json.loads(json.dumps(ledger._asdict())))
+  assert again == ledger
 
-  @given(protocol=PROTOCOLS)
-  def test_nobody_waits_for_ever(self, protocol):
-    play(protocol, 12)
+
+@given(protocol=PROTOCOLS)
+def test_nobody_waits_for_ever(protocol):
+  play(protocol, 12)
 
 
 @pytest.mark.parametrize(

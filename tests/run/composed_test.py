@@ -65,13 +65,10 @@ class TestComposed:
     loop.train(made, [0, 1], directory=tmp_path / "a")
     made = experiment(protocol="none")
     loop.train(made, [0, 1], directory=tmp_path / "b")
-    a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
-    assert a.keys() == b.keys()
-    for name, value in b.items():
-      np.testing.assert_array_equal(value, a[name], err_msg=name)
-    assert [p.prompt_id for p in purchases(tmp_path / "a")] == [
-      p.prompt_id for p in purchases(tmp_path / "b")
-    ]
+    a, b = tmp_path / "a", tmp_path / "b"
+    helpers.assert_equal_curves(curves(a), curves(b))
+    a, b = ([p.prompt_id for p in purchases(x)] for x in (a, b))
+    assert a == b
 
   def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
     workdir = tmp_path / "run"
@@ -86,6 +83,12 @@ class TestComposed:
     made = experiment(task=World(poisoned), audit=False)
     loop.train(made, [0, 1], directory=tmp_path)
     expected, found = curves(whole), curves(tmp_path)
+    assert not any(name.startswith("audit/") for name in found)
     for name, values in found.items():
       np.testing.assert_array_equal(values, expected[name], err_msg=name)
     assert found["loss"].shape == (2, 4)
+    # The check sees a truth that does reach it: that of a bought prompt.
+    other = tmp_path / "other"
+    loop.train(experiment(task=World(bought)), [0, 1], directory=other)
+    loss = curves(other)["probe/vote/loss"]
+    assert (loss != expected["probe/vote/loss"]).any()

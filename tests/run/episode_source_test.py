@@ -48,27 +48,20 @@ def plain():
 class TestRows:
   def test_a_row_is_prompt_action_glue_and_observation(self, paw):
     batch, _ = paw
-    kinds = [roles[roles != PAD].tolist() for roles in batch.roles[0]]
     seen = 0
-    for prompt, action, said, roles, kind in zip(
-      texts(batch, PROMPT),
-      texts(batch, POLICY),
-      texts(batch, OBSERVATION),
-      batch.roles[0],
-      kinds,
-      strict=True,
-    ):
+    parts = (texts(batch, role) for role in (PROMPT, POLICY, OBSERVATION))
+    for prompt, action, said, roles in zip(*parts, batch.roles[0], strict=True):
+      kind = roles[roles != PAD].tolist()
       assert bool(kind) == (POLICY in kind)
       assert kind.count(GLUE) == bool(said)
-      if not said:
-        continue
-      seen += 1
-      assert said.startswith("yes" if action[:1] == prompt else "no"), said
-      # In one piece, in this order.
-      order = [PROMPT, POLICY, GLUE, OBSERVATION]
-      assert kind == sorted(kind, key=order.index)
-      first = (roles != PAD).argmax()
-      assert (roles[first : first + len(kind)] != PAD).all()
+      if said:
+        seen += 1
+        assert said.startswith("yes" if action[:1] == prompt else "no"), said
+        # In one piece, in this order.
+        order = [PROMPT, POLICY, GLUE, OBSERVATION]
+        assert kind == sorted(kind, key=order.index)
+        first = (roles != PAD).argmax()
+        assert (roles[first : first + len(kind)] != PAD).all()
     assert seen > 8
 
   def test_only_selected_transitions_have_an_observation(self, paw):
@@ -82,11 +75,10 @@ class TestRows:
 
   def test_the_base_algorithm_has_none_and_the_same_actions(self, paw, plain):
     batch, rows = plain
-    assert batch.world is None
-    assert not np.asarray(batch.observation_mask).any()
-    assert batch.tokens.shape[-1] < paw[0].tokens.shape[-1]
+    assert batch.world is None and not batch.observation_mask.any()
     size, width = batch.tokens.shape[1:]
     whole = jax.tree.map(lambda x: x[:, :size], paw[0])
+    assert width < whole.tokens.shape[-1]
     chosen = batch.roles == POLICY
     np.testing.assert_array_equal(chosen, (whole.roles == POLICY)[..., :width])
     np.testing.assert_array_equal(
@@ -171,29 +163,24 @@ class TestRun:
 
   @pytest.mark.slow
   def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
-    made = agent_helpers.experiment()
     # What a kill after the second step leaves, and the same command again.
     for steps in (2, 4):
-      part = made._replace(
-        loop=made.loop.__class__(**{**vars(made.loop), "num_steps": steps})
-      )
-      loop.train(part, [0, 1], directory=tmp_path)
+      made = agent_helpers.experiment(loop={"num_steps": steps})
+      loop.train(made, [0, 1], directory=tmp_path)
     helpers.assert_same_run(whole[0], tmp_path)
 
   @pytest.mark.slow
-  @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
-  def test_other_lifts_train_the_same_policy(self, lift, tmp_path):
-    for name in ("seeded", lift):
-      made = agent_helpers.experiment(
-        parallel={"lift": name}, loop={"num_steps": 2}
-      )
-      loop.train(made, [0], directory=tmp_path / name)
-    expected, found = curves(tmp_path / "seeded"), curves(tmp_path / lift)
-    np.testing.assert_allclose(found["success"], expected["success"])
-    for name in ("loss/policy", "loss/world_model", "lambda", "gradient_norm"):
-      np.testing.assert_allclose(
-        found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
-      )
+  def test_other_lifts_train_the_same_policy(self, tmp_path):
+    found = {}
+    for lift in ("seeded", "pmapped", "meshed"):
+      changes = {"parallel": {"lift": lift}, "loop": {"num_steps": 2}}
+      made = agent_helpers.experiment(**changes)
+      loop.train(made, [0], directory=tmp_path / lift)
+      found[lift] = curves(tmp_path / lift)
+      names = "success loss/policy loss/world_model lambda gradient_norm"
+      for name in names.split():
+        a, b = found[lift][name], found["seeded"][name]
+        np.testing.assert_allclose(a, b, 1e-3, 1e-5, err_msg=f"{lift} {name}")
 
   @pytest.mark.slow
   @pytest.mark.parametrize("row", ["grpo_paw", "gigpo", "rloo", "ppo_paw"])
@@ -210,4 +197,3 @@ class TestRun:
     if row == "ppo_paw":
       values = curves(tmp_path)["loss/value"][0]
       assert np.isfinite(values).all() and values.max() > 0
-      assert jax.tree.leaves(made.params)

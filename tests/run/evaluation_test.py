@@ -9,7 +9,6 @@ import pytest
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import evaluation, rollouts, sections
 from saw_jax.run import experiment as experiment_lib
-from saw_jax.run import policy as policy_lib
 from saw_jax.tasks import base
 from saw_jax.tasks.base import Outcome
 from tests import helpers
@@ -17,8 +16,20 @@ from tests import helpers
 COMPONENTS = (base.Component("a", 0.0, 1.0), base.Component("b", 0.0, 1.0))
 
 
-class Lengths(helpers.Letters):
-  """Scores what tells examples and answers apart; some not at all."""
+class Votes(helpers.Letters):
+  """Scores what tells examples and answers apart; some not at all.
+
+  Every other prompt is long; a completion votes for its first letter.
+  """
+
+  def examples(self, split):
+    texts = {
+      e.key: "ab" * (1 + 9 * (e.key % 2)) for e in super().examples(split)
+    }
+    return [
+      base.Example(key, ({"role": "user", "content": text},), "a")
+      for key, text in texts.items()
+    ]
 
   def score(self, example, completion):
     if example.key % 3 == 2:
@@ -28,37 +39,19 @@ class Lengths(helpers.Letters):
     outcome = Outcome.RIGHT if example.key % 2 else Outcome.WRONG
     return base.Score((known, share), outcome)
 
-
-class Votes(Lengths):
-  """Also says what a completion votes for: its first letter."""
-
   def answer_key(self, completion):
     return completion[:1] or None
 
 
-class Texts(Lengths):
-  """Every other prompt is long."""
-
-  def examples(self, split):
-    return [
-      base.Example(
-        e.key, ({"role": "user", "content": "ab" * (1 + 9 * (e.key % 2))},), "a"
-      )
-      for e in super().examples(split)
-    ]
-
-
-def make(task=None, num_seeds=1, rollout=None, **fields):
+def make(task=None, num_seeds=1, **fields):
   """An evaluator that scores in this process."""
+  rollout = {"prompt_multiple": 8, "max_prompt_tokens": 64}
   made = helpers.experiment(
-    task=task or Lengths(), evaluation=fields, rollout=rollout or {}
+    task=task or Votes(), evaluation=fields, rollout=rollout
   )
   workers = experiment_lib.kind_of(made).open_workers()
-  return evaluation.Evaluator(policy_lib.Policy(made, num_seeds), workers)
-
-
-def run(mode, **fields):
-  return make(**fields).run(mode)
+  policy = experiment_lib.Policy(made, num_seeds)
+  return evaluation.Evaluator(policy, workers)
 
 
 class TestEvaluator:
@@ -80,11 +73,11 @@ class TestEvaluator:
       return found
 
     monkeypatch.setattr(rollouts.Encoder, "prompts", watched)
-    rollout = {"prompt_multiple": 8, "max_prompt_tokens": 64}
-    fields = dict(task=Texts(), rollout=rollout, num_examples=7, num_seeds=2)
     # 7 in batches of 4, the short ones first: the last is filled up.
-    whole = run("sampled", batch_size=7, **fields)
-    parts = run("sampled", batch_size=4, **fields)
+    whole, parts = (
+      make(num_examples=7, num_seeds=2, batch_size=size).run("sampled")
+      for size in (7, 4)
+    )
     assert [shape[:2] for shape in sizes] == [(2, 7), (2, 4), (2, 4)]
     assert sizes[1][-1] < sizes[2][-1] == sizes[0][-1]
     assert whole["rewards"].shape == (2, 7, 2, 2)
@@ -99,81 +92,75 @@ class TestEvaluator:
       rtol=1e-6,
     )
 
-  def test_greedy_gives_one_answer_and_sampled_several_that_differ(self):
-    greedy = run("greedy", num_examples=7, batch_size=7)
-    sampled = run("sampled", num_examples=7, batch_size=7)
-    assert greedy["rewards"].shape == (1, 7, 1, 2)
-    answers = sampled["rewards"][..., 0]
-    scored = sampled["scored"][..., 0].all(-1)
-    assert (answers[..., 0] != answers[..., 1])[scored].mean() > 0.5
-
-  @pytest.mark.parametrize("task", [Lengths(), Votes()])
-  def test_scores_are_the_averages_of_a_run(self, task):
-    evaluator = make(task, samples=3)
+  @pytest.mark.parametrize("votes", [True, False])
+  def test_scores_are_the_averages_of_a_run(self, votes, monkeypatch):
+    if not votes:
+      monkeypatch.delattr(Votes, "answer_key")
+    evaluator = make(samples=3, num_examples=7, batch_size=7)
     result = evaluator.run("sampled")
     (found,) = evaluator.scores("sampled")
     (greedy,) = evaluator.scores("greedy")
-    (summary,) = evaluation.average("greedy", result, task.components)
+    (summary,) = evaluation.average("greedy", result, Votes.components)
     assert {name: found[name] for name in summary} == summary
-    more = {"mean@3", "pass@3"}
-    if isinstance(task, Votes):
-      more.add("maj@3")
+    assert set(found) - set(summary) == {
+      *("mean@3", "pass@3"),
+      *(["maj@3"] if votes else []),
+    }
+    if votes:
       assert result["answers"].shape == result["right"].shape
-    assert set(found) - set(summary) == more
     assert found["mean@3"] == found["right"]
     assert not any("@" in name for name in greedy)
+    # Greedy gives one answer, and sampled ones differ.
+    assert evaluator.run("greedy")["rewards"].shape == (1, 7, 1, 2)
+    answers, scored = result["rewards"][..., 0], result["scored"][..., 0]
+    differ = answers[..., 0] != answers[..., 1]
+    assert differ[scored.all(-1)].mean() > 0.5
 
   def test_more_says_how_many_answers_are_too_long(self):
-    limited = Lengths()
+    limited = Votes()
     limited.token_limits = {"small": 3}
     found = make(limited).more({"lengths": np.array([[3, 4], [9, 3]])})
     assert found == {"over_small": 0.5}
 
   def test_another_split_is_whole_and_shares_what_is_compiled(self):
-    fields = dict(samples=4, num_examples=3, temperature=0.5, top_p=0.9)
-    evaluator = make(**fields)
+    evaluator = make(samples=4, num_examples=3, temperature=0.5, top_p=0.9)
     other = evaluator.on("train", 8)
     assert [e.key for e in other.examples] == list(range(13))
     assert [e.key for e in evaluator.examples] == [1000, 1001, 1002]
     sampled = SamplingConfig(temperature=0.5, top_p=0.9)
     assert evaluator.modes["sampled"] == (sampled, 4)
-    assert other.modes == {
-      "greedy": (SamplingConfig(greedy=True), 1),
-      "sampled": (sampled, 8),
-    }
-    greedy = [
-      one._make_generate(*one.modes["greedy"]) for one in (evaluator, other)
-    ]
-    assert greedy[0] is greedy[1]
+    greedy = (SamplingConfig(greedy=True), 1)
+    assert other.modes == {"greedy": greedy, "sampled": (sampled, 8)}
+    generate = [one._make_generate(*greedy) for one in (evaluator, other)]
+    assert generate[0] is generate[1]
     assert list(evaluator.on("train", 0).modes) == ["greedy"]
 
 
 def by_hand():
-  """One seed, two examples, two samples, two components."""
-  return {
+  """Two equal seeds, two examples, two samples, two components."""
+  result = {
     # The 9 stands where nothing was scored.
     "rewards": np.array(
-      [[[[1.0, 0.0], [0.0, 0.5]], [[9.0, 1.0], [9.0, 9.0]]]], np.float32
+      [[[1.0, 0.0], [0.0, 0.5]], [[9.0, 1.0], [9.0, 9.0]]], np.float32
     ),
     "scored": np.array(
-      [[[[True, True], [True, True]], [[False, True], [False, False]]]]
+      [[[True, True], [True, True]], [[False, True], [False, False]]]
     ),
-    "right": np.array([[[True, False], [False, False]]]),
-    "ended": np.array([[[True, True], [True, False]]]),
-    "lengths": np.array([[[4, 6], [5, 9]]]),
+    "right": np.array([[True, False], [False, False]]),
+    "ended": np.array([[True, True], [True, False]]),
+    "lengths": np.array([[4, 6], [5, 9]]),
   }
+  return {name: np.stack([value, value]) for name, value in result.items()}
 
 
-def two_seeds():
-  return {
-    name: np.concatenate([value, value]) for name, value in by_hand().items()
-  }
+def as_lists(figures):
+  return {name: value.tolist() for name, value in figures.items()}
 
 
 class TestAverages:
   def test_of_examples_by_hand(self):
-    (found,) = evaluation.average("greedy", by_hand(), COMPONENTS)
-    assert found == {
+    result = by_hand()
+    expected = {
       "a": 0.5,  # (1 + 0) / 2
       "b": 0.5,  # (0 + 0.5 + 1) / 3
       "total": 1.0,
@@ -182,21 +169,19 @@ class TestAverages:
       "unscored": 0.375,  # 3 of 8
       "length": 6.0,
     }
-
-  def test_a_component_that_nobody_scored_has_no_mean(self):
-    result = by_hand()
-    result["scored"][..., 0] = False
-    (found,) = evaluation.average("greedy", result, COMPONENTS)
-    assert np.isnan([found["a"], found["total"]]).all() and found["b"] == 0.5
+    found = evaluation.average("greedy", result, COMPONENTS)
+    assert found == [expected, expected]
+    # A component that nobody scored has no mean.
+    result["scored"][1, ..., 0] = False
+    first, found = evaluation.average("sampled", result, COMPONENTS)
+    assert first["a"] == found["b"] == 0.5
+    assert np.isnan([found["a"], found["total"]]).all()
 
   def test_of_one_example_by_hand(self):
-    result = two_seeds()
+    result = by_hand()
     result["lengths"][1] = 7
-    result["rewards"][1, ..., 0] = 1.0
-    found = evaluation.average("sampled", result, COMPONENTS)
-    assert [values["a"] for values in found] == [0.5, 1.0]
     found = evaluation.per_example(result, 0, COMPONENTS)
-    assert {name: value.tolist() for name, value in found.items()} == {
+    assert as_lists(found) == {
       "a": [0.5],  # the second example is left out
       "b": [0.25, 1.0],
       "right": [0.5, 0.0],
@@ -207,21 +192,13 @@ class TestAverages:
     assert found["lengths"].tolist() == [7.0, 7.0]
 
   def test_of_the_samples_of_an_example_by_hand(self):
-    result = two_seeds()
+    result = by_hand()
     result["right"][1] = True
+    expected = {"mean@2": [1.0, 1.0], "pass@2": [1.0, 1.0]}
+    assert as_lists(evaluation.at_k(result, 1)) == expected
     result["answers"] = np.array([[[0, -1], [0, 0]]])
-    found = evaluation.at_k(result, 0)
-    assert {name: value.tolist() for name, value in found.items()} == {
-      "mean@2": [0.5, 0.0],
-      "pass@2": [1.0, 0.0],
-      "maj@2": [1.0, 0.0],
-    }
-    del result["answers"]
-    found = evaluation.at_k(result, 1)
-    assert {name: value.tolist() for name, value in found.items()} == {
-      "mean@2": [1.0, 1.0],
-      "pass@2": [1.0, 1.0],
-    }
+    expected = {"mean@2": [0.5, 0], "pass@2": [1, 0], "maj@2": [1, 0]}
+    assert as_lists(evaluation.at_k(result, 0)) == expected
 
   @pytest.mark.parametrize(
     ("right", "answers", "vote"),
@@ -235,10 +212,8 @@ class TestAverages:
     ],
   )
   def test_votes_by_hand(self, right, answers, vote):
-    result = {
-      "right": np.array([[right]], bool),
-      "answers": np.array([[answers]]),
-    }
+    result = {"right": np.array([[right]], bool)}
+    result["answers"] = np.array([[answers]])
     assert evaluation.at_k(result, 0)["maj@4"].tolist() == [vote]
 
 
@@ -252,7 +227,7 @@ class Fake:
   examples = range(5)
 
   def __init__(self, benchmarks=None):
-    samples = {"easy": 2, "hard": 0} if benchmarks is None else benchmarks
+    samples = benchmarks or {"easy": 2, "hard": 0}
     self.config = sections.EvaluationConfig(benchmarks=samples)
     self.asked = []
 
@@ -272,39 +247,42 @@ class Fake:
 
 def score(fake, path, **changes):
   fields = {"seeds": [4, 7], "step": 3, "stop": lambda: False, **changes}
-  return evaluation.score_benchmarks(fake, path=path, **fields)
+  return evaluation.score_benchmarks(fake, path=path / "b.json", **fields)
 
 
 class TestBenchmarks:
   def test_averages_are_over_what_all_of_a_mode_have(self, tmp_path):
-    found = score(Fake(), tmp_path / "b.json")
+    found = score(Fake(), tmp_path)
     names = "easy/greedy easy/sampled hard/greedy"
     names += " benchmarks/greedy benchmarks/sampled"
     assert list(found) == names.split()
     assert found["easy/greedy"][1] == {"right": 1.5, "own": 10.0}
     # Seed by seed, without the figure that one of them lacks.
-    assert found["benchmarks/greedy"] == [
-      {"right": pytest.approx(0.3)},
-      {"right": pytest.approx(1.3)},
-    ]
+    expected = [{"right": pytest.approx(x)} for x in (0.3, 1.3)]
+    assert found["benchmarks/greedy"] == expected
     assert found["benchmarks/sampled"] == found["easy/sampled"]
+    # A benchmark that was taken out is out.
+    found = score(Fake({"easy": 2}), tmp_path)
+    assert not any(name.startswith("hard") for name in found)
+    assert found["benchmarks/greedy"] == found["easy/greedy"]
 
   def test_what_was_scored_is_kept_when_it_is_stopped(self, tmp_path):
-    fake, path = Fake(), tmp_path / "b.json"
-    assert score(fake, path, stop=lambda: len(fake.asked) == 2) is None
+    fake = Fake()
+    assert score(fake, tmp_path, stop=lambda: len(fake.asked) == 2) is None
     assert fake.asked == ["greedy", "sampled"]
-    kept = json.loads(path.read_text())["scores"]
+    kept = json.loads((tmp_path / "b.json").read_text())["scores"]
     assert list(kept) == ["easy/greedy", "easy/sampled"]
     # A stop after the last part loses nothing.
-    resumed = score(fake, path, stop=lambda: True)
+    resumed = score(fake, tmp_path, stop=lambda: True)
     assert fake.asked == ["greedy", "sampled", "greedy"]  # the hard one alone
-    assert resumed == score(Fake(), tmp_path / "other.json")
+    (tmp_path / "other").mkdir()
+    assert resumed == score(Fake(), tmp_path / "other")
 
   @pytest.mark.parametrize("changes", [{"step": 4}, {"seeds": [4, 8]}])
   def test_scores_of_other_policies_are_not_taken(self, tmp_path, changes):
     fake = Fake()
-    score(fake, tmp_path / "b.json")
-    score(fake, tmp_path / "b.json", **changes)
+    score(fake, tmp_path)
+    score(fake, tmp_path, **changes)
     assert len(fake.asked) == 6
 
   @pytest.mark.parametrize("text", ["{", "[]", '{"step": 3, "seeds": [4, 7]}'])
@@ -312,15 +290,9 @@ class TestBenchmarks:
     fake, path = Fake(), tmp_path / "b.json"
     path.write_text(text)
     with caplog.at_level(logging.WARNING):
-      assert score(fake, path) is not None
+      assert score(fake, tmp_path) is not None
     assert f"{path} is damaged" in caplog.text
     assert len(fake.asked) == 3
-
-  def test_a_benchmark_that_was_taken_out_is_out(self, tmp_path):
-    score(Fake(), tmp_path / "b.json")
-    found = score(Fake({"easy": 2}), tmp_path / "b.json")
-    assert not any(name.startswith("hard") for name in found)
-    assert found["benchmarks/greedy"] == found["easy/greedy"]
 
   @pytest.mark.parametrize("samples", [-1, 0.5, True, "8"])
   def test_samples_are_counted(self, samples):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 import types
 
 import jax
@@ -22,7 +21,7 @@ from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, parallel
 from tests import helpers
-from tests.helpers import assert_same_run, curves
+from tests.helpers import curves
 
 TOKENIZER = tokenizer.ByteTokenizer()
 PROBE = care.CareSettings(
@@ -90,35 +89,10 @@ def experiment(task=None, loop=None, **labels):
   )
 
 
-def caring(task=None, **labels):
-  """A run in which CARE chooses."""
-  return experiment(
-    task,
-    loop={"num_minibatches": 2},
-    **{"method": "care", "gate": "probe", "warm_up": 1, **labels},
-  )
-
-
 def say(texts):
   """A transcript of one seed in which these texts were sampled."""
   ids = [[*TOKENIZER.encode(text), *TOKENIZER.eos_ids[:1]] for text in texts]
-  width = max(map(len, ids))
-  tokens = np.zeros((1, len(ids), 2 + width), np.int32)
-  roles = np.full(tokens.shape, transcript.PAD, np.int8)
-  roles[..., :2] = transcript.PROMPT
-  for row, some in enumerate(ids):
-    tokens[0, row, 2 : 2 + len(some)] = some
-    roles[0, row, 2 : 2 + len(some)] = transcript.POLICY
-  zeros = np.zeros((1, len(ids)), np.int32)
-  return transcript.Transcript(
-    tokens=tokens,
-    roles=roles,
-    starts=zeros,
-    ends=zeros + 2 + width,
-    behave_log_probs=np.zeros((1, len(ids), width), np.float32),
-    group_ids=zeros,
-    prompt_size=2,
-  )
+  return helpers.transcript_of([ids], max(map(len, ids)))
 
 
 class Asked:
@@ -341,14 +315,6 @@ class TestObserve:
     near(found.certainties[chosen], expected.certainties[chosen])
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """A finished run of two seeds in which CARE chose."""
-  directory = tmp_path_factory.mktemp("care")
-  assert loop.train(caring(), [0, 1], directory=directory).finished
-  return directory
-
-
 def purchases(directory):
   return LabelLedger(directory / LEDGER_NAME).purchases()
 
@@ -366,39 +332,8 @@ def bought_under(lift, directory):
   return [(p.step, p.prompt_id) for p in purchases(directory)]
 
 
-@pytest.fixture(scope="module")
-def seeded(tmp_path_factory):
-  return bought_under("seeded", tmp_path_factory.mktemp("seeded"))
-
-
 @pytest.mark.slow
 class TestRun:
-  def test_truth_that_was_not_bought_reaches_nothing(self, whole, tmp_path):
-    bought = {p.prompt_id for p in purchases(whole)}
-    poisoned = {e.key for e in Guesses().examples("train")} - bought
-    assert len(poisoned) > 15
-    made = caring(Guesses(poisoned), audit=False)
-    loop.train(made, [0, 1], directory=tmp_path)
-    assert [p[:-1] for p in purchases(tmp_path)] == [
-      p[:-1] for p in purchases(whole)
-    ]
-    expected, found = curves(whole), curves(tmp_path)
-    assert not any(name.startswith("audit/") for name in found)
-    for name, values in found.items():
-      np.testing.assert_array_equal(values, expected[name], err_msg=name)
-    # The check sees a truth that does reach it: that of a bought prompt.
-    other = tmp_path / "other"
-    loop.train(caring(Guesses(bought)), [0, 1], directory=other)
-    loss = curves(other)["probe/vote/loss"]
-    assert (loss != expected["probe/vote/loss"]).any()
-
-  def test_a_resumed_run_is_the_uninterrupted_one(self, whole, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    loop.train(caring(), [0, 1], directory=workdir, resume_step=2)
-    assert_same_run(whole, workdir)
-    assert len(purchases(workdir)) == 8  # nothing is paid twice
-
   @pytest.mark.parametrize(
     "labels",
     [
@@ -418,9 +353,9 @@ class TestRun:
     assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
-  @pytest.mark.parametrize("lift", ["pmapped", "meshed"])
-  def test_other_lifts_buy_the_same(self, lift, seeded, tmp_path):
-    assert bought_under(lift, tmp_path) == seeded
+  def test_other_lifts_buy_the_same(self, tmp_path):
+    found = [bought_under(lift, tmp_path / lift) for lift in parallel.LIFTS]
+    assert found[0] and found[0] == found[1] == found[2]
 
 
 class TestConfig:

@@ -8,7 +8,7 @@ from saw_jax.run import checkpoint, loop
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import RewardError
 from tests import helpers
-from tests.helpers import assert_same_run, curves
+from tests.helpers import curves
 
 
 def run(directory, seeds=(0, 1), **changes):
@@ -50,17 +50,6 @@ class TestRun:
       np.testing.assert_allclose(
         alone[name][0], beside[name][1], rtol=1e-3, atol=1e-5
       )
-
-  @pytest.mark.slow
-  def test_ctrl_c_saves_and_the_resumed_run_is_the_uninterrupted_one(
-    self, whole, tmp_path
-  ):
-    # 2 seeds: 6 evaluation scores (padded to 8), then 32 a step.
-    first = run(tmp_path, task=helpers.Stops(8 + 32 + 5))
-    assert not first.finished and first.step == 2
-    assert not (tmp_path / "final.json").exists()
-    assert run(tmp_path).finished
-    assert_same_run(whole[0], tmp_path)
 
   @pytest.mark.slow
   def test_the_reward_rises(self, tmp_path):

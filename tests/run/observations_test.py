@@ -162,20 +162,14 @@ class TestAppender:
     assert found.row["lambda"] == pytest.approx(float(expected.mean()))
 
   def test_the_placebo_moves_what_is_said(self):
-    both = [
-      Appended(made, scored(made, REWARDS)).batch
-      for made in (experiment(), experiment({"shuffled": True}))
-    ]
-    bags = [
-      [
-        tuple(tokens[seen].tolist())
-        for tokens, seen in zip(
-          one.tokens[0, :, one.prompt_size :],
-          one.observation_mask[0],
-          strict=True,
-        )
-      ]
-      for one in both
-    ]
+    bags = []
+    for made in (experiment(), experiment({"shuffled": True})):
+      one = Appended(made, scored(made, REWARDS)).batch
+      rows = zip(
+        one.tokens[0, :, one.prompt_size :],
+        one.observation_mask[0],
+        strict=True,
+      )
+      bags.append([tuple(tokens[seen].tolist()) for tokens, seen in rows])
     assert sorted(bags[0]) == sorted(bags[1])
     assert [bool(x) for x in bags[0]] == [bool(x) for x in bags[1]]

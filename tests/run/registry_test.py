@@ -6,7 +6,7 @@ import pytest
 
 from saw_jax import tokenizer
 from saw_jax.run import registry
-from saw_jax.tasks.tool_calling.task import VOCABULARY
+from saw_jax.tasks.tool_calling import task as task_lib
 
 
 @pytest.mark.parametrize("name", registry.TASKS)
@@ -21,18 +21,12 @@ def test_every_task_is_made(name):
   assert task.components
 
 
-def test_options_are_the_tasks_own_config():
-  task = registry.make_task("tool_calling", {"num_train": 7})
-  assert len(task.examples("train")) == 7
-
-
-def test_a_task_may_be_a_class_and_its_config(monkeypatch):
-  path = "saw_jax.tasks.tool_calling.task"
-  module = importlib.import_module(path)
-  entry = (module.ToolCallingTask, module.ToolCallingConfig)
-  monkeypatch.setitem(registry.TASKS, "mine", entry)
-  task = registry.make_task("mine", {"num_train": 7})
-  assert len(task.examples("train")) == 7
+def test_a_task_is_a_name_or_two_classes_with_options(monkeypatch):
+  classes = (task_lib.ToolCallingTask, task_lib.ToolCallingConfig)
+  monkeypatch.setitem(registry.TASKS, "mine", classes)
+  for name in ("tool_calling", "mine"):
+    task = registry.make_task(name, {"num_train": 7})
+    assert len(task.examples("train")) == 7
 
 
 def test_every_tokenizer_is_made_and_is_another():
@@ -44,7 +38,7 @@ def test_every_tokenizer_is_made_and_is_another():
 
 def test_a_tokenizer_may_be_a_file(tmp_path):
   # Of a pretrained model, which pads with <|endoftext|>.
-  text = VOCABULARY.read_text(encoding="utf-8")
+  text = task_lib.VOCABULARY.read_text(encoding="utf-8")
   path = tmp_path / "tokenizer.json"
   path.write_text(text.replace(tokenizer.PAD, "<|endoftext|>"))
   found = registry.make_tokenizer(str(path))
@@ -54,18 +48,14 @@ def test_a_tokenizer_may_be_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("make", "error", "word"),
+  ("make", "given", "error", "word"),
   [
-    (lambda: registry.make_task("tool_caling", {}), KeyError, "'tool_calling'"),
-    (
-      lambda: registry.make_task("tool_calling", {"num_trian": 7}),
-      TypeError,
-      "'num_train'",
-    ),
-    (lambda: registry.make_tokenizer("byts"), KeyError, "'bytes'"),
-    (lambda: registry.find_checkpoint("nowhere"), FileNotFoundError, "smollm2"),
+    (registry.make_task, ("tool_caling", {}), KeyError, "'tool_calling'"),
+    (registry.make_task, ("math", {"num_trian": 7}), TypeError, "'num_train'"),
+    (registry.make_tokenizer, ("byts",), KeyError, "'bytes'"),
+    (registry.find_checkpoint, ("nowhere",), FileNotFoundError, "smollm2"),
   ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(make, error, word):
+def test_an_unknown_name_is_answered_with_the_nearest(make, given, error, word):
   with pytest.raises(error, match=word):
-    make()
+    make(*given)

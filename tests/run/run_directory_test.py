@@ -26,55 +26,46 @@ def changed(path, value):
   return {name: found for name, found in other.items() if found is not None}
 
 
-class TestOpenRun:
-  def test_writes_what_is_needed_to_run_it_again(self, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["some/where/train.py", "--workdir=x"])
-    document = run_directory.open_run(tmp_path / "deep" / "run", CONFIG)
-    assert document == json.loads(
-      (tmp_path / "deep" / "run" / "run.json").read_text()
-    )
-    assert document["config"]["optimizer"] == CONFIG["optimizer"]
-    assert document["command"] == "train.py --workdir=x"
-    assert {"jax", "flax", "optax", "numpy"} <= set(document["packages"])
-    assert document["started"].endswith("Z")
-    for name in ("commit", "machine", "python"):
-      assert document[name]
-
-  def test_the_same_config_goes_on_and_says_when(self, tmp_path):
-    first = run_directory.open_run(tmp_path, CONFIG)
-    assert "resumed" not in first
-    run_directory.open_run(tmp_path, CONFIG)
-    third = run_directory.open_run(tmp_path, CONFIG)
-    assert len(third["resumed"]) == 2
-    assert run_directory.commits(third) == [first["commit"]]
-    third["resumed"][1]["commit"] = "other"
-    assert run_directory.commits(third) == [first["commit"], "other"]
-    assert {**third, "resumed": None} == {**first, "resumed": None}
+def test_a_run_writes_what_is_needed_to_run_it_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["some/where/train.py", "--workdir=x"])
+  folder = tmp_path / "deep" / "run"
+  first = run_directory.open_run(folder, CONFIG)
+  assert first == json.loads((folder / "run.json").read_text())
+  assert first["config"]["optimizer"] == CONFIG["optimizer"]
+  assert first["command"] == "train.py --workdir=x"
+  assert {"jax", "flax", "optax", "numpy"} <= set(first["packages"])
+  assert first["started"].endswith("Z") and "resumed" not in first
+  assert first["commit"] and first["machine"] and first["python"]
+  # The same config goes on and says when.
+  run_directory.open_run(folder, CONFIG)
+  third = run_directory.open_run(folder, CONFIG)
+  assert len(third["resumed"]) == 2
+  assert run_directory.commits(third) == [first["commit"]]
+  third["resumed"][1]["commit"] = "other"
+  assert run_directory.commits(third) == [first["commit"], "other"]
+  assert {**third, "resumed": None} == {**first, "resumed": None}
 
 
-class TestCheckRun:
-  @pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-      ("loop.num_steps", 5, "loop.num_steps = 4, not 5"),
-      ("seeds", [0, 2], r"seeds = \[0, 1\], not \[0, 2\]"),
-      ("optimizer.b2", 0.9, "optimizer.b2 = None, not 0.9"),
-      ("task.options.seed", 1, "task.options"),
-      ("checkpoint", None, "checkpoint = '', not None"),
-    ],
-  )
-  def test_a_key_that_differs_is_named_with_both_values(
-    self, tmp_path, path, value, message
-  ):
-    run_directory.open_run(tmp_path, CONFIG)
-    before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(run_directory.RunError, match=message):
-      run_directory.open_run(tmp_path, changed(path, value))
-    assert (tmp_path / "run.json").read_bytes() == before
-
-  def test_a_tuple_is_the_list_that_json_made_of_it(self, tmp_path):
-    run_directory.open_run(tmp_path, CONFIG)
-    run_directory.check_run(tmp_path, changed("loop.writers", ["wandb"]))
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    ("loop.num_steps", 5, "loop.num_steps = 4, not 5"),
+    ("seeds", [0, 2], r"seeds = \[0, 1\], not \[0, 2\]"),
+    ("optimizer.b2", 0.9, "optimizer.b2 = None, not 0.9"),
+    ("task.options.seed", 1, "task.options"),
+    ("checkpoint", None, "checkpoint = '', not None"),
+  ],
+)
+def test_a_key_that_differs_is_named_with_both_values(
+  tmp_path, path, value, message
+):
+  run_directory.open_run(tmp_path, CONFIG)
+  # A tuple is the list that JSON made of it.
+  run_directory.check_run(tmp_path, changed("loop.writers", ["wandb"]))
+  before = (tmp_path / "run.json").read_bytes()
+  with pytest.raises(run_directory.RunError, match=message):
+    run_directory.open_run(tmp_path, changed(path, value))
+  assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_what_is_no_run_says_so(tmp_path):

@@ -43,13 +43,9 @@ def make(cache, config=CONFIG):
 
 
 def likelihood(params):
-  batch = demonstrations()
-  forward = objective.make_forward(helpers.CONFIG)
-  return float(
-    jax.jit(lambda p: objective.likelihood(forward(p, batch), batch).value())(
-      params
-    )
-  )
+  batch, forward = demonstrations(), objective.make_forward(helpers.CONFIG)
+  loss = jax.jit(lambda p: objective.likelihood(forward(p, batch), batch))
+  return float(loss(params).value())
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +136,12 @@ class TestWarmStart:
 
 def changed(value):
   """Another value of the same type."""
-  if isinstance(value, bool):
-    return not value
-  if isinstance(value, int | float):
-    return 2 * value + 2
+  words = {"none": "full", "float32": "bfloat16", "constant": "cosine"}
+  if isinstance(value, str):
+    return words[value]
   if isinstance(value, dict):
     return {"wrong_rate": 0.5}
-  return {"none": "full", "float32": "bfloat16", "constant": "cosine"}[value]
+  return not value if isinstance(value, bool) else 2 * value + 2
 
 
 class TestKeep:

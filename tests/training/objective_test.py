@@ -37,11 +37,9 @@ def plain_log_softmax(params, row, batch, temperature):
   last = int(batch.valid[row].nonzero()[0][-1]) + 1
   tokens = batch.tokens[row : row + 1, first:last]
   count = last - first
+  positions = jnp.arange(count)[None]
   hidden, _ = decoder.Decoder(helpers.CONFIG).apply(
-    {"params": params},
-    tokens,
-    jnp.arange(count)[None],
-    jnp.ones((1, count), bool),
+    {"params": params}, tokens, positions, positions >= 0
   )
   head = np.asarray(decoder.head_kernel(params, helpers.CONFIG), np.float64)
   logits = np.asarray(hidden[0], np.float64) @ head / temperature
@@ -57,45 +55,32 @@ class TestMakeForward:
   ):
     batch = helpers.batch(rows=3)
     assert len(set(np.asarray(batch.starts).tolist())) > 1  # unequal padding
-    found = jax.jit(
-      objective.make_forward(
-        helpers.CONFIG, temperature=temperature, chunk_size=7
-      )
-    )(params, batch)
+    options = {"temperature": temperature, "chunk_size": 7}
+    forward = objective.make_forward(helpers.CONFIG, **options)
+    found = jax.jit(forward)(params, batch)
     for row in range(batch.tokens.shape[0]):
       plain, first, last = plain_log_softmax(params, row, batch, temperature)
       for s in range(batch.prompt_size, last):
-        expected = plain[s - 1 - first]
-        t = s - batch.prompt_size
-        np.testing.assert_allclose(
-          found.log_probs[row, t],
-          expected[int(batch.tokens[row, s])],
-          rtol=1e-4,
-        )
-        np.testing.assert_allclose(
-          found.entropies[row, t],
-          -(np.exp(expected) * expected).sum(),
-          rtol=1e-4,
-        )
+        expected, t = plain[s - 1 - first], s - batch.prompt_size
+        taken = expected[int(batch.tokens[row, s])]
+        entropy = -(np.exp(expected) * expected).sum()
+        said = found.log_probs[row, t], found.entropies[row, t]
+        np.testing.assert_allclose(said, (taken, entropy), rtol=1e-4)
 
-  def test_what_stands_on_padding_changes_nothing(self, params):
-    batch = helpers.batch()
-    forward = jax.jit(objective.make_forward(helpers.CONFIG))
-    garbage = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 200))
-    mask = batch.completion_mask
-    np.testing.assert_array_equal(
-      forward(params, batch).log_probs[mask],
-      forward(params, garbage).log_probs[mask],
-    )
-
-  def test_gradients_reach_every_parameter(self, params):
+  def test_padding_has_no_say_and_gradients_reach_every_parameter(self, params):
     batch = helpers.batch()
     forward = objective.make_forward(helpers.CONFIG)
-    gradient = jax.jit(
-      jax.grad(
-        lambda p: jnp.sum(forward(p, batch).log_probs * batch.completion_mask)
-      )
-    )(params)
+
+    @functools.partial(jax.grad, has_aux=True)
+    def run(params, batch):
+      taken = forward(params, batch).log_probs
+      taken = jnp.where(batch.completion_mask, taken, 0)
+      return jnp.sum(taken), taken
+
+    run = jax.jit(run)
+    gradient, taken = run(params, batch)
+    garbage = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, 200))
+    np.testing.assert_array_equal(run(params, garbage)[1], taken)
     chex.assert_tree_all_finite(gradient)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
       assert np.abs(leaf).max() > 0, path
@@ -103,16 +88,17 @@ class TestMakeForward:
 
 class TestInParts:
   @pytest.mark.parametrize("num_parts", [1, 2, 3])
-  def test_parts_give_each_row_what_the_whole_gives_it(self, params, num_parts):
+  def test_parts_give_each_row_what_the_whole_gives_it(self, num_parts):
     batch = helpers.batch(rows=6)
-    forward = objective.make_forward(helpers.CONFIG, chunk_size=7)
-    log_probs = lambda *args: forward(*args).log_probs  # noqa: E731
-    found = jax.jit(objective.in_parts(log_probs, num_parts))(params, batch)
-    whole = jax.jit(forward)(params, batch).log_probs
-    mask = batch.completion_mask
-    # The rows differ, so that their order is seen.
-    assert len({float(row[mask[r]].sum()) for r, row in enumerate(whole)}) == 6
-    np.testing.assert_allclose(found[mask], whole[mask], atol=1e-5)
+    sizes = []
+
+    def rows(factor, batch):
+      sizes.append(len(batch.tokens))
+      return factor * batch.advantages, batch.tokens
+
+    found = objective.in_parts(rows, num_parts)(2.0, batch)
+    chex.assert_trees_all_equal(found, (2 * batch.advantages, batch.tokens))
+    assert set(sizes) == {6 // num_parts}
 
 
 CURRENT = (
@@ -161,29 +147,19 @@ class TestPolicy:
       *((loss, ()) for loss in CURRENT),
       (stale_losses.gspo_loss, ("old_log_probs",)),
       (stale_losses.topr_loss, ("behave_log_probs",)),
-      (
-        stale_losses.decoupled_ppo_loss,
-        ("old_log_probs", "behave_log_probs"),
-      ),
+      (stale_losses.decoupled_ppo_loss, ("old_log_probs", "behave_log_probs")),
     ],
   )
   def test_reads_what_the_loss_has_as_arguments_and_no_more(self, loss, fields):
     batch = helpers.batch(old=True)
     made = outputs(batch)
     recorded = {name: getattr(batch, name) for name in fields}
-    bare = batch.replace(
-      old_log_probs=None, behave_log_probs=None, ref_log_probs=None
-    ).replace(**recorded)
+    names = ("old_log_probs", "behave_log_probs", "ref_log_probs")
+    bare = batch.replace(**dict.fromkeys(names) | recorded)
     assert objective.recorded_log_probs(loss) == fields
-    np.testing.assert_array_equal(
-      objective.policy(loss).fn(made, bare),
-      loss(
-        made.log_probs,
-        *recorded.values(),
-        batch.advantages,
-        batch.completion_mask,
-      ),
-    )
+    args = *recorded.values(), batch.advantages, batch.completion_mask
+    found = objective.policy(loss).fn(made, bare)
+    np.testing.assert_array_equal(found, loss(made.log_probs, *args))
 
   def test_by_hand_against_recorded_log_probs(self):
     batch = helpers.batch(old=True)
@@ -205,18 +181,16 @@ class TestPolicy:
     a = np.asarray(batch.advantages)[:, None] * mask
     found = term.fn(made, batch)
     np.testing.assert_allclose(found.numerator, -a.sum(), rtol=1e-5)
-    gradient = jax.grad(
-      lambda x: term.fn(made.replace(log_probs=x), batch).value()
-    )(made.log_probs)
-    np.testing.assert_allclose(gradient, -a / mask.sum(), rtol=1e-5)
 
-  def test_nothing_flows_into_the_recorded(self):
-    batch = helpers.batch(old=True)
-    made, term = outputs(batch), objective.policy(losses.clipped_surrogate_loss)
-    gradient = jax.grad(
-      lambda old: term.fn(made, batch.replace(old_log_probs=old)).value()
-    )(batch.old_log_probs)
-    assert not gradient.any()
+    def value(log_probs, **recorded):
+      said = made.replace(log_probs=log_probs)
+      return term.fn(said, batch.replace(**recorded)).value()
+
+    gradient = jax.grad(value)(made.log_probs)
+    np.testing.assert_allclose(gradient, -a / mask.sum(), rtol=1e-5)
+    # Nothing flows into the recorded.
+    into = jax.grad(lambda old: value(made.log_probs, old_log_probs=old))
+    assert not into(batch.behave_log_probs).any()
 
   def test_a_ratio_may_be_to_the_sampler(self):
     batch = helpers.batch(old=True)
@@ -271,24 +245,16 @@ class TestClipShares:
 
   def test_of_a_loss_of_ones_own_are_those_of_its_own_ratio(self):
     def own(
-      log_probs,
-      old_log_probs,
-      advantages,
-      completion_mask,
-      *,
-      clip_low=0.01,
-      clip_high=0.01,
-      clipped_ratio=losses.geometric_ratio,
-    ):
+      log_probs, old_log_probs, advantages, completion_mask, *,
+      clip_low=0.01, clip_high=0.01, clipped_ratio=losses.geometric_ratio,
+    ):  # fmt: skip
       raise NotImplementedError
 
     batch = helpers.batch(old=True)
     mask = np.asarray(batch.completion_mask)
     d = np.asarray(outputs(batch).log_probs - batch.behave_log_probs)
-    ratio = np.array(
-      [np.exp(x[m].mean()) for x, m in zip(d, mask, strict=True)]
-    )
     a, n = np.asarray(batch.advantages), mask.sum(1)
+    ratio = np.exp(np.where(mask, d, 0).sum(1) / n)
     low = n[(a < 0) & (ratio < 0.99)].sum() / n.sum()
     high = n[(a > 0) & (ratio > 1.01)].sum() / n.sum()
     assert low + high > 0
@@ -322,21 +288,17 @@ class TestWorld:
     said = outputs(batch)
     found = objective.world(world_model.cross_entropy).fn(said, batch)
     nll = -np.where(observed, said.log_probs, 0).sum(-1)
-    np.testing.assert_allclose(
-      found.numerator, 0.5 * nll[0] + nll[2], rtol=1e-6
-    )
-    np.testing.assert_allclose(found.denominator, 2.0)
+    np.testing.assert_allclose(found, (0.5 * nll[0] + nll[2], 2.0), rtol=1e-6)
 
   def test_its_diagnostics_are_of_the_observations_at_its_own_bound(self):
     batch, observed = self.rows()
     said = outputs(batch)
     half = jnp.where(jnp.asarray(observed), jnp.log(0.5), said.log_probs)
+    said = said.replace(log_probs=half)
     for rho, share in ((0.2, 1.0), (0.6, 0.0)):
       token_loss = functools.partial(world_model.hinge, rho=rho)
-      found = objective.world(token_loss).diagnostic(
-        said.replace(log_probs=half), batch
-      )
-      np.testing.assert_allclose(found["clipped_tokens"].value(), share)
+      found = objective.world(token_loss).diagnostic(said, batch)
+      assert found["clipped_tokens"].value() == share
       nll = found["observation_nll"].value()
       np.testing.assert_allclose(nll, np.log(2), rtol=1e-6)
 
@@ -366,15 +328,13 @@ class TestWorld:
   def test_the_value_term_is_half_the_squared_error_of_real_rows(self):
     batch = helpers.batch(rows=3)
     roles = batch.roles.at[2].set(transcript.PAD)
-    batch = batch.replace(
-      roles=roles, value_targets=jnp.array([1.0, 3.0, jnp.nan])
-    )
-    said = outputs(batch).replace(values=jnp.array([0.0, 1.0, 9.0]))
-    found = objective.value(said, batch)
-    assert (found.numerator, found.denominator) == (2.5, 2.0)
-    gradient = jax.grad(
-      lambda v: objective.value(said.replace(values=v), batch).numerator
-    )(said.values)
+    targets = jnp.array([1.0, 3.0, jnp.nan])
+    batch = batch.replace(roles=roles, value_targets=targets)
+    said = outputs(batch)
+    run = lambda v: objective.value(said.replace(values=v), batch)  # noqa: E731
+    values = jnp.array([0.0, 1.0, 9.0])
+    assert run(values) == (2.5, 2.0)
+    gradient = jax.grad(lambda v: run(v).numerator)(values)
     np.testing.assert_array_equal(gradient, [-1.0, -2.0, 0.0])
 
 
@@ -406,10 +366,8 @@ class TestOtherTerms:
     ):
       np.testing.assert_allclose(found.value(), tokens[mask].mean(), rtol=1e-4)
       assert found.denominator == mask.sum()
-
-  def test_what_was_not_recorded_is_not_logged(self):
-    batch = helpers.batch().replace(behave_log_probs=None)
-    assert objective.sampler_mismatch(outputs(batch), batch) == {}
+    batch = batch.replace(behave_log_probs=None)  # is not logged then
+    assert objective.sampler_mismatch(made, batch) == {}
 
   @pytest.mark.parametrize(
     ("term", "field"),

@@ -63,9 +63,8 @@ def open_reader(path: pathlib.Path) -> Any:
   try:
     return gguf.GGUFReader(str(path))
   except Exception as error:  # The reader raises whatever it stumbles over.
-    raise ValueError(
-      f"{path}: truncated or damaged, or not a GGUF file"
-    ) from error
+    said = f"{path}: truncated or damaged, or not a GGUF file"
+    raise ValueError(said) from error
 
 
 class GGUFFile:
@@ -90,14 +89,14 @@ class GGUFFile:
         f"{path}: unknown architecture {self._kind!r}; there are "
         f"{', '.join(families)}"
       )
-    self._names = {
-      self._published(name): name
-      for name in self._tensors
+    self._weights = {
+      self._published(name): tensor
+      for name, tensor in self._tensors.items()
       if name not in _FREQUENCIES
     }
     self.shapes = {
-      ours: tuple(int(size) for size in reversed(self._tensors[name].shape))
-      for ours, name in self._names.items()
+      name: tuple(map(int, reversed(tensor.shape)))
+      for name, tensor in self._weights.items()
     }
     self.document = self._document(families[self._kind])
     # The next reads are often of other rows of the same tensor.
@@ -119,7 +118,7 @@ class GGUFFile:
         f"the file at {size}"
       )
     try:
-      _dequantize(tensor.data[:1], tensor.tensor_type)
+      _dequantize(tensor, 1)
     except (NotImplementedError, KeyError, ValueError) as error:
       raise ValueError(
         f"{self._path}: tensor {tensor.name!r} is quantised as "
@@ -179,14 +178,10 @@ class GGUFFile:
   def _floats(self, name: str) -> list[float] | None:
     if name not in self._tensors:
       return None
-    tensor = self._tensors[name]
-    values = _dequantize(tensor.data, tensor.tensor_type)
-    return values.reshape(-1).astype(float).tolist()
+    return _dequantize(self._tensors[name]).ravel().astype(float).tolist()
 
   def _read(self, name: str) -> np.ndarray:
-    tensor = self._tensors[self._names[name]]
-    values = _dequantize(tensor.data, tensor.tensor_type)
-    values = values.reshape(self.shapes[name])
+    values = _dequantize(self._weights[name]).reshape(self.shapes[name])
     is_key = name.endswith("k_proj.weight")
     if self._kind != "llama" or not (is_key or name.endswith("q_proj.weight")):
       return values
@@ -198,7 +193,7 @@ class GGUFFile:
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _dequantize(data: np.ndarray, kind: Any) -> np.ndarray:
+def _dequantize(tensor: Any, num_rows: int | None = None) -> np.ndarray:
   import gguf
 
-  return gguf.quants.dequantize(data, kind)
+  return gguf.quants.dequantize(tensor.data[:num_rows], tensor.tensor_type)

@@ -86,10 +86,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
   def render(
     self, messages: Messages, add_generation_prompt: bool = True
   ) -> str:
-    """Writes messages, each with "role" and "content", as the template has it.
-
-    A marker that stood in a message is broken.
-    """
+    """Writes messages as the template has it, their markers broken."""
     safe = [
       {key: self._broken(value) for key, value in message.items()}
       for message in messages
@@ -137,9 +134,8 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
   def _broken(self, text: str) -> str:
     """A message's text in which no marker is one."""
     text = text.encode("utf-8", errors="replace").decode("utf-8")
-    return self._markers.sub(
-      lambda found: found[0][:1] + BREAK + found[0][1:], text
-    )
+    parted = lambda found: found[0][:1] + BREAK + found[0][1:]  # noqa: E731
+    return self._markers.sub(parted, text)
 
   def _end_of_message(self) -> list[int]:
     """The special token after an answer in the template, if any."""
@@ -164,21 +160,17 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
 
     # What templates are written for, without strftime_now: prompts would depend
     # on when a run is made. Templates have a date of their own in its place.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True,
-      lstrip_blocks=True,
-      extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-      value, ensure_ascii=False, indent=indent
-    )
+    made = jinja2.sandbox.ImmutableSandboxedEnvironment
+    loops = ["jinja2.ext.loopcontrols"]
+    environment = made(trim_blocks=True, lstrip_blocks=True, extensions=loops)
+    to_json = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     try:
       return environment.from_string(self.template)
     except jinja2.TemplateError as error:
-      raise ValueError(
-        f"{self._path}: the chat template is not one: {error}"
-      ) from error
+      said = f"{self._path}: the chat template is not one: {error}"
+      raise ValueError(said) from error
 
 
 def open_tokenizer(path: str | pathlib.Path) -> HubTokenizer:
@@ -228,11 +220,11 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
   """Rebuilds a tokenizer from the metadata of a GGUF file."""
   fields = gguf_file.open_reader(path).fields
 
-  def value(name: str, default: Any = None) -> Any:
+  def value(name: str) -> Any:
     field = fields.get(f"tokenizer.{name}")
-    return default if field is None else field.contents()
+    return field and field.contents()
 
-  kind, cut = value("ggml.model"), value("ggml.pre", "")
+  kind, cut = value("ggml.model"), value("ggml.pre")
   if kind != "gpt2" or cut not in _CUTS:
     raise ValueError(
       f"{path}: a tokenizer {kind!r} that cuts text as {cut!r} cannot be "
@@ -240,14 +232,11 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
     )
   lib = tokenizer_lib.library()
   words = value("ggml.tokens")
-  found = lib.Tokenizer(
-    lib.models.BPE(
-      vocab={word: id for id, word in enumerate(words)},
-      merges=[tuple(merge.split(" ", 1)) for merge in value("ggml.merges")],
-      # Llama 3's tokenizer takes a word that it has as a whole.
-      ignore_merges=cut == "llama-bpe",
-    )
-  )
+  vocab = {word: id for id, word in enumerate(words)}
+  merges = [tuple(merge.split(" ", 1)) for merge in value("ggml.merges")]
+  # Llama 3's tokenizer takes a word that it has as a whole.
+  whole = cut == "llama-bpe"
+  found = lib.Tokenizer(lib.models.BPE(vocab, merges, ignore_merges=whole))
   pattern, digits = _CUTS[cut]
   cuts = lib.pre_tokenizers
   steps = [cuts.Digits(individual_digits=True)] if digits else []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from saw_jax import names as names_lib
 from saw_jax.tasks import row_files
 from saw_jax.tasks.household import world as world_lib
-from saw_jax.tasks.household.expert import shortest_plan
+from saw_jax.tasks.household.rules import shortest_plan
 from saw_jax.tasks.household.world import LAMP, World, kind_of, number_of
 
 _LOG = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.household import rules, world
-from saw_jax.tasks.household.expert import expert
 from saw_jax.tasks.household.rules import Household
 
 _VERBS = (
@@ -73,7 +72,7 @@ class HouseholdTask(environments.FormTask):
   """Households of ALFWorld's kinds, a new world each seed."""
 
   name = "household"
-  expert = staticmethod(expert)
+  expert = staticmethod(rules.expert)
   _role = "acts in the ALFRED embodied environment"
   _subject = "the situation"
 

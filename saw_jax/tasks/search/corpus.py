@@ -80,12 +80,7 @@ def draw_corpus(
   job = {person: draws.choice(JOBS) for person in people}
   author = dict(zip(works, people, strict=False))
 
-  passages = [Passage("", f"{c} is a city in {country[c]}.") for c in CITIES]
-  passages += [
-    Passage("", f"{p} was born in {city[p]} and became a {job[p]}.")
-    for p in people
-  ]
-  passages += [Passage("", f"the {w} is a book by {author[w]}.") for w in works]
+  passages: list[Passage] = []
   questions: dict[str, list[Question]] = {"train": [], "test": []}
 
   def ask(about: str, kind: str, text: str, answer: str, *queries: str):
@@ -94,13 +89,17 @@ def draw_corpus(
       questions[split_of(about)].append(question)
 
   for place, land in country.items():
+    passages.append(Passage("", f"{place} is a city in {land}."))
     ask(place, "country", f"in which country is {place}?", land, place)
   for person, place in city.items():
+    text = f"{person} was born in {place} and became a {job[person]}."
+    passages.append(Passage("", text))
     ask(person, "birthplace", f"where was {person} born?", place, person)
     ask(person, "job", f"what did {person} become?", job[person], person)
     text = f"in which country was {person} born?"
     ask(person, "person_country", text, country[place], person, place)
   for work, person in author.items():
+    passages.append(Passage("", f"the {work} is a book by {person}."))
     ask(person, "author", f"who wrote the {work}?", person, work)
     text = f"where was the author of the {work} born?"
     ask(person, "author_birthplace", text, city[person], work, person)

@@ -142,7 +142,6 @@ class SearchQuestions(environments.Environment):
 
   @property
   def admissible_actions(self) -> list[str]:
-    """The two kinds of what would do something now."""
     return [f"<search>{self.task}</search>", "<answer>unknown</answer>"]
 
 
@@ -192,7 +191,6 @@ class SearchTask(environments.FormTask):
       yield _TASK.format(task=situation.task) + past + _END
 
   def read_reply(self, completion: str) -> Reply:
-    """Returns the last block of a completion; valid if there is just one."""
     found = _BLOCK.findall(completion)
     if not found:
       return Reply("", False)
@@ -203,8 +201,6 @@ class SearchTask(environments.FormTask):
     return action if self.is_compact else f"<think></think>{action}"
 
   def expert(self, env: SearchQuestions, draws: Draws) -> Iterator[str]:
-    """Searches for each hop, then says what was found."""
-    del draws
     queries = env.question.queries
     if not queries:
       raise ValueError("nobody knows how to answer questions from a file.")
@@ -216,11 +212,9 @@ class SearchTask(environments.FormTask):
         yield f"<answer>{env.question.answers[0]}</answer>"
 
   def held_out(self, count: int) -> list[Transition]:
-    """Returns an expert's steps for test questions; none if from a file."""
     return [] if self.config.corpus else super().held_out(count)
 
   def mistake(self, situation: Situation, draws: Draws) -> str:
-    """Returns the search or the answer of any other question."""
     other = draws.choice(self._questions["train"])
     if draws.chance(0.5):
       return f"<search>{other.queries[0]}</search>"

@@ -56,17 +56,16 @@ class ShopConfig:
     environments.check_together(self, "products", "attributes", "instructions")
 
 
-class Catalogue:
+class Catalogue(SearchIndex[Product]):
   """What a shop sells, and how it is found."""
 
   def __init__(self, products: Sequence[Product]):
     self.products = tuple(products)
     self.by_code = {product.code: product for product in products}
-    self._index = SearchIndex(self.products, list(map(_searched, products)))
+    super().__init__(self.products, list(map(_searched, products)))
 
   def search(self, query: str) -> list[Product]:
-    """Returns the products that a query finds, the best first."""
-    return self._index.find(query[:_LONGEST_ARGUMENT], NUM_RESULTS)
+    return self.find(query, NUM_RESULTS)
 
 
 def _searched(product: Product) -> str:

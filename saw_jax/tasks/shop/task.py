@@ -56,9 +56,39 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
   It searches for the words of what is asked for, turns pages until a product is
   listed with which the purchase can score 1, chooses its options, and buys.
   """
-  del draws
-  choose = functools.cache(functools.partial(_choose, env))
-  query = _find_query(env, choose)
+  asked = env.instruction
+  wanted = env.catalogue.by_code[asked.code]
+
+  @functools.cache
+  def choose(product: shop_products.Product) -> tuple | None:
+    """The fewest options with which buying it scores 1; none: it cannot."""
+    if product.price > asked.price_limit:
+      return None
+    several = []
+    for name, values in product.options:
+      # Those that are asked for, or all if none is word for word.
+      likely = [value for value in values if value in asked.options] or values
+      several.append([None, *((name, value) for value in likely)])
+    tried = itertools.islice(itertools.product(*several), _MOST_CHOICES)
+    choices = [tuple(filter(None, choice)) for choice in tried]
+    for choice in sorted(choices, key=len):
+      if shop_reward.score(product, wanted, asked, dict(choice)) == 1:
+        return choice
+    return None
+
+  def can_buy(product: shop_products.Product) -> bool:
+    return choose(product) is not None
+
+  # The shortest of some queries that finds something to buy.
+  short = " ".join((*asked.attributes, wanted.query))
+  queries = [
+    text.lower().strip()[:200].strip()
+    for text in (short, wanted.name, asked.text)
+  ]
+  good = (
+    q for q in queries if q and any(map(can_buy, env.catalogue.search(q)))
+  )
+  query = next(good, queries[1])
   while True:
     page = env.page
     if page.kind == "start":
@@ -68,8 +98,8 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
     if page.query != query:
       name = shop.BACK
     elif page.kind == "results":
-      good = [one.code for one in env.listed if choose(one) is not None]
-      names = [*good, shop.NEXT, shop.PREVIOUS, shop.BACK]
+      codes = [one.code for one in env.listed if can_buy(one)]
+      names = [*codes, shop.NEXT, shop.PREVIOUS, shop.BACK]
       name = next(name for name in names if name.lower() in env.links)
     elif page.kind == "sub" or choice is None:
       name = shop.PREVIOUS
@@ -78,39 +108,6 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
       left = [value for key, value in choice if page.options.get(key) != value]
       name = [*left, shop.BUY][0]
     yield f"click[{name.lower()}]"
-
-
-def _find_query(env: shop.Shop, choose) -> str:
-  """The shortest of some queries that finds something to buy."""
-  wanted = env.catalogue.by_code[env.instruction.code]
-  short = " ".join((*env.instruction.attributes, wanted.query))
-  for query in (short, wanted.name, env.instruction.text):
-    query = query.lower().strip()[:200].strip()
-    found = env.catalogue.search(query)
-    if query and any(choose(product) is not None for product in found):
-      return query
-  return wanted.name.lower()[:200].strip()
-
-
-def _choose(
-  env: shop.Shop, product: shop_products.Product
-) -> tuple[tuple[str, str], ...] | None:
-  """The fewest options with which buying it scores 1; none: it cannot."""
-  wanted = env.catalogue.by_code[env.instruction.code]
-  if product.price > env.instruction.price_limit:
-    return None
-  several = []
-  for name, values in product.options:
-    # Those that are asked for, or all if none is word for word.
-    asked = [value for value in values if value in env.instruction.options]
-    several.append([None, *((name, value) for value in asked or values)])
-  tried = itertools.islice(itertools.product(*several), _MOST_CHOICES)
-  choices = [tuple(filter(None, choice)) for choice in tried]
-  for choice in sorted(choices, key=len):
-    options = dict(choice)
-    if shop_reward.score(product, wanted, env.instruction, options) == 1:
-      return choice
-  return None
 
 
 class ShopTask(environments.FormTask):
@@ -144,7 +141,6 @@ class ShopTask(environments.FormTask):
     return shop.Shop(self._catalogue, instruct, self.config)
 
   def mistake(self, situation: Situation, draws: Draws) -> str:
-    """Returns any admissible action; a search is for another product."""
     action = draws.choice(situation.actions)
     if action != shop.SEARCH:
       return action

@@ -116,13 +116,12 @@ class Player:
   def _answer(
     self, slot: int, split: str, seed: int, action: str | None
   ) -> Situation:
+    if action is None and self._slots.get(slot, ("",))[0] != split:
+      self._slots[slot] = (split, self._task.make(split))
+    env = self._slots[slot][1]
     if action is None:
-      if self._slots.get(slot, ("",))[0] != split:
-        self._slots[slot] = (split, self._task.make(split))
-      env = self._slots[slot][1]
       observation, reward, done = env.reset(seed), 0.0, False
     else:
-      env = self._slots[slot][1]
       observation, reward, done = env.step(action)
     if not isinstance(observation, str):
       kind = type(observation).__name__

@@ -14,15 +14,7 @@ from saw_jax.models.hub import gguf_file, pretrained
 gguf = pytest.importorskip("gguf")
 
 PLAIN = config_lib.DecoderConfig(
-  vocab_size=40,
-  width=64,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_size=16,
-  mlp_size=96,
-  rope_theta=5e4,
-  norm_eps=1e-5,
+  40, 64, 2, 4, 2, 16, 96, rope_theta=5e4, norm_eps=1e-5
 )
 ARCHITECTURES = {
   "llama": PLAIN,
@@ -62,19 +54,21 @@ def write(path, architecture, *, kind="F32", extra=(), scaling=None):
     for name, shape in pretrained.tensor_shapes(config, names).items()
   }
   writer = gguf.GGUFWriter(str(path), architecture)
-  writer.add_block_count(config.num_layers)
-  writer.add_context_length(4096)
-  writer.add_embedding_length(config.width)
-  writer.add_feed_forward_length(config.mlp_size)
-  writer.add_head_count(config.num_heads)
-  writer.add_head_count_kv(config.num_kv_heads)
-  writer.add_layer_norm_rms_eps(config.norm_eps)
-  writer.add_rope_freq_base(config.rope_theta)
-  writer.add_rope_dimension_count(config.rotary_size or config.head_size)
-  if config.windows:
-    writer.add_sliding_window(config.windows[0])
-  for call, value in (scaling or {}).items():
-    getattr(writer, call)(value)
+  said = {
+    "block_count": config.num_layers,
+    "context_length": 4096,
+    "embedding_length": config.width,
+    "feed_forward_length": config.mlp_size,
+    "head_count": config.num_heads,
+    "head_count_kv": config.num_kv_heads,
+    "layer_norm_rms_eps": config.norm_eps,
+    "rope_freq_base": config.rope_theta,
+    "rope_dimension_count": config.rotary_size or config.head_size,
+    **({"sliding_window": config.windows[0]} if config.windows else {}),
+    **(scaling or {}),
+  }
+  for name, value in said.items():
+    getattr(writer, f"add_{name}")(value)
   for name, value in tensors.items():
     for ours, theirs in NAMES:
       name = name.replace(ours, theirs)
@@ -86,14 +80,11 @@ def write(path, architecture, *, kind="F32", extra=(), scaling=None):
         # llama.cpp's converter, row by row: half 0 of a head, then half 1,
         # become neighbours.
         H = config.head_size
-        value = np.stack(
-          [
-            value[head * H + half * (H // 2) + i]
-            for head in range(heads)
-            for i in range(H // 2)
-            for half in range(2)
-          ]
-        )
+        order = [
+          head * H + half * (H // 2) + i
+          for head, i, half in np.ndindex(heads, H // 2, 2)
+        ]
+        value = value[order]
     if value.ndim == 1 or kind == "F32":
       writer.add_tensor(name, value)
     else:
@@ -141,11 +132,9 @@ def config(path, architecture, max_length=None, **options):
 
 def test_the_frequencies_of_llama_3_are_a_tensor(tmp_path):
   factors = np.array([1, 1, 1, 2, 4, 8, 8, 8], np.float32)
-  found = config(
-    tmp_path / "x.gguf", "llama", extra=[("rope_freqs.weight", factors)]
-  )
-  assert found.rope_factors == tuple(factors)
-  assert found.rope_scale == 1.0
+  extra = [("rope_freqs.weight", factors)]
+  found = config(tmp_path / "x.gguf", "llama", extra=extra)
+  assert (found.rope_factors, found.rope_scale) == (tuple(factors), 1.0)
 
 
 def test_those_of_phi_3_are_two(tmp_path):
@@ -154,22 +143,19 @@ def test_those_of_phi_3_are_two(tmp_path):
     ("rope_factors_long.weight", np.arange(11, 17, dtype=np.float32)),
   ]
   scaling = {
-    "add_rope_scaling_orig_ctx_len": 512,
-    "add_rope_scaling_attn_factors": 1.25,
+    "rope_scaling_orig_ctx_len": 512,
+    "rope_scaling_attn_factors": 1.25,
   }
+  options = {"extra": sets, "scaling": scaling}
   for length, first in ((512, 1), (513, 11)):
-    found = config(
-      tmp_path / "x.gguf", "phi3", length, extra=sets, scaling=scaling
-    )
+    found = config(tmp_path / "x.gguf", "phi3", length, **options)
     assert found.rope_factors == tuple(range(first, first + 6))
     assert found.rope_scale == 1.25
 
 
 def test_linear(tmp_path):
-  scaling = {
-    "add_rope_scaling_type": gguf.RopeScalingType.LINEAR,
-    "add_rope_scaling_factor": 4.0,
-  }
+  kind = gguf.RopeScalingType.LINEAR
+  scaling = {"rope_scaling_type": kind, "rope_scaling_factor": 4.0}
   found = config(tmp_path / "x.gguf", "qwen2", scaling=scaling)
   assert found.rope_factors == (4.0,) * 8
 

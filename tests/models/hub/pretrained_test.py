@@ -1,19 +1,174 @@
-"""Tests of checkpoints as a whole: opened, refused, loaded and saved."""
+"""Tests of checkpoints: names and layouts, opened, refused, loaded, saved."""
 
 import dataclasses
+import functools
 import json
+import weakref
 
 import chex
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder
 from saw_jax.models.hub import pretrained
 from tests import helpers
+from tests.models.sizes import ODD
+
+# --- the table of names -------------------------------------------------------
+
+PLAIN = dataclasses.replace(ODD, mlp_size=32)
+CASES = {
+  "plain": ({}, False),
+  "untied": ({"tied_head": False}, False),
+  "qwen2": ({"qkv_bias": True}, False),
+  "qwen3": ({"qk_norm": True}, False),
+  "phi3": ({}, True),
+  "scanned": ({"scan_layers": True}, False),
+  "scanned_phi3": ({"scan_layers": True}, True),
+}
+
+
+def published(fused=False, **changes):
+  """A decoder, its names, and random tensors under their published names."""
+  config = dataclasses.replace(PLAIN, **changes)
+  names = pretrained.name_map(config, fused=fused)
+  rng = np.random.default_rng(0)
+  return (config, names), {
+    name: rng.normal(size=shape).astype(np.float32)
+    for name, shape in pretrained.tensor_shapes(config, names).items()
+  }
+
+
+def load(layout, tensors, **options):
+  read = tensors if callable(tensors) else tensors.__getitem__
+  return pretrained.load_params(*layout, read, **options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_leaf_is_there_and_saving_is_loading_backwards(case):
+  changes, fused = CASES[case]
+  layout, tensors = published(fused, **changes)
+  params = load(layout, tensors)
+  expected = decoder.param_shapes(layout[0])
+  chex.assert_trees_all_equal_shapes_and_dtypes(params, expected)
+  value = pretrained.tensor_values(*layout, params)
+  for name, expected in tensors.items():
+    np.testing.assert_array_equal(value(name), expected, err_msg=name)
+
+
+def test_the_layout_of_each_kind_by_hand():
+  layout, t = published(qkv_bias=True, tied_head=False)
+  params = load(layout, t)
+  equal, near = np.testing.assert_array_equal, np.testing.assert_allclose
+  near = functools.partial(near, rtol=1e-3)
+  D, N, K, H = 22, 6, 2, 10
+  layer, prefix = params["layer_1"], "model.layers.1."
+  ours, x_D = layer["attention"], np.arange(D, dtype=np.float32)
+  # torch: y = W x, heads one after the other.
+  q_NH = (t[prefix + "self_attn.q_proj.weight"] @ x_D).reshape(N, H)
+  near(np.einsum("d,dnh->nh", x_D, ours["query"]), q_NH)
+  bias_KH = t[prefix + "self_attn.v_proj.bias"].reshape(K, H)
+  equal(ours["value_bias"], bias_KH)
+  mixed_NH = np.arange(N * H, dtype=np.float32).reshape(N, H)
+  out_D = t[prefix + "self_attn.o_proj.weight"] @ mixed_NH.reshape(-1)
+  near(np.einsum("nh,nhd->d", mixed_NH, ours["out"]), out_D)
+  near(x_D @ layer["mlp"]["up"], t[prefix + "mlp.up_proj.weight"] @ x_D)
+  equal(params["head"], t["lm_head.weight"].T)
+  equal(params["embedding"], t["model.embed_tokens.weight"])
+
+
+def test_a_fused_tensor_is_its_parts_one_after_the_other():
+  layout, apart = published()
+  joined = dict(apart)
+  for i in range(PLAIN.num_layers):
+    for whole, parts in (("self_attn.{}", "qkv"), ("mlp.{}", ("gate", "up"))):
+      prefix = f"model.layers.{i}.{whole}_proj.weight"
+      values = [joined.pop(prefix.format(part)) for part in parts]
+      fused = {"qkv": "qkv"}.get(parts, "gate_up")
+      joined[prefix.format(fused)] = np.concatenate(values)
+  fused_names = pretrained.name_map(PLAIN, fused=True)
+  chex.assert_trees_all_equal(
+    load((PLAIN, fused_names), joined), load(layout, apart)
+  )
+
+
+def check(found, **changes):
+  layout, _ = published(**changes)
+  pretrained.check_tensors(*layout, found, lambda name: "FILE")
+
+
+SHAPES = {name: value.shape for name, value in published()[1].items()}
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_each_missing_tensor_and_each_wrong_shape_is_named(name):
+  with pytest.raises(ValueError, match=f"FILE: tensor '{name}'"):
+    check({**SHAPES, name: (*reversed(SHAPES[name]), 1)})
+  with pytest.raises(ValueError, match=f"FILE: no tensor '{name}'"):
+    check({other: x for other, x in SHAPES.items() if other != name})
+
+
+def test_what_others_store_twice_is_accepted_and_nothing_else():
+  check(SHAPES)
+  twice = {"model.layers.0.self_attn.rotary_emb.inv_freq": (5,)}
+  check(SHAPES | {"lm_head.weight": (29, 22)} | twice)
+  with pytest.raises(ValueError, match=r"no tensor 'lm_head\.weight'"):
+    check(SHAPES, tied_head=False)
+  name = "model.layers.0.self_attn.q_proj.bias"
+  with pytest.raises(ValueError, match=name):
+    check(SHAPES | {name: (60,)})
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_shards_hold_their_own_part_alone(scan):
+  layout, tensors = published(scan_layers=scan)
+  kinds = (AxisType.Auto,) * 2
+  mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=kinds)
+  rules = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor"}
+  shardings = jax.tree.map(
+    lambda axes: NamedSharding(mesh, PartitionSpec(*map(rules.get, axes))),
+    decoder.logical_axes(layout[0]),
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+  params = load(layout, tensors, shardings=shardings)
+  chex.assert_trees_all_equal(params, load(layout, tensors))
+  up, sharding = (
+    tree["layers" if scan else "layer_0"]["mlp"]["up"]
+    for tree in (params, shardings)
+  )
+  assert up.addressable_shards[0].data.shape[-2:] == (11, 16)
+  assert up.sharding == sharding
+
+
+def test_one_tensor_is_asked_for_at_a_time_and_shares_no_memory():
+  # A mapped file may change under the parameters; and a tensor is dropped
+  # before the next is read: the model is never there twice.
+  layout, tensors = published()
+  alive, most = [], 0
+
+  def read(name):
+    nonlocal most
+    value = tensors[name].copy()
+    alive.append(name)
+    most = max(most, len(alive))
+    weakref.finalize(value, alive.pop)
+    return value
+
+  params = load(layout, read)
+  assert most <= 2  # the one that is copied, and the next as it is made
+  params = load(layout, tensors)
+  before = np.array(params["embedding"])
+  tensors["model.embed_tokens.weight"][:] = 0
+  np.testing.assert_array_equal(params["embedding"], before)
+
+
+# --- files --------------------------------------------------------------------
 
 CONFIG = dataclasses.replace(config_lib.TINY, vocab_size=60, qkv_bias=True)
+save = functools.partial(pretrained.save_checkpoint, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +179,7 @@ def params():
 @pytest.fixture
 def folder(params, tmp_path):
   """A checkpoint in three shards."""
-  pretrained.save_checkpoint(
-    tmp_path, params, CONFIG, dtype="float32", max_bytes=150_000
-  )
+  save(tmp_path, params, CONFIG, max_bytes=150_000)
   assert len(list(tmp_path.glob("*.safetensors"))) == 3
   return tmp_path
 
@@ -36,21 +189,13 @@ def change_config(folder, **changes):
   path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_parameters_come_back(folder, params):
-  found = pretrained.open_checkpoint(folder)
-  assert found.config == CONFIG
-  chex.assert_trees_all_equal(found.load(), params)
-
-
 @pytest.mark.parametrize("scan", [False, True])
 def test_layers_are_scanned_or_not_on_either_side(scan, params, tmp_path):
   scanned = dataclasses.replace(CONFIG, scan_layers=True)
   stacked = helpers.stack_layers(params)
-  if scan:
-    pretrained.save_checkpoint(tmp_path, stacked, scanned, dtype="float32")
-  else:
-    pretrained.save_checkpoint(tmp_path, params, CONFIG, dtype="float32")
+  save(tmp_path, *((stacked, scanned) if scan else (params, CONFIG)))
   found = pretrained.open_checkpoint(tmp_path)
+  assert found.config == CONFIG
   chex.assert_trees_all_equal(found.load(), params)
   chex.assert_trees_all_equal(found.load(scanned), stacked)
 
@@ -58,23 +203,17 @@ def test_layers_are_scanned_or_not_on_either_side(scan, params, tmp_path):
 def test_the_document_that_it_came_with_is_kept(folder, params):
   change_config(folder, max_position_embeddings=77, transformers_version="4")
   found = pretrained.open_checkpoint(folder)
+  chex.assert_trees_all_equal(found.load(), params)
   target = folder / "saved"
-  pretrained.save_checkpoint(
-    target, params, CONFIG, document=found.document, dtype="bfloat16"
-  )
+  document, kind = found.document, {"dtype": "bfloat16"}
+  save(target, params, CONFIG, document=document, **kind)
   again = json.loads((target / "config.json").read_text())
-  changed = {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
-  assert again == {**found.document, **changed}
-
-
-def test_a_document_of_another_decoder_is_refused(folder, params):
-  document = pretrained.open_checkpoint(folder).document
-  target = folder / "saved"
+  assert again == {**document, "torch_dtype": "bfloat16", **kind}
+  # That of another decoder is refused.
+  other = {**document, "vocab_size": 61}
   with pytest.raises(ValueError, match=r"'model\.embed_tokens\.weight' would"):
-    pretrained.save_checkpoint(
-      target, params, CONFIG, document={**document, "vocab_size": 61}
-    )
-  assert not target.exists()
+    save(folder / "other", params, CONFIG, document=other)
+  assert not (folder / "other").exists()
 
 
 def refusal(folder, kind=ValueError) -> str:
@@ -85,26 +224,21 @@ def refusal(folder, kind=ValueError) -> str:
   return said
 
 
-def test_no_directory_and_no_config(folder, tmp_path):
-  refusal(tmp_path / "nowhere", FileNotFoundError)
-  (folder / "config.json").unlink()
-  assert "config.json" in refusal(folder, FileNotFoundError)
-
-
-def test_an_unknown_architecture_comes_before_the_weights(folder):
-  change_config(folder, architectures=["GPT2LMHeadModel"])
-  for path in folder.glob("*.safetensors*"):
-    path.unlink()
-  assert "architecture 'GPT2LMHeadModel'" in refusal(folder)
-
-
-def test_a_shard_that_is_truncated_or_missing(folder):
-  path = sorted(folder.glob("*.safetensors"))[1]
+def test_what_is_missing_or_cut(folder):
+  refusal(folder / "nowhere", FileNotFoundError)
+  one, path, two = sorted(folder.glob("*.safetensors"))
   path.write_bytes(path.read_bytes()[:-100])
   said = refusal(folder)
   assert path.name in said and "at tensor 'model.layers." in said
   path.unlink()
   assert path.name in refusal(folder, FileNotFoundError)
+  # An unknown architecture comes before the weights.
+  change_config(folder, architectures=["GPT2LMHeadModel"])
+  for path in folder.glob("*.safetensors*"):
+    path.unlink()
+  assert "architecture 'GPT2LMHeadModel'" in refusal(folder)
+  (folder / "config.json").unlink()
+  assert "config.json" in refusal(folder, FileNotFoundError)
 
 
 @pytest.mark.parametrize(

@@ -57,22 +57,22 @@ class TestPurchase:
       " [SEP] Soft Cotton Shirt [SEP] $99.0"
     )
     assert env.step("search[Cotton]") == (listed, 0.0, False)
-    assert env.admissible_actions == [
-      "click[back to search]",
-      "click[b000000001]",
-      "click[b000000002]",
-    ]
+    names = ("back to search", "b000000001", "b000000002")
+    assert env.admissible_actions == [f"click[{name}]" for name in names]
     item = (
       f"{HEAD}Back to Search [SEP] < Prev [SEP] color [SEP] red [SEP] blue"
       " [SEP] size [SEP] small [SEP] large [SEP] Soft Cotton Shirt"
       " [SEP] Price: $25.0 [SEP] Rating: N.A. [SEP] Description"
       " [SEP] Features [SEP] Reviews [SEP] Buy Now"
     )
-    assert env.step("click[B000000001]") == (item, 0.0, False)
     features = f"{HEAD}Back to Search [SEP] < Prev [SEP] soft [SEP] washable"
-    assert env.step("click[features]") == (features, 0.0, False)
-    assert env.step("click[< prev]") == (item, 0.0, False)
-    assert env.step("click[red]") == (item, 0.0, False)
+    for action, page in (
+      ("click[B000000001]", item),
+      ("click[features]", features),
+      ("click[< prev]", item),
+      ("click[red]", item),
+    ):
+      assert env.step(action) == (page, 0.0, False)
     assert env.page.options == {"color": "red"}
     # One attribute, one option and the price: three of three.
     done = (
@@ -90,25 +90,18 @@ class TestPurchase:
       (SHIRT.code, [], 2 / 3),
       (DEAR.code, ["red"], 2 / 3),
       (DEAR.code, [], 1 / 3),
+      (HATS[0].code, [], 0.0),  # its name has no word of the other's
     ],
   )
   @pytest.mark.parametrize("pays", ["success", "score"])
   def test_what_is_paid(self, code, options, score, pays):
     env = make(pays=pays, reward=5.0)
+    query = "search[hat 0]" if code == HATS[0].code else "search[shirt]"
     clicks = [f"click[{name}]" for name in (code, *options, "buy now")]
-    step = play(env, "search[shirt]", *clicks)
-    assert env.score == pytest.approx(score)
-    full = 5.0 * (score == 1)
-    assert step.reward == pytest.approx(
-      full if pays == "success" else 5 * score
-    )
-    assert step.done
-
-  def test_a_hat_is_no_shirt(self):
-    # Its name has no word of the other's.
-    play(env := make(pays="score"), "search[hat]")
-    code = env.listed[0].code
-    assert play(env, f"click[{code}]", "click[buy now]").reward == 0.0
+    step = play(env, query, *clicks)
+    assert step.done and env.score == pytest.approx(score)
+    share = score if pays == "score" else float(score == 1)
+    assert step.reward == pytest.approx(5.0 * share)
 
 
 class TestPages:

@@ -169,10 +169,12 @@ class TestProcesses:
     def interrupt(worker, note):
       raise KeyboardInterrupt
 
+    before = self.find(grader)
     with monkeypatch.context() as patch:
       patch.setattr(pool.Worker, "take", interrupt)
       with pytest.raises(KeyboardInterrupt):
         grade(grader, ["aa"] * 50)
+    assert not set(before) & set(self.find(grader))
     graded = grade(grader, [""] * 50)
     np.testing.assert_array_equal(graded.rewards[:, 0], np.arange(50) % 3)
 
