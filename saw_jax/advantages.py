@@ -14,10 +14,9 @@ from the weighted sum (a KL, say), `lengths [P, G]` are completion tokens, and
 that it reads, and is given these.
 
 A response to a prompt with `G = 1` has nothing to be compared with, and keeps
-its reward, as in the reference code. In a larger group of which one response
-is scored the comparison is missing by accident, so the group is like one whose
-rewards are all alike: advantage 0. What is not scored has advantage 0, and no
-part in any statistic. No gradient flows. Papers are arXiv numbers or addresses.
+its reward, as in the reference code; where one of a larger group is scored its
+advantage is 0. What is not scored has advantage 0, and no part in any
+statistic. No gradient flows. Papers are arXiv numbers or addresses.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.types import Array, Mask
+from saw_jax.types import Array, Axis, Mask
 
 Estimator = Callable[..., Array]  # (scores [..., G], *, scored) -> [..., G]
 Whitening = Callable[..., Array]  # (advantages, *, scored, lengths, axis_name)
@@ -94,7 +93,7 @@ def token_whiten(
   *,
   scored: Mask = None,
   lengths: Array | None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   eps: float = 1e-8,
 ) -> Array:
   """Standardises advantages over the completion tokens of the batch.
@@ -106,10 +105,7 @@ def token_whiten(
   paper. 0 if the responses do not differ; a `ValueError` without lengths L.
   """
   if lengths is None:
-    raise ValueError(
-      "token_whiten counts completion tokens: give lengths, or whiten with "
-      "sequence_whiten"
-    )
+    raise ValueError("token_whiten needs lengths; sequence_whiten does not")
   batch = dict(where=scored, weights=lengths, axis_name=axis_name)
   advantages = jax.lax.stop_gradient(advantages)
   var = reductions.all_var(advantages, ddof=1, **batch)
@@ -122,11 +118,10 @@ def sequence_whiten(
   *,
   scored: Mask = None,
   lengths: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   eps: float = 1e-4,
 ) -> Array:
   """`(Aⱼ − mean) / (std + eps)` over responses: GDPO, eq. (6), and TRL."""
-  del lengths
   batch = dict(where=scored, axis_name=axis_name)
   advantages = jax.lax.stop_gradient(advantages)
   std = reductions.all_std(advantages, ddof=1, **batch)
@@ -155,14 +150,13 @@ def dr_grpo(
   scored: Mask = None,
   lengths: Array | None = None,
   penalties: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   whiten: Whitening | None = None,
 ) -> Array:
   """Subtracts the group's mean and leaves its deviation alone.
 
   Dividing favours prompts that are nearly always, or nearly never, solved.
-  Dr. GRPO, https://arxiv.org/abs/2503.20783. With `whiten=token_whiten` it is
-  REINFORCE++ with a baseline, https://arxiv.org/abs/2501.03262
+  Dr. GRPO, 2503.20783; REINFORCE++ with a baseline, 2501.03262, whitens tokens.
   """
   scores, whole = combine(rewards, weights, scored, penalties)
   centered = center_groups(scores, scored=whole)
@@ -172,11 +166,7 @@ def dr_grpo(
 
 
 def rloo(
-  rewards: Array,
-  weights: Array,
-  *,
-  scored: Mask = None,
-  penalties: Array | None = None,
+  rewards: Array, weights: Array, *, scored: Mask = None, penalties: Mask = None
 ) -> Array:
   """Subtracts the others' mean reward. RLOO, 2402.14740"""
   scores, whole = combine(rewards, weights, scored, penalties)
@@ -202,7 +192,7 @@ def gpg(
   *,
   scored: Mask = None,
   penalties: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   f_norm: float = 1.0,  # F
   counted: Counted = varied,
 ) -> Array:
@@ -231,7 +221,7 @@ def gdpo(
   *,
   scored: Mask = None,
   lengths: Array | None = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   eps: float = 1e-6,
   whiten: Whitening | None = token_whiten,
 ) -> Array:

@@ -205,10 +205,9 @@ class Method(NamedTuple):
   terms: dict[str, objective.Term]
   kl_in_reward: tuple[Callable, float] | None
   needs_reference: bool
-  needs_old: bool = (
-    False  # by the policy's loss, after a rollout's first update
-  )
-  needs_behave: bool = False  # by the policy's loss
+  # By the policy's loss, the first of them after a rollout's first update.
+  needs_old: bool = False
+  needs_behave: bool = False
   per_step: bool = False  # the advantage is of steps
   reads_values: bool = False  # the advantage is against a value head
   whiten: Callable | None = None  # of steps, over the batch
@@ -229,19 +228,17 @@ def resolve(
 ) -> Callable:
   """The function that a name stands for, with its options bound.
 
-  A function passes through; `defaults` are options that it may not have. A
-  `KeyError` is an unknown name, a `TypeError` an unknown option; each has the
-  nearest one.
+  A function passes through; `defaults` are options that it may not have. An
+  unknown name is a `KeyError`, an unknown option a `TypeError`.
   """
   fn, label = choice, what
   if not callable(choice):
     fn, label = names.lookup(table, choice, what), f"{what} {choice!r}"
   known = list(names.options(fn))
   names.check_options(known, options, label)
-  options = {k: x for k, x in defaults.items() if k in known} | dict(options)
-  if not options:
-    return fn
-  return functools.partial(fn, **{k: _value(k, x) for k, x in options.items()})
+  bound = {k: x for k, x in defaults.items() if k in known}
+  bound |= {k: _value(k, x) for k, x in options.items()}
+  return functools.partial(fn, **bound) if bound else fn
 
 
 def _value(option: str, value: Any) -> Any:
@@ -291,25 +288,32 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   world = make_world_model(config.world_model)
   if world is not None:
     terms["world_model"] = objective.world(world.token_loss)
-  if kl.placement != "none":
-    estimator = _kl_estimator(kl)
-    if kl.placement == "loss":
-      fn = objective.kl(estimator, aggregate=aggregate)
-      terms["kl"] = term(fn, kl.coefficient)
-    elif per_step or "penalties" not in reads:
+  # A KL stands where its gradient does something.
+  estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
+  if kl.placement == "loss":
+    if estimator is losses.kl_k1 and not kl.force:
+      raise ValueError(
+        "k1 in the loss has the gradient of log π, whose mean is 0: noise that "
+        "holds nothing near the reference. Put k1 in the reward, take k2 or k3 "
+        "in the loss, or force it."
+      )
+    fn = objective.kl(estimator, aggregate=aggregate)
+    terms["kl"] = term(fn, kl.coefficient)
+  elif kl.placement == "reward":
+    in_reward = estimator, kl.coefficient
+    if per_step or "penalties" not in reads:
       raise ValueError(
         f"KL in the reward has no place in {names.name_of(advantage)}, which "
-        "compares steps or normalises each component on its own: use "
-        "kl.placement='loss'"
+        "compares steps or normalises each component: set kl.placement='loss'"
       )
-    else:
-      in_reward = estimator, kl.coefficient
+  elif kl.placement != "none":
+    raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
   method = Method(
-    advantage=advantage,
-    weights=weights,
-    gradient_options=gradient_options,
-    terms=terms,
-    kl_in_reward=in_reward,
+    advantage,
+    weights,
+    gradient_options,
+    terms,
+    in_reward,
     needs_reference=kl.placement != "none",
     per_step=per_step,
     reads_values="values" in reads,
@@ -319,29 +323,14 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   return with_loss(method, loss, ratio_to=config.ratio_to)
 
 
-def _kl_estimator(kl: KLConfig) -> losses.KLEstimator:
-  """A KL stands where its gradient does something."""
-  estimator = resolve(kl.estimator, {}, KL_ESTIMATORS, "KL estimator")
-  if kl.placement not in ("loss", "reward"):
-    raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
-  if kl.placement == "loss" and estimator is losses.kl_k1 and not kl.force:
-    raise ValueError(
-      "k1 in the loss has the gradient of log π, whose mean is 0: noise that "
-      "holds nothing near the reference. Put k1 in the reward, take k2 or k3 "
-      "in the loss, or force it."
-    )
-  return estimator
-
-
 def with_loss(
   method: Method, loss: Callable[..., Ratio], *, ratio_to: str = "old"
 ) -> Method:
   """Puts another policy loss into a method: one of your own, in no table.
 
   What the loss reads beside the current policy's log-probs, the names of its
-  arguments say (`objective.policy`, also for `ratio_to`), and it is recorded
-  for it; its options and its aggregate are bound or at their defaults. All else
-  of the method stays: advantages, weights, and the other terms.
+  arguments say (`objective.policy`, also for `ratio_to`), and it is recorded.
+  All else of the method stays: advantages, weights, and the other terms.
   """
   term = objective.policy(loss, ratio_to=ratio_to)
   needs = objective.recorded_log_probs(loss)

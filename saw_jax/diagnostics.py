@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is logged beside the losses, without gradient.
 
-Arguments are those of the formulas that the figures belong to: `weighting`,
-`losses`, `stale_losses` (ASymPO, https://arxiv.org/abs/2606.03070) and
-`world_model`.
+Arguments are those of `weighting`, `losses`, `stale_losses` and `world_model`.
+ASymPO, https://arxiv.org/abs/2606.03070
 """
 
 import chex
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 
 from saw_jax import losses, reductions, stale_losses, weighting, world_model
 from saw_jax.reductions import Maximum, Ratio
-from saw_jax.types import Array, Mask, Numeric
+from saw_jax.types import Array, Axis, Mask, Numeric
 
 
 def reward_statistics(
@@ -20,7 +19,7 @@ def reward_statistics(
   *,
   scored: Mask = None,
   minima: Numeric = 0.0,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
 ) -> dict[str, Array]:
   """Summarises each component of `rewards [P, G, M]`.
 
@@ -28,9 +27,8 @@ def reward_statistics(
   in which no two scored responses differ. Each of shape `[M]`.
   """
   chex.assert_rank(rewards, 3)
-  cv = weighting.coefficient_of_variation(
-    rewards, scored=scored, minima=minima, axis_name=axis_name
-  )
+  options = dict(scored=scored, axis_name=axis_name, minima=minima)
+  cv = weighting.coefficient_of_variation(rewards, **options)
   rewards = jax.lax.stop_gradient(rewards)
   least = reductions.all_min(rewards, axis=1, where=scored)
   constant = reductions.all_max(rewards, axis=1, where=scored) <= least
@@ -60,10 +58,11 @@ def clip_fractions(
   advantages = losses.token_advantages(advantages, completion_mask)
   low = (advantages < 0) & (ratio < 1 - clip_low)
   high = (advantages > 0) & (ratio > 1 + clip_high)
-  return {
-    f"clipped_{side}": losses.token_mean(x.astype(ratio.dtype), completion_mask)
-    for side, x in (("low", low), ("high", high))
-  }
+  low, high = (
+    losses.token_mean(x.astype(ratio.dtype), completion_mask)
+    for x in (low, high)
+  )
+  return {"clipped_low": low, "clipped_high": high}
 
 
 def balance(

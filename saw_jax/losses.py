@@ -15,8 +15,7 @@ Losses are minimised. Here and in `stale_losses` they read
   selected away first: garbage there reaches neither value nor gradient.
 - `aggregate`: how tokens are averaged, and rows, the responses with a token.
 
-Papers are arXiv numbers; KL estimators: Schulman,
-http://joschu.net/blog/kl-approx.html
+Papers are arXiv numbers; KL estimators: http://joschu.net/blog/kl-approx.html
 """
 
 from collections.abc import Callable
@@ -236,9 +235,7 @@ def _rows(like: Array, completion_mask: Array) -> Array:
   return jnp.sum(rows, dtype=like.dtype)
 
 
-def _masked(
-  estimator: KLEstimator, log_probs: Array, others: Array, mask: Array
-) -> Array:
+def _masked(estimator: KLEstimator, log_probs, others, mask) -> Array:
   """An estimate of each token, that of two zeros where the mask is off."""
   chex.assert_rank([log_probs, mask], 2)
   log_probs, others = (reductions.select(x, mask) for x in (log_probs, others))

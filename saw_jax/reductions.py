@@ -19,14 +19,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from saw_jax.types import Array, Mask
+from saw_jax.types import Array, Axis, Mask
 
 
 class Ratio(NamedTuple):
   """A quotient that is not divided yet.
 
-  Losses and metrics are ratios, so that those of micro-batches, devices and
-  hosts add up, and one place divides.
+  Those of micro-batches, devices and hosts add up, and one place divides.
   """
 
   numerator: Array
@@ -58,10 +57,8 @@ class Maximum(NamedTuple):
 def divide(numerator: Array, denominator: Array) -> Array:
   """Divides, with value and gradient 0 in place of a division by 0."""
   empty = jnp.equal(denominator, 0)
-  # The input of the division is selected too: the gradient of an unselected
-  # quotient by 0 is NaN.
-  quotient = numerator / jnp.where(empty, 1, denominator)
-  return jnp.where(empty, 0, quotient)
+  # Its input too: the gradient of an unselected quotient by 0 is NaN.
+  return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
 
 
 def square_root(x: Array) -> Array:
@@ -86,7 +83,7 @@ def select(x: Array, where: Mask) -> Array:
 
 
 def all_sum(
-  x: Array, *, where: Mask = None, axis_name: str | None = None, **axes: Any
+  x: Array, *, where: Mask = None, axis_name: Axis = None, **axes: Any
 ) -> Array:
   """The sum."""
   total = jnp.sum(select(x, where), **axes)
@@ -103,7 +100,7 @@ def all_mean(
 
 
 def all_max(
-  x: Array, *, where: Mask = None, axis_name: str | None = None, **axes: Any
+  x: Array, *, where: Mask = None, axis_name: Axis = None, **axes: Any
 ) -> Array:
   """The maximum, without gradient; minus infinity if nothing is selected."""
   x = jax.lax.stop_gradient(at_least_float32(x))

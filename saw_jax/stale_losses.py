@@ -54,8 +54,7 @@ def asympo_loss(
     log π ← min(log π, log p_high)   where A ≥ 0
     log π ← max(log π, log p_low)    where A < 0
 
-  A response without tokens counts neither above nor below the bar, where the
-  paper divides by all P · G.
+  A response without tokens does not count, where the paper divides by P · G.
   """
   log_probs = reductions.select(log_probs, completion_mask)
   advantages = losses.token_advantages(advantages, completion_mask)
@@ -86,8 +85,7 @@ def batch_asympo_loss(
 
     loss = Σ_b A S / sg(Σ_b max(S, floor))
 
-  Its denominator depends on the parameters: the update needs a second forward
-  pass.
+  Its denominator depends on the parameters: an update needs a second pass.
   """
   plain = losses.policy_gradient_loss(
     log_probs, advantages, completion_mask, aggregate=aggregate
@@ -171,7 +169,7 @@ def topr_loss(
   """
   ratio = ratio_of(log_probs, behave_log_probs, completion_mask)
   bad = losses.token_advantages(advantages, completion_mask) < 0
-  weights = jnp.where(bad, jnp.minimum(ratio, 1.0), jnp.ones_like(ratio))
+  weights = jnp.where(bad, jnp.minimum(ratio, 1.0), 1.0)
   return _weighted(weights, log_probs, advantages, completion_mask, aggregate)
 
 
@@ -191,9 +189,8 @@ def tis_loss(
 ) -> Ratio:
   """Weighs `losses.clipped_surrogate_loss` by `min(π_old / μ, cap)`.
 
-  The weight answers staleness, and an inference engine that computes other
-  log-probs than the trainer. Yao et al. (2025), "Your efficient RL framework
-  secretly brings you off-policy RL training", fengyao.notion.site/off-policy-rl
+  For staleness, and inference engines with other log-probs than the trainer's.
+  Yao et al. (2025), fengyao.notion.site/off-policy-rl
   """
   weights = ratio_of(old_log_probs, behave_log_probs, completion_mask)
   weights = jnp.minimum(weights, cap)
@@ -220,9 +217,8 @@ def decoupled_ppo_loss(
   """Clips around a recent policy, and corrects from the one that sampled.
 
   PPO's loss times π_old / μ: a stale sampler does not hold the update back.
-  Tokens with a weight above `cap` add nothing to the numerator, but count in
-  the denominator. Hilton et al. (2021), https://arxiv.org/abs/2110.00641
-  AReaL, for the cap. https://arxiv.org/abs/2505.24298
+  Tokens with a weight above `cap` add 0, but are counted. Hilton et al. (2021),
+  2110.00641; AReaL, for the cap, 2505.24298
   """
   weights = losses.token_ratio(old_log_probs, behave_log_probs, completion_mask)
   if cap is not None:
@@ -263,18 +259,10 @@ def dppo_kl_loss(
   return aggregate(coefficient * penalty - gain, completion_mask)
 
 
-def _weighted(
-  weights: Array,
-  log_probs: Array,
-  advantages: Array,
-  completion_mask: Array,
-  aggregate: losses.Aggregate,
-) -> Ratio:
+def _weighted(weights, log_probs, advantages, mask, aggregate) -> Ratio:
   """The policy gradient of weighted tokens: `x = −sg(w) A log π`."""
-  advantages = losses.token_advantages(advantages, completion_mask)
-  return losses.policy_gradient_loss(
-    log_probs, weights * advantages, completion_mask, aggregate=aggregate
-  )
+  a = weights * losses.token_advantages(advantages, mask)
+  return losses.policy_gradient_loss(log_probs, a, mask, aggregate=aggregate)
 
 
 def _weighed(weights: Array, aggregate: losses.Aggregate) -> losses.Aggregate:

@@ -35,9 +35,8 @@ def step_grpo(
 
     sₜ = Σₖ rₖ − penaltyₜ,   A = (s − mean_steps) / (std_steps + ε)
 
-  A long episode has more steps and weighs more. In a group that always fails,
-  penalties are the only difference there is, and get an advantage of order 1.
-  As in verl-agent's agent loop; GRPO is https://arxiv.org/abs/2402.03300
+  A long episode weighs more. In a group that always fails, penalties are the
+  only difference, and get an advantage of order 1. As verl-agent's agent loop.
   """
   scores = _scores(rewards, steps, penalties)
   flat = (scores.shape[0], -1)
@@ -63,10 +62,9 @@ def trajectory_grpo(
 
     sₜ = Σₖ rₖ − penaltyₜ,   A = (s − mean_episodes) / (std_episodes + eps)
 
-  Each episode counts once in the statistics, without penalties. Where all
-  episodes end alike there is no deviation, and a penalty is divided by `eps`:
-  use it without penalties, or use `step_grpo`, or `None`: nothing is divided.
-  GRPO, https://arxiv.org/abs/2402.03300
+  Each episode counts once in the statistics, without penalties. Where all end
+  alike a penalty is divided by `eps`: use none, or `step_grpo`, or an `eps` of
+  `None`, which divides nothing. GRPO, https://arxiv.org/abs/2402.03300
   """
   returns = _scores(rewards, steps, None)
   ran = jnp.any(jnp.asarray(steps, bool), axis=-1)
@@ -141,12 +139,11 @@ def gigpo(
   which an invalid step's own penalty is subtracted. ω = 0 is GRPO over steps.
   """
   episode = step_grpo(rewards, steps, penalties=penalties, normalize=normalize)
-  returns = step_returns(rewards, steps, gamma=gamma)
+  later = step_returns(rewards, steps, gamma=gamma)
   if penalties is not None:
-    returns -= reductions.select(jax.lax.stop_gradient(penalties), steps)
-  return episode + omega * anchor_advantages(
-    returns, anchors, steps, normalize=normalize
-  )
+    later -= reductions.select(jax.lax.stop_gradient(penalties), steps)
+  step = anchor_advantages(later, anchors, steps, normalize=normalize)
+  return episode + omega * step
 
 
 def gae(
@@ -164,8 +161,7 @@ def gae(
 
   Time runs over what the mask selects: t + 1 is the next selected place, and
   after the last the value is 0. λ = 1 is the return less the value, λ = 0 the
-  error of one step. A value function learns A + V. Shapes `[..., T]`.
-  Schulman et al. (2015). https://arxiv.org/abs/1506.02438
+  error of one step. A value function learns A + V. `[..., T]`. 1506.02438
   """
   chex.assert_equal_shape([rewards, values, steps])
   if penalties is not None:
@@ -185,7 +181,7 @@ def gae(
 
   zeros = jnp.zeros(rewards.shape[:-1], dtype)
   now = rewards.astype(dtype), values.astype(dtype), jnp.asarray(steps, bool)
-  now = tuple(jnp.moveaxis(x, -1, 0) for x in now)
+  now = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), now)
   _, advantages = jax.lax.scan(step, (zeros, zeros), now, reverse=True)
   return jnp.moveaxis(advantages, 0, -1)
 

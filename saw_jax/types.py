@@ -15,3 +15,5 @@ Numeric = chex.Numeric
 PyTree = Any
 # A `jax.random.key`, consumed by whoever receives it.
 Key = chex.PRNGKey
+# The name of a device axis that an array is split over; None: of no axis.
+Axis = str | None

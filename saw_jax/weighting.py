@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import reductions
-from saw_jax.types import Array, Mask, Numeric, PyTree
+from saw_jax.types import Array, Axis, Mask, Numeric, PyTree
 
 # (rewards, *, scored, minima, delta, mean_eps, axis_name) -> [M]
 Statistic = Callable[..., Array]
@@ -31,7 +31,7 @@ def coefficient_of_variation(
   minima: Numeric = 0.0,
   delta: Numeric = 1e-8,
   mean_eps: Numeric = 1e-8,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
 ) -> Array:
   """How much each component still varies, relative to its mean. Shape `[M]`.
 
@@ -44,12 +44,11 @@ def coefficient_of_variation(
   `minima`, scalar or `[M]`, are the least values that components *can* take. 0
   for one that does not vary, or of which one response at most is scored.
   """
+  std = deviation(rewards, scored=scored, axis_name=axis_name)
   rewards, scored = _flatten(rewards, scored)
-  minima = jnp.asarray(minima, rewards.dtype)
-  minima = jnp.broadcast_to(minima, rewards.shape[-1])
-  batch = dict(axis=0, where=scored, axis_name=axis_name)
-  mean = reductions.all_mean(rewards - minima[None] + delta, **batch)
-  std = reductions.all_std(rewards, ddof=1, **batch)
+  minima = jnp.broadcast_to(jnp.asarray(minima, rewards.dtype), std.shape)
+  shifted = rewards - minima[None] + delta
+  mean = reductions.all_mean(shifted, axis=0, where=scored, axis_name=axis_name)
   return reductions.divide(std, jnp.abs(mean) + mean_eps)
 
 
@@ -60,34 +59,23 @@ def inverse_coefficient(rewards: Array, **measured: Any) -> Array:
 
 
 def group_coefficient(
-  rewards: Array,
-  *,
-  scored: Mask = None,
-  axis_name: str | None = None,
-  **measured: Any,
+  rewards: Array, *, scored: Mask = None, axis_name: Axis = None, **rest: Any
 ) -> Array:
   """The groups' mean coefficient: prompts are not compared with each other."""
   chex.assert_rank(rewards, 3)
-  if scored is None:
-    scored = jnp.ones(rewards.shape, bool)
-  cv_PM = jax.vmap(
-    lambda r, s: coefficient_of_variation(r, scored=s, **measured)
-  )(rewards, scored)
+  scored = jnp.ones(rewards.shape, bool) if scored is None else scored
+  cv_PM = jax.vmap(lambda r, s: coefficient_of_variation(r, scored=s, **rest))(
+    rewards, scored
+  )
   return reductions.all_mean(cv_PM, axis=0, axis_name=axis_name)
 
 
 def deviation(
-  rewards: Array,
-  *,
-  scored: Mask = None,
-  axis_name: str | None = None,
-  **unread: Any,
+  rewards: Array, *, scored: Mask = None, axis_name: Axis = None, **unread: Any
 ) -> Array:
   """The standard deviation alone: SAW without its division by the mean."""
-  del unread
-  rewards, scored = _flatten(rewards, scored)
-  batch = dict(axis=0, where=scored, axis_name=axis_name)
-  return reductions.all_std(rewards, ddof=1, **batch)
+  x, where = _flatten(rewards, scored)
+  return reductions.all_std(x, ddof=1, axis=0, where=where, axis_name=axis_name)
 
 
 def saw_weights(
@@ -101,7 +89,7 @@ def saw_weights(
   sum_eps: Numeric = 0.0,
   flat_weight: Numeric = 1.0,
   total: Numeric | None = None,  # None: M
-  axis_name: str | None = None,
+  axis_name: Axis = None,
   statistic: Statistic = coefficient_of_variation,
 ) -> Array:
   """Weights each component by its relative coefficient of variation.
@@ -113,10 +101,9 @@ def saw_weights(
     wₘ = αₘ · flat_weight   if Σₖ CVₖ ≤ delta
 
   The defaults are the paper's form with weights that sum to M, which its text
-  uses for GDPO and its code for both. Only ratios of weights matter to either
-  estimator. The released code is `delta=0, sum_eps=1e-8, flat_weight=0` with
-  the minima (-3, 0): it shifts without δ, bounds the sum, and gives components
-  that are all flat no weight. A control measures another `statistic`.
+  uses for GDPO and its code for both; only their ratios matter to either. The
+  released code is `delta=0, sum_eps=1e-8, flat_weight=0` with the minima
+  (-3, 0). A control measures another `statistic`.
   SAW, Algorithm 1. https://arxiv.org/abs/2606.07705
   """
   options = dict(minima=minima, delta=delta, mean_eps=mean_eps)
@@ -135,16 +122,15 @@ def static_weights(
   *,
   values: Numeric,  # scalar or [M]
   scored: Mask = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
 ) -> Array:
   """Gives the components fixed weights: GDPO, eq. (7), arXiv 2601.05242."""
-  del scored, axis_name
   dtype = reductions.at_least_float32(rewards).dtype
   return jnp.broadcast_to(jnp.asarray(values, dtype), rewards.shape[-1:])
 
 
 def equal_weights(
-  rewards: Array, *, scored: Mask = None, axis_name: str | None = None
+  rewards: Array, *, scored: Mask = None, axis_name: Axis = None
 ) -> Array:
   """Gives each component weight 1: plain GRPO and GDPO."""
   return static_weights(rewards, values=1.0, scored=scored, axis_name=axis_name)
@@ -159,8 +145,7 @@ def gradient_weights(
 ) -> Array:
   """Moves weight to components whose gradient agrees with the others'.
 
-  Its weights `[M]` persist over steps and sum to 1; the caller multiplies by M.
-  `gram` is of `gram_of_clipped`.
+  Weights `[M]` persist over steps and sum to 1; `gram` is of `gram_of_clipped`.
 
     w ← softmax(log w + s),   sₘ = η Σₗ ⟨gₘ, gₗ⟩ / τ
 
@@ -181,13 +166,11 @@ def gram_of_clipped(gradients: PyTree, *, max_norm: float = 1.0) -> Array:
 
   Each leaf of `gradients` has a leading axis of size M.
   """
-  leaves = jax.tree.leaves(gradients)
+  leaves, gram = jax.tree.leaves(jax.lax.stop_gradient(gradients)), 0.0
   if not leaves:
     raise ValueError("gram_of_clipped needs at least one array")
-  gram = 0.0
-  for leaf in leaves:
-    flat = reductions.at_least_float32(jax.lax.stop_gradient(leaf))
-    flat = flat.reshape(flat.shape[0], math.prod(flat.shape[1:]))
+  for leaf in map(reductions.at_least_float32, leaves):
+    flat = leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:]))
     # The default precision of a product is bfloat16 on some devices.
     gram += jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
   norm = jnp.sqrt(jnp.diagonal(gram))

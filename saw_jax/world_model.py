@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from saw_jax import reductions
 from saw_jax.reductions import Ratio
-from saw_jax.types import Array, Mask
+from saw_jax.types import Array, Axis, Mask
 
 TokenLoss = Callable[[Array], Array]  # of log-probs of observation tokens
 Rounding = Callable[[float], int]  # of α |pool|, how many to select
@@ -61,13 +61,10 @@ def printed_action_entropy(log_probs: Array, completion_mask: Array) -> Array:
 
   It is greatest at q = 1/e, so that a rare token counts as certain.
   """
-  log_probs = jax.lax.stop_gradient(log_probs)
-  log_probs = reductions.select(log_probs, completion_mask)
+  x = reductions.select(jax.lax.stop_gradient(log_probs), completion_mask)
   # e^(−100) (−100) is 0 in float32 already; e^(−∞) (−∞) would be NaN.
-  log_probs = jnp.maximum(log_probs, jnp.finfo(log_probs.dtype).min)
-  return -reductions.all_mean(
-    jnp.exp(log_probs) * log_probs, axis=-1, where=completion_mask
-  )
+  x = jnp.maximum(x, jnp.finfo(x.dtype).min)
+  return -reductions.all_mean(jnp.exp(x) * x, axis=-1, where=completion_mask)
 
 
 def highest_entropy(
@@ -76,14 +73,14 @@ def highest_entropy(
   *,
   alpha: float = 0.75,
   rounding: Rounding = math.ceil,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
 ) -> Array:
   """Selects the transitions whose actions were the least certain.
 
     S = the max(1, ⌈α |pool|⌉) of highest H in the whole update             (4)
 
   `pool [B]` are real rows with an observation. Ties go to the lower index over
-  all devices. `alpha` is a number in (0, 1], else a `ValueError`.
+  all devices.
   """
   chex.assert_equal_shape([entropies, pool])
   if not 0 < alpha <= 1:
@@ -104,11 +101,7 @@ def highest_entropy(
 
 
 def lowest_entropy(
-  entropies: Array,
-  pool: Array,
-  *,
-  alpha: float = 0.75,
-  axis_name: str | None = None,
+  entropies: Array, pool: Array, *, alpha: float = 0.75, axis_name: Axis = None
 ) -> Array:
   """Selects the actions that were the most certain: a control."""
   entropies = -reductions.at_least_float32(entropies)
@@ -116,7 +109,7 @@ def lowest_entropy(
 
 
 def random_transitions(
-  key: Array, pool: Array, *, alpha: float = 0.75, axis_name: str | None = None
+  key: Array, pool: Array, *, alpha: float = 0.75, axis_name: Axis = None
 ) -> Array:
   """Selects as many at random: a control. The key is one on all devices."""
   rows = pool.shape[0]
@@ -180,7 +173,7 @@ def group_mean(
   groups: Array,
   *,
   rows: Mask = None,
-  axis_name: str | None = None,
+  axis_name: Axis = None,
 ) -> RowWeights:
   """Averages over a group's selected transitions, then over groups.
 
@@ -240,8 +233,8 @@ def world_model_loss(
 
     L_WM = Σᵢ wᵢ ℓᵢ / Σᵢ cᵢ                                            (9)(11)
 
-  `log_probs [B, T]` are the current policy's of all tokens; the weights hold λ.
-  Gradient flows to observation tokens of rows whose weight is not 0.
+  `log_probs [B, T]` are of all tokens, the weights hold λ. Gradient flows to
+  observation tokens of rows whose weight is not 0.
   """
   per_row = transition_losses(
     log_probs, observation_mask, token_loss=token_loss
@@ -265,11 +258,11 @@ def is_hard(log_probs: Array, rho: float) -> Array:
   return jnp.exp(jax.lax.stop_gradient(log_probs)) <= rho
 
 
-def _axis_size(axis_name: str | None) -> int:
+def _axis_size(axis_name: Axis) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def _own_rows(x: Array, rows: int, axis_name: str | None) -> Array:
+def _own_rows(x: Array, rows: int, axis_name: Axis) -> Array:
   """This device's part of the rows of all devices."""
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
   return jax.lax.dynamic_slice_in_dim(x, first, rows)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ NEEDED = {
   "static": {"values": (1.5, 0.5)},
   "sequence_mean_token_sum_const": {"length": 7.0},
 }
-WEIGHTS = sorted(set(algorithms.WEIGHTS) - {"gradient"})
 
 
 def make(**fields):
@@ -48,10 +48,26 @@ def rollout(seed=0):
   return jnp.asarray(rewards), jnp.asarray(scored), jnp.asarray(lengths)
 
 
-def policy_outputs(batch):
-  return objective.Outputs(
-    log_probs=batch.behave_log_probs - 0.1, entropies=batch.behave_log_probs
-  )
+@functools.cache
+def recorded():
+  """A batch with all that a loss may read, and what the policy says of it."""
+  batch = helpers.batch(old=True)
+  behave = batch.behave_log_probs
+  return batch, objective.Outputs(log_probs=behave - 0.1, entropies=behave)
+
+
+def value(method, name="policy"):
+  batch, outputs = recorded()
+  return method.terms[name].fn(outputs, batch)
+
+
+def call(fn, **options):
+  """A loss, with those of the recorded arrays that it names."""
+  batch, outputs = recorded()
+  names_of = ("old_log_probs", "behave_log_probs", "ref_log_probs")
+  names_of += ("advantages", "completion_mask")
+  given = {name: getattr(batch, name) for name in names_of}
+  return names.supply(fn, outputs.log_probs, **given, **options)
 
 
 class TestRefusals:
@@ -158,20 +174,13 @@ class TestTables:
       of_steps = make(advantage="step_gae", advantage_options=options)
       assert of_steps.whiten is whiten and of_steps.reads_values
     for name, ratio in algorithms.RATIOS.items():
-      for loss, option in (
+      for loss, key in (
         ("tis_reinforce", "ratio_of"),
         ("gspo", "clipped_ratio"),
       ):
-        method = make(loss=loss, loss_options={option: name})
-        expected = functools.partial(
-          algorithms.LOSSES[loss],
-          aggregate=losses.token_mean,
-          **{option: ratio},
-        )
-        batch = helpers.batch(old=True)
-        outputs = policy_outputs(batch)
-        wanted = objective.policy(expected).fn(outputs, batch)
-        assert_array_equal(method.terms["policy"].fn(outputs, batch), wanted)
+        options = {key: ratio, "aggregate": losses.token_mean}
+        found = value(make(loss=loss, loss_options={key: name}))
+        assert_array_equal(found, call(algorithms.LOSSES[loss], **options))
 
   @pytest.mark.parametrize("name", algorithms.STEP_ADVANTAGES)
   def test_advantages_of_steps_are_known_as_such(self, name):
@@ -189,26 +198,18 @@ class TestTables:
   ):
     options = NEEDED.get(aggregate, {})
     method = make(loss=name, aggregate=aggregate, aggregate_options=options)
-    batch = helpers.batch(old=True).replace(ref_log_probs=None)
+    batch, outputs = recorded()
     # What a method does not say that it needs may be absent from the batch.
+    batch = batch.replace(ref_log_probs=None)
     if not method.needs_old:
       batch = batch.replace(old_log_probs=None)
     if not method.needs_behave:
       batch = batch.replace(behave_log_probs=None)
-    full = helpers.batch(old=True)
-    outputs = policy_outputs(full)
     found, logged = objective.make_objective(
       lambda params, batch: outputs, method.terms, method.diagnostics
     )({}, batch)
-    expected = names.supply(
-      algorithms.LOSSES[name],
-      outputs.log_probs,
-      old_log_probs=full.old_log_probs,
-      behave_log_probs=full.behave_log_probs,
-      advantages=full.advantages,
-      completion_mask=full.completion_mask,
-      aggregate=functools.partial(algorithms.AGGREGATES[aggregate], **options),
-    )
+    average = functools.partial(algorithms.AGGREGATES[aggregate], **options)
+    expected = call(algorithms.LOSSES[name], aggregate=average)
     assert_array_equal(found["policy"], expected)
     assert {"balance", "nll/positive", "entropy"} <= set(logged)
     assert ("sampler_mismatch" in logged) == method.needs_behave
@@ -255,14 +256,11 @@ class TestTables:
     )
     assert method.advantage is advantages.rloo and not method.per_step
     assert method.weights.keywords["minima"].tolist() == MINIMA.tolist()
-    batch = helpers.batch()
-    outputs = policy_outputs(batch)
-    assert_array_equal(
-      method.terms["policy"].fn(outputs, batch),
-      losses.sequence_mean_token_sum(
-        -2.0 * outputs.log_probs, batch.completion_mask
-      ),
+    batch, outputs = recorded()
+    expected = losses.sequence_mean_token_sum(
+      -2.0 * outputs.log_probs, batch.completion_mask
     )
+    assert_array_equal(value(method), expected)
     with pytest.raises(TypeError, match="scale"):
       make(loss=own_loss, loss_options={"sclae": 2.0})
     assert make_world(selection=world_model.lowest_entropy).select.func is (
@@ -284,13 +282,11 @@ class TestMakeMethod:
     assert_array_equal(own(rewards, scored=scored), expected)
     assert options == {"minima": [-4.0, -1.0]}
 
-  def test_lists_of_a_config_become_arrays(self):
+  def test_static_weights_and_gradient_weighting(self):
     rewards, _, _ = rollout()
     for values in ([1.5, 0.5], (1.5, 0.5)):
       fn = make(weights="static", weights_options={"values": values}).weights
       assert_array_equal(fn(rewards), [1.5, 0.5])
-
-  def test_gradient_weighting_has_options_and_no_function(self):
     options = {"learning_rate": 1e-3, "temperature": 0.5}
     method = make(weights="gradient", weights_options=options)
     assert method.weights is None
@@ -315,13 +311,8 @@ class TestMakeMethod:
     assert found[2:4] == [("value", 0.25), ("world_model", 1.0)]
     assert found[4:] == [("kl", 0.05)]
     assert method.needs_reference and method.kl_in_reward is None
-    batch = helpers.batch()
-    outputs = policy_outputs(batch)
-    both = outputs.log_probs, batch.ref_log_probs
-    expected = losses.kl_loss(
-      *both, batch.completion_mask, estimator=losses.kl_k2
-    )
-    assert_array_equal(method.terms["kl"].fn(outputs, batch), expected)
+    expected = call(losses.kl_loss, estimator=losses.kl_k2)
+    assert_array_equal(value(method, "kl"), expected)
     # A KL in the reward is no term.
     kl = KLConfig(placement="reward", estimator="k1", coefficient=0.001)
     method = make(advantage="grpo", kl=kl)
@@ -330,20 +321,15 @@ class TestMakeMethod:
     assert method.needs_reference
 
   def test_options_reach_the_loss_and_the_shares_of_its_clip(self):
-    batch = helpers.batch(old=True)
-    outputs = policy_outputs(batch)
-    arguments = outputs.log_probs, batch.old_log_probs, batch.advantages
-    arguments += (batch.completion_mask,)
     clips = {"clip_low": 0.1, "clip_high": 0.3}
-    term = make(loss_options={"dual_clip": 1.01, **clips}).terms["policy"]
-    assert_array_equal(
-      term.fn(outputs, batch),
-      losses.clipped_surrogate_loss(*arguments, dual_clip=1.01, **clips),
-    )
-    shares = diagnostics.clip_fractions(*arguments, **clips)
+    method = make(loss_options={"dual_clip": 1.01, **clips})
+    expected = call(losses.clipped_surrogate_loss, dual_clip=1.01, **clips)
+    assert_array_equal(value(method), expected)
+    shares = call(diagnostics.clip_fractions, **clips)
     assert all(share.numerator > 0 for share in shares.values())
-    for name, found in term.diagnostic(outputs, batch).items():
-      assert_array_equal(found, shares[name])
+    batch, outputs = recorded()
+    found = method.terms["policy"].diagnostic(outputs, batch)
+    chex.assert_trees_all_equal(found, shares)
 
 
 class TestWithLoss:
@@ -370,13 +356,9 @@ class TestWithLoss:
     for field in ("needs_old", "needs_behave", "needs_reference"):
       assert getattr(found, field) == getattr(expected, field), field
     assert list(found.terms) == list(expected.terms)
-    batch = helpers.batch(old=True)
-    outputs = policy_outputs(batch)
     for term, wanted in expected.terms.items():
       assert found.terms[term].coefficient == wanted.coefficient
-      assert_array_equal(
-        found.terms[term].fn(outputs, batch), wanted.fn(outputs, batch)
-      )
+      assert_array_equal(value(found, term), value(expected, term))
     shares = found.terms["policy"].diagnostic
     assert (shares is None) == (name in ("asympo", "topr"))
     # The method that it was made of is as it was.

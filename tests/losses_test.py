@@ -91,13 +91,9 @@ def golden_loss(case, dtype):
   """The loss of a case as a function of the current log-probs alone."""
   inputs, params = case["inputs"], dict(case["params"])
   arrays = {
-    name: np.array(inputs[key], dtype)
-    for name, key in (
-      ("old_log_probs", "old_logp"),
-      ("behave_log_probs", "behav_logp"),
-      ("ref_log_probs", "ref_logp"),
-    )
-    if key in inputs
+    f"{name}_log_probs": np.array(inputs[f"{key}_logp"], dtype)
+    for name, key in (("old", "old"), ("behave", "behav"), ("ref", "ref"))
+    if f"{key}_logp" in inputs
   }
   arrays["advantages"] = np.array(case["expected"]["advantages"], dtype)
   arrays["completion_mask"] = np.array(inputs["mask"])
@@ -263,62 +259,43 @@ class EveryLossTest(chex.TestCase):
     assert nothing.value() == 0 and nothing.denominator == 0
 
   @parameterized.parameters(*LOSSES)
-  def test_nothing_but_the_policy_gets_a_gradient(self, name):
+  def test_what_gets_a_gradient_and_types(self, name):
     arrays = sample()
-    log_probs = arrays.pop("log_probs")
-    mask = {"completion_mask": arrays.pop("completion_mask")}
-    gradients = jax.grad(lambda x: value(name, log_probs, {**x, **mask}))(
-      arrays
-    )
-    for gradient in jax.tree.leaves(gradients):
-      assert_array_equal(gradient, 0)
-
-  @parameterized.parameters(*LOSSES)
-  def test_bfloat16_is_float32_inside(self, name):
-    arrays = sample()
-    low = {k: jnp.asarray(x, jnp.bfloat16) for k, x in arrays.items()}
+    log_probs, a = arrays["log_probs"], arrays["advantages"]
+    mask = {"completion_mask": arrays["completion_mask"]}
+    rest = {k: x for k, x in arrays.items() if x is not mask["completion_mask"]}
+    gradients = jax.grad(lambda x: value(name, log_probs, {**x, **mask}))(rest)
+    assert not any(x.any() for x in gradients.values())
+    # bfloat16 is float32 inside.
+    low = {k: jnp.asarray(x, jnp.bfloat16) for k, x in rest.items()}
     high = {k: x.astype(jnp.float32) for k, x in low.items()}
-    for each in (low, high):
-      each["completion_mask"] = arrays["completion_mask"]
-    result = call(name, low)
+    result = call(name, {**low, **mask})
     assert result.numerator.dtype == result.denominator.dtype == jnp.float32
-    chex.assert_trees_all_equal(result, call(name, high))
-
-  @parameterized.parameters(*LOSSES)
-  def test_advantages_may_be_one_a_token_and_none_is_no_gradient(self, name):
-    arrays = sample()
-    a, mask = arrays["advantages"], arrays["completion_mask"]
-    per_token = np.where(mask, np.repeat(a[:, None], 5, 1), np.nan)
-    chex.assert_trees_all_equal(
-      call(name, {**arrays, "advantages": per_token}), call(name, arrays)
-    )
+    chex.assert_trees_all_equal(result, call(name, {**high, **mask}))
+    # Advantages may be one a token, and where all are 0 is no gradient.
+    per_token = np.where(arrays["completion_mask"], a[:, None], np.nan)
+    found = call(name, {**arrays, "advantages": per_token})
+    chex.assert_trees_all_equal(found, call(name, arrays))
     gradient = jax.grad(
       lambda x: value(name, x, {**arrays, "advantages": 0 * a})
-    )(arrays["log_probs"])
+    )(log_probs)
     assert gradient.any() == (name in REGULARIZED)
 
   @parameterized.parameters(*SMOOTH)
   def test_gradients_are_those_of_finite_differences(self, name):
     with jax.enable_x64(True):
       arrays = {k: np.asarray(x, np.float64) for k, x in sample().items()}
-      check_grads(
-        lambda x: value(name, x, arrays),
-        (arrays["log_probs"],),
-        order=1,
-        modes=("rev",),
-      )
+      loss = partial(value, name, arrays=arrays)
+      check_grads(loss, (arrays["log_probs"],), order=1, modes=("rev",))
 
   def test_a_huge_ratio_is_finite(self):
     near, far = np.zeros((2, 3), np.float32), np.full((2, 3), -100, np.float32)
-    rest = dict(
-      advantages=np.array([1.0, -1.0]), completion_mask=np.ones((2, 3), bool)
-    )
+    rest = {"advantages": np.array([1.0, -1.0]), "completion_mask": near == 0}
     for name in set(LOSSES) - set(ESTIMATORS):
       for one, other in ((near, far), (far, near)):
         arrays = {**rest, "old_log_probs": other, "behave_log_probs": other}
-        found, gradient = jax.value_and_grad(
-          lambda x, name=name, arrays=arrays: value(name, x, arrays)
-        )(one)
+        loss = partial(value, name, arrays=arrays)
+        found, gradient = jax.value_and_grad(loss)(one)
         assert np.isfinite(found) and np.isfinite(gradient).all(), name
 
 
@@ -342,18 +319,16 @@ class ClippedSurrogateLossTest(chex.TestCase):
       (1.5, -1.0): (1.5, 1.5),
     }.items():
       assert_allclose(self.loss(ratio, a, **clips), want, rtol=1e-6)
-
-  def test_the_dual_clip_bounds_bad_tokens_only(self):
-    for ratio, a, want in ((5.0, -1.0, (3, 0)), (0.5, 1.0, (-0.5, -0.5))):
-      found = self.loss(ratio, a, dual_clip=3.0)
-      assert_allclose(found, want, rtol=1e-6)
+    # The dual clip bounds bad tokens only.
+    dual = partial(self.loss, dual_clip=3.0)
+    assert_allclose(dual(5.0, -1.0), (3, 0), rtol=1e-6)
+    assert_allclose(dual(0.5, 1.0), (-0.5, -0.5), rtol=1e-6)
 
   def test_fractions_count_what_either_bound_holds(self):
     log_probs = jnp.log(jnp.array([[1.5, 0.5, 1.1, 1.5], [1.5, 0.5, 0.5, 0.9]]))
     mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
-    found = diagnostics.clip_fractions(
-      log_probs, jnp.zeros((2, 4)), jnp.array([1.0, -1.0]), mask
-    )
+    old, a = jnp.zeros((2, 4)), jnp.array([1.0, -1.0])
+    found = diagnostics.clip_fractions(log_probs, old, a, mask)
     assert tuple(found["clipped_low"]) == (2, 7)
     assert tuple(found["clipped_high"]) == (1, 7)
 

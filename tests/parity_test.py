@@ -33,33 +33,26 @@ SIZES = dict(
   **dict(initializer_range=0.15, max_position_embeddings=1024),
   **dict(bos_token_id=1, eos_token_id=2, pad_token_id=0),
 )
-LLAMA3 = {
-  "rope_type": "llama3",
-  "factor": 8.0,
+FIRST = "original_max_position_embeddings"
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, FIRST: 128} | {
   "low_freq_factor": 1.0,
   "high_freq_factor": 4.0,
-  "original_max_position_embeddings": 128,
 }
-YARN = {
-  "rope_type": "yarn",
-  "factor": 4.0,
-  "original_max_position_embeddings": 160,
-}
+YARN = {"rope_type": "yarn", "factor": 4.0, FIRST: 160}
+LINEAR = {"rope_type": "linear", "factor": 2.5}
 # 8 entries of a head, of which 6 rotate.
 LONGROPE = {
   "rope_type": "longrope",
   "short_factor": [1.0, 1.5, 2.25],
   "long_factor": [1.25, 3.5, 17.0],
 }
-LONG = {
-  "num_key_value_heads": 3,
-  "partial_rotary_factor": 0.75,
-  "rope_theta": 2e4,
-  "rope_scaling": LONGROPE,
-}
-SLIDING = {"use_sliding_window": True}
+LONG = dict(
+  **dict(num_key_value_heads=3, partial_rotary_factor=0.75),
+  **dict(rope_theta=2e4, rope_scaling=LONGROPE),
+)
+SLIDING, TIED = {"use_sliding_window": True}, {"tie_word_embeddings": True}
 CASES = {
-  "qwen2_tied": ("Qwen2", {"rope_theta": 5e5, "tie_word_embeddings": True}),
+  "qwen2_tied": ("Qwen2", {"rope_theta": 5e5, **TIED}),
   "qwen2_yarn": ("Qwen2", {"rope_theta": 2e4, "rope_scaling": YARN}),
   "qwen2_sliding": (
     "Qwen2",
@@ -68,49 +61,27 @@ CASES = {
   "qwen3_untied": ("Qwen3", {"rope_theta": 7e5, "head_dim": 14}),
   "qwen3_sliding": (
     "Qwen3",
-    {
-      **dict(head_dim=8, rope_theta=1e5, tie_word_embeddings=True),
-      **dict(sliding_window=50, max_window_layers=0, **SLIDING),
-    },
+    dict(sliding_window=50, max_window_layers=0, **SLIDING, **TIED)
+    | dict(head_dim=8, rope_theta=1e5),
   ),
   "llama3": ("Llama", {"rope_theta": 1e5, "rope_scaling": LLAMA3}),
   "llama3_tied": (
     "Llama",
-    {
-      "rope_theta": 5e4,
-      "rope_scaling": {**LLAMA3, "factor": 32.0},
-      "tie_word_embeddings": True,
-      "head_dim": 12,
-    },
+    dict(rope_theta=5e4, rope_scaling={**LLAMA3, "factor": 32.0}, **TIED)
+    | {"head_dim": 12},
   ),
-  "llama_linear": (
-    "Llama",
-    {"rope_theta": 3e3, "rope_scaling": {"rope_type": "linear", "factor": 2.5}},
-  ),
+  "llama_linear": ("Llama", {"rope_theta": 3e3, "rope_scaling": LINEAR}),
   # SmolLM2's shape: three query heads to a key head, tied.
   "smollm2": (
     "Llama",
-    {
-      **dict(hidden_size=72, num_attention_heads=9, num_key_value_heads=3),
-      **dict(rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True),
-    },
+    dict(hidden_size=72, num_attention_heads=9, num_key_value_heads=3)
+    | dict(rope_theta=1e5, rms_norm_eps=1e-5, **TIED),
   ),
   "phi3_sliding": ("Phi3", {"rope_theta": 2e4, "sliding_window": 41}),
-  "phi3_long": (
-    "Phi3",
-    {
-      **LONG,
-      "original_max_position_embeddings": 256,
-      "tie_word_embeddings": True,
-    },
-  ),
+  "phi3_long": ("Phi3", {**LONG, FIRST: 256, **TIED}),
   "phi3_short": (
     "Phi3",
-    {
-      **LONG,
-      "max_position_embeddings": 4096,
-      "original_max_position_embeddings": 1024,
-    },
+    {**LONG, "max_position_embeddings": 4096, FIRST: 1024},
   ),
 }
 
@@ -140,6 +111,12 @@ def random_model(family: str, changes: dict):
   return model.eval()
 
 
+def read(path, **options):
+  _, transformers = hub()
+  read = transformers.AutoModelForCausalLM.from_pretrained
+  return read(path, dtype="float32", **options).eval()
+
+
 def their_logits(model, tokens: np.ndarray) -> np.ndarray:
   torch, _ = hub()
   with torch.no_grad():
@@ -148,14 +125,12 @@ def their_logits(model, tokens: np.ndarray) -> np.ndarray:
 
 def our_logits(config, params: dict, tokens: np.ndarray) -> np.ndarray:
   @jax.jit
-  def forward(params, tokens_BS):
-    positions_BS = jnp.broadcast_to(
-      jnp.arange(tokens_BS.shape[1])[None], tokens_BS.shape
+  def forward(params, tokens):
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, _ = decoder.Decoder(config).apply(
+      {"params": params}, tokens, positions, tokens >= 0
     )
-    hidden_BSD, _ = decoder.Decoder(config).apply(
-      {"params": params}, tokens_BS, positions_BS, tokens_BS >= 0
-    )
-    return hidden_BSD @ decoder.head_kernel(params, config)
+    return hidden @ decoder.head_kernel(params, config)
 
   return np.asarray(forward(params, jnp.asarray(tokens)))
 
@@ -181,21 +156,12 @@ def test_a_family_agrees_there_and_back(case, tmp_path):
   logits = our_logits(found.config, params, tokens)
   np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
-  _, transformers = hub()
   for name, document in (("own", None), ("kept", found.document)):
     if name == "own" and case in ("phi3_long", "phi3_short"):
       continue  # What it was loaded with says more: short and long factors.
-    pretrained.save_checkpoint(
-      tmp_path / name,
-      params,
-      found.config,
-      document=document,
-      dtype="float32",
-      max_bytes=30_000,
-    )
-    back = transformers.AutoModelForCausalLM.from_pretrained(
-      tmp_path / name, dtype="float32"
-    ).eval()
+    how = {"document": document, "dtype": "float32", "max_bytes": 30_000}
+    pretrained.save_checkpoint(tmp_path / name, params, found.config, **how)
+    back = read(tmp_path / name)
     assert type(back) is type(theirs)
     weights = back.state_dict()
     for key, value in theirs.state_dict().items():
@@ -206,13 +172,10 @@ def test_a_family_agrees_there_and_back(case, tmp_path):
 
 
 def test_scanned_layers_and_halved_weights_read_the_same(tmp_path):
-  _, transformers = hub()
   halved = random_model(*CASES["llama3"]).bfloat16()
   halved.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
   # Read again, as bfloat16() has rounded their rotary frequencies too.
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path / "theirs", dtype="float32"
-  ).eval()
+  theirs = read(tmp_path / "theirs")
   found = pretrained.open_checkpoint(tmp_path / "theirs")
   tokens = draw_tokens(SIZES["vocab_size"])
   expected = their_logits(theirs, tokens)
@@ -245,36 +208,28 @@ def smollm2_path():
 
 
 def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
-  torch, transformers = hub()
+  torch, _ = hub()
   tokenizer = hub_tokenizer.open_tokenizer(smollm2_path)
   ids = [
     tokenizer.encode_chat([{"role": "user", "content": prompt}])
     for prompt in PROMPTS
   ]
   source = pretrained.open_checkpoint(smollm2_path)
-  sample = generate.make_generate(
-    source.config,
-    generate.GenerateConfig(
-      sampling=SamplingConfig(greedy=True),
-      max_new_tokens=NEW_TOKENS,
-      group_size=1,
-      eos_ids=tokenizer.eos_ids,
-      pad_id=tokenizer.pad_id,
-    ),
+  config = generate.GenerateConfig(
+    sampling=SamplingConfig(greedy=True),
+    max_new_tokens=NEW_TOKENS,
+    group_size=1,
+    eos_ids=tokenizer.eos_ids,
+    pad_id=tokenizer.pad_id,
   )
-  ours = jax.device_get(
-    sample(
-      source.load(),
-      transcript.pad_prompts(ids, multiple=1),
-      jax.random.split(jax.random.key(0), len(ids)),
-    )
-  )
+  sample = generate.make_generate(source.config, config)
+  keys = jax.random.split(jax.random.key(0), len(ids))
+  prompts = transcript.pad_prompts(ids, multiple=1)
+  ours = jax.device_get(sample(source.load(), prompts, keys))
 
   # If each token of ours is what their logits prefer behind the prompt and the
   # tokens before it, then their greedy continuation is ours.
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(
-    smollm2_path.parent, gguf_file=smollm2_path.name, dtype="float32"
-  ).eval()
+  theirs = read(smollm2_path.parent, gguf_file=smollm2_path.name)
   chosen = [
     row[roles == transcript.POLICY].tolist()
     for row, roles in zip(ours.tokens, ours.roles, strict=True)

@@ -176,23 +176,21 @@ class ASymPOLossTest(chex.TestCase):
       assert_allclose(gradient[0], good, rtol=1e-14)
       assert_allclose(gradient[1], bad, rtol=1e-14)
 
-  def test_a_response_that_is_certain_is_finite(self):
+  def test_the_floor(self):
     for dtype in DTYPES:
       with jax.enable_x64(dtype is np.float64):
         value, gradient = self.loss_and_gradient(
           np.array([[0.0, 0.0], [-1.0, -1.0]], dtype), np.array([0.5, -0.5])
         )
-      # The floor binds, and the balance is lost: −0.5 is left of the bad one.
+      # It binds for who is certain, and the balance is lost: −0.5 is left.
       assert_allclose(value, -0.25, rtol=1e-6)
       # −A / (B n floor)
       assert_allclose(gradient[0], -0.5 / (2 * 2 * 1e-6), rtol=1e-6)
-
-  def test_the_floor_is_a_maximum_and_not_a_sum(self):
-    x, a, mask = group()
-    found = self.loss_and_gradient(x, a, mask, floor=1e-6)
-    chex.assert_trees_all_equal(
-      found, self.loss_and_gradient(x, a, mask, floor=0.09)
+    # It is a maximum and not a sum.
+    one, other = (
+      self.loss_and_gradient(*group(), floor=floor) for floor in (1e-6, 0.09)
     )
+    chex.assert_trees_all_equal(one, other)
     _, gradient = self.loss_and_gradient(np.array([[-0.5]]), [1.0], floor=2.0)
     assert_allclose(gradient, -0.5, rtol=1e-6)
 

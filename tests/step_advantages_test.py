@@ -24,25 +24,21 @@ def golden_steps(dtype):
 
   Also, for each array of the file, where its entries are in that shape.
   """
-  inputs, shape = GOLDEN["inputs"], (2, 3, 4)
+  inputs = GOLDEN["inputs"]
   group, traj = np.array(inputs["group"]), np.array(inputs["traj"])
   first = np.array([0, 3])  # of each group, its first trajectory
   step = [(traj[:i] == one).sum() for i, one in enumerate(traj)]
   rows = group, traj - first[group], np.array(step)
   _, anchors = np.unique(inputs["anchor"], return_inverse=True)
-  arrays = []
-  for values, one in (
-    (inputs["reward"], np.zeros(shape, dtype)),
-    (anchors, np.full(shape, -1)),
-    (
-      inputs["penalty_coef"] * np.array(inputs["invalid"]),
-      np.zeros(shape, dtype),
-    ),
-    (True, np.zeros(shape, bool)),
-  ):
-    one[rows] = values
-    arrays.append(one)
-  return *arrays, rows
+  penalties = inputs["penalty_coef"] * np.array(inputs["invalid"])
+
+  def spread(values, dtype, fill=0):
+    array = np.full((2, 3, 4), fill, dtype)
+    array[rows] = values
+    return array
+
+  rewards, anchors = spread(inputs["reward"], dtype), spread(anchors, int, -1)
+  return rewards, anchors, spread(penalties, dtype), spread(True, bool), rows
 
 
 def sample(seed=0, shape=(2, 3, 5)):

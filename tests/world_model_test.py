@@ -88,22 +88,24 @@ class TokenLossTest(chex.TestCase):
     inputs, want = case["inputs"], case["expected"]
     mask, rho = np.array(inputs["obs_mask"], bool)[None], inputs["rho"]
 
+    every_loss = {
+      name: partial(f, rho=rho) if name in CLIPPED else f
+      for name, f in TOKEN_LOSSES.items()
+    }
+
     def every(logits):
-      log_probs = taken(logits, inputs["obs_tokens"])[None]
-      found = {}
-      for name, f in TOKEN_LOSSES.items():
-        f = partial(f, rho=rho) if name in CLIPPED else f
-        found[name] = world_model.transition_losses(
-          log_probs, mask, token_loss=f
-        )[0]
-      share = diagnostics.clipped_token_share(log_probs, mask, rho=rho)
-      return found, share.value()
+      batch = taken(logits, inputs["obs_tokens"])[None], mask
+      found = {
+        name: world_model.transition_losses(*batch, token_loss=f)[0]
+        for name, f in every_loss.items()
+      }
+      return found, diagnostics.clipped_token_share(*batch, rho=rho).value()
 
     for dtype in DTYPES:
       with jax.enable_x64(dtype is np.float64):
         logits = np.array(inputs["obs_logits"], dtype)
         found, share = self.variant(every)(logits)
-        gradients = self.variant(jax.jacrev(lambda x: every(x)[0]))(logits)
+        gradients = jax.jit(jax.jacrev(lambda x: every(x)[0]))(logits)
         close = close_to(dtype)
       assert_allclose(share, want["clipped_token_ratio"], rtol=1e-6)
       for name, gradient in gradients.items():
@@ -317,23 +319,19 @@ class WeightsTest(chex.TestCase):
   def test_padded_rows_and_groups_of_no_weight(self, name):
     f = AGGREGATES[name]
     (log_probs, mask), (selected, coefficients, groups) = sample()
-    want = world_model_loss(
-      log_probs, mask, f(selected, coefficients, groups)
-    ).value()
+    weights = f(selected, coefficients, groups)
+    want = world_model_loss(log_probs, mask, weights).value()
     pad = partial(np.pad, pad_width=((0, 4), (0, 0)))
-    padded = names.supply(
-      f,
-      np.pad(selected, (0, 4)),
-      coefficients,
-      np.pad(groups, (0, 4)),
-      rows=np.arange(11) < 7,
-    )
-    found = world_model_loss(
+    batch = (
       pad(log_probs, constant_values=-np.inf),
       pad(mask, constant_values=True),
-      padded,
     )
-    assert_allclose(found.value(), want, rtol=1e-6)
+    chosen, of_rows = (np.pad(x, (0, 4)) for x in (selected, groups))
+    weights = names.supply(
+      f, chosen, coefficients, of_rows, rows=np.arange(11) < 7
+    )
+    found = world_model_loss(*batch, weights).value()
+    assert_allclose(found, want, rtol=1e-6)
     for chosen, lambdas in (
       (selected, np.zeros_like(coefficients)),
       (np.zeros_like(selected), coefficients),

@@ -11,9 +11,7 @@ In every step of a policy's training, for `P` prompts with `G` responses each:
 
 Functions are pure, for one seed, and have static shapes: they may be compiled
 and mapped over seeds. The probes start untrained and choose from the first step
-on; ground truth reaches them through bought labels only. Optimizers are
-optax's, by their `init` and `update`.
-
+on; ground truth reaches them by bought labels only. Optimizers are optax's.
 https://arxiv.org/abs/2605.25864, as its released code has it.
 """
 
@@ -22,7 +20,6 @@ import functools
 from typing import Any
 
 import chex
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -36,6 +33,7 @@ from saw_jax.types import Array, Key, PyTree
 # A batch of one prompt has no variance to normalise by.
 _LEAST_BATCH = 2
 _CLIP_EPS = 1e-6
+_PROBES = probes.VoteProbe, probes.CountProbe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +63,11 @@ class CareSettings:
     for name in ("length_scale", "clip_norm"):
       if not getattr(self, name) > 0:
         raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    hidden = self.response_hidden_width
+    return self.prompt_width, self.joint_width, hidden, self.response_width
 
 
 @flax.struct.dataclass
@@ -99,22 +102,15 @@ def create_state(
   optimizer: Any,
 ) -> CareState:
   """Makes untrained probes and an empty store; consumes the key."""
-  features, _ = replay.zeros(_LEAST_BATCH, group_size, hidden_size)
+  store = replay.make_replay(settings.replay_size, group_size, hidden_size)
+  features, _ = jax.tree.map(lambda x: x[:1], store.samples)
 
   def make(probe, key):
-    made = probe.init(key, features)
+    made = probe(settings.widths).init(key, features)
     return ProbeState(**made, opt_state=optimizer.init(made["params"]))
 
-  states = map(make, make_probes(settings), jax.random.split(key))
-  store = replay.make_replay(settings.replay_size, group_size, hidden_size)
+  states = map(make, _PROBES, jax.random.split(key))
   return CareState(*states, store, updates=jnp.zeros((), jnp.int32))
-
-
-def make_probes(settings: CareSettings) -> tuple[nn.Module, nn.Module]:
-  """Makes the modules, which hold no parameters."""
-  names = "prompt", "joint", "response_hidden", "response"
-  widths = [getattr(settings, f"{name}_width") for name in names]
-  return probes.VoteProbe(*widths), probes.CountProbe(*widths)
 
 
 def care_probabilities(
@@ -127,7 +123,7 @@ def care_probabilities(
   occur. A prompt's probabilities depend on that prompt alone.
   """
   features = jax.lax.stop_gradient(features)
-  vote, count = make_probes(settings)
+  vote, count = (probe(settings.widths) for probe in _PROBES)
   logits, _ = vote.apply(state.vote.variables, features)
   count_logits = count.apply(state.count.variables, features)
   p = probes.class_probabilities
@@ -182,11 +178,9 @@ def train_probes(
     present = jnp.concatenate([where, there])
 
     def of_params(params):
+      variables = old.variables | {"params": params}
       found, changed = probe.apply(
-        old.variables | {"params": params},
-        batch[0],
-        present,
-        mutable="batch_stats",
+        variables, batch[0], present, mutable="batch_stats"
       )
       value, figures = loss(found, *batch, present)
       return value, (changed["batch_stats"], figures)
@@ -200,7 +194,7 @@ def train_probes(
     figures = {f"{name}/{key}": x for key, x in figures.items()}
     return ProbeState(params, batch_stats, opt_state), figures
 
-  vote, count = make_probes(settings)
+  vote, count = (probe(settings.widths) for probe in _PROBES)
   vote_loss = functools.partial(_vote_loss, settings.response_weight)
 
   def update(both, index):
@@ -214,10 +208,9 @@ def train_probes(
   both = state.vote, state.count
   new, metrics = jax.lax.scan(update, both, jnp.arange(settings.train_steps))
   new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, both)
-  metrics = {
-    name: jnp.where(active, reductions.all_mean(each), 0)
-    for name, each in metrics.items()
-  }
+  metrics = jax.tree.map(
+    lambda x: jnp.where(active, reductions.all_mean(x), 0), metrics
+  )
   stored = replay.push(store, samples, where)
   metrics |= {
     "num_bought": num_bought,
@@ -241,18 +234,16 @@ def clip_gradient(gradient: PyTree, maximum: float) -> tuple[PyTree, Array]:
 
 def _vote_loss(response_weight, found, features, labels, where):
   """Loss and figures of the first probe."""
-  logits, response_logits = found
-  rows = jnp.broadcast_to(where[:, None], labels.correct.shape)
-  figures = {
-    "main_loss": probes.vote_loss(logits, labels.vote_right, where),
-    "response_loss": probes.response_loss(
-      response_logits, labels.correct, where
-    ),
+  (logits, response_logits), correct = found, labels.correct
+  rows = jnp.broadcast_to(where[:, None], correct.shape)
+  of_vote = probes.balanced_loss(logits, labels.vote_right, where)
+  of_responses = probes.response_loss(response_logits, correct, where)
+  return of_vote + response_weight * of_responses, {
+    "main_loss": of_vote,
+    "response_loss": of_responses,
     "accuracy": _accuracy(logits, labels.vote_right, where),
-    "response_accuracy": _accuracy(response_logits, labels.correct, rows),
+    "response_accuracy": _accuracy(response_logits, correct, rows),
   }
-  of_responses = response_weight * figures["response_loss"]
-  return figures["main_loss"] + of_responses, figures
 
 
 def _count_loss(logits, features, labels, where):

@@ -10,9 +10,8 @@ over the `G` responses of a prompt, with the population's deviation and without
 an ε, and A = 0 where all rewards are equal. It has nothing to do with the
 advantages that a policy is trained on, which are `saw_jax.advantages`.
 
-Where rewards are 0 or 1 it is 0 if the vote is right, √G if it is wrong and
-nobody is right, and from G √(2/(G−1)) to 2√G if it is wrong and some are right.
-
+Where rewards are 0 or 1 it is 0 if the vote is right, √G if nobody is, and from
+G √(2/(G−1)) to 2√G if the vote is wrong and some are right.
 CARE, https://arxiv.org/abs/2605.25864.
 """
 
@@ -31,8 +30,7 @@ def gap_advantages(rewards: Array) -> Array:
 
     Aⱼ = (rⱼ − mean) / std,   0 where std < 10⁻⁸
 
-  Times √((G−1)/G) they are the advantages of GRPO, up to its ε. Gradient flows
-  where rewards differ.
+  Times √((G−1)/G) they are GRPO's. Gradient flows where rewards differ.
   """
   std = reductions.all_std(rewards, axis=-1, keepdims=True)
   std = jnp.where(std < _LEAST_STD, 0, std)
@@ -46,8 +44,8 @@ def corrective_advantage_gap(
 
     CAG = ‖A(r_true) − A(r_pseudo)‖₂
 
-  If both rewards vary in the group it is √(2G(1 − ρ)) with ρ their correlation;
-  if one does, √G; if none does, 0. Rewards are `[..., G]`.
+  With ρ for the correlation of both rewards `[..., G]` it is √(2G(1 − ρ)); √G
+  if one of them varies, 0 if none does.
   """
   difference = gap_advantages(true_rewards) - gap_advantages(pseudo_rewards)
   gap = reductions.square_root(jnp.sum(jnp.square(difference), axis=-1))
@@ -60,8 +58,7 @@ def is_possible(voted: Array, correct: Array, group_size: int) -> Array:
   """Whether counts can occur: 0 ≤ y ≤ x and x + y ≤ G.
 
   `voted` is x, the responses that gave the voted answer, and `correct` y, those
-  that gave another, correct one: an answer that more responses gave would have
-  been voted for. Integers of any one shape.
+  that gave another, correct one, which more responses would have made the vote.
   """
   return (correct >= 0) & (correct <= voted) & (voted + correct <= group_size)
 
@@ -97,11 +94,10 @@ def expected_gap(probabilities: Array, voted: Array) -> Array:
 
     score = Σ_y P(y) CAG(G, x, y)
 
-  y = 0 counts as a wrong vote with nobody right, although a right vote has y =
-  0 too: a prompt whose vote is surely right scores √G and not 0. In CARE the
-  gate is what removes it. `probabilities [P, G + 1]` are those of y, `voted
-  [P]` is x. 0 where x is 0 or G, else from √G to 2√G. Gradient flows to
-  `probabilities`.
+  y = 0 counts as a wrong vote with nobody right, although a right vote has it
+  too: a prompt whose vote is surely right scores √G, and CARE's gate removes
+  it. `probabilities [P, G + 1]` are those of y, and get a gradient; `voted [P]`
+  is x. 0 where x is 0 or G, else from √G to 2√G.
   """
   probabilities = reductions.at_least_float32(probabilities)
   table = gap_table(probabilities.shape[-1] - 1).astype(probabilities.dtype)

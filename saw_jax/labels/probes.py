@@ -12,15 +12,13 @@ prompt and R for a response, each normalised over the batch where N stands:
   logits = Linear(ReLU(Linear₂₅₆(N([u, mean R]))))
   response logits = Linear(ReLU(Linear₂₅₆(N([u, R]))))          the first alone
 
-with m for the responses outside the vote, over which alone the second probe
-averages. They learn by cross-entropies, where rare classes weigh more: by the
-counts of the current batch.
+with m for the responses outside the vote, over which alone the second averages.
+They learn by cross-entropies in which rare classes of a batch weigh more.
 
 In training, `where [P]` marks the prompts that are there, since a batch may be
 padded. What stands beside them is replaced by zeros before anything is
 computed, and is left out of statistics and losses. Without `where` a probe
 scores each prompt by itself, with its running statistics.
-
 CARE, https://arxiv.org/abs/2605.25864, as its released code has it.
 """
 
@@ -33,10 +31,11 @@ import jax.numpy as jnp
 
 from saw_jax import reductions
 from saw_jax.labels.replay import ProbeFeatures, take_present
-from saw_jax.types import Array
+from saw_jax.types import Array, Mask
 
 # As PyTorch's batch norm has them; momentum is the weight of the new value.
 _MOMENTUM, _EPS = 0.1, 1e-5
+WIDTHS = 128, 256, 64, 512  # of u, of both together, inside R, of R
 
 
 class BatchNorm(nn.Module):
@@ -50,7 +49,7 @@ class BatchNorm(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x: Array, where: Array | None = None) -> Array:
+  def __call__(self, x: Array, where: Mask = None) -> Array:
     """Normalises `[..., F]`, in training over the rows of `where [...]`."""
     (*shape, size), dtype = x.shape, jnp.result_type(float)
     x = x.reshape(-1, size)
@@ -83,7 +82,7 @@ class _NormalisedMLP(nn.Module):
   activate_last: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, where: Array | None) -> Array:
+  def __call__(self, x: Array, where: Mask) -> Array:
     x, dtype = BatchNorm(name="norm")(x, where), jnp.result_type(float)
     for index, width in enumerate(self.widths):
       init = functools.partial(_uniform, x.shape[-1] ** -0.5)
@@ -101,27 +100,23 @@ def _uniform(bound, key, shape, dtype):
 class _Probe(nn.Module):
   """What both probes share: the encoders of prompts and responses."""
 
-  prompt_width: int = 128
-  joint_width: int = 256
-  response_hidden_width: int = 64
-  response_width: int = 512
+  widths: tuple[int, ...] = WIDTHS
 
   def encode(self, features, responses, where):
     """u `[P, 128]`, R `[P, G, 512]`, and the mask of responses."""
+    of_prompt, _, *of_response = self.widths
     prompt = _join(features.prompt_hidden, features.vote_features)
-    u = _NormalisedMLP((self.prompt_width,), True, name="prompt")(prompt, where)
+    u = _NormalisedMLP((of_prompt,), True, name="prompt")(prompt, where)
     rows = where
     if where is not None:
       rows = jnp.broadcast_to(where[:, None], features.outside.shape)
-    widths = (self.response_hidden_width, self.response_width)
-    r = _NormalisedMLP(widths, True, name="response")(responses, rows)
+    r = _NormalisedMLP(of_response, True, name="response")(responses, rows)
     return u, r, rows
 
   def head(self, name, classes, u, r, where):
     """Logits from u and R, or from its mean."""
-    return _NormalisedMLP((self.joint_width, classes), name=name)(
-      _join(u, r), where
-    )
+    widths = self.widths[1], classes
+    return _NormalisedMLP(widths, name=name)(_join(u, r), where)
 
 
 def _join(*parts: Array) -> Array:
@@ -132,9 +127,7 @@ class VoteProbe(_Probe):
   """Whether a vote is right (class 1), and of each response whether it is."""
 
   @nn.compact
-  def __call__(
-    self, features: ProbeFeatures, where: Array | None = None
-  ) -> tuple[Array, Array]:
+  def __call__(self, features: ProbeFeatures, where: Mask = None):
     """Gives logits `[P, 2]` of the votes and `[P, G, 2]` of the responses."""
     features = take_present(features, where)
     responses = _join(features.response_hidden, features.lengths[..., None])
@@ -152,9 +145,7 @@ class CountProbe(_Probe):
   """
 
   @nn.compact
-  def __call__(
-    self, features: ProbeFeatures, where: Array | None = None
-  ) -> Array:
+  def __call__(self, features: ProbeFeatures, where: Mask = None):
     """Gives logits `[P, G + 1]`, of impossible counts too."""
     features = take_present(features, where)
     outside = features.outside[..., None]
@@ -166,27 +157,25 @@ class CountProbe(_Probe):
     return self.head("count_head", classes, u, mean, where)
 
 
-def class_counts(
-  labels: Array, num_classes: int, *, where: Array | None = None
-) -> Array:
-  """Counts the labels, integers `[N]`, of each class. Float `[C]`."""
-  is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None]
-  if where is not None:
-    is_class &= where[:, None]
-  return jnp.sum(is_class, axis=0, dtype=jnp.result_type(float))
-
-
 def class_weights(
-  counts: Array, power: float = 0.5, low: float = 0.25, high: float = 4.0
+  labels: Array,
+  num_classes: int,
+  where: Mask = None,
+  *,
+  power: float = 0.5,
+  low: float = 0.25,
+  high: float = 4.0,
 ) -> Array:
-  """Weighs classes against how frequent they are, from counts n `[C]`.
+  """Weighs classes against how frequent they are among labels `[N]`. `[C]`.
 
     w_c = clip(n_c^(−power) / mean_present n^(−power), low, high)
 
-  0 for absent classes; not scaled again after they were cut: 0.5, 1.5 and 0 for
-  counts of 9, 1 and 0.
+  n counts labels; 0 for absent classes; not scaled again after they were cut.
   """
-  counts = reductions.at_least_float32(counts)
+  is_class = jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None]
+  if where is not None:
+    is_class &= where[:, None]
+  counts = jnp.sum(is_class, axis=0, dtype=jnp.result_type(float))
   present = counts > 0
   raw = jnp.where(present, counts, 1) ** -power
   mean = reductions.all_mean(raw, where=present)
@@ -194,9 +183,7 @@ def class_weights(
   return reductions.select(weights, present)
 
 
-def class_probabilities(
-  logits: Array, class_mask: Array | None = None
-) -> Array:
+def class_probabilities(logits: Array, class_mask: Mask = None) -> Array:
   """A softmax over the last axis, exactly 0 outside `class_mask`."""
   log_probs = _class_log_probs(logits, class_mask)
   return reductions.select(jnp.exp(log_probs), class_mask)
@@ -207,8 +194,8 @@ def weighted_cross_entropy(
   labels: Array,
   weights: Array,
   *,
-  class_mask: Array | None = None,
-  where: Array | None = None,
+  class_mask: Mask = None,
+  where: Mask = None,
 ) -> Array:
   """Averages cross-entropies, each by the weight of its class.
 
@@ -219,7 +206,8 @@ def weighted_cross_entropy(
   """
   chex.assert_rank(logits, 2)
   # What stands beside the batch may be any number.
-  logits, labels = take_present((logits, jnp.asarray(labels)), where)
+  labels = jnp.asarray(labels).astype(jnp.int32)
+  logits, labels = take_present((logits, labels), where)
   log_probs = _class_log_probs(logits, class_mask)
   nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
   w = jax.lax.stop_gradient(jnp.asarray(weights, nll.dtype)[labels])
@@ -229,15 +217,17 @@ def weighted_cross_entropy(
   return reductions.divide(jnp.sum(w * nll), jnp.sum(w))
 
 
-def vote_loss(
-  logits: Array, vote_right: Array, where: Array | None = None
+def balanced_loss(
+  logits: Array, labels: Array, where: Mask = None, class_mask: Mask = None
 ) -> Array:
-  """Trains the first probe on votes: balanced cross-entropy of `[P, 2]`."""
-  return _balanced(logits, jnp.asarray(vote_right).astype(jnp.int32), where)
+  """Cross-entropy of logits `[P, C]`, in which rare classes weigh more."""
+  weights = class_weights(labels, logits.shape[-1], where)
+  masks = dict(class_mask=class_mask, where=where)
+  return weighted_cross_entropy(logits, labels, weights, **masks)
 
 
 def response_loss(
-  response_logits: Array, correct: Array, where: Array | None = None
+  response_logits: Array, correct: Array, where: Mask = None
 ) -> Array:
   """Trains the first probe on responses, which all weigh the same: `[P, G, 2]`.
 
@@ -247,12 +237,11 @@ def response_loss(
   if where is not None:
     where = jnp.repeat(where, correct.shape[-1])
   logits, labels = response_logits.reshape(-1, 2), jnp.ravel(correct)
-  labels = labels.astype(jnp.int32)
   return weighted_cross_entropy(logits, labels, jnp.ones(2), where=where)
 
 
 def count_loss(
-  logits: Array, counts: Array, class_mask: Array, where: Array | None = None
+  logits: Array, counts: Array, class_mask: Array, where: Mask = None
 ) -> Array:
   """Trains the second probe: balanced cross-entropy of y from 0 to G.
 
@@ -263,16 +252,10 @@ def count_loss(
   """
   chex.assert_equal_shape([logits, class_mask])
   is_true = jnp.asarray(counts)[:, None] == jnp.arange(logits.shape[-1])[None]
-  return _balanced(logits, counts, where, class_mask | is_true)
+  return balanced_loss(logits, counts, where, class_mask | is_true)
 
 
-def _balanced(logits, labels, where, class_mask=None) -> Array:
-  weights = class_weights(class_counts(labels, logits.shape[-1], where=where))
-  masks = dict(class_mask=class_mask, where=where)
-  return weighted_cross_entropy(logits, labels, weights, **masks)
-
-
-def _class_log_probs(logits: Array, class_mask: Array | None) -> Array:
+def _class_log_probs(logits: Array, class_mask: Mask) -> Array:
   """Log-softmax over the classes in the mask; −10⁹ or so outside it."""
   logits = reductions.at_least_float32(logits)
   if class_mask is not None:

@@ -7,7 +7,6 @@ for new ones. Features stay as they were when the label was bought, although the
 policy has moved on. Both probes draw from the one ring, each with its own rule,
 without replacement. All shapes are static: a draw has as many rows as were
 asked for, and a mask of those that are there, since a young ring holds fewer.
-
 CARE, https://arxiv.org/abs/2605.25864.
 """
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from saw_jax import reductions
 from saw_jax.labels import voting
-from saw_jax.types import Array, Key
+from saw_jax.types import Array, Key, Mask
 
 LENGTH_SCALE = 4000.0  # tokens; the longest response of the released scripts
 
@@ -80,10 +79,9 @@ def probe_features(
   last token of each response, which is its end-of-sequence token if it has one.
   `lengths [P, G]` are tokens, of which `length_scale` or more count as 1.
   """
-  P, G = jnp.shape(answer_ids)
-  chex.assert_shape(prompt_hidden, (P, None))
-  chex.assert_shape(response_hidden, (P, G, prompt_hidden.shape[-1]))
-  chex.assert_shape(lengths, (P, G))
+  P, G, D = response_hidden.shape
+  chex.assert_shape(prompt_hidden, (P, D))
+  chex.assert_shape([answer_ids, lengths], (P, G))
   prompt_hidden, response_hidden, lengths = (
     reductions.at_least_float32(jax.lax.stop_gradient(x))
     for x in (prompt_hidden, response_hidden, lengths)
@@ -109,40 +107,27 @@ def probe_labels(answer_ids: Array, correct: Array) -> ProbeLabels:
   )
 
 
-def zeros(size: int, group_size: int, hidden_size: int) -> Samples:
-  """Samples that are all 0, for initial values and empty rings."""
-  ids = jnp.zeros((size, group_size), int)
-  hidden = jnp.zeros((size, group_size, hidden_size))
-  features = probe_features(hidden[:, 0], hidden, ids, hidden[..., 0])
-  return jax.tree.map(jnp.zeros_like, (features, probe_labels(ids, ids)))
-
-
-def take_present(rows: chex.ArrayTree, where: Array | None) -> chex.ArrayTree:
+def take_present(rows: chex.ArrayTree, where: Mask) -> chex.ArrayTree:
   """Puts zeros in the rows of a tree of `[N, ...]` that `where [N]` masks."""
-  if where is None:
-    return rows
 
   def take(x):
     there = where.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(there, x, jnp.zeros_like(x))
 
-  return jax.tree.map(take, rows)
+  return rows if where is None else jax.tree.map(take, rows)
 
 
 def make_replay(size: int, group_size: int, hidden_size: int) -> Replay:
-  """Makes an empty ring of at least 1: a checkpoint takes no empty arrays.
-
-  A sample of `G = 8` and `D = 2048` takes 74 kB.
-  """
-  samples = zeros(size, group_size, hidden_size)
-  return Replay(samples, jnp.zeros((), jnp.int32))
+  """Makes an empty ring; a sample of `G = 8` and `D = 2048` takes 74 kB."""
+  ids = jnp.zeros((size, group_size), int)
+  hidden = jnp.zeros((size, group_size, hidden_size))
+  features = probe_features(hidden[:, 0], hidden, ids, hidden[..., 0])
+  samples = features, probe_labels(ids, ids)
+  return Replay(jax.tree.map(jnp.zeros_like, samples), jnp.int32(0))
 
 
 def push(replay: Replay, samples: Samples, where: Array) -> Replay:
-  """Stores the samples of `where [N]` in place of the oldest.
-
-  If they are more than the ring holds, the last ones stay.
-  """
+  """Stores the samples of `where [N]` in place of the oldest; the last stay."""
   capacity = replay.capacity
   chex.assert_tree_shape_prefix(samples, where.shape)
   rank = jnp.cumsum(where, dtype=jnp.int32) - 1
@@ -162,7 +147,7 @@ def draw_uniform(replay: Replay, key: Key, count: int) -> tuple[Array, Array]:
   """Draws samples, each as likely as any other.
 
   Gives places in the ring, all different, and whether there is a sample: in
-  min(count, samples in the ring) of them. Shape `[min(count, capacity)]`.
+  as many as there are. Shape `[min(count, capacity)]`.
   """
   # Places rather than random numbers, of which two may be equal.
   order = jax.random.permutation(key, replay.capacity)

@@ -3,22 +3,24 @@
 
 A budget is a share of the batch, rounded up. CARE buys where the expected gap
 is largest, after it has set aside ("gated") the prompts whose vote is most
-likely right; the baselines buy by one score, without a gate. Numbers of prompts
-are Python integers, so that one compiled function serves every step.
+likely right; the baselines buy by one score, without a gate. `STRATEGIES` says
+how each method decides. Numbers of prompts are Python integers, so that one
+compiled function serves every step.
 
 A label turns a prompt's rewards into true ones. A gated prompt keeps the
 rewards of its vote. All others have advantage 0: they are dropped, but stay in
 the batch and its denominators.
 
 How well a selection did is seen with the truth about all prompts, for the log
-alone: in a run, labels that were not bought are unknown. Masks are `[P]`, and
-shares of nothing are 0.
+alone. Masks are `[P]`, and shares of nothing are 0.
 
 CARE, https://arxiv.org/abs/2605.25864.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -44,11 +46,6 @@ class Selection(NamedTuple):
     """The prompts that are trained on their vote."""
     return self.gated & ~self.labelled
 
-  @property
-  def dropped(self) -> Array:
-    """The prompts that are trained on nothing."""
-    return ~self.gated & ~self.labelled
-
 
 def budget(batch_size: int, fraction: float) -> int:
   """Counts the prompts that are a share of a batch: ⌈P · fraction⌉ in [0, P].
@@ -58,9 +55,6 @@ def budget(batch_size: int, fraction: float) -> int:
   return min(max(math.ceil(batch_size * fraction), 0), batch_size)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("label_fraction", "gate_fraction", "warm_up")
-)
 def care_selection(
   scores: Array,
   vote_probabilities: Array,
@@ -77,13 +71,11 @@ def care_selection(
     rank     = score, but −1 where gated
     labelled = the ⌈P · label_fraction⌉ prompts of highest rank
 
-  The gate is a share by rank and no threshold. Ties go to the lower index, in
-  the gate (where the reference code leaves them open) as in the ranking, and a
-  NaN ranks below everything. A gated prompt is labelled only if there are too
-  few others. With a gate_fraction of 0 this is how the baselines buy.
-
-  `scores [P]` are expected gaps, not negative; `vote_probabilities [P]` that
-  the vote is right; `step`, which may be traced, counts from 1.
+  Ties go to the lower index, in the gate (where the reference code leaves them
+  open) as in the ranking, and a NaN ranks below everything. A gated prompt is
+  labelled only if there are too few others. With a gate_fraction of 0 this is
+  how the baselines buy. `scores [P]` are expected gaps, not negative;
+  `vote_probabilities [P]` that the vote is right; `step` counts from 1.
   """
   chex.assert_equal_shape([scores, vote_probabilities])
   (size,) = scores.shape
@@ -103,10 +95,9 @@ def advantage_multipliers(
     0                            else
 
   `scores [P]` are those that the prompts were selected with. An expected gap is
-  0 (all responses agree, so that advantages are 0 anyway) or at least √G ≥ 1:
-  with soft_adv = 1 every gated prompt that matters counts 1. With soft_adv ≤ 0
-  every prompt counts 1, and those without a label are trained on their vote. No
-  gradient flows.
+  0, where all responses agree, or at least √G: with soft_adv = 1 every gated
+  prompt that matters counts 1. With soft_adv ≤ 0 every prompt counts 1, and
+  those without a label are trained on their vote. No gradient flows.
   """
   scores = jax.lax.stop_gradient(scores)
   scores = reductions.select(scores, selection.pseudo_labelled)
@@ -128,8 +119,7 @@ def entropy_scores(answer_ids: Array) -> Array:
 def unlikeliness_scores(mean_probabilities: Array) -> Array:
   """Scores by how improbable the tokens of the responses are: −mean_j mean_t π.
 
-  From `certainty.mean_probability` of each response, `[P, G]`, to `[P]`. A mean
-  that is not finite counts as 0.
+  From `certainty.mean_probability [P, G]`; 0 where a mean is not finite.
   """
   mean = jnp.mean(reductions.at_least_float32(mean_probabilities), axis=-1)
   return -reductions.select(mean, jnp.isfinite(mean))
@@ -138,11 +128,78 @@ def unlikeliness_scores(mean_probabilities: Array) -> Array:
 def oracle_scores(pseudo_rewards: Array, true_rewards: Array) -> Array:
   """Scores by the gap itself, which nobody knows before labels are bought.
 
-  Rounded so that equal gaps are equal: all prompts that split into the vote and
-  the right answer have 2√G up to the last digits. 0-or-1 rewards are `[P, G]`.
+  Rounded, as all prompts that split into the vote and the right answer have 2√G
+  up to the last digits. 0-or-1 rewards are `[P, G]`.
   """
   gaps = gap.corrective_advantage_gap(pseudo_rewards, true_rewards)
   return jnp.round(gaps, 9 if gaps.dtype == jnp.float64 else 5)
+
+
+class Groups(NamedTuple):
+  """What a method may look at before it buys: the groups of one seed."""
+
+  answer_ids: Array  # int32 [P, G]
+  mean_probabilities: Array  # [P, G]; 0 unless it needs log-probs
+  correct: Array  # bool [P, G]; false unless it sees the truth
+  gaps: Array | None = None  # [P], expected by the probes if there are any
+
+
+def every_vote(chosen: Selection, scores: Array, soft_adv: float) -> Array:
+  """Trains on the vote of every prompt without a label."""
+  return jnp.ones_like(scores)
+
+
+def trusted_votes(chosen: Selection, scores: Array, soft_adv: float) -> Array:
+  """Drops votes that are not trusted; a score that is no gap scales nothing."""
+  return advantage_multipliers(chosen, jnp.ones_like(scores))
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """What a method looks at, and what it does with it."""
+
+  # What prompts are bought by, `[P]`; None: the method ranks no prompts.
+  rank: Callable[[Groups, Key], Array] | None = None
+  # (selection, scores [P], soft_adv) -> factors of advantages [P]
+  weigh: Callable[[Selection, Array, float], Array] = trusted_votes
+  buys: bool = False
+  sees_truth: bool = False  # of prompts whose label nobody bought
+  has_probes: bool = False
+  needs_log_probs: bool = False
+  needs_verdicts: bool = False
+
+
+_buying = functools.partial(Strategy, buys=True)
+
+
+def _oracle(groups: Groups, key: Key) -> Array:
+  votes = voting.majority_vote(groups.answer_ids)
+  return oracle_scores(votes.for_winner, groups.correct)
+
+
+# A method that ranks prompts trains on votes and, if it buys, on labels; the
+# others (the truth, the policy's certainty, its verdict) rank nothing.
+STRATEGIES = {
+  "truth": Strategy(),
+  "vote": Strategy(lambda g, _: jnp.zeros(g.answer_ids.shape[0]), every_vote),
+  # As TTRL's released script for knights and knaves: no vote that is wrong.
+  "filtered_vote": Strategy(
+    lambda g, _: 1.0 * voting.is_vote_right(g.answer_ids, g.correct),
+    lambda chosen, scores, soft_adv: scores,
+    sees_truth=True,
+  ),
+  "random": _buying(lambda g, key: random_scores(key, g.answer_ids.shape[0])),
+  "entropy": _buying(lambda g, _: entropy_scores(g.answer_ids)),
+  "mean_probability": _buying(
+    # From 0 up, as a gated prompt ranks below 0.
+    lambda g, _: 1 + unlikeliness_scores(g.mean_probabilities),
+    needs_log_probs=True,
+  ),
+  "oracle": _buying(_oracle, sees_truth=True),
+  "care": _buying(lambda g, _: g.gaps, advantage_multipliers, has_probes=True),
+  "certainty": Strategy(needs_log_probs=True),
+  "self_verification": Strategy(needs_verdicts=True),
+}
 
 
 def gate_figures(gated: Array, vote_right: Array) -> dict[str, Array]:
@@ -162,9 +219,8 @@ def count_figures(
 ) -> dict[str, Array]:
   """Macro recalls of the second probe: of all counts, and of those above 0.
 
-  From `care.care_probabilities [P, G + 1]` and `voting.correct_outside [P]`,
-  over the prompts of `where`, those that are not gated: recall averaged over
-  the counts that occur.
+  From `care.care_probabilities [P, G + 1]` and `voting.correct_outside [P]` of
+  prompts that are not gated: recall averaged over the counts that occur.
   """
   predicted = jnp.argmax(count_probabilities, axis=-1)
   classes = jnp.arange(count_probabilities.shape[-1])[None]

@@ -7,7 +7,6 @@ with one answer. The vote is the answer of the largest cluster, and of equally
 large ones that of the cluster whose first member comes first. Responses without
 an answer are in no cluster, but count in `G`. `correct [P, G]` says whether the
 ground truth accepts a response.
-
 CARE, https://arxiv.org/abs/2605.25864; a vote as a label is from TTRL,
 https://arxiv.org/abs/2504.16084.
 """
@@ -71,10 +70,7 @@ def vote_entropy(votes: Votes) -> Array:
 
 
 def vote_features(votes: Votes) -> Array:
-  """Describes a vote to a probe: float `[P, 1 + G]`.
-
-  The share of responses with an answer, then the cluster sizes over `G`.
-  """
+  """The shares of answers and of each cluster among `G`: float `[P, 1 + G]`."""
   counts = jnp.concatenate([votes.answered[:, None], votes.sizes], axis=-1)
   return counts.astype(float) / votes.sizes.shape[-1]
 
@@ -82,8 +78,8 @@ def vote_features(votes: Votes) -> Array:
 def possible_counts(answer_ids: Array) -> Array:
   """How many responses outside the vote may be right. Boolean `[P, G + 1]`.
 
-  If the vote is wrong, the right answer is that of one other cluster or of
-  none: true for 0, and for the size of each cluster but the voted one.
+  True for 0, and for the size of each cluster but the voted one: the right
+  answer is that of one of them or of none.
   """
   votes = majority_vote(answer_ids)
   sizes = jnp.sum(_same_answer(answer_ids), axis=-1)
@@ -94,10 +90,7 @@ def possible_counts(answer_ids: Array) -> Array:
 
 
 def is_vote_right(answer_ids: Array, correct: Array) -> Array:
-  """Whether the ground truth confirms a vote. Boolean `[P]`.
-
-  A grader may accept some members of a cluster and not others: one is enough.
-  """
+  """Whether the ground truth accepts any member of the vote. Boolean `[P]`."""
   for_winner = majority_vote(answer_ids).for_winner
   return jnp.any(for_winner & jnp.asarray(correct, bool), axis=-1)
 

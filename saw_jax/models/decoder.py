@@ -187,11 +187,9 @@ def _shapes(config: DecoderConfig) -> dict:
 
 def logical_axes(config: DecoderConfig) -> dict:
   """Names the axes of each parameter, in the tree of `init_params`."""
-  return jax.tree.map(
-    lambda box: tuple(box.names),
-    _shapes(config),
-    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
-  )
+  names = lambda box: tuple(box.names)  # noqa: E731
+  is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
+  return jax.tree.map(names, _shapes(config), is_leaf=is_box)
 
 
 def head_kernel(params: dict, config: DecoderConfig) -> Array:
@@ -208,12 +206,9 @@ def values(params: dict, hidden: Array) -> Array:
 
 def add_value_head(params: dict, config: DecoderConfig) -> dict:
   """Gives parameters without a value head one that is 0 everywhere."""
-  dtype = config.param_dtype
-  return {
-    **params,
-    "value_kernel": jnp.zeros((config.width,), dtype),
-    "value_bias": jnp.zeros((1,), dtype),
-  }
+  kernel = jnp.zeros((config.width,), config.param_dtype)
+  bias = jnp.zeros((1,), config.param_dtype)
+  return params | {"value_kernel": kernel, "value_bias": bias}
 
 
 def unstack_layers(params: dict) -> dict:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 
-from saw_jax.reporting import papers
+from saw_jax.reporting import tables
 from saw_jax.reporting.table import Needs, Table
 from saw_jax.run import config
 from saw_jax.tasks.base import nearest
@@ -85,10 +85,10 @@ def listing() -> str:
       lines.append(_wrap(f"{about}; {needs.hardware}, {hours}", "    "))
     lines.append("")
     for fields in (cell for row in table.cells().values() for cell in row):
-      cell = papers.find(fields)
+      cell = tables.find(fields)
       beside.setdefault((cell.paper, cell.table, cell.benchmark), name)
   lines.append("Tables that the papers print, and where ours stand beside them")
-  for cells in map(papers.read, papers.available()):
+  for cells in map(tables.read, tables.available()):
     lines.append(f"  {cells[0].paper}, arXiv:{cells[0].arxiv}")
     # Printed table -> the config that is beside it -> benchmarks, in order.
     owners: dict[str, dict[str, dict[str, None]]] = {}

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from saw_jax.reporting import papers, runs, statistics, tables
+from saw_jax.reporting import runs, statistics, tables
 from saw_jax.reporting.runs import Curves, Finals, RowRuns
 from saw_jax.reporting.table import Table
 from saw_jax.run import run_directory
@@ -154,11 +154,11 @@ def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def published_cells(
   table: Table, rows: Iterable[str], scale: str
-) -> dict[str, dict[str, papers.PublishedCell]]:
+) -> dict[str, dict[str, tables.PublishedCell]]:
   """The papers' cells by row and heading, of the rows that were run."""
   return {
     row: {
-      f"{fields['metric']}, {fields['benchmark']}": papers.find(fields)
+      f"{fields['metric']}, {fields['benchmark']}": tables.find(fields)
       for fields in cells
     }
     for row, cells in table.cells(scale).items()

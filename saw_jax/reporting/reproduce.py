@@ -41,25 +41,14 @@ def define_flags() -> None:
   flags.DEFINE_list("rows", [], "Rows of the table; all by default.")
   flags.DEFINE_integer("seeds", 5, "Number of seeds a row.", 1)
   flags.DEFINE_integer("steps", None, "Steps; the config's by default.")
-  flags.DEFINE_string(
-    "checkpoint", None, "config.checkpoint of all rows; see docs/checkpoints.md"
-  )
+  flags.DEFINE_string("checkpoint", None, "As in docs/checkpoints.md.")
   flags.DEFINE_multi_string(
-    "set",
-    [],
-    "KEY=VALUE of every row's config, as task.options.judge.url=http://...; "
-    "may be given several times.",
+    "set", [], "KEY=VALUE, as task.options.judge.url=http://..., of all rows."
   )
-  flags.DEFINE_bool(
-    "mixed", False, "Write a table even if its runs are of different commits."
-  )
+  flags.DEFINE_bool("mixed", False, "Allow runs of different commits.")
   flags.DEFINE_string("runs", "runs", "Where run directories go.")
-  flags.DEFINE_string(
-    "out", None, "Where tables go; results/<table>/<scale> by default."
-  )
-  flags.DEFINE_bool(
-    "demo", False, "Few steps, and tables beside the runs: a first look."
-  )
+  flags.DEFINE_string("out", None, "results/<table>/<scale> by default.")
+  flags.DEFINE_bool("demo", False, "A first look: few steps, beside the runs.")
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from saw_jax.tasks.base import nearest
 A_GPU = "a GPU (not run here)"
 ACCELERATORS = "GPUs or a TPU slice (not run here; the paper does not say)"
 
-# Row -> fields of published cells, as `papers.select` takes them.
+# Row -> fields of published cells, as `tables.select` takes them.
 Cells = Mapping[str, tuple[Mapping[str, str], ...]]
 
 

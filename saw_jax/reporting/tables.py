@@ -1,22 +1,82 @@
 """Tables as Markdown and CSV: our cells, and the papers' in other columns.
 
 What was measured here is a `statistics.Summary`, what a paper prints is a
-`papers.PublishedCell`, and nothing takes one for the other.
+`PublishedCell` from `published/`, and nothing takes one for the other. Values
+of papers are in their unit; where a paper prints a word in place of a number,
+or a number that contradicts others in it, the note says so.
 """
 
 import csv
+import functools
 import io
 import itertools
+import json
 import math
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from saw_jax.reporting import statistics
-from saw_jax.reporting.papers import PublishedCell
 from saw_jax.reporting.statistics import PairedDifference, Summary
 
 MISSING = "–"
 PUBLISHED = "(published)"  # how the heading of a published column ends
 _LEVEL = f"{100 * statistics.CONFIDENCE:g} %"
+
+_FOLDER = pathlib.Path(__file__).parent / "published"
+
+
+class PublishedCell(NamedTuple):
+  """One number of a paper's table. It was not measured here."""
+
+  paper: str
+  arxiv: str
+  table: str
+  model: str
+  method: str
+  benchmark: str
+  metric: str
+  value: float | None  # None: printed as text, or not readable; see `note`
+  source: str  # "primary": from the paper; "secondary": from somebody's notes
+  std: float | None = None
+  note: str = ""
+
+
+def available() -> list[str]:
+  """The papers that have a file.
+
+  >>> available()
+  ['asympo', 'gdpo', 'paw', 'saw']
+  """
+  return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+@functools.cache
+def read(paper: str) -> tuple[PublishedCell, ...]:
+  """All numbers of a paper, in the order of its file."""
+  if paper not in available():
+    raise ValueError(f"no published numbers of {paper!r}; of {available()}")
+  text = (_FOLDER / f"{paper}.json").read_text(encoding="utf-8")
+  return tuple(PublishedCell(**record) for record in json.loads(text))
+
+
+def select(
+  cells: tuple[PublishedCell, ...], **fields: str
+) -> tuple[PublishedCell, ...]:
+  """Keeps the cells with these fields; a KeyError says what else there is."""
+  for name, wanted in fields.items():
+    kept = tuple(cell for cell in cells if getattr(cell, name) == wanted)
+    if not kept:
+      choices = sorted({getattr(cell, name) for cell in cells})
+      raise KeyError(f"no cell with {name} {wanted!r}; there are {choices}")
+    cells = kept
+  return cells
+
+
+def find(fields: Mapping[str, str]) -> PublishedCell:
+  """The first cell with these fields, one of which is the paper."""
+  return select(read(fields["paper"].lower()), **fields)[0]
+
 
 Own = Mapping[str, Mapping[str, Summary]]  # by row and heading
 Published = Mapping[str, Mapping[str, PublishedCell]]  # likewise

@@ -24,7 +24,6 @@ import optax
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate import questions, sources
 from saw_jax.labels import care, certainty, gap, replay, selection, voting
-from saw_jax.labels import strategies as strategies_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
 from saw_jax.run.learner import Learner, Rows
@@ -208,7 +207,7 @@ class VoteLabels(Labels):
       likely = np.asarray(jax.vmap(mean)(observed.log_probs, mask))
       likely = likely.reshape(shape)
     seen = truth if strategy.sees_truth else np.zeros(shape, bool)
-    groups = strategies_lib.Groups(answer_ids, likely, seen)
+    groups = selection.Groups(answer_ids, likely, seen)
     draws = _keys(self._seeds, 2 * step + 1)
     chosen, scores, counts = jax.device_get(
       self._choose(state, features, groups, draws, step + 1)
@@ -237,7 +236,7 @@ class VoteLabels(Labels):
     self._clock.lap("audit")
     weigh = strategy.weigh
     if config.unlabelled == "vote" and strategy.buys:
-      weigh = strategies_lib.every_vote
+      weigh = selection.every_vote
     multipliers = jax.vmap(lambda s, x: weigh(s, x, config.soft_adv))
     return rollout._replace(multipliers=np.asarray(multipliers(chosen, scores)))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from saw_jax import algorithms
-from saw_jax.labels import care, selection, strategies
+from saw_jax.labels import care, selection
 from saw_jax.models.config import TINY, DecoderConfig
 from saw_jax.models.lora import LoraConfig
 from saw_jax.names import nearest
@@ -30,7 +30,7 @@ CERTAINTIES = {
   "probability": "log_probs",
 }
 _CHOICES = {
-  "method": tuple(strategies.STRATEGIES),
+  "method": tuple(selection.STRATEGIES),
   "gate": ("none", "majority", "probe"),
   "unlabelled": ("drop", "vote"),
   "certainty": tuple(CERTAINTIES),
@@ -199,8 +199,8 @@ class LabelConfig:
       )
 
   @property
-  def strategy(self) -> strategies.Strategy:
-    return strategies.STRATEGIES[self.method]
+  def strategy(self) -> selection.Strategy:
+    return selection.STRATEGIES[self.method]
 
 
 @dataclasses.dataclass(frozen=True)

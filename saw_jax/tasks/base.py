@@ -24,11 +24,8 @@ class Component:
 class Example:
   """One prompt with what is needed to score an answer to it.
 
-  Attributes:
-    key: identifies the example; random keys of its samples are folded from it.
-    messages: chat messages, each with a "role" and a "content".
-    reference: the ground truth.
-    meta: whatever else the task wants to keep.
+  Random keys of its samples are folded from its `key`. A message has a "role"
+  and a "content", the `reference` is the truth, `meta` what the task likes.
   """
 
   key: int
@@ -54,7 +51,6 @@ class Outcome(enum.Enum):
 
   @property
   def scored(self) -> bool:
-    """Whether a reward exists."""
     return self not in (Outcome.TIMED_OUT, Outcome.CRASHED)
 
 
@@ -86,29 +82,17 @@ class Task(Protocol):
   components: tuple[Component, ...]
 
   def examples(self, split: str) -> Sequence[Example]:
-    """Returns the examples of a split; the sequence may be lazy.
+    """Returns the examples of a split such as "train" or "test".
 
-    Args:
-      split: such as "train" or "test".
-
-    Returns:
-      The same examples at every call.
-
-    Raises:
-      ValueError: there is no such split.
+    They are the same at every call, and may be made lazily. A `ValueError` says
+    that there is no such split.
     """
 
   def score(self, example: Example, completion: str) -> Score:
-    """Scores a completion.
+    """Scores a completion: any text at all, empty, enormous or hostile.
 
-    Args:
-      example: what was asked.
-      completion: the policy's answer: any text at all, empty, enormous or
-        hostile.
-
-    Returns:
-      One finite value within its range per component, and the outcome; the same
-      for the same arguments, whatever was scored before.
+    Returns one finite value within its range per component, and the outcome;
+    the same for the same arguments, whatever was scored before.
     """
 
 

@@ -21,9 +21,8 @@ def batch_indices(
   [[2, 0], [1, 3]]
   """
   if not 0 < batch_size <= num_examples:
-    raise ValueError(
-      f"a batch of {batch_size} distinct examples out of {num_examples}."
-    )
+    what = f"a batch of {batch_size} distinct examples"
+    raise ValueError(f"{what} out of {num_examples}.")
   if step < 0:
     raise ValueError(f"step is negative: {step}.")
   epoch, batch = divmod(step, num_examples // batch_size)

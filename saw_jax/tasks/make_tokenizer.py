@@ -15,20 +15,10 @@ from saw_jax.tasks.tool_calling import task as tool_calling
 # A tag is one piece, as is each fixed part of a call. A capitalised word or a
 # digit has no space before it, so that a value is the same tokens in a request
 # and in a call: to call is to copy. Other words take the space before them.
-_CALLS = "|".join(
-  (
-    r"</?[a-z_]+>",
-    r'\{"name": "',
-    r'", "parameters": \{"?',
-    r": (?:string|integer|number|boolean)",
-    r'"?, "?',
-    r'": "?',
-    r'"?\}+',
-    r"[A-Z][A-Za-z]*",
-    r"[0-9]",
-    r" ?[a-z_]+",
-    r"\n",
-  )
+_CALLS = (
+  r'</?[a-z_]+>|\{"name": "|", "parameters": \{"?'
+  r'|: (?:string|integer|number|boolean)|"?, "?|": "?|"?\}+'
+  r"|[A-Z][A-Za-z]*|[0-9]| ?[a-z_]+|\n"
 )
 # A word takes the space before it, a digit stands alone.
 _WORDS = r" ?[A-Za-z]+|[0-9]|\n|[^A-Za-z0-9\n]"
@@ -40,18 +30,15 @@ def _call_texts() -> Iterator[str]:
   rates = {"format_rate": 0.7, "call_rate": 0.9}
   for example, completion in task.demonstrations(4096, seed=1, **rates):
     for message in example.messages:
-      yield message["role"]
-      yield message["content"]
-    yield "assistant"
-    yield completion
+      yield from (message["role"], message["content"])
+    yield from ("assistant", completion)
 
 
 def _summary_texts() -> Iterator[str]:
   """No held-out row."""
   for example in summaries.SummariesTask().examples("train"):
-    yield from ("user", "assistant")
-    yield example.meta["source"]
-    yield example.reference
+    source = example.meta["source"]
+    yield from ("user", "assistant", source, example.reference)
 
 
 # File -> what it is trained on, its size with special tokens and 256 bytes, and
@@ -62,7 +49,7 @@ VOCABULARIES = {
 }
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
+def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str) -> str:
   """Returns the `tokenizer.json` of a byte-level BPE with ChatML's markers."""
   lib = tokenizer.library()
   bpe = lib.Tokenizer(lib.models.BPE())
@@ -85,5 +72,4 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: str) -> str:
 
 if __name__ == "__main__":
   for path, (texts, vocab_size, pattern) in VOCABULARIES.items():
-    content = train_bpe(texts(), vocab_size=vocab_size, pattern=pattern)
-    path.write_text(content, encoding="utf-8")
+    path.write_text(train_bpe(texts(), vocab_size, pattern), encoding="utf-8")

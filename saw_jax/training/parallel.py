@@ -39,10 +39,7 @@ AXIS = "batch"  # the device axis under `pmapped`
 RULES = (
   ("batch", ("data", "fsdp")),
   ("embed", "fsdp"),
-  ("vocab", "tensor"),
-  ("heads", "tensor"),
-  ("kv_heads", "tensor"),
-  ("mlp", "tensor"),
+  *((axis, "tensor") for axis in ("vocab", "heads", "kv_heads", "mlp")),
 )
 
 

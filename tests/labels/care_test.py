@@ -11,30 +11,18 @@ import optax
 import pytest
 
 from saw_jax.labels import care, replay
-from tests.labels.golden_test import PROBES
+from tests.labels.golden_test import INPUTS, PROBES
 from tests.labels.probes_test import read_features, read_variables
 
 # P prompts, of which 3 are bought, with G responses and D hidden units.
 P, G, D = 7, 3, 5
 SETTINGS = care.CareSettings(
-  prompt_width=3,
-  joint_width=4,
-  response_hidden_width=2,
-  response_width=3,
-  length_scale=10.0,
-  replay_size=8,
-  replay_batch=4,
+  **dict(prompt_width=3, joint_width=4, response_hidden_width=2),
+  **dict(response_width=3, length_scale=10.0, replay_size=8, replay_batch=4),
 )
-BUDGET = 3
-OPTIMIZER = optax.adamw(1e-2, weight_decay=0.0)
 BOUGHT = jnp.array([0, 1, 0, 0, 1, 1, 0], bool)
-
-
-MADE = dict(settings=SETTINGS, optimizer=OPTIMIZER)
-train = jax.jit(functools.partial(care.train_probes, budget=BUDGET, **MADE))
-create = functools.partial(
-  care.create_state, group_size=G, hidden_size=D, **MADE
-)
+MADE = dict(settings=SETTINGS, optimizer=optax.adam(1e-2))
+train = jax.jit(functools.partial(care.train_probes, budget=3, **MADE))
 
 
 @jax.jit
@@ -71,7 +59,8 @@ def same(one, other):
 @pytest.fixture(scope="module")
 def fresh():
   """A state before the first step."""
-  return jax.jit(create)(jax.random.key(0))
+  create = functools.partial(care.create_state, group_size=G, hidden_size=D)
+  return jax.jit(functools.partial(create, **MADE))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -80,68 +69,61 @@ def trained(fresh):
   return step(step(fresh, 0)[0], 1)[0]
 
 
-class TestGolden:
-  @pytest.mark.slow
-  def test_three_steps_of_pytorch_in_float64(self):
-    inputs, adamw = PROBES["inputs"], PROBES["optimizer"]["AdamW"]
-    settings = dataclasses.replace(
-      SETTINGS,
-      learning_rate=adamw["lr"],
-      clip_norm=PROBES["optimizer"]["grad_clip_norm"],
-      response_weight=PROBES["optimizer"]["aux_loss_weight"],
+@pytest.mark.slow
+def test_three_steps_of_pytorch_in_float64():
+  adamw, options = PROBES["optimizer"]["AdamW"], PROBES["optimizer"]
+  settings = dataclasses.replace(
+    SETTINGS,
+    learning_rate=adamw["lr"],
+    clip_norm=options["grad_clip_norm"],
+    response_weight=options["aux_loss_weight"],
+  )
+  # The defaults of Adam, which has no decay.
+  assert (adamw["betas"], adamw["eps"]) == ([0.9, 0.999], 1e-8)
+  assert adamw["weight_decay"] == 0
+  optimizer = optax.adam(settings.learning_rate)
+  train = functools.partial(
+    care.train_probes, budget=6, settings=settings, optimizer=optimizer
+  )
+  with jax.enable_x64(True):
+    features = read_features(np.float64)
+    labels = replay.ProbeLabels(
+      vote_right=jnp.array(INPUTS["stage1_label"], bool),
+      correct_outside=jnp.array(INPUTS["stage2_label"], jnp.int32),
+      correct=jnp.array(INPUTS["resp_correct"], bool),
     )
-    # The defaults of Adam, which has no decay.
-    assert (adamw["betas"], adamw["eps"]) == ([0.9, 0.999], 1e-8)
-    assert adamw["weight_decay"] == 0
-    optimizer = optax.adam(settings.learning_rate)
-    with jax.enable_x64(True):
-      features = read_features(np.float64)
-      labels = replay.ProbeLabels(
-        vote_right=jnp.array(inputs["stage1_label"], bool),
-        correct_outside=jnp.array(inputs["stage2_label"], jnp.int32),
-        correct=jnp.array(inputs["resp_correct"], bool),
-      )
-
-      def probe(stage):
-        found = read_variables(stage, "initial_state", np.float64)
-        return care.ProbeState(*found.values(), optimizer.init(found["params"]))
-
-      state = care.CareState(
-        vote=probe("stage1"),
-        count=probe("stage2"),
-        replay=replay.make_replay(8, 3, 4),
-        updates=jnp.zeros((), jnp.int32),
-      )
-      # The store is empty: four rows of each batch are padding.
-      state, metrics = jax.jit(
-        functools.partial(
-          care.train_probes, budget=6, settings=settings, optimizer=optimizer
-        )
-      )(state, jax.random.key(0), features, labels, jnp.ones(6, bool))
-      for stage, found in (("stage1", state.vote), ("stage2", state.count)):
-        want = read_variables(stage, "state_after_3_steps", np.float64)
-        chex.assert_trees_all_close(
-          found.variables, want, rtol=1e-9, atol=1e-12
-        )
-      right, counts = care.care_probabilities(state, features, settings)
-      for found, stage, mask in (
-        (np.stack([1 - right, right], 1), "stage1", 1),
-        (counts, "stage2", np.array(inputs["stage2_class_valid_mask"])),
-      ):
-        odds = np.exp(PROBES[stage]["eval_logits_after_3_steps"]) * mask
-        want = odds / odds.sum(1, keepdims=True)
-        np.testing.assert_allclose(found, want, rtol=1e-9)
-    assert state.updates == 3 and state.replay.pushed == 6
-    for name, stage, key in (
-      ("vote/loss", "stage1", "loss"),
-      ("vote/main_loss", "stage1", "main_loss"),
-      ("vote/response_loss", "stage1", "aux_loss"),
-      ("vote/grad_norm", "stage1", "grad_norm_before_clip"),
-      ("count/loss", "stage2", "loss"),
-      ("count/grad_norm", "stage2", "grad_norm_before_clip"),
+    probes = []
+    for stage in ("stage1", "stage2"):
+      found = read_variables(stage, "initial_state", np.float64)
+      opt_state = optimizer.init(found["params"])
+      probes.append(care.ProbeState(**found, opt_state=opt_state))
+    store = replay.make_replay(8, 3, 4)
+    state = care.CareState(*probes, store, updates=jnp.int32(0))
+    # The store is empty: four rows of each batch are padding.
+    state, metrics = jax.jit(train)(
+      state, jax.random.key(0), features, labels, jnp.ones(6, bool)
+    )
+    right, counts = care.care_probabilities(state, features, settings)
+    for stage, state_of, found, mask in (
+      ("stage1", state.vote, np.stack([1 - right, right], 1), 1),
+      ("stage2", state.count, counts, INPUTS["stage2_class_valid_mask"]),
     ):
-      want = np.mean([step[key] for step in PROBES[stage]["steps"]])
-      np.testing.assert_allclose(metrics[name], want, rtol=1e-9, err_msg=name)
+      want = read_variables(stage, "state_after_3_steps", np.float64)
+      close = functools.partial(chex.assert_trees_all_close, rtol=1e-9)
+      close(state_of.variables, want, atol=1e-12)
+      odds = np.exp(PROBES[stage]["eval_logits_after_3_steps"]) * mask
+      close(np.array(found), odds / odds.sum(1, keepdims=True))
+  assert state.updates == 3 and state.replay.pushed == 6
+  for name, stage, key in (
+    ("vote/loss", "stage1", "loss"),
+    ("vote/main_loss", "stage1", "main_loss"),
+    ("vote/response_loss", "stage1", "aux_loss"),
+    ("vote/grad_norm", "stage1", "grad_norm_before_clip"),
+    ("count/loss", "stage2", "loss"),
+    ("count/grad_norm", "stage2", "grad_norm_before_clip"),
+  ):
+    want = np.mean([step[key] for step in PROBES[stage]["steps"]])
+    np.testing.assert_allclose(metrics[name], want, rtol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ import pytest
 from jax.test_util import check_grads
 
 from saw_jax.labels import probes, replay
+from tests.labels.golden_test import INPUTS
 from tests.labels.golden_test import PROBES as GOLDEN
 
 DTYPES = ((np.float64, 1e-9), (np.float32, 1e-5))
-SIZES = dict(
-  prompt_width=3, joint_width=4, response_hidden_width=2, response_width=3
-)
+WIDTHS = (3, 4, 2, 3)
 PROBES = {
-  "stage1": probes.VoteProbe(**SIZES),
-  "stage2": probes.CountProbe(**SIZES),
+  "stage1": probes.VoteProbe(WIDTHS),
+  "stage2": probes.CountProbe(WIDTHS),
 }
 # Our name of each part, by PyTorch's.
 PARTS = {
@@ -32,36 +31,32 @@ LAYERS = {"0": "norm", "1": "linear_0", "3": "linear_1"}
 
 def read_variables(stage, name, dtype):
   """The golden state of a probe, as Flax has it."""
-  params, stats = {}, {}
+  state = {"params": {}, "batch_stats": {}}
   for key, value in GOLDEN[stage][name].items():
     part, layer, leaf = key.split(".")
     part, layer = PARTS[part], LAYERS[layer]
     part = part[stage] if isinstance(part, dict) else part
-    value = jnp.array(value, dtype)
-    if leaf in ("running_mean", "running_var"):
-      leaf = leaf.removeprefix("running_")
-      stats.setdefault(part, {}).setdefault(layer, {})[leaf] = value
-    elif leaf != "num_batches_tracked":
-      if leaf == "weight":
-        leaf = "scale" if layer == "norm" else "kernel"
-      leaves = params.setdefault(part, {}).setdefault(layer, {})
-      leaves[leaf] = value.T
-  return {"params": params, "batch_stats": stats}
+    if leaf == "num_batches_tracked":
+      continue
+    if leaf == "weight":
+      leaf = "scale" if layer == "norm" else "kernel"
+    kind = "batch_stats" if leaf.startswith("running_") else "params"
+    leaves = state[kind].setdefault(part, {}).setdefault(layer, {})
+    leaves[leaf.removeprefix("running_")] = jnp.array(value, dtype).T
+  return state
 
 
 def read_features(dtype):
   """The golden inputs: 6 prompts of 3 responses."""
-  inputs = GOLDEN["inputs"]
-  feat = jnp.array(inputs["feat"], dtype)
-  return replay.ProbeFeatures(
-    prompt_hidden=jnp.array(inputs["hidden"], dtype),
-    response_hidden=jnp.array(inputs["resp"], dtype),
-    vote_features=feat[:, :4],
-    lengths=feat[:, 4:],
-    outside=jnp.array(inputs["stage2_resp_valid_mask"], bool),
-    possible=jnp.array(inputs["stage2_class_valid_mask"], bool),
-    voted_count=jnp.ones(6, jnp.int32),
+  prompt, response, feat = (
+    jnp.array(INPUTS[name], dtype) for name in ("hidden", "resp", "feat")
   )
+  outside, possible = (
+    jnp.array(INPUTS[f"stage2_{name}_valid_mask"], bool)
+    for name in ("resp", "class")
+  )
+  rest = feat[:, :4], feat[:, 4:], outside, possible, jnp.ones(6, jnp.int32)
+  return replay.ProbeFeatures(prompt, response, *rest)
 
 
 def pad(tree, rows):
@@ -107,7 +102,7 @@ class TestSizes:
     [(2048, 767_896, 603_739), (4096, 1_169_304, 1_005_147)],
   )
   def test_numbers_of_parameters(self, hidden_size, vote, count):
-    features, _ = replay.zeros(2, 8, hidden_size)
+    features, _ = replay.make_replay(2, 8, hidden_size).samples
     for kind, want in ((probes.VoteProbe, vote), (probes.CountProbe, count)):
       variables = jax.eval_shape(kind().init, jax.random.key(0), features)
       leaves = jax.tree.leaves(variables["params"])
@@ -115,7 +110,7 @@ class TestSizes:
 
   @pytest.mark.slow
   def test_initial_values(self):
-    features, _ = replay.zeros(2, 3, 5)
+    features, _ = replay.make_replay(2, 3, 5).samples
     variables = probes.VoteProbe().init(jax.random.key(0), features)
     layer = variables["params"]["response"]["linear_1"]  # 64 inputs
     for leaf in (layer["kernel"], layer["bias"]):
@@ -173,13 +168,10 @@ def test_padding_changes_nothing_of_a_probe(stage):
 
 class TestClasses:
   def test_weights_by_hand(self):
-    for counts, want in (([100, 1], [0.25, 20 / 11]), ([0] * 3, [0] * 3)):
-      found = probes.class_weights(np.array(counts))
+    labels = np.array([0] * 100 + [1, -1, 9, 1])  # two of no class
+    for there, want in ((103, [0.25, 20 / 11]), (0, [0, 0])):
+      found = probes.class_weights(labels, 2, np.arange(104) < there)
       np.testing.assert_allclose(found, want, rtol=1e-6)
-
-  def test_labels_that_are_masked_or_of_no_class(self):
-    labels, where = np.array([0, 1, 1, -1, 9]), np.arange(5) != 2
-    assert probes.class_counts(labels, 2, where=where).tolist() == [1, 1]
 
   def test_what_is_impossible_may_be_any_number(self):
     logits = np.array([[0.0, np.nan, 0.0, np.inf]])
@@ -200,15 +192,11 @@ class TestLosses:
       )
 
   def test_no_samples(self):
-    loss = functools.partial(
-      probes.weighted_cross_entropy,
-      labels=np.array([0, -5]),
-      weights=np.ones(3),
-      class_mask=np.zeros((2, 3), bool),
-      where=np.zeros(2, bool),
-    )
+    logits, nothing = np.full((2, 3), np.nan, np.float32), np.zeros(2, bool)
+    options = dict(class_mask=np.zeros((2, 3), bool), where=nothing)
+    loss = functools.partial(probes.weighted_cross_entropy, **options)
     value, gradient = jax.value_and_grad(loss)(
-      np.full((2, 3), np.nan, np.float32)
+      logits, np.array([0, -5]), np.ones(3)
     )
     assert value == 0 and not gradient.any()
 
@@ -219,7 +207,7 @@ class TestLosses:
     answers = rng.normal(size=(5, 3, 2)).astype(np.float32)
     possible = np.arange(4) < np.full((5, 1), 3)
     for fn, arrays in (
-      (probes.vote_loss, (logits[:, :2], rng.integers(0, 2, 5))),
+      (probes.balanced_loss, (logits[:, :2], rng.integers(0, 2, 5))),
       (probes.response_loss, (answers, rng.integers(0, 2, (5, 3)))),
       (probes.count_loss, (logits, rng.integers(0, 3, 5), possible)),
     ):

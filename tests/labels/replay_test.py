@@ -22,7 +22,7 @@ draw_stratified = jax.jit(
 def samples(numbers, classes=0):
   """Samples that are told apart by their hidden state."""
   numbers = jnp.asarray(numbers)
-  features, labels = replay.zeros(len(numbers), 1, 1)
+  features, labels = replay.make_replay(len(numbers), 1, 1).samples
   return (
     features.replace(prompt_hidden=numbers[:, None].astype(jnp.float32)),
     labels.replace(
@@ -75,12 +75,12 @@ class TestPush:
 
 
 class TestUniform:
-  @pytest.mark.parametrize("held", [0, 1, 3, 7])
-  def test_as_many_as_there_are(self, held):
-    for seed in range(5):
-      key = jax.random.key(seed)
-      places = chosen(draw_uniform(ring_of([0] * held, 7), key, count=3))
-      assert len(places) == min(held, 3) and (places < held).all()
+  def test_as_many_as_there_are(self):
+    for held in (0, 1, 3, 7):
+      for seed in range(5):
+        key = jax.random.key(seed)
+        places = chosen(draw_uniform(ring_of([0] * held, 7), key, count=3))
+        assert len(places) == min(held, 3) and (places < held).all()
 
   def test_every_sample_is_as_likely_as_any_other(self):
     ring = ring_of([0] * 5, 8)

@@ -14,9 +14,8 @@ from tests.labels.golden_test import top, where
 
 
 def care(scores, p, step, **options):
-  return selection.care_selection(
-    np.array(scores), np.array(p), step, **options
-  )
+  scores, p = np.array(scores), np.array(p)
+  return selection.care_selection(scores, p, step, **options)
 
 
 def by_loops(scores, p, step, label_fraction, gate_fraction):
@@ -38,7 +37,7 @@ def test_a_budget_is_within_the_batch(size, fraction):
 
 class TestCare:
   @hypothesis.given(
-    st.integers(1, 12).flatmap(
+    st.sampled_from([1, 4, 11]).flatmap(  # few shapes: each is compiled
       lambda n: st.tuples(
         *[st.lists(st.sampled_from([0, 1, 2.5, 4]), min_size=n, max_size=n)] * 2
       )
@@ -54,42 +53,35 @@ class TestCare:
     assert found.order[: len(bought)].tolist() == bought
     assert where(found.labelled) == sorted(bought)
     assert set(where(found.gated)) == gated
-    parts = [found.labelled, found.pseudo_labelled, found.dropped]
-    assert (sum(np.asarray(part, int) for part in parts) == 1).all()
+    voted = set(where(found.gated)) - set(where(found.labelled))
+    assert set(where(found.pseudo_labelled)) == voted
     # A gated prompt is bought only where the others are all bought.
     if (found.gated & found.labelled).any():
       assert (found.gated | found.labelled).all()
 
-  def test_the_gate_opens_after_the_warm_up(self):
+  def test_the_warm_up_and_nan_which_is_never_preferred(self):
     scores, p = [5.0, 4.0, 3.0, 2.0], [0.9, 0.1, 0.2, 0.3]
     assert not care(scores, p, 20).gated.any()
     assert where(care(scores, p, 21).gated) == [0]
     assert where(care(scores, p, 1, warm_up=0).gated) == [0]
-
-  def test_nan_is_never_preferred(self):
     found = care([np.nan, 0.0, 1.0], [0.1, np.nan, 0.2], 50, label_fraction=0.5)
     assert where(found.gated) == [2] and where(found.labelled) == [1, 2]
 
 
-multipliers = selection.advantage_multipliers
-
-
-class TestMultipliers:
-  FOUND = selection.Selection(
-    np.array([1, 0, 0, 1], bool), np.array([0, 1, 0, 1], bool), np.arange(4)
-  )
-
-  @pytest.mark.parametrize(
-    ("soft_adv", "want"),
-    [(0.0, [1, 1, 1, 1]), (-1.0, [1, 1, 1, 1])]
-    + [(1.0, [1, 0.25, 0, 1]), (100.0, [1, 1, 0, 1]), (2.0, [1, 0.5, 0, 1])],
-  )
-  def test_the_table(self, soft_adv, want):
-    # Scores of others than the gated prompt do not matter.
-    for others in ([0.0, 5.0, 0.1], [np.nan, np.inf, np.nan]):
-      scores = np.insert(np.float32(others), 1, 0.25)
-      for fn in (jax.jit(multipliers), multipliers):
-        assert fn(self.FOUND, scores, soft_adv).tolist() == want
+@pytest.mark.parametrize(
+  ("soft_adv", "want"),
+  [(0.0, [1, 1, 1, 1]), (-1.0, [1, 1, 1, 1])]
+  + [(1.0, [1, 0.25, 0, 1]), (100.0, [1, 1, 0, 1]), (2.0, [1, 0.5, 0, 1])],
+)
+def test_the_table_of_multipliers(soft_adv, want):
+  labelled, gated = np.array([[1, 0, 0, 1], [0, 1, 0, 1]], bool)
+  found = selection.Selection(labelled, gated, np.arange(4))
+  fn = selection.advantage_multipliers
+  # Scores of others than the gated prompt do not matter.
+  for others in ([0.0, 5.0, 0.1], [np.nan, np.inf, np.nan]):
+    scores = np.insert(np.float32(others), 1, 0.25)
+    assert fn(found, scores, soft_adv).tolist() == want
+    assert jax.jit(fn)(found, scores, soft_adv).tolist() == want
 
 
 class TestScores:

@@ -1,48 +1,51 @@
-"""Tests of saw_jax/labels/voting.py."""
+"""Votes and gaps: by loops, by definition, by hand."""
 
-import collections
 import itertools
 
-import hypothesis
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
+from jax.test_util import check_grads
 
-from saw_jax.labels import voting
-
-# Few shapes, as each is compiled anew.
-groups = st.sampled_from([1, 4, 7]).flatmap(
-  lambda size: st.lists(
-    st.lists(st.integers(-1, 4), min_size=size, max_size=size),
-    min_size=3,
-    max_size=3,
-  )
-)
+from saw_jax.labels import gap, voting
+from tests.labels.golden_test import rewards_of, where
 
 
-def count(group):
+def ranked(group):
   """(answer, members) of each cluster, the vote first: loops, no arrays."""
-  members = collections.defaultdict(list)
-  for index, answer in enumerate(group):
-    if answer >= 0:
-      members[answer].append(index)
+  members = {x: where(group == x) for x in set(group.tolist()) - {-1}}
   return sorted(members.items(), key=lambda item: (-len(item[1]), item[1][0]))
 
 
 class TestVotes:
   @pytest.mark.slow
-  @hypothesis.given(groups)
-  def test_it_counts_as_loops_do(self, ids):
-    votes = voting.majority_vote(np.array(ids))
-    possible = voting.possible_counts(np.array(ids))
-    for row, group in enumerate(ids):
-      ranked, size = count(group), len(group)
-      sizes = [len(members) for _, members in ranked]
-      assert votes.winner[row] == (ranked[0][0] if ranked else -1)
-      assert votes.size[row] == (sizes[0] if ranked else 0)
-      assert votes.answered[row] == sum(sizes)
-      assert votes.sizes[row].tolist() == sizes + [0] * (size - len(sizes))
-      assert set(np.flatnonzero(possible[row])) == {0, *sizes[1:]}
+  def test_it_counts_as_loops_do(self):
+    rng = np.random.default_rng(0)
+    for ids in (
+      np.array(list(itertools.product(range(-1, 3), repeat=4))),
+      rng.integers(-1, 5, (200, 7)),
+      np.array([[-1], [0]]),
+    ):
+      votes = jax.tree.map(np.array, voting.majority_vote(ids))
+      possible = np.array(voting.possible_counts(ids))
+      truths = [ids == truth for truth in range(3)]
+      rights = np.array([voting.is_vote_right(ids, x) for x in truths])
+      outside = np.array([voting.correct_outside(ids, x) for x in truths])
+      for row, group in enumerate(ids):
+        found = ranked(group)
+        sizes = [len(members) for _, members in found]
+        winner = found[0][0] if found else -1
+        assert votes.winner[row] == winner
+        assert votes.size[row] == sum(sizes[:1])
+        assert votes.answered[row] == sum(sizes)
+        rest = [0] * (len(group) - len(sizes))
+        assert votes.sizes[row].tolist() == sizes + rest
+        assert set(where(possible[row])) == {0, *sizes[1:]}
+        for truth in range(3):
+          right = winner == truth
+          assert rights[truth, row] == right
+          assert outside[truth, row] == (not right) * (group == truth).sum()
 
   def test_ties_go_to_the_answer_that_came_first(self):
     ids = np.array([[-1, 9, 8, 8, 9], [3, 1, 1, 3, -1], [5, 4, 3, 2, 1]])
@@ -60,31 +63,73 @@ class TestVotes:
     assert not voting.is_vote_right(ids, everything).any()
     assert not voting.correct_outside(ids, everything).any()
 
-
-class TestLabels:
-  @pytest.mark.slow
-  def test_every_small_group(self):
-    ids = np.array(list(itertools.product(range(-1, 3), repeat=4)))
-    for truth in range(3):
-      correct = ids == truth
-      right = voting.is_vote_right(ids, correct)
-      outside = voting.correct_outside(ids, correct)
-      for row, group in enumerate(ids):
-        ranked = count(group)
-        is_right = bool(ranked) and ranked[0][0] == truth
-        assert right[row] == is_right
-        expected = 0 if is_right else int((group == truth).sum())
-        assert outside[row] == expected
-
-  def test_one_correct_member_confirms_a_whole_cluster(self):
-    # A grader split the clusters: 2 of the vote are right, or 1 of another.
+  def test_graders_that_split_or_join_clusters(self):
+    # 2 of the vote are right, or 1 of another: one confirms its cluster.
     ids = np.array([[1, 1, 1, 2, 2], [1, 1, 1, 2, 2]])
     correct = np.array([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]])
     assert voting.is_vote_right(ids, correct).tolist() == [True, False]
     assert voting.correct_outside(ids, correct).tolist() == [0, 2]
-
-  def test_several_clusters_may_be_right(self):
     ids, correct = np.array([[1, 1, 2, 3]]), np.array([[0, 0, 1, 1]])
     assert voting.correct_outside(ids, correct).tolist() == [2]
     # ... which the classes do not foresee.
     assert not voting.possible_counts(ids)[0, 2]
+
+
+def by_definition(pseudo, true):
+  """The gap in NumPy, one group at a time."""
+
+  def standardise(r):
+    r = np.asarray(r, np.float64)
+    return np.zeros_like(r) if r.std() < 1e-8 else (r - r.mean()) / r.std()
+
+  return np.linalg.norm(standardise(true) - standardise(pseudo))
+
+
+class TestGap:
+  @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5, 8, 15, 16, 64])
+  def test_every_pair_of_counts(self, group_size):
+    counts = range(group_size + 1)
+    pairs = [
+      (x, y) for x in counts for y in counts[: x + 1] if x + y <= group_size
+    ]
+    rewards = [rewards_of(*pair, group_size) for pair in pairs]
+    pseudo, true = np.array(rewards, float).swapaxes(0, 1)
+    want = [by_definition(p, t) for p, t in zip(pseudo, true, strict=True)]
+    with jax.enable_x64(True):
+      closed = gap.gap_from_counts(*np.array(pairs).T, group_size)
+      vectors = gap.corrective_advantage_gap(pseudo, true)
+    np.testing.assert_allclose(closed, want, rtol=1e-12)
+    np.testing.assert_allclose(vectors, want, rtol=1e-12)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5])
+  def test_every_group_of_answers(self, group_size):
+    # Answers 0 to 2 or none, in every order; every ground truth.
+    ids = np.array(list(itertools.product(range(-1, 3), repeat=group_size)))
+    with jax.enable_x64(True):
+      votes = voting.majority_vote(ids)
+      pseudo = np.asarray(votes.for_winner, float)
+      for truth in range(3):
+        correct = ids == truth
+        measured = gap.corrective_advantage_gap(pseudo, correct.astype(float))
+        outside = voting.correct_outside(ids, correct)
+        assert gap.is_possible(votes.size, outside, group_size).all()
+        counted = gap.gap_from_counts(votes.size, outside, group_size)
+        want = jnp.where(voting.is_vote_right(ids, correct), 0, counted)
+        np.testing.assert_allclose(measured, want, rtol=1e-12, atol=1e-12)
+
+  def test_edges(self):
+    # A group of one has no gap.
+    assert gap.corrective_advantage_gap(np.array([1.0]), np.array([0.0])) == 0
+    assert not gap.gap_table(1).any()
+    # Equal rewards that float32 cannot average.
+    assert not gap.gap_advantages(np.full((1, 7), 1.8, np.float32)).any()
+    # What cannot occur costs nothing.
+    p = np.array([[0.5, np.nan, np.inf]], np.float32)
+    assert gap.expected_gap(p, np.array([0])).tolist() == [0]
+
+  def test_gradients(self):
+    p = np.array([[0.2, 0.3, 0.4, 0.1], [0.1, 0.6, 0.1, 0.2]])
+    expected = lambda p: gap.expected_gap(p, np.array([1, 2]))  # noqa: E731
+    with jax.enable_x64(True):
+      check_grads(expected, (p,), order=1)

@@ -122,23 +122,12 @@ def test_adapters_of_a_bfloat16_model_are_float32():
   chex.assert_trees_all_equal_shapes_and_dtypes(merged, base(config))
 
 
-def test_a_value_head_is_trained_as_it_is():
-  after = moved(start(CRITIC))
-  merged = lora.merge(base(CRITIC), after, LORA)
-  for name in ("value_kernel", "value_bias"):
-    np.testing.assert_array_equal(merged[name], after[name])
-
-
 def test_axes_are_the_kernels_own():
   attention = lora.adapter_axes(LORA, SCANNED)["layers"]["attention"]
-  assert attention["query"] == {
-    "a": ("layers", "embed", None),
-    "b": ("layers", None, "heads", "head_size"),
-  }
-  assert attention["out"] == {
-    "a": ("layers", "heads", "head_size", None),
-    "b": ("layers", None, "embed"),
-  }
+  query, out = ([*attention[name].values()] for name in ("query", "out"))
+  heads = ("heads", "head_size")
+  assert query == [("layers", "embed", None), ("layers", None, *heads)]
+  assert out == [("layers", *heads, None), ("layers", None, "embed")]
 
 
 def test_merging_agrees_with_matrices_in_numpy():
@@ -156,12 +145,15 @@ def test_merging_agrees_with_matrices_in_numpy():
   chex.assert_trees_all_equal(base(), before)
 
 
-def test_what_has_no_adapter_is_passed_on():
-  merged = lora.merge(base(), moved(start(adapter_config=SOME)), SOME)
-  assert merged["embedding"] is base()["embedding"]
-  ours, theirs = merged["layer_1"]["mlp"], base()["layer_1"]["mlp"]
+def test_what_has_no_adapter_is_passed_on_and_a_value_head_trained_as_it_is():
+  after = moved(start(CRITIC, SOME))
+  merged = lora.merge(base(CRITIC), after, SOME)
+  assert merged["embedding"] is base(CRITIC)["embedding"]
+  ours, theirs = (x["layer_1"]["mlp"] for x in (merged, base(CRITIC)))
   assert ours["up"] is theirs["up"]
   assert not np.array_equal(ours["down"], theirs["down"])
+  for name in ("value_kernel", "value_bias"):
+    np.testing.assert_array_equal(merged[name], after[name])
 
 
 def test_scanned_and_unrolled_layers_merge_alike():

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from saw_jax.reporting import catalogue, papers
+from saw_jax.reporting import catalogue, tables
 from saw_jax.run import config as config_lib
 from saw_jax.run import registry
 
@@ -59,7 +59,7 @@ class TestTable:
   def test_its_published_cells_are_one_each(self, name):
     table = TABLES[name]
     for fields in [cell for row in table.cells().values() for cell in row]:
-      cells = papers.select(papers.read(fields["paper"].lower()), **fields)
+      cells = tables.select(tables.read(fields["paper"].lower()), **fields)
       # The averages of two data sets, of which the first is meant.
       assert len(cells) == (2 if name == "asympo/math" else 1), fields
 

@@ -87,27 +87,24 @@ def make_runs(
 def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
   directory.mkdir(parents=True)
   some = [m for part, ms in _OF_SOME.items() if part in name for m in ms]
-  metrics = [*_METRICS, *some]
   draws = {
     seed: np.random.default_rng(zlib.crc32(f"{name} {seed}".encode()))
     for seed in seeds
   }
-  with (directory / "metrics.csv").open("w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(["step", "seed", *metrics])
-    for step in range(STEPS):
+
+  def write(file, names, steps, rise) -> None:
+    lines = [["step", "seed", *names]]
+    for step in steps:
       for seed, rng in draws.items():
-        values = rng.random(len(metrics)) + 2 * step / STEPS
-        writer.writerow([step, seed, *(f"{value:.4f}" for value in values)])
-  with (directory / "evals.csv").open("w", newline="") as file:
-    writer = csv.writer(file)
-    names = ["right", "observation_accuracy", *_REWARDS]
-    writer.writerow(["step", "seed", *names])
-    # Rows with kinds were not scored before their first step.
-    for step in (10, STEPS) if has_kinds else (0, 10, STEPS):
-      for seed, rng in draws.items():
-        values = rng.random(len(names))
-        writer.writerow([step, seed, *(f"{value:.4f}" for value in values)])
+        values = rng.random(len(names)) + rise * step / STEPS
+        lines.append([step, seed, *(f"{value:.4f}" for value in values)])
+    with (directory / file).open("w", newline="") as out:
+      csv.writer(out).writerows(lines)
+
+  write("metrics.csv", [*_METRICS, *some], range(STEPS), 2)
+  # Rows with kinds were not scored before their first step.
+  steps = (10, STEPS) if has_kinds else (0, 10, STEPS)
+  write("evals.csv", ["right", "observation_accuracy", *_REWARDS], steps, 0)
   finals = []
   for seed, rng in draws.items():
     record = {"seed": seed, "step": STEPS}

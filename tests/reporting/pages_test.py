@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from saw_jax.reporting import pages, papers, statistics, tables
+from saw_jax.reporting import pages, statistics, tables
 
 TEXT = """\
 ### A table
@@ -43,7 +43,7 @@ def test_published_columns_and_no_others_are_marked():
   assert {"0.9", "0.7", "1", "2"} <= set(ours)
   # So are those of a table as it is written.
   own = {"gdpo": {"Acc": statistics.summarise([1.0, 2.0])}}
-  cell = papers.read("saw")[0]
+  cell = tables.read("saw")[0]
   lines = tables.to_markdown("Tools", "tiny", own, {"gdpo": {"Acc": cell}})
   head, number = marked(pages.to_html("\n".join(lines)))[0]
   assert head == "Acc (published)" and number.startswith(str(cell.value))

@@ -192,7 +192,9 @@ def test_the_script_refuses_other_commits_before_anything_runs(tmp_path):
     finish(runs / f"{row}_seeds_1", [0], commit, config)
   words = ["--table=saw/tool_calling", "--seeds=1", "--rows=gdpo,gdpo_saw"]
   words += [f"--runs={tmp_path}", f"--out={tmp_path / 'out'}"]
-  said = experiments_test.complaint("reproduce", *words)
+  done = experiments_test.script("reproduce", *words)
+  (said,) = done.stderr.splitlines()
+  assert done.returncode == 2 and said.startswith("error: ")
   assert "abc: gdpo; def: gdpo_saw" in said
   assert "--mixed" in said
   # With --mixed it goes on to read them: they have been half-written.

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from saw_jax.reporting import papers, statistics, tables
+from saw_jax.reporting import statistics, tables
 
 OWN = {
   "gdpo": {"total": statistics.summarise([1.0, 2.0, 3.0])},
@@ -13,7 +13,7 @@ OWN = {
 
 def printed(**changes):
   where = ("SAW", "2606.07705", "Table 1", "Qwen", "GDPO", "BFCL", "Acc")
-  return papers.PublishedCell(*where, 33.82, "primary")._replace(**changes)
+  return tables.PublishedCell(*where, 33.82, "primary")._replace(**changes)
 
 
 def lines_of(start, **cells):
@@ -70,9 +70,9 @@ class TestToMarkdown:
   def test_a_bar_in_a_name_does_not_end_the_cell(self):
     assert tables.grid(["row", "x"], [["a|b", "1"]])[-1] == "| a\\|b | 1 |"
 
-  @pytest.mark.parametrize("paper", papers.available())
+  @pytest.mark.parametrize("paper", tables.available())
   def test_every_published_number_can_be_shown(self, paper):
-    cells = papers.read(paper)
+    cells = tables.read(paper)
     rows = {str(n): {cell.metric: cell} for n, cell in enumerate(cells)}
     own = {"0": {"x": statistics.summarise([1.0])}}
     lines = tables.to_markdown("t", "tiny", own, rows)
@@ -104,3 +104,41 @@ def test_differences_have_a_sign_and_intervals_if_there_are_several():
     "| saw - gdpo | total | +0.250 | [-0.125, +0.625] | [+0.000, +0.500] | 5 |",
     "| saw - gdpo | x | +0.500 | – | – | 1 |",
   ]
+
+
+@pytest.mark.parametrize(
+  ("paper", "count", "arxiv"),
+  [
+    ("saw", 24, "2606.07705"),
+    ("gdpo", 205, "2601.05242"),
+    ("paw", 264, "2606.02388"),
+    ("asympo", 280, "2606.03070"),
+  ],
+)
+def test_every_record_is_a_cell_that_says_where_it_is_from(paper, count, arxiv):
+  cells = tables.read(paper)
+  assert len(cells) == count
+  assert {cell.arxiv for cell in cells} == {arxiv}
+  keys = [
+    (cell.table, cell.model, cell.method, cell.benchmark, cell.metric)
+    for cell in cells
+  ]
+  assert len(set(keys)) == len(keys)
+  source = "secondary" if paper == "saw" else "primary"
+  assert {cell.source for cell in cells} == {source}
+  assert all(cell.note for cell in cells if cell.value is None)
+  found = sum(cell.note.startswith("inconsistent") for cell in cells)
+  assert found == {"asympo": 7, "paw": 1}.get(paper, 0)
+
+
+def test_an_unknown_paper_lists_the_known():
+  with pytest.raises(ValueError, match="asympo"):
+    tables.read("care")
+
+
+def test_cells_are_selected_by_fields_and_nothing_left_lists_what_there_is():
+  fields = {"model": "Qwen2.5-1.5B-Instruct", "metric": "Overall Acc (%)"}
+  found = tables.select(tables.read("saw"), method="GDPO+SAW", **fields)
+  assert [cell.value for cell in found] == [34.02]
+  with pytest.raises(KeyError, match=r"GDPO\+SAW"):
+    tables.select(tables.read("saw"), method="PPO")

@@ -1,5 +1,6 @@
 """Properties of every task with one answer to a prompt."""
 
+import collections
 import dataclasses
 import importlib.util
 import inspect
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from saw_jax.run import registry
 from saw_jax.tasks import answer_task, base, inspection
 from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
 from saw_jax.tasks.math.task import MathConfig, MathTask
@@ -267,6 +269,50 @@ class TestDemonstrations:
     with pytest.raises(ValueError, match=word):
       make(name).demonstrations(1, seed=0, **{**rates, **options})
 
+  @pytest.mark.parametrize(
+    ("name", "options", "marks"),
+    [
+      ("math", {"levels": (1, 2), "word_share": 0.0}, ("-",)),
+      ("knights", {}, ("iff", "or")),
+    ],
+  )
+  def test_self_belief_misleads_on_a_part(self, name, options, marks):
+    made, misled = make(name, num_train=20, **options), 0
+    pairs = made.demonstrations(
+      2000, seed=0, right_rate=0.9, misleading=marks, misled_rate=0.7
+    )
+    answers = collections.defaultdict(collections.Counter)
+    for example, text in pairs:
+      answers[example.key][made.answer_key(text)] += 1
+    for example in made.examples("train"):
+      belief, votes = made.misbelief(example, marks), answers[example.key]
+      (vote, size), *_ = votes.most_common()
+      assert vote == (example.reference if belief is None else belief)
+      if belief is not None:
+        # A confident wrong majority, with a correct minority.
+        assert belief != example.reference and votes[example.reference] > 5
+        assert 0.5 < size / 100 < 0.9
+        misled += 1
+    assert 3 < misled < 17
+
+  @pytest.mark.parametrize(
+    ("name", "options", "rates"),
+    [
+      ("math", {"levels": (1, 2, 3, 4), "word_share": 0.7}, {"box_rate": 0.5}),
+      (
+        "knights",
+        {"people": (2, 5, 8), "shuffle_names": True},
+        {"format_rate": 0.5, "misleading": ("iff",), "verdict_rate": 0.2},
+      ),
+    ],
+  )
+  def test_the_short_vocabulary_has_every_piece(self, name, options, rates):
+    short = registry.make_tokenizer(name)
+    made = make(name, num_train=300, **options)
+    for example, answer in made.demonstrations(1000, seed=0, **rates):
+      for text in (example.messages[-1]["content"], answer):
+        assert short.decode(short.encode(text)) == text
+
 
 class TestFiles:
   @pytest.mark.parametrize("name", ["math", "knights", "summaries"])
@@ -376,24 +422,19 @@ def test_a_judge_has_to_be_somewhere():
     SummariesTask(SummariesConfig(reward="judge"))
 
 
-class TestLazyExamples:
-  def make(self, made):
-    def one(index):
-      made.append(index)
-      return base.Example(index, (), "")
+def test_an_example_is_made_when_it_is_asked_for():
+  made = []
 
-    return answer_task.LazyExamples(one, 5)
+  def one(index):
+    made.append(index)
+    return base.Example(index, (), "")
 
-  def test_an_example_is_made_when_it_is_asked_for(self):
-    made = []
-    examples = self.make(made)
-    assert (len(examples), made) == (5, [])
-    assert examples[-1].key == 4
-    assert [example.key for example in examples[1:4:2]] == [1, 3]
-    assert made == [4, 1, 3]
-    assert [example.key for example in examples] == [0, 1, 2, 3, 4]
-
-  @pytest.mark.parametrize("index", [5, -6])
-  def test_there_are_no_more(self, index):
-    with pytest.raises(IndexError, match="range"):
-      self.make([])[index]
+  examples = answer_task.LazyExamples(one, 5)
+  assert (len(examples), made) == (5, [])
+  assert examples[-1].key == 4
+  assert [example.key for example in examples[1:4:2]] == [1, 3]
+  assert made == [4, 1, 3]
+  assert [example.key for example in examples] == [0, 1, 2, 3, 4]
+  for index in (5, -6):
+    with pytest.raises(IndexError):
+      examples[index]

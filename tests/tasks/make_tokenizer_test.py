@@ -9,7 +9,5 @@ from saw_jax.tasks import make_tokenizer
 def test_making_it_again_gives_the_same_bytes(path):
   pytest.importorskip("tokenizers")
   texts, vocab_size, pattern = make_tokenizer.VOCABULARIES[path]
-  again = make_tokenizer.train_bpe(
-    texts(), vocab_size=vocab_size, pattern=pattern
-  )
+  again = make_tokenizer.train_bpe(texts(), vocab_size, pattern)
   assert path.read_text(encoding="utf-8") == again

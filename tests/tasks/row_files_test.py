@@ -57,14 +57,16 @@ def test_a_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):
     list(row_files.read_rows(path))
 
 
-def test_a_field_is_there_and_of_its_kind():
-  assert row_files.field({"a": 1}, "a", int) == 1
+@pytest.mark.parametrize(
+  ("row", "name", "kind", "message"),
+  [
+    ({"a": 1}, "b", int, "^no field 'b'$"),
+    ({"a": 1}, "a", str, "^field 'a' is not a str$"),
+    ({"a": 1}, "a", (str, list), "^field 'a' is not a str or list$"),
+    ([1], "a", int, "not an object with a field 'a'"),
+  ],
+)
+def test_a_field_is_there_and_of_its_kind(row, name, kind, message):
   assert row_files.field({"a": 1}, "a", (str, int)) == 1
-  with pytest.raises(ValueError, match="^no field 'b'$"):
-    row_files.field({"a": 1}, "b", int)
-  with pytest.raises(ValueError, match="^field 'a' is not a str$"):
-    row_files.field({"a": 1}, "a", str)
-  with pytest.raises(ValueError, match="^field 'a' is not a str or list$"):
-    row_files.field({"a": 1}, "a", (str, list))
-  with pytest.raises(ValueError, match="not an object with a field 'a'"):
-    row_files.field([1], "a", int)
+  with pytest.raises(ValueError, match=message):
+    row_files.field(row, name, kind)

@@ -17,32 +17,15 @@ from saw_jax.tasks.search.task import SearchConfig, SearchTask
 from saw_jax.tasks.shop.task import ShopConfig, ShopTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 
+SMALL = {"form": "compact", "num_train": 50, "num_test": 40}
+ROOM = {"receptacles": 5, "objects": 6, "max_steps": 12, "shown": 3}
+SITE = {"num_products": 60, "per_page": 4, "max_steps": 6, "shown": 4}
+SITE |= {"shows_instruction": False}
 TASKS = {
   "household": HouseholdTask(HouseholdConfig(num_train=90)),
-  "household, compact": HouseholdTask(
-    HouseholdConfig(
-      receptacles=5,
-      objects=6,
-      max_steps=12,
-      form="compact",
-      shown=3,
-      num_train=50,
-      num_test=40,
-    )
-  ),
+  "household, compact": HouseholdTask(HouseholdConfig(**ROOM, **SMALL)),
   "shop": ShopTask(ShopConfig(pays="score")),
-  "shop, compact": ShopTask(
-    ShopConfig(
-      num_products=60,
-      per_page=4,
-      max_steps=6,
-      form="compact",
-      shown=4,
-      shows_instruction=False,
-      num_train=50,
-      num_test=40,
-    )
-  ),
+  "shop, compact": ShopTask(ShopConfig(**SITE, **SMALL)),
   "search": SearchTask(),
   "search, compact": SearchTask(
     SearchConfig(num_people=60, num_passages=2, form="compact")

@@ -125,12 +125,8 @@ class TestLiftsAgree:
 
   def test_a_mean_of_the_parts_means_would_be_another_number(self):
     # The tests above would pass a wrong update if all parts had equal masks.
-    batch = helpers.batch()
-    parts = [
-      jax.tree.map(lambda x, i=i: x[i::2], batch).completion_mask.sum()
-      for i in range(2)
-    ]
-    assert int(parts[0]) != int(parts[1])
+    first, second = (helpers.batch().completion_mask[i::2] for i in range(2))
+    assert first.sum() != second.sum()
 
 
 class TestMeshedState:
@@ -153,13 +149,6 @@ class TestMeshedState:
 
 
 class TestEstimateUnderLifts:
-  def rewards(self):
-    rng = np.random.default_rng(0)
-    rewards = rng.normal(size=(8, 4, 2)).astype(np.float32)
-    scored = rng.random((8, 4, 2)) > 0.1
-    lengths = rng.integers(1, 9, (8, 4)).astype(np.float32)
-    return rewards, scored, lengths
-
   @pytest.mark.slow
   @pytest.mark.parametrize("kind", ["pmapped", "meshed", "seeded"])
   def test_batch_statistics_are_those_of_the_whole_batch(self, kind):
@@ -168,13 +157,13 @@ class TestEstimateUnderLifts:
       functools.partial(weighting.saw_weights, minima=-3.0),
       minima=np.full(2, -3.0, np.float32),
     )
-    rewards, scored, lengths = self.rewards()
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(8, 4, 2)).astype(np.float32)
+    scored = rng.random((8, 4, 2)) > 0.1
+    lengths = rng.integers(1, 9, (8, 4)).astype(np.float32)
     expected, statistics = fn(rewards, scored, lengths, None, jnp.ones(2) / 2)
-    lift = {
-      "pmapped": lambda: parallel.pmapped(jax.devices()[:4]),
-      "meshed": mesh_lift,
-      "seeded": parallel.seeded,
-    }[kind]()
+    lifts = {"meshed": mesh_lift, "seeded": parallel.seeded}
+    lift = lifts.get(kind, parallel.pmapped)()
     estimate = lift.wrap(
       fn, (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME), takes_axis_name=True
     )

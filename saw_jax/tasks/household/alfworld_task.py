@@ -9,6 +9,7 @@ import importlib.util
 import pathlib
 from collections.abc import Callable, Iterator
 
+from saw_jax import names
 from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Environment, Transition
@@ -16,7 +17,7 @@ from saw_jax.tasks.household import alfworld_games
 from saw_jax.tasks.household.alfworld_games import Game
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
 
-_NEEDED = "task 'alfworld' needs its engine: pip install 'saw_jax[alfworld]'"
+_NEED = "task 'alfworld' needs its engine"
 _BEFORE_TASK = "Your task is to: "
 
 
@@ -86,14 +87,12 @@ class AlfworldTask(HouseholdTask):
   def __init__(self, config: AlfworldConfig | None = None):
     super().__init__(config or AlfworldConfig())
     if importlib.util.find_spec("alfworld") is None:
-      raise ImportError(_NEEDED)
+      raise ImportError(f"{_NEED}: pip install 'saw_jax[alfworld]'")
     self._drawn = HouseholdTask(self.config)
     self._paths: dict[str, list[pathlib.Path]] = {}
     if self.config.folder:
-      for split, name in (
-        ("train", "train"),
-        ("test", self.config.evaluate_on),
-      ):
+      folders = {"train": "train", "test": self.config.evaluate_on}
+      for split, name in folders.items():
         folder = pathlib.Path(self.config.folder, name)
         found = alfworld_games.find_games(folder, self.config.kinds)
         self._paths[split] = found
@@ -134,11 +133,9 @@ class AlfworldTask(HouseholdTask):
 
 def _start_engine():
   """ALFWorld's engine, with its names of things and in a fixed order."""
-  try:
+  with names.needs_extra("alfworld", _NEED):
     import textworld
     from alfworld.agents.environment import alfred_tw_env
     from textworld.envs import pddl
-  except ImportError as error:
-    raise ImportError(_NEEDED) from error
   infos = textworld.EnvInfos(admissible_commands=True, won=True)
   return alfred_tw_env.AlfredDemangler(pddl.PddlEnv(infos), shuffle=False)

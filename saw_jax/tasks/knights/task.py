@@ -50,9 +50,7 @@ class KnightsConfig(answer_task.AnswerConfig):
     if not self.people or not all(2 <= n <= len(_NAMES) for n in self.people):
       raise ValueError(f"people are not from 2 to 8: {self.people}.")
     if not 0 < self.compound_rate <= 1:
-      raise ValueError(
-        f"compound_rate is not above 0, up to 1: {self.compound_rate}."
-      )
+      raise ValueError(f"compound_rate is not in (0, 1]: {self.compound_rate}.")
     super().__post_init__()
 
   @property
@@ -107,10 +105,9 @@ class KnightsTask(answer_task.AnswerTask):
     names = answers.read_roles(example.reference)
     reference = answers.canonical(answers.read_roles(label), names)
     if reference is None:
-      raise ValueError(
-        f"the label of example {example.key} has no role for each of "
-        f"{', '.join(sorted(names))}: {label!r}."
-      )
+      who = ", ".join(sorted(names))
+      what = f"the label of example {example.key} has no role for each of"
+      raise ValueError(f"{what} {who}: {label!r}.")
     return dataclasses.replace(example, reference=reference)
 
   def verification(

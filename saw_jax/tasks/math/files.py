@@ -66,10 +66,8 @@ def _recognise(row: dict[str, Any]) -> Callable[[dict[str, Any]], _Found]:
     return _read_gsm8k
   if _first(row, _PROBLEMS) and (_first(row, _ANSWERS) or "solution" in row):
     return _read_contest
-  raise ValueError(
-    "its columns are none of those that are known: "
-    f"{', '.join(sorted(row)) or 'there are none'}"
-  )
+  known = ", ".join(sorted(row)) or "there are none"
+  raise ValueError(f"its columns are none of those that are known: {known}")
 
 
 def _read_verl(row: dict[str, Any]) -> _Found:

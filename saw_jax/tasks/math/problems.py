@@ -120,9 +120,8 @@ def draw_gym_problems(
   try:
     return [next(sources[index % len(sources)]) for index in range(size)]
   except StopIteration:
-    raise ValueError(
-      f"reasoning-gym has too few problems for {size} of {split!r}"
-    ) from None
+    what = f"reasoning-gym has too few problems for {size} of {split!r}"
+    raise ValueError(what) from None
 
 
 def work(expression: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ never 0. The endpoint's key goes into one header, and into no file or message.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -14,14 +15,14 @@ import logging
 import math
 import os
 import pathlib
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib import parse
 
 from saw_jax import names
 from saw_jax.tasks import answer_task
-from saw_jax.tasks.summaries.judge_cache import JudgeCache
 
 RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
 
@@ -32,10 +33,20 @@ _PASSING = (408, 409, 425, 429)  # and all from 500 on
 _MOST_REPLY_BYTES = 1_000_000
 _MOST_REPLY_CHARS = 4_000
 _LONGEST_PAUSE_S = 30.0
+_APPLICATION = 0x5341574A  # marks the file as ours
+_VERSION = 1
+_BUSY_S = 30.0  # the longest wait for another process
+_SCHEMA = (
+  "CREATE TABLE verdicts (key TEXT PRIMARY KEY, scores TEXT NOT NULL)",
+  "CREATE TABLE departures (model TEXT PRIMARY KEY, next_at REAL NOT NULL)",
+  f"PRAGMA application_id = {_APPLICATION}",
+  f"PRAGMA user_version = {_VERSION}",
+)
+_FIND = "SELECT scores FROM verdicts WHERE key = ?"
 
 
 class JudgeError(ValueError):
-  """The judge cannot be asked at all; the message says what to change."""
+  """The judge cannot be asked, or its cache be used; it says what to change."""
 
 
 class Unscored(Exception):
@@ -73,15 +84,11 @@ class JudgeConfig:
   def __post_init__(self):
     split = parse.urlsplit(self.url)
     if split.scheme not in ("http", "https") or not split.hostname:
-      raise JudgeError(
-        f"judge.url is {self.url!r}: say where the judge is, as "
-        "http://localhost:8000/v1"
-      )
+      where = "say where the judge is, as http://localhost:8000/v1"
+      raise JudgeError(f"judge.url is {self.url!r}: {where}")
     if split.username or split.password or split.query or split.fragment:
-      raise JudgeError(
-        "judge.url holds more than a place: keys belong into the environment "
-        f"variable {self.key_variable}"
-      )
+      what = "judge.url holds more than a place: keys belong into the"
+      raise JudgeError(f"{what} environment variable {self.key_variable}")
     if not self.model:
       raise JudgeError("judge.model is empty: name a model of the endpoint")
     for name in ("attempts", "max_tokens", "request_limit_s", "limit_s"):
@@ -90,6 +97,79 @@ class JudgeConfig:
     for name in ("temperature", "backoff_s", "requests_per_minute"):
       if not getattr(self, name) >= 0:
         raise JudgeError(f"judge.{name} is negative")
+
+
+class JudgeCache:
+  """Verdicts by key, and a queue for requests: one SQLite file.
+
+  It may be killed at any moment, and is shared by all processes of several
+  runs: each operation opens it, makes one short transaction and closes it. The
+  journal is no write-ahead log, which does not work on network file systems.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with self._transaction() as connection:
+      # Another process may be making it: whoever comes second waits, and looks.
+      made = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+      for statement in _SCHEMA if made == (0,) else ():
+        connection.execute(statement)
+      (application,) = connection.execute("PRAGMA application_id").fetchone()
+      (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if (application, version) != (_APPLICATION, _VERSION):
+      what = f"no judge's cache of version {_VERSION}: name another file"
+      raise JudgeError(f"{self.path} is an SQLite file, but {what}")
+
+  def get(self, key: str) -> dict[str, float] | None:
+    with self._transaction() as connection:
+      row = connection.execute(_FIND, (key,)).fetchone()
+    return row and json.loads(row[0])
+
+  def put(self, key: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Keeps a verdict unless there is one, and returns the one that counts."""
+    row = key, json.dumps(dict(scores))
+    with self._transaction() as connection:
+      connection.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", row)
+      (found,) = connection.execute(_FIND, (key,)).fetchone()
+    return json.loads(found)
+
+  def reserve(
+    self, model: str, interval_s: float, latest: float
+  ) -> float | None:
+    """Takes the next place in the queue of requests to a model.
+
+    Returns when the request may leave, in seconds since the epoch, or None if
+    that is after `latest`.
+    """
+    with self._transaction() as connection:
+      find = "SELECT next_at FROM departures WHERE model = ?"
+      (next_at,) = connection.execute(find, (model,)).fetchone() or (0.0,)
+      leaves = max(time.time(), next_at)
+      if leaves > latest:
+        return None
+      keep = "INSERT OR REPLACE INTO departures VALUES (?, ?)"
+      connection.execute(keep, (model, leaves + interval_s))
+    return leaves
+
+  @contextlib.contextmanager
+  def _transaction(self) -> Iterator[sqlite3.Connection]:
+    try:
+      with (
+        contextlib.closing(
+          sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+        ) as connection,
+        connection,
+      ):
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+    except sqlite3.OperationalError as error:
+      what = "is the folder writable, and no other process stuck in it?"
+      raise JudgeError(f"{self.path}: {error}; {what}") from error
+    except sqlite3.DatabaseError as error:
+      what = f"{self.path} is damaged or no SQLite file ({error}): name another"
+      advice = "or remove it, which forgets its verdicts"
+      raise JudgeError(f"{what}, {advice}") from error
 
 
 class Judge:
@@ -217,10 +297,9 @@ class Judge:
     }
     key = os.environ.get(self._config.key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-      raise JudgeError(
-        f"the environment variable {self._config.key_variable} holds no key: "
-        "it has characters that no header can have"
-      )
+      variable = self._config.key_variable
+      what = f"the environment variable {variable} holds no key"
+      raise JudgeError(f"{what}: it has characters that no header can have")
     return {**headers, "Authorization": f"Bearer {key}"} if key else headers
 
 

@@ -3,15 +3,18 @@
 A judge scores them, as in the paper, or rules that stand in for it.
 """
 
+import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saw_jax import names
 from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.summaries import files, rewards
+from saw_jax.tasks.row_files import field
+from saw_jax.tasks.summaries import rewards
 from saw_jax.tasks.summaries.judge import Judge, JudgeConfig, Unscored
 
 # A byte-level BPE of the library's texts, see `tasks.make_tokenizer`.
@@ -21,6 +24,19 @@ _TEMPLATES = {
   "plain": "%s",
   "sentence": "Summarize this text in one short sentence.\n\n%s",
 }
+_DOCSUM = pathlib.Path(__file__).parent / "assets" / "docsum"
+DOCSUM_FILES = {
+  "train": (_DOCSUM / "train_apache.jsonl", _DOCSUM / "train_bsd.jsonl"),
+  "test": (_DOCSUM / "test.jsonl",),
+}
+
+# Columns of texts, docsum's and Reddit TL;DR's, and of their summaries.
+_TEXTS = ("text", "post", "prompt", "document")
+_SUMMARIES = ("summary", "completion", "label")
+_NOTES = ("name", "package", "licence")
+_TL_DR = re.compile(r"\s*TL;DR:?\s*$", re.IGNORECASE)
+_RUN = 8  # words
+_SHARED = 0.2  # of the runs of the shorter text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +68,15 @@ class SummariesConfig:
     base.check_choice("template", self.template, _TEMPLATES)
     base.check_choice("reward", self.reward, ("rules", "judge"))
     if not 0 < self.target_chars < self.limit_chars:
-      raise ValueError(
-        "target_chars and limit_chars do not ascend from 0: "
-        f"{self.target_chars}, {self.limit_chars}."
-      )
+      found = f"{self.target_chars}, {self.limit_chars}"
+      what = "target_chars and limit_chars do not ascend from 0"
+      raise ValueError(f"{what}: {found}.")
     base.check_positive(
       self, "num_train", "num_test", "max_source_chars", "cut_source_chars"
     )
     if bool(self.train_path) != bool(self.test_path):
       raise ValueError("train_path and test_path go together: set both.")
-    known = [f"judge.{field.name}" for field in dataclasses.fields(JudgeConfig)]
+    known = [f"judge.{f.name}" for f in dataclasses.fields(JudgeConfig)]
     given = {f"judge.{name}": value for name, value in self.judge.items()}
     names.check_options(known, given, "task 'summaries'")
 
@@ -152,12 +167,12 @@ class SummariesTask(answer_task.AnswerTask):
 
   def _make(self, split: str) -> Sequence[base.Example]:
     config = self.config
-    paths = files.DOCSUM_FILES
+    paths = DOCSUM_FILES
     if config.train_path:
       paths = {"train": (config.train_path,), "test": (config.test_path,)}
-    rows = files.read_examples(paths[split])
+    rows = read_examples(paths[split])
     if split == "train":
-      rows = files.without_leaks(rows, files.read_examples(paths["test"]))
+      rows = without_leaks(rows, read_examples(paths["test"]))
     limit, cut = config.max_source_chars, config.cut_source_chars
     if limit is not None:
       rows = [row for row in rows if len(row.meta["source"]) <= limit]
@@ -177,3 +192,74 @@ class SummariesTask(answer_task.AnswerTask):
       parts = answer_task.ask(text), row.reference, row.meta | {"source": text}
       examples.append(answer_task.make_example(key + row.key, parts, template))
     return examples
+
+
+def read_examples(paths: Sequence[str | pathlib.Path]) -> list[base.Example]:
+  """Reads files of texts with summaries, with keys that count over all of them.
+
+  A title is put before its text, and a "TL;DR:" that ends a text is cut.
+  """
+  examples: list[base.Example] = []
+  for path in paths:
+    examples += answer_task.read_examples(path, _read, len(examples))
+  return examples
+
+
+def without_leaks(
+  train: Sequence[base.Example], test: Sequence[base.Example]
+) -> list[base.Example]:
+  """Leaves out the training rows that tell about a held-out one.
+
+  A row leaks if its summary has the words of a held-out summary, or if its text
+  shares at least a fifth of the runs of eight words that the shorter of it and
+  one held-out text has.
+  """
+  summaries = {tuple(rewards.words(row.reference)) for row in test}
+  sizes, owners = [], collections.defaultdict(set)
+  for index, row in enumerate(test):
+    runs = _runs(row.meta["source"])
+    sizes.append(len(runs))
+    for run in runs:
+      owners[run].add(index)
+
+  def leaks(row: base.Example) -> bool:
+    if tuple(rewards.words(row.reference)) in summaries:
+      return True
+    runs = _runs(row.meta["source"])
+    shared = collections.Counter(i for run in runs for i in owners.get(run, ()))
+    return any(
+      count >= _SHARED * min(len(runs), sizes[index])
+      for index, count in shared.items()
+    )
+
+  return [row for row in train if not leaks(row)]
+
+
+def _read(row: Any) -> answer_task.Row:
+  if not isinstance(row, Mapping):
+    raise ValueError("not an object with named fields")
+  chosen = [
+    [name for name in choices if row.get(name) is not None]
+    for choices in (_TEXTS, _SUMMARIES)
+  ]
+  if not all(chosen):
+    texts, summaries = ", ".join(_TEXTS), ", ".join(_SUMMARIES)
+    what = f"it has no text ({texts}) or no summary ({summaries})"
+    known = ", ".join(sorted(map(str, row))) or "none"
+    raise ValueError(f"{what}; its columns are {known}")
+  text, summary = (field(row, names[0], str).strip() for names in chosen)
+  text = _TL_DR.sub("", text)
+  title = row.get("title")
+  if isinstance(title, str) and title.strip():
+    text = f"{title.strip()}\n\n{text}"
+  for what, words in (("text", text), ("summary", summary)):
+    if not any(map(str.isalnum, words)):
+      raise ValueError(f"the {what} has no letter and no digit")
+  meta = {"source": text} | {k: row[k] for k in _NOTES if k in row}
+  return answer_task.ask(text), summary, meta
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+  """Runs of words; a text that is shorter than one is a run itself."""
+  words = rewards.words(text)
+  return set(rewards.runs(words, _RUN)) or {tuple(words)}

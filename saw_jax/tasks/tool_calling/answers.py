@@ -201,27 +201,15 @@ def damages(
   yield "unclosed_call", unclosed, (-3.0, 0.0)
   swapped = write_calls(answer.calls[::-1])
   yield "swapped_calls", write(answer, swapped), (3.0, 1.0)
-  for damage in CALL_DAMAGES:
+  p, single = len(answer.calls[0]["parameters"]), len(answer.calls) == 1
+  for damage, (_, lost) in CALL_DAMAGES.items():
     if applies(damage, answer.calls):
       draws = Draws("inspection", key, damage.__name__)
       text = write(answer, damage(draws, answer.calls, offered))
-      expected = expected_correctness(damage, answer.calls)
+      # With several calls it depends on which one is hit.
+      is_known = single or damage is broken_json
+      expected = 3.0 - 6.0 * lost(p) / (p + 2) if is_known else None
       yield damage.__name__, text, (expected, 1.0)
-
-
-def expected_correctness(
-  damage: Callable[..., str], calls: Calls
-) -> float | None:
-  """Returns the correctness of a gold answer with one mistake.
-
-  None for several calls, where it depends on which one is hit.
-  """
-  if damage is broken_json:
-    return -3.0
-  if len(calls) != 1:
-    return None
-  p = len(calls[0]["parameters"])
-  return 3.0 - 6.0 * CALL_DAMAGES[damage][1](p) / (p + 2)
 
 
 def _pick(draws: Draws, calls: Calls) -> tuple[int, Call, str]:

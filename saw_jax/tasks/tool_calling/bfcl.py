@@ -53,9 +53,8 @@ def find_frame(example: base.Example) -> Frame:
   system, user = contents.get("system", ""), contents.get("user", "")
   if not (_TOOLS.search(system) and _REQUEST.search(user)):
     raise ValueError(
-      "no prompt of ToolRL's: its system message lists tools from "
-      "'1. Name: ' to a last 'Parameters: ', and its user message has "
-      "'<user> ... </user>'"
+      "no prompt of ToolRL's, with tools from '1. Name: ' to a last "
+      "'Parameters: ' for the system and '<user> ... </user>' for the user"
     )
   return system, user
 
@@ -204,9 +203,8 @@ def find_package() -> pathlib.Path:
   spec = importlib.util.find_spec("bfcl_eval")
   if spec is None or not spec.submodule_search_locations:
     raise ImportError(
-      "BFCL comes with the package bfcl-eval: pip install --no-deps "
-      "'bfcl-eval==2026.3.23', whose own requirements are an older NumPy and "
-      "the clients of every provider, of which its checker needs none"
+      "BFCL needs bfcl-eval without its requirements, an older NumPy and the "
+      "clients of every provider: pip install --no-deps 'bfcl-eval==2026.3.23'"
     )
   return pathlib.Path(spec.submodule_search_locations[0])
 

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2504.13958
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saw_jax.tasks import answer_task, base, row_files
@@ -24,12 +24,34 @@ _PLACEHOLDER = (
 )
 
 
+def _read_row(row: Any) -> answer_task.Row:
+  """Reads a row of verl's schema, or one with instruction, input and output.
+
+  A thought of an output may name the tags: it becomes a placeholder.
+  """
+  if isinstance(row, Mapping) and {"prompt", "reward_model"} & set(row):
+    messages, meta = row_files.messages(row), {}
+    if not messages:
+      raise ValueError("field 'prompt' is empty")
+    model = field(row, "reward_model", dict)
+    reference = field(model, "ground_truth", str).strip()
+  else:
+    system = {"role": "system", "content": field(row, "instruction", str)}
+    messages = (system, *answer_task.ask(field(row, "input", str)))
+    output = field(row, "output", str).strip()
+    _, tag, rest = output.rpartition("</think>")
+    reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
+    meta = {"output": output}
+  rewards.read(reference)  # Raises what is wrong with it.
+  return messages, reference, meta
+
+
 @dataclasses.dataclass(frozen=True)
 class ToolCallingConfig(answer_task.AnswerConfig):
   """Where examples come from, and what generated ones look like.
 
-  Files are ToolRL's: `.parquet` in verl's schema (prompt, reward_model), and
-  others with instruction, input and output. BFCL's splits are always there.
+  Files are ToolRL's, in verl's schema (prompt, reward_model), or with
+  instruction, input and output. BFCL's splits are always there.
   """
 
   call_weights: tuple[float, ...] = (0.7, 0.2, 0.1)  # One, two, three calls.
@@ -62,6 +84,7 @@ class ToolCallingTask(answer_task.AnswerTask):
     base.Component("format", 0.0, 1.0),
   )
   Config = ToolCallingConfig
+  _parse = staticmethod(_read_row)
   _shows = "demonstration"
 
   def score(self, example: base.Example, completion: str) -> base.Score:
@@ -172,32 +195,3 @@ class ToolCallingTask(answer_task.AnswerTask):
   def _draw(self, split: str, index: int) -> answer_task.Row:
     draws = Draws("tool_calling", self.config.seed, split, index)
     return catalogue.draw_row(draws, split, self.config)
-
-  def _read(self, path: str, key: int) -> list[base.Example]:
-    is_verl = pathlib.Path(path).suffix == ".parquet"
-    parse = _from_verl if is_verl else _from_instruction
-    return answer_task.read_examples(path, parse, key)
-
-
-def _from_verl(row: Any) -> answer_task.Row:
-  messages = row_files.messages(row)
-  if not messages:
-    raise ValueError("field 'prompt' is empty")
-  model = field(row, "reward_model", dict)
-  reference = field(model, "ground_truth", str).strip()
-  return messages, _checked(reference), {}
-
-
-def _from_instruction(row: Any) -> answer_task.Row:
-  """A thought may name the tags: it becomes a placeholder; notes keep it."""
-  system = {"role": "system", "content": field(row, "instruction", str)}
-  messages = (system, *answer_task.ask(field(row, "input", str)))
-  output = field(row, "output", str).strip()
-  _, tag, rest = output.rpartition("</think>")
-  reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
-  return messages, _checked(reference), {"output": output}
-
-
-def _checked(reference: str) -> str:
-  rewards.read(reference)
-  return reference

@@ -56,15 +56,6 @@ class TestExamples:
     (message,) = made.verification(made.examples("train")[0], "{no}")
     assert "\nSolution:\n{no}\n" in message["content"]
 
-  def test_the_vocabulary_has_every_piece(self):
-    made = task(people=(2, 5, 8), shuffle_names=True, num_train=100)
-    pairs = made.demonstrations(
-      300, seed=0, right_rate=0.5, format_rate=0.5, misleading=("iff",)
-    )
-    for example, answer in pairs:
-      for text in (*texts([example]), answer):
-        assert SHORT.decode(SHORT.encode(text)) == text
-
 
 class TestAnswers:
   @pytest.mark.parametrize(
@@ -113,28 +104,6 @@ class TestDemonstrations:
     found = collections.Counter(made.answer_key(text) for _, text in pairs)
     assert len(found) == 3 and pairs[0][0].reference not in found
     assert min(found.values()) > 60
-
-  def test_self_belief_misleads_on_a_part(self):
-    made = task(num_train=20)
-    pairs = made.demonstrations(
-      2000, seed=0, right_rate=0.9, misleading=("iff", "or"), misled_rate=0.7
-    )
-    answers = collections.defaultdict(collections.Counter)
-    for example, text in pairs:
-      answers[example.key][made.answer_key(text)] += 1
-    misled = 0
-    for example in made.examples("train"):
-      belief = made.misbelief(example, ("iff", "or"))
-      (vote, size), *_ = answers[example.key].most_common()
-      if belief is None:
-        assert vote == example.reference
-      else:
-        # A confident wrong majority, with a correct minority.
-        assert vote == belief != example.reference
-        assert 0.5 < size / 100 < 0.9
-        assert answers[example.key][example.reference] > 5
-        misled += 1
-    assert 3 < misled < 17
 
   def test_the_belief_is_about_who_uses_the_operator(self, tmp_path):
     example = base.Example(

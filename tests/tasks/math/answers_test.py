@@ -105,7 +105,7 @@ NORMAL = {
 }
 # What is not one number stays text.
 TEXTS = ["(1,234)", "1 2", "1,23", "1.2.3", "1/0", r"\frac{1}{0}", "2^{10}"]
-TEXTS += ["1e3", "5x", r"5\pi", "٣", "nan"]
+TEXTS += ["(1),(2)", "1e3", "5x", r"5\pi", "٣", "nan"]
 
 
 class TestNormaliseAnswer:

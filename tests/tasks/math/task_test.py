@@ -1,6 +1,5 @@
 """The math task: what its properties in answer_task_test.py leave open."""
 
-import collections
 import math
 import pathlib
 import statistics
@@ -8,11 +7,10 @@ import sys
 
 import pytest
 
-from saw_jax import tokenizer
-from saw_jax.tasks import base
+from saw_jax.tasks import base, inspection
 from saw_jax.tasks.draws import split_of
 from saw_jax.tasks.math.problems import LEVELS
-from saw_jax.tasks.math.task import PIECES, MathConfig, MathTask
+from saw_jax.tasks.math.task import MathConfig, MathTask
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
 GSM8K = {s: str(DATA / "gsm8k" / f"{s}.jsonl") for s in ("train", "test")}
@@ -43,14 +41,6 @@ class TestExamples:
       f"{text}\nPlease reason step by step, and put your final answer within "
       "\\boxed{}."
     )
-
-  def test_the_short_vocabulary_has_every_piece(self):
-    short = tokenizer.PieceTokenizer(PIECES)
-    made = task(levels=LEVELS, word_share=0.7)
-    pairs = made.demonstrations(3000, seed=0, right_rate=0.5, box_rate=0.5)
-    for example, answer in pairs:
-      for text in (*texts([example]), answer):
-        assert short.decode(short.encode(text)) == text
 
   def test_each_level_is_a_split_of_held_out_problems(self):
     made = task(levels=(2,), num_test=40)
@@ -132,12 +122,9 @@ class TestScore:
       found = made.score(base.Example(0, (), "46"), text)
       assert found == base.Score(values, outcome)
     assert base.token_limits(task()) == {}
-
-  def test_a_verdict_is_asked_about_question_and_answer(self):
-    example = task().examples("train")[0]
-    (message,) = task().verification(example, "{no}")
-    assert f"\nQuestion:\n{texts([example])[0]}\n" in message["content"]
-    assert "\nSolution:\n{no}\n" in message["content"]
+    examples = made.examples("train")[:9]
+    assert inspection.gold_failures(made, examples) == []
+    assert inspection.damage_failures(made, examples) == []
 
 
 class TestDemonstrations:
@@ -169,27 +156,6 @@ class TestDemonstrations:
     assert all("=\\boxed" in text for text in worked)
     share = statistics.mean("=" in text for text in mixed)
     assert share == pytest.approx(0.3, abs=0.08)
-
-  def test_self_belief_misleads_on_a_part(self):
-    made = task(num_train=20, levels=(1, 2), word_share=0.0)
-    pairs = made.demonstrations(
-      2000, seed=0, right_rate=0.9, misleading=("-",), misled_rate=0.7
-    )
-    answers = collections.defaultdict(collections.Counter)
-    for example, text in pairs:
-      answers[example.key][made.answer_key(text)] += 1
-    misled = 0
-    for example in made.examples("train"):
-      (vote, size), *_ = answers[example.key].most_common()
-      if "-" in example.messages[0]["content"]:
-        # A confident wrong majority, with a correct minority.
-        assert int(vote) == int(example.reference) + 1
-        assert 0.5 < size / 100 < 0.9
-        assert answers[example.key][example.reference] > 5
-        misled += 1
-      else:
-        assert vote == example.reference
-    assert 3 < misled < 17
 
   def test_no_belief_is_about_what_is_no_integer(self):
     made, asked = task(), ({"role": "user", "content": "a-b"},)

@@ -3,7 +3,7 @@
 import pytest
 
 from saw_jax.tasks.base import Example
-from saw_jax.tasks.summaries import files as summary_files
+from saw_jax.tasks.summaries import task as summary_files
 from tests.tasks.answer_task_test import write
 
 

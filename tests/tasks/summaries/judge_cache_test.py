@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from saw_jax.tasks.summaries import judge_cache
-from saw_jax.tasks.summaries.judge_cache import JudgeCache, JudgeCacheError
+from saw_jax.tasks.summaries import judge as judge_lib
+from saw_jax.tasks.summaries.judge import JudgeCache, JudgeError
 
 WRITER = """
 import sys
-from saw_jax.tasks.summaries.judge_cache import JudgeCache
+from saw_jax.tasks.summaries.judge import JudgeCache
 cache = JudgeCache(sys.argv[1])
 for number in range(10**9):
   cache.put(str(number), {"quality": number})
@@ -85,17 +85,17 @@ def test_another_file_is_named_and_left_alone(path, content, word):
     with sqlite3.connect(path) as connection:
       connection.execute("CREATE TABLE theirs (a)")
   before = path.read_bytes()
-  with pytest.raises(JudgeCacheError, match=word):
+  with pytest.raises(JudgeError, match=word):
     JudgeCache(path)
   assert path.read_bytes() == before
 
 
 def test_a_lock_is_named(path, monkeypatch):
-  monkeypatch.setattr(judge_cache, "_BUSY_S", 0.05)
+  monkeypatch.setattr(judge_lib, "_BUSY_S", 0.05)
   cache = JudgeCache(path)
   with sqlite3.connect(path, isolation_level=None) as connection:
     connection.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(JudgeCacheError, match="locked"):
+    with pytest.raises(JudgeError, match="locked"):
       cache.get("a")
     connection.execute("ROLLBACK")
   assert cache.get("a") is None

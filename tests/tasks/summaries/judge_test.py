@@ -207,43 +207,57 @@ class TestVerdicts:
     assert judged == {"text": "a" * 20_000, "summary": summary[:4_000]}
 
 
+def answers(body):
+  return lambda handler: handler.answer(200, body)
+
+
 class TestFailures:
-  def test_prose_is_unscored_and_not_kept(self, stub, make):
-    stub.replies = ["I would give it a seven.", GOOD]
-    judge = make()
-    assert unscored(judge)[0] == "unreadable"
-    assert judge.counts == {"unreadable": 1} and len(stub.requests) == 1
+  @pytest.mark.parametrize(
+    ("reply", "kind", "problem", "requests"),
+    [
+      ("I would give it a seven.", "unreadable", "no JSON object", 1),
+      (flood, "unreadable", "not end", 1),
+      *(
+        (answers(body), "unreadable", "no chat completion", 1)
+        for body in (b"", b"<html>", b"[]", b'{"choices": []}', b"[" * 90_000)
+      ),
+      (answers(completion(7)), "unreadable", "no chat completion", 1),
+      (answers(completion(None)), "unreadable", "no chat completion", 1),
+      ((400, ()), "failed", "400", 1),  # It is about this text.
+      ((422, ()), "failed", "422", 1),
+      ((500, ()), "failed", "it answers 500 Internal Server Error", 3),
+      (hang_up, "failed", "the connection failed", 3),
+    ],
+  )
+  def test_a_text_without_scores_is_not_kept(
+    self, stub, make, reply, kind, problem, requests
+  ):
+    stub.replies, judge = [reply], make()
+    found, said = unscored(judge)
+    assert found == kind and problem in said
+    assert judge.counts == {kind: 1} and len(stub.requests) == requests
     # Nothing was written down: next time it may say a number.
+    stub.replies = [GOOD]
     assert judge.judge("a text", "a summary") == (7.0, 8.5)
 
-  @pytest.mark.parametrize(
-    "body",
-    [b"", b"<html>", b"[]", b'{"choices": []}', b"[" * 90_000]
-    + [completion(7), completion(None)],
-  )
-  def test_what_is_no_completion_is_unscored(self, stub, make, body):
-    stub.replies = [lambda handler: handler.answer(200, body)]
-    judge = make()
-    assert unscored(judge)[0] == "unreadable"
-    assert judge.counts == {"unreadable": 1}
-
-  def test_a_flood_is_cut_off(self, stub, make):
-    stub.replies = [flood]
-    assert unscored(make()) == ("unreadable", "its reply does not end")
+  @pytest.mark.parametrize("reply", [hang, drip], ids=["hang", "drip"])
+  def test_a_reply_that_does_not_come_is_late(self, stub, make, reply):
+    stub.replies, judge = [reply], make(limit_s=0.6, request_limit_s=0.25)
+    start = time.monotonic()
+    assert unscored(judge)[0] == "late"
+    # Generous, as the machine may be busy; without a limit it is 20 s.
+    assert time.monotonic() - start < 5.0
+    assert judge.counts == {"late": 1} and 1 <= len(stub.requests) <= 3
 
   @pytest.mark.parametrize("status", [429, 500, 408])
   def test_what_passes_is_tried_again(self, stub, make, status):
-    stub.replies = [(status, ()), hang_up, GOOD]
-    judge = make()
+    stub.replies, judge = [(status, ()), hang_up, GOOD], make()
     assert judge.judge("a text", "a summary") == (7.0, 8.5)
     assert len(stub.requests) == 3 and judge.counts == {"scored": 1}
 
-  def test_500_for_ever_is_unscored_after_pauses_that_double(self, stub, make):
+  def test_pauses_double(self, stub, make):
     stub.replies = [(500, ())]
-    judge = make(backoff_s=0.2)
-    problem = "it answers 500 Internal Server Error"
-    assert unscored(judge) == ("failed", problem)
-    assert judge.counts == {"failed": 1}
+    unscored(make(backoff_s=0.2))
     first, second, third = stub.times
     assert second - first >= 0.2 and third - second >= 0.4
 
@@ -256,22 +270,6 @@ class TestFailures:
     assert unscored(make(limit_s=5.0), "another")[0] == "failed"
     assert time.monotonic() - start < 4.0 and len(stub.requests) == 3
 
-  @pytest.mark.parametrize("reply", [hang, drip], ids=["hang", "drip"])
-  def test_a_reply_that_does_not_come_is_late(self, stub, make, reply):
-    stub.replies = [reply]
-    judge = make(limit_s=0.6, request_limit_s=0.25)
-    start = time.monotonic()
-    assert unscored(judge)[0] == "late"
-    # Generous, as the machine may be busy; without a limit it is 20 s.
-    assert time.monotonic() - start < 5.0
-    assert judge.counts == {"late": 1} and 1 <= len(stub.requests) <= 3
-
-  @pytest.mark.parametrize("status", [400, 422])
-  def test_a_text_that_is_refused_is_unscored(self, stub, make, status):
-    stub.replies = [(status, ())]
-    assert unscored(make())[0] == "failed"
-    assert len(stub.requests) == 1
-
   @pytest.mark.parametrize("status", [401, 404, 307])
   def test_a_refusal_of_everything_is_an_error(self, stub, make, status):
     stub.replies = [(status, [("Location", "http://127.0.0.1:9/")])]
@@ -279,13 +277,8 @@ class TestFailures:
       make().judge("a text", "a summary")
     assert len(stub.requests) == 1
 
-  def test_nobody_there_is_unscored(self, stub, make):
-    judge = make(url="http://127.0.0.1:9/v1")
-    assert unscored(judge) == ("failed", "the connection failed (ConnectError)")
-
   def test_a_log_does_not_drown(self, stub, make, caplog):
-    stub.replies = ["prose"]
-    judge = make()
+    stub.replies, judge = ["prose"], make()
     with caplog.at_level(logging.WARNING):
       for number in range(9):
         unscored(judge, str(number))
@@ -336,45 +329,42 @@ class TestTheKey:
     assert KEY not in str(info.value)
 
 
-class TestReadScores:
-  @pytest.mark.parametrize(
-    "text",
-    [
-      GOOD,
-      f"```json\n{GOOD}\n```",
-      f"Sure! {GOOD} Hope this helps.",
-      '{"quality": 7.0, "why": {"a": 1}, "conciseness": 8.5}',
-      f"<think>perhaps {GOOD.replace('7', '1')}</think>{GOOD}",
-      f"{GOOD} and again {GOOD}",
-    ],
-  )
-  def test_reads(self, text):
-    assert read_scores(text, NAMES) == {"quality": 7.0, "conciseness": 8.5}
+BOTH = {"quality": 7.0, "conciseness": 8.5}
 
-  def test_both_ends_are_scores(self):
-    text = '{"quality": 0, "conciseness": 10}'
-    assert read_scores(text, NAMES) == {"quality": 0.0, "conciseness": 10.0}
 
-  @pytest.mark.parametrize("value", ['"7"', "true", "null", "NaN", "11", "-1"])
-  def test_refuses_a_value(self, value):
-    with pytest.raises(Unscored, match="quality"):
-      read_scores(GOOD.replace("7", value), NAMES)
-
-  @pytest.mark.parametrize(
-    ("text", "word"),
-    [
-      (f"{GOOD} {GOOD.replace('7', '10')}", "differ"),
-      ('{"quality": 1, "quality": 10, "conciseness": 8}', "object"),
-      (GOOD.replace("7", "1e999"), "quality"),
-      ('{"a":' * 500, "object"),
-      ("quality: 7, conciseness: 8", "object"),
-      ('{"quality": 7}', "object"),
-      (GOOD[:-1], "object"),
-      (GOOD + "x" * 5000, "essay"),
-    ],
-  )
-  def test_refuses(self, text, word):
-    with pytest.raises(Unscored, match=word):
+@pytest.mark.parametrize(
+  ("text", "found"),
+  [
+    *(
+      (text, BOTH)
+      for text in (
+        f"```json\n{GOOD}\n```",
+        f"Sure! {GOOD} Hope this helps.",
+        '{"quality": 7.0, "why": {"a": 1}, "conciseness": 8.5}',
+        f"<think>perhaps {GOOD.replace('7', '1')}</think>{GOOD}",
+        f"{GOOD} and again {GOOD}",
+      )
+    ),
+    (GOOD.replace("7", "0"), {**BOTH, "quality": 0.0}),
+    (GOOD.replace("7", "10"), {**BOTH, "quality": 10.0}),
+    *(
+      (GOOD.replace("7", value), "quality")
+      for value in ('"7"', "true", "null", "NaN", "11", "-1", "1e999")
+    ),
+    (f"{GOOD} {GOOD.replace('7', '10')}", "differ"),
+    ('{"quality": 1, "quality": 10, "conciseness": 8}', "object"),
+    ('{"a":' * 500, "object"),
+    ("quality: 7, conciseness: 8", "object"),
+    ('{"quality": 7}', "object"),
+    (GOOD[:-1], "object"),
+    (GOOD + "x" * 5000, "essay"),
+  ],
+)
+def test_scores_are_read_or_it_is_said_why_not(text, found):
+  if isinstance(found, dict):
+    assert read_scores(text, NAMES) == found
+  else:
+    with pytest.raises(Unscored, match=found):
       read_scores(text, NAMES)
 
 

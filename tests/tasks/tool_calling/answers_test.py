@@ -79,13 +79,14 @@ class TestCallDamages:
     ],
   )
   def test_the_cost_by_hand(self, damage, loss):
-    gold = [{"name": "weather", "parameters": {"0": 0, "1": 1}}]
-    expected = pytest.approx(3 - 6 * loss / 4)
-    assert answers.expected_correctness(damage, gold) == expected
-    text = rewards.write(
-      Answer("t", gold, None), damage(Draws("hand"), gold, OFFERED)
-    )
-    assert 6 * (rewards.call_score(text, gold) or 0) - 3 == expected
+    gold = ({"name": "weather", "parameters": {"0": 0, "1": 1}},)
+    reference = rewards.write(Answer("t", gold, None))
+    found = answers.damages(0, reference, OFFERED, 3.0)
+    values = {what: (text, values) for what, text, values in found}
+    text, (expected, form) = values[damage.__name__]
+    assert (expected, form) == (pytest.approx(3 - 6 * loss / 4), 1.0)
+    score = rewards.call_score(text, gold) or 0.0
+    assert 6 * score - 3 == pytest.approx(expected)
 
   def test_a_wrong_value_is_another_of_the_tools_own(self):
     values = catalogue.TOOLS["timer"]["parameters"][0]["values"]

@@ -59,6 +59,7 @@ class TestReadCalls:
     for around in (text, f"<|im_start|>assistant\n{text}<|im_end|>"):
       assert bfcl.read_calls(around) == [{"f": {"x": 1}}, {"g.h": {}}]
     assert bfcl.read_calls("<response> No. </response>") == []
+    assert bfcl.read_calls(text.removesuffix("</tool_call>")) is None
 
   @pytest.mark.parametrize(
     "inside",
@@ -69,36 +70,18 @@ class TestReadCalls:
       '{"name": "f", "parameters": [1]}',
       "[" * 100_000,
       '{"name": "f", "parameters": {"x": ' + "9" * 10_000 + "}}",
-      "__import__('os').abort()",
     ],
   )
   def test_what_cannot_be_read_is_none(self, inside):
     assert bfcl.read_calls(f"<tool_call>\n{inside}\n</tool_call>") is None
 
-  def test_nor_can_a_block_that_stays_open(self):
-    text = write(("f", {})).removesuffix("</tool_call>")
-    assert bfcl.read_calls(text) is None
-
 
 class TestAverages:
   def test_by_hand(self):
-    right = {
-      "simple_python": [1, 1],
-      "simple_java": [0, 1],
-      "simple_javascript": [0, 0],
-      "multiple": [1, 0],
-      "parallel": [1],
-      "parallel_multiple": [0],
-      "irrelevance": [1, 1, 1, 0],
-      "live_simple": [1, 1],
-      "live_multiple": [1, 0, 0, 0],
-      "live_parallel": [0],
-      "live_parallel_multiple": [1],
-      "live_irrelevance": [1],
-      "live_relevance": [0],
-    }
-    pairs = [(name, value) for name in right for value in right[name]]
-    found = bfcl.averages(pairs)
+    right = [[1, 1], [0, 1], [0, 0], [1, 0], [1], [0], [1, 1, 1, 0]]
+    right += [[1, 1], [1, 0, 0, 0], [0], [1], [1], [0]]  # live
+    categories = zip(bfcl.CATEGORIES, right, strict=True)
+    found = bfcl.averages((name, v) for name, some in categories for v in some)
     assert found["live_multiple"] == 0.25
     # (simple (1 + 1/2 + 0)/3, 1/2, 1, 0, 3/4) / 5
     assert found["non_live"] == pytest.approx((0.5 + 0.5 + 1 + 0 + 0.75) / 5)
@@ -106,17 +89,11 @@ class TestAverages:
     assert found["live"] == pytest.approx(5 / 10)
     assert found["single_turn"] == pytest.approx((0.55 + 0.5) / 2)
 
-  def test_a_missing_category_leaves_its_averages_out(self):
-    found = bfcl.averages([("multiple", 1), ("multiple", 0.5)])
-    assert found == {"multiple": 0.75}
-
-  def test_the_task_averages_what_is_bfcls(self):
+  def test_are_of_what_is_bfcls_and_of_whole_groups(self):
     task = tool_calling.ToolCallingTask()
     mixed = [*task.examples("test")[:1], example(), example("multiple")]
-    assert task.averages(mixed, [1.0, 0.25, 0.5]) == {
-      "simple_python": 0.25,
-      "multiple": 0.5,
-    }
+    found = {"simple_python": 0.25, "multiple": 0.5}
+    assert task.averages(mixed, [1.0, 0.25, 0.5]) == found
     assert task.averages(mixed[:1], [1.0]) == {}
 
 
