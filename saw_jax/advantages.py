@@ -55,6 +55,10 @@ def normalize_groups(
   `ddof` is 1 for the sample's deviation (`torch.std`), 0 for the population's.
   A group of equal scores has exactly 0, and a group of one s / (1 + eps).
   GDPO, eq. (2) and (4). https://arxiv.org/abs/2601.05242
+
+  >>> a = normalize_groups(jnp.array([[0.0, 1.0, 2.0]]))
+  >>> print(jnp.array_str(a, precision=3))
+  [[-1.  0.  1.]]
   """
   scores = reductions.select(jax.lax.stop_gradient(scores), scored)
   if scores.shape[-1] == 1:
@@ -235,6 +239,10 @@ def gdpo(
   TRL's form is `eps=1e-4, whiten=sequence_whiten`. A component that is not
   scored adds 0; a response counts if any is scored. A penalty has no place here
   (the reference code drops it): put a KL in the loss. arXiv 2601.05242
+
+  >>> r = jnp.array([[[0.0, 9.0], [1.0, 9.0], [2.0, 9.0]]])
+  >>> print(jnp.array_str(gdpo(r, jnp.ones(2), whiten=None), precision=3))
+  [[-1.  0.  1.]]
   """
   chex.assert_rank(rewards, 3)
   components, some = jnp.moveaxis(jnp.asarray(rewards), -1, 0), None

@@ -41,7 +41,12 @@ _MAX_LOG_RATIO = 20.0
 
 
 def token_mean(token_losses: Array, completion_mask: Array) -> Ratio:
-  """Averages over the batch's tokens: `Σ m x / Σ m`. DAPO, 2503.14476."""
+  """Averages over the batch's tokens: `Σ m x / Σ m`. DAPO, 2503.14476.
+
+  >>> x = jnp.array([[1.0, 2.0], [6.0, 9.0]])
+  >>> print(token_mean(x, jnp.array([[True, True], [True, False]])).value())
+  3.0
+  """
   total = reductions.all_sum(token_losses, where=completion_mask)
   # Counted at least in float32: bfloat16 counts to 256.
   ones = jnp.ones_like(token_losses, total.dtype)
@@ -127,6 +132,12 @@ def clipped_surrogate_loss(
   From a ratio of c on, a bad token is not pushed further down. DAPO is
   `clip_high=0.28`; Dr. GRPO changes `aggregate` and the advantages.
   PPO, 1707.06347; the dual clip, 1912.09729
+
+  >>> l, old = jnp.log(jnp.array([[0.6]])), jnp.log(jnp.array([[0.4]]))
+  >>> mask = jnp.array([[True]])
+  >>> loss = clipped_surrogate_loss(l, old, jnp.array([1.0]), mask)
+  >>> print(f"{loss.value():.3f}")  # the ratio 1.5 counts as 1.2
+  -1.200
   """
   ratio = clipped_ratio(log_probs, old_log_probs, completion_mask)
   cost = -token_advantages(advantages, completion_mask).astype(ratio.dtype)

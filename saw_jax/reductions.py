@@ -26,6 +26,10 @@ class Ratio(NamedTuple):
   """A quotient that is not divided yet.
 
   Those of micro-batches, devices and hosts add up, and one place divides.
+
+  >>> half, third = Ratio(1.0, 2.0), Ratio(1.0, 3.0)
+  >>> print(half.merge(third).value())
+  0.4
   """
 
   numerator: Array
@@ -55,7 +59,11 @@ class Maximum(NamedTuple):
 
 
 def divide(numerator: Array, denominator: Array) -> Array:
-  """Divides, with value and gradient 0 in place of a division by 0."""
+  """Divides, with value and gradient 0 in place of a division by 0.
+
+  >>> print(divide(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])))
+  [0.5 0. ]
+  """
   empty = jnp.equal(denominator, 0)
   # Its input too: the gradient of an unselected quotient by 0 is NaN.
   return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
@@ -74,7 +82,11 @@ def at_least_float32(x: Array) -> Array:
 
 
 def select(x: Array, where: Mask) -> Array:
-  """Puts 0 where the mask is off, in value and in gradient."""
+  """Puts 0 where the mask is off, in value and in gradient.
+
+  >>> print(select(jnp.array([1.0, jnp.nan]), jnp.array([True, False])))
+  [1. 0.]
+  """
   x = at_least_float32(x)
   if where is None:
     return x
@@ -128,6 +140,9 @@ def all_deviations(
     dⱼ = xⱼ − x̄,   0 where max x = min x
 
   Entries that count 0 times have a deviation, but no say in what is constant.
+
+  >>> print(all_deviations(jnp.array([1.0, 2.0, 6.0])))
+  [-2. -1.  3.]
   """
   x = select(x, where)
   count = _counts(x, where, weights)

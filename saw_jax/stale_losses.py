@@ -55,6 +55,11 @@ def asympo_loss(
     log π ← max(log π, log p_low)    where A < 0
 
   A response without tokens does not count, where the paper divides by P · G.
+
+  >>> l, mask = jnp.array([[-1.0, -3.0], [-4.0, -4.0]]), jnp.ones((2, 2), bool)
+  >>> loss = asympo_loss(l, jnp.array([0.5, -0.5]), mask)
+  >>> print(loss.value())
+  0.0
   """
   log_probs = reductions.select(log_probs, completion_mask)
   advantages = losses.token_advantages(advantages, completion_mask)

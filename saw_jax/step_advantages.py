@@ -37,6 +37,12 @@ def step_grpo(
 
   A long episode weighs more. In a group that always fails, penalties are the
   only difference, and get an advantage of order 1. As verl-agent's agent loop.
+
+  >>> from saw_jax.advantages import center_groups
+  >>> r = jnp.array([[[0.0, 1.0], [0.0, 0.0]]])
+  >>> print(step_grpo(r, jnp.ones_like(r), normalize=center_groups))
+  [[[ 0.5  0.5]
+    [-0.5 -0.5]]]
   """
   scores = _scores(rewards, steps, penalties)
   flat = (scores.shape[0], -1)
@@ -162,6 +168,10 @@ def gae(
   Time runs over what the mask selects: t + 1 is the next selected place, and
   after the last the value is 0. λ = 1 is the return less the value, λ = 0 the
   error of one step. A value function learns A + V. `[..., T]`. 1506.02438
+
+  >>> r, v = jnp.array([[0.0, 1.0]]), jnp.array([[0.25, 0.5]])
+  >>> print(gae(r, v, jnp.ones_like(r)))
+  [[0.75 0.5 ]]
   """
   chex.assert_equal_shape([rewards, values, steps])
   if penalties is not None:

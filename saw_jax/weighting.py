@@ -105,6 +105,10 @@ def saw_weights(
   released code is `delta=0, sum_eps=1e-8, flat_weight=0` with the minima
   (-3, 0). A control measures another `statistic`.
   SAW, Algorithm 1. https://arxiv.org/abs/2606.07705
+
+  >>> r = jnp.array([[0.0, 1.0], [2.0, 1.0]])  # the second component is flat
+  >>> print(jnp.array_str(saw_weights(r), precision=3))
+  [2. 0.]
   """
   options = dict(minima=minima, delta=delta, mean_eps=mean_eps)
   batch = dict(scored=scored, axis_name=axis_name)

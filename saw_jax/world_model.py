@@ -81,6 +81,10 @@ def highest_entropy(
 
   `pool [B]` are real rows with an observation. Ties go to the lower index over
   all devices.
+
+  >>> h, pool = jnp.array([3.0, 1.0, 2.0, 9.0]), jnp.array([1, 1, 1, 0], bool)
+  >>> print(highest_entropy(h, pool, alpha=0.5))
+  [ True False  True False]
   """
   chex.assert_equal_shape([entropies, pool])
   if not 0 < alpha <= 1:

@@ -46,6 +46,10 @@ def corrective_advantage_gap(
 
   With ρ for the correlation of both rewards `[..., G]` it is √(2G(1 − ρ)); √G
   if one of them varies, 0 if none does.
+
+  >>> wrong_vote = jnp.array([1.0, 1.0, 1.0, 0.0])
+  >>> print(corrective_advantage_gap(wrong_vote, 1 - wrong_vote))
+  4.0
   """
   difference = gap_advantages(true_rewards) - gap_advantages(pseudo_rewards)
   gap = reductions.square_root(jnp.sum(jnp.square(difference), axis=-1))
@@ -71,6 +75,10 @@ def gap_from_counts(voted: Array, correct: Array, group_size: int) -> Array:
     0                                   where none does, or counts cannot occur
 
   x and y are those of `is_possible`: the vote is wrong, or y is 0.
+
+  >>> x, y = jnp.array([8, 5, 5, 7]), jnp.array([0, 0, 1, 1])
+  >>> print(jnp.array_str(gap_from_counts(x, y, 8), precision=3))
+  [0.    2.828 4.879 5.657]
   """
   possible, size = is_possible(voted, correct, group_size), group_size
   x, y = (
@@ -98,6 +106,10 @@ def expected_gap(probabilities: Array, voted: Array) -> Array:
   too: a prompt whose vote is surely right scores √G, and CARE's gate removes
   it. `probabilities [P, G + 1]` are those of y, and get a gradient; `voted [P]`
   is x. 0 where x is 0 or G, else from √G to 2√G.
+
+  >>> p = jnp.array([[0.5, 0.5, 0.0, 0.0, 0.0]])
+  >>> print(expected_gap(p, jnp.array([3])))  # (√4 + 2 √4) / 2
+  [3.]
   """
   probabilities = reductions.at_least_float32(probabilities)
   table = gap_table(probabilities.shape[-1] - 1).astype(probabilities.dtype)

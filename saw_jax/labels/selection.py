@@ -76,6 +76,11 @@ def care_selection(
   labelled only if there are too few others. With a gate_fraction of 0 this is
   how the baselines buy. `scores [P]` are expected gaps, not negative;
   `vote_probabilities [P]` that the vote is right; `step` counts from 1.
+
+  >>> scores, p = jnp.array([5.0, 4.0, 3.0]), jnp.array([0.9, 0.1, 0.2])
+  >>> later = care_selection(scores, p, 21, label_fraction=0.3)
+  >>> print(later.labelled, later.gated)
+  [False  True False] [ True False False]
   """
   chex.assert_equal_shape([scores, vote_probabilities])
   (size,) = scores.shape

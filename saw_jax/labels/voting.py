@@ -32,7 +32,12 @@ class Votes(NamedTuple):
 
 
 def majority_vote(answer_ids: Array) -> Votes:
-  """Counts votes: of answers -1, 9, 8, 8 and 9 it is 9, of sizes 2 and 2."""
+  """Counts votes: of answers -1, 9, 8, 8 and 9 it is 9, of sizes 2 and 2.
+
+  >>> votes = majority_vote(jnp.array([[-1, 9, 8, 8, 9]]))  # a tie: 9 was first
+  >>> print(votes.winner, votes.size, votes.sizes)
+  [9] [2] [[2 2 0 0 0]]
+  """
   same, answered = _same_answer(answer_ids), answer_ids >= 0
   # Size of the own cluster; the first of the largest is the vote.
   sizes = jnp.sum(same, axis=-1, dtype=jnp.int32)
@@ -100,6 +105,10 @@ def correct_outside(answer_ids: Array, correct: Array) -> Array:
 
   0 where the vote is right, else the size of all other clusters of which a
   member is correct: 0 means that the vote is right or nobody is. Integer `[P]`.
+
+  >>> correct = jnp.array([[0, 0, 1], [1, 1, 0]])
+  >>> print(correct_outside(jnp.array([[1, 1, 2], [1, 1, 2]]), correct))
+  [1 0]
   """
   same, correct = _same_answer(answer_ids), jnp.asarray(correct, bool)
   confirmed = jnp.any(same & correct[:, None, :], axis=-1)
