@@ -23,10 +23,7 @@ class Obedient:
   """Two components; the completion says how to behave."""
 
   name = "obedient"
-  components = (
-    Component("first", -3.0, 3.0),
-    Component("second", 0.0, 1.0),
-  )
+  components = (Component("first", -3.0, 3.0), Component("second", 0.0, 1.0))
 
   def examples(self, split):
     return [Example(i, (), "") for i in range(1000)]

@@ -81,7 +81,7 @@ class TestCallDamages:
   def test_the_cost_by_hand(self, damage, loss):
     gold = ({"name": "weather", "parameters": {"0": 0, "1": 1}},)
     reference = rewards.write(Answer("t", gold, None))
-    found = answers.damages(0, reference, OFFERED, 3.0)
+    found = answers.call_damages(0, reference, OFFERED)
     values = {what: (text, values) for what, text, values in found}
     text, (expected, form) = values[damage.__name__]
     assert (expected, form) == (pytest.approx(3 - 6 * loss / 4), 1.0)
