@@ -1,9 +1,10 @@
-"""Which examples a step uses, and how their answers are numbered for a vote.
+"""Which examples a step uses, and which answers to a prompt are one.
 
-Examples are a function of the step and nothing else. There is no iterator to
-save: a run that resumes at step s draws what it would have drawn.
+There is no iterator to save: a run that resumes at step s draws what it would
+have drawn.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,8 +27,13 @@ def batch_indices(
   if step < 0:
     raise ValueError(f"step is negative: {step}.")
   epoch, batch = divmod(step, num_examples // batch_size)
-  order = np.random.default_rng([seed, epoch]).permutation(num_examples)
-  return order[batch * batch_size : (batch + 1) * batch_size]
+  start = batch * batch_size
+  return _order(num_examples, seed, epoch)[start : start + batch_size].copy()
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def answer_ids(answers: Sequence[Sequence[str | None]]) -> np.ndarray:
