@@ -132,9 +132,10 @@ class TestHostileText:
     completions, expected = ["a"] * 103, [Outcome.RIGHT] * 103
     completions[5] = completions[17] = behaviour
     is_slow = behaviour in ("sleep", "spin")
-    expected[5] = expected[17] = ("crashed", "timed_out")[is_slow]
+    outcome = Outcome.TIMED_OUT if is_slow else Outcome.CRASHED
+    expected[5] = expected[17] = outcome
     graded = grade(grader, completions)
-    assert [Outcome(one) for one in expected] == list(graded.outcomes)
+    assert graded.outcomes == tuple(expected)
     culprits = np.isin(range(103), (5, 17))
     for scored in graded.scored.T:
       np.testing.assert_array_equal(~scored, culprits)
