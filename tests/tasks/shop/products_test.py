@@ -7,6 +7,7 @@ import pytest
 
 from saw_jax.tasks.shop import products as shop_products
 from saw_jax.tasks.shop.products import NO_LIMIT
+from saw_jax.tasks.shop.task import ShopConfig, ShopTask
 
 ROW = {
   "asin": "B09ABC1234",
@@ -144,6 +145,18 @@ class TestRead:
     every = [one for several in asked.values() for one in several]
     (one,) = (one for one in every if one.code == "B9")
     assert one.price_limit == NO_LIMIT and "dollars" not in one.text
+
+  def test_they_make_a_task(self, read, tmp_path):
+    read()
+    names = {"products": "items_shuffle", "attributes": "items_ins_v2"}
+    names["instructions"] = "items_human_ins"
+    paths = {name: str(tmp_path / f"{n}.json") for name, n in names.items()}
+    task = ShopTask(ShopConfig(num_products=0, num_test=2, **paths))
+    assert (task.num_episodes("train"), task.num_episodes("test")) == (3, 2)
+    held = task.held_out(4)
+    clicks = ["click[b09abc1234]", "click[navy | blue]", "click[buy now]"]
+    assert [s.action for s in held] == ["search[soft men shirts]", *clicks]
+    assert held[-1].observation.endswith(" 1.0")
 
 
 class TestDamage:

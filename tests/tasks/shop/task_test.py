@@ -1,6 +1,5 @@
 """The shop as a task; tests/tasks/text_tasks_test.py has what all share."""
 
-import json
 import pickle
 
 import pytest
@@ -140,32 +139,3 @@ def test_another_process_draws_the_same_shop():
   assert other.reset(3) == env.reset(3)
   action = f"search[{env.task}]"
   assert other.step(action) == env.step(action)
-
-
-def test_webshops_files_are_another_shop(tmp_path):
-  rows = [
-    {
-      "asin": f"B{i}",
-      "name": f"shirt number {word}",
-      "query": "shirt",
-      "product_category": "a \u203a b",
-      "full_description": None,
-      "small_description": [],
-      "pricing": "$5.00",
-      "customization_options": {"size": [{"value": "S"}, {"value": "L"}]},
-    }
-    for i, word in enumerate(["one", "two", "three"])
-  ]
-  wants = {"instruction_attributes": ["number two"]}
-  wants |= {"instruction_options": ["l"]}
-  asked = [wants | {"instruction": t} for t in ("give me two", "two it is")]
-  contents = dict(products=rows, attributes={}, instructions={"B1": asked})
-  paths = {name: str(tmp_path / f"{name}.json") for name in contents}
-  for name, content in contents.items():
-    (tmp_path / f"{name}.json").write_text(json.dumps(content))
-  task = ShopTask(ShopConfig(num_products=0, num_test=1, **paths))
-  assert task.num_episodes("train") == task.num_episodes("test") == 1
-  held = task.held_out(4)
-  clicks = ["click[b1]", "click[l]", "click[buy now]"]
-  assert [s.action for s in held[1:]] == clicks
-  assert held[-1].observation.endswith(" 1.0")
