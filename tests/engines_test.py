@@ -172,7 +172,7 @@ class TestAlfworld:
         told = pool.step(dict.fromkeys(walks, action))
         assert all(one.observation == rules.NOTHING for one in told.values())
       # A worker that dies loses nothing.
-      os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+      os.kill(pool._workers[0].process.pid, signal.SIGKILL)
       while walks:
         told = pool.step({seed: walk[0] for seed, walk in walks.items()})
         walks = {seed: walk[1:] for seed, walk in walks.items() if walk[1:]}
@@ -245,7 +245,7 @@ class TestExpress:
     task = registry.make_task("textworld", {"game": "coin", "num_train": 9})
     with EnvironmentPool(task, num_workers=1, limit_s=8.0) as pool:
       start = pool.start([("train", seed) for seed in range(3)])
-      (java,) = psutil.Process(pool._workers[0]._process.pid).children()
+      (java,) = psutil.Process(pool._workers[0].process.pid).children()
       actions = {slot: one.actions[0] for slot, one in enumerate(start)}
       java.send_signal(what)
       first = pool.step(actions)
@@ -254,7 +254,7 @@ class TestExpress:
       assert again.start([("train", seed) for seed in range(3)]) == start
       assert again.step(actions) == first
       assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE
-      (java,) = psutil.Process(pool._workers[0]._process.pid).children()
+      (java,) = psutil.Process(pool._workers[0].process.pid).children()
       again.close()
     psutil.wait_procs([java], timeout=5)
     assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE

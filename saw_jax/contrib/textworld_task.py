@@ -107,5 +107,5 @@ class TextWorldTask(environments.FormTask):
       task=situation.task,
       past=past if shown else "",
       observation=situation.observation,
-      actions=environments.write_actions(situation.actions),
+      actions=", ".join(map("'{}'".format, situation.actions)),
     )

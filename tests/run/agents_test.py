@@ -10,7 +10,7 @@ from saw_jax.rollout.transcript import OBSERVATION, POLICY, PROMPT
 from saw_jax.run import agents, episode_evaluation, rollouts, sections
 from saw_jax.tasks.environments import Situation, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
-from saw_jax.tasks.workers.grading import RewardError
+from saw_jax.tasks.workers.pool import RewardError
 from tests import helpers
 from tests.tasks.misbehaving_environments import CounterTask
 

@@ -8,7 +8,7 @@ import pytest
 
 from saw_jax.run import checkpoint, loop
 from saw_jax.tasks import base
-from saw_jax.tasks.workers.grading import RewardError
+from saw_jax.tasks.workers.pool import RewardError
 from tests import helpers
 from tests.helpers import curves
 
