@@ -144,11 +144,8 @@ class TestAppender:
   def test_the_placebo_moves_what_is_said(self, appended):
     bags = []
     for one in (appended.batch, Appended(shuffled=True).batch):
-      tokens, seen = (
-        one.tokens[0, :, one.prompt_size :],
-        one.observation_mask[0],
-      )
-      rows = zip(tokens, seen, strict=True)
-      bags.append([tuple(ids[where].tolist()) for ids, where in rows])
+      tokens = one.tokens[0, :, one.prompt_size :]
+      rows = zip(tokens, one.observation_mask[0], strict=True)
+      bags.append([tuple(ids[seen].tolist()) for ids, seen in rows])
     assert sorted(bags[0]) == sorted(bags[1])
     assert [bool(x) for x in bags[0]] == [bool(x) for x in bags[1]]
