@@ -190,21 +190,19 @@ class TestAverages:
     expected = {"mean@2": [0.5, 0], "pass@2": [1, 0], "maj@2": [1, 0]}
     assert as_lists(evaluation.at_k(result, 0)) == expected
 
-  @pytest.mark.parametrize(
-    ("right", "answers", "vote"),
-    [
+  def test_votes_by_hand(self):
+    cases = (
       ([1, 1, 0, 0], [0, 0, 1, 2], 1),  # the right one has two votes
       ([1, 0, 0, 0], [0, 1, 1, 2], 0),  # a wrong one has
       ([1, 0, 1, 0], [0, 1, 0, 1], 1),  # a tie, the right one came first
       ([0, 1, 0, 1], [1, 0, 1, 0], 0),  # a tie, the wrong one did
       ([1, 1, 1, 1], [-1, -1, -1, -1], 0),  # nobody answered
       ([0, 0, 0, 1], [-1, -1, -1, 0], 1),  # one answered
-    ],
-  )
-  def test_votes_by_hand(self, right, answers, vote):
-    result = {"right": np.array([[right]], bool)}
-    result["answers"] = np.array([[answers]])
-    assert evaluation.at_k(result, 0)["maj@4"].tolist() == [vote]
+    )
+    right, answers, votes = (np.array(x) for x in zip(*cases, strict=True))
+    result = {"right": right[None] == 1, "answers": answers[None]}
+    found = evaluation.at_k(result, 0)["maj@4"]
+    np.testing.assert_array_equal(found, votes)
 
 
 class Fake:

@@ -14,7 +14,7 @@ from saw_jax.annotate.questions import Label
 from saw_jax.labels import care, certainty
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
-from saw_jax.run import labelling, loop, sections
+from saw_jax.run import labelling, loop
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
@@ -324,17 +324,14 @@ class TestConfig:
       ({"label_fraction": 1.5}, "label_fraction"),
       ({"total": -1.0}, "total"),
       ({"method": "oracle", "source": "annotator"}, "source"),
+      ({"method": "random", "total": 0.5}, "does not pay"),
     ],
   )
-  def test_a_mistake_is_named(self, changes, word):
+  def test_a_mistake_is_named(self, changes, word, make):
     with pytest.raises(ValueError, match=word):
-      sections.LabelConfig(**changes)
+      make(**changes)
 
   def test_a_task_without_answers_is_named(self, tmp_path):
     made = helpers.experiment(labels={"method": "vote"})
     with pytest.raises(ValueError, match="answer_key"):
       loop.train(made, [0], directory=tmp_path)
-
-  def test_a_budget_that_pays_nothing_is_named(self, make):
-    with pytest.raises(ValueError, match="does not pay"):
-      make(method="random", total=0.5)

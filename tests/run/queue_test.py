@@ -111,8 +111,7 @@ class TestResume:
 
   @pytest.mark.slow
   def test_a_synchronous_checkpoint_has_no_queue(self, tmp_path):
-    fields = {"num_steps": 1, "checkpoint_interval": 1}
-    run(tmp_path, [0], {"loop": fields}, protocol="none")
+    run(tmp_path, [0], {"loop": {"num_steps": 1}}, protocol="none")
     (tmp_path / "final.json").unlink()
     with pytest.raises(ValueError, match="no queue"):
       run(tmp_path, [0])

@@ -68,9 +68,8 @@ def test_demonstrations_and_what_followed_are_packed_by_hand():
     found.tokens, [[0, 0, 0, 5, 1, 2, 0, 0], [0, 6, 7, 8, 3, 0, 0, 0]]
   )
   # The 0 that the first answer ends with is learned from.
-  np.testing.assert_array_equal(
-    found.roles, [[0, 0, 0, 1, 2, 2, 2, 0], [0, 1, 1, 1, 2, 0, 0, 0]]
-  )
+  expected = [[0, 0, 0, 1, 2, 2, 2, 0], [0, 1, 1, 1, 2, 0, 0, 0]]
+  np.testing.assert_array_equal(found.roles, expected)
   np.testing.assert_array_equal(found.starts, [3, 1])
 
   found = warm_start.pack_demonstrations(
@@ -122,16 +121,6 @@ class TestWarmStart:
     assert list(tmp_path.iterdir()) == []
 
 
-def changed(value):
-  """Another value of the same type."""
-  words = {"none": "full", "float32": "bfloat16", "constant": "cosine"}
-  if isinstance(value, str):
-    return words[value]
-  if isinstance(value, dict):
-    return {"wrong_rate": 0.5}
-  return not value if isinstance(value, bool) else 2 * value + 2
-
-
 class TestKeep:
   """What two processes leave that make one start at the same time."""
 
@@ -148,6 +137,16 @@ class TestKeep:
     with pytest.raises(OSError, match="no room"):
       warm_start._keep(tmp_path / "abc", {"w": jnp.ones(3)}, 0.5)
     assert not list(tmp_path.iterdir())
+
+
+def changed(value):
+  """Another value of the same type."""
+  words = {"none": "full", "float32": "bfloat16", "constant": "cosine"}
+  if isinstance(value, str):
+    return words[value]
+  if isinstance(value, dict):
+    return {"wrong_rate": 0.5}
+  return not value if isinstance(value, bool) else 2 * value + 2
 
 
 def digest(model=helpers.CONFIG, config=CONFIG, batch=None):
