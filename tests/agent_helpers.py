@@ -95,11 +95,5 @@ def experiment(row="grpo_paw", **changes) -> Experiment:
   task = changes.pop("task", None) or EchoTask()
   for name, value in changes.items():
     sections[name] = {**sections.get(name, {}), **value}
-  return helpers.experiment(
-    task=task,
-    algorithm=algorithm,
-    tokenizer=TOKENIZER,
-    decoder=model,
-    params=params,
-    **sections,
-  )
+  sections |= dict(task=task, algorithm=algorithm, params=params)
+  return helpers.experiment(tokenizer=TOKENIZER, decoder=model, **sections)

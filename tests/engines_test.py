@@ -6,6 +6,7 @@ skipped.
 
 import os
 import pathlib
+import shutil
 import signal
 
 import psutil
@@ -22,11 +23,6 @@ from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 pytestmark = [pytest.mark.slow, pytest.mark.engines]
 HOSTILE = ("", "\ud800", "x" * 10**5, "look\nquit", "İ", "../", "LOOK", "quit")
 SEEDS = 4  # worlds of each kind
-
-
-def needs(*packages):
-  for package in packages:
-    pytest.importorskip(package)
 
 
 def expert_way(ours, draws):
@@ -52,7 +48,7 @@ def any_way(ours, draws):
 @pytest.fixture(scope="module")
 def meet():
   """Makes both play a world; gives ours, and a function that plays a step."""
-  needs("alfworld", "textworld")
+  pytest.importorskip("alfworld")
   logic = alfworld_games.read_logic()
   options = dict(max_steps=10**6, reward=10.0)
   engine = alfworld_task.Alfworld(
@@ -94,10 +90,8 @@ class TestHouseholdIsAlfworld:
   def test_a_tour_of_all_that_can_be_done(self, meet):
     world = hw.World(
       *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
-      places=("cabinet 1", "fridge 1", "microwave 1", "shelf 1", "sinkbasin 1"),
-      things=("apple 1", "mug 1", "mug 2"),
-      lies_in=(1, 3, 3),
-      lamp_in=-1,
+      ("cabinet 1", "fridge 1", "microwave 1", "shelf 1", "sinkbasin 1"),
+      *(("apple 1", "mug 1", "mug 2"), (1, 3, 3), -1),
     )
     _, both = meet(world)
     fridge, heat = "fridge 1", "heat apple 1 with microwave 1"
@@ -119,10 +113,14 @@ class TestHouseholdIsAlfworld:
     assert both("move mug 1 to cabinet 1")
 
 
+def walk_of(task, split, seed):
+  return alfworld_games.read_game(task._paths[split][seed])["walkthrough"]
+
+
 class TestAlfworld:
   @pytest.fixture
   def folder(self, tmp_path):
-    needs("alfworld", "textworld")
+    pytest.importorskip("alfworld")
     logic = alfworld_games.read_logic()
     for name in ("train", "valid_seen"):
       size = dict(receptacles=5, objects=5)
@@ -155,36 +153,28 @@ class TestAlfworld:
   def test_workers_play_a_folder_with_a_damaged_game(self, folder):
     task = registry.make_task("alfworld", {"folder": str(folder)})
     broken = pathlib.Path(task._paths["train"][2])
-    text = broken.read_text().replace("(:init", "(:inti")
+    broken.write_text(broken.read_text().replace("(:init", "(:inti"))
     limits = dict(limit_s=60.0, crash_tolerance=0.5)
     with EnvironmentPool(task, num_workers=1, **limits) as pool:
-      broken.write_text(text)
       found = pool.start([("train", seed) for seed in range(4)])
       assert [bool(one.failure) for one in found] == [False, False, True, False]
       assert "the engine cannot play" in found[2].failure
-      walks = {
-        seed: alfworld_games.read_game(task._paths["train"][seed])[
-          "walkthrough"
-        ]
-        for seed in (0, 1, 3)
-      }
+      walks = {seed: walk_of(task, "train", seed) for seed in (0, 1, 3)}
       for action in HOSTILE:
         told = pool.step(dict.fromkeys(walks, action))
         assert all(one.observation == rules.NOTHING for one in told.values())
       # A worker that dies loses nothing.
-      os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+      os.kill(pool._workers[0].process.pid, signal.SIGKILL)
       while walks:
         told = pool.step({seed: walk[0] for seed, walk in walks.items()})
         walks = {seed: walk[1:] for seed, walk in walks.items() if walk[1:]}
         for seed, one in told.items():
-          assert not one.failure
-          assert one.done == (seed not in walks)
+          assert not one.failure and one.done == (seed not in walks)
           assert one.reward == 10.0 * one.done
 
   def test_walkthroughs_are_demonstrations(self, folder):
     task = registry.make_task("alfworld", {"folder": str(folder)})
-    (first, *_) = task._paths["test"]
-    walk = alfworld_games.read_game(first)["walkthrough"]
+    walk = walk_of(task, "test", 0)
     steps = task.held_out(len(walk))
     assert [step.action for step in steps] == walk
     for step in steps:
@@ -196,7 +186,7 @@ class TestAlfworld:
 class TestExpress:
   @pytest.fixture(autouse=True)
   def packages(self):
-    needs("py4j", "textworld_express")
+    pytest.importorskip("textworld_express")
 
   @pytest.mark.parametrize("game", textworld_games.EXPRESS)
   def test_plans_win_and_seeds_are_games(self, game):
@@ -245,7 +235,7 @@ class TestExpress:
     task = registry.make_task("textworld", {"game": "coin", "num_train": 9})
     with EnvironmentPool(task, num_workers=1, limit_s=8.0) as pool:
       start = pool.start([("train", seed) for seed in range(3)])
-      (java,) = psutil.Process(pool._workers[0]._process.pid).children()
+      (java,) = psutil.Process(pool._workers[0].process.pid).children()
       actions = {slot: one.actions[0] for slot, one in enumerate(start)}
       java.send_signal(what)
       first = pool.step(actions)
@@ -254,7 +244,7 @@ class TestExpress:
       assert again.start([("train", seed) for seed in range(3)]) == start
       assert again.step(actions) == first
       assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE
-      (java,) = psutil.Process(pool._workers[0]._process.pid).children()
+      (java,) = psutil.Process(pool._workers[0].process.pid).children()
       again.close()
     psutil.wait_procs([java], timeout=5)
     assert not java.is_running() or java.status() == psutil.STATUS_ZOMBIE
@@ -269,7 +259,7 @@ class TestExpress:
 class TestStories:
   @pytest.fixture
   def folder(self, tmp_path_factory):
-    needs("textworld")
+    pytest.importorskip("textworld")
     folder = tmp_path_factory.mktemp("stories")
     for split, seed in (("train", 1), ("test", 2)):
       options = dict(challenge="tw-treasure_hunter", seed=seed)
@@ -303,8 +293,7 @@ class TestStories:
     for split in ("train", "test"):
       (tmp_path / split).mkdir()
       for name in ("a.z8", "b.z8", "c.z8", "a.json", "b.json", "c.json"):
-        content = whole.with_suffix(name[1:]).read_bytes()
-        (tmp_path / split / name).write_bytes(content)
+        shutil.copy(whole.with_suffix(name[1:]), tmp_path / split / name)
     (tmp_path / "train" / "a.z8").write_bytes(b"\x08" + b"\xff" * 999)
     (tmp_path / "train" / "b.json").write_text("{")
     task, limits = self.task(tmp_path), dict(limit_s=20.0, crash_tolerance=0.9)

@@ -213,6 +213,18 @@ def read_document(checkpoint):
   return json.loads((checkpoint / "document" / "metadata").read_text())
 
 
+def largest_file(folder):
+  """That of a checkpoint which holds its arrays."""
+  files = filter(pathlib.Path.is_file, folder.rglob("*"))
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_a_byte(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 0xFF
+  path.write_bytes(data)
+
+
 def fingerprints(directory):
   """Checksums of all arrays in the last checkpoint."""
   folder = directory / "checkpoints"

@@ -231,10 +231,7 @@ class LabelLedger:
       return _purchases(sql)
 
   def snapshot(self, step: int) -> dict[str, Any]:
-    """Describes the purchases of the steps that are done, for a checkpoint.
-
-    What those steps left set aside is abandoned for good.
-    """
+    """Describes the purchases of the steps that are done, for a checkpoint."""
     change = "UPDATE purchases SET standing = ? WHERE standing = ? AND step < ?"
     with self.transaction(writes=True) as sql:
       sql(change, _ABANDONED, _ASIDE, step)
@@ -263,11 +260,7 @@ class LabelLedger:
   # run waits for it; an answer that comes later is kept for when it asks again.
 
   def ask(self, questions: list[Question], patience: float = math.inf) -> None:
-    """Asks for labels of prompts that have none yet, each prompt once.
-
-    `patience` is how many seconds without any answer the run waits. Where the
-    ledger has another prompt under one of their ids, nothing is asked.
-    """
+    """Asks for labels of prompts that have none yet, each prompt once."""
     first: dict[int, Question] = {}
     for q in questions:
       first.setdefault(q.prompt_id, q)
@@ -358,10 +351,7 @@ class LabelLedger:
     choice: int | None = None,  # the number of a cluster
     who: str = "annotator",
   ) -> str | None:
-    """Answers a question or, with neither answer nor choice, skips it.
-
-    The first answer counts, whichever page it comes from. Gives what is kept.
-    """
+    """Answers a question or, with neither answer nor choice, skips it."""
     if answer is not None and choice is not None:
       raise AnswerError("Choose an answer or type one, not both.")
     with self.transaction(writes=True) as sql:
@@ -435,10 +425,7 @@ class LabelLedger:
 
   @contextlib.contextmanager
   def transaction(self, writes: bool = False) -> Iterator[_Sql]:
-    """Gives a function that executes a statement of one transaction.
-
-    An error takes it back; what SQLite complains of is said in a sentence.
-    """
+    """Gives a function that executes a statement of one transaction."""
     uri = f"{self.path.absolute().as_uri()}?mode=rw"
     try:
       opened = sqlite3.connect(
@@ -574,10 +561,7 @@ def _excerpt(text: str, part: int) -> tuple[str, int, str]:
 
 
 def _write(question: Question) -> tuple[str, str]:
-  """A digest of the prompt, and what a page shows as JSON in ASCII.
-
-  So NUL, half of a surrogate pair and the like come back as they were.
-  """
+  """A digest of the prompt, and what a page shows as JSON in ASCII."""
   form, clusters = question.form, []
   questions_lib.describe_form(form)  # There has to be such a form.
   for given, count, text in question.clusters[:_MAX_CLUSTERS]:

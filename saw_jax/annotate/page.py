@@ -76,10 +76,7 @@ class _Refusal(Exception):
 def make_app(
   path: str | os.PathLike, *, token: str, port: int, who: str = "annotator"
 ) -> Any:
-  """Makes the starlette application of a ledger; it says nothing without token.
-
-  `port` names the cookie: a browser sends those of one port to all ports.
-  """
+  """Makes the starlette application of a ledger, for who has the token."""
   from starlette import applications, concurrency, requests, responses, routing
 
   pages, cookie = _Pages(path, token, who), f"saw_jax_annotate_{port}"
@@ -122,10 +119,7 @@ def serve(
   port: int = 0,
   who: str = "annotator",
 ) -> None:
-  """Serves the page of a ledger until Ctrl-C, and prints its address.
-
-  The host is a loopback address; port 0 takes any that is free.
-  """
+  """Serves the page of a ledger until Ctrl-C, and prints its address."""
   address, token = loopback(host), secrets.token_urlsafe(24)
   is_ipv6 = ":" in address
   family = socket.AF_INET6 if is_ipv6 else socket.AF_INET

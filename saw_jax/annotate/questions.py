@@ -67,11 +67,7 @@ def make_question(
   step: int,
   seed: int,
 ) -> Question:
-  """Makes the question for the label of a prompt, without its ground truth.
-
-  Clusters of the policy's completions are in order of size, then of appearance;
-  those without an answer come last.
-  """
+  """Makes the question for the label of a prompt, without its ground truth."""
   found: dict[str | None, list[str]] = {}
   for text in completions:
     found.setdefault(task.answer_key(text, example), []).append(text)

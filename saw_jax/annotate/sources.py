@@ -77,10 +77,7 @@ class Annotator:
     self._timeout_s, self._poll_s, self._undo_s = timeout_s, poll_s, undo_s
 
   def answer(self, questions: list[Question]) -> list[Label | None]:
-    """Returns what a person answered; None where skipped or not in time.
-
-    Several questions may be about one prompt, which is asked once.
-    """
+    """Returns what a person answered; None where skipped or not in time."""
     prompts = list(dict.fromkeys(q.prompt_id for q in questions))
     self._ledger.ask(questions, patience=self._timeout_s)
     self._wait(prompts)

@@ -164,11 +164,7 @@ def denominators(
 
 
 def total_loss(terms: Terms, counts: Mapping | None = None) -> Array:
-  """Divides the terms of a batch and adds them up.
-
-  With `counts` of the whole batch, see `denominators`, the losses of its parts
-  add up to that of the whole.
-  """
+  """Divides the terms of a batch and adds them up."""
   if counts is None:
     counts = {name: term.denominator for name, term in terms.items()}
   pairs = ((terms[name].numerator, counts[name]) for name in terms)

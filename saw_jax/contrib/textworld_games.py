@@ -39,11 +39,7 @@ _END = re.compile(r"\n>[^\n]*\Z|\s*\*\*\* The End \*\*\*.*", re.DOTALL)
 
 
 class _Game(Environment):
-  """What both kinds share: actions are read, and scores are paid.
-
-  With `pays="success"` a won game pays `reward`; with "score" every change of
-  the score, from 0 to 1, pays its share.
-  """
+  """What both kinds share: actions are read, and scores are paid."""
 
   def __init__(
     self, *, max_steps: int = 50, reward: float = 10.0, pays: str = "success"
@@ -125,10 +121,7 @@ class ExpressGame(_Game):
 
 
 class StoryGame(_Game):
-  """An `Environment`: games of TextWorld, each seed another of the `paths`.
-
-  They are `.z8` files with their `.json` beside them.
-  """
+  """An `Environment`: games of TextWorld, each seed another of the `paths`."""
 
   def __init__(self, paths: list[str], **options: Any):
     super().__init__(**options)

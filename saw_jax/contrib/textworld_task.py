@@ -1,8 +1,4 @@
-"""TextWorld and TextWorld-Express as a task: which game, and how one is asked.
-
-With a `game` of TextWorld-Express every seed is another one, made when it is
-played; with `game="textworld"` the games are files in a folder.
-"""
+"""TextWorld and TextWorld-Express as a task: which game, and its prompt."""
 
 import dataclasses
 import importlib.util
@@ -111,5 +107,5 @@ class TextWorldTask(environments.FormTask):
       task=situation.task,
       past=past if shown else "",
       observation=situation.observation,
-      actions=environments.write_actions(situation.actions),
+      actions=", ".join(map("'{}'".format, situation.actions)),
     )

@@ -50,10 +50,7 @@ _MISSING = "TRL is missing (install torch first, in your machine's build)"
 
 
 def to_jax(tensor: "torch.Tensor") -> jax.Array:
-  """Shows a tensor to JAX, without a copy where one device serves both.
-
-  Floats become float32. It must not be written to while the array is in use.
-  """
+  """Shows a tensor to JAX, if possible without a copy; floats as float32."""
   torch = _torch()
   tensor = tensor.detach()
   if tensor.dtype is not torch.bool:
@@ -64,10 +61,7 @@ def to_jax(tensor: "torch.Tensor") -> jax.Array:
 
 
 def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
-  """Shows an array to torch, on the device and in the float type of `like`.
-
-  It must not be written to.
-  """
+  """Shows an array to torch, on the device and in the float type of `like`."""
   torch = _torch()
   return torch.from_dlpack(array).to(device=like.device, dtype=like.dtype)
 

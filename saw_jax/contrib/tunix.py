@@ -43,11 +43,7 @@ _MISSING = "Tunix is missing"
 
 
 def register(hosted: hosted_lib.Hosted, name: str) -> None:
-  """Registers a method with Tunix, under one name in each of three registries.
-
-  It is what `reward_manager`, `advantage_estimator` and `policy_loss_fn` of the
-  `GRPOConfig` are to be; an entry of that name is replaced.
-  """
+  """Registers a method with Tunix under one name, for the `GRPOConfig`."""
   with names.needs_extra("tunix", _MISSING):
     from tunix.rl import function_registry as registry
   if hosted.needs_behave:

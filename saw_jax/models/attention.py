@@ -196,10 +196,7 @@ def rotary_tables(
 
 
 def rotate(x_BSNH: Array, rotary: tuple[Array, Array]) -> Array:
-  """Rotates each pair `(h, h + R / 2)` of a head by its position's angles.
-
-  Computed in float32. Where R is below H, the rest of each head stays as it is.
-  """
+  """Rotates each pair `(h, h + R / 2)` of a head, in float32."""
   size = 2 * rotary[0].shape[-1]
   if size < x_BSNH.shape[-1]:
     rotated = rotate(x_BSNH[..., :size], rotary)

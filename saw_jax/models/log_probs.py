@@ -27,11 +27,7 @@ _LOWEST = -1e30
 def head_logits(
   hidden: Array, head_DV: Array, temperature: float = 1.0
 ) -> Array:
-  """Returns float32 logits over the temperature, for any leading shape.
-
-  The sampler and the trainer both call this, so that they speak of one
-  distribution.
-  """
+  """Returns float32 logits over the temperature, for any leading shape."""
   logits = jnp.matmul(
     hidden, head_DV.astype(hidden.dtype), preferred_element_type=jnp.float32
   )

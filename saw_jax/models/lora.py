@@ -111,10 +111,7 @@ def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
 
 
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
-  """Adds the product of each adapter to its kernel.
-
-  The sum is taken in float32, the result is in the model's dtypes.
-  """
+  """Adds the product of each adapter to its kernel, in float32."""
   product = functools.partial(jnp.tensordot, axes=1, precision="highest")
   merged = dict(params)
   for name, adapter in adapters.items():
@@ -134,11 +131,7 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
 
 
 def _for_kernels(tree: PyTree, config: LoraConfig, make: Callable) -> dict:
-  """Makes something of each chosen kernel, in a tree like that of a model.
-
-  `make(name, layers, inputs, outputs)` gets the sizes of a kernel's axes, or
-  their names, as the leaves of the tree have them.
-  """
+  """Makes something of each chosen kernel, in a tree like the model's."""
 
   def walk(node: dict, lead: int) -> dict:
     made = {}

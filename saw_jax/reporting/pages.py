@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table as one HTML page: what table.md says, with its pictures.
-
-The page needs no network and no script. A column that a paper printed looks
-unlike ours.
-"""
+"""A table as one HTML page, without network or script."""
 
 import html
 import os
@@ -36,10 +32,7 @@ def write_page(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def to_html(text: str, pictures: Sequence[str] = ()) -> str:
-  """Renders Markdown with tables; its first heading is the title.
-
-  Markup of HTML in it is shown and not obeyed.
-  """
+  """Renders Markdown; HTML in it is shown and not obeyed."""
   with names.needs_extra("report", "a table's page needs the extra 'report'"):
     import markdown_it
 

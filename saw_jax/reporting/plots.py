@@ -63,10 +63,7 @@ def reward_curves(
   window: int = 1,
   path: _Path = None,
 ) -> "Figure":
-  """Draws each objective's `reward/...` over steps, its `weight/...` below.
-
-  Each seed is averaged over a window of steps.
-  """
+  """Draws each objective's `reward/...` over steps, its `weight/...` below."""
   logged = {metric for curves in rows.values() for metric in curves.values}
   has_weights = not logged.isdisjoint(f"weight/{c}" for c in components)
   kinds = ["reward", "weight"] if has_weights else ["reward"]
@@ -146,10 +143,7 @@ def sweep(
   title: str = "",
   path: _Path = None,
 ) -> "Figure":
-  """Draws the scores of all seeds, by row and swept value: one line a row.
-
-  `swept` labels the horizontal axis, whose values are evenly spaced.
-  """
+  """Draws the scores of all seeds, by row and swept value: one line a row."""
   figure, ((ax,),) = _figure(rows, 7.0, 4.6)
   places = sorted({value for cells in rows.values() for value in cells})
   handles = {}
@@ -182,11 +176,7 @@ def heat_map(
   title: str = "",
   path: _Path = None,
 ) -> "Figure":
-  """Draws a number for each pair of counts, `[Y, X]`, with it in its cell.
-
-  NaN, where a pair cannot occur, is left blank. `down` labels the vertical
-  axis, which points up.
-  """
+  """Draws a number for each pair of counts, `[Y, X]`; NaN is left blank."""
   values = np.asarray(values, float)
   if values.ndim != 2:
     raise ValueError(f"a heat map is a matrix, not of shape {values.shape}")

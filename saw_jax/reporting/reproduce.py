@@ -209,10 +209,7 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
 
 
 def run_all(jobs: Sequence[Job], command: Sequence[str]) -> int:
-  """Runs what is missing, each table by the command with its `--table`.
-
-  Returns 0, 1 if a table failed, or an interrupt's status.
-  """
+  """Runs what is missing, each table by the command; gives the status."""
   ends = {job.table: "was there" for job in jobs if job.is_done}
   for job in jobs:
     if job.lacks:

@@ -1,8 +1,4 @@
-"""What seeds say: intervals, paired differences, steps to a threshold.
-
-Nothing is trimmed and nothing is dropped: a number that is not finite is
-refused. All intervals are of 95 %.
-"""
+"""What seeds say: 95 % intervals, paired differences, steps to a threshold."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

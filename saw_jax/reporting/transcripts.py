@@ -1,8 +1,4 @@
-"""Episodes for people: one HTML page, each role in its own colour.
-
-The page needs no network and no script, and whatever a policy wrote in it is
-text: markup is escaped, and what cannot be seen is named.
-"""
+"""Episodes as one HTML page, in which whatever a policy wrote is text."""
 
 import html
 from collections.abc import Mapping, Sequence

@@ -195,11 +195,7 @@ def partial_sampler(
 
 
 class ProcessSampler:
-  """A sampler in a process of its own, with its own JAX, on the CPU.
-
-  The weights cross through the host, once for each version. If the process
-  dies, the call that it was at raises `ActorDied`.
-  """
+  """A sampler in a process of its own, with its own JAX, on the CPU."""
 
   def __init__(self, decoder: DecoderConfig, config: GenerateConfig):
     context = multiprocessing.get_context("spawn")

@@ -103,10 +103,7 @@ def _fill(
   size: int,
   multiple: int,
 ) -> tuple[PromptBatch, np.ndarray]:
-  """Lays the chosen episodes of each seed out in `size` rows.
-
-  Rows that are left over repeat an episode, so that they end when it does.
-  """
+  """Lays the chosen episodes out in `size` rows, repeating to fill up."""
   anyone = next((n, own[0]) for n, own in enumerate(chosen) if own)
   places = [
     (n, own[min(c, len(own) - 1)]) if own else anyone

@@ -159,10 +159,7 @@ def stream(
   *,
   multiple: int = 64,
 ) -> Iterator[int]:
-  """Yields the tokens of one row as they are drawn, for whoever reads along.
-
-  Sizes are rounded up to `multiple`, so that few are compiled.
-  """
+  """Yields the tokens of one row as they are drawn, for whoever reads along."""
   if decoder_config.scan_layers:
     params = decoder.unstack_layers(params)
   decoder_config = _unrolled(decoder_config)

@@ -173,11 +173,7 @@ def finish(
 def lose(
   ledger: Ledger, tickets: Sequence[Ticket], protocol: Protocol
 ) -> Ledger:
-  """Takes back groups whose actor died; they are started again as a whole.
-
-  In an ordered protocol they go on running, with the weights that they had: the
-  lag is as promised.
-  """
+  """Takes back groups whose actor died; ordered ones go on running."""
   ledger = ledger._replace(lost=ledger.lost + len(tickets))
   if protocol.ordered:
     return ledger

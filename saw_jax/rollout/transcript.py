@@ -80,11 +80,7 @@ def pad_prompts(
   ids: Sequence[int] | None = None,
   multiple: int = 1,
 ) -> PromptBatch:
-  """Lays prompts of token ids out in one array, in NumPy.
-
-  `ids` number the examples, by default by their places. The size is that of the
-  longest, rounded up to a `multiple`, so that few are compiled.
-  """
+  """Lays prompts of token ids out in one array, padded to a `multiple`."""
   lengths = [len(prompt) for prompt in prompts]
   if not lengths or not min(lengths):
     raise ValueError(f"there is an empty prompt, or none: lengths {lengths}")

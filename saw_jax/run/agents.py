@@ -152,11 +152,7 @@ def play(
   keys: Array,
   pool: EnvironmentPool,
 ) -> Episodes:
-  """Plays episodes of all seeds.
-
-  `starts` `[N][P]` are split and seed of each world; `keys` `[N, P * G]` has
-  one for each of its `G` episodes, and `generate` samples one answer a prompt.
-  """
+  """Plays episodes of all seeds; `starts` is `[N][P]`, `keys` `[N, P * G]`."""
   config, encoder = policy.made.episodes, policy.encoder
   num_steps = policy.made.task.max_steps
   shape = (len(starts), len(starts[0]), keys.shape[1] // len(starts[0]))

@@ -16,10 +16,7 @@ Scored = tuple[TrainBatch, Rollout, Drawn]
 
 
 class Answers:
-  """Has answers scored, be it against the truth or against labels.
-
-  Where there is a world model, what the world said to them is learned too.
-  """
+  """Has answers scored, and what the world said to them learned."""
 
   def __init__(self, learner: Learner, grader: Grader, session: Session):
     made = learner.made

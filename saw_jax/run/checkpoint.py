@@ -202,11 +202,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def _silence_leftovers() -> None:
-  """Orbax reads arrays together, and drops what fails after the first error.
-
-  Of those, asyncio and the interpreter print tracebacks, whenever they are
-  collected.
-  """
+  """Drops the tracebacks of reads that Orbax gave up after an error."""
   logging.getLogger("asyncio").addFilter(_is_news)
   before = sys.unraisablehook
 

@@ -1,7 +1,4 @@
-"""What scripts share before JAX is imported: flags, logging, errors.
-
-At the end is the command that trains, which an installed package has, too.
-"""
+"""What scripts share before JAX is imported, and the command that trains."""
 
 import contextlib
 import errno

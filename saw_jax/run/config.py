@@ -74,10 +74,7 @@ def set_lengths(
   prompt: int | tuple[int, int],
   response: int | tuple[int, int],
 ) -> None:
-  """Sets the most tokens, and what they are padded to multiples of.
-
-  A single number is both: all prompts, or responses, have one shape.
-  """
+  """Sets the most tokens, and what they are padded to (one number: both)."""
   for size, multiple, given in (
     ("max_prompt_tokens", "prompt_multiple", prompt),
     ("max_new_tokens", "completion_multiple", response),

@@ -1,7 +1,4 @@
-"""How good a policy plays worlds that it was not trained in.
-
-And how well it says what comes next, after the actions of an expert.
-"""
+"""How good a policy plays, and predicts, worlds it was not trained in."""
 
 from collections.abc import Callable
 

@@ -27,10 +27,7 @@ class Scored(NamedTuple):
 
 
 class Episodes:
-  """Plays the worlds of each step, which reward the episodes.
-
-  Each action gets its advantage, and each observation its weight.
-  """
+  """Plays the worlds of each step, which reward the episodes."""
 
   def __init__(self, learner: Learner, pool: EnvironmentPool, session: Session):
     del session  # It is a function of the state.
@@ -110,10 +107,7 @@ class Episodes:
     return Scored(played, record, rows)
 
   def estimate(self, scored: Scored, step: int) -> tuple[TrainBatch, Rows]:
-    """Estimates advantages, and lays the rows of the update out.
-
-    Selected observations stand behind their actions, and no others.
-    """
+    """Estimates advantages, and lays the rows of the update out."""
     (played, record, rows), learner = scored, self._learner
     keys = observations.selection_keys(learner.seeds, step)
     made: StepEstimate = jax.device_get(self._estimate(record, keys))
@@ -186,11 +180,7 @@ def _mean(x: np.ndarray) -> float:
 
 
 def _rows_of(played: agents.Episodes, unit: int) -> np.ndarray:
-  """The rows of the update for each seed, `[N, B]`; -1 is padding.
-
-  The steps that count, in order, as many for each seed as the one with most
-  has, rounded up.
-  """
+  """The rows that count, in order, for each seed: `[N, B]`; -1 pads."""
   chosen = [np.flatnonzero(own) for own in played.steps]
   most = max(1, *map(len, chosen))
   rows = np.full((len(chosen), -(-most // unit) * unit), -1, np.int64)

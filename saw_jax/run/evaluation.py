@@ -51,11 +51,7 @@ class BaseEvaluator:
     return found
 
   def on(self, split: str, samples: int) -> "BaseEvaluator":
-    """Evaluates another split in the same way, all of it.
-
-    Samples are per example; with 0 it is greedy alone. What is compiled is
-    shared.
-    """
+    """Evaluates all of another split; with 0 samples it is greedy alone."""
     other = copy.copy(self)
     other.split, other.examples = split, self._read(split)
     other.modes = self._modes(samples)
@@ -127,11 +123,7 @@ class Evaluator(BaseEvaluator):
     }
 
   def more(self, result: dict[str, np.ndarray]) -> dict[str, float]:
-    """What a task averages in a way of its own, such as BFCL's categories.
-
-    And, for each component with a limit of tokens, the share of answers that
-    are longer, as `over_<component>`.
-    """
+    """What a task averages in a way of its own, such as BFCL's categories."""
     found = {
       f"over_{self._task.components[component].name}": float(
         (result["lengths"] > limit).mean()
@@ -196,10 +188,7 @@ def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
 def per_example(
   result: dict[str, np.ndarray], seed: int, components: Sequence[Component]
 ) -> dict[str, np.ndarray]:
-  """Averages over the samples of each example: `[E]` for each figure.
-
-  Examples of which nothing was scored are left out of a component.
-  """
+  """Averages what was scored over the samples of each example: `[E]`."""
   rewards, scored = result["rewards"][seed], result["scored"][seed]
   figures = {}
   for m, component in enumerate(components):

@@ -132,11 +132,7 @@ def restore(
   *,
   step: int | None = None,
 ) -> tuple[int, Policy]:
-  """Reads the policies of a run's checkpoint, by default of the latest one.
-
-  Raises a `CheckpointError` if it is absent, damaged or of another shape, or if
-  its adapters are of another model.
-  """
+  """Reads the policies of a checkpoint, or raises a `CheckpointError`."""
   policy = Policy(experiment, num_seeds)
   store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
   with contextlib.closing(store):
@@ -144,10 +140,7 @@ def restore(
 
 
 def evaluate(policy: Policy) -> Results:
-  """Evaluates policies, `greedy` and `sampled`: of a checkpoint, or the start.
-
-  There is what `Evaluator.run` returns for each.
-  """
+  """Evaluates policies, `greedy` and `sampled`."""
   kind = kind_of(policy.made)
   with kind.open_workers() as workers:
     evaluator = kind.Evaluator(policy, workers)

@@ -84,10 +84,7 @@ class Fresh:
 
 
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
-  """Makes the protocol of steps of `batch` groups, or says what is wrong.
-
-  None is the synchronous loop.
-  """
+  """Makes the protocol, or says what is wrong; None: synchronous."""
   for name, value, known in (
     ("protocol", config.protocol, _PROTOCOLS),
     ("actor_kind", config.actor_kind, ("thread", "process")),
@@ -120,10 +117,7 @@ def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
 
 
 class Group(NamedTuple):
-  """One prompt's responses, as host arrays `[G, ...]` by name.
-
-  `behave_log_probs` is among them where it is carried.
-  """
+  """One prompt's responses, as host arrays `[G, ...]` by name."""
 
   arrays: dict[str, np.ndarray]
   prompt_size: int
@@ -150,11 +144,7 @@ def pack(
   max_new_tokens: int | None = None,
   pad_id: int = 0,
 ) -> tuple[dict[str, np.ndarray], int]:
-  """Lays groups out as arrays `[K, G, ...]`; returns their prompt size too.
-
-  The completion part is rounded up to `multiple`, at most to `max_new_tokens`.
-  Log-probs are there if every group carries its own.
-  """
+  """Lays groups out as arrays `[K, G, ...]`; returns their prompt size too."""
   prompt_size = max(group.prompt_size for group in groups)
   longest = max(1, *(int(group.arrays["lengths"].max()) for group in groups))
   width = -(-longest // multiple) * multiple
@@ -182,10 +172,7 @@ def pack(
 
 
 def join(groups: Sequence[Sequence[Group]], **layout: int) -> Rollout:
-  """Puts `[N][P]` groups together that may come from different rollouts.
-
-  `layout` is what `pack` takes. The text is lost.
-  """
+  """Puts `[N][P]` groups together that may come from different rollouts."""
   shape = (len(groups), len(groups[0]))
   arrays, prompt_size = pack([g for row in groups for g in row], **layout)
   arrays = {name: x.reshape(*shape, *x.shape[1:]) for name, x in arrays.items()}

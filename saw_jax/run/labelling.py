@@ -400,11 +400,7 @@ def _has_probes(config: LabelConfig) -> bool:
 
 
 def _choose(config: LabelConfig, state, features, groups, key, step):
-  """Which labels one seed buys, and why; steps count from 1.
-
-  Gives the selection, the scores `[P]` that prompts were ranked by and, of the
-  second probe, the probabilities `[P, G + 1]` of counts or None.
-  """
+  """Which labels one seed buys, their scores `[P]`, and probable counts."""
   trust = voting.majority_share(voting.majority_vote(groups.answer_ids))
   counts = None
   if _has_probes(config):
@@ -427,11 +423,7 @@ def _choose(config: LabelConfig, state, features, groups, key, step):
 def make_labels(
   learner: Learner, grader: Grader, session: Session
 ) -> Labels | None:
-  """Makes the labels of a run, as they were when it was saved.
-
-  None: responses are scored against the truth. The ledger of bought labels is
-  in the run's directory; an annotator is waited for until Ctrl-C.
-  """
+  """Makes the labels of a run; None: responses are scored by the truth."""
   task, config = learner.made.task, learner.made.labels
   if config.method == "truth":
     return None

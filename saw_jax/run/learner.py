@@ -25,12 +25,7 @@ Rows = list[dict[str, float]]  # what each seed logs
 
 
 class Learner:
-  """Recomputes log-probs, weighs rewards, estimates advantages, and updates.
-
-  With labels that look at the policy, the pass that recomputes log-probs
-  observes too what they look at. What makes the rows of a step has from here
-  what it needs of the run: `made`, `policy`, `seeds` and `clock`.
-  """
+  """Recomputes log-probs, weighs rewards, estimates advantages, and updates."""
 
   def __init__(self, policy: Policy, seeds: Sequence[int], clock: Clock):
     self.made, self.policy = policy.made, policy
@@ -63,11 +58,7 @@ class Learner:
   def prepare(
     self, transcript
   ) -> tuple[TrainBatch, objective.Observation | None]:
-    """Makes a batch, and has the device start on the log-probs it needs.
-
-    They need no rewards, and are computed while the graders read the text. The
-    advantages are 0; with the batch comes what the buying of labels looks at.
-    """
+    """Makes a batch, and has the device start on the log-probs it needs."""
     zeros = np.zeros(transcript.starts.shape, np.float32)
     batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
     observed = None
@@ -95,10 +86,7 @@ class Learner:
   def estimate(
     self, batch: TrainBatch, scores: Rollout
   ) -> tuple[TrainBatch, Rows]:
-    """Gives a batch its advantages; returns what each seed logs of rewards.
-
-    Before that it moves the reward weights, if they follow gradients.
-    """
+    """Gives a batch its advantages; returns what each seed logs of rewards."""
     policy = self.policy
     if self._method.weights is None:
       weights = self._programs["weigh"](
@@ -134,10 +122,7 @@ class Learner:
     return batch, self._describe(scores, hosts.fetch(statistics))
 
   def update(self, batch: TrainBatch) -> Rows:
-    """Updates the policies on rows `[N, B]`; returns what each seed logs.
-
-    What an update says of its mini-batch is averaged over the step's.
-    """
+    """Updates the policies on rows `[N, B]`; returns what each seed logs."""
     policy, loop = self.policy, self._loop
     policy.drop_merged()
     updates = []

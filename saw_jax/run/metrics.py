@@ -118,10 +118,7 @@ def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable]:
-  """A bar with the time left on a terminal, a line now and then elsewhere.
-
-  Gives what a step calls with its figures by name.
-  """
+  """A bar with the time left on a terminal, a line now and then elsewhere."""
 
   def text(figures: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -30,10 +30,7 @@ class ObservedTask(Protocol):
   """A task whose world answers to a response."""
 
   def observe(self, example: Example, completion: str) -> str:
-    """Returns what the world says to a response; empty if nothing.
-
-    The reference is not read: a label may not have been bought.
-    """
+    """What the world says to a response; the reference is not to be read."""
     ...
 
 
@@ -49,11 +46,7 @@ def append(
   selected: np.ndarray,
   step: int,
 ) -> Transcript:
-  """Puts the selected ones of token ids `[N][B]` behind rows `[N, B]`.
-
-  The template's glue comes in between. The placebo of a world model has them
-  change places among the rows that have one.
-  """
+  """Puts the selected ones of token ids `[N][B]` behind rows `[N, B]`."""
   chosen = [
     [tokens if take else [] for tokens, take in zip(*pair, strict=True)]
     for pair in zip(said, selected, strict=True)

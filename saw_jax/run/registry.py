@@ -1,7 +1,4 @@
-"""What the names of tasks, tokenizers and checkpoints stand for.
-
-A task is imported when it is made, so that a run loads its own task alone.
-"""
+"""What the names of tasks, tokenizers and checkpoints stand for."""
 
 import dataclasses
 import functools

@@ -192,11 +192,7 @@ def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
 def score(
   sampled: Transcript, examples: Examples, grader: Grader, encoder: Encoder
 ) -> Rollout:
-  """Has the responses `[N, P * G]` to prompts `[N, P]` scored.
-
-  Components with a limit of tokens are 0 where a response is longer. With
-  several processes each has its own grader score its share of the rows.
-  """
+  """Has responses `[N, P * G]` scored; each process scores its own rows."""
   rollout = unscored(sampled, len(examples[0]), 1, encoder)
   texts, lengths = rollout.completions, rollout.lengths
   asked = [e for row in examples for e in row for _ in lengths[0, 0]]
@@ -243,10 +239,7 @@ def unscored(
 def read(
   sampled: Transcript, encoder: Encoder
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Reads rows `[N, B]`: texts, lengths in tokens, and whether they ended.
-
-  A text is without its end token, or before its stop string.
-  """
+  """Reads rows `[N, B]`: texts, lengths in tokens, and whether they ended."""
   size, tokenizer = sampled.prompt_size, encoder.tokenizer
   width = sampled.tokens.shape[-1] - size
   tokens = sampled.tokens[..., size:].reshape(-1, width)
@@ -263,11 +256,7 @@ def read(
 
 
 def trim(sampled: Transcript, multiple: int) -> Transcript:
-  """Cuts the padding that all rows share, so that no step computes it.
-
-  The completion part is rounded up to `multiple`, to bound the number of shapes
-  that are compiled.
-  """
+  """Cuts the padding that all rows share, so that no step computes it."""
   used = sampled.roles[..., sampled.prompt_size :] != transcript.PAD
   longest = int(used.sum(-1).max(initial=1))
   size = min(-(-longest // multiple) * multiple, used.shape[-1])

@@ -76,11 +76,7 @@ class Clock:
 
 
 class Session:
-  """A run from its first or last checkpoint to its end, which closes `stack`.
-
-  `step` counts the steps done; `host` and `arrays` are what the loop put into
-  the checkpoint that was resumed from.
-  """
+  """A run from its first or last checkpoint to its end."""
 
   def __init__(
     self,
@@ -130,10 +126,7 @@ class Session:
     return self.step < self._loop.num_steps and not self._interrupted
 
   def log(self, rows: Sequence[Mapping[str, float]], tokens: float) -> None:
-    """Counts a step, and logs a row of each seed and what the clock says.
-
-    `tokens` are those that the step learned from, over all seeds.
-    """
+    """Counts a step, and logs a row of each seed and what the clock says."""
     seconds = self._clock.seconds()
     shared = {
       **{f"seconds/{name}": value for name, value in seconds.items()},

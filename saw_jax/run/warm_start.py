@@ -145,10 +145,7 @@ def warm_start(
 
 
 def _keep(folder: pathlib.Path, params: PyTree, loss: float) -> PyTree:
-  """Saves a start, unless another process has made the same one meanwhile.
-
-  All go on from what is kept: the same training differs by rounding.
-  """
+  """Saves a start, unless another process has made the same one meanwhile."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
     dir=folder.parent, prefix=f".{folder.name}_", ignore_cleanup_errors=True

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from saw_jax.tasks import base
@@ -206,10 +206,8 @@ class AgentTask:
   def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
     """The seed of each demonstrated episode, and the draws of its play."""
     for number in itertools.count():
-      yield (
-        number % self.num_episodes(split),
-        Draws(f"{self.name} expert", split, seed, number),
-      )
+      draws = Draws(f"{self.name} expert", split, seed, number)
+      yield number % self.num_episodes(split), draws
 
   def _play(
     self, split: str, count: int, seed: int, wrong_rate: float
@@ -239,10 +237,8 @@ class AgentTask:
         history = (*history, (seen, action))
       idle = 0 if history else idle + 1
       if idle > self.num_episodes(split):
-        raise ValueError(
-          f"no episode of split {split!r} of task {self.name!r} has a "
-          "walkthrough."
-        )
+        where = f"split {split!r} of task {self.name!r}"
+        raise ValueError(f"no episode of {where} has a walkthrough.")
     return steps
 
 
@@ -262,9 +258,9 @@ class FormTask(AgentTask):
   def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
     self.config = config
     self.max_steps, self.max_return = config.max_steps, config.reward
-    self.episodes = episodes or dict(
-      train=config.num_train, test=config.num_test
-    )
+    if not episodes:
+      episodes = {"train": config.num_train, "test": config.num_test}
+    self.episodes = episodes
 
   @property
   def is_compact(self) -> bool:
@@ -288,15 +284,15 @@ class FormTask(AgentTask):
     return action if self.is_compact else super().write_reply(action)
 
   def _english(self, situation: Situation, history: History, shown: int) -> str:
-    past = "Your"
+    steps, past = len(history), "Your"
     if history:
       past = (
-        f"So far you have taken {len(history)} step(s). The last {shown} "
+        f"So far you have taken {steps} step(s). The last {shown} "
         "observation(s) and the actions that you took: "
         f"{write_history(history, shown)}\n"
-        f"You are now at step {len(history) + 1} and your"
+        f"You are now at step {steps + 1} and your"
       )
-    actions = write_actions(situation.actions)
+    actions = ", ".join(map("'{}'".format, situation.actions))
     return (
       f"You are an expert agent that {self._role}.\n"
       f"Your task is to: {situation.task}\n"
@@ -319,11 +315,6 @@ def write_history(history: History, shown: int) -> str:
     f"[Observation {k}: '{seen}', Action {k}: '{action}']"
     for k, (seen, action) in enumerate(history[first:], first + 1)
   )
-
-
-def write_actions(actions: Iterable[str]) -> str:
-  """Lists actions, each in quotes."""
-  return ", ".join(f"'{action}'" for action in actions)
 
 
 def check_together(config: Any, *names: str) -> None:

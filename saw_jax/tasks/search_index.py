@@ -5,11 +5,10 @@ import collections
 import math
 import re
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
-_T = TypeVar("_T")
 _WORD = re.compile(r"\w+")
 # Words that are in most texts and tell nothing; Lucene's list for English.
 STOP_WORDS = frozenset(
@@ -18,7 +17,7 @@ STOP_WORDS = frozenset(
 )
 
 
-class SearchIndex(Generic[_T]):
+class SearchIndex:
   """Things that are found by their texts with BM25 in Lucene's form.
 
   A text of `l` words, `m` on average, in which a word stands `f` times, scores
@@ -29,7 +28,7 @@ class SearchIndex(Generic[_T]):
     Lu, 2024. BM25S, whose scores these are. https://arxiv.org/abs/2407.03618
   """
 
-  def __init__(self, items: Sequence[_T], texts: Sequence[str]):
+  def __init__(self, items: Sequence[Any], texts: Sequence[str]):
     self._items = items
     lengths = np.zeros(len(texts))
     places = collections.defaultdict(lambda: array.array("l"))
@@ -44,12 +43,12 @@ class SearchIndex(Generic[_T]):
     self._scores = {}  # by word: numbers of texts, and what it adds to theirs
     for word, numbers in places.items():
       found, times = np.unique(numbers, return_counts=True)
-      inside = (len(texts) - len(found) + 0.5) / (len(found) + 0.5)
-      idf = np.float32(math.log(1 + inside))
+      odds = (len(texts) - len(found) + 0.5) / (len(found) + 0.5)
+      idf = np.float32(math.log(1 + odds))
       score = (idf * (times / (damping[found] + times))).astype(np.float32)
       self._scores[word] = found, score
 
-  def find(self, query: str, count: int) -> list[_T]:
+  def find(self, query: str, count: int) -> list[Any]:
     """Returns at most `count` things whose text has a word of a query.
 
     The best come first, and of equal ones the first.

@@ -39,11 +39,7 @@ class Packing:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How the rows of a batch are cut before the model sees them.
-
-  A packed row never mixes what is computed apart: the micro-batches of an
-  update, and devices that see their own rows alone.
-  """
+  """How the rows of a batch are cut before the model sees them."""
 
   length: int  # tokens of a packed row, `L`
   num_shards: int = 1  # devices with rows of their own: those of `pmapped`
@@ -134,10 +130,7 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
 
 
 def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
-  """Takes the rows of mini-batch `part`, of arrays `[N, B, ...]`, unpacked.
-
-  Groups stay whole where `parts` divides the number of prompts.
-  """
+  """Takes the rows of mini-batch `part`, of arrays `[N, B, ...]`, unpacked."""
   rows = batch.tokens.shape[1]
   if rows % parts:
     raise ValueError(f"{rows} rows do not split into {parts} mini-batches")
@@ -235,10 +228,7 @@ def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
 
 
 def unpack(values_RC: Array, packing: Packing, size: int) -> Array:
-  """Puts numbers `[R, C]` of the wanted tokens back into rows `[B, size]`.
-
-  They are 0 beyond a row's last. Gradients flow.
-  """
+  """Puts numbers `[R, C]` of packed rows back into rows `[B, size]`."""
   steps = jnp.arange(size)
   there = steps[None] < packing.counts[:, None]
   columns = jnp.where(there, packing.offsets[:, None] + steps[None], 0)

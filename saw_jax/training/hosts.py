@@ -1,7 +1,4 @@
-"""What several processes must agree on, which run one program over one mesh.
-
-With one process these functions do nothing, or what JAX does.
-"""
+"""What several processes must agree on that run one program."""
 
 import jax
 import numpy as np
@@ -24,12 +21,7 @@ def wait_for_all(limit_s: int = 3600) -> None:
 
 
 def spread(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
-  """Puts arrays on devices, of which other processes may hold some.
-
-  `tree` holds host arrays, the same in all processes, or arrays of all
-  processes; `sharding` is one for all, or a tree like the arrays. Each process
-  copies its own part and none is sent.
-  """
+  """Puts arrays on devices, of which other processes may hold some."""
   if isinstance(sharding, NamedSharding):
     sharding = jax.tree.map(lambda _: sharding, tree)
   return jax.tree.map(_spread, tree, sharding)

@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 
 from saw_jax import tokenizer as tokenizer_lib
-from saw_jax.rollout.transcript import (
-  OBSERVATION,
-  POLICY,
-  PROMPT,
-)
+from saw_jax.rollout.transcript import OBSERVATION, POLICY, PROMPT
 from saw_jax.run import agents, episode_evaluation, rollouts, sections
 from saw_jax.tasks.environments import Situation, Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
-from saw_jax.tasks.workers.grading import RewardError
+from saw_jax.tasks.workers.pool import RewardError
 from tests import helpers
 from tests.tasks.misbehaving_environments import CounterTask
 
@@ -41,30 +37,24 @@ class Scripted:
     self.words, self.prompts = words, []
 
   def __call__(self, params, prompts, keys):
-    first = prompts.tokens.shape[-1] - prompts.lengths
-    asked = [
-      [tokens[start:].tolist() for tokens, start in zip(*pair, strict=True)]
-      for pair in zip(prompts.tokens, first, strict=True)
-    ]
-    rows = []
-    for n, own in enumerate(asked):
+    size, rows, asked = prompts.tokens.shape[-1], [], []
+    for n, lengths in enumerate(prompts.lengths):
+      own = [prompts.tokens[n, p, -k:].tolist() for p, k in enumerate(lengths)]
       texts = [TOKENIZER.decode(ids) for ids in own]
-      self.prompts += texts
       words = [TOKENIZER.encode(self.words(n, text)) for text in texts]
       rows.append([[*ids, TOKENIZER.eos_ids[0]] for ids in words])
-    size = prompts.tokens.shape[-1]
-    return helpers.transcript_of(
-      rows, ROLLOUT.max_new_tokens, asked, prompt_size=size
-    )
+      asked.append(own)
+      self.prompts += texts
+    width = ROLLOUT.max_new_tokens
+    return helpers.transcript_of(rows, width, asked, prompt_size=size)
 
 
 def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
   sampler = Scripted(words)
   starts = [[("train", world) for world in row] for row in worlds]
   keys = rollouts.row_keys([0] * len(worlds), 0, np.array(worlds), group_size)
-  with EnvironmentPool(
-    CounterTask(), num_workers=0, limit_s=1.0, crash_tolerance=tolerance
-  ) as pool:
+  limits = dict(num_workers=0, limit_s=1.0, crash_tolerance=tolerance)
+  with EnvironmentPool(CounterTask(), **limits) as pool:
     policy = types.SimpleNamespace(made=MADE, encoder=ENCODER, params=None)
     found = agents.play(policy, sampler, starts, keys, pool)
   return found, sampler
@@ -106,11 +96,7 @@ class TestPlay:
     assert turn.observation == "1 at 2"
 
   def test_a_failed_environment_takes_its_steps_out_and_no_others(self):
-    found, _ = play(
-      lambda n, text: (
-        "raise" if text == "2 at 1" or "\n2 at 1" in text else "count"
-      )
-    )
+    found, _ = play(lambda n, text: "raise" if "2 at 1" in text else "count")
     np.testing.assert_array_equal(
       found.failed, [[[False] * 2, [True] * 2], [[False] * 2] * 2]
     )
@@ -129,23 +115,23 @@ class TestPlay:
     np.testing.assert_array_equal(found.played.steps[0].sum(-1), [3, 3, 1, 1])
 
   def test_observations_may_be_empty_and_are_cut(self):
-    words = lambda n, text: "empty" if n else "enormous"  # noqa: E731
-    found, _ = play(words)
+    found, _ = play(lambda n, text: "empty" if n else "enormous")
     size = CONFIG.max_observation_tokens
     assert len(found.observations[0, 0, 0]) == size
     assert all(n == 0 for n, *_ in found.observations)
 
 
-def write(task, situation, history, **fields):
-  config = sections.RolloutConfig(max_prompt_tokens=12, **fields)
-  encoder = rollouts.Encoder(TOKENIZER, config)
-  return agents.write_prompt(task, encoder, situation, history)
+class Wordy(CounterTask):
+  def prompts(self, situation, history):
+    yield "x" * 19 + "y" + situation.observation
 
 
 class TestWritePrompt:
-  def write(self, observation, history=()):
+  def write(self, observation, history=(), task=CounterTask, **fields):
     situation = Situation("", observation, (), 0.0, False)
-    return write(CounterTask(), situation, history)
+    config = sections.RolloutConfig(max_prompt_tokens=12, **fields)
+    encoder = rollouts.Encoder(TOKENIZER, config)
+    return agents.write_prompt(task(), encoder, situation, history)
 
   def test_history_is_left_out_where_it_does_not_fit(self):
     history = [("ab", "c")]
@@ -158,14 +144,9 @@ class TestWritePrompt:
     assert text == "abcdefgh" and len(ids) == 11
 
   def test_what_is_too_long_without_any_is_an_error_or_cut(self):
-    class Wordy(CounterTask):
-      def prompts(self, situation, history):
-        yield "x" * 19 + "y" + situation.observation
-
-    situation = Situation("", "abc", ("d",), 0.0, False)
     with pytest.raises(ValueError, match="23 tokens"):
-      write(Wordy(), situation, ())
-    _, ids = write(Wordy(), situation, (), long_prompts="truncate")
+      self.write("abc", task=Wordy)
+    _, ids = self.write("abc", task=Wordy, long_prompts="truncate")
     assert len(ids) == 12 and TOKENIZER.decode(ids) == "x" * 9 + "y"
 
 

@@ -21,14 +21,9 @@ def test_the_truth_is_scored_once():
 
 
 def test_a_policy_judges_each_response_with_a_key_of_its_own(monkeypatch):
-  made = helpers.experiment(
-    task=Guesses(),
-    labels={
-      "method": "self_verification",
-      "verify_new_tokens": 3,
-      "verify_prompt_tokens": 48,
-    },
-  )
+  labels = {"verify_new_tokens": 3, "verify_prompt_tokens": 48}
+  labels["method"] = "self_verification"
+  made = helpers.experiment(task=Guesses(), labels=labels)
   seen = []
   monkeypatch.setattr(
     labelling.self_verification,

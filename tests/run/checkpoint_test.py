@@ -3,6 +3,7 @@ import gc
 import json
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from saw_jax.run import checkpoint
 from tests import helpers
+from tests.helpers import flip_a_byte, largest_file
 
 
 def state(scale=1.0):
@@ -27,15 +29,8 @@ def save(store, *steps, scores=None):
   store.wait()
 
 
-def largest_file(folder: pathlib.Path) -> pathlib.Path:
-  files = [f for f in folder.rglob("*") if f.is_file()]
-  return max(files, key=lambda f: f.stat().st_size)
-
-
-def flip(data: bytes) -> bytes:
-  middle = len(data) // 2
-  other = bytes(b ^ 0x55 for b in data[middle : middle + 8])
-  return data[:middle] + other + data[middle + 8 :]
+def halve(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def fail_unasked(path: str) -> None:
@@ -63,11 +58,8 @@ def test_what_comes_back_is_bitwise_what_was_saved(store, tmp_path):
   save(store, 3)
   step, found, host, arrays = store.restore(state())
   assert (step, host, arrays) == (3, {"step": 3}, {})
-  for a, b in zip(
-    jax.tree.leaves(found), jax.tree.leaves(state(3)), strict=True
-  ):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(found, state(3))
+  chex.assert_trees_all_equal_dtypes(found, state(3))
   # Nothing has to be unpickled.
   for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
     assert not path.read_bytes().startswith(b"\x80\x04"), path
@@ -86,16 +78,10 @@ class TestDamage:
     with pytest.raises(checkpoint.CheckpointError, match=r"there are \[4\]"):
       store.restore(state(), step=5)
 
-  @pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], flip, None]
-  )
+  @pytest.mark.parametrize("damage", [halve, flip_a_byte, pathlib.Path.unlink])
   def test_names_the_file_and_the_last_good_step(self, store, tmp_path, damage):
     save(store, 1, 2)
-    path = largest_file(tmp_path / "2" / "state")
-    if damage:
-      path.write_bytes(damage(path.read_bytes()))
-    else:
-      path.unlink()
+    damage(largest_file(tmp_path / "2" / "state"))
     with pytest.raises(checkpoint.CheckpointError) as caught:
       store.restore(state())
     text = str(caught.value)
@@ -103,9 +89,7 @@ class TestDamage:
     assert "the last good step is 1" in text and "\n" not in text
     step, found, *_ = store.restore(state(), step=1)
     assert step == 1
-    np.testing.assert_array_equal(
-      found["params"]["kernel"], state(1)["params"]["kernel"]
-    )
+    chex.assert_trees_all_equal(found, state(1))
 
   def test_one_error_is_said_though_many_arrays_cannot_be_read(
     self, store, tmp_path, caplog
@@ -130,29 +114,22 @@ class TestDamage:
     # As if the bytes were whole but not those of this state.
     document["fingerprints"]["params/kernel"][0] ^= 1
     path = tmp_path / "1" / "document" / "metadata"
-    for text, word in (
-      (json.dumps(document), "array params/kernel is not"),
-      ("{", "document"),
-    ):
+    changed = json.dumps(document)
+    for text, word in ((changed, "array params/kernel is not"), ("{", "doc")):
       path.write_text(text)
       with pytest.raises(checkpoint.CheckpointError, match=word):
         store.restore(state())
 
 
-@pytest.mark.parametrize(
-  ("other", "words"),
-  [
-    (
-      {"params": {"kernel": np.zeros((20, 31), np.float32)}},
-      r"kernel is \['float32', 20, 30\] there and \['float32', 20, 31\] here",
-    ),
-    ({"bias": np.zeros(3)}, "array bias is absent there"),
-  ],
-)
-def test_another_shape_is_said_in_one_sentence(store, other, words):
+def test_another_shape_is_said_in_one_sentence(store):
   save(store, 1)
-  with pytest.raises(checkpoint.CheckpointError, match=words):
-    store.restore({**state(), **other})
+  wide = {"params": {"kernel": np.zeros((20, 31), np.float32)}}
+  for other, words in (
+    (wide, r"is \['float32', 20, 30\] there and \['float32', 20, 31\] here"),
+    ({"bias": np.zeros(3)}, "array bias is absent there"),
+  ):
+    with pytest.raises(checkpoint.CheckpointError, match=words):
+      store.restore({**state(), **other})
 
 
 def test_fingerprints_change_with_a_bit_and_not_with_the_sharding():

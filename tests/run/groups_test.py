@@ -78,15 +78,14 @@ def test_join_undoes_split_and_holds_on_to_nothing():
 
 
 def test_groups_of_rollouts_of_other_sizes():
-  short, long = ({"prompt": 3, "width": 2}, {"prompt": 7, "width": 9})
-  a, b = split(1, **short), split(2, **long)
-  mixed = groups.join(
-    [[a[0][2], b[0][1]], [b[1][0], a[1][1]]], multiple=4, max_new_tokens=12
-  )
+  short = make_rollout(1, prompt=3, width=2)
+  long = make_rollout(2, prompt=7, width=9)
+  a, b = (groups.split(rollout, True) for rollout in (short, long))
+  rows = [[a[0][2], b[0][1]], [b[1][0], a[1][1]]]
+  mixed = groups.join(rows, multiple=4, max_new_tokens=12)
   assert_consistent(mixed)
   assert mixed.transcript.prompt_size == 7
   assert (mixed.transcript.tokens.shape[-1] - 7) % 4 == 0
-  short, long = make_rollout(1, **short), make_rollout(2, **long)
   assert written(mixed, 0, 0) == written(short, 0, 4)
   assert written(mixed, 0, 3) == written(long, 0, 3)
   assert written(mixed, 1, 1) == written(long, 1, 1)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from saw_jax.annotate.questions import Label
 from saw_jax.labels import care, certainty
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
-from saw_jax.run import labelling, loop, rollouts, sections, session
+from saw_jax.run import labelling, loop
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
@@ -80,12 +79,12 @@ class Guesses:
     return ({"role": "user", "content": completion + "?"},)
 
 
-def experiment(task=None, loop=None, **labels):
+def experiment(labels, **sections):
   return helpers.experiment(
-    task=task or Guesses(),
+    task=Guesses(),
     algorithm=algorithms.AlgorithmConfig(advantage="grpo"),
     labels={"label_fraction": 0.25, "probe": PROBE, **labels},
-    loop=loop or {},
+    **sections,
   )
 
 
@@ -118,16 +117,8 @@ def grader():
 @pytest.fixture
 def make(tmp_path, grader):
   def make(num_prompts=2, **config):
-    made = experiment(loop={"prompts_per_step": num_prompts}, **config)
-    encoder = rollouts.Encoder(TOKENIZER, made.rollout)
-    one = types.SimpleNamespace(
-      made=made,
-      seeds=[0],
-      clock=session.Clock(),
-      policy=types.SimpleNamespace(
-        encoder=encoder, lift=parallel.seeded(), decoder=made.decoder
-      ),
-    )
+    made = experiment(config, loop={"prompts_per_step": num_prompts})
+    one = helpers.make_learner(made)
     return labelling.make_labels(one, grader, helpers.begun(tmp_path))
 
   return make
@@ -148,8 +139,7 @@ def score(one, texts=TEXTS, step=0, observed=None):
 
 
 def logged(one, step=0):
-  (row,) = one.train([{}], step)
-  return row
+  return one.train([{}], step)[0]
 
 
 class TestScore:
@@ -175,9 +165,8 @@ class TestScore:
   ):
     one = make(label_fraction=0.5, **config)
     assert score(one) == (rewards, multipliers)
-    assert any(tmp_path.iterdir()) == (
-      config["method"] in ("oracle", "entropy")
-    )
+    buys = config["method"] in ("oracle", "entropy")
+    assert any(tmp_path.iterdir()) == buys
 
   def test_what_is_logged(self, make):
     one = make(method="oracle", label_fraction=0.5)
@@ -194,13 +183,8 @@ class TestScore:
     # Two of four and three of four: the second is trusted, once the gate is
     # open, and the first is bought.
     texts = ["y", "x", "y", "z", "y", "y", "y", "x"]
-    one = make(
-      method="random",
-      label_fraction=0.5,
-      gate="majority",
-      gate_fraction=0.5,
-      warm_up=1,
-    )
+    gate = dict(gate="majority", gate_fraction=0.5, warm_up=1)
+    one = make(method="random", label_fraction=0.5, **gate)
     assert np.sum(score(one, texts)[1]) == 1
     for step in (1, 2, 3):
       assert score(one, texts, step=step)[1] == [[1, 1]]
@@ -257,24 +241,18 @@ class TestScore:
     assert logged(one)["audit/correct"] == 1 / 4
 
   def test_so_is_the_policys_own_verdict(self, make):
-    def verify(examples, texts, step):
-      return np.array([text == "x" for text in texts]).reshape(1, 2, 4)
-
     one = make(method="self_verification")
-    one._verdicts = verify
+    verdicts = np.array(TEXTS).reshape(1, 2, 4) == "x"
+    one._verdicts = lambda examples, texts, step: verdicts
     assert score(one) == ([[0, 1, 0, 0], [0, 0, 0, 1]], None)
 
 
 class TestObserve:
   @pytest.mark.slow
   def test_is_what_whole_logits_say(self):
-    batch = helpers.batch()
-    params = decoder.init_params(helpers.CONFIG, jax.random.key(0))
-    observe = jax.jit(
-      objective.make_observe(
-        helpers.CONFIG, group_size=4, temperature=0.7, chunk_size=16
-      )
-    )
+    batch, params = helpers.batch(), helpers.start()
+    how = dict(group_size=4, temperature=0.7, chunk_size=16)
+    observe = jax.jit(objective.make_observe(helpers.CONFIG, **how))
     found = observe(params, batch)
     hidden, _ = decoder.Decoder(helpers.CONFIG).apply(
       {"params": params}, batch.tokens, batch.positions, batch.valid
@@ -285,28 +263,22 @@ class TestObserve:
     targets = batch.tokens[:, batch.prompt_size :]
     taken, entropies = log_probs.log_probs_of(logits, targets)
     mask = batch.completion_mask
-    for name, expected in (
-      ("log_probs", taken),
-      ("entropies", entropies),
-      ("certainties", certainty.token_self_certainty(logits)),
-    ):
-      np.testing.assert_allclose(
-        getattr(found, name)[mask], expected[mask], rtol=1e-5, atol=1e-5
-      )
+    expected = {"log_probs": taken, "entropies": entropies}
+    expected["certainties"] = certainty.token_self_certainty(logits)
+    for name, value in expected.items():
+      here = getattr(found, name)[mask]
+      np.testing.assert_allclose(here, value[mask], 1e-5, 1e-5)
     near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     near(found.prompt_hidden, hidden[::4, batch.prompt_size - 1])
     last = batch.prompt_size - 1 + mask.sum(1)
     near(found.response_hidden, hidden[jnp.arange(8), last])
 
     # Packed rows say the same, of an empty response too.
-    empty = batch.replace(
-      roles=batch.roles.at[2, batch.prompt_size :].set(transcript.PAD)
-    )
+    roles = batch.roles.at[2, batch.prompt_size :].set(transcript.PAD)
+    empty = batch.replace(roles=roles)
     expected = observe(params, empty)
-    packed = batch_lib.pack_rows(
-      jax.tree.map(lambda x: np.asarray(x)[None], empty),
-      batch_lib.Layout(24, target_multiple=8),
-    )
+    rows = jax.tree.map(lambda x: np.asarray(x)[None], empty)
+    packed = batch_lib.pack_rows(rows, batch_lib.Layout(24, target_multiple=8))
     found = observe(params, jax.tree.map(lambda x: jnp.asarray(x[0]), packed))
     for name in ("prompt_hidden", "response_hidden"):
       near(getattr(found, name), getattr(expected, name))
@@ -319,42 +291,26 @@ def purchases(directory):
   return LabelLedger(directory / LEDGER_NAME).purchases()
 
 
-def bought_under(lift, directory):
-  """What a run with a lift buys, and when."""
-  made = experiment(method="care", gate="probe", warm_up=1)
-  made = made._replace(
-    parallel=dataclasses.replace(made.parallel, lift=lift),
-    evaluation=dataclasses.replace(
-      made.evaluation, num_examples=8, batch_size=4
-    ),
-  )
-  loop.train(made, [0], directory=directory)
-  return [(p.step, p.prompt_id) for p in purchases(directory)]
-
-
 @pytest.mark.slow
 class TestRun:
-  @pytest.mark.parametrize(
-    "labels",
-    [
-      {"method": "vote"},
-      {"method": "mean_probability"},
-      {"method": "certainty", "certainty": "self_certainty"},
-      {
-        "method": "self_verification",
-        "verify_new_tokens": 3,
-        "verify_prompt_tokens": 48,
-      },
-    ],
-    ids=lambda labels: labels["method"],
-  )
-  def test_other_methods_run(self, labels, tmp_path):
-    made = experiment(loop={"num_steps": 2, "pack_length": 53}, **labels)
+  def test_packed_rows_are_labelled(self, tmp_path):
+    fields = {"num_steps": 2, "pack_length": 53}
+    made = experiment({"method": "mean_probability"}, loop=fields)
     assert loop.train(made, [0, 1], directory=tmp_path).finished
     assert np.isfinite(curves(tmp_path)["loss"]).all()
 
   def test_other_lifts_buy_the_same(self, tmp_path):
-    found = [bought_under(lift, tmp_path / lift) for lift in parallel.LIFTS]
+    found, four = [], {"num_examples": 4, "batch_size": 4}
+    for lift in parallel.LIFTS:
+      made = experiment(
+        {"method": "care", "gate": "probe", "warm_up": 1},
+        parallel={"lift": lift},
+        loop={"num_steps": 3},
+        evaluation={"interval": 0, "samples": 0, **four},
+      )
+      loop.train(made, [0], directory=tmp_path / lift)
+      bought = purchases(tmp_path / lift)
+      found.append([(p.step, p.prompt_id) for p in bought])
     assert found[0] and found[0] == found[1] == found[2]
 
 
@@ -368,17 +324,14 @@ class TestConfig:
       ({"label_fraction": 1.5}, "label_fraction"),
       ({"total": -1.0}, "total"),
       ({"method": "oracle", "source": "annotator"}, "source"),
+      ({"method": "random", "total": 0.5}, "does not pay"),
     ],
   )
-  def test_a_mistake_is_named(self, changes, word):
+  def test_a_mistake_is_named(self, changes, word, make):
     with pytest.raises(ValueError, match=word):
-      sections.LabelConfig(**changes)
+      make(**changes)
 
   def test_a_task_without_answers_is_named(self, tmp_path):
     made = helpers.experiment(labels={"method": "vote"})
     with pytest.raises(ValueError, match="answer_key"):
       loop.train(made, [0], directory=tmp_path)
-
-  def test_a_budget_that_pays_nothing_is_named(self, make):
-    with pytest.raises(ValueError, match="does not pay"):
-      make(method="random", total=0.5)

@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -46,31 +47,32 @@ def test_a_step_moves_the_policy_and_says_what_it_did(step):
 
 
 @pytest.mark.parametrize(
-  ("algorithm", "loop", "old", "ref"),
+  ("algorithm", "parts", "old", "ref"),
   [
-    ({}, {}, False, False),
-    ({}, {"num_minibatches": 2}, True, False),
-    ({"loss": "policy_gradient"}, {"num_minibatches": 2}, False, False),
-    ({"kl": algorithms.KLConfig("loss", "k3", 0.1)}, {}, False, True),
-    ({"kl": algorithms.KLConfig("reward", "k1", 0.1)}, {}, True, True),
+    ({}, 1, False, False),
+    ({}, 2, True, False),
+    ({"loss": "policy_gradient"}, 2, False, False),
+    ({"kl": algorithms.KLConfig("loss", "k3", 0.1)}, 1, False, True),
+    ({"kl": algorithms.KLConfig("reward", "k1", 0.1)}, 1, True, True),
   ],
   ids=["one update", "two updates", "no ratio", "kl in loss", "kl in reward"],
 )
 def test_log_probs_are_computed_where_they_are_needed(
-  step, algorithm, loop, old, ref
+  step, algorithm, parts, old, ref
 ):
   made = helpers.experiment(
-    algorithm=algorithms.AlgorithmConfig(**algorithm), loop=loop
+    algorithm=algorithms.AlgorithmConfig(**algorithm),
+    loop={"num_minibatches": parts},
   )
   batch, _ = helpers.make_learner(made).prepare(step[2])
   assert (batch.old_log_probs is not None) == old
   assert (batch.ref_log_probs is not None) == ref
   if old:
-    np.testing.assert_allclose(
-      np.where(batch.completion_mask, batch.old_log_probs, 0),
-      np.where(batch.completion_mask, batch.behave_log_probs, 0),
-      atol=1e-5,
+    a, b = (
+      np.where(batch.completion_mask, x, 0)
+      for x in (batch.old_log_probs, batch.behave_log_probs)
     )
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_prompts_that_do_not_count_move_nothing(step):
@@ -81,11 +83,8 @@ def test_prompts_that_do_not_count_move_nothing(step):
   assert row["zero_advantage"] == 1 and row["gradient_norm"] == 0
   # Weight decay alone.
   kept = 1 - made.optimizer.learning_rate * made.optimizer.weight_decay
-  jax.tree.map(
-    lambda old, new: np.testing.assert_allclose(new, old * kept, rtol=1e-6),
-    before,
-    after,
-  )
+  expected = jax.tree.map(lambda old: old * kept, before)
+  chex.assert_trees_all_close(after, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_minibatches", [1, 2])

@@ -47,12 +47,13 @@ def make_batch(arms):
   )
 
 
-def assert_learns(advantage, weights, loss=losses.clipped_surrogate_loss):
+def assert_learns(advantage, weights, loss="clipped_surrogate"):
   """Up with the advantages, down with the negated ones."""
   advantage, fn = algorithms.ADVANTAGES[advantage], algorithms.WEIGHTS[weights]
   if weights == "static":
     fn = functools.partial(fn, values=jnp.array([1.5, 0.5]))
-  loss, step_fn, start = make_update({"policy": objective.policy(loss)})
+  terms = {"policy": objective.policy(algorithms.LOSSES[loss])}
+  loss, step_fn, start = make_update(terms)
   estimate = estimation.make_estimate(advantage, fn, minima=jnp.zeros(2))
   reweigh = estimation.make_gradient_weights(loss)
 
@@ -87,21 +88,22 @@ def assert_learns(advantage, weights, loss=losses.clipped_surrogate_loss):
   assert up > 0.9 and down < 0.5 / ARMS
 
 
-CASES = [(name, "equal") for name in algorithms.ADVANTAGES]
 # Inverse weights are a control that prefers what is learned already.
 OTHERS = [x for x in algorithms.WEIGHTS if x not in ("equal", "inverse_saw")]
-CASES += [(name, weights) for name in ("grpo", "gdpo") for weights in OTHERS]
-
-
-@pytest.mark.parametrize(("advantage", "weights"), CASES)
-def test_every_algorithm_raises_the_right_arm(advantage, weights):
-  assert_learns(advantage, weights)
 
 
 # A bandit has one token a response, so that all averages are alike.
-@pytest.mark.parametrize("name", algorithms.LOSSES)
-def test_every_loss_raises_the_right_arm(name):
-  assert_learns("dr_grpo", "equal", algorithms.LOSSES[name])
+@pytest.mark.parametrize(
+  "words",
+  [
+    *((name, "equal") for name in algorithms.ADVANTAGES),
+    *((name, weights) for name in ("grpo", "gdpo") for weights in OTHERS),
+    *(("dr_grpo", "equal", name) for name in algorithms.LOSSES),
+  ],
+  ids="-".join,
+)
+def test_every_algorithm_and_every_loss_raises_the_right_arm(words):
+  assert_learns(*words)
 
 
 @pytest.mark.parametrize("estimator", [losses.kl_k2, losses.kl_k3])

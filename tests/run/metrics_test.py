@@ -28,11 +28,8 @@ class TestFileWriter:
     places = [(step, seed) for step in range(2) for seed in (3, 5)]
     rows = write(tmp_path, [(*p, {"loss": p[0] + 0.1 * p[1]}) for p in places])
     assert [(int(r["step"]), int(r["seed"])) for r in rows] == places
-    assert json.loads(lines_of(tmp_path)[2]) == {
-      "step": 1,
-      "seed": 3,
-      "loss": 1.3,
-    }
+    expected = {"step": 1, "seed": 3, "loss": 1.3}
+    assert json.loads(lines_of(tmp_path)[2]) == expected
 
   def test_a_resumed_run_drops_the_steps_that_it_repeats(self, tmp_path):
     write(tmp_path, [(step, 0, {"x": step + 0.1 + 0.2}) for step in range(4)])
@@ -70,13 +67,6 @@ def test_a_writer_that_is_not_there_is_named(
     metrics.make_writers(tmp_path, [name], stack, 0)
 
 
-class Terminal(io.StringIO):
-  """Says that it is one."""
-
-  def isatty(self):
-    return True
-
-
 class TestProgress:
   def test_off_a_terminal_a_line_now_and_then_and_one_at_the_end(
     self, monkeypatch, caplog
@@ -96,7 +86,8 @@ class TestProgress:
   def test_on_a_terminal_it_is_a_bar_that_gives_the_cursor_back(
     self, monkeypatch, caplog
   ):
-    terminal = Terminal()
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

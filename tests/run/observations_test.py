@@ -20,50 +20,47 @@ class Echo(helpers.Letters):
     return completion[:3][::-1]
 
 
-def experiment(world=None, **changes):
+def experiment(shuffled):
+  world = algorithms.WorldModelConfig(
+    "cross_entropy", alpha=0.5, shuffled=shuffled
+  )
   return helpers.experiment(
     task=Echo(),
-    algorithm=algorithms.AlgorithmConfig(
-      advantage="gdpo",
-      world_model=algorithms.WorldModelConfig(
-        loss="cross_entropy", alpha=0.5, **(world or {})
-      ),
-    ),
+    algorithm=algorithms.AlgorithmConfig("gdpo", world_model=world),
     episodes={"max_observation_tokens": 2},
-    **changes,
   )
 
 
-def scored(made, rewards, scored=None):
-  """Two groups of two responses, with rewards `[P, G, M]`."""
+REWARDS = [[[1.0, 0.5], [0.0, 0.5]], [[0.0, 0.0], [0.5, 0.5]]]
+# Shares of what could be earned: (1.5 + 0.5) / 4 and (0 + 1) / 4.
+SHARES = jnp.array([[0.75, 0.25], [0.0, 0.5]])
+
+
+def scored(made, scored=None):
+  """Two groups of two responses, with `REWARDS`."""
   texts, width = ["ab", "xyzw", "c", "klm"], 5
   end = made.tokenizer.eos_ids[0]
   rows = [[*made.tokenizer.encode(text), end][:width] for text in texts]
   sampled = helpers.transcript_of(
     [rows], width, [[[97] * 3] * 4], prompt_size=4
   )
-  rewards = np.asarray(rewards, np.float32)[None]
-  if scored is None:
-    scored = np.ones(rewards.shape, bool)
   return rollouts.Rollout(
     transcript=sampled,
     completions=texts,
-    rewards=rewards,
-    scored=scored,
+    rewards=np.array([REWARDS], np.float32),
+    scored=np.ones((1, 2, 2, 2), bool) if scored is None else scored,
     outcomes=np.full((1, 2, 2), rollouts.WRONG),
     lengths=(sampled.ends - 4).reshape(1, 2, 2),
     ended=np.ones((1, 2, 2), bool),
   )
 
 
-REWARDS = [[[1.0, 0.5], [0.0, 0.5]], [[0.0, 0.0], [0.5, 0.5]]]
-
-
 class Appended:
   """A batch before and after."""
 
-  def __init__(self, made, scores):
-    self.made, self.scores = made, scores
+  def __init__(self, shuffled=False, is_scored=None):
+    self.made = made = experiment(shuffled)
+    self.scores = scores = scored(made, is_scored)
     learner = helpers.make_learner(made, [7])
     self.params = learner.policy.params
     self.before, _ = learner.prepare(scores.transcript)
@@ -80,8 +77,7 @@ class Appended:
 
 @pytest.fixture(scope="module")
 def appended():
-  made = experiment()
-  return Appended(made, scored(made, REWARDS))
+  return Appended()
 
 
 class TestAppender:
@@ -101,10 +97,9 @@ class TestAppender:
     batch, made = appended.batch, appended.made
     size = batch.prompt_size
     for row, text in enumerate(appended.scores.completions):
-      roles = batch.roles[0, row, size:]
-      said = made.tokenizer.decode(
-        batch.tokens[0, row, size:][roles == transcript.OBSERVATION].tolist()
-      )
+      tokens, roles = batch.tokens[0, row, size:], batch.roles[0, row, size:]
+      ids = tokens[roles == transcript.OBSERVATION].tolist()
+      said = made.tokenizer.decode(ids)
       assert said in ("", text[:3][::-1][:2])
       written = np.flatnonzero(roles != transcript.PAD)
       np.testing.assert_array_equal(written, np.arange(len(written)))
@@ -114,62 +109,43 @@ class TestAppender:
         assert order[-1] == transcript.OBSERVATION
 
   def test_weighs_groups_by_the_share_of_reward_that_they_miss(self, appended):
-    # Shares of what could be earned: (1.5 + 0.5) / 4 and (0 + 1) / 4.
-    expected = world_model.adaptive_coefficients(
-      jnp.array([[0.75, 0.25], [0.0, 0.5]]), max_return=1.0
-    )
+    expected = world_model.adaptive_coefficients(SHARES, max_return=1.0)
     assert appended.row["lambda"] == pytest.approx(float(expected.mean()))
     assert float(expected[0]) != float(expected[1])
     selected = np.asarray(appended.batch.observation_mask[0]).any(-1)
-    np.testing.assert_array_equal(
-      appended.batch.world.weights[0] != 0, selected
-    )
+    weights = appended.batch.world.weights[0]
+    np.testing.assert_array_equal(weights != 0, selected)
 
   def test_the_term_is_the_equation(self, appended):
-    made = appended.made
-    term = made.method.terms["world_model"]
     batch = jax.tree.map(lambda x: x[0], appended.batch)
     outputs = appended.outputs(appended.batch)
-    found = term.fn(outputs, batch)
+    found = appended.made.method.terms["world_model"].fn(outputs, batch)
     mask = np.asarray(batch.observation_mask)
     nll = -(np.asarray(outputs.log_probs) * mask).sum(-1)
     # Equation (11): over all groups, λ times the mean over the selected
     # transitions of the mean over tokens; 0 where none is selected.
-    rewards = jnp.array([[0.75, 0.25], [0.0, 0.5]])
-    lambdas = np.asarray(
-      world_model.adaptive_coefficients(rewards, max_return=1.0)
-    )
+    lambdas = world_model.adaptive_coefficients(SHARES, max_return=1.0)
     per_row = (nll / np.maximum(mask.sum(-1), 1)).reshape(2, 2)
     chosen = mask.any(-1).reshape(2, 2)
-    groups = [
-      lambdas[p] * per_row[p][chosen[p]].mean() if chosen[p].any() else 0.0
-      for p in range(2)
-    ]
-    expected = np.mean(groups)
+    means = (per_row * chosen).sum(-1) / np.maximum(chosen.sum(-1), 1)
+    expected = (np.asarray(lambdas) * means).mean()
     value = float(found.numerator / found.denominator)
     assert value == pytest.approx(float(expected), rel=1e-5)
 
   def test_what_could_not_be_scored_says_nothing_of_a_group(self):
-    made = experiment()
     is_scored = np.ones((1, 2, 2, 2), bool)
     is_scored[0, 0, 1, 0] = False
-    found = Appended(made, scored(made, REWARDS, is_scored))
+    found = Appended(is_scored=is_scored)
     expected = world_model.adaptive_coefficients(
-      jnp.array([[0.75, 0.0], [0.0, 0.5]]),
-      max_return=1.0,
-      scored=jnp.array([[True, False], [True, True]]),
+      SHARES, max_return=1.0, scored=jnp.array([[True, False], [True, True]])
     )
     assert found.row["lambda"] == pytest.approx(float(expected.mean()))
 
-  def test_the_placebo_moves_what_is_said(self):
+  def test_the_placebo_moves_what_is_said(self, appended):
     bags = []
-    for made in (experiment(), experiment({"shuffled": True})):
-      one = Appended(made, scored(made, REWARDS)).batch
-      rows = zip(
-        one.tokens[0, :, one.prompt_size :],
-        one.observation_mask[0],
-        strict=True,
-      )
-      bags.append([tuple(tokens[seen].tolist()) for tokens, seen in rows])
+    for one in (appended.batch, Appended(shuffled=True).batch):
+      tokens = one.tokens[0, :, one.prompt_size :]
+      rows = zip(tokens, one.observation_mask[0], strict=True)
+      bags.append([tuple(ids[seen].tolist()) for ids, seen in rows])
     assert sorted(bags[0]) == sorted(bags[1])
     assert [bool(x) for x in bags[0]] == [bool(x) for x in bags[1]]

@@ -17,8 +17,7 @@ def test_every_task_is_made(name):
       registry.make_task(name, {})
     return
   task = registry.make_task(name, {})
-  assert task.name == name
-  assert task.components
+  assert task.name == name and task.components
 
 
 def test_a_task_is_a_name_or_two_classes_with_options(monkeypatch):

@@ -46,25 +46,20 @@ def test_a_run_writes_what_is_needed_to_run_it_again(tmp_path, monkeypatch):
   assert {**third, "resumed": None} == {**first, "resumed": None}
 
 
-@pytest.mark.parametrize(
-  ("path", "value", "message"),
-  [
+def test_a_key_that_differs_is_named_with_both_values(tmp_path):
+  run_directory.open_run(tmp_path, CONFIG)
+  # A tuple is the list that JSON made of it.
+  run_directory.check_run(tmp_path, changed("loop.writers", ["wandb"]))
+  before = (tmp_path / "run.json").read_bytes()
+  for path, value, message in (
     ("loop.num_steps", 5, "loop.num_steps = 4, not 5"),
     ("seeds", [0, 2], r"seeds = \[0, 1\], not \[0, 2\]"),
     ("optimizer.b2", 0.9, "optimizer.b2 = None, not 0.9"),
     ("task.options.seed", 1, "task.options"),
     ("checkpoint", None, "checkpoint = '', not None"),
-  ],
-)
-def test_a_key_that_differs_is_named_with_both_values(
-  tmp_path, path, value, message
-):
-  run_directory.open_run(tmp_path, CONFIG)
-  # A tuple is the list that JSON made of it.
-  run_directory.check_run(tmp_path, changed("loop.writers", ["wandb"]))
-  before = (tmp_path / "run.json").read_bytes()
-  with pytest.raises(run_directory.RunError, match=message):
-    run_directory.open_run(tmp_path, changed(path, value))
+  ):
+    with pytest.raises(run_directory.RunError, match=message):
+      run_directory.open_run(tmp_path, changed(path, value))
   assert (tmp_path / "run.json").read_bytes() == before
 
 
@@ -78,13 +73,9 @@ def test_what_is_no_run_says_so(tmp_path):
 
 
 def git(folder, *words):
-  return subprocess.run(
-    ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *words],
-    cwd=folder,
-    check=True,
-    capture_output=True,
-    text=True,
-  ).stdout.strip()
+  who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+  how = dict(cwd=folder, check=True, capture_output=True, text=True)
+  return subprocess.run(["git", *who, *words], **how).stdout.strip()
 
 
 @pytest.fixture
@@ -125,14 +116,14 @@ def test_a_commit_is_marked_where_its_code_was_changed(checkout):
     (checkout / path).write_text("x = 1\n")
 
 
-@pytest.mark.parametrize("path", ["docs/a.md", *CODE])
-def test_the_same_code_is_that_of_the_library_and_the_configs(checkout, path):
-  first = commit_all(checkout)
-  (checkout / path).write_text("x = 2\n")
+def test_the_same_code_is_that_of_the_library_and_the_configs(checkout):
   second = commit_all(checkout)
-  assert first != second
-  for one, other in ((first, second), (second, first)):
-    assert run_directory.is_same_code(one, other) == (path not in CODE)
+  for path in ("docs/a.md", *CODE):
+    (checkout / path).write_text("x = 2\n")
+    first, second = second, commit_all(checkout)
+    assert first != second
+    for one, other in ((first, second), (second, first)):
+      assert run_directory.is_same_code(one, other) == (path not in CODE)
   # What git does not know is only itself.
   for name in ("unknown", "0123456789", "abc+", "--quiet"):
     assert run_directory.is_same_code(name, name)

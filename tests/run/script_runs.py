@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -68,3 +69,14 @@ def checkpoints(workdir):
   folder = workdir / "checkpoints"
   names = [p.name for p in folder.iterdir()] if folder.exists() else []
   return sorted(int(name) for name in names if name.isdigit())
+
+
+def break_off(workdir):
+  """Leaves what a kill in the middle of the last save does: half of it."""
+  last = workdir / "checkpoints" / str(checkpoints(workdir)[-1])
+  half = last.with_name(f"{last.name}.orbax-checkpoint-tmp")
+  shutil.move(last, half)
+  for path in sorted(half.rglob("*"))[::2]:
+    if path.is_file():
+      path.unlink()
+  (workdir / "final.json").unlink(missing_ok=True)

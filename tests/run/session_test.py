@@ -3,8 +3,8 @@
 import contextlib
 import json
 import signal
-import threading
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -38,16 +38,12 @@ def steps_in(directory, name="metrics"):
 
 class TestInterrupt:
   def test_works_outside_the_main_thread(self):
-    found = []
-
     def body():
       with session.Interrupt() as interrupt:
-        found.append(interrupt.requested)
+        return interrupt.requested
 
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert found == [False]
+    with futures.ThreadPoolExecutor(1) as pool:
+      assert pool.submit(body).result() is False
 
   def test_the_second_ctrl_c_stops_at_once(self):
     with session.Interrupt() as interrupt:
@@ -95,10 +91,8 @@ class TestSession:
     with opened(tmp_path, loop=fields) as one:
       end_step(one, np.nan)
       assert one.step == 1
-    with (
-      opened(tmp_path) as one,
-      pytest.raises(FloatingPointError, match="seed 3 is nan at step 0"),
-    ):
+    word = "seed 3 is nan at step 0"
+    with opened(tmp_path) as one, pytest.raises(FloatingPointError, match=word):
       end_step(one, np.nan)
 
   def test_an_interrupt_saves_and_ends(self, tmp_path):
@@ -135,12 +129,8 @@ class Averaging(helpers.Letters):
 
 
 def test_a_run_has_benchmarks_in_its_final_scores(tmp_path):
-  fields = {
-    "interval": 0,
-    "num_examples": 13,
-    "batch_size": 13,
-    "benchmarks": {"test": 2, "train": 0},
-  }
+  fields = dict(interval=0, num_examples=13, batch_size=13)
+  fields["benchmarks"] = {"test": 2, "train": 0}
   options = dict(task=Averaging(), evaluation=fields, loop={"num_steps": 1})
   with opened(tmp_path, **options) as one:
     end_step(one)

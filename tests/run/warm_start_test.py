@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 import unittest.mock
 
 import chex
@@ -56,13 +55,11 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def no_training(monkeypatch):
-  def refuse(*args, **kwargs):
-    raise AssertionError("it trains")
-
+  refuse = unittest.mock.Mock(side_effect=AssertionError("it trains"))
   monkeypatch.setattr(warm_start.update, "make_update", refuse)
 
 
-def test_demonstrations_are_packed_by_hand():
+def test_demonstrations_and_what_followed_are_packed_by_hand():
   found = warm_start.pack_demonstrations(
     [[5], [6, 7, 8]], [[1, 2, 0], [3]], multiple=2
   )
@@ -71,13 +68,10 @@ def test_demonstrations_are_packed_by_hand():
     found.tokens, [[0, 0, 0, 5, 1, 2, 0, 0], [0, 6, 7, 8, 3, 0, 0, 0]]
   )
   # The 0 that the first answer ends with is learned from.
-  np.testing.assert_array_equal(
-    found.roles, [[0, 0, 0, 1, 2, 2, 2, 0], [0, 1, 1, 1, 2, 0, 0, 0]]
-  )
+  expected = [[0, 0, 0, 1, 2, 2, 2, 0], [0, 1, 1, 1, 2, 0, 0, 0]]
+  np.testing.assert_array_equal(found.roles, expected)
   np.testing.assert_array_equal(found.starts, [3, 1])
 
-
-def test_what_followed_stands_behind_the_answer():
   found = warm_start.pack_demonstrations(
     [[5], [6, 7]], [[1, 0], [3]], [[8, 9], []], glue=[4], multiple=1
   )
@@ -112,12 +106,7 @@ class TestWarmStart:
     config = dataclasses.replace(CONFIG, num_steps=2)
     first = make(tmp_path, config)
     (folder,) = tmp_path.iterdir()
-    # The file that holds the arrays is the largest.
-    files = filter(pathlib.Path.is_file, folder.glob("**/*"))
-    path = max(files, key=lambda path: path.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
+    helpers.flip_a_byte(helpers.largest_file(folder))
     caplog.set_level(logging.INFO, logger="saw_jax.run.warm_start")
     chex.assert_trees_all_equal(make(tmp_path, config), first)
     assert "made anew" in caplog.text and "WARNING" in caplog.text
@@ -126,22 +115,10 @@ class TestWarmStart:
     assert any("from the cache" in line for line in caplog.messages)
 
   def test_no_steps_are_no_start(self, tmp_path, no_training):
-    config = dataclasses.replace(CONFIG, num_steps=0)
-    key = jax.random.key(config.seed)
-    chex.assert_trees_all_equal(
-      make(tmp_path, config), decoder.init_params(helpers.CONFIG, key)
-    )
+    found = make(tmp_path, dataclasses.replace(CONFIG, num_steps=0))
+    start = decoder.init_params(helpers.CONFIG, jax.random.key(CONFIG.seed))
+    chex.assert_trees_all_equal(found, start)
     assert list(tmp_path.iterdir()) == []
-
-
-def changed(value):
-  """Another value of the same type."""
-  words = {"none": "full", "float32": "bfloat16", "constant": "cosine"}
-  if isinstance(value, str):
-    return words[value]
-  if isinstance(value, dict):
-    return {"wrong_rate": 0.5}
-  return not value if isinstance(value, bool) else 2 * value + 2
 
 
 class TestKeep:
@@ -160,6 +137,16 @@ class TestKeep:
     with pytest.raises(OSError, match="no room"):
       warm_start._keep(tmp_path / "abc", {"w": jnp.ones(3)}, 0.5)
     assert not list(tmp_path.iterdir())
+
+
+def changed(value):
+  """Another value of the same type."""
+  words = {"none": "full", "float32": "bfloat16", "constant": "cosine"}
+  if isinstance(value, str):
+    return words[value]
+  if isinstance(value, dict):
+    return {"wrong_rate": 0.5}
+  return not value if isinstance(value, bool) else 2 * value + 2
 
 
 def digest(model=helpers.CONFIG, config=CONFIG, batch=None):

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A published `config.json` as a decoder's sizes, and back.
-
-Keys are those of the transformers library, in the form of its older versions
-(`rope_theta`, `rope_scaling`) and of its newer ones (`rope_parameters`).
-"""
+"""A published `config.json` as a decoder's sizes, and back."""
 
 import dataclasses
 import functools

@@ -158,11 +158,7 @@ def write_tensors(
   dtype: str = "bfloat16",
   max_bytes: int = 2_000_000_000,
 ) -> list[pathlib.Path]:
-  """Writes tensors as a Hugging Face directory has them, a file at a time.
-
-  `tensor` is called once for each name. A file of more than one tensor has
-  `max_bytes` at most, and as much is in memory. Returns the files.
-  """
+  """Writes tensors in files of at most `max_bytes`; returns the files."""
   directory, stored = pathlib.Path(directory), jnp.dtype(dtype)
   shards, held, total = [[]], 0, 0
   for name, shape in shapes.items():

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files: sizes from their metadata, tensors dequantised one at a time.
-
-Needs the extra `gguf`. A tensor is read under the name that it has in a Hugging
-Face directory, so that one table of names serves both.
-"""
+"""GGUF files (extra `gguf`), read under the names of a Hugging Face one."""
 
 import functools
 import os
@@ -68,11 +64,7 @@ def open_reader(path: pathlib.Path) -> Any:
 
 
 class GGUFFile:
-  """One file, whose metadata has been read and whose tensors are mapped.
-
-  `document` is what a `config.json` would have; `shapes` are those of tensors
-  by their Hugging Face names, and `read` goes from such a name to the values.
-  """
+  """One file, whose metadata has been read and whose tensors are mapped."""
 
   def __init__(self, path: str | os.PathLike):
     self._path = path = pathlib.Path(path)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published checkpoints as a decoder's parameters, and back.
-
-What tensors are called and how they are laid out is data: loading and saving
-read the same table.
-"""
+"""Published checkpoints as a decoder's parameters, and back."""
 
 import collections
 import dataclasses
@@ -71,10 +67,7 @@ class Piece(NamedTuple):
 
 
 def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
-  """Tells where each leaf of a decoder is; those of layers are in `layers`.
-
-  With `fused`, queries, keys and values are one tensor, and so are gate and up.
-  """
+  """Tells where each leaf of a decoder is; those of layers are in `layers`."""
   one = dataclasses.replace(config, num_layers=1, windows=(), scan_layers=False)
   leaves = flatten_dict(decoder.param_shapes(one))
   joined = _FUSED if fused else {}
@@ -125,10 +118,7 @@ def check_tensors(
   found: Mapping[str, tuple[int, ...]],
   where: Callable[[str], str],
 ) -> None:
-  """Refuses tensors that are missing, of another shape, or of no use.
-
-  `where` gives the file of a tensor, or the checkpoint if it is not there.
-  """
+  """Refuses tensors that are missing, of another shape, or of no use."""
   wanted = tensor_shapes(config, names)
   for name, shape in wanted.items():
     if name not in found:
@@ -197,10 +187,7 @@ def load_params(
 def tensor_values(
   config: DecoderConfig, names: Mapping[Path, Piece], params: dict
 ) -> Read:
-  """Gives a decoder's parameters under their published names.
-
-  Each call of the result copies no more than that tensor from the device.
-  """
+  """Gives a decoder's parameters under their published names."""
   leaves, sources = flatten_dict(params), collections.defaultdict(list)
   for path, piece in names.items():
     for i in range(config.num_layers if path[0] == "layers" else 1):
@@ -239,11 +226,7 @@ class Pretrained(NamedTuple):
 def open_checkpoint(
   path: str | os.PathLike, *, max_length: int | None = None
 ) -> Pretrained:
-  """Reads and checks the headers of a Hugging Face directory or a `.gguf` file.
-
-  What is missing, damaged, contradictory or unknown is one sentence that names
-  file and tensor. `max_length`: see `config.read_config`.
-  """
+  """Checks the headers of a Hugging Face directory or `.gguf` file."""
   path = pathlib.Path(path)
   where, places = str(path), {}
   if path.suffix == ".gguf":
@@ -284,11 +267,7 @@ def save_checkpoint(
   dtype: str = "bfloat16",
   max_bytes: int = 2_000_000_000,
 ) -> list[pathlib.Path]:
-  """Writes a decoder as a Hugging Face directory, and returns its files.
-
-  `document` is the `config.json` that the decoder came with; by default it is
-  made. Weights are stored in `dtype`, see `files.write_tensors`.
-  """
+  """Writes a decoder as a Hugging Face directory, and returns its files."""
   directory = pathlib.Path(directory)
   where = f"{directory}/config.json"
   made = dict(hub_config.write_config(config) if document is None else document)

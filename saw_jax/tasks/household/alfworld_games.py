@@ -32,7 +32,6 @@ TASK_TYPES: Mapping[str, str] = {
   "cool": "pick_cool_then_place_in_recep",
   "two": "pick_two_obj_and_place",
 }
-_TEXTS = ("pddl_domain", "grammar", "pddl_problem")
 _GOAL = "UNKNOWN GOAL"  # what the package's grammar has in place of one
 # Receptacles that ALFWorld names after what they are a part of.
 _BASINS = {"sinkbasin": "Sink", "bathtubbasin": "Bathtub"}
@@ -54,14 +53,11 @@ def read_logic() -> Logic:
   with names_lib.needs_extra("alfworld", "games of ALFWorld need its package"):
     from alfworld import info
     from alfworld.gen import goal_library
-  domain, grammar = (
-    pathlib.Path(path).read_text(encoding="utf-8")
-    for path in (info.ALFRED_PDDL_PATH, info.ALFRED_TWL2_PATH)
-  )
-  goals = {
-    name: goal_library.gdict[name]["pddl"] for name in TASK_TYPES.values()
-  }
-  return Logic(domain, grammar, goals)
+  paths = (info.ALFRED_PDDL_PATH, info.ALFRED_TWL2_PATH)
+  texts = [pathlib.Path(path).read_text(encoding="utf-8") for path in paths]
+  known = goal_library.gdict
+  goals = {name: known[name]["pddl"] for name in TASK_TYPES.values()}
+  return Logic(*texts, goals)
 
 
 def make_problem(world: World, goal: str) -> str:
@@ -78,35 +74,33 @@ def make_problem(world: World, goal: str) -> str:
   start = "loc_bar_minus_1_bar_1_bar_0_bar_30"
   objects = {
     "agent": ["agent1"],
-    "otype": _types(things),
-    "rtype": _types(places),
+    "otype": dict.fromkeys(map(_type, things)),
+    "rtype": dict.fromkeys(map(_type, places)),
     "object": things.values(),
     "receptacle": places.values(),
     "location": [*locations, start],
   }
   init = ["= (total-cost) 0", f"atLocation agent1 {start}"]
   for (place, name), at in zip(places.items(), locations, strict=True):
-    init.append(f"receptacleType {name} {_types([place])[0]}")
+    init.append(f"receptacleType {name} {_type(place)}")
     init.append(f"receptacleAtLocation {name} {at}")
     if kind_of(place) in world_lib.OPENABLE:
       init.append(f"openable {name}")
   for (thing, name), index in zip(things.items(), lies_in, strict=True):
     verbs = [v for v, able in world_lib.ABLE.items() if kind_of(thing) in able]
     verbs = ["toggle"] if thing == LAMP else ["pickup", *verbs]
-    init.append(f"objectType {name} {_types([thing])[0]}")
+    init.append(f"objectType {name} {_type(thing)}")
     init.append(f"inReceptacle {name} {places[world.places[index]]}")
     init.append(f"objectAtLocation {name} {locations[index]}")
     init += [f"{verb}able {name}" for verb in verbs]
   init += [
-    f"canContain {place.capitalize()}Type {thing.capitalize()}Type"
+    f"canContain {_type(place)} {_type(thing)}"
     for thing in dict.fromkeys(map(kind_of, world.things))
     for place in dict.fromkeys(map(kind_of, places))
     if place in world_lib.FITS[thing]
   ]
-  obj, recep, toggle = (
-    kind_of(name).capitalize() for name in (world.thing, world.place, LAMP)
-  )
-  goal = goal.format(obj=obj, recep=recep, toggle=toggle)
+  gaps = dict(obj=world.thing, recep=world.place, toggle=kind_of(LAMP))
+  goal = goal.format_map({k: kind.capitalize() for k, kind in gaps.items()})
   goal = goal.replace("#", "-").strip()
   # What follows the first expression is of no use.
   steps = ((letter == "(") - (letter == ")") for letter in goal)
@@ -147,9 +141,8 @@ def write_games(
     is_look = world.kind == "look"
     thing = world.thing.capitalize()
     place = kind_of(LAMP if is_look else world.place).capitalize()
-    home = pathlib.Path(
-      folder, f"{task_type}-{thing}-None-{place}-{number}", "trial_0"
-    )
+    name = f"{task_type}-{thing}-None-{place}-{number}"
+    home = pathlib.Path(folder, name, "trial_0")
     home.mkdir(parents=True, exist_ok=True)
     params = {
       "object_target": thing,
@@ -168,7 +161,7 @@ def write_games(
 
 def read_game(path: pathlib.Path | str) -> Game:
   game = row_files.read_object(path)
-  for name in _TEXTS:
+  for name in ("pddl_domain", "grammar", "pddl_problem"):
     if not isinstance(game.get(name), str) or not game[name].strip():
       raise ValueError(f"{path} is damaged: it has no text {name!r}.")
   walk = game["walkthrough"] = game.get("walkthrough") or []
@@ -208,10 +201,8 @@ def find_games(
     except (FileNotFoundError, ValueError) as error:
       damaged.append(str(error))
   if damaged:
-    _LOG.warning(
-      "%d games in %s are left out; the first: %s",
-      *(len(damaged), folder, damaged[0]),
-    )
+    told = "%d games in %s are left out; the first: %s"
+    _LOG.warning(told, len(damaged), folder, damaged[0])
   if not found:
     raise ValueError(
       f"{folder} holds no solvable {GAME_FILE} of {', '.join(kinds)}, and "
@@ -236,7 +227,5 @@ def _identifiers(names: Iterable[str]) -> dict[str, str]:
   return found
 
 
-def _types(names: Iterable[str]) -> list[str]:
-  """The types of things; PDDL reads capitals as small letters."""
-  kinds = dict.fromkeys(map(kind_of, names))
-  return [f"{kind.capitalize()}Type" for kind in kinds]
+def _type(name: str) -> str:
+  return f"{kind_of(name).capitalize()}Type"

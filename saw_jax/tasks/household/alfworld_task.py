@@ -34,9 +34,8 @@ class AlfworldConfig(HouseholdConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    base.check_choice(
-      "evaluate_on", self.evaluate_on, ("valid_seen", "valid_unseen")
-    )
+    folders = ("valid_seen", "valid_unseen")
+    base.check_choice("evaluate_on", self.evaluate_on, folders)
 
 
 class Alfworld(Environment):
@@ -123,12 +122,9 @@ class AlfworldTask(HouseholdTask):
   def expert(self, env: Alfworld, draws: Draws) -> Iterator[str]:
     return iter(env.game["walkthrough"])
 
-  def _play(
-    self, split: str, count: int, seed: int, wrong_rate: float
-  ) -> list[Transition]:
-    if not self._paths:  # the same in microseconds
-      return self._drawn._play(split, count, seed, wrong_rate)
-    return super()._play(split, count, seed, wrong_rate)
+  def _play(self, *options) -> list[Transition]:
+    # Drawn worlds give the same without the engine, in microseconds.
+    return (super() if self._paths else self._drawn)._play(*options)
 
 
 def _start_engine():

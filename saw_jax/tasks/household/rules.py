@@ -33,9 +33,7 @@ Available commands:
 _HELD = -1  # where an object is that is carried
 _NOWHERE = -1  # where one is in the middle of the room
 LONGEST = 200  # no action has as many characters
-_AROUND = (
-  "You are in the middle of a room. Looking quickly around you, you see "
-)
+_AROUND = "You are in the middle of a room. Looking quickly around you, you see"
 
 
 class Household(Environment):
@@ -75,15 +73,15 @@ class Household(Environment):
     self._actions = self._find_actions()
     return (
       "-= Welcome to TextWorld, ALFRED! =-\n\n"
-      f"{_AROUND}{_listing(world.places)}.\n\nYour task is to: {world.goal}"
+      f"{_AROUND} {_listing(world.places)}.\n\nYour task is to: {world.goal}"
     )
 
   def _act(self, action: str) -> tuple[str, float, bool]:
-    if len(action) > LONGEST or action.strip() not in self._actions:
-      return NOTHING, self.max_return * self.won, self.won
-    observation = self._do(action.strip())
-    self.won = self._is_solved()
-    self._actions = self._find_actions()
+    observation = NOTHING
+    if len(action) <= LONGEST and action.strip() in self._actions:
+      observation = self._do(action.strip())
+      self.won = self._is_solved()
+      self._actions = self._find_actions()
     return observation, self.max_return * self.won, self.won
 
   @property
@@ -136,7 +134,7 @@ class Household(Environment):
       said = "cold" if states == ["cool"] else " and ".join(states)
       return f"This is a {said} {held}."
     if self.at == _NOWHERE:  # All is seen at the start only.
-      return f"{_AROUND}nothing."
+      return f"{_AROUND} nothing."
     place = self.world.places[self.at]
     if verb == "look":
       return f"You are facing the {place}. Next to it, you see nothing."

@@ -39,15 +39,11 @@ _GOALS = {
 }
 # What each tool does something to.
 ABLE = {
-  "clean": frozenset(
-    "apple bowl butterknife cloth cup dishsponge egg fork knife ladle lettuce"
-    " mug pan plate pot potato soapbar spatula spoon tomato".split()
-  ),
-  "heat": frozenset("apple bread cup egg mug plate potato tomato".split()),
-  "cool": frozenset(
-    "apple bowl bread cup egg lettuce mug pan plate pot potato tomato"
-    " winebottle".split()
-  ),
+  "clean": "apple bowl butterknife cloth cup dishsponge egg fork knife ladle"
+  " lettuce mug pan plate pot potato soapbar spatula spoon tomato".split(),
+  "heat": "apple bread cup egg mug plate potato tomato".split(),
+  "cool": "apple bowl bread cup egg lettuce mug pan plate pot potato tomato"
+  " winebottle".split(),
 }
 
 _FOOD = "countertop diningtable fridge garbagecan microwave sinkbasin"
@@ -232,16 +228,14 @@ def _draw(draws: Draws, kind: str, receptacles: int, objects: int) -> World:
     fitting = [i for i, p in enumerate(places) if kind_of(p) in kinds]
     if fitting and len(where.get(one, ())) < 3:
       where.setdefault(one, []).append(draws.choice(fitting))
+  things = tuple(
+    f"{one} {n}" for one, at in where.items() for n in range(1, len(at) + 1)
+  )
+  lies_in = tuple(itertools.chain(*where.values()))
   goal = draws.choice(_GOALS[kind]).format(thing=thing, place=place)
   lamps = [i for i, p in enumerate(places) if kind_of(p) == place]
-  return World(
-    *(kind, name, thing, place, goal, places),
-    things=tuple(
-      f"{one} {n}" for one, at in where.items() for n in range(1, len(at) + 1)
-    ),
-    lies_in=tuple(itertools.chain(*where.values())),
-    lamp_in=draws.choice(lamps) if kind == "look" else -1,
-  )
+  lamp = draws.choice(lamps) if kind == "look" else -1
+  return World(kind, name, thing, place, goal, places, things, lies_in, lamp)
 
 
 @functools.cache

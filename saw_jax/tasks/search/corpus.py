@@ -13,24 +13,18 @@ from typing import Any, NamedTuple
 from saw_jax.tasks import row_files
 from saw_jax.tasks.draws import Draws, split_of
 
-KINDS = ("birthplace", "job", "author", "country", "author_birthplace")
-KINDS += ("person_country",)
 TWO_HOPS = ("author_birthplace", "person_country")
-FIRST = tuple("ann bob cara dan eva finn gina hugo iris jon kim leo".split())
-LAST = tuple(
-  "bell cole dunn fox gray hall king lane moss park reed shaw".split()
-)
-JOBS = tuple("painter writer singer farmer doctor pilot baker judge".split())
-CITIES = tuple(
-  "avon brill corda dover elton farley gorton hale irvine jarrow kelso".split()
-)
-COUNTRIES = tuple("norland sudland estria westria".split())
-ADJECTIVES = tuple(
-  "glass silent golden broken winter hidden paper distant iron velvet".split()
-)
-NOUNS = tuple(
-  "river garden tower letter bridge harbor mirror forest clock island".split()
-)
+KINDS = ("birthplace", "job", "author", "country", *TWO_HOPS)
+FIRST = "ann bob cara dan eva finn gina hugo iris jon kim leo".split()
+LAST = "bell cole dunn fox gray hall king lane moss park reed shaw".split()
+JOBS = "painter writer singer farmer doctor pilot baker judge".split()
+CITIES = "avon brill corda dover elton farley gorton hale irvine jarrow".split()
+CITIES += ["kelso"]
+COUNTRIES = "norland sudland estria westria".split()
+ADJECTIVES = "glass silent golden broken winter hidden paper distant".split()
+ADJECTIVES += ["iron", "velvet"]
+NOUNS = "river garden tower letter bridge harbor mirror forest clock".split()
+NOUNS += ["island"]
 
 
 class Passage(NamedTuple):
@@ -67,9 +61,8 @@ def draw_corpus(
   in training.
   """
   if not 1 <= num_people <= MOST_PEOPLE:
-    raise ValueError(
-      f"a drawn corpus has 1 to {MOST_PEOPLE} people, not {num_people}."
-    )
+    most = f"a drawn corpus has 1 to {MOST_PEOPLE} people"
+    raise ValueError(f"{most}, not {num_people}.")
   draws = Draws("corpus", seed)
   names = [f"{a} {b}" for a, b in itertools.product(FIRST, LAST)]
   titles = [f"{a} {b}" for a, b in itertools.product(ADJECTIVES, NOUNS)]
@@ -121,7 +114,16 @@ def read_passages(path: str | pathlib.Path) -> tuple[Passage, ...]:
 
   With `text` there may be a `title`.
   """
-  return _some(path, _passage, "passage")
+
+  def parse(row: Any) -> Passage:
+    if isinstance(row, Mapping) and "contents" in row:
+      title, _, text = row_files.field(row, "contents", str).partition("\n")
+      return Passage(title, text) if text else Passage("", title)
+    text = row_files.field(row, "text", str)
+    title = {"title": row.get("title") or ""}
+    return Passage(row_files.field(title, "title", str), text)
+
+  return _some(path, parse, "passage")
 
 
 def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
@@ -135,7 +137,20 @@ def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
   file = pathlib.Path(path).absolute()
   is_split = file.stem in ("train", "dev", "test")
   named = file.parent.name if is_split else file.stem
-  return _some(path, lambda row: _question(row, named), "question")
+
+  def parse(row: Any) -> Question:
+    text = row_files.field(row, "question", str).strip()
+    names = ("golden_answers", "answers", "answer")
+    name = next((name for name in names if name in row), names[0])
+    answers = row_files.texts(row, name)
+    for what, texts in (("question", [text]), (name, answers)):
+      if not texts or not all(map(str.strip, texts)):
+        raise ValueError(f"field {what!r} is empty")
+    source = {"data_source": row.get("data_source") or named}
+    source = row_files.field(source, "data_source", str)
+    return Question(text, answers, source=source)
+
+  return _some(path, parse, "question")
 
 
 def _some(path, parse, what: str) -> tuple:
@@ -143,25 +158,3 @@ def _some(path, parse, what: str) -> tuple:
   if not found:
     raise ValueError(f"{path}: there is no {what} in it.")
   return found
-
-
-def _passage(row: Any) -> Passage:
-  if isinstance(row, Mapping) and "contents" in row:
-    title, _, text = row_files.field(row, "contents", str).partition("\n")
-    return Passage(title, text) if text else Passage("", title)
-  text = row_files.field(row, "text", str)
-  title = {"title": row.get("title") or ""}
-  return Passage(row_files.field(title, "title", str), text)
-
-
-def _question(row: Any, named: str) -> Question:
-  text = row_files.field(row, "question", str).strip()
-  names = ("golden_answers", "answers", "answer")
-  name = next((name for name in names if name in row), names[0])
-  answers = row_files.texts(row, name)
-  for what, texts in (("question", [text]), (name, answers)):
-    if not texts or not all(map(str.strip, texts)):
-      raise ValueError(f"field {what!r} is empty")
-  source = {"data_source": row.get("data_source") or named}
-  source = row_files.field(source, "data_source", str)
-  return Question(text, answers, source=source)

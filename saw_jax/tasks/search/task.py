@@ -21,7 +21,6 @@ from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Reply, Situation, Transition
 from saw_jax.tasks.search import corpus as search_corpus
-from saw_jax.tasks.search.corpus import Passage, Question
 from saw_jax.tasks.search_index import SearchIndex
 
 LONGEST_QUERY = 500  # characters of a query or answer that are read
@@ -45,24 +44,6 @@ PIECES = (
   *(" is a book by", '<information>{"result": "', '"}</information>'),
   *("Doc 1: ", "Doc 2: ", "Doc 3: ", "\\n", "unknown"),
 )
-
-
-_TASK = """\
-You are an expert agent that answers questions, and can search for what you do \
-not know.
-The question is: {task}
-"""
-_HISTORY = """\
-So far you have taken {steps} step(s), and this is what you searched for and \
-what was found:
-{history}
-"""
-_END = """\
-
-It is your turn to act. First reason step by step about what you know and what \
-is missing, inside <think> </think> tags. Then do exactly one of two things: \
-search, by writing a query as <search> query </search>, or answer, by writing \
-the answer and nothing else as <answer> answer </answer>."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +89,7 @@ class SearchQuestions(environments.Environment):
   """
 
   def __init__(
-    self,
-    library: SearchIndex[Passage],
-    questions: Sequence[Question],
-    config: SearchConfig,
+    self, library: SearchIndex, questions: Sequence, config: SearchConfig
   ):
     super().__init__(config.max_steps, config.reward)
     self._library, self._questions = library, questions
@@ -186,9 +164,21 @@ class SearchTask(environments.FormTask):
         past = "|".join(f"{action}{found}" for _, (action, found) in told)
         yield f"{situation.task}|{past}>"
         continue
-      past = "\n".join(f"Step {k}:{action} {f}" for k, (action, f) in told)
-      past = _HISTORY.format(steps=len(steps), history=past) if told else ""
-      yield _TASK.format(task=situation.task) + past + _END
+      past = "".join(f"Step {k}:{action} {f}\n" for k, (action, f) in told)
+      if told:
+        past = (
+          f"So far you have taken {len(steps)} step(s), and this is what you "
+          f"searched for and what was found:\n{past}"
+        )
+      yield (
+        "You are an expert agent that answers questions, and can search for "
+        f"what you do not know.\nThe question is: {situation.task}\n{past}\n"
+        "It is your turn to act. First reason step by step about what you know "
+        "and what is missing, inside <think> </think> tags. Then do exactly "
+        "one of two things: search, by writing a query as <search> query "
+        "</search>, or answer, by writing the answer and nothing else as "
+        "<answer> answer </answer>."
+      )
 
   def read_reply(self, completion: str) -> Reply:
     found = _BLOCK.findall(completion)
@@ -204,12 +194,10 @@ class SearchTask(environments.FormTask):
     queries = env.question.queries
     if not queries:
       raise ValueError("nobody knows how to answer questions from a file.")
+    answer = f"<answer>{env.question.answers[0]}</answer>"
     while True:
       left = [query for query in queries if query not in env.searched]
-      if left:
-        yield f"<search>{left[0]}</search>"
-      else:
-        yield f"<answer>{env.question.answers[0]}</answer>"
+      yield f"<search>{left[0]}</search>" if left else answer
 
   def held_out(self, count: int) -> list[Transition]:
     return [] if self.config.corpus else super().held_out(count)

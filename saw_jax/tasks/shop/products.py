@@ -25,13 +25,12 @@ SIZES = ("small", "medium", "large", "x-large")
 _CLOTH = ("cotton", "soft", "washable", "warm", "slim fit", "long sleeve")
 _HOME = ("wooden", "modern", "sturdy", "easy clean", "foldable", "heavy duty")
 _TECH = ("wireless", "portable", "fast", "waterproof", "light", "long lasting")
+_CLOTHES = ("shirt", "jacket", "sweater", "dress")
 _WEAR = {"color": COLORS, "size": SIZES}
 _ROOM = {"color": COLORS}
 # Kind of product -> its category, its options, its attributes.
 KINDS = (
-  dict.fromkeys(
-    ("shirt", "jacket", "sweater", "dress"), ("clothing", _WEAR, _CLOTH)
-  )
+  dict.fromkeys(_CLOTHES, ("clothing", _WEAR, _CLOTH))
   | dict.fromkeys(("table", "chair", "shelf"), ("home", _ROOM, _HOME))
   | dict.fromkeys(("speaker", "lamp", "camera"), ("electronics", {}, _TECH))
 )
@@ -76,9 +75,8 @@ MOST_PRODUCTS = len(_NAMES)
 def draw_products(count: int, *, seed: int = 0) -> tuple[Product, ...]:
   """Draws the products of a shop, no two with the same name."""
   if not 1 <= count <= MOST_PRODUCTS:
-    raise ValueError(
-      f"a drawn shop has 1 to {MOST_PRODUCTS} products, not {count}."
-    )
+    most = f"a drawn shop has 1 to {MOST_PRODUCTS} products"
+    raise ValueError(f"{most}, not {count}.")
   draws = Draws("shop", seed)
   chosen = draws.sample(_NAMES, count)
   codes = draws.sample(range(10_000), count)
@@ -107,20 +105,19 @@ def draw_instruction(
     options = tuple(draws.choice(values) for _, values in product.options)
     if draws_lib.split_of(repr((product.name, options))) == split:
       break
-  named = zip(product.options, options, strict=True)
-  chosen = "".join(f", {name}: {value}" for (name, _), value in named)
-  text = f"i need a {product.name}{chosen}"
+  text = f"i need a {product.name}"
+  for (name, _), value in zip(product.options, options, strict=True):
+    text += f", {name}: {value}"
   text, limit = _priced(text, product.price, draws)
   return Instruction(text, product.code, product.attributes, options, limit)
 
 
 def _priced(text: str, price: float, draws: Draws) -> tuple[str, float]:
   """Allows the higher of two of the next four multiples of 10 dollars."""
-  limits = [10.0 * i for i in range(1, 100)]  # 10, 20, ... 990 dollars
-  above = [limit for limit in limits if limit > price][:4]
+  above = [limit for limit in range(10, 1000, 10) if limit > price][:4]
   if len(above) < 2:
     return text, NO_LIMIT
-  limit = max(draws.sample(above, 2))
+  limit = float(max(draws.sample(above, 2)))
   return f"{text}, and price lower than {limit:.2f} dollars", limit
 
 
@@ -153,9 +150,8 @@ def read_products(
     try:
       found += _read_instructions(product, asked.get(product.code, []))
     except ValueError as error:
-      raise ValueError(
-        f"{instructions}, product {product.code}: {error}"
-      ) from error
+      where = f"{instructions}, product {product.code}"
+      raise ValueError(f"{where}: {error}") from error
   if not goods:
     raise ValueError(f"{products}: there is no product in it.")
   if order:
@@ -190,6 +186,14 @@ def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
   entry = {"attributes": ["DUMMY_ATTR"], **entry}
   price, tag = _read_price(row.get("pricing"))
   categories = field(row, "product_category", str).split("\u203a")
+  asked = {"customization_options": row.get("customization_options") or {}}
+  asked = field(asked, "customization_options", dict)
+  options = []
+  for name, values in asked.items():
+    if values is not None:
+      texts = [field(value, "value", str) for value in field(asked, name, list)]
+      texts = [t.strip().replace("/", " | ").lower() for t in texts]
+      options.append((name.lower(), tuple(filter(None, texts))))
   return Product(
     code=code.upper(),
     name=field(row, "name", str),
@@ -200,7 +204,7 @@ def _read_product(row: Any, known: Mapping[str, Any]) -> Product | None:
     description=field(row, "full_description", (str, type(None))) or "",
     features=row_files.texts(features, "features"),
     attributes=row_files.texts(entry, "attributes"),
-    options=tuple(_read_options(row)),
+    options=tuple(options),
     rating=str(row.get("average_rating") or "N.A."),
   )
 
@@ -216,17 +220,6 @@ def _read_price(pricing: Any) -> tuple[float, str]:
     raise ValueError(
       f"field 'pricing' is {str(pricing)[:40]!r}, which is no price"
     ) from error
-
-
-def _read_options(row: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-  options = {"customization_options": row.get("customization_options") or {}}
-  options = row_files.field(options, "customization_options", dict)
-  for name, values in options.items():
-    if values is not None:
-      values = row_files.field(options, name, list)
-      texts = [row_files.field(value, "value", str) for value in values]
-      texts = [t.strip().replace("/", " | ").lower() for t in texts]
-      yield name.lower(), tuple(filter(None, texts))
 
 
 def _read_instructions(product: Product, rows: Any) -> Iterator[Instruction]:

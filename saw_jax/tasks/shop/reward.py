@@ -50,13 +50,10 @@ def score(
   )
   asked = [_plain_color(value) for value in instruction.options]
   for name, value in options.items():
-    value = _plain_color(value)
-    if name.lower() == "size":
-      is_right = value in asked
-    else:
-      is_right = any(likeness(one, value) > _ALIKE for one in asked)
+    value, is_size = _plain_color(value), name.lower() == "size"
+    alike = (likeness(one, value) > _ALIKE for one in asked)
     # WebShop counts what stands in the product's text too.
-    right += is_right or value in about
+    right += (value in asked if is_size else any(alike)) or value in about
   right += product.price <= instruction.price_limit
   number = len(instruction.attributes) + len(instruction.options) + 1
   return min(right / number, 1.0) * type_score(product, wanted)
@@ -66,10 +63,8 @@ def type_score(product: Product, wanted: Product) -> float:
   """Returns 1, 0.5, 0.1 or 0: is a product of the kind that is wanted?"""
   words, known = _words(wanted.name), _words(product.name)
   share = len(words & known) / len(words) if words else 0.2
-  if share == 0:
-    return 0.0
   if share < 0.1:
-    return 0.1
+    return 0.1 if share else 0.0
   common = set(product.categories) & set(wanted.categories)
   if product.query == wanted.query or len(common) >= 2 or share > 0.2:
     return 1.0
@@ -84,10 +79,8 @@ def likeness(one: str, other: str) -> int:
   >>> likeness("long sleeve", "shirt with long sleeves")
   65
   """
-  first, second = (
-    set(re.findall(r"[^\W_]+", text.lower()[:_LONGEST]))
-    for text in (one, other)
-  )
+  texts = (one.lower()[:_LONGEST], other.lower()[:_LONGEST])
+  first, second = (set(re.findall(r"[^\W_]+", text)) for text in texts)
   if not first or not second:
     return 0
   shared = sorted(first & second)

@@ -56,23 +56,21 @@ class ShopConfig:
     environments.check_together(self, "products", "attributes", "instructions")
 
 
-class Catalogue(SearchIndex[Product]):
+class Catalogue(SearchIndex):
   """What a shop sells, and how it is found."""
 
   def __init__(self, products: Sequence[Product]):
     self.products = tuple(products)
     self.by_code = {product.code: product for product in products}
-    super().__init__(self.products, list(map(_searched, products)))
+    texts = []
+    for one in products:  # as WebShop indexes it
+      options = [f"{name}: {', '.join(vs)}" for name, vs in one.options]
+      about = (one.name, one.description, *one.features[:1])
+      texts.append(" ".join([*about, ", ".join(options)]))
+    super().__init__(self.products, texts)
 
   def search(self, query: str) -> list[Product]:
     return self.find(query, NUM_RESULTS)
-
-
-def _searched(product: Product) -> str:
-  """What of a product is searched: as WebShop indexes it."""
-  options = [f"{name}: {', '.join(vs)}" for name, vs in product.options]
-  texts = (product.name, product.description, *product.features[:1])
-  return " ".join([*texts, ", ".join(options)])
 
 
 class Page(NamedTuple):
@@ -96,6 +94,7 @@ class Shop(Environment):
     instruction: what is asked for.
     page: where one is.
     links: what can be clicked, in small letters, and the page it leads to.
+    product: the one whose page this is, if it is one's.
     results: of the last search.
     score: of the purchase, from 0 to 1.
   """
@@ -136,11 +135,6 @@ class Shop(Environment):
     return [f"click[{name}]" for name in self.links]
 
   @property
-  def product(self) -> Product:
-    """The one whose page this is."""
-    return self.catalogue.by_code[self.page.code]
-
-  @property
   def listed(self) -> list[Product]:
     """The products on the current page of results."""
     first = (self.page.number - 1) * self._config.per_page
@@ -174,7 +168,7 @@ class Shop(Environment):
 
   def _show(self, page: Page) -> str:
     """Goes to a page, and returns what it says."""
-    self.page = page
+    self.page, self.product = page, self.catalogue.by_code.get(page.code)
     self.links = self._find_links()
     head = ["Instruction:", self.task] if self._config.shows_instruction else []
     if page.kind == "start":

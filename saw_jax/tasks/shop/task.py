@@ -17,8 +17,6 @@ from saw_jax.tasks.shop import reward as shop_reward
 from saw_jax.tasks.shop import site as shop
 from saw_jax.tasks.shop.site import ShopConfig
 
-__all__ = ["PIECES", "ShopConfig", "ShopTask"]
-
 _LONGEST_ACTION = 300
 _MOST_CHOICES = 20_000  # combinations of options that the expert tries
 _ACTION = re.compile(r"(search|click)\[[^\[\]]+\]")
@@ -76,17 +74,14 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
         return choice
     return None
 
-  def can_buy(product: shop_products.Product) -> bool:
-    return choose(product) is not None
-
   # The shortest of some queries that finds something to buy.
   short = " ".join((*asked.attributes, wanted.query))
-  queries = [
-    text.lower().strip()[:200].strip()
-    for text in (short, wanted.name, asked.text)
-  ]
+  texts = (short, wanted.name, asked.text)
+  queries = [text.lower().strip()[:200].strip() for text in texts]
   good = (
-    q for q in queries if q and any(map(can_buy, env.catalogue.search(q)))
+    q
+    for q in filter(None, queries)
+    if any(choose(one) is not None for one in env.catalogue.search(q))
   )
   query = next(good, queries[1])
   while True:
@@ -94,11 +89,11 @@ def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
     if page.kind == "start":
       yield f"search[{query}]"
       continue
-    choice = choose(env.product) if page.code else None
+    choice = choose(env.product) if env.product else None
     if page.query != query:
       name = shop.BACK
     elif page.kind == "results":
-      codes = [one.code for one in env.listed if can_buy(one)]
+      codes = [one.code for one in env.listed if choose(one) is not None]
       names = [*codes, shop.NEXT, shop.PREVIOUS, shop.BACK]
       name = next(name for name in names if name.lower() in env.links)
     elif page.kind == "sub" or choice is None:
@@ -132,13 +127,11 @@ class ShopTask(environments.FormTask):
 
   def make(self, split: str) -> shop.Shop:
     self.num_episodes(split)  # raises if there is no such split
+    draw, catalogue = shop_products.draw_instruction, self._catalogue
+    instruct = functools.partial(draw, catalogue.products, split)
     if self._instructions:
       instruct = self._instructions[split].__getitem__
-    else:
-      instruct = functools.partial(
-        shop_products.draw_instruction, self._catalogue.products, split
-      )
-    return shop.Shop(self._catalogue, instruct, self.config)
+    return shop.Shop(catalogue, instruct, self.config)
 
   def mistake(self, situation: Situation, draws: Draws) -> str:
     action = draws.choice(situation.actions)
@@ -173,14 +166,12 @@ class ShopTask(environments.FormTask):
 @functools.lru_cache(maxsize=4)
 def _open(config: ShopConfig):
   """The catalogue, and the instructions of files, if any; once a process."""
-  if not config.products:
-    products = shop_products.draw_products(
-      config.num_products, seed=config.seed
-    )
+  c = config
+  if not c.products:
+    products = shop_products.draw_products(c.num_products, seed=c.seed)
     return shop.Catalogue(products), {}
-  files = (config.products, config.attributes, config.instructions)
-  sizes = (config.num_products, config.num_test)
+  files = (c.products, c.attributes, c.instructions, c.order)
   products, instructions = shop_products.read_products(
-    *files, config.order, *sizes
+    *files, c.num_products, c.num_test
   )
   return shop.Catalogue(products), instructions

@@ -27,11 +27,7 @@ class EnvironmentPool(pool.Pool):
   """
 
   def __init__(
-    self,
-    task: environments.AgentTask,
-    *,
-    max_chars: int = 20_000,
-    **options: Any,
+    self, task: environments.AgentTask, max_chars: int = 20_000, **options: Any
   ):
     # What was played in each slot that is not over.
     self._played: dict[int, list[Command]] = {}
@@ -46,15 +42,12 @@ class EnvironmentPool(pool.Pool):
     """
     self._played, self._failures = {}, []
     self._num_episodes = len(episodes)
-    slots = range(len(episodes))
-    found = self._run([Command(slot, *episodes[slot]) for slot in slots])
-    return [found[slot] for slot in slots]
+    found = self._run([Command(i, *one) for i, one in enumerate(episodes)])
+    return [found[slot] for slot in range(len(episodes))]
 
   def step(self, actions: Mapping[int, str]) -> dict[int, Situation]:
     """Takes one step in some slots whose episodes are not over."""
-    return self._run(
-      [Command(slot, action=action) for slot, action in actions.items()]
-    )
+    return self._run([Command(i, action=one) for i, one in actions.items()])
 
   def check(self) -> None:
     """Raises if too many of the episodes that were started have failed."""
@@ -100,9 +93,7 @@ class EnvironmentPool(pool.Pool):
     self._exchange(ask, note, lose)
     return found
 
-  def _note(
-    self, command: Command, situation: Situation, found: dict[int, Situation]
-  ) -> None:
+  def _note(self, command: Command, situation: Situation, found: dict) -> None:
     """Keeps an answer, and what has to be played again to get there."""
     found[command.slot] = situation
     if situation.failure:

@@ -17,8 +17,6 @@ from saw_jax.tasks import base
 from saw_jax.tasks.workers import pool, worker
 from saw_jax.tasks.workers.pool import RewardError
 
-__all__ = ["Graded", "Grader", "RewardError"]
-
 _LOG = logging.getLogger(__name__)
 _MAX_CHUNK = 32
 
@@ -56,9 +54,8 @@ class Grader(pool.Pool):
   def __init__(self, task: base.Task, **options: Any):
     self.token_limits = base.token_limits(task)
     self._task, self._lock = task, threading.Lock()
-    super().__init__(
-      functools.partial(worker.score, task), task.name, **options
-    )
+    job = functools.partial(worker.score, task)
+    super().__init__(job, task.name, **options)
 
   def grade(
     self, examples: Sequence[base.Example], completions: Sequence[str]
@@ -69,9 +66,8 @@ class Grader(pool.Pool):
     `RewardError`, and so are more crashes than are tolerated.
     """
     if len(examples) != len(completions):
-      raise ValueError(
-        f"{len(examples)} examples and {len(completions)} completions."
-      )
+      sizes = f"{len(examples)} examples and {len(completions)} completions"
+      raise ValueError(f"{sizes}.")
     pairs = list(zip(examples, completions, strict=True))
     with self._lock:
       results = self._score(pairs)
@@ -82,11 +78,9 @@ class Grader(pool.Pool):
     values = values.reshape(shape)
     is_scored = np.array([result.outcome.scored for result in results], bool)
     scored = ~np.isnan(values) & is_scored[:, None]
-    return Graded(
-      np.where(scored, values, 0.0).astype(np.float32),
-      scored,
-      tuple(result.outcome for result in results),
-    )
+    outcomes = tuple(result.outcome for result in results)
+    rewards = np.where(scored, values, 0.0).astype(np.float32)
+    return Graded(rewards, scored, outcomes)
 
   def _check(self, pairs, results: list[worker.Result]) -> None:
     failures = []
@@ -107,14 +101,12 @@ class Grader(pool.Pool):
     if self._is_local():
       return list(map(self._job, pairs))
     for index, one in enumerate(self._workers):
-      if not one.is_alive():  # It died between two calls: of no text.
+      if one.process.poll() is not None:  # It died between calls: of no text.
         self._replace(index)
     size = -(-len(pairs) // (4 * len(self._workers)))
     size = max(1, min(size, _MAX_CHUNK))
-    numbered = list(enumerate(pairs))
-    todo = collections.deque(
-      numbered[start : start + size] for start in range(0, len(pairs), size)
-    )
+    numbered, starts = list(enumerate(pairs)), range(0, len(pairs), size)
+    todo = collections.deque(numbered[i : i + size] for i in starts)
     results: dict[int, worker.Result] = {}
 
     def ask(index):

@@ -42,13 +42,13 @@ class Worker:
     self.pipe, theirs = multiprocessing.Pipe()
     with theirs:
       command = _COMMAND.format(path=sys.path, handle=theirs.fileno())
-      self._process = subprocess.Popen(
+      self.process = subprocess.Popen(
         [sys.executable, "-c", command],
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(),),
         start_new_session=True,  # Its children die with it; no Ctrl-C comes in.
       )
-    self._kill = weakref.finalize(self, _kill, self._process.pid)  # at exit too
+    self._kill = weakref.finalize(self, _kill, self.process.pid)  # at exit too
     with contextlib.suppress(OSError):  # Its death shows in `problem`.
       self.pipe.send_bytes(greeting)
 
@@ -86,17 +86,14 @@ class Worker:
     is_overdue = self.pending and time.monotonic() >= self.deadline
     return "" if is_overdue else None
 
-  def is_alive(self) -> bool:
-    return self._process.poll() is None
-
   def stop(self, grace_s: float = 0.0) -> str:
     """Kills the process with its children; returns how it ended."""
     self.pipe.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
       if grace_s:
-        self._process.wait(grace_s)
+        self.process.wait(grace_s)
     self._kill()
-    return f"its process died, exit code {self._process.wait()}"
+    return f"its process died, exit code {self.process.wait()}"
 
 
 def _kill(pid: int) -> None:
@@ -138,8 +135,7 @@ class Pool(contextlib.AbstractContextManager):
     except Exception as error:
       self._check_loaded(f"{type(error).__name__}: {error}")
     try:
-      # Start them all before waiting for the first.
-      for _ in range(num_workers):
+      for _ in range(num_workers):  # all before waiting for the first
         self._workers.append(Worker(self._greeting, limit_s))
       for one in self._workers:
         self._check_loaded(one.problem())

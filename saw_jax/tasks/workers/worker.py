@@ -15,7 +15,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from multiprocessing import connection
 from typing import NamedTuple
 
@@ -53,9 +52,7 @@ def score(task: base.Task, pair: tuple[base.Example, str]) -> Result:
   return Result(violation=violation)
 
 
-def _find_violation(
-  components: Sequence[base.Component], score: base.Score
-) -> str:
+def _find_violation(components, score: base.Score) -> str:
   if not isinstance(score, base.Score):
     return f"it returned {_show(score)}, not a Score"
   if not isinstance(score.outcome, base.Outcome):
@@ -63,9 +60,8 @@ def _find_violation(
   if not isinstance(score.values, (tuple, list)):
     return f"values {_show(score.values)} are no tuple"
   if len(score.values) != len(components):
-    return (
-      f"it returned {len(score.values)} values for {len(components)} components"
-    )
+    there, wanted = len(score.values), len(components)
+    return f"it returned {there} values for {wanted} components"
   for component, value in zip(components, score.values, strict=True):
     if value is None:
       continue
@@ -98,7 +94,7 @@ class Player:
 
   def __init__(self, task: environments.AgentTask, max_chars: int):
     self._task, self._max_chars = task, max_chars
-    self._slots: dict[int, tuple[str, environments.Environment]] = {}
+    self.slots: dict[int, tuple[str, environments.Environment]] = {}
 
   def __call__(self, command: Command) -> Situation:
     """Returns where the episode stands after a command.
@@ -113,12 +109,10 @@ class Player:
     except Exception as error:
       return Situation(done=True, failure=_show_error(error))
 
-  def _answer(
-    self, slot: int, split: str, seed: int, action: str | None
-  ) -> Situation:
-    if action is None and self._slots.get(slot, ("",))[0] != split:
-      self._slots[slot] = (split, self._task.make(split))
-    env = self._slots[slot][1]
+  def _answer(self, slot, split, seed, action) -> Situation:
+    if action is None and self.slots.get(slot, ("",))[0] != split:
+      self.slots[slot] = (split, self._task.make(split))
+    env = self.slots[slot][1]
     if action is None:
       observation, reward, done = env.reset(seed), 0.0, False
     else:
@@ -130,13 +124,9 @@ class Player:
       return Situation(done=True, failure=f"its reward is {_show(reward)}")
     actions, limit = list(env.admissible_actions), self._max_chars
     sizes = itertools.accumulate(map(len, actions))
-    return Situation(
-      env.task[:limit],
-      observation[:limit],
-      tuple(actions[: sum(size <= limit for size in sizes)]),
-      float(reward),
-      bool(done),
-    )
+    actions = tuple(actions[: sum(size <= limit for size in sizes)])
+    texts = (env.task[:limit], observation[:limit], actions)
+    return Situation(*texts, float(reward), bool(done))
 
 
 def serve(handle: int) -> None:
@@ -158,8 +148,7 @@ def serve(handle: int) -> None:
   with contextlib.suppress(EOFError, ConnectionError):
     job_bytes, memory_limit_bytes = pipe.recv()
     if memory_limit_bytes is not None:
-      limits = (memory_limit_bytes, memory_limit_bytes)
-      resource.setrlimit(resource.RLIMIT_AS, limits)
+      resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes,) * 2)
     try:
       job = pickle.loads(job_bytes)
     except Exception as error:

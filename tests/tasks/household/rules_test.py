@@ -1,27 +1,21 @@
-"""The household's wording and rules by hand, and its expert.
+"""The household's wording, rules and prompts by hand, and its expert.
 
-Any text as an action is in text_tasks_test.py.
+What all tasks share is in text_tasks_test.py.
 """
 
 import pytest
 
 from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.household import rules
 from saw_jax.tasks.household import world as hw
-from saw_jax.tasks.household.rules import (
-  NOTHING,
-  Household,
-  expert,
-  shortest_plan,
-)
+from saw_jax.tasks.household.rules import NOTHING, Household, shortest_plan
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
 
 KITCHEN = hw.World(
   *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
-  places=("cabinet 1", "microwave 1", "fridge 1", "sinkbasin 1", "shelf 1"),
-  things=("mug 1", "apple 1"),
-  lies_in=(4, 2),
-  lamp_in=-1,
+  ("cabinet 1", "microwave 1", "fridge 1", "sinkbasin 1", "shelf 1"),
+  *(("mug 1", "apple 1"), (4, 2), -1),  # where they lie, and no lamp
 )
 TAKE = ["go to shelf 1", "take mug 1 from shelf 1"]
 FETCH = ["go to fridge 1", "open fridge 1", "take apple 1 from fridge 1"]
@@ -53,12 +47,11 @@ def test_the_shortest_plan_solves_every_world(kind, split):
     env = make(split, kinds=(kind,), **options)
     for seed in range(100):
       env.reset(seed)
-      plan = shortest_plan(env.world)
-      for i, action in enumerate(plan):
+      *plan, last = shortest_plan(env.world)
+      for action in plan:
         assert action in env.admissible_actions, (action, env.world)
-        step = env.step(action)
-        last = i == len(plan) - 1
-        assert step.done == last and step.reward == 10.0 * last, env.world
+        assert env.step(action)[1:] == (0.0, False), env.world
+      assert env.step(last)[1:] == (10.0, True), env.world
 
 
 class TestExpert:
@@ -66,7 +59,7 @@ class TestExpert:
     """Plays an episode; returns its actions."""
     env.reset(seed)
     draws = Draws("test", seed)
-    ours, actions = expert(env, draws), []
+    ours, actions = rules.expert(env, draws), []
     while not env.done:
       # What is closed is opened before it counts as seen.
       looks = env.at >= 0 and env.closed[env.at] and env.held is None
@@ -164,8 +157,7 @@ class TestWording:
   def test_a_lamp_is_turned_on(self):
     world = hw.World(
       *("look", "bedroom", "pen", "desk", "look at pen under the desklamp."),
-      *(("desk 1", "shelf 1"), ("pen 1",), (1,)),
-      lamp_in=0,
+      *(("desk 1", "shelf 1"), ("pen 1",), (1,), 0),
     )
     found, env = play(["go to desk 1", "use desklamp 1"], world)
     assert found[0].endswith("you see a desklamp 1.")
@@ -176,21 +168,15 @@ class TestWording:
 
 
 class TestRules:
+  FROM_AFAR = ["take mug 1 from shelf 1", "open fridge 1", "examine fridge 1"]
+  FROM_AFAR += ["heat mug 1 with microwave 1", "use desklamp 1"]
+  OTHERS = ["close shelf 1", "go to shelf 2", "go to", "look around", "Look"]
+  OTHERS += ["go to  shelf 1", "look" + " " * 200]
+
   @pytest.mark.parametrize(
     "actions",
-    [
-      ["take mug 1 from shelf 1"],  # from afar
-      ["open fridge 1"],
-      ["examine fridge 1"],
-      ["heat mug 1 with microwave 1"],
-      ["use desklamp 1"],
-      ["close shelf 1"],
-      ["go to shelf 2"],
-      ["go to"],
-      ["look around"],
-      ["Look"],
-      ["go to  shelf 1"],
-      ["look" + " " * 200],
+    [[action] for action in (*FROM_AFAR, *OTHERS)]
+    + [
       ["go to shelf 1", "examine mug 1"],  # only what is carried
       ["go to fridge 1", "take apple 1 from fridge 1"],  # it is closed
       [*TAKE, *FETCH],  # one thing at a time
@@ -256,3 +242,62 @@ def test_all_that_does_something_is_admissible():
       assert step.observation != NOTHING
       if step.done:
         break
+
+
+COMPACT = HouseholdTask(HouseholdConfig(form="compact"))
+ENGLISH = HouseholdTask()
+HISTORY = [(f"seen {k}", f"did {k}") for k in (1, 2, 3)]
+
+
+def prompt(made, history, shown=0, **fields):
+  """The prompt with so many of the last steps."""
+  situation = Situation("cook.", "A room.", ("go to bed 1", "help", "look"))
+  texts = list(made.prompts(situation._replace(**fields), history))
+  return texts[len(texts) - 1 - shown]
+
+
+class TestPrompts:
+  def test_english_ones_are_alfworlds(self):
+    assert prompt(ENGLISH, ()) == (
+      "You are an expert agent that acts in the ALFRED embodied environment.\n"
+      "Your task is to: cook.\n"
+      "Your current observation is: A room.\n"
+      "The actions that are admissible now are: ['go to bed 1', 'look'].\n\n"
+      "It is your turn to act. First reason step by step about the situation, "
+      "inside <think> </think> tags. Then choose one admissible action and "
+      "write it inside <action> </action> tags."
+    )
+    assert (
+      "So far you have taken 3 step(s). The last 2 observation(s) and the "
+      "actions that you took: [Observation 2: 'seen 2', Action 2: 'did 2'], "
+      "[Observation 3: 'seen 3', Action 3: 'did 3']\n"
+      "You are now at step 4 and your current observation is: A room.\n"
+    ) in prompt(ENGLISH, HISTORY, 2)
+
+  def test_braces_in_what_is_seen_are_kept(self):
+    text = prompt(
+      ENGLISH, [("{a}", "{b}")], 1, task="{x}", observation="{y}", actions="{}"
+    )
+    assert all(f"{{{letter}}}" in text for letter in "xyab")
+
+  def test_compact_ones_have_the_task_the_places_and_the_last_actions(self):
+    assert prompt(COMPACT, HISTORY, 2) == "cook.| bed 1|did 2;did 3|A room.>"
+    # The first observation lists the places, which are there already.
+    assert prompt(COMPACT, ()) == "cook.| bed 1||>"
+
+
+@pytest.mark.parametrize("text", ["", " ", "mug 1", "look" * 100, "1 look"])
+def test_what_is_no_action_is_invalid(text):
+  assert COMPACT.read_reply(text) == ("", False)
+
+
+def test_an_episode_is_of_the_kind_of_its_task():
+  task = HouseholdTask(HouseholdConfig(kinds=("look", "two"), num_test=30))
+  env = task.make("test")
+  found = set()
+  for seed in range(30):
+    kind = task.category("test", seed)
+    env.reset(seed)
+    assert ("examine" in env.task or "look at" in env.task) == (kind == "look")
+    found.add(kind)
+  assert found == {"look", "two"}

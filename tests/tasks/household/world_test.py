@@ -60,8 +60,8 @@ class TestDrawWorld:
           assert kind in room.objects and place in hw.FITS[kind]
           # Nothing is done yet.
           assert (kind, place) != (world.thing, world.place)
-        wanted = [t for t in world.things if hw.kind_of(t) == world.thing]
-        assert len(wanted) >= (2 if world.kind == "two" else 1)
+        wanted = list(map(hw.kind_of, world.things)).count(world.thing)
+        assert wanted >= (2 if world.kind == "two" else 1)
         assert world.place in counts
         if world.kind in hw.TOOLS:
           assert hw.TOOLS[world.kind] in counts
@@ -81,14 +81,13 @@ class TestDrawWorld:
 class TestSplits:
   @pytest.mark.parametrize("options", [{}, dict(receptacles=3, objects=1)])
   def test_they_do_not_overlap(self, options):
-    def essence(world):
-      return world._replace(goal="")
-
-    train = set(map(essence, worlds("train", **options)))
-    test = set(map(essence, worlds("test", **options)))
+    train, test = (
+      {world._replace(goal="") for world in worlds(split, **options)}
+      for split in ("train", "test")
+    )
     assert not train & test
-    assert all(hw.split_of(world) == "train" for world in train)
-    assert all(hw.split_of(world) == "test" for world in test)
+    assert set(map(hw.split_of, train)) == {"train"}
+    assert set(map(hw.split_of, test)) == {"test"}
 
   def test_words_and_order_do_not_count(self):
     for world in worlds()[:50]:

@@ -9,14 +9,12 @@ from saw_jax.tasks.search.corpus import Passage, Question
 
 
 class TestDraw:
-  def test_a_corpus_is_a_function_of_its_seed(self):
+  def test_the_numbers_of_passages_and_questions_whatever_the_seed(self):
     one, same, other = (
       search_corpus.draw_corpus(30, seed=s) for s in (0, 0, 1)
     )
     assert one == same and one != other
-
-  def test_the_numbers_of_passages_and_questions(self):
-    passages, questions = search_corpus.draw_corpus(30)
+    passages, questions = other
     cities = len(search_corpus.CITIES)
     assert len(set(passages)) == cities + 30 + 20
     texts = [q.text for several in questions.values() for q in several]
@@ -36,28 +34,23 @@ class TestDraw:
 
   def test_nobody_is_asked_about_in_both_splits(self):
     _, questions = search_corpus.draw_corpus(100)
-    train, test = (
-      {
-        name
-        for q in questions[split]
-        for name in (*q.queries, *q.answers)
-        if name.partition(" ")[0] in search_corpus.FIRST
-      }
-      for split in ("train", "test")
-    )
+    people = {}
+    for split, several in questions.items():
+      names = {name for q in several for name in (*q.queries, *q.answers)}
+      first = search_corpus.FIRST
+      people[split] = {name for name in names if name.split()[0] in first}
+    train, test = people.values()
     assert train and test and not train & test
 
-  @pytest.mark.parametrize(
-    ("count", "kinds", "words"),
-    [
-      (0, search_corpus.KINDS, "not 0"),
-      (1000, search_corpus.KINDS, "not 1000"),
-      (1, ("author",), "no question for the split"),
-    ],
-  )
-  def test_what_cannot_be_drawn_is_said(self, count, kinds, words):
-    with pytest.raises(ValueError, match=words):
-      search_corpus.draw_corpus(count, kinds=kinds)
+  def test_what_cannot_be_drawn_is_said(self):
+    for count in (0, search_corpus.MOST_PEOPLE + 1):
+      with pytest.raises(ValueError, match=f"not {count}"):
+        search_corpus.draw_corpus(count)
+    with pytest.raises(ValueError, match="no question for the split"):
+      search_corpus.draw_corpus(1, kinds=("author",))
+
+
+WHO = {"question": "who?", "answer": "x"}
 
 
 class TestRead:
@@ -100,39 +93,35 @@ class TestRead:
     )
 
   def test_a_row_or_a_folder_names_the_set(self, read):
-    row = {"question": "who?", "answer": "x"}
-    rows = [row, row | {"data_source": "nq"}]
+    rows = [WHO, WHO | {"data_source": "nq"}]
     for name in ("musique/dev.jsonl", "musique/test.jsonl"):
       found = read("question", rows, name)
       assert [q.source for q in found] == ["musique", "nq"]
 
   @pytest.mark.parametrize(
-    ("kind", "row", "words"),
+    ("kind", "rows", "words"),
     [
-      ("passage", 7, "row 0: not an object"),
-      ("passage", {}, "row 0: no field 'text'"),
-      ("passage", {"contents": 7}, "row 0: field 'contents' is not a str"),
-      ("passage", {"text": "x", "title": 7}, "field 'title' is not a str"),
-      ("question", None, "row 0: not an object"),
-      ("question", {"answer": "x"}, "row 0: no field 'question'"),
-      ("question", {"question": " ", "answer": "x"}, "'question' is empty"),
-      ("question", {"question": "x"}, "row 0: no field 'golden_answers'"),
-      ("question", {"question": "x", "answer": 7}, "'answer' is not a list"),
-      ("question", {"question": "x", "answer": [7]}, "'answer' is not a list"),
-      ("question", {"question": "x", "answer": []}, "'answer' is empty"),
-      ("question", {"question": "x", "answer": " "}, "'answer' is empty"),
+      ("passage", [], "there is no passage in it"),
+      ("passage", [7], "row 0: not an object"),
+      ("passage", [{}], "row 0: no field 'text'"),
+      ("passage", [{"contents": 7}], "row 0: field 'contents' is not a str"),
+      ("passage", [{"text": "x", "title": 7}], "field 'title' is not a str"),
+      ("question", [], "there is no question in it"),
+      ("question", [None], "row 0: not an object"),
+      ("question", [{"answer": "x"}], "row 0: no field 'question'"),
+      ("question", [{"question": " ", "answer": "x"}], "'question' is empty"),
+      ("question", [{"question": "x"}], "row 0: no field 'golden_answers'"),
+      ("question", [WHO | {"answer": 7}], "'answer' is not a list"),
+      ("question", [WHO | {"answer": [7]}], "'answer' is not a list"),
+      ("question", [WHO | {"answer": []}], "'answer' is empty"),
+      ("question", [WHO | {"answer": " "}], "'answer' is empty"),
       (
         "question",
-        {"question": "x", "answer": "y", "data_source": 7},
-        "row 0: field 'data_source'",
+        [WHO, WHO | {"data_source": 7}],
+        "row 1: field 'data_source'",
       ),
     ],
   )
-  def test_a_damaged_row_is_numbered(self, read, kind, row, words):
+  def test_a_damaged_row_is_numbered(self, read, kind, rows, words):
     with pytest.raises(ValueError, match=words):
-      read(kind, [row])
-
-  @pytest.mark.parametrize("kind", ["passage", "question"])
-  def test_nothing_is_said(self, read, kind):
-    with pytest.raises(ValueError, match=f"there is no {kind} in it"):
-      read(kind, [])
+      read(kind, rows)

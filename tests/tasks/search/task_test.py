@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.search import task as search_task
-from saw_jax.tasks.search.corpus import Passage, Question
+from saw_jax.tasks.search.corpus import KINDS, Passage, Question
 from saw_jax.tasks.search.task import SearchConfig, SearchQuestions, SearchTask
 from saw_jax.tasks.search_index import SearchIndex
 
@@ -22,9 +22,8 @@ QUESTIONS = (
   Question("where was ann bell born?", ("Oslo", "Kristiania")),
   Question("who?", ("The Beatles",)),
 )
-COMPACT = SearchTask(
-  SearchConfig(num_people=60, num_passages=2, form="compact")
-)
+SMALL = {"num_people": 60, "num_passages": 2}
+COMPACT = SearchTask(SearchConfig(**SMALL, form="compact"))
 ENGLISH = SearchTask()
 SITUATION = Situation("who?", "found 2")
 HISTORY = [("who?", "<search>1</search>"), ("found 1", "<search>2</search>")]
@@ -40,13 +39,12 @@ def make(seed=0, passages=PASSAGES, **options):
 class TestEpisode:
   def test_by_hand(self):
     env = make()
-    found = (
-      '<information>{"result": "Doc 1: Ann Bell\\nAnn Bell was born in Oslo.'
-      '\\nDoc 2: Oslo is a city in Norway.\\n"}</information>'
-    )
     # The first has all three words, the second one of them.
-    step = env.step("<search>ann bell oslo</search>")
-    assert step == (found, 0.0, False)
+    assert env.step("<search>ann bell oslo</search>") == (
+      '<information>{"result": "Doc 1: Ann Bell\\nAnn Bell was born in Oslo.'
+      '\\nDoc 2: Oslo is a city in Norway.\\n"}</information>',
+      *(0.0, False),
+    )
     assert env.step("<answer> The Oslo. </answer>") == ("", 1.0, True)
     assert env.searched == ["ann bell oslo"]
 
@@ -79,18 +77,11 @@ class TestEpisode:
     assert json.loads(inside) == {"result": result}
     assert text.isascii()
 
-  @pytest.mark.parametrize(
-    "action",
-    [
-      "",
-      "oslo",
-      "<answer>oslo",
-      "<search></answer>",
-      "x <answer>oslo</answer>",
-    ],
-  )
-  def test_what_is_neither_takes_a_step(self, action):
-    assert make(max_steps=2).step(action) == ("", 0.0, False)
+  def test_what_is_neither_takes_a_step(self):
+    env = make(max_steps=5)
+    for action in ("", "oslo", "<answer>oslo", "<search></answer>"):
+      assert env.step(action) == ("", 0.0, False)
+    assert env.step("x <answer>oslo</answer>") == ("", 0.0, True)
 
   def test_enormous_texts_are_cut(self):
     env = make(passages=[Passage("", "word " + "x" * 100_000)] * 5)
@@ -121,12 +112,11 @@ class TestReplies:
     assert ENGLISH.read_reply(text) == COMPACT.read_reply(text)
     assert ENGLISH.read_reply(text) == (action, valid)
 
-  @hypothesis.given(st.text())
-  def test_what_is_read_is_an_action_or_none(self, text):
-    for completion in (text, f"<answer>{text}</answer>"):
-      action = ENGLISH.read_reply(completion).action
-      if action:
-        assert make().step(action).observation or "<answer>" in action
+  @hypothesis.given(st.text().map("<answer>{}</answer>".format) | st.text())
+  def test_what_is_read_is_an_action_or_none(self, completion):
+    action = ENGLISH.read_reply(completion).action
+    if action:
+      assert make().step(action).observation or "<answer>" in action
 
 
 class TestExpert:
@@ -170,7 +160,8 @@ class TestPrompts:
     assert "who?\n\nIt is your turn" in none and "step(s)" not in none
 
 
-def test_a_drawn_question_is_of_its_kind():
+def test_drawn_questions_are_of_their_kinds_and_mixed():
+  assert {COMPACT.category("test", i) for i in range(40)} == set(KINDS)
   task = SearchTask(SearchConfig(num_people=60, kinds=("job", "author")))
   for split in ("train", "test"):
     env = task.make(split)
@@ -178,12 +169,6 @@ def test_a_drawn_question_is_of_its_kind():
       env.reset(seed)
       kind = "author" if env.task.startswith("who wrote") else "job"
       assert task.category(split, seed) == kind
-
-
-def test_the_first_test_questions_are_of_all_kinds():
-  env = COMPACT.make("test")
-  starts = {env.reset(i).partition(" ")[0] for i in range(20)}
-  assert starts == {"in", "what", "where", "who"}
 
 
 def test_local_files_are_another_corpus(tmp_path):
@@ -195,10 +180,9 @@ def test_local_files_are_another_corpus(tmp_path):
   paths = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
   for name, row in rows.items():
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+  train, test = [paths["train"]] * 2, [paths["test"]]
   task = SearchTask(
-    SearchConfig(
-      corpus=paths["corpus"], train=[paths["train"]] * 2, test=[paths["test"]]
-    )
+    SearchConfig(corpus=paths["corpus"], train=train, test=test)
   )
   assert task.num_episodes("train") == 2 and task.num_episodes("test") == 1
   env = task.make("test")

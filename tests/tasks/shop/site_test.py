@@ -75,11 +75,9 @@ class TestPurchase:
       assert env.step(action) == (page, 0.0, False)
     assert env.page.options == {"color": "red"}
     # One attribute, one option and the price: three of three.
-    done = (
-      "Thank you for shopping with us! [SEP] Your score (min 0.0, max 1.0)"
-      " [SEP] 1.0"
-    )
-    assert env.step("click[buy now]") == (done, 10.0, True)
+    step, told = env.step("click[buy now]"), "Your score (min 0.0, max 1.0)"
+    done = f"Thank you for shopping with us! [SEP] {told} [SEP] 1.0"
+    assert step == (done, 10.0, True)
     assert env.score == 1.0 and env.admissible_actions == []
 
   @pytest.mark.parametrize(
@@ -156,14 +154,15 @@ class TestPages:
     assert env.page.options == {"b": "x", "a": "reviews"}
     assert len(set(env.admissible_actions)) == len(env.admissible_actions)
 
-  def test_nothing_found_is_a_page_too(self):
-    page = play(make(), "search[zebra]").observation
-    assert page == f"{HEAD}Back to Search [SEP] Page 1 (Total results: 0)"
-
-  def test_pages_may_be_shorter_and_do_without_the_instruction(self):
+  def test_nothing_found_is_a_page_too_and_the_instruction_may_be_left_out(
+    self,
+  ):
+    page = "Back to Search [SEP] Page 1 (Total results: 0)"
     env = make(shows_instruction=False, per_page=4)
     assert env.reset(0) == "Search"
-    assert play(env, "search[hat]").observation.startswith("Back to Search")
+    assert play(env, "search[zebra]").observation == page
+    assert play(make(), "search[zebra]").observation == HEAD + page
+    play(env, "search[hat]")
     assert len(env.listed) == 4
 
 

@@ -1,15 +1,13 @@
 """The shop as a task; tests/tasks/text_tasks_test.py has what all share."""
 
-import json
 import pickle
 
 import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
-from saw_jax.tasks.shop import products as shop_products
 from saw_jax.tasks.shop import task as shop_task
-from saw_jax.tasks.shop.products import Instruction
+from saw_jax.tasks.shop.products import Instruction, Product
 from saw_jax.tasks.shop.site import Catalogue, Shop
 from saw_jax.tasks.shop.task import ShopConfig, ShopTask
 
@@ -18,31 +16,24 @@ ENGLISH = ShopTask()
 HEAD = "Instruction: [SEP] a hat [SEP] "
 SITUATION = Situation("a hat", f"{HEAD}page 4", ("click[x]",))
 HISTORY = [(f"{HEAD}page {i}", f"click[{i}]") for i in range(1, 4)]
-HAT = shop_products.Product(
+HAT = Product(
   *("B000000099", "hat", "hat", ("hats",), 5.0, "$5.0"),
-  description="",
-  features=(),
-  attributes=("soft",),
-  options=(),
+  *("", (), ("soft",), ()),  # description, features, attributes, options
 )
 
 
 class TestPrompts:
   def test_english_ones_say_the_instruction_once(self):
+    """Every word of them is in household/rules_test.py."""
     two, one, none = ENGLISH.prompts(SITUATION, HISTORY)
-    assert two == (
-      "You are an expert agent that shops in the WebShop online store.\n"
-      "Your task is to: a hat\n"
-      "So far you have taken 3 step(s). The last 2 observation(s) and the "
-      "actions that you took: [Observation 2: 'page 2', Action 2: 'click[2]'], "
-      "[Observation 3: 'page 3', Action 3: 'click[3]']\n"
-      "You are now at step 4 and your current observation is: page 4\n"
-      "The actions that are admissible now are: ['click[x]'].\n\n"
-      "It is your turn to act. First reason step by step about what you see "
-      "and what you want, inside <think> </think> tags. Then choose one "
-      "admissible action and write it inside <action> </action> tags."
-    )
-    assert "The last 1 observation(s)" in one
+    for words in (
+      "agent that shops in the WebShop online store.\nYour task is to: a hat\n",
+      "[Observation 2: 'page 2', Action 2: 'click[2]'], [Observation 3: ",
+      "\nYou are now at step 4 and your current observation is: page 4\nThe",
+      "step by step about what you see and what you want, inside <think>",
+    ):
+      assert words in two
+    assert "Instruction:" not in two and "The last 1 observation(s)" in one
     # The shortest form does not tell that there were steps.
     assert none == next(ENGLISH.prompts(SITUATION, ()))
     assert "a hat\nYour current observation is: page 4\nThe actions" in none
@@ -83,18 +74,14 @@ class TestExpert:
       step = env.step(action)
     return step, actions
 
-  def test_its_way_is_short(self):
-    env = ShopTask(ShopConfig(num_products=60, per_page=4)).make("train")
-    for seed in range(100):
+  def test_its_way_is_short_and_it_finds_back_from_mistakes(self):
+    config = ShopConfig(num_products=60, per_page=4, max_steps=60)
+    env, solved = ShopTask(config).make("train"), 0
+    for seed in range(60):
       _, actions = self.play(env, seed)
       # A search, a product, as many clicks as options, and the purchase, with
       # a page turned now and then.
       assert len(actions) <= 3 + len(env.instruction.options) + 3
-
-  def test_it_finds_back_from_mistakes(self):
-    env = ShopTask(ShopConfig(num_products=60, max_steps=60)).make("train")
-    solved = 0
-    for seed in range(60):
       step, _ = self.play(env, seed, wrong=0.3)
       # What it can do nothing about: a purchase by mistake.
       solved += step.reward > 0
@@ -102,7 +89,7 @@ class TestExpert:
     assert solved > 40
 
   def test_it_leaves_the_results_of_another_search(self):
-    env = ShopTask(ShopConfig(num_products=60)).make("train")
+    env = COMPACT.make("train")
     env.reset(0)
     expert = ENGLISH.expert(env, None)
     mine = next(expert)
@@ -114,9 +101,8 @@ class TestExpert:
   def test_it_turns_pages_and_goes_back_from_what_is_too_dear(self):
     dear = [HAT._replace(code=f"B00000{i:04d}", price=500.0) for i in range(12)]
     asked = Instruction("a hat", HAT.code, ("soft",), (), 10.0)
-    env = Shop(
-      Catalogue([*dear, HAT]), lambda seed: asked, ShopConfig(per_page=5)
-    )
+    catalogue = Catalogue([*dear, HAT])
+    env = Shop(catalogue, lambda seed: asked, ShopConfig(per_page=5))
     step, actions = self.play(env, 0)
     assert step.reward == 10.0
     assert actions == [
@@ -130,9 +116,8 @@ class TestExpert:
     assert next(expert) == "click[< prev]"
 
   def test_options_of_another_spelling_are_found(self):
-    product = HAT._replace(
-      options=(("color", ("dark navy", "light grey")), ("fit", ("any",)))
-    )
+    options = (("color", ("dark navy", "light grey")), ("fit", ("any",)))
+    product = HAT._replace(options=options)
     asked = Instruction("x", HAT.code, ("soft",), ("grey",), 5.0)
     env = Shop(Catalogue([product]), lambda seed: asked, ShopConfig())
     step, actions = self.play(env, 0)
@@ -142,9 +127,8 @@ class TestExpert:
     steps = COMPACT.demonstrations(200, seed=0, wrong_rate=0.5)
     first = [s for s in steps if s.before.actions == ("search[<your query>]",)]
     words = [s.action.removeprefix("search[").split()[0] for s in first]
-    assert not all(
-      w in s.before.task for w, s in zip(words, first, strict=True)
-    )
+    found = [w in s.before.task for w, s in zip(words, first, strict=True)]
+    assert not all(found)
     assert "search[<your query>]" not in {s.action for s in first}
 
 
@@ -155,37 +139,3 @@ def test_another_process_draws_the_same_shop():
   assert other.reset(3) == env.reset(3)
   action = f"search[{env.task}]"
   assert other.step(action) == env.step(action)
-
-
-def test_webshops_files_are_another_shop(tmp_path):
-  rows = [
-    {
-      "asin": f"B{i}",
-      "name": f"shirt number {word}",
-      "query": "shirt",
-      "product_category": "a \u203a b",
-      "full_description": None,
-      "small_description": [],
-      "pricing": "$5.00",
-      "customization_options": {"size": [{"value": "S"}, {"value": "L"}]},
-    }
-    for i, word in enumerate(["one", "two", "three"])
-  ]
-  asked = [
-    {
-      "instruction": text,
-      "instruction_attributes": ["number two"],
-      "instruction_options": ["l"],
-    }
-    for text in ("give me two", "two it is")
-  ]
-  contents = dict(products=rows, attributes={}, instructions={"B1": asked})
-  paths = {name: str(tmp_path / f"{name}.json") for name in contents}
-  for name, content in contents.items():
-    (tmp_path / f"{name}.json").write_text(json.dumps(content))
-  task = ShopTask(ShopConfig(num_products=0, num_test=1, **paths))
-  assert task.num_episodes("train") == task.num_episodes("test") == 1
-  held = task.held_out(4)
-  clicks = ["click[b1]", "click[l]", "click[buy now]"]
-  assert [s.action for s in held[1:]] == clicks
-  assert held[-1].observation.endswith(" 1.0")

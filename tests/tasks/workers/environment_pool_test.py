@@ -1,10 +1,10 @@
-"""Tests of saw_jax/tasks/workers/environment_pool.py."""
+"""Tests of saw_jax/tasks/workers/environment_pool.py, and of its `Player`."""
 
 import pytest
 
-from saw_jax.tasks.environments import EngineLost
+from saw_jax.tasks.environments import EngineLost, Situation
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
-from saw_jax.tasks.workers.grading import RewardError
+from saw_jax.tasks.workers.pool import RewardError
 from tests.tasks.misbehaving_environments import CounterTask
 
 STARTS = [("train", seed) for seed in range(6)]
@@ -19,10 +19,8 @@ def pool():
     yield made
 
 
-@pytest.fixture
-def plain():
-  with EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0) as made:
-    yield made
+def local(**options):
+  return EnvironmentPool(CounterTask(), num_workers=0, limit_s=1.0, **options)
 
 
 def texts(found):
@@ -40,19 +38,58 @@ class TestPlaying:
     before = list(pool._workers)
     assert texts(pool.step(COUNT)) == {i: f"{i} at 1" for i in range(6)}
     last = pool.step({1: "stop", 4: "count"})
-    assert (last[1].reward, last[1].done) == (1.0, True)
-    assert last[4].observation == "4 at 2" and not last[4].done
-    assert set(last) == {1, 4}
-    assert last[4].actions == ("count", "stop") and last[4].task == "count"
+    actions = ("count", "stop")
+    assert last == {
+      1: Situation("count", "1 at 2", actions, reward=1.0, done=True),
+      4: Situation("count", "4 at 2", actions),
+    }
     assert pool._workers == before  # processes that answer stay
 
-  def test_no_workers_play_the_same(self, pool, plain):
+  def test_no_workers_play_the_same(self, pool):
+    plain = local()
     assert pool.start(STARTS[:3]) == plain.start(STARTS[:3])
     actions = {0: "count", 2: "stop"}
     assert pool.step(actions) == plain.step(actions)
 
+  def test_a_slot_makes_one_environment_of_a_split(self):
+    plain, envs = local(), []
+    for start in [("train", 7), ("train", 2), ("test", 2)]:
+      assert texts(plain.start([start])) == {0: f"world {start[1]}"}
+      envs.append(plain._job.slots[0][1])
+    assert envs[0] is envs[1] is not envs[2]
+
+  def test_what_is_long_is_cut_and_actions_are_left_out_whole(self, pool):
+    pool.start(STARTS[:2])
+    assert texts(pool.step({0: "enormous", 1: "empty"})) == {0: "x" * 50, 1: ""}
+    # "count" has 5 letters, and "stop" would make it 9.
+    for limit, actions in ((8, ("count",)), (9, ("count", "stop"))):
+      assert local(max_chars=limit).start(STARTS[:1])[0].actions == actions
+
 
 class TestMisbehaviour:
+  @pytest.mark.parametrize(
+    ("slot", "action", "words"),
+    [
+      (0, "raise", "ValueError: boom"),
+      (0, "nan", "reward is nan"),
+      (0, "no text", "observation is a NoneType"),
+      (9, "count", "KeyError"),  # never started
+    ],
+  )
+  def test_an_exception_or_nonsense_ends_the_episode(self, slot, action, words):
+    plain = local()
+    plain.start(STARTS[:2])
+    found = plain.step({slot: action, 1: "count"})
+    assert words in found[slot].failure
+    assert found[slot] == Situation(done=True, failure=found[slot].failure)
+    assert texts({1: found[1]}) == {1: "1 at 1"}
+
+  def test_without_workers_a_lost_engine_is_the_end(self):
+    plain = local()
+    plain.start(STARTS[:2])
+    with pytest.raises(EngineLost, match="is gone"):
+      plain.step({1: "lose"})
+
   @pytest.mark.slow
   @pytest.mark.parametrize(
     ("action", "words"),
@@ -61,8 +98,6 @@ class TestMisbehaviour:
       ("hang", "no answer in 1.5 s"),
       ("die", "exit code 3"),
       ("lose", "its process died"),
-      ("nan", "reward is nan"),
-      ("no text", "observation is a NoneType"),
     ],
   )
   def test_it_costs_its_own_episode_alone(self, pool, action, words):
@@ -75,8 +110,7 @@ class TestMisbehaviour:
     assert texts(found) == {slot: f"{slot} at 2" for slot in (0, 1, 4)}
     # The neighbours go on from where they were.
     later = pool.step({0: "count", 4: "stop", 1: "count"})
-    assert later[0].observation == "0 at 3"
-    assert later[4].reward == 1.0
+    assert later[0].observation == "0 at 3" and later[4].reward == 1.0
     pool.check()  # one of six
 
   def test_two_culprits_in_one_process_are_both_found(self, pool):
@@ -89,13 +123,9 @@ class TestMisbehaviour:
     pool.start(STARTS)
     pool.step(COUNT)
     for one in pool._workers:
-      one._process.kill()
-      one._process.wait()
+      one.process.kill()
+      one.process.wait()
     assert texts(pool.step(COUNT)) == {i: f"{i} at 2" for i in range(6)}
-
-  def test_an_enormous_observation_is_cut_and_an_empty_one_is_fine(self, pool):
-    pool.start(STARTS[:2])
-    assert texts(pool.step({0: "enormous", 1: "empty"})) == {0: "x" * 50, 1: ""}
 
   def test_a_world_that_cannot_be_made_is_a_failed_episode(self, pool):
     one, two, three = pool.start([("train", 1), ("train", 666), ("train", 2)])
@@ -108,12 +138,3 @@ class TestMisbehaviour:
     pool.step({1: "raise", 3: "raise"})
     with pytest.raises(RewardError, match=r"slot 1.*boom.*2 of 4 episodes"):
       pool.check()
-
-  def test_without_workers_an_exception_is_a_failure_and_a_lost_engine_the_end(
-    self, plain
-  ):
-    plain.start(STARTS[:2])
-    found = plain.step({0: "raise", 1: "count"})
-    assert "boom" in found[0].failure and not found[1].failure
-    with pytest.raises(EngineLost, match="is gone"):
-      plain.step({1: "lose"})

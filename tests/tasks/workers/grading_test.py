@@ -9,10 +9,11 @@ import numpy as np
 import psutil
 import pytest
 
-from saw_jax.tasks.base import Outcome
+from saw_jax.tasks.base import Example, Outcome, Score
 from saw_jax.tasks.tool_calling import task as tool_calling
-from saw_jax.tasks.workers import pool
-from saw_jax.tasks.workers.grading import Grader, RewardError
+from saw_jax.tasks.workers import pool, worker
+from saw_jax.tasks.workers.grading import Grader
+from saw_jax.tasks.workers.pool import RewardError
 from tests.tasks.misbehaving_tasks import Obedient
 
 
@@ -33,18 +34,59 @@ def grade(grader, completions):
   return grader.grade(examples, completions)
 
 
+class Returns(Obedient):
+  """Returns whatever it is asked about."""
+
+  def score(self, example, completion):
+    return completion
+
+
+def check(score):
+  return worker.score(Returns(), (Example(1, (), ""), score))
+
+
+class TestScore:
+  @pytest.mark.parametrize(
+    "values", [(2, True), (-3.0, 0.0), (3.0, 1.0), (None, 1.0)]
+  )
+  def test_a_good_score_comes_back_as_floats(self, values):
+    found = check(Score(values, Outcome.WRONG))
+    assert found == worker.Result(values, Outcome.WRONG)
+    assert {type(v) for v in found.values} <= {float, type(None)}
+
+  @pytest.mark.parametrize(
+    ("score", "violation"),
+    [
+      (1.0, "it returned 1.0, not a Score"),
+      (Score((0.0, 0.0), "right"), "outcome 'right' is no Outcome"),
+      (Score(0.0, Outcome.RIGHT), "values 0.0 are no tuple"),
+      (Score((0.0,), Outcome.RIGHT), "1 values for 2 components"),
+      (Score((0.0, "1"), Outcome.RIGHT), "'second' is '1', not a number"),
+      (Score((0.0, 1.5), Outcome.RIGHT), "1.5, outside [0.0, 1.0]"),
+      (Score((-3.01, 0.0), Outcome.RIGHT), "-3.01, outside [-3.0, 3.0]"),
+      (Score((float("nan"), 0.0), Outcome.RIGHT), "nan, not finite"),
+      (Score((0.0, float("inf")), Outcome.RIGHT), "inf, not finite"),
+      (Score((1e39, 0.0), Outcome.RIGHT), "1e+39, not finite in float32"),
+      (Score((10**400, 0.0), Outcome.RIGHT), "OverflowError"),
+      ("x" * 10_000, "xxx"),
+    ],
+  )
+  def test_a_broken_contract_is_named(self, score, violation):
+    found = check(score)
+    assert violation in found.violation and len(found.violation) < 300
+    assert found.values == ()
+
+
 class TestRewards:
   def test_they_keep_the_order_with_workers_and_without(self, grader):
     completions = ["a" * (i % 7) for i in range(501)]
     one, other = grade(grader, completions), grade(local(), completions)
-    expected = [((i % 7) + i) % 3 for i in range(501)]
     for graded in (one, other):
-      np.testing.assert_array_equal(graded.rewards[:, 0], expected)
+      expected = [[((i % 7) + i) % 3, 1] for i in range(501)]
+      np.testing.assert_array_equal(graded.rewards, expected)
       assert graded.rewards.dtype == np.float32
-      assert graded.rewards.shape == graded.scored.shape == (501, 2)
-      assert graded.scored.dtype == bool and graded.scored.all()
-    np.testing.assert_array_equal(one.rewards, other.rewards)
-    assert one.outcomes == other.outcomes
+      assert graded.scored.dtype == bool and graded.scored.shape == (501, 2)
+      assert graded.scored.all() and graded.outcomes == (Outcome.RIGHT,) * 501
 
   @pytest.mark.parametrize("make", [lambda grader: grader, lambda _: local()])
   def test_what_could_not_be_scored_is_masked(self, grader, make):
@@ -69,46 +111,36 @@ class TestRewards:
   def test_a_task_is_sent_without_its_rows(self):
     pytest.importorskip("pyarrow")
     data = pathlib.Path(__file__).parents[2] / "data"
-    task = tool_calling.ToolCallingTask(
-      tool_calling.ToolCallingConfig(
-        test_path=str(data / "toolrl/rlla_4k_test.parquet")
-      )
-    )
+    path = str(data / "toolrl/rlla_4k_test.parquet")
+    config = tool_calling.ToolCallingConfig(test_path=path)
+    task = tool_calling.ToolCallingTask(config)
     examples = task.examples("test")
     with Grader(task, num_workers=1, limit_s=5.0) as grader:
       graded = grader.grade(examples, [e.reference for e in examples])
-    np.testing.assert_array_equal(
-      graded.rewards, [task.best_values(e) for e in examples]
-    )
+    best = [task.best_values(e) for e in examples]
+    np.testing.assert_array_equal(graded.rewards, best)
     assert graded.outcomes == (Outcome.RIGHT,) * 80
 
 
 class TestHostileText:
   @pytest.mark.parametrize(
-    ("behaviour", "outcome"),
-    [
-      ("sleep", Outcome.TIMED_OUT),
-      ("spin", Outcome.TIMED_OUT),
-      ("exit", Outcome.CRASHED),
-      ("system exit", Outcome.CRASHED),
-      ("segfault", Outcome.CRASHED),
-      ("raise", Outcome.CRASHED),
-      ("memory", Outcome.CRASHED),
-    ],
+    "behaviour",
+    ["sleep", "spin", "exit", "system exit", "segfault", "raise", "memory"],
   )
-  def test_only_the_culprit_goes_unscored(self, grader, behaviour, outcome):
+  def test_only_the_culprit_goes_unscored(self, grader, behaviour):
     # Two workers get chunks of 13: one culprit amid each of the first two.
-    completions = ["a"] * 103
+    completions, expected = ["a"] * 103, [Outcome.RIGHT] * 103
     completions[5] = completions[17] = behaviour
+    is_slow = behaviour in ("sleep", "spin")
+    outcome = Outcome.TIMED_OUT if is_slow else Outcome.CRASHED
+    expected[5] = expected[17] = outcome
     graded = grade(grader, completions)
-    culprits = [i in (5, 17) for i in range(103)]
-    assert graded.outcomes == tuple(
-      outcome if culprit else Outcome.RIGHT for culprit in culprits
-    )
+    assert graded.outcomes == tuple(expected)
+    culprits = np.isin(range(103), (5, 17))
     for scored in graded.scored.T:
       np.testing.assert_array_equal(~scored, culprits)
-    expected = [0.0 if i in (5, 17) else (1 + i) % 3 for i in range(103)]
-    np.testing.assert_array_equal(graded.rewards[:, 0], expected)
+    values = np.where(culprits, 0, (1 + np.arange(103)) % 3)
+    np.testing.assert_array_equal(graded.rewards[:, 0], values)
 
   def test_neighbours_in_one_chunk_can_all_misbehave(self, grader):
     graded = grade(grader, ["exit", "sleep", "raise", "exit", "a"])
@@ -117,9 +149,8 @@ class TestHostileText:
     ]
 
   def test_a_memory_limit_makes_a_crash(self):
-    with Grader(
-      Obedient(), num_workers=1, limit_s=20, memory_limit_bytes=1 << 30
-    ) as grader:
+    options = dict(num_workers=1, limit_s=20, memory_limit_bytes=1 << 30)
+    with Grader(Obedient(), **options) as grader:
       graded = grade(grader, ["a"] * 20 + ["gigabytes"])
     assert graded.outcomes[20] is Outcome.CRASHED
 
@@ -161,7 +192,7 @@ class TestErrors:
 
 class TestProcesses:
   def find(self, grader):
-    return [psutil.Process(one._process.pid) for one in grader._workers]
+    return [psutil.Process(one.process.pid) for one in grader._workers]
 
   def test_an_interrupted_call_does_not_answer_the_next(
     self, grader, monkeypatch
