@@ -134,14 +134,11 @@ class TestCallDamages:
 
 class TestCanonical:
   def test_is_the_same_for_any_order_of_parameters_and_form_of_a_number(self):
-    for text in (
-      '<tool_call>\n{"name": "heat", "parameters": {"room": "Bath", '
-      '"degrees": 17.0}}\n</tool_call>',
-      'so <tool_call>{"parameters": {"degrees": 17, "room": "Bath"}, '
-      '"name": "heat"}</tool_call>',
-    ):
-      call = {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
-      expected = json.dumps({"calls": [call], "response": False})
+    call = {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
+    other = {"parameters": {"room": "Bath", "degrees": 17.0}, "name": "heat"}
+    expected = json.dumps({"calls": [call], "response": False})
+    for said in (call, other):
+      text = f"so <tool_call>\n{json.dumps(said)}</tool_call>"
       assert answers.canonical(text) == expected
 
   @pytest.mark.parametrize(
@@ -160,12 +157,9 @@ class TestCanonical:
     assert answers.canonical(text) is None
 
   def test_a_true_value_is_no_number(self):
-    keys = [
-      answers.canonical(
-        f'<tool_call>{{"name": "a", "parameters": {{"x": {x}}}}}</tool_call>'
-      )
-      for x in ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
-    ]
+    call = '<tool_call>{"name": "a", "parameters": {"x": %s}}</tool_call>'
+    values = ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
+    keys = [answers.canonical(call % value) for value in values]
     assert len(set(keys)) == 5 and keys[4] == keys[5]
 
 
