@@ -6,7 +6,6 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.search import corpus as search_corpus
 from saw_jax.tasks.search import task as search_task
@@ -132,12 +131,6 @@ class TestExpert:
         words = action.partition(">")[2].rpartition("<")[0]
         assert words in known, env.question
         known += env.step(action).observation
-
-  def test_mistakes_are_other_searches_and_answers(self):
-    draws = Draws("mistakes")
-    found = {COMPACT.mistake(SITUATION, draws) for _ in range(40)}
-    verbs = {action.partition(">")[0] for action in found}
-    assert len(found) > 20 and verbs == {"<search", "<answer"}
 
 
 class TestPrompts:

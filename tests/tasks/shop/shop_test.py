@@ -1,14 +1,11 @@
 """The shop and its task; tests/tasks/text_tasks_test.py has what all share."""
 
-import pickle
-
 import pytest
 
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.shop import products as shop_products
 from saw_jax.tasks.shop import site as shop
-from saw_jax.tasks.shop import task as shop_task
 from saw_jax.tasks.shop.products import Instruction, Product
 from saw_jax.tasks.shop.site import Catalogue, Shop
 from saw_jax.tasks.shop.task import ShopConfig, ShopTask
@@ -223,13 +220,7 @@ class TestPrompts:
 
   def test_english_ones_say_the_instruction_once(self):
     two, one, none = ENGLISH.prompts(SITUATION, HISTORY)
-    for words in (
-      "agent that shops in the WebShop online store.\nYour task is to: a hat\n",
-      "[Observation 2: 'page 2', Action 2: 'click[2]'], [Observation 3: ",
-      "\nYou are now at step 4 and your current observation is: page 4\nThe",
-      "step by step about what you see and what you want, inside <think>",
-    ):
-      assert words in two
+    assert "[Observation 2: 'page 2', Action 2: 'click[2]'], [Observ" in two
     assert "Instruction:" not in two and "The last 1 observation(s)" in one
     # The shortest form does not tell that there were steps.
     assert none == next(ENGLISH.prompts(SITUATION, ()))
@@ -319,20 +310,3 @@ class TestExpert:
     env = Shop(Catalogue([product]), lambda seed: asked, ShopConfig())
     step, actions = self.play(env, 0)
     assert step.reward == 10.0 and actions[2] == "click[light grey]"
-
-  def test_mistakes_are_sometimes_other_searches(self):
-    steps = COMPACT.demonstrations(200, seed=0, wrong_rate=0.5)
-    first = [s for s in steps if s.before.actions == ("search[<your query>]",)]
-    words = [s.action.removeprefix("search[").split()[0] for s in first]
-    found = [w in s.before.task for w, s in zip(words, first, strict=True)]
-    assert not all(found)
-    assert "search[<your query>]" not in {s.action for s in first}
-
-
-def test_another_process_draws_the_same_shop():
-  sent, env = pickle.dumps(COMPACT), COMPACT.make("train")
-  shop_task._open.cache_clear()
-  other = pickle.loads(sent).make("train")
-  assert other.reset(3) == env.reset(3)
-  action = f"search[{env.task}]"
-  assert other.step(action) == env.step(action)
