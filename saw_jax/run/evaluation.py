@@ -14,7 +14,7 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import metrics, rollouts
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import AVERAGE
-from saw_jax.tasks import clusters
+from saw_jax.tasks import data
 from saw_jax.tasks.base import Component, Example, token_limits
 from saw_jax.training import hosts
 
@@ -113,7 +113,7 @@ class Evaluator(BaseEvaluator):
       if hasattr(self._task, "answer_key"):
         keys = [self._task.answer_key(text) for text in result.completions]
         keys = np.array(keys, object).reshape(-1, group_size).tolist()
-        answers = clusters.answer_ids(keys)
+        answers = data.answer_ids(keys)
         found["answers"] = answers.reshape(result.lengths.shape)
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])

@@ -30,7 +30,7 @@ from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.sections import CERTAINTIES, LabelConfig
 from saw_jax.run.session import Session
-from saw_jax.tasks import clusters, self_verification
+from saw_jax.tasks import data, self_verification
 from saw_jax.tasks.base import Example
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training.objective import Observation
@@ -81,7 +81,7 @@ class Labels:
     truth = None
     if self.config.audit or self.config.strategy.sees_truth:
       truth = np.array(_each(self._matches, examples, keys), bool)
-    return texts, keys, np.stack([clusters.answer_ids(x) for x in keys]), truth
+    return texts, keys, np.stack([data.answer_ids(x) for x in keys]), truth
 
   def _matches(self, example: Example, keys: Sequence[str | None]):
     truth = self._task.answer_key(self._task.gold_completion(example), example)

@@ -151,9 +151,8 @@ class AnswerTask:
     config = self.config
     key = TEST_KEYS if split == "test" else 0
     if split not in ("train", "test"):
-      place = self.splits.index(split) - 2
-      place += 0 if split in config.benchmarks else self._key_gap
-      key = _OTHER_KEYS + place * _OTHER_SIZE
+      gap = 0 if split in config.benchmarks else self._key_gap
+      key = _OTHER_KEYS + (self.splits.index(split) - 2 + gap) * _OTHER_SIZE
     sizes = {"train": config.num_train, "test": config.num_test}
     paths = {"train": config.train_path, "test": config.test_path}
     if path := {**paths, **config.benchmarks}.get(split):
@@ -162,10 +161,8 @@ class AnswerTask:
       raise ValueError(f"{split}_path is not set, and the other path is.")
     size = sizes.get(split, config.num_test)
     size = size or (8192 if split == "train" else 256)
-    draw, template = self._generator(split, size), self._template
-    return LazyExamples(
-      lambda i: make_example(key + i, draw(i), template), size
-    )
+    draw, frame = self._generator(split, size), self._template
+    return LazyExamples(lambda i: make_example(key + i, draw(i), frame), size)
 
   def _read(self, path: str, key: int) -> list[base.Example]:
     return read_examples(path, self._parse, key, self._template)

@@ -1,10 +1,11 @@
-"""Which examples a step uses: a function of the step and nothing else.
+"""Which examples a step uses, and which answers to a prompt are one.
 
 There is no iterator to save: a run that resumes at step s draws what it would
 have drawn.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,3 +34,19 @@ def batch_indices(
 @functools.lru_cache(maxsize=4)
 def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def answer_ids(answers: Sequence[Sequence[str | None]]) -> np.ndarray:
+  """Numbers the answers to each prompt as they appear; None has -1.
+
+  `P` prompts have `G` responses each; the ids are int32 `[P, G]`. Answers are
+  in normal form, such as a task's `answer_key` gives.
+
+  >>> answer_ids([["7", None, "5", "7"]]).tolist()
+  [[0, -1, 1, 0]]
+  """
+  ids = []
+  for group in answers:
+    numbers: dict[str | None, int] = {None: -1}
+    ids.append([numbers.setdefault(x, len(numbers) - 1) for x in group])
+  return np.array(ids, np.int32)

@@ -7,7 +7,7 @@ import pytest
 
 from saw_jax import advantages
 from saw_jax.labels import care, certainty, gap, probes, selection, voting
-from saw_jax.tasks import clusters
+from saw_jax.tasks import data
 from tests import helpers
 
 GOLDEN = helpers.golden("rlavr_care")
@@ -81,7 +81,7 @@ def stage2_expected_cag(c, a):
 
 def majority_vote(c, a):
   answers, ranked = c["answers"], c["sorted_clusters"]
-  (ids,) = clusters.answer_ids([answers])
+  (ids,) = data.answer_ids([answers])
   for number, (_, members) in enumerate(c["clusters_in_order"]):
     assert where(ids == number) == members
   votes, size = voting.majority_vote(ids[None]), len(ids)

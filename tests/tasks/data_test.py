@@ -1,4 +1,4 @@
-"""Which examples a step uses, whatever was asked before."""
+"""Which examples a step uses, and which answers are one."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,9 @@ from saw_jax.tasks import data
 
 
 def epoch(number, seed=0):
-  return np.concatenate(
-    [
-      data.batch_indices(23, 5, seed=seed, step=4 * number + step)
-      for step in range(4)
-    ]
-  ).tolist()
+  steps = range(4 * number, 4 * number + 4)
+  found = [data.batch_indices(23, 5, seed=seed, step=step) for step in steps]
+  return np.concatenate(found).tolist()
 
 
 def test_an_epoch_has_no_example_twice_and_an_order_of_its_own():
@@ -36,8 +33,14 @@ def test_a_step_does_not_depend_on_what_was_asked_before():
 def test_impossible_batches_are_errors(batch_size, step):
   with pytest.raises(ValueError):
     data.batch_indices(23, batch_size, seed=0, step=step)
+  everything = data.batch_indices(7, 7, seed=0, step=11)
+  assert sorted(everything.tolist()) == list(range(7))
 
 
-def test_a_batch_can_be_everything():
-  indices = data.batch_indices(7, 7, seed=0, step=11)
-  assert sorted(indices.tolist()) == list(range(7))
+def test_answers_are_numbered_in_order_of_appearance():
+  ids = data.answer_ids([["b", None, "a", "b"], ["x", "y", "x", "z"]])
+  assert ids.tolist() == [[0, -1, 1, 0], [0, 1, 0, 2]]
+  assert ids.dtype == "int32"
+  assert data.answer_ids([[None, None]]).tolist() == [[-1, -1]]
+  with pytest.raises(ValueError):  # groups have one size
+    data.answer_ids([["a"], ["a", "b"]])

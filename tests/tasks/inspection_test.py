@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from saw_jax.tasks import inspection
+from saw_jax.tasks import base, inspection
 from saw_jax.tasks.math.task import MathConfig, MathTask
-from saw_jax.tasks.tool_calling import answers
+from saw_jax.tasks.tool_calling import answers, bfcl
 from saw_jax.tasks.tool_calling.task import ToolCallingConfig, ToolCallingTask
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -40,18 +40,23 @@ def test_the_real_rows_have_the_published_shape():
   assert sum(answer.response is not None for answer in read) == 9
 
 
+@pytest.mark.parametrize("category", ["irrelevance", "live_relevance"])
+def test_bfcl_is_healthy_where_it_needs_no_checker(category):
+  meta = {"category": category, "functions": [{"name": "f"}]}
+  example = base.Example(bfcl.FIRST_KEY, (), "null", meta)
+  task = ToolCallingTask()
+  assert inspection.gold_failures(task, [example]) == []
+  assert inspection.damage_failures(task, [example]) == []
+  kinds = {what for what, *_ in task.damages(example)}
+  assert ("unclosed_call" in kinds) == (category == "live_relevance")
+  assert {"no_think", "text_after"} < kinds
+
+
 class Lenient(ToolCallingTask):
   """A task with a reward that any text gets."""
 
   def score(self, example, completion):
     return super().score(example, example.reference)
-
-
-class Harsh(ToolCallingTask):
-  """A task whose right answers get less than they should."""
-
-  def score(self, example, completion):
-    return super().score(example, completion + ".")
 
 
 def test_a_reward_that_sees_no_mistake_is_found():
@@ -69,8 +74,10 @@ def test_several_calls_must_lose_something_too():
   assert [f.expected for f in wrong] == [(None, 1.0)] * 3
 
 
-def test_a_reward_that_right_answers_miss_is_found():
-  task = Harsh()
+def test_a_reward_that_right_answers_miss_is_found(monkeypatch):
+  task = ToolCallingTask()
+  score = task.score
+  monkeypatch.setattr(task, "score", lambda one, text: score(one, text + "."))
   failures = inspection.gold_failures(task, task.examples("test")[:7])
   assert len(failures) == 7
   assert failures[0].values[1] == 0.0 and failures[0].expected[1] == 1.0

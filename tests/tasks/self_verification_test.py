@@ -1,16 +1,9 @@
 """Tests of saw_jax/tasks/self_verification.py."""
 
-import json
-import pathlib
-
 import pytest
 
 from saw_jax.tasks import self_verification
-
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[1] / "golden" / "rlavr_care.json").read_text()
-)
-
+from tests.helpers import golden
 
 BY_HAND = [
   (r"\boxed{true}", 1.0),
@@ -30,7 +23,8 @@ BY_HAND = [
   (r"\boxed{ False }", 0.0),
   (r"\boxed{yes}", 0.0),
 ]
-CARE = [(case["text"], case["score"]) for case in GOLDEN["self_verify_parse"]]
+CASES = golden("rlavr_care")["self_verify_parse"]
+CARE = [(case["text"], case["score"]) for case in CASES]
 
 
 @pytest.mark.parametrize(("text", "reward"), BY_HAND + CARE)

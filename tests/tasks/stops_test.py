@@ -13,52 +13,44 @@ def decode(ids):
   return "".join(PIECES[i] for i in ids)
 
 
-class TestCheckStops:
-  @pytest.mark.parametrize(
-    ("values", "message"),
-    [
-      ("stop", "write ('stop',)"),
-      (["a", ""], "at least one character, not ''"),
-      ([3], "at least one character, not 3"),
-    ],
-  )
-  def test_what_cannot_be_one_is_refused(self, values, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-      stops.check_stops(values)
-
-  def test_a_list_becomes_hashable(self):
-    assert stops.check_stops(["a", "b"]) == ("a", "b")
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ("stop", "write ('stop',)"),
+    (["a", ""], "at least one character, not ''"),
+    ([3], "at least one character, not 3"),
+  ],
+)
+def test_what_cannot_be_one_is_refused(values, message):
+  assert stops.check_stops(["a", "b"]) == ("a", "b")  # hashable
+  with pytest.raises(ValueError, match=re.escape(message)):
+    stops.check_stops(values)
 
 
-class TestFindStop:
-  @pytest.mark.parametrize(
-    ("text", "strings", "expected"),
-    [
-      ("abcabc", ["c", "b"], 1),
-      ("abcabc", ["x"], None),
-      ("abcabc", [], None),
-      ("", ["a"], None),
-      # "bc" is complete before "abcd" is: what follows is never sampled.
-      ("abcd", ["abcd", "bc"], 1),
-      # Both are complete at the same character: the longer one goes.
-      ("abc", ["bc", "abc"], 0),
-    ],
-  )
-  def test_by_hand(self, text, strings, expected):
-    assert stops.find_stop(text, strings) == expected
+@pytest.mark.parametrize(
+  ("text", "strings", "expected"),
+  [
+    ("abcabc", ["c", "b"], 1),
+    ("abcabc", ["x"], None),
+    ("abcabc", [], None),
+    ("", ["a"], None),
+    # "bc" is complete before "abcd" is: what follows is never sampled.
+    ("abcd", ["abcd", "bc"], 1),
+    # Both are complete at the same character: the longer one goes.
+    ("abc", ["bc", "abc"], 0),
+  ],
+)
+def test_the_stop_that_is_complete_first_by_hand(text, strings, expected):
+  assert stops.find_stop(text, strings) == expected
 
 
 class TestSettled:
   def test_an_end_that_may_begin_a_stop_is_held_back(self):
-    assert stops.settled("1 <", ["<end>"]) == "1 "
-    assert stops.settled("1 <en", ["<end>"]) == "1 "
-    assert stops.settled("1 <ex", ["<end>"]) == "1 <ex"
+    for text, left in (("1 <", "1 "), ("1 <en", "1 "), ("1 <ex", "1 <ex")):
+      assert stops.settled(text, ["<end>"]) == left
     assert stops.settled("aab", ["abab", "bb"]) == "a"
-
-  def test_a_stop_and_what_follows_is_gone(self):
+    # A stop and what follows is gone; without stops all is certain.
     assert stops.settled("1 <end> 2", ["<end>"]) == "1 "
-
-  def test_without_stops_all_is_certain(self):
     assert stops.settled("1 <", []) == "1 <"
 
   def test_what_was_certain_once_stays(self):

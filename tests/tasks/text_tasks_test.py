@@ -125,8 +125,7 @@ class TestEpisodes:
     for ask in (task.num_episodes, task.make):
       with pytest.raises(ValueError, match="'test'"):
         ask("tests")
-
-  def test_the_one_reward_is_the_return(self, task):
+    # The one reward is the return.
     most = task.config.reward
     assert task.max_return == task.make("train").max_return == most
     assert task.components == (base.Component("return", 0.0, most),)
@@ -197,46 +196,40 @@ class TestExperts:
       assert step.observation == observation
     assert rate * 20 <= wrong <= rate * 90
 
-  def test_the_seed_counts(self, task):
+  def test_the_seed_counts_and_held_out_ones_are_of_test_episodes(self, task):
     def show(seed):
       return task.demonstrations(40, seed=seed, wrong_rate=0.3)
 
     assert show(0) == show(0) != show(1)
     with pytest.raises(ValueError, match="rate"):
       task.demonstrations(1, seed=0, wrong_rate=1.0)
-
-  def test_held_out_ones_are_of_test_episodes(self, task):
     env = task.make("test")
-    tests = {
-      env.reset(seed) + env.task for seed in range(task.num_episodes("test"))
-    }
+    seeds = range(task.num_episodes("test"))
+    tests = {env.reset(seed) + env.task for seed in seeds}
     held = task.held_out(40)
     assert len(held) == 40
     starts = [step.before for step in held if not step.history]
     assert {one.observation + one.task for one in starts} <= tests
 
-  def test_without_an_expert_there_is_nothing_to_show(self):
-    class Silent(HouseholdTask):
-      expert = None
-
-    assert Silent().held_out(3) == []
-    with pytest.raises(NotImplementedError):
-      Silent().demonstrations(3, seed=0)
-
-  def test_an_expert_that_never_knows_is_an_error(self):
-    class Lost(HouseholdTask):
-      def expert(self, env, draws):
-        return iter(())
-
+  def test_no_expert_or_one_that_never_knows(self, monkeypatch):
+    made = HouseholdTask(HouseholdConfig(num_train=3))
+    monkeypatch.setattr(HouseholdTask, "expert", lambda *_: iter(()))
     with pytest.raises(ValueError, match="walkthrough"):
-      Lost(HouseholdConfig(num_train=3)).demonstrations(1, seed=0)
+      made.demonstrations(1, seed=0)
+    monkeypatch.setattr(HouseholdTask, "expert", None)
+    assert made.held_out(3) == []
+    with pytest.raises(NotImplementedError):
+      made.demonstrations(3, seed=0)
 
 
 class TestWords:
-  def test_prompts_drop_history_oldest_first(self, task):
+  def test_replies_are_read_and_prompts_drop_history_oldest_first(self, task):
     steps = task.demonstrations(200, seed=1, wrong_rate=0.3)
     shown = getattr(task.config, "shown", 99)
     for step in steps:
+      reply = task.write_reply(step.action)
+      assert task.read_reply(reply) == (step.action, True)
+      assert ("<think>" in reply) == (task.config.form == "english")
       texts = list(task.prompts(step.before, step.history))
       assert len(texts) == min(shown, len(step.history)) + 1
       assert all(step.before.task in text for text in texts)
@@ -270,12 +263,6 @@ class TestWords:
       for text in [*texts, *(step[2].observation for step in steps)]:
         if "<your query>" not in text:
           assert tokenizer.decode(tokenizer.encode(text)) == text
-
-  def test_what_is_written_is_read(self, task):
-    for step in task.demonstrations(60, seed=0, wrong_rate=0.3):
-      reply = task.write_reply(step.action)
-      assert task.read_reply(reply) == (step.action, True)
-      assert ("<think>" in reply) == (task.config.form == "english")
 
   @hypothesis.given(st.text())
   def test_any_text_is_a_reply(self, text):

@@ -9,13 +9,12 @@ import itertools
 import operator
 from collections.abc import Mapping, Sequence
 
-from saw_jax.tasks.draws import Draws
+from saw_jax.tasks.draws import TEST_PERCENT, Draws
 
 Claim = tuple[str, int] | tuple[str, "Claim", "Claim"]
 
 KNIGHT, KNAVE = "knight", "knave"
 ROLES = (KNIGHT, KNAVE)
-_TEST_PERCENT = 20
 
 _APPLY = {
   "and": operator.and_,
@@ -77,7 +76,7 @@ def split_of(claims: Sequence[Claim]) -> str:
     told = [_describe(claim, i, colours) for i, claim in enumerate(claims)]
     colours = list(map(_digest, told))
   number = int(_digest("/".join(sorted(colours))), 16)
-  return "test" if number % 100 < _TEST_PERCENT else "train"
+  return "test" if number % 100 < TEST_PERCENT else "train"
 
 
 def write_compact(claims: Sequence[Claim], names: Sequence[str]) -> str:

@@ -60,12 +60,6 @@ class KnightsConfig(answer_task.AnswerConfig):
     return tuple(f"people_{count}" for count in sorted(set(self.people)))
 
 
-_OUTCOMES = {
-  answers.RIGHT: base.Outcome.RIGHT,
-  answers.WRONG: base.Outcome.WRONG,
-}
-
-
 class KnightsTask(answer_task.AnswerTask):
   """Puzzles whose reward is 3 for all roles right, and less for the rest."""
 
@@ -80,15 +74,14 @@ class KnightsTask(answer_task.AnswerTask):
   def __init__(self, config: KnightsConfig | None = None):
     super().__init__(config)
     name = self.config.template or "compact"
-    self._is_compact = name == "compact" and not self.config.has_files
-    self._writer, self._template = _TEMPLATES[
-      "compact" if self._is_compact else "sentences"
-    ]
+    name = "sentences" if self.config.has_files else name
+    self._writer, self._template = _TEMPLATES[name]
+    self._is_compact = name == "compact"
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     value = answers.reward(completion, example.reference)
-    outcome = _OUTCOMES.get(value, base.Outcome.UNPARSABLE)
-    return base.Score((value,), outcome)
+    known = {answers.RIGHT: "right", answers.WRONG: "wrong"}
+    return base.Score((value,), base.Outcome(known.get(value, "unparsable")))
 
   def answer_key(
     self, completion: str, example: base.Example | None = None
@@ -122,10 +115,8 @@ class KnightsTask(answer_task.AnswerTask):
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     yield from super().damages(example)
     reference = example.reference
-    inside = {
-      "no_roles": "nobody knows",
-      "negated": reference.replace("=", " is not a "),
-    }
+    inside = {"no_roles": "nobody knows"}
+    inside["negated"] = reference.replace("=", " is not a ")
     if "|" in reference:
       draws = Draws("damage", example.key, "missing")
       inside["somebody_missing"] = _without_one(draws, reference)

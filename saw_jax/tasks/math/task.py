@@ -191,32 +191,27 @@ class MathTask(answer_task.AnswerTask):
   ) -> str | None:
     """Returns the answer and 1 more where a misleading mark is in a problem."""
     text = example.messages[-1]["content"]
-    number = _integer(example.reference)
-    if number is None or not any(mark in text for mark in misleading):
-      return None
-    return str(number + 1)
+    number = answers.parse_number(answers.normalise_answer(example.reference))
+    is_integer = number is not None and number.denominator == 1
+    misleads = is_integer and any(mark in text for mark in misleading)
+    return str(number + 1) if misleads else None
 
   def _wrong(self, draws: Draws, answer: str) -> str:
     """Returns a wrong answer, near the right one where that is an integer."""
-    number = _integer(answer)
-    if number is not None:
-      return str(problems.mistake(draws, number))
-    return (
-      "0" if answers.parse_number(answers.normalise_answer(answer)) else "1"
-    )
+    number = answers.parse_number(answers.normalise_answer(answer))
+    if number is not None and number.denominator == 1:
+      return str(problems.mistake(draws, int(number)))
+    return "0" if number else "1"
 
   def _read(self, path: str, key: int) -> list[base.Example]:
     return files.read_examples(path, key, self._template)
 
-  def _generator(
-    self, split: str, size: int
-  ) -> Callable[[int], answer_task.Row]:
+  def _generator(self, split: str, size: int) -> Callable[[int], Any]:
     config = self.config
     if config.is_generated:
       return super()._generator(split, size)
-    return problems.draw_gym_problems(
-      config.generators, config.seed, split, size
-    ).__getitem__
+    names, seed = config.generators, config.seed
+    return problems.draw_gym_problems(names, seed, split, size).__getitem__
 
   def _draw(self, split: str, index: int) -> answer_task.Row:
     config, levels = self.config, self.config.levels
@@ -224,8 +219,3 @@ class MathTask(answer_task.AnswerTask):
     if split in _LEVEL_SPLITS:
       levels, split = (_LEVEL_SPLITS[split],), "test"
     return problems.draw_problem(draws, split, levels, config.word_share)
-
-
-def _integer(answer: str) -> int | None:
-  number = answers.parse_number(answers.normalise_answer(answer))
-  return int(number) if number is not None and number.denominator == 1 else None

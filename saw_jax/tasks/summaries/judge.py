@@ -251,8 +251,7 @@ class Judge:
       latest = time.time() + deadline - time.monotonic()
       leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest)
       if leaves is None:
-        problem = f"{rate:g} requests a minute leave no time for it"
-        raise Unscored(problem, "late")
+        raise Unscored(f"{rate:g} requests a minute leave no time", "late")
       time.sleep(max(leaves - time.time(), 0.0))
 
   def _send(self, body: bytes, deadline: float) -> str:
@@ -278,23 +277,20 @@ class Judge:
     except httpx.TimeoutException as error:
       raise Unscored("it took too long", "late", pause_s=0.0) from error
     except httpx.HTTPError as error:
-      problem = f"the connection failed ({type(error).__name__})"
-      raise Unscored(problem, pause_s=0.0) from error
+      kind = type(error).__name__
+      raise Unscored(f"the connection failed ({kind})", pause_s=0.0) from error
     try:
       content = json.loads(reply)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
       content = None
     if not isinstance(content, str):
-      problem = "its reply is no chat completion with a text"
-      raise Unscored(problem, "unreadable")
+      raise Unscored("its reply is no chat completion with text", "unreadable")
     return content
 
   def _headers(self) -> dict[str, str]:
     # A reply that is compressed might be any size.
-    headers = {
-      "Content-Type": "application/json",
-      "Accept-Encoding": "identity",
-    }
+    headers = {"Content-Type": "application/json"}
+    headers["Accept-Encoding"] = "identity"
     key = os.environ.get(self._config.key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):
       variable = self._config.key_variable
@@ -313,8 +309,7 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
   """
   text = text.rpartition("</think>")[2]
   if len(text) > _MOST_REPLY_CHARS:
-    problem = "its reply is no JSON object but an essay"
-    raise Unscored(problem, "unreadable")
+    raise Unscored("its reply is no JSON object but an essay", "unreadable")
   found = []
   decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
   place = text.find("{")
@@ -327,8 +322,7 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
       found.append({name: document[name] for name in components})
     place = text.find("{", end)
   if not found:
-    problem = "its reply has no JSON object with the scores"
-    raise Unscored(problem, "unreadable")
+    raise Unscored("its reply has no JSON object with scores", "unreadable")
   for name, value in (item for scores in found for item in scores.items()):
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value <= 10):  # NaN is in no range.

@@ -183,22 +183,21 @@ def damage_calls(draws: Draws, calls: Calls, offered: Names) -> str:
   return damages[draws.weighted(shares)](draws, calls, offered)
 
 
-def damages(
-  key: int, reference: str, offered: Names, best: float
-) -> Iterator[Damage]:
-  """Yields each way to damage a reference, the text and its two rewards.
-
-  A mistake in the format must cost it alone, and one in a call correctness.
-  """
-  answer = read(reference)
+def format_damages(gold: str, best: float) -> Iterator[Damage]:
+  """Yields what must cost the format alone, or leaves no call to be read."""
   for what, damage in FORMAT_DAMAGES.items():
-    text = damage(reference)
-    if text != reference:
+    text = damage(gold)
+    if text != gold:
       yield what, text, (best, 0.0)
+  if rewards.END_CALL in gold:
+    yield "unclosed_call", gold.replace(rewards.END_CALL, ""), (-3.0, 0.0)
+
+
+def call_damages(key: int, reference: str, offered: Names) -> Iterator[Damage]:
+  """Yields what must cost a part of correctness, and a change of order."""
+  answer = read(reference)
   if not answer.calls:
     return
-  unclosed = reference.replace("</tool_call>", "")
-  yield "unclosed_call", unclosed, (-3.0, 0.0)
   swapped = write_calls(answer.calls[::-1])
   yield "swapped_calls", write(answer, swapped), (3.0, 1.0)
   p, single = len(answer.calls[0]["parameters"]), len(answer.calls) == 1

@@ -311,9 +311,7 @@ def _write_java(value: Any, kind: str, inner: str | None = None) -> str:
     return f"{value}f"
   if isinstance(value, list):
     quoted = kind == "ArrayList" and inner == "String"
-    write = (
-      json.dumps if quoted else lambda item: _write_java(item, inner or "")
-    )
+    write = json.dumps if quoted else lambda x: _write_java(x, inner or "")
     items = ", ".join(map(write, value))
     if kind == "Array":
       return f"new Object[]{{{items}}}"

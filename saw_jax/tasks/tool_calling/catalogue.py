@@ -21,7 +21,6 @@ _MAX_ECHO = 16
 _TYPES = {"string": str, "integer": int, "number": (int, float)}
 _TYPES |= {"boolean": bool}
 
-
 # A tool has a name, typed parameters with their values and, where these are not
 # said as they are, the words of a request for them, and wordings of a request.
 CATALOGUE: list[dict[str, Any]] = json.loads(_FILE.read_text("utf-8"))
@@ -37,10 +36,8 @@ _TALK = (
 )
 _UNSERVED = "sorry, no tool for that"
 _MAX_PARAMETERS = 8  # of several calls, so that an answer is short
-_THOUGHTS = tuple(
-  f"{count} will do"
-  for count in ("no call", "one call", "two calls", "three calls")
-)
+_THOUGHTS = ("no call will do", "one call will do", "two calls will do")
+_THOUGHTS += ("three calls will do",)
 
 
 def write_signature(name: str) -> str:
@@ -87,9 +84,8 @@ def draw_row(draws: Draws, split: str, config: Any) -> answer_task.Row:
   no_call = draws.chance(config.no_call_share)
   draw = _draw_talk if no_call else _draw_calls
   asked, offered, request, answer = draw(draws, split, extra, config)
-  signatures = "\n".join(map(write_signature, offered))
-  system = {"role": "system", "content": signatures}
-  messages = (system, *answer_task.ask(request))
+  system = "\n".join(map(write_signature, offered))
+  messages = ({"role": "system", "content": system}, *answer_task.ask(request))
   meta = {"offered": tuple(offered), "asked": tuple(asked)}
   return messages, rewards.write(answer), meta
 

@@ -1,30 +1,24 @@
 """Roles and puzzles read from text, and the four rewards."""
 
-import json
-import pathlib
 import time
 
 import pytest
 
 from saw_jax.tasks import answer_task
 from saw_jax.tasks.knights import answers
+from tests.helpers import golden
 from tests.tasks.answer_task_test import write
 
-GOLDEN = json.loads(
-  (pathlib.Path(__file__).parents[2] / "golden" / "rlavr_care.json").read_text()
-)["kk_reward"]
+GOLDEN = golden("rlavr_care")["kk_reward"]
 TRUTH = GOLDEN["ground_truth"]["solution_text_format"]
 
 
 class TestGolden:
   @pytest.mark.parametrize("case", GOLDEN["cases"])
-  def test_rewards(self, case):
+  def test_rewards_and_canonical_answers(self, case):
     found = answers.reward(case["response"], TRUTH)
     assert found == case["score"]
     assert (found == answers.RIGHT) == case["acc"]
-
-  @pytest.mark.parametrize("case", GOLDEN["cases"])
-  def test_canonical_answers(self, case):
     truth = answers.read_roles(TRUTH)
     assert answers.canonical(truth) == case["extracted_gt"]
     answer = answers.extract_answer(case["response"])
@@ -37,23 +31,27 @@ class TestGolden:
     assert found == case["score"]
 
 
-class TestExtract:
-  @pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-      ("<answer>a</answer><answer>b</answer>", "b"),
-      ("<answer>a<answer>b</answer>", "a<answer>b"),
-      ("</answer><answer>a\nb</answer></answer>", "a\nb"),
-      ("<Answer> a </ANSWER>", "a"),
-      ("<answer>a</answer><answer>", "a"),
-      ("<answer>a</answer><answer> </answer>", None),
-      ("<answer></answer>", None),
-      ("<answer>a", None),
-      ("answer: a", None),
-    ],
-  )
-  def test_the_last_block(self, text, answer):
-    assert answers.extract_answer(text) == answer
+@pytest.mark.parametrize(
+  ("text", "answer"),
+  [
+    ("<answer>a</answer><answer>b</answer>", "b"),
+    ("<answer>a<answer>b</answer>", "a<answer>b"),
+    ("</answer><answer>a\nb</answer></answer>", "a\nb"),
+    ("<Answer> a </ANSWER>", "a"),
+    ("<answer>a</answer><answer>", "a"),
+    *(
+      (text, None)
+      for text in (
+        "<answer>a</answer><answer> </answer>",
+        "<answer></answer>",
+        "<answer>a",
+        "answer: a",
+      )
+    ),
+  ],
+)
+def test_the_last_block_is_the_answer(text, answer):
+  assert answers.extract_answer(text) == answer
 
 
 class TestRead:
@@ -66,37 +64,39 @@ class TestRead:
       ("Ann is knight and Bob are an knave.", "knight knave"),
       ("Ann is a knave. Bob is a knave. Ann is a knight.", "knight knave"),
       # One part that is no pair: read as sentences, of which there are none.
-      ("ann=knight|bob", ""),
-      ("ann=knight, bob=knave", ""),
-      ("Ann: knight, Bob: knave", ""),
-      ("Ann is not a knave", ""),
-      ("both Ann and Bob are knights", ""),
-      ("Ann is a knightly person", ""),
+      *(
+        (text, "")
+        for text in (
+          "ann=knight|bob",
+          "ann=knight, bob=knave",
+          "Ann: knight, Bob: knave",
+          "Ann is not a knave",
+          "both Ann and Bob are knights",
+          "Ann is a knightly person",
+        )
+      ),
     ],
   )
   def test_two_people(self, text, roles):
     expected = dict(zip(("ann", "bob"), roles.split(), strict=False))
     assert answers.read_roles(text) == expected
 
-  def test_others_are_ignored(self):
+  def test_others_are_ignored_and_nobody_is_no_form(self):
     text = "<answer>ann=knight|eve=knave</answer>"
     assert answers.reward(text, "ann=knight") == answers.RIGHT
-
-  def test_nobody_is_no_form(self):
     assert answers.canonical({}) is None
     assert answers.canonical({"ann": "knight"}, ["ann", "bob"]) is None
 
 
-class TestAnyText:
-  @pytest.mark.parametrize(
-    "text",
-    ["<answer>" * 20_000, "a" * 100_000, "a " * 50_000, "ann is a " * 20_000]
-    + ["a=|" * 30_000, " " * 100_000, "a=" + " " * 100_000],
-  )
-  def test_long_texts_take_little_time(self, text):
-    start = time.perf_counter()
-    answers.reward(f"<answer>{text}</answer>", "ann=knight")
-    assert time.perf_counter() - start < 5  # seconds; milliseconds in truth
+@pytest.mark.parametrize(
+  "text",
+  ["<answer>" * 20_000, "a" * 100_000, "a " * 50_000, "ann is a " * 20_000]
+  + ["a=|" * 30_000, " " * 100_000, "a=" + " " * 100_000],
+)
+def test_long_texts_take_little_time(text):
+  start = time.perf_counter()
+  answers.reward(f"<answer>{text}</answer>", "ann=knight")
+  assert time.perf_counter() - start < 5  # seconds; milliseconds in truth
 
 
 TEXT = "(1) Zoey is a knave\n(2) Oliver is a knight"

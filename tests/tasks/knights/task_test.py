@@ -12,7 +12,6 @@ from saw_jax.tasks.knights.task import PIECES, KnightsConfig, KnightsTask
 from tests.tasks.answer_task_test import from_files
 
 Outcome = base.Outcome
-SHORT = tokenizer.PieceTokenizer(PIECES)
 
 
 def task(**options):
@@ -24,16 +23,11 @@ def texts(examples):
 
 
 class TestExamples:
-  def test_people(self):
-    made = task(people=(2, 5), num_test=60)
-    assert made.splits == ("train", "test", "people_2", "people_5")
-    people = {
-      s: {e.meta["people"] for e in made.examples(s)} for s in made.splits[1:]
-    }
-    assert people == {"test": {2, 5}, "people_2": {2}, "people_5": {5}}
-
-  def test_splits_do_not_overlap(self):
+  def test_splits_do_not_overlap_and_have_their_people(self):
     made = task(seed=1, people=(2, 3), num_train=600, num_test=200)
+    assert made.splits == ("train", "test", "people_2", "people_3")
+    for split, counts in zip(made.splits[1:], ({2, 3}, {2}, {3}), strict=True):
+      assert {e.meta["people"] for e in made.examples(split)} == counts
     train, test, people = map(made.examples, ("train", "test", "people_2"))
     assert not set(texts(train)) & {*texts(test), *texts(people)}
     for split, examples in (("train", train), ("test", people)):
@@ -71,15 +65,13 @@ class TestAnswers:
     example = base.Example(0, (), "ann=knight|bob=knave")
     assert task().score(example, text) == base.Score((value,), outcome)
 
-  def test_equal_answers_have_equal_keys(self):
-    key = "ann=knight|bob=knave"
-    for text in ("Bob is a knave, Ann is a knight", key):
-      assert task().answer_key(f"so <answer>{text}</answer>") == key
-    for text in ("ann=knight", "<answer>nobody</answer>"):
-      assert task().answer_key(text) is None
-
-  def test_with_an_example_a_key_is_about_its_people(self):
+  def test_equal_answers_have_equal_keys_about_the_people_asked_for(self):
     example, made = base.Example(0, (), "ann=knight|bob=knave"), task()
+    for text in ("Bob is a knave, Ann is a knight", example.reference):
+      found = made.answer_key(f"so <answer>{text}</answer>")
+      assert found == example.reference
+    for text in ("ann=knight", "<answer>nobody</answer>"):
+      assert made.answer_key(text) is None
     text = "<answer>ann=knave|bob=knave|eve=knave</answer>"
     assert made.answer_key(text, example) == "ann=knave|bob=knave"
     text = "<answer>ann=knave</answer>"
@@ -136,9 +128,9 @@ class TestDemonstrations:
     assert abs(count / 2000 - 0.25) < 0.03
     assert abs(agree / count - 0.9) < 0.04
 
-  def test_a_verdict_is_asked_for_in_the_words_of_the_puzzle(self):
-    example = task().examples("train")[0]
-    (message,) = task().verification(example, "<answer>ann=knave</answer>")
+    # In the words of the puzzle, few tokens.
+    example = made.examples("train")[0]
+    (message,) = made.verification(example, "<answer>ann=knave</answer>")
     (question,) = texts([example])
     assert message["content"] == f"{question}\n<answer>ann=knave</answer>?"
-    assert len(SHORT.encode(message["content"])) < 64
+    assert len(tokenizer.PieceTokenizer(PIECES).encode(message["content"])) < 64

@@ -2,8 +2,6 @@
 
 import fractions
 import itertools
-import json
-import pathlib
 import sys
 import time
 
@@ -19,10 +17,9 @@ from saw_jax.tasks.math.answers import (
   normalise_answer,
   parse_number,
 )
+from tests.helpers import golden
 
-CARE = json.loads(
-  (pathlib.Path(__file__).parents[2] / "golden" / "rlavr_care.json").read_text()
-)["math_reward"]
+CARE = golden("rlavr_care")["math_reward"]
 
 settings = hypothesis.settings(
   max_examples=300, deadline=None, derandomize=True, database=None
@@ -54,24 +51,17 @@ class TestExtractAnswer:
       (r"\boxed {3}", "3"),
       (r"\boxed{}", ""),
       ("\\boxed{1\n2}", "1\n2"),
-      (r"\boxed 5", None),
-      (r"\boxed{5", None),
-      (r"\boxed{a{b}", None),
-      (r"\fbox{5}", None),
-      ("46", None),
-      ("", None),
+      *((text, None) for text in (r"\boxed 5", r"\boxed{5", r"\boxed{a{b}")),
+      *((text, None) for text in (r"\fbox{5}", "46", "")),
     ],
   )
   def test_by_hand(self, text, answer):
     assert extract_answer(text) == answer
 
   @settings
-  @hypothesis.given(before=latex, answer=st.text(alphabet="0123456789-/,. "))
-  def test_a_box_at_the_end_is_found_whatever_comes_before(
-    self, before, answer
-  ):
-    text = f"{before} \\boxed{{{answer}}}"
-    assert extract_answer(text) == answer.strip()
+  @hypothesis.given(latex, st.text(alphabet="0123456789-/,. "))
+  def test_a_box_at_the_end_is_found_whatever_comes_before(self, before, text):
+    assert extract_answer(f"{before} \\boxed{{{text}}}") == text.strip()
 
 
 # Normal forms, each with ways to write it.
@@ -197,11 +187,8 @@ class TestAgainstCare:
 
   @pytest.mark.parametrize("case", CARE["extract_and_score_vs_gt_34"])
   def test_extraction_and_score(self, case):
-    answer = extract_answer(case["response"])
-    if case["extracted"] is None:
-      assert answer is None
-    else:
-      assert answer == case["extracted"].strip()
+    answer, want = extract_answer(case["response"]), case["extracted"]
+    assert answer == (want if want is None else want.strip())
     assert (answer is not None and is_equal(answer, "34")) == case["score"]
 
   @pytest.mark.parametrize("case", CARE["grade"])

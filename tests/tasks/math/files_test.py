@@ -55,11 +55,7 @@ SCHEMAS = {
     "Answer": 4,
   },
   "AMC 23": {"id": 0, "question": "What is 2 + 2?", "answer": 4.0},
-  "Minerva": {
-    "question": "What is 2 + 2?",
-    "solution": r"\boxed{4}",
-    "idx": 0,
-  },
+  "Minerva": {"question": "What is 2 + 2?", "solution": r"\boxed{4}", "idx": 0},
   "several": {"question": "What is 2 + 2?", "final_answer": ["4"]},
   "boxed": {"problem": "What is 2 + 2?", "answer": r"$\boxed{4}$"},
   "verl": VERL,

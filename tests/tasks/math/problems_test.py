@@ -36,9 +36,7 @@ def test_answers_and_steps_are_right():
 def test_stories_name_the_numbers_of_their_expression():
   rows = draw(1000, word_share=1.0)
   stories = [
-    (message["content"], meta["expression"])
-    for (message,), _, meta in rows
-    if meta["level"] < 4
+    (m["content"], x["expression"]) for (m,), _, x in rows if x["level"] < 4
   ]
   assert len(stories) > 600
   for text, expression in stories:

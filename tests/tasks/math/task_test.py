@@ -80,27 +80,20 @@ class TestExamples:
 
 
 class TestScore:
-  @pytest.mark.parametrize(
-    ("text", "value", "outcome"),
-    [
-      (r"\boxed{46}", 1.0, Outcome.RIGHT),
-      (r"12+34=40+6=\boxed{46}", 1.0, Outcome.RIGHT),
-      (r"\boxed{46.0}", 1.0, Outcome.RIGHT),
-      (r"\boxed{64} no, \boxed{46}", 1.0, Outcome.RIGHT),
-      (r"\boxed{46} no, \boxed{64}", 0.0, Outcome.WRONG),
-      (r"\boxed{}", 0.0, Outcome.UNPARSABLE),
-      ("46", 0.0, Outcome.UNPARSABLE),
-      (r"\boxed{46", 0.0, Outcome.UNPARSABLE),
-      ("", 0.0, Outcome.UNPARSABLE),
-    ],
-  )
   @pytest.mark.parametrize("grader", ["exact", "math_verify"])
-  def test_by_hand(self, text, value, outcome, grader):
+  def test_by_hand(self, grader):
     if grader == "math_verify":
       pytest.importorskip("math_verify")
-    example = base.Example(0, (), "46")
-    found = task(grader=grader).score(example, text)
-    assert found == base.Score((value,), outcome)
+    texts = {
+      Outcome.RIGHT: [r"\boxed{46}", r"12+34=40+6=\boxed{46}", r"\boxed{46.0}"]
+      + [r"\boxed{64} no, \boxed{46}"],
+      Outcome.WRONG: [r"\boxed{46} no, \boxed{64}"],
+      Outcome.UNPARSABLE: [r"\boxed{}", "46", r"\boxed{46", ""],
+    }
+    for outcome, text in ((o, text) for o in texts for text in texts[o]):
+      found = task(grader=grader).score(base.Example(0, (), "46"), text)
+      value = float(outcome is Outcome.RIGHT)
+      assert found == base.Score((value,), outcome), text
 
   def test_right_answers_have_one_key_and_empty_boxes_none(self):
     for inside in ("46", "46.0", "$46$", "92/2"):

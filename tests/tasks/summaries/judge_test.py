@@ -1,12 +1,16 @@
-"""The judge against a stub server on this machine."""
+"""The judge against a stub server on this machine, and its cache."""
 
+import concurrent.futures
 import contextlib
 import http.server
-import importlib.util
 import json
 import logging
+import os
 import pathlib
 import pickle
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,14 +19,11 @@ import pytest
 from saw_jax.tasks.summaries import judge as judge_lib
 from saw_jax.tasks.summaries.judge import (
   Judge,
+  JudgeCache,
   JudgeConfig,
   JudgeError,
   Unscored,
   read_scores,
-)
-
-pytestmark = pytest.mark.skipif(
-  importlib.util.find_spec("httpx") is None, reason="needs the extra `judge`"
 )
 
 NAMES = ("quality", "conciseness")
@@ -41,14 +42,9 @@ class Stub(http.server.ThreadingHTTPServer):
 
   def __init__(self):
     super().__init__(("127.0.0.1", 0), Handler)
-    self.replies = [GOOD]
-    self.requests = []  # path, headers, document
-    self.times = []
+    self.url = f"http://127.0.0.1:{self.server_port}/v1"
+    self.replies, self.requests, self.times = [GOOD], [], []
     self.stopped = threading.Event()
-
-  @property
-  def url(self):
-    return f"http://127.0.0.1:{self.server_port}/v1"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,24 +55,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     stub = self.server
     stub.times.append(time.monotonic())
     stub.requests.append((self.path, self.headers, json.loads(body)))
-    number = min(len(stub.requests), len(stub.replies)) - 1
-    reply = stub.replies[number]
+    reply = stub.replies[min(len(stub.requests), len(stub.replies)) - 1]
     with contextlib.suppress(OSError):  # whoever asked has gone
       if callable(reply):
         reply(self)
       elif isinstance(reply, str):
         self.answer(200, completion(reply))
       else:
-        status, headers = reply
         # What a server says about a key must not come into a log.
         said = f"wrong: {self.headers.get('Authorization')}".encode()
-        self.answer(status, said, headers)
+        self.answer(reply[0], said, reply[1])
 
   def answer(self, status, body, headers=()):
     self.send_response(status)
-    for name, value in headers:
+    for name, value in (*headers, ("Content-Length", str(len(body)))):
       self.send_header(name, value)
-    self.send_header("Content-Length", str(len(body)))
     self.end_headers()
     self.wfile.write(body)
 
@@ -124,15 +117,11 @@ def stub(monkeypatch):
 
 @pytest.fixture
 def make(stub, tmp_path):
+  pytest.importorskip("httpx", reason="needs the extra `judge`")
+
   def make(**options):
-    values = {
-      "url": stub.url,
-      "model": "m",
-      "cache": str(tmp_path / "judge.sqlite"),
-      "backoff_s": 0.01,
-      "attempts": 3,
-      **options,
-    }
+    values = {"url": stub.url, "model": "m", "backoff_s": 0.01, "attempts": 3}
+    values |= {"cache": str(tmp_path / "judge.sqlite"), **options}
     return Judge(JudgeConfig(**values), NAMES)
 
   return make
@@ -395,3 +384,91 @@ class TestConfig:
     path.write_text("quality alone")
     with pytest.raises(JudgeError, match="'conciseness'"):
       make(rubric=str(path))
+
+
+WRITER = """
+import sys
+from saw_jax.tasks.summaries.judge import JudgeCache
+cache = JudgeCache(sys.argv[1])
+for number in range(10**9):
+  cache.put(str(number), {"quality": number})
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "folder" / "judge.sqlite"
+
+
+def test_a_verdict_is_kept(path):
+  assert JudgeCache(path).get("a") is None
+  scores = {"quality": 7.5, "conciseness": 2.0}
+  assert JudgeCache(path).put("a", scores) == scores
+  assert JudgeCache(path).put("a", {"quality": 1.0}) == scores  # The first.
+  assert JudgeCache(path).get("a") == scores
+  assert JudgeCache(path).get("b") is None
+
+
+def test_many_at_once(path):
+  # Opening it is a race too: nobody has made the file yet.
+  def work(number):
+    cache = JudgeCache(path)
+    cache.put(str(number % 5), {"quality": float(number)})
+    return cache.get(str(number % 5))
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(work, range(40)))
+  for number, scores in enumerate(found):
+    assert scores == JudgeCache(path).get(str(number % 5))
+
+
+def test_a_killed_writer_leaves_what_it_wrote(path):
+  cache = JudgeCache(path)
+  writer = subprocess.Popen(
+    [sys.executable, "-c", WRITER, str(path)],
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+  )
+  while cache.get("20") is None:
+    assert writer.poll() is None
+    time.sleep(0.01)
+  writer.kill()
+  writer.wait()
+  assert all(cache.get(str(n)) == {"quality": n} for n in range(21))
+  cache.put("more", {"quality": 1.0})
+  with sqlite3.connect(path) as connection:
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_place_that_is_too_late_is_left_to_others(path):
+  cache = JudgeCache(path)
+  first = cache.reserve("m", 60.0, time.time() + 1)
+  assert cache.reserve("m", 60.0, first + 59.0) is None
+  assert cache.reserve("m", 60.0, first + 61.0) == first + 60.0
+
+
+@pytest.mark.parametrize(
+  ("content", "word"),
+  [("text", "damaged or no SQLite file"), ("table", "no judge's cache")],
+)
+def test_another_file_is_named_and_left_alone(path, content, word):
+  path.parent.mkdir()
+  if content == "text":
+    path.write_bytes(b"no database at all" * 100)
+  else:
+    with sqlite3.connect(path) as connection:
+      connection.execute("CREATE TABLE theirs (a)")
+  before = path.read_bytes()
+  with pytest.raises(JudgeError, match=word):
+    JudgeCache(path)
+  assert path.read_bytes() == before
+
+
+def test_a_lock_is_named(path, monkeypatch):
+  monkeypatch.setattr(judge_lib, "_BUSY_S", 0.05)
+  cache = JudgeCache(path)
+  with sqlite3.connect(path, isolation_level=None) as connection:
+    connection.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(JudgeError, match="locked"):
+      cache.get("a")
+    connection.execute("ROLLBACK")
+  assert cache.get("a") is None

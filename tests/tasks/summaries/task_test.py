@@ -5,6 +5,7 @@ import pytest
 
 from saw_jax.tasks import base
 from saw_jax.tasks.summaries import rewards
+from saw_jax.tasks.summaries import task as task_lib
 from saw_jax.tasks.summaries.task import SummariesConfig, SummariesTask
 from saw_jax.tasks.workers import grading
 from tests.tasks.answer_task_test import from_files, write
@@ -28,7 +29,9 @@ def sources(examples):
 
 
 class TestExamples:
-  def test_a_prompt_asks_for_a_summary_of_the_text(self, task):
+  def test_sizes_and_prompts(self, task):
+    assert len(task.examples("train")) == 3184
+    assert len(task.examples("test")) == 400
     example = task.examples("test")[0]
     (message,) = example.messages
     assert message["role"] == "user"
@@ -36,10 +39,6 @@ class TestExamples:
       "Summarize this text in one short sentence.\n\n" + example.meta["source"]
     )
     assert example.reference not in message["content"]
-
-  def test_sizes(self, task):
-    assert len(task.examples("train")) == 3184
-    assert len(task.examples("test")) == 400
 
   def test_long_texts_are_left_out_or_cut(self, task):
     short = sources(make(max_source_chars=300).examples("test"))
@@ -70,6 +69,18 @@ class TestExamples:
     with pytest.raises(ValueError, match="max_source_chars"):
       make(max_source_chars=3, **paths).examples("test")
 
+  def test_some_are_the_reference_and_others_begin_the_text(self, task):
+    pairs = task.demonstrations(1000, seed=0, reference_rate=0.6, words=(3, 9))
+    good = [example.reference == text for example, text in pairs]
+    assert np.mean(good) == pytest.approx(0.6, abs=0.05)
+    sizes = set()
+    for (example, text), is_good in zip(pairs, good, strict=True):
+      if not is_good:
+        words = text.split()
+        sizes.add(len(words))
+        assert example.meta["source"].split()[: len(words)] == words
+    assert sizes == set(range(3, 10))
+
 
 class TestRules:
   @pytest.fixture(autouse=True)
@@ -92,32 +103,13 @@ class TestRules:
     assert "stand-in" in task.stand_in and task.has_gold
 
 
-class TestDemonstrations:
-  def test_some_are_the_reference_and_others_begin_the_text(self, task):
-    pairs = task.demonstrations(1000, seed=0, reference_rate=0.6, words=(3, 9))
-    good = [example.reference == text for example, text in pairs]
-    assert np.mean(good) == pytest.approx(0.6, abs=0.05)
-    sizes = set()
-    for (example, text), is_good in zip(pairs, good, strict=True):
-      if not is_good:
-        words = text.split()
-        sizes.add(len(words))
-        assert example.meta["source"].split()[: len(words)] == words
-    assert sizes == set(range(3, 10))
-
-
 class TestJudge:
   @pytest.fixture
   def judged(self, stub, tmp_path):
     pytest.importorskip("httpx")
-    judge = {
-      "url": stub.url,
-      "model": "m",
-      "cache": str(tmp_path / "judge.sqlite"),
-      "attempts": 1,
-      "limit_s": 5.0,
-      "request_limit_s": 1.0,
-    }
+    judge = {"url": stub.url, "model": "m", "attempts": 1, "limit_s": 5.0}
+    judge["cache"] = str(tmp_path / "judge.sqlite")
+    judge["request_limit_s"] = 1.0
     return from_files("summaries", tmp_path, 6, reward="judge", judge=judge)
 
   def test_the_values_are_the_judges(self, stub, judged):
@@ -157,3 +149,91 @@ class TestJudge:
     )
     assert graded.rewards[[0, 5]].tolist() == [[7.0, 8.5]] * 2
     assert graded.outcomes.count(Outcome.CRASHED) == 2
+
+
+def numbered(first, count):
+  """A text of different words."""
+  return " ".join(f"w{i}" for i in range(first, first + count))
+
+
+class TestRead:
+  def test_what_comes_along_has_the_sizes_and_licences_that_it_says(self):
+    readme, notice = (
+      (task_lib._DOCSUM / name).read_text()
+      for name in ("README.md", "LICENSE-BSD.txt")
+    )
+    apache, bsd = task_lib.DOCSUM_FILES["train"]
+    for path, size, licence in (
+      (apache, 1037, "Apache-2.0"),
+      (bsd, 2363, "BSD-3-Clause"),
+      (*task_lib.DOCSUM_FILES["test"], 400, None),
+    ):
+      rows = task_lib.read_examples([path])
+      assert len(rows) == size and f"| {size:,} |" in readme
+      if licence:
+        assert {row.meta["licence"] for row in rows} == {licence}
+      if licence == "BSD-3-Clause":
+        for package in {row.meta["package"] for row in rows}:
+          assert f"\n{package} " in notice
+
+  @pytest.mark.parametrize(
+    ("row", "text"),
+    [
+      ({"text": " a b ", "summary": "s"}, "a b"),
+      ({"post": "a b", "summary": "s", "id": 3}, "a b"),
+      ({"title": "t", "post": "a b", "summary": "s"}, "t\n\na b"),
+      ({"title": " ", "post": "a b", "summary": "s"}, "a b"),
+      ({"prompt": "POST: a b\n\nTL;DR:", "label": "s"}, "POST: a b"),
+      ({"prompt": "POST: a b\nTL;DR: ", "completion": " s"}, "POST: a b"),
+    ],
+  )
+  def test_schemas(self, tmp_path, row, text):
+    path = write(tmp_path / "rows.jsonl", [row])
+    one, other = task_lib.read_examples([path, path])
+    assert one.meta["source"] == other.meta["source"] == text
+    assert (one.key, other.key, one.reference) == (0, 1, "s")
+
+  @pytest.mark.parametrize(
+    ("row", "words"),
+    [
+      ({"summary": "s"}, "text, post"),
+      ({"text": "a"}, "columns are text"),
+      ({"text": 3, "summary": "s"}, "'text'"),
+      ({"text": "...", "summary": "s"}, "the text"),
+      ({"text": "a", "summary": "?!"}, "the summary"),
+    ],
+  )
+  def test_a_broken_row_is_named(self, tmp_path, row, words):
+    path = write(tmp_path / "rows.jsonl", [{"text": "a", "summary": "s"}, row])
+    with pytest.raises(ValueError, match=words) as info:
+      task_lib.read_examples([path])
+    assert str(info.value).startswith(f"{path}, row 1: ")
+
+
+@pytest.mark.parametrize(
+  ("text", "summary", "leaks"),
+  [
+    # A fifth of the runs is too much: 11 words are 4 runs of 8, of 20.
+    (numbered(0, 10) + " " + numbered(100, 100), "x", False),
+    (numbered(0, 11) + " " + numbered(100, 100), "x", True),
+    # The shorter text counts: 12 words have 5 runs, of which 8 equal words make
+    # one: a fifth.
+    (numbered(5, 8) + " " + numbered(200, 4), "x", True),
+    (numbered(5, 8) + " " + numbered(200, 5), "x", False),
+    # Signs and case do not hide a leak.
+    (numbered(0, 27).upper().replace(" ", ", "), "x", True),
+    ("other words", "returns A THING", True),
+    # Short texts leak only when they are equal.
+    ("two words", "x", True),
+    ("two others", "x", False),
+  ],
+)
+def test_leaks(text, summary, leaks):
+  test = [
+    base.Example(
+      0, (), "Returns a thing.", {"source": numbered(0, 27)}
+    ),  # 20 runs
+    base.Example(1, (), "s", {"source": "two words"}),
+  ]
+  row = base.Example(0, (), summary, {"source": text})
+  assert task_lib.without_leaks([row], test) == [row] * (not leaks)

@@ -16,28 +16,18 @@ from saw_jax.tasks.tool_calling import task as tool_calling
 from saw_jax.tasks.workers import grading
 
 TOOLRL = pathlib.Path(__file__).parents[2] / "data/toolrl/rlla_4k_test.parquet"
-FUNCTION = {
-  "name": "geo.area",
-  "description": "The area.",
-  "parameters": {
-    "type": "dict",
-    "properties": {
-      "base": {"type": "integer", "description": "How wide."},
-      "unit": {"type": "string", "description": "In what."},
-    },
-    "required": ["base"],
-  },
+PROPERTIES = {
+  "base": {"type": "integer", "description": "How wide."},
+  "unit": {"type": "string", "description": "In what."},
 }
+KNOWN = {"type": "dict", "properties": PROPERTIES, "required": ["base"]}
+FUNCTION = {"name": "geo.area", "description": "It.", "parameters": KNOWN}
 ANSWERS = [{"geo.area": {"base": [10], "unit": ["cm", ""]}}]
 
 
 def example(category="simple_python", answers=ANSWERS):
-  return base.Example(
-    key=bfcl.FIRST_KEY,
-    messages=(),
-    reference=json.dumps(answers),
-    meta={"category": category, "id": "x", "functions": [FUNCTION]},
-  )
+  meta = {"category": category, "id": "x", "functions": [FUNCTION]}
+  return base.Example(bfcl.FIRST_KEY, (), json.dumps(answers), meta)
 
 
 def toolrl():
@@ -46,11 +36,8 @@ def toolrl():
 
 
 def write(*calls):
-  lines = "\n".join(
-    json.dumps({"name": name, "parameters": parameters})
-    for name, parameters in calls
-  )
-  return f"<think> ... </think>\n<tool_call>\n{lines}\n</tool_call>"
+  found = tuple({"name": n, "parameters": values} for n, values in calls)
+  return rewards.write(rewards.Answer("...", found, None))
 
 
 class TestReadCalls:
@@ -104,20 +91,15 @@ class TestPrompts:
     functions = []
     for text in system.split("Name: ")[1:3]:
       name, about, known = text.split("\n")[:3]
-      functions.append(
-        {
-          "name": name,
-          "description": about.removeprefix("Description: "),
-          "parameters": json.loads(known.removeprefix("Parameters: ")),
-        }
-      )
+      about = about.removeprefix("Description: ")
+      known = json.loads(known.removeprefix("Parameters: "))
+      function = {"name": name, "description": about, "parameters": known}
+      functions.append(function)
     assert functions[0]["name"] == "getSentenceLength"
     said = "Can you calculate the average sentence length?"
     turn = [{"role": "user", "content": said}]
     messages = bfcl._write(functions, turn, bfcl.find_frame(row))
     assert [m["content"] for m in messages] == [system, user]
-
-  def test_other_prompts_are_refused(self):
     (plain,) = tool_calling.ToolCallingTask().examples("test")[:1]
     with pytest.raises(ValueError, match="ToolRL"):
       bfcl.find_frame(plain)
@@ -128,8 +110,6 @@ class TestWithoutThePackage:
     monkeypatch.setitem(sys.modules, "bfcl_eval", None)
     with pytest.raises(ImportError, match="--no-deps 'bfcl-eval"):
       tool_calling.ToolCallingTask().examples("bfcl_multiple")
-
-  def test_an_unknown_category_has_the_nearest(self):
     with pytest.raises(ValueError, match="'simple_python'"):
       bfcl.read_category("simple_pyton")
 
@@ -241,20 +221,16 @@ class TestChecker:
     # where the checker takes them for dictionaries.
     answers = [{"f": {"x": [[{"a": [1]}], ""]}}]
     kind = {"type": "array", "items": {"type": "dict"}}
-    function = {
-      "name": "f",
-      "description": "",
-      "parameters": {"properties": {"x": kind}, "required": ["x"]},
-    }
+    known = {"properties": {"x": kind}, "required": ["x"]}
+    function = {"name": "f", "description": "", "parameters": known}
     asked = example(answers=answers)
     asked.meta["functions"][:] = [function]
     assert bfcl.is_right(asked, write(("f", {"x": [{"a": 1}]})))
     calls = [{"f": {"x": [3]}}]
+    checker, languages = bfcl._checker()
+    given = calls, answers, languages.PYTHON, "simple_python", "m"
     with pytest.raises(AttributeError):
-      checker, languages = bfcl._checker()
-      checker(
-        [function], calls, answers, languages.PYTHON, "simple_python", "m"
-      )
+      checker([function], *given)
     assert not bfcl.is_right(asked, write(("f", {"x": [3]})))
 
   def test_the_table_of_models_is_not_loaded(self, by_category):

@@ -48,9 +48,23 @@ class TestExamples:
 
   def test_the_shares_are_those_of_the_config(self):
     examples = make(num_train=4000).examples("train")
-    counts = [len(rewards.read(e.reference).calls) for e in examples]
+    found = [rewards.read(e.reference) for e in examples]
+    counts = [len(answer.calls) for answer in found]
     shares = [counts.count(n) / 4000 for n in range(4)]
     assert shares == pytest.approx([0.15, 0.595, 0.17, 0.085], abs=0.025)
+    words = ("no call", "one call", "two calls", "three calls")
+    for answer, count in zip(found, counts, strict=True):
+      assert answer.thought.startswith(words[count])
+      assert len(set(map(json.dumps, answer.calls))) == count
+
+  def test_calls_and_offers_may_be_fixed(self):
+    options = {"no_call_share": 0.0, "call_weights": (0.0, 1.0)}
+    for example in make(num_distractors=(0, 0), **options).examples("train")[
+      :99
+    ]:
+      calls = rewards.read(example.reference).calls
+      assert len(calls) == 2
+      assert {call["name"] for call in calls} == set(example.meta["offered"])
 
   def test_needed_tools_are_offered_and_others_too(self):
     types = {"string": str, "integer": int, "number": float, "boolean": bool}
