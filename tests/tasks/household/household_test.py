@@ -190,12 +190,8 @@ class TestRules:
 
   @pytest.mark.parametrize(
     ("actions", "state"),
-    [
-      ([*HEAT, *COOL], "cold"),
-      ([*COOL, *HEAT], "hot"),
-      ([*HEAT, *CLEAN], "hot and clean"),
-      ([*COOL, *CLEAN], "cool and clean"),
-    ],
+    [([*HEAT, *COOL], "cold"), ([*COOL, *HEAT], "hot")]
+    + [([*HEAT, *CLEAN], "hot and clean"), ([*COOL, *CLEAN], "cool and clean")],
   )
   def test_hot_and_cool_exclude_each_other(self, actions, state):
     found, env = play([*TAKE, *actions, "examine mug 1"])
@@ -289,13 +285,11 @@ def test_what_is_no_action_is_invalid(text):
 def test_an_episode_is_of_the_kind_of_its_task():
   task = HouseholdTask(HouseholdConfig(kinds=("look", "two"), num_test=30))
   env = task.make("test")
-  found = set()
-  for seed in range(30):
-    kind = task.category("test", seed)
+  kinds = [task.category("test", seed) for seed in range(30)]
+  assert set(kinds) == {"look", "two"}
+  for seed, kind in enumerate(kinds):
     env.reset(seed)
-    assert ("examine" in env.task or "look at" in env.task) == (kind == "look")
-    found.add(kind)
-  assert found == {"look", "two"}
+    assert ("two" in env.task) == (kind == "two")
 
 
 SEEDS = range(300)

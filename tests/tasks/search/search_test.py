@@ -48,34 +48,21 @@ class TestEpisode:
     assert env.step("<answer> The Oslo. </answer>") == ("", 1.0, True)
     assert env.searched == ["ann bell oslo"]
 
-  @pytest.mark.parametrize(
-    ("seed", "answer", "reward"),
-    [
-      (0, "oslo", 2.0),
-      (0, "KRISTIANIA!", 2.0),
-      (0, "in oslo", 0.0),
-      (0, "", 0.0),
-      (1, "a beatles", 2.0),  # articles do not count
-    ],
-  )
-  def test_any_right_answer_pays_and_each_ends_it(self, seed, answer, reward):
-    step = make(seed, reward=2.0).step(f"<answer>{answer}</answer>")
-    assert step == ("", reward, True)
+  def test_any_right_answer_pays_and_each_ends_it(self):
+    answers = ("oslo", "KRISTIANIA!", "in oslo", "", "a beatles")
+    for answer, seed in zip(answers, (0, 0, 0, 0, 1), strict=True):
+      step = make(seed, reward=2.0).step(f"<answer>{answer}</answer>")
+      assert step == ("", 0.0 if answer in ("in oslo", "") else 2.0, True)
 
-  @pytest.mark.parametrize(
-    ("query", "result"),
-    [
-      ("city", "Doc 1: Oslo is a city in Norway.\n"),
+  def test_what_is_found_is_json(self):
+    for query, result in (
       ("zürich", 'Doc 1: Zürich\nIt is "big".\n'),  # escaped
       ("oslo", "Doc 1: Oslo is a city in Norway.\n"),  # as many as asked for
       ("xyzzy", ""),
-    ],
-  )
-  def test_what_is_found_is_json(self, query, result):
-    text = make(num_passages=1).step(f"<search>{query}</search>").observation
-    inside = text.removeprefix("<information>").removesuffix("</information>")
-    assert json.loads(inside) == {"result": result}
-    assert text.isascii()
+    ):
+      text = make(num_passages=1).step(f"<search>{query}</search>").observation
+      inside = text.removeprefix("<information>").removesuffix("</information>")
+      assert json.loads(inside) == {"result": result} and text.isascii()
 
   def test_what_is_neither_takes_a_step(self):
     env = make(max_steps=5)
@@ -101,7 +88,7 @@ class TestReplies:
     [
       ("<think>hm</think> <search> a </search>", "<search>a</search>", True),
       ("x <answer> B </answer> y", "<answer>B</answer>", True),
-      # The last one is taken, and more than one is invalid.
+      # Of several the last one is taken, and it is invalid.
       ("<answer>a</answer><answer>b</answer>", "<answer>b</answer>", False),
       ("<search>a</search><answer>b</answer>", "<answer>b</answer>", False),
       ("<search>a</answer>", "", False),
