@@ -65,9 +65,8 @@ class EchoTask(environments.AgentTask):
   def held_out(self, count):
     env, steps = Echo(), []
     for seed in range(count):
-      before = Situation(env.task, env.reset(seed))
-      action = env.letter
-      steps.append(Transition(before, (), action, env.step(action).observation))
+      before, letter = Situation(env.task, env.reset(seed)), env.letter
+      steps.append(Transition(before, (), letter, env.step(letter).observation))
     return steps
 
 

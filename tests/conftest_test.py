@@ -13,7 +13,7 @@ FAMILIES = {"math", "shop"}
     ([], FAMILIES),
     (["README.md", "docs/notation.md"], FAMILIES),
     (["saw_jax/tasks/math/answers.py"], {"shop"}),
-    (["tests/tasks/shop/site_test.py", "README.md"], {"math"}),
+    (["tests/tasks/shop/shop_test.py", "README.md"], {"math"}),
     (["saw_jax/tasks/math/assets/stories.json"], {"shop"}),
     (["saw_jax/tasks/base.py"], set()),
     (["saw_jax/tasks/workers/pool.py"], set()),

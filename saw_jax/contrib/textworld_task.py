@@ -65,7 +65,6 @@ class TextWorldTask(environments.FormTask):
   """One kind of text game, another one each seed; plans are its expert."""
 
   name = "textworld"
-  is_compact = False
   has_walkthroughs = True
   _longest_prompt = 12_000
 

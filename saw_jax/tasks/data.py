@@ -4,7 +4,6 @@ There is no iterator to save: a run that resumes at step s draws what it would
 have drawn.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,13 +26,8 @@ def batch_indices(
   if step < 0:
     raise ValueError(f"step is negative: {step}.")
   epoch, batch = divmod(step, num_examples // batch_size)
-  start = batch * batch_size
-  return _order(num_examples, seed, epoch)[start : start + batch_size].copy()
-
-
-@functools.lru_cache(maxsize=4)
-def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-  return np.random.default_rng([seed, epoch]).permutation(num_examples)
+  order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+  return order[batch * batch_size : (batch + 1) * batch_size]
 
 
 def answer_ids(answers: Sequence[Sequence[str | None]]) -> np.ndarray:

@@ -257,14 +257,11 @@ class FormTask(AgentTask):
 
   def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
     self.config = config
+    self.is_compact = getattr(config, "form", "english") == "compact"
     self.max_steps, self.max_return = config.max_steps, config.reward
     if not episodes:
       episodes = {"train": config.num_train, "test": config.num_test}
     self.episodes = episodes
-
-  @property
-  def is_compact(self) -> bool:
-    return self.config.form == "compact"
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     write = self._compact if self.is_compact else self._english

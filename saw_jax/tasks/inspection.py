@@ -1,28 +1,18 @@
 """A dry run of a task's rewards: do right answers win, do mistakes cost?
 
-`experiments/doctor.py` prints what comes out; an empty list is a healthy task.
+A task that is inspected has three methods more: `gold_completion(example)`, a
+completion that is right, `best_values(example)`, what it scores, and
+`damages(example)`, which yields wrong ones. `experiments/doctor.py` prints what
+comes out; an empty list is a healthy task.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from saw_jax.tasks import base
 
 # What is wrong, the completion, and its values; None: less than the best.
 Damage = tuple[str, str, tuple[float | None, ...]]
-
-
-class Inspectable(base.Task, Protocol):
-  """A task that knows its right answers, and ways to be wrong."""
-
-  def gold_completion(self, example: base.Example) -> str:
-    """Returns a completion that is right."""
-
-  def best_values(self, example: base.Example) -> tuple[float, ...]:
-    """Returns what that completion scores."""
-
-  def damages(self, example: base.Example) -> Iterable[Damage]:
-    """Yields wrong completions."""
 
 
 class Failure(NamedTuple):
@@ -35,16 +25,14 @@ class Failure(NamedTuple):
   completion: str
 
 
-def gold_failures(
-  task: Inspectable, examples: Iterable[base.Example]
-) -> list[Failure]:
+def gold_failures(task: Any, examples: Iterable[base.Example]) -> list[Failure]:
   """Finds the examples whose own right answer does not score the most."""
   gold, best = task.gold_completion, task.best_values
   return _failures(task, ((e, ("gold", gold(e), best(e))) for e in examples))
 
 
 def damage_failures(
-  task: Inspectable, examples: Iterable[base.Example]
+  task: Any, examples: Iterable[base.Example]
 ) -> list[Failure]:
   """Damages right answers in every way, and finds what scored otherwise."""
   cases = ((one, damage) for one in examples for damage in task.damages(one))
@@ -52,7 +40,7 @@ def damage_failures(
 
 
 def _failures(
-  task: Inspectable, cases: Iterable[tuple[base.Example, Damage]]
+  task: Any, cases: Iterable[tuple[base.Example, Damage]]
 ) -> list[Failure]:
   found = []
   for example, (what, text, expected) in cases:

@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.search_index import SearchIndex, split_words
 
-TEXTS = (
-  "a red shirt",
-  "a blue shirt of cotton",
-  "the glass river",
-  "a red glass",
-  "",
-)
+TEXTS = ("a red shirt", "a blue shirt", "the glass river", "a red glass", "")
 INDEX = SearchIndex(range(len(TEXTS)), TEXTS)
 
 

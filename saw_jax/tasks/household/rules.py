@@ -30,8 +30,7 @@ Available commands:
   cool (object) with (receptacle):  cool an object using a receptacle
   slice (object) with (object):     slice an object using a sharp object
 """
-_HELD = -1  # where an object is that is carried
-_NOWHERE = -1  # where one is in the middle of the room
+_NOWHERE = -1  # where a carried object is, and who stands amid the room
 LONGEST = 200  # no action has as many characters
 _AROUND = "You are in the middle of a room. Looking quickly around you, you see"
 
@@ -149,7 +148,7 @@ class Household(Environment):
       return f"You turn on the {rest}."
     if verb == "take":
       self.held = rest.partition(" from ")[0]
-      self.lies_in[self.held] = _HELD
+      self.lies_in[self.held] = _NOWHERE
       return f"You pick up the {self.held} from the {place}."
     if verb == "move":
       self.lies_in[held], self.held = self.at, None
@@ -183,7 +182,7 @@ class Household(Environment):
     delivered = [
       place
       for thing in self.wanted
-      if (place := self.lies_in[thing]) != _HELD
+      if (place := self.lies_in[thing]) != _NOWHERE
       and kind_of(world.places[place]) == world.place
       and (state is None or state in self.states[thing])
     ]

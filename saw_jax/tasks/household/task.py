@@ -81,14 +81,13 @@ class HouseholdTask(environments.FormTask):
 
   def make(self, split: str) -> Household:
     self.num_episodes(split)  # raises if there is no such split
-    config = self.config
+    c = self.config
 
     def draw(seed: int) -> world.World:
-      sizes = (config.receptacles, config.objects)
-      draws = Draws("household", split, seed)
-      return world.draw_world(draws, split, config.kinds, *sizes)
+      what = (split, c.kinds, c.receptacles, c.objects)
+      return world.draw_world(Draws("household", split, seed), *what)
 
-    return Household(draw, config.max_steps, config.reward)
+    return Household(draw, c.max_steps, c.reward)
 
   def category(self, split: str, seed: int) -> str:
     env = self.make(split)

@@ -168,8 +168,7 @@ class JudgeCache:
       raise JudgeError(f"{self.path}: {error}; {what}") from error
     except sqlite3.DatabaseError as error:
       what = f"{self.path} is damaged or no SQLite file ({error}): name another"
-      advice = "or remove it, which forgets its verdicts"
-      raise JudgeError(f"{what}, {advice}") from error
+      raise JudgeError(f"{what}, or remove it and its verdicts") from error
 
 
 class Judge:
@@ -310,9 +309,8 @@ def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
   text = text.rpartition("</think>")[2]
   if len(text) > _MOST_REPLY_CHARS:
     raise Unscored("its reply is no JSON object but an essay", "unreadable")
-  found = []
+  found, place = [], text.find("{")
   decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-  place = text.find("{")
   while place >= 0:
     try:
       document, end = decoder.raw_decode(text, place)

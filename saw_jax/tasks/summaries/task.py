@@ -68,9 +68,8 @@ class SummariesConfig:
     base.check_choice("template", self.template, _TEMPLATES)
     base.check_choice("reward", self.reward, ("rules", "judge"))
     if not 0 < self.target_chars < self.limit_chars:
-      found = f"{self.target_chars}, {self.limit_chars}"
       what = "target_chars and limit_chars do not ascend from 0"
-      raise ValueError(f"{what}: {found}.")
+      raise ValueError(f"{what}: {self.target_chars}, {self.limit_chars}.")
     base.check_positive(
       self, "num_train", "num_test", "max_source_chars", "cut_source_chars"
     )
@@ -181,9 +180,8 @@ class SummariesTask(answer_task.AnswerTask):
         f"no row of split {split!r} is left: each is held out too, or longer "
         f"than max_source_chars = {limit}"
       )
-    size, key = config.num_train, 0
-    if split == "test":
-      size, key = config.num_test, answer_task.TEST_KEYS
+    key = answer_task.TEST_KEYS if split == "test" else 0
+    size = config.num_test if split == "test" else config.num_train
     examples, template = [], _TEMPLATES[config.template]
     for row in answer_task.subset(rows, size, config.seed):
       text = row.meta["source"]

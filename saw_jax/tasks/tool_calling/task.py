@@ -132,10 +132,9 @@ class ToolCallingTask(answer_task.AnswerTask):
       parsed = answers.parse_calls(label)
       if parsed is None:
         raise ValueError(f"these are no calls: {label[:60]!r}")
-      found = json.loads(parsed)
-      said = "ok" if found["response"] else None
-      calls = tuple(found["calls"])
-      label = rewards.write(rewards.Answer(_PLACEHOLDER, calls, said))
+      calls, has_response = json.loads(parsed).values()
+      said = "ok" if has_response else None
+      label = rewards.write(rewards.Answer(_PLACEHOLDER, tuple(calls), said))
     return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
@@ -144,9 +143,8 @@ class ToolCallingTask(answer_task.AnswerTask):
     return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
-    is_about_calls = rewards.CALL in example.reference
-    is_about_calls |= example.key >= bfcl.FIRST_KEY
-    return 3.0 if is_about_calls else 0.0, 1.0
+    is_bfcl = example.key >= bfcl.FIRST_KEY
+    return 3.0 if is_bfcl or rewards.CALL in example.reference else 0.0, 1.0
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     gold, (best, _) = self.gold_completion(example), self.best_values(example)

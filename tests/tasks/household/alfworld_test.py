@@ -341,10 +341,6 @@ class TestFolder:
       assert "ValueError" in found[1].failure
       assert set(pool.step({0: "look", 2: "look"})) == {0, 2}
 
-  def test_one_that_is_not_there_is_named(self, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-      AlfworldTask(AlfworldConfig(folder=str(tmp_path / "no")))
-
 
 def test_without_the_package_its_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "alfworld", None)

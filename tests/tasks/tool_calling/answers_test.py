@@ -100,11 +100,11 @@ class TestCallDamages:
       body = answers.wrong_value(Draws("v"), [gold], ())
       assert json.loads(body)["parameters"]["p"] != value
 
-  @pytest.mark.parametrize(("value", "wrong"), [(7, "7"), ("Oslo", ["Oslo"])])
-  def test_a_wrong_type_looks_alike_and_differs(self, value, wrong):
-    gold = {"name": "f", "parameters": {"p": value}}
-    body = answers.wrong_type(Draws("t"), [gold], OFFERED)
-    assert json.loads(body)["parameters"]["p"] == wrong
+  def test_a_wrong_type_looks_alike_and_differs(self):
+    for value, wrong in ((7, "7"), ("Oslo", ["Oslo"])):
+      gold = {"name": "f", "parameters": {"p": value}}
+      body = answers.wrong_type(Draws("t"), [gold], OFFERED)
+      assert json.loads(body)["parameters"]["p"] == wrong
 
   @pytest.mark.parametrize("offered", [(), ("weather",)])
   def test_where_nothing_else_is_offered_a_name_is_made_up(self, offered):
@@ -143,15 +143,12 @@ class TestCanonical:
 
   @pytest.mark.parametrize(
     "text",
-    [
-      "",
-      "<tool_call> {} </tool_call>",
-      '<tool_call>\n{"name": "heat", "parameters": {}}',
-      '<tool_call>{"name": 3, "parameters": {}}</tool_call>',
-      '<tool_call>{"name": "a", "parameters": 3}</tool_call>',
-      f"<tool_call>{'[' * 100_000}</tool_call>",
-      "<response> open",
-    ],
+    ["", "<response> open", '<tool_call>\n{"name": "heat", "parameters": {}}']
+    + [
+      f"<tool_call>{body}</tool_call>"
+      for body in (" {} ", '{"name": 3, "parameters": {}}', "[" * 100_000)
+    ]
+    + ['<tool_call>{"name": "a", "parameters": 3}</tool_call>'],
   )
   def test_none_where_nothing_can_be_read(self, text):
     assert answers.canonical(text) is None

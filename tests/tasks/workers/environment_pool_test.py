@@ -93,12 +93,8 @@ class TestMisbehaviour:
   @pytest.mark.slow
   @pytest.mark.parametrize(
     ("action", "words"),
-    [
-      ("raise", "ValueError: boom"),
-      ("hang", "no answer in 1.5 s"),
-      ("die", "exit code 3"),
-      ("lose", "its process died"),
-    ],
+    [("raise", "ValueError: boom"), ("hang", "no answer in 1.5 s")]
+    + [("die", "exit code 3"), ("lose", "its process died")],
   )
   def test_it_costs_its_own_episode_alone(self, pool, action, words):
     pool.start(STARTS)

@@ -95,9 +95,8 @@ class TestRewards:
     expected = [[False, True], [False, False], [False, False], [True, True]]
     np.testing.assert_array_equal(graded.scored, expected)
     np.testing.assert_array_equal(graded.rewards[:3], [[0, 1], [0, 0], [0, 0]])
-    assert graded.outcomes == (
-      *(Outcome.WRONG, Outcome.TIMED_OUT, Outcome.CRASHED, Outcome.RIGHT),
-    )
+    found = [outcome.value for outcome in graded.outcomes]
+    assert found == ["wrong", "timed_out", "crashed", "right"]
 
   def test_nothing_and_megabytes_are_legal(self, grader):
     graded = grade(grader, [])
@@ -144,9 +143,8 @@ class TestHostileText:
 
   def test_neighbours_in_one_chunk_can_all_misbehave(self, grader):
     graded = grade(grader, ["exit", "sleep", "raise", "exit", "a"])
-    assert [outcome.value for outcome in graded.outcomes] == [
-      *("crashed", "timed_out", "crashed", "crashed", "right")
-    ]
+    found = [outcome.value for outcome in graded.outcomes]
+    assert found == ["crashed", "timed_out", "crashed", "crashed", "right"]
 
   def test_a_memory_limit_makes_a_crash(self):
     options = dict(num_workers=1, limit_s=20, memory_limit_bytes=1 << 30)

@@ -12,16 +12,11 @@ import pytest
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tasks.workers.pool import RewardError, Worker
-from tests.tasks import misbehaving_environments, misbehaving_tasks
+from tests.tasks import misbehaving_environments as envs
+from tests.tasks import misbehaving_tasks as tasks
 
-POOLS = [
-  (Grader, misbehaving_tasks.Obedient),
-  (EnvironmentPool, misbehaving_environments.CounterTask),
-]
-UNLOADABLE = [
-  (Grader, misbehaving_tasks.Unloadable),
-  (EnvironmentPool, misbehaving_environments.Unloadable),
-]
+POOLS = [(Grader, tasks.Obedient), (EnvironmentPool, envs.CounterTask)]
+UNLOADABLE = [(Grader, tasks.Unloadable), (EnvironmentPool, envs.Unloadable)]
 
 
 def children():
@@ -30,18 +25,12 @@ def children():
 
 @pytest.mark.parametrize(("make", "task"), POOLS)
 class TestOpening:
-  @pytest.mark.parametrize(
-    "options",
-    [
-      {"num_workers": -1, "limit_s": 1.0},
-      {"num_workers": 0, "limit_s": 0.0},
-      {"num_workers": 0, "limit_s": float("nan")},
-      {"num_workers": 0, "limit_s": 1.0, "crash_tolerance": 1.5},
-    ],
-  )
-  def test_numbers_that_make_no_sense(self, make, task, options):
-    with pytest.raises(ValueError):
-      make(task(), **options)
+  def test_a_number_that_makes_no_sense_is_named(self, make, task):
+    wrong = [("num_workers", -1), ("limit_s", 0.0), ("limit_s", float("nan"))]
+    for name, value in (*wrong, ("crash_tolerance", 1.5)):
+      options = {"num_workers": 0, "limit_s": 1.0} | {name: value}
+      with pytest.raises(ValueError, match=name):
+        make(task(), **options)
 
   def test_a_task_that_cannot_be_pickled_is_a_sentence(self, make, task):
     class Local(task):

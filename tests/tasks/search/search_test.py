@@ -6,8 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Situation
+from saw_jax.tasks.search import corpus as search_corpus
 from saw_jax.tasks.search import task as search_task
 from saw_jax.tasks.search.corpus import KINDS, Passage, Question
 from saw_jax.tasks.search.task import SearchConfig, SearchQuestions, SearchTask
@@ -48,34 +48,21 @@ class TestEpisode:
     assert env.step("<answer> The Oslo. </answer>") == ("", 1.0, True)
     assert env.searched == ["ann bell oslo"]
 
-  @pytest.mark.parametrize(
-    ("seed", "answer", "reward"),
-    [
-      (0, "oslo", 2.0),
-      (0, "KRISTIANIA!", 2.0),
-      (0, "in oslo", 0.0),
-      (0, "", 0.0),
-      (1, "a beatles", 2.0),  # articles do not count
-    ],
-  )
-  def test_any_right_answer_pays_and_each_ends_it(self, seed, answer, reward):
-    step = make(seed, reward=2.0).step(f"<answer>{answer}</answer>")
-    assert step == ("", reward, True)
+  def test_any_right_answer_pays_and_each_ends_it(self):
+    answers = ("oslo", "KRISTIANIA!", "in oslo", "", "a beatles")
+    for answer, seed in zip(answers, (0, 0, 0, 0, 1), strict=True):
+      step = make(seed, reward=2.0).step(f"<answer>{answer}</answer>")
+      assert step == ("", 0.0 if answer in ("in oslo", "") else 2.0, True)
 
-  @pytest.mark.parametrize(
-    ("query", "result"),
-    [
-      ("city", "Doc 1: Oslo is a city in Norway.\n"),
+  def test_what_is_found_is_json(self):
+    for query, result in (
       ("zürich", 'Doc 1: Zürich\nIt is "big".\n'),  # escaped
       ("oslo", "Doc 1: Oslo is a city in Norway.\n"),  # as many as asked for
       ("xyzzy", ""),
-    ],
-  )
-  def test_what_is_found_is_json(self, query, result):
-    text = make(num_passages=1).step(f"<search>{query}</search>").observation
-    inside = text.removeprefix("<information>").removesuffix("</information>")
-    assert json.loads(inside) == {"result": result}
-    assert text.isascii()
+    ):
+      text = make(num_passages=1).step(f"<search>{query}</search>").observation
+      inside = text.removeprefix("<information>").removesuffix("</information>")
+      assert json.loads(inside) == {"result": result} and text.isascii()
 
   def test_what_is_neither_takes_a_step(self):
     env = make(max_steps=5)
@@ -101,7 +88,7 @@ class TestReplies:
     [
       ("<think>hm</think> <search> a </search>", "<search>a</search>", True),
       ("x <answer> B </answer> y", "<answer>B</answer>", True),
-      # The last one is taken, and more than one is invalid.
+      # Of several the last one is taken, and it is invalid.
       ("<answer>a</answer><answer>b</answer>", "<answer>b</answer>", False),
       ("<search>a</search><answer>b</answer>", "<answer>b</answer>", False),
       ("<search>a</answer>", "", False),
@@ -131,12 +118,6 @@ class TestExpert:
         words = action.partition(">")[2].rpartition("<")[0]
         assert words in known, env.question
         known += env.step(action).observation
-
-  def test_mistakes_are_other_searches_and_answers(self):
-    draws = Draws("mistakes")
-    found = {COMPACT.mistake(SITUATION, draws) for _ in range(40)}
-    verbs = {action.partition(">")[0] for action in found}
-    assert len(found) > 20 and verbs == {"<search", "<answer"}
 
 
 class TestPrompts:
@@ -192,3 +173,122 @@ def test_local_files_are_another_corpus(tmp_path):
   assert task.held_out(5) == []
   with pytest.raises(ValueError, match="from a file"):
     task.demonstrations(1, seed=0)
+
+
+class TestDrawnCorpus:
+  def test_the_numbers_of_passages_and_questions_whatever_the_seed(self):
+    one, same, other = (
+      search_corpus.draw_corpus(30, seed=s) for s in (0, 0, 1)
+    )
+    assert one == same and one != other
+    passages, questions = other
+    cities = len(search_corpus.CITIES)
+    assert len(set(passages)) == cities + 30 + 20
+    texts = [q.text for several in questions.values() for q in several]
+    # One of each city, three of each person, two of each of the 20 works.
+    assert len(set(texts)) == len(texts) == cities + 3 * 30 + 2 * 20
+
+  @pytest.mark.parametrize("kind", search_corpus.KINDS)
+  def test_each_answer_is_what_the_passages_say_hop_by_hop(self, kind):
+    passages, questions = search_corpus.draw_corpus(60, kinds=(kind,))
+    texts = [passage.text for passage in passages]
+    for question in (*questions["train"], *questions["test"]):
+      hops = [*question.queries, *question.answers]
+      assert len(hops) == (3 if kind in search_corpus.TWO_HOPS else 2)
+      assert hops[0] in question.text
+      for this, that in zip(hops, hops[1:], strict=False):
+        assert any(this in text and that in text for text in texts)
+
+  def test_nobody_is_asked_about_in_both_splits(self):
+    _, questions = search_corpus.draw_corpus(100)
+    people = {}
+    for split, several in questions.items():
+      names = {name for q in several for name in (*q.queries, *q.answers)}
+      first = search_corpus.FIRST
+      people[split] = {name for name in names if name.split()[0] in first}
+    train, test = people.values()
+    assert train and test and not train & test
+
+  def test_what_cannot_be_drawn_is_said(self):
+    for count in (0, search_corpus.MOST_PEOPLE + 1):
+      with pytest.raises(ValueError, match=f"not {count}"):
+        search_corpus.draw_corpus(count)
+    with pytest.raises(ValueError, match="no question for the split"):
+      search_corpus.draw_corpus(1, kinds=("author",))
+
+
+WHO = {"question": "who?", "answer": "x"}
+
+
+class TestFiles:
+  @pytest.fixture
+  def read(self, tmp_path):
+    def read(kind, rows, name="nq.jsonl"):
+      path = tmp_path / name
+      path.parent.mkdir(exist_ok=True)
+      path.write_text("\n".join(json.dumps(row) for row in rows))
+      return getattr(search_corpus, f"read_{kind}s")(path)
+
+    return read
+
+  def test_both_forms_of_passages(self, read):
+    rows = [
+      {"id": "0", "contents": '"Ann Bell"\nShe was born.\nTwice.'},
+      {"contents": "no title"},
+      {"title": "Oslo", "text": "A city."},
+      {"text": "alone"},
+    ]
+    assert read("passage", rows) == (
+      Passage('"Ann Bell"', "She was born.\nTwice."),
+      Passage("", "no title"),
+      Passage("Oslo", "A city."),
+      Passage("", "alone"),
+    )
+    assert Passage("Oslo", "A city.").contents == "Oslo\nA city."
+    assert Passage("", "alone").contents == "alone"
+
+  def test_questions_of_public_sets(self, read):
+    rows = [
+      {"id": "1", "question": " who? ", "golden_answers": ["Ann", "Bell"]},
+      {"question": "where?", "answer": "Oslo"},
+      {"question": "when?", "answers": ["1900"]},
+    ]
+    assert read("question", rows) == (
+      Question("who?", ("Ann", "Bell"), source="nq"),
+      Question("where?", ("Oslo",), source="nq"),
+      Question("when?", ("1900",), source="nq"),
+    )
+
+  def test_a_row_or_a_folder_names_the_set(self, read):
+    rows = [WHO, WHO | {"data_source": "nq"}]
+    for name in ("musique/dev.jsonl", "musique/test.jsonl"):
+      found = read("question", rows, name)
+      assert [q.source for q in found] == ["musique", "nq"]
+
+  @pytest.mark.parametrize(
+    ("kind", "rows", "words"),
+    [
+      ("passage", [], "there is no passage in it"),
+      ("passage", [7], "row 0: not an object"),
+      ("passage", [{}], "row 0: no field 'text'"),
+      ("passage", [{"contents": 7}], "row 0: field 'contents' is not a str"),
+      ("passage", [{"text": "x", "title": 7}], "field 'title' is not a str"),
+      ("question", [], "there is no question in it"),
+      ("question", [None], "row 0: not an object"),
+      ("question", [{"answer": "x"}], "row 0: no field 'question'"),
+      ("question", [{"question": " ", "answer": "x"}], "'question' is empty"),
+      ("question", [{"question": "x"}], "row 0: no field 'golden_answers'"),
+      ("question", [WHO | {"answer": 7}], "'answer' is not a list"),
+      ("question", [WHO | {"answer": [7]}], "'answer' is not a list"),
+      ("question", [WHO | {"answer": []}], "'answer' is empty"),
+      ("question", [WHO | {"answer": " "}], "'answer' is empty"),
+      (
+        "question",
+        [WHO, WHO | {"data_source": 7}],
+        "row 1: field 'data_source'",
+      ),
+    ],
+  )
+  def test_a_damaged_row_is_numbered(self, read, kind, rows, words):
+    with pytest.raises(ValueError, match=words):
+      read(kind, rows)

@@ -1,7 +1,9 @@
-"""The household's wording, rules and prompts by hand, and its expert.
+"""The household: wording, rules and prompts by hand, its expert, its worlds.
 
 What all tasks share is in text_tasks_test.py.
 """
+
+import collections
 
 import pytest
 
@@ -188,12 +190,8 @@ class TestRules:
 
   @pytest.mark.parametrize(
     ("actions", "state"),
-    [
-      ([*HEAT, *COOL], "cold"),
-      ([*COOL, *HEAT], "hot"),
-      ([*HEAT, *CLEAN], "hot and clean"),
-      ([*COOL, *CLEAN], "cool and clean"),
-    ],
+    [([*HEAT, *COOL], "cold"), ([*COOL, *HEAT], "hot")]
+    + [([*HEAT, *CLEAN], "hot and clean"), ([*COOL, *CLEAN], "cool and clean")],
   )
   def test_hot_and_cool_exclude_each_other(self, actions, state):
     found, env = play([*TAKE, *actions, "examine mug 1"])
@@ -249,11 +247,10 @@ ENGLISH = HouseholdTask()
 HISTORY = [(f"seen {k}", f"did {k}") for k in (1, 2, 3)]
 
 
-def prompt(made, history, shown=0, **fields):
-  """The prompt with so many of the last steps."""
+def prompt(made, history):
+  """The longest prompt."""
   situation = Situation("cook.", "A room.", ("go to bed 1", "help", "look"))
-  texts = list(made.prompts(situation._replace(**fields), history))
-  return texts[len(texts) - 1 - shown]
+  return next(made.prompts(situation, history))
 
 
 class TestPrompts:
@@ -272,16 +269,10 @@ class TestPrompts:
       "actions that you took: [Observation 2: 'seen 2', Action 2: 'did 2'], "
       "[Observation 3: 'seen 3', Action 3: 'did 3']\n"
       "You are now at step 4 and your current observation is: A room.\n"
-    ) in prompt(ENGLISH, HISTORY, 2)
-
-  def test_braces_in_what_is_seen_are_kept(self):
-    text = prompt(
-      ENGLISH, [("{a}", "{b}")], 1, task="{x}", observation="{y}", actions="{}"
-    )
-    assert all(f"{{{letter}}}" in text for letter in "xyab")
+    ) in prompt(ENGLISH, HISTORY)
 
   def test_compact_ones_have_the_task_the_places_and_the_last_actions(self):
-    assert prompt(COMPACT, HISTORY, 2) == "cook.| bed 1|did 2;did 3|A room.>"
+    assert prompt(COMPACT, HISTORY) == "cook.| bed 1|did 2;did 3|A room.>"
     # The first observation lists the places, which are there already.
     assert prompt(COMPACT, ()) == "cook.| bed 1||>"
 
@@ -294,10 +285,97 @@ def test_what_is_no_action_is_invalid(text):
 def test_an_episode_is_of_the_kind_of_its_task():
   task = HouseholdTask(HouseholdConfig(kinds=("look", "two"), num_test=30))
   env = task.make("test")
-  found = set()
-  for seed in range(30):
-    kind = task.category("test", seed)
+  kinds = [task.category("test", seed) for seed in range(30)]
+  assert set(kinds) == {"look", "two"}
+  for seed, kind in enumerate(kinds):
     env.reset(seed)
-    assert ("examine" in env.task or "look at" in env.task) == (kind == "look")
-    found.add(kind)
-  assert found == {"look", "two"}
+    assert ("two" in env.task) == (kind == "two")
+
+
+SEEDS = range(300)
+
+
+def worlds(split="train", **options):
+  return [hw.draw_world(Draws(split, s), split, **options) for s in SEEDS]
+
+
+class TestDrawWorld:
+  def test_every_kind_and_every_room_occurs(self):
+    assert len(set(worlds())) == len(SEEDS)
+    found = collections.Counter(world.kind for world in worlds())
+    assert set(found) == set(hw.KINDS)
+    assert min(found.values()) > len(SEEDS) / 12
+    assert {world.room for world in worlds()} == set(hw.ROOMS)
+
+  @pytest.mark.parametrize(
+    "options",
+    [{}, dict(receptacles=3, objects=1)]
+    + [dict(kinds=[kind], receptacles=5, objects=4) for kind in hw.KINDS],
+  )
+  def test_a_world_is_as_its_tables_and_what_was_asked_for_say(self, options):
+    for split in ("train", "test"):
+      for world in worlds(split, **options):
+        room = hw.ROOMS[world.room]
+        assert world.kind in room.tasks and world.thing in world.goal
+        assert world.kind in options.get("kinds", hw.KINDS)
+        assert len(world.places) == options.get("receptacles", 16)
+        assert len(world.things) <= max(options.get("objects", 20), 2)
+        assert len(set(world.places)) == len(world.places)
+        assert len(set(world.things)) == len(world.things)
+        counts = collections.Counter(map(hw.kind_of, world.places))
+        assert all(n <= room.receptacles[k] for k, n in counts.items())
+        for thing, index in zip(world.things, world.lies_in, strict=True):
+          kind, place = hw.kind_of(thing), hw.kind_of(world.places[index])
+          assert kind in room.objects and place in hw.FITS[kind]
+          # Nothing is done yet.
+          assert (kind, place) != (world.thing, world.place)
+        wanted = list(map(hw.kind_of, world.things)).count(world.thing)
+        assert wanted >= (2 if world.kind == "two" else 1)
+        assert world.place in counts
+        if world.kind in hw.TOOLS:
+          assert hw.TOOLS[world.kind] in counts
+          assert world.thing in hw.ABLE[world.kind]
+        assert (world.lamp_in >= 0) == (world.kind == "look")
+        if world.kind == "look":
+          assert hw.kind_of(world.places[world.lamp_in]) == world.place
+        else:
+          assert world.place in hw.FITS[world.thing]
+
+  def test_it_refuses_what_there_is_not(self):
+    for split, kinds in (("valid", hw.KINDS), ("train", ["x"]), ("train", [])):
+      with pytest.raises(ValueError):
+        hw.draw_world(Draws(0), split, kinds=kinds)
+
+
+class TestSplits:
+  @pytest.mark.parametrize("options", [{}, dict(receptacles=3, objects=1)])
+  def test_they_do_not_overlap(self, options):
+    train, test = (
+      {world._replace(goal="") for world in worlds(split, **options)}
+      for split in ("train", "test")
+    )
+    assert not train & test
+    assert set(map(hw.split_of, train)) == {"train"}
+    assert set(map(hw.split_of, test)) == {"test"}
+
+  def test_words_and_order_do_not_count(self):
+    for world in worlds()[:50]:
+      last = len(world.places) - 1
+      other = world._replace(
+        goal="?",
+        places=world.places[::-1],
+        things=world.things[::-1],
+        lies_in=tuple(last - i for i in world.lies_in[::-1]),
+        lamp_in=last - world.lamp_in if world.lamp_in >= 0 else -1,
+      )
+      assert hw.split_of(other) == hw.split_of(world) == "train"
+
+
+def test_everything_fits_somewhere_in_each_of_its_rooms():
+  rooms = hw.ROOMS.values()
+  assert set(hw.FITS) == {thing for room in rooms for thing in room.objects}
+  places = {place for room in rooms for place in room.receptacles}
+  assert all(fitting <= places for fitting in hw.FITS.values())
+  for room in rooms:
+    for thing in room.objects:
+      assert hw.FITS[thing] & set(room.receptacles), thing

@@ -1,12 +1,13 @@
-"""Tests of saw_jax/tasks/shop/site.py."""
+"""The shop and its task; tests/tasks/text_tasks_test.py has what all share."""
 
 import pytest
 
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.shop import products as shop_products
+from saw_jax.tasks.environments import Situation
 from saw_jax.tasks.shop import site as shop
 from saw_jax.tasks.shop.products import Instruction, Product
-from saw_jax.tasks.shop.site import Catalogue, Shop, ShopConfig
+from saw_jax.tasks.shop.site import Catalogue, Shop
+from saw_jax.tasks.shop.task import ShopConfig, ShopTask
 
 SHIRT = Product(
   code="B000000001",
@@ -139,12 +140,13 @@ class TestPages:
     play(env, "search[shirt]", f"click[{SHIRT.code}]", "click[red]", *actions)
     assert env.page.options == options
 
-  @pytest.mark.parametrize("name", ["description", "features", "reviews"])
-  def test_what_there_is_nothing_about_is_said(self, name):
-    bare = SHIRT._replace(description="", features=())
-    env = make(bare)
-    page = play(env, "search[shirt]", f"click[{bare.code}]", f"click[{name}]")
-    assert page.observation.endswith(f"< Prev [SEP] No {name.capitalize()}")
+  def test_what_there_is_nothing_about_is_said(self):
+    env = make(SHIRT._replace(description="", features=()))
+    play(env, "search[shirt]", f"click[{SHIRT.code}]")
+    for name in ("Description", "Features", "Reviews"):
+      page = env.step(f"click[{name}]").observation
+      assert page.endswith(f"< Prev [SEP] No {name}")
+      env.step("click[< prev]")
 
   def test_a_value_of_two_options_is_the_later_ones_and_of_a_button_none(self):
     both = SHIRT._replace(options=(("a", ("x", "reviews")), ("b", ("x",))))
@@ -186,12 +188,7 @@ class TestHostileText:
     assert len(env.page.query) <= 300
 
   def test_every_admissible_action_does_something(self):
-    products = shop_products.draw_products(30)
-    env = Shop(
-      Catalogue(products),
-      lambda seed: shop_products.draw_instruction(products, "train", seed),
-      ShopConfig(max_steps=30),
-    )
+    env = ShopTask(ShopConfig(num_products=30, max_steps=30)).make("train")
     for seed in range(8):
       env.reset(seed)
       draws = Draws("walk", seed)
@@ -200,3 +197,108 @@ class TestHostileText:
         before = env.page
         env.step(action.replace("<your query>", env.task))
         assert env.page != before or action[6:-1] in before.options.values()
+
+
+COMPACT = ShopTask(ShopConfig(form="compact", shown=4))
+ENGLISH = ShopTask()
+TOLD = "Instruction: [SEP] a hat [SEP] "
+SITUATION = Situation("a hat", f"{TOLD}page 4", ("click[x]",))
+HISTORY = [(f"{TOLD}page {i}", f"click[{i}]") for i in range(1, 4)]
+HAT = SHIRT._replace(
+  **dict(code="B000000099", name="hat", query="hat", categories=("hats",)),
+  **dict(price=5.0, description="", features=(), options=()),
+)
+
+
+class TestPrompts:
+  """Every word of the English ones is in household/household_test.py."""
+
+  def test_english_ones_say_the_instruction_once(self):
+    two, one, none = ENGLISH.prompts(SITUATION, HISTORY)
+    assert "[Observation 2: 'page 2', Action 2: 'click[2]'], [Observ" in two
+    assert "Instruction:" not in two and "The last 1 observation(s)" in one
+    # The shortest form does not tell that there were steps.
+    assert none == next(ENGLISH.prompts(SITUATION, ()))
+    assert "a hat\nYour current observation is: page 4\nThe actions" in none
+
+  def test_compact_ones_have_instruction_actions_and_page(self):
+    text = next(COMPACT.prompts(SITUATION, HISTORY))
+    assert text == "a hat|click[1];click[2];click[3]|page 4>"
+    start = SITUATION._replace(observation=f"WebShop [SEP] {TOLD}Search")
+    assert next(COMPACT.prompts(start, ())) == "a hat||Search>"
+
+  def test_a_prompt_above_13000_characters_goes_without_history(self):
+    history = [("word " * 2000, "click[a]"), ("word " * 2000, "click[b]")]
+    sizes = [len(text) for text in ENGLISH.prompts(SITUATION, history)]
+    assert len(sizes) == 2 and 10_000 < sizes[0] < 13_000 and sizes[1] < 1000
+
+
+def test_what_is_no_action_is_invalid():
+  texts = ("", "search", "search[]", "buy[x]", "click[a]b", "search[a[b]]")
+  for text in (*texts, "search[" + "a" * 400 + "]"):
+    assert COMPACT.read_reply(text) == ("", False)
+
+
+class TestExpert:
+  """That it wins is in text_tasks_test.py."""
+
+  def play(self, env, seed, wrong=0.0):
+    """Plays an episode; returns the last step and the expert's actions."""
+    env.reset(seed)
+    expert, draws = ENGLISH.expert(env, None), Draws("mistakes", seed)
+    actions = []
+    while not env.done:
+      actions.append(next(expert))
+      is_wrong = draws.chance(wrong)
+      action = draws.choice(env.admissible_actions) if is_wrong else actions[-1]
+      step = env.step(action)
+    return step, actions
+
+  def test_its_way_is_short_and_it_finds_back_from_mistakes(self):
+    config = ShopConfig(num_products=60, per_page=4, max_steps=60)
+    env, solved = ShopTask(config).make("train"), 0
+    for seed in range(60):
+      _, actions = self.play(env, seed)
+      # A search, a product, as many clicks as options, and the purchase, with
+      # a page turned now and then.
+      assert len(actions) <= 3 + len(env.instruction.options) + 3
+      step, _ = self.play(env, seed, wrong=0.3)
+      # What it can do nothing about: a purchase by mistake.
+      solved += step.reward > 0
+      assert step.reward or env.page.kind == "done"
+    assert solved > 40
+
+  def test_it_leaves_the_results_of_another_search(self):
+    env = COMPACT.make("train")
+    env.reset(0)
+    expert = ENGLISH.expert(env, None)
+    mine = next(expert)
+    env.step("search[shirt speaker chair]")
+    assert next(expert) == "click[back to search]"
+    env.step(next(expert))
+    assert next(expert) == mine
+
+  def test_it_turns_pages_and_goes_back_from_what_is_too_dear(self):
+    dear = [HAT._replace(code=f"B00000{i:04d}", price=500.0) for i in range(12)]
+    asked = Instruction("a hat", HAT.code, ("soft",), (), 10.0)
+    catalogue = Catalogue([*dear, HAT])
+    env = Shop(catalogue, lambda seed: asked, ShopConfig(per_page=5))
+    step, actions = self.play(env, 0)
+    assert step.reward == 10.0
+    assert actions == [
+      *("search[soft hat]", "click[next >]", "click[next >]"),
+      *("click[b000000099]", "click[buy now]"),
+    ]
+    env.reset(0)
+    expert = ENGLISH.expert(env, None)
+    env.step(next(expert))
+    env.step(f"click[{env.listed[0].code}]")
+    assert next(expert) == "click[< prev]"
+
+  def test_options_of_another_spelling_are_found(self):
+    options = (("color", ("dark navy", "light grey")), ("fit", ("any",)))
+    product = HAT._replace(options=options)
+    asked = Instruction("x", HAT.code, ("soft",), ("grey",), 5.0)
+    env = Shop(Catalogue([product]), lambda seed: asked, ShopConfig())
+    step, actions = self.play(env, 0)
+    assert step.reward == 10.0 and actions[2] == "click[light grey]"
