@@ -40,12 +40,7 @@ def lines(paths) -> int:
 
 
 def docstring_lines(path: pathlib.Path) -> int:
-  documented = (
-    ast.Module,
-    ast.ClassDef,
-    ast.FunctionDef,
-    ast.AsyncFunctionDef,
-  )
+  documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
   return sum(
     node.body[0].end_lineno - node.body[0].lineno + 1
     for node in ast.walk(ast.parse(path.read_text()))

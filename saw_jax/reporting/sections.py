@@ -86,10 +86,7 @@ def _stand_in(found: Found) -> str:
 def _keep(
   found: Found, names: Sequence[str], every: int = 1, evals: Sequence[str] = ()
 ) -> list[str]:
-  """Writes curves.csv, whose lines average `every` steps, and evals.csv.
-
-  Averages keep a file of many runs small; a block is named by its first step.
-  """
+  """Writes evals.csv, and curves.csv, whose lines average `every` steps."""
   curves = {}
   for run, (steps, seeds, values) in found.curves.items():
     size = len(steps) // every * every

@@ -12,13 +12,7 @@ from saw_jax.run.rollouts import OUTCOMES, Rollout
 from saw_jax.run.session import Clock
 from saw_jax.tasks import data
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import (
-  estimation,
-  hosts,
-  objective,
-  parallel,
-  update,
-)
+from saw_jax.training import estimation, hosts, objective, parallel, update
 from saw_jax.training.batch import TrainBatch
 
 Rows = list[dict[str, float]]  # what each seed logs

@@ -187,9 +187,7 @@ def _read(config: DecoderConfig, params: PyTree, batch: TrainBatch) -> _Stream:
 
 
 def make_objective(
-  forward: Forward,
-  terms: Mapping[str, Term],
-  logs: Sequence[DiagnosticFn] = (),
+  forward: Forward, terms: Mapping[str, Term], logs: Sequence[DiagnosticFn] = ()
 ) -> Objective:
   """Composes terms, multiplied by their coefficients, over one forward pass."""
 

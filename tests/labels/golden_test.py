@@ -157,10 +157,7 @@ def avg_prob_response(c, a):
 def class_weights(c, a):
   labels = np.repeat(np.arange(len(c["labels_counts"])), c["labels_counts"])
   bounds = dict(power=c["power"], low=c["min"], high=c["max"])
-  yield (
-    probes.class_weights(labels, c["num_classes"], **bounds),
-    c["weights"],
-  )
+  yield (probes.class_weights(labels, c["num_classes"], **bounds), c["weights"])
 
 
 def losses(c, a):

@@ -12,12 +12,7 @@ DIGESTS = json.loads((golden_tables.FOLDER / "digests.json").read_text())
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-  for draw in (
-    "reward_curves",
-    "metric_panels",
-    "sweep",
-    "difference_forest",
-  ):
+  for draw in ("reward_curves", "metric_panels", "sweep", "difference_forest"):
     monkeypatch.setattr(plots, draw, lambda *args, **options: None)
 
 

@@ -280,9 +280,7 @@ class TestStepAdvantages:
   def test_what_reads_values_gets_targets_and_is_whitened(self):
     made = record(values=np.full((P, G, E), 0.25, np.float32))
     found = estimate(
-      made,
-      advantage=step_advantages.gae,
-      whiten=advantages.sequence_whiten,
+      made, advantage=step_advantages.gae, whiten=advantages.sequence_whiten
     )
     # With gamma = lambda = 1 the target is the return to go, over R_max.
     paid = made.rewards / 10 - made.penalties / 10 * made.steps

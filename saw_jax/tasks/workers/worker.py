@@ -87,10 +87,7 @@ class Command(NamedTuple):
 
 
 class Player:
-  """The job of an environment pool: one environment a slot, made when needed.
-
-  Observations and lists of actions longer than `max_chars` are cut.
-  """
+  """The job of an environment pool: one environment a slot."""
 
   def __init__(self, task: environments.AgentTask, max_chars: int):
     self._task, self._max_chars = task, max_chars
