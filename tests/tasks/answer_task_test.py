@@ -12,38 +12,32 @@ from hypothesis import strategies as st
 
 from saw_jax.run import registry
 from saw_jax.tasks import answer_task, base, inspection
-from saw_jax.tasks.knights.task import KnightsConfig, KnightsTask
-from saw_jax.tasks.math.task import MathConfig, MathTask
-from saw_jax.tasks.summaries.task import SummariesConfig, SummariesTask
-from saw_jax.tasks.tool_calling.task import ToolCallingConfig, ToolCallingTask
+from saw_jax.tasks.knights.task import KnightsTask
+from saw_jax.tasks.math.task import MathTask
+from saw_jax.tasks.summaries.task import SummariesTask
+from saw_jax.tasks.tool_calling.task import ToolCallingTask
 from saw_jax.tasks.workers import grading
 
 Outcome = base.Outcome
-# Class, config, and the rates that its demonstrations ask for.
+# Class, and the rates that its demonstrations ask for.
 TASKS = {
-  "math": (MathTask, MathConfig, {"right_rate": 0.5}),
-  "knights": (KnightsTask, KnightsConfig, {"right_rate": 0.5}),
-  "summaries": (SummariesTask, SummariesConfig, {"reference_rate": 0.5}),
-  "tool_calling": (
-    ToolCallingTask,
-    ToolCallingConfig,
-    {"format_rate": 0.5, "call_rate": 0.5},
-  ),
+  "math": (MathTask, {"right_rate": 0.5}),
+  "knights": (KnightsTask, {"right_rate": 0.5}),
+  "summaries": (SummariesTask, {"reference_rate": 0.5}),
+  "tool_calling": (ToolCallingTask, {"format_rate": 0.5, "call_rate": 0.5}),
 }
 GENERATED = ("math", "knights", "tool_calling")
-CALL = (
-  '<think> t </think>\n<tool_call>\n{"name": "a", "parameters": {"p": 1}}\n'
-)
+CALLS = {
+  "instruction": "system",
+  "output": "<think> t </think>\n<tool_call>\n"
+  '{"name": "a", "parameters": {"p": 1}}\n</tool_call>',
+}
 # Row `n` of a file, by name of the task.
 ROWS = {
   "math": lambda n: {"problem": f"{n} + 0?", "answer": n},
   "knights": lambda n: {"quiz": f"Puzzle {n}?", "answer": "(1) Ann is a knave"},
   "summaries": lambda n: {"post": f"Post {n} on {n}.", "summary": f"Is {n}"},
-  "tool_calling": lambda n: {
-    "instruction": "system",
-    "input": f"user {n}",
-    "output": f"{CALL}</tool_call>",
-  },
+  "tool_calling": lambda n: {**CALLS, "input": f"user {n}"},
 }
 # What an answer is written in.
 BLOCKS = {
@@ -57,10 +51,10 @@ each_generated = pytest.mark.parametrize("name", GENERATED)
 
 
 def make(name, **options):
-  task, config, _ = TASKS[name]
+  task, _ = TASKS[name]
   if name == "summaries":
     pytest.importorskip("rouge_score")
-  return task(config(**options))
+  return task(task.Config(**options))
 
 
 def write(path, rows):
@@ -229,7 +223,7 @@ class TestLabels:
 class TestDemonstrations:
   @each
   def test_are_training_examples_and_depend_on_the_seed(self, name):
-    task, rates = make(name, num_train=60), TASKS[name][2]
+    task, rates = make(name, num_train=60), TASKS[name][1]
     pairs = task.demonstrations(100, seed=1, **rates)
     again = make(name, num_train=60)
     assert pairs == again.demonstrations(100, seed=1, **rates)
@@ -242,7 +236,7 @@ class TestDemonstrations:
     ("name", "options", "word"),
     [
       (name, {rate: value}, "probability")
-      for name, (task, _, _) in TASKS.items()
+      for name, (task, _) in TASKS.items()
       for rate in inspect.signature(task.demonstrate).parameters
       if rate.endswith(("_rate", "_accuracy"))
       for value in (1.5, -0.1)
@@ -253,7 +247,7 @@ class TestDemonstrations:
     ],
   )
   def test_wrong_options_are_errors(self, name, options, word):
-    rates = TASKS[name][2]
+    rates = TASKS[name][1]
     with pytest.raises(ValueError, match=word):
       make(name).demonstrations(1, seed=0, **{**rates, **options})
 
@@ -393,7 +387,8 @@ class TestFiles:
 )
 def test_wrong_options_are_errors(name, options, word):
   with pytest.raises((ValueError, TypeError), match=word):
-    TASKS[name][0](TASKS[name][1](**options))
+    task, _ = TASKS[name]
+    task(task.Config(**options))
 
 
 def test_an_example_is_made_when_it_is_asked_for():

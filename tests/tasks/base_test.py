@@ -6,14 +6,11 @@ from saw_jax.tasks import base
 from saw_jax.tasks.base import Component, Outcome
 
 
-def test_outcomes():
+def test_outcomes_and_examples():
   unscored = {outcome for outcome in Outcome if not outcome.scored}
   assert unscored == {Outcome.TIMED_OUT, Outcome.CRASHED}
   # Names in files are the members' own.
   assert all(outcome.value == outcome.name.lower() for outcome in Outcome)
-
-
-def test_examples_share_no_notes_and_are_frozen():
   first, second = base.Example(0, (), ""), base.Example(1, (), "")
   assert first.meta is not second.meta
   with pytest.raises(AttributeError):

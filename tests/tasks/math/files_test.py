@@ -40,20 +40,12 @@ VERL = {
   "prompt": [{"role": "user", "content": "What is 2 + 2?"}],
   "reward_model": {"ground_truth": "4", "style": "rule"},
 }
+MATH = {"problem": "What is 2 + 2?", "level": "Level 1", "type": "Sums"}
+MATH["solution"] = r"We add: \boxed{2+2 = 4}, so \boxed{4}."
 # One row of our own in the schema of each data set.
 SCHEMAS = {
-  "MATH": {
-    "problem": "What is 2 + 2?",
-    "level": "Level 1",
-    "type": "Sums",
-    "solution": r"We add: \boxed{2+2 = 4}, so \boxed{4}.",
-  },
-  "AIME 2024": {
-    "ID": "x-1",
-    "Problem": "What is 2 + 2?",
-    "Solution": "We add.",
-    "Answer": 4,
-  },
+  "MATH": MATH,
+  "AIME": {"Problem": "What is 2 + 2?", "Solution": "We add.", "Answer": 4},
   "AMC 23": {"id": 0, "question": "What is 2 + 2?", "answer": 4.0},
   "Minerva": {"question": "What is 2 + 2?", "solution": r"\boxed{4}", "idx": 0},
   "several": {"question": "What is 2 + 2?", "final_answer": ["4"]},
@@ -84,14 +76,9 @@ class TestSchemas:
 
   def test_what_dapo_asks_beside_the_problem_is_left_out(self, tmp_path):
     # Its last line asks for an answer without a box.
-    content = "\n\n".join(
-      [
-        "Solve the following math problem step by step. The last line ...",
-        "What is 2 + 2?",
-        "It is a sum.",
-        "Remember to put your answer on its own line after ...",
-      ]
-    )
+    first = "Solve the following math problem step by step. The last line"
+    last = "Remember to put your answer on its own line after ..."
+    content = f"{first}\n\nWhat is 2 + 2?\n\nIt is a sum.\n\n{last}"
     row = {**VERL, "prompt": [{"role": "user", "content": content}]}
     (example,) = math_files.read_examples(write(tmp_path / "rows.jsonl", [row]))
     assert asked(example) == "What is 2 + 2?\n\nIt is a sum."
@@ -110,8 +97,8 @@ SVAMP = {"Body": "x", "Question": "y", "Answer": 1.0}
 @pytest.mark.parametrize(
   ("first", "second", "word"),
   [
-    (SCHEMAS["MATH"], {"problem": "x"}, "'solution'"),
-    (SCHEMAS["MATH"], {"problem": "x", "solution": r"\boxed{4"}, "boxed"),
+    (MATH, {"problem": "x"}, "'solution'"),
+    (MATH, {"problem": "x", "solution": r"\boxed{4"}, "boxed"),
     (AMC, {"question": None, "answer": 1}, "'problem'"),
     (AMC, {"question": " ", "answer": 1}, "empty"),
     (AMC, {"question": "x", "answer": ""}, "empty"),
@@ -130,9 +117,6 @@ def test_a_broken_row_is_named(tmp_path, first, second, word):
   with pytest.raises(ValueError, match=word) as info:
     math_files.read_examples(path)
   assert str(info.value).startswith(f"{path}, row 1: ")
-
-
-def test_unknown_columns_are_listed(tmp_path):
-  path = write(tmp_path / "rows.jsonl", [{"text": "x", "label": 1}])
+  path = write(tmp_path / "others.jsonl", [{"text": "x", "label": 1}])
   with pytest.raises(ValueError, match="label, text"):
     math_files.read_examples(path)

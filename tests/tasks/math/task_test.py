@@ -66,14 +66,15 @@ class TestExamples:
         assert made.score(example, gold) == base.Score((1.0,), Outcome.RIGHT)
     with pytest.raises(ValueError, match="levels"):
       made.demonstrations(3, seed=0, levels=(1,))
+    pairs = made.demonstrations(5, seed=0, working_rate=1.0)
+    assert "24 clips in May" in pairs[0][1]
+    assert all(made.score(*pair).values == (1.0,) for pair in pairs)
 
-  def test_label_forms(self):
+  def test_label_forms_and_the_extra(self, monkeypatch):
     example = base.Example(0, (), "5")
     assert task().label_form(example) == "integer"
     assert task(problems="reasoning_gym").label_form(example) == "math"
     assert from_gsm8k().label_form(example) == "math"
-
-  def test_a_missing_reasoning_gym_names_the_extra(self, monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ImportError, match=r"saw_jax\[math\]"):
       task(problems="reasoning_gym").examples("train")
@@ -165,9 +166,3 @@ class TestDemonstrations:
     same = task(levels=(1, 3)).demonstrations(50, seed=0)
     assert made.demonstrations(50, seed=0, levels=(1, 3)) == same
     assert {e.meta["level"] for e, _ in same} == {1, 3}
-
-  def test_solutions_of_files_are_the_working(self):
-    made = from_gsm8k()
-    pairs = made.demonstrations(5, seed=0, working_rate=1.0)
-    assert "24 clips in May" in pairs[0][1]
-    assert all(made.score(*pair).values == (1.0,) for pair in pairs)

@@ -100,11 +100,11 @@ class TestCallDamages:
       body = answers.wrong_value(Draws("v"), [gold], ())
       assert json.loads(body)["parameters"]["p"] != value
 
-  @pytest.mark.parametrize(("value", "wrong"), [(7, "7"), ("Oslo", ["Oslo"])])
-  def test_a_wrong_type_looks_alike_and_differs(self, value, wrong):
-    gold = {"name": "f", "parameters": {"p": value}}
-    body = answers.wrong_type(Draws("t"), [gold], OFFERED)
-    assert json.loads(body)["parameters"]["p"] == wrong
+  def test_a_wrong_type_looks_alike_and_differs(self):
+    for value, wrong in ((7, "7"), ("Oslo", ["Oslo"])):
+      gold = {"name": "f", "parameters": {"p": value}}
+      body = answers.wrong_type(Draws("t"), [gold], OFFERED)
+      assert json.loads(body)["parameters"]["p"] == wrong
 
   @pytest.mark.parametrize("offered", [(), ("weather",)])
   def test_where_nothing_else_is_offered_a_name_is_made_up(self, offered):
@@ -134,38 +134,29 @@ class TestCallDamages:
 
 class TestCanonical:
   def test_is_the_same_for_any_order_of_parameters_and_form_of_a_number(self):
-    for text in (
-      '<tool_call>\n{"name": "heat", "parameters": {"room": "Bath", '
-      '"degrees": 17.0}}\n</tool_call>',
-      'so <tool_call>{"parameters": {"degrees": 17, "room": "Bath"}, '
-      '"name": "heat"}</tool_call>',
-    ):
-      call = {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
-      expected = json.dumps({"calls": [call], "response": False})
+    call = {"name": "heat", "parameters": {"degrees": 17, "room": "Bath"}}
+    other = {"parameters": {"room": "Bath", "degrees": 17.0}, "name": "heat"}
+    expected = json.dumps({"calls": [call], "response": False})
+    for said in (call, other):
+      text = f"so <tool_call>\n{json.dumps(said)}</tool_call>"
       assert answers.canonical(text) == expected
 
   @pytest.mark.parametrize(
     "text",
-    [
-      "",
-      "<tool_call> {} </tool_call>",
-      '<tool_call>\n{"name": "heat", "parameters": {}}',
-      '<tool_call>{"name": 3, "parameters": {}}</tool_call>',
-      '<tool_call>{"name": "a", "parameters": 3}</tool_call>',
-      f"<tool_call>{'[' * 100_000}</tool_call>",
-      "<response> open",
-    ],
+    ["", "<response> open", '<tool_call>\n{"name": "heat", "parameters": {}}']
+    + [
+      f"<tool_call>{body}</tool_call>"
+      for body in (" {} ", '{"name": 3, "parameters": {}}', "[" * 100_000)
+    ]
+    + ['<tool_call>{"name": "a", "parameters": 3}</tool_call>'],
   )
   def test_none_where_nothing_can_be_read(self, text):
     assert answers.canonical(text) is None
 
   def test_a_true_value_is_no_number(self):
-    keys = [
-      answers.canonical(
-        f'<tool_call>{{"name": "a", "parameters": {{"x": {x}}}}}</tool_call>'
-      )
-      for x in ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
-    ]
+    call = '<tool_call>{"name": "a", "parameters": {"x": %s}}</tool_call>'
+    values = ("true", "1", '"1"', "1.5", "[1.0]", "[1]")
+    keys = [answers.canonical(call % value) for value in values]
     assert len(set(keys)) == 5 and keys[4] == keys[5]
 
 

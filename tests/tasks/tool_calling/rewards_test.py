@@ -207,13 +207,9 @@ class TestCallScore:
 
   @pytest.mark.parametrize(
     "body",
-    [
-      "",
-      "not json",
-      "null",
-      f"[{json.dumps(P1)}]",
+    ["", "not json", "null", f"[{json.dumps(P1)}]", '{"name": "a"}']
+    + [
       '{"parameters": {"p": 1}}',
-      '{"name": "a"}',
       '{"name": "a", "parameters": null}',
       '{"name": "a", "parameters": ["p"]}',
       '{"name": ["a"], "parameters": {"p": 1}}',

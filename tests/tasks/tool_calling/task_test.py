@@ -157,10 +157,8 @@ class TestReadExamples:
     task = make(train_path=path)
     examples = task.examples("train")
     assert [example.key for example in examples] == [0, 1, 2]
-    assert examples[0].messages == (
-      {"role": "system", "content": "system"},
-      {"role": "user", "content": "user"},
-    )
+    said = [(m["role"], m["content"]) for m in examples[0].messages]
+    assert said == [("system", "system"), ("user", "user")]
     assert examples[0].meta["output"] == ROW["output"]
     # The thought names a tag; as ground truth it would hide the call.
     assert "use <tool_call>" not in examples[0].reference
@@ -211,19 +209,15 @@ class TestLabels:
       questions.parse_label(form, "play something")
 
 
-class TestObserve:
-  def test_reads_no_reference(self):
-    task = make()
-    pairs = task.demonstrations(100, seed=0, format_rate=0.5, call_rate=0.5)
-    for example, text in pairs:
-      blank = dataclasses.replace(example, reference="poison")
-      assert task.observe(example, text) == task.observe(blank, text)
-
-  def test_is_about_the_tools_on_offer(self):
-    task = make()
-    example = task.examples("train")[0]
-    assert task.observe(example, example.reference) == "done table 7 Tue true"
-    other = dataclasses.replace(example, meta={"offered": ("play",)})
-    assert task.observe(other, example.reference) == "no tool table"
-    with pytest.raises(ValueError, match="file"):
-      task.observe(dataclasses.replace(example, meta={}), example.reference)
+def test_what_is_observed_is_about_the_offer_and_reads_no_reference():
+  task = make()
+  pairs = task.demonstrations(100, seed=0, format_rate=0.5, call_rate=0.5)
+  for example, text in pairs:
+    blank = dataclasses.replace(example, reference="poison")
+    assert task.observe(example, text) == task.observe(blank, text)
+  example = task.examples("train")[0]
+  assert task.observe(example, example.reference) == "done table 7 Tue true"
+  other = dataclasses.replace(example, meta={"offered": ("play",)})
+  assert task.observe(other, example.reference) == "no tool table"
+  with pytest.raises(ValueError, match="file"):
+    task.observe(dataclasses.replace(example, meta={}), example.reference)
