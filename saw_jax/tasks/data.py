@@ -4,6 +4,7 @@ There is no iterator to save: a run that resumes at step s draws what it would
 have drawn.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,8 +27,13 @@ def batch_indices(
   if step < 0:
     raise ValueError(f"step is negative: {step}.")
   epoch, batch = divmod(step, num_examples // batch_size)
-  order = np.random.default_rng([seed, epoch]).permutation(num_examples)
-  return order[batch * batch_size : (batch + 1) * batch_size]
+  order = _order(num_examples, seed, epoch)
+  return order[batch * batch_size : (batch + 1) * batch_size].copy()
+
+
+@functools.lru_cache(maxsize=64)  # actors ask for each example of each seed
+def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def answer_ids(answers: Sequence[Sequence[str | None]]) -> np.ndarray:

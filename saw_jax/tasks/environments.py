@@ -15,10 +15,7 @@ _HAN = re.compile("[\u4e00-\u9fff]")
 
 
 class EngineLost(Exception):
-  """The process behind an environment is gone, with all that it held.
-
-  A worker process that meets it ends, and its episodes are played again.
-  """
+  """An environment's own process is gone: its worker has to be replaced."""
 
 
 class Step(NamedTuple):

@@ -1,7 +1,4 @@
-"""Grading in worker processes, under a hard time limit.
-
-A hostile text costs at most the limit, and it alone goes unscored.
-"""
+"""Grading in worker processes: a hostile text costs at most the limit."""
 
 import collections
 import dataclasses
