@@ -1,9 +1,7 @@
 """How large the house may be.
 
 Complexity is spent on purpose: a commit that raises one of these numbers says
-in its message what the lines are for, and what it looked at for deletion. The
-goal is 26,000 lines of library, 14,500 of its core and 27,000 of tests; until
-then a commit that makes the house smaller lowers the number to what it reached.
+in its message what the lines are for, and what it looked at for deletion.
 """
 
 import ast
@@ -11,12 +9,12 @@ import pathlib
 
 import pytest
 
-LIBRARY = 30_050  # lines of saw_jax
-CORE = 15_910  # of them, without what stands at its edge
+LIBRARY = 26_000  # lines of saw_jax
+CORE = 14_500  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
-DOCSTRINGS = 0.15  # of the lines of the library
+DOCSTRINGS = 0.18  # of the lines of the library
 KEYS = 100  # of a config, a free section being one
-TESTS = 31_450  # lines
+TESTS = 27_200  # lines
 SCRIPT = 120  # lines of a file in experiments
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,21 +46,13 @@ def docstring_lines(path: pathlib.Path) -> int:
   )
 
 
-def test_the_library():
-  size = lines(files("saw_jax"))
-  assert size <= LIBRARY
-
-
-def test_the_core():
-  edges = [path for edge in EDGES for path in files(f"saw_jax/{edge}")]
-  assert edges
-  size = lines(files("saw_jax")) - lines(edges)
-  assert size <= CORE
-
-
-def test_the_tests():
-  size = lines(files("tests"))
-  assert size <= TESTS
+def test_the_house():
+  library, tests = lines(files("saw_jax")), lines(files("tests"))
+  edges = [lines(files(f"saw_jax/{edge}")) for edge in EDGES]
+  assert all(edges)
+  assert library <= LIBRARY
+  assert library - sum(edges) <= CORE
+  assert tests <= TESTS
 
 
 def test_docstrings():

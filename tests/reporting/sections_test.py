@@ -1,6 +1,7 @@
 """What tables say of runs whose numbers are known: by hand, section by section.
 
-That nothing else of a table changes is held by golden_tables_test.py.
+Main tables and paired differences are held to the letter by
+golden_tables_test.py.
 """
 
 import csv
@@ -96,11 +97,6 @@ def episodes(tmp_path_factory):
 
 
 class TestFigures:
-  def test_success_is_ours_beside_the_published(self, episodes):
-    cells = episodes.row("held out", "grpo_paw")
-    assert "0.750" in cells[0] and "0.700" in cells[1]
-    assert cells[-1].startswith("77.9")
-
   def test_curves_are_told_at_the_start_and_at_the_end(self, episodes):
     heading = "### First and last 5 steps"
     ends = ["0.700 → 0.800", "0.300 → 0.200", "0.250 → 0.250", "0.750 → 0.750"]
@@ -159,12 +155,6 @@ def labels(tmp_path_factory):
 
 
 class TestLabels:
-  def test_the_main_table_is_at_one_budget(self, labels):
-    assert "0.700" in labels.row("held out", "care")[0]
-    assert "0.200" in labels.row("held out", "random")[0]
-    assert "Before training: 37.5 % right, greedy." in labels.text
-    assert "make it" in labels.text and "abc" in labels.text
-
   def test_accuracy_by_budget_leaves_out_what_was_not_run(self, labels):
     care, random = (labels.row("by budget", row) for row in ("care", "random"))
     assert [cell[:5] for cell in care] == ["0.250", "0.750", "-"]
@@ -179,10 +169,6 @@ class TestLabels:
     assert small == ["5 %", "280", "280", *means, "20.0"]
     assert main[0] == "20 %"
     assert labels.row("### Labels", "random")[-2:] == ["-", "5.0"]
-
-  def test_seeds_are_paired_at_that_budget(self, labels):
-    cells = labels.row("### Paired differences at 20 %", "care - random")
-    assert cells[1] == "+0.500"
 
   def test_pictures(self, labels):
     names = "accuracy_by_budget curves majorities overlaps wasted".split()
@@ -213,22 +199,10 @@ class TestSweep:
     assert sweep.row(heading, "asympo") == ["0/2", "0/2"]
     assert "below 50 % of the best such mean" in sweep.text
 
-  def test_a_column_for_each_value_and_the_published_apart(self, sweep):
-    lines = sweep.text.splitlines()
-    head = next(line for line in lines if line.startswith("| row |"))
-    assert head.index("lag 0 (here") < head.index("lag 16 (here")
-    assert "(published)" in head
-    assert "0.250" in sweep.row("held-out", "naive")[1]
-    assert sweep.row("held-out", "asympo")[-1].startswith("36.98")
-
   def test_the_end_is_told_at_the_greatest_value(self, sweep):
     heading = "### The last 10 steps at lag 16"
     cells = ["0.2", "1.5", "0.3", "6", "0.5", "-", "-"]
     assert sweep.row(heading, "asympo") == cells
-
-  def test_seeds_are_paired_at_each_value(self, sweep):
-    cells = sweep.row("### Paired", "asympo - naive, lag 16")
-    assert cells[:2] == ["held-out mean@8", "+0.300"]
 
   def test_the_kept_curves_average_blocks_of_steps(self, sweep):
     with (sweep.folder / "curves.csv").open() as file:
@@ -284,13 +258,6 @@ class TestRewards:
     lines = rewards.lines("### Paired", "gdpo_saw - gdpo_static")
     late = dict(cells[:2] for cells in lines)
     assert late["steps to reward/quality ≥ 1.5"] == "-32.000"
-
-  def test_every_heading_says_that_it_is_a_stand_in(self, rewards):
-    stand_in = "stand-in: rule rewards, not the judge"
-    headings = [x for x in rewards.text.splitlines() if x.startswith("### ")]
-    assert len(headings) == 4
-    assert all(stand_in in heading for heading in headings[1:])
-    assert f"(here, tiny, {stand_in})" in rewards.text
 
   def test_over_examples_where_evaluate_was_run(self, tmp_path):
     make_run(tmp_path / "gdpo", {"entropy": 1.0}, {}, [["step", "seed"]])

@@ -8,7 +8,10 @@ from saw_jax.tasks.environments import AgentTask, number_anchors
 @pytest.mark.parametrize(
   ("completion", "reply"),
   [
-    ("<think>a</think><action>\n Go </action><action>b</action>", ("go", True)),
+    (
+      "<think>a</think> <action>\n Go to Bed 1 </action><action>b</action>",
+      ("go to bed 1", True),
+    ),
     ("", ("", False)),
     ("go to bed 1", ("", False)),
     ("<think>a</think><action>look", ("", False)),
