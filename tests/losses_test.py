@@ -132,7 +132,7 @@ def tolerance(dtype):
 
 
 class GoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @parameterized.named_parameters(*CASES.items())
   def test_losses_and_gradients(self, case):
     inputs, want = case["inputs"], case["expected"]

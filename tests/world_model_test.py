@@ -82,7 +82,7 @@ def sample(shape=(7, 5), seed=0):
 
 
 class TokenLossTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @of_kind("wm_token_loss")
   def test_golden_losses_gradients_and_shares(self, case):
     inputs, want = case["inputs"], case["expected"]
@@ -154,7 +154,7 @@ class TokenLossTest(chex.TestCase):
 
 
 class EntropyTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @of_kind("entropy_selection", "total")
   def test_golden(self, case):
     inputs, want = case["inputs"], case["expected"]["entropy"]
@@ -365,7 +365,7 @@ class WeightsTest(chex.TestCase):
 
 
 class TotalTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   @of_kind("total")
   def test_golden(self, case):
     inputs, want = case["inputs"], case["expected"]
