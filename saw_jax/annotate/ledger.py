@@ -134,10 +134,12 @@ class LabelLedger:
   ):
     self.path, self._busy_s = pathlib.Path(path), busy_s
     is_new = creates and not (self.path.exists() and self.path.stat().st_size)
-    if is_new and not self.path.parent.is_dir():
-      raise LedgerError(f"there is no folder {self.path.parent} for a ledger")
     if is_new:
-      self.path.touch()
+      try:
+        self.path.touch()
+      except OSError as error:
+        where = f"in the folder {self.path.parent}: {error.strerror}"
+        raise LedgerError(f"no ledger can be made {where}") from None
     with self.transaction(writes=is_new or budget is not None) as sql:
       # Another process may have been faster.
       if is_new and not sql("SELECT name FROM sqlite_master"):

@@ -445,8 +445,10 @@ class TestDamage:
     assert complaint in self.complaint(full)
 
   def test_no_folder_and_a_folder(self, tmp_path):
-    with pytest.raises(LedgerError, match="no folder .*nowhere"):
-      LabelLedger(tmp_path / "nowhere" / "labels.sqlite")
+    (tmp_path / "file").touch()
+    for name, why in (("nowhere", "No such file"), ("file", "Not a dir")):
+      with pytest.raises(LedgerError, match=f"{name}: {why}"):
+        LabelLedger(tmp_path / name / "labels.sqlite")
     with pytest.raises(LedgerError, match="cannot be used"):
       LabelLedger(tmp_path)
 
