@@ -103,6 +103,7 @@ class MaskedReductionsTest(chex.TestCase):
         check_grads(lambda x, f=f: f(x, where=mask), (x,), order=1)
     # Of equal numbers it is 0.
     assert not jax.grad(reductions.all_std)(jnp.full(7, 1.8)).any()
+    assert jax.value_and_grad(reductions.square_root)(0.0) == (0, 0)
 
 
 class DeviationsTest(chex.TestCase):

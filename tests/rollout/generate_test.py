@@ -269,13 +269,24 @@ def test_lanes_write_to_the_cache_as_one_run_does():
 
 
 def test_a_size_of_prompts_is_compiled_once():
-  fn = make(max_new_tokens=2)
+  fn, events = make.__wrapped__(max_new_tokens=2), []
+  params, cases = params_of(), []
   for step in range(2):
     for size in (6, 7):
       for order in ((0, 2), (2, 3)):
         prompts = prompts_of(order, multiple=size)
-        fn(params_of(), prompts, keys_of(prompts, step))
-  assert fn._cache_size() == 2
+        cases.append((prompts, keys_of(prompts, step)))
+
+  def listen(event, duration, **_):
+    events.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for case in cases:
+      fn(params, *case)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert events.count("/jax/core/compile/backend_compile_duration") == 2
 
 
 def test_a_stream_is_a_row_and_ends_with_its_end():
