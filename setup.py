@@ -65,6 +65,7 @@ _MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
 # The page for people who answer. 1.10 and 0.54 are what was tried.
 _ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
 # Search with BM25: 76 kB that need NumPy alone. 0.3.16 is what was tried.
+_SEARCH = ["bm25s>=0.3.16,<0.4"]
 # ROUGE. 0.1.2 is what was tried; it brings nltk along, 20 MB with the rest.
 _SUMMARIES = ["rouge-score>=0.1.2,<0.2"]
 # An LLM that scores, behind an endpoint.
@@ -118,6 +119,8 @@ _EXTRAS = {
   # Answers that take algebra to compare, and more generators of problems. The
   # second is 370 MB with what it needs, so that tests do without it.
   "math": _MATH_VERIFY + ["reasoning-gym>=0.1.25,<0.2"],
+  # The shop and the search questions: environments that search.
+  "search": _SEARCH,
   # The rule rewards of summaries, and the judge that they stand in for.
   "summaries": _SUMMARIES,
   "judge": _JUDGE,
@@ -140,7 +143,7 @@ _EXTRAS = {
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,
-  "tables": _REPORT + _HF + _SUMMARIES,
+  "tables": _REPORT + _HF + _SEARCH + _SUMMARIES,
   "test": _TEST
   + _REPORT
   + _HF
@@ -148,6 +151,7 @@ _EXTRAS = {
   + _DATA
   + _MATH_VERIFY
   + _ANNOTATE
+  + _SEARCH
   + _SUMMARIES
   + _JUDGE
   + _NOTEBOOKS

@@ -50,7 +50,7 @@ ROOMS = {
     "tasks tokenizer",
     "tasks",
     "numpy",
-    f"{GAMES} bfcl_eval gguf httpx jinja2 math_verify pyarrow "
+    f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "
     "reasoning_gym rouge_score starlette tokenizers uvicorn",
   ),
   "training": Room(

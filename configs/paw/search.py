@@ -13,8 +13,9 @@ Scales:
          passages a search; the drawn corpus, or local files of NQ and HotpotQA
          with --config.task.options.corpus, .train and .test
 
-The paper searches all of Wikipedia by embeddings; here it is BM25 over what
-fits into the memory of each worker process.
+The extra `search` has what searches: pip install 'saw_jax[search]'. The paper
+searches all of Wikipedia by embeddings; here it is BM25 over what fits into the
+memory of each worker process.
 
 Paper: arXiv 2606.02388, seven sets. Published exact match on average,
 Qwen2.5-3B: GRPO 43.9, with PaW 44.8; GiGPO 41.2, with PaW 44.2. Ours:
@@ -104,13 +105,14 @@ TABLE = dataclasses.replace(
       data="questions about 120 drawn people",
       scored_on="held-out questions, not the seven public sets",
       hours=1.1,
+      extras=("report", "search"),
     ),
     "paper": Needs(
       model="Qwen2.5-3B-Instruct",
       data="a drawn corpus, or local files of NQ and HotpotQA",
       scored_on="held-out questions; those of the files where they are given",
       hardware=ACCELERATORS,
-      extras=("report", "hf"),
+      extras=("report", "hf", "search"),
     ),
   },
   metrics_at={},

@@ -16,6 +16,8 @@ Scales:
          --config.task.options.products, .attributes and .instructions, of
          which verl-agent takes 1000 products (.num_products=1000)
 
+The extra `search` has what searches: pip install 'saw_jax[search]'.
+
 Paper: arXiv 2606.02388, on WebShop. Published success, Qwen2.5-1.5B: GRPO 60.6,
 with PaW 68.6; GiGPO 66.2, with PaW 75.3; RLOO 56.7, 61.2; PPO 59.1, 65.2;
 lambda = 1 67.0; cross-entropy 57.2. Ours: results/paw/shop/, in the drawn shop.
@@ -106,13 +108,14 @@ TABLE = dataclasses.replace(
       data="60 drawn products",
       scored_on="held-out instructions, not WebShop",
       hours=1.3,
+      extras=("report", "search"),
     ),
     "paper": Needs(
       model="Qwen2.5-1.5B-Instruct",
       data="a drawn shop, or WebShop's files",
       scored_on="held-out instructions; WebShop's with its files",
       hardware="2 GPUs in the framework's script (not run here)",
-      extras=("report", "hf"),
+      extras=("report", "hf", "search"),
     ),
   },
   metrics_at={},

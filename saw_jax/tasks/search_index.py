@@ -1,13 +1,14 @@
-"""Which of several things a query is about: BM25 of their texts."""
+"""Which of several things a query is about: BM25 of texts (extra `search`)."""
 
-import array
-import collections
-import math
+import logging
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from saw_jax import names
 
 _WORD = re.compile(r"\w+")
 # Words that are in most texts and tell nothing; Lucene's list for English.
@@ -18,48 +19,28 @@ STOP_WORDS = frozenset(
 
 
 class SearchIndex:
-  """Things that are found by their texts with BM25 in Lucene's form.
+  """Things that are found by their texts (k1 1.5, b 0.75, Lucene's form).
 
-  A text of `l` words, `m` on average, in which a word stands `f` times, scores
-  `idf f / (f + k1 (1 - b + b l / m))` for it, with k1 1.5 and b 0.75, and
-  `idf = log(1 + (N - n + 0.5) / (n + 0.5))` if `n` of `N` texts have the word.
-
-  References:
-    Lu, 2024. BM25S, whose scores these are. https://arxiv.org/abs/2407.03618
+  BM25S: Lu, 2024. https://arxiv.org/abs/2407.03618
   """
 
   def __init__(self, items: Sequence[Any], texts: Sequence[str]):
-    self._items = items
-    lengths = np.zeros(len(texts))
-    places = collections.defaultdict(lambda: array.array("l"))
-    for number, text in enumerate(texts):
-      words = split_words(text)
-      lengths[number] = len(words)
-      for word in words:
-        places[word].append(number)
-    if not places:
+    self._items, words = items, [split_words(text) for text in texts]
+    if not any(words):
       raise ValueError("there is nothing to search: no text has a word in it.")
-    damping = 1.5 * (0.25 + 0.75 * lengths / lengths.mean())
-    self._scores = {}  # by word: numbers of texts, and what it adds to theirs
-    for word, numbers in places.items():
-      found, times = np.unique(numbers, return_counts=True)
-      odds = (len(texts) - len(found) + 0.5) / (len(found) + 0.5)
-      idf = np.float32(math.log(1 + odds))
-      score = (idf * (times / (damping[found] + times))).astype(np.float32)
-      self._scores[word] = found, score
+    self._index = _import_bm25s().BM25(backend="numpy", auto_compile=False)
+    self._index.index(words, show_progress=False)
 
   def find(self, query: str, count: int) -> list[Any]:
     """Returns at most `count` things whose text has a word of a query.
 
     The best come first, and of equal ones the first.
     """
-    total = np.zeros(len(self._items), np.float32)
-    for word in split_words(query):
-      if word in self._scores:
-        found, score = self._scores[word]
-        total[found] += score
-    order = np.argsort(-total, kind="stable")[:count]
-    return [self._items[i] for i in order if total[i] > 0]
+    known = self._index.vocab_dict
+    words = [word for word in split_words(query) if word in known]
+    scores = self._index.get_scores(words) if words else np.zeros(0)
+    order = np.argsort(-scores, kind="stable")[:count]
+    return [self._items[i] for i in order if scores[i] > 0]
 
 
 def split_words(text: str) -> list[str]:
@@ -69,3 +50,22 @@ def split_words(text: str) -> list[str]:
   ['glass', 'river', 'ann']
   """
   return [w for w in _WORD.findall(text.lower()) if w not in STOP_WORDS]
+
+
+def _import_bm25s() -> Any:
+  """Imports bm25s without JAX, with which it would take a device's memory."""
+  if "bm25s" in sys.modules:
+    return sys.modules["bm25s"]
+  there = sys.modules.pop("jax", None)
+  # None in the table of modules is how Python says that there is none.
+  sys.modules["jax"] = None
+  try:
+    with names.needs_extra("search", "searching needs bm25s"):
+      import bm25s
+  finally:
+    del sys.modules["jax"]
+    if there is not None:
+      sys.modules["jax"] = there
+  # It would tell of each index in the log of a run.
+  logging.getLogger("bm25s").setLevel(logging.WARNING)
+  return bm25s
