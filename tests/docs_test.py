@@ -76,6 +76,12 @@ class TestLinks:
   def test_relative_links_lead_somewhere(self, path):
     assert broken(path) == []
 
+  def test_files_that_are_named_are_there(self):
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+      folders = "benchmarks|configs|experiments|saw_jax|tests"
+      for name in re.findall(rf"\b(?:{folders})/[\w/]+\.py", path.read_text()):
+        assert (ROOT / name).is_file(), f"{path.name}: {name}"
+
   def test_links_are_found_at_all(self):
     links = sum(len(re.findall(r"\]\(", prose(path))) for path in PAGES)
     assert links > 20
