@@ -133,13 +133,14 @@ class LabelLedger:
     creates: bool = True,
   ):
     self.path, self._busy_s = pathlib.Path(path), busy_s
-    is_new = creates and not (self.path.exists() and self.path.stat().st_size)
-    if is_new:
-      try:
+    try:
+      has_content = self.path.exists() and self.path.stat().st_size
+      is_new = creates and not has_content
+      if is_new:
         self.path.touch()
-      except OSError as error:
-        where = f"in the folder {self.path.parent}: {error.strerror}"
-        raise LedgerError(f"no ledger can be made {where}") from None
+    except OSError as error:
+      where = f"in the folder {self.path.parent}: {error.strerror}"
+      raise LedgerError(f"no ledger can be opened {where}") from None
     with self.transaction(writes=is_new or budget is not None) as sql:
       # Another process may have been faster.
       if is_new and not sql("SELECT name FROM sqlite_master"):

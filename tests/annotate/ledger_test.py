@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -451,6 +452,10 @@ class TestDamage:
         LabelLedger(tmp_path / name / "labels.sqlite")
     with pytest.raises(LedgerError, match="cannot be used"):
       LabelLedger(tmp_path)
+    # A folder that may not be entered, to whoever is not root.
+    with mock.patch("os.stat", side_effect=PermissionError(13, "Permission")):
+      with pytest.raises(LedgerError, match="Permission"):
+        LabelLedger(tmp_path / "labels.sqlite")
 
   def test_a_file_that_is_not_there_is_not_made(self, full, ledger):
     full.unlink()
