@@ -23,7 +23,12 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
     with names.needs_extra("data", "reading a .parquet file needs pyarrow"):
       import pyarrow.parquet
     yield from pyarrow.parquet.read_table(path).to_pylist()
-    return
+  else:
+    yield from read_lines(path)
+
+
+def read_lines(path: pathlib.Path) -> Iterator[Any]:
+  """Yields the values of a file of JSON lines."""
   for number, line in enumerate(path.read_text("utf-8").split("\n")):
     if line.strip():
       try:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from saw_jax.tasks import answer_task, base
-from saw_jax.tasks.row_files import field
+from saw_jax.tasks.row_files import field, read_lines
 from saw_jax.tasks.tool_calling import rewards
 
 # What version 3 averages, see `averages`.
@@ -68,10 +68,10 @@ def read_category(
   """
   base.check_choice("category", category, CATEGORIES)
   folder, name = find_package() / "data", f"{_VERSION}_{category}.json"
-  entries = _read(folder / name)
+  entries = list(read_lines(folder / name))
   answers: Sequence[Any] = [None] * len(entries)
   if not _asks_whether(category):
-    rows = _read(folder / "possible_answer" / name)
+    rows = list(read_lines(folder / "possible_answer" / name))
     if [row["id"] for row in rows] != [entry["id"] for entry in entries]:
       raise ValueError(f"{name}: the possible answers are of other entries")
     answers = [field(row, "ground_truth", list) for row in rows]
@@ -232,14 +232,6 @@ def _checker() -> tuple[Callable[..., dict[str, Any]], Any]:
 
 def _asks_whether(category: str) -> bool:
   return category.endswith("relevance")
-
-
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
 
 
 def _document(function: Mapping[str, Any], category: str) -> dict[str, Any]:
