@@ -6,7 +6,6 @@ another order.
 """
 
 import json
-import shutil
 import socket
 
 import chex
@@ -35,24 +34,21 @@ FIELDS = {
 }
 
 
-def run(workdir):
-  """Runs two processes to their end; returns what the first one says."""
+def start(workdir):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   words = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
   env = {"JAX_NUM_CPU_DEVICES": "2"}
-  both = [
+  return [
     script_runs.start(workdir, *words, f"--process_id={k}", env=env, **FIELDS)
     for k in range(2)
   ]
-  return [script_runs.finish(process) for process in both][0]
 
 
-def run_alone(workdir):
-  config = config_lib.load(script_runs.TOOLS)
-  config.update_from_flattened_dict({**script_runs.SMALL, **FIELDS})
-  build.train(build.build(config.lock()), [0], directory=workdir)
+def finish(workdir):
+  """Runs two processes to their end; returns what the first one says."""
+  return [script_runs.finish(process) for process in start(workdir)][0]
 
 
 def arrays(workdir):
@@ -70,8 +66,10 @@ def arrays(workdir):
 @pytest.mark.slow
 def test_two_are_one_and_go_on_after_a_kill(tmp_path):
   pair, one, killed = (tmp_path / name for name in ("pair", "one", "killed"))
-  run(pair)
-  run_alone(one)
+  finish(pair)
+  config = config_lib.load(script_runs.TOOLS)
+  config.update_from_flattened_dict({**script_runs.SMALL, **FIELDS})
+  build.train(build.build(config.lock()), [0], directory=one)
   first, second = helpers.curves(pair), helpers.curves(one)
   assert first.keys() == second.keys()
   assert first["gradient_norm"][0, -1] > 0
@@ -82,7 +80,8 @@ def test_two_are_one_and_go_on_after_a_kill(tmp_path):
   finals = [json.loads((d / "final.json").read_text()) for d in (pair, one)]
   assert finals[0] == finals[1]
 
-  shutil.copytree(pair, killed)
-  script_runs.break_off(killed)
-  assert "resumed from step" in run(killed)
+  both = start(killed)
+  script_runs.wait_for(both, lambda: script_runs.checkpoints(killed))
+  script_runs.kill(*both)
+  assert "resumed from step" in finish(killed)
   helpers.assert_same_run(killed, pair)
