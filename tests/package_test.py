@@ -17,7 +17,7 @@ import pytest
 
 import saw_jax
 from saw_jax import names
-from tests import helpers, layers_test
+from tests import budget_test, helpers, layers_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "saw_jax"
@@ -26,24 +26,13 @@ MODULES = [path for path in PATHS if path.name != "__init__.py"]
 # Messages between a run and its own worker processes; never a file.
 MAY_PICKLE = ("tasks/workers/pool.py", "tasks/workers/worker.py")
 # Sums and names need no source; formulas do.
-FORMULAS = [
-  *(
-    PACKAGE / f"{name}.py"
-    for name in "weighting advantages step_advantages losses stale_losses "
-    "world_model diagnostics".split()
-  ),
-  *(path for path in MODULES if path.parent == PACKAGE / "labels"),
-]
+_SUMS = {PACKAGE / "reductions.py", PACKAGE / "labels" / "__init__.py"}
+FORMULAS = sorted(set(budget_test.FORMULAS) - _SUMS)
 # What users write classes for, call, or set.
 EXTENSIONS = (
-  "tasks.base:Task",
-  "tasks.environments:AgentTask",
-  "tasks.environments:Environment",
-  "run.build:build",
-  "run.build:train",
-  "run.config:load",
-  "algorithms:with_loss",
-)
+  "tasks.base:Task tasks.environments:AgentTask tasks.environments:Environment "
+  "run.build:build run.build:train run.config:load algorithms:with_loss"
+).split()
 
 
 def _name(path: pathlib.Path) -> str:

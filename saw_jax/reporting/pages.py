@@ -26,8 +26,8 @@ def write_page(folder: str | os.PathLike) -> pathlib.Path:
   folder = pathlib.Path(folder)
   text = (folder / "table.md").read_text(encoding="utf-8")
   page = folder / "table.html"
-  names = sorted(path.name for path in folder.glob("*.png"))
-  page.write_text(to_html(text, names), encoding="utf-8")
+  pictures = sorted(path.name for path in folder.glob("*.png"))
+  page.write_text(to_html(text, pictures), encoding="utf-8")
   return page
 
 

@@ -287,12 +287,3 @@ def test_one_seed_has_no_interval_and_no_differences(tmp_path):
   found = report.Found(table, "tiny", tmp_path, rows)
   assert sections.compare(found) == {}
   assert sections.paired_differences(found) == []
-
-
-@pytest.mark.parametrize("name", catalogue.names())
-def test_published_cells_are_found_for_any_table(name):
-  # Nothing for one of no paper, or of a paper without numbers.
-  table = catalogue.load(name)
-  for scale in table.needs:
-    found = report.published_cells(table, table.rows, scale)
-    assert set(found) == set(table.cells(scale))

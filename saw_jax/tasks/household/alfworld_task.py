@@ -99,15 +99,16 @@ class AlfworldTask(HouseholdTask):
 
   def make(self, split: str) -> Alfworld:
     self.num_episodes(split)  # raises if there is no such split
-    is_drawn = not self._paths
-    household = self._drawn.make(split)
-    logic = alfworld_games.read_logic() if is_drawn else None
+    if self._paths:
+      read, paths = alfworld_games.read_game, self._paths[split]
+      choose = lambda seed: read(paths[seed])  # noqa: E731
+    else:
+      household = self._drawn.make(split)
+      logic = alfworld_games.read_logic()
 
-    def choose(seed: int) -> Game:
-      if not is_drawn:
-        return alfworld_games.read_game(self._paths[split][seed])
-      household.reset(seed)
-      return alfworld_games.make_game(household.world, logic)
+      def choose(seed: int) -> Game:
+        household.reset(seed)
+        return alfworld_games.make_game(household.world, logic)
 
     return Alfworld(choose, self.config.max_steps, self.config.reward)
 
