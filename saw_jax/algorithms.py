@@ -15,7 +15,7 @@ import numpy as np
 from saw_jax import (
   advantages,
   losses,
-  names,
+  naming,
   stale_losses,
   step_advantages,
   weighting,
@@ -233,9 +233,9 @@ def resolve(
   """
   fn, label = choice, what
   if not callable(choice):
-    fn, label = names.lookup(table, choice, what), f"{what} {choice!r}"
-  known = list(names.options(fn))
-  names.check_options(known, options, label)
+    fn, label = naming.lookup(table, choice, what), f"{what} {choice!r}"
+  known = list(naming.options(fn))
+  naming.check_options(known, options, label)
   bound = {k: x for k, x in defaults.items() if k in known}
   bound |= {k: _value(k, x) for k, x in options.items()}
   return functools.partial(fn, **bound) if bound else fn
@@ -245,7 +245,7 @@ def _value(option: str, value: Any) -> Any:
   """What the value of an option stands for: a function, or an array."""
   if option in OPTIONS and isinstance(value, str):
     what, table = OPTIONS[option]
-    return names.lookup(table, value, what)
+    return naming.lookup(table, value, what)
   if isinstance(value, list | tuple):
     return np.asarray(value, np.float32)
   return value
@@ -261,11 +261,11 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   table = ADVANTAGES | STEP_ADVANTAGES
   options, whiten = dict(config.advantage_options), None
   plain = resolve(config.advantage, {}, table, "advantage")
-  per_step = "steps" in names.arguments(plain)
+  per_step = "steps" in naming.arguments(plain)
   if per_step:  # No advantage of steps whitens by itself.
     whiten = _value("whiten", options.pop("whiten", None))
   advantage = resolve(config.advantage, options, table, "advantage")
-  reads = names.arguments(advantage)
+  reads = naming.arguments(advantage)
 
   weights, gradient_options = None, config.weights_options
   if config.weights != "gradient":
@@ -303,7 +303,7 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     in_reward = estimator, kl.coefficient
     if per_step or "penalties" not in reads:
       raise ValueError(
-        f"KL in the reward has no place in {names.name_of(advantage)}, which "
+        f"KL in the reward has no place in {naming.name_of(advantage)}, which "
         "compares steps or normalises each component: set kl.placement='loss'"
       )
   elif kl.placement != "none":
@@ -354,7 +354,7 @@ def make_world_model(config: WorldModelConfig) -> WorldModel | None:
   measure = resolve(config.entropy, {}, MEASURES, "entropy of an action")
   return WorldModel(
     resolve(config.loss, config.loss_options, table, "world-model loss"),
-    functools.partial(names.supply, measure),
+    functools.partial(naming.supply, measure),
     resolve(config.selection, alpha, SELECTIONS, "selection"),
     resolve(config.coefficients, options, COEFFICIENTS, "coefficient"),
     resolve(config.aggregate, {}, ROW_AGGREGATES, "aggregate of rows"),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from saw_jax import names
+from saw_jax import naming
 
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
@@ -176,6 +176,6 @@ class BPETokenizer(LibraryTokenizer, _Chat):
 
 def library() -> Any:
   """Imports the `tokenizers` library, or names the extra that has it."""
-  with names.needs_extra("hf", "a BPE tokenizer needs the tokenizers library"):
+  with naming.needs_extra("hf", "a BPE tokenizer needs the tokenizers library"):
     import tokenizers
   return tokenizers

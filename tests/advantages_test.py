@@ -10,7 +10,7 @@ import pytest
 from absl.testing import parameterized
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import advantages, algorithms, losses, names, weighting
+from saw_jax import advantages, algorithms, losses, naming, weighting
 from tests import helpers
 
 SAW, POLICY = helpers.golden("saw_gdpo"), helpers.golden("policy_losses")
@@ -40,7 +40,7 @@ ONE = np.ones(1, np.float32)
 
 def estimate(name, rewards, weights=WEIGHTS, **values):
   """An advantage with those of the values that it reads."""
-  return names.supply(ESTIMATORS[name], rewards, weights, **values)
+  return naming.supply(ESTIMATORS[name], rewards, weights, **values)
 
 
 def sample(shape=(3, 5, 2), seed=0):

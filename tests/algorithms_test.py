@@ -13,7 +13,7 @@ from saw_jax import (
   algorithms,
   diagnostics,
   losses,
-  names,
+  naming,
   weighting,
   world_model,
 )
@@ -67,7 +67,7 @@ def call(fn, **options):
   names_of = ("old_log_probs", "behave_log_probs", "ref_log_probs")
   names_of += ("advantages", "completion_mask")
   given = {name: getattr(batch, name) for name in names_of}
-  return names.supply(fn, outputs.log_probs, **given, **options)
+  return naming.supply(fn, outputs.log_probs, **given, **options)
 
 
 class TestRefusals:
@@ -155,7 +155,7 @@ class TestTables:
       same = method.weights(garbage, scored=scored, axis_name=None)
       assert_array_equal(weight, same)
     assert weight.shape == (2,) and (weight >= 0).all()
-    found = names.supply(
+    found = naming.supply(
       method.advantage, rewards, weight, scored=scored, lengths=lengths
     )
     assert found.shape == (5, 3) and found.dtype == jnp.float32

@@ -37,7 +37,7 @@ class Room:
 
 
 ROOMS = {
-  "names": Room("names"),
+  "naming": Room("naming"),
   "mathematics": Room(MATHEMATICS, "mathematics", "jax chex numpy"),
   "models": Room(
     "models",
@@ -139,7 +139,7 @@ def objection(module: str, imported: Import) -> str | None:
     return "relative import"
   if imported.top == "saw_jax":
     owner = room_of(imported.name)
-    if owner in ("names", *room.rooms):
+    if owner in ("naming", *room.rooms):
       return None
     return f"{room_of(module)} may not import {owner or imported.name}"
   if imported.top in STDLIB:

@@ -10,7 +10,7 @@ from absl.testing import parameterized
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import algorithms, diagnostics, losses, names, stale_losses
+from saw_jax import algorithms, diagnostics, losses, naming, stale_losses
 from tests import helpers
 
 GOLDEN = helpers.golden("policy_losses")
@@ -76,7 +76,7 @@ def sample(shape=(4, 5), seed=0):
 
 
 def call(name, arrays, **options):
-  return names.supply(LOSSES[name], **arrays, **options)
+  return naming.supply(LOSSES[name], **arrays, **options)
 
 
 def value(name, log_probs, arrays, **options):

@@ -16,7 +16,7 @@ import zipfile
 import pytest
 
 import saw_jax
-from saw_jax import names
+from saw_jax import naming
 from tests import budget_test, helpers, layers_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -179,7 +179,7 @@ class TestDocstrings:
 
   @pytest.mark.parametrize("name", EXTENSIONS)
   def test_extension_points_say_what_they_are(self, name):
-    found = names.load(f"saw_jax.{name}")
+    found = naming.load(f"saw_jax.{name}")
     assert found.__doc__, name
     for method, value in vars(found).items():
       if inspect.isfunction(value) and not method.startswith("_"):

@@ -10,7 +10,7 @@ import pytest
 from absl.testing import parameterized
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import advantages, algorithms, names
+from saw_jax import advantages, algorithms, naming
 from saw_jax import step_advantages as steps_lib
 from tests import helpers
 
@@ -54,7 +54,7 @@ def sample(seed=0, shape=(2, 3, 5)):
 
 
 def call(name, record, **changes):
-  return names.supply(ESTIMATORS[name], **{**record, **changes})
+  return naming.supply(ESTIMATORS[name], **{**record, **changes})
 
 
 class GoldenTest(chex.TestCase):

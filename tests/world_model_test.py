@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import diagnostics, losses, names, stale_losses, world_model
+from saw_jax import diagnostics, losses, naming, stale_losses, world_model
 from tests import helpers
 
 GOLDEN = helpers.golden("paw_gigpo")
@@ -327,7 +327,7 @@ class WeightsTest(chex.TestCase):
       pad(mask, constant_values=True),
     )
     chosen, of_rows = (np.pad(x, (0, 4)) for x in (selected, groups))
-    weights = names.supply(
+    weights = naming.supply(
       f, chosen, coefficients, of_rows, rows=np.arange(11) < 7
     )
     found = world_model_loss(*batch, weights).value()
@@ -349,7 +349,7 @@ class WeightsTest(chex.TestCase):
     groups = np.repeat(np.arange(4), 3)
     for f in AGGREGATES.values():
       found = helpers.over_devices(
-        partial(names.supply, f), selected, coefficients, groups * 0
+        partial(naming.supply, f), selected, coefficients, groups * 0
       )
       want = f(selected, coefficients, groups)
       chex.assert_trees_all_close(found, want, rtol=1e-6)

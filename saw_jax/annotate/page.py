@@ -28,7 +28,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate.questions import MAX_LABEL_SIZE, describe_form
 
@@ -134,7 +134,7 @@ def serve(
   with listener:
     port = listener.getsockname()[1]
     need = "the annotation page needs starlette and uvicorn"
-    with names.needs_extra("annotate", need):
+    with naming.needs_extra("annotate", need):
       import uvicorn
 
       app = make_app(path, token=token, port=port, who=who)

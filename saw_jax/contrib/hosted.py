@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saw_jax import advantages as advantages_lib
-from saw_jax import algorithms, names, reductions
+from saw_jax import algorithms, naming, reductions
 from saw_jax.rollout import transcript
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import estimation
@@ -140,7 +140,7 @@ def make_hosted(
     return objective(outputs, batch)
 
   kl = method.terms.get("kl")
-  whiten = names.options(method.advantage).get("whiten")
+  whiten = naming.options(method.advantage).get("whiten")
   return Hosted(
     estimate=estimate,
     terms=terms,

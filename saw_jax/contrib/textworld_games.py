@@ -11,7 +11,7 @@ import re
 import weakref
 from typing import Any
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.tasks import base
 from saw_jax.tasks.environments import EngineLost, Environment
 
@@ -125,7 +125,7 @@ class StoryGame(_Game):
 
   def __init__(self, paths: list[str], **options: Any):
     super().__init__(**options)
-    with names.needs_extra("textworld", _NEED):
+    with naming.needs_extra("textworld", _NEED):
       import textworld
     self._textworld, self._paths, self._engine = textworld, paths, None
 
@@ -184,7 +184,7 @@ def make_games(
 ) -> list[pathlib.Path]:
   """Compiles games of seeds from `seed` on into a folder; some seconds each."""
   base.check_choice("challenge", challenge, CHALLENGES)
-  with names.needs_extra("textworld", _NEED):
+  with naming.needs_extra("textworld", _NEED):
     import textworld
     from textworld import challenges, generator
   folder = pathlib.Path(folder)
@@ -221,7 +221,7 @@ class _Java:
   """A Java process with TextWorld-Express in it."""
 
   def __init__(self):
-    with names.needs_extra("textworld", _NEED):
+    with naming.needs_extra("textworld", _NEED):
       from py4j import java_gateway, protocol
       from textworld_express import constants
     # What a broken connection raises, beside errors of the system.

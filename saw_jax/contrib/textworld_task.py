@@ -6,7 +6,7 @@ import itertools
 import pathlib
 from collections.abc import Iterator
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.contrib import textworld_games
 from saw_jax.contrib.textworld_games import ExpressGame, StoryGame
 from saw_jax.tasks import base, environments
@@ -73,7 +73,7 @@ class TextWorldTask(environments.FormTask):
     is_files = self.config.game == _FILES
     package = "textworld" if is_files else "textworld_express"
     need = f"game {self.config.game!r} needs its engine"
-    with names.needs_extra("textworld", need):
+    with naming.needs_extra("textworld", need):
       if importlib.util.find_spec(package) is None:
         raise ImportError(package)
     self._paths: dict[str, list[str]] = {}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.contrib import hosted as hosted_lib
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
   `gradient_accumulation_steps` (where a generation batch serves one update).
   """
   torch = _torch()
-  with names.needs_extra("trl", _MISSING):
+  with naming.needs_extra("trl", _MISSING):
     import trl
   loss_of = torch_loss(hosted)
 
@@ -209,7 +209,7 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
         compute_entropy=True,
         compute_aux_loss=self.aux_loss_enabled,
         # Pictures and the like.
-        **{x: inputs[x] for x in names.arguments(forward) if x in inputs},
+        **{x: inputs[x] for x in naming.arguments(forward) if x in inputs},
       )
       training, parts, counts = self.model.training, 1.0, None
       if training:
@@ -262,6 +262,6 @@ def _loss_mask(inputs: Mapping[str, Any]) -> "torch.Tensor":
 
 
 def _torch() -> Any:
-  with names.needs_extra("trl", _MISSING):
+  with naming.needs_extra("trl", _MISSING):
     import torch
   return torch

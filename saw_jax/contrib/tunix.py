@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.contrib import hosted as hosted_lib
 from saw_jax.types import Array
 
@@ -44,7 +44,7 @@ _MISSING = "Tunix is missing"
 
 def register(hosted: hosted_lib.Hosted, name: str) -> None:
   """Registers a method with Tunix under one name, for the `GRPOConfig`."""
-  with names.needs_extra("tunix", _MISSING):
+  with naming.needs_extra("tunix", _MISSING):
     from tunix.rl import function_registry as registry
   if hosted.needs_behave:
     raise ValueError(
@@ -73,7 +73,7 @@ def advantage_estimator(hosted: hosted_lib.Hosted) -> Callable[..., np.ndarray]:
 
 def policy_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple[Array, dict]]:
   """Makes the method's loss one of Tunix's, which runs the model itself."""
-  with names.needs_extra("tunix", _MISSING):
+  with naming.needs_extra("tunix", _MISSING):
     from tunix.rl import algo_core, common
 
   def loss_fn(model, train_example, algo_config, pad_id, eos_id, **_):
@@ -125,7 +125,7 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
   function is logged as `weights/<position>`. The three names in the
   `algo_config` are replaced by the method's.
   """
-  with names.needs_extra("tunix", _MISSING):
+  with naming.needs_extra("tunix", _MISSING):
     from tunix.rl import function_registry as registry
     from tunix.rl import rl_cluster as cluster_lib
     from tunix.rl.grpo import grpo_learner

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.settings import constant
@@ -52,7 +52,7 @@ class LoraConfig:
     object.__setattr__(self, "targets", tuple(self.targets))
     for name in self.targets:
       if name not in TARGETS:
-        near = names.nearest(str(name), list(TARGETS))
+        near = naming.nearest(str(name), list(TARGETS))
         raise ValueError(f"unknown kernel {name!r} in lora.targets: {near}")
     if self.rank and not self.targets:
       raise ValueError("lora.targets is empty: name one, or set lora.rank=0.")

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.reporting import tables
 
 _STYLE = """
@@ -33,7 +33,7 @@ def write_page(folder: str | os.PathLike) -> pathlib.Path:
 
 def to_html(text: str, pictures: Sequence[str] = ()) -> str:
   """Renders Markdown; HTML in it is shown and not obeyed."""
-  with names.needs_extra("report", "a table's page needs the extra 'report'"):
+  with naming.needs_extra("report", "a table's page needs the extra 'report'"):
     import markdown_it
 
   reader = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.reporting import statistics
 from saw_jax.reporting.runs import Curves
 
@@ -229,7 +229,7 @@ def _figure(
   """A figure and its panels; what is given to be drawn may not be empty."""
   if not given:
     raise ValueError("nothing to draw")
-  with names.needs_extra("report", "figures need Matplotlib"):
+  with naming.needs_extra("report", "figures need Matplotlib"):
     from matplotlib.backends import backend_agg
     from matplotlib.figure import Figure
   figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")

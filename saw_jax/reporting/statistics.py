@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from saw_jax import names
+from saw_jax import naming
 
 CONFIDENCE = 0.95
 Interval = tuple[float, float]  # NaN where one value leaves the spread unknown
@@ -47,7 +47,7 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   sample = _sample(values)
   if sample.size == 1:
     return np.nan, np.nan
-  with names.needs_extra("report", "intervals need SciPy"):
+  with naming.needs_extra("report", "intervals need SciPy"):
     from scipy import stats
   quantile = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1)
   half = float(quantile * np.std(sample, ddof=1) / np.sqrt(sample.size))

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from saw_jax import algorithms, names
+from saw_jax import algorithms, naming
 from saw_jax.models import decoder, lora
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
@@ -51,7 +51,7 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   checkpoint), a FileNotFoundError or an ImportError (a library is missing).
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
-  names.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
+  naming.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
   task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)

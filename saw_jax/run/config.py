@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from saw_jax import settings
-from saw_jax.names import nearest
+from saw_jax.naming import nearest
 
 if TYPE_CHECKING:
   from saw_jax.run import sections

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from saw_jax import names
+from saw_jax import naming
 
 LOG = logging.getLogger(__name__)
 LINE_S = 20.0  # between two lines of progress
@@ -63,7 +63,7 @@ def tensorboard_writer(
 ) -> Write:
   """Writes event files (extra `[tensorboard]`)."""
   need = "the TensorBoard writer needs the extra"
-  with names.needs_extra("tensorboard", need):
+  with naming.needs_extra("tensorboard", need):
     import tensorboardX
 
   @functools.cache
@@ -83,7 +83,7 @@ def tensorboard_writer(
 def wandb_writer(directory: pathlib.Path, stack: contextlib.ExitStack) -> Write:
   """Writes to Weights & Biases (extra `[wandb]`)."""
   need = "the Weights & Biases writer needs the extra"
-  with names.needs_extra("wandb", need):
+  with naming.needs_extra("wandb", need):
     import wandb
   run = wandb.init(name=directory.name, dir=str(directory), resume="allow")
   stack.callback(run.finish)

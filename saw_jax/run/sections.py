@@ -8,7 +8,7 @@ from saw_jax import algorithms
 from saw_jax.labels import care, selection
 from saw_jax.models.config import TINY, DecoderConfig
 from saw_jax.models.lora import LoraConfig
-from saw_jax.names import nearest
+from saw_jax.naming import nearest
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run.warm_start import WarmStartConfig
 from saw_jax.settings import constant

@@ -8,7 +8,7 @@ import enum
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from saw_jax.names import nearest
+from saw_jax.naming import nearest
 
 
 @dataclasses.dataclass(frozen=True)

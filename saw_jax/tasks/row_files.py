@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from saw_jax import names
+from saw_jax import naming
 
 _T = TypeVar("_T")
 
@@ -20,7 +20,7 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
     return
   _check_file(path)
   if path.suffix == ".parquet":
-    with names.needs_extra("data", "reading a .parquet file needs pyarrow"):
+    with naming.needs_extra("data", "reading a .parquet file needs pyarrow"):
       import pyarrow.parquet
     yield from pyarrow.parquet.read_table(path).to_pylist()
   else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax import names
+from saw_jax import naming
 
 _WORD = re.compile(r"\w+")
 # Words that are in most texts and tell nothing; Lucene's list for English.
@@ -60,7 +60,7 @@ def _import_bm25s() -> Any:
   # None in the table of modules is how Python says that there is none.
   sys.modules["jax"] = None
   try:
-    with names.needs_extra("search", "searching needs bm25s"):
+    with naming.needs_extra("search", "searching needs bm25s"):
       import bm25s
   finally:
     del sys.modules["jax"]

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import advantages, diagnostics, losses, names, weighting
+from saw_jax import advantages, diagnostics, losses, naming, weighting
 from saw_jax.reductions import all_sum
 from saw_jax.training import update as update_lib
 from saw_jax.training.batch import TrainBatch
@@ -46,10 +46,10 @@ def make_estimate(
       weight = rewards.shape[-1] * persistent_weights
     else:
       weight = weights(rewards, **batch)
-    if penalties is not None and "penalties" not in names.arguments(advantage):
-      user = names.name_of(advantage)
+    if penalties is not None and "penalties" not in naming.arguments(advantage):
+      user = naming.name_of(advantage)
       raise ValueError(f"{user} takes no penalties: put the KL in the loss")
-    found = names.supply(
+    found = naming.supply(
       advantage, rewards, weight, lengths=lengths, penalties=penalties, **batch
     )
     statistics = diagnostics.reward_statistics(rewards, minima=minima, **batch)
@@ -166,7 +166,7 @@ def make_step_estimate(
   reads values, rewards and penalties are divided by `max_return`, the most that
   an episode can pay. `whiten` goes over all steps of the batch, as PPO has it.
   """
-  reads = names.positional(advantage)
+  reads = naming.positional(advantage)
   for name in reads:
     if name not in READABLE:
       raise TypeError(f"an advantage of steps cannot read {name!r}: {READABLE}")
@@ -178,7 +178,7 @@ def make_step_estimate(
     given = {name: getattr(record, name) for name in READABLE}
     for name in ("rewards", "penalties"):
       given[name] = given[name] / scale
-    found = names.supply(advantage, **given)
+    found = naming.supply(advantage, **given)
     targets = found + record.values if reads_values else None
     if whiten is not None:
       found = whiten(found, scored=record.steps, axis_name=axis_name)
@@ -197,20 +197,20 @@ def make_world_estimate(
 
   def weigh(record: StepRecord, key: Array, *, axis_name=None):
     shape, rows = record.steps.shape, record.steps.reshape(-1)
-    selected = names.supply(
+    selected = naming.supply(
       world.select,
       key=key,
       entropies=record.entropies.reshape(-1),
       pool=rows & record.pool.reshape(-1),
       axis_name=axis_name,
     )
-    coefficients = names.supply(
+    coefficients = naming.supply(
       world.coefficients,
       returns=all_sum(record.rewards, axis=-1, where=record.steps),
       scored=record.scored,
       max_return=max_return,
     )
-    weights, counts = names.supply(
+    weights, counts = naming.supply(
       world.aggregate,
       selected=selected,
       coefficients=coefficients,

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import diagnostics, losses, names, reductions, world_model
+from saw_jax import diagnostics, losses, naming, reductions, world_model
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.reductions import Maximum, Ratio
@@ -220,7 +220,7 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
   the options `clip_low` and `clip_high`, and `clipped_ratio` unless what it
   clips is the ratio of a token.
   """
-  user, needs = names.name_of(loss), recorded_log_probs(loss)
+  user, needs = naming.name_of(loss), recorded_log_probs(loss)
   if ratio_to not in ("old", "behave"):
     raise ValueError(f'ratio_to is {ratio_to!r}, neither "old" nor "behave"')
   if ratio_to == "behave" and needs != ("old_log_probs",):
@@ -251,14 +251,14 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
     )
 
   clips = ("clip_low", "clip_high", "clipped_ratio")
-  clip = {k: x for k, x in names.options(loss).items() if k in clips}
+  clip = {k: x for k, x in naming.options(loss).items() if k in clips}
   return Term(term, diagnostic=clip_shares if clip else None)
 
 
 def recorded_log_probs(loss: Callable[..., Ratio]) -> tuple[str, ...]:
   """The log-probs that a loss needs beside the current policy's."""
   fields = ("old_log_probs", "behave_log_probs")
-  return tuple(name for name in names.arguments(loss) if name in fields)
+  return tuple(name for name in naming.arguments(loss) if name in fields)
 
 
 def kl(
@@ -298,7 +298,7 @@ def world(token_loss: world_model.TokenLoss) -> Term:
 
   `clipped_tokens` are observation tokens above the loss's own `rho`, else 0.2.
   """
-  rho = names.options(token_loss).get("rho", 0.2)
+  rho = naming.options(token_loss).get("rho", 0.2)
 
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
     said, mask = outputs.log_probs, batch.observation_mask

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.models.config import DecoderConfig
 
 Document = Mapping[str, Any]
@@ -63,7 +63,7 @@ def find_family(document: Document, where: str) -> Family:
   if found[0] not in FAMILIES:
     raise ValueError(
       f"{where}: unknown architecture {found[0]!r}: "
-      f"{names.nearest(found[0], list(FAMILIES))}"
+      f"{naming.nearest(found[0], list(FAMILIES))}"
     )
   return FAMILIES[found[0]]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from saw_jax.names import needs_extra
+from saw_jax.naming import needs_extra
 
 # By the names that files have for them.
 _DTYPES = {

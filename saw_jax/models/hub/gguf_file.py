@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.models.hub.config import FAMILIES
 
 # Name of a tensor here -> name there. Those of layers have `blk.{}.` and
@@ -54,7 +54,7 @@ def open_reader(path: pathlib.Path) -> Any:
   """Opens a file with the `gguf` library."""
   if not path.is_file():
     raise FileNotFoundError(f"{path}: there is no such file")
-  with names.needs_extra("gguf", "a GGUF file needs the gguf library"):
+  with naming.needs_extra("gguf", "a GGUF file needs the gguf library"):
     import gguf
   try:
     return gguf.GGUFReader(str(path))

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import gguf_file
@@ -151,7 +151,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
 
   @functools.cached_property
   def _renderer(self) -> Any:
-    with names.needs_extra("hf", "a chat template needs the jinja2 library"):
+    with naming.needs_extra("hf", "a chat template needs the jinja2 library"):
       import jinja2
       import jinja2.sandbox
 

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from saw_jax import names as names_lib
+from saw_jax import naming
 from saw_jax.tasks import row_files
 from saw_jax.tasks.household import world as world_lib
 from saw_jax.tasks.household.rules import shortest_plan
@@ -50,7 +50,7 @@ class Logic(NamedTuple):
 
 def read_logic() -> Logic:
   """Reads the rules, the wording and the goals that the package ships."""
-  with names_lib.needs_extra("alfworld", "games of ALFWorld need its package"):
+  with naming.needs_extra("alfworld", "games of ALFWorld need its package"):
     from alfworld import info
     from alfworld.gen import goal_library
   paths = (info.ALFRED_PDDL_PATH, info.ALFRED_TWL2_PATH)

@@ -9,7 +9,7 @@ import importlib.util
 import pathlib
 from collections.abc import Callable, Iterator
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Environment, Transition
@@ -127,7 +127,7 @@ class AlfworldTask(HouseholdTask):
 
 def _start_engine():
   """ALFWorld's engine, with its names of things and in a fixed order."""
-  with names.needs_extra("alfworld", _NEED):
+  with naming.needs_extra("alfworld", _NEED):
     import textworld
     from alfworld.agents.environment import alfred_tw_env
     from textworld.envs import pddl

@@ -8,7 +8,7 @@ import fractions
 import itertools
 import re
 
-from saw_jax import names
+from saw_jax import naming
 
 # A longer answer is compared as text; no number in a data set is near it.
 MAX_NUMBER_SIZE = 256
@@ -133,7 +133,7 @@ def is_equal_by_math_verify(answer: str, reference: str) -> bool:
 
   An answer that could cost it minutes is compared by its normal form alone.
   """
-  with names.needs_extra("math", "grader='math_verify' needs math-verify"):
+  with naming.needs_extra("math", "grader='math_verify' needs math-verify"):
     import math_verify
   if is_equal(answer, reference):
     return True

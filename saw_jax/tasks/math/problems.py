@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws, split_of
 
@@ -99,7 +99,7 @@ def draw_gym_problems(
   text decides on the split. https://arxiv.org/abs/2505.24760
   """
   need = "problems='reasoning_gym' needs reasoning-gym"
-  with names.needs_extra("math", need):
+  with naming.needs_extra("math", need):
     import reasoning_gym
     from reasoning_gym import factory
   for name in generators:

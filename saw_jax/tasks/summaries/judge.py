@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib import parse
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.tasks import answer_task
 
 RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
@@ -357,7 +357,7 @@ def _check_status(status: int, headers: Any, url: str) -> None:
 
 
 def _import_httpx() -> Any:
-  with names.needs_extra("judge", "asking a judge needs httpx"):
+  with naming.needs_extra("judge", "asking a judge needs httpx"):
     import httpx
   # It would tell of each request in the log of a run.
   logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from saw_jax import names
+from saw_jax import naming
 
 BEST = 10.0
 
@@ -109,7 +109,7 @@ def repeated_share(summary: str, reference: str) -> float:
 def load() -> Any:
   """Imports the library that scores, which takes seconds."""
   need = "rule rewards of summaries need rouge-score"
-  with names.needs_extra("summaries", need):
+  with naming.needs_extra("summaries", need):
     from rouge_score import rouge_scorer
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from saw_jax import names
+from saw_jax import naming
 from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.row_files import field
@@ -77,7 +77,7 @@ class SummariesConfig:
       raise ValueError("train_path and test_path go together: set both.")
     known = [f"judge.{f.name}" for f in dataclasses.fields(JudgeConfig)]
     given = {f"judge.{name}": value for name, value in self.judge.items()}
-    names.check_options(known, given, "task 'summaries'")
+    naming.check_options(known, given, "task 'summaries'")
 
 
 class SummariesTask(answer_task.AnswerTask):
