@@ -33,7 +33,7 @@ def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
   if not (pathlib.Path(directory) / "run.json").exists():
     return
   before = _flat(read_run(directory)["config"])
-  now = _flat(json.loads(json.dumps(config)))
+  now = _flat(json.loads(metrics.to_json(config)))
   for key in sorted(before.keys() | now.keys()):
     is_gone = key not in now and config_lib.is_gone(key, before[key])
     if before.get(key) != now.get(key) and not is_gone:
@@ -57,7 +57,7 @@ def open_run(
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
-      "config": json.loads(json.dumps(config)),
+      "config": json.loads(metrics.to_json(config)),
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
       **environment(),
       "started": _now(),
