@@ -8,6 +8,7 @@ three run. What is kept under `results/` has one more column in front, the row.
 
 import collections
 import csv
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saw_jax.run import metrics, run_directory
+from saw_jax.run import run_directory
 
 _Path = str | os.PathLike
 
@@ -155,8 +156,7 @@ def read_finals(
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: the run has not finished")
     try:
-      text = path.read_text("utf-8")
-      for record in _chosen(metrics.from_json(text), seeds):
+      for record in _chosen(json.loads(path.read_text("utf-8")), seeds):
         scores = {
           f"{how}/{name}": value
           for how, values in record.items()
