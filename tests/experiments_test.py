@@ -65,6 +65,7 @@ train {CONFIG} | --workdir must have a value
 reproduce --table=saw/tool_calling --rows=gdop | 'gdpo'
 reproduce --table=saw/tool_caling | 'saw/tool_calling'
 reproduce | give one of --table=NAME, --all and --list
+reproduce --table=saw/tool_calling --figures=png,jpg | 'jpg'
 doctor | give --config=
 evaluate | --workdir
 export | --workdir

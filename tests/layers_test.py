@@ -47,7 +47,7 @@ ROOMS = {
   ),
   "rollout": Room("rollout", "mathematics models rollout", "jax flax numpy"),
   "tasks": Room(
-    "tasks tokenizer",
+    "tasks tokenizer tokenizer_files",
     "tasks",
     "numpy",
     f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "

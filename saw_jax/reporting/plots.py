@@ -1,7 +1,7 @@
 """Figures: metrics over steps, scores by what was swept, differences.
 
-Each function gives the figure, and writes it where it has a `path`, in the
-format of its suffix: png, svg, pdf. Figures are objects, so that nothing
+Each function gives the figure, and writes it where it has a `path`, or several:
+a PNG, or a PDF or SVG by the name's end. Figures are objects, so that nothing
 touches the state of `matplotlib.pyplot`.
 """
 
@@ -21,7 +21,8 @@ from saw_jax.reporting.runs import Curves
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-_Path = str | os.PathLike | None
+FORMATS = ("png", "svg", "pdf")
+_Path = str | os.PathLike | Sequence[str | os.PathLike] | None
 _Band = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Okabe and Ito's palette without its yellow, which fades on white; the order
 # keeps neighbours apart under the common kinds of colour blindness.
@@ -30,6 +31,7 @@ COLOURS += ("#000000",)
 # A second cue beside colour.
 _DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
 _DPI = 150
+_DATES = {"svg": "Date", "pdf": "CreationDate"}
 _TITLE_INCHES = 0.13  # of a letter
 _GREY = "0.35"
 _LEVEL = {
@@ -344,7 +346,11 @@ def _finish(
 
 
 def _save(figure: "Figure", path: _Path) -> "Figure":
-  if path is not None:
-    kind = pathlib.Path(path).suffix.lstrip(".") or "png"
-    figure.savefig(path, format=kind, dpi=_DPI)
+  one = isinstance(path, str | os.PathLike)
+  for file in [path] if one else path or ():
+    ending = pathlib.Path(file).suffix.removeprefix(".").lower()
+    kind = ending if ending in FORMATS else "png"
+    # No date: the same numbers give the same file.
+    about = {_DATES[kind]: None} if kind in _DATES else None
+    figure.savefig(file, format=kind, dpi=_DPI, metadata=about)
   return figure

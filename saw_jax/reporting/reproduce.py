@@ -15,7 +15,7 @@ from typing import NamedTuple
 import ml_collections
 from absl import flags
 
-from saw_jax.reporting import catalogue, pages, report
+from saw_jax.reporting import catalogue, pages, plots, report
 from saw_jax.reporting import runs as runs_lib
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import Table
@@ -47,6 +47,7 @@ def define_flags() -> None:
   flags.DEFINE_bool("mixed", False, "Allow runs of different commits.")
   flags.DEFINE_string("runs", "runs", "Where run directories go.")
   flags.DEFINE_string("out", None, "results/<table>/<scale> by default.")
+  flags.DEFINE_list("figures", ["png"], "Formats of them: png,svg,pdf.")
   flags.DEFINE_bool("demo", False, "A first look: few steps, beside the runs.")
 
 
@@ -56,6 +57,10 @@ def main() -> int:
   with command_line.checking_input():
     if sum((bool(given.table), given.list, given.all)) != 1:
       raise ValueError("give one of --table=NAME, --all and --list")
+    for name in given.figures or [""]:
+      if name not in plots.FORMATS:
+        said = nearest(name, plots.FORMATS)
+        raise ValueError(f"--figures: unknown format {name!r}: {said}")
     if given.list:
       print(catalogue.listing())
       return 0
@@ -66,6 +71,7 @@ def main() -> int:
       jobs = plan(given.scale, given.seeds, given.runs, "results")
   if given.all:
     same = [f"--{n}={given[n].value}" for n in ("scale", "seeds", "runs")]
+    same.append(f"--figures={','.join(given.figures)}")
     return run_all(jobs, [sys.executable, "-m", "saw_jax", "table", *same])
   try:
     return _make_table()
@@ -118,10 +124,15 @@ def _make_table() -> int:
       runs_lib.check_commits(rows)
   command = command_line.again()
   with report.replacing(out) as folder:
-    report.write(table, rows, folder, scale=given.scale, command=command)
+    how = {"scale": given.scale, "figures": given.figures}
+    lines = report.write(table, rows, folder, command=command, **how)
     pages.write_page(folder)
-  print((out / "table.md").read_text())
-  print(f"tables and pictures: {out}")
+  print("\n".join(lines))
+  drawn = sorted(out.glob(f"*.{given.figures[0]}"))
+  # What happened over the steps comes first.
+  for picture in sorted(drawn, key=lambda path: path.stem != "curves")[:1]:
+    print(f"figure: {picture}")
+  print(f"all tables and pictures: {out / 'table.html'}, {out / 'table.md'}")
   return 0
 
 

@@ -162,6 +162,18 @@ def to_markdown(
   return lines
 
 
+def to_text(own: Own, *, most: int = 3) -> list[str]:
+  """The lines of a table for a terminal, of the first columns."""
+  names = list(dict.fromkeys(itertools.chain(*own.values())))[:most]
+  lines = [["", *names]] + [
+    [row, *(mean_and_width(of[n]) if n in of else MISSING for n in names)]
+    for row, of in own.items()
+  ]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  cells = [map(str.ljust, line, widths) for line in lines]
+  return ["  ".join(line).rstrip() for line in cells]
+
+
 def to_csv(scale: str, own: Own, published: Published) -> str:
   """A table for programs, one line per cell; `origin` says which columns."""
   lines = [

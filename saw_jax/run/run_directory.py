@@ -44,7 +44,7 @@ def differences(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
   """Keys of two configs that differ, but for those that every run has now."""
-  old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+  old, new = _flat(before), _flat(json.loads(metrics.to_json(now)))
   return {
     key: (old.get(key), new.get(key))
     for key in sorted(old.keys() | new.keys())
@@ -66,7 +66,7 @@ def open_run(
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
-      "config": json.loads(json.dumps(config)),
+      "config": json.loads(metrics.to_json(config)),
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
       **environment(),
       "started": _now(),
