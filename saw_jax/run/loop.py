@@ -33,9 +33,9 @@ class Source(Protocol):
   """Where the rows of a step come from: `answers.Answers`, or episodes.
 
   `score` gives them the rewards of graders, labels or worlds; `estimate` weighs
-  these and estimates advantages; `samples` has a few of them for people to read,
-  `finish` does what follows the update, and `pack` has what a checkpoint must
-  hold beside the state.
+  these and estimates advantages; `samples` has a few of them to read, `finish`
+  does what follows the update, and `pack` has what a checkpoint must hold beside
+  the state.
   """
 
   def generate(self, step: int) -> Any: ...

@@ -349,7 +349,7 @@ def _text(value: Any) -> str:
 
 
 def _figure(value: Any) -> str:
-  if value is None:
+  if value is None or value != value:
     return "null"
   return f"{value:.4g}" if isinstance(value, float | int) else _text(value)
 
