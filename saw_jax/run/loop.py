@@ -34,8 +34,8 @@ class Source(Protocol):
 
   `score` gives them the rewards of graders, labels or worlds; `estimate` weighs
   these and estimates advantages; `samples` has a few of them to read, `finish`
-  does what follows the update, and `pack` has what a checkpoint must hold beside
-  the state.
+  does what follows the update, and `pack` has what a checkpoint must hold
+  beside the state.
   """
 
   def generate(self, step: int) -> Any: ...

@@ -104,7 +104,8 @@ class TensorBoard:
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
-      self._of_seed(seed).add_scalar(name, value, step)
+      if math.isfinite(value):
+        self._of_seed(seed).add_scalar(name, value, step)
 
   def write_samples(self, step: int, seed: int, rows: Samples) -> None:
     text = "\n\n".join(map(_markdown, rows))

@@ -148,6 +148,7 @@ class RunPage:
       "default-src 'none'; style-src 'unsafe-inline'; "
       f"script-src 'sha256-{digest}'"
     )
+    sections = glossary.sections()
     title = _text(self._folder.resolve().name)
     live = self._kind == "runs"
     return "\n".join(
@@ -160,9 +161,10 @@ class RunPage:
         f'data-patience="{max(600, 20 * self._step_s()):.0f}">',
         f"<h1>{title}</h1>",
         *self._head(),
-        *self._charts(),
-        *self._seconds(),
+        *self._charts(sections[:_OPEN], "section", "h2"),
         *self._texts(),
+        *self._seconds(),
+        *self._charts(sections[_OPEN:], "details", "summary"),
         f"<script>{script}</script></body></html>\n",
       ]
     )
@@ -199,18 +201,17 @@ class RunPage:
       yield "<details><summary>All settings</summary><pre>"
       yield "\n".join(map(html.escape, lines)) + "</pre></details>"
 
-  def _charts(self) -> Iterator[str]:
+  def _charts(
+    self, sections: Sequence[str], tag: str, head: str
+  ) -> Iterator[str]:
     places = {name: glossary.find(name) for name in self._curves}
     lines = sum(min(len(x), _MOST_SEEDS) + 1 for x in self._curves.values())
     most = max(24, min(MOST_POINTS, ALL_POINTS // max(lines, 1)))
-    for number, section in enumerate(glossary.sections()):
+    for section in sections:
       names = [name for name in places if places[name].section == section]
       if not names:
         continue
       names.sort(key=lambda name: (places[name].order, name))
-      tag, head = (
-        ("section", "h2") if number < _OPEN else ("details", "summary")
-      )
       yield f"<{tag}><{head}>{_text(section)}</{head}><div class='charts'>"
       for name in names:
         curves = self._curves[name]
@@ -328,7 +329,7 @@ def _chart(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-  raw = (high - low) / 3
+  raw = (high - low) / 4
   power = 10.0 ** math.floor(math.log10(raw))
   step = next(k * power for k in (1, 2, 5, 10) if k * power >= raw)
   first, last = math.ceil(low / step), math.floor(high / step)
@@ -355,7 +356,7 @@ def _figure(value: Any) -> str:
 
 
 def _clock(seconds: float) -> str:
-  return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+  return time.strftime("%b %d, %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def _duration(seconds: float) -> str:
