@@ -227,6 +227,39 @@ def difference_forest(
   return _finish(figure, title, handles, caption, path)
 
 
+def difference_panels(
+  panels: Mapping[str, Mapping[str, statistics.PairedDifference]],
+  *,
+  title: str = "",
+  path: _Path = None,
+) -> "Figure":
+  """Draws paired differences by metric and comparison, each on its own scale.
+
+  A difference of one seed is a dot: there is no interval.
+  """
+  columns = min(len(panels), 3)
+  shape = math.ceil(len(panels) / 3), columns
+  names = list(dict.fromkeys(name for of in panels.values() for name in of))
+  height = 0.9 + 0.3 * len(names)
+  figure, axes = _figure(panels, 3.2 * columns, 0.9 + height * shape[0], shape)
+  handles = {}
+  for ax, (heading, of) in zip(axes.flat, panels.items(), strict=False):
+    ax.axvline(0.0, **_LEVEL)
+    for number, name in enumerate(names):
+      if name in of:
+        style = {**_style(number), "linestyle": "-"}
+        handles[name] = ax.hlines(number, *of[name].t, **style)
+        ax.plot(of[name].mean, number, "o", color=style["color"], markersize=5)
+    ax.set_title(heading, fontsize="small")
+    ax.set(yticks=[], ylim=(len(names) - 0.5, -0.5))
+    ax.locator_params(axis="x", nbins=4)
+    ax.margins(x=0.1)
+  for ax in axes.flat[len(panels) :]:
+    ax.set_visible(False)
+  caption = "Mean differences, paired by seed; lines: 95 % t intervals."
+  return _finish(figure, title, handles, caption, path)
+
+
 def _figure(
   given: object, width: float, height: float, shape=(1, 1), **share: bool
 ) -> tuple["Figure", np.ndarray]:

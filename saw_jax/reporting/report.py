@@ -134,7 +134,7 @@ def write(
   # Where steps to a threshold are told, their limit is.
   steps = "" if table.thresholds else f"{final.step} steps a run. "
   lines += [
-    f"{steps}Made by `python {command}` at commit {', '.join(commits)}; "
+    f"{steps}Made by `{command}` at commit {', '.join(commits)}; "
     f"seeds {', '.join(map(str, final.seeds))}; {documents[0]['machine']}.",
     "",
   ]
