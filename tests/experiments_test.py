@@ -82,6 +82,8 @@ annotate | and not both
 annotate --run=no_such_run | there is no run directory no_such_run
 annotate --run=docs | there is no ledger docs/labels.sqlite
 annotate --ledger=README.md | README.md is damaged
+annotate --ledger=x --export=a --import=b | or --import=FILE
+annotate --ledger=x --labeling_config=a | --export=FILE
 annotate --ledger=x --host=0.0.0.0 | to this machine alone
 annotate --ledger=x --port=70000 | --port=70000
 reproduce --table=saw/tool_calling --scale=tyni | 'tiny'
