@@ -50,7 +50,7 @@ def main() -> int:
       task = registry.make_task(_TASK.value, {"test_path": _DATA.value})
       problems += doctor.check_task(task, ["test"], _EXAMPLES.value)
     else:
-      made = build.build(command_line.given_config())
+      made = build.build(command_line.given_config(), seeds=[0])
       if not made.method.per_step:
         problems += doctor.check_task(
           made.task, ["train", "test"], _EXAMPLES.value

@@ -188,16 +188,10 @@ def train() -> int:
 
   if given.coordinator:
     jax.distributed.initialize(*processes)
-  from saw_jax.run import build, run_directory
-  from saw_jax.training import hosts
+  from saw_jax.run import build
 
   with checking_input():
-    run = config_lib.typed(given_config())
-    document = {**config_lib.to_config(run).to_dict(), "seeds": seeds}
-    run_directory.check_run(given.workdir, document)
-    experiment = build.build(run)
-  if hosts.is_first():
-    run_directory.open_run(given.workdir, document)
+    experiment = build.build(given_config(), seeds, given.workdir)
   result = build.train(
     experiment, seeds, directory=given.workdir, resume_step=given.resume_step
   )
