@@ -54,26 +54,29 @@ def build(
   the directory is this process's, and has a `run.json`.
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
-  document = {**config_lib.to_config(run).to_dict(), "seeds": list(seeds or ())}
+  made, source = outline(run, seeds, directory)
   is_writer = directory is not None and hosts.is_first()
-  if directory is not None:
-    run_directory.check_run(directory, document, run.optimizer)
-  made, source = _assemble(run)
-  checks.check(made, run, seeds, directory)
-  if seeds is not None:
-    checks.check_examples(made)
   if is_writer:
     run_directory.lock(directory)
   made = made._replace(params=make_params(run, made, source))
   if is_writer:
+    document = run_directory.document_of(run, seeds)
     run_directory.open_run(directory, document, run.optimizer)
   return made
 
 
-def _assemble(
+def outline(
   run: RunConfig,
+  seeds: Sequence[int] | None = None,
+  directory: str | os.PathLike | None = None,
 ) -> tuple[Experiment, pretrained.Pretrained | None]:
-  """All of an experiment but its parameters, and the checkpoint, if any."""
+  """An experiment without parameters, and the checkpoint that has them.
+
+  All that is wrong is said, as `build` says it; nothing is written.
+  """
+  if directory is not None:
+    document = run_directory.document_of(run, seeds)
+    run_directory.check_run(directory, document, run.optimizer)
   naming.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
   task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
@@ -83,7 +86,11 @@ def _assemble(
   made = {"task": task, "tokenizer": tokenizer, "method": method}
   made |= {"decoder": model, "params": None}
   shared = {k: v for k, v in vars(run).items() if k in Experiment._fields}
-  return Experiment(**(shared | made)), source
+  experiment = Experiment(**(shared | made))
+  checks.check(experiment, run, seeds, directory)
+  if seeds is not None:
+    checks.check_examples(experiment)
+  return experiment, source
 
 
 def _make_model(

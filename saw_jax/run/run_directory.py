@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -46,33 +46,35 @@ def check_run(
   optimizer of the config it may have more steps, too, if its schedule does not
   depend on their number.
   """
-  for key, before, now in _differences(directory, config):
-    if key == _LENGTH and optimizer is not None and before < now:
+  if not _has_begun(pathlib.Path(directory)):
+    return
+  before = read_run(directory)["config"]
+  for key, (old, new) in differences(before, config).items():
+    if key == _LENGTH and optimizer is not None and old < new:
       if not optimizer.follows_length:
         continue
       raise RunError(
-        f"{directory} holds a run of {before} steps, over which its learning "
-        f"rate falls ({optimizer.schedule}): one of {now} steps would have "
-        "been another from the first on: choose another --workdir"
+        f"{directory} holds a run of {old} steps, over which its learning rate "
+        f"falls ({optimizer.schedule}): one of {new} steps would have been "
+        "another from the first on; choose another --workdir"
       )
     raise RunError(
-      f"{directory} holds a run with {key} = {before!r}, not {now!r}: choose "
+      f"{directory} holds a run with {key} = {old!r}, not {new!r}: choose "
       "another --workdir (--runs of reproduce.py), or the same config"
     )
 
 
-def _differences(
-  directory: str | os.PathLike, config: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-  """Keys that a run which has begun has with another value, and both."""
-  if not _has_begun(pathlib.Path(directory)):
-    return
-  before = _flat(read_run(directory)["config"])
-  now = _flat(json.loads(json.dumps(config)))
-  for key in sorted(before.keys() | now.keys()):
-    is_gone = key not in now and config_lib.is_gone(key, before[key])
-    if before.get(key) != now.get(key) and not is_gone:
-      yield key, before.get(key), now.get(key)
+def differences(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Keys of two configs that differ, but for those that every run has now."""
+  old, new = _flat(before), _flat(json.loads(metrics.to_json(now)))
+  return {
+    key: (old.get(key), new.get(key))
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+    and not (key not in new and config_lib.is_gone(key, old[key]))
+  }
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
@@ -80,6 +82,13 @@ def _has_begun(folder: pathlib.Path) -> bool:
   saved = (path.name.isdigit() for path in folder.glob("checkpoints/*"))
   is_saved = (folder / "final.json").exists() or any(saved)
   return is_saved and (folder / "run.json").exists()
+
+
+def document_of(
+  run: "sections.RunConfig", seeds: Iterable[int]
+) -> dict[str, Any]:
+  """What a run directory remembers of its config, all of it, and its seeds."""
+  return {**config_lib.to_config(run).to_dict(), "seeds": list(seeds)}
 
 
 def open_run(
@@ -94,12 +103,12 @@ def open_run(
   """
   check_run(directory, config, optimizer)
   path = pathlib.Path(directory) / "run.json"
-  config = json.loads(json.dumps(config))
+  config = json.loads(metrics.to_json(config))
   if _has_begun(path.parent):
     document = read_run(directory)
     again = {"at": _now(), "commit": commit()}
-    for _, before, _ in _differences(directory, config):
-      again["steps_before"] = before
+    for old, _ in differences(document["config"], config).values():
+      again["steps_before"] = old  # Nothing else may differ.
       (path.parent / "final.json").unlink(missing_ok=True)
       document["config"]["loop"]["num_steps"] = config["loop"]["num_steps"]
     document["resumed"] = [*document.get("resumed", []), again]
