@@ -138,8 +138,9 @@ _EXTRAS = {
   "annotate": _ANNOTATE,
   "notebooks": _NOTEBOOKS + _REPORT,
   "docs": _DOCS,
-  # Two more places to send metrics to.
+  # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
+  "trackio": ["trackio>=0.43,<1"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,

@@ -14,7 +14,6 @@ writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
 names, which a run scores at its end.
 """
 
-import json
 import pathlib
 
 from absl import flags
@@ -48,7 +47,7 @@ def _averages(policy, options, right) -> dict[str, float]:
 def main() -> int:
   given = flags.FLAGS
   from saw_jax.reporting import statistics
-  from saw_jax.run import build, config, evaluation, run_directory
+  from saw_jax.run import build, config, evaluation, metrics, run_directory
   from saw_jax.run import experiment as experiment_lib
 
   workdir = pathlib.Path(given.workdir)
@@ -100,6 +99,6 @@ def main() -> int:
   if given.split is not None:
     name += f"_{given.split}"
   path = workdir / f"{name}.json"
-  path.write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(path, document)
   print(f"written to {path}")
   return 0

@@ -39,7 +39,6 @@ def main() -> int:
     raise command_line.UsageError(f"--output: there is a model in {output}")
 
   from saw_jax.models.hub import pretrained
-  from saw_jax.models.hub import tokenizer as hub_tokenizer
   from saw_jax.run import build, run_directory
   from saw_jax.run import experiment as experiment_lib
   from saw_jax.training import update
@@ -66,9 +65,6 @@ def main() -> int:
       document=document,
       dtype=given.dtype,
     )
-  if isinstance(experiment.tokenizer, hub_tokenizer.HubTokenizer):
-    experiment.tokenizer.save(output)
-  else:
-    print("no tokenizer is written: the run has one of saw_jax's own")
+  experiment.tokenizer.save(output)
   print(f"seed {seed}, step {step}: {len(files)} files in {output}")
   return 0
