@@ -77,7 +77,7 @@ ROOMS = {
   "commands": Room(
     "commands __main__",
     "models rollout tasks training annotate run reporting commands",
-    "absl jax numpy",
+    "absl jax ml_collections",
   ),
   "contrib": Room(
     "contrib",
