@@ -170,8 +170,8 @@ setuptools.setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   # With the root named here, an editable install puts the repository root on
-  # the path, so that scripts can import `configs` and `experiments`; a wheel
-  # holds saw_jax alone, with the configs inside.
+  # the path, where tests find `configs`; a wheel holds saw_jax alone, with the
+  # configs inside.
   cmdclass={"build_py": _BuildPy},
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
@@ -188,6 +188,7 @@ setuptools.setup(
   },
   include_package_data=False,
   zip_safe=False,
+  entry_points={"console_scripts": ["saw = saw_jax.commands:main"]},
   install_requires=_CORE,
   extras_require=_EXTRAS,
 )

@@ -1,4 +1,4 @@
-"""The scripts: what they say to a mistake, and that they run."""
+"""The commands as scripts: what they say to a mistake, and that they run."""
 
 import os
 import pathlib
@@ -7,6 +7,7 @@ import types
 import pytest
 from absl import flags
 
+from saw_jax.commands import train
 from saw_jax.run import command_line
 from tests import helpers
 
@@ -64,6 +65,7 @@ train {CONFIG} | --workdir must have a value
 reproduce --table=saw/tool_calling --rows=gdop | 'gdpo'
 reproduce --table=saw/tool_caling | 'saw/tool_calling'
 reproduce | give one of --table=NAME, --all and --list
+reproduce --table=saw/tool_calling --figures=png,jpg | 'jpg'
 doctor | give --config=
 evaluate | --workdir
 export | --workdir
@@ -155,7 +157,7 @@ def test_flags_of_train_that_do_not_go_together(given, word, monkeypatch):
   values = {"seeds": ["0"]} | dict.fromkeys(names) | given
   monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**values))
   with pytest.raises(command_line.UsageError, match=word):
-    command_line.train()
+    train.main()
 
 
 @pytest.mark.slow

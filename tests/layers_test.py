@@ -47,7 +47,7 @@ ROOMS = {
   ),
   "rollout": Room("rollout", "mathematics models rollout", "jax flax numpy"),
   "tasks": Room(
-    "tasks tokenizer",
+    "tasks tokenizer tokenizer_files",
     "tasks",
     "numpy",
     f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "
@@ -63,7 +63,7 @@ ROOMS = {
   ),
   "annotate": Room("annotate", "tasks annotate", "numpy", "starlette uvicorn"),
   "run": Room(
-    "run __main__",
+    "run",
     "mathematics models rollout tasks training edges annotate run",
     "jax flax numpy optax orbax rich ml_collections absl",
     "tensorboardX wandb",
@@ -73,6 +73,11 @@ ROOMS = {
     "reporting run tasks edges mathematics",
     "absl numpy ml_collections",
     "markdown_it matplotlib scipy",
+  ),
+  "commands": Room(
+    "commands __main__",
+    "models rollout tasks training annotate run reporting commands",
+    "absl jax numpy",
   ),
   "contrib": Room(
     "contrib",

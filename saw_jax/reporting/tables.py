@@ -83,9 +83,15 @@ Published = Mapping[str, Mapping[str, PublishedCell]]  # likewise
 
 
 def grid(
-  head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
+  head: Sequence[str],
+  rows: Iterable[Sequence[str]],
+  *,
+  words: int = 1,
+  aligned: bool = False,
 ) -> list[str]:
   """The lines of a Markdown table, of which the first columns hold words.
+
+  In a terminal, `aligned` columns are read more easily.
 
   >>> print("\\n".join(grid(["row", "5 %"], [["care", "0.9"]])))
   | row | 5 % |
@@ -93,10 +99,23 @@ def grid(
   | care | 0.9 |
   """
   rule = ["---"] * words + ["---:"] * (len(head) - words)
-  escaped = (
+  escaped = [
     [cell.replace("|", "\\|") for cell in cells]
     for cells in (head, rule, *rows)
-  )
+  ]
+  if aligned:
+    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
+    escaped[1] = [
+      cell.replace("---", "-" * (width - len(cell) + 3))
+      for cell, width in zip(rule, widths, strict=True)
+    ]
+    escaped = [
+      [
+        cell.ljust(width) if place < words else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+      ]
+      for cells in escaped
+    ]
   return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
@@ -143,6 +162,18 @@ def to_markdown(
   return lines
 
 
+def to_text(own: Own, *, most: int = 3) -> list[str]:
+  """The lines of a table for a terminal, of the first columns."""
+  names = list(dict.fromkeys(itertools.chain(*own.values())))[:most]
+  lines = [["", *names]] + [
+    [row, *(mean_and_width(of[n]) if n in of else MISSING for n in names)]
+    for row, of in own.items()
+  ]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  cells = [map(str.ljust, line, widths) for line in lines]
+  return ["  ".join(line).rstrip() for line in cells]
+
+
 def to_csv(scale: str, own: Own, published: Published) -> str:
   """A table for programs, one line per cell; `origin` says which columns."""
   lines = [
@@ -150,10 +181,10 @@ def to_csv(scale: str, own: Own, published: Published) -> str:
     + ["published_value", "published_std", "model", "source", "note"]
   ]
   for row, metric, cell in _cells(own):
-    numbers = [_number(value) for value in cell[:4]]
+    numbers = [number(value) for value in cell[:4]]
     lines.append([row, metric, "here", scale, *numbers, cell.count, *[""] * 5])
   for row, metric, cell in _cells(published):
-    numbers = [_number(cell.value), _number(cell.std)]
+    numbers = [number(cell.value), number(cell.std)]
     about = [cell.model, cell.source, cell.note]
     lines.append([row, metric, "published", *[""] * 6, *numbers, *about])
   file = io.StringIO()
@@ -169,7 +200,7 @@ def differences(
     ["comparison", "metric", "mean difference"]
     + [f"{_LEVEL}, t", f"{_LEVEL}, bootstrap", "seeds"],
     [
-      [label, metric, f"{mean:+.3f}", _interval(t), _interval(boot), str(count)]
+      [label, metric, f"{mean:+.3f}", interval(t), interval(boot), str(count)]
       for label, metric, (mean, count, t, boot) in _cells(found)
     ],
   )
@@ -200,10 +231,10 @@ def _published(cell: PublishedCell, notes: dict[str, int]) -> str:
   return f"{text} [{', '.join(numbers)}]"
 
 
-def _interval(interval: statistics.Interval) -> str:
-  low, high = interval
+def interval(ends: statistics.Interval) -> str:
+  low, high = ends
   return MISSING if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
   return "" if value is None or math.isnan(value) else repr(float(value))

@@ -42,6 +42,7 @@ class Answers:
     elif rollout is None:
       rollout = self._early(transcript, examples)
       self._clock.lap("score")
+    rollouts.check_scored(rollout, examples, self._grader, self._encoder)
     return batch, rollout, drawn
 
   def estimate(self, scored: Scored, step: int) -> tuple[TrainBatch, Rows]:

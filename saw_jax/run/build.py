@@ -51,6 +51,14 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   checkpoint), a FileNotFoundError or an ImportError (a library is missing).
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
+  experiment, source = outline(run)
+  return experiment._replace(params=make_params(run, experiment, source))
+
+
+def outline(
+  run: RunConfig,
+) -> tuple[Experiment, pretrained.Pretrained | None]:
+  """An experiment without parameters, and the checkpoint that has them."""
   naming.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
   task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
@@ -67,7 +75,7 @@ def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
   lora.check_config(run.lora, experiment.decoder)
   groups.make_protocol(run.asynchronous, run.loop.prompts_per_step)
   check_benchmarks(experiment)
-  return experiment._replace(params=make_params(run, experiment, source))
+  return experiment, source
 
 
 def _conflicts(made: Experiment, run: RunConfig) -> dict[str, bool]:

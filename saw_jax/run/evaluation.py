@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -102,6 +101,8 @@ class Evaluator(BaseEvaluator):
         encoder=self._encoder,
       )
       result = rollouts.score(transcript, rows, self._workers, self._encoder)
+      if len(chosen) == size:  # Of fewer, one that hangs may be the most.
+        rollouts.check_scored(result, rows, self._workers, self._encoder)
       found = {
         "rewards": result.rewards,
         "scored": result.scored,
@@ -249,7 +250,7 @@ def score_benchmarks(
 def _read(path: pathlib.Path, seeds: Sequence[int], step: int) -> Scores:
   """What an earlier start has scored of the same policies."""
   try:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = metrics.from_json(path.read_text(encoding="utf-8"))
     if document["step"] == step and document["seeds"] == list(seeds):
       return dict(document["scores"])
   except FileNotFoundError:

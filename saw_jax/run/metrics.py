@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -39,7 +40,8 @@ class FileWriter:
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    row = {"step": step, "seed": seed, **values}
+    # As the lines will be read back: what a resumed run writes is the same.
+    row = from_json(to_json({"step": step, "seed": seed, **values}))
     self._rows.append(row)
     with self._json.open("a") as file:
       file.write(_line(row))
@@ -111,9 +113,32 @@ def make_writers(
   return [files.write, *(WRITERS[name](directory, stack) for name in extra)]
 
 
+def to_json(document: Any, **options: Any) -> str:
+  """Writes JSON, which has no NaN and no infinity: they become null."""
+
+  def is_odd(x: Any) -> bool:
+    return isinstance(x, float) and not math.isfinite(x)
+
+  document = _each_leaf(lambda x: None if is_odd(x) else x, document)
+  return json.dumps(document, allow_nan=False, **options)
+
+
+def from_json(text: str) -> Any:
+  """Reads JSON whose leaves are figures: null is NaN."""
+  return _each_leaf(lambda x: math.nan if x is None else x, json.loads(text))
+
+
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
   """Writes a file in one piece: whoever is killed leaves the old one."""
-  _replace(path, json.dumps(document, indent=2, **options) + "\n")
+  _replace(path, to_json(document, indent=2, **options) + "\n")
+
+
+def _each_leaf(fn: Callable[[Any], Any], tree: Any) -> Any:
+  if isinstance(tree, Mapping):
+    return {key: _each_leaf(fn, value) for key, value in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [_each_leaf(fn, value) for value in tree]
+  return fn(tree)
 
 
 @contextlib.contextmanager
@@ -136,20 +161,25 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable]:
       task = bar.add_task(title, total=total, completed=done, figures="")
       yield lambda **found: bar.update(task, advance=1, figures=text(found))
     return
-  last = time.monotonic()
+  last, before, first = time.monotonic(), done, 0.0
 
   def advance(**figures: float) -> None:
-    nonlocal done, last
+    nonlocal done, last, first
     done, now = done + 1, time.monotonic()
+    if done == before + 1:  # This one was compiled, and says nothing of others.
+      first = now
     if now - last >= LINE_S or done == total:
-      last = now
-      LOG.info("%s %d/%d  %s", title, done, total, text(figures))
+      last, left = now, ""
+      if before + 1 < done < total:
+        each = (now - first) / (done - before - 1)
+        left = f"  {each * (total - done):.0f} s left"
+      LOG.info("%s %d/%d%s  %s", title, done, total, left, text(figures))
 
   yield advance
 
 
 def _line(row: Mapping[str, float]) -> str:
-  return json.dumps(row) + "\n"
+  return to_json(row) + "\n"
 
 
 def _read_lines(path: pathlib.Path) -> list[dict]:
@@ -157,7 +187,7 @@ def _read_lines(path: pathlib.Path) -> list[dict]:
   rows = []
   with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
     for line in path.read_text().splitlines():
-      rows.append(json.loads(line))
+      rows.append(from_json(line))
   return rows
 
 

@@ -124,6 +124,7 @@ def make_tokenizer(name: str) -> tokenizer.Tokenizer:
   path = pathlib.Path(name)
   if name not in TOKENIZERS and path.exists():
     if path.is_dir() or path.suffix == ".gguf":
-      return hub_tokenizer.open_tokenizer(path)
+      saved = tokenizer.open_saved(path)  # an export of a run that had our own
+      return saved or hub_tokenizer.open_tokenizer(path)
     return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
   return naming.lookup(TOKENIZERS, name, "tokenizer (or file)")()

@@ -218,6 +218,20 @@ def score(
   )
 
 
+def check_scored(
+  rollout: Rollout, examples: Examples, grader: Grader, encoder: Encoder
+) -> None:
+  """Raises a RewardError if too few responses of a step have a reward."""
+  lost = np.flatnonzero(~rollout.scored.any(-1))
+  if not lost.size:
+    return
+  texts = rollout.completions or read(rollout.transcript, encoder)[0]
+  flat = [example for row in examples for example in row]
+  size, outcomes = rollout.lengths.shape[-1], rollout.outcomes.ravel()
+  unscored = [(flat[i // size], texts[i], OUTCOMES[outcomes[i]]) for i in lost]
+  grader.check_scored(unscored, len(texts))
+
+
 def unscored(
   sampled: Transcript, num_prompts: int, num_components: int, encoder: Encoder
 ) -> Rollout:

@@ -32,16 +32,25 @@ def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
   """Says whether a run with this config may go on in a directory."""
   if not (pathlib.Path(directory) / "run.json").exists():
     return
-  before = _flat(read_run(directory)["config"])
-  now = _flat(json.loads(json.dumps(config)))
-  for key in sorted(before.keys() | now.keys()):
-    is_gone = key not in now and config_lib.is_gone(key, before[key])
-    if before.get(key) != now.get(key) and not is_gone:
-      raise RunError(
-        f"{directory} holds a run with {key} = {before.get(key)!r}, not "
-        f"{now.get(key)!r}: choose another --workdir (--runs of reproduce.py), "
-        "or the same config"
-      )
+  before = read_run(directory)["config"]
+  for key, (old, new) in differences(before, config).items():
+    raise RunError(
+      f"{directory} holds a run with {key} = {old!r}, not {new!r}: choose "
+      "another --workdir (--runs of reproduce.py), or the same config"
+    )
+
+
+def differences(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Keys of two configs that differ, but for those that every run has now."""
+  old, new = _flat(before), _flat(json.loads(metrics.to_json(now)))
+  return {
+    key: (old.get(key), new.get(key))
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key)
+    and not (key not in new and config_lib.is_gone(key, old[key]))
+  }
 
 
 def open_run(
@@ -57,7 +66,7 @@ def open_run(
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
-      "config": json.loads(json.dumps(config)),
+      "config": json.loads(metrics.to_json(config)),
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
       **environment(),
       "started": _now(),

@@ -102,6 +102,8 @@ class GradingConfig:
   num_workers: int = 2  # 0: in this process, without a time limit
   limit_s: float = 5.0  # per response, or step of an episode
   crash_tolerance: float = constant(0.1)  # share of a step that may crash
+  # Share of a step that may be left without a reward, for whatever reason.
+  unscored_tolerance: float = constant(0.5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,13 +78,34 @@ class Grader(pool.Pool):
     rewards = np.where(scored, values, 0.0).astype(np.float32)
     return Graded(rewards, scored, outcomes)
 
+  def check_scored(
+    self,
+    unscored: Sequence[tuple[base.Example, str, base.Outcome]],
+    total: int,  # responses, with those that have a reward
+  ) -> None:
+    """Raises if too many responses of a step have no reward at all.
+
+    A time-out is no bug and a judge may fail now and then, but what is left of
+    a step must be enough to learn from.
+    """
+    lost = [
+      f"{self._where(example, completion)}: {outcome.value}, with a limit of "
+      f"{self._limit_s:g} s"
+      for example, completion, outcome in unscored
+    ]
+    what = "responses have no reward"
+    self._check_failures(lost, total, what, "unscored_tolerance")
+
+  def _where(self, example: base.Example, completion: str) -> str:
+    return (
+      f"the reward of task {self._task_name!r} on example {example.key}, "
+      f"completion {completion[:80]!r}"
+    )
+
   def _check(self, pairs, results: list[worker.Result]) -> None:
     failures = []
     for (example, completion), result in zip(pairs, results, strict=True):
-      where = (
-        f"the reward of task {self._task_name!r} on example {example.key}, "
-        f"completion {completion[:80]!r}"
-      )
+      where = self._where(example, completion)
       if result.violation:
         raise RewardError(f"{where}: {result.violation}.")
       # A score that says CRASHED itself is no bug: somebody else failed.

@@ -137,16 +137,20 @@ class Pool(contextlib.AbstractContextManager):
     num_workers: int,
     limit_s: float,  # that one item may take
     crash_tolerance: float = 0.1,  # share of what a call has that may fail
+    unscored_tolerance: float = 0.5,  # share of a step that may lack a reward
     memory_limit_bytes: int | None = None,  # address space of a worker
   ):
     if num_workers < 0:
       raise ValueError(f"num_workers is negative: {num_workers}.")
     if not limit_s > 0:
       raise ValueError(f"limit_s is not positive: {limit_s}.")
-    if not 0 <= crash_tolerance <= 1:
-      raise ValueError(f"crash_tolerance is not a share: {crash_tolerance}.")
+    shares = {"crash_tolerance": crash_tolerance}
+    shares["unscored_tolerance"] = unscored_tolerance
+    for name, share in shares.items():
+      if not 0 <= share <= 1:
+        raise ValueError(f"{name} is not a share: {share}.")
     self._job, self._task_name = job, task_name
-    self._limit_s, self._crash_tolerance = limit_s, crash_tolerance
+    self._limit_s, self._tolerances = limit_s, shares
     self._workers, self._is_closed = [], False
     if not num_workers:
       return
@@ -209,12 +213,19 @@ class Pool(contextlib.AbstractContextManager):
           self._replace(index)
       raise
 
-  def _check_failures(self, failures: list[str], total: int, what: str) -> None:
+  def _check_failures(
+    self,
+    failures: Sequence[str],
+    total: int,
+    what: str,
+    kind: str = "crash_tolerance",
+  ) -> None:
     """Raises if more than the tolerated share failed; it tells of the first."""
-    if len(failures) > self._crash_tolerance * total:
+    share = self._tolerances[kind]
+    if len(failures) > share * total:
       raise RewardError(
         f"{failures[0]}. {len(failures)} of {total} {what}; at most a share of "
-        f"{self._crash_tolerance} may."
+        f"{share} may (grading.{kind})."
       )
 
   def _replace(self, index: int) -> None:

@@ -27,7 +27,11 @@ def children():
 class TestOpening:
   def test_a_number_that_makes_no_sense_is_named(self, make, task):
     wrong = [("num_workers", -1), ("limit_s", 0.0), ("limit_s", float("nan"))]
-    for name, value in (*wrong, ("crash_tolerance", 1.5)):
+    for name, value in (
+      *wrong,
+      ("crash_tolerance", 1.5),
+      ("unscored_tolerance", -0.1),
+    ):
       options = {"num_workers": 0, "limit_s": 1.0} | {name: value}
       with pytest.raises(ValueError, match=name):
         make(task(), **options)

@@ -1,0 +1,104 @@
+"""Evaluates the policies of a run on held-out examples.
+
+  saw evaluate --workdir=runs/gdpo_saw --checkpoint=best
+
+Prints greedy and sampled scores of every seed with 95 % intervals over
+examples, and writes them to evaluation.json in the run directory; with
+--checkpoint=start, those of the policy before training, and writes them to
+evaluation_start.json. --split names another split or a benchmark of the task,
+whose scores are written to a file of that name:
+
+  saw evaluate --workdir=RUN --split=bfcl --examples=5000
+
+writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
+names, which a run scores at its end.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  flags.DEFINE_string(
+    "checkpoint", "last", "last, best, start, or the number of a step."
+  )
+  flags.DEFINE_integer(
+    "examples", None, "Number of examples; the config's by default.", 1
+  )
+  flags.DEFINE_integer(
+    "samples", None, "Samples per example; the config's by default.", 1
+  )
+  flags.DEFINE_string("split", None, "Split; the config's by default.")
+
+
+def _averages(task, options, right) -> dict[str, float]:
+  """What a benchmark averages in a way of its own, such as by category."""
+  if not hasattr(task, "averages"):
+    return {}
+  examples = task.examples(options.split)[: len(right)]
+  return task.averages(examples, right)
+
+
+def main() -> int:
+  given = flags.FLAGS
+  from saw_jax.reporting import statistics
+  from saw_jax.run import build, config, evaluation, run_directory
+  from saw_jax.run import experiment as experiment_lib
+
+  workdir = pathlib.Path(given.workdir)
+  with command_line.checking_input():
+    run, seeds = run_directory.read_config(workdir)
+    for name, value in (
+      ("num_examples", given.examples),
+      ("samples", given.samples),
+      ("split", given.split),
+    ):
+      if value is not None:
+        run = config.replace(run, f"evaluation.{name}", value)
+    experiment = build.build(run)
+    is_start = given.checkpoint == "start"
+    step = 0 if is_start else build.checkpoint_step(workdir, given.checkpoint)
+  if is_start:
+    policy = experiment_lib.Policy(experiment, len(seeds))
+  else:
+    step, policy = experiment_lib.restore(
+      experiment, len(seeds), workdir, step=step
+    )
+  results = experiment_lib.evaluate(policy)
+
+  document = {"step": step, "seeds": []}
+  for index, seed in enumerate(seeds):
+    entry = {"seed": seed}
+    for mode, result in results.items():
+      entry[mode] = {}
+      print(f"seed {seed}, step {step}, {mode}:")
+      figures = evaluation.per_example(
+        result, index, experiment.task.components
+      )
+      if mode == "sampled":
+        figures |= evaluation.at_k(result, index)
+      for name, per_example in figures.items():
+        found = statistics.summarise(per_example)
+        entry[mode][name] = found._asdict()
+        print(
+          f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
+          f"  over {len(per_example)} examples"
+        )
+      found = _averages(experiment.task, run.evaluation, figures["right"])
+      if found:
+        entry[f"{mode}_averages"] = found
+      for name, value in found.items():
+        print(f"  {name:<28} {value:7.3f}")
+    document["seeds"].append(entry)
+  name = "evaluation_start" if is_start else "evaluation"
+  if given.split is not None:
+    name += f"_{given.split}"
+  path = workdir / f"{name}.json"
+  path.write_text(json.dumps(document, indent=2) + "\n")
+  print(f"written to {path}")
+  return 0
