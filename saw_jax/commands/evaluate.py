@@ -36,11 +36,12 @@ def define() -> None:
   flags.DEFINE_string("split", None, "Split; the config's by default.")
 
 
-def _averages(task, options, right) -> dict[str, float]:
+def _averages(policy, options, right) -> dict[str, float]:
   """What a benchmark averages in a way of its own, such as by category."""
+  task = policy.made.task
   if not hasattr(task, "averages"):
     return {}
-  examples = task.examples(options.split)[: len(right)]
+  examples = policy.encoder.keep(task.examples(options.split))[: len(right)]
   return task.averages(examples, right)
 
 
@@ -89,7 +90,7 @@ def main() -> int:
           f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
           f"  over {len(per_example)} examples"
         )
-      found = _averages(experiment.task, run.evaluation, figures["right"])
+      found = _averages(policy, run.evaluation, figures["right"])
       if found:
         entry[f"{mode}_averages"] = found
       for name, value in found.items():

@@ -51,16 +51,11 @@ def main() -> int:
 
   if given.coordinator:
     jax.distributed.initialize(*processes)
-  from saw_jax.run import build, config, run_directory
-  from saw_jax.training import hosts
+  from saw_jax.run import build
 
   with command_line.checking_input():
-    run = config.typed(command_line.given_config())
-    document = {**config.to_config(run).to_dict(), "seeds": seeds}
-    run_directory.check_run(given.workdir, document)
-    experiment = build.build(run)
-  if hosts.is_first():
-    run_directory.open_run(given.workdir, document)
+    config = command_line.given_config()
+    experiment = build.build(config, seeds, given.workdir)
   result = build.train(
     experiment, seeds, directory=given.workdir, resume_step=given.resume_step
   )

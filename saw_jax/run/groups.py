@@ -51,7 +51,8 @@ class Fresh:
 
   def __init__(self, learner: Learner):
     made, self._learner = learner.made, learner
-    self._examples = made.task.examples("train")
+    keep = learner.policy.encoder.keep
+    self._examples = keep(made.task.examples("train"))
     self._generate = learner.policy.make_generate(
       made.sampling, made.loop.group_size
     )
@@ -220,7 +221,8 @@ class Queue:
     how = made.sampling, made.loop.group_size
     self._settings = self._encoder.settings(*how)
     self._generate = self._policy.make_generate(*how)
-    self._examples, self._seeds = made.task.examples("train"), learner.seeds
+    self._examples = self._encoder.keep(made.task.examples("train"))
+    self._seeds = learner.seeds
     self._carry = config.carry_log_probs or made.method.needs_behave
     # Actors that do not use the learner's own sampler, where it stands.
     self._far = bool(config.actor_devices) or (

@@ -7,6 +7,7 @@ files of a killed run end up those of one that was not.
 import contextlib
 import csv
 import functools
+import importlib
 import io
 import json
 import logging
@@ -98,6 +99,15 @@ def wandb_writer(directory: pathlib.Path, stack: contextlib.ExitStack) -> Write:
 
 
 WRITERS = {"tensorboard": tensorboard_writer, "wandb": wandb_writer}
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+def check_writers(names: Sequence[str]) -> None:
+  """Says which writer there is not, or whose package."""
+  for name in names:
+    naming.lookup(WRITERS, name, "writer (loop.writers)")
+    with naming.needs_extra(name, f"the writer {name!r} needs the extra"):
+      importlib.import_module(_PACKAGES[name])
 
 
 def make_writers(
@@ -106,9 +116,6 @@ def make_writers(
   stack: contextlib.ExitStack,
   first_step: int,
 ) -> list[Write]:
-  for name in extra:
-    if name not in WRITERS:
-      raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
   files = FileWriter(directory, "metrics", first_step=first_step)
   return [files.write, *(WRITERS[name](directory, stack) for name in extra)]
 
