@@ -250,7 +250,7 @@ class TestWheel:
       "evaluation.num_examples=2 grading.num_workers=1"
     )
     done = subprocess.run(
-      [str(python), "-m", "saw_jax", "train", "--workdir=run"]
+      [str(venv / "bin" / "saw"), "train", "--workdir=run"]
       + ["--config=saw/tool_calling:row=gdpo_saw,scale=tiny"]
       + [f"--config.{setting}" for setting in settings.split()],
       cwd=folder,

@@ -14,7 +14,6 @@ writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
 names, which a run scores at its end.
 """
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -75,7 +74,7 @@ def evaluate(
   they are in no file.
   """
   from saw_jax.reporting import statistics
-  from saw_jax.run import build, evaluation, run_directory
+  from saw_jax.run import build, evaluation, metrics, run_directory
   from saw_jax.run import config as config_lib
   from saw_jax.run import experiment as experiment_lib
 
@@ -128,6 +127,6 @@ def evaluate(
   if split is not None:
     name += f"_{split}"
   path = workdir / f"{name}.json"
-  path.write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(path, document)
   print(f"written to {path}")
   return document

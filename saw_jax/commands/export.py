@@ -88,8 +88,5 @@ def export(
       document=document,
       dtype=dtype,
     )
-  if isinstance(experiment.tokenizer, hub_tokenizer.HubTokenizer):
-    experiment.tokenizer.save(output)
-  else:
-    print("no tokenizer is written: the run has one of saw_jax's own")
+  experiment.tokenizer.save(output)
   print(f"seed {seed}, step {step}: {len(files)} files in {output}")

@@ -1,4 +1,4 @@
-"""Trains every combination of some values of a config, one after the other.
+"""Trains every combination of some values, one after the other.
 
   saw sweep --workdir=runs/sweep --config=saw/tool_calling:gdpo_saw,tiny \\
     --grid optimizer.learning_rate=1e-4,3e-4 --grid loop.group_size=4,8

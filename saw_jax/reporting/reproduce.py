@@ -132,7 +132,7 @@ def _make_table() -> int:
   # What happened over the steps comes first.
   for picture in sorted(drawn, key=lambda path: path.stem != "curves")[:1]:
     print(f"figure: {picture}")
-  print(f"all tables and pictures: {out / 'table.html'}, {out / 'table.md'}")
+  print(f"everything, as a page and as text: {out / 'table'}.{{html,md}}")
   return 0
 
 
