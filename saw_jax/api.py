@@ -314,15 +314,17 @@ class Run:
 def _shown_log() -> Iterator[None]:
   """Shows what a run says, where nobody has set up a log."""
   log = logging.getLogger("saw_jax")
-  if log.handlers or logging.root.handlers:
+  if log.isEnabledFor(logging.INFO):
     yield
     return
-  handler, level = logging.StreamHandler(), log.level
+  handler, before = logging.StreamHandler(), (log.level, log.propagate)
   handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
   log.addHandler(handler)
   log.setLevel(logging.INFO)
+  log.propagate = False
   try:
     yield
   finally:
     log.removeHandler(handler)
-    log.setLevel(level)
+    log.setLevel(before[0])
+    log.propagate = before[1]
