@@ -141,8 +141,9 @@ _EXTRAS = {
   "notebook": _NOTEBOOK,
   "notebooks": _NOTEBOOKS + _NOTEBOOK + _REPORT,
   "docs": _DOCS,
-  # Two more places to send metrics to.
+  # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
+  "trackio": ["trackio>=0.43,<1"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,

@@ -66,7 +66,7 @@ ROOMS = {
     "run",
     "mathematics models rollout tasks training edges annotate run",
     "jax flax numpy optax orbax rich ml_collections absl",
-    "tensorboardX wandb",
+    "tensorboardX trackio wandb",
   ),
   "reporting": Room(
     "reporting",

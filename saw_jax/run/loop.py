@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from saw_jax.rollout.transcript import POLICY
-from saw_jax.run import checks, run_directory
+from saw_jax.run import checks, completions, run_directory
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run.groups import Packed
 from saw_jax.run.learner import Learner, Rows
@@ -33,13 +33,15 @@ class Source(Protocol):
   """Where the rows of a step come from: `answers.Answers`, or episodes.
 
   `score` gives them the rewards of graders, labels or worlds; `estimate` weighs
-  these and estimates advantages; `finish` does what follows the update, and
-  `pack` has what a checkpoint must hold beside the state.
+  these and estimates advantages; `samples` has a few of them to read, `finish`
+  does what follows the update, and `pack` has what a checkpoint must hold
+  beside the state.
   """
 
   def generate(self, step: int) -> Any: ...
   def score(self, sampled: Any, step: int) -> Any: ...
   def estimate(self, scored: Any, step: int) -> tuple[TrainBatch, Rows]: ...
+  def samples(self, scored: Any, batch: TrainBatch) -> completions.Rows: ...
   def finish(self, rows: Rows, step: int) -> Rows: ...
   def pack(self, step: int) -> Packed: ...
 
@@ -91,12 +93,17 @@ def train(
     while session.goes_on:
       clock.restart()
       step = session.step
+      session.enter("sampling")
       sampled = source.generate(step)
+      session.enter("grading")
       scored = source.score(sampled, step)  # against the truth, or labels
+      session.enter("updating")
       batch, rows = source.estimate(scored, step)  # weighs, and estimates
       updates = learner.update(batch)
       rows = [{**a, **b} for a, b in zip(rows, updates, strict=True)]
       rows = source.finish(rows, step)
+      if session.shows_samples:
+        session.show(source.samples(scored, batch))
       session.log(rows, tokens=float((np.asarray(batch.roles) == POLICY).sum()))
       score = session.evaluate()
       session.save(source.pack, score)

@@ -123,7 +123,7 @@ class LoopConfig:
   pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
   checkpoint_interval: int = 25  # steps; 0: only at the end
   skip_nonfinite: bool = False  # go on after an update that is not finite
-  writers: tuple[str, ...] = ()  # beside the files: tensorboard, wandb
+  writers: tuple[str, ...] = ()  # beside the files; saw train --log
 
 
 @dataclasses.dataclass(frozen=True)
