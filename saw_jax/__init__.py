@@ -8,7 +8,6 @@ few names of `saw_jax.api`: `saw_jax.config`, `task`, `train` and the others.
 import importlib
 import pkgutil
 
-
 __version__ = "0.1.0"
 
 __all__ = [

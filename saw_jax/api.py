@@ -70,7 +70,7 @@ def config(
     method: what it is trained by, of `names("methods")`, joined by `+`, as
       "gdpo+saw".
     checkpoint: the model that is trained: "smollm2", a Hugging Face directory
-      or a .gguf file; empty: a small decoder that reads bytes and knows nothing.
+      or a .gguf file; empty: a small decoder of bytes that knows nothing.
     sections: keys to change, by section: `loop={"num_steps": 200}`.
 
   Returns:
@@ -156,7 +156,7 @@ def train(
     RewardError: a reward function misbehaved; the message names it.
     FloatingPointError: a loss is not finite.
   """
-  naming.leave_if_read()  # A file that is read for its functions trains nothing.
+  naming.leave_if_read()  # A file read for its functions trains nothing.
   from saw_jax.run import build
 
   seeds = [int(seed) for seed in seeds]

@@ -84,7 +84,8 @@ def load(place: str) -> Any:
         "open_run(directory, task=task) and config=config"
       ) from None
     known = [x for x in vars(found) if not x.startswith("_")]
-    raise ValueError(f"{where} has no {name!r}: {nearest(name, known)}") from None
+    near = nearest(name, known)
+    raise ValueError(f"{where} has no {name!r}: {near}") from None
   return found
 
 

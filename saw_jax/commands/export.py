@@ -56,7 +56,7 @@ def export(
   task: Any = None,
   config: Any = None,
 ) -> None:
-  """Writes a policy; `task` and `config` are as `evaluate.evaluate` has them."""
+  """Writes a policy; `task` and `config` are those of `evaluate.evaluate`."""
   workdir, output = pathlib.Path(directory), pathlib.Path(output)
   if (output / "config.json").exists():
     raise command_line.UsageError(f"--output: there is a model in {output}")

@@ -6,8 +6,8 @@ or one of these with `async`: then the answers to all are awaited together.
 
 import asyncio
 import inspect
-from concurrent import futures
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
 from saw_jax import naming
@@ -95,7 +95,7 @@ def make_rewards(
       )
     low, high = ranges.get(name, getattr(fn, _RANGE, (0.0, 1.0)))
     if not low < high:
-      raise ValueError(f"the range of reward {name!r} is empty: {low} to {high}")
+      raise ValueError(f"reward {name!r} has no range: from {low} to {high}")
     call = getattr(fn, "__call__", None)  # noqa: B004
     found[name] = Reward(
       *(name, fn, float(low), float(high)),

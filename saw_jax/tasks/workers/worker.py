@@ -148,9 +148,9 @@ def serve(handle: int) -> None:
   """Does a job on a socket, until its other end is closed.
 
   The first message is the pickled job with a limit of memory and the files of
-  modules that it is made of, answered with None or with what is wrong. Each other one is whether each item is answered at
-  once, and items; an empty list says that they have been read, and then come
-  lists of answers.
+  modules that it is made of, answered with None or with what is wrong. Each
+  other one is whether each item is answered at once, and items; an empty list
+  says that they have been read, and then come lists of answers.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
   # Have the kernel end this process when the one that started it is killed:
