@@ -25,7 +25,9 @@ from saw_jax.run import (
 from saw_jax.run import config as config_lib
 from saw_jax.run.experiment import kind_of, param_shardings
 from saw_jax.run.loop import train as train
-from saw_jax.run.sections import Experiment, RunConfig
+from saw_jax.run.sections import Experiment, RunConfig, TaskConfig
+from saw_jax.tasks.base import Task
+from saw_jax.tasks.environments import AgentTask
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import hosts, parallel
 from saw_jax.types import PyTree
@@ -39,8 +41,10 @@ def build(
   config: ml_collections.ConfigDict | RunConfig,
   seeds: Sequence[int] | None = None,
   directory: str | os.PathLike | None = None,
+  *,
+  task: Task | AgentTask | None = None,
 ) -> Experiment:
-  """Makes everything that a run needs.
+  """Makes everything that a run needs, with a task or that of the config.
 
   Trains the warm start if there is one, or reads the pretrained weights. Before
   that, which can take minutes, all that is wrong with the config has been said:
@@ -54,7 +58,9 @@ def build(
   the directory is this process's, and has a `run.json`.
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
-  made, source = outline(run, seeds, directory)
+  if directory is not None:
+    run, task = remembered(run, directory, task)
+  made, source = outline(run, seeds, directory, task)
   is_writer = directory is not None and hosts.is_first()
   if is_writer:
     run_directory.lock(directory)
@@ -65,10 +71,27 @@ def build(
   return made
 
 
+def remembered(
+  run: RunConfig, directory: str | os.PathLike, task: Task | AgentTask | None
+) -> tuple[RunConfig, Task | AgentTask]:
+  """A task, and a config that makes it again wherever it is read."""
+  name, options = run.task.name, run.task.options
+  if task is not None:
+    name, options = registry.describe_task(task, directory)
+  else:
+    task = registry.make_task(name, options)
+    if hasattr(task, "remember"):
+      options = task.remember(directory)
+    if ":" in name:
+      name = naming.place_of(naming.load(name))
+  return dataclasses.replace(run, task=TaskConfig(name, options)), task
+
+
 def outline(
   run: RunConfig,
   seeds: Sequence[int] | None = None,
   directory: str | os.PathLike | None = None,
+  task: Task | AgentTask | None = None,
 ) -> tuple[Experiment, pretrained.Pretrained | None]:
   """An experiment without parameters, and the checkpoint that has them.
 
@@ -78,7 +101,8 @@ def outline(
     document = run_directory.document_of(run, seeds)
     run_directory.check_run(directory, document, run.optimizer)
   naming.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
-  task = registry.make_task(run.task.name, run.task.options)
+  if task is None:
+    task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)
   source, tokenizer, model = _make_model(run)

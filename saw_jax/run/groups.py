@@ -28,7 +28,7 @@ from saw_jax.tasks.base import Example, nearest
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
-_PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
+PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
 # What a group keeps of its transcript, and of what is known of its responses.
 _ROWS = ("tokens", "roles", "starts", "ends", "behave_log_probs")
 _SCORES = ("rewards", "scored", "outcomes", "lengths", "ended")
@@ -87,7 +87,7 @@ class Fresh:
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
   """Makes the protocol, or says what is wrong; None: synchronous."""
   for name, value, known in (
-    ("protocol", config.protocol, _PROTOCOLS),
+    ("protocol", config.protocol, PROTOCOLS),
     ("actor_kind", config.actor_kind, ("thread", "process")),
   ):
     if value not in known:

@@ -88,7 +88,7 @@ def document_of(
   run: "sections.RunConfig", seeds: Iterable[int]
 ) -> dict[str, Any]:
   """What a run directory remembers of its config, all of it, and its seeds."""
-  return {**config_lib.to_config(run).to_dict(), "seeds": list(seeds)}
+  return {**config_lib.to_document(run), "seeds": list(seeds)}
 
 
 def open_run(
@@ -192,11 +192,16 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(
-  directory: str | os.PathLike,
+  directory: str | os.PathLike, given: Mapping[str, Any] | None = None
 ) -> tuple["sections.RunConfig", list[int]]:
-  """The settings of a run, of an older one too, and its seeds."""
+  """The settings of a run, of an older one too, and its seeds.
+
+  Functions that no file has are those of a `given` config.
+  """
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")
+  if given is not None:
+    values["algorithm"] = given["algorithm"].to_dict()
   return config_lib.typed(values), seeds
 
 
