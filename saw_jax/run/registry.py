@@ -16,16 +16,18 @@ TASKS: dict[str, str | tuple[type, type]] = {
   name: f"saw_jax.{module}:{stem}Task:{stem}Config"
   for name, module, stem in (
     ("alfworld", "tasks.household.alfworld_task", "Alfworld"),
+    ("gymnasium", "contrib.gymnasium_task", "Gymnasium"),
     ("household", "tasks.household.task", "Household"),
     ("knights", "tasks.knights.task", "Knights"),
     ("math", "tasks.math.task", "Math"),
+    ("openenv", "contrib.openenv_task", "OpenEnv"),
     ("search", "tasks.search.task", "Search"),
     ("shop", "tasks.shop.task", "Shop"),
     ("summaries", "tasks.summaries.task", "Summaries"),
     ("textworld", "contrib.textworld_task", "TextWorld"),
     ("tool_calling", "tasks.tool_calling.task", "ToolCalling"),
   )
-}
+} | {"verifiers": "saw_jax.contrib.verifiers_task:make_task:VerifiersConfig"}
 
 # Checkpoints that come as a package; others are paths. The package is not
 # imported: it would ask for a runtime of its own.
