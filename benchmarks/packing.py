@@ -7,7 +7,6 @@ lengths fill a quarter, a half and all of the padded batch, and writes
 benchmarks/results/packing.{json,md}: medians of per-repetition ratios.
 """
 
-import json
 import pathlib
 import sys
 import time
@@ -30,7 +29,7 @@ def main() -> None:
   from saw_jax.models import decoder
   from saw_jax.models.config import DecoderConfig
   from saw_jax.rollout import transcript
-  from saw_jax.run import run_directory
+  from saw_jax.run import metrics, run_directory
   from saw_jax.training import batch as batch_lib
   from saw_jax.training import objective, update
   from saw_jax.training import optimizer as optimizer_lib
@@ -112,7 +111,7 @@ def main() -> None:
   }
   out = ROOT / "benchmarks" / "results"
   out.mkdir(exist_ok=True)
-  (out / "packing.json").write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(out / "packing.json", document)
   lines = [
     "### Packed rows",
     "",

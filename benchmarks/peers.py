@@ -738,12 +738,12 @@ def run(flags: argparse.Namespace) -> dict:
 def main() -> None:
   flags = parse()
   document = run(flags)
-  from saw_jax.run import run_directory
+  from saw_jax.run import metrics, run_directory
 
   document |= run_directory.environment()
   flags.out.mkdir(parents=True, exist_ok=True)
   stem = flags.out / f"peers_{flags.shape}"
-  stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(stem.with_suffix(".json"), document)
   stem.with_suffix(".md").write_text(table(document))
   print(table(document))
 

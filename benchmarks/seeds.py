@@ -10,7 +10,6 @@ supervised start is made before, and no program is kept between commands.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
@@ -94,7 +93,7 @@ def main() -> None:
 
 def write(ratios: dict[str, list[float]], steps: int) -> None:
   """Writes what was measured so far."""
-  from saw_jax.run import run_directory
+  from saw_jax.run import metrics, run_directory
 
   document = {
     "ratios": ratios,
@@ -104,7 +103,7 @@ def write(ratios: dict[str, list[float]], steps: int) -> None:
     **run_directory.environment(),
   }
   RESULTS.mkdir(exist_ok=True)
-  (RESULTS / "seeds.json").write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(RESULTS / "seeds.json", document)
   lines = [
     f"### {len(SEEDS)} runs one after another, over one of {len(SEEDS)} seeds",
     "",

@@ -10,7 +10,6 @@ arguments. The policy is untrained, so that all episodes have all their steps
 and all rows of the table have the same work but for the observations.
 """
 
-import json
 import pathlib
 import sys
 
@@ -84,7 +83,7 @@ class Stopwatch:
 
 
 def main() -> None:
-  from saw_jax.run import run_directory
+  from saw_jax.run import metrics, run_directory
 
   watches = {name: Stopwatch(*made[:2]) for name, made in ROWS.items()}
   for watch in watches.values():
@@ -130,7 +129,7 @@ def main() -> None:
   out = ROOT / "benchmarks" / "results"
   out.mkdir(exist_ok=True)
   path = out / "world_model_cost.json"
-  path.write_text(json.dumps(document, indent=2) + "\n")
+  metrics.write_json(path, document)
   lines = [
     "### What PaW costs, against its base algorithm",
     "",

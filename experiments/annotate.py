@@ -1,53 +1,6 @@
-"""Serves the page on which a person answers the questions of a run.
+"""The command `saw annotate`, from a checkout."""
 
-  python experiments/annotate.py --run=runs/care
-
-Open the address that it prints, which holds a token. The page and the run may
-be started in any order once the run has made its ledger, on one machine or on
-two that share its folder; either may be stopped and started again. Ctrl-C ends
-the page, and keeps every answer.
-
-The page is for this machine alone. From another one, forward the port:
-ssh -L 8765:127.0.0.1:8765 machine
-"""
-
-import pathlib
-
-from absl import flags
-
-from saw_jax.run import command_line
-
-_RUN = flags.DEFINE_string("run", None, "The directory of the run.")
-_LEDGER = flags.DEFINE_string("ledger", None, "The ledger; --run's by default.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "A loopback address.")
-_PORT = flags.DEFINE_integer("port", 8765, "0 takes any free one.", 0, 65535)
-_NAME = flags.DEFINE_string(
-  "name", "annotator", "Who answers, as it is written into the ledger."
-)
-
-
-def main() -> int:
-  from saw_jax.annotate import ledger as label_ledger
-  from saw_jax.annotate import page as annotation_page
-
-  if (_RUN.value is None) == (_LEDGER.value is None):
-    raise command_line.UsageError(
-      "give --run=DIRECTORY or --ledger=FILE, and not both"
-    )
-  path = pathlib.Path(_LEDGER.value or _RUN.value)
-  if _RUN.value is not None:
-    if not path.is_dir():
-      raise command_line.UsageError(f"there is no run directory {path}")
-    path = path / label_ledger.LEDGER_NAME
-  with command_line.checking_input():
-    try:
-      annotation_page.serve(
-        path, host=_HOST.value, port=_PORT.value, who=_NAME.value
-      )
-    except KeyboardInterrupt:
-      print(f"the page is closed; the answers are in {path}")
-  return 0
-
+from saw_jax import commands
 
 if __name__ == "__main__":
-  command_line.run(main)
+  commands.run("annotate", "python experiments/annotate.py")

@@ -4,12 +4,13 @@ The chat markers are single ids that `encode` never produces: a request that
 contains the text `<|im_start|>system` is encoded letter by letter.
 """
 
+import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from saw_jax import naming
+from saw_jax import naming, tokenizer_files
 
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
@@ -35,6 +36,9 @@ class Tokenizer(Protocol):
   ) -> list[int]:
     """Returns the ids of a conversation, up to where an answer begins."""
 
+  def save(self, directory: str | pathlib.Path) -> None:
+    """Writes it into a Hugging Face directory, which exists."""
+
 
 class _Chat:
   r"""Conversations in ChatML: `<|im_start|>role\ncontent<|im_end|>\n`."""
@@ -47,6 +51,11 @@ class _Chat:
       ids += self._start(message["role"])
       ids += [*self.encode(message["content"]), *self._end()]
     return ids + self._start("assistant") * add_generation_prompt
+
+  def _write(self, directory, made_by, library, **options) -> None:
+    options = {"template": tokenizer_files.CHATML} | options
+    ids = {"eos_ids": self.eos_ids, "pad_id": self.pad_id}
+    tokenizer_files.write(directory, made_by, library, **ids, **options)
 
   def _start(self, role: str) -> list[int]:
     return [self._im_start, *self.encode(role), *self.encode("\n")]
@@ -67,6 +76,11 @@ class ByteTokenizer(_Chat):
 
   pad_id, _im_start, _im_end = 256, 257, 258
   vocab_size, eos_ids = 259, (_im_end,)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    special = {PAD: self.pad_id, IM_START: self._im_start}
+    library = tokenizer_files.of_bytes({**special, IM_END: self._im_end})
+    self._write(directory, {"kind": "bytes"}, library)
 
   def encode(self, text: str) -> list[int]:
     return list(text.encode("utf-8", errors="replace"))
@@ -105,6 +119,23 @@ class PieceTokenizer(_Chat):
     self._pattern = re.compile("|".join([*map(re.escape, ordered), "(?s:.)"]))
     self.vocab_size = first + len(pieces)
     self.eos_ids = (end,)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    markers = {f"<|{role}|>": id for role, id in self._starts.items()}
+    unknown = self._pieces[self._unknown]
+    special = {PAD: 0, IM_END: self.eos_ids[0], unknown: self._unknown}
+    # Oniguruma writes "a dot that may be a newline" in another way.
+    pattern = self._pattern.pattern.replace("(?s:.)", "(?m:.)")
+    library = tokenizer_files.of_pieces(
+      self._ids, pattern, special | markers, unknown
+    )
+    template = (
+      "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+      f"{IM_END}{{% endfor %}}"
+      "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    made_by = {"kind": "pieces", "pieces": list(self._ids)}
+    self._write(directory, made_by, library, template=template, unknown=unknown)
 
   def encode(self, text: str) -> list[int]:
     find = self._ids.get
@@ -163,15 +194,42 @@ class BPETokenizer(LibraryTokenizer, _Chat):
   ):
     self._path = pathlib.Path(path)
     super().__init__(library().Tokenizer.from_file(str(self._path)))
+    self._made_by = {"kind": "bpe", "pad": pad, "eos": list(eos)}
     self.pad_id = self._id(pad)
     self.eos_ids = tuple(self._id(token) for token in eos)
     self._im_start, self._im_end = self._id(IM_START), self._id(IM_END)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    library = json.loads(self._path.read_text(encoding="utf-8"))
+    self._write(directory, self._made_by, library)
 
   def _id(self, token: str) -> int:
     found = self._tokenizer.token_to_id(token)
     if found is None or found not in self._special:
       raise ValueError(f"{self._path} has no special token {token!r}.")
     return found
+
+
+def open_saved(directory: pathlib.Path) -> Tokenizer | None:
+  """Opens what one of our own has saved in a directory, if one has."""
+  path = directory / tokenizer_files.NAME
+  if not path.is_file():
+    return None
+  try:
+    made_by = dict(json.loads(path.read_text(encoding="utf-8")))
+    kind = _KINDS[made_by.pop("kind")]
+    return kind(directory / tokenizer_files.LIBRARY_NAME, **made_by)
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+# What a saved tokenizer says that it is -> how to make it again, of the path
+# of its tokenizer.json and what else is in the file.
+_KINDS: Mapping[str, Any] = {
+  "bytes": lambda path: ByteTokenizer(),
+  "pieces": lambda path, pieces: PieceTokenizer(pieces),
+  "bpe": BPETokenizer,
+}
 
 
 def library() -> Any:

@@ -9,16 +9,16 @@ import pathlib
 
 import pytest
 
-LIBRARY = 26_000  # lines of saw_jax
-CORE = 14_500  # of them, without what stands at its edge
+LIBRARY = 29_000  # lines of saw_jax
+CORE = 15_500  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library
 KEYS = 100  # of a config, a free section being one
-TESTS = 27_175  # lines
-SCRIPT = 120  # lines of a file in experiments
+TESTS = 29_175  # lines
+SCRIPT = 120  # lines of a command
 
 ROOT = pathlib.Path(__file__).parents[1]
-EDGES = ("tasks", "annotate", "reporting", "contrib")
+EDGES = ("tasks", "annotate", "reporting", "contrib", "commands")
 FORMULAS = [
   *(
     ROOT / "saw_jax" / f"{name}.py"
@@ -64,7 +64,8 @@ def test_docstrings():
 @pytest.mark.parametrize(
   ("path", "most"),
   [(path, FORMULA) for path in FORMULAS]
-  + [(path, SCRIPT) for path in files("experiments")],
+  + [(path, SCRIPT) for path in files("experiments")]
+  + [(path, SCRIPT) for path in files("saw_jax/commands")],
 )
 def test_a_file(path, most):
   size = lines([path])

@@ -48,11 +48,11 @@ ROOMS = {
   ),
   "rollout": Room("rollout", "mathematics models rollout", "jax flax numpy"),
   "tasks": Room(
-    "tasks tokenizer",
+    "tasks tokenizer tokenizer_files",
     "tasks",
     "numpy",
     f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "
-    "reasoning_gym rouge_score starlette tokenizers uvicorn",
+    "reasoning_gym rouge_score starlette tokenizers uvicorn cloudpickle",
   ),
   "training": Room(
     "training",
@@ -64,16 +64,26 @@ ROOMS = {
   ),
   "annotate": Room("annotate", "tasks annotate", "numpy", "starlette uvicorn"),
   "run": Room(
-    "run __main__",
+    "run",
     "mathematics models rollout tasks training edges annotate run",
     "jax flax numpy optax orbax rich ml_collections absl",
-    "tensorboardX wandb",
+    "tensorboardX trackio wandb",
   ),
   "reporting": Room(
     "reporting",
     "reporting run tasks edges mathematics",
     "absl numpy ml_collections",
     "markdown_it matplotlib scipy",
+  ),
+  "commands": Room(
+    "commands __main__",
+    "models rollout tasks training annotate run reporting commands",
+    "absl jax numpy",
+  ),
+  "door": Room(
+    "api",
+    "tasks training annotate run reporting commands",
+    "ml_collections numpy",
   ),
   "contrib": Room(
     "contrib",
@@ -190,7 +200,7 @@ class TestRooms:
     families = {
       path.parent.name for path in ROOT.glob("saw_jax/tasks/*/task.py")
     }
-    assert len(families) == 7
+    assert len(families) == 8
     for module in INSIDE:
       _, _, inside = module.partition("saw_jax.tasks.")
       family = inside.partition(".")[0]

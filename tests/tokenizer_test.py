@@ -6,6 +6,8 @@ import pytest
 from hypothesis import strategies as st
 
 from saw_jax import tokenizer
+from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.run import registry
 from saw_jax.tasks.math.task import PIECES
 from saw_jax.tasks.tool_calling.task import VOCABULARY
 
@@ -142,3 +144,68 @@ def test_a_message_of_pieces_costs_two_tokens_and_cannot_be_forged():
   assert tok.decode([tok.pad_id, *ids, 9999]) == tok.decode(content)
   with pytest.raises(KeyError):
     tok.encode_chat([{"role": "judge", "content": ""}])
+
+
+def _short():
+  # As awkward as pieces can be: characters of patterns, blanks, beginnings.
+  return tokenizer.PieceTokenizer(
+    (" ", "\n", "a", "ab", "a b", ".*", "|", "漢", "answer")
+  )
+
+
+@pytest.fixture(
+  scope="module",
+  params=[_bytes, _bpe, lambda: PIECED, _short],
+  ids=["bytes", "bpe", "pieces", "short"],
+)
+def saved(request, tmp_path_factory):
+  """A tokenizer, and the directory that it was saved in."""
+  made, folder = request.param(), tmp_path_factory.mktemp("policy")
+  made.save(folder)
+  return made, folder
+
+
+@settings
+@hypothesis.given(
+  text=st.text(max_size=40)
+  | st.lists(
+    st.sampled_from(
+      [*MARKERS, "<|user|>", "\n", "\ufffd", " ", "a", "b", "é漢", ".*|"]
+    )
+  ).map("".join)
+)
+def test_other_libraries_give_a_text_the_same_ids(saved, text):
+  made, folder = saved
+  lib = pytest.importorskip("tokenizers")
+  other = lib.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  other.encode_special_tokens = True
+  ids = made.encode(text)
+  assert other.encode(text, add_special_tokens=False).ids == ids
+  assert other.decode(ids) == made.decode(ids)
+
+
+def test_what_is_saved_is_opened_as_it_was(saved):
+  made, folder = saved
+  again = registry.make_tokenizer(str(folder))
+  assert type(again) is type(made)
+  for name in ("vocab_size", "pad_id", "eos_ids"):
+    assert getattr(again, name) == getattr(made, name)
+  assert again.encode_chat(CHAT) == made.encode_chat(CHAT)
+  (folder / "saw_jax_tokenizer.json").write_text('{"kind": "none"}')
+  with pytest.raises(ValueError, match="damaged"):
+    registry.make_tokenizer(str(folder))
+  made.save(folder)
+
+
+def test_the_template_writes_what_we_do(saved):
+  pytest.importorskip("jinja2")
+  made, folder = saved
+  other = hub_tokenizer.open_tokenizer(folder)
+  messages = [{"role": "user", "content": "a b"}]
+  messages += [{"role": "assistant", "content": "ab."}, *messages]
+  for prompt in (True, False):
+    assert other.encode_chat(messages, prompt) == made.encode_chat(
+      messages, prompt
+    )
+  for name in ("vocab_size", "pad_id", "eos_ids"):
+    assert getattr(other, name) == getattr(made, name)

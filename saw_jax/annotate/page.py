@@ -5,9 +5,9 @@ that it shows as hostile: a policy wrote it. Text is escaped, what cannot be
 seen is spelled out, and the browser is told to run and load nothing but the
 page's own script and style.
 
-It holds no state but the token: questions, leases and answers are in the
-ledger, so that the page, the browser and the run can each be killed and started
-again.
+It holds no state but the token, and what it refused until that has been said:
+questions, leases and answers are in the ledger, so that the page, the browser
+and the run can each be killed and started again.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ Fields = Mapping[str, str]
 
 _BUSY_S = 5.0  # A person waits for less time than a run.
 _MAX_BODY = 64 * 1024
+_MOST_REFUSED = 99  # pages that have not come for what was refused
 _PAGE_NAME = re.compile(r"[A-Za-z0-9_-]{8,40}")
 _HEADERS = {
   "Content-Security-Policy": (
@@ -173,8 +174,8 @@ def show_text(text: str) -> str:
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
   shown = ""
-  for is_odd, characters in itertools.groupby(text, _is_odd):
-    if is_odd:
+  for odd, characters in itertools.groupby(text, is_odd):
+    if odd:
       codes = " ".join(f"U+{ord(character):04X}" for character in characters)
       shown += f'<span class="odd">{codes}</span>'
     else:
@@ -188,6 +189,8 @@ class _Pages:
   def __init__(self, path: str | os.PathLike, token: str, who: str):
     self._ledger = ledger_lib.LabelLedger(path, busy_s=_BUSY_S, creates=False)
     self._who = who
+    # Page -> why its last form was refused, and what it had.
+    self._refused: dict[str, tuple[str, Fields]] = {}
     # Whoever can make the browser send its cookie does not know this.
     self._csrf = hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
@@ -205,7 +208,7 @@ class _Pages:
         return _redirect(secrets.token_urlsafe(9))
       if "token" in query:  # Out of the address bar.
         return _redirect(page)
-      return self._show(page, "", {})
+      return self._show(page, *self._refused.pop(page, ("", {})))
     except ledger_lib.LedgerError as error:
       is_locked = isinstance(error, ledger_lib.LedgerLockedError)
       body = _failed(f"{error}.", path, query, form)
@@ -236,7 +239,9 @@ class _Pages:
         raise _Refusal(404, "There is no such form.")
       self._ledger.settle(page, prompt, round, who=self._who, **how)
     except ledger_lib.AnswerError as error:
-      return self._show(page, str(error), form)
+      # Said after a redirect, too: reloading must not send the form again.
+      self._refused = dict(list(self._refused.items())[-_MOST_REFUSED:])
+      self._refused[page] = str(error), form
     return _redirect(page)
 
   def _show(self, page: str, refused: str, form: Fields) -> Reply:
@@ -268,7 +273,7 @@ class _Pages:
       refresh = f'<meta http-equiv="refresh" content="{url}">'
     body += _form("undo", fields)
     body = _fill("document.html", body=body, head=refresh)
-    return Reply(422 if refused else 200, body)
+    return Reply(200, body)
 
 
 def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
@@ -392,7 +397,7 @@ def _redirect(page: str) -> Reply:
   return Reply(303, "", location=f"/?page={page}")
 
 
-def _is_odd(character: str) -> bool:
+def is_odd(character: str) -> bool:
   """Controls, formats, surrogates, private and unassigned; odd separators."""
   return character not in "\n\t " and unicodedata.category(character)[0] in "CZ"
 

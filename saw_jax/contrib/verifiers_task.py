@@ -74,7 +74,8 @@ class AnswerTask:
   name = "verifiers"
 
   def __init__(self, config: VerifiersConfig, found: Taskset):
-    self._rows, row = found.rows, found.rows["train"][0]
+    self.config, self._rows = config, found.rows
+    row = found.rows["train"][0]
     weights = {fn.__name__: fn._vf_weight for fn in row.hooks("reward")}
     names = config.rewards or tuple(name for name, w in weights.items() if w)
     ends = (config.minimum, config.reward)

@@ -22,11 +22,13 @@ img { max-width: 100%; display: block; margin: 1.5rem 0; }
 
 
 def write_page(folder: str | os.PathLike) -> pathlib.Path:
-  """Writes `table.html` beside a `table.md` and its pictures, `*.png`."""
+  """Writes `table.html` beside a `table.md` and its pictures."""
   folder = pathlib.Path(folder)
   text = (folder / "table.md").read_text(encoding="utf-8")
   page = folder / "table.html"
-  pictures = sorted(path.name for path in folder.glob("*.png"))
+  kinds = ("*.png", "*.svg")  # one of them, as both show the same
+  found = next(filter(None, (list(folder.glob(kind)) for kind in kinds)), [])
+  pictures = sorted(path.name for path in found)
   page.write_text(to_html(text, pictures), encoding="utf-8")
   return page
 

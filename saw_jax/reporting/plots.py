@@ -1,11 +1,13 @@
 """Figures: metrics over steps, scores by what was swept, differences.
 
-Each function gives the figure, and writes a PNG where it has a `path`. Figures
-are objects, so that nothing touches the state of `matplotlib.pyplot`.
+Each function gives the figure, and writes it where it has a `path`, or several:
+a PNG, or a PDF or SVG by the name's end. Figures are objects, so that nothing
+touches the state of `matplotlib.pyplot`.
 """
 
 import math
 import os
+import pathlib
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +21,8 @@ from saw_jax.reporting.runs import Curves
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-_Path = str | os.PathLike | None
+FORMATS = ("png", "svg", "pdf")
+_Path = str | os.PathLike | Sequence[str | os.PathLike] | None
 _Band = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # Okabe and Ito's palette without its yellow, which fades on white; the order
 # keeps neighbours apart under the common kinds of colour blindness.
@@ -28,6 +31,7 @@ COLOURS += ("#000000",)
 # A second cue beside colour.
 _DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
 _DPI = 150
+_DATES = {"svg": "Date", "pdf": "CreationDate"}
 _TITLE_INCHES = 0.13  # of a letter
 _GREY = "0.35"
 _LEVEL = {
@@ -223,6 +227,39 @@ def difference_forest(
   return _finish(figure, title, handles, caption, path)
 
 
+def difference_panels(
+  panels: Mapping[str, Mapping[str, statistics.PairedDifference]],
+  *,
+  title: str = "",
+  path: _Path = None,
+) -> "Figure":
+  """Draws paired differences by metric and comparison, each on its own scale.
+
+  A difference of one seed is a dot: there is no interval.
+  """
+  columns = min(len(panels), 3)
+  shape = math.ceil(len(panels) / 3), columns
+  names = list(dict.fromkeys(name for of in panels.values() for name in of))
+  height = 0.9 + 0.3 * len(names)
+  figure, axes = _figure(panels, 3.2 * columns, 0.9 + height * shape[0], shape)
+  handles = {}
+  for ax, (heading, of) in zip(axes.flat, panels.items(), strict=False):
+    ax.axvline(0.0, **_LEVEL)
+    for number, name in enumerate(names):
+      if name in of:
+        style = {**_style(number), "linestyle": "-"}
+        handles[name] = ax.hlines(number, *of[name].t, **style)
+        ax.plot(of[name].mean, number, "o", color=style["color"], markersize=5)
+    ax.set_title(heading, fontsize="small")
+    ax.set(yticks=[], ylim=(len(names) - 0.5, -0.5))
+    ax.locator_params(axis="x", nbins=4)
+    ax.margins(x=0.1)
+  for ax in axes.flat[len(panels) :]:
+    ax.set_visible(False)
+  caption = "Mean differences, paired by seed; lines: 95 % t intervals."
+  return _finish(figure, title, handles, caption, path)
+
+
 def _figure(
   given: object, width: float, height: float, shape=(1, 1), **share: bool
 ) -> tuple["Figure", np.ndarray]:
@@ -309,6 +346,11 @@ def _finish(
 
 
 def _save(figure: "Figure", path: _Path) -> "Figure":
-  if path is not None:
-    figure.savefig(path, format="png", dpi=_DPI)
+  one = isinstance(path, str | os.PathLike)
+  for file in [path] if one else path or ():
+    ending = pathlib.Path(file).suffix.removeprefix(".").lower()
+    kind = ending if ending in FORMATS else "png"
+    # No date: the same numbers give the same file.
+    about = {_DATES[kind]: None} if kind in _DATES else None
+    figure.savefig(file, format=kind, dpi=_DPI, metadata=about)
   return figure

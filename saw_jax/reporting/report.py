@@ -6,7 +6,7 @@ import functools
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saw_jax.reporting import runs, statistics, tables
@@ -23,6 +23,7 @@ class Found:
   scale: str
   folder: pathlib.Path
   directories: Mapping[str, RowRuns]  # by name of the run, as all that follows
+  figures: Sequence[str] = ("png",)  # formats of pictures
 
   @functools.cached_property
   def finals(self) -> dict[str, Finals]:
@@ -90,9 +91,11 @@ class Found:
     }
 
   def picture(self, file: str) -> dict[str, Any]:
-    """What all functions of `plots` are told."""
+    """What all functions of `plots` are told, of a file `name.png`."""
     title = f"{self.table.title}, scale {self.label}"
-    return {"title": title, "path": self.folder / file}
+    path = self.folder / file
+    paths = [path.with_suffix(f".{ending}") for ending in self.figures]
+    return {"title": title, "path": paths}
 
 
 def write(
@@ -102,9 +105,13 @@ def write(
   *,
   scale: str,
   command: str,
-) -> None:
-  """Writes table.md, table.csv, runs.csv and what the sections add."""
-  found = Found(table, scale, folder, directories)
+  figures: Sequence[str] = ("png",),
+) -> list[str]:
+  """Writes table.md, table.csv, runs.csv and what the sections add.
+
+  Returns the lines of a short table for a terminal.
+  """
+  found = Found(table, scale, folder, directories, figures)
   folder.mkdir(parents=True, exist_ok=True)
   documents = [
     run_directory.read_run(directory)
@@ -127,11 +134,13 @@ def write(
   # Where steps to a threshold are told, their limit is.
   steps = "" if table.thresholds else f"{final.step} steps a run. "
   lines += [
-    f"{steps}Made by `python {command}` at commit {', '.join(commits)}; "
+    f"{steps}Made by `{command}` at commit {', '.join(commits)}; "
     f"seeds {', '.join(map(str, final.seeds))}; {documents[0]['machine']}.",
     "",
   ]
   (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
+  meaning = "mean ± half-width of the 95 % t interval over seeds"
+  return [f"{heading} ({found.label}): {meaning}", *tables.to_text(own)]
 
 
 @contextlib.contextmanager

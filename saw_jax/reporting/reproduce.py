@@ -7,7 +7,6 @@ the others with it, and Ctrl-C reaches the one that runs once, so that it saves.
 import logging
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ from typing import NamedTuple
 import ml_collections
 from absl import flags
 
-from saw_jax.reporting import catalogue, pages, report
+from saw_jax.reporting import catalogue, pages, plots, report
 from saw_jax.reporting import runs as runs_lib
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import Table
-from saw_jax.run import command_line, run_directory
+from saw_jax.run import children, command_line, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.tasks.base import nearest
 
@@ -48,6 +47,7 @@ def define_flags() -> None:
   flags.DEFINE_bool("mixed", False, "Allow runs of different commits.")
   flags.DEFINE_string("runs", "runs", "Where run directories go.")
   flags.DEFINE_string("out", None, "results/<table>/<scale> by default.")
+  flags.DEFINE_list("figures", ["png"], "Formats of them: png,svg,pdf.")
   flags.DEFINE_bool("demo", False, "A first look: few steps, beside the runs.")
 
 
@@ -57,6 +57,10 @@ def main() -> int:
   with command_line.checking_input():
     if sum((bool(given.table), given.list, given.all)) != 1:
       raise ValueError("give one of --table=NAME, --all and --list")
+    for name in given.figures or [""]:
+      if name not in plots.FORMATS:
+        said = nearest(name, plots.FORMATS)
+        raise ValueError(f"--figures: unknown format {name!r}: {said}")
     if given.list:
       print(catalogue.listing())
       return 0
@@ -67,8 +71,8 @@ def main() -> int:
       jobs = plan(given.scale, given.seeds, given.runs, "results")
   if given.all:
     same = [f"--{n}={given[n].value}" for n in ("scale", "seeds", "runs")]
-    script = str(pathlib.Path(sys.argv[0]).resolve())
-    return run_all(jobs, [sys.executable, script, *same])
+    same.append(f"--figures={','.join(given.figures)}")
+    return run_all(jobs, [sys.executable, "-m", "saw_jax", "table", *same])
   try:
     return _make_table()
   except KeyboardInterrupt:
@@ -118,11 +122,17 @@ def _make_table() -> int:
   with command_line.checking_input():
     if not given.mixed:  # A run that went on keeps the commit of its start.
       runs_lib.check_commits(rows)
+  command = command_line.again()
   with report.replacing(out) as folder:
-    report.write(table, rows, folder, scale=given.scale, command=_command())
+    how = {"scale": given.scale, "figures": given.figures}
+    lines = report.write(table, rows, folder, command=command, **how)
     pages.write_page(folder)
-  print((out / "table.md").read_text())
-  print(f"tables and pictures: {out}")
+  print("\n".join(lines))
+  drawn = sorted(out.glob(f"*.{given.figures[0]}"))
+  # What happened over the steps comes first.
+  for picture in sorted(drawn, key=lambda path: path.stem != "curves")[:1]:
+    print(f"figure: {picture}")
+  print(f"everything, as a page and as text: {out / 'table'}.{{html,md}}")
   return 0
 
 
@@ -150,21 +160,13 @@ def _run(config: ml_collections.ConfigDict, found: RowRuns) -> bool:
 
   seeds = list(found.missing)
   with command_line.checking_input():
-    document = {**config.to_dict(), "seeds": seeds}
-    run_directory.check_run(found.next, document)
-    experiment = build.build(config)
-    run_directory.open_run(found.next, document)
+    experiment = build.build(config, seeds, found.next)
   return build.train(experiment, seeds, directory=found.next).finished
 
 
 def _stopped() -> int:
-  print(f"stopped; the same command goes on:\n  python {_command()}")
+  print(f"stopped; the same command goes on:\n  {command_line.again()}")
   return command_line.INTERRUPTED
-
-
-def _command() -> str:
-  path = pathlib.Path(sys.argv[0])
-  return " ".join([f"experiments/{path.name}", *sys.argv[1:]])
 
 
 # --- all tables --------------------------------------------------------------
@@ -216,19 +218,9 @@ def run_all(jobs: Sequence[Job], command: Sequence[str]) -> int:
       ends[job.table] = f"left out, for want of {'; '.join(job.lacks)}"
   todo = [job for job in jobs if job.table not in ends]
   took, expected = 0.0, 0.0  # of the tables that were timed before and ran now
-  signals, processes = [], []
-
-  def forward(number, frame):
-    del frame
-    signals.append(number)
-    for process in processes[-1:]:
-      process.send_signal(number)
-
-  numbers = (signal.SIGINT, signal.SIGTERM)
-  before = {number: signal.signal(number, forward) for number in numbers}
-  try:
+  with children.Children() as runner:
     for number, job in enumerate(todo):
-      if signals:
+      if runner.stopped:
         break
       pace = took / expected if expected else 1.0
       print(
@@ -237,13 +229,9 @@ def run_all(jobs: Sequence[Job], command: Sequence[str]) -> int:
         flush=True,
       )
       start = time.monotonic()
-      # In a group of its own, or a terminal's Ctrl-C would come twice: from
-      # there and from here. The second would stop it at once, without saving.
-      words = [*command, f"--table={job.table}"]
-      processes.append(subprocess.Popen(words, process_group=0))
-      status = processes[-1].wait()
+      status = runner.run([*command, f"--table={job.table}"])
       seconds = time.monotonic() - start
-      if status == command_line.INTERRUPTED or signals:
+      if status == command_line.INTERRUPTED or runner.stopped:
         ends[job.table] = "stopped"
         break
       if status > 0:
@@ -254,12 +242,9 @@ def run_all(jobs: Sequence[Job], command: Sequence[str]) -> int:
         ends[job.table] = f"made in {duration(seconds)}"
         if job.seconds:
           took, expected = took + seconds, expected + job.seconds
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
   for job in jobs:
     print(f"{job.table}: {ends.get(job.table, 'not begun')}")
-  if signals or "stopped" in ends.values():
+  if runner.stopped or "stopped" in ends.values():
     print("stopped; the same command goes on")
     return command_line.INTERRUPTED
   return int(any(e.startswith(("failed", "ended")) for e in ends.values()))

@@ -8,7 +8,6 @@ three run. What is kept under `results/` has one more column in front, the row.
 
 import collections
 import csv
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saw_jax.run import run_directory
+from saw_jax.run import metrics, run_directory
 
 _Path = str | os.PathLike
 
@@ -156,7 +155,8 @@ def read_finals(
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: the run has not finished")
     try:
-      for record in _chosen(json.loads(path.read_text("utf-8")), seeds):
+      text = path.read_text("utf-8")
+      for record in _chosen(metrics.from_json(text), seeds):
         scores = {
           f"{how}/{name}": value
           for how, values in record.items()

@@ -6,7 +6,6 @@ most of them by one of the four lists at the end.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -17,6 +16,7 @@ from saw_jax.reporting.report import Found
 from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.statistics import PairedDifference, Summary
 from saw_jax.reporting.table import Table
+from saw_jax.run.metrics import from_json
 
 Section = Callable[[Found], list[str]]
 
@@ -249,7 +249,7 @@ def _scored(path: pathlib.Path) -> Iterable[tuple[dict, dict]]:
   files = [path / name for name in ("evaluation_start.json", "evaluation.json")]
   if not all(file.exists() for file in files):
     return []
-  start, end = (json.loads(file.read_text())["seeds"] for file in files)
+  start, end = (from_json(file.read_text())["seeds"] for file in files)
   return zip(start, end, strict=True)
 
 

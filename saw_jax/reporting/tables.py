@@ -143,6 +143,26 @@ def to_markdown(
   return lines
 
 
+def to_text(own: Own, *, most: int = 3) -> list[str]:
+  """The lines of a table for a terminal, of the first columns."""
+  names = list(dict.fromkeys(itertools.chain(*own.values())))[:most]
+  lines = [["", *names]] + [
+    [row, *(mean_and_width(of[n]) if n in of else MISSING for n in names)]
+    for row, of in own.items()
+  ]
+  return aligned(lines)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+  """The lines of a table for a terminal.
+
+  >>> aligned([["row", "score"], ["gdpo_saw", "0.9"]])
+  ['row       score', 'gdpo_saw  0.9']
+  """
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
 def to_csv(scale: str, own: Own, published: Published) -> str:
   """A table for programs, one line per cell; `origin` says which columns."""
   lines = [
@@ -150,10 +170,10 @@ def to_csv(scale: str, own: Own, published: Published) -> str:
     + ["published_value", "published_std", "model", "source", "note"]
   ]
   for row, metric, cell in _cells(own):
-    numbers = [_number(value) for value in cell[:4]]
+    numbers = [number(value) for value in cell[:4]]
     lines.append([row, metric, "here", scale, *numbers, cell.count, *[""] * 5])
   for row, metric, cell in _cells(published):
-    numbers = [_number(cell.value), _number(cell.std)]
+    numbers = [number(cell.value), number(cell.std)]
     about = [cell.model, cell.source, cell.note]
     lines.append([row, metric, "published", *[""] * 6, *numbers, *about])
   file = io.StringIO()
@@ -169,7 +189,7 @@ def differences(
     ["comparison", "metric", "mean difference"]
     + [f"{_LEVEL}, t", f"{_LEVEL}, bootstrap", "seeds"],
     [
-      [label, metric, f"{mean:+.3f}", _interval(t), _interval(boot), str(count)]
+      [label, metric, f"{mean:+.3f}", interval(t), interval(boot), str(count)]
       for label, metric, (mean, count, t, boot) in _cells(found)
     ],
   )
@@ -200,10 +220,10 @@ def _published(cell: PublishedCell, notes: dict[str, int]) -> str:
   return f"{text} [{', '.join(numbers)}]"
 
 
-def _interval(interval: statistics.Interval) -> str:
-  low, high = interval
+def interval(ends: statistics.Interval) -> str:
+  low, high = ends
   return MISSING if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
   return "" if value is None or math.isnan(value) else repr(float(value))

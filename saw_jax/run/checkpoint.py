@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -86,6 +87,8 @@ class Checkpointer:
       arrays = {name: np.array(array) for name, array in arrays.items()}
       items["arrays"] = ocp.args.StandardSave(arrays)
       document["arrays"] = fingerprints(arrays)
+    if score is not None and not math.isfinite(score):
+      score = None  # Nothing was scored: no best, and no NaN in its JSON.
     self._manager.save(
       step,
       args=ocp.args.Composite(document=ocp.args.JsonSave(document), **items),

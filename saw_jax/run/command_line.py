@@ -1,10 +1,12 @@
-"""What scripts share before JAX is imported, and the command that trains."""
+"""What commands share before JAX is imported: flags, config, mistakes."""
 
 import contextlib
 import errno
 import functools
+import inspect
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +15,7 @@ from absl import app, flags
 
 from saw_jax.run import config as config_lib
 
-flags.disclaim_key_flags()  # A flag is the script's, in its --help.
+flags.disclaim_key_flags()  # A flag is the command's, in its --help.
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -46,14 +48,17 @@ def define_config() -> None:
 
 
 @functools.cache
-def given_config() -> ml_collections.ConfigDict | None:
-  """The locked config of `--config` with its overrides, if it is given."""
+def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
+  """The locked config of `--config` with its overrides, if it is given.
+
+  `more` are keys and texts that override it after those.
+  """
   if flags.FLAGS.config is None:
     for key, _ in _OVERRIDES:
       raise ValueError(f"--config.{key} changes a config: give --config, too")
     return None
   config = config_lib.load(flags.FLAGS.config)
-  for key, text in _OVERRIDES:
+  for key, text in (*_OVERRIDES, *more):
     try:
       config_lib.override(config, key, text)
     except (TypeError, ValueError) as error:
@@ -61,12 +66,17 @@ def given_config() -> ml_collections.ConfigDict | None:
   return config.lock()
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Runs a script; a mistake of the caller's is one sentence and status 2."""
+def run(main: Callable[..., int | None]) -> None:
+  """Runs a command; a mistake of the caller's is one sentence and status 2.
+
+  What is no flag among its words are the arguments of `main`.
+  """
 
   def guarded(argv: Sequence[str]) -> int | None:
-    if len(argv) > 1:
-      return _complain(f"unexpected argument {argv[1]!r}; see --help")
+    try:
+      inspect.signature(main).bind(*argv[1:])
+    except TypeError:
+      return complain(f"unexpected argument {argv[-1]!r}; see --help")
     logging.basicConfig(
       level=logging.INFO,
       format="%(asctime)s %(message)s",
@@ -79,7 +89,7 @@ def run(main: Callable[[], int | None]) -> None:
     # for each of its threads that fails: it raises what matters, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-      return main()
+      return main(*argv[1:])
     except Exception as error:
       # By name, so that a mistake in the flags is answered without JAX.
       names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
@@ -94,7 +104,7 @@ def run(main: Callable[[], int | None]) -> None:
       # away as the process ends, each with its own words on that.
       sys.unraisablehook = lambda _: None
       logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-      return _complain(text)
+      return complain(text)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -142,7 +152,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
     advice = "; see --help" if isinstance(error, flags.Error) else ""
-    sys.exit(_complain(_text(error) + advice))
+    sys.exit(complain(_text(error) + advice))
 
 
 def _text(error: Exception) -> str:
@@ -151,94 +161,12 @@ def _text(error: Exception) -> str:
   return " ".join(text.split())
 
 
-def _complain(text: str) -> int:
+def again() -> str:
+  """This command, as it is typed to go on with what it did."""
+  return " ".join([sys.argv[0], *map(shlex.quote, sys.argv[1:])])
+
+
+def complain(text: str) -> int:
+  """Says what is wrong; the exit status of a mistake."""
   print(f"error: {text}", file=sys.stderr)
   return 2
-
-
-def define_train() -> None:
-  define_config()
-  flags.mark_flag_as_required("config")
-  flags.DEFINE_string(
-    "workdir", None, "Where metrics and checkpoints go.", required=True
-  )
-  flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
-  flags.DEFINE_integer(
-    "resume_step", None, "Go on from this checkpoint, not the latest one.", 0
-  )
-  flags.DEFINE_string(
-    "coordinator",
-    None,
-    "host:port of the first of several processes that train one policy, or "
-    "auto where the cluster says it (Slurm, MPI, TPU pods).",
-  )
-  flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
-  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
-
-
-def train() -> int:
-  """Trains the config of `--config` in `--workdir`, or goes on there."""
-  given = flags.FLAGS
-  with checking_input():
-    seeds = _parse_seeds(given.seeds)
-    processes = _check_processes()
-
-  # JAX is imported here: a mistake in the flags is answered before that.
-  import jax
-
-  if given.coordinator:
-    jax.distributed.initialize(*processes)
-  from saw_jax.run import build, run_directory
-  from saw_jax.training import hosts
-
-  with checking_input():
-    run = config_lib.typed(given_config())
-    document = {**config_lib.to_config(run).to_dict(), "seeds": seeds}
-    run_directory.check_run(given.workdir, document)
-    experiment = build.build(run)
-  if hosts.is_first():
-    run_directory.open_run(given.workdir, document)
-  result = build.train(
-    experiment, seeds, directory=given.workdir, resume_step=given.resume_step
-  )
-  if not result.finished:
-    print(
-      f"stopped after step {result.step}, saved; the same command goes on "
-      f"from there:\n  python {' '.join(sys.argv)}"
-    )
-    return INTERRUPTED
-  for seed in result.final:
-    scores = [f"{name} {value:.3f}" for name, value in seed["greedy"].items()]
-    said = ", ".join(scores)
-    logging.info("seed %d, held out, greedy: %s", seed["seed"], said)
-  return 0
-
-
-def _check_processes() -> tuple:
-  """What JAX is told of the processes; nothing where the cluster says it."""
-  given, both = flags.FLAGS, "--num_processes and --process_id"
-  place, count, index = given.coordinator, given.num_processes, given.process_id
-  if place in (None, "auto"):
-    if (count, index) != (None, None):
-      raise ValueError(f"{both} go with --coordinator=host:port")
-    return ()
-  if None in (count, index):
-    raise ValueError(f"--coordinator=host:port needs {both}")
-  if ":" not in place:
-    raise ValueError(f"--coordinator is host:port or auto, not {place!r}")
-  if index >= count:
-    raise ValueError(
-      f"--process_id={index} is not below --num_processes={count}"
-    )
-  return place, count, index
-
-
-def _parse_seeds(words: list[str]) -> list[int]:
-  said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
-  try:
-    seeds = [int(word) for word in words]
-  except ValueError:
-    raise ValueError(said) from None
-  if len(set(seeds)) != len(seeds) or not seeds:
-    raise ValueError(said)
-  return seeds

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -71,7 +70,7 @@ class Evaluator(BaseEvaluator):
   """Scores answers to one set of held-out examples, greedy or sampled."""
 
   def _read(self, split: str, most: int | None = None) -> list[Example]:
-    examples = self._task.examples(split)
+    examples = self._encoder.keep(self._task.examples(split))
     return [examples[i] for i in range(len(examples))[:most]]
 
   def run(self, mode: str) -> dict[str, np.ndarray]:
@@ -83,7 +82,8 @@ class Evaluator(BaseEvaluator):
     the same number gave the same answer, -1 gave none.
     """
     policy, (sampling, group_size) = self.policy, self.modes[mode]
-    size = min(self.config.batch_size, len(self.examples))
+    size, shards = self.config.batch_size, policy.lift.num_shards
+    size = -(-min(size, len(self.examples)) // shards) * shards
     # Long prompts beside long ones: a batch is as wide as its longest.
     order = sorted(
       range(len(self.examples)),
@@ -102,6 +102,8 @@ class Evaluator(BaseEvaluator):
         encoder=self._encoder,
       )
       result = rollouts.score(transcript, rows, self._workers, self._encoder)
+      if len(chosen) == size:  # Of fewer, one that hangs may be the most.
+        rollouts.check_scored(result, rows, self._workers, self._encoder)
       found = {
         "rewards": result.rewards,
         "scored": result.scored,
@@ -249,7 +251,7 @@ def score_benchmarks(
 def _read(path: pathlib.Path, seeds: Sequence[int], step: int) -> Scores:
   """What an earlier start has scored of the same policies."""
   try:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = metrics.from_json(path.read_text(encoding="utf-8"))
     if document["step"] == step and document["seeds"] == list(seeds):
       return dict(document["scores"])
   except FileNotFoundError:

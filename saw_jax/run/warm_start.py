@@ -138,6 +138,8 @@ def warm_start(
         lambda x, c=chosen: jnp.asarray(x[c]), demonstrations
       )
       current, values = step_fn(current, batch)
+      # The bar counts what has been done, not what has been asked for.
+      jax.block_until_ready(values)
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
       advance(loss=loss)

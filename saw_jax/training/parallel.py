@@ -34,6 +34,7 @@ from saw_jax.types import PyTree
 LIFTS = ("seeded", "meshed", "pmapped")
 STATE, ROWS, SAME = "state", "rows", "same"
 AXIS = "batch"  # the device axis under `pmapped`
+MESH_AXES = ("data", "fsdp", "tensor")
 
 # Logical axis of a parameter or activation -> mesh axis.
 RULES = (
@@ -134,7 +135,7 @@ def meshed(
     state, params = _one_seed(state), param_shardings(mesh, config)
     if lora is not None:
       axes = lora_lib.adapter_axes(lora, config)
-      params = _shardings(mesh, state.params, axes)
+      params = shardings(mesh, state.params, axes)
     opt_state = optax.tree_map_params(
       optimizer,
       lambda _, sharding: sharding,
@@ -263,28 +264,35 @@ def make_mesh(
   The axes are automatic: Flax Linen's `Embed` cannot run on explicit ones.
   """
   devices = list(devices or jax.devices())
+  sizes, kinds = axis_sizes(config, len(devices)), (AxisType.Auto,) * 3
+  return jax.make_mesh(sizes, MESH_AXES, kinds, devices=devices)
+
+
+def axis_sizes(config: ParallelConfig, count: int) -> tuple[int, int, int]:
+  """How many devices each axis of a mesh has, of so many in all."""
   sizes = [config.data, config.fsdp, config.tensor]
   if sizes[0] == -1 and -1 in sizes[1:]:
     sizes[0] = 1
   if sizes.count(-1) > 1:
     raise ValueError(f"only one mesh axis may be -1, got {sizes}")
+  if any(size < 1 and size != -1 for size in sizes):
+    raise ValueError(f"the axes of a mesh are -1, or 1 and more, not {sizes}")
   if -1 in sizes:
-    sizes[sizes.index(-1)] = len(devices) // -math.prod(sizes)
-  if math.prod(sizes) != len(devices):
+    sizes[sizes.index(-1)] = count // -math.prod(sizes)
+  if math.prod(sizes) != count:
     raise ValueError(
       f"a mesh of data x fsdp x tensor = {sizes} needs {math.prod(sizes)} "
-      f"devices; there are {len(devices)}"
+      f"devices; there are {count}"
     )
-  axes, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
-  return jax.make_mesh(tuple(sizes), axes, kinds, devices=devices)
+  return tuple(sizes)
 
 
 def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
   axes = decoder.logical_axes(config)
-  return _shardings(mesh, decoder.param_shapes(config), axes)
+  return shardings(mesh, decoder.param_shapes(config), axes)
 
 
-def _shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
+def shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
   """Where arrays with named axes live; the names are a tree like the arrays."""
 
   def part(size: int, axis: str) -> str | None:

@@ -134,7 +134,7 @@ def write(case, folder: pathlib.Path) -> pathlib.Path:
   scores = list(table.columns(scale).values())
   directories = make_runs(folder / "runs", names, scores, seeds)
   out = folder / "out"
-  report.write(table, directories, out, scale=scale, command="make it")
+  report.write(table, directories, out, scale=scale, command="python make it")
   return out
 
 

@@ -61,6 +61,9 @@ def test_a_folder_becomes_a_page_with_its_pictures(tmp_path):
     pages.write_page(tmp_path)
   assert not list(tmp_path.iterdir())
   (tmp_path / "table.md").write_text(TEXT, encoding="utf-8")
+  (tmp_path / "a.svg").touch()
+  page = pages.write_page(tmp_path)
+  assert 'src="a.svg"' in page.read_text(encoding="utf-8")
   for name in ("b.png", "a.png"):
     (tmp_path / name).touch()
   page = pages.write_page(tmp_path)

@@ -92,6 +92,14 @@ class TestRewardCurves:
     width = int.from_bytes(data[16:20], "big")
     assert width == round(150 * figure.get_figwidth())
 
+  def test_it_may_be_several_files_for_paper_without_a_date(self, tmp_path):
+    paths = [tmp_path / f"curves.{ending}" for ending in plots.FORMATS]
+    plots.reward_curves({"gdpo": curves()}, ["correct"], path=paths)
+    starts = [path.read_bytes()[:5] for path in paths]
+    assert starts == [b"\x89PNG\r", b"<?xml", b"%PDF-"]
+    assert b"dc:date" not in paths[1].read_bytes()
+    assert b"CreationDate" not in paths[2].read_bytes()
+
 
 class TestMetricPanels:
   draw = staticmethod(functools.partial(plots.metric_panels, quantity="q"))

@@ -158,6 +158,10 @@ class TestReadFinals:
     with pytest.raises(KeyError, match="greedy/total"):
       finals.by_seed("total")
 
+  def test_null_is_a_score_that_is_no_number(self, tmp_path):
+    a = write_run(tmp_path / "a", ["step,seed"], [final(1, total=None)])
+    assert np.isnan(runs.read_finals([a]).by_seed("greedy/total")[1])
+
   @pytest.mark.parametrize(
     ("records", "words"),
     [

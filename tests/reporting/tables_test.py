@@ -32,6 +32,21 @@ def test_no_cell_is_taken_for_one_of_the_other_side(write):
     write(*title, "tiny", {}, OWN)
 
 
+def test_the_table_of_a_terminal_has_the_first_columns():
+  own = {
+    row: {"x": cells["total"], "y": OWN["gdpo"]["total"]}
+    for row, cells in OWN.items()
+  }
+  assert tables.to_text(own, most=1) == [
+    "          x",
+    "gdpo      2.000 ± 2.484",
+    "gdpo_saw  0.500",
+  ]
+  assert tables.to_text(own)[0].split() == ["x", "y"]
+  own["gdpo_saw"] = {}
+  assert tables.to_text(own)[2].split() == ["gdpo_saw", *2 * [tables.MISSING]]
+
+
 class TestToMarkdown:
   def test_own_cells(self):
     assert lines_of("| ") == [

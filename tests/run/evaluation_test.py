@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -264,6 +265,15 @@ class TestBenchmarks:
     assert fake.asked == ["greedy", "sampled", "greedy"]  # the hard one alone
     (tmp_path / "other").mkdir()
     assert resumed == score(Fake(), tmp_path / "other")
+
+  def test_what_could_not_be_scored_is_kept_as_null(self, tmp_path):
+    fake = Fake({"easy": 2})
+    fake.VALUES = {"easy": {"greedy": {"right": math.nan}, "sampled": {}}}
+    for _ in range(2):  # as it was found, and as it is read
+      found = score(fake, tmp_path)["benchmarks/greedy"]
+      assert math.isnan(found[1]["right"])
+    kept = json.loads((tmp_path / "b.json").read_text())["scores"]
+    assert kept["easy/greedy"] == [{"right": None}, {"right": None}]
 
   def test_scores_of_other_policies_are_not_taken(self, tmp_path):
     fake = Fake()

@@ -85,6 +85,15 @@ class TestBadRewards:
         run(tmp_path, [0], task=Scored(lambda *_, value=value: value))
       assert any(str(key) in str(caught.value) for key in range(1000, 1003))
 
+  @pytest.mark.parametrize("interval", [1, 0])  # with evaluations, and without
+  def test_nothing_is_learned_from_a_step_that_nobody_could_score(
+    self, interval, tmp_path
+  ):
+    task = Scored(lambda *_: (None, None))
+    with pytest.raises(RewardError, match="'letters' .*of .*unscored"):
+      run(tmp_path, [0], task=task, evaluation={"interval": interval})
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
   def test_what_was_not_scored_is_masked_and_counted(self, tmp_path):
     # Nobody can say how small the letters of every other prompt are.
     task = Scored(lambda e, x: (x[0], None if e.key % 2 else x[1]))

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import logging
+import math
 import sys
 
 import pytest
@@ -45,6 +46,16 @@ class TestFileWriter:
     assert len(write(tmp_path, [], first_step=1)) == 1
     assert len(lines_of(tmp_path)) == 1
 
+  def test_what_is_no_number_is_null_there_and_nan_when_it_is_resumed(
+    self, tmp_path
+  ):
+    odd = {"x": math.nan, "y": -math.inf, "z": 1.5}
+    first = write(tmp_path, [(0, 0, odd)])
+    line = json.loads(lines_of(tmp_path)[0], parse_constant=pytest.fail)
+    assert line == {"step": 0, "seed": 0, "x": None, "y": None, "z": 1.5}
+    assert write(tmp_path, [], first_step=1) == first
+    assert [first[0][name] for name in "xyz"] == ["nan", "nan", "1.5"]
+
   def test_a_metric_that_appears_later_gets_a_column(self, tmp_path):
     values = [{"x": 1}, {"x": 2, "y": 3}, {"x": 4}]
     rows = write(tmp_path, [(i, 0, x) for i, x in enumerate(values)])
@@ -81,7 +92,23 @@ class TestProgress:
     # Every third step is the first after 20 s; the tenth is the last.
     steps = [line.split()[1] for line in caplog.messages]
     assert steps == ["3/10", "6/10", "9/10", "10/10"]
-    assert caplog.messages[0] == "train 3/10  loss 1.235  tok_s 1.235e+05"
+    first, *_, last = caplog.messages
+    assert first == "train 3/10  56 s left  loss 1.235  tok_s 1.235e+05"
+    assert last == "train 10/10  loss 1.235  tok_s 1.235e+05"
+
+  def test_the_time_left_knows_nothing_of_what_the_first_step_compiled(
+    self, monkeypatch, caplog
+  ):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    caplog.set_level(logging.INFO, logger=metrics.__name__)
+    # A run that goes on at step 4; one minute to compile, then 7 s a step.
+    times = iter([0, 60, 67, 74, 81, 88])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(times))
+    with metrics.progress("train", 20, 4) as advance:
+      for _ in range(5):
+        advance()
+    left = [line.split()[2] for line in caplog.messages[1:]]
+    assert left == ["84"]  # 12 steps
 
   def test_on_a_terminal_it_is_a_bar_that_gives_the_cursor_back(
     self, monkeypatch, caplog
@@ -103,3 +130,11 @@ class TestProgress:
     assert caplog.messages == []
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert -1 < shown.rfind(hide) < shown.rfind(show)
+
+
+def test_no_document_holds_what_json_has_not(tmp_path):
+  path = tmp_path / "x.json"
+  metrics.write_json(path, {"a": [math.inf, (1, math.nan)], "b": {"c": None}})
+  found = json.loads(path.read_text(), parse_constant=pytest.fail)
+  assert found == {"a": [None, [1, None]], "b": {"c": None}}
+  assert math.isnan(metrics.from_json(path.read_text())["a"][1][1])

@@ -9,7 +9,7 @@ from saw_jax.run import registry
 from saw_jax.tasks.tool_calling import task as task_lib
 
 
-@pytest.mark.parametrize("name", registry.TASKS)
+@pytest.mark.parametrize("name", sorted({*registry.TASKS} - {"rows"}))
 def test_every_task_is_made(name):
   engine = {one: one for one in "alfworld gymnasium openenv verifiers".split()}
   engine["textworld"] = "textworld_express"

@@ -14,6 +14,7 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import rollouts, sections
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.grading import Grader
+from saw_jax.tasks.workers.pool import RewardError
 from saw_jax.training import parallel
 from tests import helpers
 
@@ -271,3 +272,36 @@ class TestScore:
     assert (result.rewards[..., 0] == 0.5).all()
     assert result.rewards[..., 1].ravel().tolist() == [0, 0.25, 0.25, 0]
     assert result.scored.all()
+
+
+class TestCheckScored:
+  def check(self, outcomes, texts=None):
+    """A step of two prompts whose four responses ended in these outcomes."""
+    task, outcome = helpers.Letters(), base.Outcome
+    sampled = transcript([[97], [98], [99], [100]])
+    ends = dict(zip("abcd", outcomes, strict=True))
+    values = {outcome.WRONG: (0.5, None), outcome.RIGHT: (None, None)}
+    task.score = lambda example, text: base.Score(
+      values.get(ends[text], (1.0, 1.0)), ends[text]
+    )
+    asked = [[example("x"), example("y")]]
+    with Grader(task, num_workers=0, limit_s=7.0) as grader:
+      result = rollouts.score(sampled, asked, grader, encoder())
+      result = result._replace(completions=texts or result.completions)
+      rollouts.check_scored(result, asked, grader, encoder())
+
+  def test_half_may_be_lost_and_a_part_of_a_reward_is_one(self):
+    slow, crashed = base.Outcome.TIMED_OUT, base.Outcome.CRASHED
+    part, none = base.Outcome.WRONG, base.Outcome.RIGHT  # see `check`
+    self.check([slow, part, part, crashed])
+    for outcomes in ([slow, slow, part, slow], [part, crashed, none, slow]):
+      with pytest.raises(RewardError, match="3 of 4"):
+        self.check(outcomes)
+
+  @pytest.mark.parametrize("texts", [None, []])  # what a queue keeps has none
+  def test_the_first_is_told_with_the_limits(self, texts):
+    slow, part = base.Outcome.TIMED_OUT, base.Outcome.WRONG
+    with pytest.raises(RewardError) as caught:
+      self.check([part, slow, slow, slow], texts)
+    for word in ("'letters'", "'b'", "timed_out", "7 s", "unscored_tolerance"):
+      assert word in str(caught.value)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ class Grader(pool.Pool):
   def __init__(self, task: base.Task, **options: Any):
     self.token_limits = base.token_limits(task)
     self._task, self._lock = task, threading.Lock()
-    job = functools.partial(worker.score, task)
+    job = worker.Scorer(task)
     super().__init__(job, task.name, **options)
 
   def grade(
@@ -79,13 +78,34 @@ class Grader(pool.Pool):
     rewards = np.where(scored, values, 0.0).astype(np.float32)
     return Graded(rewards, scored, outcomes)
 
+  def check_scored(
+    self,
+    unscored: Sequence[tuple[base.Example, str, base.Outcome]],
+    total: int,  # responses, with those that have a reward
+  ) -> None:
+    """Raises if too many responses of a step have no reward at all.
+
+    A time-out is no bug and a judge may fail now and then, but what is left of
+    a step must be enough to learn from.
+    """
+    lost = [
+      f"{self._where(example, completion)}: {outcome.value}, with a limit of "
+      f"{self._limit_s:g} s"
+      for example, completion, outcome in unscored
+    ]
+    what = "responses have no reward"
+    self._check_failures(lost, total, what, "unscored_tolerance")
+
+  def _where(self, example: base.Example, completion: str) -> str:
+    return (
+      f"the reward of task {self._task_name!r} on example {example.key}, "
+      f"completion {completion[:80]!r}"
+    )
+
   def _check(self, pairs, results: list[worker.Result]) -> None:
     failures = []
     for (example, completion), result in zip(pairs, results, strict=True):
-      where = (
-        f"the reward of task {self._task_name!r} on example {example.key}, "
-        f"completion {completion[:80]!r}"
-      )
+      where = self._where(example, completion)
       if result.violation:
         raise RewardError(f"{where}: {result.violation}.")
       # A score that says CRASHED itself is no bug: somebody else failed.
@@ -95,8 +115,9 @@ class Grader(pool.Pool):
     self._check_failures(failures, len(pairs), "crashed")
 
   def _score(self, pairs) -> list[worker.Result]:
+    takes_many = self._job.takes_many
     if self._is_local():
-      return list(map(self._job, pairs))
+      return self._job.many(pairs) if takes_many else [*map(self._job, pairs)]
     for index, one in enumerate(self._workers):
       if one.process.poll() is not None:  # It died between calls: of no text.
         self._replace(index)
@@ -113,6 +134,9 @@ class Grader(pool.Pool):
       results[asked[0]] = result
 
     def lose(index, pending, why):
+      if takes_many and len(pending) > 1:  # Which one it was, is not known.
+        todo.extend([one] for one in pending)
+        return
       # The first text without an answer is the one it was at.
       first, *rest = pending
       timed_out = worker.Result(outcome=base.Outcome.TIMED_OUT)

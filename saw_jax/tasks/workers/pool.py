@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from typing import Any
 
+from saw_jax import naming
+
 START_LIMIT_S = 120.0
 # Not multiprocessing's spawn, which would import the main script, and with it
 # JAX, into each worker.
@@ -96,6 +98,25 @@ class Worker:
     return f"its process died, exit code {self.process.wait()}"
 
 
+def _pack(job: Any) -> tuple[bytes, dict[str, str]]:
+  """A pickled job, and the files of its modules that no import would find.
+
+  What a notebook or a script defined is sent by value where cloudpickle is
+  there. Else a script is read again, as multiprocessing does it.
+  """
+  try:
+    import cloudpickle
+
+    dumped, files = cloudpickle.dumps(job), {}
+  except ImportError:
+    dumped, files = pickle.dumps(job), {}
+    script = getattr(sys.modules["__main__"], "__file__", None) or ""
+    if b"__main__" in dumped and script.endswith(".py"):
+      files[naming.SCRIPT] = os.path.abspath(script)
+  named = naming.FILES.items()
+  return dumped, files | {k: x for k, x in named if k.encode() in dumped}
+
+
 def _kill(pid: int) -> None:
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(pid, signal.SIGKILL)
@@ -116,22 +137,27 @@ class Pool(contextlib.AbstractContextManager):
     num_workers: int,
     limit_s: float,  # that one item may take
     crash_tolerance: float = 0.1,  # share of what a call has that may fail
+    unscored_tolerance: float = 0.5,  # share of a step that may lack a reward
     memory_limit_bytes: int | None = None,  # address space of a worker
   ):
     if num_workers < 0:
       raise ValueError(f"num_workers is negative: {num_workers}.")
     if not limit_s > 0:
       raise ValueError(f"limit_s is not positive: {limit_s}.")
-    if not 0 <= crash_tolerance <= 1:
-      raise ValueError(f"crash_tolerance is not a share: {crash_tolerance}.")
+    shares = {"crash_tolerance": crash_tolerance}
+    shares["unscored_tolerance"] = unscored_tolerance
+    for name, share in shares.items():
+      if not 0 <= share <= 1:
+        raise ValueError(f"{name} is not a share: {share}.")
     self._job, self._task_name = job, task_name
-    self._limit_s, self._crash_tolerance = limit_s, crash_tolerance
+    self._limit_s, self._tolerances = limit_s, shares
     self._workers, self._is_closed = [], False
     if not num_workers:
       return
     try:
       # Twice: the limit holds before the task is loaded.
-      self._greeting = pickle.dumps((pickle.dumps(job), memory_limit_bytes))
+      told = _pack(job)
+      self._greeting = pickle.dumps((told[0], memory_limit_bytes, told[1]))
     except Exception as error:
       self._check_loaded(f"{type(error).__name__}: {error}")
     try:
@@ -187,12 +213,19 @@ class Pool(contextlib.AbstractContextManager):
           self._replace(index)
       raise
 
-  def _check_failures(self, failures: list[str], total: int, what: str) -> None:
+  def _check_failures(
+    self,
+    failures: Sequence[str],
+    total: int,
+    what: str,
+    kind: str = "crash_tolerance",
+  ) -> None:
     """Raises if more than the tolerated share failed; it tells of the first."""
-    if len(failures) > self._crash_tolerance * total:
+    share = self._tolerances[kind]
+    if len(failures) > share * total:
       raise RewardError(
         f"{failures[0]}. {len(failures)} of {total} {what}; at most a share of "
-        f"{self._crash_tolerance} may."
+        f"{share} may (grading.{kind})."
       )
 
   def _replace(self, index: int) -> None:
@@ -204,6 +237,7 @@ class Pool(contextlib.AbstractContextManager):
     if problem is not None:
       raise RewardError(
         f"task {self._task_name!r} cannot be loaded in a worker process: "
-        f"{problem}. Its class has to be in an importable module; "
-        "num_workers=0 does without workers."
+        f"{problem}. Its class or functions have to be in a file, or pip "
+        "install 'saw_jax[notebook]', which sends them along; "
+        "grading.num_workers=0 does without workers."
       )

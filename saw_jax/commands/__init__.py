@@ -1,0 +1,65 @@
+"""The command `saw`: one module a command, found by its first word.
+
+  saw train --help
+
+A module has `define()`, which defines the flags of its command, `main()`, which
+returns the exit status, and a docstring, which is the command's --help.
+"""
+
+import importlib
+import sys
+
+from absl import flags
+
+from saw_jax import naming
+from saw_jax.run import command_line
+
+flags.disclaim_key_flags()  # They are the command's, in its --help.
+
+NAMES = (
+  "train",
+  "doctor",
+  "evaluate",
+  "generate",
+  "export",
+  "compare",
+  "sweep",
+)
+NAMES += ("table", "list", "annotate", "fit")
+
+
+def main() -> None:
+  """Runs the command that the first word names."""
+  words = sys.argv[1:]
+  if words[:1] in ([], ["--help"], ["-h"], ["help"]):
+    print(listing())
+    sys.exit(0 if words else 2)
+  if words[0] not in NAMES:
+    near = naming.nearest(words[0], NAMES)
+    sys.exit(command_line.complain(f"no command {words[0]!r}: {near}"))
+  del sys.argv[1]
+  run(words[0], f"saw {words[0]}")
+
+
+def run(name: str, typed: str) -> None:
+  """Runs a command whose words stand in `sys.argv`, behind what was typed."""
+  sys.argv[0] = typed
+  command = importlib.import_module(f"{__name__}.{name}")
+  command.define()
+  flags.adopt_module_key_flags(command)
+  # absl prints it for --help.
+  document = command.__doc__.replace(f"saw {name}", typed)
+  sys.modules["__main__"].__doc__ = document
+  command_line.run(command.main)
+
+
+def listing() -> str:
+  """Each command with the first line of its --help."""
+  found = {
+    name: importlib.import_module(f"{__name__}.{name}").__doc__.splitlines()[0]
+    for name in NAMES
+  }
+  lines = [f"  {name:<9} {line}" for name, line in found.items()]
+  return "\n".join(
+    ["saw COMMAND [flags]; saw COMMAND --help says more.", *lines]
+  )

@@ -1,0 +1,84 @@
+"""Serves the page on which a person answers the questions of a run.
+
+  saw annotate --run=runs/care
+
+Open the address that it prints, which holds a token. The page and the run may
+be started in any order once the run has made its ledger, on one machine or on
+two that share its folder; either may be stopped and started again. Ctrl-C ends
+the page, and keeps every answer.
+
+The page is for this machine alone. From another one, forward the port:
+ssh -L 8765:127.0.0.1:8765 machine
+
+With Label Studio in place of the page, the questions that wait go out and the
+answers come back as its JSON:
+
+  saw annotate --run=runs/care --export=questions.json \
+    --labeling_config=labeling.xml
+  saw annotate --run=runs/care --import=answers.json
+"""
+
+import pathlib
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  flags.DEFINE_string("run", None, "The directory of the run.")
+  flags.DEFINE_string("ledger", None, "The ledger; --run's by default.")
+  flags.DEFINE_string("host", "127.0.0.1", "A loopback address.")
+  flags.DEFINE_integer("port", 8765, "0 takes any free one.", 0, 65535)
+  flags.DEFINE_string(
+    "name", "annotator", "Who answers, as it is written into the ledger."
+  )
+  flags.DEFINE_string(
+    "export", None, "Write what waits as Label Studio's tasks to this file."
+  )
+  flags.DEFINE_string(
+    "labeling_config",
+    None,
+    "With --export: where its labelling interface goes.",
+  )
+  flags.DEFINE_string(
+    "import", None, "Read the answers from this file of Label Studio's."
+  )
+
+
+def main() -> int:
+  given = flags.FLAGS
+  from saw_jax.annotate import ledger as label_ledger
+  from saw_jax.annotate import page as annotation_page
+
+  if (given.run is None) == (given.ledger is None):
+    raise command_line.UsageError(
+      "give --run=DIRECTORY or --ledger=FILE, and not both"
+    )
+  path = pathlib.Path(given.ledger or given.run)
+  if given.run is not None:
+    if not path.is_dir():
+      raise command_line.UsageError(f"there is no run directory {path}")
+    path = path / label_ledger.LEDGER_NAME
+  answers = given["import"].value
+  if given.export and answers or given.labeling_config and not given.export:
+    raise command_line.UsageError(
+      "give --export=FILE, which --labeling_config goes with, or --import=FILE"
+    )
+  with command_line.checking_input():
+    if given.export or answers:
+      from saw_jax.annotate import label_studio
+
+      ledger = label_ledger.LabelLedger(path, creates=False)
+      if answers:
+        print(label_studio.read(ledger, answers))
+      else:
+        print(label_studio.write(ledger, given.export, given.labeling_config))
+      return 0
+    try:
+      annotation_page.serve(
+        path, host=given.host, port=given.port, who=given.name
+      )
+    except KeyboardInterrupt:
+      print(f"the page is closed; the answers are in {path}")
+  return 0

@@ -1,0 +1,71 @@
+"""Dry-runs a config: looks at everything once before it costs hours.
+
+  saw doctor --config=saw/tool_calling:row=gdpo_saw,scale=tiny
+
+Checks the task (each gold answer scores the maximum, damaged ones what they
+should), then samples a few responses and prints prompts, completions, masks and
+rewards. Ends with status 1 if something is wrong: a gold answer that does not
+score the maximum, a reward that is the same for every response, responses that
+could not be scored.
+
+Where the task has episodes, it plays some worlds and prints an episode of each.
+
+With --data=FILE it only checks that file of ToolRL rows, or, with --task=math
+or --task=knights, that file of mathematical problems or puzzles.
+"""
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  command_line.define_config()
+  flags.DEFINE_string(
+    "data", None, "Check this file of rows of --task and nothing else."
+  )
+  flags.DEFINE_enum(
+    "task",
+    "tool_calling",
+    ["tool_calling", "math", "knights"],
+    "What the rows of --data are.",
+  )
+  flags.DEFINE_integer("prompts", 8, "Prompts that are sampled.", 1)
+  flags.DEFINE_integer("show", 2, "Prompts that are printed.", 0)
+  flags.DEFINE_integer(
+    "examples", 200, "Examples of each split whose gold answers are checked.", 1
+  )
+
+
+def main() -> int:
+  given = flags.FLAGS
+  if not given.data and command_line.given_config() is None:
+    raise command_line.UsageError(
+      "give --config=configs/...py:arguments or --data=FILE"
+    )
+
+  from saw_jax.run import build, doctor, registry
+
+  problems = []
+  with command_line.checking_input():
+    if given.data:
+      task = registry.make_task(given.task, {"test_path": given.data})
+      problems += doctor.check_task(task, ["test"], given.examples)
+    else:
+      made = build.build(command_line.given_config(), seeds=[0])
+      if not made.method.per_step:
+        problems += doctor.check_task(
+          made.task, ["train", "test"], given.examples
+        )
+  if not given.data:
+    problems += doctor.check_sampling(
+      made, prompts=given.prompts, shown=given.show
+    )
+  for problem in problems[:20]:
+    print(f"PROBLEM: {problem}")
+  if len(problems) > 20:
+    print(f"... and {len(problems) - 20} more")
+  print(
+    "doctor: " + (f"{len(problems)} problem(s)" if problems else "all well")
+  )
+  return 1 if problems else 0

@@ -1,0 +1,132 @@
+"""Evaluates the policies of a run on held-out examples.
+
+  saw evaluate --workdir=runs/gdpo_saw --checkpoint=best
+
+Prints greedy and sampled scores of every seed with 95 % intervals over
+examples, and writes them to evaluation.json in the run directory; with
+--checkpoint=start, those of the policy before training, and writes them to
+evaluation_start.json. --split names another split or a benchmark of the task,
+whose scores are written to a file of that name:
+
+  saw evaluate --workdir=RUN --split=bfcl --examples=5000
+
+writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
+names, which a run scores at its end.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  flags.DEFINE_string(
+    "checkpoint", "last", "last, best, start, or the number of a step."
+  )
+  flags.DEFINE_integer(
+    "examples", None, "Number of examples; the config's by default.", 1
+  )
+  flags.DEFINE_integer(
+    "samples", None, "Samples per example; the config's by default.", 1
+  )
+  flags.DEFINE_string("split", None, "Split; the config's by default.")
+
+
+def _averages(policy, options, right) -> dict[str, float]:
+  """What a benchmark averages in a way of its own, such as by category."""
+  task = policy.made.task
+  if not hasattr(task, "averages"):
+    return {}
+  examples = policy.encoder.keep(task.examples(options.split))[: len(right)]
+  return task.averages(examples, right)
+
+
+def main() -> int:
+  given = flags.FLAGS
+  evaluate(
+    given.workdir,
+    checkpoint=given.checkpoint,
+    examples=given.examples,
+    samples=given.samples,
+    split=given.split,
+  )
+  return 0
+
+
+def evaluate(
+  directory: str | os.PathLike,
+  *,
+  checkpoint: str | int = "last",
+  examples: int | None = None,
+  samples: int | None = None,
+  split: str | None = None,
+  task: Any = None,
+  config: Any = None,
+) -> dict[str, Any]:
+  """Prints and writes scores, and returns them by seed.
+
+  A `task` and the functions of a `config` are those of the run itself, where
+  they are in no file.
+  """
+  from saw_jax.reporting import statistics
+  from saw_jax.run import build, evaluation, metrics, run_directory
+  from saw_jax.run import config as config_lib
+  from saw_jax.run import experiment as experiment_lib
+
+  workdir = pathlib.Path(directory)
+  with command_line.checking_input():
+    run, seeds = run_directory.read_config(workdir, config)
+    for name, value in (
+      ("num_examples", examples),
+      ("samples", samples),
+      ("split", split),
+    ):
+      if value is not None:
+        run = config_lib.replace(run, f"evaluation.{name}", value)
+    experiment = build.build(run, task=task)
+    is_start = checkpoint == "start"
+    step = 0 if is_start else build.checkpoint_step(workdir, str(checkpoint))
+  if is_start:
+    policy = experiment_lib.Policy(experiment, len(seeds))
+  else:
+    step, policy = experiment_lib.restore(
+      experiment, len(seeds), workdir, step=step
+    )
+  results = experiment_lib.evaluate(policy)
+
+  document = {"step": step, "seeds": []}
+  for index, seed in enumerate(seeds):
+    entry = {"seed": seed}
+    for mode, result in results.items():
+      entry[mode] = {}
+      print(f"seed {seed}, step {step}, {mode}:")
+      figures = evaluation.per_example(
+        result, index, experiment.task.components
+      )
+      if mode == "sampled":
+        figures |= evaluation.at_k(result, index)
+      for name, per_example in figures.items():
+        found = statistics.summarise(per_example)
+        entry[mode][name] = found._asdict()
+        print(
+          f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
+          f"  over {len(per_example)} examples"
+        )
+      found = _averages(policy, run.evaluation, figures["right"])
+      if found:
+        entry[f"{mode}_averages"] = found
+      for name, value in found.items():
+        print(f"  {name:<28} {value:7.3f}")
+    document["seeds"].append(entry)
+  name = "evaluation_start" if is_start else "evaluation"
+  if split is not None:
+    name += f"_{split}"
+  path = workdir / f"{name}.json"
+  metrics.write_json(path, document)
+  print(f"written to {path}")
+  return document

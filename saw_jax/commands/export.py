@@ -1,0 +1,92 @@
+"""Writes a trained policy as a Hugging Face directory.
+
+  saw export --workdir=runs/gdpo_saw --checkpoint=best \
+    --output=policies/gdpo_saw
+
+transformers and vLLM open the directory, and so does --config.checkpoint.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  flags.DEFINE_string(
+    "output", None, "Where the policy goes; made if absent.", required=True
+  )
+  flags.DEFINE_string(
+    "checkpoint", "last", "last, best, or the number of a step."
+  )
+  flags.DEFINE_integer(
+    "seed", None, "Of the run's seeds; the first by default."
+  )
+  flags.DEFINE_enum(
+    "dtype",
+    "bfloat16",
+    ["float32", "bfloat16", "float16"],
+    "What the weights are rounded to.",
+  )
+
+
+def main() -> int:
+  given = flags.FLAGS
+  export(
+    given.workdir,
+    given.output,
+    checkpoint=given.checkpoint,
+    seed=given.seed,
+    dtype=given.dtype,
+  )
+  return 0
+
+
+def export(
+  directory: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  checkpoint: str | int = "last",
+  seed: int | None = None,
+  dtype: str = "bfloat16",
+  task: Any = None,
+  config: Any = None,
+) -> None:
+  """Writes a policy; `task` and `config` are those of `evaluate.evaluate`."""
+  workdir, output = pathlib.Path(directory), pathlib.Path(output)
+  if (output / "config.json").exists():
+    raise command_line.UsageError(f"--output: there is a model in {output}")
+
+  from saw_jax.models.hub import pretrained
+  from saw_jax.run import build, run_directory
+  from saw_jax.run import experiment as experiment_lib
+  from saw_jax.training import update
+
+  with command_line.checking_input():
+    run, seeds = run_directory.read_config(workdir, config)
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+      raise ValueError(f"--seed={seed}: the run has {seeds}")
+    experiment = build.build(run, task=task)
+    document = None
+    if run.checkpoint:
+      document = build.open_checkpoint(run).document
+    step = build.checkpoint_step(workdir, str(checkpoint))
+  step, policy = experiment_lib.restore(
+    experiment, len(seeds), workdir, step=step
+  )
+  params = update.take_seed(policy.lift.fetch(policy.params), seeds.index(seed))
+  with command_line.checking_input():
+    files = pretrained.save_checkpoint(
+      output,
+      params,
+      experiment.decoder,
+      document=document,
+      dtype=dtype,
+    )
+  experiment.tokenizer.save(output)
+  print(f"seed {seed}, step {step}: {len(files)} files in {output}")

@@ -1,0 +1,44 @@
+"""Says whether a run fits into the memory of its devices: arithmetic.
+
+  saw fit --config=saw/tool_calling:row=gdpo_saw,scale=paper \\
+    --devices=8 --memory=80
+
+Adds up what one device holds (parameters, gradients, optimizer, reference,
+cache, activations of a micro-batch) from the shapes alone: no weight is read
+and nothing is compiled. The compiled programs need somewhat more or less; that
+holds for activations most. Ends with status 1 if it does not fit.
+"""
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  command_line.define_config()
+  flags.mark_flag_as_required("config")
+  flags.DEFINE_integer("devices", 1, "How many there are.", 1)
+  flags.DEFINE_float("memory", 16.0, "Of a device, in GB (10^9 bytes).", 0.0)
+
+
+def main() -> int:
+  from saw_jax.run import build, config, footprint
+
+  given = flags.FLAGS
+  with command_line.checking_input():
+    made, _ = build.outline(config.typed(command_line.given_config()))
+    sizes = footprint.per_device(made, given.devices)
+  for name, size in ((n, x) for n, x in sizes.items() if x):
+    print(f"  {name:<30} {size / 1e9:9.3f} GB")
+  most, when = footprint.peak(sizes)
+  print(
+    f"about {most / 1e9:.3f} GB of {given.memory:g} on each of {given.devices} "
+    f"device(s), in {when}: arithmetic on shapes, no measurement"
+  )
+  if most <= 1e9 * given.memory:
+    return 0
+  advice = footprint.HELD | footprint.SAMPLING | footprint.UPDATING
+  print("it does not fit; what would help, the largest part first:")
+  for name in sorted(sizes, key=sizes.get, reverse=True)[:4]:
+    print(f"  {name}: {advice[name]}")
+  return 1

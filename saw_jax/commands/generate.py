@@ -1,0 +1,102 @@
+"""Talks with a pretrained model, or with a policy that was exported.
+
+  saw generate --model=smollm2 --prompt="What is 2 + 3?"
+  echo "What is 2 + 3?" | saw generate --model=policies/mine
+
+The answer is printed as it is sampled.
+"""
+
+import sys
+
+from absl import flags
+
+from saw_jax.run import command_line
+
+
+def define() -> None:
+  flags.DEFINE_string(
+    "model",
+    None,
+    "A Hugging Face directory, a .gguf file, or smollm2.",
+    required=True,
+  )
+  flags.DEFINE_string(
+    "prompt", None, "What is asked; read from standard input by default."
+  )
+  flags.DEFINE_string("system", None, "A system message before it.")
+  flags.DEFINE_integer("max_new_tokens", 256, "Where an answer is cut.", 1)
+  flags.DEFINE_float(
+    "temperature", 1.0, "Divides the logits; 0 takes the likeliest token.", 0.0
+  )
+  flags.DEFINE_integer("top_k", 0, "Keep the k likeliest; 0: all.", 0)
+  flags.DEFINE_float("top_p", 1.0, "Keep what holds this much.", 0, 1)
+  flags.DEFINE_float(
+    "min_p", 0.0, "Keep what is this likely, times the likeliest.", 0, 1
+  )
+  flags.DEFINE_multi_string(
+    "stop", [], "A string that ends the answer; may be given several times."
+  )
+  flags.DEFINE_integer("seed", 0, "Of the samples.")
+  flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
+  )
+
+
+def main() -> int:
+  given = flags.FLAGS
+  prompt = given.prompt
+  if prompt is None:
+    prompt = sys.stdin.read().strip()
+  if not prompt:
+    raise command_line.UsageError("there is no prompt")
+
+  import dataclasses
+
+  import jax
+
+  from saw_jax.models.hub import pretrained
+  from saw_jax.rollout import generate
+  from saw_jax.rollout.sampling import SamplingConfig
+  from saw_jax.run import registry
+  from saw_jax.tasks import stops
+
+  with command_line.checking_input():
+    sampling = SamplingConfig(
+      temperature=given.temperature or 1.0,
+      top_k=given.top_k,
+      top_p=given.top_p,
+      min_p=given.min_p,
+      greedy=given.temperature == 0,
+    )
+    ends = stops.check_stops(given.stop)
+    path = registry.find_checkpoint(given.model)
+    tokenizer = registry.make_tokenizer(str(path))
+    messages = [{"role": "user", "content": prompt}]
+    if given.system:
+      messages.insert(0, {"role": "system", "content": given.system})
+    ids = tokenizer.encode_chat(messages)
+    source = pretrained.open_checkpoint(
+      path, max_length=len(ids) + given.max_new_tokens
+    )
+    config = dataclasses.replace(
+      source.config, dtype=given.dtype, param_dtype=given.dtype
+    )
+    params = source.load(config)
+
+  chosen, shown = [], ""
+  settings = generate.GenerateConfig(
+    given.max_new_tokens, 1, tokenizer.eos_ids, sampling=sampling
+  )
+  key = jax.random.key(given.seed)
+  for token in generate.stream(config, settings, params, ids, key):
+    chosen.append(token)
+    # A character may take several tokens: its first bytes wait for the others.
+    text = tokenizer.decode(chosen).rstrip("\ufffd")
+    sure = stops.settled(text, ends)
+    print(sure[len(shown) :], end="", flush=True)
+    shown = sure
+    if stops.find_stop(text, ends) is not None:
+      print()
+      return 0
+  print(tokenizer.decode(chosen)[len(shown) :])
+  return 0

@@ -1,0 +1,99 @@
+"""Trains every combination of some values, one after the other.
+
+  saw sweep --workdir=runs/sweep --config=saw/tool_calling:gdpo_saw,tiny \\
+    --grid optimizer.learning_rate=1e-4,3e-4 --grid loop.group_size=4,8
+
+Each cell is a `saw train` with all other flags of this command, in a directory
+of --workdir that is named by its values. The same command goes on where it was,
+and ends with a table of the cells' held-out scores, which is in sweep.csv, too.
+--plan=print only prints the commands; --plan=slurm writes them as a job array
+to sweep.sbatch, for `sbatch`: afterwards, the same command without --plan makes
+the table.
+"""
+
+import logging
+import pathlib
+import shlex
+import sys
+from collections.abc import Mapping
+
+from absl import flags
+
+from saw_jax.commands import train
+from saw_jax.run import children, command_line, grid
+
+_OWN = ("grid", "plan", "workdir")
+_END = "final.json"
+
+
+def define() -> None:
+  train.define()
+  flags.DEFINE_multi_string(
+    "grid", None, "section.key=value,value; once for each key.", required=True
+  )
+  flags.DEFINE_enum(
+    "plan",
+    "run",
+    ["run", "print", "slurm"],
+    "Train here, print the commands, or write a job array.",
+  )
+
+
+def main() -> int:
+  given = flags.FLAGS
+  folder = pathlib.Path(given.workdir)
+  with command_line.checking_input():
+    cells = grid.cells(given.grid)
+    todo = [name for name, of in cells.items() if not _check(folder / name, of)]
+  shared = grid.without(sys.argv[1:], _OWN)
+  commands = {
+    name: ["train", *shared, f"--workdir={folder / name}"]
+    + [f"--config.{key}={value}" for key, value in cells[name].items()]
+    for name in todo
+  }
+  if todo and given.plan == "print":
+    for words in commands.values():
+      print("saw", shlex.join(words))
+    return 0
+  if todo and given.plan == "slurm":
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.sbatch"
+    path.write_text(grid.job_array(folder, list(commands.values())))
+    print(f"{len(todo)} of {len(cells)} cells: sbatch {path}")
+    return 0
+  failed = []
+  with children.Children() as runner:
+    for number, (name, words) in enumerate(commands.items(), 1):
+      logging.info("cell %d of %d: %s", number, len(commands), name)
+      status = runner.run([sys.executable, "-m", "saw_jax", *words])
+      if status == command_line.INTERRUPTED or runner.stopped:
+        print(f"stopped; the same command goes on:\n  {command_line.again()}")
+        return command_line.INTERRUPTED
+      failed += [f"{name}, with status {status}"] if status else []
+  done = {
+    name: cell
+    for name, cell in cells.items()
+    if (folder / name / _END).exists()
+  }
+  if done:
+    from saw_jax.reporting import cells as cells_lib
+
+    print(cells_lib.write(folder, done))
+  for line in failed:
+    print(f"failed: {line}")
+  return int(bool(failed))
+
+
+def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
+  """Looks at all of a cell's config; whether it was trained to its end."""
+  from saw_jax.reporting import runs
+  from saw_jax.run import build, config, run_directory
+
+  run = config.typed(command_line.given_config(*cell.items()))
+  build.outline(run)  # not what concerns devices: they may be elsewhere
+  seeds = train.parse_seeds(flags.FLAGS.seeds)
+  document = run_directory.document_of(run, seeds)
+  run_directory.check_run(directory, document, run.optimizer)
+  if not (directory / _END).exists():
+    return False
+  return runs.read_finals([directory]).step == run.loop.num_steps

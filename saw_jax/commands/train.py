@@ -1,0 +1,107 @@
+"""Trains a policy, or goes on with one.
+
+  saw train --workdir=runs/gdpo_saw --seeds=0,1 \\
+    --config=saw/tool_calling:row=gdpo_saw,scale=tiny
+
+Several processes, each with its own devices, train one policy over one mesh
+(config.parallel.lift=meshed): start each with the same command, and
+
+  --coordinator=host:port --num_processes=2 --process_id=0
+
+Several seeds run as one program. Run the same command again to go on after
+Ctrl-C or a crash: the finished run is the one that was never interrupted.
+"""
+
+import logging
+
+from absl import flags
+
+from saw_jax.run import command_line, metrics
+
+
+def define() -> None:
+  command_line.define_config()
+  flags.mark_flag_as_required("config")
+  flags.DEFINE_string(
+    "workdir", None, "Where metrics and checkpoints go.", required=True
+  )
+  flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
+  flags.DEFINE_list(
+    "log", [], "Trackers, beside the files: tensorboard, trackio, wandb."
+  )
+  flags.DEFINE_integer(
+    "resume_step", None, "Go on from this checkpoint, not the latest one.", 0
+  )
+  flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of the first of several processes that train one policy, or "
+    "auto where the cluster says it (Slurm, MPI, TPU pods).",
+  )
+  flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
+  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+
+
+def main() -> int:
+  """Trains the config of `--config` in `--workdir`, or goes on there."""
+  given = flags.FLAGS
+  with command_line.checking_input():
+    seeds = parse_seeds(given.seeds)
+    processes = _check_processes()
+    metrics.check_writers(given.log)
+    log = [("loop.writers", repr(tuple(given.log)))] if given.log else []
+
+  # JAX is imported here: a mistake in the flags is answered before that.
+  import jax
+
+  if given.coordinator:
+    jax.distributed.initialize(*processes)
+  from saw_jax.run import build
+
+  with command_line.checking_input():
+    config = command_line.given_config(*log)
+    experiment = build.build(config, seeds, given.workdir)
+  result = build.train(
+    experiment, seeds, directory=given.workdir, resume_step=given.resume_step
+  )
+  if not result.finished:
+    print(
+      f"stopped after step {result.step}, saved; the same command goes on "
+      f"from there:\n  {command_line.again()}"
+    )
+    return command_line.INTERRUPTED
+  for seed in result.final:
+    scores = [f"{name} {value:.3f}" for name, value in seed["greedy"].items()]
+    said = ", ".join(scores)
+    logging.info("seed %d, held out, greedy: %s", seed["seed"], said)
+  return 0
+
+
+def _check_processes() -> tuple:
+  """What JAX is told of the processes; nothing where the cluster says it."""
+  given, both = flags.FLAGS, "--num_processes and --process_id"
+  place, count, index = given.coordinator, given.num_processes, given.process_id
+  if place in (None, "auto"):
+    if (count, index) != (None, None):
+      raise ValueError(f"{both} go with --coordinator=host:port")
+    return ()
+  if None in (count, index):
+    raise ValueError(f"--coordinator=host:port needs {both}")
+  if ":" not in place:
+    raise ValueError(f"--coordinator is host:port or auto, not {place!r}")
+  if index >= count:
+    raise ValueError(
+      f"--process_id={index} is not below --num_processes={count}"
+    )
+  return place, count, index
+
+
+def parse_seeds(words: list[str]) -> list[int]:
+  said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
+  try:
+    seeds = [int(word) for word in words]
+  except ValueError:
+    raise ValueError(said) from None
+  if len(set(seeds)) != len(seeds) or not seeds:
+    raise ValueError(said)
+  return seeds

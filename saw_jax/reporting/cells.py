@@ -1,0 +1,28 @@
+"""What the cells of a sweep came to: a table, and every score of each seed."""
+
+import csv
+import pathlib
+from collections.abc import Mapping
+
+from saw_jax.reporting import runs, statistics, tables
+
+
+def write(folder: pathlib.Path, cells: Mapping[str, Mapping[str, str]]) -> str:
+  """Writes `sweep.csv`, and gives the table of finished cells, by directory."""
+  finals = {name: runs.read_finals([folder / name]) for name in cells}
+  keys = list(next(iter(cells.values())))
+  scores = list(dict.fromkeys(s for of in finals.values() for s in of.values))
+  shown = [name for name in scores if name.endswith(("/total", "/right"))]
+  lines, rows = [[*keys, "seed", "step", *scores]], [[*keys, *shown]]
+  for name, (step, seeds, values) in finals.items():
+    chosen = list(cells[name].values())
+    for n, seed in enumerate(seeds):
+      found = (values[s][n] if s in values else None for s in scores)
+      lines.append([*chosen, seed, step, *map(tables.number, found)])
+    told = (statistics.summarise(values[s]) for s in shown if s in values)
+    rows.append([*chosen, *map(tables.mean_and_width, told)])
+  path = folder / "sweep.csv"
+  with path.open("w", newline="", encoding="utf-8") as file:
+    csv.writer(file, lineterminator="\n").writerows(lines)
+  said = f"held out; every score of each seed: {path}"
+  return "\n".join([*tables.aligned(rows), said])

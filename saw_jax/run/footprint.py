@@ -1,0 +1,108 @@
+"""How much memory of a device a run takes: arithmetic on shapes."""
+
+import functools
+import math
+
+import jax
+from jax.sharding import AbstractMesh
+
+from saw_jax.models import attention, decoder, lora
+from saw_jax.run import experiment
+from saw_jax.run.sections import Experiment
+from saw_jax.training import optimizer, parallel
+from saw_jax.types import PyTree
+
+_SPLIT = "parallel.lift=meshed with a larger parallel.fsdp or parallel.tensor"
+_LORA = "or lora.rank=16, which trains adapters alone"
+# What a device holds, and how it gets less. What comes first is there all the
+# time; then what sampling adds, and what an update does.
+HELD = {
+  "parameters": f"{_SPLIT}, or model.param_dtype=bfloat16",
+  "moments of the optimizer": f"{_SPLIT}, {_LORA}",
+  "reference for the KL": f"{_SPLIT}, {_LORA}",
+}
+SAMPLING = {
+  "adapters merged": _SPLIT,
+  "cache of keys and values": "a larger rollout.length_groups, or fewer "
+  "rollout.max_new_tokens",
+}
+UPDATING = {
+  "gradients": f"{_SPLIT}, {_LORA}",
+  "activations of a micro-batch": "a larger loop.num_microbatches, or "
+  "model.remat=full",
+  "logits of a chunk": "a smaller loop.chunk_size",
+}
+
+
+def per_device(made: Experiment, devices: int) -> dict[str, float]:
+  """Bytes on one device, by what they are; each seed has its own device."""
+  model, loop, rollout = made.decoder, made.loop, made.rollout
+  lift, has_adapters = made.parallel.lift, made.lora.rank > 0
+  data, fsdp, tensor = 1, 1, 1
+  if lift == "meshed":
+    data, fsdp, tensor = parallel.axis_sizes(made.parallel, devices)
+  mesh = AbstractMesh((data, fsdp, tensor), parallel.MESH_AXES)
+  shards = devices if lift == "pmapped" else data * fsdp
+
+  def split(tree: PyTree, names: PyTree) -> int:
+    places = parallel.shardings(mesh, tree, names)
+    sizes = jax.tree.map(
+      lambda x, at: math.prod(at.shard_shape(x.shape)) * x.dtype.itemsize,
+      *(tree, places),
+    )
+    return sum(jax.tree.leaves(sizes))
+
+  shapes = updated = decoder.param_shapes(model)
+  parameters = trained = split(shapes, decoder.logical_axes(model))
+  if has_adapters:
+    init = functools.partial(
+      lora.init_adapters, config=made.lora, decoder_config=model
+    )
+    updated = jax.eval_shape(init, shapes)
+    trained = split(updated, lora.adapter_axes(made.lora, model))
+  init = optimizer.make_optimizer(made.optimizer, 1).init
+  moments = _bytes(jax.eval_shape(init, updated)) * trained / _bytes(updated)
+
+  width = rollout.max_prompt_tokens + rollout.max_new_tokens
+  rows = math.ceil(loop.prompts_per_step * loop.group_size / shards)
+  sampled = math.ceil(rows / rollout.length_groups)
+  if made.method.per_step:  # of an episode, one row a step
+    rows *= experiment.kind_of(made).turns
+    sampled = math.ceil(made.episodes.rows_per_call / shards)
+  init = functools.partial(attention.init_cache, model, sampled, width)
+  cache = _bytes(jax.eval_shape(init))
+  cache /= tensor if model.num_kv_heads % tensor == 0 else 1
+  parts = loop.num_minibatches * loop.num_microbatches
+  tokens = math.ceil(rows / parts) * width
+  item = jax.numpy.dtype(model.dtype).itemsize
+  heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_size
+  inside = 4 * model.width + (heads + 3 * model.mlp_size) / tensor
+  # What enters each layer is kept, and the inside of one or of all.
+  layers = 1 if model.remat == "full" else model.num_layers
+  floats = model.num_layers * model.width + layers * inside
+  logits = min(loop.chunk_size, tokens) * model.vocab_size / tensor
+  found = (
+    parameters + trained * has_adapters,
+    moments,
+    parameters * (made.method.needs_reference and not has_adapters),
+    parameters * has_adapters,
+    cache,
+    trained,
+    tokens * item * floats,
+    2 * 4 * logits,  # and their gradient, in float32
+  )
+  names = [*HELD, *SAMPLING, *UPDATING]
+  return dict(zip(names, map(float, found), strict=True))
+
+
+def peak(sizes: dict[str, float]) -> tuple[float, str]:
+  """The most bytes at one time, and when: the two parts take turns."""
+  held, sampling, updating = (
+    sum(sizes[name] for name in part) for part in (HELD, SAMPLING, UPDATING)
+  )
+  when = "sampling" if sampling > updating else "an update"
+  return held + max(sampling, updating), when
+
+
+def _bytes(tree: PyTree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

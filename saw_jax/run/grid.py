@@ -1,0 +1,75 @@
+"""The cells of a sweep: all combinations of the values of some config keys."""
+
+import itertools
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+# A comma that stands in no brackets.
+_COMMA = re.compile(r",(?![^\[(]*[\])])")
+
+
+def cells(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+  """Reads `key=value,value` of each key; a value may be a list in brackets.
+
+  Returns key -> value of each cell, by a name that fits a directory:
+
+  >>> list(cells(["optimizer.b1=0.8,0.9", "rollout.stops=['a','b']"]))
+  ['b1=0.8,stops=-a-,-b-', 'b1=0.9,stops=-a-,-b-']
+  """
+  grid: dict[str, list[str]] = {}
+  for text in texts:
+    key, _, values = text.partition("=")
+    found = _COMMA.split(values)
+    if not all(found) or len(set(found)) < len(found) or key in grid:
+      raise ValueError(
+        f"--grid {text}: say section.key=value,value; a key or a value is "
+        "there once"
+      )
+    grid[key] = found
+  short = [key.rpartition(".")[2] for key in grid]
+  names = short if len(set(short)) == len(short) else list(grid)
+  made = {}
+  for values in itertools.product(*grid.values()):
+    pairs = zip(names, values, strict=True)
+    name = ",".join(f"{key}={value}" for key, value in pairs)
+    name = re.sub(
+      r"[^\w.,=+-]+", "-", name
+    )  # what a shell or a path would read
+    if name in made:
+      raise ValueError(f"--grid: two cells would be called {name}")
+    made[name] = dict(zip(grid, values, strict=True))
+  return made
+
+
+def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+  """Words of a command without some flags and what these are set to."""
+  kept, rest = [], iter(words)
+  for word in rest:
+    name, equals, _ = word.lstrip("-").partition("=")
+    if not (word.startswith("-") and name in flags):
+      kept.append(word)
+    elif not equals:
+      next(rest, None)
+  return kept
+
+
+def job_array(folder: pathlib.Path, commands: Sequence[Sequence[str]]) -> str:
+  """A job array, a line a cell; what a job may use, `sbatch` is told."""
+  python = shlex.join([sys.executable, "-m", "saw_jax"])
+  lines = [
+    "#!/bin/bash",
+    f"#SBATCH --job-name={folder.name}",
+    f"#SBATCH --array=0-{len(commands) - 1}",
+    f"#SBATCH --chdir={pathlib.Path.cwd()}",
+    f"#SBATCH --output={folder}/slurm_%A_%a.log",
+    'case "$SLURM_ARRAY_TASK_ID" in',
+    *(
+      f"{number}) exec {python} {shlex.join(words)} ;;"
+      for number, words in enumerate(commands)
+    ),
+    "esac",
+  ]
+  return "\n".join([*lines, ""])
