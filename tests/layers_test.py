@@ -78,7 +78,7 @@ ROOMS = {
   "commands": Room(
     "commands __main__",
     "models rollout tasks training annotate run reporting commands",
-    "absl jax numpy",
+    "absl jax ml_collections",
   ),
   "door": Room(
     "api",
