@@ -13,7 +13,7 @@ pytest.importorskip("gymnasium")
 
 from saw_jax.contrib import gymnasium_task
 
-WORLDS = "tests.contrib.broken_worlds"
+WORLDS = "tests.contrib.worlds.says"
 ICE = {"is_slippery": False}
 NAMES = ("left", "down", "right", "up")
 

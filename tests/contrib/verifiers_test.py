@@ -19,8 +19,8 @@ CALL = '<tool_call>{"name": "add", "arguments": {"amount": %s}}</tool_call>'
 
 @pytest.fixture(autouse=True)
 def tasksets(monkeypatch):
-  """Those beside this file are installed."""
-  monkeypatch.syspath_prepend(pathlib.Path(__file__).parent)
+  """Those of the folder are installed."""
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parent / "worlds")
 
 
 def make(env, **options):
