@@ -138,7 +138,9 @@ assert signal.getsignal(signal.SIGINT) is interrupt
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
       path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    assert set(saw_jax.__all__) == found - {"__init__", "__main__"}
+    door = set("config task train open_run names reward Run".split())
+    assert set(saw_jax.__all__) == (found | door) - {"__init__", "__main__"}
+    assert all(getattr(saw_jax, name).__doc__ for name in door)
     assert set(saw_jax.__all__) <= set(dir(saw_jax))
 
 

@@ -89,11 +89,11 @@ def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
   from saw_jax.reporting import runs
   from saw_jax.run import build, config, run_directory
 
-  run = config.typed(command_line.given_config(*cell.items()))
-  build.outline(run)
+  run = config.typed(train.given_config(*cell.items()))
+  build.outline(run)  # not what concerns devices: they may be elsewhere
   seeds = train.parse_seeds(flags.FLAGS.seeds)
-  document = {**config.to_config(run).to_dict(), "seeds": seeds}
-  run_directory.check_run(directory, document)
+  document = run_directory.document_of(run, seeds)
+  run_directory.check_run(directory, document, run.optimizer)
   if not (directory / _END).exists():
     return False
   return runs.read_finals([directory]).step == run.loop.num_steps
