@@ -43,24 +43,24 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What `compare` finds; prints as a Markdown table."""
+  """What `compare` finds; prints as a table for each pair."""
 
   rows: tuple[Row, ...]
   notes: tuple[str, ...]  # how the runs differ, and what was left out
 
   def __str__(self) -> str:
     lines = []
-    level = f"{100 * statistics.CONFIDENCE:g} %, t"
+    ends = ["difference", f"{100 * statistics.CONFIDENCE:g} %, t", "seeds"]
     for pair, rows in itertools.groupby(self.rows, lambda row: row[:2]):
-      cells = [
-        [row.part, row.metric]
-        + [tables.mean_and_width(x) for x in (row.value, row.control_value)]
-        + [f"{row.difference.mean:+.3f}", tables.interval(row.difference.t)]
-        + [str(row.difference.count)]
-        for row in rows
-      ]
-      head = ["", "metric", *pair, "difference", level, "seeds"]
-      lines += [*tables.grid(head, cells, words=2, aligned=True), ""]
+      cells = [["", "metric", *pair, *ends]]
+      for row in rows:
+        mean, count, t, _ = row.difference
+        values = (row.value, row.control_value)
+        cells.append(
+          [row.part, row.metric, *map(tables.mean_and_width, values)]
+          + [f"{mean:+.3f}", tables.interval(t), str(count)]
+        )
+      lines += [*tables.aligned(cells), ""]
     return "\n".join([*lines, *self.notes])
 
   def write(self, path: str | os.PathLike) -> None:
