@@ -89,7 +89,7 @@ def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
   from saw_jax.reporting import runs
   from saw_jax.run import build, config, run_directory
 
-  run = config.typed(command_line.given_config(*cell.items()))
+  run = config.typed(train.given_config(*cell.items()))
   build.outline(run)  # not what concerns devices: they may be elsewhere
   seeds = train.parse_seeds(flags.FLAGS.seeds)
   document = run_directory.document_of(run, seeds)

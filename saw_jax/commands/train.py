@@ -14,6 +14,7 @@ Ctrl-C or a crash: the finished run is the one that was never interrupted.
 
 import logging
 
+import ml_collections
 from absl import flags
 
 from saw_jax.run import command_line, metrics
@@ -42,6 +43,13 @@ def define() -> None:
   flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
 
+def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict:
+  """The config of these flags; `more` are keys and texts that override it."""
+  log = flags.FLAGS.log
+  writers = [("loop.writers", repr(tuple(log)))] if log else []
+  return command_line.given_config(*writers, *more)
+
+
 def main() -> int:
   """Trains the config of `--config` in `--workdir`, or goes on there."""
   given = flags.FLAGS
@@ -49,7 +57,6 @@ def main() -> int:
     seeds = parse_seeds(given.seeds)
     processes = _check_processes()
     metrics.check_writers(given.log)
-    log = [("loop.writers", repr(tuple(given.log)))] if given.log else []
 
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
@@ -59,8 +66,7 @@ def main() -> int:
   from saw_jax.run import build
 
   with command_line.checking_input():
-    config = command_line.given_config(*log)
-    experiment = build.build(config, seeds, given.workdir)
+    experiment = build.build(given_config(), seeds, given.workdir)
   result = build.train(
     experiment, seeds, directory=given.workdir, resume_step=given.resume_step
   )
