@@ -82,6 +82,8 @@ _TUNIX = ["google-tunix==0.1.7"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2", "markdown-it-py>=3,<5"]
 # Notebooks: a kernel, and what runs them as tests.
 _NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
+# Functions and classes of a notebook, sent to worker processes by value.
+_NOTEBOOK = ["cloudpickle>=3,<4"]
 # The site. 9 is what was tried; its warnings are errors, and each release has
 # others.
 _DOCS = [
@@ -142,10 +144,12 @@ _EXTRAS = {
   "report": _REPORT,
   # The page on which a person answers questions for labels.
   "annotate": _ANNOTATE,
-  "notebooks": _NOTEBOOKS + _REPORT,
+  "notebook": _NOTEBOOK,
+  "notebooks": _NOTEBOOKS + _NOTEBOOK + _REPORT,
   "docs": _DOCS + _REPORT,
-  # Two more places to send metrics to.
+  # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
+  "trackio": ["trackio>=0.43,<1"],
   "wandb": ["wandb>=0.18,<1"],
   # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,
@@ -160,7 +164,8 @@ _EXTRAS = {
   + _SEARCH
   + _SUMMARIES
   + _JUDGE
-  + _NOTEBOOKS,
+  + _NOTEBOOKS
+  + _NOTEBOOK,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 

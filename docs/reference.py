@@ -40,6 +40,14 @@ run = configs.typed(configs.get_config())
 run = configs.replace(run, "optimizer.b1", 0.8)
 ```
 """
+_FIGURES = """\
+# Metrics glossary
+
+Every figure that a run logs, in `metrics.jsonl`, `metrics.csv`, the run's own
+page and the trackers. A word in angle brackets stands for any: a component of
+the reward, k. What is held out is in `evals.jsonl`, without `eval/`. This page
+is written by `python docs/reference.py` from `saw_jax/run/assets/glossary.json`.
+"""
 
 
 def main() -> int:
@@ -52,7 +60,20 @@ def main() -> int:
 
 def pages() -> dict[str, str]:
   """The name and the text of each page."""
-  return {"configuration.md": configuration()}
+  return {"configuration.md": configuration(), "metrics.md": metrics()}
+
+
+def metrics() -> str:
+  from saw_jax.run import glossary
+
+  lines = [_FIGURES]
+  for section in glossary.sections():
+    rows = [x for x in glossary.entries() if x.section == section]
+    if rows:
+      lines += [f"## {section}", "", "| figure | |", "| --- | --- |"]
+      lines += [f"| `{row.name}` | {row.line} |" for row in rows]
+      lines.append("")
+  return "\n".join(lines)
 
 
 def configuration() -> str:

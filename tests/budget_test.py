@@ -9,8 +9,8 @@ import pathlib
 
 import pytest
 
-LIBRARY = 28_200  # lines of saw_jax
-CORE = 14_500  # of them, without what stands at its edge
+LIBRARY = 29_000  # lines of saw_jax
+CORE = 15_500  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library
 KEYS = 100  # of a config, a free section being one

@@ -269,6 +269,7 @@ def test_a_key_that_is_gone_is_named(older, path, value):
 
 def test_an_older_run_goes_on_with_the_same_config_alone(older, tmp_path):
   now = {**load(OLDER).to_dict(), "seeds": [0, 1]}
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
 
   def check(path, value):
     changed = put(json.loads(json.dumps(older)), path, value)

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from saw_jax.commands import train
-from saw_jax.run import command_line
+from saw_jax.run import command_line, registry
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,6 +82,8 @@ annotate | and not both
 annotate --run=no_such_run | there is no run directory no_such_run
 annotate --run=docs | there is no ledger docs/labels.sqlite
 annotate --ledger=README.md | README.md is damaged
+annotate --ledger=x --export=a --import=b | or --import=FILE
+annotate --ledger=x --labeling_config=a | --export=FILE
 annotate --ledger=x --host=0.0.0.0 | to this machine alone
 annotate --ledger=x --port=70000 | --port=70000
 reproduce --table=saw/tool_calling --scale=tyni | 'tiny'
@@ -181,3 +183,29 @@ def test_the_doctor_sees_that_an_untrained_policy_has_nothing(config, shown):
   assert done.returncode == 1, done.stderr
   assert shown in done.stdout
   assert "PROBLEM: " in done.stdout and "nothing to learn" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_policy_from_nothing_is_trained_exported_and_talked_with(tmp_path):
+  sizes = {
+    **dict.fromkeys(["warm_start.num_steps", "loop.num_steps"], 2),
+    **{"loop.prompts_per_step": 4, "loop.group_size": 2},
+    **{"evaluation.num_examples": 4, "evaluation.samples": 0},
+    **{"warm_start.num_demonstrations": 64, "rollout.max_new_tokens": 8},
+  }
+  run, policy = tmp_path / "run", tmp_path / "policy"
+  talk = (f"--model={policy}", "--prompt=Oslo?", "--max_new_tokens=8")
+  for words in (
+    ["train", f"--workdir={run}", f"{CONFIG}:row=gdpo_saw,scale=tiny"]
+    + [f"--config.{key}={value}" for key, value in sizes.items()],
+    ["export", f"--workdir={run}", f"--output={policy}"],
+    ["generate", *talk],
+    ["generate", *talk, "--system=Be kind."],
+  ):
+    done = script(*words)
+    assert done.returncode == 0, done.stderr
+  assert done.stdout.removesuffix("True\n").strip()
+  messages = [{"role": "user", "content": "Oslo?<|im_end|>\n"}]
+  names = (str(policy), "tool_calling")
+  opened, ours = (registry.make_tokenizer(name) for name in names)
+  assert opened.encode_chat(messages) == ours.encode_chat(messages)

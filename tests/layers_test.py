@@ -51,7 +51,7 @@ ROOMS = {
     "tasks",
     "numpy",
     f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "
-    "reasoning_gym rouge_score starlette tokenizers uvicorn",
+    "reasoning_gym rouge_score starlette tokenizers uvicorn cloudpickle",
   ),
   "training": Room(
     "training",
@@ -66,7 +66,7 @@ ROOMS = {
     "run",
     "mathematics models rollout tasks training edges annotate run",
     "jax flax numpy optax orbax rich ml_collections absl",
-    "tensorboardX wandb",
+    "tensorboardX trackio wandb",
   ),
   "reporting": Room(
     "reporting",
@@ -77,7 +77,12 @@ ROOMS = {
   "commands": Room(
     "commands __main__",
     "models rollout tasks training annotate run reporting commands",
-    "absl jax numpy",
+    "absl jax ml_collections",
+  ),
+  "door": Room(
+    "api",
+    "tasks training annotate run reporting commands",
+    "ml_collections numpy",
   ),
   "contrib": Room(
     "contrib",
@@ -194,7 +199,7 @@ class TestRooms:
     families = {
       path.parent.name for path in ROOT.glob("saw_jax/tasks/*/task.py")
     }
-    assert len(families) == 7
+    assert len(families) == 8
     for module in INSIDE:
       _, _, inside = module.partition("saw_jax.tasks.")
       family = inside.partition(".")[0]

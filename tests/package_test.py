@@ -138,7 +138,9 @@ assert signal.getsignal(signal.SIGINT) is interrupt
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
       path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    assert set(saw_jax.__all__) == found - {"__init__", "__main__"}
+    door = set("config task train open_run names reward Run".split())
+    assert set(saw_jax.__all__) == (found | door) - {"__init__", "__main__"}
+    assert all(getattr(saw_jax, name).__doc__ for name in door)
     assert set(saw_jax.__all__) <= set(dir(saw_jax))
 
 
@@ -250,7 +252,7 @@ class TestWheel:
       "evaluation.num_examples=2 grading.num_workers=1"
     )
     done = subprocess.run(
-      [str(python), "-m", "saw_jax", "train", "--workdir=run"]
+      [str(venv / "bin" / "saw"), "train", "--workdir=run"]
       + ["--config=saw/tool_calling:row=gdpo_saw,scale=tiny"]
       + [f"--config.{setting}" for setting in settings.split()],
       cwd=folder,

@@ -139,6 +139,23 @@ def draw_tokens(vocab_size: int) -> np.ndarray:
   return np.random.default_rng(0).integers(0, vocab_size, (1, LENGTH))
 
 
+@pytest.mark.parametrize("name", ["bytes", "math", "tool_calling"])
+def test_our_own_tokenizers_are_opened_there(name, tmp_path):
+  (_, transformers), ours = hub(), registry.make_tokenizer(name)
+  ours.save(tmp_path)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  said = [
+    {"role": "system", "content": "1+2"},
+    {"role": "user", "content": "3"},
+  ]
+  ids = theirs.apply_chat_template(
+    said, add_generation_prompt=True, return_dict=False
+  )
+  assert ids == ours.encode_chat(said)
+  ends = theirs.eos_token_id, theirs.pad_token_id
+  assert ends == (ours.eos_ids[0], ours.pad_id)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_family_agrees_there_and_back(case, tmp_path):
   family, changes = CASES[case]

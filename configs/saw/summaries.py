@@ -32,6 +32,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 from . import tool_calling
 
@@ -48,10 +49,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.task.options.seed = 0
   {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
 
-  advantage, _, weights = chosen["row"].partition("_")
-  config.algorithm.advantage = advantage
-  config.algorithm.weights = weights or "equal"
-  if weights == "static":
+  methods.set_method(config, chosen["row"].replace("_", "+"))
+  if chosen["row"].endswith("static"):
     config.algorithm.weights_options.values = (1.5, 0.5)
   return config
 

@@ -28,6 +28,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Table, published
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo")
 ROWS += ("grpo_gradient", "gdpo_gradient")
@@ -43,9 +44,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.task.name = "tool_calling"
   {"tiny": set_tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
 
-  advantage, _, weights = chosen["row"].partition("_")
-  config.algorithm.advantage = advantage
-  config.algorithm.weights = weights or "equal"
+  methods.set_method(config, chosen["row"].replace("_", "+"))
   if chosen["kl"] == "released" and chosen["row"] == "grpo":
     config.algorithm.kl.update(
       placement="reward", estimator="k1", coefficient=0.001

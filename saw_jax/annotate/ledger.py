@@ -105,6 +105,14 @@ class Shown(NamedTuple):
   other_responses: int  # in them
 
 
+class Asked(NamedTuple):
+  """A question as it stands."""
+
+  digest: str  # of the prompt
+  is_waiting: bool  # a run waits for it
+  shown: Shown
+
+
 class Counts(NamedTuple):
   """The questions and the spending in numbers."""
 
@@ -305,6 +313,18 @@ class LabelLedger:
       }
 
   # Questions: what a page does. Pages are told apart by their names.
+
+  def questions(self) -> list[Asked]:
+    """All that were ever asked, the oldest first."""
+    with self.transaction() as sql:
+      rows = sql(
+        "SELECT digest, status = 'waiting' AND is_open, prompt_id, round, "
+        "seed, step, document FROM questions ORDER BY asked_at, rowid"
+      )
+    return [
+      Asked(digest, bool(waits), Shown(*asked, **json.loads(document)))
+      for digest, waits, *asked, document in rows
+    ]
 
   def lease(self, page: str, *, now: float | None = None) -> Shown | None:
     """Gives a page its question again, or the oldest that no other page has."""

@@ -174,8 +174,8 @@ def show_text(text: str) -> str:
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
   shown = ""
-  for is_odd, characters in itertools.groupby(text, _is_odd):
-    if is_odd:
+  for odd, characters in itertools.groupby(text, is_odd):
+    if odd:
       codes = " ".join(f"U+{ord(character):04X}" for character in characters)
       shown += f'<span class="odd">{codes}</span>'
     else:
@@ -397,7 +397,7 @@ def _redirect(page: str) -> Reply:
   return Reply(303, "", location=f"/?page={page}")
 
 
-def _is_odd(character: str) -> bool:
+def is_odd(character: str) -> bool:
   """Controls, formats, surrogates, private and unassigned; odd separators."""
   return character not in "\n\t " and unicodedata.category(character)[0] in "CZ"
 

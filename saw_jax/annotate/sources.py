@@ -53,7 +53,7 @@ class Annotator:
   After `timeout_s` without any answer the run goes on with what there is; `inf`
   waits for ever. For `undo_s` after the last answer it can be taken back.
   `stop` is asked every `poll_s`; when it says so, the wait ends with
-  KeyboardInterrupt, and the questions stay.
+  KeyboardInterrupt, and the questions stay. `tell` is told what is waited for.
   """
 
   name = "annotator"
@@ -67,13 +67,14 @@ class Annotator:
     undo_s: float = 3.0,
     price: float = 1.0,
     stop: Callable[[], bool] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
   ):
     for what, value in (("timeout_s", timeout_s), ("poll_s", poll_s)):
       if not value > 0:
         raise ValueError(f"{what} is not above 0: {value}.")
     if not undo_s >= 0:
       raise ValueError(f"undo_s is negative: {undo_s}.")
-    self.price, self._ledger, self._stop = price, ledger, stop
+    self.price, self._ledger, self._stop, self._tell = price, ledger, stop, tell
     self._timeout_s, self._poll_s, self._undo_s = timeout_s, poll_s, undo_s
 
   def answer(self, questions: list[Question]) -> list[Label | None]:
@@ -122,8 +123,9 @@ class Annotator:
     patience = "waits for them"
     if math.isfinite(limit := self._timeout_s):
       patience = f"goes on without them after {limit:g} s without an answer"
-    _LOG.info(
-      "labels wanted from a person: %d; the run %s: "
-      "python experiments/annotate.py --ledger=%s",
-      *(count, patience, shlex.quote(str(self._ledger.path))),
+    text = (
+      f"labels wanted from a person: {count}; the run {patience}: python "
+      f"experiments/annotate.py --ledger={shlex.quote(str(self._ledger.path))}"
     )
+    _LOG.info("%s", text)
+    self._tell(text)

@@ -9,6 +9,13 @@ the page, and keeps every answer.
 
 The page is for this machine alone. From another one, forward the port:
 ssh -L 8765:127.0.0.1:8765 machine
+
+With Label Studio in place of the page, the questions that wait go out and the
+answers come back as its JSON:
+
+  saw annotate --run=runs/care --export=questions.json \
+    --labeling_config=labeling.xml
+  saw annotate --run=runs/care --import=answers.json
 """
 
 import pathlib
@@ -26,6 +33,17 @@ def define() -> None:
   flags.DEFINE_string(
     "name", "annotator", "Who answers, as it is written into the ledger."
   )
+  flags.DEFINE_string(
+    "export", None, "Write what waits as Label Studio's tasks to this file."
+  )
+  flags.DEFINE_string(
+    "labeling_config",
+    None,
+    "With --export: where its labelling interface goes.",
+  )
+  flags.DEFINE_string(
+    "import", None, "Read the answers from this file of Label Studio's."
+  )
 
 
 def main() -> int:
@@ -42,7 +60,21 @@ def main() -> int:
     if not path.is_dir():
       raise command_line.UsageError(f"there is no run directory {path}")
     path = path / label_ledger.LEDGER_NAME
+  answers = given["import"].value
+  if given.export and answers or given.labeling_config and not given.export:
+    raise command_line.UsageError(
+      "give --export=FILE, which --labeling_config goes with, or --import=FILE"
+    )
   with command_line.checking_input():
+    if given.export or answers:
+      from saw_jax.annotate import label_studio
+
+      ledger = label_ledger.LabelLedger(path, creates=False)
+      if answers:
+        print(label_studio.read(ledger, answers))
+      else:
+        print(label_studio.write(ledger, given.export, given.labeling_config))
+      return 0
     try:
       annotation_page.serve(
         path, host=given.host, port=given.port, who=given.name

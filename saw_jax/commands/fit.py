@@ -1,4 +1,4 @@
-"""Says whether a config fits into the memory of its devices, by arithmetic.
+"""Says whether a run fits into the memory of its devices: arithmetic.
 
   saw fit --config=saw/tool_calling:row=gdpo_saw,scale=paper \\
     --devices=8 --memory=80

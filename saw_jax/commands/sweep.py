@@ -1,4 +1,4 @@
-"""Trains every combination of some values of a config, one after the other.
+"""Trains every combination of some values, one after the other.
 
   saw sweep --workdir=runs/sweep --config=saw/tool_calling:gdpo_saw,tiny \\
     --grid optimizer.learning_rate=1e-4,3e-4 --grid loop.group_size=4,8
@@ -89,11 +89,11 @@ def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
   from saw_jax.reporting import runs
   from saw_jax.run import build, config, run_directory
 
-  run = config.typed(command_line.given_config(*cell.items()))
-  build.outline(run)
+  run = config.typed(train.given_config(*cell.items()))
+  build.outline(run)  # not what concerns devices: they may be elsewhere
   seeds = train.parse_seeds(flags.FLAGS.seeds)
-  document = {**config.to_config(run).to_dict(), "seeds": seeds}
-  run_directory.check_run(directory, document)
+  document = run_directory.document_of(run, seeds)
+  run_directory.check_run(directory, document, run.optimizer)
   if not (directory / _END).exists():
     return False
   return runs.read_finals([directory]).step == run.loop.num_steps

@@ -1,4 +1,4 @@
-"""Makes a table of results: runs what is missing, then writes and draws it.
+"""Makes a table: runs what is missing, then writes and draws it.
 
   saw table --table=saw/tool_calling --scale=tiny
 

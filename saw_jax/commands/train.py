@@ -14,9 +14,10 @@ Ctrl-C or a crash: the finished run is the one that was never interrupted.
 
 import logging
 
+import ml_collections
 from absl import flags
 
-from saw_jax.run import command_line
+from saw_jax.run import command_line, metrics
 
 
 def define() -> None:
@@ -26,6 +27,9 @@ def define() -> None:
     "workdir", None, "Where metrics and checkpoints go.", required=True
   )
   flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
+  flags.DEFINE_list(
+    "log", [], "Trackers, beside the files: tensorboard, trackio, wandb."
+  )
   flags.DEFINE_integer(
     "resume_step", None, "Go on from this checkpoint, not the latest one.", 0
   )
@@ -39,28 +43,30 @@ def define() -> None:
   flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
 
+def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict:
+  """The config of these flags; `more` are keys and texts that override it."""
+  log = flags.FLAGS.log
+  writers = [("loop.writers", repr(tuple(log)))] if log else []
+  return command_line.given_config(*writers, *more)
+
+
 def main() -> int:
   """Trains the config of `--config` in `--workdir`, or goes on there."""
   given = flags.FLAGS
   with command_line.checking_input():
     seeds = parse_seeds(given.seeds)
     processes = _check_processes()
+    metrics.check_writers(given.log)
 
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
 
   if given.coordinator:
     jax.distributed.initialize(*processes)
-  from saw_jax.run import build, config, run_directory
-  from saw_jax.training import hosts
+  from saw_jax.run import build
 
   with command_line.checking_input():
-    run = config.typed(command_line.given_config())
-    document = {**config.to_config(run).to_dict(), "seeds": seeds}
-    run_directory.check_run(given.workdir, document)
-    experiment = build.build(run)
-  if hosts.is_first():
-    run_directory.open_run(given.workdir, document)
+    experiment = build.build(given_config(), seeds, given.workdir)
   result = build.train(
     experiment, seeds, directory=given.workdir, resume_step=given.resume_step
   )

@@ -12,8 +12,8 @@ def write(folder: pathlib.Path, cells: Mapping[str, Mapping[str, str]]) -> str:
   finals = {name: runs.read_finals([folder / name]) for name in cells}
   keys = list(next(iter(cells.values())))
   scores = list(dict.fromkeys(s for of in finals.values() for s in of.values))
-  lines, rows = [[*keys, "seed", "step", *scores]], []
   shown = [name for name in scores if name.endswith(("/total", "/right"))]
+  lines, rows = [[*keys, "seed", "step", *scores]], [[*keys, *shown]]
   for name, (step, seeds, values) in finals.items():
     chosen = list(cells[name].values())
     for n, seed in enumerate(seeds):
@@ -24,5 +24,5 @@ def write(folder: pathlib.Path, cells: Mapping[str, Mapping[str, str]]) -> str:
   path = folder / "sweep.csv"
   with path.open("w", newline="", encoding="utf-8") as file:
     csv.writer(file, lineterminator="\n").writerows(lines)
-  grid = tables.grid([*keys, *shown], rows, words=len(keys), aligned=True)
-  return "\n".join([*grid, f"held out; every score of each seed: {path}"])
+  said = f"held out; every score of each seed: {path}"
+  return "\n".join([*tables.aligned(rows), said])

@@ -132,7 +132,7 @@ def _make_table() -> int:
   # What happened over the steps comes first.
   for picture in sorted(drawn, key=lambda path: path.stem != "curves")[:1]:
     print(f"figure: {picture}")
-  print(f"all tables and pictures: {out / 'table.html'}, {out / 'table.md'}")
+  print(f"everything, as a page and as text: {out / 'table'}.{{html,md}}")
   return 0
 
 
@@ -160,10 +160,7 @@ def _run(config: ml_collections.ConfigDict, found: RowRuns) -> bool:
 
   seeds = list(found.missing)
   with command_line.checking_input():
-    document = {**config.to_dict(), "seeds": seeds}
-    run_directory.check_run(found.next, document)
-    experiment = build.build(config)
-    run_directory.open_run(found.next, document)
+    experiment = build.build(config, seeds, found.next)
   return build.train(experiment, seeds, directory=found.next).finished
 
 

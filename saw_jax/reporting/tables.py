@@ -83,15 +83,9 @@ Published = Mapping[str, Mapping[str, PublishedCell]]  # likewise
 
 
 def grid(
-  head: Sequence[str],
-  rows: Iterable[Sequence[str]],
-  *,
-  words: int = 1,
-  aligned: bool = False,
+  head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
 ) -> list[str]:
   """The lines of a Markdown table, of which the first columns hold words.
-
-  In a terminal, `aligned` columns are read more easily.
 
   >>> print("\\n".join(grid(["row", "5 %"], [["care", "0.9"]])))
   | row | 5 % |
@@ -99,23 +93,10 @@ def grid(
   | care | 0.9 |
   """
   rule = ["---"] * words + ["---:"] * (len(head) - words)
-  escaped = [
+  escaped = (
     [cell.replace("|", "\\|") for cell in cells]
     for cells in (head, rule, *rows)
-  ]
-  if aligned:
-    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
-    escaped[1] = [
-      cell.replace("---", "-" * (width - len(cell) + 3))
-      for cell, width in zip(rule, widths, strict=True)
-    ]
-    escaped = [
-      [
-        cell.ljust(width) if place < words else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-      ]
-      for cells in escaped
-    ]
+  )
   return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
@@ -169,9 +150,17 @@ def to_text(own: Own, *, most: int = 3) -> list[str]:
     [row, *(mean_and_width(of[n]) if n in of else MISSING for n in names)]
     for row, of in own.items()
   ]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  cells = [map(str.ljust, line, widths) for line in lines]
-  return ["  ".join(line).rstrip() for line in cells]
+  return aligned(lines)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+  """The lines of a table for a terminal.
+
+  >>> aligned([["row", "score"], ["gdpo_saw", "0.9"]])
+  ['row       score', 'gdpo_saw  0.9']
+  """
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
 def to_csv(scale: str, own: Own, published: Published) -> str:

@@ -3,12 +3,13 @@
 from typing import Any
 
 from saw_jax.rollout.transcript import Transcript
-from saw_jax.run import groups, labelling, observations, rollouts
+from saw_jax.run import completions, groups, labelling, observations, rollouts
 from saw_jax.run.groups import Drawn, Packed
 from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.session import Session
 from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import hosts
 from saw_jax.training.batch import TrainBatch
 
 # Answers with their rewards: a batch has the log-probs of before the update.
@@ -54,6 +55,16 @@ class Answers:
     batch, rows = self._learner.estimate(batch, rollout)
     parts = zip(rows, seen, drawn.rows, strict=True)
     return batch, [{**row, **more, **origin} for row, more, origin in parts]
+
+  def samples(self, scored: Scored, batch: TrainBatch) -> completions.Rows:
+    _, rollout, drawn = scored
+    return completions.of_answers(
+      drawn.examples,
+      rollout,
+      hosts.fetch(batch.advantages),
+      self._learner.made.task.components,
+      self._encoder,
+    )
 
   def finish(self, rows: Rows, step: int) -> Rows:
     """Lets the labels learn from the update, and publishes its weights."""

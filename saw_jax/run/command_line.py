@@ -90,6 +90,9 @@ def run(main: Callable[..., int | None]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
       return main(*argv[1:])
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      return INTERRUPTED
     except Exception as error:
       # By name, so that a mistake in the flags is answered without JAX.
       names, text = {c.__name__ for c in type(error).__mro__}, _text(error)

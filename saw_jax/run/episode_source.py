@@ -7,7 +7,7 @@ import numpy as np
 
 from saw_jax import world_model
 from saw_jax.rollout.transcript import Transcript
-from saw_jax.run import agents, observations, rollouts
+from saw_jax.run import agents, completions, observations, rollouts
 from saw_jax.run.groups import Packed
 from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.session import Session
@@ -137,6 +137,9 @@ class Episodes:
     self._clock.lap("lay out")
     described = [self._describe(scored, made, n) for n in range(len(rows))]
     return learner.recompute(batch), described
+
+  def samples(self, scored: Scored, batch: TrainBatch) -> completions.Rows:
+    return completions.of_episodes(scored.played, self._task.max_return)
 
   def finish(self, rows: Rows, step: int) -> Rows:
     return rows

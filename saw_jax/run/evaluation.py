@@ -70,7 +70,7 @@ class Evaluator(BaseEvaluator):
   """Scores answers to one set of held-out examples, greedy or sampled."""
 
   def _read(self, split: str, most: int | None = None) -> list[Example]:
-    examples = self._task.examples(split)
+    examples = self._encoder.keep(self._task.examples(split))
     return [examples[i] for i in range(len(examples))[:most]]
 
   def run(self, mode: str) -> dict[str, np.ndarray]:
@@ -82,7 +82,8 @@ class Evaluator(BaseEvaluator):
     the same number gave the same answer, -1 gave none.
     """
     policy, (sampling, group_size) = self.policy, self.modes[mode]
-    size = min(self.config.batch_size, len(self.examples))
+    size, shards = self.config.batch_size, policy.lift.num_shards
+    size = -(-min(size, len(self.examples)) // shards) * shards
     # Long prompts beside long ones: a batch is as wide as its longest.
     order = sorted(
       range(len(self.examples)),

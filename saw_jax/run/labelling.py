@@ -305,6 +305,7 @@ class Desk:
         timeout_s=config.timeout_s,
         price=config.price,
         stop=lambda: session.interrupt.requested,
+        tell=functools.partial(session.enter, at_once=True),
       )
     else:
       examples = self._task.examples("train")

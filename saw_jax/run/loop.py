@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from saw_jax.rollout.transcript import POLICY
+from saw_jax.run import checks, completions, run_directory
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run.groups import Packed
 from saw_jax.run.learner import Learner, Rows
@@ -32,13 +33,15 @@ class Source(Protocol):
   """Where the rows of a step come from: `answers.Answers`, or episodes.
 
   `score` gives them the rewards of graders, labels or worlds; `estimate` weighs
-  these and estimates advantages; `finish` does what follows the update, and
-  `pack` has what a checkpoint must hold beside the state.
+  these and estimates advantages; `samples` has a few of them to read, `finish`
+  does what follows the update, and `pack` has what a checkpoint must hold
+  beside the state.
   """
 
   def generate(self, step: int) -> Any: ...
   def score(self, sampled: Any, step: int) -> Any: ...
   def estimate(self, scored: Any, step: int) -> tuple[TrainBatch, Rows]: ...
+  def samples(self, scored: Any, batch: TrainBatch) -> completions.Rows: ...
   def finish(self, rows: Rows, step: int) -> Rows: ...
   def pack(self, step: int) -> Packed: ...
 
@@ -64,6 +67,7 @@ def train(
 
   Raises:
     ValueError: settings that do not go together.
+    RunError: another process trains in the directory.
     FloatingPointError: a loss is not finite, and such updates are not skipped.
     CheckpointError: the checkpoint to go on from is damaged or does not fit.
     RewardError: a reward function misbehaved.
@@ -71,12 +75,15 @@ def train(
   """
   made = experiment
   hosts.wait_for_all()
-  _check(made)
+  checks.check(made, None, seeds, directory)
   kind, clock = experiment_lib.kind_of(made), Clock()
   policy = Policy(made, len(seeds))
   learner = Learner(policy, seeds, clock)
   _log_header(policy, kind)
   with contextlib.ExitStack() as stack:
+    if hosts.is_first():
+      stack.callback(run_directory.unlock, directory)
+      run_directory.lock(directory)
     workers = stack.enter_context(kind.open_workers())
     evaluator = kind.Evaluator(policy, workers)
     session = Session(evaluator, seeds, clock, directory, stack, resume_step)
@@ -86,25 +93,21 @@ def train(
     while session.goes_on:
       clock.restart()
       step = session.step
+      session.enter("sampling")
       sampled = source.generate(step)
+      session.enter("grading")
       scored = source.score(sampled, step)  # against the truth, or labels
+      session.enter("updating")
       batch, rows = source.estimate(scored, step)  # weighs, and estimates
       updates = learner.update(batch)
       rows = [{**a, **b} for a, b in zip(rows, updates, strict=True)]
       rows = source.finish(rows, step)
+      if session.shows_samples:
+        session.show(source.samples(scored, batch))
       session.log(rows, tokens=float((np.asarray(batch.roles) == POLICY).sum()))
       score = session.evaluate()
       session.save(source.pack, score)
     return session.result()
-
-
-def _check(made: Experiment) -> None:
-  if made.asynchronous.protocol != "none" and made.loop.num_minibatches != 1:
-    raise ValueError(
-      "an asynchronous step is one update: loop.num_minibatches is "
-      f"{made.loop.num_minibatches} and must be 1; weights that are published "
-      "after several updates are asynchronous.protocol='quota'"
-    )
 
 
 def _log_header(policy: Policy, kind: experiment_lib.AnswerRun) -> None:

@@ -7,6 +7,7 @@ files of a killed run end up those of one that was not.
 import contextlib
 import csv
 import functools
+import importlib
 import io
 import json
 import logging
@@ -14,15 +15,42 @@ import math
 import os
 import pathlib
 import sys
+import textwrap
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from saw_jax import naming
 
 LOG = logging.getLogger(__name__)
 LINE_S = 20.0  # between two lines of progress
-Write = Callable[[int, int, Mapping[str, float]], None]  # step, seed, values
+TEXTS = ("prompt", "completion")  # the rest of a sample's row are its figures
+Samples = Sequence[Mapping[str, Any]]
+
+
+class Writer(Protocol):
+  """A place for the numbers and the completions of a run."""
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
+    """Takes figures of a seed by name; a step may come several times."""
+
+  def write_samples(self, step: int, seed: int, rows: Samples) -> None:
+    """Takes some completions of a step, see `completions`."""
+
+
+class LineFile:
+  """Rows as JSON lines; those from `first_step` on are about to be repeated."""
+
+  def __init__(self, path: pathlib.Path, first_step: int = 0):
+    self._path = path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self.kept = [r for r in read_lines(path) if r["step"] < first_step]
+    write_text(path, "".join(map(_line, self.kept)))
+
+  def write(self, row: Mapping[str, Any]) -> None:
+    with self._path.open("a", encoding="utf-8") as file:
+      file.write(_line(row))
 
 
 class FileWriter:
@@ -31,20 +59,16 @@ class FileWriter:
   def __init__(
     self, directory: str | os.PathLike, name: str, *, first_step: int = 0
   ):
-    self._json = pathlib.Path(directory) / f"{name}.jsonl"
-    self._csv = self._json.with_suffix(".csv")
-    self._json.parent.mkdir(parents=True, exist_ok=True)
-    rows = _read_lines(self._json)
-    self._rows = [row for row in rows if row["step"] < first_step]
-    _replace(self._json, "".join(map(_line, self._rows)))
+    self._csv = pathlib.Path(directory) / f"{name}.csv"
+    self._lines = LineFile(self._csv.with_suffix(".jsonl"), first_step)
+    self._rows = self._lines.kept
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     # As the lines will be read back: what a resumed run writes is the same.
     row = from_json(to_json({"step": step, "seed": seed, **values}))
     self._rows.append(row)
-    with self._json.open("a") as file:
-      file.write(_line(row))
+    self._lines.write(row)
     if not set(row) <= set(self._columns):
       return self._rewrite_csv()  # once or twice a run
     with self._csv.open("a", newline="") as file:
@@ -57,60 +81,120 @@ class FileWriter:
       writer = csv.DictWriter(text, self._columns)
       writer.writeheader()
       writer.writerows(self._rows)
-    _replace(self._csv, text.getvalue())
+    write_text(self._csv, text.getvalue())
 
 
-def tensorboard_writer(
-  directory: pathlib.Path, stack: contextlib.ExitStack
-) -> Write:
+class TensorBoard:
   """Writes event files (extra `[tensorboard]`)."""
-  need = "the TensorBoard writer needs the extra"
-  with naming.needs_extra("tensorboard", need):
+
+  package = "tensorboardX"
+
+  def __init__(
+    self, folder: pathlib.Path, stack: contextlib.ExitStack, first_step: int
+  ):
     import tensorboardX
 
-  @functools.cache
-  def of_seed(seed: int):
-    folder = directory / "tensorboard" / f"seed_{seed}"
-    writer = tensorboardX.SummaryWriter(str(folder))
-    stack.callback(writer.close)
-    return writer
+    @functools.cache
+    def of_seed(seed: int):
+      path = folder / "tensorboard" / f"seed_{seed}"
+      again = {"purge_step": first_step} if first_step else {}
+      return stack.enter_context(tensorboardX.SummaryWriter(str(path), **again))
 
-  def write(step: int, seed: int, values: Mapping[str, float]) -> None:
+    self._of_seed = of_seed
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
-      of_seed(seed).add_scalar(name, value, step)
+      if math.isfinite(value):
+        self._of_seed(seed).add_scalar(name, value, step)
 
-  return write
+  def write_samples(self, step: int, seed: int, rows: Samples) -> None:
+    text = "\n\n".join(map(_markdown, rows))
+    self._of_seed(seed).add_text("completions", text, step)
 
 
-def wandb_writer(directory: pathlib.Path, stack: contextlib.ExitStack) -> Write:
-  """Writes to Weights & Biases (extra `[wandb]`)."""
-  need = "the Weights & Biases writer needs the extra"
-  with naming.needs_extra("wandb", need):
-    import wandb
-  run = wandb.init(name=directory.name, dir=str(directory), resume="allow")
-  stack.callback(run.finish)
+class _Tracker:
+  """A run of wandb's interface: a table is made of columns and rows."""
 
-  def write(step: int, seed: int, values: Mapping[str, float]) -> None:
+  package: str
+
+  def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     named = {f"seed_{seed}/{name}": value for name, value in values.items()}
-    run.log(named, step=step)
+    self._run.log(named, step=step)
 
-  return write
+  def write_samples(self, step: int, seed: int, rows: Samples) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name) for name in columns] for row in rows]
+    table = self._module.Table(columns=columns, data=cells)
+    self._run.log({f"seed_{seed}/completions": table}, step=step)
 
 
-WRITERS = {"tensorboard": tensorboard_writer, "wandb": wandb_writer}
+class Wandb(_Tracker):
+  """Writes to Weights & Biases (extra `[wandb]`); a resumed run goes on."""
+
+  package = "wandb"
+
+  def __init__(
+    self, folder: pathlib.Path, stack: contextlib.ExitStack, first_step: int
+  ):
+    import wandb
+
+    path = folder / "wandb_id.txt"
+    if not first_step or not path.exists():
+      write_text(path, uuid.uuid4().hex[:12])
+    how = {"name": folder.name, "id": path.read_text(), "resume": "allow"}
+    self._module, self._run = wandb, wandb.init(dir=str(folder), **how)
+    stack.callback(self._run.finish)
+
+
+class Trackio(_Tracker):
+  """Writes to trackio's local store (extra `[trackio]`): see `trackio show`."""
+
+  package = "trackio"
+
+  def __init__(
+    self, folder: pathlib.Path, stack: contextlib.ExitStack, first_step: int
+  ):
+    import trackio
+
+    self._module, self._run = (
+      trackio,
+      trackio.init(
+        os.environ.get("TRACKIO_PROJECT", "saw_jax"),
+        name=folder.name,
+        resume="allow" if first_step else "never",
+        embed=False,
+      ),
+    )
+    stack.callback(trackio.finish)
+
+
+WRITERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
+
+
+def check_writers(names: Sequence[str]) -> None:
+  """Says which writer there is not, or whose package."""
+  for name in names:
+    kind = naming.lookup(WRITERS, name, "writer (loop.writers)")
+    with naming.needs_extra(name, f"the writer {name!r} needs the extra"):
+      importlib.import_module(kind.package)
 
 
 def make_writers(
   directory: pathlib.Path,
-  extra: Sequence[str],
+  names: Sequence[str],
   stack: contextlib.ExitStack,
   first_step: int,
-) -> list[Write]:
-  for name in extra:
-    if name not in WRITERS:
-      raise KeyError(f"no writer {name!r}; there are {sorted(WRITERS)}")
-  files = FileWriter(directory, "metrics", first_step=first_step)
-  return [files.write, *(WRITERS[name](directory, stack) for name in extra)]
+) -> list[Writer]:
+  """Opens the writers of these names; steps from `first_step` on follow."""
+  check_writers(names)
+  return [WRITERS[name](directory, stack, first_step) for name in names]
+
+
+def _markdown(row: Mapping[str, Any]) -> str:
+  """A completion and its figures; the text is shown, whatever it holds."""
+  figures = (f"{k} **{x}**" for k, x in row.items() if k not in TEXTS)
+  texts = (f"{name}:\n\n{textwrap.indent(row[name], '    ')}" for name in TEXTS)
+  return "\n\n".join([", ".join(figures), *texts])
 
 
 def to_json(document: Any, **options: Any) -> str:
@@ -130,7 +214,7 @@ def from_json(text: str) -> Any:
 
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
   """Writes a file in one piece: whoever is killed leaves the old one."""
-  _replace(path, to_json(document, indent=2, **options) + "\n")
+  write_text(path, to_json(document, indent=2, **options) + "\n")
 
 
 def _each_leaf(fn: Callable[[Any], Any], tree: Any) -> Any:
@@ -182,16 +266,17 @@ def _line(row: Mapping[str, float]) -> str:
   return to_json(row) + "\n"
 
 
-def _read_lines(path: pathlib.Path) -> list[dict]:
+def read_lines(path: pathlib.Path) -> list[dict]:
   """Reads the whole lines of a file; a kill may have cut the last one."""
   rows = []
   with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
       rows.append(from_json(line))
   return rows
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces a file in one piece."""
   temporary = path.with_suffix(".tmp")
-  temporary.write_text(text)
+  temporary.write_text(text, encoding="utf-8")
   temporary.replace(path)

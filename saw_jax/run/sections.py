@@ -12,7 +12,7 @@ from saw_jax.naming import nearest
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run.warm_start import WarmStartConfig
 from saw_jax.settings import constant
-from saw_jax.tasks import self_verification
+from saw_jax.tasks import base, self_verification
 from saw_jax.tasks import stops as stops_lib
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
@@ -65,7 +65,8 @@ class RolloutConfig:
   max_new_tokens: int = 64
   prompt_multiple: int = 128  # prompt lengths are rounded up to it
   completion_multiple: int = 16  # so are the completions that are trained on
-  long_prompts: str = "error"  # or "truncate": keep the end
+  # error; drop: leave such rows out; truncate: keep the end
+  long_prompts: str = "error"
   # A step's prompts are sampled in so many parts, of prompts of like length;
   # must divide the prompts of a step.
   length_groups: int = 1
@@ -78,6 +79,9 @@ class RolloutConfig:
       raise ValueError(
         f"length_groups must be 1 or more, not {self.length_groups}."
       )
+    base.check_choice(
+      "rollout.long_prompts", self.long_prompts, ("error", "drop", "truncate")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +123,7 @@ class LoopConfig:
   pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
   checkpoint_interval: int = 25  # steps; 0: only at the end
   skip_nonfinite: bool = False  # go on after an update that is not finite
-  writers: tuple[str, ...] = ()  # beside the files: tensorboard, wandb
+  writers: tuple[str, ...] = ()  # beside the files; saw train --log
 
 
 @dataclasses.dataclass(frozen=True)

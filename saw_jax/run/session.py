@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saw_jax.run import checkpoint, evaluation, metrics
+from saw_jax.run import checkpoint, completions, evaluation, metrics, run_page
 from saw_jax.training import hosts
 
 LOG = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ class Result(NamedTuple):
   finished: bool  # False: it was interrupted, and can be resumed
   step: int  # steps done
   final: list[dict[str, Any]]  # held-out scores a seed; empty if not finished
+
+
+def _nop(*_, **__) -> None:
+  pass
 
 
 class Interrupt:
@@ -98,16 +102,11 @@ class Session:
       found = self._policy.restore(store, resume_step)
       self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
-    self._writers, self._evals, self._advance = [], [], lambda **_: None
+    # Files, trackers and the page; another process than the first has none.
+    self._metrics, self._evals, self._samples, self._advance = [], [], [], _nop
+    self._trackers, self.enter = [], _nop
     if hosts.is_first():
-      self._writers = metrics.make_writers(
-        directory, self._loop.writers, stack, self.step
-      )
-      # An evaluation is named by the steps before it, the first's included.
-      first = self.step + 1 if self.step else 0
-      self._evals = [
-        metrics.FileWriter(directory, "evals", first_step=first).write
-      ]
+      self._open_files(stack)
       self._advance = stack.enter_context(
         metrics.progress("train", self._loop.num_steps, self.step)
       )
@@ -117,6 +116,20 @@ class Session:
     jax.monitoring.register_event_duration_secs_listener(self._count)
     unregister = jax.monitoring.unregister_event_duration_listener
     stack.callback(unregister, self._count)
+
+  def _open_files(self, stack: contextlib.ExitStack) -> None:
+    directory, step = self.directory, self.step
+    # An evaluation is named by the steps before it, the first's included.
+    first = step + 1 if step else 0
+    path = directory / "completions.jsonl"
+    self._metrics = [metrics.FileWriter(directory, "metrics", first_step=step)]
+    self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
+    self._samples = [metrics.LineFile(path, first_step=step)]
+    names = self._loop.writers
+    found = metrics.make_writers(directory, names, stack, step)
+    page = run_page.RunPage(directory, self._loop.num_steps)
+    self._trackers, self.enter = [*found, page], page.enter
+    stack.enter_context(page)
 
   def _count(self, event: str, duration: float, **_) -> None:
     self._compilations += event == _COMPILE_EVENT
@@ -134,8 +147,8 @@ class Session:
       "compilations": self._compilations,
     }
     for seed, row in zip(self._seeds, rows, strict=True):
-      for write in self._writers:
-        write(self.step, seed, {**row, **shared})
+      for writer in (*self._metrics, *self._trackers):
+        writer.write(self.step, seed, {**row, **shared})
       if not np.isfinite(row["loss"]) and not self._loop.skip_nonfinite:
         raise FloatingPointError(
           f"the loss of seed {seed} is {row['loss']} at step {self.step}; "
@@ -148,16 +161,36 @@ class Session:
       tok_s=shared["tokens_per_second"],
     )
 
+  @property
+  def shows_samples(self) -> bool:
+    """Whether completions of this step are kept: as often as is evaluated."""
+    every = self._evaluator.config.interval
+    is_due = self.step == 0 or (every and self.step % every == 0)
+    return bool(is_due or self.step + 1 == self._loop.num_steps)
+
+  def show(self, samples: completions.Rows) -> None:
+    """Keeps some completions of each seed, of the step that is under way."""
+    for seed, rows in zip(self._seeds, samples, strict=True):
+      for file in self._samples:
+        for row in rows:
+          file.write({"step": self.step, "seed": seed, **row})
+      for writer in self._trackers:
+        writer.write_samples(self.step, seed, rows)
+
   def evaluate(self) -> float | None:
     """Scores held-out examples greedily, where it is time, and logs them."""
     interval = self._evaluator.config.interval
     is_last = self.step and self.step == self._loop.num_steps
     if not is_last and not (interval and self.step % interval == 0):
       return None
+    self.enter("evaluating held-out examples")
     scores = self._evaluator.scores("greedy")
     for seed, values in zip(self._seeds, scores, strict=True):
-      for write in self._evals:
-        write(self.step, seed, values)
+      for writer in self._evals:
+        writer.write(self.step, seed, values)
+      named = {f"eval/{name}": value for name, value in values.items()}
+      for writer in self._trackers:
+        writer.write(self.step, seed, named)
     return float(np.mean([values["total"] for values in scores]))
 
   def save(self, pack: Callable[[int], tuple], score: float | None) -> None:
@@ -179,7 +212,9 @@ class Session:
     """Scores the finished policies, also into `final.json`."""
     unfinished = Result(finished=False, step=self.step, final=[])
     if self._interrupted:
+      self.enter("stopped: the same command goes on from here")
       return unfinished
+    self.enter("scoring the finished policies")
     self._store.wait()
     evaluator = self._evaluator
     found = {mode: evaluator.scores(mode) for mode in evaluator.modes}
@@ -191,6 +226,7 @@ class Session:
       stop=lambda: self.interrupt.requested,
     )
     if scores is None:
+      self.enter("stopped: the same command goes on from here")
       return unfinished
     every = (found | scores).items()
     final = [
@@ -199,4 +235,5 @@ class Session:
     ]
     if hosts.is_first():
       metrics.write_json(self.directory / "final.json", final)
+    self.enter("finished")
     return Result(finished=True, step=self.step, final=final)

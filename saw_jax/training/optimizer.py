@@ -35,6 +35,11 @@ class OptimizerConfig:
     if not self.clip_norm > 0:
       raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
 
+  @property
+  def follows_length(self) -> bool:
+    """Whether the learning rate of a step depends on how many there are."""
+    return self.schedule != "constant" and not self.decay_steps
+
 
 def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
   """The learning rate as a function of the update, of `num_updates` in all."""

@@ -275,6 +275,8 @@ def axis_sizes(config: ParallelConfig, count: int) -> tuple[int, int, int]:
     sizes[0] = 1
   if sizes.count(-1) > 1:
     raise ValueError(f"only one mesh axis may be -1, got {sizes}")
+  if any(size < 1 and size != -1 for size in sizes):
+    raise ValueError(f"the axes of a mesh are -1, or 1 and more, not {sizes}")
   if -1 in sizes:
     sizes[sizes.index(-1)] = count // -math.prod(sizes)
   if math.prod(sizes) != count:

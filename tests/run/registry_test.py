@@ -9,7 +9,7 @@ from saw_jax.run import registry
 from saw_jax.tasks.tool_calling import task as task_lib
 
 
-@pytest.mark.parametrize("name", registry.TASKS)
+@pytest.mark.parametrize("name", sorted({*registry.TASKS} - {"rows"}))
 def test_every_task_is_made(name):
   engine = {"alfworld": "alfworld", "textworld": "textworld_express"}
   if name in engine and importlib.util.find_spec(engine[name]) is None:

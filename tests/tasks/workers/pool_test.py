@@ -36,13 +36,15 @@ class TestOpening:
       with pytest.raises(ValueError, match=name):
         make(task(), **options)
 
-  def test_a_task_that_cannot_be_pickled_is_a_sentence(self, make, task):
+  def test_a_task_of_no_module_is_sent_by_value(self, make, task, monkeypatch):
     class Local(task):
       pass
 
-    with pytest.raises(RewardError, match="importable module"):
+    for workers in (0, 1):
+      make(Local(), num_workers=workers, limit_s=1.0).close()
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # it is missing
+    with pytest.raises(RewardError, match="notebook"):
       make(Local(), num_workers=1, limit_s=1.0)
-    make(Local(), num_workers=0, limit_s=1.0).close()
 
   def test_closing_leaves_no_process(self, make, task):
     before = children()

@@ -1,0 +1,48 @@
+"""What the figures of a run are called, and mean: a line each.
+
+`assets/glossary.json` has them by section; `<word>` in a name stands for any.
+The figures of evaluations are named `eval/...` here, as trackers have them.
+"""
+
+import functools
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+_PATH = pathlib.Path(__file__).parent / "assets" / "glossary.json"
+OTHER = "Other"  # the section of what has no line
+
+
+class Entry(NamedTuple):
+  """A line of the glossary."""
+
+  section: str
+  name: str  # or a pattern, such as reward/<component>
+  line: str
+  order: int = 0
+
+
+@functools.cache
+def entries() -> tuple[Entry, ...]:
+  """All lines, in the order of a page."""
+  table = json.loads(_PATH.read_text(encoding="utf-8"))
+  lines = [(s, *line) for s, named in table.items() for line in named.items()]
+  return tuple(Entry(*line, order) for order, line in enumerate(lines))
+
+
+def sections() -> list[str]:
+  return [*dict.fromkeys(entry.section for entry in entries()), OTHER]
+
+
+@functools.cache
+def find(name: str) -> Entry:
+  """The line of a logged name, its own before that of a pattern."""
+  found = [entry for entry in entries() if _pattern(entry.name).fullmatch(name)]
+  return min(found, key=lambda e: "<" in e.name, default=Entry(OTHER, name, ""))
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern:
+  parts = re.split(r"<\w+>", name)
+  return re.compile(".+".join(map(re.escape, parts)))
