@@ -95,6 +95,13 @@ def test_a_script_is_its_command(script, name):
   assert f'commands.run("{name}", "python experiments/{script}.py")' in text
 
 
+def test_names_of_a_registry_and_of_no_registry(monkeypatch, capsys):
+  assert call(monkeypatch, "list", "kl_estimators") == 0
+  assert capsys.readouterr().out.split() == ["k1", "k2", "k3"]
+  with pytest.raises(command_line.UsageError, match="losses"):
+    call(monkeypatch, "list", "lossses")
+
+
 # --- comparisons --------------------------------------------------------------
 
 ROWS = ("gdpo", "gdpo_saw")
