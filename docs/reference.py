@@ -46,7 +46,7 @@ _FIGURES = """\
 Every figure that a run logs, in `metrics.jsonl`, `metrics.csv`, the run's own
 page and the trackers. A word in angle brackets stands for any: a component of
 the reward, k. What is held out is in `evals.jsonl`, without `eval/`. This page
-is written by `python docs/reference.py` from `saw_jax/run/assets/glossary.json`.
+is written by `python docs/reference.py` from `saw_jax/run/glossary.py`.
 """
 
 
