@@ -92,13 +92,10 @@ bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
 	set -e; for file in benchmarks/*.py; do $(LAUNCH) $(PY) $$file; done
 
-# A package that says what is public (__all__) has its modules named here.
-API := saw_jax $(subst /,.,$(basename $(filter-out %/__init__.py,\
-  $(wildcard saw_jax/models/*.py))))
-
-docs: $(VENV)/.installed-docs  ## write the pages of the API to .cache/docs
-	$(PY) -m pdoc --docformat google --output-directory .cache/docs $(API)
-	@echo "open .cache/docs/index.html"
+docs: $(VENV)/.installed-docs  ## build the site of the pages, warnings as errors, in .cache/site
+	$(PY) docs/reference.py
+	$(PY) -m sphinx -W --keep-going --quiet -c docs -d .cache/doctrees . .cache/site
+	@echo "open .cache/site/index.html"
 
 lint: $(VENV)/.installed-test  ## check format and lint, and change nothing
 	$(PY) -m ruff format --check .

@@ -89,8 +89,14 @@ _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2", "markdown-it-py>=3,<5"]
 _NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
 # Functions and classes of a notebook, sent to worker processes by value.
 _NOTEBOOK = ["cloudpickle>=3,<4"]
-# Pages of the API, made from docstrings.
-_DOCS = ["pdoc>=15,<17"]
+# The site. 9 is what was tried; its warnings are errors, and each release has
+# others.
+_DOCS = [
+  "sphinx>=9,<10",
+  "myst-nb>=1.4,<2",
+  "furo>=2025.12",
+  "sphinx-copybutton>=0.5.2,<1",
+]
 _TEST = [
   "pytest>=8.3,<10",
   "pytest-xdist>=3.6,<4",
@@ -149,7 +155,7 @@ _EXTRAS = {
   "annotate": _ANNOTATE,
   "notebook": _NOTEBOOK,
   "notebooks": _NOTEBOOKS + _NOTEBOOK + _REPORT,
-  "docs": _DOCS,
+  "docs": _DOCS + _REPORT,
   # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "trackio": ["trackio>=0.43,<1"],
@@ -169,7 +175,6 @@ _EXTRAS = {
   + _JUDGE
   + _NOTEBOOKS
   + _NOTEBOOK
-  + _DOCS
   + _GYMNASIUM,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
