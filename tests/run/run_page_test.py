@@ -94,7 +94,8 @@ def test_nothing_that_a_run_writes_is_obeyed(tmp_path):
   for step in range(3):
     page.write(step, 0, {"loss": 1.0, f"reward/{HOSTILE}": math.inf})
     rows = [dict.fromkeys(ROW, HOSTILE * 50_000)] * 8
-    page.write_samples(step, 0, rows)
+    for seed in range(6):
+      page.write_samples(step, seed, rows)
   with contextlib.suppress(RuntimeError), page:
     raise RuntimeError(HOSTILE)
   written = (folder / "run.html").read_bytes()
