@@ -68,7 +68,7 @@ def test_help_of_a_command_has_its_own_flags_alone():
   done = dispatch("compare", "--help")
   assert (done.returncode, done.stderr) == (0, "")
   assert "saw compare runs/a runs/b" in done.stdout
-  assert "--output" in done.stdout and "--workdir" not in done.stdout
+  assert "--metrics: " in done.stdout and "--workdir" not in done.stdout
   assert done.stdout.endswith("False\n")
 
 
@@ -93,6 +93,13 @@ def test_every_module_is_a_command_with_its_line(monkeypatch, capsys):
 def test_a_script_is_its_command(script, name):
   text = (ROOT / "experiments" / f"{script}.py").read_text()
   assert f'commands.run("{name}", "python experiments/{script}.py")' in text
+
+
+def test_names_of_a_registry_and_of_no_registry(monkeypatch, capsys):
+  assert call(monkeypatch, "list", "kl_estimators") == 0
+  assert capsys.readouterr().out.split() == ["k1", "k2", "k3"]
+  with pytest.raises(command_line.UsageError, match="losses"):
+    call(monkeypatch, "list", "lossses")
 
 
 # --- comparisons --------------------------------------------------------------
@@ -184,6 +191,9 @@ class TestCompare:
     assert rows["reward/total"].control_value.mean == pytest.approx(
       first.mean()
     )
+    other = rows_of(compare.compare([b, a]))
+    for name in ("reward/total", "greedy/total"):
+      assert other[name].difference.mean == -rows[name].difference.mean
     # There are no sampled scores before the end.
     assert {row.metric for row in found.rows if row.part == "held out"} == {
       f"greedy/{name}"

@@ -59,6 +59,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+# What other libraries load, which need not be there.
+collect_ignore = ["contrib/worlds"]
+
+
 def pytest_addoption(parser):
   parser.addoption(
     "--since",

@@ -22,6 +22,7 @@ MATHEMATICS = (
   "losses stale_losses world_model labels"
 )
 GAMES = "alfworld textworld textworld_express py4j"
+ENVIRONMENTS = "gymnasium openenv jsonschema verifiers pydantic"
 
 
 class Room:
@@ -76,7 +77,7 @@ ROOMS = {
   ),
   "commands": Room(
     "commands __main__",
-    "models rollout tasks training annotate run reporting commands",
+    "models rollout tasks training annotate run reporting commands door",
     "absl jax ml_collections",
   ),
   "door": Room(
@@ -88,7 +89,7 @@ ROOMS = {
     "contrib",
     "mathematics rollout tasks training edges run contrib",
     "jax flax numpy",
-    f"{GAMES} torch trl tunix",
+    f"{GAMES} {ENVIRONMENTS} torch trl tunix",
   ),
   "configs": Room(""),
 }

@@ -17,9 +17,11 @@ TASKS: dict[str, str | tuple[type, type]] = {
   name: f"saw_jax.{module}:{stem}Task:{stem}Config"
   for name, module, stem in (
     ("alfworld", "tasks.household.alfworld_task", "Alfworld"),
+    ("gymnasium", "contrib.gymnasium_task", "Gymnasium"),
     ("household", "tasks.household.task", "Household"),
     ("knights", "tasks.knights.task", "Knights"),
     ("math", "tasks.math.task", "Math"),
+    ("openenv", "contrib.openenv_task", "OpenEnv"),
     ("search", "tasks.search.task", "Search"),
     ("shop", "tasks.shop.task", "Shop"),
     ("summaries", "tasks.summaries.task", "Summaries"),
@@ -28,6 +30,7 @@ TASKS: dict[str, str | tuple[type, type]] = {
   )
 }
 TASKS["rows"] = "saw_jax.tasks.rows.task:make_task:RowsConfig"
+TASKS["verifiers"] = "saw_jax.contrib.verifiers_task:make_task:VerifiersConfig"
 
 # Checkpoints that come as a package; others are paths. The package is not
 # imported: it would ask for a runtime of its own.

@@ -114,8 +114,10 @@ class TestBadRewards:
     self, interval, tmp_path
   ):
     task = Scored(lambda *_: (None, None))
-    with pytest.raises(RewardError, match="'letters' .*of .*unscored"):
+    # Keys of the held-out examples are above 1000.
+    with pytest.raises(RewardError, match="'letters' .*of .*unscored") as error:
       run(tmp_path, [0], task=task, evaluation={"interval": interval})
+    assert ("example 100" in str(error.value)) == bool(interval)
     assert not (tmp_path / "metrics.jsonl").read_text()
 
   def test_what_was_not_scored_is_masked_and_counted(self, tmp_path):
