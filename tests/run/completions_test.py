@@ -75,7 +75,8 @@ def test_an_episode_is_its_actions_and_what_the_world_said():
     returns=np.array([[[1.0, 0.0], [0.0, 1.0]]]),
   )
   (rows,) = completions.of_episodes(played, max_return=1.0)
-  assert [row["outcome"] for row in rows] == ["right", "failed", "wrong", "right"]
+  outcomes = ["right", "failed", "wrong", "right"]
+  assert [row["outcome"] for row in rows] == outcomes
   assert [row["total"] for row in rows] == [1.0, None, 0.0, 1.0]
   prompts = ["at the door", "", "at the door", "inside"]
   assert [row["prompt"] for row in rows] == prompts
