@@ -152,7 +152,8 @@ def test_the_estimator_says_whether_a_group_may_have_one(name, caplog):
   def check(prompts):
     algorithm = algorithms.AlgorithmConfig(advantage=name)
     sizes = {"prompts_per_step": prompts, "group_size": 1}
-    checks.check(helpers.experiment(algorithm=algorithm, loop=sizes), None, [0])
+    made = helpers.experiment(algorithm=algorithm, loop=sizes)
+    checks.check(made, sections.RunConfig(), [0])
 
   check(4)
   assert "no response is compared" in caplog.text
