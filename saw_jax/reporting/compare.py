@@ -4,19 +4,18 @@ The numbers are those of the papers' tables: means over training, scores held
 out at the end, and what `statistics.paired_difference` says of two runs.
 """
 
-import csv
 import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from saw_jax import naming
 from saw_jax.reporting import plots, runs, statistics, tables
-from saw_jax.reporting.runs import Curves, Finals
+from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.statistics import PairedDifference, Summary
 from saw_jax.run import run_directory
 
@@ -50,16 +49,11 @@ class Comparison:
 
   def __str__(self) -> str:
     lines = []
-    ends = ["difference", f"{100 * statistics.CONFIDENCE:g} %, t", "seeds"]
     for pair, rows in itertools.groupby(self.rows, lambda row: row[:2]):
-      cells = [["", "metric", *pair, *ends]]
-      for row in rows:
-        mean, count, t, _ = row.difference
-        values = (row.value, row.control_value)
-        cells.append(
-          [row.part, row.metric, *map(tables.mean_and_width, values)]
-          + [f"{mean:+.3f}", tables.interval(t), str(count)]
-        )
+      cells = [["", "metric", *pair, "difference", "95 %, t", "seeds"]]
+      for _, _, part, metric, *values, (mean, count, t, _) in rows:
+        told = [*map(tables.mean_and_width, values), f"{mean:+.3f}"]
+        cells.append([part, metric, *told, tables.interval(t), str(count)])
       lines += [*tables.aligned(cells), ""]
     return "\n".join([*lines, *self.notes])
 
@@ -67,12 +61,11 @@ class Comparison:
     """Writes the rows as CSV, numbers in full; an unknown one is empty."""
     head = "run control part metric mean control_mean difference t_low t_high "
     head += "bootstrap_low bootstrap_high seeds"
-    lines: list[Sequence[object]] = [head.split()]
+    lines = []
     for *names, value, control, (mean, count, t, bootstrap) in self.rows:
       numbers = (value.mean, control.mean, mean, *t, *bootstrap)
       lines.append([*names, *map(tables.number, numbers), count])
-    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
-      csv.writer(file, lineterminator="\n").writerows(lines)
+    runs.write_csv(path, head.split(), lines)
 
   def plot(self, path: str | os.PathLike | None = None) -> "Figure":
     """Draws the differences; a PNG, or what the path's suffix says."""
@@ -83,24 +76,16 @@ class Comparison:
     return plots.difference_panels(panels, path=path)
 
 
-class _Run(NamedTuple):
+class _Run:
   """What a run directory holds."""
 
-  label: str
-  config: Mapping[str, Any]
-  curves: Curves
-  evals: Curves  # greedy scores during training
-  finals: Finals | None
-
-  @classmethod
-  def read(cls, directory: pathlib.Path, label: str) -> "_Run":
-    config = run_directory.read_run(directory)["config"]
-    curves, evals = (
-      runs.read_curves([directory], name=name) for name in ("metrics", "evals")
-    )
+  def __init__(self, directory: pathlib.Path, label: str):
+    self.label, places = label, [directory]
+    self.config = run_directory.read_run(directory)["config"]
+    self.curves = runs.read_curves(places)
+    self.evals = runs.read_curves(places, name="evals")  # greedy, on the way
     is_done = (directory / "final.json").exists()
-    finals = runs.read_finals([directory]) if is_done else None
-    return cls(label, config, curves, evals, finals)
+    self.finals = runs.read_finals(places) if is_done else None
 
   def values(
     self, steps: list[int], at: int | None
@@ -137,7 +122,7 @@ def compare(
     raise ValueError("name two or more run directories that differ")
   names = [path.name for path in paths]
   labels = names if len(set(names)) == len(names) else list(map(str, paths))
-  control, *others = map(_Run.read, paths, labels)
+  control, *others = map(_Run, paths, labels)
   rows, notes = [], []
   for run in others:
     rows += _pair(run, control, metrics, notes)

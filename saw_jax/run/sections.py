@@ -172,7 +172,7 @@ class LabelConfig:
   verify_temperature: float = constant(self_verification.TEMPERATURE)
   verify_prompt_tokens: int = 8192  # the end of longer ones is kept
   verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
-  source: str = "truth"  # or annotator: experiments/annotate.py
+  source: str = "truth"  # or annotator: saw annotate
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
   again: bool = False  # pay again for a prompt that was bought before

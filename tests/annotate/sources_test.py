@@ -147,7 +147,7 @@ class TestAnnotator:
     assert nothing is None
     first, second = caplog.messages[:2]
     assert first.startswith("labels wanted from a person: 2; ")
-    assert f"python experiments/annotate.py --ledger={path}" in first
+    assert f"saw annotate --ledger={path}" in first
     assert "60 s without an answer" in first and "\n" not in first
     assert second == "1 of 2 questions are answered"
 
