@@ -68,7 +68,7 @@ def test_help_of_a_command_has_its_own_flags_alone():
   done = dispatch("compare", "--help")
   assert (done.returncode, done.stderr) == (0, "")
   assert "saw compare runs/a runs/b" in done.stdout
-  assert "--output" in done.stdout and "--workdir" not in done.stdout
+  assert "--metrics: " in done.stdout and "--workdir" not in done.stdout
   assert done.stdout.endswith("False\n")
 
 
@@ -191,6 +191,9 @@ class TestCompare:
     assert rows["reward/total"].control_value.mean == pytest.approx(
       first.mean()
     )
+    other = rows_of(compare.compare([b, a]))
+    for name in ("reward/total", "greedy/total"):
+      assert other[name].difference.mean == -rows[name].difference.mean
     # There are no sampled scores before the end.
     assert {row.metric for row in found.rows if row.part == "held out"} == {
       f"greedy/{name}"
