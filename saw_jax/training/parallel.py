@@ -52,8 +52,8 @@ class ParallelConfig:
   # The axes of a mesh, in devices. -1 takes what the others leave, and is 1
   # where another one takes it.
   data: int = constant(-1)
-  fsdp: int = 1
-  tensor: int = 1
+  fsdp: int = 1  # splits batch and parameters
+  tensor: int = 1  # splits heads and widths
 
 
 @dataclasses.dataclass(frozen=True)
