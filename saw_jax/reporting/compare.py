@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-  """What `compare` finds; prints as a table for each pair, also in a notebook."""
+  """What `compare` finds; shown as a table for each pair."""
 
   rows: tuple[Row, ...]
   notes: tuple[str, ...]  # how the runs differ, and what was left out
