@@ -207,8 +207,9 @@ class RunPage:
       return
     yield "<section><h2>Seconds of a step</h2><table>"
     for name, value in sorted(found.items(), key=lambda x: -x[1]):
-      yield f"<tr><td>{_text(name)}</td><td>{value:.3g}</td><td><div "
-      yield f'class="bar" style="width:{100 * value / found["step"]:.0f}%"></div></td></tr>'
+      share = 100 * value / found["step"]
+      yield f"<tr><td>{_text(name)}</td><td>{value:.3g}</td><td>"
+      yield f'<div class="bar" style="width:{share:.0f}%"></div></td></tr>'
     yield "</table></section>"
 
   def _texts(self) -> Iterator[str]:
