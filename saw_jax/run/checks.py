@@ -80,7 +80,7 @@ def check(
     devices=learner_devices(made),
   )
   _refuse(_conflicts_of_rows(made, lift.num_shards))
-  if made.loop.group_size == 1:
+  if made.loop.group_size == 1 and run is not None:
     _check_group_of_one(made)
   if directory is not None:
     _check_directory(pathlib.Path(directory).absolute())
