@@ -90,7 +90,8 @@ def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
   from saw_jax.run import build, config, run_directory
 
   run = config.typed(train.given_config(*cell.items()))
-  build.outline(run)  # not what concerns devices: they may be elsewhere
+  run, task = build.remembered(run, directory, None)
+  build.outline(run, task=task)  # not what concerns devices: they may be elsewhere
   seeds = train.parse_seeds(flags.FLAGS.seeds)
   document = run_directory.document_of(run, seeds)
   run_directory.check_run(directory, document, run.optimizer)

@@ -264,7 +264,7 @@ def _check_group_of_one(made: Experiment) -> None:
     lengths = np.arange(1, size + 1, dtype=np.float32)[:, None]
     equal = np.full(least.shape, 1 / least.size, np.float32)
     scored = np.ones(rewards.shape, bool)
-    found, _ = estimate(rewards, scored, lengths, None, equal)
+    found, _ = estimate(rewards, scored, lengths, None, equal, np.int32(0))
   if not np.any(found):
     raise ValueError(
       "loop.group_size is 1, and the advantage of a response that is compared "

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import string
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -114,16 +115,15 @@ class RowsTask:
     These are the fields of `RowsConfig`, functions and files by their places.
     """
     config, folder = self.config, pathlib.Path(directory)
-    files = {"rows": "rows.jsonl", "test": "rows_test.jsonl"}
     written: dict[str, Any] = {}
-    for name, file in files.items():
+    for name in ("rows", "test"):
       value = getattr(config, name)
       if _is_path(value):
         written[name] = str(pathlib.Path(value).resolve())
-      elif not isinstance(value, float):
-        written[name] = _write(folder / file, value)
-      else:
+      elif isinstance(value, float):
         written[name] = value
+      else:
+        written[name] = _write(folder, value)
     written["rewards"] = {
       one.name: naming.place_of(one.fn) for one in self._rewards
     }
@@ -254,11 +254,14 @@ def _digest(messages: Sequence[Mapping[str, str]]) -> float:
   return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def _write(path: pathlib.Path, rows: Sequence[Row]) -> str:
+def _write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
+  """Writes rows into a file whose name is of what they say."""
+
   def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
   text = "".join(json.dumps(row, default=plain) + "\n" for row in rows)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  path = folder / f"rows-{zlib.crc32(text.encode()):08x}.jsonl"
+  folder.mkdir(parents=True, exist_ok=True)
   path.write_text(text, encoding="utf-8")
   return str(path.resolve())
