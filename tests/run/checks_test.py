@@ -309,7 +309,8 @@ def test_the_rows_of_a_run_are_not_overwritten_by_others(tmp_path):
 def test_a_run_that_is_lengthened_is_the_longer_run(tmp_path):
   def run(name, steps, **changes):
     fields = {"num_steps": steps}
-    made = helpers.experiment(loop=fields, **changes)
+    greedy = {"samples": 0, "interval": 3, "num_examples": 2}
+    made = helpers.experiment(loop=fields, evaluation=greedy, **changes)
     document = {"loop": fields, "seeds": [0]}
     folder = tmp_path / name
     run_directory.open_run(folder, document, made.optimizer)
