@@ -163,7 +163,7 @@ class TestCompare:
     half = 12.7062 * np.std([0.25, 0.5], ddof=1) / math.sqrt(2)
     np.testing.assert_allclose(t, (0.375 - half, 0.375 + half), rtol=1e-4)
     assert found.notes == ("b - a: loss 'a' -> 'b'.",)
-    assert "+0.375" in str(found)
+    assert "+0.375" in repr(found) == str(found)
 
   def test_one_seed_has_no_interval_and_says_so(self, tmp_path, monkeypatch):
     words = [make_run(tmp_path, name, (3,)) for name in "abc"]

@@ -60,7 +60,7 @@ def check_run(
       )
     raise RunError(
       f"{directory} holds a run with {key} = {old!r}, not {new!r}: choose "
-      "another --workdir (--runs of reproduce.py), or the same config"
+      "another --workdir (--runs of saw table), or the same config"
     )
 
 

@@ -187,29 +187,29 @@ class RunPage:
       for name in names:
         curves = self._curves[name].values()
         points = [_points(curve, most) for curve in curves]
-        caption = f"<b>{_text(name)}</b> {_figure(self._newest(name))}"
+        newest = float(_mean(np.array([curve[-1] for curve in curves])))
+        caption = f"<b>{_text(name)}</b> {_figure(newest)}"
         caption += f"<i>{_text(places[name].line)}</i>"
         yield f"<figure><figcaption>{caption}</figcaption>"
         yield _chart(points, max(curve[-2] for curve in curves)) + "</figure>"
       yield f"</div></{tag}>"
 
-  def _newest(self, name: str, count: int = 1) -> float:
-    """The mean over seeds, of the newest values."""
-    curves = self._curves.get(name, {}).values()
-    return float(_mean(np.array([x for c in curves for x in c[1::2][-count:]])))
-
   def _seconds(self) -> Iterator[str]:
-    """Where the time of a step goes, over the newest steps."""
-    whole = self._newest("seconds/step", 20)
-    if not whole > 0:
+    """Where the time of a step goes, by the medians of the newest steps."""
+    found = {
+      name.partition("/")[2]: float(
+        np.median(next(iter(curves.values()))[1::2][-20:])
+      )
+      for name, curves in self._curves.items()
+      if name.startswith("seconds/")
+    }
+    if not found.get("step"):
       return
     yield "<section><h2>Seconds of a step</h2><table>"
-    names = [x for x in self._curves if x.startswith("seconds/")]
-    for name in sorted(names, key=lambda x: -self._newest(x, 20)):
-      value = self._newest(name, 20)
-      yield f"<tr><td>{_text(name[8:])}</td><td>{value:.3g}</td><td><div "
-      yield f'class="bar" style="width:{100 * value / whole:.0f}%"></div></td>'
-      yield "</tr>"
+    for name, value in sorted(found.items(), key=lambda x: -x[1]):
+      share = 100 * value / found["step"]
+      yield f"<tr><td>{_text(name)}</td><td>{value:.3g}</td><td>"
+      yield f'<div class="bar" style="width:{share:.0f}%"></div></td></tr>'
     yield "</table></section>"
 
   def _texts(self) -> Iterator[str]:
@@ -280,7 +280,7 @@ def _chart(curves: Sequence[np.ndarray], last: float) -> str:
   low, high = low - pad, high + pad
 
   def x_of(step):
-    return _LEFT + (_WIDTH - _LEFT - 4) * step / last
+    return _LEFT + (_WIDTH - _LEFT - 4) * step / max(last, 1.0)
 
   def y_of(value):
     return _BOTTOM - (_BOTTOM - 6) * (value - low) / (high - low)

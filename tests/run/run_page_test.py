@@ -74,6 +74,7 @@ def test_a_page_of_the_files_is_the_page_of_the_run(tmp_path):
   assert shown(RunPage(tmp_path, 20)) == shown(page)
   found = Reader(page.html())
   text = "\n".join(found.texts)
+  assert re.findall(r"width:(\d+)%", page.html()) == ["100", "75"]
   for words in ("rows", "step 10 of 20", "eval/right", "null", "seconds/step"):
     assert words in text
   # The first step with completions, and the newest three.
@@ -159,6 +160,14 @@ def test_odd_values_are_drawn_or_left_out(tmp_path, found):
     for place in line.split():
       x, y = map(float, place.split(","))
       assert 0 <= x <= 320 and 0 <= y <= 130
+
+
+def test_the_first_step_of_two_seeds_is_drawn(tmp_path):
+  page = RunPage(tmp_path, 5)
+  for seed in (0, 1):
+    page.write(0, seed, {"loss": float(seed)})
+  (place,) = re.findall(r'class="mean" points="([^"]*)"', page.html())
+  assert place.split(",")[0] == "44"
 
 
 def test_the_higher_value_is_the_higher_point(tmp_path):
