@@ -71,9 +71,8 @@ def test_who_reads_leaves_alone_what_is_being_saved(store, tmp_path):
   half = tmp_path / "4.orbax-checkpoint-tmp"
   half.mkdir()
   for reads in (True, False):
-    with contextlib.closing(
-      checkpoint.Checkpointer(tmp_path, reads=reads)
-    ) as x:
+    other = checkpoint.Checkpointer(tmp_path, reads=reads)
+    with contextlib.closing(other):
       assert other.restore(state()).step == 3
     assert half.exists() == reads
 
