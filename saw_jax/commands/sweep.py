@@ -91,8 +91,10 @@ def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
 
   run = config.typed(train.given_config(*cell.items()))
   run, task = build.remembered(run, directory, None)
-  build.outline(run, task=task)  # not what concerns devices: they may be elsewhere
   seeds = train.parse_seeds(flags.FLAGS.seeds)
+  # What a plan runs may have other devices.
+  here = (seeds, directory) if flags.FLAGS.plan == "run" else ()
+  build.outline(run, *here, task=task)
   document = run_directory.document_of(run, seeds)
   run_directory.check_run(directory, document, run.optimizer)
   if not (directory / _END).exists():

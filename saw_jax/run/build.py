@@ -62,12 +62,15 @@ def build(
     run, task = remembered(run, directory, task)
   made, source = outline(run, seeds, directory, task)
   is_writer = directory is not None and hosts.is_first()
-  if is_writer:
-    run_directory.lock(directory)
-  made = made._replace(params=make_params(run, made, source))
-  if is_writer:
-    document = run_directory.document_of(run, seeds)
-    run_directory.open_run(directory, document, run.optimizer)
+  with contextlib.ExitStack() as stack:
+    if is_writer:
+      run_directory.lock(directory)
+      stack.callback(run_directory.unlock, directory)
+    made = made._replace(params=make_params(run, made, source))
+    if is_writer:
+      document = run_directory.document_of(run, seeds)
+      run_directory.open_run(directory, document, run.optimizer)
+    stack.pop_all()  # All is well, and the directory stays this process's.
   return made
 
 
@@ -201,7 +204,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   if word == "last":
     return None
   if word == "best":
-    store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
+    folder = pathlib.Path(workdir) / "checkpoints"
+    store = checkpoint.Checkpointer(folder, reads=True)
     with contextlib.closing(store):
       return store.best_step
   if word.isdigit():

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import string
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -261,7 +260,11 @@ def _write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
   text = "".join(json.dumps(row, default=plain) + "\n" for row in rows)
-  path = folder / f"rows-{zlib.crc32(text.encode()):08x}.jsonl"
-  folder.mkdir(parents=True, exist_ok=True)
-  path.write_text(text, encoding="utf-8")
-  return str(path.resolve())
+  # Other rows have another name: those of a run are never overwritten, and a
+  # run with others is another run.
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  path = folder.resolve() / f"rows_{digest}.jsonl"
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+  return str(path)

@@ -90,7 +90,7 @@ class Grader(pool.Pool):
     """
     lost = [
       f"{self._where(example, completion)}: {outcome.value}, with a limit of "
-      f"{self._limit_s:g} s"
+      f"{self._limit_s:g} s (grading.limit_s)"
       for example, completion, outcome in unscored
     ]
     what = "responses have no reward"
