@@ -97,7 +97,12 @@ def comments(cls: type) -> dict[str, str]:
       number -= 1
     beside = lines[node.end_lineno - 1].encode()[node.end_col_offset :]
     parts = (line.strip(" #") for line in (*above, beside.decode()))
-    found[node.target.id] = _with_names(" ".join(filter(None, parts)))
+    name = node.target.id
+    said = " ".join(filter(None, parts))
+    if not said and name.endswith("_options"):
+      owner = next(x for x in found if x in (name[:-8], f"{name[:-8]}s"))
+      said = f"arguments of the function that `{owner}` names"
+    found[name] = _with_names(said)
   return found
 
 

@@ -160,8 +160,8 @@ class KLConfig:
   """Where and how the policy is kept near the reference."""
 
   placement: str = "none"  # none, loss or reward
-  estimator: Choice = "k3"
-  coefficient: Schedule = 0.0
+  estimator: Choice = "k3"  # KL_ESTIMATORS
+  coefficient: Schedule = 0.0  # what it is multiplied by
   # Allow k1 in the loss, whose gradient is zero on average.
   force: bool = constant(False)
 
@@ -187,16 +187,16 @@ class WorldModelConfig:
 class AlgorithmConfig:
   """Which functions a run is made of."""
 
-  advantage: Choice = "grpo"
+  advantage: Choice = "grpo"  # ADVANTAGES, STEP_ADVANTAGES
   advantage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  weights: Choice = "equal"
+  weights: Choice = "equal"  # WEIGHTS
   weights_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  loss: Choice = "clipped_surrogate"
+  loss: Choice = "clipped_surrogate"  # LOSSES
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ratio_to: str = "old"  # or behave: a clipped ratio to the sampler's own
-  aggregate: Choice = "token_mean"
+  aggregate: Choice = "token_mean"  # AGGREGATES
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  entropy_coefficient: Schedule = 0.0
+  entropy_coefficient: Schedule = 0.0  # of a bonus; 0: none
   kl: KLConfig = KLConfig()
   value_coefficient: float = constant(0.5)  # where the advantage reads values
   world_model: WorldModelConfig = WorldModelConfig()

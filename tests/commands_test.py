@@ -68,7 +68,7 @@ def test_help_of_a_command_has_its_own_flags_alone():
   done = dispatch("compare", "--help")
   assert (done.returncode, done.stderr) == (0, "")
   assert "saw compare runs/a runs/b" in done.stdout
-  assert "--output" in done.stdout and "--workdir" not in done.stdout
+  assert "--metrics: " in done.stdout and "--workdir" not in done.stdout
   assert done.stdout.endswith("False\n")
 
 
@@ -163,7 +163,7 @@ class TestCompare:
     half = 12.7062 * np.std([0.25, 0.5], ddof=1) / math.sqrt(2)
     np.testing.assert_allclose(t, (0.375 - half, 0.375 + half), rtol=1e-4)
     assert found.notes == ("b - a: loss 'a' -> 'b'.",)
-    assert "+0.375" in str(found)
+    assert "+0.375" in repr(found) == str(found)
 
   def test_one_seed_has_no_interval_and_says_so(self, tmp_path, monkeypatch):
     words = [make_run(tmp_path, name, (3,)) for name in "abc"]
@@ -191,6 +191,9 @@ class TestCompare:
     assert rows["reward/total"].control_value.mean == pytest.approx(
       first.mean()
     )
+    other = rows_of(compare.compare([b, a]))
+    for name in ("reward/total", "greedy/total"):
+      assert other[name].difference.mean == -rows[name].difference.mean
     # There are no sampled scores before the end.
     assert {row.metric for row in found.rows if row.part == "held out"} == {
       f"greedy/{name}"

@@ -293,20 +293,21 @@ class TestReference:
       kept = (ROOT / "docs" / name).read_text(encoding="utf-8")
       assert kept == text, f"{name} is old: run python docs/reference.py"
 
-  def test_it_has_every_key(self, reference):
+  def test_it_has_every_key_and_what_it_means(self, reference):
     def keys(section, prefix=""):
       for name, value in section.items():
         if hasattr(value, "items") and len(value):
           yield from keys(value, f"{prefix}{name}.")
         else:
-          yield f"| `{prefix}{name}` |"
+          yield rf"\| `{prefix}{name}` \| .* \| [^|]*\w[^|]* \|\n"
 
     page = reference.configuration()
-    assert all(key in page for key in keys(configs.get_config()))
+    for key in keys(configs.get_config()):
+      assert re.search(key, page), key
 
   def test_a_comment_is_found_above_and_beside_its_field(self, reference):
     said = reference.comments(sections.LoopConfig)
-    assert said["group_size"] == "G" and said["num_steps"] == ""
+    assert said["group_size"] == "G"
     assert reference.comments(sections.TokenizerConfig)["name"].startswith(
       '"bytes"; the name of a task'
     )

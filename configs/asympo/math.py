@@ -1,7 +1,7 @@
 """ASymPO and SPO on math: losses that learn from stale responses, by lag.
 
-  python experiments/train.py --workdir=runs/asympo --seeds=0,1 \
-    --config=configs/asympo/math.py:row=asympo,lag=16,scale=tiny
+  saw train --workdir=runs/asympo --seeds=0,1 \
+    --config=asympo/math:row=asympo,lag=16,scale=tiny
 
 Rows, and the log-probs that each needs beside the current policy's:
   naive, spo, asympo, gpg, gpg_nonzero        none
@@ -144,7 +144,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 # The five losses of the paper first; then the other baselines.
 PAPER_ROWS = ("naive", "gpg", "spo", "asympo", "grpo")

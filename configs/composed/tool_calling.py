@@ -1,7 +1,7 @@
 """All four methods in one run, on tool calling, and each taken away.
 
-  python experiments/train.py --workdir=runs/composed --seeds=0,1 \
-    --config=configs/composed/tool_calling.py:row=all,scale=tiny
+  saw train --workdir=runs/composed --seeds=0,1 \
+    --config=composed/tool_calling:row=all,scale=tiny
 
 The policy calls tools; the tools answer. It learns from responses of weights
 that are four updates old (ASymPO's loss, current log-probs alone), with two
@@ -91,7 +91,7 @@ def _set_tiny(config: ml_collections.ConfigDict) -> None:
   config.labels.probe.length_scale = 64.0
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 TABLE = Table(
   title="Four methods in one run, tool calling",

@@ -1,7 +1,7 @@
 """PaW on a household: a policy that also predicts what its actions bring about.
 
-  python experiments/train.py --workdir=runs/paw --seeds=0,1 \
-    --config=configs/paw/household.py:row=grpo_paw,scale=tiny
+  saw train --workdir=runs/paw --seeds=0,1 \
+    --config=paw/household:row=grpo_paw,scale=tiny
 
 Rows:
   grpo, gigpo, rloo, ppo                   base algorithms, over steps
@@ -207,7 +207,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _KINDS = {"pick": "Pick", "look": "Look", "clean": "Clean", "heat": "Heat"}
 _KINDS |= {"cool": "Cool", "two": "Pick2"}

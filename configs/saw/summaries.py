@@ -1,7 +1,7 @@
 r"""SAW on summaries: equal weights, SAW, static and gradient weights.
 
-  python experiments/train.py --workdir=runs/summaries \
-    --config=configs/saw/summaries.py:row=gdpo_saw,scale=tiny
+  saw train --workdir=runs/summaries \
+    --config=saw/summaries:row=gdpo_saw,scale=tiny
 
 Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_static, gdpo_static, grpo_gradient,
 gdpo_gradient. Two rewards, quality and conciseness, each from 0 to 10; the
@@ -137,7 +137,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.aggregate = "token_mean"
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _REWARDS = ("quality", "conciseness")
 _BY_RULES = Needs(

@@ -1,7 +1,7 @@
 """SAW on tool calling: equal weights, SAW, gradient weights; GRPO and GDPO.
 
-  python experiments/train.py --workdir=runs/gdpo_saw \
-    --config=configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny
+  saw train --workdir=runs/gdpo_saw \
+    --config=saw/tool_calling:row=gdpo_saw,scale=tiny
 
 Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient.
 
@@ -102,7 +102,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.aggregate = "token_mean"
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _BENCHMARKED = Needs(
   model="Qwen2.5-1.5B-Instruct",

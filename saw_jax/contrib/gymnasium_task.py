@@ -31,8 +31,9 @@ class GymnasiumConfig(worlds.WorldConfig):
   # Of a Discrete space, in its order and in small letters; empty: known, or
   # else numbers.
   actions: tuple[str, ...] = ()
-  # "module:function" of the environment, an observation and its info that gives
-  # a text; empty: the observation itself, or what `render` shows.
+  # A function of the environment, an observation and its info to a text, given
+  # as "module:name" or "file.py:name"; empty: the observation, or what `render`
+  # shows.
   describe: str = ""
 
 
@@ -81,6 +82,7 @@ class GymnasiumTask(worlds.WorldTask):
   """One kind of environment, another episode each seed."""
 
   name = _module = "gymnasium"
+  _places = ("describe",)
 
   def __init__(self, config: GymnasiumConfig | None = None):
     super().__init__(config or GymnasiumConfig())

@@ -192,7 +192,6 @@ class Conversation(environments.Environment):
     if self._playing is not None and not self._playing.done():
       self._playing.cancel()
       self._loop.run_until_complete(asyncio.wait([self._playing]))
-    self._asked: asyncio.Queue = asyncio.Queue()
     self._playing = self._loop.create_task(self._play(self._rows[seed]))
     self.task, paid, is_over = self._go_on()
     if is_over:
@@ -205,20 +204,17 @@ class Conversation(environments.Environment):
 
   def _go_on(self) -> tuple[str, float, bool]:
     """Lets the episode run until its agent is asked, or it is over."""
-    question = self._loop.create_task(self._asked.get())
-    both = (question, self._playing)
-    first = asyncio.FIRST_COMPLETED
+    self._question = self._loop.create_future()
+    both, first = (self._question, self._playing), asyncio.FIRST_COMPLETED
     self._loop.run_until_complete(asyncio.wait(both, return_when=first))
-    if question.done():
-      text, self._answer = question.result()
-      return text, 0.0, False
-    question.cancel()
+    if self._question.done():
+      return self._question.result(), 0.0, False
     return "", self._playing.result(), True
 
   async def _ask(self, text: str) -> str:
-    answer = self._loop.create_future()
-    await self._asked.put((text, answer))
-    return await answer
+    self._answer = self._loop.create_future()
+    self._question.set_result(text)
+    return await self._answer
 
   def _tools_of(self, task: Any) -> _Tools:
     taskset = self._made.taskset

@@ -95,22 +95,31 @@ class AnswerTask:
     )
 
   def score(self, example: base.Example, completion: str) -> base.Score:
+    return self.score_many([(example, completion)])[0]
+
+  def score_many(
+    self, pairs: Sequence[tuple[base.Example, str]]
+  ) -> list[base.Score]:
+    """Scores all at once, as a reward may wait for somebody's answer."""
+
+    async def score_all() -> list[base.Score]:
+      return await asyncio.gather(*(self._score(*pair) for pair in pairs))
+
+    return asyncio.run(score_all())
+
+  async def _score(self, example: base.Example, completion: str) -> base.Score:
     import verifiers.v1 as vf
 
     row = example.meta["row"]
     trace = verifiers_talk.new_trace(row)
     verifiers_talk.add(trace, vf.AssistantMessage(content=completion), True)
     trace.is_completed = trace.ok = True
-    asyncio.run(row.score(trace))
-    found = {
-      k: one for k, one in trace.rewards.items() if not one or one.weight
-    }
-    names = {component.name for component in self.components}
-    if names != set(found):
+    await row.score(trace)
+    found = {k: x for k, x in trace.rewards.items() if not x or x.weight}
+    if {component.name for component in self.components} != set(found):
       raise ValueError(f"it gave {[*found]}: name them in options.rewards")
-    values = tuple(
-      found[c.name] and found[c.name].value for c in self.components
-    )
+    named = [found[component.name] for component in self.components]
+    values = tuple(one and one.value for one in named)
     best = tuple(component.maximum for component in self.components)
     outcome = base.Outcome.RIGHT if values == best else base.Outcome.WRONG
     return base.Score(values, outcome)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,7 @@ class WorldTask(environments.FormTask):
   keeps_case = True
   _longest_prompt = 12_000
   _module: str  # of the library
+  _places: tuple[str, ...] = ()  # options that say where something is defined
 
   def __init__(self, config: WorldConfig):
     super().__init__(config)
@@ -87,6 +89,15 @@ class WorldTask(environments.FormTask):
   def __setstate__(self, state: dict[str, Any]) -> None:
     vars(self).update(state)
     self.make("train")  # Imports, before the time limit of a step holds.
+
+  def remember(self, directory: str | os.PathLike) -> dict[str, Any]:
+    """The options that make the task again, from any directory."""
+    del directory
+    fields = dataclasses.fields(self.config)
+    options = {one.name: getattr(self.config, one.name) for one in fields}
+    given = [name for name in self._places if options[name]]
+    found = {name: naming.load(options[name]) for name in given}
+    return options | {k: naming.place_of(one) for k, one in found.items()}
 
   def _is_action(self, text: str) -> bool:
     return bool(text)

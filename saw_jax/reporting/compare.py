@@ -40,14 +40,14 @@ class Row(NamedTuple):
   difference: PairedDifference  # run - control
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-  """What `compare` finds; prints as a table for each pair."""
+  """What `compare` finds; shown as a table for each pair."""
 
   rows: tuple[Row, ...]
   notes: tuple[str, ...]  # how the runs differ, and what was left out
 
-  def __str__(self) -> str:
+  def __repr__(self) -> str:
     lines = []
     for pair, rows in itertools.groupby(self.rows, lambda row: row[:2]):
       cells = [["", "metric", *pair, "difference", "95 %, t", "seeds"]]

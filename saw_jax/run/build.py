@@ -62,12 +62,15 @@ def build(
     run, task = remembered(run, directory, task)
   made, source = outline(run, seeds, directory, task)
   is_writer = directory is not None and hosts.is_first()
-  if is_writer:
-    run_directory.lock(directory)
-  made = made._replace(params=make_params(run, made, source))
-  if is_writer:
-    document = run_directory.document_of(run, seeds)
-    run_directory.open_run(directory, document, run.optimizer)
+  with contextlib.ExitStack() as stack:
+    if is_writer:
+      run_directory.lock(directory)
+      stack.callback(run_directory.unlock, directory)
+    made = made._replace(params=make_params(run, made, source))
+    if is_writer:
+      document = run_directory.document_of(run, seeds)
+      run_directory.open_run(directory, document, run.optimizer)
+    stack.pop_all()  # All is well, and the directory stays this process's.
   return made
 
 

@@ -61,8 +61,8 @@ class TokenizerConfig:
 class RolloutConfig:
   """Sizes of a rollout."""
 
-  max_prompt_tokens: int = 128
-  max_new_tokens: int = 64
+  max_prompt_tokens: int = 128  # see long_prompts
+  max_new_tokens: int = 64  # of a response
   prompt_multiple: int = 128  # prompt lengths are rounded up to it
   completion_multiple: int = 16  # so are the completions that are trained on
   # error; drop: leave such rows out; truncate: keep the end
@@ -114,7 +114,7 @@ class GradingConfig:
 class LoopConfig:
   """Sizes of a run."""
 
-  num_steps: int = 100
+  num_steps: int = 100  # rollouts, each with its updates
   prompts_per_step: int = 16  # P
   group_size: int = 8  # G
   num_minibatches: int = 1  # updates per rollout
@@ -171,7 +171,7 @@ class LabelConfig:
   certainty: str = constant("token_entropy")
   verify_temperature: float = constant(self_verification.TEMPERATURE)
   verify_prompt_tokens: int = 8192  # the end of longer ones is kept
-  verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
+  verify_new_tokens: int = self_verification.MAX_NEW_TOKENS  # of a verdict
   source: str = "truth"  # or annotator: saw annotate
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
@@ -214,7 +214,7 @@ class EvaluationConfig:
   """What is evaluated, and how often."""
 
   split: str = constant("test")
-  num_examples: int = 128
+  num_examples: int = 128  # of the held-out split
   batch_size: int = 128  # prompts at a time
   samples: int = 4  # per prompt, in the final sampled evaluation
   temperature: float = 1.0  # of those samples

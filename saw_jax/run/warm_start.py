@@ -41,13 +41,13 @@ _VERSION = 1  # raise it when this file changes what comes out
 class WarmStartConfig:
   """Settings of the supervised start; no steps, no start."""
 
-  num_steps: int = 0
-  batch_size: int = 64
-  num_demonstrations: int = 8192
+  num_steps: int = 0  # 0: no start
+  batch_size: int = 64  # demonstrations of a step
+  num_demonstrations: int = 8192  # different ones
   seed: int = constant(0)
   log_interval: int = constant(100)
   observation_coefficient: float = 0.0  # of what followed a demonstrated action
-  learning_rate: float = 3e-3
+  learning_rate: float = 3e-3  # the greatest
   # The rest of how it is trained.
   optimizer: optimizer_lib.OptimizerConfig = constant(
     optimizer_lib.OptimizerConfig(

@@ -2,7 +2,7 @@
 
 A task that is inspected has three methods more: `gold_completion(example)`, a
 completion that is right, `best_values(example)`, what it scores, and
-`damages(example)`, which yields wrong ones. `experiments/doctor.py` prints what
+`damages(example)`, which yields wrong ones. `saw doctor` prints what
 comes out; an empty list is a healthy task.
 """
 

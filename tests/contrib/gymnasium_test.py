@@ -1,5 +1,6 @@
 """Gymnasium's own environments as a task, and environments that misbehave."""
 
+import pickle
 import sys
 
 import pytest
@@ -73,7 +74,7 @@ class TestPlaying:
     assert step.done and step.reward in (-1, 0, 1)
 
   def test_text_is_kept_as_it_is_said(self):
-    task = make(env=f"{WORLDS}:Says-v0", max_steps=3)
+    task = make(env=f"{WORLDS}:Says-v0", max_steps=5)
     assert task.read_reply("<think></think><action> Hi X </action>") == (
       "Hi X",
       True,
@@ -94,6 +95,25 @@ class TestPlaying:
   )
   def test_colours_are_told(self, text, told):
     assert gymnasium_task._uncolour(text) == told
+
+
+def test_a_describing_file_is_found_from_anywhere(tmp_path, monkeypatch):
+  (tmp_path / "words.py").write_text("def say(env, seen, info): return 'hm'")
+  monkeypatch.chdir(tmp_path)
+  task = make(env="Blackjack-v1", describe="words.py:say")
+  assert play(task, ())[0].observation == "hm"
+  remembered = task.remember(tmp_path)
+  monkeypatch.chdir("/")
+  again = make(**remembered)
+  assert play(again, ())[0].observation == "hm"
+  assert again.config.reward == task.config.reward
+
+
+def test_a_worker_imports_the_environment_before_any_step(monkeypatch):
+  pickled = pickle.dumps(make(env=f"{WORLDS}:Says-v0"))
+  monkeypatch.delitem(sys.modules, WORLDS)
+  pickle.loads(pickled)
+  assert WORLDS in sys.modules
 
 
 def test_what_goes_wrong_fails_its_episode_alone():

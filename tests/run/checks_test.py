@@ -5,11 +5,13 @@ import dataclasses
 import fcntl
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
+import saw_jax
 from saw_jax import algorithms
 from saw_jax.annotate.ledger import LEDGER_NAME
 from saw_jax.run import (
@@ -152,7 +154,8 @@ def test_the_estimator_says_whether_a_group_may_have_one(name, caplog):
   def check(prompts):
     algorithm = algorithms.AlgorithmConfig(advantage=name)
     sizes = {"prompts_per_step": prompts, "group_size": 1}
-    checks.check(helpers.experiment(algorithm=algorithm, loop=sizes), None, [0])
+    made = helpers.experiment(algorithm=algorithm, loop=sizes)
+    checks.check(made, sections.RunConfig(), [0])
 
   check(4)
   assert "no response is compared" in caplog.text
@@ -233,6 +236,20 @@ def test_the_second_process_is_told_of_the_first(tmp_path, monkeypatch):
   run_directory.unlock(tmp_path)
 
 
+def test_weights_that_cannot_be_read_leave_the_directory_free(
+  tmp_path, monkeypatch
+):
+  def fail(*_):
+    raise ValueError("truncated")
+
+  monkeypatch.setattr(build, "make_params", fail)
+  with pytest.raises(ValueError, match="truncated"):
+    build.build(config_lib.load(TOOLS).lock(), [0], tmp_path)
+  assert not (tmp_path / "run.json").exists()
+  with (tmp_path / "lock").open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_the_other_processes_of_a_run_take_no_lock(tmp_path, monkeypatch):
   monkeypatch.setattr(build, "make_params", lambda *_: None)
   monkeypatch.setattr(build.hosts, "is_first", lambda: False)
@@ -278,10 +295,22 @@ def test_a_start_that_failed_is_replaced(tmp_path, monkeypatch):
     start(2)
 
 
+def test_the_rows_of_a_run_are_not_overwritten_by_others(tmp_path):
+  def remember(word):
+    rows = [{"prompt": word, "n": k} for k in range(4)]
+    task = saw_jax.task(rows, rewards={"one": lambda completion, row: 1.0})
+    return pathlib.Path(task.remember(tmp_path)["rows"])
+
+  first, other = remember("a"), remember("b")
+  assert first != other and "a" in first.read_text()
+  assert remember("a") == first
+
+
 def test_a_run_that_is_lengthened_is_the_longer_run(tmp_path):
   def run(name, steps, **changes):
     fields = {"num_steps": steps}
-    made = helpers.experiment(loop=fields, **changes)
+    greedy = {"samples": 0, "interval": 3, "num_examples": 2}
+    made = helpers.experiment(loop=fields, evaluation=greedy, **changes)
     document = {"loop": fields, "seeds": [0]}
     folder = tmp_path / name
     run_directory.open_run(folder, document, made.optimizer)

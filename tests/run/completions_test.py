@@ -70,14 +70,16 @@ def test_an_episode_is_its_actions_and_what_the_world_said():
     Turn("inside", "mumble", "", "what?", 1.0, False),
   ]
   played = SimpleNamespace(
-    turns=[[turns, [], turns[:1]]],
-    failed=np.array([[[False, True, False]]]),
-    returns=np.array([[[1.0, 0.0, 0.0]]]),
+    turns=[[turns, [], turns[:1], turns[1:]]],
+    failed=np.array([[[False, True], [False, False]]]),
+    returns=np.array([[[1.0, 0.0], [0.0, 1.0]]]),
   )
   (rows,) = completions.of_episodes(played, max_return=1.0)
-  assert [row["outcome"] for row in rows] == ["right", "failed", "wrong"]
-  assert [row["total"] for row in rows] == [1.0, None, 0.0]
-  assert rows[0]["prompt"] == "at the door" and rows[1]["prompt"] == ""
+  outcomes = ["right", "failed", "wrong", "right"]
+  assert [row["outcome"] for row in rows] == outcomes
+  assert [row["total"] for row in rows] == [1.0, None, 0.0, 1.0]
+  prompts = ["at the door", "", "at the door", "inside"]
+  assert [row["prompt"] for row in rows] == prompts
   assert rows[0]["completion"].splitlines() == [
     "[action 1] open",
     "[world] it opens",

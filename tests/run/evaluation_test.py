@@ -88,6 +88,23 @@ class TestEvaluator:
     expected = np.tile(share[None, :, None], (2, 1, 2))
     np.testing.assert_allclose(whole["rewards"][..., 1], expected, rtol=1e-6)
 
+  def test_a_batch_is_filled_up_for_all_devices(self, monkeypatch):
+    sizes, stop = [], pytest.raises(InterruptedError)
+
+    def sample(generate, params, rows, *_, **options):
+      sizes.append(len(rows[0]))
+      raise InterruptedError
+
+    monkeypatch.setattr(rollouts, "sample", sample)
+    for lift, size in (("seeded", 6), ("pmapped", 8)):
+      made = helpers.experiment(
+        parallel={"lift": lift}, evaluation={"batch_size": 6, "num_examples": 9}
+      )
+      policy = experiment_lib.Policy(made, 1)
+      with stop:
+        evaluation.Evaluator(policy, None).run("greedy")
+      assert sizes.pop() == size
+
   @pytest.mark.parametrize("votes", [True, False])
   def test_scores_are_the_averages_of_a_run(self, votes, monkeypatch):
     if not votes:

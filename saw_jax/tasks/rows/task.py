@@ -259,6 +259,11 @@ def _write(path: pathlib.Path, rows: Sequence[Row]) -> str:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
   text = "".join(json.dumps(row, default=plain) + "\n" for row in rows)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text, encoding="utf-8")
-  return str(path.resolve())
+  # Other rows have another name: those of a run are never overwritten, and a
+  # run with others is another run.
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  path = path.with_stem(f"{path.stem}_{digest}").resolve()
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+  return str(path)
