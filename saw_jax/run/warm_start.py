@@ -4,6 +4,7 @@ The decoder imitates demonstrations, some wrong on purpose, until it can do the
 task in part. The result is cached under a hash of everything that made it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -120,7 +121,8 @@ def warm_start(
         return found
       except _DAMAGED as error:
         LOG.warning("warm start: made anew, since %s: %s", name, error)
-        (folder / name).unlink()
+        with contextlib.suppress(OSError):  # the package's own are not ours
+          (folder / name).unlink()
   settings = dataclasses.replace(
     config.optimizer, learning_rate=config.learning_rate
   )
