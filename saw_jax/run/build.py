@@ -209,7 +209,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   if word == "last":
     return None
   if word == "best":
-    store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
+    folder = pathlib.Path(workdir) / "checkpoints"
+    store = checkpoint.Checkpointer(folder, reads=True)
     with contextlib.closing(store):
       return store.best_step
   if word.isdigit():
