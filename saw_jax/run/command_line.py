@@ -46,7 +46,7 @@ _ROWS = {
   "rewards": "Their reward functions, as my_rewards.py:right,short.",
   "answer": "Their column of the reference, if there is one.",
   "test": "The share of them that is held out, or a file; 0.1 by default.",
-  "method": "What is trained by: parts of saw_jax.names('methods'), as gdpo+saw.",
+  "method": "How it is trained: of saw_jax.names('methods'), as gdpo+saw.",
   "model": "What is trained: smollm2, a Hugging Face directory, a .gguf file.",
 }
 

@@ -47,7 +47,9 @@ class TestRows:
     table = tmp_path / "x.csv"
     cells = "".join(f'"{row["question"]}",{row["answer"]}\n' for row in ROWS)
     table.write_text("\ufeffquestion,answer\n" + cells)
-    files = [write(tmp_path / f"x.{kind}", ROWS) for kind in ("json", "parquet")]
+    files = [
+      write(tmp_path / f"x.{kind}", ROWS) for kind in ("json", "parquet")
+    ]
     want = task().examples("train")
     for source in (str(lines), table, *files, iter(ROWS), Dataset()):
       assert task(source).examples("train") == want
@@ -181,7 +183,9 @@ class TestRewards:
 
   def test_functions_of_a_file_by_their_names(self, tmp_path):
     path = tmp_path / "rewards_of_this_test.py"
-    path.write_text("def a(c, row): return 1\ndef b(c, row): return helper(c)\n")
+    path.write_text(
+      "def a(c, row): return 1\ndef b(c, row): return helper(c)\n"
+    )
     # Its neighbours are found, too, by worker processes as well.
     text = "from helper_of_this_test import helper\n" + path.read_text()
     path.write_text(text)
@@ -251,7 +255,12 @@ class TestMisbehaving:
 
   @pytest.mark.parametrize(
     ("value", "word"),
-    [(float("nan"), "finite"), ("yes", "number"), (3, "outside"), ([], "number")],
+    [
+      (float("nan"), "finite"),
+      ("yes", "number"),
+      (3, "outside"),
+      ([], "number"),
+    ],
   )
   def test_what_is_no_reward_names_the_function(self, value, word):
     def odd(completion, row):
