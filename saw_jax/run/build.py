@@ -181,8 +181,13 @@ def make_params(
     shown = kind_of(bare).demonstrations(
       warm.num_demonstrations, warm.seed, warm.options
     )
-    cache = cache_folder() / "warm_start"
-    params = warm_start.warm_start(headless, warm, shown, cache=cache)
+    params = warm_start.warm_start(
+      headless,
+      warm,
+      shown,
+      cache=cache_folder() / "warm_start",
+      kept=config_lib.FOLDER / "starts",
+    )
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
   # Added later, so that all rows of a table share one start.
