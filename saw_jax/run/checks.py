@@ -14,7 +14,7 @@ import numpy as np
 
 from saw_jax import algorithms, naming
 from saw_jax.models import lora
-from saw_jax.run import agents, groups, metrics, observations
+from saw_jax.run import agents, groups, labelling, metrics, observations
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
 from saw_jax.run.policy import learner_devices
 from saw_jax.run.sections import Experiment, RunConfig
@@ -155,7 +155,15 @@ def _conflicts(made: Experiment) -> Conflicts:
 def _conflicts_of_answers(made: Experiment) -> Conflicts:
   task, method = f"task {made.task.name!r}", made.labels.method
   is_observed = isinstance(made.task, observations.ObservedTask)
+  needed = ("verification",) * made.labels.strategy.needs_verdicts
   return {
+    **{
+      f"{task} cannot be trained with labels.method={method!r}: it has no "
+      f"{name}; math and knights have all": (
+        method != "truth" and not hasattr(made.task, name)
+      )
+      for name in labelling.NEEDED + needed
+    },
     f"{task} has single answers, and the advantage is not one of those: "
     f"{', '.join(sorted(algorithms.ADVANTAGES))}": made.method.per_step,
     f"labels.method is {method!r}, and asynchronous.dynamic_sampling drops "
