@@ -344,6 +344,7 @@ class TestSweep:
       (["loop.group_sise=4"], "group_size"),
       (["loop.group_size=4,many"], "many"),
       (["algorithm.loss=spo,asymppo"], "asympo"),
+      (["parallel.lift=seeded,meshed", "parallel.fsdp=64"], "devices"),
     ],
   )
   def test_a_bad_cell_is_said_before_anything_runs(

@@ -55,6 +55,7 @@ TRAIN = f"""
 {CONFIG} stray | unexpected argument 'stray'
  | --config must have a value
 {CONFIG} --seeds=1,x | not '1,x'
+{CONFIG} --log=trackoi | 'trackio'
 {CONFIG} --coordinator=h:1 --num_processes=2 --process_id=2 | not below
 """
 # The same, answered before JAX is imported.

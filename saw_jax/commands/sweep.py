@@ -90,8 +90,11 @@ def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
   from saw_jax.run import build, config, run_directory
 
   run = config.typed(train.given_config(*cell.items()))
-  build.outline(run)  # not what concerns devices: they may be elsewhere
+  run, task = build.remembered(run, directory, None)
   seeds = train.parse_seeds(flags.FLAGS.seeds)
+  # What a plan runs may have other devices.
+  here = (seeds, directory) if flags.FLAGS.plan == "run" else ()
+  build.outline(run, *here, task=task)
   document = run_directory.document_of(run, seeds)
   run_directory.check_run(directory, document, run.optimizer)
   if not (directory / _END).exists():

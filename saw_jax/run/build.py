@@ -181,8 +181,13 @@ def make_params(
     shown = kind_of(bare).demonstrations(
       warm.num_demonstrations, warm.seed, warm.options
     )
-    cache = cache_folder() / "warm_start"
-    params = warm_start.warm_start(headless, warm, shown, cache=cache)
+    params = warm_start.warm_start(
+      headless,
+      warm,
+      shown,
+      cache=cache_folder() / "warm_start",
+      kept=config_lib.FOLDER / "starts",
+    )
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
   # Added later, so that all rows of a table share one start.
@@ -204,7 +209,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   if word == "last":
     return None
   if word == "best":
-    store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
+    folder = pathlib.Path(workdir) / "checkpoints"
+    store = checkpoint.Checkpointer(folder, reads=True)
     with contextlib.closing(store):
       return store.best_step
   if word.isdigit():

@@ -14,11 +14,11 @@ import numpy as np
 
 from saw_jax import algorithms, naming
 from saw_jax.models import lora
-from saw_jax.run import agents, groups, metrics, observations
+from saw_jax.run import agents, groups, labelling, metrics, observations
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
 from saw_jax.run.policy import learner_devices
 from saw_jax.run.sections import Experiment, RunConfig
-from saw_jax.training import estimation, parallel
+from saw_jax.training import parallel
 
 LOG = logging.getLogger(__name__)
 
@@ -155,7 +155,15 @@ def _conflicts(made: Experiment) -> Conflicts:
 def _conflicts_of_answers(made: Experiment) -> Conflicts:
   task, method = f"task {made.task.name!r}", made.labels.method
   is_observed = isinstance(made.task, observations.ObservedTask)
+  needed = ("verification",) * made.labels.strategy.needs_verdicts
   return {
+    **{
+      f"{task} cannot be trained with labels.method={method!r}: it has no "
+      f"{name}; math and knights have all": (
+        method != "truth" and not hasattr(made.task, name)
+      )
+      for name in labelling.NEEDED + needed
+    },
     f"{task} has single answers, and the advantage is not one of those: "
     f"{', '.join(sorted(algorithms.ADVANTAGES))}": made.method.per_step,
     f"labels.method is {method!r}, and asynchronous.dynamic_sampling drops "
@@ -242,29 +250,20 @@ def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
 
 def _check_group_of_one(made: Experiment) -> None:
   """Asks the estimator itself what it makes of groups of one."""
-  size, task = made.loop.prompts_per_step, made.task
+  size, count = made.loop.prompts_per_step, len(made.task.components)
   paid = np.linspace(0.5, 1.0, size, dtype=np.float32)[:, None, None]
-  if made.method.per_step:
+  advantage = made.method.advantage
+  if made.method.per_step:  # of episodes of two steps, paid at their ends
+    names = ("values", "anchors")
+    nothing = dict.fromkeys(names, np.zeros((size, 1, 2), np.int32))
     steps = np.ones((size, 1, 2), bool)
-    found = naming.supply(
-      made.method.advantage,
-      rewards=paid * np.array([0, task.max_return], np.float32),
-      steps=steps,
-      anchors=np.zeros(steps.shape, np.int32),
-      values=np.zeros(steps.shape, np.float32),
-    )
+    rewards = paid * np.array([0, 1], np.float32)
+    found = naming.supply(advantage, rewards=rewards, steps=steps, **nothing)
   else:
-    least, most = np.array(
-      [(one.minimum, one.maximum) for one in task.components], np.float32
-    ).T
-    estimate = estimation.make_estimate(
-      made.method.advantage, made.method.weights, minima=least
-    )
-    rewards = least + (most - least) * paid
+    rewards = np.repeat(paid, count, axis=-1)
     lengths = np.arange(1, size + 1, dtype=np.float32)[:, None]
-    equal = np.full(least.shape, 1 / least.size, np.float32)
-    scored = np.ones(rewards.shape, bool)
-    found, _ = estimate(rewards, scored, lengths, None, equal)
+    ones = np.ones(count, np.float32)
+    found = naming.supply(advantage, rewards, ones, lengths=lengths)
   if not np.any(found):
     raise ValueError(
       "loop.group_size is 1, and the advantage of a response that is compared "

@@ -128,7 +128,8 @@ def restore(
 ) -> tuple[int, Policy]:
   """Reads the policies of a checkpoint, or raises a `CheckpointError`."""
   policy = Policy(experiment, num_seeds)
-  store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
+  folder = pathlib.Path(directory) / "checkpoints"
+  store = checkpoint.Checkpointer(folder, reads=True)
   with contextlib.closing(store):
     return policy.restore(store, step).step, policy
 

@@ -104,7 +104,8 @@ class Encoder:
     longest = max(long, key=sizes.get)
     said = (
       f"{len(long):,} of {len(rows):,} {what} are longer than {limit:,} tokens "
-      f"(rollout.max_prompt_tokens); longest {sizes[longest]:,} (row {longest})"
+      f"(rollout.max_prompt_tokens); longest {sizes[longest]:,} (row {longest}"
+      f", example {examples[longest].key})"
     )
     if how == "error":
       raise ValueError(

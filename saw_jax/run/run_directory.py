@@ -67,12 +67,16 @@ def check_run(
 def differences(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-  """Keys of two configs that differ, but for those that every run has now."""
-  old, new = _flat(before), _flat(json.loads(metrics.to_json(now)))
+  """Keys of two configs that differ in more than what a run has anyway.
+
+  Its trackers are none of them: they change no figure.
+  """
+  old, new = flatten(before), flatten(json.loads(metrics.to_json(now)))
   return {
     key: (old.get(key), new.get(key))
     for key in sorted(old.keys() | new.keys())
     if old.get(key) != new.get(key)
+    and key != "loop.writers"
     and not (key not in new and config_lib.is_gone(key, old[key]))
   }
 
@@ -249,10 +253,10 @@ def _git(*words: str) -> str:
   ).stdout.strip()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   flat = {}
   for key, value in tree.items():
-    inside = isinstance(value, Mapping) and _flat(value, f"{prefix}{key}.")
+    inside = isinstance(value, Mapping) and flatten(value, f"{prefix}{key}.")
     flat |= inside or {prefix + key: value}
   return flat
 

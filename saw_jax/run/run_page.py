@@ -10,7 +10,6 @@ import collections
 import contextlib
 import hashlib
 import html
-import json
 import logging
 import math
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax.run import glossary, metrics
+from saw_jax.run import glossary, metrics, run_directory
 from saw_jax.run.completions import shorten
 
 LOG = logging.getLogger(__name__)
@@ -72,10 +71,9 @@ class RunPage:
     if error is not None:
       text = error.args[0] if error.args else type(error).__name__
       self._state, self._kind = f"stopped by an error: {text}", "failed"
-    elif self._step >= self._num_steps:
-      self._kind = "finished"
     else:
-      self._kind = "stopped"
+      is_done = self._step >= self._num_steps
+      self._kind = "finished" if is_done else "stopped"
     self._write()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
@@ -145,9 +143,9 @@ class RunPage:
   def _head(self) -> Iterator[str]:
     """What is run, and how far it is."""
     document = {}
-    with contextlib.suppress(OSError, ValueError):
-      document = json.loads((self._folder / "run.json").read_text("utf-8"))
-    config = dict(_flat(document.get("config", {})))
+    with contextlib.suppress(run_directory.RunError):
+      document = run_directory.read_run(self._folder)
+    config = run_directory.flatten(document.get("config", {}))
     facts = [(key, config[key]) for key in _FACTS if config.get(key)]
     facts += [("commit", document["commit"])] if "commit" in document else []
     chips = [f"<span>{_text(k)} <b>{_text(v)}</b></span>" for k, v in facts]
@@ -168,9 +166,9 @@ class RunPage:
     if self._samples:
       yield f'<p><a href="#step{max(self._samples)}">Completions</a></p>'
     if config:
-      lines = [f"{key} = {_text(config[key])}" for key in sorted(config)]
       yield "<details><summary>All settings</summary><pre>"
-      yield "\n".join(map(html.escape, lines)) + "</pre></details>"
+      yield "\n".join(_text(f"{key} = {config[key]}") for key in sorted(config))
+      yield "</pre></details>"
 
   def _charts(
     self, sections: Sequence[str], tag: str, head: str
@@ -312,14 +310,6 @@ def _ticks(low: float, high: float) -> list[float]:
   step = next(k * power for k in (1, 2, 5, 10) if k * power >= raw)
   first, last = math.ceil(low / step), math.floor(high / step)
   return [k * step for k in range(first, last + 1)]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield prefix + key, value
 
 
 def _text(value: Any) -> str:

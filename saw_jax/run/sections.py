@@ -198,6 +198,11 @@ class LabelConfig:
       )
     if self.total < 0:
       raise ValueError(f"labels.total is {self.total}; it must be 0 or more")
+    if self.strategy.buys and 0 < self.total < self.price:
+      raise ValueError(
+        f"labels.total is {self.total:g}, which does not pay one label at "
+        f"{self.price:g}"
+      )
     if self.strategy.sees_truth and self.source != "truth":
       raise ValueError(
         f"labels.method={self.method!r} looks at the ground truth: it needs "

@@ -67,6 +67,8 @@ REFUSED = """
 loop.group_size=1 | ValueError | dynamic_sampling
 {tools} | rollout.max_prompt_tokens=40 rollout.long_prompts=error | ValueError \
 | tokens
+{tools} | labels.method=self_verification | ValueError | verification
+{tools} | labels.method=random labels.total=0.5 | ValueError | pay
 {worlds} | episodes.rows_per_call=0 | ValueError | rows_per_call
 {worlds} | episodes.rows_per_call=6 parallel.lift=pmapped | ValueError \
 | rows_per_call
@@ -181,7 +183,7 @@ def long(how, **changes):
   return helpers.experiment(task=Long(), rollout=fields, **changes)
 
 
-SENTENCE = r"3 of 39 prompts of split 'train' .* 48 tokens .* \(row 20\)"
+SENTENCE = r"3 of 39 prompts of split 'train' .* 48 tokens .* \(row 20, .* 7\)"
 
 
 def test_prompts_that_are_too_long_are_counted(caplog):
@@ -309,7 +311,8 @@ def test_the_rows_of_a_run_are_not_overwritten_by_others(tmp_path):
 def test_a_run_that_is_lengthened_is_the_longer_run(tmp_path):
   def run(name, steps, **changes):
     fields = {"num_steps": steps}
-    made = helpers.experiment(loop=fields, **changes)
+    greedy = {"samples": 0, "interval": 3, "num_examples": 2}
+    made = helpers.experiment(loop=fields, evaluation=greedy, **changes)
     document = {"loop": fields, "seeds": [0]}
     folder = tmp_path / name
     run_directory.open_run(folder, document, made.optimizer)

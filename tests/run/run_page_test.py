@@ -106,7 +106,9 @@ def test_nothing_that_a_run_writes_is_obeyed(tmp_path):
   assert set(tags) <= TAGS and tags.count("script") == 1
   names = {name for _, attrs in found.tags for name in attrs}
   assert not {"onerror", "src"} & names
-  assert any("alert(1)" in text for text in found.texts)
+  shown = "".join(found.texts)
+  assert "task.name = </pre><script>alert(1)" in shown
+  assert "by an error: </pre><script>alert(1)" in shown
 
 
 def test_a_long_run_of_many_seeds_stays_small(tmp_path, monkeypatch):
