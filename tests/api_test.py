@@ -1,4 +1,4 @@
-"""The door for Python: the lines of the first page, and what a run remembers."""
+"""The door for Python: the lines of the first page; what a run remembers."""
 
 import json
 import os
@@ -84,7 +84,7 @@ class TestTrain:
     with pytest.raises(KeyError, match="'reward/right'"):
       run.metrics("reward/rigth")
 
-  def test_functions_of_a_notebook_have_to_be_passed(self, trained, monkeypatch):
+  def test_functions_of_a_notebook_are_passed(self, trained, monkeypatch):
     folder, space = trained
     monkeypatch.chdir(folder)
     with pytest.raises(Exception, match="notebook.*task=task"):
