@@ -1,5 +1,6 @@
 """The door for Python: the lines of the first page; what a run remembers."""
 
+import functools
 import json
 import os
 import pathlib
@@ -145,10 +146,8 @@ class TestFunctions:
   )
   def test_elsewhere_they_are_refused(self, key, value, word):
     made = saw_jax.config("gdpo")
-    section, _, name = key.rpartition(".")
-    for part in section.split("."):
-      place = made[part] if section.startswith(part) else place[part]
-    place[name] = value
+    *sections, name = key.split(".")
+    functools.reduce(lambda x, part: x[part], sections, made)[name] = value
     with pytest.raises(TypeError, match=word):
       config_lib.typed(made)
 
