@@ -28,8 +28,9 @@ def define() -> None:
   command_line.define_config()
   flags.register_multi_flags_validator(
     ["config", "rows"],
-    lambda given: any(given.values()),
-    "give --config=TABLE, or --rows=FILE with --prompt and --rewards",
+    lambda given: any(given.values()) or command_line.names_task(),
+    "give --config=TABLE, or --rows=FILE with --prompt and --rewards, or "
+    "--config.task.name=NAME",
   )
   flags.DEFINE_string(
     "workdir", None, "Where metrics and checkpoints go.", required=True
