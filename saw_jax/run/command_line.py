@@ -183,7 +183,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
     rest = flags.FLAGS(rest)
     # JAX may not look for devices before it knows of other processes.
-    if has_config and not flags.FLAGS.get_flag_value("coordinator", None):
+    if has_config and not getattr(flags.FLAGS, "coordinator", None):
       given_config()
     return rest
   except SystemExit:
