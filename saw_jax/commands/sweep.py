@@ -28,6 +28,7 @@ _END = "final.json"
 
 def define() -> None:
   train.define()
+  flags.adopt_module_key_flags(train)  # in this command's --help, too
   flags.DEFINE_multi_string(
     "grid", None, "section.key=value,value; once for each key.", required=True
   )
