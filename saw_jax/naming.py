@@ -138,8 +138,8 @@ def place_of(found: Any) -> str:
   module = getattr(found, "__module__", "__main__")
   name = getattr(found, "__qualname__", type(found).__name__)
   file = getattr(sys.modules.get(module), "__file__", None) or ""
-  if "<" in name or (module == "__main__" and not file.endswith(".py")):
-    return f"__main__:{name}"
+  if "<" in name or not file.endswith(".py"):
+    return f"__main__:{name}"  # of a notebook, or made while it ran
   if "." in module:
     return f"{module}:{name}"
   return f"{pathlib.Path(file).resolve()}:{name}"

@@ -2,6 +2,10 @@
 
   saw train --workdir=runs/gdpo_saw --seeds=0,1 \\
     --config=saw/tool_calling:row=gdpo_saw,scale=tiny
+  saw train --workdir=runs/a --rows=problems.jsonl --prompt=question \\
+    --rewards=my_rewards.py:right,short --method=gdpo+saw --model=smollm2
+
+The first trains a row of a table, the second on rows of one's own.
 
 Several processes, each with its own devices, train one policy over one mesh
 (config.parallel.lift=meshed): start each with the same command, and
@@ -22,7 +26,11 @@ from saw_jax.run import command_line, metrics
 
 def define() -> None:
   command_line.define_config()
-  flags.mark_flag_as_required("config")
+  flags.register_multi_flags_validator(
+    ["config", "rows"],
+    lambda given: any(given.values()),
+    "give --config=TABLE, or --rows=FILE with --prompt and --rewards",
+  )
   flags.DEFINE_string(
     "workdir", None, "Where metrics and checkpoints go.", required=True
   )

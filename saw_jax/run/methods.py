@@ -29,7 +29,10 @@ _VOTES = "vote filtered_vote random entropy mean_probability oracle certainty"
 
 METHODS: dict[str, Mapping[str, Any]] = {
   # Advantages of single answers, ...
-  **{name: {"algorithm.advantage": name} for name in ("grpo", "gdpo", "rloo")},
+  **{
+    name: {"algorithm.advantage": name}
+    for name in ("grpo", "gdpo", "rloo", "dr_grpo")
+  },
   "gpg": {"algorithm.advantage": "gpg", **_GPG},
   "gpg_nonzero": {"algorithm.advantage": "gpg_nonzero", **_GPG},
   "dapo": {

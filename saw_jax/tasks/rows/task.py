@@ -114,16 +114,15 @@ class RowsTask:
     These are the fields of `RowsConfig`, functions and files by their places.
     """
     config, folder = self.config, pathlib.Path(directory)
-    files = {"rows": "rows.jsonl", "test": "rows_test.jsonl"}
     written: dict[str, Any] = {}
-    for name, file in files.items():
+    for name in ("rows", "test"):
       value = getattr(config, name)
       if _is_path(value):
         written[name] = str(pathlib.Path(value).resolve())
-      elif not isinstance(value, float):
-        written[name] = _write(folder / file, value)
-      else:
+      elif isinstance(value, float):
         written[name] = value
+      else:
+        written[name] = _write(folder, value)
     written["rewards"] = {
       one.name: naming.place_of(one.fn) for one in self._rewards
     }
@@ -254,7 +253,9 @@ def _digest(messages: Sequence[Mapping[str, str]]) -> float:
   return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def _write(path: pathlib.Path, rows: Sequence[Row]) -> str:
+def _write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
+  """Writes rows into a file whose name is of what they say."""
+
   def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
@@ -262,7 +263,7 @@ def _write(path: pathlib.Path, rows: Sequence[Row]) -> str:
   # Other rows have another name: those of a run are never overwritten, and a
   # run with others is another run.
   digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-  path = path.with_stem(f"{path.stem}_{digest}").resolve()
+  path = folder.resolve() / f"rows_{digest}.jsonl"
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
