@@ -224,7 +224,7 @@ class Run:
     task: Any = None,
     config: Any = None,
   ):
-    self.directory, self.result = pathlib.Path(directory), result
+    self.directory, self.result = pathlib.Path(directory).absolute(), result
     self._task, self._config = task, config
 
   def __repr__(self) -> str:

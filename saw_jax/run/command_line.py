@@ -183,7 +183,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
   try:
     rest = flags.FLAGS(rest)
     # JAX may not look for devices before it knows of other processes.
-    if has_config and not flags.FLAGS.get_flag_value("coordinator", None):
+    others = "coordinator" in flags.FLAGS and flags.FLAGS.coordinator
+    if has_config and not others:
       given_config()
     return rest
   except SystemExit:
