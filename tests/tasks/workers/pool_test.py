@@ -74,7 +74,8 @@ from saw_jax.tasks.workers.grading import Grader
 def right(completion, row):
   return 1.0
 
-task = saw_jax.task([{"prompt": "a"}] * 2, test=[{"prompt": "b"}], rewards=right)
+rows = [{"prompt": "a"}] * 2
+task = saw_jax.task(rows, test=rows, rewards=right)
 with Grader(task, num_workers=1, limit_s=9.0) as grader:
   print(grader.grade(task.examples("train"), ["x", "y"]).rewards.tolist())
 """
