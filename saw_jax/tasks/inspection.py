@@ -27,11 +27,11 @@ class Failure(NamedTuple):
 
 def gold_failures(task: Any, examples: Iterable[base.Example]) -> list[Failure]:
   """Finds the examples whose own right answer does not score the most."""
-
-  def gold(one: base.Example) -> Damage:
-    return "gold", task.gold_completion(one), task.best_values(one)
-
-  return _failures(task, ((one, gold(one)) for one in examples))
+  cases = (
+    (one, ("gold", task.gold_completion(one), task.best_values(one)))
+    for one in examples
+  )
+  return _failures(task, cases)
 
 
 def damage_failures(
