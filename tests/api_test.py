@@ -14,7 +14,7 @@ import saw_jax
 from saw_jax import naming
 from saw_jax.run import build, run_directory
 from saw_jax.run import config as config_lib
-from tests import helpers
+from tests import commands_test, helpers
 
 # What the first page shows; `make` stands for what chooses the model.
 SNIPPET = """
@@ -182,7 +182,7 @@ class TestConfig:
 
 
 TASK = """
-from tests import helpers
+from tests import commands_test, helpers
 
 class Mine(helpers.Letters):
   def __init__(self, first="a"):
@@ -243,3 +243,76 @@ def test_a_run_directory_has_places_and_no_function(trained):
   assert document["name"] == "rows"
   assert document["options"]["rewards"]["right"] == "__main__:right"
   assert document["options"]["rows"] == str(trained[0] / "problems.jsonl")
+
+
+FUNCTIONS = "def right(completion, row): return 1.0\n"
+GOOD = {
+  "rows": "problems.jsonl",
+  "prompt": "question",
+  "rewards": "rewards_of_a_command.py:right",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  write_problems(tmp_path)
+  (tmp_path / "rewards_of_a_command.py").write_text(FUNCTIONS)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+class TestCommand:
+  """`saw train --rows` is the same, and its mistakes are one sentence each."""
+
+  def test_the_config_of_the_flags_is_that_of_python(self, folder, monkeypatch):
+    found = []
+    monkeypatch.setattr(build, "build", lambda *given: found.append(given[0]))
+    given = GOOD | {"method": "gdpo+saw", "test": "0.25", "workdir": "run"}
+    with pytest.raises(AttributeError):  # nothing was built
+      commands_test.call(
+        monkeypatch,
+        "train",
+        *(f"--{name}={text}" for name, text in given.items()),
+        "--config.loop.num_steps=7",
+        "--config.algorithm.loss=rewards_of_a_command.py:right",
+      )
+    made = saw_jax.config("gdpo+saw", loop={"num_steps": 7})
+    made.algorithm.loss = "rewards_of_a_command.py:right"
+    made.task.name, made.task.options = "rows", GOOD | {"test": 0.25}
+    (config,) = found
+    assert config.to_dict() == made.to_dict()
+    told, _ = build.remembered(config_lib.typed(config), "run", None)
+    assert told.task.options["rows"] == str(folder / "problems.jsonl")
+
+  @pytest.mark.parametrize(
+    ("flag", "word"),
+    [
+      ("prompt=questoin", "'question'"),
+      ("rewards=rewards_of_a_command.py:wrong", "'right'"),
+      ("rewards=nowhere.py:right", "nowhere.py"),
+      ("rewards=", "reward"),
+      ("rows=nowhere.jsonl", "nowhere.jsonl"),
+      ("method=gdop", "'gdpo'"),
+      ("answer=anser", "'answer'"),
+      ("test=2", "share"),
+    ],
+  )
+  def test_a_mistake_is_a_sentence(
+    self, folder, monkeypatch, capsys, flag, word
+  ):
+    name, _, text = flag.partition("=")
+    words = [f"--{k}={x}" for k, x in (GOOD | {name: text}).items()]
+    with pytest.raises(SystemExit) as info:
+      commands_test.call(monkeypatch, "train", "--workdir=run", *words)
+    error = capsys.readouterr().err
+    assert info.value.code == 2 and word in error and error.count("\n") == 1
+    assert not (folder / "run").exists()
+
+  def test_it_is_said_before_jax_is_imported(self):
+    done = commands_test.dispatch(
+      *("train", "--workdir=run", "--rows=x.jsonl", "--rewards=x.py:right")
+    )
+    assert done.returncode == 2 and "x.py" in done.stderr
+    assert done.stdout.strip() == "False"  # it is not there
+    done = commands_test.dispatch("train", "--workdir=run", "--method=gdpo")
+    assert done.returncode == 2 and "--rows" in done.stderr

@@ -15,7 +15,7 @@ FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library
 KEYS = 100  # of a config, a free section being one
 TESTS = 29_175  # lines
-SCRIPT = 120  # lines of a command
+SCRIPT = 140  # lines of a command; evaluate is called from Python, too
 
 ROOT = pathlib.Path(__file__).parents[1]
 EDGES = ("tasks", "annotate", "reporting", "contrib", "commands")

@@ -64,11 +64,18 @@ def test_a_word_that_is_no_command_has_its_nearest_and_loads_no_jax():
   assert len(done.stderr.splitlines()) == 1
 
 
-def test_help_of_a_command_has_its_own_flags_alone():
-  done = dispatch("compare", "--help")
+@pytest.mark.parametrize(
+  ("usage", "flag", "other"),
+  [
+    ("compare runs/a runs/b", "--metrics: ", "--workdir: "),
+    ("sweep --workdir=runs/sweep", "--seeds: ", "--metrics: "),
+  ],
+)
+def test_help_of_a_command_has_its_own_flags_alone(usage, flag, other):
+  done = dispatch(usage.split()[0], "--help")
   assert (done.returncode, done.stderr) == (0, "")
-  assert "saw compare runs/a runs/b" in done.stdout
-  assert "--metrics: " in done.stdout and "--workdir" not in done.stdout
+  assert f"saw {usage}" in done.stdout
+  assert flag in done.stdout and other not in done.stdout
   assert done.stdout.endswith("False\n")
 
 

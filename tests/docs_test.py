@@ -201,9 +201,6 @@ def commands(path: pathlib.Path) -> list[list[str]]:
   return [[w for w in words if "..." not in w] for words in calls]
 
 
-SOON = ("rows", "prompt", "rewards", "method", "model")
-
-
 @pytest.fixture(scope="module")
 def flags():
   """The flags of each command: in one process, one command after the other."""
@@ -234,8 +231,6 @@ def test_commands_are_there_with_their_flags_and_configs(path, flags):
       if not word.startswith("--") or flag == "help":
         continue
       section, _, key = flag.partition(".")
-      if "rows" not in flags[name] and section in SOON:
-        continue
       assert section in flags[name], f"saw {name} {word}"
       if flag == "config":
         config = configs.load(value)

@@ -23,7 +23,7 @@ def define() -> None:
 def main() -> int:
   given, config = flags.FLAGS, command_line.given_config()
   if config is None:
-    raise command_line.UsageError("give --config=TABLE:arguments")
+    raise command_line.UsageError("give --config=TABLE, or --rows=FILE")
 
   from saw_jax.run import build, footprint
   from saw_jax.run import config as config_lib

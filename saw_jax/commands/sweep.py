@@ -15,7 +15,7 @@ import logging
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
@@ -28,6 +28,7 @@ _END = "final.json"
 
 def define() -> None:
   train.define()
+  flags.adopt_module_key_flags(train)  # in this command's --help, too
   flags.DEFINE_multi_string(
     "grid", None, "section.key=value,value; once for each key.", required=True
   )
@@ -43,8 +44,8 @@ def main() -> int:
   given = flags.FLAGS
   folder = pathlib.Path(given.workdir)
   with command_line.checking_input():
-    cells = grid.cells(given.grid)
-    todo = [name for name, of in cells.items() if not _check(folder / name, of)]
+    seeds, cells = train.read_seeds(), grid.cells(given.grid)
+    todo = [x for x in cells if not _check(folder / x, cells[x], seeds)]
   shared = grid.without(sys.argv[1:], _OWN)
   commands = {
     name: ["train", *shared, f"--workdir={folder / name}"]
@@ -84,14 +85,15 @@ def main() -> int:
   return int(bool(failed))
 
 
-def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
+def _check(
+  directory: pathlib.Path, cell: Mapping[str, str], seeds: Sequence[int]
+) -> bool:
   """Looks at all of a cell's config; whether it was trained to its end."""
   from saw_jax.reporting import runs
   from saw_jax.run import build, config, run_directory
 
   run = config.typed(train.given_config(*cell.items()))
   run, task = build.remembered(run, directory, None)
-  seeds = train.parse_seeds(flags.FLAGS.seeds)
   # What a plan runs may have other devices.
   here = (seeds, directory) if flags.FLAGS.plan == "run" else ()
   build.outline(run, *here, task=task)

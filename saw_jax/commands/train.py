@@ -26,12 +26,6 @@ from saw_jax.run import command_line, metrics
 
 def define() -> None:
   command_line.define_config()
-  flags.register_multi_flags_validator(
-    ["config", "rows"],
-    lambda given: any(given.values()) or command_line.names_task(),
-    "give --config=TABLE, or --rows=FILE with --prompt and --rewards, or "
-    "--config.task.name=NAME",
-  )
   flags.DEFINE_string(
     "workdir", None, "Where metrics and checkpoints go.", required=True
   )
@@ -63,9 +57,7 @@ def main() -> int:
   """Trains the config of `--config` in `--workdir`, or goes on there."""
   given = flags.FLAGS
   with command_line.checking_input():
-    seeds = parse_seeds(given.seeds)
-    processes = _check_processes()
-    metrics.check_writers(given.log)
+    seeds, processes = read_seeds(), _check_processes()
 
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
@@ -111,7 +103,9 @@ def _check_processes() -> tuple:
   return place, count, index
 
 
-def parse_seeds(words: list[str]) -> list[int]:
+def read_seeds() -> list[int]:
+  """The seeds; flags that cannot be are said, as JAX is not yet imported."""
+  words, given = flags.FLAGS.seeds, flags.FLAGS
   said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
   try:
     seeds = [int(word) for word in words]
@@ -119,4 +113,10 @@ def parse_seeds(words: list[str]) -> list[int]:
     raise ValueError(said) from None
   if len(set(seeds)) != len(seeds) or not seeds:
     raise ValueError(said)
+  if not (given.config or given.rows or command_line.names_task()):
+    raise ValueError(
+      "give --config=TABLE, or --rows=FILE with --prompt and --rewards, or "
+      "--config.task.name=NAME"
+    )
+  metrics.check_writers(given.log)
   return seeds

@@ -156,7 +156,8 @@ def average(
         float(chosen.mean(dtype=np.float64)) if chosen.size else float("nan")
       )
     values["total"] = sum(values.values())
-    values["right"] = float(result["right"][n].mean())
+    # A reward may be called so; what is fully right is then in mean@k alone.
+    values.setdefault("right", float(result["right"][n].mean()))
     values["ended"] = float(result["ended"][n].mean())
     values["unscored"] = float(1 - scored.mean())
     values["length"] = float(result["lengths"][n].mean())
@@ -199,7 +200,8 @@ def per_example(
     total = np.where(chosen, rewards[..., m], 0).sum(-1, dtype=np.float64)
     figures[component.name] = total[count > 0] / count[count > 0]
   for name in ("right", "ended", "lengths"):
-    figures[name] = result[name][seed].mean(-1, dtype=np.float64)
+    mean = result[name][seed].mean(-1, dtype=np.float64)
+    figures.setdefault(name, mean)
   return figures
 
 

@@ -27,8 +27,11 @@ class Failure(NamedTuple):
 
 def gold_failures(task: Any, examples: Iterable[base.Example]) -> list[Failure]:
   """Finds the examples whose own right answer does not score the most."""
-  gold, best = task.gold_completion, task.best_values
-  return _failures(task, ((e, ("gold", gold(e), best(e))) for e in examples))
+  cases = (
+    (one, ("gold", task.gold_completion(one), task.best_values(one)))
+    for one in examples
+  )
+  return _failures(task, cases)
 
 
 def damage_failures(

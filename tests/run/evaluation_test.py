@@ -185,6 +185,12 @@ class TestAverages:
     assert first["a"] == found["b"] == 0.5
     assert np.isnan([found["a"], found["total"]]).all()
 
+  def test_a_reward_that_is_called_right_is_shown_as_one(self):
+    components = (base.Component("right", 0.0, 1.0), COMPONENTS[1])
+    found = evaluation.average("greedy", by_hand(), components)
+    assert found[0]["right"] == 0.5 and found[0]["total"] == 1.0
+    assert evaluation.per_example(by_hand(), 0, components)["right"] == [0.5]
+
   def test_of_one_example_by_hand(self):
     result = by_hand()
     result["lengths"][1] = 7

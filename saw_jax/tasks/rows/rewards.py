@@ -14,6 +14,8 @@ from saw_jax import naming
 
 Row = Mapping[str, Any]
 _Fn = TypeVar("_Fn", bound=Callable)
+# Of a held-out evaluation there are figures of these names.
+_TAKEN = ("total", "ended", "unscored", "length")
 _RANGE = "reward_range"  # the attribute of a function that says its own
 
 
@@ -92,6 +94,11 @@ def make_rewards(
       raise ValueError(
         f"rewards have names of their own, and there is {name!r}"
         f"{' twice' * (name in found)}: say rewards={{'name': function}}"
+      )
+    if name in _TAKEN:
+      raise ValueError(
+        f"a reward cannot be called {name!r}, as a figure of every evaluation "
+        f"is: say rewards={{'my_{name}': function}}"
       )
     low, high = ranges.get(name, getattr(fn, _RANGE, (0.0, 1.0)))
     if not low < high:

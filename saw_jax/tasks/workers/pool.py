@@ -154,6 +154,7 @@ class Pool(contextlib.AbstractContextManager):
     self._workers, self._is_closed = [], False
     if not num_workers:
       return
+    naming.leave_if_read()  # In a worker, a script starts no workers again.
     try:
       # Twice: the limit holds before the task is loaded.
       told = _pack(job)

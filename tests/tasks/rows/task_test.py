@@ -124,7 +124,7 @@ class TestRows:
       assert len(made.examples("train")) == len(ROWS)
 
 
-def length(completions, rows):
+def size(completions, rows):
   return np.minimum([len(text) for text in completions], 4) / 4
 
 
@@ -153,11 +153,11 @@ class Judge:
 
 class TestRewards:
   def test_every_kind_of_function(self):
-    made = task(rewards=[right, length, waits, wide, Judge()])
+    made = task(rewards=[right, size, waits, wide, Judge()])
     example = made.examples("train")[0]
     answer = example.meta["row"]["answer"]
     assert [c.name for c in made.components] == (
-      ["right", "length", "waits", "wide", "judge"]
+      ["right", "size", "waits", "wide", "judge"]
     )
     found = made.score(example, answer)
     assert found.values == (1.0, 0.25, 1.0, 0, True)
