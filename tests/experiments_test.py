@@ -74,6 +74,7 @@ export | --workdir
 generate --model=x --prompt= | no prompt
 """
 OTHERS = """
+train --workdir=DIR --config.task.name=mth | 'math'
 export --workdir=x --output=MODEL | there is a model in
 evaluate --workdir=docs | docs is no run directory
 generate --prompt=x | --model must have a value

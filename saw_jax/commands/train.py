@@ -113,9 +113,10 @@ def read_seeds() -> list[int]:
     raise ValueError(said) from None
   if len(set(seeds)) != len(seeds) or not seeds:
     raise ValueError(said)
-  if not (given.config or given.rows):
+  if not (given.config or given.rows or command_line.names_task()):
     raise ValueError(
-      "give --config=TABLE, or --rows=FILE with --prompt and --rewards"
+      "give --config=TABLE, or --rows=FILE with --prompt and --rewards, or "
+      "--config.task.name=NAME"
     )
   metrics.check_writers(given.log)
   return seeds

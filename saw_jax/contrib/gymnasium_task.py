@@ -23,7 +23,7 @@ _COLOURS = "gray red green yellow blue magenta cyan white".split()
 
 
 @dataclasses.dataclass(frozen=True)
-class GymnasiumConfig(worlds.WorldConfig):
+class GymnasiumConfig(worlds.AskedConfig):
   """Which environment, and what its numbers are called."""
 
   # An id; "module:Name-v0" imports the module that registers it.
@@ -84,8 +84,8 @@ class GymnasiumTask(worlds.WorldTask):
   name = _module = "gymnasium"
   _places = ("describe",)
 
-  def __init__(self, config: GymnasiumConfig | None = None):
-    super().__init__(config or GymnasiumConfig())
+  def __init__(self, config: GymnasiumConfig):
+    super().__init__(config)
     self._names = self.make("train").names
 
   def make(self, split: str) -> Game:

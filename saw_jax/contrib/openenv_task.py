@@ -17,7 +17,7 @@ _FETCH_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenEnvConfig(worlds.WorldConfig):
+class OpenEnvConfig(worlds.AskedConfig):
   """Which environment, and how its actions and observations are text.
 
   `env` is the address of a server, or "module:Class" of an environment, which
@@ -145,9 +145,6 @@ class OpenEnvTask(worlds.WorldTask):
   """Episodes of one environment; a server needs room for them all at once."""
 
   name, _module = "openenv", "openenv.core"
-
-  def __init__(self, config: OpenEnvConfig | None = None):
-    super().__init__(config or OpenEnvConfig())
 
   def make(self, split: str) -> Session:
     self.num_episodes(split)  # raises if there is no such split

@@ -147,9 +147,6 @@ class ConversationTask(worlds.WorldTask):
   def read_reply(self, completion: str) -> Reply:
     return Reply(completion, bool(completion.strip()))
 
-  def write_reply(self, action: str) -> str:
-    return action
-
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     for shown in range(min(self.config.shown, len(history)), -1, -1):
       past = [
@@ -159,11 +156,8 @@ class ConversationTask(worlds.WorldTask):
       yield "\n".join([situation.task, *past, situation.observation]).strip()
 
 
-def make_task(
-  config: VerifiersConfig | None = None,
-) -> AnswerTask | ConversationTask:
+def make_task(config: VerifiersConfig) -> AnswerTask | ConversationTask:
   """Makes a task of the kind that the taskset's rows are."""
-  config = config or VerifiersConfig()
   with naming.needs_extra("verifiers", "task 'verifiers' needs its library"):
     import verifiers.v1  # noqa: F401
   if not config.env:

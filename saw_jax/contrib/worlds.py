@@ -45,12 +45,10 @@ def ask(scene: str, now: Situation, history: History, shown: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-  """Which environment of a library, and how a policy is asked."""
+  """Which environment of a library, and how much of it."""
 
   env: str = ""  # by its name there
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of it
-  goal: str = ""  # in words; empty: what the environment says of itself
-  form: str = "english"  # or "compact": observations and actions, no words
   num_train: int = 8192
   num_test: int = 256
   max_steps: int = 20
@@ -58,10 +56,21 @@ class WorldConfig:
   shown: int = 2  # earlier steps in a prompt, where they fit
 
   def __post_init__(self):
-    base.check_choice("form", self.form, environments.FORMS)
     base.check_positive(self, "num_train", "num_test", "max_steps")
     if self.num_train > TEST_SEEDS:
       raise ValueError(f"num_train is {self.num_train}, above {TEST_SEEDS}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedConfig(WorldConfig):
+  """Also how a policy is asked, where the environment does not do that."""
+
+  goal: str = ""  # in words; empty: what the environment says of itself
+  form: str = "english"  # or "compact": observations and actions, no words
+
+  def __post_init__(self):
+    super().__post_init__()
+    base.check_choice("form", self.form, environments.FORMS)
 
 
 class WorldTask(environments.FormTask):

@@ -63,6 +63,11 @@ def define_config() -> None:
     flags.DEFINE_string(name, None, what)
 
 
+def names_task() -> bool:
+  """Whether an override does: then nothing else has to give a config."""
+  return any(key == "task.name" for key, _ in _OVERRIDES)
+
+
 @functools.cache
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
   """The locked config of the flags with its overrides, if there is one.
@@ -73,7 +78,7 @@ def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
   given = {name: text for name, text in given.items() if text is not None}
   options = {x: given[x] for x in list(_ROWS)[:-2] if x in given}
   method, model = given.get("method", ""), given.get("model", "")
-  if "config" not in given and "rows" not in given:
+  if not (given.keys() & {"config", "rows"} or names_task()):
     for name in [*(f"config.{key}" for key, _ in _OVERRIDES), *given]:
       raise ValueError(f"--{name} changes a config: give --config or --rows")
     return None

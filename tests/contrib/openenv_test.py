@@ -48,8 +48,8 @@ class Counter(mcp_environment.MCPEnvironment):
     super().__init__(server)
 
   def reset(self, seed=None, episode_id=None, **options):
-    self.count = 0
-    return Observation(metadata={"seed": seed}, **options)
+    self.count, self.started = 0, {"seed": seed, **options}
+    return Observation()
 
   def step(self, action, **options):
     found = super().step(action, **options)
@@ -130,15 +130,26 @@ def test_without_a_field_all_is_shown(folder):
 
 
 def test_tools_are_listed_and_called():
-  task = make(env="tests.contrib.openenv_test:Counter", max_steps=4)
-  call = (
-    '{"type": "call_tool", "tool_name": "add", "arguments": {"amount": %d}}'
-  )
+  task = make(env=f"{__name__}:Counter", max_steps=4)
+  call = '{"tool_name": "add", "arguments": {"amount": %d}}'
   start, *steps = play(task, [call % 1, "add 1", call % 2])
   assert "Adds to the count" in start.task and "tool_name" in start.task
   assert "1" in steps[0].observation
   assert steps[1].observation == steps[0].observation
   assert (steps[2].reward, steps[2].done) == (1, True)
+
+
+@pytest.mark.parametrize(
+  ("reset", "started"),
+  [
+    ("seed", {"seed": 2**30 + 3}),
+    ("task", {"seed": None, "split": "test", "index": 3}),
+  ],
+)
+def test_an_episode_is_that_of_its_seed_or_task(reset, started):
+  env = make(env=f"{__name__}:Counter", reset=reset).make("test")
+  env.reset(3)
+  assert env._wire._env.started == started
 
 
 def test_a_server_that_is_gone_fails_episodes(folder):

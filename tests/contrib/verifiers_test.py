@@ -96,6 +96,7 @@ class TestTools:
       "the count is 2",
       "",
     ]
+    assert steps[0].observation == "tool: the count is 1"
     for step, words in zip(steps, told, strict=True):
       assert words in step.observation
     assert [step.reward for step in steps] == [0, 0, 0, 0, 1]
