@@ -30,7 +30,7 @@ run = saw_jax.train(config, task, seeds=range({seeds}), directory="runs/a")
 run.plot("reward/right"); run.compare("runs/b")
 """
 TINY = (
-  "loop=dict(prompts_per_step=8, chunk_size=4096), "
+  "loop=dict(prompts_per_step=4, chunk_size=4096), "
   "optimizer=dict(learning_rate=2e-2), "
   "evaluation=dict(interval=0, num_examples=2, samples=0), "
   "rollout=dict(max_prompt_tokens=48, prompt_multiple=48, max_new_tokens=8), "
@@ -119,14 +119,17 @@ class TestFunctions:
     made = saw_jax.config("gdpo", loop={"num_steps": 2})
     made.algorithm.loss, made.algorithm.weights = mine, by_step
     made.algorithm.entropy_coefficient = falling
-    made.algorithm.kl.update(placement="loss", coefficient=falling)
+    made.algorithm.kl.coefficient = falling
     document = config_lib.to_document(config_lib.typed(made))
     assert document["algorithm"]["loss"].endswith(":mine")
     again = config_lib.typed(json.loads(json.dumps(document))).algorithm
     assert naming.load(again.kl.coefficient) is falling
     for steps in (2, 4):
       one = helpers.experiment(
-        algorithm=again, loop={"num_steps": steps}, asynchronous=AHEAD
+        algorithm=again,
+        loop={"num_steps": steps},
+        asynchronous={"protocol": "fixed_lag", "lag": 1},
+        evaluation={"interval": 0, "samples": 0, "num_examples": 1},
       )
       build.train(one, [3], directory=tmp_path)
     found = helpers.curves(tmp_path)
@@ -150,9 +153,6 @@ class TestFunctions:
     functools.reduce(lambda x, part: x[part], sections, made)[name] = value
     with pytest.raises(TypeError, match=word):
       config_lib.typed(made)
-
-
-AHEAD = {"protocol": "fixed_lag", "lag": 1}
 
 
 class TestConfig:

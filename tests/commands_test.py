@@ -15,11 +15,12 @@ import pytest
 from absl.testing import flagsaver
 
 from saw_jax import commands
+from saw_jax.commands import footprint, grid
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig
 from saw_jax.reporting import catalogue, compare, report, sections
 from saw_jax.reporting.runs import RowRuns
-from saw_jax.run import children, command_line, footprint, grid
+from saw_jax.run import children, command_line
 from saw_jax.training.parallel import ParallelConfig
 from tests import helpers
 from tests.reporting import golden_tables

@@ -77,7 +77,8 @@ ROOMS = {
   ),
   "commands": Room(
     "commands __main__",
-    "models rollout tasks training annotate run reporting commands door",
+    "mathematics models rollout tasks training annotate run reporting "
+    "commands door",
     "absl jax ml_collections",
   ),
   "door": Room(

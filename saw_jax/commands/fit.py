@@ -25,7 +25,8 @@ def main() -> int:
   if config is None:
     raise command_line.UsageError("give --config=TABLE, or --rows=FILE")
 
-  from saw_jax.run import build, footprint
+  from saw_jax.commands import footprint
+  from saw_jax.run import build
   from saw_jax.run import config as config_lib
 
   with command_line.checking_input():

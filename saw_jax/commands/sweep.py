@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from saw_jax.commands import train
-from saw_jax.run import children, command_line, grid
+from saw_jax.commands import grid, train
+from saw_jax.run import children, command_line
 
 _OWN = ("grid", "plan", "workdir")
 _END = "final.json"
