@@ -146,6 +146,8 @@ class RunPage:
     with contextlib.suppress(run_directory.RunError):
       document = run_directory.read_run(self._folder)
     config = run_directory.flatten(document.get("config", {}))
+    if config.get("checkpoint"):  # The sizes are its own.
+      config |= {"model.width": None, "model.num_layers": None}
     facts = [(key, config[key]) for key in _FACTS if config.get(key)]
     facts += [("commit", document["commit"])] if "commit" in document else []
     chips = [f"<span>{_text(k)} <b>{_text(v)}</b></span>" for k, v in facts]

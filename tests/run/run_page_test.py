@@ -224,3 +224,11 @@ def test_a_full_disk_is_left_to_the_files_of_the_run(tmp_path, monkeypatch):
   monkeypatch.setattr(run_page.metrics, "write_text", fail)
   with RunPage(tmp_path, 1) as page:
     page.enter("sampling", at_once=True)
+
+
+@pytest.mark.parametrize(("checkpoint", "count"), [("", 1), ("smollm2", 0)])
+def test_the_sizes_of_a_checkpoint_are_its_own(tmp_path, checkpoint, count):
+  config = {"checkpoint": checkpoint, "model": {"width": 64}}
+  (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+  facts, _, _ = RunPage(tmp_path, 2).html().partition("</p>")
+  assert facts.count("model.width") == count
