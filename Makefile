@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick changed parity engines adapters bfcl bench lint format clean tables notebooks docs
+.PHONY: help demo test quick changed parity engines adapters environments bfcl bench lint format clean tables notebooks docs
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -80,6 +80,10 @@ adapters: $(PEERS)/trl/.installed-host $(PEERS)/tunix/.installed-host  ## train 
 	$(LAUNCH) $(PEERS)/trl/bin/python -m pytest tests/contrib/trl_test.py
 	$(LAUNCH) $(PEERS)/tunix/bin/python -m pytest tests/contrib/tunix_test.py
 
+environments: $(PEERS)/openenv/.installed-host $(PEERS)/verifiers/.installed-host  ## train in environments of OpenEnv and verifiers
+	$(LAUNCH) $(PEERS)/openenv/bin/python -m pytest tests/contrib/openenv_test.py
+	$(LAUNCH) $(PEERS)/verifiers/bin/python -m pytest tests/contrib/verifiers_test.py
+
 bfcl: $(PEERS)/bfcl/.installed-host  ## score gold and damaged answers by the checker of BFCL
 	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/tool_calling/bfcl_test.py
 
@@ -88,13 +92,10 @@ bench: $(VENV)/.installed-test  ## run each benchmark, one after the other
 	  { echo "There is no file benchmarks/*.py to run." >&2; exit 1; }
 	set -e; for file in benchmarks/*.py; do $(LAUNCH) $(PY) $$file; done
 
-# A package that says what is public (__all__) has its modules named here.
-API := saw_jax $(subst /,.,$(basename $(filter-out %/__init__.py,\
-  $(wildcard saw_jax/models/*.py))))
-
-docs: $(VENV)/.installed-docs  ## write the pages of the API to .cache/docs
-	$(PY) -m pdoc --docformat google --output-directory .cache/docs $(API)
-	@echo "open .cache/docs/index.html"
+docs: $(VENV)/.installed-docs  ## build the site of the pages, warnings as errors, in .cache/site
+	$(PY) docs/reference.py
+	$(PY) -m sphinx -W --keep-going --quiet -c docs -d .cache/doctrees . .cache/site
+	@echo "open .cache/site/index.html"
 
 lint: $(VENV)/.installed-test  ## check format and lint, and change nothing
 	$(PY) -m ruff format --check .
@@ -132,6 +133,17 @@ $(PEERS)/trl/.installed-host: setup.py pyproject.toml
 $(PEERS)/tunix/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/tunix $(PEERS)/tunix/.installed-test
 	@$(INSTALL) $(PEERS)/tunix/bin/python --editable ".[tunix]"
+	@touch $@
+
+$(PEERS)/openenv/.installed-host: setup.py pyproject.toml
+	$(MAKE) VENV=$(PEERS)/openenv $(PEERS)/openenv/.installed-test
+	$(PEERS)/openenv/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[openenv]"
+	@touch $@
+
+# With the games of its own environments.
+$(PEERS)/verifiers/.installed-host: setup.py pyproject.toml
+	$(MAKE) VENV=$(PEERS)/verifiers $(PEERS)/verifiers/.installed-test
+	$(PEERS)/verifiers/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[verifiers]" "verifiers[ta]"
 	@touch $@
 
 # Without its requirements: an older NumPy, and clients that its checker does

@@ -79,11 +79,24 @@ _TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
 # methods of its trainers, so that another minor release is another host.
 _TRL = ["trl>=1.16,<1.17", "transformers>=5,<6"]
 _TUNIX = ["google-tunix==0.1.7"]
+# Environments of other libraries; the versions that were tried. OpenEnv and
+# verifiers do not go into one environment: they want different releases of mcp.
+_GYMNASIUM = ["gymnasium>=1.4,<1.5"]
+_OPENENV = ["openenv>=0.10,<0.11"]
+_VERIFIERS = ["verifiers>=0.4,<0.5"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2", "markdown-it-py>=3,<5"]
 # Notebooks: a kernel, and what runs them as tests.
 _NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
-# Pages of the API, made from docstrings.
-_DOCS = ["pdoc>=15,<17"]
+# Functions and classes of a notebook, sent to worker processes by value.
+_NOTEBOOK = ["cloudpickle>=3,<4"]
+# The site. 9 is what was tried; its warnings are errors, and each release has
+# others.
+_DOCS = [
+  "sphinx>=9,<10",
+  "myst-nb>=1.4,<2",
+  "furo>=2025.12",
+  "sphinx-copybutton>=0.5.2,<1",
+]
 _TEST = [
   "pytest>=8.3,<10",
   "pytest-xdist>=3.6,<4",
@@ -132,12 +145,17 @@ _EXTRAS = {
   # machine needs first.
   "trl": _TRL + ["torch>=2.8"],
   "tunix": _TUNIX,
+  # Environments of other libraries; `make environments` tests them.
+  "gymnasium": _GYMNASIUM,
+  "openenv": _OPENENV,
+  "verifiers": _VERIFIERS,
   # Statistics, tables and pictures of saw_jax.reporting.
   "report": _REPORT,
   # The page on which a person answers questions for labels.
   "annotate": _ANNOTATE,
-  "notebooks": _NOTEBOOKS + _REPORT,
-  "docs": _DOCS,
+  "notebook": _NOTEBOOK,
+  "notebooks": _NOTEBOOKS + _NOTEBOOK + _REPORT,
+  "docs": _DOCS + _REPORT,
   # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "trackio": ["trackio>=0.43,<1"],
@@ -156,7 +174,8 @@ _EXTRAS = {
   + _SUMMARIES
   + _JUDGE
   + _NOTEBOOKS
-  + _DOCS,
+  + _NOTEBOOK
+  + _GYMNASIUM,
   "dev": _TEST + ["pre-commit>=4,<5", "pyrefly>=1.4,<2"],
 }
 

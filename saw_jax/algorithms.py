@@ -149,13 +149,19 @@ OPTIONS = {
 }
 
 
+# A name of a table, the place of a function (`my_losses.py:mine`), or one.
+Choice = str | Callable
+# A number, or a function of the step, which is traced: int32 `[]`.
+Schedule = float | Callable
+
+
 @dataclasses.dataclass(frozen=True)
 class KLConfig:
   """Where and how the policy is kept near the reference."""
 
   placement: str = "none"  # none, loss or reward
-  estimator: str = "k3"
-  coefficient: float = 0.0
+  estimator: Choice = "k3"  # KL_ESTIMATORS
+  coefficient: Schedule = 0.0  # what it is multiplied by
   # Allow k1 in the loss, whose gradient is zero on average.
   force: bool = constant(False)
 
@@ -164,16 +170,16 @@ class KLConfig:
 class WorldModelConfig:
   """PaW's term, or a control of it; ECHO is cross-entropy of all, constant."""
 
-  loss: str = "none"  # TOKEN_LOSSES
+  loss: Choice = "none"  # TOKEN_LOSSES
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  entropy: str = "entropy"  # MEASURES
-  selection: str = "highest_entropy"  # SELECTIONS
+  entropy: Choice = "entropy"  # MEASURES
+  selection: Choice = "highest_entropy"  # SELECTIONS
   alpha: float = 0.75  # share of the transitions that is selected
-  coefficients: str = "adaptive"  # COEFFICIENTS
+  coefficients: Choice = "adaptive"  # COEFFICIENTS
   coefficient_options: Mapping[str, Any] = dataclasses.field(
     default_factory=dict
   )
-  aggregate: str = "group_mean"  # ROW_AGGREGATES
+  aggregate: Choice = "group_mean"  # ROW_AGGREGATES
   shuffled: bool = False  # observations change places: the placebo
 
 
@@ -181,16 +187,16 @@ class WorldModelConfig:
 class AlgorithmConfig:
   """Which functions a run is made of."""
 
-  advantage: str = "grpo"
+  advantage: Choice = "grpo"  # ADVANTAGES, STEP_ADVANTAGES
   advantage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  weights: str = "equal"
+  weights: Choice = "equal"  # WEIGHTS
   weights_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  loss: str = "clipped_surrogate"
+  loss: Choice = "clipped_surrogate"  # LOSSES
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ratio_to: str = "old"  # or behave: a clipped ratio to the sampler's own
-  aggregate: str = "token_mean"
+  aggregate: Choice = "token_mean"  # AGGREGATES
   aggregate_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  entropy_coefficient: float = 0.0
+  entropy_coefficient: Schedule = 0.0  # of a bonus; 0: none
   kl: KLConfig = KLConfig()
   value_coefficient: float = constant(0.5)  # where the advantage reads values
   world_model: WorldModelConfig = WorldModelConfig()
@@ -203,7 +209,7 @@ class Method(NamedTuple):
   weights: Callable | None  # None: gradient weighting
   gradient_options: Mapping[str, Any]
   terms: dict[str, objective.Term]
-  kl_in_reward: tuple[Callable, float] | None
+  kl_in_reward: tuple[Callable, Schedule] | None
   needs_reference: bool
   # By the policy's loss, the first of them after a rollout's first update.
   needs_old: bool = False
@@ -228,9 +234,12 @@ def resolve(
 ) -> Callable:
   """The function that a name stands for, with its options bound.
 
-  A function passes through; `defaults` are options that it may not have. An
-  unknown name is a `KeyError`, an unknown option a `TypeError`.
+  A function passes through, also by its place; `defaults` are options that it
+  may not have. An unknown name is a `KeyError`, an unknown option a
+  `TypeError`.
   """
+  if isinstance(choice, str) and ":" in choice:
+    choice = naming.load(choice)
   fn, label = choice, what
   if not callable(choice):
     fn, label = naming.lookup(table, choice, what), f"{what} {choice!r}"
@@ -239,6 +248,11 @@ def resolve(
   bound = {k: x for k, x in defaults.items() if k in known}
   bound |= {k: _value(k, x) for k, x in options.items()}
   return functools.partial(fn, **bound) if bound else fn
+
+
+def schedule(given: str | Schedule) -> Schedule:
+  """A number, or a function of the step, also by its place."""
+  return naming.load(given) if isinstance(given, str) else given
 
 
 def _value(option: str, value: Any) -> Any:
@@ -282,7 +296,9 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   kl, in_reward, term = config.kl, None, objective.Term
   terms = {"policy": objective.policy(loss, ratio_to=config.ratio_to)}
   if config.entropy_coefficient:
-    terms["entropy"] = term(objective.entropy, config.entropy_coefficient)
+    terms["entropy"] = term(
+      objective.entropy, schedule(config.entropy_coefficient)
+    )
   if "values" in reads:
     terms["value"] = term(objective.value, config.value_coefficient)
   world = make_world_model(config.world_model)
@@ -298,9 +314,9 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
         "in the loss, or force it."
       )
     fn = objective.kl(estimator, aggregate=aggregate)
-    terms["kl"] = term(fn, kl.coefficient)
+    terms["kl"] = term(fn, schedule(kl.coefficient))
   elif kl.placement == "reward":
-    in_reward = estimator, kl.coefficient
+    in_reward = estimator, schedule(kl.coefficient)
     if per_step or "penalties" not in reads:
       raise ValueError(
         f"KL in the reward has no place in {naming.name_of(advantage)}, which "

@@ -9,9 +9,20 @@ import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
+import os
+import pathlib
+import sys
+import types
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+# Modules that were read by the paths of their files, and these.
+FILES: dict[str, str] = {}
+SCRIPT = "__mp_main__"  # what a script is called in another process
+_reading: list[pathlib.Path] = []
 
 
 @contextlib.contextmanager
@@ -49,9 +60,94 @@ def check_options(known: Sequence[str], given: Mapping, what: str) -> None:
       raise TypeError(f"{what} has no option {name!r}: {nearest(name, known)}")
 
 
-def load(path: str) -> Any:
-  module, _, name = path.partition(":")
-  return getattr(importlib.import_module(module), name)
+class Read(BaseException):
+  """Ends the reading of a file for its names: see `leave_if_read`."""
+
+
+def load(place: str) -> Any:
+  """What `package.module:name` or `folder/file.py:name` stands for."""
+  where, _, name = place.rpartition(":")
+  found: Any = sys.modules["__main__"]
+  if where.endswith(".py"):
+    found = load_file(where)
+  elif where != "__main__":
+    if where.partition(".")[0] not in sys.modules and "" not in sys.path:
+      _add_to_path(os.getcwd())  # as `python` itself has it, and not a script
+    found = importlib.import_module(where)
+  try:
+    for part in name.split("."):
+      found = getattr(found, part)
+  except AttributeError:
+    if where == "__main__":
+      raise ValueError(
+        f"{name!r} was made in a notebook and is in no file: pass it again, as "
+        "open_run(directory, task=task) and config=config"
+      ) from None
+    known = [x for x in vars(found) if not x.startswith("_")]
+    near = nearest(name, known)
+    raise ValueError(f"{where} has no {name!r}: {near}") from None
+  return found
+
+
+def load_file(path: str, name: str = "") -> types.ModuleType:
+  """The module in a file, read once; `name` is what other processes call it."""
+  file = pathlib.Path(path).resolve()
+  for module in ("__main__", *(x for x, y in FILES.items() if y == str(file))):
+    its = getattr(sys.modules[module], "__file__", None)
+    if its and pathlib.Path(its).resolve() == file:
+      return sys.modules[module]
+  if not file.is_file():
+    raise FileNotFoundError(f"there is no file {file}: was it moved?")
+  _add_to_path(str(file.parent))  # for what it imports itself
+  if not name:
+    name, taken = file.stem, None
+    with contextlib.suppress(ImportError, ValueError):
+      taken = importlib.util.find_spec(name)
+    if name in sys.modules or (taken and taken.origin != str(file)):
+      name += f"_{zlib.crc32(str(file).encode()):08x}"
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = importlib.util.module_from_spec(spec)
+  previous = sys.modules.get(name)
+  sys.modules[name], FILES[name] = module, str(file)
+  _reading.append(file)
+  try:
+    with contextlib.suppress(Read):
+      spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[name], FILES[name]
+    if previous is not None:
+      sys.modules[name] = previous
+    raise
+  finally:
+    _reading.pop()
+  return module
+
+
+def leave_if_read() -> None:
+  """Ends the reading of a script here: what it trains is known by then.
+
+  A run remembers its functions by their file, which may be the script that
+  called `train`. Whoever evaluates the run reads the script again up to there.
+  """
+  if _reading:
+    raise Read
+
+
+def place_of(found: Any) -> str:
+  """Where a function or class is found again, as `load` takes it."""
+  module = getattr(found, "__module__", "__main__")
+  name = getattr(found, "__qualname__", type(found).__name__)
+  file = getattr(sys.modules.get(module), "__file__", None) or ""
+  if "<" in name or not file.endswith(".py"):
+    return f"__main__:{name}"  # of a notebook, or made while it ran
+  if "." in module:
+    return f"{module}:{name}"
+  return f"{pathlib.Path(file).resolve()}:{name}"
+
+
+def _add_to_path(folder: str) -> None:
+  if folder not in sys.path:
+    sys.path.append(folder)
 
 
 def arguments(fn: Callable) -> tuple[str, ...]:

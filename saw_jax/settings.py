@@ -1,7 +1,8 @@
 """How a dataclass says which of its fields are keys of a config."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_args
 
 
 def constant(default: Any) -> Any:
@@ -22,3 +23,8 @@ def constant(default: Any) -> Any:
 def is_key(field: dataclasses.Field) -> bool:
   """Whether a config has a key for this field."""
   return field.metadata.get("key", True)
+
+
+def takes_function(field: dataclasses.Field) -> bool:
+  """Whether a function may stand where the field has a name or a number."""
+  return Callable in get_args(field.type)

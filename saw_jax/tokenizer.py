@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from saw_jax import naming, tokenizer_files
+from saw_jax.tokenizer_files import CHATML
 
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
@@ -52,10 +53,9 @@ class _Chat:
       ids += [*self.encode(message["content"]), *self._end()]
     return ids + self._start("assistant") * add_generation_prompt
 
-  def _write(self, directory, made_by, library, **options) -> None:
-    options = {"template": tokenizer_files.CHATML} | options
-    ids = {"eos_ids": self.eos_ids, "pad_id": self.pad_id}
-    tokenizer_files.write(directory, made_by, library, **ids, **options)
+  def _write(self, directory, library, template=CHATML, **made_by) -> None:
+    how = {"eos_ids": self.eos_ids, "pad_id": self.pad_id, "template": template}
+    tokenizer_files.write(directory, made_by, library, **how)
 
   def _start(self, role: str) -> list[int]:
     return [self._im_start, *self.encode(role), *self.encode("\n")]
@@ -80,7 +80,7 @@ class ByteTokenizer(_Chat):
   def save(self, directory: str | pathlib.Path) -> None:
     special = {PAD: self.pad_id, IM_START: self._im_start}
     library = tokenizer_files.of_bytes({**special, IM_END: self._im_end})
-    self._write(directory, {"kind": "bytes"}, library)
+    self._write(directory, library, kind="bytes")
 
   def encode(self, text: str) -> list[int]:
     return list(text.encode("utf-8", errors="replace"))
@@ -122,20 +122,18 @@ class PieceTokenizer(_Chat):
 
   def save(self, directory: str | pathlib.Path) -> None:
     markers = {f"<|{role}|>": id for role, id in self._starts.items()}
-    unknown = self._pieces[self._unknown]
-    special = {PAD: 0, IM_END: self.eos_ids[0], unknown: self._unknown}
+    special = {PAD: self.pad_id, IM_END: self.eos_ids[0]} | markers
+    unknown = self._pieces[self._unknown], self._unknown
     # Oniguruma writes "a dot that may be a newline" in another way.
     pattern = self._pattern.pattern.replace("(?s:.)", "(?m:.)")
-    library = tokenizer_files.of_pieces(
-      self._ids, pattern, special | markers, unknown
-    )
+    library = tokenizer_files.of_pieces(self._ids, pattern, special, unknown)
     template = (
       "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
       f"{IM_END}{{% endfor %}}"
       "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    made_by = {"kind": "pieces", "pieces": list(self._ids)}
-    self._write(directory, made_by, library, template=template, unknown=unknown)
+    pieces = list(self._ids)
+    self._write(directory, library, template, kind="pieces", pieces=pieces)
 
   def encode(self, text: str) -> list[int]:
     find = self._ids.get
@@ -194,14 +192,14 @@ class BPETokenizer(LibraryTokenizer, _Chat):
   ):
     self._path = pathlib.Path(path)
     super().__init__(library().Tokenizer.from_file(str(self._path)))
-    self._made_by = {"kind": "bpe", "pad": pad, "eos": list(eos)}
+    self._made_by = {"pad": pad, "eos": list(eos)}
     self.pad_id = self._id(pad)
     self.eos_ids = tuple(self._id(token) for token in eos)
     self._im_start, self._im_end = self._id(IM_START), self._id(IM_END)
 
   def save(self, directory: str | pathlib.Path) -> None:
     library = json.loads(self._path.read_text(encoding="utf-8"))
-    self._write(directory, self._made_by, library)
+    self._write(directory, library, kind="bpe", **self._made_by)
 
   def _id(self, token: str) -> int:
     found = self._tokenizer.token_to_id(token)

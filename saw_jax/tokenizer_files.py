@@ -28,7 +28,6 @@ def write(
   template: str,
   eos_ids: Sequence[int],
   pad_id: int,
-  unknown: str | None = None,
 ) -> None:
   """Writes a tokenizer into a directory, which exists."""
   added = {token["id"]: token["content"] for token in library["added_tokens"]}
@@ -38,9 +37,8 @@ def write(
     "chat_template": template,
     "eos_token": added[eos_ids[0]],
     "pad_token": added[pad_id],
+    "unk_token": library["model"].get("unk_token"),
   }
-  if unknown is not None:
-    settings["unk_token"] = unknown
   ids = {"eos_token_id": list(eos_ids), "pad_token_id": pad_id}
   for name, document in {
     NAME: made_by,
@@ -68,12 +66,11 @@ def of_pieces(
   pieces: Mapping[str, int],
   pattern: str,
   special: Mapping[str, int],
-  unknown: str,
+  unknown: tuple[str, int],
 ) -> dict[str, Any]:
   """The `tokenizer.json` of pieces that a pattern finds one after the other."""
-  model = {"type": "WordLevel", "vocab": {**special, **pieces}}
-  model["unk_token"] = unknown
-  special = {token: id for token, id in special.items() if token != unknown}
+  vocabulary = {**special, **dict([unknown]), **pieces}
+  model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown[0]}
   cut = {"type": "Split", "pattern": {"Regex": pattern}}
   cut |= {"behavior": "Isolated", "invert": False}
   return _library(model, special, cut, {"type": "Fuse"})

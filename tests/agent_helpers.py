@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import pytest
 
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models import decoder
@@ -96,3 +97,32 @@ def experiment(row="grpo_paw", **changes) -> Experiment:
     sections[name] = {**sections.get(name, {}), **value}
   sections |= dict(task=task, algorithm=algorithm, params=params)
   return helpers.experiment(tokenizer=TOKENIZER, decoder=model, **sections)
+
+
+def train(name, options, tokenizer, directory, **changes):
+  """Trains three updates of a task by its name; returns what was logged."""
+  from saw_jax.run import build, registry
+  from saw_jax.run.sections import RunConfig, TaskConfig
+
+  sections = {
+    "tokenizer": dict(name="of the test"),
+    "algorithm": dict(advantage="trajectory_grpo"),
+    "rollout": dict(max_prompt_tokens=24, prompt_multiple=24)
+    | dict(max_new_tokens=1, completion_multiple=1),
+    "loop": dict(num_steps=3, prompts_per_step=4, group_size=8)
+    | dict(checkpoint_interval=0),
+    "evaluation": dict(num_examples=4, interval=0),
+    "grading": dict(num_workers=0),
+    "optimizer": dict(learning_rate=1e-2),
+    "warm_start": dict(num_steps=0),
+  }
+  run = RunConfig(task=TaskConfig(name, options), model=helpers.CONFIG)
+  for section, values in sections.items():
+    values = {**values, **changes.get(section, {})}
+    changed = dataclasses.replace(getattr(run, section), **values)
+    run = dataclasses.replace(run, **{section: changed})
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(registry.TOKENIZERS, "of the test", lambda: tokenizer)
+    result = build.train(build.build(run), (0,), directory=directory)
+  assert result.finished
+  return helpers.curves(directory)

@@ -9,13 +9,13 @@ import pathlib
 
 import pytest
 
-LIBRARY = 28_200  # lines of saw_jax
-CORE = 14_500  # of them, without what stands at its edge
+LIBRARY = 31_300  # lines of saw_jax
+CORE = 16_000  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library
 KEYS = 100  # of a config, a free section being one
-TESTS = 29_175  # lines
-SCRIPT = 120  # lines of a command
+TESTS = 31_000  # lines
+SCRIPT = 140  # lines of a command; evaluate is called from Python, too
 
 ROOT = pathlib.Path(__file__).parents[1]
 EDGES = ("tasks", "annotate", "reporting", "contrib", "commands")

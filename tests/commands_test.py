@@ -15,11 +15,12 @@ import pytest
 from absl.testing import flagsaver
 
 from saw_jax import commands
+from saw_jax.commands import footprint, grid
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig
 from saw_jax.reporting import catalogue, compare, report, sections
 from saw_jax.reporting.runs import RowRuns
-from saw_jax.run import children, command_line, footprint, grid
+from saw_jax.run import children, command_line
 from saw_jax.training.parallel import ParallelConfig
 from tests import helpers
 from tests.reporting import golden_tables
@@ -64,11 +65,18 @@ def test_a_word_that_is_no_command_has_its_nearest_and_loads_no_jax():
   assert len(done.stderr.splitlines()) == 1
 
 
-def test_help_of_a_command_has_its_own_flags_alone():
-  done = dispatch("compare", "--help")
+@pytest.mark.parametrize(
+  ("usage", "flag", "other"),
+  [
+    ("compare runs/a runs/b", "--metrics: ", "--workdir: "),
+    ("sweep --workdir=runs/sweep", "--seeds: ", "--metrics: "),
+  ],
+)
+def test_help_of_a_command_has_its_own_flags_alone(usage, flag, other):
+  done = dispatch(usage.split()[0], "--help")
   assert (done.returncode, done.stderr) == (0, "")
-  assert "saw compare runs/a runs/b" in done.stdout
-  assert "--output" in done.stdout and "--workdir" not in done.stdout
+  assert f"saw {usage}" in done.stdout
+  assert flag in done.stdout and other not in done.stdout
   assert done.stdout.endswith("False\n")
 
 
@@ -93,6 +101,13 @@ def test_every_module_is_a_command_with_its_line(monkeypatch, capsys):
 def test_a_script_is_its_command(script, name):
   text = (ROOT / "experiments" / f"{script}.py").read_text()
   assert f'commands.run("{name}", "python experiments/{script}.py")' in text
+
+
+def test_names_of_a_registry_and_of_no_registry(monkeypatch, capsys):
+  assert call(monkeypatch, "list", "kl_estimators") == 0
+  assert capsys.readouterr().out.split() == ["k1", "k2", "k3"]
+  with pytest.raises(command_line.UsageError, match="losses"):
+    call(monkeypatch, "list", "lossses")
 
 
 # --- comparisons --------------------------------------------------------------
@@ -156,7 +171,7 @@ class TestCompare:
     half = 12.7062 * np.std([0.25, 0.5], ddof=1) / math.sqrt(2)
     np.testing.assert_allclose(t, (0.375 - half, 0.375 + half), rtol=1e-4)
     assert found.notes == ("b - a: loss 'a' -> 'b'.",)
-    assert "+0.375" in str(found)
+    assert "+0.375" in repr(found) == str(found)
 
   def test_one_seed_has_no_interval_and_says_so(self, tmp_path, monkeypatch):
     words = [make_run(tmp_path, name, (3,)) for name in "abc"]
@@ -176,7 +191,7 @@ class TestCompare:
     a, b = make_run(tmp_path, "a"), make_run(tmp_path, "b", steps=12)
     found = compare.compare([a, b])
     rows, notes = rows_of(found), " ".join(found.notes)
-    assert "steps 0 to 11" in notes and "after the 10 steps" in notes
+    assert "0 to 11" in notes and "after the 10 steps" in notes
     values = golden_tables.np.genfromtxt(
       a / "metrics.csv", delimiter=",", names=True
     )
@@ -184,6 +199,9 @@ class TestCompare:
     assert rows["reward/total"].control_value.mean == pytest.approx(
       first.mean()
     )
+    other = rows_of(compare.compare([b, a]))
+    for name in ("reward/total", "greedy/total"):
+      assert other[name].difference.mean == -rows[name].difference.mean
     # There are no sampled scores before the end.
     assert {row.metric for row in found.rows if row.part == "held out"} == {
       f"greedy/{name}"
@@ -194,7 +212,7 @@ class TestCompare:
     a, b = make_run(tmp_path, "a", (0, 1, 2)), make_run(tmp_path, "b", (2, 1))
     found = compare.compare([a, b])
     assert {row.difference.count for row in found.rows} == {2}
-    assert any("seeds 1 to 2" in note for note in found.notes)
+    assert any("seeds" in note and "1 to 2" in note for note in found.notes)
 
   @pytest.mark.parametrize(
     ("change", "metrics", "word"),
@@ -334,6 +352,7 @@ class TestSweep:
       (["loop.group_sise=4"], "group_size"),
       (["loop.group_size=4,many"], "many"),
       (["algorithm.loss=spo,asymppo"], "asympo"),
+      (["parallel.lift=seeded,meshed", "parallel.fsdp=64"], "devices"),
     ],
   )
   def test_a_bad_cell_is_said_before_anything_runs(

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from saw_jax import algorithms
-from saw_jax.run import build, registry, rollouts, run_directory
+from saw_jax.models import decoder
+from saw_jax.run import build, registry, rollouts, run_directory, warm_start
 from saw_jax.run import config as config_lib
 from saw_jax.run.config import load, module, typed
 from saw_jax.run.sections import RunConfig
@@ -269,6 +271,7 @@ def test_a_key_that_is_gone_is_named(older, path, value):
 
 def test_an_older_run_goes_on_with_the_same_config_alone(older, tmp_path):
   now = {**load(OLDER).to_dict(), "seeds": [0, 1]}
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
 
   def check(path, value):
     changed = put(json.loads(json.dumps(older)), path, value)
@@ -545,3 +548,13 @@ def test_a_row_has_its_methods_and_no_other(row, built):
   assert not method.needs_old
   assert (made.labels.method == "care") == ("care" in methods)
   assert (made.labels.label_fraction, made.asynchronous.lag) == (0.2, 4)
+
+
+def test_the_start_of_a_table_comes_with_the_configs(monkeypatch):
+  monkeypatch.setattr(warm_start.update, "make_update", None)  # none is made
+  made = build.build(load("asympo/math:row=naive,scale=tiny").lock())
+  scratch = decoder.init_params(made.decoder, jax.random.key(0))
+  moved = jax.tree.map(lambda a, b: abs(a - b).max(), made.params, scratch)
+  assert max(jax.tree.leaves(moved)) > 0.1
+  for file in (config_lib.FOLDER / "starts").glob("*.npz"):
+    assert file.stat().st_size < 1e6

@@ -1,5 +1,6 @@
 """Settings that have to be made before JAX starts."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -46,6 +47,10 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_num_cpu_devices", 4)
 # `[B, T] + [T]` is a bug more often than a wish: ranks are written out.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What was imported stays: the collector need not look at it again and again.
+gc.collect()
+gc.freeze()
+gc.set_threshold(20_000, 20, 50)
 # A key that is used twice raises.
 jax.config.update("jax_debug_key_reuse", True)
 
@@ -57,6 +62,10 @@ hypothesis.settings.register_profile(
   "ci", deadline=None, max_examples=30, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+# What other libraries load, which need not be there.
+collect_ignore = ["contrib/worlds"]
 
 
 def pytest_addoption(parser):

@@ -7,22 +7,27 @@ import inspect
 import json
 import pathlib
 import re
-import subprocess
+import shlex
 import unittest.mock
 
 import pytest
 
 from saw_jax import algorithms
+from saw_jax import commands as saw_commands
 from saw_jax.models.hub import config as hub_config
 from saw_jax.reporting import paper_index
-from saw_jax.run import registry
+from saw_jax.run import config as configs
+from saw_jax.run import registry, sections
+from tests import budget_test, helpers, package_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
   path
-  for pattern in ("*.md", "docs/*.md", "notebooks/*.ipynb")
+  for pattern in ("*.md", "docs/**/*.md", "results/*.md", "notebooks/*.ipynb")
   for path in ROOT.glob(pattern)
 )
+
+DOCS = sorted(ROOT.glob("docs/**/*.md"))
 
 
 def _name(path: pathlib.Path) -> str:
@@ -77,7 +82,7 @@ class TestLinks:
     assert broken(path) == []
 
   def test_files_that_are_named_are_there(self):
-    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+    for path in (ROOT / "README.md", *DOCS):
       folders = "benchmarks|configs|experiments|saw_jax|tests"
       for name in re.findall(rf"\b(?:{folders})/[\w/]+\.py", path.read_text()):
         assert (ROOT / name).is_file(), f"{path.name}: {name}"
@@ -160,32 +165,167 @@ def test_the_code_of_extending_runs_with_its_tests(tables, tmp_path):
     test(**({"tmp_path": folder} if needs_folder else {}))
 
 
-@pytest.mark.slow
-def test_the_pages_of_the_api_are_made(tmp_path):
-  assert importlib.util.find_spec("pdoc"), "pip install -e '.[docs]'"
-  import pdoc
+SKIP = r"<!-- not run: [^>]+ -->\n"  # before a block that says why
+RUN = [
+  path
+  for path in (ROOT / "README.md", *DOCS)
+  if path.stem != "extending" and snippets(path)
+]
 
-  listed = subprocess.run(
-    ["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True,
-    check=True,
-  ).stdout  # fmt: skip
-  (command,) = (x for x in listed.splitlines() if "-m pdoc" in x)
-  pdoc.render.configure(docformat="google")
-  try:
-    pdoc.pdoc(
-      *command.partition(".cache/docs ")[2].split(), output_directory=tmp_path
+
+@pytest.mark.parametrize("path", RUN, ids=_name)
+def test_the_code_of_a_page_runs(path, tables, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = path.read_text(encoding="utf-8")
+  skipped = re.findall(SKIP + r"```python\n(.*?)^```$", text, re.M | re.S)
+  space = {"__name__": path.stem}
+  for line, block in snippets(path):
+    program = compile("\n" * line + block, str(path), "exec")
+    if block not in skipped:
+      exec(program, space)
+
+
+def test_the_first_lines_are_everywhere_the_same():
+  (_, first), *_ = snippets(ROOT / "README.md")
+  (_, shown), *_ = snippets(ROOT / "docs" / "index.md")
+  assert first == shown
+  lines = [line for line in first.splitlines() if line.strip()]
+  assert len(lines) <= 14
+
+
+def commands(path: pathlib.Path) -> list[list[str]]:
+  """The words of each call of `saw` in a page, but for what is an ellipsis."""
+  text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
+  found = re.findall(r"^    (saw .+)|`(saw\s+[^`]+)`", text, re.M)
+  calls = [shlex.split("".join(x), comments=True)[1:] for x in found]
+  return [[w for w in words if "..." not in w] for words in calls]
+
+
+@pytest.fixture(scope="module")
+def flags():
+  """The flags of each command: in one process, one command after the other."""
+  program = """
+import importlib, json
+from absl import flags
+from saw_jax import commands
+found, own = {}, set(flags.FLAGS)
+for name in commands.NAMES:
+  importlib.import_module(f"saw_jax.commands.{name}").define()
+  found[name] = sorted(set(flags.FLAGS) - own)
+  for flag in found[name]:
+    delattr(flags.FLAGS, flag)
+print(json.dumps(found))
+"""
+  done = helpers.python("-c", program, cwd=ROOT)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("path", (ROOT / "README.md", *DOCS), ids=_name)
+def test_commands_are_there_with_their_flags_and_configs(path, flags):
+  for name, *words in commands(path):
+    assert name in saw_commands.NAMES
+    config = None
+    for word in words:
+      flag, equals, value = word.removeprefix("--").partition("=")
+      if not word.startswith("--") or flag == "help":
+        continue
+      section, _, key = flag.partition(".")
+      assert section in flags[name], f"saw {name} {word}"
+      if flag == "config":
+        config = configs.load(value)
+      elif section == "config":
+        configs.override(config or configs.get_config(), key, value)
+
+
+def test_every_page_is_in_the_contents():
+  found = {ROOT / "docs" / "index.md"}
+  for page in DOCS:
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```{toctree}\n(.*?)^```$", text, re.M | re.S):
+      for name in re.findall(r"^(?!:)\S+$", block, re.M):
+        files = list(page.parent.glob(f"{name}.md"))
+        assert files or list(page.parent.glob(f"{name}.ipynb")), (page, name)
+        found |= {file.resolve() for file in files}
+  assert set(DOCS) <= found, sorted(set(DOCS) - found)
+
+
+class TestNumbers:
+  """Numbers of pages are cells of the tables that the pages link to."""
+
+  @pytest.mark.parametrize(
+    "path", (ROOT / "README.md", *ROOT.glob("docs/methods/*.md")), ids=_name
+  )
+  def test_differences_are_cells(self, path):
+    text = path.read_text(encoding="utf-8")
+    tables = re.findall(r"\]\(((?:\.\./)*results/\S+/table\.md)\)", text)
+    cells = "".join((path.parent / x).read_text() for x in set(tables))
+    number = r"[-+]\d+\.\d+"
+    shown = re.findall(rf"({number}) (\[{number}, {number}\])", text)
+    assert shown or path.stem == "index"
+    for mean, interval in shown:
+      assert f"| {mean} | {interval} |" in cells, (mean, interval)
+
+  def test_means_of_the_results_are_cells(self):
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    cells = "".join(x.read_text() for x in ROOT.glob("results/*/*/*/table.md"))
+    shown = set(re.findall(r"\d\.\d{3} ± \d\.\d{3}", text))
+    assert len(shown) > 50
+    assert not {x for x in shown if x not in cells}
+
+  def test_the_readme_is_short(self):
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    assert len(words) <= 900
+
+
+class TestReference:
+  """What docs/reference.py writes of configs and metrics."""
+
+  @pytest.fixture
+  def reference(self):
+    spec = importlib.util.spec_from_file_location(
+      "reference", ROOT / "docs" / "reference.py"
     )
-  finally:
-    pdoc.render.configure()
-  modules = {
-    "/".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in ROOT.glob("saw_jax/**/*.py")
-    if path.stem != "__init__" and not path.stem.startswith("_")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+  def test_it_is_what_the_code_says(self, reference):
+    for name, text in reference.pages().items():
+      kept = (ROOT / "docs" / name).read_text(encoding="utf-8")
+      assert kept == text, f"{name} is old: run python docs/reference.py"
+
+  def test_it_has_every_key_and_what_it_means(self, reference):
+    def keys(section, prefix=""):
+      for name, value in section.items():
+        if hasattr(value, "items") and len(value):
+          yield from keys(value, f"{prefix}{name}.")
+        else:
+          yield rf"\| `{prefix}{name}` \| .* \| [^|]*\w[^|]* \|\n"
+
+    page = reference.configuration()
+    for key in keys(configs.get_config()):
+      assert re.search(key, page), key
+
+  def test_a_comment_is_found_above_and_beside_its_field(self, reference):
+    said = reference.comments(sections.LoopConfig)
+    assert said["group_size"] == "G"
+    assert reference.comments(sections.TokenizerConfig)["name"].startswith(
+      '"bytes"; the name of a task'
+    )
+
+
+def test_the_api_has_the_formulas_and_what_one_extends():
+  text = "".join(path.read_text() for path in ROOT.glob("docs/api/*.md"))
+  shown = re.findall(r"^\.\. automodule:: (saw_jax\S+)$", text, re.M)
+  places = {ROOT / f"{name.replace('.', '/')}.py" for name in shown}
+  assert len(places) == len(shown) and all(x.is_file() for x in places)
+  own = {ROOT / "saw_jax" / f"{x}.py" for x in ("diagnostics",)}
+  own |= {
+    x
+    for x in budget_test.FORMULAS
+    if x.stem in ("__init__", "probes", "replay")
   }
-  pages = {
-    path.relative_to(tmp_path).with_suffix("").as_posix()
-    for path in tmp_path.glob("**/*.html")
-  }
-  assert modules <= pages, sorted(modules - pages)
-  page = (tmp_path / "saw_jax" / "weighting.html").read_text(encoding="utf-8")
-  assert "saw_weights" in page and "coefficient of variation" in page
+  assert set(budget_test.FORMULAS) - own <= places
+  extended = {name.partition(":")[0] for name in package_test.EXTENSIONS}
+  assert {f"saw_jax.{name}" for name in extended} <= set(shown)

@@ -53,8 +53,8 @@ TRAIN = f"""
 --config configs/no_such.py --config.optimizer.b1=0.5 | configs/no_such.py
 {CONFIG} --wrokdir=x | Did you mean: workdir
 {CONFIG} stray | unexpected argument 'stray'
- | --config must have a value
 {CONFIG} --seeds=1,x | not '1,x'
+{CONFIG} --log=trackoi | 'trackio'
 {CONFIG} --coordinator=h:1 --num_processes=2 --process_id=2 | not below
 """
 # The same, answered before JAX is imported.
@@ -62,6 +62,8 @@ EARLY = f"""
 train --workdir=x {CONFIG}:row=gdpo_swa | 'gdpo_saw'
 train --workdir=x --config=saw/tool_caling | 'saw/tool_calling'
 train {CONFIG} | --workdir must have a value
+train --workdir=x | give --config=TABLE, or --rows=FILE
+doctor {CONFIG}:row=gdpo_swa | 'gdpo_saw'
 reproduce --table=saw/tool_calling --rows=gdop | 'gdpo'
 reproduce --table=saw/tool_caling | 'saw/tool_calling'
 reproduce | give one of --table=NAME, --all and --list
@@ -72,6 +74,7 @@ export | --workdir
 generate --model=x --prompt= | no prompt
 """
 OTHERS = """
+train --workdir=DIR --config.task.name=mth | 'math'
 export --workdir=x --output=MODEL | there is a model in
 evaluate --workdir=docs | docs is no run directory
 generate --prompt=x | --model must have a value
@@ -156,7 +159,8 @@ def test_a_traceback_is_there_for_who_asks_and_jax_is_seen():
 )
 def test_flags_of_train_that_do_not_go_together(given, word, monkeypatch):
   names = ("coordinator", "num_processes", "process_id")
-  values = {"seeds": ["0"]} | dict.fromkeys(names) | given
+  values = {"seeds": ["0"], "config": "x", "rows": None, "log": []}
+  values |= dict.fromkeys(names) | given
   monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**values))
   with pytest.raises(command_line.UsageError, match=word):
     train.main()

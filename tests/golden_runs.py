@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -188,15 +189,25 @@ def train(case: Case, directory: pathlib.Path, starts: pathlib.Path) -> None:
     build.train(build.build(run), case.seeds, directory=directory)
 
 
-# Of this process: a start that another one made is not tested.
-_STARTS = functools.cache(tempfile.TemporaryDirectory)
+# Most starts are kept, since to make them is half of the time: those that are
+# not, of an answer's and of an episode's demonstrations, are made each time.
+_KEPT = FOLDER.parent / "starts"
+
+
+@functools.cache
+def _starts() -> tempfile.TemporaryDirectory:
+  """A folder of this process: a start that another one made is not tested."""
+  folder = tempfile.TemporaryDirectory()
+  if _KEPT.exists():
+    shutil.copytree(_KEPT, pathlib.Path(folder.name, "warm_start"))
+  return folder
 
 
 def run(case: Case) -> dict[str, Any]:
   """Runs a case; returns its numbers by what they are, and checksums."""
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder, "run")
-    train(case, directory, pathlib.Path(_STARTS().name))
+    train(case, directory, pathlib.Path(_starts().name))
     sums = {"params": _sum_of_params(directory)}
     if (directory / "labels.sqlite").exists():
       sums["labels"] = _sum_of_labels(directory / "labels.sqlite")

@@ -22,6 +22,7 @@ MATHEMATICS = (
   "losses stale_losses world_model labels"
 )
 GAMES = "alfworld textworld textworld_express py4j"
+ENVIRONMENTS = "gymnasium openenv jsonschema verifiers pydantic"
 
 
 class Room:
@@ -51,7 +52,7 @@ ROOMS = {
     "tasks",
     "numpy",
     f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "
-    "reasoning_gym rouge_score starlette tokenizers uvicorn",
+    "reasoning_gym rouge_score starlette tokenizers uvicorn cloudpickle",
   ),
   "training": Room(
     "training",
@@ -76,14 +77,20 @@ ROOMS = {
   ),
   "commands": Room(
     "commands __main__",
-    "models rollout tasks training annotate run reporting commands",
-    "absl jax numpy",
+    "mathematics models rollout tasks training annotate run reporting "
+    "commands door",
+    "absl jax ml_collections",
+  ),
+  "door": Room(
+    "api",
+    "tasks training annotate run reporting commands",
+    "ml_collections numpy",
   ),
   "contrib": Room(
     "contrib",
     "mathematics rollout tasks training edges run contrib",
     "jax flax numpy",
-    f"{GAMES} torch trl tunix",
+    f"{GAMES} {ENVIRONMENTS} torch trl tunix",
   ),
   "configs": Room(""),
 }
@@ -194,7 +201,7 @@ class TestRooms:
     families = {
       path.parent.name for path in ROOT.glob("saw_jax/tasks/*/task.py")
     }
-    assert len(families) == 7
+    assert len(families) == 8
     for module in INSIDE:
       _, _, inside = module.partition("saw_jax.tasks.")
       family = inside.partition(".")[0]

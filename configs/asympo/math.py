@@ -1,7 +1,7 @@
 """ASymPO and SPO on math: losses that learn from stale responses, by lag.
 
-  python experiments/train.py --workdir=runs/asympo --seeds=0,1 \
-    --config=configs/asympo/math.py:row=asympo,lag=16,scale=tiny
+  saw train --workdir=runs/asympo --seeds=0,1 \
+    --config=asympo/math:row=asympo,lag=16,scale=tiny
 
 Rows, and the log-probs that each needs beside the current policy's:
   naive, spo, asympo, gpg, gpg_nonzero        none
@@ -34,6 +34,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Run, Table, published
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 ROWS = ("naive", "spo", "asympo", "grpo", "gpg", "gpg_nonzero", "dr_grpo")
 ROWS += ("dapo", "gspo", "cispo", "topr", "topr_token", "tis_reinforce")
@@ -64,67 +65,29 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 def set_row(config: ml_collections.ConfigDict, row: str) -> None:
   """Sets the loss, its advantage and its aggregate."""
-  algorithm = config.algorithm
-  # The paper's Algorithm 1: reward minus group mean, tokens averaged inside a
-  # response and then responses. The balance of ASymPO holds under these alone.
-  algorithm.advantage = "dr_grpo"
-  algorithm.aggregate = "sequence_mean_token_mean"
-  algorithm.loss = "policy_gradient"
-  options = algorithm.loss_options
-  if row == "naive":
-    pass
-  elif row == "spo":
-    algorithm.loss = "spo"
-    options.negative_weight = 0.2
-  elif row == "asympo":
-    algorithm.loss = "asympo"
-  elif row == "asympo_stable":
-    algorithm.loss = "asympo"
-    options.p_low, options.p_high = 0.02, 0.97
-  elif row in ("asympo_negatives", "asympo_positives"):
-    algorithm.loss = "asympo"
-    options.scale_positives = row == "asympo_positives"
-    options.scale_negatives = row == "asympo_negatives"
-  elif row == "asympo_batch":
-    algorithm.loss = "batch_asympo"
-  elif row in ("gpg", "gpg_nonzero"):
-    algorithm.advantage = row
-    algorithm.aggregate = "token_mean"
-  elif row in ("grpo", "dr_grpo", "dapo"):
+  algorithm, options = config.algorithm, config.algorithm.loss_options
+  name, _, control = row.partition("_")
+  if row in ("grpo", "dr_grpo"):
     # The ratio is to the sampler's own log-probs, as in verl's default.
-    algorithm.loss = "clipped_surrogate"
-    algorithm.ratio_to = "behave"
+    algorithm.advantage, algorithm.ratio_to = row, "behave"
+    algorithm.aggregate = "sequence_mean_token_mean"
     options.clip_low = options.clip_high = 0.2
-    if row == "dr_grpo":
+    if row == "grpo":
+      options.dual_clip = 3.0
+    else:
       algorithm.aggregate = "sequence_mean_token_sum_const"
       algorithm.aggregate_options.length = config.rollout.max_new_tokens
-    else:
-      algorithm.advantage = "grpo"
-      options.dual_clip = 3.0
-    if row == "dapo":
-      algorithm.aggregate = "token_mean"
-      options.clip_high = 0.28
-      config.asynchronous.dynamic_sampling = True
-  elif row == "gspo":
-    algorithm.loss = "gspo"
-    algorithm.advantage = "grpo"
-    algorithm.ratio_to = "behave"
-  elif row == "cispo":
-    algorithm.loss = "cispo"
-    algorithm.advantage = "grpo"
-    algorithm.aggregate = "token_mean"
-    algorithm.ratio_to = "behave"
-  elif row in ("topr", "topr_token"):
-    algorithm.loss = "topr"
-    algorithm.aggregate = "sequence_mean_token_sum"
-    options.ratio_of = "token" if row == "topr_token" else "sequence"
-  elif row == "tis_reinforce":
-    algorithm.loss = "tis_reinforce"
-    algorithm.aggregate = "token_mean"
-  elif row in ("tis", "decoupled_ppo"):
-    algorithm.loss = row
-    algorithm.advantage = "grpo"
-    algorithm.aggregate = "token_mean"
+    return
+  methods.set_method(config, row if row in methods.METHODS else name)
+  if control == "stable":
+    options.p_low, options.p_high = 0.02, 0.97
+  elif control in ("negatives", "positives"):
+    options.scale_positives = control == "positives"
+    options.scale_negatives = control == "negatives"
+  elif control == "batch":
+    algorithm.loss = "batch_asympo"
+  elif control == "token":
+    options.ratio_of = "token"
 
 
 def set_tiny(config: ml_collections.ConfigDict) -> None:
@@ -181,7 +144,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 # The five losses of the paper first; then the other baselines.
 PAPER_ROWS = ("naive", "gpg", "spo", "asympo", "grpo")

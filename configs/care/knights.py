@@ -1,7 +1,7 @@
 """RLAVR on knights and knaves: which labels are worth buying.
 
-  python experiments/train.py --workdir=runs/care --seeds=0,1 \
-    --config=configs/care/knights.py:row=care,fraction=0.2,scale=tiny
+  saw train --workdir=runs/care --seeds=0,1 \
+    --config=care/knights:row=care,fraction=0.2,scale=tiny
 
 Rows:
   truth              every label (RLVR), the upper end
@@ -166,7 +166,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _AT = 0.2  # budget of the main table
 _SWEPT = ("random", "entropy", "care", "oracle")

@@ -1,7 +1,7 @@
 """RLAVR on math: which labels are worth buying.
 
-  python experiments/train.py --workdir=runs/care_math --seeds=0,1 \
-    --config=configs/care/math.py:row=care,fraction=0.2,scale=tiny
+  saw train --workdir=runs/care_math --seeds=0,1 \
+    --config=care/math:row=care,fraction=0.2,scale=tiny
 
 Rows and budgets are those of configs/care/knights.py.
 
@@ -100,7 +100,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.loop.num_steps = 558  # two epochs of 17,917 problems
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 TABLE = dataclasses.replace(
   knights.TABLE,

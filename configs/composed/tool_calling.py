@@ -1,7 +1,7 @@
 """All four methods in one run, on tool calling, and each taken away.
 
-  python experiments/train.py --workdir=runs/composed --seeds=0,1 \
-    --config=configs/composed/tool_calling.py:row=all,scale=tiny
+  saw train --workdir=runs/composed --seeds=0,1 \
+    --config=composed/tool_calling:row=all,scale=tiny
 
 The policy calls tools; the tools answer. It learns from responses of weights
 that are four updates old (ASymPO's loss, current log-probs alone), with two
@@ -30,6 +30,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import Needs, Table
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 from ..saw import tool_calling
 
@@ -66,32 +67,19 @@ def methods_of(row: str) -> tuple[str, ...]:
 
 
 def set_methods(
-  config: ml_collections.ConfigDict, methods: tuple[str, ...]
+  config: ml_collections.ConfigDict, chosen: tuple[str, ...]
 ) -> None:
   """Turns methods on, each by the keys that are its own."""
-  algorithm, labels = config.algorithm, config.labels
-  algorithm.advantage = "gdpo"
-  algorithm.weights = "saw" if "saw" in methods else "equal"
-
-  if "paw" in methods:
-    algorithm.world_model.loss = "clipped_absolute_error"
-    algorithm.world_model.loss_options.rho = 0.2
-
+  methods.set_method(config, "+".join(("gdpo", *chosen)))
   config.asynchronous.protocol = "fixed_lag"
   config.asynchronous.lag = 4
-  algorithm.aggregate = "sequence_mean_token_mean"
-  if "asympo" in methods:
-    algorithm.loss = "asympo"
-  else:
-    algorithm.loss = "clipped_surrogate"
-    algorithm.ratio_to = "behave"
-    for side in ("clip_low", "clip_high"):
-      algorithm.loss_options[side] = 0.2
-
-  labels.label_fraction = 0.2
-  labels.method = "care" if "care" in methods else "random"
-  if "care" in methods:
-    labels.gate = "probe"
+  if "asympo" not in chosen:
+    config.algorithm.aggregate = "sequence_mean_token_mean"
+    config.algorithm.ratio_to = "behave"
+    config.algorithm.loss_options.update(clip_low=0.2, clip_high=0.2)
+  if "care" not in chosen:
+    config.labels.method = "random"
+  config.labels.label_fraction = 0.2
 
 
 def _set_tiny(config: ml_collections.ConfigDict) -> None:
@@ -103,7 +91,7 @@ def _set_tiny(config: ml_collections.ConfigDict) -> None:
   config.labels.probe.length_scale = 64.0
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 TABLE = Table(
   title="Four methods in one run, tool calling",

@@ -1,7 +1,7 @@
 """GDPO on math: right answers and short ones, two rewards that compete.
 
-  python experiments/train.py --workdir=runs/gdpo_math --seeds=0,1 \
-    --config=configs/gdpo/math.py:row=gdpo,scale=tiny
+  saw train --workdir=runs/gdpo_math --seeds=0,1 \
+    --config=gdpo/math:row=gdpo,scale=tiny
 
 Rows: `grpo` normalises the sum of both rewards, `gdpo` each by itself. With
 `_saw` they are weighted by their dispersion; with `_conditioned` only right
@@ -110,7 +110,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _LEVELS = {"level_1": "level 1", "level_2": "level 2"}
 

@@ -1,7 +1,7 @@
 """PaW on a household: a policy that also predicts what its actions bring about.
 
-  python experiments/train.py --workdir=runs/paw --seeds=0,1 \
-    --config=configs/paw/household.py:row=grpo_paw,scale=tiny
+  saw train --workdir=runs/paw --seeds=0,1 \
+    --config=paw/household:row=grpo_paw,scale=tiny
 
 Rows:
   grpo, gigpo, rloo, ppo                   base algorithms, over steps
@@ -41,6 +41,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Table, published
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 BASES = ("grpo", "gigpo", "rloo", "ppo")
 _ECHO = {
@@ -107,16 +108,8 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
   algorithm.loss_options.update(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
   algorithm.aggregate = "token_mean"
   name = row.removesuffix("_paw")
-  algorithm.advantage = {
-    "gigpo": "gigpo",
-    "rloo": "step_rloo",
-    "ppo": "step_gae",
-  }.get(name, "step_grpo")
-  options = algorithm.advantage_options
-  if name == "gigpo":
-    options.gamma, options.omega, options.normalize = 0.95, 1.0, "mean_std"
-  elif name == "ppo":
-    options.gamma, options.lambda_, options.whiten = 1.0, 1.0, "sequence"
+  known = {"gigpo": "gigpo", "rloo": "step_rloo", "ppo": "ppo"}
+  methods.set_method(config, known.get(name, "step_grpo"))
   if row in BASES:
     return
 
@@ -214,7 +207,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.01
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _KINDS = {"pick": "Pick", "look": "Look", "clean": "Clean", "heat": "Heat"}
 _KINDS |= {"cool": "Cool", "two": "Pick2"}

@@ -1,7 +1,7 @@
 """PaW on search questions: a policy that also predicts what a search brings.
 
-  python experiments/train.py --workdir=runs/search --seeds=0,1 \
-    --config=configs/paw/search.py:row=grpo_paw,scale=tiny
+  saw train --workdir=runs/search --seeds=0,1 \
+    --config=paw/search:row=grpo_paw,scale=tiny
 
 Rows are those of configs/paw/household.py.
 
@@ -94,7 +94,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.entropy_coefficient = 0.0
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 TABLE = dataclasses.replace(
   household.TABLE,

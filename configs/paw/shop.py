@@ -1,7 +1,7 @@
 """PaW in a shop: a policy that also predicts the pages that it gets to.
 
-  python experiments/train.py --workdir=runs/shop --seeds=0,1 \
-    --config=configs/paw/shop.py:row=grpo_paw,scale=tiny
+  saw train --workdir=runs/shop --seeds=0,1 \
+    --config=paw/shop:row=grpo_paw,scale=tiny
 
 Rows are those of configs/paw/household.py. The table has those of the paper,
 and random steps as a control; the other controls run by name,
@@ -83,7 +83,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.evaluation.num_examples = 128
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _CELL = {
   "paper": "PaW",

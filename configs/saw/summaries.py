@@ -1,7 +1,7 @@
 r"""SAW on summaries: equal weights, SAW, static and gradient weights.
 
-  python experiments/train.py --workdir=runs/summaries \
-    --config=configs/saw/summaries.py:row=gdpo_saw,scale=tiny
+  saw train --workdir=runs/summaries \
+    --config=saw/summaries:row=gdpo_saw,scale=tiny
 
 Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_static, gdpo_static, grpo_gradient,
 gdpo_gradient. Two rewards, quality and conciseness, each from 0 to 10; the
@@ -32,6 +32,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import ACCELERATORS, Needs, Table, published
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 from . import tool_calling
 
@@ -48,10 +49,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.task.options.seed = 0
   {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
 
-  advantage, _, weights = chosen["row"].partition("_")
-  config.algorithm.advantage = advantage
-  config.algorithm.weights = weights or "equal"
-  if weights == "static":
+  methods.set_method(config, chosen["row"].replace("_", "+"))
+  if chosen["row"].endswith("static"):
     config.algorithm.weights_options.values = (1.5, 0.5)
   return config
 
@@ -138,7 +137,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.aggregate = "token_mean"
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _REWARDS = ("quality", "conciseness")
 _BY_RULES = Needs(

@@ -1,7 +1,7 @@
 """SAW on tool calling: equal weights, SAW, gradient weights; GRPO and GDPO.
 
-  python experiments/train.py --workdir=runs/gdpo_saw \
-    --config=configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny
+  saw train --workdir=runs/gdpo_saw \
+    --config=saw/tool_calling:row=gdpo_saw,scale=tiny
 
 Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient.
 
@@ -28,6 +28,7 @@ import ml_collections
 from saw_jax.reporting import sections
 from saw_jax.reporting.table import A_GPU, Needs, Table, published
 from saw_jax.run import config as base
+from saw_jax.run import methods
 
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo")
 ROWS += ("grpo_gradient", "gdpo_gradient")
@@ -43,9 +44,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.task.name = "tool_calling"
   {"tiny": set_tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
 
-  advantage, _, weights = chosen["row"].partition("_")
-  config.algorithm.advantage = advantage
-  config.algorithm.weights = weights or "equal"
+  methods.set_method(config, chosen["row"].replace("_", "+"))
   if chosen["kl"] == "released" and chosen["row"] == "grpo":
     config.algorithm.kl.update(
       placement="reward", estimator="k1", coefficient=0.001
@@ -103,7 +102,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.aggregate = "token_mean"
 
 
-# --- the table that experiments/reproduce.py makes ---------------------------
+# --- the table that `saw table` makes -----------------------------------------
 
 _BENCHMARKED = Needs(
   model="Qwen2.5-1.5B-Instruct",

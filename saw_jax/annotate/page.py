@@ -53,7 +53,7 @@ _HEADERS = {
   "Cache-Control": "no-store",
 }
 _REFUSED = (
-  "This page needs the token that experiments/annotate.py printed: open the "
+  "This page needs the token that saw annotate printed: open the "
   "whole address, with ?token= at its end."
 )
 _ASSETS = importlib.resources.files(__package__) / "assets"

@@ -124,8 +124,8 @@ class Annotator:
     if math.isfinite(limit := self._timeout_s):
       patience = f"goes on without them after {limit:g} s without an answer"
     text = (
-      f"labels wanted from a person: {count}; the run {patience}: python "
-      f"experiments/annotate.py --ledger={shlex.quote(str(self._ledger.path))}"
+      f"labels wanted from a person: {count}; the run {patience}: saw "
+      f"annotate --ledger={shlex.quote(str(self._ledger.path))}"
     )
     _LOG.info("%s", text)
     self._tell(text)

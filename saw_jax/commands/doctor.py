@@ -52,7 +52,7 @@ def main() -> int:
       task = registry.make_task(given.task, {"test_path": given.data})
       problems += doctor.check_task(task, ["test"], given.examples)
     else:
-      made = build.build(command_line.given_config())
+      made = build.build(command_line.given_config(), seeds=[0])
       if not made.method.per_step:
         problems += doctor.check_task(
           made.task, ["train", "test"], given.examples

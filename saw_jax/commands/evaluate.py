@@ -14,7 +14,9 @@ writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
 names, which a run scores at its end.
 """
 
+import os
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -35,33 +37,60 @@ def define() -> None:
   flags.DEFINE_string("split", None, "Split; the config's by default.")
 
 
-def _averages(task, options, right) -> dict[str, float]:
+def _averages(policy, options, right) -> dict[str, float]:
   """What a benchmark averages in a way of its own, such as by category."""
+  task = policy.made.task
   if not hasattr(task, "averages"):
     return {}
-  examples = task.examples(options.split)[: len(right)]
+  examples = policy.encoder.keep(task.examples(options.split))[: len(right)]
   return task.averages(examples, right)
 
 
 def main() -> int:
   given = flags.FLAGS
+  evaluate(
+    given.workdir,
+    checkpoint=given.checkpoint,
+    examples=given.examples,
+    samples=given.samples,
+    split=given.split,
+  )
+  return 0
+
+
+def evaluate(
+  directory: str | os.PathLike,
+  *,
+  checkpoint: str | int = "last",
+  examples: int | None = None,
+  samples: int | None = None,
+  split: str | None = None,
+  task: Any = None,
+  config: Any = None,
+) -> dict[str, Any]:
+  """Prints and writes scores, and returns them by seed.
+
+  A `task` and the functions of a `config` are those of the run itself, where
+  they are in no file.
+  """
   from saw_jax.reporting import statistics
-  from saw_jax.run import build, config, evaluation, metrics, run_directory
+  from saw_jax.run import build, evaluation, metrics, run_directory
+  from saw_jax.run import config as config_lib
   from saw_jax.run import experiment as experiment_lib
 
-  workdir = pathlib.Path(given.workdir)
+  workdir = pathlib.Path(directory)
   with command_line.checking_input():
-    run, seeds = run_directory.read_config(workdir)
+    run, seeds = run_directory.read_config(workdir, config)
     for name, value in (
-      ("num_examples", given.examples),
-      ("samples", given.samples),
-      ("split", given.split),
+      ("num_examples", examples),
+      ("samples", samples),
+      ("split", split),
     ):
       if value is not None:
-        run = config.replace(run, f"evaluation.{name}", value)
-    experiment = build.build(run)
-    is_start = given.checkpoint == "start"
-    step = 0 if is_start else build.checkpoint_step(workdir, given.checkpoint)
+        run = config_lib.replace(run, f"evaluation.{name}", value)
+    experiment = build.build(run, task=task)
+    is_start = checkpoint == "start"
+    step = 0 if is_start else build.checkpoint_step(workdir, str(checkpoint))
   if is_start:
     policy = experiment_lib.Policy(experiment, len(seeds))
   else:
@@ -88,16 +117,16 @@ def main() -> int:
           f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
           f"  over {len(per_example)} examples"
         )
-      found = _averages(experiment.task, run.evaluation, figures["right"])
+      found = _averages(policy, run.evaluation, figures["right"])
       if found:
         entry[f"{mode}_averages"] = found
       for name, value in found.items():
         print(f"  {name:<28} {value:7.3f}")
     document["seeds"].append(entry)
   name = "evaluation_start" if is_start else "evaluation"
-  if given.split is not None:
-    name += f"_{given.split}"
+  if split is not None:
+    name += f"_{split}"
   path = workdir / f"{name}.json"
   metrics.write_json(path, document)
   print(f"written to {path}")
-  return 0
+  return document

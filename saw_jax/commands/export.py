@@ -6,7 +6,9 @@
 transformers and vLLM open the directory, and so does --config.checkpoint.
 """
 
+import os
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -34,7 +36,28 @@ def define() -> None:
 
 def main() -> int:
   given = flags.FLAGS
-  workdir, output = pathlib.Path(given.workdir), pathlib.Path(given.output)
+  export(
+    given.workdir,
+    given.output,
+    checkpoint=given.checkpoint,
+    seed=given.seed,
+    dtype=given.dtype,
+  )
+  return 0
+
+
+def export(
+  directory: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  checkpoint: str | int = "last",
+  seed: int | None = None,
+  dtype: str = "bfloat16",
+  task: Any = None,
+  config: Any = None,
+) -> None:
+  """Writes a policy; `task` and `config` are those of `evaluate.evaluate`."""
+  workdir, output = pathlib.Path(directory), pathlib.Path(output)
   if (output / "config.json").exists():
     raise command_line.UsageError(f"--output: there is a model in {output}")
 
@@ -44,15 +67,15 @@ def main() -> int:
   from saw_jax.training import update
 
   with command_line.checking_input():
-    run, seeds = run_directory.read_config(workdir)
-    seed = seeds[0] if given.seed is None else given.seed
+    run, seeds = run_directory.read_config(workdir, config)
+    seed = seeds[0] if seed is None else seed
     if seed not in seeds:
       raise ValueError(f"--seed={seed}: the run has {seeds}")
-    experiment = build.build(run)
+    experiment = build.build(run, task=task)
     document = None
     if run.checkpoint:
       document = build.open_checkpoint(run).document
-    step = build.checkpoint_step(workdir, given.checkpoint)
+    step = build.checkpoint_step(workdir, str(checkpoint))
   step, policy = experiment_lib.restore(
     experiment, len(seeds), workdir, step=step
   )
@@ -63,8 +86,7 @@ def main() -> int:
       params,
       experiment.decoder,
       document=document,
-      dtype=given.dtype,
+      dtype=dtype,
     )
   experiment.tokenizer.save(output)
   print(f"seed {seed}, step {step}: {len(files)} files in {output}")
-  return 0

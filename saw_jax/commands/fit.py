@@ -16,17 +16,21 @@ from saw_jax.run import command_line
 
 def define() -> None:
   command_line.define_config()
-  flags.mark_flag_as_required("config")
   flags.DEFINE_integer("devices", 1, "How many there are.", 1)
   flags.DEFINE_float("memory", 16.0, "Of a device, in GB (10^9 bytes).", 0.0)
 
 
 def main() -> int:
-  from saw_jax.run import build, config, footprint
+  given, config = flags.FLAGS, command_line.given_config()
+  if config is None:
+    raise command_line.UsageError("give --config=TABLE, or --rows=FILE")
 
-  given = flags.FLAGS
+  from saw_jax.commands import footprint
+  from saw_jax.run import build
+  from saw_jax.run import config as config_lib
+
   with command_line.checking_input():
-    made, _ = build.outline(config.typed(command_line.given_config()))
+    made, _ = build.outline(config_lib.typed(config))
     sizes = footprint.per_device(made, given.devices)
   for name, size in ((n, x) for n, x in sizes.items() if x):
     print(f"  {name:<30} {size / 1e9:9.3f} GB")

@@ -3,9 +3,11 @@
   saw list
   saw list losses
 
-The first says which tables there are, what each needs, and what of that is
-missing here.
+The first says which tables there are, what each needs, what of that is missing
+here, and of what else there are names.
 """
+
+from saw_jax.run import command_line
 
 
 def define() -> None:
@@ -13,8 +15,14 @@ def define() -> None:
 
 
 def main(registry: str = "") -> int:
-  del registry
+  from saw_jax import api
+
+  with command_line.checking_input():
+    if registry:
+      print("\n".join(api.names(registry)))
+      return 0
   from saw_jax.reporting import catalogue
 
   print(catalogue.listing())
+  print(f"\nsaw list NAME, of {', '.join(api.names())}")
   return 0

@@ -15,12 +15,12 @@ import logging
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from saw_jax.commands import train
-from saw_jax.run import children, command_line, grid
+from saw_jax.commands import grid, train
+from saw_jax.run import children, command_line
 
 _OWN = ("grid", "plan", "workdir")
 _END = "final.json"
@@ -28,6 +28,7 @@ _END = "final.json"
 
 def define() -> None:
   train.define()
+  flags.adopt_module_key_flags(train)  # in this command's --help, too
   flags.DEFINE_multi_string(
     "grid", None, "section.key=value,value; once for each key.", required=True
   )
@@ -43,8 +44,8 @@ def main() -> int:
   given = flags.FLAGS
   folder = pathlib.Path(given.workdir)
   with command_line.checking_input():
-    cells = grid.cells(given.grid)
-    todo = [name for name, of in cells.items() if not _check(folder / name, of)]
+    seeds, cells = train.read_seeds(), grid.cells(given.grid)
+    todo = [x for x in cells if not _check(folder / x, cells[x], seeds)]
   shared = grid.without(sys.argv[1:], _OWN)
   commands = {
     name: ["train", *shared, f"--workdir={folder / name}"]
@@ -84,16 +85,20 @@ def main() -> int:
   return int(bool(failed))
 
 
-def _check(directory: pathlib.Path, cell: Mapping[str, str]) -> bool:
+def _check(
+  directory: pathlib.Path, cell: Mapping[str, str], seeds: Sequence[int]
+) -> bool:
   """Looks at all of a cell's config; whether it was trained to its end."""
   from saw_jax.reporting import runs
   from saw_jax.run import build, config, run_directory
 
-  run = config.typed(command_line.given_config(*cell.items()))
-  build.outline(run)
-  seeds = train.parse_seeds(flags.FLAGS.seeds)
-  document = {**config.to_config(run).to_dict(), "seeds": seeds}
-  run_directory.check_run(directory, document)
+  run = config.typed(train.given_config(*cell.items()))
+  run, task = build.remembered(run, directory, None)
+  # What a plan runs may have other devices.
+  here = (seeds, directory) if flags.FLAGS.plan == "run" else ()
+  build.outline(run, *here, task=task)
+  document = run_directory.document_of(run, seeds)
+  run_directory.check_run(directory, document, run.optimizer)
   if not (directory / _END).exists():
     return False
   return runs.read_finals([directory]).step == run.loop.num_steps

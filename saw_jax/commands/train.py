@@ -2,6 +2,10 @@
 
   saw train --workdir=runs/gdpo_saw --seeds=0,1 \\
     --config=saw/tool_calling:row=gdpo_saw,scale=tiny
+  saw train --workdir=runs/a --rows=problems.jsonl --prompt=question \\
+    --rewards=my_rewards.py:right,short --method=gdpo+saw --model=smollm2
+
+The first trains a row of a table, the second on rows of one's own.
 
 Several processes, each with its own devices, train one policy over one mesh
 (config.parallel.lift=meshed): start each with the same command, and
@@ -14,6 +18,7 @@ Ctrl-C or a crash: the finished run is the one that was never interrupted.
 
 import logging
 
+import ml_collections
 from absl import flags
 
 from saw_jax.run import command_line, metrics
@@ -21,7 +26,6 @@ from saw_jax.run import command_line, metrics
 
 def define() -> None:
   command_line.define_config()
-  flags.mark_flag_as_required("config")
   flags.DEFINE_string(
     "workdir", None, "Where metrics and checkpoints go.", required=True
   )
@@ -42,30 +46,28 @@ def define() -> None:
   flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
 
+def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict:
+  """The config of these flags; `more` are keys and texts that override it."""
+  log = flags.FLAGS.log
+  writers = [("loop.writers", repr(tuple(log)))] if log else []
+  return command_line.given_config(*writers, *more)
+
+
 def main() -> int:
   """Trains the config of `--config` in `--workdir`, or goes on there."""
   given = flags.FLAGS
   with command_line.checking_input():
-    seeds = parse_seeds(given.seeds)
-    processes = _check_processes()
-    metrics.check_writers(given.log)
-    log = [("loop.writers", repr(tuple(given.log)))] if given.log else []
+    seeds, processes = read_seeds(), _check_processes()
 
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
 
   if given.coordinator:
     jax.distributed.initialize(*processes)
-  from saw_jax.run import build, config, run_directory
-  from saw_jax.training import hosts
+  from saw_jax.run import build
 
   with command_line.checking_input():
-    run = config.typed(command_line.given_config(*log))
-    document = {**config.to_config(run).to_dict(), "seeds": seeds}
-    run_directory.check_run(given.workdir, document)
-    experiment = build.build(run)
-  if hosts.is_first():
-    run_directory.open_run(given.workdir, document)
+    experiment = build.build(given_config(), seeds, given.workdir)
   result = build.train(
     experiment, seeds, directory=given.workdir, resume_step=given.resume_step
   )
@@ -101,7 +103,9 @@ def _check_processes() -> tuple:
   return place, count, index
 
 
-def parse_seeds(words: list[str]) -> list[int]:
+def read_seeds() -> list[int]:
+  """The seeds; flags that cannot be are said, as JAX is not yet imported."""
+  words, given = flags.FLAGS.seeds, flags.FLAGS
   said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
   try:
     seeds = [int(word) for word in words]
@@ -109,4 +113,10 @@ def parse_seeds(words: list[str]) -> list[int]:
     raise ValueError(said) from None
   if len(set(seeds)) != len(seeds) or not seeds:
     raise ValueError(said)
+  if not (given.config or given.rows or command_line.names_task()):
+    raise ValueError(
+      "give --config=TABLE, or --rows=FILE with --prompt and --rewards, or "
+      "--config.task.name=NAME"
+    )
+  metrics.check_writers(given.log)
   return seeds

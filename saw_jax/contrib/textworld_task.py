@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 
 from saw_jax import naming
-from saw_jax.contrib import textworld_games
+from saw_jax.contrib import textworld_games, worlds
 from saw_jax.contrib.textworld_games import ExpressGame, StoryGame
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
@@ -15,20 +15,6 @@ from saw_jax.tasks.environments import History, Situation
 
 _FILES = "textworld"
 _GAMES = (*textworld_games.EXPRESS, _FILES)
-
-_PROMPT = """\
-You are playing a text game.
-Your task is: {task}
-{past}Your current observation is: {observation}
-The actions that are possible now are: [{actions}].
-
-It is your turn to act. First reason step by step about the situation, inside \
-<think> </think> tags. Then choose one possible action and write it inside \
-<action> </action> tags."""
-_PAST = """\
-So far you have taken {steps} step(s). The last {shown} observation(s) and the \
-actions that you took: {history}
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +86,4 @@ class TextWorldTask(environments.FormTask):
       yield number % self.num_episodes(split), Draws(number)
 
   def _english(self, situation: Situation, history: History, shown: int) -> str:
-    written = environments.write_history(history, shown)
-    past = _PAST.format(steps=len(history), shown=shown, history=written)
-    return _PROMPT.format(
-      task=situation.task,
-      past=past if shown else "",
-      observation=situation.observation,
-      actions=", ".join(map("'{}'".format, situation.actions)),
-    )
+    return worlds.ask("You are playing a text game.", situation, history, shown)

@@ -1,6 +1,5 @@
 """What the cells of a sweep came to: a table, and every score of each seed."""
 
-import csv
 import pathlib
 from collections.abc import Mapping
 
@@ -13,7 +12,7 @@ def write(folder: pathlib.Path, cells: Mapping[str, Mapping[str, str]]) -> str:
   keys = list(next(iter(cells.values())))
   scores = list(dict.fromkeys(s for of in finals.values() for s in of.values))
   shown = [name for name in scores if name.endswith(("/total", "/right"))]
-  lines, rows = [[*keys, "seed", "step", *scores]], [[*keys, *shown]]
+  lines, rows = [], [[*keys, *shown]]
   for name, (step, seeds, values) in finals.items():
     chosen = list(cells[name].values())
     for n, seed in enumerate(seeds):
@@ -22,7 +21,6 @@ def write(folder: pathlib.Path, cells: Mapping[str, Mapping[str, str]]) -> str:
     told = (statistics.summarise(values[s]) for s in shown if s in values)
     rows.append([*chosen, *map(tables.mean_and_width, told)])
   path = folder / "sweep.csv"
-  with path.open("w", newline="", encoding="utf-8") as file:
-    csv.writer(file, lineterminator="\n").writerows(lines)
+  runs.write_csv(path, [*keys, "seed", "step", *scores], lines)
   said = f"held out; every score of each seed: {path}"
   return "\n".join([*tables.aligned(rows), said])

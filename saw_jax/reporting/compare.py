@@ -4,19 +4,18 @@ The numbers are those of the papers' tables: means over training, scores held
 out at the end, and what `statistics.paired_difference` says of two runs.
 """
 
-import csv
 import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from saw_jax import naming
 from saw_jax.reporting import plots, runs, statistics, tables
-from saw_jax.reporting.runs import Curves, Finals
+from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.statistics import PairedDifference, Summary
 from saw_jax.run import run_directory
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 TRAINING, HELD_OUT = "training", "held out"
 # Metrics of a step whose means are compared if none are named.
 _SHOWN = ("reward/", "entropy", "length", "kl")
-_Values = dict[str, dict[int, float]]  # by metric and seed
+_Key = tuple[str, str]  # part and metric
 
 
 class Row(NamedTuple):
@@ -41,25 +40,20 @@ class Row(NamedTuple):
   difference: PairedDifference  # run - control
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-  """What `compare` finds; prints as a table for each pair."""
+  """What `compare` finds; shown as a table for each pair."""
 
   rows: tuple[Row, ...]
   notes: tuple[str, ...]  # how the runs differ, and what was left out
 
-  def __str__(self) -> str:
+  def __repr__(self) -> str:
     lines = []
-    ends = ["difference", f"{100 * statistics.CONFIDENCE:g} %, t", "seeds"]
     for pair, rows in itertools.groupby(self.rows, lambda row: row[:2]):
-      cells = [["", "metric", *pair, *ends]]
-      for row in rows:
-        mean, count, t, _ = row.difference
-        values = (row.value, row.control_value)
-        cells.append(
-          [row.part, row.metric, *map(tables.mean_and_width, values)]
-          + [f"{mean:+.3f}", tables.interval(t), str(count)]
-        )
+      cells = [["", "metric", *pair, "difference", "95 %, t", "seeds"]]
+      for _, _, part, metric, *values, (mean, count, t, _) in rows:
+        told = [*map(tables.mean_and_width, values), f"{mean:+.3f}"]
+        cells.append([part, metric, *told, tables.interval(t), str(count)])
       lines += [*tables.aligned(cells), ""]
     return "\n".join([*lines, *self.notes])
 
@@ -67,12 +61,11 @@ class Comparison:
     """Writes the rows as CSV, numbers in full; an unknown one is empty."""
     head = "run control part metric mean control_mean difference t_low t_high "
     head += "bootstrap_low bootstrap_high seeds"
-    lines: list[Sequence[object]] = [head.split()]
+    lines = []
     for *names, value, control, (mean, count, t, bootstrap) in self.rows:
       numbers = (value.mean, control.mean, mean, *t, *bootstrap)
       lines.append([*names, *map(tables.number, numbers), count])
-    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
-      csv.writer(file, lineterminator="\n").writerows(lines)
+    runs.write_csv(path, head.split(), lines)
 
   def plot(self, path: str | os.PathLike | None = None) -> "Figure":
     """Draws the differences; a PNG, or what the path's suffix says."""
@@ -83,24 +76,27 @@ class Comparison:
     return plots.difference_panels(panels, path=path)
 
 
-class _Run(NamedTuple):
+class _Run:
   """What a run directory holds."""
 
-  label: str
-  config: Mapping[str, Any]
-  curves: Curves
-  evals: Curves  # greedy scores during training
-  finals: Finals | None
-
-  @classmethod
-  def read(cls, directory: pathlib.Path, label: str) -> "_Run":
-    config = run_directory.read_run(directory)["config"]
-    curves, evals = (
-      runs.read_curves([directory], name=name) for name in ("metrics", "evals")
-    )
+  def __init__(self, directory: pathlib.Path, label: str):
+    self.label, places = label, [directory]
+    self.config = run_directory.read_run(directory)["config"]
+    self.curves = runs.read_curves(places)
+    self.evals = runs.read_curves(places, name="evals")  # greedy, on the way
     is_done = (directory / "final.json").exists()
-    finals = runs.read_finals([directory]) if is_done else None
-    return cls(label, config, curves, evals, finals)
+    self.finals = runs.read_finals(places) if is_done else None
+
+  def values(
+    self, steps: list[int], at: int | None
+  ) -> dict[_Key, dict[int, float]]:
+    """Means over steps, and scores after `at` steps, or at the end."""
+    if at is not None:
+      scores = {f"greedy/{n}": x for n, x in _means(self.evals, [at]).items()}
+    else:
+      scores = {name: self.finals.by_seed(name) for name in self.finals.values}
+    parts = {TRAINING: _means(self.curves, steps), HELD_OUT: scores}
+    return {(part, n): x for part, of in parts.items() for n, x in of.items()}
 
 
 def compare(
@@ -126,46 +122,19 @@ def compare(
     raise ValueError("name two or more run directories that differ")
   names = [path.name for path in paths]
   labels = names if len(set(names)) == len(names) else list(map(str, paths))
-  control, *others = map(_Run.read, paths, labels)
+  control, *others = map(_Run, paths, labels)
   rows, notes = [], []
   for run in others:
-    found = _parts(run, control, notes)
-    for part, metric in _chosen(found, metrics):
-      new, old = (values[metric] for values in found[part])
-      ends = (statistics.summarise(list(x.values())) for x in (new, old))
-      difference = statistics.paired_difference(new, old)
-      rows.append(
-        Row(run.label, control.label, part, metric, *ends, difference)
-      )
+    rows += _pair(run, control, metrics, notes)
   if any(row.difference.count == 1 for row in rows):
     notes.append("With one seed there is no interval.")
   return Comparison(tuple(rows), tuple(notes))
 
 
-def _chosen(
-  found: Mapping[str, tuple[_Values, _Values]], metrics: Sequence[str] | None
-) -> Iterator[tuple[str, str]]:
-  """The parts and names of the metrics that are compared."""
-  both = [
-    (part, name)
-    for part, (new, old) in found.items()
-    for name in new
-    if name in old
-  ]
-  if metrics is None:
-    for part, name in both:
-      if part == HELD_OUT or name.startswith(_SHOWN):
-        yield part, name
-    return
-  parts = {name: part for part, name in both}
-  for name in metrics:
-    yield naming.lookup(parts, name, "metric of both runs"), name
-
-
-def _parts(
-  run: _Run, control: _Run, notes: list[str]
-) -> dict[str, tuple[_Values, _Values]]:
-  """What two runs say of the seeds and steps that both have."""
+def _pair(
+  run: _Run, control: _Run, metrics: Sequence[str] | None, notes: list[str]
+) -> Iterator[Row]:
+  """Compares two runs in what both have, and notes what that is."""
   both, label = (run, control), f"{run.label} - {control.label}"
   tasks = [one.config["task"]["name"] for one in both]
   if tasks[0] != tasks[1]:
@@ -177,55 +146,48 @@ def _parts(
   changed.pop("seeds", None)
   said = [f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()]
   notes.append(f"{label}: {'; '.join(said) or 'the same config'}.")
-  seeds = _common("seeds", label, *(one.curves.seeds for one in both), notes)
-  steps = _common("steps", label, *(one.curves.steps for one in both), notes)
-  training = tuple(
-    _means(one.curves, np.isin(one.curves.steps, steps)) for one in both
-  )
-  if (
-    all(one.finals for one in both) and len({x.finals.step for x in both}) == 1
-  ):
-    held_out = tuple(
-      {name: one.finals.by_seed(name) for name in one.finals.values}
-      for one in both
-    )
-  else:
-    ends = set(run.evals.steps.tolist()) & set(control.evals.steps.tolist())
-    at = max(ends, default=-1)  # -1: of no step
-    if ends:
-      notes.append(f"{label}: held out, after the {at} steps that both had.")
-    held_out = tuple(
-      _means(one.evals, one.evals.steps == at, "greedy/") for one in both
-    )
-  return {
-    part: tuple(
-      {name: {s: of[s] for s in seeds} for name, of in values.items()}
-      for values in pair
-    )
-    for part, pair in ((TRAINING, training), (HELD_OUT, held_out))
-  }
+  seeds = _common("seeds", label, [one.curves.seeds for one in both], notes)
+  steps = _common("steps", label, [one.curves.steps for one in both], notes)
+  at = None  # the end, if it is that of both
+  ends = [one.finals and one.finals.step for one in both]
+  if ends[0] != ends[1] or None in ends:
+    at = max({*run.evals.steps} & {*control.evals.steps}, default=-1)
+    notes.append(f"{label}: held out, after the {at} steps that both had.")
+  new, old = (one.values(steps, at) for one in both)
+  for key in _chosen([key for key in new if key in old], metrics):
+    pair = [{seed: of[key][seed] for seed in seeds} for of in (new, old)]
+    ends = (statistics.summarise(list(values.values())) for values in pair)
+    difference = statistics.paired_difference(*pair)
+    yield Row(run.label, control.label, *key, *ends, difference)
 
 
-def _means(curves: Curves, chosen: np.ndarray, prefix: str = "") -> _Values:
-  """Means over the chosen steps, of what was logged at each."""
+def _chosen(keys: list[_Key], metrics: Sequence[str] | None) -> list[_Key]:
+  if metrics is None:
+    return [k for k in keys if k[0] == HELD_OUT or k[1].startswith(_SHOWN)]
+  named = {key[1]: key for key in keys}
+  return [naming.lookup(named, m, "metric of both runs") for m in metrics]
+
+
+def _means(curves: Curves, steps: Iterable[int]) -> dict[str, dict[int, float]]:
+  """Means over some steps of what was logged at each, by metric and seed."""
+  chosen = np.isin(curves.steps, list(steps))
   return {
-    prefix + name: curves.by_seed(values[:, chosen].mean(-1))
+    name: curves.by_seed(values[:, chosen].mean(-1))
     for name, values in curves.values.items()
     if chosen.any() and np.isfinite(values[:, chosen]).all()
   }
 
 
 def _common(
-  what: str, label: str, a: Sequence[int], b: Sequence[int], notes: list[str]
+  what: str, label: str, both: list[Sequence[int]], notes: list[str]
 ) -> list[int]:
   """What is in both; a note where that is not all."""
-  found = sorted(set(map(int, a)) & set(map(int, b)))
+  found, sizes = sorted(set(both[0]) & set(both[1])), list(map(len, both))
   if not found:
     raise ValueError(f"{label}: they have no {what} in common")
-  if len(found) < max(len(a), len(b)):
-    ends = f"{found[0]} to {found[-1]}" if len(found) > 1 else f"{found[0]}"
+  if len(found) < max(sizes):
     notes.append(
-      f"{label}: {what} {ends}, the {len(found)} that both have, of {len(a)} "
-      f"and {len(b)}."
+      f"{label}: of {sizes[0]} and {sizes[1]} {what} the {len(found)} that "
+      f"both have, {found[0]} to {found[-1]}."
     )
   return found

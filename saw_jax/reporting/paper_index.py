@@ -49,7 +49,7 @@ def _table(name: str) -> str:
 
 Config: [`configs/{name}.py`](../configs/{name}.py). All rows:
 
-    python experiments/reproduce.py --table={name} --scale={_SCALE} --seeds=5
+    saw table --table={name} --scale={_SCALE} --seeds=5
 
 Results: {where if kept else "not run"}.
 

@@ -160,10 +160,7 @@ def _run(config: ml_collections.ConfigDict, found: RowRuns) -> bool:
 
   seeds = list(found.missing)
   with command_line.checking_input():
-    document = {**config.to_dict(), "seeds": seeds}
-    run_directory.check_run(found.next, document)
-    experiment = build.build(config)
-    run_directory.open_run(found.next, document)
+    experiment = build.build(config, seeds, found.next)
   return build.train(experiment, seeds, directory=found.next).finished
 
 

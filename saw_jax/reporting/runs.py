@@ -183,7 +183,7 @@ def write_results(
     for row, (step, seeds, values) in rows.items()
     for n, seed in enumerate(seeds)
   ]
-  _write(path, ["row", "seed", "commit", "step", *names], lines)
+  write_csv(path, ["row", "seed", "commit", "step", *names], lines)
 
 
 def write_curves(
@@ -196,7 +196,7 @@ def write_curves(
       cells = [_cell(values, name, (n, t)) for name in names]
       if any(cells):
         lines.append([row, seeds[n], steps[t], *cells])
-  _write(path, ["row", "seed", "step", *names], lines)
+  write_csv(path, ["row", "seed", "step", *names], lines)
 
 
 def read_results(path: _Path) -> dict[str, Finals]:
@@ -217,7 +217,7 @@ def _by_row(path: _Path, read: Callable[[list], Any]) -> dict[str, Any]:
   return {row: read(lines) for row, lines in rows.items()}
 
 
-def _write(path: _Path, head: list[str], lines: list[list[Any]]) -> None:
+def write_csv(path: _Path, head: list[str], lines: list[list[Any]]) -> None:
   with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
     csv.writer(file, lineterminator="\n").writerows([head, *lines])
 

@@ -52,7 +52,7 @@ class Answers:
     if self._world is not None:
       batch, seen = self._world.append(batch, rollout, drawn.examples, step)
       self._clock.lap("lay out")
-    batch, rows = self._learner.estimate(batch, rollout)
+    batch, rows = self._learner.estimate(batch, rollout, step)
     parts = zip(rows, seen, drawn.rows, strict=True)
     return batch, [{**row, **more, **origin} for row, more, origin in parts]
 

@@ -5,35 +5,31 @@ import dataclasses
 import logging
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import ml_collections
 import numpy as np
 
 from saw_jax import algorithms, naming
-from saw_jax.models import decoder, lora
+from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
 from saw_jax.run import (
-  agents,
   checkpoint,
-  groups,
-  observations,
+  checks,
   registry,
+  run_directory,
   warm_start,
 )
 from saw_jax.run import config as config_lib
-from saw_jax.run.experiment import (
-  AnswerRun,
-  EpisodeRun,
-  check_benchmarks,
-  kind_of,
-  param_shardings,
-)
+from saw_jax.run.experiment import kind_of, param_shardings
 from saw_jax.run.loop import train as train
-from saw_jax.run.sections import Experiment, RunConfig
+from saw_jax.run.sections import Experiment, RunConfig, TaskConfig
+from saw_jax.tasks.base import Task
+from saw_jax.tasks.environments import AgentTask
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import parallel
+from saw_jax.training import hosts, parallel
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
@@ -41,26 +37,75 @@ LOG = logging.getLogger(__name__)
 COMPUTED = ("scan_layers", "remat", "dtype", "param_dtype")
 
 
-def build(config: ml_collections.ConfigDict | RunConfig) -> Experiment:
-  """Makes everything that a run needs.
+def build(
+  config: ml_collections.ConfigDict | RunConfig,
+  seeds: Sequence[int] | None = None,
+  directory: str | os.PathLike | None = None,
+  *,
+  task: Task | AgentTask | None = None,
+) -> Experiment:
+  """Makes everything that a run needs, with a task or that of the config.
 
   Trains the warm start if there is one, or reads the pretrained weights. Before
   that, which can take minutes, all that is wrong with the config has been said:
   as a KeyError (an unknown name), a TypeError (an unknown key or option, a
   wrong type), a ValueError (values that do not go together, a damaged
   checkpoint), a FileNotFoundError or an ImportError (a library is missing).
+
+  With `seeds` it is to be trained here, and so is what is wrong with devices,
+  writers and examples: `checks`. With a `directory` it is to be trained there:
+  a RunError says that another run is there, or another process; from then on
+  the directory is this process's, and has a `run.json`.
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
-  experiment, source = outline(run)
-  return experiment._replace(params=make_params(run, experiment, source))
+  if directory is not None:
+    run, task = remembered(run, directory, task)
+  made, source = outline(run, seeds, directory, task)
+  is_writer = directory is not None and hosts.is_first()
+  with contextlib.ExitStack() as stack:
+    if is_writer:
+      run_directory.lock(directory)
+      stack.callback(run_directory.unlock, directory)
+    made = made._replace(params=make_params(run, made, source))
+    if is_writer:
+      document = run_directory.document_of(run, seeds)
+      run_directory.open_run(directory, document, run.optimizer)
+    stack.pop_all()  # All is well, and the directory stays this process's.
+  return made
+
+
+def remembered(
+  run: RunConfig, directory: str | os.PathLike, task: Task | AgentTask | None
+) -> tuple[RunConfig, Task | AgentTask]:
+  """A task, and a config that makes it again wherever it is read."""
+  name, options = run.task.name, run.task.options
+  if task is not None:
+    name, options = registry.describe_task(task, directory)
+  else:
+    task = registry.make_task(name, options)
+    if hasattr(task, "remember"):
+      options = task.remember(directory)
+    if ":" in name:
+      name = naming.place_of(naming.load(name))
+  return dataclasses.replace(run, task=TaskConfig(name, options)), task
 
 
 def outline(
   run: RunConfig,
+  seeds: Sequence[int] | None = None,
+  directory: str | os.PathLike | None = None,
+  task: Task | AgentTask | None = None,
 ) -> tuple[Experiment, pretrained.Pretrained | None]:
-  """An experiment without parameters, and the checkpoint that has them."""
+  """An experiment without parameters, and the checkpoint that has them.
+
+  All that is wrong is said, as `build` says it; nothing is written.
+  """
+  if directory is not None:
+    document = run_directory.document_of(run, seeds)
+    run_directory.check_run(directory, document, run.optimizer)
   naming.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
-  task = registry.make_task(run.task.name, run.task.options)
+  if task is None:
+    task = registry.make_task(run.task.name, run.task.options)
   minima = np.array([c.minimum for c in task.components], np.float32)
   method = algorithms.make_method(run.algorithm, minima)
   source, tokenizer, model = _make_model(run)
@@ -69,91 +114,10 @@ def outline(
   made |= {"decoder": model, "params": None}
   shared = {k: v for k, v in vars(run).items() if k in Experiment._fields}
   experiment = Experiment(**(shared | made))
-  for message, is_so in _conflicts(experiment, run).items():
-    if is_so:
-      raise ValueError(message)
-  lora.check_config(run.lora, experiment.decoder)
-  groups.make_protocol(run.asynchronous, run.loop.prompts_per_step)
-  check_benchmarks(experiment)
+  checks.check(experiment, run, seeds, directory)
+  if seeds is not None:
+    checks.check_examples(experiment)
   return experiment, source
-
-
-def _conflicts(made: Experiment, run: RunConfig) -> dict[str, bool]:
-  """What does not go together: a sentence each, and whether it is so."""
-  rollout, loop = made.rollout, made.loop
-  found = CONFLICTS[type(kind_of(made))](made)
-  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
-  parts = "a prompt and its response"
-  if made.method.world is not None and not made.method.per_step:
-    longest += len(agents.glue_of(made.tokenizer))
-    longest += made.episodes.max_observation_tokens
-    parts = "a prompt, its response and what is observed"
-  found |= {
-    f"rollout.length_groups is {rollout.length_groups}, and does not divide "
-    f"the {loop.prompts_per_step} prompts of a step (loop.prompts_per_step)": (
-      loop.prompts_per_step % rollout.length_groups > 0
-    ),
-    f"loop.pack_length is {loop.pack_length}, but {parts} may have {longest} "
-    "tokens: say at least that, or 0 to not pack": (
-      0 < loop.pack_length < longest
-    ),
-  }
-  if jax.process_count() > 1:
-    for what, is_so in {
-      "parallel.lift other than 'meshed'": made.parallel.lift != "meshed",
-      "labels.method other than 'truth'": made.labels.method != "truth",
-      "asynchronous.protocol": made.asynchronous.protocol != "none",
-      "episodes": made.method.per_step,
-      "algorithm.world_model": made.method.world is not None,
-      "warm_start: train it in one process, export it, and name it with "
-      "config.checkpoint (and warm_start.num_steps=0)": (
-        run.warm_start.num_steps > 0
-      ),
-    }.items():
-      found[f"several processes cannot do this together: {what}"] = is_so
-  return found
-
-
-def _conflicts_of_answers(made: Experiment) -> dict[str, bool]:
-  task, method = f"task {made.task.name!r}", made.labels.method
-  is_observed = isinstance(made.task, observations.ObservedTask)
-  return {
-    f"{task} has single answers, and the advantage is not one of those: "
-    f"{', '.join(sorted(algorithms.ADVANTAGES))}": made.method.per_step,
-    f"labels.method is {method!r}, and asynchronous.dynamic_sampling drops "
-    "groups by their rewards, which are known when a group is learned from: "
-    "one of the two has to go": (
-      method != "truth" and made.asynchronous.dynamic_sampling
-    ),
-    f"{task} does not say what the world answers to a response: "
-    "algorithm.world_model.loss has to be 'none'": (
-      made.method.world is not None and not is_observed
-    ),
-  }
-
-
-def _conflicts_of_episodes(made: Experiment) -> dict[str, bool]:
-  task = f"task {made.task.name!r} has episodes, and"
-  count, protocol = made.rollout.length_groups, made.asynchronous.protocol
-  return {
-    f"{task} the advantage is not one of those: "
-    f"{', '.join(sorted(algorithms.STEP_ADVANTAGES))}": (
-      not made.method.per_step
-    ),
-    f"{task} rollout.stops ends single answers": bool(made.rollout.stops),
-    f"{task} their prompts are sorted by length anyway: rollout.length_groups "
-    f"is {count} and must be 1": count > 1,
-    f"{task} labels are bought for single answers: labels.method is "
-    f"{made.labels.method!r}": made.labels.method != "truth",
-    f"{task} they are played between the updates: asynchronous.protocol is "
-    f"{protocol!r} and must be 'none'": protocol != "none",
-  }
-
-
-CONFLICTS = {
-  AnswerRun: _conflicts_of_answers,
-  EpisodeRun: _conflicts_of_episodes,
-}
 
 
 def _make_model(
@@ -217,8 +181,13 @@ def make_params(
     shown = kind_of(bare).demonstrations(
       warm.num_demonstrations, warm.seed, warm.options
     )
-    cache = cache_folder() / "warm_start"
-    params = warm_start.warm_start(headless, warm, shown, cache=cache)
+    params = warm_start.warm_start(
+      headless,
+      warm,
+      shown,
+      cache=cache_folder() / "warm_start",
+      kept=config_lib.FOLDER / "starts",
+    )
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
   # Added later, so that all rows of a table share one start.
@@ -240,7 +209,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   if word == "last":
     return None
   if word == "best":
-    store = checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints")
+    folder = pathlib.Path(workdir) / "checkpoints"
+    store = checkpoint.Checkpointer(folder, reads=True)
     with contextlib.closing(store):
       return store.best_step
   if word.isdigit():

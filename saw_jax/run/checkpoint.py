@@ -42,9 +42,12 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-  """Saves in the background; keeps the best, and two in case one is damaged."""
+  """Saves in the background; keeps the best, and two in case one is damaged.
 
-  def __init__(self, directory: str | os.PathLike):
+  One that `reads` leaves alone what another process is about to save.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, reads: bool = False):
     self.directory = pathlib.Path(directory).resolve()
     score = lambda metrics: metrics["score"]  # noqa: E731
     best = checkpoint_managers.BestN(
@@ -55,7 +58,7 @@ class Checkpointer:
         [checkpoint_managers.LatestN(2), best]
       ),
       best_fn=score,
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=not reads,
       enable_async_checkpointing=True,
     )
     self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -14,6 +14,8 @@ import ml_collections
 from absl import app, flags
 
 from saw_jax.run import config as config_lib
+from saw_jax.run import methods
+from saw_jax.tasks.rows import task as rows_task
 
 flags.disclaim_key_flags()  # A flag is the command's, in its --help.
 
@@ -37,6 +39,18 @@ class UsageError(Exception):
 _OVERRIDES: list[tuple[str, str]] = []  # keys of the config, and their text
 
 
+# A config for rows of one's own, beside --config or in its place.
+_ROWS = {
+  "rows": "Train on the rows of this .jsonl, .json, .csv or .parquet file.",
+  "prompt": "Their column of the prompt, or a text such as 'Q: {question}'.",
+  "rewards": "Their reward functions, as my_rewards.py:right,short.",
+  "answer": "Their column of the reference, if there is one.",
+  "test": "The share of them that is held out, or a file; 0.1 by default.",
+  "method": "How it is trained: of saw_jax.names('methods'), as gdpo+saw.",
+  "model": "What is trained: smollm2, a Hugging Face directory, a .gguf file.",
+}
+
+
 def define_config() -> None:
   flags.DEFINE_string(
     "config",
@@ -45,19 +59,46 @@ def define_config() -> None:
     "saw/tool_calling:row=gdpo_saw,scale=tiny or configs/mine.py:row=one. "
     "Override any key with --config.section.key=value.",
   )
+  for name, what in _ROWS.items():
+    flags.DEFINE_string(name, None, what)
+
+
+def names_task() -> bool:
+  """Whether an override does: then nothing else has to give a config."""
+  return any(key == "task.name" for key, _ in _OVERRIDES)
 
 
 @functools.cache
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
-  """The locked config of `--config` with its overrides, if it is given.
+  """The locked config of the flags with its overrides, if there is one.
 
   `more` are keys and texts that override it after those.
   """
-  if flags.FLAGS.config is None:
-    for key, _ in _OVERRIDES:
-      raise ValueError(f"--config.{key} changes a config: give --config, too")
+  given = {name: getattr(flags.FLAGS, name) for name in ("config", *_ROWS)}
+  given = {name: text for name, text in given.items() if text is not None}
+  options = {x: given[x] for x in list(_ROWS)[:-2] if x in given}
+  method, model = given.get("method", ""), given.get("model", "")
+  if not (given.keys() & {"config", "rows"} or names_task()):
+    for name in [*(f"config.{key}" for key, _ in _OVERRIDES), *given]:
+      raise ValueError(f"--{name} changes a config: give --config or --rows")
     return None
-  config = config_lib.load(flags.FLAGS.config)
+  if options:  # Whatever is wrong with them is said before JAX is imported.
+    with contextlib.suppress(ValueError):
+      options["test"] = float(options.get("test", 0.1))
+    rows_task.make_task(rows_task.RowsConfig(**options)).examples("train")
+  methods.keys_of(method or "grpo")
+  if "config" in given:
+    config = config_lib.load(given["config"])
+    config.checkpoint = model or config.checkpoint
+  else:
+    from saw_jax.run import own_config
+
+    config = own_config.make(model)
+  if method:
+    methods.set_method(config, method)
+  if options:
+    config.task = ml_collections.ConfigDict({"name": "rows"})
+    config.task.options = ml_collections.ConfigDict(options)
   for key, text in (*_OVERRIDES, *more):
     try:
       config_lib.override(config, key, text)
@@ -90,6 +131,9 @@ def run(main: Callable[..., int | None]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
       return main(*argv[1:])
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      return INTERRUPTED
     except Exception as error:
       # By name, so that a mistake in the flags is answered without JAX.
       names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
@@ -143,7 +187,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
       rest.append(word)
   try:
     rest = flags.FLAGS(rest)
-    if has_config:
+    # JAX may not look for devices before it knows of other processes.
+    others = "coordinator" in flags.FLAGS and flags.FLAGS.coordinator
+    if has_config and not others:
       given_config()
     return rest
   except SystemExit:

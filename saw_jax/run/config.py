@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from saw_jax import settings
+from saw_jax import naming, settings
 from saw_jax.naming import nearest
 
 if TYPE_CHECKING:
@@ -83,17 +83,34 @@ def set_lengths(
     config.rollout[size], config.rollout[multiple] = pair
 
 
-def to_config(values: Any) -> ml_collections.ConfigDict:
+def to_config(
+  values: Any, *, type_safe: bool = True
+) -> ml_collections.ConfigDict:
   """The keys of a `RunConfig`, or of one section, as an unlocked config."""
-  section = ml_collections.ConfigDict()
+  section = ml_collections.ConfigDict(type_safe=type_safe)
   for field in filter(settings.is_key, dataclasses.fields(values)):
     value = getattr(values, field.name)
     if dataclasses.is_dataclass(value):
-      value = to_config(value)
+      value = to_config(value, type_safe=type_safe)
     elif isinstance(value, Mapping):
-      value = ml_collections.ConfigDict(value, allow_dotted_keys=False)
+      value = ml_collections.ConfigDict(
+        value, type_safe=type_safe, allow_dotted_keys=False
+      )
     section[field.name] = value
   return section
+
+
+def to_document(values: "sections.RunConfig") -> dict[str, Any]:
+  """The keys as JSON takes them: functions by their places."""
+
+  def plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {k: plain(x) for k, x in value.items()}
+    if isinstance(value, list | tuple):
+      return [plain(x) for x in value]
+    return naming.place_of(value) if callable(value) else value
+
+  return plain(to_config(values).to_dict())
 
 
 def typed(
@@ -152,13 +169,17 @@ def _like(default: Any, value: Any, key: str) -> Any:
       raise TypeError(f"config.{key} is {called}, not {value!r}")
     return type(default)(value) if isinstance(default, tuple | float) else value
   fields = filter(settings.is_key, dataclasses.fields(default))
-  keys, changes = [field.name for field in fields], {}
+  keys, changes = {field.name: field for field in fields}, {}
   for name, one in value.items():
     path = f"{key}.{name}" if key else name
     if name in keys:
-      changes[name] = _like(getattr(default, name), one, path)
+      is_function = callable(one) or (isinstance(one, str) and ":" in one)
+      if is_function and settings.takes_function(keys[name]):
+        changes[name] = one
+      else:
+        changes[name] = _like(getattr(default, name), one, path)
     elif path not in _fixed():
-      raise TypeError(f"there is no config.{path}: {nearest(name, keys)}")
+      raise TypeError(f"there is no config.{path}: {nearest(name, [*keys])}")
     elif not is_gone(path, one):
       raise ValueError(
         f"config.{path} = {one!r}: there is no such key any more, and every "
@@ -189,7 +210,9 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
   if not isinstance(place, str):
     with contextlib.suppress(ValueError, SyntaxError):
       text = ast.literal_eval(text.title() if text in _FLAGS else text)
-    text = text if place is None else _like(place, text, key)
+    # A place of a function is judged by `typed`.
+    is_place = isinstance(text, str) and ":" in text
+    text = text if place is None or is_place else _like(place, text, key)
   with config.unlocked(), section.ignore_type():
     section[name] = text
 

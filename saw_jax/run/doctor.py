@@ -89,9 +89,9 @@ def _check_episodes(experiment: Experiment, worlds: int, shown: int):
 
 def _check_answers(experiment: Experiment, count: int, shown: int):
   task, group = experiment.task, experiment.loop.group_size
-  examples = task.examples("train")
-  chosen = [examples[i] for i in range(min(len(examples), count))]
   policy = experiment_lib.Policy(experiment, 1)
+  examples = policy.encoder.keep(task.examples("train"))
+  chosen = [examples[i] for i in range(min(len(examples), count))]
   sampled = rollouts.sample(
     policy.make_generate(experiment.sampling, group),
     policy.params,

@@ -70,7 +70,7 @@ class Evaluator(BaseEvaluator):
   """Scores answers to one set of held-out examples, greedy or sampled."""
 
   def _read(self, split: str, most: int | None = None) -> list[Example]:
-    examples = self._task.examples(split)
+    examples = self._encoder.keep(self._task.examples(split))
     return [examples[i] for i in range(len(examples))[:most]]
 
   def run(self, mode: str) -> dict[str, np.ndarray]:
@@ -82,7 +82,8 @@ class Evaluator(BaseEvaluator):
     the same number gave the same answer, -1 gave none.
     """
     policy, (sampling, group_size) = self.policy, self.modes[mode]
-    size = min(self.config.batch_size, len(self.examples))
+    size, shards = self.config.batch_size, policy.lift.num_shards
+    size = -(-min(size, len(self.examples)) // shards) * shards
     # Long prompts beside long ones: a batch is as wide as its longest.
     order = sorted(
       range(len(self.examples)),
@@ -155,7 +156,8 @@ def average(
         float(chosen.mean(dtype=np.float64)) if chosen.size else float("nan")
       )
     values["total"] = sum(values.values())
-    values["right"] = float(result["right"][n].mean())
+    # A reward may be called so; what is fully right is then in mean@k alone.
+    values.setdefault("right", float(result["right"][n].mean()))
     values["ended"] = float(result["ended"][n].mean())
     values["unscored"] = float(1 - scored.mean())
     values["length"] = float(result["lengths"][n].mean())
@@ -198,7 +200,8 @@ def per_example(
     total = np.where(chosen, rewards[..., m], 0).sum(-1, dtype=np.float64)
     figures[component.name] = total[count > 0] / count[count > 0]
   for name in ("right", "ended", "lengths"):
-    figures[name] = result[name][seed].mean(-1, dtype=np.float64)
+    mean = result[name][seed].mean(-1, dtype=np.float64)
+    figures.setdefault(name, mean)
   return figures
 
 

@@ -47,21 +47,22 @@ class AnswerRun:
     """Starts the processes that score answers, or play episodes."""
     return Grader(self._task, **self._grading)
 
-  def check_benchmark(self, split: str) -> int:
-    """Reads a whole split, and returns its size."""
-    encoder = rollouts.Encoder(self._made.tokenizer, self._made.rollout)
+  def count_examples(self, split: str, most: int | None = None) -> int:
+    """How many prompts of a split a run has; looks at the length of each."""
+    encoder = rollouts.encoder_of(self._made.tokenizer, self._made.rollout)
     examples = self._task.examples(split)
-    for index in range(len(examples)):
-      encoder.tokens(examples[index])
-    return len(examples)
+    encoder.check_lengths(examples, f"prompts of split {split!r}", most)
+    return len(encoder.keep(examples))
 
   def demonstrations(
     self, count: int, seed: int, options: Mapping[str, Any]
   ) -> TrainBatch:
     """Lays out what a supervised start imitates."""
     tokenizer = self._made.tokenizer
-    encoder = rollouts.Encoder(tokenizer, self._made.rollout)
+    encoder = rollouts.encoder_of(tokenizer, self._made.rollout)
     found = self._task.demonstrations(count, seed=seed, **options)
+    if encoder.config.long_prompts == "drop":
+      found = [one for one in found if encoder.fits(one[0])]
     return warm_start.pack_demonstrations(
       [encoder.tokens(example) for example, _ in found],
       [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for _, text in found],
@@ -90,7 +91,7 @@ class EpisodeRun(AnswerRun):
     limit = self._made.episodes.max_observation_chars
     return EnvironmentPool(self._task, max_chars=limit, **self._grading)
 
-  def check_benchmark(self, split: str) -> int:
+  def count_examples(self, split: str, most: int | None = None) -> int:
     return self._task.num_episodes(split)
 
   def demonstrations(
@@ -110,13 +111,6 @@ def kind_of(experiment: Experiment) -> AnswerRun:
   return (EpisodeRun if is_played else AnswerRun)(experiment)
 
 
-def check_benchmarks(experiment: Experiment) -> None:
-  """Says what is wrong with benchmarks before a run, and not at its end."""
-  for name in experiment.evaluation.benchmarks:
-    if not kind_of(experiment).check_benchmark(name):
-      raise ValueError(f"the benchmark {name!r} is empty")
-
-
 def param_shardings(experiment: Experiment) -> PyTree | None:
   """Where a mesh wants the parameters; None: they start from one device."""
   if experiment.parallel.lift != "meshed":
@@ -134,7 +128,8 @@ def restore(
 ) -> tuple[int, Policy]:
   """Reads the policies of a checkpoint, or raises a `CheckpointError`."""
   policy = Policy(experiment, num_seeds)
-  store = checkpoint.Checkpointer(pathlib.Path(directory) / "checkpoints")
+  folder = pathlib.Path(directory) / "checkpoints"
+  store = checkpoint.Checkpointer(folder, reads=True)
   with contextlib.closing(store):
     return policy.restore(store, step).step, policy
 

@@ -28,7 +28,7 @@ from saw_jax.tasks.base import Example, nearest
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
-_PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
+PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
 # What a group keeps of its transcript, and of what is known of its responses.
 _ROWS = ("tokens", "roles", "starts", "ends", "behave_log_probs")
 _SCORES = ("rewards", "scored", "outcomes", "lengths", "ended")
@@ -51,7 +51,8 @@ class Fresh:
 
   def __init__(self, learner: Learner):
     made, self._learner = learner.made, learner
-    self._examples = made.task.examples("train")
+    keep = learner.policy.encoder.keep
+    self._examples = keep(made.task.examples("train"))
     self._generate = learner.policy.make_generate(
       made.sampling, made.loop.group_size
     )
@@ -86,7 +87,7 @@ class Fresh:
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
   """Makes the protocol, or says what is wrong; None: synchronous."""
   for name, value, known in (
-    ("protocol", config.protocol, _PROTOCOLS),
+    ("protocol", config.protocol, PROTOCOLS),
     ("actor_kind", config.actor_kind, ("thread", "process")),
   ):
     if value not in known:
@@ -220,7 +221,8 @@ class Queue:
     how = made.sampling, made.loop.group_size
     self._settings = self._encoder.settings(*how)
     self._generate = self._policy.make_generate(*how)
-    self._examples, self._seeds = made.task.examples("train"), learner.seeds
+    self._examples = self._encoder.keep(made.task.examples("train"))
+    self._seeds = learner.seeds
     self._carry = config.carry_log_probs or made.method.needs_behave
     # Actors that do not use the learner's own sampler, where it stands.
     self._far = bool(config.actor_devices) or (

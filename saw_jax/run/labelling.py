@@ -38,6 +38,10 @@ from saw_jax.training.objective import Observation
 _INT32, _VERDICTS = 2**31 - 1, 2**30
 
 
+# What a task needs to be labelled.
+NEEDED = ("answer_key", "with_label", "label_form", "gold_completion")
+
+
 class Labels:
   """What all of them share.
 
@@ -289,11 +293,6 @@ class Desk:
   def __init__(self, learner: Learner, session: Session, per_step: int):
     config, self._task = learner.made.labels, learner.made.task
     self._seeds, self._again = learner.seeds, config.again
-    if config.total and config.price > config.total:
-      raise ValueError(
-        f"labels.total is {config.total:g}, which does not pay one label at "
-        f"{config.price:g}"
-      )
     session.directory.mkdir(parents=True, exist_ok=True)
     self.ledger = ledger_lib.LabelLedger(
       session.directory / ledger_lib.LEDGER_NAME,
@@ -425,16 +424,9 @@ def make_labels(
   learner: Learner, grader: Grader, session: Session
 ) -> Labels | None:
   """Makes the labels of a run; None: responses are scored by the truth."""
-  task, config = learner.made.task, learner.made.labels
+  config = learner.made.labels
   if config.method == "truth":
     return None
-  needed = ["answer_key", "with_label", "label_form", "gold_completion"]
-  for name in needed + ["verification"] * config.strategy.needs_verdicts:
-    if not hasattr(task, name):
-      raise ValueError(
-        f"task {task.name!r} cannot be trained with labels.method="
-        f"{config.method!r}: it has no {name}; math and knights have all"
-      )
   if config.strategy.rank is None:
     return OwnRewards(learner, grader)
   return VoteLabels(learner, grader, session)

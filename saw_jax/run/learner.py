@@ -78,7 +78,7 @@ class Learner:
     return np.asarray(self._programs["values"](self.policy.params, batch))
 
   def estimate(
-    self, batch: TrainBatch, scores: Rollout
+    self, batch: TrainBatch, scores: Rollout, step: int = 0
   ) -> tuple[TrainBatch, Rows]:
     """Gives a batch its advantages; returns what each seed logs of rewards."""
     policy = self.policy
@@ -97,6 +97,7 @@ class Learner:
     penalties = None
     if self._method.kl_in_reward:
       estimator, coefficient = self._method.kl_in_reward
+      coefficient = objective.at_step(coefficient, np.int32(step), "KL")
       penalties = estimation.kl_penalties(
         batch, estimator, coefficient, group_size=self._loop.group_size
       )
@@ -107,6 +108,7 @@ class Learner:
         scores.lengths.astype(np.float32),
         penalties,
         policy.state.weights,
+        np.full(policy.num_seeds, step, np.int32),
       )
     )
     self.clock.lap("estimate")
@@ -204,12 +206,13 @@ class Learner:
       policy.optimizer,
       merge=policy.merge,
       num_microbatches=parts,
+      num_minibatches=loop.num_minibatches,
     )
     wrap = policy.lift.wrap
     total = functools.partial(wrap, takes_axis_name=True)
     of_rows = (STATE, ROWS), (ROWS,)
     by_gradients = (STATE, STATE, ROWS, ROWS, ROWS, STATE), (STATE,)
-    of_rewards = (ROWS, ROWS, ROWS, ROWS, STATE), (ROWS, SAME)
+    of_rewards = (ROWS, ROWS, ROWS, ROWS, STATE, SAME), (ROWS, SAME)
     return {
       "observe": wrap(observe, *of_rows),
       "log_probs": wrap(log_probs, *of_rows),

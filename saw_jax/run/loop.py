@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from saw_jax.rollout.transcript import POLICY
-from saw_jax.run import completions
+from saw_jax.run import checks, completions, run_directory
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run.groups import Packed
 from saw_jax.run.learner import Learner, Rows
@@ -67,6 +67,7 @@ def train(
 
   Raises:
     ValueError: settings that do not go together.
+    RunError: another process trains in the directory.
     FloatingPointError: a loss is not finite, and such updates are not skipped.
     CheckpointError: the checkpoint to go on from is damaged or does not fit.
     RewardError: a reward function misbehaved.
@@ -74,12 +75,15 @@ def train(
   """
   made = experiment
   hosts.wait_for_all()
-  _check(made)
+  checks.check(made, None, seeds, directory)
   kind, clock = experiment_lib.kind_of(made), Clock()
   policy = Policy(made, len(seeds))
   learner = Learner(policy, seeds, clock)
   _log_header(policy, kind)
   with contextlib.ExitStack() as stack:
+    if hosts.is_first():
+      stack.callback(run_directory.unlock, directory)
+      run_directory.lock(directory)
     workers = stack.enter_context(kind.open_workers())
     evaluator = kind.Evaluator(policy, workers)
     session = Session(evaluator, seeds, clock, directory, stack, resume_step)
@@ -104,15 +108,6 @@ def train(
       score = session.evaluate()
       session.save(source.pack, score)
     return session.result()
-
-
-def _check(made: Experiment) -> None:
-  if made.asynchronous.protocol != "none" and made.loop.num_minibatches != 1:
-    raise ValueError(
-      "an asynchronous step is one update: loop.num_minibatches is "
-      f"{made.loop.num_minibatches} and must be 1; weights that are published "
-      "after several updates are asynchronous.protocol='quota'"
-    )
 
 
 def _log_header(policy: Policy, kind: experiment_lib.AnswerRun) -> None:

@@ -24,7 +24,7 @@ class Policy:
 
   def __init__(self, made: Experiment, num_seeds: int):
     self.made, self.decoder, self.num_seeds = made, made.decoder, num_seeds
-    self.encoder = rollouts.Encoder(made.tokenizer, made.rollout)
+    self.encoder = rollouts.encoder_of(made.tokenizer, made.rollout)
     loop, lora, start = made.loop, made.lora, made.params
     self.optimizer = optimizer_lib.make_optimizer(
       made.optimizer, loop.num_steps * loop.num_minibatches

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +17,11 @@ TASKS: dict[str, str | tuple[type, type]] = {
   name: f"saw_jax.{module}:{stem}Task:{stem}Config"
   for name, module, stem in (
     ("alfworld", "tasks.household.alfworld_task", "Alfworld"),
+    ("gymnasium", "contrib.gymnasium_task", "Gymnasium"),
     ("household", "tasks.household.task", "Household"),
     ("knights", "tasks.knights.task", "Knights"),
     ("math", "tasks.math.task", "Math"),
+    ("openenv", "contrib.openenv_task", "OpenEnv"),
     ("search", "tasks.search.task", "Search"),
     ("shop", "tasks.shop.task", "Shop"),
     ("summaries", "tasks.summaries.task", "Summaries"),
@@ -26,6 +29,8 @@ TASKS: dict[str, str | tuple[type, type]] = {
     ("tool_calling", "tasks.tool_calling.task", "ToolCalling"),
   )
 }
+TASKS["rows"] = "saw_jax.tasks.rows.task:make_task:RowsConfig"
+TASKS["verifiers"] = "saw_jax.contrib.verifiers_task:make_task:VerifiersConfig"
 
 # Checkpoints that come as a package; others are paths. The package is not
 # imported: it would ask for a runtime of its own.
@@ -50,15 +55,49 @@ TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-  """Makes a task from the fields of its own config."""
-  entry = naming.lookup(TASKS, name, "task")
-  if isinstance(entry, str):
-    module, *classes = entry.split(":")
-    entry = [naming.load(f"{module}:{one}") for one in classes]
-  task, config = entry
-  known = [field.name for field in dataclasses.fields(config)]
+  """Makes a task from the fields of its own config.
+
+  A name is one of `TASKS`, or the place of a class of one's own, such as
+  `my_tasks.py:MyTask`: its `Config` takes the options if it has one, or it does
+  by itself.
+  """
+  if ":" in name:
+    task = naming.load(name)
+    config = getattr(task, "Config", None)
+  else:
+    entry = naming.lookup(TASKS, name, "task")
+    if isinstance(entry, str):
+      module, *classes = entry.split(":")
+      entry = [naming.load(f"{module}:{one}") for one in classes]
+    task, config = entry
+  known = naming.arguments(task)
+  if config is not None:
+    known = [field.name for field in dataclasses.fields(config)]
   naming.check_options(known, options, f"task {name!r}")
-  return task(config(**options))
+  return task(**options) if config is None else task(config(**options))
+
+
+def describe_task(
+  task: Any, directory: str | os.PathLike
+) -> tuple[str, dict[str, Any]]:
+  """The name and the options that make a task again, for `make_task`.
+
+  A task may say its options itself: `remember(directory)` returns them, and may
+  write what they need into the directory of the run.
+  """
+  kind = type(task)
+  names = {x.split(":")[0]: name for name, x in TASKS.items() if ":" in x}
+  name = names.get(kind.__module__) or naming.place_of(kind)
+  config = getattr(task, "config", None)
+  if hasattr(task, "remember"):
+    return name, task.remember(directory)
+  if config is not None and dataclasses.is_dataclass(config):
+    fields = dataclasses.fields(config)
+    return name, {field.name: getattr(config, field.name) for field in fields}
+  if naming.arguments(kind):
+    # Nobody knows what it was made with: whoever reads the run passes it.
+    return f"__main__:{kind.__name__}", {}
+  return name, {}
 
 
 def find_checkpoint(name: str) -> pathlib.Path:

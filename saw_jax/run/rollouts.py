@@ -1,6 +1,7 @@
 """The path from examples to prompts, completions and rewards."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +16,15 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run.sections import RolloutConfig
 from saw_jax.tasks import stops as stops_lib
+from saw_jax.tasks.answer_task import LazyExamples
 from saw_jax.tasks.base import Example, Outcome
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
 from saw_jax.training import hosts, parallel
 from saw_jax.types import Array, PyTree
 
+LOG = logging.getLogger(__name__)
+_SAMPLE = 64  # generated examples whose prompts are looked at
 OUTCOMES = tuple(Outcome)
 RIGHT, WRONG = map(OUTCOMES.index, (Outcome.RIGHT, Outcome.WRONG))
 
@@ -53,10 +57,13 @@ class Encoder:
 
   def tokens(self, example: Example) -> list[int]:
     """Encodes one prompt into at most `max_prompt_tokens` ids."""
+    ids = self._encode(example)
+    return self.fit(ids, f"example {example.key} has a prompt")
+
+  def _encode(self, example: Example) -> list[int]:
     name = tuple((m["role"], m["content"]) for m in example.messages)
     if name not in self._ids:
-      ids = list(self.tokenizer.encode_chat(example.messages))
-      self._ids[name] = self.fit(ids, f"example {example.key} has a prompt")
+      self._ids[name] = list(self.tokenizer.encode_chat(example.messages))
     return self._ids[name]
 
   def fit(self, ids: list[int], whose: str) -> list[int]:
@@ -68,6 +75,45 @@ class Encoder:
         "(rollout.max_prompt_tokens, or rollout.long_prompts='truncate')"
       )
     return ids[-limit:]
+
+  def keep(self, examples: Sequence[Example]) -> Sequence[Example]:
+    """Leaves out what is too long, where that is to be dropped."""
+    if self.config.long_prompts != "drop":
+      return examples
+    return [example for example in examples if self.fits(example)]
+
+  def fits(self, example: Example) -> bool:
+    return len(self._encode(example)) <= self.config.max_prompt_tokens
+
+  def check_lengths(
+    self, examples: Sequence[Example], what: str, most: int | None = None
+  ) -> None:
+    """Counts the prompts, of the first `most`, that are too long.
+
+    They are a ValueError, or a line of the log that says what is done with
+    them. Of generated examples, which may be endless, it looks at a sample.
+    """
+    how, limit = self.config.long_prompts, self.config.max_prompt_tokens
+    rows = range(len(examples))[: None if how == "drop" else most]
+    if isinstance(examples, LazyExamples):
+      rows = rows[:: max(1, len(rows) // _SAMPLE)]
+    sizes = {row: len(self._encode(examples[row])) for row in rows}
+    long = [row for row, size in sizes.items() if size > limit]
+    if not long:
+      return
+    longest = max(long, key=sizes.get)
+    said = (
+      f"{len(long):,} of {len(rows):,} {what} are longer than {limit:,} tokens "
+      f"(rollout.max_prompt_tokens); longest {sizes[longest]:,} (row {longest}"
+      f", example {examples[longest].key})"
+    )
+    if how == "error":
+      raise ValueError(
+        f"{said}: rollout.long_prompts='drop' leaves them out, and 'truncate' "
+        "keeps their ends"
+      )
+    done = {"drop": "they are left out", "truncate": "their ends are kept"}
+    LOG.warning("%s: %s", said, done[how])
 
   def settings(
     self, sampling: SamplingConfig, group_size: int, **options: Any
@@ -121,6 +167,12 @@ class Encoder:
     )
     shape = (len(examples), -1)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
+
+
+@functools.lru_cache(maxsize=1)  # what looks at all prompts is not the policy
+def encoder_of(tokenizer: Tokenizer, config: RolloutConfig) -> Encoder:
+  """The encoder that all parts of a run share."""
+  return Encoder(tokenizer, config)
 
 
 def make_generate(

@@ -1,23 +1,30 @@
-"""What a run writes down about itself, and whether it may go on there."""
+"""What a run writes down about itself, and who may go on there."""
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import pathlib
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from saw_jax.run import config as config_lib
 from saw_jax.run import metrics
 
 if TYPE_CHECKING:
   from saw_jax.run import sections
+  from saw_jax.training.optimizer import OptimizerConfig
 
+LOG = logging.getLogger(__name__)
+_LENGTH = "loop.num_steps"
+# Files by which this process keeps others from training in their folders.
+_LOCKS: dict[pathlib.Path, TextIO] = {}
 # What makes a run's numbers, for git.
 _CODE = ("--", "saw_jax", "configs")
 _NO_GIT = (OSError, subprocess.CalledProcessError)
@@ -28,51 +35,150 @@ class RunError(ValueError):
   """A run directory holds something else than what was asked for."""
 
 
-def check_run(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
-  """Says whether a run with this config may go on in a directory."""
-  if not (pathlib.Path(directory) / "run.json").exists():
+def check_run(
+  directory: str | os.PathLike,
+  config: Mapping[str, Any],
+  optimizer: "OptimizerConfig | None" = None,
+) -> None:
+  """Says whether a run with this config may go on in a directory.
+
+  It may where the run has this config, or is but a start that failed. With the
+  optimizer of the config it may have more steps, too, if its schedule does not
+  depend on their number.
+  """
+  if not _has_begun(pathlib.Path(directory)):
     return
   before = read_run(directory)["config"]
   for key, (old, new) in differences(before, config).items():
+    if key == _LENGTH and optimizer is not None and old < new:
+      if not optimizer.follows_length:
+        continue
+      raise RunError(
+        f"{directory} holds a run of {old} steps, over which its learning rate "
+        f"falls ({optimizer.schedule}): one of {new} steps would have been "
+        "another from the first on; choose another --workdir"
+      )
     raise RunError(
       f"{directory} holds a run with {key} = {old!r}, not {new!r}: choose "
-      "another --workdir (--runs of reproduce.py), or the same config"
+      "another --workdir (--runs of saw table), or the same config"
     )
 
 
 def differences(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-  """Keys of two configs that differ, but for those that every run has now."""
-  old, new = _flat(before), _flat(json.loads(metrics.to_json(now)))
+  """Keys of two configs that differ in more than what a run has anyway.
+
+  Its trackers are none of them: they change no figure.
+  """
+  old, new = flatten(before), flatten(json.loads(metrics.to_json(now)))
   return {
     key: (old.get(key), new.get(key))
     for key in sorted(old.keys() | new.keys())
     if old.get(key) != new.get(key)
+    and key != "loop.writers"
     and not (key not in new and config_lib.is_gone(key, old[key]))
   }
 
 
-def open_run(
-  directory: str | os.PathLike, config: Mapping[str, Any]
+def _has_begun(folder: pathlib.Path) -> bool:
+  """Whether there is a run that has saved a step, and not but its start."""
+  saved = (path.name.isdigit() for path in folder.glob("checkpoints/*"))
+  is_saved = (folder / "final.json").exists() or any(saved)
+  return is_saved and (folder / "run.json").exists()
+
+
+def document_of(
+  run: "sections.RunConfig", seeds: Iterable[int]
 ) -> dict[str, Any]:
-  """Writes `run.json`, or notes in it that the run goes on."""
-  check_run(directory, config)
+  """What a run directory remembers of its config, all of it, and its seeds."""
+  return {**config_lib.to_document(run), "seeds": list(seeds)}
+
+
+def open_run(
+  directory: str | os.PathLike,
+  config: Mapping[str, Any],
+  optimizer: "OptimizerConfig | None" = None,
+) -> dict[str, Any]:
+  """Writes `run.json`, or notes in it that the run goes on.
+
+  A start that failed is replaced. The scores of a run that is to be longer are
+  taken away: they are made again at its end.
+  """
+  check_run(directory, config, optimizer)
   path = pathlib.Path(directory) / "run.json"
-  if path.exists():
+  config = json.loads(metrics.to_json(config))
+  if _has_begun(path.parent):
     document = read_run(directory)
     again = {"at": _now(), "commit": commit()}
+    for old, _ in differences(document["config"], config).values():
+      again["steps_before"] = old  # Nothing else may differ.
+      (path.parent / "final.json").unlink(missing_ok=True)
+      document["config"]["loop"]["num_steps"] = config["loop"]["num_steps"]
     document["resumed"] = [*document.get("resumed", []), again]
   else:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
-      "config": json.loads(metrics.to_json(config)),
+      "config": config,
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
       **environment(),
       "started": _now(),
     }
+    _set_labels_aside(path, config)
   metrics.write_json(path, document, sort_keys=True)
   return document
+
+
+def _set_labels_aside(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Keeps the labels of another run, which has failed, out of this one's way.
+
+  They are named by step and prompt, and may have cost a person's time.
+  """
+  from saw_jax.annotate.ledger import LEDGER_NAME
+
+  ledger = path.with_name(LEDGER_NAME)
+  with contextlib.suppress(RunError):
+    if read_run(path.parent)["config"] == config or not ledger.exists():
+      return
+    others = len(list(path.parent.glob(f"{ledger.stem}_*")))
+    kept = ledger.with_stem(f"{ledger.stem}_{others + 1}")
+    LOG.warning("the labels of the start that is replaced are in %s", kept)
+    ledger.rename(kept)
+
+
+def lock(directory: str | os.PathLike) -> None:
+  """Keeps other processes from training in a directory.
+
+  Until `unlock`, or until this process ends, however it does. Whoever reads the
+  directory needs no lock.
+  """
+  path = pathlib.Path(directory).resolve() / "lock"
+  if path in _LOCKS:
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = path.open("a+")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    with file:
+      file.seek(0)
+      who = file.read().strip() or "another process"
+    raise RunError(
+      f"{directory} is in use: {who} trains there; wait for it, stop it, or "
+      "choose another --workdir"
+    ) from None
+  except OSError as error:
+    LOG.warning("%s cannot be locked (%s): start one run there", path, error)
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {platform.node()}\n")
+  file.flush()
+  _LOCKS[path] = file
+
+
+def unlock(directory: str | os.PathLike) -> None:
+  path = pathlib.Path(directory).resolve() / "lock"
+  if path in _LOCKS:
+    _LOCKS.pop(path).close()
 
 
 def read_run(directory: str | os.PathLike) -> dict[str, Any]:
@@ -90,11 +196,16 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(
-  directory: str | os.PathLike,
+  directory: str | os.PathLike, given: Mapping[str, Any] | None = None
 ) -> tuple["sections.RunConfig", list[int]]:
-  """The settings of a run, of an older one too, and its seeds."""
+  """The settings of a run, of an older one too, and its seeds.
+
+  Functions that no file has are those of a `given` config.
+  """
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")
+  if given is not None:
+    values["algorithm"] = given["algorithm"].to_dict()
   return config_lib.typed(values), seeds
 
 
@@ -142,10 +253,10 @@ def _git(*words: str) -> str:
   ).stdout.strip()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   flat = {}
   for key, value in tree.items():
-    inside = isinstance(value, Mapping) and _flat(value, f"{prefix}{key}.")
+    inside = isinstance(value, Mapping) and flatten(value, f"{prefix}{key}.")
     flat |= inside or {prefix + key: value}
   return flat
 

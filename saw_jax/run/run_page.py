@@ -4,12 +4,13 @@ It opens without a server and loads nothing. What a policy wrote is hostile:
 text is escaped, and no script runs but the page's own.
 """
 
+import array
 import base64
 import collections
 import contextlib
 import hashlib
 import html
-import json
+import logging
 import math
 import os
 import pathlib
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from saw_jax.run import glossary, metrics
+from saw_jax.run import glossary, metrics, run_directory
 from saw_jax.run.completions import shorten
 
+LOG = logging.getLogger(__name__)
 EVERY_S = 30.0  # between two pages, or 100 times what one takes
-MOST_POINTS, ALL_POINTS = 400, 40_000  # of a curve; of all curves
+MOST_POINTS, ALL_POINTS = 400, 40_000  # of a curve; of all
 _OPEN = 4  # sections of the glossary that are shown; the others unfold
 _MOST_SEEDS, _MOST_CHARS, _ALL_BYTES = 8, 1500, 250_000  # curves; text; texts
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 320, 130, 44, 112
@@ -35,44 +37,6 @@ _FACTS = (
 ).split()
 
 
-class Curve:
-  """Values by step, in at most `MOST_POINTS` means of neighbours."""
-
-  def __init__(self):
-    self._steps: list[float] = []
-    self._means: list[float] = []
-    self._each, self._pending = 1, []
-    self.newest: collections.deque[float] = collections.deque(maxlen=20)
-
-  def add(self, step: int, value: float | None) -> None:
-    value = math.nan if value is None else float(value)
-    self.newest.append(value)
-    self._pending.append((step, value))
-    if len(self._pending) == self._each:
-      for found, mean in zip(
-        (self._steps, self._means), self._mean(self._pending), strict=True
-      ):
-        found.append(mean)
-      self._pending = []
-    if len(self._steps) >= MOST_POINTS:
-      points = list(zip(self._steps, self._means, strict=True))
-      pairs = [self._mean(points[i : i + 2]) for i in range(0, len(points), 2)]
-      self._steps, self._means = map(list, zip(*pairs, strict=True))
-      self._each *= 2
-
-  def points(self) -> np.ndarray:
-    """Steps and values, `[K, 2]`."""
-    found = list(zip(self._steps, self._means, strict=True))
-    found += [self._mean(self._pending)] if self._pending else []
-    return np.array(found)
-
-  @staticmethod
-  def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    values = [value for _, value in points if math.isfinite(value)]
-    step = sum(step for step, _ in points) / len(points)
-    return step, sum(values) / len(values) if values else math.nan
-
-
 class RunPage:
   """Gathers what a run logs, as a `metrics.Writer`, and writes its page.
 
@@ -81,7 +45,8 @@ class RunPage:
 
   def __init__(self, directory: str | os.PathLike, num_steps: int):
     self._folder, self._num_steps = pathlib.Path(directory), num_steps
-    self._curves: dict[str, dict[int, Curve]] = {}
+    # By name and seed: step, value, step, value ...
+    self._curves: dict[str, dict[int, array.array]] = {}
     self._samples: dict[int, dict[int, metrics.Samples]] = {}
     self._state, self._kind, self._step = "starting", "runs", 0
     self._started, self._is_urgent, self._due = time.time(), True, 0.0
@@ -106,17 +71,15 @@ class RunPage:
     if error is not None:
       text = error.args[0] if error.args else type(error).__name__
       self._state, self._kind = f"stopped by an error: {text}", "failed"
-    elif self._step >= self._num_steps:
-      self._kind = "finished"
     else:
-      self._kind = "stopped"
+      is_done = self._step >= self._num_steps
+      self._kind = "finished" if is_done else "stopped"
     self._write()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
-      self._curves.setdefault(name, {}).setdefault(seed, Curve()).add(
-        step, value
-      )
+      curves = self._curves.setdefault(name, {})
+      curves.setdefault(seed, array.array("d")).extend((step, value))
     if "loss" in values and step >= self._step:
       self._step = step + 1
       self._times.append(time.monotonic())
@@ -129,15 +92,16 @@ class RunPage:
   def enter(self, state: str, at_once: bool = False) -> None:
     """Says what the run does or waits for from now on."""
     self._state, was_urgent = state, self._is_urgent
-    self._is_urgent = at_once
+    self._is_urgent, self._kind = at_once, "waits" if at_once else "runs"
     if at_once or was_urgent or time.monotonic() >= self._due:
       self._write()
 
   def _write(self) -> None:
-    start = time.monotonic()
-    # A disk that is full stops the run by its own files, and not by this one.
-    with contextlib.suppress(OSError):
-      metrics.write_text(self._folder / "run.html", self.html())
+    start, path = time.monotonic(), self._folder / "run.html"
+    try:
+      metrics.write_text(path, self.html())
+    except Exception as error:  # No run ends for a picture of it.
+      LOG.warning("%s could not be written: %s", path, error)
     took = time.monotonic() - start
     self._due = time.monotonic() + max(EVERY_S, 100 * took)
 
@@ -150,14 +114,13 @@ class RunPage:
     )
     sections = glossary.sections()
     title = _text(self._folder.resolve().name)
-    live = self._kind == "runs"
     return "\n".join(
       [
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width">',
         f"<title>{title}</title><style>{style}</style></head>",
-        f'<body data-live="{live:d}" data-at="{time.time():.0f}" '
+        f'<body data-live="{self._is_live:d}" data-at="{time.time():.0f}" '
         f'data-patience="{max(600, 20 * self._step_s()):.0f}">',
         f"<h1>{title}</h1>",
         *self._head(),
@@ -169,6 +132,10 @@ class RunPage:
       ]
     )
 
+  @property
+  def _is_live(self) -> bool:
+    return self._kind in ("runs", "waits")
+
   def _step_s(self) -> float:
     times = self._times
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
@@ -176,9 +143,11 @@ class RunPage:
   def _head(self) -> Iterator[str]:
     """What is run, and how far it is."""
     document = {}
-    with contextlib.suppress(OSError, ValueError):
-      document = json.loads((self._folder / "run.json").read_text("utf-8"))
-    config = dict(_flat(document.get("config", {})))
+    with contextlib.suppress(run_directory.RunError):
+      document = run_directory.read_run(self._folder)
+    config = run_directory.flatten(document.get("config", {}))
+    if config.get("checkpoint"):  # The sizes are its own.
+      config |= {"model.width": None, "model.num_layers": None}
     facts = [(key, config[key]) for key in _FACTS if config.get(key)]
     facts += [("commit", document["commit"])] if "commit" in document else []
     chips = [f"<span>{_text(k)} <b>{_text(v)}</b></span>" for k, v in facts]
@@ -189,17 +158,19 @@ class RunPage:
     said = [f"step {self._step} of {self._num_steps}"]
     if each := self._step_s():
       said.append(f"{each:.3g} s a step")
-    if each and self._kind == "runs":
+    if each and self._is_live:
       left = _duration(each * (self._num_steps - self._step))
       said.append(f"about {left} left")
     said += [f"since {_clock(self._started)}", f"page of {_clock(time.time())}"]
     yield " · ".join(said)
     yield '</p><p id="stale" hidden>Nothing was written for long: if no process'
     yield "of this run is alive, the same command goes on.</p></section>"
+    if self._samples:
+      yield f'<p><a href="#step{max(self._samples)}">Completions</a></p>'
     if config:
-      lines = [f"{key} = {_text(config[key])}" for key in sorted(config)]
       yield "<details><summary>All settings</summary><pre>"
-      yield "\n".join(map(html.escape, lines)) + "</pre></details>"
+      yield "\n".join(_text(f"{key} = {config[key]}") for key in sorted(config))
+      yield "</pre></details>"
 
   def _charts(
     self, sections: Sequence[str], tag: str, head: str
@@ -214,30 +185,31 @@ class RunPage:
       names.sort(key=lambda name: (places[name].order, name))
       yield f"<{tag}><{head}>{_text(section)}</{head}><div class='charts'>"
       for name in names:
-        curves = self._curves[name]
-        points = [_thinned(curve.points(), most) for curve in curves.values()]
-        yield _chart(name, places[name].line, points, self._newest(name))
+        curves = self._curves[name].values()
+        points = [_points(curve, most) for curve in curves]
+        newest = float(_mean(np.array([curve[-1] for curve in curves])))
+        caption = f"<b>{_text(name)}</b> {_figure(newest)}"
+        caption += f"<i>{_text(places[name].line)}</i>"
+        yield f"<figure><figcaption>{caption}</figcaption>"
+        yield _chart(points, max(curve[-2] for curve in curves)) + "</figure>"
       yield f"</div></{tag}>"
 
-  def _newest(self, name: str, count: int = 1) -> float:
-    """The mean over seeds, of the newest values."""
-    curves = self._curves.get(name, {}).values()
-    values = [x for curve in curves for x in list(curve.newest)[-count:]]
-    values = [x for x in values if math.isfinite(x)]
-    return sum(values) / len(values) if values else math.nan
-
   def _seconds(self) -> Iterator[str]:
-    """Where the time of a step goes, over the newest steps."""
-    whole = self._newest("seconds/step", 20)
-    if not whole > 0:
+    """Where the time of a step goes, by the medians of the newest steps."""
+    found = {
+      name.partition("/")[2]: float(
+        np.median(next(iter(curves.values()))[1::2][-20:])
+      )
+      for name, curves in self._curves.items()
+      if name.startswith("seconds/")
+    }
+    if not found.get("step"):
       return
     yield "<section><h2>Seconds of a step</h2><table>"
-    names = [x for x in self._curves if x.startswith("seconds/")]
-    for name in sorted(names, key=lambda x: -self._newest(x, 20)):
-      value = self._newest(name, 20)
-      yield f"<tr><td>{_text(name[8:])}</td><td>{value:.3g}</td><td><div "
-      yield f'class="bar" style="width:{100 * value / whole:.0f}%"></div></td>'
-      yield "</tr>"
+    for name, value in sorted(found.items(), key=lambda x: -x[1]):
+      share = 100 * value / found["step"]
+      yield f"<tr><td>{_text(name)}</td><td>{value:.3g}</td><td>"
+      yield f'<div class="bar" style="width:{share:.0f}%"></div></td></tr>'
     yield "</table></section>"
 
   def _texts(self) -> Iterator[str]:
@@ -245,9 +217,11 @@ class RunPage:
     size = 0
     for number, step in enumerate(sorted(self._samples, reverse=True)):
       tag, head = ("details", "summary") if number else ("section", "h2")
-      yield f"<{tag}><{head}>Completions of step {step}</{head}>"
-      for seed, rows in self._samples[step].items():
-        yield f"<h3>seed {seed}</h3>"
+      title = f"Completions of step {step}"
+      yield f'<{tag} id="step{step}"><{head}>{title}</{head}>'
+      for place, (seed, rows) in enumerate(self._samples[step].items()):
+        part, name = ("details", "summary") if place else ("div", "h3")
+        yield f"<{part}><{name}>seed {seed}</{name}>"
         before = None
         for row in rows:
           text = _sample(row, with_prompt=row["prompt"] != before)
@@ -256,6 +230,7 @@ class RunPage:
             yield "<p>More are in completions.jsonl.</p>"
             break
           yield text
+        yield f"</{part}>"
       yield f"</{tag}>"
 
 
@@ -272,36 +247,40 @@ def _sample(row: Mapping[str, Any], with_prompt: bool) -> str:
   )
 
 
-def _thinned(points: np.ndarray, most: int) -> np.ndarray:
-  """At most so many points, each the mean of its neighbours."""
-  if len(points) <= most:
-    return points
-  with np.errstate(invalid="ignore"):
-    return np.array([x.mean(0) for x in np.array_split(points, most)])
+def _points(curve: array.array, most: int) -> np.ndarray:
+  """Steps and values `[K, 2]`, at most so many, each a mean of neighbours."""
+  points = np.array(curve).reshape(-1, 2)
+  each = -(-len(points) // most)
+  points = np.pad(
+    points, ((0, -len(points) % each), (0, 0)), constant_values=np.nan
+  )
+  return _mean(points.reshape(-1, each, 2), axis=1)
 
 
-def _chart(
-  name: str, line: str, curves: Sequence[np.ndarray], newest: float
-) -> str:
-  """Thin lines of seeds and their mean, as SVG."""
-  caption = f"<b>{_text(name)}</b> {_figure(newest)}<i>{_text(line)}</i>"
+def _mean(x: np.ndarray, axis: int = 0) -> np.ndarray:
+  """The mean of what is finite; NaN where nothing is."""
+  known = np.isfinite(x)
+  counts = np.where(known.any(axis), known.sum(axis), np.nan)
+  return np.where(known, x, 0).sum(axis) / counts
+
+
+def _chart(curves: Sequence[np.ndarray], last: float) -> str:
+  """Thin lines of seeds and their mean, as SVG; nothing if all is constant."""
   # Seeds log the same steps, but a run of older seeds may have fewer.
   size = min(map(len, curves))
   stacked = np.stack([curve[:size] for curve in curves])
-  known = np.isfinite(stacked[..., 1])
-  counts = np.maximum(known.sum(0), 1)
-  mean = np.where(known, stacked[..., 1], 0).sum(0) / counts
-  mean[~known.any(0)] = np.nan
-  values = stacked[..., 1][known]
-  if not values.size:
-    return f"<figure><figcaption>{caption}</figcaption></figure>"
-  low, high = float(values.min()), float(values.max())
-  pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+  values = stacked[..., 1][np.isfinite(stacked[..., 1])]
+  low, high = (
+    float(values.min(initial=math.inf)),
+    float(values.max(initial=-math.inf)),
+  )
+  if not 1e-300 < high - low < math.inf:
+    return ""
+  pad = 0.06 * (high - low)
   low, high = low - pad, high + pad
-  last = max(float(stacked[..., 0].max()), 1.0)
 
   def x_of(step):
-    return _LEFT + (_WIDTH - _LEFT - 4) * step / last
+    return _LEFT + (_WIDTH - _LEFT - 4) * step / max(last, 1.0)
 
   def y_of(value):
     return _BOTTOM - (_BOTTOM - 6) * (value - low) / (high - low)
@@ -323,9 +302,8 @@ def _chart(
   parts.append(f'<text x="{_LEFT + 6}" y="{_HEIGHT - 4}">0</text>')
   if len(curves) > 1:
     parts += [line_of(*x.T, "seed") for x in stacked[:_MOST_SEEDS]]
-  parts.append(line_of(stacked[0, :, 0], mean, "mean"))
-  svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
-  return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
+  parts.append(line_of(stacked[0, :, 0], _mean(stacked[..., 1]), "mean"))
+  return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -334,14 +312,6 @@ def _ticks(low: float, high: float) -> list[float]:
   step = next(k * power for k in (1, 2, 5, 10) if k * power >= raw)
   first, last = math.ceil(low / step), math.floor(high / step)
   return [k * step for k in range(first, last + 1)]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield prefix + key, value
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ from saw_jax.naming import nearest
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run.warm_start import WarmStartConfig
 from saw_jax.settings import constant
-from saw_jax.tasks import self_verification
+from saw_jax.tasks import base, self_verification
 from saw_jax.tasks import stops as stops_lib
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
@@ -61,11 +61,12 @@ class TokenizerConfig:
 class RolloutConfig:
   """Sizes of a rollout."""
 
-  max_prompt_tokens: int = 128
-  max_new_tokens: int = 64
+  max_prompt_tokens: int = 128  # see long_prompts
+  max_new_tokens: int = 64  # of a response
   prompt_multiple: int = 128  # prompt lengths are rounded up to it
   completion_multiple: int = 16  # so are the completions that are trained on
-  long_prompts: str = "error"  # or "truncate": keep the end
+  # error; drop: leave such rows out; truncate: keep the end
+  long_prompts: str = "error"
   # A step's prompts are sampled in so many parts, of prompts of like length;
   # must divide the prompts of a step.
   length_groups: int = 1
@@ -78,6 +79,9 @@ class RolloutConfig:
       raise ValueError(
         f"length_groups must be 1 or more, not {self.length_groups}."
       )
+    base.check_choice(
+      "rollout.long_prompts", self.long_prompts, ("error", "drop", "truncate")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,7 @@ class GradingConfig:
 class LoopConfig:
   """Sizes of a run."""
 
-  num_steps: int = 100
+  num_steps: int = 100  # rollouts, each with its updates
   prompts_per_step: int = 16  # P
   group_size: int = 8  # G
   num_minibatches: int = 1  # updates per rollout
@@ -167,8 +171,8 @@ class LabelConfig:
   certainty: str = constant("token_entropy")
   verify_temperature: float = constant(self_verification.TEMPERATURE)
   verify_prompt_tokens: int = 8192  # the end of longer ones is kept
-  verify_new_tokens: int = self_verification.MAX_NEW_TOKENS
-  source: str = "truth"  # or annotator: experiments/annotate.py
+  verify_new_tokens: int = self_verification.MAX_NEW_TOKENS  # of a verdict
+  source: str = "truth"  # or annotator: saw annotate
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
   again: bool = False  # pay again for a prompt that was bought before
@@ -194,6 +198,11 @@ class LabelConfig:
       )
     if self.total < 0:
       raise ValueError(f"labels.total is {self.total}; it must be 0 or more")
+    if self.strategy.buys and 0 < self.total < self.price:
+      raise ValueError(
+        f"labels.total is {self.total:g}, which does not pay one label at "
+        f"{self.price:g}"
+      )
     if self.strategy.sees_truth and self.source != "truth":
       raise ValueError(
         f"labels.method={self.method!r} looks at the ground truth: it needs "
@@ -210,7 +219,7 @@ class EvaluationConfig:
   """What is evaluated, and how often."""
 
   split: str = constant("test")
-  num_examples: int = 128
+  num_examples: int = 128  # of the held-out split
   batch_size: int = 128  # prompts at a time
   samples: int = 4  # per prompt, in the final sampled evaluation
   temperature: float = 1.0  # of those samples

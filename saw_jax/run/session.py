@@ -119,8 +119,10 @@ class Session:
 
   def _open_files(self, stack: contextlib.ExitStack) -> None:
     directory, step = self.directory, self.step
-    # An evaluation is named by the steps before it, the first's included.
-    first = step + 1 if step else 0
+    # An evaluation is named by the steps before it, the first's included. One
+    # of the end of a run that is longer now goes if it is not due there.
+    is_end = step == self._loop.num_steps
+    first = step + bool(step and (self._is_due or is_end))
     path = directory / "completions.jsonl"
     self._metrics = [metrics.FileWriter(directory, "metrics", first_step=step)]
     self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
@@ -162,11 +164,16 @@ class Session:
     )
 
   @property
+  def _is_due(self) -> bool:
+    """Whether held-out examples are evaluated after so many steps."""
+    every = self._evaluator.config.interval
+    return bool(every and self.step % every == 0)
+
+  @property
   def shows_samples(self) -> bool:
     """Whether completions of this step are kept: as often as is evaluated."""
-    every = self._evaluator.config.interval
-    is_due = self.step == 0 or (every and self.step % every == 0)
-    return bool(is_due or self.step + 1 == self._loop.num_steps)
+    is_end = self.step + 1 == self._loop.num_steps
+    return self._is_due or self.step == 0 or is_end
 
   def show(self, samples: completions.Rows) -> None:
     """Keeps some completions of each seed, of the step that is under way."""
@@ -179,9 +186,8 @@ class Session:
 
   def evaluate(self) -> float | None:
     """Scores held-out examples greedily, where it is time, and logs them."""
-    interval = self._evaluator.config.interval
     is_last = self.step and self.step == self._loop.num_steps
-    if not is_last and not (interval and self.step % interval == 0):
+    if not is_last and not self._is_due:
       return None
     self.enter("evaluating held-out examples")
     scores = self._evaluator.scores("greedy")

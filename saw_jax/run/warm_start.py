@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
-from saw_jax.run import checkpoint, metrics
+from saw_jax.run import metrics
 from saw_jax.settings import constant
 from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
@@ -31,6 +31,9 @@ from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
+# What reading a file raises that is cut, changed, or of something else.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED += (zlib.error,)
 _VERSION = 1  # raise it when this file changes what comes out
 
 
@@ -38,13 +41,13 @@ _VERSION = 1  # raise it when this file changes what comes out
 class WarmStartConfig:
   """Settings of the supervised start; no steps, no start."""
 
-  num_steps: int = 0
-  batch_size: int = 64
-  num_demonstrations: int = 8192
+  num_steps: int = 0  # 0: no start
+  batch_size: int = 64  # demonstrations of a step
+  num_demonstrations: int = 8192  # different ones
   seed: int = constant(0)
   log_interval: int = constant(100)
   observation_coefficient: float = 0.0  # of what followed a demonstrated action
-  learning_rate: float = 3e-3
+  learning_rate: float = 3e-3  # the greatest
   # The rest of how it is trained.
   optimizer: optimizer_lib.OptimizerConfig = constant(
     optimizer_lib.OptimizerConfig(
@@ -97,23 +100,28 @@ def warm_start(
   config: WarmStartConfig,
   demonstrations: TrainBatch,
   *,
-  cache: str | os.PathLike,
+  cache: pathlib.Path,
+  kept: pathlib.Path | None = None,
 ) -> PyTree:
-  """Trains a decoder on demonstrations, or takes it from the cache."""
-  key = jax.random.key(config.seed)
-  params = decoder.init_params(decoder_config, key)
+  """Trains a decoder on demonstrations, or takes it from a folder.
+
+  Those of the tables are `kept` with the configs, so that everyone begins where
+  their numbers did; what is trained goes into the cache.
+  """
+  params = decoder.init_params(decoder_config, jax.random.key(config.seed))
   if not config.num_steps:
     return params
-  folder = pathlib.Path(cache)
-  folder /= _digest(decoder_config, config, demonstrations)
-  if folder.exists():
-    try:
-      params = _restore(folder, params)
-      LOG.info("warm start: from the cache, %s", folder)
-      return params
-    except checkpoint.CheckpointError as error:
-      LOG.warning("warm start: made anew, since %s", error)
-      shutil.rmtree(folder)
+  name = f"{_digest(decoder_config, config, demonstrations)}.npz"
+  for folder in filter(None, (kept, cache)):
+    if (folder / name).exists():
+      try:
+        found = _read(folder / name, params)
+        LOG.info("warm start: from the cache, %s", folder / name)
+        return found
+      except _DAMAGED as error:
+        LOG.warning("warm start: made anew, since %s: %s", name, error)
+        with contextlib.suppress(OSError):  # the package's own are not ours
+          (folder / name).unlink()
   settings = dataclasses.replace(
     config.optimizer, learning_rate=config.learning_rate
   )
@@ -143,34 +151,42 @@ def warm_start(
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
       advance(loss=loss)
-  return _keep(folder, current.params, loss)
+  return _keep(cache / name, current.params)
 
 
-def _keep(folder: pathlib.Path, params: PyTree, loss: float) -> PyTree:
-  """Saves a start, unless another process has made the same one meanwhile."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=folder.parent, prefix=f".{folder.name}_", ignore_cleanup_errors=True
-  ) as beside:
-    with contextlib.closing(checkpoint.Checkpointer(beside)) as store:
-      store.save(0, params, {"loss": loss})
-    try:
-      pathlib.Path(beside).rename(folder)
-      return params
-    except OSError:
-      if not folder.exists():
-        raise
-  return _restore(folder, params)
+def _names(params: PyTree) -> list[str]:
+  found = jax.tree_util.tree_leaves_with_path(params)
+  keystr = jax.tree_util.keystr
+  return [keystr(path, simple=True, separator="/") for path, _ in found]
 
 
-def _restore(folder: pathlib.Path, params: PyTree) -> PyTree:
-  with contextlib.closing(checkpoint.Checkpointer(folder)) as store:
-    return store.restore(params).state
+def _keep(path: pathlib.Path, params: PyTree) -> PyTree:
+  """Saves a start in float32, unless another process has made it meanwhile."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  beside = path.with_name(f"{path.stem}_{os.getpid()}.npz")
+  arrays = [np.asarray(x, np.float32) for x in jax.tree.leaves(params)]
+  try:
+    np.savez(beside, **dict(zip(_names(params), arrays, strict=True)))
+    if not path.exists():
+      beside.rename(path)
+  finally:
+    beside.unlink(missing_ok=True)
+  return _read(path, params)
+
+
+def _read(path: pathlib.Path, like: PyTree) -> PyTree:
+  with np.load(path) as file:
+    found = [file[name] for name in _names(like)]
+  leaves, structure = jax.tree.flatten(like)
+  found = [jnp.asarray(x, y.dtype) for x, y in zip(found, leaves, strict=True)]
+  if [x.shape for x in found] != [x.shape for x in leaves]:
+    raise ValueError("its shapes differ")
+  return jax.tree.unflatten(structure, found)
 
 
 def _digest(decoder_config, config, demonstrations: TrainBatch) -> str:
   sections = dataclasses.asdict(decoder_config), dataclasses.asdict(config)
-  made_by = [_VERSION, *sections, jax.__version__]
+  made_by = [_VERSION, *sections]
   digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
   for leaf in jax.tree.leaves(demonstrations):
     digest.update(np.ascontiguousarray(leaf).tobytes())

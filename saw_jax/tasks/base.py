@@ -73,6 +73,8 @@ class Task(Protocol):
   response may have: `score` gives its value for a short enough response, and
   whoever has the tokens makes it 0 for a longer one.
 
+  `score_many(pairs)`, if there is one that is not None, scores several at once.
+
   Attributes:
     name: of the task, in messages and metrics.
     components: the numbers of the reward, in the order of `Score.values`.

@@ -121,6 +121,7 @@ class AgentTask:
       whatever was done; it ends if they have no idea. None: nobody knows.
     has_walkthroughs: whether the expert knows a list of actions alone, and is
       lost after a mistake.
+    keeps_case: whether capital letters of an action mean something.
 
   >>> class Guess(AgentTask):
   ...   name, max_steps, max_return = "guess", 5, 1.0
@@ -138,6 +139,7 @@ class AgentTask:
   episodes: Mapping[str, int]
   expert: ClassVar[Callable[..., Iterator[str]] | None] = None
   has_walkthroughs = False
+  keeps_case = False
 
   @property
   def components(self) -> tuple[base.Component, ...]:
@@ -168,15 +170,16 @@ class AgentTask:
   def read_reply(self, completion: str) -> Reply:
     """Finds the action in a completion, which may be any text at all.
 
-    It is the first `<action>`, in small letters. The reply is valid if those
-    tags are closed, a `<think>` block is there too, and no Chinese character
-    is: the checks of GiGPO's agent loop, https://arxiv.org/abs/2505.10978. An
-    action of an invalid reply is played too.
+    It is the first `<action>`, in small letters unless the task `keeps_case`.
+    The reply is valid if those tags are closed, a `<think>` block is there too,
+    and no Chinese character is: the checks of GiGPO's agent loop,
+    https://arxiv.org/abs/2505.10978. An action of an invalid reply is played
+    too.
     """
     found = _ACTION.search(completion)
     thinks = "<think>" in completion and "</think>" in completion
     valid = bool(found and thinks and not _HAN.search(completion))
-    return Reply(found[1].strip().lower() if found else "", valid)
+    return Reply(self._clean(found[1]) if found else "", valid)
 
   def write_reply(self, action: str) -> str:
     """Returns a completion that asks for an action, for demonstrations."""
@@ -199,6 +202,9 @@ class AgentTask:
   def held_out(self, count: int) -> list[Transition]:
     """Returns an expert's steps in test episodes; none without an expert."""
     return self._play("test", count, 0, 0.0) if self.expert else []
+
+  def _clean(self, action: str) -> str:
+    return action.strip() if self.keeps_case else action.strip().lower()
 
   def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
     """The seed of each demonstrated episode, and the draws of its play."""
@@ -270,7 +276,7 @@ class FormTask(AgentTask):
   def read_reply(self, completion: str) -> Reply:
     if not self.is_compact:
       return super().read_reply(completion)
-    action = completion.strip().lower()
+    action = self._clean(completion)
     valid = self._is_action(action)
     return Reply(action if valid else "", valid)
 

@@ -2,7 +2,7 @@
 
 A task that is inspected has three methods more: `gold_completion(example)`, a
 completion that is right, `best_values(example)`, what it scores, and
-`damages(example)`, which yields wrong ones. `experiments/doctor.py` prints what
+`damages(example)`, which yields wrong ones. `saw doctor` prints what
 comes out; an empty list is a healthy task.
 """
 
@@ -27,8 +27,11 @@ class Failure(NamedTuple):
 
 def gold_failures(task: Any, examples: Iterable[base.Example]) -> list[Failure]:
   """Finds the examples whose own right answer does not score the most."""
-  gold, best = task.gold_completion, task.best_values
-  return _failures(task, ((e, ("gold", gold(e), best(e))) for e in examples))
+  cases = (
+    (one, ("gold", task.gold_completion(one), task.best_values(one)))
+    for one in examples
+  )
+  return _failures(task, cases)
 
 
 def damage_failures(

@@ -1,5 +1,6 @@
 """Rows of a local data file, and their fields; what is wrong is named."""
 
+import csv
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,10 +12,10 @@ _T = TypeVar("_T")
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
-  """Yields the rows of a `.parquet`, `.jsonl` or `.json` file, in order."""
+  """Yields the rows of a `.parquet`, `.jsonl`, `.json` or `.csv` file."""
   path = pathlib.Path(path)
-  if path.suffix not in (".parquet", ".json", ".jsonl"):
-    raise ValueError(f"{path}: not a .parquet, .json or .jsonl file.")
+  if path.suffix not in (".parquet", ".json", ".jsonl", ".csv"):
+    raise ValueError(f"{path}: not a .parquet, .json, .jsonl or .csv file.")
   if path.suffix == ".json":
     yield from _read_json(path, list, "a list of rows")
     return
@@ -23,8 +24,22 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
     with naming.needs_extra("data", "reading a .parquet file needs pyarrow"):
       import pyarrow.parquet
     yield from pyarrow.parquet.read_table(path).to_pylist()
+  elif path.suffix == ".csv":
+    yield from _read_csv(path)
   else:
     yield from read_lines(path)
+
+
+def _read_csv(path: pathlib.Path) -> Iterator[dict[str, str]]:
+  """Yields what the columns, named by the first line, say: texts alone."""
+  with path.open(newline="", encoding="utf-8-sig") as file:
+    reader = csv.DictReader(file)
+    for row in reader:
+      if None in row or None in row.values():
+        raise ValueError(
+          f"{path}, line {reader.line_num}: not as many columns as the first"
+        )
+      yield row
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Any]:

@@ -33,19 +33,29 @@ def make_estimate(
   """Composes a weighting with an advantage, see `advantages`; no gradient.
 
   Makes `(rewards [P, G, M], scored, lengths [P, G], penalties [P, G],
-  persistent_weights [M], *, axis_name) -> (advantages [P, G], statistics)`;
-  lengths and penalties may be None. Where `weights` is, the persistent ones
-  count, which sum to 1, times M.
+  persistent_weights [M], step=None, *, axis_name) -> (advantages [P, G],
+  statistics)`; lengths and penalties may be None. Where `weights` is, the
+  persistent ones count, which sum to 1, times M. A weighting may name an
+  argument `step`.
   """
 
   def estimate(
-    rewards, scored, lengths, penalties, persistent_weights, *, axis_name=None
+    rewards,
+    scored,
+    lengths,
+    penalties,
+    persistent_weights,
+    step=None,
+    *,
+    axis_name=None,
   ):
     batch = dict(scored=scored, axis_name=axis_name)
     if weights is None:
       weight = rewards.shape[-1] * persistent_weights
     else:
-      weight = weights(rewards, **batch)
+      if "step" in naming.arguments(weights) and step is None:
+        raise ValueError("a weighting names the step, which is unknown here")
+      weight = naming.supply(weights, rewards, step=step, **batch)
     if penalties is not None and "penalties" not in naming.arguments(advantage):
       user = naming.name_of(advantage)
       raise ValueError(f"{user} takes no penalties: put the KL in the loss")
@@ -99,7 +109,7 @@ def make_gradient_weights(
 def kl_penalties(
   batch: TrainBatch,  # rows [N, P * G]
   estimator: losses.KLEstimator,
-  coefficient: float,
+  coefficient: Array | float,
   *,
   group_size: int,
 ) -> Array:

@@ -7,7 +7,7 @@ term: they compose without a branch.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -47,15 +47,15 @@ Figures = dict[str, Ratio | Maximum]
 # What is logged, by name; {} where the batch does not hold what it reads.
 DiagnosticFn = Callable[[Outputs, TrainBatch], Figures]
 Forward = Callable[[PyTree, TrainBatch], Outputs]
-# (params, batch) -> (terms, diagnostics), by name
-Objective = Callable[[PyTree, TrainBatch], tuple[dict[str, Ratio], Figures]]
+# (params, batch, step=None) -> (terms, diagnostics), by name
+Objective = Callable[..., tuple[dict[str, Ratio], Figures]]
 
 
 class Term(NamedTuple):
   """One summand of the objective: `coefficient * numerator / denominator`."""
 
   fn: TermFn
-  coefficient: float = 1.0
+  coefficient: float | Callable[[Array], Array] = 1.0  # or of the step
   diagnostic: DiagnosticFn | None = None  # logged beside it
 
 
@@ -191,17 +191,27 @@ def make_objective(
 ) -> Objective:
   """Composes terms, multiplied by their coefficients, over one forward pass."""
 
-  def objective(params: PyTree, batch: TrainBatch):
+  def objective(params: PyTree, batch: TrainBatch, step: Array | None = None):
     outputs = forward(params, batch)
     values, logged = {}, {}
     for name, term in terms.items():
       numerator, denominator = term.fn(outputs, batch)
-      values[name] = Ratio(term.coefficient * numerator, denominator)
+      factor = at_step(term.coefficient, step, f"the coefficient of {name}")
+      values[name] = Ratio(factor * numerator, denominator)
     for fn in (*logs, *(term.diagnostic for term in terms.values())):
       logged |= fn(outputs, batch) if fn else {}
     return values, logged
 
   return objective
+
+
+def at_step(given: Any, step: Array | None, what: str) -> Any:
+  """A number that may be a function of the step, now."""
+  if not callable(given):
+    return given
+  if step is None:
+    raise ValueError(f"{what} is a function of the step, which is unknown here")
+  return given(step)
 
 
 def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:

@@ -13,16 +13,16 @@ SCHEDULES = ("constant", "linear", "cosine")
 class OptimizerConfig:
   """AdamW with a clipped gradient."""
 
-  learning_rate: float = 1e-6
+  learning_rate: float = 1e-6  # after the warm-up
   # After the warm-up: constant, linear or cosine.
   schedule: str = constant("constant")
-  warmup_steps: int = 0
+  warmup_steps: int = 0  # from 0, in a line
   # Updates until the schedule's end; 0: the run's.
   decay_steps: int = constant(0)
   b1: float = constant(0.9)
   b2: float = constant(0.999)
   eps: float = constant(1e-8)
-  weight_decay: float = 0.01
+  weight_decay: float = 0.01  # decoupled, of every parameter
   clip_norm: float = constant(1.0)  # of the whole gradient; inf: none
 
   def __post_init__(self):
@@ -34,6 +34,11 @@ class OptimizerConfig:
       raise ValueError(f"learning_rate is {self.learning_rate}, below 0")
     if not self.clip_norm > 0:
       raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
+
+  @property
+  def follows_length(self) -> bool:
+    """Whether the learning rate of a step depends on how many there are."""
+    return self.schedule != "constant" and not self.decay_steps
 
 
 def make_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:

@@ -52,8 +52,8 @@ class ParallelConfig:
   # The axes of a mesh, in devices. -1 takes what the others leave, and is 1
   # where another one takes it.
   data: int = constant(-1)
-  fsdp: int = 1
-  tensor: int = 1
+  fsdp: int = 1  # splits batch and parameters
+  tensor: int = 1  # splits heads and widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,12 +275,16 @@ def axis_sizes(config: ParallelConfig, count: int) -> tuple[int, int, int]:
     sizes[0] = 1
   if sizes.count(-1) > 1:
     raise ValueError(f"only one mesh axis may be -1, got {sizes}")
+  if any(size < 1 and size != -1 for size in sizes):
+    raise ValueError(f"the axes of a mesh are -1, or 1 and more, not {sizes}")
+  said, product = list(sizes), abs(math.prod(sizes))
   if -1 in sizes:
-    sizes[sizes.index(-1)] = count // -math.prod(sizes)
+    sizes[sizes.index(-1)] = count // product
   if math.prod(sizes) != count:
+    many = "a multiple of " * (-1 in said)
     raise ValueError(
-      f"a mesh of data x fsdp x tensor = {sizes} needs {math.prod(sizes)} "
-      f"devices; there are {count}"
+      f"a mesh of data x fsdp x tensor = {said} needs {many}{product} devices; "
+      f"there are {count}"
     )
   return tuple(sizes)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from saw_jax import reductions
+from saw_jax import naming, reductions
 from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.training.objective import Objective
 from saw_jax.types import Array, PyTree
@@ -61,15 +61,16 @@ Merge = Callable[[PyTree, PyTree], PyTree]
 def make_gradient(
   objective: Objective, *, num_microbatches: int = 1, merge: Merge | None = None
 ) -> Callable[..., tuple[PyTree, dict[str, Array]]]:
-  """Makes `(params, batch, base=None, *, axis_name) -> (gradient, metrics)`.
+  """Makes `(params, batch, base, step, *, axis_name) -> (gradient, metrics)`.
 
   The gradient is that of `sum_k numerator_k / denominator_k`; the metrics hold
   `loss`, each term as `loss/<name>` and each diagnostic, as scalars. With
   `merge`, `params` are adapters, and the gradient is theirs; `base` is what
-  they are merged with, and gets none.
+  they are merged with, and gets none. `step` is for schedules.
   """
 
-  def gradient(params, batch, base=None, *, axis_name=None):
+  def gradient(params, batch, base=None, step=None, *, axis_name=None):
+    at_step = functools.partial(naming.supply, objective, step=step)
     whole = functools.partial(merge, base) if merge else lambda params: params
     parts = split_rows(batch, num_microbatches)
 
@@ -80,7 +81,7 @@ def make_gradient(
     # dead code, which the compiler removes. One that reads the policy, as that
     # of `batch_asympo_loss`, is right too, and costs a forward pass.
     def count(part: TrainBatch):
-      terms, _ = objective(whole(params), part)
+      terms, _ = at_step(whole(params), part)
       return {k: jax.lax.stop_gradient(t.denominator) for k, t in terms.items()}
 
     denominators = total(count)
@@ -88,7 +89,7 @@ def make_gradient(
     def part_loss(params: PyTree, part: TrainBatch):
       # Merged again for each part: what adds up over parts is then of the
       # adapters' size.
-      terms, diagnostics = objective(whole(params), part)
+      terms, diagnostics = at_step(whole(params), part)
       values = {
         name: reductions.Ratio(term.numerator, denominators[name]).value()
         for name, term in terms.items()
@@ -112,6 +113,7 @@ def make_update(
   optimizer: optax.GradientTransformation,
   *,
   num_microbatches: int = 1,
+  num_minibatches: int = 1,
   merge: Merge | None = None,
 ) -> Update:
   """Makes `(state, batch, base=None, *, axis_name=None) -> (state, metrics)`.
@@ -119,7 +121,8 @@ def make_update(
   It is pure, and the one training step that every lift wraps. An update whose
   loss or gradient is not finite leaves parameters and optimizer as they were,
   and the metric `skipped` is 1 instead of 0. It counts in `state.step` all the
-  same, so that the number of an update says which batch it had.
+  same, so that the number of an update says which batch it had. Schedules are
+  of the step, which has `num_minibatches` updates.
   """
   gradient_of = make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge
@@ -127,7 +130,8 @@ def make_update(
 
   def update(state, batch, base=None, *, axis_name=None):
     gradient, metrics = gradient_of(
-      state.params, batch, base, axis_name=axis_name
+      *(state.params, batch, base, state.step // num_minibatches),
+      axis_name=axis_name,
     )
     norm = optax.tree.norm(gradient)
     # The norm of all devices' gradient: they skip together or not at all.

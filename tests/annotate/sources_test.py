@@ -142,12 +142,14 @@ class TestAnnotator:
   def test_it_says_where_to_answer_and_a_person_does(self, path, clock, caplog):
     caplog.set_level(logging.INFO)
     clock.at(5, answer_all, path, 1)
-    label, nothing = annotator(path).answer(ask(4, 2))
+    told = []
+    label, nothing = annotator(path, tell=told.append).answer(ask(4, 2))
     assert label == Label(EXAMPLES[4].reference, "annotator")
     assert nothing is None
     first, second = caplog.messages[:2]
+    assert told == [first]
     assert first.startswith("labels wanted from a person: 2; ")
-    assert f"python experiments/annotate.py --ledger={path}" in first
+    assert f"saw annotate --ledger={path}" in first
     assert "60 s without an answer" in first and "\n" not in first
     assert second == "1 of 2 questions are answered"
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import gc
 import json
 import pathlib
@@ -63,6 +64,17 @@ def test_what_comes_back_is_bitwise_what_was_saved(store, tmp_path):
   # Nothing has to be unpickled.
   for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
     assert not path.read_bytes().startswith(b"\x80\x04"), path
+
+
+def test_who_reads_leaves_alone_what_is_being_saved(store, tmp_path):
+  save(store, 3)
+  half = tmp_path / "4.orbax-checkpoint-tmp"
+  half.mkdir()
+  for reads in (True, False):
+    other = checkpoint.Checkpointer(tmp_path, reads=reads)
+    with contextlib.closing(other):
+      assert other.restore(state()).step == 3
+    assert half.exists() == reads
 
 
 def test_keeps_the_latest_two_and_the_best(store):

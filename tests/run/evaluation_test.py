@@ -88,6 +88,23 @@ class TestEvaluator:
     expected = np.tile(share[None, :, None], (2, 1, 2))
     np.testing.assert_allclose(whole["rewards"][..., 1], expected, rtol=1e-6)
 
+  def test_a_batch_is_filled_up_for_all_devices(self, monkeypatch):
+    sizes, stop = [], pytest.raises(InterruptedError)
+
+    def sample(generate, params, rows, *_, **options):
+      sizes.append(len(rows[0]))
+      raise InterruptedError
+
+    monkeypatch.setattr(rollouts, "sample", sample)
+    for lift, size in (("seeded", 6), ("pmapped", 8)):
+      made = helpers.experiment(
+        parallel={"lift": lift}, evaluation={"batch_size": 6, "num_examples": 9}
+      )
+      policy = experiment_lib.Policy(made, 1)
+      with stop:
+        evaluation.Evaluator(policy, None).run("greedy")
+      assert sizes.pop() == size
+
   @pytest.mark.parametrize("votes", [True, False])
   def test_scores_are_the_averages_of_a_run(self, votes, monkeypatch):
     if not votes:
@@ -167,6 +184,12 @@ class TestAverages:
     first, found = evaluation.average("sampled", result, COMPONENTS)
     assert first["a"] == found["b"] == 0.5
     assert np.isnan([found["a"], found["total"]]).all()
+
+  def test_a_reward_that_is_called_right_is_shown_as_one(self):
+    components = (base.Component("right", 0.0, 1.0), COMPONENTS[1])
+    found = evaluation.average("greedy", by_hand(), components)
+    assert found[0]["right"] == 0.5 and found[0]["total"] == 1.0
+    assert evaluation.per_example(by_hand(), 0, components)["right"] == [0.5]
 
   def test_of_one_example_by_hand(self):
     result = by_hand()

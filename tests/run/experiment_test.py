@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from saw_jax.run import checkpoint, loop
+from saw_jax.run import checkpoint, checks, loop
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.tasks import base
 from tests import helpers
@@ -70,13 +70,13 @@ def test_what_is_wrong_with_a_benchmark_is_said():
   def check(*names):
     fields = {"benchmarks": dict.fromkeys(names, 0)}
     made = helpers.experiment(task=Splits(), evaluation=fields)
-    experiment_lib.check_benchmarks(made)
+    checks.check_examples(made)
 
   check("test", "train")
   for name, error, word in (
     ("absent", FileNotFoundError, "absent.jsonl"),
     ("empty", ValueError, "'empty'"),
-    ("long", ValueError, "example 2000"),
+    ("long", ValueError, r"1 of 14 prompts of split 'long'"),
     ("benchmarks", ValueError, "'benchmarks'"),
   ):
     with pytest.raises(error, match=word):

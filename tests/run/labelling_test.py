@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms, tokenizer
+from saw_jax.annotate import questions
 from saw_jax.annotate.ledger import LEDGER_NAME, LabelLedger
 from saw_jax.annotate.questions import Label
 from saw_jax.labels import care, certainty
@@ -312,6 +313,18 @@ class TestRun:
       bought = purchases(tmp_path / lift)
       found.append([(p.step, p.prompt_id) for p in bought])
     assert found[0] and found[0] == found[1] == found[2]
+
+
+def test_the_page_of_the_run_says_at_once_that_a_person_is_waited_for(tmp_path):
+  labels = {"method": "random", "source": "annotator", "timeout_s": 0.01}
+  made, session, told = experiment(labels), helpers.begun(tmp_path), []
+  session.enter = lambda text, at_once: told.append((text, at_once))
+  desk = labelling.Desk(helpers.make_learner(made), session, 1)
+  example = Guesses().examples("train")[0]
+  asked = questions.make_question(made.task, example, TEXTS[:4], step=0, seed=0)
+  assert desk.source.answer([asked]) == [None]
+  ((text, at_once),) = told
+  assert f"--ledger={tmp_path / LEDGER_NAME}" in text and at_once
 
 
 class TestConfig:

@@ -1,12 +1,13 @@
 """The loop on a task of letters: it learns, resumes, and says what is wrong."""
 
+import itertools
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from saw_jax.run import checkpoint, loop
+from saw_jax.run import checkpoint, loop, metrics
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.pool import RewardError
 from tests import helpers
@@ -44,6 +45,29 @@ class TestRun:
     assert not any(name.startswith(("lag/", "groups/")) for name in found)
     assert found["sampler_mismatch"].max() < 1e-5
     np.testing.assert_array_equal(found["skipped"], 0)
+
+  def test_keeps_completions_with_the_rewards_that_they_earn(self, whole):
+    rows = metrics.read_lines(whole[0] / "completions.jsonl")
+    steps = [(row["step"], row["seed"]) for row in rows]
+    shown = [(step, seed) for step in (0, 2, 3) for seed in (0, 1)]
+    assert steps == [place for place in shown for _ in range(8)]
+    for row in rows:
+      example = base.Example(0, (), row["prompt"][0])
+      score = helpers.Letters().score(example, row["completion"])
+      found = row["reward/letter"], row["reward/small"]
+      np.testing.assert_allclose(found, score.values, rtol=1e-6)
+      assert row["total"] == sum(found)
+      assert row["outcome"] == score.outcome.value
+    # GDPO gives what earned the same in a group the same, and more for more.
+    for group in np.array(rows, object).reshape(-1, 4):
+      assert len({row["prompt"] for row in group}) == 1
+      for a, b in itertools.combinations(group, 2):
+        gains = [
+          a[f"reward/{c}"] - b[f"reward/{c}"] for c in ("letter", "small")
+        ]
+        if min(gains) >= 0 or max(gains) <= 0:
+          gain = a["advantage"] - b["advantage"]
+          assert np.sign(np.round(gain, 5)) == np.sign(sum(gains))
 
   def test_a_seed_is_the_same_alone_and_beside_another(self, whole, tmp_path):
     run(tmp_path, [1])
@@ -90,8 +114,10 @@ class TestBadRewards:
     self, interval, tmp_path
   ):
     task = Scored(lambda *_: (None, None))
-    with pytest.raises(RewardError, match="'letters' .*of .*unscored"):
+    # Keys of the held-out examples are above 1000.
+    with pytest.raises(RewardError, match="'letters' .*of .*unscored") as error:
       run(tmp_path, [0], task=task, evaluation={"interval": interval})
+    assert ("example 100" in str(error.value)) == bool(interval)
     assert not (tmp_path / "metrics.jsonl").read_text()
 
   def test_what_was_not_scored_is_masked_and_counted(self, tmp_path):

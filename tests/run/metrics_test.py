@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import math
+import sqlite3
 import sys
+import types
 
 import pytest
 
@@ -67,6 +69,7 @@ class TestFileWriter:
   [
     ("tensorbord", "none", KeyError, "tensorboard"),
     ("tensorboard", "tensorboardX", ImportError, r"saw_jax\[tensorboard\]"),
+    ("trackio", "trackio", ImportError, r"saw_jax\[trackio\]"),
     ("wandb", "wandb", ImportError, r"saw_jax\[wandb\]"),
   ],
 )
@@ -76,6 +79,105 @@ def test_a_writer_that_is_not_there_is_named(
   monkeypatch.setitem(sys.modules, module, None)
   with contextlib.ExitStack() as stack, pytest.raises(error, match=word):
     metrics.make_writers(tmp_path, [name], stack, 0)
+
+
+HOSTILE = "<script>alert(1)</script> | **x**\n# y \x00"
+SAMPLES = [
+  {"prompt": "2+2", "completion": HOSTILE, "reward/right": None, "total": None},
+  {"prompt": "2+2", "completion": "4", "reward/right": 1.0, "total": 1.0},
+]
+
+
+def log(directory, name, steps):
+  """Writes two seeds, and completions at even steps; gives the writer."""
+  with contextlib.ExitStack() as stack:
+    (writer,) = metrics.make_writers(directory, [name], stack, steps[0])
+    for step in steps:
+      for seed in (0, 1):
+        writer.write(step, seed, {"loss": step + seed / 2, "odd": math.nan})
+        if step % 2 == 0:
+          writer.write_samples(step, seed, SAMPLES)
+  return writer
+
+
+class TestTrackers:
+  @pytest.mark.parametrize("name", ["trackio", "wandb"])
+  def test_figures_and_a_table_go_to_what_has_wandbs_interface(
+    self, tmp_path, monkeypatch, name
+  ):
+    calls, run = [], types.SimpleNamespace(finish=lambda: calls.append("end"))
+    run.log = lambda values, step: calls.append((step, values))
+    starts = []
+    fake = types.SimpleNamespace(
+      init=lambda *args, **how: starts.append(how) or run,
+      Table=lambda columns, data: (columns, data),
+      finish=run.finish,
+    )
+    monkeypatch.setitem(sys.modules, name, fake)
+    log(tmp_path, name, [0])
+    log(tmp_path, name, [2, 3])
+    columns, cells = list(SAMPLES[0]), [list(row.values()) for row in SAMPLES]
+    assert calls[1] == (0, {"seed_0/completions": (columns, cells)})
+    assert calls[2][1].keys() == {"seed_1/loss", "seed_1/odd"}
+    assert [step for step, _ in calls[5:-1]] == [2, 2, 2, 2, 3, 3]
+    assert calls[4] == calls[-1] == "end"
+    assert [how["name"] for how in starts] == [tmp_path.name] * 2
+    # What is resumed is the same run, and what begins anew is none before.
+    if name == "wandb":
+      assert starts[0]["id"] == starts[1]["id"]
+      log(tmp_path, name, [0])
+      assert starts[2]["id"] != starts[0]["id"]
+    else:
+      assert [how["resume"] for how in starts] == ["never", "allow"]
+
+  def test_trackio_has_them_in_its_store(self, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    pytest.importorskip("trackio")
+    for steps in ([0, 1], [2]):
+      log(tmp_path / "run", "trackio", steps)
+    with sqlite3.connect(tmp_path / "store" / "saw_jax.db") as store:
+      rows = store.execute("SELECT run_name, step, metrics FROM metrics")
+      found = [(name, step, json.loads(text)) for name, step, text in rows]
+    assert {(name, step) for name, step, _ in found} == {
+      ("run", step) for step in range(3)
+    }
+    losses = [x["seed_1/loss"] for *_, x in found if "seed_1/loss" in x]
+    assert losses == [0.5, 1.5, 2.5]
+    tables = [x for *_, x in found if "seed_0/completions" in x]
+    assert tables[1]["seed_0/completions"]["_value"] == SAMPLES
+
+  def test_tensorboard_shows_text_and_obeys_none(self, tmp_path, monkeypatch):
+    calls = []
+
+    class Board:
+      def __init__(self, folder, **how):
+        calls.append((folder, how))
+
+      def __enter__(self):
+        return self
+
+      def __exit__(self, *exc):
+        calls.append("closed")
+
+      def add_scalar(self, *values):
+        calls.append(values)
+
+      add_text = add_scalar
+
+    fake = types.SimpleNamespace(SummaryWriter=Board)
+    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
+    log(tmp_path, "tensorboard", [2])
+    folder = str(tmp_path / "tensorboard" / "seed_0")
+    assert calls[0] == (folder, {"purge_step": 2})
+    assert calls[1] == ("loss", 2.0, 2)  # and no NaN
+    name, text, step = calls[2]
+    assert (name, step) == ("completions", 2)
+    assert "total **1.0**" in text
+    at = [
+      line for line in text.splitlines() if "script" in line or "# y" in line
+    ]
+    assert at and all(line.startswith("    ") for line in at)
+    assert calls[-2:] == ["closed"] * 2
 
 
 class TestProgress:

@@ -287,7 +287,8 @@ class TestCheckScored:
     asked = [[example("x"), example("y")]]
     with Grader(task, num_workers=0, limit_s=7.0) as grader:
       result = rollouts.score(sampled, asked, grader, encoder())
-      result = result._replace(completions=texts or result.completions)
+      if texts is not None:
+        result = result._replace(completions=texts)
       rollouts.check_scored(result, asked, grader, encoder())
 
   def test_half_may_be_lost_and_a_part_of_a_reward_is_one(self):

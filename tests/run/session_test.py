@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from saw_jax.run import experiment as experiment_lib
-from saw_jax.run import session
+from saw_jax.run import metrics, session
 from tests import helpers
 
 
@@ -27,6 +27,8 @@ def opened(directory, **changes):
 
 
 def end_step(one, loss=0.0, pack=lambda step: ({}, {})):
+  if one.shows_samples:
+    one.show([[{"prompt": "p", "completion": c, "total": None} for c in "ab"]])
   one.log([{"reward/total": 0.5, "loss": loss}], tokens=1.0)
   one.save(pack, one.evaluate())
 
@@ -75,6 +77,7 @@ class TestSession:
       for _ in range(3):
         end_step(one, pack=lambda step: ({"next": step}, {"queue": queue}))
     assert steps_in(tmp_path) == [0, 1, 2]
+    assert steps_in(tmp_path, "completions") == [0, 0]
     with opened(tmp_path, loop=fields) as one:
       assert one.step == one.host["next"] == 2
       np.testing.assert_array_equal(one.arrays["queue"], queue)
@@ -85,6 +88,38 @@ class TestSession:
       end_step(one)
       assert not one.goes_on
     assert steps_in(tmp_path) == [0, 1, 2, 3]
+    assert steps_in(tmp_path, "completions") == [0, 0, 3, 3]
+
+  def test_a_step_that_is_repeated_shows_its_completions_once(self, tmp_path):
+    fields = {"evaluation": {"interval": 1, "num_examples": 2}}
+    with opened(tmp_path, **fields) as one:
+      for _ in range(3):  # The last is not saved.
+        end_step(one)
+    with opened(tmp_path, **fields) as one:
+      assert steps_in(tmp_path, "completions") == [0, 0, 1, 1]
+      end_step(one)
+    rows = metrics.read_lines(tmp_path / "completions.jsonl")
+    assert [(row["step"], row["completion"]) for row in rows[-2:]] == [
+      (2, "a"),
+      (2, "b"),
+    ]
+    assert {row["seed"] for row in rows} == {3}
+    text = (tmp_path / "completions.jsonl").read_text()
+    assert '"total": null' in text and "NaN" not in text
+
+  def test_the_page_says_how_a_run_ended(self, tmp_path):
+    def page():
+      return (tmp_path / "run.html").read_text()
+
+    with pytest.raises(FloatingPointError), opened(tmp_path) as one:
+      assert "step 0 of 4" in page()
+      end_step(one, np.nan)
+    assert "error: the loss of seed 3 is nan" in page()
+    with opened(tmp_path) as one:
+      while one.goes_on:
+        end_step(one)
+      one.result()
+    assert "<b>finished</b>" in page() and "step 4 of 4" in page()
 
   def test_a_loss_that_is_not_finite(self, tmp_path):
     fields = {"skip_nonfinite": True, "checkpoint_interval": 0}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.run import checkpoint, warm_start
+from saw_jax.run import warm_start
 from saw_jax.training import objective
 from saw_jax.training import optimizer as optimizer_lib
 from tests import helpers
@@ -105,8 +105,8 @@ class TestWarmStart:
   def test_a_damaged_cache_is_made_anew_with_a_warning(self, tmp_path, caplog):
     config = dataclasses.replace(CONFIG, num_steps=2)
     first = make(tmp_path, config)
-    (folder,) = tmp_path.iterdir()
-    helpers.flip_a_byte(helpers.largest_file(folder))
+    (file,) = tmp_path.iterdir()
+    helpers.flip_a_byte(file)
     caplog.set_level(logging.INFO, logger="saw_jax.run.warm_start")
     chex.assert_trees_all_equal(make(tmp_path, config), first)
     assert "made anew" in caplog.text and "WARNING" in caplog.text
@@ -120,22 +120,40 @@ class TestWarmStart:
     chex.assert_trees_all_equal(found, start)
     assert list(tmp_path.iterdir()) == []
 
+  def test_one_that_came_with_the_configs_is_taken_first(
+    self, trained, no_training, tmp_path
+  ):
+    cache, params = trained
+    found = warm_start.warm_start(
+      helpers.CONFIG, CONFIG, demonstrations(), cache=tmp_path, kept=cache
+    )
+    chex.assert_trees_all_equal(found, params)
+    assert not list(tmp_path.iterdir())
+
 
 class TestKeep:
   """What two processes leave that make one start at the same time."""
 
   def test_the_first_is_kept_and_both_go_on_from_it(self, tmp_path):
-    folder = tmp_path / "cache" / "abc"
+    path = tmp_path / "cache" / "abc.npz"
     for scale in (1.0, 2.0):
-      kept = warm_start._keep(folder, {"w": jnp.full((3,), scale)}, 0.5)
+      kept = warm_start._keep(path, {"w": jnp.full((3,), scale)})
       np.testing.assert_array_equal(kept["w"], np.ones(3))
-    assert [path.name for path in folder.parent.iterdir()] == ["abc"]
+    assert list(path.parent.iterdir()) == [path]
+
+  def test_half_precision_comes_back(self, tmp_path):
+    half = {"w": jnp.full((3,), 1 / 3, jnp.bfloat16)}
+    kept = warm_start._keep(tmp_path / "abc.npz", half)
+    chex.assert_trees_all_equal(kept, half)
 
   def test_a_failure_leaves_nothing(self, tmp_path, monkeypatch):
-    full = unittest.mock.Mock(side_effect=OSError("no room"))
-    monkeypatch.setattr(checkpoint.Checkpointer, "save", full)
+    def full(path, **arrays):
+      path.write_bytes(b"half")
+      raise OSError("no room")
+
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="no room"):
-      warm_start._keep(tmp_path / "abc", {"w": jnp.ones(3)}, 0.5)
+      warm_start._keep(tmp_path / "abc.npz", {"w": jnp.ones(3)})
     assert not list(tmp_path.iterdir())
 
 

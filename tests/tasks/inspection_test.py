@@ -81,3 +81,7 @@ def test_a_reward_that_right_answers_miss_is_found(monkeypatch):
   failures = inspection.gold_failures(task, task.examples("test")[:7])
   assert len(failures) == 7
   assert failures[0].values[1] == 0.0 and failures[0].expected[1] == 1.0
+
+
+def test_a_task_without_right_answers_has_none_that_fail():
+  assert inspection.gold_failures(object(), []) == []

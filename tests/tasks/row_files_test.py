@@ -32,7 +32,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
   ("name", "text", "message"),
   [
-    ("x.csv", "", "not a .parquet, .json or .jsonl file"),
+    ("x.txt", "", "not a .parquet"),
     ("x.json", "{", "not JSON"),
     ("x.json", "{}", "not a list of rows"),
     ("x.jsonl", "{}\n\n{\n", "line 2: "),

@@ -252,3 +252,22 @@ class TestSkippedUpdates:
     np.testing.assert_array_equal(metrics["skipped"], np.ones(4))
     for found in after.params["log_probs"]:
       np.testing.assert_array_equal(found, params["log_probs"])
+
+
+def test_a_coefficient_may_be_a_function_of_the_step():
+  params, batch = table_batch()
+  optimizer = adam(1e-6)
+  state = update.create_state(params, optimizer).replace(step=jnp.int32(5))
+
+  def loss_at(coefficient, **options):
+    term = objective.Term(objective.likelihood, coefficient)
+    made = objective.make_objective(table_forward, {"nll": term})
+    step = update.make_update(made, optimizer, **options)
+    return made, step(state, batch)[1]["loss/nll"]
+
+  _, constant = loss_at(2.0)
+  # Two updates a step: the sixth is the last of the third, step 2.
+  made, scheduled = loss_at(lambda step: 1.0 * step, num_minibatches=2)
+  assert scheduled == constant != 0
+  with pytest.raises(ValueError, match="step"):
+    update.make_gradient(made)(params, batch)

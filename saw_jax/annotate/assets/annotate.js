@@ -81,7 +81,7 @@ async function renew() {
       method: "POST", body: new URLSearchParams(new FormData(answer))});
     said = reply.ok ? await reply.text() : "";
   } catch {
-    tell("The page's server does not answer: start experiments/annotate.py again.");
+    tell("The page's server does not answer: start 'saw annotate' again.");
     return;
   }
   if (WHY[said]) tell(WHY[said]);

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ class Grader(pool.Pool):
   def __init__(self, task: base.Task, **options: Any):
     self.token_limits = base.token_limits(task)
     self._task, self._lock = task, threading.Lock()
-    job = functools.partial(worker.score, task)
+    job = worker.Scorer(task)
     super().__init__(job, task.name, **options)
 
   def grade(
@@ -91,7 +90,7 @@ class Grader(pool.Pool):
     """
     lost = [
       f"{self._where(example, completion)}: {outcome.value}, with a limit of "
-      f"{self._limit_s:g} s"
+      f"{self._limit_s:g} s (grading.limit_s)"
       for example, completion, outcome in unscored
     ]
     what = "responses have no reward"
@@ -116,8 +115,9 @@ class Grader(pool.Pool):
     self._check_failures(failures, len(pairs), "crashed")
 
   def _score(self, pairs) -> list[worker.Result]:
+    takes_many = self._job.takes_many
     if self._is_local():
-      return list(map(self._job, pairs))
+      return self._job.many(pairs) if takes_many else [*map(self._job, pairs)]
     for index, one in enumerate(self._workers):
       if one.process.poll() is not None:  # It died between calls: of no text.
         self._replace(index)
@@ -134,6 +134,9 @@ class Grader(pool.Pool):
       results[asked[0]] = result
 
     def lose(index, pending, why):
+      if takes_many and len(pending) > 1:  # Which one it was, is not known.
+        todo.extend([one] for one in pending)
+        return
       # The first text without an answer is the one it was at.
       first, *rest = pending
       timed_out = worker.Result(outcome=base.Outcome.TIMED_OUT)

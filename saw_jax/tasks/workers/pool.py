@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from typing import Any
 
+from saw_jax import naming
+
 START_LIMIT_S = 120.0
 # Not multiprocessing's spawn, which would import the main script, and with it
 # JAX, into each worker.
@@ -96,6 +98,25 @@ class Worker:
     return f"its process died, exit code {self.process.wait()}"
 
 
+def _pack(job: Any) -> tuple[bytes, dict[str, str]]:
+  """A pickled job, and the files of its modules that no import would find.
+
+  What a notebook or a script defined is sent by value where cloudpickle is
+  there. Else a script is read again, as multiprocessing does it.
+  """
+  try:
+    import cloudpickle
+
+    dumped, files = cloudpickle.dumps(job), {}
+  except ImportError:
+    dumped, files = pickle.dumps(job), {}
+    script = getattr(sys.modules["__main__"], "__file__", None) or ""
+    if b"__main__" in dumped and script.endswith(".py"):
+      files[naming.SCRIPT] = os.path.abspath(script)
+  named = naming.FILES.items()
+  return dumped, files | {k: x for k, x in named if k.encode() in dumped}
+
+
 def _kill(pid: int) -> None:
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(pid, signal.SIGKILL)
@@ -133,9 +154,11 @@ class Pool(contextlib.AbstractContextManager):
     self._workers, self._is_closed = [], False
     if not num_workers:
       return
+    naming.leave_if_read()  # In a worker, a script starts no workers again.
     try:
       # Twice: the limit holds before the task is loaded.
-      self._greeting = pickle.dumps((pickle.dumps(job), memory_limit_bytes))
+      told = _pack(job)
+      self._greeting = pickle.dumps((told[0], memory_limit_bytes, told[1]))
     except Exception as error:
       self._check_loaded(f"{type(error).__name__}: {error}")
     try:
@@ -215,6 +238,7 @@ class Pool(contextlib.AbstractContextManager):
     if problem is not None:
       raise RewardError(
         f"task {self._task_name!r} cannot be loaded in a worker process: "
-        f"{problem}. Its class has to be in an importable module; "
-        "num_workers=0 does without workers."
+        f"{problem}. Its class or functions have to be in a file, or pip "
+        "install 'saw_jax[notebook]', which sends them along; "
+        "grading.num_workers=0 does without workers."
       )

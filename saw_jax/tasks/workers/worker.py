@@ -18,6 +18,7 @@ import time
 from multiprocessing import connection
 from typing import NamedTuple
 
+from saw_jax import naming
 from saw_jax.tasks import base, environments
 from saw_jax.tasks.environments import Situation
 
@@ -36,12 +37,29 @@ class Result(NamedTuple):
   violation: str = ""  # It broke its contract: an error of the whole call.
 
 
-def score(task: base.Task, pair: tuple[base.Example, str]) -> Result:
-  """The job of a grader: scores an answer, and checks what the reward gave."""
-  try:
-    found = task.score(*pair)
-  except Exception as error:
-    return Result(exception=_show_error(error))
+class Scorer:
+  """The job of a grader: scores answers, and checks what the reward gave."""
+
+  def __init__(self, task: base.Task):
+    self.task = task
+    self.takes_many = getattr(task, "score_many", None) is not None
+
+  def __call__(self, pair: tuple[base.Example, str]) -> Result:
+    try:
+      return _checked(self.task, self.task.score(*pair))
+    except Exception as error:
+      return Result(exception=_show_error(error))
+
+  def many(self, pairs: list[tuple[base.Example, str]]) -> list[Result]:
+    """Scores pairs at once, or where that fails each by itself."""
+    try:
+      found = self.task.score_many(pairs)
+      return [_checked(self.task, one) for one in found]
+    except Exception:
+      return list(map(self, pairs))
+
+
+def _checked(task: base.Task, found: base.Score) -> Result:
   try:
     violation = _find_violation(task.components, found)
     if not violation:
@@ -129,10 +147,10 @@ class Player:
 def serve(handle: int) -> None:
   """Does a job on a socket, until its other end is closed.
 
-  The first message is the pickled job with a limit of memory, answered with
-  None or with what is wrong. Each other one is whether each item is answered at
-  once, and items; an empty list says that they have been read, and then come
-  lists of answers.
+  The first message is the pickled job with a limit of memory and the files of
+  modules that it is made of, answered with None or with what is wrong. Each
+  other one is whether each item is answered at once, and items; an empty list
+  says that they have been read, and then come lists of answers.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
   # Have the kernel end this process when the one that started it is killed:
@@ -143,10 +161,14 @@ def serve(handle: int) -> None:
       ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   pipe = connection.Connection(handle)
   with contextlib.suppress(EOFError, ConnectionError):
-    job_bytes, memory_limit_bytes = pipe.recv()
+    job_bytes, memory_limit_bytes, files = pipe.recv()
     if memory_limit_bytes is not None:
       resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes,) * 2)
     try:
+      for name, path in files.items():
+        module = naming.load_file(path, name=name)
+        if name == naming.SCRIPT:
+          sys.modules["__main__"] = module
       job = pickle.loads(job_bytes)
     except Exception as error:
       pipe.send(f"{type(error).__name__}: {error}")
@@ -156,6 +178,8 @@ def serve(handle: int) -> None:
       eager, items = pipe.recv()
       pipe.send([])
       ready, since = [], time.monotonic()
+      if getattr(job, "takes_many", False):
+        ready, items = job.many(items) if items else [], []
       for item in items:
         try:
           ready.append(job(item))

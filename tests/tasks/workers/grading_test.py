@@ -42,7 +42,7 @@ class Returns(Obedient):
 
 
 def check(score):
-  return worker.score(Returns(), (Example(1, (), ""), score))
+  return worker.Scorer(Returns())((Example(1, (), ""), score))
 
 
 class TestScore:

@@ -1,6 +1,7 @@
 """What graders and environment pools share: processes that come and go."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tasks.workers.pool import RewardError, Worker
+from tests import helpers
 from tests.tasks import misbehaving_environments as envs
 from tests.tasks import misbehaving_tasks as tasks
 
+ROOT = pathlib.Path(__file__).parents[3]
 POOLS = [(Grader, tasks.Obedient), (EnvironmentPool, envs.CounterTask)]
 UNLOADABLE = [(Grader, tasks.Unloadable), (EnvironmentPool, envs.Unloadable)]
 
@@ -36,13 +39,15 @@ class TestOpening:
       with pytest.raises(ValueError, match=name):
         make(task(), **options)
 
-  def test_a_task_that_cannot_be_pickled_is_a_sentence(self, make, task):
+  def test_a_task_of_no_module_is_sent_by_value(self, make, task, monkeypatch):
     class Local(task):
       pass
 
-    with pytest.raises(RewardError, match="importable module"):
+    for workers in (0, 1):
+      make(Local(), num_workers=workers, limit_s=1.0).close()
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # it is missing
+    with pytest.raises(RewardError, match="notebook"):
       make(Local(), num_workers=1, limit_s=1.0)
-    make(Local(), num_workers=0, limit_s=1.0).close()
 
   def test_closing_leaves_no_process(self, make, task):
     before = children()
@@ -58,6 +63,30 @@ def test_a_task_that_cannot_be_loaded_is_named(make, task):
   with pytest.raises(RewardError, match=f"'{task.name}'.*RuntimeError"):
     make(task(), num_workers=1, limit_s=1.0)
   assert children() <= before
+
+
+OWN = """
+import sys
+sys.modules["cloudpickle"] = None  # it is missing
+import saw_jax
+from saw_jax.tasks.workers.grading import Grader
+
+def right(completion, row):
+  return 1.0
+
+rows = [{"prompt": "a"}] * 2
+task = saw_jax.task(rows, test=rows, rewards=right)
+with Grader(task, num_workers=1, limit_s=9.0) as grader:
+  print(grader.grade(task.examples("train"), ["x", "y"]).rewards.tolist())
+"""
+
+
+def test_the_functions_of_a_script_are_read_again(tmp_path):
+  path = tmp_path / "script.py"
+  path.write_text(OWN)
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  done = helpers.python(path, cwd=tmp_path, env=environment)
+  assert (done.stdout, done.stderr) == ("[[1.0], [1.0]]\n", "")
 
 
 def test_a_process_that_does_not_come_up_says_how_it_ended():

@@ -1,0 +1,284 @@
+"""What is wrong with a run, said before the warm start and before any weights.
+
+A conflict is one entry of a table: a sentence, and whether it is so.
+"""
+
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from saw_jax import algorithms, naming
+from saw_jax.models import lora
+from saw_jax.run import agents, groups, labelling, metrics, observations
+from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
+from saw_jax.run.policy import learner_devices
+from saw_jax.run.sections import Experiment, RunConfig
+from saw_jax.training import parallel
+
+LOG = logging.getLogger(__name__)
+
+Conflicts = dict[str, bool]
+
+# The least that a number may be, and the numbers.
+LEAST = {
+  1: "loop.num_steps loop.prompts_per_step loop.group_size "
+  "loop.num_minibatches loop.num_microbatches loop.chunk_size "
+  "rollout.max_prompt_tokens rollout.max_new_tokens rollout.prompt_multiple "
+  "rollout.completion_multiple episodes.rows_per_call "
+  "episodes.max_observation_tokens evaluation.num_examples "
+  "evaluation.batch_size labels.verify_prompt_tokens labels.verify_new_tokens "
+  "warm_start.batch_size warm_start.num_demonstrations",
+  0: "loop.pack_length loop.checkpoint_interval evaluation.samples "
+  "evaluation.interval grading.num_workers "
+  "optimizer.warmup_steps warm_start.num_steps",
+}
+
+
+def check(
+  made: Experiment,
+  run: RunConfig | None = None,
+  seeds: Sequence[int] | None = None,
+  directory: str | os.PathLike | None = None,
+) -> None:
+  """Raises for what does not go together, or cannot be done here.
+
+  What is asked of a run that is to be trained, such as its devices, is asked if
+  there are `seeds`. No weights, and no examples, are read.
+
+  Raises:
+    KeyError: an unknown writer.
+    ImportError: a writer's package is missing; the message has the extra.
+    OSError: the directory is a file, or cannot be written to.
+    ValueError: all else.
+  """
+  sections = made._asdict() | {"warm_start": run and run.warm_start}
+  for least, keys in LEAST.items():
+    for key in keys.split():
+      section, _, name = key.partition(".")
+      value = getattr(sections[section], name, least)
+      if value < least:
+        raise ValueError(f"{key} is {value}; it must be {least} or more")
+  _refuse(_conflicts(made))
+  _refuse(_CONFLICTS[type(kind_of(made))](made))
+  if jax.process_count() > 1:
+    _refuse(_conflicts_of_processes(made, run))
+  lora.check_config(made.lora, made.decoder)
+  groups.make_protocol(made.asynchronous, made.loop.prompts_per_step)
+  if seeds is None:
+    return
+  metrics.check_writers(made.loop.writers)
+  if len(set(seeds)) != len(seeds) or not seeds:
+    raise ValueError(f"seeds are integers that differ, not {list(seeds)}")
+  lift = parallel.make_lift(
+    *(made.parallel, made.decoder, None),  # no optimizer: nothing is placed
+    num_seeds=len(seeds),
+    devices=learner_devices(made),
+  )
+  _refuse(_conflicts_of_rows(made, lift.num_shards))
+  if made.loop.group_size == 1 and run is not None:
+    _check_group_of_one(made)
+  if directory is not None:
+    _check_directory(pathlib.Path(directory).absolute())
+
+
+def check_examples(made: Experiment) -> None:
+  """Asks for the examples of every split, and looks at all their prompts."""
+  config, size = made.evaluation, made.loop.prompts_per_step
+  splits = {config.split: (config.num_examples, 1)}
+  splits |= dict.fromkeys(config.benchmarks, (None, 1))
+  for split, (most, least) in {**splits, "train": (None, size)}.items():
+    count = kind_of(made).count_examples(split, most)
+    if count < least:
+      raise ValueError(
+        f"split {split!r} has {count} prompts, and {least} are needed"
+        + " for a step (loop.prompts_per_step)" * (split == "train")
+      )
+
+
+def _refuse(conflicts: Conflicts) -> None:
+  for message, is_so in conflicts.items():
+    if is_so:
+      raise ValueError(message)
+
+
+def _conflicts(made: Experiment) -> Conflicts:
+  rollout, loop, ahead = made.rollout, made.loop, made.asynchronous
+  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+  parts = "a prompt and its response"
+  if made.method.world is not None and not made.method.per_step:
+    longest += len(agents.glue_of(made.tokenizer))
+    longest += made.episodes.max_observation_tokens
+    parts = "a prompt, its response and what is observed"
+  names = [component.name for component in made.task.components]
+  task = f"task {made.task.name!r}"
+  limit = made.grading.limit_s
+  return {
+    f"grading.limit_s is {limit}: say how many seconds above 0 it takes": (
+      not limit > 0
+    ),
+    f"{task} has no reward: it needs one of `components` or more": not names,
+    f"{task} has two components of one name: {', '.join(names)}": (
+      len(set(names)) < len(names)
+    ),
+    **{
+      f"the range of component {one.name!r} of {task} is from {one.minimum} to "
+      f"{one.maximum}: it needs two finite numbers, the smaller one first": (
+        not -math.inf < one.minimum < one.maximum < math.inf
+      )
+      for one in made.task.components
+    },
+    f"rollout.length_groups is {rollout.length_groups}, and does not divide "
+    f"the {loop.prompts_per_step} prompts of a step (loop.prompts_per_step)": (
+      loop.prompts_per_step % rollout.length_groups > 0
+    ),
+    f"loop.pack_length is {loop.pack_length}, but {parts} may have {longest} "
+    "tokens: say at least that, or 0 to not pack": (
+      0 < loop.pack_length < longest
+    ),
+    "an asynchronous step is one update: loop.num_minibatches is "
+    f"{loop.num_minibatches} and must be 1; weights that are published after "
+    "several updates are asynchronous.protocol='quota'": (
+      ahead.protocol != "none" and loop.num_minibatches != 1
+    ),
+    "loop.group_size is 1, and asynchronous.dynamic_sampling drops groups "
+    "whose rewards are all equal: it would drop each": (
+      ahead.dynamic_sampling and loop.group_size == 1
+    ),
+  }
+
+
+def _conflicts_of_answers(made: Experiment) -> Conflicts:
+  task, method = f"task {made.task.name!r}", made.labels.method
+  is_observed = isinstance(made.task, observations.ObservedTask)
+  needed = ("verification",) * made.labels.strategy.needs_verdicts
+  return {
+    **{
+      f"{task} cannot be trained with labels.method={method!r}: it has no "
+      f"{name}; math and knights have all": (
+        method != "truth" and not hasattr(made.task, name)
+      )
+      for name in labelling.NEEDED + needed
+    },
+    f"{task} has single answers, and the advantage is not one of those: "
+    f"{', '.join(sorted(algorithms.ADVANTAGES))}": made.method.per_step,
+    f"labels.method is {method!r}, and asynchronous.dynamic_sampling drops "
+    "groups by their rewards, which are known when a group is learned from: "
+    "one of the two has to go": (
+      method != "truth" and made.asynchronous.dynamic_sampling
+    ),
+    f"{task} does not say what the world answers to a response: "
+    "algorithm.world_model.loss has to be 'none'": (
+      made.method.world is not None and not is_observed
+    ),
+  }
+
+
+def _conflicts_of_episodes(made: Experiment) -> Conflicts:
+  task = f"task {made.task.name!r} has episodes, and"
+  count, protocol = made.rollout.length_groups, made.asynchronous.protocol
+  return {
+    f"{task} the advantage is not one of those: "
+    f"{', '.join(sorted(algorithms.STEP_ADVANTAGES))}": (
+      not made.method.per_step
+    ),
+    f"{task} rollout.stops ends single answers": bool(made.rollout.stops),
+    f"{task} their prompts are written as they are played: "
+    "rollout.long_prompts must be 'error' or 'truncate'": (
+      made.rollout.long_prompts == "drop"
+    ),
+    f"{task} their prompts are sorted by length anyway: rollout.length_groups "
+    f"is {count} and must be 1": count > 1,
+    f"{task} labels are bought for single answers: labels.method is "
+    f"{made.labels.method!r}": made.labels.method != "truth",
+    f"{task} they are played between the updates: asynchronous.protocol is "
+    f"{protocol!r} and must be 'none'": protocol != "none",
+  }
+
+
+_CONFLICTS = {
+  AnswerRun: _conflicts_of_answers,
+  EpisodeRun: _conflicts_of_episodes,
+}
+
+
+def _conflicts_of_processes(
+  made: Experiment, run: RunConfig | None
+) -> Conflicts:
+  return {
+    f"several processes cannot do this together: {what}": is_so
+    for what, is_so in {
+      "parallel.lift other than 'meshed'": made.parallel.lift != "meshed",
+      "labels.method other than 'truth'": made.labels.method != "truth",
+      "asynchronous.protocol": made.asynchronous.protocol != "none",
+      "episodes": made.method.per_step,
+      "algorithm.world_model": made.method.world is not None,
+      "warm_start: train it in one process, export it, and name it with "
+      "config.checkpoint (and warm_start.num_steps=0)": (
+        run is not None and run.warm_start.num_steps > 0
+      ),
+    }.items()
+  }
+
+
+def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
+  """How the rows of a step are cut, into updates and over devices."""
+  loop, calls = made.loop, made.episodes.rows_per_call
+  prompts = loop.prompts_per_step // made.rollout.length_groups
+  rows = loop.prompts_per_step * loop.group_size
+  parts = loop.num_minibatches * loop.num_microbatches
+  over = f"do not split over the {num_shards} devices that have rows"
+  found = {
+    f"the {prompts} prompts that are sampled at a time (loop.prompts_per_step "
+    f"by rollout.length_groups) {over}": prompts % num_shards > 0,
+  }
+  if made.method.per_step:  # whose rows are filled up
+    return found | {
+      f"episodes.rows_per_call is {calls}, which {over}": calls % num_shards > 0
+    }
+  return found | {
+    f"the {rows} responses of a step do not split into {parts} equal parts "
+    "(loop.num_minibatches x loop.num_microbatches)": rows % parts > 0,
+    f"the {rows // parts} rows of a micro-batch {over}: fewer "
+    "loop.num_microbatches, or a larger step": rows // parts % num_shards > 0,
+  }
+
+
+def _check_group_of_one(made: Experiment) -> None:
+  """Asks the estimator itself what it makes of groups of one."""
+  size, count = made.loop.prompts_per_step, len(made.task.components)
+  paid = np.linspace(0.5, 1.0, size, dtype=np.float32)[:, None, None]
+  advantage = made.method.advantage
+  if made.method.per_step:  # of episodes of two steps, paid at their ends
+    names = ("values", "anchors")
+    nothing = dict.fromkeys(names, np.zeros((size, 1, 2), np.int32))
+    steps = np.ones((size, 1, 2), bool)
+    rewards = paid * np.array([0, 1], np.float32)
+    found = naming.supply(advantage, rewards=rewards, steps=steps, **nothing)
+  else:
+    rewards = np.repeat(paid, count, axis=-1)
+    lengths = np.arange(1, size + 1, dtype=np.float32)[:, None]
+    ones = np.ones(count, np.float32)
+    found = naming.supply(advantage, rewards, ones, lengths=lengths)
+  if not np.any(found):
+    raise ValueError(
+      "loop.group_size is 1, and the advantage of a response that is compared "
+      "with no other one is always 0: say 2 or more"
+    )
+  LOG.warning(
+    "loop.group_size is 1: no response is compared with others to its prompt"
+  )
+
+
+def _check_directory(path: pathlib.Path) -> None:
+  place = next(one for one in (path, *path.parents) if one.exists())
+  if not place.is_dir():
+    raise NotADirectoryError(f"{place} is a file: choose another --workdir")
+  if not os.access(place, os.W_OK | os.X_OK):
+    raise PermissionError(
+      f"nothing can be written in {place}: choose another --workdir"
+    )

@@ -1,0 +1,1 @@
+"""Rows of one's own, rewarded by functions of one's own."""

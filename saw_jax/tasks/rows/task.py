@@ -1,0 +1,270 @@
+"""Prompts from rows of one's own, rewarded by functions of one's own."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from saw_jax import naming
+from saw_jax.tasks import base, row_files
+from saw_jax.tasks.answer_task import TEST_KEYS
+from saw_jax.tasks.rows import rewards as rewards_lib
+from saw_jax.tasks.rows.rewards import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsConfig:
+  """Where rows come from, what of them is asked, and who rewards answers."""
+
+  # A .jsonl, .json, .csv or .parquet file, or rows: dicts, from anywhere.
+  rows: Any = ()
+  # A column of texts or of chat messages, or a text around columns such as
+  # "Q: {question}".
+  prompt: str = "prompt"
+  rewards: Any = ()  # see `rewards.make_rewards`
+  ranges: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=dict
+  )
+  answer: str = ""  # the column of the reference, if there is one
+  # The answer in a completion, or None, for votes and maj@k: a function.
+  answer_key: Any = None
+  system: str = ""  # a message before each prompt
+  # Held-out rows: a share, or a file or rows of their own.
+  test: Any = 0.1
+
+  def __post_init__(self):
+    if isinstance(self.test, (int, float)) and not 0 < self.test < 1:
+      raise ValueError(
+        f"test is a share between 0 and 1, a file, or rows, not {self.test}"
+      )
+
+
+class RowsTask:
+  """Rows as examples; each reward function is a component of the reward."""
+
+  name = "rows"
+  has_gold = False  # no row says which completion is best
+
+  def __init__(self, config: RowsConfig):
+    self.config = config
+    self._rewards = rewards_lib.make_rewards(config.rewards, config.ranges)
+    self.components = tuple(
+      base.Component(one.name, one.minimum, one.maximum)
+      for one in self._rewards
+    )
+    if not _is_path(config.rows):
+      config = dataclasses.replace(config, rows=_listed(config.rows))
+    if not isinstance(config.test, float | str | os.PathLike):
+      config = dataclasses.replace(config, test=_listed(config.test))
+    self.config = config
+
+  def __getstate__(self) -> dict[str, Any]:
+    """What worker processes get: no row, as each comes with its example."""
+    bare = dataclasses.replace(
+      self.config, rows=(), rewards=(), test=0.5, answer_key=None
+    )
+    state = {**self.__dict__, "config": bare}
+    state.pop("_splits", None)
+    return state
+
+  @functools.cached_property
+  def _splits(self) -> dict[str, list[base.Example]]:
+    config, test = self.config, self.config.test
+    found = self._read(config.rows, 0)
+    if not isinstance(test, float):
+      return {"train": found, "test": self._read(test, TEST_KEYS)}
+    digests = [_digest(one.messages) for one in found]
+    # Of few rows there may be none below: the first in order is taken then.
+    cut = max(test, min(digests, default=0.0))
+    split: dict[str, list[base.Example]] = {"train": [], "test": []}
+    for one, digest in zip(found, digests, strict=True):
+      if digest <= cut:
+        held_out = dataclasses.replace(one, key=TEST_KEYS + one.key)
+        split["test"].append(held_out)
+      else:
+        split["train"].append(one)
+    if not split["train"]:
+      raise ValueError(
+        f"{self._where()}: of {len(found)} rows none is left to train on, with "
+        f"test={test}"
+      )
+    return split
+
+  def examples(self, split: str) -> Sequence[base.Example]:
+    base.check_split(split, ("train", "test"))
+    return self._splits[split]
+
+  def score(self, example: base.Example, completion: str) -> base.Score:
+    return self._score([(example, completion)])[0]
+
+  @property
+  def score_many(self) -> Callable | None:
+    """Scores pairs of an example and a completion, if that is of use."""
+    gains = any(one.is_batched or one.is_async for one in self._rewards)
+    return self._score if gains else None
+
+  def remember(self, directory: str | os.PathLike) -> dict[str, Any]:
+    """Writes down rows that are in no file; returns what makes the task again.
+
+    These are the fields of `RowsConfig`, functions and files by their places.
+    """
+    config, folder = self.config, pathlib.Path(directory)
+    written: dict[str, Any] = {}
+    for name in ("rows", "test"):
+      value = getattr(config, name)
+      if _is_path(value):
+        written[name] = str(pathlib.Path(value).resolve())
+      elif isinstance(value, float):
+        written[name] = value
+      else:
+        written[name] = _write(folder, value)
+    written["rewards"] = {
+      one.name: naming.place_of(one.fn) for one in self._rewards
+    }
+    ranges = {one.name: (one.minimum, one.maximum) for one in self._rewards}
+    kept = {k: getattr(config, k) for k in ("prompt", "answer", "system")}
+    if config.answer_key is not None:
+      kept["answer_key"] = naming.place_of(_function(config.answer_key))
+    return {**written, **kept, "ranges": ranges}
+
+  def _score(self, pairs: Sequence[tuple[base.Example, str]]):
+    texts = [text for _, text in pairs]
+    rows = [example.meta["row"] for example, _ in pairs]
+    best = tuple(one.maximum for one in self._rewards)
+    return [
+      base.Score(
+        values, base.Outcome.RIGHT if values == best else base.Outcome.WRONG
+      )
+      for values in rewards_lib.columns(self._rewards, texts, rows)
+    ]
+
+  def _where(self) -> str:
+    return str(self.config.rows) if _is_path(self.config.rows) else "rows"
+
+  def _read(self, source: Any, first_key: int) -> list[base.Example]:
+    where = str(source) if _is_path(source) else "rows"
+    rows = row_files.read_rows(source) if _is_path(source) else source
+    found = []
+    for number, row in enumerate(rows):
+      try:
+        found.append(self._example(row, first_key + number))
+      except ValueError as error:
+        raise ValueError(f"{where}, row {number}: {error}") from error
+    if not found:
+      raise ValueError(f"{where}: no rows.")
+    return found
+
+  def _example(self, row: Any, key: int) -> base.Example:
+    config = self.config
+    if not isinstance(row, Mapping):
+      raise ValueError(f"not a dict with columns, but a {type(row).__name__}")
+    if "{" in config.prompt:
+      names = [x for _, x, _, _ in string.Formatter().parse(config.prompt) if x]
+      for name in names:
+        _column(row, name)
+      asked: Any = config.prompt.format_map(row)
+    else:
+      asked = _column(row, config.prompt)
+    messages = _messages(asked)
+    if config.system:
+      messages = ({"role": "system", "content": config.system}, *messages)
+    reference = str(_column(row, config.answer)) if config.answer else ""
+    return base.Example(key, messages, reference, {"row": row})
+
+
+class VotedRowsTask(RowsTask):
+  """Rows whose completions have an answer that can be voted on, or bought."""
+
+  def __init__(self, config: RowsConfig):
+    super().__init__(config)
+    self._key = _function(config.answer_key)
+
+  def answer_key(
+    self, completion: str, example: base.Example | None = None
+  ) -> str | None:
+    return self._key(completion)
+
+  def gold_completion(self, example: base.Example) -> str:
+    return example.reference
+
+  def label_form(self, example: base.Example) -> str:
+    return "text"
+
+  def with_label(self, example: base.Example, label: str) -> base.Example:
+    """Also in the row, where reward functions look for it."""
+    row = {**example.meta["row"], self.config.answer: label}
+    return dataclasses.replace(example, reference=label, meta={"row": row})
+
+
+def make_task(config: RowsConfig) -> RowsTask:
+  """Makes the task; with an `answer_key`, one that can be voted on."""
+  if not config.answer_key:
+    return RowsTask(config)
+  if not config.answer:
+    raise ValueError("answer_key needs answer, the column of the reference")
+  return VotedRowsTask(config)
+
+
+def _function(given: Any) -> Callable:
+  return naming.load(given) if isinstance(given, str) else given
+
+
+def _is_path(given: Any) -> bool:
+  return isinstance(given, str | os.PathLike)
+
+
+def _listed(rows: Any) -> list[Row]:
+  """Rows of a list, an iterator or a data set, as plain dicts."""
+  if isinstance(rows, Mapping):
+    raise ValueError(
+      "rows are a list of dicts, not one mapping: of a data set with splits "
+      f"({', '.join(map(str, rows))}), pass one"
+    )
+  if not isinstance(rows, Iterable):
+    raise TypeError(f"rows are a file or a list of dicts, not {rows!r}")
+  return [dict(row) if isinstance(row, Mapping) else row for row in rows]
+
+
+def _column(row: Row, name: str) -> Any:
+  if name not in row:
+    raise ValueError(f"no column {name!r}: {naming.nearest(name, [*row])}")
+  return row[name]
+
+
+def _messages(asked: Any) -> tuple[Mapping[str, str], ...]:
+  if isinstance(asked, str):
+    return ({"role": "user", "content": asked},)
+  if not isinstance(asked, list | tuple) or not asked:
+    raise ValueError(
+      f"a prompt is a text or a list of chat messages, not {asked!r}"
+    )
+  return row_files.messages({"prompt": list(asked)})
+
+
+def _digest(messages: Sequence[Mapping[str, str]]) -> float:
+  """A number from 0 to 1 that is of the prompt alone."""
+  text = json.dumps(messages, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).digest()
+  return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
+  """Writes rows into a file whose name is of what they say."""
+
+  def plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+  text = "".join(json.dumps(row, default=plain) + "\n" for row in rows)
+  # Other rows have another name: those of a run are never overwritten, and a
+  # run with others is another run.
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  path = folder.resolve() / f"rows_{digest}.jsonl"
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+  return str(path)
