@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick changed parity engines adapters environments bfcl bench lint format clean tables notebooks docs
+.PHONY: help demo test quick changed parity engines adapters harness environments bfcl bench lint format clean tables notebooks docs
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -84,6 +84,9 @@ environments: $(PEERS)/openenv/.installed-host $(PEERS)/verifiers/.installed-hos
 	$(LAUNCH) $(PEERS)/openenv/bin/python -m pytest tests/contrib/openenv_test.py
 	$(LAUNCH) $(PEERS)/verifiers/bin/python -m pytest tests/contrib/verifiers_test.py
 
+harness: $(PEERS)/harness/.installed-host  ## evaluate a policy by lm-eval, and read what Label Studio writes
+	$(LAUNCH) $(PEERS)/harness/bin/python -m pytest tests/contrib/lm_eval_test.py tests/annotate/label_studio_test.py
+
 bfcl: $(PEERS)/bfcl/.installed-host  ## score gold and damaged answers by the checker of BFCL
 	$(LAUNCH) $(PEERS)/bfcl/bin/python -m pytest tests/tasks/tool_calling/bfcl_test.py
 
@@ -148,6 +151,11 @@ $(PEERS)/verifiers/.installed-host: setup.py pyproject.toml
 
 # Without its requirements: an older NumPy, and clients that its checker does
 # not need.
+$(PEERS)/harness/.installed-host: setup.py pyproject.toml
+	$(MAKE) VENV=$(PEERS)/harness $(PEERS)/harness/.installed-test
+	@$(INSTALL) $(PEERS)/harness/bin/python --editable ".[lm_eval]" "label-studio-sdk>=2.1,<3"
+	@touch $@
+
 $(PEERS)/bfcl/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/bfcl $(PEERS)/bfcl/.installed-test
 	@$(INSTALL) $(PEERS)/bfcl/bin/python --no-deps "bfcl-eval==2026.3.23"

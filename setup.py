@@ -79,6 +79,8 @@ _TEXTWORLD = ["textworld>=1.7,<1.8", "textworld-express>=1.1,<1.2"]
 # methods of its trainers, so that another minor release is another host.
 _TRL = ["trl>=1.16,<1.17", "transformers>=5,<6"]
 _TUNIX = ["google-tunix==0.1.7"]
+# Evaluates policies on its own tasks; 0.4.13 is what was tried.
+_LM_EVAL = ["lm-eval>=0.4.13,<0.5"]
 # Environments of other libraries; the versions that were tried. OpenEnv and
 # verifiers do not go into one environment: they want different releases of mcp.
 _GYMNASIUM = ["gymnasium>=1.4,<1.5"]
@@ -145,6 +147,8 @@ _EXTRAS = {
   # machine needs first.
   "trl": _TRL + ["torch>=2.8"],
   "tunix": _TUNIX,
+  # `make harness` tests it.
+  "lm_eval": _LM_EVAL,
   # Environments of other libraries; `make environments` tests them.
   "gymnasium": _GYMNASIUM,
   "openenv": _OPENENV,

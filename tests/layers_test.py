@@ -88,9 +88,9 @@ ROOMS = {
   ),
   "contrib": Room(
     "contrib",
-    "mathematics rollout tasks training edges run contrib",
+    "mathematics models rollout tasks training edges run contrib",
     "jax flax numpy",
-    f"{GAMES} {ENVIRONMENTS} torch trl tunix",
+    f"{GAMES} {ENVIRONMENTS} lm_eval torch trl tunix",
   ),
   "configs": Room(""),
 }
