@@ -344,8 +344,13 @@ def evaluate(
   return lm_eval.simple_evaluate(made, tasks=list(tasks), **options)
 
 
-if __name__ == "__main__":
+def main() -> None:
+  """The command of lm-eval, which knows the model `saw_jax`."""
   model_class()
   import lm_eval.__main__
 
   lm_eval.__main__.cli_evaluate()
+
+
+if __name__ == "__main__":
+  main()
