@@ -58,7 +58,7 @@ def test_code_is_laid_out_alike_and_none_is_squeezed(name):
     if kind == "py":
       ast.parse(code)
       done = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--isolated", "-"],
+        [sys.executable, "-m", "ruff", "format", "-"],
         input=code,
         capture_output=True,
         text=True,

@@ -257,10 +257,7 @@ def model_class() -> type:
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
       del disable_tqdm
-      found = self.reader.score([pair for _, *pair in requests])
-      for (texts, *_), answer in zip(requests, found, strict=True):
-        self.cache_hook.add_partial("loglikelihood", texts, answer)
-      return found
+      return self.reader.score([pair for _, *pair in requests])
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
       totals = []
@@ -270,8 +267,6 @@ def model_class() -> type:
         )
         pairs = list(map(utils.make_disjoint_window, windows))
         totals.append(sum(value for value, _ in self.reader.score(pairs)))
-        name = "loglikelihood_rolling"
-        self.cache_hook.add_partial(name, (text,), totals[-1])
       return totals
 
     def generate_until(self, requests, disable_tqdm=False):
@@ -288,13 +283,11 @@ def model_class() -> type:
         prompts = [self.tok_encode(requests[i].args[0]) for i in chosen]
         written = self.reader.write(prompts, *how, seed=self._sampling_seed)
         texts |= dict(zip(chosen, written, strict=True))
-      for index, request in enumerate(requests):
-        texts[index] = lm_eval.models.utils.postprocess_generated_text(
-          texts[index], request.args[1].get("until"), None
-        )
-        name = "generate_until"
-        self.cache_hook.add_partial(name, request.args, texts[index])
-      return [texts[index] for index in range(len(requests))]
+      cut = lm_eval.models.utils.postprocess_generated_text
+      return [
+        cut(texts[index], request.args[1].get("until"), None)
+        for index, request in enumerate(requests)
+      ]
 
   return PolicyLM
 
