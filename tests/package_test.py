@@ -226,6 +226,7 @@ def venv(wheel, tmp_path_factory):
     [sys.executable, "-m", "pip", f"--python={python}", "install"]
     + ["--quiet", "--no-deps", "--no-index", str(wheel)],
     check=True,
+    env={**os.environ, "PYTHONPATH": ""},  # where it is installed already
   )
   # Requirements are those of this environment: what its own .pth files add,
   # such as this checkout, is not.
