@@ -105,8 +105,8 @@ def warm_start(
 ) -> PyTree:
   """Trains a decoder on demonstrations, or takes it from a folder.
 
-  Those of the tables are `kept` with the configs, so that everyone begins where
-  their numbers did; what is trained goes into the cache.
+  Some are `kept` with the configs, so that everyone begins at the same weights;
+  what is trained goes into the cache.
   """
   params = decoder.init_params(decoder_config, jax.random.key(config.seed))
   if not config.num_steps:
