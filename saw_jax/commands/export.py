@@ -62,24 +62,13 @@ def export(
     raise command_line.UsageError(f"--output: there is a model in {output}")
 
   from saw_jax.models.hub import pretrained
-  from saw_jax.run import build, run_directory
-  from saw_jax.run import experiment as experiment_lib
-  from saw_jax.training import update
+  from saw_jax.run import build
 
   with command_line.checking_input():
-    run, seeds = run_directory.read_config(workdir, config)
-    seed = seeds[0] if seed is None else seed
-    if seed not in seeds:
-      raise ValueError(f"--seed={seed}: the run has {seeds}")
-    experiment = build.build(run, task=task)
-    document = None
-    if run.checkpoint:
-      document = build.open_checkpoint(run).document
-    step = build.checkpoint_step(workdir, str(checkpoint))
-  step, policy = experiment_lib.restore(
-    experiment, len(seeds), workdir, step=step
-  )
-  params = update.take_seed(policy.lift.fetch(policy.params), seeds.index(seed))
+    run, experiment, seed, step, params = build.read_policy(
+      workdir, checkpoint, seed, task=task, config=config
+    )
+    document = build.open_checkpoint(run).document if run.checkpoint else None
   with command_line.checking_input():
     files = pretrained.save_checkpoint(
       output,

@@ -29,10 +29,8 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import build, registry, run_directory
-from saw_jax.run import experiment as experiment_lib
+from saw_jax.run import build, registry
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import update
 from saw_jax.types import Array, PyTree
 
 _CHUNK = 64  # tokens whose logits are in memory at once, in each program
@@ -186,15 +184,7 @@ def open_reader(
     source = pretrained.open_checkpoint(path, max_length=most)
     config, params = source.config, source.load(source.config)
   else:
-    run, seeds = run_directory.read_config(workdir)
-    seed = seeds[0] if seed is None else seed
-    if seed not in seeds:
-      raise ValueError(f"seed={seed}: the run in {workdir} has {seeds}")
-    made = build.build(run)
-    step = build.checkpoint_step(workdir, str(checkpoint))
-    _, policy = experiment_lib.restore(made, len(seeds), workdir, step=step)
-    params = policy.lift.fetch(policy.params)
-    params = update.take_seed(params, seeds.index(seed))
+    run, made, _, _, params = build.read_policy(workdir, checkpoint, seed)
     config, tokenizer, limits = made.decoder, made.tokenizer, run.rollout
     most = max_length or limits.max_prompt_tokens + limits.max_new_tokens
   sizes = {"max_length": most, "batch_size": int(batch_size)}

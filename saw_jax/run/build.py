@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -23,13 +24,13 @@ from saw_jax.run import (
   warm_start,
 )
 from saw_jax.run import config as config_lib
-from saw_jax.run.experiment import kind_of, param_shardings
+from saw_jax.run.experiment import kind_of, param_shardings, restore
 from saw_jax.run.loop import train as train
 from saw_jax.run.sections import Experiment, RunConfig, TaskConfig
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import hosts, parallel
+from saw_jax.training import hosts, parallel, update
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
@@ -216,3 +217,23 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   if word.isdigit():
     return int(word)
   raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
+
+
+def read_policy(
+  workdir: str | os.PathLike,
+  checkpoint: str | int = "last",
+  seed: int | None = None,
+  *,
+  task: Any = None,
+  config: Any = None,
+) -> tuple[RunConfig, Experiment, int, int, PyTree]:
+  """Reads one policy of a run: settings, experiment, seed, step, parameters."""
+  run, seeds = run_directory.read_config(workdir, config)
+  seed = seeds[0] if seed is None else seed
+  if seed not in seeds:
+    raise ValueError(f"seed={seed}: the run in {workdir} has {seeds}")
+  made = build(run, task=task)
+  step = checkpoint_step(workdir, str(checkpoint))
+  step, policy = restore(made, len(seeds), workdir, step=step)
+  params = policy.lift.fetch(policy.params)
+  return run, made, seed, step, update.take_seed(params, seeds.index(seed))
