@@ -1,7 +1,7 @@
 """Who is a knight and who is a knave, read from a text, and rewarded.
 
 An answer stands in `<answer>...</answer>`, as `ann=knight|bob=knave` or in
-sentences such as "Ann is a knight".
+plain statements such as "Ann is a knight".
 """
 
 import re
@@ -17,12 +17,17 @@ NO_BLOCK, NO_ROLES, WRONG, RIGHT = -3.0, -1.0, -0.5, 3.0
 _TRUTHS = ("solution_text_format", "answer", "ground_truth", "target")
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_NAME = r"[A-Za-z][A-Za-z'_-]*"
-_PAIR = re.compile(rf"({_NAME}) *= *(knight|knave)", re.IGNORECASE)
-# A name starts where a word starts, so that a search takes linear time.
-_SENTENCE = re.compile(
-  rf"(?<![A-Za-z])({_NAME})\s+(?:is|are)\s+(?:an?\s+)?(knight|knave)\b",
-  re.IGNORECASE,
+_NAME = re.compile(r"[^\W\d_][\w'-]*")
+_NUMBER = re.compile(r"[(]?[0-9]{1,3}[.)]|[-•]")
+# What is said in quotation marks or parentheses, which need not end.
+_ASIDE = re.compile(
+  r'"[^"]*(?:"|$)|“[^”]*(?:”|$)|«[^»]*(?:»|$)|‘[^’]*(?:’|$)'
+  r"|[(][^)]*(?:[)]|$)|(?<!\w)'[^']*(?:'(?!\w)|$)"
+)
+# Words before a statement that leave it as it is.
+_LEADS = set(
+  "and so thus therefore hence finally here the final answer answers solution "
+  "conclusion result roles in is are as follows".split()
 )
 
 
@@ -42,17 +47,53 @@ def extract_answer(text: str) -> str | None:
 
 
 def read_roles(answer: str) -> dict[str, str]:
-  """Reads roles by name, in small letters, from pairs or from sentences.
+  """Reads roles by name, in small letters, from plain statements.
 
-  Of two about one person the last counts. A sentence with "not" or about
-  "both" says nothing.
+  Such a statement is `ann=knight`, "Ann: knight" or "Ann is a knight"; several
+  are joined by `|`, commas, semicolons or "and". A sentence with anything else
+  in it states nothing, be it a negation, a condition, an alternative, a
+  question, a quotation or a thought: it takes away the roles that were stated
+  of the people in it, or everybody's where it names none of them. Of two
+  statements about one person the later counts.
 
-  >>> read_roles("(1) Ann is a knight, (2) Bob is not a knave")
+  >>> read_roles("(1) Ann is a knight, (2) Eve is a knave. Is Eve a knight?")
   {'ann': 'knight'}
   """
-  pairs = [_PAIR.fullmatch(part.strip()) for part in answer.split("|")]
-  matches = pairs if all(pairs) else _SENTENCE.finditer(answer)
-  return {match[1].lower(): match[2].lower() for match in matches}
+  text = re.sub(r"[*`#]", "", answer.lower())
+  text = _ASIDE.sub(lambda aside: re.sub(r"[.!?\n]", " ", aside[0]), text)
+  text = re.sub(r"(?m)^ *([0-9]{1,3})[.]", r"(\1)", text)
+  text = re.sub(r"->|[=:]", " is ", text)
+  roles, is_open = {}, False
+  for sentence in re.findall(r"[^.!?\n]*[.!?\n]?", text):
+    parts = re.split(r"[,;|&]|\band\b", sentence.rstrip(".!?\n"))
+    found = [_read_statement(part.split()) for part in parts]
+    is_plain = not is_open and None not in found and sentence[-1:] != "?"
+    if is_plain:
+      roles.update(pair for pair in found if pair)
+    elif sentence.strip():
+      named = [w for w in re.findall(r"[\w'-]+", sentence) if w in roles]
+      for name in named or list(roles):
+        roles.pop(name, None)
+    # What is not plain goes on in the next line where nothing ends it.
+    is_open = not is_plain and sentence[-1:] not in tuple(".!?")
+  return roles
+
+
+def _read_statement(words: list[str]) -> tuple[str, ...] | None:
+  """Returns a name and a role, () where nothing is said, or None."""
+  words = words[bool(words and _NUMBER.fullmatch(words[0])) :]
+  if _LEADS.issuperset(words):
+    return ()
+  role = words.pop()
+  if role not in ("knight", "knave"):
+    return None
+  if words and words[-1] in ("a", "an", "the"):
+    words.pop()
+  if len(words) < 2 or words.pop() not in ("is", "are"):
+    return None
+  name = words.pop()
+  is_said = _NAME.fullmatch(name) and _LEADS.issuperset(words)
+  return (name, role) if is_said else None
 
 
 def canonical(

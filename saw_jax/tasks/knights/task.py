@@ -117,6 +117,7 @@ class KnightsTask(answer_task.AnswerTask):
     reference = example.reference
     inside = {"no_roles": "nobody knows"}
     inside["negated"] = reference.replace("=", " is not a ")
+    inside["supposed"] = f"if {reference}"
     if "|" in reference:
       draws = Draws("damage", example.key, "missing")
       inside["somebody_missing"] = _without_one(draws, reference)

@@ -63,16 +63,40 @@ class TestRead:
       ("(1) Ann is a knight\n(2) Bob is a knave", "knight knave"),
       ("Ann is knight and Bob are an knave.", "knight knave"),
       ("Ann is a knave. Bob is a knave. Ann is a knight.", "knight knave"),
-      # One part that is no pair: read as sentences, of which there are none.
+      ("ann=knight, bob=knave", "knight knave"),
+      ("So the answer is:\n- **Ann**: Knight\n- Bob: knave", "knight knave"),
+      ("1. Ann is a knight;\n2. thus Bob is the knave!", "knight knave"),
+      ("Is Ann a knave? Bob is not. Ann is a knight.", "knight"),
+      ("Ann is a knight. Bob is a knave. Bob is not a knave.", "knight"),
       *(
         (text, "")
         for text in (
           "ann=knight|bob",
-          "ann=knight, bob=knave",
-          "Ann: knight, Bob: knave",
           "Ann is not a knave",
           "both Ann and Bob are knights",
           "Ann is a knightly person",
+          "it is false that Ann is a knight",
+          "If Ann is a knight then Bob is a knave",
+          "If Ann is a knight, Bob is a knave",
+          "Bob is a knave, if Ann is a knight",
+          "Ann is a knight or a knave",
+          "Ann is a knight and a knave",
+          "Ann is a knight or Bob is a knave",
+          "Ann is a knight\nor a knave",
+          "Ann is a knight. That is false.",
+          "Ann is a knight?",
+          "Suppose Ann is a knight",
+          "The following is false:\nAnn is a knight",
+          "It is not true that\n\nann=knight|bob=knave",
+          "Bob says: Ann is a knight",
+          'Bob says: "Hm. Ann is a knight. Yes."',
+          "Bob said “well. Ann is a knight.",
+          "I guess (Right? Ann is a knight. Or not.)",
+          "either ann=knight|bob=knave",
+          "maybe ann=knight|bob=knave",
+          "ann=knight|bob=knave, or not",
+          "not ann=knight",
+          "ann!=knight",
         )
       ),
     ],
@@ -91,7 +115,8 @@ class TestRead:
 @pytest.mark.parametrize(
   "text",
   ["<answer>" * 20_000, "a" * 100_000, "a " * 50_000, "ann is a " * 20_000]
-  + ["a=|" * 30_000, " " * 100_000, "a=" + " " * 100_000],
+  + ["a=|" * 30_000, " " * 100_000, "a=" + " " * 100_000, "\n" * 100_000]
+  + ["'a'b \"(" * 30_000, "'" * 100_000, "a=knave.b" * 30_000 + "a." * 30_000],
 )
 def test_long_texts_take_little_time(text):
   start = time.perf_counter()
