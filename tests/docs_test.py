@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import importlib.util
 import inspect
 import json
 import pathlib
@@ -12,10 +11,10 @@ import unittest.mock
 
 import pytest
 
+from docs import paper_index, reference
 from saw_jax import algorithms
 from saw_jax import commands as saw_commands
 from saw_jax.models.hub import config as hub_config
-from saw_jax.reporting import paper_index
 from saw_jax.run import config as configs
 from saw_jax.run import registry, sections
 from tests import budget_test, helpers, package_test
@@ -114,7 +113,7 @@ class TestPaperIndex:
   def test_it_is_what_configs_and_results_say(self):
     path = ROOT / "docs" / "paper_index.md"
     assert path.read_text(encoding="utf-8") == paper_index.page(), (
-      "docs/paper_index.md is old: run python saw_jax/reporting/paper_index.py"
+      "docs/paper_index.md is old: run python docs/paper_index.py"
     )
 
   def test_a_result_stands_beside_its_row_or_was_not_run(
@@ -281,21 +280,12 @@ class TestNumbers:
 class TestReference:
   """What docs/reference.py writes of configs and metrics."""
 
-  @pytest.fixture
-  def reference(self):
-    spec = importlib.util.spec_from_file_location(
-      "reference", ROOT / "docs" / "reference.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-  def test_it_is_what_the_code_says(self, reference):
+  def test_it_is_what_the_code_says(self):
     for name, text in reference.pages().items():
       kept = (ROOT / "docs" / name).read_text(encoding="utf-8")
       assert kept == text, f"{name} is old: run python docs/reference.py"
 
-  def test_it_has_every_key_and_what_it_means(self, reference):
+  def test_it_has_every_key_and_what_it_means(self):
     def keys(section, prefix=""):
       for name, value in section.items():
         if hasattr(value, "items") and len(value):
@@ -307,7 +297,7 @@ class TestReference:
     for key in keys(configs.get_config()):
       assert re.search(key, page), key
 
-  def test_a_comment_is_found_above_and_beside_its_field(self, reference):
+  def test_a_comment_is_found_above_and_beside_its_field(self):
     said = reference.comments(sections.LoopConfig)
     assert said["group_size"] == "G"
     assert reference.comments(sections.TokenizerConfig)["name"].startswith(

@@ -17,7 +17,7 @@ from saw_jax.tasks.row_files import field
 from saw_jax.tasks.summaries import rewards
 from saw_jax.tasks.summaries.judge import Judge, JudgeConfig, Unscored
 
-# A byte-level BPE of the library's texts, see `tasks.make_tokenizer`.
+# A byte-level BPE, made by experiments/make_vocabularies.py.
 VOCABULARY = pathlib.Path(__file__).parent / "assets/summaries_bpe.json"
 _STAND_IN = "stand-in: rule rewards, not the judge"
 _TEMPLATES = {

@@ -15,7 +15,7 @@ from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.row_files import field
 from saw_jax.tasks.tool_calling import answers, bfcl, catalogue, rewards
 
-# A byte-level BPE of generated examples, see `tasks.make_tokenizer`.
+# A byte-level BPE, made by experiments/make_vocabularies.py.
 VOCABULARY = pathlib.Path(__file__).parent / "assets/tool_calling_bpe.json"
 # What ToolRL's own ground truths have in place of a thought.
 _PLACEHOLDER = (

@@ -1,6 +1,6 @@
 """Makes the vocabularies of the tasks that have one for a policy from nothing.
 
-  python -m saw_jax.tasks.make_tokenizer
+  python experiments/make_vocabularies.py
 
 writes the file `VOCABULARY` of each such task, the same bytes each time.
 """

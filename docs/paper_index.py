@@ -1,6 +1,6 @@
 """Writes docs/paper_index.md: from a method to its functions and our number.
 
-  python saw_jax/reporting/paper_index.py
+  python docs/paper_index.py
 
 All of it is read from configs, from the tables of `saw_jax.algorithms` and from
 results/*/*/tiny/table.csv; tests/docs_test.py says when the page is old.
@@ -9,20 +9,22 @@ results/*/*/tiny/table.csv; tests/docs_test.py says when the page is old.
 import csv
 import functools
 import pathlib
+import sys
 from collections.abc import Callable
 
-from saw_jax.reporting import catalogue
-from saw_jax.run import command_line, config
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from saw_jax.reporting import catalogue  # noqa: E402
+from saw_jax.run import config  # noqa: E402
+
 _SCALE = "tiny"
 _HEAD = """# From papers to code
 
 Every method and baseline: the functions that it is made of, the rows that run
 it, and what came out here at scale `tiny`. This page is written by
-`python saw_jax/reporting/paper_index.py` from the configs and from `results/`,
-and a test says when it is old. Names are those below `saw_jax`; options are in
-the config.
+`python docs/paper_index.py` from the configs and from `results/`, and a test
+says when it is old. Names are those below `saw_jax`; options are in the config.
 """
 
 
@@ -154,4 +156,4 @@ def _results(path: pathlib.Path) -> dict[tuple[str, str], str]:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  sys.exit(main())
