@@ -3,7 +3,7 @@
 Each name of `assets/methods.json` is a part, the keys of a config that it sets;
 parts are joined by `+`. Two of them may not set one key differently. Papers
 whose loss was made for one advantage say so in `ALONE`: it is theirs unless
-another part brings its own. A ratio to `behave`, the sampler's own log-probs, is
+another part brings its own. A ratio to `behave`, the sampler's log-probs, is
 verl's default.
 """
 

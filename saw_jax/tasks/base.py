@@ -5,6 +5,8 @@ Nothing in this room imports JAX, so that workers start fast and stay small.
 
 import dataclasses
 import enum
+import json
+import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -96,6 +98,12 @@ class Task(Protocol):
     Returns one finite value within its range per component, and the outcome;
     the same for the same arguments, whatever was scored before.
     """
+
+
+def asset(module: str, name: str) -> Any:
+  """What a JSON file of the folder `assets` beside a module holds."""
+  path = pathlib.Path(module).with_name("assets") / name
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def token_limits(task: Task) -> dict[int, int]:

@@ -5,6 +5,7 @@ look at where they stand at every step and go on from there, so that
 demonstrations can hold mistakes and what to do about them.
 """
 
+import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from saw_jax.tasks.draws import Draws
@@ -14,22 +15,7 @@ from saw_jax.tasks.household.world import World, kind_of, number_of
 
 NOTHING = "Nothing happens."
 # Knives cut nothing here: the last line is ALFWorld's all the same.
-HELP = """\
-Available commands:
-  look:                             look around your current location
-  inventory:                        check your current inventory
-  go to (receptacle):               move to a receptacle
-  open (receptacle):                open a receptacle
-  close (receptacle):               close a receptacle
-  take (object) from (receptacle):  take an object from a receptacle
-  move (object) to (receptacle):  place an object in or on a receptacle
-  examine (something):              examine a receptacle or an object
-  use (object):                     use an object
-  heat (object) with (receptacle):  heat an object using a receptacle
-  clean (object) with (receptacle): clean an object using a receptacle
-  cool (object) with (receptacle):  cool an object using a receptacle
-  slice (object) with (object):     slice an object using a sharp object
-"""
+HELP = (pathlib.Path(__file__).parent / "assets/help.txt").read_text()
 _NOWHERE = -1  # where a carried object is, and who stands amid the room
 LONGEST = 200  # no action has as many characters
 _AROUND = "You are in the middle of a room. Looking quickly around you, you see"

@@ -16,33 +16,8 @@ _VERBS = (
   *("go to", "open", "close", "take", "move", "examine", "use"),
   *("clean", "heat", "cool", "inventory", "look", "help"),
 )
-_NAMES = sorted(
-  {kind for room in world.ROOMS.values() for kind in room.receptacles}
-  | set(world.FITS)
-  | {world.kind_of(world.LAMP)}
-)
 # The pieces of compact prompts, of actions and of what is seen after them.
-PIECES = (
-  *_VERBS,
-  *(" from", " to", " with", "|", ">", ";"),
-  *(f" {name}" for name in _NAMES),
-  *(f" {number}" for number in range(1, 10)),
-  *("put a", "put some", "put a clean", "put a hot", "put a cool", "put two"),
-  *("clean some", "heat some", "cool some", "look at", "examine the"),
-  *("find two", " in", " on", " and put it in", " and put them in", "."),
-  *(" under the desklamp", " with the desklamp"),
-  *("You arrive at", ". The", " is closed.", ". On the", ", you see a"),
-  *(", a", ", and a", ", you see nothing.", " is open. In it"),
-  *("You open the", "You close the", "You pick up the", " from the"),
-  *("You move the", " to the", "You clean the", "You heat the"),
-  *("You cool the", " using the", "You turn on the", rules.NOTHING),
-  *("You are not carrying anything.", "You are carrying: a"),
-  *("You are facing the", ". Next to it, you see nothing."),
-  "You are in the middle of a room. Looking quickly around you",
-  *("There's nothing special about", "This is a", " hot", " cold", " clean"),
-  *(" cool", " and", "On the", "The", rules.HELP),
-  *("-= Welcome to TextWorld, ALFRED! =-\n\n", "\n\nYour task is to: "),
-)
+PIECES = base.asset(__file__, "pieces.json")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,73 +20,14 @@ STATES = {"clean": "clean", "heat": "hot", "cool": "cool"}
 OPENABLE = frozenset(["cabinet", "drawer", "fridge", "microwave", "safe"])
 LAMP = "desklamp 1"
 
-_GOALS = {
-  "pick": ("put a {thing} in {place}.", "put some {thing} on {place}."),
-  "look": (
-    "look at {thing} under the desklamp.",
-    "examine the {thing} with the desklamp.",
-  ),
-  "two": (
-    "put two {thing} in {place}.",
-    "find two {thing} and put them in {place}.",
-  ),
-} | {
-  verb: (
-    f"put a {state} {{thing}} in {{place}}.",
-    f"{verb} some {{thing}} and put it in {{place}}.",
-  )
-  for verb, state in STATES.items()
-}
-# What each tool does something to.
-ABLE = {
-  "clean": "apple bowl butterknife cloth cup dishsponge egg fork knife ladle"
-  " lettuce mug pan plate pot potato soapbar spatula spoon tomato".split(),
-  "heat": "apple bread cup egg mug plate potato tomato".split(),
-  "cool": "apple bowl bread cup egg lettuce mug pan plate pot potato tomato"
-  " winebottle".split(),
-}
-
-_FOOD = "countertop diningtable fridge garbagecan microwave sinkbasin"
-_DISH = "cabinet countertop diningtable fridge microwave shelf sinkbasin"
-_CUTLERY = "countertop diningtable drawer sinkbasin"
-_COOKWARE = "cabinet countertop diningtable fridge sinkbasin stoveburner"
-_SMALL = (
-  "armchair bed coffeetable desk diningtable drawer dresser garbagecan safe"
-  " shelf sidetable sofa tvstand"
-)
-_PAPER = "armchair bed coffeetable desk diningtable drawer dresser sidetable"
-_DECOR = (
-  "cabinet coffeetable countertop desk diningtable dresser safe shelf"
-  " sidetable toilet tvstand"
-)
-_BATH = "bathtubbasin cabinet cart countertop garbagecan sinkbasin toilet"
+_DATA = base.asset(__file__, "world.json")
+_GOALS = _DATA["goals"]  # by kind of task
+ABLE = _DATA["able"]  # what each tool does something to
 # Object -> the receptacles that it can lie in.
 FITS: Mapping[str, frozenset[str]] = {
-  thing: frozenset(places.split())
-  for things, places in (
-    ("apple bread egg potato tomato", _FOOD),
-    ("lettuce", "countertop diningtable fridge garbagecan sinkbasin"),
-    ("bowl cup plate", _DISH),
-    ("mug", f"{_DISH} coffeemachine desk drawer dresser sidetable"),
-    ("butterknife fork knife ladle spatula spoon", _CUTLERY),
-    ("pan pot", _COOKWARE),
-    ("peppershaker saltshaker", "cabinet countertop diningtable drawer shelf"),
-    ("winebottle", "cabinet countertop diningtable fridge garbagecan"),
-    ("dishsponge", "bathtubbasin cabinet cart countertop drawer sinkbasin"),
-    ("cellphone creditcard keychain remotecontrol watch", _SMALL),
-    ("cd pen pencil", "desk drawer dresser garbagecan safe shelf sidetable"),
-    ("book laptop newspaper", f"{_PAPER} sofa tvstand"),
-    ("pillow", "armchair bed sofa"),
-    ("alarmclock", "bed desk dresser shelf sidetable"),
-    ("statue vase", _DECOR),
-    ("candle", f"{_DECOR} bathtubbasin cart drawer"),
-    ("tissuebox", f"{_DECOR} bed cart drawer sofa"),
-    ("cloth soapbar", f"{_BATH} drawer"),
-    ("soapbottle spraybottle", f"{_BATH} drawer shelf"),
-    ("toiletpaper", f"{_BATH} drawer toiletpaperhanger"),
-    ("handtowel", "cabinet cart countertop handtowelholder sinkbasin"),
-  )
-  for thing in things.split()
+  thing: frozenset(places)
+  for things, places in _DATA["fits"]
+  for thing in things
 }
 
 
@@ -95,43 +36,10 @@ class Room(NamedTuple):
 
   receptacles: Mapping[str, int]
   objects: Sequence[str]
-  tasks: tuple[str, ...]
+  tasks: Sequence[str]
 
 
-_HOME = ("pick", "look", "two")
-ROOMS: Mapping[str, Room] = {
-  "kitchen": Room(
-    dict(cabinet=6, drawer=5, countertop=3, stoveburner=4, diningtable=1)
-    | dict(fridge=1, microwave=1, sinkbasin=1, garbagecan=1, coffeemachine=1)
-    | dict(shelf=3),
-    "apple bread egg potato tomato lettuce bowl cup plate mug butterknife"
-    " fork knife ladle spatula spoon pan pot peppershaker saltshaker"
-    " winebottle dishsponge".split(),
-    ("pick", "clean", "heat", "cool", "two"),
-  ),
-  "bathroom": Room(
-    dict(cabinet=4, drawer=4, countertop=2, sinkbasin=2, bathtubbasin=1)
-    | dict(toilet=1, garbagecan=1, cart=1, toiletpaperhanger=1)
-    | dict(handtowelholder=2, shelf=2),
-    "cloth soapbar soapbottle spraybottle toiletpaper handtowel candle"
-    " tissuebox dishsponge".split(),
-    ("pick", "clean", "two"),
-  ),
-  "bedroom": Room(
-    dict(bed=1, desk=2, dresser=1, sidetable=2, drawer=8, shelf=5)
-    | dict(garbagecan=1, safe=1, armchair=1),
-    "alarmclock book cd cellphone creditcard keychain laptop mug pen pencil"
-    " pillow statue vase watch".split(),
-    _HOME,
-  ),
-  "livingroom": Room(
-    dict(sofa=1, armchair=2, coffeetable=1, diningtable=1, sidetable=2)
-    | dict(tvstand=1, shelf=4, drawer=5, cabinet=4, garbagecan=1, safe=1),
-    "book cellphone creditcard keychain laptop newspaper pillow"
-    " remotecontrol statue tissuebox vase watch candle".split(),
-    _HOME,
-  ),
-}
+ROOMS = {name: Room(**room) for name, room in _DATA["rooms"].items()}
 # Where a lamp can stand: tops, so that it is never behind a door.
 _LAMP_PLACES = frozenset(["desk", "dresser", "sidetable", "coffeetable"])
 

@@ -28,22 +28,8 @@ LONGEST_PASSAGE = 3_000  # characters of a passage that are shown
 _BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NAMES = (
-  *(*search_corpus.FIRST, *search_corpus.LAST, *search_corpus.JOBS),
-  *(*search_corpus.CITIES, *search_corpus.COUNTRIES),
-  *(*search_corpus.ADJECTIVES, *search_corpus.NOUNS),
-)
-# The pieces of drawn corpora: of questions, of actions, and of passages.
-PIECES = (
-  *_NAMES,
-  *(f" {name}" for name in _NAMES),
-  *("<search>", "</search>", "<answer>", "</answer>", "|", ">", "?"),
-  *("in which country is", "in which country was", " born?", "where was"),
-  *("what did", " become?", "who wrote the", "where was the author of the"),
-  *(" is a city in", " was born in", " and became a", ".", "the"),
-  *(" is a book by", '<information>{"result": "', '"}</information>'),
-  *("Doc 1: ", "Doc 2: ", "Doc 3: ", "\\n", "unknown"),
-)
+# The pieces of compact prompts, of questions, of actions, and of passages.
+PIECES = base.asset(__file__, "pieces.json")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from saw_jax.tasks import environments
+from saw_jax.tasks import base, environments
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.shop import products as shop_products
@@ -20,32 +20,8 @@ from saw_jax.tasks.shop.site import ShopConfig
 _LONGEST_ACTION = 300
 _MOST_CHOICES = 20_000  # combinations of options that the expert tries
 _ACTION = re.compile(r"(search|click)\[[^\[\]]+\]")
-_SHARED_BY_ALL = " [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
-_WORDS = sorted(
-  {*shop_products.COLORS, *shop_products.SIZES, *shop_products.KINDS}
-  | {one for _, _, several in shop_products.KINDS.values() for one in several}
-  | {name for _, options, _ in shop_products.KINDS.values() for name in options}
-)
-# The pieces of drawn shops: of instructions, of actions, and of pages.
-PIECES = (
-  *("search[", "click[", "]", "|", ">", ";", " ", "i need a ", ", ", ": "),
-  ", and price lower than ",
-  *(f"{limit}.00 dollars" for limit in range(20, 140, 10)),
-  *_WORDS,
-  *(f" {word}" for word in _WORDS),
-  *(f"{number:02d}" for number in range(100)),
-  *("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
-  *("b00000", " [SEP] B00000", " [SEP] ", " [SEP] $", ".0"),
-  *("back to search", "< prev", "next >", "buy now"),
-  *("description", "features", "reviews"),
-  *("Search", "Back to Search", "Back to Search [SEP] Page "),
-  *(" (Total results: ", ")", " [SEP] Next >", " [SEP] < Prev"),
-  *(" [SEP] Price: $", _SHARED_BY_ALL, " [SEP] Rating: N.A." + _SHARED_BY_ALL),
-  *(" [SEP] a", " [SEP] No Reviews", "WebShop", " [SEP] Instruction:"),
-  "Instruction:",
-  "Thank you for shopping with us! [SEP] Your score (min 0.0, max 1.0) [SEP] ",
-  "0.",
-)
+# The pieces of compact prompts, of instructions, of actions, and of pages.
+PIECES = base.asset(__file__, "pieces.json")
 
 
 def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
