@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import inspect
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from saw_jax.tasks import environments
 
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _TOOLS = """
 You may call these tools, with <tool_call>{"name": ..., "arguments": {...}}\
 </tool_call>:
@@ -145,8 +143,8 @@ class _Talk:
       text = await self._ask(self._news())
       add(self.trace, vf.AssistantMessage(content=text), sampled=True)
       self._told = len(self.trace.nodes)
-      calls = _TOOL_CALL.findall(text)
-      for index, call in enumerate(calls):
+      calls = list(environments.find_blocks(text, "tool_call"))
+      for index, (_, call) in enumerate(calls):
         name, found = await self.tools.call(call)
         add(
           self.trace,

@@ -10,7 +10,6 @@ from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
 
 FORMS = ("english", "compact")
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _HAN = re.compile("[\u4e00-\u9fff]")
 
 
@@ -176,7 +175,7 @@ class AgentTask:
     https://arxiv.org/abs/2505.10978. An action of an invalid reply is played
     too.
     """
-    found = _ACTION.search(completion)
+    found = next(find_blocks(completion, "action"), None)
     thinks = "<think>" in completion and "</think>" in completion
     valid = bool(found and thinks and not _HAN.search(completion))
     return Reply(self._clean(found[1]) if found else "", valid)
@@ -302,6 +301,21 @@ class FormTask(AgentTask):
       f"{self._subject}, inside <think> </think> tags. Then choose one "
       "admissible action and write it inside <action> </action> tags."
     )
+
+
+def find_blocks(text: str, *names: str) -> Iterator[tuple[str, str]]:
+  """Yields what stands in each `<name>...</name>`, in linear time.
+
+  A block goes to its first end; one that has none is passed over.
+
+  >>> list(find_blocks("<a><b>1</b></a><a>2</a><b>3", "a", "b"))
+  [('a', '<b>1</b>'), ('a', '2')]
+  """
+  place, last = 0, {name: text.rfind(f"</{name}>") for name in names}
+  for tag in re.finditer(f"<({'|'.join(names)})>", text):
+    if place <= tag.start() and tag.end() <= last[tag[1]]:
+      place = text.find(f"</{tag[1]}>", tag.end())
+      yield tag[1], text[tag.end() : place]
 
 
 def write_history(history: History, shown: int) -> str:

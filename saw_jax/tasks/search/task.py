@@ -167,7 +167,7 @@ class SearchTask(environments.FormTask):
       )
 
   def read_reply(self, completion: str) -> Reply:
-    found = _BLOCK.findall(completion)
+    found = list(environments.find_blocks(completion, "search", "answer"))
     if not found:
       return Reply("", False)
     verb, text = found[-1]

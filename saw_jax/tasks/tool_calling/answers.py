@@ -27,11 +27,10 @@ def canonical(text: str) -> str | None:
   >>> canonical("<response> hello </response>")
   '{"calls": [], "response": true}'
   """
+  text = rewards.hide_tags(text)
   has_response = rewards.RESPONSE in text and rewards.END_RESPONSE in text
   if rewards.CALL not in text:
     return _canonical([], True) if has_response else None
-  if rewards.END_CALL not in text:
-    return None
   # A policy writes anything, nesting past the recursion limit included.
   try:
     return _canonical(rewards.read_calls(text), has_response)

@@ -103,8 +103,7 @@ def read_calls(completion: str) -> list[dict[str, Any]] | None:
     calls = rewards.read_calls(answer)
   except Exception:
     return None
-  named = all(isinstance(call["name"], str) for call in calls)
-  if rewards.END_CALL not in answer or not named:
+  if not all(isinstance(call["name"], str) for call in calls):
     return None
   return [{call["name"]: call["parameters"]} for call in calls]
 
@@ -171,7 +170,7 @@ def gold_completion(example: base.Example) -> str:
         value = _write_script(value, about["type"])
       parameters[argument] = value
     calls.append({"name": name, "parameters": parameters})
-  lines = "\n".join(json.dumps(call) for call in calls)
+  lines = rewards.write_calls(calls)
   return f"{thought}{rewards.CALL}\n{lines}\n{rewards.END_CALL}"
 
 

@@ -140,10 +140,11 @@ def run_calls(completion: str, offered: Sequence[str]) -> str:
   """
   if rewards.CALL not in completion:
     return ""
-  block = completion.split(rewards.CALL, 2)[1]
-  if rewards.END_CALL not in block:
+  inside = rewards.hide_tags(completion).partition(rewards.CALL)[2]
+  block, end, _ = inside.partition(rewards.END_CALL)
+  if not end or rewards.CALL in block:
     return "open call"
-  lines = block.split(rewards.END_CALL, 1)[0].strip().split("\n")
+  lines = block.strip().split("\n")
   return "\n".join(_run(line, offered) for line in lines[:_MAX_CALLS])
 
 

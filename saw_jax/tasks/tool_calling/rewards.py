@@ -13,7 +13,10 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 RESPONSE, END_RESPONSE = "<response>", "</response>"
 
 Call = dict[str, Any]  # a name and its parameters
+_DECODER = json.JSONDecoder()
 _TURN, _END_TURN = "<|im_start|>assistant", "<|im_end|>"
+_TAGS = (THINK, END_THINK, CALL, END_CALL, RESPONSE, END_RESPONSE)
+_TAGS += (_TURN, _END_TURN)
 
 
 def extract_completion(text: str) -> str:
@@ -21,7 +24,7 @@ def extract_completion(text: str) -> str:
 
   The text may be an answer alone, with or without its end marker.
   """
-  return text.rpartition(_TURN)[2].partition(_END_TURN)[0].strip()
+  return hide_tags(text).rpartition(_TURN)[2].partition(_END_TURN)[0].strip()
 
 
 class Answer(NamedTuple):
@@ -33,7 +36,33 @@ class Answer(NamedTuple):
 
 
 def write_calls(calls: Sequence[Call]) -> str:
-  return "\n".join(json.dumps(call) for call in calls)
+  return "\n".join(_hide(json.dumps(call)) for call in calls)
+
+
+def _hide(call: str) -> str:
+  found = any(tag in call for tag in _TAGS)
+  return call.replace("<", "\\u003c") if found else call
+
+
+def hide_tags(text: str) -> str:
+  """Writes the tags in strings of calls as JSON may have them, so as no tags.
+
+  >>> print(hide_tags('<tool_call>{"name": "</response>"}</tool_call>'))
+  <tool_call>{"name": "\\u003c/response>"}</tool_call>
+  """
+  head, tag, block = text.partition(CALL)
+  lines = block.split("\n")
+  for index, line in enumerate(lines):
+    if "<" not in line:
+      continue
+    try:
+      _, end = _DECODER.raw_decode(line, len(line) - len(line.lstrip()))
+    except (ValueError, RecursionError):
+      break
+    lines[index] = _hide(line[:end]) + line[end:]
+    if END_CALL in line[end:]:
+      break
+  return head + tag + "\n".join(lines)
 
 
 def write(answer: Answer, body: str | None = None) -> str:
@@ -51,6 +80,7 @@ def read(reference: str) -> Answer:
   """Reads a ground truth into its parts; `write` makes them a text again."""
   if format_reward(reference, reference) != 1.0:
     raise ValueError("the reference is not in the rewarded format")
+  reference = hide_tags(reference)
   calls = tuple(read_calls(reference)) if CALL in reference else ()
   thought = reference.partition(THINK)[2].partition(END_THINK)[0].strip()
   said = reference.partition(RESPONSE)[2].partition(END_RESPONSE)[0].strip()
@@ -70,7 +100,9 @@ def format_reward(completion: str, reference: str) -> float:
   and each tag of the named blocks has to occur exactly once. A pattern of lazy
   gaps matches if and only if its fixed parts are found one after the other,
   each at its first chance; found that way, no text costs more than linear time.
+  Differs from the reference code: a tag in a string of a call is no tag.
   """
+  completion, reference = hide_tags(completion), hide_tags(reference)
   blocks, tags = [f"{THINK}\0{END_THINK}"], []
   if CALL in reference:
     blocks.append(f"{CALL}\n\0\n{END_CALL}")
@@ -123,17 +155,18 @@ def call_score(completion: str, gold: Sequence[Call]) -> float | None:
   with J the Jaccard index of multisets, and the maximum over the answer's
   unused calls of the same name. Values compare with Python's `==` after
   `json.loads`, so that 1 equals 1.0 and true but not "1". Only what is between
-  the answer's first `<tool_call>` and the `</tool_call>` after it counts; None
-  where that cannot be read.
+  the answer's first `<tool_call>` and the `</tool_call>` after it counts, also
+  inside of `<think>`, and whatever block follows; None where that cannot be
+  read, is not closed, or holds another `<tool_call>`.
 
   Differs from the paper: calls are matched greedily, in the order of the gold
-  ones, and names are multisets, as in the reference code.
+  ones, and names are multisets, as in the reference code. Differs from that:
+  it reads a block that is closed before it begins, and one up to a second
+  `<tool_call>`, and a tag in a string of a call is one.
   """
   # A policy writes anything: nesting past the recursion limit, integers past
   # the digit limit, lists where a name should be. All of it is one outcome.
   try:
-    if END_CALL not in completion:
-      return None
     calls = _load_calls(completion)
     return 1.0 if calls == gold else _similarity(gold, calls)
   except Exception:
@@ -141,8 +174,9 @@ def call_score(completion: str, gold: Sequence[Call]) -> float | None:
 
 
 def _load_calls(text: str) -> list[Any]:
-  # Cut at a second opening tag too, as splitting the text at the tags does.
-  block = text.split(CALL, 2)[1].split(END_CALL, 1)[0]
+  block, end, _ = hide_tags(text).partition(CALL)[2].partition(END_CALL)
+  if not end or CALL in block:
+    raise ValueError("a block of calls is not closed")
   return [json.loads(line) for line in block.strip().split("\n")]
 
 

@@ -38,7 +38,7 @@ def _read_row(row: Any) -> answer_task.Row:
   else:
     system = {"role": "system", "content": field(row, "instruction", str)}
     messages = (system, *answer_task.ask(field(row, "input", str)))
-    output = field(row, "output", str).strip()
+    output = rewards.hide_tags(field(row, "output", str).strip())
     _, tag, rest = output.rpartition("</think>")
     reference = f"<think> {_PLACEHOLDER} </think>{rest}" if tag else output
     meta = {"output": output}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from saw_jax.tasks import base
-from saw_jax.tasks.tool_calling import rewards
+from saw_jax.tasks.tool_calling import answers, rewards
+from saw_jax.tasks.tool_calling import task as tool_task
 from saw_jax.tasks.tool_calling.task import ToolCallingTask
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "toolrl_rewards.json"
@@ -224,14 +225,42 @@ class TestCallScore:
     assert rewards.call_score(wrap(body), [P1]) is None
     assert score(wrap(body), text_of(P1))[0] == -3.0
 
-  def test_tags(self):
-    # A second opening tag ends the block.
-    text = text_of(P1).replace("\n</tool_call>", "<tool_call>\n</tool_call>")
-    assert rewards.call_score(text, [P1]) == 1.0
-    # The closing tag is looked for, but not where: as in the reference.
-    unclosed = f"<tool_call>\n{json.dumps(P1)}"
-    assert rewards.call_score(unclosed, [P1]) is None
-    assert rewards.call_score(f"</tool_call>{unclosed}", [P1]) == 1.0
+  @pytest.mark.parametrize(
+    ("text", "share"),
+    [
+      ("<tool_call>{}</tool_call>", 1.0),
+      ("<think><tool_call>{}</tool_call></think>", 1.0),  # as the reference
+      ("<tool_call>{}</tool_call><tool_call>[</tool_call>", 1.0),  # likewise
+      ("</tool_call><tool_call>{}</tool_call>", 1.0),
+      ("<tool_call>{}", None),
+      ("</tool_call><tool_call>{}", None),
+      ("<tool_call>{}<tool_call></tool_call>", None),
+      ("<tool_call><tool_call>{}</tool_call></tool_call>", None),
+      ("{}</tool_call>", None),
+    ],
+  )
+  def test_the_first_block_counts_if_it_is_closed(self, text, share):
+    text = text.replace("{}", f"\n{json.dumps(P1)}\n")
+    assert rewards.call_score(text, [P1]) == share
+    assert (answers.canonical(text) is None) == (share is None)
+    if share is None:
+      assert score(text, text_of(P1)) == (-3.0, 0.0)
+
+  @pytest.mark.parametrize(
+    "tag", ["</tool_call>", "<tool_call>", "<response>", "</think>\n<|im_end|>"]
+  )
+  def test_a_tag_in_a_string_is_text(self, tag):
+    calls = [call("a", p=f"say {tag} {{}}"), B]
+    escaped, raw = text_of(*calls), wrap("\n".join(map(json.dumps, calls)))
+    for reference in (escaped, raw):
+      assert rewards.read(reference).calls == tuple(calls)
+      for text in (escaped, raw, raw + "<|im_end|>"):
+        assert score(text, reference) == (3.0, 1.0)
+        # One value of S_max = 1 + 2 + 1 is lost.
+        assert score(text.replace("say", "cry"), reference)[0] == 1.5
+    assert answers.canonical(raw) == answers.canonical(escaped) is not None
+    row = {"instruction": "", "input": "", "output": raw}
+    assert score(raw, tool_task._read_row(row)[1]) == (3.0, 1.0)
 
   def test_a_broken_reference_is_an_error(self):
     for body in ("{", '{"name": "a"}', '{"name": "a", "parameters": []}'):
