@@ -131,29 +131,34 @@ $(PEERS)/trl/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/trl $(PEERS)/trl/.installed-test
 	@$(INSTALL) $(PEERS)/trl/bin/python "torch==2.13.0+cpu"
 	@$(INSTALL) $(PEERS)/trl/bin/python --editable ".[trl]"
+	@$(PEERS)/trl/bin/python -c "import trl"
 	@touch $@
 
 $(PEERS)/tunix/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/tunix $(PEERS)/tunix/.installed-test
 	@$(INSTALL) $(PEERS)/tunix/bin/python --editable ".[tunix]"
+	@$(PEERS)/tunix/bin/python -c "import tunix"
 	@touch $@
 
 $(PEERS)/openenv/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/openenv $(PEERS)/openenv/.installed-test
 	$(PEERS)/openenv/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[openenv]"
+	@$(PEERS)/openenv/bin/python -c "import openenv"
 	@touch $@
 
 # With the games of its own environments.
 $(PEERS)/verifiers/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/verifiers $(PEERS)/verifiers/.installed-test
 	$(PEERS)/verifiers/bin/python -m pip install --disable-pip-version-check --quiet --editable ".[verifiers]" "verifiers[ta]"
+	@$(PEERS)/verifiers/bin/python -c "import verifiers.v1"
 	@touch $@
 
 # Without its requirements: an older NumPy, and clients that its checker does
 # not need.
 $(PEERS)/harness/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/harness $(PEERS)/harness/.installed-test
-	@$(INSTALL) $(PEERS)/harness/bin/python --editable ".[lm_eval]" "label-studio-sdk>=2.1,<3"
+	@$(INSTALL) $(PEERS)/harness/bin/python --editable ".[lm-eval]" "label-studio-sdk>=2.1,<3"
+	@$(PEERS)/harness/bin/python -c "import lm_eval, label_studio_sdk"
 	@touch $@
 
 $(PEERS)/bfcl/.installed-host: setup.py pyproject.toml

@@ -60,8 +60,9 @@ _CORE = [
 _HF = ["tokenizers>=0.21,<1", "safetensors>=0.8,<1", "jinja2>=3.1,<4"]
 _GGUF = ["gguf>=0.17,<1"]
 _DATA = ["pyarrow>=18"]
-# 0.9 is what was tried; its parser is generated for one antlr4 runtime.
-_MATH_VERIFY = ["math-verify[antlr4_13_2]>=0.9,<0.10"]
+# 0.9 is what was tried; its parser is generated for one antlr4 runtime. Older
+# versions of pip find an extra by its hyphens alone.
+_MATH_VERIFY = ["math-verify[antlr4-13-2]>=0.9,<0.10"]
 # The page for people who answer. 1.10 and 0.54 are what was tried.
 _ANNOTATE = ["starlette>=1,<2", "uvicorn>=0.34,<1"]
 # Search with BM25: 76 kB that need NumPy alone. 0.3.16 is what was tried.
@@ -148,7 +149,7 @@ _EXTRAS = {
   "trl": _TRL + ["torch>=2.8"],
   "tunix": _TUNIX,
   # `make harness` tests it.
-  "lm_eval": _LM_EVAL,
+  "lm-eval": _LM_EVAL,
   # Environments of other libraries; `make environments` tests them.
   "gymnasium": _GYMNASIUM,
   "openenv": _OPENENV,
@@ -163,7 +164,7 @@ _EXTRAS = {
   # More places to send metrics and completions to; trackio's is local.
   "tensorboard": ["tensorboardX>=2.6,<3"],
   "trackio": ["trackio>=0.43,<1"],
-  "wandb": ["wandb>=0.18,<1"],
+  "wandb": ["wandb>=0.31,<1"],
   # What `make demo`, `make tables`, `make test` and a developer install.
   "demo": _REPORT + _HF,
   "tables": _REPORT + _HF + _SEARCH + _SUMMARIES,

@@ -161,10 +161,9 @@ def train(
 
   seeds = [int(seed) for seed in seeds]
   with _shown_log():
-    made = build.build(config, seeds, directory, task=task)
-    result = build.train(
-      made, seeds, directory=directory, resume_step=resume_step
-    )
+    how = {"directory": directory, "resume_step": resume_step}
+    made = build.build(config, seeds, task=task, **how)
+    result = build.train(made, seeds, **how)
   return Run(directory, result=result, task=made.task, config=config)
 
 

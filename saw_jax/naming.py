@@ -80,8 +80,9 @@ def load(place: str) -> Any:
   except AttributeError:
     if where == "__main__":
       raise ValueError(
-        f"{name!r} was made in a notebook and is in no file: pass it again, as "
-        "open_run(directory, task=task) and config=config"
+        f"{name!r} was made in a notebook, or while a script ran, and is in no "
+        "file: move it to one, or pass it again, from Python, as "
+        "saw_jax.open_run(directory, task=task, config=config)"
       ) from None
     known = [x for x in vars(found) if not x.startswith("_")]
     near = nearest(name, known)
@@ -143,6 +144,15 @@ def place_of(found: Any) -> str:
   if "." in module:
     return f"{module}:{name}"
   return f"{pathlib.Path(file).resolve()}:{name}"
+
+
+def is_lost(place: Any) -> bool:
+  """Whether this is the place of a function that is in no file."""
+  return isinstance(place, str) and place.startswith("__main__:")
+
+
+def uncalled(*_: Any) -> None:
+  """Stands for such a function where a run is only read."""
 
 
 def _add_to_path(folder: str) -> None:

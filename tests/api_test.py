@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import saw_jax
-from saw_jax import naming
+from saw_jax import algorithms, naming
 from saw_jax.run import build, run_directory
 from saw_jax.run import config as config_lib
 from tests import commands_test, helpers
@@ -32,6 +32,7 @@ run.plot("reward/right"); run.compare("runs/b")
 TINY = (
   "loop=dict(prompts_per_step=4, chunk_size=4096), "
   "optimizer=dict(learning_rate=2e-2), "
+  "algorithm=dict(entropy_coefficient=lambda step: 0.0 * step), "
   "evaluation=dict(interval=0, num_examples=2, samples=0), "
   "rollout=dict(max_prompt_tokens=48, prompt_multiple=48, max_new_tokens=8), "
   "model=dict(width=16, num_layers=1, num_heads=2, head_size=8, mlp_size=24)"
@@ -90,6 +91,9 @@ class TestTrain:
     monkeypatch.chdir(folder)
     with pytest.raises(Exception, match="notebook.*task=task"):
       saw_jax.open_run("runs/a").evaluate(samples=0)
+    # To export it, and to draw it, nobody asks for a reward or a schedule.
+    words = ["--workdir=runs/a", "--output=exported"]
+    assert commands_test.call(monkeypatch, "export", *words) == 0
     run = saw_jax.open_run("runs/a", task=space["task"])
     found = run.evaluate(samples=0)
     assert [one["seed"] for one in found["seeds"]] == [0, 1]
@@ -153,6 +157,24 @@ class TestFunctions:
     functools.reduce(lambda x, part: x[part], sections, made)[name] = value
     with pytest.raises(TypeError, match=word):
       config_lib.typed(made)
+
+  def test_who_reads_a_run_needs_no_function_that_is_in_no_file(self, tmp_path):
+    lost = "__main__:<lambda>"
+    algorithm = config_lib.to_config(algorithms.AlgorithmConfig()).to_dict()
+    algorithm |= {"loss": lost, "loss_options": {"mine": 1}}
+    algorithm |= {"ratio_to": "behave", "entropy_coefficient": lost}
+    algorithm["kl"] |= {"placement": "loss", "coefficient": lost}
+
+    def read():
+      document = {"config": {"algorithm": algorithm, "seeds": [3]}}
+      (tmp_path / "run.json").write_text(json.dumps(document))
+      return run_directory.read_config(tmp_path)[0].algorithm
+
+    assert read() == algorithms.AlgorithmConfig(ratio_to="behave")
+    # An advantage is of answers or of steps, and nobody knows which.
+    algorithm["advantage"] = lost
+    with pytest.raises(ValueError, match="config=config"):
+      algorithms.make_method(read(), np.zeros(1))
 
 
 class TestConfig:

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -108,6 +109,26 @@ def test_names_of_a_registry_and_of_no_registry(monkeypatch, capsys):
   assert capsys.readouterr().out.split() == ["k1", "k2", "k3"]
   with pytest.raises(command_line.UsageError, match="losses"):
     call(monkeypatch, "list", "lossses")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+  "words", ["--help", "list --help", "list", "list losses"]
+)
+def test_a_pipe_without_reader_ends_it_quietly(words, unbuffered):
+  reader, writer = os.pipe()
+  os.close(reader)
+  program, env = ["-m", "saw_jax", *words.split()], {**os.environ}
+  env["PYTHONUNBUFFERED"] = unbuffered
+  done = subprocess.run(
+    [sys.executable, *program],
+    env=env,
+    stdout=writer,
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  os.close(writer)
+  assert done.stderr == b"" and done.returncode in (0, command_line.UNREAD)
 
 
 # --- comparisons --------------------------------------------------------------

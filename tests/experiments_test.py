@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from saw_jax.commands import train
-from saw_jax.run import command_line, registry
+from saw_jax.run import command_line, doctor, registry
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -164,6 +164,33 @@ def test_flags_of_train_that_do_not_go_together(given, word, monkeypatch):
   monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**values))
   with pytest.raises(command_line.UsageError, match=word):
     train.main()
+
+
+class Bare(helpers.Letters):
+  """A task of one's own, whose answers nobody knows."""
+
+
+class Known(Bare):
+  def gold_completion(self, example):
+    return example.reference
+
+  def best_values(self, example):
+    return (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+  ("task", "said"),
+  [
+    (Bare(), "train: 13 examples\n"),
+    (
+      Known(),
+      "train: 13 examples; 5 checked; gold answers below the maximum: 0\n",
+    ),
+  ],
+)
+def test_the_doctor_says_what_it_could_check(task, said, capsys):
+  assert doctor.check_task(task, ["train"], 5) == []
+  assert capsys.readouterr().out == said
 
 
 @pytest.mark.slow

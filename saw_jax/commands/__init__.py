@@ -6,6 +6,8 @@ A module has `define()`, which defines the flags of its command, `main()`, which
 returns the exit status, and a docstring, which is the command's --help.
 """
 
+import atexit
+import contextlib
 import importlib
 import sys
 
@@ -31,8 +33,10 @@ NAMES += ("table", "list", "annotate", "fit")
 def main() -> None:
   """Runs the command that the first word names."""
   words = sys.argv[1:]
+  atexit.register(command_line.is_unread)
   if words[:1] in ([], ["--help"], ["-h"], ["help"]):
-    print(listing())
+    with contextlib.suppress(BrokenPipeError):
+      print(listing())
     sys.exit(0 if words else 2)
   if words[0] not in NAMES:
     near = naming.nearest(words[0], NAMES)

@@ -88,9 +88,9 @@ def evaluate(
     ):
       if value is not None:
         run = config_lib.replace(run, f"evaluation.{name}", value)
-    experiment = build.build(run, task=task)
     is_start = checkpoint == "start"
     step = 0 if is_start else build.checkpoint_step(workdir, str(checkpoint))
+    experiment = build.build(run, task=task)
   if is_start:
     policy = experiment_lib.Policy(experiment, len(seeds))
   else:
@@ -99,12 +99,12 @@ def evaluate(
     )
   results = experiment_lib.evaluate(policy)
 
-  document = {"step": step, "seeds": []}
+  document, lines = {"step": step, "seeds": []}, []
   for index, seed in enumerate(seeds):
     entry = {"seed": seed}
     for mode, result in results.items():
       entry[mode] = {}
-      print(f"seed {seed}, step {step}, {mode}:")
+      lines.append(f"seed {seed}, step {step}, {mode}:")
       figures = evaluation.per_example(
         result, index, experiment.task.components
       )
@@ -113,20 +113,19 @@ def evaluate(
       for name, per_example in figures.items():
         found = statistics.summarise(per_example)
         entry[mode][name] = found._asdict()
-        print(
+        lines.append(
           f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
           f"  over {len(per_example)} examples"
         )
       found = _averages(policy, run.evaluation, figures["right"])
       if found:
         entry[f"{mode}_averages"] = found
-      for name, value in found.items():
-        print(f"  {name:<28} {value:7.3f}")
+      lines += [f"  {name:<28} {x:7.3f}" for name, x in found.items()]
     document["seeds"].append(entry)
   name = "evaluation_start" if is_start else "evaluation"
   if split is not None:
     name += f"_{split}"
   path = workdir / f"{name}.json"
   metrics.write_json(path, document)
-  print(f"written to {path}")
+  print("\n".join([*lines, f"written to {path}"]))
   return document

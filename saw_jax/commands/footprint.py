@@ -6,7 +6,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from saw_jax.models import attention, decoder, lora
-from saw_jax.run import experiment
+from saw_jax.run import agents, experiment
 from saw_jax.run.sections import Experiment
 from saw_jax.training import optimizer, parallel
 from saw_jax.types import PyTree
@@ -63,7 +63,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   sampled = math.ceil(rows / rollout.length_groups)
   if made.method.per_step:  # of an episode, one row a step
     rows *= experiment.kind_of(made).turns
-    sampled = math.ceil(made.episodes.rows_per_call / shards)
+    sampled = math.ceil(agents.rows_per_call(made, shards) / shards)
   empty = jax.eval_shape(lambda: attention.init_cache(model, sampled, width))
   cache = _bytes(empty)
   cache /= tensor if model.num_kv_heads % tensor == 0 else 1

@@ -66,11 +66,10 @@ def main() -> int:
     jax.distributed.initialize(*processes)
   from saw_jax.run import build
 
+  how = {"directory": given.workdir, "resume_step": given.resume_step}
   with command_line.checking_input():
-    experiment = build.build(given_config(), seeds, given.workdir)
-  result = build.train(
-    experiment, seeds, directory=given.workdir, resume_step=given.resume_step
-  )
+    experiment = build.build(given_config(), seeds, **how)
+  result = build.train(experiment, seeds, **how)
   if not result.finished:
     print(
       f"stopped after step {result.step}, saved; the same command goes on "

@@ -11,7 +11,7 @@
 `workdir` evaluates that. Batches have one number of rows and widths that
 double, so that few programs are compiled. A chat is encoded as in training: a
 text cannot forge the template's markers. Stop strings cut what was sampled up
-to `max_gen_toks` or an end token. This is the extra `lm_eval`.
+to `max_gen_toks` or an end token. This is the extra `lm-eval`.
 """
 
 import functools
@@ -194,7 +194,7 @@ def open_reader(
 @functools.cache
 def model_class() -> type:
   """Makes lm-eval's class of models, and registers it there as `saw_jax`."""
-  with naming.needs_extra("lm_eval", "lm-eval is missing"):
+  with naming.needs_extra("lm-eval", "lm-eval is missing"):
     import lm_eval.models.utils
     from lm_eval import utils
     from lm_eval.api import model as model_lib

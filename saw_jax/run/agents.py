@@ -8,6 +8,7 @@ import numpy as np
 from saw_jax.rollout import episodes
 from saw_jax.run.policy import Policy
 from saw_jax.run.rollouts import Encoder, Generate
+from saw_jax.run.sections import Experiment
 from saw_jax.tasks.environments import AgentTask, Situation, number_anchors
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tokenizer import Tokenizer
@@ -145,6 +146,13 @@ class _Stage:
     return [bool(self._now[place].done) for place in places]
 
 
+def rows_per_call(made: Experiment, num_shards: int) -> int:
+  """How many prompts of a seed are sampled at a time: at most a step's."""
+  rows = made.loop.prompts_per_step * made.loop.group_size
+  filled = -(-rows // num_shards) * num_shards
+  return min(made.episodes.rows_per_call, filled)
+
+
 def play(
   policy: Policy,
   generate: Generate,
@@ -165,7 +173,7 @@ def play(
     stage,
     keys,
     num_steps=num_steps,
-    rows_per_call=config.rows_per_call,
+    rows_per_call=rows_per_call(policy.made, policy.lift.num_shards),
     max_prompt_tokens=encoder.config.max_prompt_tokens,
     prompt_multiple=encoder.config.prompt_multiple,
     eos_ids=encoder.tokenizer.eos_ids,

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ def build(
   directory: str | os.PathLike | None = None,
   *,
   task: Task | AgentTask | None = None,
+  resume_step: int | None = None,
 ) -> Experiment:
   """Makes everything that a run needs, with a task or that of the config.
 
@@ -56,17 +57,22 @@ def build(
   With `seeds` it is to be trained here, and so is what is wrong with devices,
   writers and examples: `checks`. With a `directory` it is to be trained there:
   a RunError says that another run is there, or another process; from then on
-  the directory is this process's, and has a `run.json`.
+  the directory is this process's, and has a `run.json`. A CheckpointError says
+  that there is no `resume_step`, and a RewardError that a worker process cannot
+  load the task.
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
   if directory is not None:
     run, task = remembered(run, directory, task)
   made, source = outline(run, seeds, directory, task)
+  if resume_step is not None:
+    checkpoint_step(directory, str(resume_step))
   is_writer = directory is not None and hosts.is_first()
   with contextlib.ExitStack() as stack:
     if is_writer:
       run_directory.lock(directory)
       stack.callback(run_directory.unlock, directory)
+      checks.check_workers(made)
     made = made._replace(params=make_params(run, made, source))
     if is_writer:
       document = run_directory.document_of(run, seeds)
@@ -206,17 +212,17 @@ def cache_folder() -> pathlib.Path:
 
 
 def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
-  """The step of `last` (none), `best`, or a number, in a run directory."""
-  if word == "last":
-    return None
-  if word == "best":
-    folder = pathlib.Path(workdir) / "checkpoints"
-    store = checkpoint.Checkpointer(folder, reads=True)
-    with contextlib.closing(store):
-      return store.best_step
-  if word.isdigit():
-    return int(word)
-  raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
+  """The step of `last` (none), `best`, or a number, in a run directory.
+
+  A `CheckpointError` says that there is none.
+  """
+  if word not in ("last", "best") and not word.isdigit():
+    raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
+  folder = pathlib.Path(workdir) / "checkpoints"
+  with contextlib.closing(checkpoint.Checkpointer(folder, reads=True)) as store:
+    store.check_step(int(word) if word.isdigit() else None)
+    best = store.best_step if word == "best" else None
+  return int(word) if word.isdigit() else best
 
 
 def read_policy(
@@ -232,8 +238,18 @@ def read_policy(
   seed = seeds[0] if seed is None else seed
   if seed not in seeds:
     raise ValueError(f"seed={seed}: the run in {workdir} has {seeds}")
-  made = build(run, task=task)
+  if task is None:
+    name, options = run.task.name, _uncalled(run.task.options)
+    task = registry.make_task(name, options)
   step = checkpoint_step(workdir, str(checkpoint))
+  made = build(run, task=task)
   step, policy = restore(made, len(seeds), workdir, step=step)
   params = policy.lift.fetch(policy.params)
   return run, made, seed, step, update.take_seed(params, seeds.index(seed))
+
+
+def _uncalled(given: Any) -> Any:
+  """Options of a task that scores nothing: its functions may be in no file."""
+  if isinstance(given, Mapping):
+    return {name: _uncalled(value) for name, value in given.items()}
+  return naming.uncalled if naming.is_lost(given) else given

@@ -102,12 +102,8 @@ class Checkpointer:
     """Restores a checkpoint, checking every array."""
     _silence_leftovers()
     self.wait()
+    self.check_step(step)
     steps = self.steps
-    if not steps or step not in (None, *steps):
-      what = "" if step is None else f" of step {step}"
-      raise CheckpointError(
-        f"there is no checkpoint{what} in {self.directory}; there are {steps}"
-      )
     step = steps[-1] if step is None else step
     try:
       return self._read(template, step)
@@ -118,6 +114,15 @@ class Checkpointer:
           self._read(template, earlier)
           advice = f"the last good step is {earlier}: --resume_step={earlier}"
       raise CheckpointError(f"{error}; {advice}") from error
+
+  def check_step(self, step: int | None) -> None:
+    """Says whether there is a checkpoint of a step, or of any (None)."""
+    if not self.steps or step not in (None, *self.steps):
+      what = "" if step is None else f" of step {step}"
+      raise CheckpointError(
+        f"there is no checkpoint{what} in {self.directory}; there are "
+        f"{self.steps}"
+      )
 
   def wait(self) -> None:
     self._manager.wait_until_finished()

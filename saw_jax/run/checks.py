@@ -3,6 +3,7 @@
 A conflict is one entry of a table: a sentence, and whether it is so.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from saw_jax.run import agents, groups, labelling, metrics, observations
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
 from saw_jax.run.policy import learner_devices
 from saw_jax.run.sections import Experiment, RunConfig
+from saw_jax.tasks import base
 from saw_jax.training import parallel
 
 LOG = logging.getLogger(__name__)
@@ -100,6 +102,16 @@ def check_examples(made: Experiment) -> None:
       )
 
 
+def check_workers(made: Experiment) -> None:
+  """Loads the task in a worker process, if it is to be in some."""
+  few = min(made.grading.num_workers, 1)
+  one = made._replace(
+    grading=dataclasses.replace(made.grading, num_workers=few)
+  )
+  with kind_of(one).open_workers():
+    pass
+
+
 def _refuse(conflicts: Conflicts) -> None:
   for message, is_so in conflicts.items():
     if is_so:
@@ -116,7 +128,7 @@ def _conflicts(made: Experiment) -> Conflicts:
     parts = "a prompt, its response and what is observed"
   names = [component.name for component in made.task.components]
   task = f"task {made.task.name!r}"
-  limit = made.grading.limit_s
+  limit, limited = made.grading.limit_s, getattr(made.task, "token_limits", ())
   return {
     f"grading.limit_s is {limit}: say how many seconds above 0 it takes": (
       not limit > 0
@@ -125,6 +137,11 @@ def _conflicts(made: Experiment) -> Conflicts:
     f"{task} has two components of one name: {', '.join(names)}": (
       len(set(names)) < len(names)
     ),
+    **{
+      f"a component of {task} is called {name!r}, as a figure of every "
+      "evaluation is: call it something else": True
+      for name in ({*names} & base.FIGURES) - {*limited}
+    },
     **{
       f"the range of component {one.name!r} of {task} is from {one.minimum} to "
       f"{one.maximum}: it needs two finite numbers, the smaller one first": (

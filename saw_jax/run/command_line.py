@@ -1,11 +1,13 @@
 """What commands share before JAX is imported: flags, config, mistakes."""
 
+import atexit
 import contextlib
 import errno
 import functools
 import inspect
 import logging
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,8 @@ from saw_jax.tasks.rows import task as rows_task
 
 flags.disclaim_key_flags()  # A flag is the command's, in its --help.
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+# Exit status after Ctrl-C, and where nobody reads on, as shells have them.
+INTERRUPTED, UNREAD = 130, 141
 
 # Errors that say all there is to say: no traceback. Set SAW_JAX_TRACEBACK=1 to
 # see where an input was refused.
@@ -135,6 +138,8 @@ def run(main: Callable[..., int | None]) -> None:
       print("interrupted", file=sys.stderr)
       return INTERRUPTED
     except Exception as error:
+      if isinstance(error, BrokenPipeError) and is_unread():
+        return UNREAD
       # By name, so that a mistake in the flags is answered without JAX.
       names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
       if _is_full(error):
@@ -150,7 +155,23 @@ def run(main: Callable[..., int | None]) -> None:
       logging.getLogger("asyncio").setLevel(logging.CRITICAL)
       return complain(text)
 
+  atexit.register(is_unread)
   app.run(guarded, flags_parser=_parse)
+
+
+def is_unread() -> bool:
+  """Prints what is left; whether it has lost its reader, as behind `| head`."""
+  with contextlib.suppress(BrokenPipeError, AttributeError):
+    sys.stdout.flush()
+  # It may be no file, or none.
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    poll, out = select.poll(), sys.stdout.fileno()
+    poll.register(out, 0)
+    if poll.poll(0):
+      # Python prints what is left as it ends, and would complain.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+      return True
+  return False
 
 
 @contextlib.contextmanager
@@ -158,6 +179,8 @@ def checking_input() -> Iterator[None]:
   """Marks the part of a script in which an error is about its input."""
   try:
     yield
+  except BrokenPipeError:
+    raise  # It is about what was printed.
   except _OF_INPUT as error:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
@@ -192,7 +215,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     if has_config and not others:
       given_config()
     return rest
-  except SystemExit:
+  except (SystemExit, BrokenPipeError):
     sys.exit(0)  # Only --help and its like end here; absl's status is 1.
   except (flags.Error, SyntaxError, *_OF_INPUT) as error:
     if os.environ.get("SAW_JAX_TRACEBACK"):

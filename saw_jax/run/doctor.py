@@ -30,24 +30,27 @@ def check_sampling(
 
 
 def check_task(task: Task, splits: Sequence[str], limit: int) -> list[str]:
-  """Checks that gold answers score the most, and damaged ones as they must."""
-  problems = []
+  """Checks that gold answers score the most, and damaged ones as they must.
+
+  Of a task that knows neither, the examples are counted.
+  """
+  problems, ways = [], {}
   if getattr(task, "stand_in", ""):
     print(f"rewards of this task: {task.stand_in}")
+  if getattr(task, "has_gold", hasattr(task, "gold_completion")):
+    ways["gold answers below the maximum"] = inspection.gold_failures
+    if hasattr(task, "damages"):
+      ways["damaged answers scored wrongly"] = inspection.damage_failures
   for split in splits:
     examples = task.examples(split)
-    # Where only a judge can say what is best, none is asked for that.
-    has_gold = getattr(task, "has_gold", True)
-    count = min(len(examples), limit) if has_gold else 0
-    chosen = [examples[i] for i in range(count)]
-    failures = inspection.gold_failures(task, chosen)
-    damaged = inspection.damage_failures(task, chosen)
-    print(
-      f"{split}: {len(examples)} examples, {count} checked; gold answers below "
-      f"the maximum: {len(failures)}; damaged answers scored wrongly: "
-      f"{len(damaged)}"
-    )
-    problems += [f"{split}: {failure}" for failure in failures + damaged]
+    chosen = [examples[i] for i in range(min(len(examples), limit))]
+    said = [f"{split}: {len(examples)} examples"]
+    said += [f"{len(chosen)} checked"] * bool(ways)
+    for what, check in ways.items():
+      failures = check(task, chosen)
+      said.append(f"{what}: {len(failures)}")
+      problems += [f"{split}: {failure}" for failure in failures]
+    print("; ".join(said))
   return problems
 
 

@@ -13,7 +13,7 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import metrics, rollouts
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import AVERAGE
-from saw_jax.tasks import data
+from saw_jax.tasks import base, data
 from saw_jax.tasks.base import Component, Example, token_limits
 from saw_jax.training import hosts
 
@@ -198,10 +198,15 @@ def per_example(
     chosen = scored[..., m]
     count = chosen.sum(-1)
     total = np.where(chosen, rewards[..., m], 0).sum(-1, dtype=np.float64)
-    figures[component.name] = total[count > 0] / count[count > 0]
-  for name in ("right", "ended", "lengths"):
-    mean = result[name][seed].mean(-1, dtype=np.float64)
-    figures.setdefault(name, mean)
+    name = component.name
+    name = f"reward/{name}" if name in base.FIGURES else name
+    figures[name] = total[count > 0] / count[count > 0]
+  for name, key in (
+    ("right", "right"),
+    ("ended", "ended"),
+    ("length", "lengths"),
+  ):
+    figures.setdefault(name, result[key][seed].mean(-1, dtype=np.float64))
   return figures
 
 

@@ -18,7 +18,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from saw_jax import naming
@@ -117,21 +117,43 @@ class _Tracker:
 
   package: str
 
+  _held: Set[tuple[int, str]] = frozenset()  # steps and names that it has
+
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    named = {f"seed_{seed}/{name}": value for name, value in values.items()}
-    self._run.log(named, step=step)
+    self._log(step, {f"seed_{seed}/{name}": x for name, x in values.items()})
+
+  def _log(self, step: int, named: Mapping[str, Any]) -> None:
+    new = {k: x for k, x in named.items() if (step, k) not in self._held}
+    if new:
+      self._run.log(new, step=step)
 
   def write_samples(self, step: int, seed: int, rows: Samples) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[row.get(name) for name in columns] for row in rows]
     table = self._module.Table(columns=columns, data=cells)
-    self._run.log({f"seed_{seed}/completions": table}, step=step)
+    self._log(step, {f"seed_{seed}/completions": table})
 
 
 class Wandb(_Tracker):
   """Writes to Weights & Biases (extra `[wandb]`); a resumed run goes on."""
 
   package = "wandb"
+
+  @staticmethod
+  def check() -> None:
+    import wandb
+
+    try:
+      is_local = wandb.setup().settings.mode != "online"
+      if is_local or wandb.login(prompt=False):
+        return
+      said = "nobody is logged in"
+    except wandb.Error as error:
+      said = str(error)
+    raise ValueError(
+      f"the writer 'wandb': {said}; run `wandb login`, or set "
+      "WANDB_MODE=offline"
+    )
 
   def __init__(
     self, folder: pathlib.Path, stack: contextlib.ExitStack, first_step: int
@@ -156,16 +178,15 @@ class Trackio(_Tracker):
   ):
     import trackio
 
-    self._module, self._run = (
-      trackio,
-      trackio.init(
-        os.environ.get("TRACKIO_PROJECT", "saw_jax"),
-        name=folder.name,
-        resume="allow" if first_step else "never",
-        embed=False,
-      ),
-    )
+    project = os.environ.get("TRACKIO_PROJECT", "saw_jax")
+    how = {"name": folder.name, "resume": "allow" if first_step else "never"}
+    self._module, self._run = trackio, trackio.init(project, embed=False, **how)
     stack.callback(trackio.finish)
+    if first_step:  # It keeps all that it is given, also what is repeated.
+      from trackio.sqlite_storage import SQLiteStorage
+
+      logs = SQLiteStorage.get_logs(project, folder.name, run_id=self._run.id)
+      self._held = {(row["step"], name) for row in logs for name in row}
 
 
 WRITERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
@@ -177,6 +198,7 @@ def check_writers(names: Sequence[str]) -> None:
     kind = naming.lookup(WRITERS, name, "writer (loop.writers)")
     with naming.needs_extra(name, f"the writer {name!r} needs the extra"):
       importlib.import_module(kind.package)
+    getattr(kind, "check", lambda: None)()
 
 
 def make_writers(

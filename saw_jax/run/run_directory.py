@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TextIO
 
+from saw_jax import naming
 from saw_jax.run import config as config_lib
 from saw_jax.run import metrics
 
@@ -200,13 +201,29 @@ def read_config(
 ) -> tuple["sections.RunConfig", list[int]]:
   """The settings of a run, of an older one too, and its seeds.
 
-  Functions that no file has are those of a `given` config.
+  Functions that no file has are those of a `given` config, or else defaults:
+  who reads a run calls none of them.
   """
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")
+  values["algorithm"] = _without_lost(values.get("algorithm", {}))
   if given is not None:
     values["algorithm"] = given["algorithm"].to_dict()
   return config_lib.typed(values), seeds
+
+
+def _without_lost(section: Mapping[str, Any]) -> dict[str, Any]:
+  """An algorithm without functions that are in no file, and their options.
+
+  The advantage stays: it says what kind of task a run has.
+  """
+  lost = {
+    name
+    for name, value in section.items()
+    if any(map(naming.is_lost, flatten({"": value}).values()))
+  } - {"advantage"}
+  lost |= {f"{name}_options" for name in lost}
+  return {name: x for name, x in section.items() if name not in lost}
 
 
 def commits(document: Mapping[str, Any]) -> list[str]:

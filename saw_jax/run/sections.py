@@ -88,7 +88,8 @@ class RolloutConfig:
 class EpisodeConfig:
   """How episodes are played and laid out."""
 
-  rows_per_call: int = 64  # prompts of a seed in one call of the sampler
+  # Prompts of a seed in one call of the sampler, at most those of a step.
+  rows_per_call: int = 64
   # Of an update's rows: at most so many shapes are compiled.
   row_parts: int = constant(4)
   invalid_penalty: float = 0.1  # of a reply that does not parse

@@ -106,6 +106,12 @@ def asset(module: str, name: str) -> Any:
   return json.loads(path.read_text(encoding="utf-8"))
 
 
+# Of a held-out evaluation there are figures of these names, beside those of the
+# components. A reward on the length may be called `length`: `over_length` is
+# what an evaluation says of it.
+FIGURES = frozenset(("total", "ended", "unscored", "length"))
+
+
 def token_limits(task: Task) -> dict[int, int]:
   """Returns the most tokens of a response by index of a component."""
   names = [component.name for component in task.components]

@@ -23,7 +23,11 @@ ROLLOUT = sections.RolloutConfig(
 ENCODER = rollouts.Encoder(TOKENIZER, ROLLOUT)
 CONFIG = sections.EpisodeConfig(rows_per_call=4, max_observation_tokens=6)
 MADE = types.SimpleNamespace(
-  task=CounterTask(), tokenizer=TOKENIZER, rollout=ROLLOUT, episodes=CONFIG
+  task=CounterTask(),
+  tokenizer=TOKENIZER,
+  rollout=ROLLOUT,
+  episodes=CONFIG,
+  loop=sections.LoopConfig(prompts_per_step=2, group_size=2),
 )
 
 
@@ -55,7 +59,12 @@ def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
   keys = rollouts.row_keys([0] * len(worlds), 0, np.array(worlds), group_size)
   limits = dict(num_workers=0, limit_s=1.0, crash_tolerance=tolerance)
   with EnvironmentPool(CounterTask(), **limits) as pool:
-    policy = types.SimpleNamespace(made=MADE, encoder=ENCODER, params=None)
+    policy = types.SimpleNamespace(
+      made=MADE,
+      encoder=ENCODER,
+      params=None,
+      lift=types.SimpleNamespace(num_shards=1),
+    )
     found = agents.play(policy, sampler, starts, keys, pool)
   return found, sampler
 
@@ -176,3 +185,15 @@ def test_transitions_become_what_the_policy_would_have_had():
     tokens = found.tokens[0][found.roles[0] == role].tolist()
     assert TOKENIZER.decode(tokens) == text
     assert (tokens[-1] in TOKENIZER.eos_ids) == (role == POLICY)
+
+
+@pytest.mark.parametrize(
+  ("most", "prompts", "shards", "expected"),
+  [(64, 3, 1, 6), (64, 3, 4, 8), (4, 3, 1, 4), (64, 32, 4, 64)],
+)
+def test_a_call_has_no_more_rows_than_a_step(most, prompts, shards, expected):
+  made = types.SimpleNamespace(
+    episodes=sections.EpisodeConfig(rows_per_call=most),
+    loop=sections.LoopConfig(prompts_per_step=prompts, group_size=2),
+  )
+  assert agents.rows_per_call(made, shards) == expected

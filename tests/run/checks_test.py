@@ -14,9 +14,12 @@ import pytest
 import saw_jax
 from saw_jax import algorithms
 from saw_jax.annotate.ledger import LEDGER_NAME
+from saw_jax.commands import evaluate
 from saw_jax.run import (
   build,
+  checkpoint,
   checks,
+  command_line,
   evaluation,
   loop,
   run_directory,
@@ -24,7 +27,9 @@ from saw_jax.run import (
 )
 from saw_jax.run import config as config_lib
 from saw_jax.tasks import base
+from saw_jax.tasks.workers.pool import RewardError
 from tests import helpers
+from tests.tasks.misbehaving_tasks import Unloadable
 
 TOOLS = "saw/tool_calling:row=gdpo_saw"
 WORLDS = "paw/household:row=gigpo"
@@ -108,6 +113,24 @@ def test_it_is_refused_before_any_weight(
   assert not (tmp_path / "run").exists()
 
 
+def test_a_step_and_a_task_that_are_not_there_are_said_first(
+  untouched, tmp_path
+):
+  config = config_lib.load(f"{TOOLS},scale=tiny").lock()
+  with pytest.raises(checkpoint.CheckpointError, match="of step 7"):
+    build.build(config, [0], tmp_path / "run", resume_step=7)
+  with pytest.raises(RewardError, match="cannot be loaded"):
+    build.build(config, [0], tmp_path / "run", task=Unloadable())
+  # Who reads a run is told, too, before there are weights.
+  saved = {"config": {**config_lib.to_document(config_lib.typed(config))}}
+  saved["config"]["seeds"] = [0]
+  (tmp_path / "run.json").write_text(json.dumps(saved))
+  with pytest.raises(checkpoint.CheckpointError, match="of step 7"):
+    build.read_policy(tmp_path, 7)
+  with pytest.raises(command_line.UsageError, match="no checkpoint"):
+    evaluate.evaluate(tmp_path)
+
+
 def test_every_number_with_a_least_is_there():
   run = sections.RunConfig()
   for least, keys in checks.LEAST.items():
@@ -127,7 +150,9 @@ def test_seeds_and_lifts_are_looked_at(seeds, lift, word):
     checks.check(made, None, seeds)
 
 
-@pytest.mark.parametrize("components", ["", "a a", "a:1:0", "a:0:inf", "a:0:0"])
+@pytest.mark.parametrize(
+  "components", ["", "a a", "a:1:0", "a:0:inf", "a:0:0", "total", "length"]
+)
 def test_components_are_looked_at(components):
   made = helpers.experiment()
   parts = [f"{word}:0:1".split(":")[:3] for word in components.split()]

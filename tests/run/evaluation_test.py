@@ -200,10 +200,15 @@ class TestAverages:
       "b": [0.25, 1.0],
       "right": [0.5, 0.0],
       "ended": [1.0, 0.5],
-      "lengths": [5.0, 7.0],
+      "length": [5.0, 7.0],
     }
     found = evaluation.per_example(result, 1, COMPONENTS)
-    assert found["lengths"].tolist() == [7.0, 7.0]
+    assert found["length"].tolist() == [7.0, 7.0]
+    # A figure has one meaning: a reward of its name says that it is one.
+    ours = (base.Component("length", 0.0, 1.0), COMPONENTS[1])
+    found = evaluation.per_example(result, 1, ours)
+    assert found["length"].tolist() == [7.0, 7.0]
+    assert found["reward/length"].tolist() == [0.5]
 
   def test_of_the_samples_of_an_example_by_hand(self):
     result = by_hand()

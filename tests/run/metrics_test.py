@@ -113,7 +113,13 @@ class TestTrackers:
       Table=lambda columns, data: (columns, data),
       finish=run.finish,
     )
+    fake.SQLiteStorage = types.SimpleNamespace(get_logs=lambda *_, **how: [])
+    fake.setup = lambda: types.SimpleNamespace(
+      settings=types.SimpleNamespace(mode="online")
+    )
+    fake.login, fake.Error, run.id = lambda prompt: True, ValueError, "x"
     monkeypatch.setitem(sys.modules, name, fake)
+    monkeypatch.setitem(sys.modules, "trackio.sqlite_storage", fake)
     log(tmp_path, name, [0])
     log(tmp_path, name, [2, 3])
     columns, cells = list(SAMPLES[0]), [list(row.values()) for row in SAMPLES]
@@ -122,6 +128,11 @@ class TestTrackers:
     assert [step for step, _ in calls[5:-1]] == [2, 2, 2, 2, 3, 3]
     assert calls[4] == calls[-1] == "end"
     assert [how["name"] for how in starts] == [tmp_path.name] * 2
+    if name == "wandb":  # Who is not logged in is told before the start.
+      fake.login = lambda prompt: prompt
+      with pytest.raises(ValueError, match="WANDB_MODE=offline"):
+        metrics.check_writers([name])
+      fake.login = lambda prompt: True
     # What is resumed is the same run, and what begins anew is none before.
     if name == "wandb":
       assert starts[0]["id"] == starts[1]["id"]
@@ -133,7 +144,7 @@ class TestTrackers:
   def test_trackio_has_them_in_its_store(self, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     pytest.importorskip("trackio")
-    for steps in ([0, 1], [2]):
+    for steps in ([0, 1], [1, 2]):  # killed before step 1 was saved
       log(tmp_path / "run", "trackio", steps)
     with sqlite3.connect(tmp_path / "store" / "saw_jax.db") as store:
       rows = store.execute("SELECT run_name, step, metrics FROM metrics")

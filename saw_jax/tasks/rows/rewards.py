@@ -11,11 +11,10 @@ from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
 from saw_jax import naming
+from saw_jax.tasks import base
 
 Row = Mapping[str, Any]
 _Fn = TypeVar("_Fn", bound=Callable)
-# Of a held-out evaluation there are figures of these names.
-_TAKEN = ("total", "ended", "unscored", "length")
 _RANGE = "reward_range"  # the attribute of a function that says its own
 
 
@@ -95,7 +94,7 @@ def make_rewards(
         f"rewards have names of their own, and there is {name!r}"
         f"{' twice' * (name in found)}: say rewards={{'name': function}}"
       )
-    if name in _TAKEN:
+    if name in base.FIGURES:
       raise ValueError(
         f"a reward cannot be called {name!r}, as a figure of every evaluation "
         f"is: say rewards={{'my_{name}': function}}"
