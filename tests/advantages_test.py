@@ -52,76 +52,86 @@ def sample(shape=(3, 5, 2), seed=0):
 
 def of_prompts(uid, f, rewards):
   """Calls `f` on each prompt's rows, [1, n, M], in any order."""
-  result = np.zeros(len(uid))
-  for name in set(uid):
-    rows = [j for j, other in enumerate(uid) if other == name]
-    result[rows] = f(rewards[rows][None])[0]
+  result = jnp.zeros(len(uid), rewards.dtype)
+  for name in sorted(set(uid)):
+    rows = np.array([j for j, other in enumerate(uid) if other == name])
+    result = result.at[rows].set(f(rewards[rows][None])[0])
   return result
 
 
 class GoldenTest(chex.TestCase):
-  @parameterized.parameters(*SAW["vectors"])
+  @parameterized.parameters(*PRECISIONS)
   @pytest.mark.slow
-  def test_every_arm_of_the_released_code(self, **case):
-    inputs, expected = case["inputs"], case["expected"]
-    uid, lengths = inputs["uid"], np.array(inputs["response_lengths"])
-    for dtype, atol in PRECISIONS:
-      close = partial(assert_allclose, atol=atol)
-      with jax.enable_x64(dtype is np.float64):
-        rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
-        rewards = rewards.astype(dtype)
-        for w, grpo, gdpo in (
-          (np.ones(2, dtype), "grpo", "gdpo"),
-          (released(rewards), "saw_grpo", "saw_gdpo"),
-        ):
-          want = expected[gdpo]["advantage"]
-          # The prompts of one case differ in size, so only whole rectangles
-          # go through gdpo at once.
-          of_grpo, total = (
-            of_prompts(uid, jax.jit(partial(estimate, n, weights=w)), rewards)
-            for n in ("grpo", "gdpo_unwhitened")
-          )
-          close(of_grpo, expected[grpo]["advantage"])
-          close(total, expected[gdpo]["pre_whiten"])
-          whiten = jax.jit(advantages.token_whiten)
-          close(whiten(total.astype(dtype), lengths=lengths), want)
-          if len(set(map(uid.count, uid))) == 1:
-            shape = (len(set(uid)), uid.count(uid[0]))
-            assert uid == sorted(uid)
-            r, n = rewards.reshape(*shape, 2), lengths.reshape(shape)
-            found = jax.jit(advantages.gdpo)(r, w, lengths=n)
-            close(found.reshape(-1), want)
+  def test_every_arm_of_the_released_code(self, dtype, atol):
+    def arms(case, rewards):
+      inputs, found = case["inputs"], {}
+      uid, lengths = inputs["uid"], np.array(inputs["response_lengths"])
+      for prefix, w in (("", np.ones(2, dtype)), ("saw_", released(rewards))):
+        # The prompts of one case differ in size, so only whole rectangles
+        # go through gdpo at once.
+        of_grpo, total = (
+          of_prompts(uid, partial(estimate, n, weights=w), rewards)
+          for n in ("grpo", "gdpo_unwhitened")
+        )
+        found[f"{prefix}grpo", "advantage"] = of_grpo
+        found[f"{prefix}gdpo", "pre_whiten"] = total
+        whitened = advantages.token_whiten(total, lengths=lengths)
+        found[f"{prefix}gdpo", "advantage"] = whitened
+        if len(set(map(uid.count, uid))) == 1:
+          shape = (len(set(uid)), uid.count(uid[0]))
+          assert uid == sorted(uid)
+          r, n = rewards.reshape(*shape, 2), lengths.reshape(shape)
+          whole = advantages.gdpo(r, w, lengths=n).reshape(-1)
+          found[f"{prefix}gdpo", "advantage", "whole"] = whole
+      return found
+
+    rewards = [
+      np.stack([case["inputs"][k] for k in ("correctness", "format")], -1)
+      for case in SAW["vectors"]
+    ]
+    with jax.enable_x64(dtype is np.float64):
+      every = jax.jit(lambda rs: list(map(arms, SAW["vectors"], rs)))(
+        [x.astype(dtype) for x in rewards]
+      )
+    for found, case in zip(every, SAW["vectors"], strict=True):
+      for (arm, key, *_), value in found.items():
+        assert_allclose(value, case["expected"][arm][key], atol=atol)
 
   def test_kl_in_the_reward_and_trls_form_with_three_components(self):
     kl, trl = EXTRAS["E1a"], EXTRAS["E2a"]
     inputs = kl["inputs"]
-    for dtype, atol in PRECISIONS:
-      with jax.enable_x64(dtype is np.float64):
-        rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
-        gap = np.array(inputs["per_token_logp_minus_ref"], dtype)
-        penalties = losses.kl_penalty(
-          gap, 0 * gap, gap == gap, coefficient=inputs["kl_coef"]
-        )
-        found = advantages.grpo(
-          rewards.astype(dtype).reshape(2, 4, 2),
-          np.ones(2, dtype),
-          penalties=penalties.reshape(2, 4),
-        )
-        want = kl["expected"]["grpo_advantage"]
-        assert_allclose(found.reshape(-1), want, atol=atol)
-        rewards = np.array(trl["inputs"]["rewards"], dtype).reshape(2, 4, 3)
-        for name, key in (
-          ("gdpo_unwhitened", "pre_bn"),
-          ("gdpo_by_sequence", "advantage"),
-          ("grpo", "grpo_trl_advantage"),
-        ):
-          found = estimate(name, rewards, np.ones(3, dtype), eps=1e-4)
-          assert_allclose(found.reshape(-1), trl["expected"][key], atol=atol)
 
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(
-    *POLICY["advantage_cases"],
-    *(
+    def with_kl(rewards, gap):
+      penalties = losses.kl_penalty(
+        gap, 0 * gap, gap == gap, coefficient=inputs["kl_coef"]
+      )
+      rewards, ones = rewards.reshape(2, 4, 2), np.ones(2, gap.dtype)
+      return advantages.grpo(rewards, ones, penalties=penalties.reshape(2, 4))
+
+    keys = {
+      "gdpo_unwhitened": "pre_bn",
+      "gdpo_by_sequence": "advantage",
+      "grpo": "grpo_trl_advantage",
+    }
+    for dtype, atol in PRECISIONS:
+      rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
+      gap = np.array(inputs["per_token_logp_minus_ref"], dtype)
+      three = np.array(trl["inputs"]["rewards"], dtype).reshape(2, 4, 3)
+      ones = np.ones(3, dtype)
+      with jax.enable_x64(dtype is np.float64):
+        one = jax.jit(with_kl)(rewards.astype(dtype), gap)
+        others = jax.jit(
+          lambda r, w: {k: estimate(k, r, w, eps=1e-4) for k in keys}
+        )(three, ones)
+      want = kl["expected"]["grpo_advantage"]
+      assert_allclose(one.reshape(-1), want, atol=atol)
+      for name, key in keys.items():
+        want = trl["expected"][key]
+        assert_allclose(others[name].reshape(-1), want, atol=atol)
+
+  @parameterized.parameters(np.float64, np.float32)
+  def test_advantages_of_the_policy_losses(self, dtype):
+    cases = POLICY["advantage_cases"] + [
       dict(
         {k: case["inputs"][k] for k in ("rewards", "group")},
         advantage=case["advantage"],
@@ -129,32 +139,34 @@ class GoldenTest(chex.TestCase):
       )
       for case in POLICY["cases"]
       if case["advantage"]["estimator"] != "given"
-    ),
-  )
-  def test_advantages_of_the_policy_losses(self, **case):
-    options = dict(case["advantage"])
-    f = {
-      "mean": advantages.dr_grpo,
-      "mean_std": advantages.grpo,
-      "gpg_paper": GPG,
-      "gpg_verl": GPG_NONZERO,
-    }[options.pop("estimator")]
-    # Groups of unequal size: the places that are left are not scored.
-    rewards, group = np.array(case["rewards"]), np.array(case["group"])
-    rows = [np.flatnonzero(group == name) for name in sorted(set(group))]
-    padded = np.full((len(rows), max(map(len, rows)), 1), np.nan)
-    for p, chosen in enumerate(rows):
-      padded[p, : len(chosen), 0] = rewards[chosen]
-    for dtype in (np.float64, np.float32):
-      with jax.enable_x64(dtype is np.float64):
-        result = self.variant(lambda r, w, s: f(r, w, scored=s, **options))(
-          padded.astype(dtype), np.ones(1, dtype), np.isfinite(padded)
-        )
-      assert result.dtype == dtype
-      found = np.zeros(len(rewards))
-      for p, chosen in enumerate(rows):
-        found[chosen] = result[p, : len(chosen)]
-      tolerance = POLICY["tolerance"][np.dtype(dtype).name]
+    ]
+
+    def of(case, rewards):
+      options = dict(case["advantage"])
+      f = {
+        "mean": advantages.dr_grpo,
+        "mean_std": advantages.grpo,
+        "gpg_paper": GPG,
+        "gpg_verl": GPG_NONZERO,
+      }[options.pop("estimator")]
+      # Groups of unequal size: the places that are left are not scored.
+      _, rows = np.unique(case["group"], return_inverse=True)
+      place = (
+        rows,
+        np.array([(rows[:j] == p).sum() for j, p in enumerate(rows)]),
+      )
+      shape = rows.max() + 1, np.bincount(rows).max(), 1
+      padded = jnp.full(shape, np.nan, dtype).at[*place, 0].set(rewards)
+      scored, one = jnp.isfinite(padded), np.ones(1, dtype)
+      return f(padded, one, scored=scored, **options)[place]
+
+    with jax.enable_x64(dtype is np.float64):
+      every = jax.jit(lambda rewards: list(map(of, cases, rewards)))(
+        [np.array(case["rewards"], dtype) for case in cases]
+      )
+    tolerance = POLICY["tolerance"][np.dtype(dtype).name]
+    for found, case in zip(every, cases, strict=True):
+      assert found.dtype == dtype
       assert_allclose(found, case["expected"], **tolerance)
 
   def test_the_worked_example(self):
@@ -175,79 +187,89 @@ class GoldenTest(chex.TestCase):
     }
     for dtype, atol in ((np.float64, 2e-6), (np.float32, 1e-5)):
       for name, expected in want.items():
+        f = jax.jit(partial(estimate, name, lengths=lengths))
         for w, one in zip(
           ([1, 1], [0.636332, 1.363668]), expected, strict=True
         ):
           with jax.enable_x64(dtype is np.float64):
-            found = estimate(
-              name, rewards.astype(dtype), np.array(w, dtype), lengths=lengths
-            )
+            found = f(rewards.astype(dtype), np.array(w, dtype))
           assert_allclose(found.reshape(-1), one, atol=atol)
 
 
+def each(rewards, weights=WEIGHTS, **values):
+  return {n: estimate(n, rewards, weights, **values) for n in ESTIMATORS}
+
+
 class EveryAdvantageTest(chex.TestCase):
+  def close(self, found, want, atol=1e-5, rtol=0):
+    chex.assert_trees_all_close(found, want, atol=atol, rtol=rtol)
+
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(*ESTIMATORS)
-  def test_order_shifts_and_devices(self, name):
+  def test_order_shifts_and_devices(self):
     rewards, lengths = sample((8, 5, 2))
-    f = self.variant(lambda r, n: estimate(name, r, lengths=n))
+    f = self.variant(lambda r, n: each(r, lengths=n))
     found = f(rewards, lengths)
     # A permuted group has permuted advantages.
     order = np.array([3, 1, 4, 0, 2])
     permuted = f(rewards[:, order], lengths[:, order])
-    assert_allclose(found[:, order], permuted, atol=1e-5)
-    assert_allclose(f(rewards + 4, lengths), found, atol=1e-4)
+    self.close({n: np.array(x)[:, order] for n, x in found.items()}, permuted)
+    self.close(f(rewards + 4, lengths), found, atol=1e-4)
     split = helpers.over_devices(
-      lambda r, n, axis_name: estimate(name, r, lengths=n, axis_name=axis_name),
+      lambda r, n, axis_name: each(r, lengths=n, axis_name=axis_name),
       rewards,
       lengths,
     )
-    assert_allclose(split, found, atol=1e-5)
+    self.close(split, found)
 
-  @parameterized.parameters(*ESTIMATORS)
-  def test_constant_groups_have_exactly_zero(self, name):
+  def test_constant_groups_have_exactly_zero(self):
     rng = np.random.default_rng(0)
-    w = jnp.array([0.6363320, 1.3636680, 1.1])
-    f = jax.jit(lambda r, n: estimate(name, r, w, lengths=n))
+    w = np.array([0.6363320, 1.3636680, 1.1], np.float32)
+    f = jax.jit(lambda r, n: each(r, w, lengths=n))
     for group_size in (3, 7, 16, 64):
       constants = rng.uniform(-3, 3, (50, 1, 3)).astype(np.float32)
       rewards = np.repeat(constants, group_size, 1)
       lengths = rng.integers(1, 9, rewards.shape[:2])
-      assert_array_equal(f(rewards, lengths), 0, str(group_size))
+      for name, found in f(rewards, lengths).items():
+        assert_array_equal(found, 0, f"{name} {group_size}")
 
-  @parameterized.parameters(*ESTIMATORS)
-  def test_what_is_not_scored_is_as_if_absent(self, name):
+  def test_what_is_not_scored_is_as_if_absent(self):
     rewards, lengths = sample()
+    f = jax.jit(lambda r, s: each(r, scored=s, lengths=lengths))
 
     def found(which):
       scored = np.broadcast_to(which[..., None], rewards.shape)
-      dirty = np.where(scored, rewards, np.nan)
-      return estimate(name, dirty, scored=scored, lengths=lengths)
+      every = f(np.where(scored, rewards, np.nan), scored)
+      return {name: np.array(x) for name, x in every.items()}
 
     first = np.arange(5)[None] < np.full((3, 1), 3)
-    assert_array_equal(found(first)[:, 3:], 0)
-    want = estimate(name, rewards[:, :3], lengths=lengths[:, :3])
-    assert_allclose(found(first)[:, :3], want, rtol=1e-5)
+    want = jax.jit(lambda r: each(r, lengths=lengths[:, :3]))(rewards[:, :3])
+    kept = {name: x[:, :3] for name, x in found(first).items()}
+    self.close(kept, want, rtol=1e-5, atol=0)
     # Nothing, and one response of a group, have nothing to compare.
-    assert_array_equal(found(first & False), 0)
-    assert_array_equal(found(first & (np.arange(5) == 2)[None]), 0)
+    nothing, one = first & False, first & (np.arange(5) == 2)[None]
+    for name in ESTIMATORS:
+      assert_array_equal(found(first)[name][:, 3:], 0, name)
+      assert_array_equal(found(nothing)[name], 0, name)
+      assert_array_equal(found(one)[name], 0, name)
 
-  @parameterized.parameters(*ESTIMATORS)
-  def test_no_gradient_and_float32_inside(self, name):
+  def test_no_gradient_and_float32_inside(self):
     rewards, lengths = sample()
-    gradients = jax.grad(
-      lambda r, w: jnp.sum(estimate(name, r, w, lengths=lengths) ** 2), (0, 1)
+
+    def gradient(name):
+      return jax.grad(
+        lambda r, w: jnp.sum(estimate(name, r, w, lengths=lengths) ** 2), (0, 1)
+      )
+
+    gradients = jax.jit(
+      lambda r, w: {name: gradient(name)(r, w) for name in ESTIMATORS}
     )(rewards, WEIGHTS)
-    for gradient in gradients:
-      assert_array_equal(gradient, 0)
+    assert not any(x.any() for x in jax.tree.leaves(gradients))
     low = jnp.asarray(rewards, jnp.bfloat16)
-    found, want = (
-      estimate(name, x, lengths=lengths) for x in (low, low.astype(float))
-    )
-    assert found.dtype == jnp.float32
-    assert_array_equal(found, want)
-    alone = estimate(name, rewards[:, :1], lengths=lengths[:, :1])
-    assert np.isfinite(alone).all()
+    found, want = (each(x, lengths=lengths) for x in (low, low.astype(float)))
+    assert {x.dtype for x in found.values()} == {jnp.float32.dtype}
+    chex.assert_trees_all_equal(found, want)
+    alone = each(rewards[:, :1], lengths=lengths[:, :1])
+    chex.assert_tree_all_finite(alone)
 
   @parameterized.parameters("grpo", "rloo", "dr_grpo", "gpg")
   def test_penalties_are_another_component_and_a_group_of_one(self, name):
@@ -288,18 +310,26 @@ class ByHandTest(chex.TestCase):
 
   def test_a_partly_scored_response_counts_as_far_as_it_is_scored(self):
     rewards, _ = sample((1, 4, 2))
+    gdpo, grpo, normalize = map(
+      jax.jit,
+      (
+        partial(advantages.gdpo, whiten=None),
+        advantages.grpo,
+        advantages.normalize_groups,
+      ),
+    )
     scored = np.ones(rewards.shape, bool)
     scored[0, 3, 1] = False
     ones = jnp.ones(2)
-    result = advantages.gdpo(rewards, ones, scored=scored, whiten=None)
-    first = advantages.normalize_groups(rewards[..., 0])
-    second = advantages.normalize_groups(rewards[:, :3, 1])
+    result = gdpo(rewards, ones, scored=scored)
+    first = normalize(rewards[..., 0])
+    second = normalize(rewards[:, :3, 1])
     assert_allclose(result[0, 3], first[0, 3], rtol=1e-6)
     assert_allclose(result[0, :3], first[0, :3] + second[0], rtol=1e-5)
     # In GRPO it is left out.
-    result = advantages.grpo(rewards, ones, scored=scored)
+    result = grpo(rewards, ones, scored=scored)
     assert result[0, 3] == 0
-    want = advantages.grpo(rewards[:, :3], ones)
+    want = grpo(rewards[:, :3], ones)
     assert_allclose(result[:, :3], want, rtol=1e-6)
 
   def test_gdpo_says_that_lengths_are_missing(self):

@@ -132,19 +132,28 @@ def tolerance(dtype):
 
 
 class GoldenTest(chex.TestCase):
-  @chex.variants(with_jit=True)
-  @parameterized.named_parameters(*CASES.items())
-  def test_losses_and_gradients(self, case):
-    inputs, want = case["inputs"], case["expected"]
-    for dtype in DTYPES:
-      with jax.enable_x64(dtype is np.float64):
-        f = self.variant(jax.value_and_grad(golden_loss(case, dtype)))
-        found, gradient = f(np.array(inputs["logp"], dtype))
-      assert gradient.dtype == dtype
-      assert_allclose(found, want["loss"], **tolerance(dtype))
-      assert_allclose(gradient, want["grad_logp"], **tolerance(dtype))
+  @parameterized.parameters(*DTYPES)
+  def test_losses_and_gradients(self, dtype):
+    close = partial(assert_allclose, **tolerance(dtype))
+    inputs = {
+      name: np.array(case["inputs"]["logp"], dtype)
+      for name, case in CASES.items()
+    }
+    with jax.enable_x64(dtype is np.float64):
+      every = jax.jit(
+        lambda x: {
+          name: jax.value_and_grad(golden_loss(case, dtype))(x[name])
+          for name, case in CASES.items()
+        }
+      )(inputs)
+    for name, case in CASES.items():
+      (found, gradient), want = every[name], case["expected"]
+      assert gradient.dtype == dtype, name
+      close(found, want["loss"], err_msg=name)
+      close(gradient, want["grad_logp"], err_msg=name)
       # Exactly 0, and not a small number, where the mask is off.
-      assert not gradient[np.array(inputs["mask"]) == 0].any()
+      off = np.array(case["inputs"]["mask"]) == 0
+      assert not np.array(gradient)[off].any(), name
 
   @parameterized.named_parameters(
     (name, case)
@@ -173,7 +182,7 @@ class GoldenTest(chex.TestCase):
         clipped = (np.array(aux["clipped"]) * mask).sum() / mask.sum()
         assert_allclose(share, clipped, rtol=1e-6)
 
-  @chex.variants(with_jit=True, without_jit=True)
+  @chex.variants(with_jit=True)
   def test_gradients_of_logits(self):
     (case,) = GOLDEN["logit_cases"]
     inputs, want = case["inputs"], case["expected"]
@@ -226,60 +235,81 @@ class AggregatesTest(chex.TestCase):
 
 
 class EveryLossTest(chex.TestCase):
-  @parameterized.product(name=list(LOSSES), aggregate=list(AGGREGATES))
-  def test_masks_parts_and_empty_responses(self, name, aggregate):
-    arrays, f = sample((6, 5)), partial(call, aggregate=AGGREGATES[aggregate])
+  @parameterized.parameters(*AGGREGATES)
+  def test_masks_parts_and_empty_responses(self, aggregate):
+    f = partial(call, aggregate=AGGREGATES[aggregate])
+
+    @jax.jit
+    def every(arrays):
+      def one(name):
+        return jax.value_and_grad(
+          lambda x: f(name, {**arrays, "log_probs": x}).value()
+        )(arrays["log_probs"])
+
+      chosen = slice(6), slice(2), slice(2, 6), np.array([0, 2, 3, 4, 5])
+      return {
+        name: (*(f(name, rows(arrays, s)) for s in chosen), one(name))
+        for name in LOSSES
+      }
+
+    arrays = sample((6, 5))
     # Whole responses in two parts add up.
-    whole = f(name, arrays)
-    parts = [f(name, rows(arrays, s)) for s in (slice(2), slice(2, 6))]
-    chex.assert_trees_all_close(
-      parts[0].merge(parts[1]), whole, rtol=1e-5, atol=1e-6
-    )
+    for name, (whole, first, second, *_) in every(arrays).items():
+      both = first.merge(second)
+      chex.assert_trees_all_close(both, whole, rtol=1e-5, atol=1e-6)
+      assert whole.denominator, name
     # Garbage under the mask reaches nothing.
     mask = arrays["completion_mask"]
     mask[1] = False
-
-    @jax.jit
-    def run(recorded):
-      return jax.value_and_grad(
-        lambda x: f(name, {**arrays, **recorded, "log_probs": x}).value()
-      )(recorded["log_probs"])
-
-    recorded = {k: x for k, x in arrays.items() if k.endswith("log_probs")}
-    clean = run(recorded)
-    assert np.isfinite(clean[0]) and np.abs(clean[1][mask]).max() > 0
+    clean = every(arrays)
     for garbage in (np.nan, np.inf, -np.inf):
-      dirty = {k: np.where(mask, x, garbage) for k, x in recorded.items()}
-      chex.assert_trees_all_equal(run(dirty), clean)
-    assert_array_equal(np.where(mask, 0, clean[1]), 0)
-    # A response without tokens is no response.
-    kept = f(name, rows(arrays, np.array([0, 2, 3, 4, 5])))
-    assert_allclose(clean[0], kept.value(), rtol=1e-5, atol=1e-6)
-    nothing = f(name, {**arrays, "completion_mask": np.zeros_like(mask)})
-    assert nothing.value() == 0 and nothing.denominator == 0
+      dirty = {
+        k: np.where(mask, x, garbage) if k.endswith("log_probs") else x
+        for k, x in arrays.items()
+      }
+      chex.assert_trees_all_equal(every(dirty), clean)
+    nothing = every({**arrays, "completion_mask": np.zeros_like(mask)})
+    for name, (*_, kept, (found, gradient)) in clean.items():
+      gradient = np.array(gradient)
+      assert np.isfinite(found) and np.abs(gradient[mask]).max() > 0, name
+      assert not gradient[~mask].any(), name
+      # A response without tokens is no response.
+      want = kept.value()
+      assert_allclose(found, want, rtol=1e-5, atol=1e-6, err_msg=name)
+      none, *_ = nothing[name]
+      assert none.value() == 0 and none.denominator == 0, name
 
-  @parameterized.parameters(*LOSSES)
-  def test_what_gets_a_gradient_and_types(self, name):
+  def test_what_gets_a_gradient_and_types(self):
     arrays = sample()
     log_probs, a = arrays["log_probs"], arrays["advantages"]
     mask = {"completion_mask": arrays["completion_mask"]}
-    rest = {k: x for k, x in arrays.items() if x is not mask["completion_mask"]}
-    gradients = jax.grad(lambda x: value(name, log_probs, {**x, **mask}))(rest)
-    assert not any(x.any() for x in gradients.values())
+    rest = {k: x for k, x in arrays.items() if k not in mask}
     # bfloat16 is float32 inside.
     low = {k: jnp.asarray(x, jnp.bfloat16) for k, x in rest.items()}
     high = {k: x.astype(jnp.float32) for k, x in low.items()}
-    result = call(name, {**low, **mask})
-    assert result.numerator.dtype == result.denominator.dtype == jnp.float32
-    chex.assert_trees_all_equal(result, call(name, {**high, **mask}))
     # Advantages may be one a token, and where all are 0 is no gradient.
     per_token = np.where(arrays["completion_mask"], a[:, None], np.nan)
-    found = call(name, {**arrays, "advantages": per_token})
-    chex.assert_trees_all_equal(found, call(name, arrays))
-    gradient = jax.grad(
-      lambda x: value(name, x, {**arrays, "advantages": 0 * a})
-    )(log_probs)
-    assert gradient.any() == (name in REGULARIZED)
+
+    @jax.jit
+    def gradients(rest, a):
+      def one(name):
+        flat = {**rest, **mask, "advantages": a}
+        return (
+          jax.grad(lambda x: value(name, log_probs, {**x, **mask}))(rest),
+          jax.grad(lambda x: value(name, x, flat))(rest["log_probs"]),
+        )
+
+      return {name: one(name) for name in LOSSES}
+
+    every = gradients(rest, 0 * a)
+    for name, (recorded, own) in every.items():
+      assert not any(np.any(x) for x in recorded.values()), name
+      assert np.any(own) == (name in REGULARIZED), name
+      result = call(name, {**low, **mask})
+      assert result.numerator.dtype == result.denominator.dtype == jnp.float32
+      chex.assert_trees_all_equal(result, call(name, {**high, **mask}))
+      found = call(name, {**arrays, "advantages": per_token})
+      chex.assert_trees_all_equal(found, call(name, arrays))
 
   @parameterized.parameters(*SMOOTH)
   def test_gradients_are_those_of_finite_differences(self, name):
@@ -291,11 +321,17 @@ class EveryLossTest(chex.TestCase):
   def test_a_huge_ratio_is_finite(self):
     near, far = np.zeros((2, 3), np.float32), np.full((2, 3), -100, np.float32)
     rest = {"advantages": np.array([1.0, -1.0]), "completion_mask": near == 0}
-    for name in set(LOSSES) - set(ESTIMATORS):
-      for one, other in ((near, far), (far, near)):
-        arrays = {**rest, "old_log_probs": other, "behave_log_probs": other}
-        loss = partial(value, name, arrays=arrays)
-        found, gradient = jax.value_and_grad(loss)(one)
+
+    @jax.jit
+    def every(one, other):
+      arrays = {**rest, "old_log_probs": other, "behave_log_probs": other}
+      return {
+        name: jax.value_and_grad(partial(value, name, arrays=arrays))(one)
+        for name in set(LOSSES) - set(ESTIMATORS)
+      }
+
+    for one, other in ((near, far), (far, near)):
+      for name, (found, gradient) in every(one, other).items():
         assert np.isfinite(found) and np.isfinite(gradient).all(), name
 
 

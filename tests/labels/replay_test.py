@@ -1,6 +1,7 @@
 """What the probes see and learn, and the ring that keeps it."""
 
 import collections
+import functools
 
 import hypothesis
 import jax
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from saw_jax.labels import replay
 from tests.labels.golden_test import GOLDEN
 
+make = jax.jit(replay.make_replay, static_argnums=(0, 1, 2))
 push = jax.jit(replay.push)
 draw_uniform = jax.jit(replay.draw_uniform, static_argnames="count")
 draw_stratified = jax.jit(
@@ -19,15 +21,21 @@ draw_stratified = jax.jit(
 )
 
 
+@functools.cache
+def zeros(size):
+  shapes = jax.eval_shape(lambda: replay.make_replay(size, 1, 1).samples)
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
 def samples(numbers, classes=0):
   """Samples that are told apart by their hidden state."""
-  numbers = jnp.asarray(numbers)
-  features, labels = replay.make_replay(len(numbers), 1, 1).samples
+  numbers = np.asarray(numbers)
+  features, labels = zeros(len(numbers))
   return (
-    features.replace(prompt_hidden=numbers[:, None].astype(jnp.float32)),
+    features.replace(prompt_hidden=numbers[:, None].astype(np.float32)),
     labels.replace(
       vote_right=numbers % 2 == 0,
-      correct_outside=jnp.full(numbers.shape, classes, jnp.int32),
+      correct_outside=np.full(numbers.shape, classes, np.int32),
     ),
   )
 
@@ -35,7 +43,7 @@ def samples(numbers, classes=0):
 def ring_of(classes, size):
   """A ring that holds samples of these classes, in this order."""
   rows = np.pad(np.array(classes, int), (0, size - len(classes)))
-  return replay.Replay(samples(np.arange(size), rows), jnp.int32(len(classes)))
+  return replay.Replay(samples(np.arange(size), rows), np.int32(len(classes)))
 
 
 def numbers_in(ring):
@@ -56,7 +64,7 @@ class TestPush:
     st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=6)
   )
   def test_it_is_a_queue_that_forgets_the_oldest(self, steps):
-    ring = replay.make_replay(5, 1, 1)
+    ring = make(5, 1, 1)
     queue = collections.deque(maxlen=5)
     for step, where in enumerate(steps):
       numbers = 1 + 3 * step + np.arange(3)
@@ -65,11 +73,11 @@ class TestPush:
     assert sorted(numbers_in(ring)) == sorted(queue)
     assert ring.pushed == sum(map(sum, steps))
     # Every leaf of a sample went to the same place.
-    stored = ring.samples[1].vote_right[ring.filled].tolist()
-    assert stored == [number % 2 == 0 for number in numbers_in(ring)]
+    stored = np.array(ring.samples[1].vote_right)[np.array(ring.filled)]
+    assert stored.tolist() == [number % 2 == 0 for number in numbers_in(ring)]
 
   def test_of_more_than_it_holds_the_last_stay(self):
-    ring = replay.make_replay(2, 1, 1)
+    ring = make(2, 1, 1)
     ring = push(ring, samples([1, 2, 3, 4]), np.arange(4) < 3)
     assert sorted(numbers_in(ring)) == [2, 3]
 
