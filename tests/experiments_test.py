@@ -1,7 +1,9 @@
 """The commands as scripts: what they say to a mistake, and that they run."""
 
+import json
 import os
 import pathlib
+import subprocess
 import types
 
 import pytest
@@ -24,27 +26,61 @@ SCRIPTS = {
   "draw_gap": "--group_size",
   "generate": "--model",
 }
-# Runs a script as its own process would, and says whether JAX came with it.
+# Runs each script as its own process would, in a fork of one that has imported
+# what many need, and says whether JAX came with it. To take down what was
+# imported would take longer than many a script.
 _RUN = """
-import runpy, sys
+import json, os, runpy, sys, tempfile, traceback
 sys.path[0] = {root!r}
-sys.argv = sys.argv[1:]
-try:
-  runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-  print("jax" in sys.modules)
+modules = sys.argv[1:]
+for name in modules:
+  __import__(name)
+for line in sys.stdin:
+  files = [tempfile.TemporaryFile() for _ in range(2)]
+  if not os.fork():
+    for number, file in enumerate(files, 1):
+      os.dup2(file.fileno(), number)
+    sys.argv = json.loads(line)
+    status = 0
+    try:
+      runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+      status = end.code
+    except BaseException:
+      traceback.print_exc()
+      status = 1
+    print("jax" in sys.modules, flush=True)
+    (os._exit if modules else sys.exit)(status)
+  status = os.waitstatus_to_exitcode(os.wait()[1])
+  said = [file.seek(0) or file.read().decode() for file in files]
+  print(json.dumps([status, *said]), flush=True)
 """
 
 
-def script(name: str, *words: str, **environment: str):
-  """Runs a script; returns its process, whose last line says if JAX came."""
-  path = ROOT / "experiments" / f"{name}.py"
-  return helpers.python(
-    *("-c", _RUN.format(root=str(ROOT)), path, *words),
+EARLY_MODULES = "saw_jax.run.config", "absl.app"
+
+
+def scripts(lines, *modules: str, **environment: str):
+  """Runs scripts; the last line of what each prints says if JAX came."""
+  folder = ROOT / "experiments"
+  lines = [[str(folder / f"{name}.py"), *words] for name, *words in lines]
+  done = helpers.python(
+    *("-W", "ignore", "-c", _RUN.format(root=str(ROOT)), *modules),
+    input="\n".join(map(json.dumps, lines)),
     cwd=ROOT,
     env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     | {"COLUMNS": "80", **environment},
   )
+  found = [json.loads(line) for line in done.stdout.splitlines()]
+  assert len(found) == len(lines), done.stderr
+  return [
+    subprocess.CompletedProcess(words, *said)
+    for words, said in zip(lines, found, strict=True)
+  ]
+
+
+def script(name: str, *words: str, **environment: str):
+  return scripts([(name, *words)], **environment)[0]
 
 
 # What is wrong, and a word of the one line that answers it.
@@ -108,36 +144,38 @@ def cases(text: str) -> list[tuple[str, str]]:
   ]
 
 
-@pytest.mark.parametrize(
-  ("words", "word", "is_early"),
-  [
-    (f"train --workdir=DIR {words}", word, False)
-    for words, word in cases(TRAIN)
-  ]
-  + [(*case, False) for case in cases(OTHERS)]
-  + [(*case, True) for case in cases(EARLY)],
-)
-def test_a_mistake_is_answered_in_one_line(words, word, is_early, tmp_path):
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_mistake_is_answered_in_one_line(is_early, tmp_path):
   (tmp_path / "config.json").touch()
-  for name, path in (("DIR", tmp_path / "x"), ("MODEL", tmp_path)):
-    words = words.replace(name, str(path))
-  done = script(*words.split())
-  assert done.returncode == 2, done.stderr
-  (said,) = done.stderr.splitlines()
-  assert said.startswith("error: ") and word in said
-  # Nothing else is said.
-  (has_jax,) = done.stdout.splitlines()
-  assert has_jax == "False" or not is_early
+  late = [
+    (f"train --workdir=DIR {words}", word) for words, word in cases(TRAIN)
+  ]
+  asked = cases(EARLY) if is_early else [*late, *cases(OTHERS)]
+  paths = {"DIR": str(tmp_path / "x"), "MODEL": str(tmp_path)}
+  lines = []
+  for words, _ in asked:
+    for name, path in paths.items():
+      words = words.replace(name, path)
+    lines.append(words.split())
+  late = ["saw_jax.run.build", "saw_jax.reporting.report", "uvicorn"]
+  found = scripts(lines, *(EARLY_MODULES if is_early else late))
+  for done, (words, word) in zip(found, asked, strict=True):
+    assert done.returncode == 2, (words, done)
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("error: ") and word in said, words
+    # Nothing else is said.
+    (has_jax,) = done.stdout.splitlines()
+    assert has_jax == "False" or not is_early, words
   assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_has_the_usage_and_the_flags_and_no_jax(name):
-  done = script(name, "--help")
-  assert (done.returncode, done.stderr) == (0, "")
-  assert f"python experiments/{name}.py" in done.stdout
-  assert SCRIPTS[name] in done.stdout
-  assert done.stdout.splitlines()[-1] == "False"
+def test_help_has_the_usage_and_the_flags_and_no_jax():
+  found = scripts([(name, "--help") for name in SCRIPTS], *EARLY_MODULES)
+  for done, (name, flag) in zip(found, SCRIPTS.items(), strict=True):
+    assert (done.returncode, done.stderr) == (0, ""), name
+    assert f"python experiments/{name}.py" in done.stdout
+    assert flag in done.stdout, name
+    assert done.stdout.splitlines()[-1] == "False", name
 
 
 def test_a_traceback_is_there_for_who_asks_and_jax_is_seen():
