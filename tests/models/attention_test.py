@@ -12,13 +12,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from saw_jax.models import attention
-from saw_jax.models.attention import attend, attend_causally, project
+from saw_jax.models.attention import attend_causally
 from tests.models.sizes import ODD
 
 # Sizes that no transposition can mistake for one another.
 B, S, N, K, H, T = 2, 3, 6, 2, 10, 5
 ROTARY = dataclasses.replace(ODD, rotary_size=4, rope_theta=100.0)
 near = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+attend, project = jax.jit(attention.attend), jax.jit(attention.project)
 
 
 def draw(*shape, dtype=jnp.float32, seed=0):
@@ -34,7 +35,7 @@ def loss(fn, x, kernel, weights):
 
 
 def gradient(fn):
-  return jax.grad(functools.partial(loss, fn), (0, 1))
+  return jax.jit(jax.grad(functools.partial(loss, fn), (0, 1)))
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 5), (2, 1, 4), (0,)])
@@ -46,12 +47,12 @@ def test_a_projection_is_the_product_and_has_its_gradients(lead):
   found = gradient(project)(x, kernel, weights)
   chex.assert_trees_all_close(found, expected, atol=1e-5)
   # Several kernels at once, and the dtypes of the inputs.
-  several = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (x, kernel, weights))
+  several = [np.stack([a, 2 * np.array(a)]) for a in (x, kernel, weights)]
   found, expected = (
-    jax.vmap(gradient(fn))(*several) for fn in (project, jnp.matmul)
+    jax.jit(jax.vmap(gradient(fn)))(*several) for fn in (project, jnp.matmul)
   )
   chex.assert_trees_all_close(found, expected, atol=1e-5)
-  halves = [a.astype(jnp.bfloat16) for a in (x, kernel, weights)]
+  halves = [np.array(a).astype(jnp.bfloat16) for a in (x, kernel, weights)]
   assert project(*halves[:2]).dtype == jnp.bfloat16
   chex.assert_type(gradient(project)(*halves), jnp.bfloat16)
 
@@ -77,6 +78,7 @@ def test_no_activation_is_copied_for_the_kernels_gradient():
 # --- rotation and norms -------------------------------------------------------
 
 
+@jax.jit
 def rotate_at_1(x_H) -> jax.Array:
   """A head at position 1: the first pair turns by 1 radian, then 0.1."""
   tables = attention.rotary_tables(jnp.ones((1, 1), int), ROTARY)
@@ -100,8 +102,8 @@ def test_a_head_is_rotated_in_pairs_half_a_head_apart():
   x_H = np.array([1.0, 0.0, 0.0, 1.0], np.float32)
   near(rotate_at_1(x_H), [0.540302, -0.0998334, 0.841471, 0.995004])
   # The rest of a head stays as it is, and so does its dtype.
-  longer_H = jnp.array([*x_H, 5.0, 6.0, 7.0], jnp.bfloat16)
-  out_H = rotate_at_1(longer_H)
+  longer_H = np.array([*x_H, 5.0, 6.0, 7.0], jnp.bfloat16)
+  out_H = np.array(rotate_at_1(longer_H))
   chex.assert_type(out_H, jnp.bfloat16)
   np.testing.assert_array_equal(out_H[:4], rotate_at_1(longer_H[:4]))
   np.testing.assert_array_equal(out_H[4:], longer_H[4:])
@@ -137,7 +139,8 @@ def test_a_query_that_sees_no_key_gets_the_mean_of_the_values():
   out = attend(q, k, v, mask_BST)
   near(out[1, 2], np.repeat(v[1].mean(axis=1), N // K, axis=0), atol=1e-6)
   total = lambda *arrays: attend(*arrays, mask_BST).sum()  # noqa: E731
-  chex.assert_tree_all_finite((out, jax.grad(total, (0, 1, 2))(q, k, v)))
+  gradient = jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v)
+  chex.assert_tree_all_finite((out, gradient))
 
 
 def test_what_a_masked_key_holds_changes_nothing():
@@ -152,13 +155,13 @@ def causal_inputs(size):
   order = np.arange(size)
   mask_BSS = np.broadcast_to(order[:, None] >= order, (B, size, size)).copy()
   mask_BSS[1, :, : size // 3] = False  # padded on the left
-  return *inputs(size, size), jnp.asarray(mask_BSS)
+  return *inputs(size, size), mask_BSS
 
 
 @pytest.mark.parametrize("size", [1, 63, 128, 130, 259, 700])
 def test_bands_are_attention_to_all_keys_under_the_mask(size):
   *args, mask = causal_inputs(size)
-  sees = np.asarray(mask.any(-1))[..., None, None]
+  sees = mask.any(-1)[..., None, None]
   found, plain = (
     np.where(sees, jax.jit(fn)(*args, mask), 0.0)
     for fn in (attend_causally, attend)
@@ -169,18 +172,19 @@ def test_bands_are_attention_to_all_keys_under_the_mask(size):
 @pytest.mark.slow
 def test_so_are_their_gradients():
   *args, mask = causal_inputs(200)
-  sees = np.asarray(mask.any(-1))[..., None, None]
+  sees = mask.any(-1)[..., None, None]
 
   def total(fn, *args):
     return jnp.sum(jnp.where(sees, jnp.sin(fn(*args, mask)), 0.0))
 
   ours, plain = (
-    jax.grad(functools.partial(total, fn), (0, 1, 2))(*args)
+    jax.jit(jax.grad(functools.partial(total, fn), (0, 1, 2)))(*args)
     for fn in (attend_causally, attend)
   )
   chex.assert_trees_all_close(ours, plain, atol=1e-5)
   # No key is seen.
-  chex.assert_tree_all_finite(attend_causally(*args, mask & False))
+  nobody = np.zeros_like(mask)
+  chex.assert_tree_all_finite(jax.jit(attend_causally)(*args, nobody))
 
 
 @pytest.mark.parametrize(
@@ -208,8 +212,8 @@ def filled_cache(config) -> attention.KVCache:
   keys, values = jax.tree.map(
     lambda x: draw(*x.shape, seed=next(seeds)), (cache.keys, cache.values)
   )
-  valid = jnp.arange(7)[None] >= jnp.arange(4)[:, None]
-  return attention.KVCache(keys, values, valid, jnp.asarray(5, jnp.int32))
+  valid = np.arange(7)[None] >= np.arange(4)[:, None]
+  return attention.KVCache(keys, values, valid, np.array(5, np.int32))
 
 
 def test_the_dtype_is_the_decoders():
@@ -222,7 +226,8 @@ def test_the_dtype_is_the_decoders():
 @both
 def test_copies_of_a_row_are_neighbours(config):
   cache = filled_cache(config)
-  repeated = attention.repeat_rows(cache, 3)
+  repeat = jax.jit(attention.repeat_rows, static_argnums=1)
+  repeated = repeat(cache, 3)
   rows = np.repeat(np.arange(4), 3)
   for old, new in (
     *zip(cache.keys, repeated.keys, strict=True),  # layer by layer
@@ -237,7 +242,7 @@ def test_copies_of_a_row_are_neighbours(config):
 @both
 def test_growing_keeps_the_content_and_adds_slots_that_are_not_valid(config):
   cache = filled_cache(config)
-  grown = attention.grow(cache, 11)
+  grown = jax.jit(attention.grow, static_argnums=1)(cache, 11)
   assert (grown.size, grown.index) == (11, 5)
   none, more = (0, 0), (0, 4)
   for old, new, widths in (

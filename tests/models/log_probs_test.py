@@ -16,9 +16,9 @@ B, T, D, V = 5, 7, 11, 47
 def inputs(seed=0, rows=B, steps=T, vocabulary=V):
   rng = np.random.default_rng(seed)
   return (
-    jnp.asarray(rng.normal(size=(rows, steps, D)), jnp.float32),
-    jnp.asarray(rng.normal(size=(D, vocabulary)), jnp.float32),
-    jnp.asarray(rng.integers(0, vocabulary, (rows, steps)), jnp.int32),
+    rng.normal(size=(rows, steps, D)).astype(np.float32),
+    rng.normal(size=(D, vocabulary)).astype(np.float32),
+    rng.integers(0, vocabulary, (rows, steps)).astype(np.int32),
   )
 
 
@@ -43,6 +43,13 @@ def chunked(**options):
 def outputs_and_gradients(fn, *args, **kwargs):
   gradient = jax.grad(functools.partial(scalar, fn), (0, 1))
   return fn(*args, **kwargs), gradient(*args, **kwargs)
+
+
+def compiled(fn, **kwargs):
+  return jax.jit(functools.partial(outputs_and_gradients, fn, **kwargs))
+
+
+plainly = compiled(plain, temperature=0.7)
 
 
 def program_of(fn, *args):
@@ -72,7 +79,7 @@ def largest(fn, *args):
 
 def test_whole_logits_agree_with_numpy_in_float64():
   hidden, head, targets = inputs()
-  logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64)
+  logits = hidden.astype(np.float64) @ head.astype(np.float64)
   found = log_probs.log_probs_of(jnp.asarray(logits), targets)
   probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   taken = np.take_along_axis(np.log(probs), targets[..., None], -1)[..., 0]
@@ -86,12 +93,13 @@ def test_whole_logits_agree_with_numpy_in_float64():
   [(1, 1.0), (3, 0.7), (10, 1.0), (17, 0.7), (35, 0.7), (1000, 1.0)],
 )
 def test_chunks_equal_whole_logits(chunk_size, temperature):
-  run = functools.partial(outputs_and_gradients, temperature=temperature)
-  fn = functools.partial(run, chunked(chunk_size=chunk_size))
-  expected = run(plain, *inputs())
-  chex.assert_trees_all_close(jax.jit(fn)(*inputs()), expected, atol=3e-5)
+  fn, how = chunked(chunk_size=chunk_size), {"temperature": temperature}
+  expected = compiled(plain, **how)(*inputs())
+  found = compiled(fn, **how)(*inputs())
+  chex.assert_trees_all_close(found, expected, atol=3e-5)
   if chunk_size == 10:  # op by op
-    chex.assert_trees_all_close(fn(*inputs()), expected, atol=3e-5)
+    found = outputs_and_gradients(fn, *inputs(), **how)
+    chex.assert_trees_all_close(found, expected, atol=3e-5)
 
 
 @pytest.mark.parametrize("num_bands", [2, 3, 16, 48])
@@ -99,16 +107,14 @@ def test_chunks_equal_whole_logits(chunk_size, temperature):
 def test_bands_equal_the_whole_vocabulary(num_bands, chunk_size):
   hidden, head, targets = inputs(vocabulary=48)
   # The largest logit falls, and rises, from one band to the next.
-  head += 0.03 * jnp.arange(48)[None] * jnp.sign(head)
+  head += np.float32(0.03) * np.arange(48, dtype=np.float32) * np.sign(head)
   # Each token of the vocabulary is taken: the ends of bands are among them.
-  targets = targets.at[:].set(jnp.arange(B * T).reshape(B, T) + 13)
-  run = functools.partial(outputs_and_gradients, temperature=0.7)
+  targets[:] = np.arange(B * T).reshape(B, T) + 13
   fn = chunked(chunk_size=chunk_size, num_bands=num_bands)
-  fn = jax.jit(functools.partial(run, fn))
+  fn = compiled(fn, temperature=0.7)
   for first in (0, 13):
     args = hidden, head, targets - first
-    actual = fn(*args)
-    chex.assert_trees_all_close(actual, run(plain, *args), atol=1e-4, rtol=1e-5)
+    chex.assert_trees_all_close(fn(*args), plainly(*args), atol=1e-4, rtol=1e-5)
 
 
 def test_bands_hold_no_more_than_their_logits():
@@ -167,7 +173,7 @@ def test_one_chunk_is_not_computed_twice(chunk_size, products, loops):
 @pytest.mark.slow
 def test_a_leading_axis_of_seeds_equals_one_at_a_time(head_axis, num_bands):
   hiddens, heads, targets = jax.tree.map(
-    lambda *xs: jnp.stack(xs),
+    lambda *xs: np.stack(xs),
     *(inputs(seed, vocabulary=48) for seed in range(3)),
   )
   heads = heads if head_axis == 0 else heads[0]
@@ -183,8 +189,10 @@ def test_a_leading_axis_of_seeds_equals_one_at_a_time(head_axis, num_bands):
       for n, y in enumerate(targets)
     )
 
-  actual = jax.value_and_grad(total, (0, 1))(hiddens, heads)
-  expected = jax.value_and_grad(expected_total, (0, 1))(hiddens, heads)
+  actual, expected = (
+    jax.jit(jax.value_and_grad(f, (0, 1)))(hiddens, heads)
+    for f in (total, expected_total)
+  )
   chex.assert_trees_all_close(actual, expected, atol=1e-4)
 
 
@@ -212,10 +220,10 @@ def test_rows_split_over_devices_have_the_same_gradient(num_bands):
 def test_bfloat16_streams_have_float32_log_probs():
   hidden, head, targets = inputs()
   low = hidden.astype(jnp.bfloat16)
-  outputs, gradients = outputs_and_gradients(chunked(), low, head, targets)
+  outputs, gradients = compiled(chunked())(low, head, targets)
   # Products of bfloat16 numbers, added and normalised in float32.
   rounded = head.astype(jnp.bfloat16).astype(jnp.float32)
-  expected = plain(low.astype(jnp.float32), rounded, targets)
+  expected = jax.jit(plain)(low.astype(jnp.float32), rounded, targets)
   chex.assert_trees_all_close(outputs, expected, atol=1e-5)
   dtypes = [x.dtype for x in (*outputs, *gradients)]
   assert dtypes == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.float32]
@@ -224,12 +232,13 @@ def test_bfloat16_streams_have_float32_log_probs():
 @pytest.mark.parametrize("num_bands", [1, 6])
 def test_extreme_logits_stay_finite(num_bands):
   hidden, head, targets = inputs(vocabulary=48)
-  args = 1e3 * hidden, head, targets
+  args = np.float32(1e3) * hidden, head, targets
   fn = chunked(num_bands=num_bands)
-  outputs, gradients = outputs_and_gradients(fn, *args)
+  outputs, gradients = compiled(fn)(*args)
   chex.assert_tree_all_finite((outputs, gradients))
   assert outputs[0].max() <= 0 and outputs[1].min() >= 0
-  chex.assert_trees_all_close(outputs, plain(*args), rtol=1e-5, atol=1e-3)
+  expected = jax.jit(plain)(*args)
+  chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize(("b", "t"), [(0, T), (B, 0)])
