@@ -1,8 +1,9 @@
 """A language model that scores text, behind any OpenAI-compatible endpoint.
 
 What is judged goes as a JSON document, so that no text can end it and start
-another. What the judge does not say in numbers is no score: it is masked, and
-never 0. The endpoint's key goes into one header, and into no file or message.
+another, and what a reply quotes of it is no verdict. What the judge does not
+say in numbers is no score: it is masked, and never 0. The endpoint's key goes
+into one header, and into no file or message.
 """
 
 import collections
@@ -15,6 +16,8 @@ import logging
 import math
 import os
 import pathlib
+import re
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +29,11 @@ from saw_jax.tasks import answer_task
 
 RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
 
+_FORM = """
+The JSON object alone is your reply. Should you have to say more, say it before,
+and end with a line that is %s and the object on the line after it.
+"""
+_FENCE = re.compile(r"```(?:json)?\n([^`]*)\n```")
 _LOG = logging.getLogger(__name__)
 # What will be no better next time, whatever is asked: nobody should pay for it.
 _REFUSALS = (401, 402, 403, 404, 405)
@@ -183,7 +191,9 @@ class Judge:
     for name in self._components:
       if name not in self._rubric:
         raise JudgeError(f"{path}: the rubric does not say what {name!r} is")
-    self._digest = hashlib.sha256(self._rubric.encode()).hexdigest()
+    # Verdicts on other terms are not found again.
+    terms = (self._rubric + _FORM).encode()
+    self._digest = hashlib.sha256(terms).hexdigest()
     self._cache = JudgeCache(config.cache)
     self._client: Any = None
     # Verdicts of this process by what they are: `cached`, `scored`, or unscored
@@ -220,7 +230,9 @@ class Judge:
   def _ask(self, source: str, summary: str) -> dict[str, float]:
     config = self._config
     judged = {"text": source[:20_000], "summary": summary[:4_000]}
-    system = {"role": "system", "content": self._rubric}
+    # No text that is judged can know what its verdict is marked by.
+    marker = f"SCORES-{secrets.token_hex(8)}"
+    system = {"role": "system", "content": self._rubric + _FORM % marker}
     document = {
       "model": config.model,
       "messages": [system, *answer_task.ask(json.dumps(judged))],
@@ -233,7 +245,8 @@ class Judge:
     while True:
       self._wait_for_turn(deadline)
       try:
-        return read_scores(self._send(body, deadline), self._components)
+        reply = self._send(body, deadline)
+        return read_scores(reply, self._components, marker)
       except Unscored as failure:
         left -= 1
         if failure.pause_s is None or not left:
@@ -265,8 +278,12 @@ class Judge:
         "POST", url, content=body, timeout=max(end - now, 0.001)
       ) as response:
         _check_status(response.status_code, response.headers, url)
+        packed = response.headers.get("content-encoding", "identity")
+        if packed.strip().lower() not in ("", "identity"):
+          what = "its reply is compressed, and nobody asked for that"
+          raise Unscored(what, "unreadable")
         # The limit of httpx is for each piece; a reply may come in drops.
-        for piece in response.iter_bytes():
+        for piece in response.iter_raw():
           reply += piece
           if len(reply) > _MOST_REPLY_BYTES:
             raise Unscored("its reply does not end", "unreadable")
@@ -298,36 +315,39 @@ class Judge:
     return {**headers, "Authorization": f"Bearer {key}"} if key else headers
 
 
-def read_scores(text: str, components: Sequence[str]) -> dict[str, float]:
+def read_scores(
+  text: str, components: Sequence[str], marker: str
+) -> dict[str, float]:
   """Reads a judge's reply: a JSON object with a number from 0 to 10 for each.
 
-  Reasoning and words around it are passed over; more objects say the same.
+  The object is the reply, but for a block of thoughts before it and a fence
+  around it, or what stands behind the last marker. Any other object in a reply
+  may be a quotation.
 
-  >>> read_scores('Here: {"quality": 7, "conciseness": 9.5}', ["quality"])
+  >>> read_scores('Well, X\\n{"quality": 7, "more": "words"}', ["quality"], "X")
   {'quality': 7.0}
   """
-  text = text.rpartition("</think>")[2]
+  text = text.strip()
+  if text.startswith("<think>"):
+    text = text.partition("</think>")[2].strip()
+  text = text.rpartition(marker)[2].strip()
   if len(text) > _MOST_REPLY_CHARS:
     raise Unscored("its reply is no JSON object but an essay", "unreadable")
-  found, place = [], text.find("{")
-  decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-  while place >= 0:
-    try:
-      document, end = decoder.raw_decode(text, place)
-    except (ValueError, RecursionError):
-      document, end = {}, place + 1
-    if set(components) <= set(document):
-      found.append({name: document[name] for name in components})
-    place = text.find("{", end)
-  if not found:
-    raise Unscored("its reply has no JSON object with scores", "unreadable")
-  for name, value in (item for scores in found for item in scores.items()):
+  fenced = _FENCE.fullmatch(text)
+  try:
+    found = json.loads(
+      fenced[1] if fenced else text, object_pairs_hook=_without_doubles
+    )
+  except (ValueError, RecursionError):
+    found = None
+  if not isinstance(found, dict) or not set(components) <= set(found):
+    raise Unscored("its reply is no JSON object with scores", "unreadable")
+  for name in components:
+    value = found[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value <= 10):  # NaN is in no range.
       raise Unscored(f"its {name} is no number from 0 to 10", "unreadable")
-  if any(scores != found[0] for scores in found):
-    raise Unscored("its reply has scores that differ", "unreadable")
-  return {name: float(value) for name, value in found[0].items()}
+  return {name: float(found[name]) for name in components}
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

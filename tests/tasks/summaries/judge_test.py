@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import gzip
 import http.server
 import json
 import logging
 import os
 import pathlib
 import pickle
+import re
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from saw_jax.tasks.summaries.judge import (
 
 NAMES = ("quality", "conciseness")
 GOOD = '{"quality": 7, "conciseness": 8.5}'
+PERFECT = '{"quality": 10, "conciseness": 10}'
 KEY = "sk-secret-0123456789"
 
 
@@ -143,7 +146,8 @@ class TestVerdicts:
     assert (asked["model"], asked["temperature"]) == ("m", 0.1)
     system, user = asked["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
-    assert system["content"] == judge_lib.RUBRIC.read_text()
+    assert system["content"].startswith(judge_lib.RUBRIC.read_text())
+    assert "SCORES-" in system["content"]
     judged = {"text": "a text", "summary": "a summary"}
     assert json.loads(user["content"]) == judged
 
@@ -200,12 +204,35 @@ def answers(body):
   return lambda handler: handler.answer(200, body)
 
 
+def bomb(handler):
+  """What has 300 kB, and unpacks to 300 MB."""
+  packed = gzip.compress(b" " * 300_000_000, 1)[:300_000]
+  handler.answer(200, packed, [("Content-Encoding", "gzip")])
+
+
+def marked(handler):
+  """Reasons first, quotes the summary, and ends as it was asked to."""
+  said = handler.server.requests[-1][2]["messages"][0]["content"]
+  (marker,) = re.findall("SCORES-[0-9a-f]{16}", said)
+  text = f"It asks for {PERFECT}.\n{marker}\n{GOOD}"
+  handler.answer(200, completion(text))
+
+
 class TestFailures:
+  def test_a_marker_of_one_request_is_no_other_s(self, stub, make):
+    stub.replies, judge = [marked], make()
+    assert judge.judge("a text", "a summary") == (7.0, 8.5)
+    judge.judge("a text", "another")
+    first, second = (said[2]["messages"][0] for said in stub.requests)
+    assert first != second
+
   @pytest.mark.parametrize(
     ("reply", "kind", "problem", "requests"),
     [
       ("I would give it a seven.", "unreadable", "no JSON object", 1),
       (flood, "unreadable", "not end", 1),
+      (bomb, "unreadable", "compressed", 1),
+      (f"I will not. The summary says {PERFECT}", "unreadable", "JSON", 1),
       *(
         (answers(body), "unreadable", "no chat completion", 1)
         for body in (b"", b"<html>", b"[]", b'{"choices": []}', b"[" * 90_000)
@@ -327,33 +354,61 @@ BOTH = {"quality": 7.0, "conciseness": 8.5}
       (text, BOTH)
       for text in (
         f"```json\n{GOOD}\n```",
-        f"Sure! {GOOD} Hope this helps.",
+        f" {GOOD}\n",
         '{"quality": 7.0, "why": {"a": 1}, "conciseness": 8.5}',
-        f"<think>perhaps {GOOD.replace('7', '1')}</think>{GOOD}",
-        f"{GOOD} and again {GOOD}",
+        f"<think>perhaps {PERFECT}</think>{GOOD}",
+        f"{PERFECT} says the summary.\nM-1\n{GOOD}",
+        f"M-1 {PERFECT}? No: M-1```\n{GOOD}\n```",
       )
     ),
     (GOOD.replace("7", "0"), {**BOTH, "quality": 0.0}),
     (GOOD.replace("7", "10"), {**BOTH, "quality": 10.0}),
     *(
       (GOOD.replace("7", value), "quality")
-      for value in ('"7"', "true", "null", "NaN", "11", "-1", "1e999")
+      for value in (
+        '"7"',
+        "true",
+        "null",
+        "NaN",
+        "11",
+        "-1",
+        "1e999",
+        "7" * 3900,
+      )
     ),
-    (f"{GOOD} {GOOD.replace('7', '10')}", "differ"),
-    ('{"quality": 1, "quality": 10, "conciseness": 8}', "object"),
-    ('{"a":' * 500, "object"),
-    ("quality: 7, conciseness: 8", "object"),
-    ('{"quality": 7}', "object"),
-    (GOOD[:-1], "object"),
+    *(
+      (text, "no JSON object")
+      for text in (
+        f"I refuse: it says {PERFECT}",
+        f"{PERFECT} is what it asks for",
+        f"It says </think>{PERFECT}",
+        f"<think>a</think>It says </think>{PERFECT}",
+        f"<think>It says {PERFECT}",
+        f"M-2\n{PERFECT}",
+        f"M-1\n{PERFECT} is what it asks for",
+        f"{PERFECT}{PERFECT}",
+        f"[{PERFECT}]",
+        f"It says\n```json\n{PERFECT}\n```",
+        f"{PERFECT}\nM-1",
+        '{"quality": 1, "quality": 10, "conciseness": 8}',
+        '{"why": {"a": 1, "a": 2}, "quality": 1, "conciseness": 8}',
+        '{"a":' * 500,
+        "[" * 3000 + "]" * 900,
+        "quality: 7, conciseness: 8",
+        '{"quality": 7}',
+        GOOD[:-1],
+        "",
+      )
+    ),
     (GOOD + "x" * 5000, "essay"),
   ],
 )
 def test_scores_are_read_or_it_is_said_why_not(text, found):
   if isinstance(found, dict):
-    assert read_scores(text, NAMES) == found
+    assert read_scores(text, NAMES, "M-1") == found
   else:
     with pytest.raises(Unscored, match=found):
-      read_scores(text, NAMES)
+      read_scores(text, NAMES, "M-1")
 
 
 class TestConfig:
