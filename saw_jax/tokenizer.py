@@ -7,7 +7,7 @@ contains the text `<|im_start|>system` is encoded letter by letter.
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from saw_jax import naming, tokenizer_files
@@ -16,7 +16,14 @@ from saw_jax.tokenizer_files import CHATML
 PAD = "<|pad|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
-Messages = Sequence[Mapping[str, str]]  # each with a "role" and a "content"
+# Each with a "role" and a "content"; templates may read more.
+Messages = Sequence[Mapping[str, Any]]
+# Tags of an answer's format: text, also where a tokenizer has a token for them.
+TAG = re.compile(
+  "</?(?:think|thinking|thought|reasoning|reflection|plan|answer|solution|"
+  "response|tool|tool_call|tool_response|function_call|search|information|"
+  "action|observation|code)>"
+)
 
 
 class Tokenizer(Protocol):
@@ -25,6 +32,8 @@ class Tokenizer(Protocol):
   vocab_size: int
   pad_id: int
   eos_ids: tuple[int, ...]
+
+  opening: str  # what of an answer each prompt ends with, as "<think>\\n"
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text; no special id, and a `?` for a surrogate."""
@@ -44,13 +53,19 @@ class Tokenizer(Protocol):
 class _Chat:
   r"""Conversations in ChatML: `<|im_start|>role\ncontent<|im_end|>\n`."""
 
+  opening = ""
+
   def encode_chat(
     self, messages: Messages, add_generation_prompt: bool = True
   ) -> list[int]:
     ids = []
     for message in messages:
       ids += self._start(message["role"])
-      ids += [*self.encode(message["content"]), *self._end()]
+      text = message.get("content")
+      if not isinstance(text, str):
+        kind = type(text).__name__
+        raise ValueError(f"a message is text here, and this one is {kind}")
+      ids += [*self.encode(text), *self._end()]
     return ids + self._start("assistant") * add_generation_prompt
 
   def _write(self, directory, library, template=CHATML, **made_by) -> None:
@@ -152,13 +167,14 @@ class PieceTokenizer(_Chat):
 class LibraryTokenizer:
   """Encoding and decoding with a `tokenizers.Tokenizer`.
 
-  From here on, it takes special tokens in a text for text.
+  It takes special tokens in a text for text. Special is what the file says, and
+  the added tokens among `control`, but no tag of an answer's format.
   """
 
-  def __init__(self, tokenizer: Any):
-    self._tokenizer = tokenizer
+  def __init__(self, tokenizer: Any, control: Collection[str] = ()):
+    self._tokenizer = _mark_special(tokenizer, control)
     self._tokenizer.encode_special_tokens = True
-    added = tokenizer.get_added_tokens_decoder()
+    added = self._tokenizer.get_added_tokens_decoder()
     self._special = {id for id, token in added.items() if token.special}
     self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
 
@@ -174,6 +190,19 @@ class LibraryTokenizer:
     plain = range(self.vocab_size)
     known = [i for i in map(int, ids) if i in plain and i not in self._special]
     return self._tokenizer.decode(known, skip_special_tokens=False)
+
+
+def _mark_special(tokenizer: Any, control: Collection[str]) -> Any:
+  def is_special(text: str, was: bool) -> bool:
+    return (was or text in control) and not TAG.fullmatch(text)
+
+  added = tokenizer.get_added_tokens_decoder().values()
+  if all(is_special(t.content, t.special) == t.special for t in added):
+    return tokenizer
+  document = json.loads(tokenizer.to_str())
+  for token in document["added_tokens"]:
+    token["special"] = is_special(token["content"], token["special"])
+  return library().Tokenizer.from_str(json.dumps(document))
 
 
 class BPETokenizer(LibraryTokenizer, _Chat):

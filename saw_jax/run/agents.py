@@ -119,7 +119,8 @@ class _Stage:
     return prompts
 
   def act(self, places, actions):
-    texts = [self._encoder.tokenizer.decode(ids) for ids in actions]
+    tokenizer = self._encoder.tokenizer
+    texts = [tokenizer.opening + tokenizer.decode(ids) for ids in actions]
     replies = [self._task.read_reply(text) for text in texts]
     found = self._pool.step(
       {

@@ -133,13 +133,13 @@ def _make_model(
   """The checkpoint without its weights, if there is one, and what it says."""
   name, model = run.tokenizer.name, run.model
   if not run.checkpoint:
-    tokenizer = registry.make_tokenizer(name)
+    tokenizer = registry.make_tokenizer(name, run.chat_template_options)
     size = tokenizer.vocab_size
     return None, tokenizer, dataclasses.replace(model, vocab_size=size)
   source = open_checkpoint(run)
   # A name of one of our own short vocabularies stands for the model's.
   name = str(source.path) if name in registry.TOKENIZERS else name
-  tokenizer = registry.make_tokenizer(name)
+  tokenizer = registry.make_tokenizer(name, run.chat_template_options)
   if tokenizer.vocab_size > source.config.vocab_size:
     raise ValueError(
       f"{name}: the tokenizer has {tokenizer.vocab_size} ids; {source.path} "

@@ -121,10 +121,12 @@ def _check_answers(experiment: Experiment, count: int, shown: int):
         )
       )
       outcome = rollouts.OUTCOMES[result.outcomes[0, p, g]].value
-      print(f"{'-' * 72}\n[response {g}: {values}, {outcome}]")
+      print(f"{'-' * 72}\n[response {g}: {values}, {outcome}; what is scored:]")
       print(result.completions[row])
       print("[mask]", "".join(_MARKS[role] for role in sampled.roles[0, row]))
   print(_LINE)
+  if opening := policy.encoder.tokenizer.opening:
+    print(f"what is scored begins with the end of the prompt, {opening!r}")
   print("mask: p prompt, X policy (in the loss), o observation, g glue, - pad")
   for m, component in enumerate(task.components):
     name, values = component.name, rewards[..., m][scored[..., m]]

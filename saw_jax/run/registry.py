@@ -122,12 +122,22 @@ def find_checkpoint(name: str) -> pathlib.Path:
   return files[0]
 
 
-def make_tokenizer(name: str) -> tokenizer.Tokenizer:
+def make_tokenizer(
+  name: str, template_options: Mapping[str, Any] | None = None
+) -> tokenizer.Tokenizer:
   """By name, or from a Hugging Face directory, a .gguf or a tokenizer.json."""
   path = pathlib.Path(name)
-  if name not in TOKENIZERS and path.exists():
-    if path.is_dir() or path.suffix == ".gguf":
-      saved = tokenizer.open_saved(path)  # an export of a run that had our own
-      return saved or hub_tokenizer.open_tokenizer(path)
-    return tokenizer.BPETokenizer(name, pad="<|endoftext|>")
-  return naming.lookup(TOKENIZERS, name, "tokenizer (or file)")()
+  if name in TOKENIZERS or not path.exists():
+    found = naming.lookup(TOKENIZERS, name, "tokenizer (or file)")()
+  elif path.is_dir() or path.suffix == ".gguf":
+    found = tokenizer.open_saved(path)  # an export of a run that had our own
+    if found is None:
+      return hub_tokenizer.open_tokenizer(path, template_options)
+  else:
+    found = tokenizer.BPETokenizer(name, pad="<|endoftext|>")
+  if template_options:
+    raise ValueError(
+      "config.chat_template_options are arguments of a checkpoint's chat "
+      f"template, and the tokenizer {name!r} has none"
+    )
+  return found

@@ -1,6 +1,7 @@
 """The path from examples to prompts, completions and rewards."""
 
 import functools
+import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Encoder:
 
   def __init__(self, tokenizer: Tokenizer, config: RolloutConfig):
     self.tokenizer, self.config = tokenizer, config
-    self._ids: dict[tuple, list[int]] = {}
+    self._ids: dict[str, list[int]] = {}
 
   def tokens(self, example: Example) -> list[int]:
     """Encodes one prompt into at most `max_prompt_tokens` ids."""
@@ -61,7 +62,7 @@ class Encoder:
     return self.fit(ids, f"example {example.key} has a prompt")
 
   def _encode(self, example: Example) -> list[int]:
-    name = tuple((m["role"], m["content"]) for m in example.messages)
+    name = json.dumps(list(map(dict, example.messages)), default=repr)
     if name not in self._ids:
       self._ids[name] = list(self.tokenizer.encode_chat(example.messages))
     return self._ids[name]
@@ -316,7 +317,9 @@ def read(
     for row, mask, end in zip(tokens, chosen, ends, strict=True)
   ]
   found = [stops_lib.find_stop(text, encoder.config.stops) for text in texts]
-  texts = [text[:at] for text, at in zip(texts, found, strict=True)]
+  # What is scored begins where the format does, maybe in the prompt.
+  begun = tokenizer.opening
+  texts = [begun + text[:at] for text, at in zip(texts, found, strict=True)]
   ended = ends.any(-1) | np.array([x is not None for x in found])
   return texts, chosen.sum(-1, dtype=np.int32), ended
 

@@ -176,7 +176,8 @@ class LabelConfig:
   source: str = "truth"  # or annotator: saw annotate
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
-  again: bool = False  # pay again for a prompt that was bought before
+  # Pay again for a prompt that was bought before.
+  again: bool = constant(False)
   timeout_s: float = constant(3600.0)  # the annotator's
   audit: bool = constant(True)  # log what the true references say
   probe: care.CareSettings = care.CareSettings()
@@ -255,6 +256,10 @@ class RunConfig:
   # (scan_layers, remat, dtype, param_dtype); the rest is its own. There is no
   # warm start then. See docs/checkpoints.md.
   checkpoint: str = ""
+  # Arguments of its chat template, e.g. enable_thinking.
+  chat_template_options: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )
   lora: LoraConfig = LoraConfig()
   warm_start: WarmStartConfig = WarmStartConfig()
   rollout: RolloutConfig = RolloutConfig()

@@ -91,6 +91,11 @@ class TestPlay:
     # Equal observations of a world are one anchor.
     assert (found.anchors[..., :3] == [0, 1, 2]).all()
 
+  def test_replies_begin_where_the_template_begins_them(self, monkeypatch):
+    monkeypatch.setattr(type(TOKENIZER), "opening", "<think>")
+    found, _ = play(count_then_stop, worlds=((1,),), group_size=1)
+    assert found.turns[0][0][0].reply == "<think>count"
+
   def test_prompts_hold_what_was_seen_and_done(self):
     _, sampler = play(count_then_stop, worlds=((7,),), group_size=1)
     # The third would have 29 tokens with its history, and has none.

@@ -2,6 +2,7 @@
 
 import re
 import string
+import types
 
 import jax
 import numpy as np
@@ -67,6 +68,15 @@ class TestEncoder:
       assert found.lengths[n, p] == len(tokens)
       np.testing.assert_array_equal(found.tokens[n, p, -len(tokens) :], tokens)
 
+  def test_all_of_a_message_tells_it_from_others(self):
+    made, shown = encoder(), []
+    made.tokenizer = types.SimpleNamespace(
+      encode_chat=lambda messages: shown.append(messages) or [1]
+    )
+    for more in ({"tool_calls": [1]}, {"tool_calls": [2]}, {"content": ["a"]}):
+      made.tokens(base.Example(1, ({"role": "user", **more},), ""))
+    assert len(shown) == 3
+
   def test_a_mistake_is_named(self):
     for fields in ({"stops": "stop"}, {"length_groups": 0}):
       with pytest.raises(ValueError, match="one string|length_groups"):
@@ -102,6 +112,11 @@ class TestRead:
     # What the policy wrote of the string is its own, as an end token is.
     assert lengths == [5, 1, 3, 2]
     assert ended == [True, False, True, True]
+
+  def test_the_text_begins_where_the_template_begins_it(self, monkeypatch):
+    monkeypatch.setattr(tokenizer_lib.ByteTokenizer, "opening", "<think>;")
+    made = transcript([[97, 59, 98], [END]])
+    assert self.read(made, [";"])[0] == ["<think>;a", "<think>;"]
 
 
 class TestCut:

@@ -2,12 +2,12 @@
 
 The template is the model's own program for writing a conversation down. It runs
 in a sandbox, and no text of a message becomes a marker: a marker that stands in
-a message is broken by an invisible character before the template sees it.
+a message is broken by an invisible character before the template sees it. Tags
+of answers, such as `<think>`, are text, whatever a tokenizer calls them.
 """
 
 import copy
 import functools
-import json
 import pathlib
 import re
 import shutil
@@ -17,7 +17,7 @@ from typing import Any
 from saw_jax import naming
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models.hub import files as hub_files
-from saw_jax.models.hub import gguf_file
+from saw_jax.models.hub import gguf_file, templates
 from saw_jax.tokenizer import Messages
 
 # What is copied when a policy is saved.
@@ -43,6 +43,8 @@ _CUTS = {
 _SPECIAL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 # The special tokens that a template may name.
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_MARKER = re.compile(r"[<\[]\S+[>\]]")
+_GIVEN = {"messages", "add_generation_prompt", *_ROLES}
 
 
 class HubTokenizer(tokenizer_lib.LibraryTokenizer):
@@ -56,12 +58,21 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     eos_ids: Sequence[int],  # what ends an answer, by the model's files
     pad_id: int | None,
     path: pathlib.Path,  # of the model, for messages and for `save`
+    options: Mapping[str, Any] | None = None,  # arguments of the template
   ):
-    super().__init__(tokenizer)
+    ends = {i for i in (*eos_ids, pad_id) if isinstance(i, int) and i >= 0}
+    control = {*tokens.values(), *map(tokenizer.id_to_token, ends)}
+    # A file may not call all special that its template marks messages by.
+    added = tokenizer.get_added_tokens_decoder().values()
+    markers = {t.content for t in added if _MARKER.fullmatch(t.content)}
+    control |= {marker for marker in markers if marker in (template or "")}
+    super().__init__(tokenizer, control)
+    tokenizer = self._tokenizer
     # A copy that takes markers for markers, for what a template has written.
     self._marking = copy.deepcopy(tokenizer)
     self._marking.encode_special_tokens = False
     self._path, self._tokens, self.template = path, tokens, template
+    self._options = dict(options or {})
     if not template:
       raise ValueError(
         f"{path}: the tokenizer has no chat template: put one into "
@@ -71,7 +82,10 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     specials = [token.content for token in added if token.special]
     specials = sorted(filter(None, specials), key=len, reverse=True)
     self._markers = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
-    self.encode_chat([{"role": "user", "content": "Hello"}])
+    what = f"{path}: the chat template (config.chat_template_options)"
+    known = sorted(self._renderer.names - _GIVEN)
+    naming.check_options(known, self._options, what)
+    self.opening = self._find_opening()
     # The template's own token after an assistant's message comes first.
     ids = [*self._end_of_message(), *eos_ids]
     self.eos_ids = tuple(dict.fromkeys(ids))
@@ -80,29 +94,29 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     self.pad_id = self.eos_ids[-1] if pad_id is None else pad_id
 
   def __getstate__(self) -> dict:
-    # The compiled template cannot be pickled.
+    # A process cannot be pickled.
     return {k: v for k, v in vars(self).items() if k != "_renderer"}
 
   def render(
     self, messages: Messages, add_generation_prompt: bool = True
   ) -> str:
     """Writes messages as the template has it, their markers broken."""
-    safe = [
-      {key: self._broken(value) for key, value in message.items()}
+    # As transformers has it: what is None is not there.
+    given = [
+      {k: self._broken(v) for k, v in message.items() if v is not None}
       for message in messages
     ]
-    others = {"tools": None, "documents": None, **self._tokens}
-    renderer = self._renderer  # names the extra if jinja2 is not there
-    import jinja2
-
+    values = {"tools": None, "documents": None, **self._tokens, **self._options}
+    values |= {
+      "messages": given,
+      "add_generation_prompt": add_generation_prompt,
+    }
     try:
-      return renderer.render(
-        messages=safe, add_generation_prompt=add_generation_prompt, **others
-      )
-    except jinja2.TemplateError as error:
+      return self._renderer.render(values)
+    except templates.TemplateError as error:
       raise ValueError(
         f"{self._path}: the chat template refuses a conversation of "
-        f"{', '.join(m['role'] for m in messages)}: {error}"
+        f"{', '.join(str(m.get('role')) for m in messages)}: {error}"
       ) from error
 
   def encode_chat(
@@ -131,11 +145,28 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     hub_files.write_json(directory / "tokenizer_config.json", settings)
     hub_files.write_json(directory / "generation_config.json", ids)
 
-  def _broken(self, text: str) -> str:
-    """A message's text in which no marker is one."""
-    text = text.encode("utf-8", errors="replace").decode("utf-8")
+  def _broken(self, value: Any) -> Any:
+    """What a message holds, in which no marker is one."""
+    if isinstance(value, Mapping):
+      return {self._broken(k): self._broken(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+      return [self._broken(item) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+      return value
+    if not isinstance(value, str):
+      kind = type(value).__name__
+      raise ValueError(f"a message holds a {kind}, which no template can read")
+    text = value.encode("utf-8", errors="replace").decode("utf-8")
     parted = lambda found: found[0][:1] + BREAK + found[0][1:]  # noqa: E731
     return self._markers.sub(parted, text)
+
+  def _find_opening(self) -> str:
+    """What of an answer the template writes itself, as an open `<think>`."""
+    prompt = self.render([{"role": "user", "content": "Hello"}])
+    begun = prompt.rpartition("Hello")[2]
+    tags = list(tokenizer_lib.TAG.finditer(begun))
+    is_open = tags and not tags[-1][0].startswith("</")
+    return begun[tags[0].start() :] if is_open else ""
 
   def _end_of_message(self) -> list[int]:
     """The special token after an answer in the template, if any."""
@@ -152,32 +183,21 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
   @functools.cached_property
   def _renderer(self) -> Any:
     with naming.needs_extra("hf", "a chat template needs the jinja2 library"):
-      import jinja2
-      import jinja2.sandbox
-
-    def refuse(message: str) -> None:
-      raise jinja2.TemplateError(message)
-
-    # What templates are written for, without strftime_now: prompts would depend
-    # on when a run is made. Templates have a date of their own in its place.
-    made = jinja2.sandbox.ImmutableSandboxedEnvironment
-    loops = ["jinja2.ext.loopcontrols"]
-    environment = made(trim_blocks=True, lstrip_blocks=True, extensions=loops)
-    to_json = functools.partial(json.dumps, ensure_ascii=False)
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
+      import jinja2  # noqa: F401
     try:
-      return environment.from_string(self.template)
-    except jinja2.TemplateError as error:
+      return templates.open_renderer(self.template)
+    except templates.TemplateError as error:
       said = f"{self._path}: the chat template is not one: {error}"
       raise ValueError(said) from error
 
 
-def open_tokenizer(path: str | pathlib.Path) -> HubTokenizer:
+def open_tokenizer(
+  path: str | pathlib.Path, options: Mapping[str, Any] | None = None
+) -> HubTokenizer:
   """Opens the tokenizer of a Hugging Face directory, or of a `.gguf` file."""
   path = pathlib.Path(path)
   if path.suffix == ".gguf":
-    return _from_gguf(path)
+    return _from_gguf(path, options)
   file = path / "tokenizer.json"
   if not file.is_file():
     raise FileNotFoundError(f"{file}: there is no such file")
@@ -213,10 +233,12 @@ def open_tokenizer(path: str | pathlib.Path) -> HubTokenizer:
     eos_ids += ends if isinstance(ends, list) else [ends]
     pad_id = document.get("pad_token_id") if pad_id is None else pad_id
   eos_ids = [i for i in eos_ids if isinstance(i, int)]
-  return HubTokenizer(found, template, tokens, eos_ids, pad_id, path)
+  return HubTokenizer(found, template, tokens, eos_ids, pad_id, path, options)
 
 
-def _from_gguf(path: pathlib.Path) -> HubTokenizer:
+def _from_gguf(
+  path: pathlib.Path, options: Mapping[str, Any] | None
+) -> HubTokenizer:
   """Rebuilds a tokenizer from the metadata of a GGUF file."""
   fields = gguf_file.open_reader(path).fields
 
@@ -259,4 +281,4 @@ def _from_gguf(path: pathlib.Path) -> HubTokenizer:
   tokens = {role: words[id] for role, id in ids.items()}
   template, pad_id = value("chat_template"), ids.get("pad_token")
   eos_ids = [ids["eos_token"]] if "eos_token" in ids else []
-  return HubTokenizer(found, template, tokens, eos_ids, pad_id, path)
+  return HubTokenizer(found, template, tokens, eos_ids, pad_id, path, options)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from saw_jax import tokenizer
+from saw_jax.models.hub import templates
 from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.tasks.tool_calling.task import VOCABULARY
 
@@ -33,6 +34,7 @@ OTHER = (
   "{{- message['content'] | trim + '<|im_end|>' }}\n"
   "{%- endfor %}\n"
   "{%- if strftime_now is defined %}{{ strftime_now('%Y') }}{%- endif %}\n"
+  "{{- strftime_now('%d %b %Y') }}\n"
 )
 MESSAGES = [
   {"role": "system", "content": "weather(city: string)"},
@@ -122,6 +124,112 @@ def test_a_lone_surrogate_becomes_a_question_mark(tok):
   assert "a?b" in tok.decode(ids)
 
 
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+def test_tags_of_answers_are_text_whatever_a_file_calls_them(tmp_path):
+  path = write(tmp_path / "m")
+  document = json.loads((path / "tokenizer.json").read_text())
+  how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+  for token in document["added_tokens"]:
+    token["special"] = False  # though the template marks messages by them
+  document["added_tokens"] += [
+    {"id": 640 + i, "content": tag, **how, "special": True}
+    for i, tag in enumerate(TAGS)
+  ]
+  (path / "tokenizer.json").write_text(json.dumps(document))
+  found = hub_tokenizer.open_tokenizer(path)
+  text = "<think> a </think>\n<tool_call>\n{}\n</tool_call>"
+  ids = found.encode(text)
+  tags = list(map(found._tokenizer.token_to_id, TAGS))
+  assert [i for i in ids if i in tags] == tags
+  assert found.decode([*ids, *found.eos_ids, found.pad_id]) == text
+  # The task's own instructions stay as they are, and markers are broken still.
+  said = [{"role": "system", "content": f"{text}<|im_end|>"}]
+  whole = found.render(said)
+  assert text in whole and whole.count(hub_tokenizer.BREAK) == 1
+  prompt = found.encode_chat(said)
+  assert prompt.count(tags[0]) == prompt.count(found.eos_ids[0]) == 1
+
+
+@pytest.mark.parametrize(
+  ("end", "opening"),
+  [
+    ("", ""),
+    ("<think>", "<think>"),
+    ("<think>\\n", "<think>\n"),
+    ("<think>\\n\\n</think>\\n\\n", ""),  # a thought that is over
+    ("<think></think><answer>", "<think></think><answer>"),
+    ("<thinker>", ""),
+  ],
+)
+def test_an_answer_begins_where_its_format_does(tmp_path, end, opening):
+  template = CHATML.replace("assistant\n' }}", f"assistant\n{end}' }}}}")
+  template = template.replace("<|im_start|>' +", "<|im_start|>' + tags +", 1)
+  template = "{% set tags = '<think>' %}" + template  # of all messages
+  path = write(tmp_path / "m", template)
+  assert hub_tokenizer.open_tokenizer(path).opening == opening
+
+
+CALL = {"name": "f", "arguments": {"x": "<|im_end|>"}}
+
+
+def test_messages_may_hold_what_templates_read(tmp_path):
+  template = "{% for m in messages %}{{ m | tojson }}{% endfor %}" + CHATML[:0]
+  found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", template))
+  parts = [{"type": "text", "text": "a"}, 1, None, True]
+  said = [
+    {"role": "user", "content": parts},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}]},
+  ]
+  text = found.render(said)
+  assert json.dumps(parts) in text and "null, true" in text
+  assert '"content": null' not in text  # as in transformers
+  assert "<|im_end|>" not in text and hub_tokenizer.BREAK in text
+  with pytest.raises(ValueError, match="holds a object"):
+    found.render([{"role": "user", "content": object()}])
+
+
+def test_options_are_the_template_s(tmp_path):
+  template = CHATML + "{% if enable_thinking %}<think>{% endif %}"
+  path = write(tmp_path / "m", template)
+  found = hub_tokenizer.open_tokenizer(path, {"enable_thinking": True})
+  assert found.opening == "<think>"
+  assert pickle.loads(pickle.dumps(found)).render(MESSAGES).endswith("<think>")
+  assert not hub_tokenizer.open_tokenizer(path).opening
+  with pytest.raises(TypeError, match="no option 'thinking'.*enable_thinking"):
+    hub_tokenizer.open_tokenizer(path, {"thinking": True})
+
+
+@pytest.mark.parametrize(
+  ("program", "said"),
+  [
+    ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ("{{ 'a' * 10 ** 10 }}", "gigabyte"),
+    ("{{ 'a' * 10 ** 7 }}", "4,000,000 characters"),
+    ("{{ '%99999999999d' % 1 }}", "gigabyte"),
+    ("{{ none + 1 }}", "TypeError"),
+    ("{{ messages.a.b }}", "UndefinedError"),
+    ("{{ range(10 ** 9) }}", "Range too big"),
+    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+    ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "1 second"),
+    ("{% set a = 9 ** 9 %}{{ a ** a }}", "1 second"),
+  ],
+)
+def test_a_template_runs_under_limits(tmp_path, monkeypatch, program, said):
+  monkeypatch.setattr(templates, "_SECONDS", 1.0)
+  template = (
+    CHATML + "{% if messages[0].role == 'x' %}" + program + "{% endif %}"
+  )
+  found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", template))
+  good = [{"role": "user", "content": "a"}]
+  before = found.render(good)
+  with pytest.raises(ValueError, match=f"{tmp_path}.*of x: .*{said}") as info:
+    found.render([{"role": "x", "content": "a"}])
+  assert "\n" not in str(info.value)
+  assert found.render(good) == before
+
+
 def test_where_a_template_may_be(tmp_path):
   named = [
     {"name": "tool_use", "template": "x"},
@@ -138,7 +246,7 @@ def test_special_tokens_and_filters_and_no_date(tmp_path):
   path = write(tmp_path / "m", OTHER, tokenizer_config={"bos_token": "<|pad|>"})
   found = hub_tokenizer.open_tokenizer(path)
   text = found.render([{"role": "user", "content": "  hi "}])
-  assert text == "<|pad|><|im_start|>user\nhi<|im_end|>"
+  assert text == "<|pad|><|im_start|>user\nhi<|im_end|>26 Jul 2024"
   with pytest.raises(ValueError, match="unknown role"):
     found.encode_chat([{"role": "tool", "content": ""}])
 
