@@ -6,9 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import parameterized
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from saw_jax import advantages, algorithms, naming
 from saw_jax import step_advantages as steps_lib
@@ -59,77 +58,95 @@ def call(name, record, **changes):
 
 class GoldenTest(chex.TestCase):
   @chex.variants(with_jit=True)
-  def test_compiled(self):
-    self.check(np.float64, np.float32)
+  @parameterized.parameters(np.float64, np.float32)
+  def test_every_number(self, dtype):
+    rewards, at, penalties, mask, rows = golden_steps(dtype)
+    inputs, want = GOLDEN["inputs"], GOLDEN["expected"]
+    options = {k: inputs[k] for k in ("gamma", "omega")}
+    std = functools.partial(advantages.normalize_groups, eps=inputs["eps"])
 
-  @chex.variants(without_jit=True)
-  def test_op_by_op(self):
-    self.check(np.float32)
+    def every(r, p):
+      returns = steps_lib.step_returns(r, mask, gamma=options["gamma"]) - p
+      found = {"step_return": returns}
+      for name, normalize, across in (
+        ("mean_std_norm", std, "trajectory_grpo"),
+        ("mean_norm", advantages.center_groups, "trajectory_center"),
+      ):
+        how = {"normalize": normalize}
+        for key, value in (
+          (
+            "grpo_episode_adv",
+            steps_lib.step_grpo(r, mask, penalties=p, **how),
+          ),
+          (
+            "gigpo_step_adv",
+            steps_lib.anchor_advantages(returns, at, mask, **how),
+          ),
+          (
+            "gigpo_adv",
+            steps_lib.gigpo(r, at, mask, penalties=p, **how, **options),
+          ),
+          (
+            "grpo_episode_adv_across_trajectories",
+            ESTIMATORS[across](r, mask, penalties=p),
+          ),
+        ):
+          found[f"{key}/{name}"] = value
+      return found
 
-  def check(self, *dtypes):
-    for dtype in dtypes:
-      with jax.enable_x64(dtype is np.float64):
-        rewards, at, penalties, mask, rows = golden_steps(dtype)
-        inputs, want = GOLDEN["inputs"], GOLDEN["expected"]
-        options = {k: inputs[k] for k in ("gamma", "omega")}
-        std = functools.partial(advantages.normalize_groups, eps=inputs["eps"])
-
-        def every(r, p, std=std, at=at, mask=mask, options=options):
-          returns = steps_lib.step_returns(r, mask, gamma=options["gamma"]) - p
-          found = {"step_return": returns}
-          for name, normalize, across in (
-            ("mean_std_norm", std, "trajectory_grpo"),
-            ("mean_norm", advantages.center_groups, "trajectory_center"),
-          ):
-            found[f"grpo_episode_adv/{name}"] = steps_lib.step_grpo(
-              r, mask, penalties=p, normalize=normalize
-            )
-            found[f"gigpo_step_adv/{name}"] = steps_lib.anchor_advantages(
-              returns, at, mask, normalize=normalize
-            )
-            found[f"gigpo_adv/{name}"] = steps_lib.gigpo(
-              r, at, mask, penalties=p, normalize=normalize, **options
-            )
-            key = f"grpo_episode_adv_across_trajectories/{name}"
-            found[key] = ESTIMATORS[across](r, mask, penalties=p)
-          return found
-
-        found = self.variant(every)(rewards, penalties)
-        assert set(found) == set(want) - {"step_score", "anchor_group"}
-        tolerance = PAW["tolerance"][np.dtype(dtype).name]
-        for name, values in found.items():
-          assert values.dtype == dtype
-          assert_allclose(values[rows], want[name], **tolerance, err_msg=name)
-          if name != "step_return":
-            assert not values[~mask].any(), name
+    with jax.enable_x64(dtype is np.float64):
+      found = self.variant(every)(rewards, penalties)
+    assert set(found) == set(want) - {"step_score", "anchor_group"}
+    tolerance = PAW["tolerance"][np.dtype(dtype).name]
+    for name, values in found.items():
+      assert values.dtype == dtype
+      assert_allclose(values[rows], want[name], **tolerance, err_msg=name)
+      if name != "step_return":
+        assert not np.array(values)[~mask].any(), name
 
 
 class EveryAdvantageTest(chex.TestCase):
-  @parameterized.parameters(*ESTIMATORS)
-  def test_what_was_not_taken_has_no_say_and_rewards_no_gradient(self, name):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_what_was_not_taken_has_no_say(self):
     record = sample()
     taken = record["steps"]
-    found = call(name, record)
     dirty = {
       k: np.where(taken, x, np.nan) if x.dtype == np.float32 else x
       for k, x in record.items()
     }
-    assert_allclose(call(name, dirty), found, rtol=1e-5, atol=1e-6)
-    assert not found[~taken].any() and np.abs(found).max() > 0.1
-    gradient = jax.grad(lambda r: call(name, record, rewards=r).sum())
-    assert not gradient(record["rewards"]).any()
+    every = self.variant(
+      lambda record: {n: call(n, record) for n in ESTIMATORS}
+    )
+    clean = every(record)
+    chex.assert_trees_all_close(every(dirty), clean, rtol=1e-5, atol=1e-6)
+    for name, found in clean.items():
+      found = np.array(found)
+      assert not found[~taken].any() and np.abs(found).max() > 0.1, name
 
-  @parameterized.product(
-    name=sorted(set(ESTIMATORS) - {"step_gae"}), paid=(0.1, 1.8, 10.0)
-  )
-  @pytest.mark.slow
-  def test_constant_groups_are_exactly_zero(self, name, paid):
+  def test_rewards_get_no_gradient(self):
+    record = sample()
+
+    def gradient(name, rewards):
+      total = lambda r: call(name, record, rewards=r).sum()  # noqa: E731
+      return jax.grad(total)(rewards)
+
+    every = jax.jit(lambda r: {name: gradient(name, r) for name in ESTIMATORS})
+    for name, found in every(record["rewards"]).items():
+      assert not found.any(), name
+
+  def test_constant_groups_are_exactly_zero(self):
     record = sample(shape=(2, 7, 3))
     rewards = np.zeros(record["steps"].shape, np.float32)
-    rewards[..., 0] = paid
     apart = np.broadcast_to(np.arange(3), rewards.shape)
-    found = call(name, record, rewards=rewards, anchors=apart, penalties=None)
-    assert_array_equal(found, np.zeros_like(found))
+    rest = {"anchors": apart, "penalties": None}
+    names = sorted(set(ESTIMATORS) - {"step_gae"})
+    every = jax.jit(
+      lambda r: {n: call(n, record, rewards=r, **rest) for n in names}
+    )
+    for paid in (0.1, 1.8, 10.0):
+      rewards[..., 0] = paid
+      for name, found in every(rewards).items():
+        assert not found.any(), (name, paid)
 
   def test_of_one_step_each_is_the_advantage_of_answers(self):
     record = sample(shape=(2, 5, 1))
@@ -143,9 +160,13 @@ class EveryAdvantageTest(chex.TestCase):
       ("trajectory_center", advantages.dr_grpo, 1),
       ("step_rloo", advantages.rloo, 1),
     ):
-      want = factor * other(record["rewards"], jnp.ones(1))
-      found = call(name, record, penalties=None)[..., 0]
-      assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+      found, want = jax.jit(
+        lambda r, name=name, other=other: (
+          call(name, record, rewards=r, penalties=None)[..., 0],
+          other(r, np.ones(1, np.float32)),
+        )
+      )(record["rewards"])
+      assert_allclose(found, factor * want, rtol=1e-5, atol=1e-6)
 
 
 class StepsTest(chex.TestCase):
