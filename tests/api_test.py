@@ -117,6 +117,7 @@ def by_step(rewards, step):
 
 
 class TestFunctions:
+  @pytest.mark.slow
   def test_they_stand_where_names_stand_for_as_long_as_the_run(self, tmp_path):
     # Asynchronous, interrupted by a checkpoint, and taken up by the places
     # that run.json has.

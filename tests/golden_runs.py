@@ -127,13 +127,13 @@ saw_summaries_gdpo_static saw/summaries row=gdpo_static,scale=tiny halves parts
 gdpo_math_conditioned_kl_in_loss gdpo/math \
   row=gdpo_conditioned,scale=tiny easy workers in_loss kl
 gdpo_math_gdpo_minibatches gdpo/math \
-  row=gdpo,scale=tiny easy halves parts quick
+  row=gdpo,scale=tiny easy halves parts
 gdpo_math_grpo_saw_packed gdpo/math row=grpo_saw,scale=tiny easy packed
 gdpo_math_gdpo_saw_adapters gdpo/math row=gdpo_saw,scale=tiny easy adapters
 gdpo_math_gdpo_pmapped gdpo/math row=gdpo,scale=tiny easy pmapped
 gdpo_math_gdpo_saw_meshed gdpo/math row=gdpo_saw,scale=tiny easy meshed
 asympo_math_asympo_fixed_lag asympo/math \
-  row=asympo,lag=1,scale=tiny,protocol=fixed_lag easy quick
+  row=asympo,lag=1,scale=tiny,protocol=fixed_lag easy
 asympo_math_asympo_actors asympo/math \
   row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag easy actors
 asympo_math_spo_max_lag asympo/math \
@@ -147,7 +147,7 @@ asympo_math_gspo asympo/math row=gspo,lag=2,scale=tiny easy
 asympo_math_dapo asympo/math row=dapo,lag=1,scale=tiny easy attempts
 asympo_benchmarks_asympo_batch asympo/benchmarks \
   row=asympo_dapo,scale=tiny easy batch
-care_math_care care/math row=care,fraction=0.4,scale=tiny easy labels quick
+care_math_care care/math row=care,fraction=0.4,scale=tiny easy labels
 care_math_vote care/math row=vote,fraction=0.4,scale=tiny easy labels
 care_knights_care_votes care/knights \
   row=care_votes,fraction=0.2,scale=tiny labels

@@ -31,21 +31,34 @@ def sample(shape=(4, 5, 3), seed=0):
 
 
 class SawWeightsTest(chex.TestCase):
-  @parameterized.parameters(*GOLDEN["vectors"])
-  def test_the_released_code_is_reached_exactly(self, **case):
-    inputs, expected = case["inputs"], case["expected"]["saw_weights"]
-    want = [expected["w_corr"], expected["w_fmt"]]
-    rewards = np.stack([inputs["correctness"], inputs["format"]], -1)
-    with jax.enable_x64(True):
+  @parameterized.parameters(
+    (np.float64, dict(rtol=1e-9)), (np.float32, dict(rtol=1e-4, atol=1e-5))
+  )
+  def test_the_released_code_is_reached_exactly(self, dtype, tolerance):
+    def found(rewards):
       found = diagnostics.reward_statistics(rewards[:, None], minima=MINIMA)
-      for value, names in (
-        (released(rewards), ("w_corr", "w_fmt")),
-        (coefficient(rewards, minima=MINIMA, delta=0.0), ("cv_corr", "cv_fmt")),
-        (found["mean"] - MINIMA, ("mu_corr_offset", "mu_fmt")),
-        (found["std"], ("std_corr", "std_fmt")),
-      ):
-        assert_allclose(value, [expected[name] for name in names], rtol=1e-9)
-    assert_allclose(released(rewards.astype(np.float32)), want, atol=1e-5)
+      cv = coefficient(rewards, minima=MINIMA, delta=0.0)
+      mean = found["mean"] - MINIMA
+      return {
+        **dict(zip(("w_corr", "w_fmt"), released(rewards), strict=True)),
+        **dict(zip(("cv_corr", "cv_fmt"), cv, strict=True)),
+        **dict(zip(("mu_corr_offset", "mu_fmt"), mean, strict=True)),
+        **dict(zip(("std_corr", "std_fmt"), found["std"], strict=True)),
+      }
+
+    names = "correctness", "format"
+    rewards = [
+      np.stack([np.array(case["inputs"][k], dtype) for k in names], -1)
+      for case in GOLDEN["vectors"]
+    ]
+    with jax.enable_x64(dtype is np.float64):
+      every = jax.jit(lambda all_rewards: list(map(found, all_rewards)))(
+        rewards
+      )
+    for values, case in zip(every, GOLDEN["vectors"], strict=True):
+      want = case["expected"]["saw_weights"]
+      for name in values if dtype is np.float64 else ("w_corr", "w_fmt"):
+        assert_allclose(values[name], want[name], **tolerance, err_msg=name)
 
   def test_the_papers_form_is_the_default(self):
     case = next(e for e in GOLDEN["extras"] if e["id"] == "E4a")
@@ -104,12 +117,13 @@ class EveryWeightingTest(chex.TestCase):
   @parameterized.parameters(*WEIGHTINGS)
   def test_devices_masks_and_gradients(self, name):
     f = WEIGHTINGS[name]
+    whole_of = jax.jit(lambda r, s: f(r, scored=s))
     rewards = sample((8, 5, 3)) * np.arange(1, 9)[:, None, None] ** 2
     rewards[..., 2] = 1.8
     rewards = rewards.astype(np.float32)
     scored = np.random.default_rng(1).random(rewards.shape) < 0.8
     for where in (np.ones_like(scored), scored):
-      whole = f(rewards, scored=where)
+      whole = whole_of(rewards, where)
       assert whole.shape == (3,) and np.isfinite(whole).all()
       found = helpers.over_devices(
         lambda r, s, axis_name: f(r, scored=s, axis_name=axis_name),
@@ -119,8 +133,9 @@ class EveryWeightingTest(chex.TestCase):
       )
       assert_allclose(found, whole, rtol=1e-6)
       dirty = np.where(where, rewards, np.nan)
-      assert_array_equal(f(dirty, scored=where), whole)
-    assert_array_equal(jax.grad(lambda r: f(r)[0] ** 2)(rewards), 0)
+      assert_array_equal(whole_of(dirty, where), whole)
+    gradient = jax.jit(jax.grad(lambda r: f(r)[0] ** 2))
+    assert_array_equal(gradient(rewards), 0)
 
   def test_a_component_is_measured_by_its_scored_rows_alone(self):
     rewards = sample((1, 9, 3))
@@ -138,7 +153,7 @@ class EveryWeightingTest(chex.TestCase):
     ("group_saw", lambda r: (r.std(1, ddof=1) / r.mean(1)).mean(0)),
   )
   def test_controls_agree_with_numpy(self, name, statistic):
-    rewards, f = sample(), WEIGHTINGS[name]
+    rewards, f = sample(), jax.jit(WEIGHTINGS[name])
     want = statistic(rewards.astype(np.float64))
     assert_allclose(f(rewards), 3 * want / want.sum(), rtol=1e-5)
     # What is flat has no weight, and all weigh alike where all is flat.

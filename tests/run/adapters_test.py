@@ -131,8 +131,8 @@ class TestLearner:
     assert loop.train(made, [0], directory=tmp_path).finished
 
 
+@pytest.mark.slow
 class TestRun:
-  @pytest.mark.slow
   def test_a_resumed_run_is_the_one_that_was_never_interrupted(
     self, whole, tmp_path
   ):

@@ -333,6 +333,7 @@ def test_the_rows_of_a_run_are_not_overwritten_by_others(tmp_path):
   assert remember("a") == first
 
 
+@pytest.mark.slow
 def test_a_run_that_is_lengthened_is_the_longer_run(tmp_path):
   def run(name, steps, **changes):
     fields = {"num_steps": steps}

@@ -69,6 +69,7 @@ class TestRun:
           gain = a["advantage"] - b["advantage"]
           assert np.sign(np.round(gain, 5)) == np.sign(sum(gains))
 
+  @pytest.mark.slow
   def test_a_seed_is_the_same_alone_and_beside_another(self, whole, tmp_path):
     run(tmp_path, [1])
     alone, beside = curves(tmp_path), curves(whole[0])

@@ -139,6 +139,7 @@ class Constant(helpers.Letters):
     return score
 
 
+@pytest.mark.slow
 def test_max_lag_is_kept_by_actors(tmp_path):
   fields = {"lag": 1, "actors": 2, "partial_tokens": 2}
   assert run(tmp_path, protocol="max_lag", **fields).finished

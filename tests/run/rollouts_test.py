@@ -242,7 +242,9 @@ class TestSample:
     assert cut == [re.split("[a-zA-Z]", text)[0] for text in texts] != texts
     assert ended.sum() > before.sum()
 
-  @pytest.mark.parametrize("count", [2, 3])
+  @pytest.mark.parametrize(
+    "count", [2, pytest.param(3, marks=pytest.mark.slow)]
+  )
   def test_by_length_is_what_is_sampled_at_once(self, sampling, count):
     sample, _ = sampling
     shapes = []

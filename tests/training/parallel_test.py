@@ -94,7 +94,11 @@ class TestLiftsAgree:
 
   @pytest.mark.parametrize(
     ("sizes", "num_microbatches"),
-    [((2, 1, 2), 1), ((1, 2, 2), 1), ((2, 2, 1), 2)],
+    [
+      pytest.param((2, 1, 2), 1, marks=pytest.mark.slow),
+      pytest.param((1, 2, 2), 1, marks=pytest.mark.slow),
+      ((2, 2, 1), 2),
+    ],
   )
   def test_meshed_over_four_devices(self, sizes, num_microbatches):
     lift = mesh_lift(*sizes)
