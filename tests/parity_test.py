@@ -51,6 +51,7 @@ LONG = dict(
   **dict(rope_theta=2e4, rope_scaling=LONGROPE),
 )
 SLIDING, TIED = {"use_sliding_window": True}, {"tie_word_embeddings": True}
+WINDOW = {"sliding_window": 33}
 CASES = {
   "qwen2_tied": ("Qwen2", {"rope_theta": 5e5, **TIED}),
   "qwen2_yarn": ("Qwen2", {"rope_theta": 2e4, "rope_scaling": YARN}),
@@ -76,6 +77,13 @@ CASES = {
     "Llama",
     dict(hidden_size=72, num_attention_heads=9, num_key_value_heads=3)
     | dict(rope_theta=1e5, rms_norm_eps=1e-5, **TIED),
+  ),
+  "mistral": ("Mistral", {"rope_theta": 3e4, "head_dim": 12, **WINDOW}),
+  "olmo2": ("Olmo2", {"rope_theta": 4e4, "num_key_value_heads": 3}),
+  "smollm3": ("SmolLM3", {"rope_theta": 6e4, "no_rope_layers": [1, 0], **TIED}),
+  "smollm3_sliding": (
+    "SmolLM3",
+    {**WINDOW, **SLIDING, "no_rope_layers": [0, 1], "rope_theta": 6e4},
   ),
   "phi3_sliding": ("Phi3", {"rope_theta": 2e4, "sliding_window": 41}),
   "phi3_long": ("Phi3", {**LONG, FIRST: 256, **TIED}),
@@ -201,6 +209,56 @@ def test_scanned_layers_and_halved_weights_read_the_same(tmp_path):
   np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
+NEW_TOKENS = 24
+
+
+def continue_as_theirs(source, theirs, ids, eos_ids, pad_id, atol):
+  """Greedy answers to prompts, padded on the left and read from a cache.
+
+  If each token of ours is what their logits prefer behind the prompt and the
+  tokens before it, then their greedy continuation is ours.
+  """
+  config = generate.GenerateConfig(
+    sampling=SamplingConfig(greedy=True),
+    max_new_tokens=NEW_TOKENS,
+    group_size=1,
+    eos_ids=eos_ids,
+    pad_id=pad_id,
+  )
+  sample = generate.make_generate(source.config, config)
+  keys = jax.random.split(jax.random.key(0), len(ids))
+  prompts = transcript.pad_prompts(ids, multiple=1)
+  ours = jax.device_get(sample(source.load(), prompts, keys))
+  chosen = [
+    row[roles == transcript.POLICY].tolist()
+    for row, roles in zip(ours.tokens, ours.roles, strict=True)
+  ]
+  rows = [[*prompt, *row] for prompt, row in zip(ids, chosen, strict=True)]
+  size = max(map(len, rows))
+  padded = np.array([row + [0] * (size - len(row)) for row in rows])
+  log_probs = np.asarray(jax.nn.log_softmax(their_logits(theirs, padded)))
+  for i, (prompt, row) in enumerate(zip(ids, chosen, strict=True)):
+    said = log_probs[i, len(prompt) - 1 : len(prompt) - 1 + len(row)]
+    assert said.argmax(-1).tolist() == row, prompt
+    np.testing.assert_allclose(
+      ours.behave_log_probs[i, : len(row)], said.max(-1), rtol=0, atol=atol
+    )
+  return chosen
+
+
+@pytest.mark.parametrize(
+  "case", ["mistral", "olmo2", "smollm3", "qwen3_sliding"]
+)
+def test_greedy_answers_from_a_cache_are_theirs(case, tmp_path):
+  theirs = random_model(*CASES[case])
+  theirs.save_pretrained(tmp_path)
+  source = pretrained.open_checkpoint(tmp_path)
+  tokens = draw_tokens(SIZES["vocab_size"])[0].tolist()
+  ids = [tokens[:50], tokens[50:57], tokens[60:90]]
+  rows = continue_as_theirs(source, theirs, ids, (), 0, TOLERANCE)
+  assert [len(row) for row in rows] == [NEW_TOKENS] * 3
+
+
 PROMPTS = (
   "What is the capital of France?",
   "12 + 7 = ?",
@@ -213,7 +271,6 @@ PROMPTS = (
   "Who wrote Hamlet?",
   "Sum up: cats sleep a lot, and dogs do not.",
 )
-NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -232,38 +289,12 @@ def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
     for prompt in PROMPTS
   ]
   source = pretrained.open_checkpoint(smollm2_path)
-  config = generate.GenerateConfig(
-    sampling=SamplingConfig(greedy=True),
-    max_new_tokens=NEW_TOKENS,
-    group_size=1,
-    eos_ids=tokenizer.eos_ids,
-    pad_id=tokenizer.pad_id,
-  )
-  sample = generate.make_generate(source.config, config)
-  keys = jax.random.split(jax.random.key(0), len(ids))
-  prompts = transcript.pad_prompts(ids, multiple=1)
-  ours = jax.device_get(sample(source.load(), prompts, keys))
-
-  # If each token of ours is what their logits prefer behind the prompt and the
-  # tokens before it, then their greedy continuation is ours.
   theirs = read(smollm2_path.parent, gguf_file=smollm2_path.name)
-  chosen = [
-    row[roles == transcript.POLICY].tolist()
-    for row, roles in zip(ours.tokens, ours.roles, strict=True)
-  ]
-  rows = [[*prompt, *row] for prompt, row in zip(ids, chosen, strict=True)]
-  size = max(map(len, rows))
-  padded = torch.tensor([row + [0] * (size - len(row)) for row in rows])
   torch.set_num_threads(2)
-  with torch.no_grad():
-    log_probs = torch.log_softmax(theirs(padded).logits, -1).numpy()
-  for i, (prompt, row) in enumerate(zip(ids, chosen, strict=True)):
-    said = log_probs[i, len(prompt) - 1 : len(prompt) - 1 + len(row)]
-    assert said.argmax(-1).tolist() == row, PROMPTS[i]
-    # Through 30 layers, of logits up to 20.
-    np.testing.assert_allclose(
-      ours.behave_log_probs[i, : len(row)], said.max(-1), rtol=0, atol=1e-3
-    )
+  ends = tokenizer.eos_ids, tokenizer.pad_id
+  # Through 30 layers, of logits up to 20.
+  rows = continue_as_theirs(source, theirs, ids, *ends, 1e-3)
+  for row in rows:
     assert len(row) == NEW_TOKENS or row[-1] in tokenizer.eos_ids
 
 

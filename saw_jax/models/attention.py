@@ -22,8 +22,8 @@ _MOST_BANDS, _LEAST_BAND = 4, 64
 
 # Keys [B, K, H, S] and values [B, K, S, H].
 LayerCache = tuple[Array, Array]
-# Sines and cosines, the mask [B, S, T], and the slot that is written next.
-Place = tuple[tuple[Array, Array], Array, Array | None]
+# Sines and cosines or no rotation, the mask [B, S, T], the slot written next.
+Place = tuple[tuple[Array, Array] | None, Array, Array | None]
 
 
 @flax.struct.dataclass
@@ -273,7 +273,8 @@ class Attention(nn.Module):
     if c.qk_norm:
       q_BSNH = RMSNorm(c, "head_size", name="query_norm")(q_BSNH)
       k_BSKH = RMSNorm(c, "head_size", name="key_norm")(k_BSKH)
-    q_BSNH, k_BSKH = rotate(q_BSNH, rotary), rotate(k_BSKH, rotary)
+    if rotary is not None:
+      q_BSNH, k_BSKH = rotate(q_BSNH, rotary), rotate(k_BSKH, rotary)
     k_BKHT = k_BSKH.transpose(0, 2, 3, 1)
     v_BKTH = v_BSKH.transpose(0, 2, 1, 3)
     if cache is None:
@@ -312,6 +313,9 @@ class Attention(nn.Module):
       zeros, axes = nn.initializers.zeros, (axis, "head_size")
       bias_NH = declare(self, f"{name}_bias", zeros, shape[1:], axes)
       x_BSNH = x_BSNH + bias_NH.astype(c.dtype)[None, None]
+    if c.wide_qk_norm and name != "value":
+      norm = RMSNorm(c, axis, name=f"{name}_norm")
+      x_BSNH = norm(x_BSNH.reshape(*x_BSD.shape[:2], -1)).reshape(x_BSNH.shape)
     return nn.with_logical_constraint(
       x_BSNH, ("batch", "length", axis, "head_size")
     )

@@ -35,6 +35,9 @@ class DecoderConfig:
   value_head: bool = constant(False)
   qkv_bias: bool = constant(False)  # biases on queries, keys and values (Qwen2)
   qk_norm: bool = constant(False)  # RMSNorm of each query and key head (Qwen3)
+  wide_qk_norm: bool = constant(False)  # ... of all heads together (OLMo 2)
+  # RMSNorm of what a block adds to the stream, in place of what it reads.
+  post_norm: bool = constant(False)
   # Entries of a head that rotate, the first ones; 0: all.
   rotary_size: int = constant(0)
   # What each frequency is divided by, [rotary size / 2]; empty: by nothing.
@@ -43,6 +46,8 @@ class DecoderConfig:
   # How many tokens a query of each layer sees, itself included, [L]; 0: all of
   # them; empty: all of them in all layers.
   windows: tuple[int, ...] = constant(())
+  # Whether each layer rotates at all, [L]; empty: all do (SmolLM3: not all).
+  rotated: tuple[bool, ...] = constant(())
   scan_layers: bool = False  # one stacked layer, or `layer_0`, `layer_1`, ...
   remat: str = "none"  # one of REMAT_POLICIES
   dtype: str = "float32"  # of activations; norms, softmax, logits are float32
@@ -67,22 +72,31 @@ class DecoderConfig:
         f"not {self.rotary_size}."
       )
     num_factors = (self.rotary_size or self.head_size) // 2
-    sizes = {"rope_factors": num_factors, "windows": self.num_layers}
-    for name, size in sizes.items():
+    # Their sizes, and what says no more than that there is nothing.
+    sizes = {"rope_factors": (num_factors, None)}
+    sizes |= {
+      "windows": (self.num_layers, 0),
+      "rotated": (self.num_layers, True),
+    }
+    for name, (size, same) in sizes.items():
       values = tuple(getattr(self, name))
-      # A config file holds lists; a config must be hashable.
-      object.__setattr__(self, name, values)
       if values and len(values) != size:
         raise ValueError(f"{name} must have {size} entries, not {len(values)}.")
+      # A config file holds lists; a config must be hashable.
+      values = () if set(values) == {same} else values
+      object.__setattr__(self, name, values)
     if min(self.rope_factors, default=1) <= 0:
       raise ValueError("rope_factors must be above 0.")
     if min(self.windows, default=0) < 0:
       raise ValueError("windows must not be below 0.")
-    if self.scan_layers and len(set(self.windows)) > 1:
-      raise ValueError(
-        "Layers with windows of different sizes cannot be scanned over: set "
-        "scan_layers=False."
-      )
+    if self.qk_norm and self.wide_qk_norm:
+      raise ValueError("qk_norm and wide_qk_norm are one or the other.")
+    for name in ("windows", "rotated"):
+      if self.scan_layers and len(set(getattr(self, name))) > 1:
+        raise ValueError(
+          f"Layers that differ in {name} cannot be scanned over: set "
+          "scan_layers=False."
+        )
     choices = {
       "remat": REMAT_POLICIES,
       "dtype": _DTYPES,

@@ -49,20 +49,24 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-  """Attention and MLP, each on a normalised stream and added to it."""
+  """Attention and MLP, each added to the stream, normalised before or after."""
 
   config: DecoderConfig
 
   @nn.compact
   def __call__(self, x_BSD, cache, place: attention.Place):
-    c = self.config
+    c, same = self.config, lambda x: x
     with jax.named_scope("attention"):
+      norm = RMSNorm(c, name="attention_norm")
+      before, after = (same, norm) if c.post_norm else (norm, same)
       out_BSD, cache = attention.Attention(c, name="attention")(
-        RMSNorm(c, name="attention_norm")(x_BSD), cache, place
+        before(x_BSD), cache, place
       )
-      x_BSD = x_BSD + out_BSD
+      x_BSD = x_BSD + after(out_BSD)
     with jax.named_scope("mlp"):
-      x_BSD = x_BSD + MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x_BSD))
+      norm = RMSNorm(c, name="mlp_norm")
+      before, after = (same, norm) if c.post_norm else (norm, same)
+      x_BSD = x_BSD + after(MLP(c, name="mlp")(before(x_BSD)))
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
     return x_BSD, cache
 
@@ -131,7 +135,12 @@ class Decoder(nn.Module):
       for window in c.windows or (0,) * c.num_layers
     ]
     rotary = attention.rotary_tables(positions_BS, c)
-    places = [(rotary, mask_BST, index) for mask_BST in masks]
+    places = [
+      (rotary if rotates else None, mask_BST, index)
+      for rotates, mask_BST in zip(
+        c.rotated or (True,) * c.num_layers, masks, strict=True
+      )
+    ]
     x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
     if cache is not None:

@@ -30,6 +30,9 @@ TINY = config_lib.TINY  # 2 layers of 4 heads of 16 entries
     {"windows": (3,)},
     {"windows": (3, -1)},
     {"windows": (3, 0), "scan_layers": True},
+    {"rotated": (True, False), "scan_layers": True},
+    {"rotated": (True,)},
+    {"wide_qk_norm": True, "qk_norm": True},
   ],
 )
 def test_a_config_that_cannot_be_is_refused(change):
@@ -42,6 +45,9 @@ def test_a_config_does_not_change_and_can_be_a_key():
   lists = {"rope_factors": [1.0] * 8, "windows": [5, 0]}
   config = dataclasses.replace(TINY, **lists)
   assert (config.rope_factors, config.windows) == ((1.0,) * 8, (5, 0))
+  # A list that says nothing is as none.
+  same = dataclasses.replace(TINY, windows=[0, 0], rotated=[True, True])
+  assert same == TINY
   assert len({config, dataclasses.replace(config)}) == 1
 
 

@@ -25,6 +25,9 @@ VARIANTS = {
   "multi_query": {"num_kv_heads": 1},
   "windows": {"windows": (3, 0, 1)},
   "window": {"windows": (2, 2, 2)},
+  "olmo2": {"wide_qk_norm": True, "post_norm": True},
+  "smollm3": {"rotated": (True, False, True), "windows": (0, 4, 0)},
+  "unrotated": {"rotated": (False, False, False)},
   "rope": dict(rotary_size=6, rope_factors=(1.0, 2.5, 7.0), rope_scale=1.25),
 }
 
@@ -89,27 +92,42 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
       out[h + size // 2] = a * np.sin(angle) + b * np.cos(angle)
     return out
 
-  def head(p, x, name, n, position):
+  def head(p, x, name, n, position, rotates):
     found = x @ p[name][:, n]
     if c.qkv_bias:
       found = found + p[f"{name}_bias"][n]
     if c.qk_norm and name != "value":
       found = norm(found, p[f"{name}_norm"]["scale"])
-    return found if name == "value" else rope(found, position)
+    if c.wide_qk_norm and name != "value":
+      every = np.concatenate(
+        [x @ p[name][:, m] for m in range(p[name].shape[1])]
+      )
+      every = norm(every, p[f"{name}_norm"]["scale"])
+      found = every[n * c.head_size : (n + 1) * c.head_size]
+    return rope(found, position) if rotates and name != "value" else found
 
-  def heads(p, stream, name):
+  def heads(p, stream, name, rotates):
     number = range(p[name].shape[1])
     return [
-      [head(p, x, name, n, t) for n in number] for t, x in enumerate(stream)
+      [head(p, x, name, n, t, rotates) for n in number]
+      for t, x in enumerate(stream)
     ]
+
+  def added(x, found, scale):
+    return x + (norm(found, scale) if c.post_norm else found)
 
   stream = [params["embedding"][token] for token in tokens]
   for i in range(c.num_layers):
     layer = params[f"layer_{i}"]
     p = layer["attention"]
-    normed = [norm(x, layer["attention_norm"]["scale"]) for x in stream]
-    q, k, v = (heads(p, normed, name) for name in ("query", "key", "value"))
+    scale, before = layer["attention_norm"]["scale"], stream
+    if not c.post_norm:
+      before = [norm(x, scale) for x in stream]
+    rotates = not c.rotated or c.rotated[i]
+    names = ("query", "key", "value")
+    q, k, v = (heads(p, before, name, rotates) for name in names)
     for t in range(len(tokens)):
+      found = 0
       for n in range(c.num_heads):
         shared = n // (c.num_heads // c.num_kv_heads)
         window = c.windows[i] if c.windows and c.windows[i] else t + 1
@@ -117,12 +135,15 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
         scores = [q[t][n] @ k[s][shared] / c.head_size**0.5 for s in seen]
         probs = np.exp(scores) / np.exp(scores).sum()
         mixed = probs @ [v[s][shared] for s in seen]
-        stream[t] = stream[t] + mixed @ p["out"][n]
+        found = found + mixed @ p["out"][n]
+      stream[t] = added(stream[t], found, scale)
+    scale = layer["mlp_norm"]["scale"]
     for t, x in enumerate(stream):
-      x = norm(x, layer["mlp_norm"]["scale"])
+      x = x if c.post_norm else norm(x, scale)
       gate, up = x @ layer["mlp"]["gate"], x @ layer["mlp"]["up"]
       silu = gate / (1 + np.exp(-gate))
-      stream[t] = stream[t] + (silu * up) @ layer["mlp"]["down"]
+      found = (silu * up) @ layer["mlp"]["down"]
+      stream[t] = added(stream[t], found, scale)
   stream = [norm(x, params["final_norm"]["scale"]) for x in stream]
   last = params["embedding"].T if c.tied_head else params["head"]
   return np.stack([x @ last for x in stream])
@@ -138,7 +159,7 @@ def test_logits_agree_with_numpy_loops(name):
   hidden, _ = apply(config, params, *batch)
   logits = hidden[0] @ decoder.head_kernel(params, config)
   np.testing.assert_allclose(logits, expected, atol=2e-5)
-  if len(set(config.windows)) < 2:
+  if max(len(set(config.windows)), len(set(config.rotated))) < 2:
     scanned = dataclasses.replace(config, scan_layers=True)
     again, _ = apply(scanned, helpers.stack_layers(params), *batch)
     np.testing.assert_allclose(again, hidden, atol=1e-5)
@@ -163,23 +184,27 @@ def test_a_token_depends_on_itself_and_on_those_before_and_on_none_after():
     np.testing.assert_array_equal(size[t + 1 :], 0)
 
 
-def test_left_padding_changes_no_logit():
-  params = random_params(CONFIG)
+@pytest.mark.parametrize("name", ["plain", "olmo2", "smollm3"])
+def test_left_padding_changes_no_logit(name):
+  config = but(**VARIANTS[name])
+  params = random_params(config)
   tokens, positions, valid = left_padded((3, 7, 5), 7)
-  hidden, _ = apply(CONFIG, params, tokens, positions, valid)
+  hidden, _ = apply(config, params, tokens, positions, valid)
   for row, length in enumerate((3, 7, 5)):
     own = (x[row : row + 1, -length:] for x in (tokens, positions, valid))
-    alone, _ = apply(CONFIG, params, *own)
+    alone, _ = apply(config, params, *own)
     np.testing.assert_allclose(hidden[row, -length:], alone[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-  ("scan_layers", "windows"),
-  [(False, ()), (True, ()), (False, (4, 0, 2)), (True, (4, 4, 4))],
+  ("scan_layers", "changes"),
+  [(False, {}), (True, {}), (False, {"windows": (4, 0, 2)})]
+  + [(True, {"windows": (4, 4, 4)}), (False, VARIANTS["smollm3"])]
+  + [(scan, VARIANTS["olmo2"]) for scan in (False, True)],
 )
-def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
-  config = but(scan_layers=scan_layers, windows=windows)
-  params = random_params(CONFIG)
+def test_cached_decoding_equals_the_full_pass(scan_layers, changes):
+  config = but(scan_layers=scan_layers, **changes)
+  params = random_params(but(**changes))
   if scan_layers:
     params = helpers.stack_layers(params)
   tokens, positions, valid = left_padded((3, 11, 8), 11)
@@ -198,12 +223,14 @@ def test_cached_decoding_equals_the_full_pass(scan_layers, windows):
   np.testing.assert_array_equal(cache.valid.sum(-1), [3, 11, 8])
 
 
-def test_packed_segments_equal_separate_rows():
-  params = random_params(CONFIG)
+@pytest.mark.parametrize("name", ["plain", "olmo2", "smollm3"])
+def test_packed_segments_equal_separate_rows(name):
+  config = but(**VARIANTS[name])
+  params = random_params(config)
   tokens, _, valid = left_padded((11,), 11)
   segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0]])
   positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]])
-  run = functools.partial(apply, CONFIG, params)
+  run = functools.partial(apply, config, params)
   packed, _ = run(tokens, positions, None, segment_ids=segments)
   for begin, end in ((0, 4), (4, 7), (7, 9)):
     own = (x[:, begin:end] for x in (tokens, positions, valid))
@@ -293,7 +320,7 @@ def test_norms_and_angles_stay_float32_under_bfloat16():
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_axis_of_every_parameter_has_a_name(scan_layers):
-  parts = dict(tied_head=False, qkv_bias=True, qk_norm=True)
+  parts = dict(tied_head=False, qkv_bias=True, qk_norm=True, post_norm=True)
   config = but(scan_layers=scan_layers, **parts)
   sizes = dict(vocab=29, embed=22, heads=6, kv_heads=2, head_size=10, mlp=31)
   sizes["layers"] = 3

@@ -1,28 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
 """A published `config.json` as a decoder's sizes, and back."""
 
+import collections
+import contextlib
 import dataclasses
-import functools
 import math
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from saw_jax import naming
 from saw_jax.models.config import DecoderConfig
 
 Document = Mapping[str, Any]
 _SIZES = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "width",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "num_key_value_heads": "num_kv_heads",
-  "head_dim": "head_size",
-  "intermediate_size": "mlp_size",
+  **dict(vocab_size="vocab_size", hidden_size="width", head_dim="head_size"),
+  **dict(num_hidden_layers="num_layers", num_attention_heads="num_heads"),
+  **dict(num_key_value_heads="num_kv_heads", intermediate_size="mlp_size"),
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_LONGEST, _FIRST = (f"{x}max_position_embeddings" for x in ("", "original_"))
+
+# What the value of a key may be; limits are those of a number.
+Kind = collections.namedtuple("Kind", "words fits limits", defaults=[""])
+
+
+def _number(low: float, high: float, types=(int, float), words="a number"):
+  fits = lambda x: type(x) in types and low <= x <= high  # noqa: E731
+  return Kind(words, fits, f" ({low:.15g} to {high:.15g})")
+
+
+def _whole(low: int, high: int) -> Kind:
+  return _number(low, high, (int,), "a size")
+
+
+def _list(kind: Kind) -> Kind:
+  fits = lambda x: isinstance(x, list) and all(map(kind.fits, x))  # noqa: E731
+  return Kind(f"a list, each {kind.words}{kind.limits}", fits)
+
+
+def _one_of(*known: str) -> Kind:
+  return Kind(" or ".join(known), lambda x: isinstance(x, str) and x in known)
+
+
+_FLAG = Kind("true or false", lambda x: isinstance(x, bool))
+_OBJECT = Kind("an object", lambda x: isinstance(x, Mapping))
+_FACTOR = _number(1e-6, 1e9)
+_FACTORS = "factor low_freq_factor high_freq_factor attention_factor beta_fast "
+_FACTORS += "beta_slow mscale mscale_all_dim"
+_POSITIONS = {
+  "rope_theta": _number(2, 1e30),
+  "partial_rotary_factor": _number(1e-3, 1),
+  **dict.fromkeys((_LONGEST, _FIRST), _whole(2, 10**9)),
+}
+# What is read, where it is there and not null.
+_FIELDS = _POSITIONS | {
+  **dict.fromkeys(_SIZES, _whole(1, 10**8)),
+  "num_hidden_layers": _whole(1, 10_000),
+  "rms_norm_eps": _number(1e-20, 1),
+  "hidden_act": _one_of("silu", "swish"),
+  **dict.fromkeys(("tie_word_embeddings", "use_sliding_window"), _FLAG),
+  **dict.fromkeys(("rope_scaling", "rope_parameters"), _OBJECT),
+  "sliding_window": _whole(1, 10**9),
+  "max_window_layers": _whole(0, 10_000),
+  "layer_types": _list(_one_of(_FULL, _SLIDING)),
+  "no_rope_layers": _list(_whole(0, 1)),
+  "no_rope_layer_interval": _whole(1, 10_000),
+  # Of a rope scaling:
+  **dict.fromkeys(_FACTORS.split(), _FACTOR),
+  **dict.fromkeys(("short_factor", "long_factor"), _list(_FACTOR)),
+  "truncate": _FLAG,
+}
+
+
+def _checked(document: Document, where: str, *needed: str) -> dict[str, Any]:
+  """Those of the fields that are there and not null; `needed` ones must be."""
+  found = {}
+  for key, kind in _FIELDS.items():
+    value = document.get(key)
+    if value is not None or key in needed:
+      if not kind.fits(value):
+        said, is_number = reprlib.repr(value), type(value) in (int, float)
+        words = kind.words if is_number or not kind.limits else "a number"
+        raise ValueError(
+          f"{where}: {key!r} must be {words}, not {said}{kind.limits}"
+        )
+      found[key] = value
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,28 +96,51 @@ class Family:
   """What sets one architecture's config and tensors apart from another's."""
 
   model_type: str
-  qkv_bias: bool = False
-  qk_norm: bool = False
-  fused: bool = False  # queries, keys and values in one tensor; gate and up too
-  refused: tuple[str, ...] = ()  # keys that must be absent or false
-  # Where the document does not say:
-  eps: float = 1e-6
-  head_size: int = 0  # 0: width / heads
-  # Whether windows are on, and the first layer with one; None: it has none.
-  windows: tuple[bool, int] | None = None
+  # Switches of the decoder; `fused`: queries, keys and values are one tensor,
+  # gate and up another; `partial`: less than a head may rotate; `unrotated`:
+  # there may be layers that do not.
+  parts: tuple[str, ...] = ()
+  # What holds where the document says nothing, and whatever it says.
+  default: Document = dataclasses.field(default_factory=dict)
+  fixed: Document = dataclasses.field(default_factory=dict)
+  # Keys that must be absent or false.
+  refused: tuple[str, ...] = ("attention_bias", "mlp_bias")
 
 
-_LATE, _NO_BIAS = (False, 28), ("attention_bias",)
+_SWITCHES = ("qkv_bias", "qk_norm", "wide_qk_norm", "post_norm")
+_DEFAULT = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_DEFAULT |= {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
+_EPS, _WINDOW = {"rms_norm_eps": 1e-5}, {"sliding_window": 4096}
+_LATE = {**_WINDOW, "max_window_layers": 28}
+_NONE = {"use_sliding_window": False}
+_ALL = dict(use_sliding_window=True, layer_types=None, max_window_layers=0)
+_SMOLLM3 = {"rope_theta": 2e6, "tie_word_embeddings": True}
+# A decoder is written as the first of them that has its parts. SmolLM and
+# SmolLM2 are Llama.
 FAMILIES = {
-  "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, windows=_LATE),
-  "Qwen3ForCausalLM": Family(
-    "qwen3", qk_norm=True, head_size=128, refused=_NO_BIAS, windows=_LATE
-  ),
-  # SmolLM and SmolLM2 too.
-  "LlamaForCausalLM": Family("llama", refused=("attention_bias", "mlp_bias")),
+  "LlamaForCausalLM": Family("llama", fixed=_NONE),
+  "Qwen2ForCausalLM": Family("qwen2", ("qkv_bias",), _LATE, refused=()),
+  "Qwen3ForCausalLM": Family("qwen3", ("qk_norm",), {**_LATE, "head_dim": 128}),
   "Phi3ForCausalLM": Family(
-    "phi3", fused=True, eps=1e-5, refused=_NO_BIAS, windows=(True, 0)
+    "phi3", ("fused", "partial"), _EPS, {**_ALL, "head_dim": None}
   ),
+  "MistralForCausalLM": Family("mistral", default=_WINDOW, fixed=_ALL),
+  "Olmo2ForCausalLM": Family(
+    "olmo2", ("wide_qk_norm", "post_norm"), _EPS, _NONE
+  ),
+  "SmolLM3ForCausalLM": Family("smollm3", ("unrotated",), _SMOLLM3),
+}
+# What other architectures have, by their names and the keys of their configs.
+_LACKING = {
+  "experts": "moe|mixtral|experts|dbrx|deepseek|gptoss|jamba",
+  "keys and values of low rank": "kv_lora_rank|deepseek",
+  "recurrent layers": "mamba|rwkv|jamba|zamba|linear_|lfm",
+  "norms with 1 + scale": "gemma",
+  "LayerNorm": "layer_norm|gpt(?!oss)|opt|bloom|falcon|stablelm|cohere|phifor",
+  "scaled or capped logits": "_multiplier|logits?_|granite|cohere|gemma2",
+  "rotations that differ by layer": "olmo3|gemma3|llama4|rope_local",
+  "images or sound": "vision|image|audio|conditional|whisper|vlfor",
+  "a head of the next token": r"maskedlm|bertfor|classif|(?<!head)model\b",
 }
 
 
@@ -61,11 +150,20 @@ def find_family(document: Document, where: str) -> Family:
   if not (isinstance(found, list) and found and isinstance(found[0], str)):
     raise ValueError(f"{where}: 'architectures' names no architecture")
   if found[0] not in FAMILIES:
+    keys = [key for key, value in document.items() if value]
+    said = " ".join([found[0], *keys]).lower()
+    lacking = [what for what, x in _LACKING.items() if re.search(x, said)]
     raise ValueError(
-      f"{where}: unknown architecture {found[0]!r}: "
-      f"{naming.nearest(found[0], list(FAMILIES))}"
+      f"{where}: architecture {found[0]!r} is not supported: it needs "
+      f"{', '.join(lacking) or 'what is not known here'}; there are "
+      f"{', '.join(FAMILIES)}"
     )
-  return FAMILIES[found[0]]
+  family, kind = FAMILIES[found[0]], document.get("model_type")
+  if kind not in (None, family.model_type):
+    raise ValueError(
+      f"{where}: 'model_type' is {kind!r}, and 'architectures' says {found[0]}"
+    )
+  return family
 
 
 def read_config(
@@ -77,70 +175,97 @@ def read_config(
   see, by default the published maximum: it chooses a set of frequencies.
   """
   family = find_family(document, where)
-  refused = dict.fromkeys(
-    family.refused, f"not supported for {family.model_type}"
-  )
-  refused["quantization_config"] = "weights must be float32 or of 16 bits"
-  if document.get("hidden_act") not in ("silu", "swish"):
-    refused["hidden_act"] = "there is only silu"
-  for key, why in refused.items():
+  for key in (*family.refused, "quantization_config"):
     if document.get(key):
-      raise ValueError(f"{where}: {key!r} is {document[key]!r}; {why}")
-
-  size = functools.partial(_size, document, where)
-  num_heads, width = size("num_attention_heads"), size("hidden_size")
-  head_size = family.head_size or width // num_heads
-  defaults = {"num_key_value_heads": num_heads, "head_dim": head_size}
-  sizes = {ours: size(key, defaults.get(key)) for key, ours in _SIZES.items()}
-  head_size, rope = sizes["head_size"], _rope(document, where)
+      said = f"{key!r} is {reprlib.repr(document[key])}"
+      raise ValueError(
+        f"{where}: {said}, not supported for {family.model_type}"
+      )
+  needed = set(_SIZES) - {"num_key_value_heads", "head_dim"}
+  given = _checked(document, where, *needed)
+  width, num_heads = given["hidden_size"], given["num_attention_heads"]
+  given = {**_DEFAULT, **family.default, **given, **family.fixed}
+  given["num_key_value_heads"] = given.get("num_key_value_heads") or num_heads
+  head_size = given.get("head_dim") or width / num_heads
+  if head_size % 2:
+    raise ValueError(f"{where}: 'head_dim' must be even, not {head_size:g}")
+  given["head_dim"] = head_size = int(head_size)
+  rope = _rope(document, given, where)
   # Rounded down, as there.
-  rotary_size = int(head_size * (rope.get("partial_rotary_factor") or 1.0))
+  rotary_size = int(head_size * rope["partial_rotary_factor"])
+  if not (
+    rotary_size and "partial" in family.parts or rotary_size == head_size
+  ):
+    raise ValueError(
+      f"{where}: 'partial_rotary_factor' would rotate {rotary_size} of "
+      f"{head_size} entries, which is not supported for {family.model_type}"
+    )
   factors, scale = rope_factors(rope, rotary_size, where, max_length)
-  windows = _windows(document, family, sizes["num_layers"], where)
+  rotated = _rotated(given, family, where)
   try:
     return DecoderConfig(
-      **sizes,
+      **{ours: given[key] for key, ours in _SIZES.items()},
+      **{part: part in family.parts for part in _SWITCHES},
       rope_theta=float(rope["rope_theta"]),
-      norm_eps=float(document.get("rms_norm_eps", family.eps)),
-      tied_head=bool(document.get("tie_word_embeddings", False)),
-      qkv_bias=family.qkv_bias,
-      qk_norm=family.qk_norm,
+      norm_eps=float(given["rms_norm_eps"]),
+      tied_head=given["tie_word_embeddings"],
       rotary_size=0 if rotary_size == head_size else rotary_size,
       rope_factors=factors,
       rope_scale=scale,
-      windows=windows,
+      windows=_windows(document, given, rotated, where),
+      rotated=rotated,
     )
-  except (ValueError, TypeError) as error:
+  except ValueError as error:
     raise ValueError(f"{where}: {error}") from error
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
   """Writes a decoder's sizes as a `config.json` that transformers reads.
 
+  It is of the first family whose document is read as the same decoder.
+  """
+  rotary_size = config.rotary_size or config.head_size
+  factors = config.rope_factors
+  if config.rope_scale != 1.0:
+    factors = factors or (1.0,) * (rotary_size // 2)
+  wanted = dataclasses.replace(
+    config,
+    **dict(scan_layers=False, remat="none", value_head=False),
+    **dict(dtype="float32", param_dtype="float32", rope_factors=factors),
+    rotary_size=rotary_size % config.head_size,
+  )
+  for name in FAMILIES:
+    document = _document(wanted, name)
+    with contextlib.suppress(ValueError):
+      if read_config(document, where=name) == wanted:
+        return document
+  parts = (*_SWITCHES, "rotary_size", "windows", "rotated")
+  raise ValueError(
+    "no published family has the parts of this decoder together: "
+    + ", ".join(f"{part}={getattr(config, part)}" for part in parts)
+  )
+
+
+def _document(config: DecoderConfig, name: str) -> dict[str, Any]:
+  """The decoder as a document of one family, which may not have all of it.
+
   Scaled frequencies become `longrope` with two equal sets of factors: the kind
   that lists them one by one. The document has no token ids and no dtype.
   """
-  name = _family_with_parts(config)
-  rotary_size = config.rotary_size or config.head_size
+  family, rope = FAMILIES[name], None
   max_length = 32_768  # not a property of the decoder; readers want a number
-  rope = None
-  if config.rope_factors or config.rope_scale != 1.0:
-    factors = list(config.rope_factors or [1.0] * (rotary_size // 2))
-    rope = {
-      "rope_type": "longrope",
-      "short_factor": factors,
-      "long_factor": factors,
-      "attention_factor": config.rope_scale,
-      "factor": 1.0,
-      "original_max_position_embeddings": max_length,
-    }
+  if config.rope_factors:
+    factors = list(config.rope_factors)
+    rope = dict(short_factor=factors, long_factor=factors, rope_type="longrope")
+    rope |= {"attention_factor": config.rope_scale, "factor": 1.0}
+    rope[_FIRST] = max_length
   newer = dict(rope or {"rope_type": "default"}, rope_theta=config.rope_theta)
   document = {
     "architectures": [name],
-    "model_type": FAMILIES[name].model_type,
+    "model_type": family.model_type,
     "hidden_act": "silu",
     **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
-    "max_position_embeddings": max_length,
+    _LONGEST: max_length,
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tied_head,
     # The tokenizer's. Absent, they would be numbers of the family's own.
@@ -151,57 +276,18 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     "rope_parameters": newer,
   }
   window = max(config.windows, default=0) or None
-  if name == "Phi3ForCausalLM":
-    share = rotary_size / config.head_size
+  if "partial" in family.parts:
+    share = (config.rotary_size or config.head_size) / config.head_size
     document["partial_rotary_factor"] = newer["partial_rotary_factor"] = share
-    document["original_max_position_embeddings"] = max_length
-    document["sliding_window"] = window
-  elif window:
+    document |= {_FIRST: max_length, "sliding_window": window}
+  if "unrotated" in family.parts:
+    document["no_rope_layers"] = list(map(int, config.rotated))
+  if window:
     kinds = [_SLIDING if size else _FULL for size in config.windows]
-    document |= {"use_sliding_window": True, "sliding_window": window}
-    document["layer_types"] = kinds
+    said = dict(sliding_window=window, use_sliding_window=True)
+    said["layer_types"] = kinds
+    document |= {k: x for k, x in said.items() if k not in family.fixed}
   return document
-
-
-def _family_with_parts(config: DecoderConfig) -> str:
-  sizes = set(config.windows)
-  parts = {
-    "Qwen2ForCausalLM": config.qkv_bias,
-    "Qwen3ForCausalLM": config.qk_norm,
-    "Phi3ForCausalLM": 0 < config.rotary_size < config.head_size,
-  }
-  # Llama has no windows; Phi-3 has the same one in all layers.
-  plain = "Phi3ForCausalLM" if any(sizes) else "LlamaForCausalLM"
-  name, *others = [name for name, has in parts.items() if has] or [plain]
-  is_possible = not others and len(sizes - {0}) <= 1
-  if name == "Phi3ForCausalLM":
-    fits = config.head_size * config.num_heads == config.width
-    is_possible = is_possible and len(sizes) <= 1 and fits
-  if not is_possible:
-    raise ValueError(
-      "no published family has the parts of this decoder together: qkv_bias="
-      f"{config.qkv_bias}, qk_norm={config.qk_norm}, rotary_size="
-      f"{config.rotary_size}, windows={config.windows}"
-    )
-  return name
-
-
-def _number(document: Document, where: str, key: str) -> float:
-  value = document.get(key)
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise ValueError(f"{where}: {key!r} must be a number, not {value!r}")
-  return float(value)
-
-
-def _size(
-  document: Document, where: str, key: str, default: int | None = None
-) -> int:
-  if default is not None and document.get(key) is None:
-    return default
-  value = _number(document, where, key)
-  if value < 1 or value != int(value):
-    raise ValueError(f"{where}: {key!r} must be a size, not {value:g}")
-  return int(value)
 
 
 def rope_factors(
@@ -223,134 +309,128 @@ def rope_factors(
 
   arXiv 2407.21783 (Llama 3), 2309.00071 (YaRN), 2402.13753 (LongRoPE).
   """
-  kind = rope["rope_type"]
-  if kind not in _ROPES:
+  kind, said = rope["rope_type"], reprlib.repr(rope["rope_type"])
+  if not isinstance(kind, str) or kind not in _ROPES:
     raise ValueError(
-      f"{where}: rope scaling {kind!r} is not supported; there are "
+      f"{where}: rope scaling {said} is not supported; there are "
       f"{', '.join(_ROPES)}"
     )
-  factors, scale = _ROPES[kind](
-    {**rope, "max_length": max_length},
-    f"{where}, rope scaling {kind!r}",
-    rotary_size,
-  )
+  make, needed = _ROPES[kind]
+  where = f"{where}, rope scaling {kind!r}"
+  rope = _checked(rope, where, *needed)
+  factors, scale = make(rope, where, rotary_size, max_length)
   return tuple(map(float, factors)), float(scale)
 
 
-def _linear(rope: Document, where: str, rotary_size: int):
-  return [_number(rope, where, "factor")] * (rotary_size // 2), 1.0
-
-
-def _llama3(rope: Document, where: str, rotary_size: int):
-  number = functools.partial(_number, rope, where)
-  length = number("original_max_position_embeddings")
-  theta, factor = number("rope_theta"), number("factor")
-  low, high = number("low_freq_factor"), number("high_freq_factor")
+def _llama3(rope: Document, where: str, rotary_size: int, max_length):
+  length, theta = rope[_FIRST], rope["rope_theta"]
+  low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+  if low >= high:
+    raise ValueError(f"{where}: low_freq_factor is not below high_freq_factor")
   turns = [
     length * theta ** (-2 * i / rotary_size) / (2 * math.pi)
     for i in range(rotary_size // 2)
   ]
   shares = np.clip([(turn - low) / (high - low) for turn in turns], 0.0, 1.0)
-  return [1 / ((1 - s) / factor + s) for s in shares], 1.0
+  return [1 / ((1 - s) / rope["factor"] + s) for s in shares], 1.0
 
 
-def _yarn(rope: Document, where: str, rotary_size: int):
-  number = functools.partial(_number, rope, where)
-  length = number("original_max_position_embeddings")
-  theta, factor = number("rope_theta"), number("factor")
+def _yarn(rope: Document, where: str, rotary_size: int, max_length):
+  factor = rope["factor"]
 
   def index(rotations: float) -> float:
-    turned = math.log(length / (rotations * 2 * math.pi))
-    return rotary_size * turned / (2 * math.log(theta))
+    turned = math.log(rope[_FIRST] / (rotations * 2 * math.pi))
+    return rotary_size * turned / (2 * math.log(rope["rope_theta"]))
 
   def scaled(multiplier: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
 
-  first = index(rope.get("beta_fast") or 32)
-  last = index(rope.get("beta_slow") or 1)
+  first = index(rope.get("beta_fast", 32))
+  last = index(rope.get("beta_slow", 1))
   if rope.get("truncate", True):
     first, last = math.floor(first), math.ceil(last)
   first, last = max(first, 0), min(last, rotary_size - 1)
   if first == last:
     last += 0.001
   ramps = [(i - first) / (last - first) for i in range(rotary_size // 2)]
-  scale = rope.get("attention_factor")
-  if scale is None:
-    one, every = rope.get("mscale"), rope.get("mscale_all_dim")
-    scale = scaled(one) / scaled(every) if one and every else scaled(1.0)
+  one, every = rope.get("mscale"), rope.get("mscale_all_dim")
+  scale = scaled(one) / scaled(every) if one and every else scaled(1.0)
   ramps = np.clip(ramps, 0.0, 1.0)
-  return [1 / ((1 - r) + r / factor) for r in ramps], scale
+  factors = [1 / ((1 - r) + r / factor) for r in ramps]
+  return factors, rope.get("attention_factor", scale)
 
 
-def _longrope(rope: Document, where: str, rotary_size: int):
-  number = functools.partial(_number, rope, where)
-  length = number("original_max_position_embeddings")
-  number("rope_theta")
-  published = rope.get("max_position_embeddings") or length
-  longest = rope["max_length"] or published
-  key = "long_factor" if longest > length else "short_factor"
-  factors = rope.get(key)
-  if not isinstance(factors, list) or len(factors) != rotary_size // 2:
+def _longrope(rope: Document, where: str, rotary_size: int, max_length):
+  length = rope[_FIRST]
+  published = rope.get("max_position_embeddings", length)
+  key = "long_factor" if (max_length or published) > length else "short_factor"
+  factors = rope.get(key, ())
+  if len(factors) != rotary_size // 2:
     raise ValueError(
       f"{where}: {key!r} must be a list of {rotary_size // 2} numbers"
     )
-  scale = rope.get("attention_factor")
-  if scale is None:
-    extension = rope.get("factor")
-    if extension is None:
-      extension = published / length
-    growth = math.log(max(extension, 1)) / math.log(length)
-    scale = math.sqrt(1 + growth)
-  return factors, scale
+  extension = rope.get("factor", published / length)
+  growth = math.log(max(extension, 1)) / math.log(length)
+  return factors, rope.get("attention_factor", math.sqrt(1 + growth))
 
 
+# What makes the factors, and the keys that it needs.
 _ROPES = {
-  "default": lambda rope, where, rotary_size: ((), 1.0),
-  "linear": _linear,
-  "llama3": _llama3,
-  "yarn": _yarn,
-  "longrope": _longrope,
+  "default": (lambda *_: ((), 1.0), ()),
+  "linear": (
+    lambda x, _, size, __: ([x["factor"]] * (size // 2), 1),
+    ("factor",),
+  ),
+  "llama3": (_llama3, ("rope_theta", _FIRST, *_FACTORS.split()[:3])),
+  "yarn": (_yarn, ("rope_theta", _FIRST, "factor")),
+  "longrope": (_longrope, (_FIRST,)),
 }
 
 
-def _rope(document: Document, where: str) -> dict[str, Any]:
+def _rope(document: Document, given: Document, where: str) -> dict[str, Any]:
   """Brings the keys about positions into one place."""
-  older, newer = document.get("rope_scaling"), document.get("rope_parameters")
-  rope = {**(older or {}), **(newer or {})}
+  rope = {**given.get("rope_scaling", {}), **given.get("rope_parameters", {})}
   if any(isinstance(value, Mapping) for value in rope.values()):
     raise ValueError(
       f"{where}: rope parameters that differ from layer to layer are not "
       "supported"
     )
-  defaults = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
-  for key in (*defaults, "max_position_embeddings"):
-    rope.setdefault(key, document.get(key, defaults.get(key)))
-  kind = rope.get("rope_type") or rope.pop("type", "default")
+  outside = {key: given[key] for key in _POSITIONS if key in given}
+  rope = {**outside, **{k: x for k, x in rope.items() if x is not None}}
+  kind = rope.get("rope_type") or rope.get("type", "default")
   # Phi-3 called LongRoPE "su" and "yarn" before it had its name.
-  is_phi3 = document.get("model_type") == "phi3"
-  rope["rope_type"] = "longrope" if is_phi3 and kind in ("su", "yarn") else kind
-  # In the document itself it has precedence, as there.
-  first = "original_max_position_embeddings"
-  rope.setdefault(first, rope["max_position_embeddings"])
-  rope[first] = document.get(first) or rope[first]
-  return rope
+  if document.get("model_type") == "phi3" and kind in ("su", "yarn"):
+    kind = "longrope"
+  # In the document itself the first length has precedence, as there.
+  lengths = (outside.get(_FIRST), rope.get(_FIRST), rope.get(_LONGEST))
+  rope[_FIRST] = next((x for x in lengths if x is not None), None)
+  return {**rope, **_checked(rope, where), "rope_type": kind}
 
 
-def _windows(document: Document, family: Family, num_layers: int, where: str):
+def _rotated(given: Document, family: Family, where: str) -> tuple[bool, ...]:
+  """Whether each layer rotates its queries and keys."""
+  count = given["num_hidden_layers"]
+  if "unrotated" not in family.parts:
+    return (True,) * count
+  every = given.get("no_rope_layer_interval", 4)
+  found = given.get("no_rope_layers", [i % every for i in range(1, count + 1)])
+  if len(found) < count:
+    raise ValueError(f"{where}: 'no_rope_layers' must have {count} entries")
+  return tuple(map(bool, found[:count]))
+
+
+def _windows(
+  document: Document, given: Document, rotated: tuple[bool, ...], where: str
+) -> tuple[int, ...]:
   """The sliding window of each layer; empty where no layer has one."""
-  if family.windows is None:
+  kinds, count = given.get("layer_types"), len(rotated)
+  if kinds is not None and len(kinds) != count:
+    raise ValueError(f"{where}: 'layer_types' must have {count} entries")
+  window = document.get("sliding_window", given.get("sliding_window"))
+  if not (given.get("use_sliding_window") and window):
     return ()
-  is_on, first = family.windows
-  first = document.get("max_window_layers", first)
-  kinds = [_SLIDING if i >= first else _FULL for i in range(num_layers)]
-  kinds = document.get("layer_types") or kinds
-  if not set(kinds) <= {_SLIDING, _FULL} or len(kinds) != num_layers:
-    raise ValueError(
-      f"{where}: 'layer_types' must say full_attention or sliding_attention "
-      f"for each of {num_layers} layers"
-    )
-  window = document.get("sliding_window")
-  is_on = document.get("use_sliding_window", is_on) and window
-  if not is_on or _SLIDING not in kinds:
-    return ()
+  # Where nothing says which layers have one, late ones or unrotated ones do.
+  first = given.get("max_window_layers")
+  full = rotated if first is None else [i < first for i in range(count)]
+  kinds = kinds or [_FULL if is_full else _SLIDING for is_full in full]
   return tuple(window if kind == _SLIDING else 0 for kind in kinds)

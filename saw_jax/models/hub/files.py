@@ -6,11 +6,13 @@ whole; here are the index of several files, and messages that name file and
 tensor. Format: https://github.com/huggingface/safetensors
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,8 +25,26 @@ _DTYPES = {
   **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
   "BF16": np.dtype(jnp.bfloat16),
 }
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# Folders in a directory: of files that are being written, and of whole ones
+# that are to replace what is there.
+_WRITTEN, _WHOLE = ".saving", ".saved"
+_KINDS = {
+  b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull",
+  b"GGUF": "a GGUF file: give it the ending .gguf, and name it itself",
+  b"PK\3\4": "a ZIP archive, perhaps a pickle of torch, which is not read",
+  b"\x80\2\x8a": "a pickle of torch, which is not read: convert it",
+  b"<!doctype": "a web page",
+  b"<html": "a web page",
+}
+_OTHERS = {
+  "adapter_config.json": "an adapter (PEFT): merge it into its base model",
+  "*.gguf": "a GGUF file: name it in place of its directory",
+  "*.bin": "a pickle, which is not read: convert it",
+  "*.pt*": "a pickle, which is not read: convert it",
+}
 
 
 class Tensor(NamedTuple):
@@ -45,7 +65,8 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
   except (safetensors.SafetensorError, OSError) as error:
     suspect = _suspect(path)
     place = f" at tensor {suspect!r}" if suspect else ""
-    raise ValueError(f"{path}: truncated or damaged{place}: {error}") from error
+    said = kind_of(path) or f"truncated or damaged{place}: {error}"
+    raise ValueError(f"{path}: {said}") from error
   found = {}
   for name in file.keys():
     values = file.get_slice(name)
@@ -59,6 +80,56 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
       values = np.zeros(shape, _DTYPES[dtype])
     found[name] = Tensor(path, shape, values)
   return found
+
+
+def kind_of(path: pathlib.Path) -> str:
+  """What a file of another kind is, by its first bytes; else nothing."""
+  begin = b""
+  with contextlib.suppress(OSError), path.open("rb") as file:
+    begin = file.read(32).lstrip().lower()
+  kinds = (what for x, what in _KINDS.items() if begin.startswith(x.lower()))
+  return next(kinds, "")
+
+
+def find(directory: pathlib.Path, name: str) -> pathlib.Path:
+  """Where a file of a checkpoint is: see `replacing`, which may be cut off."""
+  whole = directory / _WHOLE
+  is_there = (whole / name).is_file() or (whole / CONFIG).is_file()
+  return whole / name if is_there else directory / name
+
+
+@contextlib.contextmanager
+def replacing(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives an empty folder, whose files replace a checkpoint's at its end.
+
+  Whenever that is cut off, `find` finds all of the old files, or of the new.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  _settle(directory)
+  written = directory / _WRITTEN
+  shutil.rmtree(written, ignore_errors=True)
+  written.mkdir()
+  try:
+    yield written
+    written.rename(directory / _WHOLE)
+  finally:
+    shutil.rmtree(written, ignore_errors=True)
+  _settle(directory)
+
+
+def _settle(directory: pathlib.Path) -> None:
+  whole = directory / _WHOLE
+  if not whole.is_dir():
+    return
+  if (whole / CONFIG).is_file():
+    old = [directory / SINGLE, directory / INDEX]
+    for path in (*old, *directory.glob("model-*-of-*.safetensors")):
+      path.unlink(missing_ok=True)
+    # Once it has moved, no old file is left.
+    (whole / CONFIG).replace(directory / CONFIG)
+  for path in sorted(whole.iterdir()):
+    path.replace(directory / path.name)
+  whole.rmdir()
 
 
 def _suspect(path: pathlib.Path) -> str | None:
@@ -95,25 +166,29 @@ def _safetensors():
 def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
   """Opens the weights of a Hugging Face directory, one file or several."""
   directory = pathlib.Path(directory)
-  index = directory / INDEX
+  index, single = find(directory, INDEX), find(directory, SINGLE)
   if not index.is_file():
-    if (directory / SINGLE).is_file():
-      return read_header(directory / SINGLE)
-    pickles = sorted(path.name for path in directory.glob("*.bin"))
-    advice = "; {} is a pickle, which is not read: convert it"
+    if single.is_file():
+      return read_header(single)
     raise FileNotFoundError(
-      f"{directory}: neither {SINGLE} nor {INDEX}"
-      + "".join(map(advice.format, pickles[:1]))
+      f"{directory}: neither {SINGLE} nor {INDEX}{others(directory)}"
     )
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not all(
     isinstance(file, str) for file in weight_map.values()
   ):
     raise ValueError(f"{index}: no 'weight_map' from tensors to files")
+  shards = sorted(set(weight_map.values()))
+  paths = {shard: find(directory, shard) for shard in shards}
+  if single.is_file() and shards != [SINGLE]:
+    if all(path.is_file() for path in paths.values()):
+      raise ValueError(
+        f"{directory}: two models, {SINGLE} and that of {INDEX}: remove one"
+      )
+    return read_header(single)
   found = {}
-  for shard in sorted(set(weight_map.values())):
-    path = directory / shard
-    names = [name for name, file in weight_map.items() if file == shard]
+  for shard, path in paths.items():
+    names = {name for name, file in weight_map.items() if file == shard}
     if pathlib.PurePath(shard).name != shard:
       raise ValueError(f"{index}: {shard!r} is not the name of a file")
     if not path.is_file():
@@ -121,12 +196,19 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
         f"{path}: missing; the index has {len(names)} tensors in it"
       )
     tensors = read_header(path)
-    if lost := [name for name in names if name not in tensors]:
+    for name in sorted(names ^ set(tensors)):
+      no, has = ("no ", "has") if name in names else ("", "does not have")
       raise ValueError(
-        f"{path}: no tensor {lost[0]!r}, which the index has in it"
+        f"{path}: {no}tensor {name!r}, which the index {has} in it"
       )
-    found |= {name: tensors[name] for name in names}
+    found |= tensors
   return found
+
+
+def others(directory: pathlib.Path) -> str:
+  """The end of a message: what lies in a directory that is no checkpoint."""
+  found = [(p.name, y) for x, y in _OTHERS.items() for p in directory.glob(x)]
+  return "; here is {}, {}".format(*found[0]) if found else ""
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -135,9 +217,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   try:
     document = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
-    raise FileNotFoundError(f"{path}: there is no such file") from error
+    raise FileNotFoundError(
+      f"{path}: there is no such file{others(path.parent)}"
+    ) from error
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not JSON: {error}") from error
+    said = kind_of(path) or f"not JSON: {error}"
+    raise ValueError(f"{path}: {said}") from error
   if not isinstance(document, dict):
     raise ValueError(f"{path}: not a JSON object")
   return document
@@ -176,20 +261,30 @@ def write_tensors(
       file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     tensors = {}
     for name in names:
-      values = np.ascontiguousarray(tensor(name)).astype(stored, copy=False)
-      found, wanted = list(values.shape), list(shapes[name])
+      tensors[name] = rounded(tensor(name), stored, directory, name)
+      found, wanted = list(tensors[name].shape), list(shapes[name])
       if found != wanted:
         raise ValueError(f"tensor {name!r} has shape {found}, not {wanted}")
-      tensors[name] = values
     paths.append(directory / file)
-    # Renamed when it is whole, so that no half of a file looks like one.
-    temporary = paths[-1].with_suffix(".tmp")
     _safetensors().numpy.save_file(
-      tensors, temporary, metadata={"format": "pt"}
+      tensors, paths[-1], metadata={"format": "pt"}
     )
-    temporary.replace(paths[-1])
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     paths.append(write_json(directory / INDEX, index))
   return paths
+
+
+def rounded(
+  values: np.ndarray, dtype: Any, where: Any, name: str
+) -> np.ndarray:
+  """A tensor in a dtype; a value that is not finite in it is a ValueError."""
+  with np.errstate(over="ignore"):
+    found = np.ascontiguousarray(values).astype(dtype, copy=False)
+  if not np.isfinite(found).all():
+    said = f"{where}: damaged: tensor {name!r} has values that are not finite"
+    if np.isfinite(values).all():
+      said = f"{where}: tensor {name!r} has values too large for {found.dtype}"
+    raise ValueError(said)
+  return found

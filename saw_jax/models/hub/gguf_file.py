@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from saw_jax import naming
+from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub.config import FAMILIES
 
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3")
 # Name of a tensor here -> name there. Those of layers have `blk.{}.` and
 # `model.layers.{}.` before them.
 _GLOBAL = {
@@ -59,8 +61,10 @@ def open_reader(path: pathlib.Path) -> Any:
   try:
     return gguf.GGUFReader(str(path))
   except Exception as error:  # The reader raises whatever it stumbles over.
-    said = f"{path}: truncated or damaged, or not a GGUF file"
-    raise ValueError(said) from error
+    said = hub_files.kind_of(path)
+    if not said or "GGUF" in said:
+      said = "truncated or damaged, or not a GGUF file"
+    raise ValueError(f"{path}: {said}") from error
 
 
 class GGUFFile:
@@ -76,6 +80,7 @@ class GGUFFile:
     self._kind = self._value("general.architecture")
     # They are called like the model types of a config.json.
     families = {family.model_type: name for name, family in FAMILIES.items()}
+    families = {kind: families[kind] for kind in _ARCHITECTURES}
     if self._kind not in families:
       raise ValueError(
         f"{path}: unknown architecture {self._kind!r}; there are "

@@ -3,6 +3,7 @@
 
 import collections
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -20,6 +21,7 @@ from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import gguf_file
 from saw_jax.types import Array, PyTree
 
+LOG = logging.getLogger(__name__)
 # Of a leaf inside a layer: `layers` stands for `layer_0`, `layer_1`, ...
 Path = tuple[str, ...]
 # From the name of a tensor to its values.
@@ -27,7 +29,8 @@ Read = Callable[[str], np.ndarray]
 
 # Leaf -> tensor, the tensor's axes, the leaf's. Letters together are one axis
 # of the tensor; of a layer, names follow `model.layers.{}.`.
-_EMBEDDING = {("embedding",): ("model.embed_tokens.weight", "V D", "VD")}
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDING = {("embedding",): (_EMBED, "V D", "VD")}
 _LAYER = {
   ("attention_norm", "scale"): ("input_layernorm.weight", "D", "D"),
   ("attention", "query"): ("self_attn.q_proj.weight", "NH D", "DNH"),
@@ -46,13 +49,18 @@ _LAYER = {
 }
 _REST = {
   ("final_norm", "scale"): ("model.norm.weight", "D", "D"),
-  ("head",): ("lm_head.weight", "V D", "DV"),
+  ("head",): (_HEAD, "V D", "DV"),
 }
 # Tensors that are one in Phi-3, one after the other.
 _FUSED = {
   **{f"self_attn.{x}_proj.weight": "self_attn.qkv_proj.weight" for x in "qkv"},
   "mlp.gate_proj.weight": "mlp.gate_up_proj.weight",
   "mlp.up_proj.weight": "mlp.gate_up_proj.weight",
+}
+# Norms of what a block returns are called otherwise in OLMo 2.
+_POST_NORM = {
+  "input_layernorm.weight": "post_attention_layernorm.weight",
+  "post_attention_layernorm.weight": "post_feedforward_layernorm.weight",
 }
 
 
@@ -68,9 +76,11 @@ class Piece(NamedTuple):
 
 def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
   """Tells where each leaf of a decoder is; those of layers are in `layers`."""
-  one = dataclasses.replace(config, num_layers=1, windows=(), scan_layers=False)
+  one = dataclasses.replace(
+    config, num_layers=1, windows=(), rotated=(), scan_layers=False
+  )
   leaves = flatten_dict(decoder.param_shapes(one))
-  joined = _FUSED if fused else {}
+  renamed = (_FUSED if fused else {}) | (_POST_NORM if config.post_norm else {})
   names, lengths = {}, collections.Counter()
   for path, (name, theirs, ours) in (_EMBEDDING | _LAYER | _REST).items():
     leaf = leaves.get(("layer_0", *path) if path in _LAYER else path)
@@ -78,7 +88,7 @@ def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
       continue
     if path in _LAYER:
       path = ("layers", *path)
-      name = f"model.layers.{{}}.{joined.get(name, name)}"
+      name = f"model.layers.{{}}.{renamed.get(name, name)}"
     sizes = dict(zip(ours, leaf.shape, strict=True))
     letters = theirs.replace(" ", "")
     rows, *columns = (
@@ -131,7 +141,7 @@ def check_tensors(
   for name in found:
     # A tied head is stored by some; the frequencies were, once.
     is_known = name in wanted or name.endswith("rotary_emb.inv_freq")
-    if not is_known and not (config.tied_head and name == "lm_head.weight"):
+    if not is_known and not (config.tied_head and name == _HEAD):
       raise ValueError(
         f"{where(name)}: tensor {name!r} has no place in this architecture"
       )
@@ -171,12 +181,8 @@ def load_params(
       for part, number in zip(parts, layers, strict=True):
         name = piece.tensor.format(number)
         rows = read(name)[piece.rows].reshape(piece.shape)
-        part[...] = rows.transpose(piece.axes)[index]
-        if not np.isfinite(part).all():
-          raise ValueError(
-            f"{where(name)}: damaged: tensor {name!r} has values that are not "
-            "finite"
-          )
+        rows = rows.transpose(piece.axes)[index]
+        part[...] = hub_files.rounded(rows, leaf.dtype, where(name), name)
       return values
 
     return jax.make_array_from_callback(leaf.shape, sharding, shard)
@@ -229,13 +235,14 @@ def open_checkpoint(
   """Checks the headers of a Hugging Face directory or `.gguf` file."""
   path = pathlib.Path(path)
   where, places = str(path), {}
-  if path.suffix == ".gguf":
+  if path.suffix == ".gguf" and not path.is_dir():
     file = gguf_file.GGUFFile(path)
     document, shapes, read = file.document, file.shapes, file.read
-  elif not path.is_dir():
-    raise FileNotFoundError(f"{path}: there is no such directory")
+  elif path.is_file():
+    said = hub_files.kind_of(path) or "a file: name its directory"
+    raise ValueError(f"{path}: {said}")
   else:
-    where = str(path / "config.json")
+    where = str(hub_files.find(path, hub_files.CONFIG))
     document = hub_files.read_json(where)
     hub_config.find_family(document, where)  # Before the weights.
     tensors = hub_files.read_headers(path)
@@ -244,8 +251,17 @@ def open_checkpoint(
     read = lambda name: tensors[name].values  # noqa: E731
 
   config = hub_config.read_config(document, where=where, max_length=max_length)
-  fused = hub_config.find_family(document, where).fused
+  stored = {_EMBED, _HEAD} & set(shapes)
+  if config.tied_head and len(stored) == 2:
+    if not _are_equal(shapes, read, _EMBED, _HEAD):
+      # As transformers has it from version 5 on: what is stored is used.
+      LOG.warning("%s: not tied, as %s is not the embedding", path, _HEAD)
+      document = {**document, "tie_word_embeddings": False}
+      config = dataclasses.replace(config, tied_head=False)
+  fused = "fused" in hub_config.find_family(document, where).parts
   names = name_map(config, fused=fused)
+  if config.tied_head and stored == {_HEAD}:  # the other of two names
+    names["embedding",] = names["embedding",]._replace(tensor=_HEAD)
 
   def place(name: str) -> str:
     return places.get(name, str(path))
@@ -256,6 +272,16 @@ def open_checkpoint(
     return load_params(config, names, read, shardings, place)
 
   return Pretrained(path, config, document, load)
+
+
+def _are_equal(shapes: Mapping[str, tuple], read: Read, *names: str) -> bool:
+  (size, *rest), other = (shapes[name] for name in names)
+  tensors = [read(name) for name in names]
+  # In parts, as a whole may be large.
+  return other == (size, *rest) and all(
+    np.array_equal(*(np.float64(x[i : min(i + 4096, size)]) for x in tensors))
+    for i in range(0, size, 4096)
+  )
 
 
 def save_checkpoint(
@@ -271,22 +297,24 @@ def save_checkpoint(
   directory = pathlib.Path(directory)
   where = f"{directory}/config.json"
   made = dict(hub_config.write_config(config) if document is None else document)
-  fused = hub_config.find_family(made, where).fused
+  fused = "fused" in hub_config.find_family(made, where).parts
 
   theirs = hub_config.read_config(made, where=where)
   names = name_map(config, fused=fused)
   shapes = tensor_shapes(config, names)
   wanted = tensor_shapes(theirs, name_map(theirs, fused=fused))
-  for name, shape in wanted.items():
-    if shapes.get(name) != shape:
+  for name in (*wanted, *shapes):
+    said, ours = wanted.get(name), shapes.get(name)
+    if said != ours:
       raise ValueError(
-        f"{where}: tensor {name!r} would have shape {list(shape)}, which is "
-        "not this decoder's"
+        f"{where}: tensor {name!r} would have shape {said and list(said)}, "
+        f"and this decoder's has {ours and list(ours)}"
       )
   made["torch_dtype"] = made["dtype"] = dtype
-  directory.mkdir(parents=True, exist_ok=True)
   values = tensor_values(config, names, params)
-  written = hub_files.write_tensors(
-    directory, shapes, values, dtype=dtype, max_bytes=max_bytes
-  )
-  return [hub_files.write_json(directory / "config.json", made), *written]
+  with hub_files.replacing(directory) as folder:
+    written = [hub_files.write_json(folder / hub_files.CONFIG, made)]
+    written += hub_files.write_tensors(
+      folder, shapes, values, dtype=dtype, max_bytes=max_bytes
+    )
+  return [directory / path.name for path in written]

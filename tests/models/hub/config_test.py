@@ -30,6 +30,8 @@ QWEN2_5_1_5B = {
   "use_sliding_window": False,
   "vocab_size": 151936,
 }
+
+
 SMALL = {
   "architectures": ["LlamaForCausalLM"],
   "vocab_size": 29,
@@ -42,9 +44,12 @@ SMALL = {
 }
 
 
-QWEN2, QWEN3, PHI3 = (
+PARTS = "tied_head qk_norm wide_qk_norm post_norm windows rotated".split()
+LLAMA3 = dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), 4.0)
+LLAMA3["rope_type"] = "llama3"
+QWEN2, QWEN3, PHI3, MISTRAL, SMOLLM3 = (
   {"architectures": [f"{name}ForCausalLM"]}
-  for name in ("Qwen2", "Qwen3", "Phi3")
+  for name in ("Qwen2", "Qwen3", "Phi3", "Mistral", "SmolLM3")
 )
 
 
@@ -61,6 +66,30 @@ def test_a_published_model_has_its_number_of_parameters():
   )
   shapes = jax.tree.leaves(decoder.param_shapes(found))
   assert sum(x.size for x in shapes) == 1_543_714_304
+
+
+def test_what_sets_a_family_apart_and_its_size():
+  keys = ("hidden_size", "intermediate_size", "num_attention_heads")
+  keys += ("num_hidden_layers", "num_key_value_heads", "vocab_size")
+  # As published with Mistral-7B-v0.1, OLMo-2-1124-7B and SmolLM3-3B.
+  for name, sizes, count, parts in (
+    ("Mistral", (4096, 14336, 32, 32, 8, 32000), 7_241_732_096, ["windows"]),
+    (
+      *("Olmo2", (4096, 11008, 32, 32, 32, 100352), 7_298_617_344),
+      ["wide_qk_norm", "post_norm"],
+    ),
+    (
+      *("SmolLM3", (2048, 11008, 16, 36, 4, 128256), 3_075_098_624),
+      ["tied_head", "rotated"],
+    ),
+  ):
+    document = {"architectures": [f"{name}ForCausalLM"]}
+    document |= zip(keys, sizes, strict=True)
+    found = hub_config.read_config(document, where="config.json")
+    shapes = jax.tree.leaves(decoder.param_shapes(found))
+    assert sum(x.size for x in shapes) == count
+    assert [part for part in PARTS if getattr(found, part)] == parts
+  assert found.rotated == (True, True, True, False) * 9
 
 
 def test_defaults_are_those_of_the_families():
@@ -83,8 +112,60 @@ def test_windows():
     ({**PHI3, "sliding_window": 7}, (7, 7)),
     ({**PHI3, "sliding_window": None}, ()),
     ({"sliding_window": 7}, ()),
+    ({**MISTRAL, "sliding_window": 7}, (7, 7)),
+    ({**MISTRAL, "sliding_window": None}, ()),
+    # What its own code takes no notice of.
+    (
+      {**MISTRAL, "layer_types": kinds, "use_sliding_window": False},
+      (4096,) * 2,
+    ),
+    ({**on, **SMOLLM3, "no_rope_layers": [1, 0]}, (0, 9)),
+    ({**on, **SMOLLM3, "no_rope_layers": [1, 0], "layer_types": kinds}, (9, 0)),
   ):
     assert read(**document).windows == windows
+
+
+def test_layers_that_do_not_rotate():
+  for changes, rotated in (
+    ({}, ()),
+    ({"no_rope_layer_interval": 2}, (True, False)),
+    ({"no_rope_layers": [0, 1, 0]}, (False, True)),
+  ):
+    assert read(**SMOLLM3, **changes).rotated == rotated
+    assert read(**changes).rotated == ()
+
+
+# What a field takes of these values, if it is not 2.5; all else is refused.
+VALUES = (math.nan, math.inf, -1, 0, 2.5, 10**400, "1", True, [1], {}, [True])
+FITS = {
+  **dict.fromkeys(("tie_word_embeddings", "use_sliding_window"), True),
+  **dict.fromkeys(("rope_scaling", "rope_parameters"), {}),
+  **dict.fromkeys(("no_rope_layers", "short_factor", "long_factor"), [1]),
+  **{"max_window_layers": 0, "truncate": True},
+}
+
+
+@pytest.mark.parametrize("key", hub_config._FIELDS)
+def test_a_field_takes_what_it_can_be_and_nothing_else(key):
+  for value in VALUES:
+    if value is FITS.get(key) or value == FITS.get(key, 2.5):
+      continue
+    rope = {"rope_scaling": {"type": "default", key: value}}
+    for changes in ({key: value}, rope if value != {} else {key: -1}):
+      with pytest.raises(ValueError, match=f"^x/config.json.*'{key}' must be"):
+        read(**{**SMOLLM3, **changes})
+
+
+def test_another_architecture_is_told_what_is_missing():
+  for name, words in (
+    ("Qwen2MoeForCausalLM", "experts"),
+    ("Gemma2ForCausalLM", "1 [+] scale.*capped"),
+    ("GPT2LMHeadModel", "LayerNorm;"),
+    ("LlamaForSequenceClassification", "head of the next token"),
+    ("NewForCausalLM", "experts"),
+  ):
+    with pytest.raises(ValueError, match=f"'{name}' is not .*needs.*{words}"):
+      read(architectures=[name], num_local_experts=8 * name.startswith("New"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +173,15 @@ def test_windows():
   [
     ({"architectures": None}, "architectures"),
     ({"architectures": []}, "architectures"),
-    ({"architectures": ["Qwen2MoeForCausalLM"]}, "mean 'Qwen2ForCausalLM'"),
+    ({"model_type": "qwen2"}, "'model_type' is 'qwen2'"),
+    ({"hidden_size": 30}, "'head_dim' must be even, not 7.5"),
+    ({"head_dim": 7}, "'head_dim' must be even, not 7"),
+    ({"partial_rotary_factor": 0.5}, "4 of 8 entries"),
+    ({**PHI3, "partial_rotary_factor": 0.01}, "0 of 8 entries"),
+    ({"rope_scaling": {"type": ["yarn"]}}, "rope scaling"),
+    ({"rope_scaling": LLAMA3}, "low_freq_factor is not below"),
+    ({"rope_scaling": {"type": "yarn"}}, "'yarn': 'factor' must be a number"),
+    ({**SMOLLM3, "no_rope_layers": [1]}, "no_rope_layers' must have 2"),
     ({"hidden_size": None}, "'hidden_size' must be a number, not None"),
     ({"hidden_size": "32"}, "'hidden_size' must be a number, not '32'"),
     ({"vocab_size": 0}, "'vocab_size' must be a size, not 0"),
@@ -206,6 +295,9 @@ def test_the_older_and_the_newer_form_say_the_same():
     {"windows": (5, 5)},
     {"rope_factors": (1, 2, 3, 4, 5, 6, 7, 8), "rope_scale": 1.25},
     {"rope_scale": 1.25},
+    {"wide_qk_norm": True, "post_norm": True, "head_size": 24},
+    {"rotated": (True, False), "windows": (0, 5)},
+    {"rotated": (False, False), "windows": (5, 5), "tied_head": False},
   ],
 )
 def test_what_is_written_is_read(changes):
@@ -224,6 +316,9 @@ def test_what_is_written_is_read(changes):
     {"windows": (5, 0)},
     {"qk_norm": True, "windows": (5, 6)},
     {"rotary_size": 8, "head_size": 24},
+    {"post_norm": True},
+    {"wide_qk_norm": True},
+    {"rotated": (True, False), "qk_norm": True},
   ],
 )
 def test_parts_that_no_family_has_together_are_refused(changes):

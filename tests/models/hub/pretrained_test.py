@@ -1,21 +1,29 @@
 """Tests of checkpoints: names and layouts, opened, refused, loaded, saved."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
+import pathlib
+import shutil
 import weakref
 
 import chex
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder
+from saw_jax.models.hub import files as hub_files
 from saw_jax.models.hub import pretrained
 from tests import helpers
 from tests.models.sizes import ODD
+
+save_file = safetensors.numpy.save_file
 
 # --- the table of names -------------------------------------------------------
 
@@ -26,6 +34,8 @@ CASES = {
   "qwen2": ({"qkv_bias": True}, False),
   "qwen3": ({"qk_norm": True}, False),
   "phi3": ({}, True),
+  "olmo2": ({"wide_qk_norm": True, "post_norm": True}, False),
+  "smollm3": ({"rotated": (True, False, True)}, False),
   "scanned": ({"scan_layers": True}, False),
   "scanned_phi3": ({"scan_layers": True}, True),
 }
@@ -256,6 +266,138 @@ def test_tensors_that_are_not_the_configs(folder, change, words):
   change_config(folder, **change)
   said = refusal(folder)
   assert words in said and (".safetensors" in said or "no tensor" in said)
+
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def rewrite(folder, change):
+  """One whole file with the tensors as `change` leaves them."""
+  found = hub_files.read_headers(folder)
+  tensors = {name: tensor.values[:] for name, tensor in found.items()}
+  for path in folder.glob("*.safetensors*"):
+    path.unlink()
+  change(tensors)
+  save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_used(folder, params):
+  for change, is_tied in (
+    (lambda t: t.update({HEAD: t[EMBED].astype(np.float64)}), True),
+    (lambda t: t.update({HEAD: t.pop(EMBED)}), True),
+    (lambda t: t.update({EMBED: t[HEAD], HEAD: t[HEAD] + 1}), False),
+  ):
+    rewrite(folder, change)
+    found = pretrained.open_checkpoint(folder)
+    loaded = found.load()
+    head = params["embedding"].T + (not is_tied)
+    assert ("head" in loaded) == (not found.config.tied_head) == (not is_tied)
+    chex.assert_trees_all_equal(decoder.head_kernel(loaded, found.config), head)
+    # What is saved with the document that it came with says so, too.
+    save(folder / "again", loaded, found.config, document=found.document)
+    again = pretrained.open_checkpoint(folder / "again").load()
+    chex.assert_trees_all_equal(again, loaded)
+  document = {**found.document, "tie_word_embeddings": True}
+  with pytest.raises(ValueError, match=r"'lm_head\.weight' would"):
+    save(folder / "lost", loaded, found.config, document=document)
+  rewrite(folder, lambda t: t.update({HEAD: t[HEAD][:3]}))
+  assert "'lm_head.weight' has shape [3, 64]" in refusal(folder)
+
+
+@pytest.mark.parametrize("old", [150_000, 10**9])
+@pytest.mark.parametrize("new", [80_000, 10**9])
+def test_saving_over_a_model_is_one_act(
+  params, tmp_path, monkeypatch, old, new
+):
+  first = functools.partial(save, params=params, config=CONFIG, max_bytes=old)
+  config = dataclasses.replace(CONFIG, rope_theta=5e5)
+  more = jax.tree.map(lambda x: x + 1, params)
+  left = 0
+
+  def cut(step, *args, **kwargs):
+    nonlocal left
+    left -= 1
+    if left == 0:
+      raise KeyboardInterrupt
+    return step(*args, **kwargs)
+
+  first(tmp_path / "0")
+  names = ("rename", "replace", "unlink", "rmdir", "write_text")
+  for place, name in (
+    (safetensors.numpy, "save_file"),
+    *((pathlib.Path, name) for name in names),
+  ):
+    step = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *a, s=step, **k: cut(s, *a, **k))
+  read = [False]
+  while left <= 0:
+    folder = tmp_path / str(len(read))
+    shutil.copytree(tmp_path / "0", folder)
+    left = len(read)
+    with contextlib.suppress(KeyboardInterrupt):
+      save(folder, more, config, max_bytes=new)
+    found = pretrained.open_checkpoint(folder)
+    read.append(found.config == config)
+    chex.assert_trees_all_equal(found.load(), more if read[-1] else params)
+    if left <= 0:  # The next one ends what this one began.
+      first(folder)
+      assert set(os.listdir(folder)) == set(os.listdir(tmp_path / "0"))
+  assert read == sorted(read) and read.count(True) > 5
+
+
+def test_two_models_in_a_directory_and_what_is_left_of_one(folder, params):
+  more = jax.tree.map(lambda x: x + 1, params)
+  save(folder / "one", more, CONFIG)
+  shutil.copy(folder / "one" / "model.safetensors", folder)
+  said = refusal(folder)
+  assert "model.safetensors and that of model.safetensors.index.json" in said
+  next(folder.glob("model-00002*")).unlink()
+  chex.assert_trees_all_equal(pretrained.open_checkpoint(folder).load(), more)
+
+
+def test_what_float16_cannot_hold_is_named_and_nothing_is_lost(folder, params):
+  for value, words in ((1e5, "too large for float16"), (np.nan, "not finite")):
+    big = params | {"embedding": params["embedding"].at[3, 4].set(value)}
+    with pytest.raises(ValueError, match=f"tensor '{EMBED}' has .*{words}"):
+      save(folder, big, CONFIG, dtype="float16")
+  chex.assert_trees_all_equal(pretrained.open_checkpoint(folder).load(), params)
+  rewrite(folder, lambda t: t.update({EMBED: t[EMBED] * 1e6}))
+  half = dataclasses.replace(CONFIG, param_dtype="float16")
+  with pytest.raises(ValueError, match=f"'{EMBED}' has values too large"):
+    pretrained.open_checkpoint(folder).load(half)
+
+
+@pytest.mark.parametrize(
+  ("begin", "words"),
+  [
+    (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+    (b"GGUF\3\0\0\0", "a GGUF file"),
+    (b"\x80\2\x8a\nl\xfc\x9cF", "a pickle"),
+    (b"PK\3\4\0\0\0\0", "a ZIP archive"),
+    (b"\n<!DOCTYPE html><html>", "a web page"),
+  ],
+)
+def test_a_file_of_another_kind_says_what_it_is(folder, begin, words):
+  for name in (
+    "model-00001-of-00003.safetensors",
+    hub_files.INDEX,
+    "config.json",
+  ):
+    (folder / name).write_bytes(begin)
+    assert words in refusal(folder) and name in refusal(folder)
+    assert words in refusal(folder / name)
+
+
+def test_a_directory_that_is_no_checkpoint_says_what_is_there(folder):
+  (folder / "config.json").unlink()
+  for name, words in (
+    ("x.bin", "pickle"),
+    ("x.gguf", "GGUF"),
+    ("adapter_config.json", "PEFT"),
+  ):
+    (folder / name).touch()
+    assert words in refusal(folder, FileNotFoundError)
+  assert "name its directory" in refusal(next(folder.glob("*-00001-*")))
 
 
 def test_a_value_that_is_not_finite_is_named_when_it_is_read(folder):
