@@ -7,7 +7,7 @@ contains the text `<|im_start|>system` is encoded letter by letter.
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from saw_jax import naming, tokenizer_files
@@ -24,6 +24,7 @@ TAG = re.compile(
   "response|tool|tool_call|tool_response|function_call|search|information|"
   "action|observation|code)>"
 )
+_MARKER = re.compile(r"<[|｜]\S*[|｜]>")
 
 
 class Tokenizer(Protocol):
@@ -61,10 +62,8 @@ class _Chat:
     ids = []
     for message in messages:
       ids += self._start(message["role"])
-      text = message.get("content")
-      if not isinstance(text, str):
-        kind = type(text).__name__
-        raise ValueError(f"a message is text here, and this one is {kind}")
+      if not isinstance(text := message.get("content"), str):
+        raise ValueError(f"a message is text here, and this one is {text!r}")
       ids += [*self.encode(text), *self._end()]
     return ids + self._start("assistant") * add_generation_prompt
 
@@ -167,12 +166,12 @@ class PieceTokenizer(_Chat):
 class LibraryTokenizer:
   """Encoding and decoding with a `tokenizers.Tokenizer`.
 
-  It takes special tokens in a text for text. Special is what the file says, and
-  the added tokens among `control`, but no tag of an answer's format.
+  It takes special tokens in a text for text. Special is what the file calls so
+  and what has the form of a marker, but no tag of an answer's format.
   """
 
-  def __init__(self, tokenizer: Any, control: Collection[str] = ()):
-    self._tokenizer = _mark_special(tokenizer, control)
+  def __init__(self, tokenizer: Any):
+    self._tokenizer = _mark_special(tokenizer)
     self._tokenizer.encode_special_tokens = True
     added = self._tokenizer.get_added_tokens_decoder()
     self._special = {id for id, token in added.items() if token.special}
@@ -192,16 +191,15 @@ class LibraryTokenizer:
     return self._tokenizer.decode(known, skip_special_tokens=False)
 
 
-def _mark_special(tokenizer: Any, control: Collection[str]) -> Any:
-  def is_special(text: str, was: bool) -> bool:
-    return (was or text in control) and not TAG.fullmatch(text)
-
-  added = tokenizer.get_added_tokens_decoder().values()
-  if all(is_special(t.content, t.special) == t.special for t in added):
-    return tokenizer
+def _mark_special(tokenizer: Any) -> Any:
   document = json.loads(tokenizer.to_str())
+  was = [token["special"] for token in document["added_tokens"]]
   for token in document["added_tokens"]:
-    token["special"] = is_special(token["content"], token["special"])
+    text = token["content"]
+    token["special"] |= bool(_MARKER.fullmatch(text))
+    token["special"] &= not TAG.fullmatch(text)
+  if [token["special"] for token in document["added_tokens"]] == was:
+    return tokenizer
   return library().Tokenizer.from_str(json.dumps(document))
 
 

@@ -135,9 +135,6 @@ def make_tokenizer(
       return hub_tokenizer.open_tokenizer(path, template_options)
   else:
     found = tokenizer.BPETokenizer(name, pad="<|endoftext|>")
-  if template_options:
-    raise ValueError(
-      "config.chat_template_options are arguments of a checkpoint's chat "
-      f"template, and the tokenizer {name!r} has none"
-    )
+  what = f"{name!r}, without a template (config.chat_template_options),"
+  naming.check_options((), template_options or {}, what)
   return found

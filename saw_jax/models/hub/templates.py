@@ -1,184 +1,102 @@
-"""Chat templates, rendered under limits in a process of their own.
+"""Chat templates, rendered under limits in a worker process.
 
-A template is a program that came with somebody's weights. This file is also
-that process: it runs the program in jinja2's sandbox, with what templates are
-written for (transformers' `apply_chat_template`). There is no clock, as prompts
-would depend on when a run is made: a template's own day stands, or a fixed one.
+A template is a program that came with somebody's weights. It runs in jinja2's
+sandbox, with what templates are written for (transformers'
+`apply_chat_template`). Its clock stands still, as prompts would depend on when
+a run is made.
 """
 
-import contextlib
+import datetime
 import functools
 import json
-import os
-import select
-import subprocess
-import sys
+import re
 import threading
-import time
-import weakref
 from typing import Any
 
+from saw_jax.tasks.workers.pool import Pool
+
 _SECONDS = 10.0  # for one conversation
-_START_SECONDS = 120.0  # for the process, which may wait for the machine
 _BYTES = 2**30  # of memory
 _LONGEST = 4_000_000  # characters of a conversation
+_DAY = datetime.datetime(2024, 7, 26)
+# It is around what an assistant said, which is only said.
+_GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(?=\s*[-+]?%})")
 
 
-class TemplateError(ValueError):
-  """A template that is none, refuses a conversation, or passes a limit."""
+class Program:
+  """The job: from a template's variables to its text, or why there is none."""
+
+  def __init__(self, source: str):
+    self._source = source
+
+  def __call__(self, values: dict[str, Any] | None) -> tuple[Any, str]:
+    try:
+      template, names = self._compiled
+      found = names if values is None else template.render(values)
+      if len(found) > _LONGEST:
+        return None, f"it writes more than {_LONGEST:,} characters"
+      return found, ""
+    except MemoryError:
+      return None, "it takes more than a gigabyte"
+    except Exception as error:
+      kind = type(error).__name__
+      said = f"{error}" if kind == "TemplateError" else f"{kind}: {error}"
+      return None, " ".join(said[:300].split())
+
+  @functools.cached_property
+  def _compiled(self) -> tuple[Any, list[str]]:
+    import jinja2
+    from jinja2 import meta, sandbox
+
+    def refuse(message):
+      raise jinja2.TemplateError(message)
+
+    made = sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True,
+      lstrip_blocks=True,
+      extensions=["jinja2.ext.loopcontrols"],
+    )
+    made.filters["tojson"] = lambda value, **options: json.dumps(
+      value, **{"ensure_ascii": False, **options}
+    )
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = _DAY.strftime
+    made.globals["said"] = lambda caller: caller()
+    source = _GENERATION.sub(
+      lambda tag: tag[1] + ("endcall" if tag[2] else "call said()"),
+      self._source,
+    )
+    names = meta.find_undeclared_variables(made.parse(source))
+    return made.from_string(source), sorted(names - set(made.globals))
 
 
-class Renderer:
-  """A template and the process in which it runs; `names` are its variables."""
+class Renderer(Pool):
+  """A template in its process; `names` are the variables that it reads."""
 
   def __init__(self, template: str):
-    self._template, self._lock = template, threading.Lock()
-    self._stop: Any = None
+    options = {"limit_s": _SECONDS, "memory_limit_bytes": _BYTES}
+    super().__init__(Program(template), "template", num_workers=1, **options)
+    self._lock = threading.Lock()
+    self.names = frozenset(self.render(None))
+
+  def render(self, values: dict[str, Any] | None) -> Any:
+    asked, found = [(None, values)], []
+
+    def ask(index):
+      return ([asked.pop()] if asked else []), True
+
+    def lose(index, pending, why):
+      found.append(
+        (None, why or f"it takes more than {self._limit_s:g} seconds")
+      )
+
     with self._lock:
-      self.names = frozenset(self._start())
-
-  def render(self, values: dict[str, Any]) -> str:
-    with self._lock:
-      if not self._stop.alive:
-        self._start()
-      return self._ask(values, _SECONDS)
-
-  def _start(self) -> list[str]:
-    command = [sys.executable, "-P", __file__]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(  # Ctrl-C is the run's, and not this one's.
-      command, **pipes, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    self._process = process
-    self._stop = weakref.finalize(self, _end, process)
-    return self._ask(self._template, _START_SECONDS)
-
-  def _ask(self, value: Any, seconds: float) -> Any:
-    line = json.dumps(value).encode() + b"\n"
-    try:
-      # It is read whole before anything is written.
-      self._process.stdin.write(line)
-      self._process.stdin.flush()
-      reply = json.loads(_read_line(self._process.stdout.fileno(), seconds))
-    except BaseException as error:
-      self._stop()  # What comes late would answer another question.
-      if isinstance(error, TimeoutError):
-        raise TemplateError(str(error)) from error
-      if isinstance(error, OSError | ValueError):
-        raise TemplateError("its process ended") from error
-      raise
-    if "error" in reply:
-      raise TemplateError(reply["error"])
-    return reply["found"]
+      self._exchange(ask, lambda _, answer: found.append(answer), lose)
+    ((text, problem),) = found
+    if problem:
+      raise ValueError(problem)
+    return text
 
 
 # One process for all tokenizers of a template.
 open_renderer = functools.lru_cache(maxsize=8)(Renderer)
-
-
-def _end(process: subprocess.Popen) -> None:
-  process.kill()
-  process.wait()
-  process.stdin.close()
-  process.stdout.close()
-
-
-def _read_line(source: int, seconds: float) -> bytes:
-  end, line = time.monotonic() + seconds, bytearray()
-  poll = select.poll()
-  poll.register(source, select.POLLIN)
-  while not line.endswith(b"\n"):
-    if not poll.poll(1000 * max(end - time.monotonic(), 0.0)):
-      raise TimeoutError(f"it takes more than {seconds:g} seconds")
-    piece = os.read(source, 2**16)
-    if not piece:
-      raise ValueError("nothing more comes")
-    line += piece
-  return bytes(line)
-
-
-def _main() -> None:
-  """Reads a template, then values of its variables, as JSON, a line each."""
-  import datetime
-  import resource
-
-  import jinja2
-  from jinja2 import ext, meta, nodes, runtime, sandbox
-
-  # Some systems have no such limit.
-  with contextlib.suppress(ValueError, OSError):
-    resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-
-  class Generation(ext.Extension):
-    """`{% generation %}`, around what an assistant said; it is only said."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-      line = next(parser.stream).lineno
-      body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-      call = self.call_method("_say")
-      return nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _say(self, caller):
-      return caller()
-
-  class Clock(runtime.Undefined):
-    """Is not defined, for templates that ask, and tells a day to others."""
-
-    unsafe_callable = alters_data = False
-    jinja_pass_arg = None
-
-    def __call__(self, form):
-      return datetime.datetime(2024, 7, 26).strftime(form)
-
-  def refuse(message):
-    raise jinja2.TemplateError(message)
-
-  def to_json(
-    value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
-  ):
-    options = {"indent": indent, "separators": separators}
-    options |= {"ensure_ascii": ensure_ascii, "sort_keys": sort_keys}
-    return json.dumps(value, **options)
-
-  def reply(make, *arguments):
-    try:
-      document = {"found": make(*arguments)}
-    except MemoryError:
-      document = {"error": "it takes more than a gigabyte"}
-    except Exception as error:
-      kind = type(error).__name__
-      said = f"{error}" if kind == "TemplateError" else f"{kind}: {error}"
-      document = {"error": " ".join(said[:300].split())}
-    print(json.dumps(document), flush=True)
-
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[Generation, ext.LoopControlExtension],
-  )
-  environment.filters["tojson"] = to_json
-  environment.globals |= {"raise_exception": refuse, "strftime_now": Clock()}
-
-  def prepare(source):
-    nonlocal template
-    template = environment.from_string(source)
-    names = meta.find_undeclared_variables(environment.parse(source))
-    return sorted(names - set(environment.globals))
-
-  def render(values):
-    text = template.render(values)
-    if len(text) > _LONGEST:
-      refuse(f"it writes more than {_LONGEST:,} characters")
-    return text
-
-  template = None
-  make = prepare
-  for line in sys.stdin:
-    reply(make, json.loads(line))
-    make = render
-
-
-if __name__ == "__main__":
-  _main()

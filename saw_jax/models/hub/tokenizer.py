@@ -43,8 +43,6 @@ _CUTS = {
 _SPECIAL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 # The special tokens that a template may name.
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-_MARKER = re.compile(r"[<\[]\S+[>\]]")
-_GIVEN = {"messages", "add_generation_prompt", *_ROLES}
 
 
 class HubTokenizer(tokenizer_lib.LibraryTokenizer):
@@ -60,31 +58,24 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     path: pathlib.Path,  # of the model, for messages and for `save`
     options: Mapping[str, Any] | None = None,  # arguments of the template
   ):
-    ends = {i for i in (*eos_ids, pad_id) if isinstance(i, int) and i >= 0}
-    control = {*tokens.values(), *map(tokenizer.id_to_token, ends)}
-    # A file may not call all special that its template marks messages by.
-    added = tokenizer.get_added_tokens_decoder().values()
-    markers = {t.content for t in added if _MARKER.fullmatch(t.content)}
-    control |= {marker for marker in markers if marker in (template or "")}
-    super().__init__(tokenizer, control)
-    tokenizer = self._tokenizer
+    super().__init__(tokenizer)
     # A copy that takes markers for markers, for what a template has written.
-    self._marking = copy.deepcopy(tokenizer)
+    self._marking = copy.deepcopy(self._tokenizer)
     self._marking.encode_special_tokens = False
     self._path, self._tokens, self.template = path, tokens, template
-    self._options = dict(options or {})
+    options = dict(options or {})
+    self._values = {"tools": None, "documents": None, **tokens, **options}
     if not template:
       raise ValueError(
         f"{path}: the tokenizer has no chat template: put one into "
         "chat_template.jinja there"
       )
-    added = tokenizer.get_added_tokens_decoder().values()
-    specials = [token.content for token in added if token.special]
-    specials = sorted(filter(None, specials), key=len, reverse=True)
+    specials = filter(None, map(self._tokenizer.id_to_token, self._special))
+    specials = sorted(specials, key=len, reverse=True)
     self._markers = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
     what = f"{path}: the chat template (config.chat_template_options)"
-    known = sorted(self._renderer.names - _GIVEN)
-    naming.check_options(known, self._options, what)
+    known = self._renderer.names - {"messages", "add_generation_prompt"}
+    naming.check_options(sorted(known), options, what)
     self.opening = self._find_opening()
     # The template's own token after an assistant's message comes first.
     ids = [*self._end_of_message(), *eos_ids]
@@ -106,14 +97,10 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       {k: self._broken(v) for k, v in message.items() if v is not None}
       for message in messages
     ]
-    values = {"tools": None, "documents": None, **self._tokens, **self._options}
-    values |= {
-      "messages": given,
-      "add_generation_prompt": add_generation_prompt,
-    }
+    asks = {"messages": given, "add_generation_prompt": add_generation_prompt}
     try:
-      return self._renderer.render(values)
-    except templates.TemplateError as error:
+      return self._renderer.render(self._values | asks)
+    except (ValueError, TypeError) as error:
       raise ValueError(
         f"{self._path}: the chat template refuses a conversation of "
         f"{', '.join(str(m.get('role')) for m in messages)}: {error}"
@@ -151,11 +138,8 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       return {self._broken(k): self._broken(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
       return [self._broken(item) for item in value]
-    if value is None or isinstance(value, bool | int | float):
-      return value
     if not isinstance(value, str):
-      kind = type(value).__name__
-      raise ValueError(f"a message holds a {kind}, which no template can read")
+      return value
     text = value.encode("utf-8", errors="replace").decode("utf-8")
     parted = lambda found: found[0][:1] + BREAK + found[0][1:]  # noqa: E731
     return self._markers.sub(parted, text)
@@ -186,7 +170,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
       import jinja2  # noqa: F401
     try:
       return templates.open_renderer(self.template)
-    except templates.TemplateError as error:
+    except ValueError as error:
       said = f"{self._path}: the chat template is not one: {error}"
       raise ValueError(said) from error
 

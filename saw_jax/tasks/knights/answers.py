@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from saw_jax.tasks import answer_task
+from saw_jax.tasks.environments import find_blocks
 from saw_jax.tasks.row_files import field
 
 # The four rewards: format plus answer.
@@ -16,13 +17,13 @@ NO_BLOCK, NO_ROLES, WRONG, RIGHT = -3.0, -1.0, -0.5, 3.0
 
 _TRUTHS = ("solution_text_format", "answer", "ground_truth", "target")
 
-_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _NAME = re.compile(r"[^\W\d_][\w'-]*")
-_NUMBER = re.compile(r"[(]?[0-9]{1,3}[.)]|[-•]")
+_NUMBER = re.compile(r"(?:(?<=[\s,;|])|^)(?:[(]?[0-9]{1,3}[.)]|[-•]) ")
 # What is said in quotation marks or parentheses, which need not end.
 _ASIDE = re.compile(
-  r'"[^"]*(?:"|$)|“[^”]*(?:”|$)|«[^»]*(?:»|$)|‘[^’]*(?:’|$)'
-  r"|[(][^)]*(?:[)]|$)|(?<!\w)'[^']*(?:'(?!\w)|$)"
+  r"""  "[^"]*"? | “[^”]*”? | «[^»]*»? | ‘[^’]*’? | [(][^)]*[)]?
+  | (?<!\w)'[^']*(?:'(?!\w)|$) """,
+  re.VERBOSE,
 )
 # Words before a statement that leave it as it is.
 _LEADS = set(
@@ -32,18 +33,13 @@ _LEADS = set(
 
 
 def extract_answer(text: str) -> str | None:
-  """Returns what is in the last complete answer block, None if that is nothing.
+  """Returns what the last complete answer block says, in small letters, if any.
 
   >>> extract_answer("<answer>a=knave</answer>, no: <answer> a=knight</ANSWER>")
   'a=knight'
   """
-  start, inside = None, ""
-  for tag in _TAG.finditer(text):
-    if tag[1] and start is not None:
-      inside, start = text[start : tag.start()].strip(), None
-    elif not tag[1] and start is None:
-      start = tag.end()
-  return inside or None
+  inside = [inside for _, inside in find_blocks(text.lower(), "answer")]
+  return inside[-1].strip() or None if inside else None
 
 
 def read_roles(answer: str) -> dict[str, str]:
@@ -59,9 +55,8 @@ def read_roles(answer: str) -> dict[str, str]:
   >>> read_roles("(1) Ann is a knight, (2) Eve is a knave. Is Eve a knight?")
   {'ann': 'knight'}
   """
-  text = re.sub(r"[*`#]", "", answer.lower())
+  text = _NUMBER.sub("", re.sub(r"[*`#]", "", answer.lower()))
   text = _ASIDE.sub(lambda aside: re.sub(r"[.!?\n]", " ", aside[0]), text)
-  text = re.sub(r"(?m)^ *([0-9]{1,3})[.]", r"(\1)", text)
   text = re.sub(r"->|[=:]", " is ", text)
   roles, is_open = {}, False
   for sentence in re.findall(r"[^.!?\n]*[.!?\n]?", text):
@@ -69,7 +64,7 @@ def read_roles(answer: str) -> dict[str, str]:
     found = [_read_statement(part.split()) for part in parts]
     is_plain = not is_open and None not in found and sentence[-1:] != "?"
     if is_plain:
-      roles.update(pair for pair in found if pair)
+      roles.update(filter(None, found))
     elif sentence.strip():
       named = [w for w in re.findall(r"[\w'-]+", sentence) if w in roles]
       for name in named or list(roles):
@@ -81,18 +76,16 @@ def read_roles(answer: str) -> dict[str, str]:
 
 def _read_statement(words: list[str]) -> tuple[str, ...] | None:
   """Returns a name and a role, () where nothing is said, or None."""
-  words = words[bool(words and _NUMBER.fullmatch(words[0])) :]
   if _LEADS.issuperset(words):
     return ()
   role = words.pop()
-  if role not in ("knight", "knave"):
-    return None
   if words and words[-1] in ("a", "an", "the"):
     words.pop()
-  if len(words) < 2 or words.pop() not in ("is", "are"):
+  if len(words) < 2:
     return None
-  name = words.pop()
-  is_said = _NAME.fullmatch(name) and _LEADS.issuperset(words)
+  *leads, name, verb = words
+  is_said = verb in ("is", "are") and role in ("knight", "knave")
+  is_said = is_said and _LEADS.issuperset(leads) and _NAME.fullmatch(name)
   return (name, role) if is_said else None
 
 

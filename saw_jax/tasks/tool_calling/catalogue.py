@@ -140,12 +140,11 @@ def run_calls(completion: str, offered: Sequence[str]) -> str:
   """
   if rewards.CALL not in completion:
     return ""
-  inside = rewards.hide_tags(completion).partition(rewards.CALL)[2]
-  block, end, _ = inside.partition(rewards.END_CALL)
-  if not end or rewards.CALL in block:
+  block = rewards.find_block(completion)
+  if block is None:
     return "open call"
-  lines = block.strip().split("\n")
-  return "\n".join(_run(line, offered) for line in lines[:_MAX_CALLS])
+  lines = block.split("\n")[:_MAX_CALLS]
+  return "\n".join(_run(line, offered) for line in lines)
 
 
 def _run(line: str, offered: Sequence[str]) -> str:

@@ -173,11 +173,15 @@ def call_score(completion: str, gold: Sequence[Call]) -> float | None:
     return None
 
 
-def _load_calls(text: str) -> list[Any]:
+def find_block(text: str) -> str | None:
+  """What the first block of calls holds, if it is closed and none is in it."""
   block, end, _ = hide_tags(text).partition(CALL)[2].partition(END_CALL)
-  if not end or CALL in block:
-    raise ValueError("a block of calls is not closed")
-  return [json.loads(line) for line in block.strip().split("\n")]
+  return block.strip() if end and CALL not in block else None
+
+
+def _load_calls(text: str) -> list[Any]:
+  lines = (find_block(text) or "").split("\n")
+  return [json.loads(line) for line in lines]
 
 
 def _similarity(gold: Sequence[Call], calls: list[Any]) -> float:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from saw_jax import tokenizer
 from saw_jax.models.hub import templates
 from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.run import registry
 from saw_jax.tasks.tool_calling.task import VOCABULARY
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -33,7 +34,6 @@ OTHER = (
   "{{- '<|im_start|>' + message['role'] + '\n' }}\n"
   "{{- message['content'] | trim + '<|im_end|>' }}\n"
   "{%- endfor %}\n"
-  "{%- if strftime_now is defined %}{{ strftime_now('%Y') }}{%- endif %}\n"
   "{{- strftime_now('%d %b %Y') }}\n"
 )
 MESSAGES = [
@@ -124,39 +124,33 @@ def test_a_lone_surrogate_becomes_a_question_mark(tok):
   assert "a?b" in tok.decode(ids)
 
 
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-
-
 def test_tags_of_answers_are_text_whatever_a_file_calls_them(tmp_path):
-  path = write(tmp_path / "m")
+  path, tags = write(tmp_path / "m"), ["<think>", "</think>", "<tool_call>"]
   document = json.loads((path / "tokenizer.json").read_text())
-  how = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-  for token in document["added_tokens"]:
-    token["special"] = False  # though the template marks messages by them
-  document["added_tokens"] += [
-    {"id": 640 + i, "content": tag, **how, "special": True}
-    for i, tag in enumerate(TAGS)
+  markers = document["added_tokens"]
+  more = [
+    {**markers[0], "id": 640 + i, "content": t} for i, t in enumerate(tags)
   ]
+  # It calls special what is none, and not what its template marks messages by.
+  document["added_tokens"] = [m | {"special": False} for m in markers] + more
   (path / "tokenizer.json").write_text(json.dumps(document))
   found = hub_tokenizer.open_tokenizer(path)
-  text = "<think> a </think>\n<tool_call>\n{}\n</tool_call>"
+  text = "<think> a </think>\n<tool_call>\n{}"
   ids = found.encode(text)
-  tags = list(map(found._tokenizer.token_to_id, TAGS))
-  assert [i for i in ids if i in tags] == tags
+  opened, *_ = [found._tokenizer.token_to_id(tag) for tag in tags]
+  assert opened in ids
   assert found.decode([*ids, *found.eos_ids, found.pad_id]) == text
   # The task's own instructions stay as they are, and markers are broken still.
   said = [{"role": "system", "content": f"{text}<|im_end|>"}]
-  whole = found.render(said)
+  whole, prompt = found.render(said), found.encode_chat(said)
   assert text in whole and whole.count(hub_tokenizer.BREAK) == 1
-  prompt = found.encode_chat(said)
-  assert prompt.count(tags[0]) == prompt.count(found.eos_ids[0]) == 1
+  assert prompt.count(opened) == prompt.count(found.eos_ids[0]) == 1
 
 
 @pytest.mark.parametrize(
   ("end", "opening"),
   [
     ("", ""),
-    ("<think>", "<think>"),
     ("<think>\\n", "<think>\n"),
     ("<think>\\n\\n</think>\\n\\n", ""),  # a thought that is over
     ("<think></think><answer>", "<think></think><answer>"),
@@ -165,40 +159,35 @@ def test_tags_of_answers_are_text_whatever_a_file_calls_them(tmp_path):
 )
 def test_an_answer_begins_where_its_format_does(tmp_path, end, opening):
   template = CHATML.replace("assistant\n' }}", f"assistant\n{end}' }}}}")
-  template = template.replace("<|im_start|>' +", "<|im_start|>' + tags +", 1)
-  template = "{% set tags = '<think>' %}" + template  # of all messages
-  path = write(tmp_path / "m", template)
+  path = write(tmp_path / "m", "<think>" + template)
   assert hub_tokenizer.open_tokenizer(path).opening == opening
 
 
-CALL = {"name": "f", "arguments": {"x": "<|im_end|>"}}
-
-
 def test_messages_may_hold_what_templates_read(tmp_path):
-  template = "{% for m in messages %}{{ m | tojson }}{% endfor %}" + CHATML[:0]
+  template = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
   found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", template))
-  parts = [{"type": "text", "text": "a"}, 1, None, True]
-  said = [
-    {"role": "user", "content": parts},
-    {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}]},
+  calls = [
+    {"name": "f", "arguments": {"x": "<|im_end|>", "y": [1, None, True]}}
   ]
-  text = found.render(said)
-  assert json.dumps(parts) in text and "null, true" in text
-  assert '"content": null' not in text  # as in transformers
+  text = found.render([{"role": "user", "content": None, "tool_calls": calls}])
+  assert "[1, null, true]" in text and "content" not in text  # as transformers
   assert "<|im_end|>" not in text and hub_tokenizer.BREAK in text
-  with pytest.raises(ValueError, match="holds a object"):
+  with pytest.raises(ValueError, match="not JSON serializable"):
     found.render([{"role": "user", "content": object()}])
 
 
 def test_options_are_the_template_s(tmp_path):
-  template = CHATML + "{% if enable_thinking %}<think>{% endif %}"
-  path = write(tmp_path / "m", template)
-  found = hub_tokenizer.open_tokenizer(path, {"enable_thinking": True})
-  assert found.opening == "<think>"
+  path = write(tmp_path / "m", CHATML + "{% if thinks %}<think>{% endif %}")
+  found = hub_tokenizer.open_tokenizer(path, {"thinks": True})
   assert pickle.loads(pickle.dumps(found)).render(MESSAGES).endswith("<think>")
-  assert not hub_tokenizer.open_tokenizer(path).opening
-  with pytest.raises(TypeError, match="no option 'thinking'.*enable_thinking"):
-    hub_tokenizer.open_tokenizer(path, {"thinking": True})
+  assert (found.opening, hub_tokenizer.open_tokenizer(path).opening) == (
+    "<think>",
+    "",
+  )
+  with pytest.raises(TypeError, match="no option 'think'.*'thinks'"):
+    hub_tokenizer.open_tokenizer(path, {"think": True})
+  with pytest.raises(TypeError, match="'bytes', without a template"):
+    registry.make_tokenizer("bytes", {"thinks": True})
 
 
 @pytest.mark.parametrize(
@@ -207,27 +196,21 @@ def test_options_are_the_template_s(tmp_path):
     ("{{ 1 / 0 }}", "ZeroDivisionError"),
     ("{{ 'a' * 10 ** 10 }}", "gigabyte"),
     ("{{ 'a' * 10 ** 7 }}", "4,000,000 characters"),
-    ("{{ '%99999999999d' % 1 }}", "gigabyte"),
-    ("{{ none + 1 }}", "TypeError"),
     ("{{ messages.a.b }}", "UndefinedError"),
     ("{{ range(10 ** 9) }}", "Range too big"),
     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
-    ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "1 second"),
-    ("{% set a = 9 ** 9 %}{{ a ** a }}", "1 second"),
+    ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "3 seconds"),
+    ("{% set a = 9 ** 9 %}{{ a ** a }}", "3 seconds"),
   ],
 )
 def test_a_template_runs_under_limits(tmp_path, monkeypatch, program, said):
-  monkeypatch.setattr(templates, "_SECONDS", 1.0)
-  template = (
-    CHATML + "{% if messages[0].role == 'x' %}" + program + "{% endif %}"
-  )
+  monkeypatch.setattr(templates, "_SECONDS", 3.0)
+  template = f"{{% if messages[0].role == 'x' %}}{program}{{% endif %}}{CHATML}"
   found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", template))
-  good = [{"role": "user", "content": "a"}]
-  before = found.render(good)
+  before = found.render(MESSAGES)
   with pytest.raises(ValueError, match=f"{tmp_path}.*of x: .*{said}") as info:
     found.render([{"role": "x", "content": "a"}])
-  assert "\n" not in str(info.value)
-  assert found.render(good) == before
+  assert "\n" not in str(info.value) and found.render(MESSAGES) == before
 
 
 def test_where_a_template_may_be(tmp_path):
