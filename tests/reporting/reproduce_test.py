@@ -192,16 +192,18 @@ def test_the_script_refuses_other_commits_before_anything_runs(tmp_path):
     finish(runs / f"{row}_seeds_1", [0], commit, config)
   words = ["--table=saw/tool_calling", "--seeds=1", "--rows=gdpo,gdpo_saw"]
   words += [f"--runs={tmp_path}", f"--out={tmp_path / 'out'}"]
-  done = experiments_test.script("reproduce", *words)
+  words = "reproduce", *words
+  done, mixed = experiments_test.scripts(
+    [words, [*words, "--mixed"]], "saw_jax.run.build"
+  )
   (said,) = done.stderr.splitlines()
   assert done.returncode == 2 and said.startswith("error: ")
   assert "abc: gdpo; def: gdpo_saw" in said
   assert "--mixed" in said
   # With --mixed it goes on to read them: they have been half-written.
-  done = experiments_test.script("reproduce", *words, "--mixed")
-  assert done.returncode == 2
+  assert mixed.returncode == 2
   path = runs / "gdpo_seeds_1" / "final.json"
-  said = done.stderr.splitlines()[-1]
+  said = mixed.stderr.splitlines()[-1]
   assert said.startswith(f"error: {path} is damaged")
   assert not (tmp_path / "out").exists()
 

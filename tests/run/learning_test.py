@@ -97,7 +97,11 @@ OTHERS = [x for x in algorithms.WEIGHTS if x not in ("equal", "inverse_saw")]
   "words",
   [
     *((name, "equal") for name in algorithms.ADVANTAGES),
-    *((name, weights) for name in ("grpo", "gdpo") for weights in OTHERS),
+    *(
+      pytest.param((name, weights), marks=pytest.mark.slow)
+      for name in ("grpo", "gdpo")
+      for weights in OTHERS
+    ),
     *(("dr_grpo", "equal", name) for name in algorithms.LOSSES),
   ],
   ids="-".join,

@@ -116,7 +116,9 @@ class TestLiftsAgree:
     for index in range(2):
       assert_same(found, reference(index), index)
 
-  @pytest.mark.parametrize("kind", ["pmapped", "meshed"])
+  @pytest.mark.parametrize(
+    "kind", ["pmapped", pytest.param("meshed", marks=pytest.mark.slow)]
+  )
   def test_packed_rows_over_devices_with_micro_batches(self, kind):
     shards = {"num_shards": 2} if kind == "pmapped" else {"row_multiple": 4}
     layout = batch_lib.Layout(
