@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -41,138 +42,24 @@ class Case(NamedTuple):
   is_slow: bool
 
 
-# What all cases set: a decoder, a start and a loop of seconds. The start is
-# short and steep, so that rewards differ between answers.
-SMALL = {
-  "model.width": 32,
-  "model.num_layers": 1,
-  "model.num_heads": 2,
-  "model.num_kv_heads": 2,
-  "model.mlp_size": 64,
-  "warm_start.num_steps": 80,
-  "warm_start.batch_size": 32,
-  "warm_start.num_demonstrations": 512,
-  "warm_start.learning_rate": 0.02,
-  "grading.num_workers": 0,
-  "optimizer.learning_rate": 0.003,
-  "loop.num_steps": 3,
-  "loop.prompts_per_step": 4,
-  "loop.group_size": 4,
-  "loop.num_microbatches": 1,
-  "loop.checkpoint_interval": 0,
-  "evaluation.interval": 2,
-  "evaluation.num_examples": 8,
-  "evaluation.batch_size": 8,
-  "evaluation.samples": 2,
-}
-# More of what cases set, by the words of the table below.
-_SETS = {
-  "tools": {"rollout.max_new_tokens": 24, "rollout.completion_multiple": 24},
-  "easy": {"task.options.levels": (1,)},
-  "labels": {
-    "loop.prompts_per_step": 5,
-    "labels.warm_up": 1,
-    "labels.probe.learning_rate": 0.003,
-    "labels.probe.replay_batch": 4,
-    "labels.probe.prompt_width": 16,
-    "labels.probe.joint_width": 16,
-    "labels.probe.response_hidden_width": 16,
-    "labels.probe.response_width": 16,
-  },
-  "episodes": {
-    "loop.prompts_per_step": 2,
-    "loop.chunk_size": 1024,
-    "episodes.rows_per_call": 16,
-    "episodes.row_parts": 1,
-    "episodes.num_transitions": 8,
-    "warm_start.num_steps": 250,
-    "warm_start.options.wrong_rate": 0.0,
-    "task.options.max_steps": 4,
-  },
-  "room": {
-    "task.options.kinds": ("look",),
-    "task.options.receptacles": 2,
-    "task.options.objects": 2,
-    "task.options.max_steps": 6,
-  },
-  "halves": {"loop.num_minibatches": 2},
-  "parts": {"loop.num_microbatches": 2},
-  "kl": {"algorithm.kl.coefficient": 0.1},
-  "in_loss": {"algorithm.kl.placement": "loss"},
-  "workers": {"grading.num_workers": 2},
-  "packed": {"loop.pack_length": 64, "rollout.length_groups": 2},
-  "adapters": {"lora.rank": 2, "optimizer.learning_rate": 0.02},
-  "pmapped": {"parallel.lift": "pmapped"},
-  "meshed": {
-    "parallel.lift": "meshed",
-    "parallel.data": 1,
-    "parallel.fsdp": 2,
-    "parallel.tensor": 2,
-  },
-  "actors": {"asynchronous.actors": 2},
-  "window": {"asynchronous.require": 1, "asynchronous.trigger": 2},
-  "attempts": {"asynchronous.max_attempts": 3},
-  "batch": {"asynchronous.lag": 2, "algorithm.loss": "batch_asympo"},
-  "lag": {"asynchronous.lag": 1},
-  "quick": {},  # takes some seconds alone
-}
-# Name, config, argument, and words of `_SETS`.
-_TABLE = """
-saw_tools_gdpo_saw saw/tool_calling row=gdpo_saw,scale=tiny tools quick
-saw_tools_grpo_kl_in_reward saw/tool_calling \
-  row=grpo,scale=tiny,kl=released tools kl
-saw_tools_gdpo_gradient saw/tool_calling row=gdpo_gradient,scale=tiny tools
-saw_summaries_grpo_saw saw/summaries row=grpo_saw,scale=tiny
-saw_summaries_gdpo_static saw/summaries row=gdpo_static,scale=tiny halves parts
-gdpo_math_conditioned_kl_in_loss gdpo/math \
-  row=gdpo_conditioned,scale=tiny easy workers in_loss kl
-gdpo_math_gdpo_minibatches gdpo/math \
-  row=gdpo,scale=tiny easy halves parts
-gdpo_math_grpo_saw_packed gdpo/math row=grpo_saw,scale=tiny easy packed
-gdpo_math_gdpo_saw_adapters gdpo/math row=gdpo_saw,scale=tiny easy adapters
-gdpo_math_gdpo_pmapped gdpo/math row=gdpo,scale=tiny easy pmapped
-gdpo_math_gdpo_saw_meshed gdpo/math row=gdpo_saw,scale=tiny easy meshed
-asympo_math_asympo_fixed_lag asympo/math \
-  row=asympo,lag=1,scale=tiny,protocol=fixed_lag easy
-asympo_math_asympo_actors asympo/math \
-  row=asympo_stable,lag=1,scale=tiny,protocol=fixed_lag easy actors
-asympo_math_spo_max_lag asympo/math \
-  row=spo,lag=2,scale=tiny,protocol=max_lag easy
-asympo_math_gpg_quota asympo/math \
-  row=gpg,lag=0,scale=tiny,protocol=quota easy window
-asympo_math_topr asympo/math row=topr,lag=2,scale=tiny easy
-asympo_math_tis asympo/math row=tis,lag=2,scale=tiny easy
-asympo_math_cispo asympo/math row=cispo,lag=2,scale=tiny easy
-asympo_math_gspo asympo/math row=gspo,lag=2,scale=tiny easy
-asympo_math_dapo asympo/math row=dapo,lag=1,scale=tiny easy attempts
-asympo_benchmarks_asympo_batch asympo/benchmarks \
-  row=asympo_dapo,scale=tiny easy batch
-care_math_care care/math row=care,fraction=0.4,scale=tiny easy labels
-care_math_vote care/math row=vote,fraction=0.4,scale=tiny easy labels
-care_knights_care_votes care/knights \
-  row=care_votes,fraction=0.2,scale=tiny labels
-care_knights_certainty care/knights row=certainty,fraction=0.2,scale=tiny labels
-care_knights_self_verification care/knights \
-  row=self_verification,fraction=0.2,scale=tiny labels
-paw_household_gigpo_paw paw/household row=gigpo_paw,scale=tiny episodes room
-paw_household_ppo_paw paw/household row=ppo_paw,scale=tiny episodes room workers
-paw_shop_grpo_paw paw/shop row=grpo_paw,scale=tiny episodes
-paw_search_rloo_paw paw/search row=rloo_paw,scale=tiny episodes halves
-composed_tools_all composed/tool_calling \
-  row=all,scale=tiny tools labels lag quick
-"""
+_DATA = tomllib.loads((FOLDER.parent / "cases.toml").read_text())
+SMALL = _DATA["small"]
 
 
 def _read_case(config: str, argument: str, *words: str) -> Case:
-  overrides = {k: v for word in words for k, v in _SETS[word].items()}
+  sets = (_DATA["sets"][word] for word in words if word != "quick")
+  overrides = {
+    key: tuple(value) if isinstance(value, list) else value
+    for found in sets
+    for key, value in found.items()
+  }
   is_alone = {"pmapped", "meshed"} & {*words}
   seeds = (0,) if is_alone else (0, 1)
   return Case(config, argument, overrides, seeds, "quick" not in words)
 
 
 CASES = {
-  name: _read_case(*rest)
-  for name, *rest in map(str.split, _TABLE.strip().splitlines())
+  name: _read_case(*text.split()) for name, text in _DATA["cases"].items()
 }
 
 

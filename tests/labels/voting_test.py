@@ -19,19 +19,24 @@ def ranked(group):
 
 
 class TestVotes:
-  @pytest.mark.slow
   def test_it_counts_as_loops_do(self):
+    @jax.jit
+    def count(ids):
+      truths = [ids == truth for truth in range(3)]
+      return (
+        voting.majority_vote(ids),
+        voting.possible_counts(ids),
+        jnp.stack([voting.is_vote_right(ids, x) for x in truths]),
+        jnp.stack([voting.correct_outside(ids, x) for x in truths]),
+      )
+
     rng = np.random.default_rng(0)
     for ids in (
       np.array(list(itertools.product(range(-1, 3), repeat=4))),
       rng.integers(-1, 5, (200, 7)),
       np.array([[-1], [0]]),
     ):
-      votes = jax.tree.map(np.array, voting.majority_vote(ids))
-      possible = np.array(voting.possible_counts(ids))
-      truths = [ids == truth for truth in range(3)]
-      rights = np.array([voting.is_vote_right(ids, x) for x in truths])
-      outside = np.array([voting.correct_outside(ids, x) for x in truths])
+      votes, possible, rights, outside = jax.tree.map(np.array, count(ids))
       for row, group in enumerate(ids):
         found = ranked(group)
         sizes = [len(members) for _, members in found]
@@ -95,28 +100,35 @@ class TestGap:
     rewards = [rewards_of(*pair, group_size) for pair in pairs]
     pseudo, true = np.array(rewards, float).swapaxes(0, 1)
     want = [by_definition(p, t) for p, t in zip(pseudo, true, strict=True)]
+    closed_form = jax.jit(gap.gap_from_counts, static_argnums=2)
     with jax.enable_x64(True):
-      closed = gap.gap_from_counts(*np.array(pairs).T, group_size)
-      vectors = gap.corrective_advantage_gap(pseudo, true)
+      closed = closed_form(*np.array(pairs).T, group_size)
+      vectors = jax.jit(gap.corrective_advantage_gap)(pseudo, true)
     np.testing.assert_allclose(closed, want, rtol=1e-12)
     np.testing.assert_allclose(vectors, want, rtol=1e-12)
 
-  @pytest.mark.slow
   @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5])
   def test_every_group_of_answers(self, group_size):
     # Answers 0 to 2 or none, in every order; every ground truth.
     ids = np.array(list(itertools.product(range(-1, 3), repeat=group_size)))
-    with jax.enable_x64(True):
+
+    @jax.jit
+    def both(ids, correct):
       votes = voting.majority_vote(ids)
-      pseudo = np.asarray(votes.for_winner, float)
+      pseudo, true = votes.for_winner.astype(float), correct.astype(float)
+      outside = voting.correct_outside(ids, correct)
+      counted = gap.gap_from_counts(votes.size, outside, group_size)
+      return (
+        gap.corrective_advantage_gap(pseudo, true),
+        jnp.where(voting.is_vote_right(ids, correct), 0, counted),
+        gap.is_possible(votes.size, outside, group_size),
+      )
+
+    with jax.enable_x64(True):
       for truth in range(3):
-        correct = ids == truth
-        measured = gap.corrective_advantage_gap(pseudo, correct.astype(float))
-        outside = voting.correct_outside(ids, correct)
-        assert gap.is_possible(votes.size, outside, group_size).all()
-        counted = gap.gap_from_counts(votes.size, outside, group_size)
-        want = jnp.where(voting.is_vote_right(ids, correct), 0, counted)
+        measured, want, possible = both(ids, ids == truth)
         np.testing.assert_allclose(measured, want, rtol=1e-12, atol=1e-12)
+        assert possible.all()
 
   def test_edges(self):
     # A group of one has no gap.
