@@ -159,6 +159,8 @@ _EXTRAS = {
   # The page on which a person answers questions for labels.
   "annotate": _ANNOTATE,
   "notebook": _NOTEBOOK,
+  # `saw sweep --plan=slurm --submit=...`. 1.5.4 is what was tried.
+  "submitit": ["submitit>=1.5,<2"],
   "notebooks": _NOTEBOOKS + _NOTEBOOK + _REPORT,
   "docs": _DOCS + _REPORT,
   # More places to send metrics and completions to; trackio's is local.

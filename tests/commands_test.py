@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -410,6 +411,49 @@ class TestSweep:
     assert done.stdout.startswith(f"-m saw_jax train {CONFIG}")
     assert f"--workdir={tmp_path}/my runs/{self.CELLS[2]} " in done.stdout
     assert ran[0] == []
+
+  @pytest.mark.parametrize(
+    ("submit", "word"),
+    [
+      ("local", "saw_jax.submitit"),
+      ("slurm,timeout_min=x", "timeout_min=x: no number"),
+    ],
+  )
+  def test_what_is_submitted_goes_to_submitit(
+    self, tmp_path, monkeypatch, capsys, ran, submit, word
+  ):
+    words = [f"--workdir={tmp_path / 'x'}", CONFIG, *self.GRID]
+    words += ["--plan=slurm", f"--submit={submit}"]
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    if submit != "local":
+
+      class Executor:
+        folder = "logs"
+
+        def __init__(self, folder, cluster):
+          self.cluster, self.asked = cluster, {}
+
+        def update_parameters(self, **named):
+          assert isinstance(named["timeout_min"], int), "no number"
+
+        def map_array(self, fn, commands):
+          assert fn is subprocess.check_call
+          places = [one[-3] for one in commands]
+          return [types.SimpleNamespace(job_id=place) for place in places]
+
+      fake = types.SimpleNamespace(AutoExecutor=Executor)
+      monkeypatch.setitem(sys.modules, "submitit", fake)
+    with pytest.raises(command_line.UsageError, match=word):
+      call(monkeypatch, "sweep", *words)
+    assert not (tmp_path / "x").exists() and ran[0] == []
+    if submit != "local":
+      words[-1] = "--submit=slurm,timeout_min=5"
+      assert call(monkeypatch, "sweep", *words) == 0
+      said = capsys.readouterr().out.splitlines()
+      assert said[1:] == [
+        f"  job --workdir={tmp_path / 'x' / name}: {name}"
+        for name in self.CELLS
+      ]
 
 
 # --- what fits ----------------------------------------------------------------

@@ -80,6 +80,7 @@ ROOMS = {
     "mathematics models rollout tasks training annotate run reporting "
     "commands door",
     "absl jax ml_collections",
+    "submitit",
   ),
   "door": Room(
     "api",

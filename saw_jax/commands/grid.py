@@ -1,11 +1,16 @@
 """The cells of a sweep: all combinations of the values of some config keys."""
 
+import ast
+import contextlib
 import itertools
 import pathlib
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from saw_jax import naming
 
 # A comma that stands in no brackets.
 _COMMA = re.compile(r",(?![^\[(]*[\])])")
@@ -54,6 +59,24 @@ def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
     elif not equals:
       next(rest, None)
   return kept
+
+
+def open_executor(folder: pathlib.Path, given: Sequence[str]) -> Any:
+  """What submits jobs: a cluster of submitit, and its parameters."""
+  with naming.needs_extra("submitit", "--submit needs its library"):
+    import submitit
+  cluster, *parameters = given
+  named: dict[str, Any] = {"name": folder.name}
+  for name, _, text in (one.partition("=") for one in parameters):
+    with contextlib.suppress(ValueError, SyntaxError):
+      text = ast.literal_eval(text)
+    named[name] = text
+  try:
+    executor = submitit.AutoExecutor(folder / "jobs", cluster=cluster)
+    executor.update_parameters(**named)
+  except Exception as error:  # an AssertionError, for example
+    raise ValueError(f"--submit={','.join(given)}: {error}") from error
+  return executor
 
 
 def job_array(folder: pathlib.Path, commands: Sequence[Sequence[str]]) -> str:

@@ -7,13 +7,17 @@ Each cell is a `saw train` with all other flags of this command, in a directory
 of --workdir that is named by its values. The same command goes on where it was,
 and ends with a table of the cells' held-out scores, which is in sweep.csv, too.
 --plan=print only prints the commands; --plan=slurm writes them as a job array
-to sweep.sbatch, for `sbatch`: afterwards, the same command without --plan makes
-the table.
+to sweep.sbatch, for `sbatch`, or has submitit submit them (the extra submitit):
+
+  saw sweep ... --plan=slurm --submit=slurm,timeout_min=600,gpus_per_node=1
+
+Afterwards, the same command without --plan makes the table.
 """
 
 import logging
 import pathlib
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +26,7 @@ from absl import flags
 from saw_jax.commands import grid, train
 from saw_jax.run import children, command_line
 
-_OWN = ("grid", "plan", "workdir")
+_OWN = ("grid", "plan", "submit", "workdir")
 _END = "final.json"
 
 
@@ -38,12 +42,21 @@ def define() -> None:
     ["run", "print", "slurm"],
     "Train here, print the commands, or write a job array.",
   )
+  flags.DEFINE_list(
+    "submit",
+    None,
+    "Where the plan slurm is submitted (slurm; local or debug: here), and "
+    "parameters of submitit's AutoExecutor, as timeout_min=60.",
+  )
 
 
 def main() -> int:
   given = flags.FLAGS
   folder = pathlib.Path(given.workdir)
   with command_line.checking_input():
+    if given.submit and given.plan != "slurm":
+      raise ValueError("--submit goes with --plan=slurm")
+    submits = given.submit and grid.open_executor(folder, given.submit)
     seeds, cells = train.read_seeds(), grid.cells(given.grid)
     todo = [x for x in cells if not _check(folder / x, cells[x], seeds)]
   shared = grid.without(sys.argv[1:], _OWN)
@@ -60,7 +73,21 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.sbatch"
     path.write_text(grid.job_array(folder, list(commands.values())))
-    print(f"{len(todo)} of {len(cells)} cells: sbatch {path}")
+    count = f"{len(todo)} of {len(cells)} cells"
+    if not submits:
+      print(f"{count}: sbatch {path}")
+      return 0
+    run = [sys.executable, "-m", "saw_jax"]
+    words = [[*run, *one] for one in commands.values()]
+    try:
+      jobs = submits.map_array(subprocess.check_call, words)
+    except RuntimeError as error:
+      raise command_line.UsageError(f"--submit: {error}") from error
+    print(f"{count}, logs in {submits.folder}:")
+    for name, job in zip(todo, jobs, strict=True):
+      print(f"  job {job.job_id}: {name}")
+      if submits.cluster == "debug":  # which runs a job when it is asked of it
+        job.results()
     return 0
   failed = []
   with children.Children() as runner:
