@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import types
+import unittest.mock
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def call(monkeypatch, name: str, *words: object) -> int:
     stack.enter_context(flagsaver.flagsaver())
     stack.callback(command_line._OVERRIDES.clear)
     stack.callback(command_line.given_config.cache_clear)
-    command.define()
+    command_line.define(name)
     return command.main(*command_line._parse(sys.argv)[1:])
 
 
@@ -113,23 +114,12 @@ def test_names_of_a_registry_and_of_no_registry(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize(
-  "words", ["--help", "list --help", "list", "list losses"]
-)
+@pytest.mark.parametrize("words", ["--help", "list --help", "list losses"])
 def test_a_pipe_without_reader_ends_it_quietly(words, unbuffered):
-  reader, writer = os.pipe()
-  os.close(reader)
-  program, env = ["-m", "saw_jax", *words.split()], {**os.environ}
-  env["PYTHONUNBUFFERED"] = unbuffered
-  done = subprocess.run(
-    [sys.executable, *program],
-    env=env,
-    stdout=writer,
-    stderr=subprocess.PIPE,
-    check=False,
-  )
-  os.close(writer)
-  assert done.stderr == b"" and done.returncode in (0, command_line.UNREAD)
+  env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+  line = f"{sys.executable} -m saw_jax {words} | true; echo ${{PIPESTATUS[0]}}"
+  done = subprocess.run(["bash", "-c", line], env=env, capture_output=True)
+  assert done.stderr == b"" and int(done.stdout) in (0, command_line.UNREAD)
 
 
 # --- comparisons --------------------------------------------------------------
@@ -412,48 +402,29 @@ class TestSweep:
     assert f"--workdir={tmp_path}/my runs/{self.CELLS[2]} " in done.stdout
     assert ran[0] == []
 
-  @pytest.mark.parametrize(
-    ("submit", "word"),
-    [
-      ("local", "saw_jax.submitit"),
-      ("slurm,timeout_min=x", "timeout_min=x: no number"),
-    ],
-  )
-  def test_what_is_submitted_goes_to_submitit(
-    self, tmp_path, monkeypatch, capsys, ran, submit, word
+  def test_submitit_submits_what_the_array_has(
+    self, tmp_path, monkeypatch, capsys, ran
   ):
-    words = [f"--workdir={tmp_path / 'x'}", CONFIG, *self.GRID]
-    words += ["--plan=slurm", f"--submit={submit}"]
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    if submit != "local":
-
-      class Executor:
-        folder = "logs"
-
-        def __init__(self, folder, cluster):
-          self.cluster, self.asked = cluster, {}
-
-        def update_parameters(self, **named):
-          assert isinstance(named["timeout_min"], int), "no number"
-
-        def map_array(self, fn, commands):
-          assert fn is subprocess.check_call
-          places = [one[-3] for one in commands]
-          return [types.SimpleNamespace(job_id=place) for place in places]
-
-      fake = types.SimpleNamespace(AutoExecutor=Executor)
-      monkeypatch.setitem(sys.modules, "submitit", fake)
-    with pytest.raises(command_line.UsageError, match=word):
-      call(monkeypatch, "sweep", *words)
-    assert not (tmp_path / "x").exists() and ran[0] == []
-    if submit != "local":
-      words[-1] = "--submit=slurm,timeout_min=5"
-      assert call(monkeypatch, "sweep", *words) == 0
-      said = capsys.readouterr().out.splitlines()
-      assert said[1:] == [
-        f"  job --workdir={tmp_path / 'x' / name}: {name}"
-        for name in self.CELLS
-      ]
+    words = [f"--workdir={tmp_path / 'x'}", CONFIG, *self.GRID, "--plan=slurm"]
+    words += ["--submit=slurm,timeout_min=5,slurm_account=me"]
+    fake = unittest.mock.MagicMock()
+    made = fake.AutoExecutor.return_value
+    made.update_parameters.side_effect = AssertionError("no account")
+    for module, word in ((None, "saw_jax.submitit"), (fake, "no account")):
+      monkeypatch.setitem(sys.modules, "submitit", module)
+      with pytest.raises(command_line.UsageError, match=word):
+        call(monkeypatch, "sweep", *words)
+    assert not (tmp_path / "x").exists()
+    named = {"name": "x", "timeout_min": 5, "slurm_account": "me"}
+    made.update_parameters.side_effect = None
+    made.map_array.side_effect = lambda fn, every: [
+      types.SimpleNamespace(job_id=words[-3]) for words in every
+    ]
+    assert call(monkeypatch, "sweep", *words) == 0
+    made.update_parameters.assert_called_with(**named)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+      f"  job --workdir={tmp_path / 'x' / name}: {name}" for name in self.CELLS
+    ]
 
 
 # --- what fits ----------------------------------------------------------------

@@ -15,9 +15,9 @@ from docs import paper_index, reference
 from saw_jax import algorithms
 from saw_jax import commands as saw_commands
 from saw_jax.models.hub import config as hub_config
+from saw_jax.run import command_line, registry, sections
 from saw_jax.run import config as configs
-from saw_jax.run import registry, sections
-from tests import budget_test, helpers, package_test
+from tests import budget_test, package_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -200,28 +200,14 @@ def commands(path: pathlib.Path) -> list[list[str]]:
   return [[w for w in words if "..." not in w] for words in calls]
 
 
-@pytest.fixture(scope="module")
-def flags():
-  """The flags of each command: in one process, one command after the other."""
-  program = """
-import importlib, json
-from absl import flags
-from saw_jax import commands
-found, own = {}, set(flags.FLAGS)
-for name in commands.NAMES:
-  importlib.import_module(f"saw_jax.commands.{name}").define()
-  found[name] = sorted(set(flags.FLAGS) - own)
-  for flag in found[name]:
-    delattr(flags.FLAGS, flag)
-print(json.dumps(found))
-"""
-  done = helpers.python("-c", program, cwd=ROOT)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
+def flags_of(name: str) -> set[str]:
+  """The flags of a command, with those of the commands that it includes."""
+  own = command_line._FLAGS[name]
+  return set(own).union(*map(flags_of, own.get("+", ())))
 
 
 @pytest.mark.parametrize("path", (ROOT / "README.md", *DOCS), ids=_name)
-def test_commands_are_there_with_their_flags_and_configs(path, flags):
+def test_commands_are_there_with_their_flags_and_configs(path):
   for name, *words in commands(path):
     assert name in saw_commands.NAMES
     config = None
@@ -230,7 +216,7 @@ def test_commands_are_there_with_their_flags_and_configs(path, flags):
       if not word.startswith("--") or flag == "help":
         continue
       section, _, key = flag.partition(".")
-      assert section in flags[name], f"saw {name} {word}"
+      assert section in flags_of(name), f"saw {name} {word}"
       if flag == "config":
         config = configs.load(value)
       elif section == "config":

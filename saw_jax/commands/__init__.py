@@ -2,8 +2,8 @@
 
   saw train --help
 
-A module has `define()`, which defines the flags of its command, `main()`, which
-returns the exit status, and a docstring, which is the command's --help.
+A module has `main()`, which returns the exit status, and a docstring, which is
+the command's --help; its flags are in `run/assets/flags.json`.
 """
 
 import atexit
@@ -49,8 +49,7 @@ def run(name: str, typed: str) -> None:
   """Runs a command whose words stand in `sys.argv`, behind what was typed."""
   sys.argv[0] = typed
   command = importlib.import_module(f"{__name__}.{name}")
-  command.define()
-  flags.adopt_module_key_flags(command)
+  command_line.define(name)
   # absl prints it for --help.
   document = command.__doc__.replace(f"saw {name}", typed)
   sys.modules["__main__"].__doc__ = document

@@ -25,27 +25,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  flags.DEFINE_string("run", None, "The directory of the run.")
-  flags.DEFINE_string("ledger", None, "The ledger; --run's by default.")
-  flags.DEFINE_string("host", "127.0.0.1", "A loopback address.")
-  flags.DEFINE_integer("port", 8765, "0 takes any free one.", 0, 65535)
-  flags.DEFINE_string(
-    "name", "annotator", "Who answers, as it is written into the ledger."
-  )
-  flags.DEFINE_string(
-    "export", None, "Write what waits as Label Studio's tasks to this file."
-  )
-  flags.DEFINE_string(
-    "labeling_config",
-    None,
-    "With --export: where its labelling interface goes.",
-  )
-  flags.DEFINE_string(
-    "import", None, "Read the answers from this file of Label Studio's."
-  )
-
-
 def main() -> int:
   given = flags.FLAGS
   from saw_jax.annotate import ledger as label_ledger

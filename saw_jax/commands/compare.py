@@ -16,16 +16,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  flags.DEFINE_list(
-    "metrics",
-    None,
-    "Metrics of a step, as entropy, and scores, as greedy/total; rewards, "
-    "entropy, length, KL and every score by default.",
-  )
-  flags.DEFINE_string("output", "compare.png", "The picture: png, svg or pdf.")
-
-
 def main(*runs: str) -> int:
   given, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output)
   if len(runs) < 2:

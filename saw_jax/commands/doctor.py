@@ -19,24 +19,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  command_line.define_config()
-  flags.DEFINE_string(
-    "data", None, "Check this file of rows of --task and nothing else."
-  )
-  flags.DEFINE_enum(
-    "task",
-    "tool_calling",
-    ["tool_calling", "math", "knights"],
-    "What the rows of --data are.",
-  )
-  flags.DEFINE_integer("prompts", 8, "Prompts that are sampled.", 1)
-  flags.DEFINE_integer("show", 2, "Prompts that are printed.", 0)
-  flags.DEFINE_integer(
-    "examples", 200, "Examples of each split whose gold answers are checked.", 1
-  )
-
-
 def main() -> int:
   given = flags.FLAGS
   if not given.data and command_line.given_config() is None:

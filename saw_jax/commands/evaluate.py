@@ -23,20 +23,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
-  flags.DEFINE_string(
-    "checkpoint", "last", "last, best, start, or the number of a step."
-  )
-  flags.DEFINE_integer(
-    "examples", None, "Number of examples; the config's by default.", 1
-  )
-  flags.DEFINE_integer(
-    "samples", None, "Samples per example; the config's by default.", 1
-  )
-  flags.DEFINE_string("split", None, "Split; the config's by default.")
-
-
 def _averages(policy, options, right) -> dict[str, float]:
   """What a benchmark averages in a way of its own, such as by category."""
   task = policy.made.task

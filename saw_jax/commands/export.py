@@ -15,25 +15,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
-  flags.DEFINE_string(
-    "output", None, "Where the policy goes; made if absent.", required=True
-  )
-  flags.DEFINE_string(
-    "checkpoint", "last", "last, best, or the number of a step."
-  )
-  flags.DEFINE_integer(
-    "seed", None, "Of the run's seeds; the first by default."
-  )
-  flags.DEFINE_enum(
-    "dtype",
-    "bfloat16",
-    ["float32", "bfloat16", "float16"],
-    "What the weights are rounded to.",
-  )
-
-
 def main() -> int:
   given = flags.FLAGS
   export(

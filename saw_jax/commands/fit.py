@@ -14,12 +14,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  command_line.define_config()
-  flags.DEFINE_integer("devices", 1, "How many there are.", 1)
-  flags.DEFINE_float("memory", 16.0, "Of a device, in GB (10^9 bytes).", 0.0)
-
-
 def main() -> int:
   given, config = flags.FLAGS, command_line.given_config()
   if config is None:

@@ -13,35 +13,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  flags.DEFINE_string(
-    "model",
-    None,
-    "A Hugging Face directory, a .gguf file, or smollm2.",
-    required=True,
-  )
-  flags.DEFINE_string(
-    "prompt", None, "What is asked; read from standard input by default."
-  )
-  flags.DEFINE_string("system", None, "A system message before it.")
-  flags.DEFINE_integer("max_new_tokens", 256, "Where an answer is cut.", 1)
-  flags.DEFINE_float(
-    "temperature", 1.0, "Divides the logits; 0 takes the likeliest token.", 0.0
-  )
-  flags.DEFINE_integer("top_k", 0, "Keep the k likeliest; 0: all.", 0)
-  flags.DEFINE_float("top_p", 1.0, "Keep what holds this much.", 0, 1)
-  flags.DEFINE_float(
-    "min_p", 0.0, "Keep what is this likely, times the likeliest.", 0, 1
-  )
-  flags.DEFINE_multi_string(
-    "stop", [], "A string that ends the answer; may be given several times."
-  )
-  flags.DEFINE_integer("seed", 0, "Of the samples.")
-  flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
-  )
-
-
 def main() -> int:
   given = flags.FLAGS
   prompt = given.prompt

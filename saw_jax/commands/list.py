@@ -10,10 +10,6 @@ here, and of what else there are names.
 from saw_jax.run import command_line
 
 
-def define() -> None:
-  """It has no flags."""
-
-
 def main(registry: str = "") -> int:
   from saw_jax import api
 

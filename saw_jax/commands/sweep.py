@@ -30,26 +30,6 @@ _OWN = ("grid", "plan", "submit", "workdir")
 _END = "final.json"
 
 
-def define() -> None:
-  train.define()
-  flags.adopt_module_key_flags(train)  # in this command's --help, too
-  flags.DEFINE_multi_string(
-    "grid", None, "section.key=value,value; once for each key.", required=True
-  )
-  flags.DEFINE_enum(
-    "plan",
-    "run",
-    ["run", "print", "slurm"],
-    "Train here, print the commands, or write a job array.",
-  )
-  flags.DEFINE_list(
-    "submit",
-    None,
-    "Where the plan slurm is submitted (slurm; local or debug: here), and "
-    "parameters of submitit's AutoExecutor, as timeout_min=60.",
-  )
-
-
 def main() -> int:
   given = flags.FLAGS
   folder = pathlib.Path(given.workdir)

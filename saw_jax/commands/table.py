@@ -13,7 +13,6 @@ The first lists the tables, what each needs, and what of that is missing here;
 the second makes all that can run here (`make tables`).
 """
 
-from saw_jax.reporting.reproduce import define_flags as define
 from saw_jax.reporting.reproduce import main as main
 
-__all__ = ["define", "main"]
+__all__ = ["main"]

@@ -24,28 +24,6 @@ from absl import flags
 from saw_jax.run import command_line, metrics
 
 
-def define() -> None:
-  command_line.define_config()
-  flags.DEFINE_string(
-    "workdir", None, "Where metrics and checkpoints go.", required=True
-  )
-  flags.DEFINE_list("seeds", ["0"], "Seeds, all in one program.")
-  flags.DEFINE_list(
-    "log", [], "Trackers, beside the files: tensorboard, trackio, wandb."
-  )
-  flags.DEFINE_integer(
-    "resume_step", None, "Go on from this checkpoint, not the latest one.", 0
-  )
-  flags.DEFINE_string(
-    "coordinator",
-    None,
-    "host:port of the first of several processes that train one policy, or "
-    "auto where the cluster says it (Slurm, MPI, TPU pods).",
-  )
-  flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
-  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
-
-
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict:
   """The config of these flags; `more` are keys and texts that override it."""
   log = flags.FLAGS.log

@@ -29,28 +29,6 @@ _OF_ONE_TABLE = ("rows", "steps", "checkpoint", "set", "out", "demo")
 _DEMO_STEPS = 60
 
 
-def define_flags() -> None:
-  """Defines the flags of the command."""
-  flags.DEFINE_string("table", None, "A file in configs/: saw/tool_calling.")
-  flags.DEFINE_bool("list", False, "List the tables, and run nothing.")
-  flags.DEFINE_bool(
-    "all", False, "Every table that has the scale and can run here."
-  )
-  flags.DEFINE_string("scale", "tiny", "tiny, small or paper.")
-  flags.DEFINE_list("rows", [], "Rows of the table; all by default.")
-  flags.DEFINE_integer("seeds", 5, "Number of seeds a row.", 1)
-  flags.DEFINE_integer("steps", None, "Steps; the config's by default.")
-  flags.DEFINE_string("checkpoint", None, "As in docs/checkpoints.md.")
-  flags.DEFINE_multi_string(
-    "set", [], "KEY=VALUE, as task.options.judge.url=http://..., of all rows."
-  )
-  flags.DEFINE_bool("mixed", False, "Allow runs of different commits.")
-  flags.DEFINE_string("runs", "runs", "Where run directories go.")
-  flags.DEFINE_string("out", None, "results/<table>/<scale> by default.")
-  flags.DEFINE_list("figures", ["png"], "Formats of them: png,svg,pdf.")
-  flags.DEFINE_bool("demo", False, "A first look: few steps, beside the runs.")
-
-
 def main() -> int:
   """Makes one table or all, or lists them; returns the exit status."""
   given = flags.FLAGS

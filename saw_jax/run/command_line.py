@@ -17,6 +17,7 @@ from absl import app, flags
 
 from saw_jax.run import config as config_lib
 from saw_jax.run import methods
+from saw_jax.tasks import base
 from saw_jax.tasks.rows import task as rows_task
 
 flags.disclaim_key_flags()  # A flag is the command's, in its --help.
@@ -42,28 +43,21 @@ class UsageError(Exception):
 _OVERRIDES: list[tuple[str, str]] = []  # keys of the config, and their text
 
 
+# Flags by command: how absl defines each, and the commands whose flags are
+# among them ("+").
+_FLAGS: dict[str, dict[str, list]] = base.asset(__file__, "flags.json")
 # A config for rows of one's own, beside --config or in its place.
-_ROWS = {
-  "rows": "Train on the rows of this .jsonl, .json, .csv or .parquet file.",
-  "prompt": "Their column of the prompt, or a text such as 'Q: {question}'.",
-  "rewards": "Their reward functions, as my_rewards.py:right,short.",
-  "answer": "Their column of the reference, if there is one.",
-  "test": "The share of them that is held out, or a file; 0.1 by default.",
-  "method": "How it is trained: of saw_jax.names('methods'), as gdpo+saw.",
-  "model": "What is trained: smollm2, a Hugging Face directory, a .gguf file.",
-}
+_ROWS = [name for name in _FLAGS["config"] if name != "config"]
 
 
-def define_config() -> None:
-  flags.DEFINE_string(
-    "config",
-    None,
-    "The config of a table or of a file, and its arguments, e.g. "
-    "saw/tool_calling:row=gdpo_saw,scale=tiny or configs/mine.py:row=one. "
-    "Override any key with --config.section.key=value.",
-  )
-  for name, what in _ROWS.items():
-    flags.DEFINE_string(name, None, what)
+def define(command: str) -> None:
+  """Defines the flags of a command."""
+  table = dict(_FLAGS[command])
+  for other in table.pop("+", ()):
+    define(other)
+  for name, (kind, *given) in table.items():
+    options = given.pop() if isinstance(given[-1], dict) else {}
+    getattr(flags, f"DEFINE_{kind}")(name, *given, **options)
 
 
 def names_task() -> bool:
@@ -79,7 +73,7 @@ def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
   """
   given = {name: getattr(flags.FLAGS, name) for name in ("config", *_ROWS)}
   given = {name: text for name, text in given.items() if text is not None}
-  options = {x: given[x] for x in list(_ROWS)[:-2] if x in given}
+  options = {x: given[x] for x in _ROWS[:-2] if x in given}
   method, model = given.get("method", ""), given.get("model", "")
   if not (given.keys() & {"config", "rows"} or names_task()):
     for name in [*(f"config.{key}" for key, _ in _OVERRIDES), *given]:

@@ -192,13 +192,8 @@ def test_transitions_become_what_the_policy_would_have_had():
     assert (tokens[-1] in TOKENIZER.eos_ids) == (role == POLICY)
 
 
-@pytest.mark.parametrize(
-  ("most", "prompts", "shards", "expected"),
-  [(64, 3, 1, 6), (64, 3, 4, 8), (4, 3, 1, 4), (64, 32, 4, 64)],
-)
-def test_a_call_has_no_more_rows_than_a_step(most, prompts, shards, expected):
-  made = types.SimpleNamespace(
-    episodes=sections.EpisodeConfig(rows_per_call=most),
-    loop=sections.LoopConfig(prompts_per_step=prompts, group_size=2),
-  )
-  assert agents.rows_per_call(made, shards) == expected
+def test_a_call_has_no_more_rows_than_a_step():
+  for most, shards, expected in ((64, 1, 4), (64, 3, 6), (2, 1, 2)):
+    config = sections.EpisodeConfig(rows_per_call=most)
+    made = types.SimpleNamespace(episodes=config, loop=MADE.loop)
+    assert agents.rows_per_call(made, shards) == expected
