@@ -71,14 +71,11 @@ class DecoderConfig:
         f"rotary_size must be even and at most head_size ({self.head_size}), "
         f"not {self.rotary_size}."
       )
-    num_factors = (self.rotary_size or self.head_size) // 2
-    # Their sizes, and what says no more than that there is nothing.
-    sizes = {"rope_factors": (num_factors, None)}
-    sizes |= {
-      "windows": (self.num_layers, 0),
-      "rotated": (self.num_layers, True),
-    }
-    for name, (size, same) in sizes.items():
+    for name, size, same in (
+      ("rope_factors", (self.rotary_size or self.head_size) // 2, None),
+      ("windows", self.num_layers, 0),
+      ("rotated", self.num_layers, True),
+    ):
       values = tuple(getattr(self, name))
       if values and len(values) != size:
         raise ValueError(f"{name} must have {size} entries, not {len(values)}.")

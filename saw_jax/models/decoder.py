@@ -135,11 +135,10 @@ class Decoder(nn.Module):
       for window in c.windows or (0,) * c.num_layers
     ]
     rotary = attention.rotary_tables(positions_BS, c)
+    rotated = c.rotated or (True,) * c.num_layers
     places = [
       (rotary if rotates else None, mask_BST, index)
-      for rotates, mask_BST in zip(
-        c.rotated or (True,) * c.num_layers, masks, strict=True
-      )
+      for rotates, mask_BST in zip(rotated, masks, strict=True)
     ]
     x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)

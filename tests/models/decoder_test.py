@@ -92,26 +92,17 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
       out[h + size // 2] = a * np.sin(angle) + b * np.cos(angle)
     return out
 
-  def head(p, x, name, n, position, rotates):
-    found = x @ p[name][:, n]
+  def heads(p, x, name, position):
+    found = np.einsum("d,dnh->nh", x, p[name])
     if c.qkv_bias:
-      found = found + p[f"{name}_bias"][n]
-    if c.qk_norm and name != "value":
-      found = norm(found, p[f"{name}_norm"]["scale"])
-    if c.wide_qk_norm and name != "value":
-      every = np.concatenate(
-        [x @ p[name][:, m] for m in range(p[name].shape[1])]
-      )
-      every = norm(every, p[f"{name}_norm"]["scale"])
-      found = every[n * c.head_size : (n + 1) * c.head_size]
-    return rope(found, position) if rotates and name != "value" else found
-
-  def heads(p, stream, name, rotates):
-    number = range(p[name].shape[1])
-    return [
-      [head(p, x, name, n, t, rotates) for n in number]
-      for t, x in enumerate(stream)
-    ]
+      found = found + p[f"{name}_bias"]
+    if name == "value":
+      return found
+    if c.qk_norm:
+      found = [norm(one, p[f"{name}_norm"]["scale"]) for one in found]
+    if c.wide_qk_norm:
+      found = norm(found, p[f"{name}_norm"]["scale"].reshape(found.shape))
+    return found if position is None else [rope(x, position) for x in found]
 
   def added(x, found, scale):
     return x + (norm(found, scale) if c.post_norm else found)
@@ -124,8 +115,10 @@ def numpy_decoder(config, params, tokens) -> np.ndarray:
     if not c.post_norm:
       before = [norm(x, scale) for x in stream]
     rotates = not c.rotated or c.rotated[i]
-    names = ("query", "key", "value")
-    q, k, v = (heads(p, before, name, rotates) for name in names)
+    q, k, v = (
+      [heads(p, x, name, t if rotates else None) for t, x in enumerate(before)]
+      for name in ("query", "key", "value")
+    )
     for t in range(len(tokens)):
       found = 0
       for n in range(c.num_heads):
@@ -362,15 +355,17 @@ def test_a_value_head_adds_a_vector_and_a_bias_that_are_0():
   np.testing.assert_array_equal(decoder.values(params, hidden), [8.5, 1.5])
 
 
-def test_a_mesh_with_rules_changes_no_value():
-  params = random_params(CONFIG)
+@pytest.mark.parametrize("name", ["plain", "olmo2"])
+def test_a_mesh_with_rules_changes_no_value(name):
+  config = but(**VARIANTS[name])
+  params = random_params(config)
   batch = left_padded((3, 7, 5, 6), 7)
-  expected, _ = apply(CONFIG, params, *batch)
+  expected, _ = apply(config, params, *batch)
   kinds = (jax.sharding.AxisType.Auto,) * 2
   mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=kinds)
   rules = (("batch", "data"), ("kv_heads", "tensor"), ("heads", "tensor"))
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-    actual, _ = jax.jit(lambda p: apply(CONFIG, p, *batch))(params)
+    actual, _ = jax.jit(lambda p: apply(config, p, *batch))(params)
   assert not actual.sharding.is_fully_replicated
   valid = batch[2]
   np.testing.assert_allclose(actual[valid], expected[valid], atol=1e-5)

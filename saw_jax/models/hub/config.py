@@ -239,10 +239,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
       if read_config(document, where=name) == wanted:
         return document
-  parts = (*_SWITCHES, "rotary_size", "windows", "rotated")
   raise ValueError(
-    "no published family has the parts of this decoder together: "
-    + ", ".join(f"{part}={getattr(config, part)}" for part in parts)
+    f"no published family has the parts of this decoder together: {config}"
   )
 
 

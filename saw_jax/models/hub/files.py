@@ -181,7 +181,7 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
   shards = sorted(set(weight_map.values()))
   paths = {shard: find(directory, shard) for shard in shards}
   if single.is_file() and shards != [SINGLE]:
-    if all(path.is_file() for path in paths.values()):
+    if paths and all(path.is_file() for path in paths.values()):
       raise ValueError(
         f"{directory}: two models, {SINGLE} and that of {INDEX}: remove one"
       )
@@ -261,10 +261,12 @@ def write_tensors(
       file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     tensors = {}
     for name in names:
-      tensors[name] = rounded(tensor(name), stored, directory, name)
-      found, wanted = list(tensors[name].shape), list(shapes[name])
+      values = tensor(name)
+      found, wanted = list(values.shape), list(shapes[name])
       if found != wanted:
         raise ValueError(f"tensor {name!r} has shape {found}, not {wanted}")
+      tensors[name] = np.empty(found, stored)
+      round_to(tensors[name], values, directory, name)
     paths.append(directory / file)
     _safetensors().numpy.save_file(
       tensors, paths[-1], metadata={"format": "pt"}
@@ -276,15 +278,12 @@ def write_tensors(
   return paths
 
 
-def rounded(
-  values: np.ndarray, dtype: Any, where: Any, name: str
-) -> np.ndarray:
-  """A tensor in a dtype; a value that is not finite in it is a ValueError."""
+def round_to(found: np.ndarray, values: np.ndarray, where: Any, name: str):
+  """Writes a tensor into an array, where it must be finite."""
   with np.errstate(over="ignore"):
-    found = np.ascontiguousarray(values).astype(dtype, copy=False)
+    found[...] = values
   if not np.isfinite(found).all():
     said = f"{where}: damaged: tensor {name!r} has values that are not finite"
     if np.isfinite(values).all():
       said = f"{where}: tensor {name!r} has values too large for {found.dtype}"
     raise ValueError(said)
-  return found

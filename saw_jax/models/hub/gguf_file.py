@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files (extra `gguf`), read under the names of a Hugging Face one."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -146,13 +147,14 @@ class GGUFFile:
       "rope_scaling": self._rope_scaling(),
     }
     document = {key: x for key, x in document.items() if x is not None}
-    heads, width = map(document.get, ("num_attention_heads", "hidden_size"))
-    if heads and width:
+    # Sizes that are none are refused with the config.
+    with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+      width, heads = document["hidden_size"], document["num_attention_heads"]
       head_size = document.setdefault("head_dim", width // heads)
       rotary_size = self._of("rope.dimension_count", head_size)
       document["partial_rotary_factor"] = rotary_size / head_size
-    if self._kind == "phi3":
-      document["sliding_window"] = self._of("attention.sliding_window")
+    if self._kind == "phi3":  # 0: none
+      document["sliding_window"] = self._of("attention.sliding_window") or None
     return document
 
   def _rope_scaling(self) -> dict[str, Any] | None:

@@ -182,7 +182,7 @@ def load_params(
         name = piece.tensor.format(number)
         rows = read(name)[piece.rows].reshape(piece.shape)
         rows = rows.transpose(piece.axes)[index]
-        part[...] = hub_files.rounded(rows, leaf.dtype, where(name), name)
+        hub_files.round_to(part, rows, where(name), name)
       return values
 
     return jax.make_array_from_callback(leaf.shape, sharding, shard)

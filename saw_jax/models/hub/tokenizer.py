@@ -189,7 +189,8 @@ def open_tokenizer(
   try:
     found = library.Tokenizer.from_file(str(file))
   except Exception as error:  # The library raises nothing narrower.
-    raise ValueError(f"{file}: not a tokenizer: {error}") from error
+    said = hub_files.kind_of(file) or f"not a tokenizer: {error}"
+    raise ValueError(f"{file}: {said}") from error
 
   def read(name: str) -> dict[str, Any]:
     there = (path / name).is_file()

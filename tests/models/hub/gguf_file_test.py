@@ -167,6 +167,21 @@ def refusal(path, kind=ValueError) -> str:
   return str(error.value)
 
 
+def test_sizes_that_are_none(tmp_path):
+  for key, value, words in (
+    ("head_count", 0, "'num_attention_heads' must be a size, not 0"),
+    ("head_count", 65, "'head_dim' must be a size, not 0"),
+    ("block_count", 10**9, "'num_hidden_layers' must be a size"),
+    ("rope_freq_base", float("nan"), "'rope_theta' must be a number, not nan"),
+    ("rope_dimension_count", 8, "8 of 16 entries"),
+  ):
+    write(tmp_path / "x.gguf", "llama", scaling={key: value})
+    assert words in refusal(tmp_path / "x.gguf")
+  # What a converter writes for none.
+  found = config(tmp_path / "x.gguf", "phi3", scaling={"sliding_window": 0})
+  assert found.windows == ()
+
+
 def test_a_truncated_file(tmp_path):
   path = tmp_path / "x.gguf"
   refusal(path, FileNotFoundError)
