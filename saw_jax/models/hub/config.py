@@ -21,6 +21,7 @@ _SIZES = {
   **dict(num_key_value_heads="num_kv_heads", intermediate_size="mlp_size"),
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_SWITCH, _INTERVAL = "use_sliding_window", "no_rope_layer_interval"
 _LONGEST, _FIRST = (f"{x}max_position_embeddings" for x in ("", "original_"))
 
 # What the value of a key may be; limits are those of a number.
@@ -57,21 +58,17 @@ _POSITIONS = {
 }
 # What is read, where it is there and not null.
 _FIELDS = _POSITIONS | {
-  **dict.fromkeys(_SIZES, _whole(1, 10**8)),
-  "num_hidden_layers": _whole(1, 10_000),
+  **dict.fromkeys((*_SIZES, "sliding_window"), _whole(1, 10**8)),
+  **dict.fromkeys(("num_hidden_layers", _INTERVAL), _whole(1, 10_000)),
   "rms_norm_eps": _number(1e-20, 1),
   "hidden_act": _one_of("silu", "swish"),
-  **dict.fromkeys(("tie_word_embeddings", "use_sliding_window"), _FLAG),
+  **dict.fromkeys(("tie_word_embeddings", _SWITCH, "truncate"), _FLAG),
   **dict.fromkeys(("rope_scaling", "rope_parameters"), _OBJECT),
-  "sliding_window": _whole(1, 10**9),
   "max_window_layers": _whole(0, 10_000),
   "layer_types": _list(_one_of(_FULL, _SLIDING)),
   "no_rope_layers": _list(_whole(0, 1)),
-  "no_rope_layer_interval": _whole(1, 10_000),
-  # Of a rope scaling:
   **dict.fromkeys(_FACTORS.split(), _FACTOR),
   **dict.fromkeys(("short_factor", "long_factor"), _list(_FACTOR)),
-  "truncate": _FLAG,
 }
 
 
@@ -112,8 +109,8 @@ _DEFAULT = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _DEFAULT |= {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
 _EPS, _WINDOW = {"rms_norm_eps": 1e-5}, {"sliding_window": 4096}
 _LATE = {**_WINDOW, "max_window_layers": 28}
-_NONE = {"use_sliding_window": False}
-_ALL = dict(use_sliding_window=True, layer_types=None, max_window_layers=0)
+_NONE = {_SWITCH: False}
+_ALL = {_SWITCH: True, "layer_types": None, "max_window_layers": 0}
 _SMOLLM3 = {"rope_theta": 2e6, "tie_word_embeddings": True}
 # A decoder is written as the first of them that has its parts. SmolLM and
 # SmolLM2 are Llama.
@@ -158,12 +155,7 @@ def find_family(document: Document, where: str) -> Family:
       f"{', '.join(lacking) or 'what is not known here'}; there are "
       f"{', '.join(FAMILIES)}"
     )
-  family, kind = FAMILIES[found[0]], document.get("model_type")
-  if kind not in (None, family.model_type):
-    raise ValueError(
-      f"{where}: 'model_type' is {kind!r}, and 'architectures' says {found[0]}"
-    )
-  return family
+  return FAMILIES[found[0]]
 
 
 def read_config(
@@ -193,9 +185,8 @@ def read_config(
   rope = _rope(document, given, where)
   # Rounded down, as there.
   rotary_size = int(head_size * rope["partial_rotary_factor"])
-  if not (
-    rotary_size and "partial" in family.parts or rotary_size == head_size
-  ):
+  is_known = rotary_size and "partial" in family.parts
+  if not (is_known or rotary_size == head_size):
     raise ValueError(
       f"{where}: 'partial_rotary_factor' would rotate {rotary_size} of "
       f"{head_size} entries, which is not supported for {family.model_type}"
@@ -225,15 +216,13 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
   It is of the first family whose document is read as the same decoder.
   """
   rotary_size = config.rotary_size or config.head_size
-  factors = config.rope_factors
-  if config.rope_scale != 1.0:
-    factors = factors or (1.0,) * (rotary_size // 2)
-  wanted = dataclasses.replace(
-    config,
-    **dict(scan_layers=False, remat="none", value_head=False),
-    **dict(dtype="float32", param_dtype="float32", rope_factors=factors),
-    rotary_size=rotary_size % config.head_size,
-  )
+  factors = config.rope_factors or (1.0,) * (rotary_size // 2)
+  if config.rope_scale == 1.0:
+    factors = config.rope_factors
+  how = dict(scan_layers=False, remat="none", value_head=False)
+  how |= dict(dtype="float32", param_dtype="float32", rope_factors=factors)
+  how["rotary_size"] = rotary_size % config.head_size
+  wanted = dataclasses.replace(config, **how)
   for name in FAMILIES:
     document = _document(wanted, name)
     with contextlib.suppress(ValueError):
@@ -259,8 +248,7 @@ def _document(config: DecoderConfig, name: str) -> dict[str, Any]:
     rope[_FIRST] = max_length
   newer = dict(rope or {"rope_type": "default"}, rope_theta=config.rope_theta)
   document = {
-    "architectures": [name],
-    "model_type": family.model_type,
+    **dict(architectures=[name], model_type=family.model_type),
     "hidden_act": "silu",
     **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
     _LONGEST: max_length,
@@ -282,8 +270,7 @@ def _document(config: DecoderConfig, name: str) -> dict[str, Any]:
     document["no_rope_layers"] = list(map(int, config.rotated))
   if window:
     kinds = [_SLIDING if size else _FULL for size in config.windows]
-    said = dict(sliding_window=window, use_sliding_window=True)
-    said["layer_types"] = kinds
+    said = {"sliding_window": window, _SWITCH: True, "layer_types": kinds}
     document |= {k: x for k, x in said.items() if k not in family.fixed}
   return document
 
@@ -397,8 +384,8 @@ def _rope(document: Document, given: Document, where: str) -> dict[str, Any]:
   rope = {**outside, **{k: x for k, x in rope.items() if x is not None}}
   kind = rope.get("rope_type") or rope.get("type", "default")
   # Phi-3 called LongRoPE "su" and "yarn" before it had its name.
-  if document.get("model_type") == "phi3" and kind in ("su", "yarn"):
-    kind = "longrope"
+  is_phi3 = document.get("model_type") == "phi3"
+  kind = "longrope" if is_phi3 and kind in ("su", "yarn") else kind
   # In the document itself the first length has precedence, as there.
   lengths = (outside.get(_FIRST), rope.get(_FIRST), rope.get(_LONGEST))
   rope[_FIRST] = next((x for x in lengths if x is not None), None)
@@ -410,7 +397,7 @@ def _rotated(given: Document, family: Family, where: str) -> tuple[bool, ...]:
   count = given["num_hidden_layers"]
   if "unrotated" not in family.parts:
     return (True,) * count
-  every = given.get("no_rope_layer_interval", 4)
+  every = given.get(_INTERVAL, 4)
   found = given.get("no_rope_layers", [i % every for i in range(1, count + 1)])
   if len(found) < count:
     raise ValueError(f"{where}: 'no_rope_layers' must have {count} entries")
@@ -425,7 +412,7 @@ def _windows(
   if kinds is not None and len(kinds) != count:
     raise ValueError(f"{where}: 'layer_types' must have {count} entries")
   window = document.get("sliding_window", given.get("sliding_window"))
-  if not (given.get("use_sliding_window") and window):
+  if not (given.get(_SWITCH) and window):
     return ()
   # Where nothing says which layers have one, late ones or unrotated ones do.
   first = given.get("max_window_layers")

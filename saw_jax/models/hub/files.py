@@ -28,22 +28,18 @@ _DTYPES = {
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Folders in a directory: of files that are being written, and of whole ones
-# that are to replace what is there.
+# Folders of files that are being written, and of those that are whole.
 _WRITTEN, _WHOLE = ".saving", ".saved"
 _KINDS = {
   b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull",
   b"GGUF": "a GGUF file: give it the ending .gguf, and name it itself",
   b"PK\3\4": "a ZIP archive, perhaps a pickle of torch, which is not read",
   b"\x80\2\x8a": "a pickle of torch, which is not read: convert it",
-  b"<!doctype": "a web page",
-  b"<html": "a web page",
 }
 _OTHERS = {
   "adapter_config.json": "an adapter (PEFT): merge it into its base model",
   "*.gguf": "a GGUF file: name it in place of its directory",
   "*.bin": "a pickle, which is not read: convert it",
-  "*.pt*": "a pickle, which is not read: convert it",
 }
 
 
@@ -84,11 +80,10 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
 
 def kind_of(path: pathlib.Path) -> str:
   """What a file of another kind is, by its first bytes; else nothing."""
-  begin = b""
   with contextlib.suppress(OSError), path.open("rb") as file:
-    begin = file.read(32).lstrip().lower()
-  kinds = (what for x, what in _KINDS.items() if begin.startswith(x.lower()))
-  return next(kinds, "")
+    begin = file.read(32)
+    return next((y for x, y in _KINDS.items() if begin.startswith(x)), "")
+  return ""
 
 
 def find(directory: pathlib.Path, name: str) -> pathlib.Path:
@@ -180,7 +175,7 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
     raise ValueError(f"{index}: no 'weight_map' from tensors to files")
   shards = sorted(set(weight_map.values()))
   paths = {shard: find(directory, shard) for shard in shards}
-  if single.is_file() and shards != [SINGLE]:
+  if single.is_file() and single not in paths.values():
     if paths and all(path.is_file() for path in paths.values()):
       raise ValueError(
         f"{directory}: two models, {SINGLE} and that of {INDEX}: remove one"

@@ -22,18 +22,11 @@ _GLOBAL = {
   "output.weight": "lm_head.weight",
 }
 _LAYER = {
-  "attn_norm": "input_layernorm",
-  "attn_q": "self_attn.q_proj",
-  "attn_k": "self_attn.k_proj",
-  "attn_v": "self_attn.v_proj",
-  "attn_qkv": "self_attn.qkv_proj",
+  **{f"attn_{x}": f"self_attn.{x}_proj" for x in ("q", "k", "v", "qkv")},
+  **{f"attn_{x}_norm": f"self_attn.{x}_norm" for x in "qk"},
+  **{f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
+  **dict(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
   "attn_output": "self_attn.o_proj",
-  "attn_q_norm": "self_attn.q_norm",
-  "attn_k_norm": "self_attn.k_norm",
-  "ffn_norm": "post_attention_layernorm",
-  "ffn_gate": "mlp.gate_proj",
-  "ffn_up": "mlp.up_proj",
-  "ffn_down": "mlp.down_proj",
 }
 # Factors of the frequencies: not weights, but read into the config.
 _FREQUENCIES = tuple(

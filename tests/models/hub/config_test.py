@@ -169,7 +169,6 @@ def test_another_architecture_is_told_what_is_missing():
   [
     ({"architectures": None}, "architectures"),
     ({"architectures": []}, "architectures"),
-    ({"model_type": "qwen2"}, "'model_type' is 'qwen2'"),
     ({"hidden_size": 30}, "'head_dim' must be even, not 7.5"),
     ({"head_dim": 7}, "'head_dim' must be even, not 7"),
     ({"partial_rotary_factor": 0.5}, "4 of 8 entries"),

@@ -374,7 +374,6 @@ def test_what_float16_cannot_hold_is_named_and_nothing_is_lost(folder, params):
     (b"GGUF\3\0\0\0", "a GGUF file"),
     (b"\x80\2\x8a\nl\xfc\x9cF", "a pickle"),
     (b"PK\3\4\0\0\0\0", "a ZIP archive"),
-    (b"\n<!DOCTYPE html><html>", "a web page"),
   ],
 )
 def test_a_file_of_another_kind_says_what_it_is(folder, begin, words):
