@@ -293,7 +293,7 @@ class LabelLedger:
           "REPLACE INTO questions VALUES (?, ?, ?, ?, ?, ?, 'waiting', 1, 0, "
           "NULL, NULL, NULL, 0, ?, ?, NULL)",
           *(prompt, digest, document, q.seed, q.step, round + 1),
-          *(time.time(), seconds),
+          *(_now(sql), seconds),
         )
 
   def states(self, prompts: Sequence[int]) -> dict[int, tuple]:
@@ -333,9 +333,10 @@ class LabelLedger:
       rows = sql(
         "SELECT prompt_id, round, seed, step, document FROM questions "
         "WHERE is_open AND status = 'waiting' "
-        "AND (page IS NULL OR page = ?1 OR lease_until <= ?2) "
+        "AND (page IS NULL OR page = ?1 OR lease_until <= ?2 "
+        "OR lease_until > ?3) "  # of before the clock was set back
         "ORDER BY page IS NOT ?1, asked_at, rowid LIMIT 1",
-        *(page, now),
+        *(page, now, now + _LEASE_S),
       )
       if not rows:
         return None
@@ -359,7 +360,7 @@ class LabelLedger:
         return status
       if not is_open:
         return "closed"
-      if holder not in (None, page) and until > now:
+      if holder not in (None, page) and now < until <= now + _LEASE_S:
         return "elsewhere"
       _hold(sql, page, prompt, now)
       return "yours"
@@ -400,7 +401,7 @@ class LabelLedger:
         raise AnswerError("The run no longer waits for it: nothing to skip.")
       status = "skipped" if label is None else "answered"
       change = "status = ?, label = ?, who = ?, page = ?, settled_at = ?"
-      _update(sql, prompt, change, status, label, who, page, time.time())
+      _update(sql, prompt, change, status, label, who, page, _now(sql))
       return label
 
   def last(self, page: str) -> tuple[int, str | None, bool] | None:
@@ -438,7 +439,7 @@ class LabelLedger:
       )
       if patience is not None:
         since = max(asked, settled or 0)
-        patience = max(since + patience - time.time(), 0.0)
+        patience = min(max(since + patience - time.time(), 0.0), patience)
       ((total,),) = sql("SELECT total FROM budget")
       return Counts(
         *map(int, numbers), patience, _spent(_purchases(sql)), total
@@ -539,6 +540,14 @@ def _rows(sql: _Sql, prompts: Iterable[int], columns: str) -> dict[int, tuple]:
   """Questions; one look-up each, as SQLite limits a list's length."""
   statement = f"SELECT {columns} FROM questions WHERE prompt_id = ?"
   return {p: row for p in prompts for row in sql(statement, p)}
+
+
+def _now(sql: _Sql) -> float:
+  """The time, but after all that was asked or settled, if clocks are set."""
+  ((latest,),) = sql(
+    "SELECT MAX(MAX(asked_at, IFNULL(settled_at, 0))) FROM questions"
+  )
+  return max(time.time(), (latest or 0.0) + 1e-6)
 
 
 def _hold(sql: _Sql, page: str, prompt: int, now: float) -> None:

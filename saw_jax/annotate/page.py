@@ -35,6 +35,7 @@ from saw_jax.annotate.questions import MAX_LABEL_SIZE, describe_form
 Fields = Mapping[str, str]
 
 _BUSY_S = 5.0  # A person waits for less time than a run.
+_STALLED_S = 30.0  # for one request, from its first byte to the reply's last
 _MAX_BODY = 64 * 1024
 _MOST_REFUSED = 99  # pages that have not come for what was refused
 _PAGE_NAME = re.compile(r"[A-Za-z0-9_-]{8,40}")
@@ -51,6 +52,7 @@ _HEADERS = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Resource-Policy": "same-origin",
   "Cache-Control": "no-store",
+  "Connection": "close",  # so that its limit is that of one request
 }
 _REFUSED = (
   "This page needs the token that saw annotate printed: open the "
@@ -92,6 +94,8 @@ def make_app(
       form = await _read_form(request) if request.method == "POST" else None
       asked = request.url.path, query, form
       reply = await concurrency.run_in_threadpool(pages.reply, *asked)
+    except requests.ClientDisconnect:
+      return responses.Response()  # Nobody is there to read it.
     except _Refusal as refusal:
       # A page for whoever has no token: it loads nothing.
       status, said = refusal.args
@@ -141,6 +145,7 @@ def serve(
       app = make_app(path, token=token, port=port, who=who)
     config = uvicorn.Config(
       app,
+      http=_make_protocol(),
       log_level="warning",
       access_log=False,  # It would hold the token.
       server_header=False,
@@ -152,6 +157,18 @@ def serve(
     shown = f"[{address}]" if is_ipv6 else address
     print(f"http://{shown}:{port}/?token={token}", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _make_protocol() -> type:
+  """A connection that ends when its request takes too long, at either end."""
+  from uvicorn.protocols.http.h11_impl import H11Protocol
+
+  class Protocol(H11Protocol):
+    def connection_made(self, transport: Any) -> None:
+      super().connection_made(transport)
+      self.loop.call_later(_STALLED_S, transport.abort)
+
+  return Protocol
 
 
 def loopback(host: str) -> str:

@@ -55,6 +55,23 @@ class TestLease:
     assert ledger.lease("two", now=131.0) == two
     assert ledger.lease("three", now=131.0) == one
 
+  def test_a_clock_that_is_set_back_blocks_nothing(self, ledger, monkeypatch):
+    now = 10_000.0
+    monkeypatch.setattr(ledger_lib.time, "time", lambda: now)
+    ledger.ask(ask(2, 3), patience=60.0)
+    one = ledger.lease("one")
+    assert ledger.settle("one", 3, 1, answer="7") == "7"
+    now -= 3600.0
+    assert ledger.counts().patience == 60.0
+    assert ledger.lease("two") == one and ledger.renew("one", 2) == "elsewhere"
+    now -= 3600.0
+    assert ledger.renew("one", 2) == "yours"
+    # What came later stays later.
+    ledger.ask(ask(1))
+    assert ledger.lease("two").prompt_id == 1
+    ledger.settle("one", 2, 1, answer="8")
+    assert ledger.last("one")[0] == 2 and ledger.undo("one") == 2
+
   def test_what_is_long_is_cut_in_the_middle(self, ledger):
     long = "a" * 4000 + "b" * 1_000_000 + "c" * 4000
     clusters = [Cluster("7", 20, long), Cluster("8", 19, "d" * 8000)]

@@ -435,3 +435,31 @@ class TestForReal:
     assert server.returncode == 0
     assert said == f"the page is closed; the answers are in {path}\n"
     assert complaints == ""
+
+  def test_who_stalls_is_cut_off_and_who_leaves_is_no_error(self, path, ledger):
+    code = (
+      "import contextlib, sys; from saw_jax.annotate import page\n"
+      "page._STALLED_S = 0.5\n"
+      "with contextlib.suppress(KeyboardInterrupt): page.serve(sys.argv[1])"
+    )
+    words, pipe = [sys.executable, "-c", code, str(path)], subprocess.PIPE
+    how = {"stdout": pipe, "stderr": pipe, "text": True, "cwd": ROOT}
+    server = subprocess.Popen(words, **how)
+    try:
+      found = urllib.parse.urlsplit(server.stdout.readline().strip())
+      post = f"POST /skip?{found.query} HTTP/1.1\r\nHost: {found.netloc}\r\n"
+      half = f"{post}Content-Length: 100\r\n\r\ncsrf="
+      get = post.replace("POST /skip", "GET /") + "\r\n"
+      place = found.hostname, found.port
+      with socket.create_connection(place) as one:
+        one.sendall(half.encode())  # and is gone
+      for text in ("", "GET / HT", half, f"{get}G"):
+        with socket.create_connection(place, timeout=30) as one:
+          one.sendall(text.encode())
+          reply = b"".join(iter(lambda one=one: one.recv(4096), b""))
+          status = b"HTTP/1.1 303" if text.startswith(get) else b""
+          assert reply[:12] == status
+      server.send_signal(signal.SIGINT)
+      assert server.communicate(timeout=60)[1] == ""
+    finally:
+      server.kill()

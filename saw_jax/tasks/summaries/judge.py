@@ -143,22 +143,25 @@ class JudgeCache:
     return json.loads(found)
 
   def reserve(
-    self, model: str, interval_s: float, latest: float
+    self, model: str, interval_s: float, patience_s: float, longest_s: float
   ) -> float | None:
     """Takes the next place in the queue of requests to a model.
 
-    Returns when the request may leave, in seconds since the epoch, or None if
-    that is after `latest`.
+    Returns in how many seconds the request may leave, or None if that is more
+    than `patience_s`. Nobody is more patient than `longest_s`: a queue that is
+    longer was made before a clock was set back, and is over.
     """
     with self._transaction() as connection:
       find = "SELECT next_at FROM departures WHERE model = ?"
       (next_at,) = connection.execute(find, (model,)).fetchone() or (0.0,)
-      leaves = max(time.time(), next_at)
-      if leaves > latest:
+      now = time.time()  # as other processes have it, too
+      wait_s = max(next_at - now, 0.0)
+      wait_s = 0.0 if wait_s > longest_s + interval_s else wait_s
+      if wait_s > patience_s:
         return None
       keep = "INSERT OR REPLACE INTO departures VALUES (?, ?)"
-      connection.execute(keep, (model, leaves + interval_s))
-    return leaves
+      connection.execute(keep, (model, now + wait_s + interval_s))
+    return wait_s
 
   @contextlib.contextmanager
   def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -260,11 +263,11 @@ class Judge:
   def _wait_for_turn(self, deadline: float) -> None:
     rate = self._config.requests_per_minute
     if rate:
-      latest = time.time() + deadline - time.monotonic()
-      leaves = self._cache.reserve(self._config.model, 60.0 / rate, latest)
-      if leaves is None:
+      limits = deadline - time.monotonic(), self._config.limit_s
+      wait_s = self._cache.reserve(self._config.model, 60.0 / rate, *limits)
+      if wait_s is None:
         raise Unscored(f"{rate:g} requests a minute leave no time", "late")
-      time.sleep(max(leaves - time.time(), 0.0))
+      time.sleep(wait_s)
 
   def _send(self, body: bytes, deadline: float) -> str:
     httpx, now = _import_httpx(), time.monotonic()

@@ -493,11 +493,16 @@ def test_a_killed_writer_leaves_what_it_wrote(path):
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_place_that_is_too_late_is_left_to_others(path):
+def test_a_place_that_is_too_late_is_left_to_others(path, monkeypatch):
   cache = JudgeCache(path)
-  first = cache.reserve("m", 60.0, time.time() + 1)
-  assert cache.reserve("m", 60.0, first + 59.0) is None
-  assert cache.reserve("m", 60.0, first + 61.0) == first + 60.0
+  now = 1000.0
+  monkeypatch.setattr(judge_lib.time, "time", lambda: now)
+  assert cache.reserve("m", 60.0, 1.0, 90.0) == 0.0
+  assert cache.reserve("m", 60.0, 59.0, 90.0) is None
+  assert cache.reserve("m", 60.0, 61.0, 90.0) == 60.0
+  now = 1000.0 - 3600.0  # The clock is set back: nobody waits for an hour.
+  assert cache.reserve("m", 60.0, 1.0, 90.0) == 0.0
+  assert cache.reserve("m", 60.0, 61.0, 90.0) == 60.0
 
 
 @pytest.mark.parametrize(
