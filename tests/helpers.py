@@ -219,9 +219,13 @@ def largest_file(folder):
   return max(files, key=lambda path: path.stat().st_size)
 
 
-def flip_a_byte(path):
+def halve(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(path, place=None):
   data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 0xFF
+  data[len(data) // 2 if place is None else place] ^= 0xFF
   path.write_bytes(data)
 
 

@@ -223,11 +223,17 @@ def write_csv(path: _Path, head: list[str], lines: list[list[Any]]) -> None:
 
 
 def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
+  lines = []
   with path.open(newline="", encoding="utf-8") as file:
-    lines = list(csv.DictReader(file))
-  for number, line in enumerate(lines, start=2):
-    if None in line or None in line.values():
-      raise DamagedRunError(f"{path}, line {number}: not as long as the header")
+    try:
+      for line in csv.DictReader(file):
+        lines.append(line)
+        if None in line or None in line.values():
+          raise ValueError("not as long as the header")
+        _ = int(line["seed"]), int(line["step"])
+    except (ValueError, KeyError, csv.Error) as error:
+      where = f"{path}, line {len(lines) + 1}"
+      raise DamagedRunError(f"{where}: {error}") from None
   return lines
 
 

@@ -1,5 +1,6 @@
 """Rows of a local data file, and their fields; what is wrong is named."""
 
+import codecs
 import csv
 import json
 import pathlib
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from saw_jax import naming
 
 _T = TypeVar("_T")
+_MARK = codecs.BOM_UTF8  # with which some editors begin a file
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
@@ -23,33 +25,48 @@ def read_rows(path: str | pathlib.Path) -> Iterator[Any]:
   if path.suffix == ".parquet":
     with naming.needs_extra("data", "reading a .parquet file needs pyarrow"):
       import pyarrow.parquet
-    yield from pyarrow.parquet.read_table(path).to_pylist()
+    yield from _read_parquet(path, pyarrow.parquet)
   elif path.suffix == ".csv":
     yield from _read_csv(path)
   else:
     yield from read_lines(path)
 
 
+def _read_parquet(path: pathlib.Path, parquet: Any) -> Iterator[Any]:
+  count = 0
+  try:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+      for batch in file.iter_batches(1000):
+        yield from (rows := batch.to_pylist())
+        count += len(rows)
+  except Exception as error:  # of many kinds
+    what = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    where = f"{path}, row {count} or after"
+    raise ValueError(f"{where}: damaged, or no Parquet: {what}") from error
+
+
 def _read_csv(path: pathlib.Path) -> Iterator[dict[str, str]]:
   """Yields what the columns, named by the first line, say: texts alone."""
   with path.open(newline="", encoding="utf-8-sig") as file:
     reader = csv.DictReader(file)
-    for row in reader:
-      if None in row or None in row.values():
-        raise ValueError(
-          f"{path}, line {reader.line_num}: not as many columns as the first"
-        )
-      yield row
+    try:
+      for row in reader:
+        if None in row or None in row.values():
+          raise ValueError(
+            f"{path}, line {reader.line_num}: not as many columns as the first"
+          )
+        yield row
+    except (csv.Error, UnicodeError) as error:
+      where = f"{path}, after line {reader.line_num}"
+      raise ValueError(f"{where}: {error}") from error
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Any]:
   """Yields the values of a file of JSON lines."""
-  for number, line in enumerate(path.read_text("utf-8").split("\n")):
-    if line.strip():
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
+  with path.open("rb") as file:
+    for number, line in enumerate(file):
+      if text := line.removeprefix(b"" if number else _MARK).strip():
+        yield _parse(text, f"{path}, line {number}")
 
 
 def read_object(path: str | pathlib.Path) -> dict[str, Any]:
@@ -101,15 +118,20 @@ def texts(row: Any, name: str) -> tuple[str, ...]:
 
 def _read_json(path: pathlib.Path, kind: type, what: str) -> Any:
   _check_file(path)
-  try:
-    content = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not JSON: {error}") from error
+  content = _parse(path.read_bytes().removeprefix(_MARK), f"{path}: not JSON")
   if not isinstance(content, kind):
     raise ValueError(f"{path}: not {what}.")
   return content
 
 
+def _parse(text: bytes, where: str) -> Any:
+  try:
+    return json.loads(text.decode())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{where}: {error}") from error
+
+
 def _check_file(path: pathlib.Path) -> None:
   if not path.is_file():
-    raise FileNotFoundError(f"{path}: there is no such file.")
+    what = "a folder, not a file" if path.is_dir() else "there is no such file"
+    raise FileNotFoundError(f"{path}: {what}.")

@@ -139,7 +139,11 @@ class TestReadCurves:
 
   @pytest.mark.parametrize(
     ("line", "word"),
-    [("0,4,1.0", "twice"), ("1,4", "line 3"), ("1,4,1.0,1.0", "line 3")],
+    [("0,4,1.0", "twice")]
+    + [
+      (line, "csv, line 3")
+      for line in ("1,4", "1,4,1.0,1.0", "\0,4,1", "x,4,1")
+    ],
   )
   def test_a_line_that_does_not_belong_is_refused(self, tmp_path, line, word):
     a = write_run(tmp_path / "a", ["step,seed,loss", "0,4,1.0", line])
