@@ -219,7 +219,8 @@ class ProcessSampler:
     except (EOFError, OSError) as error:
       self._process.join(timeout=5.0)
       raise ActorDied(
-        f"the sampler's process ended with code {self._process.exitcode}"
+        f"the sampler's process ended with code {self._process.exitcode} "
+        "(-9: the system killed it, as it does where memory runs out)"
       ) from error
     if isinstance(answer, str):
       raise ActorDied(f"the sampler raised {answer}")

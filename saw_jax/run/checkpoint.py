@@ -27,6 +27,8 @@ from orbax.checkpoint import checkpoint_managers
 from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
+LOG = logging.getLogger(__name__)
+
 
 class CheckpointError(ValueError):
   """A checkpoint is absent, damaged or of another shape."""
@@ -41,15 +43,30 @@ class Restored(NamedTuple):
   arrays: dict[str, np.ndarray]
 
 
+class _Manager(ocp.CheckpointManager):
+  """One that a damaged score does not keep from opening the directory."""
+
+  def metrics(self, step: int) -> dict[str, float] | None:
+    path = self.directory / str(step) / "metrics"
+    with contextlib.suppress(Exception):
+      score = float(super().metrics(step)["score"])
+      if math.isfinite(score):
+        return {"score": score}
+    if path.exists():
+      LOG.warning("the score in %s is damaged: it cannot be the best", path)
+    return None
+
+
 class Checkpointer:
   """Saves in the background; keeps the best, and two in case one is damaged.
 
-  One that `reads` leaves alone what another process is about to save.
+  One that `reads` changes nothing: another process may be saving there.
   """
 
   def __init__(self, directory: str | os.PathLike, *, reads: bool = False):
-    self.directory = pathlib.Path(directory).resolve()
+    self.directory, self._reads = pathlib.Path(directory).resolve(), reads
     score = lambda metrics: metrics["score"]  # noqa: E731
+    _silence_orbax()
     best = checkpoint_managers.BestN(
       get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
     )
@@ -58,10 +75,12 @@ class Checkpointer:
         [checkpoint_managers.LatestN(2), best]
       ),
       best_fn=score,
+      read_only=reads,
+      create=not reads,
       cleanup_tmp_directories=not reads,
       enable_async_checkpointing=True,
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    self._manager = _Manager(self.directory, options=options)
 
   @property
   def steps(self) -> list[int]:
@@ -70,6 +89,12 @@ class Checkpointer:
   @property
   def best_step(self) -> int | None:
     return self._manager.best_step() if self.steps else None
+
+  def forget_after(self, step: int) -> None:
+    """Takes away the checkpoints of later steps, which are to be repeated."""
+    for later in reversed([one for one in self.steps if one > step]):
+      LOG.info("the checkpoint of step %d is made again", later)
+      self._manager.delete(later)
 
   def save(
     self,
@@ -81,8 +106,6 @@ class Checkpointer:
     score: float | None = None,
   ) -> None:
     """Starts to save; returns when the arrays have been copied."""
-    if step in self.steps:
-      return
     items = {"state": ocp.args.StandardSave(state)}
     document = {"host": host, "fingerprints": fingerprints(state)}
     if arrays:
@@ -90,29 +113,34 @@ class Checkpointer:
       arrays = {name: np.array(array) for name, array in arrays.items()}
       items["arrays"] = ocp.args.StandardSave(arrays)
       document["arrays"] = fingerprints(arrays)
+    document["digest"] = _digest_of(document)
     if score is not None and not math.isfinite(score):
       score = None  # Nothing was scored: no best, and no NaN in its JSON.
     self._manager.save(
       step,
+      force=True,  # or be told that it is there: never skipped in silence
       args=ocp.args.Composite(document=ocp.args.JsonSave(document), **items),
       metrics=None if score is None else {"score": float(score)},
     )
 
   def restore(self, template: PyTree, *, step: int | None = None) -> Restored:
     """Restores a checkpoint, checking every array."""
-    _silence_leftovers()
     self.wait()
     self.check_step(step)
     steps = self.steps
-    step = steps[-1] if step is None else step
+    wanted, step = step, steps[-1] if step is None else step
     try:
       return self._read(template, step)
     except CheckpointError as error:
-      advice = "no earlier step is whole"
+      if not (self.directory / str(step)).exists():  # Its run has a newer one.
+        self._manager.reload()
+        return self.restore(template, step=wanted)
+      advice, flag = "no earlier step is whole", "--resume_step"
       for earlier in (s for s in steps if s < step):
         with contextlib.suppress(CheckpointError):
           self._read(template, earlier)
-          advice = f"the last good step is {earlier}: --resume_step={earlier}"
+          flag = "--checkpoint" if self._reads else flag
+          advice = f"the last good step is {earlier}: {flag}={earlier}"
       raise CheckpointError(f"{error}; {advice}") from error
 
   def check_step(self, step: int | None) -> None:
@@ -158,6 +186,8 @@ class Checkpointer:
     try:
       args = ocp.args.Composite(**{item: args})
       found = self._manager.restore(int(folder.name), args=args)[item]
+      if item == "document":
+        _check_document(found)
     except Exception as error:
       text = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise CheckpointError(f"{what} ({text[:200]})") from error
@@ -186,7 +216,18 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
 
 
 def digest(tree: PyTree) -> str:
-  text = json.dumps(fingerprints(tree), sort_keys=True)
+  return _digest_of(fingerprints(tree))
+
+
+def _check_document(document: dict[str, Any]) -> None:
+  told = document.pop("digest", None)  # Those of before have none.
+  is_whole = {"host", "fingerprints"} <= document.keys()
+  if not is_whole or told not in (None, _digest_of(document)):
+    raise ValueError("it is not what was saved")
+
+
+def _digest_of(document: dict[str, Any]) -> str:
+  text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -208,13 +249,15 @@ def _checksums(leaves: list[Array]) -> list[Array]:
 
 def _is_news(record: logging.LogRecord) -> bool:
   text = record.getMessage()
-  return not ("exception was never retrieved" in text and "orbax" in text)
+  is_leftover = "exception was never retrieved" in text and "orbax" in text
+  return not (is_leftover or "read only" in text or "read_only" in text)
 
 
 @functools.cache
-def _silence_leftovers() -> None:
-  """Drops the tracebacks of reads that Orbax gave up after an error."""
-  logging.getLogger("asyncio").addFilter(_is_news)
+def _silence_orbax() -> None:
+  """Drops tracebacks of reads that were given up, and words on read-only."""
+  for name in ("asyncio", "absl"):
+    logging.getLogger(name).addFilter(_is_news)
   before = sys.unraisablehook
 
   def hook(unraisable) -> None:

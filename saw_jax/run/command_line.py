@@ -29,11 +29,20 @@ INTERRUPTED, UNREAD = 130, 141
 # see where an input was refused.
 _EXPLAINED = set(
   "UsageError RewardError CheckpointError RunError DamagedRunError LedgerError "
-  "FloatingPointError".split()
+  "FloatingPointError ActorError".split()
 )
 # Errors that are about what was given, where input is read.
 _OF_INPUT = (ValueError, KeyError, TypeError, AttributeError)
 _OF_INPUT += (OSError, ImportError)
+
+
+# Why a write fails, and what helps.
+_FULL = {
+  errno.ENOSPC: ("the disk is full", "make room"),
+  errno.EDQUOT: ("the quota is used up", "make room"),
+  errno.EFBIG: ("a file gets too large", "raise the limit (ulimit -f)"),
+  errno.EROFS: ("the disk is read-only", "make it writable"),
+}
 
 
 class UsageError(Exception):
@@ -136,12 +145,13 @@ def run(main: Callable[..., int | None]) -> None:
         return UNREAD
       # By name, so that a mistake in the flags is answered without JAX.
       names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
-      if _is_full(error):
+      full = [said for code, said in _FULL.items() if _says(error, code)]
+      if full:
         text = (
-          f"the disk is full ({text[:200]}): what was saved before is whole; "
-          "make room, and the same command goes on from there"
+          f"{full[0][0]} ({text[:200]}): what was saved before is whole; "
+          f"{full[0][1]}, and the same command goes on from there"
         )
-      elif not names & _EXPLAINED:
+      elif not (names & _EXPLAINED or isinstance(error, OSError)):
         raise
       # The other reads or writes of a checkpoint of which one failed are thrown
       # away as the process ends, each with its own words on that.
@@ -181,15 +191,15 @@ def checking_input() -> Iterator[None]:
     raise UsageError(_text(error)) from error
 
 
-def _is_full(error: BaseException | None) -> bool:
-  """Whether a write failed for want of room, whoever says so."""
+def _says(error: BaseException | None, code: int) -> bool:
+  """Whether a system call failed like this, whoever says so."""
   if error is None:
     return False
   if isinstance(error, OSError):
-    found = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    found = error.errno == code
   else:  # A checkpoint's writer is not Python: it has words alone.
-    found = os.strerror(errno.ENOSPC) in str(error)
-  return found or _is_full(error.__cause__ or error.__context__)
+    found = os.strerror(code) in str(error)
+  return found or _says(error.__cause__ or error.__context__, code)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

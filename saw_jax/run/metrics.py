@@ -43,13 +43,13 @@ class LineFile:
   """Rows as JSON lines; those from `first_step` on are about to be repeated."""
 
   def __init__(self, path: pathlib.Path, first_step: int = 0):
-    self._path = path
+    self.path = path
     path.parent.mkdir(parents=True, exist_ok=True)
-    self.kept = [r for r in read_lines(path) if r["step"] < first_step]
-    write_text(path, "".join(map(_line, self.kept)))
+    kept = (row for row in read_lines(path) if row["step"] < first_step)
+    write_text(path, "".join(map(_line, kept)))
 
   def write(self, row: Mapping[str, Any]) -> None:
-    with self._path.open("a", encoding="utf-8") as file:
+    with self.path.open("a", encoding="utf-8") as file:
       file.write(_line(row))
 
 
@@ -61,26 +61,27 @@ class FileWriter:
   ):
     self._csv = pathlib.Path(directory) / f"{name}.csv"
     self._lines = LineFile(self._csv.with_suffix(".jsonl"), first_step)
-    self._rows = self._lines.kept
+    # No row is held: a run may have a million steps.
+    rows = read_lines(self._lines.path)
+    self._columns = dict.fromkeys(k for row in rows for k in row)
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     # As the lines will be read back: what a resumed run writes is the same.
     row = from_json(to_json({"step": step, "seed": seed, **values}))
-    self._rows.append(row)
     self._lines.write(row)
-    if not set(row) <= set(self._columns):
+    if not row.keys() <= self._columns.keys():
+      self._columns |= dict.fromkeys(row)
       return self._rewrite_csv()  # once or twice a run
     with self._csv.open("a", newline="") as file:
       csv.DictWriter(file, self._columns).writerow(row)
 
   def _rewrite_csv(self) -> None:
-    self._columns = list(dict.fromkeys(k for row in self._rows for k in row))
     text = io.StringIO(newline="")
     if self._columns:
-      writer = csv.DictWriter(text, self._columns)
+      writer = csv.DictWriter(text, list(self._columns))
       writer.writeheader()
-      writer.writerows(self._rows)
+      writer.writerows(read_lines(self._lines.path))
     write_text(self._csv, text.getvalue())
 
 
@@ -288,13 +289,23 @@ def _line(row: Mapping[str, float]) -> str:
   return to_json(row) + "\n"
 
 
-def read_lines(path: pathlib.Path) -> list[dict]:
-  """Reads the whole lines of a file; a kill may have cut the last one."""
-  rows = []
-  with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-    for line in path.read_text(encoding="utf-8").splitlines():
-      rows.append(from_json(line))
-  return rows
+def read_lines(path: pathlib.Path) -> Iterator[dict]:
+  """Yields the rows of a file; a line that is none is named and left out.
+
+  Nothing is said of the last one where a kill cut it short.
+  """
+  with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    for number, line in enumerate(file, 1):
+      try:
+        row = from_json(line.decode())
+        is_row = all(isinstance(row[key], int) for key in ("step", "seed"))
+      except (ValueError, KeyError, TypeError, RecursionError):
+        is_row = False
+      if is_row:
+        yield row
+      elif line.endswith(b"\n"):
+        said = "%s, line %d, is damaged and left out: %.60r"
+        LOG.warning(said, path, number, line)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -48,6 +48,8 @@ Examples = Sequence[Sequence[Example]]  # [N][P]
 # (params, prompts [N, P], keys [N, P * G]) -> Transcript of rows [N, P * G]
 Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
 
+_HELD = 10_000  # prompts whose tokens are remembered
+
 
 class Encoder:
   """Turns examples into padded prompts, remembering their tokens."""
@@ -63,9 +65,12 @@ class Encoder:
 
   def _encode(self, example: Example) -> list[int]:
     name = json.dumps(list(map(dict, example.messages)), default=repr)
-    if name not in self._ids:
-      self._ids[name] = list(self.tokenizer.encode_chat(example.messages))
-    return self._ids[name]
+    ids = self._ids.get(name)
+    if ids is None:
+      if len(self._ids) >= _HELD:  # Prompts of episodes are ever new.
+        self._ids.clear()
+      ids = self._ids[name] = list(self.tokenizer.encode_chat(example.messages))
+    return ids
 
   def fit(self, ids: list[int], whose: str) -> list[int]:
     """Cuts the beginning of a prompt that is too long, or refuses it."""

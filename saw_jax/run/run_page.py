@@ -26,6 +26,7 @@ from saw_jax.run.completions import shorten
 LOG = logging.getLogger(__name__)
 EVERY_S = 30.0  # between two pages, or 100 times what one takes
 MOST_POINTS, ALL_POINTS = 400, 40_000  # of a curve; of all
+_HELD = 1000  # points of a curve, before the older ones are thinned out
 _OPEN = 4  # sections of the glossary that are shown; the others unfold
 _MOST_SEEDS, _MOST_CHARS, _ALL_BYTES = 8, 1500, 250_000  # curves; text; texts
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 320, 130, 44, 112
@@ -79,7 +80,11 @@ class RunPage:
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
       curves = self._curves.setdefault(name, {})
-      curves.setdefault(seed, array.array("d")).extend((step, value))
+      curve = curves.setdefault(seed, array.array("d"))
+      curve.extend((step, value))
+      if len(curve) == 2 * _HELD:
+        older = _points(curve[:_HELD], _HELD // 4)
+        curve[:_HELD] = array.array("d", older.ravel())
     if "loss" in values and step >= self._step:
       self._step = step + 1
       self._times.append(time.monotonic())

@@ -102,6 +102,7 @@ class Session:
       found = self._policy.restore(store, resume_step)
       self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
+      store.forget_after(self.step)
     # Files, trackers and the page; another process than the first has none.
     self._metrics, self._evals, self._samples, self._advance = [], [], [], _nop
     self._trackers, self.enter = [], _nop
@@ -119,6 +120,8 @@ class Session:
 
   def _open_files(self, stack: contextlib.ExitStack) -> None:
     directory, step = self.directory, self.step
+    if step < self._loop.num_steps:
+      (directory / "final.json").unlink(missing_ok=True)  # of an earlier end
     # An evaluation is named by the steps before it, the first's included. One
     # of the end of a run that is longer now goes if it is not due there.
     is_end = step == self._loop.num_steps

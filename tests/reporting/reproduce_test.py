@@ -234,24 +234,34 @@ class TestReplacing:
     assert len(moved) == 4 and moved[-1] == "table.md"
 
 
+FULL, LARGE = "the disk is full", "a file gets too large"
+
+
 @pytest.mark.parametrize(
-  "error",
+  ("error", "said"),
   [
-    "OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'metrics.csv')",
-    "ValueError('RESOURCE_EXHAUSTED: write: No space left on device')",
+    ("RuntimeError('while saving') from of_a_file(errno.ENOSPC)", FULL),
+    ("ValueError('RESOURCE_EXHAUSTED: No space left on device')", FULL),
+    ("RuntimeError('while saving') from of_a_file(errno.EFBIG)", LARGE),
+    ("ValueError('write: File too large')", LARGE),
+    ("of_a_file(errno.EROFS)", "the disk is read-only"),
+    ("of_a_file(errno.EISDIR)", "[Errno 21] Is a directory: 'metrics.csv'"),
+    ("ActorError('4 actors died')", "4 actors died"),
   ],
 )
-def test_a_full_disk_is_one_sentence(error):
+def test_a_full_disk_is_one_sentence(error, said):
   # In a process of its own: a script sets up logging for itself.
   program = f"""
 import errno, os
 from saw_jax.run import command_line
 
+class ActorError(RuntimeError): ...
+
+def of_a_file(code):
+  return OSError(code, os.strerror(code), 'metrics.csv')
+
 def main():
-  try:
-    raise {error}
-  except Exception as inner:
-    raise RuntimeError("while saving") from inner
+  raise {error}
 
 command_line.run(main)
 """
@@ -259,5 +269,5 @@ command_line.run(main)
     [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 2, done.stderr
-  assert done.stderr.startswith("error: the disk is full")
+  assert done.stderr.startswith(f"error: {said}")
   assert done.stderr.count("\n") == 1

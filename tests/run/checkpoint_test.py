@@ -3,16 +3,18 @@ import contextlib
 import gc
 import json
 import pathlib
+import threading
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint.path import atomicity
 
 from saw_jax.run import checkpoint
 from tests import helpers
-from tests.helpers import flip_a_byte, largest_file
+from tests.helpers import flip_a_byte, halve, largest_file
 
 
 def state(scale=1.0):
@@ -28,10 +30,6 @@ def save(store, *steps, scores=None):
     score = None if scores is None else scores[step]
     store.save(step, state(step), {"step": step}, score=score)
   store.wait()
-
-
-def halve(path):
-  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def fail_unasked(path: str) -> None:
@@ -66,20 +64,58 @@ def test_what_comes_back_is_bitwise_what_was_saved(store, tmp_path):
     assert not path.read_bytes().startswith(b"\x80\x04"), path
 
 
-def test_who_reads_leaves_alone_what_is_being_saved(store, tmp_path):
-  save(store, 3)
-  half = tmp_path / "4.orbax-checkpoint-tmp"
-  half.mkdir()
-  for reads in (True, False):
-    other = checkpoint.Checkpointer(tmp_path, reads=reads)
-    with contextlib.closing(other):
-      assert other.restore(state()).step == 3
-    assert half.exists() == reads
+def test_who_reads_changes_nothing_while_a_save_is_under_way(
+  store, tmp_path, monkeypatch, capfd
+):
+  save(store, 1, 2)
+  reached, go_on = threading.Event(), threading.Event()
+  kind = atomicity.AtomicRenameTemporaryPath
+  finalize = kind.finalize
+
+  async def stop_short(self, *args, **options):
+    reached.set()
+    await asyncio.to_thread(go_on.wait)
+    return await finalize(self, *args, **options)
+
+  monkeypatch.setattr(kind, "finalize", stop_short)
+  store.save(3, state(3), {"step": 3})
+  assert reached.wait(60)
+  before = sorted(tmp_path.rglob("*"))
+  assert any("3.orbax-checkpoint-tmp" in str(path) for path in before)
+  for _ in range(3):
+    reader = checkpoint.Checkpointer(tmp_path, reads=True)
+    assert reader.restore(state()).step == 2
+    assert sorted(tmp_path.rglob("*")) == before
+  go_on.set()
+  save(store, 4)
+  assert store.steps == [3, 4] and "read only" not in capfd.readouterr().err
+  # The one that it knows has been removed meanwhile.
+  assert reader.steps == [1, 2] and reader.restore(state()).step == 4
+  with pytest.raises(checkpoint.CheckpointError, match=r"are \[3, 4\]"):
+    reader.restore(state(), step=2)
+  # Whoever writes, removes what a kill left; whoever reads makes no folder.
+  (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
+  checkpoint.Checkpointer(tmp_path).close()
+  assert not (tmp_path / "5.orbax-checkpoint-tmp").exists()
+  checkpoint.Checkpointer(tmp_path / "none", reads=True).close()
+  assert not (tmp_path / "none").exists()
 
 
 def test_keeps_the_latest_two_and_the_best(store):
   save(store, 1, 2, 3, 4, 5, scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4})
   assert (store.steps, store.best_step) == ([2, 4, 5], 2)
+
+
+@pytest.mark.parametrize("text", [b"{", b"", b"\xff", b"null", b"[1]", b"{}"])
+def test_a_damaged_score_is_said_and_its_checkpoint_opens(
+  store, tmp_path, caplog, text
+):
+  save(store, 1, 2, 3, scores={1: 0.9, 2: 0.2, 3: 0.3})
+  (tmp_path / "1" / "metrics" / "metrics").write_bytes(text)
+  with contextlib.closing(checkpoint.Checkpointer(tmp_path)) as other:
+    assert (other.steps, other.best_step) == ([1, 2, 3], 3)
+    assert other.restore(state(), step=1).step == 1
+  assert f"{tmp_path / '1' / 'metrics'} is damaged" in caplog.text
 
 
 class TestDamage:
@@ -126,8 +162,12 @@ class TestDamage:
     # As if the bytes were whole but not those of this state.
     document["fingerprints"]["params/kernel"][0] ^= 1
     path = tmp_path / "1" / "document" / "metadata"
-    changed = json.dumps(document)
-    for text, word in ((changed, "array params/kernel is not"), ("{", "doc")):
+    whole = {**document, "digest": None}
+    flipped = {**document, "host": {"step": 2}}
+    cases = [(json.dumps(whole), "array params/kernel is not")]
+    cases += [(json.dumps(flipped), "document is damaged .it is not what was")]
+    cases += [(text, "document is damaged") for text in ("{", "null", "{}")]
+    for text, word in cases:
       path.write_text(text)
       with pytest.raises(checkpoint.CheckpointError, match=word):
         store.restore(state())

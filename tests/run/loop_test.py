@@ -47,7 +47,7 @@ class TestRun:
     np.testing.assert_array_equal(found["skipped"], 0)
 
   def test_keeps_completions_with_the_rewards_that_they_earn(self, whole):
-    rows = metrics.read_lines(whole[0] / "completions.jsonl")
+    rows = list(metrics.read_lines(whole[0] / "completions.jsonl"))
     steps = [(row["step"], row["seed"]) for row in rows]
     shown = [(step, seed) for step in (0, 2, 3) for seed in (0, 1)]
     assert steps == [place for place in shown for _ in range(8)]

@@ -4,13 +4,14 @@ import io
 import json
 import logging
 import math
+import pickle
 import sqlite3
 import sys
 import types
 
 import pytest
 
-from saw_jax.run import metrics
+from saw_jax.run import metrics, run_page
 
 
 def write(directory, rows, first_step=0):
@@ -41,12 +42,44 @@ class TestFileWriter:
     assert [float(row["x"]) for row in rows] == [0.1 + 0.2, 1 + 0.1 + 0.2, 20]
     assert len(lines_of(tmp_path)) == 3
 
-  def test_a_line_that_a_kill_cut_short_is_dropped(self, tmp_path):
-    write(tmp_path, [(0, 0, {"x": 1})])
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-      file.write('{"step": 1, "se')
-    assert len(write(tmp_path, [], first_step=1)) == 1
-    assert len(lines_of(tmp_path)) == 1
+  @pytest.mark.parametrize(
+    "damage",
+    [
+      b"\xff",
+      b"[1]",
+      b"null",
+      b"7",
+      b'{"step": 1, "se',
+      b"\0\0",
+      b"",
+      b"[" * 9999,
+    ]
+    + [b'{"step": "1", "seed": 0}', b'{"step": 1}'],
+  )
+  def test_a_damaged_line_is_named_and_the_others_kept(
+    self, tmp_path, caplog, damage
+  ):
+    whole = write(tmp_path, [(step, 0, {"x": step}) for step in range(4)])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    # Of the last line, which a kill may have cut, nothing is said.
+    path.write_bytes(b"\n".join([lines[0], damage, *lines[2:4], lines[0][:9]]))
+    assert write(tmp_path, [], first_step=4) == [whole[0], *whole[2:]]
+    (said,) = caplog.messages
+    assert f"{path}, line 2, is damaged" in said
+
+  def test_it_holds_no_rows(self, tmp_path):
+    page = run_page.RunPage(tmp_path, 3000)
+    writer = metrics.FileWriter(tmp_path, "metrics")
+    sizes = []
+    for step in range(3000):
+      page.write(step, 0, {"loss": step / 7})
+      if step % 20 == 0:
+        writer.write(step, 0, {"loss": step / 7})
+      if step in (990, 2990):
+        sizes.append([len(pickle.dumps(one)) for one in (writer, page)])
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[1][1] < 1.02 * sizes[0][1] < 20_000
 
   def test_what_is_no_number_is_null_there_and_nan_when_it_is_resumed(
     self, tmp_path

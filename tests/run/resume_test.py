@@ -11,21 +11,9 @@ import pytest
 from tests.helpers import assert_same_run, largest_file
 from tests.run import script_runs
 from tests.run.script_runs import checkpoints, finish, kill, wait_for
+from tests.run.script_runs import start_small as start
 
 pytestmark = pytest.mark.slow
-
-
-def start(workdir, *flags, **changes):
-  fields = {
-    "loop.num_steps": 8,
-    "loop.prompts_per_step": 4,
-    "loop.checkpoint_interval": 2,
-    "evaluation.num_examples": 4,
-    "evaluation.interval": 3,
-    "grading.num_workers": 1,
-    **changes,
-  }
-  return script_runs.start(workdir, "--seeds=0,1", *flags, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +32,6 @@ def test_killed_in_the_middle_of_a_step_and_of_a_save(whole, tmp_path):
   assert "resumed from step" in finish(start(tmp_path))
   assert_same_run(whole, tmp_path)
   assert not list((tmp_path / "checkpoints").glob("*tmp*"))
-
-
-def test_killed_while_it_plays_episodes_in_other_processes(tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  options = {"config": "configs/paw/household.py:row=gigpo_paw,scale=tiny"}
-  options |= {"task.options.max_steps": 3, "loop.num_steps": 6}
-  finish(start(whole, **options))
-  process = start(killed, **options)
-  wait_for([process], lambda: 2 in checkpoints(killed))
-  kill(process)
-  assert checkpoints(killed)[-1] < 6, "the run was over before the kill"
-  finish(start(killed, **options))
-  assert_same_run(whole, killed)
 
 
 def test_ctrl_c_saves_and_a_damaged_checkpoint_names_the_last_good_step(

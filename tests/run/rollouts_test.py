@@ -55,6 +55,15 @@ class TestEncoder:
       assert made.tokens(example(text, key)) == list(whole[-48:])
     assert made.tokens(example("ab", 1)) != list(whole[-48:])
 
+  def test_it_remembers_so_many_and_no_more(self, monkeypatch):
+    monkeypatch.setattr(rollouts, "_HELD", 3)
+    made = encoder()
+    for number in range(9):
+      assert made.tokens(example(str(number))) == encoder().tokens(
+        example(str(number))
+      )
+      assert len(made._ids) <= 3
+
   def test_prompts_of_all_seeds_have_one_padded_size(self):
     rows = [
       [example("a", 1), example("abc", 2), example("ab", 3)],

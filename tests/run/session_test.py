@@ -9,13 +9,13 @@ from concurrent import futures
 import numpy as np
 import pytest
 
+from saw_jax.run import checkpoint, metrics, session
 from saw_jax.run import experiment as experiment_lib
-from saw_jax.run import metrics, session
 from tests import helpers
 
 
 @contextlib.contextmanager
-def opened(directory, **changes):
+def opened(directory, resume_step=None, **changes):
   """A session of one seed."""
   changes.setdefault("evaluation", {"interval": 0})
   made = helpers.experiment(**changes)
@@ -23,7 +23,8 @@ def opened(directory, **changes):
   with contextlib.ExitStack() as stack:
     evaluator = kind.Evaluator(policy, stack.enter_context(kind.open_workers()))
     clock = session.Clock()
-    yield session.Session(evaluator, [3], clock, directory, stack)
+    rest = clock, directory, stack, resume_step
+    yield session.Session(evaluator, [3], *rest)
 
 
 def end_step(one, loss=0.0, pack=lambda step: ({}, {})):
@@ -90,6 +91,25 @@ class TestSession:
     assert steps_in(tmp_path) == [0, 1, 2, 3]
     assert steps_in(tmp_path, "completions") == [0, 0, 3, 3]
 
+  def test_who_goes_back_replaces_the_damaged_checkpoint(self, tmp_path):
+    fields = {"loop": {"num_steps": 4, "checkpoint_interval": 2}}
+    with opened(tmp_path, **fields) as one:
+      for _ in range(4):
+        end_step(one)
+    (tmp_path / "final.json").write_text("[]")
+    helpers.halve(
+      helpers.largest_file(tmp_path / "checkpoints" / "4" / "state")
+    )
+    with pytest.raises(checkpoint.CheckpointError, match="--resume_step=2"):
+      opened(tmp_path, **fields).__enter__()
+    with opened(tmp_path, 2, **fields) as one:
+      assert one.step == 2 and steps_in(tmp_path) == [0, 1]
+      assert not (tmp_path / "final.json").exists()
+      for _ in range(2):
+        end_step(one)
+    with opened(tmp_path, **fields) as one:
+      assert one.step == 4
+
   def test_a_step_that_is_repeated_shows_its_completions_once(self, tmp_path):
     fields = {"evaluation": {"interval": 1, "num_examples": 2}}
     with opened(tmp_path, **fields) as one:
@@ -98,7 +118,7 @@ class TestSession:
     with opened(tmp_path, **fields) as one:
       assert steps_in(tmp_path, "completions") == [0, 0, 1, 1]
       end_step(one)
-    rows = metrics.read_lines(tmp_path / "completions.jsonl")
+    rows = list(metrics.read_lines(tmp_path / "completions.jsonl"))
     assert [(row["step"], row["completion"]) for row in rows[-2:]] == [
       (2, "a"),
       (2, "b"),

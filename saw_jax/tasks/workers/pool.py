@@ -91,11 +91,14 @@ class Worker:
   def stop(self, grace_s: float = 0.0) -> str:
     """Kills the process with its children; returns how it ended."""
     self.pipe.close()
+    code = None
     with contextlib.suppress(subprocess.TimeoutExpired):
       if grace_s:
-        self.process.wait(grace_s)
+        code = self.process.wait(grace_s)
     self._kill()
-    return f"its process died, exit code {self.process.wait()}"
+    died = f"its process died, exit code {self.process.wait()}"
+    killed = ", killed by the system, as it is where memory runs out"
+    return died + killed * (code == -signal.SIGKILL)
 
 
 def _pack(job: Any) -> tuple[bytes, dict[str, str]]:
@@ -236,9 +239,14 @@ class Pool(contextlib.AbstractContextManager):
 
   def _check_loaded(self, problem: str | None) -> None:
     if problem is not None:
+      advice = "Fewer workers (grading.num_workers) need less"
+      if "memory" not in problem.lower():
+        advice = (
+          "Its class or functions have to be in a file, or pip install "
+          "'saw_jax[notebook]', which sends them along; grading.num_workers=0 "
+          "does without workers"
+        )
       raise RewardError(
         f"task {self._task_name!r} cannot be loaded in a worker process: "
-        f"{problem}. Its class or functions have to be in a file, or pip "
-        "install 'saw_jax[notebook]', which sends them along; "
-        "grading.num_workers=0 does without workers."
+        f"{problem}. {advice}."
       )
