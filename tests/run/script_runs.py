@@ -23,9 +23,10 @@ SMALL = {
 }
 
 
-def start(workdir, *flags, config=TOOLS, env=None, **changes):
+def start(workdir, *flags, config=TOOLS, env=None, before=(), **changes):
   return subprocess.Popen(
     [
+      *before,
       sys.executable,
       "experiments/train.py",
       f"--config={config}",
@@ -39,6 +40,20 @@ def start(workdir, *flags, config=TOOLS, env=None, **changes):
     stderr=subprocess.STDOUT,
     text=True,
   )
+
+
+def start_small(workdir, *flags, **changes):
+  """A run of two seeds and 8 steps, which saves every second one."""
+  fields = {
+    "loop.num_steps": 8,
+    "loop.prompts_per_step": 4,
+    "loop.checkpoint_interval": 2,
+    "evaluation.num_examples": 4,
+    "evaluation.interval": 3,
+    "grading.num_workers": 1,
+    **changes,
+  }
+  return start(workdir, "--seeds=0,1", *flags, **fields)
 
 
 def finish(process, status=0):

@@ -1,0 +1,224 @@
+"""Kills, limits and damage, aimed at real runs: a release runs it, pytest not.
+
+  python -m tests.storm --workdir=/tmp/storm [--only="care killed"]
+
+A run is killed when it has come to a point, and what is left goes on; its end
+is compared to that of the run that nobody killed. Cases that have a result in
+`results.jsonl` are not tried again; the table of all comes at the end.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+
+from saw_jax.run import build, run_directory
+from tests import helpers
+from tests.run import script_runs
+from tests.run.script_runs import checkpoints, wait_for
+
+AHEAD = "asynchronous.protocol=fixed_lag asynchronous.lag=1 asynchronous.actors"
+RUNS = {
+  "sync": "evaluation.num_examples=16",  # long enough to be killed there
+  "threads": f"{AHEAD}=2",
+  "processes": f"{AHEAD}=1 asynchronous.actor_kind=process",
+  "care": "config=configs/care/knights.py:row=care,fraction=0.2,scale=tiny",
+  "paw": "config=configs/paw/household.py:row=gigpo_paw,scale=tiny "
+  "task.options.max_steps=3",
+  "start": "warm_start.num_steps=40",
+}
+# What is logged of actors depends on when they run.
+LOOSE = ("groups/running", "groups/queued", "groups/lost")
+
+
+def start(name, workdir, **changes):
+  fields = dict(word.split("=", 1) for word in RUNS[name].split()) | changes
+  return script_runs.start_small(workdir, **fields)
+
+
+def lines(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def half_saved(workdir, done):
+  halves = (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")
+  return done in checkpoints(workdir) and list(halves)
+
+
+# When a run is killed: whether it is time, by its folder.
+MOMENTS = {
+  "in a step": lambda d: lines(d) >= 7,
+  "in a save": lambda d: half_saved(d, 2),
+  "in the last save": lambda d: half_saved(d, 6),
+  "in the final evaluation": lambda d: (
+    8 in checkpoints(d) and not (d / "final.json").exists()
+  ),
+}
+# What is killed alone, and a word of its command.
+PARTS = {
+  "sync: its grader": "workers",
+  "care: its grader": "workers",
+  "paw: its environments": "workers",
+  "processes: its actor": "spawn_main",
+}
+ROOMS = {
+  "no file above 16 kB": 'ulimit -f 16; exec "$@"',
+  "a disk of 400 kB": 'mount -t tmpfs -o size=400k none "$DIR" || exit 0\n'
+  '"$@"; status=$?; umount "$DIR"; exit $status',
+}
+DAMAGES = {
+  "gone": pathlib.Path.unlink,
+  "empty": lambda path: path.write_bytes(b""),
+  "half": helpers.halve,
+  "a flipped byte": helpers.flip_a_byte,
+  "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def compare(whole, other):
+  try:
+    helpers.assert_same_run(whole, other, *LOOSE)
+    return "the whole run, to the bit"
+  except (AssertionError, OSError, ValueError) as error:
+    return f"DIFFERS: {str(error).strip()[:100]!r}"
+
+
+def end(process):
+  """What is wrong with how a process ended, or nothing."""
+  output = process.communicate(timeout=1200)[0].strip()
+  last = output.splitlines()[-1][:160] if output else ""
+  if "Traceback" in output:
+    return f"TRACEBACK: {last}"
+  return f"said: {last}" if process.returncode else ""
+
+
+def whole_run(folder, name):
+  workdir = folder / name
+  if not (workdir / "final.json").exists():
+    assert not (problem := end(start(name, workdir))), problem
+  return workdir
+
+
+def kill(folder, name, moment, part=None, **changes):
+  """Kills a run, which then goes on, or a part of it."""
+  whole, workdir = whole_run(folder, name), folder / "killed"
+  for path in (workdir, folder / "compiled"):
+    shutil.rmtree(path, ignore_errors=True)
+  process = start(name, workdir, **changes)
+  wait_for([process], lambda: moment(workdir))
+  if part:
+    tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [pid for task in tasks for pid in task.read_text().split()]
+    command = lambda pid: pathlib.Path(f"/proc/{pid}/cmdline").read_text()  # noqa: E731
+    parts = [pid for pid in children if part in command(pid)]
+    os.kill(int(parts[0]), signal.SIGKILL)
+  else:
+    script_runs.kill(process)
+    process = start(name, workdir)
+  return end(process) or compare(whole, workdir)
+
+
+def limit(folder, script):
+  """Starts a run where it cannot write all, and then where it can."""
+  whole, workdir = whole_run(folder, "sync"), folder / "limited"
+  shutil.rmtree(workdir, ignore_errors=True)
+  workdir.mkdir()
+  before = ("bash", "-c", script, "bash")
+  process = start("sync", workdir, before=before, env={"DIR": str(workdir)})
+  said = end(process) or "MISSED"
+  return (
+    f"{said}; then {end(start('sync', workdir)) or compare(whole, workdir)}"
+  )
+
+
+def damage(folder, spoil):
+  """Damages each file of a run that was killed, which then goes on."""
+  whole, stopped = whole_run(folder, "sync"), folder / "stopped"
+  if not (stopped / "checkpoints" / "6").exists():
+    process = start("sync", stopped)
+    wait_for([process], lambda: 6 in checkpoints(stopped))
+    script_runs.kill(process)
+  ends, workdir = collections.Counter(), folder / "damaged"
+  for path in sorted(p for p in stopped.rglob("*") if p.is_file()):
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(stopped, workdir)
+    if path.stat().st_size or spoil is not helpers.flip_a_byte:
+      spoil(workdir / path.relative_to(stopped))
+    found = go_on(whole, workdir)
+    print(f"{path.relative_to(stopped)}: {found}", file=sys.stderr, flush=True)
+    ends[found] += 1
+  return "; ".join(f"{count} x {found}" for found, count in ends.items())
+
+
+def go_on(whole, workdir, step=None):
+  """In this process, which is faster; once more at the step that is advised."""
+  run, seeds = run_directory.read_config(whole)
+  try:
+    made = build.build(run, seeds, workdir)
+    build.train(made, seeds, directory=workdir, resume_step=step)
+    return compare(whole, workdir)
+  except (ValueError, OSError) as error:
+    advised = re.search("--resume_step=([0-9]+)", str(error))
+    if advised and step is None:
+      found = go_on(whole, workdir, int(advised[1]))
+      return f"a sentence, whose advice gives {found}"
+    return "a sentence"
+  except Exception as error:
+    return f"TRACEBACK: {error!r:.100}"
+
+
+def cases(folder):
+  """Names of all that is tried, and what tries it."""
+  for what, word in PARTS.items():
+    name, at = what.partition(":")[0], lambda d: lines(d) >= 5
+    yield f"{what} killed", functools.partial(kill, folder, name, at, word)
+  for name in list(RUNS)[:-1]:
+    for when, at in MOMENTS.items():
+      yield f"{name}: killed {when}", functools.partial(kill, folder, name, at)
+  # The update has been compiled, and is trained by for long.
+  at = lambda d: list(d.with_name("compiled").glob("jit_update*"))  # noqa: E731
+  env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+  env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  how = {"env": env, "warm_start.num_steps": 100_000}
+  trial = functools.partial(kill, folder, "start", at, **how)
+  yield "start: killed in the supervised start", trial
+  for what, script in ROOMS.items():
+    yield f"sync: {what}", functools.partial(limit, folder, script)
+  for what, spoil in DAMAGES.items():
+    trial = functools.partial(damage, folder, spoil)
+    yield f"sync: each file in turn damaged: {what}", trial
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--only", default="", help="words in a case's name")
+  given = parser.parse_args()
+  given.workdir.mkdir(parents=True, exist_ok=True)
+  path = given.workdir / "results.jsonl"
+  path.touch()
+  done = dict(map(json.loads, path.read_text().splitlines()))
+  for case, trial in cases(given.workdir):
+    if case not in done and all(w in case for w in given.only.split()):
+      try:
+        done[case] = trial()
+      except (AssertionError, IndexError) as error:  # It was over before.
+        done[case] = f"MISSED: {str(error).strip()[-100:]!r}"
+      with path.open("a") as file:
+        print(json.dumps([case, done[case]]), file=file)
+  print("| tried | result |", "| --- | --- |", sep="\n")
+  print(*(f"| {case} | {found} |" for case, found in done.items()), sep="\n")
+  return any(re.search("DIFFERS|TRACEBACK|MISSED", x) for x in done.values())
+
+
+if __name__ == "__main__":
+  sys.exit(main())
