@@ -141,11 +141,18 @@ def serve(
     need = "the annotation page needs starlette and uvicorn"
     with naming.needs_extra("annotate", need):
       import uvicorn
+      from uvicorn.protocols.http.h11_impl import H11Protocol
 
       app = make_app(path, token=token, port=port, who=who)
+
+    class Protocol(H11Protocol):
+      def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(_STALLED_S, transport.abort)
+
     config = uvicorn.Config(
       app,
-      http=_make_protocol(),
+      http=Protocol,
       log_level="warning",
       access_log=False,  # It would hold the token.
       server_header=False,
@@ -157,18 +164,6 @@ def serve(
     shown = f"[{address}]" if is_ipv6 else address
     print(f"http://{shown}:{port}/?token={token}", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def _make_protocol() -> type:
-  """A connection that ends when its request takes too long, at either end."""
-  from uvicorn.protocols.http.h11_impl import H11Protocol
-
-  class Protocol(H11Protocol):
-    def connection_made(self, transport: Any) -> None:
-      super().connection_made(transport)
-      self.loop.call_later(_STALLED_S, transport.abort)
-
-  return Protocol
 
 
 def loopback(host: str) -> str:

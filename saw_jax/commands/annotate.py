@@ -18,6 +18,7 @@ answers come back as its JSON:
   saw annotate --run=runs/care --import=answers.json
 """
 
+import contextlib
 import pathlib
 
 from absl import flags
@@ -54,10 +55,9 @@ def main() -> int:
       else:
         print(label_studio.write(ledger, given.export, given.labeling_config))
       return 0
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
       annotation_page.serve(
         path, host=given.host, port=given.port, who=given.name
       )
-    except KeyboardInterrupt:
-      print(f"the page is closed; the answers are in {path}")
+    print(f"the page is closed; the answers are in {path}")
   return 0

@@ -290,22 +290,17 @@ def _line(row: Mapping[str, float]) -> str:
 
 
 def read_lines(path: pathlib.Path) -> Iterator[dict]:
-  """Yields the rows of a file; a line that is none is named and left out.
-
-  Nothing is said of the last one where a kill cut it short.
-  """
+  """Yields rows; names lines that are none, but for a last one cut short."""
   with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
     for number, line in enumerate(file, 1):
       try:
         row = from_json(line.decode())
-        is_row = all(isinstance(row[key], int) for key in ("step", "seed"))
-      except (ValueError, KeyError, TypeError, RecursionError):
-        is_row = False
-      if is_row:
+        _ = row["step"] + 0, row["seed"] + 0
         yield row
-      elif line.endswith(b"\n"):
-        said = "%s, line %d, is damaged and left out: %.60r"
-        LOG.warning(said, path, number, line)
+      except (ValueError, KeyError, TypeError, RecursionError):
+        if line.endswith(b"\n"):
+          what = "is damaged and left out"
+          LOG.warning("%s, line %d, %s: %.60r", path, number, what, line)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
