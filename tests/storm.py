@@ -11,6 +11,7 @@ import argparse
 import collections
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -33,6 +34,7 @@ RUNS = {
   "task.options.max_steps=3",
   "start": "warm_start.num_steps=40",
 }
+SAID = collections.deque(maxlen=9)  # warnings of the runs in this process
 # What is logged of actors depends on when they run.
 LOOSE = ("groups/running", "groups/queued", "groups/lost")
 
@@ -87,6 +89,8 @@ def compare(whole, other):
     helpers.assert_same_run(whole, other, *LOOSE)
     return "the whole run, to the bit"
   except (AssertionError, OSError, ValueError) as error:
+    if any("is damaged" in line or "is gone" in line for line in SAID):
+      return "a warning, and the rest of the run"
     return f"DIFFERS: {str(error).strip()[:100]!r}"
 
 
@@ -160,6 +164,7 @@ def damage(folder, spoil):
 def go_on(whole, workdir, step=None):
   """In this process, which is faster; once more at the step that is advised."""
   run, seeds = run_directory.read_config(whole)
+  SAID.clear()
   try:
     made = build.build(run, seeds, workdir)
     build.train(made, seeds, directory=workdir, resume_step=step)
@@ -206,6 +211,9 @@ def main():
   given.workdir.mkdir(parents=True, exist_ok=True)
   path = given.workdir / "results.jsonl"
   path.touch()
+  hears = logging.Handler(logging.WARNING)
+  hears.emit = lambda record: SAID.append(record.getMessage())
+  logging.getLogger("saw_jax").addHandler(hears)
   done = dict(map(json.loads, path.read_text().splitlines()))
   for case, trial in cases(given.workdir):
     if case not in done and all(w in case for w in given.only.split()):

@@ -45,6 +45,8 @@ class LineFile:
   def __init__(self, path: pathlib.Path, first_step: int = 0):
     self.path = path
     path.parent.mkdir(parents=True, exist_ok=True)
+    if first_step and not path.exists():
+      LOG.warning("%s is gone, with the rows before %d", path, first_step)
     kept = (row for row in read_lines(path) if row["step"] < first_step)
     write_text(path, "".join(map(_line, kept)))
 

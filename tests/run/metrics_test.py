@@ -67,6 +67,9 @@ class TestFileWriter:
     assert write(tmp_path, [], first_step=4) == [whole[0], *whole[2:]]
     (said,) = caplog.messages
     assert f"{path}, line 2, is damaged" in said
+    path.unlink()
+    assert write(tmp_path, [], first_step=4) == []
+    assert f"{path} is gone" in caplog.messages[-1]
 
   def test_it_holds_no_rows(self, tmp_path):
     page = run_page.RunPage(tmp_path, 3000)
