@@ -2,9 +2,9 @@
 
   python -m tests.storm --workdir=/tmp/storm [--only="care killed"]
 
-A run is killed when it has come to a point, and what is left goes on; its end
-is compared to that of the run that nobody killed. Cases that have a result in
-`results.jsonl` are not tried again; the table of all comes at the end.
+A run is killed when it has come to a point, and goes on; it ends as the run
+that nobody killed, or not. What has a result in `results.jsonl` is not tried
+again; the table of all comes at the end.
 """
 
 import argparse
@@ -35,7 +35,6 @@ RUNS = {
   "start": "warm_start.num_steps=40",
 }
 SAID = collections.deque(maxlen=9)  # warnings of the runs in this process
-# What is logged of actors depends on when they run.
 LOOSE = ("groups/running", "groups/queued", "groups/lost")
 
 
@@ -63,7 +62,6 @@ MOMENTS = {
     8 in checkpoints(d) and not (d / "final.json").exists()
   ),
 }
-# What is killed alone, and a word of its command.
 PARTS = {
   "sync: its grader": "workers",
   "care: its grader": "workers",
@@ -95,12 +93,9 @@ def compare(whole, other):
 
 
 def end(process):
-  """What is wrong with how a process ended, or nothing."""
   output = process.communicate(timeout=1200)[0].strip()
-  last = output.splitlines()[-1][:160] if output else ""
-  if "Traceback" in output:
-    return f"TRACEBACK: {last}"
-  return f"said: {last}" if process.returncode else ""
+  said = "TRACEBACK" if "Traceback" in output else "said"
+  return f"{said}: {output[-160:]!r}" if process.returncode else ""
 
 
 def whole_run(folder, name):
@@ -119,10 +114,10 @@ def kill(folder, name, moment, part=None, **changes):
   wait_for([process], lambda: moment(workdir))
   if part:
     tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [pid for task in tasks for pid in task.read_text().split()]
-    command = lambda pid: pathlib.Path(f"/proc/{pid}/cmdline").read_text()  # noqa: E731
-    parts = [pid for pid in children if part in command(pid)]
-    os.kill(int(parts[0]), signal.SIGKILL)
+    pids = [pid for path in tasks for pid in path.read_text().split()]
+    commands = [pathlib.Path(f"/proc/{x}/cmdline").read_text() for x in pids]
+    place = [part in command for command in commands].index(True)
+    os.kill(int(pids[place]), signal.SIGKILL)
   else:
     script_runs.kill(process)
     process = start(name, workdir)
@@ -134,12 +129,10 @@ def limit(folder, script):
   whole, workdir = whole_run(folder, "sync"), folder / "limited"
   shutil.rmtree(workdir, ignore_errors=True)
   workdir.mkdir()
-  before = ("bash", "-c", script, "bash")
-  process = start("sync", workdir, before=before, env={"DIR": str(workdir)})
-  said = end(process) or "MISSED"
-  return (
-    f"{said}; then {end(start('sync', workdir)) or compare(whole, workdir)}"
-  )
+  how = {"before": ("bash", "-c", script, "bash"), "env": {"DIR": str(workdir)}}
+  said = end(start("sync", workdir, **how)) or "MISSED"
+  then = end(start("sync", workdir)) or compare(whole, workdir)
+  return f"{said}; then {then}"
 
 
 def damage(folder, spoil):
@@ -155,9 +148,7 @@ def damage(folder, spoil):
     shutil.copytree(stopped, workdir)
     if path.stat().st_size or spoil is not helpers.flip_a_byte:
       spoil(workdir / path.relative_to(stopped))
-    found = go_on(whole, workdir)
-    print(f"{path.relative_to(stopped)}: {found}", file=sys.stderr, flush=True)
-    ends[found] += 1
+    ends[go_on(whole, workdir)] += 1
   return "; ".join(f"{count} x {found}" for found, count in ends.items())
 
 
@@ -171,40 +162,37 @@ def go_on(whole, workdir, step=None):
     return compare(whole, workdir)
   except (ValueError, OSError) as error:
     advised = re.search("--resume_step=([0-9]+)", str(error))
-    if advised and step is None:
-      found = go_on(whole, workdir, int(advised[1]))
-      return f"a sentence, whose advice gives {found}"
-    return "a sentence"
+    if step is not None or not advised:
+      return "a sentence"
+    found = go_on(whole, workdir, int(advised[1]))
+    return f"a sentence, whose advice gives {found}"
   except Exception as error:
     return f"TRACEBACK: {error!r:.100}"
 
 
 def cases(folder):
-  """Names of all that is tried, and what tries it."""
+  found, partial = {}, functools.partial
   for what, word in PARTS.items():
-    name, at = what.partition(":")[0], lambda d: lines(d) >= 5
-    yield f"{what} killed", functools.partial(kill, folder, name, at, word)
+    how = what.partition(":")[0], lambda d: lines(d) >= 5, word
+    found[f"{what} killed"] = partial(kill, folder, *how)
   for name in list(RUNS)[:-1]:
     for when, at in MOMENTS.items():
-      yield f"{name}: killed {when}", functools.partial(kill, folder, name, at)
+      found[f"{name}: killed {when}"] = partial(kill, folder, name, at)
   # The update has been compiled, and is trained by for long.
   at = lambda d: list(d.with_name("compiled").glob("jit_update*"))  # noqa: E731
   env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
   env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   how = {"env": env, "warm_start.num_steps": 100_000}
-  trial = functools.partial(kill, folder, "start", at, **how)
-  yield "start: killed in the supervised start", trial
+  found["start: killed in it"] = partial(kill, folder, "start", at, **how)
   for what, script in ROOMS.items():
-    yield f"sync: {what}", functools.partial(limit, folder, script)
+    found[f"sync: {what}"] = partial(limit, folder, script)
   for what, spoil in DAMAGES.items():
-    trial = functools.partial(damage, folder, spoil)
-    yield f"sync: each file in turn damaged: {what}", trial
+    found[f"sync: each file in turn: {what}"] = partial(damage, folder, spoil)
+  return found
 
 
 def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--only", default="", help="words in a case's name")
   given = parser.parse_args()
@@ -215,11 +203,11 @@ def main():
   hears.emit = lambda record: SAID.append(record.getMessage())
   logging.getLogger("saw_jax").addHandler(hears)
   done = dict(map(json.loads, path.read_text().splitlines()))
-  for case, trial in cases(given.workdir):
+  for case, trial in cases(given.workdir).items():
     if case not in done and all(w in case for w in given.only.split()):
       try:
         done[case] = trial()
-      except (AssertionError, IndexError) as error:  # It was over before.
+      except (AssertionError, ValueError) as error:  # It was over before.
         done[case] = f"MISSED: {str(error).strip()[-100:]!r}"
       with path.open("a") as file:
         print(json.dumps([case, done[case]]), file=file)

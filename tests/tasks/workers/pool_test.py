@@ -12,7 +12,7 @@ import pytest
 
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import Grader
-from saw_jax.tasks.workers.pool import RewardError, Worker
+from saw_jax.tasks.workers.pool import Pool, RewardError, Worker
 from tests import helpers
 from tests.tasks import misbehaving_environments as envs
 from tests.tasks import misbehaving_tasks as tasks
@@ -55,6 +55,15 @@ class TestOpening:
       assert len(children() - before) == 2
     assert children() <= before
     pool.close()
+
+
+def test_a_worker_that_the_system_kills_ran_out_of_memory():
+  class Dies:
+    def __reduce__(self):
+      return signal.raise_signal, (signal.SIGKILL,)
+
+  with pytest.raises(RewardError, match="memory runs out. Fewer workers"):
+    Pool(Dies(), "x", num_workers=1, limit_s=1.0)
 
 
 @pytest.mark.parametrize(("make", "task"), UNLOADABLE)
