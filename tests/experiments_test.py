@@ -105,6 +105,7 @@ reproduce --table=saw/tool_caling | 'saw/tool_calling'
 reproduce | give one of --table=NAME, --all and --list
 reproduce --table=saw/tool_calling --figures=png,jpg | 'jpg'
 doctor | give --config=
+doctor --form=5 | two of --form
 evaluate | --workdir
 export | --workdir
 generate --model=x --prompt= | no prompt

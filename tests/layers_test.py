@@ -52,7 +52,7 @@ ROOMS = {
     "tasks",
     "numpy",
     f"{GAMES} bfcl_eval bm25s gguf httpx jinja2 math_verify pyarrow "
-    "reasoning_gym rouge_score starlette tokenizers uvicorn cloudpickle",
+    "reasoning_gym rouge_score starlette sympy tokenizers uvicorn cloudpickle",
   ),
   "training": Room(
     "training",

@@ -12,6 +12,10 @@ Where the task has episodes, it plays some worlds and prints an episode of each.
 
 With --data=FILE it only checks that file of ToolRL rows, or, with --task=math
 or --task=knights, that file of mathematical problems or puzzles.
+
+  saw doctor --form='18 cm' --form=18
+
+With two --form it shows how the math task reads them, and whether they agree.
 """
 
 from absl import flags
@@ -21,6 +25,14 @@ from saw_jax.run import command_line
 
 def main() -> int:
   given = flags.FLAGS
+  if given.form:
+    if len(given.form) != 2:
+      raise command_line.UsageError("give two of --form, the reference last")
+    from saw_jax.tasks.math import answers
+
+    with command_line.checking_input():
+      print("\n".join(answers.explain(*given.form)))
+    return 0
   if not given.data and command_line.given_config() is None:
     raise command_line.UsageError(
       "give --config=configs/...py:arguments or --data=FILE"

@@ -1,62 +1,42 @@
 r"""Answers in `\boxed{...}`: found in a text, normalised, compared.
 
 Two answers are equal if their normal forms are the same string, so that they
-can be counted and grouped by it.
+can be counted and grouped by it; docs/grading.md has a table of the kinds.
 """
 
 import fractions
-import itertools
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from saw_jax import naming
-
-# A longer answer is compared as text; no number in a data set is near it.
-MAX_NUMBER_SIZE = 256
+from saw_jax.tasks.math import forms, spelling
 
 # Product of all exponents that a computer algebra system is asked about.
 _MAX_POWER = 10_000
-_MAX_DEPTH = 8
+_MAX_DEPTH, _MAX_PARTS = 8, 8
+_DIGITS = 60  # of a difference at one point, which is looked at first
 
-_BRACES = re.compile(r"\\boxed ?\{|\\[{}]|[{}]")
-
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
-_NUMBER = re.compile(rf"[+-]* ?{_DECIMAL}")
-_RATIO = re.compile(rf"([+-]*{_DECIMAL}) ?/ ?([+-]*{_DECIMAL})")
-_SPACED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+(?=\.|$)")  # 10 000
-_MIXED = re.compile(r"([+-]*)([0-9]+) ([0-9]+) ?/ ?([0-9]+)")  # 1 1/2
-# \frac{1}{2}, \frac12, \frac{1}2, and the mixed number 1\frac{1}{2}.
-_PART = r"(?:\{([+-]*[0-9.,]+)\}|([0-9]))"
-_FRACTION = re.compile(rf"([+-]*)({_DIGITS})?\\frac{_PART}{_PART}")
-
-# What a number is dressed in, and what is left of it.
-_DRESS = (
-  (r"\{,\}", ","),
-  ("[−\u2013]", "-"),
-  (r"\\\(|\\\)|\\?[$€£]", ""),
-  (r"\\(?:left|right)(?![a-zA-Z])", ""),
-  (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-  (r"(?<=\\frac) +", ""),
-  (r"\\[,!]", ""),
-  (r"\\[;:> ]|\\q?quad(?![a-zA-Z])|~|\s+", " "),
+_BRACES = re.compile(r"(\\boxed\s*)?\{|\\[{}]|[{}]")
+_DATA_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*)?\{|\\[{}]|[{}]")
+# In data, \boxed 5 ends with the formula that it is in.
+_BARE = re.compile(
+  r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?![\s{])"
+  r"([^$\n]{1,256}?(?=[.,]?\s*(?:\$|\\[\])]))|\S{1,256}?(?=[.,]?(?:\s|\Z)))"
 )
-_TEXT = r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}"
-# What stands behind a number and says what it counts: \text{ cm}^2, degrees.
-_UNIT = re.compile(
-  rf"(?:{_TEXT}(?:\^(?:[0-9]|\{{[0-9]\}}))?|\^\\circ|\^\{{\\circ\}}|°|\\?%)$"
+_NAME = re.compile(r"\\[A-Za-z]+|[A-Za-z](?:_\{[^{}]*\})?")
+_KEPT = {"\\frac", "\\sqrt", "\\cdot", "\\binom", "\\pi", "e", *forms.FUNCTIONS}
+# What a computer algebra system might not come back from, and what may be a
+# word.
+_REFUSED = re.compile(r"[0-9]{40}|!|binom|^[A-Za-z]+$")
+# Arithmetic that nobody did: 13+3, 2\cdot 3, (1+\sqrt{2})^{2}, 2\pi+3\pi.
+_UNDONE = re.compile(
+  r"(?<![0-9.])[0-9.]+(?:[+-]|\\cdot ?)[0-9.]+(?![0-9.\\A-Za-z({])"
+  r"|\)(?:\\cdot|[\^(])|(\\sqrt\{[^{}]*\}|\\pi).*\1|\\sqrt\{[0-9]*\}\\sqrt"
 )
-# Words behind a number, the first of at least two letters: "18 fresh eggs".
-_WORDS = re.compile(r"(?<=[0-9.}]) +([A-Za-z]{2,}(?:[ .'-][A-Za-z .'-]*)?)$")
-# Words that are part of the mathematics.
-_NOT_UNITS = frozenset(["pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp"])
-_NOT_UNITS |= frozenset(["or", "and", "mod", "to", "over", "times"])
-_ASSIGNMENT = re.compile(r"^[A-Za-z](?:_[0-9A-Za-z])? ?= ?(?=[^=])")
-# What a computer algebra system might not come back from.
-_COSTLY = re.compile(r"[0-9]{40}|!|\\(?:sum|prod|int|lim)|binom|gamma|mod")
-_TUPLE = re.compile(r"([(\[]|\\\{)(.*)([)\]]|\\\})", re.DOTALL)
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, braces: re.Pattern = _BRACES) -> str | None:
   r"""Finds the last complete `\boxed{...}` of a text, in linear time.
 
   A box that is never closed does not count, and neither does `\boxed 5`. Of a
@@ -66,160 +46,139 @@ def extract_answer(text: str) -> str | None:
   '\\frac{1}{2}'
   """
   opened: list[tuple[bool, int]] = []
-  best: tuple[int, int] | None = None
-  for match in _BRACES.finditer(text):
-    token = match[0]
-    if token == "{" or token.startswith("\\boxed"):
-      opened.append((token != "{", match.end()))
-    elif token == "}" and opened:
+  best = -1, 0
+  for match in braces.finditer(text):
+    if match[0].endswith("{") and match[0] != "\\{":
+      opened.append((bool(match[1]), match.end()))
+    elif match[0] == "}" and opened:
       is_box, start = opened.pop()
-      if is_box and (best is None or start > best[0]):
+      if is_box and start > best[0]:
         best = start, match.start()
-  return None if best is None else text[best[0] : best[1]].strip()
+  return None if best[0] < 0 else text[slice(*best)].strip()
+
+
+def extract_reference(text: str) -> str | None:
+  r"""Finds the last box of a solution in data: `\fbox{5}` and `\boxed 5`, too.
+
+  >>> extract_reference(r"so that $x = \boxed 5$.")
+  '5'
+  """
+  return extract_answer(_BARE.sub(r"\\boxed{\1}", text), _DATA_BRACES)
 
 
 def normalise_answer(answer: str) -> str:
   r"""Returns the one form of all ways to write an answer.
 
-  Numbers become a fraction in lowest terms; thousands separators, dollar signs,
-  units, percent signs, a variable before `=` and spaces go away, in each
-  element of a tuple. Other expressions stay as they are. 10 % is 10, not 1/10.
+  Numbers become a fraction in lowest terms; thousands separators, units of a
+  closed list, percent signs, a variable before `=` and spaces go away, in each
+  element of a tuple. What is not understood stays. 10 % is 10, not 1/10.
 
   >>> [normalise_answer(a) for a in (r"\$1,234.50", r"\dfrac{-6}{4}", "x = 7")]
   ['2469/2', '-3/2', '7']
   """
-  # What is left may be dressed again, as in ((5)); none gets longer for ever.
-  for _ in range(MAX_NUMBER_SIZE):
-    before, answer = answer, _normalise_once(answer.strip())
-    if answer == before:
-      break
-  return answer
+  return forms.read(answer).text
 
 
 def parse_number(text: str) -> fractions.Fraction | None:
-  r"""Reads an integer, a decimal, a ratio, a `\frac` or a mixed number.
+  r"""Reads an answer that is a rational number.
 
   >>> parse_number(r"-1\frac{1}{2}")
   Fraction(-3, 2)
   """
-  text = text.strip()
-  if len(text) > MAX_NUMBER_SIZE:
-    return None
-  if match := _SPACED.match(text):
-    text = match[0].replace(" ", "") + text[match.end() :]
-  try:
-    if _NUMBER.fullmatch(text):
-      return _fraction(text)
-    if match := _RATIO.fullmatch(text):
-      return _fraction(match[1]) / _fraction(match[2])
-    match = _MIXED.fullmatch(text) or _FRACTION.fullmatch(text.replace(" ", ""))
-    if not match:
-      return None
-    signs, whole, *parts = match.groups()
-    top, bottom = (_fraction(part) for part in parts if part)
-    value = _fraction(whole or "0") + top / bottom
-    return -value if signs.count("-") % 2 else value
-  except (ValueError, ZeroDivisionError):
-    return None
+  form = forms.read(text)
+  return fractions.Fraction(form.text) if form.kind == "number" else None
 
 
 def is_equal(answer: str, reference: str) -> bool:
-  """Whether two answers have the same normal form."""
-  return normalise_answer(answer) == normalise_answer(reference)
+  """Whether answers have one normal form, and no two units or variables."""
+  one, other = forms.read(answer), forms.read(reference)
+  return one.text == other.text and not forms.clash(one, other)
 
 
 def is_equal_by_math_verify(answer: str, reference: str) -> bool:
-  """Whether two answers are equal, or `math_verify` finds that they are.
+  """Whether answers are equal, or are expressions that algebra finds equal.
 
-  An answer that could cost it minutes is compared by its normal form alone.
+  Where the reference is rational, algebra has no say: what then has another
+  form is wrong, or is arithmetic that nobody did. It sees no text either, and
+  nothing that could cost minutes.
   """
   with naming.needs_extra("math", "grader='math_verify' needs math-verify"):
     import math_verify
-  if is_equal(answer, reference):
-    return True
-  if not (_is_cheap(answer) and _is_cheap(reference)):
+  pair = forms.read(answer), forms.read(reference)
+  return _is_same(*pair, math_verify.parse)
+
+
+def explain(answer: str, reference: str) -> Iterator[str]:
+  """Says how two answers are read, and what each grader makes of them."""
+  for text in (answer, reference):
+    form = forms.read(text)
+    unit = f", with the unit {form.unit}" if form.unit else ""
+    yield f"{text!r} reads {form.text!r}: {form.kind}{unit}"
+  for grader in (is_equal, is_equal_by_math_verify):
+    name = "math_verify" if grader is is_equal_by_math_verify else "exact"
+    yield f"{name}: {'equal' if grader(answer, reference) else 'different'}"
+
+
+def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
+  if one.text == other.text or forms.clash(one, other):
+    return not forms.clash(one, other)
+  if (one.kind, one.brackets) != (other.kind, other.brackets):
     return False
-  # Its own limits are signals, which raise in any thread but the main one.
-  parsed = [
-    math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-    for text in (reference, answer)
-  ]
-  return bool(math_verify.verify(*parsed, timeout_seconds=None))
+  if one.kind == "list":
+    lists = one.parts, other.parts
+    if other.brackets in ("", "\\{\\}"):  # in any order
+      lists = map(sorted, lists)
+    is_short = len(one.parts) == len(other.parts) <= _MAX_PARTS
+    return is_short and all(
+      _is_same(*p, parse) for p in zip(*lists, strict=True)
+    )
+  is_done = one.kind == "expression" or not (
+    _UNDONE.search(one.text)
+    or forms.functions(one.text) - forms.functions(other.text)
+  )
+  texts = one.text, other.text
+  is_asked = one.kind in ("constant", "expression") and is_done
+  return is_asked and all(map(_is_cheap, texts)) and _is_zero(*texts, parse)
 
 
-def _clean(text: str) -> str:
-  """Takes away what a number is dressed in."""
-  for pattern, plain in _DRESS:
-    text = re.sub(pattern, plain, text)
-  text = re.sub(r"(?<=[^.])\.$", "", text.strip()).strip()
-  text = _ASSIGNMENT.sub("", text)
-  while len(shorter := _UNIT.sub("", text).strip()) not in (0, len(text)):
-    text = shorter
-  text = re.sub(_TEXT, r"\1", text).strip()
-  words = _WORDS.search(text)
-  if words and words[1].split()[0].lower() not in _NOT_UNITS:
-    text = text[: words.start()]
-  return text.strip()
+def _is_zero(one: str, other: str, parse: Any) -> bool:
+  """Whether SymPy shows that the difference of two expressions is 0."""
+  import sympy
 
+  # Names of our own: math-verify takes A for a, and a last m for a unit.
+  names = sorted(set(_NAME.findall(f"{one} {other}")) - _KEPT)
+  places = {name: f"x_{{{place}}}" for place, name in enumerate(names)}
 
-def _normalise_once(text: str) -> str:
-  if len(text) > MAX_NUMBER_SIZE:
-    return text
-  text = _clean(text)
-  match = _TUPLE.fullmatch(text)
-  parts = _split(match[2]) if match else None
-  if not parts:
-    return _element(text)
-  parts = [_element(_clean(part)) for part in parts]
-  is_plain = len(parts) == 1 and (match[1], match[3]) == ("(", ")")
-  return parts[0] if is_plain else match[1] + ",".join(parts) + match[3]
+  def parsed(text: str) -> Any:
+    text = _NAME.sub(lambda match: places.get(match[0], match[0]), text)
+    text = re.sub(r"(x_\{[0-9]+\})\(", r"\1\\cdot (", text)
+    # Its own limits are signals, which raise in any thread but the main one.
+    return parse(rf"\boxed{{{text}}}", parsing_timeout=None)[0]
 
-
-def _element(text: str) -> str:
-  number = parse_number(text)
-  if number is not None:
-    return str(number)
-  return re.sub(r"(?<![0-9])\s|\s(?![0-9])", "", text)  # 1 2 is not 12.
-
-
-def _depths(text: str) -> list[int]:
-  """How many brackets are open after each character."""
-  steps = ((c in "([{") - (c in ")]}") for c in text)
-  return list(itertools.accumulate(steps, initial=0))
-
-
-def _split(text: str) -> list[str] | None:
-  """Splits at commas; None if a bracket opens that is not closed, or nested."""
-  _, *depths = _depths(text)
-  if depths and (min(depths) < 0 or depths[-1]):
-    return None
-  found = zip(text, depths, strict=True)
-  commas = [i for i, (c, depth) in enumerate(found) if c == "," and not depth]
-  cuts = itertools.pairwise([-1, *commas, len(text)])
-  return [text[start + 1 : end] for start, end in cuts]
-
-
-def _fraction(text: str) -> fractions.Fraction:
-  """Reads signs and a decimal; a ValueError if it is none after all, 1.2.3."""
-  digits = text.lstrip("+- ")
-  if not _NUMBER.fullmatch(digits):
-    raise ValueError
-  value = fractions.Fraction(digits.replace(",", "").rstrip("."))
-  return -value if text.count("-") % 2 else value
+  try:
+    difference = parsed(one) - parsed(other)
+    found = {x: names[int(x.name[2:])] for x in difference.free_symbols}
+    units = {x: sympy.I for x, name in found.items() if name == "i"}
+    points = {
+      x: sympy.Rational(17 + names.index(n), 29) for x, n in found.items()
+    }
+    value = difference.subs({**points, **units}).evalf(_DIGITS)
+    is_near = abs(value) < 10.0 ** (-_DIGITS / 2)
+    return bool(is_near and sympy.simplify(difference.subs(units)) == 0)
+  except Exception:  # SymPy raises whatever it meets.
+    return False
 
 
 def _is_cheap(text: str) -> bool:
   """Whether a computer algebra system can be trusted with a text."""
-  if len(text) > MAX_NUMBER_SIZE or _COSTLY.search(text):
-    return False
   # Its parser takes half a minute for 120 parentheses.
-  if max(_depths(text)) > _MAX_DEPTH:
+  if _REFUSED.search(text) or max(forms.depths(text)) > _MAX_DEPTH:
     return False
   size = 1
-  for exponent in re.split(r"\^|\*\*", text)[1:]:
-    group = re.match(r"\s*(?:\{([^{}]*)\}|([0-9.]+|\\?[A-Za-z]+))", exponent)
-    if group is None:  # Braces in an exponent, so perhaps a power in a power.
+  for exponent in text.split("^")[1:]:
+    group = re.match(spelling.GROUP, exponent)
+    if group is None or "^" in group[0]:  # perhaps a power in a power
       return False
-    for number in re.findall(r"[0-9]+", group[0]):
+    for number in re.findall("[0-9]+", group[0]):
       size *= max(int(number), 1)
   return size <= _MAX_POWER

@@ -10,6 +10,7 @@
 Names of columns are compared without their case.
 """
 
+import logging
 import math
 import pathlib
 import re
@@ -27,6 +28,9 @@ _DAPO_START = "Solve the following math problem step by step."
 _DAPO_END = "Remember to put your answer on its own line"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations
 
+_LOG = logging.getLogger(__name__)
+_MOST_UNREAD = 0.01  # of the rows of a file
+
 # What a reader makes of a row: messages, the answer, and the working.
 _Found = tuple[answer_task.Messages, Any, str]
 
@@ -36,24 +40,43 @@ def read_examples(
 ) -> list[base.Example]:
   """Reads a file of problems, of equal rows the first.
 
-  `meta["working"]` is a solution, where the file has one.
+  Rows that cannot be read are left out, and named in a warning; the file is
+  refused where they are many. `meta["working"]` is a solution, if there is one.
   """
   reader = None
 
-  def parse(raw: Any) -> answer_task.Row:
+  def parse(raw: Any) -> answer_task.Row | ValueError:
     nonlocal reader
-    if not isinstance(raw, Mapping):
-      raise ValueError("not an object with named fields")
-    row = {str(name).lower(): value for name, value in raw.items()}
-    reader = reader or _recognise(row)
-    messages, answer, working = reader(row)
-    working = working and f"{working.strip()}\n"
-    return messages, _reference(answer), {"working": working}
+    try:
+      if not isinstance(raw, Mapping):
+        raise ValueError("not an object with named fields")
+      row = {str(name).lower(): value for name, value in raw.items()}
+      reader = reader or _recognise(row)
+      messages, answer, working = reader(row)
+      working = working and f"{working.strip()}\n"
+      return messages, _reference(answer), {"working": working}
+    except ValueError as error:
+      return error
 
+  rows = list(row_files.parse_rows(path, parse))
+  bad = {n: row for n, row in enumerate(rows) if isinstance(row, ValueError)}
+  if bad:
+    number, error = next(iter(bad.items()))
+    said = f"{path}, row {number}: {error}"
+    if len(bad) > _MOST_UNREAD * len(rows):
+      raise ValueError(
+        f"{said} ({len(bad)} of {len(rows)} rows cannot be read, and "
+        f"{_MOST_UNREAD:.0%} may be left out)"
+      )
+    _LOG.warning("%s. Left out: rows %s", said, ", ".join(map(str, bad)))
   found: dict[tuple, base.Example] = {}
-  for example in answer_task.read_examples(path, parse, key, template):
-    texts = (*(m["content"] for m in example.messages), example.reference)
-    found.setdefault(texts, example)
+  for number, row in enumerate(rows, key):
+    if not isinstance(row, ValueError):
+      example = answer_task.make_example(number, row, template)
+      texts = (*(m["content"] for m in example.messages), example.reference)
+      found.setdefault(texts, example)
+  if not found:
+    raise ValueError(f"{path}: no rows.")
   return list(found.values())
 
 
@@ -101,7 +124,7 @@ def _read_contest(row: dict[str, Any]) -> _Found:
   problem = field(row, _first(row, _PROBLEMS) or _PROBLEMS[0], str)
   name = _first(row, _ANSWERS)
   answer = field(row, name or "solution", (str, int, float, list))
-  if name is None and answers.extract_answer(str(answer)) is None:
+  if name is None and answers.extract_reference(str(answer)) is None:
     raise ValueError(r"field 'solution' has no complete \boxed{...}")
   if isinstance(answer, list):
     if len(answer) != 1:
@@ -129,7 +152,7 @@ def _reference(answer: Any) -> str:
       raise ValueError(f"the answer is not finite: {answer!r}")
     answer = f"{answer:.12f}".rstrip("0").rstrip(".")
   text = str(answer).strip()
-  inside = answers.extract_answer(text)
+  inside = answers.extract_reference(text)
   text = text if inside is None else inside
   if not answers.normalise_answer(text):
     raise ValueError("the answer is empty")

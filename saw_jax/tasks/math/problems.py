@@ -5,9 +5,7 @@ words, whatever the seed.
 """
 
 import ast
-import json
 import operator
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,31 +20,10 @@ _GYM_SIZE = 2**20
 _APPLY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 # Names, things, and the stories of an expression whose operands are named a, b,
 # c from left to right.
-_WORDS = json.loads(
-  (pathlib.Path(__file__).parent / "assets/stories.json").read_text()
-)
-# Level -> shapes, each with the range of its operands: one-digit sums; sums of
+_WORDS = base.asset(__file__, "stories.json")
+# Level -> shapes, each with the ranges of its operands: one-digit sums; sums of
 # two digits and the multiplication table; two operations; three operations.
-_DIGITS, _TENS, _UNITS, _TEENS = (1, 9), (10, 99), (2, 9), (2, 19)
-_SHAPES = {
-  1: {"a+b": (_DIGITS, _DIGITS), "a-b": (_DIGITS, _DIGITS)},
-  2: {"a+b": (_TENS, _TENS), "a-b": (_TENS, _TENS), "a*b": (_UNITS, _UNITS)},
-  3: {
-    "(a+b)*c": (_TEENS, _TEENS, _UNITS),
-    "(a-b)*c": (_TEENS, _TEENS, _UNITS),
-    "a*b+c": (_UNITS, _TEENS, _UNITS),
-    "a*b-c": (_UNITS, _TEENS, _UNITS),
-    "a+b-c": (_TEENS, _TEENS, _TEENS),
-    "a-(b+c)": (_TENS, _TEENS, _TEENS),
-    "a-(b-c)": (_TENS, _TEENS, _TEENS),
-  },
-  4: {
-    "(a+b)*(c-d)": (_TEENS, _TEENS, _TEENS, _TEENS),
-    "a*b+c*d": (_UNITS, _TEENS, _UNITS, _TEENS),
-    "(a+b)*c-d": (_TEENS, _TEENS, _UNITS, _TEENS),
-    "(a+b-c)*d": (_TEENS, _TEENS, _TEENS, _UNITS),
-  },
-}
+_SHAPES = dict(enumerate(_WORDS["levels"], 1))
 LEVELS = tuple(_SHAPES)
 
 
@@ -70,7 +47,9 @@ def draw_problem(
     shape, ranges = draws.choice(shapes)
     operands = {
       letter: draws.choice(range(low, high + 1))
-      for letter, (low, high) in zip("abcd", ranges, strict=False)
+      for letter, (low, high) in zip(
+        "abcd", map(_WORDS["ranges"].get, ranges), strict=False
+      )
     }
     expression = "".join(str(operands.get(c, c)) for c in shape)
     if _is_small(expression) and split_of(expression) == split:

@@ -9,16 +9,7 @@ from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.math import answers, files, problems
 
 # The pieces of generated arithmetic and its stories, for the tokenizer `math`.
-PIECES = (
-  *"0123456789+-*/=()., ?{}\\\n",
-  *"abcdefghijklmnopqrstuvwxyz",
-  "\\boxed{",
-  *("tom", "ann", "sam", "eva"),
-  *(" pens", " eggs", " figs", " nuts", " red", " blue", " bags", " days"),
-  *(" has ", " had ", " gets ", " gives ", " more", " away", " now", " each"),
-  *(" are ", " lost", " bad", " left", " in ", " in all", " of ", " and "),
-  *(" on ", " with ", ". how many", "how many", "there"),
-)
+PIECES = tuple(base.asset(__file__, "pieces.json"))
 _GRADERS = {
   "exact": answers.is_equal,
   "math_verify": answers.is_equal_by_math_verify,

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from saw_jax.tasks.math import files as math_files
+from saw_jax.tasks.math.answers import normalise_answer
 from tests.tasks.answer_task_test import write
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
@@ -50,6 +51,9 @@ SCHEMAS = {
   "Minerva": {"question": "What is 2 + 2?", "solution": r"\boxed{4}", "idx": 0},
   "several": {"question": "What is 2 + 2?", "final_answer": ["4"]},
   "boxed": {"problem": "What is 2 + 2?", "answer": r"$\boxed{4}$"},
+  "bare": {**MATH, "solution": r"So $x = \boxed 4$. (Not $5$.)"},
+  "bare fraction": {**MATH, "solution": r"\[\boxed\frac{8}{2}.\]"},
+  "fbox": {**MATH, "solution": r"We get \fbox{4}."},
   "verl": VERL,
 }
 
@@ -62,7 +66,7 @@ class TestSchemas:
     (example,) = math_files.read_examples(path, key=7)
     assert example.key == 7
     assert example.messages == ({"role": "user", "content": "What is 2 + 2?"},)
-    assert example.reference == "4"
+    assert normalise_answer(example.reference) == "4"
 
   def test_the_template_is_put_around_the_problem(self, tmp_path):
     system = {"role": "system", "content": "Be brief."}
@@ -88,6 +92,20 @@ class TestSchemas:
     path = write(tmp_path / "rows.jsonl", [VERL, VERL, other, VERL])
     found = math_files.read_examples(path)
     assert [(e.key, e.reference) for e in found] == [(0, "4"), (2, "5")]
+
+
+def test_few_rows_that_cannot_be_read_are_left_out_and_named(tmp_path, caplog):
+  rows = [{**MATH, "problem": f"What is 2 + {n}?"} for n in range(200)]
+  for left_out in (1, 2, 3):
+    rows[40 * left_out] = {"problem": "x", "solution": "no box"}
+    path = write(tmp_path / "rows.jsonl", rows)
+    if left_out < 3:  # of 200, one in a hundred
+      found = math_files.read_examples(path)
+      assert len(found) == 200 - left_out and found[-1].key == 199
+  assert f"{path}, row 40: field 'solution' has no" in caplog.text
+  assert "rows 40, 80" in caplog.text
+  with pytest.raises(ValueError, match="row 40: .*3 of 200 rows"):
+    math_files.read_examples(path)
 
 
 AMC, GSM8K = SCHEMAS["AMC 23"], {"question": "x", "answer": "y #### 1"}
