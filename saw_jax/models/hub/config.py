@@ -109,7 +109,7 @@ _DEFAULT = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _DEFAULT |= {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
 _EPS, _WINDOW = {"rms_norm_eps": 1e-5}, {"sliding_window": 4096}
 _LATE = {**_WINDOW, "max_window_layers": 28}
-_NONE = {_SWITCH: False}
+_NONE = {_SWITCH: False, "layer_types": None}
 _ALL = {_SWITCH: True, "layer_types": None, "max_window_layers": 0}
 _SMOLLM3 = {"rope_theta": 2e6, "tie_word_embeddings": True}
 # A decoder is written as the first of them that has its parts. SmolLM and
@@ -413,6 +413,8 @@ def _windows(
     raise ValueError(f"{where}: 'layer_types' must have {count} entries")
   window = document.get("sliding_window", given.get("sliding_window"))
   if not (given.get(_SWITCH) and window):
+    if _SLIDING in (kinds or ()):
+      raise ValueError(f"{where}: 'layer_types' slide, and no window is on")
     return ()
   # Where nothing says which layers have one, late ones or unrotated ones do.
   first = given.get("max_window_layers")

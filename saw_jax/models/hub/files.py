@@ -118,7 +118,7 @@ def _settle(directory: pathlib.Path) -> None:
     return
   if (whole / CONFIG).is_file():
     old = [directory / SINGLE, directory / INDEX]
-    for path in (*old, *directory.glob("model-*-of-*.safetensors")):
+    for path in (*old, *directory.glob("model*-of-*.safetensors")):
       path.unlink(missing_ok=True)
     # Once it has moved, no old file is left.
     (whole / CONFIG).replace(directory / CONFIG)

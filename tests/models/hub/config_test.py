@@ -187,6 +187,7 @@ def test_another_architecture_is_told_what_is_missing():
     ({"rope_parameters": {"full_attention": {}}}, "layer to layer"),
     ({**QWEN2, "layer_types": ["chunked"] * 2}, "layer_types"),
     ({**QWEN2, "layer_types": ["full_attention"]}, "layer_types"),
+    ({**SMOLLM3, "layer_types": ["sliding_attention"] * 2}, "no window is on"),
   ],
 )
 def test_what_cannot_be_read_is_a_sentence(changes, word):
