@@ -20,9 +20,10 @@ IM_END = "<|im_end|>"
 Messages = Sequence[Mapping[str, Any]]
 # Tags of an answer's format: text, also where a tokenizer has a token for them.
 TAG = re.compile(
-  "</?(?:think|thinking|thought|reasoning|reflection|plan|answer|solution|"
-  "response|tool|tool_call|tool_response|function_call|search|information|"
-  "action|observation|code)>"
+  "</?(?:think|thinking|thoughts?|reason|reasoning|reflection|plan|scratchpad|"
+  "answer|final_answer|solution|response|summary|tools?|tool_call|tool_response|"
+  "function_call|search|information|action|obs|observation|code|python|output|"
+  "result)>"
 )
 _MARKER = re.compile(r"<[|｜]\S*[|｜]>")
 
@@ -33,8 +34,7 @@ class Tokenizer(Protocol):
   vocab_size: int
   pad_id: int
   eos_ids: tuple[int, ...]
-
-  opening: str  # what of an answer each prompt ends with, as "<think>\\n"
+  opening: str  # what of an answer each prompt ends with, such as "<think>"
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text; no special id, and a `?` for a surrogate."""
@@ -193,13 +193,9 @@ class LibraryTokenizer:
 
 def _mark_special(tokenizer: Any) -> Any:
   document = json.loads(tokenizer.to_str())
-  was = [token["special"] for token in document["added_tokens"]]
   for token in document["added_tokens"]:
-    text = token["content"]
-    token["special"] |= bool(_MARKER.fullmatch(text))
-    token["special"] &= not TAG.fullmatch(text)
-  if [token["special"] for token in document["added_tokens"]] == was:
-    return tokenizer
+    is_marker = token["special"] or _MARKER.fullmatch(token["content"])
+    token["special"] = bool(is_marker and not TAG.fullmatch(token["content"]))
   return library().Tokenizer.from_str(json.dumps(document))
 
 

@@ -176,8 +176,7 @@ class LabelConfig:
   source: str = "truth"  # or annotator: saw annotate
   price: float = constant(1.0)  # of a label
   total: float = 0.0  # most that a run may spend; 0: no limit
-  # Pay again for a prompt that was bought before.
-  again: bool = constant(False)
+  again: bool = constant(False)  # pay again for what was bought before
   timeout_s: float = constant(3600.0)  # the annotator's
   audit: bool = constant(True)  # log what the true references say
   probe: care.CareSettings = care.CareSettings()

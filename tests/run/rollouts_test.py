@@ -79,10 +79,9 @@ class TestEncoder:
 
   def test_all_of_a_message_tells_it_from_others(self):
     made, shown = encoder(), []
-    made.tokenizer = types.SimpleNamespace(
-      encode_chat=lambda messages: shown.append(messages) or [1]
-    )
-    for more in ({"tool_calls": [1]}, {"tool_calls": [2]}, {"content": ["a"]}):
+    fake = lambda messages: shown.append(messages) or [1]  # noqa: E731
+    made.tokenizer = types.SimpleNamespace(encode_chat=fake)
+    for more in ({"calls": [1]}, {"calls": [2]}, {"content": ["a"]}):
       made.tokens(base.Example(1, ({"role": "user", **more},), ""))
     assert len(shown) == 3
 

@@ -28,7 +28,7 @@ def canonical(text: str) -> str | None:
   '{"calls": [], "response": true}'
   """
   text = rewards.hide_tags(text)
-  has_response = rewards.RESPONSE in text and rewards.END_RESPONSE in text
+  has_response = rewards.has_response(text)
   if rewards.CALL not in text:
     return _canonical([], True) if has_response else None
   # A policy writes anything, nesting past the recursion limit included.

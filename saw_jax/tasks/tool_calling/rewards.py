@@ -4,7 +4,9 @@ No text of a policy makes them raise, and they take time linear in its length.
 """
 
 import collections
+import functools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +15,9 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 RESPONSE, END_RESPONSE = "<response>", "</response>"
 
 Call = dict[str, Any]  # a name and its parameters
-_DECODER = json.JSONDecoder()
 _TURN, _END_TURN = "<|im_start|>assistant", "<|im_end|>"
-_TAGS = (THINK, END_THINK, CALL, END_CALL, RESPONSE, END_RESPONSE)
-_TAGS += (_TURN, _END_TURN)
+_TAG = re.compile(r"<(?=/?(?:think|tool_call|response)>|\|im_(?:start|end)\|>)")
+_DECODER = json.JSONDecoder()
 
 
 def extract_completion(text: str) -> str:
@@ -39,11 +40,11 @@ def write_calls(calls: Sequence[Call]) -> str:
   return "\n".join(_hide(json.dumps(call)) for call in calls)
 
 
-def _hide(call: str) -> str:
-  found = any(tag in call for tag in _TAGS)
-  return call.replace("<", "\\u003c") if found else call
+def _hide(text: str) -> str:
+  return _TAG.sub(r"\\u003c", text)
 
 
+@functools.lru_cache(maxsize=8)
 def hide_tags(text: str) -> str:
   """Writes the tags in strings of calls as JSON may have them, so as no tags.
 
@@ -53,16 +54,17 @@ def hide_tags(text: str) -> str:
   head, tag, block = text.partition(CALL)
   lines = block.split("\n")
   for index, line in enumerate(lines):
-    if "<" not in line:
-      continue
-    try:
-      _, end = _DECODER.raw_decode(line, len(line) - len(line.lstrip()))
-    except (ValueError, RecursionError):
-      break
-    lines[index] = _hide(line[:end]) + line[end:]
-    if END_CALL in line[end:]:
-      break
+    if "<" in line:
+      try:
+        _, end = _DECODER.raw_decode(line, len(line) - len(line.lstrip()))
+      except (ValueError, RecursionError):
+        break
+      lines[index] = _hide(line[:end]) + line[end:]
   return head + tag + "\n".join(lines)
+
+
+def has_response(text: str) -> bool:
+  return END_RESPONSE in text.partition(RESPONSE)[2]
 
 
 def write(answer: Answer, body: str | None = None) -> str:

@@ -98,9 +98,8 @@ class ToolCallingTask(answer_task.AnswerTask):
       correctness = -3.0 if share is None else 6.0 * share - 3.0
       readable, right = share is not None, share == 1.0
     else:
-      tags = (rewards.RESPONSE, rewards.END_RESPONSE)
       correctness, right = 0.0, True
-      readable = is_formatted or all(tag in answer for tag in tags)
+      readable = is_formatted or rewards.has_response(answer)
     outcome = base.Outcome.WRONG
     if not readable:
       outcome = base.Outcome.UNPARSABLE

@@ -147,20 +147,17 @@ def test_tags_of_answers_are_text_whatever_a_file_calls_them(tmp_path):
   assert prompt.count(opened) == prompt.count(found.eos_ids[0]) == 1
 
 
-@pytest.mark.parametrize(
-  ("end", "opening"),
-  [
-    ("", ""),
-    ("<think>\\n", "<think>\n"),
-    ("<think>\\n\\n</think>\\n\\n", ""),  # a thought that is over
-    ("<think></think><answer>", "<think></think><answer>"),
-    ("<thinker>", ""),
-  ],
-)
-def test_an_answer_begins_where_its_format_does(tmp_path, end, opening):
-  template = CHATML.replace("assistant\n' }}", f"assistant\n{end}' }}}}")
-  path = write(tmp_path / "m", "<think>" + template)
-  assert hub_tokenizer.open_tokenizer(path).opening == opening
+def test_an_answer_begins_where_its_format_does(tmp_path):
+  for end, opening in {
+    "": "",
+    "<think>\\n": "<think>\n",
+    "<think>\\n\\n</think>\\n\\n": "",  # a thought that is over
+    "<think></think><answer>": "<think></think><answer>",
+    "<thinker>": "",
+  }.items():
+    template = CHATML.replace("assistant\n' }}", f"assistant\n{end}' }}}}")
+    path = write(tmp_path / "m", "<think>" + template)
+    assert hub_tokenizer.open_tokenizer(path).opening == opening
 
 
 def test_messages_may_hold_what_templates_read(tmp_path):

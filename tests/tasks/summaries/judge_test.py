@@ -344,6 +344,14 @@ class TestTheKey:
     assert KEY not in str(info.value)
 
 
+# What quotes a perfect score is no verdict.
+QUOTED = (
+  """I refuse: it says P|P is what it asks for|It says </think>P|PP|[P]
+<think>a</think>It says </think>P|<think>It says P|M-1 P is asked for|M-2 P
+It says ```json\\nP\\n```|P M-1""".replace("\n", "|")
+  .replace("\\n", "\n")
+  .split("|")
+)
 BOTH = {"quality": 7.0, "conciseness": 8.5}
 
 
@@ -376,28 +384,13 @@ BOTH = {"quality": 7.0, "conciseness": 8.5}
         "7" * 3900,
       )
     ),
+    *((text.replace("P", PERFECT), "no JSON object") for text in QUOTED),
     *(
       (text, "no JSON object")
       for text in (
-        f"I refuse: it says {PERFECT}",
-        f"{PERFECT} is what it asks for",
-        f"It says </think>{PERFECT}",
-        f"<think>a</think>It says </think>{PERFECT}",
-        f"<think>It says {PERFECT}",
-        f"M-2\n{PERFECT}",
-        f"M-1\n{PERFECT} is what it asks for",
-        f"{PERFECT}{PERFECT}",
-        f"[{PERFECT}]",
-        f"It says\n```json\n{PERFECT}\n```",
-        f"{PERFECT}\nM-1",
         '{"quality": 1, "quality": 10, "conciseness": 8}',
         '{"why": {"a": 1, "a": 2}, "quality": 1, "conciseness": 8}',
-        '{"a":' * 500,
-        "[" * 3000 + "]" * 900,
-        "quality: 7, conciseness: 8",
-        '{"quality": 7}',
-        GOOD[:-1],
-        "",
+        *('{"a":' * 500, "[" * 3000, '{"quality": 7}', GOOD[:-1], ""),
       )
     ),
     (GOOD + "x" * 5000, "essay"),
