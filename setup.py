@@ -210,6 +210,7 @@ setuptools.setup(
       "**/*.js",
       "**/*.html",
       "**/*.sql",
+      "**/*.xml",
     ]
     + ["tasks/**/*.txt", "tasks/**/*.md"]
   },

@@ -23,22 +23,8 @@ from saw_jax.tasks import row_files
 # file again changes nothing.
 _PAGE = "label-studio"
 _CHOICE, _ANSWER = "choice", "answer"  # names of controls
-LABELING_CONFIG = f"""\
-<View>
-  <Style>.htx-text {{ white-space: pre-wrap; }}</Style>
-  <Header value="Prompt $prompt_id, step $step: expected is $expected"/>
-  <Text name="question" value="$question" valueType="text"/>
-  <Header value="Choose an answer of the policy's" size="5"/>
-  <Choices name="{_CHOICE}" toName="question" value="$answers"
-           choice="single-radio" allowNested="false"/>
-  <Header value="or type another one" size="5"/>
-  <TextArea name="{_ANSWER}" toName="question" maxSubmissions="1" rows="1"
-            editable="true"/>
-  <Header value="A response for each answer" size="5"/>
-  <Paragraphs name="responses" value="$responses" layout="dialogue"
-              nameKey="answer" textKey="response"/>
-</View>
-"""
+_CONFIG = pathlib.Path(__file__).parent / "assets" / "label_studio.xml"
+LABELING_CONFIG = _CONFIG.read_text(encoding="utf-8")
 
 
 class Imported(NamedTuple):

@@ -9,16 +9,7 @@ from collections.abc import Sequence
 from saw_jax import naming
 from saw_jax.reporting import tables
 
-_STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; max-width: 72rem;
-  margin: 2rem auto; padding: 0 1rem; color: #1f2328; background: #fff; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid #d0d7de; padding: 0.3rem 0.6rem; }
-th { background: #f6f8fa; vertical-align: bottom; }
-.published { color: #4d2d00; background: #fff8c5; font-style: italic; }
-img { max-width: 100%; display: block; margin: 1.5rem 0; }
-"""
+_ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
 def write_page(folder: str | os.PathLike) -> pathlib.Path:
@@ -48,12 +39,13 @@ def to_html(text: str, pictures: Sequence[str] = ()) -> str:
     f'<img src="{name}" alt="{pathlib.Path(name).stem}">'
     for name in map(html.escape, pictures)
   ]
-  return page(title, _STYLE, [body.rstrip(), *shown])
+  return page(title, "table", [body.rstrip(), *shown])
 
 
 def page(title: str, style: str, parts: Sequence[str]) -> str:
-  """A whole document around parts that are HTML already."""
-  head = f"<title>{html.escape(title)}</title><style>{style}</style>"
+  """A document in one of our styles, around parts that are HTML already."""
+  css = (_ASSETS / f"{style}.css").read_text(encoding="utf-8")
+  head = f"<title>{html.escape(title)}</title><style>\n{css}</style>"
   return "\n".join(
     [
       "<!DOCTYPE html>",

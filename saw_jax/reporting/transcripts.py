@@ -10,19 +10,6 @@ if TYPE_CHECKING:
   from saw_jax.run.agents import Turn
 
 ROLES = ("prompt", "policy", "observation", "glue")
-_STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; color: #1f2328; background: #fff; }
-.step { margin: 0.6rem 0; padding: 0.4rem 0.6rem;
-  border-left: 3px solid #d0d7de;
-  white-space: pre-wrap; overflow-wrap: anywhere;
-  font-family: ui-monospace, monospace; font-size: 13px; }
-.meta { color: #656d76; font-size: 12px; }
-.prompt { color: #57606a; }
-.policy { color: #0a3069; background: #ddf4ff; }
-.observation { color: #4d2d00; background: #fff8c5; }
-.glue { color: #8c959f; background: #f6f8fa; }
-"""
 
 
 def to_html(title: str, episodes: Mapping[str, Sequence["Turn"]]) -> str:
@@ -43,7 +30,7 @@ def to_html(title: str, episodes: Mapping[str, Sequence["Turn"]]) -> str:
         f'<div class="step">{spans}<div class="meta">step {number} · reward '
         f"{turn.reward:g}{parsed}</div></div>"
       )
-  return pages.page(title, _STYLE, parts)
+  return pages.page(title, "episodes", parts)
 
 
 def won_and_lost(

@@ -5,12 +5,11 @@ The figures of evaluations are named `eval/...` here, as trackers have them.
 """
 
 import functools
-import json
-import pathlib
 import re
 from typing import NamedTuple
 
-_PATH = pathlib.Path(__file__).parent / "assets" / "glossary.json"
+from saw_jax.tasks import base
+
 OTHER = "Other"  # the section of what has no line
 
 
@@ -26,7 +25,7 @@ class Entry(NamedTuple):
 @functools.cache
 def entries() -> tuple[Entry, ...]:
   """All lines, in the order of a page."""
-  table = json.loads(_PATH.read_text(encoding="utf-8"))
+  table = base.asset(__file__, "glossary.json")
   lines = [(s, *line) for s, named in table.items() for line in named.items()]
   return tuple(Entry(*line, order) for order, line in enumerate(lines))
 

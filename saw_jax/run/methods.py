@@ -7,17 +7,15 @@ another part brings its own. A ratio to `behave`, the sampler's log-probs, is
 verl's default.
 """
 
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from saw_jax import naming
+from saw_jax.tasks import base
 
-_PATH = pathlib.Path(__file__).parent / "assets" / "methods.json"
-METHODS: Mapping[str, Mapping[str, Any]] = json.loads(_PATH.read_text())
+METHODS: Mapping[str, Mapping] = base.asset(__file__, "methods.json")
 # The paper's Algorithm 1: reward minus group mean, tokens averaged inside a
 # response and then responses. The balance of ASymPO holds under these alone.
 ALONE = {

@@ -10,31 +10,9 @@ from saw_jax.tasks import answer_task, base
 TEMPERATURE = 0.5  # of the verdict, which is sampled once
 MAX_NEW_TOKENS = 4096
 
-_CHECKS = {
-  "math": (
-    "Work through the problem yourself, step by step.",
-    "Check each step of the proposed solution: what it uses, and what follows.",
-    "Check that its final answer is what the problem asks for.",
-    "If an answer is missing, or you find a mistake that changes it, the "
-    "solution is wrong.",
-  ),
-  "knights": (
-    "Everybody is either a knight, who always tells the truth, or a knave, who "
-    "always lies.",
-    "Check that the proposed solution gives each person exactly one role.",
-    "For each person, check that what a knight says is true, and that what a "
-    "knave says is false, if the roles are as proposed.",
-    "If a role is missing, or one claim does not fit, the solution is wrong.",
-  ),
-}
+_WORDS = base.asset(__file__, "verification.json")
+_QUESTION, _CHECKS, _VERDICT = _WORDS.values()
 TASKS = tuple(_CHECKS)
-_QUESTION = (
-  "You are given a question and a proposed solution. Is the solution correct?"
-)
-_VERDICT = (
-  r"Explain in short, and end with \boxed{True} if the solution is correct "
-  r"or \boxed{False} if it is not."
-)
 
 
 def ask(task: str, question: str, solution: str) -> answer_task.Messages:

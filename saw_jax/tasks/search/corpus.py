@@ -6,25 +6,17 @@ searched for.
 """
 
 import itertools
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saw_jax.tasks import row_files
+from saw_jax.tasks import base, row_files
 from saw_jax.tasks.draws import Draws, split_of
 
 TWO_HOPS = ("author_birthplace", "person_country")
 KINDS = ("birthplace", "job", "author", "country", *TWO_HOPS)
-FIRST = "ann bob cara dan eva finn gina hugo iris jon kim leo".split()
-LAST = "bell cole dunn fox gray hall king lane moss park reed shaw".split()
-JOBS = "painter writer singer farmer doctor pilot baker judge".split()
-CITIES = "avon brill corda dover elton farley gorton hale irvine jarrow".split()
-CITIES += ["kelso"]
-COUNTRIES = "norland sudland estria westria".split()
-ADJECTIVES = "glass silent golden broken winter hidden paper distant".split()
-ADJECTIVES += ["iron", "velvet"]
-NOUNS = "river garden tower letter bridge harbor mirror forest clock".split()
-NOUNS += ["island"]
+NAMES = base.asset(__file__, "names.json")  # of what a drawn corpus is about
 
 
 class Passage(NamedTuple):
@@ -48,7 +40,7 @@ class Question(NamedTuple):
   source: str = ""  # the set that it is from, or its kind
 
 
-MOST_PEOPLE = len(FIRST) * len(LAST)
+MOST_PEOPLE = math.prod(map(len, NAMES["people"]))
 
 
 def draw_corpus(
@@ -64,13 +56,15 @@ def draw_corpus(
     most = f"a drawn corpus has 1 to {MOST_PEOPLE} people"
     raise ValueError(f"{most}, not {num_people}.")
   draws = Draws("corpus", seed)
-  names = [f"{a} {b}" for a, b in itertools.product(FIRST, LAST)]
-  titles = [f"{a} {b}" for a, b in itertools.product(ADJECTIVES, NOUNS)]
+  names, titles = (
+    [f"{a} {b}" for a, b in itertools.product(*NAMES[kind])]
+    for kind in ("people", "works")
+  )
   people = draws.sample(names, num_people)
   works = draws.sample(titles, min(len(titles), num_people * 2 // 3))
-  country = {city: draws.choice(COUNTRIES) for city in CITIES}
-  city = {person: draws.choice(CITIES) for person in people}
-  job = {person: draws.choice(JOBS) for person in people}
+  country = {city: draws.choice(NAMES["countries"]) for city in NAMES["cities"]}
+  city = {person: draws.choice(NAMES["cities"]) for person in people}
+  job = {person: draws.choice(NAMES["jobs"]) for person in people}
   author = dict(zip(works, people, strict=False))
 
   passages: list[Passage] = []

@@ -182,7 +182,7 @@ class TestDrawnCorpus:
     )
     assert one == same and one != other
     passages, questions = other
-    cities = len(search_corpus.CITIES)
+    cities = len(search_corpus.NAMES["cities"])
     assert len(set(passages)) == cities + 30 + 20
     texts = [q.text for several in questions.values() for q in several]
     # One of each city, three of each person, two of each of the 20 works.
