@@ -232,11 +232,9 @@ def resolve(
   what: str,
   **defaults: Any,
 ) -> Callable:
-  """The function that a name stands for, with its options bound.
+  """The function that a name, a place or a function stands for, with options.
 
-  A function passes through, also by its place; `defaults` are options that it
-  may not have. An unknown name is a `KeyError`, an unknown option a
-  `TypeError`.
+  `defaults` are options that it may not have.
   """
   if isinstance(choice, str) and ":" in choice:
     choice = naming.load(choice)
@@ -266,12 +264,7 @@ def _value(option: str, value: Any) -> Any:
 
 
 def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
-  """Turns names into functions.
-
-  A weighting that reads `minima [M]`, the least value of each reward component,
-  gets those given unless its options say otherwise. Options that do not go
-  together are a `ValueError`.
-  """
+  """Turns names into functions; a weighting that reads `minima` gets these."""
   table = ADVANTAGES | STEP_ADVANTAGES
   options, whiten = dict(config.advantage_options), None
   plain = resolve(config.advantage, {}, table, "advantage")

@@ -125,11 +125,7 @@ def load_file(path: str, name: str = "") -> types.ModuleType:
 
 
 def leave_if_read() -> None:
-  """Ends the reading of a script here: what it trains is known by then.
-
-  A run remembers its functions by their file, which may be the script that
-  called `train`. Whoever evaluates the run reads the script again up to there.
-  """
+  """Ends the reading of a script here, where a run looks for its functions."""
   if _reading:
     raise Read
 

@@ -1,11 +1,9 @@
 """The questions of a ledger as Label Studio's tasks, and its answers back.
 
-Whoever has annotators there imports what `export_tasks` gives into a project
-with `LABELING_CONFIG` as its labelling interface, and exports it as JSON (not
-JSON-MIN, which has no skips). An answer is checked as on our own page, by the
-ledger: of several annotators' answers to a question, and of the page's, the
-first counts. It is kept as text, so that it also counts where the run has asked
-for the same prompt again meanwhile, with other responses.
+A project has `LABELING_CONFIG` as its interface, imports what `export_tasks`
+gives, and is exported as JSON (not JSON-MIN, which has no skips). The ledger
+checks answers as it does the page's, the first of a question counts, and it is
+kept as text: it also counts where the run has asked again meanwhile.
 """
 
 import collections

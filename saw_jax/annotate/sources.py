@@ -47,13 +47,10 @@ class GroundTruth:
 class Annotator:
   """Asks a person, who answers in a page of another process, and waits.
 
-  What was answered is in the ledger before this process has it: when the run is
-  killed while it waits, and asks again, it gets at once what is there.
-
-  After `timeout_s` without any answer the run goes on with what there is; `inf`
-  waits for ever. For `undo_s` after the last answer it can be taken back.
-  `stop` is asked every `poll_s`; when it says so, the wait ends with
-  KeyboardInterrupt, and the questions stay. `tell` is told what is waited for.
+  What was answered is in the ledger first: a run that was killed gets it at
+  once. After `timeout_s` without any answer the run goes on; for `undo_s` the
+  last one can be taken back. When `stop`, asked every `poll_s`, says so, the
+  wait ends with KeyboardInterrupt. `tell` is told what is waited for.
   """
 
   name = "annotator"

@@ -54,11 +54,7 @@ def evaluate(
   task: Any = None,
   config: Any = None,
 ) -> dict[str, Any]:
-  """Prints and writes scores, and returns them by seed.
-
-  A `task` and the functions of a `config` are those of the run itself, where
-  they are in no file.
-  """
+  """Prints and writes scores, and returns them by seed; see `saw evaluate`."""
   from saw_jax.reporting import statistics
   from saw_jax.run import build, evaluation, metrics, run_directory
   from saw_jax.run import config as config_lib

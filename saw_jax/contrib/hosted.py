@@ -47,17 +47,11 @@ def make_hosted(
   """Turns the names of a method into what a host calls.
 
   `estimate` gives advantages `[P * G]` and statistics by name (`weight`,
-  `mean`, `std`, `cv`: `[M]`). A reward that is NaN was not scored: a mask that
-  weights and advantages obey, and no 0. `terms` goes from arrays `[B, T]` and
-  advantages `[B]` or `[B, T]` to the terms of the loss, multiplied by their
-  coefficients, and what is only logged; gradient flows to log-probs and
-  entropies, and what the mask excludes may be anything. Without `old_log_probs`
-  the ratio is 1.
-
-  Args:
-    config: the names and their options, as in `config.algorithm`.
-    minima: least value of each reward component, in the order of the host's
-      reward functions; SAW's weights read them.
+  `mean`, `std`, `cv`: `[M]`); a reward that is NaN was not scored. `terms` goes
+  from `[B, T]` and advantages `[B]` or `[B, T]` to the terms of the loss, times
+  their coefficients, and what is only logged. Without `old_log_probs` the ratio
+  is 1. `minima` are the least values of the host's reward functions, in their
+  order.
   """
   minima = np.asarray(minima, np.float32)
   if minima.ndim != 1 or not minima.size:

@@ -67,11 +67,9 @@ class _Game(Environment):
 
 
 class ExpressGame(_Game):
-  """An `Environment`: a game of TextWorld-Express, another one each seed.
+  """A game of TextWorld-Express, one of `EXPRESS`, another one each seed.
 
-  `game` is one of `EXPRESS`, with `parameters` such as
-  `numLocations=3,includeDoors=0` or its own. It starts Java, unless another
-  game of this process has and can share it.
+  It starts Java, unless another game of this process has and can share it.
   """
 
   def __init__(

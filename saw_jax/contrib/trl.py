@@ -67,11 +67,10 @@ def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
 
 
 def torch_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple]:
-  """Makes the method's loss a function that torch differentiates.
+  """Makes the method's loss a function that torch differentiates, once.
 
-  It takes what `Hosted.terms` takes, as tensors, and returns the loss and what
-  is logged. `counts` by term are what the whole batch divides by, where a call
-  has a part of it (`hosted.denominators`). There is no second gradient.
+  It takes what `Hosted.terms` takes, as tensors. `counts` by term are what the
+  whole batch divides by, where a call has a part of it.
   """
   torch = _torch()
 

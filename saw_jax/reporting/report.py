@@ -107,10 +107,7 @@ def write(
   command: str,
   figures: Sequence[str] = ("png",),
 ) -> list[str]:
-  """Writes table.md, table.csv, runs.csv and what the sections add.
-
-  Returns the lines of a short table for a terminal.
-  """
+  """Writes all of a table; gives the lines of a short one for a terminal."""
   found = Found(table, scale, folder, directories, figures)
   folder.mkdir(parents=True, exist_ok=True)
   documents = [
@@ -145,9 +142,8 @@ def write(
 
 @contextlib.contextmanager
 def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives an empty folder whose files are moved over those of `out`.
+  """Gives a folder whose files replace those of `out` at a good end.
 
-  Whatever goes wrong before the end, a full disk say, leaves `out` as it was.
   `table.md` is moved last: who finds it finds the others.
   """
   out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,7 @@
 """Runs: which of a row are there, what they say, and the files results keep.
 
-A run directory holds `metrics.csv` and `evals.csv` (step, seed, then metrics;
-one line per step and seed) and, once the run has finished, `final.json`. A
-row's seeds may lie in several of them: who asks for three seeds more gets those
-three run. What is kept under `results/` has one more column in front, the row.
+A row's seeds may lie in several run directories: who asks for three seeds more
+gets those three run. What is kept under `results/` has a column more, the row.
 """
 
 import collections
@@ -71,10 +69,7 @@ def find(
   seeds: Sequence[int],
   config: Mapping[str, Any] | None = None,
 ) -> RowRuns:
-  """Finds the runs of a row that have finished, and what they lack.
-
-  If a config is given, a finished run that had another one is refused.
-  """
+  """Finds a row's finished runs, with the given config, and what they lack."""
   directories, found = [], []
   for directory in sorted(folder.glob(f"{row}_seeds_*")):
     if not (directory / "final.json").is_file():

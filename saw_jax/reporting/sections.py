@@ -1,8 +1,7 @@
 """What stands below the main table: lines of Markdown, and pictures.
 
-A section takes the runs of a table and gives lines; what it draws, or keeps for
-others to draw, it writes to the table's folder. A `Table` names its sections,
-most of them by one of the four lists at the end.
+A section takes the runs of a table and gives lines; files go to its folder. A
+`Table` names its sections, most of them by one of the four lists at the end.
 """
 
 import functools
@@ -211,11 +210,7 @@ def _draw_differences(found: Found, column: str, file: str) -> None:
 
 
 def before_and_after(found: Found) -> list[str]:
-  """Greedy scores before the first step and after the last one.
-
-  Over seeds they come from the run; over examples, where a table has one seed,
-  from `evaluate.py`, if it was run for the start and for the end.
-  """
+  """Greedy scores at both ends, over seeds, and over examples if evaluated."""
   rows = []
 
   def add(label: str, component: str, *ends: Summary) -> None:

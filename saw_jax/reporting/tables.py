@@ -1,9 +1,7 @@
 """Tables as Markdown and CSV: our cells, and the papers' in other columns.
 
 What was measured here is a `statistics.Summary`, what a paper prints is a
-`PublishedCell` from `published/`, and nothing takes one for the other. Values
-of papers are in their unit; where a paper prints a word in place of a number,
-or a number that contradicts others in it, the note says so.
+`PublishedCell` from `published/`, and nothing takes one for the other.
 """
 
 import csv
@@ -43,11 +41,7 @@ class PublishedCell(NamedTuple):
 
 
 def available() -> list[str]:
-  """The papers that have a file.
-
-  >>> available()
-  ['asympo', 'gdpo', 'paw', 'saw']
-  """
+  """The papers that have a file."""
   return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
@@ -103,12 +97,7 @@ def grid(
 def to_markdown(
   title: str, scale: str, own: Own, published: Published
 ) -> list[str]:
-  """The lines of a table for people.
-
-  An own cell is `mean ± half-width (n)`; with one seed the width is unknown and
-  is left out. Published numbers stand to the right, in the paper's unit, with
-  what has to be known about them below.
-  """
+  """The lines of a table for people: own cells are `mean ± half-width (n)`."""
   ours, theirs = (
     list(dict.fromkeys(itertools.chain(*side.values())))
     for side in (own, published)

@@ -42,12 +42,11 @@ def play(
 ) -> Played:
   """Plays episodes of all seeds until they are over, or out of `num_steps`.
 
-  `worlds.prompts(places)` says what the policy is asked in each running episode
-  and `worlds.act(places, actions)`, which gets tokens without the `eos_ids`
-  that end an action, which episodes are over. The key of an action is that of
-  its episode, of `keys` `[N, B]`, with the step folded in. A call of the
-  sampler has `rows_per_call` prompts of each seed, of a size that is rounded up
-  to `prompt_multiple`.
+  `worlds.prompts(places)` says what the policy is asked, and
+  `worlds.act(places, actions)`, which gets tokens without `eos_ids`, which
+  episodes are over. An action's key is its episode's, of `keys [N, B]`, with
+  the step folded in. A call of the sampler has `rows_per_call` prompts of each
+  seed.
   """
   num_seeds, num_episodes = keys.shape
   most = -(-max_prompt_tokens // prompt_multiple) * prompt_multiple

@@ -102,8 +102,7 @@ class MaxLag(Protocol):
 class FixedLag(MaxLag):
   """Step t learns from what the weights of step max(0, t - lag) sampled.
 
-  Deterministic: a rerun is bitwise equal, with or without actors. In order,
-  none is ever late.
+  Deterministic, with or without actors; none is ever late.
   """
 
   lag: int = 0  # 0 is the synchronous loop

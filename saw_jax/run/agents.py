@@ -58,9 +58,9 @@ def write_prompt(
 ) -> tuple[str, list[int]]:
   """Writes a prompt that fits, as text and as tokens.
 
-  It has as much of the earlier observations and actions as fits, or none and
-  half, a quarter, ... of the observation and of the admissible actions; or else
-  the end of what is left, if `long_prompts` allows that.
+  It has as much history as fits; or none, and half, a quarter, ... of what is
+  seen and of the admissible actions; or else its end, if `long_prompts` allows
+  that.
   """
   while True:
     for text in task.prompts(situation, history):

@@ -103,10 +103,7 @@ def outline(
   directory: str | os.PathLike | None = None,
   task: Task | AgentTask | None = None,
 ) -> tuple[Experiment, pretrained.Pretrained | None]:
-  """An experiment without parameters, and the checkpoint that has them.
-
-  All that is wrong is said, as `build` says it; nothing is written.
-  """
+  """An experiment without parameters, and its checkpoint; writes nothing."""
   if directory is not None:
     document = run_directory.document_of(run, seeds)
     run_directory.check_run(directory, document, run.optimizer)

@@ -49,14 +49,8 @@ def check(
 ) -> None:
   """Raises for what does not go together, or cannot be done here.
 
-  What is asked of a run that is to be trained, such as its devices, is asked if
-  there are `seeds`. No weights, and no examples, are read.
-
-  Raises:
-    KeyError: an unknown writer.
-    ImportError: a writer's package is missing; the message has the extra.
-    OSError: the directory is a file, or cannot be written to.
-    ValueError: all else.
+  Of a run that is to be trained, such as of its devices, more is asked if there
+  are `seeds`. No weights, and no examples, are read.
   """
   sections = made._asdict() | {"warm_start": run and run.warm_start}
   for least, keys in LEAST.items():

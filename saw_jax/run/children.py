@@ -6,11 +6,7 @@ from collections.abc import Sequence
 
 
 class Children:
-  """Runs commands; a signal is passed on, once, to the one that runs.
-
-  So that one that fails takes none of the others with it, and Ctrl-C has it
-  save what it did.
-  """
+  """Runs commands; a signal is passed on, once, to the one that runs."""
 
   def __init__(self):
     self.stopped = False  # by a signal: nothing more is to be run

@@ -76,10 +76,7 @@ def names_task() -> bool:
 
 @functools.cache
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
-  """The locked config of the flags with its overrides, if there is one.
-
-  `more` are keys and texts that override it after those.
-  """
+  """The locked config of the flags and of `more` overrides, if there is one."""
   given = {name: getattr(flags.FLAGS, name) for name in ("config", *_ROWS)}
   given = {name: text for name, text in given.items() if text is not None}
   options = {x: given[x] for x in _ROWS[:-2] if x in given}
@@ -114,10 +111,7 @@ def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
 
 
 def run(main: Callable[..., int | None]) -> None:
-  """Runs a command; a mistake of the caller's is one sentence and status 2.
-
-  What is no flag among its words are the arguments of `main`.
-  """
+  """Runs a command on its words; a mistake is one sentence and status 2."""
 
   def guarded(argv: Sequence[str]) -> int | None:
     try:

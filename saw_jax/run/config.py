@@ -226,10 +226,9 @@ def _at(values: Any, name: str) -> Any:
 def arguments(
   argument: str | None, **choices: tuple[str, ...]
 ) -> dict[str, str]:
-  """Reads `row=gdpo_saw,scale=tiny`; the first choice of a key is its default.
+  """Reads `row=gdpo_saw,scale=tiny`, or bare words of one key's choices.
 
-  A bare word stands for the one key that has it among its choices. What is
-  unknown is a ValueError that names the nearest.
+  The first choice of a key is its default.
   """
   values = {key: allowed[0] for key, allowed in choices.items()}
   for part in filter(None, (p.strip() for p in (argument or "").split(","))):

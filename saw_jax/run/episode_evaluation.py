@@ -45,12 +45,10 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
     return other
 
   def run(self, mode: str) -> dict[str, np.ndarray]:
-    """Plays every world under the policies of all seeds.
+    """Plays every world: what `evaluation.Evaluator.run` gives, for `E` worlds.
 
-    Returns what `evaluation.Evaluator.run` does, for `E` worlds: `rewards`
-    `[N, E, G, 1]`, what an episode paid; `scored`, that its environment did not
-    fail; `right`, that it paid the most; `ended`, that it was not cut;
-    `lengths`, its steps. And `valid`, the share of its replies that parsed.
+    `ended` are those that were not cut, `lengths` their steps; and `valid` is
+    the share of replies that parsed.
     """
     played = self.play(mode)
     steps = played.played.steps.reshape(played.rewards.shape)
@@ -78,12 +76,7 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
     )
 
   def scores(self, mode: str) -> list[dict[str, float]]:
-    """Runs an evaluation and averages it, with what `more` has.
-
-    A greedy one has `observation_accuracy` and `observation_nll` too, where the
-    task has an expert: how often the likeliest token is the one that came, and
-    its mean negative log-likelihood.
-    """
+    """Averages an evaluation, a greedy one with predicted observations."""
     found = super().scores(mode)
     if mode == "greedy" and self._transitions is not None:
       batch = jax.tree.map(
@@ -127,11 +120,7 @@ def lay_out(transitions: list[Transition], made: Experiment) -> TrainBatch:
 def make_predictions(
   config: DecoderConfig,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Makes the scores of predicted observations, `(params, batch) -> scores`.
-
-  `observation_accuracy` and `observation_nll` are over the observation tokens
-  of a batch, at temperature 1. The logits of one row exist at a time.
-  """
+  """Makes the scores of predicted observations, `(params, batch) -> scores`."""
   model = decoder.Decoder(config)
 
   def predictions(params, batch: TrainBatch, *, axis_name: str | None = None):

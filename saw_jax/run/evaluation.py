@@ -28,9 +28,8 @@ Scores = dict[str, list[dict[str, float]]]
 class BaseEvaluator:
   """What evaluations of answers and of episodes share.
 
-  They have `examples` of a split; `run`, which scores every one of `E` under
-  the policies of all seeds; and `more`, which a seed's averages have besides.
-  `modes` are how examples are answered: the sampling, and how often.
+  `run` scores every one of `E` examples under the policies of all seeds;
+  `modes` are how these are answered: the sampling, and how often.
   """
 
   def __init__(self, policy: Policy, workers: Any):
@@ -141,12 +140,7 @@ class Evaluator(BaseEvaluator):
 def average(
   mode: str, result: dict[str, np.ndarray], components: Sequence[Component]
 ) -> list[dict[str, float]]:
-  """Averages an evaluation over its examples, seed by seed.
-
-  The mean of each component over what was scored, their sum as `total`, the
-  share of fully right answers, of ended ones and of unscored ones, and the mean
-  length in tokens; and the means of `at_k` where it was sampled.
-  """
+  """Averages an evaluation over its examples, seed by seed."""
   found = []
   for n, rewards in enumerate(result["rewards"]):
     values, scored = {}, result["scored"][n]
@@ -169,9 +163,8 @@ def average(
 def at_k(result: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
   """Scores the `k` samples of each example together, `[E]` a figure.
 
-  `mean@k` is the share of right samples; `pass@k`, whether one is right; and
-  `maj@k`, whether the most frequent answer is, where `answers` are known: of
-  equally frequent ones the first counts.
+  `mean@k` is the share of right samples, `pass@k` whether one is right, `maj@k`
+  whether the most frequent answer is, the first of equals.
   """
   right = result["right"][seed]
   k = right.shape[-1]
@@ -220,10 +213,8 @@ def score_benchmarks(
 ) -> Scores | None:
   """Scores the policies of all seeds on each benchmark, kept part by part.
 
-  Returns the scores by benchmark and mode, and their plain means over
-  benchmarks under `benchmarks/<mode>`, of those figures that all of them have;
-  None if `stop`, asked after each part, said so. The file at `path` keeps what
-  was scored, since it takes hours at a paper's scale.
+  Gives scores by benchmark and mode, and their means under `benchmarks/<mode>`;
+  None if `stop`, asked after each part, said so.
   """
   found, parts = _read(path, seeds, step), {}
   for name, samples in evaluator.config.benchmarks.items():

@@ -1,7 +1,6 @@
-"""What the figures of a run are called, and mean: a line each.
+"""What the figures of a run are called, and mean: `assets/glossary.json`.
 
-`assets/glossary.json` has them by section; `<word>` in a name stands for any.
-The figures of evaluations are named `eval/...` here, as trackers have them.
+`<word>` in a name stands for any; figures of evaluations are `eval/...` here.
 """
 
 import functools

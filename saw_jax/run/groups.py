@@ -200,11 +200,9 @@ class Request(NamedTuple):
 class Queue:
   """Answers sampled ahead of the updates: started, running, queued, drawn.
 
-  The learner's thread owns the ledgers, one a seed: it starts groups where the
-  protocol has room, receives them complete, and draws the next batch when it is
-  there. Sampling itself happens between the updates (no actors), in threads, on
-  other devices, or in processes. `early` is what is done with a transcript at
-  once.
+  The learner's thread owns the ledgers, one a seed. Sampling itself happens
+  between the updates (no actors), in threads, on other devices, or in
+  processes. `early` is what is done with a transcript at once.
   """
 
   def __init__(

@@ -1,10 +1,8 @@
 """What responses are scored against, when the ground truth costs something.
 
 Between sampling and learning they are scored by the policy's own certainty or
-verdict (`OwnRewards`), or against labels that were bought and the votes of
-groups (`VoteLabels`). What is handed on is a `Rollout` like any other, with a
-multiplier for each prompt, so that weights, advantages and losses know of
-nothing.
+verdict (`OwnRewards`), or against bought labels and the votes of groups
+(`VoteLabels`), which gives a `Rollout` with a multiplier for each prompt.
 
 The grader gets examples whose reference was replaced. The true reference of a
 prompt that was not bought reaches the log alone (`audit`), and the methods that
@@ -43,11 +41,10 @@ NEEDED = ("answer_key", "with_label", "label_form", "gold_completion")
 
 
 class Labels:
-  """What all of them share.
+  """What all of them share; actors may call `read`.
 
-  `read` may be called by actors. `score(sampled, examples, observed, step)` is
-  for host rows `[N, P * G]`, sampled by the policy that `observed`, before an
-  update; `train` follows it, and `pack` is for a checkpoint.
+  `score(sampled, examples, observed, step)` is for host rows `[N, P * G]`,
+  before an update; `train` follows it, and `pack` is for a checkpoint.
   """
 
   def __init__(self, learner: Learner, grader: Grader):

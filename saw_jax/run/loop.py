@@ -1,10 +1,4 @@
-"""The loop: generate, score, label, weigh, estimate, update, evaluate, save.
-
-Where the rows of a step come from is a source: answers that are sampled between
-the updates (`groups.Fresh`) or ahead of them (`groups.Queue`), or episodes
-(`episode_source`). What answers are scored against is a strategy
-(`labelling`). What surrounds the steps is in `session`.
-"""
+"""The loop: generate, score, label, weigh, estimate, update, evaluate, save."""
 
 import contextlib
 import logging

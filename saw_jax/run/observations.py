@@ -109,9 +109,8 @@ class Appender:
   ) -> tuple[TrainBatch, Rows]:
     """Selects responses, and puts what the world said behind them.
 
-    A prompt's λ reads the rewards that the update has, be they of labels or of
-    votes. The entropy of a response is that of the current policies, whoever
-    sampled it. Each seed logs what was selected.
+    λ reads the rewards that the update has, be they of labels or of votes;
+    entropies are those of the current policies, whoever sampled.
     """
     learner = self._learner
     shape = (*scores.lengths.shape, 1)

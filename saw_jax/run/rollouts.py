@@ -94,10 +94,9 @@ class Encoder:
   def check_lengths(
     self, examples: Sequence[Example], what: str, most: int | None = None
   ) -> None:
-    """Counts the prompts, of the first `most`, that are too long.
+    """Refuses prompts, of the first `most`, that are too long, or logs them.
 
-    They are a ValueError, or a line of the log that says what is done with
-    them. Of generated examples, which may be endless, it looks at a sample.
+    Of generated examples, which may be endless, it looks at a sample.
     """
     how, limit = self.config.long_prompts, self.config.max_prompt_tokens
     rows = range(len(examples))[: None if how == "drop" else most]
@@ -141,9 +140,9 @@ class Encoder:
   def cut(self, sampled: Transcript) -> Transcript:
     """Cuts completions of rows `[N, B]` behind the first stop string.
 
-    Nothing before it changes: the key of a token is of its place, so the rest
-    is what would have been sampled if the sampler had known. The token that
-    completes a stop string is the last that belongs to the policy.
+    The key of a token is of its place: the rest is what would have been sampled
+    if the sampler had known. The last token is the one that completes the
+    string.
     """
     stops, size = self.config.stops, sampled.prompt_size
     if not stops:
@@ -204,10 +203,8 @@ def sample(
 ) -> Transcript:
   """Samples responses to prompts `[N, P]`: host arrays, rows `[N, P * G]`.
 
-  With `length_groups` above 1 the prompts of a seed are sampled in so many
-  parts of like length: short ones are padded to less. The tokens are the same,
-  up to rounding; each part's shape is compiled. Completions are cut to the
-  longest one, rounded up to `multiple`.
+  A seed's prompts are sampled in `length_groups` parts of like length. The
+  tokens are the same, up to rounding; each part's shape is compiled.
   """
   if length_groups == 1:
     sampled = hosts.fetch(generate_fn(params, encoder.prompts(examples), keys))

@@ -103,11 +103,7 @@ def warm_start(
   cache: pathlib.Path,
   kept: pathlib.Path | None = None,
 ) -> PyTree:
-  """Trains a decoder on demonstrations, or takes it from a folder.
-
-  Some are `kept` with the configs, so that everyone begins at the same weights;
-  what is trained goes into the cache.
-  """
+  """Trains a decoder on demonstrations, or takes it from a folder."""
   params = decoder.init_params(decoder_config, jax.random.key(config.seed))
   if not config.num_steps:
     return params

@@ -32,10 +32,7 @@ class SearchIndex:
     self._index.index(words, show_progress=False)
 
   def find(self, query: str, count: int) -> list[Any]:
-    """Returns at most `count` things whose text has a word of a query.
-
-    The best come first, and of equal ones the first.
-    """
+    """Returns at most `count` things whose text has a word of a query."""
     known = self._index.vocab_dict
     words = [word for word in split_words(query) if word in known]
     scores = self._index.get_scores(words) if words else np.zeros(0)

@@ -16,10 +16,7 @@ TASKS = tuple(_CHECKS)
 
 
 def ask(task: str, question: str, solution: str) -> answer_task.Messages:
-  """Asks, as a user, whether a solution to a question is right.
-
-  Question and solution, its reasoning included, are in it as they are.
-  """
+  """Asks, as a user, whether a solution to a question is right."""
   base.check_choice("wording for the task", task, TASKS)
   steps = enumerate((*_CHECKS[task], _VERDICT), start=1)
   lines = [

@@ -1,9 +1,8 @@
 """Game files of ALFWorld: those of its data set, and those of drawn worlds.
 
-A game is a JSON file: the rules in PDDL, the wording as a grammar, and a room
-with a goal. Rules and wording of the games that are written here come from the
-installed package, so that a world of the household can be played in ALFWorld's
-engine. https://arxiv.org/abs/2010.03768
+A game is a JSON file: rules in PDDL, the wording as a grammar, and a room with
+a goal. Rules and wording come from the package.
+https://arxiv.org/abs/2010.03768
 """
 
 import collections
@@ -61,11 +60,7 @@ def read_logic() -> Logic:
 
 
 def make_problem(world: World, goal: str) -> str:
-  """Writes a world as a problem in PDDL, with a goal of `Logic.goals`.
-
-  Kinds of things are numbered from 1 on without gaps; the engine gives every
-  thing the number that it has here.
-  """
+  """Writes a world as a problem in PDDL, with a goal of `Logic.goals`."""
   lamp = [LAMP] if world.lamp_in >= 0 else []
   places = _identifiers(world.places)
   things = _identifiers([*world.things, *lamp])
@@ -180,10 +175,9 @@ def read_kind(path: pathlib.Path | str) -> str:
 def find_games(
   folder: pathlib.Path | str, kinds: Sequence[str] = world_lib.KINDS
 ) -> list[pathlib.Path]:
-  """Finds the games of a split that ALFWorld plays, ordered by path.
+  """Finds the solvable games of a split that ALFWorld plays, ordered by path.
 
-  They are of a wanted kind, without movable receptacles and without slices, and
-  known to be solvable. Damaged ones are left out, and the log says how many.
+  Damaged ones are left out, and the log says how many.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():

@@ -39,10 +39,7 @@ class AlfworldConfig(HouseholdConfig):
 
 
 class Alfworld(Environment):
-  """An `Environment`: the game that `choose` gives for a seed, until it is won.
-
-  The step that wins pays `reward`; the others pay nothing.
-  """
+  """The game that `choose` gives for a seed; the step that wins is paid."""
 
   def __init__(
     self, choose: Callable[[int], Game], max_steps: int, reward: float

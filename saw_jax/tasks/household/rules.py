@@ -23,21 +23,10 @@ _AROUND = "You are in the middle of a room. Looking quickly around you, you see"
 
 
 class Household(Environment):
-  """An `Environment`: the world that `draw` makes of a seed, until solved.
+  """The world that `draw` makes of a seed; the step that solves it is paid.
 
   One object can be carried at a time, what is closed shows nothing, and what is
-  not understood is answered by "Nothing happens.". The step that solves the
-  task pays `reward`; the others pay nothing.
-
-  Attributes:
-    world: as it was at the start.
-    wanted: the objects that the task is about.
-    won: whether the task is solved.
-    at: index of the receptacle in front of one; -1: none.
-    held: the object that is carried, if any.
-    lies_in: by object the index of its receptacle; -1: it is held.
-    closed: whether a receptacle is closed, by index.
-    states: by object what was done to it: "clean", "hot" or "cool".
+  not understood is answered by "Nothing happens.".
   """
 
   def __init__(

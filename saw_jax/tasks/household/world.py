@@ -47,9 +47,7 @@ _LAMP_PLACES = frozenset(["desk", "dresser", "sidetable", "coffeetable"])
 class World(NamedTuple):
   """A room as it is before the first step, and what is to be done in it.
 
-  `places` are receptacles and `things` objects, each a kind and a number;
-  `lies_in` gives for each object the index of its receptacle. The lamp, if
-  there is one, cannot be moved and is not among the objects.
+  `places` and `things` are kinds with numbers; the lamp is not among them.
   """
 
   kind: str  # of the task, in KINDS
@@ -92,11 +90,7 @@ def draw_world(
   receptacles: int = 16,
   objects: int = 20,
 ) -> World:
-  """Draws a world of "train" or "test", of one of the kinds of tasks.
-
-  There are as many receptacles, or as many as the task needs or the room can
-  have, and at most as many objects.
-  """
+  """Draws a world of "train" or "test", with about so many things."""
   base.check_split(split, ("train", "test"))
   if not kinds or not set(kinds) <= set(KINDS):
     raise ValueError(f"kinds of tasks are {', '.join(KINDS)}, not {kinds}")

@@ -109,10 +109,7 @@ class RowsTask:
     return self._score if gains else None
 
   def remember(self, directory: str | os.PathLike) -> dict[str, Any]:
-    """Writes down rows that are in no file; returns what makes the task again.
-
-    These are the fields of `RowsConfig`, functions and files by their places.
-    """
+    """Writes down rows that are in no file; gives what makes the task again."""
     config, folder = self.config, pathlib.Path(directory)
     written: dict[str, Any] = {}
     for name in ("rows", "test"):

@@ -46,11 +46,9 @@ MOST_PEOPLE = math.prod(map(len, NAMES["people"]))
 def draw_corpus(
   num_people: int, *, seed: int = 0, kinds: tuple[str, ...] = KINDS
 ) -> tuple[tuple[Passage, ...], Mapping[str, tuple[Question, ...]]]:
-  """Draws people with a birthplace and a job, places, and works of some people.
+  """Draws people, places and works, and every question of the `kinds`.
 
-  Two in three people wrote a work, while there are titles. There is every
-  question of the `kinds`. Nobody whom a test question is about is asked about
-  in training.
+  Nobody whom a test question is about is asked about in training.
   """
   if not 1 <= num_people <= MOST_PEOPLE:
     most = f"a drawn corpus has 1 to {MOST_PEOPLE} people"
@@ -104,10 +102,7 @@ def draw_corpus(
 
 
 def read_passages(path: str | pathlib.Path) -> tuple[Passage, ...]:
-  """Reads rows with `contents`, whose first line is the title, or with `text`.
-
-  With `text` there may be a `title`.
-  """
+  """Reads rows with `contents`, whose first line is the title, or `text`."""
 
   def parse(row: Any) -> Passage:
     if isinstance(row, Mapping) and "contents" in row:
@@ -123,10 +118,9 @@ def read_passages(path: str | pathlib.Path) -> tuple[Passage, ...]:
 def read_questions(path: str | pathlib.Path) -> tuple[Question, ...]:
   """Reads the questions of a public set.
 
-  A row has a `question` and one of `golden_answers`, `answers` and `answer`: a
-  text, or a list of texts that are all right. A row's `data_source` names the
-  set; without one the file does, or, if that is called train, dev or test, its
-  folder.
+  A row has a `question` and one of `golden_answers`, `answers` and `answer`,
+  texts that are all right; its `data_source`, or the file or its folder, names
+  the set.
   """
   file = pathlib.Path(path).absolute()
   is_split = file.stem in ("train", "dev", "test")

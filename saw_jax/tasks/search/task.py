@@ -63,15 +63,10 @@ class SearchConfig:
 
 
 class SearchQuestions(environments.Environment):
-  """An `Environment`: the question of a seed's number, until it is answered.
+  """The question of a seed's number, until it is answered.
 
-  `<search>a query</search>` is followed by the passages that are found, and
-  `<answer>an answer</answer>`, which pays if it is right, by nothing, as is
-  anything else.
-
-  Attributes:
-    question: what is asked.
-    searched: the queries so far.
+  A `<search>` is followed by the passages that are found, an `<answer>`, which
+  pays if it is right, by nothing, as is anything else.
   """
 
   def __init__(

@@ -131,10 +131,9 @@ def read_products(
 ) -> tuple[tuple[Product, ...], dict[str, list[Instruction]]]:
   """Reads WebShop's files, which `ShopConfig` tells about.
 
-  A price that is a range counts as its middle, and the price that an
-  instruction allows is drawn from a seed made of its product; WebShop draws
-  both anew in each process. The test split is the first `num_test` texts of
-  `order`, or, without it, of WebShop's shuffle.
+  A price range counts as its middle, and what an instruction allows is drawn
+  from a seed of its product. The test split is the first `num_test` texts of
+  `order`, or of WebShop's shuffle.
   """
   known = row_files.read_object(attributes)
   asked = row_files.read_object(instructions)

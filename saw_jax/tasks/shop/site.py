@@ -85,18 +85,10 @@ class Page(NamedTuple):
 
 
 class Shop(Environment):
-  """An `Environment`: one instruction a seed, done when something is bought.
+  """One instruction a seed, done when something is bought.
 
   With `pays="success"` a perfect purchase pays the `reward` and any other
   nothing; with "score" each pays the share that is its score.
-
-  Attributes:
-    instruction: what is asked for.
-    page: where one is.
-    links: what can be clicked, in small letters, and the page it leads to.
-    product: the one whose page this is, if it is one's.
-    results: of the last search.
-    score: of the purchase, from 0 to 1.
   """
 
   def __init__(

@@ -25,11 +25,7 @@ PIECES = base.asset(__file__, "pieces.json")
 
 
 def _expert(env: shop.Shop, draws: Draws) -> Iterator[str]:
-  """Yields what to do next, whoever took the last step; it never ends.
-
-  It searches for the words of what is asked for, turns pages until a product is
-  listed with which the purchase can score 1, chooses its options, and buys.
-  """
+  """Yields what to do next, whoever took the last step; it never ends."""
   asked = env.instruction
   wanted = env.catalogue.by_code[asked.code]
 

@@ -109,10 +109,7 @@ class SummariesTask(answer_task.AnswerTask):
       rewards.load()
 
   def score(self, example: base.Example, completion: str) -> base.Score:
-    """Returns (quality, conciseness) of a completion; None without a verdict.
-
-    A judge without an answer in time is `TIMED_OUT`, one that failed `CRASHED`.
-    """
+    """Returns (quality, conciseness); None of each without a verdict."""
     if rewards.is_empty(completion):
       return base.Score((0.0, 0.0), base.Outcome.UNPARSABLE)
     source = example.meta["source"]
@@ -148,10 +145,7 @@ class SummariesTask(answer_task.AnswerTask):
     reference_rate: float,
     words: Sequence[int] = (4, 24),
   ) -> tuple[base.Example, str]:
-    """Returns a summary that is good at a rate.
-
-    The others are the beginning of the text, up to a random number of `words`.
-    """
+    """Returns a good summary at a rate, or else so many words of the text."""
     low, high = words
     if not 1 <= low <= high:
       raise ValueError(f"words are not a range from 1: {low}, {high}.")
@@ -193,10 +187,7 @@ class SummariesTask(answer_task.AnswerTask):
 
 
 def read_examples(paths: Sequence[str | pathlib.Path]) -> list[base.Example]:
-  """Reads files of texts with summaries, with keys that count over all of them.
-
-  A title is put before its text, and a "TL;DR:" that ends a text is cut.
-  """
+  """Reads texts with summaries, with keys that count over all files."""
   examples: list[base.Example] = []
   for path in paths:
     examples += answer_task.read_examples(path, _read, len(examples))
@@ -208,9 +199,8 @@ def without_leaks(
 ) -> list[base.Example]:
   """Leaves out the training rows that tell about a held-out one.
 
-  A row leaks if its summary has the words of a held-out summary, or if its text
-  shares at least a fifth of the runs of eight words that the shorter of it and
-  one held-out text has.
+  A row leaks by the words of its summary, or if its text shares a fifth of the
+  runs of eight words of the shorter text.
   """
   summaries = {tuple(rewards.words(row.reference)) for row in test}
   sizes, owners = [], collections.defaultdict(set)
