@@ -116,11 +116,7 @@ def placeholder(form: str) -> str:
 
 
 def describe_form(form: str) -> str:
-  """Gives a phrase that can follow "expected".
-
-  >>> describe_form("integer")
-  'an integer such as -7'
-  """
+  """Gives a phrase that can follow "expected"."""
   return _read_form(form)[1]
 
 

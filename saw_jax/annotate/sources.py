@@ -47,10 +47,8 @@ class GroundTruth:
 class Annotator:
   """Asks a person, who answers in a page of another process, and waits.
 
-  What was answered is in the ledger first: a run that was killed gets it at
-  once. After `timeout_s` without any answer the run goes on; for `undo_s` the
-  last one can be taken back. When `stop`, asked every `poll_s`, says so, the
-  wait ends with KeyboardInterrupt. `tell` is told what is waited for.
+  After `timeout_s` without any answer the run goes on; for `undo_s` the last
+  one can be taken back. `stop`, asked every `poll_s`, ends the wait.
   """
 
   name = "annotator"

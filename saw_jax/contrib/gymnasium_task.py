@@ -40,9 +40,7 @@ class GymnasiumConfig(worlds.AskedConfig):
 class Game(environments.Environment):
   """One environment of Gymnasium, played with words.
 
-  An episode is over when it is terminated or truncated. What is no action of
-  the environment, or none that the mask of its info allows, changes nothing and
-  takes a step.
+  What is no action, or none that the mask of its info allows, takes a step.
   """
 
   def __init__(self, config: GymnasiumConfig, split: str):

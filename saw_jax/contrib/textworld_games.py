@@ -67,10 +67,7 @@ class _Game(Environment):
 
 
 class ExpressGame(_Game):
-  """A game of TextWorld-Express, one of `EXPRESS`, another one each seed.
-
-  It starts Java, unless another game of this process has and can share it.
-  """
+  """A game of TextWorld-Express, one of `EXPRESS`, another one each seed."""
 
   def __init__(
     self, game: str, split: str = "train", parameters: str = "", **options: Any

@@ -1,8 +1,4 @@
-"""Compares runs seed by seed, each with the first: a table and one picture.
-
-The numbers are those of the papers' tables: means over training, scores held
-out at the end, and what `statistics.paired_difference` says of two runs.
-"""
+"""Compares runs seed by seed, each with the first: a table and one picture."""
 
 import dataclasses
 import itertools

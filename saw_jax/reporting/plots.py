@@ -1,9 +1,4 @@
-"""Figures: metrics over steps, scores by what was swept, differences.
-
-Each function gives the figure, and writes it where it has a `path`, or several:
-a PNG, or a PDF or SVG by the name's end. Figures are objects, so that nothing
-touches the state of `matplotlib.pyplot`.
-"""
+"""Figures, as objects, and as files where there is a `path` or several."""
 
 import math
 import os
@@ -105,8 +100,7 @@ def metric_panels(
 ) -> "Figure":
   """Draws metrics over steps, rows by title of the panel that they are in.
 
-  `metrics` are by what the legend calls them; with one metric, the legend names
-  the rows instead. `quantity` labels the vertical axis.
+  The legend names metrics, or, of one metric, the rows.
   """
   # One deviation below the mean may be below 0, which a logarithm has not.
   band = range_band if log else deviation_band

@@ -142,10 +142,7 @@ def write(
 
 @contextlib.contextmanager
 def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a folder whose files replace those of `out` at a good end.
-
-  `table.md` is moved last: who finds it finds the others.
-  """
+  """Gives a folder whose files replace those of `out`, `table.md` last."""
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
     dir=out.parent, prefix=f".{out.name}_"

@@ -1,8 +1,4 @@
-"""Runs: which of a row are there, what they say, and the files results keep.
-
-A row's seeds may lie in several run directories: who asks for three seeds more
-gets those three run. What is kept under `results/` has a column more, the row.
-"""
+"""Runs: which of a row are there, what they say, and the files results keep."""
 
 import collections
 import csv

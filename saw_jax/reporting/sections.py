@@ -1,8 +1,4 @@
-"""What stands below the main table: lines of Markdown, and pictures.
-
-A section takes the runs of a table and gives lines; files go to its folder. A
-`Table` names its sections, most of them by one of the four lists at the end.
-"""
+"""What stands below the main table: lines of Markdown, and pictures."""
 
 import functools
 import pathlib

@@ -79,13 +79,7 @@ Published = Mapping[str, Mapping[str, PublishedCell]]  # likewise
 def grid(
   head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
 ) -> list[str]:
-  """The lines of a Markdown table, of which the first columns hold words.
-
-  >>> print("\\n".join(grid(["row", "5 %"], [["care", "0.9"]])))
-  | row | 5 % |
-  | --- | ---: |
-  | care | 0.9 |
-  """
+  """The lines of a Markdown table, of which the first columns hold words."""
   rule = ["---"] * words + ["---:"] * (len(head) - words)
   escaped = (
     [cell.replace("|", "\\|") for cell in cells]
@@ -143,11 +137,7 @@ def to_text(own: Own, *, most: int = 3) -> list[str]:
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-  """The lines of a table for a terminal.
-
-  >>> aligned([["row", "score"], ["gdpo_saw", "0.9"]])
-  ['row       score', 'gdpo_saw  0.9']
-  """
+  """The lines of a table for a terminal."""
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 

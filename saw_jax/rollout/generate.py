@@ -246,9 +246,8 @@ def _order(size: int, rows_B: Array) -> Array:
 def _stages(prompt_size: int, max_new_tokens: int) -> list[int]:
   """The times at which the loop stops to grow its cache, and ends.
 
-  Each stage is compiled, so there are at most four, of 64 tokens or more, and
-  fewer where the prompt is what fills the cache. Four decode 256 tokens 1.15 to
-  1.37 times as fast as one (two layers, width 64, two cores).
+  Each stage is compiled: at most four, which decode 256 tokens 1.15 to 1.37
+  times as fast as one (two layers, width 64, two cores).
   """
   if not max_new_tokens:
     return []

@@ -1,7 +1,4 @@
-"""What is wrong with a run, said before the warm start and before any weights.
-
-A conflict is one entry of a table: a sentence, and whether it is so.
-"""
+"""What is wrong with a run, said before its warm start: tables of sentences."""
 
 import dataclasses
 import logging

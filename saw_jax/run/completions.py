@@ -1,9 +1,4 @@
-"""A few completions of a step with their rewards, for people to read.
-
-A row has `prompt` and `completion`, a `reward/<component>` each, their `total`,
-the `advantage` if it is one of the whole completion, and the `outcome`. What
-was not scored is None.
-"""
+"""A few completions of a step with their rewards, for people to read."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""What the figures of a run are called, and mean: `assets/glossary.json`.
-
-`<word>` in a name stands for any; figures of evaluations are `eval/...` here.
-"""
+"""What the figures of a run are called, and mean; `<word>` stands for any."""
 
 import functools
 import re

@@ -1,8 +1,4 @@
-"""Answers to the prompts of a step: sampled now, or ahead of the updates.
-
-A group is the `G` responses of one prompt with their rewards. It is queued,
-saved and dropped as a whole: a mean over part of a group is another baseline.
-"""
+"""Answers to the prompts of a step: sampled now, or ahead of the updates."""
 
 import functools
 import logging

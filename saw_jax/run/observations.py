@@ -1,8 +1,4 @@
-"""Observations behind what a policy said: the text that PaW's term predicts.
-
-Where a task says what the world answers to a response, it is an episode of one
-step.
-"""
+"""Observations behind what a policy said: the text that PaW's term predicts."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable

@@ -8,10 +8,7 @@ from saw_jax.run import sections
 
 
 def make(checkpoint: str = "") -> ml_collections.ConfigDict:
-  """Every key, with a value that will do; it is not typed before `typed`.
-
-  Without a checkpoint a small decoder begins from nothing.
-  """
+  """Every key, with a value that will do for rows of one's own."""
   config = config_lib.to_config(sections.RunConfig(), type_safe=False)
   config.optimizer.weight_decay = 0.0
   config.loop.prompts_per_step = 8

@@ -55,12 +55,7 @@ TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
 
 
 def make_task(name: str, options: Mapping[str, Any]) -> Task:
-  """Makes a task from the fields of its own config.
-
-  A name is one of `TASKS`, or the place of a class of one's own, such as
-  `my_tasks.py:MyTask`: its `Config` takes the options if it has one, or it does
-  by itself.
-  """
+  """Makes a task by its name in `TASKS` or the place of its class."""
   if ":" in name:
     task = naming.load(name)
     config = getattr(task, "Config", None)
@@ -80,11 +75,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
 def describe_task(
   task: Any, directory: str | os.PathLike
 ) -> tuple[str, dict[str, Any]]:
-  """The name and the options that make a task again, for `make_task`.
-
-  A task may say its options itself: `remember(directory)` returns them, and may
-  write what they need into the directory of the run.
-  """
+  """The name and the options that make a task again, for `make_task`."""
   kind = type(task)
   names = {x.split(":")[0]: name for name, x in TASKS.items() if ":" in x}
   name = names.get(kind.__module__) or naming.place_of(kind)

@@ -94,10 +94,7 @@ class Encoder:
   def check_lengths(
     self, examples: Sequence[Example], what: str, most: int | None = None
   ) -> None:
-    """Refuses prompts, of the first `most`, that are too long, or logs them.
-
-    Of generated examples, which may be endless, it looks at a sample.
-    """
+    """Refuses prompts, of the first `most`, that are too long, or logs them."""
     how, limit = self.config.long_prompts, self.config.max_prompt_tokens
     rows = range(len(examples))[: None if how == "drop" else most]
     if isinstance(examples, LazyExamples):
@@ -348,10 +345,7 @@ def example_keys(
 def row_keys(
   seeds: Sequence[int], step: int | np.ndarray, ids: np.ndarray, group_size: int
 ) -> Array:
-  """Keys `[N, P * G]`, functions of seed, step, example and sample alone.
-
-  `ids` `[N, P]` are the examples' own numbers; `step` is one, or one a prompt.
-  """
+  """Keys `[N, P * G]`, of seed, step, example `ids [N, P]` and sample alone."""
   ids = np.asarray(ids, np.int32)
   steps = np.broadcast_to(np.asarray(step, np.int32), ids.shape)
   roots = jnp.stack([jax.random.key(seed) for seed in seeds])

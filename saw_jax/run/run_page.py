@@ -39,10 +39,7 @@ _FACTS = (
 
 
 class RunPage:
-  """Gathers what a run logs, as a `metrics.Writer`, and writes its page.
-
-  A context: the page at its end says of which error it was, if it was one.
-  """
+  """Gathers what a run logs, as a `metrics.Writer`, and writes its page."""
 
   def __init__(self, directory: str | os.PathLike, num_steps: int):
     self._folder, self._num_steps = pathlib.Path(directory), num_steps

@@ -1,8 +1,4 @@
-"""A short supervised start, for a policy that begins from nothing.
-
-The decoder imitates demonstrations, some wrong on purpose, until it can do the
-task in part. The result is cached under a hash of everything that made it.
-"""
+"""A short supervised start, for a policy that begins from nothing."""
 
 import contextlib
 import dataclasses

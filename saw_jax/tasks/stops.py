@@ -1,9 +1,4 @@
-"""Strings that end an answer: where they stand in text, and in tokens.
-
-A stop string may begin and end inside a token, so that only text can say that
-it is there. The tokens up to the one that completes it are the policy's, and
-the text before it is the answer.
-"""
+"""Strings that end an answer: where they stand in text, and in tokens."""
 
 import bisect
 from collections.abc import Callable, Sequence

@@ -1,8 +1,4 @@
-"""ALFWorld itself as a task: its engine, on its games or on drawn worlds.
-
-Without a folder of games it plays the worlds that the task `household` plays,
-seed by seed. The engine takes tens of milliseconds a step.
-"""
+"""ALFWorld itself as a task: its engine, on its games or on drawn worlds."""
 
 import dataclasses
 import importlib.util

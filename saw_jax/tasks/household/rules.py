@@ -1,9 +1,4 @@
-"""A household in words: ALFWorld's tasks, wording and commands, without it.
-
-tests/engines_test.py plays it beside ALFWorld's engine, to the letter. Experts
-look at where they stand at every step and go on from there, so that
-demonstrations can hold mistakes and what to do about them.
-"""
+"""A household in words: ALFWorld's tasks, wording and commands, without it."""
 
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -174,10 +169,7 @@ def _listing(names: Iterable[str]) -> str:
 
 
 def expert(env: Household, draws: Draws) -> Iterator[str]:
-  """Yields what to do next, whoever took the last step; it never ends.
-
-  It looks into places in a drawn order, and knows only what it has seen.
-  """
+  """Yields what to do next, knowing only what it has seen; it never ends."""
   places = range(len(env.world.places))
   order, seen = draws.sample(places, len(places)), set()
   while True:

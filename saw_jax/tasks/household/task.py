@@ -1,8 +1,4 @@
-"""The household as a task: which episodes there are, and how one is asked.
-
-Prompts and replies are ALFWorld's, in English with tags, or compact: the task,
-where one can go, the last actions, and what is seen.
-"""
+"""The household as a task: which episodes there are, and how one is asked."""
 
 import dataclasses
 

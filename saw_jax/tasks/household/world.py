@@ -45,10 +45,7 @@ _LAMP_PLACES = frozenset(["desk", "dresser", "sidetable", "coffeetable"])
 
 
 class World(NamedTuple):
-  """A room as it is before the first step, and what is to be done in it.
-
-  `places` and `things` are kinds with numbers; the lamp is not among them.
-  """
+  """A room as it is before the first step, and what is to be done in it."""
 
   kind: str  # of the task, in KINDS
   room: str

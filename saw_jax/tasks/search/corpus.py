@@ -1,9 +1,4 @@
-"""Passages and questions about them: drawn from a seed, or from local files.
-
-A drawn corpus is about people, their works and places. A question of one hop
-is answered by one passage; for one of two hops, what the first says has to be
-searched for.
-"""
+"""Passages and questions about them: drawn from a seed, or from local files."""
 
 import itertools
 import math

@@ -1,8 +1,4 @@
-"""The shop as a task: which episodes there are, and how one is asked.
-
-Prompts and replies are WebShop's, in English with tags, or compact: the
-instruction, the last actions, and the page.
-"""
+"""The shop as a task: which episodes there are, and how one is asked."""
 
 import functools
 import itertools

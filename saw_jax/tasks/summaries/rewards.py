@@ -1,8 +1,4 @@
-"""Rule rewards of a summary, which stand in for a judge: each from 0 to 10.
-
-They are pure functions of any text at all, which is cut before anything that
-takes more than linear time.
-"""
+"""Rule rewards of a summary, which stand in for a judge: each from 0 to 10."""
 
 import collections
 import functools

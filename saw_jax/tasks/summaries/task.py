@@ -1,7 +1,4 @@
-"""Summaries, scored for quality and conciseness: SAW's second task.
-
-A judge scores them, as in the paper, or rules that stand in for it.
-"""
+"""Summaries, scored by a judge, as in SAW's paper, or rules in its place."""
 
 import collections
 import dataclasses
