@@ -32,48 +32,7 @@ CASES = [
 
 
 # What the papers print: a row, and its settings at the scale `paper`.
-_CARE = (
-  "loop.prompts_per_step=64 loop.group_size=8 optimizer.learning_rate=1e-06 "
-  "algorithm.loss_options.dual_clip=3.0 rollout.max_new_tokens=4000 "
-  "labels.label_fraction=0.2 labels.gate_fraction=0.25 labels.warm_up=20 "
-  "labels.soft_adv=1.0 labels.probe.length_scale=4000.0"
-)
-_SPO = (  # no deviation: eq. (9)
-  "algorithm.advantage=dr_grpo algorithm.aggregate=sequence_mean_token_mean"
-)
-PUBLISHED = f"""
-saw/summaries: task.options.num_train=2560 task.options.num_test=256 \
-task.options.reward=judge task.options.judge.temperature=0.1
-asympo/benchmarks:row=asympo asynchronous.protocol=quota loop.group_size=8 \
-asynchronous.threshold=0.5 optimizer.learning_rate=2e-06 \
-rollout.max_prompt_tokens=1024 rollout.max_new_tokens=4096 \
-task.options.num_train=4000
-gdpo/math:row=gdpo algorithm.advantage=gdpo algorithm.weights=equal \
-task.options.length_limit=4000 rollout.max_new_tokens=8000 \
-loop.prompts_per_step=512 loop.group_size=16 loop.num_steps=500 \
-asynchronous.lag=0 asynchronous.dynamic_sampling=True \
-algorithm.aggregate=token_mean
-paw/household:row=gigpo_paw loop.prompts_per_step=16 loop.group_size=8 \
-loop.num_steps=150 task.options.max_steps=50 task.options.shown=2 \
-rollout.max_prompt_tokens=2048 rollout.max_new_tokens=512 \
-optimizer.learning_rate=1e-06 episodes.invalid_penalty=0.1 \
-algorithm.world_model.alpha=0.75 algorithm.world_model.loss_options.rho=0.2 \
-algorithm.advantage_options.gamma=0.95 algorithm.advantage_options.omega=1.0
-paw/shop:row=gigpo_paw task.options.max_steps=15 loop.prompts_per_step=16 \
-loop.group_size=8 rollout.max_prompt_tokens=4096 rollout.max_new_tokens=512 \
-episodes.invalid_penalty=0.1 episodes.max_observation_tokens=1024
-paw/search:row=gigpo_paw task.options.max_steps=4 loop.group_size=5 \
-task.options.num_passages=3 loop.prompts_per_step=256 \
-episodes.invalid_penalty=0.01 episodes.similarity=0.9 \
-optimizer.learning_rate=1e-06
-gdpo/math:row=grpo_conditioned algorithm.advantage=grpo \
-task.options.conditioned=True
-asympo/math:row=spo,scale=tiny {_SPO}
-asympo/math:row=asympo,scale=tiny {_SPO}
-asympo/math:row=asympo_stable,scale=tiny {_SPO}
-care/knights:row=care {_CARE}
-care/math:row=care {_CARE}
-"""
+PUBLISHED = pathlib.Path(__file__).parent / "data/published_settings.txt"
 # A case, what is set in it, and a word of the answer.
 REFUSED = """
 paw/household:grpo | algorithm.advantage=grpo | has episodes
@@ -356,7 +315,7 @@ class TestEveryTable:
     assert made.decoder.vocab_size == made.tokenizer.vocab_size
     assert made.decoder.value_head == (algorithm.advantage == "step_gae")
 
-  @pytest.mark.parametrize("line", PUBLISHED.strip().splitlines())
+  @pytest.mark.parametrize("line", PUBLISHED.read_text().splitlines())
   def test_the_paper_scale_is_the_published_setting(self, line):
     case, *settings = line.split()
     run = typed(load(case if "scale" in case else f"{case},scale=paper"))
