@@ -1,10 +1,8 @@
 """Questions for labels: what is asked, and what an answer looks like.
 
 A label is text, the final answer to a prompt. A question carries the form that
-its answer has to have, as a short text, so that a page that knows nothing of
-the task can refuse nonsense: `text`, any line; `integer`; `math`, a number, an
-expression, a word; `roles ann bob`, who of these people is what; `calls` of
-tools, or none, as JSON.
+its answer has to have, as a short text such as `math` or `roles ann bob`, so
+that a page that knows nothing of the task can refuse nonsense.
 """
 
 import dataclasses

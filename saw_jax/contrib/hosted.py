@@ -1,8 +1,7 @@
 """A row of a config as the functions that another library's trainer calls.
 
-What a host has are rewards of a batch, log-probs of its own model and a mask;
-what it gets are advantages and a loss. All three are computed by the functions
-that our own loops use, made by `algorithms.make_method` of the same names.
+A host gives rewards of a batch, log-probs of its own model and a mask, and gets
+advantages and a loss, those of `algorithms.make_method`.
 """
 
 import itertools
@@ -25,13 +24,7 @@ Terms = Mapping[str, reductions.Ratio]
 
 
 class Hosted(NamedTuple):
-  """What a host calls, see `make_hosted`, and what it has to record for it.
-
-  `estimate(rewards, *, group_size, lengths=None)` runs on the host's own arrays
-  between two updates; `terms(log_probs, entropies, advantages, completion_mask,
-  *, old_log_probs=None, behave_log_probs=None, ref_log_probs=None)` is a pure
-  function that JAX differentiates.
-  """
+  """What a host calls, see `make_hosted`, and what it has to record for it."""
 
   estimate: Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
   terms: Callable[..., tuple[dict, dict]]

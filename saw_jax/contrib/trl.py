@@ -1,20 +1,11 @@
-"""Weightings, advantages and losses inside TRL's GRPO trainer.
-
-    from saw_jax.algorithms import AlgorithmConfig
-    from saw_jax.contrib import hosted, trl
-
-    method = hosted.make_hosted(
-      AlgorithmConfig(advantage="gdpo", weights="saw"), minima=(-3.0, 0.0)
-    )
-    trainer = trl.trainer_class(method)(model, reward_funcs=[...], ...)
-    trainer.train()
+"""Weightings, advantages and losses inside TRL's GRPO trainer: extra `trl`.
 
 The matrix of rewards and the log-probs `[B, T]` go to JAX, advantages and the
 loss's gradient come back. JAX compiles once for each length `T`:
 `GRPOConfig(pad_to_multiple_of=64)` keeps those few. TRL's `loss_type`,
 `epsilon`, `scale_rewards`, `multi_objective_aggregation`,
 `importance_sampling_level` and `use_bias_correction_kl` have no effect, and
-what would act beside the method is refused. This is the extra `trl`.
+what would act beside the method is refused.
 """
 
 import functools

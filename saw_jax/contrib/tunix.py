@@ -1,15 +1,4 @@
-"""Weightings, advantages and losses inside Tunix's GRPO learner.
-
-    from saw_jax.algorithms import AlgorithmConfig
-    from saw_jax.contrib import hosted, tunix
-
-    method = hosted.make_hosted(
-      AlgorithmConfig(advantage="gdpo", weights="saw"), minima=(-3.0, 0.0)
-    )
-    learner = tunix.learner_class(method)(
-      rl_cluster=cluster, algo_config=GRPOConfig(...), reward_fns=[...]
-    )
-    learner.train(data)
+"""Weightings, advantages and losses inside Tunix's GRPO learner: extra `tunix`.
 
 `register` puts a method into Tunix's own registries, from which its
 `GRPOLearner` takes it by name where the advantage needs no lengths; the
@@ -18,7 +7,6 @@ subclass of `learner_class` takes every method. `loss_agg_mode`, `epsilon` and
 the whole batch if `rollout_micro_batch_size` and
 `compute_logps_micro_batch_size` are the batch. Gradients of the parts of a
 batch (`train_micro_batch_size`) are averaged, however many tokens each has.
-This is the extra `tunix`.
 """
 
 import dataclasses

@@ -76,10 +76,8 @@ class AskedConfig(WorldConfig):
 class WorldTask(environments.FormTask):
   """A task whose episodes another library plays, by the name of its extra.
 
-  Tokens stay as they were sampled: each step of an episode is a row of its own
-  in an update, whose prompt is written anew from text and whose action is the
-  sampled tokens with their log-probs. What was said before is part of later
-  prompts as text, and never of a loss.
+  Each step of an episode is a row of its own in an update, whose prompt is
+  written anew from text: what was said before is never part of a loss.
   """
 
   keeps_case = True

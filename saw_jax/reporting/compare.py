@@ -99,19 +99,11 @@ def compare(
   directories: Sequence[str | os.PathLike],
   metrics: Sequence[str] | None = None,
 ) -> Comparison:
-  """Compares each run with the first, seed by seed.
+  """Compares each run with the first, seed by seed; they have one task.
 
-  Args:
-    directories: two or more run directories, of one task; a run that still goes
-      on may be among them.
-    metrics: names of `metrics.csv`, whose means over the steps that both runs
-      have are compared, and of held-out scores, as `greedy/total`. By default
-      rewards, entropy, length and KL, and every score.
-
-  Raises:
-    ValueError: runs of different tasks, or without a seed or a step in common.
-    KeyError: a metric that two runs do not both have.
-    FileNotFoundError: a run that has not begun.
+  `metrics` are names of `metrics.csv`, whose means over the steps that both
+  have are compared, and of held-out scores, as `greedy/total`; by default
+  rewards, entropy, length, KL, and every score.
   """
   paths = [pathlib.Path(directory) for directory in directories]
   if len(set(paths)) != len(paths) or len(paths) < 2:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many episodes in lockstep: one action each, then the next, as token ids.
 
-Every step asks the sampler about the episodes that still run, in calls of one
-fixed number of rows. A finished episode leaves by making the calls fewer, so
-that nothing is compiled after the first. Text is not seen here.
+Calls of the sampler have one fixed number of rows, and a finished episode makes
+them fewer, so that nothing is compiled after the first.
 """
 
 from collections.abc import Callable, Sequence

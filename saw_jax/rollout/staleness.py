@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a group of responses may start, and when it is too old to learn from.
 
-A protocol decides over whole groups; the functions go from one `Ledger` to the
-next. No array, thread or clock is in here, and a checkpoint holds a ledger as
-JSON. A lag counts the time in the queue and in flight: in optimizer steps from
-the weights that a group was started with to those that the update starts from,
-or in versions, the published sets of weights.
+Functions go from one `Ledger` to the next, which a checkpoint holds as JSON. A
+lag counts the time in the queue and in flight: in optimizer steps from the
+weights that a group was started with to those that the update starts from, or
+in versions, the published sets of weights.
 """
 
 import dataclasses

@@ -49,23 +49,12 @@ def train(
 ) -> Result:
   """Trains one policy per seed, all of them as one program.
 
-  Args:
-    experiment: what is trained, and how; from `build.build`.
-    seeds: of the runs; each gives its own prompts and samples.
-    directory: where metrics and checkpoints go. If it holds checkpoints of
-      this run, training goes on from the latest, with its queue and labels.
-    resume_step: go on from this checkpoint instead.
+  What is in the `directory` of this run goes on from its latest checkpoint, or
+  from that of `resume_step`.
 
-  Returns:
-    How the run ended.
-
-  Raises:
-    ValueError: settings that do not go together.
-    RunError: another process trains in the directory.
-    FloatingPointError: a loss is not finite, and such updates are not skipped.
-    CheckpointError: the checkpoint to go on from is damaged or does not fit.
-    RewardError: a reward function misbehaved.
-    ActorError: actors died more often than they may be restarted.
+  Raises a ValueError of settings that do not go together, a RunError where
+  another process trains, a FloatingPointError of a loss that is not finite, and
+  a CheckpointError, RewardError or ActorError.
   """
   made = experiment
   hosts.wait_for_all()

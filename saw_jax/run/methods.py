@@ -1,10 +1,8 @@
 """Methods by the names that the tables' rows have: `gdpo+saw`, `asympo`.
 
-Each name of `assets/methods.json` is a part, the keys of a config that it sets;
-parts are joined by `+`. Two of them may not set one key differently. Papers
-whose loss was made for one advantage say so in `ALONE`: it is theirs unless
-another part brings its own. A ratio to `behave`, the sampler's log-probs, is
-verl's default.
+A name of `assets/methods.json` sets keys of a config, and parts are joined by
+`+`. A paper whose loss was made for one advantage says so in `ALONE`. A ratio
+to `behave`, the sampler's log-probs, is verl's default.
 """
 
 from collections.abc import Mapping

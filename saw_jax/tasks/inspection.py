@@ -1,9 +1,7 @@
 """A dry run of a task's rewards: do right answers win, do mistakes cost?
 
-A task that is inspected has three methods more: `gold_completion(example)`, a
-completion that is right, `best_values(example)`, what it scores, and
-`damages(example)`, which yields wrong ones. `saw doctor` prints what
-comes out; an empty list is a healthy task.
+Such a task has `gold_completion(example)`, a completion that is right,
+`best_values(example)`, what it scores, and `damages(example)`, wrong ones.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
-r"""A policy as the judge of its own solutions: what it is asked, what it says.
+"""A policy as the judge of its own solutions: what it is asked, what it says.
 
-A baseline that needs no labels: the verdict, `\boxed{True}` or `\boxed{False}`,
-is the reward. The released code of CARE asks whether a Countdown expression is
-valid, whatever the task is; the wording here is our own, for each task.
+The verdict, boxed True or False, is the reward. The released code of CARE asks
+whether a Countdown expression is valid, whatever the task; this wording is
+ours.
 """
 
 from saw_jax.tasks import answer_task, base

@@ -9,7 +9,6 @@ from saw_jax.tasks.household import world as world_lib
 from saw_jax.tasks.household.world import World, kind_of, number_of
 
 NOTHING = "Nothing happens."
-# Knives cut nothing here: the last line is ALFWorld's all the same.
 # Knives cut nothing here: its last line is ALFWorld's all the same.
 HELP = (pathlib.Path(__file__).parent / "assets/help.txt").read_text()
 _NOWHERE = -1  # where a carried object is, and who stands amid the room

@@ -1,12 +1,7 @@
 """Questions that are answered by searching: passages in, an answer out.
 
-Prompts and replies are in English with a place to think, or compact: the
-question, what was searched for, and what was found.
-
-References:
-  Jin et al., 2025. Search-R1. https://arxiv.org/abs/2503.09516
-  Rajpurkar et al., 2016. SQuAD, whose script defines the exact match.
-  https://arxiv.org/abs/1606.05250
+Search-R1, https://arxiv.org/abs/2503.09516; the exact match is SQuAD's,
+https://arxiv.org/abs/1606.05250
 """
 
 import dataclasses

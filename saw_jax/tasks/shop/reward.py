@@ -1,8 +1,6 @@
-"""How well a purchase fits an instruction: WebShop's formula.
+"""How well a purchase fits an instruction: WebShop's formula and constants.
 
-References:
-  Yao et al., 2022. WebShop, section 3 and appendix. The constants are those of
-  its code. https://arxiv.org/abs/2207.01206
+Yao et al., 2022, section 3 and appendix. https://arxiv.org/abs/2207.01206
 """
 
 import re
