@@ -204,7 +204,7 @@ class TestDrawnCorpus:
     people = {}
     for split, several in questions.items():
       names = {name for q in several for name in (*q.queries, *q.answers)}
-      first = search_corpus.FIRST
+      first, _ = search_corpus.NAMES["people"]
       people[split] = {name for name in names if name.split()[0] in first}
     train, test = people.values()
     assert train and test and not train & test
