@@ -212,7 +212,7 @@ setuptools.setup(
       "**/*.sql",
       "**/*.xml",
     ]
-    + ["tasks/**/*.txt", "tasks/**/*.md"]
+    + ["**/*.txt", "tasks/**/*.md"]
   },
   include_package_data=False,
   zip_safe=False,

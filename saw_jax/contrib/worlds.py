@@ -13,14 +13,7 @@ from saw_jax.tasks.environments import History, Situation
 # Test episodes count their seeds from here: none is one of training.
 TEST_SEEDS = 2**30
 
-_PROMPT = """\
-{scene}
-Your task is: {task}
-{past}Your current observation is: {observation}
-{actions}
-It is your turn to act. First reason step by step about the situation, inside \
-<think> </think> tags. Then {choose} and write it inside <action> </action> \
-tags."""
+_PROMPT = base.asset(__file__, "agent.txt")
 _PAST = """\
 So far you have taken {steps} step(s). The last {shown} observation(s) and the \
 actions that you took: {history}

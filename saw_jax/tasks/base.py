@@ -101,9 +101,10 @@ class Task(Protocol):
 
 
 def asset(module: str, name: str) -> Any:
-  """What a JSON file of the folder `assets` beside a module holds."""
+  """What a JSON file or a text of `assets` beside a module holds."""
   path = pathlib.Path(module).with_name("assets") / name
-  return json.loads(path.read_text(encoding="utf-8"))
+  text = path.read_text(encoding="utf-8")
+  return json.loads(text) if path.suffix == ".json" else text.rstrip("\n")
 
 
 # Of a held-out evaluation there are figures of these names, beside those of the

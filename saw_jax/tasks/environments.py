@@ -10,6 +10,8 @@ from saw_jax.tasks import base
 from saw_jax.tasks.draws import Draws
 
 FORMS = ("english", "compact")
+_PROMPT = base.asset(__file__, "agent.txt")
+_PAST = base.asset(__file__, "agent_past.txt")
 _HAN = re.compile("[\u4e00-\u9fff]")
 
 
@@ -285,21 +287,15 @@ class FormTask(AgentTask):
   def _english(self, situation: Situation, history: History, shown: int) -> str:
     steps, past = len(history), "Your"
     if history:
-      past = (
-        f"So far you have taken {steps} step(s). The last {shown} "
-        "observation(s) and the actions that you took: "
-        f"{write_history(history, shown)}\n"
-        f"You are now at step {steps + 1} and your"
-      )
-    actions = ", ".join(map("'{}'".format, situation.actions))
-    return (
-      f"You are an expert agent that {self._role}.\n"
-      f"Your task is to: {situation.task}\n"
-      f"{past} current observation is: {situation.observation}\n"
-      f"The actions that are admissible now are: [{actions}].\n\n"
-      "It is your turn to act. First reason step by step about "
-      f"{self._subject}, inside <think> </think> tags. Then choose one "
-      "admissible action and write it inside <action> </action> tags."
+      told = write_history(history, shown)
+      past = _PAST.format(steps=steps, shown=shown, history=told, now=steps + 1)
+    return _PROMPT.format(
+      role=self._role,
+      task=situation.task,
+      past=past,
+      observation=situation.observation,
+      actions=", ".join(map("'{}'".format, situation.actions)),
+      subject=self._subject,
     )
 
 

@@ -23,6 +23,7 @@ LONGEST_PASSAGE = 3_000  # characters of a passage that are shown
 _BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PROMPT = base.asset(__file__, "searcher.txt")
 # The pieces of compact prompts, of questions, of actions, and of passages.
 PIECES = base.asset(__file__, "pieces.json")
 
@@ -146,15 +147,7 @@ class SearchTask(environments.FormTask):
           f"So far you have taken {len(steps)} step(s), and this is what you "
           f"searched for and what was found:\n{past}"
         )
-      yield (
-        "You are an expert agent that answers questions, and can search for "
-        f"what you do not know.\nThe question is: {situation.task}\n{past}\n"
-        "It is your turn to act. First reason step by step about what you know "
-        "and what is missing, inside <think> </think> tags. Then do exactly "
-        "one of two things: search, by writing a query as <search> query "
-        "</search>, or answer, by writing the answer and nothing else as "
-        "<answer> answer </answer>."
-      )
+      yield _PROMPT.format(question=situation.task, past=past)
 
   def read_reply(self, completion: str) -> Reply:
     found = list(environments.find_blocks(completion, "search", "answer"))
