@@ -33,23 +33,16 @@ if TYPE_CHECKING:
 
 reward = rewards_lib.reward
 
+_OF_ALGORITHMS = (
+  "advantages step_advantages weights losses aggregates kl_estimators "
+  "selections coefficients row_aggregates whitenings normalizations ratios"
+)
 # By the name of a registry, where its table is.
 _REGISTRIES = {
-  "methods": "run.methods:METHODS",
-  "advantages": "algorithms:ADVANTAGES",
-  "step_advantages": "algorithms:STEP_ADVANTAGES",
-  "weights": "algorithms:WEIGHTS",
-  "losses": "algorithms:LOSSES",
-  "aggregates": "algorithms:AGGREGATES",
-  "kl_estimators": "algorithms:KL_ESTIMATORS",
+  **{name: f"algorithms:{name.upper()}" for name in _OF_ALGORITHMS.split()},
   "world_model_losses": "algorithms:TOKEN_LOSSES",
   "entropies": "algorithms:MEASURES",
-  "selections": "algorithms:SELECTIONS",
-  "coefficients": "algorithms:COEFFICIENTS",
-  "row_aggregates": "algorithms:ROW_AGGREGATES",
-  "whitenings": "algorithms:WHITENINGS",
-  "normalizations": "algorithms:NORMALIZATIONS",
-  "ratios": "algorithms:RATIOS",
+  "methods": "run.methods:METHODS",
   "labels": "labels.selection:STRATEGIES",
   "protocols": "run.groups:PROTOCOLS",
   "lifts": "training.parallel:LIFTS",

@@ -18,16 +18,8 @@ from saw_jax.run import command_line
 
 flags.disclaim_key_flags()  # They are the command's, in its --help.
 
-NAMES = (
-  "train",
-  "doctor",
-  "evaluate",
-  "generate",
-  "export",
-  "compare",
-  "sweep",
-)
-NAMES += ("table", "list", "annotate", "fit")
+NAMES = "train doctor evaluate generate export compare sweep table list".split()
+NAMES += ["annotate", "fit"]
 
 
 def main() -> None:

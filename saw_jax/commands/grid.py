@@ -40,9 +40,7 @@ def cells(texts: Sequence[str]) -> dict[str, dict[str, str]]:
   for values in itertools.product(*grid.values()):
     pairs = zip(names, values, strict=True)
     name = ",".join(f"{key}={value}" for key, value in pairs)
-    name = re.sub(
-      r"[^\w.,=+-]+", "-", name
-    )  # what a shell or a path would read
+    name = re.sub(r"[^\w.,=+-]+", "-", name)  # nothing for a shell or a path
     if name in made:
       raise ValueError(f"--grid: two cells would be called {name}")
     made[name] = dict(zip(grid, values, strict=True))

@@ -29,11 +29,7 @@ _DPI = 150
 _DATES = {"svg": "Date", "pdf": "CreationDate"}
 _TITLE_INCHES = 0.13  # of a letter
 _GREY = "0.35"
-_LEVEL = {
-  "color": _GREY,
-  "linewidth": 0.8,
-  "zorder": 0,
-}  # a line to compare with
+_LEVEL = {"color": _GREY, "linewidth": 0.8, "zorder": 0}  # to compare with
 
 
 def deviation_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from saw_jax import algorithms, naming
 from saw_jax.models import lora
-from saw_jax.run import agents, groups, labelling, metrics, observations
+from saw_jax.run import agents, groups, labelling, metrics
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
 from saw_jax.run.policy import learner_devices
 from saw_jax.run.sections import Experiment, RunConfig
@@ -162,7 +162,6 @@ def _conflicts(made: Experiment) -> Conflicts:
 
 def _conflicts_of_answers(made: Experiment) -> Conflicts:
   task, method = f"task {made.task.name!r}", made.labels.method
-  is_observed = isinstance(made.task, observations.ObservedTask)
   needed = ("verification",) * made.labels.strategy.needs_verdicts
   return {
     **{
@@ -181,7 +180,7 @@ def _conflicts_of_answers(made: Experiment) -> Conflicts:
     ),
     f"{task} does not say what the world answers to a response: "
     "algorithm.world_model.loss has to be 'none'": (
-      made.method.world is not None and not is_observed
+      made.method.world is not None and not hasattr(made.task, "observe")
     ),
   }
 

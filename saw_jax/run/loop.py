@@ -4,40 +4,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from saw_jax.rollout.transcript import POLICY
-from saw_jax.run import checks, completions, run_directory
+from saw_jax.run import checks, run_directory
 from saw_jax.run import experiment as experiment_lib
-from saw_jax.run.groups import Packed
-from saw_jax.run.learner import Learner, Rows
+from saw_jax.run.learner import Learner
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import Experiment
 from saw_jax.run.session import Clock, Result, Session
 from saw_jax.training import hosts
-from saw_jax.training.batch import TrainBatch
 
 LOG = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-  """Where the rows of a step come from: `answers.Answers`, or episodes.
-
-  `score` gives them the rewards of graders, labels or worlds; `estimate` weighs
-  these and estimates advantages; `samples` has a few of them to read, `finish`
-  does what follows the update, and `pack` has what a checkpoint must hold
-  beside the state.
-  """
-
-  def generate(self, step: int) -> Any: ...
-  def score(self, sampled: Any, step: int) -> Any: ...
-  def estimate(self, scored: Any, step: int) -> tuple[TrainBatch, Rows]: ...
-  def samples(self, scored: Any, batch: TrainBatch) -> completions.Rows: ...
-  def finish(self, rows: Rows, step: int) -> Rows: ...
-  def pack(self, step: int) -> Packed: ...
 
 
 def train(
@@ -70,7 +50,7 @@ def train(
     workers = stack.enter_context(kind.open_workers())
     evaluator = kind.Evaluator(policy, workers)
     session = Session(evaluator, seeds, clock, directory, stack, resume_step)
-    source: Source = kind.Source(learner, workers, session)
+    source = kind.Source(learner, workers, session)
     if not session.step:
       session.evaluate()
     while session.goes_on:

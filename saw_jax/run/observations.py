@@ -1,7 +1,6 @@
 """Observations behind what a policy said: the text that PaW's term predicts."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, rollouts
 from saw_jax.run.learner import Learner, Rows
-from saw_jax.tasks.base import Example
 from saw_jax.training import estimation, hosts, objective, parallel
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.estimation import StepRecord
@@ -19,15 +17,6 @@ from saw_jax.types import Array, PyTree
 
 # Of the keys of selections, folded in where no example has a number.
 _SELECTION = 2**31 - 1
-
-
-@runtime_checkable
-class ObservedTask(Protocol):
-  """A task whose world answers to a response."""
-
-  def observe(self, example: Example, completion: str) -> str:
-    """What the world says to a response; the reference is not to be read."""
-    ...
 
 
 def selection_keys(seeds: Sequence[int], step: int) -> Array:
