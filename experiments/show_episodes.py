@@ -23,7 +23,7 @@ _MODE = flags.DEFINE_enum(
 
 
 def main() -> int:
-  from saw_jax.reporting import transcripts
+  from experiments import episode_pages
   from saw_jax.run import build, run_directory
   from saw_jax.run import experiment as experiment_lib
 
@@ -35,13 +35,13 @@ def main() -> int:
       raise ValueError(f"{workdir} is not a run of episodes")
   step, policy = experiment_lib.restore(experiment, len(seeds), workdir)
   played = experiment_lib.kind_of(experiment).play(policy, _MODE.value)
-  episodes = transcripts.won_and_lost(
+  episodes = episode_pages.won_and_lost(
     played.turns[0],
     (played.returns[0] >= experiment.task.max_return).reshape(-1),
   )
   title = f"{experiment.task.name}, {_MODE.value}, after {step} steps"
   path = pathlib.Path(_OUT.value)
-  path.write_text(transcripts.to_html(title, episodes), encoding="utf-8")
+  path.write_text(episode_pages.to_html(title, episodes), encoding="utf-8")
   print(f"written to {path}: {', '.join(episodes).lower()}")
   return 0
 

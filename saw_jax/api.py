@@ -75,12 +75,11 @@ def config(
     ValueError: two parts of the method that do not go together.
     TypeError: an unknown section.
   """
+  from saw_jax.run import config as config_lib
   from saw_jax.run import methods
 
   methods.keys_of(method)
-  from saw_jax.run import own_config
-
-  found = own_config.make(checkpoint)
+  found = config_lib.own_config(checkpoint)
   methods.set_method(found, method)
   naming.check_options([*found], sections, "a config")
   for section, values in sections.items():

@@ -94,9 +94,7 @@ def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
     config = config_lib.load(given["config"])
     config.checkpoint = model or config.checkpoint
   else:
-    from saw_jax.run import own_config
-
-    config = own_config.make(model)
+    config = config_lib.own_config(model)
   if method:
     methods.set_method(config, method)
   if options:

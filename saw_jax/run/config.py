@@ -83,6 +83,27 @@ def set_lengths(
     config.rollout[size], config.rollout[multiple] = pair
 
 
+def own_config(checkpoint: str = "") -> ml_collections.ConfigDict:
+  """Every key, with a value that will do for rows of one's own."""
+  import jax
+
+  config = to_config(_defaults(), type_safe=False)
+  config.optimizer.weight_decay = 0.0
+  config.loop.prompts_per_step = 8
+  if not checkpoint:
+    set_lengths(config, prompt=(256, 32), response=32)
+    config.optimizer.learning_rate = 1e-3
+    return config
+  config.checkpoint = checkpoint
+  set_lengths(config, prompt=(512, 64), response=(256, 64))
+  config.optimizer.learning_rate = 1e-5
+  config.loop.num_microbatches = 8  # of one prompt's responses each
+  config.evaluation.update(num_examples=64, batch_size=32, samples=1)
+  if jax.default_backend() != "cpu":
+    config.model.update(scan_layers=True, remat="full", dtype="bfloat16")
+  return config
+
+
 def to_config(
   values: Any, *, type_safe: bool = True
 ) -> ml_collections.ConfigDict:

@@ -19,22 +19,17 @@ from saw_jax.tasks.rows.rewards import Row
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
-  """Where rows come from, what of them is asked, and who rewards answers."""
+  """Where rows come from, and what is done with them: see `saw_jax.task`."""
 
-  # A .jsonl, .json, .csv or .parquet file, or rows: dicts, from anywhere.
   rows: Any = ()
-  # A column of texts or of chat messages, or a text around columns such as
-  # "Q: {question}".
   prompt: str = "prompt"
-  rewards: Any = ()  # see `rewards.make_rewards`
+  rewards: Any = ()
   ranges: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=dict
   )
-  answer: str = ""  # the column of the reference, if there is one
-  # The answer in a completion, or None, for votes and maj@k: a function.
+  answer: str = ""
   answer_key: Any = None
-  system: str = ""  # a message before each prompt
-  # Held-out rows: a share, or a file or rows of their own.
+  system: str = ""
   test: Any = 0.1
 
   def __post_init__(self):

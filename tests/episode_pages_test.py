@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import pytest
 
-from saw_jax.reporting import transcripts
+from experiments import episode_pages
 
 
 class Reader(html.parser.HTMLParser):
@@ -38,8 +38,8 @@ class Turn(NamedTuple):
 
 def test_a_turn_says_who_wrote_what_and_what_it_paid():
   turns = [Turn(reward=10.0), Turn("", reward=-0.5, valid=False)]
-  found = Reader(transcripts.to_html("Two", {"won": turns})).texts
-  for role in transcripts.ROLES:
+  found = Reader(episode_pages.to_html("Two", {"won": turns})).texts
+  for role in episode_pages.ROLES:
     assert (role, role) in found  # the legend
   start = found.index((None, "won"))
   assert [text for text in found[start + 1 :] if text != (None, "\n")] == [
@@ -57,10 +57,10 @@ def test_a_turn_says_who_wrote_what_and_what_it_paid():
 def test_what_a_policy_writes_is_text():
   hostile = "<script>alert(1)</script>&amp;\0\x1b[2J"
   turn = Turn(hostile, hostile, hostile)
-  made = transcripts.to_html("<b>", {"<i>": [turn]})
+  made = episode_pages.to_html("<b>", {"<i>": [turn]})
   found = Reader(made)
   assert not found.tags & {"script", "b", "i"}
-  for role in transcripts.ROLES[:3]:
+  for role in episode_pages.ROLES[:3]:
     said = "".join(text for kind, text in found.texts if kind == role)
     assert "<script>alert(1)</script>&amp;\\x00\\x1b[2J" in said
   assert "\0" not in made
@@ -68,14 +68,14 @@ def test_what_a_policy_writes_is_text():
 
 def test_the_first_that_was_won_and_the_first_that_was_lost_are_shown():
   turns = [[Turn("a")], [Turn("b"), Turn("c")], [Turn("d")], [Turn("e")]]
-  found = transcripts.won_and_lost(turns, [False, True, False, True])
+  found = episode_pages.won_and_lost(turns, [False, True, False, True])
   assert list(found.items()) == [
     ("Won, in 2 steps", turns[1]),
     ("Lost, in 1 steps", turns[0]),
   ]
   # Of a kind that is missing there is none.
-  assert list(transcripts.won_and_lost(turns[:1], [False])) == [
+  assert list(episode_pages.won_and_lost(turns[:1], [False])) == [
     "Lost, in 1 steps"
   ]
   with pytest.raises(ValueError, match="episodes"):
-    transcripts.won_and_lost(turns[:1], [True, False])
+    episode_pages.won_and_lost(turns[:1], [True, False])
