@@ -74,12 +74,9 @@ def balance(
 ) -> dict[str, Ratio | Maximum]:
   """Which side of the policy gradient is the heavier.
 
-  With S of `sequence_nll` and A one a response `[B]`: mean S of the responses
-  with A > 0 and with A < 0; `balance`, Δ, the mean of A S, which is the policy
-  gradient's loss (when bad responses have become unlikely it is far below 0,
-  and they drive the update); `balance_ratio`, Σ_neg |A| S / Σ_pos A S, where 1
-  is balance; the share with A = 0; and the largest 1 / max(S, floor), what
-  ASymPO multiplies by.
+  With S of `sequence_nll` and A one a response `[B]`: mean S where A > 0 and
+  where A < 0; Δ, the mean of A S, which is the policy gradient's loss; Σ_neg
+  |A| S / Σ_pos A S; the share with A = 0; and the largest 1 / max(S, floor).
   """
   chex.assert_shape(advantages, completion_mask.shape[:1])
   log_probs = jax.lax.stop_gradient(log_probs)

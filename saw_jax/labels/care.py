@@ -144,14 +144,10 @@ def train_probes(
   """Updates both probes with the labels of a step, then stores these.
 
   An update is on the bought prompts and up to `replay_batch` older ones, drawn
-  anew for each update: uniformly for the first probe, by class for the second.
-  Samples of this step are not among the older ones.
-
-  A batch of a single prompt, whose variance is 0, updates nothing, but is
-  stored. A prompt with a feature that is not finite is left out, as if it had
-  not been bought. Of the mask `bought [P]` the first `budget` count; labels of
-  other rows reach nothing. The metrics are averages over the updates (0 where
-  there was none), and how many prompts were learnt from, replayed and stored.
+  anew: uniformly for the first probe, by class for the second. A batch of a
+  single prompt, whose variance is 0, updates nothing, and a prompt with a
+  feature that is not finite is left out. Of the mask `bought [P]` the first
+  `budget` count; labels of other rows reach nothing.
   """
   chex.assert_tree_shape_prefix((features, labels), bought.shape)
   for leaf in jax.tree.leaves(features):

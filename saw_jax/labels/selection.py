@@ -3,18 +3,13 @@
 
 A budget is a share of the batch, rounded up. CARE buys where the expected gap
 is largest, after it has set aside ("gated") the prompts whose vote is most
-likely right; the baselines buy by one score, without a gate. `STRATEGIES` says
-how each method decides. Numbers of prompts are Python integers, so that one
-compiled function serves every step.
+likely right; the baselines buy by one score, without a gate. A label turns a
+prompt's rewards into true ones, and a gated prompt keeps those of its vote; all
+others have advantage 0, but stay in the batch and its denominators.
 
-A label turns a prompt's rewards into true ones. A gated prompt keeps the
-rewards of its vote. All others have advantage 0: they are dropped, but stay in
-the batch and its denominators.
-
-How well a selection did is seen with the truth about all prompts, for the log
-alone. Masks are `[P]`, and shares of nothing are 0.
-
-CARE, https://arxiv.org/abs/2605.25864.
+Numbers of prompts are Python integers, so that one compiled function serves
+every step. Masks are `[P]`, and shares of nothing are 0. CARE,
+https://arxiv.org/abs/2605.25864.
 """
 
 import dataclasses
@@ -224,8 +219,7 @@ def count_figures(
 ) -> dict[str, Array]:
   """Macro recalls of the second probe: of all counts, and of those above 0.
 
-  From `care.care_probabilities [P, G + 1]` and `voting.correct_outside [P]` of
-  prompts that are not gated: recall averaged over the counts that occur.
+  Recall is averaged over the counts that occur, of the prompts in `where`.
   """
   predicted = jnp.argmax(count_probabilities, axis=-1)
   classes = jnp.arange(count_probabilities.shape[-1])[None]

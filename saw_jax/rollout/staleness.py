@@ -113,8 +113,7 @@ class Quota(Protocol):
   """A budget of groups per published version; verl's fully asynchronous mode.
 
   Weights are published after `trigger` learner batches of `require` optimizer
-  steps. Between two publications `budget` groups may be charged; at one, what
-  is running or queued is charged again. The lag of a group has no bound.
+  steps; what is running or queued then is charged again. Lags have no bound.
   """
 
   threshold: float = 0.5  # share of a window that may be started ahead of it

@@ -21,8 +21,7 @@ _BEFORE_TASK = "Your task is to: "
 class AlfworldConfig(HouseholdConfig):
   """Which games there are, and how one is asked.
 
-  With a folder, `num_train` and `num_test` are bounds, and the rooms are the
-  files': `receptacles` and `objects` are not read.
+  Of a folder `num_train` and `num_test` are bounds, and rooms are the files'.
   """
 
   folder: str = ""  # with train, valid_seen and valid_unseen; "": drawn worlds
