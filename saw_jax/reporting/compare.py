@@ -69,7 +69,7 @@ class Comparison:
     for row in self.rows:
       panel = panels.setdefault(f"{row.metric}, {row.part}", {})
       panel[f"{row.run} - {row.control}"] = row.difference
-    return plots.difference_panels(panels, path=path)
+    return plots.difference_forest(panels, path=path)
 
 
 class _Run:

@@ -190,63 +190,39 @@ def heat_map(
 
 
 def difference_forest(
-  differences: Mapping[str, statistics.PairedDifference],
-  *,
-  quantity: str,
-  title: str = "",
-  path: _Path = None,
-) -> "Figure":
-  """Draws paired differences from top to bottom, with both intervals."""
-  figure, ((ax,),) = _figure(differences, 7.0, 1.9 + 0.45 * len(differences))
-  ax.axvline(0.0, **_LEVEL)
-  thin = {"color": COLOURS[0], "linewidth": 1.6}
-  thick = {"color": COLOURS[4], "linewidth": 6, "alpha": 0.6}
-  beside = {"xycoords": ("axes fraction", "data"), "va": "center"}
-  handles = {}
-  for place, (mean, count, t, bootstrap) in enumerate(differences.values()):
-    handles["t interval"] = ax.hlines(place, *t, **thin)
-    handles["bootstrap interval"] = ax.hlines(place, *bootstrap, **thick)
-    dot = ax.plot(mean, place, "o", color=COLOURS[0], markersize=6)
-    (handles["mean difference"],) = dot
-    ax.annotate(f"n = {count}", (1.01, place), color=_GREY, **beside)
-  ax.set_yticks(range(len(differences)), list(differences))
-  ax.set_ylim(len(differences) - 0.5, -0.5)
-  ax.set_xlabel(f"difference in {quantity}")
-  ax.locator_params(axis="x", nbins=6)
-  caption = "95 % intervals of the mean difference; n seeds, paired."
-  return _finish(figure, title, handles, caption, path)
-
-
-def difference_panels(
   panels: Mapping[str, Mapping[str, statistics.PairedDifference]],
   *,
   title: str = "",
   path: _Path = None,
 ) -> "Figure":
-  """Draws paired differences by metric and comparison, each on its own scale.
+  """Draws paired differences from top to bottom, with both intervals.
 
-  A difference of one seed is a dot: there is no interval.
+  Panels, by what stands below them, have scales of their own.
   """
+  names = list(dict.fromkeys(name for of in panels.values() for name in of))
   columns = min(len(panels), 3)
   shape = math.ceil(len(panels) / 3), columns
-  names = list(dict.fromkeys(name for of in panels.values() for name in of))
-  height = 0.9 + 0.3 * len(names)
-  figure, axes = _figure(panels, 3.2 * columns, 0.9 + height * shape[0], shape)
+  size = 4.0 + 3.0 * columns, 0.9 + (1.0 + 0.45 * len(names)) * shape[0]
+  figure, axes = _figure(panels, *size, shape, sharey=True)
+  thin = {"color": COLOURS[0], "linewidth": 1.6}
+  thick = {"color": COLOURS[4], "linewidth": 6, "alpha": 0.6}
+  beside = {"xycoords": ("axes fraction", "data"), "va": "center"}
   handles = {}
   for ax, (heading, of) in zip(axes.flat, panels.items(), strict=False):
     ax.axvline(0.0, **_LEVEL)
-    for number, name in enumerate(names):
-      if name in of:
-        style = {**_style(number), "linestyle": "-"}
-        handles[name] = ax.hlines(number, *of[name].t, **style)
-        ax.plot(of[name].mean, number, "o", color=style["color"], markersize=5)
-    ax.set_title(heading, fontsize="small")
-    ax.set(yticks=[], ylim=(len(names) - 0.5, -0.5))
-    ax.locator_params(axis="x", nbins=4)
-    ax.margins(x=0.1)
+    for name, (mean, count, t, bootstrap) in of.items():
+      place = names.index(name)
+      handles["t interval"] = ax.hlines(place, *t, **thin)
+      handles["bootstrap interval"] = ax.hlines(place, *bootstrap, **thick)
+      dot = ax.plot(mean, place, "o", color=COLOURS[0], markersize=6)
+      (handles["mean difference"],) = dot
+      ax.annotate(f"n = {count}", (1.01, place), color=_GREY, **beside)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"difference in {heading}")
+    ax.locator_params(axis="x", nbins=7 - columns)
   for ax in axes.flat[len(panels) :]:
     ax.set_visible(False)
-  caption = "Mean differences, paired by seed; lines: 95 % t intervals."
+  caption = "95 % intervals of the mean difference; n seeds, paired."
   return _finish(figure, title, handles, caption, path)
 
 

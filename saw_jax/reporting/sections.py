@@ -198,8 +198,8 @@ def _draw_differences(found: Found, column: str, file: str) -> None:
   compared = compare(found).items()
   drawn = {label: of[column] for label, of in compared if column in of}
   if drawn:
-    quantity = f"held-out {column}"
-    plots.difference_forest(drawn, quantity=quantity, **found.picture(file))
+    panels = {f"held-out {column}": drawn}
+    plots.difference_forest(panels, **found.picture(file))
 
 
 # --- tables of several rewards -----------------------------------------------

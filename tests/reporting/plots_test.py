@@ -203,7 +203,7 @@ DIFFERENCES = {
 
 
 def test_a_forest_has_the_first_on_top_and_says_counts_and_level():
-  figure = plots.difference_forest(DIFFERENCES, quantity="reward")
+  figure = plots.difference_forest({"reward": DIFFERENCES})
   (ax,) = figure.axes
   assert [t.get_text() for t in ax.get_yticklabels()] == list(DIFFERENCES)
   bottom, top = ax.get_ylim()
@@ -235,7 +235,7 @@ def test_a_forest_has_the_first_on_top_and_says_counts_and_level():
       {"r": {0: [0.4, 0.6]}}, swept="lag", quantity="score", title=title
     ),
     lambda title: plots.difference_forest(
-      DIFFERENCES, quantity="reward", title=title
+      dict.fromkeys("abc", DIFFERENCES), title=title
     ),
   ],
 )
@@ -265,7 +265,7 @@ def test_legend_and_caption_cover_no_data(draw):
     lambda: plots.metric_panels({}, {"a": "b"}, quantity="q"),
     lambda: plots.metric_panels({"p": {"r": curves()}}, {}, quantity="q"),
     lambda: plots.sweep({}, swept="lag", quantity="score"),
-    lambda: plots.difference_forest({}, quantity="reward"),
+    lambda: plots.difference_forest({}),
   ],
 )
 def test_nothing_to_draw_is_refused(draw):
