@@ -121,10 +121,7 @@ def describe_form(form: str) -> str:
 def _read_form(form: str) -> tuple[Callable[[str], str | None], str, str]:
   """What parses a label, what to expect of it, and an example."""
   kind, *people = form.split()
-  if kind not in _FORMS:
-    raise ValueError(
-      f"unknown form of a label {kind!r}: {base.nearest(kind, tuple(_FORMS))}"
-    )
+  base.check_choice("form of a label", kind, _FORMS)
   parse, phrase, example = _FORMS[kind]
   if not people:
     return parse, phrase, example

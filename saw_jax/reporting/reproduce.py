@@ -21,7 +21,7 @@ from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import Table
 from saw_jax.run import children, command_line, run_directory
 from saw_jax.run import config as config_lib
-from saw_jax.tasks.base import nearest
+from saw_jax.tasks.base import check_choice, nearest
 
 flags.disclaim_key_flags()  # They are the script's, in its --help.
 
@@ -165,8 +165,7 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
   """Finds out what is missing of every table that has a scale."""
   tables = {name: catalogue.load(name) for name in catalogue.names()}
   known = list(dict.fromkeys(s for t in tables.values() for s in t.needs))
-  if scale not in known:
-    raise ValueError(f"unknown scale {scale!r}: {nearest(scale, known)}")
+  check_choice("scale", scale, known)
   jobs = []
   for name, table in tables.items():
     if scale not in table.needs:

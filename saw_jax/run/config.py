@@ -22,6 +22,7 @@ import ml_collections
 
 from saw_jax import naming, settings
 from saw_jax.naming import nearest
+from saw_jax.tasks.base import check_choice
 
 if TYPE_CHECKING:
   from saw_jax.run import sections
@@ -262,9 +263,7 @@ def arguments(
       key, value = owners[0], part
     if key not in choices:
       raise ValueError(f"unknown argument {key!r}: {nearest(key, [*choices])}")
-    if value not in choices[key]:
-      near = nearest(value, choices[key])
-      raise ValueError(f"unknown {key} {value!r}: {near}")
+    check_choice(key, value, choices[key])
     values[key] = value
   return values
 

@@ -20,7 +20,7 @@ from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.sections import AsyncConfig
 from saw_jax.run.session import Session
 from saw_jax.tasks import data
-from saw_jax.tasks.base import Example, nearest
+from saw_jax.tasks.base import Example, check_choice
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
@@ -82,12 +82,8 @@ class Fresh:
 
 def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
   """Makes the protocol, or says what is wrong; None: synchronous."""
-  for name, value, known in (
-    ("protocol", config.protocol, PROTOCOLS),
-    ("actor_kind", config.actor_kind, ("thread", "process")),
-  ):
-    if value not in known:
-      raise ValueError(f"unknown {name} {value!r}: {nearest(value, known)}")
+  check_choice("protocol", config.protocol, PROTOCOLS)
+  check_choice("actor_kind", config.actor_kind, ("thread", "process"))
   if config.protocol == "none":
     return None
   if min(config.actors, config.actor_devices, config.partial_tokens) < 0:

@@ -8,7 +8,6 @@ from saw_jax import algorithms
 from saw_jax.labels import care, selection
 from saw_jax.models.config import TINY, DecoderConfig
 from saw_jax.models.lora import LoraConfig
-from saw_jax.naming import nearest
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run.warm_start import WarmStartConfig
 from saw_jax.settings import constant
@@ -183,9 +182,7 @@ class LabelConfig:
 
   def __post_init__(self):
     for name, choices in _CHOICES.items():
-      value = getattr(self, name)
-      if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}: {nearest(value, choices)}")
+      base.check_choice(name, getattr(self, name), choices)
     for name in ("label_fraction", "gate_fraction"):
       value = getattr(self, name)
       if not 0 <= value <= 1:
