@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saw_jax.reporting import tables
 from saw_jax.run import metrics, run_directory
 
 _Path = str | os.PathLike
@@ -266,7 +267,4 @@ def _finals(records: Sequence[Mapping[str, Any]]) -> Finals:
 
 
 def _cell(values: Mapping[str, np.ndarray], name: str, index) -> str:
-  """A number in full, so that it can be read back; empty for a missing one."""
-  if name not in values or np.isnan(values[name][index]):
-    return ""
-  return repr(float(values[name][index]))
+  return tables.number(values[name][index] if name in values else None)

@@ -205,4 +205,5 @@ def interval(ends: statistics.Interval) -> str:
 
 
 def number(value: float | None) -> str:
+  """A number in full, so that it can be read back; empty for a missing one."""
   return "" if value is None or math.isnan(value) else repr(float(value))
