@@ -17,27 +17,11 @@ _OUT = flags.DEFINE_string("out", "docs/pictures/gap.png", "The picture.")
 
 
 def main() -> int:
-  import numpy as np
+  from experiments import gap_picture
 
-  from saw_jax.labels import gap
-  from saw_jax.reporting import plots
-
-  size = _GROUP_SIZE.value
-  x, y = np.mgrid[: size + 1, : size + 1]
-  table = np.where(
-    gap.is_possible(x, y, size), np.asarray(gap.gap_table(size)), np.nan
-  )
-  rows = max(1, np.flatnonzero(~np.isnan(table).all(0))[-1] + 1)
   path = pathlib.Path(_OUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
-  plots.heat_map(
-    table[:, :rows].T,
-    across="responses that gave the voted, wrong answer",
-    down="responses that gave the right answer",
-    quantity="gap: how far a label moves the advantages",
-    title=f"What a label is worth, {size} responses",
-    path=path,
-  )
+  gap_picture.draw(_GROUP_SIZE.value).savefig(path)
   print(path)
   return 0
 

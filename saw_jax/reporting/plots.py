@@ -161,34 +161,6 @@ def sweep(
   return _finish(figure, title, handles, caption, path)
 
 
-def heat_map(
-  values: np.ndarray,
-  *,
-  across: str,
-  down: str,
-  quantity: str,
-  title: str = "",
-  path: _Path = None,
-) -> "Figure":
-  """Draws a number for each pair of counts, `[Y, X]`; NaN is left blank."""
-  values = np.asarray(values, float)
-  if values.ndim != 2:
-    raise ValueError(f"a heat map is a matrix, not of shape {values.shape}")
-  figure, ((ax,),) = _figure(True, 6.4, 4.8)
-  image = ax.imshow(values, origin="lower", cmap="viridis")
-  middle = (np.nanmin(values) + np.nanmax(values)) / 2
-  for y, x in zip(*np.nonzero(~np.isnan(values)), strict=True):
-    look = {"color": "white" if values[y, x] < middle else "black"}
-    look |= {"ha": "center", "va": "center", "fontsize": 8}
-    ax.text(x, y, f"{values[y, x]:.2f}", **look)
-  ax.set(xlabel=across, ylabel=down)
-  ax.set(xticks=range(values.shape[1]), yticks=range(values.shape[0]))
-  figure.colorbar(image, ax=ax, label=quantity)
-  if title:
-    ax.set_title(title, loc="left")
-  return _save(figure, path)
-
-
 def difference_forest(
   panels: Mapping[str, Mapping[str, statistics.PairedDifference]],
   *,

@@ -173,20 +173,6 @@ def test_a_sweep_has_means_in_the_order_of_the_values_and_intervals():
   assert (ax.get_xlabel(), ax.get_ylabel()) == ("lag", "score")
 
 
-def test_a_heat_map_says_each_number_and_leaves_out_what_cannot_be():
-  draw = functools.partial(plots.heat_map, across="x", down="y", quantity="z")
-  figure = draw([[0.0, 2.5, 3.25], [np.nan, 1.0, np.nan]])
-  ax = figure.axes[0]
-  found = {text.get_position(): text.get_text() for text in ax.texts}
-  numbers = {(0, 0): "0.00", (1, 0): "2.50", (2, 0): "3.25", (1, 1): "1.00"}
-  assert found == numbers
-  bottom, top = ax.get_ylim()
-  assert bottom < top
-  assert figure.axes[1].get_ylabel() == "z"
-  with pytest.raises(ValueError, match=r"not of shape \(3,\)"):
-    draw(np.zeros(3))
-
-
 def test_a_band_is_one_deviation_and_of_one_seed_has_no_width():
   # Two seeds at 0 and 2: mean 1, sample deviation sqrt(2).
   low, high = plots.deviation_band(np.array([[0.0], [2.0]]))
