@@ -96,16 +96,6 @@ def test_every_module_is_a_command_with_its_line(monkeypatch, capsys):
   assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize(
-  ("script", "name"),
-  [("reproduce", "table")]
-  + [(name, name) for name in commands.NAMES if name in "train doctor export"],
-)
-def test_a_script_is_its_command(script, name):
-  text = (ROOT / "experiments" / f"{script}.py").read_text()
-  assert f'commands.run("{name}", "python experiments/{script}.py")' in text
-
-
 def test_names_of_a_registry_and_of_no_registry(monkeypatch, capsys):
   assert call(monkeypatch, "list", "kl_estimators") == 0
   assert capsys.readouterr().out.split() == ["k1", "k2", "k3"]

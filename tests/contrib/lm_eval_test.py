@@ -1,6 +1,6 @@
 """Tests of saw_jax/contrib/lm_eval.py.
 
-`make harness` runs all of them, in an environment with the extra `lm_eval`.
+`make harness` runs all of them, in an environment with the extra `lm-eval`.
 """
 
 import json
@@ -124,7 +124,7 @@ def test_a_chat_is_encoded_as_in_training(name):
 def test_without_the_extra_the_error_names_it(monkeypatch):
   monkeypatch.setitem(sys.modules, "lm_eval", None)
   lm_eval.model_class.cache_clear()
-  with pytest.raises(ImportError, match="lm_eval"):
+  with pytest.raises(ImportError, match="saw_jax.lm-eval"):
     lm_eval.evaluate("no run")
 
 
