@@ -125,7 +125,9 @@ FAMILIES = {
   "Olmo2ForCausalLM": Family(
     "olmo2", ("wide_qk_norm", "post_norm"), _EPS, _NONE
   ),
-  "SmolLM3ForCausalLM": Family("smollm3", ("unrotated",), _SMOLLM3),
+  "SmolLM3ForCausalLM": Family(
+    "smollm3", ("unrotated",), _SMOLLM3, {"max_window_layers": None}
+  ),
 }
 # What other architectures have, by their names and the keys of their configs.
 _LACKING = {

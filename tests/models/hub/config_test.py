@@ -107,7 +107,7 @@ def test_windows():
     ({**MISTRAL, "sliding_window": 7}, (7, 7)),
     ({**MISTRAL, "sliding_window": None}, ()),
     ({**MISTRAL, "layer_types": kinds}, (4096,) * 2),  # of which it knows none
-    ({**on, **SMOLLM3, "no_rope_layers": [1, 0]}, (0, 9)),
+    ({**on, **SMOLLM3, "no_rope_layers": [0, 1]}, (9, 0)),
     ({**on, **SMOLLM3, "no_rope_layers": [1, 0], "layer_types": kinds}, (9, 0)),
   ):
     assert read(**document).windows == windows
