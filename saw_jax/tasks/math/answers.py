@@ -112,11 +112,9 @@ def explain(answer: str, reference: str) -> Iterator[str]:
   """Says how two answers are read, and what each grader makes of them."""
   for text in (answer, reference):
     form = forms.read(text)
-    unit = f", with the unit {form.unit}" if form.unit else ""
-    yield f"{text!r} reads {form.text!r}: {form.kind}{unit}"
-  for grader in (is_equal, is_equal_by_math_verify):
-    name = "math_verify" if grader is is_equal_by_math_verify else "exact"
-    yield f"{name}: {'equal' if grader(answer, reference) else 'different'}"
+    yield f"{text!r} reads {form.text!r}: {form.kind}, unit {form.unit or None}"
+  yield f"exact: {is_equal(answer, reference)}"
+  yield f"math_verify: {is_equal_by_math_verify(answer, reference)}"
 
 
 def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
@@ -132,12 +130,11 @@ def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
     return is_short and all(
       _is_same(*p, parse) for p in zip(*lists, strict=True)
     )
-  is_done = one.kind == "expression" or not (
-    _UNDONE.search(one.text)
-    or forms.functions(one.text) - forms.functions(other.text)
-  )
   texts = one.text, other.text
-  is_asked = one.kind in ("constant", "expression") and is_done
+  called, known = map(forms.functions, texts)
+  if one.kind == "constant" and (_UNDONE.search(one.text) or called - known):
+    return False
+  is_asked = one.kind in ("constant", "expression")
   return is_asked and all(map(_is_cheap, texts)) and _is_zero(*texts, parse)
 
 

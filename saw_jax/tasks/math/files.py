@@ -64,10 +64,7 @@ def read_examples(
     number, error = next(iter(bad.items()))
     said = f"{path}, row {number}: {error}"
     if len(bad) > _MOST_UNREAD * len(rows):
-      raise ValueError(
-        f"{said} ({len(bad)} of {len(rows)} rows cannot be read, and "
-        f"{_MOST_UNREAD:.0%} may be left out)"
-      )
+      raise ValueError(f"{said} ({len(bad)} of {len(rows)} rows are unread)")
     _LOG.warning("%s. Left out: rows %s", said, ", ".join(map(str, bad)))
   found: dict[tuple, base.Example] = {}
   for number, row in enumerate(rows, key):

@@ -104,7 +104,7 @@ def test_few_rows_that_cannot_be_read_are_left_out_and_named(tmp_path, caplog):
       assert len(found) == 200 - left_out and found[-1].key == 199
   assert f"{path}, row 40: field 'solution' has no" in caplog.text
   assert "rows 40, 80" in caplog.text
-  with pytest.raises(ValueError, match="row 40: .*3 of 200 rows"):
+  with pytest.raises(ValueError, match="row 40: .*3 of 200 rows are unread"):
     math_files.read_examples(path)
 
 
