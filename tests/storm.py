@@ -29,7 +29,8 @@ RUNS = {
   "sync": "evaluation.num_examples=16",  # long enough to be killed there
   "threads": f"{AHEAD}=2",
   "processes": f"{AHEAD}=1 asynchronous.actor_kind=process",
-  "care": "config=configs/care/knights.py:row=care,fraction=0.2,scale=tiny",
+  "care": "config=configs/care/knights.py:row=care,fraction=0.2,scale=tiny "
+  "loop.num_minibatches=1 loop.num_microbatches=1",
   "paw": "config=configs/paw/household.py:row=gigpo_paw,scale=tiny "
   "task.options.max_steps=3",
   "start": "warm_start.num_steps=40",
