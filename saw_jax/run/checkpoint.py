@@ -56,6 +56,12 @@ class _Manager(ocp.CheckpointManager):
       LOG.warning("the score in %s is damaged: it cannot be the best", path)
     return None
 
+  def _load_checkpoint_infos(self, *args: Any, **options: Any) -> list:
+    try:
+      return super()._load_checkpoint_infos(*args, **options)
+    except FileNotFoundError:  # Its run has removed one meanwhile.
+      return self._load_checkpoint_infos(*args, **options)
+
 
 class Checkpointer:
   """Saves in the background; keeps the best, and two in case one is damaged.
@@ -132,9 +138,10 @@ class Checkpointer:
     try:
       return self._read(template, step)
     except CheckpointError as error:
-      if not (self.directory / str(step)).exists():  # Its run has a newer one.
+      if self._reads:  # Its run may have a newer one, and have removed this.
         self._manager.reload()
-        return self.restore(template, step=wanted)
+        if self.steps != steps:
+          return self.restore(template, step=wanted)
       advice, flag = "no earlier step is whole", "--resume_step"
       for earlier in (s for s in steps if s < step):
         with contextlib.suppress(CheckpointError):

@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from orbax.checkpoint.path import atomicity
 
@@ -89,13 +90,22 @@ def test_who_reads_changes_nothing_while_a_save_is_under_way(
   go_on.set()
   save(store, 4)
   assert store.steps == [3, 4] and "read only" not in capfd.readouterr().err
-  # The one that it knows has been removed meanwhile.
+  # The one that it knows has been removed meanwhile, and another as it looks.
+  load, errors = ocp.CheckpointManager._load_checkpoint_infos, [OSError]
+
+  def look(self, *args, **options):
+    if errors and errors.pop():
+      raise FileNotFoundError
+    return load(self, *args, **options)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "_load_checkpoint_infos", look)
   assert reader.steps == [1, 2] and reader.restore(state()).step == 4
   with pytest.raises(checkpoint.CheckpointError, match=r"are \[3, 4\]"):
     reader.restore(state(), step=2)
   # Whoever writes, removes what a kill left; whoever reads makes no folder.
   (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
-  checkpoint.Checkpointer(tmp_path).close()
+  with contextlib.closing(checkpoint.Checkpointer(tmp_path)) as writer:
+    save(writer, 6)  # before which it is done
   assert not (tmp_path / "5.orbax-checkpoint-tmp").exists()
   checkpoint.Checkpointer(tmp_path / "none", reads=True).close()
   assert not (tmp_path / "none").exists()

@@ -35,6 +35,9 @@ class Obedient:
       return SCORES[completion]
     if completion in ACTIONS:
       ACTIONS[completion]()
+    if completion.startswith("/") and not os.path.exists(completion):
+      os.mkdir(completion)
+      os.kill(os.getpid(), signal.SIGKILL)  # once
     while completion == "spin":
       pass
     if completion == "raise":

@@ -126,6 +126,7 @@ class Grader(pool.Pool):
     numbered, starts = list(enumerate(pairs)), range(0, len(pairs), size)
     todo = collections.deque(numbered[i : i + size] for i in starts)
     results: dict[int, worker.Result] = {}
+    again: set[int] = set()
 
     def ask(index):
       return (todo.popleft() if todo else ()), True
@@ -139,6 +140,10 @@ class Grader(pool.Pool):
         return
       # The first text without an answer is the one it was at.
       first, *rest = pending
+      if why and first[0] not in again:  # It may have been killed from outside.
+        again.add(first[0])
+        todo.appendleft(pending)
+        return
       timed_out = worker.Result(outcome=base.Outcome.TIMED_OUT)
       note(first, worker.Result(exception=why) if why else timed_out)
       if rest:

@@ -215,6 +215,12 @@ class TestProcesses:
     assert grade(grader, [""] * 9).scored.all()
     assert self.find(grader) == workers
 
+  def test_a_text_at_which_a_worker_was_killed_is_tried_again(
+    self, grader, tmp_path
+  ):
+    texts = ["", *(str(tmp_path / name) for name in "abc"), ""]
+    assert grade(grader, texts).scored.all()
+
   def test_a_worker_that_died_between_calls_blames_no_text(self, grader):
     for child in self.find(grader):
       child.kill()
