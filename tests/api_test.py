@@ -160,20 +160,18 @@ class TestFunctions:
       config_lib.typed(made)
 
   def test_who_reads_a_run_needs_no_function_that_is_in_no_file(self, tmp_path):
-    lost = "__main__:<lambda>"
-    algorithm = config_lib.to_config(algorithms.AlgorithmConfig()).to_dict()
-    algorithm |= {"loss": lost, "loss_options": {"mine": 1}}
-    algorithm |= {"ratio_to": "behave", "entropy_coefficient": lost}
-    algorithm["kl"] |= {"placement": "loss", "coefficient": lost}
+    lost, algorithm = "__main__:<lambda>", {"ratio_to": "behave"}
+    values = {"loss": lost, "loss_options": {"mine": 1}, **algorithm}
+    values |= {"kl": {"placement": "loss", "coefficient": lost}}
 
     def read():
-      document = {"config": {"algorithm": algorithm, "seeds": [3]}}
+      document = {"config": {"algorithm": values, "seeds": [3]}}
       (tmp_path / "run.json").write_text(json.dumps(document))
       return run_directory.read_config(tmp_path)[0].algorithm
 
-    assert read() == algorithms.AlgorithmConfig(ratio_to="behave")
+    assert read() == algorithms.AlgorithmConfig(**algorithm)
     # An advantage is of answers or of steps, and nobody knows which.
-    algorithm["advantage"] = lost
+    values["advantage"] = lost
     with pytest.raises(ValueError, match="config=config"):
       algorithms.make_method(read(), np.zeros(1))
 

@@ -23,12 +23,9 @@ ROLLOUT = sections.RolloutConfig(
 ENCODER = rollouts.Encoder(TOKENIZER, ROLLOUT)
 CONFIG = sections.EpisodeConfig(rows_per_call=4, max_observation_tokens=6)
 MADE = types.SimpleNamespace(
-  task=CounterTask(),
-  tokenizer=TOKENIZER,
-  rollout=ROLLOUT,
-  episodes=CONFIG,
-  loop=sections.LoopConfig(prompts_per_step=2, group_size=2),
+  task=CounterTask(), tokenizer=TOKENIZER, rollout=ROLLOUT, episodes=CONFIG
 )
+MADE.loop = sections.LoopConfig(prompts_per_step=2, group_size=2)
 
 
 class Scripted:
@@ -59,12 +56,8 @@ def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):
   keys = rollouts.row_keys([0] * len(worlds), 0, np.array(worlds), group_size)
   limits = dict(num_workers=0, limit_s=1.0, crash_tolerance=tolerance)
   with EnvironmentPool(CounterTask(), **limits) as pool:
-    policy = types.SimpleNamespace(
-      made=MADE,
-      encoder=ENCODER,
-      params=None,
-      lift=types.SimpleNamespace(num_shards=1),
-    )
+    policy = types.SimpleNamespace(made=MADE, encoder=ENCODER, params=None)
+    policy.lift = types.SimpleNamespace(num_shards=1)
     found = agents.play(policy, sampler, starts, keys, pool)
   return found, sampler
 

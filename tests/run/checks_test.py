@@ -122,9 +122,8 @@ def test_a_step_and_a_task_that_are_not_there_are_said_first(
   with pytest.raises(RewardError, match="cannot be loaded"):
     build.build(config, [0], tmp_path / "run", task=Unloadable())
   # Who reads a run is told, too, before there are weights.
-  saved = {"config": {**config_lib.to_document(config_lib.typed(config))}}
-  saved["config"]["seeds"] = [0]
-  (tmp_path / "run.json").write_text(json.dumps(saved))
+  document = run_directory.document_of(config_lib.typed(config), [0])
+  run_directory.open_run(tmp_path, document)
   with pytest.raises(checkpoint.CheckpointError, match="of step 7"):
     build.read_policy(tmp_path, 7)
   with pytest.raises(command_line.UsageError, match="no checkpoint"):

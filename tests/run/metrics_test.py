@@ -150,10 +150,12 @@ class TestTrackers:
       finish=run.finish,
     )
     fake.SQLiteStorage = types.SimpleNamespace(get_logs=lambda *_, **how: [])
-    fake.setup = lambda: types.SimpleNamespace(
-      settings=types.SimpleNamespace(mode="online")
+    run.settings, run.mode, run.id = run, "online", "x"
+    fake.setup, fake.login, fake.Error = (
+      lambda: run,
+      lambda prompt: True,
+      OSError,
     )
-    fake.login, fake.Error, run.id = lambda prompt: True, ValueError, "x"
     monkeypatch.setitem(sys.modules, name, fake)
     monkeypatch.setitem(sys.modules, "trackio.sqlite_storage", fake)
     log(tmp_path, name, [0])
