@@ -165,8 +165,7 @@ def go_on(whole, workdir, step=None):
     advised = re.search("--resume_step=([0-9]+)", str(error))
     if step is not None or not advised:
       return "a sentence"
-    found = go_on(whole, workdir, int(advised[1]))
-    return f"a sentence, whose advice gives {found}"
+    return f"as advised: {go_on(whole, workdir, int(advised[1]))}"
   except Exception as error:
     return f"TRACEBACK: {error!r:.100}"
 
