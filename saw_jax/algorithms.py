@@ -192,6 +192,8 @@ class AlgorithmConfig:
   weights: Choice = "equal"  # WEIGHTS
   weights_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   loss: Choice = "clipped_surrogate"  # LOSSES
+  # And `truncated`, of responses that did not end: learn; mask: leave them out
+  # of the loss; drop: also out of all statistics of rewards, as if unscored.
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ratio_to: str = "old"  # or behave: a clipped ratio to the sampler's own
   aggregate: Choice = "token_mean"  # AGGREGATES
@@ -218,6 +220,7 @@ class Method(NamedTuple):
   reads_values: bool = False  # the advantage is against a value head
   whiten: Callable | None = None  # of steps, over the batch
   world: WorldModel | None = None
+  truncated: str = "learn"  # mask or drop: responses that did not end
   diagnostics: tuple[objective.DiagnosticFn, ...] = (
     objective.mean_entropy,
     objective.balance,
@@ -281,9 +284,12 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     weights = resolve(config.weights, options, WEIGHTS, "weighting", **least)
   options = config.aggregate_options
   aggregate = resolve(config.aggregate, options, AGGREGATES, "aggregate")
-  if "aggregate" in config.loss_options:
+  options = dict(config.loss_options)
+  if "aggregate" in options:
     raise TypeError("the aggregate is a field of its own, not a loss_option")
-  loss = resolve(config.loss, config.loss_options, LOSSES, "loss")
+  truncated = options.pop("truncated", "learn")
+  naming.lookup(dict(learn=0, mask=0, drop=0), truncated, "truncated")
+  loss = resolve(config.loss, options, LOSSES, "loss")
   loss = functools.partial(loss, aggregate=aggregate)
 
   kl, in_reward, term = config.kl, None, objective.Term
@@ -328,6 +334,7 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
     reads_values="values" in reads,
     whiten=whiten,
     world=world,
+    truncated=truncated,
   )
   return with_loss(method, loss, ratio_to=config.ratio_to)
 

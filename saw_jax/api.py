@@ -146,7 +146,7 @@ def train(
       wrong with the config or the task, said before anything is trained.
     RunError: the directory holds another run.
     RewardError: a reward function misbehaved; the message names it.
-    FloatingPointError: a loss is not finite.
+    FloatingPointError: a loss, gradient or result is not finite.
   """
   naming.leave_if_read()  # A file read for its functions trains nothing.
   from saw_jax.run import build

@@ -58,10 +58,19 @@ def clip_fractions(
   advantages = losses.token_advantages(advantages, completion_mask)
   low = (advantages < 0) & (ratio < 1 - clip_low)
   high = (advantages > 0) & (ratio > 1 + clip_high)
-  low, high = (
-    losses.token_mean(x.astype(ratio.dtype), completion_mask)
-    for x in (low, high)
-  )
+  return _shares(low, high, completion_mask)
+
+
+def held_fractions(
+  gradient: Array, advantages: Array, completion_mask: Array
+) -> dict[str, Ratio]:
+  """`clip_fractions` of a loss by its gradient: a clip leaves none."""
+  a, held = losses.token_advantages(advantages, completion_mask), gradient == 0
+  return _shares(held & (a < 0), held & (a > 0), completion_mask)
+
+
+def _shares(low: Array, high: Array, mask: Array) -> dict[str, Ratio]:
+  low, high = (losses.token_mean(x.astype(float), mask) for x in (low, high))
   return {"clipped_low": low, "clipped_high": high}
 
 

@@ -150,8 +150,9 @@ def all_deviations(
     all_sum(each, keepdims=True, **axes) for each in (count * x, count)
   )
   counted = dict(where=count > 0, keepdims=True, **axes)
-  # True too where nothing counts (-∞ ≤ ∞), false for a NaN, which stays one.
-  alike = all_max(x, **counted) <= all_min(x, **counted)
+  # True too where nothing counts (-∞ - ∞), false for a NaN and for sums that
+  # overflowed (∞ - ∞), which become one.
+  alike = all_max(x, **counted) - all_min(x, **counted) <= 0
   return select(jnp.where(alike, 0, x - divide(total, number)), where)
 
 
@@ -166,13 +167,15 @@ def all_var(
 ) -> Array:
   """The variance in two passes, `v = Σ n (x − x̄)² / (Σ n − ddof)`.
 
-  Exactly 0 if all entries are equal, and 0 if there are no more than `ddof`.
+  Exactly 0 if all entries are equal, and 0 if there are no more than `ddof`. An
+  overflow is NaN, since what is divided by infinity is a silent 0.
   """
   deviations = all_deviations(x, where=where, weights=weights, **axes)
   count = _counts(deviations, where, weights)
   axes["keepdims"] = keepdims
   freedom = jnp.maximum(all_sum(count, **axes) - ddof, 0)
-  return divide(all_sum(count * jnp.square(deviations), **axes), freedom)
+  var = divide(all_sum(count * jnp.square(deviations), **axes), freedom)
+  return jnp.where(jnp.isinf(var), jnp.nan, var)
 
 
 def all_std(x: Array, **reduced: Any) -> Array:

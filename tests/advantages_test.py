@@ -59,6 +59,22 @@ def of_prompts(uid, f, rewards):
   return result
 
 
+@pytest.mark.parametrize("name", [*ESTIMATORS, *algorithms.STEP_ADVANTAGES])
+@pytest.mark.parametrize("size", [1e20, 1e38, 3e38])
+def test_rewards_that_overflow_are_no_silent_zeros(name, size):
+  rewards, lengths = np.zeros((2, 4, 2), np.float32), np.ones((2, 4))
+  rewards[0, 1], rewards[0, 2, 0] = 1, 0.75
+  ones = np.ones(rewards.shape, np.int32)
+  given = dict(steps=ones > 0, values=0 * ones, anchors=ones, lengths=lengths)
+  if name in ESTIMATORS:
+    f = partial(estimate, name, weights=np.ones(2, np.float32), **given)
+  else:
+    step = algorithms.STEP_ADVANTAGES[name]
+    f = lambda rewards: naming.supply(step, rewards=rewards, **given)  # noqa: E731
+  sign, found = np.sign(f(rewards)), np.asarray(f(size * rewards))
+  assert sign.any() and (~np.isfinite(found) | (np.sign(found) == sign)).all()
+
+
 class GoldenTest(chex.TestCase):
   @parameterized.parameters(*PRECISIONS)
   @pytest.mark.slow

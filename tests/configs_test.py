@@ -371,6 +371,17 @@ def test_rows_differ_in_what_they_are_named_for_alone(line):
     assert other == first
 
 
+def test_the_form_of_the_released_code_is_an_argument(built):
+  def options(row, **form):
+    name = f"saw/tool_calling:row={row}" + ",form=code" * bool(form)
+    return getattr(built(name).method.weights, "keywords", {})
+
+  released = {"delta": 0.0, "sum_eps": 1e-8, "flat_weight": 0.0}
+  paper, code = options("gdpo_saw"), options("gdpo_saw", form=True)
+  assert code == paper | released and not paper.keys() & released
+  assert options("gdpo", form=True) == options("gdpo")
+
+
 def test_the_released_kl_is_of_one_row(built):
   for row in TABLES["saw/tool_calling"].ROWS:
     found = built(f"saw/tool_calling:row={row},kl=released").method.kl_in_reward

@@ -16,6 +16,10 @@ KL: the released code gives the `grpo` row a KL of 0.001 in the reward and the
 other rows none. By default no row has one, so that rows differ in their weights
 alone; `kl=released` is the released code's difference.
 
+SAW: by default (`form=paper`) the paper's formula, with a delta of 1e-8 and
+equal weights where no reward varies. `form=code` is what the released code
+computes, to the epsilon: no delta, 1e-8 on the sum, and weights of 0 there.
+
 Paper: arXiv 2606.07705 (SAW), arXiv 2601.05242 (GDPO). Published, Overall Acc
 on BFCL, Qwen2.5-1.5B-Instruct (from secondary sources): GRPO 32.55, with SAW
 33.53; GDPO 33.82, with SAW 34.02. Ours: results/saw/tool_calling/.
@@ -36,10 +40,9 @@ SCALES = ("tiny", "small", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-  """Makes the config of `row=gdpo_saw,scale=tiny,kl=none`, say."""
-  chosen = base.arguments(
-    argument, row=ROWS, scale=SCALES, kl=("none", "released")
-  )
+  """Makes the config of `row=gdpo_saw,scale=tiny,kl=none,form=paper`, say."""
+  kinds = {"kl": ("none", "released"), "form": ("paper", "code")}
+  chosen = base.arguments(argument, row=ROWS, scale=SCALES, **kinds)
   config = base.get_config()
   config.task.name = "tool_calling"
   {"tiny": set_tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
@@ -48,6 +51,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   if chosen["kl"] == "released" and chosen["row"] == "grpo":
     config.algorithm.kl.update(
       placement="reward", estimator="k1", coefficient=0.001
+    )
+  if chosen["form"] == "code" and config.algorithm.weights == "saw":
+    config.algorithm.weights_options.update(
+      delta=0.0, sum_eps=1e-8, flat_weight=0.0
     )
   return config
 

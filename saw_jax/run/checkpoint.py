@@ -112,6 +112,12 @@ class Checkpointer:
     score: float | None = None,
   ) -> None:
     """Starts to save; returns when the arrays have been copied."""
+    finite = hosts.fetch(_are_finite([state, dict(arrays or {})]))
+    for name in (name for name, is_so in _leaves(finite).items() if not is_so):
+      raise FloatingPointError(
+        f"array {name} is not finite after {step} steps, and was not saved; "
+        f"there are checkpoints of the steps {self.steps}"
+      )
     items = {"state": ocp.args.StandardSave(state)}
     document = {"host": host, "fingerprints": fingerprints(state)}
     if arrays:
@@ -220,6 +226,11 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
     name: [int(value), str(leaf.dtype), *map(int, leaf.shape)]
     for (name, leaf), value in zip(leaves.items(), sums, strict=True)
   }
+
+
+@jax.jit
+def _are_finite(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
 
 def digest(tree: PyTree) -> str:

@@ -194,6 +194,8 @@ def _conflicts_of_episodes(made: Experiment) -> Conflicts:
       not made.method.per_step
     ),
     f"{task} rollout.stops ends single answers": bool(made.rollout.stops),
+    f"{task} what is cut has its part in what they pay: loss_options.truncated "
+    "must be 'learn' or 'mask'": made.method.truncated == "drop",
     f"{task} their prompts are written as they are played: "
     "rollout.long_prompts must be 'error' or 'truncate'": (
       made.rollout.long_prompts == "drop"

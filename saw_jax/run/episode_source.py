@@ -130,6 +130,9 @@ class Episodes:
         learner, transcript, said, selected, step
       )
     batch = _make_batch(transcript, made, rows)
+    if self._made.method.truncated == "mask":
+      _, _, ended = rollouts.read(transcript, self._policy.encoder)
+      batch = batch_lib.leave_out(batch, ~ended)
     if self._loop.num_minibatches > 1:  # Each update takes a part of them.
       size = rows.shape[1]
       order = np.random.default_rng([size, step]).permutation(size)

@@ -402,10 +402,12 @@ class Queue:
     so_far = self._ledgers[n].filtered - self._filtered_before[n]
     if so_far >= self._config.max_attempts * self._protocol.batch:
       return []  # nothing varies any more: better constant than for ever
-    rewards, scored = (
+    rewards, scored, ended = (
       np.stack([group.arrays[name] for group in arrived[: len(tickets)]])
-      for name in ("rewards", "scored")
+      for name in ("rewards", "scored", "ended")
     )
+    if self._policy.made.method.truncated == "drop":
+      scored = scored & ended[..., None]
     ones = np.ones(rewards.shape[-1], np.float32)
     varied = advantages.varied_groups(rewards, ones, scored=scored)
     pairs = zip(tickets, np.asarray(varied), strict=True)

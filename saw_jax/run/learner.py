@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from saw_jax.run.policy import Policy
@@ -40,6 +41,7 @@ class Learner:
     }
     self.forward = objective.make_forward(policy.decoder, **self._how)
     self._programs = self._make_programs()
+    self.faults: list[str] = []  # what of each seed's update was not finite
 
   def batch_indices(self, count: int, step: int) -> list[np.ndarray]:
     """Which of `count` prompts or worlds each seed has in a step, `[N][P]`."""
@@ -81,33 +83,40 @@ class Learner:
     self, batch: TrainBatch, scores: Rollout, step: int = 0
   ) -> tuple[TrainBatch, Rows]:
     """Gives a batch its advantages; returns what each seed logs of rewards."""
-    policy = self.policy
+    policy, truncated = self.policy, self._method.truncated
+    weights, scored, whole = policy.state.weights, scores.scored, batch
+    if truncated != "learn":
+      batch = batch_lib.leave_out(batch, ~scores.ended)
+    if truncated == "drop":
+      scored = scored & scores.ended[..., None]
     if self._method.weights is None:
       weights = self._programs["weigh"](
         policy.state.params,
-        policy.state.weights,
+        weights,
         self._packed(batch, self._loop.num_microbatches),
         scores.rewards,
-        scores.scored,
+        scored,
         policy.base,
       )
       weights = jax.block_until_ready(weights)
-      policy.state = policy.state.replace(weights=weights)
+      # Of others the advantages are not finite, and the update is skipped.
+      kept = self._programs["keep"](weights, policy.state.weights)
+      policy.state = policy.state.replace(weights=kept)
       self.clock.lap("weigh")
     penalties = None
     if self._method.kl_in_reward:
       estimator, coefficient = self._method.kl_in_reward
       coefficient = objective.at_step(coefficient, np.int32(step), "KL")
       penalties = estimation.kl_penalties(
-        batch, estimator, coefficient, group_size=self._loop.group_size
+        whole, estimator, coefficient, group_size=self._loop.group_size
       )
     advantages, statistics = jax.block_until_ready(
       self._programs["estimate"](
         scores.rewards,
-        scores.scored,
+        scored,
         scores.lengths.astype(np.float32),
         penalties,
-        policy.state.weights,
+        weights,
         np.full(policy.num_seeds, step, np.int32),
       )
     )
@@ -130,7 +139,7 @@ class Learner:
       updates.append(values)
     updates = hosts.fetch(updates)
     self.clock.lap("update")
-    rows = []
+    rows, self.faults = [], []
     for n in range(policy.num_seeds):
       row = {
         name: float(np.mean([values[name][n] for values in updates]))
@@ -140,6 +149,10 @@ class Learner:
         # Only the first update meets the sampler's own parameters.
         row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
       rows.append(row)
+      fault = update.not_finite(row)
+      if fault and not np.isfinite(hosts.fetch(batch.advantages)[n]).all():
+        fault = "advantages are not finite: look at the rewards"
+      self.faults.append(fault)
     return rows
 
   def _packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
@@ -207,7 +220,9 @@ class Learner:
       merge=policy.merge,
       num_microbatches=parts,
       num_minibatches=loop.num_minibatches,
+      can_overflow=self.made.optimizer.can_overflow,
     )
+    keep = lambda x, old: jnp.where(jnp.isfinite(x).all(), x, old)  # noqa: E731
     wrap = policy.lift.wrap
     total = functools.partial(wrap, takes_axis_name=True)
     of_rows = (STATE, ROWS), (ROWS,)
@@ -218,6 +233,7 @@ class Learner:
       "log_probs": wrap(log_probs, *of_rows),
       "values": wrap(lambda *x: forward(*x).values, *of_rows),
       "weigh": total(weigh, *by_gradients),
+      "keep": wrap(keep, (STATE, STATE), (STATE,)),
       "estimate": total(estimate, *of_rewards),
       "update": total(step, (STATE, ROWS, STATE), (STATE, SAME), donate=(0,)),
     }

@@ -33,7 +33,7 @@ def train(
   from that of `resume_step`.
 
   Raises a ValueError of settings that do not go together, a RunError where
-  another process trains, a FloatingPointError of a loss that is not finite, and
+  another process trains, a FloatingPointError of an update that is not finite, and
   a CheckpointError, RewardError or ActorError.
   """
   made = experiment
@@ -67,7 +67,8 @@ def train(
       rows = source.finish(rows, step)
       if session.shows_samples:
         session.show(source.samples(scored, batch))
-      session.log(rows, tokens=float((np.asarray(batch.roles) == POLICY).sum()))
+      tokens = float((np.asarray(batch.roles) == POLICY).sum())
+      session.log(rows, tokens, learner.faults)
       score = session.evaluate()
       session.save(source.pack, score)
     return session.result()

@@ -122,7 +122,8 @@ class LoopConfig:
   chunk_size: int = 1024  # tokens whose logits exist at one time
   pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
   checkpoint_interval: int = 25  # steps; 0: only at the end
-  skip_nonfinite: bool = False  # go on after an update that is not finite
+  skip_nonfinite: bool = False  # leave out an update that is not finite: go on
+  max_skipped: int = constant(10)  # steps in a row that may be left out whole
   writers: tuple[str, ...] = ()  # beside the files; saw train --log
 
 

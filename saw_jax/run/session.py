@@ -6,7 +6,7 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,6 +103,8 @@ class Session:
       self.step, _, self.host, self.arrays = found
       LOG.info("resumed from step %d of %s", self.step, directory)
       store.forget_after(self.step)
+    # Steps in a row whose updates were all skipped, of each seed.
+    self._skipped = list(self.host.get("skipped", [0] * len(self._seeds)))
     # Files, trackers and the page; another process than the first has none.
     self._metrics, self._evals, self._samples, self._advance = [], [], [], _nop
     self._trackers, self.enter = [], _nop
@@ -143,21 +145,26 @@ class Session:
   def goes_on(self) -> bool:
     return self.step < self._loop.num_steps and not self._interrupted
 
-  def log(self, rows: Sequence[Mapping[str, float]], tokens: float) -> None:
-    """Counts a step, and logs a row of each seed and what the clock says."""
+  def log(self, rows: list[dict], tokens: float, faults: list[str]) -> None:
+    """Counts a step, logs each seed's row, and stops at what is at fault."""
     seconds = self._clock.seconds()
     shared = {
       **{f"seconds/{name}": value for name, value in seconds.items()},
       "tokens_per_second": tokens / seconds["step"],
       "compilations": self._compilations,
     }
-    for seed, row in zip(self._seeds, rows, strict=True):
+    for n, (seed, row) in enumerate(zip(self._seeds, rows, strict=True)):
       for writer in (*self._metrics, *self._trackers):
         writer.write(self.step, seed, {**row, **shared})
-      if not np.isfinite(row["loss"]) and not self._loop.skip_nonfinite:
+      whole = row["skipped"] == 1  # and not one of several updates
+      self._skipped[n] = (self._skipped[n] + whole) * whole
+    most = self._loop.max_skipped if self._loop.skip_nonfinite else 0
+    for n, fault in enumerate(faults):
+      if fault and (not most or self._skipped[n] > most):
         raise FloatingPointError(
-          f"the loss of seed {seed} is {row['loss']} at step {self.step}; "
-          f"the last checkpoint is of step {(self._store.steps or [None])[-1]}"
+          f"step {self.step} of seed {self._seeds[n]}: {fault}"
+          + f"; {self._skipped[n]} steps in a row were skipped" * bool(most)
+          + f"; there are checkpoints of the steps {self._store.steps}"
         )
     self.step += 1
     self._advance(
@@ -210,7 +217,8 @@ class Session:
     self._interrupted = hosts.any_of(self.interrupt.requested) and not done
     if done or self._interrupted or (every and self.step % every == 0):
       host, arrays = pack(self.step)
-      host = {"seeds": self._seeds, "base": self._policy.digest, **host}
+      own = {"base": self._policy.digest, "skipped": list(self._skipped)}
+      host = {"seeds": self._seeds, **own, **host}
       self._store.save(
         self.step, self._policy.state, host, arrays=arrays, score=score
       )
@@ -219,24 +227,21 @@ class Session:
 
   def result(self) -> Result:
     """Scores the finished policies, also into `final.json`."""
-    unfinished = Result(finished=False, step=self.step, final=[])
-    if self._interrupted:
-      self.enter("stopped: the same command goes on from here")
-      return unfinished
-    self.enter("scoring the finished policies")
-    self._store.wait()
-    evaluator = self._evaluator
-    found = {mode: evaluator.scores(mode) for mode in evaluator.modes}
-    scores = evaluation.score_benchmarks(
-      evaluator,
-      seeds=self._seeds,
-      step=self.step,
-      path=self.directory / "benchmarks.json",
-      stop=lambda: self.interrupt.requested,
-    )
+    evaluator, found, scores = self._evaluator, {}, None
+    if not self._interrupted:
+      self.enter("scoring the finished policies")
+      self._store.wait()
+      found = {mode: evaluator.scores(mode) for mode in evaluator.modes}
+      scores = evaluation.score_benchmarks(
+        evaluator,
+        seeds=self._seeds,
+        step=self.step,
+        path=self.directory / "benchmarks.json",
+        stop=lambda: self.interrupt.requested,
+      )
     if scores is None:
       self.enter("stopped: the same command goes on from here")
-      return unfinished
+      return Result(finished=False, step=self.step, final=[])
     every = (found | scores).items()
     final = [
       {"seed": seed, "step": self.step, **{mode: x[n] for mode, x in every}}

@@ -124,9 +124,9 @@ def warm_start(
       objective.observation_likelihood, config.observation_coefficient
     )
   forward = objective.make_forward(decoder_config)
-  step_fn = update.make_update(
-    objective.make_objective(forward, terms), optimizer
-  )
+  made = objective.make_objective(forward, terms)
+  how = {"can_overflow": settings.can_overflow}
+  step_fn = update.make_update(made, optimizer, **how)
   step_fn = jax.jit(step_fn, donate_argnums=0)
   current = update.create_state(params, optimizer)
   rng = np.random.default_rng(config.seed)
@@ -140,6 +140,8 @@ def warm_start(
       current, values = step_fn(current, batch)
       # The bar counts what has been done, not what has been asked for.
       jax.block_until_ready(values)
+      if fault := update.not_finite(jax.device_get(values)):
+        raise FloatingPointError(f"supervised start, step {step}: {fault}")
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
       advance(loss=loss)

@@ -129,6 +129,14 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
   )
 
 
+def leave_out(batch: TrainBatch, rows: Array) -> TrainBatch:
+  """Has the responses of some rows read, but not learned from."""
+  chosen = batch.roles == transcript_lib.POLICY
+  chosen &= rows.reshape(batch.starts.shape)[..., None]
+  glue = np.int8(transcript_lib.GLUE)
+  return batch.replace(roles=np.where(chosen, glue, batch.roles))
+
+
 def take_rows(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
   """Takes the rows of mini-batch `part`, of arrays `[N, B, ...]`, unpacked."""
   rows = batch.tokens.shape[1]

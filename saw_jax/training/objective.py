@@ -227,8 +227,8 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
   policy that the update starts from, which the trainer recomputes; or "behave",
   the sampler's own, for a loss with no ratio but that to the old policy: it
   saves that forward pass and lets the clip see staleness. A loss that clips has
-  the options `clip_low` and `clip_high`, and `clipped_ratio` unless what it
-  clips is the ratio of a token.
+  the options `clip_low` and `clip_high`, and `clipped_ratio`, which the shares
+  are of; without it they are of the tokens that get no gradient.
   """
   user, needs = naming.name_of(loss), recorded_log_probs(loss)
   if ratio_to not in ("old", "behave"):
@@ -255,10 +255,14 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
     )
 
   def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
+    rest = batch.advantages, batch.completion_mask
+    if "clipped_ratio" not in clip:
+      held = jax.grad(lambda x: term(outputs.replace(log_probs=x), batch)[0])(
+        jax.lax.stop_gradient(outputs.log_probs)
+      )
+      return diagnostics.held_fractions(held, *rest)
     old = recorded("old_log_probs", outputs, batch)
-    return diagnostics.clip_fractions(
-      outputs.log_probs, old, batch.advantages, batch.completion_mask, **clip
-    )
+    return diagnostics.clip_fractions(outputs.log_probs, old, *rest, **clip)
 
   clips = ("clip_low", "clip_high", "clipped_ratio")
   clip = {k: x for k, x in naming.options(loss).items() if k in clips}

@@ -1,6 +1,7 @@
 """The optimizer, from its settings."""
 
 import dataclasses
+import math
 
 import optax
 
@@ -30,10 +31,26 @@ class OptimizerConfig:
       raise ValueError(
         f"unknown schedule {self.schedule!r}; choose one of {SCHEDULES}"
       )
-    if not self.learning_rate >= 0:
-      raise ValueError(f"learning_rate is {self.learning_rate}, below 0")
-    if not self.clip_norm > 0:
-      raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
+    for name, is_right, wanted in (
+      ("learning_rate", 0 <= self.learning_rate < math.inf, "finite, from 0"),
+      ("weight_decay", 0 <= self.weight_decay < math.inf, "finite, from 0"),
+      ("b1", 0 <= self.b1 < 1, "from 0 to below 1"),
+      ("b2", 0 <= self.b2 < 1, "from 0 to below 1"),
+      ("eps", 0 < self.eps < math.inf, "above 0"),
+      ("clip_norm", self.clip_norm > 0, "above 0"),
+    ):
+      if not is_right:
+        value = getattr(self, name)
+        raise ValueError(f"{name} is {value}; it must be {wanted}")
+
+  @property
+  def can_overflow(self) -> bool:
+    """Whether a finite gradient may lead to parameters that are not finite.
+
+    Adam moves a parameter by the rate times a small number where b1² < b2.
+    """
+    greatest = self.learning_rate * max(1.0, self.weight_decay)
+    return greatest > 1 or self.b1**2 >= self.b2
 
   @property
   def follows_length(self) -> bool:

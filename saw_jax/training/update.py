@@ -7,17 +7,18 @@ means would weigh the tokens of a part with few tokens more.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from saw_jax import naming, reductions
 from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.training.objective import Objective
-from saw_jax.types import Array, PyTree
+from saw_jax.types import Array, Numeric, PyTree
 
 
 @flax.struct.dataclass
@@ -115,14 +116,16 @@ def make_update(
   num_microbatches: int = 1,
   num_minibatches: int = 1,
   merge: Merge | None = None,
+  can_overflow: bool = True,  # `OptimizerConfig.can_overflow`
 ) -> Update:
   """Makes `(state, batch, base=None, *, axis_name=None) -> (state, metrics)`.
 
   It is pure, and the one training step that every lift wraps. An update whose
-  loss or gradient is not finite leaves parameters and optimizer as they were,
-  and the metric `skipped` is 1 instead of 0. It counts in `state.step` all the
-  same, so that the number of an update says which batch it had. Schedules are
-  of the step, which has `num_minibatches` updates.
+  loss, gradient, new parameters or new optimizer state are not finite leaves
+  parameters and optimizer as they were, and the metric `skipped` is 1 instead
+  of 0. It counts in `state.step` all the same, so that the number of an update
+  says which batch it had. Schedules are of the step, which has
+  `num_minibatches` updates.
   """
   gradient_of = make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge
@@ -136,11 +139,16 @@ def make_update(
     norm = optax.tree.norm(gradient)
     # The norm of all devices' gradient: they skip together or not at all.
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    metrics["gradient_norm"] = norm
-    metrics["skipped"] = 1 - finite.astype(jnp.float32)
     old = state.params, state.opt_state
     updates, opt_state = optimizer.update(gradient, *old[::-1])
     new = optax.apply_updates(state.params, updates), opt_state
+    if can_overflow:
+      # A parameter of 1e19, whose square is none, is as lost as infinity.
+      size = optax.tree.norm(jax.tree.map(reductions.at_least_float32, new[0]))
+      looked_at = (size, *jax.tree.leaves(opt_state))
+      finite &= jnp.stack([jnp.isfinite(x).all() for x in looked_at]).all()
+    metrics["gradient_norm"] = norm
+    metrics["skipped"] = 1 - finite.astype(jnp.float32)
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new, old
     )
@@ -150,6 +158,17 @@ def make_update(
     return state, metrics
 
   return update
+
+
+def not_finite(metrics: Mapping[str, Numeric]) -> str:
+  """What of an update was not finite, by its metrics; empty: it was made."""
+  if not metrics["skipped"]:
+    return ""
+  terms = (name for name in metrics if name.startswith("loss/"))
+  for name in (*terms, "loss", "gradient_norm"):
+    if not np.isfinite(metrics[name]):
+      return f"{name} is {metrics[name]}"
+  return "parameters or optimizer would not be finite, as updated"
 
 
 def _accumulate(fn: Callable[[TrainBatch], PyTree], parts: TrainBatch):

@@ -6,6 +6,7 @@ import pytest
 from saw_jax import algorithms
 from saw_jax.run import groups, rollouts
 from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import batch as batch_lib
 from tests import helpers
 
 
@@ -97,3 +98,42 @@ def test_labels_look_at_the_pass_that_the_update_needs(step, num_minibatches):
   assert observed.response_hidden.shape == (1, 16, helpers.CONFIG.width)
   assert batch.old_log_probs is observed.log_probs
   assert (observed.log_probs is None) == (num_minibatches == 1)
+
+
+@pytest.mark.parametrize("advantage", algorithms.ADVANTAGES)
+def test_responses_that_did_not_end_may_be_left_out(step, advantage):
+  made, _, transcript, scores = step
+  scores = scores._replace(ended=np.arange(16).reshape(1, 4, 4) % 3 > 0)
+  absurd = np.where(scores.ended[..., None], scores.rewards, 7.0)
+  ended, found = scores.ended.reshape(1, 16), {}
+  for how in ("learn", "mask", "drop"):
+    options = dict(weights="saw", loss_options={"truncated": how})
+    algorithm = algorithms.AlgorithmConfig(advantage=advantage, **options)
+    one = helpers.make_learner(helpers.experiment(algorithm=algorithm))
+    batch = one.recompute(batch_lib.make_batch(transcript, scores.lengths))
+    for rewards in (scores.rewards, absurd):
+      changed = scores._replace(rewards=np.float32(rewards))
+      batch, _ = one.estimate(batch, changed)
+      found.setdefault(how, []).append(np.asarray(batch.advantages))
+    mask = np.asarray(batch.completion_mask).any(-1)
+    np.testing.assert_array_equal(mask, ended | (how == "learn"))
+  # Masked alone, they are compared with the others all the same.
+  np.testing.assert_array_equal(found["mask"], found["learn"])
+  assert (found["mask"][0] != found["mask"][1])[ended].any()
+  np.testing.assert_array_equal(*found["drop"])
+  assert found["drop"][0].any() and not found["drop"][0][~ended].any()
+
+
+def test_an_update_does_not_know_of_what_was_left_out(step):
+  made, _, transcript, scores = step
+  batch = batch_lib.make_batch(transcript, scores.rewards.sum(-1) - 0.4)
+  masked = batch_lib.leave_out(batch, np.arange(16) % 2 == 0)
+  kept = jax.tree.map(lambda x: x[:, 1::2], batch)
+  learners = (helpers.make_learner(made) for _ in range(3))
+  rows = (
+    one.update(x)[0]
+    for one, x in zip(learners, (batch, masked, kept), strict=True)
+  )
+  norms = [row["gradient_norm"] for row in rows]
+  np.testing.assert_allclose(norms[1], norms[2], rtol=1e-4)
+  assert abs(norms[0] - norms[1]) > 1e-3

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from saw_jax.run import checkpoint, loop, metrics
+from saw_jax import algorithms
+from saw_jax.models import lora
+from saw_jax.run import checkpoint, learner, loop, metrics
 from saw_jax.tasks import base
 from saw_jax.tasks.workers.pool import RewardError
 from tests import helpers
@@ -132,8 +134,78 @@ class TestBadRewards:
     assert np.isfinite(found["reward/small"]).all()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-  params = jax.tree.map(lambda x: x * np.nan, helpers.start())
-  with pytest.raises(FloatingPointError, match="seed 0 is nan at step 0"):
-    run(tmp_path, [0], params=params)
-  np.testing.assert_array_equal(curves(tmp_path)["skipped"], 1.0)
+class Rich(helpers.Letters):
+  """Pays every other answer more than can be squared."""
+
+  def __init__(self, paid):
+    self.paid, self.components = paid, (base.Component("odd", 0.0, 1e38),)
+
+  def score(self, example, completion):
+    paid = self.paid * (sum(map(ord, completion)) % 2)
+    return base.Score((paid,), base.Outcome.WRONG)
+
+
+def spoilt(advantage="grpo", weights="equal", task=None, bonus=0.0, **changes):
+  algorithm = dict(advantage=advantage, weights=weights)
+  algorithm = algorithms.AlgorithmConfig(**algorithm, entropy_coefficient=bonus)
+  return {"task": task or Rich(1.0), "algorithm": algorithm, **changes}
+
+
+NAN = jax.tree.map(lambda x: x * np.nan, helpers.start())
+GREEDY = {"optimizer": {"learning_rate": 3.3e38}}
+LIFTS = [{"parallel": {"lift": lift}} for lift in ("meshed", "pmapped")]
+OTHERS = [{}, {"lora": lora.LoraConfig(rank=2)}, *LIFTS]
+HALF = {"decoder": {"param_dtype": "bfloat16"}}
+SPOILT = {
+  "loss/policy is nan": [spoilt(params=NAN)],
+  "gradient_norm is inf": [
+    spoilt(bonus=1e30),
+    spoilt("dr_grpo", task=Rich(1e25)),
+  ],
+  "parameters": [spoilt(**GREEDY, **other) for other in (HALF, *OTHERS)],
+  "advantages": [
+    spoilt(*names, task=Rich(1e38))
+    for names in (["grpo"], ["gdpo"], ["rloo", "saw"], ["rloo", "gradient"])
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  ("word", "changes"),
+  [
+    pytest.param(word, changes, marks=[pytest.mark.slow] * (k > 0))
+    for word, cases in SPOILT.items()
+    for k, changes in enumerate(cases)
+  ],
+)
+def test_what_is_not_finite_ends_the_run(tmp_path, word, changes):
+  fields = {"checkpoint_interval": 1, "max_skipped": 2}
+  seeds = [0] if "parallel" in changes else [0, 1]
+  with pytest.raises(FloatingPointError, match=f"step 0 of seed 0: .*{word}"):
+    run(tmp_path / "a", seeds, loop=fields, **changes)
+  assert curves(tmp_path / "a")["skipped"][0, 0] == 1
+  # Skipped, nothing has changed when it gives up: nor is it NaN that is saved.
+  fields["skip_nonfinite"] = True
+  start = "params" in changes
+  word = "after 1 steps" if start else "3 steps in a row were skipped"
+  with pytest.raises(FloatingPointError, match=word):
+    run(tmp_path / "b", seeds, loop=fields, **changes)
+  assert set(curves(tmp_path / "b")["skipped"].flat) == {1}
+  folder = tmp_path / "b" / "checkpoints"
+  assert start or {x.name for x in folder.iterdir()} >= {"1", "2"}
+
+
+def test_seeds_are_judged_one_by_one(tmp_path, monkeypatch):
+  def spoil(state, batch, *rest, made=learner.Learner.update):
+    advantages = np.array(batch.advantages)
+    advantages[1] = np.nan
+    return made(state, batch.replace(advantages=advantages), *rest)
+
+  fields = {"skip_nonfinite": True, "num_steps": 2}
+  monkeypatch.setattr(learner.Learner, "update", spoil)
+  assert run(tmp_path / "a", loop=fields).finished
+  np.testing.assert_array_equal(
+    curves(tmp_path / "a")["skipped"].T, [[0, 1]] * 2
+  )
+  with pytest.raises(FloatingPointError, match="step 0 of seed 1: advantages"):
+    run(tmp_path / "b")

@@ -6,15 +6,12 @@ import shutil
 import signal
 import threading
 
-import chex
 import numpy as np
 import pytest
 
 from saw_jax import algorithms
 from saw_jax.rollout import actor
 from saw_jax.run import checkpoint, loop
-from saw_jax.run import experiment as experiment_lib
-from saw_jax.training import update
 from tests import helpers
 
 # A loss that reads tokens, rewards and the current policy alone.
@@ -174,17 +171,6 @@ def test_log_probs_are_carried_where_a_loss_reads_them(whole, tmp_path):
   algorithm = algorithms.AlgorithmConfig(advantage="grpo", ratio_to="behave")
   run(tmp_path / "ratio", [0], {"algorithm": algorithm}, carry_log_probs=False)
   assert curves(tmp_path / "ratio")["sampler_mismatch"][0, -1] > 1e-4
-
-
-@pytest.mark.slow
-def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path):
-  fields = {"num_steps": 2, "checkpoint_interval": 0, "skip_nonfinite": True}
-  spoilt = dataclasses.replace(ASYMPO, entropy_coefficient=np.nan)
-  made = experiment({"loop": fields, "algorithm": spoilt})
-  loop.train(made, [0], directory=tmp_path)
-  assert (curves(tmp_path)["skipped"] == 1).all()
-  _, policy = experiment_lib.restore(made, 1, tmp_path)
-  chex.assert_trees_all_equal(made.params, update.take_seed(policy.params, 0))
 
 
 class TestDeaths:

@@ -27,10 +27,12 @@ def opened(directory, resume_step=None, **changes):
     yield session.Session(evaluator, [3], *rest)
 
 
-def end_step(one, loss=0.0, pack=lambda step: ({}, {})):
+def end_step(one, fault="", pack=lambda step: ({}, {}), skipped=None):
   if one.shows_samples:
     one.show([[{"prompt": "p", "completion": c, "total": None} for c in "ab"]])
-  one.log([{"reward/total": 0.5, "loss": loss}], tokens=1.0)
+  skipped = float(bool(fault)) if skipped is None else skipped
+  row = {"reward/total": 0.5, "loss": 0.0, "skipped": skipped}
+  one.log([row], 1.0, [fault])
   one.save(pack, one.evaluate())
 
 
@@ -133,22 +135,26 @@ class TestSession:
 
     with pytest.raises(FloatingPointError), opened(tmp_path) as one:
       assert "step 0 of 4" in page()
-      end_step(one, np.nan)
-    assert "error: the loss of seed 3 is nan" in page()
+      end_step(one, "the loss is nan")
+    assert "error: step 0 of seed 3: the loss is nan" in page()
     with opened(tmp_path) as one:
       while one.goes_on:
         end_step(one)
       one.result()
     assert "<b>finished</b>" in page() and "step 4 of 4" in page()
 
-  def test_a_loss_that_is_not_finite(self, tmp_path):
-    fields = {"skip_nonfinite": True, "checkpoint_interval": 0}
-    with opened(tmp_path, loop=fields) as one:
-      end_step(one, np.nan)
-      assert one.step == 1
-    word = "seed 3 is nan at step 0"
-    with opened(tmp_path) as one, pytest.raises(FloatingPointError, match=word):
-      end_step(one, np.nan)
+  def test_more_steps_in_a_row_than_may_be_skipped(self, tmp_path):
+    fields = dict(skip_nonfinite=True, max_skipped=2, checkpoint_interval=1)
+    with opened(tmp_path, loop=fields | {"num_steps": 9}) as one:
+      # One of several updates, or a good step between them, is no such run.
+      for skipped in (1, 1, 0.5, 1, 0, 1):
+        end_step(one, "bad" * bool(skipped), skipped=skipped)
+      assert one.step == 6
+    with opened(tmp_path, loop=fields | {"num_steps": 9}) as one:
+      end_step(one, "bad")  # The second: the first was before the resumption.
+      word = r"step 7 of seed 3: bad; 3 steps in a row .* steps \[6, 7\]"
+      with pytest.raises(FloatingPointError, match=word):
+        end_step(one, "bad")
 
   def test_an_interrupt_saves_and_ends(self, tmp_path):
     with opened(tmp_path, loop={"checkpoint_interval": 0}) as one:

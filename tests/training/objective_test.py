@@ -250,6 +250,15 @@ class TestClipShares:
     ):  # fmt: skip
       raise NotImplementedError
 
+    def silent(
+      log_probs, old_log_probs, advantages, completion_mask, *,
+      clip_low=0.01, clip_high=0.01,
+    ):  # fmt: skip
+      return stale_losses.gspo_loss(
+        *(log_probs, old_log_probs, advantages, completion_mask),
+        **dict(clip_low=clip_low, clip_high=clip_high),
+      )
+
     batch = helpers.batch(old=True)
     mask = np.asarray(batch.completion_mask)
     d = np.asarray(outputs(batch).log_probs - batch.behave_log_probs)
@@ -258,8 +267,10 @@ class TestClipShares:
     low = n[(a < 0) & (ratio < 0.99)].sum() / n.sum()
     high = n[(a > 0) & (ratio > 1.01)].sum() / n.sum()
     assert low + high > 0
-    found = self.shares(own, batch, ratio_to="behave")
-    np.testing.assert_allclose(found, [low, high], rtol=1e-6)
+    for loss in (own, silent):
+      found = self.shares(loss, batch, ratio_to="behave")
+      np.testing.assert_allclose(found, [low, high], rtol=1e-6)
+    assert self.shares(silent, batch.replace(old_log_probs=None)) == [0, 0]
 
   def test_there_are_none_without_a_clip(self):
     for loss in (*CURRENT, stale_losses.cispo_loss, stale_losses.topr_loss):

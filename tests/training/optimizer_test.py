@@ -15,10 +15,22 @@ Config = optimizer_lib.OptimizerConfig
   ("fields", "message"),
   [
     ({"schedule": "linaer"}, "unknown schedule 'linaer'.*cosine"),
-    ({"learning_rate": -1e-6}, "learning_rate is -1e-06, below 0"),
-    ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    (
+      {"learning_rate": -1e-6},
+      "learning_rate is -1e-06; it must be finite, from 0",
+    ),
     ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
-    ({"clip_norm": float("nan")}, "clip_norm is nan"),
+    ({"b1": 1.0}, "b1 is 1.0; it must be from 0 to below 1"),
+    ({"b2": 1.5}, "b2 is 1.5"),
+    ({"b1": -0.1}, "b1 is -0.1"),
+    ({"eps": 0.0}, "eps is 0.0; it must be above 0"),
+    ({"weight_decay": -0.01}, "weight_decay is -0.01"),
+    *(
+      ({name: value}, f"{name} is {value}")
+      for name in ("learning_rate", "weight_decay", "b1", "b2", "eps")
+      for value in (math.nan, math.inf)
+    ),
+    ({"clip_norm": math.nan}, "clip_norm is nan"),  # infinity: none
   ],
 )
 def test_what_makes_no_sense_is_refused(fields, message):

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from saw_jax import losses, reductions, stale_losses
@@ -240,6 +241,32 @@ class TestSkippedUpdates:
     after, metrics = update.make_update(made, optimizer)(state, batch)
     assert metrics["loss"] == 0 and metrics["skipped"] == 1
     chex.assert_trees_all_equal(after.params, params)
+
+  @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+  def test_a_result_that_is_not_finite(self, dtype):
+    params, batch = table_batch()
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    grows = optax.stateless(lambda g, _: jax.tree.map(lambda x: x / 0, g))
+    count = optax.GradientTransformation(
+      lambda params: jnp.zeros(()), lambda g, x, params: (g, x + jnp.inf)
+    )
+    for optimizer in (adam(3.3e38), adam(1e30), count, grows):
+      made = current_policy_objective(stale_losses.spo_loss)
+      state = update.create_state(params, optimizer)
+      after, found = jax.jit(update.make_update(made, optimizer))(state, batch)
+      assert np.isfinite(found["loss"]) and np.isfinite(found["gradient_norm"])
+      assert "as updated" in update.not_finite(found)
+      chex.assert_trees_all_equal(after, state.replace(step=1))
+
+  def test_the_parts_of_an_update_are_named(self):
+    def named(**values):
+      metrics = {"loss/kl": 0.0, "loss": 0.0, "gradient_norm": 1.0}
+      return update.not_finite(metrics | {"skipped": 1.0} | values)
+
+    assert named(skipped=0.0) == ""
+    assert named(loss=np.inf) == "loss is inf"
+    assert named(**{"loss/kl": np.nan}) == "loss/kl is nan"
+    assert named(gradient_norm=np.inf) == "gradient_norm is inf"
 
   def test_all_devices_skip_together(self):
     params, batch = table_batch()

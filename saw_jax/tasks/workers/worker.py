@@ -7,7 +7,6 @@ the program that started it, and it can be killed at any moment.
 import contextlib
 import ctypes
 import itertools
-import math
 import numbers
 import os
 import pickle
@@ -135,7 +134,7 @@ class Player:
     if not isinstance(observation, str):
       kind = type(observation).__name__
       return Situation(done=True, failure=f"its observation is a {kind}")
-    if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
+    if not (isinstance(reward, numbers.Real) and abs(reward) <= _FLOAT32_MAX):
       return Situation(done=True, failure=f"its reward is {_show(reward)}")
     actions, limit = list(env.admissible_actions), self._max_chars
     sizes = itertools.accumulate(map(len, actions))
