@@ -33,7 +33,7 @@ def train(
   from that of `resume_step`.
 
   Raises a ValueError of settings that do not go together, a RunError where
-  another process trains, a FloatingPointError of an update that is not finite, and
+  another process trains, a FloatingPointError of what is not finite, and
   a CheckpointError, RewardError or ActorError.
   """
   made = experiment
