@@ -154,6 +154,14 @@ def is_gone(key: str, value: Any) -> bool:
   return key in _fixed() and _fixed()[key] in (None, value)
 
 
+def is_default(key: str, value: Any) -> bool:
+  """Whether a key that an older run lacks has the value that it had anyway."""
+  default: Any = None
+  with contextlib.suppress(AttributeError):  # such as `seeds`, which is no key
+    default = functools.reduce(_at, key.split("."), _defaults())
+  return value == (list(default) if isinstance(default, tuple) else default)
+
+
 @functools.cache
 def _fixed() -> dict[str, Any]:
   """What has no key, and its value in every run; None where it follows."""

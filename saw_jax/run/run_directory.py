@@ -79,6 +79,7 @@ def differences(
     if old.get(key) != new.get(key)
     and key != "loop.writers"
     and not (key not in new and config_lib.is_gone(key, old[key]))
+    and not (key not in old and config_lib.is_default(key, new[key]))
   }
 
 
