@@ -189,6 +189,7 @@ def tis_loss(
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float | None = None,
+  clipped_ratio: losses.RatioOf = losses.token_ratio,
   ratio_of: losses.RatioOf = losses.token_ratio,  # of the weight
   aggregate: losses.Aggregate = losses.token_mean,
 ) -> Ratio:
@@ -202,6 +203,7 @@ def tis_loss(
   return losses.clipped_surrogate_loss(
     *(log_probs, old_log_probs, advantages, completion_mask),
     **dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip),
+    clipped_ratio=clipped_ratio,
     aggregate=_weighed(weights, aggregate),
   )
 
@@ -216,6 +218,7 @@ def decoupled_ppo_loss(
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float | None = None,
+  clipped_ratio: losses.RatioOf = losses.token_ratio,
   cap: float | None = None,
   aggregate: losses.Aggregate = losses.token_mean,
 ) -> Ratio:
@@ -231,6 +234,7 @@ def decoupled_ppo_loss(
   return losses.clipped_surrogate_loss(
     *(log_probs, old_log_probs, advantages, completion_mask),
     **dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip),
+    clipped_ratio=clipped_ratio,
     aggregate=_weighed(weights, aggregate),
   )
 
