@@ -18,6 +18,7 @@ NO_BLOCK, NO_ROLES, WRONG, RIGHT = -3.0, -1.0, -0.5, 3.0
 _TRUTHS = ("solution_text_format", "answer", "ground_truth", "target")
 
 _NAME = re.compile(r"[^\W\d_][\w'-]*")
+_PAIR = re.compile(rf"({_NAME.pattern}) *= *(knight|knave)")
 _NUMBER = re.compile(r"(?:(?<=[\s,;|])|^)(?:[(]?[0-9]{1,3}[.)]|[-•]) ")
 # What is said in quotation marks or parentheses, which need not end.
 _ASIDE = re.compile(
@@ -45,19 +46,22 @@ def extract_answer(text: str) -> str | None:
 def read_roles(answer: str) -> dict[str, str]:
   """Reads roles by name, in small letters, from plain statements.
 
-  Such a statement is `ann=knight`, "Ann: knight" or "Ann is a knight"; several
-  are joined by `|`, commas, semicolons or "and". A sentence with anything else
-  in it states nothing, be it a negation, a condition, an alternative, a
-  question, a quotation or a thought: it takes away the roles that were stated
-  of the people in it, or everybody's where it names none of them. Of two
-  statements about one person the later counts.
+  They are `ann=knight|bob=knave` and nothing else, or such as "Ann: knight" and
+  "Ann is a knight", joined by `|`, commas, semicolons or "and". A sentence with
+  anything else in it states nothing, be it a negation, a condition, an
+  alternative, a question, a quotation or a thought: it takes away the roles
+  that were stated of the people in it, or everybody's where it names none of
+  them. Of two statements about one person the later counts.
 
   >>> read_roles("(1) Ann is a knight, (2) Eve is a knave. Is Eve a knight?")
   {'ann': 'knight'}
   """
+  pairs = [_PAIR.fullmatch(x.strip()) for x in answer.lower().split("|")]
+  if all(pairs):
+    return {pair[1]: pair[2] for pair in pairs}
   text = _NUMBER.sub("", re.sub(r"[*`#]", "", answer.lower()))
   text = _ASIDE.sub(lambda aside: re.sub(r"[.!?\n]", " ", aside[0]), text)
-  text = re.sub(r"->|[=:]", " is ", text)
+  text = re.sub(r"->|:", " is ", text)
   roles, is_open = {}, False
   for sentence in re.findall(r"[^.!?\n]*[.!?\n]?", text):
     parts = re.split(r"[,;|&]|\band\b", sentence.rstrip(".!?\n"))
