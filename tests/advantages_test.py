@@ -75,6 +75,13 @@ def test_rewards_that_overflow_are_no_silent_zeros(name, size):
   assert sign.any() and (~np.isfinite(found) | (np.sign(found) == sign)).all()
 
 
+def test_gdpo_counts_a_response_of_which_any_component_is_scored():
+  rewards = np.array([[[0, 0], [1, 5], [2, 1]]], np.float32)
+  scored = np.array([[[1, 1], [0, 1], [1, 1]]], bool)
+  found = estimate("gdpo_by_sequence", rewards, np.ones(2), scored=scored)
+  assert_allclose(found, [[-1.1005, 0.8529, 0.2476]], atol=1e-4)
+
+
 class GoldenTest(chex.TestCase):
   @parameterized.parameters(*PRECISIONS)
   @pytest.mark.slow
