@@ -9,27 +9,30 @@ import subprocess
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of the suite is compiling, and its programs are small: what
 # optimising them takes is more than what it saves.
-os.environ.setdefault("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+_FLAGS = ["--xla_backend_optimization_level=0"]
 # Other releases may not know these flags, and stop at them.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-  # A program with collectives that is read from the cache below, not compiled,
-  # may start them in another order on each device, and hangs. With this
-  # scheduler off it does not.
-  os.environ["XLA_FLAGS"] += (
-    " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-  )
-  # Halves the time of compiling a small program.
-  os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-  # A third less again, where a program is generated in one part and not in up
-  # to 32. The flags are read anew for each, as golden runs want the 32.
-  os.environ["XLA_FLAGS"] += (
-    " --xla_flags_reset=true --xla_cpu_parallel_codegen_split_count=1"
-  )
+  _FLAGS += [
+    # A program with collectives that is read from the cache below, not
+    # compiled, may start them in another order on each device, and hangs. With
+    # this scheduler off it does not.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    # Halves the time of compiling a small program.
+    "--xla_cpu_use_fusion_emitters=false",
+    # A third less again, where a program is generated in one part and not in up
+    # to 32. The flags are read anew for each, as golden runs want the 32.
+    "--xla_flags_reset=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+  ]
+# A worker has them from the process that started it.
+_BEFORE = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = _BEFORE + "".join(
+  f" {flag}" for flag in _FLAGS if flag not in _BEFORE
+)
 
-import hypothesis
-import jax
-import pytest
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Many tests run the same small programs, each with functions of its own: what
 # one has compiled, the others read, however little it was. It halves the time

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 import platform
@@ -25,8 +24,6 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "runs"
-# Where the machine or the versions differ from those recorded.
-RTOL, ATOL = 1e-3, 1e-4
 # Figures of the clock or of a process, by how they begin.
 _LEFT_OUT = ("seconds/", "tokens_per_second", "compilations")
 _CPU_FLAGS = ("avx", "amx", "fma", "sse4")
@@ -211,9 +208,9 @@ def describe(case: Case) -> dict[str, Any]:
 
 
 def differences(
-  expected: Mapping[str, Any], found: Mapping[str, Any], *, exact: bool
+  expected: Mapping[str, Any], found: Mapping[str, Any], *, names: bool = False
 ) -> list[str]:
-  """Compares two runs, bit by bit or nearly: a line for each difference."""
+  """Compares two runs bit by bit, or their names alone: lines to read."""
   lines = []
   before, now = expected["numbers"], found["numbers"]
   for name in sorted(before.keys() | now.keys(), key=_order):
@@ -221,10 +218,11 @@ def differences(
       lines.append(f"{name}: expected {before[name]!r}, but it is missing")
     elif name not in before:
       lines.append(f"{name}: not expected, got {now[name]!r}")
-    elif not _agree(before[name], now[name], exact):
+    # NaN is NaN, and -0.0 is not 0.0.
+    elif not names and repr(before[name]) != repr(now[name]):
       lines.append(f"{name}: expected {before[name]!r}, got {now[name]!r}")
   before, now = expected["checksums"], found["checksums"]
-  if before.keys() != now.keys() or (exact and before != now):
+  if before.keys() != now.keys() or (not names and before != now):
     lines.append(f"checksums: expected {before}, got {now}")
   return lines
 
@@ -236,17 +234,11 @@ def _order(name: str) -> tuple:
   return part == "final", number, part == "metrics", seed, metric
 
 
-def _agree(a: Any, b: Any, exact: bool) -> bool:
-  if exact or isinstance(a, str) or isinstance(b, str) or None in (a, b):
-    return repr(a) == repr(b)  # NaN is NaN, and -0.0 is not 0.0
-  if math.isnan(a) or math.isnan(b):
-    return math.isnan(a) and math.isnan(b)
-  return a == b or abs(a - b) <= ATOL + RTOL * abs(a)
-
-
 def read(name: str) -> dict[str, Any]:
-  """Reads the file of a case, its numbers as `run` returns them."""
-  document = json.loads((FOLDER / f"{name}.json").read_text())
+  """Reads a case as this kind of machine computed it, or as another did."""
+  paths = sorted(FOLDER.glob(f"*/{name}.json"))
+  documents = {path.parent: json.loads(path.read_text()) for path in paths}
+  document = documents.get(own_folder()) or next(iter(documents.values()))
   document["numbers"] = {
     f"{part} seed={seed} step={step} {metric}": value
     for part, metrics in document["numbers"].items()
@@ -255,6 +247,15 @@ def read(name: str) -> dict[str, Any]:
     for step, value in steps.items()
   }
   return document
+
+
+@functools.cache
+def own_folder() -> pathlib.Path:
+  """What this kind of machine computed, or where it would be written."""
+  for path in sorted(FOLDER.glob("*/*.json")):
+    if json.loads(path.read_text())["made_with"] == fingerprint():
+      return path.parent
+  return FOLDER / "here"
 
 
 def write(name: str) -> None:
@@ -271,8 +272,8 @@ def write(name: str) -> None:
     "checksums": found["checksums"],
     "numbers": tree,
   }
-  FOLDER.mkdir(parents=True, exist_ok=True)
-  (FOLDER / f"{name}.json").write_text(_lay_out(document) + "\n")
+  own_folder().mkdir(parents=True, exist_ok=True)
+  (own_folder() / f"{name}.json").write_text(_lay_out(document) + "\n")
 
 
 def _lay_out(tree: Any, depth: int = 0, deepest: int = 3) -> str:
