@@ -176,7 +176,7 @@ def test_a_digest_changes_with_each_setting():
     for field in dataclasses.fields(config):
       value = getattr(config, field.name)
       if dataclasses.is_dataclass(value):
-        changes = others(value)
+        changes = others(value, **fitting)
       else:
         changes = [fitting.get(field.name) or changed(value)]
       for change in changes:
@@ -188,9 +188,10 @@ def test_a_digest_changes_with_each_setting():
     num_kv_heads=2,
     rope_factors=(2.0,) * (helpers.CONFIG.head_size // 2),
     windows=(4,) * helpers.CONFIG.num_layers,
+    rotated=(False, *[True] * (helpers.CONFIG.num_layers - 1)),
   )
   found = [digest(), *map(digest, models)]
-  found += [digest(config=config) for config in others(CONFIG)]
+  found += [digest(config=config) for config in others(CONFIG, b1=0.5, b2=0.5)]
   for name in ("tokens", "roles", "starts"):
     array = getattr(demonstrations(), name).copy()
     array.flat[0] += 1

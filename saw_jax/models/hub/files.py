@@ -273,7 +273,9 @@ def write_tensors(
   return paths
 
 
-def round_to(found: np.ndarray, values: np.ndarray, where: Any, name: str):
+def round_to(
+  found: np.ndarray, values: np.ndarray, where: Any, name: str
+) -> None:
   """Writes a tensor into an array, where it must be finite."""
   with np.errstate(over="ignore"):
     found[...] = values

@@ -19,7 +19,7 @@ _SCRIPTS = {"<super>": "^", "<sub>": "_"}
 # What is around a whole answer and says nothing: `73`, **73**.
 _WRAPPED = re.compile(r"(\*\*|__|`+|\*|_)(.+)\1", re.DOTALL)
 _DOT = re.compile(r"(?<=[^.])\s*\.$")
-_TEXT = re.compile(rf"\\(?:{'|'.join(TABLES['upright'])})\s*\{{([^{{}}]*)\}}")
+_TEXT = re.compile(rf"\\(?:{'|'.join(TABLES['upright'])})\s*{GROUP}")
 # A separator of thousands; in brackets a comma is between elements.
 _GAP = r"\{,\}|\\[,;:! ]|[ ~]"
 _THOUSANDS = (
