@@ -82,6 +82,14 @@ class TestPush:
     assert sorted(numbers_in(ring)) == [2, 3]
 
 
+def test_absent_rows_are_zeros_and_none_is_all():
+  rows = {"flat": np.arange(1, 4), "deep": np.ones((3, 2, 4))}
+  found = replay.take_present(rows, np.array([True, False, True]))
+  assert found["flat"].tolist() == [1, 0, 3]
+  assert found["deep"].sum(axis=(1, 2)).tolist() == [8, 0, 8]
+  assert replay.take_present(rows, None) is rows
+
+
 class TestUniform:
   def test_as_many_as_there_are(self):
     for held in (0, 1, 3, 7):

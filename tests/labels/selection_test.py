@@ -92,6 +92,26 @@ class TestScores:
     # 2000 draws of probability 0.2: three deviations are 0.027.
     np.testing.assert_allclose(bought.mean(axis=0), 0.2, atol=0.03)
 
+  def test_the_methods_rank_what_their_names_say_first(self):
+    groups = selection.Groups(
+      answer_ids=np.array([[0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 0, 1]]),
+      mean_probabilities=np.array([[0.9] * 4, [0.8] * 4, [0.1] * 4]),
+      correct=np.array([[False] * 4, [False] * 4, [False] * 3 + [True]]),
+      gaps=np.array([1.0, 3.0, 2.0]),
+    )
+    orders = {
+      name: top(selection.STRATEGIES[name].rank(groups, None)).order.tolist()
+      for name in ("entropy", "mean_probability", "oracle", "care")
+    }
+    assert orders == dict(
+      entropy=[1, 2, 0],
+      mean_probability=[2, 1, 0],
+      oracle=[2, 1, 0],
+      care=[1, 2, 0],
+    )
+    rank = selection.STRATEGIES["mean_probability"].rank
+    assert (rank(groups, None) >= 0).all()
+
   def test_a_mean_that_is_not_finite_counts_as_nothing(self):
     p = np.array([[0.5, 0.7], [np.nan, 0.9], [np.inf, 0.1]], np.float32)
     scores = selection.unlikeliness_scores(p)
