@@ -1,6 +1,8 @@
 """From names to functions: every entry, and every refusal."""
 
 import functools
+import json
+import pathlib
 
 import chex
 import jax.numpy as jnp
@@ -365,3 +367,22 @@ class TestWithLoss:
     assert start.terms["policy"].diagnostic is None and start.needs_old != (
       ratio_to == "behave"
     )
+
+
+def test_options_that_nobody_sets_are_as_the_papers_have_them():
+  tables = (
+    "ADVANTAGES STEP_ADVANTAGES WEIGHTS LOSSES TOKEN_LOSSES SELECTIONS "
+    "COEFFICIENTS WHITENINGS NORMALIZATIONS"
+  )
+  found = {
+    f"{table} {name}": {
+      key: default
+      for key, default in naming.options(function).items()
+      if isinstance(default, int | float) and not isinstance(default, bool)
+    }
+    for table in tables.split()
+    for name, function in getattr(algorithms, table).items()
+    if function is not None
+  }
+  path = pathlib.Path(__file__).parent / "golden" / "defaults.json"
+  assert {k: x for k, x in found.items() if x} == json.loads(path.read_text())

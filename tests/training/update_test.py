@@ -83,7 +83,8 @@ class TestMakeUpdate:
     optimizer = adam(1e-3)
     made = update.make_update(helpers.full_objective(), optimizer)
     step = jax.jit(chex.assert_max_traces(made, n=1))
-    state = update.create_state(params(), optimizer)
+    state = update.create_state(params(), optimizer, 4)
+    assert state.weights.tolist() == [0.25] * 4
     found = []
     for _ in range(3):
       state, metrics = step(state, helpers.batch())
