@@ -131,6 +131,7 @@ class TestMaxLag:
     assert set(dropped) == {late, *others}
     assert ledger.expired == 2
     assert protocol.room(ledger) == 5
+    assert staleness.expire(ledger, protocol)[0].expired == 2  # counted once
 
 
 ACTIONS = ("start", "finish", "lose", "filter", "step")
