@@ -16,6 +16,7 @@ from saw_jax import (
   diagnostics,
   losses,
   naming,
+  step_advantages,
   weighting,
   world_model,
 )
@@ -374,15 +375,20 @@ def test_options_that_nobody_sets_are_as_the_papers_have_them():
     "ADVANTAGES STEP_ADVANTAGES WEIGHTS LOSSES TOKEN_LOSSES SELECTIONS "
     "COEFFICIENTS WHITENINGS NORMALIZATIONS"
   )
+  functions = {
+    f"{table} {name}": function
+    for table in tables.split()
+    for name, function in getattr(algorithms, table).items()
+    if function is not None
+  }
+  functions |= {"kl_penalty": losses.kl_penalty, "gae": step_advantages.gae}
   found = {
-    f"{table} {name}": {
+    name: {
       key: default
       for key, default in naming.options(function).items()
       if isinstance(default, int | float) and not isinstance(default, bool)
     }
-    for table in tables.split()
-    for name, function in getattr(algorithms, table).items()
-    if function is not None
+    for name, function in functions.items()
   }
   path = pathlib.Path(__file__).parent / "golden" / "defaults.json"
   assert {k: x for k, x in found.items() if x} == json.loads(path.read_text())
