@@ -136,7 +136,7 @@ def main() -> None:
   chosen = made[: given.number]
   lines = given.results.read_text() if given.results.exists() else ""
   tried = dict(map(json.loads, lines.splitlines()))
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "/tmp/saw_jax_mutants")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{ROOT}/.cache/mutants")
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place, "copy")
     skip = shutil.ignore_patterns(".*", "docs", "results", "notebooks")

@@ -1,6 +1,6 @@
 """Kills, limits and damage, aimed at real runs: a release runs it, pytest not.
 
-  python -m tests.storm --workdir=/tmp/storm [--only="care killed"]
+  python -m tests.storm --workdir=runs/storm [--only="care killed"]
 
 A run is killed when it has come to a point, and goes on; it ends as the run
 that nobody killed, or not. What has a result in `results.jsonl` is not tried
