@@ -5,7 +5,8 @@ import math
 import jax
 from jax.sharding import AbstractMesh
 
-from saw_jax.models import attention, decoder, lora
+from saw_jax.models import cache as cache_lib
+from saw_jax.models import decoder, lora
 from saw_jax.run import agents, experiment
 from saw_jax.run.sections import Experiment
 from saw_jax.training import optimizer, parallel
@@ -64,7 +65,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   if made.method.per_step:  # of an episode, one row a step
     rows *= experiment.kind_of(made).turns
     sampled = math.ceil(agents.rows_per_call(made, shards) / shards)
-  empty = jax.eval_shape(lambda: attention.init_cache(model, sampled, width))
+  empty = jax.eval_shape(lambda: cache_lib.init_cache(model, sampled, width))
   cache = _bytes(empty)
   cache /= tensor if model.num_kv_heads % tensor == 0 else 1
   parts = loop.num_minibatches * loop.num_microbatches

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models import attention
-from saw_jax.models.attention import KVCache, RMSNorm, declare, project
+from saw_jax.models.attention import RMSNorm, declare, project
+from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
 from saw_jax.types import Array
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saw_jax.models import attention, decoder, log_probs
+from saw_jax.models import cache as cache_lib
+from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
 from saw_jax.rollout import transcript
@@ -60,7 +61,7 @@ class _Loop:
   ended_B: Array  # bool
   tokens_TB: Array  # int32; time first: a step writes one line
   recorded_TB: dict[str, Array]  # float32, by field of the transcript
-  cache: attention.KVCache | None
+  cache: cache_lib.KVCache | None
 
 
 def make_generate(
@@ -76,7 +77,7 @@ def make_generate(
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
   unstack = over_lanes(decoder.unstack_layers)
   # A cache's index is shared by all lanes.
-  cached = attention.KVCache(keys=0, values=0, valid=0, index=None)
+  cached = cache_lib.KVCache(keys=0, values=0, valid=0, index=None)
   model = functools.partial(_read, _unrolled(decoder_config))
   prefill = over_lanes(model, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
@@ -135,7 +136,7 @@ def make_generate(
       logits_PV, cache = prefill(
         params, prompts.tokens, jnp.maximum(order_PS, 0), order_PS >= 0
       )
-      cache = attention.repeat_rows(cache, config.group_size)
+      cache = cache_lib.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
 
     def goes_on(bound, loop):
@@ -143,7 +144,7 @@ def make_generate(
 
     for bound in _stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
-      loop = loop.replace(cache=attention.grow(loop.cache, S + bound))
+      loop = loop.replace(cache=cache_lib.grow(loop.cache, S + bound))
       loop = jax.lax.while_loop(functools.partial(goes_on, bound), step, loop)
     return _to_transcript(prompts, lengths_B, loop)
 
@@ -165,7 +166,7 @@ def stream(
   decoder_config = _unrolled(decoder_config)
   tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
   most = -(-config.max_new_tokens // multiple) * multiple
-  cache = attention.init_cache(decoder_config, 1, len(tokens_S) + most)
+  cache = cache_lib.init_cache(decoder_config, 1, len(tokens_S) + most)
   for time in range(config.max_new_tokens):
     counts = np.int32([len(prompt) + time, time])
     token, cache = _go_on(
@@ -199,7 +200,7 @@ def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
   """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.
-    cache = attention.init_cache(config, *tokens_BS.shape)
+    cache = cache_lib.init_cache(config, *tokens_BS.shape)
   hidden_BSD, cache = decoder.Decoder(config).apply(
     {"params": params}, tokens_BS, positions_BS, valid_BS, cache
   )

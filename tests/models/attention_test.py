@@ -1,4 +1,4 @@
-"""Tests of the parts of attention: projection, rotation, mixing and cache."""
+"""Tests of the parts of attention: projection, rotation and mixing."""
 
 import dataclasses
 import functools
@@ -197,59 +197,3 @@ def test_scores_above_the_bands_are_not_made(size, share):
   # The scores alone: the products with values have the size of a head.
   made = sum(int(s) * int(t) for s, t in made if int(t) != H)
   assert made / size**2 == pytest.approx(share)
-
-
-# --- the cache ----------------------------------------------------------------
-
-SCANNED = dataclasses.replace(ODD, scan_layers=True)
-both = pytest.mark.parametrize("config", [ODD, SCANNED])
-
-
-def filled_cache(config) -> attention.KVCache:
-  """Four rows of seven slots, in which no two numbers are alike."""
-  cache = attention.init_cache(config, 4, 7)
-  seeds = iter(range(100))
-  keys, values = jax.tree.map(
-    lambda x: draw(*x.shape, seed=next(seeds)), (cache.keys, cache.values)
-  )
-  valid = np.arange(7)[None] >= np.arange(4)[:, None]
-  return attention.KVCache(keys, values, valid, np.array(5, np.int32))
-
-
-def test_the_dtype_is_the_decoders():
-  half = dataclasses.replace(ODD, dtype="bfloat16")
-  kept = attention.init_cache(half, 4, 7)
-  chex.assert_type([*kept.keys, *kept.values], jnp.bfloat16)
-  assert not kept.valid.any()
-
-
-@both
-def test_copies_of_a_row_are_neighbours(config):
-  cache = filled_cache(config)
-  repeat = jax.jit(attention.repeat_rows, static_argnums=1)
-  repeated = repeat(cache, 3)
-  rows = np.repeat(np.arange(4), 3)
-  for old, new in (
-    *zip(cache.keys, repeated.keys, strict=True),  # layer by layer
-    *zip(cache.values, repeated.values, strict=True),
-    (cache.valid, repeated.valid),
-  ):
-    np.testing.assert_array_equal(new, np.asarray(old)[rows])
-  assert (repeated.size, repeated.index) == (7, 5)
-  chex.assert_trees_all_equal(attention.repeat_rows(cache, 1), cache)
-
-
-@both
-def test_growing_keeps_the_content_and_adds_slots_that_are_not_valid(config):
-  cache = filled_cache(config)
-  grown = jax.jit(attention.grow, static_argnums=1)(cache, 11)
-  assert (grown.size, grown.index) == (11, 5)
-  none, more = (0, 0), (0, 4)
-  for old, new, widths in (
-    (cache.keys, grown.keys, (none, none, none, more)),
-    (cache.values, grown.values, (none, none, more, none)),
-    ([cache.valid], [grown.valid], (none, more)),
-  ):
-    for before, after in zip(old, new, strict=True):  # layer by layer
-      np.testing.assert_array_equal(after, np.pad(before, widths))
-  chex.assert_trees_all_equal(attention.grow(cache, 7), cache)

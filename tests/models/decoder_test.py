@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.models import attention, decoder
+from saw_jax.models import cache as cache_lib
 from saw_jax.models import config as config_lib
+from saw_jax.models import decoder
 from tests import helpers
 from tests.models.sizes import ODD
 
@@ -206,7 +207,7 @@ def test_cached_decoding_equals_the_full_pass(scan_layers, changes):
   tokens, positions, valid = left_padded((3, 11, 8), 11)
   full, none = apply(config, params, tokens, positions, valid)
   assert none is None
-  cache = attention.init_cache(config, 3, 13)
+  cache = cache_lib.init_cache(config, 3, 13)
   step = jax.jit(lambda cache, *args: apply(config, params, *args, cache=cache))
   # A prompt, then two tokens at once, then one by one.
   for begin, end in ((0, 6), (6, 8), (8, 9), (9, 10), (10, 11)):
@@ -236,7 +237,7 @@ def test_packed_segments_equal_separate_rows(name):
     run(tokens, positions, valid, segment_ids=segments)
   with pytest.raises(ValueError, match="either"):
     run(tokens, positions, None)
-  cache = attention.init_cache(CONFIG, 1, 13)
+  cache = cache_lib.init_cache(CONFIG, 1, 13)
   with pytest.raises(ValueError, match="no segment_ids"):
     run(tokens, positions, None, cache, segment_ids=segments)
 
