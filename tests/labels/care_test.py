@@ -136,6 +136,10 @@ def test_settings_that_cannot_be_are_refused(name, value):
     care.CareSettings(**{name: value})
 
 
+def test_the_least_that_settings_may_be():
+  care.CareSettings(train_steps=0, replay_batch=0, replay_size=1)
+
+
 def test_an_impossible_count_has_no_probability(trained):
   features, _ = prompts(3)
   score = jax.jit(care.care_probabilities, static_argnums=2)

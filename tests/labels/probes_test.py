@@ -121,8 +121,9 @@ class TestSizes:
 @pytest.mark.parametrize(
   ("x", "want", "stats"),
   [
-    # Mean 2, variance 1 to divide by and 2 to remember; then a single row.
+    # Mean 2, variance 1 to divide by and 2 to remember; 6 and 9; a single row.
     ([[1.0], [3.0]], [[-1], [1]], {"mean": [0.2], "var": [1.1]}),
+    ([[0.0], [3.0], [6.0]], [[-(1.5**0.5)], [0], [1.5**0.5]], {"var": [1.8]}),
     ([[5.0, 7.0]], [[0, 0]], {"mean": [0.5, 0.7], "var": [0.9, 0.9]}),
   ],
 )

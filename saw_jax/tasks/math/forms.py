@@ -210,6 +210,20 @@ def _root(value: fractions.Fraction) -> fractions.Fraction:
   return root
 
 
+def _root_of_degree(degree: fractions.Fraction, value: fractions.Fraction):
+  if value < 0:
+    if degree % 2 == 0:
+      raise ValueError
+    return -_root_of_degree(degree, -value)
+  # What floats do not find is no root.
+  root = fractions.Fraction(
+    *(math.floor(n ** (1 / degree) + 0.5) for n in value.as_integer_ratio())
+  )
+  if root**degree != value:
+    raise ValueError
+  return root
+
+
 _WHOLE, _DIGITS = "([0-9]{1,3})", "([0-9]+)"
 _PARTS = {
   r"\(([^()]*)\)": lambda value: value,
@@ -217,6 +231,7 @@ _PARTS = {
 }
 _NUMBERS = _PARTS | {
   rf"\\sqrt{GROUP}": _root,
+  rf"\\sqrt\[{_WHOLE}\]{GROUP}": _root_of_degree,
   f"{_WHOLE}!": lambda n: math.factorial(int(n)),
   rf"\\binom\{{{_WHOLE}\}}\{{{_WHOLE}\}}": lambda n, k: math.comb(
     int(n), int(k)

@@ -27,10 +27,18 @@ _THOUSANDS = (
 )
 _MACRO = re.compile(r"\\(?:[A-Za-z]+|.)|(?<![A-Za-z])[a-z]+(?![A-Za-z])|[*~]")
 _ATOM = r"([0-9A-Za-z]|\\[A-Za-z]+)"
+# A half of `1 \over 2`, with no bracket or comma of its own.
+_HALF = r" *((?:[^][(){},;\\]|\\(?!over)[A-Za-z]+|\{[^{}]*\})+?) *"
 _STEPS = [
   (re.compile(pattern, re.DOTALL), plain)
   for pattern, plain in (
+    (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
     (rf"\\(?:{'|'.join(TABLES['styles'])})\s*{GROUP}", r"\1"),
+    (rf"^{_HALF}\\over(?![A-Za-z]){_HALF}$", r"\\frac{\1}{\2}"),
+    (
+      rf"(?<![A-Za-z}}\]])\{{{_HALF}\\over(?![A-Za-z]){_HALF}\}}",
+      r"\\frac{\1}{\2}",
+    ),
     (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|\\degree)", r"\\degree "),
     (r"\{\s*\}", ""),
     ("\u221a\\s*([0-9.]+)", r"\\sqrt{\1}"),
