@@ -40,7 +40,7 @@ def combine(
   """One score a response, `sⱼ = Σₘ wₘ rₘⱼ − penaltyⱼ`, and which are whole."""
   chex.assert_rank(rewards, 3)
   rewards = reductions.select(jax.lax.stop_gradient(rewards), scored)
-  scores = _weighted_sum(rewards, weights)
+  scores = weighted_sum(rewards, weights)
   if penalties is not None:
     chex.assert_equal_shape([scores, penalties])
     scores -= jax.lax.stop_gradient(penalties).astype(scores.dtype)
@@ -249,7 +249,7 @@ def gdpo(
   if scored is not None:
     some, scored = jnp.any(scored, axis=-1), jnp.moveaxis(scored, -1, 0)
   components = normalize_groups(components, scored=scored, eps=eps)
-  total = _weighted_sum(jnp.moveaxis(components, 0, -1), weights)
+  total = weighted_sum(jnp.moveaxis(components, 0, -1), weights)
   if whiten is None:
     return total
   return whiten(total, scored=some, lengths=lengths, axis_name=axis_name)
@@ -262,7 +262,7 @@ def varied_groups(
   return varied(*combine(rewards, weights, scored))[0]
 
 
-def _weighted_sum(x: Array, weights: Array) -> Array:
+def weighted_sum(x: Array, weights: Array) -> Array:
   """Σₘ wₘ xₘ, not as a matrix product, which is bfloat16 on some devices."""
   chex.assert_shape(weights, x.shape[-1:])
   weights = jax.lax.stop_gradient(weights).astype(x.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 
 from saw_jax import (
   advantages,
+  component_advantages,
   losses,
   naming,
   stale_losses,
@@ -36,6 +37,11 @@ ADVANTAGES = {
   "gdpo": advantages.gdpo,
   "gpg": advantages.gpg,
   "gpg_nonzero": functools.partial(advantages.gpg, counted=advantages.rewarded),
+  "mo_grpo": functools.partial(advantages.gdpo, whiten=None),
+  "dvao": component_advantages.dvao,
+  "gd2po": component_advantages.gd2po,
+  "gd2po_hard": functools.partial(component_advantages.gd2po, tau=np.inf),
+  "opmd": component_advantages.opmd,
 }
 
 # Of the steps of episodes: they name an argument `steps`.
@@ -64,6 +70,8 @@ WEIGHTS = {
   "deviation": functools.partial(
     weighting.saw_weights, statistic=weighting.deviation
   ),
+  "saturation": weighting.saturation_weights,
+  "schedule": weighting.scheduled_weights,
   "gradient": None,
 }
 
@@ -266,8 +274,10 @@ def _value(option: str, value: Any) -> Any:
   return value
 
 
-def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
-  """Turns names into functions; a weighting that reads `minima` gets these."""
+def make_method(
+  config: AlgorithmConfig, minima: np.ndarray, maxima: np.ndarray | float = 1.0
+) -> Method:
+  """Turns names into functions; a weighting that reads bounds gets these."""
   table = ADVANTAGES | STEP_ADVANTAGES
   options, whiten = dict(config.advantage_options), None
   plain = resolve(config.advantage, {}, table, "advantage")
@@ -280,8 +290,9 @@ def make_method(config: AlgorithmConfig, minima: np.ndarray) -> Method:
   weights, gradient_options = None, config.weights_options
   if config.weights != "gradient":
     options, gradient_options = gradient_options, {}
-    least = {"minima": np.asarray(minima, np.float32)}
-    weights = resolve(config.weights, options, WEIGHTS, "weighting", **least)
+    bounds = {"minima": minima, "maxima": maxima}
+    bounds = {k: np.asarray(x, np.float32) for k, x in bounds.items()}
+    weights = resolve(config.weights, options, WEIGHTS, "weighting", **bounds)
   options = config.aggregate_options
   aggregate = resolve(config.aggregate, options, AGGREGATES, "aggregate")
   options = dict(config.loss_options)

@@ -16,6 +16,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saw_jax import reductions
 from saw_jax.types import Array, Axis, Mask, Numeric, PyTree
@@ -138,6 +139,75 @@ def equal_weights(
 ) -> Array:
   """Gives each component weight 1: plain GRPO and GDPO."""
   return static_weights(rewards, values=1.0, scored=scored, axis_name=axis_name)
+
+
+def saturation_weights(
+  rewards: Array,
+  *,
+  scored: Mask = None,
+  minima: Numeric = 0.0,
+  maxima: Numeric = 1.0,
+  priorities: Numeric = 1.0,
+  gamma: Numeric = 0.5,
+  axis_name: Axis = None,
+) -> Array:
+  """Takes weight from a component as its mean nears the best that it can be.
+
+    wₘ = αₘ (1 − sₘ)^γ,   sₘ = (μₘ − minimaₘ) / (maximaₘ − minimaₘ) in [0, 1]
+
+  For a reward in {0, 1} with success rate p it is (1 − p)^γ, and tends to 1
+  where SAW's coefficient grows without bound. γ = 0 is GDPO. The weights do not
+  sum to M: what is whitened does not see their scale. A component that nobody
+  scored counts as unsaturated. SA-MRPO (2026), from the paper's text.
+
+  >>> r = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+  >>> print(jnp.array_str(saturation_weights(r), precision=3))
+  [0.    0.707]
+  """
+  rewards, scored = _flatten(rewards, scored)
+  mean, minima, maxima, priorities = (
+    jnp.broadcast_to(jnp.asarray(x, rewards.dtype), rewards.shape[-1:])
+    for x in (
+      reductions.all_mean(rewards, axis=0, where=scored, axis_name=axis_name),
+      *(minima, maxima, priorities),
+    )
+  )
+  ones = jnp.ones_like(rewards)
+  seen = reductions.all_sum(ones, axis=0, where=scored, axis_name=axis_name) > 0
+  saturation = reductions.divide(mean - minima, maxima - minima)
+  saturation = jnp.clip(jnp.where(seen, saturation, 0), 0, 1)
+  return priorities * (1 - saturation) ** gamma
+
+
+def scheduled_weights(
+  rewards: Array,
+  step: Array,
+  *,
+  steps: Array,  # [K], rising
+  values: Array,  # [K, M]
+  scored: Mask = None,
+  axis_name: Axis = None,
+) -> Array:
+  """Weights of the step alone: linear between anchors, constant outside.
+
+  What claims to know the stage of training is compared with this: the weights
+  that it had on average at each step, without a look at the rewards. A
+  `ValueError` for anchors that do not rise or are not of M components.
+
+  >>> r, anchors = jnp.ones((1, 2)), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+  >>> print(scheduled_weights(r, 50, steps=[0, 100], values=anchors))
+  [1.5 0.5]
+  """
+  steps, values = (np.asarray(x, np.float64) for x in (steps, values))
+  wanted = (*steps.shape, rewards.shape[-1])
+  if not steps.size or (np.diff(steps) <= 0).any() or values.shape != wanted:
+    raise ValueError(
+      f"a schedule has rising steps [K] and values [K, {rewards.shape[-1]}], "
+      f"not {steps.tolist()} and {values.tolist()}"
+    )
+  dtype = reductions.at_least_float32(rewards).dtype
+  step, steps, values = (jnp.asarray(x, dtype) for x in (step, steps, values))
+  return jnp.stack([jnp.interp(step, steps, column) for column in values.T])
 
 
 def gradient_weights(

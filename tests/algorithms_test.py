@@ -28,6 +28,7 @@ MINIMA = np.array([-3.0, 0.0], np.float32)
 # Options without which an entry cannot be called.
 NEEDED = {
   "static": {"values": (1.5, 0.5)},
+  "schedule": {"steps": (0, 4), "values": ((2.0, 0.0), (0.0, 2.0))},
   "sequence_mean_token_sum_const": {"length": 7.0},
 }
 
@@ -153,9 +154,10 @@ class TestTables:
     weight = jnp.ones(2)
     if method.weights is not None:
       garbage = jnp.where(scored, rewards, 77.0)
-      weight = method.weights(rewards, scored=scored, axis_name=None)
+      weigh = functools.partial(naming.supply, method.weights)
+      weight = weigh(rewards, scored=scored, axis_name=None, step=1)
       # Weights do not read what is not scored.
-      same = method.weights(garbage, scored=scored, axis_name=None)
+      same = weigh(garbage, scored=scored, axis_name=None, step=1)
       assert_array_equal(weight, same)
     assert weight.shape == (2,) and (weight >= 0).all()
     found = naming.supply(

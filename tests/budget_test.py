@@ -22,8 +22,9 @@ EDGES = ("tasks", "annotate", "reporting", "contrib", "commands")
 FORMULAS = [
   *(
     ROOT / "saw_jax" / f"{name}.py"
-    for name in "reductions weighting advantages step_advantages losses "
-    "stale_losses world_model diagnostics".split()
+    for name in "reductions weighting advantages component_advantages "
+    "step_advantages losses stale_losses world_model "
+    "diagnostics".split()
   ),
   *sorted(ROOT.glob("saw_jax/labels/*.py")),
 ]

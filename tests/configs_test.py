@@ -340,7 +340,8 @@ class TestEveryTable:
 
 # Rows of a table, and all that they may differ in.
 DIFFERENCES = """
-saw/tool_calling | all | algorithm.advantage algorithm.weights
+saw/tool_calling | all | algorithm.advantage algorithm.advantage_options \
+algorithm.weights algorithm.weights_options
 saw/summaries | all | algorithm.advantage algorithm.weights \
 algorithm.weights_options
 gdpo/math | all | algorithm.advantage algorithm.weights task.options.conditioned

@@ -97,13 +97,13 @@ def experiment(**changes) -> sections.Experiment:
   algorithm = changes.pop(
     "algorithm", algorithms.AlgorithmConfig(advantage="gdpo", weights="saw")
   )
-  minima = np.array([c.minimum for c in task.components], np.float32)
+  ends = np.array([(c.minimum, c.maximum) for c in task.components])
   made = sections.Experiment(
     task=task,
     tokenizer=tokenizer,
     decoder=CONFIG,
     params=start(),
-    method=algorithms.make_method(algorithm, minima),
+    method=algorithms.make_method(algorithm, *ends.T),
     loop=sections.LoopConfig(
       num_steps=4, prompts_per_step=4, group_size=4, checkpoint_interval=2
     ),

@@ -18,8 +18,9 @@ PURE_STDLIB = frozenset(
   + ["operator", "types", "typing"]
 )
 MATHEMATICS = (
-  "settings types reductions weighting advantages step_advantages diagnostics "
-  "losses stale_losses world_model labels"
+  "settings types reductions weighting advantages component_advantages "
+  "step_advantages diagnostics losses stale_losses world_model "
+  "labels"
 )
 GAMES = "alfworld textworld textworld_express py4j"
 ENVIRONMENTS = "gymnasium openenv jsonschema verifiers pydantic"

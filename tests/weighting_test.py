@@ -23,6 +23,9 @@ released = partial(
 )
 WEIGHTINGS = {k: f for k, f in algorithms.WEIGHTS.items() if f is not None}
 WEIGHTINGS["static"] = partial(WEIGHTINGS["static"], values=0.5)
+WEIGHTINGS["schedule"] = partial(
+  WEIGHTINGS["schedule"], step=3, steps=[0, 4], values=np.eye(3)[:2]
+)
 coefficient = weighting.coefficient_of_variation
 
 

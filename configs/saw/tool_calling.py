@@ -3,7 +3,10 @@
   saw train --workdir=runs/gdpo_saw \
     --config=saw/tool_calling:row=gdpo_saw,scale=tiny
 
-Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient.
+Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient. By `--rows`
+alone, rivals of 2026 (docs/paper_index.md): sa_mrpo, dvao, gd2po, gd2po_hard,
+and gdpo_schedule, the control with the weights that gdpo_saw had on average at
+each share of the run at `tiny`, replayed without a look at the rewards.
 
 Scales:
   tiny   generated requests, a decoder of 0.1 M parameters from a short
@@ -36,6 +39,18 @@ from saw_jax.run import methods
 
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo")
 ROWS += ("grpo_gradient", "gdpo_gradient")
+RIVALS = ("sa_mrpo", "dvao", "gd2po", "gd2po_hard", "gdpo_schedule")
+ROWS += RIVALS
+# Share of the run -> SAW's weights, means of five seeds of gdpo_saw at tiny.
+_REPLAYED = {
+  0.0: (0.51, 1.49),
+  0.02: (0.2, 1.8),
+  0.08: (0.48, 1.52),
+  0.2: (0.86, 1.14),
+  0.33: (1.0, 1.0),
+  0.5: (1.05, 0.95),
+  1.0: (1.11, 0.89),
+}
 SCALES = ("tiny", "small", "paper")
 
 
@@ -47,8 +62,16 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.task.name = "tool_calling"
   {"tiny": set_tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
 
-  methods.set_method(config, chosen["row"].replace("_", "+"))
-  if chosen["kl"] == "released" and chosen["row"] == "grpo":
+  row = chosen["row"]
+  joined = row if row in methods.METHODS else row.replace("_", "+")
+  methods.set_method(config, joined)
+  if row == "gdpo_schedule":
+    last = config.loop.num_steps - 1
+    config.algorithm.weights_options.update(
+      steps=tuple(last * share for share in _REPLAYED),
+      values=tuple(_REPLAYED.values()),
+    )
+  if chosen["kl"] == "released" and row == "grpo":
     config.algorithm.kl.update(
       placement="reward", estimator="k1", coefficient=0.001
     )
@@ -142,6 +165,7 @@ TABLE = Table(
   title="SAW on tool calling",
   get_config=get_config,
   rows=ROWS,
+  on_request=RIVALS,
   needs={
     "tiny": Needs(
       data="generated requests",

@@ -110,8 +110,8 @@ def outline(
   naming.lookup(dict.fromkeys(parallel.LIFTS), run.parallel.lift, "lift")
   if task is None:
     task = registry.make_task(run.task.name, run.task.options)
-  minima = np.array([c.minimum for c in task.components], np.float32)
-  method = algorithms.make_method(run.algorithm, minima)
+  ends = [(c.minimum, c.maximum) for c in task.components]
+  method = algorithms.make_method(run.algorithm, *np.array(ends, np.float32).T)
   source, tokenizer, model = _make_model(run)
   model = dataclasses.replace(model, value_head=method.reads_values)
   made = {"task": task, "tokenizer": tokenizer, "method": method}
