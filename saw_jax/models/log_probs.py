@@ -5,11 +5,15 @@ With a vocabulary of 150,000 the logits of a batch outweigh the model. Here they
 exist for `chunk_size` tokens at a time, and are computed again in the backward
 pass; one chunk alone is kept, as its backward pass follows at once. On a CPU a
 chunk is computed in bands of the vocabulary, whose logits its caches hold, with
-sums that are carried from band to band.
+sums that are carried from band to band. Over a mesh each device has chunks of
+its own rows: the head is gathered once, and its gradient is summed on a device
+over all chunks before devices exchange it.
 """
 
 import functools
+import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -60,21 +64,91 @@ def chunked_log_probs(
 
   The stream after the last norm, the head and the token taken after each
   position give float32 `[B, T]`, differentiable in the first two. Logits of
-  `chunk_size` tokens, over all devices, are in memory at once, by default one
-  of `num_bands` equal parts of the vocabulary at a time. A chunk is some time
-  steps of all rows, so that rows that are split over devices stay where they
-  are; the last one is padded.
+  `chunk_size` tokens of a device are in memory at once, by default one of
+  `num_bands` equal parts of its vocabulary at a time. A chunk is some time
+  steps of all rows; the last one is padded.
+
+  Where a mesh and Flax's logical rules say how rows and head are split, each
+  device computes its rows with its part of the vocabulary. Between devices the
+  head and its gradient have the dtype of the stream.
   """
   if chunk_size < 1:
     raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")
-  V = head_DV.shape[1]
+  local = functools.partial(
+    _local_log_probs,
+    temperature=float(temperature),
+    chunk_size=chunk_size,
+    num_bands=num_bands,
+  )
+  (B, T, D), V = hidden_BTD.shape, head_DV.shape[1]
+  if B * T == 0:
+    return jnp.zeros((B, T), jnp.float32), jnp.zeros((B, T), jnp.float32)
+  rows, of_D, of_V = _splits(D, V)
+  if not (rows or of_D or of_V):
+    return local(hidden_BTD, head_DV, targets_BT)
+
+  def on_a_device(hidden_BTD, head_DV, targets_BT):
+    # First the mark, then the gather: backward, the part alone is summed over
+    # the other axes.
+    head_DV = head_DV.astype(hidden_BTD.dtype)
+    head_DV = equally_varying(head_DV, hidden_BTD)[0]
+    if of_D:
+      head_DV = jax.lax.all_gather(head_DV, of_D, axis=0, tiled=True)
+    return local(hidden_BTD, head_DV, targets_BT, axis_name=of_V)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = math.prod(mesh.shape[axis] for axis in rows)
+  pad = lambda x: jnp.pad(  # noqa: E731
+    x, [(0, -B % shards)] + [(0, 0)] * (x.ndim - 1)
+  )
+  by_rows = jax.P(rows or None)
+  fn = jax.shard_map(
+    on_a_device,
+    in_specs=(by_rows, jax.P(of_D, of_V), by_rows),
+    out_specs=by_rows,
+  )
+  found = fn(pad(hidden_BTD), head_DV, pad(targets_BT))
+  return found[0][:B], found[1][:B]
+
+
+def _splits(
+  width: int, vocab_size: int
+) -> tuple[tuple[str, ...], str | None, str | None]:
+  """The mesh axes over which rows, width and vocabulary are split here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  free = {
+    axis: size
+    for axis, size, kind in zip(
+      mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True
+    )
+    if size > 1 and kind == AxisType.Auto
+  }
+  (rows,) = nn.logical_to_mesh_axes(("batch",)) or (None,)
+  of_D, of_V = nn.logical_to_mesh_axes(("embed", "vocab")) or (None, None)
+  rows = (rows,) if isinstance(rows, str) else rows or ()
+  return (
+    tuple(axis for axis in rows if axis in free),
+    of_D if of_D in free and width % free[of_D] == 0 else None,
+    of_V if of_V in free and vocab_size % free[of_V] == 0 else None,
+  )
+
+
+def _local_log_probs(
+  hidden_BTD: Array,
+  head_DV: Array,
+  targets_BT: Array,
+  *,
+  temperature: float,
+  chunk_size: int,
+  num_bands: int | None,
+  axis_name: str | None = None,
+) -> tuple[Array, Array]:
+  """`chunked_log_probs` of one device; `axis_name` splits the vocabulary."""
+  (B, T, _), V = hidden_BTD.shape, head_DV.shape[1]
   if num_bands is None:
     num_bands = _choose_bands(V)
   if num_bands < 1 or V % num_bands:
     raise ValueError(f"{V} logits do not split into {num_bands} equal bands.")
-  B, T, D = hidden_BTD.shape
-  if B * T == 0:
-    return jnp.zeros((B, T), jnp.float32), jnp.zeros((B, T), jnp.float32)
   # R rows by W steps make a chunk; there are I parts of rows, J parts of steps.
   I = -(-B // chunk_size)  # noqa: E741
   R = -(-B // I)
@@ -97,7 +171,7 @@ def chunked_log_probs(
     split(hidden_BTD), jnp.asarray(head_DV).T, split(targets_BT)
   )
   log_probs_CN, entropies_CN = _chunked(
-    hidden_CND, head_VD, targets_CN, float(temperature), num_bands
+    hidden_CND, head_VD, targets_CN, temperature, num_bands, axis_name
   )
   return join(log_probs_CN), join(entropies_CN)
 
@@ -118,9 +192,9 @@ def _choose_bands(vocab_size: int) -> int:
   return next((n for n in range(fewest, 4 * fewest) if vocab_size % n == 0), 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _chunked(hidden_CND, head_VD, targets_CN, temperature, num_bands):
-  return _compute(hidden_CND, head_VD, targets_CN, temperature, num_bands)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _chunked(hidden_CND, head_VD, targets_CN, *how):
+  return _compute(hidden_CND, head_VD, targets_CN, *how)[0]
 
 
 def _chunked_forward(hidden_CND, *others):
@@ -128,10 +202,12 @@ def _chunked_forward(hidden_CND, *others):
 
 
 def _compute(
-  hidden_CND, head_VD, targets_CN, temperature, num_bands, is_kept=False
+  hidden_CND, head_VD, targets_CN, temperature, num_bands, axis, is_kept=False
 ):
   U = head_VD.shape[0] // num_bands
   starts_K = jnp.arange(num_bands) * U
+  if axis:  # Counted from the first logit of this device.
+    targets_CN -= jax.lax.axis_index(axis) * head_VD.shape[0]
 
   def chunk(_, inputs):
     hidden_ND, targets_N = inputs
@@ -162,6 +238,14 @@ def _compute(
     (top_N, total_N, weighted_N, taken_N), logits_KNU = _scan(
       band, (zeros_N + _LOWEST, zeros_N, zeros_N, zeros_N), starts_K
     )
+    if axis:  # The sums of all devices' logits, relative to their maximum.
+      local_top_N, top_N = top_N, jax.lax.pmax(top_N, axis)
+      drop_N = local_top_N - top_N
+      weighted_N = jnp.exp(drop_N) * (weighted_N + drop_N * total_N)
+      total_N = jnp.exp(drop_N) * total_N
+      total_N, weighted_N, taken_N = jax.lax.psum(
+        (total_N, weighted_N, taken_N), axis
+      )
     log_total_N = jnp.log(total_N)
     # log π = z - top - log Σ, and H = -Σ π log π.
     return None, (
@@ -178,7 +262,7 @@ def _compute(
   return (log_probs_CN, entropies_CN), (*kept, logits_CKNU)
 
 
-def _chunked_backward(temperature, num_bands, residuals, cotangents):
+def _chunked_backward(temperature, num_bands, axis, residuals, cotangents):
   hidden_CND, head_VD, *of_chunks = residuals
   U = head_VD.shape[0] // num_bands
   starts_K = jnp.arange(num_bands) * U

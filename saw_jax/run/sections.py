@@ -119,7 +119,7 @@ class LoopConfig:
   group_size: int = 8  # G
   num_minibatches: int = 1  # updates per rollout
   num_microbatches: int = 1  # parts of an update that run one after the other
-  chunk_size: int = 1024  # tokens whose logits exist at one time
+  chunk_size: int = 1024  # tokens of a device whose logits exist at once
   pack_length: int = 0  # tokens of a packed row; 0: rows are not packed
   checkpoint_interval: int = 25  # steps; 0: only at the end
   skip_nonfinite: bool = False  # leave out an update that is not finite: go on

@@ -1,14 +1,18 @@
 """Tests of log-probs and entropies in chunks."""
 
+import contextlib
 import functools
+import re
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from saw_jax.models import log_probs
+from saw_jax.training import parallel
 
 B, T, D, V = 5, 7, 11, 47
 
@@ -221,6 +225,50 @@ def test_rows_split_over_devices_have_the_same_gradient(num_bands):
   placed = jax.device_put((hidden, targets), sharding)
   found = gradient(fn)(placed[0], head, placed[1])
   chex.assert_trees_all_close(found, expected, atol=3e-5)
+
+
+@contextlib.contextmanager
+def meshed(*sizes):
+  config = parallel.ParallelConfig("meshed", *sizes)
+  with jax.set_mesh(parallel.make_mesh(config)):
+    with nn.logical_axis_rules(parallel.RULES):
+      yield
+
+
+# Six rows over four devices are padded, a width of 11 over two is kept whole.
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize("width", [10, 11])
+def test_a_head_split_over_a_mesh_gives_the_same(sizes, width):
+  hidden, head, targets = inputs(rows=6, vocabulary=48)
+  args = hidden[..., :width], head[:width], targets
+  expected = compiled(plain)(*args)
+  with meshed(*sizes):
+    found = compiled(chunked(chunk_size=4))(*args)
+  chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_devices_exchange_the_head_once_and_not_for_each_chunk():
+  hidden, head, targets = inputs(rows=8, vocabulary=48)
+
+  def exchanges(chunk_size):
+    total = functools.partial(scalar, chunked(chunk_size=chunk_size))
+    with meshed(1, 4, 1):
+      split = jax.P("fsdp")
+      args = jax.device_put((hidden[..., :8], head[:8]), split)
+      fn = jax.jit(jax.grad(total, (0, 1)), out_shardings=split)
+      text = fn.lower(*args, targets).compile().as_text()
+    # A computation that a loop runs begins with its name.
+    bodies = re.findall(r"body=(%[\w.\-]+)", text)
+    computations = re.split(r"\n(?=(?:ENTRY )?%)", text)
+    looped = [c for c in computations if c.split(" ")[0] in bodies]
+    assert len(looped) == (2 if chunk_size < 14 else 0)
+    sent = r"(?:all-\w+|reduce-scatter|collective-\w+)(?=\()"
+    assert not re.findall(sent, "".join(looped))
+    return sorted(re.findall(sent, text))
+
+  found = exchanges(chunk_size=2)
+  assert found == ["all-gather", "reduce-scatter"]
+  assert found == exchanges(chunk_size=14)
 
 
 def test_bfloat16_streams_have_float32_log_probs():
