@@ -115,9 +115,8 @@ class OwnRewards(Labels):
     sampling = dataclasses.replace(
       made.sampling, temperature=config.verify_temperature
     )
-    self._generate = rollouts.make_generate(
-      policy.lift, policy.decoder, self._judge.settings(sampling, 1)
-    )
+    settings = self._judge.settings(sampling, 1)
+    self._generate = functools.partial(policy.engine.sample, config=settings)
 
   def score(self, sampled, examples, observed, step):
     """Judges responses; their truth, if it is logged, is the outcome."""

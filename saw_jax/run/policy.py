@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from saw_jax.models import lora as lora_lib
+from saw_jax.rollout import engine
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import checkpoint, rollouts
 from saw_jax.run.sections import Experiment
@@ -64,12 +65,16 @@ class Policy:
   def drop_merged(self) -> None:
     self._merged = (None, None)
 
+  @functools.cached_property
+  def engine(self) -> engine.Engine:
+    """What samples from parameters of this shape."""
+    return rollouts.Native(self.lift, self.decoder)
+
   def make_generate(
     self, sampling: SamplingConfig, group_size: int, **options: bool
   ) -> rollouts.Generate:
-    """Makes what samples from parameters of this shape; see `rollouts`."""
     settings = self.encoder.settings(sampling, group_size, **options)
-    return rollouts.make_generate(self.lift, self.decoder, settings)
+    return functools.partial(self.engine.sample, config=settings)
 
   def restore(
     self, store: checkpoint.Checkpointer, step: int | None = None

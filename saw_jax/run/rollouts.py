@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout import generate, transcript
+from saw_jax.rollout import engine, generate, transcript
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
@@ -177,15 +177,30 @@ def encoder_of(tokenizer: Tokenizer, config: RolloutConfig) -> Encoder:
   return Encoder(tokenizer, config)
 
 
-def make_generate(
-  lift: parallel.Lift, decoder: DecoderConfig, config: GenerateConfig
-) -> Generate:
-  """Makes the sampler, lifted over a leading axis of seeds as the step is."""
-  if lift.name == "seeded":
-    # Not a vmap: the loop's condition and cache index are shared by all seeds.
-    return generate.make_generate(decoder, config, lanes=True)
-  made, ROWS = generate.make_generate(decoder, config), parallel.ROWS
-  return lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
+class Native:
+  """Our own sampler as an engine, lifted over seeds as the step is."""
+
+  traits = engine.Traits("native", "", True, "processed", "memory")
+
+  def __init__(self, lift: parallel.Lift, decoder: DecoderConfig):
+    self._lift, self._decoder = lift, decoder
+    self._make = functools.cache(self._make)
+
+  def publish(self, params: PyTree) -> None:
+    """The weights are where they are."""
+
+  def sample(self, params, prompts, row_keys, config) -> Transcript:
+    return self._make(config)(params, prompts, row_keys)
+
+  def close(self) -> None:
+    """There is nothing to close."""
+
+  def _make(self, config: GenerateConfig) -> Generate:
+    if self._lift.name == "seeded":
+      # Not a vmap: the loop's condition and cache index are shared by all.
+      return generate.make_generate(self._decoder, config, lanes=True)
+    made, ROWS = generate.make_generate(self._decoder, config), parallel.ROWS
+    return self._lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
 
 
 def sample(

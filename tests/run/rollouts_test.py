@@ -1,5 +1,6 @@
 """From examples to prompts, and from tokens back to text and rewards."""
 
+import functools
 import re
 import string
 import types
@@ -196,7 +197,8 @@ def sampling():
   sizes = dict(max_new_tokens=5, completion_multiple=1)
   prompts = encoder(64, **sizes)
   settings = prompts.settings(SamplingConfig(), 2, record_entropies=True)
-  generate = rollouts.make_generate(parallel.seeded(), helpers.CONFIG, settings)
+  engine = rollouts.Native(parallel.seeded(), helpers.CONFIG)
+  generate = functools.partial(engine.sample, config=settings)
   params = decoder.init_params(helpers.CONFIG, jax.random.key(0))
   params = jax.tree.map(lambda x: np.stack([x, x]), params)
   every = [
