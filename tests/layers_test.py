@@ -39,7 +39,7 @@ class Room:
 
 
 ROOMS = {
-  "naming": Room("naming"),
+  "naming": Room("naming asking", "naming", "", "httpx"),
   "mathematics": Room(MATHEMATICS, "mathematics", "jax chex numpy"),
   "models": Room(
     "models",

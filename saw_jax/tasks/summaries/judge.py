@@ -10,10 +10,8 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import http.client
 import json
 import logging
-import math
 import os
 import pathlib
 import re
@@ -24,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib import parse
 
-from saw_jax import naming
+from saw_jax import asking
 from saw_jax.tasks import answer_task
 
 RUBRIC = pathlib.Path(__file__).parent / "assets" / "summary_rubric.txt"
@@ -35,9 +33,6 @@ and end with a line that is %s and the object on the line after it.
 """
 _FENCE = re.compile(r"```(?:json)?\n([^`]*)\n```")
 _LOG = logging.getLogger(__name__)
-# What will be no better next time, whatever is asked: nobody should pay for it.
-_REFUSALS = (401, 402, 403, 404, 405)
-_PASSING = (408, 409, 425, 429)  # and all from 500 on
 _MOST_REPLY_BYTES = 1_000_000
 _MOST_REPLY_CHARS = 4_000
 _LONGEST_PAUSE_S = 30.0
@@ -57,17 +52,8 @@ class JudgeError(ValueError):
   """The judge cannot be asked, or its cache be used; it says what to change."""
 
 
-class Unscored(Exception):
-  """The judge did not score a text: "failed", "late" or "unreadable".
-
-  Without a pause, another attempt will do no better.
-  """
-
-  def __init__(
-    self, problem: str, kind: str = "failed", pause_s: float | None = None
-  ):
-    super().__init__(problem)
-    self.kind, self.pause_s = kind, pause_s
+# A text that the judge did not score, and why.
+Unscored = asking.Failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,34 +256,19 @@ class Judge:
       time.sleep(wait_s)
 
   def _send(self, body: bytes, deadline: float) -> str:
-    httpx, now = _import_httpx(), time.monotonic()
-    end = min(now + self._config.request_limit_s, deadline)
+    end = min(time.monotonic() + self._config.request_limit_s, deadline)
     if self._client is None:
-      self._client = httpx.Client(headers=self._headers())
+      self._client = _import_httpx().Client(headers=self._headers())
     url = f"{self._config.url.rstrip('/')}/chat/completions"
-    reply = bytearray()
     try:
-      with self._client.stream(
-        "POST", url, content=body, timeout=max(end - now, 0.001)
-      ) as response:
-        _check_status(response.status_code, response.headers, url)
-        packed = response.headers.get("content-encoding", "identity")
-        if packed.strip().lower() not in ("", "identity"):
-          what = "its reply is compressed, and nobody asked for that"
-          raise Unscored(what, "unreadable")
-        # The limit of httpx is for each piece; a reply may come in drops.
-        for piece in response.iter_raw():
-          reply += piece
-          if len(reply) > _MOST_REPLY_BYTES:
-            raise Unscored("its reply does not end", "unreadable")
-          if time.monotonic() > end:
-            raise Unscored("it took too long", "late", pause_s=0.0)
-    # Only the kind of an error is told: its text might hold a header.
-    except httpx.TimeoutException as error:
-      raise Unscored("it took too long", "late", pause_s=0.0) from error
-    except httpx.HTTPError as error:
-      kind = type(error).__name__
-      raise Unscored(f"the connection failed ({kind})", pause_s=0.0) from error
+      reply = asking.send(
+        self._client, url, body, end=end, most_bytes=_MOST_REPLY_BYTES
+      )
+    except asking.Refusal as error:
+      raise JudgeError(
+        f"the judge at {url} answers {error}: judge.url, judge.model or the "
+        "key in the variable of judge.key_variable is wrong"
+      ) from error
     try:
       content = json.loads(reply)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -360,28 +331,5 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return document
 
 
-def _check_status(status: int, headers: Any, url: str) -> None:
-  if status == 200:
-    return
-  phrase = f"{status} {http.client.responses.get(status, '')}".strip()
-  if status in _REFUSALS or 300 <= status < 400:
-    raise JudgeError(
-      f"the judge at {url} answers {phrase}: judge.url, judge.model or the key "
-      "in the variable of judge.key_variable is wrong"
-    )
-  pause_s = None  # It is about this text.
-  if status in _PASSING or status >= 500:
-    try:
-      pause_s = float(headers.get("retry-after", 0.0))
-    except ValueError:  # a date
-      pause_s = 0.0
-    pause_s = pause_s if math.isfinite(pause_s) else 0.0
-  raise Unscored(f"it answers {phrase}", pause_s=pause_s)
-
-
 def _import_httpx() -> Any:
-  with naming.needs_extra("judge", "asking a judge needs httpx"):
-    import httpx
-  # It would tell of each request in the log of a run.
-  logging.getLogger("httpx").setLevel(logging.WARNING)
-  return httpx
+  return asking.import_httpx("judge", "asking a judge needs httpx")
