@@ -61,11 +61,16 @@ class FileWriter:
   def __init__(
     self, directory: str | os.PathLike, name: str, *, first_step: int = 0
   ):
-    self._csv = pathlib.Path(directory) / f"{name}.csv"
-    self._lines = LineFile(self._csv.with_suffix(".jsonl"), first_step)
+    self._csv = path = pathlib.Path(directory) / f"{name}.csv"
+    self._lines = LineFile(path.with_suffix(".jsonl"), first_step)
     # No row is held: a run may have a million steps.
-    rows = read_lines(self._lines.path)
-    self._columns = dict.fromkeys(k for row in rows for k in row)
+    count, self._columns = 0, {}
+    for row in read_lines(self._lines.path):
+      self._columns |= dict.fromkeys(row)
+      count += 1
+    if count < (had := _rows_before(path, first_step)):
+      what = "%s is damaged: of %d rows before step %d it has %d"
+      LOG.warning(what, self._lines.path, had, first_step, count)
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
@@ -85,6 +90,14 @@ class FileWriter:
       writer.writeheader()
       writer.writerows(read_lines(self._lines.path))
     write_text(self._csv, text.getvalue())
+
+
+def _rows_before(path: pathlib.Path, step: int) -> int:
+  """How many rows of earlier steps a CSV has, which may itself be damaged."""
+  with contextlib.suppress(OSError), path.open(errors="replace") as file:
+    steps = (line.partition(",")[0] for line in file)
+    return sum(first.isdecimal() and int(first) < step for first in steps)
+  return 0
 
 
 class TensorBoard:

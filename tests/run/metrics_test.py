@@ -65,11 +65,22 @@ class TestFileWriter:
     # Of the last line, which a kill may have cut, nothing is said.
     path.write_bytes(b"\n".join([lines[0], damage, *lines[2:4], lines[0][:9]]))
     assert write(tmp_path, [], first_step=4) == [whole[0], *whole[2:]]
-    (said,) = caplog.messages
+    said, counted = caplog.messages
     assert f"{path}, line 2, is damaged" in said
+    assert "of 4 rows before step 4 it has 3" in counted
     path.unlink()
     assert write(tmp_path, [], first_step=4) == []
-    assert f"{path} is gone" in caplog.messages[-1]
+    assert f"{path} is gone" in caplog.messages[-2]
+
+  @pytest.mark.parametrize("left", [0, 2])
+  def test_lost_rows_are_counted(self, tmp_path, caplog, left):
+    whole = write(tmp_path, [(step, 0, {"x": step}) for step in range(4)])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:left]))
+    assert write(tmp_path, [], first_step=3) == whole[:left]
+    (said,) = caplog.messages
+    assert said == f"{path} is damaged: of 3 rows before step 3 it has {left}"
 
   def test_it_holds_no_rows(self, tmp_path):
     page = run_page.RunPage(tmp_path, 3000)
