@@ -23,7 +23,7 @@ HELD = {
 }
 SAMPLING = {
   "adapters merged": _SPLIT,
-  "cache of keys and values": "a larger rollout.length_groups, or fewer "
+  "cache of keys and values": "rollout.cache_tokens, or fewer "
   "rollout.max_new_tokens",
 }
 UPDATING = {
@@ -65,7 +65,9 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   if made.method.per_step:  # of an episode, one row a step
     rows *= experiment.kind_of(made).turns
     sampled = math.ceil(agents.rows_per_call(made, shards) / shards)
-  empty = jax.eval_shape(lambda: cache_lib.init_cache(model, sampled, width))
+  held = sampled * width
+  held = min(rollout.cache_tokens or held, held)
+  empty = jax.eval_shape(lambda: cache_lib.init_cache(model, 1, held))
   cache = _bytes(empty)
   cache /= tensor if model.num_kv_heads % tensor == 0 else 1
   parts = loop.num_minibatches * loop.num_microbatches

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models import attention
+from saw_jax.models import cache as cache_lib
 from saw_jax.models.attention import RMSNorm, declare, project
 from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
@@ -115,7 +116,9 @@ class Decoder(nn.Module):
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
     S, index, layer_caches = tokens_BS.shape[1], None, None
-    queries_S = slots_T = jnp.arange(S)
+    queries_S = jnp.arange(S)
+    # How far before each query [S] a key [T] is, in each row where they differ.
+    distance = (queries_S[:, None] - queries_S[None, :])[None]
     if segment_ids is not None:
       seen_BST = segment_ids[:, None, :] > 0
       seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
@@ -123,15 +126,17 @@ class Decoder(nn.Module):
       seen_BST = valid_BS[:, None, :]
     else:
       index, layer_caches = cache.index, (cache.keys, cache.values)
-      queries_S, slots_T = index + queries_S, jnp.arange(cache.size)
-      valid_BT = jax.lax.dynamic_update_slice(cache.valid, valid_BS, (0, index))
-      seen_BST = valid_BT[:, None, :]
-    # Slots after a last query hold no valid token yet: one alone needs no test.
+      read_BS = jnp.where(valid_BS, positions_BS, cache_lib.EMPTY)
+      write = jax.lax.dynamic_update_slice
+      held_BT = write(cache.positions, read_BS, (0, index))
+      seen_BST = held_BT[:, None, :] > cache_lib.EMPTY
+      distance = read_BS[:, :, None] - held_BT[:, None, :]
+    # Nothing in a cache follows its last token: one alone needs no test.
     if cache is None or S > 1:
-      seen_BST = (queries_S[:, None] >= slots_T[None, :])[None] & seen_BST
+      seen_BST = (distance >= 0) & seen_BST
     masks = [
-      seen_BST & (queries_S[:, None] - slots_T[None, :] < window)[None]
-      if 0 < window < len(slots_T)
+      seen_BST & (distance < window)
+      if 0 < window < distance.shape[-1]
       else seen_BST
       for window in c.windows or (0,) * c.num_layers
     ]
@@ -144,7 +149,7 @@ class Decoder(nn.Module):
     x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
     if cache is not None:
-      cache = KVCache(*layer_caches, valid_BT, index + S)
+      cache = KVCache(*layer_caches, held_BT, index + S)
     return x_BSD, cache
 
   def _layers(self, x_BSD, layer_caches, places: list[attention.Place]):

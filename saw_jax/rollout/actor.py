@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout.generate import GenerateConfig, make_generate
+from saw_jax.rollout.generate import GenerateConfig
+from saw_jax.rollout.refill import make_generate
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array, PyTree
 

@@ -31,10 +31,16 @@ class GenerateConfig:
   pad_id: int = 0
   sampling: SamplingConfig = SamplingConfig()  # how a token is chosen
   record_entropies: bool = False  # of the distributions sampled from
+  # Tokens that the cache of a call may hold, see `refill`; 0: all of them.
+  cache_tokens: int = 0
 
   def __post_init__(self):
     object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
-    for name, least in (("max_new_tokens", 0), ("group_size", 1)):
+    for name, least in (
+      ("max_new_tokens", 0),
+      ("group_size", 1),
+      ("cache_tokens", 0),
+    ):
       if (value := getattr(self, name)) < least:
         raise ValueError(f"{name} must be {least} or more, not {value}.")
 
@@ -77,11 +83,11 @@ def make_generate(
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
   unstack = over_lanes(decoder.unstack_layers)
   # A cache's index is shared by all lanes.
-  cached = cache_lib.KVCache(keys=0, values=0, valid=0, index=None)
-  model = functools.partial(_read, _unrolled(decoder_config))
+  cached = cache_lib.KVCache(keys=0, values=0, positions=0, index=None)
+  model = functools.partial(read, unrolled(decoder_config))
   prefill = over_lanes(model, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
-  draw = over_lanes(functools.partial(_draw, config))
+  draw = over_lanes(functools.partial(draw_tokens, config))
   each = functools.partial(jnp.repeat, repeats=config.group_size)
   eos_ids = np.array(config.eos_ids, np.int32)
 
@@ -120,7 +126,6 @@ def make_generate(
       said = model(params, token_B1, positions_B1, valid_B1, loop.cache)
       return append(loop, *said)
 
-    names = ["behave_log_probs"] + ["entropies"] * config.record_entropies
     shape = (T, *lengths_B.shape)
     loop = _Loop(
       time=jnp.int32(-1),
@@ -128,25 +133,24 @@ def make_generate(
       lengths_B=zeros_B,
       ended_B=zeros_B.astype(bool),
       tokens_TB=jnp.full(shape, config.pad_id, jnp.int32),
-      recorded_TB={name: jnp.zeros(shape, jnp.float32) for name in names},
+      recorded_TB=nothing_recorded(config, shape),
       cache=None,
     )
     if T:
-      order_PS = _order(S, lengths_B) - (S - prompts.lengths)[..., None]
-      logits_PV, cache = prefill(
-        params, prompts.tokens, jnp.maximum(order_PS, 0), order_PS >= 0
-      )
+      logits_PV, cache = prefill(params, prompts.tokens, *places(prompts))
       cache = cache_lib.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
 
     def goes_on(bound, loop):
       return (loop.time < bound) & ~loop.ended_B.all()
 
-    for bound in _stages(S, T):
+    for bound in stages(S, T):
       # Attention reads the whole cache: let it be little more than is filled.
       loop = loop.replace(cache=cache_lib.grow(loop.cache, S + bound))
       loop = jax.lax.while_loop(functools.partial(goes_on, bound), step, loop)
-    return _to_transcript(prompts, lengths_B, loop)
+    by_row = functools.partial(jnp.moveaxis, source=0, destination=-1)
+    drawn = jax.tree.map(by_row, (loop.tokens_TB, loop.recorded_TB))
+    return to_transcript(prompts, loop.lengths_B, *drawn)
 
   return generate
 
@@ -163,7 +167,7 @@ def stream(
   """Yields the tokens of one row as they are drawn, for whoever reads along."""
   if decoder_config.scan_layers:
     params = decoder.unstack_layers(params)
-  decoder_config = _unrolled(decoder_config)
+  decoder_config = unrolled(decoder_config)
   tokens_S = transcript.pad_prompts([prompt], multiple=multiple).tokens[0]
   most = -(-config.max_new_tokens // multiple) * multiple
   cache = cache_lib.init_cache(decoder_config, 1, len(tokens_S) + most)
@@ -184,19 +188,24 @@ def _go_on(decoder_config, config, params, tokens_S, cache, row_key, counts):
   length, time = counts
   order_1S = jnp.arange(tokens_S.size)[None] + length - tokens_S.size
   where = jnp.maximum(order_1S, 0), order_1S >= 0
-  logits_1V, cache = _read(
-    decoder_config, params, tokens_S[None], *where, cache
-  )
-  token_1, _ = _draw(config, row_key[None], time[None], logits_1V)
+  logits_1V, cache = read(decoder_config, params, tokens_S[None], *where, cache)
+  token_1, _ = draw_tokens(config, row_key[None], time[None], logits_1V)
   return token_1[0], cache
 
 
-def _unrolled(config: DecoderConfig) -> DecoderConfig:
+def unrolled(config: DecoderConfig) -> DecoderConfig:
   """For sampling: updates of a stacked cache are copies, and remat is idle."""
   return dataclasses.replace(config, scan_layers=False, remat="none")
 
 
-def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
+def places(prompts: PromptBatch) -> tuple[Array, Array]:
+  """Positions of the tokens of prompts, and which of them are real."""
+  S = prompts.tokens.shape[-1]
+  order_PS = _order(S, prompts.lengths) - (S - prompts.lengths)[..., None]
+  return jnp.maximum(order_PS, 0), order_PS >= 0
+
+
+def read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
   """Reads tokens after those in the cache, and gives logits of the next."""
   if cache is None:
     # No slot more: the last token drawn is not read back.
@@ -208,7 +217,7 @@ def _read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
   return log_probs.head_logits(hidden_BSD[:, -1], head_DV), cache
 
 
-def _draw(config, keys_B, times_B, logits_BV):
+def draw_tokens(config, keys_B, times_B, logits_BV):
   """Draws a token per row, and takes what is recorded of it."""
   keys_B = jax.vmap(jax.random.fold_in)(keys_B, times_B)
   tokens_B, drawn_B = sampling_lib.sample(keys_B, logits_BV, config.sampling)
@@ -218,25 +227,34 @@ def _draw(config, keys_B, times_B, logits_BV):
   return tokens_B, found
 
 
-def _to_transcript(prompts, lengths_B, loop: _Loop) -> Transcript:
+def nothing_recorded(config, shape: tuple[int, ...]) -> dict[str, Array]:
+  """Zeros for what is recorded of each token, by field of the transcript."""
+  names = ["behave_log_probs"] + ["entropies"] * config.record_entropies
+  return {name: jnp.zeros(shape, jnp.float32) for name in names}
+
+
+def to_transcript(
+  prompts: PromptBatch, counts_B: Array, tokens_BT: Array, recorded_BT: dict
+) -> Transcript:
+  """Puts completions of `counts_B` tokens behind their prompts."""
   *_, P, S = prompts.tokens.shape
-  G, T = lengths_B.shape[-1] // P, len(loop.tokens_TB)
+  G, T = counts_B.shape[-1] // P, tokens_BT.shape[-1]
+  lengths_B = jnp.repeat(prompts.lengths, G, axis=-1)
   order_BS = _order(S + T, lengths_B)
-  starts_B, ends_B = S - lengths_B, S + loop.lengths_B
+  starts_B, ends_B = S - lengths_B, S + counts_B
   is_out = (order_BS < starts_B[..., None]) | (order_BS >= ends_B[..., None])
   roles_BS = jnp.where(order_BS < S, transcript.PROMPT, transcript.POLICY)
   roles_BS = jnp.where(is_out, transcript.PAD, roles_BS).astype(jnp.int8)
-  tokens_BS = jnp.repeat(prompts.tokens, G, axis=-2)
-  by_row = functools.partial(jnp.moveaxis, source=0, destination=-1)
+  asked_BS = jnp.repeat(prompts.tokens, G, axis=-2)
   group_ids = np.repeat(np.arange(P, dtype=np.int32), G)
   return Transcript(
-    tokens=jnp.concatenate([tokens_BS, by_row(loop.tokens_TB)], axis=-1),
+    tokens=jnp.concatenate([asked_BS, tokens_BT], axis=-1),
     roles=roles_BS,
     starts=starts_B,
     ends=ends_B,
     group_ids=jnp.broadcast_to(group_ids, lengths_B.shape),
     prompt_size=S,
-    **jax.tree.map(by_row, loop.recorded_TB),
+    **recorded_BT,
   )
 
 
@@ -244,7 +262,7 @@ def _order(size: int, rows_B: Array) -> Array:
   return jnp.arange(size).reshape((1,) * rows_B.ndim + (-1,))
 
 
-def _stages(prompt_size: int, max_new_tokens: int) -> list[int]:
+def stages(prompt_size: int, max_new_tokens: int) -> list[int]:
   """The times at which the loop stops to grow its cache, and ends.
 
   Each stage is compiled: at most four, which decode 256 tokens 1.15 to 1.37

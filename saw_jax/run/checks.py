@@ -12,9 +12,11 @@ import numpy as np
 
 from saw_jax import algorithms, naming
 from saw_jax.models import lora
+from saw_jax.rollout import refill
 from saw_jax.run import agents, groups, labelling, metrics
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
 from saw_jax.run.policy import learner_devices
+from saw_jax.run.rollouts import Encoder
 from saw_jax.run.sections import Experiment, RunConfig
 from saw_jax.tasks import base
 from saw_jax.training import parallel
@@ -32,8 +34,8 @@ LEAST = {
   "episodes.max_observation_tokens evaluation.num_examples "
   "evaluation.batch_size labels.verify_prompt_tokens labels.verify_new_tokens "
   "warm_start.batch_size warm_start.num_demonstrations",
-  0: "loop.pack_length loop.checkpoint_interval evaluation.samples "
-  "evaluation.interval grading.num_workers "
+  0: "rollout.cache_tokens loop.pack_length loop.checkpoint_interval "
+  "evaluation.samples evaluation.interval grading.num_workers "
   "optimizer.warmup_steps warm_start.num_steps",
 }
 
@@ -60,6 +62,7 @@ def check(
   _refuse(_CONFLICTS[type(kind_of(made))](made))
   if jax.process_count() > 1:
     _refuse(_conflicts_of_processes(made, run))
+  _check_cache(made)
   lora.check_config(made.lora, made.decoder)
   groups.make_protocol(made.asynchronous, made.loop.prompts_per_step)
   if seeds is None:
@@ -77,6 +80,13 @@ def check(
     _check_group_of_one(made)
   if directory is not None:
     _check_directory(pathlib.Path(directory).absolute())
+
+
+def _check_cache(made: Experiment) -> None:
+  """Whether there is room for one prompt and its response."""
+  encoder = Encoder(made.tokenizer, made.rollout)
+  settings = encoder.settings(made.sampling, 1)
+  refill.slots(settings, 1, encoder.round_up(made.rollout.max_prompt_tokens))
 
 
 def check_examples(made: Experiment) -> None:
@@ -140,10 +150,6 @@ def _conflicts(made: Experiment) -> Conflicts:
       )
       for one in made.task.components
     },
-    f"rollout.length_groups is {rollout.length_groups}, and does not divide "
-    f"the {loop.prompts_per_step} prompts of a step (loop.prompts_per_step)": (
-      loop.prompts_per_step % rollout.length_groups > 0
-    ),
     f"loop.pack_length is {loop.pack_length}, but {parts} may have {longest} "
     "tokens: say at least that, or 0 to not pack": (
       0 < loop.pack_length < longest
@@ -187,7 +193,7 @@ def _conflicts_of_answers(made: Experiment) -> Conflicts:
 
 def _conflicts_of_episodes(made: Experiment) -> Conflicts:
   task = f"task {made.task.name!r} has episodes, and"
-  count, protocol = made.rollout.length_groups, made.asynchronous.protocol
+  protocol = made.asynchronous.protocol
   return {
     f"{task} the advantage is not one of those: "
     f"{', '.join(sorted(algorithms.STEP_ADVANTAGES))}": (
@@ -200,8 +206,6 @@ def _conflicts_of_episodes(made: Experiment) -> Conflicts:
     "rollout.long_prompts must be 'error' or 'truncate'": (
       made.rollout.long_prompts == "drop"
     ),
-    f"{task} their prompts are sorted by length anyway: rollout.length_groups "
-    f"is {count} and must be 1": count > 1,
     f"{task} labels are bought for single answers: labels.method is "
     f"{made.labels.method!r}": made.labels.method != "truth",
     f"{task} they are played between the updates: asynchronous.protocol is "

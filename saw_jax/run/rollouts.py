@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout import engine, generate, transcript
+from saw_jax.rollout import engine, generate, refill, transcript
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
@@ -126,13 +126,16 @@ class Encoder:
       group_size=group_size,
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id,
+      cache_tokens=self.config.cache_tokens,
       **options,
     )
 
   def size(self, example: Example) -> int:
     """How wide a batch gets that has no longer prompt."""
-    multiple = self.config.prompt_multiple
-    return -(-len(self.tokens(example)) // multiple) * multiple
+    return self.round_up(len(self.tokens(example)))
+
+  def round_up(self, size: int) -> int:
+    return -(-size // self.config.prompt_multiple) * self.config.prompt_multiple
 
   def cut(self, sampled: Transcript) -> Transcript:
     """Cuts completions of rows `[N, B]` behind the first stop string.
@@ -198,8 +201,8 @@ class Native:
   def _make(self, config: GenerateConfig) -> Generate:
     if self._lift.name == "seeded":
       # Not a vmap: the loop's condition and cache index are shared by all.
-      return generate.make_generate(self._decoder, config, lanes=True)
-    made, ROWS = generate.make_generate(self._decoder, config), parallel.ROWS
+      return refill.make_generate(self._decoder, config, lanes=True)
+    made, ROWS = refill.make_generate(self._decoder, config), parallel.ROWS
     return self._lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
 
 

@@ -68,7 +68,10 @@ class RolloutConfig:
   long_prompts: str = "error"
   # A step's prompts are sampled in so many parts, of prompts of like length;
   # must divide the prompts of a step.
-  length_groups: int = 1
+  length_groups: int = constant(1)
+  # Of keys and values, on a device: as many rows are sampled at one time as
+  # have room, and one that ends makes room for the next; 0: all of a call.
+  cache_tokens: int = 0
   # Strings that end an answer, beside the tokenizer's end tokens.
   stops: tuple[str, ...] = ()
 

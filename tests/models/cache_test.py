@@ -23,15 +23,16 @@ def filled_cache(config) -> cache_lib.KVCache:
   keys, values = jax.tree.map(
     lambda x: draw(*x.shape, seed=next(seeds)), (cache.keys, cache.values)
   )
-  valid = np.arange(7)[None] >= np.arange(4)[:, None]
-  return cache_lib.KVCache(keys, values, valid, np.array(5, np.int32))
+  held = np.arange(7, dtype=np.int32)[None] - np.arange(4)[:, None]
+  held = np.maximum(held, cache_lib.EMPTY).astype(np.int32)
+  return cache_lib.KVCache(keys, values, held, np.array(5, np.int32))
 
 
 def test_the_dtype_is_the_decoders():
   half = dataclasses.replace(ODD, dtype="bfloat16")
   kept = cache_lib.init_cache(half, 4, 7)
   chex.assert_type([*kept.keys, *kept.values], jnp.bfloat16)
-  assert not kept.valid.any()
+  assert (kept.positions == cache_lib.EMPTY).all()
 
 
 @both
@@ -43,7 +44,7 @@ def test_copies_of_a_row_are_neighbours(config):
   for old, new in (
     *zip(cache.keys, repeated.keys, strict=True),  # layer by layer
     *zip(cache.values, repeated.values, strict=True),
-    (cache.valid, repeated.valid),
+    (cache.positions, repeated.positions),
   ):
     np.testing.assert_array_equal(new, np.asarray(old)[rows])
   assert (repeated.size, repeated.index) == (7, 5)
@@ -51,7 +52,7 @@ def test_copies_of_a_row_are_neighbours(config):
 
 
 @both
-def test_growing_keeps_the_content_and_adds_slots_that_are_not_valid(config):
+def test_growing_keeps_the_content_and_adds_places_that_are_empty(config):
   cache = filled_cache(config)
   grown = jax.jit(cache_lib.grow, static_argnums=1)(cache, 11)
   assert (grown.size, grown.index) == (11, 5)
@@ -59,8 +60,9 @@ def test_growing_keeps_the_content_and_adds_slots_that_are_not_valid(config):
   for old, new, widths in (
     (cache.keys, grown.keys, (none, none, none, more)),
     (cache.values, grown.values, (none, none, more, none)),
-    ([cache.valid], [grown.valid], (none, more)),
   ):
     for before, after in zip(old, new, strict=True):  # layer by layer
       np.testing.assert_array_equal(after, np.pad(before, widths))
+  held = np.pad(cache.positions, (none, more), constant_values=cache_lib.EMPTY)
+  np.testing.assert_array_equal(grown.positions, held)
   chex.assert_trees_all_equal(cache_lib.grow(cache, 7), cache)
