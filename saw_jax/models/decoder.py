@@ -116,9 +116,8 @@ class Decoder(nn.Module):
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
     S, index, layer_caches = tokens_BS.shape[1], None, None
-    queries_S = jnp.arange(S)
-    # How far before each query [S] a key [T] is, in each row where they differ.
-    distance = (queries_S[:, None] - queries_S[None, :])[None]
+    # Where queries [B, S] and keys [B, T] stand, in each row or in all alike.
+    stands_BS = stands_BT = jnp.arange(S)[None]
     if segment_ids is not None:
       seen_BST = segment_ids[:, None, :] > 0
       seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
@@ -126,17 +125,16 @@ class Decoder(nn.Module):
       seen_BST = valid_BS[:, None, :]
     else:
       index, layer_caches = cache.index, (cache.keys, cache.values)
-      read_BS = jnp.where(valid_BS, positions_BS, cache_lib.EMPTY)
+      stands_BS = jnp.where(valid_BS, positions_BS, cache_lib.EMPTY)
       write = jax.lax.dynamic_update_slice
-      held_BT = write(cache.positions, read_BS, (0, index))
-      seen_BST = held_BT[:, None, :] > cache_lib.EMPTY
-      distance = read_BS[:, :, None] - held_BT[:, None, :]
+      stands_BT = write(cache.positions, stands_BS, (0, index))
+      seen_BST = stands_BT[:, None, :] > cache_lib.EMPTY
     # Nothing in a cache follows its last token: one alone needs no test.
     if cache is None or S > 1:
-      seen_BST = (distance >= 0) & seen_BST
+      seen_BST = (stands_BS[:, :, None] >= stands_BT[:, None, :]) & seen_BST
     masks = [
-      seen_BST & (distance < window)
-      if 0 < window < distance.shape[-1]
+      seen_BST & (stands_BS[:, :, None] - stands_BT[:, None, :] < window)
+      if 0 < window < stands_BT.shape[1]
       else seen_BST
       for window in c.windows or (0,) * c.num_layers
     ]
@@ -149,7 +147,7 @@ class Decoder(nn.Module):
     x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
     if cache is not None:
-      cache = KVCache(*layer_caches, held_BT, index + S)
+      cache = KVCache(*layer_caches, stands_BT, index + S)
     return x_BSD, cache
 
   def _layers(self, x_BSD, layer_caches, places: list[attention.Place]):
