@@ -5,6 +5,7 @@ can be counted and grouped by it; docs/grading.md has a table of the kinds.
 """
 
 import fractions
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -29,11 +30,14 @@ _KEPT = {"\\frac", "\\sqrt", "\\cdot", "\\binom", "\\pi", "e", *forms.FUNCTIONS}
 # What a computer algebra system might not come back from, and what may be a
 # word.
 _REFUSED = re.compile(r"[0-9]{40}|!|binom|^[A-Za-z]+$")
-# Arithmetic that nobody did: 13+3, 2\cdot 3, (1+\sqrt{2})^{2}, 2\pi+3\pi.
+# Arithmetic that nobody did: 13+3, (1+\sqrt{2})^{2}.
 _UNDONE = re.compile(
-  r"(?<![0-9.])[0-9.]+(?:[+-]|\\cdot ?)[0-9.]+(?![0-9.\\A-Za-z({])"
-  r"|\)(?:\\cdot|[\^(])|(\\sqrt\{[^{}]*\}|\\pi).*\1|\\sqrt\{[0-9]*\}\\sqrt"
+  r"(?<![0-9.])[0-9.]+[+-][0-9.]+(?![0-9.\\A-Za-z({])|\)(?:\\cdot|[\^(])"
 )
+_INNER = re.compile(r"(?:\[[^]]*\])?\{([^{}()]*)\}|\(([^{}()]*)\)")
+# Those of \ln 2 and \log_{2}3 are no factors.
+_NUMBERS = re.compile(r"(?<![a-z0-9.])(?<!_ )[0-9.]+(?:/[0-9]+)?|\\frac")
+_ROOTS = re.compile(r"\\sqrt|\\pi")
 
 
 def extract_answer(text: str, braces: re.Pattern = _BRACES) -> str | None:
@@ -132,10 +136,33 @@ def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
     )
   texts = one.text, other.text
   called, known = map(forms.functions, texts)
-  if one.kind == "constant" and (_UNDONE.search(one.text) or called - known):
+  work = map(operator.gt, _work(one.text), _work(other.text))
+  is_undone = _UNDONE.search(one.text) or called - known or any(work)
+  if one.kind == "constant" and is_undone:
     return False
   is_asked = one.kind in ("constant", "expression")
   return is_asked and all(map(_is_cheap, texts)) and _is_zero(*texts, parse)
+
+
+def _work(text: str) -> tuple[int, int]:
+  r"""How many sums an expression has, and numbers or roots in one product.
+
+  >>> _work(r"2\\cdot3\\sqrt{2}+0"), _work(r"6\\sqrt{2}")
+  ((1, 2), (0, 1))
+  """
+  sums, most = len(re.findall(r"(?<=[^({[])[+-]", text)), 1
+  while text:
+    match = _INNER.search(text)
+    inside = (match[1] or match[2] or "") if match else text
+    for term in re.split("[+-]", inside.replace("\\cdot", " ")):
+      most = max(most, *(len(x.findall(term)) for x in (_NUMBERS, _ROOTS)))
+    if match is None:
+      break
+    # A product in parentheses is a part of the one around them.
+    is_part = match[2] and not re.search("[+-]", inside)
+    before, after = text[: match.start()], text[match.end() :]
+    text = f"{before} {inside if is_part else ''}{after}"
+  return sums, most
 
 
 def _is_zero(one: str, other: str, parse: Any) -> bool:

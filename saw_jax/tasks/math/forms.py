@@ -36,8 +36,8 @@ _MONEY = re.compile(r"([+-]?) ?(?:(?:US)?([$€£¥₹]|(?:USD|EUR|GBP)\b) ?)?")
 _UNIT_START = re.compile(r"(?<=[^ ])(?=[ A-Za-z/%$€£¥₹¢\\\ue000]|$)")
 # How expressions that are no numbers are written.
 _REWRITTEN = (
-  (r"^\+", ""),
-  (r"(?<=[0-9])\\cdot ?(?=[\\A-Za-z])", ""),
+  (r"^\+(?![+-])", ""),
+  (r"(?<=[0-9])\\cdot ?(?=\\(?!frac)|(?!e[+-]?[0-9])[A-Za-z])", ""),
   (r"^(-?)\(([^()]+)\)/([0-9]+|\\?[A-Za-z]+)$", r"\1\\frac{\2}{\3}"),
   (r"^(-?)([^-+/()]+)/([0-9]+|\\?[A-Za-z]+)$", r"\1\\frac{\2}{\3}"),
   (r"^\\frac\{-([^-+{}]*(?:\{[^{}]*\})?)\}", r"-\\frac{\1}"),
@@ -117,6 +117,8 @@ def _element(text: str, depth: int = 0) -> Form:
     return Form(_plain(text))
   if match := _ASSIGNED.match(text):
     form = _element(text[match.end() :], depth + 1)
+    if form.name:
+      return Form(_plain(text))  # x=y=5
     return form._replace(name=_plain(match[1]))
   match = _BRACKETS.fullmatch(text)
   if not match or open_at.index(0, len(match[1]) - 1) < len(text) - 1:
@@ -183,8 +185,10 @@ def _rewritten(text: str) -> str:
 
 def _number(text: str, is_part: bool = False) -> fractions.Fraction | None:
   """Reads a number, or a part of one, which is no fraction."""
-  body = text.lstrip("+-")
-  sign = -1 if text[: len(text) - len(body)].count("-") % 2 else 1
+  sign = -1 if text[:1] == "-" else 1
+  body = text[1:] if text[:1] in ("+", "-") else text
+  if re.match(r"\(?[+-]", body) and body != text:
+    return None  # --5 and -(-5)
   if re.fullmatch(_LITERAL, body):
     return sign * fractions.Fraction(body)
   for pattern, combine in (_PARTS if is_part else _NUMBERS).items():
@@ -227,11 +231,11 @@ def _root_of_degree(degree: fractions.Fraction, value: fractions.Fraction):
 _WHOLE, _DIGITS = "([0-9]{1,3})", "([0-9]+)"
 _PARTS = {
   r"\(([^()]*)\)": lambda value: value,
-  rf"\(?([+-]*{_LITERAL})\)?\^\{{([+-]?[0-9]{{1,4}})\}}": _power,
+  rf"\(?([+-]?{_LITERAL})\)?\^\{{([+-]?[0-9]{{1,4}})\}}": _power,
 }
 _NUMBERS = _PARTS | {
-  rf"\\sqrt{GROUP}": _root,
-  rf"\\sqrt\[{_WHOLE}\]{GROUP}": _root_of_degree,
+  rf"\\sqrt\{{(-?{_LITERAL})\}}": _root,
+  rf"\\sqrt\[{_WHOLE}\]\{{(-?{_LITERAL})\}}": _root_of_degree,
   f"{_WHOLE}!": lambda n: math.factorial(int(n)),
   rf"\\binom\{{{_WHOLE}\}}\{{{_WHOLE}\}}": lambda n, k: math.comb(
     int(n), int(k)

@@ -17,15 +17,21 @@ GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _CHARACTERS, _MACROS = TABLES["characters"], TABLES["macros"]
 _SCRIPTS = {"<super>": "^", "<sub>": "_"}
 # What is around a whole answer and says nothing: `73`, **73**.
-_WRAPPED = re.compile(r"(\*\*|__|`+|\*|_)(.+)\1", re.DOTALL)
+_WRAPPED = re.compile(r"(\*\*|__|[*_'\"]|`+)(.+)\1", re.DOTALL)
 _DOT = re.compile(r"(?<=[^.])\s*\.$")
+_FONTS = "|".join((*TABLES["styles"], *TABLES["upright"]))
+# {\rm cm}, \rm{cm} and \mathrm i are \text{cm} and \mathrm{i}.
+_OLD_FONTS = re.compile(r"(?:\{\s*\\(?:rm|bf|it)(?![A-Za-z])|\\(?:rm|bf)\s*\{)")
+_FONT_OF_ONE = re.compile(rf"(\\(?:{_FONTS}))(?:\s*([0-9])|\s+([A-Za-z]))")
 _TEXT = re.compile(rf"\\(?:{'|'.join(TABLES['upright'])})\s*{GROUP}")
 # A separator of thousands; in brackets a comma is between elements.
-_GAP = r"\{,\}|\\[,;:! ]|[ ~]"
+_GAP = r"\{,\}|,\\! ?|\\[,;:! ]|[ ~]"
 _THOUSANDS = (
-  r"(?<![0-9.])[0-9]{{1,3}}({0})[0-9]{{3}}(?:\1[0-9]{{3}})*(?!{0}?[0-9])"
+  r"(?<![0-9.])[1-9][0-9]{{,2}}({0})[0-9]{{3}}(?:\1[0-9]{{3}})*(?!{0}?[0-9])"
 )
-_MACRO = re.compile(r"\\(?:[A-Za-z]+|.)|(?<![A-Za-z])[a-z]+(?![A-Za-z])|[*~]")
+_MACRO = re.compile(
+  r"\\(?:[A-Za-z]+|.)|(?<![A-Za-z])[a-z]+(?![A-Za-z])|[*]|(?<=[^\s=<>~])~"
+)
 _ATOM = r"([0-9A-Za-z]|\\[A-Za-z]+)"
 # A half of `1 \over 2`, with no bracket or comma of its own.
 _HALF = r" *((?:[^][(){},;\\]|\\(?!over)[A-Za-z]+|\{[^{}]*\})+?) *"
@@ -52,6 +58,10 @@ _STEPS = [
       r"\1{\2}",
     ),
     (r"\s+", " "),
+    (r"(?<![^(,[])( ?)\+ ?\\infty", r"\1\\infty"),
+    (r"\\\\ ?(?=\\end)", ""),
+    # 2e - 3 is a difference, 2e-3 a number.
+    (r"(?<=[0-9])(?=[e+ -]* )( ?)e ?([+-]?) ?(?=[0-9])", r"\\cdot e\2"),
   )
 ]
 
@@ -72,6 +82,7 @@ def spell(text: str) -> str:
   gaps = _GAP if re.search(r"[(\[]|\\\{|\\lbrace", text) else f"{_GAP}|,"
   thousands = _THOUSANDS.format(f"(?:{gaps})")
   text = re.sub(thousands, lambda m: m[0].replace(m[1], ""), text)
+  text = _FONT_OF_ONE.sub(r"\1{\2\3}", _OLD_FONTS.sub(r"\\text{", text))
   text = _MACRO.sub(lambda m: _MACROS.get(m[0], m[0]), text.replace("**", "^"))
   while match := _TEXT.search(text):
     words = re.sub(r"(?<![\\A-Za-z])[A-Za-z]+", rf"{UPRIGHT}\g<0>", match[1])
