@@ -117,6 +117,7 @@ _EXTRAS = {
   # Accelerators: JAX with the matching plugin, at the core's own bounds.
   "cuda": ["jax[cuda13]"],
   "cuda12": ["jax[cuda12]"],
+  # libtpu also compiles for slices that are not there: `saw fit`.
   "tpu": ["jax[tpu]"],
   "hf": _HF,
   # Checkpoints of llama.cpp.

@@ -18,7 +18,7 @@ TESTS = 34_700  # lines
 SCRIPT = 140  # lines of a command; evaluate is called from Python, too
 
 ROOT = pathlib.Path(__file__).parents[1]
-EDGES = ("tasks", "annotate", "reporting", "contrib", "commands")
+EDGES = ("tasks", "annotate", "reporting", "contrib", "commands", "ahead")
 FORMULAS = [
   *(
     ROOT / "saw_jax" / f"{name}.py"

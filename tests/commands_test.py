@@ -18,7 +18,8 @@ import pytest
 from absl.testing import flagsaver
 
 from saw_jax import commands
-from saw_jax.commands import footprint, grid
+from saw_jax.ahead import footprint
+from saw_jax.commands import grid
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig
 from saw_jax.reporting import catalogue, compare, report, sections
@@ -86,7 +87,7 @@ def test_help_of_a_command_has_its_own_flags_alone(usage, flag, other):
 def test_every_module_is_a_command_with_its_line(monkeypatch, capsys):
   folder = ROOT / "saw_jax" / "commands"
   modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-  assert modules == {*commands.NAMES, "footprint", "grid"}  # of fit and sweep
+  assert modules == {*commands.NAMES, "grid"}  # of sweep
   monkeypatch.setattr(sys, "argv", ["saw"])
   with pytest.raises(SystemExit) as end:
     commands.main()

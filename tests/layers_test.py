@@ -76,9 +76,14 @@ ROOMS = {
     "absl numpy ml_collections",
     "markdown_it matplotlib scipy",
   ),
+  "ahead": Room(
+    "ahead",
+    "mathematics models rollout tasks training run ahead",
+    "jax flax numpy",
+  ),
   "commands": Room(
     "commands __main__",
-    "mathematics models rollout tasks training annotate run reporting "
+    "mathematics models rollout tasks training annotate run reporting ahead "
     "commands door",
     "absl jax ml_collections",
     "submitit",

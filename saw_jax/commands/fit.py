@@ -1,42 +1,125 @@
-"""Says whether a run fits into the memory of its devices: arithmetic.
+"""Says what a run needs of the chips of a slice, ahead of time.
 
-  saw fit --config=saw/tool_calling:row=gdpo_saw,scale=paper \\
-    --devices=8 --memory=80
+  saw fit --config=saw/tool_calling:row=gdpo_saw,scale=paper --topology=v5e-8
 
-Adds up what one device holds (parameters, gradients, optimizer, reference,
-cache, activations of a micro-batch) from the shapes alone: no weight is read
-and nothing is compiled. The compiled programs need somewhat more or less; that
-holds for activations most. Ends with status 1 if it does not fit.
+Compiles the programs of a step for the slice, without weights and without a
+chip: sampling, log-probs, the update. Prints of each the memory that it takes,
+its FLOPs, what it sends and how often, and how fast a chip could be at most.
+Slices are v5e, v6e and v5p, as v5e-8 (so many chips) or v5e:2x4; gpu:h100x8 is
+arithmetic on shapes, as is --devices with --memory. cpu:8 is XLA's partitioner
+on virtual devices, which also stands in where the extra `tpu` is missing.
+
+Ends with status 1 if something does not fit, and says what would help by
+proportion; --suggest compiles that, until it does fit.
 """
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 
 from absl import flags
 
+from saw_jax.ahead import topology as topology_lib
 from saw_jax.run import command_line
+
+_TRIES = 6  # of what may help a program
 
 
 def main() -> int:
   given, config = flags.FLAGS, command_line.given_config()
   if config is None:
     raise command_line.UsageError("give --config=TABLE, or --rows=FILE")
+  name = given.topology or ""
+  with command_line.checking_input():
+    where = topology_lib.read(name) if name else None
+  if where is None or where.kind == "gpu":
+    return _by_arithmetic(where, config)
+  if topology_lib.is_set():
+    for found in _compile(where):
+      print(json.dumps(found), flush=True)
+    return 0
+  # The platform and the number of devices are set before JAX starts.
+  words = [sys.executable, "-m", "saw_jax", "fit", *sys.argv[1:]]
+  with subprocess.Popen(
+    words,
+    env=topology_lib.environment(where),
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as child:
+    fits = _report(where, map(json.loads, child.stdout))
+  return child.returncode or int(not fits)
 
-  from saw_jax.commands import footprint
-  from saw_jax.run import build
+
+def _by_arithmetic(where, config) -> int:
+  from saw_jax.ahead import compiled, footprint, report
   from saw_jax.run import config as config_lib
 
+  given = flags.FLAGS
+  count = where.count if where else given.devices
+  most = report.has(where) if where else 1e9 * given.memory
   with command_line.checking_input():
-    made, _ = build.outline(config_lib.typed(config))
-    sizes = footprint.per_device(made, given.devices)
+    made = compiled.experiment_of(config_lib.typed(config), count)
+    sizes = footprint.per_device(made, count)
   for name, size in ((n, x) for n, x in sizes.items() if x):
     print(f"  {name:<30} {size / 1e9:9.3f} GB")
-  most, when = footprint.peak(sizes)
+  need, when = footprint.peak(sizes)
   print(
-    f"about {most / 1e9:.3f} GB of {given.memory:g} on each of {given.devices} "
+    f"about {need / 1e9:.3f} GB of {most / 1e9:g} on each of {count} "
     f"device(s), in {when}: arithmetic on shapes, no measurement"
   )
-  if most <= 1e9 * given.memory:
+  if need <= most:
     return 0
   advice = footprint.HELD | footprint.SAMPLING | footprint.UPDATING
   print("it does not fit; what would help, the largest part first:")
   for name in sorted(sizes, key=sizes.get, reverse=True)[:4]:
     print(f"  {name}: {advice[name]}")
   return 1
+
+
+def _compile(where) -> Iterator[dict]:
+  """The figures of each program, in the process that was set up for it."""
+  from saw_jax.ahead import compiled, report
+  from saw_jax.run import config as config_lib
+
+  def made_with(*more):
+    config = command_line.given_config(*more)
+    return compiled.experiment_of(config_lib.typed(config), where.count)
+
+  wanted = tuple(flags.FLAGS.programs)
+  with command_line.checking_input():
+    made = made_with()
+    ahead = compiled.Compiler(where)
+  yield ahead.describe(made)
+  for found in ahead.measure(made, wanted):
+    yield found
+    if report.fits(found, where):
+      continue
+    for number, more in enumerate(report.remedies(made, found, where)):
+      if not flags.FLAGS.suggest:
+        yield {"would help": more}
+        break
+      if number == _TRIES:
+        yield {"given up": found["program"]}
+        break
+      changed = made_with(*more.items())
+      (tried,) = ahead.measure(changed, (found["program"],))
+      yield tried | {"with": more}
+      if report.fits(tried, where):
+        break
+
+
+def _report(where, every) -> bool:
+  from saw_jax.ahead import report
+
+  kept = []
+  for found in every:
+    kept.append(found)
+    said = report.lines(found, where)
+    if flags.FLAGS.json:
+      said = [json.dumps(found)]
+    print(*said, sep="\n", flush=True)
+  fits, said = report.verdict(kept, where)
+  if not flags.FLAGS.json:
+    print(*said, sep="\n")
+  return fits

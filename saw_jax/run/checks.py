@@ -75,7 +75,7 @@ def check(
     num_seeds=len(seeds),
     devices=learner_devices(made),
   )
-  _refuse(_conflicts_of_rows(made, lift.num_shards))
+  check_rows(made, lift.num_shards)
   if made.loop.group_size == 1 and run is not None:
     _check_group_of_one(made)
   if directory is not None:
@@ -87,6 +87,11 @@ def _check_cache(made: Experiment) -> None:
   encoder = Encoder(made.tokenizer, made.rollout)
   settings = encoder.settings(made.sampling, 1)
   refill.slots(settings, 1, encoder.round_up(made.rollout.max_prompt_tokens))
+
+
+def check_rows(made: Experiment, num_shards: int) -> None:
+  """Refuses rows of a call or a micro-batch that do not split over devices."""
+  _refuse(_conflicts_of_rows(made, num_shards))
 
 
 def check_examples(made: Experiment) -> None:

@@ -27,20 +27,18 @@ class Learner:
     self.seeds, self.clock = list(seeds), clock
     self._method, self._loop = self.made.method, self.made.loop
     # Else the old policy is the current one: nothing has to be recomputed.
-    self._needs_old = bool(self._method.kl_in_reward) or (
+    self.needs_old = bool(self._method.kl_in_reward) or (
       self._method.needs_old and self._loop.num_minibatches > 1
     )
     self._reference = None
-    if self._method.needs_reference:  # the base, or the policy as it is now
-      self._reference = policy.base or jax.tree.map(
-        lambda x: x.copy(), policy.state.params
-      )
+    if self._method.needs_reference:
+      self._reference = policy.reference()
     self._how = {
       "temperature": self.made.sampling.temperature,
       "chunk_size": self._loop.chunk_size,
     }
     self.forward = objective.make_forward(policy.decoder, **self._how)
-    self._programs = self._make_programs()
+    self.programs = self._make_programs()
     self.faults: list[str] = []  # what of each seed's update was not finite
 
   def batch_indices(self, count: int, step: int) -> list[np.ndarray]:
@@ -56,20 +54,20 @@ class Learner:
   ) -> tuple[TrainBatch, objective.Observation | None]:
     """Makes a batch, and has the device start on the log-probs it needs."""
     zeros = np.zeros(transcript.starts.shape, np.float32)
-    batch = self._packed(batch_lib.make_batch(transcript, zeros), 1)
+    batch = self.packed(batch_lib.make_batch(transcript, zeros), 1)
     observed = None
     if self.made.labels.method != "truth":
-      observed = self._programs["observe"](self.policy.params, batch)
-      if self._needs_old:
+      observed = self.programs["observe"](self.policy.params, batch)
+      if self.needs_old:
         batch = batch.replace(old_log_probs=observed.log_probs)
     return self.recompute(batch), observed
 
   def recompute(self, batch: TrainBatch) -> TrainBatch:
     """Has the device start on the log-probs that a batch needs and lacks."""
     if batch.packing is None:
-      batch = self._packed(batch, 1)
-    log_probs = self._programs["log_probs"]
-    if self._needs_old and batch.old_log_probs is None:
+      batch = self.packed(batch, 1)
+    log_probs = self.programs["log_probs"]
+    if self.needs_old and batch.old_log_probs is None:
       batch = batch.replace(old_log_probs=log_probs(self.policy.params, batch))
     if self._reference is not None:
       batch = batch.replace(ref_log_probs=log_probs(self._reference, batch))
@@ -77,7 +75,7 @@ class Learner:
 
   def values(self, batch: TrainBatch) -> np.ndarray:
     """What the value head says of each row. Shape `[N, B]`."""
-    return np.asarray(self._programs["values"](self.policy.params, batch))
+    return np.asarray(self.programs["values"](self.policy.params, batch))
 
   def estimate(
     self, batch: TrainBatch, scores: Rollout, step: int = 0
@@ -90,17 +88,17 @@ class Learner:
     if truncated == "drop":
       scored = scored & scores.ended[..., None]
     if self._method.weights is None:
-      weights = self._programs["weigh"](
+      weights = self.programs["weigh"](
         policy.state.params,
         weights,
-        self._packed(batch, self._loop.num_microbatches),
+        self.packed(batch, self._loop.num_microbatches),
         scores.rewards,
         scored,
         policy.base,
       )
       weights = jax.block_until_ready(weights)
       # Of others the advantages are not finite, and the update is skipped.
-      kept = self._programs["keep"](weights, policy.state.weights)
+      kept = self.programs["keep"](weights, policy.state.weights)
       policy.state = policy.state.replace(weights=kept)
       self.clock.lap("weigh")
     penalties = None
@@ -111,7 +109,7 @@ class Learner:
         whole, estimator, coefficient, group_size=self._loop.group_size
       )
     advantages, statistics = jax.block_until_ready(
-      self._programs["estimate"](
+      self.programs["estimate"](
         scores.rewards,
         scored,
         scores.lengths.astype(np.float32),
@@ -133,8 +131,8 @@ class Learner:
     updates = []
     for part in range(loop.num_minibatches):
       rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
-      policy.state, values = self._programs["update"](
-        policy.state, self._packed(rows, loop.num_microbatches), policy.base
+      policy.state, values = self.programs["update"](
+        policy.state, self.packed(rows, loop.num_microbatches), policy.base
       )
       updates.append(values)
     updates = hosts.fetch(updates)
@@ -155,7 +153,8 @@ class Learner:
       self.faults.append(fault)
     return rows
 
-  def _packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
+  def packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
+    """Lays rows out in packed ones, if the run has those."""
     if not self._loop.pack_length:
       return batch
     lift = self.policy.lift
@@ -198,7 +197,7 @@ class Learner:
     observe = objective.make_observe(
       policy.decoder,
       group_size=loop.group_size,
-      log_probs_too=self._needs_old or needs_log_probs,
+      log_probs_too=self.needs_old or needs_log_probs,
       **self._how,
     )
     log_probs = objective.in_parts(

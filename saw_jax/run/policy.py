@@ -62,6 +62,11 @@ class Policy:
       self._merged = (self._merge_all(self.base, adapters), adapters)
     return self._merged[0]
 
+  def reference(self) -> PyTree:
+    """What a KL is to: the base, or a copy of the policy as it is now."""
+    copied = lambda x: x.copy()  # noqa: E731
+    return self.base or jax.tree.map(copied, self.state.params)
+
   def drop_merged(self) -> None:
     self._merged = (None, None)
 

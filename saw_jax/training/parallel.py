@@ -132,18 +132,10 @@ def meshed(
     return _over_one_seed(call, inputs, outputs, put, lambda kind, tree: tree)
 
   def place(state: TrainState):
-    state, params = _one_seed(state), param_shardings(mesh, config)
-    if lora is not None:
-      axes = lora_lib.adapter_axes(lora, config)
-      params = shardings(mesh, state.params, axes)
-    opt_state = optax.tree_map_params(
-      optimizer,
-      lambda _, sharding: sharding,
-      state.opt_state,
-      params,
-      transform_non_params=lambda _: same,
+    state = _one_seed(state)
+    return hosts.spread(
+      state, state_shardings(mesh, config, optimizer, state, lora)
     )
-    return hosts.spread(state, TrainState(params, opt_state, same, same))
 
   def place_params(params: PyTree):
     return hosts.spread(_one_seed(params), param_shardings(mesh, config))
@@ -287,6 +279,29 @@ def axis_sizes(config: ParallelConfig, count: int) -> tuple[int, int, int]:
       f"there are {count}"
     )
   return tuple(sizes)
+
+
+def state_shardings(
+  mesh: Mesh,
+  config: DecoderConfig,
+  optimizer: optax.GradientTransformation,
+  state: TrainState,
+  lora: lora_lib.LoraConfig | None = None,
+) -> TrainState:
+  """Where a mesh wants a state, which may be one of shapes."""
+  same = NamedSharding(mesh, PartitionSpec())
+  params = param_shardings(mesh, config)
+  if lora is not None:
+    axes = lora_lib.adapter_axes(lora, config)
+    params = shardings(mesh, state.params, axes)
+  opt_state = optax.tree_map_params(
+    optimizer,
+    lambda _, sharding: sharding,
+    state.opt_state,
+    params,
+    transform_non_params=lambda _: same,
+  )
+  return TrainState(params, opt_state, same, same)
 
 
 def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:

@@ -1,6 +1,8 @@
 """How much memory of a device a run takes: arithmetic on shapes."""
 
+import dataclasses
 import math
+from typing import NamedTuple, Self
 
 import jax
 from jax.sharding import AbstractMesh
@@ -34,9 +36,76 @@ UPDATING = {
 }
 
 
+class Sizes(NamedTuple):
+  """How many rows and tokens the programs of a step have, at most."""
+
+  made: Experiment
+  rows: int  # that a step learns from
+  prompts: int  # of a call of the sampler
+  group: int  # responses that a call has of each
+  calls: int  # of the sampler in a step
+
+  @classmethod
+  def of(cls, made: Experiment, shards: int) -> Self:
+    loop, parts = made.loop, made.rollout.length_groups
+    rows = loop.prompts_per_step * loop.group_size
+    if not made.method.per_step:
+      size = loop.prompts_per_step // parts
+      return cls(made, rows, size, loop.group_size, parts)
+    # Of an episode, one row a step.
+    turns, prompts = (
+      experiment.kind_of(made).turns,
+      agents.rows_per_call(made, shards),
+    )
+    unit = loop.num_minibatches * loop.num_microbatches * shards
+    calls = turns * math.ceil(rows / prompts)
+    return cls(made, -(-rows * turns // unit) * unit, prompts, 1, calls)
+
+  @property
+  def sampled(self) -> int:
+    return self.prompts * self.group
+
+  @property
+  def width(self) -> int:
+    rollout = self.made.rollout
+    return rollout.max_prompt_tokens + rollout.max_new_tokens
+
+  def forward_flops(self, rows: int, new: int | None = None) -> float:
+    """Of a forward pass, the head on `new` tokens of each row alone.
+
+    Two for each weight that a token meets, and those of the scores and of what
+    they weigh, of which causality leaves half.
+    """
+    model = self.made.decoder
+    new = self.made.rollout.max_new_tokens if new is None else new
+    shapes = jax.tree.leaves(decoder.param_shapes(model))
+    embedding = model.vocab_size * model.width
+    weights = sum(x.size for x in shapes) - embedding * (2 - model.tied_head)
+    length = self.width
+    inside = 2 * weights * length + 2 * new * embedding
+    heads = model.num_layers * model.num_heads * model.head_size
+    return float(rows * (inside + 2 * heads * length**2))
+
+  def cache_bytes(self, shards: int) -> float:
+    """Of keys and values of one call of the sampler, on a device."""
+    held = math.ceil(self.sampled / shards) * self.width
+    held = min(self.made.rollout.cache_tokens or held, held)
+    model = self.made.decoder
+    empty = jax.eval_shape(lambda: cache_lib.init_cache(model, 1, held))
+    return float(_bytes((empty.keys, empty.values)))
+
+  def sample_flops(self) -> float:
+    """Of one call: prompts once, and a pass over each token that is drawn."""
+    rows = self.sampled
+    short = dataclasses.replace(self.made.rollout, max_new_tokens=0)
+    asked = self._replace(made=self.made._replace(rollout=short))
+    once = asked.forward_flops(self.prompts, 1)
+    return self.forward_flops(rows) - asked.forward_flops(rows, 0) + once
+
+
 def per_device(made: Experiment, devices: int) -> dict[str, float]:
   """Bytes on one device, by what they are; each seed has its own device."""
-  model, loop, rollout = made.decoder, made.loop, made.rollout
+  model, loop = made.decoder, made.loop
   lift, has_adapters = made.parallel.lift, made.lora.rank > 0
   data, fsdp, tensor = 1, 1, 1
   if lift == "meshed":
@@ -59,17 +128,10 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   init = optimizer.make_optimizer(made.optimizer, 1).init
   moments = _bytes(jax.eval_shape(init, updated)) * trained / _bytes(updated)
 
-  width = rollout.max_prompt_tokens + rollout.max_new_tokens
-  rows = math.ceil(loop.prompts_per_step * loop.group_size / shards)
-  sampled = math.ceil(rows / rollout.length_groups)
-  if made.method.per_step:  # of an episode, one row a step
-    rows *= experiment.kind_of(made).turns
-    sampled = math.ceil(agents.rows_per_call(made, shards) / shards)
-  held = sampled * width
-  held = min(rollout.cache_tokens or held, held)
-  empty = jax.eval_shape(lambda: cache_lib.init_cache(model, 1, held))
-  cache = _bytes(empty)
+  sizes = Sizes.of(made, shards)
+  cache = sizes.cache_bytes(shards)
   cache /= tensor if model.num_kv_heads % tensor == 0 else 1
+  rows, width = math.ceil(sizes.rows / shards), sizes.width
   parts = loop.num_minibatches * loop.num_microbatches
   tokens = math.ceil(rows / parts) * width
   item = jax.numpy.dtype(model.dtype).itemsize

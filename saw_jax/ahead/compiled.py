@@ -1,0 +1,163 @@
+"""Compiles the programs of a run, and says what each needs of a chip."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from saw_jax import naming
+from saw_jax.ahead import flops, hlo, programs
+from saw_jax.ahead import topology as topology_lib
+from saw_jax.ahead.topology import Topology
+from saw_jax.models.hub import config as hub_config
+from saw_jax.run import build, checks
+from saw_jax.run.sections import Experiment, RunConfig
+from saw_jax.tasks import base
+from saw_jax.training import parallel
+from saw_jax.types import PyTree
+
+# The plan of memory and of communication is the same, in a tenth of the time.
+_QUICK = {"exec_time_optimization_effort": -1.0}
+# `config.json` of the models that the tables name, as they were published.
+MODELS: Mapping[str, Mapping] = base.asset(__file__, "released_models.json")
+
+
+def experiment_of(run: RunConfig, count: int) -> Experiment:
+  """The experiment of a config; of a model that is not here, by its sizes.
+
+  It is refused as the run is where its rows do not split over `count` devices.
+  """
+  if run.checkpoint and not pathlib.Path(run.checkpoint).exists():
+    name = pathlib.Path(run.checkpoint).name
+    document = naming.lookup(MODELS, name, "model without its files")
+    longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
+    model = hub_config.read_config(document, where=name, max_length=longest)
+    how = {key: getattr(run.model, key) for key in build.COMPUTED}
+    model = dataclasses.replace(model, **how)
+    # The tokenizer is one of ours: of theirs no program knows but its size.
+    bare = dataclasses.replace(
+      run, checkpoint="", chat_template_options={}, model=model
+    )
+    made, _ = build.outline(bare)
+    size = model.vocab_size
+    made = made._replace(
+      decoder=dataclasses.replace(made.decoder, vocab_size=size)
+    )
+  else:
+    made, _ = build.outline(run)
+  if made.parallel.lift == "meshed":
+    data, fsdp, _ = parallel.axis_sizes(made.parallel, count)
+    checks.check_rows(made, data * fsdp)
+  return made
+
+
+def share(tree: PyTree) -> int:
+  """Bytes that one device has of arrays."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  )
+
+
+class Compiler:
+  """Compiles for a topology, in a process that was set up for that."""
+
+  def __init__(self, topology: Topology):
+    self.topology, self.devices = topology, topology_lib.devices_of(topology)
+
+  def describe(self, made: Experiment) -> dict[str, Any]:
+    """What all programs share."""
+    said = "XLA's partitioner on virtual CPU devices, which overstates"
+    if self.topology.compiles:
+      said = f"libtpu {metadata.version('libtpu')}"
+    mesh = self._outline(made).mesh
+    return {"mesh": dict(mesh.shape), "compiler": said}
+
+  def _outline(self, made: Experiment) -> programs.Outline:
+    lift, devices = made.parallel.lift, self.devices
+    if lift == "pmapped":
+      raise ValueError(
+        "programs of parallel.lift=pmapped are not compiled ahead: say "
+        "parallel.lift=meshed, or --devices and --memory for arithmetic"
+      )
+    if lift == "seeded":  # A device has a seed, and its neighbours another.
+      made = made._replace(parallel=parallel.ParallelConfig("meshed"))
+      devices = devices[:1]
+    return programs.Outline(made, devices)
+
+  def measure(
+    self, made: Experiment, wanted: Sequence[str] = ()
+  ) -> Iterator[dict[str, Any]]:
+    """Compiles each program; yields its figures: bytes and FLOPs per chip."""
+    policy = self._outline(made)
+    sizes: dict[int, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(policy.params):
+      root, *inside = (key.key for key in path)
+      # Kernels of one module may have one size: they go by its name.
+      name = inside[0] if len(inside) > 1 else root
+      sizes[math.prod(leaf.shape)] = name
+      if made.decoder.scan_layers and root == "layers":
+        sizes[math.prod(leaf.shape[1:])] = name
+    for program in programs.programs_of(policy):
+      if not wanted or program.name in wanted:
+        yield self._compile(program, policy.held(), sizes)
+
+  def _compile(self, program, held: PyTree, sizes) -> dict[str, Any]:
+    begun, count = time.time(), program.mesh.size
+    traced = program.trace()
+    arguments = {id(x) for x in jax.tree.leaves(program.args)}
+    beside = [x for x in jax.tree.leaves(held) if id(x) not in arguments]
+    found = {
+      "program": program.name,
+      "runs": program.runs,
+      "model_flops": program.model_flops / count,
+      "flops": flops.count(traced) / count,
+      "arguments": share(program.args),
+      "beside": share(beside),
+    }
+    if program.cache:
+      found["cache"] = program.cache
+    lowered = traced.lower()
+    begun, found["trace_s"] = time.time(), time.time() - begun
+    try:
+      compiled = lowered.compile(_QUICK if self.topology.compiles else None)
+    except jax.errors.JaxRuntimeError as error:
+      said = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+      if not said:
+        raise
+      used = float(said[1]) * 1024 ** " KMGT".index(said[2])
+      found |= {"compile_s": time.time() - begun}
+      return found | {"needs": used + found["beside"]}
+    found["compile_s"] = time.time() - begun
+    memory = compiled.memory_analysis()
+    found["temporaries"] = memory.temp_size_in_bytes
+    # Results that take an argument's place need none.
+    found["results"] = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    found["needs"] = memory.argument_size_in_bytes + found["beside"]
+    found["needs"] += found["temporaries"] + found["results"]
+    read = hlo.Module(compiled.as_text(), count).read()
+    found |= {"memory": read.memory, "unknown_loops": read.unknown}
+    moved = collections.defaultdict(lambda: [0, 0.0])
+    for one in read.moved:
+      entry = moved[one.kind, _what(one, sizes)]
+      entry[0] += one.times
+      entry[1] += one.size * one.times
+    lines = [[*key, *value] for key, value in moved.items()]
+    return found | {"moved": sorted(lines, key=lambda line: -line[-1])}
+
+
+def _what(one: hlo.Moved, sizes: Mapping[int, str]) -> str:
+  """What a collective moves: weights and gradients are known by their sizes."""
+  name = sizes.get(one.elements)
+  if name is None:
+    return "activations and statistics"
+  sums = one.kind in ("all-reduce", "reduce-scatter")
+  return f"{'gradient' if sums else 'weights'} {name}"

@@ -1,0 +1,323 @@
+"""Reads a compiled program: what moves between chips and to their memory.
+
+XLA's own figures count the body of a loop once. Here each loop is counted as
+often as it runs: its condition is evaluated with what is known of the scalars
+that it carries, where a value that is not known (whether all responses have
+ended) lets it go on.
+"""
+
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
+_LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
+_MOST = 100_000  # trips of a loop that are looked at
+# Of each array that a chip has, of n chips: what it receives.
+COLLECTIVES = {
+  "all-gather": lambda n: n - 1,
+  "all-reduce": lambda n: 2 * (n - 1) / n,
+  "reduce-scatter": lambda n: (n - 1) / n,
+  "all-to-all": lambda n: (n - 1) / n,
+  "collective-permute": lambda n: 1,
+}
+# What moves nothing, or what its parts move.
+_FREE = set(
+  "parameter constant tuple get-tuple-element bitcast while call conditional "
+  "after-all opt-barrier partition-id replica-id iota domain".split()
+)
+_CALLS = ("call", "conditional", "async-start")
+_PARTS = "calls to_apply branch_computations called_computations".split()
+_PARTS += ["true_computation", "false_computation"]
+_CUTS = ("dynamic-slice", "gather", "dynamic-update-slice")
+_KNOWN = {
+  "add": operator.add,
+  "subtract": operator.sub,
+  "multiply": operator.mul,
+  "and": operator.and_,
+  "or": operator.or_,
+  "not": operator.not_,
+}
+_ENDS = {"and": 0, "or": 1}  # what one operand is enough for
+_ORDER = {x.upper(): getattr(operator, x) for x in "lt le gt ge eq ne".split()}
+Read = Callable[[int], int | None]
+
+
+class Instruction(NamedTuple):
+  """One line of a computation."""
+
+  type: str
+  op: str
+  operands: list[str]
+  given: str  # what stands in the parentheses
+  rest: str  # attributes
+
+
+class Moved(NamedTuple):
+  """What a collective moves, each time."""
+
+  kind: str
+  elements: int  # of the array that all its chips make or have
+  size: float  # bytes that a chip receives
+  times: int
+  name: str  # of the operation that it comes from
+
+
+class Found(NamedTuple):
+  """What a run of a program moves."""
+
+  moved: list[Moved]
+  memory: float  # bytes of a chip's memory that are read and written
+  unknown: int  # loops whose trips were not found: counted once
+
+
+def arrays(text: str) -> Iterator[tuple[int, int, bool]]:
+  """Elements and bytes of each array of a type, and whether it is in HBM."""
+  for kind, sizes, layout in _ARRAY.findall(text):
+    digits = re.match(r"[a-z]+(\d+)", kind)
+    bits = _BITS.get(kind) or (int(digits[1]) if digits else 0)
+    count = math.prod(int(x.strip("<=")) for x in sizes.split(",") if x)
+    yield count, count * bits // 8, not re.search(r"S\([1-9]\)", layout)
+
+
+def _parenthesis(text: str) -> int:
+  """Where the first parenthesis of a text is closed, and one more."""
+  depth = 0
+  for mark in re.finditer(r"[()]", text):
+    depth += 1 if mark[0] == "(" else -1
+    if not depth:
+      return mark.end()
+  return len(text)
+
+
+class Module:
+  """The computations of a program, from its text."""
+
+  def __init__(self, text: str, devices: int):
+    self.devices, self.computations, self.roots = devices, {}, {}
+    self._ends: dict[tuple[str, str], dict[int, int | None]] = {}
+    self.unknown = 0  # loops whose trips were not found: counted once
+    now = self.entry = ""
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+      if line.endswith("{") and line[:1] not in (" ", "") and "(" in line:
+        now = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
+        self.computations[now] = {}
+        self.entry = now if line.startswith("ENTRY") else self.entry
+      elif now and (match := _LINE.match(line)):
+        self._add(now, *match.groups())
+
+  def _add(self, computation: str, root: str, name: str, text: str) -> None:
+    end = _parenthesis(text) if text.startswith("(") else text.find(" ")
+    kind, text = text[:end], text[end:].strip()
+    op, begin = text.split("(", 1)[0], text.find("(")
+    end = begin + _parenthesis(text[begin:])
+    given = text[begin + 1 : end - 1]
+    operands = re.findall(r"%([\w.\-]+)", given)
+    found = Instruction(kind, op, operands, given, text[end:])
+    self.computations[computation][name] = found
+    if root:
+      self.roots[computation] = name
+
+  def called(self, one: Instruction, *keys: str) -> list[str]:
+    found = []
+    for key in keys:
+      for text in re.findall(rf"\b{key}=(\{{[^}}]*\}}|%?[\w.\-]+)", one.rest):
+        found += re.findall(r"[\w.\-]+", text)
+    return [name for name in found if name in self.computations]
+
+  def value(self, at: str, name: str, carried: Read) -> int | None:
+    """A scalar, or None; the parameter of the computation has `carried`."""
+    one = self.computations[at].get(name)
+    if one is None or "[]" not in one.type:
+      return None
+    read = functools.partial(self.value, at, carried=carried)
+    if one.op == "constant":
+      text = {"true": "1", "false": "0"}.get(one.given, one.given)
+      return int(text) if re.fullmatch(r"-?\d+", text) else None
+    if one.op == "parameter":
+      return carried(int(one.given))
+    if one.op == "get-tuple-element":
+      index = int(re.search(r"index=(\d+)", one.rest)[1])
+      return self._element(at, one.operands[0], index, carried)
+    if one.op in ("copy", "convert", "bitcast", "reshape"):
+      return read(one.operands[0])
+    if one.op == "fusion" and (inside := self.called(one, "calls")):
+      given = functools.partial(self._given, at, one, carried)
+      return self.value(inside[0], self.roots[inside[0]], given)
+    if one.op not in _KNOWN and one.op != "compare":
+      return None
+    values = [read(operand) for operand in one.operands]
+    if one.op in _ENDS and _ENDS[one.op] in values:
+      return _ENDS[one.op]
+    if None in values:
+      return None
+    if one.op == "compare":
+      return int(_ORDER[re.search(r"direction=(\w+)", one.rest)[1]](*values))
+    return int(_KNOWN[one.op](*values))
+
+  def _element(self, at: str, source: str, index: int, carried: Read):
+    one = self.computations[at].get(source)
+    if one is not None and one.op == "parameter":
+      return carried(index)
+    if one is not None and one.op == "tuple":
+      return self.value(at, one.operands[index], carried)
+    return self._ends.get((at, source), {}).get(index)
+
+  def trips(self, at: str, name: str, carried: Read) -> int | None:
+    """How often a loop runs at most; None: that cannot be known."""
+    one = self.computations[at][name]
+    condition, body = (self.called(one, x)[0] for x in ("condition", "body"))
+    inside = self.computations[body][self.roots[body]]
+    now: dict[int, int | None] = {}
+
+    def read(index: int) -> int | None:
+      if index not in now:
+        now[index] = self._given(at, one, carried, index)
+      return now[index]
+
+    for trip in range(_MOST if inside.op == "tuple" else 0):
+      if self.value(condition, self.roots[condition], read) == 0:
+        self._ends[at, name] = now
+        return trip
+      after = {
+        index: self.value(body, inside.operands[index], read)
+        for index in list(now)
+      }
+      if after.items() <= now.items():  # Nothing that is known changes.
+        return None
+      now |= after
+    return None
+
+  def walk(
+    self, at: str, times: int = 1, carried: Read = lambda i: None
+  ) -> Iterator[tuple[str, str, int]]:
+    """Every instruction that runs, with its computation, and how often."""
+    for name, one in self.computations[at].items():
+      yield at, name, times
+      count, parts = 1, ()
+      if one.op == "while":
+        count, parts = self.trips(at, name, carried), ("condition", "body")
+        self.unknown += count is None
+      elif one.op in _CALLS or (one.op == "fusion" and self._sends(one)):
+        parts = _PARTS
+      inside = functools.partial(self._given, at, one, carried)
+      for part in self.called(one, *parts):
+        yield from self.walk(
+          part, times * (1 if count is None else count), inside
+        )
+
+  def _given(self, at: str, one: Instruction, carried: Read, index: int):
+    """What a computation is called with: values, or the parts of one."""
+    source = self.computations[at].get(one.operands[0])
+    if source is not None and source.type.startswith("("):
+      return self._element(at, one.operands[0], index, carried)
+    return self.value(at, one.operands[index], carried)
+
+  def _sends(self, fusion: Instruction) -> bool:
+    """Whether a collective is inside, as a TPU has it while it multiplies."""
+    return any(
+      _kind(one.op) in COLLECTIVES
+      for name in self.called(fusion, "calls")
+      for one in self.computations[name].values()
+    )
+
+  def read(self) -> Found:
+    """What all instructions move, each as often as it runs."""
+    moved, memory = [], 0.0
+    self.unknown = 0
+    for at, name, times in self.walk(self.entry):
+      one = self.computations[at][name]
+      if (kind := _kind(one.op)) in COLLECTIVES:
+        moved.append(self._moved(at, one, kind, times))
+      is_free = one.op in _FREE or "AllocateBuffer" in one.rest
+      if not is_free and not one.op.endswith("-done"):
+        memory += times * self.touched(at, one)
+    return Found(moved, memory, self.unknown)
+
+  def _moved(self, at: str, one: Instruction, kind: str, times: int) -> Moved:
+    types = [self.computations[at][x].type for x in one.operands]
+    own = [array for text in types for array in arrays(text)]
+    count = sum(array[0] for array in own)
+    chips = self._chips(one.rest)
+    size = sum(array[1] for array in own) * COLLECTIVES[kind](chips)
+    name = re.search(r'op_name="([^"]*)"', one.rest)
+    count *= chips if kind in ("all-gather", "collective-permute") else 1
+    return Moved(kind, count, size, times, name[1] if name else "")
+
+  def _chips(self, text: str) -> int:
+    """How many chips take part in a collective together."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+      return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+      return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+      sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+      return math.prod(int(sizes[x]) for x in re.findall(r"'(\w+)'", found[2]))
+    return self.devices
+
+  def touched(self, at: str, one: Instruction) -> float:
+    """Bytes in HBM that an instruction reads and writes."""
+    read = 0.0
+    for number, operand in enumerate(one.operands):
+      source = self.computations[at].get(operand)
+      whole = _bytes(source.type) if source else 0
+      read += min(whole, self._read_of(at, one, operand, number))
+    return read + min(_bytes(one.type), self._written(at, one))
+
+  def _read_of(self, at: str, user: Instruction, name: str, number: int):
+    """Bytes that an instruction reads of an operand; infinite: all of it."""
+    if user.op in _CUTS:
+      return self._part(at, user) if number == 0 else math.inf
+    if user.op not in ("fusion", "bitcast"):
+      return math.inf
+    inside = [at] if user.op == "bitcast" else self.called(user, "calls")
+    if not inside:
+      return math.inf
+    part = self.computations[inside[0]]
+    if user.op == "fusion":
+      name = next(
+        x
+        for x, one in part.items()
+        if one.op == "parameter" and int(one.given) == number
+      )
+    else:
+      name = next(x for x, one in part.items() if one is user)
+    return sum(
+      self._read_of(inside[0], one, name, i)
+      for one in part.values()
+      for i, operand in enumerate(one.operands)
+      if operand == name
+    )
+
+  def _written(self, at: str, one: Instruction) -> float:
+    """Bytes of a result, or what is written into an array that stays."""
+    part = self.computations[at]
+    if one.op == "dynamic-update-slice":
+      return self._part(at, one)
+    if one.op == "fusion" and (inside := self.called(one, "calls")):
+      root = self.computations[inside[0]][self.roots[inside[0]]]
+      return min(_bytes(one.type), self._written(inside[0], root))
+    if one.op == "tuple":
+      return sum(self._written(at, part[x]) for x in one.operands if x in part)
+    if one.op == "bitcast" and one.operands[0] in part:
+      return self._written(at, part[one.operands[0]])
+    return sum(size for _, size, _ in arrays(one.type))
+
+  def _part(self, at: str, one: Instruction) -> float:
+    """What is read or written of the array that an instruction cuts."""
+    if one.op != "dynamic-update-slice":
+      return sum(size for _, size, _ in arrays(one.type))
+    source = self.computations[at].get(one.operands[1])
+    return sum(size for _, size, _ in arrays(source.type)) if source else 0
+
+
+def _kind(op: str) -> str:
+  return op.removesuffix("-start")
+
+
+def _bytes(text: str) -> int:
+  return sum(size for _, size, in_memory in arrays(text) if in_memory)

@@ -1,0 +1,204 @@
+"""The programs of a run, over shapes: nothing is allocated or read.
+
+`Policy` and `Learner` are the run's own. The lift alone is another: it keeps
+what it is given to wrap, so that each program can be traced for devices that
+need not be here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from saw_jax import world_model
+from saw_jax.ahead.footprint import Sizes
+from saw_jax.models import decoder, lora
+from saw_jax.rollout import transcript
+from saw_jax.run import agents, rollouts
+from saw_jax.run.learner import Learner
+from saw_jax.run.policy import Policy
+from saw_jax.run.sections import Experiment
+from saw_jax.run.session import Clock
+from saw_jax.training import optimizer, parallel, update
+from saw_jax.training.batch import TrainBatch
+from saw_jax.types import PyTree
+
+
+class Program(NamedTuple):
+  """One program of a step."""
+
+  name: str
+  jitted: Any
+  args: tuple[PyTree, ...]  # shapes, and where they lie
+  mesh: Any
+  runs: float  # times in a step
+  model_flops: float  # of one run, on all devices: what no program can save
+  cache: float = 0.0  # bytes of keys and values, on a device
+
+  def trace(self):
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(parallel.RULES):
+      return self.jitted.trace(*self.args)
+
+
+class _Kept(NamedTuple):
+  """What a lift was given, and in a call the arguments."""
+
+  fn: Any
+  donate: tuple[int, ...]
+  args: tuple[PyTree, ...] = ()
+
+  def __call__(self, *args) -> "_Kept":
+    return self._replace(args=args)
+
+
+def _keep(fn, inputs, outputs, *, takes_axis_name=False, donate=()) -> _Kept:
+  del inputs, outputs, takes_axis_name
+  return _Kept(fn, donate)
+
+
+class Outline(Policy):
+  """A policy of shapes, over devices that need not be here."""
+
+  def __init__(self, made: Experiment, devices: list):
+    self.made, self.decoder, self.num_seeds = made, made.decoder, 1
+    self.encoder = rollouts.encoder_of(made.tokenizer, made.rollout)
+    self.optimizer = optimizer.make_optimizer(made.optimizer, 1)
+    self.mesh = parallel.make_mesh(made.parallel, devices)
+    lift = parallel.meshed(self.mesh, made.decoder, self.optimizer)
+    self.lift = dataclasses.replace(lift, wrap=_keep)
+    shapes = decoder.param_shapes(made.decoder)
+    self.whole = _at(shapes, parallel.param_shardings(self.mesh, made.decoder))
+    self.merge = self.base = config = None
+    if made.lora.rank:
+      config, self.base = made.lora, self.whole
+      self.merge = functools.partial(lora.merge, config=config)
+      adapt = functools.partial(
+        lora.init_adapters, config=config, decoder_config=made.decoder
+      )
+      shapes = jax.eval_shape(adapt, shapes)
+    state = jax.eval_shape(
+      lambda params: update.create_state(
+        params, self.optimizer, len(made.task.components)
+      ),
+      shapes,
+    )
+    places = parallel.state_shardings(
+      self.mesh, made.decoder, self.optimizer, state, config
+    )
+    self.state = _at(state, places)
+    if self.base is None:
+      self.state = self.state.replace(params=self.whole)
+
+  @property
+  def params(self) -> PyTree:
+    return self.whole
+
+  def reference(self) -> PyTree:
+    return self.whole
+
+  def held(self) -> PyTree:
+    """What devices hold all the time, whatever program runs."""
+    held = [self.state, self.base]
+    if self.made.method.needs_reference and self.base is None:
+      held.append(_again(self.whole))
+    if self.made.asynchronous.protocol != "none":  # published weights
+      held.append(_again(self.whole))
+    return held
+
+  def rows(self, tree: PyTree) -> PyTree:
+    """Shapes of rows, which the devices share, without the axis of seeds."""
+    axes = jax.sharding.PartitionSpec(("data", "fsdp"))
+    place = jax.sharding.NamedSharding(self.mesh, axes)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place), tree
+    )
+
+
+def programs_of(policy: Outline) -> Iterator[Program]:
+  """The programs of a step in the order in which it runs them.
+
+  Rows are as long as they may be: a step of shorter ones needs less.
+  """
+  made = policy.made
+  learner, loop = Learner(policy, [0], Clock()), made.loop
+  shards = policy.lift.num_shards
+  sizes = Sizes.of(made, shards)
+
+  def program(name, kept, runs, flops, cache=0.0):
+    jitted = jax.jit(kept.fn, donate_argnums=kept.donate)
+    return Program(name, jitted, kept.args, policy.mesh, runs, flops, cache)
+
+  prompts = transcript.PromptBatch(
+    np.zeros((1, sizes.prompts, made.rollout.max_prompt_tokens), np.int32),
+    *np.zeros((2, 1, sizes.prompts), np.int32),
+  )
+  keys = jax.eval_shape(
+    lambda: jax.random.split(jax.random.key(0), (1, sizes.sampled))
+  )
+  has_world = made.method.world is not None
+  sampler = policy.make_generate(
+    made.sampling, sizes.group, record_entropies=has_world
+  )
+  kept = sampler(policy.params, policy.rows(prompts), policy.rows(keys))
+  flops, cache = sizes.sample_flops(), sizes.cache_bytes(shards)
+  yield program("generate", kept, sizes.calls, flops, cache)
+
+  batch, known = batch_of(made, sizes, learner), learner.programs
+  whole = policy.params, policy.rows(learner.packed(batch, 1))
+  passes = int(learner.needs_old) + made.method.needs_reference
+  flops = sizes.forward_flops(sizes.rows)
+  if made.labels.method != "truth":
+    passes -= int(learner.needs_old)
+    yield program("observe", known["observe"](*whole), 1, flops)
+  if passes:
+    yield program("log_probs", known["log_probs"](*whole), passes, flops)
+  rows = sizes.rows // loop.num_minibatches
+  part = jax.tree.map(lambda x: x[:, :rows], batch)
+  part = policy.rows(learner.packed(part, loop.num_microbatches))
+  # Forward, and backward to activations and to weights; of adapters, the
+  # gradients of whole weights need not be.
+  flops = (2 if made.lora.rank else 3) * sizes.forward_flops(rows)
+  kept = known["update"](policy.state, part, policy.base)
+  yield program("update", kept, loop.num_minibatches, flops)
+
+
+def batch_of(made: Experiment, sizes: Sizes, learner: Learner) -> TrainBatch:
+  """A step's rows, each as long as it may be, in no memory to speak of."""
+  method, prompt = made.method, made.rollout.max_prompt_tokens
+  shape, width = (1, sizes.rows), made.rollout.max_new_tokens
+  if method.world is not None:  # Glue and what was seen come behind a response.
+    width += made.episodes.max_observation_tokens
+    width += len(agents.glue_of(made.tokenizer))
+
+  def filled(value: float, *more: int, dtype=np.float32) -> np.ndarray:
+    return np.broadcast_to(np.array(value, dtype), (*shape, *more))
+
+  ones, log_probs = filled(1), filled(0, width)
+  return TrainBatch(
+    tokens=filled(1, prompt + width, dtype=np.int32),
+    roles=filled(transcript.POLICY, prompt + width, dtype=np.int8),
+    starts=filled(0, dtype=np.int32),
+    advantages=ones,
+    old_log_probs=log_probs if learner.needs_old else None,
+    behave_log_probs=log_probs,
+    ref_log_probs=log_probs if method.needs_reference else None,
+    value_targets=ones if method.reads_values else None,
+    world=method.world and world_model.RowWeights(ones, ones),
+    prompt_size=prompt,
+  )
+
+
+def _again(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x.update(), tree)
+
+
+def _at(tree: PyTree, places: PyTree) -> PyTree:
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    tree,
+    places,
+  )

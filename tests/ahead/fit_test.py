@@ -1,0 +1,200 @@
+"""What a run would need of a slice: its programs, and the command."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from saw_jax.ahead import compiled, footprint, programs, report, topology
+from saw_jax.algorithms import AlgorithmConfig, KLConfig
+from saw_jax.models import decoder
+from saw_jax.models.lora import LoraConfig
+from saw_jax.run.policy import Policy
+from saw_jax.run.sections import LabelConfig, RunConfig
+from saw_jax.training.parallel import ParallelConfig
+from tests import helpers
+
+MESHED = ParallelConfig(lift="meshed", fsdp=2, tensor=2)
+ROWS = ParallelConfig(lift="meshed", fsdp=4)
+KL = KLConfig("loss", "k3", 0.1)
+V5E = topology.read("v5e-8")
+
+
+def outline(parallel=MESHED, **changes) -> programs.Outline:
+  made = helpers.experiment(parallel=parallel, **changes)
+  return programs.Outline(made, jax.devices())
+
+
+class TestPrograms:
+  @pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=2)])
+  def test_the_state_is_the_run_s(self, lora):
+    made = helpers.experiment(parallel=MESHED, lora=lora)
+    real, planned = Policy(made, 1), programs.Outline(made, jax.devices())
+
+    def where(tree):
+      return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
+
+    assert where(planned.state) == where(real.state)
+    # A device holds the same bytes.
+    size = sum(
+      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(real.state)
+    )
+    assert compiled.share(planned.state) == size
+
+  @pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+      ({}, "generate update"),
+      ({"algorithm": AlgorithmConfig(kl=KL)}, "generate log_probs update"),
+      (
+        {"labels": LabelConfig(method="entropy")},
+        "generate observe update",
+      ),
+    ],
+  )
+  def test_those_that_a_method_runs(self, changes, names):
+    found = list(programs.programs_of(outline(**changes)))
+    assert [one.name for one in found] == names.split()
+
+  def test_rows_as_long_as_they_may_be(self):
+    found = {one.name: one for one in programs.programs_of(outline())}
+    prompts, keys = found["generate"].args[1:]
+    assert (prompts.tokens.shape, keys.shape) == ((4, 48), (16,))
+    assert found["update"].args[1].tokens.shape == (16, 53)
+
+  def test_flops_by_hand(self):
+    D, F, V, N, K, H, S, T = 16, 24, 259, 2, 1, 8, 53, 5
+    kernels = D * H * (2 * N + 2 * K) + 3 * D * F
+    inside, head, scores = 2 * S * kernels, 2 * T * V * D, 4 * N * H * S * S
+    sizes = footprint.Sizes.of(helpers.experiment(), 1)
+    # Scales of norms are weights, too; causality leaves half of the scores.
+    norms = 2 * S * 3 * D
+    row = inside + norms + head + scores / 2
+    assert sizes.forward_flops(16) == 16 * row
+    update = list(programs.programs_of(outline(ROWS)))[-1]
+    assert update.model_flops == 3 * 16 * row
+    # The program computes all scores; a single chunk's logits are kept.
+    done = 3 * 16 * (inside + scores + head)
+    assert compiled.flops.count(update.trace()) == done
+
+
+class TestTopologies:
+  @pytest.mark.parametrize(
+    ("name", "same", "count"),
+    [
+      ("v5e-16", "v5e:4x4", 16),
+      ("v5p-16", "v5p:2x2x4", 16),
+      ("v6e:2x4", "v6e:2x4", 8),
+      ("gpu:h100x8", "gpu:h100x8", 8),
+      ("cpu:3", "cpu:3", 3),
+    ],
+  )
+  def test_names(self, name, same, count):
+    found = topology.read(name)
+    assert (found.name, found.count) == (same, count)
+
+  @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+      ("v5e-7", "chips"),
+      ("v5e:3x3", "2x4"),
+      ("v5x-8", "v5"),
+      ("gpu:h200x8", "h100"),
+      ("cpu:0", "cpu:8"),
+      ("eight", "gpu:h100x8"),
+    ],
+  )
+  def test_no_such_slice(self, name, said):
+    with pytest.raises((ValueError, KeyError), match=said):
+      topology.read(name)
+
+  def test_each_chip_has_its_source(self):
+    assert all("https://" in chip["source"] for chip in topology.CHIPS.values())
+
+
+class TestReport:
+  FOUND = {
+    **{"program": "update", "runs": 2, "beside": 0.0, "arguments": 4 * 2**30},
+    **{"flops": 197e12, "model_flops": 150e12, "memory": 819e9 / 2},
+    **{"moved": [["all-gather", "weights mlp", 3, 400e9]], "compile_s": 1.0},
+    **{"temporaries": 2**30, "results": 0, "needs": 5 * 2**30},
+  }
+
+  def test_the_roofline_by_hand(self):
+    times = report.roofline(self.FOUND, V5E)
+    assert times == pytest.approx({"compute": 1, "HBM": 0.5, "links": 2})
+    assert report.step_seconds([self.FOUND], V5E) == pytest.approx(4)
+    said = "\n".join(report.lines(self.FOUND, V5E))
+    assert "fits, 5.00 of 15.75" in said and "1.31 to 1" in said
+
+  def test_what_does_not_fit_is_cut_in_proportion(self):
+    # 40 GiB of rows into 11.75: four times as many parts, of 64 responses in
+    # all, which go over 8 chips.
+    loop = {"prompts_per_step": 16, "group_size": 4, "num_microbatches": 1}
+    made = helpers.experiment(loop=loop)
+    found = {**self.FOUND, "needs": 44 * 2**30}
+    made = made._replace(
+      decoder=dataclasses.replace(made.decoder, remat="full")
+    )
+    first, *rest = report.remedies(made, found, V5E)
+    assert first == {"loop.num_microbatches": "4"}
+    assert {"loop.num_microbatches": "8"} in rest
+    # Past that rows are fewer than chips, and matrices are cut.
+    assert rest[1]["parallel.tensor"] == "2"
+    # 8 rows of 53 tokens on each chip are four times too many.
+    sampled = report.remedies(made, {**found, "program": "generate"}, V5E)
+    assert next(sampled) == {"rollout.cache_tokens": str(8 * 53 // 4)}
+
+  def test_models_that_are_not_here(self):
+    run = RunConfig(checkpoint="checkpoints/Qwen3-8B-Base")
+    run = dataclasses.replace(
+      run, task=dataclasses.replace(run.task, name="math")
+    )
+    made = compiled.experiment_of(run, 1)
+    shapes = jax.tree.leaves(decoder.param_shapes(made.decoder))
+    assert sum(x.size for x in shapes) == 8_190_735_360
+    with pytest.raises((ValueError, KeyError), match="Qwen3-8B-Base"):
+      compiled.experiment_of(dataclasses.replace(run, checkpoint="Qwen3-8"), 1)
+
+
+def fit(name: str, *words: str):
+  return helpers.python(
+    *("-m", "saw_jax", "fit", f"--topology={name}"),
+    "--config=saw/tool_calling:row=gdpo_saw,scale=tiny",
+    *("--config.parallel.lift=meshed", "--config.parallel.fsdp=-1"),
+    *("--config.rollout.max_new_tokens=8", "--config.loop.group_size=4"),
+    *("--config.model.width=16", *words),
+  )
+
+
+class TestCommand:
+  def test_virtual_devices(self):
+    done = fit("cpu:8", "--json")
+    assert done.returncode == 0, done.stderr
+    first, *rest = map(json.loads, done.stdout.splitlines())
+    assert first["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert [one["program"] for one in rest] == ["generate", "update"]
+    for one in rest:
+      assert one["needs"] > one["arguments"] > 0 and not one["unknown_loops"]
+      assert any(what == "weights mlp" for _, what, *_ in one["moved"])
+
+  def test_rows_that_do_not_split_and_slices_that_are_none(self):
+    done = fit("cpu:8", "--config.loop.num_microbatches=16")
+    assert done.returncode == 2
+    assert "rows of a micro-batch do not split over the 8" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = fit("v5e-9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+
+  @pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is missing: pip install -e '.[tpu]'",
+  )
+  def test_a_real_slice(self):
+    done = fit("v5e-8")
+    assert done.returncode == 0, done.stderr
+    assert "libtpu" in done.stdout and "of 15.75 GiB" in done.stdout
+    assert "weights mlp" in done.stdout and "it fits" in done.stdout

@@ -1,0 +1,144 @@
+"""What a compiled program moves, by hand and against real ones."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from saw_jax.ahead import flops, hlo
+
+# Two loops of 3 and of 4 - 1 trips, one in the other, as libtpu writes them: no
+# count is said, a bound comes in with what is carried, and the inner condition
+# asks for more than the counter. Then a loop that goes on from the outer's end.
+TEXT = pathlib.Path(__file__).parents[1] / "data" / "loops.hlo.txt"
+TEXT = TEXT.read_text(encoding="utf-8")
+
+
+class TestByHand:
+  found = hlo.Module(TEXT, 8).read()
+
+  def test_loops_count_in_loops_and_from_where_others_ended(self):
+    # 3 + 2 trips, and one of the loop that nobody knows the length of.
+    times = {one.kind: 0 for one in self.found.moved}
+    for one in self.found.moved:
+      times[one.kind] += one.times
+    outer = 3 + 2 + 1
+    assert times == {
+      "all-reduce": 3 * outer,
+      "all-gather": outer,
+      "collective-permute": 1,
+    }
+    assert self.found.unknown == 1
+
+  def test_bytes_that_a_chip_receives(self):
+    sizes = {one.kind: (one.size, one.elements) for one in self.found.moved}
+    assert sizes == {
+      "all-reduce": (2 * 3 / 4 * 8 * 4 * 4, 32),  # among four
+      "all-gather": (16 * 2, 32),  # of two
+      "collective-permute": (16 * 2, 16 * 8),
+    }
+    assert self.found.moved[0].name == "jit(f)/layers/mlp"
+
+  def test_what_is_read_and_written(self):
+    # Of the last two lines: 32 bytes are read and sent; what arrives is not in
+    # the chip's memory, and is copied there.
+    module = hlo.Module(TEXT, 8)
+    last = [module.computations["main"][name] for name in ("moved", "out")]
+    assert [module.touched("main", one) for one in last] == [32, 32]
+
+
+def test_a_loop_reads_the_slice_and_not_the_stack():
+  def f(stack, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
+
+  L, D = 16, 128
+  args = jnp.ones((L, D, D)), jnp.ones((8, D))
+  text = jax.jit(f).lower(*args).compile().as_text()
+  found = hlo.Module(text, 1).read()
+  # Each weight twice, as the slice is written where it is multiplied, and the
+  # rest is small; the whole stack in each of the L trips would be L times that.
+  assert 1 <= found.memory / (L * D * D * 4) < 5
+  assert not found.unknown
+
+
+def test_a_real_program_on_four_devices():
+  mesh = jax.make_mesh((4,), ("a",), (AxisType.Auto,))
+
+  def f(x):
+    def trip(x, _):
+      return jax.lax.psum(x, "a") / 4, None
+
+    return jax.lax.scan(
+      lambda x, _: jax.lax.scan(trip, x, None, length=3), x, None, length=5
+    )[0]
+
+  spec = PartitionSpec("a")
+  mapped = jax.shard_map(
+    f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+  )
+  compiled = jax.jit(mapped).lower(jnp.ones((8, 16))).compile()
+  moved = hlo.Module(compiled.as_text(), 4).read().moved
+  sent = [one for one in moved if one.kind == "all-reduce"]
+  assert sum(one.times for one in sent) == 15
+  assert sum(one.size * one.times for one in sent) == 15 * 1.5 * 2 * 16 * 4
+
+
+class TestFlops:
+  W, X = jnp.ones((8, 8)), jnp.ones((4, 8))
+  ONE = 2 * 4 * 8 * 8
+
+  def count(self, f, *args):
+    return flops.count(jax.jit(f).trace(*args)) / self.ONE
+
+  def test_loops_gradients_and_what_nobody_needs(self):
+    def f(w, x):
+      x = jax.lax.scan(lambda x, _: (jnp.sin(x @ w), None), x, None, length=5)
+      return x[0].sum()
+
+    assert self.count(f, self.W, self.X) == 5
+    assert self.count(jax.grad(f), self.W, self.X) == 15
+    remat = jax.value_and_grad(jax.checkpoint(f))
+    assert self.count(remat, self.W, self.X) == 20
+    assert self.count(lambda w, x: (x @ w, x)[1], self.W, self.X) == 0
+
+  def test_stages_of_a_sampler(self):
+    def f(w, x):
+      state = jnp.int32(0), x
+      for bound in (3, 7):
+        state = jax.lax.while_loop(
+          lambda s, bound=bound: (s[0] < bound) & (s[1].sum() > 0),
+          lambda s: (s[0] + 1, s[1] @ w),
+          state,
+        )
+      return state
+
+    assert self.count(f, self.W, self.X) == 7
+
+  def test_a_device_s_own_part_counts_for_all(self):
+    mesh = jax.make_mesh((4,), ("a",), (AxisType.Auto,))
+    spec = PartitionSpec("a")
+    f = jax.shard_map(
+      lambda x, w: x @ w,
+      mesh=mesh,
+      in_specs=(spec, PartitionSpec()),
+      out_specs=spec,
+    )
+    assert self.count(f, self.X, self.W) == 1
+
+
+@pytest.mark.parametrize(
+  ("text", "wanted"),
+  [
+    ("f32[2,3]{1,0:T(8,128)}", [(6, 24, True)]),
+    ("(bf16[4]{0:S(1)}, s8[])", [(4, 8, False), (1, 1, True)]),
+    ("pred[8]", [(8, 8, True)]),
+    ("f8e4m3fn[16]", [(16, 16, True)]),
+    ("s4[16]", [(16, 8, True)]),
+    ("token[]", [(1, 0, True)]),
+  ],
+)
+def test_types(text, wanted):
+  np.testing.assert_equal(list(hlo.arrays(text)), wanted)
