@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax.models.config import DecoderConfig
+from saw_jax.models.kernels import Kernel
 from saw_jax.types import Array
 
 # Of a hidden key. Finite, so that a query that sees no key at all (a left pad)
@@ -21,8 +22,9 @@ _MOST_BANDS, _LEAST_BAND = 4, 64
 
 # Keys [B, K, H, S] and values [B, K, S, H].
 LayerCache = tuple[Array, Array]
-# Sines and cosines or no rotation, the mask [B, S, T], the slot written next.
-Place = tuple[tuple[Array, Array] | None, Array, Array | None]
+# Sines and cosines or no rotation, the mask [B, S, T] or a kernel that knows
+# it, the slot written next.
+Place = tuple[tuple[Array, Array] | None, Array | Kernel, Array | None]
 
 
 def project(x: Array, kernel_DF: Array) -> Array:
@@ -212,7 +214,9 @@ class Attention(nn.Module):
       q_BSNH, k_BSKH = rotate(q_BSNH, rotary), rotate(k_BSKH, rotary)
     k_BKHT = k_BSKH.transpose(0, 2, 3, 1)
     v_BKTH = v_BSKH.transpose(0, 2, 1, 3)
-    if cache is None:
+    if isinstance(mask_BST, Kernel):
+      mixed_BSNH = mask_BST(q_BSNH, k_BSKH, v_BSKH)
+    elif cache is None:
       mixed_BSNH = attend_causally(q_BSNH, k_BKHT, v_BKTH, mask_BST)
     else:
       write = jax.lax.dynamic_update_slice

@@ -8,6 +8,8 @@ from saw_jax.settings import constant
 # What the backward pass recomputes: nothing, everything inside a layer, or all
 # but the matrix products with weights.
 REMAT_POLICIES = ("none", "full", "save_weight_products")
+# Of whole rows: bands of scores anywhere, kernels on TPU and GPU.
+ATTENTION = ("auto", "bands", "splash", "cudnn")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _SIZES = (
@@ -50,6 +52,8 @@ class DecoderConfig:
   rotated: tuple[bool, ...] = constant(())
   scan_layers: bool = False  # one stacked layer, or `layer_0`, `layer_1`, ...
   remat: str = "none"  # one of REMAT_POLICIES
+  # auto: splash on a TPU, cudnn on a GPU where it can; else bands.
+  attention: str = "auto"
   dtype: str = "float32"  # of activations; norms, softmax, logits are float32
   param_dtype: str = "float32"  # of the stored parameters
 
@@ -94,8 +98,14 @@ class DecoderConfig:
           f"Layers that differ in {name} cannot be scanned over: set "
           "scan_layers=False."
         )
+    if self.attention == "cudnn" and not self.fits_cudnn:
+      raise ValueError(
+        "attention='cudnn' needs dtype bfloat16 or float16 and a head_size "
+        f"that 8 divides, up to 128, not {self.dtype} and {self.head_size}."
+      )
     choices = {
       "remat": REMAT_POLICIES,
+      "attention": ATTENTION,
       "dtype": _DTYPES,
       "param_dtype": _DTYPES,
     }
@@ -103,6 +113,12 @@ class DecoderConfig:
       if (value := getattr(self, name)) not in known:
         known = ", ".join(known)
         raise ValueError(f"{name} must be one of {known}, not {value!r}.")
+
+  @property
+  def fits_cudnn(self) -> bool:
+    """Whether cuDNN's flash attention, of any recent GPU, takes these sizes."""
+    is_half = self.dtype in ("bfloat16", "float16")
+    return is_half and self.head_size % 8 == 0 and self.head_size <= 128
 
 
 # 0.13 M parameters: thousands of updates an hour on two cores.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from saw_jax.models import attention
+from saw_jax.models import attention, kernels
 from saw_jax.models import cache as cache_lib
 from saw_jax.models.attention import RMSNorm, declare, project
 from saw_jax.models.cache import KVCache
@@ -132,12 +132,17 @@ class Decoder(nn.Module):
     # Nothing in a cache follows its last token: one alone needs no test.
     if cache is None or S > 1:
       seen_BST = (stands_BS[:, :, None] >= stands_BT[:, None, :]) & seen_BST
+    windows = c.windows or (0,) * c.num_layers
     masks = [
       seen_BST & (stands_BS[:, :, None] - stands_BT[:, None, :] < window)
       if 0 < window < stands_BT.shape[1]
       else seen_BST
-      for window in c.windows or (0,) * c.num_layers
+      for window in windows
     ]
+    if cache is None and (kernel := kernels.choose(c)):
+      if segment_ids is None:
+        segment_ids = valid_BS.astype(jnp.int32)
+      masks = [kernel(segment_ids, window) for window in windows]
     rotary = attention.rotary_tables(positions_BS, c)
     rotated = c.rotated or (True,) * c.num_layers
     places = [

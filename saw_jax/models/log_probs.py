@@ -11,13 +11,12 @@ over all chunks before devices exchange it.
 """
 
 import functools
-import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
+from saw_jax.models import sharding
 from saw_jax.models.attention import equally_varying
 from saw_jax.types import Array
 
@@ -74,62 +73,29 @@ def chunked_log_probs(
   """
   if chunk_size < 1:
     raise ValueError(f"chunk_size must be at least 1, not {chunk_size}.")
-  local = functools.partial(
-    _local_log_probs,
-    temperature=float(temperature),
-    chunk_size=chunk_size,
-    num_bands=num_bands,
-  )
-  (B, T, D), V = hidden_BTD.shape, head_DV.shape[1]
+  B, T, _ = hidden_BTD.shape
   if B * T == 0:
     return jnp.zeros((B, T), jnp.float32), jnp.zeros((B, T), jnp.float32)
-  rows, of_D, of_V = _splits(D, V)
-  if not (rows or of_D or of_V):
-    return local(hidden_BTD, head_DV, targets_BT)
+  of_head = ("embed", "vocab")
+  (rows,) = sharding.split(("batch",), (B,))
+  of_D, of_V = sharding.split(of_head, head_DV.shape)
 
   def on_a_device(hidden_BTD, head_DV, targets_BT):
-    # First the mark, then the gather: backward, the part alone is summed over
-    # the other axes.
-    head_DV = head_DV.astype(hidden_BTD.dtype)
-    head_DV = equally_varying(head_DV, hidden_BTD)[0]
+    if rows or of_D or of_V:
+      # Marked before it is gathered: backward, the part of the head alone is
+      # summed over the other axes.
+      head_DV = head_DV.astype(hidden_BTD.dtype)
+      head_DV = equally_varying(head_DV, hidden_BTD)[0]
     if of_D:
       head_DV = jax.lax.all_gather(head_DV, of_D, axis=0, tiled=True)
-    return local(hidden_BTD, head_DV, targets_BT, axis_name=of_V)
+    how = float(temperature), chunk_size, num_bands, of_V
+    return _local_log_probs(hidden_BTD, head_DV, targets_BT, *how)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  shards = math.prod(mesh.shape[axis] for axis in rows)
-  pad = lambda x: jnp.pad(  # noqa: E731
-    x, [(0, -B % shards)] + [(0, 0)] * (x.ndim - 1)
-  )
-  by_rows = jax.P(rows or None)
-  fn = jax.shard_map(
+  return sharding.on_each_device(
     on_a_device,
-    in_specs=(by_rows, jax.P(of_D, of_V), by_rows),
-    out_specs=by_rows,
-  )
-  found = fn(pad(hidden_BTD), head_DV, pad(targets_BT))
-  return found[0][:B], found[1][:B]
-
-
-def _splits(
-  width: int, vocab_size: int
-) -> tuple[tuple[str, ...], str | None, str | None]:
-  """The mesh axes over which rows, width and vocabulary are split here."""
-  mesh = jax.sharding.get_abstract_mesh()
-  free = {
-    axis: size
-    for axis, size, kind in zip(
-      mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True
-    )
-    if size > 1 and kind == AxisType.Auto
-  }
-  (rows,) = nn.logical_to_mesh_axes(("batch",)) or (None,)
-  of_D, of_V = nn.logical_to_mesh_axes(("embed", "vocab")) or (None, None)
-  rows = (rows,) if isinstance(rows, str) else rows or ()
-  return (
-    tuple(axis for axis in rows if axis in free),
-    of_D if of_D in free and width % free[of_D] == 0 else None,
-    of_V if of_V in free and vocab_size % free[of_V] == 0 else None,
+    (hidden_BTD, head_DV, targets_BT),
+    (("batch", None, None), of_head, ("batch", None)),
+    ("batch", None),
   )
 
 
@@ -137,13 +103,12 @@ def _local_log_probs(
   hidden_BTD: Array,
   head_DV: Array,
   targets_BT: Array,
-  *,
   temperature: float,
   chunk_size: int,
   num_bands: int | None,
-  axis_name: str | None = None,
+  axis: tuple[str, ...] | None,
 ) -> tuple[Array, Array]:
-  """`chunked_log_probs` of one device; `axis_name` splits the vocabulary."""
+  """`chunked_log_probs` of one device; the vocabulary is split over `axis`."""
   (B, T, _), V = hidden_BTD.shape, head_DV.shape[1]
   if num_bands is None:
     num_bands = _choose_bands(V)
@@ -171,7 +136,7 @@ def _local_log_probs(
     split(hidden_BTD), jnp.asarray(head_DV).T, split(targets_BT)
   )
   log_probs_CN, entropies_CN = _chunked(
-    hidden_CND, head_VD, targets_CN, temperature, num_bands, axis_name
+    hidden_CND, head_VD, targets_CN, temperature, num_bands, axis
   )
   return join(log_probs_CN), join(entropies_CN)
 

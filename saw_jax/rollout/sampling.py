@@ -25,7 +25,7 @@ class SamplingConfig:
   top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
   top_p: float = 1.0  # then keep the likeliest tokens that hold this much
   # Then keep tokens that are at least this likely, times the likeliest one.
-  min_p: float = 0.0
+  min_p: float = constant(0.0)
   # Take the likeliest token; ignores the other four.
   greedy: bool = constant(False)
 

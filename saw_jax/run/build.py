@@ -35,7 +35,7 @@ from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
 # Fields of a decoder that say how it is computed, not what it is.
-COMPUTED = ("scan_layers", "remat", "dtype", "param_dtype")
+COMPUTED = ("scan_layers", "remat", "attention", "dtype", "param_dtype")
 
 
 def build(

@@ -253,8 +253,8 @@ class RunConfig:
   model: DecoderConfig = TINY
   # A pretrained model: a Hugging Face directory, a .gguf file, or "smollm2";
   # empty: start from nothing. Of config.model it leaves how it is computed
-  # (scan_layers, remat, dtype, param_dtype); the rest is its own. There is no
-  # warm start then. See docs/checkpoints.md.
+  # (scan_layers, remat, attention, dtype, param_dtype); the rest is its own.
+  # There is no warm start then. See docs/checkpoints.md.
   checkpoint: str = ""
   # Arguments of its chat template, e.g. enable_thinking.
   chat_template_options: Mapping[str, Any] = dataclasses.field(
