@@ -50,32 +50,37 @@ def read_roles(answer: str) -> dict[str, str]:
   "Ann is a knight", joined by `|`, commas, semicolons or "and". A sentence with
   anything else in it states nothing, be it a negation, a condition, an
   alternative, a question, a quotation or a thought: it takes away the roles
-  that were stated of the people in it, or everybody's where it names none of
-  them. Of two statements about one person the later counts.
+  that were stated of the people in it, or everybody's, before and after it,
+  where it names none of them. Of two statements about one person the later
+  counts, but in one sentence they are none.
 
   >>> read_roles("(1) Ann is a knight, (2) Eve is a knave. Is Eve a knight?")
   {'ann': 'knight'}
   """
   pairs = [_PAIR.fullmatch(x.strip()) for x in answer.lower().split("|")]
   if all(pairs):
-    return {pair[1]: pair[2] for pair in pairs}
+    said = {(pair[1], pair[2]) for pair in pairs}
+    return dict(said) if len(dict(said)) == len(said) else {}
   text = _NUMBER.sub("", re.sub(r"[*`#]", "", answer.lower()))
   text = _ASIDE.sub(lambda aside: re.sub(r"[.!?\n]", " ", aside[0]), text)
-  text = re.sub(r"->|:", " is ", text)
-  roles, is_open = {}, False
+  text = re.sub(r"->|→|:", " is ", text)
+  roles, people, strays, is_open = {}, set(), [], False
   for sentence in re.findall(r"[^.!?\n]*[.!?\n]?", text):
     parts = re.split(r"[,;|&]|\band\b", sentence.rstrip(".!?\n"))
     found = [_read_statement(part.split()) for part in parts]
+    said = set(filter(None, found))
+    people.update(name for name, _ in said)
     is_plain = not is_open and None not in found and sentence[-1:] != "?"
+    is_plain = is_plain and len(dict(said)) == len(said)
     if is_plain:
-      roles.update(filter(None, found))
+      roles.update(said)
     elif sentence.strip():
-      named = [w for w in re.findall(r"[\w'-]+", sentence) if w in roles]
-      for name in named or list(roles):
+      strays.append(set(re.findall(r"[\w'-]+", sentence)))
+      for name in strays[-1]:
         roles.pop(name, None)
     # What is not plain goes on in the next line where nothing ends it.
     is_open = not is_plain and sentence[-1:] not in tuple(".!?")
-  return roles
+  return {} if any(map(people.isdisjoint, strays)) else roles
 
 
 def _read_statement(words: list[str]) -> tuple[str, ...] | None:

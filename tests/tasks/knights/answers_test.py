@@ -65,7 +65,9 @@ The following is false:/Ann is a knight; It is not true that//ann=knight
 either ann=knight|bob=knave; maybe ann=knight|bob=knave
 Bob says: Ann is a knight; Bob says: "Hm. Ann is a knight. Yes."
 Bob said “well. Ann is a knight.; I guess (Right? Ann is a knight. Or not.)
-ann=knight|bob=knave, or not"""
+ann=knight|bob=knave, or not; ann=knave|ann=knight; Ann: knight, Ann: knave
+The following is false./Ann is a knight.; Untrue! Ann is a knight.
+Ann is a knight. Bob is a liar.; Nobody is what they say. Ann is a knight."""
 NOBODY = [text for line in NOBODY.splitlines() for text in line.split("; ")]
 
 
@@ -77,10 +79,11 @@ class TestRead:
       (" Ann = KNIGHT | bob=knave ", "knight knave"),
       ("(1) Ann is a knight\n(2) Bob is a knave", "knight knave"),
       ("Ann is knight and Bob are an knave.", "knight knave"),
+      ("Ann → knight; Bob → knave", "knight knave"),
       ("Ann is a knave. Bob is a knave. Ann is a knight.", "knight knave"),
       ("So the answer is:\n- **Ann**: Knight\n- Bob: knave", "knight knave"),
       ("1. Ann is a knight;\n2. thus Bob is the knave!", "knight knave"),
-      ("Is Ann a knave? Bob is not. Ann is a knight.", "knight"),
+      ("Is Ann a knave? Is Ann? Ann is a knight.", "knight"),
       ("Ann is a knight. Bob is a knave. Bob is not a knave.", "knight"),
       *((text.replace("/", "\n"), "") for text in NOBODY),
     ],
