@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -214,7 +215,9 @@ def read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
     {"params": params}, tokens_BS, positions_BS, valid_BS, cache
   )
   head_DV = decoder.head_kernel(params, config)
-  return log_probs.head_logits(hidden_BSD[:, -1], head_DV), cache
+  logits_BV = log_probs.head_logits(hidden_BSD[:, -1], head_DV)
+  # Whole on each device: drawing from parts would send far more messages.
+  return nn.with_logical_constraint(logits_BV, ("batch", None)), cache
 
 
 def draw_tokens(config, keys_B, times_B, logits_BV):

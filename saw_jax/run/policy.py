@@ -12,6 +12,7 @@ from saw_jax.run import checkpoint, rollouts
 from saw_jax.run.sections import Experiment
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import parallel, update
+from saw_jax.training import sampling as sampling_lib
 from saw_jax.types import PyTree
 
 
@@ -38,6 +39,7 @@ class Policy:
       lora=lora if lora.rank else None,
       devices=learner_devices(made),
     )
+    self._weights = sampling_lib.Weights(self.lift, made.decoder)
     self.merge, self.base, self.digest = None, None, None
     self._merged: tuple[Any, Any] = (None, None)  # parameters, and what of
     if lora.rank:
@@ -68,12 +70,14 @@ class Policy:
     return self.base or jax.tree.map(copied, self.state.params)
 
   def drop_merged(self) -> None:
+    """Makes room for an update."""
     self._merged = (None, None)
+    self._weights.drop()
 
   @functools.cached_property
   def engine(self) -> engine.Engine:
     """What samples from parameters of this shape."""
-    return rollouts.Native(self.lift, self.decoder)
+    return rollouts.Native(self.lift, self.decoder, self._weights)
 
   def make_generate(
     self, sampling: SamplingConfig, group_size: int, **options: bool

@@ -21,7 +21,7 @@ from saw_jax.tasks.answer_task import LazyExamples
 from saw_jax.tasks.base import Example, Outcome
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tokenizer import Tokenizer
-from saw_jax.training import hosts, parallel
+from saw_jax.training import hosts, parallel, sampling
 from saw_jax.types import Array, PyTree
 
 LOG = logging.getLogger(__name__)
@@ -185,25 +185,33 @@ class Native:
 
   traits = engine.Traits("native", "", True, "processed", "memory")
 
-  def __init__(self, lift: parallel.Lift, decoder: DecoderConfig):
+  def __init__(
+    self,
+    lift: parallel.Lift,
+    decoder: DecoderConfig,
+    weights: sampling.Weights | None = None,
+  ):
     self._lift, self._decoder = lift, decoder
+    self._weights = weights or sampling.Weights(lift, decoder)
     self._make = functools.cache(self._make)
 
   def publish(self, params: PyTree) -> None:
-    """The weights are where they are."""
+    """Lays the weights out for sampling, once for each version."""
+    self._weights.of(params)
 
   def sample(self, params, prompts, row_keys, config) -> Transcript:
-    return self._make(config)(params, prompts, row_keys)
+    return self._make(config)(self._weights.of(params), prompts, row_keys)
 
   def close(self) -> None:
-    """There is nothing to close."""
+    self._weights.drop()
 
   def _make(self, config: GenerateConfig) -> Generate:
-    if self._lift.name == "seeded":
-      # Not a vmap: the loop's condition and cache index are shared by all.
-      return refill.make_generate(self._decoder, config, lanes=True)
-    made, ROWS = refill.make_generate(self._decoder, config), parallel.ROWS
-    return self._lift.wrap(made, (parallel.STATE, ROWS, ROWS), (ROWS,))
+    # Lanes are not a vmap: the loop's condition and cache index are shared.
+    is_seeded = self._lift.name == "seeded"
+    made = refill.make_generate(self._decoder, config, lanes=is_seeded)
+    if is_seeded and not (self._lift.mesh and config.cache_tokens):
+      return made
+    return sampling.wrap(self._lift, self._decoder, made)
 
 
 def sample(

@@ -36,12 +36,11 @@ STATE, ROWS, SAME = "state", "rows", "same"
 AXIS = "batch"  # the device axis under `pmapped`
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis of a parameter or activation -> mesh axis.
-RULES = (
-  ("batch", ("data", "fsdp")),
-  ("embed", "fsdp"),
-  *((axis, "tensor") for axis in ("vocab", "heads", "kv_heads", "mlp")),
-)
+# Logical axis of a parameter or activation -> mesh axis. A sampler's rows are a
+# device's own, and so are its weights, but for their parts over `tensor`.
+_PARTS = tuple((x, "tensor") for x in ("vocab", "heads", "kv_heads", "mlp"))
+RULES = (("batch", ("data", "fsdp")), ("embed", "fsdp"), *_PARTS)
+SAMPLING_RULES = (("batch", None), ("embed", None), *_PARTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +68,7 @@ class Lift:
   fetch: Callable[[Any], TrainState]  # takes the state back, as host arrays
   # Brings STATE to one device, seeds first; the host is not on the way.
   share: Callable[[PyTree], PyTree]
+  mesh: Mesh | None = None  # of several devices
   num_shards: int = 1  # parts that ROWS are split into
   has_own_rows: bool = False  # a device sees its own rows alone
 
@@ -97,7 +97,8 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
   def share(tree):
     return jax.device_put(tree, devices[0])
 
-  return Lift("seeded", wrap, put, put, jax.device_get, share)
+  mesh = sharding.mesh if len(devices) > 1 else None
+  return Lift("seeded", wrap, put, put, jax.device_get, share, mesh)
 
 
 def meshed(
@@ -121,12 +122,14 @@ def meshed(
       _check_splits(tree, num_shards, "rows")
     return hosts.spread(tree, rows if kind == ROWS else same)
 
-  def wrap(fn, inputs, outputs, *, takes_axis_name=False, donate=()):
+  def wrap(
+    fn, inputs, outputs, *, takes_axis_name=False, donate=(), rules=RULES
+  ):
     del takes_axis_name  # statistics of a sharded array are global
     jitted = jax.jit(fn, donate_argnums=donate)
 
     def call(*args):
-      with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+      with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         return jitted(*args)
 
     return _over_one_seed(call, inputs, outputs, put, lambda kind, tree: tree)
@@ -146,7 +149,8 @@ def meshed(
   def share(tree):
     return _with_seeds(jax.device_put(tree, mesh.devices.flat[0]))
 
-  return Lift("meshed", wrap, place, place_params, fetch, share, num_shards)
+  whole = place, place_params, fetch, share
+  return Lift("meshed", wrap, *whole, mesh, num_shards)
 
 
 def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
@@ -192,7 +196,8 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
   def share(tree):
     return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
 
-  return Lift("pmapped", wrap, place, place, fetch, share, num, True)
+  whole = place, place, fetch, share
+  return Lift("pmapped", wrap, *whole, sharding.mesh, num, True)
 
 
 def _over_one_seed(call, inputs, outputs, put, take) -> Callable:
@@ -304,16 +309,20 @@ def state_shardings(
   return TrainState(params, opt_state, same, same)
 
 
-def param_shardings(mesh: Mesh, config: DecoderConfig) -> PyTree:
+def param_shardings(
+  mesh: Mesh, config: DecoderConfig, rules: tuple = RULES
+) -> PyTree:
   axes = decoder.logical_axes(config)
-  return shardings(mesh, decoder.param_shapes(config), axes)
+  return shardings(mesh, decoder.param_shapes(config), axes, rules)
 
 
-def shardings(mesh: Mesh, tree: PyTree, axes: PyTree) -> PyTree:
+def shardings(
+  mesh: Mesh, tree: PyTree, axes: PyTree, rules: tuple = RULES
+) -> PyTree:
   """Where arrays with named axes live; the names are a tree like the arrays."""
 
   def part(size: int, axis: str) -> str | None:
-    name = dict(RULES).get(axis)
+    name = dict(rules).get(axis)
     return name if name and size % mesh.shape[name] == 0 else None
 
   def sharding(array, axes):

@@ -1,0 +1,136 @@
+"""A sampler's weights, and its rows, where devices have their own.
+
+The learner splits its weights over `fsdp`: a sampler that read them so would
+gather the whole model for every token. Its own copy is made once for each
+version, in the dtype that the decoder computes in, and is whole on each device,
+or split over `tensor`. Each shard of rows has a loop of its own, which ends
+with its rows.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from saw_jax.models.config import DecoderConfig
+from saw_jax.rollout.transcript import Transcript
+from saw_jax.training import parallel
+from saw_jax.types import PyTree
+
+# What the decoder computes in float32, whatever its dtype.
+_FLOAT32 = ("scale", "value_kernel", "value_bias")
+
+
+def lay_out(
+  lift: parallel.Lift, config: DecoderConfig, params: PyTree
+) -> PyTree:
+  """Copies what of the learner's parameters is not as a sampler has it."""
+  found, treedef = jax.tree.flatten_with_path(params)
+  paths, leaves = zip(*found, strict=True)
+  places = [None] * len(leaves)
+  if lift.name == "meshed":
+    rules = parallel.SAMPLING_RULES
+    places = parallel.param_shardings(lift.mesh, config, rules)
+    places = treedef.flatten_up_to(places)
+  dtypes = [_dtype(path, x, config) for path, x in found]
+
+  def is_other(x, dtype, place) -> bool:
+    if x.dtype != dtype:
+      return True
+    return place is not None and not x.sharding.is_equivalent_to(place, x.ndim)
+
+  what = list(zip(leaves, dtypes, places, strict=True))
+  chosen = [i for i, one in enumerate(what) if is_other(*one)]
+  if chosen:
+    pick = lambda values: tuple(values[i] for i in chosen)  # noqa: E731
+    copied = _copy(pick(dtypes), pick(places))(pick(leaves))
+    leaves = list(leaves)
+    for i, x in zip(chosen, copied, strict=True):
+      leaves[i] = x
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def _dtype(path, x: jax.Array, config: DecoderConfig):
+  """That of activations, where a parameter is cast to it and is no smaller."""
+  dtype = jnp.dtype(config.dtype)
+  keeps = path[-1].key in _FLOAT32 or x.dtype.itemsize <= dtype.itemsize
+  return x.dtype if keeps else dtype
+
+
+@functools.cache
+def _copy(dtypes: tuple, places: tuple) -> Callable:
+  def copy(leaves):
+    cast = lambda x, dtype: x.astype(dtype)  # noqa: E731
+    return tuple(map(cast, leaves, dtypes))
+
+  return jax.jit(copy, out_shardings=None if None in places else places)
+
+
+class Weights:
+  """Holds the copy of the version that was sampled from last."""
+
+  def __init__(self, lift: parallel.Lift, config: DecoderConfig):
+    self._lay_out = functools.partial(lay_out, lift, config)
+    self._held: tuple[PyTree, PyTree] = (None, None)  # a copy, and what of
+
+  def of(self, params: PyTree) -> PyTree:
+    held = self._held  # Threads of actors have versions of their own.
+    if held[1] is not params:
+      self._held = held = self._lay_out(params), params
+    return held[0]
+
+  def drop(self) -> None:
+    self._held = (None, None)
+
+
+def wrap(lift: parallel.Lift, config: DecoderConfig, fn: Callable) -> Callable:
+  """Lifts a sampler of parameters, prompts and keys.
+
+  Under `seeded` it has lanes, of which a device has its own; else it is of one
+  seed, of which a device has some prompts with all of their rows.
+  """
+  kinds = (parallel.STATE, parallel.ROWS, parallel.ROWS), (parallel.ROWS,)
+  if lift.name == "seeded":
+    own = functools.partial(jax.shard_map, fn, mesh=lift.mesh, check_vma=False)
+    by_seed = PartitionSpec("seed")
+    return jax.jit(own(in_specs=by_seed, out_specs=by_seed))
+  if lift.name == "meshed":
+    rules = _rules_that_fit(config, lift.mesh.shape["tensor"])
+    return lift.wrap(on_shards(fn), *kinds, rules=rules)
+  return lift.wrap(fn, *kinds)
+
+
+def _rules_that_fit(config: DecoderConfig, parts: int) -> tuple:
+  """Those of sampling, but that what does not divide evenly is whole.
+
+  Padded parts are sent from neighbour to neighbour over the whole mesh, in
+  which loops of shards end at different times.
+  """
+  sizes = dict(vocab=config.vocab_size, mlp=config.mlp_size)
+  sizes |= dict(heads=config.num_heads, kv_heads=config.num_kv_heads)
+  return tuple(
+    (axis, None if sizes.get(axis, 0) % parts else name)
+    for axis, name in parallel.SAMPLING_RULES
+  )
+
+
+def on_shards(fn: Callable) -> Callable:
+  """Runs a sampler on each shard's rows, of the mesh that is set."""
+  axes = "data", "fsdp"
+  rows = PartitionSpec(axes)
+  own = jax.shard_map(
+    fn,
+    in_specs=(PartitionSpec(), rows, rows),
+    out_specs=rows,
+    axis_names={*axes},
+    check_vma=False,
+  )
+
+  def sample(params, prompts, row_keys) -> Transcript:
+    group_size = len(row_keys) // len(prompts.lengths)
+    ids = jnp.arange(len(row_keys), dtype=jnp.int32) // group_size
+    return own(params, prompts, row_keys).replace(group_ids=ids)
+
+  return sample
