@@ -23,7 +23,7 @@ from saw_jax.run.learner import Learner
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import Experiment
 from saw_jax.run.session import Clock
-from saw_jax.training import optimizer, parallel, update
+from saw_jax.training import optimizer, parallel, sampling, update
 from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
 
@@ -38,9 +38,10 @@ class Program(NamedTuple):
   runs: float  # times in a step
   model_flops: float  # of one run, on all devices: what no program can save
   cache: float = 0.0  # bytes of keys and values, on a device
+  rules: tuple = parallel.RULES  # of logical axes
 
   def trace(self):
-    with jax.set_mesh(self.mesh), nn.logical_axis_rules(parallel.RULES):
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
       return self.jitted.trace(*self.args)
 
 
@@ -49,15 +50,24 @@ class _Kept(NamedTuple):
 
   fn: Any
   donate: tuple[int, ...]
+  rules: tuple
   args: tuple[PyTree, ...] = ()
 
   def __call__(self, *args) -> "_Kept":
     return self._replace(args=args)
 
 
-def _keep(fn, inputs, outputs, *, takes_axis_name=False, donate=()) -> _Kept:
+def _keep(
+  fn,
+  inputs,
+  outputs,
+  *,
+  takes_axis_name=False,
+  donate=(),
+  rules=parallel.RULES,
+) -> _Kept:
   del inputs, outputs, takes_axis_name
-  return _Kept(fn, donate)
+  return _Kept(fn, donate, rules)
 
 
 class Outline(Policy):
@@ -70,6 +80,7 @@ class Outline(Policy):
     self.mesh = parallel.make_mesh(made.parallel, devices)
     lift = parallel.meshed(self.mesh, made.decoder, self.optimizer)
     self.lift = dataclasses.replace(lift, wrap=_keep)
+    self._weights = sampling.Weights(self.lift, made.decoder)
     shapes = decoder.param_shapes(made.decoder)
     self.whole = _at(shapes, parallel.param_shardings(self.mesh, made.decoder))
     self.merge = self.base = config = None
@@ -130,7 +141,8 @@ def programs_of(policy: Outline) -> Iterator[Program]:
 
   def program(name, kept, runs, flops, cache=0.0):
     jitted = jax.jit(kept.fn, donate_argnums=kept.donate)
-    return Program(name, jitted, kept.args, policy.mesh, runs, flops, cache)
+    about = policy.mesh, runs, flops, cache, kept.rules
+    return Program(name, jitted, kept.args, *about)
 
   prompts = transcript.PromptBatch(
     np.zeros((1, sizes.prompts, made.rollout.max_prompt_tokens), np.int32),

@@ -26,7 +26,10 @@ _FLOAT32 = ("scale", "value_kernel", "value_bias")
 def lay_out(
   lift: parallel.Lift, config: DecoderConfig, params: PyTree
 ) -> PyTree:
-  """Copies what of the learner's parameters is not as a sampler has it."""
+  """Copies what of the learner's parameters is not as a sampler has it.
+
+  Of shapes there are shapes.
+  """
   found, treedef = jax.tree.flatten_with_path(params)
   paths, leaves = zip(*found, strict=True)
   places = [None] * len(leaves)
@@ -43,7 +46,9 @@ def lay_out(
 
   what = list(zip(leaves, dtypes, places, strict=True))
   chosen = [i for i, one in enumerate(what) if is_other(*one)]
-  if chosen:
+  if chosen and isinstance(leaves[0], jax.ShapeDtypeStruct):
+    leaves = [x.update(dtype=dtype, sharding=place) for x, dtype, place in what]
+  elif chosen:
     pick = lambda values: tuple(values[i] for i in chosen)  # noqa: E731
     copied = _copy(pick(dtypes), pick(places))(pick(leaves))
     leaves = list(leaves)
