@@ -19,6 +19,8 @@ from saw_jax import (
   naming,
   stale_losses,
   step_advantages,
+  trust_masks,
+  trust_regions,
   weighting,
   world_model,
 )
@@ -96,8 +98,22 @@ LOSSES = {
   "tis": stale_losses.tis_loss,
   "topr": stale_losses.topr_loss,
   "decoupled_ppo": stale_losses.decoupled_ppo_loss,
-  "dppo_kl": stale_losses.dppo_kl_loss,
+  "a3po": trust_regions.a3po_loss,
+  "dppo_kl": trust_regions.dppo_kl_loss,
+  "sapo": trust_regions.sapo_loss,
+  "quadratic": trust_regions.quadratic_loss,
+  "importance": trust_regions.importance_loss,
 }
+
+# What an update decides of all its rows: `keep` and `step_size`, in the options
+# of the loss, with options of their own. "m2po" is the final paper's.
+KEEPS = {
+  "m2po": trust_masks.keep_second_moment,
+  "m2po_bounds": trust_masks.keep_within_bounds,
+  "m2po_all": trust_masks.keep_second_moment_of_all,
+  "off_policy_sequence": trust_masks.keep_likely_responses,
+}
+STEP_SIZES = {"effective": trust_masks.effective_step_size}
 
 KL_ESTIMATORS = {"k1": losses.kl_k1, "k2": losses.kl_k2, "k3": losses.kl_k3}
 
@@ -149,11 +165,14 @@ RATIOS = {
   "sequence": losses.sequence_ratio,
   "geometric": losses.geometric_ratio,
 }
+BOUNDS = {"truncate": stale_losses.truncate, "mask": stale_losses.drop}
 OPTIONS = {
   "whiten": ("whitening", WHITENINGS),
   "normalize": ("normalization", NORMALIZATIONS),
   "ratio_of": ("ratio", RATIOS),
   "clipped_ratio": ("ratio", RATIOS),
+  "measured_by": ("ratio", RATIOS),
+  "outside": ("treatment of weights", BOUNDS),
 }
 
 
@@ -202,6 +221,8 @@ class AlgorithmConfig:
   loss: Choice = "clipped_surrogate"  # LOSSES
   # And `truncated`, of responses that did not end: learn; mask: leave them out
   # of the loss; drop: also out of all statistics of rewards, as if unscored.
+  # And `keep` (KEEPS) and `step_size` (STEP_SIZES), with their options, and
+  # `gradient_cosine`, to log how far consecutive gradients agree.
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ratio_to: str = "old"  # or behave: a clipped ratio to the sampler's own
   aggregate: Choice = "token_mean"  # AGGREGATES
@@ -224,6 +245,10 @@ class Method(NamedTuple):
   # By the policy's loss, the first of them after a rollout's first update.
   needs_old: bool = False
   needs_behave: bool = False
+  needs_lags: bool = False
+  keep: Callable | None = None  # of `trust_masks`, as is the step size
+  step_size: Callable | None = None
+  compares: bool = False  # consecutive gradients
   per_step: bool = False  # the advantage is of steps
   reads_values: bool = False  # the advantage is against a value head
   whiten: Callable | None = None  # of steps, over the batch
@@ -233,6 +258,7 @@ class Method(NamedTuple):
     objective.mean_entropy,
     objective.balance,
     objective.sampler_mismatch,
+    objective.kept_share,
   )
 
 
@@ -257,6 +283,18 @@ def resolve(
   bound = {k: x for k, x in defaults.items() if k in known}
   bound |= {k: _value(k, x) for k, x in options.items()}
   return functools.partial(fn, **bound) if bound else fn
+
+
+def _taken(
+  options: dict[str, Any], table: Mapping[str, Callable], what: str
+) -> Callable | None:
+  """Takes a choice, and its own options, out of those of a loss."""
+  choice = options.pop(what, "none")
+  if choice == "none":
+    return None
+  known = naming.options(resolve(choice, {}, table, what))
+  own = {name: options.pop(name) for name in known if name in options}
+  return resolve(choice, own, table, what)
 
 
 def schedule(given: str | Schedule) -> Schedule:
@@ -300,6 +338,9 @@ def make_method(
     raise TypeError("the aggregate is a field of its own, not a loss_option")
   truncated = options.pop("truncated", "learn")
   naming.lookup(dict(learn=0, mask=0, drop=0), truncated, "truncated")
+  keep = _taken(options, KEEPS, "keep")
+  step_size = _taken(options, STEP_SIZES, "step_size")
+  compares = bool(options.pop("gradient_cosine", False))
   loss = resolve(config.loss, options, LOSSES, "loss")
   loss = functools.partial(loss, aggregate=aggregate)
 
@@ -346,6 +387,9 @@ def make_method(
     whiten=whiten,
     world=world,
     truncated=truncated,
+    keep=keep,
+    step_size=step_size,
+    compares=compares,
   )
   return with_loss(method, loss, ratio_to=config.ratio_to)
 
@@ -366,7 +410,10 @@ def with_loss(
   return method._replace(
     terms={**method.terms, "policy": term},
     needs_old="old_log_probs" in needs,
-    needs_behave="behave_log_probs" in needs,
+    needs_behave=any(
+      ("behave_log_probs" in needs, method.keep, method.step_size)
+    ),
+    needs_lags="lags" in needs,
   )
 
 

@@ -106,8 +106,8 @@ def opmd(
 ) -> Array:
   """Subtracts the group's soft maximum, `τ log mean exp(s / τ)`.
 
-  As τ grows it is the mean: `dr_grpo`. A group of one keeps its reward. OPMD,
-  github.com/agentscope-ai/Trinity-RFT
+  As τ grows it is the mean: `dr_grpo`. A group of one keeps its reward. OPMD's
+  loss is the policy gradient over 1 + τ. github.com/agentscope-ai/Trinity-RFT
   """
   scores, whole = advantages.combine(rewards, weights, scored, penalties)
   if scores.shape[-1] == 1:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from saw_jax import losses, reductions, stale_losses, weighting, world_model
 from saw_jax.reductions import Maximum, Ratio
-from saw_jax.types import Array, Axis, Mask, Numeric
+from saw_jax.types import Array, Axis, Mask, Numeric, PyTree
 
 
 def reward_statistics(
@@ -109,6 +109,25 @@ def balance(
       reductions.all_max(1 / jnp.maximum(nll, floor), where=rows)
     ),
   }
+
+
+def gradient_cosine(gradient: PyTree, previous: PyTree) -> Array:
+  """How far two gradients agree, `⟨g, h⟩ / |g| |h|` over all parameters.
+
+  Of consecutive updates it is near 0 where responses are fresh, and high where
+  they are stale: GAC's diagnostic, arXiv 2603.01501, whose projection is not
+  published. NaN, which is logged as missing, where one of them is 0.
+  """
+  inner = mine = theirs = jnp.zeros((), jnp.float32)
+  pairs = (jax.tree.leaves(tree) for tree in (gradient, previous))
+  for g, h in zip(*pairs, strict=True):
+    g, h = map(reductions.at_least_float32, (g, h))
+    inner += jnp.sum(g * h)
+    mine += jnp.sum(jnp.square(g))
+    theirs += jnp.sum(jnp.square(h))
+  # Each root by itself: a product of two squares underflows early.
+  norm = jnp.sqrt(mine) * jnp.sqrt(theirs)
+  return jnp.where(norm > 0, reductions.divide(inner, norm), jnp.nan)
 
 
 def clipped_token_share(

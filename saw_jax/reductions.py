@@ -183,6 +183,12 @@ def all_std(x: Array, **reduced: Any) -> Array:
   return square_root(all_var(x, **reduced))
 
 
+def own_rows(x: Array, rows: int, axis_name: Axis) -> Array:
+  """This device's part of the rows of all devices."""
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+  return jax.lax.dynamic_slice_in_dim(x, first, rows)
+
+
 def _counts(x: Array, where: Mask, weights: Mask) -> Array:
   """How often each entry of `x` counts; 0 where the mask is off."""
   if weights is None:

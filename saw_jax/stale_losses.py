@@ -13,6 +13,7 @@ ASymPO and SPO: https://arxiv.org/abs/2606.03070
 """
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -21,6 +22,9 @@ import jax.numpy as jnp
 from saw_jax import losses, reductions
 from saw_jax.reductions import Ratio
 from saw_jax.types import Array
+
+# (weights [B, T], what is bounded [B, T], least, greatest) -> weights
+Bound = Callable[[Array, Array, float, float], Array]
 
 
 def sequence_nll(log_probs: Array, completion_mask: Array) -> Array:
@@ -178,6 +182,19 @@ def topr_loss(
   return _weighted(weights, log_probs, advantages, completion_mask, aggregate)
 
 
+def truncate(
+  weights: Array, measured: Array, floor: float, cap: float
+) -> Array:
+  """Holds weights at the bounds that they are beyond: TIS."""
+  del measured
+  return jnp.clip(weights, floor, cap)
+
+
+def drop(weights: Array, measured: Array, floor: float, cap: float) -> Array:
+  """Makes weights 0 where what is measured is beyond a bound: IcePop."""
+  return jnp.where((measured < floor) | (measured > cap), 0.0, weights)
+
+
 def tis_loss(
   log_probs: Array,
   old_log_probs: Array,
@@ -185,21 +202,29 @@ def tis_loss(
   advantages: Array,
   completion_mask: Array,
   *,
+  floor: float = 0.0,
   cap: float = 2.0,  # c, the greatest weight
+  outside: Bound = truncate,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float | None = None,
   clipped_ratio: losses.RatioOf = losses.token_ratio,
   ratio_of: losses.RatioOf = losses.token_ratio,  # of the weight
+  measured_by: losses.RatioOf | None = None,  # what the bounds are of, if other
   aggregate: losses.Aggregate = losses.token_mean,
 ) -> Ratio:
-  """Weighs `losses.clipped_surrogate_loss` by `min(π_old / μ, cap)`.
+  """Weighs `losses.clipped_surrogate_loss` by `π_old / μ`, within bounds.
 
   For staleness, and inference engines with other log-probs than the trainer's.
-  Yao et al. (2025), fengyao.notion.site/off-policy-rl
+  With `outside=drop` a weight beyond the bounds is 0, and its tokens still
+  count below: IcePop by token, MIS by `sequence_ratio`; `seq-mask-tis` weighs
+  tokens and is `measured_by` `geometric_ratio`. Yao et al. (2025), for TIS and
+  its cap, fengyao.notion.site/off-policy-rl; IcePop, the Ling team (2025)
   """
-  weights = ratio_of(old_log_probs, behave_log_probs, completion_mask)
-  weights = jnp.minimum(weights, cap)
+  recorded = old_log_probs, behave_log_probs, completion_mask
+  weights = ratio_of(*recorded)
+  measured = weights if measured_by is None else measured_by(*recorded)
+  weights = outside(weights, measured, floor, cap)
   return losses.clipped_surrogate_loss(
     *(log_probs, old_log_probs, advantages, completion_mask),
     **dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip),
@@ -230,42 +255,13 @@ def decoupled_ppo_loss(
   """
   weights = losses.token_ratio(old_log_probs, behave_log_probs, completion_mask)
   if cap is not None:
-    weights = jnp.where(weights > cap, 0.0, weights)
+    weights = drop(weights, weights, 0.0, cap)
   return losses.clipped_surrogate_loss(
     *(log_probs, old_log_probs, advantages, completion_mask),
     **dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip),
     clipped_ratio=clipped_ratio,
     aggregate=_weighed(weights, aggregate),
   )
-
-
-def dppo_kl_loss(
-  log_probs: Array,
-  behave_log_probs: Array,
-  advantages: Array,
-  completion_mask: Array,
-  *,
-  bound: float = 0.2,  # δ, how far a probability may usefully move
-  coefficient: float = 1e-3,  # β
-  aggregate: losses.Aggregate = losses.token_mean,
-) -> Ratio:
-  """Drops tokens whose probability has moved far enough, and pulls all back.
-
-    x = −A ρ keep + β (log π − log μ)²,   ρ = π / μ
-    keep = 0 where A > 0 and π − μ > δ, or A < 0 and π − μ < −δ
-
-  Rare tokens are not the first to be dropped. DPPO, arXiv 2602.04879
-  """
-  ratio = losses.token_ratio(log_probs, behave_log_probs, completion_mask)
-  advantages = losses.token_advantages(advantages, completion_mask)
-  log_probs = reductions.select(log_probs, completion_mask)
-  behave = reductions.select(behave_log_probs, completion_mask)
-  now, behave = map(jax.lax.stop_gradient, (log_probs, behave))
-  moved = jnp.exp(now) - jnp.exp(behave)
-  far = jnp.where(advantages > 0, moved > bound, moved < -bound)
-  gain = jnp.where(far, 0.0, advantages * ratio)
-  penalty = jnp.square(log_probs - behave)
-  return aggregate(coefficient * penalty - gain, completion_mask)
 
 
 def _weighted(weights, log_probs, advantages, mask, aggregate) -> Ratio:

@@ -101,7 +101,7 @@ def highest_entropy(
   order = jnp.lexsort((-scores, ~pool))
   rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(pool)))
   selected = pool & (rank < jnp.array(sizes)[jnp.sum(pool)])
-  return _own_rows(selected, rows, axis_name)
+  return reductions.own_rows(selected, rows, axis_name)
 
 
 def lowest_entropy(
@@ -118,7 +118,7 @@ def random_transitions(
   """Selects as many at random: a control. The key is one on all devices."""
   rows = pool.shape[0]
   scores = jax.random.uniform(key, (rows * _axis_size(axis_name),))
-  scores = _own_rows(scores, rows, axis_name)
+  scores = reductions.own_rows(scores, rows, axis_name)
   return highest_entropy(scores, pool, alpha=alpha, axis_name=axis_name)
 
 
@@ -264,9 +264,3 @@ def is_hard(log_probs: Array, rho: float) -> Array:
 
 def _axis_size(axis_name: Axis) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
-def _own_rows(x: Array, rows: int, axis_name: Axis) -> Array:
-  """This device's part of the rows of all devices."""
-  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-  return jax.lax.dynamic_slice_in_dim(x, first, rows)

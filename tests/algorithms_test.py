@@ -71,6 +71,7 @@ def call(fn, **options):
   names_of = ("old_log_probs", "behave_log_probs", "ref_log_probs")
   names_of += ("advantages", "completion_mask")
   given = {name: getattr(batch, name) for name in names_of}
+  given["lags"] = jnp.zeros_like(batch.starts)
   return naming.supply(fn, outputs.log_probs, **given, **options)
 
 
@@ -83,6 +84,7 @@ class TestRefusals:
       ("asympo", dict(loss="asmypo")),
       ("token", dict(loss="topr", loss_options={"ratio_of": "tokne"})),
       ("token_mean", dict(aggregate="token_maen")),
+      ("m2po", dict(loss_options={"keep": "mp2o"})),
       ("token", dict(advantage="gdpo", advantage_options={"whiten": "tokens"})),
       ("mean", dict(advantage="gigpo", advantage_options={"normalize": "men"})),
       ("k", dict(kl=KLConfig(placement="loss", estimator="k4"))),
@@ -219,6 +221,7 @@ class TestTables:
     assert {"balance", "nll/positive", "entropy"} <= set(logged)
     assert ("sampler_mismatch" in logged) == method.needs_behave
     clips = ("clipped_surrogate", "gspo", "tis", "decoupled_ppo")
+    clips += ("a3po", "importance")
     assert ("clipped_low" in logged) == (name in clips)
     assert all(np.isfinite(one.value()) for one in logged.values())
 
@@ -232,7 +235,7 @@ class TestTables:
     for name in ("clipped_surrogate", "gspo", "cispo"):
       assert needs(loss=name) == (True, False), name
       assert needs(loss=name, ratio_to="behave") == (False, True), name
-    for name in ("tis_reinforce", "topr", "dppo_kl"):
+    for name in ("tis_reinforce", "topr", "dppo_kl", "a3po"):
       assert needs(loss=name) == (False, True), name
     for name in ("tis", "decoupled_ppo"):
       assert needs(loss=name) == (True, True), name
@@ -375,7 +378,7 @@ class TestWithLoss:
 def test_options_that_nobody_sets_are_as_the_papers_have_them():
   tables = (
     "ADVANTAGES STEP_ADVANTAGES WEIGHTS LOSSES TOKEN_LOSSES SELECTIONS "
-    "COEFFICIENTS WHITENINGS NORMALIZATIONS"
+    "COEFFICIENTS WHITENINGS NORMALIZATIONS KEEPS STEP_SIZES"
   )
   functions = {
     f"{table} {name}": function

@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-LIBRARY = 34_000  # lines of saw_jax
+LIBRARY = 34_200  # lines of saw_jax
 CORE = 18_600  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library
@@ -23,7 +23,7 @@ FORMULAS = [
   *(
     ROOT / "saw_jax" / f"{name}.py"
     for name in "reductions weighting advantages component_advantages "
-    "step_advantages losses stale_losses world_model "
+    "step_advantages losses stale_losses trust_regions trust_masks world_model "
     "diagnostics".split()
   ),
   *sorted(ROOT.glob("saw_jax/labels/*.py")),

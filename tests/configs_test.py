@@ -417,10 +417,14 @@ def test_summaries_fit_and_their_judge_may_answer(built):
 @pytest.mark.parametrize("row", asympo_math.ROWS)
 def test_a_row_says_which_log_probs_it_needs(row, built):
   method = built(f"asympo/math:row={row},lag=4").method
-  none = ("naive", "spo", "gpg", "gpg_nonzero")
+  none = ("naive", "spo", "gpg", "gpg_nonzero", "opmd")
   is_current = row in none or row.startswith("asympo")
   assert method.needs_behave == (not is_current)
-  assert method.needs_old == (row in ("tis", "decoupled_ppo"))
+  old = ("tis", "decoupled_ppo", "icepop", "sequence_mask", "m2po_all")
+  assert method.needs_old == (row in old)
+  decides = row.startswith("m2po") or row == "off_policy_sequence"
+  assert (method.keep is not None) == decides
+  assert (method.step_size is not None) == (row == "vcpo")
 
 
 @pytest.mark.parametrize("scale", TABLES["asympo/benchmarks"].SCALES)

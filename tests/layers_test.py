@@ -19,8 +19,8 @@ PURE_STDLIB = frozenset(
 )
 MATHEMATICS = (
   "settings types reductions weighting advantages component_advantages "
-  "step_advantages diagnostics losses stale_losses world_model "
-  "labels"
+  "step_advantages diagnostics losses stale_losses trust_regions trust_masks "
+  "world_model labels"
 )
 GAMES = "alfworld textworld textworld_express py4j"
 ENVIRONMENTS = "gymnasium openenv jsonschema verifiers pydantic"

@@ -10,7 +10,14 @@ from absl.testing import parameterized
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import algorithms, diagnostics, losses, naming, stale_losses
+from saw_jax import (
+  algorithms,
+  diagnostics,
+  losses,
+  naming,
+  stale_losses,
+  trust_regions,
+)
 from tests import helpers
 
 GOLDEN = helpers.golden("policy_losses")
@@ -43,18 +50,27 @@ LOSSES = {
     stale_losses.tis_reinforce_loss, ratio_of=losses.sequence_ratio
   ),
   "topr_token": partial(stale_losses.topr_loss, ratio_of=losses.token_ratio),
+  "icepop": partial(
+    stale_losses.tis_loss, floor=0.5, cap=5.0, outside=stale_losses.drop
+  ),
   "tis_sequence": partial(
     stale_losses.tis_loss, ratio_of=losses.sequence_ratio
   ),
   "decoupled_ppo_capped": partial(stale_losses.decoupled_ppo_loss, cap=1.2),
+  "quadratic_response": partial(
+    trust_regions.quadratic_loss, per_response=True
+  ),
   "entropy": entropy_of,
   **{k: partial(losses.kl_loss, estimator=f) for k, f in ESTIMATORS.items()},
 }
 # Those that stop no gradient of the current policy.
 SMOOTH = ("clipped_surrogate", "dual_clip", "policy_gradient", "gspo", "tis")
 SMOOTH += ("tis_sequence", "decoupled_ppo", "dppo_kl", "entropy", *ESTIMATORS)
+SMOOTH += ("icepop", "sapo", "quadratic", "quadratic_response")
+SMOOTH += ("importance",)
 # Those in which advantages are not all there is.
 REGULARIZED = ("dppo_kl", "entropy", *ESTIMATORS)
+REGULARIZED += ("quadratic", "quadratic_response")
 
 
 def sample(shape=(4, 5), seed=0):
@@ -72,6 +88,7 @@ def sample(shape=(4, 5), seed=0):
     ref_log_probs=old.astype(np.float32),
     advantages=advantages - advantages.mean(),
     completion_mask=mask,
+    lags=np.arange(shape[0]),
   )
 
 
@@ -282,7 +299,7 @@ class EveryLossTest(chex.TestCase):
   def test_what_gets_a_gradient_and_types(self):
     arrays = sample()
     log_probs, a = arrays["log_probs"], arrays["advantages"]
-    mask = {"completion_mask": arrays["completion_mask"]}
+    mask = {k: arrays[k] for k in ("completion_mask", "lags")}
     rest = {k: x for k, x in arrays.items() if k not in mask}
     # bfloat16 is float32 inside.
     low = {k: jnp.asarray(x, jnp.bfloat16) for k, x in rest.items()}
@@ -321,6 +338,7 @@ class EveryLossTest(chex.TestCase):
   def test_a_huge_ratio_is_finite(self):
     near, far = np.zeros((2, 3), np.float32), np.full((2, 3), -100, np.float32)
     rest = {"advantages": np.array([1.0, -1.0]), "completion_mask": near == 0}
+    rest["lags"] = np.array([3, 0])
 
     @jax.jit
     def every(one, other):

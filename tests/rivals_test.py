@@ -2,15 +2,33 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl.testing import parameterized
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import advantages, component_advantages, weighting
-from tests import helpers
+from saw_jax import (
+  advantages,
+  algorithms,
+  component_advantages,
+  diagnostics,
+  losses,
+  naming,
+  stale_losses,
+  trust_masks,
+  trust_regions,
+  weighting,
+)
+from saw_jax.run import answers, methods
+from saw_jax.run import config as config_lib
+from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import estimation, objective, update
+from tests import helpers, losses_test
+from tests.training import update_test
 
 GOLDEN = helpers.golden("rivals")
 DTYPES = (np.float64, np.float32)
@@ -184,3 +202,397 @@ class RewardsTest(parameterized.TestCase):
     with jax.enable_x64(dtype is np.float64):
       found = advantages.gdpo(given["rewards"], np.ones(3, dtype), whiten=None)
       close(found, want["advantages"], dtype)
+
+
+AGGREGATES = losses_test.AGGREGATES
+masked = partial(stale_losses.tis_loss, outside=stale_losses.drop)
+# Of each method of the vectors: its loss, and what it makes of the parameters.
+LOSSES = {
+  "sapo": (trust_regions.sapo_loss, ("tau_pos", "tau_neg")),
+  "quadratic_token": (trust_regions.quadratic_loss, {"tau": "beta"}),
+  "quadratic_sequence": (
+    partial(
+      trust_regions.quadratic_loss,
+      per_response=True,
+      aggregate=losses.sequence_mean_token_sum,
+    ),
+    {"tau": "beta"},
+  ),
+  "icepop_ppo": (masked, ("clip_low", "clip_high")),
+  "sequence_mask_ppo": (partial(masked, ratio_of=losses.sequence_ratio), ()),
+  "geometric_mask_token_weight_ppo": (
+    partial(masked, measured_by=losses.geometric_ratio),
+    (),
+  ),
+  "a3po": (
+    trust_regions.a3po_loss,
+    {"behaviour_weight": "correct", "clip_low": "clip_low"},
+  ),
+}
+
+
+def arrays_of(given):
+  """The inputs of a case, as the library calls them."""
+  names = {"logp": "log_probs", "mask": "completion_mask", "lag": "lags"}
+  return {
+    names.get(k, k.replace("logp", "log_probs")): x for k, x in given.items()
+  }
+
+
+def value_and_grad(loss, arrays):
+  """A loss and its gradient with respect to the current log-probs."""
+  return jax.value_and_grad(
+    lambda x: naming.supply(loss, **{**arrays, "log_probs": x}).value()
+  )(arrays["log_probs"])
+
+
+class LossTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    case for name in LOSSES for case in cases(name)
+  )
+  def test_losses_and_gradients(self, case, dtype):
+    given, params, want = read(case, dtype)
+    loss, names = LOSSES[case["method"]]
+    names = names if isinstance(names, dict) else {name: name for name in names}
+    options = {new: params[old] for old, new in names.items()}
+    if params.get("agg") in AGGREGATES:
+      options["aggregate"] = AGGREGATES[params["agg"]]
+    if "bounds" in params:
+      options["floor"], options["cap"] = params["bounds"]
+    with jax.enable_x64(dtype is np.float64):
+      arrays = arrays_of(given)
+      found, gradient = value_and_grad(partial(loss, **options), arrays)
+      close(found, want["loss"], dtype)
+      close(gradient, want["grad_logp"], dtype)
+      assert not np.array(gradient)[~arrays["completion_mask"]].any()
+      if "prox_logp" in want:
+        behave, mask = arrays["behave_log_probs"], arrays["completion_mask"]
+        near = trust_regions.near_policy(
+          arrays["log_probs"], behave, arrays["lags"]
+        )
+        close(near[mask], np.array(want["prox_logp"])[mask], dtype)
+
+  @parameterized.named_parameters(*cases("importance_weights"))
+  def test_weights_within_bounds(self, case, dtype):
+    given, params, want = read(case, dtype)
+    with jax.enable_x64(dtype is np.float64):
+      ratio = algorithms.RATIOS[params["level"]]
+      w = ratio(given["old_logp"], given["behave_logp"], given["mask"])
+      outside = {"mask": stale_losses.drop}.get(
+        params["mode"], stale_losses.truncate
+      )
+      w = outside(w, w, params["low"] or 0.0, params["high"])
+      close(np.where(given["mask"], w, 0), want["weights"], dtype)
+
+  def test_what_is_beyond_a_bound_counts_below_and_its_ends_are_kept(self):
+    d = np.log(np.array([[0.5, 5.0, 0.49, 5.01, 1.0]]))
+    zero, one, mask = np.zeros((1, 5)), np.ones(1), np.ones((1, 5), bool)
+    with jax.enable_x64(True):
+      loss = partial(masked, floor=0.5, cap=5.0)
+      found = loss(zero, zero, -d, one, mask)
+      assert_allclose(found, (-(0.5 + 5 + 1), 5))
+      none = partial(loss, floor=9.0, cap=10.0)
+      arrays = dict(
+        log_probs=zero,
+        old_log_probs=zero,
+        behave_log_probs=-d,
+        advantages=one,
+        completion_mask=mask,
+      )
+      found, gradient = value_and_grad(none, arrays)
+      assert found == 0 and not np.any(gradient)
+
+  def test_gradients_at_a_ratio_of_one(self):
+    arrays = losses_test.sample()
+    at_one = {**arrays, "old_log_probs": arrays["log_probs"]}
+    at_one["behave_log_probs"] = arrays["log_probs"]
+    at_one["lags"] = np.array([0, 1, 2, 7])
+    mean = losses.sequence_mean_token_mean
+    _, want = value_and_grad(
+      partial(losses.policy_gradient_loss, aggregate=mean), arrays
+    )
+    for name in ("sapo", "quadratic", "a3po", "importance"):
+      loss = partial(algorithms.LOSSES[name], aggregate=mean)
+      _, found = value_and_grad(loss, at_one)
+      assert_allclose(found, want, rtol=1e-5, atol=1e-7, err_msg=name)
+    # Which τ is whose shows off 1, where both sides fall.
+    for ratio, a in ((1.3, 1.0), (0.7, -1.0)):
+      tau = 1.0 if a > 0 else 3.0
+      s = 1 / (1 + np.exp(-tau * (ratio - 1)))
+      _, found = value_and_grad(
+        partial(trust_regions.sapo_loss, tau_neg=3.0),
+        dict(
+          log_probs=np.log(np.array([[ratio]])),
+          old_log_probs=np.zeros((1, 1)),
+          advantages=np.array([a]),
+          completion_mask=np.ones((1, 1), bool),
+        ),
+      )
+      want = -a * 4 * s * (1 - s) * ratio
+      assert_allclose(found[0, 0], want, rtol=1e-5)
+      assert abs(want) < ratio
+
+  def test_a3po_is_the_ratio_to_the_sampler_with_a_wider_clip(self):
+    arrays = losses_test.sample((6, 5)) | {"lags": np.array([0, 1, 2, 3, 8, 8])}
+    free = dict(clip_low=np.inf, clip_high=np.inf)
+    found = value_and_grad(partial(trust_regions.a3po_loss, **free), arrays)
+    want = value_and_grad(
+      trust_regions.importance_loss,
+      {**arrays, "old_log_probs": arrays["behave_log_probs"]},
+    )
+    # The value too, since the weight is what is left of the ratio.
+    for one, other in zip(found, want, strict=True):
+      assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    # A clip of ε at lag 3 is (1 + ε)³ of the ratio to the sampler.
+    for ratio, has in ((1.1**3 - 1e-3, True), (1.1**3 + 1e-3, False)):
+      _, gradient = value_and_grad(
+        partial(trust_regions.a3po_loss, clip_high=0.1),
+        dict(
+          log_probs=np.log(np.array([[ratio]])),
+          behave_log_probs=np.zeros((1, 1)),
+          lags=np.array([3]),
+          advantages=np.ones(1),
+          completion_mask=np.ones((1, 1), bool),
+        ),
+      )
+      assert np.any(gradient) == has
+
+  def test_the_quadratic_is_least_where_it_says(self):
+    old, a, mask = np.array([[-1.0, -2.0]]), np.array([0.3]), np.ones((1, 2))
+    arrays = dict(old_log_probs=old, advantages=a, completion_mask=mask)
+    for whole, step in ((False, 0.3 / 0.5), (True, 0.3 / 0.5 / 2)):
+      loss = partial(
+        trust_regions.quadratic_loss,
+        beta=0.5,
+        per_response=whole,
+        aggregate=losses.sequence_mean_token_sum,
+      )
+      _, gradient = value_and_grad(loss, {**arrays, "log_probs": old + step})
+      assert_allclose(gradient, 0, atol=1e-6)
+
+
+class TrustMaskTest(parameterized.TestCase):
+  def keep(self, name, given, **options):
+    """What a mask keeps of the inputs of a case."""
+    mask, old = given["mask"], given.get("logp", given["old_logp"])
+    d = np.where(mask, old - given["behave_logp"], 0)
+    a = given.get("advantages", np.zeros(len(d)))[:, None] * mask
+    fn = partial((algorithms.KEEPS | algorithms.STEP_SIZES)[name], **options)
+    return np.array(naming.supply(fn, log_ratios=d, advantages=a, mask=mask))
+
+  @parameterized.named_parameters(
+    *cases("m2po_mask"), *cases("m2po_official_clip")
+  )
+  def test_m2po(self, case, dtype):
+    given, params, want = read(case, dtype)
+    name, options = "m2po", {"budget": params["tau"]}
+    if "keep" not in want:
+      name, ends = "m2po_bounds", ("low", "high")
+      options |= {f"least_{x}": params[f"miniclip_{x}"] or 0.0 for x in ends}
+    with jax.enable_x64(dtype is np.float64):
+      kept = self.keep(name, given, **options)
+      if "keep" in want:
+        assert_array_equal(kept, np.array(want["keep"], bool))
+      arrays = arrays_of(given)
+      a, mask = arrays["advantages"], arrays["completion_mask"]
+      arrays["advantages"] = losses.token_advantages(a, mask) * kept
+      arrays["old_log_probs"] = arrays["behave_log_probs"]
+      loss = trust_regions.importance_loss
+      found, gradient = value_and_grad(loss, arrays)
+      # A clip has a value, but no gradient, where a mask has neither.
+      close(gradient, want["grad_logp"], dtype)
+      if "keep" in want:
+        close(found, want["loss"], dtype)
+
+  @parameterized.named_parameters(*cases("m2po_areal_mask"))
+  def test_areals_form(self, case, dtype):
+    given, params, want = read(case, dtype)
+    kept = self.keep("m2po_all", given, budget=params["tau"])
+    assert_array_equal(kept, np.array(want["keep"], bool))
+
+  @parameterized.named_parameters(*cases("off_policy_sequence_mask"))
+  def test_likely_responses(self, case, dtype):
+    given, params, want = read(case, dtype)
+    kept = self.keep("off_policy_sequence", given, delta=params["delta"])
+    rows = np.array(want["keep"], bool)[:, None]
+    assert_array_equal(kept, given["mask"] & rows)
+
+  def test_ends_of_the_budget(self):
+    rng = np.random.default_rng(2)
+    given = dict(
+      logp=0.3 * rng.normal(size=(16, 6)),
+      behave_logp=np.zeros((16, 6)),
+      old_logp=None,
+      mask=rng.random((16, 6)) < 0.7,
+      advantages=rng.normal(size=16),
+    )
+    a, mask = given["advantages"], given["mask"]
+    harmful = mask & (a[:, None] * given["logp"] > 0)
+    at = lambda budget: self.keep("m2po", given, budget=budget)  # noqa: E731
+    assert_array_equal(at(0.0), mask & ~harmful)
+    assert_array_equal(at(np.inf), mask)
+    assert self.keep("m2po_all", given, budget=0.0).sum() == 1
+    sizes = [at(budget).sum() for budget in (0.0, 0.01, 0.04, 0.1)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 4
+    order = rng.permutation(16)
+    other = {k: x if x is None else x[order] for k, x in given.items()}
+    kept = self.keep("m2po", other, budget=0.04)
+    assert_array_equal(kept, at(0.04)[order])
+    # A mask of each half is another than a mask of both.
+    halves = [
+      {k: x if x is None else x[s] for k, x in given.items()}
+      for s in (slice(8), slice(8, 16))
+    ]
+    halves = [self.keep("m2po", half, budget=0.04) for half in halves]
+    assert np.any(np.concatenate(halves) != at(0.04))
+    # At most τ, and not below it: d² of 1/4 and 1/4 have a mean of 1/4.
+    exact = dict(
+      logp=np.array([[0.5, 0.5]]),
+      behave_logp=np.zeros((1, 2)),
+      old_logp=None,
+      mask=np.ones((1, 2), bool),
+      advantages=np.ones(1),
+    )
+    for name, count in (("m2po", 2), ("m2po_all", 1)):
+      assert self.keep(name, exact, budget=0.25).sum() == count
+
+  @parameterized.parameters(*algorithms.KEEPS, *algorithms.STEP_SIZES)
+  def test_devices_are_one_batch(self, name):
+    fn = (algorithms.KEEPS | algorithms.STEP_SIZES)[name]
+    rng = np.random.default_rng(2)
+    mask = rng.random((16, 6)) < 0.7
+    d, a = rng.normal(size=(2, 16, 6)) * mask
+    given = dict(log_ratios=0.3 * d, advantages=a, mask=mask)
+    given = {k: x for k, x in given.items() if k in naming.positional(fn)}
+
+    def call(*values, axis_name=None):
+      named = dict(zip(given, values, strict=True))
+      return naming.supply(fn, **named, axis_name=axis_name)
+
+    joined = name in algorithms.KEEPS
+    found = helpers.over_devices(call, *given.values(), joined=joined)
+    assert_allclose(found, call(*given.values()), rtol=1e-5)
+
+  def test_effective_samples(self):
+    (_, case, _), *_ = cases("vcpo_ess")
+    sums, want = np.array(case["inputs"]["log_ratio_sums"]), case["expected"]
+    with jax.enable_x64(True):
+
+      def size(d, **options):
+        fn = trust_masks.effective_step_size
+        return fn(d[:, None], np.ones((6, 1), bool), **options)
+
+      lr = case["params"]["lr"]
+      for options, name in (
+        (dict(power=1.0), "lr_linear_base1"),
+        ({}, "lr_sqrt_base1"),
+        (dict(base=0.55), "lr_sqrt_base055"),
+      ):
+        assert_allclose(lr * size(sums, **options), want[name], rtol=1e-9)
+      assert_allclose(size(sums + 700), size(sums), rtol=1e-9)
+      assert size(0 * sums) == 1
+      one = np.array([800.0, 0, 0, 0, 0, 0])
+      assert_allclose(size(one, power=1.0), 1 / 6)
+
+
+def test_the_cosine_of_gradients():
+  tree = {"a": np.array([3.0, 0.0]), "b": np.array([4.0])}
+  cosine = partial(diagnostics.gradient_cosine, tree)
+  assert_allclose(cosine(jax.tree.map(lambda x: -2 * x, tree)), -1, rtol=1e-6)
+  assert_allclose(cosine({"a": np.array([1.0, 0.0]), "b": np.zeros(1)}), 0.6)
+  assert np.isnan(cosine(jax.tree.map(np.zeros_like, tree)))
+  tiny = jax.tree.map(lambda x: np.float32(1e-15) * x, tree)
+  assert_allclose(cosine(tiny), 1, rtol=1e-5)
+
+
+# Methods by name, with what makes them matter on few rows.
+RUNS = {
+  **dict.fromkeys(("sa_mrpo", "dvao", "gd2po", "opmd", "icepop"), {}),
+  **dict.fromkeys(("sequence_mask", "a3po", "sapo", "quadratic_response"), {}),
+  **dict.fromkeys(("m2po", "m2po_bounds", "m2po_all"), {"budget": 1e-4}),
+  "off_policy_sequence": {"delta": -0.02},
+  "vcpo": {"gradient_cosine": True},
+  "gdpo+schedule": {},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_updates_by_name_whole_and_in_parts(name):
+  config, zeros = config_lib.get_config(), np.zeros(2, np.float32)
+  methods.set_method(config, name)
+  config.algorithm.loss_options.update(RUNS[name])
+  if "schedule" in name:
+    config.algorithm.weights_options.update(steps=(0, 2), values=np.eye(2))
+  method = algorithms.make_method(config_lib.typed(config).algorithm, zeros)
+  estimate = estimation.make_estimate(
+    method.advantage, method.weights, minima=zeros
+  )
+  params, batch = update_test.table_batch()
+  near = 0.1 * np.random.default_rng(0).normal(size=(3, 8, 7))
+  fields = "old_log_probs", "behave_log_probs"
+  batch = batch.replace(
+    lags=np.array([0, 1, 2, 3, 4, 8, 8, 8]),
+    **{k: params["log_probs"] + x for k, x in zip(fields, near, strict=False)},
+  )
+  rewards = rewards_of((2, 4, 2))
+  scored, lengths = rewards > -1, batch.completion_mask.sum(-1).reshape(2, 4)
+  made = objective.make_objective(
+    update_test.table_forward, method.terms, method.diagnostics
+  )
+
+  def train(parts):
+    decide, how = None, (method.keep, method.step_size)
+    if any(how):
+      decide = objective.make_decide(
+        update_test.table_forward, *how, num_parts=parts
+      )
+    sgd = optax.sgd(0.1)
+    step = jax.jit(
+      update.make_update(made, sgd, num_microbatches=parts, decide=decide)
+    )
+    state = update.create_state(params, sgd, 2, compares=method.compares)
+    for k in range(2):
+      a, _ = estimate(rewards, scored, lengths, None, None, k)
+      state, row = step(state, batch.replace(advantages=a.reshape(-1)))
+    return state, row
+
+  (whole, row), (parts, same) = train(1), train(4)
+  chex.assert_trees_all_close(parts.params, whole.params, rtol=1e-5)
+  chex.assert_trees_all_close(same, row, rtol=1e-4, atol=1e-6)
+  assert np.abs(whole.params["log_probs"] - params["log_probs"]).max() > 1e-3
+  assert row["skipped"] == 0
+  assert 0 < row["kept"] < 1 if method.keep else "kept" not in row
+  assert ("step_size" in row) == ("gradient_cosine" in row) == (name == "vcpo")
+  if name == "vcpo":
+    assert 0 < row["step_size"] < 1 and -1 < row["gradient_cosine"] < 1
+
+
+def test_a_run_knows_how_old_its_answers_are(tmp_path):
+  """Lags, masks and step sizes of a queue, through a learner of the decoder."""
+  algorithm = algorithms.AlgorithmConfig(
+    loss="a3po",
+    advantage="dr_grpo",
+    loss_options={
+      "keep": "m2po",
+      "step_size": "effective",
+      "gradient_cosine": True,
+    },
+  )
+  made = helpers.experiment(
+    algorithm=algorithm,
+    asynchronous={"protocol": "fixed_lag", "lag": 2},
+    loop={"num_microbatches": 2, "num_minibatches": 2},
+  )
+  one, seen = helpers.make_learner(made), []
+  with Grader(made.task, num_workers=0, limit_s=1.0) as grader:
+    source = answers.Answers(one, grader, helpers.begun(tmp_path))
+    for step in range(3):
+      scored = source.score(source.generate(step), step)
+      batch, rows = source.estimate(scored, step)
+      seen.append(np.unique(batch.lags).tolist())
+      assert (batch.lags == rows[0]["lag/versions"]).all()
+      row = one.update(batch)[0]
+      source.finish([row], step)
+  assert seen == [[0], [1], [2]]
+  assert 0 < row["step_size"] < 1 and 0 < row["kept"] <= 1
+  assert -1 <= row["gradient_cosine"] <= 1

@@ -10,6 +10,12 @@ Rows, and the log-probs that each needs beside the current policy's:
   tis, decoupled_ppo                           the sampler's and the trainer's
   asympo_stable, asympo_negatives,
   asympo_positives, asympo_batch               none (controls)
+By `--rows` alone, rivals of 2026 (docs/paper_index.md):
+  opmd                                         none
+  m2po (the final paper's mask), m2po_bounds
+  (its authors' code), off_policy_sequence,
+  vcpo, sapo, quadratic, a3po                  the sampler's
+  icepop, sequence_mask, m2po_all (AReaL's)    the sampler's and the trainer's
 
 Protocols: `fixed_lag` (step t learns from what the weights of step t - lag
 sampled; the default), `max_lag` (AReaL's admission, lag in versions), `quota`
@@ -40,6 +46,9 @@ ROWS = ("naive", "spo", "asympo", "grpo", "gpg", "gpg_nonzero", "dr_grpo")
 ROWS += ("dapo", "gspo", "cispo", "topr", "topr_token", "tis_reinforce")
 ROWS += ("tis", "decoupled_ppo", "asympo_stable", "asympo_negatives")
 ROWS += ("asympo_positives", "asympo_batch")
+RIVALS = ("icepop", "sequence_mask", "m2po", "m2po_bounds", "m2po_all", "sapo")
+RIVALS += ("quadratic", "a3po", "vcpo", "off_policy_sequence", "opmd")
+ROWS += RIVALS
 SCALES = ("tiny", "small")
 PROTOCOLS = ("fixed_lag", "max_lag", "quota")
 LAGS = tuple(str(lag) for lag in (0, 1, 2, 4, 8, 16, 32, 64))
@@ -161,10 +170,14 @@ TABLE = Table(
   rows=ROWS,
   several={
     f"{row}_lag{lag}": Run(row, lag, f"row={row},lag={lag}")
-    for rows, lags in ((PAPER_ROWS, (0, 4, 16, 32)), (OTHER_ROWS, (0, 16)))
+    for rows, lags in (
+      (PAPER_ROWS, (0, 4, 16, 32)),
+      (OTHER_ROWS + RIVALS, (0, 16)),
+    )
     for lag in lags
     for row in rows
   },
+  on_request=tuple(f"{row}_lag{lag}" for row in RIVALS for lag in (0, 16)),
   swept="lag",
   needs={
     "tiny": Needs(

@@ -36,8 +36,10 @@ class Answers:
 
   def score(self, drawn: Drawn, step: int) -> Scored:
     """Scores the answers while the device recomputes their log-probs."""
-    transcript, examples, rollout, _ = drawn
+    transcript, examples, rollout, *_ = drawn
     batch, observed = self._learner.prepare(transcript)
+    if self._learner.made.method.needs_lags:
+      batch = batch.replace(lags=drawn.lags)
     if self._labels is not None:
       rollout = self._labels.score(transcript, examples, observed, step)
     elif rollout is None:

@@ -40,6 +40,7 @@ class Drawn(NamedTuple):
   examples: Examples  # their prompts
   early: Rollout | None  # what an actor has found out already
   rows: Rows  # what each seed logs of where they come from
+  lags: np.ndarray | None = None  # int32 [N, P * G], versions; None: all fresh
 
 
 class Fresh:
@@ -290,7 +291,12 @@ class Queue:
     ]
     self._clock.lap("queue")
     rows = list(map(_describe, self._ledgers, taken))
-    return Drawn(rollout.transcript, examples, rollout, rows)
+    lags = [
+      [ledger.version - ticket.version for ticket in tickets]
+      for ledger, tickets in zip(self._ledgers, taken, strict=True)
+    ]
+    lags = np.repeat(np.array(lags, np.int32), self._settings.group_size, 1)
+    return Drawn(rollout.transcript, examples, rollout, rows, lags)
 
   def advance(self) -> None:
     """Counts the update, and publishes its weights if it is time."""

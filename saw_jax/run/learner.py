@@ -213,6 +213,9 @@ class Learner:
       num_microbatches=parts,
       **method.gradient_options,
     )
+    decide, how = None, (method.keep, method.step_size)
+    if any(how):
+      decide = objective.make_decide(forward, *how, num_parts=parts)
     step = update.make_update(
       objective.make_objective(forward, method.terms, method.diagnostics),
       policy.optimizer,
@@ -220,6 +223,7 @@ class Learner:
       num_microbatches=parts,
       num_minibatches=loop.num_minibatches,
       can_overflow=self.made.optimizer.can_overflow,
+      decide=decide,
     )
     keep = lambda x, old: jnp.where(jnp.isfinite(x).all(), x, old)  # noqa: E731
     wrap = policy.lift.wrap

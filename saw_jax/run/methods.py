@@ -20,6 +20,10 @@ ALONE = {
   **dict.fromkeys(("naive", "spo", "asympo"), "dr_grpo"),
   **dict.fromkeys(("topr", "tis_reinforce"), "dr_grpo"),
   **dict.fromkeys(("gspo", "cispo", "tis", "decoupled_ppo"), "grpo"),
+  **dict.fromkeys(("icepop", "sequence_mask", "sapo", "a3po", "vcpo"), "grpo"),
+  **dict.fromkeys(("m2po", "m2po_bounds", "m2po_all"), "grpo"),
+  "off_policy_sequence": "grpo",
+  **dict.fromkeys(("quadratic", "quadratic_response"), "dr_grpo"),
 }
 
 

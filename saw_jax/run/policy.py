@@ -50,7 +50,10 @@ class Policy:
       self.digest = checkpoint.digest(start)
       start = lora_lib.init_adapters(start, lora, made.decoder)
     state = update.create_state(
-      start, self.optimizer, num_components=len(made.task.components)
+      start,
+      self.optimizer,
+      num_components=len(made.task.components),
+      compares=made.method.compares,
     )
     self.state = self.lift.place(self._stack(state))
 

@@ -64,6 +64,8 @@ class TrainBatch:
   old_log_probs: Array | None = None  # [B, T], before this step's updates
   behave_log_probs: Array | None = None  # [B, T], of the sampler
   ref_log_probs: Array | None = None  # [B, T], of the frozen reference
+  lags: Array | None = None  # int32 [B], versions since a row was sampled
+  kept: Array | None = None  # bool [B, T], whose advantage counts; None: all
   value_targets: Array | None = None  # float32 [B], what the value head learns
   # [B] each: how rows add up to the world model's loss
   world: world_model.RowWeights | None = None

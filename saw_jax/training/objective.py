@@ -219,7 +219,8 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
 
   The names of the loss's arguments say what is read of the batch: `(log_probs,
   [old_log_probs,] [behave_log_probs,] advantages, completion_mask)`. A loss
-  without the optional ones runs where neither was recorded. Without recorded
+  without the optional ones runs where neither was recorded; `lags` that were
+  not are 0. Tokens that are not `kept` have advantage 0. Without recorded
   `old_log_probs`, the update is the first on its rollout, and the old policy is
   the current one: the ratio is 1 and only its gradient matters.
 
@@ -240,22 +241,26 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
     )
 
   def recorded(field: str, outputs: Outputs, batch: TrainBatch) -> Array:
+    if field == "lags":
+      return jnp.zeros_like(batch.starts) if batch.lags is None else batch.lags
     if field == "behave_log_probs" or ratio_to == "behave":
       return batch.require("behave_log_probs", user)
     if batch.old_log_probs is None:
       return jax.lax.stop_gradient(outputs.log_probs)
     return batch.old_log_probs
 
+  def told(batch: TrainBatch) -> tuple[Array, Array]:
+    a, mask = batch.advantages, batch.completion_mask
+    if batch.kept is not None:
+      a = jnp.where(batch.kept, losses.token_advantages(a, mask), 0)
+    return a, mask
+
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
-    return loss(
-      outputs.log_probs,
-      *(recorded(field, outputs, batch) for field in needs),
-      batch.advantages,
-      batch.completion_mask,
-    )
+    others = (recorded(field, outputs, batch) for field in needs)
+    return loss(outputs.log_probs, *others, *told(batch))
 
   def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
-    rest = batch.advantages, batch.completion_mask
+    rest = told(batch)
     if "clipped_ratio" not in clip:
       held = jax.grad(lambda x: term(outputs.replace(log_probs=x), batch)[0])(
         jax.lax.stop_gradient(outputs.log_probs)
@@ -270,9 +275,47 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
 
 
 def recorded_log_probs(loss: Callable[..., Ratio]) -> tuple[str, ...]:
-  """The log-probs that a loss needs beside the current policy's."""
-  fields = ("old_log_probs", "behave_log_probs")
+  """What a loss needs of a rollout beside the current policy's log-probs."""
+  fields = ("old_log_probs", "behave_log_probs", "lags")
   return tuple(name for name in naming.arguments(loss) if name in fields)
+
+
+def make_decide(
+  forward: Forward,
+  keep: Callable | None = None,
+  step_size: Callable | None = None,
+  *,
+  num_parts: int = 1,
+) -> Callable[..., tuple[TrainBatch, Array | None]]:
+  """What an update decides of all of its rows at once: see `trust_masks`.
+
+  Makes `(params, batch, axis_name) -> (batch, factor of the learning rate)`,
+  None without `step_size`; it costs a forward pass, in `num_parts` parts.
+  """
+  now = in_parts(lambda *given: forward(*given).log_probs, num_parts)
+
+  def decide(params: PyTree, batch: TrainBatch, axis_name: str | None):
+    mask = batch.completion_mask
+    moved = now(params, batch) - batch.require("behave_log_probs", "a mask")
+    given = {
+      "log_ratios": reductions.select(jax.lax.stop_gradient(moved), mask),
+      "advantages": losses.token_advantages(batch.advantages, mask),
+      "mask": mask,
+      "axis_name": axis_name,
+    }
+    if keep:
+      batch = batch.replace(kept=naming.supply(keep, **given))
+    return batch, step_size and naming.supply(step_size, **given)
+
+  return decide
+
+
+def kept_share(outputs: Outputs, batch: TrainBatch) -> Figures:
+  """`kept`, the share of the policy's tokens whose advantage counts."""
+  if batch.kept is None:
+    return {}
+  kept = batch.kept.astype(jnp.float32)
+  return {"kept": losses.token_mean(kept, batch.completion_mask)}
 
 
 def kl(

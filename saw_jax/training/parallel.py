@@ -306,7 +306,8 @@ def state_shardings(
     params,
     transform_non_params=lambda _: same,
   )
-  return TrainState(params, opt_state, same, same)
+  last = None if state.gradient is None else params
+  return TrainState(params, opt_state, same, same, last)
 
 
 def param_shardings(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saw_jax import naming, reductions
+from saw_jax import diagnostics, naming, reductions
 from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.training.objective import Objective
 from saw_jax.types import Array, Numeric, PyTree
@@ -32,17 +32,24 @@ class TrainState:
   opt_state: PyTree
   step: Array  # int32 [], updates done, skipped ones included
   weights: Array  # float32 [M], persistent reward weights, summing to 1
+  gradient: PyTree | None = None  # the last one, where it is compared
 
 
 def create_state(
   params: PyTree,
   optimizer: optax.GradientTransformation,
   num_components: int = 1,
+  *,
+  compares: bool = False,
 ) -> TrainState:
-  """Makes the state before the first step, with equal reward weights."""
+  """Makes the state before the first step, with equal reward weights.
+
+  An update of one that `compares` logs `diagnostics.gradient_cosine`.
+  """
   weights = jnp.full((num_components,), 1 / num_components, jnp.float32)
   step = jnp.zeros((), jnp.int32)
-  return TrainState(params, optimizer.init(params), step, weights)
+  zeros = jax.tree.map(jnp.zeros_like, params) if compares else None
+  return TrainState(params, optimizer.init(params), step, weights, zeros)
 
 
 def stack_states(states: list[TrainState]) -> TrainState:
@@ -117,6 +124,7 @@ def make_update(
   num_minibatches: int = 1,
   merge: Merge | None = None,
   can_overflow: bool = True,  # `OptimizerConfig.can_overflow`
+  decide: Callable[..., tuple[TrainBatch, Array | None]] | None = None,
 ) -> Update:
   """Makes `(state, batch, base=None, *, axis_name=None) -> (state, metrics)`.
 
@@ -125,13 +133,18 @@ def make_update(
   parameters and optimizer as they were, and the metric `skipped` is 1 instead
   of 0. It counts in `state.step` all the same, so that the number of an update
   says which batch it had. Schedules are of the step, which has
-  `num_minibatches` updates.
+  `num_minibatches` updates. `decide`, of `objective.make_decide`, is asked
+  before the batch is split.
   """
   gradient_of = make_gradient(
     objective, num_microbatches=num_microbatches, merge=merge
   )
 
   def update(state, batch, base=None, *, axis_name=None):
+    factor = None
+    if decide is not None:
+      params = merge(base, state.params) if merge else state.params
+      batch, factor = decide(params, batch, axis_name)
     gradient, metrics = gradient_of(
       *(state.params, batch, base, state.step // num_minibatches),
       axis_name=axis_name,
@@ -141,6 +154,9 @@ def make_update(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     old = state.params, state.opt_state
     updates, opt_state = optimizer.update(gradient, *old[::-1])
+    if factor is not None:
+      updates = jax.tree.map(lambda x: (factor * x).astype(x.dtype), updates)
+      metrics["step_size"] = factor
     new = optax.apply_updates(state.params, updates), opt_state
     if can_overflow:
       # A parameter of 1e19, whose square is none, is as lost as infinity.
@@ -152,6 +168,13 @@ def make_update(
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), new, old
     )
+    if state.gradient is not None:
+      cosine = diagnostics.gradient_cosine(gradient, state.gradient)
+      metrics["gradient_cosine"] = cosine
+      gradient = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), gradient, state.gradient
+      )
+      state = state.replace(gradient=gradient)
     state = state.replace(
       params=params, opt_state=opt_state, step=state.step + 1
     )
