@@ -71,6 +71,8 @@ _SEARCH = ["bm25s>=0.3.16,<0.4"]
 _SUMMARIES = ["rouge-score>=0.1.2,<0.2"]
 # An LLM that scores, behind an endpoint.
 _JUDGE = ["httpx>=0.27,<1"]
+# A server of vLLM or SGLang that samples.
+_ENGINE = ["httpx>=0.27,<1"]
 # ALFWorld's engine, and what else plays text games; 0.4.2, 1.7.0 and 1.1.0 are
 # what was tried. They bring jericho (GPL) along, so that no other extra has
 # them. TextWorld-Express needs Java.
@@ -141,6 +143,7 @@ _EXTRAS = {
   # The rule rewards of summaries, and the judge that they stand in for.
   "summaries": _SUMMARIES,
   "judge": _JUDGE,
+  "engine": _ENGINE,
   # Real engines of text games; `make engines` tests them.
   "alfworld": _ALFWORLD,
   "textworld": _TEXTWORLD,
@@ -181,6 +184,7 @@ _EXTRAS = {
   + _SEARCH
   + _SUMMARIES
   + _JUDGE
+  + _ENGINE
   + _NOTEBOOKS
   + _NOTEBOOK
   + _GYMNASIUM,

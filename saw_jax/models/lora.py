@@ -40,7 +40,8 @@ class LoraConfig:
   # r, of each product; 0: no adapters, the whole model is trained
   rank: int = 0
   alpha: float = 16.0  # α; the product is multiplied by α / r
-  targets: tuple[str, ...] = tuple(TARGETS)  # kernels, in every layer
+  # Kernels, in every layer.
+  targets: tuple[str, ...] = constant(tuple(TARGETS))
   seed: int = constant(0)  # of A
 
   def __post_init__(self):

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever samples responses: our own decoder, or an engine's server."""
 
+import dataclasses
+import math
 from typing import NamedTuple, Protocol
 
 from saw_jax.rollout.generate import GenerateConfig
+from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array, PyTree
+
+
+class EngineError(RuntimeError):
+  """An engine cannot sample for this run; it says what to change."""
 
 
 class Traits(NamedTuple):
@@ -13,11 +20,45 @@ class Traits(NamedTuple):
 
   name: str
   version: str
-  seeded: bool  # a row's key alone decides its tokens
-  # "processed": of the distribution sampled from; "raw": of that before the
-  # temperature and truncation; None
+  seeded: bool  # a row's key alone decides its tokens, up to rounding
+  # "processed": of the distribution sampled from; "tempered": before it is
+  # truncated; "raw": before the temperature, too; None
   log_probs: str | None
   publishes: str  # how weights get there: "memory" or "disk"
+  model: str = ""  # what its servers began with
+
+  def gives_log_probs(self, sampling: SamplingConfig) -> bool:
+    """Whether log-probs are of the distribution that is sampled from."""
+    is_whole = (sampling.top_k, sampling.top_p, sampling.min_p) == (0, 1, 0)
+    return (
+      self.log_probs == "processed"
+      or (self.log_probs == "tempered" and is_whole)
+      or (self.log_probs == "raw" and is_whole and sampling.temperature == 1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  """How servers are asked, and how far they may be from the trainer."""
+
+  folder: str = ""  # of weights, which servers read; empty: in the run's
+  dtype: str = ""  # of these weights; empty: the decoder's own
+  concurrency: int = 64  # requests at a time, of each server
+  deadline_s: float = 600.0  # of a request
+  patience_s: float = 600.0  # without any answer, then the run stops
+  attempts: int = 3  # for a row that comes back wrong; then it is unscored
+  # Log-probs of a token that are further apart than this are beyond: a server's
+  # first rows by new weights may have none, and of a step this share.
+  bound: float = 0.01  # by default 0.5 where weights are no float32
+  most_beyond: float = 0.01
+  beyond: str = "warn"  # or "stop": what a step with more does to the run
+
+  def __post_init__(self):
+    for name in ("concurrency", "deadline_s", "patience_s", "attempts"):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f"rollout.engine_options.{name} is above 0 and finite")
+    if self.beyond not in ("warn", "stop"):
+      raise ValueError("rollout.engine_options.beyond is 'warn' or 'stop'")
 
 
 class Engine(Protocol):
@@ -41,6 +82,9 @@ class Engine(Protocol):
     those of the distribution sampled from, or None. A row without a token could
     not be sampled, and is not scored.
     """
+
+  def figures(self) -> dict[str, float]:
+    """What to log of the time since it was asked last."""
 
   def close(self) -> None:
     """Lets go of what the engine holds; its servers go on."""

@@ -13,7 +13,7 @@ import numpy as np
 from saw_jax import algorithms, naming
 from saw_jax.models import lora
 from saw_jax.rollout import refill
-from saw_jax.run import agents, groups, labelling, metrics
+from saw_jax.run import agents, engines, groups, labelling, metrics
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
 from saw_jax.run.policy import learner_devices
 from saw_jax.run.rollouts import Encoder
@@ -80,6 +80,8 @@ def check(
     _check_group_of_one(made)
   if directory is not None:
     _check_directory(pathlib.Path(directory).absolute())
+  if made.rollout.engine:
+    engines.check(made, len(seeds))
 
 
 def _check_cache(made: Experiment) -> None:
@@ -235,6 +237,7 @@ def _conflicts_of_processes(
       "asynchronous.protocol": made.asynchronous.protocol != "none",
       "episodes": made.method.per_step,
       "algorithm.world_model": made.method.world is not None,
+      "rollout.engine": bool(made.rollout.engine),
       "warm_start: train it in one process, export it, and name it with "
       "config.checkpoint (and warm_start.num_steps=0)": (
         run is not None and run.warm_start.num_steps > 0

@@ -29,7 +29,7 @@ INTERRUPTED, UNREAD = 130, 141
 # see where an input was refused.
 _EXPLAINED = set(
   "UsageError RewardError CheckpointError RunError DamagedRunError LedgerError "
-  "FloatingPointError ActorError".split()
+  "FloatingPointError ActorError EngineError".split()
 )
 # Errors that are about what was given, where input is read.
 _OF_INPUT = (ValueError, KeyError, TypeError, AttributeError)

@@ -215,6 +215,7 @@ class Queue:
     self._examples = self._encoder.keep(made.task.examples("train"))
     self._seeds = learner.seeds
     self._carry = config.carry_log_probs or made.method.needs_behave
+    self._carry &= self._policy.engine.traits.gives_log_probs(made.sampling)
     # Actors that do not use the learner's own sampler, where it stands.
     self._far = bool(config.actor_devices) or (
       config.actors

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saw_jax.run import engines
 from saw_jax.run.policy import Policy
 from saw_jax.run.rollouts import OUTCOMES, Rollout
 from saw_jax.run.session import Clock
@@ -127,6 +128,7 @@ class Learner:
   def update(self, batch: TrainBatch) -> Rows:
     """Updates the policies on rows `[N, B]`; returns what each seed logs."""
     policy, loop = self.policy, self._loop
+    apart = self._apart(batch)
     policy.drop_merged()
     updates = []
     for part in range(loop.num_minibatches):
@@ -147,11 +149,38 @@ class Learner:
         # Only the first update meets the sampler's own parameters.
         row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
       rows.append(row)
+      row |= apart | policy.engine.figures()
       fault = update.not_finite(row)
       if fault and not np.isfinite(hosts.fetch(batch.advantages)[n]).all():
         fault = "advantages are not finite: look at the rewards"
       self.faults.append(fault)
     return rows
+
+  @functools.cached_property
+  def _log_probs(self) -> Callable:
+    """Log-probs of the rows of one micro-batch."""
+    STATE, ROWS = parallel.STATE, parallel.ROWS
+    log_probs = lambda *x: self.forward(*x).log_probs  # noqa: E731
+    return self.policy.lift.wrap(log_probs, (STATE, ROWS), (ROWS,))
+
+  def _apart(self, batch: TrainBatch) -> dict[str, float]:
+    """How far an engine's log-probs are from ours, in one micro-batch.
+
+    Of rows that were sampled ahead, that holds what the policy has moved since.
+    """
+    behave = batch.behave_log_probs
+    if self.policy.engine.traits.publishes == "memory" or behave is None:
+      return {}
+    parts = self._loop.num_microbatches * self._loop.num_minibatches
+    rows = batch_lib.take_rows(batch, 0, parts)
+    ours = rows.old_log_probs
+    if ours is None:
+      ours = self._log_probs(self.policy.params, self.packed(rows, 1))
+    apart = np.abs(np.asarray(ours) - np.asarray(rows.behave_log_probs))
+    apart = apart[np.asarray(rows.completion_mask)]
+    found = engines.describe(apart, self.made)
+    self.clock.lap("compare")
+    return found
 
   def packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
     """Lays rows out in packed ones, if the run has those."""

@@ -40,10 +40,11 @@ def train(
   hosts.wait_for_all()
   checks.check(made, None, seeds, directory)
   kind, clock = experiment_lib.kind_of(made), Clock()
-  policy = Policy(made, len(seeds))
+  policy = Policy(made, len(seeds), directory)
   learner = Learner(policy, seeds, clock)
   _log_header(policy, kind)
   with contextlib.ExitStack() as stack:
+    stack.callback(lambda: policy.engine.close())
     if hosts.is_first():
       stack.callback(run_directory.unlock, directory)
       run_directory.lock(directory)
@@ -51,6 +52,9 @@ def train(
     evaluator = kind.Evaluator(policy, workers)
     session = Session(evaluator, seeds, clock, directory, stack, resume_step)
     source = kind.Source(learner, workers, session)
+    traits = policy.engine.traits
+    if traits.publishes == "disk" and hosts.is_first():
+      run_directory.note_engine(directory, traits._asdict())
     if not session.step:
       session.evaluate()
     while session.goes_on:

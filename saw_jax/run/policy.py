@@ -1,6 +1,7 @@
 """The policies of all seeds: their train state, and what adapters sit on."""
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax
 from saw_jax.models import lora as lora_lib
 from saw_jax.rollout import engine
 from saw_jax.rollout.sampling import SamplingConfig
-from saw_jax.run import checkpoint, rollouts
+from saw_jax.run import checkpoint, engines, rollouts
 from saw_jax.run.sections import Experiment
 from saw_jax.training import optimizer as optimizer_lib
 from saw_jax.training import parallel, update
@@ -24,7 +25,13 @@ class Policy:
   is in it; both are None without adapters.
   """
 
-  def __init__(self, made: Experiment, num_seeds: int):
+  def __init__(
+    self,
+    made: Experiment,
+    num_seeds: int,
+    directory: str | os.PathLike | None = None,
+  ):
+    self.directory = directory  # where a run may leave what it publishes
     self.made, self.decoder, self.num_seeds = made, made.decoder, num_seeds
     self.encoder = rollouts.encoder_of(made.tokenizer, made.rollout)
     loop, lora, start = made.loop, made.lora, made.params
@@ -79,8 +86,11 @@ class Policy:
 
   @functools.cached_property
   def engine(self) -> engine.Engine:
-    """What samples from parameters of this shape."""
-    return rollouts.Native(self.lift, self.decoder, self._weights)
+    """What samples from parameters of this shape; servers are looked at."""
+    native = rollouts.Native(self.lift, self.decoder, self._weights)
+    if not self.made.rollout.engine:
+      return native
+    return engines.open_servers(self.made, self.lift, native, self.directory)
 
   def make_generate(
     self, sampling: SamplingConfig, group_size: int, **options: bool

@@ -202,6 +202,9 @@ class Native:
   def sample(self, params, prompts, row_keys, config) -> Transcript:
     return self._make(config)(self._weights.of(params), prompts, row_keys)
 
+  def figures(self) -> dict[str, float]:
+    return {}
+
   def close(self) -> None:
     self._weights.drop()
 
@@ -291,9 +294,8 @@ def score(
   )
   for component, limit in grader.token_limits.items():
     rewards[lengths > limit, component] = 0.0
-  return rollout._replace(
-    rewards=rewards, scored=scored.astype(bool), outcomes=outcomes
-  )
+  scored = scored.astype(bool) & (lengths > 0)[..., None]  # An engine's fault.
+  return rollout._replace(rewards=rewards, scored=scored, outcomes=outcomes)
 
 
 def check_scored(

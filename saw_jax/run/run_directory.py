@@ -70,7 +70,8 @@ def differences(
 ) -> dict[str, tuple[Any, Any]]:
   """Keys of two configs that differ in more than what a run has anyway.
 
-  Its trackers are none of them: they change no figure.
+  Its trackers are none of them: they change no figure. Nor is where the servers
+  of an engine are, and how they are asked.
   """
   old, new = flatten(before), flatten(json.loads(metrics.to_json(now)))
   return {
@@ -78,6 +79,8 @@ def differences(
     for key in sorted(old.keys() | new.keys())
     if old.get(key) != new.get(key)
     and key != "loop.writers"
+    and not key.startswith("rollout.engine_options")
+    and not (key == "rollout.engine" and old.get(key) and new.get(key))
     and not (key not in new and config_lib.is_gone(key, old[key]))
     and not (key not in old and config_lib.is_default(key, new[key]))
   }
@@ -129,6 +132,17 @@ def open_run(
     _set_labels_aside(path, config)
   metrics.write_json(path, document, sort_keys=True)
   return document
+
+
+def note_engine(directory: str | os.PathLike, traits: Mapping) -> None:
+  """Keeps what has sampled beside what a run already says of itself."""
+  path = pathlib.Path(directory) / "run.json"
+  if not path.exists():  # It was not made by `build`.
+    return
+  document = read_run(directory)
+  if dict(traits) not in (found := document.setdefault("engines", [])):
+    found.append(dict(traits))
+    metrics.write_json(path, document, sort_keys=True)
 
 
 def _set_labels_aside(path: pathlib.Path, config: Mapping[str, Any]) -> None:

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saw_jax import algorithms
+from saw_jax import algorithms, naming
 from saw_jax.labels import care, selection
 from saw_jax.models.config import TINY, DecoderConfig
 from saw_jax.models.lora import LoraConfig
+from saw_jax.rollout import engine
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run.warm_start import WarmStartConfig
 from saw_jax.settings import constant
@@ -74,6 +75,14 @@ class RolloutConfig:
   cache_tokens: int = 0
   # Strings that end an answer, beside the tokenizer's end tokens.
   stops: tuple[str, ...] = ()
+  # Servers of vLLM or SGLang that sample in our place, as http://host:port,
+  # with commas between them: docs/rollouts.md. A run then repeats itself (R8 to
+  # R10) only as far as their arithmetic does.
+  engine: str = ""
+  # Fields of `rollout.engine.EngineConfig`.
+  engine_options: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
 
   def __post_init__(self):
     object.__setattr__(self, "stops", stops_lib.check_stops(self.stops))
@@ -81,6 +90,10 @@ class RolloutConfig:
       raise ValueError(
         f"length_groups must be 1 or more, not {self.length_groups}."
       )
+    naming.check_options(
+      [field.name for field in dataclasses.fields(engine.EngineConfig)],
+      *(self.engine_options, "rollout.engine_options"),
+    )
     base.check_choice(
       "rollout.long_prompts", self.long_prompts, ("error", "drop", "truncate")
     )
