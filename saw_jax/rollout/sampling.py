@@ -22,7 +22,7 @@ class SamplingConfig:
   """
 
   temperature: float = 1.0  # divides the logits
-  top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
+  top_k: int = constant(0)  # keep the k likeliest tokens; 0 keeps all
   top_p: float = 1.0  # then keep the likeliest tokens that hold this much
   # Then keep tokens that are at least this likely, times the likeliest one.
   min_p: float = constant(0.0)
