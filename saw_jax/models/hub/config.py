@@ -133,9 +133,9 @@ FAMILIES = {
 _LACKING = {
   "experts": "moe|mixtral|experts|dbrx|deepseek|gptoss|jamba",
   "keys and values of low rank": "kv_lora_rank|deepseek",
-  "recurrent layers": "mamba|rwkv|jamba|zamba|linear_|lfm",
+  "recurrent layers": "mamba|rwkv|jamba|zamba|linear_|lfm|falconh1|qwen3next",
   "norms with 1 + scale": "gemma",
-  "LayerNorm": "layer_norm|gpt(?!oss)|opt|bloom|falcon|stablelm|cohere|phifor",
+  "LayerNorm": "layer_norm|gpt(?!oss)|opt|bloom|falconfor|stable|cohere|phifor",
   "scaled or capped logits": "_multiplier|logits?_|granite|cohere|gemma2",
   "rotations that differ by layer": "olmo3|gemma3|llama4|rope_local",
   "images or sound": "vision|image|audio|conditional|whisper|vlfor",

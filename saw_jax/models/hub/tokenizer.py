@@ -147,7 +147,11 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
   def _find_opening(self) -> str:
     """What of an answer the template writes itself, as an open `<think>`."""
     prompt = self.render([{"role": "user", "content": "Hello"}])
-    begun = prompt.rpartition("Hello")[2]
+    _, said, begun = prompt.rpartition("Hello")
+    if not said:
+      what = "the chat template does not write what a user says"
+      raise ValueError(f"{self._path}: {what}")
+    begun = self._markers.split(begun)[-1]
     tags = list(tokenizer_lib.TAG.finditer(begun))
     is_open = tags and not tags[-1][0].startswith("</")
     return begun[tags[0].start() :] if is_open else ""
@@ -199,10 +203,12 @@ def open_tokenizer(
   settings = read("tokenizer_config.json")
   template = settings.get("chat_template")
   if isinstance(template, list):
-    named = {entry.get("name"): entry.get("template") for entry in template}
+    entries = [entry for entry in template if isinstance(entry, Mapping)]
+    named = {str(entry.get("name")): entry.get("template") for entry in entries}
     template = named.get("default")
   if (path / "chat_template.jinja").is_file():
-    template = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    template = hub_files.read_text(path / "chat_template.jinja")
+  template = template if isinstance(template, str) else None
   tokens = {}
   for role in _ROLES:
     for document in (read("special_tokens_map.json"), settings):
@@ -217,7 +223,9 @@ def open_tokenizer(
     ends = document.get("eos_token_id")
     eos_ids += ends if isinstance(ends, list) else [ends]
     pad_id = document.get("pad_token_id") if pad_id is None else pad_id
-  eos_ids = [i for i in eos_ids if isinstance(i, int)]
+  known = set(found.get_vocab().values())
+  eos_ids = [i for i in eos_ids if type(i) is int and i in known]
+  pad_id = pad_id if type(pad_id) is int and pad_id in known else None
   return HubTokenizer(found, template, tokens, eos_ids, pad_id, path, options)
 
 

@@ -149,6 +149,8 @@ def test_another_architecture_is_told_what_is_missing():
     ("Qwen2MoeForCausalLM", "experts"),
     ("Gemma2ForCausalLM", "1 [+] scale.*capped"),
     ("GPT2LMHeadModel", "LayerNorm;"),
+    ("FalconH1ForCausalLM", "recurrent layers;"),
+    ("Qwen3NextForCausalLM", "recurrent layers"),
     ("LlamaForSequenceClassification", "head of the next token"),
     ("NewForCausalLM", "experts"),
   ):

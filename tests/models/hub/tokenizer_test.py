@@ -154,6 +154,9 @@ def test_an_answer_begins_where_its_format_does(tmp_path):
     "<think>\\n\\n</think>\\n\\n": "",  # a thought that is over
     "<think></think><answer>": "<think></think><answer>",
     "<thinker>": "",
+    # What stands before the last marker is no part of the answer.
+    "Use <think>.<|im_end|>": "",
+    "Use <think>.<|im_end|><think>\\n": "<think>\n",
   }.items():
     template = CHATML.replace("assistant\n' }}", f"assistant\n{end}' }}}}")
     path = write(tmp_path / "m", "<think>" + template)
@@ -239,11 +242,19 @@ def test_special_tokens_and_filters_and_no_date(tmp_path):
     ({"tokenizer.json": '{"version": "1.0"'}, "not a tokenizer"),
     ({"tokenizer_config.json": "{"}, "not JSON"),
     ({"tokenizer_config.json": "{}"}, "no chat template"),
+    ({"tokenizer_config.json": '{"chat_template": [1]}'}, "no chat template"),
+    ({"tokenizer_config.json": '{"chat_template": {}}'}, "no chat template"),
+    ({"chat_template.jinja": "version https://git-lfs"}, "Git LFS pointer"),
+    ({"chat_template.jinja": "hello"}, "not write what a user says"),
     ({"chat_template.jinja": "{% for %}"}, "not one"),
     # The sandbox: no attribute of Python's own.
     ({"chat_template.jinja": "{{ messages.__class__.__mro__[1] }}"}, "refuses"),
     (
-      {"chat_template.jinja": "{{ 1 }}", "tokenizer_config.json": "{}"},
+      {
+        "chat_template.jinja": "{{ messages[0].content }}",
+        "tokenizer_config.json": "{}",
+        "generation_config.json": '{"eos_token_id": [true, -1, 640, 2.0]}',
+      },
       "to end an answer",
     ),
   ],
