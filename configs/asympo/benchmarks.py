@@ -88,7 +88,7 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   config.loop.num_steps = 375
   config.loop.prompts_per_step = 32
   config.loop.group_size = 8
-  config.loop.num_microbatches = 32
+  config.loop.num_microbatches = 16  # of 16 rows: one on each of 16 devices
   config.loop.checkpoint_interval = 16
   config.loop.skip_nonfinite = True
   config.asynchronous.protocol = "quota"

@@ -84,7 +84,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
   config.rollout.max_new_tokens = 1024
   config.loop.prompts_per_step = 32
-  config.loop.num_microbatches = 32
+  config.loop.num_microbatches = 16
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:

@@ -198,6 +198,7 @@ def param_shapes(config: DecoderConfig) -> dict:
   return nn.meta.unbox(_shapes(config))
 
 
+@functools.cache
 def _shapes(config: DecoderConfig) -> dict:
   return jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
 

@@ -161,10 +161,13 @@ def _conflicts(made: Experiment) -> Conflicts:
     "tokens: say at least that, or 0 to not pack": (
       0 < loop.pack_length < longest
     ),
-    "an asynchronous step is one update: loop.num_minibatches is "
-    f"{loop.num_minibatches} and must be 1; weights that are published after "
-    "several updates are asynchronous.protocol='quota'": (
-      ahead.protocol != "none" and loop.num_minibatches != 1
+    "a step on stale answers is one update: loop.num_minibatches is "
+    f"{loop.num_minibatches} and must be 1, or the protocol 'fixed_lag' and "
+    "asynchronous.lag 0; weights that are published after several updates are "
+    "asynchronous.protocol='quota'": (
+      ahead.protocol != "none"
+      and (ahead.protocol, ahead.lag) != ("fixed_lag", 0)
+      and loop.num_minibatches != 1
     ),
     "loop.group_size is 1, and asynchronous.dynamic_sampling drops groups "
     "whose rewards are all equal: it would drop each": (
@@ -261,11 +264,18 @@ def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
     return found | {
       f"episodes.rows_per_call is {calls}, which {over}": calls % num_shards > 0
     }
+  share = rows // loop.num_minibatches
+  fewer = [k for k in range(1, loop.num_microbatches) if share % k == 0]
+  fitting = [k for k in fewer if share // k % num_shards == 0]
+  advice = "a larger step (loop.prompts_per_step)"
+  if fitting:
+    advice = f"loop.num_microbatches={fitting[-1]} does"
   return found | {
     f"the {rows} responses of a step do not split into {parts} equal parts "
     "(loop.num_minibatches x loop.num_microbatches)": rows % parts > 0,
-    f"the {rows // parts} rows of a micro-batch {over}: fewer "
-    "loop.num_microbatches, or a larger step": rows // parts % num_shards > 0,
+    f"the {rows // parts} rows of a micro-batch {over}: {advice}": (
+      rows // parts % num_shards > 0
+    ),
   }
 
 

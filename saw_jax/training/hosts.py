@@ -51,9 +51,13 @@ def any_of(flag: bool) -> bool:
   return bool(add_up(np.array(flag, np.int32)))
 
 
+def _is_elsewhere(x: Array) -> bool:
+  """Whether another process holds a part of an array."""
+  return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
 def _spread(x: Array, sharding: NamedSharding) -> Array:
-  is_spread = isinstance(x, jax.Array) and not x.is_fully_addressable
-  if sharding.is_fully_addressable or is_spread:
+  if sharding.is_fully_addressable or _is_elsewhere(x):
     return jax.device_put(x, sharding)
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     data = _spread(jax.random.key_data(x), sharding)

@@ -65,7 +65,8 @@ REFUSED = """
 {tools} | parallel.lift=meshed parallel.tensor=-2 | ValueError | axes
 {tools} | parallel.lift=pmapped loop.prompts_per_step=6 | ValueError | devices
 {tools} | parallel.lift=pmapped loop.num_microbatches=64 | ValueError | devices
-{tools} | parallel.lift=meshed loop.num_microbatches=64 | ValueError | devices
+{tools} | parallel.lift=meshed loop.num_microbatches=64 | ValueError \
+| loop.num_microbatches=32 does
 {tools} | asynchronous.protocol=max_lag loop.num_minibatches=2 | ValueError \
 | quota
 {tools} | asynchronous.protocol=max_lag asynchronous.dynamic_sampling=True \

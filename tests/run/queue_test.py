@@ -18,6 +18,8 @@ from tests import helpers
 ASYMPO = algorithms.AlgorithmConfig(
   advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
 )
+# And one that reads what the log-probs were before the updates of a step.
+CLIPPED = algorithms.AlgorithmConfig(advantage="grpo", loss="clipped_surrogate")
 # What depends on who was faster.
 TIMING = ("groups/running", "groups/queued")
 QUOTA = {"protocol": "quota", "require": 2, "trigger": 2}
@@ -63,9 +65,12 @@ class TestFixedLag:
     np.testing.assert_array_equal(found["lag/stale"][1], [0, 1, 1, 1, 1, 1])
 
   @pytest.mark.slow
-  def test_lag_0_is_the_synchronous_loop(self, tmp_path):
+  @pytest.mark.parametrize("num_minibatches", [1, 2])
+  def test_lag_0_is_the_synchronous_loop(self, tmp_path, num_minibatches):
     # Sampled in parts in both: a call of an actor is a step's prompts.
-    sections = {"rollout": {"length_groups": 2}, "loop": {"num_steps": 3}}
+    loop = {"num_steps": 3, "num_minibatches": num_minibatches}
+    sections = {"rollout": {"length_groups": 2}, "loop": loop}
+    sections["algorithm"] = CLIPPED if num_minibatches > 1 else ASYMPO
     run(tmp_path / "a", sections=sections, lag=0)
     run(tmp_path / "b", sections=sections, protocol="none")
     a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
