@@ -148,6 +148,7 @@ COEFFICIENTS = {
 ROW_AGGREGATES = {
   "group_mean": world_model.group_mean,
   "flat_selected": world_model.flat_selected,
+  "flat_rows": functools.partial(world_model.flat_selected, of_all=True),
 }
 
 # Options whose values are names, too.

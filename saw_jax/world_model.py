@@ -200,14 +200,26 @@ def group_mean(
 
 
 def flat_selected(
-  selected: Array, coefficients: Array, groups: Array
+  selected: Array,
+  coefficients: Array,
+  groups: Array,
+  *,
+  rows: Mask = None,
+  of_all: bool = False,
 ) -> RowWeights:
   """Averages over the selected transitions, so that groups weigh by theirs.
 
-  wᵢ = 1[i ∈ S] λ_g,   L = 1/|S| Σᵢ wᵢ ℓᵢ
+    wᵢ = 1[i ∈ S] λ_g,   L = 1/|S| Σᵢ wᵢ ℓᵢ
+
+  `of_all` it is over all `rows [B]`, with an observation or without: what rLLM
+  divides ECHO's term by (arXiv 2605.24517).
   """
   selected, coefficients = _numbers(selected, coefficients)
-  return RowWeights(selected * coefficients[groups], selected)
+  counts = selected
+  if of_all:
+    every = jnp.ones_like(selected) if rows is None else rows
+    counts = every.astype(selected.dtype)
+  return RowWeights(selected * coefficients[groups], counts)
 
 
 def transition_losses(

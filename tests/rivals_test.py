@@ -22,9 +22,12 @@ from saw_jax import (
   trust_masks,
   trust_regions,
   weighting,
+  world_model,
 )
+from saw_jax.labels import trajectories
 from saw_jax.run import answers, methods
 from saw_jax.run import config as config_lib
+from saw_jax.tasks import data
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import estimation, objective, update
 from tests import helpers, losses_test
@@ -493,6 +496,52 @@ class TrustMaskTest(parameterized.TestCase):
       assert size(0 * sums) == 1
       one = np.array([800.0, 0, 0, 0, 0, 0])
       assert_allclose(size(one, power=1.0), 1 / 6)
+
+
+class LabelsTest(parameterized.TestCase):
+  @parameterized.named_parameters(*cases("trapo"))
+  def test_trapo(self, case, dtype):
+    given, params, want = read(case, dtype)
+    with jax.enable_x64(dtype is np.float64):
+      known, curves = given["reference"], given["unlabelled"]
+      found = trajectories.curve_scores(known, curves)
+      close(found, want["scores"], dtype)
+      one = [trajectories.curve_scores(x[None], curves) for x in known]
+      close(one, want["similarity"], dtype)
+      scaled = trajectories.curve_scores(3 * known + 1, 0.2 * curves - 1)
+      close(scaled, want["scores"], dtype)
+      chosen = trajectories.trusted(
+        found, top=params["top"], threshold=params["threshold"]
+      )
+      assert np.flatnonzero(chosen).tolist() == sorted(want["selected"])
+      assert not trajectories.curve_scores(known[:, :1], curves[:, :1]).any()
+
+  def test_a_tie_is_no_vote(self):
+    (_, case, _), *_ = cases("trapo_pseudo_labels")
+    found = trajectories.vote_pass_rates(
+      np.stack([data.answer_ids([row])[0] for row in case["inputs"]["answers"]])
+    )
+    assert_allclose(found, case["expected"]["pass_rate"])
+    one = trajectories.vote_pass_rates(np.array([[0], [-1]]))
+    assert_allclose(one, [1, 0])
+
+  def test_echos_divisors(self):
+    (_, case, _), *_ = cases("echo")
+    log_probs, mask, trained = map(np.array, case["inputs"].values())
+    # A warning is not learned from, and stays in the length.
+    log_probs = np.where(trained, log_probs, 0)
+    rate = np.full(3, case["params"]["lambda_paper"])
+    for name, key in (
+      ("flat_rows", "sequence_mean_all_rows"),
+      ("flat_selected", "sequence_mean_rows_with_observation"),
+    ):
+      weights = algorithms.ROW_AGGREGATES[name](
+        mask.any(-1), rate, np.arange(3)
+      )
+      found = world_model.world_model_loss(
+        *(log_probs, mask, weights), token_loss=world_model.cross_entropy
+      )
+      assert_allclose(found.value(), case["expected"][key], rtol=1e-6)
 
 
 def test_the_cosine_of_gradients():

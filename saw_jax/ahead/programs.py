@@ -93,7 +93,10 @@ class Outline(Policy):
       shapes = jax.eval_shape(adapt, shapes)
     state = jax.eval_shape(
       lambda params: update.create_state(
-        params, self.optimizer, len(made.task.components)
+        params,
+        self.optimizer,
+        len(made.task.components),
+        compares=made.method.compares,
       ),
       shapes,
     )
