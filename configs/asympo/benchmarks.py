@@ -177,6 +177,7 @@ TABLE = Table(
     "MATH, or its stand-in": METHODS,
     "DAPO, or its stand-in": tuple(_ON_DAPO),
   },
+  primary=("asympo - grpo", "mean@8, average"),
   comparisons=tuple(
     (f"{treated}{data}", f"{control}{data}")
     for data in ("", "_dapo")

@@ -203,6 +203,7 @@ TABLE = Table(
   ),
   metrics={"held-out mean@8": "sampled/mean@8"},
   panels={"paper": PAPER_ROWS, "others": OTHER_ROWS},
+  primary=("asympo - naive, lag 16", "held-out mean@8"),
   comparisons=(
     ("asympo", "naive"),
     ("spo", "naive"),

@@ -233,6 +233,7 @@ TABLE = Table(
     "20 % of the labels": _BUYERS,
     "controls": _CONTROLS,
   },
+  primary=("care - random", "right, sampled"),
   comparisons=(
     ("care", "random"),
     ("care", "entropy"),

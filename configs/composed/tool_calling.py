@@ -123,6 +123,7 @@ TABLE = Table(
     "one taken away": ("all", *(f"without_{m}" for m in METHODS), "none"),
     "one alone": ("all", *(f"only_{m}" for m in METHODS), "none"),
   },
+  primary=("all - none", "right, sampled"),
   comparisons=(
     ("all", "none"),
     *(("all", f"without_{method}") for method in METHODS),

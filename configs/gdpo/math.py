@@ -180,6 +180,7 @@ TABLE = Table(
     "SAW": ("grpo_saw", "gdpo_saw"),
     "conditioned length": ("grpo_conditioned", "gdpo_conditioned"),
   },
+  primary=("gdpo - grpo", "right, level 2"),
   comparisons=(
     *((f"gdpo{c}", f"grpo{c}") for c in _CHANGES),
     *((f"{row}_saw", row) for row in ("grpo", "gdpo")),

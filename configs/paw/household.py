@@ -275,6 +275,7 @@ TABLE = Table(
     "ablations": ("grpo", "grpo_paw", *ABLATIONS),
     "controls": ("grpo", "grpo_paw", *CONTROLS),
   },
+  primary=("grpo_paw - grpo", "success, sampled"),
   comparisons=(
     *((f"{row}_paw", row) for row in BASES),
     *((row, "grpo") for row in ("paw_cross_entropy", "paw_shuffled", "echo")),

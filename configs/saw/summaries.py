@@ -189,6 +189,7 @@ TABLE = Table(
   },
   thresholds={"reward/quality": 1.5, "reward/conciseness": 8.0},
   window=5,
+  primary=("gdpo_saw - gdpo", "total, sampled"),
   comparisons=tuple(
     (f"{advantage}_saw", f"{advantage}{weights}")
     for weights in ("", "_static", "_gradient")

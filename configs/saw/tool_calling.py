@@ -185,6 +185,7 @@ TABLE = Table(
   },
   thresholds={"reward/correctness": 1.8, "reward/format": 0.8},
   window=5,
+  primary=("gdpo_saw - gdpo", "right, sampled"),
   comparisons=(
     ("gdpo_saw", "gdpo"),
     ("grpo_saw", "grpo"),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from saw_jax import naming
 
 CONFIDENCE = 0.95
+_POWER = 0.8  # of the effect that is called detectable
 Interval = tuple[float, float]  # NaN where one value leaves the spread unknown
 
 
@@ -55,6 +56,27 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   return mean - half, mean + half
 
 
+def clustered_interval(by_start: Sequence[npt.ArrayLike]) -> Interval:
+  """The t interval of a mean over supervised starts, each with its seeds.
+
+  Of the starts' means: seeds of one start share its chance, and as many values
+  would claim to know too much. Starts with equally many seeds. One start has
+  no interval.
+  """
+  return t_interval([float(np.mean(_sample(of))) for of in by_start])
+
+
+def interquartile_mean(values: npt.ArrayLike) -> float:
+  """The mean of the middle half, values at its ends counting in part.
+
+  >>> interquartile_mean([0.0, 1.0, 2.0, 99.0])
+  1.5
+  """
+  sample = np.sort(_sample(values))
+  ends = np.clip(np.arange(sample.size + 1) / sample.size, 0.25, 0.75)
+  return float(2 * np.diff(ends) @ sample)
+
+
 def bootstrap_interval(values: npt.ArrayLike) -> Interval:
   """The percentile bootstrap interval of the mean.
 
@@ -91,6 +113,54 @@ def paired_difference(
   found = _sample([treated[s] - control[s] for s in sorted(treated)])
   t, bootstrap = t_interval(found), bootstrap_interval(found)
   return PairedDifference(float(np.mean(found)), found.size, t, bootstrap)
+
+
+def p_value(difference: PairedDifference) -> float:
+  """The two-sided t test that a paired difference is 0; NaN for one pair."""
+  if difference.count < 2:
+    return np.nan
+  from scipy import stats
+
+  error = _standard_error(difference)
+  if not error:  # all pairs differ by as much
+    return float(difference.mean == 0)
+  freedom = difference.count - 1
+  return float(2 * stats.t.sf(abs(difference.mean) / error, freedom))
+
+
+def smallest_detectable(difference: PairedDifference) -> float:
+  """The true difference that four of five such comparisons would show.
+
+  With as many pairs and as much noise; without Holm's correction.
+  """
+  if difference.count < 2:
+    return np.nan
+  from scipy import stats
+
+  shares = (1 + CONFIDENCE) / 2, _POWER
+  quantiles = stats.t.ppf(shares, difference.count - 1)
+  return float(quantiles.sum() * _standard_error(difference))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Holm's corrected p of each of several tests; NaN is no test.
+
+  >>> [float(round(p, 3)) for p in holm([0.01, 0.04, np.nan, 0.03])]
+  [0.03, 0.06, nan, 0.06]
+  """
+  p = np.asarray(p_values, np.float64)
+  order = [k for k in np.argsort(p, kind="stable") if np.isfinite(p[k])]
+  left = np.arange(len(order), 0, -1)
+  p[order] = np.minimum(np.maximum.accumulate(left * p[order]), 1)
+  return p.tolist()
+
+
+def _standard_error(difference: PairedDifference) -> float:
+  from scipy import stats
+
+  low, high = difference.t
+  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, difference.count - 1)
+  return float((high - low) / 2 / quantile)
 
 
 def moving_average(values: npt.ArrayLike, window: int) -> np.ndarray:

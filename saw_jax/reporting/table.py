@@ -70,6 +70,9 @@ class Table:
   published_at: Mapping[str, Sequence[Cells]] = _none()
   # What is compared with what, seed by seed.
   comparisons: Sequence[tuple[str, str]] = ()
+  # Which of them, and of which score, is what the table was run for: fixed
+  # before it is. All others are exploratory.
+  primary: tuple[str, str] = ("", "")
   # Metric of a step -> what it is called where its means are compared.
   compared: Mapping[str, str] = _none()
   # Rewards whose arrival is timed, as means over a window of steps.

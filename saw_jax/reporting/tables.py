@@ -163,14 +163,22 @@ def to_csv(scale: str, own: Own, published: Published) -> str:
 def differences(
   found: Mapping[str, Mapping[str, PairedDifference]],
 ) -> list[str]:
-  """The lines of a table of paired differences, by comparison and metric."""
+  """The lines of a table of paired differences, by comparison and metric.
+
+  p is Holm's over all of them.
+  """
+  cells = list(_cells(found))
+  corrected = statistics.holm([statistics.p_value(x) for *_, x in cells])
+  lines = []
+  for (label, metric, one), p in zip(cells, corrected, strict=True):
+    ends = [interval(one.t), interval(one.bootstrap), str(one.count)]
+    least = statistics.smallest_detectable(one)
+    told = ["–", "–"] if math.isnan(p) else [f"{p:.2g}", f"{least:.3f}"]
+    lines.append([label, metric, f"{one.mean:+.3f}", *ends, *told])
   return grid(
-    ["comparison", "metric", "mean difference"]
-    + [f"{_LEVEL}, t", f"{_LEVEL}, bootstrap", "seeds"],
-    [
-      [label, metric, f"{mean:+.3f}", interval(t), interval(boot), str(count)]
-      for label, metric, (mean, count, t, boot) in _cells(found)
-    ],
+    ["comparison", "metric", "mean difference", f"{_LEVEL}, t"]
+    + [f"{_LEVEL}, bootstrap", "seeds", "p, Holm", "detectable"],
+    lines,
   )
 
 

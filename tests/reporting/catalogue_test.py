@@ -46,6 +46,13 @@ class TestTable:
     rows |= {row for panel in table.panels.values() for row in panel}
     rows |= {run.row for run in table.runs.values()}
     assert rows <= set(table.rows)
+    label, heading = table.primary
+    pair, _, value = label.partition(f", {table.swept} ")
+    assert tuple(pair.split(" - ")) in table.comparisons
+    assert not value or float(value) in {
+      run.value for run in table.runs.values()
+    }
+    assert heading in table.columns(next(iter(table.needs)))
 
   def test_runs_on_request_are_none_of_the_tables_and_have_configs(self, name):
     table = TABLES[name]

@@ -105,6 +105,63 @@ class TestPairedDifference:
     assert math.isnan(difference.t[0])
 
 
+class TestSeveralTests:
+  def test_p_values_are_those_of_the_paired_t_test(self):
+    both = np.random.default_rng(0).normal(size=(2, 8))
+    difference = statistics.paired_difference(
+      *(dict(enumerate(row)) for row in both)
+    )
+    theirs = stats.ttest_rel(*both).pvalue
+    assert statistics.p_value(difference) == pytest.approx(theirs, rel=1e-9)
+    same = statistics.paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})
+    other = same._replace(mean=0.5)
+    assert (statistics.p_value(same), statistics.p_value(other)) == (1, 0)
+
+  def test_holm_agrees_with_scipys_idea_of_it_by_hand(self):
+    # 0.001 · 4, then 0.013 · 3, 0.013 · 3 again and not 0.02 · 2 ... up to 1.
+    found = statistics.holm([0.02, 0.001, 0.9, 0.013])
+    np.testing.assert_allclose(found, [0.04, 0.004, 0.9, 0.039])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+
+  def test_a_detectable_difference_is_found_in_four_of_five(self):
+    rng, found = np.random.default_rng(0), 0
+    noise = rng.normal(size=(4000, 8))
+    # With the noise known to be 1, as in the mean of what tables say.
+    quantiles = stats.t.ppf([0.975, 0.8], 7).sum()
+    for sample in noise + quantiles / np.sqrt(8):
+      low, _ = statistics.t_interval(sample)
+      found += low > 0
+    assert found / len(noise) == pytest.approx(0.8, abs=0.03)
+    one = statistics.paired_difference(
+      dict(enumerate(noise[0])), dict.fromkeys(range(8), 0.0)
+    )
+    expected = quantiles * noise[0].std(ddof=1) / np.sqrt(8)
+    assert statistics.smallest_detectable(one) == pytest.approx(expected)
+
+
+def test_an_interval_over_starts_covers_and_one_over_seeds_does_not():
+  rng, trials = np.random.default_rng(0), 4000
+  starts = rng.normal(size=(trials, 3, 1))  # their chance, as large as a seed's
+  values = starts + rng.normal(size=(trials, 3, 8))
+
+  def covers(interval, samples):
+    ends = np.array([interval(sample) for sample in samples])
+    return ((ends[:, 0] < 0) & (ends[:, 1] > 0)).mean()
+
+  over_starts = covers(statistics.clustered_interval, values)
+  assert over_starts == pytest.approx(0.95, abs=0.01)
+  assert covers(statistics.t_interval, values.reshape(trials, -1)) < 0.65
+  assert np.isnan(statistics.clustered_interval([[1.0, 2.0]])).all()
+
+
+def test_an_interquartile_mean_agrees_with_counting_quarters():
+  for size in (1, 3, 4, 5, 7):
+    sample = np.random.default_rng(size).normal(size=size)
+    middle = np.sort(np.repeat(sample, 4))[size : 3 * size]
+    found = statistics.interquartile_mean(sample)
+    assert found == pytest.approx(middle.mean())
+
+
 def test_a_moving_average_agrees_with_a_loop_and_has_to_fit():
   values = np.random.default_rng(0).normal(size=(3, 11))
   expected = [[row[i : i + 5].mean() for i in range(7)] for row in values]

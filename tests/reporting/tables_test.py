@@ -114,10 +114,11 @@ def test_differences_have_a_sign_and_intervals_if_there_are_several():
   one = statistics.paired_difference({0: 1.0}, {0: 0.5})
   assert tables.differences({"saw - gdpo": {"total": two, "x": one}}) == [
     "| comparison | metric | mean difference | 95 %, t | 95 %, bootstrap | "
-    "seeds |",
-    "| --- | ---: | ---: | ---: | ---: | ---: |",
-    "| saw - gdpo | total | +0.250 | [-0.125, +0.625] | [+0.000, +0.500] | 5 |",
-    "| saw - gdpo | x | +0.500 | – | – | 1 |",
+    "seeds | p, Holm | detectable |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    "| saw - gdpo | total | +0.250 | [-0.125, +0.625] | [+0.000, +0.500] | 5 | "
+    "0.14 | 0.502 |",
+    "| saw - gdpo | x | +0.500 | – | – | 1 | – | – |",
   ]
 
 
