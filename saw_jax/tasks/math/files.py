@@ -147,7 +147,7 @@ def _reference(answer: Any) -> str:
   if isinstance(answer, float):
     if not math.isfinite(answer):
       raise ValueError(f"the answer is not finite: {answer!r}")
-    answer = f"{answer:.12f}".rstrip("0").rstrip(".")
+    answer = f"{answer:.15g}"
   text = str(answer).strip()
   inside = answers.extract_reference(text)
   text = text if inside is None else inside

@@ -23,6 +23,8 @@ LONGEST_PASSAGE = 3_000  # characters of a passage that are shown
 _BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+# A number whose sign or point counts.
+_NUMBER = re.compile(r"[^\w-]*(-[0-9,]+|-?[0-9,]*\.[0-9]+)\W*")
 _PROMPT = base.asset(__file__, "searcher.txt")
 # The pieces of compact prompts, of questions, of actions, and of passages.
 PIECES = base.asset(__file__, "pieces.json")
@@ -103,11 +105,19 @@ class SearchQuestions(environments.Environment):
 def normalise(answer: str) -> str:
   """Returns an answer as it is compared: without case, marks and articles.
 
+  Otherwise than in the published form, 1.5 is not 15 and -5 not 5, and an
+  answer that is an article, as "A", is that.
+
   >>> normalise("The  Glass-River!")
   'glassriver'
   """
-  text = answer.lower().translate(_PUNCTUATION)
-  return " ".join(_ARTICLES.sub(" ", text).split())
+  words = answer.lower().split()
+  numbers = map(_NUMBER.fullmatch, words)
+  text = " ".join(
+    number[1].replace(",", "") if number else word.translate(_PUNCTUATION)
+    for word, number in zip(words, numbers, strict=True)
+  )
+  return " ".join(_ARTICLES.sub(" ", text).split() or text.split())
 
 
 class SearchTask(environments.FormTask):

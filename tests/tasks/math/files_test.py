@@ -108,6 +108,15 @@ def test_few_rows_that_cannot_be_read_are_left_out_and_named(tmp_path, caplog):
     math_files.read_examples(path)
 
 
+def test_small_and_large_numbers_keep_their_digits(tmp_path):
+  values = [1.6e-19, 0.1 + 0.2, 123456789012345.0, 2e30, -0.5, 8.0]
+  rows = [{"problem": f"p{i}", "answer": x} for i, x in enumerate(values)]
+  found = math_files.read_examples(write(tmp_path / "rows.jsonl", rows))
+  assert [e.reference for e in found] == [
+    *("1.6e-19", "0.3", "123456789012345", "2e+30", "-0.5", "8")
+  ]
+
+
 AMC, GSM8K = SCHEMAS["AMC 23"], {"question": "x", "answer": "y #### 1"}
 SVAMP = {"Body": "x", "Question": "y", "Answer": 1.0}
 
