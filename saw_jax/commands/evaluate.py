@@ -10,8 +10,9 @@ whose scores are written to a file of that name:
 
   saw evaluate --workdir=RUN --split=bfcl --examples=5000
 
-writes evaluation_bfcl.json. Tables have what config.evaluation.benchmarks
-names, which a run scores at its end.
+writes evaluation_bfcl.json. --engine=http://localhost:8000 has a server of vLLM
+or SGLang sample (docs/rollouts.md), of runs of one seed. Tables have what
+config.evaluation.benchmarks names, which a run scores at its end.
 """
 
 import os
@@ -40,6 +41,7 @@ def main() -> int:
     examples=given.examples,
     samples=given.samples,
     split=given.split,
+    engine=given.engine,
   )
   return 0
 
@@ -51,6 +53,7 @@ def evaluate(
   examples: int | None = None,
   samples: int | None = None,
   split: str | None = None,
+  engine: str = "",
   task: Any = None,
   config: Any = None,
 ) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def evaluate(
     ):
       if value is not None:
         run = config_lib.replace(run, f"evaluation.{name}", value)
+    run = config_lib.replace(run, "rollout.engine", engine)
     is_start = checkpoint == "start"
     step = 0 if is_start else build.checkpoint_step(workdir, str(checkpoint))
     experiment = build.build(run, task=task)

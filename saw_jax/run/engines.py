@@ -30,8 +30,8 @@ def options(made: Experiment) -> EngineConfig:
 def export(params: dict, made: Experiment, folder: str | os.PathLike) -> None:
   """Writes weights for servers, which take a head of its own where it is tied.
 
-  vLLM on a CPU multiplies by a packed copy of the head, and reloads that only
-  where it is a tensor of its own.
+  vLLM on a CPU multiplies by a packed copy of Llama's head, which it makes anew
+  only if there is a tensor for it.
   """
   decoder, dtype = made.decoder, options(made).dtype
   if decoder.tied_head:

@@ -15,11 +15,12 @@ from saw_jax.rollout import engine_dialects, engine_servers
 from saw_jax.rollout.engine import EngineError, Traits
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import engines, loop, rollouts, run_directory
+from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import policy as policy_lib
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective
-from tests import engine_fake, helpers
+from tests import agent_helpers, engine_fake, helpers
 
 SPO = algorithms.AlgorithmConfig(advantage="dr_grpo", loss="spo")
 GRPO = algorithms.AlgorithmConfig(advantage="grpo", loss="tis")
@@ -258,6 +259,27 @@ class TestRuns:
     assert (found["engine/publish_seconds"][0] > 0).all()
     (traits,) = run_directory.read_run(tmp_path)["engines"]
     assert traits["name"] == "vllm" and traits["log_probs"] == "processed"
+
+  def test_episodes_and_their_evaluation_are_by_it_too(self, fake, tmp_path):
+    rollout = {"engine": fake.url, "engine_options": FAST}
+    made = agent_helpers.experiment(
+      row="gigpo",
+      rollout=rollout,
+      loop={"num_steps": 2},
+      evaluation={"interval": 2, "samples": 0},
+    )
+    assert loop.train(made, [0], directory=tmp_path / "a").finished
+    found = helpers.curves(tmp_path / "a")
+    assert found["mismatch/max"][0].max() < 1e-4
+    own = made._replace(rollout=dataclasses.replace(made.rollout, engine=""))
+    policies = [
+      experiment_lib.restore(x, 1, tmp_path / "a")[1] for x in (made, own)
+    ]
+    a, b = (experiment_lib.evaluate(x)["greedy"] for x in policies)
+    np.testing.assert_array_equal(a["rewards"], b["rewards"])
+    world = agent_helpers.experiment(rollout=rollout)
+    with pytest.raises(ValueError, match="gives no entropies"):
+      engines.check(world, 1)
 
   def test_each_group_is_of_the_weights_that_its_ticket_says(
     self, fake, tmp_path

@@ -1,0 +1,344 @@
+"""Real servers of vLLM, on this machine: `make engines-vllm` has what it takes.
+
+SAW_JAX_VLLM is the Python that has vLLM; nothing of it is imported here. Of
+three servers two are as they should be. The third has Llama's tied head, of
+which it keeps a copy, and log-probs of before the temperature.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+
+import jax
+import numpy as np
+import pytest
+
+from saw_jax import algorithms
+from saw_jax.models import decoder as decoder_lib
+from saw_jax.models.config import DecoderConfig
+from saw_jax.models.hub import pretrained
+from saw_jax.rollout.engine import EngineError
+from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.run import engines, loop, rollouts
+from saw_jax.run import policy as policy_lib
+from saw_jax.training import batch as batch_lib
+from saw_jax.training import objective
+from tests import helpers
+
+PYTHON = os.environ.get("SAW_JAX_VLLM", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="set SAW_JAX_VLLM")
+# Qwen2, as small as vLLM's attention on a CPU takes it.
+CONFIG = DecoderConfig(
+  vocab_size=259,
+  width=64,
+  num_layers=2,
+  num_heads=2,
+  num_kv_heads=1,
+  head_size=32,
+  mlp_size=96,
+  qkv_bias=True,
+)
+BOUND = 1e-4  # of log-probs, float32 both
+SERVE = (
+  "--dtype float32 --enforce-eager --max-model-len 128 --max-num-seqs 32 "
+  "--generation-config vllm --skip-tokenizer-init --enable-scale-out"
+).split()
+SETTINGS = {
+  "VLLM_SERVER_DEV_MODE": "1",
+  "VLLM_CPU_KVCACHE_SPACE": "1",
+  "VLLM_NO_USAGE_STATS": "1",
+  "HF_HUB_OFFLINE": "1",
+  "OMP_NUM_THREADS": "1",
+}
+
+
+# Its tied head is a module of its own: a reload without a head leaves it.
+LLAMA = dataclasses.replace(CONFIG, qkv_bias=False)
+
+
+def params(seed, scale=3.0, config=CONFIG):
+  """Weights whose distributions are not flat."""
+  made = decoder_lib.init_params(config, jax.random.key(seed))
+  return jax.tree.map(lambda x: x * (scale if x.ndim > 1 else 1), made)
+
+
+def experiment(*urls, sections=None, **options):
+  rollout = {
+    "engine": ",".join(urls),
+    "engine_options": {"patience_s": 60.0, "deadline_s": 60.0} | options,
+    "max_new_tokens": 16,
+    "completion_multiple": 16,
+  }
+  changes = {
+    "algorithm": algorithms.AlgorithmConfig(advantage="dr_grpo", loss="spo"),
+    "decoder": CONFIG,
+    "params": params(0),
+    "evaluation": {"interval": 0, "samples": 0},
+    "loop": {"prompts_per_step": 4, "group_size": 8},
+  }
+  return helpers.experiment(rollout=rollout, **changes | (sections or {}))
+
+
+class Server:
+  """A server in a process group of its own."""
+
+  def __init__(self, model, log, *flags):
+    with socket.socket() as place:
+      place.bind(("127.0.0.1", 0))
+      port = place.getsockname()[1]
+    self.url, self.log = f"http://127.0.0.1:{port}", log
+    self._command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server"]
+    self._command += ["--model", str(model), "--host", "127.0.0.1"]
+    self._command += ["--port", str(port), *SERVE, *flags]
+    self.start()
+
+  def start(self):
+    with self.log.open("a") as file:
+      self.process = subprocess.Popen(
+        self._command,
+        env=os.environ | SETTINGS,
+        stdout=file,
+        stderr=file,
+        start_new_session=True,
+      )
+
+  def wait(self, limit_s=600):
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+      with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"{self.url}/health", timeout=2)
+        return self
+      assert self.process.poll() is None, self.log.read_text()[-3000:]
+      time.sleep(1)
+    raise TimeoutError(self.url)
+
+  def signal(self, number):
+    os.killpg(self.process.pid, number)
+
+  def kill(self):
+    with contextlib.suppress(ProcessLookupError):
+      self.signal(signal.SIGKILL)
+    self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("vllm")
+  engines.export(params(0), experiment("http://x"), folder / "untied")
+  weights = params(0, config=LLAMA)
+  pretrained.save_checkpoint(folder / "tied", weights, LLAMA, dtype="float32")
+  right = "--logprobs-mode", "processed_logprobs"
+  started = [
+    Server(folder / "untied", folder / "a.log", *right),
+    Server(folder / "untied", folder / "b.log", *right),
+    Server(folder / "tied", folder / "c.log"),
+  ]
+  try:
+    yield [server.wait() for server in started]
+  finally:
+    for server in started:
+      server.kill()
+
+
+@pytest.fixture(scope="module")
+def native():
+  """What our own sampler does with the same prompts and weights."""
+
+  def sample(weights, greedy):
+    made = experiment(sections={"params": weights})
+    return run(policy_lib.Policy(made, 1), greedy)
+
+  return sample
+
+
+def run(policy, greedy, order=slice(None)):
+  sampling = SamplingConfig(greedy=greedy)
+  examples = [policy.made.task.examples("train")[:4][order]]
+  return rollouts.sample(
+    policy.make_generate(sampling, 8),
+    policy.params,
+    examples,
+    rollouts.example_keys([0], 0, examples, 8),
+    encoder=policy.encoder,
+  )
+
+
+@contextlib.contextmanager
+def opened(folder, *urls, weights=None, **options):
+  changes = {} if weights is None else {"params": weights}
+  made = experiment(*urls, sections=changes, **options)
+  policy = policy_lib.Policy(made, 1, folder)
+  yield policy
+  policy.engine.close()
+
+
+def trainers(policy, sampled):
+  forward = objective.make_forward(
+    policy.decoder, temperature=1.0, chunk_size=64
+  )
+  zeros = np.zeros(sampled.starts.shape, np.float32)
+  batch = jax.tree.map(lambda x: x[0], batch_lib.make_batch(sampled, zeros))
+  own = jax.tree.map(lambda x: x[0], policy.params)
+  return np.asarray(forward(own, batch).log_probs), batch.completion_mask
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_are_ours_of_these_weights(servers, native, tmp_path, seed):
+  """The second weights are a publication: outputs change to ours of them."""
+  with opened(tmp_path, servers[0].url, weights=params(seed)) as policy:
+    greedy, drawn = run(policy, True), run(policy, False)
+    expected = native(params(seed), True)
+    same = greedy.tokens == expected.tokens
+    for row, own in enumerate(same[0]):
+      if not own.all():  # A tie: both are as likely.
+        at = own.argmin() - greedy.prompt_size
+        pair = (x.behave_log_probs[0, row, at] for x in (greedy, expected))
+        np.testing.assert_allclose(*pair, atol=BOUND)
+    assert same.all(-1).mean() > 0.9
+    found, mask = trainers(policy, drawn)
+    assert np.abs(found - drawn.behave_log_probs[0])[mask].max() < BOUND
+    assert len({*map(tuple, drawn.tokens[0, :8].tolist())}) == 8
+    other = run(policy, False, slice(None, None, -1))
+    by_prompt = other.tokens.reshape(4, 8, -1)[::-1].reshape(32, -1)
+    assert (by_prompt == drawn.tokens[0]).all(-1).mean() > 0.9
+
+
+def test_it_stops_behind_an_end_and_has_it(servers, tmp_path):
+  with opened(tmp_path, servers[0].url) as policy:
+    ends = policy.encoder.tokenizer.eos_ids
+    whole = run(policy, False)
+    common = np.bincount(whole.tokens[whole.roles == 2]).argsort()[-3:]
+    settings = policy.encoder.settings(SamplingConfig(), 8)
+    settings = dataclasses.replace(settings, eos_ids=(*ends, *common.tolist()))
+    examples = [policy.made.task.examples("train")[:4]]
+    found = policy.engine.sample(
+      policy.params,
+      policy.encoder.prompts(examples),
+      rollouts.example_keys([0], 0, examples, 8),
+      settings,
+    )
+    ended = 0
+    for row, (tokens, end) in enumerate(
+      zip(found.tokens[0], found.ends[0], strict=True)
+    ):
+      chosen = tokens[found.prompt_size : end]
+      at = np.flatnonzero(np.isin(chosen, settings.eos_ids))
+      assert not at.size or at.tolist() == [len(chosen) - 1]
+      ended += bool(at.size)
+      before = whole.tokens[0, row, found.prompt_size :][: len(chosen)]
+      np.testing.assert_array_equal(before, chosen)
+    assert ended > 8
+
+
+def test_two_servers_of_which_one_is_slow_and_one_dies(servers, tmp_path):
+  with opened(tmp_path / "one", servers[0].url) as policy:
+    whole = run(policy, False)
+  a, b, _ = servers
+  with opened(tmp_path, a.url, b.url, deadline_s=4.0) as policy:
+    np.testing.assert_array_equal(run(policy, False).tokens, whole.tokens)
+    b.signal(signal.SIGSTOP)  # the slowest there is
+    found = run(policy, False)
+    b.signal(signal.SIGCONT)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
+    assert policy.engine.figures()["engine/asked_again"] > 0
+    policy.engine._servers[1].ready_at = 0.0  # It is asked at once.
+    threading.Timer(0.05, b.kill).start()
+    for _ in range(3):  # The kill is in the middle of one of them.
+      np.testing.assert_array_equal(run(policy, False).tokens, whole.tokens)
+    assert b.process.returncode is not None
+    # It comes back without weights of ours, and gets them.
+    b.start()
+    b.wait()
+    policy.engine._servers[1].ready_at = 0.0
+    a.signal(signal.SIGSTOP)
+    found = run(policy, False)
+    a.signal(signal.SIGCONT)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
+
+
+def test_more_requests_than_a_server_takes_at_once(servers, tmp_path):
+  with opened(tmp_path, servers[0].url, concurrency=256) as policy:
+    examples = [policy.made.task.examples("train")[:4]]
+    found = rollouts.sample(
+      policy.make_generate(SamplingConfig(), 64),
+      policy.params,
+      examples,
+      rollouts.example_keys([0], 0, examples, 64),
+      encoder=policy.encoder,
+    )
+    assert (found.completion_lengths > 0).all() and found.tokens.shape[1] == 256
+
+
+class TestTheThirdServer:
+  def test_raw_log_probs_are_refused_where_they_are_needed(self, servers):
+    needs = algorithms.AlgorithmConfig(advantage="grpo", loss="tis")
+    sections = {"algorithm": needs, "sampling": {"temperature": 0.7}}
+    url, sections["decoder"] = servers[2].url, LLAMA
+    with pytest.raises(ValueError, match="processed_logprobs"):
+      engines.check(experiment(url, sections=sections), 1)
+    made = experiment(url, sections={"decoder": LLAMA})
+    assert engines.check(made, 1).log_probs == "raw"
+
+  def test_sizes_that_differ_are_refused(self, servers):
+    wide = dataclasses.replace(LLAMA, mlp_size=128)
+    with pytest.raises(ValueError, match="mlp_size is 96; the policy's is 128"):
+      engines.check(experiment(servers[2].url, sections={"decoder": wide}), 1)
+    made = experiment(servers[2].url, sections={"decoder": LLAMA})
+    long = dataclasses.replace(made.rollout, max_prompt_tokens=200)
+    made = made._replace(rollout=long)
+    with pytest.raises(EngineError, match="takes 128 tokens"):
+      engines.check(made, 1)
+
+  @pytest.mark.parametrize("has_head", [True, False])
+  def test_a_tied_head_is_reloaded_where_it_is_published(
+    self, servers, tmp_path, monkeypatch, has_head
+  ):
+    weights = params(1 if has_head else 2, config=LLAMA)
+    made = experiment(
+      servers[2].url, sections={"decoder": LLAMA, "params": weights}
+    )
+    if not has_head:
+      monkeypatch.setattr(
+        engines,
+        "export",
+        lambda given, made, folder: pretrained.save_checkpoint(
+          folder, given, LLAMA, dtype="float32"
+        ),
+      )
+    policy = policy_lib.Policy(made, 1, tmp_path)
+    if has_head:
+      drawn = run(policy, False)
+      found, mask = trainers(policy, drawn)
+      assert np.abs(found - drawn.behave_log_probs[0])[mask].max() < BOUND
+    else:
+      with pytest.raises(EngineError, match="tied head"):
+        run(policy, False)
+    policy.engine.close()
+
+
+@pytest.mark.parametrize("loss", ["spo", "asympo", "tis"])
+def test_20_updates_learn(servers, tmp_path, loss):
+  algorithm = algorithms.AlgorithmConfig(
+    advantage="grpo" if loss == "tis" else "dr_grpo", loss=loss
+  )
+  made = experiment(
+    servers[0].url,
+    sections={
+      "algorithm": algorithm,
+      "params": params(0, 1.0),
+      "loop": {"num_steps": 20, "prompts_per_step": 8, "group_size": 8},
+    },
+  )
+  assert loop.train(made, [0], directory=tmp_path).finished
+  found = helpers.curves(tmp_path)
+  small = found["reward/small"][0]
+  assert found["mismatch/max"][0].max() < BOUND
+  assert found["engine/unscored"][0].sum() == 0
+  print(loss, small.round(3), found["engine/publish_seconds"][0].round(3))
+  assert small[-5:].mean() > small[:5].mean() + 0.1
