@@ -310,12 +310,14 @@ def read_lines(path: pathlib.Path) -> Iterator[dict]:
     for number, line in enumerate(file, 1):
       try:
         row = from_json(line.decode())
-        _ = row["step"] + 0, row["seed"] + 0
-        yield row
+        if {type(row["step"]), type(row["seed"])} != {int}:  # null is NaN
+          raise ValueError
       except (ValueError, KeyError, TypeError, RecursionError):
         if line.endswith(b"\n"):
           what = "is damaged and left out"
           LOG.warning("%s, line %d, %s: %.60r", path, number, what, line)
+      else:
+        yield row
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -54,7 +54,9 @@ class TestFileWriter:
       b"",
       b"[" * 9999,
     ]
-    + [b'{"step": "1", "seed": 0}', b'{"step": 1}'],
+    + [b'{"step": "1", "seed": 0}', b'{"step": 1}']
+    + [b'{"step": null, "seed": 0}', b'{"step": 1e999, "seed": 0}']
+    + [b'{"step": true, "seed": 0}', b'{"step": 1, "seed": 0.5}'],
   )
   def test_a_damaged_line_is_named_and_the_others_kept(
     self, tmp_path, caplog, damage
