@@ -49,6 +49,7 @@ saw/tool_calling:grpo | algorithm.loss=asimpo | 'asympo'
 saw/tool_calling:grpo | parallel.lift=mehsed | 'meshed'
 saw/tool_calling:grpo | parallel.lift=pmapped | processes cannot do this
 saw/tool_calling:grpo | asynchronous.protocol=max_lagg | 'max_lag'
+asympo/math:tis | sampling.top_p=0.9 | tokens that are kept
 saw/tool_calling:grpo | rollout.cache_tokens=100 | a prompt of
 saw/tool_calling:grpo | rollout.cache_tokens=-1 | 0 or more
 saw/tool_calling:grpo | loop.pack_length=100 | pack_length

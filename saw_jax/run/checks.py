@@ -157,6 +157,12 @@ def _conflicts(made: Experiment) -> Conflicts:
       )
       for one in made.task.components
     },
+    "the loss reads the log-probs that the sampler recorded, and under "
+    "sampling.top_k or top_p they are of the tokens that are kept alone, which "
+    "no policy of the trainer's is: sample from all (top_k=0, top_p=1.0), or "
+    "choose a loss that takes the trainer's own log-probs": (
+      made.method.needs_behave and made.sampling.truncates
+    ),
     f"loop.pack_length is {loop.pack_length}, but {parts} may have {longest} "
     "tokens: say at least that, or 0 to not pack": (
       0 < loop.pack_length < longest

@@ -2,10 +2,12 @@
 
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from saw_jax.rollout import sampling
 from saw_jax.rollout.sampling import SamplingConfig
@@ -71,6 +73,34 @@ def test_frequencies_agree_with_the_distribution(changes):
   assert statistic < freedom + 4 * (2 * freedom) ** 0.5
   # And the log-probs are those of this distribution, renormalised.
   np.testing.assert_allclose(log_probs, np.log(probs[tokens]), atol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 5}, {"top_p": 0.8}])
+@hypothesis.given(seed=st.integers(0, 10**6), grid=st.booleans())
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_what_is_kept_is_what_sorting_keeps(changes, seed, grid):
+  """By the sort, ties and all; also where many tokens tie or cannot be."""
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(size=(4, V)) * rng.choice([0.1, 3, 40])
+  if grid:
+    logits = np.round(logits)
+    logits[rng.random(logits.shape) < 0.2] = -np.inf
+    logits[:, 3] = -0.0
+  logits = logits.astype(np.float32)
+  config = SamplingConfig(**changes)
+  found = jax.jit(sampling._truncate, static_argnums=1)(logits, config)
+  ordered = -np.sort(-logits, axis=-1)
+  if config.top_k:
+    least = ordered[:, config.top_k - 1]
+  else:
+    probs = np.exp((ordered - ordered[:, :1]).astype(np.float64))
+    probs /= probs.sum(-1, keepdims=True)
+    before = np.cumsum(probs, -1) - probs
+    # A tie of the sum itself is decided by rounding.
+    hypothesis.assume(np.abs(before - config.top_p).min() > 1e-6)
+    least = np.where(before < config.top_p, ordered, np.inf).min(-1)
+  kept = logits >= least[:, None]
+  np.testing.assert_array_equal(found, np.where(kept, logits, -np.inf))
 
 
 def test_impossible_tokens_are_never_drawn():

@@ -1,0 +1,223 @@
+"""Refilled slots beside all rows at once: tokens per second, and a picture.
+
+  python benchmarks/rollouts.py [--repetitions=7] [--only=picture]
+
+A random policy answers prompts; of its tokens so many end a response that the
+mean length is about 40 % of the most (lengths are then those of chance, as an
+untrained policy's are: near to geometric, and cut), or none, so that all have
+one length. Both samplers run in one process, in turn, and the ratio is the
+median of those of neighbouring runs: of time on the clock, and of the time of
+the processor, which other work on the machine does not count in. Writes
+benchmarks/results/rollouts.{json,md} and docs/pictures/rollout_slots.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "pictures" / "rollout_slots.png"
+sys.path.insert(0, str(ROOT))
+
+from saw_jax.models import config as config_lib  # noqa: E402
+from saw_jax.models import decoder  # noqa: E402
+from saw_jax.rollout import generate, refill, transcript  # noqa: E402
+from saw_jax.rollout.generate import GenerateConfig  # noqa: E402
+
+VOCABULARY, WIDTH, LAYERS = 512, 128, 4
+PROMPTS, GROUP, SIZE, MOST = 32, 8, 64, 256  # 256 rows of 64 + 256 tokens
+SLOTS = (32, 64)
+ENDS = 4  # of 512 tokens: the mean is about 0.4 of the most
+
+
+def model():
+  config = dataclasses.replace(
+    config_lib.TINY,
+    vocab_size=VOCABULARY,
+    width=WIDTH,
+    num_layers=LAYERS,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=32,
+    mlp_size=3 * WIDTH,
+  )
+  return config, decoder.init_params(config, jax.random.key(0))
+
+
+def asked():
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(SIZE // 2, SIZE + 1, PROMPTS)
+  prompts = transcript.pad_prompts(
+    [rng.integers(0, VOCABULARY, size) for size in sizes], multiple=SIZE
+  )
+  keys = generate.row_keys(jax.random.key(1), 0, prompts.ids, GROUP)
+  return prompts, keys
+
+
+def settings(ends: int, slots: int | None) -> GenerateConfig:
+  room = (slots or 0) * (SIZE + MOST - 1) + PROMPTS * SIZE
+  config = GenerateConfig(
+    max_new_tokens=MOST,
+    group_size=GROUP,
+    eos_ids=tuple(range(ends)),
+    cache_tokens=room if slots else 0,
+  )
+  if slots:
+    assert refill.slots(config, PROMPTS, SIZE) == (slots, PROMPTS)
+  return config
+
+
+def timed(sample, args):
+  clock, busy = time.perf_counter(), time.process_time()
+  found = jax.block_until_ready(sample(*args))
+  return found, time.perf_counter() - clock, time.process_time() - busy
+
+
+def compare(ends: int, repetitions: int) -> dict:
+  """Runs all samplers in turn; the first is that of all rows at once."""
+  config, params = model()
+  args = (params, *asked())
+  choices = (None, *SLOTS)
+  samplers = [
+    refill.make_generate(config, settings(ends, slots)) for slots in choices
+  ]
+  firsts = [timed(sample, args)[0] for sample in samplers]
+  lengths = np.asarray(firsts[0].completion_lengths)
+  runs = [
+    [timed(sample, args)[1:] for sample in samplers] for _ in range(repetitions)
+  ]
+
+  def ratio(k: int, what: int) -> float:
+    return statistics.median(run[0][what] / run[k][what] for run in runs)
+
+  def differing(k: int) -> int:
+    others = np.asarray(firsts[k].tokens) != np.asarray(firsts[0].tokens)
+    return int(others.any(-1).sum())
+
+  return {
+    "rows": len(lengths),
+    "mean_length": float(lengths.mean() / MOST),
+    "at_most": float((lengths == MOST).mean()),
+    "lengths": lengths.tolist(),
+    "samplers": [
+      {
+        "slots": slots or len(lengths),
+        "tokens_per_second": float(
+          lengths.sum() / statistics.median(run[k][0] for run in runs)
+        ),
+        "ratio": ratio(k, 0),
+        "processor_ratio": ratio(k, 1),
+        "rows_that_differ": differing(k),
+      }
+      for k, slots in enumerate(choices)
+    ],
+  }
+
+
+def schedule(lengths, slots: int, period: int = 8) -> list[list[tuple]]:
+  """When each slot has which row, as `refill` decides: `(row, begin, end)`.
+
+  The first token of a row comes with its prompt; each other one is a step.
+  """
+  waiting, time_now = iter(enumerate(lengths)), 0
+  left, busy = [0] * slots, [[] for _ in range(slots)]
+  row = next(waiting, None)
+  while row is not None or any(left):
+    for slot in range(slots):
+      if not left[slot] and row is not None:
+        index, length = row
+        left[slot] = length - 1
+        busy[slot].append((index, time_now, time_now + length - 1))
+        row = next(waiting, None)
+    steps = min(period, max(left))
+    left = [max(0, x - steps) for x in left]
+    time_now += steps
+  return busy
+
+
+def picture(lengths, slots: int) -> None:
+  import matplotlib as mpl
+
+  mpl.use("Agg")
+  from matplotlib import pyplot as plt
+
+  plans = {
+    f"all {len(lengths)} rows at once": schedule(lengths, len(lengths)),
+    f"{slots} slots that are refilled": schedule(lengths, slots),
+  }
+  figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1, 2.2))
+  colours = plt.get_cmap("tab20").colors
+  for axis, (title, plan) in zip(axes, plans.items(), strict=True):
+    for slot, own in enumerate(plan):
+      for row, begin, end in own:
+        colour = colours[(row // GROUP) % len(colours)]
+        axis.barh(slot, end - begin, left=begin, height=1.0, color=colour)
+    last = max(end for own in plan for *_, end in own)
+    used = sum(lengths) - len(lengths)
+    axis.set_xlim(0, last)
+    axis.set_ylim(len(plan), 0)
+    axis.set_facecolor("0.93")
+    axis.set_xlabel("steps of the model")
+    axis.set_ylabel("row" if len(plan) == len(lengths) else "slot")
+    share = used / (last * len(plan))
+    axis.set_title(f"{title}:\n{last} steps, {share:.0%} of them used")
+  figure.tight_layout()
+  PICTURE.parent.mkdir(exist_ok=True)
+  figure.savefig(PICTURE, dpi=110)
+
+
+def write(found: dict) -> None:
+  lines = [
+    "# Refilled slots beside all rows at once",
+    "",
+    f"`python benchmarks/rollouts.py`: {PROMPTS} prompts of at most {SIZE} "
+    f"tokens, {GROUP} responses each of at most {MOST}; a decoder of width "
+    f"{WIDTH}, {LAYERS} layers and {VOCABULARY} tokens, float32, on "
+    f"{found['cores']} cores. Ratios over all rows at once: medians of "
+    f"{found['repetitions']} neighbouring runs. A row differs where a last "
+    "digit has turned one token into another.",
+    "",
+    "| lengths | mean of the most | slots | tokens/s | ratio, clock | "
+    "ratio, processor | rows that differ |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  for name, case in found["cases"].items():
+    lines += [
+      f"| {name} | {case['mean_length']:.0%} | {one['slots']} | "
+      f"{one['tokens_per_second']:,.0f} | {one['ratio']:.2f} | "
+      f"{one['processor_ratio']:.2f} | {one['rows_that_differ']} |"
+      for one in case["samplers"]
+    ]
+  RESULTS.joinpath("rollouts.md").write_text("\n".join(lines) + "\n")
+  RESULTS.joinpath("rollouts.json").write_text(json.dumps(found) + "\n")
+
+
+def main() -> None:
+  import os
+
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--repetitions", type=int, default=7)
+  parser.add_argument("--only", choices=("picture",))
+  args = parser.parse_args()
+  if args.only is None:
+    found = {"repetitions": args.repetitions, "cores": os.cpu_count()}
+    found["cases"] = {
+      "of chance": compare(ENDS, args.repetitions),
+      "all alike": compare(0, args.repetitions),
+    }
+    write(found)
+    print((RESULTS / "rollouts.md").read_text())
+  found = json.loads((RESULTS / "rollouts.json").read_text())
+  picture(found["cases"]["of chance"]["lengths"], SLOTS[0])
+
+
+if __name__ == "__main__":
+  main()
