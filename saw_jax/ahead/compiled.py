@@ -81,6 +81,10 @@ class Compiler:
     mesh = self._outline(made).mesh
     return {"mesh": dict(mesh.shape), "compiler": said}
 
+  def names(self, made: Experiment) -> list[str]:
+    """The programs that a step has, in its order."""
+    return [x.name for x in programs.programs_of(self._outline(made))]
+
   def _outline(self, made: Experiment) -> programs.Outline:
     lift, devices = made.parallel.lift, self.devices
     if lift == "pmapped":
@@ -108,7 +112,7 @@ class Compiler:
         sizes[math.prod(leaf.shape[1:])] = name
     for program in programs.programs_of(policy):
       if not wanted or program.name in wanted:
-        yield self._compile(program, policy.held(), sizes)
+        yield self._compile(program, policy.held(program.name), sizes)
 
   def _compile(self, program, held: PyTree, sizes) -> dict[str, Any]:
     begun, count = time.time(), program.mesh.size
@@ -119,23 +123,19 @@ class Compiler:
       "program": program.name,
       "runs": program.runs,
       "model_flops": program.model_flops / count,
-      "flops": flops.count(traced) / count,
+      "flops": _counted(flops.count(traced), program.model_flops) / count,
       "arguments": share(program.args),
       "beside": share(beside),
     }
     if program.cache:
       found["cache"] = program.cache
     lowered = traced.lower()
-    begun, found["trace_s"] = time.time(), time.time() - begun
+    found["trace_s"], begun = time.time() - begun, time.time()
     try:
       compiled = lowered.compile(_QUICK if self.topology.compiles else None)
     except jax.errors.JaxRuntimeError as error:
-      said = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-      if not said:
-        raise
-      used = float(said[1]) * 1024 ** " KMGT".index(said[2])
-      found |= {"compile_s": time.time() - begun}
-      return found | {"needs": used + found["beside"]}
+      found["compile_s"] = time.time() - begun
+      return found | {"needs": found["beside"] + _asked(error, found)}
     found["compile_s"] = time.time() - begun
     memory = compiled.memory_analysis()
     found["temporaries"] = memory.temp_size_in_bytes
@@ -143,7 +143,7 @@ class Compiler:
     found["results"] = memory.output_size_in_bytes - memory.alias_size_in_bytes
     found["needs"] = memory.argument_size_in_bytes + found["beside"]
     found["needs"] += found["temporaries"] + found["results"]
-    read = hlo.Module(compiled.as_text(), count).read()
+    read = hlo.Module(compiled.as_text(), count, *program.loops).read()
     found |= {"memory": read.memory, "unknown_loops": read.unknown}
     moved = collections.defaultdict(lambda: [0, 0.0])
     for one in read.moved:
@@ -152,6 +152,20 @@ class Compiler:
       entry[1] += one.size * one.times
     lines = [[*key, *value] for key, value in moved.items()]
     return found | {"moved": sorted(lines, key=lambda line: -line[-1])}
+
+
+def _counted(found: float, needed: float) -> float:
+  """The FLOPs of a program; of one that cannot be counted, the model's."""
+  return needed if math.isnan(found) else found
+
+
+def _asked(error: Exception, found: Mapping) -> float:
+  """What a program that has no room asked for, by what the compiler says."""
+  said = re.search(r"(Used|temporaries) \(?([\d.]+)([KMGT])", str(error))
+  if not said:
+    raise error
+  size = float(said[2]) * 1024 ** " KMGT".index(said[3])
+  return size + found["arguments"] * (said[1] == "temporaries")
 
 
 def _what(one: hlo.Moved, sizes: Mapping[int, str]) -> str:

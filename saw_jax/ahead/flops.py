@@ -12,7 +12,10 @@ from jax.interpreters import partial_eval
 
 
 def count(traced: jax.stages.Traced) -> float:
-  """Of a traced function, without what its results do not need."""
+  """Of a traced function, without what its results do not need.
+
+  NaN where a loop has no length that can be known.
+  """
   closed = traced.jaxpr
   needed, _ = partial_eval.dce_jaxpr(
     closed.jaxpr, [True] * len(closed.jaxpr.outvars)
@@ -31,9 +34,9 @@ def _of(jaxpr) -> float:
     elif name == "scan":
       total += given["length"] * _of(given["jaxpr"].jaxpr)
     elif name == "while":
-      total += _trips(given["cond_jaxpr"].jaxpr, bounds) * _of(
-        given["body_jaxpr"].jaxpr
-      )
+      each = _of(given["body_jaxpr"].jaxpr)
+      if each:
+        total += each * _trips(given["cond_jaxpr"].jaxpr, bounds)
     elif name == "cond":
       total += max(_of(branch.jaxpr) for branch in given["branches"])
     elif name == "shard_map":  # whose shapes are those of one device
@@ -41,20 +44,30 @@ def _of(jaxpr) -> float:
       shares = math.prod(given["mesh"].shape[axis] for axis in axes)
       total += shares * _of(given["jaxpr"])
     elif name == "pallas_call":
-      said = given.get("cost_estimate")
-      steps = math.prod(x for x in given["grid_mapping"].grid)
-      total += said.flops if said else steps * _of(given["jaxpr"])
+      total += _blocks(one) * _of(given["jaxpr"])
     else:
       inside = (getattr(x, "jaxpr", x) for x in given.values())
       total += sum(_of(x) for x in inside if hasattr(x, "eqns"))
   return total
 
 
-def _trips(condition, bounds: list[int]) -> int:
-  """Of loops one after the other that count on to a bound, as the sampler's."""
-  for one in condition.eqns:
-    bound = getattr(one.invars[-1], "val", None)
-    if one.primitive.name == "lt" and bound is not None:
-      bounds.append(int(bound))
-      return max(1, bounds[-1] - bounds[-2])
-  return 1
+def _blocks(kernel) -> float:
+  """How many blocks a kernel computes: splash, those that causality leaves."""
+  grid = math.prod(kernel.params["grid_mapping"].grid)
+  if not str(kernel.params.get("name")).startswith("splash"):
+    return grid
+  *_, size, _ = kernel.invars[0].aval.shape  # of queries, and of keys as many
+  return grid * (size + 1) / (2 * size)
+
+
+def _trips(condition, bounds: list[int]) -> float:
+  """Of loops one after the other that count on to a bound, as the sampler's.
+
+  NaN of one with more conditions: of the count, nothing is known then.
+  """
+  found = [one for one in condition.eqns if one.primitive.name == "lt"]
+  bound = getattr(found[0].invars[-1], "val", None) if len(found) == 1 else None
+  if bound is None or any(x.primitive.name == "or" for x in condition.eqns):
+    return math.nan
+  bounds.append(int(bound))
+  return max(1, bounds[-1] - bounds[-2])

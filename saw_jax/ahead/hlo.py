@@ -97,7 +97,10 @@ def _parenthesis(text: str) -> int:
 class Module:
   """The computations of a program, from its text."""
 
-  def __init__(self, text: str, devices: int):
+  def __init__(self, text: str, devices: int, steps: int = 0, reads: int = 1):
+    # Of a sampler that fills its slots again, whose loops end with the rows:
+    # tokens that a slot draws, and how often prompts are read.
+    self.steps, self.reads = steps, reads
     self.devices, self.computations, self.roots = devices, {}, {}
     self._ends: dict[tuple[str, str], dict[int, int | None]] = {}
     self.unknown = 0  # loops whose trips were not found: counted once
@@ -165,6 +168,8 @@ class Module:
       return carried(index)
     if one is not None and one.op == "tuple":
       return self.value(at, one.operands[index], carried)
+    if one is not None and one.op == "while" and (at, source) not in self._ends:
+      self.trips(at, source, carried)
     return self._ends.get((at, source), {}).get(index)
 
   def trips(self, at: str, name: str, carried: Read) -> int | None:
@@ -193,22 +198,46 @@ class Module:
     return None
 
   def walk(
-    self, at: str, times: int = 1, carried: Read = lambda i: None
+    self,
+    at: str,
+    times: int = 1,
+    carried: Read = lambda i: None,
+    lost: int = 0,  # loops around it whose trips are not known
+    rare: tuple[int, str] | None = None,
   ) -> Iterator[tuple[str, str, int]]:
-    """Every instruction that runs, with its computation, and how often."""
+    """Every instruction that runs, with its computation, and how often.
+
+    `rare` is of the body of a loop whose steps were said: how often that loop
+    is entered, and which loop in it makes the steps. What others in it do, they
+    do so often in all, not at every look.
+    """
     for name, one in self.computations[at].items():
       yield at, name, times
-      count, parts = 1, ()
+      count, parts, within = 1, (), None
       if one.op == "while":
         count, parts = self.trips(at, name, carried), ("condition", "body")
-        self.unknown += count is None
       elif one.op in _CALLS or (one.op == "fusion" and self._sends(one)):
         parts = _PARTS
       inside = functools.partial(self._given, at, one, carried)
+      each, deeper = times * (count or 1), lost + (count is None)
+      self.unknown += count is None
+      if parts and rare and name != rare[1]:
+        each, within = rare[0] * (count or self.reads), (rare[0], "")
+      elif count is None and lost == 1 and self.steps:
+        size, name = self._stepping(one, inside)
+        each, within = times * max(1, self.steps // size), (times, name)
       for part in self.called(one, *parts):
-        yield from self.walk(
-          part, times * (1 if count is None else count), inside
-        )
+        yield from self.walk(part, each, inside, deeper, within)
+
+  def _stepping(self, one: Instruction, carried: Read) -> tuple[int, str]:
+    """The shortest loop inside a loop, and its trips: it makes the steps."""
+    (body,) = self.called(one, "body")
+    loops = (
+      (self.trips(body, name, carried), name)
+      for name, inside in self.computations[body].items()
+      if inside.op == "while"
+    )
+    return min((loop for loop in loops if loop[0]), default=(1, ""))
 
   def _given(self, at: str, one: Instruction, carried: Read, index: int):
     """What a computation is called with: values, or the parts of one."""

@@ -7,6 +7,7 @@ need not be here.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from saw_jax import world_model
 from saw_jax.ahead.footprint import Sizes
 from saw_jax.models import decoder, lora
-from saw_jax.rollout import transcript
+from saw_jax.rollout import refill, transcript
 from saw_jax.run import agents, rollouts
 from saw_jax.run.learner import Learner
 from saw_jax.run.policy import Policy
@@ -35,12 +36,15 @@ class Program(NamedTuple):
   jitted: Any
   args: tuple[PyTree, ...]  # shapes, and where they lie
   mesh: Any
+  rules: tuple  # from the axes of an array to those of the mesh
   runs: float  # times in a step
   model_flops: float  # of one run, on all devices: what no program can save
   cache: float = 0.0  # bytes of keys and values, on a device
-  rules: tuple = parallel.RULES  # of logical axes
+  # Of a sampler: tokens that a slot draws, and how often prompts are read.
+  loops: tuple[int, int] = (0, 1)
 
   def trace(self):
+    """Traces it as the lift does, with the mesh and the rules that it sets."""
     with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
       return self.jitted.trace(*self.args)
 
@@ -48,8 +52,7 @@ class Program(NamedTuple):
 class _Kept(NamedTuple):
   """What a lift was given, and in a call the arguments."""
 
-  fn: Any
-  donate: tuple[int, ...]
+  jitted: Any
   rules: tuple
   args: tuple[PyTree, ...] = ()
 
@@ -58,16 +61,29 @@ class _Kept(NamedTuple):
 
 
 def _keep(
-  fn,
-  inputs,
-  outputs,
-  *,
-  takes_axis_name=False,
-  donate=(),
-  rules=parallel.RULES,
+  fn, inputs, outputs, *, takes_axis_name=False, donate=(), rules=parallel.RULES
 ) -> _Kept:
   del inputs, outputs, takes_axis_name
-  return _Kept(fn, donate, rules)
+  return _Kept(jax.jit(fn, donate_argnums=donate), rules)
+
+
+class _Weights(sampling.Weights):
+  """A sampler's parameters as shapes, which are always at hand."""
+
+  def __init__(self, lift, config, params: PyTree):
+    self.whole = sampling.layout(lift, config, params)
+    leaves, wanted = map(jax.tree.leaves, (params, self.whole))
+    chosen = sampling.differing(leaves, wanted)
+    for i in set(range(len(leaves))) - set(chosen):
+      wanted[i] = leaves[i]  # It is the learner's own.
+    self.whole = jax.tree.unflatten(jax.tree.structure(params), wanted)
+    self.moved = tuple(leaves[i] for i in chosen)
+    self.copy = sampling.copier(
+      tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen)
+    )
+
+  def of(self, params: PyTree) -> PyTree:
+    return self.whole
 
 
 class Outline(Policy):
@@ -80,7 +96,6 @@ class Outline(Policy):
     self.mesh = parallel.make_mesh(made.parallel, devices)
     lift = parallel.meshed(self.mesh, made.decoder, self.optimizer)
     self.lift = dataclasses.replace(lift, wrap=_keep)
-    self._weights = sampling.Weights(self.lift, made.decoder)
     shapes = decoder.param_shapes(made.decoder)
     self.whole = _at(shapes, parallel.param_shardings(self.mesh, made.decoder))
     self.merge = self.base = config = None
@@ -106,6 +121,8 @@ class Outline(Policy):
     self.state = _at(state, places)
     if self.base is None:
       self.state = self.state.replace(params=self.whole)
+    self.weights = _Weights(self.lift, made.decoder, self.whole)
+    self._weights = self.weights
 
   @property
   def params(self) -> PyTree:
@@ -114,9 +131,11 @@ class Outline(Policy):
   def reference(self) -> PyTree:
     return self.whole
 
-  def held(self) -> PyTree:
-    """What devices hold all the time, whatever program runs."""
+  def held(self, program: str) -> PyTree:
+    """What devices hold while a program runs, its arguments among it."""
     held = [self.state, self.base]
+    if program not in ("weights", "update"):  # a sampler's parameters
+      held += [self.weights.whole] + [self.whole] * (self.base is not None)
     if self.made.method.needs_reference and self.base is None:
       held.append(_again(self.whole))
     if self.made.asynchronous.protocol != "none":  # published weights
@@ -142,11 +161,14 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   shards = policy.lift.num_shards
   sizes = Sizes.of(made, shards)
 
-  def program(name, kept, runs, flops, cache=0.0):
-    jitted = jax.jit(kept.fn, donate_argnums=kept.donate)
-    about = policy.mesh, runs, flops, cache, kept.rules
-    return Program(name, jitted, kept.args, *about)
+  def program(name, kept, *more):
+    jitted, rules, args = kept
+    return Program(name, jitted, args, policy.mesh, rules, *more)
 
+  weights = policy.weights
+  if weights.moved:
+    kept = _Kept(weights.copy, parallel.RULES, (weights.moved,))
+    yield program("weights", kept, 1, 0.0)
   prompts = transcript.PromptBatch(
     np.zeros((1, sizes.prompts, made.rollout.max_prompt_tokens), np.int32),
     *np.zeros((2, 1, sizes.prompts), np.int32),
@@ -159,8 +181,15 @@ def programs_of(policy: Outline) -> Iterator[Program]:
     made.sampling, sizes.group, record_entropies=has_world
   )
   kept = sampler(policy.params, policy.rows(prompts), policy.rows(keys))
-  flops, cache = sizes.sample_flops(), sizes.cache_bytes(shards)
-  yield program("generate", kept, sizes.calls, flops, cache)
+  settings = policy.encoder.settings(made.sampling, sizes.group)
+  each, size = sizes.prompts // shards, made.rollout.max_prompt_tokens
+  slots, held = refill.slots(settings, each, size)
+  drawn = math.ceil(each * sizes.group / slots) * max(
+    1, made.rollout.max_new_tokens - 1
+  )
+  more = sizes.sample_flops(), sizes.cache_bytes(shards)
+  more += ((drawn, math.ceil(each / held)),)
+  yield program("generate", kept, sizes.calls, *more)
 
   batch, known = batch_of(made, sizes, learner), learner.programs
   whole = policy.params, policy.rows(learner.packed(batch, 1))

@@ -73,11 +73,10 @@ def _program(found: Figures, topology: Topology) -> Iterator[str]:
   parts = ("arguments", "temporaries", "results", "beside", "cache")
   sizes = [f"{x} {found[x] / GIB:.3f}" for x in parts if x in found]
   yield f"  HBM       {', '.join(sizes)}"
-  ratio = found["flops"] / found["model_flops"]
-  yield (
-    f"  FLOPs     {found['flops']:.3g}, of the model {found['model_flops']:.3g}"
-    f": {ratio:.2f} to 1"
-  )
+  if found["model_flops"]:
+    flops, needed = found["flops"], found["model_flops"]
+    said = f"{flops:.3g}, of the model {needed:.3g}: {flops / needed:.2f} to 1"
+    yield f"  FLOPs     {said}"
   if times := roofline(found, topology):
     total = sum(times.values()) or 1.0
     shares = (f"{k} {v:.3g} s ({v / total:.0%})" for k, v in times.items())
@@ -117,6 +116,16 @@ def step_seconds(every: Sequence[Figures], topology: Topology) -> float:
   return sum(x["runs"] * time for x, time in zip(every, times, strict=True))
 
 
+def reached(program: str, before: Mapping, after: Mapping) -> bool:
+  """Whether a program is another one with the keys that came later."""
+  own = ("loop.", "model.")
+  if program in ("weights", "generate"):
+    own = () if program == "weights" else ("rollout.", "episodes.")
+  own = ("parallel.", *own)
+  changed = {k for k, _ in dict(before).items() ^ dict(after).items()}
+  return any(key.startswith(own) for key in changed)
+
+
 def remedies(
   made: Experiment, found: Figures, topology: Topology
 ) -> Iterator[dict[str, str]]:
@@ -135,6 +144,8 @@ def remedies(
     shards = topology.count // tensor
     if shards < 1 or made.decoder.num_heads % tensor:
       continue
+    if tensor == 1 and fixed >= has(topology):
+      continue  # No rows would have room.
     axes = {"parallel.fsdp": "-1", "parallel.tensor": str(tensor)}
     # A cut in `tensor` halves what is inside a layer, and no more is known.
     for parts in _parts(made, key, shards, 0 if tensor > 1 else over):

@@ -13,6 +13,7 @@ Ends with status 1 if something does not fit, and says what would help by
 proportion; --suggest compiles that, until it does fit.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from absl import flags
 from saw_jax.ahead import topology as topology_lib
 from saw_jax.run import command_line
 
-_TRIES = 6  # of what may help a program
+_TRIES = 4  # of what may help a program
 
 
 def main() -> int:
@@ -82,31 +83,43 @@ def _compile(where) -> Iterator[dict]:
   from saw_jax.ahead import compiled, report
   from saw_jax.run import config as config_lib
 
-  def made_with(*more):
-    config = command_line.given_config(*more)
+  given = flags.FLAGS
+
+  def made_with(more):
+    config = command_line.given_config(*more.items())
     return compiled.experiment_of(config_lib.typed(config), where.count)
 
-  wanted = tuple(flags.FLAGS.programs)
+  def measure(name, more):
+    (found,) = ahead.measure(made_with(more), (name,))
+    return found | {"with": more} if more else found
+
   with command_line.checking_input():
-    made = made_with()
+    made = made_with({})
     ahead = compiled.Compiler(where)
   yield ahead.describe(made)
-  for found in ahead.measure(made, wanted):
+  names = [x for x in ahead.names(made) if x in (given.programs or [x])]
+  more, known = {}, {}  # what helps, and what each program was compiled with
+  for name in names:
+    found = measure(name, more)
     yield found
+    known[name] = more
     if report.fits(found, where):
       continue
-    for number, more in enumerate(report.remedies(made, found, where)):
-      if not flags.FLAGS.suggest:
-        yield {"would help": more}
+    tries = report.remedies(made_with(more), found, where)
+    for one in itertools.islice(tries, _TRIES if given.suggest else 1):
+      if not given.suggest:
+        yield {"would help": one}
         break
-      if number == _TRIES:
-        yield {"given up": found["program"]}
+      found = measure(name, more | one)
+      yield found
+      if report.fits(found, where):
+        more = known[name] = more | one
         break
-      changed = made_with(*more.items())
-      (tried,) = ahead.measure(changed, (found["program"],))
-      yield tried | {"with": more}
-      if report.fits(tried, where):
-        break
+    else:
+      yield {"given up": name}
+  for name, before in known.items():  # What came later may reach others.
+    if report.reached(name, before, more):
+      yield measure(name, more)
 
 
 def _report(where, every) -> bool:

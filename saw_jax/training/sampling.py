@@ -8,7 +8,7 @@ with its rows.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,35 +23,34 @@ from saw_jax.types import PyTree
 _FLOAT32 = ("scale", "value_kernel", "value_bias")
 
 
+def layout(
+  lift: parallel.Lift, config: DecoderConfig, params: PyTree
+) -> PyTree:
+  """Shapes of a sampler's parameters, with places where there is a mesh."""
+
+  def like(path, x, place):
+    dtype = _dtype(path, x, config)
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
+
+  if lift.name != "meshed":
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: like(path, x, None), params
+    )
+  rules = parallel.SAMPLING_RULES
+  places = parallel.param_shardings(lift.mesh, config, rules)
+  return jax.tree_util.tree_map_with_path(like, params, places)
+
+
 def lay_out(
   lift: parallel.Lift, config: DecoderConfig, params: PyTree
 ) -> PyTree:
-  """Copies what of the learner's parameters is not as a sampler has it.
-
-  Of shapes there are shapes.
-  """
-  found, treedef = jax.tree.flatten_with_path(params)
-  paths, leaves = zip(*found, strict=True)
-  places = [None] * len(leaves)
-  if lift.name == "meshed":
-    rules = parallel.SAMPLING_RULES
-    places = parallel.param_shardings(lift.mesh, config, rules)
-    places = treedef.flatten_up_to(places)
-  dtypes = [_dtype(path, x, config) for path, x in found]
-
-  def is_other(x, dtype, place) -> bool:
-    if x.dtype != dtype:
-      return True
-    return place is not None and not x.sharding.is_equivalent_to(place, x.ndim)
-
-  what = list(zip(leaves, dtypes, places, strict=True))
-  chosen = [i for i, one in enumerate(what) if is_other(*one)]
-  if chosen and isinstance(leaves[0], jax.ShapeDtypeStruct):
-    leaves = [x.update(dtype=dtype, sharding=place) for x, dtype, place in what]
-  elif chosen:
-    pick = lambda values: tuple(values[i] for i in chosen)  # noqa: E731
-    copied = _copy(pick(dtypes), pick(places))(pick(leaves))
-    leaves = list(leaves)
+  """Copies what of the learner's parameters is not as a sampler has it."""
+  leaves, treedef = jax.tree.flatten(params)
+  wanted = treedef.flatten_up_to(layout(lift, config, params))
+  chosen = differing(leaves, wanted)
+  if chosen:
+    copy = copier(tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen))
+    copied = copy(tuple(leaves[i] for i in chosen))
     for i, x in zip(chosen, copied, strict=True):
       leaves[i] = x
   return jax.tree.unflatten(treedef, leaves)
@@ -64,8 +63,24 @@ def _dtype(path, x: jax.Array, config: DecoderConfig):
   return x.dtype if keeps else dtype
 
 
+def differing(leaves: Sequence, wanted: Sequence) -> list[int]:
+  """Which of the learner's arrays a sampler does not have as they are."""
+
+  def is_other(x, like) -> bool:
+    if x.dtype != like.dtype:
+      return True
+    place = like.sharding
+    return place is not None and not x.sharding.is_equivalent_to(place, x.ndim)
+
+  pairs = enumerate(zip(leaves, wanted, strict=True))
+  return [i for i, (x, like) in pairs if is_other(x, like)]
+
+
 @functools.cache
-def _copy(dtypes: tuple, places: tuple) -> Callable:
+def copier(wanted: tuple) -> Callable:
+  """Makes the program that copies arrays to dtypes and places."""
+  dtypes, places = zip(*wanted, strict=True)
+
   def copy(leaves):
     cast = lambda x, dtype: x.astype(dtype)  # noqa: E731
     return tuple(map(cast, leaves, dtypes))

@@ -46,11 +46,14 @@ class TestPrograms:
   @pytest.mark.parametrize(
     ("changes", "names"),
     [
-      ({}, "generate update"),
-      ({"algorithm": AlgorithmConfig(kl=KL)}, "generate log_probs update"),
+      ({}, "weights generate update"),
+      (
+        {"algorithm": AlgorithmConfig(kl=KL)},
+        "weights generate log_probs update",
+      ),
       (
         {"labels": LabelConfig(method="entropy")},
-        "generate observe update",
+        "weights generate observe update",
       ),
     ],
   )
@@ -147,6 +150,20 @@ class TestReport:
     sampled = report.remedies(made, {**found, "program": "generate"}, V5E)
     assert next(sampled) == {"rollout.cache_tokens": str(8 * 53 // 4)}
 
+  @pytest.mark.parametrize(
+    ("key", "names"),
+    [
+      ("loop.num_microbatches", "log_probs update"),
+      ("rollout.cache_tokens", "generate"),
+      ("parallel.tensor", "weights generate log_probs update"),
+    ],
+  )
+  def test_what_helps_one_program_may_change_another(self, key, names):
+    every = "weights generate log_probs update".split()
+    found = [name for name in every if report.reached(name, {}, {key: "2"})]
+    assert found == names.split()
+    assert not any(report.reached(x, {key: "2"}, {key: "2"}) for x in every)
+
   def test_models_that_are_not_here(self):
     run = RunConfig(checkpoint="checkpoints/Qwen3-8B-Base")
     run = dataclasses.replace(
@@ -175,12 +192,12 @@ class TestCommand:
     assert done.returncode == 0, done.stderr
     first, *rest = map(json.loads, done.stdout.splitlines())
     assert first["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert [one["program"] for one in rest] == ["generate", "update"]
+    assert [one["program"] for one in rest] == ["weights", "generate", "update"]
     for one in rest:
       assert one["needs"] > one["arguments"] > 0 and not one["unknown_loops"]
-      # A sampler has its own, whole on each device.
-      moves = any(what == "weights mlp" for _, what, *_ in one["moved"])
-      assert moves == (one["program"] == "update")
+      sent = [what for _, what, *_ in one["moved"]]
+      # A sampler has the weights of its own.
+      assert ("weights mlp" in sent) == (one["program"] != "generate")
 
   def test_rows_that_do_not_split_and_slices_that_are_none(self):
     done = fit("cpu:8", "--config.loop.num_microbatches=16")

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from saw_jax.ahead import flops, hlo
+from saw_jax.models import kernels
 
 # Two loops of 3 and of 4 - 1 trips, one in the other, as libtpu writes them: no
 # count is said, a bound comes in with what is carried, and the inner condition
@@ -127,6 +128,14 @@ class TestFlops:
       out_specs=spec,
     )
     assert self.count(f, self.X, self.W) == 1
+
+  def test_a_kernel_leaves_out_what_causality_does(self):
+    S, N, K, H = 1536, 4, 2, 128
+    kernel = kernels.Splash(jnp.ones((1, S), jnp.int32))
+    shapes = (jax.ShapeDtypeStruct((1, S, n, H), "bfloat16") for n in (N, K, K))
+    counted = flops.count(jax.jit(lambda *x: kernel(*x)).trace(*shapes))
+    # Tiles of 512: of three times three, six.
+    assert counted == 4 * S * S * N * H * 6 / 9
 
 
 @pytest.mark.parametrize(

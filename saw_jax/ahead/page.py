@@ -1,0 +1,63 @@
+"""The page of what was compiled for which slice."""
+
+from saw_jax.ahead import report, topology
+from saw_jax.tasks import base
+
+
+def _cells(one: dict) -> list[str]:
+  """Of one row on one slice: what its programs need, and a step's bound."""
+  where = topology.read(one["slice"])
+  if one["refused"]:
+    return ["", "", "", "", f"refused: {one['refused']}"]
+  kept = {x["program"]: x for x in one["figures"] if "program" in x}
+  if "update" not in kept:
+    return ["", "", "", "", "not compiled to the end"]
+  fits, _ = report.verdict(one["figures"], where)
+  most = max(kept.values(), key=lambda x: x["needs"])
+  update = kept["update"]
+  ratio = update["flops"] / update["model_flops"]
+  sent = sum(
+    x["runs"] * line[-1] for x in kept.values() for line in x.get("moved", ())
+  )
+  changed = {}
+  for x in kept.values():
+    changed |= x.get("with", {})
+  words = " ".join(f"`{key}={value}`" for key, value in changed.items())
+  lost = [name for name, x in kept.items() if not report.fits(x, where)]
+  said = f"no: {', '.join(lost)}" if lost else f"yes {words}".strip()
+  step = report.step_seconds(list(kept.values()), where) if fits else None
+  return [
+    f"{most['needs'] / 2**30:.2f} of {report.has(where) / 2**30:.2f}",
+    f"{ratio:.2f}",
+    f"{sent / 1e9:,.0f}" if fits else "",
+    f"{step:,.1f}" if fits else "",
+    f"{said}",
+  ]
+
+
+def lines(every, known, slices) -> list[str]:
+  """The page: a line for each program and slice, and what is recommended."""
+  found = [base.asset(__file__, "scale.md")]
+  head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s |"
+  for name, shared in every.items():
+    found += ["", f"## {name}", "", head, "| --- " * 7 + "|"]
+    best = None
+    for rows in shared:
+      for where in slices:
+        one = known.get((name, rows[0], where))
+        if one is None:
+          continue
+        *figures, said = _cells(one)
+        named = ", ".join(rows[:4]) + f" and {len(rows) - 4} more" * (
+          len(rows) > 4
+        )
+        found.append(f"| {named} | {where} | {said} | {' | '.join(figures)} |")
+        if best is None and said.startswith("yes"):
+          best = one, said
+    if best:
+      config = best[1].removeprefix("yes").replace("`", "").split()
+      words = "".join(f" --config.{word}" for word in config)
+      row = best[0]["command"].split()[2]
+      found += ["", f"Recommended: {best[0]['slice']}, the smallest that fits:"]
+      found += ["", f"    saw train {row}{words} --workdir=runs/{name}"]
+  return found
