@@ -25,7 +25,7 @@ _OLD_FONTS = re.compile(r"(?:\{\s*\\(?:rm|bf|it)(?![A-Za-z])|\\(?:rm|bf)\s*\{)")
 _FONT_OF_ONE = re.compile(rf"(\\(?:{_FONTS}))(?:\s*([0-9])|\s+([A-Za-z]))")
 _TEXT = re.compile(rf"\\(?:{'|'.join(TABLES['upright'])})\s*{GROUP}")
 # A separator of thousands; in brackets a comma is between elements.
-_GAP = r"\{,\}|,\\! ?|\\[,;:! ]|[ ~]"
+_GAP = r"\{,\}|,\\! ?|\\[,;:! ]|[ ~](?![0-9]+ ?/)"
 _THOUSANDS = (
   r"(?<![0-9.])[1-9][0-9]{{,2}}({0})[0-9]{{3}}(?:\1[0-9]{{3}})*(?!{0}?[0-9])"
 )
@@ -60,6 +60,8 @@ _STEPS = [
     (r"\s+", " "),
     (r"(?<![^(,[])( ?)\+ ?\\infty", r"\1\\infty"),
     (r"\\\\ ?(?=\\end)", ""),
+    # Far apart, as in `2\quad 100`, or 1 234/500: no thousands.
+    (r"(?<=[0-9]) (?=[0-9]{3}(?![0-9/]))", ", "),
     # 2e - 3 is a difference, 2e-3 a number.
     (r"(?<=[0-9])(?=[e+ -]* )( ?)e ?([+-]?) ?(?=[0-9])", r"\\cdot e\2"),
   )
