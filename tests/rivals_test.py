@@ -207,6 +207,16 @@ class RewardsTest(parameterized.TestCase):
       close(found, want["advantages"], dtype)
 
 
+def test_constrained_grpos_advantage_is_mo_grpos_with_signs():
+  for _, case, dtype in cases("constrained_grpo"):
+    given, _, want = read(case, dtype)
+    rewards = np.concatenate([given["rewards"][..., None], given["costs"]], -1)
+    weights = np.array([1.0, *-given["multipliers"]], dtype)
+    with jax.enable_x64(dtype is np.float64):
+      found = algorithms.ADVANTAGES["mo_grpo"](rewards, weights)
+      close(found, want["advantages"], dtype)
+
+
 AGGREGATES = losses_test.AGGREGATES
 masked = partial(stale_losses.tis_loss, outside=stale_losses.drop)
 # Of each method of the vectors: its loss, and what it makes of the parameters.
@@ -274,6 +284,9 @@ class LossTest(parameterized.TestCase):
           arrays["log_probs"], behave, arrays["lags"]
         )
         close(near[mask], np.array(want["prox_logp"])[mask], dtype)
+        total = lambda *x: trust_regions.near_policy(*x).sum()  # noqa: E731
+        given = arrays["log_probs"], behave, arrays["lags"]
+        assert not np.any(jax.grad(total, argnums=(0, 1))(*given))
 
   @parameterized.named_parameters(*cases("importance_weights"))
   def test_weights_within_bounds(self, case, dtype):
@@ -551,7 +564,8 @@ def test_the_cosine_of_gradients():
   assert_allclose(cosine({"a": np.array([1.0, 0.0]), "b": np.zeros(1)}), 0.6)
   assert np.isnan(cosine(jax.tree.map(np.zeros_like, tree)))
   tiny = jax.tree.map(lambda x: np.float32(1e-15) * x, tree)
-  assert_allclose(cosine(tiny), 1, rtol=1e-5)
+  found = diagnostics.gradient_cosine(tiny, tiny)
+  assert_allclose(found, 1, rtol=1e-5)
 
 
 # Methods by name, with what makes them matter on few rows.
@@ -616,7 +630,25 @@ def test_two_updates_by_name_whole_and_in_parts(name):
     assert 0 < row["step_size"] < 1 and -1 < row["gradient_cosine"] < 1
 
 
-def test_a_run_knows_how_old_its_answers_are(tmp_path):
+def test_a_factor_is_of_the_update_and_not_of_the_gradient():
+  params, batch = update_test.table_batch()
+  terms = {"policy": objective.policy(losses.policy_gradient_loss)}
+  made = objective.make_objective(update_test.table_forward, terms)
+  adam, moved = optax.adam(0.1), []
+  for decide in (None, lambda params, batch, axis_name: (batch, 0.25)):
+    step = jax.jit(update.make_update(made, adam, decide=decide))
+    state, row = step(update.create_state(params, adam, 2), batch)
+    moved.append(state.params["log_probs"] - params["log_probs"])
+  assert row["step_size"] == 0.25 and np.any(moved[0])
+  assert_allclose(moved[1], 0.25 * moved[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "lift",
+  ["seeded"]
+  + [pytest.param(x, marks=pytest.mark.slow) for x in ("meshed", "pmapped")],
+)
+def test_a_run_knows_how_old_its_answers_are(lift, tmp_path):
   """Lags, masks and step sizes of a queue, through a learner of the decoder."""
   algorithm = algorithms.AlgorithmConfig(
     loss="a3po",
@@ -631,6 +663,7 @@ def test_a_run_knows_how_old_its_answers_are(tmp_path):
     algorithm=algorithm,
     asynchronous={"protocol": "fixed_lag", "lag": 2},
     loop={"num_microbatches": 2, "num_minibatches": 2},
+    parallel={"lift": lift},
   )
   one, seen = helpers.make_learner(made), []
   with Grader(made.task, num_workers=0, limit_s=1.0) as grader:
