@@ -98,10 +98,10 @@ class Outline(Policy):
     self.lift = dataclasses.replace(lift, wrap=_keep)
     shapes = decoder.param_shapes(made.decoder)
     self.whole = _at(shapes, parallel.param_shardings(self.mesh, made.decoder))
-    self.merge = self.base = config = None
+    self.attach = self.base = config = None
     if made.lora.rank:
       config, self.base = made.lora, self.whole
-      self.merge = functools.partial(lora.merge, config=config)
+      self.attach = functools.partial(lora.attach, config=config)
       adapt = functools.partial(
         lora.init_adapters, config=config, decoder_config=made.decoder
       )

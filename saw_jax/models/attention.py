@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -27,14 +28,29 @@ LayerCache = tuple[Array, Array]
 Place = tuple[tuple[Array, Array] | None, Array | Kernel, Array | None]
 
 
-def project(x: Array, kernel_DF: Array) -> Array:
-  """Multiplies the last axis of `[..., D]` by a kernel of its dtype.
+@flax.struct.dataclass
+class Adapted:
+  """A kernel W and what is added to it, scale · A B, which is never made."""
 
-  The tokens of all rows are laid in one axis, and the kernel's gradient is
-  taken as `xᵀ g`. Left to differentiation it is the transpose of a sum over two
-  axes, for which XLA copies activations on a CPU: the backward pass of an MLP
-  then takes twice as long. There is a rule for reverse mode alone.
+  kernel: Array  # [D..., F...]
+  a: Array  # [D..., r]
+  b: Array  # [r, F...]
+  scale: float = flax.struct.field(pytree_node=False, default=1.0)
+
+
+def project(x: Array, kernel: Array | Adapted) -> Array:
+  """Multiplies the last axis of `[..., D]` by a kernel, in the dtype of `x`.
+
+  The kernel's leading axes, together, are of that size. The tokens of all rows
+  are laid in one axis, and the kernel's gradient is taken as `xᵀ g`. Left to
+  differentiation it is the transpose of a sum over two axes, for which XLA
+  copies activations on a CPU: the backward pass of an MLP then takes twice as
+  long. There is a rule for reverse mode alone.
   """
+  if isinstance(kernel, Adapted):
+    change = project(project(x, kernel.a), kernel.b)
+    return project(x, kernel.kernel) + kernel.scale * change
+  kernel_DF = kernel.astype(x.dtype).reshape(x.shape[-1], -1)
   x_ND, kernel_DF = equally_varying(x.reshape(-1, x.shape[-1]), kernel_DF)
   return _matmul(x_ND, kernel_DF).reshape(*x.shape[:-1], kernel_DF.shape[-1])
 
@@ -233,9 +249,9 @@ class Attention(nn.Module):
     )
     shape = (c.num_heads, c.head_size, c.width)
     axes = ("heads", "head_size", "embed")
-    kernel_NHD = declare(self, "out", init, shape, axes).astype(c.dtype)
+    kernel_NHD = declare(self, "out", init, shape, axes)
     mixed_BSF = mixed_BSNH.reshape(*mixed_BSNH.shape[:2], -1)
-    return project(mixed_BSF, kernel_NHD.reshape(-1, c.width)), cache
+    return project(mixed_BSF, kernel_NHD), cache
 
   def _project(
     self, x_BSD: Array, name: str, num_heads: int, axis: str
@@ -246,7 +262,7 @@ class Attention(nn.Module):
     )
     shape = (c.width, num_heads, c.head_size)
     kernel_DNH = declare(self, name, init, shape, ("embed", axis, "head_size"))
-    x_BSF = project(x_BSD, kernel_DNH.astype(c.dtype).reshape(c.width, -1))
+    x_BSF = project(x_BSD, kernel_DNH)
     x_BSNH = x_BSF.reshape(*x_BSD.shape[:2], num_heads, c.head_size)
     if c.qkv_bias:
       zeros, axes = nn.initializers.zeros, (axis, "head_size")

@@ -39,7 +39,7 @@ class MLP(nn.Module):
 
     def kernel(name, shape, axes, scale):
       init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-      return declare(self, name, init, shape, axes).astype(c.dtype)
+      return declare(self, name, init, shape, axes)
 
     shape, axes = (c.width, c.mlp_size), ("embed", "mlp")
     gate_DF = kernel("gate", shape, axes, 1.0)

@@ -2,8 +2,8 @@
 """Low-rank adapters: thin matrices that are trained in place of a model.
 
 The adapters are a tree beside the model's, with an entry for each kernel that
-they change, and `merge` joins both to parameters like the model's own. So no
-other part of the code knows of them.
+they change. `merge` joins both to parameters like the model's own, which are
+sampled from and exported; `attach` joins them without a copy, to learn.
 
   W' = W + (α / r) · A B,   A [in, r], B [r, out]
 
@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import naming
-from saw_jax.models import decoder
+from saw_jax.models import attention, decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.settings import constant
-from saw_jax.types import PyTree
+from saw_jax.types import Array, PyTree
 
 # The kernels of a layer, and how many of their axes are summed over.
 _NAMES = ("query", "key", "value", "out", "gate", "up", "down")
@@ -111,24 +111,43 @@ def adapter_axes(config: LoraConfig, decoder_config: DecoderConfig) -> dict:
   return axes | {name: named[name] for name in _VALUE_HEAD if name in named}
 
 
+def attach(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
+  """Puts each adapter beside its kernel, for what differentiates.
+
+  The decoder then computes `x W + (α / r) (x A) B`: no merged copy is made, and
+  no gradient of a whole kernel.
+  """
+
+  def beside(kernel: Array, a: Array, b: Array) -> attention.Adapted:
+    return attention.Adapted(kernel, a, b, config.alpha / config.rank)
+
+  return _join(params, adapters, beside)
+
+
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
   """Adds the product of each adapter to its kernel, in float32."""
   product = functools.partial(jnp.tensordot, axes=1, precision="highest")
-  merged = dict(params)
+
+  def add(kernel: Array, a: Array, b: Array) -> Array:
+    # All axes but the two of the rank: that of the layers is there twice.
+    is_stacked = a.ndim + b.ndim - 2 > kernel.ndim
+    change = (jax.vmap(product) if is_stacked else product)(a, b)
+    change = config.alpha / config.rank * change
+    return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+
+  return _join(params, adapters, add)
+
+
+def _join(params: PyTree, adapters: PyTree, join: Callable) -> PyTree:
+  joined = dict(params)
   for name, adapter in adapters.items():
-    kernel = params[name]
     if name in _VALUE_HEAD:
-      merged[name] = adapter.astype(kernel.dtype)
+      joined[name] = adapter.astype(params[name].dtype)
     elif name not in TARGETS:
-      merged[name] = merge(kernel, adapter, config)
+      joined[name] = _join(params[name], adapter, join)
     else:
-      a, b = adapter["a"], adapter["b"]
-      # All axes but the two of the rank: that of the layers is there twice.
-      is_stacked = a.ndim + b.ndim - 2 > kernel.ndim
-      change = (jax.vmap(product) if is_stacked else product)(a, b)
-      change = config.alpha / config.rank * change
-      merged[name] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
-  return merged
+      joined[name] = join(params[name], adapter["a"], adapter["b"])
+  return joined
 
 
 def _for_kernels(tree: PyTree, config: LoraConfig, make: Callable) -> dict:

@@ -58,7 +58,7 @@ class Learner:
     batch = self.packed(batch_lib.make_batch(transcript, zeros), 1)
     observed = None
     if self.made.labels.method != "truth":
-      observed = self.programs["observe"](self.policy.params, batch)
+      observed = self.programs["observe"](self.policy.attached, batch)
       if self.needs_old:
         batch = batch.replace(old_log_probs=observed.log_probs)
     return self.recompute(batch), observed
@@ -69,14 +69,16 @@ class Learner:
       batch = self.packed(batch, 1)
     log_probs = self.programs["log_probs"]
     if self.needs_old and batch.old_log_probs is None:
-      batch = batch.replace(old_log_probs=log_probs(self.policy.params, batch))
+      batch = batch.replace(
+        old_log_probs=log_probs(self.policy.attached, batch)
+      )
     if self._reference is not None:
       batch = batch.replace(ref_log_probs=log_probs(self._reference, batch))
     return batch
 
   def values(self, batch: TrainBatch) -> np.ndarray:
     """What the value head says of each row. Shape `[N, B]`."""
-    return np.asarray(self.programs["values"](self.policy.params, batch))
+    return np.asarray(self.programs["values"](self.policy.attached, batch))
 
   def estimate(
     self, batch: TrainBatch, scores: Rollout, step: int = 0
@@ -238,7 +240,7 @@ class Learner:
     )
     weigh = estimation.make_gradient_weights(
       objective.make_objective(forward, {"policy": method.terms["policy"]}),
-      merge=policy.merge,
+      merge=policy.attach,
       num_microbatches=parts,
       **method.gradient_options,
     )
@@ -248,7 +250,7 @@ class Learner:
     step = update.make_update(
       objective.make_objective(forward, method.terms, method.diagnostics),
       policy.optimizer,
-      merge=policy.merge,
+      merge=policy.attach,
       num_microbatches=parts,
       num_minibatches=loop.num_minibatches,
       can_overflow=self.made.optimizer.can_overflow,

@@ -47,12 +47,13 @@ class Policy:
       devices=learner_devices(made),
     )
     self._weights = sampling_lib.Weights(self.lift, made.decoder)
-    self.merge, self.base, self.digest = None, None, None
+    self.attach, self.base, self.digest = None, None, None
     self._merged: tuple[Any, Any] = (None, None)  # parameters, and what of
     if lora.rank:
       STATE = parallel.STATE
-      self.merge = functools.partial(lora_lib.merge, config=lora)
-      self._merge_all = self.lift.wrap(self.merge, (STATE, STATE), (STATE,))
+      self.attach = functools.partial(lora_lib.attach, config=lora)
+      merge = functools.partial(lora_lib.merge, config=lora)
+      self._merge_all = self.lift.wrap(merge, (STATE, STATE), (STATE,))
       self.base = self.lift.place_params(self._stack(start))
       self.digest = checkpoint.digest(start)
       start = lora_lib.init_adapters(start, lora, made.decoder)
@@ -67,7 +68,7 @@ class Policy:
   @property
   def params(self) -> PyTree:
     """The parameters as the decoder takes them, adapters merged."""
-    if self.merge is None:
+    if self.attach is None:
       return self.state.params
     adapters = self.state.params
     if self._merged[1] is not adapters:
@@ -78,6 +79,13 @@ class Policy:
     """What a KL is to: the base, or a copy of the policy as it is now."""
     copied = lambda x: x.copy()  # noqa: E731
     return self.base or jax.tree.map(copied, self.state.params)
+
+  @property
+  def attached(self) -> PyTree:
+    """The parameters as the trainer takes them, adapters beside kernels."""
+    if self.attach is None:
+      return self.state.params
+    return self.attach(self.base, self.state.params)
 
   def drop_merged(self) -> None:
     """Makes room for an update."""

@@ -74,7 +74,7 @@ def make_gradient(
   The gradient is that of `sum_k numerator_k / denominator_k`; the metrics hold
   `loss`, each term as `loss/<name>` and each diagnostic, as scalars. With
   `merge`, `params` are adapters, and the gradient is theirs; `base` is what
-  they are merged with, and gets none. `step` is for schedules.
+  they are joined with, and gets none. `step` is for schedules.
   """
 
   def gradient(params, batch, base=None, step=None, *, axis_name=None):

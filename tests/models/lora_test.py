@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from saw_jax.models import decoder, lora
+from saw_jax.models.log_probs import chunked_log_probs
 from tests import helpers
 from tests.models.sizes import ODD as CONFIG
 
@@ -163,6 +164,63 @@ def test_scanned_and_unrolled_layers_merge_alike():
   params, adapters, expected = stacked
   scanned = lora.merge(params, adapters, LORA)
   chex.assert_trees_all_close(scanned, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "config", [SCANNED, pytest.param(CRITIC, marks=pytest.mark.slow)]
+)
+def test_attached_adapters_are_the_merged_model_and_have_its_gradient(config):
+  adapters = moved(start(config))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(join):
+    def total(adapters):
+      joined = join(base(config), adapters, LORA)
+      everywhere = jnp.ones(TOKENS.shape, bool)
+      positions = jnp.arange(7)[None] + jnp.zeros((4, 1), int)
+      fn = decoder.Decoder(config).apply
+      hidden, _ = fn({"params": joined}, TOKENS, positions, everywhere)
+      values = decoder.values(joined, hidden) if config.value_head else hidden
+      return jnp.sum(jnp.sin(values)), hidden
+
+    return jax.value_and_grad(total, has_aux=True)(adapters)
+
+  found, expected = run(lora.attach), run(lora.merge)
+  chex.assert_trees_all_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_adapters_cost_two_thirds_of_the_whole_model():
+  """Forward and back to the activations; no kernel has a gradient."""
+  sizes = dict(num_layers=1, width=256, mlp_size=512, vocab_size=512)
+  config = dataclasses.replace(CONFIG, **sizes)
+  adapter_config = lora.LoraConfig(rank=1)
+  params = decoder.param_shapes(config)
+  rows = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+  adapters = jax.eval_shape(
+    lambda x: lora.init_adapters(x, adapter_config, config), params
+  )
+
+  def flops(join, *trained):
+    def loss(*trained_and_rest):
+      *trees, tokens = trained_and_rest
+      joined = join(*trees)
+      fn = decoder.Decoder(config).apply
+      hidden, _ = fn({"params": joined}, tokens, tokens, tokens >= 0)
+      head = decoder.head_kernel(joined, config)
+      log_probs, _ = chunked_log_probs(hidden, head, tokens)
+      return jnp.sum(log_probs)
+
+    last = len(trained) - 1
+    program = jax.jit(jax.grad(loss, last)).lower(*trained, rows)
+    return program.compile().cost_analysis()["flops"]
+
+  whole = flops(lambda params: params, params)
+  attach, merge = (
+    functools.partial(fn, config=adapter_config)
+    for fn in (lora.attach, lora.merge)
+  )
+  assert 0.6 < flops(attach, params, adapters) / whole < 0.72
+  assert flops(merge, params, adapters) > 0.9 * whole
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])

@@ -19,7 +19,7 @@ from tests.training import parallel_test
 from tests.training.parallel_test import OPTIMIZER
 
 LORA = lora.LoraConfig(rank=2, alpha=8.0)
-MERGE = functools.partial(lora.merge, config=LORA)
+ATTACH = functools.partial(lora.attach, config=LORA)
 
 
 def base(seed=0):
@@ -43,12 +43,12 @@ def experiment(**changes):
 
 
 def reference(seed=0):
-  return parallel_test.reference(seed, start, base, MERGE)
+  return parallel_test.reference(seed, start, base, ATTACH)
 
 
 def check(lift, *args, seeds=(0,)):
   """Two updates through a lift are those of one device."""
-  how = dict(start=start, base=base, merge=MERGE)
+  how = dict(start=start, base=base, merge=ATTACH)
   found = parallel_test.lifted(lift, *args, seeds=seeds, **how)
   for index in seeds:
     parallel_test.assert_same(found, reference(index), index)
@@ -67,9 +67,10 @@ class TestUpdate:
   def test_the_gradient_is_the_chain_rule_through_the_whole_one(self):
     objective = helpers.full_objective()
     adapters = reference()[0].params  # No B is 0 any more.
-    gradient = update.make_gradient(objective, merge=MERGE)
+    gradient = update.make_gradient(objective, merge=ATTACH)
     found, metrics = jax.jit(gradient)(adapters, helpers.batch(), base())
-    merged, pull = jax.vjp(lambda x: MERGE(base(), x), adapters)
+    merge = functools.partial(lora.merge, base(), config=LORA)
+    merged, pull = jax.vjp(merge, adapters)
     whole, expected = jax.jit(update.make_gradient(objective))(
       merged, helpers.batch()
     )
