@@ -179,10 +179,10 @@ def _read(path: pathlib.Path, like: PyTree) -> PyTree:
 
 
 def _digest(decoder_config, config, demonstrations: TrainBatch) -> str:
-  # What a decoder could not be when the starts were made that are kept.
-  added, sizes = ("wide_qk_norm", "post_norm", "rotated"), vars(decoder_config)
-  sizes = {k: x for k, x in sizes.items() if x or k not in added}
-  sizes.pop("attention")  # A way to compute the same.
+  # What nothing else could be when the starts were made that are kept.
+  added = dict(wide_qk_norm=False, post_norm=False, rotated=())
+  added |= dict(attention="auto")
+  sizes = {k: x for k, x in vars(decoder_config).items() if x != added.get(k)}
   made_by = [_VERSION, sizes, dataclasses.asdict(config)]
   digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
   for leaf in jax.tree.leaves(demonstrations):

@@ -186,6 +186,7 @@ def test_a_digest_changes_with_each_setting():
     helpers.CONFIG,
     # What has to fit the other sizes.
     num_kv_heads=2,
+    attention="bands",
     rope_factors=(2.0,) * (helpers.CONFIG.head_size // 2),
     windows=(4,) * helpers.CONFIG.num_layers,
     rotated=(False, *[True] * (helpers.CONFIG.num_layers - 1)),
