@@ -24,6 +24,11 @@ from tests.helpers import golden
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
 CARE = golden("rlavr_care")["math_reward"]
+# Reference, mark, answer. They are equal (=), as the normal form of the answer
+# is the reference itself (>), for algebra alone (~), or not (!);
+# docs/grading.md says why.
+_ROWS = (DATA / "math_answers.tsv").read_text("utf-8").strip("\n").split("\n")
+BY_HAND = [row.split("\t") for row in _ROWS]
 
 settings = hypothesis.settings(
   max_examples=300, deadline=None, derandomize=True, database=None
@@ -68,60 +73,11 @@ class TestExtractAnswer:
     assert extract_answer(f"{before} \\boxed{{{text}}}") == text.strip()
 
 
-# Normal forms, each with ways to write it.
-NORMAL = {
-  "42": ["42", "+42"],
-  "0": ["-0"],
-  "7": ["007"],
-  "-3": ["−3", "- 3"],
-  "5": ["5.", "5.0", r"5\text{ cm}^2", r"5 \mathrm{m}", "(5)", "((5))"]
-  + ["x = 5", "x_1=5"],
-  "1/2": [".5", "2/4", r"\frac12", r"\frac{1}2", r"\tfrac 1 2"]
-  + [r"\frac{1.5}{3}"],
-  "7/2": ["3.50"],
-  "2": ["6 / 3"],
-  "3/2": ["1 1/2"],
-  "-3/2": [r"\dfrac{-6}{4}", r"-1\frac{1}{2}"],
-  "1234": ["1,234", "1{,}234", r"1\,234"],
-  "2469135/2": ["1,234,567.5"],
-  "10000": ["10 000"],
-  "18": [r"\$18", "$18$", r"\(18\)", "18 dollars", "18 points."],
-  "50": [r"50\%", "50 %"],
-  "30": [r"30^\circ", r"30^{\circ}"],
-  "A": [r"\text{(A)}"],
-  "even": [r"\text{even}"],
-  "(1,1/2)": ["(1, 0.5)", r"\left( 1, \frac{1}{2} \right)"],
-  "[0,1)": ["[0, 1.0)"],
-  r"\{1,2\}": [r"\{2, 1\}", r"x\in\{1,2,1\}"],
-  "2y+1": ["x = 2y + 1"],
-  r"5\pi": ["5 pi"],
-  "1024": ["2^{10}", "2^10"],
-  "1000": ["1e3"],
-  "3": ["٣"],
-  "1, 2": ["(1),(2)", "1 or 2", "x = 1, 2"],
-  "": [""],
-}
-# What is not one number stays text.
-TEXTS = [
-  "(1,234)",
-  "1 2",
-  "1, 23",
-  "1.2.3",
-  r"\frac{1}{0}",
-  "18fresheggs",
-  "--1",
-]
-TEXTS += ["13+3", "5x", r"5\pi", "nan"]
-
-
 class TestNormaliseAnswer:
-  @pytest.mark.parametrize(
-    ("answer", "normal"),
-    [(way, normal) for normal, ways in NORMAL.items() for way in ways]
-    + [(text, text) for text in TEXTS],
-  )
-  def test_by_hand(self, answer, normal):
-    assert normalise_answer(answer) == normal
+  def test_by_hand(self):
+    found = [(*row, normalise_answer(row[2])) for row in BY_HAND]
+    assert [row for row in found if row[1] == ">" and row[3] != row[0]] == []
+    assert normalise_answer("") == ""
 
   @settings
   @hypothesis.given(latex | st.text())
@@ -169,12 +125,9 @@ def judge(equal, rows):
 
 
 def test_each_kind_of_pair_by_hand(equal):
-  # reference, = or !, answer; docs/grading.md says why.
-  text = (DATA / "math_answers.tsv").read_text("utf-8")
-  rows = [line.split("\t") for line in text.strip("\n").split("\n")]
-  assert len(rows) > 500
-  pairs = [(gold, answer, mark == "=") for gold, mark, answer in rows]
-  assert judge(equal, pairs) == ([], [])
+  right = "=>~" if equal is is_equal_by_math_verify else "=>"
+  pairs = [(gold, answer, mark in right) for gold, mark, answer in BY_HAND]
+  assert len(pairs) > 600 and judge(equal, pairs) == ([], [])
 
 
 # Ways to write what a part stands for, and what is another answer.
@@ -311,56 +264,7 @@ class TestAgainstCare:
       assert is_equal(one["boxed"], other["boxed"]) == want
 
 
-class TestMathVerify:
-  # Pairs that the exact grader calls equal; that only math-verify does, since
-  # algebra is what the extra is for; and that neither does.
-  EXACT = [
-    ("46", "46"),
-    ("0.5", r"\frac{1}{2}"),
-    ("1/3", r"\frac{1}{3}"),
-    (r"50\%", "50"),
-    (r"30^\circ", "30"),
-    ("(1,2)", "(1, 2)"),
-    (r"2\sqrt{3}", r"2\sqrt{3}"),
-    ("2^{10}", "1024"),
-    (r"\{2,1\}", r"\{1,2\}"),
-  ]
-  ALGEBRA = [
-    (r"\sqrt{12}", r"2\sqrt{3}"),
-    ("x+1", "1+x"),
-    ("(x+1)^2", "x^2+2x+1"),
-    (r"x^{\frac12}", r"\sqrt{x}"),
-    ("3i+2", "2+3i"),
-    (r"\tan x", r"\frac{\sin x}{\cos x}"),
-    (r"(1,\sqrt{12})", r"(1,2\sqrt3)"),
-    (r"1,\sqrt{12}", r"2\sqrt3,1"),
-    (r"\frac{\sqrt2}{2}+\frac{\sqrt2}{2}i", r"\frac{1+i}{\sqrt2}"),
-    (r"2\log_2 3", r"\log_2 9"),
-    (r"\frac{10\pi}{2}", r"5\pi"),
-  ]
-  # A value of a function, or a product of roots, is not evaluated.
-  NEITHER = [
-    (r"\sin 60^\circ", r"\frac{\sqrt{3}}{2}"),
-    (r"\sqrt{2}\sqrt{6}", r"2\sqrt{3}"),
-    ("A+1", "1+a"),
-    ("5ab", "5"),
-    (r"\sqrt{x^2}", "x"),
-    (r"\frac{355}{113}", r"\pi"),
-    ("46", "47"),
-    ("0.34", r"\frac{1}{3}"),
-    ("(2,1)", "(1,2)"),
-    ("x^{}", "x^2"),
-    ("2^{20000}", "4^{10000}"),  # Not asked, as it could take for ever.
-  ]
-
-  @pytest.mark.parametrize(("answer", "gold"), EXACT + ALGEBRA + NEITHER)
-  def test_where_the_two_graders_agree_and_where_not(self, answer, gold):
-    pytest.importorskip("math_verify")
-    pair = answer, gold
-    assert is_equal(*pair) is (pair in self.EXACT)
-    assert is_equal_by_math_verify(*pair) is (pair not in self.NEITHER)
-
-  def test_a_missing_library_names_the_extra(self, monkeypatch):
-    monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ImportError, match=r"saw_jax\[math\]"):
-      is_equal_by_math_verify("1", "2")
+def test_a_missing_library_names_the_extra(monkeypatch):
+  monkeypatch.setitem(sys.modules, "math_verify", None)
+  with pytest.raises(ImportError, match=r"saw_jax\[math\]"):
+    is_equal_by_math_verify("1", "2")
