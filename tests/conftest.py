@@ -34,6 +34,10 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.shared_programs import PROGRAMS  # noqa: E402
+
+jax.jit, jax.pmap = map(PROGRAMS.share, (jax.jit, jax.pmap))
+
 # Many tests run the same small programs, each with functions of its own: what
 # one has compiled, the others read, however little it was. It halves the time
 # of the whole suite. The environment says it to the programs that tests start,
@@ -72,6 +76,17 @@ hypothesis.settings.register_profile(
   "ci", deadline=None, max_examples=30, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def own_programs(request):
+  """Nothing is shared with a test that patches."""
+  if "monkeypatch" not in request.fixturenames:
+    yield
+    return
+  shared, PROGRAMS.scope = PROGRAMS.scope, object()
+  yield
+  PROGRAMS.scope = shared
 
 
 # What other libraries load, which need not be there.

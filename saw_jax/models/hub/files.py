@@ -52,16 +52,14 @@ class Tensor(NamedTuple):
 
 
 def read_header(path: pathlib.Path) -> dict[str, Tensor]:
-  """Opens a safetensors file; a damaged one is a ValueError with its tensor."""
+  """Opens a safetensors file; a damaged one is a ValueError."""
   safetensors = _safetensors()
   try:
     # Read, not mapped: pages of a mapped file count as memory of the process.
     file = safetensors.safe_open(path, framework="numpy", backend="pread")
   # An empty file cannot be mapped.
   except (safetensors.SafetensorError, OSError) as error:
-    suspect = _suspect(path)
-    place = f" at tensor {suspect!r}" if suspect else ""
-    said = kind_of(path) or f"truncated or damaged{place}: {error}"
+    said = kind_of(path) or f"truncated or damaged: {error}"
     raise ValueError(f"{path}: {said}") from error
   found = {}
   for name in file.keys():
@@ -125,31 +123,6 @@ def _settle(directory: pathlib.Path) -> None:
   for path in sorted(whole.iterdir()):
     path.replace(directory / path.name)
   whole.rmdir()
-
-
-def _suspect(path: pathlib.Path) -> str | None:
-  """The first tensor that a file which cannot be opened is wrong about."""
-  name = None
-  try:
-    with path.open("rb") as file:
-      length = int.from_bytes(file.read(8), "little")
-      size = path.stat().st_size - 8 - length
-      header = json.loads(file.read(length)) if size >= 0 else {}
-    header.pop("__metadata__", None)
-    reached = 0
-    # In the order of the file, as far as that can be told.
-    names = sorted(header, key=lambda name: str(header[name]["data_offsets"]))
-    names.sort(key=lambda name: header[name]["data_offsets"])
-    for name in names:
-      begin, end = header[name]["data_offsets"]
-      itemsize = _DTYPES[header[name]["dtype"]].itemsize
-      needed = math.prod(header[name]["shape"]) * itemsize
-      if begin != reached or end - begin != needed or end > size:
-        return name
-      reached = end
-  except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-    return name
-  return None
 
 
 def _safetensors():

@@ -72,15 +72,13 @@ def test_shapes_without_entries_and_others_than_were_said(tmp_path):
   assert hub_files.read_headers(tmp_path)["x"].values.shape == (0, 3)
 
 
-def test_each_cut_of_a_file_is_noticed_and_the_last_has_its_tensor(tmp_path):
+def test_each_cut_of_a_file_is_noticed(tmp_path):
   [path] = write(tmp_path)
   whole = path.read_bytes()
-  parts = [(whole[:size], "damaged") for size in range(0, len(whole), 17)]
-  parts += [(whole[:-1], "damaged at tensor 'c.weight'")]
-  parts += [(whole + bytes(2), "damaged: ")]
-  for part, words in parts:
+  parts = [whole[:size] for size in range(0, len(whole), 17)]
+  for part in (*parts, whole[:-1], whole + bytes(2)):
     path.write_bytes(part)
-    with pytest.raises(ValueError, match=f"model.safetensors: .*{words}"):
+    with pytest.raises(ValueError, match="model.safetensors: .*damaged: "):
       hub_files.read_header(path)
 
 
@@ -105,26 +103,20 @@ def test_each_flipped_bit_of_a_header_is_noticed_or_harmless(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("header", "tensor"),
+  "header",
   [
-    (b"[]", None),
-    (b"{,}", None),
-    (b"[" * 10_000, None),
-    ({"x": 3}, None),
-    ({"x": entry([2**60], 0, 2**62)}, "x"),
-    ({"x": entry([2], 0, "8")}, "x"),
-    ({"x": entry([-2], 0, 8)}, "x"),
-    ({"x": entry([3], 0, 8)}, "x"),
-    ({"x": entry([2], 0, 8, "F33")}, "x"),
-    ({"x": entry([1], 4, 8)}, "x"),
-    ({"x": entry([2], 0, 8), "y": entry([1], 4, 8)}, "y"),
+    *(b"[]", b"{,}", b"[" * 10_000),
+    {"x": 3},
+    *({"x": entry(*bad)} for bad in (([2**60], 0, 2**62), ([2], 0, "8"))),
+    *({"x": entry(*bad)} for bad in (([-2], 0, 8), ([3], 0, 8), ([1], 4, 8))),
+    {"x": entry([2], 0, 8, "F33")},
+    {"x": entry([2], 0, 8), "y": entry([1], 4, 8)},
   ],
 )
-def test_a_header_that_makes_no_sense(tmp_path, header, tensor):
+def test_a_header_that_makes_no_sense(tmp_path, header):
   path = tmp_path / "x.safetensors"
   raw(path, header, bytes(8))
-  place = "" if tensor is None else f" at tensor '{tensor}'"
-  with pytest.raises(ValueError, match=rf"x\.safetensors: .*damaged{place}: "):
+  with pytest.raises(ValueError, match=r"x\.safetensors: .*damaged: "):
     hub_files.read_header(path)
   raw(path, {"x": entry([2], 0, 2, "I8")}, bytes(2))
   with pytest.raises(ValueError, match="'x': dtype I8"):

@@ -239,7 +239,7 @@ def test_what_is_missing_or_cut(folder):
   one, path, two = sorted(folder.glob("*.safetensors"))
   path.write_bytes(path.read_bytes()[:-100])
   said = refusal(folder)
-  assert path.name in said and "at tensor 'model.layers." in said
+  assert path.name in said and "damaged" in said
   path.unlink()
   assert path.name in refusal(folder, FileNotFoundError)
   # An unknown architecture comes before the weights.
