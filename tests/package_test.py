@@ -315,7 +315,9 @@ class TestWheel:
     api_test.write_problems(folder)
     installed("python", "snippet.py")
     assert (folder / "runs/a/plots/reward_right.png").is_file()
+    assert len((folder / "runs/a/metrics.jsonl").read_text().splitlines()) == 2
+    if model == "smollm2":  # What follows is the same, and takes as long again.
+      return
     # Its functions are in the script, which is not run again.
     installed("saw", "evaluate", "--workdir=runs/a", "--samples=1")
     assert (folder / "runs/a/evaluation.json").is_file()
-    assert len((folder / "runs/a/metrics.jsonl").read_text().splitlines()) == 2

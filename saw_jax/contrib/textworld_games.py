@@ -28,12 +28,6 @@ EXPRESS_SEEDS = 1000
 NOTHING = "Nothing happens."
 LONGEST = 200  # characters of an action
 _NEED = "games of TextWorld and TextWorld-Express need their packages"
-# Of TextWorld's challenges, with their smallest settings.
-CHALLENGES = {
-  "tw-coin_collector": {"level": 5},
-  "tw-treasure_hunter": {"level": 5},
-  "tw-simple": {"rewards": "dense", "goal": "detailed", "test": False},
-}
 # What follows is said to a player at a keyboard.
 _END = re.compile(r"\n>[^\n]*\Z|\s*\*\*\* The End \*\*\*.*", re.DOTALL)
 
@@ -169,39 +163,13 @@ class StoryGame(_Game):
       self._engine = None
 
 
-def make_games(
-  folder: pathlib.Path | str,
-  count: int,
-  *,
-  challenge: str = "tw-simple",
-  seed: int = 0,
-  settings: dict[str, object] | None = None,
-) -> list[pathlib.Path]:
-  """Compiles games of seeds from `seed` on into a folder; some seconds each."""
-  base.check_choice("challenge", challenge, CHALLENGES)
-  with naming.needs_extra("textworld", _NEED):
-    import textworld
-    from textworld import challenges, generator
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  paths = []
-  for number in range(seed, seed + count):
-    options = textworld.GameOptions()
-    options.seeds, options.force_recompile = number, True
-    options.path = str(folder / f"{challenge}-{number}.z8")
-    _, make, *_ = challenges.CHALLENGES[challenge]
-    game = make(CHALLENGES[challenge] | (settings or {}), options)
-    paths.append(pathlib.Path(generator.compile_game(game, options)))
-  return paths
-
-
 def find_games(folder: pathlib.Path | str) -> list[pathlib.Path]:
   """Returns the `.z8` files of a folder at any depth, sorted."""
   found = sorted(pathlib.Path(folder).rglob("*.z8"))
   if not found:
     raise FileNotFoundError(
-      f"there is no game of TextWorld (*.z8) in {folder}: make some with "
-      "saw_jax.contrib.textworld_games.make_games."
+      f"there is no game of TextWorld (*.z8) in {folder}: make some with its "
+      "tw-make, as docs/reproducing.md says."
     )
   return found
 
