@@ -48,7 +48,7 @@ def test_equal_functions_are_one_program_and_others_are_not():
 
 def test_learners_of_one_experiment_share_all_they_run():
   first, second, other = (
-    helpers.make_learner(helpers.experiment(**changes))._programs
+    helpers.make_learner(helpers.experiment(**changes)).programs
     for changes in ({}, {}, {"loop": {"chunk_size": 64}})
   )
   assert first == second and first.keys() == other.keys()
