@@ -91,7 +91,7 @@ def test_no_picture_is_written_over_another(name, tmp_path, monkeypatch):
 
   for kind in ("reward_curves", "metric_panels", "sweep", "difference_forest"):
     monkeypatch.setattr(plots, kind, draw)
-  golden_tables.write((name, "tiny", SEEDS, False), tmp_path)
+  golden_tables.write((name, "tiny", SEEDS, True), tmp_path)
   assert len(set(drawn)) == len(drawn) > 1
   if name in DRAWN:
     assert set(drawn) == {f"{one}.png" for one in DRAWN[name].split()}
