@@ -24,6 +24,7 @@ TABLES = flags.DEFINE_list("tables", [], "As saw/tool_calling; all by default.")
 SLICES = flags.DEFINE_list(
   "slices", ["v5e-8", "v5e-16", "v5e-64", "v6e-8", "v5p-16"], "In this order."
 )
+PROGRAMS = flags.DEFINE_list("programs", [], "As --programs of saw fit.")
 ROWS = flags.DEFINE_bool(
   "rows", False, "Also rows with an update of their own."
 )
@@ -65,11 +66,11 @@ def compile_one(name: str, row: str, where: str) -> dict:
   words = [f"--config={name}:row={row},scale=paper", f"--topology={where}"]
   words += [f"--config.{k}={v}" for k, v in SAID.get(name, {}).items()]
   command = [sys.executable, "-m", "saw_jax", "fit", *words]
-  lines = []
+  lines, some = [], PROGRAMS.value
   with (
     tempfile.TemporaryFile("w+") as errors,
     subprocess.Popen(
-      [*command, "--json", "--suggest"],
+      [*command, "--json", "--suggest", f"--programs={','.join(some)}"],
       stdout=subprocess.PIPE,
       stderr=errors,
       text=True,
@@ -89,6 +90,7 @@ def compile_one(name: str, row: str, where: str) -> dict:
     "row": row,
     "slice": where,
     "commit": commit.stdout.strip(),
+    "programs": some,
     "command": " ".join(["saw", "fit", *words]),
     "refused": said[-1:] and said[-1].removeprefix("error: "),
     "figures": lines,
@@ -111,7 +113,10 @@ def main(_) -> None:
     for rows in shared[:most]
   ]
   for name, row, where in wanted:
-    if (name, row, where) in known or time.time() > begun + 60 * MINUTES.value:
+    before = known.get((name, row, where), {"programs": ["none"]})
+    if not before.get("programs") or before["programs"] == PROGRAMS.value:
+      continue
+    if time.time() > begun + 60 * MINUTES.value:
       continue
     print(time.strftime("%H:%M:%S"), name, row, where, flush=True)
     one = known[name, row, where] = compile_one(name, row, where)

@@ -70,8 +70,12 @@ class Sizes(NamedTuple):
     rollout = self.made.rollout
     return rollout.max_prompt_tokens + rollout.max_new_tokens
 
-  def forward_flops(self, rows: int, new: int | None = None) -> float:
+  def forward_flops(
+    self, rows: int, new: int | None = None, more: int = 0
+  ) -> float:
     """Of a forward pass, the head on `new` tokens of each row alone.
+
+    A row has `more` tokens where something is observed behind it.
 
     Two for each weight that a token meets, and those of the scores and of what
     they weigh, of which causality leaves half.
@@ -81,7 +85,7 @@ class Sizes(NamedTuple):
     shapes = jax.tree.leaves(decoder.param_shapes(model))
     embedding = model.vocab_size * model.width
     weights = sum(x.size for x in shapes) - embedding * (2 - model.tied_head)
-    length = self.width
+    length, new = self.width + more, new + more
     inside = 2 * weights * length + 2 * new * embedding
     heads = model.num_layers * model.num_heads * model.head_size
     return float(rows * (inside + 2 * heads * length**2))
@@ -155,6 +159,15 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   )
   names = [*HELD, *SAMPLING, *UPDATING]
   return dict(zip(names, map(float, found), strict=True))
+
+
+def sentence(made: Experiment, devices: int) -> str:
+  """What a device needs at most, in words."""
+  most, when = peak(per_device(made, devices))
+  return (
+    f"about {most / 1e9:.3f} GB on each of {devices} device(s), in {when}: "
+    "arithmetic on shapes, no measurement"
+  )
 
 
 def peak(sizes: dict[str, float]) -> tuple[float, str]:

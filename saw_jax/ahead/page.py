@@ -25,6 +25,8 @@ def _cells(one: dict) -> list[str]:
   words = " ".join(f"`{key}={value}`" for key, value in changed.items())
   lost = [name for name, x in kept.items() if not report.fits(x, where)]
   said = f"no: {', '.join(lost)}" if lost else f"yes {words}".strip()
+  if "generate" not in kept:  # It is not known, and nothing is recommended.
+    said, fits = f"update: {said}; sampling not compiled", False
   step = report.step_seconds(list(kept.values()), where) if fits else None
   return [
     f"{most['needs'] / 2**30:.2f} of {report.has(where) / 2**30:.2f}",
@@ -40,7 +42,11 @@ def lines(every, known, slices) -> list[str]:
   found = [base.asset(__file__, "scale.md")]
   head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s |"
   for name, shared in every.items():
-    found += ["", f"## {name}", "", head, "| --- " * 7 + "|"]
+    found += ["", f"## {name}", ""]
+    if not any(table == name for table, *_ in known):
+      found.append("Not compiled yet.")
+      continue
+    found += [head, "| --- " * 7 + "|"]
     best = None
     for rows in shared:
       for where in slices:
@@ -57,7 +63,8 @@ def lines(every, known, slices) -> list[str]:
     if best:
       config = best[1].removeprefix("yes").replace("`", "").split()
       words = "".join(f" --config.{word}" for word in config)
-      row = best[0]["command"].split()[2]
+      given = best[0]["command"].split()
+      row = " ".join(word for word in given if word.startswith("--config"))
       found += ["", f"Recommended: {best[0]['slice']}, the smallest that fits:"]
       found += ["", f"    saw train {row}{words} --workdir=runs/{name}"]
   return found

@@ -194,7 +194,8 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   batch, known = batch_of(made, sizes, learner), learner.programs
   whole = policy.params, policy.rows(learner.packed(batch, 1))
   passes = int(learner.needs_old) + made.method.needs_reference
-  flops = sizes.forward_flops(sizes.rows)
+  more = batch.tokens.shape[-1] - sizes.width
+  flops = sizes.forward_flops(sizes.rows, more=more)
   if made.labels.method != "truth":
     passes -= int(learner.needs_old)
     yield program("observe", known["observe"](*whole), 1, flops)
@@ -205,7 +206,7 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   part = policy.rows(learner.packed(part, loop.num_microbatches))
   # Forward, and backward to activations and to weights; of adapters, the
   # gradients of whole weights need not be.
-  flops = (2 if made.lora.rank else 3) * sizes.forward_flops(rows)
+  flops = (2 if made.lora.rank else 3) * sizes.forward_flops(rows, more=more)
   kept = known["update"](policy.state, part, policy.base)
   yield program("update", kept, loop.num_minibatches, flops)
 

@@ -38,6 +38,9 @@ def main() -> int:
       "give --config=configs/...py:arguments or --data=FILE"
     )
 
+  import jax
+
+  from saw_jax.ahead import footprint
   from saw_jax.run import build, doctor, registry
 
   problems = []
@@ -52,6 +55,9 @@ def main() -> int:
           made.task, ["train", "test"], given.examples
         )
   if not given.data:
+    print(
+      f"memory: {footprint.sentence(made, jax.device_count())}; see saw fit"
+    )
     problems += doctor.check_sampling(
       made, prompts=given.prompts, shown=given.show
     )

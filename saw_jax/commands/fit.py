@@ -64,11 +64,8 @@ def _by_arithmetic(where, config) -> int:
     sizes = footprint.per_device(made, count)
   for name, size in ((n, x) for n, x in sizes.items() if x):
     print(f"  {name:<30} {size / 1e9:9.3f} GB")
-  need, when = footprint.peak(sizes)
-  print(
-    f"about {need / 1e9:.3f} GB of {most / 1e9:g} on each of {count} "
-    f"device(s), in {when}: arithmetic on shapes, no measurement"
-  )
+  need, _ = footprint.peak(sizes)
+  print(f"{footprint.sentence(made, count)}; there are {most / 1e9:g} GB")
   if need <= most:
     return 0
   advice = footprint.HELD | footprint.SAMPLING | footprint.UPDATING

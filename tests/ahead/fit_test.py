@@ -76,6 +76,10 @@ class TestPrograms:
     norms = 2 * S * 3 * D
     row = inside + norms + head + scores / 2
     assert sizes.forward_flops(16) == 16 * row
+    # What is observed behind a response is read, and asked for.
+    longer = (inside + norms) * 56 / 53 + head * 8 / 5
+    longer += scores / 2 * (56 / 53) ** 2
+    assert sizes.forward_flops(1, more=3) == pytest.approx(longer)
     update = list(programs.programs_of(outline(ROWS)))[-1]
     assert update.model_flops == 3 * 16 * row
     # The program computes all scores; a single chunk's logits are kept.
