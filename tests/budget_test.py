@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-LIBRARY = 35_659  # lines of saw_jax
+LIBRARY = 35_670  # lines of saw_jax
 CORE = 19_200  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library

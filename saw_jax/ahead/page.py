@@ -1,5 +1,7 @@
 """The page of what was compiled for which slice."""
 
+from collections.abc import Mapping, Sequence
+
 from saw_jax.ahead import report, topology
 from saw_jax.tasks import base
 
@@ -37,7 +39,11 @@ def _cells(one: dict) -> list[str]:
   ]
 
 
-def lines(every, known, slices) -> list[str]:
+def lines(
+  every: Mapping[str, Sequence[Sequence[str]]],
+  known: Mapping[tuple[str, str, str], Mapping],
+  slices: Sequence[str],
+) -> list[str]:
   """The page: a line for each program and slice, and what is recommended."""
   found = [base.asset(__file__, "scale.md")]
   head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s |"
