@@ -103,3 +103,15 @@ def shrink(cache: KVCache, size: int) -> KVCache:
     values=jax.tree.map(lambda x_BKSH: x_BKSH[..., :size, :], cache.values),
     positions=cache.positions[..., :size],
   )
+
+
+def drop_first(cache: KVCache, count: int) -> KVCache:
+  """Takes the first places away, which are empty."""
+  if not count:
+    return cache
+  return KVCache(
+    keys=jax.tree.map(lambda x_BKHS: x_BKHS[..., count:], cache.keys),
+    values=jax.tree.map(lambda x_BKSH: x_BKSH[..., count:, :], cache.values),
+    positions=cache.positions[..., count:],
+    index=cache.index - count,
+  )

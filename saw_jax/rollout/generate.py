@@ -20,6 +20,8 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array
 
+_MOST_READ = 512  # tokens of prompts that are read at one time
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
@@ -86,7 +88,8 @@ def make_generate(
   # A cache's index is shared by all lanes.
   cached = cache_lib.KVCache(keys=0, values=0, positions=0, index=None)
   model = functools.partial(read, unrolled(decoder_config))
-  prefill = over_lanes(model, 0, (0, cached))
+  read_all = functools.partial(prefill, unrolled(decoder_config))
+  read_all = over_lanes(read_all, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
   draw = over_lanes(functools.partial(draw_tokens, config))
   each = functools.partial(jnp.repeat, repeats=config.group_size)
@@ -138,7 +141,7 @@ def make_generate(
       cache=None,
     )
     if T:
-      logits_PV, cache = prefill(params, prompts.tokens, *places(prompts))
+      logits_PV, cache = read_all(params, prompts.tokens, *places(prompts))
       cache = cache_lib.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
 
@@ -206,18 +209,48 @@ def places(prompts: PromptBatch) -> tuple[Array, Array]:
   return jnp.maximum(order_PS, 0), order_PS >= 0
 
 
-def read(config, params, tokens_BS, positions_BS, valid_BS, cache=None):
+def prefill(config, params, tokens_BS, positions_BS, valid_BS):
+  """Reads prompts in parts, so that scores are of a part by the whole."""
+  S = tokens_BS.shape[1]
+  parts = -(-S // _MOST_READ)
+  cache = cache_lib.init_cache(config, len(tokens_BS), S)
+  if parts == 1:
+    return read(config, params, tokens_BS, positions_BS, valid_BS, cache)
+  lack = -S % parts
+  cache = cache_lib.grow(cache, S + lack)
+
+  def split(x_BS: Array) -> Array:
+    x_BS = jnp.pad(x_BS, ((0, 0), (lack, 0)))  # which are not valid
+    return x_BS.reshape(len(x_BS), parts, -1).swapaxes(0, 1)
+
+  def go_on(carry, part):
+    hidden_BSD, cache = _pass(config, params, *part, carry[1])
+    return (hidden_BSD[:, -1], cache), None
+
+  split_up = tuple(map(split, (tokens_BS, positions_BS, valid_BS)))
+  none_BD = jnp.zeros((len(tokens_BS), config.width), config.dtype)
+  (last_BD, cache), _ = jax.lax.scan(go_on, (none_BD, cache), split_up)
+  return _logits(config, params, last_BD), cache_lib.drop_first(cache, lack)
+
+
+def read(config, params, tokens_BS, positions_BS, valid_BS, cache):
   """Reads tokens after those in the cache, and gives logits of the next."""
-  if cache is None:
-    # No slot more: the last token drawn is not read back.
-    cache = cache_lib.init_cache(config, *tokens_BS.shape)
-  hidden_BSD, cache = decoder.Decoder(config).apply(
-    {"params": params}, tokens_BS, positions_BS, valid_BS, cache
+  hidden_BSD, cache = _pass(
+    config, params, tokens_BS, positions_BS, valid_BS, cache
   )
-  head_DV = decoder.head_kernel(params, config)
-  logits_BV = log_probs.head_logits(hidden_BSD[:, -1], head_DV)
+  return _logits(config, params, hidden_BSD[:, -1]), cache
+
+
+def _pass(config, params, *args):
+  return decoder.Decoder(config).apply({"params": params}, *args)
+
+
+def _logits(config, params, hidden_BD: Array) -> Array:
+  logits_BV = log_probs.head_logits(
+    hidden_BD, decoder.head_kernel(params, config)
+  )
   # Whole on each device: drawing from parts would send far more messages.
-  return nn.with_logical_constraint(logits_BV, ("batch", None)), cache
+  return nn.with_logical_constraint(logits_BV, ("batch", None))
 
 
 def draw_tokens(config, keys_B, times_B, logits_BV):

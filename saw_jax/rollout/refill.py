@@ -211,7 +211,7 @@ class _Sampler:
       jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=self._num_held
     )
     own = jax.tree.map(cut, self._prompts)
-    logits_WV, cache = generate_lib.read(
+    logits_WV, cache = generate_lib.prefill(
       self._decoder, self._params, own.tokens, *generate_lib.places(own)
     )
     each = functools.partial(jnp.repeat, repeats=G, axis=0)

@@ -5,6 +5,7 @@ import functools
 
 import chex
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -306,3 +307,33 @@ def test_a_stream_is_a_row_and_ends_with_its_end():
   assert streamed == whole and len(whole) == 12 and len(set(whole)) > 3
   ended, whole = both((streamed[4],))
   assert ended == whole == streamed[: streamed.index(streamed[4]) + 1]
+
+
+def shapes_in(jaxpr):
+  """Of all arrays of a program, those of programs inside it too."""
+  for equation in jaxpr.eqns:
+    yield from (var.aval.shape for var in equation.outvars)
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize("most", [17, 6])  # 34 in equal parts, and filled up
+def test_prompts_are_read_in_parts_without_a_square(monkeypatch, most):
+  settings = generate.GenerateConfig(4, G, EOS)
+  prompts = prompts_of(multiple=34)
+  args = params_of(), prompts, keys_of(prompts)
+  whole = generate.make_generate(CONFIG, settings)
+  expected = whole(*args)
+  square = [s for s in shapes_in(whole.trace(*args).jaxpr) if s.count(34) > 1]
+  assert square
+  monkeypatch.setattr(generate, "_MOST_READ", most)
+  parts = generate.make_generate(CONFIG, settings)
+  for shape in shapes_in(parts.trace(*args).jaxpr):
+    assert sum(size in (34, 36) for size in shape) < 2
+  found = parts(*args)
+  for name in ("tokens", "roles", "starts", "ends", "group_ids"):
+    values = getattr(found, name), getattr(expected, name)
+    np.testing.assert_array_equal(*values, err_msg=name)
+  np.testing.assert_allclose(
+    found.behave_log_probs, expected.behave_log_probs, atol=1e-5
+  )
