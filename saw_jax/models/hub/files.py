@@ -179,16 +179,6 @@ def others(directory: pathlib.Path) -> str:
   return "; here is {}, {}".format(*found[0]) if found else ""
 
 
-def read_text(path: pathlib.Path) -> str:
-  """Reads a file of text; one of another kind is a ValueError."""
-  try:
-    if not (said := kind_of(path)):
-      return path.read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    said = f"no text: {error}"
-  raise ValueError(f"{path}: {said}")
-
-
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """Reads a JSON object from a file; anything else is a ValueError."""
   path = pathlib.Path(path)

@@ -206,8 +206,10 @@ def open_tokenizer(
     entries = [entry for entry in template if isinstance(entry, Mapping)]
     named = {str(entry.get("name")): entry.get("template") for entry in entries}
     template = named.get("default")
-  if (path / "chat_template.jinja").is_file():
-    template = hub_files.read_text(path / "chat_template.jinja")
+  if (own := path / "chat_template.jinja").is_file():
+    if said := hub_files.kind_of(own):
+      raise ValueError(f"{own}: {said}")
+    template = own.read_text(encoding="utf-8")
   template = template if isinstance(template, str) else None
   tokens = {}
   for role in _ROLES:

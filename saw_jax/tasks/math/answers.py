@@ -34,7 +34,7 @@ _REFUSED = re.compile(r"[0-9]{40}|!|binom|^[A-Za-z]+$")
 _UNDONE = re.compile(
   r"(?<![0-9.])[0-9.]+[+-][0-9.]+(?![0-9.\\A-Za-z({])|\)(?:\\cdot|[\^(])"
 )
-_INNER = re.compile(r"(?:\[[^]]*\])?\{([^{}()]*)\}|\(([^{}()]*)\)")
+_INNER = re.compile(r"(?:\[[^]]*\])?[{(]([^{}()]*)[})]")
 # Those of \ln 2 and \log_{2}3 are no factors.
 _NUMBERS = re.compile(r"(?<![a-z0-9.])(?<!_ )[0-9.]+(?:/[0-9]+)?|\\frac")
 _ROOTS = re.compile(r"\\sqrt|\\pi")
@@ -145,24 +145,20 @@ def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
 
 
 def _work(text: str) -> tuple[int, int]:
-  r"""How many sums an expression has, and numbers or roots in one product.
+  """How many sums an expression has, and numbers or roots in one product."""
+  sums, counts, more = len(re.findall(r"(?<=[^({[])[+-]", text)), [1], True
 
-  >>> _work(r"2\\cdot3\\sqrt{2}+0"), _work(r"6\\sqrt{2}")
-  ((1, 2), (0, 1))
-  """
-  sums, most = len(re.findall(r"(?<=[^({[])[+-]", text)), 1
-  while text:
-    match = _INNER.search(text)
-    inside = (match[1] or match[2] or "") if match else text
-    for term in re.split("[+-]", inside.replace("\\cdot", " ")):
-      most = max(most, *(len(x.findall(term)) for x in (_NUMBERS, _ROOTS)))
-    if match is None:
-      break
-    # A product in parentheses is a part of the one around them.
-    is_part = match[2] and not re.search("[+-]", inside)
-    before, after = text[: match.start()], text[match.end() :]
-    text = f"{before} {inside if is_part else ''}{after}"
-  return sums, most
+  def weigh(match: re.Match) -> str:
+    terms = re.split("[+-]", match[1])
+    counts.extend(len(x.findall(t)) for t in terms for x in (_NUMBERS, _ROOTS))
+    return " "
+
+  # A product in parentheses is a part of the one around them.
+  text = re.sub(r"\(([^()+-]*)\)", r" \1", text.replace("\\cdot", " "))
+  text = f"({text})"
+  while more:
+    text, more = _INNER.subn(weigh, text)
+  return sums, max(counts)
 
 
 def _is_zero(one: str, other: str, parse: Any) -> bool:

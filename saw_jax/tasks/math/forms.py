@@ -11,6 +11,7 @@ is arithmetic that nobody did.
 
 import contextlib
 import fractions
+import functools
 import itertools
 import math
 import operator
@@ -207,21 +208,13 @@ def _power(base: fractions.Fraction, exponent: fractions.Fraction):
   return base ** int(exponent)
 
 
-def _root(value: fractions.Fraction) -> fractions.Fraction:
-  root = fractions.Fraction(*map(math.isqrt, value.as_integer_ratio()))
-  if root * root != value:
-    raise ValueError
-  return root
-
-
-def _root_of_degree(degree: fractions.Fraction, value: fractions.Fraction):
-  if value < 0:
-    if degree % 2 == 0:
-      raise ValueError
-    return -_root_of_degree(degree, -value)
+def _root(degree: fractions.Fraction | int, value: fractions.Fraction):
+  if value < 0 and degree % 2:
+    return -_root(degree, -value)
   # What floats do not find is no root.
+  parts = map(abs, value.as_integer_ratio())
   root = fractions.Fraction(
-    *(math.floor(n ** (1 / degree) + 0.5) for n in value.as_integer_ratio())
+    *(math.floor(n ** (1 / degree) + 0.5) for n in parts)
   )
   if root**degree != value:
     raise ValueError
@@ -234,8 +227,8 @@ _PARTS = {
   rf"\(?([+-]?{_LITERAL})\)?\^\{{([+-]?[0-9]{{1,4}})\}}": _power,
 }
 _NUMBERS = _PARTS | {
-  rf"\\sqrt\{{(-?{_LITERAL})\}}": _root,
-  rf"\\sqrt\[{_WHOLE}\]\{{(-?{_LITERAL})\}}": _root_of_degree,
+  rf"\\sqrt\{{(-?{_LITERAL})\}}": functools.partial(_root, 2),
+  rf"\\sqrt\[{_WHOLE}\]\{{(-?{_LITERAL})\}}": _root,
   f"{_WHOLE}!": lambda n: math.factorial(int(n)),
   rf"\\binom\{{{_WHOLE}\}}\{{{_WHOLE}\}}": lambda n, k: math.comb(
     int(n), int(k)

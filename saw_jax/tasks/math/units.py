@@ -39,6 +39,4 @@ def read(text: str) -> str | None:
     is_long = re.search("[A-Za-z]{2}", re.sub(_SHORT, "", text))
     if "/" not in text or not (is_long or re.match(r"m ?/ ?s\b", text)):
       return None
-  if any(abs(p) > 1 and n in tuple("%$€£¥₹") for n, p in powers.items()):
-    return None  # 5 %%
   return " ".join(f"{n}^{powers[n]}" for n in sorted(powers) if n)
