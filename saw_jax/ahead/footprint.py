@@ -142,7 +142,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_size
   inside = 4 * model.width + (heads + 3 * model.mlp_size) / tensor
   # What enters each layer is kept, and the inside of one or of all.
-  layers = 1 if model.remat == "full" else model.num_layers
+  layers = 1 if model.remat in ("full", "offload") else model.num_layers
   floats = model.num_layers * model.width + layers * inside
   logits = min(loop.chunk_size, tokens) * model.vocab_size / tensor
   found = (

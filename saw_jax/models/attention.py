@@ -9,9 +9,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.models.kernels import Kernel
+from saw_jax.models.kernels import MIXED, Kernel
 from saw_jax.types import Array
 
 # Of a hidden key. Finite, so that a query that sees no key at all (a left pad)
@@ -234,6 +235,7 @@ class Attention(nn.Module):
       mixed_BSNH = mask_BST(q_BSNH, k_BSKH, v_BSKH)
     elif cache is None:
       mixed_BSNH = attend_causally(q_BSNH, k_BKHT, v_BKTH, mask_BST)
+      mixed_BSNH = checkpoint_name(mixed_BSNH, MIXED)
     else:
       write = jax.lax.dynamic_update_slice
       k_BKHT = write(cache[0], k_BKHT, (0, 0, 0, index))

@@ -5,9 +5,11 @@ import dataclasses
 
 from saw_jax.settings import constant
 
-# What the backward pass recomputes: nothing, everything inside a layer, or all
-# but the matrix products with weights.
-REMAT_POLICIES = ("none", "full", "save_weight_products")
+# What the backward pass recomputes of a layer: nothing; everything, also from
+# inputs that wait in the host's memory; all but what attention gives; all but
+# the matrix products with weights; all but both ("dots").
+REMAT_POLICIES = ("none", "full", "offload", "attention")
+REMAT_POLICIES += ("save_weight_products", "dots")
 # Of whole rows: bands of scores anywhere, kernels on TPU and GPU.
 ATTENTION = ("auto", "bands", "splash", "cudnn")
 
@@ -28,7 +30,8 @@ class DecoderConfig:
   num_layers: int  # L
   num_heads: int  # N, query heads
   num_kv_heads: int  # K, divides N; K = N is multi-head, K = 1 multi-query
-  head_size: int  # H, even; N * H need not be D
+  # H, even; N * H need not be D.
+  head_size: int = dataclasses.field(metadata={"key": False})
   mlp_size: int  # F, of each half of the gated MLP
   rope_theta: float = constant(10_000.0)  # base of the rotary wavelengths
   norm_eps: float = constant(1e-6)  # added to the mean square inside RMSNorm

@@ -6,6 +6,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from saw_jax.models import attention, kernels
 from saw_jax.models import cache as cache_lib
@@ -15,9 +16,19 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.types import Array
 
 _policies = jax.checkpoint_policies
+_products = _policies.dots_with_no_batch_dims_saveable
+_attention = _policies.save_only_these_names(kernels.MIXED)
 _REMAT = {
   "full": _policies.nothing_saveable,
-  "save_weight_products": _policies.dots_with_no_batch_dims_saveable,
+  "save_weight_products": _products,
+  "attention": _attention,
+  "dots": _policies.save_from_both_policies(_products, _attention),
+  "offload": _policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["layer"],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 
 
@@ -58,6 +69,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x_BSD, cache, place: attention.Place):
     c, same = self.config, lambda x: x
+    x_BSD = checkpoint_name(x_BSD, "layer")
     with jax.named_scope("attention"):
       norm = RMSNorm(c, name="attention_norm")
       before, after = (same, norm) if c.post_norm else (norm, same)

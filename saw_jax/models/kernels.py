@@ -11,6 +11,7 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from saw_jax.models import sharding
 from saw_jax.models.config import DecoderConfig
@@ -18,6 +19,8 @@ from saw_jax.types import Array
 
 # Queries and keys of a tile; a row is padded to a multiple.
 _TILE, _LANES = 512, 128
+# What a policy of `DecoderConfig.remat` may keep: what attention gives.
+MIXED = "attention"
 
 
 @flax.struct.dataclass
@@ -75,6 +78,7 @@ class Splash(Kernel):
       block_sizes=splash.BlockSizes(**{f"block_{x}": tile for x in names}),
       head_shards=1,
       q_seq_shards=1,
+      residual_checkpoint_name=MIXED,
       interpret=jax.default_backend() == "cpu",
     )
     q_BSNH = (q_BSNH / math.sqrt(H)).astype(q_BSNH.dtype)
@@ -101,12 +105,13 @@ class Cudnn(Kernel):
     far_SS = steps[:, None] - steps[None, :]
     if self.window:
       mask_BSS &= (far_SS < self.window)[None]
-    return jax.nn.dot_product_attention(
+    mixed_BSNH = jax.nn.dot_product_attention(
       *(q_BSNH, k_BSKH, v_BSKH),
       mask=mask_BSS[:, None],
       is_causal=True,
       implementation="cudnn" if is_gpu else "xla",
     )
+    return checkpoint_name(mixed_BSNH, MIXED)
 
 
 KERNELS = {"splash": Splash, "cudnn": Cudnn}

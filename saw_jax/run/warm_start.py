@@ -181,9 +181,11 @@ def _read(path: pathlib.Path, like: PyTree) -> PyTree:
 def _digest(decoder_config, config, demonstrations: TrainBatch) -> str:
   # What nothing else could be when the starts were made that are kept.
   added = dict(wide_qk_norm=False, post_norm=False, rotated=())
-  added |= dict(attention="auto")
-  sizes = {k: x for k, x in vars(decoder_config).items() if x != added.get(k)}
-  made_by = [_VERSION, sizes, dataclasses.asdict(config)]
+  added |= dict(attention="auto", state_dtype="float32")
+  old = lambda kept: {k: x for k, x in kept.items() if x != added.get(k)}  # noqa: E731
+  settings = dataclasses.asdict(config)
+  settings["optimizer"] = old(settings["optimizer"])
+  made_by = [_VERSION, old(vars(decoder_config)), settings]
   digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
   for leaf in jax.tree.leaves(demonstrations):
     digest.update(np.ascontiguousarray(leaf).tobytes())

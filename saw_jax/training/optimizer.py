@@ -3,11 +3,15 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from saw_jax.settings import constant
+from saw_jax.types import Array
 
 SCHEDULES = ("constant", "linear", "cosine")
+STATE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +29,18 @@ class OptimizerConfig:
   eps: float = constant(1e-8)
   weight_decay: float = 0.01  # decoupled, of every parameter
   clip_norm: float = constant(1.0)  # of the whole gradient; inf: none
+  # Of both moments: float32, or bfloat16, rounded stochastically.
+  state_dtype: str = "float32"
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:
       raise ValueError(
         f"unknown schedule {self.schedule!r}; choose one of {SCHEDULES}"
+      )
+    if self.state_dtype not in STATE_DTYPES:
+      raise ValueError(
+        f"unknown state_dtype {self.state_dtype!r}; choose one of "
+        f"{STATE_DTYPES}"
       )
     for name, is_right, wanted in (
       ("learning_rate", 0 <= self.learning_rate < math.inf, "finite, from 0"),
@@ -79,7 +90,51 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   c = config
   rate = make_schedule(c, num_updates)
-  return optax.chain(
-    optax.clip_by_global_norm(c.clip_norm),
-    optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay),
-  )
+  adam = optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay)
+  if c.state_dtype != "float32":
+    adam = optax.chain(
+      _in_bfloat16(optax.scale_by_adam(c.b1, c.b2, c.eps)),
+      optax.add_decayed_weights(c.weight_decay),
+      optax.scale_by_learning_rate(rate),
+    )
+  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam)
+
+
+def _in_bfloat16(
+  adam: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Keeps both moments in bfloat16; the update is computed in float32.
+
+  A step changes the second moment by at most 1 - b2 of it, a thousandth, and
+  bfloat16 has steps of a 256th: rounded to the nearest it would stand still.
+  Rounded up or down at random it is right on average.
+  """
+
+  def init(params):
+    state = adam.init(params)
+    narrow = lambda x: x.astype(jnp.bfloat16)  # noqa: E731
+    moments = jax.tree.map(narrow, (state.mu, state.nu))
+    return state._replace(mu=moments[0], nu=moments[1])
+
+  def update(updates, state, params=None):
+    wide = lambda x: x.astype(jnp.float32)  # noqa: E731
+    mu, nu = jax.tree.map(wide, (state.mu, state.nu))
+    updates, state = adam.update(updates, state._replace(mu=mu, nu=nu), params)
+    leaves, tree = jax.tree.flatten((state.mu, state.nu))
+    keys = jax.random.split(
+      jax.random.fold_in(jax.random.key(0), state.count), len(leaves)
+    )
+    mu, nu = tree.unflatten(map(round_at_random, leaves, keys))
+    return updates, state._replace(mu=mu, nu=nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def round_at_random(x: Array, key: Array) -> Array:
+  """Rounds float32 to one of both neighbours in bfloat16, `x` on average."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  bits &= jnp.uint32(0xFFFF0000)
+  rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+  # Of what is not finite the bits are not those of a number.
+  return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

@@ -191,8 +191,9 @@ def test_a_digest_changes_with_each_setting():
     windows=(4,) * helpers.CONFIG.num_layers,
     rotated=(False, *[True] * (helpers.CONFIG.num_layers - 1)),
   )
+  fitting = dict(b1=0.5, b2=0.5, state_dtype="bfloat16")
   found = [digest(), *map(digest, models)]
-  found += [digest(config=config) for config in others(CONFIG, b1=0.5, b2=0.5)]
+  found += [digest(config=config) for config in others(CONFIG, **fitting)]
   for name in ("tokens", "roles", "starts"):
     array = getattr(demonstrations(), name).copy()
     array.flat[0] += 1

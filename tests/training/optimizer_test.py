@@ -2,8 +2,10 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from saw_jax.training import optimizer as optimizer_lib
@@ -19,6 +21,7 @@ Config = optimizer_lib.OptimizerConfig
       {"learning_rate": -1e-6},
       "learning_rate is -1e-06; it must be finite, from 0",
     ),
+    ({"state_dtype": "float16"}, "'float16'.*bfloat16"),
     ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
     ({"b1": 1.0}, "b1 is 1.0; it must be from 0 to below 1"),
     ({"b2": 1.5}, "b2 is 1.5"),
@@ -108,3 +111,41 @@ class TestMakeOptimizer:
     found = -self.steps(*[[1.0]] * 7, num_updates=6, **options)[:, 0]
     expected = [0.0, 0.4, 0.8, 0.6, 0.4, 0.2, 0.0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rounding_at_random_takes_a_neighbour_and_is_right_on_average():
+  # A quarter of the way from 1 to the next number of bfloat16, 1 + 1 / 128.
+  x = jnp.full(40_000, 1 + 1 / 512, jnp.float32)
+  found = optimizer_lib.round_at_random(x, jax.random.key(0))
+  assert found.dtype == jnp.bfloat16
+  assert set(np.unique(found.astype(jnp.float32))) == {1, 1 + 1 / 128}
+  share = np.mean(found.astype(jnp.float32) > 1)
+  assert abs(share - 0.25) < 0.01  # 4.6 standard deviations
+  exact = jnp.array([0.0, 1.5, -2.0, jnp.inf, jnp.nan], jnp.float32)
+  kept = optimizer_lib.round_at_random(exact, jax.random.key(1))
+  np.testing.assert_array_equal(kept.astype(jnp.float32), exact)
+
+
+def test_moments_in_bfloat16_add_up_and_train_alike():
+  params = {"w": jnp.zeros(1_000)}
+  gradient = {"w": jnp.linspace(0.001, 0.003, 1_000)}
+
+  def trained(dtype):
+    # Every gradient is the same: after n steps nu is 1 - b2^n of its square.
+    made = Config(1e-3, weight_decay=0.0, clip_norm=1e9, state_dtype=dtype)
+    optimizer = optimizer_lib.make_optimizer(made, 300)
+
+    def step(carry, _):
+      params, state = carry
+      updates, state = optimizer.update(gradient, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    carry = params, optimizer.init(params)
+    return jax.jit(lambda x: jax.lax.scan(step, x, length=300)[0])(carry)
+
+  (narrow, state), (wide, _) = trained("bfloat16"), trained("float32")
+  moments = state[1][0]
+  assert moments.mu["w"].dtype == moments.nu["w"].dtype == jnp.bfloat16
+  ratio = moments.nu["w"].astype(jnp.float32) / jnp.square(gradient["w"])
+  np.testing.assert_allclose(ratio.mean(), 1 - 0.999**300, rtol=0.01)
+  np.testing.assert_allclose(narrow["w"], wide["w"], rtol=0.05)
