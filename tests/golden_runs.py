@@ -24,8 +24,8 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "runs"
-# Figures of the clock or of a process, by how they begin.
-_LEFT_OUT = ("seconds/", "tokens_per_second", "compilations")
+# Figures of the clock, a process or the layout of rows, by how they begin.
+_LEFT_OUT = ("seconds/", "tokens_per_second", "compilations", "padding")
 # And of rounding alone, where a sampler's weights lie in another way.
 _ROUNDED = ("behave_kl", "sampler_mismatch")
 _CPU_FLAGS = ("avx", "amx", "fma", "sse4")

@@ -81,7 +81,8 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   options.benchmarks = dict(_FILES)
   base.set_pretrained(config, "checkpoints/Qwen3-1.7B-Base")
 
-  base.set_lengths(config, prompt=(1024, 256), response=(4096, 256))
+  lengths = dict(prompt=(1024, 256), response=(4096, 256))
+  base.set_lengths(config, **lengths, is_packed=True)
   config.sampling.temperature = 1.0
 
   # 4,000 problems three times, 32 to an update.

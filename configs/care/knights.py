@@ -147,7 +147,8 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   """Sets what the paper's scripts have in common: Qwen3-8B-Base, 64 prompts."""
   base.set_pretrained(config, "checkpoints/Qwen3-8B-Base")
 
-  base.set_lengths(config, prompt=(1024, 256), response=(4000, 256))
+  lengths = dict(prompt=(1024, 256), response=(4000, 256))
+  base.set_lengths(config, **lengths, is_packed=True)
   config.sampling.temperature = 1.0
 
   # One on-policy update a step.

@@ -85,7 +85,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   options.length_limit = 4000
   base.set_pretrained(config, "checkpoints/DeepSeek-R1-Distill-Qwen-1.5B")
 
-  base.set_lengths(config, prompt=(1024, 256), response=(8000, 500))
+  lengths = dict(prompt=(1024, 256), response=(8000, 500))
+  base.set_lengths(config, **lengths, is_packed=True)
   config.rollout.long_prompts = "truncate"
   config.sampling.temperature = 1.0
 

@@ -116,7 +116,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.grading.limit_s = 90.0
   base.set_pretrained(config, "checkpoints/Qwen2.5-1.5B-Instruct")
 
-  base.set_lengths(config, prompt=(1024, 256), response=(256, 64))
+  lengths = dict(prompt=(1024, 256), response=(256, 64))
+  base.set_lengths(config, **lengths, is_packed=True)
   config.rollout.long_prompts = "truncate"
   config.sampling.temperature = 1.0
 

@@ -112,7 +112,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.task.options.test_path = "data/toolrl/test.parquet"
   base.set_pretrained(config, "checkpoints/Qwen2.5-1.5B-Instruct")
 
-  base.set_lengths(config, prompt=(2048, 256), response=(1024, 128))
+  lengths = dict(prompt=(2048, 256), response=(1024, 128))
+  base.set_lengths(config, **lengths, is_packed=True)
   config.rollout.long_prompts = "truncate"  # left-truncated, not filtered
   config.sampling.temperature = 1.0
 

@@ -192,15 +192,16 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   yield program("generate", kept, sizes.calls, *more)
 
   batch, known = batch_of(made, sizes, learner), learner.programs
-  whole = policy.params, policy.rows(learner.packed(batch, 1))
   passes = int(learner.needs_old) + made.method.needs_reference
   more = batch.tokens.shape[-1] - sizes.width
   flops = sizes.forward_flops(sizes.rows, more=more)
   if made.labels.method != "truth":
     passes -= int(learner.needs_old)
+    whole = policy.params, policy.rows(learner.packed(batch, 1))
     yield program("observe", known["observe"](*whole), 1, flops)
   if passes:
-    yield program("log_probs", known["log_probs"](*whole), passes, flops)
+    parted = policy.params, policy.rows(learner.in_parts(batch))
+    yield program("log_probs", known["log_probs"](*parted), passes, flops)
   rows = sizes.rows // loop.num_minibatches
   part = jax.tree.map(lambda x: x[:, :rows], batch)
   part = policy.rows(learner.packed(part, loop.num_microbatches))

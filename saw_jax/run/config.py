@@ -74,14 +74,21 @@ def set_lengths(
   *,
   prompt: int | tuple[int, int],
   response: int | tuple[int, int],
+  is_packed: bool = False,
 ) -> None:
-  """Sets the most tokens, and what they are padded to (one number: both)."""
+  """Sets the most tokens, and what they are padded to (one number: both).
+
+  Packed rows of an update are as long as the longest prompt and response.
+  """
   for size, multiple, given in (
     ("max_prompt_tokens", "prompt_multiple", prompt),
     ("max_new_tokens", "completion_multiple", response),
   ):
     pair = given if isinstance(given, tuple) else (given, given)
     config.rollout[size], config.rollout[multiple] = pair
+  if is_packed:
+    sizes = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens
+    config.loop.pack_length = sum(sizes)
 
 
 def own_config(checkpoint: str = "") -> ml_collections.ConfigDict:

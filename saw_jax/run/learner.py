@@ -55,18 +55,17 @@ class Learner:
   ) -> tuple[TrainBatch, objective.Observation | None]:
     """Makes a batch, and has the device start on the log-probs it needs."""
     zeros = np.zeros(transcript.starts.shape, np.float32)
-    batch = self.packed(batch_lib.make_batch(transcript, zeros), 1)
-    observed = None
+    batch, observed = batch_lib.make_batch(transcript, zeros), None
     if self.made.labels.method != "truth":
-      observed = self.programs["observe"](self.policy.attached, batch)
+      whole = self.packed(batch, 1)
+      observed = self.programs["observe"](self.policy.attached, whole)
       if self.needs_old:
         batch = batch.replace(old_log_probs=observed.log_probs)
     return self.recompute(batch), observed
 
   def recompute(self, batch: TrainBatch) -> TrainBatch:
     """Has the device start on the log-probs that a batch needs and lacks."""
-    if batch.packing is None:
-      batch = self.packed(batch, 1)
+    batch = self.in_parts(batch)
     log_probs = self.programs["log_probs"]
     if self.needs_old and batch.old_log_probs is None:
       batch = batch.replace(
@@ -78,6 +77,7 @@ class Learner:
 
   def values(self, batch: TrainBatch) -> np.ndarray:
     """What the value head says of each row. Shape `[N, B]`."""
+    batch = self.in_parts(batch)
     return np.asarray(self.programs["values"](self.policy.attached, batch))
 
   def estimate(
@@ -132,11 +132,13 @@ class Learner:
     policy, loop = self.policy, self._loop
     apart = self._apart(batch)
     policy.drop_merged()
-    updates = []
+    updates, padding = [], []
     for part in range(loop.num_minibatches):
       rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
+      rows = self.packed(rows, loop.num_microbatches)
+      padding.append(rows.padded_share())
       policy.state, values = self.programs["update"](
-        policy.state, self.packed(rows, loop.num_microbatches), policy.base
+        policy.state, rows, policy.base
       )
       updates.append(values)
     updates = hosts.fetch(updates)
@@ -147,6 +149,7 @@ class Learner:
         name: float(np.mean([values[name][n] for values in updates]))
         for name in updates[0]
       }
+      row["padding"] = float(np.mean([share[n] for share in padding]))
       if "sampler_mismatch" in row:
         # Only the first update meets the sampler's own parameters.
         row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
@@ -184,6 +187,11 @@ class Learner:
     self.clock.lap("compare")
     return found
 
+  def in_parts(self, batch: TrainBatch) -> TrainBatch:
+    """Lays a step's rows out for what is computed a micro-batch at a time."""
+    parts = self._loop.num_minibatches * self._loop.num_microbatches
+    return self.packed(batch, parts)
+
   def packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
     """Lays rows out in packed ones, if the run has those."""
     if not self._loop.pack_length:
@@ -194,7 +202,10 @@ class Learner:
       num_shards=lift.num_shards if lift.has_own_rows else 1,
       num_microbatches=num_microbatches,
       row_multiple=1 if lift.has_own_rows else lift.num_shards,
-      target_multiple=self.made.rollout.completion_multiple,
+      # An eighth, to bound the number of compiled shapes.
+      target_multiple=max(
+        self.made.rollout.completion_multiple, self._loop.pack_length // 8
+      ),
     )
     return batch_lib.pack_rows(batch, layout)
 
@@ -224,6 +235,7 @@ class Learner:
     STATE, ROWS, SAME = parallel.STATE, parallel.ROWS, parallel.SAME
     policy, method, loop = self.policy, self._method, self._loop
     parts, forward = loop.num_microbatches, self.forward
+    all_parts = loop.num_minibatches * parts
     needs_log_probs = self.made.labels.strategy.needs_log_probs
     observe = objective.make_observe(
       policy.decoder,
@@ -231,9 +243,8 @@ class Learner:
       log_probs_too=self.needs_old or needs_log_probs,
       **self._how,
     )
-    log_probs = objective.in_parts(
-      lambda *x: forward(*x).log_probs, loop.num_minibatches * parts
-    )
+    log_probs = objective.in_parts(lambda *x: forward(*x).log_probs, all_parts)
+    values = objective.in_parts(lambda *x: forward(*x).values, all_parts)
     minima = [component.minimum for component in self.made.task.components]
     estimate = estimation.make_estimate(
       method.advantage, method.weights, minima=np.array(minima, np.float32)
@@ -265,7 +276,7 @@ class Learner:
     return {
       "observe": wrap(observe, *of_rows),
       "log_probs": wrap(log_probs, *of_rows),
-      "values": wrap(lambda *x: forward(*x).values, *of_rows),
+      "values": wrap(values, *of_rows),
       "weigh": total(weigh, *by_gradients),
       "keep": wrap(keep, (STATE, STATE), (STATE,)),
       "estimate": total(estimate, *of_rewards),

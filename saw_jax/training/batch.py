@@ -93,6 +93,12 @@ class TrainBatch:
     index = jnp.arange(self.tokens.shape[-1], dtype=jnp.int32)
     return jnp.maximum(index[None] - self.starts[:, None], 0)
 
+  def padded_share(self) -> np.ndarray:
+    """The share of positions of an update that are padding, of `[N]` seeds."""
+    where = self.packing
+    real = self.valid if where is None else where.segments > 0
+    return 1 - np.mean(real, axis=(1, 2))
+
   def require(self, field: str, user: str) -> Array:
     """Returns an optional field, or says which loss misses it."""
     value = getattr(self, field)

@@ -82,10 +82,10 @@ def make_forward(
 def in_parts(
   fn: Callable[[PyTree, TrainBatch], PyTree], num_parts: int
 ) -> Callable[[PyTree, TrainBatch], PyTree]:
-  """Runs a function of rows on some at a time; a packed batch is whole."""
+  """Runs a function of rows on some at a time, packed in as many parts."""
 
   def parted(params: PyTree, batch: TrainBatch) -> PyTree:
-    if num_parts == 1 or batch.packing is not None:
+    if num_parts == 1:
       return fn(params, batch)
     parts = split_rows(batch, num_parts)
     found = jax.lax.map(functools.partial(fn, params), parts)

@@ -228,6 +228,24 @@ class TestForward:
       np.testing.assert_allclose(x[mask], y[mask], rtol=1e-5, atol=1e-6)
       assert not x[~mask].any()
 
+  def test_in_parts_each_row_comes_back_to_its_place(self):
+    batch, forward = helpers.batch(), self.forward
+    layout = batch_lib.Layout(24, num_microbatches=4, target_multiple=8)
+    fn = objective.in_parts(lambda *x: forward(*x).log_probs, 4)
+    found = jax.jit(fn)(self.params, packed(batch, layout))
+    expected = jax.jit(fn)(self.params, batch)
+    mask = batch.completion_mask
+    np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5)
+
+  def test_the_padded_share_is_counted_by_hand(self):
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], helpers.batch())
+    rows, size = batch.tokens.shape[1:]
+    tokens = np.sum(batch.roles != transcript_lib.PAD)
+    np.testing.assert_allclose(batch.padded_share(), 1 - tokens / rows / size)
+    together = batch_lib.pack_rows(batch, batch_lib.Layout(24))
+    bins = together.packing.tokens.shape[1]
+    np.testing.assert_allclose(together.padded_share(), 1 - tokens / bins / 24)
+
   def test_a_neighbour_changes_nothing(self):
     together = packed(helpers.batch())
     made = together.packing
