@@ -35,7 +35,7 @@ TINY = (
   "algorithm=dict(entropy_coefficient=lambda step: 0.0 * step), "
   "evaluation=dict(interval=0, num_examples=2, samples=0), "
   "rollout=dict(max_prompt_tokens=48, prompt_multiple=48, max_new_tokens=8), "
-  "model=dict(width=16, num_layers=1, num_heads=2, mlp_size=24)"
+  "model=dict(width=16, num_layers=1, num_heads=2, head_size=8, mlp_size=24)"
 )
 
 

@@ -30,8 +30,7 @@ class DecoderConfig:
   num_layers: int  # L
   num_heads: int  # N, query heads
   num_kv_heads: int  # K, divides N; K = N is multi-head, K = 1 multi-query
-  # H, even; N * H need not be D.
-  head_size: int = dataclasses.field(metadata={"key": False})
+  head_size: int  # H, even; N * H need not be D
   mlp_size: int  # F, of each half of the gated MLP
   rope_theta: float = constant(10_000.0)  # base of the rotary wavelengths
   norm_eps: float = constant(1e-6)  # added to the mean square inside RMSNorm

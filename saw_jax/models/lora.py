@@ -39,7 +39,8 @@ class LoraConfig:
 
   # r, of each product; 0: no adapters, the whole model is trained
   rank: int = 0
-  alpha: float = 16.0  # α; the product is multiplied by α / r
+  # α; the product is multiplied by α / r.
+  alpha: float = constant(16.0)
   # Kernels, in every layer.
   targets: tuple[str, ...] = constant(tuple(TARGETS))
   seed: int = constant(0)  # of A

@@ -15,6 +15,7 @@ SMALL = {
   "model.num_layers": 1,
   "model.num_heads": 2,
   "model.num_kv_heads": 1,
+  "model.head_size": 8,
   "model.mlp_size": 24,
   "rollout.max_new_tokens": 6,
   "loop.group_size": 4,
