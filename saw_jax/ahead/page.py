@@ -71,6 +71,9 @@ def lines(
       words = "".join(f" --config.{word}" for word in config)
       given = best[0]["command"].split()
       row = " ".join(word for word in given if word.startswith("--config"))
-      found += ["", f"Recommended: {best[0]['slice']}, the smallest that fits:"]
+      found += [
+        "",
+        f"Recommended: {best[0]['slice']}, the smallest of these that fits:",
+      ]
       found += ["", f"    saw train {row}{words} --workdir=runs/{name}"]
   return found

@@ -7,7 +7,14 @@ import json
 import jax
 import pytest
 
-from saw_jax.ahead import compiled, footprint, programs, report, topology
+from saw_jax.ahead import (
+  compiled,
+  footprint,
+  page,
+  programs,
+  report,
+  topology,
+)
 from saw_jax.algorithms import AlgorithmConfig, KLConfig
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig
@@ -178,6 +185,31 @@ class TestReport:
     assert sum(x.size for x in shapes) == 8_190_735_360
     with pytest.raises((ValueError, KeyError), match="Qwen3-8B-Base"):
       compiled.experiment_of(dataclasses.replace(run, checkpoint="Qwen3-8"), 1)
+
+
+def test_the_page_recommends_what_fits_with_what_was_changed():
+  update = TestReport.FOUND | {"with": {"loop.num_microbatches": "4"}}
+  generate = TestReport.FOUND | {"program": "generate", "runs": 1}
+  big = {**update, "needs": 16 * 2**30}
+
+  def one(where, *figures):
+    words = f"saw fit --config=a/b:row=x,scale=paper --topology={where}"
+    more = {"command": words, "slice": where, "refused": ""}
+    return {("a/b", "x", where): more | {"figures": figures}}
+
+  known = one("v5e-8", generate, big) | one("v5e-16", generate, update)
+  known |= one("v5e-64", update)
+  said = page.lines({"a/b": [["x", "y"]]}, known, ["v5e-8", "v5e-16", "v5e-64"])
+  no, yes, part = (line for line in said if line.startswith("| x, y"))
+  assert "| no: update | 16.00 of 15.75 | 1.31 |" in no
+  # Two updates and a call, of 400 GB and two seconds each.
+  assert "| yes `loop.num_microbatches=4` |" in yes
+  assert yes.endswith("| 1,200 | 6.0 |")
+  assert "sampling not compiled" in part
+  assert said[-1].strip() == (
+    "saw train --config=a/b:row=x,scale=paper "
+    "--config.loop.num_microbatches=4 --workdir=runs/a/b"
+  )
 
 
 def fit(name: str, *words: str):
