@@ -467,3 +467,22 @@ class TestFit:
     assert call(monkeypatch, "fit", CONFIG, "--memory=16") == 0
     assert call(monkeypatch, "fit", CONFIG, "--memory=0.01") == 1
     assert "num_microbatches" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_where_it_is_said(tmp_path, monkeypatch):
+  from saw_jax.commands import train
+
+  name, kept = "jax_compilation_cache_dir", tmp_path / ".compiled"
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    for given, there, now in (
+      (None, None, str(kept)),  # beside the run directory
+      (None, "chosen", "chosen"),  # by the environment
+      ("here", "chosen", "here"),
+      ("", "chosen", None),
+    ):
+      jax.config.update(name, there)
+      train._keep_programs(given, str(tmp_path / "run"))
+      assert jax.config.jax_compilation_cache_dir == now
+  finally:
+    jax.config.update(name, before)

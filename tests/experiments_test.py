@@ -93,6 +93,7 @@ TRAIN = f"""
 {CONFIG} --num_processes=2 | go with --coordinator
 {CONFIG} --coordinator=h --num_processes=2 --process_id=0 | not 'h'
 {CONFIG} --resume_step=7 | no checkpoint of step 7
+{CONFIG} --workdir=gs://bucket/run | gs://bucket/run is a store
 {CONFIG} --log=trackoi | 'trackio'
 {CONFIG} --coordinator=h:1 --num_processes=2 --process_id=2 | not below
 """

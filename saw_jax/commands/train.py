@@ -17,6 +17,7 @@ Ctrl-C or a crash: the finished run is the one that was never interrupted.
 """
 
 import logging
+import pathlib
 
 import ml_collections
 from absl import flags
@@ -40,6 +41,7 @@ def main() -> int:
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
 
+  _keep_programs(given.compilation_cache, given.workdir)
   if given.coordinator:
     jax.distributed.initialize(*processes)
   from saw_jax.run import build
@@ -59,6 +61,20 @@ def main() -> int:
     said = ", ".join(scores)
     logging.info("seed %d, held out, greedy: %s", seed["seed"], said)
   return 0
+
+
+def _keep_programs(folder: str | None, workdir: str) -> None:
+  """Has compiled programs kept: a start after a preemption compiles nothing.
+
+  A place that the environment or the caller has chosen stays.
+  """
+  import jax
+
+  if folder is None:
+    if jax.config.jax_compilation_cache_dir:
+      return
+    folder = str(pathlib.Path(workdir).absolute().parent / ".compiled")
+  jax.config.update("jax_compilation_cache_dir", folder or None)
 
 
 def _check_processes() -> tuple:

@@ -1,8 +1,9 @@
 """Where the text of episodes meets arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from saw_jax.rollout import episodes
@@ -12,6 +13,7 @@ from saw_jax.run.sections import Experiment
 from saw_jax.tasks.environments import AgentTask, Situation, number_anchors
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tokenizer import Tokenizer
+from saw_jax.training import hosts
 from saw_jax.types import Array
 
 
@@ -147,6 +149,38 @@ class _Stage:
     return [bool(self._now[place].done) for place in places]
 
 
+class SharedPool(EnvironmentPool):
+  """Plays with the other processes: each has every so-manieth slot."""
+
+  def start(self, episodes: Sequence[tuple[str, int]]) -> list[Situation]:
+    self._index, self._count = jax.process_index(), jax.process_count()
+    self._total = len(episodes)
+    own = super().start(episodes[self._index :: self._count])
+    found = self._whole(dict(enumerate(own)))
+    return [found[slot] for slot in range(len(episodes))]
+
+  def step(self, actions: Mapping[int, str]) -> dict[int, Situation]:
+    own = {
+      slot // self._count: action
+      for slot, action in actions.items()
+      if slot % self._count == self._index
+    }
+    return self._whole(super().step(own))
+
+  def check(self) -> None:
+    """Raises in all processes if too many episodes of all have failed."""
+    failures = [x for own in hosts.gather(self._failures) for x in own]
+    self._check_failures(failures, self._total, "episodes failed")
+
+  def _whole(self, own: Mapping[int, Situation]) -> dict[int, Situation]:
+    found = {}
+    for index, part in enumerate(hosts.gather(list(own.items()))):
+      for slot, (task, seen, actions, *rest) in part:
+        situation = Situation(task, seen, tuple(actions), *rest)
+        found[slot * self._count + index] = situation
+    return found
+
+
 def rows_per_call(made: Experiment, num_shards: int) -> int:
   """How many prompts of a seed are sampled at a time: at most a step's."""
   rows = made.loop.prompts_per_step * made.loop.group_size
@@ -169,7 +203,7 @@ def play(
   starts = [[start for start in row for _ in range(size)] for row in starts]
   stage = _Stage(policy, pool, starts)
   played = episodes.play(
-    generate,
+    lambda *args: hosts.fetch(generate(*args)),
     policy.params,
     stage,
     keys,

@@ -41,6 +41,7 @@ class Answers:
     if self._learner.made.method.needs_lags:
       batch = batch.replace(lags=drawn.lags)
     if self._labels is not None:
+      observed = hosts.whole(observed)
       rollout = self._labels.score(transcript, examples, observed, step)
     elif rollout is None:
       rollout = self._early(transcript, examples)

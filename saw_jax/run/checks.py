@@ -79,7 +79,7 @@ def check(
   if made.loop.group_size == 1 and run is not None:
     _check_group_of_one(made)
   if directory is not None:
-    _check_directory(pathlib.Path(directory).absolute())
+    _check_directory(directory)
   if made.rollout.engine:
     engines.check(made, len(seeds))
 
@@ -242,10 +242,14 @@ def _conflicts_of_processes(
     f"several processes cannot do this together: {what}": is_so
     for what, is_so in {
       "parallel.lift other than 'meshed'": made.parallel.lift != "meshed",
-      "labels.method other than 'truth'": made.labels.method != "truth",
-      "asynchronous.protocol": made.asynchronous.protocol != "none",
-      "episodes": made.method.per_step,
-      "algorithm.world_model": made.method.world is not None,
+      "labels.source='annotator', since all would wait for a person": (
+        made.labels.source == "annotator"
+      ),
+      f"asynchronous.actors={made.asynchronous.actors}: with 0 they sample "
+      "between the updates": made.asynchronous.actors > 0,
+      "algorithm.world_model on single answers": (
+        made.method.world is not None and not made.method.per_step
+      ),
       "rollout.engine": bool(made.rollout.engine),
       "warm_start: train it in one process, export it, and name it with "
       "config.checkpoint (and warm_start.num_steps=0)": (
@@ -311,7 +315,15 @@ def _check_group_of_one(made: Experiment) -> None:
   )
 
 
-def _check_directory(path: pathlib.Path) -> None:
+def _check_directory(directory: str | os.PathLike) -> None:
+  scheme, is_store, rest = str(directory).partition("://")
+  if is_store:  # of which a path would be a local folder, `gs:`
+    raise ValueError(
+      f"{directory} is a store ({scheme}), and a run renames, appends to and "
+      "locks files in its directory: mount it, as gcsfuse does, and say "
+      f"--workdir=/mnt/{rest}, or copy the folder there as it goes on"
+    )
+  path = pathlib.Path(directory).absolute()
   place = next(one for one in (path, *path.parents) if one.exists())
   if not place.is_dir():
     raise NotADirectoryError(f"{place} is a file: choose another --workdir")

@@ -15,7 +15,7 @@ from saw_jax.run.policy import Policy
 from saw_jax.run.sections import Experiment
 from saw_jax.tasks.environments import Transition
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
-from saw_jax.training import parallel
+from saw_jax.training import hosts, parallel
 from saw_jax.training.batch import TrainBatch
 
 
@@ -82,7 +82,7 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
       batch = jax.tree.map(
         lambda x: np.stack([x] * self.policy.num_seeds), self._transitions
       )
-      said = jax.device_get(self._predict(self.policy.params, batch))
+      said = hosts.fetch(self._predict(self.policy.params, batch))
       for seed, values in enumerate(found):
         values |= {name: float(x[seed]) for name, x in said.items()}
     return found

@@ -13,7 +13,7 @@ from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.session import Session
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import estimation, parallel
+from saw_jax.training import estimation, hosts, parallel
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.estimation import StepEstimate, StepRecord
 
@@ -110,7 +110,7 @@ class Episodes:
     """Estimates advantages, and lays the rows of the update out."""
     (played, record, rows), learner = scored, self._learner
     keys = observations.selection_keys(learner.seeds, step)
-    made: StepEstimate = jax.device_get(self._estimate(record, keys))
+    made: StepEstimate = hosts.fetch(self._estimate(record, keys))
     self._clock.lap("estimate")
     transcript = _take(played.played.transcript, rows)
     if self._world is None:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from saw_jax.run import (
@@ -89,7 +90,9 @@ class EpisodeRun(AnswerRun):
 
   def open_workers(self) -> EnvironmentPool:
     limit = self._made.episodes.max_observation_chars
-    return EnvironmentPool(self._task, max_chars=limit, **self._grading)
+    many = jax.process_count() > 1
+    kind = agents.SharedPool if many else EnvironmentPool
+    return kind(self._task, max_chars=limit, **self._grading)
 
   def count_examples(self, split: str, most: int | None = None) -> int:
     return self._task.num_episodes(split)

@@ -21,6 +21,7 @@ from saw_jax.run.sections import AsyncConfig
 from saw_jax.run.session import Session
 from saw_jax.tasks import data
 from saw_jax.tasks.base import Example, check_choice
+from saw_jax.training import hosts
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
@@ -255,7 +256,7 @@ class Queue:
       return params
     leaves, treedef = jax.tree.flatten(params)
     found = [
-      jax.device_put(arrays[f"published.{k}"], leaf.sharding)
+      hosts.spread(arrays[f"published.{k}"], leaf.sharding)
       for k, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, found)
@@ -323,7 +324,7 @@ class Queue:
       packed, names["prompt_size"] = pack([group for _, group in groups])
       arrays = {f"groups.{name}": array for name, array in packed.items()}
     if self._ledgers[0].version_step != self._ledgers[0].step:
-      leaves = jax.tree.leaves(jax.device_get(self._newest[1]))
+      leaves = jax.tree.leaves(hosts.fetch(self._newest[1]))
       arrays |= {f"published.{k}": leaf for k, leaf in enumerate(leaves)}
     ledgers = [ledger._asdict() for ledger in self._ledgers]
     return {"ledgers": ledgers, "groups": names}, arrays

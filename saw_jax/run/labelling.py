@@ -31,6 +31,7 @@ from saw_jax.run.session import Session
 from saw_jax.tasks import data, self_verification
 from saw_jax.tasks.base import Example
 from saw_jax.tasks.workers.grading import Grader
+from saw_jax.training import hosts
 from saw_jax.training.objective import Observation
 
 _INT32, _VERDICTS = 2**31 - 1, 2**30
@@ -252,7 +253,7 @@ class VoteLabels(Labels):
     """What the ledger says of itself, and the probes with their replay."""
     document = arrays = {}
     if self._desk is not None:
-      document = {"labels": self._desk.ledger.snapshot(step)}
+      document = {"labels": self._desk.snapshot(step)}
     if self._probes is not None:
       leaves = jax.tree.leaves(jax.device_get(self._probes.state))
       arrays = {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
@@ -289,6 +290,10 @@ class Desk:
   def __init__(self, learner: Learner, session: Session, per_step: int):
     config, self._task = learner.made.labels, learner.made.task
     self._seeds, self._again = learner.seeds, config.again
+    # The first process has the ledger, and tells the others.
+    hosts.from_first(lambda: self._open(config, session, per_step))
+
+  def _open(self, config: LabelConfig, session: Session, per_step: int) -> None:
     session.directory.mkdir(parents=True, exist_ok=True)
     self.ledger = ledger_lib.LabelLedger(
       session.directory / ledger_lib.LEDGER_NAME,
@@ -319,27 +324,39 @@ class Desk:
       for p in chosen.order[n].tolist()
       if chosen.labelled[n, p]
     }
-    answers = self.ledger.buy(
-      list(asked.values()), self.source, again=self._again
-    )
+
+    def buy() -> list[str | None]:
+      found = self.ledger.buy(
+        list(asked.values()), self.source, again=self._again
+      )
+      return [answer and answer.text for answer in found]
+
     labels: list[list[str | None]] = [[None] * len(row) for row in examples]
-    for (n, p), answer in zip(asked, answers, strict=True):
-      labels[n][p] = answer and answer.text
+    for (n, p), text in zip(asked, hosts.from_first(buy), strict=True):
+      labels[n][p] = text
     return labels
+
+  def snapshot(self, step: int) -> dict[str, Any]:
+    """What a checkpoint after so many steps has of the ledger."""
+    return hosts.from_first(lambda: self.ledger.snapshot(step))
 
   def spending(self, bought: np.ndarray) -> Rows:
     """What each seed has spent, and on how much of this step."""
-    totals = [self.ledger.totals(seed) for seed in self._seeds]
-    return [
-      {
-        "labels/share": float(of_seed.mean()),
-        "labels/bought": total.labels,
-        "labels/prompts": total.prompts,
-        "labels/spent": total.spent,
-        "labels/unanswered": total.unlabelled,
-      }
-      for of_seed, total in zip(bought, totals, strict=True)
-    ]
+
+    def totals() -> Rows:
+      found = [self.ledger.totals(seed) for seed in self._seeds]
+      return [
+        {
+          "labels/bought": total.labels,
+          "labels/prompts": total.prompts,
+          "labels/spent": total.spent,
+          "labels/unanswered": total.unlabelled,
+        }
+        for total in found
+      ]
+
+    pairs = zip(bought, hosts.from_first(totals), strict=True)
+    return [{"labels/share": float(x.mean()), **total} for x, total in pairs]
 
 
 class Probes:

@@ -78,7 +78,8 @@ class Learner:
   def values(self, batch: TrainBatch) -> np.ndarray:
     """What the value head says of each row. Shape `[N, B]`."""
     batch = self.in_parts(batch)
-    return np.asarray(self.programs["values"](self.policy.attached, batch))
+    values = self.programs["values"](self.policy.attached, batch)
+    return np.asarray(hosts.fetch(values))
 
   def estimate(
     self, batch: TrainBatch, scores: Rollout, step: int = 0

@@ -1,5 +1,9 @@
 """What several processes must agree on that run one program."""
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -39,12 +43,45 @@ def fetch(tree: PyTree) -> PyTree:
   return jax.tree.map(leaf, tree)
 
 
+def whole(tree: PyTree) -> PyTree:
+  """Brings what other processes hold parts of here; all ask for the same."""
+  return jax.tree.map(lambda x: fetch(x) if _is_elsewhere(x) else x, tree)
+
+
 def add_up(tree: PyTree) -> PyTree:
   if jax.process_count() == 1:
     return tree
   return jax.tree.map(
     lambda x: x.sum(0, dtype=x.dtype), multihost_utils.process_allgather(tree)
   )
+
+
+def gather(document: Any) -> list[Any]:
+  """What each process says, in JSON, by their numbers; all of them ask."""
+  if jax.process_count() == 1:
+    return [document]
+  said = np.frombuffer(json.dumps(document).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(said.size, np.int32))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: said.size] = said
+  rows = multihost_utils.process_allgather(padded)
+  pairs = zip(rows, sizes.tolist(), strict=True)
+  return [json.loads(row[:size].tobytes()) for row, size in pairs]
+
+
+def from_first(ask: Callable[[], Any]) -> Any:
+  """What the first process finds, in JSON; its error is that of all."""
+  if jax.process_count() == 1:
+    return ask()
+  found, error = None, None
+  try:
+    found = ask() if is_first() else None
+  except Exception as raised:
+    error = raised
+  found, said = gather([found, error and f"{type(error).__name__}: {error}"])[0]
+  if said is not None:
+    raise error or RuntimeError(f"the first process says: {said}")
+  return found
 
 
 def any_of(flag: bool) -> bool:

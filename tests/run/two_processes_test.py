@@ -6,6 +6,7 @@ another order.
 """
 
 import json
+import signal
 import socket
 
 import chex
@@ -34,21 +35,65 @@ FIELDS = {
 }
 
 
-def start(workdir):
+# Labels that are bought for answers of before the last update, and episodes.
+KINDS = {
+  "labels": (
+    "care/knights:row=care,scale=tiny",
+    {
+      "rollout.max_new_tokens": 16,
+      "asynchronous.protocol": "fixed_lag",
+      "asynchronous.lag": 1,
+      "loop.num_steps": 3,
+      "loop.prompts_per_step": 20,
+      "loop.num_microbatches": 1,
+      "loop.group_size": 2,
+      "parallel.fsdp": 1,
+    },
+  ),
+  "episodes": (
+    "paw/household:row=gigpo_paw,scale=tiny",
+    {
+      "loop.num_microbatches": 1,
+      "loop.group_size": 2,
+      "episodes.rows_per_call": 8,
+      "task.options.max_steps": 3,
+      "algorithm.entropy_coefficient": 0.01,
+    },
+  ),
+}
+
+
+def start(workdir, config=script_runs.TOOLS, fields=FIELDS):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   words = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
   env = {"JAX_NUM_CPU_DEVICES": "2"}
+  how = {"config": config, "env": env, **fields}
   return [
-    script_runs.start(workdir, *words, f"--process_id={k}", env=env, **FIELDS)
+    script_runs.start(workdir, *words, f"--process_id={k}", **how)
     for k in range(2)
   ]
 
 
-def finish(workdir):
+def finish(workdir, *how):
   """Runs two processes to their end; returns what the first one says."""
-  return [script_runs.finish(process) for process in start(workdir)][0]
+  return [script_runs.finish(process) for process in start(workdir, *how)][0]
+
+
+def run_one(workdir, name=script_runs.TOOLS, fields=FIELDS):
+  config = config_lib.load(name)
+  config.update_from_flattened_dict({**script_runs.SMALL, **fields})
+  build.train(build.build(config.lock(), [0], workdir), [0], directory=workdir)
+
+
+def assert_close(pair, one):
+  first, second = helpers.curves(pair), helpers.curves(one)
+  assert first.keys() == second.keys()
+  for name, value in second.items():
+    np.testing.assert_allclose(first[name], value, 2e-5, 1e-6, err_msg=name)
+  # Adam divides by the root of a square: see parallel_test.
+  chex.assert_trees_all_close(arrays(pair), arrays(one), atol=2e-5)
 
 
 def arrays(workdir):
@@ -67,16 +112,9 @@ def arrays(workdir):
 def test_two_are_one_and_go_on_after_a_kill(tmp_path):
   pair, one, killed = (tmp_path / name for name in ("pair", "one", "killed"))
   finish(pair)
-  config = config_lib.load(script_runs.TOOLS)
-  config.update_from_flattened_dict({**script_runs.SMALL, **FIELDS})
-  build.train(build.build(config.lock()), [0], directory=one)
-  first, second = helpers.curves(pair), helpers.curves(one)
-  assert first.keys() == second.keys()
-  assert first["gradient_norm"][0, -1] > 0
-  for name, value in second.items():
-    np.testing.assert_allclose(first[name], value, 2e-5, 1e-6, err_msg=name)
-  # Adam divides by the root of a square: see parallel_test.
-  chex.assert_trees_all_close(arrays(pair), arrays(one), atol=2e-5)
+  run_one(one)
+  assert_close(pair, one)
+  assert helpers.curves(one)["gradient_norm"][0, -1] > 0
   finals = [json.loads((d / "final.json").read_text()) for d in (pair, one)]
   assert finals[0] == finals[1]
 
@@ -85,3 +123,23 @@ def test_two_are_one_and_go_on_after_a_kill(tmp_path):
   script_runs.kill(*both)
   assert "resumed from step" in finish(killed)
   helpers.assert_same_run(killed, pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_share_labels_and_episodes_and_stop_together(tmp_path, kind):
+  pair, one, stopped = (tmp_path / name for name in ("pair", "one", "stopped"))
+  name, changes = KINDS[kind]
+  fields = {**FIELDS, **changes}
+  finish(pair, name, fields)
+  run_one(one, name, fields)
+  assert_close(pair, one)
+  # What one of them is told, both do: after the same step, saved.
+  both = start(stopped, name, fields)
+  script_runs.wait_for(both, lambda: script_runs.checkpoints(stopped))
+  both[1].send_signal(signal.SIGTERM)
+  for process in both:
+    script_runs.finish(process, status=130)
+  assert not (stopped / "final.json").exists()
+  assert "resumed from step" in finish(stopped, name, fields)
+  helpers.assert_same_run(stopped, pair)
