@@ -151,6 +151,7 @@ class TestKeys:
       "model.param_dtype": "bfloat16",
       "sampling.top_p": 0.5,
       "evaluation.top_p": 0.5,
+      "rollout.engine_options": {"attempts": 2},
     }
     paths = traverse_util.flatten_dict(
       config_lib.get_config().to_dict(), sep=".", keep_empty_nodes=True
@@ -183,7 +184,7 @@ class TestKeys:
     ("path", "value"),
     [("loop.num_steps", 2.5), ("loop.num_steps", True), ("checkpoint", None)]
     + [("loop.skip_nonfinite", 1), ("optimizer.learning_rate", "fast")]
-    + [("lora.targets", "query"), ("task.options", 3), ("labels", "vote")],
+    + [("rollout.stops", "query"), ("task.options", 3), ("labels", "vote")],
   )
   def test_a_wrong_type_names_its_key(self, path, value):
     with pytest.raises(TypeError, match=path):
