@@ -209,7 +209,13 @@ def places(prompts: PromptBatch) -> tuple[Array, Array]:
   return jnp.maximum(order_PS, 0), order_PS >= 0
 
 
-def prefill(config, params, tokens_BS, positions_BS, valid_BS):
+def prefill(
+  config: DecoderConfig,
+  params: dict,
+  tokens_BS: Array,
+  positions_BS: Array,
+  valid_BS: Array,
+) -> tuple[Array, cache_lib.KVCache]:
   """Reads prompts in parts, so that scores are of a part by the whole."""
   S = tokens_BS.shape[1]
   parts = -(-S // _MOST_READ)
@@ -233,7 +239,14 @@ def prefill(config, params, tokens_BS, positions_BS, valid_BS):
   return _logits(config, params, last_BD), cache_lib.drop_first(cache, lack)
 
 
-def read(config, params, tokens_BS, positions_BS, valid_BS, cache):
+def read(
+  config: DecoderConfig,
+  params: dict,
+  tokens_BS: Array,
+  positions_BS: Array,
+  valid_BS: Array,
+  cache: cache_lib.KVCache,
+) -> tuple[Array, cache_lib.KVCache]:
   """Reads tokens after those in the cache, and gives logits of the next."""
   hidden_BSD, cache = _pass(
     config, params, tokens_BS, positions_BS, valid_BS, cache
@@ -253,7 +266,9 @@ def _logits(config, params, hidden_BD: Array) -> Array:
   return nn.with_logical_constraint(logits_BV, ("batch", None))
 
 
-def draw_tokens(config, keys_B, times_B, logits_BV):
+def draw_tokens(
+  config: GenerateConfig, keys_B: Array, times_B: Array, logits_BV: Array
+) -> tuple[Array, dict[str, Array]]:
   """Draws a token per row, and takes what is recorded of it."""
   keys_B = jax.vmap(jax.random.fold_in)(keys_B, times_B)
   tokens_B, drawn_B = sampling_lib.sample(keys_B, logits_BV, config.sampling)
@@ -263,7 +278,9 @@ def draw_tokens(config, keys_B, times_B, logits_BV):
   return tokens_B, found
 
 
-def nothing_recorded(config, shape: tuple[int, ...]) -> dict[str, Array]:
+def nothing_recorded(
+  config: GenerateConfig, shape: tuple[int, ...]
+) -> dict[str, Array]:
   """Zeros for what is recorded of each token, by field of the transcript."""
   names = ["behave_log_probs"] + ["entropies"] * config.record_entropies
   return {name: jnp.zeros(shape, jnp.float32) for name in names}

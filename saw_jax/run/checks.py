@@ -321,7 +321,7 @@ def _check_directory(directory: str | os.PathLike) -> None:
     raise ValueError(
       f"{directory} is a store ({scheme}), and a run renames, appends to and "
       "locks files in its directory: mount it, as gcsfuse does, and say "
-      f"--workdir=/mnt/{rest}, or copy the folder there as it goes on"
+      f"--workdir=MOUNT/{rest}, or copy the folder there as it goes on"
     )
   path = pathlib.Path(directory).absolute()
   place = next(one for one in (path, *path.parents) if one.exists())
