@@ -7,6 +7,7 @@ tensor. Format: https://github.com/huggingface/safetensors
 """
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -98,16 +99,34 @@ def replacing(directory: pathlib.Path) -> Iterator[pathlib.Path]:
   Whenever that is cut off, `find` finds all of the old files, or of the new.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  _settle(directory)
-  written = directory / _WRITTEN
-  shutil.rmtree(written, ignore_errors=True)
-  written.mkdir()
-  try:
-    yield written
-    written.rename(directory / _WHOLE)
-  finally:
+  with _alone_in(directory):
+    _settle(directory)
+    written = directory / _WRITTEN
     shutil.rmtree(written, ignore_errors=True)
-  _settle(directory)
+    written.mkdir()
+    try:
+      yield written
+      written.rename(directory / _WHOLE)
+    finally:
+      shutil.rmtree(written, ignore_errors=True)
+    _settle(directory)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: pathlib.Path) -> Iterator[None]:
+  """Refuses a second writer, where files can be locked at all."""
+  place = os.open(directory, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      what = "another one saves there: wait for it, or choose another folder"
+      raise ValueError(f"{directory}: {what}") from error
+    except OSError:
+      pass  # A file system without locks.
+    yield
+  finally:
+    os.close(place)
 
 
 def _settle(directory: pathlib.Path) -> None:
@@ -213,6 +232,8 @@ def write_tensors(
 ) -> list[pathlib.Path]:
   """Writes tensors in files of at most `max_bytes`; returns the files."""
   directory, stored = pathlib.Path(directory), jnp.dtype(dtype)
+  if stored not in _DTYPES.values():
+    raise ValueError(f"weights are saved as floating point, not as {stored}")
   shards, held, total = [[]], 0, 0
   for name, shape in shapes.items():
     size = math.prod(shape) * stored.itemsize

@@ -92,6 +92,8 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     self, messages: Messages, add_generation_prompt: bool = True
   ) -> str:
     """Writes messages as the template has it, their markers broken."""
+    if odd := [m for m in messages if not isinstance(m, Mapping)]:
+      raise ValueError(f"a message has a role and content, not {odd[0]!r:.60}")
     # As transformers has it: what is None is not there.
     given = [
       {k: self._broken(v) for k, v in message.items() if v is not None}
@@ -209,7 +211,10 @@ def open_tokenizer(
   if (own := path / "chat_template.jinja").is_file():
     if said := hub_files.kind_of(own):
       raise ValueError(f"{own}: {said}")
-    template = own.read_text(encoding="utf-8")
+    try:
+      template = own.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{own}: {error}") from error
   template = template if isinstance(template, str) else None
   tokens = {}
   for role in _ROLES:

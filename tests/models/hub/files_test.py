@@ -167,3 +167,19 @@ def test_no_weights_and_pickles_that_are_not_read(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
   with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin"):
     hub_files.read_headers(tmp_path)
+
+
+def test_two_do_not_save_into_one_folder(tmp_path):
+  with hub_files.replacing(tmp_path) as folder:
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="another"):
+      with hub_files.replacing(tmp_path):
+        pass
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+  with hub_files.replacing(tmp_path):
+    pass  # It is free again.
+
+
+def test_weights_are_floating_point(tmp_path):
+  with pytest.raises(ValueError, match="floating point"):
+    write(tmp_path, dtype="int8")

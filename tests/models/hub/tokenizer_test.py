@@ -232,6 +232,8 @@ def test_special_tokens_and_filters_and_no_date(tmp_path):
   assert text == "<|pad|><|im_start|>user\nhi<|im_end|>26 Jul 2024"
   with pytest.raises(ValueError, match="unknown role"):
     found.encode_chat([{"role": "tool", "content": ""}])
+  with pytest.raises(ValueError, match="role and content, not 'hi'"):
+    found.encode_chat(["hi"])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +247,7 @@ def test_special_tokens_and_filters_and_no_date(tmp_path):
     ({"tokenizer_config.json": '{"chat_template": [1]}'}, "no chat template"),
     ({"tokenizer_config.json": '{"chat_template": {}}'}, "no chat template"),
     ({"chat_template.jinja": "version https://git-lfs"}, "Git LFS pointer"),
+    ({"chat_template.jinja": "\udcff"}, "chat_template.jinja: 'utf-8'"),
     ({"chat_template.jinja": "hello"}, "not write what a user says"),
     ({"chat_template.jinja": "{% for %}"}, "not one"),
     # The sandbox: no attribute of Python's own.
@@ -262,7 +265,7 @@ def test_special_tokens_and_filters_and_no_date(tmp_path):
 def test_what_makes_no_sense_is_refused(files, word, tmp_path):
   path = write(tmp_path / "m")
   for name, text in files.items():
-    (path / name).write_text(text)
+    (path / name).write_text(text, errors="surrogateescape")
   with pytest.raises(ValueError, match=f"{path}.*{word}"):
     hub_tokenizer.open_tokenizer(path)
 
