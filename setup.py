@@ -217,7 +217,7 @@ setuptools.setup(
       "**/*.sql",
       "**/*.xml",
     ]
-    + ["**/*.txt", "tasks/**/*.md"]
+    + ["**/*.txt", "**/*.md"]
   },
   include_package_data=False,
   zip_safe=False,

@@ -88,6 +88,7 @@ def parts_of(run) -> dict[str, set[str]]:
   algorithm["critic"] = given[0] == "step_gae"
   algorithm["world"] = world.loss, world.loss_options
   found = {
+    "weights": [sizes],
     "generate": [sizes],
     "log_probs": [[sizes, world.loss == "none"]],
     "observe": [[sizes, run.labels.method == "truth"]],

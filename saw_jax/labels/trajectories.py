@@ -33,7 +33,8 @@ def curve_scores(references: Array, curves: Array) -> Array:
   of one visit, correlates by 0 with all, and counts among the references.
 
   >>> known = jnp.array([[0.0, 0.5, 1.0]])
-  >>> print(curve_scores(known, jnp.array([[0.1, 0.2, 0.3], [0.9, 0.9, 0.9]])))
+  >>> curves = jnp.array([[0.1, 0.2, 0.3], [0.9, 0.9, 0.9]])
+  >>> print(curve_scores(known, curves).round(5))
   [1. 0.]
   """
   chex.assert_equal_shape_suffix([references, curves], 1)

@@ -204,7 +204,7 @@ def test_a_row_depends_on_no_other_row_and_on_no_padding():
 def test_a_longer_limit_begins_with_the_shorter_run():
   # Long enough for the cache to grow on the way.
   long = run(max_new_tokens=130, eos_ids=())
-  assert len(generate._stages(5, 130)) > 1
+  assert len(generate.stages(5, 130)) > 1
   short = run(eos_ids=())
   np.testing.assert_array_equal(long.tokens[:, :16], short.tokens)
   values, _ = log_probs.log_probs_of(logits_of(long), long.tokens[:, 5:])

@@ -50,8 +50,10 @@ def make_batch(arms):
 def assert_learns(advantage, weights, loss="clipped_surrogate"):
   """Up with the advantages, down with the negated ones."""
   advantage, fn = algorithms.ADVANTAGES[advantage], algorithms.WEIGHTS[weights]
-  if weights == "static":
-    fn = functools.partial(fn, values=jnp.array([1.5, 0.5]))
+  if weights in ("static", "schedule"):
+    values = [1.5, 0.5] if weights == "static" else [[1.5, 0.5], [1.0, 1.0]]
+    of_step = {} if weights == "static" else {"steps": [0, STEPS]}
+    fn = functools.partial(fn, values=np.array(values), **of_step)
   terms = {"policy": objective.policy(algorithms.LOSSES[loss])}
   loss, step_fn, start = make_update(terms)
   estimate = estimation.make_estimate(advantage, fn, minima=jnp.zeros(2))
@@ -72,7 +74,12 @@ def assert_learns(advantage, weights, loss="clipped_surrogate"):
         weights=reweigh(state.params, state.weights, batch, rewards, scored)
       )
     found, _ = estimate(
-      rewards, scored, jnp.ones((PROMPTS, GROUP)), None, state.weights
+      rewards,
+      scored,
+      jnp.ones((PROMPTS, GROUP)),
+      None,
+      state.weights,
+      state.step,
     )
     batch = batch.replace(advantages=sign * found.reshape(-1))
     return step_fn(state, batch)[0], None

@@ -57,6 +57,7 @@ KINDS = {
       "loop.group_size": 2,
       "episodes.rows_per_call": 8,
       "task.options.max_steps": 3,
+      "loop.num_steps": 4,
       "algorithm.entropy_coefficient": 0.01,
     },
   ),
