@@ -135,10 +135,15 @@ _LACKING = {
   "keys and values of low rank": "kv_lora_rank|deepseek",
   "recurrent layers": "mamba|rwkv|jamba|zamba|linear_|lfm|falconh1|qwen3next",
   "norms with 1 + scale": "gemma",
-  "LayerNorm": "layer_norm|gpt(?!oss)|opt|bloom|falconfor|stable|cohere|phifor",
+  "LayerNorm": "layer_norm|gpt(?!oss)|opt|bloom|falconfor|stable|cohere|phifor"
+  "|nemotron|starcoder",
+  "a squared ReLU": "nemotron|arcee",
+  "rotations of neighbours": "glm|cohere|gptj|ernie",
   "scaled or capped logits": "_multiplier|logits?_|granite|cohere|gemma2",
   "rotations that differ by layer": "olmo3|gemma3|llama4|rope_local",
-  "images or sound": "vision|image|audio|conditional|whisper|vlfor",
+  "an encoder": "t5|bart|pegasus|marian|whisper|encoder",
+  "images or sound": "vision|image|audio|whisper|vlfor"
+  "|(?<!t5for)(?<!bartfor)conditional",
   "a head of the next token": r"maskedlm|bertfor|classif|(?<!head)model\b",
 }
 

@@ -153,6 +153,9 @@ def test_another_architecture_is_told_what_is_missing():
     ("Qwen3NextForCausalLM", "recurrent layers"),
     ("LlamaForSequenceClassification", "head of the next token"),
     ("NewForCausalLM", "experts"),
+    ("T5ForConditionalGeneration", "an encoder;"),
+    ("Glm4ForCausalLM", "rotations of neighbours;"),
+    ("NemotronForCausalLM", "LayerNorm, a squared ReLU;"),
   ):
     with pytest.raises(ValueError, match=f"'{name}' is not .*needs.*{words}"):
       read(architectures=[name], num_local_experts=8 * name.startswith("New"))
