@@ -238,13 +238,15 @@ def test_a_policy_from_nothing_is_trained_exported_and_talked_with(tmp_path):
   talk = (f"--model={policy}", "--prompt=Oslo?", "--max_new_tokens=8")
   for words in (
     ["train", f"--workdir={run}", f"{CONFIG}:row=gdpo_saw,scale=tiny"]
-    + [f"--config.{key}={value}" for key, value in sizes.items()],
+    + [f"--config.{key}={value}" for key, value in sizes.items()]
+    + [f"--compilation_cache={tmp_path / 'programs'}"],
     ["export", f"--workdir={run}", f"--output={policy}"],
     ["generate", *talk],
     ["generate", *talk, "--system=Be kind."],
   ):
     done = script(*words)
     assert done.returncode == 0, done.stderr
+  assert list((tmp_path / "programs").iterdir())
   assert done.stdout.removesuffix("True\n").strip()
   messages = [{"role": "user", "content": "Oslo?<|im_end|>\n"}]
   names = (str(policy), "tool_calling")
