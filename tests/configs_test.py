@@ -59,6 +59,7 @@ saw/summaries:scale=paper | loop.num_steps=1 | judge.url
 care/knights:care | asynchronous.dynamic_sampling=True | one of the two has
 composed/tool_calling: | task.name=knights | world
 composed/tool_calling: | loop.pack_length=160 | observed
+paw/household:grpo_paw | loop.pack_length=47 | observed
 """
 
 

@@ -93,6 +93,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config = base.get_config()
   config.task.name = chosen["engine"]
   {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
+  set_packing(config, chosen["scale"])
   if chosen["engine"] == "alfworld":
     # A game is loaded in a second, and for longer on a busy machine.
     config.grading.limit_s = 60.0
@@ -205,6 +206,15 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.entropy_coefficient = 0.001
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
+
+
+def set_packing(config: ml_collections.ConfigDict, scale: str) -> None:
+  """Packs rows, of a prompt, an action and what followed; not `tiny` ones."""
+  sizes = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens
+  if scale != "tiny":
+    template = 64  # The most of a chat's own tokens between the two.
+    observed = config.episodes.max_observation_tokens + template
+    config.loop.pack_length = sum(sizes) + observed
 
 
 # --- the table that `saw table` makes -----------------------------------------

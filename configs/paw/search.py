@@ -46,6 +46,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.task.name = "search"
   config.episodes.invalid_penalty = 0.01
   {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config)
+  household.set_packing(config, chosen["scale"])
   household.set_row(config, chosen["row"])
   if chosen["row"].startswith("gigpo"):
     # Passages are hardly ever the same twice; and it takes time.

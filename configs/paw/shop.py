@@ -46,6 +46,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config = base.get_config()
   config.task.name = "shop"
   {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config)
+  household.set_packing(config, chosen["scale"])
   household.set_row(config, chosen["row"])
   return config
 

@@ -130,7 +130,7 @@ def _conflicts(made: Experiment) -> Conflicts:
   rollout, loop, ahead = made.rollout, made.loop, made.asynchronous
   longest = rollout.max_prompt_tokens + rollout.max_new_tokens
   parts = "a prompt and its response"
-  if made.method.world is not None and not made.method.per_step:
+  if made.method.world is not None:
     longest += len(agents.glue_of(made.tokenizer))
     longest += made.episodes.max_observation_tokens
     parts = "a prompt, its response and what is observed"

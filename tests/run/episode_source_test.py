@@ -1,5 +1,8 @@
 """Episodes in the loop: rows, observations behind them, resume, learning."""
 
+import functools
+
+import chex
 import jax
 import numpy as np
 import pytest
@@ -118,6 +121,27 @@ class TestRows:
     lengths = (paw[0].roles[1] == POLICY).any(-1).sum()
     assert lengths == round(rows[1]["steps"] * 15)
     assert np.isfinite([*rows[1].values()]).all()
+
+
+def test_packed_rows_are_the_same_update():
+  (_, scored), found = first_step("ppo_paw"), []
+  for length in (0, 64):
+    made = agent_helpers.experiment(
+      "ppo_paw",
+      loop={"pack_length": length, "num_minibatches": 2, "num_microbatches": 2},
+      optimizer={"eps": 1e-3},  # As in tests/training/parallel_test.py.
+    )
+    one = helpers.make_learner(made, (0, 1))
+    kind = experiment_lib.kind_of(made)
+    batch, _ = kind.Source(one, None, None).estimate(scored, 0)
+    found.append((one.update(batch), one.policy.params))
+  (logged, params), (expected, wanted) = found[::-1]
+  for a, b in zip(logged, expected, strict=True):
+    assert a.pop("padding") != b.pop("padding")  # or it packs nothing
+    assert {"loss/world_model", "loss/value", "gradient_norm"} <= a.keys()
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(near, a, b)
+  chex.assert_trees_all_close(params, wanted, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
