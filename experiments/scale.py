@@ -2,8 +2,9 @@
 
   python experiments/scale.py --minutes=30
 
-Goes on where it was: programs.jsonl has what was compiled, by what it is made
-of, so that rows that share a program share a line. Nothing is run.
+Goes on where it was: programs.jsonl has what was compiled, and at which commit;
+rows that share a program share a line. What is refused by arithmetic is said
+without compiling. Nothing is run.
 """
 
 import collections
@@ -11,12 +12,11 @@ import json
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 
 from absl import app, flags
 
-from saw_jax.ahead import page
+from saw_jax.ahead import compiled, page, report, topology
 from saw_jax.run import config as config_lib
 
 MINUTES = flags.DEFINE_float("minutes", 30.0, "When to begin no other one.")
@@ -24,7 +24,9 @@ TABLES = flags.DEFINE_list("tables", [], "As saw/tool_calling; all by default.")
 SLICES = flags.DEFINE_list(
   "slices", ["v5e-8", "v5e-16", "v5e-64", "v6e-8", "v5p-16"], "In this order."
 )
-PROGRAMS = flags.DEFINE_list("programs", [], "As --programs of saw fit.")
+NAMES = ["weights", "generate", "observe", "log_probs", "update"]
+PROGRAMS = flags.DEFINE_list("programs", NAMES, "Others stay as they are.")
+STALE = flags.DEFINE_list("stale", [], "Commits whose figures are made anew.")
 ROWS = flags.DEFINE_bool(
   "rows", False, "Also rows with an update of their own."
 )
@@ -61,49 +63,47 @@ def groups() -> dict[str, list[list[str]]]:
   return found
 
 
-def compile_one(name: str, row: str, where: str) -> dict:
-  """The figures of one row on one slice, by the command."""
-  words = [f"--config={name}:row={row},scale=paper", f"--topology={where}"]
-  words += [f"--config.{k}={v}" for k, v in SAID.get(name, {}).items()]
-  command = [sys.executable, "-m", "saw_jax", "fit", *words]
-  lines, some = [], PROGRAMS.value
-  with (
-    tempfile.TemporaryFile("w+") as errors,
-    subprocess.Popen(
-      [*command, "--json", "--suggest", f"--programs={','.join(some)}"],
-      stdout=subprocess.PIPE,
-      stderr=errors,
-      text=True,
-    ) as child,
-  ):
-    for line in child.stdout:
-      lines.append(json.loads(line))
-      print("  ", line[:100].strip(), flush=True)
-    status = child.wait()
-    errors.seek(0)
-    said = errors.read().strip().splitlines() if status == 2 else []
+def refusal(name: str, row: str, where: str) -> str:
+  """Why a row cannot run on a slice, by arithmetic; empty: it may."""
+  config = config_lib.module(name).get_config(f"row={row},scale=paper")
+  config.update_from_flattened_dict(SAID.get(name, {}))
+  slice_ = topology.read(where)
+  try:
+    made = compiled.experiment_of(config_lib.typed(config), slice_.count)
+    report.check_room(made, slice_)
+  except ValueError as error:
+    return str(error)
+  return ""
+
+
+def compile_some(name: str, row: str, where: str, some: list[str]) -> list:
+  """The figures of some programs of a row on a slice, by the command."""
+  command = [sys.executable, "-m", "saw_jax", *words_of(name, row, where)]
   commit = subprocess.run(
     ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
   )
-  return {
-    "table": name,
-    "row": row,
-    "slice": where,
-    "commit": commit.stdout.strip(),
-    "programs": some,
-    "command": " ".join(["saw", "fit", *words]),
-    "refused": said[-1:] and said[-1].removeprefix("error: "),
-    "figures": lines,
-  }
+  lines = []
+  with subprocess.Popen(
+    [*command, "--json", "--suggest", f"--programs={','.join(some)}"],
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as child:
+    for line in child.stdout:
+      lines.append(json.loads(line) | {"commit": commit.stdout.strip()})
+      print("  ", line[:100].strip(), flush=True)
+  return lines
+
+
+def words_of(name: str, row: str, where: str) -> list[str]:
+  more = [f"--config.{k}={v}" for k, v in SAID.get(name, {}).items()]
+  config = f"--config={name}:row={row},scale=paper"
+  return ["fit", config, f"--topology={where}", *more]
 
 
 def main(_) -> None:
-  FOLDER.mkdir(parents=True, exist_ok=True)
   file, begun = FOLDER / "programs.jsonl", time.time()
-  known = file.read_text().splitlines() if file.exists() else []
-  known = {
-    (x["table"], x["row"], x["slice"]): x for x in map(json.loads, known)
-  }
+  known = map(json.loads, file.read_text().splitlines())
+  known = {(x["table"], x["row"], x["slice"]): x for x in known}
   every = groups()
   wanted = [
     (name, rows[0], where)
@@ -112,18 +112,28 @@ def main(_) -> None:
     for name, shared in every.items()
     for rows in shared[:most]
   ]
-  for name, row, where in wanted:
-    before = known.get((name, row, where), {"programs": ["none"]})
-    if not before.get("programs") or before["programs"] == PROGRAMS.value:
+  for at in wanted:
+    before = known.get(at, {"asked": [], "figures": []})
+    gone = [x for x in before["figures"] if x["commit"] in STALE.value]
+    kept = [x for x in before["figures"] if x not in gone]
+    gone = {x.get("program") for x in gone}
+    asked = [x for x in before["asked"] if x not in gone]
+    some = [x for x in PROGRAMS.value if x not in asked]
+    refused = refusal(*at)
+    late = time.time() > begun + 60 * MINUTES.value
+    if not refused and (not some or late):
       continue
-    if time.time() > begun + 60 * MINUTES.value:
-      continue
-    print(time.strftime("%H:%M:%S"), name, row, where, flush=True)
-    one = known[name, row, where] = compile_one(name, row, where)
-    with file.open("a") as out:
-      out.write(json.dumps(one) + "\n")
-  text = "\n".join(page.lines(every, known, SLICES.value))
-  (FOLDER / "README.md").write_text(text + "\n", encoding="utf-8")
+    if not refused:
+      asked = asked + some
+      print(time.strftime("%H:%M:%S"), *at, *some, flush=True)
+      kept = kept + compile_some(*at, some)
+    one = dict(zip(("table", "row", "slice"), at, strict=True))
+    one["command"] = " ".join(["saw", *words_of(*at)])
+    known[at] = one | {"refused": refused, "asked": asked, "figures": kept}
+    lines = "".join(json.dumps(x) + "\n" for x in known.values())
+    file.write_text(lines, encoding="utf-8")
+    text = "\n".join(page.lines(every, known, SLICES.value))
+    (FOLDER / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

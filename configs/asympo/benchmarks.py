@@ -89,7 +89,8 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   config.loop.num_steps = 375
   config.loop.prompts_per_step = 32
   config.loop.group_size = 8
-  config.loop.num_microbatches = 16  # of 16 rows: one on each of 16 devices
+  config.loop.num_microbatches = 4  # of 64 rows
+  config.model.remat = "dots"
   config.loop.checkpoint_interval = 16
   config.loop.skip_nonfinite = True
   config.asynchronous.protocol = "quota"

@@ -128,6 +128,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.rollout.max_new_tokens = 2048
   config.loop.prompts_per_step = 32
   config.loop.num_microbatches = 16
+  config.model.remat = "full"
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
@@ -154,7 +155,8 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   # One on-policy update a step.
   config.loop.prompts_per_step = 64
   config.loop.group_size = 8
-  config.loop.num_microbatches = 32  # of 16 rows: one on each of 16 devices
+  config.loop.num_microbatches = 16  # of 32 rows
+  config.model.remat = "dots"
   config.loop.checkpoint_interval = 40
   config.evaluation.interval = 20
   config.evaluation.num_examples = 500

@@ -85,6 +85,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.rollout.max_new_tokens = 1024
   config.loop.prompts_per_step = 32
   config.loop.num_microbatches = 16
+  config.model.remat = "full"
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:

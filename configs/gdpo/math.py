@@ -95,6 +95,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.loop.group_size = 16
   config.loop.num_minibatches = 4
   config.loop.num_microbatches = 64
+  config.model.remat = "dots"
   config.loop.checkpoint_interval = 10
   # Groups whose rewards are all equal are replaced by others, without a lag.
   config.asynchronous.protocol = "fixed_lag"

@@ -166,6 +166,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.task.options.objects = 10
   config.rollout.max_new_tokens = 256
   config.loop.num_microbatches = 64
+  config.model.remat = "full"
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
@@ -195,6 +196,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.loop.group_size = 8
   config.loop.num_minibatches = 16
   config.loop.num_microbatches = 16
+  config.model.remat = "attention"
   config.loop.checkpoint_interval = 10
   config.evaluation.interval = 5
   config.evaluation.num_examples = 128

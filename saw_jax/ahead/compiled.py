@@ -173,5 +173,8 @@ def _what(one: hlo.Moved, sizes: Mapping[int, str]) -> str:
   name = sizes.get(one.elements)
   if name is None:
     return "activations and statistics"
+  if one.kind == "collective-permute":
+    # Both go round a ring, a device's part a time, while they are multiplied.
+    return f"weights and gradients {name}"
   sums = one.kind in ("all-reduce", "reduce-scatter")
   return f"{'gradient' if sums else 'weights'} {name}"

@@ -139,11 +139,20 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   parts = loop.num_minibatches * loop.num_microbatches
   tokens = math.ceil(rows / parts) * width
   item = jax.numpy.dtype(model.dtype).itemsize
-  heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_size
-  inside = 4 * model.width + (heads + 3 * model.mlp_size) / tensor
-  # What enters each layer is kept, and the inside of one or of all.
-  layers = 1 if model.remat in ("full", "offload") else model.num_layers
-  floats = model.num_layers * model.width + layers * inside
+  heads = model.head_size / tensor
+  mixed = model.num_heads * heads
+  products = 2 * model.width + 2 * model.mlp_size / tensor
+  products += mixed + 2 * model.num_kv_heads * heads
+  inside = 2 * model.width + mixed + products + model.mlp_size / tensor
+  # What enters each layer is kept, the inside of one or of all, and what a
+  # policy names; the first two twice, for what flows back: so it is within 10 %
+  # of what two compiled programs of a small decoder need on a CPU, without and
+  # with remat.
+  layers = model.num_layers if model.remat == "none" else 1
+  kept = {"attention": mixed, "save_weight_products": products}
+  kept["dots"] = mixed + products
+  floats = 2 * (model.num_layers * model.width + layers * inside)
+  floats += model.num_layers * kept.get(model.remat, 0.0)
   logits = min(loop.chunk_size, tokens) * model.vocab_size / tensor
   found = (
     parameters + trained * has_adapters,
@@ -152,9 +161,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
     parameters * has_adapters,
     cache,
     trained,
-    # Twice, for what flows back: so it is within 10 % of what two compiled
-    # programs of a small decoder need on a CPU, without and with remat.
-    2 * tokens * item * floats,
+    tokens * item * floats,
     2 * 4 * logits,  # and their gradient, in float32
   )
   names = [*HELD, *SAMPLING, *UPDATING]

@@ -10,10 +10,10 @@ def _cells(one: dict) -> list[str]:
   """Of one row on one slice: what its programs need, and a step's bound."""
   where = topology.read(one["slice"])
   if one["refused"]:
-    return ["", "", "", "", f"refused: {one['refused']}"]
+    return ["", "", "", "", "", f"no: {one['refused']}"]
   kept = {x["program"]: x for x in one["figures"] if "program" in x}
   if "update" not in kept:
-    return ["", "", "", "", "not compiled to the end"]
+    return ["", "", "", "", "", "not compiled to the end"]
   fits, _ = report.verdict(one["figures"], where)
   most = max(kept.values(), key=lambda x: x["needs"])
   update = kept["update"]
@@ -35,6 +35,7 @@ def _cells(one: dict) -> list[str]:
     f"{ratio:.2f}",
     f"{sent / 1e9:,.0f}" if fits else "",
     f"{step:,.1f}" if fits else "",
+    ", ".join(dict.fromkeys(x["commit"] for x in kept.values())),
     f"{said}",
   ]
 
@@ -46,13 +47,13 @@ def lines(
 ) -> list[str]:
   """The page: a line for each program and slice, and what is recommended."""
   found = [base.asset(__file__, "scale.md")]
-  head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s |"
+  head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s | at |"
   for name, shared in every.items():
     found += ["", f"## {name}", ""]
     if not any(table == name for table, *_ in known):
       found.append("Not compiled yet.")
       continue
-    found += [head, "| --- " * 7 + "|"]
+    found += [head, "| --- " * 8 + "|"]
     best = None
     for rows in shared:
       for where in slices:

@@ -5,9 +5,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from saw_jax.ahead.footprint import Sizes
+from saw_jax.ahead import footprint
 from saw_jax.ahead.topology import Topology
-from saw_jax.run import checks
 from saw_jax.run.sections import Experiment
 
 GIB = 2**30
@@ -15,6 +14,9 @@ Figures = Mapping[str, Any]  # of one program: see `compiled.measure`
 # What the rows of a call, of an episodes' call and of a pass are cut by.
 _CACHE, _CALLS = "rollout.cache_tokens", "episodes.rows_per_call"
 _PARTS = "loop.num_microbatches"
+# What the backward pass computes again: next to nothing, all but what attention
+# gives, everything.
+REMATS = ("dots", "attention", "full")
 _LONGEST = 5  # collectives that are named
 
 
@@ -116,60 +118,115 @@ def step_seconds(every: Sequence[Figures], topology: Topology) -> float:
   return sum(x["runs"] * time for x, time in zip(every, times, strict=True))
 
 
+def check_room(made: Experiment, topology: Topology) -> None:
+  """Refuses what has no room in the smallest parts, by arithmetic."""
+  count, sizes = topology.count, footprint.Sizes.of(made, topology.count)
+  parts = max(1, sizes.rows // made.loop.num_minibatches // count)
+  least = {"model.remat": "full", _PARTS: parts, _CACHE: 2 * sizes.width}
+  found = footprint.per_device(_with(made, least), count)
+  held = sum(found[name] for name in footprint.HELD)
+  needs = held + sum(found[name] for name in footprint.UPDATING)
+  if needs > has(topology):
+    raise ValueError(
+      f"what is held all the time takes {held / GIB:.1f} GiB a chip, with the "
+      f"least of rows {needs / GIB:.1f} of {has(topology) / GIB:.2f}: a larger "
+      "slice, or lora.rank=16"
+    )
+
+
 def reached(program: str, before: Mapping, after: Mapping) -> bool:
   """Whether a program is another one with the keys that came later."""
-  own = ("loop.", "model.")
-  if program in ("weights", "generate"):
-    own = () if program == "weights" else ("rollout.", "episodes.")
-  own = ("parallel.", *own)
+  own = ["parallel."]
+  if program == "generate":
+    own += ["rollout.", "episodes."]
+  elif program != "weights":
+    own += ["loop."] + ["model."] * (program == "update")
   changed = {k for k, _ in dict(before).items() ^ dict(after).items()}
-  return any(key.startswith(own) for key in changed)
+  return any(key.startswith(tuple(own)) for key in changed)
 
 
-def remedies(
+def choices(
   made: Experiment, found: Figures, topology: Topology
 ) -> Iterator[dict[str, str]]:
-  """What may help a program that does not fit: keys of a config, in turn.
+  """Keys with which a program should fit, the best first.
 
-  What has rows goes in proportion to them, so that parts which would not do are
-  passed over; after that the matrices themselves are cut.
+  Of an update that fits, those with which it computes less again, or has fewer
+  parts. What is kept for that is known by arithmetic; what has to be less goes
+  in proportion to it.
   """
-  fixed = found["beside"] + found["arguments"]
-  over = (found["needs"] - fixed) / max(has(topology) - fixed, 1.0)
-  samples = found["program"] == "generate"
-  key = (_CALLS if made.method.per_step else _CACHE) if samples else _PARTS
-  if not samples and made.decoder.remat == "none":
-    yield {"model.remat": "full"}
-  for tensor in (1, 2, 4, 8):
-    shards = topology.count // tensor
-    if shards < 1 or made.decoder.num_heads % tensor:
-      continue
-    if tensor == 1 and fixed >= has(topology):
-      continue  # No rows would have room.
-    axes = {"parallel.fsdp": "-1", "parallel.tensor": str(tensor)}
-    # A cut in `tensor` halves what is inside a layer, and no more is known.
-    for parts in _parts(made, key, shards, 0 if tensor > 1 else over):
-      yield {key: str(parts)} | (axes if tensor > 1 else {})
-
-
-def _parts(
-  made: Experiment, key: str, shards: int, over: float
-) -> Iterator[int]:
-  """Values of a key that cut the rows more often, where they still split."""
-  section, name = key.split(".")
-  now, sizes = getattr(getattr(made, section), name), Sizes.of(made, shards)
-  if key == _CACHE:
-    now = now or sizes.sampled // shards * sizes.width
-  for parts in range(2, sizes.rows + 1):
-    value = now * parts if key == _PARTS else now // parts
-    # A tenth less than in proportion: only part of it may have rows.
-    if parts < 0.9 * over:
-      continue
-    if key == _CACHE and value < 2 * sizes.width:
+  samples, is_well = found["program"] == "generate", fits(found, topology)
+  if is_well and found["program"] != "update":
+    return
+  now, before = made.parallel.tensor, _of_rows(made, topology.count, samples)
+  held, rate = found["beside"] + found["arguments"], 1.0
+  parts = made.loop.num_microbatches
+  if not is_well:
+    rate = (found["needs"] - held) / before
+  for keys in _settings(made, samples, topology.count):
+    if is_well and not keys:
       return
+    if is_well and made.method.per_step and keys.get(_PARTS, 0) > parts:
+      continue  # More rows than there are would fill them up.
+    after = _of_rows(_with(made, keys), topology.count, samples)
+    needs = found["needs"] + rate * (after - before)
+    if samples:  # It has its weights whole, but for their parts over `tensor`.
+      cut = now / keys.get("parallel.tensor", now)
+      needs -= found["arguments"] * (1 - cut)
+    if keys and needs <= has(topology):
+      yield {key: str(value) for key, value in keys.items()}
+
+
+def _of_rows(made: Experiment, count: int, samples: bool) -> float:
+  """Bytes that the rows of a program take on a chip, by arithmetic."""
+  sizes = footprint.per_device(made, count)
+  names = footprint.SAMPLING if samples else footprint.UPDATING
+  return sum(sizes[name] for name in names)
+
+
+def _with(made: Experiment, keys: Mapping[str, Any]) -> Experiment:
+  for key, value in keys.items():
+    section, name = key.replace("model.", "decoder.").split(".")
     part = dataclasses.replace(getattr(made, section), **{name: value})
-    try:
-      checks.check_rows(made._replace(**{section: part}), shards)
-    except (ValueError, ZeroDivisionError):
+    made = made._replace(**{section: part})
+  return made
+
+
+def _settings(
+  made: Experiment, samples: bool, count: int
+) -> Iterator[dict[str, Any]]:
+  """What may differ where rows still split, the best first.
+
+  The least is computed again, in the fewest parts; matrices are cut last.
+  """
+  loop, now = made.loop, made.parallel.tensor
+  remats = dict.fromkeys((made.decoder.remat, *REMATS))
+  if made.decoder.remat in REMATS:
+    remats = REMATS
+  for tensor in dict.fromkeys((now, 2, 4, 8)):
+    shards = count // tensor
+    if tensor < now or not shards or made.decoder.num_heads % tensor:
       continue
-    yield value
+    axes = {"parallel.fsdp": -1, "parallel.tensor": tensor}
+    axes = axes if tensor > now else {}
+    sizes = footprint.Sizes.of(made, shards)
+    if not samples:
+      rows = sizes.rows // loop.num_minibatches // shards
+      every = (
+        {"model.remat": remat, "loop.chunk_size": chunk, _PARTS: parts}
+        for remat in remats
+        for chunk in (loop.chunk_size, loop.chunk_size // 4)
+        for parts in range(1, rows + 1)
+        if rows % parts == 0
+      )
+    elif made.method.per_step:
+      most = made.episodes.rows_per_call
+      parts = (x for x in range(1, most + 1) if most % (x * shards) == 0)
+      every = ({_CALLS: most // part} for part in parts)
+    else:
+      most = math.ceil(sizes.sampled / shards) * sizes.width
+      most = min(made.rollout.cache_tokens or most, most)
+      parts = range(1, most // (2 * sizes.width) + 1)
+      every = ({_CACHE: most // part} for part in parts)
+    for keys in every:
+      keys = {k: v for k, v in keys.items() if _with(made, {k: v}) != made}
+      yield axes | keys

@@ -9,8 +9,9 @@ Slices are v5e, v6e and v5p, as v5e-8 (so many chips) or v5e:2x4; gpu:h100x8 is
 arithmetic on shapes, as is --devices with --memory. cpu:8 is XLA's partitioner
 on virtual devices, which also stands in where the extra `tpu` is missing.
 
-Ends with status 1 if something does not fit, and says what would help by
-proportion; --suggest compiles that, until it does fit.
+Ends with status 1 if something does not fit. What would help is said by
+proportion, and with what an update that fits would compute less again;
+--suggest compiles that, until it does fit.
 """
 
 import itertools
@@ -92,6 +93,7 @@ def _compile(where) -> Iterator[dict]:
 
   with command_line.checking_input():
     made = made_with({})
+    report.check_room(made, where)
     ahead = compiled.Compiler(where)
   yield ahead.describe(made)
   names = [x for x in ahead.names(made) if x in (given.programs or [x])]
@@ -99,21 +101,22 @@ def _compile(where) -> Iterator[dict]:
   for name in names:
     found = measure(name, more)
     yield found
-    known[name] = more
-    if report.fits(found, where):
+    known[name], is_well = more, report.fits(found, where)
+    better, tried = report.choices(made_with(more), found, where), None
+    if not given.suggest:
+      yield from ({"would help": one} for one in itertools.islice(better, 1))
       continue
-    tries = report.remedies(made_with(more), found, where)
-    for one in itertools.islice(tries, _TRIES if given.suggest else 1):
-      if not given.suggest:
-        yield {"would help": one}
-        break
-      found = measure(name, more | one)
-      yield found
-      if report.fits(found, where):
+    for one in itertools.islice(better, _TRIES):
+      tried = measure(name, more | one)
+      yield tried
+      if report.fits(tried, where):
         more = known[name] = more | one
         break
     else:
-      yield {"given up": name}
+      if not is_well:
+        yield {"given up": name}
+      elif tried:
+        yield found  # It stays as it is.
   for name, before in known.items():  # What came later may reach others.
     if report.reached(name, before, more):
       yield measure(name, more)

@@ -72,10 +72,13 @@ class Splash(Kernel):
       mask = masks.LocalMask((L, L), (self.window - 1, 0), 0)
     else:
       mask = masks.CausalMask((L, L))
-    names = "q kv kv_compute q_dkv kv_dkv kv_dkv_compute q_dq kv_dq".split()
+    names = "q kv kv_compute q_dkv kv_dkv kv_dkv_compute".split()
     kernel = splash.make_splash_mha(
       masks.MultiHeadMask([mask] * N),
-      block_sizes=splash.BlockSizes(**{f"block_{x}": tile for x in names}),
+      # Scores are made again once in the backward pass, and not twice.
+      block_sizes=splash.BlockSizes(
+        **{f"block_{x}": tile for x in names}, use_fused_bwd_kernel=True
+      ),
       head_shards=1,
       q_seq_shards=1,
       residual_checkpoint_name=MIXED,

@@ -134,6 +134,7 @@ class TestReport:
     **{"flops": 197e12, "model_flops": 150e12, "memory": 819e9 / 2},
     **{"moved": [["all-gather", "weights mlp", 3, 400e9]], "compile_s": 1.0},
     **{"temporaries": 2**30, "results": 0, "needs": 5 * 2**30},
+    "commit": "abc",
   }
 
   def test_the_roofline_by_hand(self):
@@ -143,28 +144,49 @@ class TestReport:
     said = "\n".join(report.lines(self.FOUND, V5E))
     assert "fits, 5.00 of 15.75" in said and "1.31 to 1" in said
 
+  def made(self, remat="full", **loop):
+    # 64 responses of 53 tokens, over 8 chips.
+    loop = {"prompts_per_step": 16, "group_size": 4, **loop}
+    made = helpers.experiment(loop=loop, parallel=ParallelConfig("meshed"))
+    decoder = dataclasses.replace(made.decoder, remat=remat)
+    return made._replace(decoder=decoder)
+
   def test_what_does_not_fit_is_cut_in_proportion(self):
-    # 40 GiB of rows into 11.75: four times as many parts, of 64 responses in
-    # all, which go over 8 chips.
-    loop = {"prompts_per_step": 16, "group_size": 4, "num_microbatches": 1}
-    made = helpers.experiment(loop=loop)
-    found = {**self.FOUND, "needs": 44 * 2**30}
-    made = made._replace(
-      decoder=dataclasses.replace(made.decoder, remat="full")
-    )
-    first, *rest = report.remedies(made, found, V5E)
-    assert first == {"loop.num_microbatches": "4"}
-    assert {"loop.num_microbatches": "8"} in rest
-    # Past that rows are fewer than chips, and matrices are cut.
-    assert rest[1]["parallel.tensor"] == "2"
-    # 8 rows of 53 tokens on each chip are four times too many.
-    sampled = report.remedies(made, {**found, "program": "generate"}, V5E)
-    assert next(sampled) == {"rollout.cache_tokens": str(8 * 53 // 4)}
+    # 40 GiB of rows into 11.75: four times as many parts, or eight times.
+    made, found = self.made(), {**self.FOUND, "needs": 44 * 2**30}
+    first, *rest = report.choices(made, found, V5E)
+    assert first == {"model.remat": "dots", "loop.num_microbatches": "8"}
+    assert {"loop.num_microbatches": "4"} in rest
+    # 8 rows on each chip are four times too many; matrices are cut last.
+    first, *rest = report.choices(made, {**found, "program": "generate"}, V5E)
+    assert first == {"rollout.cache_tokens": str(8 * 53 // 4)}
+    assert rest[-1]["parallel.tensor"] == "2"
+
+  def test_logits_that_do_not_fit_are_of_fewer_tokens(self):
+    made = self.made(num_microbatches=8, chunk_size=64)  # a row each
+    found = {**self.FOUND, "needs": 20 * 2**30}
+    first = next(report.choices(made, found, V5E))
+    assert first == {"model.remat": "attention", "loop.chunk_size": "16"}
+
+  def test_what_fits_computes_no_more_again_than_it_has_to(self):
+    made, sampler = self.made(num_microbatches=4), {"program": "generate"}
+    found = list(report.choices(made, self.FOUND, V5E))
+    assert found[0] == {"model.remat": "dots", "loop.num_microbatches": "1"}
+    # Nothing is offered that computes more, or that has more parts.
+    assert found[-1] == {"loop.num_microbatches": "2"}
+    assert not list(report.choices(made, self.FOUND | sampler, V5E))
+    best = self.made("dots", num_microbatches=1)
+    assert not list(report.choices(best, self.FOUND, V5E))
+    # Without room to spare, one has to make some.
+    full = {**self.FOUND, "needs": int(15.75 * 2**30)}
+    first = next(report.choices(made, full, V5E))
+    assert first == {"model.remat": "dots", "loop.num_microbatches": "8"}
 
   @pytest.mark.parametrize(
     ("key", "names"),
     [
       ("loop.num_microbatches", "log_probs update"),
+      ("model.remat", "update"),
       ("rollout.cache_tokens", "generate"),
       ("parallel.tensor", "weights generate log_probs update"),
     ],
@@ -204,7 +226,7 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
   assert "| no: update | 16.00 of 15.75 | 1.31 |" in no
   # Two updates and a call, of 400 GB and two seconds each.
   assert "| yes `loop.num_microbatches=4` |" in yes
-  assert yes.endswith("| 1,200 | 6.0 |")
+  assert yes.endswith("| 1,200 | 6.0 | abc |")
   assert "sampling not compiled" in part
   assert said[-1].strip() == (
     "saw train --config=a/b:row=x,scale=paper "
