@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from saw_jax.models.config import DecoderConfig
@@ -118,8 +119,20 @@ def wrap(lift: parallel.Lift, config: DecoderConfig, fn: Callable) -> Callable:
     return jax.jit(own(in_specs=by_seed, out_specs=by_seed))
   if lift.name == "meshed":
     rules = _rules_that_fit(config, lift.mesh.shape["tensor"])
-    return lift.wrap(on_shards(fn), *kinds, rules=rules)
-  return lift.wrap(fn, *kinds)
+    return _numbered(lift.wrap(on_shards(fn), *kinds, rules=rules))
+  return _numbered(lift.wrap(fn, *kinds))
+
+
+def _numbered(sample: Callable) -> Callable:
+  """Numbers the groups of all devices; each has counted its own from 0."""
+
+  def numbered(params, prompts, row_keys) -> Transcript:
+    shape, num_prompts = row_keys.shape, prompts.lengths.shape[1]
+    ids = np.arange(shape[1], dtype=np.int32) // (shape[1] // num_prompts)
+    found = sample(params, prompts, row_keys)
+    return found.replace(group_ids=np.tile(ids, (shape[0], 1)))
+
+  return numbered
 
 
 def _rules_that_fit(config: DecoderConfig, parts: int) -> tuple:
@@ -140,17 +153,10 @@ def on_shards(fn: Callable) -> Callable:
   """Runs a sampler on each shard's rows, of the mesh that is set."""
   axes = "data", "fsdp"
   rows = PartitionSpec(axes)
-  own = jax.shard_map(
+  return jax.shard_map(
     fn,
     in_specs=(PartitionSpec(), rows, rows),
     out_specs=rows,
     axis_names={*axes},
     check_vma=False,
   )
-
-  def sample(params, prompts, row_keys) -> Transcript:
-    group_size = len(row_keys) // len(prompts.lengths)
-    ids = jnp.arange(len(row_keys), dtype=jnp.int32) // group_size
-    return own(params, prompts, row_keys).replace(group_ids=ids)
-
-  return sample

@@ -7,6 +7,7 @@ tensor. Format: https://github.com/huggingface/safetensors
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,36 +45,54 @@ _OTHERS = {
 }
 
 
-class Tensor(NamedTuple):
-  """A tensor of an open file; `values[a:b]` reads these rows, and no others."""
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor of a file; `tensor[a:b]` reads these rows, and no others."""
 
   path: pathlib.Path
   shape: tuple[int, ...]
-  values: Any
+  dtype: np.dtype
+  offset: int  # in bytes, of its first value
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    begin, end, _ = rows.indices(self.shape[0])
+    size = math.prod(self.shape[1:])
+    # Read, not mapped: pages of a mapped file count as memory of the process.
+    found = np.fromfile(
+      self.path,
+      self.dtype,
+      (end - begin) * size,
+      offset=self.offset + begin * size * self.dtype.itemsize,
+    )
+    return found.reshape(end - begin, *self.shape[1:])
 
 
 def read_header(path: pathlib.Path) -> dict[str, Tensor]:
   """Opens a safetensors file; a damaged one is a ValueError."""
   safetensors = _safetensors()
   try:
-    # Read, not mapped: pages of a mapped file count as memory of the process.
-    file = safetensors.safe_open(path, framework="numpy", backend="pread")
+    # The package looks whether the file is whole. A slice of it is read here,
+    # since the package reads all of a tensor for one.
+    with safetensors.safe_open(path, framework="numpy", backend="pread"):
+      pass
   # An empty file cannot be mapped.
   except (safetensors.SafetensorError, OSError) as error:
     said = kind_of(path) or f"truncated or damaged: {error}"
     raise ValueError(f"{path}: {said}") from error
+  with path.open("rb") as file:
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+  header.pop("__metadata__", None)
   found = {}
-  for name in file.keys():
-    values = file.get_slice(name)
-    shape, dtype = tuple(values.get_shape()), values.get_dtype()
-    if dtype not in _DTYPES:
+  for name, one in header.items():
+    if one["dtype"] not in _DTYPES:
       known = ", ".join(_DTYPES)
       raise ValueError(
-        f"{path}: tensor {name!r}: dtype {dtype} is not one of {known}"
+        f"{path}: tensor {name!r}: dtype {one['dtype']} is not one of {known}"
       )
-    if 0 in shape:
-      values = np.zeros(shape, _DTYPES[dtype])
-    found[name] = Tensor(path, shape, values)
+    begin, _ = one["data_offsets"]
+    shape, dtype = tuple(one["shape"]), _DTYPES[one["dtype"]]
+    found[name] = Tensor(path, shape, dtype, 8 + size + begin)
   return found
 
 

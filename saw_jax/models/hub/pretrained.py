@@ -24,8 +24,8 @@ from saw_jax.types import Array, PyTree
 LOG = logging.getLogger(__name__)
 # Of a leaf inside a layer: `layers` stands for `layer_0`, `layer_1`, ...
 Path = tuple[str, ...]
-# From the name of a tensor to its values.
-Read = Callable[[str], np.ndarray]
+# From the name of a tensor to its values, or to what reads rows of them.
+Read = Callable[[str], np.ndarray | hub_files.Tensor]
 
 # Leaf -> tensor, the tensor's axes, the leaf's. Letters together are one axis
 # of the tensor; of a layer, names follow `model.layers.{}.`.
@@ -154,11 +154,12 @@ def load_params(
   shardings: PyTree | None = None,
   where: Callable[[str], str] = str,
 ) -> dict:
-  """Makes a decoder's parameters, shard by shard.
+  """Makes a decoder's parameters, leaf by leaf.
 
-  Beyond the result, memory holds one shard of one leaf, and what `read` returns
-  for one tensor. `shardings` tell where each leaf goes, by default to the
-  default device. A value that is not finite is a ValueError.
+  A process reads each tensor once, and of it the rows from the first to the
+  last that its devices need. Beyond the result, memory holds these and the
+  process's part of one leaf. `shardings` tell where each leaf goes, by default
+  to the default device. A value that is not finite is a ValueError.
   """
   shapes = decoder.param_shapes(config)
   if shardings is None:
@@ -170,21 +171,35 @@ def load_params(
     layer = root.removeprefix("layer_")
     piece = names[(root if root == layer else "layers", *rest)]
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-      places = [
-        range(size)[part] for part, size in zip(index, leaf.shape, strict=True)
-      ]
-      values = np.empty([len(place) for place in places], leaf.dtype)
-      layers, parts = [layer], values[None]
-      if leaf.ndim > len(piece.axes):  # stacked
-        layers, parts, index = places[0], values, index[1:]
-      for part, number in zip(parts, layers, strict=True):
-        name = piece.tensor.format(number)
-        rows = read(name)[piece.rows].reshape(piece.shape)
-        rows = rows.transpose(piece.axes)[index]
-        hub_files.round_to(part, rows, where(name), name)
-      return values
-
+    is_stacked = leaf.ndim > len(piece.axes)
+    layers = range(leaf.shape[0]) if is_stacked else [layer]
+    # What is needed here: copies on several devices are one.
+    own = sharding.addressable_devices_indices_map(leaf.shape).values()
+    own = {
+      str(index): [range(n)[x] for n, x in zip(leaf.shape, index, strict=True)]
+      for index in own
+    }
+    values = {
+      key: np.empty([*map(len, places)], leaf.dtype)
+      for key, places in own.items()
+    }
+    first = piece.axes.index(0)  # the axis that is the tensor's first
+    rows = [places[is_stacked:][first] for places in own.values()]
+    begin, end = min(x.start for x in rows), max(x.stop for x in rows)
+    size = (piece.rows.stop - piece.rows.start) // piece.shape[0]
+    rows = slice(*(piece.rows.start + size * x for x in (begin, end)))
+    for number in layers:
+      name = piece.tensor.format(number)
+      found = read(name)[rows].reshape(end - begin, *piece.shape[1:])
+      found = found.transpose(piece.axes)
+      for key, places in own.items():
+        part, cut = values[key], [slice(x.start, x.stop) for x in places]
+        if is_stacked:
+          part, cut = part[number], cut[1:]
+        place = places[is_stacked:][first]
+        cut[first] = slice(place.start - begin, place.stop - begin)
+        hub_files.round_to(part, found[tuple(cut)], where(name), name)
+    shard = lambda index: values[str(index)]  # noqa: E731
     return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
   return jax.tree_util.tree_map_with_path(make, shapes, shardings)
@@ -248,7 +263,7 @@ def open_checkpoint(
     tensors = hub_files.read_headers(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     places = {name: str(tensor.path) for name, tensor in tensors.items()}
-    read = lambda name: tensors[name].values  # noqa: E731
+    read = tensors.__getitem__
 
   config = hub_config.read_config(document, where=where, max_length=max_length)
   stored = {_EMBED, _HEAD} & set(shapes)

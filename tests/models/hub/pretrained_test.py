@@ -274,7 +274,7 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def rewrite(folder, change):
   """One whole file with the tensors as `change` leaves them."""
   found = hub_files.read_headers(folder)
-  tensors = {name: tensor.values[:] for name, tensor in found.items()}
+  tensors = {name: tensor[:] for name, tensor in found.items()}
   for path in folder.glob("*.safetensors*"):
     path.unlink()
   change(tensors)
