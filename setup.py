@@ -89,6 +89,8 @@ _LM_EVAL = ["lm-eval>=0.4.13,<0.5"]
 _GYMNASIUM = ["gymnasium>=1.4,<1.5"]
 _OPENENV = ["openenv>=0.10,<0.11"]
 _VERIFIERS = ["verifiers>=0.4,<0.5"]
+# Runs in Google Cloud Storage: what etils' epath opens gs:// with.
+_GCS = ["gcsfs>=2026.4"]
 _REPORT = ["matplotlib>=3.9,<4", "scipy>=1.14,<2", "markdown-it-py>=3,<5"]
 # Notebooks: a kernel, and what runs them as tests.
 _NOTEBOOKS = ["ipykernel>=6.29,<8", "nbmake>=1.5,<2"]
@@ -121,6 +123,7 @@ _EXTRAS = {
   "cuda12": ["jax[cuda12]"],
   # libtpu also compiles for slices that are not there: `saw fit`.
   "tpu": ["jax[tpu]"],
+  "gcs": _GCS,
   "hf": _HF,
   # Checkpoints of llama.cpp.
   "gguf": _HF + _GGUF,

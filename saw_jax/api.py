@@ -149,8 +149,9 @@ def train(
     FloatingPointError: a loss, gradient or result is not finite.
   """
   naming.leave_if_read()  # A file read for its functions trains nothing.
-  from saw_jax.run import build
+  from saw_jax.run import build, store
 
+  directory = store.local(directory, writes=True)
   seeds = [int(seed) for seed in seeds]
   with _shown_log():
     how = {"directory": directory, "resume_step": resume_step}
@@ -168,8 +169,9 @@ def open_run(
   in none: pass the `task`, or the `config` with the functions, as it was
   trained.
   """
-  from saw_jax.run import run_directory
+  from saw_jax.run import run_directory, store
 
+  directory = store.local(directory)
   run_directory.read_run(directory)
   return Run(directory, task=task, config=config)
 

@@ -93,7 +93,6 @@ TRAIN = f"""
 {CONFIG} --num_processes=2 | go with --coordinator
 {CONFIG} --coordinator=h --num_processes=2 --process_id=0 | not 'h'
 {CONFIG} --resume_step=7 | no checkpoint of step 7
-{CONFIG} --workdir=gs://bucket/run | gs://bucket/run is a store
 {CONFIG} --log=trackoi | 'trackio'
 {CONFIG} --coordinator=h:1 --num_processes=2 --process_id=2 | not below
 """
@@ -105,6 +104,8 @@ train {CONFIG} | --workdir must have a value
 train --workdir=x | give --config=TABLE, or --rows=FILE
 train --workdir=x --rows=x.jsonl --rewards=x.py:right | x.py
 train --workdir=x --method=gdpo | --rows
+train {CONFIG} --workdir=gs://bucket/run | pip install 'saw_jax[gcs]'
+train --workdir=x {CONFIG} --compilation_cache=gz://a/b | there is no such store
 doctor {CONFIG}:row=gdpo_swa | 'gdpo_saw'
 reproduce --table=saw/tool_calling --rows=gdop | 'gdpo'
 reproduce --table=saw/tool_caling | 'saw/tool_calling'

@@ -67,7 +67,7 @@ ROOMS = {
   "run": Room(
     "run",
     "mathematics models rollout tasks training edges annotate run",
-    "jax flax numpy optax orbax rich ml_collections absl",
+    "jax flax numpy optax orbax etils fsspec rich ml_collections absl",
     "tensorboardX trackio wandb",
   ),
   "reporting": Room(

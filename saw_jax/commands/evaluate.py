@@ -16,7 +16,6 @@ config.evaluation.benchmarks names, which a run scores at its end.
 """
 
 import os
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -59,12 +58,12 @@ def evaluate(
 ) -> dict[str, Any]:
   """Prints and writes scores, and returns them by seed; see `saw evaluate`."""
   from saw_jax.reporting import statistics
-  from saw_jax.run import build, evaluation, metrics, run_directory
+  from saw_jax.run import build, evaluation, metrics, run_directory, store
   from saw_jax.run import config as config_lib
   from saw_jax.run import experiment as experiment_lib
 
-  workdir = pathlib.Path(directory)
   with command_line.checking_input():
+    workdir = store.local(directory)
     run, seeds = run_directory.read_config(workdir, config)
     for name, value in (
       ("num_examples", examples),
@@ -113,5 +112,6 @@ def evaluate(
     name += f"_{split}"
   path = workdir / f"{name}.json"
   metrics.write_json(path, document)
-  print("\n".join([*lines, f"written to {path}"]))
+  store.of(workdir).keep(path)
+  print("\n".join([*lines, f"written to {store.named(path)}"]))
   return document

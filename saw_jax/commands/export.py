@@ -38,16 +38,16 @@ def export(
   config: Any = None,
 ) -> None:
   """Writes a policy; `task` and `config` are those of `evaluate.evaluate`."""
-  workdir, output = pathlib.Path(directory), pathlib.Path(output)
+  output = pathlib.Path(output)
   if (output / "config.json").exists():
     raise command_line.UsageError(f"--output: there is a model in {output}")
 
   from saw_jax.models.hub import pretrained
-  from saw_jax.run import build
+  from saw_jax.run import build, store
 
   with command_line.checking_input():
     run, experiment, seed, step, params = build.read_policy(
-      workdir, checkpoint, seed, task=task, config=config
+      store.local(directory), checkpoint, seed, task=task, config=config
     )
     document = build.open_checkpoint(run).document if run.checkpoint else None
   with command_line.checking_input():

@@ -22,7 +22,7 @@ import pathlib
 import ml_collections
 from absl import flags
 
-from saw_jax.run import command_line, metrics
+from saw_jax.run import command_line, metrics, store
 
 
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict:
@@ -37,7 +37,9 @@ def main() -> int:
   given = flags.FLAGS
   with command_line.checking_input():
     seeds, processes = read_seeds(), _check_processes()
-
+    if store.is_store(given.compilation_cache or ""):
+      store.open_root(given.compilation_cache, writes=True)
+    folder = store.local(given.workdir, writes=True)
   # JAX is imported here: a mistake in the flags is answered before that.
   import jax
 
@@ -46,7 +48,7 @@ def main() -> int:
     jax.distributed.initialize(*processes)
   from saw_jax.run import build
 
-  how = {"directory": given.workdir, "resume_step": given.resume_step}
+  how = {"directory": folder, "resume_step": given.resume_step}
   with command_line.checking_input():
     experiment = build.build(given_config(), seeds, **how)
   result = build.train(experiment, seeds, **how)
@@ -73,7 +75,10 @@ def _keep_programs(folder: str | None, workdir: str) -> None:
   if folder is None:
     if jax.config.jax_compilation_cache_dir:
       return
-    folder = str(pathlib.Path(workdir).absolute().parent / ".compiled")
+    if store.is_store(workdir):
+      folder = workdir.rstrip("/").rpartition("/")[0] + "/.compiled"
+    else:
+      folder = str(pathlib.Path(workdir).absolute().parent / ".compiled")
   jax.config.update("jax_compilation_cache_dir", folder or None)
 
 

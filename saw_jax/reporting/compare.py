@@ -13,7 +13,7 @@ from saw_jax import naming
 from saw_jax.reporting import plots, runs, statistics, tables
 from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.statistics import PairedDifference, Summary
-from saw_jax.run import run_directory
+from saw_jax.run import run_directory, store
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -105,8 +105,8 @@ def compare(
   have are compared, and of held-out scores, as `greedy/total`; by default
   rewards, entropy, length, KL, and every score.
   """
-  paths = [pathlib.Path(directory) for directory in directories]
-  if len(set(paths)) != len(paths) or len(paths) < 2:
+  paths = [store.local(directory) for directory in directories]
+  if len(set(map(str, directories))) != len(paths) or len(paths) < 2:
     raise ValueError("name two or more run directories that differ")
   names = [path.name for path in paths]
   labels = names if len(set(names)) == len(names) else list(map(str, paths))

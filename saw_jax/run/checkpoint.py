@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from jax import lax
 from orbax.checkpoint import checkpoint_managers
 
+from saw_jax.run import store
 from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
@@ -71,6 +72,7 @@ class Checkpointer:
 
   def __init__(self, directory: str | os.PathLike, *, reads: bool = False):
     self.directory, self._reads = pathlib.Path(directory).resolve(), reads
+    self._folder = store.of(self.directory.parent)
     score = lambda metrics: metrics["score"]  # noqa: E731
     _silence_orbax()
     best = checkpoint_managers.BestN(
@@ -86,7 +88,22 @@ class Checkpointer:
       cleanup_tmp_directories=not reads,
       enable_async_checkpointing=True,
     )
-    self._manager = _Manager(self.directory, options=options)
+    handlers = None
+    if not reads:
+      self._folder.start(jax.process_index(), jax.process_count())
+      if jax.process_count() > 1 and not self._folder.is_shared:
+        # Each host has a folder of its own, with its part of each array in
+        # files that no other one writes. All of them together are whole.
+        each = ocp.options.MultiprocessingOptions(primary_host=None)
+        options.multiprocessing_options = each
+        arrays = ocp.StandardCheckpointHandler(
+          multiprocessing_options=each, use_ocdbt=False
+        )
+        document = ocp.JsonCheckpointHandler(multiprocessing_options=each)
+        handlers = {"state": arrays, "arrays": arrays, "document": document}
+    self._manager = _Manager(
+      self.directory, options=options, item_handlers=handlers
+    )
 
   @property
   def steps(self) -> list[int]:
@@ -101,6 +118,7 @@ class Checkpointer:
     for later in reversed([one for one in self.steps if one > step]):
       LOG.info("the checkpoint of step %d is made again", later)
       self._manager.delete(later)
+      self._folder.forget([later])
 
   def save(
     self,
@@ -112,6 +130,7 @@ class Checkpointer:
     score: float | None = None,
   ) -> None:
     """Starts to save; returns when the arrays have been copied."""
+    self._folder.check()
     finite = hosts.fetch(_are_finite([state, dict(arrays or {})]))
     for name in (name for name, is_so in _leaves(finite).items() if not is_so):
       raise FloatingPointError(
@@ -145,6 +164,7 @@ class Checkpointer:
       return self._read(template, step)
     except CheckpointError as error:
       if self._reads:  # Its run may have a newer one, and have removed this.
+        self._folder.bring()
         self._manager.reload()
         if self.steps != steps:
           return self.restore(template, step=wanted)
@@ -167,13 +187,17 @@ class Checkpointer:
 
   def wait(self) -> None:
     self._manager.wait_until_finished()
+    if not self._reads:
+      self._folder.send()
 
   def close(self) -> None:
-    self.wait()
+    self._manager.wait_until_finished()
     self._manager.close()
+    self._folder.close()
 
   def _read(self, template: PyTree, step: int) -> Restored:
     folder = self.directory / str(step)
+    self._folder.bring_step(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     document = self._get(folder, "document", ocp.args.JsonRestore())
     _check_shapes(abstract, document["fingerprints"], folder)

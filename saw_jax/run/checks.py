@@ -316,13 +316,6 @@ def _check_group_of_one(made: Experiment) -> None:
 
 
 def _check_directory(directory: str | os.PathLike) -> None:
-  scheme, is_store, rest = str(directory).partition("://")
-  if is_store:  # of which a path would be a local folder, `gs:`
-    raise ValueError(
-      f"{directory} is a store ({scheme}), and a run renames, appends to and "
-      "locks files in its directory: mount it, as gcsfuse does, and say "
-      f"--workdir=MOUNT/{rest}, or copy the folder there as it goes on"
-    )
   path = pathlib.Path(directory).absolute()
   place = next(one for one in (path, *path.parents) if one.exists())
   if not place.is_dir():

@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags
 
 from saw_jax.run import config as config_lib
-from saw_jax.run import methods
+from saw_jax.run import methods, store
 from saw_jax.tasks import base
 from saw_jax.tasks.rows import task as rows_task
 
@@ -29,7 +29,7 @@ INTERRUPTED, UNREAD = 130, 141
 # see where an input was refused.
 _EXPLAINED = set(
   "UsageError RewardError CheckpointError RunError DamagedRunError LedgerError "
-  "FloatingPointError ActorError EngineError".split()
+  "FloatingPointError ActorError EngineError StoreError".split()
 )
 # Errors that are about what was given, where input is read.
 _OF_INPUT = (ValueError, KeyError, TypeError, AttributeError)
@@ -222,7 +222,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 def _text(error: Exception) -> str:
   text = error.args[0] if error.args else type(error).__name__
-  text = str(error if isinstance(error, OSError) else text)
+  text = store.named(error if isinstance(error, OSError) else text)
   return " ".join(text.split())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from saw_jax import naming, tokenizer
 from saw_jax.models.hub import tokenizer as hub_tokenizer
+from saw_jax.run import store
 from saw_jax.tasks.base import Task
 
 # "module:Task:Config" in a package that need not be imported, or both classes.
@@ -93,6 +94,8 @@ def describe_task(
 
 def find_checkpoint(name: str) -> pathlib.Path:
   """The directory or file of a pretrained model, by name or by path."""
+  if store.is_store(name):
+    return store.copy_of(name)
   if name not in CHECKPOINTS:
     path = pathlib.Path(name)
     if not path.exists():

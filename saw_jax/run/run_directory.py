@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from saw_jax import naming
 from saw_jax.run import config as config_lib
-from saw_jax.run import metrics
+from saw_jax.run import metrics, store
 
 if TYPE_CHECKING:
   from saw_jax.run import sections
@@ -189,12 +189,14 @@ def lock(directory: str | os.PathLike) -> None:
   file.write(f"process {os.getpid()} on {platform.node()}\n")
   file.flush()
   _LOCKS[path] = file
+  store.of(path.parent).take()
 
 
 def unlock(directory: str | os.PathLike) -> None:
   path = pathlib.Path(directory).resolve() / "lock"
   if path in _LOCKS:
     _LOCKS.pop(path).close()
+    store.of(path.parent).release()
 
 
 def read_run(directory: str | os.PathLike) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""A store in a folder: whole objects, no rename, no append, and a fuse."""
+
+import pathlib
+
+import fsspec
+from etils.epath import backend
+from fsspec.implementations import local
+
+
+class FakeStore(local.LocalFileSystem):
+  """What answers for `gs://` in place of gcsfs."""
+
+  protocol = ("gs", "gcs")
+  cachable = False
+  root: pathlib.Path
+  before_write = staticmethod(lambda name: None)  # raises, if it is to fail
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    name = str(path).removeprefix("gs://").removeprefix(str(cls.root))
+    return str(cls.root / name.strip("/"))
+
+  def _open(self, path, mode="rb", **options):
+    if mode == "wb":
+      name = pathlib.Path(path).relative_to(self.root).as_posix()
+      self.before_write(name)
+      pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    elif mode != "rb":
+      raise NotImplementedError(f"a store has no mode {mode}")
+    return super()._open(path, mode, **options)
+
+  def makedirs(self, path, exist_ok=False):
+    """There are no folders."""
+
+  mkdir = makedirs
+
+  def mv(self, *paths, **options):
+    raise NotImplementedError("a store renames nothing")
+
+  rename = move = mv_file = mv
+
+
+def install(root, monkeypatch=None):
+  """Has `gs://` be a folder, in this process."""
+  FakeStore.root = pathlib.Path(root)
+  FakeStore.root.mkdir(exist_ok=True, parents=True)
+  FakeStore.before_write = staticmethod(lambda name: None)
+  fsspec.register_implementation("gcs", FakeStore, clobber=True)
+  backend.fsspec_backend._get_filesystem.cache_clear()
+  return FakeStore.root
