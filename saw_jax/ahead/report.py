@@ -150,20 +150,21 @@ def choices(
 ) -> Iterator[dict[str, str]]:
   """Keys with which a program should fit, the best first.
 
-  Of an update that fits, those with which it computes less again, or has fewer
-  parts. What is kept for that is known by arithmetic; what has to be less goes
-  in proportion to it.
+  Of an update that fits, those with which it computes less again, or sends less
+  where it waits for links. What is kept for that is known by arithmetic; what
+  has to be less goes in proportion to it.
   """
   samples, is_well = found["program"] == "generate", fits(found, topology)
   if is_well and found["program"] != "update":
     return
   now, before = made.parallel.tensor, _of_rows(made, topology.count, samples)
   held, rate = found["beside"] + found["arguments"], 1.0
-  parts = made.loop.num_microbatches
+  parts, times = made.loop.num_microbatches, roofline(found, topology)
+  waits = times and times["links"] == max(times.values())
   if not is_well:
     rate = (found["needs"] - held) / before
   for keys in _settings(made, samples, topology.count):
-    if is_well and not keys:
+    if is_well and not (keys if waits else "model.remat" in keys):
       return
     if is_well and made.method.per_step and keys.get(_PARTS, 0) > parts:
       continue  # More rows than there are would fill them up.
