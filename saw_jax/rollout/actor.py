@@ -120,21 +120,6 @@ def close(act: Any) -> None:
     act.close()
 
 
-def device_sampler(
-  decoder: DecoderConfig, config: GenerateConfig, device: jax.Device
-) -> Sampler:
-  """Samples on a device; weights get there once for each version."""
-  generate, held = make_generate(decoder, config, lanes=True), {}
-
-  def sample(version, params, prompts, row_keys):
-    if version not in held:
-      held.clear()
-      held[version] = jax.device_put(params, device)
-    return generate(held[version], *jax.device_put((prompts, row_keys), device))
-
-  return sample
-
-
 def partial_sampler(
   config: GenerateConfig,
   make: Callable[[GenerateConfig], Sampler],
@@ -196,9 +181,17 @@ def partial_sampler(
 
 
 class ProcessSampler:
-  """A sampler in a process of its own, with its own JAX, on the CPU."""
+  """A sampler in a process of its own, with its own JAX, on the CPU.
 
-  def __init__(self, decoder: DecoderConfig, config: GenerateConfig):
+  `fetch` takes the parameters to the host, with an axis of seeds.
+  """
+
+  def __init__(
+    self,
+    decoder: DecoderConfig,
+    config: GenerateConfig,
+    fetch: Callable[[PyTree], PyTree] = jax.device_get,
+  ):
     context = multiprocessing.get_context("spawn")
     self._pipe, theirs = context.Pipe()
     self._process = context.Process(
@@ -206,12 +199,12 @@ class ProcessSampler:
     )
     self._process.start()
     theirs.close()
-    self.pid, self._version = self._process.pid, None
+    self.pid, self._version, self._fetch = self._process.pid, None, fetch
 
   def __call__(
     self, version: int, params: PyTree, prompts: PromptBatch, row_keys: Array
   ) -> Transcript:
-    new = None if version == self._version else jax.device_get(params)
+    new = None if version == self._version else self._fetch(params)
     self._version = version
     key_data = np.asarray(jax.random.key_data(row_keys))
     try:

@@ -15,7 +15,7 @@ from saw_jax.models import lora
 from saw_jax.rollout import refill
 from saw_jax.run import agents, engines, groups, labelling, metrics
 from saw_jax.run.experiment import AnswerRun, EpisodeRun, kind_of
-from saw_jax.run.policy import learner_devices
+from saw_jax.run.policy import actor_lift, learner_devices
 from saw_jax.run.rollouts import Encoder
 from saw_jax.run.sections import Experiment, RunConfig
 from saw_jax.tasks import base
@@ -76,6 +76,8 @@ def check(
     devices=learner_devices(made),
   )
   check_rows(made, lift.num_shards)
+  if made.asynchronous.actor_devices:
+    _check_actors(made, len(seeds))
   if made.loop.group_size == 1 and run is not None:
     _check_group_of_one(made)
   if directory is not None:
@@ -89,6 +91,21 @@ def _check_cache(made: Experiment) -> None:
   encoder = Encoder(made.tokenizer, made.rollout)
   settings = encoder.settings(made.sampling, 1)
   refill.slots(settings, 1, encoder.round_up(made.rollout.max_prompt_tokens))
+
+
+def _check_actors(made: Experiment, num_seeds: int) -> None:
+  """Whether the devices of an actor can share what it is asked for."""
+  try:
+    lift = actor_lift(made, num_seeds)
+  except ValueError as error:
+    raise ValueError(f"asynchronous.actor_devices: {error}") from None
+  prompts = made.loop.prompts_per_step // made.rollout.length_groups
+  if prompts % lift.num_shards:
+    raise ValueError(
+      f"asynchronous.actor_devices: the {prompts} prompts that are sampled at "
+      "a time (loop.prompts_per_step by rollout.length_groups) do not split "
+      f"over {lift.num_shards} devices of an actor"
+    )
 
 
 def check_rows(made: Experiment, num_shards: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from saw_jax import advantages
 from saw_jax.rollout import actor as actor_lib
 from saw_jax.rollout import staleness
+from saw_jax.rollout.engine import Engine
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.transcript import PAD, Transcript
 from saw_jax.run import rollouts
@@ -93,6 +94,11 @@ def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
   for name in ("actor_devices", "partial_tokens"):
     if getattr(config, name) and not config.actors:
       raise ValueError(f"{name} needs actors, which sample during the updates")
+  if config.actors and config.actor_devices % config.actors:
+    raise ValueError(
+      f"actor_devices is {config.actor_devices}, which {config.actors} actors "
+      "do not share evenly"
+    )
   if config.partial_tokens and config.protocol == "fixed_lag":
     raise ValueError(
       "partial_tokens lets a response span versions, and fixed_lag promises "
@@ -210,18 +216,12 @@ class Queue:
     self._config = config = made.asynchronous
     self._protocol, self._clock = protocol, learner.clock
     self._policy, self._encoder = learner.policy, learner.policy.encoder
-    how = made.sampling, made.loop.group_size
-    self._settings = self._encoder.settings(*how)
-    self._generate = self._policy.make_generate(*how)
+    self._settings = self._encoder.settings(made.sampling, made.loop.group_size)
+    self._near = _by_engine(self._policy.engine, self._settings)
     self._examples = self._encoder.keep(made.task.examples("train"))
     self._seeds = learner.seeds
     self._carry = config.carry_log_probs or made.method.needs_behave
     self._carry &= self._policy.engine.traits.gives_log_probs(made.sampling)
-    # Actors that do not use the learner's own sampler, where it stands.
-    self._far = bool(config.actor_devices) or (
-      config.actors
-      and (config.actor_kind == "process" or config.partial_tokens)
-    )
     self._shelf: list[dict[int, Group]] = [{} for _ in self._seeds]
     self._ledgers = [staleness.Ledger()] * len(self._seeds)
     self._filtered_before = [0] * len(self._seeds)
@@ -423,16 +423,11 @@ class Queue:
 
   def _publish(self, params: PyTree) -> None:
     """Copies the weights: the learner gives its own away to the next update."""
-    if self._far:
-      params = self._policy.lift.share(params)
     # One assignment: actors read it while it changes.
     self._newest = (self._ledgers[0].version, jax.tree.map(jnp.copy, params))
 
-  def _near(self, version: int, *args) -> Transcript:
-    return self._generate(*args)
-
   def _make_act(self, index: int) -> actor_lib.Act:
-    sampler = self._far_sampler(index) if self._far else self._near
+    sampler = self._sampler(index)
 
     def act(request: Request) -> Rollout:
       transcript = self._sample(sampler, request)
@@ -441,17 +436,13 @@ class Queue:
     act.close = lambda: actor_lib.close(sampler)
     return act
 
-  def _far_sampler(self, index: int) -> actor_lib.Sampler:
-    config, decoder = self._config, self._policy.decoder
-    devices = jax.devices()
-    free = devices[len(devices) - config.actor_devices :] or devices
-
-    def make(settings: GenerateConfig) -> actor_lib.Sampler:
-      if config.actor_kind == "process":
-        return actor_lib.ProcessSampler(decoder, settings)
-      device = free[index % len(free)]
-      return actor_lib.device_sampler(decoder, settings, device)
-
+  def _sampler(self, index: int) -> actor_lib.Sampler:
+    config, policy = self._config, self._policy
+    make = functools.partial(_by_engine, policy.actor_engine(index))
+    if config.actor_kind == "process":
+      make = functools.partial(
+        actor_lib.ProcessSampler, policy.decoder, fetch=policy.lift.fetch
+      )
     if not config.partial_tokens:
       return make(self._settings)
     return actor_lib.partial_sampler(
@@ -467,6 +458,10 @@ class Queue:
       encoder=self._encoder,
       length_groups=self._encoder.config.length_groups,
     )
+
+
+def _by_engine(engine: Engine, settings: GenerateConfig) -> actor_lib.Sampler:
+  return lambda version, *args: engine.sample(*args, config=settings)
 
 
 def _describe(

@@ -1,5 +1,6 @@
 """The policies of all seeds: their train state, and what adapters sit on."""
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 
 from saw_jax.models import lora as lora_lib
-from saw_jax.rollout import engine
+from saw_jax.rollout.engine import Engine
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import checkpoint, engines, rollouts
 from saw_jax.run.sections import Experiment
@@ -93,12 +94,20 @@ class Policy:
     self._weights.drop()
 
   @functools.cached_property
-  def engine(self) -> engine.Engine:
+  def engine(self) -> Engine:
     """What samples from parameters of this shape; servers are looked at."""
     native = rollouts.Native(self.lift, self.decoder, self._weights)
     if not self.made.rollout.engine:
       return native
     return engines.open_servers(self.made, self.lift, native, self.directory)
+
+  def actor_engine(self, index: int) -> Engine:
+    """What an actor samples with: where we do, or on its own devices."""
+    if not self.made.asynchronous.actor_devices:
+      return self.engine
+    lift = actor_lift(self.made, self.num_seeds, index)
+    weights = sampling_lib.Weights(lift, self.decoder, self.lift)
+    return rollouts.Native(lift, self.decoder, weights)
 
   def make_generate(
     self, sampling: SamplingConfig, group_size: int, **options: bool
@@ -127,3 +136,30 @@ class Policy:
 def learner_devices(made: Experiment) -> list[jax.Device]:
   devices = jax.devices()
   return devices[: len(devices) - made.asynchronous.actor_devices]
+
+
+def actor_lift(
+  made: Experiment, num_seeds: int, index: int = 0
+) -> parallel.Lift:
+  """The lift of an actor, over its part of the devices that actors have.
+
+  It is a mesh of `data` x `tensor`; where seeds are trained side by side, each
+  device has some of them whole.
+  """
+  size = made.asynchronous.actor_devices // made.asynchronous.actors
+  is_seeded = made.parallel.lift == "seeded"
+  if is_seeded and num_seeds % size:
+    raise ValueError(
+      f"{size} devices of an actor do not share {num_seeds} seeds evenly: "
+      "parallel.lift='meshed' spreads the rows of one"
+    )
+  first = len(learner_devices(made)) + index * size
+  return parallel.make_lift(
+    dataclasses.replace(
+      made.parallel, lift="seeded" if is_seeded else "meshed", data=-1, fsdp=1
+    ),
+    made.decoder,
+    None,  # no optimizer: nothing is trained
+    num_seeds=num_seeds,
+    devices=jax.devices()[first : first + size],
+  )

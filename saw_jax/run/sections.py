@@ -156,7 +156,8 @@ class AsyncConfig:
   trigger: int = constant(4)
   actors: int = 0  # 0: sample between the updates, as fast as is allowed
   actor_kind: str = "thread"  # or "process", each with its own JAX on the CPU
-  # The last devices, which the learner leaves alone.
+  # The last devices, which the learner leaves alone; an actor has its part of
+  # them as a mesh of data x tensor.
   actor_devices: int = constant(0)
   max_deaths: int = constant(3)  # actors that are restarted in a run
   # 0: a response is sampled whole; else in parts of so many tokens, and one

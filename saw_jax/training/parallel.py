@@ -66,8 +66,10 @@ class Lift:
   place: Callable[[TrainState], Any]  # puts the stacked state where it is kept
   place_params: Callable[[PyTree], Any]  # and parameters of whole models
   fetch: Callable[[Any], TrainState]  # takes the state back, as host arrays
-  # Brings STATE to one device, seeds first; the host is not on the way.
+  # STATE as another lift takes it up: under `pmapped`, of the first device.
   share: Callable[[PyTree], PyTree]
+  # Where a sampler wants parameters of these shapes.
+  sampling_places: Callable[[PyTree], PyTree]
   mesh: Mesh | None = None  # of several devices
   num_shards: int = 1  # parts that ROWS are split into
   has_own_rows: bool = False  # a device sees its own rows alone
@@ -94,11 +96,9 @@ def seeded(devices: Sequence[jax.Device] | None = None) -> Lift:
     mapped = jax.jit(jax.vmap(fn), donate_argnums=donate)
     return lambda *args: mapped(*map(put, args))
 
-  def share(tree):
-    return jax.device_put(tree, devices[0])
-
+  whole = put, put, jax.device_get, lambda tree: tree, _all_at(sharding)
   mesh = sharding.mesh if len(devices) > 1 else None
-  return Lift("seeded", wrap, put, put, jax.device_get, share, mesh)
+  return Lift("seeded", wrap, *whole, mesh)
 
 
 def meshed(
@@ -146,10 +146,11 @@ def meshed(
   def fetch(state):
     return _with_seeds(hosts.fetch(state))
 
-  def share(tree):
-    return _with_seeds(jax.device_put(tree, mesh.devices.flat[0]))
+  def sampling_places(params):
+    del params  # a mesh is of one decoder
+    return param_shardings(mesh, config, SAMPLING_RULES)
 
-  whole = place, place_params, fetch, share
+  whole = place, place_params, fetch, lambda tree: tree, sampling_places
   return Lift("meshed", wrap, *whole, mesh, num_shards)
 
 
@@ -194,9 +195,9 @@ def pmapped(devices: Sequence[jax.Device] | None = None) -> Lift:
     return jax.tree.map(lambda x: x[:1], jax.device_get(state))
 
   def share(tree):
-    return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+    return _one_seed(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
 
-  whole = place, place, fetch, share
+  whole = place, place, fetch, share, _all_at(sharding)
   return Lift("pmapped", wrap, *whole, sharding.mesh, num, True)
 
 
@@ -347,6 +348,10 @@ def _one_seed(tree: PyTree) -> PyTree:
 
 def _with_seeds(tree: PyTree) -> PyTree:
   return jax.tree.map(lambda x: x[None], tree)
+
+
+def _all_at(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
+  return lambda tree: jax.tree.map(lambda _: sharding, tree)
 
 
 def _one_each(devices: Sequence[jax.Device], axis: str) -> NamedSharding:

@@ -3,7 +3,8 @@
 The learner splits its weights over `fsdp`: a sampler that read them so would
 gather the whole model for every token. Its own copy is made once for each
 version, in the dtype that the decoder computes in, and is whole on each device,
-or split over `tensor`. Each shard of rows has a loop of its own, which ends
+or split over `tensor`. It may be on other devices than the learner's, each of
+which gets its own part. Each shard of rows has a loop of its own, which ends
 with its rows.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.transcript import Transcript
@@ -27,18 +28,13 @@ _FLOAT32 = ("scale", "value_kernel", "value_bias")
 def layout(
   lift: parallel.Lift, config: DecoderConfig, params: PyTree
 ) -> PyTree:
-  """Shapes of a sampler's parameters, with places where there is a mesh."""
+  """Shapes of a sampler's parameters, with their places."""
 
   def like(path, x, place):
     dtype = _dtype(path, x, config)
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
 
-  if lift.name != "meshed":
-    return jax.tree_util.tree_map_with_path(
-      lambda path, x: like(path, x, None), params
-    )
-  rules = parallel.SAMPLING_RULES
-  places = parallel.param_shardings(lift.mesh, config, rules)
+  places = lift.sampling_places(params)
   return jax.tree_util.tree_map_with_path(like, params, places)
 
 
@@ -48,6 +44,7 @@ def lay_out(
   """Copies what of the learner's parameters is not as a sampler has it."""
   leaves, treedef = jax.tree.flatten(params)
   wanted = treedef.flatten_up_to(layout(lift, config, params))
+  leaves = list(map(_bring, leaves, wanted))
   chosen = differing(leaves, wanted)
   if chosen:
     copy = copier(tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen))
@@ -55,6 +52,56 @@ def lay_out(
     for i, x in zip(chosen, copied, strict=True):
       leaves[i] = x
   return jax.tree.unflatten(treedef, leaves)
+
+
+def _bring(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+  """Copies an array to other devices, if it is to be there."""
+  if x.sharding.device_set == like.sharding.device_set:
+    return x
+  return reshard(x.astype(like.dtype), like.sharding)
+
+
+def reshard(x: jax.Array, place: NamedSharding) -> jax.Array:
+  """Copies an array to other devices: to each of them its own part alone.
+
+  A part is put together there, of pieces from the devices that have them.
+  Neither the host nor any device has the whole array on the way, and no
+  program runs on several devices, so that any thread may do this.
+  """
+
+  def spans(index):  # of a part, in each axis: from where to where
+    return [
+      cut.indices(size)[:2] for cut, size in zip(index, x.shape, strict=True)
+    ]
+
+  shards = {str(one.index): one for one in x.addressable_shards}.values()
+
+  def part(device, wanted):
+    pieces = {}
+    for shard in shards:
+      held = spans(shard.index)
+      pairs = zip(held, spans(wanted), strict=True)
+      cuts = [(max(a, c), min(b, d)) for (a, b), (c, d) in pairs]
+      if any(begin >= end for begin, end in cuts):
+        continue
+      piece = shard.data
+      if cuts != held:
+        own = zip(cuts, held, strict=True)
+        piece = piece[tuple(slice(a - of, b - of) for (a, b), (of, _) in own)]
+      pieces[tuple(a for a, _ in cuts)] = jax.device_put(piece, device)
+    for axis in reversed(range(x.ndim)):
+      joined = {}
+      for at in sorted(pieces):
+        joined.setdefault(at[:axis], []).append(pieces[at])
+      pieces = {
+        at: own[0] if len(own) == 1 else jnp.concatenate(own, axis)
+        for at, own in joined.items()
+      }
+    return pieces[()]
+
+  places = place.addressable_devices_indices_map(x.shape)
+  parts = [part(*pair) for pair in places.items()]
+  return jax.make_array_from_single_device_arrays(x.shape, place, parts)
 
 
 def _dtype(path, x: jax.Array, config: DecoderConfig):
@@ -70,8 +117,7 @@ def differing(leaves: Sequence, wanted: Sequence) -> list[int]:
   def is_other(x, like) -> bool:
     if x.dtype != like.dtype:
       return True
-    place = like.sharding
-    return place is not None and not x.sharding.is_equivalent_to(place, x.ndim)
+    return not x.sharding.is_equivalent_to(like.sharding, x.ndim)
 
   pairs = enumerate(zip(leaves, wanted, strict=True))
   return [i for i, (x, like) in pairs if is_other(x, like)]
@@ -86,20 +132,29 @@ def copier(wanted: tuple) -> Callable:
     cast = lambda x, dtype: x.astype(dtype)  # noqa: E731
     return tuple(map(cast, leaves, dtypes))
 
-  return jax.jit(copy, out_shardings=None if None in places else places)
+  return jax.jit(copy, out_shardings=places)
 
 
 class Weights:
-  """Holds the copy of the version that was sampled from last."""
+  """Holds the copy of the version that was sampled from last.
 
-  def __init__(self, lift: parallel.Lift, config: DecoderConfig):
+  Parameters are those of `learner`, which by default is the sampler's own lift.
+  """
+
+  def __init__(
+    self,
+    lift: parallel.Lift,
+    config: DecoderConfig,
+    learner: parallel.Lift | None = None,
+  ):
     self._lay_out = functools.partial(lay_out, lift, config)
+    self._share = learner.share if learner else lambda params: params
     self._held: tuple[PyTree, PyTree] = (None, None)  # a copy, and what of
 
   def of(self, params: PyTree) -> PyTree:
     held = self._held  # Threads of actors have versions of their own.
     if held[1] is not params:
-      self._held = held = self._lay_out(params), params
+      self._held = held = self._lay_out(self._share(params)), params
     return held[0]
 
   def drop(self) -> None:

@@ -35,8 +35,9 @@ def make_call():
   return prompts, jnp.stack(keys)
 
 
-def device_sampler(settings):
-  return actor.device_sampler(CONFIG, settings, jax.devices()[0])
+def here(settings):
+  sample = generate.make_generate(CONFIG, settings, lanes=True)
+  return lambda version, *args: sample(*args)
 
 
 class TestActorPool:
@@ -95,10 +96,8 @@ class TestPartialSampler:
   def test_is_the_whole_sampler_where_the_weights_stay(self, part):
     params = make_params()
     prompts, keys = make_call()
-    whole = jax.device_get(device_sampler(SETTINGS)(0, params, prompts, keys))
-    sampler = actor.partial_sampler(
-      SETTINGS, device_sampler, lambda: (0, params), part
-    )
+    whole = jax.device_get(here(SETTINGS)(0, params, prompts, keys))
+    sampler = actor.partial_sampler(SETTINGS, here, lambda: (0, params), part)
     found = sampler(0, params, prompts, keys)
     size = found.tokens.shape[-1]
     kept = found.roles != 0
@@ -120,11 +119,9 @@ class TestPartialSampler:
     old, new = make_params(0), make_params(1)
     prompts, keys = make_call()
     settings = dataclasses.replace(SETTINGS, eos_ids=())
-    sampler = actor.partial_sampler(
-      settings, device_sampler, lambda: (1, new), 4
-    )
+    sampler = actor.partial_sampler(settings, here, lambda: (1, new), 4)
     found = sampler(0, old, prompts, keys)
-    before = jax.device_get(device_sampler(settings)(0, old, prompts, keys))
+    before = jax.device_get(here(settings)(0, old, prompts, keys))
     first = before.prompt_size + 4
     np.testing.assert_array_equal(
       found.tokens[..., :first], before.tokens[..., :first]
@@ -155,7 +152,7 @@ class TestProcessSampler:
       sampler(-1, {"no": np.zeros(2)}, prompts, keys)
     for version in (0, 1, 1):
       params = make_params(version)
-      expected = device_sampler(SETTINGS)(version, params, prompts, keys)
+      expected = here(SETTINGS)(version, params, prompts, keys)
       found = sampler(version, params, prompts, keys)
       np.testing.assert_array_equal(found.tokens, expected.tokens)
       np.testing.assert_array_equal(found.roles, expected.roles)

@@ -110,14 +110,14 @@ class TestLearner:
     policy = learner.policy
     batch = jax.tree.map(lambda x: np.asarray(x)[None], helpers.batch())
     before = learner.recompute(batch)
-    at_start = policy.lift.share(policy.params)
+    at_start = policy.lift.fetch(policy.params)
     chex.assert_trees_all_equal(update.take_seed(at_start, 0), made.params)
     learner.update(before)
     after = learner.recompute(batch)
     np.testing.assert_array_equal(after.ref_log_probs, before.ref_log_probs)
-    below = policy.lift.share(policy.base)
+    below = policy.lift.fetch(policy.base)
     chex.assert_trees_all_equal(update.take_seed(below, 0), made.params)
-    moved = policy.lift.share(policy.params)
+    moved = policy.lift.fetch(policy.params)
     up = [x["layer_0"]["mlp"]["up"] for x in (moved, at_start)]
     assert np.abs(np.asarray(up[0]) - np.asarray(up[1])).max() > 1e-3
     np.testing.assert_array_equal(moved["embedding"], at_start["embedding"])

@@ -11,7 +11,7 @@ import pytest
 
 from saw_jax import algorithms
 from saw_jax.rollout import actor
-from saw_jax.run import checkpoint, loop
+from saw_jax.run import checkpoint, groups, loop
 from tests import helpers
 
 # A loss that reads tokens, rewards and the current policy alone.
@@ -22,6 +22,8 @@ ASYMPO = algorithms.AlgorithmConfig(
 CLIPPED = algorithms.AlgorithmConfig(advantage="grpo", loss="clipped_surrogate")
 # What depends on who was faster.
 TIMING = ("groups/running", "groups/queued")
+MESHED = {"lift": "meshed"}
+TENSOR = {"lift": "meshed", "tensor": 2}
 QUOTA = {"protocol": "quota", "require": 2, "trigger": 2}
 
 
@@ -88,6 +90,35 @@ class TestFixedLag:
     # moved; a few later the last digit may turn a token into another.
     for name in ("reward/total", "length", "lag/steps"):
       found, expected = (curves(d)[name][0, :4] for d in (tmp_path, whole))
+      np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+
+  def test_a_mesh_samples_what_a_device_does(self, tmp_path):
+    loop = {"num_steps": 3, "checkpoint_interval": 0}
+    sections = {"parallel": {"lift": "meshed", "fsdp": 2}, "loop": loop}
+    for actors in (1, 2):
+      run(tmp_path / str(actors), [0], sections, actors=actors, actor_devices=2)
+    # Fewer rows on a device: the sampler's own log-probs are rounded otherwise.
+    ours = "behave_kl", "sampler_mismatch"
+    helpers.assert_same_run(tmp_path / "1", tmp_path / "2", *TIMING, *ours)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize(
+    "fields",
+    [
+      {"parallel": TENSOR},
+      {"parallel": {"lift": "pmapped"}},
+      {"seeds": (0, 1)},
+    ],
+  )
+  def test_a_sampler_on_two_devices_changes_nothing(
+    self, whole, tmp_path, fields
+  ):
+    seeds = fields.pop("seeds", (0,))
+    sections = {"loop": {"num_steps": 4}, **fields}
+    run(tmp_path, seeds, sections, actors=1, actor_devices=2)
+    for name in ("reward/total", "length", "lag/steps"):
+      found = curves(tmp_path)[name][:, :4]
+      expected = curves(whole)[name][: len(seeds), :4]
       np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
 
 
@@ -203,7 +234,7 @@ class TestDeaths:
     def dies(*args):
       raise actor.ActorDied("the sampler's process ended with code -9")
 
-    monkeypatch.setattr(actor, "device_sampler", lambda *_: dies)
+    monkeypatch.setattr(groups, "_by_engine", lambda *_: dies)
     with pytest.raises(actor.ActorError, match="3 actors died"):
       run(tmp_path, [0], actors=1, actor_devices=1, max_deaths=2)
 
@@ -226,6 +257,16 @@ class TestDeaths:
     ({"partial_tokens": 4, "actors": 1}, "span versions"),
     ({"actor_devices": 1}, "needs actors"),
     ({"actors": 1, "actor_devices": 4}, "none is left"),
+    ({"actors": 2, "actor_devices": 3}, "2 actors do not share evenly"),
+    ({"actors": 1, "actor_devices": 2}, "do not share 1 seeds evenly"),
+    (
+      {"actors": 2, "actor_devices": 2, "sections": {"parallel": TENSOR}},
+      "actor_devices: a mesh of",
+    ),
+    (
+      {"actors": 1, "actor_devices": 3, "sections": {"parallel": MESHED}},
+      "the 4 prompts .* over 3 devices of an actor",
+    ),
     ({"actors": -1}, "0 or more"),
     ({"sections": {"loop": {"num_minibatches": 2}}}, "num_minibatches is 2"),
   ],

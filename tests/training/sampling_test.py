@@ -124,6 +124,34 @@ def test_a_copy_is_whole_over_fsdp_and_in_the_dtype_of_activations():
   chex.assert_trees_all_equal(*map(jax.device_get, (copy, cast)))
 
 
+@pytest.mark.parametrize(
+  ("grid", "by", "own_grid", "to"),
+  [
+    ((1, 1), ("x", "y"), (3, 1), (None, None)),
+    ((2, 1), ("x", "y"), (1, 2), (None, None)),
+    ((2, 1), ("x", None), (1, 2), (None, "y")),
+    ((1, 2), (None, "y"), (2, 1), ("x", None)),
+    ((3, 1), ("x", None), (1, 1), ("x", None)),
+    ((2, 1), ("x", None), (1, 2), ("y", None)),
+    ((1, 1), ("x", None), (3, 1), ("x", None)),
+  ],
+)
+def test_each_device_is_sent_its_own_part(grid, by, own_grid, to):
+  def place(devices, grid, spec):
+    mesh = jax.sharding.Mesh(np.reshape(devices, grid), ("x", "y"))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+  devices, values = jax.devices(), np.arange(24.0 * 12).reshape(24, 12)
+  x = jax.device_put(values, place(devices[: np.prod(grid)], grid, by))
+  there = place(devices[-np.prod(own_grid) :], own_grid, to)
+  found = sampling.reshard(x, there)
+  assert found.sharding == there
+  for part in found.addressable_shards:
+    np.testing.assert_array_equal(part.data, values[part.index])
+    assert part.data.devices() == {part.device}
+  assert x._npy_value is None  # The host was not on the way.
+
+
 def test_what_lies_right_is_not_copied():
   params = jax.device_put(seeds_of(1)[0])
   lift = parallel.seeded()
