@@ -10,6 +10,7 @@ import copy
 import functools
 import http.server
 import json
+import math
 import pathlib
 import threading
 
@@ -88,6 +89,8 @@ class Fake:
     self.status, self.max_length, self.port = {}, 512, 0
     self.version, self.params, self.config = "default", None, None
     self.lock = threading.Lock()
+    # Rows that pass before others have to wait until they are aborted.
+    self.passing, self.aborted = math.inf, threading.Event()
     self.start()
 
   def start(self):
@@ -147,6 +150,22 @@ class Fake:
         return tokens, taken, top, "stop"
     return tokens, taken, top, "length"
 
+  def is_aborted(self):
+    with self.lock:
+      self.passing -= 1
+      waits = self.passing < 0 and not self.aborted.is_set()
+    return waits and self.aborted.wait(10)
+
+  def vllm_abort_requests(self, asked):
+    names = {b["request_id"] for _, b in self.asked if b and "request_id" in b}
+    assert {f"generate-tokens-{x}" for x in names} >= {*asked["request_ids"]}
+    self.aborted.set()
+    return {"status": "aborted", "aborted": len(asked["request_ids"])}
+
+  def sglang_abort_request(self, asked):
+    assert asked["rid"] in {b["rid"] for _, b in self.asked if b and "rid" in b}
+    self.aborted.set()
+
   def fault(self, answer):
     with self.lock:
       fault = self.faults.pop(0) if self.faults else None
@@ -181,6 +200,8 @@ class Fake:
     tokens, found, top, reason = self.sample(
       asked["token_ids"], how, how["max_tokens"]
     )
+    if self.is_aborted():
+      tokens, found, reason = tokens[:1], found[:1], "abort"
     answer = recorded("POST /inference/v1/generate")
     spans = [{"version": version, "start": 0, "end": len(tokens)}]
     content = [
@@ -215,6 +236,8 @@ class Fake:
     tokens, found, top, reason = self.sample(
       asked["input_ids"], how, how["max_new_tokens"]
     )
+    if self.is_aborted():
+      tokens, found, reason = [], [], "abort"
     about = {"finish_reason": {"type": reason}, "weight_version": version}
     if asked["return_logprob"]:
       pairs = zip(found, tokens, strict=True)

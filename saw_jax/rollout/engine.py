@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from saw_jax.rollout.generate import GenerateConfig
@@ -52,6 +53,9 @@ class EngineConfig:
   bound: float = 0.01  # by default 0.5 where weights are no float32
   most_beyond: float = 0.01
   beyond: str = "warn"  # or "stop": what a step with more does to the run
+  # What newer weights do to an actor's rows: they wait for them, or "abort"
+  # ends what runs, to be asked again of the newest.
+  in_flight: str = "finish"
 
   def __post_init__(self):
     for name in ("concurrency", "deadline_s", "patience_s", "attempts"):
@@ -59,6 +63,10 @@ class EngineConfig:
         raise ValueError(f"rollout.engine_options.{name} is above 0 and finite")
     if self.beyond not in ("warn", "stop"):
       raise ValueError("rollout.engine_options.beyond is 'warn' or 'stop'")
+    if self.in_flight not in ("finish", "abort"):
+      raise ValueError(
+        "rollout.engine_options.in_flight is 'finish' or 'abort'"
+      )
 
 
 class Engine(Protocol):
@@ -75,12 +83,14 @@ class Engine(Protocol):
     prompts: PromptBatch,
     row_keys: Array,
     config: GenerateConfig,
+    newest: Callable[[], PyTree] | None = None,
   ) -> Transcript:
     """Samples `G` responses to prompts `[N, P]` by these very weights.
 
     Keys are `[N, P * G]`, as the rows of the transcript. Its log-probs are
     those of the distribution sampled from, or None. A row without a token could
-    not be sampled, and is not scored.
+    not be sampled, and is not scored. An engine that aborts rows asks for them
+    again by the `newest` weights, where the caller can do with those.
     """
 
   def figures(self) -> dict[str, float]:

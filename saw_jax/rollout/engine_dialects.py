@@ -50,6 +50,7 @@ class Dialect(Protocol):
     config: GenerateConfig,
     seed: int,
     log_probs: int | None,
+    name: str = "",
   ) -> Document:
     """Asks for one row; `log_probs` of how many tokens beside the sampled."""
 
@@ -59,6 +60,9 @@ class Dialect(Protocol):
     """The version of the weights that the server has now."""
 
   def load(self, ask: Ask, folder: str, version: str) -> None: ...
+
+  def abort(self, ask: Ask, names: list[str]) -> None:
+    """Ends rows that were asked for by these names, as they are."""
 
 
 def _how(config: GenerateConfig, whole: int) -> Document:
@@ -94,21 +98,23 @@ class VLLM:
       ) from None
     return Facts(version, model["root"], model["max_model_len"], True)
 
-  def body(self, prompt, config, seed, log_probs) -> Document:
+  def body(self, prompt, config, seed, log_probs, name="") -> Document:
     how = _how(config, 0) | {
       "max_tokens": config.max_new_tokens,
       "seed": seed,
       "detokenize": False,
       "logprobs": log_probs,
     }
-    return {"token_ids": prompt, "sampling_params": how}
+    named = {"request_id": name} if name else {}
+    return {"token_ids": prompt, "sampling_params": how, **named}
 
   def read(self, document) -> Answer:
     (choice,) = document["choices"]
     found, top = choice["logprobs"], []
     if found is not None:
       found = found["content"]
-      top = sorted(x["logprob"] for x in found[0]["top_logprobs"])[::-1]
+      first = found[0]["top_logprobs"] if found else []
+      top = sorted(x["logprob"] for x in first)[::-1]
       if [x["token_id"] for x in found] != choice["token_ids"]:
         raise ValueError("log-probs of other tokens")
       found = [x["logprob"] for x in found]
@@ -133,6 +139,10 @@ class VLLM:
       raise asking.Failure("its prefix cache is in use by others")
     ask("/update_weight_version", {"new_version": version})
 
+  def abort(self, ask, names) -> None:
+    whole = [f"generate-tokens-{name}" for name in names]
+    ask("/abort_requests", {"request_ids": whole})
+
 
 class SGLang:
   """SGLang's own routes."""
@@ -148,13 +158,14 @@ class SGLang:
       bool(info.get("enable_deterministic_inference")),
     )
 
-  def body(self, prompt, config, seed, log_probs) -> Document:
+  def body(self, prompt, config, seed, log_probs, name="") -> Document:
     how = _how(config, -1) | {
       "max_new_tokens": config.max_new_tokens,
       "sampling_seed": seed % 2**31,
       "skip_special_tokens": False,
     }
-    return {
+    named = {"rid": name} if name else {}
+    return named | {
       "input_ids": prompt,
       "sampling_params": how,
       "return_logprob": log_probs is not None,
@@ -186,6 +197,10 @@ class SGLang:
     found = ask("/update_weights_from_disk", how)
     if not found["success"]:
       raise asking.Failure(found["message"])
+
+  def abort(self, ask, names) -> None:
+    for name in names:
+      ask("/abort_request", {"rid": name})
 
 
 # The first path of each tells which one a server is of.

@@ -9,7 +9,7 @@ that comes back is given its weights again.
 
 import collections
 import contextlib
-import json
+import dataclasses
 import logging
 import math
 import pathlib
@@ -22,26 +22,25 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
-from urllib import parse
 
 import jax
 import numpy as np
 
 from saw_jax import asking
 from saw_jax.rollout import engine_dialects as dialects
+from saw_jax.rollout import server as server_lib
 from saw_jax.rollout import transcript
-from saw_jax.rollout.engine import EngineConfig, EngineError, Traits
+from saw_jax.rollout.engine import EngineConfig, EngineError
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
+from saw_jax.rollout.server import Server
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array, PyTree
 
 LOG = logging.getLogger(__name__)
-_MOST_REPLY_BYTES = 100_000_000
-_SHORT_S = 30.0  # for what takes a server no time
-_PAUSES_S = (0.2, 30.0)  # until a server is asked again: it doubles
 _CHECKED = 8  # tokens of the row that is looked at after a publication
 _NOTHING = dialects.Answer([], [], [], frozenset(), "")
+_FIGURES = "publish_seconds publish_hidden asked_again aborted wrong unscored"
 
 # (params, folder): writes a model as a Hugging Face directory
 Write = Callable[[PyTree, pathlib.Path], None]
@@ -49,96 +48,16 @@ Write = Callable[[PyTree, pathlib.Path], None]
 Greedy = Callable[[PyTree, list[int], int], tuple[Sequence[int], Any]]
 
 
-class Server:
-  """One server, and whether it can be asked now."""
+@dataclasses.dataclass
+class _Call:
+  """What the rows of a call are asked of, and which of them are on the way."""
 
-  def __init__(self, url: str, client: Any, dialect: Any = None):
-    split = parse.urlsplit(url)
-    if split.scheme not in ("http", "https") or not split.hostname:
-      raise EngineError(
-        f"rollout.engine has {url!r}: say where a server is, as "
-        "http://localhost:8000, or several with commas between them"
-      )
-    self.url, self._client, self.dialect = url.rstrip("/"), client, dialect
-    self.lock, self.version = threading.Lock(), None  # None: it is to be asked
-    self.running, self.ready_at, self._pause = 0, 0.0, _PAUSES_S[0]
-
-  def ask(self, path: str, body: Any = None, limit_s: float = _SHORT_S) -> Any:
-    posted = None if body is None else json.dumps(body).encode()
-    end = time.monotonic() + limit_s
-    reply = asking.send(
-      self._client,
-      self.url + path,
-      posted,
-      end=end,
-      most_bytes=_MOST_REPLY_BYTES,
-    )
-    try:
-      return json.loads(reply)
-    except ValueError:
-      raise asking.Failure(f"{path} answers no JSON", "unreadable") from None
-
-  def leave(self, failure: asking.Failure) -> None:
-    """Lets others be asked, for longer each time in a row."""
-    if failure.kind != "late":
-      self.version = None
-    pause = max(self._pause, failure.pause_s or 0.0)
-    self.ready_at = time.monotonic() + pause
-    self._pause = min(2 * self._pause, _PAUSES_S[1])
-
-  def stay(self) -> None:
-    self._pause = _PAUSES_S[0]
-
-  def recognise(self) -> dialects.Facts:
-    """Finds out what it is, or raises an `EngineError`."""
-    try:
-      for dialect in dialects.DIALECTS:
-        with contextlib.suppress(asking.Refusal):
-          found = dialect.facts(self.ask)
-          self.dialect = dialect
-          return found
-      known = " or ".join(dialect.name for dialect in dialects.DIALECTS)
-      raise EngineError(f"there is a server, and none of {known}")
-    except EngineError as error:
-      raise EngineError(f"rollout.engine, {self.url}: {error}") from None
-    except (asking.Failure, LookupError, TypeError) as error:
-      raise EngineError(
-        f"rollout.engine: no inference engine answers at {self.url} ({error}): "
-        "start it first, or say where it is"
-      ) from None
-
-  def log_probs(self) -> str | None:
-    """Which log-probs it gives, by asking: see `Traits`."""
-
-    def first(prompt: int, **sampling: Any) -> dialects.Answer:
-      how = GenerateConfig(1, 1, (), sampling=SamplingConfig(**sampling))
-      body = self.dialect.body([prompt], how, 1, 2)
-      return self.dialect.read(
-        self.ask(self.dialect.generate, body, 4 * _SHORT_S)
-      )
-
-    try:
-      for prompt in range(3, 40):  # one whose likeliest token is that
-        top = first(prompt).top
-        if len(top) < 2:
-          return None
-        if (gap := top[0] - top[1]) > 0.01:
-          break
-      top = first(prompt, temperature=0.5).top
-      if top[0] - top[1] < 1.5 * gap:
-        return "raw"
-      (alone,) = first(prompt, top_k=1).log_probs
-    except asking.Refusal as error:
-      raise EngineError(
-        f"rollout.engine: {self.url}{self.dialect.generate} answers {error}: "
-        "vLLM has it with --enable-scale-out"
-      ) from None
-    except (asking.Failure, LookupError, TypeError, ValueError) as error:
-      said = _quote(error)
-      raise EngineError(
-        f"rollout.engine: {self.url} samples nothing: {said}"
-      ) from None
-    return "processed" if abs(alone) < 1e-3 else "tempered"
+  version: str
+  config: GenerateConfig
+  has_log_probs: bool
+  only: Server | None = None  # the one that is asked; None: any
+  is_cut: bool = False  # by newer weights: the rest is asked of those
+  running: dict[str, Server] = dataclasses.field(default_factory=dict)
 
 
 class Servers:
@@ -172,8 +91,8 @@ class Servers:
       },
       trust_env=False,
     )
-    self._servers = [Server(url, self._client) for url in urls]
-    found = [self._traits(server, max_length) for server in self._servers]
+    self._servers = [Server(url, self._client, config) for url in urls]
+    found = [server.traits(max_length) for server in self._servers]
     if len({one._replace(model="") for one in found}) > 1:
       raise EngineError(f"rollout.engine: its servers differ: {found}")
     self.traits = found[0]
@@ -187,23 +106,6 @@ class Servers:
     self._figures, self._owner = collections.Counter(), threading.get_ident()
     self._answered, self._closed = time.monotonic(), False
 
-  def _traits(self, server: Server, max_length: int) -> Traits:
-    facts = server.recognise()
-    if facts.max_length and max_length > facts.max_length:
-      raise EngineError(
-        f"rollout.engine: {server.url} takes {facts.max_length} tokens, and a "
-        f"prompt with its response may have {max_length} "
-        "(rollout.max_prompt_tokens, rollout.max_new_tokens)"
-      )
-    return Traits(
-      server.dialect.name,
-      facts.version,
-      facts.seeded,
-      server.log_probs(),
-      "disk",
-      facts.model,
-    )
-
   def publish(self, params: PyTree) -> None:
     with self._by(params):
       pass
@@ -214,6 +116,7 @@ class Servers:
     prompts: PromptBatch,
     row_keys: Array,
     config: GenerateConfig,
+    newest: Callable[[], PyTree] | None = None,
   ) -> Transcript:
     tokens, lengths = np.asarray(prompts.tokens), np.asarray(prompts.lengths)
     if (
@@ -230,22 +133,23 @@ class Servers:
     ]
     has_log_probs = self.traits.gives_log_probs(config.sampling)
     self._prompt = self._prompt or rows[0]
-    with self._by(params) as version:
-      work = [
-        self._threads.submit(self._row, version, row, seed, config)
-        for row, seed in zip(rows, _seeds(row_keys), strict=True)
-      ]
-      try:
-        answers = [one.result() for one in work]
-      finally:  # Nothing is left of them, but where one has raised.
-        for one in work:
-          one.cancel()
+    left = dict(enumerate(zip(rows, _seeds(row_keys), strict=True)))
+    if self._config.in_flight != "abort":
+      newest = None
+    answers = {}
+    while left:
+      params = newest() if newest else params
+      with self._by(params) as version:
+        call = _Call(version, config, has_log_probs)
+        is_old = newest and (lambda held=params: newest() is not held)
+        answers |= self._ask_all(call, left, is_old)
+      left = {row: one for row, one in left.items() if row not in answers}
+    answers = [answers[row] for row in range(len(rows))]
     return _lay_out(prompts, answers, config, has_log_probs)
 
   def figures(self) -> dict[str, float]:
-    names = ("publish_seconds", "publish_hidden", "asked_again", "wrong")
     found, self._figures = self._figures, collections.Counter()
-    return {f"engine/{name}": found[name] for name in (*names, "unscored")}
+    return {f"engine/{name}": found[name] for name in _FIGURES.split()}
 
   def close(self) -> None:
     self._closed = True
@@ -279,13 +183,12 @@ class Servers:
   def _publish(self, params: PyTree) -> None:
     begun, old = time.monotonic(), self._path
     self._held, self._count = [], self._count + 1
+    version = f"{self._token}-{self._count}"
     folder = self._config.folder or self._folder or tempfile.gettempdir()
-    name = f"weights-{self._token}-{self._count}"
-    self._path = pathlib.Path(folder).absolute() / name
+    self._path = pathlib.Path(folder).absolute() / f"weights-{version}"
     self._write(params, self._path)
     if old is not None:
       shutil.rmtree(old, ignore_errors=True)
-    version = f"{self._token}-{self._count}"
     ours = (
       self._greedy(params, self._prompt, _CHECKED) if self._prompt else None
     )
@@ -304,31 +207,24 @@ class Servers:
 
   def _prepare(self, server: Server, version: str) -> bool:
     """Gives a server the weights if it has others; whether it has them now."""
-    with server.lock:
-      if server.version == version:
-        return True
-      if server.ready_at > time.monotonic():
-        return False
-      ask, limit = server.ask, self._config.deadline_s
+    with server.lock:  # The others wait, and then find it as it is.
+      if server.version == version or server.ready_at > time.monotonic():
+        return server.version == version
       try:
-        if server.dialect.held(ask) != version:
-          server.dialect.load(
-            lambda path, body: ask(path, body, limit), str(self._path), version
-          )
-        server.version = version
+        server.take(version, str(self._path))
       except asking.Failure as failure:
-        self._warn(
-          "%s did not take new weights: %s", server.url, _quote(failure)
-        )
+        said = server_lib.quote(failure)
+        self._warn("%s did not take new weights: %s", server.url, said)
         server.leave(failure)
-    return server.version == version
+      return server.version == version
 
   def _compare(self, server, version, tokens, log_probs) -> None:
     """Refuses a server whose likeliest row by new weights is not ours."""
-    config = GenerateConfig(
-      _CHECKED, 1, (), sampling=SamplingConfig(greedy=True)
-    )
-    answer = self._row(version, self._prompt, 1, config, server)
+    greedy = SamplingConfig(greedy=True)
+    config = GenerateConfig(_CHECKED, 1, (), sampling=greedy)
+    has_log_probs = self.traits.gives_log_probs(greedy)
+    call = _Call(version, config, has_log_probs, only=server)
+    answer = self._row(call, self._prompt, 1)
     if not answer.tokens:
       raise EngineError(f"rollout.engine: no row of {server.url} is right")
     same = np.equal(answer.tokens, tokens)
@@ -347,45 +243,65 @@ class Servers:
         "a quantised one, or one whose tied head is not reloaded?"
       )
 
-  def _row(
+  def _ask_all(
     self,
-    version: str,
-    prompt: list[int],
-    seed: int,
-    config: GenerateConfig,
-    only: Server | None = None,
-  ) -> dialects.Answer:
-    """Has one row sampled, by whichever server can; `_NOTHING` after faults."""
-    wants = self.traits.gives_log_probs(config.sampling)
-    faults = 0
-    while not self._closed:
+    call: _Call,
+    rows: dict[int, tuple[list[int], int]],
+    is_old: Callable[[], bool] | None,
+  ) -> dict[int, dialects.Answer]:
+    """Answers to rows, but for those that were cut as their weights are old."""
+    work = [
+      self._threads.submit(self._row, call, *one) for one in rows.values()
+    ]
+    try:
+      while is_old and futures.wait(work, server_lib.PAUSES_S[0]).not_done:
+        if is_old():
+          self._cut(call)
+      found = zip(rows, (one.result() for one in work), strict=True)
+      return {row: answer for row, answer in found if answer is not None}
+    finally:  # Nothing is left of them, but where one has raised.
+      for one in work:
+        one.cancel()
+
+  def _cut(self, call: _Call) -> None:
+    """Has what runs aborted; what comes whole all the same is kept."""
+    call.is_cut, names = True, collections.defaultdict(list)
+    for name, server in call.running.copy().items():
+      names[server].append(name)
+    for server, own in names.items():
+      with contextlib.suppress(asking.Failure):
+        server.dialect.abort(server.ask, own)
+
+  def _row(
+    self, call: _Call, prompt: list[int], seed: int
+  ) -> dialects.Answer | None:
+    """Has one row sampled, by whichever server can.
+
+    `_NOTHING` after too many faults, and None if the call is cut.
+    """
+    faults, name = 0, uuid.uuid4().hex
+    while not (self._closed or call.is_cut):
       now = time.monotonic()
-      ready = [
-        x for x in (only and [only]) or self._servers if x.ready_at <= now
-      ]
+      among = (call.only,) if call.only else self._servers
+      ready = [server for server in among if server.ready_at <= now]
       if not ready:
         self._patience("a row")
-        time.sleep(_PAUSES_S[0] / 2)
+        time.sleep(server_lib.PAUSES_S[0] / 2)
         continue
       server = min(ready, key=lambda x: x.running)
-      if not self._prepare(server, version):
+      if not self._prepare(server, call.version):
         continue
-      with server.lock:
-        server.running += 1
-      body = server.dialect.body(prompt, config, seed, 0 if wants else None)
+      count = 0 if call.has_log_probs else None
+      body = server.dialect.body(prompt, call.config, seed, count, name)
+      call.running[name] = server
       try:
-        said = server.ask(
-          server.dialect.generate, body, self._config.deadline_s
-        )
-        answer = server.dialect.read(said)
-        if answer.versions - {version}:
-          said = f"a row by the weights {sorted(answer.versions)}"
-          raise asking.Failure(f"{said}, not {version}", pause_s=0.0)
-        fault = self._fault(answer, config, wants)
+        answer = server.sample(body, call.version)
+        fault = self._fault(answer, call)
       except asking.Failure as failure:
         if isinstance(failure, asking.Refusal) or failure.pause_s is None:
+          said = server_lib.quote(failure)
           raise EngineError(
-            f"rollout.engine: {server.url} refuses a row: {_quote(failure)}"
+            f"rollout.engine: {server.url} refuses a row: {said}"
           ) from None
         self._warn("%s: %s; its row is asked again", server.url, failure)
         self._figures["asked_again"] += 1
@@ -394,12 +310,13 @@ class Servers:
       except (LookupError, TypeError, ValueError) as error:
         fault = f"no response of the known form ({error!r})"
       finally:
-        with server.lock:
-          server.running -= 1
-      server.stay()
+        del call.running[name]
       self._answered = time.monotonic()
       if not fault:
         return answer
+      if call.is_cut:
+        self._figures["aborted"] += 1
+        break
       faults += 1
       self._figures["wrong"] += 1
       what = "%s returned %s (%d of %d times)"
@@ -407,42 +324,26 @@ class Servers:
       if faults >= self._config.attempts:
         self._figures["unscored"] += 1
         return _NOTHING
-    raise EngineError("the engine was closed")
+    if self._closed:
+      raise EngineError("the engine was closed")
+    return None
 
-  def _fault(self, answer, config, wants) -> str:
+  def _fault(self, answer: dialects.Answer, call: _Call) -> str:
     """What is wrong with an answer; empty: nothing."""
     tokens, found = answer.tokens, answer.log_probs
-    ends = [i for i, token in enumerate(tokens) if token in config.eos_ids]
-    return next(
-      (
-        what
-        for what, is_so in {
-          f"{len(tokens)} tokens where at most {config.max_new_tokens} were "
-          "asked for": not 0 < len(tokens) <= config.max_new_tokens,
-          "token ids that the model has not": not all(
-            type(x) is int and 0 <= x < self._vocab_size for x in tokens
-          ),
-          "a row that goes on behind its end": ends[:1]
-          not in (
-            [],
-            [len(tokens) - 1],
-          ),
-          f"{len(tokens)} tokens and no end, because of {answer.reason!r}": (
-            not ends and len(tokens) < config.max_new_tokens
-          ),
-          "log-probs that are none": wants
-          and not (
-            found is not None
-            and len(found) == len(tokens)
-            and all(
-              isinstance(x, float | int) and -1e3 < x < 1e-3 for x in found
-            )
-          ),
-        }.items()
-        if is_so
-      ),
-      "",
-    )
+    size, most = len(tokens), call.config.max_new_tokens
+    ends = [i for i, x in enumerate(tokens) if x in call.config.eos_ids]
+    if not 0 < size <= most:
+      return f"{size} tokens where at most {most} were asked for"
+    if not all(type(x) is int and 0 <= x < self._vocab_size for x in tokens):
+      return "token ids that the model has not"
+    if ends and ends[0] < size - 1:
+      return "a row that goes on behind its end"
+    if not ends and size < most:
+      return f"{size} tokens and no end, because of {answer.reason!r}"
+    if call.has_log_probs and not _are_log_probs(found, size):
+      return "log-probs that are none"
+    return ""
 
   def _patience(self, what: str) -> None:
     waited = time.monotonic() - self._answered
@@ -461,10 +362,10 @@ class Servers:
       LOG.warning(message, *values)
 
 
-def _quote(error: Exception) -> str:
-  """An error with the beginning of what the server said with it."""
-  reply = getattr(error, "reply", b"")[:300].decode(errors="replace")
-  return f"{error}: {reply}" if reply else f"{error}"
+def _are_log_probs(found: Sequence | None, size: int) -> bool:
+  if found is None or len(found) != size:
+    return False
+  return all(isinstance(x, float | int) and -1e3 < x < 1e-3 for x in found)
 
 
 def _seeds(row_keys: Array) -> list[int]:

@@ -89,6 +89,10 @@ def check(made: Experiment, num_seeds: int) -> Traits:
       or ahead.actor_devices > 0
       or ahead.partial_tokens > 0
     ),
+    "aborts rows for newer weights (engine_options.in_flight), and fixed_lag "
+    "promises which a group is of: choose max_lag or quota": (
+      ahead.protocol == "fixed_lag" and options(made).in_flight == "abort"
+    ),
     "gives no entropies, which the world model of episodes selects by: "
     "algorithm.world_model.loss must be 'none'": (
       method.world is not None and method.per_step

@@ -438,7 +438,9 @@ class Queue:
 
   def _sampler(self, index: int) -> actor_lib.Sampler:
     config, policy = self._config, self._policy
-    make = functools.partial(_by_engine, policy.actor_engine(index))
+    make = functools.partial(
+      _by_engine, policy.actor_engine(index), newest=lambda: self._newest[1]
+    )
     if config.actor_kind == "process":
       make = functools.partial(
         actor_lib.ProcessSampler, policy.decoder, fetch=policy.lift.fetch
@@ -460,8 +462,10 @@ class Queue:
     )
 
 
-def _by_engine(engine: Engine, settings: GenerateConfig) -> actor_lib.Sampler:
-  return lambda version, *args: engine.sample(*args, config=settings)
+def _by_engine(
+  engine: Engine, settings: GenerateConfig, **more: Callable[[], PyTree]
+) -> actor_lib.Sampler:
+  return lambda version, *args: engine.sample(*args, settings, **more)
 
 
 def _describe(

@@ -199,7 +199,9 @@ class Native:
     """Lays the weights out for sampling, once for each version."""
     self._weights.of(params)
 
-  def sample(self, params, prompts, row_keys, config) -> Transcript:
+  def sample(
+    self, params, prompts, row_keys, config, newest=None
+  ) -> Transcript:
     return self._make(config)(self._weights.of(params), prompts, row_keys)
 
   def figures(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Runs that a server samples for, whatever happens to it."""
 
 import dataclasses
+import functools
 import json
 import logging
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from saw_jax import algorithms
-from saw_jax.rollout import engine_dialects, engine_servers
+from saw_jax.rollout import engine_dialects, server
 from saw_jax.rollout.engine import EngineError, Traits
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import engines, loop, rollouts, run_directory
@@ -30,7 +31,7 @@ FAST = {"patience_s": 5.0, "deadline_s": 5.0}
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch):
   pytest.importorskip("httpx", reason="needs the extra `engine`")
-  monkeypatch.setattr(engine_servers, "_PAUSES_S", (0.02, 0.1))
+  monkeypatch.setattr(server, "PAUSES_S", (0.02, 0.1))
 
 
 @pytest.fixture
@@ -248,6 +249,34 @@ class TestFaults:
     policy.engine.close()
 
 
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_newer_weights_abort_what_runs_and_leave_what_came(tmp_path, dialect):
+  fake = engine_fake.Fake(dialect)
+  made = experiment(fake, in_flight="abort")
+  policy = policy_lib.Policy(made, 1, tmp_path)
+  old, new = (jax.tree.map(lambda x, k=k: k * x, policy.params) for k in (2, 3))
+  examples = [made.task.examples("train")[:4]]
+  keys = rollouts.example_keys([0], 0, examples, 4)
+  sample = functools.partial(
+    policy.engine.sample,
+    prompts=policy.encoder.prompts(examples),
+    row_keys=keys,
+    config=policy.encoder.settings(made.sampling, 4),
+  )
+  by_old, by_new = (sample(x).tokens[0] for x in (old, new))
+  fake.passing = 1 + 6  # with the row that is compared
+  newest = lambda: old if fake.passing > -10 else new  # noqa: E731
+  found = sample(old, newest=newest).tokens[0]
+  figures = policy.engine.figures()
+  assert figures["engine/aborted"] == 10
+  assert figures["engine/wrong"] == 0
+  same = [(found == x).all(-1) for x in (by_old, by_new)]
+  assert (same[0] | same[1]).all() and same[0].sum() >= 6
+  assert same[1].sum() >= 10
+  policy.engine.close()
+  fake.stop()
+
+
 class TestRuns:
   def test_a_run_learns_as_one_that_samples_itself(self, fake, tmp_path):
     made = experiment(fake, sections={"algorithm": GRPO})
@@ -372,6 +401,9 @@ class TestWhatIsRefused:
       other = dataclasses.replace(made.rollout, engine=url)
       with pytest.raises(EngineError, match=said):
         engines.check(made._replace(rollout=other), 1)
+    ahead = {"asynchronous": {"protocol": "fixed_lag"}}
+    with pytest.raises(ValueError, match="choose max_lag or quota"):
+      engines.check(experiment(fake, sections=ahead, in_flight="abort"), 1)
     assert engines.check(made, 1).log_probs == "processed"
     engines.export(made.params, made, tmp_path)
     fake.folder = str(tmp_path)
