@@ -74,9 +74,6 @@ class Engine(Protocol):
 
   traits: Traits
 
-  def publish(self, params: PyTree) -> None:
-    """Brings weights to where rows are sampled, before any row needs them."""
-
   def sample(
     self,
     params: PyTree,

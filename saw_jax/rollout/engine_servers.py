@@ -106,10 +106,6 @@ class Servers:
     self._figures, self._owner = collections.Counter(), threading.get_ident()
     self._answered, self._closed = time.monotonic(), False
 
-  def publish(self, params: PyTree) -> None:
-    with self._by(params):
-      pass
-
   def sample(
     self,
     params: PyTree,

@@ -195,10 +195,6 @@ class Native:
     self._weights = weights or sampling.Weights(lift, decoder)
     self._make = functools.cache(self._make)
 
-  def publish(self, params: PyTree) -> None:
-    """Lays the weights out for sampling, once for each version."""
-    self._weights.of(params)
-
   def sample(
     self, params, prompts, row_keys, config, newest=None
   ) -> Transcript:

@@ -69,38 +69,34 @@ def reshard(x: jax.Array, place: NamedSharding) -> jax.Array:
   program runs on several devices, so that any thread may do this.
   """
 
-  def spans(index):  # of a part, in each axis: from where to where
-    return [
-      cut.indices(size)[:2] for cut, size in zip(index, x.shape, strict=True)
-    ]
+  def box(index):  # its first and last corners [2, ndim]
+    spans = [cut.indices(n)[:2] for cut, n in zip(index, x.shape, strict=True)]
+    return np.array(spans, int).reshape(-1, 2).T
 
-  shards = {str(one.index): one for one in x.addressable_shards}.values()
+  held = {str(one.index): one for one in x.addressable_shards}.values()
 
   def part(device, wanted):
     pieces = {}
-    for shard in shards:
-      held = spans(shard.index)
-      pairs = zip(held, spans(wanted), strict=True)
-      cuts = [(max(a, c), min(b, d)) for (a, b), (c, d) in pairs]
-      if any(begin >= end for begin, end in cuts):
-        continue
-      piece = shard.data
-      if cuts != held:
-        own = zip(cuts, held, strict=True)
-        piece = piece[tuple(slice(a - of, b - of) for (a, b), (of, _) in own)]
-      pieces[tuple(a for a, _ in cuts)] = jax.device_put(piece, device)
+    for shard in held:
+      begin, end = box(shard.index)
+      low, high = np.maximum(begin, wanted[0]), np.minimum(end, wanted[1])
+      if (low < high).all():
+        cut = tuple(map(slice, low - begin, high - begin))
+        is_all = ((low == begin) & (high == end)).all()
+        piece = shard.data if is_all else shard.data[cut]
+        pieces[tuple(low)] = jax.device_put(piece, device)
     for axis in reversed(range(x.ndim)):
-      joined = {}
+      rows = {}
       for at in sorted(pieces):
-        joined.setdefault(at[:axis], []).append(pieces[at])
+        rows.setdefault(at[:axis], []).append(pieces[at])
+      join = functools.partial(jnp.concatenate, axis=axis)
       pieces = {
-        at: own[0] if len(own) == 1 else jnp.concatenate(own, axis)
-        for at, own in joined.items()
+        at: join(row) if row[1:] else row[0] for at, row in rows.items()
       }
     return pieces[()]
 
   places = place.addressable_devices_indices_map(x.shape)
-  parts = [part(*pair) for pair in places.items()]
+  parts = [part(device, box(index)) for device, index in places.items()]
   return jax.make_array_from_single_device_arrays(x.shape, place, parts)
 
 

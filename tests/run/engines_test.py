@@ -206,25 +206,25 @@ class TestFaults:
   def test_one_that_comes_back_gets_its_weights_again(self, fake, tmp_path):
     made = experiment(fake)
     policy = policy_lib.Policy(made, 1, tmp_path)
-    policy.engine.publish(policy.params)
+    generate = policy.make_generate(made.sampling, 4)
+    examples = [made.task.examples("train")[:4]]
+    keys = rollouts.example_keys([0], 0, examples, 4)
+    again = functools.partial(
+      *(rollouts.sample, generate, policy.params, examples, keys),
+      encoder=policy.encoder,
+    )
+    again()
     assert len(fake.loads) == 1
     fake.stop()
     fake.start()
-    examples = [made.task.examples("train")[:4]]
-    generate = policy.make_generate(made.sampling, 4)
-    keys = rollouts.example_keys([0], 0, examples, 4)
-    found = rollouts.sample(
-      generate, policy.params, examples, keys, encoder=policy.encoder
-    )
+    found = again()
     log_probs, mask = ours(policy, found)
     assert np.abs(log_probs - found.behave_log_probs[0])[mask].max() < 1e-4
     assert len(fake.loads) == 2
     fake.stop()
     with pytest.raises(EngineError, match="no server of rollout.engine"):
       object.__setattr__(policy.engine._config, "patience_s", 0.2)
-      rollouts.sample(
-        generate, policy.params, examples, keys, encoder=policy.encoder
-      )
+      again()
     policy.engine.close()
     fake.start()
 
