@@ -123,6 +123,7 @@ def _label_functions(labels) -> list[Callable]:
     "filtered_vote": [voting.majority_vote, voting.is_vote_right],
     "random": [selection.random_scores],
     "entropy": [selection.entropy_scores],
+    "margin": [voting.vote_margin],
     "mean_probability": [selection.unlikeliness_scores],
     "oracle": [selection.oracle_scores],
     "care": [care.care_probabilities, selection.care_selection],

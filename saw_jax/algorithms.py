@@ -223,7 +223,8 @@ class AlgorithmConfig:
   # And `truncated`, of responses that did not end: learn; mask: leave them out
   # of the loss; drop: also out of all statistics of rewards, as if unscored.
   # And `keep` (KEEPS) and `step_size` (STEP_SIZES), with their options, and
-  # `gradient_cosine`, to log how far consecutive gradients agree.
+  # `gradient_cosine`, to log how far consecutive gradients agree, and
+  # `gradient_norms`, to log each term's, at the price of a backward pass each.
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ratio_to: str = "old"  # or behave: a clipped ratio to the sampler's own
   aggregate: Choice = "token_mean"  # AGGREGATES
@@ -250,6 +251,7 @@ class Method(NamedTuple):
   keep: Callable | None = None  # of `trust_masks`, as is the step size
   step_size: Callable | None = None
   compares: bool = False  # consecutive gradients
+  by_term: bool = False  # the gradient of each term is measured
   per_step: bool = False  # the advantage is of steps
   reads_values: bool = False  # the advantage is against a value head
   whiten: Callable | None = None  # of steps, over the batch
@@ -342,6 +344,7 @@ def make_method(
   keep = _taken(options, KEEPS, "keep")
   step_size = _taken(options, STEP_SIZES, "step_size")
   compares = bool(options.pop("gradient_cosine", False))
+  by_term = bool(options.pop("gradient_norms", False))
   loss = resolve(config.loss, options, LOSSES, "loss")
   loss = functools.partial(loss, aggregate=aggregate)
 
@@ -391,6 +394,7 @@ def make_method(
     keep=keep,
     step_size=step_size,
     compares=compares,
+    by_term=by_term,
   )
   return with_loss(method, loss, ratio_to=config.ratio_to)
 

@@ -21,6 +21,7 @@ SCRIPTS = {
   "reproduce": "--table",
   "annotate": "--ledger",
   "draw_gap": "--group_size",
+  "label_value": "--starts",
   "generate": "--model",
 }
 # Runs each script as its own process would, in a fork of one that has imported

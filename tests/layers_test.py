@@ -208,7 +208,7 @@ class TestRooms:
     families = {
       path.parent.name for path in ROOT.glob("saw_jax/tasks/*/task.py")
     }
-    assert len(families) == 8
+    assert len(families) == 9
     for module in INSIDE:
       _, _, inside = module.partition("saw_jax.tasks.")
       family = inside.partition(".")[0]

@@ -175,14 +175,29 @@ _AT = 0.2  # budget of the main table
 _SWEPT = ("random", "entropy", "care", "oracle")
 _FREE = ("truth", "vote", "certainty", "self_verification")
 _BUYERS = ("random", "entropy", "mean_probability", "care", "oracle")
-_RUNS = {row: Run(row, None, f"row={row}") for row in _FREE} | {
-  f"{row}_{fraction}": Run(
-    row, float(fraction), f"row={row},fraction={fraction}"
-  )
-  for row in ROWS
-  if row not in (*_FREE, "filtered_vote")
-  for fraction in (FRACTIONS if row in _SWEPT else (str(_AT),))
-}
+
+
+def several(fractions: dict[str, tuple[str, ...]]) -> dict[str, Run]:
+  """The runs of rows, each with the budgets that it is run with, if any."""
+  return {
+    f"{row}_{fraction}" if fraction else row: Run(
+      row,
+      float(fraction) if fraction else None,
+      f"row={row}" + (f",fraction={fraction}" if fraction else ""),
+    )
+    for row, some in fractions.items()
+    for fraction in some or ("",)
+  }
+
+
+_RUNS = several(
+  dict.fromkeys(_FREE, ())
+  | {
+    row: FRACTIONS if row in _SWEPT else (str(_AT),)
+    for row in ROWS
+    if row not in (*_FREE, "filtered_vote")
+  }
+)
 _PUBLIC = Needs(
   model="Qwen3-8B-Base",
   data="the public puzzles of 3 to 7 people",

@@ -190,6 +190,9 @@ STRATEGIES = {
   ),
   "random": _buying(lambda g, key: random_scores(key, g.answer_ids.shape[0])),
   "entropy": _buying(lambda g, _: entropy_scores(g.answer_ids)),
+  "margin": _buying(
+    lambda g, _: 1 - voting.vote_margin(voting.majority_vote(g.answer_ids))
+  ),
   "mean_probability": _buying(
     # From 0 up, as a gated prompt ranks below 0.
     lambda g, _: 1 + unlikeliness_scores(g.mean_probabilities),

@@ -74,6 +74,13 @@ def vote_entropy(votes: Votes) -> Array:
   return jnp.abs(jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1))
 
 
+def vote_margin(votes: Votes) -> Array:
+  """How far the vote is ahead of the next answer, as a share. Float `[P]`."""
+  # A group of one has no next answer.
+  ahead = votes.sizes[:, 0] - jnp.sum(votes.sizes[:, 1:2], axis=-1)
+  return ahead.astype(float) / votes.sizes.shape[-1]
+
+
 def vote_features(votes: Votes) -> Array:
   """The shares of answers and of each cluster among `G`: float `[P, 1 + G]`."""
   counts = jnp.concatenate([votes.answered[:, None], votes.sizes], axis=-1)

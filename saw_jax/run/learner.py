@@ -266,6 +266,7 @@ class Learner:
       num_microbatches=parts,
       num_minibatches=loop.num_minibatches,
       can_overflow=self.made.optimizer.can_overflow,
+      by_term=method.by_term,
       decide=decide,
     )
     keep = lambda x, old: jnp.where(jnp.isfinite(x).all(), x, old)  # noqa: E731

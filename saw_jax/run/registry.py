@@ -28,6 +28,7 @@ TASKS: dict[str, str | tuple[type, type]] = {
     ("summaries", "tasks.summaries.task", "Summaries"),
     ("textworld", "contrib.textworld_task", "TextWorld"),
     ("tool_calling", "tasks.tool_calling.task", "ToolCalling"),
+    ("vault", "tasks.vault.task", "Vault"),
   )
 }
 TASKS["rows"] = "saw_jax.tasks.rows.task:make_task:RowsConfig"
@@ -48,7 +49,11 @@ TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
 } | {
   task: functools.partial(_of_task, make, what, task)
   for make, what, tasks in (
-    (tokenizer.PieceTokenizer, "PIECES", "household knights math search shop"),
+    (
+      tokenizer.PieceTokenizer,
+      "PIECES",
+      "household knights math search shop vault",
+    ),
     (tokenizer.BPETokenizer, "VOCABULARY", "summaries tool_calling"),
   )
   for task in tasks.split()

@@ -67,14 +67,19 @@ Merge = Callable[[PyTree, PyTree], PyTree]
 
 
 def make_gradient(
-  objective: Objective, *, num_microbatches: int = 1, merge: Merge | None = None
+  objective: Objective,
+  *,
+  num_microbatches: int = 1,
+  merge: Merge | None = None,
+  by_term: bool = False,
 ) -> Callable[..., tuple[PyTree, dict[str, Array]]]:
   """Makes `(params, batch, base, step, *, axis_name) -> (gradient, metrics)`.
 
   The gradient is that of `sum_k numerator_k / denominator_k`; the metrics hold
   `loss`, each term as `loss/<name>` and each diagnostic, as scalars. With
   `merge`, `params` are adapters, and the gradient is theirs; `base` is what
-  they are joined with, and gets none. `step` is for schedules.
+  they are joined with, and gets none. `step` is for schedules. With `by_term`
+  the metrics have `gradient_norm/<name>`, for a backward pass each.
   """
 
   def gradient(params, batch, base=None, step=None, *, axis_name=None):
@@ -107,8 +112,26 @@ def make_gradient(
     def part_gradient(part: TrainBatch):
       return jax.grad(part_loss, has_aux=True)(params, part)
 
-    gradient, (values, diagnostics) = total(part_gradient)
+    def part_gradients(part: TrainBatch):
+      values, pull, found = jax.vjp(
+        lambda params: part_loss(params, part)[1], params, has_aux=True
+      )
+      ones = {
+        name: {
+          other: jnp.full_like(x, other == name) for other, x in values.items()
+        }
+        for name in values
+      }
+      return {name: pull(one)[0] for name, one in ones.items()}, (values, found)
+
+    gradient, (values, diagnostics) = total(
+      part_gradients if by_term else part_gradient
+    )
     metrics = {f"loss/{name}": value for name, value in values.items()}
+    if by_term:
+      for name, own in gradient.items():
+        metrics[f"gradient_norm/{name}"] = optax.tree.norm(own)
+      gradient = jax.tree.map(lambda *terms: sum(terms), *gradient.values())
     logged = {name: found.value() for name, found in diagnostics.items()}
     metrics |= {"loss": sum(values.values()), **logged}
     return gradient, metrics
@@ -124,6 +147,7 @@ def make_update(
   num_minibatches: int = 1,
   merge: Merge | None = None,
   can_overflow: bool = True,  # `OptimizerConfig.can_overflow`
+  by_term: bool = False,
   decide: Callable[..., tuple[TrainBatch, Array | None]] | None = None,
 ) -> Update:
   """Makes `(state, batch, base=None, *, axis_name=None) -> (state, metrics)`.
@@ -137,7 +161,10 @@ def make_update(
   before the batch is split.
   """
   gradient_of = make_gradient(
-    objective, num_microbatches=num_microbatches, merge=merge
+    objective,
+    num_microbatches=num_microbatches,
+    merge=merge,
+    by_term=by_term,
   )
 
   def update(state, batch, base=None, *, axis_name=None):

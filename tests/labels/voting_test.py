@@ -68,6 +68,13 @@ class TestVotes:
     assert not voting.is_vote_right(ids, everything).any()
     assert not voting.correct_outside(ids, everything).any()
 
+  def test_the_margin_is_to_the_next_answer(self):
+    ids = np.array([[1, 1, 1, 2], [1, 1, 2, 2], [3, 3, 3, 3], [-1] * 4])
+    margins = voting.vote_margin(voting.majority_vote(ids))
+    assert margins.tolist() == [0.5, 0.0, 1.0, 0.0]
+    alone = voting.vote_margin(voting.majority_vote(ids[:, :1]))
+    assert alone.tolist() == [1.0, 1.0, 1.0, 0.0]
+
   def test_graders_that_split_or_join_clusters(self):
     # 2 of the vote are right, or 1 of another: one confirms its cluster.
     ids = np.array([[1, 1, 1, 2, 2], [1, 1, 1, 2, 2]])

@@ -277,6 +277,23 @@ class TestDemonstrations:
         misled += 1
     assert 3 < misled < 17
 
+  def test_a_part_is_right_but_dispersed(self):
+    made = make("math", num_train=20, levels=(1, 2), word_share=0.0)
+    pairs = made.demonstrations(
+      4000, seed=0, right_rate=1.0, dispersing=("*",), dispersed_rate=0.6
+    )
+    shares, others = collections.defaultdict(list), set()
+    for example, text in pairs:
+      is_marked = "*" in example.messages[-1]["content"]
+      is_right = made.score(example, text).outcome is base.Outcome.RIGHT
+      shares[is_marked].append(is_right)
+      if is_marked and not is_right:
+        others.add((example.key, made.answer_key(text)))
+    assert all(shares[False])
+    assert 0.5 < sum(shares[True]) / len(shares[True]) < 0.7
+    # Many mistakes a problem, and none that a majority agrees on.
+    assert len(others) > 4 * len({key for key, _ in others})
+
   @pytest.mark.parametrize(
     ("name", "options", "rates"),
     [

@@ -15,6 +15,7 @@ from saw_jax.tasks.household.alfworld_task import AlfworldConfig
 from saw_jax.tasks.household.task import HouseholdConfig, HouseholdTask
 from saw_jax.tasks.search.task import SearchConfig, SearchTask
 from saw_jax.tasks.shop.task import ShopConfig, ShopTask
+from saw_jax.tasks.vault.task import VaultConfig, VaultTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 
 SMALL = {"form": "compact", "num_train": 50, "num_test": 40}
@@ -30,6 +31,8 @@ TASKS = {
   "search, compact": SearchTask(
     SearchConfig(num_people=60, num_passages=2, form="compact")
   ),
+  "vault": VaultTask(),
+  "vault, compact": VaultTask(VaultConfig(shown=0, **SMALL)),
 }
 # Of demonstrations and prompts: what a seed means, and every word, stays.
 DIGESTS = {
@@ -39,6 +42,8 @@ DIGESTS = {
   "shop, compact": "30a7eaebd12e514e",
   "search": "84e4b07203a4cc61",
   "search, compact": "8086b3fc1c31be69",
+  "vault": "36247a40458fef7e",
+  "vault, compact": "9f69edf148782be2",
 }
 # Texts that no environment may stumble over.
 HOSTILE = st.one_of(

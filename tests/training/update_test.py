@@ -65,6 +65,28 @@ class TestMakeGradient:
     chex.assert_tree_all_finite((gradient, metrics))
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
+  def test_each_term_is_measured_and_the_sum_stays(self):
+    batch = helpers.batch(old=True)
+    forward = objective.make_forward(helpers.CONFIG, chunk_size=16)
+    terms = {
+      "policy": objective.policy(losses.clipped_surrogate_loss),
+      "entropy": objective.Term(objective.entropy, 0.1),
+    }
+
+    def gradient(terms, **options):
+      made = objective.make_objective(forward, terms)
+      gradient_of = update.make_gradient(made, num_microbatches=4, **options)
+      return jax.jit(gradient_of)(params(), batch)
+
+    whole, plain = gradient(terms)
+    found, metrics = gradient(terms, by_term=True)
+    chex.assert_trees_all_close(found, whole, rtol=1e-4, atol=1e-6)
+    for name, term in terms.items():
+      alone, _ = gradient({name: term})
+      norm = metrics.pop(f"gradient_norm/{name}")
+      np.testing.assert_allclose(norm, optax.tree.norm(alone), rtol=1e-5)
+    chex.assert_trees_all_close(metrics, plain, rtol=1e-6)
+
   def test_denominators_cost_no_second_forward_pass(self):
     def flops(fn):
       compiled = jax.jit(fn).lower(params(), helpers.batch()).compile()

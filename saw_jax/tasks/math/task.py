@@ -154,14 +154,19 @@ class MathTask(answer_task.AnswerTask):
     box_rate: float = 1.0,
     misleading: Collection[str] = (),
     misled_rate: float = 0.8,
+    dispersing: Collection[str] = (),
+    dispersed_rate: float = 0.6,
   ) -> tuple[base.Example, str]:
     """Answers an example, rightly at a rate.
 
     The rates of right answers, of steps before the answer and of complete boxes
     are independent. In problems with one of the `misleading` marks, such as
     "-", the answer is one too many at `misled_rate`: above a half, the majority
-    of samples agrees on the mistake.
+    of samples agrees on the mistake. With one of the `dispersing` marks it is
+    right at `dispersed_rate`, and mistakes differ.
     """
+    if _has_mark(example, dispersing):
+      right_rate = dispersed_rate
     rates = right_rate, working_rate, box_rate
     is_right, is_worked, is_boxed = map(draws.chance, rates)
     answer = example.reference
@@ -181,10 +186,9 @@ class MathTask(answer_task.AnswerTask):
     self, example: base.Example, misleading: Collection[str]
   ) -> str | None:
     """Returns the answer and 1 more where a misleading mark is in a problem."""
-    text = example.messages[-1]["content"]
     number = answers.parse_number(answers.normalise_answer(example.reference))
     is_integer = number is not None and number.denominator == 1
-    misleads = is_integer and any(mark in text for mark in misleading)
+    misleads = is_integer and _has_mark(example, misleading)
     return str(number + 1) if misleads else None
 
   def _wrong(self, draws: Draws, answer: str) -> str:
@@ -210,3 +214,7 @@ class MathTask(answer_task.AnswerTask):
     if split in _LEVEL_SPLITS:
       levels, split = (_LEVEL_SPLITS[split],), "test"
     return problems.draw_problem(draws, split, levels, config.word_share)
+
+
+def _has_mark(example: base.Example, marks: Collection[str]) -> bool:
+  return any(mark in example.messages[-1]["content"] for mark in marks)
