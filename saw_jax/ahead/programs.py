@@ -54,17 +54,36 @@ class _Kept(NamedTuple):
 
   jitted: Any
   rules: tuple
+  mesh: Any
+  inputs: tuple[str, ...]
   args: tuple[PyTree, ...] = ()
 
   def __call__(self, *args) -> "_Kept":
-    return self._replace(args=args)
+    """Takes the arguments of a lifted function; rows become shapes."""
+    placed = (
+      self._rows(arg) if kind == parallel.ROWS else arg
+      for kind, arg in zip(self.inputs, args, strict=True)
+    )
+    return self._replace(args=tuple(placed))
+
+  def _rows(self, tree: PyTree) -> PyTree:
+    """Those of one seed, which the devices share."""
+    axes = jax.sharding.PartitionSpec(("data", "fsdp"))
+    place = jax.sharding.NamedSharding(self.mesh, axes)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place), tree
+    )
+
+  def replace(self, **_) -> "_Kept":
+    """As of a result: what is set in it afterwards is no part of a program."""
+    return self
 
 
 def _keep(
-  fn, inputs, outputs, *, takes_axis_name=False, donate=(), rules=parallel.RULES
+  mesh, fn, inputs, _, *, takes_axis_name=False, donate=(), rules=parallel.RULES
 ) -> _Kept:
-  del inputs, outputs, takes_axis_name
-  return _Kept(jax.jit(fn, donate_argnums=donate), rules)
+  del takes_axis_name
+  return _Kept(jax.jit(fn, donate_argnums=donate), rules, mesh, inputs)
 
 
 class _Weights(sampling.Weights):
@@ -95,7 +114,9 @@ class Outline(Policy):
     self.optimizer = optimizer.make_optimizer(made.optimizer, 1)
     self.mesh = parallel.make_mesh(made.parallel, devices)
     lift = parallel.meshed(self.mesh, made.decoder, self.optimizer)
-    self.lift = dataclasses.replace(lift, wrap=_keep)
+    self.lift = dataclasses.replace(
+      lift, wrap=functools.partial(_keep, self.mesh)
+    )
     shapes = decoder.param_shapes(made.decoder)
     self.whole = _at(shapes, parallel.param_shardings(self.mesh, made.decoder))
     self.attach = self.base = config = None
@@ -142,14 +163,6 @@ class Outline(Policy):
       held.append(_again(self.whole))
     return held
 
-  def rows(self, tree: PyTree) -> PyTree:
-    """Shapes of rows, which the devices share, without the axis of seeds."""
-    axes = jax.sharding.PartitionSpec(("data", "fsdp"))
-    place = jax.sharding.NamedSharding(self.mesh, axes)
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place), tree
-    )
-
 
 def programs_of(policy: Outline) -> Iterator[Program]:
   """The programs of a step in the order in which it runs them.
@@ -162,12 +175,13 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   sizes = Sizes.of(made, shards)
 
   def program(name, kept, *more):
-    jitted, rules, args = kept
-    return Program(name, jitted, args, policy.mesh, rules, *more)
+    return Program(
+      name, kept.jitted, kept.args, policy.mesh, kept.rules, *more
+    )
 
   weights = policy.weights
   if weights.moved:
-    kept = _Kept(weights.copy, parallel.RULES, (weights.moved,))
+    kept = _Kept(weights.copy, parallel.RULES, None, (), (weights.moved,))
     yield program("weights", kept, 1, 0.0)
   prompts = transcript.PromptBatch(
     np.zeros((1, sizes.prompts, made.rollout.max_prompt_tokens), np.int32),
@@ -180,7 +194,7 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   sampler = policy.make_generate(
     made.sampling, sizes.group, record_entropies=has_world
   )
-  kept = sampler(policy.params, policy.rows(prompts), policy.rows(keys))
+  kept = sampler(policy.params, prompts, keys)
   settings = policy.encoder.settings(made.sampling, sizes.group)
   each, size = sizes.prompts // shards, made.rollout.max_prompt_tokens
   slots, held = refill.slots(settings, each, size)
@@ -197,14 +211,14 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   flops = sizes.forward_flops(sizes.rows, more=more)
   if made.labels.method != "truth":
     passes -= int(learner.needs_old)
-    whole = policy.params, policy.rows(learner.packed(batch, 1))
+    whole = policy.params, learner.packed(batch, 1)
     yield program("observe", known["observe"](*whole), 1, flops)
   if passes:
-    parted = policy.params, policy.rows(learner.in_parts(batch))
+    parted = policy.params, learner.in_parts(batch)
     yield program("log_probs", known["log_probs"](*parted), passes, flops)
   rows = sizes.rows // loop.num_minibatches
   part = jax.tree.map(lambda x: x[:, :rows], batch)
-  part = policy.rows(learner.packed(part, loop.num_microbatches))
+  part = learner.packed(part, loop.num_microbatches)
   # Forward, and backward to activations and to weights; of adapters, the
   # gradients of whole weights need not be.
   flops = (2 if made.lora.rank else 3) * sizes.forward_flops(rows, more=more)
