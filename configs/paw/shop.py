@@ -81,8 +81,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.episodes.max_observation_tokens = 1024
   # Updates of some 64 steps, where episodes take eight.
   config.loop.num_minibatches = 16
-  config.model.remat = "dots"
-  config.loop.chunk_size = 256
   config.evaluation.num_examples = 128
 
 

@@ -122,8 +122,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.loop.prompts_per_step = 512
   config.loop.group_size = 4
   config.loop.num_minibatches = 4  # of 128 prompts
-  config.loop.num_microbatches = 64  # of 8 rows
-  config.model.remat = "dots"
+  config.loop.num_microbatches = 16
+  config.model.remat = "attention"
   config.loop.checkpoint_interval = 5
   config.evaluation.interval = 10
   config.evaluation.num_examples = 80

@@ -159,15 +159,21 @@ def choices(
     return
   now, before = made.parallel.tensor, _of_rows(made, topology.count, samples)
   held, rate = found["beside"] + found["arguments"], 1.0
-  parts, times = made.loop.num_microbatches, roofline(found, topology)
+  # A part has two rows to pack, or is filled up with none: no more parts for it.
+  most = made.loop.num_microbatches
+  if not made.method.per_step:
+    shards = topology.count // now * (1 + (made.loop.pack_length > 0))
+    rows = footprint.Sizes.of(made, shards).rows // made.loop.num_minibatches
+    most = max(most, rows // shards)
+  times = roofline(found, topology)
   waits = times and times["links"] == max(times.values())
   if not is_well:
     rate = (found["needs"] - held) / before
   for keys in _settings(made, samples, topology.count):
     if is_well and not (keys if waits else "model.remat" in keys):
       return
-    if is_well and made.method.per_step and keys.get(_PARTS, 0) > parts:
-      continue  # More rows than there are would fill them up.
+    if is_well and keys.get(_PARTS, 0) > most:
+      continue
     after = _of_rows(_with(made, keys), topology.count, samples)
     needs = found["needs"] + rate * (after - before)
     if samples:  # It has its weights whole, but for their parts over `tensor`.
