@@ -60,7 +60,7 @@ def missing(table: Table, scale: str) -> list[str]:
       lambda tree, part: tree[part], key.split("."), values
     ):
       found.append(f"setting config.{key}: {what}")
-  if needs.hardware != Needs.hardware and not _has_accelerator():
+  if needs.hardware != Needs.hardware and not has_accelerator():
     found.append(f"hardware: {needs.hardware}")
   return found
 
@@ -128,7 +128,7 @@ def _is_installed(name: str) -> bool:
 
 
 @functools.cache
-def _has_accelerator() -> bool:
+def has_accelerator() -> bool:
   """Asks in another process: this one must not take their memory."""
   program = "import jax; print(any(d.platform != 'cpu' for d in jax.devices()))"
   done = subprocess.run(

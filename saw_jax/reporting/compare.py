@@ -12,7 +12,7 @@ import numpy as np
 from saw_jax import naming
 from saw_jax.reporting import plots, runs, statistics, tables
 from saw_jax.reporting.runs import Curves
-from saw_jax.reporting.statistics import PairedDifference, Summary
+from saw_jax.reporting.statistics import PairedDifference, Seed, Summary
 from saw_jax.run import run_directory, store
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ class Comparison:
     lines = []
     for pair, rows in itertools.groupby(self.rows, lambda row: row[:2]):
       cells = [["", "metric", *pair, "difference", "95 %, t", "seeds"]]
-      for _, _, part, metric, *values, (mean, count, t, _) in rows:
-        told = [*map(tables.mean_and_width, values), f"{mean:+.3f}"]
-        cells.append([part, metric, *told, tables.interval(t), str(count)])
+      for _, _, part, metric, *values, found in rows:
+        told = [*map(tables.mean_and_width, values), f"{found.mean:+.3f}"]
+        cells.append(
+          [part, metric, *told, tables.interval(found.t), found.size]
+        )
       lines += [*tables.aligned(cells), ""]
     return "\n".join([*lines, *self.notes])
 
@@ -58,9 +60,10 @@ class Comparison:
     head = "run control part metric mean control_mean difference t_low t_high "
     head += "bootstrap_low bootstrap_high seeds"
     lines = []
-    for *names, value, control, (mean, count, t, bootstrap) in self.rows:
-      numbers = (value.mean, control.mean, mean, *t, *bootstrap)
-      lines.append([*names, *map(tables.number, numbers), count])
+    for *names, value, control, found in self.rows:
+      numbers = (value.mean, control.mean, found.mean, *found.t)
+      numbers += found.bootstrap
+      lines.append([*names, *map(tables.number, numbers), found.count])
     runs.write_csv(path, head.split(), lines)
 
   def plot(self, path: str | os.PathLike | None = None) -> "Figure":
@@ -85,7 +88,7 @@ class _Run:
 
   def values(
     self, steps: list[int], at: int | None
-  ) -> dict[_Key, dict[int, float]]:
+  ) -> dict[_Key, dict[Seed, float]]:
     """Means over steps, and scores after `at` steps, or at the end."""
     if at is not None:
       scores = {f"greedy/{n}": x for n, x in _means(self.evals, [at]).items()}
@@ -144,7 +147,7 @@ def _pair(
   new, old = (one.values(steps, at) for one in both)
   for key in _chosen([key for key in new if key in old], metrics):
     pair = [{seed: of[key][seed] for seed in seeds} for of in (new, old)]
-    ends = (statistics.summarise(list(values.values())) for values in pair)
+    ends = map(statistics.summarise, pair)
     difference = statistics.paired_difference(*pair)
     yield Row(run.label, control.label, *key, *ends, difference)
 
@@ -156,7 +159,9 @@ def _chosen(keys: list[_Key], metrics: Sequence[str] | None) -> list[_Key]:
   return [naming.lookup(named, m, "metric of both runs") for m in metrics]
 
 
-def _means(curves: Curves, steps: Iterable[int]) -> dict[str, dict[int, float]]:
+def _means(
+  curves: Curves, steps: Iterable[int]
+) -> dict[str, dict[Seed, float]]:
   """Means over some steps of what was logged at each, by metric and seed."""
   chosen = np.isin(curves.steps, list(steps))
   return {

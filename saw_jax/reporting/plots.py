@@ -130,7 +130,7 @@ def metric_panels(
 
 
 def sweep(
-  rows: Mapping[str, Mapping[float, Sequence[float]]],
+  rows: Mapping[str, Mapping[float, statistics.Sample]],
   *,
   swept: str,
   quantity: str,
@@ -140,23 +140,24 @@ def sweep(
   """Draws the scores of all seeds, by row and swept value: one line a row."""
   figure, ((ax,),) = _figure(rows, 7.0, 4.6)
   places = sorted({value for cells in rows.values() for value in cells})
-  handles = {}
+  handles, sizes = {}, {}
   for number, (row, cells) in enumerate(rows.items()):
     # Side by side, so that the intervals of all can be seen.
     shift = 0.02 * (number - (len(rows) - 1) / 2)
     at = [places.index(value) + shift for value in sorted(cells)]
-    scores = [cells[value] for value in sorted(cells)]
-    means, style = [float(np.mean(s)) for s in scores], _style(number)
+    style = _style(number)
+    found = [statistics.summarise(cells[value]) for value in sorted(cells)]
+    means = [one.mean for one in found]
     (handles[row],) = ax.plot(at, means, marker="o", markersize=4, **style)
-    for x, seeds in zip(at, scores, strict=True):
-      if len(seeds) > 1:
-        ends = statistics.t_interval(seeds)
+    for x, one in zip(at, found, strict=True):
+      sizes.setdefault(one.size)
+      if one.count > 1:
+        ends = one.low, one.high
         ax.vlines(x, *ends, color=style["color"], linewidth=1.0)
   ax.set_xticks(range(len(places)), [f"{place:g}" for place in places])
   ax.set(xlabel=swept, ylabel=quantity)
   ax.set_ylim(bottom=0.0)
-  counts = {len(seeds) for cells in rows.values() for seeds in cells.values()}
-  number = " or ".join(map(str, sorted(counts)))
+  number = " or ".join(sizes)
   caption = f"Means of {number} seeds; vertical lines: 95 % t intervals."
   return _finish(figure, title, handles, caption, path)
 
@@ -182,13 +183,14 @@ def difference_forest(
   handles = {}
   for ax, (heading, of) in zip(axes.flat, panels.items(), strict=False):
     ax.axvline(0.0, **_LEVEL)
-    for name, (mean, count, t, bootstrap) in of.items():
+    for name, found in of.items():
       place = names.index(name)
-      handles["t interval"] = ax.hlines(place, *t, **thin)
-      handles["bootstrap interval"] = ax.hlines(place, *bootstrap, **thick)
-      dot = ax.plot(mean, place, "o", color=COLOURS[0], markersize=6)
+      handles["t interval"] = ax.hlines(place, *found.t, **thin)
+      ends = found.bootstrap
+      handles["bootstrap interval"] = ax.hlines(place, *ends, **thick)
+      dot = ax.plot(found.mean, place, "o", color=COLOURS[0], markersize=6)
       (handles["mean difference"],) = dot
-      ax.annotate(f"n = {count}", (1.01, place), color=_GREY, **beside)
+      ax.annotate(f"n = {found.size}", (1.01, place), color=_GREY, **beside)
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"difference in {heading}")
     ax.locator_params(axis="x", nbins=7 - columns)

@@ -11,6 +11,7 @@ from typing import Any
 
 from saw_jax.reporting import runs, statistics, tables
 from saw_jax.reporting.runs import Curves, Finals, RowRuns
+from saw_jax.reporting.statistics import Seed
 from saw_jax.reporting.table import Table
 from saw_jax.run import run_directory
 
@@ -80,8 +81,8 @@ class Found:
     """Heading -> name in `finals`."""
     return self.table.columns(self.scale)
 
-  def scores(self, run: str, metric: str) -> list[float]:
-    return list(self.finals[run].by_seed(metric).values())
+  def scores(self, run: str, metric: str) -> dict[Seed, float]:
+    return self.finals[run].by_seed(metric)
 
   def by_value(self, told: Callable[[str], Any]) -> dict[str, dict]:
     """What is told of the runs, by row and swept value."""
@@ -132,12 +133,22 @@ def write(
   steps = "" if table.thresholds else f"{final.step} steps a run. "
   lines += [
     f"{steps}Made by `{command}` at commit {', '.join(commits)}; "
-    f"seeds {', '.join(map(str, final.seeds))}; {documents[0]['machine']}.",
+    f"{_named(final.seeds)}; {documents[0]['machine']}.",
     "",
   ]
   (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
-  meaning = "mean ± half-width of the 95 % t interval over seeds"
-  return [f"{heading} ({found.label}): {meaning}", *tables.to_text(own)]
+  told = f"{heading} ({found.label}): {tables.meaning(own)}"
+  return [told, *tables.to_text(own)]
+
+
+def _named(seeds: Sequence[Seed]) -> str:
+  starts, of = ({*map(str, found)} for found in zip(*seeds, strict=True))
+  told = f"seeds {', '.join(sorted(of, key=int))}"
+  if len(starts) > 1:
+    told = (
+      f"supervised starts {', '.join(sorted(starts, key=int))}, each {told}"
+    )
+  return told
 
 
 @contextlib.contextmanager

@@ -1,12 +1,15 @@
 """The command that makes tables: runs what is missing, and writes it down.
 
-With `--all`, each table has a process of its own: one that fails does not take
-the others with it, and Ctrl-C reaches the one that runs once, so that it saves.
+Each row has a process of its own and, with `--all`, each table: one that fails
+does not take the others with it, and Ctrl-C reaches those that run once, so
+that they save.
 """
 
 import logging
+import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,15 +21,17 @@ from absl import flags
 from saw_jax.reporting import catalogue, pages, plots, report
 from saw_jax.reporting import runs as runs_lib
 from saw_jax.reporting.runs import RowRuns
-from saw_jax.reporting.table import Table
+from saw_jax.reporting.table import TIMED_SEEDS, Table
 from saw_jax.run import children, command_line, run_directory
 from saw_jax.run import config as config_lib
 from saw_jax.tasks.base import check_choice, nearest
 
 flags.disclaim_key_flags()  # They are the script's, in its --help.
 
+_OF_ALL = ("scale", "seeds", "starts", "runs", "jobs", "mixed")
 _OF_ONE_TABLE = ("rows", "steps", "checkpoint", "set", "out", "demo")
 _DEMO_STEPS = 60
+_POLL_S, _LINE_S = 0.2, 60.0  # between two looks, and two lines of progress
 
 
 def main() -> int:
@@ -46,19 +51,28 @@ def main() -> int:
       for name in _OF_ONE_TABLE:
         if given[name].value:
           raise ValueError(f"--{name} is of one table: give --table=NAME")
-      jobs = plan(given.scale, given.seeds, given.runs, "results")
+      many = given.seeds, given.starts
+      jobs = plan(given.scale, *many, given.runs, "results")
   if given.all:
-    same = [f"--{n}={given[n].value}" for n in ("scale", "seeds", "runs")]
+    same = [f"--{n}={given[n].value}" for n in _OF_ALL if given[n].value]
     same.append(f"--figures={','.join(given.figures)}")
     return run_all(jobs, [sys.executable, "-m", "saw_jax", "table", *same])
   try:
     return _make_table()
-  except KeyboardInterrupt:
-    # Between two runs, or twice: what was saved before is there.
+  except KeyboardInterrupt:  # before or after the rows
     return _stopped()
 
 
 # --- one table ---------------------------------------------------------------
+
+
+class Row(NamedTuple):
+  """What one process trains: a row's missing seeds, from one start."""
+
+  name: str
+  config: ml_collections.ConfigDict
+  words: list[str]  # of `saw train`, but for seeds and directory
+  runs: RowRuns
 
 
 def _make_table() -> int:
@@ -70,40 +84,37 @@ def _make_table() -> int:
   with command_line.checking_input():
     table = catalogue.load(given.table)
     # Before anything runs: a typo in one row must not cost the others.
-    configs = {
-      row: _config(table, row) for row in given.rows or table.default_runs
-    }
-    table.check(configs)
-    rows = {
-      row: runs_lib.find(runs, row, range(given.seeds), config.to_dict())
-      for row, config in configs.items()
-    }
-    todo = [row for row, found in rows.items() if found.missing]
+    names = given.rows or table.default_runs
+    rows = [_row(table, n, s, runs) for n in names for s in range(given.starts)]
+    table.check(names)
+    todo = [row for row in rows if row.runs.missing]
     if not given.mixed:
       now = run_directory.commit() if todo else None
-      runs_lib.check_commits(rows, now=now)
-  for row, found in rows.items():
-    for directory in found.directories:
-      logging.info("row %s: finished before, %s", row, directory)
-  start = time.monotonic()
-  for number, row in enumerate(todo):
-    estimate = ""  # if rows are like those before
-    if number:
-      each = (time.monotonic() - start) / number
-      left = duration(each * (len(todo) - number))
-      estimate = f"; about {left} for what is left"
-    of = f"{number + 1} of {len(todo)}"
-    logging.info("row %s (%s to do)%s", row, of, estimate)
-    if not _run(configs[row], rows[row]):
-      return _stopped()
-  rows = {row: found.whole for row, found in rows.items()}
+      runs_lib.check_commits({row.name: row.runs for row in rows}, now=now)
+  for row in rows:
+    for directory in row.runs.directories:
+      logging.info("row %s: finished before, %s", row.name, directory)
+  failed = run_rows(todo, given.jobs)
+  if failed is None:
+    return _stopped()
+  for line in failed:
+    print(f"failed: {line}")
+  if failed:
+    said = "the table is made when they are there, by the same command"
+    print(f"{len(failed)} of {len(todo)} rows failed; {said}")
+    return 1
+  found = [row.runs.whole for row in rows]
+  merged = {
+    name: runs_lib.together(found[n * given.starts : (n + 1) * given.starts])
+    for n, name in enumerate(names)
+  }
   with command_line.checking_input():
     if not given.mixed:  # A run that went on keeps the commit of its start.
-      runs_lib.check_commits(rows)
+      runs_lib.check_commits(merged)
   command = command_line.again()
   with report.replacing(out) as folder:
     how = {"scale": given.scale, "figures": given.figures}
-    lines = report.write(table, rows, folder, command=command, **how)
+    lines = report.write(table, merged, folder, command=command, **how)
     pages.write_page(folder)
   print("\n".join(lines))
   drawn = sorted(out.glob(f"*.{given.figures[0]}"))
@@ -114,14 +125,19 @@ def _make_table() -> int:
   return 0
 
 
-def _config(table: Table, row: str) -> ml_collections.ConfigDict:
+def _row(table: Table, name: str, start: int, folder: pathlib.Path) -> Row:
+  """A run of a table from one of its starts, and what is there of it."""
   given = flags.FLAGS
-  config = table.config(row, given.scale)
-  if given.steps is not None or given.demo:
-    config.loop.num_steps = given.steps or _DEMO_STEPS
+  config = table.config(name, given.scale)
+  if start and not config.warm_start.num_steps:
+    raise ValueError(f"--starts: {name} begins at a checkpoint, its one start")
+  steps = given.steps or (_DEMO_STEPS if given.demo else None)
+  changes = [f"loop.num_steps={steps}"] if steps else []
   if given.checkpoint is not None:
-    config.checkpoint = given.checkpoint
-  for pair in given.set:
+    changes.append(f"checkpoint={given.checkpoint}")
+  changes += given.set
+  changes += [f"warm_start.options.seed={start}"] if start else []
+  for pair in changes:
     key, equals, text = pair.partition("=")
     if not equals:
       raise ValueError(f"--set={pair}: say KEY=VALUE")
@@ -129,17 +145,81 @@ def _config(table: Table, row: str) -> ml_collections.ConfigDict:
       config_lib.override(config, key, text)
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f"--set={pair}: {error.args[0]}") from None
-  return config.lock()
+  words = [f"--config={given.table}:{table.argument(name, given.scale)}"]
+  for split, samples in table.benchmarks.get(given.scale, {}).items():
+    words.append(f"--config.evaluation.benchmarks.{split}={samples}")
+  words += [f"--config.{pair}" for pair in changes]
+  name = runs_lib.run_name(name, start)
+  found = runs_lib.find(folder, name, range(given.seeds), config.to_dict())
+  return Row(name, config.lock(), words, found)
 
 
-def _run(config: ml_collections.ConfigDict, found: RowRuns) -> bool:
-  """Trains the missing seeds of a row; whether they came to their end."""
-  from saw_jax.run import build
+def run_rows(todo: Sequence[Row], jobs: int | None) -> list[str] | None:
+  """Trains rows side by side; those that failed, or None if it was stopped.
 
-  seeds = list(found.missing)
-  with command_line.checking_input():
-    experiment = build.build(config, seeds, found.next)
-  return build.train(experiment, seeds, directory=found.next).finished
+  On CPUs XLA has one thread for each, with which a run does not depend on the
+  number of cores.
+  """
+  if not todo:
+    return []
+  is_cpu = not catalogue.has_accelerator()
+  most = jobs or (children.count_cores() if is_cpu else 1)
+  environment = {**os.environ, **({"NPROC": "1"} if is_cpu else {})}
+  waiting, running, failed = list(todo), {}, []
+  begun = said = time.monotonic()
+  with children.Children() as runner:
+    while running or (waiting and not runner.stopped):
+      while waiting and len(running) < most and not runner.stopped:
+        row = waiting.pop(0)
+        place, seeds = row.runs.next, ",".join(map(str, row.runs.missing))
+        words = [*row.words, f"--workdir={place}", f"--seeds={seeds}"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _log(row).open("a") as log:
+          process = runner.start(
+            [sys.executable, "-m", "saw_jax", "train", *words],
+            **{"env": environment, "stdout": log, "stderr": log},
+            stdin=subprocess.DEVNULL,
+          )
+        running[row.name] = row, process
+        logging.info("row %s: begun, log in %s", row.name, _log(row))
+      time.sleep(_POLL_S)
+      for row, process in [*running.values()]:
+        if process.poll() is None:
+          continue
+        del running[row.name]
+        if runner.stopped:
+          continue
+        done = len(todo) - len(waiting) - len(running)
+        left = (time.monotonic() - begun) / done * (len(todo) - done)
+        how = "done" if process.returncode == 0 else "failed"
+        if process.returncode:
+          failed.append(f"row {row.name}: {_last_words(row)} ({_log(row)})")
+        count = (
+          f"{done} of {len(todo)}, about {duration(left)} for what is left"
+        )
+        logging.info("row %s: %s; %s", row.name, how, count)
+      if time.monotonic() - said > _LINE_S:
+        said = time.monotonic()
+        for row, _ in running.values():
+          of = f"{_steps(row)} of {row.config.loop.num_steps}"
+          logging.info("row %s: %s steps", row.name, of)
+  return None if runner.stopped else failed
+
+
+def _log(row: Row) -> pathlib.Path:
+  return row.runs.next.with_name(f"{row.runs.next.name}.log")
+
+
+def _last_words(row: Row) -> str:
+  lines = _log(row).read_text(errors="replace").split("\n")
+  return next(filter(None, reversed(lines)), "").removeprefix("error: ")
+
+
+def _steps(row: Row) -> int:
+  """How many steps a row that runs has logged."""
+  path = row.runs.next / "metrics.jsonl"
+  text = path.read_bytes() if path.exists() else b""
+  return len(text.splitlines()) // len(row.runs.missing)
 
 
 def _stopped() -> int:
@@ -161,7 +241,9 @@ class Job(NamedTuple):
   lacks: Sequence[str] = ()  # what is not here
 
 
-def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
+def plan(
+  scale: str, seeds: int, starts: int, runs: str, results: str
+) -> list[Job]:
   """Finds out what is missing of every table that has a scale."""
   tables = {name: catalogue.load(name) for name in catalogue.names()}
   known = list(dict.fromkeys(s for t in tables.values() for s in t.needs))
@@ -172,7 +254,9 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
       continue
     folder = pathlib.Path(runs, name, scale)
     rows = [
-      runs_lib.find(folder, row, range(seeds)) for row in table.default_runs
+      runs_lib.find(folder, runs_lib.run_name(row, start), range(seeds))
+      for row in table.default_runs
+      for start in range(starts)
     ]
     missing = sum(bool(row.missing) for row in rows)
     hours = table.needs[scale].hours if missing else 0.0
@@ -180,7 +264,8 @@ def plan(scale: str, seeds: int, runs: str, results: str) -> list[Job]:
     last = max((path.stat().st_mtime for path in finals), default=0.0)
     written = pathlib.Path(results, name, scale, "table.md")
     is_new = written.exists() and written.stat().st_mtime >= last
-    seconds = None if hours is None else 3600 * hours * missing / len(rows)
+    pace = seeds / TIMED_SEEDS * missing / len(table.default_runs)
+    seconds = None if hours is None else 3600 * hours * pace
     lacks = catalogue.missing(table, scale)
     is_done = is_new and not missing
     jobs.append(Job(name, len(rows), missing, is_done, seconds, lacks))

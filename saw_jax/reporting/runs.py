@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saw_jax.reporting import tables
+from saw_jax.reporting.statistics import Seed
 from saw_jax.run import metrics, run_directory
 
 _Path = str | os.PathLike
@@ -39,10 +40,10 @@ class Curves(NamedTuple):
   """Metrics of one row over steps, for `N` seeds and `T` steps."""
 
   steps: np.ndarray  # int [T]
-  seeds: tuple[int, ...]  # N of them, in increasing order
+  seeds: tuple[Seed, ...]  # N of them, in increasing order
   values: dict[str, np.ndarray]  # float64 [N, T]; NaN where nothing was logged
 
-  def by_seed(self, values: Iterable[float]) -> dict[int, float]:
+  def by_seed(self, values: Iterable[float]) -> dict[Seed, float]:
     return dict(zip(self.seeds, values, strict=True))
 
 
@@ -50,10 +51,10 @@ class Finals(NamedTuple):
   """Held-out scores of one row at the end, for `N` seeds."""
 
   step: int  # updates that the policies have had
-  seeds: tuple[int, ...]  # N of them, in increasing order
+  seeds: tuple[Seed, ...]  # N of them, in increasing order
   values: dict[str, np.ndarray]  # float64 [N], as "greedy/total"
 
-  def by_seed(self, name: str) -> dict[int, float]:
+  def by_seed(self, name: str) -> dict[Seed, float]:
     """One score by seed, as `statistics.paired_difference` takes it."""
     if name not in self.values:
       raise KeyError(f"no score {name!r}; there are {sorted(self.values)}")
@@ -89,6 +90,17 @@ def find(
     name = f"{wanted[0]}-{wanted[-1]}"
   place = folder / f"{row}_seeds_{name}"
   return RowRuns(tuple(directories), tuple(sorted(found)), missing, place)
+
+
+def run_name(row: str, start: int) -> str:
+  """What a row is called that begins at one of several starts."""
+  return f"{row}_start_{start}" if start else row
+
+
+def together(runs: Sequence[RowRuns]) -> RowRuns:
+  """A row's runs from all of its starts, which have the same seeds."""
+  places = tuple(place for one in runs for place in one.directories)
+  return RowRuns(places, runs[0].seeds)
 
 
 def check_commits(
@@ -128,8 +140,8 @@ def read_curves(
     path = pathlib.Path(directory) / f"{name}.csv"
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: has the run started?")
-    found = _chosen(_read_csv(path), seeds)
-    for seed in {int(line["seed"]) for line in found}:
+    found = _chosen(_read_csv(path), seeds, _start_of(directory))
+    for seed in {_seed(line) for line in found}:
       if seed in owners:
         raise ValueError(f"seed {seed} is in {owners[seed]} and in {directory}")
       owners[seed] = directory
@@ -148,14 +160,15 @@ def read_finals(
       raise FileNotFoundError(f"{path} is not there: the run has not finished")
     try:
       text = path.read_text("utf-8")
-      for record in _chosen(metrics.from_json(text), seeds):
+      start = _start_of(directory)
+      for record in _chosen(metrics.from_json(text), seeds, start):
         scores = {
           f"{how}/{name}": value
           for how, values in record.items()
           if isinstance(values, Mapping)
           for name, value in values.items()
         }
-        ends = {"seed": record["seed"], "step": record["step"]}
+        ends = {name: record[name] for name in ("start", "seed", "step")}
         records.append(ends | scores)
     except (ValueError, TypeError, KeyError) as error:
       raise DamagedRunError(
@@ -171,11 +184,11 @@ def write_results(
   """Writes `runs.csv`, one line per row of the table and seed."""
   names = dict.fromkeys(name for finals in rows.values() for name in finals[2])
   lines = [
-    [row, seed, commit, step, *(_cell(values, name, n) for name in names)]
+    [row, *seed, commit, step, *(_cell(values, name, n) for name in names)]
     for row, (step, seeds, values) in rows.items()
     for n, seed in enumerate(seeds)
   ]
-  write_csv(path, ["row", "seed", "commit", "step", *names], lines)
+  write_csv(path, ["row", "start", "seed", "commit", "step", *names], lines)
 
 
 def write_curves(
@@ -187,8 +200,8 @@ def write_curves(
     for n, t in np.ndindex(len(seeds), len(steps)):
       cells = [_cell(values, name, (n, t)) for name in names]
       if any(cells):
-        lines.append([row, seeds[n], steps[t], *cells])
-  write_csv(path, ["row", "seed", "step", *names], lines)
+        lines.append([row, *seeds[n], steps[t], *cells])
+  write_csv(path, ["row", "start", "seed", "step", *names], lines)
 
 
 def read_results(path: _Path) -> dict[str, Finals]:
@@ -229,12 +242,26 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
   return lines
 
 
-def _chosen(lines: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:
-  return [line for line in lines if not seeds or int(line["seed"]) in seeds]
+def _chosen(
+  lines: Sequence[Mapping], seeds: Sequence[int], start: int
+) -> list[Mapping]:
+  chosen = (x for x in lines if not seeds or int(x["seed"]) in seeds)
+  return [{**line, "start": start} for line in chosen]
+
+
+def _start_of(directory: _Path) -> int:
+  """Which supervised start the policies of a run began at."""
+  section = run_directory.read_run(directory)["config"].get("warm_start", {})
+  return section.get("options", {}).get("seed", 0)
+
+
+def _seed(line: Mapping[str, Any]) -> Seed:
+  # Results that are older than starts have none.
+  return Seed(int(line.get("start", 0)), int(line["seed"]))
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> Curves:
-  places = [(int(line["seed"]), int(line["step"])) for line in lines]
+  places = [(_seed(line), int(line["step"])) for line in lines]
   for (seed, step), count in collections.Counter(places).items():
     if count > 1:
       raise ValueError(f"step {step} of seed {seed} is there twice")
@@ -244,7 +271,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> Curves:
   values = {
     name: np.full((len(seeds), len(steps)), np.nan)
     for name in names
-    if name not in ("seed", "step")
+    if name not in ("start", "seed", "step")
   }
   for (seed, step), line in zip(places, lines, strict=True):
     at = seeds.index(seed), steps.index(step)

@@ -64,7 +64,7 @@ def _averages(
   return found
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: statistics.Sample) -> str:
   return tables.mean_and_width(statistics.summarise(values))
 
 
@@ -159,28 +159,36 @@ def _primary(found: Found, differences) -> str:
   else:
     p = statistics.p_value(one)
     told += f": {one.mean:+.3f} {tables.interval(one.t)}, p = {p:.2g}"
-  count = sum(map(len, differences.values()))
+  every = [one for of in differences.values() for one in of.values()]
+  count = len(every)
+  of_starts = "Intervals are of the means of supervised starts."
+  if every[0].starts == 1:
+    of_starts = "All seeds begin at the same weights, whose chance is in no "
+    of_starts += "interval."
   return (
     f"{told}. All else is exploratory, and shown where Holm's p over these "
     f"{count} comparisons is below 0.05. A true difference of the last "
-    "column's size is found in four of five such tables. All seeds begin at "
-    "the same weights, whose chance is in no interval."
+    f"column's size is found in four of five such tables. {of_starts}"
   )
 
 
 def interquartile_means(found: Found) -> list[str]:
   """The scores again, as means of the middle half of the seeds."""
-  table, mean = found.table, statistics.interquartile_mean
+  table = found.table
+
+  def middle(run: str, metric: str) -> str:
+    scores = [*found.scores(run, metric).values()]
+    return f"{statistics.interquartile_mean(scores):.3f}"
+
   if min(len(final.seeds) for final in found.finals.values()) < 3:
     return []
   if table.swept:
     ((_, metric),) = found.columns.items()
-    cells = found.by_value(lambda run: f"{mean(found.scores(run, metric)):.3f}")
+    cells = found.by_value(lambda run: middle(run, metric))
     form = f"{table.swept} {{:g}}"
     return _by_value("Interquartile means over seeds", form, cells)
   rows = [
-    {"row": row}
-    | {k: f"{mean(found.scores(run, m)):.3f}" for k, m in found.columns.items()}
+    {"row": row} | {k: middle(run, m) for k, m in found.columns.items()}
     for row, run in found.main.items()
   ]
   return _lay_out("Interquartile means over seeds", rows, found.columns)
@@ -257,7 +265,7 @@ def before_and_after(found: Found) -> list[str]:
   for run, (paths, seeds, *_) in found.directories.items():
     evals = found.evals[run]
     for name in components if evals.steps[0] == 0 else ():
-      ends = evals.values[name].T[[0, -1]]
+      ends = map(evals.by_seed, evals.values[name].T[[0, -1]])
       add(run, name, *map(statistics.summarise, ends))
     for before, after in (pair for path in paths for pair in _scored(path)):
       if not seeds or before["seed"] in seeds:
@@ -287,7 +295,7 @@ def _interval(summary: Summary) -> str:
   text = f"{summary.mean:.3f}"
   if summary.count > 1:
     text += f" [{summary.low:.3f}, {summary.high:.3f}]"
-  return f"{text} ({summary.count})"
+  return f"{text} ({summary.size})"
 
 
 def _steps_to_thresholds(found: Found) -> list[str]:
@@ -336,7 +344,7 @@ def _by_kind(found: Found) -> list[str]:
   rows, kinds = [], set()
   for run, final in found.finals.items():
     of = {k: v for k, v in final.values.items() if k.startswith(_KIND)}
-    cells = {name.removeprefix(_KIND): _mean(v) for name, v in of.items()}
+    cells = {n.removeprefix(_KIND): _mean(final.by_seed(n)) for n in of}
     rows.append({"row": run, **cells})
     kinds |= cells.keys()
   heading = "Held-out success by kind, sampled"
@@ -507,8 +515,9 @@ def _rewards(found: Found) -> list[str]:
     return f"{sum(seeds)}/{len(seeds)}"
 
   def last(run: str) -> str:
-    rewards = found.curves[run].values["reward/total"]
-    return _mean(rewards[:, _ends(found)["last"]].mean(-1))
+    curves, end = found.curves[run], _ends(found)["last"]
+    rewards = curves.values["reward/total"][:, end]
+    return _mean(curves.by_seed(rewards.mean(-1)))
 
   intro = (
     f"A seed has collapsed if the mean reward of its last {table.window} steps "

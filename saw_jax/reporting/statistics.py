@@ -13,14 +13,34 @@ _POWER = 0.8  # of the effect that is called detectable
 Interval = tuple[float, float]  # NaN where one value leaves the spread unknown
 
 
+class Seed(NamedTuple):
+  """What names one of a row's policies."""
+
+  start: int  # the supervised start that it began at
+  seed: int
+
+  def __str__(self) -> str:
+    return f"{self.seed}" + (f" of start {self.start}" if self.start else "")
+
+
+# A number per policy; by its `Seed` where there may be several starts.
+Sample = npt.ArrayLike | Mapping[Seed, float]
+
+
 class Summary(NamedTuple):
-  """A sample in five numbers."""
+  """A sample in a few numbers."""
 
   mean: float
   std: float  # sample deviation, with `n - 1`; NaN for one value
   low: float  # ends of the t interval
   high: float
   count: int
+  starts: int = 1
+
+  @property
+  def size(self) -> str:
+    """How many policies, as `5`, or `3 × 8` of three starts."""
+    return _size(self)
 
   @property
   def half_width(self) -> float:
@@ -34,18 +54,65 @@ class PairedDifference(NamedTuple):
   count: int  # pairs
   t: Interval
   bootstrap: Interval
+  starts: int = 1
+
+  @property
+  def size(self) -> str:
+    return _size(self)
+
+  @property
+  def freedom(self) -> int:
+    """Degrees of freedom of its interval."""
+    return (self.starts if self.starts > 1 else self.count) - 1
 
 
-def summarise(values: npt.ArrayLike) -> Summary:
+def _size(sample: Summary | PairedDifference) -> str:
+  if sample.starts == 1:
+    return str(sample.count)
+  return f"{sample.starts} × {sample.count / sample.starts:g}"
+
+
+def independent(values: Sample) -> np.ndarray:
+  """What of a sample varies independently: its means by start, or its values.
+
+  Seeds of one start share its chance, and as many values would claim to know
+  too much. Of a single start nothing says what another would have given.
+
+  >>> independent({Seed(0, 0): 1.0, Seed(0, 1): 3.0, Seed(1, 0): 5.0})
+  array([2., 5.])
+  """
+  if not isinstance(values, Mapping):
+    return _sample(values)
+  by_start: dict[int, list[float]] = {}
+  for seed, value in values.items():
+    by_start.setdefault(_start(seed), []).append(value)
+  if len(by_start) == 1:
+    return _sample([*values.values()])
+  return _sample([np.mean(_sample(of)) for of in by_start.values()])
+
+
+def _start(seed: Seed | int) -> int:
+  return seed.start if isinstance(seed, Seed) else 0
+
+
+def summarise(values: Sample) -> Summary:
   """Mean, sample deviation and t interval of one number per seed."""
-  sample = _sample(values)
+  is_named, mean = isinstance(values, Mapping), np.mean(independent(values))
+  sample = _sample([*values.values()] if is_named else values)
   std = float(np.std(sample, ddof=1)) if sample.size > 1 else np.nan
-  return Summary(float(np.mean(sample)), std, *t_interval(sample), sample.size)
+  starts = len({*map(_start, values)}) if is_named else 1
+  ends = t_interval(values)
+  return Summary(float(mean), std, *ends, sample.size, starts)
 
 
-def t_interval(values: npt.ArrayLike) -> Interval:
-  """Student's interval of the mean, x̄ ± t₍ₙ₋₁₎ · s / √n."""
-  sample = _sample(values)
+def t_interval(values: Sample) -> Interval:
+  """Student's interval of the mean, x̄ ± t₍ₙ₋₁₎ · s / √n.
+
+  Of the means of supervised starts, where there are several; with equally many
+  seeds of each it covers the truth as often as it says, however unlike starts
+  are.
+  """
+  sample = independent(values)
   if sample.size == 1:
     return np.nan, np.nan
   with naming.needs_extra("report", "intervals need SciPy"):
@@ -54,16 +121,6 @@ def t_interval(values: npt.ArrayLike) -> Interval:
   half = float(quantile * np.std(sample, ddof=1) / np.sqrt(sample.size))
   mean = float(np.mean(sample))
   return mean - half, mean + half
-
-
-def clustered_interval(by_start: Sequence[npt.ArrayLike]) -> Interval:
-  """The t interval of a mean over supervised starts, each with its seeds.
-
-  Of the starts' means: seeds of one start share its chance, and as many values
-  would claim to know too much. Starts with equally many seeds. One start has
-  no interval.
-  """
-  return t_interval([float(np.mean(_sample(of))) for of in by_start])
 
 
 def interquartile_mean(values: npt.ArrayLike) -> float:
@@ -77,7 +134,7 @@ def interquartile_mean(values: npt.ArrayLike) -> float:
   return float(2 * np.diff(ends) @ sample)
 
 
-def bootstrap_interval(values: npt.ArrayLike) -> Interval:
+def bootstrap_interval(values: Sample) -> Interval:
   """The percentile bootstrap interval of the mean.
 
   It assumes no shape of the distribution, but with five seeds or so it is too
@@ -86,7 +143,7 @@ def bootstrap_interval(values: npt.ArrayLike) -> Interval:
   >>> bootstrap_interval([1.0, 1.0, 1.0])
   (1.0, 1.0)
   """
-  sample = _sample(values)
+  sample = independent(values)
   if sample.size == 1:
     return np.nan, np.nan
   rng = np.random.default_rng(0)
@@ -97,7 +154,7 @@ def bootstrap_interval(values: npt.ArrayLike) -> Interval:
 
 
 def paired_difference(
-  treated: Mapping[int, float], control: Mapping[int, float]
+  treated: Mapping[Seed, float], control: Mapping[Seed, float]
 ) -> PairedDifference:
   """Compares two rows seed by seed: `treated - control`.
 
@@ -105,27 +162,31 @@ def paired_difference(
   seed varies less than either row does.
   """
   if set(treated) != set(control):
+    only = [
+      ", ".join(map(str, sorted(set(a) - set(b)))) or "none"
+      for a, b in ((treated, control), (control, treated))
+    ]
     raise ValueError(
-      "the two rows have different seeds, so there is nothing to pair: "
-      f"only in the first {sorted(set(treated) - set(control))}, "
-      f"only in the second {sorted(set(control) - set(treated))}"
+      "the two rows have different seeds, so there is nothing to pair: only in "
+      f"the first {only[0]}, only in the second {only[1]}"
     )
-  found = _sample([treated[s] - control[s] for s in sorted(treated)])
-  t, bootstrap = t_interval(found), bootstrap_interval(found)
-  return PairedDifference(float(np.mean(found)), found.size, t, bootstrap)
+  found = {s: treated[s] - control[s] for s in sorted(treated)}
+  mean, *_, count, starts = summarise(found)
+  ends = t_interval(found), bootstrap_interval(found)
+  return PairedDifference(mean, count, *ends, starts)
 
 
 def p_value(difference: PairedDifference) -> float:
   """The two-sided t test that a paired difference is 0; NaN for one pair."""
-  if difference.count < 2:
+  if difference.freedom < 1:
     return np.nan
   from scipy import stats
 
   error = _standard_error(difference)
   if not error:  # all pairs differ by as much
     return float(difference.mean == 0)
-  freedom = difference.count - 1
-  return float(2 * stats.t.sf(abs(difference.mean) / error, freedom))
+  size = abs(difference.mean) / error
+  return float(2 * stats.t.sf(size, difference.freedom))
 
 
 def smallest_detectable(difference: PairedDifference) -> float:
@@ -133,12 +194,12 @@ def smallest_detectable(difference: PairedDifference) -> float:
 
   With as many pairs and as much noise; without Holm's correction.
   """
-  if difference.count < 2:
+  if difference.freedom < 1:
     return np.nan
   from scipy import stats
 
   shares = (1 + CONFIDENCE) / 2, _POWER
-  quantiles = stats.t.ppf(shares, difference.count - 1)
+  quantiles = stats.t.ppf(shares, difference.freedom)
   return float(quantiles.sum() * _standard_error(difference))
 
 
@@ -159,7 +220,7 @@ def _standard_error(difference: PairedDifference) -> float:
   from scipy import stats
 
   low, high = difference.t
-  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, difference.count - 1)
+  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, difference.freedom)
   return float((high - low) / 2 / quantile)
 
 

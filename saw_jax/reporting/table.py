@@ -12,6 +12,7 @@ from saw_jax.tasks.base import nearest
 A_GPU = "a GPU (not run here)"
 ACCELERATORS = "GPUs or a TPU slice (not run here; the paper does not say)"
 
+TIMED_SEEDS = 5  # that the hours of a table are said for
 # Row -> fields of published cells, as `tables.select` takes them.
 Cells = Mapping[str, tuple[Mapping[str, str], ...]]
 
@@ -28,7 +29,8 @@ class Needs:
   scored_on: str
   model: str = "a decoder of 0.1 M parameters, trained here"
   hardware: str = "2 CPU cores"  # any other has an accelerator
-  hours: float | None = None  # all rows, five seeds; None: nobody has timed it
+  # All rows, from one start; None: nobody has timed it.
+  hours: float | None = None
   extras: tuple[str, ...] = ("report",)
   # A package that no extra can have -> how to install it.
   packages: Mapping[str, str] = _none()
@@ -104,12 +106,16 @@ class Table:
   def runs_of(self, row: str) -> list[str]:
     return [name for name, run in self.runs.items() if run.row == row]
 
-  def config(self, name: str, scale: str) -> ml_collections.ConfigDict:
-    """Makes the config of a run, with the benchmarks of the table."""
+  def argument(self, name: str, scale: str) -> str:
+    """That of `get_config` for a run."""
     if self.several and name not in self.several:
       raise ValueError(f"no run {name!r}: {nearest(name, list(self.several))}")
     run = self.runs.get(name) or Run(name, None, f"row={name}")
-    config = self.get_config(f"{run.argument},scale={scale}")
+    return f"{run.argument},scale={scale}"
+
+  def config(self, name: str, scale: str) -> ml_collections.ConfigDict:
+    """Makes the config of a run, with the benchmarks of the table."""
+    config = self.get_config(self.argument(name, scale))
     benchmarks = self.benchmarks.get(scale, {})
     config.evaluation.benchmarks = ml_collections.ConfigDict(benchmarks)
     return config

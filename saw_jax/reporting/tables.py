@@ -105,7 +105,7 @@ def to_markdown(
     printed = [published.get(row, {}).get(metric) for metric in theirs]
     rows.append(
       [row]
-      + [f"{mean_and_width(c)} ({c.count})" if c else MISSING for c in here]
+      + [f"{mean_and_width(c)} ({c.size})" if c else MISSING for c in here]
       + [_published(c, notes) if c else MISSING for c in printed]
     )
   lines = [
@@ -113,8 +113,7 @@ def to_markdown(
     "",
     *grid(head, rows),
     "",
-    f"Here: scale `{scale}`; mean ± half-width of the {_LEVEL} t interval "
-    "over seeds (number of seeds).",
+    f"Here: scale `{scale}`; {meaning(own)}.",
   ]
   if theirs:
     lines += [
@@ -124,6 +123,14 @@ def to_markdown(
       *(f"[{number}] {note}." for note, number in notes.items()),
     ]
   return lines
+
+
+def meaning(own: Own) -> str:
+  """What stands in a cell of ours."""
+  told = f"mean ± half-width of the {_LEVEL} t interval over "
+  if any(cell.starts > 1 for _, _, cell in _cells(own)):
+    return told + "the means of supervised starts (starts × seeds)"
+  return told + "seeds (number of seeds)"
 
 
 def to_text(own: Own, *, most: int = 3) -> list[str]:
@@ -146,15 +153,17 @@ def to_csv(scale: str, own: Own, published: Published) -> str:
   """A table for programs, one line per cell; `origin` says which columns."""
   lines = [
     ["row", "metric", "origin", "scale", "mean", "std", "low", "high", "n"]
+    + ["starts"]
     + ["published_value", "published_std", "model", "source", "note"]
   ]
   for row, metric, cell in _cells(own):
     numbers = [number(value) for value in cell[:4]]
-    lines.append([row, metric, "here", scale, *numbers, cell.count, *[""] * 5])
+    sizes = [cell.count, cell.starts]
+    lines.append([row, metric, "here", scale, *numbers, *sizes, *[""] * 5])
   for row, metric, cell in _cells(published):
     numbers = [number(cell.value), number(cell.std)]
     about = [cell.model, cell.source, cell.note]
-    lines.append([row, metric, "published", *[""] * 6, *numbers, *about])
+    lines.append([row, metric, "published", *[""] * 7, *numbers, *about])
   file = io.StringIO()
   csv.writer(file, lineterminator="\n").writerows(lines)
   return file.getvalue()
@@ -171,7 +180,7 @@ def differences(
   corrected = statistics.holm([statistics.p_value(x) for *_, x in cells])
   lines = []
   for (label, metric, one), p in zip(cells, corrected, strict=True):
-    ends = [interval(one.t), interval(one.bootstrap), str(one.count)]
+    ends = [interval(one.t), interval(one.bootstrap), one.size]
     least = statistics.smallest_detectable(one)
     told = ["–", "–"] if math.isnan(p) else [f"{p:.2g}", f"{least:.3f}"]
     lines.append([label, metric, f"{one.mean:+.3f}", *ends, *told])

@@ -182,13 +182,10 @@ def make_params(
   if source is not None:
     params = source.load(headless, param_shardings(bare))
   elif warm.num_steps:
-    shown = kind_of(bare).demonstrations(
-      warm.num_demonstrations, warm.seed, warm.options
-    )
     params = warm_start.warm_start(
       headless,
       warm,
-      shown,
+      kind_of(bare).demonstrations(warm),
       cache=cache_folder() / "warm_start",
       kept=config_lib.FOLDER / "starts",
     )

@@ -1,16 +1,24 @@
-"""Commands that are run one after the other, each in a process of its own."""
+"""Commands that are run, each in a process of its own."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from typing import Any
+
+
+def count_cores() -> int:
+  """Those that this process may use."""
+  allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
+  return len(allowed(0))
 
 
 class Children:
-  """Runs commands; a signal is passed on, once, to the one that runs."""
+  """Runs commands; a signal is passed on, once, to those that run."""
 
   def __init__(self):
     self.stopped = False  # by a signal: nothing more is to be run
-    self._process: subprocess.Popen | None = None
+    self._begun: list[subprocess.Popen] = []
 
   def __enter__(self) -> "Children":
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -23,13 +31,17 @@ class Children:
 
   def run(self, words: Sequence[str]) -> int:
     """Runs a command to its end, and gives its status."""
+    return self.start(words).wait()
+
+  def start(self, words: Sequence[str], **how: Any) -> subprocess.Popen:
+    """Starts a command beside those that run; `how` is that of `Popen`."""
     # In a group of its own, or a terminal's Ctrl-C would come twice: from
     # there and from here. The second would stop it at once, without saving.
-    self._process = subprocess.Popen(words, process_group=0)
-    return self._process.wait()
+    self._begun.append(subprocess.Popen(words, process_group=0, **how))
+    return self._begun[-1]
 
   def _forward(self, number, frame) -> None:
     del frame
     self.stopped = True
-    if self._process is not None:
-      self._process.send_signal(number)
+    for process in self._begun:
+      process.send_signal(number)  # nothing happens to one that has ended

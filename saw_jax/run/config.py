@@ -38,6 +38,7 @@ _FLAGS = ("true", "false")
 _GONE = {
   "model.value_head": None,
   "parallel.data": None,
+  "warm_start.seed": 0,
   "labels.probe.activation": "relu",
   "labels.probe.b1": 0.9,
   "labels.probe.b2": 0.999,

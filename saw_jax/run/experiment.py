@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -55,19 +54,21 @@ class AnswerRun:
     encoder.check_lengths(examples, f"prompts of split {split!r}", most)
     return len(encoder.keep(examples))
 
-  def demonstrations(
-    self, count: int, seed: int, options: Mapping[str, Any]
-  ) -> TrainBatch:
+  def demonstrations(self, settings: warm_start.WarmStartConfig) -> TrainBatch:
     """Lays out what a supervised start imitates."""
     tokenizer = self._made.tokenizer
     encoder = rollouts.encoder_of(tokenizer, self._made.rollout)
-    found = self._task.demonstrations(count, seed=seed, **options)
+    found = self._shown(settings)
     if encoder.config.long_prompts == "drop":
       found = [one for one in found if encoder.fits(one[0])]
     return warm_start.pack_demonstrations(
       [encoder.tokens(example) for example, _ in found],
       [[*tokenizer.encode(text), tokenizer.eos_ids[0]] for _, text in found],
     )
+
+  def _shown(self, settings: warm_start.WarmStartConfig) -> list[Any]:
+    options = {**settings.options, "seed": settings.seed}
+    return self._task.demonstrations(settings.num_demonstrations, **options)
 
   def play(self, policy: Policy, mode: str = "sampled") -> agents.Episodes:
     """Plays held-out worlds, `greedy` or `sampled`; answers are no episodes."""
@@ -97,11 +98,8 @@ class EpisodeRun(AnswerRun):
   def count_examples(self, split: str, most: int | None = None) -> int:
     return self._task.num_episodes(split)
 
-  def demonstrations(
-    self, count: int, seed: int, options: Mapping[str, Any]
-  ) -> TrainBatch:
-    found = self._task.demonstrations(count, seed=seed, **options)
-    return episode_evaluation.lay_out(found, self._made)
+  def demonstrations(self, settings: warm_start.WarmStartConfig) -> TrainBatch:
+    return episode_evaluation.lay_out(self._shown(settings), self._made)
 
   def play(self, policy: Policy, mode: str = "sampled") -> agents.Episodes:
     with self.open_workers() as pool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -40,7 +41,6 @@ class WarmStartConfig:
   num_steps: int = 0  # 0: no start
   batch_size: int = 64  # demonstrations of a step
   num_demonstrations: int = 8192  # different ones
-  seed: int = constant(0)
   log_interval: int = constant(100)
   observation_coefficient: float = 0.0  # of what followed a demonstrated action
   learning_rate: float = 3e-3  # the greatest
@@ -50,8 +50,13 @@ class WarmStartConfig:
       schedule="cosine", warmup_steps=50, weight_decay=0.1, b2=0.98
     )
   )
-  # Arguments of the task's `demonstrations`, e.g. how many are wrong.
+  # Arguments of the task's `demonstrations`, e.g. how many are wrong. `seed`
+  # is that of the first weights, too: another seed is another start.
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def seed(self) -> int:
+    return self.options.get("seed", 0)
 
 
 def pack_demonstrations(
@@ -99,12 +104,33 @@ def warm_start(
   cache: pathlib.Path,
   kept: pathlib.Path | None = None,
 ) -> PyTree:
-  """Trains a decoder on demonstrations, or takes it from a folder."""
+  """Trains a decoder on demonstrations, or takes it from a folder.
+
+  Who wants the one that another process is making waits for it.
+  """
   params = decoder.init_params(decoder_config, jax.random.key(config.seed))
   if not config.num_steps:
     return params
   name = f"{_digest(decoder_config, config, demonstrations)}.npz"
-  for folder in filter(None, (kept, cache)):
+  folders = [folder for folder in (kept, cache) if folder is not None]
+  if (found := _find(name, params, folders)) is not None:
+    return found
+  cache.mkdir(parents=True, exist_ok=True)
+  with (cache / f"{name}.lock").open("a") as lock:
+    with contextlib.suppress(OSError):  # Some file systems have no locks.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    if (found := _find(name, params, [cache])) is not None:
+      return found
+    made = _train(params, decoder_config, config, demonstrations)
+    made = _keep(cache / name, made)
+    pathlib.Path(lock.name).unlink(missing_ok=True)
+    return made
+
+
+def _find(
+  name: str, params: PyTree, folders: Sequence[pathlib.Path]
+) -> PyTree | None:
+  for folder in folders:
     if (folder / name).exists():
       try:
         found = _read(folder / name, params)
@@ -114,6 +140,15 @@ def warm_start(
         LOG.warning("warm start: made anew, since %s: %s", name, error)
         with contextlib.suppress(OSError):  # the package's own are not ours
           (folder / name).unlink()
+  return None
+
+
+def _train(
+  params: PyTree,
+  decoder_config: DecoderConfig,
+  config: WarmStartConfig,
+  demonstrations: TrainBatch,
+) -> PyTree:
   settings = dataclasses.replace(
     config.optimizer, learning_rate=config.learning_rate
   )
@@ -145,7 +180,7 @@ def warm_start(
       if step % config.log_interval == 0 or step + 1 == config.num_steps:
         loss = float(values["loss"])
       advance(loss=loss)
-  return _keep(cache / name, current.params)
+  return current.params
 
 
 def _names(params: PyTree) -> list[str]:
@@ -156,7 +191,6 @@ def _names(params: PyTree) -> list[str]:
 
 def _keep(path: pathlib.Path, params: PyTree) -> PyTree:
   """Saves a start in float32, unless another process has made it meanwhile."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_name(f"{path.stem}_{os.getpid()}.npz")
   arrays = [np.asarray(x, np.float32) for x in jax.tree.leaves(params)]
   try:
@@ -183,7 +217,7 @@ def _digest(decoder_config, config, demonstrations: TrainBatch) -> str:
   added = dict(wide_qk_norm=False, post_norm=False, rotated=())
   added |= dict(attention="auto", state_dtype="float32")
   old = lambda kept: {k: x for k, x in kept.items() if x != added.get(k)}  # noqa: E731
-  settings = dataclasses.asdict(config)
+  settings = {**dataclasses.asdict(config), "seed": config.seed}
   settings["optimizer"] = old(settings["optimizer"])
   made_by = [_VERSION, old(vars(decoder_config)), settings]
   digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())

@@ -20,7 +20,7 @@ AT = [(name, scale) for name, table in TABLES.items() for scale in table.needs]
 def nowhere(monkeypatch, tmp_path):
   """A machine without data, models, packages and accelerators."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(catalogue, "_has_accelerator", lambda: False)
+  monkeypatch.setattr(catalogue, "has_accelerator", lambda: False)
   monkeypatch.setattr(catalogue, "_is_installed", lambda name: False)
   packages = lambda extra: [f"package-of-{extra}"]  # noqa: E731
   monkeypatch.setattr(catalogue, "_packages", packages)
@@ -227,7 +227,7 @@ class TestMissing:
     (everything / test).touch()
     (everything / "checkpoints" / "Qwen2.5-1.5B-Instruct").mkdir(parents=True)
     assert catalogue.missing(table, "paper") == found[2:]
-    monkeypatch.setattr(catalogue, "_has_accelerator", lambda: True)
+    monkeypatch.setattr(catalogue, "has_accelerator", lambda: True)
     assert catalogue.missing(table, "paper") == []
 
   def test_a_setting_has_to_be_said(self, everything):

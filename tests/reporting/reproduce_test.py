@@ -7,12 +7,15 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from saw_jax.reporting import catalogue, report, reproduce
 from saw_jax.reporting.reproduce import Job
+from saw_jax.reporting.runs import RowRuns
+from saw_jax.run import config as config_lib
 from tests import experiments_test
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,11 +45,14 @@ class TestPlan:
     runs = tmp_path / "runs/saw/tool_calling/tiny"
 
     def job():
-      jobs = reproduce.plan("tiny", 3, tmp_path / "runs", tmp_path / "results")
+      jobs = reproduce.plan(
+        "tiny", 3, 1, tmp_path / "runs", tmp_path / "results"
+      )
       return next(job for job in jobs if job.table == "saw/tool_calling")
 
     table = catalogue.load("saw/tool_calling")
-    rows, seconds = table.default_runs, HOUR * table.needs["tiny"].hours
+    rows = table.default_runs
+    seconds = HOUR * table.needs["tiny"].hours * 3 / 5  # said for five seeds
     assert job()[1:5] == (len(rows), len(rows), False, seconds)
     for number, row in enumerate(rows, 1):
       # Two runs have the three seeds; one that has not finished has none.
@@ -68,9 +74,9 @@ class TestPlan:
 
   def test_a_scale_that_a_table_or_all_lack(self, monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'paper'"):
-      reproduce.plan("papper", 5, "runs", "results")
+      reproduce.plan("papper", 5, 1, "runs", "results")
     monkeypatch.setattr(catalogue, "missing", lambda table, scale: ["x"])
-    jobs = {job.table: job for job in reproduce.plan("small", 5, "r", "r")}
+    jobs = {job.table: job for job in reproduce.plan("small", 5, 1, "r", "r")}
     assert "paw/shop" not in jobs
     assert jobs["asympo/math"].lacks == ["x"]
     assert jobs["asympo/math"].seconds is None
@@ -182,6 +188,66 @@ sys.exit(run_all(jobs, [sys.executable, "-c", {table!r}]))
     assert log.read_text() == str(int(number))
     assert "b: not begun" in said
     assert said.rstrip().endswith("stopped; the same command goes on")
+
+
+# In the place of Python, that trains: a row waits for the one beside it.
+TRAINS = f"""#!{sys.executable}
+import os, pathlib, signal, sys, time
+words = dict(word[2:].split("=", 1) for word in sys.argv if "=" in word)
+place = pathlib.Path(words["workdir"])
+name, folder = place.name, place.parent
+assert (os.environ["NPROC"], words["seeds"]) == ("1", "0,1")
+count = []
+signal.signal(signal.SIGINT, lambda *_: count.append(1))
+(folder / f"{{name}}.ready").touch()
+if name == "bad":
+  sys.exit("error: no such thing")
+limit = time.monotonic() + 60
+while time.monotonic() < limit:
+  if count:
+    time.sleep(0.2)
+    sys.exit(f"stopped by {{len(count)}}")
+  if words.get("stays") is None and len([*folder.glob("*.ready")]) == 3:
+    sys.exit(0)
+  time.sleep(0.02)
+"""
+
+
+class TestRunRows:
+  @pytest.fixture
+  def run(self, tmp_path, monkeypatch):
+    (tmp_path / "python").write_text(TRAINS)
+    (tmp_path / "python").chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(catalogue, "has_accelerator", lambda: False)
+
+    def run(names, *words):
+      runs = (RowRuns((), (), (0, 1), tmp_path / name) for name in names)
+      config = config_lib.get_config()
+      rows = map(reproduce.Row, names, [config] * 3, [words] * 3, runs)
+      return reproduce.run_rows([*rows], 2)
+
+    return run
+
+  def test_rows_run_side_by_side_and_a_failure_is_its_own(self, tmp_path, run):
+    log = tmp_path / "bad.log"
+    assert run(["bad", "a", "b"]) == [f"row bad: no such thing ({log})"]
+
+  def test_a_signal_reaches_each_row_once_and_no_other_begins(
+    self, tmp_path, run
+  ):
+    def interrupt():
+      while len([*tmp_path.glob("*.ready")]) < 2:
+        time.sleep(0.02)
+      os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run(["a", "b", "c"], "--stays=1") is None
+    thread.join()
+    for name in "ab":
+      assert (tmp_path / f"{name}.log").read_text() == "stopped by 1\n"
+    assert not (tmp_path / "c.log").exists()
 
 
 def test_the_script_refuses_other_commits_before_anything_runs(tmp_path):

@@ -5,11 +5,19 @@ import pytest
 
 from saw_jax.reporting import runs
 from saw_jax.reporting.runs import RowRuns
+from saw_jax.reporting.statistics import Seed
 from saw_jax.run.run_directory import RunError
 
 
-def write_run(directory, csv_lines, final=None, name="metrics"):
+def seeds(*numbers, start=0):
+  return tuple(Seed(start, number) for number in numbers)
+
+
+def write_run(directory, csv_lines, final=None, name="metrics", start=None):
   directory.mkdir()
+  options = {} if start is None else {"options": {"seed": start}}
+  document = {"config": {"warm_start": options}}
+  (directory / "run.json").write_text(json.dumps(document))
   (directory / f"{name}.csv").write_text("\n".join(csv_lines) + "\n")
   if final is not None:
     (directory / "final.json").write_text(json.dumps(final))
@@ -111,7 +119,7 @@ class TestReadCurves:
     lines = ["step,seed,loss,kl", "1,1,5.0,7.0", "0,1,6.0,", "1,2,1,2"]
     b = write_run(tmp_path / "b", lines)
     curves = runs.read_curves([a, b])
-    assert curves.seeds == (1, 2, 3, 5)
+    assert curves.seeds == seeds(1, 2, 3, 5)
     np.testing.assert_array_equal(curves.steps, [0, 1])
     nan = np.nan
     losses = [[6.0, 5.0], [nan, 1.0], [2.0, 4.0], [1.0, 3.0]]
@@ -119,15 +127,21 @@ class TestReadCurves:
     kls = [[nan, 7.0], [nan, 2.0], [nan, nan], [nan, nan]]
     np.testing.assert_array_equal(curves.values["kl"], kls)
 
+  def test_the_seeds_of_several_starts_are_told_apart(self, tmp_path):
+    lines = ["step,seed,loss", "0,4,1.0"]
+    starts = enumerate((2, None))
+    paths = [write_run(tmp_path / f"{n}", lines, start=s) for n, s in starts]
+    assert runs.read_curves(paths).seeds == seeds(4) + seeds(4, start=2)
+
   def test_seeds_that_are_not_asked_for_are_left_out(self, tmp_path):
     finals = [final(seed, x=seed) for seed in range(3)]
     lines = ["step,seed,loss", "0,0,1", "0,1,2", "0,2,3"]
     a = write_run(tmp_path / "a", lines, finals, name="evals")
     found = runs.read_curves([a], name="evals", seeds=(0, 2))
-    assert found.seeds == (0, 2)
+    assert found.seeds == seeds(0, 2)
     np.testing.assert_array_equal(found.values["loss"], [[1.0], [3.0]])
     found = runs.read_finals([a], seeds=(1, 2)).by_seed("greedy/x")
-    assert found == {1: 1.0, 2: 2.0}
+    assert found == dict(zip(seeds(1, 2), (1.0, 2.0), strict=True))
 
   def test_a_seed_in_two_runs_and_a_missing_file_are_refused(self, tmp_path):
     lines = ["step,seed,loss", "0,4,1.0"]
@@ -156,15 +170,16 @@ class TestReadFinals:
     a = write_run(tmp_path / "a", ["step,seed"], [final(2, total=0.0)])
     b = write_run(tmp_path / "b", ["step,seed"], [final(1, total=3.0)])
     finals = runs.read_finals([a, b])
-    assert (finals.step, finals.seeds) == (2, (1, 2))
-    assert finals.by_seed("greedy/total") == {1: 3.0, 2: 0.0}
-    assert finals.by_seed("sampled/x") == {1: 0.25, 2: 0.25}
+    assert (finals.step, finals.seeds) == (2, seeds(1, 2))
+    one, two = seeds(1, 2)
+    assert finals.by_seed("greedy/total") == {one: 3.0, two: 0.0}
+    assert finals.by_seed("sampled/x") == {one: 0.25, two: 0.25}
     with pytest.raises(KeyError, match="greedy/total"):
       finals.by_seed("total")
 
   def test_null_is_a_score_that_is_no_number(self, tmp_path):
     a = write_run(tmp_path / "a", ["step,seed"], [final(1, total=None)])
-    assert np.isnan(runs.read_finals([a]).by_seed("greedy/total")[1])
+    assert np.isnan(runs.read_finals([a]).by_seed("greedy/total")[0, 1])
 
   @pytest.mark.parametrize(
     ("records", "words"),
@@ -188,8 +203,10 @@ class TestReadFinals:
 def test_results_that_are_written_are_read_back(tmp_path):
   made = np.random.default_rng(0).normal(size=3)
   rows = {
-    "gdpo_saw": runs.Finals(7, (0, 1, 2), {"greedy/total": made}),
-    "gdpo": runs.Finals(7, (0, 1), {"greedy/total": np.array([0.0, 1 / 3])}),
+    "gdpo_saw": runs.Finals(7, seeds(0, 1, 2), {"greedy/total": made}),
+    "gdpo": runs.Finals(
+      7, seeds(0, 1), {"greedy/total": np.array([0.0, 1 / 3])}
+    ),
   }
   path = tmp_path / "runs.csv"
   runs.write_results(path, rows, commit="abc")
@@ -200,19 +217,19 @@ def test_results_that_are_written_are_read_back(tmp_path):
     found = again[row].values["greedy/total"]
     np.testing.assert_array_equal(found, finals.values["greedy/total"])
   header, first, *_ = path.read_text().splitlines()
-  assert header == "row,seed,commit,step,greedy/total"
-  assert first.startswith("gdpo_saw,0,abc,7,")
+  assert header == "row,start,seed,commit,step,greedy/total"
+  assert first.startswith("gdpo_saw,0,0,abc,7,")
 
 
 def test_curves_that_are_written_are_read_back(tmp_path):
   values = np.random.default_rng(0).normal(size=(2, 3))
   values[1, 2] = np.nan
   steps = np.array([0, 5, 7])
-  curves = runs.Curves(steps, (3, 4), {"a": values, "b": values})
+  curves = runs.Curves(steps, seeds(3, 4, start=2), {"a": values, "b": values})
   path = tmp_path / "curves.csv"
   runs.write_curves(path, {"row": curves}, names=["a"])
   again = runs.read_kept_curves(path)["row"]
-  assert again.seeds == (3, 4) and list(again.values) == ["a"]
+  assert again.seeds == seeds(3, 4, start=2) and list(again.values) == ["a"]
   # There is no line for the step that a seed lacks.
   assert len(path.read_text().splitlines()) == 1 + 5
   np.testing.assert_array_equal(again.steps, steps)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from saw_jax.reporting import statistics
+from saw_jax.reporting.statistics import Seed
 
 numbers = st.floats(-100, 100, allow_nan=False, width=32)
 NORMAL = np.random.default_rng(0).normal(size=9)
@@ -77,8 +78,9 @@ class TestPairedDifference:
     # Differences 1, 2, 3, though the rows themselves vary by hundreds.
     control = {7: 100.0, 3: 0.0, 5: 300.0}
     treated = {3: 2.0, 5: 303.0, 7: 101.0}
-    mean, count, t, (low, high) = statistics.paired_difference(treated, control)
-    assert (mean, count) == (2.0, 3)
+    found = statistics.paired_difference(treated, control)
+    mean, count, t, (low, high), starts = found
+    assert (mean, count, starts) == (2.0, 3, 1)
     assert t[1] == pytest.approx(2 + 2.4841, abs=1e-4)
     assert 1.0 <= low <= high <= 3.0
 
@@ -148,10 +150,25 @@ def test_an_interval_over_starts_covers_and_one_over_seeds_does_not():
     ends = np.array([interval(sample) for sample in samples])
     return ((ends[:, 0] < 0) & (ends[:, 1] > 0)).mean()
 
-  over_starts = covers(statistics.clustered_interval, values)
-  assert over_starts == pytest.approx(0.95, abs=0.01)
+  def over_starts(sample):
+    seeds = {Seed(*at): value for at, value in np.ndenumerate(sample)}
+    return statistics.t_interval(seeds)
+
+  assert covers(over_starts, values) == pytest.approx(0.95, abs=0.01)
   assert covers(statistics.t_interval, values.reshape(trials, -1)) < 0.65
-  assert np.isnan(statistics.clustered_interval([[1.0, 2.0]])).all()
+
+
+def test_a_difference_of_several_starts_has_their_degrees_of_freedom():
+  by_start = ((1.0, 3.0), (4.0, 6.0), (7.0, 15.0))  # means 2, 5 and 11
+  seeds = {Seed(*at): x for at, x in np.ndenumerate(np.array(by_start))}
+  found = statistics.paired_difference(seeds, dict.fromkeys(seeds, 0.0))
+  assert found.mean == pytest.approx(6.0) and found.size == "3 × 2"
+  of_starts = {0: 2.0, 1: 5.0, 2: 11.0}
+  same = statistics.paired_difference(of_starts, dict.fromkeys(of_starts, 0.0))
+  for told in (statistics.p_value, statistics.smallest_detectable):
+    assert told(found) == pytest.approx(told(same))
+  assert found.t == pytest.approx(same.t)
+  assert found.bootstrap == same.bootstrap
 
 
 def test_an_interquartile_mean_agrees_with_counting_quarters():

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import time
 import unittest.mock
+from concurrent import futures
 
 import chex
 import jax
@@ -99,7 +101,7 @@ class TestWarmStart:
     chex.assert_trees_all_equal(make(cache), params)
     assert any("from the cache" in line for line in caplog.messages)
     with pytest.raises(AssertionError, match="it trains"):
-      make(cache, dataclasses.replace(CONFIG, seed=1))
+      make(cache, dataclasses.replace(CONFIG, options={"seed": 1}))
 
   @pytest.mark.slow
   def test_a_damaged_cache_is_made_anew_with_a_warning(self, tmp_path, caplog):
@@ -113,6 +115,24 @@ class TestWarmStart:
     caplog.clear()
     chex.assert_trees_all_equal(make(tmp_path, config), first)
     assert any("from the cache" in line for line in caplog.messages)
+
+  def test_who_wants_what_another_makes_waits_for_it(
+    self, tmp_path, monkeypatch
+  ):
+    made = []
+
+    def train(params, *_):
+      made.append(params)
+      time.sleep(0.5)
+      return params
+
+    monkeypatch.setattr(warm_start, "_train", train)
+    with futures.ThreadPoolExecutor() as pool:
+      found = [*pool.map(make, [tmp_path] * 3)]
+    assert len(made) == 1
+    for one in found:
+      chex.assert_trees_all_equal(one, made[0])
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
 
   def test_no_steps_are_no_start(self, tmp_path, no_training):
     found = make(tmp_path, dataclasses.replace(CONFIG, num_steps=0))
@@ -135,7 +155,7 @@ class TestKeep:
   """What two processes leave that make one start at the same time."""
 
   def test_the_first_is_kept_and_both_go_on_from_it(self, tmp_path):
-    path = tmp_path / "cache" / "abc.npz"
+    path = tmp_path / "abc.npz"
     for scale in (1.0, 2.0):
       kept = warm_start._keep(path, {"w": jnp.full((3,), scale)})
       np.testing.assert_array_equal(kept["w"], np.ones(3))
