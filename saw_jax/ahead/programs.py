@@ -175,9 +175,7 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   sizes = Sizes.of(made, shards)
 
   def program(name, kept, *more):
-    return Program(
-      name, kept.jitted, kept.args, policy.mesh, kept.rules, *more
-    )
+    return Program(name, kept.jitted, kept.args, policy.mesh, kept.rules, *more)
 
   weights = policy.weights
   if weights.moved:

@@ -115,3 +115,24 @@ def drop_first(cache: KVCache, count: int) -> KVCache:
     positions=cache.positions[..., count:],
     index=cache.index - count,
   )
+
+
+def take_rows(
+  cache: KVCache, rows_B: Array, firsts_B: Array, size: int
+) -> KVCache:
+  """Copies `size` places of rows of an unrolled cache, from a first of each.
+
+  What is outside of the cache is 0, and positions are left to the caller.
+  """
+
+  def take(x: Array, axis: int) -> Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (size, size)
+    x, cut = jnp.pad(x, widths), jax.lax.dynamic_slice_in_dim
+    one = lambda row, first: cut(x[row], size + first, size, axis)  # noqa: E731
+    return jax.vmap(one)(rows_B, firsts_B)
+
+  return cache.replace(
+    keys=jax.tree.map(lambda x_BKHS: take(x_BKHS, -1), cache.keys),
+    values=jax.tree.map(lambda x_BKSH: take(x_BKSH, -2), cache.values),
+  )

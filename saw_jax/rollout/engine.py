@@ -4,11 +4,12 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import PromptBatch, Transcript
+from saw_jax.rollout.turns import Kept
 from saw_jax.types import Array, PyTree
 
 
@@ -88,6 +89,14 @@ class Engine(Protocol):
     those of the distribution sampled from, or None. A row without a token could
     not be sampled, and is not scored. An engine that aborts rows asks for them
     again by the `newest` weights, where the caller can do with those.
+    """
+
+  def turn(
+    self, *asked: Any, kept: Kept | None, config: GenerateConfig
+  ) -> tuple[Transcript, Kept | None]:
+    """`sample`, to the host, after a call by these weights that has kept this.
+
+    Gives what it has kept itself; None: nothing, and nothing is to be.
     """
 
   def figures(self) -> dict[str, float]:

@@ -143,6 +143,10 @@ class Servers:
     answers = [answers[row] for row in range(len(rows))]
     return _lay_out(prompts, answers, config, has_log_probs)
 
+  def turn(self, *asked, kept, config):
+    del kept  # Servers have prefixes of their own.
+    return self.sample(*asked, config), None
+
   def figures(self) -> dict[str, float]:
     found, self._figures = self._figures, collections.Counter()
     return {f"engine/{name}": found[name] for name in _FIGURES.split()}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from saw_jax.rollout import transcript as transcript_lib
+from saw_jax.rollout import turns
 from saw_jax.rollout.transcript import POLICY, PromptBatch, Transcript
 from saw_jax.types import Array
 
@@ -27,7 +28,7 @@ class Played(NamedTuple):
 
 
 def play(
-  generate: Callable[[Any, PromptBatch, Array], Transcript],
+  turn: Callable[..., tuple[Transcript, Any]],
   params: Any,
   worlds: Any,
   keys: Array,
@@ -44,32 +45,40 @@ def play(
   `worlds.prompts(places)` says what the policy is asked, and
   `worlds.act(places, actions)`, which gets tokens without `eos_ids`, which
   episodes are over. An action's key is its episode's, of `keys [N, B]`, with
-  the step folded in. A call of the sampler has `rows_per_call` prompts of each
-  seed.
+  the step folded in. A call of the sampler, `(params, prompts, keys, kept=) ->
+  (rows, kept)` with what the call before has kept, has `rows_per_call` prompts
+  of each seed. Where all episodes are of one call, each stays in its row.
   """
   num_seeds, num_episodes = keys.shape
   most = -(-max_prompt_tokens // prompt_multiple) * prompt_multiple
   rows = {}  # (n, b, step) -> what was sampled
+  kept, prompts, asked = turns.Kept(), {}, None
   running = [list(range(num_episodes)) for _ in range(num_seeds)]
   for step in range(num_steps):
     places = [(n, b) for n, own in enumerate(running) for b in own]
     if not places:
       break
-    prompts = dict(zip(places, worlds.prompts(places), strict=True))
+    prompts |= zip(places, worlds.prompts(places), strict=True)
     actions = {}
     # Long prompts beside long ones: a call is as wide as its longest.
     queues = [
       sorted(own, key=lambda b, n=n: -(-len(prompts[n, b]) // prompt_multiple))
       for n, own in enumerate(running)
     ]
-    for first in range(0, max(map(len, running)), rows_per_call):
+    most_rows = max(map(len, running))
+    kept = kept if most_rows <= rows_per_call else None
+    if kept and kept.cache:
+      queues = asked.tolist()  # All in their rows, those that are over unheard.
+    for first in range(0, most_rows, rows_per_call):
       chosen = [own[first : first + rows_per_call] for own in queues]
       batch, asked = _fill(chosen, prompts, rows_per_call, prompt_multiple)
       step_keys = _step_keys(keys, asked, step)
-      sampled = jax.device_get(generate(params, batch, step_keys))
+      sampled, kept = turn(params, batch, step_keys, kept=kept)
       sampled = transcript_lib.pad_left(sampled, most)
       for n, own in enumerate(chosen):
         for c, b in enumerate(own):
+          if b not in running[n]:
+            continue
           row = jax.tree.map(lambda x, n=n, c=c: x[n, c], sampled)
           rows[n, b, step] = row.replace(group_ids=np.int32(b))
           action = row.tokens[row.roles == POLICY].tolist()

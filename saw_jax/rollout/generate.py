@@ -15,7 +15,7 @@ from saw_jax.models import cache as cache_lib
 from saw_jax.models import decoder, log_probs
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import sampling as sampling_lib
-from saw_jax.rollout import transcript
+from saw_jax.rollout import transcript, turns
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array
@@ -81,6 +81,28 @@ def make_generate(
   With `lanes`, these and the transcript have a leading axis of independent
   seeds; each lane samples what a call of its own would.
   """
+  turn = make_turn(decoder_config, config, lanes=lanes)
+
+  @jax.jit
+  def generate(params, prompts, row_keys):
+    return turn(params, prompts, row_keys)[0]
+
+  return generate
+
+
+def make_turn(
+  decoder_config: DecoderConfig,
+  config: GenerateConfig,
+  *,
+  lanes: bool = False,
+) -> Callable[..., tuple[Transcript, cache_lib.KVCache | None]]:
+  """Makes a sampler that gives what it has read, and goes on from it.
+
+  `(params, prompts, keys, cache=None, shared=None) -> (transcript, cache)`:
+  with what an earlier call gave, by the same parameters, the prompts, of one
+  row each, are read from the first place of which some row lacks anything.
+  """
+  part = turns.PART
   # Only the model and the sampler are mapped. A `vmap` of the whole, in which
   # the cache's index is no longer shared, would copy the cache at each step.
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
@@ -91,12 +113,26 @@ def make_generate(
   read_all = functools.partial(prefill, unrolled(decoder_config))
   read_all = over_lanes(read_all, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
+  read_rest = functools.partial(read_parts, unrolled(decoder_config), part)
+  read_rest = over_lanes(read_rest, (0, 0, cached), (0, cached))
   draw = over_lanes(functools.partial(draw_tokens, config))
   each = functools.partial(jnp.repeat, repeats=config.group_size)
   eos_ids = np.array(config.eos_ids, np.int32)
 
-  @jax.jit
-  def generate(params, prompts, row_keys):
+  def begin(prompts, kept, shared):
+    """What is shared, at the places of prompts of which the rest is read."""
+    S = prompts.tokens.shape[-1]
+    width, one = whole_parts(S, part)
+    take = functools.partial(cache_lib.take_rows, size=width)
+    cache = over_lanes(take)(kept, shared.sources, shared.shifts + S - width)
+    order, valid = places(prompts)
+    order = jnp.where(valid, order, cache_lib.EMPTY)
+    wider = [(0, 0)] * (order.ndim - 1) + [(width - S, 0)]
+    order = jnp.pad(order, wider, constant_values=cache_lib.EMPTY)
+    first = (width - shared.unread(prompts.lengths)) // one
+    return cache.replace(positions=order, index=first * one)
+
+  def turn(params, prompts, row_keys, kept=None, shared=None):
     if decoder_config.scan_layers:
       params = unstack(params)
     S, T = prompts.tokens.shape[-1], config.max_new_tokens
@@ -141,7 +177,12 @@ def make_generate(
       cache=None,
     )
     if T:
-      logits_PV, cache = read_all(params, prompts.tokens, *places(prompts))
+      asked = prompts.tokens, *places(prompts)
+      if kept is None:
+        logits_PV, cache = read_all(params, *asked)
+      else:
+        cache = begin(prompts, kept, shared)
+        logits_PV, cache = read_rest(params, asked, cache)
       cache = cache_lib.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
 
@@ -154,9 +195,10 @@ def make_generate(
       loop = jax.lax.while_loop(functools.partial(goes_on, bound), step, loop)
     by_row = functools.partial(jnp.moveaxis, source=0, destination=-1)
     drawn = jax.tree.map(by_row, (loop.tokens_TB, loop.recorded_TB))
-    return to_transcript(prompts, loop.lengths_B, *drawn)
+    read = loop.cache and loop.cache.replace(positions=None, index=None)
+    return to_transcript(prompts, loop.lengths_B, *drawn), read
 
-  return generate
+  return turn
 
 
 def stream(
@@ -217,25 +259,48 @@ def prefill(
   valid_BS: Array,
 ) -> tuple[Array, cache_lib.KVCache]:
   """Reads prompts in parts, so that scores are of a part by the whole."""
-  S = tokens_BS.shape[1]
-  parts = -(-S // _MOST_READ)
-  cache = cache_lib.init_cache(config, len(tokens_BS), S)
-  if parts == 1:
-    return read(config, params, tokens_BS, positions_BS, valid_BS, cache)
-  lack = -S % parts
-  cache = cache_lib.grow(cache, S + lack)
+  asked, S = (tokens_BS, positions_BS, valid_BS), tokens_BS.shape[1]
+  width = whole_parts(S, _MOST_READ)[0]
+  cache = cache_lib.init_cache(config, len(tokens_BS), width)
+  if S <= _MOST_READ:
+    return read(config, params, *asked, cache)
+  return read_parts(config, _MOST_READ, params, asked, cache)
+
+
+def whole_parts(size: int, most: int) -> tuple[int, int]:
+  """How many tokens equal parts of `most` or fewer have, together and each."""
+  parts = -(-size // most)
+  each = -(-size // parts)
+  return parts * each, each
+
+
+def read_parts(
+  config: DecoderConfig,
+  most: int,
+  params: dict,
+  asked: tuple[Array, ...],
+  cache: cache_lib.KVCache,
+) -> tuple[Array, cache_lib.KVCache]:
+  """Reads the parts of prompts from the cache's index on, see `prefill`.
+
+  In front the cache has places for what the first part lacks.
+  """
+  lack = cache.size - asked[0].shape[1]
+  width, each = whole_parts(cache.size, most)
 
   def split(x_BS: Array) -> Array:
     x_BS = jnp.pad(x_BS, ((0, 0), (lack, 0)))  # which are not valid
-    return x_BS.reshape(len(x_BS), parts, -1).swapaxes(0, 1)
+    return x_BS.reshape(len(x_BS), -1, each).swapaxes(0, 1)
 
-  def go_on(carry, part):
+  def go_on(number, carry):
+    part = tuple(x[number] for x in split_up)
     hidden_BSD, cache = _pass(config, params, *part, carry[1])
-    return (hidden_BSD[:, -1], cache), None
+    return hidden_BSD[:, -1], cache
 
-  split_up = tuple(map(split, (tokens_BS, positions_BS, valid_BS)))
-  none_BD = jnp.zeros((len(tokens_BS), config.width), config.dtype)
-  (last_BD, cache), _ = jax.lax.scan(go_on, (none_BD, cache), split_up)
+  split_up = tuple(map(split, asked))
+  none_BD = jnp.zeros((len(asked[0]), config.width), config.dtype)
+  bounds = cache.index // each, width // each
+  last_BD, cache = jax.lax.fori_loop(*bounds, go_on, (none_BD, cache))
   return _logits(config, params, last_BD), cache_lib.drop_first(cache, lack)
 
 

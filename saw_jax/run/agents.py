@@ -1,6 +1,6 @@
 """Where the text of episodes meets arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 
 from saw_jax.rollout import episodes
 from saw_jax.run.policy import Policy
-from saw_jax.run.rollouts import Encoder, Generate
+from saw_jax.run.rollouts import Encoder
 from saw_jax.run.sections import Experiment
 from saw_jax.tasks.environments import AgentTask, Situation, number_anchors
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
@@ -190,7 +190,7 @@ def rows_per_call(made: Experiment, num_shards: int) -> int:
 
 def play(
   policy: Policy,
-  generate: Generate,
+  turn: Callable,
   starts: Sequence[Sequence[tuple[str, int]]],
   keys: Array,
   pool: EnvironmentPool,
@@ -203,7 +203,7 @@ def play(
   starts = [[start for start in row for _ in range(size)] for row in starts]
   stage = _Stage(policy, pool, starts)
   played = episodes.play(
-    lambda *args: hosts.fetch(generate(*args)),
+    turn,
     policy.params,
     stage,
     keys,

@@ -69,7 +69,7 @@ class EpisodeEvaluator(evaluation.BaseEvaluator):
     return agents.play(
       self.policy,
       # One answer at a time: samples of a world part after the first action.
-      self._make_generate(sampling, 1),
+      self.policy.make_turn(sampling),
       [[(self.split, world) for world in self.examples]] * num_seeds,
       rollouts.row_keys(seeds, evaluation.FIRST_STEP, ids, size),
       self._workers,

@@ -36,8 +36,8 @@ class Episodes:
     self._policy, self._world = learner.policy, made.method.world
     self._config, self._loop, self._task = made.episodes, made.loop, made.task
     lift, has_world = self._policy.lift, self._world is not None
-    self._generate = self._policy.make_generate(
-      made.sampling, 1, record_entropies=has_world
+    self._turn = self._policy.make_turn(
+      made.sampling, record_entropies=has_world
     )
     self._estimate = lift.wrap(
       estimation.make_step_estimate(
@@ -65,7 +65,7 @@ class Episodes:
     worlds = np.array(learner.batch_indices(count, step))
     played = agents.play(
       self._policy,
-      self._generate,
+      self._turn,
       [[("train", int(world)) for world in row] for row in worlds],
       rollouts.row_keys(learner.seeds, step, worlds, size),
       self._pool,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -114,6 +115,11 @@ class Policy:
   ) -> rollouts.Generate:
     settings = self.encoder.settings(sampling, group_size, **options)
     return functools.partial(self.engine.sample, config=settings)
+
+  def make_turn(self, sampling: SamplingConfig, **options: bool) -> Callable:
+    """Makes what `rollout.episodes.play` samples with."""
+    settings = self.encoder.settings(sampling, 1, **options)
+    return functools.partial(self.engine.turn, config=settings)
 
   def restore(
     self, store: checkpoint.Checkpointer, step: int | None = None

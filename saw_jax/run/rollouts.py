@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.rollout import engine, generate, refill, transcript
+from saw_jax.rollout import engine, generate, refill, transcript, turns
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import Transcript
@@ -48,6 +48,8 @@ Examples = Sequence[Sequence[Example]]  # [N][P]
 # (params, prompts [N, P], keys [N, P * G]) -> Transcript of rows [N, P * G]
 Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
 
+# What a turn takes and gives beside that: what was kept, and what is shared.
+_TURN = (parallel.STATE, parallel.ROWS), (parallel.STATE,)
 _HELD = 10_000  # prompts whose tokens are remembered
 
 
@@ -200,19 +202,35 @@ class Native:
   ) -> Transcript:
     return self._make(config)(self._weights.of(params), prompts, row_keys)
 
+  def turn(self, params, prompts, row_keys, *, kept, config):
+    size, shared = prompts.tokens.shape[-1], None
+    if size <= turns.PART or config.cache_tokens:
+      sampled = self.sample(params, prompts, row_keys, config)
+      return hosts.fetch(sampled), kept and turns.Kept()
+    if kept and kept.cache:
+      last, shards = kept.transcript, self._lift.num_shards
+      shared = turns.share(last, prompts, shards)
+      if shared.unread(prompts.lengths) + turns.PART > size:
+        shared = kept = None  # It saves nothing: these prompts do not extend.
+    asked = self._weights.of(params), prompts, row_keys
+    sample = self._make(config, generate.make_turn, *_TURN)
+    sampled, cache = sample(*asked, shared and kept.cache, shared)
+    sampled = hosts.fetch(sampled)
+    return sampled, kept and turns.Kept(cache, sampled)
+
   def figures(self) -> dict[str, float]:
     return {}
 
   def close(self) -> None:
     self._weights.drop()
 
-  def _make(self, config: GenerateConfig) -> Generate:
+  def _make(self, config, make=refill.make_generate, *more) -> Generate:
     # Lanes are not a vmap: the loop's condition and cache index are shared.
     is_seeded = self._lift.name == "seeded"
-    made = refill.make_generate(self._decoder, config, lanes=is_seeded)
-    if is_seeded and not (self._lift.mesh and config.cache_tokens):
-      return made
-    return sampling.wrap(self._lift, self._decoder, made)
+    made = make(self._decoder, config, lanes=is_seeded)
+    if is_seeded and not (self._lift.mesh and (config.cache_tokens or more)):
+      return jax.jit(made)
+    return sampling.wrap(self._lift, self._decoder, made, *more)
 
 
 def sample(

@@ -157,21 +157,30 @@ class Weights:
     self._held = (None, None)
 
 
-def wrap(lift: parallel.Lift, config: DecoderConfig, fn: Callable) -> Callable:
-  """Lifts a sampler of parameters, prompts and keys.
+def wrap(
+  lift: parallel.Lift,
+  config: DecoderConfig,
+  fn: Callable,
+  takes: tuple[str, ...] = (),
+  gives: tuple[str, ...] = (),
+) -> Callable:
+  """Lifts a sampler of parameters, prompts and keys; kinds of what else it has.
 
   Under `seeded` it has lanes, of which a device has its own; else it is of one
   seed, of which a device has some prompts with all of their rows.
   """
-  kinds = (parallel.STATE, parallel.ROWS, parallel.ROWS), (parallel.ROWS,)
+  kinds = (parallel.STATE, parallel.ROWS, parallel.ROWS, *takes)
+  kinds = kinds, (parallel.ROWS, *gives)
   if lift.name == "seeded":
     own = functools.partial(jax.shard_map, fn, mesh=lift.mesh, check_vma=False)
     by_seed = PartitionSpec("seed")
     return jax.jit(own(in_specs=by_seed, out_specs=by_seed))
   if lift.name == "meshed":
     rules = _rules_that_fit(config, lift.mesh.shape["tensor"])
-    return _numbered(lift.wrap(on_shards(fn), *kinds, rules=rules))
-  return _numbered(lift.wrap(fn, *kinds))
+    lifted = lift.wrap(on_shards(fn, 2 + len(takes)), *kinds, rules=rules)
+  else:
+    lifted = lift.wrap(fn, *kinds)
+  return lifted if takes else _numbered(lifted)  # Episodes number their own.
 
 
 def _numbered(sample: Callable) -> Callable:
@@ -200,13 +209,13 @@ def _rules_that_fit(config: DecoderConfig, parts: int) -> tuple:
   )
 
 
-def on_shards(fn: Callable) -> Callable:
-  """Runs a sampler on each shard's rows, of the mesh that is set."""
+def on_shards(fn: Callable, count: int = 2) -> Callable:
+  """Runs a sampler of `count` kinds of rows on each shard's, of the mesh."""
   axes = "data", "fsdp"
   rows = PartitionSpec(axes)
   return jax.shard_map(
     fn,
-    in_specs=(PartitionSpec(), rows, rows),
+    in_specs=(PartitionSpec(), *[rows] * count),
     out_specs=rows,
     axis_names={*axes},
     check_vma=False,

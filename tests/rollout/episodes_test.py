@@ -19,7 +19,7 @@ class Sampler:
     self.shapes = set()
     self.rows = 0
 
-  def __call__(self, params, prompts, keys):
+  def __call__(self, params, prompts, keys, kept):
     N, C, S = prompts.tokens.shape
     self.shapes.add((N, C, S))
     self.rows += N * C
@@ -34,7 +34,7 @@ class Sampler:
         first = prompts.tokens[n, c, starts[n, c]]
         tokens[n, c, S:] = [first + params[n], bits[n, c], EOS]
         roles[n, c, S:] = POLICY
-    return Transcript(
+    rows = Transcript(
       tokens=tokens,
       roles=roles,
       starts=starts.astype(np.int32),
@@ -44,6 +44,7 @@ class Sampler:
       prompt_size=S,
       entropies=0.5 * tokens[..., S:],
     )
+    return rows, None
 
 
 class Script:

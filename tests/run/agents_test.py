@@ -37,7 +37,7 @@ class Scripted:
   def __init__(self, words):
     self.words, self.prompts = words, []
 
-  def __call__(self, params, prompts, keys):
+  def __call__(self, params, prompts, keys, kept):
     size, rows, asked = prompts.tokens.shape[-1], [], []
     for n, lengths in enumerate(prompts.lengths):
       own = [prompts.tokens[n, p, -k:].tolist() for p, k in enumerate(lengths)]
@@ -47,7 +47,7 @@ class Scripted:
       asked.append(own)
       self.prompts += texts
     width = ROLLOUT.max_new_tokens
-    return helpers.transcript_of(rows, width, asked, prompt_size=size)
+    return helpers.transcript_of(rows, width, asked, prompt_size=size), None
 
 
 def play(words, worlds=((1, 2), (3, 4)), group_size=2, tolerance=0.5):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from saw_jax.rollout import turns
 from saw_jax.rollout.transcript import GLUE, OBSERVATION, PAD, POLICY, PROMPT
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import loop
@@ -142,6 +143,44 @@ def test_packed_rows_are_the_same_update():
     near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(near, a, b)
   chex.assert_trees_all_close(params, wanted, atol=1e-5)
+
+
+class TranscriptTask(agent_helpers.EchoTask):
+  """A prompt is all letters that were shown and said: it only grows."""
+
+  def prompts(self, situation, history):
+    said = "".join(seen[-1] + action for seen, action in history)
+    yield said + situation.observation[-1]
+
+
+def test_turns_of_a_transcript_are_read_from_where_they_differ(monkeypatch):
+  share, saved = turns.share, []
+
+  def spy(last, prompts, shards):
+    found = share(last, prompts, shards)
+    saved.append(prompts.lengths.max() - found.unread(prompts.lengths))
+    return found
+
+  monkeypatch.setattr(turns, "share", spy)
+  sizes = {"max_prompt_tokens": 12, "prompt_multiple": 12}
+  made = agent_helpers.experiment(task=TranscriptTask(), rollout=sizes)
+  kind, played = experiment_lib.kind_of(made), []
+  for part in (12, 2):  # One part is read anew; six are, from the first.
+    monkeypatch.setattr(turns, "PART", part)
+    assert not saved
+    one = helpers.make_learner(made, (0, 1))
+    with kind.open_workers() as pool:
+      source = kind.Source(one, pool, None)
+      for step in (0, 1):
+        played.append(source.generate(step).played.transcript)
+        params = jax.tree.map(lambda x: 2 * x, one.policy.state.params)
+        one.policy.state = one.policy.state.replace(params=params)
+  # The first of four turns, by new weights, has nothing to go on from.
+  assert len(saved) == 6 and min(saved) > 0
+  for a, b in zip(played[:2], played[2:], strict=True):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    near = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    near(a.behave_log_probs, b.behave_log_probs)
 
 
 @pytest.fixture(scope="module")
