@@ -4,9 +4,11 @@
 
 Makes a sharded directory of the model's shapes, whose zeros take no room on the
 disk, and has it loaded in bfloat16, split over all virtual devices of all
-processes, which find each other on loopback. Of each process, in GB: the peak
-of its resident memory and what that was before, its part of the model, and what
-it read. They go to benchmarks/results/load_memory.json, by model and processes.
+processes, which find each other on loopback. The processes load one after the
+other, so that a machine needs the memory of one alone. Of each process, in GB:
+the peak of its resident memory and what that was before, its part of the model,
+and what it read. They go to benchmarks/results/load_memory.json, by model and
+processes.
 """
 
 import argparse
@@ -75,11 +77,13 @@ def write(folder: pathlib.Path, document: dict) -> None:
 
 
 def load(folder: str, port: int, index: int, count: int) -> dict[str, float]:
-  """Loads this process's part, and says what that took."""
+  """Loads this process's part when it is its turn; says what that took."""
   import jax
 
   if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+  from orbax.checkpoint import multihost
+
   from saw_jax.models.hub import pretrained
   from saw_jax.training import parallel
 
@@ -89,13 +93,16 @@ def load(folder: str, port: int, index: int, count: int) -> dict[str, float]:
   mesh = parallel.make_mesh(parallel.ParallelConfig("meshed", fsdp=-1))
   shardings = parallel.param_shardings(mesh, config)
   jax.block_until_ready(jax.numpy.zeros(()))
+  wait = multihost.get_barrier_sync_fn()
+  for turn in range(index):
+    wait(key=f"loaded_{turn}", timeout_ms=3_600_000)
   before, read = _peak(), _read()
   params = jax.block_until_ready(source.load(config, shardings))
   leaves = jax.tree.leaves(params)
   shares = [
     sum(part.data.nbytes for part in leaf.addressable_shards) for leaf in leaves
   ]
-  return {
+  found = {
     "before": before,
     "peak": _peak(),
     "share": sum(shares) / 1e9,
@@ -103,6 +110,10 @@ def load(folder: str, port: int, index: int, count: int) -> dict[str, float]:
     "read": _read() - read,
     "model": sum(leaf.nbytes for leaf in leaves) / 1e9,
   }
+  del params, leaves
+  for turn in range(index, count):
+    wait(key=f"loaded_{turn}", timeout_ms=3_600_000)
+  return found
 
 
 def _peak() -> float:

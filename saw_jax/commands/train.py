@@ -51,7 +51,8 @@ def main() -> int:
   how = {"directory": folder, "resume_step": given.resume_step}
   with command_line.checking_input():
     experiment = build.build(given_config(), seeds, **how)
-  result = build.train(experiment, seeds, **how)
+  with command_line.leaving_others():
+    result = build.train(experiment, seeds, **how)
   if not result.finished:
     print(
       f"stopped after step {result.step}, saved; the same command goes on "

@@ -189,6 +189,7 @@ def make_params(
       cache=cache_folder() / "warm_start",
       kept=config_lib.FOLDER / "starts",
     )
+    params = hosts.arrays_of_first(params)
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
   # Added later, so that all rows of a table share one start.

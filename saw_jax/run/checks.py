@@ -61,7 +61,7 @@ def check(
   _refuse(_conflicts(made))
   _refuse(_CONFLICTS[type(kind_of(made))](made))
   if jax.process_count() > 1:
-    _refuse(_conflicts_of_processes(made, run))
+    _refuse(_conflicts_of_processes(made))
   _check_cache(made)
   lora.check_config(made.lora, made.decoder)
   groups.make_protocol(made.asynchronous, made.loop.prompts_per_step)
@@ -252,9 +252,7 @@ _CONFLICTS = {
 }
 
 
-def _conflicts_of_processes(
-  made: Experiment, run: RunConfig | None
-) -> Conflicts:
+def _conflicts_of_processes(made: Experiment) -> Conflicts:
   return {
     f"several processes cannot do this together: {what}": is_so
     for what, is_so in {
@@ -268,10 +266,6 @@ def _conflicts_of_processes(
         made.method.world is not None and not made.method.per_step
       ),
       "rollout.engine": bool(made.rollout.engine),
-      "warm_start: train it in one process, export it, and name it with "
-      "config.checkpoint (and warm_start.num_steps=0)": (
-        run is not None and run.warm_start.num_steps > 0
-      ),
     }.items()
   }
 

@@ -183,6 +183,27 @@ def checking_input() -> Iterator[None]:
     raise UsageError(_text(error)) from error
 
 
+@contextlib.contextmanager
+def leaving_others() -> Iterator[None]:
+  """Ends one of several processes when a program of them all fails."""
+  import jax
+
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    complain(
+      f"a program of all {jax.process_count()} processes failed in process "
+      f"{jax.process_index()} ({str(error).splitlines()[0]}): if another one "
+      "has died, its own output says why; the same command, started on all "
+      "again, goes on from the last checkpoint"
+    )
+    sys.stdout.flush()
+    # Python's own end waits for the other processes, for minutes, and aborts.
+    os._exit(1)
+
+
 def _says(error: BaseException | None, code: int) -> bool:
   """Whether a system call failed like this, whoever says so."""
   if error is None:

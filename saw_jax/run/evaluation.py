@@ -230,7 +230,7 @@ def score_benchmarks(
     if hosts.is_first():
       document = {"step": step, "seeds": list(seeds), "scores": found}
       metrics.write_json(path, document)
-    if hosts.any_of(stop()) and number < len(parts):
+    if stop() and number < len(parts):
       return None
   scores = {key: found[key] for key in parts}
   for mode in dict.fromkeys(mode for _, mode in parts.values()):

@@ -32,21 +32,36 @@ def _nop(*_, **__) -> None:
 
 
 class Interrupt:
-  """Turns the first Ctrl-C into a request to stop after the current step."""
+  """Turns the first Ctrl-C into a request to stop after the current step.
+
+  Among several processes SIGTERM is left to JAX's preemption service, which
+  tells all of them where to stop, and Ctrl-C is handed on to it.
+  """
 
   def __init__(self):
     self.requested = False
+    self._is_shared = jax.process_count() > 1
+    self._asked, self._stops = 0, False
     self._previous = {}
 
   def __enter__(self) -> "Interrupt":
+    numbers = [signal.SIGINT] + [signal.SIGTERM] * (not self._is_shared)
     with contextlib.suppress(ValueError):  # not the main thread
-      for number in (signal.SIGINT, signal.SIGTERM):
+      for number in numbers:
         self._previous[number] = signal.signal(number, self._request)
     return self
 
   def __exit__(self, *exc) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+
+  def stops(self) -> bool:
+    """Whether to stop here; all processes ask equally often."""
+    if not self._is_shared:
+      return self.requested
+    self._asked += 1  # The service names a number that must not be missed.
+    self._stops |= hosts.is_sync_point(self._asked)
+    return self._stops
 
   def _request(self, number, frame) -> None:
     del frame
@@ -57,6 +72,8 @@ class Interrupt:
       "%s: the run stops after this step and saves; once more stops at once",
       signal.Signals(number).name,
     )
+    if self._is_shared:
+      signal.raise_signal(signal.SIGTERM)
 
 
 class Clock:
@@ -213,8 +230,7 @@ class Session:
     """Saves where it is time; `pack` returns what the source must have."""
     done = self.step == self._loop.num_steps
     every = self._loop.checkpoint_interval
-    # A signal to one process stops all of them after the same step.
-    self._interrupted = hosts.any_of(self.interrupt.requested) and not done
+    self._interrupted = self.interrupt.stops() and not done
     if done or self._interrupted or (every and self.step % every == 0):
       host, arrays = pack(self.step)
       own = {"base": self._policy.digest, "skipped": list(self._skipped)}
@@ -237,7 +253,7 @@ class Session:
         seeds=self._seeds,
         step=self.step,
         path=self.directory / "benchmarks.json",
-        stop=lambda: self.interrupt.requested,
+        stop=self.interrupt.stops,
       )
     if scores is None:
       self.enter("stopped: the same command goes on from here")

@@ -84,8 +84,24 @@ def from_first(ask: Callable[[], Any]) -> Any:
   return found
 
 
+def arrays_of_first(tree: PyTree) -> PyTree:
+  """Gives all processes the first one's; machines may round differently."""
+  if jax.process_count() == 1:
+    return tree
+  wait_for_all()
+  return multihost_utils.broadcast_one_to_all(tree)
+
+
 def any_of(flag: bool) -> bool:
   return bool(add_up(np.array(flag, np.int32)))
+
+
+def is_sync_point(count: int) -> bool:
+  """Whether all processes save and stop here, since one of them must go.
+
+  JAX's preemption service names the count, one that none has reached.
+  """
+  return multihost_utils.reached_preemption_sync_point(count)
 
 
 def _is_elsewhere(x: Array) -> bool:

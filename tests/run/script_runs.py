@@ -56,8 +56,8 @@ def start_small(workdir, *flags, **changes):
   return start(workdir, "--seeds=0,1", *flags, **fields)
 
 
-def finish(process, status=0):
-  output, _ = process.communicate(timeout=900)
+def finish(process, status=0, timeout=900):
+  output, _ = process.communicate(timeout=timeout)
   assert process.returncode == status, output
   return output
 

@@ -57,6 +57,24 @@ class TestInterrupt:
       with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
+  def test_among_several_processes_the_service_says_where(self, monkeypatch):
+    told, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(session.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+      session.hosts, "is_sync_point", lambda count: count == 2
+    )
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+      with session.Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert told == [signal.SIGTERM]  # It is still the service's.
+        signal.raise_signal(signal.SIGINT)
+        assert told == [signal.SIGTERM] * 2
+        found = [interrupt.stops() for _ in range(3)]
+    finally:
+      signal.signal(signal.SIGTERM, before)
+    assert found == [False, True, True]
+
 
 def test_laps_of_one_name_add_up_to_the_step():
   clock = session.Clock()
