@@ -100,6 +100,13 @@ class _Weights(sampling.Weights):
     self.copy = sampling.copier(
       tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen)
     )
+    if config.scan_layers:
+      alone = jax.eval_shape(sampling.unstacking(lift, config), self.whole)
+      config = dataclasses.replace(config, scan_layers=False)
+      self.whole = _at(
+        alone,
+        parallel.param_shardings(lift.mesh, config, parallel.SAMPLING_RULES),
+      )
 
   def of(self, params: PyTree) -> PyTree:
     return self.whole

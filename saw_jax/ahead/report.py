@@ -159,7 +159,7 @@ def choices(
     return
   now, before = made.parallel.tensor, _of_rows(made, topology.count, samples)
   held, rate = found["beside"] + found["arguments"], 1.0
-  # A part has two rows to pack, or is filled up with none: no more parts.
+  # Of more parts than this, each has a row and nothing to pack it with.
   most = made.loop.num_microbatches
   if not made.method.per_step:
     shards = topology.count // now * (1 + (made.loop.pack_length > 0))

@@ -133,7 +133,7 @@ def make_turn(
     return cache.replace(positions=order, index=first * one)
 
   def turn(params, prompts, row_keys, kept=None, shared=None):
-    if decoder_config.scan_layers:
+    if "layers" in params:
       params = unstack(params)
     S, T = prompts.tokens.shape[-1], config.max_new_tokens
     lengths_B = each(prompts.lengths, axis=-1)

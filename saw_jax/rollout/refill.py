@@ -131,7 +131,7 @@ class _Sampler:
     self._eos_ids = np.array(config.eos_ids, np.int32)
 
   def __call__(self, params, prompts: PromptBatch, row_keys) -> Transcript:
-    if self._decoder.scan_layers:
+    if "layers" in params:
       params = decoder.unstack_layers(params)
     self._decoder = generate_lib.unrolled(self._decoder)
     T, G = self._config.max_new_tokens, self._config.group_size

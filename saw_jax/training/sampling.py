@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.training import parallel
@@ -131,6 +132,16 @@ def copier(wanted: tuple) -> Callable:
   return jax.jit(copy, out_shardings=places)
 
 
+def unstacking(lift: parallel.Lift, config: DecoderConfig) -> Callable:
+  """Gives a mesh's sampler its layers one by one.
+
+  A sampler that takes them out of their stack has them twice while it runs.
+  """
+  if lift.name != "meshed" or not config.scan_layers:
+    return lambda params: params
+  return jax.jit(decoder.unstack_layers)
+
+
 class Weights:
   """Holds the copy of the version that was sampled from last.
 
@@ -144,13 +155,15 @@ class Weights:
     learner: parallel.Lift | None = None,
   ):
     self._lay_out = functools.partial(lay_out, lift, config)
+    self._unstack = unstacking(lift, config)
     self._share = learner.share if learner else lambda params: params
     self._held: tuple[PyTree, PyTree] = (None, None)  # a copy, and what of
 
   def of(self, params: PyTree) -> PyTree:
     held = self._held  # Threads of actors have versions of their own.
     if held[1] is not params:
-      self._held = held = self._lay_out(self._share(params)), params
+      own = self._unstack(self._lay_out(self._share(params)))
+      self._held = held = own, params
     return held[0]
 
   def drop(self) -> None:

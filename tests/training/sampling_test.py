@@ -152,6 +152,22 @@ def test_each_device_is_sent_its_own_part(grid, by, own_grid, to):
   assert x._npy_value is None  # The host was not on the way.
 
 
+def test_a_mesh_samples_from_layers_that_are_in_no_stack():
+  params, prompts, keys = seeds_of(1)
+  config = dataclasses.replace(CONFIG, scan_layers=True)
+  one = jax.tree.map(lambda x: x[0], params)
+  stacked = jax.tree.map(lambda x: x[None], helpers.stack_layers(one))
+  lift = mesh_lift(config=config)
+  learned = lift.place_params(stacked)
+  own = sampling.Weights(lift, config).of(learned)
+  chex.assert_trees_all_equal(*map(jax.device_get, (own, one)))
+  wanted = jax.tree.leaves(sampling.layout(mesh_lift(), CONFIG, own))
+  assert not sampling.differing(jax.tree.leaves(own), wanted)
+  native = rollouts.Native(lift, config)
+  found = native.sample(learned, prompts, keys, FEW)
+  assert_same(found, expected(1))
+
+
 def test_what_lies_right_is_not_copied():
   params = jax.device_put(seeds_of(1)[0])
   lift = parallel.seeded()
