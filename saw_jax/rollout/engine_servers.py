@@ -70,7 +70,7 @@ class Servers:
     *,
     vocab_size: int,
     max_length: int = 0,
-    write: Write | None = None,
+    write: Write | None = None,  # these two are needed to sample
     greedy: Greedy | None = None,
     folder: pathlib.Path | None = None,
   ):
@@ -129,18 +129,16 @@ class Servers:
     ]
     has_log_probs = self.traits.gives_log_probs(config.sampling)
     self._prompt = self._prompt or rows[0]
-    left = dict(enumerate(zip(rows, _seeds(row_keys), strict=True)))
+    asked = list(zip(rows, _seeds(row_keys), strict=True))
+    answers: list[dialects.Answer | None] = [None] * len(rows)
     if self._config.in_flight != "abort":
       newest = None
-    answers = {}
-    while left:
+    while None in answers:
       params = newest() if newest else params
       with self._by(params) as version:
         call = _Call(version, config, has_log_probs)
         is_old = newest and (lambda held=params: newest() is not held)
-        answers |= self._ask_all(call, left, is_old)
-      left = {row: one for row, one in left.items() if row not in answers}
-    answers = [answers[row] for row in range(len(rows))]
+        self._fill(answers, asked, call, is_old)
     return _lay_out(prompts, answers, config, has_log_probs)
 
   def turn(self, *asked, kept, config):
@@ -189,15 +187,13 @@ class Servers:
     self._write(params, self._path)
     if old is not None:
       shutil.rmtree(old, ignore_errors=True)
-    ours = (
-      self._greedy(params, self._prompt, _CHECKED) if self._prompt else None
-    )
+    ours = self._greedy(params, self._prompt, _CHECKED)
     self._answered = time.monotonic()
     list(self._threads.map(lambda x: self._prepare(x, version), self._servers))
     if not any(server.version == version for server in self._servers):
       self._patience("new weights")
     for server in self._servers:
-      if ours is not None and server.version == version:
+      if server.version == version:
         self._compare(server, version, *ours)
     seconds = time.monotonic() - begun
     self._figures["publish_seconds"] += seconds
@@ -243,22 +239,16 @@ class Servers:
         "a quantised one, or one whose tied head is not reloaded?"
       )
 
-  def _ask_all(
-    self,
-    call: _Call,
-    rows: dict[int, tuple[list[int], int]],
-    is_old: Callable[[], bool] | None,
-  ) -> dict[int, dialects.Answer]:
-    """Answers to rows, but for those that were cut as their weights are old."""
-    work = [
-      self._threads.submit(self._row, call, *one) for one in rows.values()
-    ]
+  def _fill(self, answers: list, asked: list, call: _Call, is_old) -> None:
+    """Has what has no answer sampled; cuts it once its weights are old."""
+    left = [row for row, answer in enumerate(answers) if answer is None]
+    work = [self._threads.submit(self._row, call, *asked[row]) for row in left]
     try:
       while is_old and futures.wait(work, server_lib.PAUSES_S[0]).not_done:
         if is_old():
           self._cut(call)
-      found = zip(rows, (one.result() for one in work), strict=True)
-      return {row: answer for row, answer in found if answer is not None}
+      for row, one in zip(left, work, strict=True):
+        answers[row] = one.result()
     finally:  # Nothing is left of them, but where one has raised.
       for one in work:
         one.cancel()

@@ -95,17 +95,15 @@ def _check_cache(made: Experiment) -> None:
 
 def _check_actors(made: Experiment, num_seeds: int) -> None:
   """Whether the devices of an actor can share what it is asked for."""
+  prompts = made.loop.prompts_per_step // made.rollout.length_groups
   try:
-    lift = actor_lift(made, num_seeds)
+    if prompts % (shards := actor_lift(made, num_seeds).num_shards):
+      raise ValueError(
+        f"the {prompts} prompts that are sampled at a time (loop.prompts_per_"
+        f"step by rollout.length_groups) do not split over {shards} of them"
+      )
   except ValueError as error:
     raise ValueError(f"asynchronous.actor_devices: {error}") from None
-  prompts = made.loop.prompts_per_step // made.rollout.length_groups
-  if prompts % lift.num_shards:
-    raise ValueError(
-      f"asynchronous.actor_devices: the {prompts} prompts that are sampled at "
-      "a time (loop.prompts_per_step by rollout.length_groups) do not split "
-      f"over {lift.num_shards} devices of an actor"
-    )
 
 
 def check_rows(made: Experiment, num_shards: int) -> None:
