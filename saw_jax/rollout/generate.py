@@ -114,7 +114,7 @@ def make_turn(
   read_all = over_lanes(read_all, 0, (0, cached))
   model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
   read_rest = functools.partial(read_parts, unrolled(decoder_config), part)
-  read_rest = over_lanes(read_rest, (0, 0, cached), (0, cached))
+  read_rest = over_lanes(read_rest, (0, 0, cached, None), (0, cached))
   draw = over_lanes(functools.partial(draw_tokens, config))
   each = functools.partial(jnp.repeat, repeats=config.group_size)
   eos_ids = np.array(config.eos_ids, np.int32)
@@ -130,7 +130,7 @@ def make_turn(
     wider = [(0, 0)] * (order.ndim - 1) + [(width - S, 0)]
     order = jnp.pad(order, wider, constant_values=cache_lib.EMPTY)
     first = (width - shared.unread(prompts.lengths)) // one
-    return cache.replace(positions=order, index=first * one)
+    return cache.replace(positions=order, index=first * one), first
 
   def turn(params, prompts, row_keys, kept=None, shared=None):
     if "layers" in params:
@@ -181,8 +181,8 @@ def make_turn(
       if kept is None:
         logits_PV, cache = read_all(params, *asked)
       else:
-        cache = begin(prompts, kept, shared)
-        logits_PV, cache = read_rest(params, asked, cache)
+        begun = begin(prompts, kept, shared)
+        logits_PV, cache = read_rest(params, asked, *begun)
       cache = cache_lib.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
 
@@ -280,10 +280,11 @@ def read_parts(
   params: dict,
   asked: tuple[Array, ...],
   cache: cache_lib.KVCache,
+  first: Array | int = 0,
 ) -> tuple[Array, cache_lib.KVCache]:
-  """Reads the parts of prompts from the cache's index on, see `prefill`.
+  """Reads prompts from part `first` on, where the cache's index is.
 
-  In front the cache has places for what the first part lacks.
+  In front the cache has places for what part 0 lacks.
   """
   lack = cache.size - asked[0].shape[1]
   width, each = whole_parts(cache.size, most)
@@ -299,8 +300,9 @@ def read_parts(
 
   split_up = tuple(map(split, asked))
   none_BD = jnp.zeros((len(asked[0]), config.width), config.dtype)
-  bounds = cache.index // each, width // each
-  last_BD, cache = jax.lax.fori_loop(*bounds, go_on, (none_BD, cache))
+  last_BD, cache = jax.lax.fori_loop(
+    first, width // each, go_on, (none_BD, cache)
+  )
   return _logits(config, params, last_BD), cache_lib.drop_first(cache, lack)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saw_jax.ahead import flops
 from saw_jax.models import config as config_lib
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import generate, transcript
@@ -331,6 +332,7 @@ def test_prompts_are_read_in_parts_without_a_square(monkeypatch, most):
   parts = generate.make_generate(CONFIG, settings)
   for shape in shapes_in(parts.trace(*args).jaxpr):
     assert sum(size in (34, 36) for size in shape) < 2
+  assert np.isfinite(flops.count(parts.trace(*args)))  # `saw fit` counts parts.
   found = parts(*args)
   for name in ("tokens", "roles", "starts", "ends", "group_ids"):
     values = getattr(found, name), getattr(expected, name)
