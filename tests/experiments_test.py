@@ -94,6 +94,8 @@ TRAIN = f"""
 {CONFIG} --num_processes=2 | go with --coordinator
 {CONFIG} --coordinator=h --num_processes=2 --process_id=0 | not 'h'
 {CONFIG} --resume_step=7 | no checkpoint of step 7
+{CONFIG} --workdir=gs://bucket/run | pip install 'saw_jax[gcs]'
+{CONFIG} --compilation_cache=gz://a/b | gz://a/b cannot be used
 {CONFIG} --log=trackoi | 'trackio'
 {CONFIG} --coordinator=h:1 --num_processes=2 --process_id=2 | not below
 """
@@ -105,8 +107,6 @@ train {CONFIG} | --workdir must have a value
 train --workdir=x | give --config=TABLE, or --rows=FILE
 train --workdir=x --rows=x.jsonl --rewards=x.py:right | x.py
 train --workdir=x --method=gdpo | --rows
-train {CONFIG} --workdir=gs://bucket/run | pip install 'saw_jax[gcs]'
-train --workdir=x {CONFIG} --compilation_cache=gz://a/b | there is no such store
 doctor {CONFIG}:row=gdpo_swa | 'gdpo_saw'
 reproduce --table=saw/tool_calling --rows=gdop | 'gdpo'
 reproduce --table=saw/tool_caling | 'saw/tool_calling'
@@ -128,6 +128,7 @@ generate --prompt=x --model=. --top_k=-1 | --top_k
 generate --prompt=x --model=. | tokenizer.json: there is no such file
 annotate | and not both
 annotate --run=no_such_run | there is no run directory no_such_run
+annotate --run=gs://bucket/run | --run=gs://bucket/run: give a folder
 annotate --run=docs | there is no ledger docs/labels.sqlite
 annotate --ledger=README.md | README.md is damaged
 annotate --ledger=x --export=a --import=b | or --import=FILE
@@ -137,6 +138,7 @@ annotate --ledger=x --port=70000 | --port=70000
 reproduce --table=saw/tool_calling --scale=tyni | 'tiny'
 reproduce --table=saw/tool_calling --seeds=0 | --seeds=0
 reproduce --table=asympo/math --rows=asympo_lag17 | 'asympo_lag1
+reproduce --table=saw/tool_calling --runs=gs://a/b | a/b: give a folder
 reproduce --all --list | give one of --table=NAME, --all and --list
 reproduce --all --rows=gdpo | --rows is of one table
 reproduce --table=saw/tool_calling --set=loop.num_stpes=3 | 'num_steps'

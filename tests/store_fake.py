@@ -1,6 +1,8 @@
 """A store in a folder: whole objects, no rename, no append, and a fuse."""
 
 import pathlib
+import runpy
+import sys
 
 import fsspec
 from etils.epath import backend
@@ -40,7 +42,7 @@ class FakeStore(local.LocalFileSystem):
   rename = move = mv_file = mv
 
 
-def install(root, monkeypatch=None):
+def install(root):
   """Has `gs://` be a folder, in this process."""
   FakeStore.root = pathlib.Path(root)
   FakeStore.root.mkdir(exist_ok=True, parents=True)
@@ -48,3 +50,10 @@ def install(root, monkeypatch=None):
   fsspec.register_implementation("gcs", FakeStore, clobber=True)
   backend.fsspec_backend._get_filesystem.cache_clear()
   return FakeStore.root
+
+
+if __name__ == "__main__":  # python -m tests.store_fake ROOT python SCRIPT ...
+  install(sys.argv[1])
+  sys.argv = sys.argv[3:]
+  sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+  runpy.run_path(sys.argv[0], run_name="__main__")

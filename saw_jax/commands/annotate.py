@@ -19,11 +19,10 @@ answers come back as its JSON:
 """
 
 import contextlib
-import pathlib
 
 from absl import flags
 
-from saw_jax.run import command_line
+from saw_jax.run import command_line, store
 
 
 def main() -> int:
@@ -35,7 +34,7 @@ def main() -> int:
     raise command_line.UsageError(
       "give --run=DIRECTORY or --ledger=FILE, and not both"
     )
-  path = pathlib.Path(given.ledger or given.run)
+  path = store.folder_of(given.ledger or given.run, "--run")
   if given.run is not None:
     if not path.is_dir():
       raise command_line.UsageError(f"there is no run directory {path}")

@@ -7,12 +7,11 @@ transformers and vLLM open the directory, and so does --config.checkpoint.
 """
 
 import os
-import pathlib
 from typing import Any
 
 from absl import flags
 
-from saw_jax.run import command_line
+from saw_jax.run import command_line, store
 
 
 def main() -> int:
@@ -38,12 +37,12 @@ def export(
   config: Any = None,
 ) -> None:
   """Writes a policy; `task` and `config` are those of `evaluate.evaluate`."""
-  output = pathlib.Path(output)
+  output = store.folder_of(output, "--output")
   if (output / "config.json").exists():
     raise command_line.UsageError(f"--output: there is a model in {output}")
 
   from saw_jax.models.hub import pretrained
-  from saw_jax.run import build, store
+  from saw_jax.run import build
 
   with command_line.checking_input():
     run, experiment, seed, step, params = build.read_policy(

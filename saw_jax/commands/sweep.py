@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from saw_jax.commands import grid, train
-from saw_jax.run import children, command_line
+from saw_jax.run import children, command_line, store
 
 _OWN = ("grid", "plan", "submit", "workdir")
 _END = "final.json"
@@ -32,8 +32,8 @@ _END = "final.json"
 
 def main() -> int:
   given = flags.FLAGS
-  folder = pathlib.Path(given.workdir)
   with command_line.checking_input():
+    folder = store.folder_of(given.workdir, "--workdir")
     if given.submit and given.plan != "slurm":
       raise ValueError("--submit goes with --plan=slurm")
     submits = given.submit and grid.open_executor(folder, given.submit)

@@ -112,7 +112,9 @@ def compare(
   if len(set(map(str, directories))) != len(paths) or len(paths) < 2:
     raise ValueError("name two or more run directories that differ")
   names = [path.name for path in paths]
-  labels = names if len(set(names)) == len(names) else list(map(str, paths))
+  labels = (
+    names if len(set(names)) == len(names) else list(map(store.named, paths))
+  )
   control, *others = map(_Run, paths, labels)
   rows, notes = [], []
   for run in others:

@@ -22,7 +22,7 @@ from saw_jax.reporting import catalogue, pages, plots, report
 from saw_jax.reporting import runs as runs_lib
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import TIMED_SEEDS, Table
-from saw_jax.run import children, command_line, run_directory
+from saw_jax.run import children, command_line, run_directory, store
 from saw_jax.run import config as config_lib
 from saw_jax.tasks.base import check_choice, nearest
 
@@ -40,6 +40,7 @@ def main() -> int:
   with command_line.checking_input():
     if sum((bool(given.table), given.list, given.all)) != 1:
       raise ValueError("give one of --table=NAME, --all and --list")
+    store.folder_of(given.runs, "--runs")
     for name in given.figures or [""]:
       if name not in plots.FORMATS:
         said = nearest(name, plots.FORMATS)

@@ -210,6 +210,13 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
   config = document.get("config") if isinstance(document, dict) else None
   if not isinstance(config, dict):
     raise RunError(f"{path} is damaged: it holds no config")
+  # Rows that lie in the directory, wherever it lies now: their name is of what
+  # they say (tasks/rows).
+  options = (config.get("task") or {}).get("options") or {}
+  for name, place in options.items():
+    here = path.resolve().parent / pathlib.Path(str(place)).name
+    if here.name.startswith("rows_") and here.is_file():
+      options[name] = str(here)
   return document
 
 

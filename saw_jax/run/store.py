@@ -26,7 +26,7 @@ from typing import Any
 from etils import epath
 
 LOG = logging.getLogger(__name__)
-SEND_S, BEAT_S = 15.0, 10.0
+SEND_S, BEAT_S = 30.0, 10.0
 _ARRAYS = ("state/", "arrays/")  # of a checkpoint: brought only to be restored
 # What is of this machine alone, or is sent in another way.
 _OWN = ("lock", "*.tmp", "*-journal", "weights-*", "checkpoints")
@@ -51,7 +51,15 @@ def local(place: str | os.PathLike, *, writes: bool = False) -> pathlib.Path:
   mirror = Mirror(str(place), writes=writes)
   mirror.bring()
   _MIRRORS[mirror.folder] = mirror
+  LOG.info("%s is worked on in %s", mirror.address, mirror.folder)
   return mirror.folder
+
+
+def folder_of(place: str | os.PathLike, flag: str) -> pathlib.Path:
+  """A place that has to be a folder; a StoreError says so of a store."""
+  if is_store(place):
+    raise StoreError(f"{flag}={place}: give a folder, not a store")
+  return pathlib.Path(place)
 
 
 @functools.cache
@@ -167,11 +175,12 @@ class Mirror(Folder):
     at least the rows of their steps.
     """
     with self._turn, _explained(self.address):
-      self.check()
-      new = {step: self._send_step(step) for step in self._here() - self._kept}
+      self._check_owner()
+      new = self._here() - self._kept
+      parts = {step: self._send_step(step) for step in sorted(new)}
       if not self._host:
         self._send_files()
-      for step, names in new.items():
+      for step, names in parts.items():
         name = f"{step}.{self._host}of{self._num_hosts}.json"
         (self._remote / name).write_text(json.dumps(names))
         self._kept.add(step)
@@ -195,9 +204,14 @@ class Mirror(Folder):
         (self._remote / str(step)).rmtree(missing_ok=True)
 
   def check(self) -> None:
-    """Says whether another process has taken the run over."""
-    if self._owner:
-      raise StoreError(f"{self.address} is in use: {self._owner} trains there")
+    """Says whether another process has taken the run over.
+
+    Waits where two checkpoints are not sent yet: a third one takes the place of
+    the first.
+    """
+    self._check_owner()
+    if len(self._here() - self._kept) > 1:
+      self.send()
 
   def take(self) -> None:
     """Keeps others from training here, as well as a store lets anyone.
@@ -228,6 +242,10 @@ class Mirror(Folder):
   def release(self) -> None:
     self._lease.close()
 
+  def _check_owner(self) -> None:
+    if self._owner:
+      raise StoreError(f"{self.address} is in use: {self._owner} trains there")
+
   def _heard(self) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError):
       return json.loads((self.root / "lock").read_text())
@@ -246,8 +264,9 @@ class Mirror(Folder):
       self._say()
 
   def _leave(self) -> None:
-    if not self._owner:
-      (self.root / "lock").unlink(missing_ok=True)
+    with _explained(self.address):
+      if not self._owner:
+        (self.root / "lock").unlink(missing_ok=True)
 
   def _here(self) -> set[int]:
     """Steps of the checkpoints in the folder, which are whole."""
@@ -291,7 +310,7 @@ class Mirror(Folder):
     self._sent |= new
 
 
-def _repeat(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
+def _repeat(seconds: float, act: Callable[[], None]) -> Callable[[], Any]:
   """Does something every few seconds in a thread; returns what ends that."""
   stop = threading.Event()
 
@@ -302,13 +321,9 @@ def _repeat(seconds: float, act: Callable[[], None]) -> Callable[[], None]:
       except Exception as error:  # It is tried again.
         LOG.warning("%s", error)
 
-  def end() -> None:
-    stop.set()
-    thread.join()
-
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
-  return end
+  return lambda: (stop.set(), thread.join())
 
 
 @contextlib.contextmanager

@@ -3,14 +3,25 @@
 import contextlib
 import json
 import sqlite3
+import sys
+import threading
 import time
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+import saw_jax
+from saw_jax.commands import train as train_command
 from saw_jax.run import loop, run_directory, store
-from tests import helpers, store_fake
+from tests import api_test, helpers, store_fake
+from tests.run import labelling_test, script_runs, two_processes_test
 
 ADDRESS = "gs://bucket/run"
+
+
+def right(completion, row):
+  return float(row["answer"] in completion)
 
 
 class Killed(BaseException):
@@ -71,30 +82,40 @@ def wait_for(act):
     time.sleep(0.01)
 
 
-def train():
-  folder = store.local(ADDRESS, writes=True)
-  made = helpers.experiment()
+def train(place=ADDRESS):
+  """Trains with labels that are bought, each of them once."""
+  labels = {"method": "care", "gate": "probe", "warm_up": 1}
+  made = labelling_test.experiment(labels)
+  folder = store.local(place, writes=True)
   return loop.train(made, [0, 1], directory=folder)
 
 
+@pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
 def test_a_run_that_is_killed_while_it_sends_ends_as_one_in_a_folder(
   bucket, tmp_path
 ):
-  loop.train(helpers.experiment(), [0, 1], directory=tmp_path / "folder")
+  train(tmp_path / "folder")
   # All is sent of the last checkpoint but the word that it is, and the rows
-  # are there; then not all of it.
-  for name, count in (("4.0of1.json", 8), ("checkpoints/4/state", 8)):
-    killed_at(name)
-    with pytest.raises(Killed):
-      train()
-    assert "checkpoints/2.0of1.json" in objects(bucket)
-    assert "checkpoints/4.0of1.json" not in objects(bucket)
-    rows = (bucket / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == count
-    store_fake.FakeStore.before_write = staticmethod(lambda name: None)
+  # are there.
+  killed_at("4.0of1.json")
+  with pytest.raises(Killed):
+    train()
+  assert "checkpoints/2.0of1.json" in objects(bucket)
+  assert any(name.startswith("checkpoints/4/state") for name in objects(bucket))
+  assert "checkpoints/4.0of1.json" not in objects(bucket)
+  rows = (bucket / "run" / "metrics.jsonl").read_text().splitlines()
+  assert len(rows) == 8
+  store_fake.FakeStore.before_write = staticmethod(lambda name: None)
   assert train().finished
   helpers.assert_same_run(bucket / "run", tmp_path / "folder")
   assert "lock" not in objects(bucket)
+  bought = [
+    [one._replace(time="") for one in labelling_test.purchases(folder)]
+    for folder in (bucket / "run", tmp_path / "folder")
+  ]
+  assert bought[0] == bought[1] and bought[0]
   # Whoever reads has it all but the arrays, which are brought when asked for.
   folder = store.local(ADDRESS)
   helpers.assert_same_run(folder, tmp_path / "folder")
@@ -124,6 +145,53 @@ def test_what_cannot_be_used_is_said_before_anything_is_read(
   with pytest.raises(run_directory.RunError) as raised:
     run_directory.read_run(store.local(ADDRESS))
   assert store.named(raised.value).startswith(f"{ADDRESS} is no run")
+
+
+def test_the_door_reads_and_lengthens_what_another_machine_has_trained(
+  bucket,
+):
+  config = saw_jax.config(**eval(f"dict({api_test.TINY})"))
+  config.loop.update(num_steps=2, checkpoint_interval=1)
+  config.optimizer.schedule = "constant"
+  rows = [{"prompt": f"say e, {n}", "answer": "e"} for n in range(20)]
+  task = saw_jax.task(rows, rewards=[right])
+  saw_jax.train(config, task, [0, 1], ADDRESS)
+  run = saw_jax.open_run(ADDRESS)  # with rows that are where it was trained
+  scores = run.evaluate(samples=0)["seeds"][0]["greedy"]
+  final = json.loads((bucket / "run" / "final.json").read_text())
+  assert scores["right"]["mean"] == pytest.approx(final[0]["greedy"]["right"])
+  assert "evaluation.json" in objects(bucket)
+  config.loop.num_steps = 3
+  longer = saw_jax.train(config, task, [0, 1], ADDRESS)
+  assert longer.result.step == 3 and longer.metrics("loss").shape == (2, 3)
+  assert "loop.num_steps 3 -> 2" in str(longer.compare(run))
+
+
+@pytest.mark.slow
+def test_two_hosts_go_on_from_parts_of_each_other(bucket, tmp_path):
+  two_processes_test.finish(tmp_path / "pair")
+  before = (sys.executable, "-m", "tests.store_fake", tmp_path / "store")
+  how = script_runs.TOOLS, {**two_processes_test.FIELDS, "before": before}
+  both = two_processes_test.start(ADDRESS, *how)
+  said = {f"checkpoints/1.{host}of2.json" for host in range(2)}
+  script_runs.wait_for(both, lambda: said <= objects(bucket))
+  script_runs.kill(*both)
+  assert "resumed from step" in two_processes_test.finish(ADDRESS, *how)
+  helpers.assert_same_run(bucket / "run", tmp_path / "pair")
+
+
+def test_compiled_programs_are_kept_beside_the_run(bucket, monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+  try:
+    train_command._keep_programs(None, ADDRESS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.jit(lambda x: x * 3.25 + 1).lower(1.0).compile()
+    assert list((bucket / ".compiled").glob("*-cache"))
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 class TestMirror:
@@ -175,20 +243,33 @@ class TestMirror:
     one.forget([4])
     assert objects(bucket) == sent - {"final.json"}
 
+  def test_no_checkpoint_is_replaced_before_it_was_sent(self, bucket):
+    one = mirror()
+    for step in (2, 4):
+      write(one.folder, f"checkpoints/{step}/document/metadata")
+      one.check()  # as a save of the next one does
+      assert len(objects(bucket)) == 2 * (step - 2)
+
   def test_a_ledger_is_sent_as_it_is_between_two_purchases(self, bucket):
     one = mirror()
-    with contextlib.closing(
-      sqlite3.connect(one.folder / "labels.sqlite", isolation_level=None)
-    ) as ledger:
-      ledger.execute("create table bought (label)")
-      ledger.execute("insert into bought values ('first')")
-      ledger.execute("begin")
-      ledger.execute("insert into bought values ('second')")
-      one.send()
-      ledger.execute("rollback")
+    ledger = sqlite3.connect(
+      one.folder / "labels.sqlite",
+      isolation_level=None,
+      check_same_thread=False,
+    )
+    ledger.execute("create table bought (label)")
+    first, second = [("first" * 200,)] * 50, ("other" * 200,)
+    ledger.executemany("insert into bought values (?)", first)
+    # One that is larger than what SQLite holds back is partly in the file.
+    ledger.execute("pragma cache_size = 1")
+    ledger.execute("begin")
+    ledger.execute("update bought set label = ?", second)
+    threading.Timer(0.5, lambda: ledger.execute("rollback")).start()
+    one.send()
+    ledger.close()
     found = store.local(ADDRESS) / "labels.sqlite"
     with contextlib.closing(sqlite3.connect(found)) as ledger:
-      assert ledger.execute("select * from bought").fetchall() == [("first",)]
+      assert ledger.execute("select * from bought").fetchall() == first
       assert ledger.execute("pragma integrity_check").fetchone() == ("ok",)
 
   def test_one_process_trains(self, bucket):
