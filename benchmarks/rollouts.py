@@ -1,6 +1,8 @@
 """Refilled slots beside all rows at once: tokens per second, and a picture.
 
   python benchmarks/rollouts.py [--repetitions=7] [--only=picture]
+  python benchmarks/rollouts.py --write=DIR
+  python benchmarks/rollouts.py --engine=http://localhost:8000 --model=DIR
 
 A random policy answers prompts; of its tokens so many end a response that the
 mean length is about 40 % of the most (lengths are then those of chance, as an
@@ -9,6 +11,12 @@ one length. Both samplers run in one process, in turn, and the ratio is the
 median of those of neighbouring runs: of time on the clock, and of the time of
 the processor, which other work on the machine does not count in. Writes
 benchmarks/results/rollouts.{json,md} and docs/pictures/rollout_slots.png.
+
+With --engine our sampler and a server (docs/rollouts.md has its flags) sample
+in turn by the weights of --model, which the server was started with: the same
+prompts, no end tokens, log-probs from both, and of the server what a run would
+pay, requests included. --write makes a random Qwen2 of 33 M parameters for it.
+Adds what it finds to benchmarks/results/rollouts_engine.md.
 """
 
 import argparse
@@ -29,13 +37,31 @@ sys.path.insert(0, str(ROOT))
 
 from saw_jax.models import config as config_lib  # noqa: E402
 from saw_jax.models import decoder  # noqa: E402
+from saw_jax.models.config import DecoderConfig  # noqa: E402
+from saw_jax.models.hub import pretrained  # noqa: E402
 from saw_jax.rollout import generate, refill, transcript  # noqa: E402
+from saw_jax.rollout.engine import EngineConfig  # noqa: E402
+from saw_jax.rollout.engine_servers import Servers  # noqa: E402
 from saw_jax.rollout.generate import GenerateConfig  # noqa: E402
+from saw_jax.rollout.sampling import SamplingConfig  # noqa: E402
 
+KEY = jax.random.key(1)
 VOCABULARY, WIDTH, LAYERS = 512, 128, 4
 PROMPTS, GROUP, SIZE, MOST = 32, 8, 64, 256  # 256 rows of 64 + 256 tokens
 SLOTS = (32, 64)
 ENDS = 5  # of 512 tokens: the mean is about 0.4 of the most
+# Prompts, responses to each, and tokens of a response: 64 rows, and 16.
+CALLS = ((16, 4, 64), (4, 4, 512))
+QWEN = DecoderConfig(
+  vocab_size=16_000,
+  width=512,
+  num_layers=8,
+  num_heads=8,
+  num_kv_heads=4,
+  head_size=64,
+  mlp_size=1536,
+  qkv_bias=True,
+)
 
 
 def model():
@@ -174,6 +200,59 @@ def picture(lengths, slots: int) -> None:
   figure.savefig(PICTURE, dpi=110)
 
 
+def versus(url: str, folder: str, repetitions: int) -> list[str]:
+  """A line for each call: our sampler and the servers, pair by pair."""
+  source = pretrained.open_checkpoint(folder)
+  config, params = source.config, source.load()
+
+  def greedy(params, prompt, size):
+    how = GenerateConfig(size, 1, (), sampling=SamplingConfig(greedy=True))
+    batch, keys = transcript.pad_prompts([prompt]), jax.random.split(KEY, 1)
+    found = generate.make_generate(config, how)(params, batch, keys)
+    return found.tokens[0, found.prompt_size :], found.behave_log_probs[0]
+
+  servers = Servers(
+    *(url, EngineConfig()),
+    vocab_size=config.vocab_size,
+    max_length=SIZE + max(most for *_, most in CALLS),
+    write=lambda params, path: pretrained.save_checkpoint(
+      path, params, config, dtype="float32"
+    ),
+    greedy=greedy,
+  )
+  lines = []
+  for count, group, most in CALLS:
+    rng, how = np.random.default_rng(0), GenerateConfig(most, group, ())
+    rows = rng.integers(0, config.vocab_size, (count, SIZE))
+    batch = transcript.pad_prompts(list(rows), multiple=SIZE)
+    keys = generate.row_keys(KEY, 0, batch.ids, group)
+    ours = generate.make_generate(config, how)
+    lifted = jax.tree.map(lambda x: np.asarray(x)[None], batch), keys[None]
+    samplers = (
+      lambda ours=ours, one=(batch, keys): ours(params, *one),
+      lambda one=lifted, how=how: servers.sample(params, *one, how),
+    )
+    for sampler in samplers:  # compiles, and publishes
+      timed(sampler, ())
+    pairs = [
+      [timed(sampler, ())[1] for sampler in samplers]
+      for _ in range(repetitions)
+    ]
+    tokens = count * group * most
+    speeds = [
+      statistics.median(tokens / x for x in s) for s in zip(*pairs, strict=True)
+    ]
+    ratios = sorted(theirs / own for own, theirs in pairs)
+    middle = statistics.median(ratios)
+    lines.append(
+      f"| {pathlib.Path(folder).name} | {count * group} x {most} | "
+      f"{speeds[0]:,.0f} | {speeds[1]:,.0f} | {middle:.2f} | "
+      f"{ratios[0]:.2f} to {ratios[-1]:.2f} | {repetitions} |"
+    )
+  servers.close()
+  return lines
+
+
 def write(found: dict) -> None:
   lines = [
     "# Refilled slots beside all rows at once",
@@ -206,7 +285,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--repetitions", type=int, default=7)
   parser.add_argument("--only", choices=("picture",))
+  parser.add_argument("--write")
+  parser.add_argument("--engine")
+  parser.add_argument("--model")
   args = parser.parse_args()
+  if args.write:
+    params = decoder.init_params(QWEN, KEY)
+    return pretrained.save_checkpoint(args.write, params, QWEN, dtype="float32")
+  if args.engine:
+    lines = versus(args.engine, args.model, args.repetitions)
+    print("\n".join(lines))
+    with RESULTS.joinpath("rollouts_engine.md").open("a") as file:
+      return file.writelines(f"{line}\n" for line in lines)
   if args.only is None:
     found = {"repetitions": args.repetitions, "cores": os.cpu_count()}
     found["cases"] = {
