@@ -16,7 +16,8 @@ import time
 
 from absl import app, flags
 
-from saw_jax.ahead import compiled, page, report, topology
+from experiments import scale_page as page
+from saw_jax.ahead import compiled, report, topology
 from saw_jax.run import config as config_lib
 
 MINUTES = flags.DEFINE_float("minutes", 30.0, "When to begin no other one.")
@@ -115,8 +116,8 @@ def main(_) -> None:
   for at in wanted:
     before = known.get(at, {"asked": [], "figures": []})
     gone = [x for x in before["figures"] if x["commit"] in STALE.value]
-    kept = [x for x in before["figures"] if x not in gone]
-    gone = {x.get("program") for x in gone}
+    gone = {x.get("program") for x in gone} & set(PROGRAMS.value)
+    kept = [x for x in before["figures"] if x.get("program") not in gone]
     asked = [x for x in before["asked"] if x not in gone]
     some = [x for x in PROGRAMS.value if x not in asked]
     refused = refusal(*at)

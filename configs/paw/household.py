@@ -195,7 +195,7 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.loop.prompts_per_step = 16
   config.loop.group_size = 8
   config.loop.num_minibatches = 16
-  config.loop.num_microbatches = 8
+  config.loop.num_microbatches = 16
   config.model.remat = "attention"
   config.loop.checkpoint_interval = 10
   config.evaluation.interval = 5

@@ -125,7 +125,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.loop.prompts_per_step = 512
   config.loop.group_size = 4
   config.loop.num_minibatches = 4
-  config.loop.num_microbatches = 16  # of 32 rows
+  config.loop.num_microbatches = 32  # of 16 rows
   config.model.remat = "dots"
   config.loop.checkpoint_interval = 5
   config.evaluation.num_examples = 256

@@ -64,7 +64,6 @@ class Moved(NamedTuple):
   elements: int  # of the array that all its chips make or have
   size: float  # bytes that a chip receives
   times: int
-  name: str  # of the operation that it comes from
 
 
 class Found(NamedTuple):
@@ -273,9 +272,8 @@ class Module:
     count = sum(array[0] for array in own)
     chips = self._chips(one.rest)
     size = sum(array[1] for array in own) * COLLECTIVES[kind](chips)
-    name = re.search(r'op_name="([^"]*)"', one.rest)
     count *= chips if kind in ("all-gather", "collective-permute") else 1
-    return Moved(kind, count, size, times, name[1] if name else "")
+    return Moved(kind, count, size, times)
 
   def _chips(self, text: str) -> int:
     """How many chips take part in a collective together."""

@@ -7,10 +7,10 @@ import json
 import jax
 import pytest
 
+from experiments import scale_page
 from saw_jax.ahead import (
   compiled,
   footprint,
-  page,
   programs,
   report,
   topology,
@@ -208,6 +208,9 @@ class TestReport:
     made = compiled.experiment_of(run, 1)
     shapes = jax.tree.leaves(decoder.param_shapes(made.decoder))
     assert sum(x.size for x in shapes) == 8_190_735_360
+    with pytest.raises(ValueError, match="of 15.75: a larger slice"):
+      report.check_room(made, V5E)
+    report.check_room(self.made(), V5E)
     with pytest.raises((ValueError, KeyError), match="Qwen3-8B-Base"):
       compiled.experiment_of(dataclasses.replace(run, checkpoint="Qwen3-8"), 1)
 
@@ -224,7 +227,9 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
 
   known = one("v5e-8", generate, big) | one("v5e-16", generate, update)
   known |= one("v5e-64", update)
-  said = page.lines({"a/b": [["x", "y"]]}, known, ["v5e-8", "v5e-16", "v5e-64"])
+  said = scale_page.lines(
+    {"a/b": [["x", "y"]]}, known, ["v5e-8", "v5e-16", "v5e-64"]
+  )
   no, yes, part = (line for line in said if line.startswith("| x, y"))
   assert "| no: update | 16.00 of 15.75 | 1.31 |" in no
   # Two updates and a call, of 400 GB and two seconds each.

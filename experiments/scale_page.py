@@ -46,7 +46,7 @@ def lines(
   slices: Sequence[str],
 ) -> list[str]:
   """The page: a line for each program and slice, and what is recommended."""
-  found = [base.asset(__file__, "scale.md")]
+  found = [base.asset(report.__file__, "scale.md")]
   head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s | at |"
   for name, shared in every.items():
     found += ["", f"## {name}", ""]
