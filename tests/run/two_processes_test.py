@@ -173,7 +173,7 @@ def test_two_share_stop_together_and_go_on_without_loss(tmp_path, kind):
   [
     ("labels", (2, 1), (1, 2)),
     ("episodes", (2, 1), (1, 2)),
-    ("labels", (4, 1), (2, 2)),
+    ("episodes", (4, 1), (2, 2)),
   ],
 )
 def test_who_holds_the_devices_changes_no_bit(tmp_path, kind, shape, other):
