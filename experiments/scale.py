@@ -28,9 +28,7 @@ SLICES = flags.DEFINE_list(
 NAMES = ["weights", "generate", "observe", "log_probs", "update"]
 PROGRAMS = flags.DEFINE_list("programs", NAMES, "Others stay as they are.")
 STALE = flags.DEFINE_list("stale", [], "Commits whose figures are made anew.")
-ROWS = flags.DEFINE_bool(
-  "rows", False, "Also rows with an update of their own."
-)
+ROWS = flags.DEFINE_bool("rows", False, "Also rows with their own update.")
 FOLDER = pathlib.Path(__file__).parents[1] / "results" / "scale"
 # What a config leaves open.
 SAID = {"saw/summaries": {"task.options.judge.url": "http://localhost"}}
